@@ -1,0 +1,44 @@
+# make demo   a video from a sentence, in an environment of its own
+# make test   the tests
+# make check  what CI runs besides the tests: style, types, layers
+# make dev    an environment for working on kinema, with git hooks
+# make report the temporal-consistency report of docs/evidence
+VENV ?= .venv
+PYTHON ?= python3
+JOBS ?= 2
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+GROUND := pyproject.toml constraints.txt
+
+.PHONY: demo test check dev report
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.core
+	$(BIN)/kinema generate "a red ball rolls right" -o ball.mp4 --overwrite
+
+# One thread a worker: the tests' tensors are small, and JOBS workers already fill the cores.
+test: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
+
+check: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+dev: $(VENV)/.test
+	$(PIP) -e '.[dev]'
+	$(BIN)/pre-commit install
+
+report: $(VENV)/.test
+	$(BIN)/kinema evaluate --report docs/evidence
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: $(GROUND) | $(BIN)/python
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.test: $(GROUND) | $(BIN)/python
+	$(PIP) -e '.[test]'
+	touch $@ $(VENV)/.core

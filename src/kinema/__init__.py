@@ -1,0 +1,41 @@
+"""Kinema: video diffusion systems behind one interface.
+
+>>> import kinema
+>>> clip = kinema.load("zoetrope").generate("a red ball rolls right")
+>>> clip.save("ball.mp4")
+
+Names are resolved at first use, so that ``import kinema`` alone loads neither torch nor any family.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kinema.generate import load
+    from kinema.schema import BadRequest, Canvas, Clip, Request, Shape
+
+__version__ = "0.1.0"
+__all__ = ["BadRequest", "Canvas", "Clip", "Request", "Shape", "__version__", "load"]
+
+_HOMES = {
+    "load": "kinema.generate",
+    "BadRequest": "kinema.schema",
+    "Canvas": "kinema.schema",
+    "Clip": "kinema.schema",
+    "Request": "kinema.schema",
+    "Shape": "kinema.schema",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kinema' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,1 @@
+"""The command line: a thin skin over the Python API; every module of it imports without torch."""

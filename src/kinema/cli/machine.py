@@ -1,0 +1,156 @@
+"""What the command line asks of the machine; the one module of it that reaches for torch, when called."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kinema import registry
+from kinema.schema import BadRequest
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def dtype(name: str | None) -> torch.dtype | None:
+    """``fp32``, ``bf16`` or ``fp16`` as torch calls it."""
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise BadRequest(registry.unknown("dtype", name, DTYPES))
+    import torch
+
+    return getattr(torch, DTYPES[name])
+
+
+def device(name: str | None) -> str | None:
+    """The device's name, refused where this machine has no such device."""
+    if name is None:
+        return None
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError):
+        have = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        if torch.backends.mps.is_available():
+            have.append("mps")
+        raise BadRequest(f"there is no device {name!r} here; expected one of {', '.join(have)}") from None
+    return name
+
+
+def set_threads(count: int | None) -> None:
+    if count is None:
+        return
+    if not 1 <= count <= 1024:
+        raise BadRequest(f"--threads is {count}; expected 1 to 1024")
+    import torch
+
+    torch.set_num_threads(count)
+
+
+def parameters(family: Any, config: Any) -> tuple[int, int]:
+    """(parameters, tensors) of a family's network, counted on the meta device: no memory is taken."""
+    import torch
+
+    with torch.device("meta"):
+        model = family.build(config)
+    state = model.state_dict()
+    return sum(p.numel() for p in model.parameters()), len(state)
+
+
+def free_memory(device_name: str) -> int:
+    """Bytes that are free on the device now (CPU: what the system says is available)."""
+    import torch
+
+    if device_name.startswith("cuda"):
+        return torch.cuda.mem_get_info(device_name)[0]
+    told = Path("/proc/meminfo")
+    if told.exists():
+        line = next(line for line in told.read_text().splitlines() if line.startswith("MemAvailable"))
+        return min(int(line.split()[1]) * 1024, _cgroup_room())
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 2**33
+
+
+def _cgroup_room() -> int:
+    """What a container's limit leaves; without one, more than any machine has."""
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    try:
+        return int(limit.read_text()) - int(used.read_text())
+    except (OSError, ValueError):
+        return 2**62
+
+
+def peak_memory(device_name: str) -> int:
+    """Peak bytes so far: allocated on a GPU, resident on a CPU (0 where the system does not say)."""
+    import torch
+
+    if device_name.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device_name)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_disk(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def facts() -> dict[str, str]:
+    """torch's version, threads, devices and vector units, as a person reads them."""
+    import torch
+
+    told: dict[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    units = [name for name, has in told.items() if has is True]
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        gpus.append("Apple GPU (mps)")
+    return {
+        "torch": torch.__version__,
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
+        "cpu": ", ".join(units) or "no vector units reported",
+        "gpu": ", ".join(gpus) or "none; the CPU is used",
+    }
+
+
+def bf16_speed(side: int = 768) -> float:
+    """How many times faster a bf16 matrix product is than an fp32 one on the CPU, timed now."""
+    import time
+
+    import torch
+
+    took = {}
+    for kind in (torch.float32, torch.bfloat16):
+        a = torch.randn(side, side).to(kind)
+        a @ a
+        began = time.perf_counter()
+        for _ in range(5):
+            a @ a
+        took[kind] = time.perf_counter() - began
+    return took[torch.float32] / took[torch.bfloat16]
+
+
+def codecs() -> dict[str, bool]:
+    """Which of the encoders and decoders that kinema uses this PyAV carries."""
+    import av
+
+    names = {"libx264": "w", "h264": "r", "gif": "w", "webp": "r", "vp9": "r", "hevc": "r"}
+    return {f"{name} ({'write' if mode == 'w' else 'read'})": _has(av, name, mode) for name, mode in names.items()}
+
+
+def _has(av: Any, name: str, mode: str) -> bool:
+    try:
+        av.codec.Codec(name, mode)
+    except ValueError:
+        return False
+    return True

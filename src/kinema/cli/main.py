@@ -1,0 +1,125 @@
+"""``kinema``: picks the command, and turns every ending into one line and an exit code.
+
+0 done, 1 failed, 2 a request that cannot be answered, 130 interrupted. The table below is all that
+``kinema --help`` loads; a command's module is imported when it is called.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from kinema import __version__, registry
+from kinema.atomic import FULL
+from kinema.schema import BadRequest
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "generate": ("kinema.cli.verbs:generate", "a video from a sentence"),
+    "animate": ("kinema.cli.verbs:animate", "a video that begins with a picture"),
+    "interpolate": ("kinema.cli.verbs:interpolate", "the frames between the given ones"),
+    "extend": ("kinema.cli.verbs:extend", "what comes after a clip, or before it"),
+    "inpaint": ("kinema.cli.verbs:inpaint", "new content in a region of a clip"),
+    "edit": ("kinema.cli.verbs:edit", "a clip remade from another one"),
+    "replay": ("kinema.cli.replay:replay", "make a clip again from the recipe it carries"),
+    "plan": ("kinema.cli.plan:plan", "what a request would do and cost, before it runs"),
+    "models": ("kinema.cli.models:models", "the models, families and samplers there are"),
+    "inspect": ("kinema.cli.models:inspect", "what a weight file or a clip holds"),
+    "train": ("kinema.cli.train:train", "train a model, or resume a run"),
+    "evaluate": ("kinema.cli.train:evaluate", "measure a model"),
+    "doctor": ("kinema.cli.doctor:doctor", "whether this machine has what kinema needs"),
+}
+"""Command name to "module:function" (takes the words after the name, returns the exit code) and its help."""
+
+FAILED, BAD_REQUEST, INTERRUPTED = 1, 2, 130
+
+FIRST = 'kinema generate "a red ball rolls right" -o ball.mp4'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; the exit code is returned, nothing is raised."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        with _terminate_gently():
+            return _dispatch(words)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except BrokenPipeError:
+        # The reader of our output went away (`kinema models | head`); Python must not complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        message, code = ending(error)
+        sys.stderr.write(f"kinema: {' '.join(message.split())}\n")
+        return code
+
+
+def ending(error: BaseException) -> tuple[str, int]:
+    """The sentence and the exit code of what went wrong."""
+    match error:
+        case BadRequest():
+            return str(error), BAD_REQUEST
+        case KeyboardInterrupt():
+            return "interrupted; no half file is left behind", INTERRUPTED
+        case OSError():
+            where = f"{error.filename}: " if error.filename else ""
+            return f"{where}{error.strerror or error}", BAD_REQUEST if error.errno in FULL else FAILED
+        case MemoryError():
+            return "out of memory; ask for fewer frames, a smaller size or fewer clips", FAILED
+    first = (str(error).strip().splitlines() or ["no further word"])[0]
+    return f"{type(error).__name__}: {first} (--debug shows where)", FAILED
+
+
+def _dispatch(words: list[str]) -> int:
+    name = words[0] if words else "--help"
+    if name in ("-h", "--help", "help"):
+        sys.stdout.write(_help())
+        return 0
+    if name in ("-V", "--version"):
+        sys.stdout.write(f"kinema {__version__}\n")
+        return 0
+    if name not in COMMANDS:
+        raise BadRequest(registry.unknown("command", name, COMMANDS))
+    return registry.resolve(COMMANDS[name][0])(words[1:])
+
+
+def _help() -> str:
+    rows = "\n".join(f"  {name:<12} {about}" for name, (_, about) in COMMANDS.items())
+    return (
+        f"kinema {__version__}: video diffusion in one package\n\n"
+        f"usage: kinema COMMAND …\n\n{rows}\n\n"
+        f"first:  {FIRST}\n"
+        "more:   kinema COMMAND --help\n"
+        "also:   --version, and --debug with any command for a full traceback\n"
+    )
+
+
+@contextmanager
+def _terminate_gently() -> Iterator[None]:
+    """While a command runs, SIGTERM unwinds like an exception, so that temporary files are removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

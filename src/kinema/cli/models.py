@@ -1,0 +1,148 @@
+"""``kinema models`` and ``kinema inspect``: what there is, and what a file holds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from kinema import registry
+from kinema.cli import machine
+from kinema.cli.options import Option, parse, with_defaults
+from kinema.schema import BadRequest
+
+JSON = Option("json", bool, False, "as JSON")
+LISTING = [JSON, Option("samplers", bool, False, "the samplers and their own options instead")]
+FILE = Option("file", str, "", "weight file, or clip written by kinema", positional=True)
+WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+
+
+def models(words: Sequence[str]) -> int:
+    own = with_defaults(LISTING, parse(LISTING, words, "kinema models", "The models, families and samplers there are."))
+    if own["samplers"]:
+        found = samplers()
+        rows = [(name, " ".join(f"{k}={v}" for k, v in told.items())) for name, told in found.items()]
+        return _write(found if own["json"] else table(("sampler", "options (with --eta, or sampler's default)"), rows))
+    listed = catalogue()
+    if own["json"]:
+        return _write(listed)
+    rows = [(m["name"], m["kind"], _count(m["parameters"]), m["native"], m["sampling"]) for m in listed]
+    return _write(table(("model", "kind", "parameters", "frames×height×width", "sampling"), rows))
+
+
+def inspect(words: Sequence[str]) -> int:
+    options = [FILE, JSON]
+    own = with_defaults(options, parse(options, words, "kinema inspect", "What a weight file or a clip holds."))
+    if not own["file"]:
+        raise BadRequest("kinema inspect needs a file: kinema inspect ball.mp4")
+    path = Path(own["file"])
+    if not path.exists():
+        raise BadRequest(f"there is no file {path}")
+    told = weights(path) if path.suffix.lower() in WEIGHTS else clip(path)
+    return _write(told if own["json"] else "\n".join(_lines(told)))
+
+
+def samplers() -> dict[str, dict[str, Any]]:
+    """Sampler name to its own options and their defaults."""
+    from kinema.diffusion.samplers import SAMPLERS, options
+
+    return {name: options(name) for name in SAMPLERS}
+
+
+def catalogue() -> list[dict[str, Any]]:
+    """Embedded weights, aliases, and every preset of every family, with their sizes."""
+    rows = []
+    for name, (family_name, file) in registry.EMBEDDED.items():
+        path = Path(str(resources.files("kinema") / "weights" / file))
+        if path.is_file():
+            rows.append({"name": name, "kind": "embedded, trained", **_figures(*_of_file(path)), "family": family_name})
+    for name, target in registry.ALIASES.items():
+        rows.append({"name": name, "kind": f"alias of {target}", "parameters": None, "native": "", "sampling": ""})
+    for family_name in registry.FAMILIES:
+        family = registry.family(family_name)
+        for preset, config in family.presets.items():
+            row = {"name": f"{family_name}/{preset}", "kind": "preset, untrained", "family": family_name}
+            rows.append({**row, **_figures(family, config)})
+    return rows
+
+
+def weights(path: Path) -> dict[str, Any]:
+    """Family, configuration, sizes and hash of a weight file; refused if no family knows it."""
+    from kinema.checkpoints import files
+    from kinema.system import open_system
+
+    header = files.header(path)
+    system = open_system(path)
+    count, tensors = machine.parameters(system.family, system.config)
+    told = {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "family": system.family.name,
+        "layout": "kinema" if system.weights.own else "foreign, converted when loaded",
+        "tensors": len(header),
+        "dtypes": dict(Counter(kind for _, kind in header.values())),
+        "network_tensors": tensors,
+        "parameters": count,
+        "hash": system.weights.hash,
+    }
+    return {**told, "config": {k: _short(v) for k, v in system.family.to_json(system.config).items()}}
+
+
+def clip(path: Path) -> dict[str, Any]:
+    """The recipe of a clip and what its file says of itself."""
+    from kinema.media.metadata import read_recipe
+
+    return {"file": str(path), "recipe": read_recipe(path)}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns by spaces, so that it reads on a terminal and cuts in a pipe."""
+    every = [list(head), *map(list, rows)]
+    widths = [max(len(row[i]) for row in every) for i in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in every)
+
+
+def _of_file(path: Path) -> tuple[Any, Any]:
+    from kinema.system import open_system
+
+    system = open_system(path)
+    return system.family, system.config
+
+
+def _figures(family: Any, config: Any) -> dict[str, Any]:
+    count, tensors = machine.parameters(family, config)
+    own = family.defaults(config)
+    return {
+        "parameters": count,
+        "tensors": tensors,
+        "native": f"{own.frames}×{own.height}×{own.width}",
+        "sampling": f"{own.sampler}, {own.steps} steps, guidance {own.guidance:g}",
+    }
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
+
+
+def _short(value: Any) -> Any:
+    """Long lists (a vocabulary) by their length; the file itself has them whole."""
+    return f"{len(value)} entries" if isinstance(value, list | tuple) and len(value) > 16 else value
+
+
+def _lines(told: Mapping[str, Any], indent: str = "") -> Iterable[str]:
+    for name, value in told.items():
+        if isinstance(value, Mapping) and value:
+            yield f"{indent}{name}"
+            yield from _lines(value, indent + "  ")
+        else:
+            yield f"{indent}{name:<16} {value:,}" if type(value) is int else f"{indent}{name:<16} {value}"
+
+
+def _write(told: Any) -> int:
+    text = told if isinstance(told, str) else json.dumps(told, indent=2, ensure_ascii=False)
+    sys.stdout.write(text + "\n")
+    return 0

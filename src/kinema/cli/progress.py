@@ -1,0 +1,164 @@
+"""Events on the screen: a bar where someone looks, plain lines in a log, JSON lines for a program."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from contextlib import AbstractContextManager
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
+
+from kinema.schema import Event, Memory, Note, Phase, Step, TrainStep
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rich.progress import Progress, TaskID
+
+LINE_EVERY = 5.0
+"""Seconds between plain progress lines."""
+
+PHASES = {
+    "load": "opening the model",
+    "condition": "reading the request",
+    "sample": "sampling",
+    "decode": "decoding",
+    "write": "writing",
+    "train": "training",
+}
+
+
+class Display(AbstractContextManager["Display"], Protocol):
+    """Listens to events while a command runs; leaving it puts the screen in order."""
+
+    def __call__(self, event: Event) -> None: ...
+
+
+def display(*, quiet: bool = False, json_events: bool = False) -> Display:
+    """The display that suits the options and the terminal. All but JSON lines go to stderr."""
+    if json_events:
+        return JsonLines(sys.stdout)
+    if quiet:
+        return Silent()
+    return Bar() if sys.stderr.isatty() else Lines(sys.stderr)
+
+
+class Silent:
+    """Says nothing."""
+
+    def __call__(self, event: Event) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+class JsonLines(Silent):
+    """One JSON object a line: ``{"event": "step", "index": 3, "total": 20, …}``."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __call__(self, event: Event) -> None:
+        self.write(type(event).__name__, {f.name: getattr(event, f.name) for f in fields(event) if f.name != "x0"})
+
+    def write(self, name: str, values: dict[str, Any]) -> None:
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self.stream.write(json.dumps({"event": name.lower(), **finite}, ensure_ascii=False) + "\n")
+        self.stream.flush()
+
+
+class Lines(Silent):
+    """Phases and notes as they come, steps every few seconds: for logs and pipes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.began = self.last = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        now = time.monotonic()
+        if isinstance(event, Phase):
+            self.began = self.last = now
+            self._say(f"{_phase(event)} …")
+        elif isinstance(event, Note):
+            self._say(event.message)
+        elif isinstance(event, Step | TrainStep) and (now - self.last >= LINE_EVERY or event.index == event.total):
+            self.last = now
+            left = (now - self.began) / event.index * (event.total - event.index)
+            self._say(f"step {event.index}/{event.total}{_figures(event)}, {_duration(left)} to go")
+
+    def _say(self, text: str) -> None:
+        self.stream.write(f"kinema: {text}\n")
+        self.stream.flush()
+
+
+class Bar(Silent):
+    """A bar of steps with the time left, on the terminal."""
+
+    def __init__(self) -> None:
+        self.progress = _bar()
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Phase):
+            if self.task is not None:
+                self.progress.remove_task(self.task)
+            self.task = self.progress.add_task(_phase(event), total=None, figures="")
+        elif isinstance(event, Note):
+            self.progress.console.print(f"kinema: {event.message}", highlight=False, markup=False)
+        elif isinstance(event, Step | TrainStep) and self.task is not None:
+            self.progress.update(self.task, completed=event.index, total=event.total, figures=_figures(event))
+        elif isinstance(event, Memory) and self.task is not None:
+            self.progress.update(self.task, figures=f"{event.peak_bytes / 2**30:.1f} GiB")
+
+
+def _bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[figures]}"),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def _phase(event: Phase) -> str:
+    name = PHASES.get(event.name, event.name)
+    return f"{name} ({event.detail})" if event.detail else name
+
+
+def _figures(event: Step | TrainStep) -> str:
+    if isinstance(event, Step):
+        return ""
+    held_out = "" if event.validation is None else f", held-out {event.validation:.4f}"
+    return f", loss {event.loss:.4f}{held_out}, {event.rate:.1f} clips/s"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -1,0 +1,170 @@
+"""The six verbs: words to a `Request`, one call of the Python API, and a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from kinema.cli import machine
+from kinema.cli.options import Option, from_dataclass, parse, with_defaults
+from kinema.cli.output import Output
+from kinema.cli.progress import JsonLines, display
+from kinema.schema import BadRequest, Note, Phase, Request, TaskName
+
+if TYPE_CHECKING:
+    from kinema.generate import Model
+
+DEFAULT_MODEL = "zoetrope"
+
+_SAMPLING = (
+    *("negative_prompt", "seed", "clips", "frames", "height", "width", "fps", "steps", "sampler", "guidance"),
+    *("guidance_end", "guidance_rescale", "guidance_interval", "eta"),
+    *("window", "overlap", "window_weights", "extra"),
+)
+_HOLDING = ("honour", "reconstruction_weight", "fit")
+_EXTRA = "an option of one model family, such as motion-bucket=127; may be repeated"
+_REGION = ("mask", "region", "outside")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What a verb takes: its positional fields, those fields of `Request` that mean something to it."""
+
+    about: str
+    positional: tuple[str, ...]
+    own: tuple[str, ...] = ()
+
+
+VERBS: dict[TaskName, Verb] = {
+    "generate": Verb("A video from a sentence.", ("prompt",), ("loop",)),
+    "animate": Verb(
+        "A video that begins with a picture (or ends with one, or moves only in a region of it).",
+        ("image", "prompt"),
+        ("last_image", *_REGION, *_HOLDING),
+    ),
+    "interpolate": Verb(
+        "The frames between the given ones: of a clip, or between two pictures.",
+        ("video", "prompt"),
+        ("every", "image", "last_image", *_HOLDING),
+    ),
+    "extend": Verb(
+        "What comes after a clip, or before it.", ("video", "prompt"), ("keep", "backward", "loop", *_HOLDING)
+    ),
+    "inpaint": Verb("New content in a region of a clip, or around it.", ("video", "prompt"), (*_REGION, *_HOLDING)),
+    "edit": Verb("A clip remade from another one.", ("video", "prompt"), ("strength", "fit")),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model runs, and on what."""
+
+    model: str = DEFAULT_MODEL
+    device: str | None = None
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    threads: int | None = None
+    offline: bool = False
+
+
+MODEL = [
+    Option("model", str, DEFAULT_MODEL, "embedded name, family/preset, alias, hub id, folder or file", short="-m"),
+    Option("device", str | None, None, "device, such as cpu or cuda:0; the GPU when there is one"),
+    Option("dtype", Literal["fp32", "bf16", "fp16"] | None, None, "precision the network runs in"),
+    Option("threads", int | None, None, "CPU threads"),
+    Option("offline", bool, False, "fetch nothing: only files of this machine"),
+]
+WRITING = [
+    Option("output", Path | None, None, "file to write (.mp4 .gif .webp .png); else named by the prompt", short="-o"),
+    Option("overwrite", bool, False, "replace the output where it exists"),
+    Option("contact_sheet", bool, False, "also write all frames on one picture"),
+    Option("zoom", int, 1, "enlarge every pixel to a square of this side when saving"),
+]
+REPORTING = [
+    Option("quiet", bool, False, "no progress, only the paths written"),
+    Option("json_events", bool, False, "events as JSON lines on stdout"),
+]
+CONFIG = Option("config", Path | None, None, "YAML, TOML or JSON file of these options; the command line wins")
+
+
+def generate(words: Sequence[str]) -> int:
+    return run("generate", words)
+
+
+def animate(words: Sequence[str]) -> int:
+    return run("animate", words)
+
+
+def interpolate(words: Sequence[str]) -> int:
+    return run("interpolate", words)
+
+
+def extend(words: Sequence[str]) -> int:
+    return run("extend", words)
+
+
+def inpaint(words: Sequence[str]) -> int:
+    return run("inpaint", words)
+
+
+def edit(words: Sequence[str]) -> int:
+    return run("edit", words)
+
+
+def run(task: TaskName, words: Sequence[str]) -> int:
+    """Make a clip and print where it is."""
+    options = [*request_options(task), *MODEL, *WRITING, *REPORTING, CONFIG]
+    told = parse(options, words, f"kinema {task}", VERBS[task].about)
+    own = with_defaults([*WRITING, *REPORTING], told)
+    request = request_from(task, told)
+    output = output_for(request, own)
+    output.check()
+    with display(quiet=own["quiet"], json_events=own["json_events"]) as show:
+        model = open_model(model_options(told))
+        clip = model.run(request, on_event=show)
+        show(Phase("write"))
+        paths = output.save(clip)
+        if own["output"] is not None and paths[0] not in output.targets(own["output"]):
+            show(Note(f"{own['output']} appeared meanwhile and was kept"))
+        if isinstance(show, JsonLines):
+            show.write("saved", {"paths": [str(path) for path in paths]})
+            return 0
+    sys.stdout.writelines(f"{path}\n" for path in paths)
+    return 0
+
+
+def request_options(task: TaskName) -> list[Option]:
+    """The options of a verb that are fields of `Request`."""
+    verb = VERBS[task]
+    wanted = {*verb.own, *_SAMPLING}
+    order = [f.name for f in fields(Request) if f.name in wanted]
+    options = from_dataclass(Request, order, positional=verb.positional)
+    return [replace(o, help=_EXTRA) if o.name == "extra" else o for o in options]
+
+
+def request_from(task: TaskName, told: Mapping[str, Any]) -> Request:
+    names = {o.name for o in request_options(task)}
+    return Request(task=task, **{name: value for name, value in told.items() if name in names})
+
+
+def output_for(request: Request, own: Mapping[str, Any]) -> Output:
+    if not 1 <= own["zoom"] <= 64:
+        raise BadRequest(f"--zoom is {own['zoom']}; expected 1 to 64")
+    source = request.image or request.video
+    title = request.prompt or (f"{Path(source).stem} {request.task}" if source else request.task)
+    return Output(own["output"], title, request.clips, own["overwrite"], own["contact_sheet"], own["zoom"])
+
+
+def model_options(told: Mapping[str, Any]) -> ModelOptions:
+    return ModelOptions(**with_defaults(MODEL, told))
+
+
+def open_model(options: ModelOptions) -> Model:
+    """`kinema.load` with the options of the command line."""
+    machine.set_threads(options.threads)
+    device, dtype = machine.device(options.device), machine.dtype(options.dtype)
+    from kinema.generate import load
+
+    return load(options.model, device=device, dtype=dtype, offline=options.offline or None)

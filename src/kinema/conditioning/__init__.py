@@ -1,0 +1,1 @@
+"""Encoders of prompts and pictures."""

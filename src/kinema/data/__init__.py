@@ -1,0 +1,1 @@
+"""Where training clips come from: the procedural playroom, and folders of captioned videos."""

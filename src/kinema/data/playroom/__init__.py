@@ -1,0 +1,138 @@
+"""The playroom: a procedural world of short captioned clips with known scene graphs.
+
+``sample(seed)`` renders a clip of textured shapes and letters that roll, bounce, swing, orbit,
+spin, grow, shrink, fade, chase and collide, at any size, frame count and fps, with its caption and
+its scene graph. It needs numpy and Pillow only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kinema.data.playroom.backdrop import draw_backdrop
+from kinema.data.playroom.grammar import (
+    BACKGROUNDS,
+    CAMERAS,
+    COLOURS,
+    COMMON_SYNONYM,
+    DIRECTIONS,
+    LETTERS,
+    MOTIONS,
+    RARE_SYNONYM,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    SPEEDS,
+    Grammar,
+    Meaning,
+    Split,
+    Thing,
+    draw,
+    phrase,
+    vocabulary,
+)
+from kinema.data.playroom.parse import parse
+from kinema.data.playroom.prompts import prompts
+from kinema.data.playroom.render import draw_coat, render
+from kinema.data.playroom.scene import RGB, Scene, Track, View, film, layout, make_track, motions, seen, tint
+from kinema.schema import BadRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kinema.data.playroom.shapes import Floats
+
+__all__ = [
+    "BACKGROUNDS", "CAMERAS", "COLOURS", "DIRECTIONS", "LETTERS", "MOTIONS", "RELATIONS", "RGB", "SHAPES",
+    "Meaning", "Sample", "Scene", "Thing", "Track", "parse", "phrase", "prompts", "sample", "vocabulary",
+]  # fmt: skip
+
+_FIXED: dict[str, Sequence[str]] = {
+    "colour": COLOURS,
+    "shape": SHAPES,
+    "letter": LETTERS,
+    "motion": MOTIONS,
+    "direction": DIRECTIONS,
+    "size": SIZES,
+    "speed": SPEEDS,
+    "relation": RELATIONS,
+    "second_colour": COLOURS,
+    "second_shape": SHAPES,
+    "second_letter": LETTERS,
+    "background": BACKGROUNDS,
+    "camera": CAMERAS,
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A clip: pixels ``[3, T, H, W]`` float32 in [-1, 1], its caption and its scene graph."""
+
+    video_CTHW: Floats
+    caption: str
+    scene: Scene
+
+
+def sample(
+    seed: int | Sequence[int],
+    *,
+    frames: int = 16,
+    height: int = 64,
+    width: int = 64,
+    fps: float = 8.0,
+    grammar: Grammar = "simple",
+    split: Split = "train",
+    **fixed: str,
+) -> Sample:
+    """One clip of the playroom; the same arguments give the same clip everywhere.
+
+    ``fixed`` sets parts of the meaning by name (``colour="red"``, ``motion="rolls right"``, see
+    ``Meaning``), or all of it with ``caption="a red ball rolls right"``, which is then kept word for
+    word and not held to the split. The other frames sizes, lengths and fps of a seed show the same
+    scene. Raises ``BadRequest`` for sizes below 1, unknown names, and a combination that is
+    not in the split.
+    """
+    if min(frames, height, width) < 1 or fps <= 0:
+        raise BadRequest(f"playroom: frames, height, width and fps must be positive, got {frames}, {height}, {width}, {fps}")
+    if grammar not in ("simple", "full", "mixed") or split not in ("train", "held-out", "all"):
+        raise BadRequest(f"playroom: grammar is simple, full or mixed and split train, held-out or all, got {grammar!r}, {split!r}")
+    rng = np.random.default_rng(seed)
+    caption = fixed.pop("caption", None)
+    if caption is not None:
+        said = parse(caption)
+        if said is None or fixed:
+            raise BadRequest(f"playroom: caption {caption!r} is not in the grammar" if said is None
+                             else f"playroom: caption cannot be combined with {', '.join(fixed)}")
+        meaning = said
+    else:
+        _check(fixed)
+        meaning = draw(rng, grammar, split, fixed)
+        caption = phrase(meaning, rng, RARE_SYNONYM if grammar == "simple" else COMMON_SYNONYM)
+    return stage(meaning, caption, View(frames, height, width, fps), rng)
+
+
+def stage(meaning: Meaning, caption: str, view: View, rng: np.random.Generator) -> Sample:
+    """A clip of this meaning: what the meaning leaves open is drawn from ``rng``."""
+    things = [meaning.thing, *([meaning.second] if meaning.second else [])]
+    backdrop = draw_backdrop(meaning.background, [thing.colour for thing in things], meaning.camera is not None, rng)
+    raw = layout(meaning, backdrop.name, view, rng)
+    camera = film(meaning.camera, view)
+    tracks = [
+        seen(make_track(thing, motion, track, tint(thing.colour, rng)), camera)
+        for thing, motion, track in zip(things, motions(meaning, raw), raw, strict=True)
+    ]
+    coats = [draw_coat(track, rng) for track in tracks]
+    order = [0, 1][: len(tracks)]
+    video, tracks = render(tracks, coats, backdrop, camera, view, order)
+    return Sample(video, caption, Scene(tuple(tracks), backdrop.name, camera.name, meaning.relation, view.fps))
+
+
+def _check(fixed: dict[str, str]) -> None:
+    for key, value in fixed.items():
+        if key not in _FIXED:
+            raise BadRequest(f"playroom: {key!r} cannot be fixed, expected one of {', '.join([*_FIXED, 'caption'])}")
+        if value not in _FIXED[key]:
+            raise BadRequest(f"playroom: {key} {value!r} is unknown, expected one of {', '.join(_FIXED[key])}")

@@ -1,0 +1,299 @@
+"""What can be said in the playroom: meanings, captions and the held-out split.
+
+A ``Meaning`` is the plan of a clip; ``phrase`` turns it into a caption and ``parse`` back again.
+The simplest caption is ``a {colour} {shape} {motion}``: "a red ball rolls right". Whatever is
+random comes from the generator that is passed in, so captions are the same on every platform.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from kinema.schema import BadRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+
+Grammar = Literal["simple", "full", "mixed"]
+Split = Literal["train", "held-out", "all"]
+Word = TypeVar("Word")
+
+COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "cyan")
+SHAPES = ("ball", "box", "triangle", "star", "ring", "heart", "letter")
+LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+DIRECTIONS = ("left", "right", "up", "down")
+DIRECTED = ("rolls", "moves", "slides")
+FREE_MOTIONS = ("bounces", "swings", "orbits", "spins", "grows", "shrinks", "fades")
+DIRECTED_MOTIONS = tuple(f"{verb} {way}" for verb in DIRECTED for way in DIRECTIONS)
+MOTIONS = (*DIRECTED_MOTIONS, *FREE_MOTIONS)
+RELATIONS = ("behind", "above", "below", "next to", "chases", "collides")
+PLAIN_COLOURS = ("grey", "black", "beige", "brown", "dark", "light")
+TEXTURES = ("gradient", "striped", "checkered", "speckled")
+GROUND = "grass and sky"
+BACKGROUNDS = (*(f"plain {name}" for name in PLAIN_COLOURS), *TEXTURES, GROUND)
+CAMERAS = ("pans left", "pans right", "zooms in", "zooms out")
+SIZES = ("small", "big")
+SPEEDS = ("fast", "slowly")
+TIMED = (*DIRECTED_MOTIONS, "bounces", "swings", "orbits", "spins")
+"""The motions that can be fast or slow."""
+
+# The first way of saying a thing is the usual one.
+COLOUR_WORDS: dict[str, tuple[str, ...]] = {name: (name,) for name in COLOURS} | {
+    "purple": ("purple", "violet"),
+    "cyan": ("cyan", "turquoise"),
+}
+SHAPE_WORDS: dict[str, tuple[str, ...]] = {
+    "ball": ("ball", "circle", "sphere", "disc"),
+    "box": ("box", "square", "cube", "block"),
+    "triangle": ("triangle",),
+    "star": ("star",),
+    "ring": ("ring", "hoop", "donut"),
+    "heart": ("heart",),
+    "letter": ("letter", "capital letter"),
+}
+VERB_WORDS: dict[str, tuple[str, ...]] = {
+    "rolls": ("rolls", "tumbles"),
+    "moves": ("moves", "travels", "goes"),
+    "slides": ("slides", "glides"),
+    "bounces": ("bounces", "hops", "bounces up and down"),
+    "swings": ("swings", "swings back and forth"),
+    "orbits": ("orbits", "moves in a circle"),
+    "spins": ("spins", "rotates", "turns"),
+    "grows": ("grows", "expands", "gets bigger"),
+    "shrinks": ("shrinks", "gets smaller"),
+    "fades": ("fades", "fades away", "disappears"),
+}
+WAY_WORDS: dict[str, tuple[str, ...]] = {
+    "left": ("left", "to the left"),
+    "right": ("right", "to the right"),
+    "up": ("up", "upwards"),
+    "down": ("down", "downwards"),
+}
+RELATION_WORDS: dict[str, tuple[str, ...]] = {
+    "behind": ("behind",),
+    "above": ("above", "over"),
+    "below": ("below", "under"),
+    "next to": ("next to", "beside"),
+    "chases": ("chases", "follows"),
+    "collides": ("collides with", "hits", "bumps into"),
+}
+SIZE_WORDS: dict[str, tuple[str, ...]] = {"small": ("small", "little"), "big": ("big", "large")}
+SPEED_WORDS: dict[str, tuple[str, ...]] = {"fast": ("fast", "quickly"), "slowly": ("slowly",)}
+BACKGROUND_WORDS: dict[str, tuple[str, ...]] = {
+    name: (f"on a {name} background",) for name in BACKGROUNDS if name != GROUND
+} | {GROUND: ("on grass under a blue sky",)}
+CAMERA_WORDS: dict[str, tuple[str, ...]] = {name: (f"while the camera {name}",) for name in CAMERAS}
+
+RARE_SYNONYM = 0.04
+COMMON_SYNONYM = 0.3
+LETTER_SHARE = 0.22
+"""Letters are 26 shapes in one class, so training clips show them more often than one in seven."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An object as a caption names it: a colour and a shape, with its letter if it is one."""
+
+    colour: str
+    shape: str
+    letter: str | None = None
+
+    @property
+    def glyph(self) -> str:
+        """The shape, or the letter itself for letters: what tells two outlines apart."""
+        return self.letter or self.shape
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a caption says. ``motion`` is canonical ("rolls right"); unsaid things are None.
+
+    A chase or a collision has the relation's name as its motion.
+    """
+
+    colour: str
+    shape: str
+    motion: str
+    letter: str | None = None
+    direction: str | None = None
+    size: str | None = None
+    speed: str | None = None
+    relation: str | None = None
+    second: Thing | None = None
+    background: str | None = None
+    camera: str | None = None
+
+    @property
+    def thing(self) -> Thing:
+        """The first object."""
+        return Thing(self.colour, self.shape, self.letter)
+
+
+def pick(rng: np.random.Generator, choices: Sequence[Word]) -> Word:
+    """One of the choices, evenly (``Generator.choice`` is ten times slower for short lists)."""
+    return choices[int(rng.random() * len(choices))]
+
+
+# ------------------------------------------------------------------------------------ held out
+
+
+@lru_cache(maxsize=8192)
+def is_held_out(colour: str, glyph: str, motion: str) -> bool:
+    """Whether training never shows this combination: a fixed tenth of them, by a stable hash."""
+    digest = hashlib.blake2s(f"{colour}/{glyph}/{motion}".encode()).digest()
+    return int.from_bytes(digest[:4], "little") % 10 == 0
+
+
+def combinations(meaning: Meaning) -> list[tuple[str, str, str]]:
+    """The (colour, glyph, motion) combinations that a clip of this meaning shows."""
+    first = meaning.thing
+    if meaning.motion in MOTIONS:
+        return [(first.colour, first.glyph, meaning.motion)]
+    second = meaning.second or first
+    ways = [meaning.direction] if meaning.direction else ["left", "right"]
+    return [(thing.colour, thing.glyph, f"{verb} {way}") for thing in (first, second) for way in ways for verb in DIRECTED]
+
+
+def in_split(meaning: Meaning, split: Split) -> bool:
+    """Whether a clip of this meaning may be shown in this split."""
+    if split == "all":
+        return True
+    held = [is_held_out(*combination) for combination in combinations(meaning)]
+    return not any(held) if split == "train" else any(held)
+
+
+# ----------------------------------------------------------------------------------- drawing
+
+
+def draw(rng: np.random.Generator, grammar: Grammar, split: Split, fixed: Mapping[str, str | None]) -> Meaning:
+    """A random meaning of the grammar and the split, with the ``fixed`` fields as they are given.
+
+    Raises ``BadRequest`` when no meaning of the split has these fields.
+    """
+    rich = grammar == "full" or (grammar == "mixed" and rng.random() < 0.5)
+    for _ in range(2000):
+        meaning = _full(rng, fixed) if rich else _simple(rng, fixed)
+        if in_split(meaning, split):
+            return meaning
+    said = ", ".join(f"{key}={value}" for key, value in fixed.items())
+    raise BadRequest(f"playroom: no clip with {said} is in the {split!r} split, take split='all'")
+
+
+def _thing(rng: np.random.Generator, fixed: Mapping[str, str | None], letters: float = LETTER_SHARE) -> Thing:
+    colour = fixed.get("colour") or pick(rng, COLOURS)
+    shape = "letter" if rng.random() < letters else pick(rng, SHAPES[:-1])
+    letter = pick(rng, LETTERS)
+    shape = fixed.get("shape") or ("letter" if fixed.get("letter") else shape)
+    return Thing(colour, shape, (fixed.get("letter") or letter) if shape == "letter" else None)
+
+
+def _motion(rng: np.random.Generator) -> str:
+    return pick(rng, DIRECTED_MOTIONS) if rng.random() < 0.5 else pick(rng, FREE_MOTIONS)
+
+
+def _simple(rng: np.random.Generator, fixed: Mapping[str, str | None], letters: float = LETTER_SHARE) -> Meaning:
+    thing = _thing(rng, fixed, letters)
+    drawn = _motion(rng)
+    motion = fixed.get("motion") or drawn
+    extras = {key: fixed.get(key) for key in ("size", "speed", "background", "camera")}
+    return Meaning(thing.colour, thing.shape, motion, thing.letter, direction_of(motion), **extras)
+
+
+def direction_of(motion: str) -> str | None:
+    """The direction of a directed motion ("rolls right" -> "right"), else None."""
+    last = motion.rsplit(" ", 1)[-1]
+    return last if last in DIRECTIONS else None
+
+
+RELATED_MOTIONS: dict[str, tuple[str, ...]] = {
+    "behind": DIRECTED_MOTIONS,
+    "above": ("rolls left", "rolls right", "moves left", "moves right", "slides left", "slides right", "spins", "fades"),
+    "below": ("rolls left", "rolls right", "moves left", "moves right", "slides left", "slides right", "spins", "fades"),
+    "next to": ("moves up", "moves down", "slides up", "slides down", "bounces", "spins", "grows", "shrinks", "fades"),
+    "chases": ("chases",),
+    "collides": ("collides",),
+}
+
+
+def _full(rng: np.random.Generator, fixed: Mapping[str, str | None]) -> Meaning:
+    meaning = _simple(rng, fixed)
+    if rng.random() < 0.25 and "size" not in fixed and meaning.motion not in ("grows", "shrinks"):
+        meaning = replace(meaning, size=pick(rng, SIZES))
+    if fixed.get("relation") or (rng.random() < 0.4 and "relation" not in fixed):
+        meaning = _related(rng, meaning, fixed)
+    if meaning.motion in TIMED and rng.random() < 0.25 and "speed" not in fixed:
+        meaning = replace(meaning, speed=pick(rng, SPEEDS))
+    if rng.random() < 0.5 and "background" not in fixed:
+        kind = pick(rng, ("plain", *TEXTURES, GROUND))
+        meaning = replace(meaning, background=f"plain {pick(rng, PLAIN_COLOURS)}" if kind == "plain" else kind)
+    if rng.random() < 0.25 and "camera" not in fixed:
+        meaning = replace(meaning, camera=pick(rng, CAMERAS))
+    return meaning
+
+
+def _related(rng: np.random.Generator, meaning: Meaning, fixed: Mapping[str, str | None]) -> Meaning:
+    """The meaning with a second object, in a relation that suits a fixed motion if there is one."""
+    drawn = pick(rng, RELATIONS)
+    suited = [name for name in RELATIONS if fixed.get("motion") in (None, *RELATED_MOTIONS[name])]
+    relation = fixed.get("relation") or (drawn if drawn in suited or not suited else pick(rng, suited))
+    motion = fixed.get("motion") or pick(rng, RELATED_MOTIONS[relation])
+    colour = pick(rng, [name for name in COLOURS if name != meaning.colour])
+    second = _thing(rng, {"colour": fixed.get("second_colour") or colour, "shape": fixed.get("second_shape"),
+                          "letter": fixed.get("second_letter")})
+    way = direction_of(motion)
+    if relation in ("chases", "collides"):
+        way = fixed.get("direction") or (pick(rng, ("left", "right")) if rng.random() < 0.5 else None)
+    return replace(meaning, motion=motion, direction=way, relation=relation, second=second)
+
+
+# ----------------------------------------------------------------------------------- phrasing
+
+
+def phrase(meaning: Meaning, rng: np.random.Generator | None = None, synonyms: float = 0.0) -> str:
+    """The caption of a meaning; with ``rng``, each word is a synonym with this probability."""
+
+    def say(words: dict[str, tuple[str, ...]], name: str) -> str:
+        ways = words[name]
+        if rng is None or len(ways) == 1 or rng.random() >= synonyms:
+            return ways[0]
+        return pick(rng, ways[1:])
+
+    def noun(thing: Thing, size: str | None = None) -> str:
+        words = [say(COLOUR_WORDS, thing.colour), say(SHAPE_WORDS, thing.shape)]
+        words = [say(SIZE_WORDS, size), *words] if size else words
+        words = [*words, thing.letter] if thing.letter else words
+        return f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}"
+
+    parts = [noun(meaning.thing, meaning.size)]
+    if meaning.motion in MOTIONS:
+        parts.append(say(VERB_WORDS, meaning.motion.split(" ")[0]))
+    if meaning.relation in ("chases", "collides") and meaning.second:
+        parts += [say(RELATION_WORDS, meaning.relation), noun(meaning.second)]
+    if meaning.direction:
+        parts.append(say(WAY_WORDS, meaning.direction))
+    if meaning.speed:
+        parts.append(say(SPEED_WORDS, meaning.speed))
+    if meaning.motion in MOTIONS and meaning.relation and meaning.second:
+        parts += [say(RELATION_WORDS, meaning.relation), noun(meaning.second)]
+    if meaning.background:
+        parts.append(say(BACKGROUND_WORDS, meaning.background))
+    if meaning.camera:
+        parts.append(say(CAMERA_WORDS, meaning.camera))
+    return " ".join(parts)
+
+
+@lru_cache(maxsize=1)
+def vocabulary() -> list[str]:
+    """Every word that any caption can contain, sorted; letters are single capitals."""
+    tables = (COLOUR_WORDS, SHAPE_WORDS, VERB_WORDS, WAY_WORDS, RELATION_WORDS, SIZE_WORDS, SPEED_WORDS,
+              BACKGROUND_WORDS, CAMERA_WORDS)
+    words = {"a", "an", *LETTERS}
+    for table in tables:
+        for ways in table.values():
+            words.update(word for way in ways for word in way.split(" "))
+    return sorted(words)

@@ -1,0 +1,118 @@
+"""Loss weightings and the distributions that training draws noise levels from.
+
+Weightings are in x0-space: w(level) multiplies |x0_hat - x0|² (see `Parameterisation.loss`). In these
+terms a plain noise-prediction loss is w = SNR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from kinema.diffusion.parameterise import Weighting
+from kinema.diffusion.schedules import Level, Schedule
+from kinema.schema import BadRequest
+
+# ------------------------------------------------------------------------------------ weightings
+
+UNIFORM: Weighting = None
+"""Plain mean-squared error of whatever the network predicts."""
+
+
+def snr(level: Level) -> Tensor:
+    """w = SNR, [B]: the same as a plain noise-prediction loss."""
+    return level.log_snr.exp()
+
+
+def truncated_snr(level: Level) -> Tensor:
+    """w = max(SNR, 1), [B] (Salimans & Ho 2022, section 4)."""
+    return level.log_snr.exp().clamp_min(1)
+
+
+def min_snr(gamma: float = 5.0) -> Callable[[Level], Tensor]:
+    """w = min(SNR, gamma) (Hang et al. 2023, as for a network that predicts x0)."""
+    return lambda level: level.log_snr.exp().clamp_max(gamma)
+
+
+def sigmoid(bias: float = 0.0) -> Callable[[Level], Tensor]:
+    """w = SNR * sigmoid(bias - log SNR) (Kingma & Gao 2023; sigmoid(bias - log SNR) on the noise)."""
+    # SNR * sigmoid(b - l) = e^b * sigmoid(l - b), which cannot overflow.
+    return lambda level: torch.sigmoid(level.log_snr - bias) * torch.exp(torch.as_tensor(bias))
+
+
+WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
+    "uniform": lambda: UNIFORM,
+    "snr": lambda: snr,
+    "truncated-snr": lambda: truncated_snr,
+    "min-snr": min_snr,
+    "sigmoid": sigmoid,
+}
+"""By name, for configurations: ``WEIGHTINGS["min-snr"](gamma=5.0)``."""
+
+
+# ---------------------------------------------------------------------------------- noise levels
+
+
+class DrawLevels(Protocol):
+    """Draws ``count`` training levels of a schedule; same generator state, same levels."""
+
+    def __call__(self, schedule: Schedule, count: int, generator: Generator) -> Level: ...
+
+
+def quantiles(count: int, generator: Generator, *, stratified: bool = False) -> Tensor:
+    """``count`` uniform numbers in (0, 1), float64; stratified: one in each of ``count`` equal parts, shuffled."""
+    u = torch.rand(count, generator=generator, dtype=torch.float64, device=generator.device)
+    if stratified:
+        u = (torch.randperm(count, generator=generator, device=generator.device) + u) / count
+    return u.clamp(1e-9, 1 - 1e-9)
+
+
+def uniform_levels(schedule: Schedule, count: int, generator: Generator, *, stratified: bool = False) -> Level:
+    """Levels at times uniform in (0, 1), [count]."""
+    return schedule.level(quantiles(count, generator, stratified=stratified))
+
+
+def logit_normal_levels(
+    schedule: Schedule,
+    count: int,
+    generator: Generator,
+    *,
+    mean: float = 0.0,
+    std: float = 1.0,
+    stratified: bool = False,
+) -> Level:
+    """Levels at times ``sigmoid(mean + std n)``, n standard normal, [count] (Esser et al. 2024, section 3.1)."""
+    normal = torch.special.ndtri(quantiles(count, generator, stratified=stratified))
+    return schedule.level(torch.sigmoid(mean + std * normal))
+
+
+def edm_lognormal_levels(
+    schedule: Schedule,
+    count: int,
+    generator: Generator,
+    *,
+    p_mean: float = -1.2,
+    p_std: float = 1.2,
+    stratified: bool = False,
+) -> Level:
+    """Levels with ``ln(sigma / alpha) ~ N(p_mean, p_std²)``, [count] (Karras et al. 2022, table 1)."""
+    normal = torch.special.ndtri(quantiles(count, generator, stratified=stratified))
+    return schedule.at(-2 * (p_mean + p_std * normal))
+
+
+_DRAWS: dict[str, Callable[..., Level]] = {
+    "uniform": uniform_levels,
+    "logit-normal": logit_normal_levels,
+    "edm-lognormal": edm_lognormal_levels,
+}
+
+
+def draw_levels(name: str, **options: float | bool) -> DrawLevels:
+    """A way of drawing levels by name, for configurations: uniform, logit-normal, edm-lognormal."""
+    if name not in _DRAWS:
+        raise BadRequest(f"noise levels are drawn {name!r}; expected one of {', '.join(_DRAWS)}")
+    return partial(_DRAWS[name], **options)

@@ -1,0 +1,324 @@
+"""Noise levels and the schedules that name them by time, all in one form: ``z = alpha * x0 + sigma * eps``.
+
+Variance preserving (``alpha² + sigma² = 1``), variance exploding (``alpha = 1``) and rectified flow
+(``alpha + sigma = 1``) are three scalings of the same path: z / alpha at one log-SNR is the same
+variable in each. Nothing here forms ``sigma / alpha``, which is infinite at the noise end of a flow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from kinema.schema import BadRequest
+
+Spacing = Literal["uniform", "linspace", "leading", "trailing", "karras", "log-snr"]
+SPACINGS: tuple[str, ...] = get_args(Spacing)
+
+TINY = 1e-15
+"""Below this alpha and sigma count as zero in `Level.log_snr`, which therefore stays within ±69.1."""
+KARRAS_RHO = 7.0
+KARRAS_RANGE = 0.002, 80.0
+EXTREME_LOG_SNR = 20.0
+"""How far log-SNR spacing reaches towards ends where it is infinite (the range VDM clips to)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """Noise levels: ``alpha`` and ``sigma``, both [N], of N batch items or of a list of N levels.
+
+    The common scale of the two says nothing new: (k alpha, k sigma) with k z is the same state, and
+    parameterisations and samplers treat it so.
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+
+    @property
+    def log_snr(self) -> Tensor:
+        """log(alpha² / sigma²), [N]; finite, also where alpha or sigma is 0 (see `TINY`)."""
+        return 2 * (self.alpha.clamp_min(TINY).log() - self.sigma.clamp_min(TINY).log())
+
+    def __len__(self) -> int:
+        return len(self.alpha)
+
+    def __getitem__(self, index: int | slice) -> Level:
+        if isinstance(index, int):
+            index = slice(index, index + 1 or None)
+        return Level(self.alpha[index], self.sigma[index])
+
+    def batch(self, size: int) -> Level:
+        """One level, [1], for every item of a batch: [size]."""
+        return Level(self.alpha.expand(size), self.sigma.expand(size))
+
+    def like(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) as [N,1,1,1,1] (as many axes as z has) in z's dtype and device."""
+        shape = (-1,) + (1,) * (z.ndim - 1)
+        return self.alpha.to(z).reshape(shape), self.sigma.to(z).reshape(shape)
+
+    def add_noise(self, x0: Tensor, eps: Tensor) -> Tensor:
+        """``alpha * x0 + sigma * eps``: x0 at this level."""
+        alpha, sigma = self.like(x0)
+        return alpha * x0 + sigma * eps
+
+
+def variance_preserving(log_snr: Tensor) -> Level:
+    """The level with ``alpha² + sigma² = 1``."""
+    return Level(torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt())
+
+
+def variance_exploding(log_snr: Tensor) -> Level:
+    """The level with ``alpha = 1``."""
+    return Level(torch.ones_like(log_snr), torch.exp(-log_snr / 2))
+
+
+def flow(log_snr: Tensor) -> Level:
+    """The level with ``alpha + sigma = 1``."""
+    return Level(torch.sigmoid(log_snr / 2), torch.sigmoid(-log_snr / 2))
+
+
+class Schedule(Protocol):
+    """Noise levels by time: t in [0, 1], 0 the clean end and 1 the noise end."""
+
+    @property
+    def prior_std(self) -> float:
+        """Standard deviation of z at t = 1, for data of unit variance (or as the schedule says)."""
+        ...
+
+    def level(self, t: Tensor) -> Level:
+        """The levels at times t, [N] in [0, 1]."""
+        ...
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The inverse: t of a log-SNR, [N]; log-SNRs beyond the schedule give its nearer end."""
+        ...
+
+    def at(self, log_snr: Tensor) -> Level:
+        """The level of a log-SNR in this schedule's scaling, also outside its range."""
+        ...
+
+
+@dataclass(frozen=True)
+class CosineLogSNR:
+    """Continuous cosine schedule with a bounded log-SNR (VDM, section 2; Kingma et al. 2021).
+
+    ``log_snr(t) = -2 log tan(a t + b)``, with a and b such that the ends are the two bounds.
+    """
+
+    log_snr_min: float = -20.0
+    log_snr_max: float = 20.0
+
+    @property
+    def prior_std(self) -> float:
+        return 1.0
+
+    @property
+    def _line(self) -> tuple[float, float]:
+        b = math.atan(math.exp(-self.log_snr_max / 2))
+        return math.atan(math.exp(-self.log_snr_min / 2)) - b, b
+
+    def level(self, t: Tensor) -> Level:
+        a, b = self._line
+        return self.at(-2 * torch.tan(a * t + b).log())
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        a, b = self._line
+        return ((torch.atan(torch.exp(-log_snr / 2)) - b) / a).clamp(0, 1)
+
+    def at(self, log_snr: Tensor) -> Level:
+        return variance_preserving(log_snr)
+
+
+@dataclass(frozen=True)
+class DiscreteBetas:
+    """``count`` discrete steps (DDPM), made continuous by interpolating log-SNR between them.
+
+    ``linear``: betas evenly spaced from start to end; ``scaled_linear``: their square roots are
+    (what LDM code calls "linear"). Time t is the step ``t * (count - 1)``.
+    """
+
+    kind: Literal["linear", "scaled_linear"]
+    start: float
+    end: float
+    count: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "scaled_linear"):
+            raise BadRequest(f"betas are {self.kind!r}; expected 'linear' or 'scaled_linear'")
+
+    @property
+    def prior_std(self) -> float:
+        return 1.0
+
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        """Products of 1 - beta, [count], float64: alpha² of each step."""
+        power = 1 if self.kind == "linear" else 2
+        ends = self.start ** (1 / power), self.end ** (1 / power)
+        betas = torch.linspace(*ends, self.count, dtype=torch.float64) ** power
+        return torch.cumprod(1 - betas, 0)
+
+    @cached_property
+    def _log_snrs(self) -> Tensor:
+        return torch.logit(self.alphas_cumprod)
+
+    def level(self, t: Tensor) -> Level:
+        step = t.clamp(0, 1) * (self.count - 1)
+        table = self._log_snrs.to(t)
+        low = step.floor().long().clamp_max(self.count - 2)
+        return self.at(torch.lerp(table[low], table[low + 1], step - low))
+
+    def timestep(self, log_snr: Tensor) -> Tensor:
+        """The fractional step in [0, count - 1] a network trained on these betas expects."""
+        table = self._log_snrs.to(log_snr)
+        high = torch.searchsorted(-table, -log_snr.contiguous()).clamp(1, self.count - 1)
+        before, after = table[high - 1], table[high]
+        return high - 1 + ((log_snr - before) / (after - before)).clamp(0, 1)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return self.timestep(log_snr) / (self.count - 1)
+
+    def at(self, log_snr: Tensor) -> Level:
+        return variance_preserving(log_snr)
+
+
+@dataclass(frozen=True)
+class EDMSigmas:
+    """Variance-exploding levels of EDM (Karras et al. 2022, eq. 5): sigma^(1/rho) linear in time."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = KARRAS_RHO
+    data_std: float = 1.0
+    """Standard deviation of the data, for `prior_std`; 0 starts from sigma_max alone, as k-diffusion does."""
+
+    @property
+    def prior_std(self) -> float:
+        return math.hypot(self.sigma_max, self.data_std)
+
+    def level(self, t: Tensor) -> Level:
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        sigma = (low + t * (high - low)) ** self.rho
+        return Level(torch.ones_like(sigma), sigma)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return ((torch.exp(-log_snr / (2 * self.rho)) - low) / (high - low)).clamp(0, 1)
+
+    def at(self, log_snr: Tensor) -> Level:
+        return variance_exploding(log_snr)
+
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """Straight path ``z = (1 - s) x0 + s eps``; ``shift`` > 1 spends more time near the noise.
+
+    ``s = shift t / (1 + (shift - 1) t)`` (Esser et al. 2024, section 5.3.2; shift 1 is ``s = t``).
+    """
+
+    shift: float = 1.0
+
+    @property
+    def prior_std(self) -> float:
+        return 1.0
+
+    def level(self, t: Tensor) -> Level:
+        s = self.shift * t / (1 + (self.shift - 1) * t)
+        return Level(1 - s, s)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        s = torch.sigmoid(-log_snr / 2)
+        return s / (self.shift - (self.shift - 1) * s)
+
+    def at(self, log_snr: Tensor) -> Level:
+        return flow(log_snr)
+
+
+def spaced(schedule: Schedule, steps: int, spacing: Spacing = "uniform") -> Level:
+    """``steps + 1`` levels, float64, from noise to clean; the last is exactly clean (alpha 1, sigma 0).
+
+    - ``uniform``: t = 1, 1 - 1/n, …, 1/n, then clean (VDM, rectified flow);
+    - ``linspace``: n times from 1 to 0 with both ends, then clean (uniform where t = 0 is itself clean);
+    - ``trailing``, ``leading``: whole steps of `DiscreteBetas` as diffusers counts them (Lin et al. 2023,
+      table 2; leading with offset 1); uniform for a continuous schedule, which has no whole steps;
+    - ``karras``: (sigma / alpha)^(1/7) even between the schedule's ends (EDM eq. 5), at most from 80 to 0.002;
+      `EDMSigmas` keeps its own range and rho;
+    - ``log-snr``: even in log-SNR between the schedule's ends, at most from -20 to 20.
+
+    The last two still begin at t = 1 exactly, however noisy it is.
+    """
+    if steps < 1:
+        raise BadRequest(f"steps is {steps}; expected at least 1")
+    if spacing in ("karras", "log-snr"):
+        return _clean_last(_between_ends(schedule, steps, spacing))
+    if spacing not in SPACINGS:
+        raise BadRequest(f"spacing is {spacing!r}; expected one of {', '.join(SPACINGS)}")
+    times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1]
+    if spacing == "linspace" and bool(schedule.level(times.new_zeros(1)).sigma > 0):
+        times = torch.linspace(1, 0, steps, dtype=torch.float64)
+    elif spacing in ("leading", "trailing") and isinstance(schedule, DiscreteBetas):
+        times = _whole_steps(schedule.count, steps, spacing) / (schedule.count - 1)
+    return _clean_last(schedule.level(times))
+
+
+def _whole_steps(count: int, steps: int, spacing: str) -> Tensor:
+    if steps > count:
+        raise BadRequest(f"steps is {steps}; {spacing} spacing has only {count} whole steps")
+    index = torch.arange(steps, dtype=torch.float64)
+    if spacing == "leading":
+        return ((steps - 1 - index) * (count // steps) + 1).clamp_max(count - 1)
+    return (count - index * (count / steps)).round() - 1
+
+
+def _between_ends(schedule: Schedule, steps: int, spacing: str) -> Level:
+    ends = schedule.level(torch.tensor([1.0, 0.0], dtype=torch.float64))
+    even = torch.linspace(0, 1, steps, dtype=torch.float64)
+    if spacing == "log-snr":
+        noisy, clean = ends.log_snr.clamp(-EXTREME_LOG_SNR, EXTREME_LOG_SNR).tolist()
+        log_snr = noisy + even * (clean - noisy)
+    elif isinstance(schedule, EDMSigmas):
+        return schedule.level(1 - even)
+    else:
+        # sigma / alpha beyond EDM's own range would take most of the steps and do nothing.
+        high, low = torch.exp(-ends.log_snr / 2).clamp(*KARRAS_RANGE).pow(1 / KARRAS_RHO).tolist()
+        log_snr = -2 * KARRAS_RHO * (high + even * (low - high)).log()
+    rest = schedule.at(log_snr)[1:]
+    return Level(torch.cat([ends.alpha[:1], rest.alpha]), torch.cat([ends.sigma[:1], rest.sigma]))
+
+
+def _clean_last(levels: Level) -> Level:
+    alpha, sigma = levels.alpha, levels.sigma
+    return Level(torch.cat([alpha, alpha.new_ones(1)]), torch.cat([sigma, sigma.new_zeros(1)]))
+
+
+def custom(schedule: Schedule, *, sigmas: Sequence[float] = (), log_snrs: Sequence[float] = ()) -> Level:
+    """Levels from a list, noise first, in the schedule's scaling; float64.
+
+    ``sigmas`` are noise-to-signal ratios sigma / alpha, as k-diffusion and published lists
+    (Align Your Steps) write them; a final 0 is the clean end. For a `RectifiedFlow` they are the flow's
+    own sigmas in [0, 1]. Or give ``log_snrs``; then the clean end is added.
+    """
+    if bool(sigmas) == bool(log_snrs):
+        raise BadRequest("custom levels need either sigmas or log_snrs, and not both")
+    if log_snrs:
+        return _falling(_clean_last(schedule.at(torch.tensor(log_snrs, dtype=torch.float64))))
+    sigma = torch.tensor(sigmas, dtype=torch.float64)
+    if isinstance(schedule, RectifiedFlow):
+        if not bool(((sigma >= 0) & (sigma <= 1)).all()):
+            raise BadRequest("custom sigmas of a rectified flow must lie in [0, 1]")
+        return _falling(Level(1 - sigma, sigma))
+    clean = sigma == 0
+    scaled = schedule.at(-2 * sigma.where(~clean, 1).log())
+    return _falling(Level(scaled.alpha.where(~clean, 1), scaled.sigma.where(~clean, 0)))
+
+
+def _falling(levels: Level) -> Level:
+    if len(levels) < 2 or not bool((levels.log_snr.diff() > 0).all()):
+        raise BadRequest("custom levels must be at least two and go strictly from noise to clean")
+    return levels

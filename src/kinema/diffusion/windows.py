@@ -1,0 +1,105 @@
+"""Clips longer than the model: temporal MultiDiffusion around any denoiser (Bar-Tal et al. 2023, Lumiere).
+
+At each step every window is denoised by itself and the results are averaged per frame: the minimiser over x0 of
+``sum_i sum_f w_if |x0_f - x0_if|²``, where x0_if is frame f as window i sees it and w_if its weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from kinema.diffusion.parameterise import Denoiser
+from kinema.diffusion.schedules import Level
+from kinema.schema import BadRequest
+
+Weights = Literal["flat", "pyramid", "overlap-linear"]
+
+
+def windows(total: int, length: int, overlap: int, looped: bool = False) -> list[list[int]]:
+    """Frame indices of windows of ``length`` frames that together cover ``total``, neighbours sharing ``overlap``.
+
+    The last window is moved back to end with the clip (64/16/4 starts at 0, 12, 24, 36, 48; 20/16/4 at 0, 4);
+    looped, windows wrap around instead. A clip that fits in one window is one window.
+    """
+    if total < 1 or length < 1 or not 0 <= overlap < length:
+        raise BadRequest(
+            f"windows of {length} frames overlapping by {overlap} over {total} frames; expected overlap below length"
+        )
+    if total <= length:
+        return [list(range(total))]
+    step = length - overlap
+    if looped:
+        starts = list(range(0, total, step))
+    else:
+        starts = [min(start, total - length) for start in range(0, total - overlap, step)]
+    return [[(start + i) % total for i in range(length)] for start in starts]
+
+
+def blend(told: Sequence[Sequence[int]], weights: Weights, looped: bool = False) -> list[Tensor]:
+    """Each window's weight per frame, float64, normalised so that every frame's weights sum to 1.
+
+    flat: the plain mean; pyramid: 1, 2, …, 2, 1 (length 16: 1..8, 8..1); overlap-linear: 1, falling linearly
+    over the frames shared with the next window and rising over those shared with the one before. ``looped``:
+    the first window follows the last.
+    """
+    if weights not in get_args(Weights):
+        raise BadRequest(f"window weights are {weights!r}; expected one of {', '.join(get_args(Weights))}")
+    ends = (told[-1], told[0]) if looped and len(told) > 1 else ((), ())
+    befores, afters = [ends[0], *told[:-1]], [*told[1:], ends[1]]
+    raw = [_raw(*near, weights) for near in zip(befores, told, afters, strict=True)]
+    total = torch.zeros(1 + max(frame for window in told for frame in window), dtype=torch.float64)
+    for window, weight in zip(told, raw, strict=True):
+        total[window] += weight
+    return [weight / total[window] for window, weight in zip(told, raw, strict=True)]
+
+
+def _raw(before: Sequence[int], window: Sequence[int], after: Sequence[int], weights: Weights) -> Tensor:
+    position = torch.arange(len(window), dtype=torch.float64)
+    if weights == "flat":
+        return torch.ones_like(position)
+    if weights == "pyramid":
+        return torch.minimum(position, position.flip(0)) + 1
+    shared_before = len(list(takewhile(set(before).__contains__, window)))
+    shared_after = len(list(takewhile(set(after).__contains__, reversed(window))))
+    rise = (position + 1) / (shared_before + 1)
+    fall = (position.flip(0) + 1) / (shared_after + 1)
+    return torch.minimum(rise, fall).clamp_max(1)
+
+
+@dataclass
+class Windowed:
+    """A denoiser of ``total`` frames from denoisers of windows: one full clip at every step.
+
+    ``make(frames)`` builds the denoiser of those frame indices, so that whatever is per frame (conditioning,
+    guidance scales, masks) is sliced by them; it is called once per window. Exact for a denoiser that treats
+    each frame by itself. z is B, C, total, H, W.
+    """
+
+    make: Callable[[list[int]], Denoiser]
+    total: int
+    length: int
+    overlap: int
+    weights: Weights = "pyramid"
+    looped: bool = False
+    _parts: list[tuple[list[int], Tensor, Denoiser]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        told = windows(self.total, self.length, self.overlap, self.looped)
+        blended = blend(told, self.weights, self.looped)
+        self._parts = [(frames, weight, self.make(frames)) for frames, weight in zip(told, blended, strict=True)]
+
+    def __call__(self, z: Tensor, level: Level) -> Tensor:
+        if z.shape[2] != self.total:
+            raise BadRequest(f"windows were made for {self.total} frames, the video has {z.shape[2]}")
+        if len(self._parts) == 1:
+            return self._parts[0][2](z, level)
+        x0 = torch.zeros_like(z)
+        for frames, weight, denoise in self._parts:
+            x0[:, :, frames] += weight.to(z).reshape(-1, 1, 1) * denoise(z[:, :, frames], level)
+        return x0

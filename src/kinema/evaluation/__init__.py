@@ -1,0 +1,1 @@
+"""What a clip is worth: the playroom oracle, metrics and reports."""

@@ -1,0 +1,140 @@
+"""Naming a motion from an object's path: place, size, contrast and surface over the frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from kinema.evaluation.outline import Floats
+    from kinema.evaluation.sighting import Sighting
+
+_NEEDED = 3
+"""With fewer frames than this a path has no motion."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """An object's way through the frames in which it is seen (N of T).
+
+    ``time_N`` is the share of the clip passed, ``place_N2`` x and y in fractions of the width and
+    height, ``radius_N`` in shorter sides, ``contrast_N`` relative to its highest, ``turning`` how
+    much its surface changes between frames (0 for a rigid shift), ``missing_end`` the share of the clip's
+    last third in which it is not seen, and ``square`` the sides in units of the shorter one.
+    """
+
+    time_N: Floats
+    place_N2: Floats
+    radius_N: Floats
+    contrast_N: Floats
+    turning: float
+    missing_end: float
+    square: tuple[float, float]
+
+    @classmethod
+    def of(cls, centres: Floats, radius: Floats, sighting: Sighting, looks: Floats, covers: Floats,
+           size: tuple[int, int], fps: float) -> Path:
+        """The path of a sighting; ``looks`` and ``covers`` are its pixels and mask on the normalised grid."""
+        height, width = size
+        frames, short = len(centres), min(size)
+        there = np.isfinite(centres[:, 0])
+        contrast = sighting.contrast_T / max(float(sighting.contrast_T.max()), 1e-6)
+        last = there[-max(1, frames // 3):]
+        return cls(
+            time_N=np.arange(frames, dtype=np.float32)[there] / max(frames, 1),
+            place_N2=(centres / np.array([width, height], np.float32))[there],
+            radius_N=(radius / short)[there],
+            contrast_N=contrast[there],
+            turning=_turning(looks, covers, there, contrast),
+            missing_end=float(1 - last.mean()),
+            square=(width / short, height / short),
+        )
+
+
+def _turning(looks: Floats, covers: Floats, there: np.ndarray, contrast: Floats) -> float:
+    """The mean change of the surface two frames apart, over the object's own contrast."""
+    good = np.flatnonzero(there & (contrast > 0.6))
+    pairs = [(a, b) for a, b in zip(good[:-2], good[2:], strict=True) if b - a == 2]
+    if not pairs:
+        return 0.0
+    before, after = (np.array(side) for side in zip(*pairs, strict=True))
+    either = np.maximum(covers[before], covers[after])
+    change = np.abs(looks[:, after] - looks[:, before]).sum(axis=0) * either
+    return float(np.median(change.sum(axis=(1, 2)) / np.maximum(either.sum(axis=(1, 2)), 1e-6)))
+
+
+def _slope(path: Path, axis: int) -> tuple[float, float]:
+    """Displacement over the clip by least squares, and the share of variance the line explains."""
+    t, p = path.time_N, path.place_N2[:, axis]
+    t, p = t - t.mean(), p - p.mean()
+    variance = float((p * p).sum())
+    slope = float((t * p).sum() / max(float((t * t).sum()), 1e-9))
+    return slope, slope * slope * float((t * t).sum()) / max(variance, 1e-9)
+
+
+def direction_of_path(path: Path, least: float = 0.12) -> str | None:
+    """Left, right, up or down: the stronger slope of the path, if it is a way and mostly a line."""
+    if len(path.time_N) < _NEEDED:
+        return None
+    (dx, straight_x), (dy, straight_y) = _slope(path, 0), _slope(path, 1)
+    across = abs(dx) * path.square[0] >= abs(dy) * path.square[1]
+    way, straight = (dx, straight_x) if across else (dy, straight_y)
+    if abs(way) < least or straight < 0.6:
+        return None
+    return ("right" if way > 0 else "left") if across else ("down" if way > 0 else "up")
+
+
+def motion_of_path(path: Path) -> str:
+    """The kind of motion in the playroom's words ("rolls right", "spins"), or "still"."""
+    if len(path.time_N) < _NEEDED:
+        return "fades" if path.missing_end > 0.5 else "still"
+    edge = max(1, len(path.time_N) // 5)
+    faded = float(path.contrast_N[-edge:].mean() / max(float(path.contrast_N[:edge].mean()), 1e-6))
+    across, down = (float(np.ptp(path.place_N2[:, axis])) * path.square[axis] for axis in (0, 1))
+    if (faded < 0.6 or path.missing_end > 0.5) and max(across, down) < 0.25:
+        return "fades"
+    growth = float(path.radius_N[-edge:].mean() / path.radius_N[:edge].mean())
+    if max(growth, 1 / growth) > 1.35 and max(across, down) < 0.25:
+        return "grows" if growth > 1 else "shrinks"
+    direction = direction_of_path(path)
+    if direction and _straight(path, direction):
+        return f"{_verb(path, direction)} {direction}"
+    if max(across, down) > 0.1:
+        return _curved(path, across, down)
+    return "spins" if path.turning > 0.12 else "still"
+
+
+def _straight(path: Path, direction: str) -> bool:
+    """Whether the path hardly ever goes back and hardly leaves its line."""
+    axis = 0 if direction in ("left", "right") else 1
+    along, aside = path.place_N2[:, axis] * path.square[axis], path.place_N2[:, 1 - axis] * path.square[1 - axis]
+    steps = np.diff(along) * (1 if direction in ("right", "down") else -1)
+    back = float(-steps[steps < 0].sum())
+    return back < 0.15 * float(np.ptp(along)) and float(np.ptp(aside)) < 0.35 * float(np.ptp(along))
+
+
+def _verb(path: Path, direction: str) -> str:
+    """Rolling turns the surface; sliding slows down; moving does neither."""
+    if path.turning > 0.16:
+        return "rolls"
+    axis = 0 if direction in ("left", "right") else 1
+    t, p = path.time_N, path.place_N2[:, axis]
+    bend, slope, _ = np.polyfit(t - t.mean(), p, 2)
+    # Speed at the end over speed at the start: 1 for a constant one, near 0 for a slide.
+    reach = float(t[-1] - t.mean())
+    start, end = slope - 2 * bend * reach, slope + 2 * bend * reach
+    return "slides" if abs(end) < 0.55 * abs(start) else "moves"
+
+
+def _curved(path: Path, across: float, down: float) -> str:
+    """Bounces go up and down, swings to and fro on an arc, orbits round."""
+    x, y = path.place_N2[:, 0] * path.square[0], path.place_N2[:, 1] * path.square[1]
+    if across < 0.45 * down:
+        return "bounces"
+    # A swing's height is a function of its place: a parabola with the low point below.
+    design = np.stack([np.ones_like(x), x - x.mean(), (x - x.mean()) ** 2], 1)
+    fit, *_ = np.linalg.lstsq(design, y, rcond=None)
+    residual = float(np.std(y - design @ fit))
+    return "swings" if residual < 0.03 and fit[2] < 0 else "orbits"

@@ -1,0 +1,202 @@
+"""Finding the objects of a clip without learned weights: foreground, components, colours.
+
+The background's palette is read off the frame's border over the whole clip, so plain, gradient,
+patterned and moving backgrounds are all covered; a pixel far from every palette colour is
+foreground. Letters: C channels, T frames, H height, W width; pixels are in [0, 1] here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "cyan")
+_HUES = {"red": 0.0, "orange": 28.0, "yellow": 54.0, "green": 131.0, "cyan": 186.0, "blue": 227.0, "purple": 278.0}
+_LEVELS = 20
+_FAR = 0.17
+"""A foreground pixel differs by this much (Euclidean, RGB in [0, 1]) from every background colour."""
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """One object over the clip: its mask, soft cover and contrast, and the colour of its pixels.
+
+    ``mask_THW`` is its component in each frame (empty where it is not seen), ``cover_THW`` a soft
+    version in [0, 1], ``contrast_T`` the mean distance of its pixels from the background's palette.
+    """
+
+    colour: str
+    colour_T: tuple[str | None, ...]
+    mask_THW: Mask
+    cover_THW: Floats
+    contrast_T: Floats
+
+    @property
+    def area_T(self) -> Floats:
+        """Pixels of the object in each frame."""
+        return self.mask_THW.sum(axis=(1, 2)).astype(np.float32)
+
+
+def sight(video_CTHW: Floats) -> list[Sighting]:
+    """The objects of the clip, largest first; two objects are told apart by their colours."""
+    far_THW = distance_to_background(video_CTHW)
+    found_THW = far_THW > _FAR
+    labels_THW, areas = components(found_THW)
+    keep = areas >= max(6, 0.002 * found_THW[0].size)
+    found_THW &= keep[labels_THW]
+    if not found_THW.any():
+        return []
+    names_THW = colour_classes(video_CTHW)
+    strong_THW = np.where(found_THW, far_THW, 0)
+    # Strongly seen pixels name the colour: rims and faded frames are mixtures with the background.
+    weights = np.bincount(names_THW.ravel(), (strong_THW.astype(np.float64) ** 2).ravel(), len(COLOURS) + 1)[:-1]
+    counts = _typical_areas(names_THW, found_THW)
+    rivals = [i for i in np.argsort(-weights) if counts[i] >= 0.25 * counts.max() and weights[i] > 0.15 * weights.max()]
+    if len(rivals) < 2:
+        masks_THW = largest_component(found_THW, far_THW)
+        return [_sighting(int(np.argmax(weights)), masks_THW, far_THW, names_THW)]
+    sightings = []
+    for index in rivals[:3]:
+        own_THW = largest_component(found_THW & (names_THW == index), far_THW)
+        sightings.append(_sighting(int(index), own_THW, far_THW, names_THW))
+    return sightings
+
+
+def _typical_areas(names_THW: NDArray[np.intp], found_THW: Mask) -> Floats:
+    """Pixels of each colour in the frame where it is large: its upper quartile over the frames."""
+    frames = [np.bincount(names[found], minlength=len(COLOURS) + 1)[:-1] for names, found in zip(names_THW, found_THW, strict=True)]
+    return np.quantile(np.array(frames), 0.75, axis=0).astype(np.float32)
+
+
+def _sighting(index: int, mask_THW: Mask, far_THW: Floats, names_THW: NDArray[np.intp]) -> Sighting:
+    contrast = np.zeros(len(mask_THW), np.float32)
+    cover_THW = np.zeros(mask_THW.shape, np.float32)
+    names: list[str | None] = []
+    near_THW = dilate(mask_THW)
+    for t, mask in enumerate(mask_THW):
+        if not mask.any():
+            names.append(None)
+            continue
+        inside = far_THW[t][mask]
+        contrast[t] = inside.mean()
+        full = max(float(np.quantile(inside, 0.4)), _FAR)
+        cover_THW[t] = np.where(near_THW[t], np.clip(far_THW[t] / full, 0, 1), 0)
+        votes = np.bincount(names_THW[t][mask], inside.astype(np.float64) ** 2, len(COLOURS) + 1)[:-1]
+        names.append(COLOURS[int(np.argmax(votes))] if votes.any() else None)
+    return Sighting(COLOURS[index], tuple(names), mask_THW, cover_THW, contrast)
+
+
+# ---------------------------------------------------------------------------------- background
+
+
+def distance_to_background(video_CTHW: Floats) -> Floats:
+    """How far each pixel ``[T, H, W]`` is from the nearest colour of the background's palette."""
+    levels_CTHW = np.clip(video_CTHW * (_LEVELS - 1) + 0.5, 0, _LEVELS - 1).astype(np.int32)
+    bins_THW = (levels_CTHW[0] * _LEVELS + levels_CTHW[1]) * _LEVELS + levels_CTHW[2]
+    rim = np.concatenate([bins_THW[:, :2].ravel(), bins_THW[:, -2:].ravel(),
+                          bins_THW[:, :, :2].ravel(), bins_THW[:, :, -2:].ravel()])
+    shares = np.bincount(rim, minlength=_LEVELS**3) / rim.size
+    centres = np.stack(np.unravel_index(np.arange(_LEVELS**3), (_LEVELS,) * 3), 1) / np.float32(_LEVELS - 1)
+    vivid = (centres.max(1) - centres.min(1) > 0.42) | (centres.min(1) > 0.86)
+    # An object may touch the border: what looks like one of its colours must fill much of it to count.
+    chosen = (shares > 0.006) & ~(vivid & (_blocks(shares) < 0.2))
+    if not chosen.any():
+        chosen = shares >= np.sort(shares)[-3]
+    palette = centres[chosen].astype(np.float32)
+    used = np.unique(bins_THW)
+    table = np.zeros(_LEVELS**3, np.float32)
+    pairs = ((centres[used, None].astype(np.float32) - palette[None]) ** 2).sum(2)
+    table[used] = np.sqrt(pairs.min(1))
+    return table[bins_THW]
+
+
+def _blocks(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The share of the 5 × 5 × 5 block of colours around each colour."""
+    cube = shares.reshape((_LEVELS,) * 3)
+    for axis in range(3):
+        padded = np.pad(cube, [(2, 2) if a == axis else (0, 0) for a in range(3)])
+        cube = np.add.reduce([np.take(padded, range(i, i + _LEVELS), axis) for i in range(5)])
+    return cube.ravel()
+
+
+def colour_classes(video_CTHW: Floats) -> NDArray[np.intp]:
+    """The index in ``COLOURS`` of each pixel ``[T, H, W]``, or ``len(COLOURS)`` for grey and black."""
+    red, green, blue = video_CTHW
+    high, low = video_CTHW.max(axis=0), video_CTHW.min(axis=0)
+    chroma = high - low
+    safe = np.maximum(chroma, 1e-6)
+    hue = np.where(high == red, (green - blue) / safe % 6,
+                   np.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4)) * 60
+    names = np.array([COLOURS.index(name) for name in _HUES])
+    wheel = np.array(list(_HUES.values()), np.float32)
+    edges = (wheel + np.append(wheel[1:], 360)) / 2
+    classes = np.append(names, names[0])[np.searchsorted(edges, hue)]
+    classes[chroma < 0.2] = len(COLOURS)
+    classes[(chroma < 0.2) & (low > 0.62)] = COLOURS.index("white")
+    return classes
+
+
+# ---------------------------------------------------------------------------------- components
+
+
+def components(mask_THW: Mask) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """8-connected components of each frame: labels ``[T, H, W]`` (0 is none) and areas by label.
+
+    Runs of pixels are joined to the runs that they touch in the row above (union-find).
+    """
+    frames, height, width = mask_THW.shape
+    padded = np.zeros((frames, height + 1, width + 2), np.int8)
+    padded[:, 1:, 1:-1] = mask_THW
+    steps = np.diff(padded.reshape(-1, width + 2), axis=1)
+    rows, starts = np.nonzero(steps == 1)
+    ends = np.nonzero(steps == -1)[1]
+    parent = list(range(len(rows)))
+
+    def root(run: int) -> int:
+        while parent[run] != run:
+            parent[run] = parent[parent[run]]
+            run = parent[run]
+        return run
+
+    row_list, start_list, end_list = rows.tolist(), starts.tolist(), ends.tolist()
+    above = 0
+    for run, row in enumerate(row_list):
+        while row_list[above] < row - 1:
+            above += 1
+        other = above
+        while other < run and row_list[other] == row - 1:
+            if start_list[other] <= end_list[run] and end_list[other] >= start_list[run]:
+                parent[root(other)] = root(run)
+            other += 1
+    roots = np.array([root(run) for run in range(len(rows))], np.intp)
+    _, index = np.unique(roots, return_inverse=True)
+    lengths = ends - starts
+    areas = np.bincount(index + 1, lengths, minlength=1).astype(np.int64) if len(rows) else np.zeros(1, np.int64)
+    labels = np.zeros(padded.shape, np.intp).reshape(-1, width + 2)
+    flat = labels.ravel()
+    places = np.repeat(rows * (width + 2) + starts + 1 - np.append(0, np.cumsum(lengths)[:-1]), lengths)
+    flat[places + np.arange(lengths.sum())] = np.repeat(index + 1, lengths)
+    return flat.reshape(padded.shape)[:, 1:, 1:-1], areas
+
+
+def largest_component(mask_THW: Mask, weight_THW: Floats) -> Mask:
+    """In each frame the component of the greatest weight."""
+    labels_THW, _ = components(mask_THW)
+    weights = np.bincount(labels_THW.ravel(), weight_THW.ravel().astype(np.float64))
+    weights[0] = 0
+    best = [int(np.unique(labels)[np.argmax(weights[np.unique(labels)])]) for labels in labels_THW]
+    return np.stack([(labels == label) & (label > 0) for labels, label in zip(labels_THW, best, strict=True)])
+
+
+def dilate(mask_THW: Mask) -> Mask:
+    """The mask and its eight neighbours."""
+    padded = np.pad(mask_THW, ((0, 0), (1, 1), (1, 1)))
+    height, width = mask_THW.shape[1:]
+    shifted = [padded[:, y : y + height, x : x + width] for y, x in itertools.product(range(3), repeat=2)]
+    return np.logical_or.reduce(shifted)

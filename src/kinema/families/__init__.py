@@ -1,0 +1,1 @@
+"""The video diffusion systems, one folder each."""

@@ -1,0 +1,57 @@
+"""Prompts to condition vectors: one place for sampling and training.
+
+Letters: B prompts, E width of the condition vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kinema import registry
+from kinema.conditioning import bert
+from kinema.conditioning.pocket import PocketTokenizer
+from kinema.families.vdm.config import Config
+from kinema.families.vdm.model import VideoUNet
+from kinema.schema import BadRequest
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """One branch of guidance: a condition vector [1 or B, E] (None: the trained null), and how frames see each other."""
+
+    vector: Tensor | None = None
+    focus: bool = False
+    """Every frame by itself: temporal attention sees the frame alone, the model is an image model."""
+
+
+def encode(model: VideoUNet, config: Config, prompts: Sequence[str]) -> Tensor | None:
+    """Condition vectors [B, E]; an empty prompt is the trained null. None for an unconditional model."""
+    if not config.conditional:
+        return None
+    device = model.null.device
+    empty_B = torch.tensor([not prompt.strip() for prompt in prompts], device=device)
+    if config.classes:
+        known = [class_index(config, prompt) if prompt.strip() else 0 for prompt in prompts]
+        return model.encode(labels_B=torch.tensor(known, device=device), drop_B=empty_B)
+    if config.text == "pocket":
+        ids_BL = PocketTokenizer(config.words).encode(prompts, config.text_length).to(device)
+        return model.encode(*model.reader(ids_BL), drop_B=empty_B)
+    text_BLD, keep_BL = bert.load(device=str(device)).encode(prompts, config.text_length)
+    return model.encode(text_BLD.to(model.null.dtype), keep_BL, drop_B=empty_B)
+
+
+def class_index(config: Config, prompt: str) -> int:
+    """The class a prompt names; another one is refused with the nearest names."""
+    names = {name.lower(): i for i, name in enumerate(config.classes)}
+    if prompt.strip().lower() not in names:
+        raise BadRequest(registry.unknown("class of this model", prompt, config.classes))
+    return names[prompt.strip().lower()]
+
+
+def unknown_words(config: Config, prompt: str) -> list[str]:
+    """Words of a prompt that the model's own text encoder never saw."""
+    return PocketTokenizer(config.words).unknown(prompt) if config.text == "pocket" else []

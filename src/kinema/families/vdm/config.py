@@ -1,0 +1,190 @@
+"""The paper's models and two of ours. Parameter counts are those of `VideoUNet` on the meta device (a test
+holds them): the paper publishes none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
+from typing import Any, Literal
+
+from kinema.data import playroom
+from kinema.schema import BadRequest
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the paper trained one model (table of hyperparameters in its appendix)."""
+
+    steps: int
+    batch: int = 128
+    learning_rate: float = 3e-4
+    images: int = 0
+    """K independent pictures appended to every clip (§3.1)."""
+    frameskip: int = 1
+    text_drop: float = 0.1
+
+
+@dataclass(frozen=True)
+class Config:
+    """One model: the network's sizes, what it is conditioned on, what it predicts, how it is sampled."""
+
+    frames: int = 16
+    side: int = 64
+    """Height and width it was trained at; any multiple of the lattice runs."""
+    fps: float = 8.0
+    patch: int = 1
+    """Space-to-depth before the network, pixels a side (1 in the paper)."""
+
+    channels: int = 256
+    multipliers: tuple[int, ...] = (1, 2, 4, 8)
+    blocks: int = 2
+    """Residual blocks a resolution on the way down; one more on the way up."""
+    attention_sides: tuple[int, ...] = (8, 16, 32)
+    """Feature-map sides, at the training size, where blocks attend over space and then over time."""
+    head_dim: int = 64
+    dropout: float = 0.0
+
+    text: Literal["none", "pocket", "bert"] = "none"
+    words: tuple[str, ...] = ()
+    """The pocket tokenizer's words: they travel with the weights."""
+    text_width: int = 1024
+    text_depth: int = 2
+    text_length: int = 64
+    classes: tuple[str, ...] = ()
+    """Names of the classes of a class-conditional model: a prompt is then one of them."""
+
+    target: Literal["eps", "v"] = "eps"
+    gamma: float = 0.3
+    """Interpolates the ancestral sampler's variance between its lower (0) and upper (1) bound."""
+    delta: float = 0.0
+    """Step of the Langevin corrector; 0 samples without one."""
+    sampling_steps: int = 256
+    guidance: float = 1.0
+    sampler: str = ""
+    """Overrides the paper's sampler ("" is vdm-ancestral, or vdm-langevin where delta is not 0)."""
+    min_snr: float = 0.0
+    """Above 0: min-SNR weighting of the loss at this gamma; 0 is the paper's plain mean-squared error."""
+    training: Training = field(default_factory=lambda: Training(steps=200_000))
+
+    def __post_init__(self) -> None:
+        last = len(self.widths) - 1
+        for i, width in enumerate(self.widths):
+            if (self.attends(i) or i == last) and width % self.head_dim:
+                raise BadRequest(f"vdm: width {width} does not divide into heads of {self.head_dim}")
+        if self.side % self.multiple:
+            raise BadRequest(f"vdm: side {self.side} is not a multiple of {self.multiple}, as its depth needs")
+        if self.text == "pocket" and not self.words:
+            raise BadRequest("vdm: a pocket text encoder needs its words in the config")
+        if self.text != "none" and self.classes:
+            raise BadRequest(f"vdm: a model has text ({self.text}) or classes, not both")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(self.channels * m for m in self.multipliers)
+
+    @property
+    def multiple(self) -> int:
+        """Sides are multiples of this: the patch, halved at every resolution but the last."""
+        return self.patch * 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def conditional(self) -> bool:
+        return self.text != "none" or bool(self.classes)
+
+    def attends(self, resolution: int) -> bool:
+        return self.side // self.patch // 2**resolution in self.attention_sides
+
+    @property
+    def clips_x0(self) -> bool:
+        """Whether estimates are held in [-1, 1]: an eps network's divide by alpha, 5e-5 at log-SNR -20."""
+        return self.target == "eps"
+
+
+# UCF101, unconditional, 16×64×64, on all 13,320 videos. FID 295 ± 3, IS 57 ± 0.62 (C3D, 10,000 samples). 1,012 M.
+UCF101 = Config(dropout=0.1, gamma=0.1, training=Training(steps=60_000))
+# BAIR robot pushing, 1 frame given, 15 made. FVD 68.19 ancestral (512 steps), 66.92 Langevin (256 + 256). 171 M.
+BAIR = Config(
+    channels=128, multipliers=(1, 2, 3, 4), blocks=3, target="v", gamma=0.0, delta=0.1, training=Training(steps=660_000)
+)
+# Kinetics-600, 5 frames given, 11 made. FVD 18.6 / IS 15.39 ancestral (256), 16.2 ± 0.34 / 15.64 Langevin (128 + 128).
+KINETICS = Config(target="v", gamma=0.0, delta=0.1, sampling_steps=128, training=Training(steps=220_000))
+# Text to video, 16×64×64, BERT-large, joint training on K = 8 images. Guidance scale 1 / 2 / 5, frameskip 1 (large):
+# FVD 41.65 / 50.19 / 163.74, FID-avg 12.49 / 10.53 / 13.54, IS-avg 10.80 / 13.22 / 14.80.
+# K = 0 / 4 / 8 (small): FVD 202.28 / 68.11 / 57.84, FID-avg 37.52 / 18.62 / 15.57.
+TEXT_SMALL = Config(channels=128, text="bert", training=Training(steps=200_000, images=8))
+TEXT_LARGE = replace(TEXT_SMALL, channels=256, training=Training(steps=700_000, images=8))
+# 9×128×128, the network of the spatial and temporal extension demo (64×128×128 from 16×64×64 at frameskip 4).
+TEXT_128 = replace(
+    TEXT_SMALL,
+    frames=9,
+    side=128,
+    multipliers=(1, 2, 4, 8, 16),
+    head_dim=128,
+    training=Training(steps=800_000, images=7),
+)
+
+
+@cache
+def presets() -> Mapping[str, Config]:
+    """Name to config; the playroom's words are read here, at first use."""
+    words = tuple(playroom.vocabulary())
+    # Ours. pocket trains on two CPU cores; tiny runs there in well under a second.
+    pocket = Config(
+        patch=4,
+        channels=56,
+        multipliers=(1, 2, 2),
+        blocks=1,
+        attention_sides=(8, 16),
+        head_dim=28,
+        text="pocket",
+        words=words,
+        text_width=128,
+        text_length=20,
+        target="v",
+        sampling_steps=64,
+        guidance=2.0,
+        sampler="ddim",
+        min_snr=5.0,
+        training=Training(steps=20_000, batch=16, learning_rate=1e-3),
+    )
+    tiny = replace(
+        pocket,
+        frames=8,
+        side=16,
+        patch=2,
+        channels=12,
+        multipliers=(1, 2),
+        attention_sides=(4, 8),
+        head_dim=12,
+        text_width=32,
+        text_depth=1,
+        sampling_steps=4,
+        training=Training(steps=200, batch=4, learning_rate=2e-3, images=2),
+    )
+    return {
+        "tiny": tiny,
+        "pocket": pocket,
+        "ucf101": UCF101,
+        "bair": BAIR,
+        "kinetics": KINETICS,
+        "text-small": TEXT_SMALL,
+        "text-large": TEXT_LARGE,
+        "text-128": TEXT_128,
+    }
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """Plain values only; `from_json` gives the config back."""
+    return asdict(config)
+
+
+def from_json(told: Mapping[str, Any]) -> Config:
+    """The config a file's metadata tells of. Raises BadRequest for a field this version does not know."""
+    known = {f.name for f in fields(Config)}
+    for name in told:
+        if name not in known:
+            raise BadRequest(f"the file's vdm config holds {name!r}, which this version does not know")
+    lists = {name: tuple(value) for name, value in told.items() if isinstance(value, list)}
+    training = {"training": Training(**told["training"])} if "training" in told else {}
+    return Config(**{**told, **lists, **training})

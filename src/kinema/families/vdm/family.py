@@ -1,0 +1,126 @@
+"""What `kinema.system.Family` asks of VDM. Guidance, canvases and windows are wrapped around it in generate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kinema import registry
+from kinema.diffusion.guidance import Thresholded
+from kinema.diffusion.parameterise import Denoiser
+from kinema.diffusion.schedules import Level
+from kinema.families.vdm import checkpoint, recipe
+from kinema.families.vdm.condition import Condition, class_index, encode, unknown_words
+from kinema.families.vdm.config import Config, from_json, presets, to_json
+from kinema.families.vdm.model import Stage, VideoUNet
+from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
+from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
+from kinema.vae.pixel import PixelCodec
+
+_EXTRA = {"focus": bool}
+"""``focus=True``: every frame by itself, the same weights as an image model."""
+
+
+class VDM:
+    """Video Diffusion Models (Ho et al. 2022): pixels, a factorised U-Net, guidance for every canvas."""
+
+    name = "vdm"
+
+    @property
+    def presets(self) -> Mapping[str, Config]:
+        return presets()
+
+    def build(self, config: Config) -> VideoUNet:
+        return VideoUNet(config)
+
+    def lattice(self, config: Config) -> Lattice:
+        return Lattice(side_multiple=config.multiple, max_frames=config.frames)
+
+    def defaults(self, config: Config) -> Defaults:
+        sampler = config.sampler or ("vdm-langevin" if config.delta else "vdm-ancestral")
+        own = {"vdm-ancestral": {"gamma": config.gamma}, "vdm-langevin": {"gamma": config.gamma, "delta": config.delta}}
+        return Defaults(
+            frames=config.frames,
+            height=config.side,
+            width=config.side,
+            fps=config.fps,
+            steps=config.sampling_steps,
+            sampler=sampler,
+            guidance=config.guidance,
+            options=own.get(sampler, {}),
+        )
+
+    def process(self, config: Config) -> Process:
+        return Process(recipe.SCHEDULE, recipe.parameterisation(config))
+
+    def codec(self, config: Config, model: nn.Module) -> PixelCodec:  # noqa: ARG002
+        return PixelCodec()
+
+    def honours(self, config: Config, kind: str) -> tuple[str, ...]:  # noqa: ARG002
+        """VDM is trained without a canvas: what is given is held by guidance (§3.2)."""
+        return ("native",) if kind == "nothing" else ("reconstruction", "replacement")
+
+    def check(self, config: Config, request: Request) -> None:
+        for name, value in request.extra.items():
+            if name not in _EXTRA:
+                raise BadRequest(registry.unknown("option of vdm", name, _EXTRA))
+            if not isinstance(value, _EXTRA[name]):
+                raise BadRequest(f"{name} is {value!r}; expected true or false")
+        if not config.conditional:
+            if request.prompt.strip() or request.negative_prompt.strip():
+                raise BadRequest("this vdm model was trained without text: it takes no prompt")
+            if request.guidance not in (None, 1) or request.guidance_end not in (None, 1):
+                raise BadRequest("this vdm model has no condition to guide towards: guidance must be 1")
+        for prompt in (request.prompt, request.negative_prompt):
+            if config.classes and prompt.strip():
+                class_index(config, prompt)
+
+    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:  # noqa: ARG002
+        config, focus = system.config, bool(request.extra.get("focus", False))
+        for word in unknown_words(config, f"{request.prompt} {request.negative_prompt}"):
+            on_event(Note(f"{system.name} never saw the word {word!r}"))
+        positive, negative = (
+            Condition(encode(system.model, config, [prompt]) if prompt.strip() else None, focus)
+            for prompt in (request.prompt, request.negative_prompt)
+        )
+        return Conditions(positive, negative)
+
+    def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:  # noqa: ARG002
+        """Positions are relative and the condition belongs to the whole clip: any frames are denoised alike."""
+        model, config = system.model, system.config
+
+        def network(z_BCTHW: Tensor, level: Level) -> Tensor:
+            independent = z_BCTHW.shape[2] if condition.focus else 0
+            return model(z_BCTHW, level.log_snr.to(z_BCTHW.device), condition.vector, independent=independent)
+
+        estimate = system.process.parameterisation.denoiser(network)
+        return Thresholded(estimate) if config.clips_x0 else estimate
+
+    def recognise(self, header: Mapping[str, tuple[tuple[int, ...], str]]) -> Config | None:  # noqa: ARG002
+        """Never: no foreign VDM weights exist, and our own files say in their metadata what shapes do not,
+        the prediction target and the tokenizer's words. Without them a model would run and be wrong."""
+        return None
+
+    def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return checkpoint.convert(config, tensors)
+
+    def recipe(self, config: Config) -> Recipe:
+        return recipe.recipe(config)
+
+    def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
+        return recipe.loss(model, config, batch, generator)
+
+    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
+        return [module for module in model.modules() if isinstance(module, Stage)]
+
+    def to_json(self, config: Config) -> dict[str, Any]:
+        return to_json(config)
+
+    def from_json(self, told: Mapping[str, Any]) -> Config:
+        return from_json(told)
+
+
+FAMILY = VDM()

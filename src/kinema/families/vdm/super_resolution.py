@@ -1,0 +1,142 @@
+"""Spatial super-resolution by reconstruction guidance (§3.2), alone or together with extension in time.
+
+VDM has no super-resolution network: a large model that never saw a small clip is steered so that its
+estimate, made small again, is the small clip. `cascade` is the paper's demonstration: 16×64×64 at
+frameskip 4 becomes 64×128×128 at frameskip 1 by a 9×128×128 model, block after block.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from einops import reduce
+from torch import Tensor
+
+from kinema.diffusion.guidance import ClassifierFree, Reconstruction, Replacement
+from kinema.diffusion.noise import Noise
+from kinema.diffusion.parameterise import Denoiser
+from kinema.diffusion.samplers import SAMPLERS
+from kinema.schema import BadRequest, Canvas, OnEvent, Phase, Request, ignore
+from kinema.system import System
+
+WEIGHT = 9.0
+"""w_r. The paper gives 50 (BAIR) and 9 (Kinetics) for prediction in time, and none for super-resolution."""
+
+
+def smaller(video_BCTHW: Tensor, factor: int, every: int = 1) -> Tensor:
+    """The small clip of a large one: every ``every``-th frame, ``factor``×``factor`` pixels averaged into one."""
+    return reduce(video_BCTHW[:, :, ::every], "b c t (h p) (w q) -> b c t h w", "mean", p=factor, q=factor)
+
+
+def steered(
+    denoise: Denoiser,
+    low_BCTHW: Tensor,
+    *,
+    factor: int,
+    every: int = 1,
+    weight: float = WEIGHT,
+    canvas: Canvas | None = None,
+    noise: Noise | None = None,
+) -> Denoiser:
+    """A denoiser whose estimates, made `smaller`, are drawn to ``low``; and that holds ``canvas`` where one is given.
+
+    The canvas (large frames that are known, as in extension) is held by replacement, which needs ``noise``,
+    and enters the same reconstruction gradient.
+    """
+    small = partial(smaller, factor=factor, every=every)
+    if canvas is None:
+        return Reconstruction(denoise, weight=weight, downsample=small, low=low_BCTHW)
+    if noise is None:
+        raise BadRequest("super-resolution with a canvas holds it by replacement, which needs noise")
+    both = Reconstruction(denoise, canvas.video, canvas.mask, weight, downsample=small, low=low_BCTHW)
+    return Replacement(both, canvas.video, canvas.mask, noise)
+
+
+def super_resolve(
+    system: System,
+    low_BCTHW: Tensor,
+    request: Request,
+    *,
+    every: int = 1,
+    weight: float = WEIGHT,
+    on_event: OnEvent = ignore,
+) -> Tensor:
+    """A small clip T×h×w in [-1, 1] as ``every``·T frames at the request's size (the model's own by default).
+
+    ``every`` > 1 also fills in the frames between. Clips longer than the model are made in blocks, each held
+    to the last frame of the one before. Raises BadRequest where the large sides are not one whole multiple
+    of the small ones, or blocks cannot meet at given frames.
+    """
+    total = every * low_BCTHW.shape[2]
+    length = min(system.config.frames, total)
+    request = system.settle(request.with_(frames=length))
+    factor = _factor(low_BCTHW, request)
+    if total > length and (length - 1) % every:
+        raise BadRequest(f"blocks of {length} frames do not begin and end at given ones, which are {every} apart")
+    if request.seed is None or request.clips != low_BCTHW.shape[0]:
+        raise BadRequest(f"super-resolution of {low_BCTHW.shape[0]} clips needs a request of as many, with a seed")
+    denoise = _guided(system, request, on_event)
+    noise = system.noise(request)
+    made: list[Tensor] = []
+    starts = range(0, total, length - 1) if total > length else (0,)
+    for start in starts:
+        frames = min(length, total - start)
+        if made and frames == 1:  # the last block would only repeat the frame it begins with
+            break
+        on_event(Phase("sample", f"frames {start} to {start + frames - 1}"))
+        low = low_BCTHW[:, :, start // every : (start + frames - 1) // every + 1]
+        canvas = _held(made[-1], frames) if made else None
+        block = steered(denoise, low, factor=factor, every=every, weight=weight, canvas=canvas, noise=noise)
+        made.append(_sample(system, block, request.with_(frames=frames), noise))
+    return torch.cat([made[0], *(block[:, :, 1:] for block in made[1:])], dim=2)
+
+
+def cascade(
+    base: System, upper: System, request: Request, *, every: int = 4, weight: float = WEIGHT, on_event: OnEvent = ignore
+) -> Tensor:
+    """A clip from the base model at frameskip ``every``, then in full by the upper model, at its own side.
+
+    Returns B×3×(every·T)×H×W in [-1, 1]. With the presets text-large and text-128 and ``every=4`` this is the
+    paper's 64×128×128. The request's sizes are left to the two models; it needs a seed.
+    """
+    small = base.settle(request.with_(frames=None, height=None, width=None))
+    on_event(Phase("sample", f"{small.frames} frames at {small.width}×{small.height}"))
+    low = _sample(base, _guided(base, small, on_event), small, base.noise(small))
+    large = request.with_(frames=None, height=None, width=None)
+    return super_resolve(upper, low, large, every=every, weight=weight, on_event=on_event)
+
+
+def _factor(low_BCTHW: Tensor, request: Request) -> int:
+    height, width = low_BCTHW.shape[3:]
+    shape = request.shape
+    if shape.height % height or shape.height // height * width != shape.width:
+        raise BadRequest(
+            f"{shape.width}×{shape.height} is not one whole multiple of the small clip's {width}×{height}"
+        )
+    return shape.height // height
+
+
+def _held(before_BCTHW: Tensor, frames: int) -> Canvas:
+    """A canvas whose first frame is the last one of the block before."""
+    video = torch.cat([before_BCTHW[:, :, -1:], torch.zeros_like(before_BCTHW[:, :, :1]).repeat(1, 1, frames - 1, 1, 1)], 2)
+    mask = torch.zeros_like(video[:, :1])
+    mask[:, :, 0] = 1
+    return Canvas(video, mask)
+
+
+def _guided(system: System, request: Request, on_event: OnEvent) -> Denoiser:
+    """The system's denoiser under classifier-free guidance."""
+    nothing = torch.zeros(request.shape.bcthw)
+    conditions = system.condition(request, Canvas(nothing, nothing[:, :1]), on_event)
+    cond, null = system.denoiser(conditions.positive), system.denoiser(conditions.negative)
+    return cond if request.guidance in (None, 1) else ClassifierFree(cond, null, request.guidance)
+
+
+def _sample(system: System, denoise: Denoiser, request: Request, noise: Noise) -> Tensor:
+    own = system.family.defaults(system.config)
+    sampler = request.sampler or own.sampler
+    options = own.options if sampler == own.sampler else {}
+    z_BCTHW = system.prior(noise.normal(request.shape.bcthw[1:]).to(system.device, system.dtype))
+    z_BCTHW = SAMPLERS[sampler](denoise, z_BCTHW, system.levels(request), noise=noise, **options)
+    return system.decode(z_BCTHW)

@@ -1,0 +1,133 @@
+"""Zoetrope as a `Family`: native canvas and text conditioning, pixels, rectified flow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kinema.conditioning.pocket import PocketTokenizer
+from kinema.data import playroom
+from kinema.diffusion.parameterise import X0, Denoiser
+from kinema.diffusion.schedules import Level, RectifiedFlow
+from kinema.families.zoetrope import recipe
+from kinema.families.zoetrope.config import PRESETS, Config
+from kinema.families.zoetrope.model import Zoetrope
+from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
+from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
+from kinema.vae.pixel import PixelCodec
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Word ids B×L and the canvas: ``given`` B×3×T×H×W with ``mask`` B×1×T×H×W."""
+
+    ids_BL: Tensor
+    given_BCTHW: Tensor
+    mask_B1THW: Tensor
+
+
+@dataclass(frozen=True)
+class ZoetropeFamily:
+    """The embedded default: see README.md beside this file."""
+
+    name: str = "zoetrope"
+
+    @property
+    def presets(self) -> Mapping[str, Config]:
+        words = tuple(playroom.vocabulary())
+        return {name: replace(config, words=words) for name, config in PRESETS.items()}
+
+    def build(self, config: Config) -> nn.Module:
+        return Zoetrope(config, PocketTokenizer(config.words).size)
+
+    def lattice(self, config: Config) -> Lattice:
+        return Lattice(
+            frame_step=config.patch[0],
+            side_multiple=config.side,
+            min_side=config.side,
+            max_side=config.side,
+            max_frames=config.frames,
+        )
+
+    def defaults(self, config: Config) -> Defaults:
+        return Defaults(
+            frames=config.frames,
+            height=config.side,
+            width=config.side,
+            fps=config.fps,
+            steps=30,
+            sampler="euler",
+            guidance=3.0,
+        )
+
+    def process(self, config: Config) -> Process:
+        return Process(RectifiedFlow(config.shift), X0)
+
+    def codec(self, config: Config, model: nn.Module) -> PixelCodec:  # noqa: ARG002
+        return PixelCodec()
+
+    def honours(self, config: Config, kind: str) -> tuple[str, ...]:  # noqa: ARG002
+        """Everything natively: it was trained on every kind of canvas."""
+        return ("native",) if kind == "nothing" else ("native", "reconstruction", "replacement")
+
+    def check(self, config: Config, request: Request) -> None:  # noqa: ARG002
+        if request.extra:
+            raise BadRequest(f"zoetrope has no option {sorted(request.extra)[0]!r}")
+
+    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
+        config: Config = system.config
+        tokenizer = PocketTokenizer(config.words)
+        for text in (request.prompt, request.negative_prompt):
+            if unknown := tokenizer.unknown(text):
+                on_event(Note(f"{system.name} was not taught the word(s) {', '.join(unknown)}; playroom words work best"))
+        given = canvas.video.to(system.device, system.dtype)
+        mask = canvas.mask.to(system.device, system.dtype)
+
+        def of(text: str) -> Condition:
+            ids = tokenizer.encode([text] * len(given), config.text_length)
+            return Condition(ids.to(system.device), given, mask)
+
+        return Conditions(of(request.prompt), of(request.negative_prompt))
+
+    def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
+        given, mask = condition.given_BCTHW, condition.mask_B1THW
+        if frames is not None:
+            given, mask = given[:, :, list(frames)], mask[:, :, list(frames)]
+        model = system.model
+
+        def network(z_BCTHW: Tensor, level: Level) -> Tensor:
+            return model(z_BCTHW, level.log_snr.to(z_BCTHW), condition.ids_BL, given, mask)
+
+        return X0.denoiser(network)
+
+    def recognise(self, header: Mapping[str, tuple[tuple[int, ...], str]]) -> Config | None:  # noqa: ARG002
+        """Always None: the tokenizer lives in our files' metadata, without which the weights mean nothing."""
+        return None
+
+    def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
+        raise BadRequest("zoetrope has one layout, its own; this file has another")
+
+    def recipe(self, config: Config) -> Recipe:
+        return recipe.TINY if config.width < 64 else recipe.RECIPE
+
+    def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
+        return recipe.loss(model, config, batch, generator)
+
+    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
+        return list(model.get_submodule("blocks").children())
+
+    def to_json(self, config: Config) -> dict[str, Any]:
+        return asdict(config)
+
+    def from_json(self, told: Mapping[str, Any]) -> Config:
+        known = {f.name for f in fields(Config)}
+        if unknown := set(told) - known:
+            raise BadRequest(f"this file was written by a later version (config has {sorted(unknown)[0]!r})")
+        return Config(**{**told, "patch": tuple(told["patch"]), "words": tuple(told["words"])})
+
+
+FAMILY = ZoetropeFamily()

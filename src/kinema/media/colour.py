@@ -1,0 +1,51 @@
+"""uint8 pixels to float in [-1, 1] and back: the only place where either is turned into the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kinema.schema import BadRequest
+
+
+def to_float(frames_THWC: np.ndarray | Sequence[np.ndarray]) -> Tensor:
+    """uint8 frames H×W×3 in [0, 255] to float32 1×3×T×H×W in [-1, 1]; `to_uint8` gives back the same bytes."""
+    height, width = frames_THWC[0].shape[:2]
+    video_CTHW = torch.empty(3, len(frames_THWC), height, width)
+    for t, frame_HWC in enumerate(frames_THWC):  # frame by frame: a long clip is held once in float, and no more
+        if frame_HWC.dtype != np.uint8 or frame_HWC.shape != (height, width, 3):
+            raise ValueError(f"expected uint8 {height}×{width}×3, got {frame_HWC.dtype} {frame_HWC.shape}")
+        video_CTHW[:, t] = torch.from_numpy(frame_HWC.transpose(2, 0, 1).copy())
+    return video_CTHW.div_(127.5).sub_(1).unsqueeze(0)
+
+
+def to_uint8(video_BCTHW: Tensor) -> np.ndarray:
+    """float B×3×T×H×W in [-1, 1] (clamped) to uint8 B×T×H×W×3, rounded to the nearest level."""
+    if video_BCTHW.ndim != 5 or video_BCTHW.shape[1] != 3:
+        raise BadRequest(f"a clip must be B×3×T×H×W, this one is {tuple(video_BCTHW.shape)}")
+    pixels_BCTHW = video_BCTHW.detach().to("cpu", torch.float32)
+    if not bool(pixels_BCTHW.isfinite().all()):
+        raise BadRequest("the clip holds pixels that are not finite numbers, so there is no picture to write")
+    levels = pixels_BCTHW.add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return levels.permute(0, 2, 3, 4, 1).contiguous().numpy()
+
+
+def exact() -> int:
+    """swscale flags for YUV to RGB and back: its default rounds down, a whole level darker and 38 dB instead of 51."""
+    from av.video.reformatter import Interpolation
+
+    return int(
+        Interpolation.BICUBIC
+        | Interpolation.ACCURATE_RND
+        | Interpolation.FULL_CHR_H_INT
+        | Interpolation.FULL_CHR_H_INP
+    )
+
+
+def over_black(frames_THWA: np.ndarray) -> np.ndarray:
+    """uint8 T×H×W×4 with straight alpha to T×H×W×3 over black."""
+    alpha = frames_THWA[..., 3:].astype(np.uint16)
+    return ((frames_THWA[..., :3] * alpha + 127) // 255).astype(np.uint8)

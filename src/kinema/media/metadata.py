@@ -1,0 +1,161 @@
+"""The recipe inside a file: what is written, and how it is read back.
+
+Every format carries the same small set of tags. `kinema` is the recipe as JSON (ASCII, so that no
+container's idea of text can harm it); `digitalSourceType` is the IPTC term for generated media and
+`comment` says the same to people. mp4 holds them as tags, gif as a comment block, webp as EXIF and
+XMP, png as text chunks and XMP, a folder of frames as ``recipe.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kinema.schema import BadRequest
+
+KEY = "kinema"
+FOLDER_RECIPE = "recipe.json"
+GENERATED = "trainedAlgorithmicMedia"
+IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+MAX_RECIPE = 1 << 20
+"""Bytes of JSON that are parsed: a recipe has a few thousand."""
+
+_USER_COMMENT = 0x9286
+_EXIF_IFD = 0x8769
+_ASCII = b"ASCII\0\0\0"
+
+
+def tags(recipe: Mapping[str, Any], *, generated: bool = True) -> dict[str, str]:
+    """The tags of a file: title, comment, recipe and, for generated media, the mark of it."""
+    try:
+        told = json.dumps(dict(recipe), sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise BadRequest(f"the recipe holds something that is not plain data: {error}") from error
+    prompt = _printable(_prompt(recipe))
+    written = {"title": prompt or "Kinema clip", KEY: told}
+    if generated:
+        about = f" Prompt: {prompt}" if prompt else ""
+        written["comment"] = f"AI-generated video, made with Kinema.{about}"
+        written["digitalSourceType"] = GENERATED
+    return written
+
+
+def xmp(generated: bool) -> bytes:
+    """An XMP packet with the IPTC digital source type, which is where pictures are expected to say it."""
+    kind = f' Iptc4xmpExt:DigitalSourceType="{IPTC}{GENERATED}"' if generated else ""
+    return (
+        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about=""'
+        f' xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"{kind}/></rdf:RDF></x:xmpmeta>'
+        '<?xpacket end="w"?>'
+    ).encode()
+
+
+def exif(written: Mapping[str, str]) -> bytes:
+    """An EXIF block whose user comment is the tags as JSON."""
+    from PIL import Image
+
+    block = Image.Exif()
+    block[0x010E] = written.get("comment", "").encode("ascii", "replace").decode()
+    block[0x0131] = "Kinema"
+    block.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _ASCII + json.dumps(dict(written)).encode("ascii")
+    return block.tobytes()
+
+
+def gif_comment(written: Mapping[str, str]) -> bytes:
+    """A GIF89a comment extension with the tags as JSON, in blocks of at most 255 bytes."""
+    text = json.dumps(dict(written)).encode("ascii")
+    blocks = b"".join(bytes([len(text[i : i + 255])]) + text[i : i + 255] for i in range(0, len(text), 255))
+    return b"\x21\xfe" + blocks + b"\x00"
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The recipe that Kinema wrote into ``path`` (mp4, gif, webp, png or a folder of frames).
+
+    Raises `BadRequest` where the file is missing or holds none.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise BadRequest(f"there is no file {path} to read a recipe from")
+    told = _find(path)
+    if told is None:
+        raise BadRequest(f"{path.name} holds no recipe: it was not written by Kinema, or its metadata was stripped")
+    try:
+        recipe = json.loads(told)
+    except ValueError as error:
+        raise BadRequest(f"the recipe in {path.name} is damaged and cannot be read") from error
+    if not isinstance(recipe, dict):
+        raise BadRequest(f"the recipe in {path.name} is not a list of named values")
+    return recipe
+
+
+def _find(path: Path) -> str | None:
+    if path.is_dir():
+        beside = path / FOLDER_RECIPE
+        return _from_json(beside.read_bytes()) if beside.is_file() else None
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head[4:8] == b"ftyp":
+        return _from_mp4(path)
+    return _from_picture(path)
+
+
+def _from_mp4(path: Path) -> str | None:
+    import av
+
+    try:
+        with av.open(str(path), format="mov", metadata_errors="replace") as container:
+            told = container.metadata.get(KEY)
+    except av.FFmpegError as error:
+        raise BadRequest(f"{path.name} cannot be read as a video: it is damaged or cut short") from error
+    return told if told is None or len(told) <= MAX_RECIPE else None
+
+
+def _from_picture(path: Path) -> str | None:
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["GIF", "WEBP", "PNG"]) as picture:
+            if picture.format == "PNG":
+                told = picture.info.get(KEY)
+                return str(told) if told is not None and len(told) <= MAX_RECIPE else None
+            if picture.format == "GIF":
+                return _from_json(picture.info.get("comment", b""))
+            comment = picture.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT, b"")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+    if isinstance(comment, bytes) and comment.startswith(_ASCII):
+        return _from_json(comment[len(_ASCII) :])
+    return None
+
+
+def _from_json(text: bytes | str) -> str | None:
+    """The recipe inside a JSON object of tags, or none where the text is something else."""
+    if len(text) > MAX_RECIPE:
+        return None
+    try:
+        told = json.loads(text)
+    except ValueError:
+        return None
+    found = told.get(KEY) if isinstance(told, dict) else None
+    if isinstance(found, dict):
+        return json.dumps(found)
+    return found if isinstance(found, str) else None
+
+
+def _prompt(recipe: Mapping[str, Any]) -> str:
+    request = recipe.get("request", recipe)
+    if isinstance(request, str):  # a request travels as its own JSON text
+        try:
+            request = json.loads(request)
+        except ValueError:
+            return ""
+    return str(request.get("prompt", "")) if isinstance(request, Mapping) else ""
+
+
+def _printable(text: str) -> str:
+    """One line that every container can hold: no control characters, no lone surrogates."""
+    clean = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(clean.split())[:300]

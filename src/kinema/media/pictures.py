@@ -1,0 +1,182 @@
+"""Still pictures, animated webp and folders of numbered pictures, through Pillow."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kinema.media.colour import over_black, to_float
+from kinema.media.containers import sniff
+from kinema.media.metadata import FOLDER_RECIPE
+from kinema.media.timing import DEFAULT_FPS, MAX_FRAME_PIXELS, Limits, Timed
+from kinema.schema import BadRequest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_IMAGE_PIXELS = 2**26
+"""Height × width of a picture: 8192 × 8192."""
+
+_PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+_FRAME_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+def existing(path: Path) -> Path:
+    """``path`` if it is there and not an empty file; else a `BadRequest` with the nearest names."""
+    if path.exists():
+        if path.is_file() and path.stat().st_size == 0:
+            raise BadRequest(f"{path} is empty (0 bytes); expected a picture or a video")
+        return path
+    if not path.parent.is_dir():
+        raise BadRequest(f"there is no file {path}: the folder {path.parent} does not exist")
+    names = [p.name for p in path.parent.iterdir() if not p.name.startswith(".")]
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    raise BadRequest(f"there is no file {path}" + (f"; did you mean {', '.join(near)}?" if near else ""))
+
+
+def read_image(path: str | Path, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
+    """Read a picture as 1×3×1×H×W float32 in [-1, 1]: upright by its EXIF, sRGB, 16 bits where it has them.
+
+    Alpha is over black, as in videos: a picture and the clip made from it must show the same pixels.
+    Of a file with several frames the first is read. Raises `BadRequest` for a missing file, no
+    picture, one that is cut short, or one of more than ``max_pixels``, before it is decoded.
+    """
+    path = existing(Path(path))
+    if path.is_dir():
+        raise BadRequest(f"{path} is a folder; expected a picture")
+    with _open_picture(path, max_pixels) as picture:
+        return _to_tensor(path, picture)
+
+
+def webp_frames(path: Path, limits: Limits) -> Iterator[Timed]:
+    """Frames of an animated webp, which FFmpeg does not decode."""
+    with _open_picture(path, min(MAX_FRAME_PIXELS, limits.pixels)) as picture:
+        time = 0.0
+        for index in range(getattr(picture, "n_frames", 1)):
+            try:
+                picture.seek(index)
+                pixels_HWC = np.asarray(picture.convert("RGBA"))
+            except (OSError, EOFError) as error:
+                raise BadRequest(f"{path.name} is damaged or cut short at frame {index}") from error
+            hold = picture.info.get("duration", 0) / 1000 or 1 / DEFAULT_FPS
+            yield Timed(time, hold, lambda now=pixels_HWC: over_black(now[None])[0], clock=1e-3)  # type: ignore[misc]
+            time += hold
+
+
+def folder_frames(folder: Path, limits: Limits, fps: float | None) -> tuple[float, Iterator[Timed]]:
+    """The pictures of a folder in natural order, and their rate: the recipe's, else ``fps``, else 8."""
+    files = sorted(
+        (p for p in folder.iterdir() if p.suffix.lower() in _FRAME_SUFFIXES and not p.name.startswith(".")),
+        key=lambda p: [(0, int(s), "") if s.isdigit() else (1, 0, s) for s in re.split(r"(\d+)", p.name)],
+    )
+    if not files:
+        raise BadRequest(f"the folder {folder} holds no pictures; expected numbered frames such as frame-0001.png")
+    rate = _folder_rate(folder) or fps or DEFAULT_FPS
+    most = min(MAX_FRAME_PIXELS, limits.pixels)
+
+    def timed() -> Iterator[Timed]:
+        for index, file in enumerate(files):
+            yield Timed(index / rate, 1 / rate, lambda file=file: _picture_bytes(file, most))  # type: ignore[misc]
+
+    return rate, timed()
+
+
+def _folder_rate(folder: Path) -> float | None:
+    beside = folder / FOLDER_RECIPE
+    if not beside.is_file() or beside.stat().st_size > MAX_FRAME_PIXELS:
+        return None
+    try:
+        rate = json.loads(beside.read_bytes()).get("fps")
+    except (ValueError, AttributeError):
+        return None
+    return float(rate) if isinstance(rate, int | float) and 0.1 <= rate <= 240 else None
+
+
+def _picture_bytes(path: Path, max_pixels: int) -> np.ndarray:
+    with _open_picture(path, max_pixels) as picture:
+        video = _to_tensor(path, picture)
+    return video[0, :, 0].permute(1, 2, 0).add(1).mul(127.5).round().to(torch.uint8).numpy()
+
+
+def is_picture(path: Path) -> bool:
+    """Whether the content is one still picture (an animated gif or webp is a clip)."""
+    if sniff(path) in ("mov", "avi", "matroska"):
+        return False
+    try:
+        with _open_picture(path, MAX_IMAGE_PIXELS) as picture:
+            return getattr(picture, "n_frames", 1) == 1 or picture.format in ("MPO", "TIFF")
+    except BadRequest:
+        if sniff(path) in ("gif", "webp"):
+            return False
+        raise
+
+
+def _open_picture(path: Path, max_pixels: int) -> Image:
+    """Open by content, header only; too many pixels are refused before any is decoded."""
+    from PIL import Image, UnidentifiedImageError
+
+    Image.init()
+    try:
+        picture = Image.open(path, formats=[name for name in _PICTURES if name in Image.OPEN])
+    except Image.DecompressionBombError as error:
+        raise BadRequest(f"{path.name} is too large a picture; at most {max_pixels:,} pixels are read") from error
+    except UnidentifiedImageError as error:
+        raise BadRequest(f"{path.name} is not a picture that can be read; expected png, jpeg, webp, gif…") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadRequest(f"{path.name} cannot be read as a picture: {error}") from error
+    width, height = picture.size
+    if width * height > max_pixels:
+        picture.close()
+        raise BadRequest(f"{path.name} is {width}×{height}; at most {max_pixels:,} pixels of a picture are read")
+    return picture
+
+
+def _to_tensor(path: Path, picture: Image) -> Tensor:
+    """A picture as 1×3×1×H×W in [-1, 1]."""
+    from PIL import ImageOps
+
+    try:
+        picture.load()
+        upright = ImageOps.exif_transpose(picture)
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise BadRequest(f"{path.name} is damaged or cut short: its pixels cannot be decoded") from error
+    if upright.mode.startswith(("I", "F")):
+        return _deep_grey(np.asarray(upright, dtype=np.float32), sixteen=upright.mode.startswith("I"))
+    if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
+        pixels_HWC = over_black(np.asarray(upright.convert("RGBA"))[None])[0]
+    else:
+        pixels_HWC = np.asarray(_in_srgb(upright).convert("RGB"))
+    return to_float(pixels_HWC[None])
+
+
+def _deep_grey(grey_HW: np.ndarray, *, sixteen: bool) -> Tensor:
+    """Grey of 16 bits (white is 65535) or float (white is 1, or 255 where it goes past 1) to 1×3×1×H×W."""
+    white = 65535.0 if sixteen else 1.0 if grey_HW.max() <= 1 else 255.0
+    scaled_HW = torch.from_numpy(np.nan_to_num(grey_HW) / white)
+    return scaled_HW.mul(2).sub(1).clamp(-1, 1).expand(3, *grey_HW.shape).contiguous()[None, :, None]
+
+
+def _in_srgb(picture: Image) -> Image:
+    """Colours in sRGB where the picture carries another profile (phones write Display P3)."""
+    profile = picture.info.get("icc_profile")
+    if not profile or picture.mode != "RGB":
+        return picture
+    from PIL import ImageCms
+
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        moved = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"))
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return picture  # a broken profile is common in old files, and the pixels are still a picture
+    return picture if moved is None else moved
+
+

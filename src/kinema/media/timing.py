@@ -1,0 +1,136 @@
+"""Which frames of a video are taken, and when they are shown: limits, parts, even rates."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from kinema.schema import BadRequest
+
+MAX_FRAME_PIXELS = 2**25
+"""Height × width of one video frame: 8K fits."""
+DEFAULT_FPS = 8.0
+"""The rate of a folder of frames, or of a single frame, that says none."""
+RATES = (0.1, 240.0)
+MILLISECOND = 1e-3
+"""The coarsest clock whose declared rate means something: a gif counts in hundredths of a second."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one read may use; each is counted while decoding, none is taken from the header."""
+
+    frames: int
+    pixels: int
+    seconds: float
+
+    def check_frame(self, name: str, height: int, width: int) -> None:
+        most = min(MAX_FRAME_PIXELS, self.pixels)
+        if height * width > most:
+            raise BadRequest(f"{name} is {width}×{height}; at most {most:,} pixels a frame are read")
+
+    def check(self, name: str, frames: int, pixels: int) -> None:
+        if frames > self.frames:
+            raise BadRequest(f"{name} has more than {self.frames} frames; take a part of it with start and frames")
+        if pixels > self.pixels:
+            raise BadRequest(
+                f"{name} is more than {self.pixels:,} pixels over all frames; take a part of it with start and frames"
+            )
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A decoded frame as a promise: ``pixels()`` is uint8 H×W×3; times in seconds.
+
+    ``clock`` is the step of the container's time stamps, ``declared`` the rate that it claims, if any.
+    """
+
+    time: float
+    duration: float
+    pixels: Callable[[], np.ndarray]
+    clock: float = 0.0
+    declared: float = 0.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of a video is wanted: from ``start`` seconds, at most ``frames``, at ``fps``."""
+
+    start: float = 0.0
+    frames: int | None = None
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < float("inf"):
+            raise BadRequest(f"start is {self.start}; expected seconds from 0")
+        if self.frames is not None and self.frames < 1:
+            raise BadRequest(f"frames is {self.frames}; expected at least 1")
+        if self.fps is not None and not RATES[0] <= self.fps <= RATES[1]:
+            raise BadRequest(f"fps is {self.fps}; expected 0.1 to 240")
+
+
+def within(name: str, timed: Iterator[Timed], start: float, limits: Limits) -> Iterator[Timed]:
+    """Frames from ``start`` on, refused where they last longer than the limit."""
+    last, first = 0.0, None
+    for frame in timed:
+        last = max(last, frame.time + frame.duration)
+        if frame.time < start - frame.duration / 2 - 1e-6:
+            continue
+        first = frame.time if first is None else first
+        if frame.time - first > limits.seconds:
+            raise BadRequest(
+                f"{name} is longer than {limits.seconds:g} seconds; take a part of it with start and frames"
+            )
+        yield frame
+    if first is None:
+        raise BadRequest(
+            f"start is {start:g} s but {name} lasts {last:.2f} s" if last else f"{name} holds no video frames"
+        )
+
+
+def resampled(timed: Iterable[Timed], fps: float, frames: int | None) -> Iterator[Timed]:
+    """One frame per 1/fps seconds, each the nearest in time; the last one lasts as long as it says."""
+    held, made, origin = None, 0, 0.0
+    for frame in timed:
+        if held is None:
+            held, origin = frame, frame.time
+            continue
+        while origin + made / fps <= (held.time + frame.time) / 2:
+            if made == frames:
+                return
+            yield held
+            made += 1
+        held = frame
+    while held is not None and made != frames and (made == 0 or origin + (made + 0.5) / fps <= held.time + held.duration):
+        yield held
+        made += 1
+
+
+def even_rate(frames: Sequence[Timed]) -> tuple[bool, float]:
+    """Whether the time stamps are even, and the rate: their mean, or one over the median gap."""
+    if len(frames) == 1:
+        hold = frames[0].duration
+        return True, float(np.clip(1 / hold, *RATES)) if hold > 0 else DEFAULT_FPS
+    # The last hold counts as a gap: a gif that rests on its last picture is uneven, and says how long.
+    gaps = [b.time - a.time for a, b in pairwise(frames)] + [f.duration for f in frames[-1:] if f.duration > 0]
+    typical = statistics.median(gaps)
+    if typical <= 0:
+        return True, DEFAULT_FPS
+    even = 0.5 * typical <= min(gaps) and max(gaps) <= 1.5 * typical
+    span = sum(gaps) if even else typical
+    rate = len(gaps) / span if even else 1 / typical
+    clock = frames[0].clock
+    error, declared = max(4e-4, 2 * clock / span), frames[0].declared if clock <= MILLISECOND else 0.0
+    return even, float(np.clip(_meant(rate, error, declared), *RATES))
+
+
+def _meant(rate: float, error: float, declared: float) -> float:
+    """The rate that a measured one stands for, given the relative error that the container's clock allows."""
+    for candidate in (declared, round(rate), round(rate * 2) / 2, round(rate) * 1000 / 1001):
+        if candidate > 0 and abs(candidate - rate) <= error * rate:
+            return candidate
+    return rate

@@ -1,0 +1,46 @@
+"""Embeddings of numbers: sinusoids, and the noise level as a continuous log-SNR.
+
+Letters: B batch (or any leading axes), D width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+LOG_SNR_LIMIT = 20.0
+"""VDM clips its schedule to log-SNR in [-20, 20]; beyond it a clip is clean, or noise, to the eye."""
+_SCALE = 1000.0
+
+
+def sinusoidal(x_B: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
+    """``[…] -> […, width]``: cosines, then sines, of periods from 2π to 2π·max_period (Vaswani et al. 2017, §3.5).
+
+    Raises ValueError for an odd width.
+    """
+    if width % 2:
+        raise ValueError(f"a sinusoidal embedding has an even width, got {width}")
+    half = width // 2
+    rate_D = torch.exp(-math.log(max_period) / half * torch.arange(half, device=x_B.device, dtype=torch.float32))
+    angle_BD = x_B.float()[..., None] * rate_D
+    return torch.cat([angle_BD.cos(), angle_BD.sin()], dim=-1)
+
+
+class LogSNREmbedding(nn.Module):
+    """``forward(log_snr […]) -> […, width]``: log-SNR in [-20, 20] taken to [0, 1000], sinusoids, a two-layer MLP.
+
+    ``features`` is the width of the sinusoids (``width`` unless given). Values outside [-20, 20] count as
+    its ends.
+    """
+
+    def __init__(self, width: int, features: int | None = None) -> None:
+        super().__init__()
+        self.features = features or width
+        self.mlp = nn.Sequential(nn.Linear(self.features, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, log_snr_B: Tensor) -> Tensor:
+        unit_B = (log_snr_B.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT) / LOG_SNR_LIMIT + 1) / 2
+        # In the weights' precision only after the sinusoids: half precision would blur levels that are close.
+        return self.mlp(sinusoidal(unit_B * _SCALE, self.features).to(self.mlp[0].weight.dtype))

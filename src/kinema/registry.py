@@ -1,0 +1,47 @@
+"""Names to ``module:object`` strings, and nothing else: the only place that points upward.
+
+Importing this module costs nothing: no torch, no family is imported until `resolve` is called.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+from kinema.schema import BadRequest
+
+FAMILIES: dict[str, str] = {
+    "vdm": "kinema.families.vdm.family:FAMILY",
+    "zoetrope": "kinema.families.zoetrope.family:FAMILY",
+}
+"""Folder name under ``families/`` to its `Family` object."""
+
+EMBEDDED: dict[str, tuple[str, str]] = {
+    "zoetrope": ("zoetrope", "zoetrope.safetensors"),
+}
+"""Weights that ship in the package: name to (family, file under ``kinema/weights``)."""
+
+ALIASES: dict[str, str] = {}
+"""Short names to a hub id or another name."""
+
+
+def resolve(target: str) -> Any:
+    """The object a ``module:object`` string names."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def family(name: str) -> Any:
+    """The family registered under ``name``; an unknown one is refused with the nearest names."""
+    if name not in FAMILIES:
+        raise BadRequest(unknown("family", name, FAMILIES))
+    return resolve(FAMILIES[name])
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """One sentence: what was not found and the nearest names there are."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:6]
+    return f"there is no {what} {name!r}; did you mean {', '.join(near)}?"

@@ -1,0 +1,340 @@
+"""The nouns of the package: shapes, clips, canvases, requests, events and the one user error.
+
+Everything here is a frozen dataclass that imports without torch, so that the command line, the
+registry and a web form can describe a request before any heavy library is loaded.
+
+Letters: B batch, C channels, T frames, H height, W width (pixels unless a latent is named).
+Pixels are float in [-1, 1] and ``BCTHW`` at every public boundary.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TaskName = Literal["generate", "animate", "interpolate", "extend", "inpaint", "edit"]
+Honour = Literal["auto", "native", "replacement", "reconstruction"]
+Fit = Literal["crop", "pad"]
+
+MAX_FRAMES = 4096
+MAX_SIDE = 8192
+MAX_PIXELS = 2**31
+"""Frames × height × width a request may ask for: beyond it nothing we run could answer."""
+
+
+class BadRequest(ValueError):
+    """The user asked for something impossible: one clear sentence, exit code 2, no traceback."""
+
+
+# --------------------------------------------------------------------------------------- shapes
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """The sizes a model can make: frames ``k * frame_step + frame_offset``, sides a multiple.
+
+    ``stride`` is (time, height, width) pixels per latent cell, ``channels`` the latent channels.
+    A codec with a causal first frame (Open-Sora 1.2) has ``frame_step = stride[0]`` and
+    ``frame_offset = 1``.
+    """
+
+    frame_step: int = 1
+    frame_offset: int = 0
+    side_multiple: int = 1
+    stride: tuple[int, int, int] = (1, 1, 1)
+    channels: int = 3
+    min_side: int = 16
+    max_side: int = MAX_SIDE
+    max_frames: int | None = None
+
+    def snap_frames(self, frames: int) -> int:
+        """The nearest frame count on the lattice, at least one step (ties go up)."""
+        steps = math.floor((frames - self.frame_offset) / self.frame_step + 0.5)
+        least = 0 if self.frame_offset else 1
+        return max(steps, least) * self.frame_step + self.frame_offset
+
+    def snap_side(self, side: int) -> int:
+        """The nearest side on the lattice, within ``min_side`` and ``max_side`` (ties go up)."""
+        m = self.side_multiple
+        least, most = math.ceil(self.min_side / m) * m, self.max_side // m * m
+        return min(max(math.floor(side / m + 0.5) * m, least), most)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A video's shape; the only place where frame and patch arithmetic is written."""
+
+    batch: int
+    channels: int
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def bcthw(self) -> tuple[int, int, int, int, int]:
+        return (self.batch, self.channels, self.frames, self.height, self.width)
+
+    def latent(self, lattice: Lattice) -> Shape:
+        """The latent shape under a codec's lattice: ``(T - offset) // stride_t + offset`` frames."""
+        t, h, w = lattice.stride
+        frames = (self.frames - lattice.frame_offset) // t + lattice.frame_offset
+        return Shape(self.batch, lattice.channels, frames, self.height // h, self.width // w)
+
+    def grid(self, patch: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Tokens along (T, H, W) when the video is cut into ``patch``-sized boxes."""
+        sides = (self.frames, self.height, self.width)
+        for side, size in zip(sides, patch, strict=True):
+            if side % size:
+                raise BadRequest(f"a video of {self.bcthw} does not divide into patches of {patch}")
+        return (self.frames // patch[0], self.height // patch[1], self.width // patch[2])
+
+    @staticmethod
+    def of(video_bcthw: Tensor) -> Shape:
+        if video_bcthw.ndim != 5:
+            raise BadRequest(f"a video must be B×C×T×H×W, this one is {tuple(video_bcthw.shape)}")
+        return Shape(*video_bcthw.shape)
+
+
+# ------------------------------------------------------------------------------- clip and canvas
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A finished video: ``video`` B×3×T×H×W in [-1, 1], frames per second, and how it was made."""
+
+    video: Tensor
+    fps: float = 8.0
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> Shape:
+        return Shape.of(self.video)
+
+    def save(self, path: str | Path, **options: Any) -> list[Path]:
+        """Write an mp4, gif, webp or a folder of png frames, by suffix; one file per batch item.
+
+        The recipe goes into the file's metadata. Returns the paths written. The file is written
+        beside its name and renamed, so a stopped run leaves the old one or none.
+        """
+        # schema is the lowest layer: it reaches the media layer by name only, as the registry does.
+        return importlib.import_module("kinema.media.write").save_clip(self, Path(path), **options)
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A partly known video: the one shape that every task takes.
+
+    ``video`` B×3×T×H×W in [-1, 1]; ``mask`` B×1×T×H×W, 1 where the pixel is given, else 0.
+    ``source`` is a whole clip to start from (edit), with ``strength`` in (0, 1]: 1 ignores it.
+    """
+
+    video: Tensor
+    mask: Tensor
+    source: Tensor | None = None
+    strength: float = 1.0
+
+    @property
+    def empty(self) -> bool:
+        return not bool(self.mask.any())
+
+    @property
+    def kind(self) -> str:
+        """What is given, in the words families use: nothing | first | ends | prefix | suffix |
+        frames (whole frames, any other pattern) | region | all."""
+        given = self.mask.flatten(3).amin(-1).amin(0)[0] > 0  # whole frames
+        touched = self.mask.flatten(3).amax(-1).amax(0)[0] > 0
+        if not touched.any():
+            return "nothing"
+        if not bool((given == touched).all()):
+            return "region"
+        index = given.nonzero().flatten().tolist()
+        last = len(given) - 1
+        if len(index) == len(given):
+            return "all"
+        if index == [0]:
+            return "first"
+        if index == [0, last]:
+            return "ends"
+        if index == list(range(len(index))):
+            return "prefix"
+        if index == list(range(len(given) - len(index), len(given))):
+            return "suffix"
+        return "frames"
+
+
+# -------------------------------------------------------------------------------------- request
+
+
+def option(help_: str, default: Any = None, *, least: float | None = None, most: float | None = None) -> Any:
+    """A request field with its help and range: read by the checks, the CLI and the web form."""
+    return field(default=default, metadata={"help": help_, "least": least, "most": most})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asks for. ``None`` means "the model's own default"; `System.settle` fills it.
+
+    Paths stay paths here; tasks read them. A request of plain values survives JSON unchanged, which
+    is what the metadata of an mp4 holds and ``kinema replay`` reads.
+    """
+
+    task: TaskName = "generate"
+    prompt: str = option("what to show", "")
+    negative_prompt: str = option("what to steer away from", "")
+    seed: int | None = option("random seed; drawn and recorded when left out", None, least=0, most=2**63 - 1)
+    clips: int = option("clips to make in one batch", 1, least=1, most=64)
+
+    frames: int | None = option("frames to make", None, least=1, most=MAX_FRAMES)
+    height: int | None = option("height in pixels", None, least=1, most=MAX_SIDE)
+    width: int | None = option("width in pixels", None, least=1, most=MAX_SIDE)
+    fps: float | None = option("frames per second of the clip", None, least=0.1, most=240)
+
+    steps: int | None = option("sampling steps", None, least=1, most=10_000)
+    sampler: str | None = option("sampler, by name (see `kinema models --samplers`)", None)
+    guidance: float | None = option("classifier-free guidance scale; 1 is off", None, least=-100, most=1000)
+    guidance_end: float | None = option(
+        "guidance at the last frame, when it changes over frames", None, least=-100, most=1000
+    )
+    guidance_rescale: float = option("pull guided contrast back to the unguided (0..1)", 0.0, least=0, most=1)
+    guidance_interval: tuple[float, float] = option("log-SNR range in which guidance acts", (-math.inf, math.inf))
+    eta: float | None = option("noise put back at each step (0 is deterministic)", None, least=0, most=1)
+
+    image: str | None = option("picture or clip whose first frame starts the video", None)
+    last_image: str | None = option("picture that ends the video", None)
+    video: str | None = option("clip to interpolate, extend, inpaint or edit", None)
+    mask: str | None = option("picture or clip, white where new content is wanted", None)
+    region: tuple[float, float, float, float] | None = option(
+        "box left,top,right,bottom in fractions of the frame, where new content is wanted", None
+    )
+    outside: bool = option("make new content outside the region instead of inside", False)
+    every: int | None = option("interpolate: one given frame in this many", None, least=2, most=MAX_FRAMES)
+    keep: int | None = option("extend: frames of the clip to continue from", None, least=1, most=MAX_FRAMES)
+    backward: bool = option("extend to before the clip instead of after it", False)
+    loop: bool = option("make the last frame lead back to the first", False)
+    strength: float = option("edit: 0 keeps the source, 1 forgets it", 0.6, least=0, most=1)
+    fit: Fit = option("how a picture of another shape is fitted: crop or pad", "crop")
+
+    honour: Honour = option("how given pixels are held: the model's own way, or by guidance", "auto")
+    reconstruction_weight: float = option("w_r of reconstruction guidance", 2.0, least=0, most=1000)
+    window: int | None = option("frames seen at once, for clips longer than the model", None, least=1, most=MAX_FRAMES)
+    overlap: int | None = option("frames shared by neighbouring windows", None, least=0, most=MAX_FRAMES)
+    window_weights: Literal["flat", "pyramid", "overlap-linear"] = option("how windows are blended", "pyramid")
+
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Options of one family (motion bucket, noise augmentation…); an unknown one is refused by it."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            least, most = f.metadata.get("least"), f.metadata.get("most")
+            value = getattr(self, f.name)
+            if value is None or least is None:
+                continue
+            if isinstance(value, float) and not math.isfinite(value):
+                raise BadRequest(f"{f.name} is {value}; expected a number from {least:g} to {most:g}")
+            if not least <= value <= most:
+                raise BadRequest(f"{f.name} is {value:g}; expected {least:g} to {most:g}")
+        if self.frames and self.height and self.width and self.pixels > MAX_PIXELS:
+            raise BadRequest(
+                f"{self.clips} clip(s) of {self.frames} frames at {self.width}×{self.height} is more than "
+                f"{MAX_PIXELS:,} pixels; ask for fewer frames or a smaller size"
+            )
+        if self.region is not None:
+            left, top, right, bottom = self.region
+            if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+                raise BadRequest(f"region is {self.region}; expected 0 <= left < right <= 1 and 0 <= top < bottom <= 1")
+
+    @property
+    def pixels(self) -> int:
+        return self.clips * (self.frames or 0) * (self.height or 0) * (self.width or 0)
+
+    @property
+    def shape(self) -> Shape:
+        """The pixel shape asked for; only after `System.settle`."""
+        if self.frames is None or self.height is None or self.width is None:
+            raise RuntimeError("this request has no size yet: call System.settle first")
+        return Shape(self.clips, 3, self.frames, self.height, self.width)
+
+    def with_(self, **changes: Any) -> Request:
+        return replace(self, **changes)
+
+    def to_json(self) -> str:
+        """Only what differs from the defaults, in a stable order."""
+        default = Request()
+        told = {k: v for k, v in asdict(self).items() if v != getattr(default, k) or k == "task"}
+        return json.dumps(told, sort_keys=True, ensure_ascii=False)
+
+    @staticmethod
+    def from_json(text: str) -> Request:
+        told = json.loads(text)
+        known = {f.name for f in fields(Request)}
+        for name in told:
+            if name not in known:
+                raise BadRequest(f"the recipe holds an option {name!r} that this version does not know")
+        for name in ("guidance_interval", "region"):
+            if told.get(name) is not None:
+                told[name] = tuple(told[name])
+        return Request(**told)
+
+
+# --------------------------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of work began: "load", "condition", "sample", "decode", "write"."""
+
+    name: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Sampling step ``index`` of ``total`` is done (1-based); ``x0`` the clean estimate (latent)."""
+
+    index: int
+    total: int
+    log_snr: float
+    x0: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something was decided for the user: a snapped size, a cropped picture, an unknown word."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak resident (CPU) or allocated (GPU) bytes so far."""
+
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """Optimiser step ``index`` of ``total`` is done; ``loss`` is the batch mean, ``rate`` clips per second."""
+
+    index: int
+    total: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    rate: float
+    validation: float | None = None
+
+
+Event = Phase | Step | Note | Memory | TrainStep
+OnEvent = Callable[[Event], None]
+
+
+def ignore(_event: Event) -> None:
+    """The listener that listens to nothing."""

@@ -1,0 +1,1 @@
+"""Verbs: how a request becomes a canvas."""

@@ -1,0 +1,88 @@
+"""Optimisers: AdamW, or Muon for the blocks' matrices beside AdamW for the rest.
+
+Muon: Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/); update scaled to AdamW's root mean
+square as in "Muon is Scalable for LLM Training" (Liu et al. 2025, arXiv 2502.16982, eq. 4).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_ROUNDS = 5
+
+
+class Muon(Optimizer):
+    """Momentum whose matrix updates are orthogonalised by five Newton–Schulz rounds.
+
+    ``torch.optim.Muon`` iterates in bf16, which on CPUs without bf16 units costs as much as the backward
+    pass itself (four times this one, measured); this iterates in the parameter's own precision, all
+    matrices of one shape at once. A matrix taller than wide by a whole factor (a fused q, k, v) is
+    orthogonalised block by block, since its blocks act apart.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        if closure is not None:
+            raise ValueError("Muon takes no closure")
+        for group in self.param_groups:
+            by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                buffer = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
+                nesterov = p.grad.lerp(buffer, group["momentum"])
+                by_shape.setdefault(tuple(p.shape), []).append((p, nesterov))
+            for (rows, columns), pairs in by_shape.items():
+                update = orthogonalise(torch.stack([u for _, u in pairs]))
+                scale = group["lr"] * 0.2 * math.sqrt(max(min(rows, columns), columns))
+                for (p, _), u in zip(pairs, update, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(u, alpha=-scale)
+
+
+def orthogonalise(x_NRC: Tensor) -> Tensor:
+    """Nearest semi-orthogonal matrices (singular values pulled into about [0.7, 1.2]), same shape."""
+    n, rows, columns = x_NRC.shape
+    parts = rows // columns if rows > columns and rows % columns == 0 else 1
+    x = x_NRC.reshape(n * parts, rows // parts, columns)
+    wide = x if x.shape[1] <= x.shape[2] else x.mT
+    wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    a, b, c = _NEWTON_SCHULZ
+    for _ in range(_ROUNDS):
+        gram = wide @ wide.mT
+        wide = a * wide + (b * gram + c * gram @ gram) @ wide
+    x = wide if x.shape[1] <= x.shape[2] else wide.mT
+    return x.reshape(n, rows, columns)
+
+
+def build(
+    name: str, model: nn.Module, blocks: Sequence[nn.Module], learning_rate: float, weight_decay: float
+) -> list[Optimizer]:
+    """The optimisers of a run: ``adamw`` alone, or ``muon`` for the blocks' matrices and AdamW beside it."""
+    adam = {"lr": learning_rate, "betas": (0.9, 0.98), "weight_decay": weight_decay}
+    if name == "adamw":
+        return [AdamW(model.parameters(), **adam)]
+    if name != "muon":
+        raise ValueError(f"no optimiser {name!r}; expected adamw or muon")
+    inside = [p for block in blocks for n, p in block.named_parameters() if p.ndim == 2 and n.endswith("weight")]
+    ids = {id(p) for p in inside}
+    rest = [p for p in model.parameters() if id(p) not in ids]
+    return [Muon(inside, lr=learning_rate, weight_decay=weight_decay), AdamW(rest, **adam)]
+
+
+def rate(step: int, steps: int, warmup: int, cooldown: float) -> float:
+    """Learning-rate factor at ``step``: linear warm-up, flat, then linear to zero over the last share."""
+    fall = max(1, int(steps * cooldown))
+    return min(1.0, (step + 1) / max(1, warmup), (steps - step) / fall)

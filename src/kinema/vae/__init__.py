@@ -1,0 +1,1 @@
+"""Codecs between pixels and latents that have two users; others stay in their family."""

@@ -1,0 +1,18 @@
+"""The codec of pixel-space models: pixels are the latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PixelCodec:
+    """Identity between pixels B×3×T×H×W in [-1, 1] and latents of the same shape."""
+
+    def encode(self, video_BCTHW: Tensor) -> Tensor:
+        return video_BCTHW
+
+    def decode(self, z_BCTHW: Tensor) -> Tensor:
+        return z_BCTHW

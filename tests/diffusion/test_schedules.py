@@ -1,0 +1,228 @@
+"""Schedules: identities, inverses and closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kinema.diffusion.schedules import (
+    SPACINGS,
+    CosineLogSNR,
+    DiscreteBetas,
+    EDMSigmas,
+    Level,
+    RectifiedFlow,
+    custom,
+    flow,
+    spaced,
+    variance_exploding,
+    variance_preserving,
+)
+from kinema.schema import BadRequest
+
+SCHEDULES = [
+    CosineLogSNR(),
+    DiscreteBetas("linear", 0.00085, 0.012),
+    DiscreteBetas("scaled_linear", 0.00085, 0.02),
+    EDMSigmas(),
+    EDMSigmas(0.002, 700.0),
+    RectifiedFlow(),
+    RectifiedFlow(3.0),
+]
+unit = st.floats(0, 1, allow_subnormal=False)
+log_snrs = st.floats(-18, 18)
+
+
+def f64(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_cosine_log_snr_is_20_then_0_then_minus_20():
+    log_snr = CosineLogSNR().level(f64(0, 0.5, 1)).log_snr
+    torch.testing.assert_close(log_snr, f64(20, 0, -20), atol=1e-9, rtol=0)
+
+
+@given(s=unit, gap=st.floats(1e-3, 1))
+def test_variances_add_up_between_two_times(s, gap):
+    """(alpha_t / alpha_s)² sigma_s² + sigma²_{t|s} = sigma_t², with sigma²_{t|s} = (1 - e^{λt - λs}) sigma_t²."""
+    t = min(s + gap, 1.0)
+    level = CosineLogSNR().level(f64(t, s))
+    (alpha_t, alpha_s), (sigma_t, sigma_s), (lambda_t, lambda_s) = level.alpha, level.sigma, level.log_snr
+    between = -torch.expm1(lambda_t - lambda_s) * sigma_t**2
+    torch.testing.assert_close((alpha_t / alpha_s) ** 2 * sigma_s**2 + between, sigma_t**2, atol=1e-14, rtol=1e-12)
+
+
+@given(log_snr=log_snrs)
+def test_three_scalings_keep_their_norm_and_log_snr(log_snr):
+    value = f64(log_snr)
+    vp, ve, rf = variance_preserving(value), variance_exploding(value), flow(value)
+    torch.testing.assert_close(vp.alpha**2 + vp.sigma**2, f64(1))
+    torch.testing.assert_close(rf.alpha + rf.sigma, f64(1))
+    assert ve.alpha == 1
+    for level in (vp, ve, rf):
+        torch.testing.assert_close(level.log_snr, value, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@given(t=st.floats(1e-4, 1 - 1e-4))
+def test_time_inverts_level(schedule, t):
+    torch.testing.assert_close(schedule.time(schedule.level(f64(t)).log_snr), f64(t), atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@given(t=st.floats(1e-4, 1 - 1e-4))
+def test_at_gives_the_level_of_a_log_snr_in_the_schedules_own_scaling(schedule, t):
+    level = schedule.level(f64(t))
+    again = schedule.at(level.log_snr)
+    torch.testing.assert_close(again.alpha, level.alpha, atol=1e-10, rtol=1e-8)
+    torch.testing.assert_close(again.sigma, level.sigma, atol=1e-10, rtol=1e-8)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_times_beyond_the_schedule_are_its_ends(schedule):
+    torch.testing.assert_close(schedule.time(f64(60.0, -60.0)), f64(0, 1), atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "end", "expected"),
+    [("linear", 0.012, 0.001579), ("scaled_linear", 0.012, 0.004660), ("scaled_linear", 0.020, 0.000230)],
+)
+def test_last_alphas_cumprod_is_the_published_one(kind, end, expected):
+    assert float(DiscreteBetas(kind, 0.00085, end).alphas_cumprod[999]) == pytest.approx(expected, abs=5e-7)
+
+
+@given(step=st.integers(0, 999))
+def test_whole_steps_of_betas_are_the_discrete_ones(step):
+    betas = DiscreteBetas("scaled_linear", 0.00085, 0.012)
+    level = betas.level(f64(step / 999))
+    torch.testing.assert_close(level.alpha**2, betas.alphas_cumprod[step : step + 1], rtol=1e-9, atol=0)
+    torch.testing.assert_close(betas.timestep(level.log_snr), f64(step), atol=1e-6, rtol=0)
+
+
+def test_timesteps_between_steps_interpolate_log_snr():
+    betas = DiscreteBetas("linear", 0.0001, 0.02)
+    ends = torch.logit(betas.alphas_cumprod[[10, 11]])
+    torch.testing.assert_close(betas.timestep(ends.mean().reshape(1)), f64(10.5))
+
+
+def test_edm_sigmas_are_the_closed_form():
+    levels = spaced(EDMSigmas(0.002, 80.0), 18, "karras")
+    i = torch.arange(18, dtype=torch.float64)
+    expected = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    torch.testing.assert_close(levels.sigma[:-1], expected)
+    assert levels.sigma[-1] == 0
+    assert bool((levels.alpha == 1).all())
+
+
+def test_karras_spacing_of_betas_runs_from_their_first_to_their_last_sigma():
+    betas = DiscreteBetas("scaled_linear", 0.00085, 0.012)
+    ratio = torch.exp(-spaced(betas, 10, "karras").log_snr[:-1] / 2)
+    ends = ((1 - betas.alphas_cumprod) / betas.alphas_cumprod).sqrt()
+    torch.testing.assert_close(ratio[[0, -1]], ends[[-1, 0]])
+    bends = (ratio ** (1 / 7)).diff().diff()
+    torch.testing.assert_close(bends, torch.zeros_like(bends), atol=1e-12, rtol=0)
+
+
+def test_shifted_flow_is_the_published_formula():
+    sigma = spaced(RectifiedFlow(3.0), 4).sigma
+    torch.testing.assert_close(sigma, f64(1, 0.9, 0.75, 0.5, 0))
+
+
+def test_rectified_flow_is_exactly_noise_at_1_and_clean_at_0():
+    level = RectifiedFlow(2.0).level(f64(1, 0))
+    assert level.alpha.tolist() == [0, 1]
+    assert level.sigma.tolist() == [1, 0]
+    assert bool(level.log_snr.isfinite().all())
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_spacings_fall_from_noise_to_exactly_clean(schedule, spacing):
+    levels = spaced(schedule, 12, spacing)
+    assert len(levels) == 13
+    assert bool((levels.log_snr.diff() > 0).all())
+    assert (levels.alpha[-1], levels.sigma[-1]) == (1, 0)
+    if spacing != "leading":
+        first = schedule.level(f64(1))
+        torch.testing.assert_close(levels[0].alpha, first.alpha)
+        torch.testing.assert_close(levels[0].sigma, first.sigma)
+
+
+@pytest.mark.parametrize(("spacing", "first", "last"), [("leading", 961, 1), ("trailing", 999, 39)])
+def test_leading_and_trailing_are_whole_steps(spacing, first, last):
+    betas = DiscreteBetas("scaled_linear", 0.00085, 0.012)
+    steps = betas.timestep(spaced(betas, 25, spacing).log_snr[:-1])
+    torch.testing.assert_close(steps, steps.round(), atol=1e-6, rtol=0)
+    assert (round(float(steps[0])), round(float(steps[-1]))) == (first, last)
+
+
+def test_log_snr_spacing_is_even():
+    log_snr = spaced(CosineLogSNR(), 9, "log-snr").log_snr[:-1]
+    torch.testing.assert_close(log_snr, torch.linspace(-20, 20, 9, dtype=torch.float64), atol=1e-8, rtol=0)
+
+
+def test_custom_sigmas_are_ratios_in_the_schedules_scaling():
+    levels = custom(DiscreteBetas("linear", 0.00085, 0.012), sigmas=[10.0, 1.0, 0.0])
+    torch.testing.assert_close((levels.sigma / levels.alpha), f64(10, 1, 0))
+    torch.testing.assert_close(levels.alpha**2 + levels.sigma**2, f64(1, 1, 1))
+    ve = custom(EDMSigmas(), sigmas=[700.0, 0.5, 0.0])
+    torch.testing.assert_close(ve.sigma, f64(700, 0.5, 0))
+    torch.testing.assert_close(custom(RectifiedFlow(), sigmas=[1.0, 0.25, 0.0]).alpha, f64(0, 0.75, 1))
+    torch.testing.assert_close(custom(CosineLogSNR(), log_snrs=[-6.0, 2.0]).log_snr[:2], f64(-6, 2))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {},
+        {"sigmas": [1.0, 2.0]},
+        {"sigmas": [1.0]},
+        {"sigmas": [1.0, 0.0], "log_snrs": [1.0]},
+        {"log_snrs": [2.0, 1.0]},
+    ],
+)
+def test_custom_levels_that_make_no_sense_are_refused(told):
+    with pytest.raises(BadRequest):
+        custom(EDMSigmas(), **told)
+
+
+def test_unknown_spacing_steps_and_betas_are_refused():
+    with pytest.raises(BadRequest, match="spacing"):
+        spaced(EDMSigmas(), 4, "quadratic")
+    with pytest.raises(BadRequest, match="steps"):
+        spaced(EDMSigmas(), 0)
+    with pytest.raises(BadRequest, match="betas"):
+        DiscreteBetas("cosine", 0.1, 0.2)
+    with pytest.raises(BadRequest, match="whole steps"):
+        spaced(DiscreteBetas("linear", 0.1, 0.2, count=10), 11, "trailing")
+
+
+def test_level_indexes_batches_and_shapes():
+    levels = spaced(RectifiedFlow(), 4)
+    assert len(levels[-1]) == 1
+    assert levels[-1].sigma == 0
+    assert len(levels[1:3]) == 2
+    z = torch.zeros(3, 2, 4, 5, 6)
+    alpha, sigma = levels[1].batch(3).like(z)
+    assert alpha.shape == sigma.shape == (3, 1, 1, 1, 1)
+    assert alpha.dtype == z.dtype
+    x0, eps = torch.randn(2, *z.shape)
+    torch.testing.assert_close(levels[1].batch(3).add_noise(x0, eps), 0.25 * x0 + 0.75 * eps)
+
+
+def test_prior_std_is_that_of_the_noisiest_level():
+    assert CosineLogSNR().prior_std == DiscreteBetas("linear", 0.1, 0.2).prior_std == RectifiedFlow().prior_std == 1
+    assert EDMSigmas(0.002, 700.0).prior_std == pytest.approx(math.sqrt(1 + 700**2))
+    assert EDMSigmas(0.002, 700.0, data_std=0).prior_std == 700
+
+
+def test_levels_keep_float32_for_training():
+    t = torch.rand(5)
+    for schedule in SCHEDULES:
+        level = schedule.level(t)
+        assert isinstance(level, Level)
+        assert level.alpha.dtype == level.sigma.dtype == schedule.time(level.log_snr).dtype == torch.float32

@@ -1,0 +1,121 @@
+"""The architecture's promises that import-linter cannot see: lightness, the registry, two users for shared blocks."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from kinema import registry
+
+PACKAGE = Path(registry.__file__).parent
+HEAVY = ("torch", "numpy", "av", "PIL", "transformers", "diffusers", "matplotlib", "tensorboard", "cv2", "scipy", "tyro")
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The heavy libraries that a fresh interpreter has loaded after ``statement``."""
+    code = f"{statement}\nimport sys\nprint('loaded:', *(m for m in {HEAVY!r} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    return set(done.stdout.rpartition("loaded:")[2].split())
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    names = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = ["kinema", *path.relative_to(PACKAGE).with_suffix("").parts]
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+@cache
+def imported_by(path: Path) -> frozenset[str]:
+    """Dotted names that a file imports, anywhere in it; ``from a import b`` counts as ``a`` and ``a.b``."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(found)
+
+
+def test_import_kinema_loads_nothing_heavy():
+    assert loaded_by("import kinema") == set()
+
+
+def test_the_request_and_the_registry_load_nothing_heavy():
+    assert loaded_by("import kinema; kinema.Request(prompt='x'); import kinema.registry") == set()
+
+
+def test_every_module_of_the_command_line_imports_without_heavy_libraries():
+    names = [name for name in modules() if name.startswith("kinema.cli")]
+    assert "kinema.cli.main" in names
+    assert loaded_by(f"import {', '.join(names)}") == set()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["generat"]])
+def test_help_version_and_typos_answer_without_heavy_libraries(words):
+    assert loaded_by(f"from kinema.cli.main import main\nmain({words!r})") == set()
+
+
+@pytest.mark.parametrize("words", [["generate", "--help"], ["train", "--help"], ["generate", "--framez", "3"]])
+def test_help_of_a_command_and_unknown_options_answer_without_torch(words):
+    assert "torch" not in loaded_by(f"from kinema.cli.main import main\nmain({words!r})")
+
+
+def test_python_api_loads_only_what_generation_needs():
+    assert loaded_by("import kinema; kinema.load").isdisjoint(
+        {"av", "transformers", "diffusers", "matplotlib", "tensorboard", "cv2", "tyro"}
+    )
+
+
+def test_registry_equals_the_folders_under_families():
+    folders = {p.name for p in (PACKAGE / "families").iterdir() if (p / "__init__.py").is_file()}
+    assert set(registry.FAMILIES) == folders
+
+
+@pytest.mark.parametrize("name", sorted(registry.FAMILIES))
+def test_a_family_is_where_the_registry_says_and_has_its_pages(name):
+    family = registry.family(name)
+    assert family.name == name
+    assert "tiny" in family.presets
+    for file in ("README.md", "config.py", "model.py", "recipe.py", "family.py"):
+        assert (PACKAGE / "families" / name / file).is_file(), file
+
+
+def test_every_shared_block_has_two_users():
+    """A block of ``nn`` starts in its family and moves down when a second module needs it."""
+    users = {name: set() for name in modules() if name.startswith("kinema.nn.")}
+    for user, path in modules().items():
+        for name in users:
+            if user != name and name in imported_by(path):
+                users[name].add(user)
+    lonely = {name: sorted(who) for name, who in users.items() if len(who) < 2}
+    assert not lonely
+
+
+def test_registry_names_resolve_only_downward_or_into_families():
+    assert all(target.startswith("kinema.families.") for target in registry.FAMILIES.values())
+
+
+def test_embedded_weights_ship_in_the_package():
+    for _family, file in registry.EMBEDDED.values():
+        path = PACKAGE / "weights" / file
+        assert path.is_file()
+        assert path.stat().st_size <= 12 * 2**20
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def test_no_path_of_one_machine_is_written_into_the_package():
+    told = {str(p): p.read_text(encoding="utf-8") for p in modules().values()}
+    homes = ("/root/", "/home/", "/work/", "/Users/")
+    assert not [path for path, text in told.items() if any(home in text for home in homes)]
