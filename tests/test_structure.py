@@ -13,7 +13,10 @@ import pytest
 from kinema import registry
 
 PACKAGE = Path(registry.__file__).parent
-HEAVY = ("torch", "numpy", "av", "PIL", "transformers", "diffusers", "matplotlib", "tensorboard", "cv2", "scipy", "tyro")
+HEAVY = (
+    *("torch", "numpy", "av", "PIL", "transformers", "diffusers"),
+    *("matplotlib", "tensorboard", "cv2", "scipy", "tyro", "rich"),
+)
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -93,9 +96,9 @@ def test_every_shared_block_has_two_users():
     """A block of ``nn`` starts in its family and moves down when a second module needs it."""
     users = {name: set() for name in modules() if name.startswith("kinema.nn.")}
     for user, path in modules().items():
-        for name in users:
+        for name, who in users.items():
             if user != name and name in imported_by(path):
-                users[name].add(user)
+                who.add(user)
     lonely = {name: sorted(who) for name, who in users.items() if len(who) < 2}
     assert not lonely
 

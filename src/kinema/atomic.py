@@ -104,4 +104,4 @@ def _remove(path: Path) -> None:
 
 
 def _full(path: Path) -> str:
-    return f"the disk that holds {path.parent.resolve()} is full: {path.name} was not written and nothing of it was kept"
+    return f"the disk that holds {path.parent.resolve()} is full: {path.name} is not written and nothing of it was kept"

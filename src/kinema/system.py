@@ -282,6 +282,7 @@ def open_system(
     source: str | Path,
     *,
     preset: str | None = None,
+    variant: str | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     offline: bool | None = None,

@@ -90,15 +90,14 @@ def stretch(form, steps):
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize(
-    ("name", "order"), [("ddim", 1), ("euler", 1), ("heun", 2), ("dpmpp-2m", 2), ("unipc", 2)], ids=lambda x: str(x)
+    ("name", "order"), [("ddim", 1), ("euler", 1), ("heun", 2), ("dpmpp-2m", 2), ("unipc", 3)], ids=lambda x: str(x)
 )
 def test_deterministic_samplers_converge_at_their_order(name, order, form):
+    """UniPC's corrector lifts its order-2 predictor to 3 (Zhao et al. 2023, theorem on UniPC-p)."""
     errors = [error(name, stretch(form, steps)) for steps in (40, 80, 160)]
     slopes = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
-    assert min(slopes) > order - 0.25, (errors, slopes)
-    assert errors[-1] < (0.02 if order == 1 else 1e-3)
-    if order == 1:
-        assert max(slopes) < 1.3
+    assert order - 0.2 < min(slopes) <= max(slopes) < order + 0.3, (errors, slopes)
+    assert errors[-1] < 0.6 * 10.0 ** -(order + 1)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
@@ -136,7 +135,7 @@ def test_stochastic_samplers_sample_the_mixture(name, own, schedule):
     z = schedule.prior_std * noise.normal((1, 1, 64, 64)).double()
     found = SAMPLERS[name](mixture, z, levels, noise=noise, **own)
     # 8,192 draws stay below 0.0215 with probability 0.999; the rest is left to the discretisation.
-    assert distance(found, levels[-1]) < 0.05
+    assert distance(found, levels[-1]) < 0.025
     assert float(found.mean()) == pytest.approx(float((SHARES * MEANS).sum()), abs=0.05)
 
 
@@ -325,11 +324,8 @@ def test_gamma_between_interpolates_the_log_variance():
     levels = variance_preserving(torch.tensor([-2.0, 1.3], dtype=torch.float64))
     z = torch.zeros(1, 1, 1, 1, 1, dtype=torch.float64)
     low, middle, high = (
-        float(SAMPLERS["vdm-ancestral"](torch.zeros_like, z, levels, noise=Noise([2]), gamma=g).abs().log())
-        for g in (0.0, 0.3, 1.0)
-    ) if False else (
-        float(SAMPLERS["vdm-ancestral"](lambda z, _: 0 * z, z, levels, noise=Noise([2]), gamma=g).abs().log())
-        for g in (0.0, 0.3, 1.0)
+        float(SAMPLERS["vdm-ancestral"](lambda z, _: 0 * z, z, levels, noise=Noise([2]), gamma=gamma).abs().log())
+        for gamma in (0.0, 0.3, 1.0)
     )
     assert middle == pytest.approx(0.7 * low + 0.3 * high)
 

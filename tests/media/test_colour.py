@@ -46,4 +46,4 @@ def test_half_precision_gives_the_nearest_level() -> None:
 
 def test_alpha_is_over_black() -> None:
     rgba = np.array([[[[255, 100, 0, 0], [255, 100, 0, 255], [255, 100, 0, 128]]]], np.uint8)
-    assert over_black(rgba)[0, 0].tolist() == [[0, 0, 0], [255, 100, 0], [128, 50, 0]]
+    assert over_black(rgba[0])[0].tolist() == [[0, 0, 0], [255, 100, 0], [128, 50, 0]]

@@ -38,7 +38,8 @@ def test_what_is_written_is_what_is_read(tmp_path: Path, clip: Clip, psnr: Psnr,
 @pytest.mark.parametrize("name", ["a.mp4", "a.webp", "a"])
 def test_the_frame_rate_survives(tmp_path: Path, clip: Clip, name: str, fps: float) -> None:
     (written,) = save_clip(replace(clip, fps=fps), tmp_path / name)
-    assert read_video(written).fps == pytest.approx(fps, rel=1e-5)
+    # A webp counts whole milliseconds, so over six frames 30 and 29.97 are one rate.
+    assert read_video(written).fps == pytest.approx(fps, rel=2e-3 if name == "a.webp" else 1e-5)
 
 
 def test_an_mp4_is_h264_yuv420p_bt709_with_its_index_first(tmp_path: Path, clip: Clip) -> None:
@@ -73,9 +74,7 @@ def test_odd_sides_gain_a_repeated_edge_and_the_recipe_says_so(tmp_path: Path, m
     assert video.shape[-2:] == (34, 48)
     assert psnr(video[..., :33, :47], odd.video) > 36
     assert psnr(video[..., 33, :47], odd.video[..., 32, :]) > 34
-    assert read_recipe(written)["notes"] == [
-        "47×33 was padded to 48×34 by repeating the edge: an mp4 needs even sides"
-    ]
+    assert read_recipe(written)["notes"] == ["47×33 was padded to 48×34 by repeating the edge: an mp4 needs even sides"]
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
@@ -119,7 +118,8 @@ def test_frozen_frames_that_webp_merges_come_back_at_the_same_time(tmp_path: Pat
 
 def test_one_frame_as_png_is_a_picture_and_more_are_a_folder(tmp_path: Path, clip: Clip) -> None:
     assert save_clip(clip, tmp_path / "a.png") == [tmp_path / "a"]
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [f"frame-{i:04d}.png" for i in range(6)] + ["recipe.json"]
+    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert names == [*(f"frame-{i:04d}.png" for i in range(6)), "recipe.json"]
     (single,) = save_clip(replace(clip, video=clip.video[:, :, :1]), tmp_path / "b.png")
     assert single.is_file()
     assert read_recipe(single) == clip.recipe
@@ -200,7 +200,7 @@ def test_an_interrupt_leaves_the_old_file_and_nothing_else(
     (old,) = save_clip(clip, tmp_path / name)
     before = read_video(old).video
 
-    def stopped(*args: object) -> None:
+    def stopped(*args: object, **kwargs: object) -> None:
         raise stop
 
     for inner in ("_frame", "_pictures"):
@@ -213,27 +213,26 @@ def test_an_interrupt_leaves_the_old_file_and_nothing_else(
     assert torch.equal(read_video(old).video, before)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_full_disk_is_one_sentence_and_keeps_the_old_file(tmp_path: Path, name: str) -> None:
+def test_a_full_disk_is_one_sentence_and_nothing_is_kept(tmp_path: Path) -> None:
     """The kernel itself says no: a file size limit stands in for a small disk (both are in `atomic.FULL`)."""
     script = f"""
-        import resource, signal, sys
+        import resource, signal
         import torch
         from kinema.media.write import save_clip
         from kinema.schema import BadRequest, Clip
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
         noise = torch.randn(1, 3, 4, 64, 64, generator=torch.Generator().manual_seed(0))
-        try:
-            save_clip(Clip(noise), {str(tmp_path / name)!r})
-        except BadRequest as error:
-            print(error)
-            sys.exit(2)
+        for name in {NAMES!r}:
+            try:
+                save_clip(Clip(noise), {str(tmp_path)!r} + "/" + name)
+            except BadRequest as error:
+                print(error)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    assert "is full" in done.stdout
-    assert "nothing of it was kept" in done.stdout
+    said = done.stdout.splitlines()
+    assert len(said) == len(NAMES), done.stderr
+    assert all("is full" in line and "nothing of it was kept" in line for line in said)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -110,7 +110,7 @@ def facts() -> dict[str, str]:
     """torch's version, threads, devices and vector units, as a person reads them."""
     import torch
 
-    told: dict[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    told: dict[str, Any] = dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else {}
     units = [name for name, has in told.items() if has is True]
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():

@@ -10,14 +10,12 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
 from kinema import __version__, registry
-from kinema.atomic import FULL
 from kinema.schema import BadRequest
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -58,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (Exception, KeyboardInterrupt) as error:
         if debug:
+            import traceback
+
             traceback.print_exc()
         message, code = ending(error)
         sys.stderr.write(f"kinema: {' '.join(message.split())}\n")
@@ -72,6 +72,8 @@ def ending(error: BaseException) -> tuple[str, int]:
         case KeyboardInterrupt():
             return "interrupted; no half file is left behind", INTERRUPTED
         case OSError():
+            from kinema.atomic import FULL
+
             where = f"{error.filename}: " if error.filename else ""
             return f"{where}{error.strerror or error}", BAD_REQUEST if error.errno in FULL else FAILED
         case MemoryError():

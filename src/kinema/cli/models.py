@@ -25,8 +25,8 @@ def models(words: Sequence[str]) -> int:
     own = with_defaults(LISTING, parse(LISTING, words, "kinema models", "The models, families and samplers there are."))
     if own["samplers"]:
         found = samplers()
-        rows = [(name, " ".join(f"{k}={v}" for k, v in told.items())) for name, told in found.items()]
-        return _write(found if own["json"] else table(("sampler", "options (with --eta, or sampler's default)"), rows))
+        pairs = [(name, " ".join(f"{k}={v}" for k, v in told.items())) for name, told in found.items()]
+        return _write(found if own["json"] else table(("sampler", "its own options"), pairs))
     listed = catalogue()
     if own["json"]:
         return _write(listed)

@@ -96,8 +96,10 @@ def _command_line(options: Sequence[Option], argv: Sequence[str], prog: str, abo
     import tyro
 
     argv = _joined(options, [_dashes(token) for token in argv])
-    command = make_dataclass("Command", [(o.name, _annotation(o), _tyro_default(o)) for o in options], frozen=True)
+    command: Any = make_dataclass("Command", [(o.name, _annotation(o), _tyro_default(o)) for o in options], frozen=True)
     printed = io.StringIO()
+    words: Any
+    unknown: list[str]
     try:
         with contextlib.redirect_stderr(printed):
             words, unknown = tyro.cli(command, args=argv, prog=prog, description=about, return_unknown_args=True)
@@ -132,7 +134,7 @@ def _joined(options: Sequence[Option], argv: Sequence[str]) -> list[str]:
     while rest:
         token = rest.pop(0)
         made.append(token)
-        numbers = []
+        numbers: list[str] = []
         while token in sizes and rest and len(numbers) < sizes[token] and _NUMBER.fullmatch(rest[0]):
             numbers.append(rest.pop(0))
         if numbers:

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from kinema import registry
 from kinema.cli import machine
 from kinema.cli.options import Option, parse, with_defaults
 from kinema.cli.verbs import CONFIG, MODEL, VERBS, model_options, open_model, request_from, request_options
-from kinema.schema import BadRequest, Event, Note, Request, TaskName
+from kinema.schema import Event, Note, Request, TaskName
 
 if TYPE_CHECKING:
     from kinema.generate import Model
@@ -65,12 +64,11 @@ def plan(words: Sequence[str]) -> int:
 
 
 def _task(words: Sequence[str]) -> tuple[TaskName, Sequence[str]]:
-    if not words or words[0].startswith("-"):
-        return "generate", words
+    """The verb, where the first word is one; a prompt alone means `generate`."""
     for task in VERBS:
-        if words[0] == task:
+        if words and words[0] == task:
             return task, words[1:]
-    raise BadRequest(registry.unknown("verb to plan", words[0], VERBS))
+    return "generate", words
 
 
 def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:

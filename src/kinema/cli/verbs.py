@@ -39,11 +39,11 @@ class Verb:
 
 
 VERBS: dict[TaskName, Verb] = {
-    "generate": Verb("A video from a sentence.", ("prompt",), ("loop",)),
+    "generate": Verb("A video from a sentence.", ("prompt",)),
     "animate": Verb(
         "A video that begins with a picture (or ends with one, or moves only in a region of it).",
         ("image", "prompt"),
-        ("last_image", *_REGION, *_HOLDING),
+        ("last_image", "loop", *_REGION, *_HOLDING),
     ),
     "interpolate": Verb(
         "The frames between the given ones: of a clip, or between two pictures.",
@@ -145,6 +145,9 @@ def request_options(task: TaskName) -> list[Option]:
 
 
 def request_from(task: TaskName, told: Mapping[str, Any]) -> Request:
+    """The request that was told; between two pictures the one positional word is the prompt."""
+    if task == "interpolate" and {"image", "last_image", "video"} <= told.keys() and "prompt" not in told:
+        told = {**told, "prompt": told["video"], "video": None}
     names = {o.name for o in request_options(task)}
     return Request(task=task, **{name: value for name, value in told.items() if name in names})
 

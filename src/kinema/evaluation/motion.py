@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from kinema.evaluation.outline import Floats
     from kinema.evaluation.sighting import Sighting
 
+_ANGLES = np.deg2rad(np.arange(-78, 79, 6)).astype(np.float32)
+_GAIN = 0.25
+"""A rotation must explain this much more of the change between two frames than standing still."""
+_TURNS = 0.12
+"""Objects that turn at least this much (radians in two frames, on average) roll or spin."""
 _NEEDED = 3
 """With fewer frames than this a path has no motion."""
 
@@ -21,7 +28,7 @@ class Path:
 
     ``time_N`` is the share of the clip passed, ``place_N2`` x and y in fractions of the width and
     height, ``radius_N`` in shorter sides, ``contrast_N`` relative to its highest, ``turning`` how
-    much its surface changes between frames (0 for a rigid shift), ``missing_end`` the share of the clip's
+    many radians it turns in two frames, ``missing_end`` the share of the clip's
     last third in which it is not seen, and ``square`` the sides in units of the shorter one.
     """
 
@@ -53,16 +60,36 @@ class Path:
         )
 
 
-def _turning(looks: Floats, covers: Floats, there: np.ndarray, contrast: Floats) -> float:
-    """The mean change of the surface two frames apart, over the object's own contrast."""
-    good = np.flatnonzero(there & (contrast > 0.6))
-    pairs = [(a, b) for a, b in zip(good[:-2], good[2:], strict=True) if b - a == 2]
-    if not pairs:
+@lru_cache(maxsize=2)
+def _rotations(side: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Flat indices of the disc in a normalised grid ``[D]``, and of the same points rotated ``[R, D]``."""
+    line = np.arange(side) - (side - 1) / 2
+    x, y = np.meshgrid(line, line)
+    disc = np.flatnonzero(x * x + y * y < (0.42 * side) ** 2)
+    x, y = x.ravel()[disc], y.ravel()[disc]
+    cos, sin = np.cos(_ANGLES)[:, None], np.sin(_ANGLES)[:, None]
+    columns = np.rint(cos * x + sin * y + (side - 1) / 2).astype(np.intp)
+    rows = np.rint(cos * y - sin * x + (side - 1) / 2).astype(np.intp)
+    return disc, rows * side + columns
+
+
+def _turning(looks: Floats, covers: Floats, there: NDArray[np.bool_], contrast: Floats) -> float:
+    """The median turn in radians between frames two apart, by the rotation that fits best.
+
+    A pair counts as not turned unless a rotation explains its change clearly better than none.
+    """
+    good = np.flatnonzero(there & (contrast > 0.5))
+    good = good[np.isin(good + 2, good)]
+    if not len(good):
         return 0.0
-    before, after = (np.array(side) for side in zip(*pairs, strict=True))
-    either = np.maximum(covers[before], covers[after])
-    change = np.abs(looks[:, after] - looks[:, before]).sum(axis=0) * either
-    return float(np.median(change.sum(axis=(1, 2)) / np.maximum(either.sum(axis=(1, 2)), 1e-6)))
+    surface = np.concatenate([looks * covers, covers[None]]).reshape(len(looks) + 1, len(there), -1)
+    disc, rotated = _rotations(looks.shape[-1])
+    before, after = surface[:, good], surface[:, good + 2][:, :, disc]
+    errors_RN = np.stack([((before[:, :, turned] - after) ** 2).sum(axis=(0, 2)) for turned in rotated])
+    still = errors_RN[len(_ANGLES) // 2]
+    gain = 1 - errors_RN.min(axis=0) / np.maximum(still, 1e-6)
+    turned = np.where(gain > _GAIN, np.abs(_ANGLES[np.argmin(errors_RN, axis=0)]), 0)
+    return float(turned.mean())
 
 
 def _slope(path: Path, axis: int) -> tuple[float, float]:
@@ -92,7 +119,8 @@ def motion_of_path(path: Path) -> str:
         return "fades" if path.missing_end > 0.5 else "still"
     edge = max(1, len(path.time_N) // 5)
     faded = float(path.contrast_N[-edge:].mean() / max(float(path.contrast_N[:edge].mean()), 1e-6))
-    across, down = (float(np.ptp(path.place_N2[:, axis])) * path.square[axis] for axis in (0, 1))
+    strong = path.place_N2[path.contrast_N > 0.4]
+    across, down = (float(np.ptp(strong[:, axis])) * path.square[axis] for axis in (0, 1))
     if (faded < 0.6 or path.missing_end > 0.5) and max(across, down) < 0.25:
         return "fades"
     growth = float(path.radius_N[-edge:].mean() / path.radius_N[:edge].mean())
@@ -101,9 +129,9 @@ def motion_of_path(path: Path) -> str:
     direction = direction_of_path(path)
     if direction and _straight(path, direction):
         return f"{_verb(path, direction)} {direction}"
-    if max(across, down) > 0.1:
+    if max(across, down) > 0.2:
         return _curved(path, across, down)
-    return "spins" if path.turning > 0.12 else "still"
+    return "spins" if path.turning > _TURNS else "still"
 
 
 def _straight(path: Path, direction: str) -> bool:
@@ -117,7 +145,7 @@ def _straight(path: Path, direction: str) -> bool:
 
 def _verb(path: Path, direction: str) -> str:
     """Rolling turns the surface; sliding slows down; moving does neither."""
-    if path.turning > 0.16:
+    if path.turning > _TURNS:
         return "rolls"
     axis = 0 if direction in ("left", "right") else 1
     t, p = path.time_N, path.place_N2[:, axis]

@@ -78,18 +78,29 @@ def _sighting(index: int, mask_THW: Mask, far_THW: Floats, names_THW: NDArray[np
     contrast = np.zeros(len(mask_THW), np.float32)
     cover_THW = np.zeros(mask_THW.shape, np.float32)
     names: list[str | None] = []
-    near_THW = dilate(mask_THW)
+    rim_THW, reference_THW = dilate(mask_THW), _reference(far_THW, mask_THW)
     for t, mask in enumerate(mask_THW):
         if not mask.any():
             names.append(None)
             continue
         inside = far_THW[t][mask]
         contrast[t] = inside.mean()
-        full = max(float(np.quantile(inside, 0.4)), _FAR)
-        cover_THW[t] = np.where(near_THW[t], np.clip(far_THW[t] / full, 0, 1), 0)
+        full = np.where(reference_THW[t] > 0, reference_THW[t], max(float(np.quantile(inside, 0.4)), _FAR))
+        cover_THW[t] = np.where(rim_THW[t], np.clip(far_THW[t] / full, 0, 1), 0)
         votes = np.bincount(names_THW[t][mask], inside.astype(np.float64) ** 2, len(COLOURS) + 1)[:-1]
         names.append(COLOURS[int(np.argmax(votes))] if votes.any() else None)
     return Sighting(COLOURS[index], tuple(names), mask_THW, cover_THW, contrast)
+
+
+def _reference(far_THW: Floats, mask_THW: Mask) -> Floats:
+    """The contrast of full cover at each pixel: its own well inside, the mean inside nearby at the rim.
+
+    Zero where no inside is within two pixels, as in thin strokes.
+    """
+    inside = mask_THW & ~dilate(~mask_THW)
+    sums = [boxes(values, 2, (1, 2)) for values in (np.where(inside, far_THW, np.float32(0)), inside.astype(np.float32))]
+    near = sums[0] / np.maximum(sums[1], 1)
+    return np.where(inside, np.minimum(far_THW, near) * np.float32(0.98), near)
 
 
 # ---------------------------------------------------------------------------------- background
@@ -104,8 +115,10 @@ def distance_to_background(video_CTHW: Floats) -> Floats:
     shares = np.bincount(rim, minlength=_LEVELS**3) / rim.size
     centres = np.stack(np.unravel_index(np.arange(_LEVELS**3), (_LEVELS,) * 3), 1) / np.float32(_LEVELS - 1)
     vivid = (centres.max(1) - centres.min(1) > 0.42) | (centres.min(1) > 0.86)
+    cube = shares.reshape((_LEVELS,) * 3)
+    nearby, around = (boxes(cube, reach, (0, 1, 2)).ravel() for reach in (1, 2))
     # An object may touch the border: what looks like one of its colours must fill much of it to count.
-    chosen = (shares > 0.006) & ~(vivid & (_blocks(shares) < 0.2))
+    chosen = (shares > 0) & (nearby > 0.006) & ~(vivid & (around < 0.2))
     if not chosen.any():
         chosen = shares >= np.sort(shares)[-3]
     palette = centres[chosen].astype(np.float32)
@@ -114,15 +127,6 @@ def distance_to_background(video_CTHW: Floats) -> Floats:
     pairs = ((centres[used, None].astype(np.float32) - palette[None]) ** 2).sum(2)
     table[used] = np.sqrt(pairs.min(1))
     return table[bins_THW]
-
-
-def _blocks(shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The share of the 5 × 5 × 5 block of colours around each colour."""
-    cube = shares.reshape((_LEVELS,) * 3)
-    for axis in range(3):
-        padded = np.pad(cube, [(2, 2) if a == axis else (0, 0) for a in range(3)])
-        cube = np.add.reduce([np.take(padded, range(i, i + _LEVELS), axis) for i in range(5)])
-    return cube.ravel()
 
 
 def colour_classes(video_CTHW: Floats) -> NDArray[np.intp]:
@@ -200,3 +204,14 @@ def dilate(mask_THW: Mask) -> Mask:
     height, width = mask_THW.shape[1:]
     shifted = [padded[:, y : y + height, x : x + width] for y, x in itertools.product(range(3), repeat=2)]
     return np.logical_or.reduce(shifted)
+
+
+def boxes(values: Floats, reach: int, axes: tuple[int, ...]) -> Floats:
+    """Sums over the neighbours within ``reach`` along these axes; beyond the edge is zero."""
+    for axis in axes:
+        ends = [(reach + 1, reach) if a == axis else (0, 0) for a in range(values.ndim)]
+        sums = np.cumsum(np.pad(values, ends), axis=axis, dtype=np.float64)
+        count = values.shape[axis]
+        span = 2 * reach + 1
+        values = np.take(sums, range(span, span + count), axis) - np.take(sums, range(count), axis)
+    return values.astype(np.float32)

@@ -38,14 +38,11 @@ def exact() -> int:
     from av.video.reformatter import Interpolation
 
     return int(
-        Interpolation.BICUBIC
-        | Interpolation.ACCURATE_RND
-        | Interpolation.FULL_CHR_H_INT
-        | Interpolation.FULL_CHR_H_INP
+        Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
     )
 
 
-def over_black(frames_THWA: np.ndarray) -> np.ndarray:
-    """uint8 T×H×W×4 with straight alpha to T×H×W×3 over black."""
-    alpha = frames_THWA[..., 3:].astype(np.uint16)
-    return ((frames_THWA[..., :3] * alpha + 127) // 255).astype(np.uint8)
+def over_black(pixels_HWA: np.ndarray) -> np.ndarray:
+    """uint8 H×W×4 with straight alpha to H×W×3 over black."""
+    alpha = pixels_HWA[..., 3:].astype(np.uint16)
+    return ((pixels_HWA[..., :3] * alpha + 127) // 255).astype(np.uint8)

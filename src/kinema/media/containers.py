@@ -66,8 +66,6 @@ def _end_of_boxes(read: Callable[[int], bytes], seek: Callable[[int], Any], size
     return at if has_index else max(at, size + 1)
 
 
-
-
 def _end_of_segment(head: bytes) -> int:
     """Where the segment of a matroska file ends by its own word; 0 where a live recording left it open."""
     at = 4

@@ -6,7 +6,9 @@ import difflib
 import io
 import json
 import re
+import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +70,7 @@ def webp_frames(path: Path, limits: Limits) -> Iterator[Timed]:
             except (OSError, EOFError) as error:
                 raise BadRequest(f"{path.name} is damaged or cut short at frame {index}") from error
             hold = picture.info.get("duration", 0) / 1000 or 1 / DEFAULT_FPS
-            yield Timed(time, hold, lambda now=pixels_HWC: over_black(now[None])[0], clock=1e-3)  # type: ignore[misc]
+            yield Timed(time, hold, partial(over_black, pixels_HWC), clock=1e-3)
             time += hold
 
 
@@ -85,7 +87,7 @@ def folder_frames(folder: Path, limits: Limits, fps: float | None) -> tuple[floa
 
     def timed() -> Iterator[Timed]:
         for index, file in enumerate(files):
-            yield Timed(index / rate, 1 / rate, lambda file=file: _picture_bytes(file, most))  # type: ignore[misc]
+            yield Timed(index / rate, 1 / rate, partial(_picture_bytes, file, most))
 
     return rate, timed()
 
@@ -125,8 +127,11 @@ def _open_picture(path: Path, max_pixels: int) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     Image.init()
+    formats = [name for name in _PICTURES if name in Image.OPEN]
     try:
-        picture = Image.open(path, formats=[name for name in _PICTURES if name in Image.OPEN])
+        with warnings.catch_warnings():  # our own limit answers, in one sentence
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(path, formats=formats)
     except Image.DecompressionBombError as error:
         raise BadRequest(f"{path.name} is too large a picture; at most {max_pixels:,} pixels are read") from error
     except UnidentifiedImageError as error:
@@ -152,7 +157,7 @@ def _to_tensor(path: Path, picture: Image) -> Tensor:
     if upright.mode.startswith(("I", "F")):
         return _deep_grey(np.asarray(upright, dtype=np.float32), sixteen=upright.mode.startswith("I"))
     if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
-        pixels_HWC = over_black(np.asarray(upright.convert("RGBA"))[None])[0]
+        pixels_HWC = over_black(np.asarray(upright.convert("RGBA")))
     else:
         pixels_HWC = np.asarray(_in_srgb(upright).convert("RGB"))
     return to_float(pixels_HWC[None])
@@ -178,5 +183,3 @@ def _in_srgb(picture: Image) -> Image:
     except (ImageCms.PyCMSError, OSError, ValueError):
         return picture  # a broken profile is common in old files, and the pixels are still a picture
     return picture if moved is None else moved
-
-

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -129,7 +130,7 @@ def _collect(
     even, rate = even_rate(times)
     if even:
         return frames_HWC, rate
-    places = (replace(frame, pixels=lambda i=i: np.array(i)) for i, frame in enumerate(times))
+    places = (replace(frame, pixels=partial(np.array, i)) for i, frame in enumerate(times))
     index = [int(frame.pixels()) for frame in resampled(places, rate, part.frames)]
     limits.check(name, len(index), len(index) * frames_HWC[0][..., 0].size)
     return [frames_HWC[i] for i in index], rate

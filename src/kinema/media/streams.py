@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from kinema.media.colour import exact, over_black
 from kinema.media.timing import DEFAULT_FPS, MAX_FRAME_PIXELS, Limits, Timed
 from kinema.schema import BadRequest
 
+_COVER = 0x400  # AV_DISPOSITION_ATTACHED_PIC
 _SMALL_FRAME = 1_500_000
 """Pixels below which one decoding thread beats several on few cores (measured: five-fold at 480p)."""
 
@@ -26,8 +28,8 @@ def stream_frames(path: Path, kind: str, limits: Limits, start: float) -> Iterat
     try:
         # Opening may decode a frame to learn its format, so the limit has to be there before it.
         with av.open(str(path), format=kind, options={"max_pixels": most}, metadata_errors="replace") as container:
-            stream = container.streams.best("video")
-            if stream is None or not stream.codec_context:
+            stream = _best(container)
+            if stream is None:
                 raise BadRequest(f"{path.name} holds no video stream (only sound or data)")
             codec = stream.codec_context
             limits.check_frame(path.name, codec.height, codec.width)
@@ -41,6 +43,12 @@ def stream_frames(path: Path, kind: str, limits: Limits, start: float) -> Iterat
         raise BadRequest(_broken(path, error)) from error
 
 
+def _best(container: Any) -> Any:
+    """The stream of the largest frames, the first of equals; a cover picture of a song is none."""
+    streams = [s for s in container.streams.video if s.codec_context and not int(s.disposition) & _COVER]
+    return max(streams, key=lambda s: s.codec_context.height * s.codec_context.width, default=None)
+
+
 def _seek(container: Any, stream: Any, target: int) -> None:
     """To the key frame before ``target``; a container without an index is read from its beginning."""
     import av
@@ -50,10 +58,10 @@ def _seek(container: Any, stream: Any, target: int) -> None:
 
 
 def _timed(path: Path, frames: Iterator[Any], stream: Any, limits: Limits) -> Iterator[Timed]:
-    ratio = float(stream.sample_aspect_ratio or 1) or 1.0
+    container, ratio = stream.container.format.name, float(stream.sample_aspect_ratio or 1) or 1.0
     step = 1 / float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
     origin = float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
-    before, clock = -step, float(stream.time_base or 0)
+    before, clock = float("-inf"), float(stream.time_base or 0)
     declared = float(stream.average_rate or 0)
     for count, frame in enumerate(frames, start=1):
         # A frame skipped by ``start`` or ``fps`` is decoded too, so decoding has a bound of its own.
@@ -61,10 +69,12 @@ def _timed(path: Path, frames: Iterator[Any], stream: Any, limits: Limits) -> It
             raise BadRequest(
                 f"{path.name} has more than {16 * limits.frames:,} frames; cut it to the part that is wanted"
             )
-        time = before + step if frame.pts is None else float(frame.pts * frame.time_base) - origin
-        before = time
+        # An avi stores no presentation times, and those made up for it jump back and forth.
+        stamp = frame.dts if container == "avi" else frame.pts
+        time = before + step if stamp is None else float(stamp * frame.time_base) - origin
+        time = before = time if time > before else before + step
         hold = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else step
-        yield Timed(time, hold, lambda frame=frame: _pixels(path, frame, ratio), clock, declared)  # type: ignore[misc]
+        yield Timed(time, hold, partial(_pixels, path, frame, ratio), clock, declared)
 
 
 def _pixels(path: Path, frame: Any, ratio: float) -> np.ndarray:
@@ -76,13 +86,13 @@ def _pixels(path: Path, frame: Any, ratio: float) -> np.ndarray:
         size = {"width": max(1, round(frame.width * ratio)), "height": frame.height}
     has_alpha = any(c.is_alpha for c in frame.format.components) or frame.format.name == "pal8"
     try:
-        pixels_HWC = frame.to_ndarray(
-            format="rgba" if has_alpha else "rgb24", interpolation=exact(), **size
-        )
+        pixels_HWC = frame.to_ndarray(format="rgba" if has_alpha else "rgb24", interpolation=exact(), **size)
     except (av.FFmpegError, ValueError) as error:
-        raise BadRequest(f"{path.name} has frames in the pixel format {frame.format.name}, which cannot be shown") from error
+        raise BadRequest(
+            f"{path.name} has frames in the pixel format {frame.format.name}, which cannot be shown"
+        ) from error
     if has_alpha:
-        pixels_HWC = over_black(pixels_HWC[None])[0]
+        pixels_HWC = over_black(pixels_HWC)
     return _upright(pixels_HWC, _matrix(frame))
 
 
@@ -115,5 +125,3 @@ def _broken(path: Path, error: Exception) -> str:
     if isinstance(error, av.ArgumentError) and "max_pixels" in str(error):
         return f"{path.name} has frames of more pixels than are read ({MAX_FRAME_PIXELS:,}, or max_pixels)"
     return f"{path.name} cannot be decoded: it is damaged, cut short, or not a video"
-
-

@@ -105,7 +105,9 @@ def resampled(timed: Iterable[Timed], fps: float, frames: int | None) -> Iterato
             yield held
             made += 1
         held = frame
-    while held is not None and made != frames and (made == 0 or origin + (made + 0.5) / fps <= held.time + held.duration):
+    while held is not None and made != frames:
+        if made and origin + (made + 0.5) / fps > held.time + held.duration:
+            return
         yield held
         made += 1
 

@@ -72,12 +72,11 @@ def save_clip(
     if frames_BTHWC.size == 0:
         raise BadRequest(f"the clip is empty ({tuple(clip.video.shape)}), so there is nothing to write to {path.name}")
     written = []
-    for index, frames_THWC in enumerate(frames_BTHWC):
+    for index, made_THWC in enumerate(frames_BTHWC):
         target = path if len(frames_BTHWC) == 1 else path.with_name(f"{path.stem}-{index}{path.suffix}")
         recipe = dict(clip.recipe) if len(frames_BTHWC) == 1 else {**clip.recipe, "clip": index}
-        if suffix == ".mp4":
-            frames_THWC, note = _even(frames_THWC)
-            recipe |= {"notes": [*recipe.get("notes", ()), note]} if note else {}
+        frames_THWC, note = _even(made_THWC) if suffix == ".mp4" else (made_THWC, None)
+        recipe |= {"notes": [*recipe.get("notes", ()), note]} if note else {}
         written.append(_save_one(frames_THWC, clip.fps, target, metadata.tags(recipe, generated=generated), crf))
     if contact_sheet:
         written.append(_save_sheet(clip, path.with_name(f"{path.stem}.sheet.png"), generated))
@@ -152,7 +151,7 @@ def _save_sheet(clip: Clip, path: Path, generated: bool) -> Path:
 
 def _write_mp4(frames_THWC: np.ndarray, rate: Fraction, part: Path, tags: Tags, crf: float) -> None:
     import av
-    from av.video.reformatter import Colorspace, ColorRange
+    from av.video.reformatter import ColorRange, Colorspace
 
     # `use_metadata_tags` lets a container that knows only iTunes atoms carry names of our own.
     options = {"movflags": "use_metadata_tags+faststart"}

@@ -232,8 +232,16 @@ def _full(rng: np.random.Generator, fixed: Mapping[str, str | None]) -> Meaning:
         kind = pick(rng, ("plain", *TEXTURES, GROUND))
         meaning = replace(meaning, background=f"plain {pick(rng, PLAIN_COLOURS)}" if kind == "plain" else kind)
     if rng.random() < 0.25 and "camera" not in fixed:
-        meaning = replace(meaning, camera=pick(rng, CAMERAS))
+        meaning = replace(meaning, camera=_suitable_camera(rng, meaning))
     return meaning
+
+
+def _suitable_camera(rng: np.random.Generator, meaning: Meaning) -> str | None:
+    """A camera motion that shows: something in the background moves, and no pan follows the object."""
+    if meaning.background and meaning.background.startswith("plain"):
+        return None
+    ways = ("left", "right") if meaning.motion in ("chases", "collides") else (meaning.direction,)
+    return pick(rng, [camera for camera in CAMERAS if camera not in [f"pans {way}" for way in ways]])
 
 
 def _related(rng: np.random.Generator, meaning: Meaning, fixed: Mapping[str, str | None]) -> Meaning:

@@ -88,7 +88,7 @@ class View:
 
     def margins(self, size: float) -> tuple[float, float]:
         """How far an object of this size must stay from the left and the top edge, in fractions."""
-        reach = 0.54 * size * self.short
+        reach = 0.57 * size * self.short
         return reach / self.width, reach / self.height
 
 
@@ -201,7 +201,7 @@ def _in_place(meaning: Meaning, size: float, angle: float, centre: tuple[float, 
         position[:, 1] = low - arm * fy * (1 - np.cos(swing))
         track["angle_T"] += swing
     elif verb == "orbits":
-        radius = 0.5 - 0.55 * size - 0.03 * u[6]
+        radius = 0.5 - 0.58 * size - 0.03 * u[6]
         phase = TAU * (turn * seconds / between(1.6, 2.3, u[8]) + u[9])
         position[:, 0] = 0.5 + radius * fx * np.cos(phase)
         position[:, 1] = 0.5 + radius * fy * np.sin(phase)
@@ -257,7 +257,7 @@ def _encounter(meaning: Meaning, sizes: tuple[float, float], angle: float, view:
     fx = view.short / view.width
     y, passed = between(0.3, 0.7, u[4]), view.progress_T
     touching = 0.5 * (sizes[0] + sizes[1]) * fx
-    start, end = 0.53 * sizes[0] * fx, 1 - 0.53 * sizes[1] * fx
+    start, end = 0.59 * sizes[0] * fx, 1 - 0.59 * sizes[1] * fx
     if meaning.relation == "chases":
         gap = touching * 1.15
         x = start + passed * (end - gap - start)
@@ -296,7 +296,7 @@ def film(name: str | None, view: View) -> Camera:
     passed = view.progress_T
     pan, zoom = np.zeros_like(passed), np.ones_like(passed)
     if name in ("pans left", "pans right"):
-        pan = (passed - 0.5) * (0.3 if name == "pans right" else -0.3)
+        pan = (passed - 0.5) * (0.26 if name == "pans right" else -0.26)
     elif name in ("zooms in", "zooms out"):
         zoom = 0.75 * (1.3 / 0.75) ** (passed if name == "zooms in" else 1 - passed)
     return Camera(name or "still", pan.astype(np.float32), zoom.astype(np.float32))

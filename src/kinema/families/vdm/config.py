@@ -145,7 +145,6 @@ def presets() -> Mapping[str, Config]:
         sampling_steps=64,
         guidance=2.0,
         sampler="ddim",
-        min_snr=5.0,
         training=Training(steps=20_000, batch=16, learning_rate=1e-3),
     )
     tiny = replace(

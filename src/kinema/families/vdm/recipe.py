@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from kinema.diffusion import losses
-from kinema.diffusion.parameterise import Eps, Parameterisation, V
+from kinema.diffusion.parameterise import EPS, Parameterisation, V
 from kinema.diffusion.schedules import CosineLogSNR
 from kinema.families.vdm.condition import encode
 from kinema.families.vdm.config import Config
@@ -20,7 +20,7 @@ SCHEDULE = CosineLogSNR()
 
 
 def parameterisation(config: Config) -> Parameterisation:
-    return Eps() if config.target == "eps" else V()
+    return EPS if config.target == "eps" else V
 
 
 def recipe(config: Config) -> Recipe:

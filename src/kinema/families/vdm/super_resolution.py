@@ -68,11 +68,12 @@ def super_resolve(
     to the last frame of the one before. Raises BadRequest where the large sides are not one whole multiple
     of the small ones, or blocks cannot meet at given frames.
     """
+    _refuse_unused(request)
     total = every * low_BCTHW.shape[2]
     length = min(system.config.frames, total)
     request = system.settle(request.with_(frames=length))
     factor = _factor(low_BCTHW, request)
-    if total > length and (length - 1) % every:
+    if total > length and (length == 1 or (length - 1) % every):
         raise BadRequest(f"blocks of {length} frames do not begin and end at given ones, which are {every} apart")
     if request.seed is None or request.clips != low_BCTHW.shape[0]:
         raise BadRequest(f"super-resolution of {low_BCTHW.shape[0]} clips needs a request of as many, with a seed")
@@ -100,11 +101,19 @@ def cascade(
     Returns B×3×(every·T)×H×W in [-1, 1]. With the presets text-large and text-128 and ``every=4`` this is the
     paper's 64×128×128. The request's sizes are left to the two models; it needs a seed.
     """
+    _refuse_unused(request)
     small = base.settle(request.with_(frames=None, height=None, width=None))
     on_event(Phase("sample", f"{small.frames} frames at {small.width}×{small.height}"))
     low = _sample(base, _guided(base, small, on_event), small, base.noise(small))
     large = request.with_(frames=None, height=None, width=None)
     return super_resolve(upper, low, large, every=every, weight=weight, on_event=on_event)
+
+
+def _refuse_unused(request: Request) -> None:
+    """Nothing that a request asks for is passed over in silence."""
+    for name in ("guidance_end", "eta", "image", "last_image", "video", "mask", "region", "every", "keep", "window"):
+        if getattr(request, name) is not None:
+            raise BadRequest(f"super-resolution makes no use of {name}: leave it out")
 
 
 def _factor(low_BCTHW: Tensor, request: Request) -> int:
@@ -127,10 +136,13 @@ def _held(before_BCTHW: Tensor, frames: int) -> Canvas:
 
 def _guided(system: System, request: Request, on_event: OnEvent) -> Denoiser:
     """The system's denoiser under classifier-free guidance."""
+    scale = 1.0 if request.guidance is None else request.guidance
     nothing = torch.zeros(request.shape.bcthw)
     conditions = system.condition(request, Canvas(nothing, nothing[:, :1]), on_event)
     cond, null = system.denoiser(conditions.positive), system.denoiser(conditions.negative)
-    return cond if request.guidance in (None, 1) else ClassifierFree(cond, null, request.guidance)
+    if scale == 1:
+        return cond
+    return ClassifierFree(cond, null, scale, request.guidance_rescale, request.guidance_interval)
 
 
 def _sample(system: System, denoise: Denoiser, request: Request, noise: Noise) -> Tensor:

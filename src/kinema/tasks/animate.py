@@ -1,0 +1,30 @@
+"""Image to video: frame 0 is known, and the last frame when ``last_image`` or ``loop`` gives it.
+
+With a ``region`` or ``mask`` it is a cinemagraph: the picture stands still everywhere else.
+"""
+
+from __future__ import annotations
+
+from kinema.schema import Canvas, OnEvent, Request
+from kinema.tasks.inpaint import wanted
+from kinema.tasks.known import blank, first_frame, need
+
+
+def plan(request: Request) -> Request:
+    need(request, "image")
+    return request
+
+
+def canvas(request: Request, on_event: OnEvent) -> Canvas:
+    assert request.image is not None
+    video, mask = blank(request)
+    picture = first_frame(request, request.image, on_event)
+    video[:, :, :1], mask[:, :, 0] = picture, 1
+    if request.region or request.mask:
+        moving = wanted(request, on_event)
+        video[:], mask[:] = picture, 1 - moving
+        mask[:, :, 0] = 1
+    if request.last_image or request.loop:
+        last = first_frame(request, request.last_image, on_event) if request.last_image else picture
+        video[:, :, -1:], mask[:, :, -1] = last, 1
+    return Canvas(video, mask)

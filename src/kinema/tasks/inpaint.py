@@ -1,0 +1,43 @@
+"""New content inside a region (or outside it: outpainting); the rest of the clip is known."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kinema.schema import BadRequest, Canvas, OnEvent, Request
+from kinema.tasks.known import blank, fitted, frames_of, media, need
+
+
+def plan(request: Request) -> Request:
+    need(request, "video")
+    if request.region is None and request.mask is None:
+        raise BadRequest("inpaint needs a region (left,top,right,bottom in fractions) or a mask file")
+    return request
+
+
+def canvas(request: Request, on_event: OnEvent) -> Canvas:
+    video, mask = blank(request)
+    known = frames_of(request, on_event, request.shape.frames, request.fps)
+    count = known.shape[2]
+    video[:, :, :count] = known
+    mask[:, :, :count] = 1 - wanted(request, on_event)[:, :, :count]
+    return Canvas(video, mask)
+
+
+def wanted(request: Request, on_event: OnEvent) -> Tensor:
+    """1 where new content is wanted, 1×1×T×H×W, from the region or the mask file."""
+    _, _, t, h, w = request.shape.bcthw
+    if request.mask is not None:
+        clip = media(request.mask, frames=t)
+        light = fitted(request, clip, request.mask, on_event).mean(1, keepdim=True)
+        area = (light > 0).float()
+        # A mask shorter than the clip holds its last picture.
+        area = F.pad(area, (0, 0, 0, 0, 0, t - area.shape[2]), mode="replicate") if area.shape[2] < t else area[:, :, :t]
+    else:
+        assert request.region is not None
+        left, top, right, bottom = request.region
+        area = torch.zeros(1, 1, t, h, w)
+        area[..., round(top * h) : max(round(bottom * h), round(top * h) + 1), round(left * w) : max(round(right * w), round(left * w) + 1)] = 1
+    return 1 - area if request.outside else area

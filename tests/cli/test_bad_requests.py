@@ -1,0 +1,241 @@
+"""What a user can get wrong on the command line: one sentence on stderr, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from kinema.cli.main import main
+from kinema.schema import Clip
+
+TINY = ("--model", "zoetrope/tiny", "--steps", "2")
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(capsys, *words: str) -> str:
+    """Run a command that must be refused; the sentence, checked to be one."""
+    before = sorted(Path().rglob("*"))
+    code = main(list(words))
+    said = capsys.readouterr()
+    assert code == 2, said.err
+    assert said.out == ""
+    sentences = [line for line in said.err.splitlines() if not line.endswith("…")]
+    assert len(sentences) == 1, said.err
+    assert sentences[0].startswith("kinema: ")
+    assert "Traceback" not in said.err
+    assert sorted(Path().rglob("*")) == before
+    return sentences[0]
+
+
+def huge_png(path: Path, side: int) -> None:
+    """A png of a few hundred bytes whose header promises side × side pixels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 999)) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("prompt", ["", "   ", "\n\t"])
+def test_an_empty_prompt(prompt, capsys):
+    assert "prompt" in refused(capsys, "generate", prompt, *TINY)
+
+
+def test_no_prompt_at_all(capsys):
+    assert "prompt" in refused(capsys, "generate", *TINY)
+
+
+@pytest.mark.parametrize("name", ["zoetrop", "zeotrope"])
+def test_an_unknown_model_names_the_nearest(name, capsys):
+    sentence = refused(capsys, "generate", "a ball", "--model", name)
+    assert repr(name) in sentence
+    assert "did you mean zoetrope" in sentence
+
+
+def test_an_unknown_preset_names_the_nearest(capsys):
+    assert "tiny" in refused(capsys, "generate", "a ball", "--model", "zoetrope/tinny")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("--frames", "0"), ("frames", "0", "1")),
+        (("--frames", "1000000000"), ("frames", "4096")),
+        (("--frames", "-3"), ("frames", "-3")),
+        (("--height", "0"), ("height",)),
+        (("--width", "99999999"), ("width", "8192")),
+        (("--frames", "4096", "--height", "8192", "--width", "8192"), ("pixels",)),
+        (("--fps", "0"), ("fps",)),
+        (("--fps", "nan"), ("fps", "nan")),
+        (("--steps", "0"), ("steps",)),
+        (("--seed", "-1"), ("seed",)),
+        (("--guidance", "inf"), ("guidance",)),
+        (("--clips", "0"), ("clips",)),
+        (("--zoom", "0"), ("zoom",)),
+        (("--zoom", "1000"), ("zoom",)),
+        (("--threads", "0"), ("threads",)),
+        (("--sampler", "dimm"), ("did you mean", "ddim")),
+        (("--device", "quantum"), ("quantum", "cpu")),
+        (("--dtype", "fp8"), ("fp32",)),
+        (("--extra", "motion-bucket=127"), ("motion_bucket",)),
+        (("--framez", "3"), ("--frames",)),
+        (("--frames", "many"), ("whole number",)),
+    ],
+)
+def test_impossible_options(words, parts, capsys):
+    sentence = refused(capsys, "generate", "a ball", *TINY, *words)
+    for part in parts:
+        assert part in sentence
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("animate", "nowhere.png", "a ball"), "nowhere.png"),
+        (("animate",), "image"),
+        (("inpaint", "nowhere.mp4", "a ball", "--region", "0,0,1,.5"), "nowhere.mp4"),
+        (("extend", "nowhere.mp4"), "nowhere.mp4"),
+        (("interpolate", "nowhere.mp4"), "nowhere.mp4"),
+        (("interpolate",), "video"),
+        (("edit", "nowhere.mp4", "a ball"), "nowhere.mp4"),
+        (("replay", "nowhere.mp4"), "nowhere.mp4"),
+        (("inspect", "nowhere.mp4"), "nowhere.mp4"),
+        (("replay",), "needs a clip"),
+        (("inspect",), "needs a file"),
+        (("generate", "a ball", "--model", "./nowhere.safetensors"), "nowhere.safetensors"),
+    ],
+)
+def test_a_missing_file(words, part, capsys):
+    words = words if "--model" in words or words[0] == "inspect" else (*words, "--model", "zoetrope/tiny")
+    assert part in refused(capsys, *words)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.02, 0])
+@pytest.mark.parametrize("task", ["extend", "edit"])
+def test_a_truncated_mp4(task, keep, capsys):
+    torch.manual_seed(0)
+    Clip(torch.rand(1, 3, 8, 32, 32) * 2 - 1, 8.0).save("whole.mp4")
+    data = Path("whole.mp4").read_bytes()
+    Path("cut.mp4").write_bytes(data[: int(len(data) * keep)])
+    assert "cut.mp4" in refused(capsys, task, "cut.mp4", "a ball", *TINY)
+
+
+def test_an_image_of_thirty_thousand_by_thirty_thousand(capsys):
+    huge_png(Path("huge.png"), 30_000)
+    sentence = refused(capsys, "animate", "huge.png", "a ball", *TINY)
+    assert "huge.png" in sentence
+    assert "30000" in sentence.replace(",", "")
+
+
+def test_a_text_file_named_as_a_picture(capsys):
+    Path("words.png").write_text("not a picture")
+    assert "words.png" in refused(capsys, "animate", "words.png", "a ball", *TINY)
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.mkdir, ("executed",))
+
+
+@pytest.mark.parametrize("name", ["evil.pt", "evil.ckpt", "evil.safetensors", "evil.bin"])
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(name, capsys):
+    Path(name).write_bytes(pickle.dumps({"weight": Evil()}))
+    assert name in refused(capsys, "generate", "a ball", "--model", f"./{name}")
+    assert name in refused(capsys, "inspect", name)
+
+
+def test_a_pickle_with_code_in_a_torch_archive_is_refused_and_not_run(capsys):
+    torch.save({"weight": Evil()}, "evil.pt")
+    assert "evil.pt" in refused(capsys, "generate", "a ball", "--model", "./evil.pt")
+
+
+def test_an_output_folder_that_does_not_exist(capsys):
+    assert "nowhere" in refused(capsys, "generate", "a ball", *TINY, "-o", "nowhere/ball.mp4")
+
+
+def test_an_output_folder_that_cannot_be_written(capsys):
+    folder = Path("/proc") if os.geteuid() == 0 and Path("/proc").is_dir() else Path("closed")
+    if folder.name == "closed":
+        folder.mkdir(mode=0o500)
+    assert str(folder) in refused(capsys, "generate", "a ball", *TINY, "-o", str(folder / "ball.mp4"))
+
+
+def test_an_output_of_an_unknown_kind(capsys):
+    assert ".mp4" in refused(capsys, "generate", "a ball", *TINY, "-o", "ball.avi")
+
+
+def test_an_output_that_exists(capsys):
+    Path("ball.mp4").write_text("mine")
+    assert "--overwrite" in refused(capsys, "generate", "a ball", *TINY, "-o", "ball.mp4")
+    assert Path("ball.mp4").read_text() == "mine"
+
+
+def test_a_clip_without_a_recipe_cannot_be_replayed(capsys):
+    Clip(torch.zeros(1, 3, 2, 16, 16)).save("plain.mp4")
+    assert "plain.mp4" in refused(capsys, "replay", "plain.mp4")
+
+
+def test_a_clip_of_other_weights_is_not_replayed_unless_asked(capsys, monkeypatch):
+    assert main(["generate", "a ball", *TINY, "--quiet", "-o", "ball.mp4"]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr("kinema.system.Weights.hash", property(lambda _self: "f" * 64))
+    assert "pass --model" in refused(capsys, "replay", "ball.mp4")
+    assert main(["replay", "ball.mp4", "--model", "zoetrope/tiny", "-o", "again.mp4"]) == 0
+    assert "other weights" in capsys.readouterr().err
+
+
+def started(*words: str, limit: int | None = None) -> subprocess.Popen:
+    def shrink() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.Popen(
+        [sys.executable, "-m", "kinema.cli.main", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=shrink,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webp"])
+def test_a_full_disk(suffix):
+    """A file may grow to 600 bytes only: the write fails part-way, as on a full disk."""
+    process = started("generate", "a ball", *TINY, "--quiet", "-o", f"ball{suffix}", limit=600)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert "ball" in err
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupting_exits_130_and_leaves_no_file(number, code):
+    process = started("generate", "a ball", "--model", "zoetrope/tiny", "--steps", "10000", "--json-events")
+    for line in process.stdout:
+        if '"step"' in line:
+            break
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert not list(Path().iterdir())

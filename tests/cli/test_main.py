@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import errno
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import kinema
+from kinema import registry
+from kinema.cli import main as cli
+from kinema.schema import BadRequest
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """A command ``try`` that does what the test says."""
+
+    def install(function):
+        monkeypatch.setitem(cli.COMMANDS, "try", ("somewhere:something", "a try"))
+        monkeypatch.setattr(registry, "resolve", lambda _target: function)
+
+    return install
+
+
+def raiser(error):
+    def command(_words):
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "part"),
+    [
+        (BadRequest("frames is 0"), 2, "frames is 0"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device", "ball.mp4"), 2, "ball.mp4: No space left"),
+        (OSError(errno.EIO, "Input/output error"), 1, "Input/output error"),
+        (MemoryError(), 1, "out of memory"),
+        (RuntimeError("first line\nsecond line"), 1, "RuntimeError: first line (--debug"),
+        (RuntimeError(), 1, "RuntimeError"),
+        (AssertionError("never"), 1, "AssertionError: never"),
+    ],
+)
+def test_every_ending_is_one_line_and_a_code(command, capsys, error, code, part):
+    command(raiser(error))
+    assert cli.main(["try"]) == code
+    err = capsys.readouterr().err
+    assert err.startswith("kinema: ")
+    assert part in err
+    assert err.count("\n") == 1
+
+
+def test_debug_adds_the_traceback_and_is_not_passed_on(command, capsys):
+    seen = []
+
+    def fail(words):
+        seen.extend(words)
+        raise RuntimeError("deep")
+
+    command(fail)
+    assert cli.main(["try", "--debug", "x"]) == 1
+    assert seen == ["x"]
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.rstrip().splitlines()[-1].startswith("kinema: RuntimeError: deep")
+
+
+def test_terminate_unwinds_so_that_temporary_files_go(command):
+    cleaned = []
+
+    def work(_words):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            cleaned.append(True)
+
+    command(work)
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.main(["try"]) == 128 + signal.SIGTERM
+    assert cleaned
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_no_command_and_help_print_the_table(capsys):
+    assert cli.main([]) == 0
+    first = capsys.readouterr().out
+    assert cli.main(["--help"]) == 0
+    assert capsys.readouterr().out == first
+    assert all(name in first for name in cli.COMMANDS)
+
+
+def test_version_is_the_packages(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"kinema {kinema.__version__}\n"
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    assert cli.main(["generte"]) == 2
+    assert "did you mean generate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_every_command_in_the_table_exists_and_has_help(name, capsys):
+    assert cli.main([name, "--help"]) == 0
+    assert f"usage: kinema {name}" in capsys.readouterr().out
+
+
+def test_a_closed_pipe_is_no_error():
+    code = "import sys\nfrom kinema.cli.main import main\nsys.exit(main(['generate', '--help']))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        err = process.stderr.read()
+        assert process.wait(60) == 0
+    assert "Traceback" not in err
+    assert "BrokenPipe" not in err

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import torch
+
+from kinema.cli.progress import Bar, JsonLines, Lines, Silent, display
+from kinema.schema import Memory, Note, Phase, Step, TrainStep
+
+EVENTS = [
+    Phase("load", "zoetrope"),
+    Note("height 65 snapped to 64"),
+    Phase("sample"),
+    Step(1, 2, math.inf, torch.zeros(1)),
+    Step(2, 2, 3.5),
+    TrainStep(5, 10, 0.25, 1e-3, 0.9, 4.0, 0.3),
+    Memory(2**30),
+]
+
+
+def test_json_lines_are_json_and_hold_no_tensors():
+    stream = io.StringIO()
+    with JsonLines(stream) as show:
+        for event in EVENTS:
+            show(event)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == ["phase", "note", "phase", "step", "step", "trainstep", "memory"]
+    assert lines[3] == {"event": "step", "index": 1, "total": 2, "log_snr": None}
+    assert lines[5]["validation"] == 0.3
+
+
+def test_plain_lines_say_phases_notes_and_the_last_step():
+    stream = io.StringIO()
+    with Lines(stream) as show:
+        for event in EVENTS:
+            show(event)
+    text = stream.getvalue()
+    assert "opening the model (zoetrope)" in text
+    assert "height 65 snapped to 64" in text
+    assert "step 2/2" in text
+    assert "step 1/2" not in text
+    assert "\x1b" not in text
+
+
+def test_a_bar_shows_the_phase_and_takes_every_event(capsys):
+    with Bar() as show:
+        for event in EVENTS:
+            show(event)
+        assert show.progress.tasks[-1].description == "sampling"
+        assert (show.progress.tasks[-1].completed, show.progress.tasks[-1].total) == (5, 10)
+    assert "height 65 snapped" in capsys.readouterr().err
+
+
+def test_stdout_stays_clean_for_the_result(capsys):
+    for show in (Silent(), Bar(), Lines(__import__("sys").stderr)):
+        with show:
+            for event in EVENTS:
+                show(event)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_display_suits_the_options():
+    assert isinstance(display(quiet=True), Silent)
+    assert isinstance(display(json_events=True, quiet=True), JsonLines)
+    assert isinstance(display(), Lines)  # under pytest stderr is no terminal

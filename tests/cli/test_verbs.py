@@ -1,0 +1,184 @@
+"""The verbs from the words to the file, with the untrained tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from kinema.cli.main import main
+from kinema.cli.verbs import VERBS, request_from
+from kinema.media.metadata import read_recipe
+from kinema.media.read import read_video
+from kinema.schema import Clip
+
+TINY = ("--model", "zoetrope/tiny", "--steps", "2", "--quiet")
+
+
+@pytest.fixture(autouse=True)
+def _media(tmp_path, monkeypatch):
+    """A folder with a clip and two pictures, where the command runs."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    video = (torch.rand(1, 3, 8, 16, 16) * 2 - 1).cumsum(2).clamp(-1, 1)
+    Clip(video, 8.0).save("clip.mp4")
+    Clip(video[:, :, :1], 8.0).save("first.png")
+    Clip(video[:, :, -1:], 8.0).save("last.png")
+
+
+def kinema(capsys, *words: str) -> list[str]:
+    """Run a command that must succeed; the lines it printed."""
+    code = main(list(words))
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    return said.out.splitlines()
+
+
+WORDS = {
+    "generate": ("a red ball rolls right",),
+    "animate": ("first.png", "a red ball rolls right"),
+    "interpolate": ("clip.mp4", "--every", "2"),
+    "extend": ("clip.mp4", "--keep", "4", "--frames", "8"),
+    "inpaint": ("clip.mp4", "a red ball rolls right", "--region", "0,0,.5,.5"),
+    "edit": ("clip.mp4", "a red ball rolls right"),
+}
+
+
+@pytest.mark.parametrize("task", sorted(VERBS))
+def test_a_verb_writes_a_clip_and_prints_its_path(task, capsys):
+    assert kinema(capsys, task, *WORDS[task], *TINY, "-o", "made.mp4") == ["made.mp4"]
+    clip = read_video("made.mp4")
+    assert clip.video.isfinite().all()
+    recipe = read_recipe("made.mp4")
+    assert recipe["model"] == "zoetrope/tiny"
+    assert task in json.dumps(recipe["request"])
+
+
+def test_the_name_comes_from_the_prompt_and_nothing_is_overwritten(capsys):
+    assert kinema(capsys, "generate", "a red ball", *TINY) == ["a-red-ball.mp4"]
+    before = Path("a-red-ball.mp4").read_bytes()
+    assert kinema(capsys, "generate", "a red ball", *TINY) == ["a-red-ball-2.mp4"]
+    assert Path("a-red-ball.mp4").read_bytes() == before
+
+
+def test_the_same_seed_is_the_same_file(capsys):
+    for name in ("one.mp4", "two.mp4"):
+        kinema(capsys, "generate", "a red ball", *TINY, "--seed", "5", "-o", name)
+    assert Path("one.mp4").read_bytes() == Path("two.mp4").read_bytes()
+
+
+def test_a_batch_and_a_contact_sheet_are_all_listed(capsys):
+    told = kinema(capsys, "generate", "a ball", *TINY, "--clips", "2", "--contact-sheet", "-o", "b.mp4")
+    assert told == ["b-0.mp4", "b-1.mp4", "b.sheet.png"]
+    assert all(Path(name).is_file() for name in told)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".mp4"])
+def test_zoom_enlarges_what_is_written(suffix, capsys):
+    kinema(capsys, "generate", "a ball", *TINY, "--zoom", "2", "-o", f"z{suffix}")
+    assert read_video(f"z{suffix}").video.shape[-2:] == (32, 32)
+
+
+def test_json_events_are_lines_of_json_that_end_with_the_paths(capsys):
+    lines = kinema(capsys, "generate", "a ball", *TINY[:-1], "--json-events", "-o", "j.mp4")
+    events = [json.loads(line) for line in lines]
+    steps = [e for e in events if e["event"] == "step"]
+    assert [(e["index"], e["total"]) for e in steps] == [(1, 2), (2, 2)]
+    assert events[-1] == {"event": "saved", "paths": ["j.mp4"]}
+
+
+def test_progress_is_on_stderr_and_says_what_was_snapped(capsys):
+    assert main(["generate", "a ball", *TINY[:-1], "--height", "17", "--frames", "9", "-o", "s.mp4"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "s.mp4\n"
+    assert "height 17 snapped to 16" in said.err
+    assert "frames 9 snapped to 8" in said.err
+
+
+def test_a_config_file_gives_what_the_command_line_leaves_out(capsys):
+    Path("c.yaml").write_text("model: zoetrope/tiny\nsteps: 2\nseed: 3\noutput: c.mp4\nquiet: true\nprompt: a ball\n")
+    assert kinema(capsys, "generate", "--config", "c.yaml", "--seed", "4") == ["c.mp4"]
+    assert '"seed": 4' in json.dumps(read_recipe("c.mp4")["request"])
+
+
+def test_between_two_pictures_the_word_is_the_prompt(capsys):
+    request = request_from("interpolate", {"video": "a ball", "image": "first.png", "last_image": "last.png"})
+    assert (request.prompt, request.video) == ("a ball", None)
+    told = kinema(capsys, "interpolate", "a ball", "--image", "first.png", "--last-image", "last.png", *TINY)
+    assert told == ["a-ball.mp4"]
+
+
+def test_replay_makes_the_same_frames_and_says_so(capsys):
+    kinema(capsys, "generate", "a ball", *TINY, "--seed", "1", "-o", "first.mp4")
+    assert main(["replay", "first.mp4", "-o", "again.mp4", "--quiet"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "again.mp4\n"
+    assert "the same to the bit" in said.err
+    assert "not the same" not in said.err
+    assert Path("again.mp4").read_bytes() == Path("first.mp4").read_bytes()
+
+
+def test_replay_keeps_zoom_and_works_on_every_format(capsys):
+    for suffix in (".gif", ".webp"):
+        kinema(capsys, "generate", "a ball", *TINY, "--seed", "1", "--zoom", "2", "-o", f"z{suffix}")
+        assert main(["replay", f"z{suffix}", "-o", f"again{suffix}", "--quiet"]) == 0
+        assert "not the same" not in capsys.readouterr().err
+        assert read_video(f"again{suffix}").video.shape == read_video(f"z{suffix}").video.shape
+
+
+def test_replay_of_drawn_seeds_works_because_they_are_recorded(capsys):
+    kinema(capsys, "generate", "a ball", *TINY, "-o", "first.mp4")
+    assert main(["replay", "first.mp4", "-o", "again.mp4", "--quiet"]) == 0
+    assert "not the same" not in capsys.readouterr().err
+
+
+def test_replay_with_other_settings_says_that_it_differs(capsys):
+    kinema(capsys, "generate", "a ball", *TINY, "--seed", "1", "-o", "first.mp4")
+    assert main(["replay", "first.mp4", "-o", "again.mp4", "--quiet", "--dtype", "bf16"]) == 0
+    assert "not the same to the bit" in capsys.readouterr().err
+
+
+def test_inspect_shows_the_recipe(capsys):
+    kinema(capsys, "generate", "a ball", *TINY, "-o", "i.mp4")
+    told = json.loads("\n".join(kinema(capsys, "inspect", "i.mp4", "--json")))
+    assert told["recipe"]["model"] == "zoetrope/tiny"
+    assert "zoetrope/tiny" in "\n".join(kinema(capsys, "inspect", "i.mp4"))
+
+
+def test_models_lists_every_preset_with_its_size(capsys):
+    listed = json.loads("\n".join(kinema(capsys, "models", "--json")))
+    tiny = next(row for row in listed if row["name"] == "zoetrope/tiny")
+    assert tiny["parameters"] > 1000
+    page = "\n".join(kinema(capsys, "models"))
+    assert all(row["name"] in page for row in listed)
+
+
+def test_models_lists_the_samplers_with_their_options(capsys):
+    listed = json.loads("\n".join(kinema(capsys, "models", "--samplers", "--json")))
+    assert listed["ddim"] == {"eta": 0.0}
+    assert "ddim" in "\n".join(kinema(capsys, "models", "--samplers"))
+
+
+def test_plan_says_size_and_calls_without_running(capsys):
+    words = ("plan", "generate", "a ball", "--model", "zoetrope/tiny", "--steps", "7", "--height", "17", "--no-measure")
+    told = json.loads("\n".join(kinema(capsys, *words, "--json")))
+    assert told["steps"] == 7
+    assert told["fits"] is True
+    assert told["seconds"] is None
+    assert any("snapped" in reason for reason in told["reasons"])
+    assert "16×16" in told["size"]
+
+
+def test_plan_measures_time_and_memory(capsys):
+    told = json.loads("\n".join(kinema(capsys, "plan", "a ball", "--model", "zoetrope/tiny", "--json")))
+    assert told["seconds"] >= told["seconds_a_step"] > 0
+    assert told["peak_bytes"] > told["weight_bytes"]
+    assert not list(Path().glob("*ball*"))
+
+
+def test_plan_of_a_model_that_does_not_fit_says_so_and_runs_nothing(capsys, monkeypatch):
+    monkeypatch.setattr("kinema.cli.machine.free_memory", lambda _device: 1000)
+    assert main(["plan", "a ball", "--model", "zoetrope/tiny"]) == 1
+    assert "does not fit" in capsys.readouterr().out

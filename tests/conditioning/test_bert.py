@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kinema.conditioning import bert
+from kinema.schema import BadRequest
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "ball", "rolls", "right"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT with random weights in the layout of the hub's folders."""
+    transformers = pytest.importorskip("transformers")  # here, not above: it takes seconds to import
+    where = tmp_path_factory.mktemp("bert")
+    config = transformers.BertConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    torch.manual_seed(0)
+    transformers.BertModel(config).save_pretrained(where)
+    (where / "vocab.txt").write_text("\n".join(WORDS))
+    transformers.BertTokenizer(str(where / "vocab.txt")).save_pretrained(where)
+    return where
+
+
+def test_texts_become_one_padded_sequence_each(folder: Path) -> None:
+    text, keep = bert.load(str(folder), offline=True).encode(["a red ball", ""], 8)
+    assert text.shape == (2, 8, 16)
+    assert keep.sum(1).tolist() == [5, 2]  # the words between [CLS] and [SEP]
+    assert not text.requires_grad
+
+
+def test_the_same_text_gives_the_same_embedding_alone_and_in_a_batch(folder: Path) -> None:
+    encoder = bert.load(str(folder), offline=True)
+    both, _ = encoder.encode(["a red ball rolls right", "ball"], 8)
+    alone, _ = encoder.encode(["a red ball rolls right"], 8)
+    torch.testing.assert_close(both[:1], alone)
+    assert not torch.allclose(both[0, :3], both[1, :3])
+
+
+def test_a_long_text_is_cut_to_length(folder: Path) -> None:
+    text, keep = bert.load(str(folder), offline=True).encode(["red " * 50], 8)
+    assert text.shape[1] == 8
+    assert bool(keep.all())
+
+
+def test_missing_weights_are_one_clear_sentence(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    with pytest.raises(BadRequest, match="neither in the local cache nor could it be fetched") as told:
+        bert.load(str(tmp_path / "nowhere"), offline=True)
+    assert "\n" not in str(told.value)
+
+
+def test_a_folder_with_pickled_weights_only_is_refused(folder: Path, tmp_path: Path) -> None:
+    for file in folder.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(BadRequest):
+        bert.load(str(tmp_path), offline=True)
+
+
+def test_without_transformers_the_sentence_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(BadRequest, match="transformers"):
+        bert.load("anything", offline=True)

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kinema.families.vdm.checkpoint import convert
+from kinema.families.vdm.config import Config
+from kinema.families.vdm.family import FAMILY
+from kinema.families.vdm.model import VideoUNet
+from kinema.schema import BadRequest
+
+
+@pytest.fixture
+def tensors(tiny: Config) -> dict[str, torch.Tensor]:
+    return dict(VideoUNet(tiny).state_dict())
+
+
+def test_our_own_names_pass_unchanged(tiny: Config, tensors: dict[str, torch.Tensor]) -> None:
+    got = convert(tiny, tensors)
+    assert got.keys() == tensors.keys()
+    assert all(got[name] is tensors[name] for name in tensors)
+
+
+def test_a_missing_tensor_is_named(tiny: Config, tensors: dict[str, torch.Tensor]) -> None:
+    del tensors["null"]
+    with pytest.raises(BadRequest, match="lacks 1 tensors: null"):
+        convert(tiny, tensors)
+
+
+def test_a_tensor_too_many_is_named(tiny: Config, tensors: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(BadRequest, match="lora_up"):
+        convert(tiny, {**tensors, "lora_up": torch.zeros(1)})
+
+
+def test_a_wrong_shape_is_named_with_the_expected_one(tiny: Config, tensors: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(BadRequest, match=r"null is \(3,\).*\(48,\)"):
+        convert(tiny, {**tensors, "null": torch.zeros(3)})
+
+
+def test_a_file_without_our_note_is_not_taken_for_ours(tensors: dict[str, torch.Tensor]) -> None:
+    assert FAMILY.recognise({name: (tuple(t.shape), "F32") for name, t in tensors.items()}) is None

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kinema.data import playroom
+from kinema.families.vdm.config import from_json, presets, to_json
+from kinema.families.vdm.model import VideoUNet
+from kinema.schema import BadRequest
+
+PARAMETERS = {
+    "ucf101": 1_141_615_107,
+    "bair": 132_180_483,
+    "kinetics": 1_141_615_107,
+    "text-small": 288_663_299,
+    "text-large": 1_146_865_155,
+    "text-128": 1_134_510_339,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_papers_networks_have_the_recorded_parameter_counts(name: str) -> None:
+    with torch.device("meta"):
+        model = VideoUNet(presets()[name])
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize(("name", "least", "most"), [("tiny", 50_000, 200_000), ("pocket", 4_000_000, 5_000_000)])
+def test_our_own_networks_stay_in_their_size(name: str, least: int, most: int) -> None:
+    with torch.device("meta"):
+        model = VideoUNet(presets()[name])
+    assert least < sum(p.numel() for p in model.parameters()) < most
+
+
+@pytest.mark.parametrize("name", presets())
+def test_a_config_survives_json(name: str) -> None:
+    config = presets()[name]
+    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+
+
+def test_the_pocket_tokenizer_knows_every_word_of_the_playroom() -> None:
+    assert set(presets()["pocket"].words) == set(playroom.vocabulary())
+
+
+def test_attention_stands_at_8_16_and_32_in_the_papers_networks() -> None:
+    for name in PARAMETERS:
+        config = presets()[name]
+        sides = [config.side // 2**i for i in range(len(config.widths))]
+        assert [side for i, side in enumerate(sides) if config.attends(i)] == [32, 16, 8]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"head_dim": 7}, "heads of 7"),
+        ({"side": 18}, "multiple of 4"),
+        ({"words": ()}, "words"),
+        ({"classes": ("jump",)}, "not both"),
+    ],
+)
+def test_an_impossible_config_is_refused_in_a_sentence(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(BadRequest, match=said):
+        replace(presets()["tiny"], **changes)
+
+
+def test_an_unknown_setting_in_a_file_is_refused_by_name() -> None:
+    with pytest.raises(BadRequest, match="flux_capacitor"):
+        from_json({**to_json(presets()["tiny"]), "flux_capacitor": 1})

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kinema.diffusion.guidance import Reconstruction, Replacement
+from kinema.diffusion.noise import Noise
+from kinema.diffusion.samplers import SAMPLERS, options
+from kinema.diffusion.schedules import Level
+from kinema.families.vdm.condition import Condition
+from kinema.families.vdm.config import Config, presets
+from kinema.families.vdm.family import FAMILY
+from kinema.families.vdm.model import Stage, VideoUNet
+from kinema.schema import BadRequest, Canvas, Note, Request, ignore
+from kinema.system import System, Weights
+
+SHAPE = (1, 3, 8, 16, 16)
+
+
+def system(config: Config) -> System:
+    return System("vdm/tiny", FAMILY, config, Weights(seed=3))
+
+
+def canvas() -> Canvas:
+    return Canvas(torch.zeros(SHAPE), torch.zeros(1, 1, *SHAPE[2:]))
+
+
+def level(model: System, t: float = 0.5) -> Level:
+    return model.process.schedule.level(torch.tensor([t], dtype=torch.float64))
+
+
+def noisy(seed: int = 0) -> torch.Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def test_every_preset_names_a_sampler_with_its_own_options() -> None:
+    for config in presets().values():
+        own = FAMILY.defaults(config)
+        assert own.sampler in SAMPLERS
+        assert set(own.options) <= set(options(own.sampler))
+
+
+def test_the_papers_samplers_are_the_defaults() -> None:
+    ucf, bair = FAMILY.defaults(presets()["ucf101"]), FAMILY.defaults(presets()["bair"])
+    assert (ucf.sampler, dict(ucf.options), ucf.steps) == ("vdm-ancestral", {"gamma": 0.1}, 256)
+    assert (bair.sampler, dict(bair.options), bair.steps) == ("vdm-langevin", {"gamma": 0.0, "delta": 0.1}, 256)
+
+
+def test_an_empty_prompt_is_the_trained_null_and_words_are_not(tiny: Config) -> None:
+    model = system(tiny)
+    conditions = FAMILY.condition(model, Request(prompt="a red ball", seed=0), canvas(), ignore)
+    null = FAMILY.condition(model, Request(prompt="  ", seed=0), canvas(), ignore)
+    assert conditions.negative.vector is None
+    assert null.positive.vector is None
+    assert conditions.positive.vector.shape == (1, 4 * tiny.channels)
+
+
+def test_unknown_words_are_said(tiny: Config) -> None:
+    said: list[object] = []
+    FAMILY.condition(system(tiny), Request(prompt="a red zeppelin", seed=0), canvas(), said.append)
+    assert [note.message for note in said if isinstance(note, Note)] == ["vdm/tiny never saw the word 'zeppelin'"]
+
+
+def test_focus_denoises_every_frame_by_itself(tiny: Config, lively: Callable[..., VideoUNet]) -> None:
+    model = replace(system(tiny), dtype=torch.float64)
+    model.__dict__["model"] = lively()
+    z, other = noisy().double(), noisy().double()
+    other[:, :, 3] += 1
+    for focus in (True, False):
+        denoise = FAMILY.denoiser(model, Condition(None, focus), None)
+        with torch.no_grad():
+            moved = (denoise(other, level(model)) - denoise(z, level(model))).abs().amax(dim=(0, 1, 3, 4))
+        elsewhere = torch.cat([moved[:3], moved[4:]])
+        assert bool((elsewhere == 0).all()) is focus
+        assert moved[3] > 0
+
+
+def test_focus_in_a_request_reaches_the_condition(tiny: Config) -> None:
+    conditions = FAMILY.condition(system(tiny), Request(extra={"focus": True}, seed=0), canvas(), ignore)
+    assert conditions.positive.focus
+    assert conditions.negative.focus
+
+
+def test_an_eps_networks_estimate_stays_in_range_at_the_noise_end(tiny: Config) -> None:
+    for target, bounded in (("eps", True), ("v", False)):
+        model = system(replace(tiny, target=target))
+        denoise = FAMILY.denoiser(model, Condition(), None)
+        with torch.no_grad():
+            assert (denoise(3 * noisy(), level(model, 0.2)).abs().max() <= 1).item() is bounded
+
+
+def test_reconstruction_guidance_runs_through_the_network(tiny: Config) -> None:
+    """The gradient reaches the frames not given through the network's temporal attention."""
+    model = system(tiny)
+    denoise = FAMILY.denoiser(model, Condition(), None)
+    given, mask = torch.zeros(SHAPE), torch.zeros(1, 1, *SHAPE[2:])
+    mask[:, :, :2] = 1
+    guided = Replacement(Reconstruction(denoise, given, mask, 100.0), given, mask, Noise([0]))
+    replaced = Replacement(denoise, given, mask, Noise([0]))
+    with torch.no_grad():
+        a, b = guided(noisy(), level(model)), replaced(noisy(), level(model))
+    assert torch.equal(a[:, :, :2], given[:, :, :2])
+    assert (a - b)[:, :, 2:].abs().amax(dim=(0, 1, 3, 4)).min() > 0
+    assert all(parameter.grad is None for parameter in model.model.parameters())
+
+
+def test_reconstruction_guidance_does_nothing_to_a_model_that_sees_frames_alone(tiny: Config) -> None:
+    model = system(tiny)
+    denoise = FAMILY.denoiser(model, Condition(focus=True), None)
+    given, mask = torch.zeros(SHAPE), torch.zeros(1, 1, *SHAPE[2:])
+    mask[:, :, :2] = 1
+    with torch.no_grad():
+        assert torch.equal(
+            Reconstruction(denoise, given, mask, 100.0)(noisy(), level(model))[:, :, 2:],
+            denoise(noisy(), level(model))[:, :, 2:],
+        )
+
+
+@pytest.mark.parametrize("kind", ["first", "ends", "prefix", "suffix", "frames", "region", "all"])
+def test_what_is_given_is_held_by_guidance(tiny: Config, kind: str) -> None:
+    assert FAMILY.honours(tiny, kind) == ("reconstruction", "replacement")
+
+
+def test_a_class_conditional_model_takes_its_class_names_as_prompts(tiny: Config) -> None:
+    config = replace(tiny, text="none", words=(), classes=("juggling", "archery"))
+    model = system(config)
+    FAMILY.check(config, Request(prompt="Archery"))
+    got = FAMILY.condition(model, Request(prompt="Archery", seed=0), canvas(), ignore)
+    assert torch.equal(got.positive.vector[0], model.model.classes.weight[1])
+    with pytest.raises(BadRequest, match="archery"):
+        FAMILY.check(config, Request(prompt="archer"))
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (Request(prompt="a ball"), "without text"),
+        (Request(negative_prompt="blur"), "without text"),
+        (Request(guidance=3.0), "guidance must be 1"),
+        (Request(extra={"motion_bucket": 3}), "motion_bucket"),
+        (Request(extra={"focus": "yes"}), "true or false"),
+    ],
+)
+def test_what_an_unconditional_model_cannot_do_is_refused(tiny: Config, request_: Request, said: str) -> None:
+    with pytest.raises(BadRequest, match=said):
+        FAMILY.check(replace(tiny, text="none", words=()), request_)
+
+
+def test_blocks_are_the_stages_and_hold_most_of_the_weights(tiny: Config) -> None:
+    model = FAMILY.build(tiny)
+    blocks = FAMILY.blocks(model)
+    assert all(isinstance(block, Stage) for block in blocks)
+    held = sum(p.numel() for block in blocks for p in block.parameters())
+    assert held > 0.5 * sum(p.numel() for p in model.parameters())
+
+
+def test_tiny_samples_a_finite_clip_with_its_own_defaults(tiny: Config) -> None:
+    model = system(tiny)
+    request = model.settle(Request(seed=1))
+    denoise = model.denoiser(model.condition(request, canvas()).positive)
+    noise = model.noise(request)
+    z = SAMPLERS[request.sampler](denoise, model.prior(noise.normal(SHAPE[1:])), model.levels(request), noise=noise)
+    assert z.shape == SHAPE
+    assert bool(z.isfinite().all())

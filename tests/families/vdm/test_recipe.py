@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kinema.families.vdm import recipe
+from kinema.families.vdm.config import Config, presets
+from kinema.families.vdm.model import VideoUNet
+from kinema.system import Batch
+
+Lively = Callable[..., VideoUNet]
+
+
+def batch(size: int = 2, images: int = 0, frames: int = 4, captions: tuple[str, ...] = ("a red ball", "")) -> Batch:
+    g = torch.Generator().manual_seed(5)
+    video = torch.rand(size, 3, frames, 16, 16, generator=g, dtype=torch.float64) * 2 - 1
+    mask = torch.zeros(size, 1, frames, 16, 16)
+    if not images:
+        return Batch(video, captions[:size], mask)
+    pictures = torch.rand(size, images, 3, 16, 16, generator=g, dtype=torch.float64) * 2 - 1
+    return Batch(video, captions[:size], mask, pictures, [["a blue box", ""][:images]] * size)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_one_training_step_with_dropped_text_moves_the_null_condition(tiny: Config) -> None:
+    torch.manual_seed(0)
+    model = VideoUNet(tiny).double()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    recipe.loss(model, tiny, batch(), seeded()).mean().backward()
+    assert model.null.grad is not None
+    assert model.null.grad.abs().max() > 0
+    optimiser.step()
+    assert model.null.abs().max() > 0
+
+
+def test_without_dropped_text_the_null_condition_is_not_trained(tiny: Config) -> None:
+    torch.manual_seed(0)
+    model = VideoUNet(tiny).double()
+    recipe.loss(model, tiny, batch(captions=("a red ball", "a blue box")), seeded()).mean().backward()
+    assert model.null.grad is None or not model.null.grad.any()
+
+
+@pytest.mark.parametrize("images", [0, 2])
+@pytest.mark.parametrize("target", ["eps", "v"])
+def test_the_loss_has_one_number_a_clip_and_is_seeded(tiny: Config, lively: Lively, target: str, images: int) -> None:
+    config, model = replace(tiny, target=target), lively()
+    first, again, other = (recipe.loss(model, config, batch(images=images), seeded(s)) for s in (0, 0, 1))
+    assert first.shape == (2,)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_eps_and_v_losses_of_a_perfect_network_are_zero(tiny: Config) -> None:
+    told = batch(images=2)
+
+    class Perfect(torch.nn.Module):
+        """Knows the data: answers with the exact target of what it is shown."""
+
+        def __init__(self, config: Config) -> None:
+            super().__init__()
+            self.config = config
+
+        def forward(self, z: torch.Tensor, log_snr: torch.Tensor, cond: None, *, independent: int) -> torch.Tensor:
+            assert cond is None
+            assert independent == 2
+            x0 = torch.cat([told.video, told.images.transpose(1, 2)], dim=2)
+            level = recipe.SCHEDULE.at(log_snr.flatten())
+            alpha, sigma = (part.reshape(2, 1, -1, 1, 1) for part in (level.alpha, level.sigma))
+            eps = (z - alpha * x0) / sigma
+            return eps if self.config.target == "eps" else alpha * eps - sigma * x0
+
+    for target in ("eps", "v"):
+        config = replace(tiny, target=target, text="none", words=(), min_snr=0.0)
+        assert recipe.loss(Perfect(config), config, told, seeded()).max() < 1e-6
+
+
+def test_other_pictures_leave_the_clips_prediction_the_same_to_the_last_bit(tiny: Config, lively: Lively) -> None:
+    model, told, seen = lively(), batch(images=2), []
+    model.register_forward_hook(lambda _module, _input, output: seen.append(output[:, :, : told.video.shape[2]]))
+    losses = [recipe.loss(model, tiny, each, seeded()) for each in (told, replace(told, images=-told.images))]
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(losses[0], losses[1])
+
+
+def test_min_snr_weighting_lowers_the_weight_of_nearly_clean_clips(tiny: Config, lively: Lively) -> None:
+    model, told = lively(), batch()
+    plain, weighted = (recipe.loss(model, replace(tiny, min_snr=g), told, seeded()) for g in (0.0, 5.0))
+    assert bool((weighted < plain).all())
+
+
+def test_steps_on_one_draw_of_noise_lower_its_loss(tiny: Config) -> None:
+    torch.manual_seed(0)
+    model, told = VideoUNet(tiny), batch()
+    told = replace(told, video=told.video.float())
+    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        loss = recipe.loss(model, tiny, told, seeded()).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_papers_training_is_in_the_recipes() -> None:
+    large, ucf = recipe.recipe(presets()["text-large"]), recipe.recipe(presets()["ucf101"])
+    assert (large.steps, large.images, large.text_drop) == (700_000, 8, 0.1)
+    assert (ucf.steps, ucf.batch, ucf.learning_rate, ucf.text_drop) == (60_000, 128, 3e-4, 0.0)
+    assert recipe.recipe(presets()["text-128"]).images == 7

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from kinema.media.metadata import read_recipe, tags
+from kinema.media.write import save_clip
+from kinema.schema import BadRequest, Clip
+
+FORMATS = ["a.mp4", "a.gif", "a.webp", "a.png", "a"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_recipe_comes_back_from_every_format(tmp_path: Path, clip: Clip, name: str) -> None:
+    (written,) = save_clip(clip, tmp_path / name)
+    assert read_recipe(written) == clip.recipe
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_long_recipe_in_any_script_comes_back(tmp_path: Path, clip: Clip, name: str) -> None:
+    recipe = {"request": {"prompt": '红球 \ud800 \n\t"quoted" <&> ' + "long " * 2000}, "list": [1, 2.5, None, True]}
+    (written,) = save_clip(replace(clip, recipe=recipe), tmp_path / name)
+    assert read_recipe(written) == recipe
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text(), max_size=4), st.text())
+def test_every_tag_is_text_that_any_container_can_hold(recipe: dict[str, object], prompt: str) -> None:
+    for text in tags({**recipe, "request": {"prompt": prompt}}).values():
+        assert "\0" not in text
+        assert text.encode("utf-8").decode("utf-8") == text
+
+
+def test_the_prompt_is_found_in_a_request_that_is_json_text() -> None:
+    assert tags({"request": '{"prompt": "a red ball"}'})["title"] == "a red ball"
+    assert tags({})["title"] == "Kinema clip"
+
+
+def test_a_recipe_that_is_not_plain_data_is_refused() -> None:
+    with pytest.raises(BadRequest, match="not plain data"):
+        tags({"model": object()})
+
+
+def test_foreign_files_hold_no_recipe(
+    tmp_path: Path, encode: Callable[..., Path], moving: Callable[..., np.ndarray]
+) -> None:
+    foreign = [encode(tmp_path / "a.mp4", moving(2)), encode(tmp_path / "a.mkv", moving(2))]
+    for name in ("a.png", "a.gif", "a.webp", "a.jpg"):
+        Image.fromarray(moving(1)[0]).save(tmp_path / name)
+        foreign.append(tmp_path / name)
+    Image.fromarray(moving(1)[0]).save(tmp_path / "b.gif", comment=b'{"workflow": 1}')
+    (tmp_path / "text.txt").write_text("not a picture")
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "folder").mkdir()
+    for path in [*foreign, tmp_path / "b.gif", tmp_path / "text.txt", tmp_path / "empty.mp4", tmp_path / "folder"]:
+        with pytest.raises(BadRequest, match=f"{path.name} holds no recipe"):
+            read_recipe(path)
+
+
+def test_a_missing_or_damaged_file_is_one_sentence(tmp_path: Path, clip: Clip) -> None:
+    with pytest.raises(BadRequest, match="no file"):
+        read_recipe(tmp_path / "none.mp4")
+    raw = save_clip(clip, tmp_path / "a.mp4")[0].read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(raw[:200])
+    with pytest.raises(BadRequest, match=r"cut\.mp4"):
+        read_recipe(tmp_path / "cut.mp4")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "recipe.json").write_text('{"kinema": "{broken"}')
+    with pytest.raises(BadRequest, match="damaged"):
+        read_recipe(tmp_path / "folder")
