@@ -302,7 +302,7 @@ class Model:
 
 
 def _request(task: TaskName, **options: Any) -> Request:
-    values = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
+    values: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
     try:
         return Request(task=task, **values)
     except TypeError as error:

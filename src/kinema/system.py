@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from kinema import registry
 from kinema.checkpoints import files, hub
+from kinema.checkpoints.files import Header
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser, Parameterisation
 from kinema.diffusion.samplers import SAMPLERS
@@ -138,7 +139,7 @@ class Family(Protocol):
     def denoiser(self, system: System, condition: Any, frames: Sequence[int] | None) -> Denoiser:
         """``denoise(z_BCTHW, level) -> x0_BCTHW`` for these latent frames (``None``: all of them)."""
 
-    def recognise(self, header: Mapping[str, tuple[tuple[int, ...], str]]) -> Any | None:
+    def recognise(self, header: Header) -> Any | None:
         """The config of a foreign file with these tensors (name to shape and dtype), or None if it is not ours."""
 
     def convert(self, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -168,10 +169,12 @@ class Weights:
     seed: int = 0
     own: bool = True
     """Whether the file uses our own names (written by ``kinema train``) or a foreign layout."""
+    variant: str | None = None
+    """Which of a folder's files ("fp16"); None takes the plain one."""
 
     @cached_property
     def hash(self) -> str:
-        return files.weight_hash(self.path) if self.path else f"seed:{self.seed}"
+        return files.weight_hash(self.path, self.variant) if self.path else f"seed:{self.seed}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +198,7 @@ class System:
         else:
             with torch.device("meta"):
                 model = self.family.build(self.config)
-            tensors = files.read_tensors(self.weights.path)
+            tensors = files.read_tensors(self.weights.path, self.weights.variant)
             if not self.weights.own:
                 tensors = self.family.convert(self.config, tensors)
             # In the working precision before assignment: stored halves would otherwise run as halves.
@@ -299,11 +302,11 @@ def open_system(
     elif name in registry.EMBEDDED:
         family_name, file = registry.EMBEDDED[name]
         path = Path(str(resources.files("kinema") / "weights" / file))
-        family, config, weights = _from_file(path)
+        family, config, weights = _from_file(path, None)
     elif Path(source).exists():
-        family, config, weights = _from_file(Path(source))
-    elif name in registry.ALIASES or (name.count("/") == 1 and not name.startswith((".", "/")) and not Path(name).suffix):
-        family, config, weights = _from_file(hub.fetch(registry.ALIASES.get(name, name), offline=offline))
+        family, config, weights = _from_file(Path(source), variant)
+    elif name in registry.ALIASES or _is_hub_id(name):
+        family, config, weights = _from_file(hub.fetch(registry.ALIASES.get(name, name), offline=offline), variant)
     elif Path(name).suffix or name.startswith((".", "/")):
         raise BadRequest(f"there is no file {name}; expected a model's file or folder")
     else:
@@ -314,6 +317,10 @@ def open_system(
     return System(name, family, config, weights, chosen, dtype or torch.float32)
 
 
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/")) and not Path(name).suffix
+
+
 def _untrained(family_name: str, preset: str) -> tuple[Family, Any, Weights]:
     family: Family = registry.family(family_name)
     if preset not in family.presets:
@@ -321,19 +328,19 @@ def _untrained(family_name: str, preset: str) -> tuple[Family, Any, Weights]:
     return family, family.presets[preset], Weights(seed=0)
 
 
-def _from_file(path: Path) -> tuple[Family, Any, Weights]:
+def _from_file(path: Path, variant: str | None) -> tuple[Family, Any, Weights]:
     """Recognise a file: by the note ``kinema train`` left in its metadata, else by its keys and shapes."""
-    told = files.metadata(path).get("kinema")
+    told = files.metadata(path, variant).get("kinema")
     if told:
         note = json.loads(told)
         family: Family = registry.family(note["family"])
-        return family, family.from_json(note["config"]), Weights(path)
-    header = files.header(path)
+        return family, family.from_json(note["config"]), Weights(path, variant=variant)
+    header = files.header(path, variant)
     for name in registry.FAMILIES:
         family = registry.family(name)
         config = family.recognise(header)
         if config is not None:
-            return family, config, Weights(path, own=False)
+            return family, config, Weights(path, own=False, variant=variant)
     first = ", ".join(sorted(header)[:3])
     raise BadRequest(f"{path} is not a model of any family we know (its {len(header)} tensors begin {first})")
 

@@ -101,9 +101,10 @@ def test_deterministic_samplers_converge_at_their_order(name, order, form):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@pytest.mark.parametrize(("name", "steps", "bound"), [("ddim", 200, 0.02), ("euler", 200, 0.02)] + [
-    (name, 100, 0.01) for name in ("heun", "dpmpp-2m", "unipc")
-])
+@pytest.mark.parametrize(
+    ("name", "steps", "bound"),
+    [("ddim", 200, 0.02), ("euler", 200, 0.02)] + [(name, 100, 0.01) for name in ("heun", "dpmpp-2m", "unipc")],
+)
 def test_deterministic_samplers_reach_the_data_from_every_schedule(name, steps, bound, schedule):
     """To the clean end itself, from pure noise, with alpha 0 or sigma 0 at the ends."""
     spacing = "karras" if isinstance(schedule, EDMSigmas) else "uniform"
@@ -306,7 +307,9 @@ def test_posterior_is_bayes():
     between = sigma_t**2 - ratio**2 * sigma_s**2
     precision = 1 / sigma_s**2 + ratio**2 / between
     mean, lower, upper = posterior(z, x0, levels[0], levels[1])
-    torch.testing.assert_close(mean, (alpha_s * x0 / sigma_s**2 + ratio * z / between) / precision, atol=1e-15, rtol=1e-14)
+    torch.testing.assert_close(
+        mean, (alpha_s * x0 / sigma_s**2 + ratio * z / between) / precision, atol=1e-15, rtol=1e-14
+    )
     torch.testing.assert_close(lower.flatten(), 1 / precision.reshape(1), atol=1e-16, rtol=1e-13)
     torch.testing.assert_close(upper.flatten(), between.reshape(1), atol=1e-16, rtol=1e-13)
 
@@ -429,8 +432,9 @@ def test_one_step_from_the_noise_end_of_a_flow_is_the_x0_it_finds(name):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samplers_keep_no_graph(name):
     weight = torch.ones((), requires_grad=True)
-    found = SAMPLERS[name](lambda z, lv: weight * mixture(z, lv), torch.randn(1, 1, 1, 2, 2), spaced(CosineLogSNR(), 3),
-                           noise=Noise([0]))
+    found = SAMPLERS[name](
+        lambda z, lv: weight * mixture(z, lv), torch.randn(1, 1, 1, 2, 2), spaced(CosineLogSNR(), 3), noise=Noise([0])
+    )
     assert not found.requires_grad
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import sys
 from pathlib import Path
@@ -104,6 +105,23 @@ def peak_memory(device_name: str) -> int:
 
 def free_disk(folder: Path) -> int:
     return shutil.disk_usage(folder).free
+
+
+def versions() -> dict[str, str]:
+    """What a recipe records of the software and the processor, as `kinema.generate.recipe` names it."""
+    import torch
+
+    return {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
+
+
+def count_calls(module: Any) -> tuple[list[int], Any]:
+    """(a counter of the module's forward calls, the handle whose ``remove()`` ends the counting)."""
+    calls = [0]
+
+    def count(*_told: Any) -> None:
+        calls[0] += 1
+
+    return calls, module.register_forward_hook(count)
 
 
 def facts() -> dict[str, str]:

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -46,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        with _terminate_gently():
+        with _terminate_gently(), warnings.catch_warnings():
+            if not (debug or sys.warnoptions):
+                warnings.simplefilter("ignore")  # a library's advice to programmers is no answer to a user
             return _dispatch(words)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0

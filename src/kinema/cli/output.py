@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import tempfile
 import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,14 @@ class Output:
         """Refuse, before any work, an output that could not be written at the end."""
         from kinema.media.write import check_output
 
-        check_output(self.path or Path(f"{slug(self.title)}.mp4"))
+        path = self.path or Path(f"{slug(self.title)}.mp4")
+        check_output(path)
+        try:
+            # Only a try tells for sure: permissions say nothing of a read-only disk or of a full one.
+            with tempfile.TemporaryFile(dir=path.parent) as probe:
+                probe.write(b"kinema")
+        except OSError as error:
+            raise BadRequest(f"cannot write to the folder {path.parent}: {error.strerror}") from None
         if self.path is not None and not self.overwrite:
             taken = self._taken(self.path)
             if taken:

@@ -16,7 +16,6 @@ from kinema.schema import Event, Note, Request, TaskName
 
 if TYPE_CHECKING:
     from kinema.generate import Model
-    from kinema.system import System
 
 OWN = [
     Option("measure", bool, True, "run a few steps and time them (loads the weights)"),
@@ -40,15 +39,24 @@ class Plan:
     steps: int
     sampler: str
     guidance: float
-    network_calls: int
     parameters: int
     weight_bytes: int
     free_bytes: int
+    network_calls: int | None
     seconds: float | None
     seconds_a_step: float | None
     peak_bytes: int | None
     fits: bool
     reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one step and of everything around the steps; calls of the network in all."""
+
+    a_step: float
+    around: float
+    calls: int
 
 
 def plan(words: Sequence[str]) -> int:
@@ -73,6 +81,8 @@ def _task(words: Sequence[str]) -> tuple[TaskName, Sequence[str]]:
 
 def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
     """Settle the request, count the network, and time a few steps of it where its weights fit."""
+    from kinema.generate import settle
+
     system = model.system
     notes: list[str] = []
 
@@ -80,67 +90,74 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
         if isinstance(event, Note) and event.message not in notes:
             notes.append(event.message)
 
-    settled = system.settle(request, listen)
+    settled = settle(system, request, listen)
+    shape = settled.shape
     count, _ = machine.parameters(system.family, system.config)
-    weight_bytes = count * system.dtype.itemsize
-    free = machine.free_memory(str(system.device))
+    device = str(system.device)
+    weight_bytes, free = count * system.dtype.itemsize, machine.free_memory(device)
     fits = weight_bytes < SAFETY * free
-    notes.append(f"weights: {count:,} parameters × {system.dtype.itemsize} bytes")
-    seconds = a_step = peak = None
-    if measure and fits:
-        seconds, a_step = _measure(model, settled)
-        peak = machine.peak_memory(str(system.device)) or None
-        notes.append(
-            f"time: {a_step:.3g} s a step × {settled.steps} + {seconds - a_step * (settled.steps or 0):.3g} s around "
-            f"the steps, from runs of {MEASURED_STEPS[0]} and {MEASURED_STEPS[1]} steps just now"
-        )
-        notes.append("memory: the peak of those runs; more steps need no more")
-    elif not fits:
-        notes.append(f"memory: the weights alone need more than {SAFETY:.0%} of what is free on {system.device}")
-    else:
-        notes.append("time and memory of the steps were not measured (--no-measure)")
-    guided = settled.guidance not in (None, 1)
+    steps = settled.steps or 0
+    if settled.task == "edit":
+        steps = min(steps, round(steps * settled.strength))
+    cost = _measure(model, settled, steps) if measure and fits else None
+    peak = machine.peak_memory(device) or None if cost else None
     return Plan(
         task=settled.task,
         model=system.name,
-        device=str(system.device),
-        size=_size(system, settled),
+        device=device,
+        size=f"{shape.batch} × {shape.frames} frames of {shape.width}×{shape.height} at {settled.fps:g} fps",
         latent="×".join(map(str, system.latent_shape(settled).bcthw)),
-        steps=settled.steps or 0,
+        steps=steps,
         sampler=settled.sampler or "",
         guidance=settled.guidance or 0.0,
-        network_calls=(settled.steps or 0) * (2 if guided else 1),
         parameters=count,
         weight_bytes=weight_bytes,
         free_bytes=free,
-        seconds=seconds,
-        seconds_a_step=a_step,
+        network_calls=cost and cost.calls,
+        seconds=cost and cost.around + cost.a_step * steps,
+        seconds_a_step=cost and cost.a_step,
         peak_bytes=peak,
         fits=fits,
-        reasons=tuple(notes),
+        reasons=(*notes, *_reasons(count, system.dtype.itemsize, steps, cost, fits=fits)),
     )
 
 
-def _measure(model: Model, request: Request) -> tuple[float, float]:
-    """(seconds in all, seconds a step) of the whole request, from two short runs after a warm one."""
+def _reasons(count: int, width: int, steps: int, cost: Cost | None, *, fits: bool) -> list[str]:
+    reasons = [f"weights: {count:,} parameters × {width} bytes"]
+    if cost:
+        few, more = MEASURED_STEPS
+        return [
+            *reasons,
+            f"time: {steps} × {cost.a_step:.3g} s + {cost.around:.3g} s, timed just now over {few} and {more} steps",
+            "memory: the peak of those runs, libraries included; more steps need no more",
+        ]
+    if fits:
+        return [*reasons, "time, calls and memory of the steps: not measured, as --no-measure asks"]
+    return [*reasons, f"memory: the weights alone need more than {SAFETY:.0%} of what is free, so nothing was run"]
+
+
+def _measure(model: Model, request: Request, steps: int) -> Cost:
+    """Time two short runs after a warm one; what they differ by is the cost of a step."""
     few, more = MEASURED_STEPS
-    request = request.with_(seed=0 if request.seed is None else request.seed)
+    request = request.with_(strength=1.0)  # an edit skips its first steps; here every step counts
     model.run(request.with_(steps=few))
-    took = []
-    for steps in (few, more):
-        began = time.perf_counter()
-        model.run(request.with_(steps=steps))
-        took.append(time.perf_counter() - began)
-    a_step = max((took[1] - took[0]) / (more - few), 1e-6)
-    around = max(took[0] - a_step * few, 0.0)
-    return around + a_step * (request.steps or 0), a_step
-
-
-def _size(system: System, request: Request) -> str:
-    shape = request.shape
-    seconds = shape.frames / (request.fps or system.family.defaults(system.config).fps)
-    clips = f"{shape.batch} clips of " if shape.batch > 1 else ""
-    return f"{clips}{shape.frames} frames of {shape.width}×{shape.height} at {request.fps:g} fps ({seconds:.2g} s)"
+    calls, counting = machine.count_calls(model.system.model)
+    seconds, called = [], []
+    try:
+        for some in MEASURED_STEPS:
+            calls[0], began = 0, time.perf_counter()
+            model.run(request.with_(steps=some))
+            seconds.append(time.perf_counter() - began)
+            called.append(calls[0])
+    finally:
+        counting.remove()
+    a_step = max((seconds[1] - seconds[0]) / (more - few), 1e-6)
+    calls_a_step = (called[1] - called[0]) / (more - few)
+    return Cost(
+        a_step=a_step,
+        around=max(seconds[0] - a_step * few, 0.0),
+        calls=round(called[0] + calls_a_step * (steps - few)),
+    )
 
 
 def describe(made: Plan) -> str:

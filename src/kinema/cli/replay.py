@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kinema import __version__
+from kinema.cli import machine
 from kinema.cli.options import Option, parse, with_defaults
 from kinema.cli.output import Output
-from kinema.cli.progress import display
+from kinema.cli.progress import JsonLines, display
 from kinema.cli.verbs import MODEL, REPORTING, WRITING, model_options, open_model
 from kinema.schema import BadRequest, Note, Phase, Request
 
@@ -29,21 +31,31 @@ def replay(words: Sequence[str]) -> int:
     path = Path(told["clip"])
     recipe = read_recipe(path)
     request = request_of(recipe, path)
-    zoom = int(recipe.get("zoom", 1)) if "zoom" not in told else own["zoom"]
+    zoom = own["zoom"] if "zoom" in told else recipe.get("zoom", 1)
     output = Output(own["output"], f"{path.stem} replay", request.clips, own["overwrite"], own["contact_sheet"], zoom)
     output.check()
     with display(quiet=own["quiet"], json_events=own["json_events"]) as show:
-        model = open_model(model_options({"model": recipe.get("model"), **told}))
-        for note in differences(recipe, model.system.weights.hash, model_told="model" in told):
+        model = open_model(model_options({**as_it_was(recipe), **told}))
+        for note in differences(recipe, model.system.weights.hash, request, model_told="model" in told):
             show(Note(note))
         clip = model.run(request, on_event=show)
         same = clip.recipe.get("frames_hash") == recipe.get("frames_hash")
         show(Phase("write"))
         paths = output.save(clip)
-    sys.stdout.writelines(f"{p}\n" for p in paths)
+        if isinstance(show, JsonLines):
+            show.write("saved", {"paths": [str(p) for p in paths], "same": same})
+        else:
+            sys.stdout.writelines(f"{p}\n" for p in paths)
     verdict = "the same to the bit" if same else "not the same to the bit"
-    sys.stderr.write(f"kinema: {paths[0].name} is {verdict} as the frames {path.name} was made of\n")
+    sys.stderr.write(f"kinema: {paths[0].name} is made of frames that are {verdict} as those of {path.name}\n")
     return 0
+
+
+def as_it_was(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The model options that were in force: the model, its precision and the threads."""
+    names = {long: short for short, long in machine.DTYPES.items()}
+    told = {"model": recipe.get("model"), "dtype": names.get(recipe.get("dtype", "")), "threads": recipe.get("threads")}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def request_of(recipe: Mapping[str, Any], path: Path) -> Request:
@@ -58,7 +70,7 @@ def request_of(recipe: Mapping[str, Any], path: Path) -> Request:
         raise BadRequest(f"the recipe in {path.name} is damaged: {error}") from None
 
 
-def differences(recipe: Mapping[str, Any], weights_hash: str, *, model_told: bool) -> list[str]:
+def differences(recipe: Mapping[str, Any], weights_hash: str, request: Request, *, model_told: bool) -> list[str]:
     """What is not as it was when the clip was made; other weights are refused unless asked for."""
     notes = []
     before = recipe.get("weights")
@@ -69,22 +81,23 @@ def differences(recipe: Mapping[str, Any], weights_hash: str, *, model_told: boo
                 f"{before[:12]} then); pass --model to name the file, or to accept these"
             )
         notes.append(f"other weights than the clip's ({weights_hash[:12]} now, {before[:12]} then)")
-    for name, version in versions_now().items():
-        then = recipe.get("versions", {}).get(name)
-        if then and then != version:
-            notes.append(f"{name} is {version} now and was {then} then")
+    now, then = {"kinema": __version__, **machine.versions()}, dict(recipe.get("versions", {}))
+    then["kinema"] = recipe.get("kinema", __version__)
+    notes += [
+        f"{name} is {now[name]} now and was {was} then" for name, was in then.items() if now.get(name, was) != was
+    ]
+    return notes + _changed_inputs(recipe, request)
+
+
+def _changed_inputs(recipe: Mapping[str, Any], request: Request) -> list[str]:
+    """Pictures and clips that the request names and that are other files than they were."""
+    from kinema.generate import file_hash
+
+    notes = []
+    for name, before in recipe.get("inputs", {}).items():
+        path = Path(getattr(request, name))
+        if not path.exists():
+            raise BadRequest(f"the clip was made from {path}, and that file is not there any more")
+        if file_hash(path) != before:
+            notes.append(f"{path} is not the file that the clip was made from")
     return notes
-
-
-def versions_now() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    from kinema import __version__
-
-    found = {"kinema": __version__}
-    for name in ("torch", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

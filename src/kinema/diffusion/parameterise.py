@@ -66,7 +66,7 @@ class Parameterisation(ABC):
         """See `eps_from_x0`: the same for every parameterisation."""
         return eps_from_x0(x0, z, level)
 
-    def loss(
+    def loss(  # noqa: PLR0917
         self,
         output: Tensor,
         x0: Tensor,

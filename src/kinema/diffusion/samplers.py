@@ -258,7 +258,7 @@ def unipc(
 # --------------------------------------------------------------------------------- parts of steps
 
 
-def ancestral_step(z: Tensor, x0: Tensor, t: Level, s: Level, noise: Noise, gamma: float) -> Tensor:
+def ancestral_step(z: Tensor, x0: Tensor, t: Level, s: Level, noise: Noise, gamma: float) -> Tensor:  # noqa: PLR0917
     """One draw of q(z_s | z_t, x0) with its variance interpolated towards q(z_t | z_s)'s (VDM, section 2)."""
     mean, lower, upper = posterior(z, x0, t, s)
     if not _positive(s.sigma):

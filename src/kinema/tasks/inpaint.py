@@ -34,10 +34,12 @@ def wanted(request: Request, on_event: OnEvent) -> Tensor:
         light = fitted(request, clip, request.mask, on_event).mean(1, keepdim=True)
         area = (light > 0).float()
         # A mask shorter than the clip holds its last picture.
-        area = F.pad(area, (0, 0, 0, 0, 0, t - area.shape[2]), mode="replicate") if area.shape[2] < t else area[:, :, :t]
+        area = F.pad(area, (0, 0, 0, 0, 0, t - area.shape[2]), mode="replicate")
     else:
         assert request.region is not None
         left, top, right, bottom = request.region
         area = torch.zeros(1, 1, t, h, w)
-        area[..., round(top * h) : max(round(bottom * h), round(top * h) + 1), round(left * w) : max(round(right * w), round(left * w) + 1)] = 1
+        top_row, left_column = round(top * h), round(left * w)
+        bottom_row, right_column = max(round(bottom * h), top_row + 1), max(round(right * w), left_column + 1)
+        area[..., top_row:bottom_row, left_column:right_column] = 1
     return 1 - area if request.outside else area

@@ -31,7 +31,8 @@ def need(request: Request, *names: str) -> None:
 
 def need_prompt(request: Request) -> None:
     if not request.prompt.strip():
-        raise BadRequest(f"{request.task} needs a prompt, this one is empty; say what to show, such as 'a red ball rolls right'")
+        example = "such as 'a red ball rolls right'"
+        raise BadRequest(f"{request.task} needs a prompt, this one is empty; say what to show, {example}")
 
 
 def blank(request: Request) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kinema.checkpoints.files import Header
 from kinema.conditioning.pocket import PocketTokenizer
 from kinema.data import playroom
 from kinema.diffusion.parameterise import X0, Denoiser
@@ -28,6 +29,7 @@ class Condition:
     ids_BL: Tensor
     given_BCTHW: Tensor
     mask_B1THW: Tensor
+    per_frame: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ class ZoetropeFamily:
         return ("native",) if kind == "nothing" else ("native", "reconstruction", "replacement")
 
     def check(self, config: Config, request: Request) -> None:  # noqa: ARG002
-        if request.extra:
-            raise BadRequest(f"zoetrope has no option {sorted(request.extra)[0]!r}")
+        if unknown := sorted(set(request.extra) - {"per_frame"}):
+            raise BadRequest(f"zoetrope has no option {unknown[0]!r}; it has per_frame")
 
     def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         config: Config = system.config
@@ -89,7 +91,7 @@ class ZoetropeFamily:
 
         def of(text: str) -> Condition:
             ids = tokenizer.encode([text] * len(given), config.text_length)
-            return Condition(ids.to(system.device), given, mask)
+            return Condition(ids.to(system.device), given, mask, bool(request.extra.get("per_frame")))
 
         return Conditions(of(request.prompt), of(request.negative_prompt))
 
@@ -100,11 +102,12 @@ class ZoetropeFamily:
         model = system.model
 
         def network(z_BCTHW: Tensor, level: Level) -> Tensor:
-            return model(z_BCTHW, level.log_snr.to(z_BCTHW), condition.ids_BL, given, mask)
+            log_snr = level.log_snr.to(z_BCTHW)
+            return model(z_BCTHW, log_snr, condition.ids_BL, given, mask, per_frame=condition.per_frame)
 
         return X0.denoiser(network)
 
-    def recognise(self, header: Mapping[str, tuple[tuple[int, ...], str]]) -> Config | None:  # noqa: ARG002
+    def recognise(self, header: Header) -> Config | None:  # noqa: ARG002
         """Always None: the tokenizer lives in our files' metadata, without which the weights mean nothing."""
         return None
 

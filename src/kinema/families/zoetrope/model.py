@@ -56,7 +56,17 @@ class Zoetrope(nn.Module):
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.text_pool.weight)
 
-    def forward(self, z_BCTHW: Tensor, log_snr_B: Tensor, ids_BL: Tensor, given_BCTHW: Tensor, mask_B1THW: Tensor) -> Tensor:
+    def forward(
+        self,
+        z_BCTHW: Tensor,
+        log_snr_B: Tensor,
+        ids_BL: Tensor,
+        given_BCTHW: Tensor,
+        mask_B1THW: Tensor,
+        *,
+        per_frame: bool = False,
+    ) -> Tensor:
+        """``per_frame`` forbids attention between temporal patches: the video's parts are made apart."""
         p, q, r = self.config.patch
         text_BLD, keep_BL = self.text(ids_BL)
         weight_BL = self.text_pool(text_BLD)[..., 0].masked_fill(~keep_BL, -math.inf).softmax(-1)
@@ -77,6 +87,8 @@ class Zoetrope(nn.Module):
         x_BSD, words = torch.cat([x_BSD[:, :kept], x_BSD[:, words:]], dim=1), kept
         seen = F.pad(keep_BL[:, :kept], (0, x_BSD.shape[1] - kept), value=True)[:, None, None, :]
         attend = None if bool(keep_BL[:, :kept].all()) else seen
+        if per_frame:
+            attend = seen & _same_time(kept, t, h * w).to(seen.device)
 
         shared_B6D = self.modulate(cond_BD).unflatten(1, (6, -1))
         for block in self.blocks:
@@ -113,6 +125,12 @@ class Block(nn.Module):
         x_BSD = x_BSD + gate1 * self.proj(rearrange(h, "b n s d -> b s (n d)"))
         h = F.layer_norm(x_BSD, width) * (1 + scale2) + shift2
         return x_BSD + gate2 * self.down(F.gelu(self.up(h), approximate="tanh"))
+
+
+def _same_time(words: int, times: int, places: int) -> Tensor:
+    """Who may attend to whom when temporal patches are kept apart, 1×1×S×S: words are seen by all, and see words."""
+    time = torch.cat([torch.full((words,), -1), torch.arange(times).repeat_interleave(places)])
+    return ((time[:, None] == time) | (time == -1))[None, None]
 
 
 def _sincos(length: int, width: int) -> Tensor:

@@ -1,0 +1,407 @@
+"""Weight files, read safely and written whole.
+
+safetensors is read through a memory map after its header has been checked against the file; PyTorch's
+own files only with ``weights_only=True``, never anything else. A folder with an index, or with one
+weight file among others, reads like a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kinema.atomic import replacing
+from kinema.schema import BadRequest
+
+MAX_HEADER = 64 * 2**20
+"""Bytes of a safetensors header: the largest known models stay under one MiB."""
+MAX_ENTRIES = 100_000
+WHOLE = 2**30
+"""Files up to here are hashed whole; larger ones by their size, header, head and tail."""
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_PICKLES = (".pt", ".pth", ".ckpt", ".bin")
+_WRAPPERS = ("ema", "state_dict", "model")
+_BLOCK = 16 * 2**20
+
+Header = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+# ----------------------------------------------------------------------------------------- reading
+
+
+def header(path: str | Path, variant: str | None = None) -> Header:
+    """Names, shapes and dtypes of all tensors, without reading one of them."""
+    found: Header = {}
+    for file in weight_files(path, variant):
+        if file.suffix == ".safetensors":
+            entries = {name: (e[0], e[1]) for name, e in _Layout.read(file).entries.items()}
+        else:
+            entries = {k: (tuple(t.shape), t.dtype) for k, t in _read_pickle(file, "meta").items()}
+        _merge(found, entries, file)
+    return found
+
+
+def read_tensors(path: str | Path, variant: str | None = None) -> dict[str, Tensor]:
+    """All tensors of a file or folder, memory-mapped: pages are read when they are used.
+
+    A PyTorch file may wrap its tensors as ``ema``, ``state_dict`` or ``model`` (the first there is
+    wins: published results are sampled from the average); counters beside them are left out, and
+    ``module.`` before every name goes. ``variant`` picks ``name.fp16.safetensors`` and the like in a folder.
+    Raises `BadRequest` for a file that is missing, cut short, hostile, or holds code.
+    """
+    found: dict[str, Tensor] = {}
+    for file in weight_files(path, variant):
+        _merge(found, _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file, "cpu"), file)
+    return found
+
+
+def metadata(path: str | Path, variant: str | None = None) -> dict[str, str]:
+    """The text a safetensors file carries beside its tensors; empty for other formats."""
+    told: dict[str, str] = {}
+    for file in weight_files(path, variant):
+        if file.suffix == ".safetensors":
+            told |= _Layout.read(file).metadata
+    return told
+
+
+def weight_hash(path: str | Path, variant: str | None = None) -> str:
+    """A name for exactly these weights; what was hashed is its prefix.
+
+    ``sha256:`` the whole file; ``sha256-parts:`` of a file over 1 GiB its size, header and the first
+    and last 16 MiB; ``sha256-shards:`` the names and hashes of several files.
+    """
+    files = weight_files(path, variant)
+    if len(files) == 1:
+        return _hash(files[0])
+    lines = "".join(f"{file.name} {_hash(file)}\n" for file in files)
+    return f"sha256-shards:{hashlib.sha256(lines.encode()).hexdigest()}"
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Give a model, usually built on the meta device, exactly these tensors, without a copy.
+
+    Every key must be there, none may be left over and every shape must agree; otherwise a `BadRequest`
+    names ``where`` and the first few. Parameters take the dtype of the file.
+    """
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [name for name in tensors if name not in expected]
+    wrong = [
+        f"{name} is {_shape(tensors[name])}, expected {_shape(expected[name])}"
+        for name in expected
+        if name in tensors and tensors[name].shape != expected[name].shape
+    ]
+    told = (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
+    faults = [f"{len(names)} {what} ({_few(names)})" for what, names in told if names]
+    if faults:
+        raise BadRequest(f"{where} does not fit this model: {'; '.join(faults)}")
+    model.load_state_dict(dict(tensors), strict=True, assign=True)
+    hollow = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
+    if hollow:
+        raise RuntimeError(f"{_few(hollow)} are not in the state dict and stayed on the meta device: make them there")
+
+
+# ----------------------------------------------------------------------------------------- writing
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all; the same tensors give the same bytes.
+
+    Tensors that share memory are written each for itself. Raises `BadRequest` where the folder is
+    missing or not writable, or the disk is full; the file that was there stays.
+    """
+    # Wide types first keeps every tensor aligned to its own size, which a memory map needs.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    at = 0
+    for name in names:
+        tensor = tensors[name]
+        if tensor.dtype not in _NAMES:
+            raise ValueError(f"{name} is {tensor.dtype}, which safetensors cannot hold")
+        size = tensor.numel() * tensor.element_size()
+        table[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
+        at += size
+    told = json.dumps(table, separators=(",", ":")).encode()
+    told += b" " * (-len(told) % 8)
+    with replacing(Path(path)) as part, part.open("wb") as file:
+        file.write(struct.pack("<Q", len(told)) + told)
+        for name in names:
+            flat = tensors[name].detach().to("cpu").contiguous().reshape(-1)
+            file.write(flat.view(torch.uint8).numpy().data)
+
+
+# ------------------------------------------------------------------------------------ finding files
+
+
+def weight_files(path: str | Path, variant: str | None = None) -> list[Path]:
+    """The files that hold the weights of ``path``: itself, the shards of an index, or a folder's own.
+
+    In a folder an index comes first, then safetensors, then PyTorch's files; without ``variant`` the
+    plain names are taken, or the only variant there is. Raises `BadRequest` where there is none, or a choice.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _of_folder(path, variant)
+    if not path.exists():
+        raise BadRequest(f"there is no weight file {path}")
+    if path.suffix == ".json":
+        return _of_index(path)
+    if path.suffix != ".safetensors" and path.suffix not in _PICKLES:
+        raise BadRequest(f"{path.name} is no weight file; expected .safetensors, {', '.join(_PICKLES)} or a folder")
+    return [path]
+
+
+def _of_folder(folder: Path, variant: str | None) -> list[Path]:
+    names = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    for kind in (r"\.safetensors", "|".join(re.escape(s) for s in _PICKLES)):
+        # model.safetensors, model.fp16.safetensors; model.safetensors.index.json, …index.fp16.json
+        single = re.compile(rf"(?P<stem>[^.]+?)(?:\.(?P<variant>\w+))?(?:{kind})")
+        index = re.compile(rf"(?P<stem>[^.]+)(?:{kind})\.index(?:\.(?P<variant>\w+))?\.json")
+        for pattern in (index, single):
+            found = [(m["variant"], name) for name in names if (m := pattern.fullmatch(name)) and not _is_shard(name)]
+            if not found:
+                continue
+            chosen = folder / _choose(folder, found, variant)
+            return _of_index(chosen) if pattern is index else [chosen]
+    raise BadRequest(f"the folder {folder} holds no weights; expected a .safetensors file or its index")
+
+
+def _is_shard(name: str) -> bool:
+    return re.search(r"-\d+-of-\d+\.", name) is not None
+
+
+def _choose(folder: Path, found: list[tuple[str | None, str]], variant: str | None) -> str:
+    kinds = sorted({kind for kind, _ in found if kind}, key=str)
+    if variant is None and all(kind for kind, _ in found) and len(kinds) == 1:
+        variant = kinds[0]
+    names = [name for kind, name in found if kind == variant]
+    if not names:
+        there = ", ".join(kinds) or "only plain files"
+        raise BadRequest(f"the folder {folder} has no weights of the variant {variant or 'plain'!r}; there is {there}")
+    if len(names) > 1:
+        raise BadRequest(f"the folder {folder} holds {len(names)} weight files ({_few(names)}); name the one to load")
+    return names[0]
+
+
+def _of_index(path: Path) -> list[Path]:
+    """The shards an index names, all of them in its own folder and all of them there."""
+    if path.stat().st_size > MAX_HEADER:
+        raise BadRequest(f"{path.name} is too large to be an index of weights")
+    try:
+        shards = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadRequest(f"{path.name} is not an index of weights: expected a weight_map of names to files") from error
+    files = []
+    for name in shards:
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+            raise BadRequest(f"{path.name} points outside its folder ({name!r}); expected plain file names")
+        files.append(path.parent / name)
+    absent = [file.name for file in files if not file.is_file()]
+    if absent or not files:
+        raise BadRequest(f"{path.name} names {len(files)} files and {len(absent)} are missing ({_few(absent)})")
+    return files
+
+
+# -------------------------------------------------------------------------------------- safetensors
+
+
+class _Layout:
+    """A checked safetensors header: every tensor lies inside the file, none overlaps another."""
+
+    def __init__(self, file: Path, begin: int, entries: dict[str, tuple], metadata: dict[str, str]) -> None:
+        self.file, self.begin, self.entries, self.metadata = file, begin, entries, metadata
+
+    @staticmethod
+    def read(file: Path) -> _Layout:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            length = struct.unpack("<Q", opened.read(8))[0] if size >= 8 else 0
+            if size < 8 or length < 2:
+                raise BadRequest(f"{file.name} is not a safetensors file: it holds {size} bytes and no header")
+            if length > MAX_HEADER:
+                raise BadRequest(
+                    f"{file.name} is not a safetensors file, or a hostile one: its header claims {length:,} bytes"
+                )
+            if 8 + length > size:
+                raise BadRequest(f"{file.name} is cut short: its header needs {8 + length:,} bytes of {size:,}")
+            table = _parse(file, opened.read(length))
+        told = table.pop("__metadata__", {})
+        if not isinstance(told, dict) or not all(isinstance(v, str) for v in told.values()):
+            raise BadRequest(f"{file.name} has metadata that is not text")
+        if len(table) > MAX_ENTRIES:
+            raise BadRequest(f"{file.name} lists {len(table):,} tensors; at most {MAX_ENTRIES:,} are read")
+        entries = {name: _entry(file, name, entry) for name, entry in table.items()}
+        _check_extent(file, entries, size - 8 - length)
+        return _Layout(file, 8 + length, entries, told)
+
+
+def _parse(file: Path, text: bytes) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) != len(pairs):
+            raise ValueError("a name twice")
+        return made
+
+    try:
+        table = json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"{file.name} has a damaged header: it is not the list of tensors expected") from error
+    if not isinstance(table, dict):
+        raise BadRequest(f"{file.name} has a damaged header: it is not the list of tensors expected")
+    return table
+
+
+def _entry(file: Path, name: str, entry: Any) -> tuple[tuple[int, ...], torch.dtype, int, int]:
+    """(shape, dtype, begin, end) of one tensor, its byte count checked before anything is allocated."""
+    try:
+        shape, (begin, end), kind = tuple(entry["shape"]), entry["data_offsets"], entry["dtype"]
+        sound = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise BadRequest(f"{file.name} has a damaged header at {name!r}: expected dtype, shape and data_offsets")
+    if kind not in DTYPES:
+        raise BadRequest(f"{file.name} holds {name!r} as {kind}; expected one of {', '.join(DTYPES)}")
+    if math.prod(shape) * DTYPES[kind].itemsize != end - begin:
+        raise BadRequest(
+            f"{file.name} gives {name!r} {end - begin:,} bytes, which its shape {list(shape)} does not fill"
+        )
+    return shape, DTYPES[kind], begin, end
+
+
+def _check_extent(file: Path, entries: Mapping[str, tuple], size: int) -> None:
+    at = 0
+    for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if begin != at:
+            raise BadRequest(f"{file.name} has a damaged header: {name!r} begins at {begin:,}, expected {at:,}")
+        at = end
+    if at > size:
+        raise BadRequest(f"{file.name} is cut short: its tensors need {at:,} bytes and {size:,} are there")
+    if at < size:
+        raise BadRequest(f"{file.name} is damaged: {size - at:,} bytes follow its last tensor")
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    names = _Layout.read(file).entries
+    try:
+        with safe_open(str(file), framework="pt", device="cpu") as opened:
+            return {name: opened.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise BadRequest(f"{file.name} cannot be read as safetensors: {error}") from error
+
+
+# ------------------------------------------------------------------------------------ PyTorch's files
+
+
+def _read_pickle(file: Path, device: str) -> dict[str, Tensor]:
+    """Tensors of a ``torch.save`` file: nothing but plain data is ever unpickled."""
+    import pickle
+
+    if file.stat().st_size == 0:
+        raise BadRequest(f"{file.name} is empty (0 bytes); expected weights")
+    try:
+        try:
+            held = torch.load(file, map_location=device, weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap can only be used" not in str(error):
+                raise
+            # Files from before PyTorch 1.6 are no zip and cannot be mapped.
+            held = torch.load(file, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise BadRequest(_refusal(file, str(error))) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise BadRequest(f"{file.name} cannot be read: it is cut short, damaged, or no weight file") from error
+    return _unwrap(file, held)
+
+
+def _refusal(file: Path, said: str) -> str:
+    named = re.search(r"(?:GLOBAL|class|global:?)\s+([\w.]+\.[\w.]+)", said)
+    if named is None:
+        return f"{file.name} cannot be read: it is damaged, or holds more than tensors, which is refused"
+    return (
+        f"{file.name} holds Python code ({named[1]}), which is refused because loading would run it; "
+        "get the weights as .safetensors"
+    )
+
+
+def _unwrap(file: Path, held: Any) -> dict[str, Tensor]:
+    for _ in range(3):
+        inner = next(
+            (held[w] for w in _WRAPPERS if isinstance(held, Mapping) and isinstance(held.get(w), Mapping)), None
+        )
+        if inner is None:
+            break
+        held = inner
+    if not isinstance(held, Mapping):
+        raise BadRequest(f"{file.name} holds a {type(held).__name__}; expected named tensors")
+    tensors = {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
+    nested = [str(name) for name, value in held.items() if isinstance(value, Mapping) and value]
+    if nested or not tensors:
+        raise BadRequest(f"{file.name} holds {_few(nested) if nested else 'no tensors'}; expected named tensors")
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors
+
+
+# ------------------------------------------------------------------------------------------- shared
+
+
+def _merge(found: dict[str, Any], new: Mapping[str, Any], file: Path) -> None:
+    twice = [name for name in new if name in found]
+    if twice:
+        raise BadRequest(f"{file.name} holds {len(twice)} tensors that another shard holds too ({_few(twice)})")
+    found.update(new)
+
+
+def _hash(file: Path) -> str:
+    size = file.stat().st_size
+    whole = size <= WHOLE
+    digest = hashlib.sha256() if whole else hashlib.sha256(f"{size}\n".encode())
+    with file.open("rb") as opened:
+        if whole:
+            for block in iter(lambda: opened.read(_BLOCK), b""):
+                digest.update(block)
+            return f"sha256:{digest.hexdigest()}"
+        length = min(struct.unpack("<Q", opened.read(8))[0], MAX_HEADER) if file.suffix == ".safetensors" else 0
+        for begin, count in ((0, 8 + length + _BLOCK), (size - _BLOCK, _BLOCK)):
+            opened.seek(begin)
+            digest.update(opened.read(count))
+    return f"sha256-parts:{digest.hexdigest()}"
+
+
+def _few(names: Iterable[str], most: int = 3) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(str(n) for n in tensor.shape) or "a scalar"

@@ -1,0 +1,431 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from kinema.checkpoints import files
+from kinema.checkpoints.files import (
+    fill,
+    header,
+    metadata,
+    read_tensors,
+    weight_files,
+    weight_hash,
+    write_tensors,
+)
+from kinema.schema import BadRequest
+
+TENSORS = {
+    "a.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4),
+    "a.bias": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+    "step": torch.tensor(7),
+    "mask": torch.tensor([True, False, True]),
+    "none": torch.empty(0, 5),
+    "half": torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).half(),
+}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
+
+
+def raw_file(path: Path, table: object, body: bytes = b"", length: int | None = None) -> Path:
+    told = table if isinstance(table, bytes) else json.dumps(table).encode()
+    path.write_bytes(struct.pack("<Q", len(told) if length is None else length) + told + body)
+    return path
+
+
+# ------------------------------------------------------------------------------------ safetensors
+
+
+def test_what_is_written_is_what_is_read_by_us_and_by_the_library(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, TENSORS, {"kind": "test", "é": "ü"})
+    assert same(read_tensors(path), TENSORS)
+    assert same(load_file(path), TENSORS)
+    assert metadata(path) == {"kind": "test", "é": "ü"}
+    assert header(path) == {name: (tuple(t.shape), t.dtype) for name, t in TENSORS.items()}
+
+
+def test_a_file_of_the_library_is_read(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "a.safetensors", {"format": "pt"})
+    assert same(read_tensors(tmp_path / "a.safetensors"), TENSORS)
+    assert metadata(tmp_path / "a.safetensors") == {"format": "pt"}
+
+
+def test_the_same_tensors_give_the_same_bytes_in_any_order(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.safetensors", TENSORS)
+    write_tensors(tmp_path / "b.safetensors", dict(reversed(TENSORS.items())))
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert weight_hash(tmp_path / "a.safetensors") == weight_hash(tmp_path / "b.safetensors")
+
+
+def test_views_and_shared_tensors_are_written_each_for_itself(tmp_path: Path) -> None:
+    base = torch.arange(6.0).reshape(2, 3)
+    held = {"turned": base.T, "row": base[1], "same": base, "parameter": nn.Parameter(base)}
+    write_tensors(tmp_path / "a.safetensors", held)
+    assert all(torch.equal(read_tensors(tmp_path / "a.safetensors")[k], v) for k, v in held.items())
+
+
+def test_a_large_file_is_mapped_not_copied(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.safetensors", {f"t{i}": torch.zeros(4 << 20) for i in range(8)})  # 128 MiB
+    torch.save({f"t{i}": torch.zeros(4 << 20) for i in range(8)}, tmp_path / "a.pt")
+    script = f"""
+        import resource, torch
+        from kinema.checkpoints.files import read_tensors
+        def anonymous():
+            return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("RssAnon"))
+        import safetensors, safetensors.torch
+        for name in ("a.safetensors", "a.pt"):
+            before = anonymous()
+            held = read_tensors({str(tmp_path)!r} + "/" + name)
+            assert held["t3"][5] == 0
+            print(anonymous() - before)
+    """
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc to tell mapped from private memory")
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(int(kib) < 16_000 for kib in done.stdout.split()), done.stdout
+
+
+@pytest.mark.parametrize("share", [0, 4, 8, 20, 0.3, 0.6, 0.99])
+def test_a_safetensors_file_cut_short_is_one_sentence(tmp_path: Path, share: float) -> None:
+    write_tensors(tmp_path / "a.safetensors", TENSORS)
+    raw = (tmp_path / "a.safetensors").read_bytes()
+    keep = share if isinstance(share, int) else int(len(raw) * share)
+    (tmp_path / "b.safetensors").write_bytes(raw[:keep])
+    for read in (header, read_tensors, metadata):
+        with pytest.raises(BadRequest, match=r"b\.safetensors") as caught:
+            read(tmp_path / "b.safetensors")
+        assert "\n" not in str(caught.value)
+
+
+def entry(shape: object = (2,), offsets: object = (0, 8), dtype: object = "F32") -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+@pytest.mark.parametrize(
+    ("table", "body", "expected"),
+    [
+        ({"a": entry([2**40, 2**40])}, bytes(8), "needs others"),
+        ({"a": entry([2], [0, 2**60])}, bytes(8), "needs others"),
+        ({"a": entry([-2], [0, -8])}, bytes(8), "damaged header at 'a'"),
+        ({"a": entry([2.0])}, bytes(8), "damaged header at 'a'"),
+        ({"a": entry([True, 2])}, bytes(8), "damaged header at 'a'"),
+        ({"a": entry(dtype="F3")}, bytes(8), "as F3"),
+        ({"a": entry(dtype=["F32"])}, bytes(8), "a.safetensors"),
+        ({"a": {"dtype": "F32"}}, bytes(8), "damaged header at 'a'"),
+        ({"a": entry(), "b": entry()}, bytes(8), "'b' begins at 0, expected 8"),
+        ({"a": entry(), "b": entry([2], [12, 20])}, bytes(20), "begins at 12, expected 8"),
+        ({"a": entry()}, bytes(12), "4 bytes follow"),
+        ([1, 2], b"", "damaged header"),
+        (b'{"a": 1, "a": 2}', b"", "damaged header"),
+        (b"{" * 50_000, b"", "damaged header"),
+        ({"__metadata__": {"a": 1}}, b"", "metadata that is not text"),
+    ],
+)
+def test_a_hostile_header_is_refused_before_anything_is_allocated(
+    tmp_path: Path, table: object, body: bytes, expected: str
+) -> None:
+    path = raw_file(tmp_path / "a.safetensors", table, body)
+    with pytest.raises(BadRequest, match=expected):
+        read_tensors(path)
+
+
+def test_the_size_and_the_number_of_entries_of_a_header_are_capped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BadRequest, match="its header claims"):
+        header(raw_file(tmp_path / "a.safetensors", {}, length=2**62))
+    monkeypatch.setattr(files, "MAX_ENTRIES", 3)
+    many = {f"t{i}": entry([0], [0, 0]) for i in range(4)}
+    with pytest.raises(BadRequest, match="lists 4 tensors; at most 3"):
+        header(raw_file(tmp_path / "b.safetensors", many))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=200))
+def test_random_bytes_are_refused_in_one_sentence(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
+    folder = tmp_path_factory.mktemp("random", numbered=True)
+    for name in ("a.safetensors", "a.pt"):
+        (folder / name).write_bytes(raw)
+        with pytest.raises(BadRequest):
+            read_tensors(folder / name)
+
+
+# ------------------------------------------------------------------------------------ PyTorch's files
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pytorch_files_are_read_whatever_their_age(tmp_path: Path, suffix: str, zipped: bool) -> None:
+    torch.save(TENSORS, tmp_path / f"a{suffix}", _use_new_zipfile_serialization=zipped)
+    assert same(read_tensors(tmp_path / f"a{suffix}"), TENSORS)
+    assert header(tmp_path / f"a{suffix}") == {name: (tuple(t.shape), t.dtype) for name, t in TENSORS.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda t: {"state_dict": t, "epoch": 3, "optimizer": {"lr": 1}},
+        lambda t: {"model": t},
+        lambda t: {"ema": t, "model": {"other": torch.zeros(1)}},
+        lambda t: {"model": {"state_dict": {f"module.{k}": v for k, v in t.items()}}},
+        lambda t: {f"module.{k}": v for k, v in t.items()},
+        lambda t: {**t, "global_step": 5},
+    ],
+)
+def test_wrappers_and_the_module_prefix_come_off(tmp_path: Path, wrap: Callable[[dict], dict]) -> None:
+    torch.save(wrap(TENSORS), tmp_path / "a.ckpt")
+    assert same(read_tensors(tmp_path / "a.ckpt"), TENSORS)
+
+
+class Hostile:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("how", ["zip", "legacy", "pickle"])
+def test_a_pickle_with_code_is_refused_by_name_and_never_run(tmp_path: Path, how: str) -> None:
+    bad = {"weight": torch.zeros(2), "code": Hostile(tmp_path / "ran")}
+    if how == "pickle":
+        (tmp_path / "a.pt").write_bytes(pickle.dumps({"code": Hostile(tmp_path / "ran")}))
+    else:
+        torch.save(bad, tmp_path / "a.pt", _use_new_zipfile_serialization=how == "zip")
+    for read in (read_tensors, header):
+        with pytest.raises(BadRequest, match=r"a\.pt holds Python code \(\w+\.mkdir\)") as caught:
+            read(tmp_path / "a.pt")
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pytorch_files_that_hold_no_weights_are_one_sentence(tmp_path: Path) -> None:
+    for held, expected in (
+        ([1, 2], "holds a list"),
+        ({"a": {"b": torch.zeros(1)}}, "holds a"),
+        ({"x": 1}, "no tensors"),
+    ):
+        torch.save(held, tmp_path / "a.pt")
+        with pytest.raises(BadRequest, match=expected):
+            read_tensors(tmp_path / "a.pt")
+    torch.save(TENSORS, tmp_path / "b.pt")
+    raw = (tmp_path / "b.pt").read_bytes()
+    for keep in (0, 10, len(raw) // 2, len(raw) - 30):
+        (tmp_path / "c.pt").write_bytes(raw[:keep])
+        with pytest.raises(BadRequest, match=r"c\.pt"):
+            read_tensors(tmp_path / "c.pt")
+
+
+# --------------------------------------------------------------------------------------- folders
+
+
+def sharded(folder: Path, variant: str = "") -> None:
+    folder.mkdir(exist_ok=True)
+    where = {}
+    dot = f".{variant}" if variant else ""
+    for part, names in enumerate((("a.weight", "a.bias"), ("step", "mask", "none", "half")), start=1):
+        file = f"model{dot}-0000{part}-of-00002.safetensors"
+        write_tensors(folder / file, {name: TENSORS[name] for name in names})
+        where |= dict.fromkeys(names, file)
+    (folder / f"model.safetensors.index{dot}.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+
+
+def test_a_sharded_folder_reads_like_one_file(tmp_path: Path) -> None:
+    sharded(tmp_path / "m")
+    assert same(read_tensors(tmp_path / "m"), TENSORS)
+    assert same(read_tensors(tmp_path / "m" / "model.safetensors.index.json"), TENSORS)
+    assert header(tmp_path / "m").keys() == TENSORS.keys()
+    assert weight_hash(tmp_path / "m").startswith("sha256-shards:")
+
+
+def test_a_missing_shard_and_a_shard_outside_the_folder_are_refused(tmp_path: Path) -> None:
+    sharded(tmp_path / "m")
+    (tmp_path / "m" / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(BadRequest, match=r"names 2 files and 1 are missing \(model-00002"):
+        read_tensors(tmp_path / "m")
+    write_tensors(tmp_path / "secret.safetensors", TENSORS)
+    for name in ("../secret.safetensors", str(tmp_path / "secret.safetensors"), "..", 3):
+        (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(BadRequest, match="index"):
+            read_tensors(tmp_path / "m")
+
+
+def test_the_variant_is_chosen_by_name_and_else_the_plain_file(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "model.fp16.safetensors", "model.bin"):
+        (tmp_path / name).touch()
+    assert weight_files(tmp_path) == [tmp_path / "model.safetensors"]
+    assert weight_files(tmp_path, "fp16") == [tmp_path / "model.fp16.safetensors"]
+    with pytest.raises(BadRequest, match="variant 'bf16'; there is fp16"):
+        weight_files(tmp_path, "bf16")
+    (tmp_path / "model.safetensors").unlink()
+    assert weight_files(tmp_path) == [tmp_path / "model.fp16.safetensors"]
+    sharded(tmp_path / "m", "fp16")
+    assert len(weight_files(tmp_path / "m", "fp16")) == len(weight_files(tmp_path / "m")) == 2
+
+
+def test_a_folder_without_weights_or_with_a_choice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="holds no weights"):
+        weight_files(tmp_path)
+    for name in ("one.safetensors", "two.safetensors"):
+        (tmp_path / name).touch()
+    with pytest.raises(BadRequest, match=r"2 weight files \(one\.safetensors, two\.safetensors\); name the one"):
+        weight_files(tmp_path)
+    with pytest.raises(BadRequest, match="no weight file"):
+        weight_files(tmp_path / "none.safetensors")
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(BadRequest, match="expected .safetensors"):
+        weight_files(tmp_path / "a.txt")
+
+
+# ---------------------------------------------------------------------------------------- hashes
+
+
+def test_the_hash_sees_every_byte_of_a_small_file(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.safetensors", TENSORS)
+    first = weight_hash(tmp_path / "a.safetensors")
+    raw = bytearray((tmp_path / "a.safetensors").read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (tmp_path / "a.safetensors").write_bytes(raw)
+    assert first.startswith("sha256:")
+    assert weight_hash(tmp_path / "a.safetensors") != first
+
+
+def test_the_hash_of_a_large_file_says_that_it_is_of_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "WHOLE", 1000)
+    monkeypatch.setattr(files, "_BLOCK", 100)
+    seen = set()
+    for first, last, size in ((0, 0, 1000), (1, 0, 1000), (0, 1, 1000), (0, 0, 1001)):
+        tensor = torch.zeros(size)
+        tensor[0], tensor[-1] = first, last
+        write_tensors(tmp_path / "a.safetensors", {"t": tensor})
+        seen.add(weight_hash(tmp_path / "a.safetensors"))
+    assert len(seen) == 4
+    assert all(name.startswith("sha256-parts:") for name in seen)
+
+
+# --------------------------------------------------------------------------------------- writing
+
+
+def test_a_full_disk_keeps_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.safetensors", TENSORS)
+    script = f"""
+        import resource, signal, torch
+        from kinema.checkpoints.files import write_tensors
+        from kinema.schema import BadRequest
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+        try:
+            write_tensors({str(tmp_path / "a.safetensors")!r}, {{"t": torch.zeros(10_000)}})
+        except BadRequest as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
+    assert "is full" in done.stdout, done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+    assert same(read_tensors(tmp_path / "a.safetensors"), TENSORS)
+
+
+def test_a_kill_in_the_middle_of_a_write_keeps_the_old_file(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.safetensors", TENSORS)
+    script = f"""
+        import os, signal
+        from kinema import atomic
+        from kinema.checkpoints import files
+        import torch
+        def killed(path):
+            os.kill(os.getpid(), signal.SIGKILL)
+        atomic.sync = killed  # the bytes are written, the rename is not done
+        files.write_tensors({str(tmp_path / "a.safetensors")!r}, {{"t": torch.zeros(10_000)}})
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == -9
+    assert same(read_tensors(tmp_path / "a.safetensors"), TENSORS)
+
+
+def test_a_loaded_file_may_be_written_over(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.safetensors", TENSORS)
+    held = read_tensors(tmp_path / "a.safetensors")
+    write_tensors(tmp_path / "a.safetensors", {**held, "more": torch.ones(3)})
+    assert same(held, TENSORS)
+    assert torch.equal(read_tensors(tmp_path / "a.safetensors")["more"], torch.ones(3))
+
+
+# ------------------------------------------------------------------------------------------- fill
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def test_fill_gives_a_meta_model_the_file_s_own_memory(tmp_path: Path) -> None:
+    source = network().eval()
+    write_tensors(tmp_path / "a.safetensors", source.state_dict())
+    tensors = read_tensors(tmp_path / "a.safetensors")
+    with torch.device("meta"):
+        model = network().eval()
+    fill(model, tensors, "a.safetensors")
+    assert model[0].weight.data_ptr() == tensors["0.weight"].data_ptr()
+    assert model[0].weight.requires_grad
+    x = torch.randn(5, 3)
+    assert torch.equal(model(x), source(x))
+
+
+def test_fill_names_every_kind_of_fault_at_once() -> None:
+    tensors = dict(network().state_dict())
+    del tensors["0.bias"]
+    tensors["extra"] = torch.zeros(1)
+    tensors["2.weight"] = torch.zeros(2, 5)
+    with pytest.raises(BadRequest) as caught:
+        fill(network(), tensors, "my.ckpt")
+    assert str(caught.value) == (
+        "my.ckpt does not fit this model: 1 missing (0.bias); 1 unexpected (extra); "
+        "1 of another shape (2.weight is 2×5, expected 2×4)"
+    )
+
+
+def test_fill_counts_but_does_not_list_a_thousand_keys() -> None:
+    with pytest.raises(BadRequest, match=r"1000 unexpected \(k0, k1, k2, …\)"):
+        fill(network(), {**network().state_dict(), **{f"k{i}": torch.zeros(1) for i in range(1000)}}, "x")
+
+
+def test_fill_refuses_to_leave_a_buffer_without_content() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.zeros(3), persistent=False)
+            self.weight = nn.Parameter(torch.zeros(2))
+
+    with torch.device("meta"):
+        model = Table()
+    with pytest.raises(RuntimeError, match="table are not in the state dict"):
+        fill(model, {"weight": torch.ones(2)}, "x")
+
+
+def test_training_a_filled_model_never_changes_the_file(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.safetensors", network().state_dict())
+    before = (tmp_path / "a.safetensors").read_bytes()
+    with torch.device("meta"):
+        model = network()
+    fill(model, read_tensors(tmp_path / "a.safetensors"), "a")
+    with torch.no_grad():
+        model[0].weight.add_(np.float32(1.0))
+    assert (tmp_path / "a.safetensors").read_bytes() == before

@@ -1,0 +1,376 @@
+"""Guidance wrappers against closed forms: linear denoisers and the Gaussian oracle."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kinema.diffusion.guidance import ClassifierFree, Reconstruction, Replacement, Thresholded
+from kinema.diffusion.noise import Noise
+from kinema.diffusion.parameterise import V
+from kinema.diffusion.samplers import SAMPLERS
+from kinema.diffusion.schedules import CosineLogSNR, RectifiedFlow, spaced, variance_preserving
+from kinema.schema import BadRequest
+
+LEVEL = variance_preserving(torch.tensor([0.3], dtype=torch.float64))
+FRAMES, GIVEN = 6, 2
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def flat(video):
+    return video.flatten(1).T
+
+
+def linear(matrix, shape):
+    """x0 = K z on all pixels of a clip."""
+    return lambda z, level: (z.flatten(1) @ matrix.T).reshape(-1, *shape[1:])
+
+
+def first_frames(shape, count=GIVEN):
+    mask = torch.zeros(1, 1, *shape[2:], dtype=torch.float64)
+    mask[:, :, :count] = 1
+    return mask
+
+
+# -------------------------------------------------------------------------------- classifier-free
+
+
+def cond(z, level):
+    return z.sin()
+
+
+def null(z, level):
+    return 0.5 * z
+
+
+def never(z, level):
+    raise AssertionError("this denoiser must not be called")
+
+
+Z = random(2, 3, FRAMES, 4, 4)
+LEVEL_2 = LEVEL.batch(2)
+
+
+def test_guidance_is_null_plus_scale_times_the_difference():
+    """scale = 1 + w: VDM's (1 + w) cond - w null."""
+    w = 2.0
+    torch.testing.assert_close(ClassifierFree(cond, null, 1 + w)(Z, LEVEL_2), (1 + w) * Z.sin() - w * 0.5 * Z)
+
+
+def test_guiding_x0_guides_the_networks_own_output_alike():
+    outputs = random(2, *Z.shape, seed=1)
+    guided = outputs[1] + 3.0 * (outputs[0] - outputs[1])
+    ends = [lambda z, level, out=out: V.x0(out, z, level) for out in outputs]
+    torch.testing.assert_close(ClassifierFree(*ends, 3.0)(Z, LEVEL_2), V.x0(guided, Z, LEVEL_2))
+
+
+@pytest.mark.parametrize("scale", [1.0, torch.ones(FRAMES), lambda level: 1.0])
+def test_null_is_skipped_where_the_scale_is_1(scale):
+    assert torch.equal(ClassifierFree(cond, never, scale)(Z, LEVEL_2), Z.sin())
+
+
+def test_a_scale_per_frame_is_each_frames_own_guidance():
+    scale = torch.linspace(1, 3, FRAMES, dtype=torch.float64)
+    found = ClassifierFree(cond, null, scale)(Z, LEVEL_2)
+    for i in range(FRAMES):
+        single = ClassifierFree(cond, null, float(scale[i]))(Z[:, :, i : i + 1], LEVEL_2)
+        torch.testing.assert_close(found[:, :, i : i + 1], single)
+    with pytest.raises(BadRequest, match="one per frame"):
+        ClassifierFree(cond, null, scale[:-1])(Z, LEVEL_2)
+
+
+def test_a_schedule_of_scales_sees_the_level():
+    guide = ClassifierFree(cond, null, lambda level: 1 + 4 * float(level.sigma[0]) ** 2)
+    for log_snr in (-3.0, 0.0, 3.0):
+        level = variance_preserving(torch.full((2,), log_snr, dtype=torch.float64))
+        scale = 1 + 4 * float(torch.sigmoid(torch.tensor(-log_snr, dtype=torch.float64)))
+        torch.testing.assert_close(guide(Z, level), ClassifierFree(cond, null, scale)(Z, level))
+
+
+def test_guidance_acts_inside_its_interval_only():
+    guide = ClassifierFree(cond, null, 5.0, interval=(-1.0, 1.0))
+    inside, outside = (variance_preserving(torch.full((2,), v, dtype=torch.float64)) for v in (0.0, 4.0))
+    torch.testing.assert_close(guide(Z, inside), ClassifierFree(cond, null, 5.0)(Z, inside))
+    assert torch.equal(ClassifierFree(cond, never, 5.0, interval=(-1.0, 1.0))(Z, outside), Z.sin())
+    mixed = variance_preserving(torch.tensor([0.0, 4.0], dtype=torch.float64))
+    torch.testing.assert_close(guide(Z, mixed)[1], Z.sin()[1])
+    torch.testing.assert_close(guide(Z, mixed)[0], guide(Z, inside)[0])
+
+
+def test_full_rescale_restores_each_items_standard_deviation():
+    found = ClassifierFree(cond, null, 7.5, rescale=1.0)(Z, LEVEL_2)
+    torch.testing.assert_close(found.flatten(1).std(1), Z.sin().flatten(1).std(1))
+
+
+def test_rescale_blends_as_lin_et_al():
+    plain, full, half = (ClassifierFree(cond, null, 7.5, rescale=r)(Z, LEVEL_2) for r in (0.0, 1.0, 0.7))
+    torch.testing.assert_close(half, 0.7 * full + 0.3 * plain)
+
+
+def test_thresholding_clips_or_scales_back():
+    x0 = torch.linspace(-3, 3, 100).reshape(1, 1, 1, 10, 10)
+    fixed = Thresholded(lambda z, level: x0)(x0, LEVEL)
+    torch.testing.assert_close(fixed, x0.clamp(-1, 1))
+    dynamic = Thresholded(lambda z, level: x0, quantile=0.9)(x0, LEVEL)
+    bound = float(x0.abs().flatten().sort().values[90])
+    torch.testing.assert_close(dynamic, x0.clamp(-bound, bound) / bound)
+    small = Thresholded(lambda z, level: x0 / 10, quantile=0.9)(x0, LEVEL)
+    torch.testing.assert_close(small, x0 / 10)
+
+
+# ----------------------------------------------------------------------- reconstruction guidance
+
+SHAPE = (1, 2, 4, 3, 3)
+SIZE = 72
+
+
+def test_temporal_guidance_of_a_linear_denoiser_is_exact():
+    """x0~^b = x0^b + w alpha K_ab^T (x^a - x0^a), and x0^a is left alone."""
+    matrix, z, given, weight = random(SIZE, SIZE) / 9, random(*SHAPE, seed=1), random(*SHAPE, seed=2), 3.5
+    mask = first_frames(SHAPE)
+    known = mask.expand(SHAPE).flatten() > 0
+    denoise = linear(matrix, SHAPE)
+    found = Reconstruction(denoise, given, mask, weight)(z, LEVEL)
+    x0 = flat(denoise(z, LEVEL))
+    expected = x0.clone()
+    k_ab = matrix[known][:, ~known]
+    expected[~known] += weight * LEVEL.alpha * k_ab.T @ (flat(given) - x0)[known]
+    torch.testing.assert_close(flat(found), expected, atol=1e-13, rtol=1e-13)
+    assert torch.equal(flat(found)[known], x0[known])
+
+
+def pool(x0):
+    return nn.functional.avg_pool3d(x0, (1, 3, 3))
+
+
+def pool_matrix():
+    return torch.stack([pool(e.reshape(SHAPE)).flatten() for e in torch.eye(SIZE, dtype=torch.float64)], 1)
+
+
+def test_super_resolution_guidance_of_a_linear_denoiser_is_exact_on_all_pixels():
+    """x0~ = x0 + w alpha (D K)^T (low - D x0)."""
+    matrix, z, weight = random(SIZE, SIZE) / 9, random(*SHAPE, seed=1), 3.5
+    low = random(1, 2, 4, 1, 1, seed=3)
+    denoise, down = linear(matrix, SHAPE), pool_matrix()
+    found = Reconstruction(denoise, weight=weight, downsample=pool, low=low)(z, LEVEL)
+    x0 = flat(denoise(z, LEVEL))
+    expected = x0 + weight * LEVEL.alpha * (down @ matrix).T @ (flat(low) - down @ x0)
+    torch.testing.assert_close(flat(found), expected, atol=1e-13, rtol=1e-13)
+
+
+def test_both_guidances_at_once_add_up_on_the_unknown_pixels():
+    matrix, z, given = random(SIZE, SIZE) / 9, random(*SHAPE, seed=1), random(*SHAPE, seed=2)
+    low, mask, denoise = random(1, 2, 4, 1, 1, seed=3), first_frames(SHAPE), linear(matrix, SHAPE)
+    x0 = denoise(z, LEVEL)
+    temporal = Reconstruction(denoise, given, mask, 2.0)(z, LEVEL) - x0
+    spatial = Reconstruction(denoise, weight=2.0, downsample=pool, low=low)(z, LEVEL) - x0
+    both = Reconstruction(denoise, given, mask, 2.0, pool, low)(z, LEVEL) - x0
+    torch.testing.assert_close(both, (temporal + spatial) * (1 - mask), atol=1e-13, rtol=1e-13)
+
+
+def test_weight_0_is_replacement_alone():
+    matrix, given, mask = random(SIZE, SIZE) / 9, random(*SHAPE, seed=2), first_frames(SHAPE)
+    denoise, levels, z = linear(matrix, SHAPE), spaced(CosineLogSNR(), 5), random(*SHAPE, seed=1)
+
+    def run(inner):
+        return SAMPLERS["vdm-ancestral"](Replacement(inner, given, mask, Noise([9])), z, levels, noise=Noise([3]))
+
+    assert torch.equal(run(Reconstruction(denoise, given, mask, 0.0)), run(denoise))
+    assert not torch.equal(run(Reconstruction(denoise, given, mask, 1.0)), run(denoise))
+
+
+def test_a_denoiser_that_never_mixes_frames_is_not_changed():
+    mask, given, z = first_frames(SHAPE), random(*SHAPE, seed=2), random(*SHAPE, seed=1)
+
+    def per_frame(z, level):
+        return z.sin() + z.mean((1, 3, 4), keepdim=True)
+
+    assert torch.equal(Reconstruction(per_frame, given, mask, 50.0)(z, LEVEL), per_frame(z, LEVEL))
+
+
+def test_guidance_runs_through_a_network_under_no_grad_and_inference_mode():
+    torch.manual_seed(0)
+    network = nn.Conv3d(2, 2, (3, 1, 1), padding=(1, 0, 0)).double()
+    guide = Reconstruction(lambda z, level: network(z), random(*SHAPE), first_frames(SHAPE), 2.0)
+    expected = guide(random(*SHAPE, seed=1), LEVEL)
+    assert not expected.requires_grad
+    assert network.weight.grad is None
+    with torch.no_grad():
+        assert torch.equal(guide(random(*SHAPE, seed=1), LEVEL), expected)
+    with torch.inference_mode():
+        assert torch.equal(guide(random(*SHAPE, seed=1), LEVEL), expected)
+
+
+def test_guidance_passes_through_classifier_free_guidance():
+    """Guidance of the guided denoiser, not of one of its halves."""
+    matrices = random(2, SIZE, SIZE) / 9
+    halves = [linear(matrix, SHAPE) for matrix in matrices]
+    mask, given, z = first_frames(SHAPE), random(*SHAPE, seed=2), random(*SHAPE, seed=1)
+    found = Reconstruction(ClassifierFree(*halves, 3.0), given, mask, 2.0)(z, LEVEL)
+    whole = linear(matrices[1] + 3.0 * (matrices[0] - matrices[1]), SHAPE)
+    torch.testing.assert_close(found, Reconstruction(whole, given, mask, 2.0)(z, LEVEL))
+
+
+def test_incomplete_guidance_is_refused():
+    clip = random(*SHAPE)
+    for told in ({}, {"given": clip}, {"mask": clip}, {"low": clip}, {"downsample": pool}):
+        with pytest.raises(BadRequest, match="reconstruction"):
+            Reconstruction(cond, **told)
+    with pytest.raises(BadRequest, match="variant"):
+        Replacement(cond, clip, clip, Noise([0]), "sometimes")
+
+
+# ------------------------------------------------------------------------------ the Gaussian oracle
+
+
+def gaussian_world():
+    """Frames of one pixel, correlated over time: covariance S, and its denoiser E[x | z]."""
+    index = torch.arange(FRAMES, dtype=torch.float64)
+    return torch.exp(-((index - index[:, None]) ** 2) / 8) + 1e-3 * torch.eye(FRAMES, dtype=torch.float64)
+
+
+def posterior_gain(covariance, level):
+    """K with E[x | z] = K z."""
+    noisy = level.alpha**2 * covariance + level.sigma**2 * torch.eye(FRAMES, dtype=torch.float64)
+    return level.alpha * covariance @ torch.linalg.inv(noisy)
+
+
+def given_both(covariance, level, z, x):
+    """E[x^b | z, x^a] by conditioning the joint Gaussian of (x^b, x^a, z)."""
+    a, eye = slice(0, GIVEN), torch.eye(FRAMES, dtype=torch.float64)
+    cross = torch.cat([covariance[:, a], level.alpha * covariance], 1)
+    seen = torch.cat(
+        [
+            torch.cat([covariance[a, a], level.alpha * covariance[a]], 1),
+            torch.cat([level.alpha * covariance[:, a], level.alpha**2 * covariance + level.sigma**2 * eye], 1),
+        ]
+    )
+    return (cross @ torch.linalg.solve(seen, torch.cat([x[a], z])))[GIVEN:]
+
+
+@pytest.mark.parametrize("log_snr", [-4.0, 0.0, 3.0])
+def test_the_exact_score_gives_the_exact_conditional_mean(log_snr):
+    """E[x^b | z, x^a] = x0^b + (sigma²/alpha) grad_{z^b} log q(x^a | z): the term replacement lacks (VDM, 3.1)."""
+    level = variance_preserving(torch.tensor([log_snr], dtype=torch.float64))
+    covariance, a = gaussian_world(), slice(0, GIVEN)
+    x, z = random(FRAMES, 1, seed=4), random(FRAMES, 1, seed=5)
+    gain = posterior_gain(covariance, level)
+    left = covariance - level.alpha * gain @ covariance  # covariance of x given z
+    z_in = z.clone().requires_grad_(True)
+    miss = x[a] - gain[a] @ z_in
+    log_q = -(miss.T @ torch.linalg.solve(left[a, a], miss)) / 2
+    (grad,) = torch.autograd.grad(log_q.sum(), z_in)
+    found = (gain @ z + level.sigma**2 / level.alpha * grad)[GIVEN:]
+    torch.testing.assert_close(found, given_both(covariance, level, z, x), atol=1e-11, rtol=1e-11)
+
+
+@pytest.mark.parametrize("log_snr", [-1.0, 0.0, 1.0])
+def test_reconstruction_guidance_comes_closer_to_the_conditional_mean_than_replacement(log_snr):
+    level = variance_preserving(torch.tensor([log_snr], dtype=torch.float64))
+    covariance = gaussian_world()
+    draws = 400
+    x = torch.linalg.cholesky(covariance) @ random(FRAMES, draws, seed=6)
+    z = level.alpha * x + level.sigma * random(FRAMES, draws, seed=7)
+    gain = posterior_gain(covariance, level)
+
+    def clip(values):
+        return values.T.reshape(draws, 1, FRAMES, 1, 1)
+
+    def denoise(z, _):
+        return (z.flatten(1) @ gain.T).reshape(-1, 1, FRAMES, 1, 1)
+
+    truth = given_both(covariance, level, z, x).T.reshape(draws, 1, -1, 1, 1)
+    mask = first_frames((draws, 1, FRAMES, 1, 1))
+    errors = [
+        float(
+            (Reconstruction(denoise, clip(x), mask, w)(clip(z), level.batch(draws))[:, :, GIVEN:] - truth)
+            .square()
+            .mean()
+        )
+        for w in (0.0, 1.0)
+    ]
+    assert errors[1] < 0.75 * errors[0], errors
+
+
+@pytest.mark.parametrize("variant", ["marginal", "conditional"])
+def test_extensions_hang_together_with_reconstruction_and_not_with_replacement_alone(variant):
+    """VDM's claim over whole runs: squared distance to p(x^b | x^a) in its own metric, 1 per frame when exact."""
+    covariance, draws = gaussian_world(), 300
+    x = (torch.linalg.cholesky(covariance) @ random(FRAMES, draws, seed=3)).T.reshape(draws, 1, FRAMES, 1, 1)
+    mask = first_frames(tuple(x.shape))
+    regress = covariance[GIVEN:, :GIVEN] @ torch.linalg.inv(covariance[:GIVEN, :GIVEN])
+    metric = torch.linalg.inv(covariance[GIVEN:, GIVEN:] - regress @ covariance[:GIVEN, GIVEN:])
+
+    def denoise(z, level):
+        return (z.flatten(1) @ posterior_gain(covariance, level[0]).T).reshape(z.shape)
+
+    def distance(weight):
+        noise = Noise(range(draws))
+        held = Replacement(Reconstruction(denoise, x, mask, weight), x, mask, Noise(range(draws, 2 * draws)), variant)
+        z = noise.normal(x.shape[1:]).double()
+        found = SAMPLERS["vdm-ancestral"](held, z, spaced(CosineLogSNR(), 20), noise=noise, gamma=0.0).flatten(1)
+        miss = found[:, GIVEN:] - x.flatten(1)[:, :GIVEN] @ regress.T
+        return float(((miss @ metric) * miss).sum(1).mean()) / (FRAMES - GIVEN)
+
+    assert distance(0.0) > 1.8
+    assert 0.7 < distance(2.0) < 1.2
+
+
+# ------------------------------------------------------------------------------------ replacement
+
+
+def recorded(seen):
+    def denoise(z, level):
+        seen.append((z, level))
+        return torch.zeros_like(z)
+
+    return denoise
+
+
+def test_replacement_shows_the_network_given_pixels_at_the_level_and_returns_them_clean():
+    mask, given, z, seen = first_frames(SHAPE), random(*SHAPE), random(*SHAPE, seed=1), []
+    x0 = Replacement(recorded(seen), given, mask, Noise([5]))(z, LEVEL)
+    expected = LEVEL.add_noise(given, Noise([5]).like(given))
+    torch.testing.assert_close(seen[0][0], torch.where(mask > 0, expected, z))
+    assert torch.equal(x0, mask * given)
+
+
+@pytest.mark.parametrize("variant", ["marginal", "conditional"])
+@pytest.mark.parametrize("schedule", [CosineLogSNR(), RectifiedFlow()], ids=repr)
+def test_both_variants_draw_given_pixels_from_their_marginal_at_every_level(variant, schedule):
+    """Mean alpha x and variance sigma² along a whole run; the conditional ones also hang together over steps."""
+    shape, seen = (1, 1, 2, 100, 100), []
+    given, mask = torch.full(shape, 0.7, dtype=torch.float64), torch.ones(shape, dtype=torch.float64)
+    held = Replacement(recorded(seen), given, mask, Noise([5]), variant)
+    SAMPLERS["euler"](held, torch.randn(shape).double(), spaced(schedule, 8), noise=Noise([0]))
+    eps = []
+    for z, level in seen:
+        noise = (z - level.alpha * given) / level.sigma
+        assert float(noise.mean()) == pytest.approx(0, abs=0.03)
+        assert float(noise.std()) == pytest.approx(1, abs=0.03)
+        eps.append(noise.flatten())
+    for (_, t), (_, s), before, after in zip(seen, seen[1:], eps, eps[1:], strict=False):
+        correlation = float((before * after).mean())
+        kept = float(t.alpha * s.sigma / (s.alpha * t.sigma))  # of q(z_s | x, z_t)
+        assert correlation == pytest.approx(kept if variant == "conditional" else 0, abs=0.03)
+
+
+def test_conditional_replacement_keeps_its_draw_at_a_repeated_level():
+    mask, given, seen = first_frames(SHAPE), random(*SHAPE), []
+    held = Replacement(recorded(seen), given, mask, Noise([5]), "conditional")
+    for seed in (1, 2):
+        held(random(*SHAPE, seed=seed), LEVEL)
+    assert torch.equal(seen[0][0] * mask, seen[1][0] * mask)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("variant", ["marginal", "conditional"])
+def test_every_sampler_returns_the_given_frames_exactly(name, variant):
+    mask, given = first_frames(SHAPE), random(*SHAPE)
+    held = Replacement(lambda z, level: 0.3 * z, given, mask, Noise([5]), variant)
+    found = SAMPLERS[name](held, random(*SHAPE, seed=1), spaced(CosineLogSNR(), 6), noise=Noise([0]))
+    torch.testing.assert_close(found[:, :, :GIVEN], given[:, :, :GIVEN], atol=1e-12, rtol=0)

@@ -1,0 +1,154 @@
+"""Temporal windows and MultiDiffusion."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kinema.diffusion.noise import Noise
+from kinema.diffusion.samplers import SAMPLERS
+from kinema.diffusion.schedules import CosineLogSNR, spaced
+from kinema.diffusion.windows import Windowed, blend, windows
+from kinema.schema import BadRequest
+
+LEVEL = CosineLogSNR().level(torch.tensor([0.4], dtype=torch.float64))
+KINDS = ["flat", "pyramid", "overlap-linear"]
+
+
+def video(frames, seed=0):
+    return torch.randn(1, 2, frames, 3, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def mixing(z, level):
+    """A denoiser in which every frame sees every other."""
+    alpha, sigma = level.like(z)
+    return alpha * z.sin() + sigma * z.cumsum(2) - z.mean(2, keepdim=True) ** 2
+
+
+@pytest.mark.parametrize(
+    ("told", "starts"),
+    [
+        ((64, 16, 4), [0, 12, 24, 36, 48]),
+        ((20, 16, 4), [0, 4]),
+        ((17, 16, 0), [0, 1]),
+        ((16, 16, 4), [0]),
+        ((9, 16, 4), [0]),
+        ((5, 2, 1), [0, 1, 2, 3]),
+    ],
+)
+def test_static_starts(told, starts):
+    found = windows(*told)
+    assert [w[0] for w in found] == starts
+    assert all(w == list(range(w[0], w[0] + min(told[0], told[1]))) for w in found)
+
+
+def test_looped_windows_wrap_around():
+    found = windows(32, 16, 4, looped=True)
+    assert [w[0] for w in found] == [0, 12, 24]
+    assert found[2] == [*range(24, 32), *range(8)]
+
+
+@given(total=st.integers(1, 80), length=st.integers(1, 20), share=st.floats(0, 0.99), looped=st.booleans())
+def test_every_frame_is_covered_and_neighbours_overlap(total, length, share, looped):
+    overlap = int(share * length)
+    found = windows(total, length, overlap, looped)
+    assert {frame for window in found for frame in window} == set(range(total))
+    assert all(len(window) == len(set(window)) == min(length, total) for window in found)
+    assert all(len(set(a) & set(b)) >= overlap for a, b in zip(found, found[1:], strict=False))
+    assert len({tuple(window) for window in found}) == len(found)
+
+
+@given(total=st.integers(1, 60), length=st.integers(2, 16), share=st.floats(0, 0.9), kind=st.sampled_from(KINDS))
+def test_weights_of_every_frame_sum_to_1_and_are_positive(total, length, share, kind):
+    for looped in (False, True):
+        told = windows(total, length, int(share * length), looped)
+        weights = blend(told, kind, looped)
+        covered = torch.zeros(total, dtype=torch.float64)
+        for window, weight in zip(told, weights, strict=True):
+            assert bool((weight > 0).all())
+            covered[window] += weight
+        torch.testing.assert_close(covered, torch.ones_like(covered))
+
+
+def test_weights_are_flat_pyramids_or_ramps_over_the_overlap():
+    told = windows(10, 6, 2)
+    assert told == [[0, 1, 2, 3, 4, 5], [4, 5, 6, 7, 8, 9]]
+    assert blend(told, "flat")[0].tolist() == [1, 1, 1, 1, 0.5, 0.5]
+    torch.testing.assert_close(blend(told, "pyramid")[0], torch.tensor([1, 1, 1, 1, 2 / 3, 1 / 3]).double())
+    torch.testing.assert_close(blend(told, "overlap-linear")[0], torch.tensor([1, 1, 1, 1, 2 / 3, 1 / 3]).double())
+    wide = blend(windows(8, 6, 4), "overlap-linear")[0]  # frames 2..5 are shared
+    torch.testing.assert_close(wide, torch.tensor([1, 1, 0.8, 0.6, 0.4, 0.2]).double())
+    pyramid = blend(windows(8, 6, 4), "pyramid")[0]  # 1 2 3 3 2 1 against 0 0 1 2 3 3
+    torch.testing.assert_close(pyramid, torch.tensor([1, 1, 3 / 4, 3 / 5, 2 / 5, 1 / 4]).double())
+
+
+def test_a_loops_first_window_blends_with_its_last():
+    told = windows(12, 6, 2, looped=True)
+    assert bool((blend(told, "overlap-linear", looped=True)[0][:2] < 1).all())
+    assert bool((blend(windows(12, 6, 2), "overlap-linear")[0][:4] == 1).all())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_per_frame_denoiser_is_exact(kind):
+    z = video(20)
+    windowed = Windowed(lambda frames: lambda z, level: z.sin() * level.like(z)[0], 20, 8, 2, kind)
+    difference = (windowed(z, LEVEL) - z.sin() * LEVEL.like(z)[0]).abs().max()
+    assert float(difference) <= (0.0 if kind == "flat" else 2e-16)
+
+
+def test_per_frame_conditioning_is_sliced_by_frames():
+    scale = torch.arange(20, dtype=torch.float64).reshape(1, 1, -1, 1, 1)
+    z = video(20)
+    windowed = Windowed(lambda frames: lambda z, level: z * scale[:, :, frames], 20, 8, 3, "flat")
+    torch.testing.assert_close(windowed(z, LEVEL), z * scale, atol=1e-14, rtol=1e-14)
+
+
+@pytest.mark.parametrize("total", [5, 8])
+def test_one_window_is_the_plain_model(total):
+    z = video(total)
+    assert torch.equal(Windowed(lambda frames: mixing, total, 8, 2)(z, LEVEL), mixing(z, LEVEL))
+
+
+@pytest.mark.parametrize("looped", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_average_minimises_the_weighted_least_squares(kind, looped):
+    """Random denoisers per window: the gradient of sum w |x0 restricted - window|² is 0 at the answer."""
+    told = windows(14, 6, 3, looped)
+    answers = {tuple(frames): video(len(frames), seed=i) for i, frames in enumerate(told)}
+    windowed = Windowed(lambda frames: lambda z, level: answers[tuple(frames)], 14, 6, 3, kind, looped)
+    x0 = windowed(video(14), LEVEL).requires_grad_(True)
+    loss = sum(
+        (weight.reshape(-1, 1, 1) * (x0[:, :, frames] - answers[tuple(frames)]) ** 2).sum()
+        for frames, weight in zip(told, blend(told, kind, looped), strict=True)
+    )
+    (grad,) = torch.autograd.grad(loss, x0)
+    assert float(grad.abs().max()) < 1e-14
+    assert float(loss.detach()) > 1
+
+
+def test_make_is_called_once_per_window_and_samplers_run_through_it():
+    made = []
+
+    def make(frames):
+        made.append(frames)
+        return lambda z, level: 0.3 * z
+
+    windowed = Windowed(make, 20, 8, 2)
+    z = video(20)
+    levels = spaced(CosineLogSNR(), 5)
+    found = SAMPLERS["euler"](windowed, z, levels, noise=Noise([0]))
+    assert made == windows(20, 8, 2)
+    plain = SAMPLERS["euler"](lambda z, level: 0.3 * z, z, levels, noise=Noise([0]))
+    torch.testing.assert_close(found, plain, atol=1e-13, rtol=1e-13)
+
+
+def test_impossible_windows_and_other_lengths_are_refused():
+    for total, length, overlap in ((10, 4, 4), (10, 0, 0), (0, 4, 1), (10, 4, -1)):
+        with pytest.raises(BadRequest, match="windows"):
+            windows(total, length, overlap)
+    with pytest.raises(BadRequest, match="weights"):
+        blend([[0, 1]], "gaussian")
+    with pytest.raises(BadRequest, match="12 frames"):
+        Windowed(lambda frames: mixing, 12, 8, 2)(video(11), LEVEL)

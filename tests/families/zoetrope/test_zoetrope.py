@@ -1,0 +1,74 @@
+"""Zoetrope: its network's claims."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kinema.families.zoetrope.family import FAMILY
+from kinema.families.zoetrope.model import Zoetrope
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Zoetrope:
+    torch.manual_seed(0)
+    model = FAMILY.build(FAMILY.presets["tiny"]).double().eval()
+    with torch.no_grad():
+        for p in model.parameters():  # zero-initialised layers would make every claim trivially true
+            p.add_(torch.randn_like(p) * 0.1)
+    return model
+
+
+def inputs(batch: int = 2) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(1)
+    video = torch.randn(batch, 3, 8, 16, 16, generator=g, dtype=torch.float64)
+    ids = torch.randint(2, 50, (batch, 20), generator=g)
+    ids[:, 6:] = 0
+    mask = torch.zeros(batch, 1, 8, 16, 16, dtype=torch.float64)
+    return {
+        "z_BCTHW": video,
+        "log_snr_B": torch.linspace(-2, 2, batch, dtype=torch.float64),
+        "ids_BL": ids,
+        "given_BCTHW": video.roll(1, 0),
+        "mask_B1THW": mask,
+    }
+
+
+def test_parameters_of_the_embedded_size_fit_twelve_megabytes_in_half_precision() -> None:
+    with torch.device("meta"):
+        count = sum(p.numel() for p in FAMILY.build(FAMILY.presets["base"]).parameters())
+    assert count * 2 < 12_000_000
+
+
+def test_padding_changes_nothing(tiny: Zoetrope) -> None:
+    given = inputs()
+    given["ids_BL"][1, 4:] = 0
+    both = tiny(**given)
+    for row in range(2):
+        alone = tiny(**{k: v[row : row + 1] for k, v in given.items()})
+        assert torch.allclose(both[row : row + 1], alone, atol=1e-10)
+
+
+def test_pixels_not_given_do_not_enter_through_the_canvas(tiny: Zoetrope) -> None:
+    given = inputs()
+    other = {**given, "given_BCTHW": given["given_BCTHW"] + 1}
+    assert torch.equal(tiny(**given), tiny(**other))
+    given["mask_B1THW"] = other["mask_B1THW"] = torch.ones_like(given["mask_B1THW"])
+    assert not torch.allclose(tiny(**given), tiny(**other))
+
+
+def test_per_frame_keeps_temporal_patches_exactly_apart(tiny: Zoetrope) -> None:
+    given = inputs()
+    moved = {**given, "z_BCTHW": given["z_BCTHW"].clone()}
+    moved["z_BCTHW"][:, :, 4:] += 1  # the second temporal patch of four frames
+    apart = (tiny(**given, per_frame=True) - tiny(**moved, per_frame=True)).abs().amax(dim=(0, 1, 3, 4))
+    assert torch.equal(apart[:4], torch.zeros(4, dtype=torch.float64))
+    assert (apart[4:] > 0).all()
+    joined = (tiny(**given) - tiny(**moved)).abs().amax(dim=(0, 1, 3, 4))
+    assert (joined[:4] > 0).all()
+
+
+def test_the_prompt_reaches_the_output_through_both_ways(tiny: Zoetrope) -> None:
+    given = inputs()
+    other = {**given, "ids_BL": given["ids_BL"].roll(1, 0)}
+    assert not torch.allclose(tiny(**given), tiny(**other))

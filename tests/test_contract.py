@@ -1,0 +1,233 @@
+"""The contract every family keeps, parametrised over the registry: a new family gets these for nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from kinema import registry
+from kinema.checkpoints import files
+from kinema.generate import Model, generate, honour, load
+from kinema.schema import BadRequest, Canvas, Lattice, Request, Shape
+from kinema.system import Batch, System, open_system
+
+FAMILIES = sorted(registry.FAMILIES)
+KINDS = ("first", "ends", "prefix", "suffix", "frames", "region")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> Model:
+    torch.set_num_threads(1)
+    made = load(request.param, preset="tiny")
+    with torch.no_grad():  # untrained heads are zero, which would make every claim trivially true
+        for p in made.system.model.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.05)
+    return made
+
+
+def ask(**options: object) -> Request:
+    return Request(**{"prompt": "a red ball rolls right", "seed": 5, "steps": 2, **options})
+
+
+def canvas_of(kind: str, shape: Shape) -> Canvas:
+    b, _, t, h, w = shape.bcthw
+    mask = torch.zeros(b, 1, t, h, w)
+    match kind:
+        case "first":
+            mask[:, :, 0] = 1
+        case "ends":
+            mask[:, :, [0, -1]] = 1
+        case "prefix":
+            mask[:, :, : t // 2] = 1
+        case "suffix":
+            mask[:, :, -(t // 2) :] = 1
+        case "frames":
+            mask[:, :, ::3] = 1
+        case "region":
+            mask[..., : w // 2] = 1
+    return Canvas(torch.rand(b, 3, t, h, w) * 2 - 1, mask)
+
+
+def test_it_generates_a_clip_in_range_of_the_size_it_says(model: Model) -> None:
+    clip = model.run(ask())
+    own = model.system.family.defaults(model.system.config)
+    assert clip.shape == Shape(1, 3, own.frames, own.height, own.width)
+    assert clip.fps == own.fps
+    assert clip.video.isfinite().all()
+    assert clip.video.abs().max() <= 1
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_another_clip(model: Model) -> None:
+    first, again, other = (model.run(ask(seed=s)).video for s in (5, 5, 6))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_item_i_of_a_batch_is_the_single_run_of_seed_plus_i(model: Model) -> None:
+    both = model.run(ask(clips=2)).video
+    for i in range(2):
+        single = model.run(ask(seed=5 + i)).video
+        assert torch.allclose(both[i : i + 1], single, atol=1e-5)
+
+
+def test_given_noise_replaces_the_seed(model: Model) -> None:
+    request = model.system.settle(ask())
+    noise = model.system.noise(request).normal(model.system.latent_shape(request).bcthw[1:])
+    own = model.system.family.defaults(model.system.config)
+    if own.sampler in ("ddim", "euler", "heun", "dpmpp-2m", "unipc"):
+        assert torch.equal(generate(model.system, ask(), noise=noise).video, model.run(ask()).video)
+    with pytest.raises(BadRequest, match="noise has shape"):
+        generate(model.system, ask(), noise=noise[:, :, :1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_canvas_is_held_to_the_bit_or_refused_by_name(
+    model: Model, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = model.system
+    shape = system.settle(ask()).shape
+    canvas = canvas_of(kind, shape)
+    assert canvas.kind == kind
+    ways = system.family.honours(system.config, kind)
+    if not ways:
+        with pytest.raises(BadRequest, match=kind):
+            honour(system, ask(), canvas)
+        return
+    from kinema import tasks
+
+    monkeypatch.setitem(tasks.TASKS, "generate", tasks.Task(lambda r: r, lambda _r, _e: canvas))
+    for way in ways:
+        clip = model.run(ask(honour=way))
+        held = canvas.mask.expand_as(clip.video) > 0
+        assert torch.equal(clip.video[held], canvas.video[held])
+        assert clip.video.isfinite().all()
+
+
+def test_a_way_it_does_not_offer_is_refused(model: Model) -> None:
+    system = model.system
+    canvas = canvas_of("first", system.settle(ask()).shape)
+    for way in {"native", "reconstruction", "replacement"} - set(system.family.honours(system.config, "first")):
+        with pytest.raises(BadRequest, match=way):
+            honour(system, ask(honour=way), canvas)
+
+
+def test_an_unknown_family_option_is_refused_before_weights_are_read(model: Model) -> None:
+    system = replace(model.system)
+    with pytest.raises(BadRequest, match="no_such_thing"):
+        generate(system, ask(extra={"no_such_thing": 1}))
+    assert "model" not in vars(system)
+
+
+def test_sizes_off_the_lattice_are_snapped_and_said(model: Model) -> None:
+    said: list[str] = []
+    settled = model.system.settle(ask(height=37, width=9999 % 701), lambda e: said.append(str(e)))
+    lattice = model.system.lattice
+    assert settled.height % lattice.side_multiple == 0
+    assert any("snapped" in line for line in said)
+
+
+def test_its_weights_survive_a_file_and_give_the_same_clip(model: Model, tmp_path) -> None:  # noqa: ANN001
+    system = model.system
+    path = tmp_path / "weights.safetensors"
+    note = json.dumps({"family": system.family.name, "config": system.family.to_json(system.config)})
+    files.write_tensors(path, system.model.state_dict(), {"kinema": note})
+    again = load(path)
+    assert again.system.config == system.config
+    assert torch.equal(again.run(ask()).video, model.run(ask()).video)
+
+
+@pytest.mark.parametrize("harm", ["missing", "extra", "shape"])
+def test_a_file_with_a_wrong_key_is_refused_and_the_key_named(model: Model, harm: str, tmp_path) -> None:  # noqa: ANN001
+    system = model.system
+    tensors = {k: v.clone() for k, v in system.model.state_dict().items()}
+    name = sorted(tensors)[0]
+    match harm:
+        case "missing":
+            del tensors[name]
+        case "extra":
+            name = "not.a.weight"
+            tensors[name] = torch.zeros(1)
+        case "shape":
+            tensors[name] = torch.zeros(*tensors[name].shape, 2)
+    path = tmp_path / "bad.safetensors"
+    note = json.dumps({"family": system.family.name, "config": system.family.to_json(system.config)})
+    save_file(tensors, path, metadata={"kinema": note})
+    with pytest.raises(BadRequest, match=name.replace(".", r"\.")):
+        load(path).run(ask())
+
+
+def test_its_training_loss_is_finite_per_item_and_reaches_every_weight(model: Model) -> None:
+    system = model.system
+    family, config = system.family, system.config
+    torch.manual_seed(0)
+    network = family.build(config).train()
+    with torch.no_grad():  # zero-initialised layers would hide what lies behind them
+        for p in network.parameters():
+            p.add_(torch.randn_like(p) * 0.02)
+    own = family.defaults(config)
+    recipe = family.recipe(config)
+    video = torch.rand(3, 3, own.frames, own.height, own.width) * 2 - 1
+    mask = torch.zeros(3, 1, own.frames, own.height, own.width)
+    mask[1, :, 0] = 1
+    k = recipe.images
+    images = torch.rand(3, k, 3, own.height, own.width) * 2 - 1 if k else None
+    words = [["a blue star"] * k for _ in range(3)]
+    batch = Batch(video, ["a red ball rolls right", "", "a blue star"], mask, images, words)
+    losses = family.loss(network, config, batch, torch.Generator().manual_seed(0))
+    assert losses.shape == (3,)
+    assert losses.isfinite().all()
+    losses.mean().backward()
+    idle = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not idle
+
+
+def test_its_blocks_are_modules_of_the_network(model: Model) -> None:
+    family: object = model.system.family
+    inside = set(model.system.model.modules())
+    blocks = model.system.family.blocks(model.system.model)
+    assert family is not None
+    assert blocks
+    assert all(block in inside for block in blocks)
+
+
+def test_the_lattice_and_latent_shape_agree_with_the_codec(model: Model) -> None:
+    system = model.system
+    request = system.settle(ask())
+    z = system.encode(torch.zeros(request.shape.bcthw))
+    assert tuple(z.shape) == system.latent_shape(request).bcthw
+    assert tuple(system.decode(z).shape) == request.shape.bcthw
+
+
+def test_config_survives_json(model: Model) -> None:
+    family = model.system.family
+    for config in family.presets.values():
+        assert family.from_json(json.loads(json.dumps(family.to_json(config)))) == config
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_preset_builds_on_the_meta_device(name: str) -> None:
+    family = registry.family(name)
+    for config in family.presets.values():
+        with torch.device("meta"):
+            assert sum(p.numel() for p in family.build(config).parameters()) > 0
+
+
+def test_an_unknown_model_is_refused_with_the_nearest_names() -> None:
+    with pytest.raises(BadRequest, match="zoetrope"):
+        open_system("zoetrop")
+
+
+@pytest.mark.parametrize(("asked", "made"), [(1, 1), (2, 1), (3, 5), (5, 5), (6, 5), (7, 9), (17, 17)])
+def test_a_causal_lattice_snaps_frames_to_4k_plus_1(asked: int, made: int) -> None:
+    lattice = Lattice(frame_step=4, frame_offset=1, stride=(4, 8, 8), channels=16)
+    assert lattice.snap_frames(asked) == made
+    assert Shape(1, 3, made, 64, 64).latent(lattice).frames == (made - 1) // 4 + 1
+
+
+def test_a_system_is_opened_without_building_its_network() -> None:
+    system: System = load("zoetrope", preset="tiny").system
+    assert "model" not in vars(system)
