@@ -42,11 +42,11 @@ def replacing(path: Path, *, folder: bool = False) -> Iterator[Path]:
     place cannot be written or the disk fills up.
     """
     check_folder(path)
-    if path.is_dir() and not folder:
-        raise BadRequest(f"cannot write {path}: it is a folder, and a file name was expected")
     # Two writers of one name must not share a temporary, and a long name must stay under the limit.
     part = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.part")
     try:
+        if path.is_dir() and not folder:
+            raise BadRequest(f"cannot write {path}: it is a folder, and a file name was expected")
         if folder:
             part.mkdir()
         else:

@@ -12,7 +12,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from kinema.atomic import replacing
+from kinema.checkpoints.keymap import few
+from kinema.checkpoints.pickles import SUFFIXES, read_pickle
 from kinema.schema import BadRequest
 
 MAX_HEADER = 64 * 2**20
@@ -46,8 +48,6 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_PICKLES = (".pt", ".pth", ".ckpt", ".bin")
-_WRAPPERS = ("ema", "state_dict", "model")
 _BLOCK = 16 * 2**20
 
 Header = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -63,7 +63,7 @@ def header(path: str | Path, variant: str | None = None) -> Header:
         if file.suffix == ".safetensors":
             entries = {name: (e[0], e[1]) for name, e in _Layout.read(file).entries.items()}
         else:
-            entries = {k: (tuple(t.shape), t.dtype) for k, t in _read_pickle(file, "meta").items()}
+            entries = {k: (tuple(t.shape), t.dtype) for k, t in read_pickle(file, "meta").items()}
         _merge(found, entries, file)
     return found
 
@@ -78,7 +78,7 @@ def read_tensors(path: str | Path, variant: str | None = None) -> dict[str, Tens
     """
     found: dict[str, Tensor] = {}
     for file in weight_files(path, variant):
-        _merge(found, _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file, "cpu"), file)
+        _merge(found, _read_safetensors(file) if file.suffix == ".safetensors" else read_pickle(file, "cpu"), file)
     return found
 
 
@@ -119,13 +119,13 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
         if name in tensors and tensors[name].shape != expected[name].shape
     ]
     told = (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
-    faults = [f"{len(names)} {what} ({_few(names)})" for what, names in told if names]
+    faults = [f"{len(names)} {what} ({few(names)})" for what, names in told if names]
     if faults:
         raise BadRequest(f"{where} does not fit this model: {'; '.join(faults)}")
     model.load_state_dict(dict(tensors), strict=True, assign=True)
     hollow = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
     if hollow:
-        raise RuntimeError(f"{_few(hollow)} are not in the state dict and stayed on the meta device: make them there")
+        raise RuntimeError(f"{few(hollow)} are not in the state dict and stayed on the meta device: make them there")
 
 
 # ----------------------------------------------------------------------------------------- writing
@@ -173,14 +173,14 @@ def weight_files(path: str | Path, variant: str | None = None) -> list[Path]:
         raise BadRequest(f"there is no weight file {path}")
     if path.suffix == ".json":
         return _of_index(path)
-    if path.suffix != ".safetensors" and path.suffix not in _PICKLES:
-        raise BadRequest(f"{path.name} is no weight file; expected .safetensors, {', '.join(_PICKLES)} or a folder")
+    if path.suffix != ".safetensors" and path.suffix not in SUFFIXES:
+        raise BadRequest(f"{path.name} is no weight file; expected .safetensors, {', '.join(SUFFIXES)} or a folder")
     return [path]
 
 
 def _of_folder(folder: Path, variant: str | None) -> list[Path]:
     names = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    for kind in (r"\.safetensors", "|".join(re.escape(s) for s in _PICKLES)):
+    for kind in (r"\.safetensors", "|".join(re.escape(s) for s in SUFFIXES)):
         # model.safetensors, model.fp16.safetensors; model.safetensors.index.json, …index.fp16.json
         single = re.compile(rf"(?P<stem>[^.]+?)(?:\.(?P<variant>\w+))?(?:{kind})")
         index = re.compile(rf"(?P<stem>[^.]+)(?:{kind})\.index(?:\.(?P<variant>\w+))?\.json")
@@ -206,7 +206,7 @@ def _choose(folder: Path, found: list[tuple[str | None, str]], variant: str | No
         there = ", ".join(kinds) or "only plain files"
         raise BadRequest(f"the folder {folder} has no weights of the variant {variant or 'plain'!r}; there is {there}")
     if len(names) > 1:
-        raise BadRequest(f"the folder {folder} holds {len(names)} weight files ({_few(names)}); name the one to load")
+        raise BadRequest(f"the folder {folder} holds {len(names)} weight files ({few(names)}); name the one to load")
     return names[0]
 
 
@@ -225,7 +225,7 @@ def _of_index(path: Path) -> list[Path]:
         files.append(path.parent / name)
     absent = [file.name for file in files if not file.is_file()]
     if absent or not files:
-        raise BadRequest(f"{path.name} names {len(files)} files and {len(absent)} are missing ({_few(absent)})")
+        raise BadRequest(f"{path.name} names {len(files)} files and {len(absent)} are missing ({few(absent)})")
     return files
 
 
@@ -282,7 +282,7 @@ def _entry(file: Path, name: str, entry: Any) -> tuple[tuple[int, ...], torch.dt
     """(shape, dtype, begin, end) of one tensor, its byte count checked before anything is allocated."""
     try:
         shape, (begin, end), kind = tuple(entry["shape"]), entry["data_offsets"], entry["dtype"]
-        sound = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        sound = all(type(n) is int and n >= 0 for n in (*shape, begin, end)) and isinstance(kind, str)
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:
@@ -290,9 +290,7 @@ def _entry(file: Path, name: str, entry: Any) -> tuple[tuple[int, ...], torch.dt
     if kind not in DTYPES:
         raise BadRequest(f"{file.name} holds {name!r} as {kind}; expected one of {', '.join(DTYPES)}")
     if math.prod(shape) * DTYPES[kind].itemsize != end - begin:
-        raise BadRequest(
-            f"{file.name} gives {name!r} {end - begin:,} bytes, which its shape {list(shape)} does not fill"
-        )
+        raise BadRequest(f"{file.name} gives {name!r} {end - begin:,} bytes, and its shape {list(shape)} needs others")
     return shape, DTYPES[kind], begin, end
 
 
@@ -319,66 +317,13 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
         raise BadRequest(f"{file.name} cannot be read as safetensors: {error}") from error
 
 
-# ------------------------------------------------------------------------------------ PyTorch's files
-
-
-def _read_pickle(file: Path, device: str) -> dict[str, Tensor]:
-    """Tensors of a ``torch.save`` file: nothing but plain data is ever unpickled."""
-    import pickle
-
-    if file.stat().st_size == 0:
-        raise BadRequest(f"{file.name} is empty (0 bytes); expected weights")
-    try:
-        try:
-            held = torch.load(file, map_location=device, weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise
-            # Files from before PyTorch 1.6 are no zip and cannot be mapped.
-            held = torch.load(file, map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise BadRequest(_refusal(file, str(error))) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise BadRequest(f"{file.name} cannot be read: it is cut short, damaged, or no weight file") from error
-    return _unwrap(file, held)
-
-
-def _refusal(file: Path, said: str) -> str:
-    named = re.search(r"(?:GLOBAL|class|global:?)\s+([\w.]+\.[\w.]+)", said)
-    if named is None:
-        return f"{file.name} cannot be read: it is damaged, or holds more than tensors, which is refused"
-    return (
-        f"{file.name} holds Python code ({named[1]}), which is refused because loading would run it; "
-        "get the weights as .safetensors"
-    )
-
-
-def _unwrap(file: Path, held: Any) -> dict[str, Tensor]:
-    for _ in range(3):
-        inner = next(
-            (held[w] for w in _WRAPPERS if isinstance(held, Mapping) and isinstance(held.get(w), Mapping)), None
-        )
-        if inner is None:
-            break
-        held = inner
-    if not isinstance(held, Mapping):
-        raise BadRequest(f"{file.name} holds a {type(held).__name__}; expected named tensors")
-    tensors = {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
-    nested = [str(name) for name, value in held.items() if isinstance(value, Mapping) and value]
-    if nested or not tensors:
-        raise BadRequest(f"{file.name} holds {_few(nested) if nested else 'no tensors'}; expected named tensors")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-    return tensors
-
-
 # ------------------------------------------------------------------------------------------- shared
 
 
 def _merge(found: dict[str, Any], new: Mapping[str, Any], file: Path) -> None:
     twice = [name for name in new if name in found]
     if twice:
-        raise BadRequest(f"{file.name} holds {len(twice)} tensors that another shard holds too ({_few(twice)})")
+        raise BadRequest(f"{file.name} holds {len(twice)} tensors that another shard holds too ({few(twice)})")
     found.update(new)
 
 
@@ -396,11 +341,6 @@ def _hash(file: Path) -> str:
             opened.seek(begin)
             digest.update(opened.read(count))
     return f"sha256-parts:{digest.hexdigest()}"
-
-
-def _few(names: Iterable[str], most: int = 3) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def _shape(tensor: Tensor) -> str:

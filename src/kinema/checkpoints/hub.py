@@ -27,9 +27,8 @@ def fetch(repo_id: str, offline: bool | None = None, patterns: Sequence[str] | N
     )
 
     try:
-        folder = Path(
-            snapshot_download(repo_id, allow_patterns=patterns and list(patterns), local_files_only=bool(offline))
-        )
+        wanted = list(patterns) if patterns else None
+        folder = Path(snapshot_download(repo_id, allow_patterns=wanted, local_files_only=bool(offline)))
     except HFValidationError as error:
         raise BadRequest(f"{repo_id!r} is not a hub name; expected owner/name") from error
     except GatedRepoError as error:

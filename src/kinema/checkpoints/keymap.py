@@ -13,12 +13,17 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from kinema.schema import BadRequest
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """The first names of many, for a sentence."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 @dataclass(frozen=True)
@@ -128,8 +133,7 @@ class _Rules:
                 raise ValueError(f"{name!r} and another key both become {target!r}")
             renamed[target] = rule.transform.forward(tensor) if rule.transform else tensor
         if unmapped:
-            few = ", ".join(unmapped[:3]) + (", …" if len(unmapped) > 3 else "")
-            raise BadRequest(f"{where} holds {len(unmapped)} keys that are not known here ({few})")
+            raise BadRequest(f"{where} holds {len(unmapped)} keys that are not known here ({few(unmapped)})")
         return renamed
 
 

@@ -59,7 +59,7 @@ def _kinema() -> tuple[str, str]:
 
 def _torch() -> tuple[str, str]:
     told = machine.facts()
-    return "ok", f"{told['torch']}, {told['threads']}, CPU units: {told['cpu']}"
+    return "ok", f"{told['torch']}, {told['threads']}, vector units {told['cpu']}"
 
 
 def _gpu() -> tuple[str, str]:

@@ -15,6 +15,8 @@ from kinema.schema import BadRequest
 if TYPE_CHECKING:
     import torch
 
+TOLD_UNITS = ("neon", "sve", "avx2", "avx512_f", "avx512_bf16", "amx_bf16", "bf16")
+"""Vector units that decide how fast a CPU samples, as torch names them."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -129,14 +131,14 @@ def facts() -> dict[str, str]:
     import torch
 
     told: dict[str, Any] = dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else {}
-    units = [name for name, has in told.items() if has is True]
+    units = [name for name in TOLD_UNITS if told.get(name) is True]
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         gpus.append("Apple GPU (mps)")
     return {
         "torch": torch.__version__,
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
-        "cpu": ", ".join(units) or "no vector units reported",
+        "cpu": ", ".join(units) or "of no kind that matters here",
         "gpu": ", ".join(gpus) or "none; the CPU is used",
     }
 

@@ -84,7 +84,7 @@ def weights(path: Path) -> dict[str, Any]:
         "family": system.family.name,
         "layout": "kinema" if system.weights.own else "foreign, converted when loaded",
         "tensors": len(header),
-        "dtypes": dict(Counter(kind for _, kind in header.values())),
+        "dtypes": dict(Counter(str(kind).removeprefix("torch.") for _, kind in header.values())),
         "network_tensors": tensors,
         "parameters": count,
         "hash": system.weights.hash,

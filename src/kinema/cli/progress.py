@@ -27,6 +27,7 @@ PHASES = {
     "decode": "decoding",
     "write": "writing",
     "train": "training",
+    "measure": "measuring",
 }
 
 

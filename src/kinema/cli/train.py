@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -32,15 +33,17 @@ def train(words: Sequence[str]) -> int:
 
 
 def evaluate(words: Sequence[str]) -> int:
-    """Measure a model and print the report, or where it was written."""
-    about = "Measure a model on held-out prompts, and write the report of what was found."
-    told, show_options = _read("kinema.evaluation.run:EvaluateOptions", ["model"], words, "kinema evaluate", about)
-    options = registry.resolve("kinema.evaluation.run:EvaluateOptions")(**told)
+    """Measure a model and print its figures; an interruption keeps what was measured by then."""
+    about = "Measure a model on held-out prompts, or write the report on temporal consistency."
+    told, show_options = _read("kinema.evaluation.options:EvaluateOptions", ["model"], words, "kinema evaluate", about)
+    options = registry.resolve("kinema.evaluation.options:EvaluateOptions")(**told)
     with display(**show_options) as show:
-        said = registry.resolve("kinema.evaluation.run:evaluate")(options, on_event=show)
-    if said is not None:
-        sys.stdout.write(f"{said}\n")
-    return 0
+        result = registry.resolve("kinema.evaluation.run:evaluate")(options, on_event=show)
+        if isinstance(show, JsonLines):
+            show.write("result", json.loads(result.to_json()))
+    if not isinstance(show, JsonLines):
+        sys.stdout.write(f"{result.table()}\n")
+    return INTERRUPTED if result.partial else 0
 
 
 def _read(

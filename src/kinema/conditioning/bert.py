@@ -33,7 +33,9 @@ class BertText:
     @torch.no_grad()
     def encode(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
         """``(text_BLD, keep_BL)``: the last layer for each token, cut or padded to ``length``, True on tokens."""
-        tokens = self.tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        tokens = self.tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
         ids, keep = tokens["input_ids"].to(self.encoder.device), tokens["attention_mask"].to(self.encoder.device)
         return self.encoder(input_ids=ids, attention_mask=keep).last_hidden_state, keep.bool()
 
@@ -48,7 +50,9 @@ def load(source: str = LARGE, *, device: str = "cpu", offline: bool = False) -> 
     try:
         from transformers import AutoTokenizer, BertModel  # noqa: PLC0415 (heavy)
     except ImportError as error:
-        raise BadRequest(f"this model reads prompts with BERT, which needs the transformers package ({error})") from None
+        raise BadRequest(
+            f"this model reads prompts with BERT, which needs the transformers package ({error})"
+        ) from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
         encoder = BertModel.from_pretrained(

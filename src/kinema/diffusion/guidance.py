@@ -144,8 +144,8 @@ class Reconstruction:
     for extension and in-between frames, ``low`` and ``downsample`` for spatial super-resolution.
 
     Meant on top of replacement: ``Replacement(Reconstruction(denoise, given, mask, w), given, mask, noise)``; with
-    weight 0 that is replacement alone. The denoiser must be differentiable, and what it
-    was made from must not be inference tensors; it is differentiated once a call, also under no_grad.
+    weight 0 that is replacement alone. The denoiser is differentiated once a call, also under no_grad; its weights
+    and conditioning must not have been made under inference_mode.
     """
 
     denoise: Denoiser

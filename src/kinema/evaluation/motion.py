@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kinema.evaluation.sighting import Sighting
 
 _ANGLES = np.deg2rad(np.arange(-78, 79, 6)).astype(np.float32)
-_GAIN = 0.25
+_GAIN = 0.12
 """A rotation must explain this much more of the change between two frames than standing still."""
 _TURNS = 0.12
 """Objects that turn at least this much (radians in two frames, on average) roll or spin."""

@@ -20,7 +20,7 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "cyan"
 _HUES = {"red": 0.0, "orange": 28.0, "yellow": 54.0, "green": 131.0, "cyan": 186.0, "blue": 227.0, "purple": 278.0}
 _LEVELS = 20
 _FAR = 0.17
-"""A foreground pixel differs by this much (Euclidean, RGB in [0, 1]) from every background colour."""
+"""A foreground pixel is this far from every background colour, in the space of ``_opponent``."""
 
 
 @dataclass(frozen=True)
@@ -114,19 +114,27 @@ def distance_to_background(video_CTHW: Floats) -> Floats:
                           bins_THW[:, :, :2].ravel(), bins_THW[:, :, -2:].ravel()])
     shares = np.bincount(rim, minlength=_LEVELS**3) / rim.size
     centres = np.stack(np.unravel_index(np.arange(_LEVELS**3), (_LEVELS,) * 3), 1) / np.float32(_LEVELS - 1)
-    vivid = (centres.max(1) - centres.min(1) > 0.42) | (centres.min(1) > 0.86)
+    vivid = (centres.max(1) - centres.min(1) > 0.25) | (centres.min(1) > 0.86)
     cube = shares.reshape((_LEVELS,) * 3)
     nearby, around = (boxes(cube, reach, (0, 1, 2)).ravel() for reach in (1, 2))
     # An object may touch the border: what looks like one of its colours must fill much of it to count.
     chosen = (shares > 0) & (nearby > 0.006) & ~(vivid & (around < 0.2))
     if not chosen.any():
         chosen = shares >= np.sort(shares)[-3]
-    palette = centres[chosen].astype(np.float32)
+    space = _opponent(centres.astype(np.float32))
     used = np.unique(bins_THW)
     table = np.zeros(_LEVELS**3, np.float32)
-    pairs = ((centres[used, None].astype(np.float32) - palette[None]) ** 2).sum(2)
-    table[used] = np.sqrt(pairs.min(1))
+    table[used] = np.sqrt(((space[used, None] - space[chosen][None]) ** 2).sum(2).min(1))
     return table[bins_THW]
+
+
+def _opponent(rgb_N3: Floats) -> Floats:
+    """Colours with grey differences weakened and chroma differences strengthened.
+
+    Backgrounds vary in brightness and objects differ from them in hue.
+    """
+    grey = rgb_N3.mean(axis=1, keepdims=True)
+    return np.float32(0.8) * grey + np.float32(1.7) * (rgb_N3 - grey)
 
 
 def colour_classes(video_CTHW: Floats) -> NDArray[np.intp]:

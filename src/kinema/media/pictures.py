@@ -34,7 +34,11 @@ _FRAME_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 def existing(path: Path) -> Path:
     """``path`` if it is there and not an empty file; else a `BadRequest` with the nearest names."""
-    if path.exists():
+    try:
+        found = path.exists()
+    except OSError as error:  # a name too long for a file, or a folder that may not be looked into
+        raise BadRequest(f"cannot open {str(path)[:80]}: {error.strerror}") from error
+    if found:
         if path.is_file() and path.stat().st_size == 0:
             raise BadRequest(f"{path} is empty (0 bytes); expected a picture or a video")
         return path

@@ -43,4 +43,5 @@ class LogSNREmbedding(nn.Module):
     def forward(self, log_snr_B: Tensor) -> Tensor:
         unit_B = (log_snr_B.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT) / LOG_SNR_LIMIT + 1) / 2
         # In the weights' precision only after the sinusoids: half precision would blur levels that are close.
-        return self.mlp(sinusoidal(unit_B * _SCALE, self.features).to(self.mlp[0].weight.dtype))
+        wave_BD = sinusoidal(unit_B * _SCALE, self.features).to(next(self.mlp.parameters()).dtype)
+        return self.mlp(wave_BD)

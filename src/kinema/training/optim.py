@@ -43,13 +43,13 @@ class Muon(Optimizer):
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(p)
                 buffer = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-                nesterov = p.grad.lerp(buffer, group["momentum"])
-                by_shape.setdefault(tuple(p.shape), []).append((p, nesterov))
+                nesterov = p.grad.lerp(buffer, group["momentum"]).flatten(1)  # a convolution is a matrix too
+                by_shape.setdefault(tuple(nesterov.shape), []).append((p, nesterov))
             for (rows, columns), pairs in by_shape.items():
                 update = orthogonalise(torch.stack([u for _, u in pairs]))
                 scale = group["lr"] * 0.2 * math.sqrt(max(min(rows, columns), columns))
                 for (p, _), u in zip(pairs, update, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(u, alpha=-scale)
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(u.view_as(p), alpha=-scale)
 
 
 def orthogonalise(x_NRC: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def build(
         return [AdamW(model.parameters(), **adam)]
     if name != "muon":
         raise ValueError(f"no optimiser {name!r}; expected adamw or muon")
-    inside = [p for block in blocks for n, p in block.named_parameters() if p.ndim == 2 and n.endswith("weight")]
+    inside = [p for block in blocks for n, p in block.named_parameters() if p.ndim >= 2 and n.endswith("weight")]
     ids = {id(p) for p in inside}
     rest = [p for p in model.parameters() if id(p) not in ids]
     return [Muon(inside, lr=learning_rate, weight_decay=weight_decay), AdamW(rest, **adam)]

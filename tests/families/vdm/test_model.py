@@ -38,7 +38,9 @@ def change(model: VideoUNet, frame: int, **options: int) -> list[float]:
 
 
 @pytest.mark.parametrize("frame", range(FRAMES))
-def test_with_every_frame_independent_a_changed_frame_changes_the_others_by_exactly_zero(lively: Lively, frame: int) -> None:
+def test_with_all_frames_independent_a_changed_one_changes_the_others_by_exactly_zero(
+    lively: Lively, frame: int
+) -> None:
     found = change(lively(), frame, independent=FRAMES)
     assert found[frame] > 1e-3
     assert [c for i, c in enumerate(found) if i != frame] == [0.0] * (FRAMES - 1)
@@ -141,11 +143,13 @@ def test_relative_positions_are_shaws_logits_clipped_at_reach() -> None:
     for s in range(2):
         for h in range(0, channels, head):
             for i in range(frames):
-                logits = torch.stack([
-                    q[i, s, h : h + head]
-                    @ (k[j, s, h : h + head] + attention.relative[max(-reach, min(reach, j - i)) + reach])
-                    for j in range(frames)
-                ])
+                logits = torch.stack(
+                    [
+                        q[i, s, h : h + head]
+                        @ (k[j, s, h : h + head] + attention.relative[max(-reach, min(reach, j - i)) + reach])
+                        for j in range(frames)
+                    ]
+                )
                 weights = (logits / head**0.5).softmax(0)
                 mixed[i, s, h : h + head] = weights @ v[:, s, h : h + head]
     torch.testing.assert_close(attention(x, frames, frames), x + attention.out(mixed), rtol=0, atol=1e-12)
@@ -206,5 +210,3 @@ def test_tiny_gives_the_recorded_numbers(tiny: Config) -> None:
         out = model(z, level(1.0), model.encode(*model.reader(torch.tensor([[2, 3, 4, 0]]))), independent=1)
     found = [out.mean(), out.std(), out[0, 0, 0, 0, 0], out[0, 1, 2, 7, 9], out[0, 2, 3, 15, 15]]
     torch.testing.assert_close(torch.stack(found), torch.tensor(RECORDED, dtype=torch.float64), rtol=0, atol=1e-8)
-
-

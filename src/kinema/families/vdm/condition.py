@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kinema import registry
 from kinema.conditioning import bert
@@ -21,27 +22,29 @@ from kinema.schema import BadRequest
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """One branch of guidance: a condition vector [1 or B, E] (None: the trained null), and how frames see each other."""
+    """One branch of guidance: a condition vector [1 or B, E], and how frames see each other."""
 
     vector: Tensor | None = None
+    """None stands for the trained null."""
     focus: bool = False
     """Every frame by itself: temporal attention sees the frame alone, the model is an image model."""
 
 
-def encode(model: VideoUNet, config: Config, prompts: Sequence[str]) -> Tensor | None:
+def encode(model: nn.Module, config: Config, prompts: Sequence[str]) -> Tensor | None:
     """Condition vectors [B, E]; an empty prompt is the trained null. None for an unconditional model."""
     if not config.conditional:
         return None
-    device = model.null.device
+    network = cast(VideoUNet, model)  # not an isinstance check: it may be compiled or sharded
+    device = network.null.device
     empty_B = torch.tensor([not prompt.strip() for prompt in prompts], device=device)
     if config.classes:
         known = [class_index(config, prompt) if prompt.strip() else 0 for prompt in prompts]
-        return model.encode(labels_B=torch.tensor(known, device=device), drop_B=empty_B)
+        return network.encode(labels_B=torch.tensor(known, device=device), drop_B=empty_B)
     if config.text == "pocket":
         ids_BL = PocketTokenizer(config.words).encode(prompts, config.text_length).to(device)
-        return model.encode(*model.reader(ids_BL), drop_B=empty_B)
+        return network.encode(*network.reader(ids_BL), drop_B=empty_B)
     text_BLD, keep_BL = bert.load(device=str(device)).encode(prompts, config.text_length)
-    return model.encode(text_BLD.to(model.null.dtype), keep_BL, drop_B=empty_B)
+    return network.encode(text_BLD.to(network.null.dtype), keep_BL, drop_B=empty_B)
 
 
 def class_index(config: Config, prompt: str) -> int:

@@ -66,7 +66,7 @@ class VideoUNet(nn.Module):
             if i < last:
                 self.down.append(Downsample(wide))
                 skips.append(wide)
-        self.middle = nn.ModuleList([_stage(config, channels, channels, attend=True), _stage(config, channels, channels, attend=False)])
+        self.middle = nn.ModuleList([_stage(config, channels, channels, attend=attend) for attend in (True, False)])
         for i, wide in reversed(list(enumerate(widths))):
             for _ in range(config.blocks + 1):
                 self.up.append(_stage(config, channels + skips.pop(), wide, attend=config.attends(i)))
@@ -282,5 +282,6 @@ def _group_norm(channels: int) -> nn.GroupNorm:
 def _shrink(layer: _Layer) -> _Layer:
     with torch.no_grad():
         layer.weight.mul_(_SMALL)
-        layer.bias.zero_()
+        if layer.bias is not None:
+            layer.bias.zero_()
     return layer

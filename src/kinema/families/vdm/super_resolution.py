@@ -120,15 +120,13 @@ def _factor(low_BCTHW: Tensor, request: Request) -> int:
     height, width = low_BCTHW.shape[3:]
     shape = request.shape
     if shape.height % height or shape.height // height * width != shape.width:
-        raise BadRequest(
-            f"{shape.width}×{shape.height} is not one whole multiple of the small clip's {width}×{height}"
-        )
+        raise BadRequest(f"{shape.width}×{shape.height} is not one whole multiple of the small clip's {width}×{height}")
     return shape.height // height
 
 
 def _held(before_BCTHW: Tensor, frames: int) -> Canvas:
     """A canvas whose first frame is the last one of the block before."""
-    video = torch.cat([before_BCTHW[:, :, -1:], torch.zeros_like(before_BCTHW[:, :, :1]).repeat(1, 1, frames - 1, 1, 1)], 2)
+    video = before_BCTHW[:, :, -1:].repeat(1, 1, frames, 1, 1)
     mask = torch.zeros_like(video[:, :1])
     mask[:, :, 0] = 1
     return Canvas(video, mask)

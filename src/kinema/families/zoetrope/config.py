@@ -7,21 +7,27 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Config:
-    """A transformer over patches of ``patch`` = (frames, rows, columns) pixels.
+    """Convolutions where pixels are, a transformer where meaning is.
 
-    ``words`` is the tokenizer: it travels with the weights.
+    Frames are cut into ``cell``×``cell`` pixels (the fine grid), halved once (the coarse grid), and
+    ``merge`` frames of a coarse place become one token. ``words`` is the tokenizer: it travels with the weights.
     """
 
     frames: int = 16
     side: int = 64
     fps: float = 8.0
-    patch: tuple[int, int, int] = (4, 8, 8)
+    cell: int = 4
+    merge: int = 4
+    fine: int = 64
+    """Channels of the fine grid."""
+    coarse: int = 128
+    """Channels of the coarse grid."""
     width: int = 320
-    depth: int = 4
+    depth: int = 3
     heads: int = 5
     mlp: int = 960
     modulation: int = 96
-    """Rank of the shared modulation: full rank would cost a tenth of the weights for no gain."""
+    """Rank of the modulation: full rank would cost a tenth of the weights for no gain."""
     text_width: int = 128
     text_depth: int = 2
     text_length: int = 20
@@ -29,8 +35,27 @@ class Config:
     shift: float = 1.0
     """Shift of the rectified flow: above 1 spends more of the steps near noise."""
 
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Tokens along time, height and width."""
+        places = self.side // (2 * self.cell)
+        return (self.frames // self.merge, places, places)
+
 
 BASE = Config()
-TINY = replace(BASE, frames=8, side=16, patch=(4, 8, 8), width=32, depth=2, heads=2, mlp=64, modulation=16, text_width=32, text_depth=1)
+TINY = replace(
+    BASE,
+    frames=8,
+    side=16,
+    fine=16,
+    coarse=16,
+    width=32,
+    depth=2,
+    heads=2,
+    mlp=64,
+    modulation=16,
+    text_width=32,
+    text_depth=1,
+)
 
 PRESETS = {"tiny": TINY, "base": BASE}

@@ -16,7 +16,7 @@ from kinema.diffusion.parameterise import X0, Denoiser
 from kinema.diffusion.schedules import Level, RectifiedFlow
 from kinema.families.zoetrope import recipe
 from kinema.families.zoetrope.config import PRESETS, Config
-from kinema.families.zoetrope.model import Zoetrope
+from kinema.families.zoetrope.model import Zoetrope, blocks
 from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
 from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
 from kinema.vae.pixel import PixelCodec
@@ -48,7 +48,7 @@ class ZoetropeFamily:
 
     def lattice(self, config: Config) -> Lattice:
         return Lattice(
-            frame_step=config.patch[0],
+            frame_step=config.merge,
             side_multiple=config.side,
             min_side=config.side,
             max_side=config.side,
@@ -121,7 +121,7 @@ class ZoetropeFamily:
         return recipe.loss(model, config, batch, generator)
 
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
-        return list(model.get_submodule("blocks").children())
+        return blocks(model)
 
     def to_json(self, config: Config) -> dict[str, Any]:
         return asdict(config)
@@ -130,7 +130,7 @@ class ZoetropeFamily:
         known = {f.name for f in fields(Config)}
         if unknown := set(told) - known:
             raise BadRequest(f"this file was written by a later version (config has {sorted(unknown)[0]!r})")
-        return Config(**{**told, "patch": tuple(told["patch"]), "words": tuple(told["words"])})
+        return Config(**{**told, "words": tuple(told["words"])})
 
 
 FAMILY = ZoetropeFamily()

@@ -1,17 +1,18 @@
-"""Zoetrope's network: an x0-predicting transformer over space-time patches of pixels.
+"""Zoetrope's network: convolutions on two grids around a transformer over space-time tokens.
 
-Letters: B batch, C channels, T H W pixels, L text words, S tokens of the video, D width, N heads.
+Letters: B batch, C channels, T H W frames, rows and columns of the grid at hand, L words, S tokens, D width.
+Activations stay in B·T·H·W·C memory from end to end: the layout that convolutions (channels last), layer
+norms and linear layers all take without a copy.
 
-Why tokens and not a U-Net: see docs/decisions/0002. Predicting x0 from large pixel patches follows
-"Back to Basics: Let Denoising Generative Models Denoise" (Li & He 2025, arXiv 2511.13720): clean
-patches lie near a low-dimensional manifold, so a narrow transformer can represent them although it
-could not represent the noise. Conditioning by shared adaptive layer norm is PixArt-α's adaLN-single
-(Chen et al. 2023, arXiv 2310.00426, §2.3).
+Why this shape and not a U-Net or a plain transformer: see docs/decisions/0002. The network predicts x0, as
+in "Back to Basics: Let Denoising Generative Models Denoise" (Li & He 2025, arXiv 2511.13720): clean clips
+lie near a low-dimensional manifold, so a narrow network can represent them although not the noise.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
@@ -22,38 +23,43 @@ from kinema.conditioning.pocket import PocketText
 from kinema.families.zoetrope.config import Config
 from kinema.nn.embeddings import LogSNREmbedding
 
-_PATCH = "b c (t p) (h q) (w r) -> b (t h w) (c p q r)"
+_CELLS = "b c t (h p) (w q) -> b t h w (c p q)"
 
 
 class Zoetrope(nn.Module):
     """``forward(z, log_snr, ids, given, mask) -> x0`` estimate, B×3×T×H×W.
 
-    The canvas enters beside the noise: ``given`` B×3×T×H×W (zero where unknown) and ``mask`` B×1×T×H×W.
-    Text enters twice: as words that the patches attend to, and pooled, into every layer's modulation.
+    The canvas enters beside the noise: ``given`` B×3×T×H×W (counted only where ``mask`` B×1×T×H×W is 1).
+    Text enters twice: as words that the tokens attend to, and pooled, in every block's modulation.
     """
 
     def __init__(self, config: Config, vocab_size: int) -> None:
         super().__init__()
-        p, q, r = config.patch
-        box, d = p * q * r, config.width
+        area, d = config.cell**2, config.width
         self.config = config
-        self.grid = (config.frames // p, config.side // q, config.side // r)
         self.text = PocketText(vocab_size, config.text_width, config.text_depth, config.text_length)
         self.text_in = nn.Linear(config.text_width, d)
         self.text_pool = nn.Linear(config.text_width, 1)
         self.text_cond = nn.Linear(config.text_width, d)
         self.level = LogSNREmbedding(d)
-        self.z_in = nn.Linear(3 * box, d)
-        self.canvas_in = nn.Linear(4 * box, d, bias=False)
-        self.position_T = nn.Parameter(_sincos(self.grid[0], d)[:, None, None])
-        self.position_H = nn.Parameter(_sincos(self.grid[1], d)[None, :, None])
-        self.position_W = nn.Parameter(_sincos(self.grid[2], d)[None, None, :].flip(-1))
-        self.modulate = nn.Sequential(nn.Linear(d, config.modulation), nn.Linear(config.modulation, 6 * d))
-        self.blocks = nn.ModuleList([Block(d, config.heads, config.mlp) for _ in range(config.depth)])
-        self.modulate_out = nn.Sequential(nn.Linear(d, config.modulation), nn.Linear(config.modulation, 2 * d))
-        self.out = nn.Linear(d, 3 * box)
-        for layer in (self.modulate[1], self.modulate_out[1], self.out, self.canvas_in):
-            nn.init.zeros_(layer.weight)
+        self.squeeze = nn.Linear(d, config.modulation)
+
+        self.stem = nn.Linear(7 * area, config.fine)
+        self.fine_down = ConvBlock(config.fine, config.modulation)
+        self.down = nn.Linear(4 * config.fine, config.coarse)
+        self.coarse_down = ConvBlock(config.coarse, config.modulation)
+        self.merge = nn.Linear(config.merge * config.coarse, d)
+        self.position_T, self.position_H, self.position_W = (nn.Parameter(_sincos(n, d)) for n in config.grid)
+        self.blocks = nn.ModuleList(
+            [TokenBlock(d, config.heads, config.mlp, config.modulation) for _ in range(config.depth)]
+        )
+        self.unmerge = nn.Linear(d, config.merge * config.coarse)
+        self.coarse_up = ConvBlock(config.coarse, config.modulation)
+        self.up = nn.Linear(config.coarse, 4 * config.fine)
+        self.join = nn.Linear(2 * config.fine, config.fine)
+        self.fine_up = ConvBlock(config.fine, config.modulation)
+        self.out = nn.Conv2d(config.fine, 3 * area, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.text_pool.weight)
 
     def forward(
@@ -66,69 +72,114 @@ class Zoetrope(nn.Module):
         *,
         per_frame: bool = False,
     ) -> Tensor:
-        """``per_frame`` forbids attention between temporal patches: the video's parts are made apart."""
-        p, q, r = self.config.patch
+        """``per_frame`` forbids mixing between groups of ``merge`` frames: the clip's parts are made apart."""
+        cell, merge = self.config.cell, self.config.merge
+        span = merge if per_frame else z_BCTHW.shape[2]
         text_BLD, keep_BL = self.text(ids_BL)
+        cond_BM = self.squeeze(F.silu(self.level(log_snr_B) + self._pooled(text_BLD, keep_BL)))
+
+        x = torch.cat([z_BCTHW, given_BCTHW * mask_B1THW, mask_B1THW], dim=1)
+        fine = self.fine_down(self.stem(rearrange(x, _CELLS, p=cell, q=cell)), cond_BM, span)
+        coarse = self.down(rearrange(fine, "b t (h p) (w q) c -> b t h w (p q c)", p=2, q=2))
+        coarse = self.coarse_down(coarse, cond_BM, span)
+
+        tokens = self.merge(rearrange(coarse, "b (t m) h w c -> b t h w (m c)", m=merge))
+        t, h, w = tokens.shape[1:4]
+        where = self.position_T[:t, None, None] + self.position_H[:h, None] + self.position_W[:w]
+        tokens_BSD = rearrange(tokens + where, "b t h w d -> b (t h w) d")
+        tokens_BSD = self._attend(tokens_BSD, text_BLD, keep_BL, cond_BM, t if per_frame else 1)
+        tokens = rearrange(self.unmerge(tokens_BSD), "b (t h w) (m c) -> b (t m) h w c", t=t, h=h, w=w, m=merge)
+
+        coarse = self.coarse_up(coarse + tokens, cond_BM, span)
+        risen = rearrange(self.up(coarse), "b t h w (p q c) -> b t (h p) (w q) c", p=2, q=2)
+        fine = self.fine_up(self.join(torch.cat([risen, fine], dim=-1)), cond_BM, span)
+        x0 = _over_space(self.out, F.layer_norm(fine, fine.shape[-1:]))
+        return rearrange(x0, "b t h w (c p q) -> b c t (h p) (w q)", p=cell, q=cell)
+
+    def _pooled(self, text_BLD: Tensor, keep_BL: Tensor) -> Tensor:
         weight_BL = self.text_pool(text_BLD)[..., 0].masked_fill(~keep_BL, -math.inf).softmax(-1)
-        pooled_BD = torch.einsum("bl,bld->bd", weight_BL, text_BLD)
-        cond_BD = F.silu(self.level(log_snr_B) + self.text_cond(pooled_BD))
+        return self.text_cond(torch.einsum("bl,bld->bd", weight_BL, text_BLD))
 
-        canvas = torch.cat([given_BCTHW * mask_B1THW, mask_B1THW], dim=1)
-        x_BSD = self.z_in(rearrange(z_BCTHW, _PATCH, p=p, q=q, r=r))
-        x_BSD = x_BSD + self.canvas_in(rearrange(canvas, _PATCH, p=p, q=q, r=r))
-        t, h, w = (z_BCTHW.shape[2] // p, z_BCTHW.shape[3] // q, z_BCTHW.shape[4] // r)
-        where_THWD = self.position_T[:t] + self.position_H[:, :h] + self.position_W[:, :, :w]
-        x_BSD = x_BSD + rearrange(where_THWD, "t h w d -> (t h w) d")
-
-        words = ids_BL.shape[1]
-        x_BSD = torch.cat([self.text_in(text_BLD), x_BSD], dim=1)
-        # Padding is seen by nobody; SDPA with no mask at all is faster, so cut the columns that all rows lack.
-        kept = int(keep_BL.sum(1).max())
-        x_BSD, words = torch.cat([x_BSD[:, :kept], x_BSD[:, words:]], dim=1), kept
-        seen = F.pad(keep_BL[:, :kept], (0, x_BSD.shape[1] - kept), value=True)[:, None, None, :]
-        attend = None if bool(keep_BL[:, :kept].all()) else seen
-        if per_frame:
-            attend = seen & _same_time(kept, t, h * w).to(seen.device)
-
-        shared_B6D = self.modulate(cond_BD).unflatten(1, (6, -1))
+    def _attend(self, x_BSD: Tensor, text_BLD: Tensor, keep_BL: Tensor, cond_BM: Tensor, times: int) -> Tensor:
+        """The token blocks over words and tokens together; ``times`` > 1 keeps that many parts in time apart."""
+        words = int(keep_BL.sum(1).max())  # columns that every row lacks are cut: fewer tokens, and often no mask
+        x_BSD = torch.cat([self.text_in(text_BLD[:, :words]), x_BSD], dim=1)
+        seen = F.pad(keep_BL[:, :words], (0, x_BSD.shape[1] - words), value=True)[:, None, None, :]
+        attend = None if bool(keep_BL[:, :words].all()) else seen
+        if times > 1:
+            places = (x_BSD.shape[1] - words) // times
+            attend = seen & _same_time(words, times, places).to(seen.device)
         for block in self.blocks:
-            x_BSD = block(x_BSD, shared_B6D, attend)
-        shift, scale = self.modulate_out(cond_BD)[:, None].chunk(2, dim=-1)
-        x_BSD = F.layer_norm(x_BSD[:, words:], x_BSD.shape[-1:]) * (1 + scale) + shift
-        return rearrange(
-            self.out(x_BSD), "b (t h w) (c p q r) -> b c (t p) (h q) (w r)", t=t, h=h, w=w, p=p, q=q, r=r
-        )
+            x_BSD = block(x_BSD, cond_BM, attend)
+        return F.layer_norm(x_BSD[:, words:], x_BSD.shape[-1:])
 
 
-class Block(nn.Module):
-    """Attention over all tokens, then a GELU MLP, each gated and modulated (adaLN-single)."""
+class ConvBlock(nn.Module):
+    """Residual 3×3 convolution, 3-frame convolution, 3×3 convolution, the first one modulated."""
 
-    def __init__(self, width: int, heads: int, mlp: int) -> None:
+    def __init__(self, channels: int, cond: int) -> None:
+        super().__init__()
+        self.modulate = nn.Linear(cond, 2 * channels)
+        self.space1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.time = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0))
+        self.space2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.modulate.weight)
+        nn.init.zeros_(self.modulate.bias)
+        with torch.no_grad():  # near the identity, yet not so near that nothing is learnt at first
+            self.space2.weight.mul_(0.3)
+
+    def forward(self, x_BTHWC: Tensor, cond_BM: Tensor, span: int) -> Tensor:
+        """``span`` frames see each other; fewer than T keeps the groups apart."""
+        shift, scale = self.modulate(cond_BM)[:, None, None, None].chunk(2, dim=-1)
+        h = F.layer_norm(x_BTHWC, x_BTHWC.shape[-1:]) * (1 + scale) + shift
+        h = F.silu(_over_space(self.space1, h))
+        h = F.silu(h + _over_time(self.time, h, span))
+        return x_BTHWC + _over_space(self.space2, h)
+
+
+class TokenBlock(nn.Module):
+    """Attention over all tokens, then a GELU MLP, each modulated and gated (Peebles & Xie 2023, adaLN)."""
+
+    def __init__(self, width: int, heads: int, mlp: int, cond: int) -> None:
         super().__init__()
         self.heads = heads
-        self.offset = nn.Parameter(torch.zeros(6, width))
+        self.modulate = nn.Linear(cond, 6 * width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.scale_q = nn.Parameter(torch.ones(width // heads))
         self.scale_k = nn.Parameter(torch.ones(width // heads))
         self.proj = nn.Linear(width, width, bias=False)
         self.up, self.down = nn.Linear(width, mlp), nn.Linear(mlp, width)
-        with torch.no_grad():  # gates start open at a tenth: deep enough to learn at once, shallow enough to be stable
-            self.offset[2] = self.offset[5] = 0.1
+        nn.init.zeros_(self.modulate.weight)
+        nn.init.zeros_(self.modulate.bias)
+        with torch.no_grad():  # gates start part open, so that there is something to learn from the first step
+            self.modulate.bias.view(6, width)[[2, 5]] = 0.3
 
-    def forward(self, x_BSD: Tensor, shared_B6D: Tensor, attend: Tensor | None) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = (shared_B6D + self.offset)[:, :, None].unbind(1)
-        width = x_BSD.shape[-1:]
-        h = F.layer_norm(x_BSD, width) * (1 + scale1) + shift1
+    def forward(self, x_BSD: Tensor, cond_BM: Tensor, attend: Tensor | None) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulate(cond_BM)[:, None].chunk(6, dim=-1)
+        h = F.layer_norm(x_BSD, x_BSD.shape[-1:]) * (1 + scale1) + shift1
         q, k, v = rearrange(self.qkv(h), "b s (three n d) -> three b n s d", three=3, n=self.heads)
         q, k = F.rms_norm(q, q.shape[-1:], self.scale_q), F.rms_norm(k, k.shape[-1:], self.scale_k)
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
         x_BSD = x_BSD + gate1 * self.proj(rearrange(h, "b n s d -> b s (n d)"))
-        h = F.layer_norm(x_BSD, width) * (1 + scale2) + shift2
+        h = F.layer_norm(x_BSD, x_BSD.shape[-1:]) * (1 + scale2) + shift2
         return x_BSD + gate2 * self.down(F.gelu(self.up(h), approximate="tanh"))
 
 
+def _over_space(conv: nn.Conv2d, x_BTHWC: Tensor) -> Tensor:
+    """A 2D convolution of every frame, in channels-last memory throughout."""
+    folded = rearrange(x_BTHWC, "b t h w c -> (b t) c h w")
+    return rearrange(conv(folded), "(b t) c h w -> b t h w c", b=x_BTHWC.shape[0])
+
+
+def _over_time(conv: nn.Conv2d, x_BTHWC: Tensor, span: int) -> Tensor:
+    """A convolution along time as a 2D one over (frames, places): the same numbers, several times faster."""
+    h, t = x_BTHWC.shape[2], x_BTHWC.shape[1]
+    folded = rearrange(x_BTHWC, "b (n t) h w c -> (b n) c t (h w)", t=span)
+    return rearrange(conv(folded), "(b n) c t (h w) -> b (n t) h w c", n=t // span, h=h)
+
+
 def _same_time(words: int, times: int, places: int) -> Tensor:
-    """Who may attend to whom when temporal patches are kept apart, 1×1×S×S: words are seen by all, and see words."""
+    """Who may attend to whom when parts in time are kept apart, 1×1×S×S; words see words and are seen by all."""
     time = torch.cat([torch.full((words,), -1), torch.arange(times).repeat_interleave(places)])
     return ((time[:, None] == time) | (time == -1))[None, None]
 
@@ -138,3 +189,8 @@ def _sincos(length: int, width: int) -> Tensor:
     rate = torch.exp(-math.log(100.0) * torch.arange(width // 2) / (width // 2))
     angle = torch.arange(length)[:, None] * rate
     return torch.cat([angle.sin(), angle.cos()], dim=-1) * 0.3
+
+
+def blocks(model: nn.Module) -> Sequence[nn.Module]:
+    """The repeated blocks, in the order they run."""
+    return [m for m in model.modules() if isinstance(m, ConvBlock | TokenBlock)]

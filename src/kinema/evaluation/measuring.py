@@ -1,0 +1,238 @@
+"""Sampling clips for prompts and measuring them: text to video, and image to video.
+
+Prompt i has seed + i, whatever the batch, so a figure can be had again clip by clip.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from kinema import __version__
+from kinema.data import playroom
+from kinema.evaluation.kept import Kept, kept
+from kinema.evaluation.oracle import Figure, Verdict, judge, spread, summarise, wilson
+from kinema.evaluation.options import EvaluateOptions
+from kinema.evaluation.results import Compared, Evaluation, ImageToVideo, TextToVideo
+from kinema.evaluation.sampling import Sampling
+from kinema.evaluation.temporal import temporal
+from kinema.schema import BadRequest, Canvas, Note, OnEvent, Phase, Step, ignore
+from kinema.system import System
+
+PROMPTS = 128
+_CONTROL = 500_009
+"""Added to the seed of a real clip for another one of the same prompt."""
+_Row = TypeVar("_Row")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt, its seed, and the temporal measures of the clip made, the real one and another real one."""
+
+    prompt: str
+    seed: int
+    verdict: Verdict
+    made: Mapping[str, float]
+    real: Mapping[str, float]
+    control: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One animated picture; ``real`` is the clip that the picture is the first frame of."""
+
+    prompt: str
+    seed: int
+    verdict: Verdict
+    real: Verdict
+    kept: Kept
+    kept_real: Kept
+    psnr_own: float
+    exact_after: bool
+    seam: float
+    seam_real: float
+
+
+def measure(system: System, options: EvaluateOptions, on_event: OnEvent = ignore) -> Evaluation:
+    """Text to video, and image to video where ``options.animate`` asks for it.
+
+    An interruption (KeyboardInterrupt) keeps what was measured and marks the result as partial; it goes
+    on as an exception only if there is nothing to keep.
+    """
+    sampling = sampling_of(system, options, on_event)
+    prompts = prompts_of(options)
+    on_event(Phase("measure", f"text to video, {len(prompts)} clips"))
+    rows, stopped = gather(lambda i, j: text_rows(sampling, prompts[i:j], options.seed + i), len(prompts), options.batch, on_event)
+    pictures: list[ImageRow] = []
+    if options.animate and not stopped:
+        on_event(Phase("measure", f"image to video, {len(prompts)} clips"))
+        pictures, stopped = gather(
+            lambda i, j: image_rows(sampling, prompts[i:j], options.seed + i), len(prompts), options.batch, on_event, keep=True
+        )
+    return Evaluation(
+        protocol={**protocol(sampling, options, len(prompts)), "measured": len(rows)},
+        text_to_video=text_figures(rows, options.seed),
+        image_to_video=image_figures(pictures, options.seed) if pictures else None,
+        clips=[asdict(row) for row in [*rows, *pictures]],
+        partial=stopped,
+    )
+
+
+def sampling_of(system: System, options: EvaluateOptions, on_event: OnEvent = ignore, **more: Any) -> Sampling:
+    return Sampling.of(
+        system, on_event, steps=options.steps, sampler=options.sampler, guidance=options.guidance, **more
+    )
+
+
+def prompts_of(options: EvaluateOptions, count: int = PROMPTS) -> list[str]:
+    return playroom.prompts(options.prompts or count, options.seed, options.grammar, options.split)
+
+
+def protocol(sampling: Sampling, options: EvaluateOptions, count: int) -> dict[str, Any]:
+    """What the figures depend on; nothing in it changes from day to day."""
+    request, system = sampling.request, sampling.system
+    return {
+        "model": system.name,
+        "family": system.family.name,
+        "weights": system.weights.hash,
+        "prompts": count,
+        "grammar": options.grammar,
+        "split": options.split,
+        "seed": options.seed,
+        "frames": request.frames,
+        "height": request.height,
+        "width": request.width,
+        "fps": request.fps,
+        "steps": request.steps,
+        "sampler": request.sampler,
+        "guidance": request.guidance,
+        "batch": options.batch,
+        "device": system.device.type,
+        "versions": {"kinema": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def gather(
+    measure_: Callable[[int, int], Sequence[_Row]], count: int, batch: int, on_event: OnEvent, *, keep: bool = False
+) -> tuple[list[_Row], bool]:
+    """Rows of clips ``i`` to ``j``, batch by batch, and whether it was interrupted.
+
+    With ``keep`` an interruption before the first batch gives no rows instead of going on.
+    """
+    rows: list[_Row] = []
+    try:
+        for start in range(0, count, batch):
+            rows += measure_(start, min(start + batch, count))
+            on_event(Step(len(rows), count, math.nan))
+    except KeyboardInterrupt:
+        if not rows and not keep:
+            raise
+        on_event(Note(f"interrupted: {len(rows)} of {count} clips were measured and are kept"))
+        return rows, True
+    return rows, False
+
+
+# ------------------------------------------------------------------------------------ text to video
+
+
+def text_rows(sampling: Sampling, prompts: Sequence[str], seed: int) -> list[Row]:
+    """Clips of these prompts, judged, beside real clips of the same prompts."""
+    fps = sampling.request.fps or 8.0
+    rows = []
+    for i, (prompt, video) in enumerate(zip(prompts, sampling.clips(prompts, seed), strict=True)):
+        real, control = (sampling.real(prompt, seed + i + offset) for offset in (0, _CONTROL))
+        measures = [temporal(clip, fps) for clip in (video, real, control)]
+        rows.append(Row(prompt, seed + i, judge(video, prompt, fps), *measures))
+    return rows
+
+
+def text_figures(rows: Sequence[Row], seed: int) -> TextToVideo:
+    compared = {
+        name: Compared.of(
+            [row.made[name] for row in rows],
+            [row.real[name] for row in rows],
+            [row.control[name] for row in rows],
+            seed,
+        )
+        for name in rows[0].made
+    }
+    return TextToVideo(summarise([row.verdict for row in rows]), compared)
+
+
+# ----------------------------------------------------------------------------------- image to video
+
+
+def image_rows(sampling: Sampling, prompts: Sequence[str], seed: int) -> list[ImageRow]:
+    """Clips from the first frames of real clips, with their prompts."""
+    fps = sampling.request.fps or 8.0
+    reals = [sampling.real(prompt, seed + i) for i, prompt in enumerate(prompts)]
+    canvas = first_frames(torch.stack(reals))
+    own = sampling.clips(prompts, seed, canvas)
+    # What `kinema animate` gives: the given pixels put back.
+    videos = torch.lerp(own, canvas.video, canvas.mask.expand_as(own))
+    return [
+        ImageRow(
+            prompt=prompt,
+            seed=seed + i,
+            verdict=judge(videos[i], prompt, fps),
+            real=judge(reals[i], prompt, fps),
+            kept=kept(videos[i], prompt),
+            kept_real=kept(reals[i], prompt),
+            psnr_own=psnr(own[i, :, 0], reals[i][:, 0]),
+            exact_after=bool(torch.equal(videos[i, :, 0], reals[i][:, 0])),
+            seam=seam(videos[i]),
+            seam_real=seam(reals[i]),
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def first_frames(video_BCTHW: Tensor) -> Canvas:
+    """A canvas of which only frame 0 is given."""
+    video, mask = torch.zeros_like(video_BCTHW), torch.zeros_like(video_BCTHW[:, :1])
+    video[:, :, 0], mask[:, :, 0] = video_BCTHW[:, :, 0], 1
+    return Canvas(video, mask)
+
+
+def psnr(made: Tensor, given: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pixels in [-1, 1], at most 100 (equal to the eye of any format)."""
+    error = float((made.double() - given.double()).square().mean())
+    return min(100.0, 10 * math.log10(4 / max(error, 1e-12)))
+
+
+def seam(video_CTHW: Tensor) -> float:
+    """The mean change from frame 0 to 1 over the mean change of the later frames; 1 is no seam."""
+    if video_CTHW.shape[1] < 3:
+        raise BadRequest(f"a seam needs 3 frames or more, this clip has {video_CTHW.shape[1]}")
+    change_T = video_CTHW.diff(dim=1).abs().mean(dim=(0, 2, 3))
+    return float(change_T[0] / change_T[1:].mean().clamp(min=1e-6))
+
+
+def image_figures(rows: Sequence[ImageRow], seed: int) -> ImageToVideo:
+    own = spread([row.psnr_own for row in rows])
+    assert own is not None
+    return ImageToVideo(
+        psnr_own=own,
+        psnr_own_least=min(row.psnr_own for row in rows),
+        exact_after=_share([row.exact_after for row in rows]),
+        identity=Compared.of([row.verdict.identity for row in rows], [row.real.identity for row in rows], seed=seed),
+        kept=_share([row.kept.whole for row in rows]),
+        kept_real=_share([row.kept_real.whole for row in rows]),
+        colour=_share([row.verdict.colour == row.real.colour for row in rows]),
+        shape=_share([(row.verdict.shape, row.verdict.letter) == (row.real.shape, row.real.letter) for row in rows]),
+        direction=wilson([row.verdict.direction_right for row in rows]),
+        seam=Compared.of([row.seam for row in rows], [row.seam_real for row in rows], seed=seed),
+    )
+
+
+def _share(outcomes: Sequence[bool]) -> Figure:
+    figure = wilson(outcomes)
+    if figure is None:
+        raise ValueError("nothing was measured")
+    return figure

@@ -1,0 +1,48 @@
+"""What ``kinema evaluate`` takes: one dataclass for Python, the command line and config files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args, get_type_hints
+
+from kinema.schema import BadRequest
+
+
+def _option(help_: str, default: Any, *, least: float | None = None, most: float | None = None) -> Any:
+    return field(default=default, metadata={"help": help_, "least": least, "most": most})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Options of an evaluation; ``None`` means the model's own figure, or what the help says."""
+
+    model: str = _option("embedded name, alias, hub id, folder or file", "zoetrope")
+    preset: str | None = _option("an untrained model of this preset, to try the measuring itself", None)
+    prompts: int | None = _option("prompts to measure; 128, in the report 64", None, least=1, most=100_000)
+    grammar: Literal["simple", "full", "mixed"] = _option("playroom: simple, full or mixed", "simple")
+    split: Literal["held-out", "train", "all"] = _option("which combinations the prompts come from", "held-out")
+    seed: int = _option("seed of prompts, clips and resampling; prompt i has seed + i", 0, least=0, most=2**31)
+    steps: int | None = _option("sampling steps", None, least=1, most=10_000)
+    sampler: str | None = _option("sampler, by name", None)
+    guidance: float | None = _option("classifier-free guidance scale; 1 is off", None, least=-100, most=1000)
+    batch: int = _option("clips sampled at once; the figures hardly depend on it", 4, least=1, most=256)
+    device: str | None = _option("device; the GPU when there is one", None)
+    threads: int | None = _option("CPU threads", None, least=1, most=1024)
+    animate: bool = _option("measure image to video as well", False)
+    output: str | None = _option("JSON file for every figure and the protocol", None)
+    report: bool = _option("write the report on temporal consistency instead: as a video against frame by frame", False)
+    curve: str | None = _option("folder of a training run: write its curve of scores against compute instead", None)
+    evidence: str = _option("folder for the report and the curve", "docs/evidence")
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(EvaluateOptions)
+        for f in fields(self):
+            value, least, most = getattr(self, f.name), f.metadata["least"], f.metadata["most"]
+            choices = get_args(hints[f.name])
+            if value is not None and least is not None and not (math.isfinite(value) and least <= value <= most):
+                raise BadRequest(f"{f.name} is {value:g}; expected {least:g} to {most:g}")
+            if f.name in ("grammar", "split") and value not in choices:
+                raise BadRequest(f"{f.name} is {value!r}; expected {', '.join(choices)}")
+        if self.report and self.curve is not None:
+            raise BadRequest("evaluate takes report or curve, not both")

@@ -1,0 +1,166 @@
+"""Plots and contact sheets for the evidence pages: small PNGs with labels, units and intervals.
+
+matplotlib is imported by the functions that draw; it comes with the extras ``eval`` and ``train``.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kinema.atomic import replacing
+from kinema.evaluation.oracle import Figure
+from kinema.media.colour import to_uint8
+from kinema.schema import BadRequest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOST_BYTES = 300_000
+"""A picture of an evidence page stays under this: it lives in the repository."""
+_COLOURS = ("#0b6e99", "#d1495b", "#6b7280", "#3a7d44")
+_MARKS = ("o", "s", "D", "^")
+_DPI = 110
+_LABEL, _GAP = 96, 2
+
+
+def forest(
+    rows: Mapping[str, Mapping[str, Figure]],
+    path: Path,
+    *,
+    title: str,
+    axis: str,
+    at_most: float | None = None,
+) -> Path:
+    """A dot with its interval for every row and arm, on a logarithmic axis with a line at 1.
+
+    ``rows`` maps a measure to its figure by arm; ``at_most`` shades the range from 1 to there.
+    """
+    arms = list(next(iter(rows.values())))
+    figure, axes = _figure(7.6, 1.5 + 0.62 * len(rows))
+    axes.set_xscale("log")
+    if at_most is not None:
+        axes.axvspan(1, at_most, color="#e5e7eb", zorder=0, label=f"up to {at_most:g}×")
+    axes.axvline(1, color="#111827", linewidth=1)
+    for k, arm in enumerate(arms):
+        for place, (name, by_arm) in enumerate(rows.items()):
+            f = by_arm[arm]
+            y = len(rows) - 1 - place + 0.16 * ((len(arms) - 1) / 2 - k)
+            _dot(axes, f, y, k, label=arm if name == next(iter(rows)) else None)
+            axes.annotate(f"{f.mean:.2f}", (f.mean, y), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7)
+    axes.set_yticks(range(len(rows) - 1, -1, -1), list(rows))
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_xlabel(axis)
+    axes.set_title(title, fontsize=10, loc="left")
+    _plain_ticks(axes.xaxis)
+    axes.grid(axis="x", which="both", color="#e5e7eb", linewidth=0.6)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.4, -0.14 - 0.35 / len(rows)), ncols=len(arms) + 1, frameon=False)
+    return _save(figure, path)
+
+
+def _dot(axes: Any, f: Figure, y: float, k: int, label: str | None) -> None:
+    reach = [[max(0.0, f.mean - f.low)], [max(0.0, f.high - f.mean)]]
+    axes.errorbar([f.mean], [y], xerr=reach, fmt=_MARKS[k], color=_COLOURS[k], markersize=5, capsize=3, label=label)
+
+
+def curves(
+    loss: Sequence[tuple[float, float]],
+    shares: Mapping[str, Sequence[tuple[float, Figure]]],
+    path: Path,
+    *,
+    title: str,
+    goals: Mapping[str, float],
+) -> Path:
+    """Held-out loss and scores (0 to 1) against minutes of training; ``goals`` are drawn as thin lines."""
+    figure, (left, right) = _figure(9.6, 3.8, columns=2)
+    if loss:
+        left.plot([x for x, _ in loss], [y for _, y in loss], color=_COLOURS[0], marker=".", linewidth=1.2)
+    left.set_ylabel("held-out loss (averaged weights)")
+    left.set_title(title, fontsize=10, loc="left")
+    for k, (name, points) in enumerate(shares.items()):
+        minutes, figures = [x for x, _ in points], [f for _, f in points]
+        middle = [100 * f.mean for f in figures]
+        reach = [[100 * (f.mean - f.low) for f in figures], [100 * (f.high - f.mean) for f in figures]]
+        style = {"color": _COLOURS[k % 4], "marker": _MARKS[k % 4], "markersize": 4}
+        right.errorbar(minutes, middle, yerr=reach, capsize=2, linewidth=1.2, label=name, **style)
+        if name in goals:
+            right.axhline(100 * goals[name], color=_COLOURS[k % 4], linewidth=0.8, linestyle=":")
+    right.set_ylim(0, 104)
+    right.set_ylabel("clips right (%), 95 % interval")
+    if shares:
+        right.legend(fontsize=8, loc="lower right")
+        right.set_title("oracle scores (dotted: the goals)", fontsize=10, loc="left")
+    for axes in (left, right):
+        axes.set_xlabel("minutes of training")
+        axes.grid(color="#e5e7eb", linewidth=0.6)
+    return _save(figure, path)
+
+
+def sheet(rows: Sequence[tuple[str, Tensor]], path: Path, *, scale: int = 1) -> Path:
+    """Clips 3×T×H×W as labelled rows of frames; a row labelled "" and of no frames is a gap."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    drawn = [(label, to_uint8(video[None])[0]) for label, video in rows]
+    frames, height, width, _ = drawn[0][1].shape
+    step_y, step_x = height * scale + _GAP, width * scale + _GAP
+    heads = sum(label.startswith("# ") for label, _ in drawn)
+    picture = Image.new("RGB", (_LABEL + frames * step_x, len(drawn) * step_y + heads * 18 + 16), "white")
+    pen, font, top = ImageDraw.Draw(picture), ImageFont.load_default(11), 0
+    for label, clip_THWC in drawn:
+        text = label
+        if label.startswith("# "):
+            head, _, text = label[2:].partition("|")
+            pen.text((2, top + 3), head, fill="black", font=ImageFont.load_default(12))
+            top += 18
+        pen.text((2, top + step_y // 2 - 7), text, fill="#374151", font=font)
+        for t, frame_HWC in enumerate(clip_THWC):
+            frame = Image.fromarray(frame_HWC).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+            picture.paste(frame, (_LABEL + t * step_x, top))
+        top += step_y
+    for t in range(frames):
+        pen.text((_LABEL + t * step_x + width * scale // 2 - 5, top + 1), f"{t}", fill="#374151", font=font)
+    return _save_small(picture, path)
+
+
+# ------------------------------------------------------------------------------------------ shared
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure as Canvas
+    except ImportError:
+        raise BadRequest("plots need matplotlib; install it with: pip install 'kinema[eval]'") from None
+    figure = Canvas(figsize=(width, height), dpi=_DPI, layout="constrained")
+    return figure, figure.subplots(1, columns)
+
+
+def _plain_ticks(axis: Any) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    axis.set_major_locator(LogLocator(base=10, subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.set_major_formatter(ScalarFormatter())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _save(figure: Any, path: Path) -> Path:
+    from PIL import Image
+
+    raw = io.BytesIO()
+    figure.savefig(raw, format="png")
+    raw.seek(0)
+    with Image.open(raw) as picture:
+        return _save_small(picture.convert("RGB"), path)
+
+
+def _save_small(picture: Any, path: Path) -> Path:
+    """As PNG, with as many colours as `MOST_BYTES` leaves room for."""
+    for colours in (256, 128, 64, 32, 16):
+        raw = io.BytesIO()
+        picture.quantize(colours).save(raw, format="PNG", optimize=True)
+        if raw.tell() <= MOST_BYTES:
+            break
+    with replacing(path) as part:
+        part.write_bytes(raw.getvalue())
+    return path

@@ -1,0 +1,162 @@
+"""What an evaluation found: figures with intervals, the protocol they hold under, tables and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any
+
+from kinema.evaluation.intervals import paired_ratio
+from kinema.evaluation.oracle import Figure, Scores, spread
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One measure on generated clips beside real ones of the same prompts.
+
+    ``ratio`` is generated over real. ``control`` is the same ratio for real clips of other seeds: what
+    the measure says when nothing is wrong.
+    """
+
+    made: Figure
+    real: Figure
+    ratio: Figure
+    control: Figure | None = None
+
+    @classmethod
+    def of(
+        cls, made: Sequence[float], real: Sequence[float], control: Sequence[float] | None = None, seed: int = 0
+    ) -> Compared:
+        first, second = spread(made), spread(real)
+        if first is None or second is None:
+            raise ValueError("nothing was measured")
+        again = None if control is None else paired_ratio(control, real, seed)
+        return cls(first, second, paired_ratio(made, real, seed), again)
+
+
+@dataclass(frozen=True)
+class TextToVideo:
+    """Scores of the oracle, and the temporal measures by name."""
+
+    scores: Scores
+    temporal: Mapping[str, Compared]
+
+
+@dataclass(frozen=True)
+class ImageToVideo:
+    """Clips that begin with the first frame of a real one.
+
+    ``psnr_own`` (dB, with the least of all clips) compares the model's own frame 0, before the given
+    pixels are put back, ``exact_after`` the share of clips whose frame 0 equals the picture after that.
+    ``kept`` is the share of clips whose object has the given colour and outline in every judged frame.
+    ``seam`` is the change from frame 0 to 1 as a multiple of the clip's other changes.
+    """
+
+    psnr_own: Figure
+    psnr_own_least: float
+    exact_after: Figure
+    identity: Compared
+    kept: Figure
+    kept_real: Figure
+    colour: Figure
+    shape: Figure
+    direction: Figure | None
+    seam: Compared
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that was measured. ``partial`` says that it was interrupted: the figures hold for fewer clips."""
+
+    protocol: Mapping[str, Any]
+    text_to_video: TextToVideo | None = None
+    image_to_video: ImageToVideo | None = None
+    clips: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    partial: bool = False
+
+    def table(self) -> str:
+        """Markdown: the protocol in one line, then a table a task."""
+        parts = [told(self.protocol)]
+        if self.partial:
+            parts.append("**Interrupted: the figures are those of the clips measured until then.**")
+        if self.text_to_video:
+            parts += ["## Text to video", self.text_to_video.scores.table(), _temporal_table(self.text_to_video.temporal)]
+        if self.image_to_video:
+            parts += ["## Image to video", _image_table(self.image_to_video)]
+        return "\n\n".join(parts)
+
+    def to_json(self) -> str:
+        """The same figures, and those of each clip, as JSON; what is not a finite number is null."""
+        return to_json(self)
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+# ------------------------------------------------------------------------------------------ text
+
+
+def told(protocol: Mapping[str, Any]) -> str:
+    """The protocol as one line of text."""
+    flat = {k: v for k, v in protocol.items() if not isinstance(v, Mapping) and v is not None}
+    flat |= {k: v for inner in protocol.values() if isinstance(inner, Mapping) for k, v in inner.items()}
+    return ", ".join(f"{name.replace('_', ' ')} {_plain(value)}" for name, value in flat.items())
+
+
+def number(figure: Figure, digits: int = 3) -> str:
+    """``0.512 (0.498 to 0.530)``, to that many significant digits."""
+    return f"{_digits(figure.mean, digits)} ({_digits(figure.low, digits)} to {_digits(figure.high, digits)})"
+
+
+def percent(figure: Figure | None) -> str:
+    if figure is None:
+        return "none asked"
+    return f"{100 * figure.mean:.1f} % ({100 * figure.low:.1f} to {100 * figure.high:.1f}, {figure.count} clips)"
+
+
+def to_json(result: Any) -> str:
+    return json.dumps(_finite(result), indent=1, ensure_ascii=False) + "\n"
+
+
+def _temporal_table(temporal: Mapping[str, Compared]) -> str:
+    lines = ["| over time | generated | real | generated / real | real / real |", "|---|---|---|---|---|"]
+    for name, c in temporal.items():
+        control = "" if c.control is None else number(c.control)
+        lines.append(f"| {name.replace('_', ' ')} | {number(c.made)} | {number(c.real)} | {number(c.ratio)} | {control} |")
+    return "\n".join(lines)
+
+
+def _image_table(image: ImageToVideo) -> str:
+    rows = {
+        "PSNR of the model's own frame 0 (dB)": f"{number(image.psnr_own)}, least {image.psnr_own_least:.1f}",
+        "frame 0 equals the picture afterwards": percent(image.exact_after),
+        "colour and outline kept in every frame": f"{percent(image.kept)}; real clips {percent(image.kept_real)}",
+        "colour": percent(image.colour),
+        "shape": percent(image.shape),
+        "direction": percent(image.direction),
+        "identity": f"{number(image.identity.made)}; real clips {number(image.identity.real)}",
+        "seam after frame 0": f"{number(image.seam.made)}; real clips {number(image.seam.real)}",
+    }
+    return "\n".join(["| measure | figure and 95 % interval |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())])
+
+
+def _digits(value: float, digits: int) -> str:
+    return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _finite(asdict(value))
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value

@@ -1,0 +1,48 @@
+"""``kinema evaluate``: measure a model, or write the report or the curve, with the same options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from kinema.atomic import check_folder, replacing
+from kinema.evaluation import curve, measuring, report
+from kinema.evaluation.curve import Curve
+from kinema.evaluation.options import EvaluateOptions
+from kinema.evaluation.report import Report
+from kinema.evaluation.results import Evaluation
+from kinema.schema import BadRequest, OnEvent, Phase, ignore
+from kinema.system import open_system
+
+__all__ = ["EvaluateOptions", "Evaluation", "evaluate"]
+
+
+def evaluate(options: EvaluateOptions, on_event: OnEvent = ignore) -> Evaluation | Report | Curve:
+    """Measure, and write what the options ask for: ``output``, the report, or the curve of a run.
+
+    Every result has ``table()``, ``to_json()`` and ``partial``: True after an interruption that left
+    something to keep. Raises BadRequest before any weights are read for what cannot be done.
+    """
+    if options.output is not None:
+        check_folder(Path(options.output))
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.curve is not None:
+        result: Evaluation | Report | Curve = curve.write(options, on_event)
+    else:
+        on_event(Phase("load", options.model))
+        system = open_system(options.model, preset=options.preset, device=options.device)
+        measure = report.write if options.report else measuring.measure
+        result = measure(system, options, on_event)
+    if options.output is not None:
+        save(result.to_json(), Path(options.output))
+    return result
+
+
+def save(text: str, path: Path) -> None:
+    """Write a text file, whole or not at all."""
+    if path.is_dir():
+        raise BadRequest(f"output is {path}, a folder; expected the name of a JSON file")
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")

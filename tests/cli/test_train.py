@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kinema import registry
+from kinema.cli.main import main
+
+WORDS = ("train", "zoetrope/tiny", "--batch", "2", "--sample-every", "0", "--validate-every", "0", "--out", "run")
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_train_prints_the_weights_which_generate_and_inspect_take(capsys):
+    assert main([*WORDS, "--steps", "2", "--quiet"]) == 0
+    weights = capsys.readouterr().out.strip()
+    assert Path(weights).is_file()
+    assert main(["inspect", weights, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["family"] == "zoetrope"
+    assert told["tensors"] == told["network_tensors"]
+    assert main(["generate", "a red ball", "-m", weights, "--steps", "1", "--quiet", "-o", "ball.mp4"]) == 0
+    assert Path("ball.mp4").is_file()
+
+
+def test_the_same_command_goes_on_with_a_run(capsys):
+    assert main([*WORDS, "--steps", "1", "--quiet"]) == 0
+    capsys.readouterr()
+    assert main([*WORDS, "--steps", "2", "--json-events"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [e["index"] for e in events if e["event"] == "trainstep"] == [2]
+    assert events[-1]["event"] == "saved"
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("train", "zoetrope/tinny"), "tiny"),
+        (("train", "zoetrope/tiny", "--data", "nowhere", "--out", "run"), "nowhere"),
+        (("train", "zoetrope/tiny", "--steps", "0", "--out", "run"), "steps"),
+        (("train", "--stepz", "3"), "--steps"),
+        (("train", "--precision", "fp8"), "fp32"),
+        (("evaluate", "--prompts", "0"), "prompts"),
+        (("evaluate", "zeotrope", "--prompts", "1"), "zoetrope"),
+        (("evaluate", "--grammar", "latin"), "simple"),
+    ],
+)
+def test_a_bad_request_is_one_sentence(words, part, capsys):
+    assert main([*words, "--quiet"]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert part in err
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluation returns, as far as the command line is concerned."""
+
+    partial: bool = False
+
+    def table(self) -> str:
+        return "colour 100 %"
+
+    def to_json(self) -> str:
+        return '{"colour": 1.0}'
+
+
+@pytest.mark.parametrize(("partial", "code"), [(False, 0), (True, 130)])
+def test_evaluate_prints_the_table_and_an_interrupted_one_exits_130(partial, code, capsys, monkeypatch):
+    told = []
+    resolve = registry.resolve
+
+    def instead(target: str):
+        if target == "kinema.evaluation.run:evaluate":
+            return lambda options, on_event: told.append(options) or Result(partial)
+        return resolve(target)
+
+    monkeypatch.setattr(registry, "resolve", instead)
+    assert main(["evaluate", "zoetrope", "--prompts", "3", "--quiet"]) == code
+    assert capsys.readouterr().out == "colour 100 %\n"
+    assert (told[0].model, told[0].prompts) == ("zoetrope", 3)
+    assert main(["evaluate", "zoetrope", "--json-events"]) == code
+    assert json.loads(capsys.readouterr().out) == {"event": "result", "colour": 1.0}
