@@ -110,7 +110,7 @@ def _weights() -> tuple[str, str]:
         path = Path(str(resources.files("kinema") / "weights" / file))
         if not path.is_file():
             return "bad", f"{name}: {file} is not in the package; install kinema again"
-        told.append(f"{name} {path.stat().st_size / 2**20:.1f} MiB, {weight_hash(path)[:12]}")
+        told.append(f"{name} {path.stat().st_size / 2**20:.1f} MiB, {weight_hash(path).rpartition(':')[2][:12]}")
     return "ok", "; ".join(told)
 
 

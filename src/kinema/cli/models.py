@@ -42,7 +42,8 @@ def inspect(words: Sequence[str]) -> int:
     path = Path(own["file"])
     if not path.exists():
         raise BadRequest(f"there is no file {path}")
-    told = weights(path) if path.suffix.lower() in WEIGHTS else clip(path)
+    folder_of_weights = path.is_dir() and not (path / "recipe.json").is_file()
+    told = weights(path) if path.suffix.lower() in WEIGHTS or folder_of_weights else clip(path)
     return _write(told if own["json"] else "\n".join(_lines(told)))
 
 
@@ -80,7 +81,7 @@ def weights(path: Path) -> dict[str, Any]:
     count, tensors = machine.parameters(system.family, system.config)
     told = {
         "file": str(path),
-        "bytes": path.stat().st_size,
+        "bytes": sum(file.stat().st_size for file in files.weight_files(path)),
         "family": system.family.name,
         "layout": "kinema" if system.weights.own else "foreign, converted when loaded",
         "tensors": len(header),

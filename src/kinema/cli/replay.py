@@ -77,10 +77,10 @@ def differences(recipe: Mapping[str, Any], weights_hash: str, request: Request, 
     if before and before != weights_hash:
         if not model_told:
             raise BadRequest(
-                f"the weights of {recipe['model']} are not those the clip was made with ({weights_hash[:12]} now, "
-                f"{before[:12]} then); pass --model to name the file, or to accept these"
+                f"the weights of {recipe['model']} are not those the clip was made with ({_brief(weights_hash)} now, "
+                f"{_brief(before)} then); pass --model to name the file, or to accept these"
             )
-        notes.append(f"other weights than the clip's ({weights_hash[:12]} now, {before[:12]} then)")
+        notes.append(f"other weights than the clip's ({_brief(weights_hash)} now, {_brief(before)} then)")
     now, then = {"kinema": __version__, **machine.versions()}, dict(recipe.get("versions", {}))
     then["kinema"] = recipe.get("kinema", __version__)
     notes += [
@@ -101,3 +101,8 @@ def _changed_inputs(recipe: Mapping[str, Any], request: Request) -> list[str]:
         if file_hash(path) != before:
             notes.append(f"{path} is not the file that the clip was made from")
     return notes
+
+
+def _brief(weights_hash: str) -> str:
+    """Enough of a hash to tell two apart by eye, without the name of what was hashed."""
+    return weights_hash.rpartition(":")[2][:12]

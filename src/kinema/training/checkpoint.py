@@ -1,15 +1,16 @@
 """Training checkpoints: one safetensors file each, complete or absent.
 
-``step-00001000.safetensors`` holds raw weights (``raw.``), their average (``ema.``) and the optimisers'
-state (``optim.``); its metadata holds the step, the options and the history. Files are written beside
-and renamed, so a killed run leaves the previous one; nothing older is deleted before the new one stands.
+``step-00001000.safetensors`` holds raw weights (``raw.``), their average (``ema.``), the optimisers'
+state (``optim.``) and the generator (``rng``); its metadata holds where the run stands
+(``kinema-training``) and the model (``kinema-model``). Files are written beside and renamed, so a
+killed run leaves the previous one; nothing older is deleted before the new one stands.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kinema.checkpoints import files
-from kinema.schema import BadRequest
+from kinema.schema import BadRequest, Note, OnEvent
 from kinema.training.ema import EMA
+
+_NAMES = "step-*.safetensors"
 
 
 @dataclass
@@ -33,13 +36,36 @@ class State:
     bad_steps: int = 0
     ema_updates: int = 0
     seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, float | None]] = field(default_factory=list)
+    loss: float | None = None
+    """Loss of the last step, None where it was not finite."""
+    batch: int | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+    """What the batches were made of: a resumed run must say the same."""
 
 
-def newest(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a run."""
-    found = sorted(folder.glob("step-*.safetensors"))
-    return found[-1] if found else None
+def name(step: int) -> str:
+    return f"step-{step:08d}.safetensors"
+
+
+def newest(folder: Path, on_event: OnEvent) -> Path | None:
+    """The newest checkpoint of a run that is whole; a damaged one is set aside, and said so.
+
+    Raises BadRequest when there are checkpoints and none can be read: starting anew over them would be worse.
+    """
+    found = sorted(folder.glob(_NAMES), reverse=True)
+    for path in found:
+        try:
+            files.metadata(path)
+        except BadRequest as error:
+            aside = path.with_suffix(".damaged")
+            path.replace(aside)
+            on_event(Note(f"{error}; it is now {aside.name}, and an older checkpoint is looked for"))
+        else:
+            return path
+    if found:
+        raise BadRequest(f"none of the {len(found)} checkpoints in {folder} can be read; begin anew in another folder")
+    return None
 
 
 def save(
@@ -51,30 +77,48 @@ def save(
     tensors |= {f"ema.{k}": v for k, v in ema.shadow.items()}
     tensors |= _optimiser_tensors(optimisers)
     tensors["rng"] = torch.get_rng_state()
-    path = folder / f"step-{state.step:08d}.safetensors"
+    path = folder / name(state.step)
     files.write_tensors(path, tensors, {"kinema-training": json.dumps(vars(state)), "kinema-model": note})
-    for old in sorted(folder.glob("step-*.safetensors"))[:-keep]:
+    for old in sorted(folder.glob(_NAMES))[:-keep]:
         old.unlink()
     return path
 
 
-def load(path: Path, model: nn.Module, ema: EMA, optimisers: Sequence[Optimizer]) -> State:
-    """Restore a run exactly; raises BadRequest when the file is of another model."""
-    told = files.metadata(path).get("kinema-training")
-    if told is None:
+def peek(path: Path) -> tuple[State, dict[str, Any]]:
+    """Where the run of a checkpoint stands, and its model's note; no tensor is read."""
+    told = files.metadata(path)
+    if "kinema-training" not in told or "kinema-model" not in told:
         raise BadRequest(f"{path} is not a training checkpoint; expected one that `kinema train` wrote")
+    values = json.loads(told["kinema-training"])
+    if unknown := sorted(set(values) - {f.name for f in fields(State)}):
+        raise BadRequest(f"{path} was written by a later version of kinema (it tells of {unknown[0]!r})")
+    return State(**values), json.loads(told["kinema-model"])
+
+
+def load(path: Path, model: nn.Module, ema: EMA, optimisers: Sequence[Optimizer]) -> State:
+    """Restore a run exactly; raises BadRequest when the file is of another model or optimiser."""
+    state, _ = peek(path)
     tensors = files.read_tensors(path)
-    for prefix, target in (("raw.", model.state_dict()), ("ema.", ema.shadow)):
-        for name, value in target.items():
-            stored = tensors.get(prefix + name)
-            if stored is None or stored.shape != value.shape:
-                raise BadRequest(f"{path} was trained with another configuration ({name} differs)")
-            value.copy_(stored)
-    _restore_optimisers(optimisers, tensors)
+    weights = {f"raw.{k}": v for k, v in model.state_dict().items()} | {f"ema.{k}": v for k, v in ema.shadow.items()}
+    momenta = {k: v for k, v in tensors.items() if k.startswith("optim.")}
+    if odd := (set(tensors) - set(momenta) - {"rng"}) ^ set(weights):
+        raise BadRequest(f"{path} is of another network ({min(odd)} is in one of them only)")
+    for key, value in weights.items():
+        if tensors[key].shape != value.shape:
+            raise BadRequest(f"{path} is of another network ({key} differs in shape)")
+    _restore_optimisers(path, optimisers, momenta)
+    for key, value in weights.items():
+        value.copy_(tensors[key])
     torch.set_rng_state(tensors["rng"].clone())
-    state = State(**json.loads(told))
     ema.updates = state.ema_updates
     return state
+
+
+def export(path: Path, tensors: Mapping[str, Tensor], note: str) -> Path:
+    """Weights as a model file that `kinema.load` opens; fp16, which halves it at no visible loss."""
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+    files.write_tensors(path, halves, {"kinema": note})
+    return path
 
 
 def _optimiser_tensors(optimisers: Sequence[Optimizer]) -> dict[str, Tensor]:
@@ -85,11 +129,14 @@ def _optimiser_tensors(optimisers: Sequence[Optimizer]) -> dict[str, Tensor]:
     return found
 
 
-def _restore_optimisers(optimisers: Sequence[Optimizer], tensors: dict[str, Tensor]) -> None:
+def _restore_optimisers(path: Path, optimisers: Sequence[Optimizer], momenta: Mapping[str, Tensor]) -> None:
     states: list[dict[int, dict[str, Any]]] = [{} for _ in optimisers]
-    for name, value in tensors.items():
-        if name.startswith("optim."):
-            _, i, j, key = name.split(".", 3)
-            states[int(i)].setdefault(int(j), {})[key] = value.clone()
+    owned = [[p for group in o.param_groups for p in group["params"]] for o in optimisers]
+    for key, value in momenta.items():
+        _, i, j, what = key.split(".", 3)
+        known = int(i) < len(owned) and int(j) < len(owned[int(i)])
+        if not known or value.shape not in (torch.Size(), owned[int(i)][int(j)].shape):
+            raise BadRequest(f"{path} was trained with another optimiser ({key} does not fit)")
+        states[int(i)].setdefault(int(j), {})[what] = value.clone()
     for optimiser, state in zip(optimisers, states, strict=True):
         optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

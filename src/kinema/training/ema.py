@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -31,8 +34,14 @@ class EMA:
                 self.shadow[name].copy_(value)
         torch._foreach_lerp_(ours, theirs, 1 - d)
 
-    def swap(self, model: nn.Module) -> None:
-        """Exchange the model's weights with the average; call again to exchange them back."""
-        current = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Inside, the model has the averaged weights and is in eval mode; afterwards its own again, to the bit."""
+        own = {k: v.detach().clone() for k, v in model.state_dict().items()}
         model.load_state_dict(self.shadow)
-        self.shadow = current
+        model.eval()
+        try:
+            yield
+        finally:
+            model.load_state_dict(own)
+            model.train()

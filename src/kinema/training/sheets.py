@@ -3,58 +3,49 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from kinema.data import playroom
+from kinema.atomic import replacing
 from kinema.generate import generate
 from kinema.media.write import contact_sheet
-from kinema.schema import Request, TrainStep
+from kinema.schema import BadRequest, Note, OnEvent, Request, TrainStep
 from kinema.system import Recipe, System, with_model
 from kinema.training.checkpoint import State
-from kinema.training.ema import EMA
 from kinema.training.options import TrainOptions
+from kinema.training.place import trim_log
 
 _EVERY = 10
-_SHEET_CLIPS = 6
 
 
 class Log:
-    """Writes ``log.jsonl``, ``options.json``, TensorBoard events where it is installed, and ``samples/``."""
+    """Writes ``options.json``, ``log.jsonl`` and, where it is installed, TensorBoard events.
 
-    def __init__(self, folder: Path, options: TrainOptions, recipe: Recipe) -> None:
-        self.folder = folder
-        told = {"options": asdict(options), "recipe": asdict(recipe)}
-        (folder / "options.json").write_text(json.dumps(told, indent=2))
+    A resumed run takes its log up after ``step``: what came later in it is to be done again.
+    """
+
+    def __init__(self, folder: Path, options: TrainOptions, recipe: Recipe, step: int) -> None:
+        with replacing(folder / "options.json") as part:
+            part.write_text(json.dumps({"options": asdict(options), "recipe": asdict(recipe)}, indent=2))
+        trim_log(folder / "log.jsonl", step)
         self._file = (folder / "log.jsonl").open("a", buffering=1)
-        self._board = _tensorboard(folder)
+        self._board = _tensorboard(folder, step)
 
     def step(self, event: TrainStep, state: State) -> None:
-        values = {k: v for k, v in asdict(event).items() if v is not None and k not in ("index", "total")}
-        if event.index % _EVERY == 0 or event.validation is not None:
-            row = {"step": event.index, "seconds": round(state.seconds, 2), **values}
-            self._file.write(json.dumps(row) + "\n")
-            if self._board is not None:
-                for name, value in values.items():
-                    self._board.add_scalar(name, value, event.index)
-        if event.validation is not None:
-            state.history.append({"step": event.index, "seconds": state.seconds, "validation": event.validation})
-
-    def sheet(self, system: System, model: nn.Module, ema: EMA, step: int) -> None:
-        """Contact sheets of a few held-out prompts, made with the averaged weights."""
-        ema.swap(model)
-        model.eval()
-        looking = with_model(system, model)
-        folder = self.folder / "samples"
-        folder.mkdir(exist_ok=True)
-        for i, prompt in enumerate(playroom.prompts(_SHEET_CLIPS, seed=3, grammar="simple", split="held-out")):
-            clip = generate(looking, Request(prompt=prompt, seed=i))
-            contact_sheet(clip).save(folder / f"step-{step:08d}-{i}.png")
-        model.train()
-        ema.swap(model)
+        if event.index % _EVERY and event.validation is None:
+            return
+        named = {k: v for k, v in asdict(event).items() if v is not None and k not in ("index", "total")}
+        values = {k: v for k, v in named.items() if math.isfinite(v)}  # JSON has no NaN
+        row = {"step": event.index, "seconds": round(state.seconds, 2), **values}
+        self._file.write(json.dumps(row) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, event.index)
 
     def close(self) -> None:
         self._file.close()
@@ -62,11 +53,31 @@ class Log:
             self._board.close()
 
 
-def _tensorboard(folder: Path) -> Any | None:
+def draw(
+    folder: Path, system: System, model: nn.Module, prompts: Sequence[str], step: int, on_event: OnEvent
+) -> list[Path]:
+    """Contact sheets of a few held-out prompts, from the model as it stands: ``samples/step-N-i.png``.
+
+    A model that takes no prompt gets no sheet, which is said; the training goes on.
+    """
+    looking, made = with_model(system, model), []
+    (folder / "samples").mkdir(exist_ok=True)
+    for i, prompt in enumerate(prompts):
+        path = folder / "samples" / f"step-{step:08d}-{i}.png"
+        try:
+            clip = generate(looking, Request(prompt=prompt, seed=i))
+        except BadRequest as error:
+            on_event(Note(f"no sample sheet for {prompt!r}: {error}"))
+            continue
+        with replacing(path) as part:
+            contact_sheet(clip).save(part, format="PNG")
+        made.append(path)
+    return made
+
+
+def _tensorboard(folder: Path, step: int) -> Any | None:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:  # an extra: the JSON lines hold the same figures
         return None
-    return SummaryWriter(str(folder / "tensorboard"))
-
-
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)

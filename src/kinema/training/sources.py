@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from kinema.data import playroom
+from kinema.data.folder import Folder
 from kinema.schema import BadRequest
 from kinema.system import Recipe, System
 from kinema.training.options import TrainOptions
 from kinema.training.stream import Clips, Playroom
 
+_SHARE = 0.9
+"""Of a folder's clips, those that are trained on."""
 
-def clips(options: TrainOptions, system: System, recipe: Recipe) -> tuple[Clips, Clips]:
-    """(training clips, held-out clips) at the system's native size."""
+
+@dataclass(frozen=True)
+class Source:
+    """Training and held-out clips, prompts for sample sheets, and what a resumed run must have alike."""
+
+    train: Clips
+    held_out: Clips
+    prompts: Sequence[str]
+    identity: Mapping[str, Any]
+
+
+def open_source(options: TrainOptions, system: System, recipe: Recipe) -> Source:
+    """The clips that the options name, at the system's native size."""
     own = system.family.defaults(system.config)
-    size = {"frames": own.frames, "height": own.height, "width": own.width, "fps": own.fps}
+    size = {"frames": own.frames, "height": own.height, "width": own.width}
     if options.data == "playroom":
-        train = Playroom(**size, seed=options.seed, grammar=recipe.grammar)
-        return train, Playroom(**size, seed=options.seed + 1, grammar=recipe.grammar, split="held-out")
+        told = {"fps": own.fps, "grammar": recipe.grammar}
+        return Source(
+            Playroom(**size, **told, seed=options.seed),
+            Playroom(**size, **told, seed=options.seed + 1, split="held-out"),
+            playroom.prompts(6, seed=3, grammar="simple", split="held-out"),
+            {"source": "playroom", "grammar": recipe.grammar},
+        )
     folder = Path(options.data)
     if not folder.is_dir():
         raise BadRequest(f"there is no folder {folder}; expected 'playroom' or a folder of clips with captions")
-    from kinema.data.folder import Folder
-
-    every = Folder.scan(folder, **size, frameskip=recipe.frameskip)
-    return every.split(0.9)
+    # A frame skip counts frames as they were filmed (VDM's sense); otherwise clips play at the model's own rate.
+    as_filmed = options.frameskip is not None or recipe.frameskip > 1
+    how = {"fps": None if as_filmed else own.fps, "frameskip": recipe.frameskip, "crop": options.crop, "flip": options.flip}
+    every = Folder.scan(folder, **size, **how, seed=options.seed)
+    train, held_out = every.split(_SHARE)
+    captions = [caption for entry in held_out.entries for caption in entry.captions[:1]]
+    return Source(train, held_out, captions[:6], {"source": "folder", **how, "clips": every.fingerprint})

@@ -6,7 +6,8 @@ nothing but its step number to go on exactly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,7 +22,13 @@ _EPOCH_STRIDE = 1_000_003
 
 
 class Clips(Protocol):
-    """A source of clips: ``clip(index) -> (video 3×T×H×W in [-1, 1], caption)``; any index >= 0 is served."""
+    """A source of clips: ``clip(index) -> (video 3×T×H×W in [-1, 1], caption)``; any index >= 0 is served.
+
+    ``skipped`` are sentences on what was left out so far.
+    """
+
+    @property
+    def skipped(self) -> Sequence[str]: ...
 
     def clip(self, index: int) -> tuple[Tensor, str]: ...
 
@@ -41,6 +48,10 @@ class Playroom:
     seed: int = 0
     grammar: str = "mixed"
     split: str = "train"
+
+    @property
+    def skipped(self) -> Sequence[str]:
+        return ()
 
     def clip(self, index: int) -> tuple[Tensor, str]:
         grammar = self.grammar if self.grammar != "mixed" else ("full" if index % 4 == 3 else "simple")
@@ -90,6 +101,17 @@ class Stream:
 
     def _drop(self, caption: str, g: torch.Generator) -> str:
         return "" if torch.rand((), generator=g).item() < self.recipe.text_drop else caption
+
+
+def ahead(stream: Stream, first: int, last: int) -> Iterator[Batch]:
+    """The batches of steps ``first`` to ``last - 1``, each made in a thread while the one before is trained on."""
+    with ThreadPoolExecutor(1, "batches") as pool:
+        pending = pool.submit(stream.at, first)
+        for step in range(first, last):
+            batch = pending.result()
+            if step + 1 < last:
+                pending = pool.submit(stream.at, step + 1)
+            yield batch
 
 
 def draw_mask(mix: Mapping[str, float], thw: tuple[int, ...], g: torch.Generator) -> Tensor:

@@ -1,0 +1,261 @@
+"""Scores against compute: a run's losses over time, with the oracle's scores of its checkpoints.
+
+Scores are kept in ``curve.json`` by weight hash, so the curve can be drawn again and again while a run
+goes on: checkpoints that the run has since deleted stay on it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kinema import registry
+from kinema.atomic import check_folder, replacing
+from kinema.checkpoints import files
+from kinema.evaluation import measuring, plots
+from kinema.evaluation.options import EvaluateOptions
+from kinema.evaluation.oracle import Figure, Scores
+from kinema.evaluation.results import percent, to_json
+from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
+from kinema.system import System, Weights, open_system, with_model
+
+GOALS = {"colour": 0.95, "shape": 0.80, "direction": 0.90}
+SHARES = ("colour", "shape", "direction", "motion")
+_STATE = "step-*.safetensors"
+
+
+@dataclass(frozen=True)
+class LogRow:
+    """One line of a run's log; ``seconds`` of training until then."""
+
+    step: int
+    seconds: float
+    loss: float
+    validation: float | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """The scores of one checkpoint; ``prompts`` of them were measured."""
+
+    weights: str
+    file: str
+    step: int
+    seconds: float
+    prompts: int
+    scores: Mapping[str, Figure]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run's log and the scores of its checkpoints, by step."""
+
+    run: str
+    clips_a_step: int
+    log: Sequence[LogRow]
+    points: Sequence[Point]
+    partial: bool = False
+
+    def table(self) -> str:
+        """Markdown: scores by checkpoint, and what more training would buy if the trend went on."""
+        lines = ["| step | clips seen | minutes | " + " | ".join(SHARES) + " |", "|---|---|---|" + "---|" * len(SHARES)]
+        for p in self.points:
+            cells = " | ".join(percent(p.scores.get(name)) for name in SHARES)
+            lines.append(f"| {p.step} | {p.step * self.clips_a_step:,} | {p.seconds / 60:.1f} | {cells} |")
+        more = {name: forecast([(p.seconds, p.scores[name]) for p in self.points if name in p.scores]) for name in SHARES}
+        said = [f"{name} {100 * two:.0f} % at twice and {100 * four:.0f} % at four times" for name, (two, four) in more.items()]
+        if self.points and all(math.isfinite(two) for two, _ in more.values()):
+            lines += ["", f"If the trend goes on (log-odds linear in log compute): {'; '.join(said)} the compute."]
+        if self.partial:
+            lines += ["", "**Interrupted: some checkpoints are not scored yet.**"]
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        return to_json(self)
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def write(options: EvaluateOptions, on_event: OnEvent = ignore) -> Curve:
+    """Score the run's checkpoints and write ``curve.json``, ``curve.png`` and ``curve.md`` to the evidence folder."""
+    assert options.curve is not None
+    run, evidence = Path(options.curve), Path(options.evidence)
+    check_folder(evidence.absolute())
+    evidence.mkdir(exist_ok=True)
+    log = read_log(run)
+    kept = _read_points(evidence / "curve.json", run.name)
+    points, partial = score_checkpoints(run, options, on_event, known=kept)
+    curve = Curve(run.name, _clips_a_step(run), log, sorted(points, key=lambda p: (p.step, p.file)), partial)
+    on_event(Phase("write", str(evidence / "curve.md")))
+    _write(evidence / "curve.json", curve.to_json())
+    draw(curve, evidence / "curve.png")
+    _write(evidence / "curve.md", page(curve, options))
+    return curve
+
+
+def read_log(run: Path) -> list[LogRow]:
+    """The rows of ``log.jsonl`` by step; where a resumed run logged a step again, the later line counts.
+
+    Raises BadRequest where there is no log. A last line cut short by a kill is left out.
+    """
+    path = run / "log.jsonl"
+    if not path.is_file():
+        raise BadRequest(f"{run} holds no log.jsonl; expected the folder of a training run")
+    rows: dict[int, LogRow] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            told = json.loads(line)
+            row = LogRow(int(told["step"]), float(told["seconds"]), float(told["loss"]), told.get("validation"))
+        except (ValueError, KeyError, TypeError):
+            continue
+        rows[row.step] = row
+    return [rows[step] for step in sorted(rows)]
+
+
+def score_checkpoints(
+    run: Path, options: EvaluateOptions, on_event: OnEvent = ignore, known: Sequence[Point] = ()
+) -> tuple[list[Point], bool]:
+    """Scores of every ``step-*.safetensors`` and exported ``model.safetensors`` of a run, and whether it was interrupted.
+
+    Checkpoints among ``known`` (by weight hash and number of prompts) are not measured again.
+    """
+    points = list(known)
+    log = read_log(run)
+    count = options.prompts or measuring.PROMPTS
+    told = replace(options, animate=False, prompts=count)
+    exported = [path for path in (run / "model.safetensors",) if path.is_file()]
+    for path in [*sorted(run.glob(_STATE)), *exported]:
+        digest = files.weight_hash(path)
+        if any(p.weights == digest and p.prompts >= count for p in points):
+            on_event(Note(f"{path.name} is on the curve already"))
+            continue
+        on_event(Phase("load", path.name))
+        step, seconds = _moment(path, log)
+        try:
+            result = measuring.measure(open_checkpoint(path, options.device), told, on_event)
+        except KeyboardInterrupt:
+            return points, True
+        if result.partial or result.text_to_video is None:
+            return points, True
+        scores = _figures(result.text_to_video.scores)
+        points = [p for p in points if p.weights != digest and p.step != step]
+        points.append(Point(digest, path.name, step, seconds, count, scores))
+    return points, False
+
+
+def open_checkpoint(path: Path, device: str | None = None) -> System:
+    """A system from an exported model, or from a training checkpoint with its averaged weights."""
+    note = files.metadata(path).get("kinema-model")
+    if note is None:
+        return open_system(path, device=device)
+    told = json.loads(note)
+    family = registry.family(told["family"])
+    config = family.from_json(told["config"])
+    with torch.device("meta"):
+        model = family.build(config)
+    tensors = {k.removeprefix("ema."): v for k, v in files.read_tensors(path).items() if k.startswith("ema.")}
+    files.fill(model, tensors, where=str(path))
+    chosen = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    system = System(path.name, family, config, Weights(path), chosen)
+    return with_model(system, model.to(device=chosen, dtype=system.dtype).eval().requires_grad_(False))
+
+
+def forecast(points: Sequence[tuple[float, Figure]]) -> tuple[float, float]:
+    """Shares at two and four times the last point's compute, by a line through log-odds over log compute.
+
+    Weighted least squares with the binomial weight n·p·(1 - p); NaN with fewer than three points.
+    Shares are first moved off 0 and 1 by half a clip (Agresti's correction).
+    """
+    points = [(x, f) for x, f in points if x > 0]
+    if len({x for x, _ in points}) < 3:
+        return math.nan, math.nan
+    counts = np.array([f.count for _, f in points], np.float64)
+    share = (np.array([f.mean for _, f in points]) * counts + 0.5) / (counts + 1)
+    x = np.log([x for x, _ in points])
+    weight = np.sqrt(counts * share * (1 - share))
+    slope, start = np.polyfit(x, np.log(share / (1 - share)), 1, w=weight)
+    odds = np.exp(start + slope * (x.max() + np.log([2.0, 4.0])))
+    two, four = odds / (1 + odds)
+    return float(two), float(four)
+
+
+def draw(curve: Curve, path: Path) -> Path:
+    """The curve as a PNG: held-out loss at the left, scores at the right."""
+    loss = [(row.seconds / 60, row.validation) for row in curve.log if row.validation is not None]
+    shares = {
+        name: found
+        for name in SHARES
+        if (found := [(p.seconds / 60, p.scores[name]) for p in curve.points if name in p.scores])
+    }
+    steps = curve.log[-1].step if curve.log else 0
+    title = f"{curve.run}: {steps:,} steps of {curve.clips_a_step} clips"
+    return plots.curves(loss, shares, path, title=title, goals=GOALS)
+
+
+def page(curve: Curve, options: EvaluateOptions) -> str:
+    """The page ``curve.md``."""
+    count = options.prompts or measuring.PROMPTS
+    return "\n".join(
+        [
+            "# Scores against compute",
+            "",
+            f"Written by `kinema evaluate --curve`: {count} {options.split} prompts of the {options.grammar} grammar, "
+            f"seed {options.seed}, averaged weights, 95 % Wilson intervals. Minutes are those of the training loop "
+            "on the machine that trained it. The learning rate falls to zero at the end of a run, and most of the "
+            "last gain comes then: points before it are lower than a run that had been planned to stop there.",
+            "",
+            "![held-out loss and oracle scores against minutes of training](curve.png)",
+            "",
+            curve.table(),
+            "",
+        ]
+    )
+
+
+# ------------------------------------------------------------------------------------------ shared
+
+
+def _moment(path: Path, log: Sequence[LogRow]) -> tuple[int, float]:
+    """(step, seconds) of a checkpoint: what it says of itself, else the end of the log."""
+    told = files.metadata(path).get("kinema-training")
+    if told is not None:
+        state = json.loads(told)
+        return int(state["step"]), float(state["seconds"])
+    return (log[-1].step, log[-1].seconds) if log else (0, 0.0)
+
+
+def _clips_a_step(run: Path) -> int:
+    try:
+        return int(json.loads((run / "options.json").read_text(encoding="utf-8"))["recipe"]["batch"])
+    except (OSError, ValueError, KeyError):
+        return 1
+
+
+def _figures(scores: Scores) -> dict[str, Figure]:
+    return {name: figure for name in SHARES if (figure := getattr(scores, name)) is not None}
+
+
+def _read_points(path: Path, run: str) -> list[Point]:
+    if not path.is_file():
+        return []
+    try:
+        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        points = [Point(**{**row, "scores": {k: Figure(**v) for k, v in row["scores"].items()}}) for row in told["points"]]
+    except (ValueError, KeyError, TypeError):
+        raise BadRequest(f"{path} is not a curve that kinema wrote; move it away to begin a new one") from None
+    if told["run"] != run:
+        raise BadRequest(f"{path} is the curve of the run {told['run']}, not of {run}; give another evidence folder")
+    return points
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")

@@ -1,0 +1,341 @@
+"""Measures of video that need no weights, and distribution distances over any feature extractor.
+
+B batch, C channels, T frames, H height, W width, N clips, D features. Videos are B×3×T×H×W float in
+[-1, 1]; a measure of clips returns one float64 value a clip, [B].
+
+What to trust (measured on ten real and generated clips, each beside its own corruption): flickering
+and warp error *reward* blur, compression and frozen frames, and warp error misses camera jitter. So
+jerk, high-frequency ratio, interpolation residual and luma second difference are reported together,
+always beside dynamic degree and sharpness, and compared on paired content only: unpaired, they partly
+measure what is in the clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kinema.schema import BadRequest
+
+FLOW_SIDE = 256
+"""The shorter side at which optical flow is measured, so that its numbers compare across sizes."""
+MOVES = 6.0
+"""Dynamic degree from which VBench calls a clip dynamic (pixels a frame pair at a side of 256, 8 fps)."""
+_LUMA = (0.2126, 0.7152, 0.0722)  # BT.709
+_OCCLUDED = (0.01, 0.5)
+
+Extractor = Callable[[Tensor], Tensor]
+"""A video B×3×T×H×W in [-1, 1] to features B×D."""
+
+
+# ----------------------------------------------------------------------------- measures in time
+
+
+def flickering(video_BCTHW: Tensor) -> Tensor:
+    """VBench temporal flickering: 1 − mean |I_t − I_t+1| / 255; 1 is a still clip. Higher is calmer, not better."""
+    video = _frames(video_BCTHW, 2)
+    return 1 - video.diff(dim=2).abs().mean((1, 2, 3, 4)) / 2
+
+
+def jerk(video_BCTHW: Tensor) -> Tensor:
+    """Mean |I_t+1 − 2 I_t + I_t−1| over mean |I_t+1 − I_t|: how much of the change is not steady; 0 for a still."""
+    change = _frames(video_BCTHW, 3).diff(dim=2)
+    first, second = change.abs().mean((1, 2, 3, 4)), change.diff(dim=2).abs().mean((1, 2, 3, 4))
+    return torch.where(first > 0, second / first.clamp_min(1e-12), 0.0)
+
+
+def high_frequency_ratio(video_BCTHW: Tensor) -> Tensor:
+    """Share of temporal power above half the Nyquist frequency, in [0, 1]: 64×64 grey, Hann window, no DC."""
+    grey = luma(_frames(video_BCTHW, 4))
+    small = functional.interpolate(grey, (64, 64), mode="bilinear", antialias=True)
+    frames = small.shape[1]
+    # Without the mean first, the window would spread DC over the lowest bin.
+    windowed = (small - small.mean(1, keepdim=True)) * torch.hann_window(frames, periodic=False).double()[:, None, None]
+    power = torch.fft.rfft(windowed, dim=1).abs().square().sum((2, 3))
+    high = torch.fft.rfftfreq(frames) > 0.25
+    total = power[:, 1:].sum(1)
+    return torch.where(total > 0, power[:, high].sum(1) / total.clamp_min(1e-30), 0.0)
+
+
+def luma_second_difference(video_BCTHW: Tensor) -> Tensor:
+    """Mean |second difference of the mean luma|, luma in [0, 1]: brightness that pumps."""
+    brightness = luma(_frames(video_BCTHW, 3)).mean((2, 3))
+    return brightness.diff(n=2, dim=1).abs().mean(1)
+
+
+def sharpness(video_BCTHW: Tensor) -> Tensor:
+    """Variance of the Laplacian of the luma in grey levels (0 to 255), mean over frames: falls with blur."""
+    grey = luma(_frames(video_BCTHW, 1)) * 255
+    kernel = grey.new_tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
+    edges = functional.conv2d(grey.flatten(0, 1)[:, None], kernel)
+    return edges.var(dim=(1, 2, 3), correction=0).unflatten(0, grey.shape[:2]).mean(1)
+
+
+def luma(video_BCTHW: Tensor) -> Tensor:
+    """BT.709 luma of a video in [-1, 1] as B×T×H×W in [0, 1]."""
+    weights = video_BCTHW.new_tensor(_LUMA)
+    return (torch.einsum("bcthw,c->bthw", video_BCTHW, weights) + 1) / 2
+
+
+# ------------------------------------------------------------------------ measures by optical flow
+
+
+def warp_error(video_BCTHW: Tensor) -> Tensor:
+    """Mean |I_t − I_t+1 warped back along the flow| in [0, 1], occlusions left out (Lai et al. 2018)."""
+    return _each(video_BCTHW, 2, _warp_error)
+
+
+def interpolation_residual(video_BCTHW: Tensor) -> Tensor:
+    """Mean |I_t − flow midpoint of I_t−1 and I_t+1| in [0, 1]: what steady motion does not explain."""
+    return _each(video_BCTHW, 3, _interpolation_residual)
+
+
+def dynamic_degree(video_BCTHW: Tensor, fps: float = 8.0) -> Tensor:
+    """Mean flow of the fastest 5 % of pixels between frames 1/8 s apart, in pixels at a shorter side of 256.
+
+    VBench counts a clip as dynamic from `MOVES` on; the number itself says more. Flow between
+    neighbouring frames is scaled to 1/8 s by ``fps``.
+    """
+    return _each(video_BCTHW, 2, _fastest) * fps / 8.0
+
+
+def temporal_measures(video_BCTHW: Tensor, fps: float = 8.0) -> dict[str, Tensor]:
+    """All measures in time of each clip, by name; they are meant to be read together (see the module)."""
+    return {
+        "jerk": jerk(video_BCTHW),
+        "high_frequency_ratio": high_frequency_ratio(video_BCTHW),
+        "interpolation_residual": interpolation_residual(video_BCTHW),
+        "luma_second_difference": luma_second_difference(video_BCTHW),
+        "warp_error": warp_error(video_BCTHW),
+        "flickering": flickering(video_BCTHW),
+        "dynamic_degree": dynamic_degree(video_BCTHW, fps),
+        "sharpness": sharpness(video_BCTHW),
+    }
+
+
+def _warp_error(grey_THW: np.ndarray, flow: Callable[..., np.ndarray]) -> float:
+    errors = []
+    for now, after in zip(grey_THW, grey_THW[1:], strict=False):
+        forward, backward = flow(now, after), flow(after, now)
+        there = _sample(backward, forward)
+        scale, floor = _OCCLUDED
+        apart = np.square(forward + there).sum(-1)
+        seen = apart <= scale * (np.square(forward).sum(-1) + np.square(there).sum(-1)) + floor
+        if seen.any():
+            errors.append(np.abs(now.astype(np.float32) - _sample(after, forward))[seen].mean() / 255)
+    return float(np.mean(errors)) if errors else float("nan")
+
+
+def _interpolation_residual(grey_THW: np.ndarray, flow: Callable[..., np.ndarray]) -> float:
+    errors = []
+    for before, now, after in zip(grey_THW, grey_THW[1:], grey_THW[2:], strict=False):
+        forward, backward = flow(before, after), flow(after, before)
+        middle = (_sample(before, -forward / 2) + _sample(after, -backward / 2)) / 2
+        errors.append(np.abs(now.astype(np.float32) - middle).mean() / 255)
+    return float(np.mean(errors))
+
+
+def _fastest(grey_THW: np.ndarray, flow: Callable[..., np.ndarray]) -> float:
+    means = []
+    for now, after in zip(grey_THW, grey_THW[1:], strict=False):
+        speed = np.sort(np.linalg.norm(flow(now, after), axis=-1), axis=None)
+        means.append(speed[-max(1, len(speed) // 20) :].mean())
+    return float(np.mean(means))
+
+
+def _each(video_BCTHW: Tensor, least: int, measure: Callable[..., float]) -> Tensor:
+    """A flow measure of every clip, on grey frames whose shorter side is `FLOW_SIDE`."""
+    flow = _dis()
+    grey_BTHW = luma(_frames(video_BCTHW, least).float())
+    scale = FLOW_SIDE / min(grey_BTHW.shape[-2:])
+    size = [max(1, round(side * scale)) for side in grey_BTHW.shape[-2:]]
+    sized = functional.interpolate(grey_BTHW, size, mode="bicubic", antialias=True)
+    levels = sized.mul(255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+    return torch.tensor([measure(grey_THW, flow) for grey_THW in levels], dtype=torch.float64)
+
+
+def _dis() -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Dense inverse search (Kroeger et al. 2016): uint8 H×W twice to flow H×W×2 in pixels."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise BadRequest("optical flow needs OpenCV, which is not installed: pip install 'kinema[eval]'") from error
+    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+
+    def flow(now: np.ndarray, after: np.ndarray) -> np.ndarray:
+        return search.calc(now, after, None)
+
+    return flow
+
+
+def _sample(values: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """``values`` H×W or H×W×2 at every pixel moved by ``flow``, bilinear, the edge repeated."""
+    import cv2
+
+    y, x = np.mgrid[0 : flow.shape[0], 0 : flow.shape[1]].astype(np.float32)
+    return cv2.remap(
+        values.astype(np.float32), x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+
+
+# ------------------------------------------------------------------------------ paired measures
+
+
+def psnr(made_BCTHW: Tensor, true_BCTHW: Tensor) -> Tensor:
+    """Peak signal to noise in dB over each whole clip (peak to peak 2, for [-1, 1]); infinite where equal."""
+    _alike(made_BCTHW, true_BCTHW)
+    error = (made_BCTHW.double() - true_BCTHW.double()).square().mean((1, 2, 3, 4))
+    return 10 * torch.log10(4 / error)
+
+
+def ssim(made_BCTHW: Tensor, true_BCTHW: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004) in [-1, 1]: 11×11 Gaussian of σ 1.5, each channel and frame, no padding."""
+    _alike(made_BCTHW, true_BCTHW)
+    if min(made_BCTHW.shape[-2:]) < 11:
+        raise BadRequest(f"SSIM needs frames of at least 11×11, these are {tuple(made_BCTHW.shape[-2:])}")
+    # Its luminance term depends on where black is, so it is measured on [0, 1].
+    x, y = (((v.double() + 1) / 2).transpose(1, 2).flatten(0, 2)[:, None] for v in (made_BCTHW, true_BCTHW))
+    taps = torch.exp(-((torch.arange(11, dtype=x.dtype, device=x.device) - 5) ** 2) / (2 * 1.5**2))
+    taps = taps / taps.sum()
+
+    def mean(v: Tensor) -> Tensor:
+        return functional.conv2d(functional.conv2d(v, taps.view(1, 1, 11, 1)), taps.view(1, 1, 1, 11))
+
+    mx, my = mean(x), mean(y)
+    vx, vy, cov = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
+    c1, c2 = 0.01**2, 0.03**2
+    index = (2 * mx * my + c1) * (2 * cov + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+    return index.mean((1, 2, 3)).unflatten(0, (made_BCTHW.shape[0], -1)).mean(1)
+
+
+# ------------------------------------------------------------------------------- distributions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a score was taken. Two scores compare only where all of this agrees.
+
+    ``resize`` in words ("shorter side 224 bilinear, centre crop"); ``count`` generated clips against
+    ``reference_count`` real ones; ``weights`` the hash of the extractor's weights.
+    """
+
+    extractor: str
+    weights: str
+    decoder: str
+    resize: str
+    frames: int
+    fps: float
+    seed: int
+    count: int = 0
+    reference_count: int = 0
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number with the protocol that it means nothing without; printed, it always names its sample size."""
+
+    name: str
+    value: float
+    protocol: Protocol
+
+    def __str__(self) -> str:
+        p = self.protocol
+        size = f"N = {p.count} against {p.reference_count}"
+        return f"{self.name} {self.value:.4g} ({size}; {p.extractor}, {p.frames} frames at {p.fps:g} fps, {p.resize})"
+
+    def record(self) -> dict[str, Any]:
+        """Plain data for a report's JSON."""
+        return {"name": self.name, "value": self.value, "protocol": asdict(self.protocol)}
+
+
+def distribution_scores(
+    made: Iterable[Tensor], real: Iterable[Tensor], extract: Extractor, protocol: Protocol
+) -> tuple[Score, Score]:
+    """(FVD, KVD) of generated against real clips, given as batches B×3×T×H×W, over one extractor.
+
+    Both are returned because the Fréchet distance of equal distributions is far from 0 at small N (92
+    at 256 and 17 at 2048 in 400 dimensions, where a visible shift adds 19), and the kernel distance is not.
+    """
+    made_ND, real_ND = features(made, extract, protocol), features(real, extract, protocol)
+    told = replace(protocol, count=len(made_ND), reference_count=len(real_ND))
+    return (
+        Score("FVD", frechet_distance(made_ND, real_ND), told),
+        Score("KVD", kernel_distance(made_ND, real_ND), told),
+    )
+
+
+def features(batches: Iterable[Tensor], extract: Extractor, protocol: Protocol) -> Tensor:
+    """Features N×D (float64, on the CPU) of clips that hold to the protocol's number of frames."""
+
+    def checked() -> Iterator[Tensor]:
+        for video_BCTHW in batches:
+            frames = _frames(video_BCTHW, 1).shape[2]
+            if frames != protocol.frames:
+                raise BadRequest(f"the protocol says {protocol.frames} frames and a clip has {frames}")
+            with torch.no_grad():
+                yield extract(video_BCTHW).detach().double().cpu().flatten(1)
+
+    found = list(checked())
+    if not found:
+        raise BadRequest("there are no clips to take features of")
+    return torch.cat(found)
+
+
+def frechet_distance(a_ND: Tensor, b_ND: Tensor) -> float:
+    """Fréchet distance of two Gaussians fitted to features: |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½).
+
+    Covariances are over N − 1. The trace of the root is the sum of the roots of the eigenvalues of
+    Σ₁Σ₂, which are real and not negative for covariances; no matrix root is taken.
+    """
+    a, b = _features(a_ND, b_ND)
+    first, second = (torch.cov(x.T).reshape(x.shape[1], x.shape[1]) for x in (a, b))
+    roots = torch.linalg.eigvals(first @ second).real.clamp_min(0).sqrt().sum()
+    means = (a.mean(0) - b.mean(0)).square().sum()
+    return float(means + first.trace() + second.trace() - 2 * roots)
+
+
+def kernel_distance(a_ND: Tensor, b_ND: Tensor) -> float:
+    """Unbiased squared MMD under the cubic kernel (x·y / D + 1)³: 0 in the mean for equal distributions, at any N."""
+    a, b = _features(a_ND, b_ND)
+    within = sum(_off_diagonal_mean(_cubic(x, x)) for x in (a, b))
+    return float(within - 2 * _cubic(a, b).mean())
+
+
+def _cubic(a_ND: Tensor, b_ND: Tensor) -> Tensor:
+    return (a_ND @ b_ND.T / a_ND.shape[1] + 1) ** 3
+
+
+def _off_diagonal_mean(kernel_NN: Tensor) -> Tensor:
+    n = len(kernel_NN)
+    return (kernel_NN.sum() - kernel_NN.trace()) / (n * (n - 1))
+
+
+# --------------------------------------------------------------------------------------- checks
+
+
+def _frames(video_BCTHW: Tensor, least: int) -> Tensor:
+    if video_BCTHW.ndim != 5 or video_BCTHW.shape[1] != 3:
+        raise BadRequest(f"a clip to measure must be B×3×T×H×W, this one is {tuple(video_BCTHW.shape)}")
+    if video_BCTHW.shape[2] < least:
+        raise BadRequest(f"this measure needs at least {least} frames, the clip has {video_BCTHW.shape[2]}")
+    return video_BCTHW.detach().double()
+
+
+def _alike(a: Tensor, b: Tensor) -> None:
+    _frames(a, 1)
+    if a.shape != b.shape:
+        raise BadRequest(f"clips to compare must have one shape, these are {tuple(a.shape)} and {tuple(b.shape)}")
+
+
+def _features(a_ND: Tensor, b_ND: Tensor) -> tuple[Tensor, Tensor]:
+    if a_ND.ndim != 2 or b_ND.ndim != 2 or a_ND.shape[1] != b_ND.shape[1] or min(len(a_ND), len(b_ND)) < 2:
+        raise BadRequest(
+            f"a distribution distance needs two sets N×D of at least 2 clips, got {tuple(a_ND.shape)} and {tuple(b_ND.shape)}"
+        )
+    return a_ND.double(), b_ND.double()

@@ -1,0 +1,98 @@
+"""The folder of a run: made, claimed by one run at a time, tidied; and the signals that ask the run to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from kinema.atomic import FULL, check_folder, replacing
+from kinema.schema import BadRequest
+
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.part")
+_LOCK = ".lock"
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[Path]:
+    """The folder, for this run alone, without what a killed run had half written.
+
+    Raises BadRequest when it cannot be written, when another run is at work in it, or when the disk fills up.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadRequest(f"cannot make the folder {folder} of the run: {error.strerror}") from error
+    check_folder(folder / _LOCK)
+    try:
+        with (folder / _LOCK).open("a") as lock:
+            _alone(lock, folder)
+            for place in (folder, folder / "samples"):
+                for path in place.glob(".*.part"):
+                    if path.is_file() and _LEFTOVER.fullmatch(path.name):
+                        path.unlink()
+            yield folder
+    except OSError as error:
+        if error.errno in FULL:
+            raise BadRequest(
+                f"the disk that holds {folder.resolve()} is full; the last checkpoint stands: "
+                "free some space and run the same command to go on"
+            ) from error
+        raise
+
+
+def _alone(lock: IO[str], folder: Path) -> None:
+    """Take the lock, which the kernel gives back whatever becomes of this process."""
+    if os.name == "nt":
+        return  # an open file cannot be replaced there: a second run fails at its first write
+    import fcntl
+
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BadRequest(f"another training run is at work in {folder}; name another folder, or wait for it") from None
+    except OSError:
+        return  # a file system without locks
+
+
+@contextmanager
+def stopping() -> Iterator[list[int]]:
+    """SIGTERM and Ctrl-C are noted in the list, so that the running step can finish; a second one stops at once."""
+    caught: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    try:
+        before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread: signals belong to somebody else
+        before = {}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def trim_log(path: Path, step: int) -> None:
+    """Drop the rows after ``step`` (a run goes on from its last checkpoint, not from its last step) and a torn one."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and row.get("step", 0) <= step:
+            kept.append(line)
+    with replacing(path) as part:
+        part.write_text("".join(f"{line}\n" for line in kept))

@@ -1,0 +1,139 @@
+"""Everything a run needs before its first step: system, recipe, network, clips, and where it stands."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from kinema.checkpoints import files
+from kinema.schema import BadRequest, Note, OnEvent, Phase
+from kinema.system import Batch, Recipe, System, open_system
+from kinema.training import checkpoint, optim
+from kinema.training.checkpoint import State
+from kinema.training.ema import EMA
+from kinema.training.options import TrainOptions
+from kinema.training.sheets import Log
+from kinema.training.sources import Source, open_source
+from kinema.training.stream import Stream
+
+_VALIDATION_BATCHES = 4
+_VALIDATION_SEED = 7
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to go; ``network`` is the model, compiled where that was asked for."""
+
+    options: TrainOptions
+    folder: Path
+    system: System
+    recipe: Recipe
+    model: nn.Module
+    network: nn.Module
+    ema: EMA
+    optimisers: list[Optimizer]
+    state: State
+    source: Source
+    stream: Stream
+    validation: list[Batch]
+    note: str
+    log: Log
+
+
+def prepare(options: TrainOptions) -> tuple[System, Recipe]:
+    """The system to train and its recipe with the options' figures in place."""
+    path = Path(options.model)
+    if path.suffix == ".safetensors" and path.is_file() and "kinema-training" in files.metadata(path):
+        raise BadRequest(
+            f"{path} is a checkpoint of a training run: go on with that run by its folder as out, or start from "
+            "the model.safetensors or best.safetensors beside it"
+        )
+    system = open_system(options.model, device=options.device)
+    recipe = system.family.recipe(system.config)
+    told = {k: getattr(options, k) for k in ("steps", "batch", "learning_rate", "grammar", "frameskip")}
+    return system, replace(recipe, **{k: v for k, v in told.items() if v is not None})
+
+
+def begin(options: TrainOptions, folder: Path, on_event: OnEvent) -> Run:
+    """Build the run, or take up the one that stands in the folder."""
+    system, recipe = prepare(options)
+    on_event(Phase("load", system.name))
+    model = trainable(system, options.seed)
+    ema = EMA(model, recipe.ema)
+    blocks = system.family.blocks(model)
+    optimisers = optim.build(recipe.optimiser, model, blocks, recipe.learning_rate, recipe.weight_decay)
+    source = open_source(options, system, recipe)
+    state = State(
+        seed=options.seed,
+        precision=precision(options.precision, system.device),
+        batch=recipe.batch,
+        data=dict(source.identity),
+    )
+    found = checkpoint.newest(folder, on_event)
+    if found:
+        agree(found, options, system, state, on_event)
+        before = checkpoint.load(found, model, ema, optimisers)
+        state = replace(before, batch=state.batch, data=state.data)
+        on_event(Note(f"going on from step {state.step} of {found}"))
+    stream = Stream(source.train, recipe, recipe.batch, options.seed)
+    fixed = Stream(source.held_out, replace(recipe, text_drop=0.0), recipe.batch, _VALIDATION_SEED)
+    validation = [fixed.at(i) for i in range(_VALIDATION_BATCHES)] if options.validate_every else []
+    note = json.dumps({"family": system.family.name, "config": system.family.to_json(system.config)})
+    network = torch.compile(model) if options.compile else model
+    log = Log(folder, options, recipe, state.step)
+    return Run(
+        options, folder, system, recipe, model, network, ema, optimisers, state, source, stream, validation, note, log
+    )  # fmt: skip
+
+
+def agree(path: Path, options: TrainOptions, system: System, wanted: State, on_event: OnEvent) -> None:
+    """Refuse to take up a run under another model, seed, batch, precision or data: it would be neither run."""
+    stored, note = checkpoint.peek(path)
+    hint = "leave it as it was, or name another folder"
+    if note["family"] != system.family.name:
+        raise BadRequest(f"the run in {path.parent} trains {note['family']}, not {system.family.name}; {hint}")
+    config = system.family.from_json(note["config"])
+    if config != system.config:
+        now, then = system.family.to_json(system.config), system.family.to_json(config)
+        field = next((k for k in now if now[k] != then.get(k)), "its configuration")
+        raise BadRequest(f"the run in {path.parent} trains another {system.family.name} ({field} differs); {hint}")
+    told: dict[str, tuple[Any, Any]] = {"seed": (stored.seed, wanted.seed)}
+    if stored.batch is not None:
+        told["batch"] = (stored.batch, wanted.batch)
+    if options.precision != "auto":
+        told["precision"] = (stored.precision, wanted.precision)
+    if stored.data:
+        kinds = {**stored.data, **wanted.data}.keys() - {"clips"}
+        told |= {name: (stored.data.get(name), wanted.data.get(name)) for name in sorted(kinds)}
+        if stored.data.get("clips") != wanted.data.get("clips") and stored.data["source"] == wanted.data["source"]:
+            on_event(Note(f"{options.data} holds other clips than when this run began; it goes on with these"))
+    for name, (then, now) in told.items():
+        if then != now:
+            raise BadRequest(f"the run in {path.parent} has {name} {then}, not {now}; {hint}")
+
+
+def trainable(system: System, seed: int) -> nn.Module:
+    """The network with gradients: pretrained weights where the source had some, else seeded fresh ones."""
+    if system.weights.path is None:
+        torch.manual_seed(seed)
+        model = system.family.build(system.config).to(system.device)
+    else:
+        model = copy.deepcopy(system.model)  # off the file's memory map
+    return model.train().requires_grad_(True)
+
+
+def precision(wanted: str, device: torch.device) -> str:
+    """bf16 only where matrix products are faster in it: on a CPU without bf16 units they are 3–4× slower."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer than torch 2.10
+    return "bf16" if told.get("avx512_bf16") or told.get("amx_bf16") or told.get("amx_tile") else "fp32"

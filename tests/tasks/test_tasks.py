@@ -1,0 +1,169 @@
+"""Each verb's canvas: which pixels are given, which are wanted, what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kinema.schema import BadRequest, Canvas, Clip, Event, Note, Request, ignore
+from kinema.tasks import TASKS
+
+
+def ramp(frames: int, height: int = 16, width: int = 16) -> torch.Tensor:
+    """A clip whose frames are flat greys of different brightness."""
+    grey = torch.linspace(-1, 1, frames).mul(127.5).round().div(127.5)
+    return grey[None, None, :, None, None].expand(1, 3, frames, height, width).contiguous()
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> str:
+    return str(Clip(ramp(6), 8.0).save(tmp_path / "frames")[0])
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    from PIL import Image
+
+    path = tmp_path / "red.png"
+    Image.new("RGB", (40, 20), (255, 0, 0)).save(path)
+    return str(path)
+
+
+def canvas(task: str, **options: object) -> Canvas:
+    request = Request(**{"task": task, "prompt": "a red ball", **options})
+    request = TASKS[task].plan(request)
+    size = {"frames": request.frames or 8, "height": request.height or 16, "width": request.width or 16}
+    return TASKS[task].canvas(replace(request, **size, fps=request.fps or 8.0), ignore)
+
+
+def given_frames(made: Canvas) -> list[int]:
+    whole = made.mask[0, 0].flatten(1).amin(1) > 0
+    return whole.nonzero().flatten().tolist()
+
+
+def test_generate_knows_nothing() -> None:
+    assert canvas("generate").kind == "nothing"
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n"])
+def test_generate_refuses_an_empty_prompt(prompt: str) -> None:
+    with pytest.raises(BadRequest, match="prompt"):
+        canvas("generate", prompt=prompt)
+
+
+def test_animate_gives_frame_0_cropped_to_size_and_says_so(picture: str) -> None:
+    made = canvas("animate", image=picture)
+    assert given_frames(made) == [0]
+    assert torch.allclose(made.video[0, :, 0, 8, 8], torch.tensor([1.0, -1, -1]), atol=1e-3)
+    said: list[Event] = []
+    TASKS["animate"].canvas(Request(task="animate", image=picture, frames=8, height=16, width=16), said.append)
+    assert any(isinstance(e, Note) and "40" in e.message for e in said)
+
+
+def test_animate_takes_the_first_frame_of_a_clip_and_an_end(clip: str, picture: str) -> None:
+    made = canvas("animate", image=clip, last_image=picture)
+    assert given_frames(made) == [0, 7]
+    assert torch.allclose(made.video[0, :, 0], torch.tensor(-1.0), atol=1e-2)
+    assert given_frames(canvas("animate", image=clip, loop=True)) == [0, 7]
+
+
+def test_a_cinemagraph_stands_still_outside_its_region(picture: str) -> None:
+    made = canvas("animate", image=picture, region=(0.5, 0, 1, 1))
+    assert made.mask[0, 0, 0].min() == 1
+    assert made.mask[0, 0, 3, :, :8].min() == 1
+    assert made.mask[0, 0, 3, :, 8:].max() == 0
+    assert torch.equal(made.video[0, :, 5], made.video[0, :, 0])
+
+
+def test_interpolate_puts_every_kth_frame_and_multiplies_the_rate(clip: str) -> None:
+    request = TASKS["interpolate"].plan(Request(task="interpolate", video=clip, every=3))
+    assert (request.frames, request.fps) == (16, 24.0)
+    made = canvas("interpolate", video=clip, every=3)
+    assert given_frames(made) == [0, 3, 6, 9, 12, 15]
+    assert torch.allclose(made.video[0, 0, ::3, 0, 0], ramp(6)[0, 0, :, 0, 0], atol=1e-2)
+
+
+def test_interpolate_between_two_pictures_gives_the_ends(clip: str, picture: str) -> None:
+    assert given_frames(canvas("interpolate", image=clip, last_image=picture)) == [0, 7]
+    with pytest.raises(BadRequest, match="last_image"):
+        canvas("interpolate", image=clip)
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "total"),
+    [
+        ({}, [0, 1, 2, 3, 4, 5], 18),
+        ({"keep": 2}, [0, 1], 14),
+        ({"keep": 2, "frames": 8, "backward": True}, [6, 7], 8),
+        ({"keep": 3, "frames": 8, "loop": True}, [0, 1, 2, 7], 8),
+    ],
+)
+def test_extend_keeps_what_it_is_told_to(clip: str, options: dict, given: list[int], total: int) -> None:
+    made = canvas("extend", video=clip, **options)
+    assert given_frames(made) == given
+    assert made.video.shape[2] == total
+
+
+def test_extend_continues_from_the_end_and_leads_to_the_beginning(clip: str) -> None:
+    after = canvas("extend", video=clip, keep=2, frames=8)
+    assert torch.allclose(after.video[0, 0, :2, 0, 0], ramp(6)[0, 0, -2:, 0, 0], atol=1e-2)
+    before = canvas("extend", video=clip, keep=2, frames=8, backward=True)
+    assert torch.allclose(before.video[0, 0, -2:, 0, 0], ramp(6)[0, 0, :2, 0, 0], atol=1e-2)
+
+
+def test_extend_refuses_to_end_before_it_began(clip: str) -> None:
+    with pytest.raises(BadRequest, match="more"):
+        canvas("extend", video=clip, frames=4)
+
+
+def test_inpaint_wants_the_inside_of_its_region_and_outpaint_the_rest(clip: str) -> None:
+    inside = canvas("inpaint", video=clip, region=(0, 0, 0.5, 1), frames=6)
+    outside = canvas("inpaint", video=clip, region=(0, 0, 0.5, 1), frames=6, outside=True)
+    assert inside.mask[0, 0, 2, 0].tolist() == [0.0] * 8 + [1.0] * 8
+    assert torch.equal(inside.mask, 1 - outside.mask)
+
+
+def test_a_mask_file_is_white_where_new_content_is_wanted(clip: str, tmp_path: Path) -> None:
+    from PIL import Image
+
+    mask = Image.new("L", (16, 16), 0)
+    mask.paste(255, (0, 0, 16, 4))
+    mask.save(tmp_path / "mask.png")
+    made = canvas("inpaint", video=clip, mask=str(tmp_path / "mask.png"), frames=6)
+    assert made.mask[0, 0, :, 0].max() == 0
+    assert made.mask[0, 0, :, 5:].min() == 1
+
+
+def test_inpaint_makes_the_frames_the_clip_does_not_have(clip: str) -> None:
+    made = canvas("inpaint", video=clip, region=(0, 0, 0.5, 1), frames=8)
+    assert made.mask[:, :, 6:].max() == 0
+
+
+def test_inpaint_without_a_region_is_refused(clip: str) -> None:
+    with pytest.raises(BadRequest, match="region"):
+        canvas("inpaint", video=clip)
+
+
+def test_edit_starts_from_the_whole_clip_and_holds_its_last_frame(clip: str) -> None:
+    made = canvas("edit", video=clip, strength=0.4)
+    assert made.kind == "nothing"
+    assert made.strength == 0.4
+    assert made.source is not None
+    assert torch.equal(made.source[:, :, 5], made.source[:, :, 7])
+
+
+@pytest.mark.parametrize(
+    ("task", "what"),
+    [("animate", "image"), ("extend", "video"), ("inpaint", "video"), ("edit", "video"), ("interpolate", "video")],
+)
+def test_a_verb_without_its_file_says_which(task: str, what: str) -> None:
+    with pytest.raises(BadRequest, match=what):
+        canvas(task)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(BadRequest, match="nowhere"):
+        canvas("animate", image="nowhere.png")

@@ -1,0 +1,101 @@
+"""Shapes, canvases and requests: what they accept, what they say, and that a recipe survives JSON."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kinema.schema import MAX_FRAMES, BadRequest, Canvas, Lattice, Request, Shape
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("frames", 0),
+        ("frames", 10**9),
+        ("height", -1),
+        ("width", 10**6),
+        ("steps", 0),
+        ("strength", 1.5),
+        ("clips", 0),
+        ("fps", 0),
+        ("guidance", float("nan")),
+    ],
+)
+def test_a_number_out_of_range_is_refused_with_the_range(field: str, value: float) -> None:
+    with pytest.raises(BadRequest, match=rf"{field} is .*expected"):
+        Request(prompt="a red ball", **{field: value})
+
+
+def test_more_pixels_than_any_machine_holds_are_refused() -> None:
+    with pytest.raises(BadRequest, match="pixels"):
+        Request(prompt="x", frames=MAX_FRAMES, height=8192, width=8192)
+
+
+def test_a_region_outside_the_frame_is_refused() -> None:
+    with pytest.raises(BadRequest, match="region"):
+        Request(region=(0.5, 0, 0.2, 1))
+
+
+def test_a_request_survives_json() -> None:
+    request = Request(
+        task="inpaint", prompt="ein Ball \u2192", region=(0.0, 0.1, 0.5, 1.0), seed=3, extra={"motion": 40}
+    )
+    assert Request.from_json(request.to_json()) == request
+
+
+def test_a_recipe_of_a_later_version_is_refused_by_the_option_it_names() -> None:
+    with pytest.raises(BadRequest, match="telepathy"):
+        Request.from_json('{"task": "generate", "telepathy": 1}')
+
+
+@given(st.integers(1, 5000), st.integers(1, 8), st.integers(0, 1))
+def test_snapped_frames_are_on_the_lattice_and_nearest(frames: int, step: int, offset: int) -> None:
+    snapped = Lattice(frame_step=step, frame_offset=offset).snap_frames(frames)
+    assert (snapped - offset) % step == 0
+    assert snapped >= 1
+    assert abs(snapped - frames) <= step / 2 or snapped == max(step * (1 - offset) + offset, 1)
+
+
+@given(st.integers(1, 8192), st.sampled_from([1, 2, 8, 64]))
+def test_snapped_sides_are_multiples_within_bounds(side: int, multiple: int) -> None:
+    lattice = Lattice(side_multiple=multiple, min_side=16, max_side=1024)
+    snapped = lattice.snap_side(side)
+    assert snapped % multiple == 0
+    assert 16 <= snapped <= 1024
+    if 16 <= side <= 1024:
+        assert abs(snapped - side) <= max(multiple / 2, 16)
+
+
+def test_a_grid_that_does_not_divide_is_refused() -> None:
+    assert Shape(1, 3, 16, 64, 32).grid((4, 8, 8)) == (4, 8, 4)
+    with pytest.raises(BadRequest, match="divide"):
+        Shape(1, 3, 15, 64, 32).grid((4, 8, 8))
+
+
+def test_canvas_kinds_are_told_apart() -> None:
+    def kind(*frames: int, region: bool = False) -> str:
+        mask = torch.zeros(2, 1, 8, 4, 4)
+        mask[:, :, list(frames)] = 1
+        if region:
+            mask[..., :2, :] = 0
+        return Canvas(torch.zeros(2, 3, 8, 4, 4), mask).kind
+
+    assert kind() == "nothing"
+    assert kind(0) == "first"
+    assert kind(0, 7) == "ends"
+    assert kind(0, 1, 2) == "prefix"
+    assert kind(6, 7) == "suffix"
+    assert kind(0, 3, 6) == "frames"
+    assert kind(*range(8)) == "all"
+    assert kind(0, 1, region=True) == "region"
+
+
+def test_the_vocabulary_of_requests_imports_without_torch() -> None:
+    code = "import sys, kinema.schema, kinema.registry; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
