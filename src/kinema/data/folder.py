@@ -108,7 +108,9 @@ class Folder:
         Raises BadRequest where there is no clip, a list cannot be used, or a figure is out of range.
         """
         if min(frames, height, width, frameskip) < 1:
-            raise BadRequest(f"frames, height, width and frameskip are {frames}, {height}, {width}, {frameskip}; expected 1 or more")
+            raise BadRequest(
+                f"frames, height, width and frameskip are {frames}, {height}, {width}, {frameskip}; expected 1 or more"
+            )
         if crop not in ("centre", "random"):
             raise BadRequest(f"crop is {crop!r}; expected centre or random")
         found = scan(Path(folder))

@@ -57,7 +57,9 @@ def scan(folder: Path) -> Listing:
         raise BadRequest(f"there is no folder {folder}; expected clips with captions")
     pictures: list[Path] = []
     absent: list[str] = []
-    entries = tuple(Entry(e.path, e.path.relative_to(folder).as_posix(), e.captions) for e in _walk(folder, pictures, absent))
+    entries = tuple(
+        Entry(e.path, e.path.relative_to(folder).as_posix(), e.captions) for e in _walk(folder, pictures, absent)
+    )
     left_out = []
     if pictures:
         left_out.append(f"{_count(pictures, 'picture')} left out, since a picture shows no motion ({_few(pictures)})")
@@ -66,7 +68,8 @@ def scan(folder: Path) -> Listing:
     if not entries:
         told = f": {'; '.join(left_out)}" if left_out else ""
         raise BadRequest(
-            f"there are no clips in {folder}{told}; expected a.mp4 with a.txt beside it, or a metadata.jsonl, .csv or .json"
+            f"there are no clips in {folder}{told}; expected a.mp4 with a.txt beside it, "
+            "or a metadata.jsonl, .csv or .json"
         )
     mute = sum(not e.captions for e in entries)
     if mute:
@@ -167,7 +170,9 @@ def _json(path: Path) -> Iterator[Row]:
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"{path} is not JSON; expected a list of objects with a file name and a caption") from error
     if isinstance(told, dict):
-        told = [{**v, "file_name": k} if isinstance(v, dict) else {"file_name": k, "caption": v} for k, v in told.items()]
+        told = [
+            {**v, "file_name": k} if isinstance(v, dict) else {"file_name": k, "caption": v} for k, v in told.items()
+        ]
     if not isinstance(told, list) or not all(isinstance(row, dict) for row in told):
         raise BadRequest(f"{path} holds something else; expected a list of objects with a file name and a caption")
     yield from ((f"{path.name} entry {i}", row) for i, row in enumerate(told, start=1))
@@ -177,7 +182,9 @@ def _lines(videos: Path, prompts: Path) -> Iterator[Row]:
     pairs = zip_longest(_text(videos).splitlines(), _text(prompts).splitlines())
     for number, (video, prompt) in enumerate(pairs, start=1):
         if video is None or prompt is None:
-            raise BadRequest(f"{videos} and {prompts.name} differ in length at line {number}; expected one caption a clip")
+            raise BadRequest(
+                f"{videos} and {prompts.name} differ in length at line {number}; expected one caption a clip"
+            )
         if video.strip():
             yield f"{videos.name} line {number}", {"path": video, "text": prompt}
 
@@ -194,7 +201,9 @@ def _listed(folder: Path, rows: Iterator[Row], pictures: list[Path], absent: lis
         column = next((c for c in PATH_COLUMNS if row.get(c)), None)
         if column is None:
             known = ", ".join(map(str, row)) or "nothing"
-            raise BadRequest(f"{folder / where} names no clip (it has {known}); expected one of {', '.join(PATH_COLUMNS)}")
+            raise BadRequest(
+                f"{folder / where} names no clip (it has {known}); expected one of {', '.join(PATH_COLUMNS)}"
+            )
         path = _inside(folder, where, str(row[column]).strip())
         if path is None:
             absent.append(str(row[column]).strip())

@@ -22,7 +22,7 @@ from kinema.checkpoints import files
 from kinema.evaluation import measuring, plots
 from kinema.evaluation.options import EvaluateOptions
 from kinema.evaluation.oracle import Figure, Scores
-from kinema.evaluation.results import percent, to_json
+from kinema.evaluation.results import figure_of, percent, to_json
 from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
 from kinema.system import System, Weights, open_system, with_model
 
@@ -69,9 +69,12 @@ class Curve:
         for p in self.points:
             cells = " | ".join(percent(p.scores.get(name)) for name in SHARES)
             lines.append(f"| {p.step} | {p.step * self.clips_a_step:,} | {p.seconds / 60:.1f} | {cells} |")
-        more = {name: forecast([(p.seconds, p.scores[name]) for p in self.points if name in p.scores]) for name in SHARES}
-        said = [f"{name} {100 * two:.0f} % at twice and {100 * four:.0f} % at four times" for name, (two, four) in more.items()]
-        if self.points and all(math.isfinite(two) for two, _ in more.values()):
+        said = []
+        for name in SHARES:
+            two, four = forecast([(p.seconds, p.scores[name]) for p in self.points if name in p.scores])
+            if math.isfinite(two):
+                said.append(f"{name} {100 * two:.0f} % at twice and {100 * four:.0f} % at four times")
+        if said:
             lines += ["", f"If the trend goes on (log-odds linear in log compute): {'; '.join(said)} the compute."]
         if self.partial:
             lines += ["", "**Interrupted: some checkpoints are not scored yet.**"]
@@ -123,7 +126,7 @@ def read_log(run: Path) -> list[LogRow]:
 def score_checkpoints(
     run: Path, options: EvaluateOptions, on_event: OnEvent = ignore, known: Sequence[Point] = ()
 ) -> tuple[list[Point], bool]:
-    """Scores of every ``step-*.safetensors`` and exported ``model.safetensors`` of a run, and whether it was interrupted.
+    """Scores of a run's ``step-*.safetensors`` and exported ``model.safetensors``, and whether it was interrupted.
 
     Checkpoints among ``known`` (by weight hash and number of prompts) are not measured again.
     """
@@ -248,7 +251,9 @@ def _read_points(path: Path, run: str) -> list[Point]:
         return []
     try:
         told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        points = [Point(**{**row, "scores": {k: Figure(**v) for k, v in row["scores"].items()}}) for row in told["points"]]
+        points = [
+            Point(**{**row, "scores": {k: figure_of(v) for k, v in row["scores"].items()}}) for row in told["points"]
+        ]
     except (ValueError, KeyError, TypeError):
         raise BadRequest(f"{path} is not a curve that kinema wrote; move it away to begin a new one") from None
     if told["run"] != run:

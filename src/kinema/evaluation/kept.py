@@ -48,7 +48,7 @@ def kept(video_CTHW: Tensor, prompt: str) -> Kept:
     meaning = parse(prompt)
     if meaning is None:
         raise BadRequest(f"prompt {prompt!r} is not in the playroom grammar")
-    pixels = np.clip((video_CTHW.detach().float().cpu().numpy() + 1) / 2, 0, 1)
+    pixels: Floats = ((video_CTHW.detach().float().cpu() + 1) / 2).clamp(0, 1).numpy()
     sightings = sight(pixels)
     if not sightings:
         return Kept(0.0, 0.0, 0)

@@ -16,16 +16,19 @@ from torch import Tensor
 
 from kinema import __version__
 from kinema.data import playroom
+from kinema.evaluation import metrics
 from kinema.evaluation.kept import Kept, kept
-from kinema.evaluation.oracle import Figure, Verdict, judge, spread, summarise, wilson
 from kinema.evaluation.options import EvaluateOptions
+from kinema.evaluation.oracle import Figure, Verdict, judge, spread, summarise, wilson
 from kinema.evaluation.results import Compared, Evaluation, ImageToVideo, TextToVideo
 from kinema.evaluation.sampling import Sampling
-from kinema.evaluation.temporal import temporal
+from kinema.evaluation.temporal import STILL, has_flow, temporal
 from kinema.schema import BadRequest, Canvas, Note, OnEvent, Phase, Step, ignore
 from kinema.system import System
 
 PROMPTS = 128
+_MOST_DB = 100.0
+"""Given to equal pictures, whose signal-to-noise ratio is infinite, so that a mean can be taken."""
 _CONTROL = 500_009
 """Added to the seed of a real clip for another one of the same prompt."""
 _Row = TypeVar("_Row")
@@ -68,18 +71,25 @@ def measure(system: System, options: EvaluateOptions, on_event: OnEvent = ignore
     sampling = sampling_of(system, options, on_event)
     prompts = prompts_of(options)
     on_event(Phase("measure", f"text to video, {len(prompts)} clips"))
-    rows, stopped = gather(lambda i, j: text_rows(sampling, prompts[i:j], options.seed + i), len(prompts), options.batch, on_event)
+    if not has_flow():
+        on_event(Note("OpenCV is missing, so nothing is measured by optical flow; pip install 'kinema[eval]' adds it"))
+
+    def texts(i: int, j: int) -> list[Row]:
+        return text_rows(sampling, prompts[i:j], options.seed + i)
+
+    def images(i: int, j: int) -> list[ImageRow]:
+        return image_rows(sampling, prompts[i:j], options.seed + i)
+
+    rows, stopped = gather(texts, len(prompts), options.batch, on_event)
     pictures: list[ImageRow] = []
     if options.animate and not stopped:
         on_event(Phase("measure", f"image to video, {len(prompts)} clips"))
-        pictures, stopped = gather(
-            lambda i, j: image_rows(sampling, prompts[i:j], options.seed + i), len(prompts), options.batch, on_event, keep=True
-        )
+        pictures, stopped = gather(images, len(prompts), options.batch, on_event, keep=True)
     return Evaluation(
         protocol={**protocol(sampling, options, len(prompts)), "measured": len(rows)},
         text_to_video=text_figures(rows, options.seed),
         image_to_video=image_figures(pictures, options.seed) if pictures else None,
-        clips=[asdict(row) for row in [*rows, *pictures]],
+        clips=[*map(asdict, rows), *map(asdict, pictures)],
         partial=stopped,
     )
 
@@ -184,7 +194,7 @@ def image_rows(sampling: Sampling, prompts: Sequence[str], seed: int) -> list[Im
             real=judge(reals[i], prompt, fps),
             kept=kept(videos[i], prompt),
             kept_real=kept(reals[i], prompt),
-            psnr_own=psnr(own[i, :, 0], reals[i][:, 0]),
+            psnr_own=min(_MOST_DB, float(metrics.psnr(own[i : i + 1, :, :1], canvas.video[i : i + 1, :, :1]))),
             exact_after=bool(torch.equal(videos[i, :, 0], reals[i][:, 0])),
             seam=seam(videos[i]),
             seam_real=seam(reals[i]),
@@ -200,18 +210,12 @@ def first_frames(video_BCTHW: Tensor) -> Canvas:
     return Canvas(video, mask)
 
 
-def psnr(made: Tensor, given: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pixels in [-1, 1], at most 100 (equal to the eye of any format)."""
-    error = float((made.double() - given.double()).square().mean())
-    return min(100.0, 10 * math.log10(4 / max(error, 1e-12)))
-
-
 def seam(video_CTHW: Tensor) -> float:
     """The mean change from frame 0 to 1 over the mean change of the later frames; 1 is no seam."""
     if video_CTHW.shape[1] < 3:
         raise BadRequest(f"a seam needs 3 frames or more, this clip has {video_CTHW.shape[1]}")
     change_T = video_CTHW.diff(dim=1).abs().mean(dim=(0, 2, 3))
-    return float(change_T[0] / change_T[1:].mean().clamp(min=1e-6))
+    return float(change_T[0] / change_T[1:].mean().clamp(min=STILL))
 
 
 def image_figures(rows: Sequence[ImageRow], seed: int) -> ImageToVideo:

@@ -12,7 +12,7 @@ measure what is in the clips.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -88,12 +88,12 @@ def luma(video_BCTHW: Tensor) -> Tensor:
 
 def warp_error(video_BCTHW: Tensor) -> Tensor:
     """Mean |I_t − I_t+1 warped back along the flow| in [0, 1], occlusions left out (Lai et al. 2018)."""
-    return _each(video_BCTHW, 2, _warp_error)
+    return _each(video_BCTHW, 2, [_warp_error])[0]
 
 
 def interpolation_residual(video_BCTHW: Tensor) -> Tensor:
     """Mean |I_t − flow midpoint of I_t−1 and I_t+1| in [0, 1]: what steady motion does not explain."""
-    return _each(video_BCTHW, 3, _interpolation_residual)
+    return _each(video_BCTHW, 3, [_interpolation_residual])[0]
 
 
 def dynamic_degree(video_BCTHW: Tensor, fps: float = 8.0) -> Tensor:
@@ -102,86 +102,99 @@ def dynamic_degree(video_BCTHW: Tensor, fps: float = 8.0) -> Tensor:
     VBench counts a clip as dynamic from `MOVES` on; the number itself says more. Flow between
     neighbouring frames is scaled to 1/8 s by ``fps``.
     """
-    return _each(video_BCTHW, 2, _fastest) * fps / 8.0
+    return _each(video_BCTHW, 2, [_fastest])[0] * fps / 8.0
 
 
 def temporal_measures(video_BCTHW: Tensor, fps: float = 8.0) -> dict[str, Tensor]:
     """All measures in time of each clip, by name; they are meant to be read together (see the module)."""
+    residual, warp, fastest = _each(video_BCTHW, 3, [_interpolation_residual, _warp_error, _fastest])
     return {
         "jerk": jerk(video_BCTHW),
         "high_frequency_ratio": high_frequency_ratio(video_BCTHW),
-        "interpolation_residual": interpolation_residual(video_BCTHW),
+        "interpolation_residual": residual,
         "luma_second_difference": luma_second_difference(video_BCTHW),
-        "warp_error": warp_error(video_BCTHW),
+        "warp_error": warp,
         "flickering": flickering(video_BCTHW),
-        "dynamic_degree": dynamic_degree(video_BCTHW, fps),
+        "dynamic_degree": fastest * fps / 8.0,
         "sharpness": sharpness(video_BCTHW),
     }
 
 
-def _warp_error(grey_THW: np.ndarray, flow: Callable[..., np.ndarray]) -> float:
+class _Flows:
+    """The grey frames of one clip, uint8 T×H×W, and the flow between any two, found once.
+
+    Dense inverse search (Kroeger et al. 2016), H×W×2 in pixels: I_i(x) = I_j(x + flow(x)).
+    """
+
+    def __init__(self, grey_THW: np.ndarray) -> None:
+        try:
+            import cv2
+        except ImportError as error:
+            raise BadRequest("optical flow needs OpenCV, which is not installed: pip install 'kinema[eval]'") from error
+        self.cv2: Any = cv2
+        self.search = self.cv2.DISOpticalFlow_create(self.cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self.grey_THW = grey_THW
+        self.found: dict[tuple[int, int], np.ndarray] = {}
+        self.y, self.x = np.mgrid[0 : grey_THW.shape[1], 0 : grey_THW.shape[2]].astype(np.float32)
+
+    def between(self, i: int, j: int) -> np.ndarray:
+        if (i, j) not in self.found:
+            self.found[i, j] = self.search.calc(self.grey_THW[i], self.grey_THW[j], None)
+        return self.found[i, j]
+
+    def sample(self, values: np.ndarray, flow: np.ndarray) -> np.ndarray:
+        """``values`` H×W or H×W×2 at every pixel moved by ``flow``, bilinear, the edge repeated."""
+        return self.cv2.remap(
+            values.astype(np.float32),
+            self.x + flow[..., 0],
+            self.y + flow[..., 1],
+            self.cv2.INTER_LINEAR,
+            borderMode=self.cv2.BORDER_REPLICATE,
+        )
+
+
+def _warp_error(flows: _Flows) -> float:
     errors = []
-    for now, after in zip(grey_THW, grey_THW[1:], strict=False):
-        forward, backward = flow(now, after), flow(after, now)
-        there = _sample(backward, forward)
-        scale, floor = _OCCLUDED
-        apart = np.square(forward + there).sum(-1)
-        seen = apart <= scale * (np.square(forward).sum(-1) + np.square(there).sum(-1)) + floor
+    scale, floor = _OCCLUDED
+    for t in range(len(flows.grey_THW) - 1):
+        forward = flows.between(t, t + 1)
+        back = flows.sample(flows.between(t + 1, t), forward)
+        apart = np.square(forward + back).sum(-1)
+        seen = apart <= scale * (np.square(forward).sum(-1) + np.square(back).sum(-1)) + floor
         if seen.any():
-            errors.append(np.abs(now.astype(np.float32) - _sample(after, forward))[seen].mean() / 255)
+            change = flows.grey_THW[t].astype(np.float32) - flows.sample(flows.grey_THW[t + 1], forward)
+            errors.append(np.abs(change)[seen].mean() / 255)
     return float(np.mean(errors)) if errors else float("nan")
 
 
-def _interpolation_residual(grey_THW: np.ndarray, flow: Callable[..., np.ndarray]) -> float:
+def _interpolation_residual(flows: _Flows) -> float:
     errors = []
-    for before, now, after in zip(grey_THW, grey_THW[1:], grey_THW[2:], strict=False):
-        forward, backward = flow(before, after), flow(after, before)
-        middle = (_sample(before, -forward / 2) + _sample(after, -backward / 2)) / 2
-        errors.append(np.abs(now.astype(np.float32) - middle).mean() / 255)
+    for t in range(1, len(flows.grey_THW) - 1):
+        # With steady motion the flow at the midpoint is that at the start, so half of it leads back to either end.
+        before = flows.sample(flows.grey_THW[t - 1], -flows.between(t - 1, t + 1) / 2)
+        after = flows.sample(flows.grey_THW[t + 1], -flows.between(t + 1, t - 1) / 2)
+        errors.append(np.abs(flows.grey_THW[t] - (before + after) / 2).mean() / 255)
     return float(np.mean(errors))
 
 
-def _fastest(grey_THW: np.ndarray, flow: Callable[..., np.ndarray]) -> float:
+def _fastest(flows: _Flows) -> float:
     means = []
-    for now, after in zip(grey_THW, grey_THW[1:], strict=False):
-        speed = np.sort(np.linalg.norm(flow(now, after), axis=-1), axis=None)
+    for t in range(len(flows.grey_THW) - 1):
+        speed = np.sort(np.linalg.norm(flows.between(t, t + 1), axis=-1), axis=None)
         means.append(speed[-max(1, len(speed) // 20) :].mean())
     return float(np.mean(means))
 
 
-def _each(video_BCTHW: Tensor, least: int, measure: Callable[..., float]) -> Tensor:
-    """A flow measure of every clip, on grey frames whose shorter side is `FLOW_SIDE`."""
-    flow = _dis()
+def _each(video_BCTHW: Tensor, least: int, measures: Sequence[Callable[[_Flows], float]]) -> list[Tensor]:
+    """Flow measures of every clip, [B] each, on grey frames whose shorter side is `FLOW_SIDE`."""
     grey_BTHW = luma(_frames(video_BCTHW, least).float())
     scale = FLOW_SIDE / min(grey_BTHW.shape[-2:])
     size = [max(1, round(side * scale)) for side in grey_BTHW.shape[-2:]]
     sized = functional.interpolate(grey_BTHW, size, mode="bicubic", antialias=True)
     levels = sized.mul(255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-    return torch.tensor([measure(grey_THW, flow) for grey_THW in levels], dtype=torch.float64)
-
-
-def _dis() -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Dense inverse search (Kroeger et al. 2016): uint8 H×W twice to flow H×W×2 in pixels."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise BadRequest("optical flow needs OpenCV, which is not installed: pip install 'kinema[eval]'") from error
-    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-
-    def flow(now: np.ndarray, after: np.ndarray) -> np.ndarray:
-        return search.calc(now, after, None)
-
-    return flow
-
-
-def _sample(values: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """``values`` H×W or H×W×2 at every pixel moved by ``flow``, bilinear, the edge repeated."""
-    import cv2
-
-    y, x = np.mgrid[0 : flow.shape[0], 0 : flow.shape[1]].astype(np.float32)
-    return cv2.remap(
-        values.astype(np.float32), x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
+    # One clip at a time: the flows of a clip take far more memory than its frames.
+    found = [[measure(flows) for measure in measures] for flows in map(_Flows, levels)]
+    return list(torch.tensor(found, dtype=torch.float64).unbind(1))
 
 
 # ------------------------------------------------------------------------------ paired measures
@@ -195,7 +208,7 @@ def psnr(made_BCTHW: Tensor, true_BCTHW: Tensor) -> Tensor:
 
 
 def ssim(made_BCTHW: Tensor, true_BCTHW: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004) in [-1, 1]: 11×11 Gaussian of σ 1.5, each channel and frame, no padding."""
+    """Structural similarity (Wang et al. 2004) in [-1, 1]: 11×11 Gaussian of σ 1.5, channel by channel, unpadded."""
     _alike(made_BCTHW, true_BCTHW)
     if min(made_BCTHW.shape[-2:]) < 11:
         raise BadRequest(f"SSIM needs frames of at least 11×11, these are {tuple(made_BCTHW.shape[-2:])}")
@@ -336,6 +349,7 @@ def _alike(a: Tensor, b: Tensor) -> None:
 def _features(a_ND: Tensor, b_ND: Tensor) -> tuple[Tensor, Tensor]:
     if a_ND.ndim != 2 or b_ND.ndim != 2 or a_ND.shape[1] != b_ND.shape[1] or min(len(a_ND), len(b_ND)) < 2:
         raise BadRequest(
-            f"a distribution distance needs two sets N×D of at least 2 clips, got {tuple(a_ND.shape)} and {tuple(b_ND.shape)}"
+            f"a distance needs two sets of features N×D with N at least 2, got {tuple(a_ND.shape)} and "
+            f"{tuple(b_ND.shape)}"
         )
     return a_ND.double(), b_ND.double()

@@ -41,14 +41,15 @@ class Path:
     square: tuple[float, float]
 
     @classmethod
-    def of(cls, centres: Floats, radius: Floats, sighting: Sighting, looks: Floats, covers: Floats,
-           size: tuple[int, int], fps: float) -> Path:
+    def of(
+        cls, centres: Floats, radius: Floats, sighting: Sighting, looks: Floats, covers: Floats, size: tuple[int, int]
+    ) -> Path:
         """The path of a sighting; ``looks`` and ``covers`` are its pixels and mask on the normalised grid."""
         height, width = size
         frames, short = len(centres), min(size)
         there = np.isfinite(centres[:, 0])
         contrast = sighting.contrast_T / max(float(sighting.contrast_T.max()), 1e-6)
-        last = there[-max(1, frames // 3):]
+        last = there[-max(1, frames // 3) :]
         return cls(
             time_N=np.arange(frames, dtype=np.float32)[there] / max(frames, 1),
             place_N2=(centres / np.array([width, height], np.float32))[there],

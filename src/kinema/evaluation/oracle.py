@@ -20,7 +20,7 @@ from kinema.evaluation.sighting import sight
 from kinema.schema import BadRequest
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
     from torch import Tensor
 
     from kinema.data.playroom import Meaning, Thing
@@ -83,7 +83,7 @@ def judge(video_CTHW: ArrayLike | Tensor, prompt: str, fps: float = 8.0) -> Verd
     if meaning is None:
         raise BadRequest(f"oracle: prompt {prompt!r} is not in the playroom grammar")
     video = _pixels(video_CTHW)
-    seen = [_measure(video, sighting, fps) for sighting in sight(video)]
+    seen = [_measure(video, sighting) for sighting in sight(video)]
     return _compare(meaning, seen, _temporal(video, fps))
 
 
@@ -112,7 +112,7 @@ def _temporal(video: Floats, fps: float) -> tuple[float, float, float]:
 # ------------------------------------------------------------------------------- measurement
 
 
-def _measure(video: Floats, sighting: Sighting, fps: float) -> Seen:
+def _measure(video: Floats, sighting: Sighting) -> Seen:
     """What one object is and does."""
     height, width = video.shape[2:]
     centres, radius = frames_of(sighting.cover_THW)
@@ -122,7 +122,7 @@ def _measure(video: Floats, sighting: Sighting, fps: float) -> Seen:
     trust = _trust(sighting)
     glyph = _glyph(cosines, trust, there)
     looks = crops(video, np.nan_to_num(centres), np.nan_to_num(radius, nan=1.0))
-    path = Path.of(centres, radius, sighting, looks, covers, (height, width), fps)
+    path = Path.of(centres, radius, sighting, looks, covers, (height, width))
     same_colour = np.array([name == sighting.colour for name in sighting.colour_T], np.float32)
     best = np.maximum(cosines.max(axis=(1, 2)), 1e-6)
     same_shape = np.clip(cosines[:, GLYPHS.index(glyph)].max(axis=1) / best, 0, 1)
@@ -149,14 +149,16 @@ def _trust(sighting: Sighting) -> Floats:
     return (clear**2 * large**2 * np.where(cut, 0.1, 1.0)).astype(np.float32)
 
 
-def _glyph(cosines: Floats, trust: Floats, there: np.ndarray) -> str:
+def _glyph(cosines: Floats, trust: Floats, there: NDArray[np.intp]) -> str:
     """The outline with the best mean likeness; letters alike but for a rotation start upright."""
     votes = (cosines.max(axis=2) * trust[:, None]).sum(axis=0) / max(float(trust.sum()), 1e-6)
     best = GLYPHS[int(np.argmax(votes))]
     if best in SHAPES or not len(there):
         return best
     tilt = round(TURNS / 16)
-    upright = np.concatenate([cosines[there[:2], :, :tilt], cosines[there[:2], :, -tilt:]], axis=2).max(axis=2).mean(axis=0)
+    upright = (
+        np.concatenate([cosines[there[:2], :, :tilt], cosines[there[:2], :, -tilt:]], axis=2).max(axis=2).mean(axis=0)
+    )
     merit = np.where(votes > votes.max() - 0.04, votes + 0.5 * upright, -1)
     merit[: len(SHAPES)] = -1
     return GLYPHS[int(np.argmax(merit))]
@@ -257,7 +259,9 @@ def score(videos: Sequence[ArrayLike | Tensor], prompts: Sequence[str], fps: flo
 def summarise(verdicts: Sequence[Verdict]) -> Scores:
     """The scores of verdicts."""
     shares = {name: wilson([getattr(v, f"{name}_right") for v in verdicts]) for name in _SHARES}
-    measures = {name: spread([getattr(v, name) for v in verdicts]) for name in ("identity", "motion_amount", "flicker", "jerk")}
+    measures = {
+        name: spread([getattr(v, name) for v in verdicts]) for name in ("identity", "motion_amount", "flicker", "jerk")
+    }
     return Scores(**shares, **measures)
 
 

@@ -6,6 +6,7 @@ matplotlib is imported by the functions that draw; it comes with the extras ``ev
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,24 +46,30 @@ def forest(
         axes.axvspan(1, at_most, color="#e5e7eb", zorder=0, label=f"up to {at_most:g}×")
     axes.axvline(1, color="#111827", linewidth=1)
     for k, arm in enumerate(arms):
-        for place, (name, by_arm) in enumerate(rows.items()):
+        axes.plot([], [], _MARKS[k], color=_COLOURS[k], markersize=5, label=arm)
+        for place, by_arm in enumerate(rows.values()):
             f = by_arm[arm]
+            if not math.isfinite(f.mean) or f.mean <= 0:
+                continue
             y = len(rows) - 1 - place + 0.16 * ((len(arms) - 1) / 2 - k)
-            _dot(axes, f, y, k, label=arm if name == next(iter(rows)) else None)
-            axes.annotate(f"{f.mean:.2f}", (f.mean, y), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7)
+            _dot(axes, f, y, k)
+            axes.annotate(
+                f"{f.mean:.2f}", (f.mean, y), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7
+            )
     axes.set_yticks(range(len(rows) - 1, -1, -1), list(rows))
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel(axis)
     axes.set_title(title, fontsize=10, loc="left")
     _plain_ticks(axes.xaxis)
     axes.grid(axis="x", which="both", color="#e5e7eb", linewidth=0.6)
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.4, -0.14 - 0.35 / len(rows)), ncols=len(arms) + 1, frameon=False)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=len(arms) + 1, frameon=False)
     return _save(figure, path)
 
 
-def _dot(axes: Any, f: Figure, y: float, k: int, label: str | None) -> None:
-    reach = [[max(0.0, f.mean - f.low)], [max(0.0, f.high - f.mean)]]
-    axes.errorbar([f.mean], [y], xerr=reach, fmt=_MARKS[k], color=_COLOURS[k], markersize=5, capsize=3, label=label)
+def _dot(axes: Any, f: Figure, y: float, k: int) -> None:
+    high = f.high if math.isfinite(f.high) else f.mean
+    reach = [[max(0.0, f.mean - f.low)], [max(0.0, high - f.mean)]]
+    axes.errorbar([f.mean], [y], xerr=reach, fmt=_MARKS[k], color=_COLOURS[k], markersize=5, capsize=3)
 
 
 def curves(
@@ -119,6 +126,7 @@ def sheet(rows: Sequence[tuple[str, Tensor]], path: Path, *, scale: int = 1) -> 
             frame = Image.fromarray(frame_HWC).resize((width * scale, height * scale), Image.Resampling.NEAREST)
             picture.paste(frame, (_LABEL + t * step_x, top))
         top += step_y
+    pen.text((2, top + 1), "frame", fill="#374151", font=font)
     for t in range(frames):
         pen.text((_LABEL + t * step_x + width * scale // 2 - 5, top + 1), f"{t}", fill="#374151", font=font)
     return _save_small(picture, path)
@@ -137,10 +145,10 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
 
 
 def _plain_ticks(axis: Any) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(base=10, subs=(1, 1.5, 2, 3, 5, 7)))
-    axis.set_major_formatter(ScalarFormatter())
+    axis.set_major_formatter(FormatStrFormatter("%g"))
     axis.set_minor_formatter(NullFormatter())
 
 

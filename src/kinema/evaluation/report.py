@@ -97,7 +97,10 @@ def write(system: System, options: EvaluateOptions, on_event: OnEvent = ignore) 
     prompts = measuring.prompts_of(options, PROMPTS)
     on_event(Phase("measure", f"{len(prompts)} prompts, as a video and frame by frame"))
     rows, stopped = measuring.gather(
-        lambda i, j: report_rows(video, frame_by_frame, prompts[i:j], options.seed + i), len(prompts), options.batch, on_event
+        lambda i, j: report_rows(video, frame_by_frame, prompts[i:j], options.seed + i),
+        len(prompts),
+        options.batch,
+        on_event,
     )
     on_event(Phase("write", str(evidence / f"{NAME}.md")))
     sheets = draw_sheets(video, frame_by_frame, rows, evidence)
@@ -142,11 +145,11 @@ def apart(system: System) -> tuple[str, str]:
             "every temporal attention layer lets a frame attend to itself alone, which is how VDM treats the "
             "independent images of joint training; nothing else in the network connects frames"
         )
-    p, frames = system.config.patch[0], system.config.frames
+    size = _block(system)
     return _APART[name], (
-        f"attention is forbidden between temporal patches. A token of zoetrope holds {p} frames, the least that "
-        f"its network can make, so the {frames} frames fall into {-(-frames // p)} blocks of {p}; each block sees "
-        "itself and the words, the words see each other, and nothing else connects the blocks"
+        f"nothing passes between groups of {size} frames: temporal convolutions see zeros beyond their group, and "
+        f"attention from one group to another is forbidden. A token of zoetrope holds {size} frames, so this is the "
+        f"least its network can make by itself; each group of {size} sees itself and the words, and its place in time"
     )
 
 
@@ -172,7 +175,7 @@ def _measured(video_CTHW: torch.Tensor, prompt: str, fps: float, block: int) -> 
 
 def _block(system: System) -> int:
     """Frames that the network makes together even when frames are kept apart."""
-    return int(system.config.patch[0]) if system.family.name == "zoetrope" else 1
+    return int(system.config.merge) if system.family.name == "zoetrope" else 1
 
 
 def measure_lines(rows: Sequence[Row], seed: int) -> dict[str, Line]:

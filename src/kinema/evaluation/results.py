@@ -82,7 +82,11 @@ class Evaluation:
         if self.partial:
             parts.append("**Interrupted: the figures are those of the clips measured until then.**")
         if self.text_to_video:
-            parts += ["## Text to video", self.text_to_video.scores.table(), _temporal_table(self.text_to_video.temporal)]
+            parts += [
+                "## Text to video",
+                self.text_to_video.scores.table(),
+                _temporal_table(self.text_to_video.temporal),
+            ]
         if self.image_to_video:
             parts += ["## Image to video", _image_table(self.image_to_video)]
         return "\n\n".join(parts)
@@ -110,6 +114,14 @@ def number(figure: Figure, digits: int = 3) -> str:
     return f"{_digits(figure.mean, digits)} ({_digits(figure.low, digits)} to {_digits(figure.high, digits)})"
 
 
+def figure_of(told_: Mapping[str, Any] | Figure) -> Figure:
+    """A figure from its JSON, where what was not finite is null."""
+    if isinstance(told_, Figure):
+        return told_
+    mean, low, high = (math.inf if told_[k] is None else float(told_[k]) for k in ("mean", "low", "high"))
+    return Figure(mean, low, high, int(told_["count"]))
+
+
 def percent(figure: Figure | None) -> str:
     if figure is None:
         return "none asked"
@@ -124,7 +136,9 @@ def _temporal_table(temporal: Mapping[str, Compared]) -> str:
     lines = ["| over time | generated | real | generated / real | real / real |", "|---|---|---|---|---|"]
     for name, c in temporal.items():
         control = "" if c.control is None else number(c.control)
-        lines.append(f"| {name.replace('_', ' ')} | {number(c.made)} | {number(c.real)} | {number(c.ratio)} | {control} |")
+        lines.append(
+            f"| {name.replace('_', ' ')} | {number(c.made)} | {number(c.real)} | {number(c.ratio)} | {control} |"
+        )
     return "\n".join(lines)
 
 
@@ -139,7 +153,9 @@ def _image_table(image: ImageToVideo) -> str:
         "identity": f"{number(image.identity.made)}; real clips {number(image.identity.real)}",
         "seam after frame 0": f"{number(image.seam.made)}; real clips {number(image.seam.real)}",
     }
-    return "\n".join(["| measure | figure and 95 % interval |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())])
+    return "\n".join(
+        ["| measure | figure and 95 % interval |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())]
+    )
 
 
 def _digits(value: float, digits: int) -> str:

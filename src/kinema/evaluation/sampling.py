@@ -91,7 +91,7 @@ def join(conditions: Sequence[Any]) -> Any:
     """A family's conditions of one clip each as those of a batch: tensors side by side, the rest must agree."""
     first = conditions[0]
     if not is_dataclass(first) or isinstance(first, type):
-        raise BadRequest(f"conditions of type {type(first).__name__} cannot be put in one batch; evaluate with --batch 1")
+        raise BadRequest(f"conditions of type {type(first).__name__} fit no batch; evaluate with --batch 1")
     joined = {}
     for f in fields(first):
         values = [getattr(condition, f.name) for condition in conditions]
@@ -100,5 +100,5 @@ def join(conditions: Sequence[Any]) -> Any:
         elif all(not isinstance(value, Tensor) and value == values[0] for value in values):
             joined[f.name] = values[0]
         else:
-            raise BadRequest(f"{f.name} differs between these prompts in a way no batch can hold; evaluate with --batch 1")
+            raise BadRequest(f"{f.name} differs between these prompts as no batch can hold; evaluate with --batch 1")
     return replace(first, **joined)

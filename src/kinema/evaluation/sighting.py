@@ -70,7 +70,10 @@ def sight(video_CTHW: Floats) -> list[Sighting]:
 
 def _typical_areas(names_THW: NDArray[np.intp], found_THW: Mask) -> Floats:
     """Pixels of each colour in the frame where it is large: its upper quartile over the frames."""
-    frames = [np.bincount(names[found], minlength=len(COLOURS) + 1)[:-1] for names, found in zip(names_THW, found_THW, strict=True)]
+    frames = [
+        np.bincount(names[found], minlength=len(COLOURS) + 1)[:-1]
+        for names, found in zip(names_THW, found_THW, strict=True)
+    ]
     return np.quantile(np.array(frames), 0.75, axis=0).astype(np.float32)
 
 
@@ -98,7 +101,9 @@ def _reference(far_THW: Floats, mask_THW: Mask) -> Floats:
     Zero where no inside is within two pixels, as in thin strokes.
     """
     inside = mask_THW & ~dilate(~mask_THW)
-    sums = [boxes(values, 2, (1, 2)) for values in (np.where(inside, far_THW, np.float32(0)), inside.astype(np.float32))]
+    sums = [
+        boxes(values, 2, (1, 2)) for values in (np.where(inside, far_THW, np.float32(0)), inside.astype(np.float32))
+    ]
     near = sums[0] / np.maximum(sums[1], 1)
     return np.where(inside, np.minimum(far_THW, near) * np.float32(0.98), near)
 
@@ -110,8 +115,9 @@ def distance_to_background(video_CTHW: Floats) -> Floats:
     """How far each pixel ``[T, H, W]`` is from the nearest colour of the background's palette."""
     levels_CTHW = np.clip(video_CTHW * (_LEVELS - 1) + 0.5, 0, _LEVELS - 1).astype(np.int32)
     bins_THW = (levels_CTHW[0] * _LEVELS + levels_CTHW[1]) * _LEVELS + levels_CTHW[2]
-    rim = np.concatenate([bins_THW[:, :2].ravel(), bins_THW[:, -2:].ravel(),
-                          bins_THW[:, :, :2].ravel(), bins_THW[:, :, -2:].ravel()])
+    rim = np.concatenate(
+        [bins_THW[:, :2].ravel(), bins_THW[:, -2:].ravel(), bins_THW[:, :, :2].ravel(), bins_THW[:, :, -2:].ravel()]
+    )
     shares = np.bincount(rim, minlength=_LEVELS**3) / rim.size
     centres = np.stack(np.unravel_index(np.arange(_LEVELS**3), (_LEVELS,) * 3), 1) / np.float32(_LEVELS - 1)
     vivid = (centres.max(1) - centres.min(1) > 0.25) | (centres.min(1) > 0.86)
@@ -143,8 +149,14 @@ def colour_classes(video_CTHW: Floats) -> NDArray[np.intp]:
     high, low = video_CTHW.max(axis=0), video_CTHW.min(axis=0)
     chroma = high - low
     safe = np.maximum(chroma, 1e-6)
-    hue = np.where(high == red, (green - blue) / safe % 6,
-                   np.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4)) * 60
+    hue = (
+        np.where(
+            high == red,
+            (green - blue) / safe % 6,
+            np.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+        )
+        * 60
+    )
     names = np.array([COLOURS.index(name) for name in _HUES])
     wheel = np.array(list(_HUES.values()), np.float32)
     edges = (wheel + np.append(wheel[1:], 360)) / 2

@@ -34,6 +34,7 @@ class State:
     precision: str = "fp32"
     best: float | None = None
     bad_steps: int = 0
+    bad_in_row: int = 0
     ema_updates: int = 0
     seconds: float = 0.0
     history: list[dict[str, float | None]] = field(default_factory=list)

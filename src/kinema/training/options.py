@@ -38,7 +38,10 @@ class TrainOptions:
     compile: bool = _option("torch.compile the network", False)
     grammar: Literal["simple", "full", "mixed"] | None = _option("playroom: simple, full or mixed", None)
     frameskip: int | None = _option(
-        "real clips: take every n-th frame as filmed; left out, clips are brought to the model's frame rate", None, 1, 1e4
+        "real clips: take every n-th frame as filmed; left out, they are brought to the model's frame rate",
+        None,
+        1,
+        1e4,
     )
     crop: Literal["centre", "random"] = _option("real clips: where the frame is cut to the model's shape", "centre")
     flip: bool = _option("real clips: mirror half of them, but none whose caption names a side", False)

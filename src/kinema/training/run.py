@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from kinema.training.stream import ahead
 
 @dataclass(frozen=True)
 class TrainResult:
-    """``folder`` of the run, ``weights`` (averaged, loadable), steps done, last loss, and whether a signal stopped it."""
+    """``folder`` of the run, ``weights`` (averaged, loadable), steps done, last loss, whether a signal cut it short."""
 
     folder: Path
     weights: Path
@@ -44,23 +44,108 @@ def train(options: TrainOptions, on_event: OnEvent = ignore) -> TrainResult:
         torch.set_num_threads(options.threads)
     with claimed(Path(options.out)) as folder, stopping() as stop:
         run = begin(options, folder, on_event)
-        state, steps = run.state, run.recipe.steps
+        state, steps, told = run.state, run.recipe.steps, set[str]()
         on_event(Phase("train", f"{steps} steps of {run.recipe.batch} clips, {state.precision}"))
-        told = 0
         with closing(run.log), closing(ahead(run.stream, state.step, steps)) as batches:
             while state.step < steps and not stop:
                 event = step(run, batches, on_event)
                 if _due(options.validate_every, event):
-                    event = replace(event, validation=look(run))
+                    event = replace(event, validation=validate(run))
                 run.log.step(event, state)
                 on_event(event)
-                told = tell_skipped(run, told, on_event)
+                tell_skipped(run, told, on_event)
                 if _due(options.save_every, event):
                     save(run)
                 if _due(options.sample_every, event) and not stop:
                     with run.ema.applied(run.model):
                         sheets.draw(folder, run.system, run.model, run.source.prompts, state.step, on_event)
-        save(run)
+            save(run)
         weights = checkpoint.export(folder / "model.safetensors", run.ema.shadow, run.note)
     loss = math.nan if state.loss is None else state.loss
     return TrainResult(folder, weights, state.step, loss, interrupted=bool(stop) and state.step < steps)
+
+
+def step(run: Run, batches: Iterator[Batch], on_event: OnEvent) -> TrainStep:
+    """One optimiser step on the next batch; one whose loss or gradient is not finite changes no weight."""
+    state, recipe, began = run.state, run.recipe, time.perf_counter()
+    batch = next(batches)
+    rate = optim.rate(state.step, recipe.steps, recipe.warmup, recipe.cooldown)
+    for optimiser in run.optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.learning_rate * rate
+    loss, norm = gradients(run, batch)
+    if math.isfinite(loss) and math.isfinite(norm):
+        for optimiser in run.optimisers:
+            optimiser.step()
+        run.ema.update(run.model)
+        state.loss, state.bad_in_row = loss, 0
+    else:
+        on_event(Note(f"step {state.step + 1} skipped: loss {loss}, gradient norm {norm}"))
+        state.loss, state.bad_steps, state.bad_in_row = None, state.bad_steps + 1, state.bad_in_row + 1
+        if state.bad_in_row >= run.options.max_bad_steps:
+            raise RuntimeError(f"{state.bad_in_row} steps in a row were not finite; the last checkpoint is kept")
+    run.model.zero_grad(set_to_none=True)
+    state.step += 1
+    took = time.perf_counter() - began
+    state.seconds += took
+    return TrainStep(state.step, recipe.steps, loss, recipe.learning_rate * rate, norm, recipe.batch / took)
+
+
+def gradients(run: Run, batch: Batch) -> tuple[float, float]:
+    """Forward, backward and clipped gradients of one batch: (loss, gradient norm before clipping)."""
+    seed = run.state.seed * 1_000_003 + run.state.step
+    loss = losses(run.network, run.system, batch, seed=seed, precision=run.state.precision).mean()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(run.network.parameters(), run.recipe.clip_norm)
+    return float(loss.detach()), float(norm)
+
+
+@torch.no_grad()
+def validate(run: Run) -> float:
+    """Mean loss of the averaged weights on fixed held-out clips with fixed noise; the best are exported."""
+    state = run.state
+    with run.ema.applied(run.model):
+        each = [
+            float(losses(run.model, run.system, batch, seed=i, precision=state.precision).mean())
+            for i, batch in enumerate(run.validation)
+        ]
+    found = sum(each) / len(each)
+    told = found if math.isfinite(found) else None
+    state.history.append({"step": state.step, "seconds": state.seconds, "validation": told})
+    if told is not None and (state.best is None or told < state.best):
+        state.best = told
+        checkpoint.export(run.folder / "best.safetensors", run.ema.shadow, run.note)
+    return found
+
+
+def losses(network: nn.Module, system: System, batch: Batch, *, seed: int, precision: str) -> Tensor:
+    """The family's loss of each clip, ``[B]``; noise levels and noise are a function of ``seed``."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # dropout draws from the global generator
+    device = system.device
+    moved = replace(
+        batch,
+        video=batch.video.to(device),
+        mask=batch.mask.to(device),
+        images=None if batch.images is None else batch.images.to(device),
+    )
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return system.family.loss(network, system.config, moved, generator)
+
+
+def save(run: Run) -> None:
+    """A checkpoint of where the run stands, unless it is there."""
+    if not (run.folder / checkpoint.name(run.state.step)).exists():
+        checkpoint.save(run.folder, run.state, run.model, run.ema, run.optimisers, run.note, run.options.keep)
+
+
+def tell_skipped(run: Run, told: set[str], on_event: OnEvent) -> None:
+    """Say once what the sources left out."""
+    for sentence in (*run.source.train.skipped, *run.source.held_out.skipped):
+        if sentence not in told:
+            told.add(sentence)
+            on_event(Note(sentence))
+
+
+def _due(every: int, event: TrainStep) -> bool:
+    return bool(every) and (event.index % every == 0 or event.index == event.total)

@@ -6,7 +6,7 @@ import copy
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -82,11 +82,13 @@ def begin(options: TrainOptions, folder: Path, on_event: OnEvent) -> Run:
         before = checkpoint.load(found, model, ema, optimisers)
         state = replace(before, batch=state.batch, data=state.data)
         on_event(Note(f"going on from step {state.step} of {found}"))
+        if state.step >= recipe.steps:
+            on_event(Note(f"it has the {recipe.steps} steps asked for already; more steps would go on"))
     stream = Stream(source.train, recipe, recipe.batch, options.seed)
     fixed = Stream(source.held_out, replace(recipe, text_drop=0.0), recipe.batch, _VALIDATION_SEED)
     validation = [fixed.at(i) for i in range(_VALIDATION_BATCHES)] if options.validate_every else []
     note = json.dumps({"family": system.family.name, "config": system.family.to_json(system.config)})
-    network = torch.compile(model) if options.compile else model
+    network = cast("nn.Module", torch.compile(model)) if options.compile else model
     log = Log(folder, options, recipe, state.step)
     return Run(
         options, folder, system, recipe, model, network, ema, optimisers, state, source, stream, validation, note, log

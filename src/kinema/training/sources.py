@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,11 @@ class Source:
 def open_source(options: TrainOptions, system: System, recipe: Recipe) -> Source:
     """The clips that the options name, at the system's native size."""
     own = system.family.defaults(system.config)
-    size = {"frames": own.frames, "height": own.height, "width": own.width}
     if options.data == "playroom":
-        told = {"fps": own.fps, "grammar": recipe.grammar}
+        rendered = partial(Playroom, own.frames, own.height, own.width, own.fps, grammar=recipe.grammar)
         return Source(
-            Playroom(**size, **told, seed=options.seed),
-            Playroom(**size, **told, seed=options.seed + 1, split="held-out"),
+            rendered(seed=options.seed),
+            rendered(seed=options.seed + 1, split="held-out"),
             playroom.prompts(6, seed=3, grammar="simple", split="held-out"),
             {"source": "playroom", "grammar": recipe.grammar},
         )
@@ -45,8 +45,18 @@ def open_source(options: TrainOptions, system: System, recipe: Recipe) -> Source
         raise BadRequest(f"there is no folder {folder}; expected 'playroom' or a folder of clips with captions")
     # A frame skip counts frames as they were filmed (VDM's sense); otherwise clips play at the model's own rate.
     as_filmed = options.frameskip is not None or recipe.frameskip > 1
-    how = {"fps": None if as_filmed else own.fps, "frameskip": recipe.frameskip, "crop": options.crop, "flip": options.flip}
-    every = Folder.scan(folder, **size, **how, seed=options.seed)
+    every = Folder.scan(
+        folder,
+        frames=own.frames,
+        height=own.height,
+        width=own.width,
+        fps=None if as_filmed else own.fps,
+        frameskip=recipe.frameskip,
+        seed=options.seed,
+        crop=options.crop,
+        flip=options.flip,
+    )
     train, held_out = every.split(_SHARE)
     captions = [caption for entry in held_out.entries for caption in entry.captions[:1]]
+    how = {"fps": every.fps, "frameskip": every.frameskip, "crop": every.crop, "flip": every.flip}
     return Source(train, held_out, captions[:6], {"source": "folder", **how, "clips": every.fingerprint})

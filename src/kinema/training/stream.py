@@ -6,16 +6,19 @@ nothing but its step number to go on exactly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from kinema.data import playroom
 from kinema.system import Batch, Recipe
+
+if TYPE_CHECKING:
+    from kinema.data.playroom.grammar import Grammar, Split
 
 _EPOCH_STRIDE = 1_000_003
 """Keeps the random draws of neighbouring positions and seeds apart."""
@@ -61,8 +64,8 @@ class Playroom:
             height=self.height,
             width=self.width,
             fps=self.fps,
-            grammar=grammar,
-            split=self.split,
+            grammar=cast("Grammar", grammar),
+            split=cast("Split", self.split),
         )
         return torch.from_numpy(made.video_CTHW), made.caption
 
@@ -103,8 +106,10 @@ class Stream:
         return "" if torch.rand((), generator=g).item() < self.recipe.text_drop else caption
 
 
-def ahead(stream: Stream, first: int, last: int) -> Iterator[Batch]:
+def ahead(stream: Stream, first: int, last: int) -> Generator[Batch, None, None]:
     """The batches of steps ``first`` to ``last - 1``, each made in a thread while the one before is trained on."""
+    if first >= last:
+        return
     with ThreadPoolExecutor(1, "batches") as pool:
         pending = pool.submit(stream.at, first)
         for step in range(first, last):

@@ -91,21 +91,28 @@ def sample(
 
     ``fixed`` sets parts of the meaning by name (``colour="red"``, ``motion="rolls right"``, see
     ``Meaning``), or all of it with ``caption="a red ball rolls right"``, which is then kept word for
-    word and not held to the split. The other frames sizes, lengths and fps of a seed show the same
-    scene. Raises ``BadRequest`` for sizes below 1, unknown names, and a combination that is
+    word and not held to the split. A seed shows the same scene at every size, length and fps: a
+    directed motion takes the whole clip, periods are in seconds. Raises ``BadRequest`` for sizes below 1, unknown names, and a combination that is
     not in the split.
     """
     if min(frames, height, width) < 1 or fps <= 0:
-        raise BadRequest(f"playroom: frames, height, width and fps must be positive, got {frames}, {height}, {width}, {fps}")
+        raise BadRequest(
+            f"playroom: frames, height, width and fps must be positive, got {frames}, {height}, {width}, {fps}"
+        )
     if grammar not in ("simple", "full", "mixed") or split not in ("train", "held-out", "all"):
-        raise BadRequest(f"playroom: grammar is simple, full or mixed and split train, held-out or all, got {grammar!r}, {split!r}")
+        raise BadRequest(
+            f"playroom: grammar is simple, full or mixed and split train, held-out or all, got {grammar!r}, {split!r}"
+        )
     rng = np.random.default_rng(seed)
     caption = fixed.pop("caption", None)
     if caption is not None:
         said = parse(caption)
         if said is None or fixed:
-            raise BadRequest(f"playroom: caption {caption!r} is not in the grammar" if said is None
-                             else f"playroom: caption cannot be combined with {', '.join(fixed)}")
+            raise BadRequest(
+                f"playroom: caption {caption!r} is not in the grammar"
+                if said is None
+                else f"playroom: caption cannot be combined with {', '.join(fixed)}"
+            )
         meaning = said
     else:
         _check(fixed)

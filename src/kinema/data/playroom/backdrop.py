@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kinema.data.playroom.grammar import GROUND, TEXTURES, pick
+from kinema.data.playroom.grammar import GROUND, TEXTURES
 from kinema.data.playroom.scene import RGB
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def draw_backdrop(named: str | None, colours: list[str], lively: bool, rng: np.r
     u = rng.random(10)
     table = rng.random((3, 16, 16), dtype=np.float32)
     name = named or _unnamed(colours, lively, u)
-    first = _muted(colours, u[1], u[2], u[3], strong=False)
+    first = _muted(colours, u[1], u[2], u[3])
     if name.startswith("plain "):
         first = second = _PLAIN[name[6:]]
     elif name == GROUND:
@@ -67,8 +67,9 @@ def draw_backdrop(named: str | None, colours: list[str], lively: bool, rng: np.r
         contrast = (0.5 if name == "gradient" else 0.25) if named else (0.3 if name == "gradient" else 0.14)
         second = _other_tone(first, contrast, colours)
     cell = 0.14 + 0.1 * float(u[5])
-    return Backdrop(name, first, second, float(u[4]) * 2 * np.pi, cell, (float(u[6]), float(u[7])),
-                    0.5 + 0.16 * float(u[8]), table)
+    return Backdrop(
+        name, first, second, float(u[4]) * 2 * np.pi, cell, (float(u[6]), float(u[7])), 0.5 + 0.16 * float(u[8]), table
+    )
 
 
 def _unnamed(colours: list[str], lively: bool, u: Floats) -> str:
@@ -84,11 +85,11 @@ def _unnamed(colours: list[str], lively: bool, u: Floats) -> str:
     return GROUND
 
 
-def _muted(colours: list[str], tone: float, hue: float, value: float, *, strong: bool) -> Colour:
+def _muted(colours: list[str], tone: float, hue: float, value: float) -> Colour:
     """A low-saturation colour, far in hue from the first object's and darker than white."""
     bright = 0.55 if "white" in colours else 0.85
     own = colorsys.rgb_to_hsv(*RGB[colours[0]])[0]
-    saturation = 0.0 if tone < 0.3 else (0.25 if strong else 0.16) * tone
+    saturation = 0.0 if tone < 0.3 else 0.16 * tone
     return colorsys.hsv_to_rgb((own + 0.2 + 0.6 * hue) % 1, saturation, 0.08 + (bright - 0.08) * value)
 
 
@@ -138,8 +139,7 @@ def _pattern(backdrop: Backdrop, x: Floats, y: Floats, pixels: Floats) -> Floats
         u = (x * cos + y * sin) / np.float32(backdrop.cell) + np.float32(backdrop.shift[0])
         return _wave(u, pixels * np.float32(backdrop.cell))
     if kind == "checkered":
-        tilt = np.float32(0.0)
-        u = x / np.float32(backdrop.cell) + np.float32(backdrop.shift[0]) + tilt
+        u = x / np.float32(backdrop.cell) + np.float32(backdrop.shift[0])
         v = y / np.float32(backdrop.cell) + np.float32(backdrop.shift[1])
         across, down = (2 * _wave(w, pixels * np.float32(backdrop.cell)) - 1 for w in (u, v))
         return 0.5 + 0.5 * across * down

@@ -156,7 +156,9 @@ def combinations(meaning: Meaning) -> list[tuple[str, str, str]]:
         return [(first.colour, first.glyph, meaning.motion)]
     second = meaning.second or first
     ways = [meaning.direction] if meaning.direction else ["left", "right"]
-    return [(thing.colour, thing.glyph, f"{verb} {way}") for thing in (first, second) for way in ways for verb in DIRECTED]
+    return [
+        (thing.colour, thing.glyph, f"{verb} {way}") for thing in (first, second) for way in ways for verb in DIRECTED
+    ]
 
 
 def in_split(meaning: Meaning, split: Split) -> bool:
@@ -212,8 +214,26 @@ def direction_of(motion: str) -> str | None:
 
 RELATED_MOTIONS: dict[str, tuple[str, ...]] = {
     "behind": DIRECTED_MOTIONS,
-    "above": ("rolls left", "rolls right", "moves left", "moves right", "slides left", "slides right", "spins", "fades"),
-    "below": ("rolls left", "rolls right", "moves left", "moves right", "slides left", "slides right", "spins", "fades"),
+    "above": (
+        "rolls left",
+        "rolls right",
+        "moves left",
+        "moves right",
+        "slides left",
+        "slides right",
+        "spins",
+        "fades",
+    ),
+    "below": (
+        "rolls left",
+        "rolls right",
+        "moves left",
+        "moves right",
+        "slides left",
+        "slides right",
+        "spins",
+        "fades",
+    ),
     "next to": ("moves up", "moves down", "slides up", "slides down", "bounces", "spins", "grows", "shrinks", "fades"),
     "chases": ("chases",),
     "collides": ("collides",),
@@ -251,8 +271,14 @@ def _related(rng: np.random.Generator, meaning: Meaning, fixed: Mapping[str, str
     relation = fixed.get("relation") or (drawn if drawn in suited or not suited else pick(rng, suited))
     motion = fixed.get("motion") or pick(rng, RELATED_MOTIONS[relation])
     colour = pick(rng, [name for name in COLOURS if name != meaning.colour])
-    second = _thing(rng, {"colour": fixed.get("second_colour") or colour, "shape": fixed.get("second_shape"),
-                          "letter": fixed.get("second_letter")})
+    second = _thing(
+        rng,
+        {
+            "colour": fixed.get("second_colour") or colour,
+            "shape": fixed.get("second_shape"),
+            "letter": fixed.get("second_letter"),
+        },
+    )
     way = direction_of(motion)
     if relation in ("chases", "collides"):
         way = fixed.get("direction") or (pick(rng, ("left", "right")) if rng.random() < 0.5 else None)
@@ -298,8 +324,17 @@ def phrase(meaning: Meaning, rng: np.random.Generator | None = None, synonyms: f
 @lru_cache(maxsize=1)
 def vocabulary() -> list[str]:
     """Every word that any caption can contain, sorted; letters are single capitals."""
-    tables = (COLOUR_WORDS, SHAPE_WORDS, VERB_WORDS, WAY_WORDS, RELATION_WORDS, SIZE_WORDS, SPEED_WORDS,
-              BACKGROUND_WORDS, CAMERA_WORDS)
+    tables = (
+        COLOUR_WORDS,
+        SHAPE_WORDS,
+        VERB_WORDS,
+        WAY_WORDS,
+        RELATION_WORDS,
+        SIZE_WORDS,
+        SPEED_WORDS,
+        BACKGROUND_WORDS,
+        CAMERA_WORDS,
+    )
     words = {"a", "an", *LETTERS}
     for table in tables:
         for ways in table.values():

@@ -47,8 +47,10 @@ def _any(names: dict[str, str]) -> str:
 
 
 def _noun(mark: str) -> str:
-    return (rf"(?:(?:an?|the|one) )?(?:(?P<size{mark}>{_any(_SIZES)}) )?(?P<colour{mark}>{_any(_COLOURS)}) "
-            rf"(?P<shape{mark}>{_any(_SHAPES)})(?: (?P<letter{mark}>(?<=letter )[a-z]))?")
+    return (
+        rf"(?:(?:an?|the|one) )?(?:(?P<size{mark}>{_any(_SIZES)}) )?(?P<colour{mark}>{_any(_COLOURS)}) "
+        rf"(?P<shape{mark}>{_any(_SHAPES)})(?: (?P<letter{mark}>(?<=letter )[a-z]))?"
+    )
 
 
 _WAY = rf"(?: (?P<way>{_any(_WAYS)}))?"

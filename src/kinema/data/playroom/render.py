@@ -50,8 +50,9 @@ class _Layer:
     top: list[int]
 
 
-def render(tracks: list[Track], coats: list[Coat], backdrop: Backdrop, camera: Camera, view: View,
-           order: list[int]) -> tuple[Floats, list[Track]]:
+def render(
+    tracks: list[Track], coats: list[Coat], backdrop: Backdrop, camera: Camera, view: View, order: list[int]
+) -> tuple[Floats, list[Track]]:
     """The video ``[3, T, H, W]`` in [-1, 1], and the tracks with the share of each that is seen.
 
     ``order`` lists the objects from the back to the front.
@@ -114,7 +115,9 @@ def _seen(layer: _Layer, hidden: Floats | None, view: View) -> Floats:
     """The share of the outline in the frame and not under ``hidden``, to which the layer is added."""
     area = layer.cover.sum(axis=(1, 2))
     side = layer.cover.shape[-1]
-    inside = all(0 <= x <= view.width - side for x in layer.left) and all(0 <= y <= view.height - side for y in layer.top)
+    inside = all(0 <= x <= view.width - side for x in layer.left) and all(
+        0 <= y <= view.height - side for y in layer.top
+    )
     if hidden is None and inside:
         return np.ones_like(area)
     shown = np.zeros_like(area)

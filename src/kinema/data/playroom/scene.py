@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kinema.data.playroom.grammar import DIRECTED, GROUND, direction_of, pick
+from kinema.data.playroom.grammar import DIRECTED, GROUND
 from kinema.data.playroom.shapes import Floats
 
 if TYPE_CHECKING:
@@ -154,8 +154,15 @@ def _alone(meaning: Meaning, background: str, size: float, angle: float, view: V
     return _in_place(meaning, size, angle, (x, y), view, u)
 
 
-def _travel(meaning: Meaning, size: float, angle: float, line: float, view: View, u: Floats,
-            share: tuple[float, float] = (0.38, 0.6)) -> dict[str, Floats]:
+def _travel(
+    meaning: Meaning,
+    size: float,
+    angle: float,
+    line: float,
+    view: View,
+    u: Floats,
+    share: tuple[float, float] = (0.38, 0.6),
+) -> dict[str, Floats]:
     """Along a straight line for the whole clip; rolling turns as far as the way it has gone."""
     verb, way = meaning.motion.split(" ")
     across, sign = way in ("left", "right"), 1 if way in ("right", "down") else -1
@@ -176,8 +183,9 @@ def _travel(meaning: Meaning, size: float, angle: float, line: float, view: View
     return track
 
 
-def _in_place(meaning: Meaning, size: float, angle: float, centre: tuple[float, float], view: View,
-              u: Floats) -> dict[str, Floats]:
+def _in_place(
+    meaning: Meaning, size: float, angle: float, centre: tuple[float, float], view: View, u: Floats
+) -> dict[str, Floats]:
     """The motions that go nowhere in the end."""
     verb, (x, y) = meaning.motion, centre
     seconds, passed = view.seconds_T * _rate(meaning), view.progress_T
@@ -219,7 +227,9 @@ def _in_place(meaning: Meaning, size: float, angle: float, centre: tuple[float, 
 # --------------------------------------------------------------------------------- two objects
 
 
-def _behind(meaning: Meaning, sizes: tuple[float, float], angle: float, view: View, u: Floats) -> list[dict[str, Floats]]:
+def _behind(
+    meaning: Meaning, sizes: tuple[float, float], angle: float, view: View, u: Floats
+) -> list[dict[str, Floats]]:
     """The first passes behind the second, which stands near the middle."""
     x, y = between(0.42, 0.58, u[3]), between(0.42, 0.58, u[4])
     line = (y if meaning.direction in ("left", "right") else x) + (u[8] - 0.5) * 0.1
@@ -229,7 +239,9 @@ def _behind(meaning: Meaning, sizes: tuple[float, float], angle: float, view: Vi
     return [first, _still(x, y, sizes[1], (u[7] - 0.5) * 0.3, view)]
 
 
-def _beside(meaning: Meaning, sizes: tuple[float, float], angle: float, view: View, u: Floats) -> list[dict[str, Floats]]:
+def _beside(
+    meaning: Meaning, sizes: tuple[float, float], angle: float, view: View, u: Floats
+) -> list[dict[str, Floats]]:
     """The first moves above, below or next to the second, which stands still."""
     near, far = between(0.27, 0.3, u[3]), between(0.72, 0.75, u[4])
     if meaning.motion in ("grows", "shrinks"):
@@ -249,7 +261,9 @@ def _beside(meaning: Meaning, sizes: tuple[float, float], angle: float, view: Vi
     return [first, _still(*place2, sizes[1], (u[7] - 0.5) * 0.3, view)]
 
 
-def _encounter(meaning: Meaning, sizes: tuple[float, float], angle: float, view: View, u: Floats) -> list[dict[str, Floats]]:
+def _encounter(
+    meaning: Meaning, sizes: tuple[float, float], angle: float, view: View, u: Floats
+) -> list[dict[str, Floats]]:
     """A chase, where both keep their distance, or a collision, where the first hands over its speed."""
     way = meaning.direction or ("right" if u[10] < 0.5 else "left")
     short = min(1.0, 0.3 / max(sizes))
@@ -265,8 +279,11 @@ def _encounter(meaning: Meaning, sizes: tuple[float, float], angle: float, view:
     else:
         place = between(0.48, 0.56, u[3])
         hit = between(0.42, 0.5, u[5])
-        x = np.where(passed < hit, start + (place - touching - start) * passed / hit,
-                     place - touching - 0.06 * (passed - hit) / (1 - hit))
+        x = np.where(
+            passed < hit,
+            start + (place - touching - start) * passed / hit,
+            place - touching - 0.06 * (passed - hit) / (1 - hit),
+        )
         x2 = np.where(passed < hit, place, place + (end - place) * (passed - hit) / (1 - hit))
     tracks = [_still(0.5, y, size, tilt, view) for size, tilt in zip(sizes, (angle, (u[7] - 0.5) * 0.3), strict=True)]
     for track, places in zip(tracks, (x, x2), strict=True):
@@ -325,7 +342,9 @@ RGB: dict[str, tuple[float, float, float]] = {
 def tint(colour: str, rng: np.random.Generator) -> tuple[float, float, float]:
     """A shade close to the named colour."""
     jitter = rng.random(3) * 0.05 - 0.025
-    red, green, blue = (float(min(max(base + shift, 0.0), 1.0)) for base, shift in zip(RGB[colour], jitter, strict=True))
+    red, green, blue = (
+        float(min(max(base + shift, 0.0), 1.0)) for base, shift in zip(RGB[colour], jitter, strict=True)
+    )
     return red, green, blue
 
 
@@ -342,7 +361,3 @@ def motions(meaning: Meaning, tracks: list[dict[str, Floats]]) -> list[str]:
         return [meaning.motion, "still"]
     right = tracks[1]["position_T2"][-1, 0] >= tracks[1]["position_T2"][0, 0]
     return [f"moves {'right' if right else 'left'}"] * 2
-
-
-__all__ = ["RGB", "Camera", "Scene", "Track", "View", "direction_of", "film", "layout", "make_track", "motions",
-           "pick", "seen", "tint"]

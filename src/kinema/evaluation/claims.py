@@ -1,0 +1,92 @@
+"""Results of experiments that stand beside a report as JSON: two arms, the same prompts, paired differences.
+
+``benchmarks/vdm_claims.py`` writes them; the report only shows them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kinema.evaluation.intervals import paired_difference
+from kinema.evaluation.oracle import Figure, spread
+from kinema.evaluation.results import figure_of, to_json
+from kinema.schema import BadRequest
+
+_PATTERN = "vdm-*.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One measure under both arms; ``difference`` is first minus second over the same prompts."""
+
+    measure: str
+    higher_is_better: bool
+    first: Figure
+    second: Figure
+    difference: Figure
+
+    @classmethod
+    def of(
+        cls, measure: str, first: Sequence[float], second: Sequence[float], *, higher_is_better: bool, seed: int = 0
+    ) -> Outcome:
+        a, b = spread(first), spread(second)
+        if a is None or b is None:
+            raise ValueError("nothing was measured")
+        return cls(measure, higher_is_better, a, b, paired_difference(first, second, seed))
+
+    @property
+    def favours(self) -> str:
+        """ "first", "second" or "neither": which arm the interval of the difference speaks for."""
+        if self.difference.low <= 0 <= self.difference.high:
+            return "neither"
+        return "first" if (self.difference.mean > 0) == self.higher_is_better else "second"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim put to the test: what it says, the two arms, how it was measured, what came out."""
+
+    claim: str
+    arms: tuple[str, str]
+    method: str
+    protocol: Mapping[str, Any]
+    outcomes: Sequence[Outcome]
+
+    def table(self) -> str:
+        """Markdown, one line a measure, with the arm that its interval favours."""
+        a, b = self.arms
+        lines = [f"| measure | {a} | {b} | {a} − {b} | favours |", "|---|---|---|---|---|"]
+        named = {"first": a, "second": b, "neither": "neither"}
+        for o in self.outcomes:
+            better = "higher" if o.higher_is_better else "lower"
+            difference = f"{o.difference.mean:+.4g} ({o.difference.low:+.4g} to {o.difference.high:+.4g})"
+            cells = [f"{o.measure} ({better} is better)", f"{o.first.mean:.4g}", f"{o.second.mean:.4g}", difference]
+            lines.append(f"| {' | '.join([*cells, named[o.favours]])} |")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        return to_json(self)
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def read(folder: Path) -> list[Claim]:
+    """The claims of ``vdm-*.json`` in a folder, by file name. Raises BadRequest for a file that holds none."""
+    return [_read(path) for path in sorted(folder.glob(_PATTERN))]
+
+
+def _read(path: Path) -> Claim:
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        outcomes = [
+            Outcome(o["measure"], o["higher_is_better"], *(figure_of(o[k]) for k in ("first", "second", "difference")))
+            for o in told["outcomes"]
+        ]
+        return Claim(told["claim"], tuple(told["arms"]), told["method"], told["protocol"], outcomes)
+    except (ValueError, KeyError, TypeError):
+        raise BadRequest(f"{path} is not a result that benchmarks/vdm_claims.py wrote") from None
