@@ -75,6 +75,19 @@ def test_eta_with_a_sampler_that_has_none_is_refused_not_ignored(model: Model) -
         model.generate("a red ball", sampler="euler", eta=0.5, steps=2)
 
 
+def test_sampler_options_reach_the_sampler_and_unknown_ones_are_refused(model: Model) -> None:
+    ask = {"sampler": "vdm-ancestral", "seed": 1, "steps": 3}
+    low, high = (model.generate("a red ball", sampler_options={"gamma": g}, **ask).video for g in (0.0, 1.0))
+    assert not torch.equal(low, high)
+    with pytest.raises(BadRequest, match="it takes gamma"):
+        model.generate("a red ball", sampler_options={"churn": 1.0}, **ask)
+
+
+def test_a_loop_without_windows_is_refused_not_ignored(model: Model) -> None:
+    with pytest.raises(BadRequest, match="window"):
+        model.generate("a red ball", loop=True)
+
+
 def test_an_option_the_verb_does_not_know_is_one_sentence(model: Model) -> None:
     with pytest.raises(BadRequest, match="telepathy"):
         model.generate("a red ball", telepathy=True)

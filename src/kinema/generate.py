@@ -5,7 +5,6 @@ Families and tasks meet here and nowhere else. Shapes: pixels B×3×T×H×W in [
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 import secrets
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kinema import __version__
 from kinema.diffusion import samplers
 from kinema.diffusion.guidance import ClassifierFree, Reconstruction, Replacement, Scale
 from kinema.diffusion.noise import Noise
@@ -74,6 +74,7 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
     if request.task not in TASKS:
         raise BadRequest(f"there is no task {request.task!r}; expected one of {', '.join(TASKS)}")
     request = system.settle(TASKS[request.task].plan(request), on_event)
+    sampler_options(system, request)
     if request.seed is None:
         request = replace(request, seed=secrets.randbelow(2**31))
     return request
@@ -111,11 +112,6 @@ def sample(
     z = system.prior(noise)
     if canvas.source is not None:
         levels, z = start_from(system.encode(canvas.source), canvas.strength, levels, noise)
-    options = {**_default_options(system, request)}
-    if request.eta is not None:
-        if "eta" not in samplers.options(cast(str, request.sampler)):
-            raise BadRequest(f"sampler {request.sampler} takes no eta; euler-ancestral, ddim and dpmpp-sde do")
-        options["eta"] = request.eta
     on_event(Phase("sample", f"{len(levels) - 1} steps of {request.sampler}"))
 
     def on_step(index: int, total: int, level: Level, x0: Tensor) -> None:
@@ -123,6 +119,7 @@ def sample(
 
     if len(levels) < 2:
         return z
+    options = sampler_options(system, request)
     return SAMPLERS[cast(str, request.sampler)](denoise, z, levels, noise=draws, on_step=on_step, **options)
 
 
@@ -216,10 +213,18 @@ def latent_mask(system: System, mask_B1THW: Tensor) -> Tensor:
     return body.to(system.device, system.dtype)
 
 
-def _default_options(system: System, request: Request) -> Mapping[str, float]:
-    """The model's options for its own sampler; another sampler keeps its own defaults."""
+def sampler_options(system: System, request: Request) -> dict[str, float]:
+    """The request's options of its sampler over the model's own; one the sampler does not take is refused."""
     own = system.family.defaults(system.config)
-    return own.options if request.sampler == own.sampler else {}
+    name = cast(str, request.sampler)
+    told = dict(request.sampler_options) | ({} if request.eta is None else {"eta": request.eta})
+    known = samplers.options(name)
+    for option in told:
+        if not isinstance(told[option], int | float):
+            raise BadRequest(f"{option} of the sampler is {told[option]!r}; expected a number")
+        if option not in known:
+            raise BadRequest(f"sampler {name} takes no {option}; it takes {', '.join(known) or 'no options'}")
+    return {**(own.options if name == own.sampler else {}), **told}
 
 
 # -------------------------------------------------------------------------------------- recipe
@@ -228,7 +233,7 @@ def _default_options(system: System, request: Request) -> Mapping[str, float]:
 def recipe(system: System, request: Request, video: Tensor) -> dict[str, Any]:
     """What `kinema replay` needs to make the clip again, and to say whether it is the same to the bit."""
     return {
-        "kinema": importlib.metadata.version("kinema"),
+        "kinema": __version__,
         "model": system.name,
         "family": system.family.name,
         "weights": system.weights.hash,

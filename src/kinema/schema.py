@@ -206,6 +206,10 @@ class Request:
     guidance_rescale: float = option("pull guided contrast back to the unguided (0..1)", 0.0, least=0, most=1)
     guidance_interval: tuple[float, float] = option("log-SNR range in which guidance acts", (-math.inf, math.inf))
     eta: float | None = option("noise put back at each step (0 is deterministic)", None, least=0, most=1)
+    sampler_options: Mapping[str, float] = field(
+        default_factory=dict,
+        metadata={"help": "an option of the sampler, such as gamma=0.3 or delta=0.1; may be repeated"},
+    )
 
     image: str | None = option("picture or clip whose first frame starts the video", None)
     last_image: str | None = option("picture that ends the video", None)
@@ -228,7 +232,10 @@ class Request:
     overlap: int | None = option("frames shared by neighbouring windows", None, least=0, most=MAX_FRAMES)
     window_weights: Literal["flat", "pyramid", "overlap-linear"] = option("how windows are blended", "pyramid")
 
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "an option of one model family, such as motion-bucket=127; may be repeated"},
+    )
     """Options of one family (motion bucket, noise augmentation…); an unknown one is refused by it."""
 
     def __post_init__(self) -> None:

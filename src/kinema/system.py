@@ -24,7 +24,7 @@ from kinema.checkpoints.files import Header
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser, Parameterisation
 from kinema.diffusion.samplers import SAMPLERS
-from kinema.diffusion.schedules import Level, Schedule, spaced
+from kinema.diffusion.schedules import Level, Schedule, Spacing, spaced
 from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request, Shape, ignore
 
 
@@ -46,7 +46,7 @@ class Defaults:
     fps: float = 8.0
     steps: int = 50
     sampler: str = "ddim"
-    spacing: str = "uniform"
+    spacing: Spacing = "uniform"
     guidance: float = 1.0
     options: Mapping[str, float] = field(default_factory=dict)
     """Keyword options of the default sampler (gamma, delta, eta…)."""
@@ -224,21 +224,21 @@ class System:
         Raises BadRequest for what the family cannot do; needs no weights.
         """
         own, lattice = self.family.defaults(self.config), self.lattice
-        frames = request.frames or own.frames
-        sizes = {
-            "frames": (frames, lattice.snap_frames(frames)),
-            "height": (request.height or own.height, lattice.snap_side(request.height or own.height)),
-            "width": (request.width or own.width, lattice.snap_side(request.width or own.width)),
-        }
-        for what, (asked, snapped) in sizes.items():
-            if asked != snapped:
-                on_event(Note(f"{what} {asked} snapped to {snapped}, the nearest that {self.name} can make"))
+
+        def snapped(what: str, asked: int, made: int) -> int:
+            if asked != made:
+                on_event(Note(f"{what} {asked} snapped to {made}, the nearest that {self.name} can make"))
+            return made
+
+        frames, height, width = (request.frames or own.frames, request.height or own.height, request.width or own.width)
         sampler = request.sampler or own.sampler
         if sampler not in SAMPLERS:
             raise BadRequest(registry.unknown("sampler", sampler, SAMPLERS))
         request = replace(
             request,
-            **{what: snapped for what, (_, snapped) in sizes.items()},
+            frames=snapped("frames", frames, lattice.snap_frames(frames)),
+            height=snapped("height", height, lattice.snap_side(height)),
+            width=snapped("width", width, lattice.snap_side(width)),
             fps=request.fps or own.fps,
             steps=request.steps or own.steps,
             sampler=sampler,

@@ -21,11 +21,10 @@ DEFAULT_MODEL = "zoetrope"
 
 _SAMPLING = (
     *("negative_prompt", "seed", "clips", "frames", "height", "width", "fps", "steps", "sampler", "guidance"),
-    *("guidance_end", "guidance_rescale", "guidance_interval", "eta"),
+    *("guidance_end", "guidance_rescale", "guidance_interval", "eta", "sampler_options"),
     *("window", "overlap", "window_weights", "extra"),
 )
 _HOLDING = ("honour", "reconstruction_weight", "fit")
-_EXTRA = "an option of one model family, such as motion-bucket=127; may be repeated"
 _REGION = ("mask", "region", "outside")
 
 
@@ -141,7 +140,7 @@ def request_options(task: TaskName) -> list[Option]:
     wanted = {*verb.own, *_SAMPLING}
     order = [f.name for f in fields(Request) if f.name in wanted]
     options = from_dataclass(Request, order, positional=verb.positional)
-    return [replace(o, help=_EXTRA) if o.name == "extra" else o for o in options]
+    return options
 
 
 def request_from(task: TaskName, told: Mapping[str, Any]) -> Request:

@@ -29,7 +29,7 @@ from kinema.system import System
 PROMPTS = 64
 NAME = "temporal-consistency"
 ARMS = ("as a video", "frame by frame", "real")
-_APART = {"zoetrope": "per_frame", "vdm": "focus"}
+_APART = {"zoetrope": "per_frame", "vdm": "per_frame"}
 """The option by which a family forbids its frames to see each other."""
 _SHEETS, _CLIPS_A_SHEET = 2, 2
 

@@ -71,15 +71,19 @@ def build(
     name: str, model: nn.Module, blocks: Sequence[nn.Module], learning_rate: float, weight_decay: float
 ) -> list[Optimizer]:
     """The optimisers of a run: ``adamw`` alone, or ``muon`` for the blocks' matrices and AdamW beside it."""
-    adam = {"lr": learning_rate, "betas": (0.9, 0.98), "weight_decay": weight_decay}
+
+
+    def adam(params: Iterable[Tensor]) -> Optimizer:
+        return AdamW(params, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
+
     if name == "adamw":
-        return [AdamW(model.parameters(), **adam)]
+        return [adam(model.parameters())]
     if name != "muon":
         raise ValueError(f"no optimiser {name!r}; expected adamw or muon")
     inside = [p for block in blocks for n, p in block.named_parameters() if p.ndim >= 2 and n.endswith("weight")]
     ids = {id(p) for p in inside}
     rest = [p for p in model.parameters() if id(p) not in ids]
-    return [Muon(inside, lr=learning_rate, weight_decay=weight_decay), AdamW(rest, **adam)]
+    return [Muon(inside, lr=learning_rate, weight_decay=weight_decay), adam(rest)]
 
 
 def rate(step: int, steps: int, warmup: int, cooldown: float) -> float:

@@ -40,7 +40,7 @@ class Clips(Protocol):
 class Playroom:
     """Playroom rendered on the fly; ``split`` keeps the held-out prompts out of training.
 
-    ``mixed`` is three simple clips and then one of the full grammar: a small model has most to learn
+    ``mixed`` is seven simple clips and then one of the full grammar: a small model has most to learn
     from the simplest sentences, which are also what most people type.
     """
 
@@ -57,7 +57,7 @@ class Playroom:
         return ()
 
     def clip(self, index: int) -> tuple[Tensor, str]:
-        grammar = self.grammar if self.grammar != "mixed" else ("full" if index % 4 == 3 else "simple")
+        grammar = self.grammar if self.grammar != "mixed" else ("full" if index % 8 == 7 else "simple")
         made = playroom.sample(
             self.seed * _EPOCH_STRIDE + index,
             frames=self.frames,

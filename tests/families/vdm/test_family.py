@@ -64,24 +64,24 @@ def test_unknown_words_are_said(tiny: Config) -> None:
     assert [note.message for note in said if isinstance(note, Note)] == ["vdm/tiny never saw the word 'zeppelin'"]
 
 
-def test_focus_denoises_every_frame_by_itself(tiny: Config, lively: Callable[..., VideoUNet]) -> None:
+def test_per_frame_denoises_every_frame_by_itself(tiny: Config, lively: Callable[..., VideoUNet]) -> None:
     model = replace(system(tiny), dtype=torch.float64)
     model.__dict__["model"] = lively()
     z, other = noisy().double(), noisy().double()
     other[:, :, 3] += 1
-    for focus in (True, False):
-        denoise = FAMILY.denoiser(model, Condition(None, focus), None)
+    for per_frame in (True, False):
+        denoise = FAMILY.denoiser(model, Condition(None, per_frame), None)
         with torch.no_grad():
             moved = (denoise(other, level(model)) - denoise(z, level(model))).abs().amax(dim=(0, 1, 3, 4))
         elsewhere = torch.cat([moved[:3], moved[4:]])
-        assert bool((elsewhere == 0).all()) is focus
+        assert bool((elsewhere == 0).all()) is per_frame
         assert moved[3] > 0
 
 
-def test_focus_in_a_request_reaches_the_condition(tiny: Config) -> None:
-    conditions = FAMILY.condition(system(tiny), Request(extra={"focus": True}, seed=0), canvas(), ignore)
-    assert conditions.positive.focus
-    assert conditions.negative.focus
+def test_per_frame_in_a_request_reaches_the_condition(tiny: Config) -> None:
+    conditions = FAMILY.condition(system(tiny), Request(extra={"per_frame": True}, seed=0), canvas(), ignore)
+    assert conditions.positive.per_frame
+    assert conditions.negative.per_frame
 
 
 def test_an_eps_networks_estimate_stays_in_range_at_the_noise_end(tiny: Config) -> None:
@@ -109,7 +109,7 @@ def test_reconstruction_guidance_runs_through_the_network(tiny: Config) -> None:
 
 def test_reconstruction_guidance_does_nothing_to_a_model_that_sees_frames_alone(tiny: Config) -> None:
     model = system(tiny)
-    denoise = FAMILY.denoiser(model, Condition(focus=True), None)
+    denoise = FAMILY.denoiser(model, Condition(per_frame=True), None)
     given, mask = torch.zeros(SHAPE), torch.zeros(1, 1, *SHAPE[2:])
     mask[:, :, :2] = 1
     with torch.no_grad():
@@ -141,7 +141,7 @@ def test_a_class_conditional_model_takes_its_class_names_as_prompts(tiny: Config
         (Request(negative_prompt="blur"), "without text"),
         (Request(guidance=3.0), "guidance must be 1"),
         (Request(extra={"motion_bucket": 3}), "motion_bucket"),
-        (Request(extra={"focus": "yes"}), "true or false"),
+        (Request(extra={"per_frame": "yes"}), "true or false"),
     ],
 )
 def test_what_an_unconditional_model_cannot_do_is_refused(tiny: Config, request_: Request, said: str) -> None:

@@ -26,7 +26,7 @@ class Condition:
 
     vector: Tensor | None = None
     """None stands for the trained null."""
-    focus: bool = False
+    per_frame: bool = False
     """Every frame by itself: temporal attention sees the frame alone, the model is an image model."""
 
 

@@ -20,8 +20,8 @@ from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
 from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
 from kinema.vae.pixel import PixelCodec
 
-_EXTRA = {"focus": bool}
-"""``focus=True``: every frame by itself, the same weights as an image model."""
+_EXTRA = {"per_frame": bool}
+"""``per_frame=True``: every frame by itself, the same weights as an image model."""
 
 
 class VDM:
@@ -79,11 +79,11 @@ class VDM:
                 class_index(config, prompt)
 
     def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:  # noqa: ARG002
-        config, focus = system.config, bool(request.extra.get("focus", False))
+        config, per_frame = system.config, bool(request.extra.get("per_frame", False))
         for word in unknown_words(config, f"{request.prompt} {request.negative_prompt}"):
             on_event(Note(f"{system.name} never saw the word {word!r}"))
         positive, negative = (
-            Condition(encode(system.model, config, [prompt]) if prompt.strip() else None, focus)
+            Condition(encode(system.model, config, [prompt]) if prompt.strip() else None, per_frame)
             for prompt in (request.prompt, request.negative_prompt)
         )
         return Conditions(positive, negative)
@@ -93,7 +93,7 @@ class VDM:
         model, config = system.model, system.config
 
         def network(z_BCTHW: Tensor, level: Level) -> Tensor:
-            independent = z_BCTHW.shape[2] if condition.focus else 0
+            independent = z_BCTHW.shape[2] if condition.per_frame else 0
             return model(z_BCTHW, level.log_snr.to(z_BCTHW.device), condition.vector, independent=independent)
 
         estimate = system.process.parameterisation.denoiser(network)
