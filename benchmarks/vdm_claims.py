@@ -181,7 +181,8 @@ class Progress:
     """A line every few seconds, with the time left."""
 
     def __init__(self, what: str) -> None:
-        self.what, self.began, self.last, self.first = what, time.monotonic(), 0.0, None
+        self.what, self.began, self.last = what, time.monotonic(), 0.0
+        self.first: int | None = None
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Note):

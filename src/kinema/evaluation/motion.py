@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _ANGLES = np.deg2rad(np.arange(-78, 79, 6)).astype(np.float32)
 _GAIN = 0.12
 """A rotation must explain this much more of the change between two frames than standing still."""
+_RIM = 0.2
+"""The weight of the outline against the marks on the surface, in telling how far an object turns."""
 _TURNS = 0.12
 """Objects that turn at least this much (radians in two frames, on average) roll or spin."""
 _NEEDED = 3
@@ -83,7 +85,11 @@ def _turning(looks: Floats, covers: Floats, there: NDArray[np.bool_], contrast: 
     good = good[np.isin(good + 2, good)]
     if not len(good):
         return 0.0
-    surface = np.concatenate([looks * covers, covers[None]]).reshape(len(looks) + 1, len(there), -1)
+    # Marks count by their difference from the object's own mean, so that a round rim hardly counts.
+    total = np.maximum(covers.sum(axis=(1, 2)), np.float32(1e-6))
+    means = (looks * covers).sum(axis=(2, 3)) / total
+    surface = np.concatenate([(looks - means[:, :, None, None]) * covers, np.float32(_RIM) * covers[None]])
+    surface = surface.reshape(len(surface), len(there), -1)
     disc, rotated = _rotations(looks.shape[-1])
     before, after = surface[:, good], surface[:, good + 2][:, :, disc]
     errors_RN = np.stack([((before[:, :, turned] - after) ** 2).sum(axis=(0, 2)) for turned in rotated])

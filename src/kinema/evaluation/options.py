@@ -46,3 +46,5 @@ class EvaluateOptions:
                 raise BadRequest(f"{f.name} is {value!r}; expected {', '.join(choices)}")
         if self.report and self.curve is not None:
             raise BadRequest("evaluate takes report or curve, not both")
+        if self.animate and (self.report or self.curve is not None):
+            raise BadRequest("animate is measured by itself: leave out report and curve")

@@ -25,7 +25,7 @@ def evaluate(options: EvaluateOptions, on_event: OnEvent = ignore) -> Evaluation
     something to keep. Raises BadRequest before any weights are read for what cannot be done.
     """
     if options.output is not None:
-        check_folder(Path(options.output))
+        check_output(Path(options.output))
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.curve is not None:
@@ -40,9 +40,14 @@ def evaluate(options: EvaluateOptions, on_event: OnEvent = ignore) -> Evaluation
     return result
 
 
-def save(text: str, path: Path) -> None:
-    """Write a text file, whole or not at all."""
+def check_output(path: Path) -> None:
+    """Refuse a file that could not be written, before the work is done."""
+    check_folder(path)
     if path.is_dir():
         raise BadRequest(f"output is {path}, a folder; expected the name of a JSON file")
+
+
+def save(text: str, path: Path) -> None:
+    """Write a text file, whole or not at all."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")

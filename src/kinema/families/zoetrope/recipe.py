@@ -31,8 +31,8 @@ RECIPE = Recipe(
 )  # fmt: skip
 TINY = replace(RECIPE, steps=200, batch=4, warmup=10)
 
-draw_levels = losses.draw_levels("logit-normal", mean=0.8, std=1.0, stratified=True)
-"""Logit-normal noise levels, shifted toward noise: colour, shape and direction are decided there."""
+draw_levels = losses.draw_levels("logit-normal", mean=0.3, std=1.2, stratified=True)
+"""Logit-normal times, then shifted toward noise by the config: colour, shape and direction are decided there."""
 LEAST_SIGMA = 0.3
 """Bounds the velocity weighting 1/sigma² near clean frames, where there is little left to learn."""
 

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kinema.evaluation.intervals import paired_difference, paired_ratio
+
+
+def test_equal_measurements_have_a_ratio_of_one_and_no_width() -> None:
+    values = [0.1, 0.7, 2.0]
+    figure = paired_ratio(values, values)
+    assert (figure.mean, figure.low, figure.high, figure.count) == (1, 1, 1, 3)
+
+
+def test_the_ratio_is_of_means_so_one_still_clip_cannot_carry_it() -> None:
+    assert paired_ratio([1.0, 1.0], [2.0, 1e-9]).mean == pytest.approx(1, rel=1e-6)
+
+
+def test_pairs_stay_together_when_clips_are_drawn() -> None:
+    reference = np.random.default_rng(0).uniform(0.01, 100, 40)
+    figure = paired_ratio(3 * reference, reference)
+    assert (figure.low, figure.high) == (pytest.approx(3), pytest.approx(3))
+
+
+def test_a_zero_reference_gives_infinity_or_one_and_never_nan() -> None:
+    assert paired_ratio([1.0], [0.0]).mean == np.inf
+    assert paired_ratio([0.0], [0.0]).mean == 1
+
+
+def test_the_interval_of_a_difference_covers_the_truth_about_95_times_in_100() -> None:
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(100):
+        shared = rng.normal(0, 5, 40)
+        figure = paired_difference(shared + rng.normal(0.3, 1, 40), shared)
+        hits += figure.low <= 0.3 <= figure.high
+    assert 88 <= hits <= 100
+
+
+def test_nothing_measured_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one pair"):
+        paired_ratio([], [])

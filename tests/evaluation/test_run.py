@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from kinema.evaluation import measuring
+from kinema.evaluation.results import Evaluation
+from kinema.evaluation.run import EvaluateOptions, evaluate
+from kinema.evaluation.sampling import Sampling
+from kinema.schema import BadRequest, Canvas, Event, Note, Phase, Request, Step
+from kinema.system import System, open_system
+
+
+def tiny() -> System:
+    return open_system("zoetrope", preset="tiny", device="cpu")
+
+
+@pytest.fixture
+def perfect(monkeypatch: pytest.MonkeyPatch) -> System:
+    """A model whose clips are the real ones, at 16 frames of 64×64."""
+    system = tiny()
+    full = Request(frames=16, height=64, width=64, fps=8.0, steps=1, sampler="euler", guidance=1.0)
+
+    def clips(self: Sampling, prompts: Sequence[str], seed: int, canvas: Canvas | None = None) -> torch.Tensor:
+        return torch.stack([self.real(prompt, seed + i) for i, prompt in enumerate(prompts)])
+
+    monkeypatch.setattr(Sampling, "clips", clips)
+    monkeypatch.setattr(measuring, "sampling_of", lambda *_, **__: Sampling(system, full))
+    return system
+
+
+def test_real_clips_score_full_marks_and_ratios_of_one(perfect: System) -> None:
+    result = measuring.measure(perfect, EvaluateOptions(prompts=4, batch=2, animate=True))
+    assert result.text_to_video is not None
+    scores = result.text_to_video.scores
+    assert scores.colour is not None
+    assert scores.shape is not None
+    assert scores.colour.mean == scores.shape.mean == 1
+    for name in ("jerk", "high_frequency_ratio", "luma_second_difference", "motion_amount"):
+        compared = result.text_to_video.temporal[name]
+        assert (compared.ratio.mean, compared.ratio.low, compared.ratio.high) == (1, 1, 1)
+        assert compared.control is not None
+        assert compared.control.mean != 1
+    image = result.image_to_video
+    assert image is not None
+    assert image.psnr_own.mean == 100
+    assert image.exact_after.mean == image.kept.mean == image.colour.mean == image.shape.mean == 1
+    assert image.seam.ratio.mean == 1
+
+
+def test_clips_of_other_prompts_score_like_guesses(perfect: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    def clips(self: Sampling, prompts: Sequence[str], seed: int, canvas: Canvas | None = None) -> torch.Tensor:
+        return torch.stack([self.real("a white ring fades", seed + i) for i in range(len(prompts))])
+
+    monkeypatch.setattr(Sampling, "clips", clips)
+    result = measuring.measure(perfect, EvaluateOptions(prompts=6, batch=6))
+    assert result.text_to_video is not None
+    assert result.text_to_video.scores.shape is not None
+    assert result.text_to_video.scores.shape.mean <= 0.5
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path, list[Event]]:
+    output = tmp_path_factory.mktemp("evaluate") / "scores.json"
+    events: list[Event] = []
+    options = EvaluateOptions(preset="tiny", prompts=3, batch=2, steps=2, animate=True, output=str(output), device="cpu")
+    result = evaluate(options, events.append)
+    assert isinstance(result, Evaluation)
+    return result, output, events
+
+
+def test_the_file_holds_figures_clips_and_a_protocol_that_has_no_date(untrained: tuple) -> None:
+    result, output, _ = untrained
+    told = json.loads(output.read_text())
+    assert told == json.loads(result.to_json())
+    protocol = told["protocol"]
+    wanted = {"prompts": 3, "measured": 3, "seed": 0, "steps": 2, "sampler": "euler", "weights": "seed:0", "split": "held-out"}
+    assert wanted.items() <= protocol.items()
+    assert not {"date", "time", "created"} & protocol.keys()
+    assert [clip["seed"] for clip in told["clips"]] == [0, 1, 2, 0, 1, 2]
+    assert told["partial"] is False
+
+
+def test_the_own_first_frame_is_measured_before_the_given_one_is_put_back(untrained: tuple) -> None:
+    image = untrained[0].image_to_video
+    assert image.psnr_own.mean < 30
+    assert image.psnr_own_least <= image.psnr_own.mean
+    assert image.exact_after.mean == 1
+
+
+def test_progress_counts_clips_to_the_end_of_each_phase(untrained: tuple) -> None:
+    events = untrained[2]
+    phases = [e.detail for e in events if isinstance(e, Phase) and e.name == "measure"]
+    assert phases == ["text to video, 3 clips", "image to video, 3 clips"]
+    assert [(e.index, e.total) for e in events if isinstance(e, Step)] == [(2, 3), (3, 3)] * 2
+
+
+def test_the_table_names_every_measure(untrained: tuple) -> None:
+    table = untrained[0].table()
+    for words in ("colour", "direction", "jerk", "high frequency ratio", "PSNR of the model's own frame 0", "weights seed:0"):
+        assert words in table
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
+    original, calls = getattr(measuring, name), []
+
+    def rows(*args: object) -> object:
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(measuring, name, rows)
+
+
+def test_an_interruption_keeps_what_was_measured_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    interrupt_at(monkeypatch, "text_rows", 2)
+    events: list[Event] = []
+    output = tmp_path / "scores.json"
+    options = EvaluateOptions(preset="tiny", prompts=5, batch=2, steps=1, animate=True, output=str(output), device="cpu")
+    result = evaluate(options, events.append)
+    assert result.partial
+    told = json.loads(output.read_text())
+    assert (told["partial"], told["protocol"]["prompts"], told["protocol"]["measured"]) == (True, 5, 2)
+    assert told["image_to_video"] is None
+    assert "Interrupted" in result.table()
+    assert any(isinstance(e, Note) and "2 of 5 clips" in e.message for e in events)
+
+
+def test_an_interruption_of_the_second_task_keeps_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_at(monkeypatch, "image_rows", 1)
+    options = EvaluateOptions(preset="tiny", prompts=2, steps=1, animate=True, device="cpu")
+    result = measuring.measure(tiny(), options)
+    assert result.partial
+    assert result.text_to_video is not None
+    assert result.image_to_video is None
+
+
+def test_an_interruption_before_anything_was_measured_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    interrupt_at(monkeypatch, "text_rows", 1)
+    output = tmp_path / "scores.json"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(EvaluateOptions(preset="tiny", prompts=2, steps=1, output=str(output), device="cpu"))
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ({"prompts": 0}, "prompts is 0; expected 1"),
+        ({"batch": 10**6}, "batch is 1e\\+06; expected 1 to 256"),
+        ({"grammar": "french"}, "grammar is 'french'; expected simple, full, mixed"),
+        ({"report": True, "curve": "run"}, "report or curve, not both"),
+        ({"report": True, "animate": True}, "animate"),
+    ],
+)
+def test_impossible_options_are_refused_in_a_sentence(told: dict, sentence: str) -> None:
+    with pytest.raises(BadRequest, match=sentence):
+        EvaluateOptions(**told)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_sampled(tmp_path: Path) -> None:
+    events: list[Event] = []
+    with pytest.raises(BadRequest, match="does not exist"):
+        evaluate(EvaluateOptions(preset="tiny", output=str(tmp_path / "no" / "scores.json")), events.append)
+    with pytest.raises(BadRequest, match="a folder; expected the name of a JSON file"):
+        evaluate(EvaluateOptions(preset="tiny", output=str(tmp_path)), events.append)
+    assert not events
+
+
+def test_an_unknown_sampler_is_refused_with_the_nearest_names() -> None:
+    with pytest.raises(BadRequest, match="no sampler 'eulr'.*euler"):
+        evaluate(EvaluateOptions(preset="tiny", prompts=1, sampler="eulr", device="cpu"))
