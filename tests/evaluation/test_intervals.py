@@ -27,14 +27,13 @@ def test_a_zero_reference_gives_infinity_or_one_and_never_nan() -> None:
     assert paired_ratio([0.0], [0.0]).mean == 1
 
 
-def test_the_interval_of_a_difference_covers_the_truth_about_95_times_in_100() -> None:
+def test_the_interval_of_a_difference_is_that_of_the_paired_t_statistic() -> None:
     rng = np.random.default_rng(1)
-    hits = 0
-    for _ in range(100):
-        shared = rng.normal(0, 5, 40)
-        figure = paired_difference(shared + rng.normal(0.3, 1, 40), shared)
-        hits += figure.low <= 0.3 <= figure.high
-    assert 88 <= hits <= 100
+    shared, noise = rng.normal(0, 50, 400), rng.normal(0.3, 1, 400)
+    figure = paired_difference(shared + noise, shared)
+    half = 1.96 * noise.std(ddof=1) / 20
+    assert figure.low == pytest.approx(noise.mean() - half, abs=0.01)
+    assert figure.high == pytest.approx(noise.mean() + half, abs=0.01)
 
 
 def test_nothing_measured_is_an_error() -> None:

@@ -1,18 +1,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from kinema.evaluation import measuring
+from kinema.evaluation import measuring, temporal
 from kinema.evaluation.results import Evaluation
 from kinema.evaluation.run import EvaluateOptions, evaluate
 from kinema.evaluation.sampling import Sampling
 from kinema.schema import BadRequest, Canvas, Event, Note, Phase, Request, Step
 from kinema.system import System, open_system
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_flow() -> Iterator[None]:
+    """Optical flow takes half a second a clip, and has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (measuring, temporal):
+            patch.setattr(module, "has_flow", lambda: False)
+        yield
 
 
 def tiny() -> System:
@@ -57,7 +66,7 @@ def test_clips_of_other_prompts_score_like_guesses(perfect: System, monkeypatch:
         return torch.stack([self.real("a white ring fades", seed + i) for i in range(len(prompts))])
 
     monkeypatch.setattr(Sampling, "clips", clips)
-    result = measuring.measure(perfect, EvaluateOptions(prompts=6, batch=6))
+    result = measuring.measure(perfect, EvaluateOptions(prompts=4))
     assert result.text_to_video is not None
     assert result.text_to_video.scores.shape is not None
     assert result.text_to_video.scores.shape.mean <= 0.5
@@ -67,7 +76,9 @@ def test_clips_of_other_prompts_score_like_guesses(perfect: System, monkeypatch:
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path, list[Event]]:
     output = tmp_path_factory.mktemp("evaluate") / "scores.json"
     events: list[Event] = []
-    options = EvaluateOptions(preset="tiny", prompts=3, batch=2, steps=2, animate=True, output=str(output), device="cpu")
+    options = EvaluateOptions(
+        preset="tiny", prompts=3, batch=2, steps=2, animate=True, output=str(output), device="cpu"
+    )
     result = evaluate(options, events.append)
     assert isinstance(result, Evaluation)
     return result, output, events
@@ -78,7 +89,15 @@ def test_the_file_holds_figures_clips_and_a_protocol_that_has_no_date(untrained:
     told = json.loads(output.read_text())
     assert told == json.loads(result.to_json())
     protocol = told["protocol"]
-    wanted = {"prompts": 3, "measured": 3, "seed": 0, "steps": 2, "sampler": "euler", "weights": "seed:0", "split": "held-out"}
+    wanted = {
+        "prompts": 3,
+        "measured": 3,
+        "seed": 0,
+        "steps": 2,
+        "sampler": "euler",
+        "weights": "seed:0",
+        "split": "held-out",
+    }
     assert wanted.items() <= protocol.items()
     assert not {"date", "time", "created"} & protocol.keys()
     assert [clip["seed"] for clip in told["clips"]] == [0, 1, 2, 0, 1, 2]
@@ -101,7 +120,14 @@ def test_progress_counts_clips_to_the_end_of_each_phase(untrained: tuple) -> Non
 
 def test_the_table_names_every_measure(untrained: tuple) -> None:
     table = untrained[0].table()
-    for words in ("colour", "direction", "jerk", "high frequency ratio", "PSNR of the model's own frame 0", "weights seed:0"):
+    for words in (
+        "colour",
+        "direction",
+        "jerk",
+        "high frequency ratio",
+        "PSNR of the model's own frame 0",
+        "weights seed:0",
+    ):
         assert words in table
 
 
@@ -121,7 +147,9 @@ def test_an_interruption_keeps_what_was_measured_and_says_so(monkeypatch: pytest
     interrupt_at(monkeypatch, "text_rows", 2)
     events: list[Event] = []
     output = tmp_path / "scores.json"
-    options = EvaluateOptions(preset="tiny", prompts=5, batch=2, steps=1, animate=True, output=str(output), device="cpu")
+    options = EvaluateOptions(
+        preset="tiny", prompts=5, batch=2, steps=1, animate=True, output=str(output), device="cpu"
+    )
     result = evaluate(options, events.append)
     assert result.partial
     told = json.loads(output.read_text())
@@ -170,6 +198,15 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_sampled(
     with pytest.raises(BadRequest, match="a folder; expected the name of a JSON file"):
         evaluate(EvaluateOptions(preset="tiny", output=str(tmp_path)), events.append)
     assert not events
+
+
+def test_without_opencv_the_rest_is_measured_and_that_is_said() -> None:
+    events: list[Event] = []
+    result = measuring.measure(tiny(), EvaluateOptions(prompts=1, steps=1), events.append)
+    assert result.text_to_video is not None
+    assert "interpolation_residual" not in result.text_to_video.temporal
+    assert "jerk" in result.text_to_video.temporal
+    assert any(isinstance(e, Note) and "OpenCV" in e.message for e in events)
 
 
 def test_an_unknown_sampler_is_refused_with_the_nearest_names() -> None:

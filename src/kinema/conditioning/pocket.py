@@ -71,10 +71,17 @@ class PocketText(nn.Module):
         super().__init__()
         self.length = length
         self.embed = nn.Embedding(vocab_size, width)
-        self.position = nn.Parameter(torch.randn(length, width) * 0.02)
+        self.position = nn.Parameter(torch.randn(length, width) * 0.1)
         self.layers = nn.ModuleList([_Layer(width) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
-        nn.init.normal_(self.embed.weight, std=0.5)
+        nn.init.normal_(self.embed.weight)
+        # The layers start near the identity. Trained from random layers, the encoder collapsed: while the words
+        # told the model nothing yet, all captions grew one common vector that the last norm then divided by.
+        with torch.no_grad():
+            for layer in self.layers:
+                layer.out.weight.mul_(0.02)
+                layer.down.weight.mul_(0.02)
+                layer.down.bias.zero_()
 
     def forward(self, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
         keep_BL = ids_BL != PAD

@@ -18,7 +18,7 @@ _GAIN = 0.12
 """A rotation must explain this much more of the change between two frames than standing still."""
 _RIM = 0.2
 """The weight of the outline against the marks on the surface, in telling how far an object turns."""
-_TURNS = 0.12
+_TURNS = 0.08
 """Objects that turn at least this much (radians in two frames, on average) roll or spin."""
 _NEEDED = 3
 """With fewer frames than this a path has no motion."""

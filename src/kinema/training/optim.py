@@ -16,6 +16,8 @@ from torch.optim import AdamW, Optimizer
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _ROUNDS = 5
+_BESIDE = 0.3
+"""AdamW's share of Muon's learning rate: at the full rate the embeddings and the text encoder run away."""
 
 
 class Muon(Optimizer):
@@ -83,7 +85,9 @@ def build(
     inside = [p for block in blocks for n, p in block.named_parameters() if p.ndim >= 2 and n.endswith("weight")]
     ids = {id(p) for p in inside}
     rest = [p for p in model.parameters() if id(p) not in ids]
-    return [Muon(inside, lr=learning_rate, weight_decay=weight_decay), adam(rest)]
+    for group in (beside := adam(rest)).param_groups:
+        group["share"] = _BESIDE
+    return [Muon(inside, lr=learning_rate, weight_decay=weight_decay), beside]
 
 
 def rate(step: int, steps: int, warmup: int, cooldown: float) -> float:

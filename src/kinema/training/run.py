@@ -72,7 +72,7 @@ def step(run: Run, batches: Iterator[Batch], on_event: OnEvent) -> TrainStep:
     rate = optim.rate(state.step, recipe.steps, recipe.warmup, recipe.cooldown)
     for optimiser in run.optimisers:
         for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * rate
+            group["lr"] = recipe.learning_rate * rate * group.get("share", 1.0)
     loss, norm = gradients(run, batch)
     if math.isfinite(loss) and math.isfinite(norm):
         for optimiser in run.optimisers:

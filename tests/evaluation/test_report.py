@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from kinema.evaluation import measuring, report, temporal
+from kinema.evaluation.claims import Claim, Outcome
+from kinema.evaluation.report import Report
+from kinema.evaluation.run import EvaluateOptions, evaluate
+from kinema.evaluation.sampling import Sampling
+from kinema.schema import BadRequest, Canvas
+from kinema.system import System, open_system
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_flow() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (measuring, temporal):
+            patch.setattr(module, "has_flow", lambda: False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
+    """A report on clips that are real as videos, and real ones of two seeds in turn frame by frame."""
+
+    def clips(self: Sampling, prompts: Sequence[str], seed: int, canvas: Canvas | None = None) -> torch.Tensor:
+        apart = self.request.extra.get("per_frame", False)
+        made = []
+        for i, prompt in enumerate(prompts):
+            video, other = self.real(prompt, seed + i), self.real(prompt, seed + i + 100)
+            if apart:
+                video[:, 4:8], video[:, 12:] = other[:, 4:8], other[:, 12:]
+            made.append(video)
+        return torch.stack(made)
+
+    def sampling_of(system: System, options: EvaluateOptions, *_: object, **__: object) -> Sampling:
+        return Sampling.of(system, frames=16, height=16, width=16, steps=options.steps)
+
+    evidence = tmp_path_factory.mktemp("evidence")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sampling, "clips", clips)
+        patch.setattr(measuring, "sampling_of", sampling_of)
+        options = EvaluateOptions(preset="tiny", report=True, prompts=4, steps=1, evidence=str(evidence), device="cpu")
+        result = evaluate(options)
+    assert isinstance(result, Report)
+    return result, evidence
+
+
+def test_breaks_between_blocks_show_in_the_measures_and_real_clips_have_ratios_of_one(written: tuple) -> None:
+    measures = written[0].measures
+    for name in ("jerk", "high_frequency_ratio", "block_borders"):
+        assert measures[name].against["as a video / real"].mean == pytest.approx(1)
+        assert measures[name].against["frame by frame / as a video"].low > 1
+
+
+def test_the_page_says_what_was_masked_which_model_and_how_to_do_it_again(written: tuple) -> None:
+    page = (written[1] / "temporal-consistency.md").read_text(encoding="utf-8")
+    for words in (
+        "per_frame=True, where nothing passes between groups of 4 frames",
+        "weights `seed:0`",
+        "Each of 4 held-out prompts",
+        "prompt i has seed 0 + i",
+        "`kinema evaluate --report --preset tiny --prompts 4 --steps 1`",
+        "temporal-consistency.png",
+    ):
+        assert words in page
+
+
+def test_pictures_are_there_and_small(written: tuple) -> None:
+    pictures = sorted(written[1].glob("*.png"))
+    assert [p.name for p in pictures][:2] == ["temporal-consistency-1.png", "temporal-consistency.png"] or len(
+        pictures
+    ) == 3
+    assert all(1000 < p.stat().st_size < 300_000 for p in pictures)
+    page = (written[1] / "temporal-consistency.md").read_text(encoding="utf-8")
+    assert all(p.name in page for p in pictures)
+
+
+def test_results_of_experiments_beside_the_report_join_its_page(written: tuple, tmp_path: Path) -> None:
+    told = (written[1] / "temporal-consistency.json").read_text(encoding="utf-8")
+    (tmp_path / "temporal-consistency.json").write_text(told, encoding="utf-8")
+    page = report.render(tmp_path)
+    assert "VDM's own claims" not in page.read_text(encoding="utf-8")
+    outcome = Outcome.of("seam", [1.0, 1.1], [3.0, 3.2], higher_is_better=False)
+    claim = Claim(
+        "Reconstruction against replacement", ("reconstruction", "replacement"), "How.", {"seed": 0}, [outcome]
+    )
+    (tmp_path / "vdm-extension.json").write_text(claim.to_json(), encoding="utf-8")
+    text = report.render(tmp_path).read_text(encoding="utf-8")
+    assert "## VDM's own claims on playroom" in text
+    assert "### Reconstruction against replacement" in text
+    assert claim.table() in text
+
+
+def test_the_json_holds_every_figure_and_no_date(written: tuple) -> None:
+    told = json.loads((written[1] / "temporal-consistency.json").read_text(encoding="utf-8"))
+    assert told == json.loads(written[0].to_json())
+    assert told["protocol"]["measured"] == 4
+    assert not {"date", "time"} & told["protocol"].keys()
+    assert told["shares"]["kept"]["arms"]["real"]["count"] == 4
+
+
+def test_both_ways_start_from_the_same_noise_and_differ_only_by_the_mask() -> None:
+    system = open_system("zoetrope", preset="tiny", device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in system.model.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=generator))
+    option, _ = report.apart(system)
+    video = Sampling.of(system, steps=1, frames=8)
+    single = Sampling.of(system, steps=1, frames=8, extra={option: True})
+    together, apart = (s.clips(["a red ball rolls right"], 0) for s in (video, single))
+    assert not torch.allclose(together, apart)
+    # One group of frames has nothing to be kept apart from.
+    short = [
+        Sampling.of(system, steps=1, frames=4, extra=extra).clips(["a red ball spins"], 0)
+        for extra in ({}, {option: True})
+    ]
+    torch.testing.assert_close(short[0], short[1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["zoetrope", "vdm"])
+def test_the_option_named_for_a_family_is_one_it_takes(family: str) -> None:
+    system = open_system(family, preset="tiny", device="cpu")
+    option, sentence = report.apart(system)
+    assert Sampling.of(system, extra={option: True}).request.extra == {option: True}
+    assert "frame" in sentence
+
+
+def test_a_page_without_measurements_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="run `kinema evaluate --report` first"):
+        report.render(tmp_path)
+
+
+def test_an_evidence_folder_that_cannot_be_made_is_refused_first(tmp_path: Path) -> None:
+    options = EvaluateOptions(preset="tiny", report=True, evidence=str(tmp_path / "no" / "evidence"), device="cpu")
+    with pytest.raises(BadRequest, match="does not exist"):
+        evaluate(options)

@@ -1,0 +1,47 @@
+"""Options that cannot be are refused by name, before anything is opened."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from kinema.schema import BadRequest
+from kinema.training.options import TrainOptions
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"steps": 0},
+        {"batch": -1},
+        {"learning_rate": math.nan},
+        {"learning_rate": 0.0},
+        {"seed": -1},
+        {"seed": 2**31},
+        {"keep": 0},
+        {"threads": 0},
+        {"save_every": -1},
+        {"max_bad_steps": 0},
+        {"precision": "fp8"},
+        {"grammar": "loud"},
+        {"data": "clips", "crop": "left"},
+        {"data": "clips", "frameskip": 0},
+    ],
+    ids=str,
+)
+def test_an_impossible_option_is_refused_by_name(told):
+    with pytest.raises(BadRequest, match=list(told)[-1]):
+        TrainOptions(**told)
+
+
+@pytest.mark.parametrize("told", [{"frameskip": 2}, {"flip": True}, {"crop": "random"}], ids=str)
+def test_options_of_real_clips_are_refused_with_playroom(told):
+    with pytest.raises(BadRequest, match="option of real clips"):
+        TrainOptions(**told)
+    assert TrainOptions(data="clips", **told)
+
+
+def test_grammar_is_refused_with_real_clips():
+    with pytest.raises(BadRequest, match="grammar is an option of playroom"):
+        TrainOptions(data="clips", grammar="full")

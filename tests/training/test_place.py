@@ -1,0 +1,72 @@
+"""The folder of a run."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+
+import pytest
+
+from kinema.schema import BadRequest
+from kinema.training.place import claimed, trim_log
+
+
+def claim(folder):
+    with claimed(folder) as found:
+        return found
+
+
+def test_a_run_makes_its_folder_with_parents(tmp_path):
+    assert claim(tmp_path / "a" / "b").is_dir()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, place):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BadRequest, match=re.escape("cannot make the folder")):
+        claim(tmp_path / place)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("kinema.atomic.os.access", lambda *_: False)  # as root every mode is writable
+    with pytest.raises(BadRequest, match="may not be written"):
+        claim(tmp_path)
+
+
+def test_two_runs_never_share_a_folder(tmp_path):
+    with claimed(tmp_path):
+        with pytest.raises(BadRequest, match="another training run is at work"):
+            claim(tmp_path)
+    assert claim(tmp_path) == tmp_path
+
+
+def test_leftovers_of_killed_writes_go_and_nothing_else(tmp_path):
+    (tmp_path / "samples").mkdir()
+    torn = [tmp_path / ".step-00000002.safetensors.0a1b2c3d.part", tmp_path / "samples" / ".step-1-0.png.00000000.part"]
+    kept = [tmp_path / "step-00000001.safetensors", tmp_path / ".mine.part", tmp_path / "notes.part"]
+    for path in (*torn, *kept):
+        path.write_text("x")
+    claim(tmp_path)
+    assert not any(p.exists() for p in torn)
+    assert all(p.exists() for p in kept)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_sentence_wherever_it_is_met(tmp_path, number):
+    with pytest.raises(BadRequest, match="full; the last checkpoint stands"), claimed(tmp_path):
+        raise OSError(number, "no room")
+
+
+def test_other_errors_of_the_system_pass(tmp_path):
+    with pytest.raises(PermissionError), claimed(tmp_path):
+        raise PermissionError(errno.EACCES, "no")
+
+
+def test_the_log_is_taken_up_after_the_step_resumed_from(tmp_path):
+    path = tmp_path / "log.jsonl"
+    rows = [json.dumps({"step": s}) for s in (10, 20, 30)]
+    path.write_text("\n".join([*rows, '{"step": 4']))
+    trim_log(path, 20)
+    assert path.read_text() == f"{rows[0]}\n{rows[1]}\n"
+    trim_log(tmp_path / "none.jsonl", 20)

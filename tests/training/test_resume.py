@@ -1,0 +1,148 @@
+"""Killed, stopped, cut short: a run goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+
+import pytest
+import torch
+
+from kinema.checkpoints import files
+from kinema.schema import BadRequest, TrainStep
+from kinema.training import checkpoint
+from kinema.training.options import TrainOptions
+from kinema.training.run import train
+
+
+def checkpoints(folder):
+    return sorted(p.name for p in folder.glob("step-*"))
+
+
+def same_tensors(first, second):
+    ours, theirs = files.read_tensors(first), files.read_tensors(second)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+@pytest.fixture
+def whole(runs, small):
+    """An uninterrupted run: (its folder, losses by step)."""
+    result, heard = runs[0](small("whole"))
+    return result.folder, heard.losses
+
+
+def test_kill_9_during_training_then_resume_gives_the_losses_of_the_uninterrupted_run(runs, small, whole, tmp_path):
+    folder, expected = whole
+    code, before = runs[1](small("killed"), tmp_path / "losses", die_at=5)
+    assert code == -signal.SIGKILL
+    assert before == {step: expected[step] for step in range(1, 6)}
+    assert checkpoints(tmp_path / "killed") == ["step-00000002.safetensors", "step-00000004.safetensors"]
+    result, heard = runs[0](small("killed"))
+    assert heard.losses == {step: expected[step] for step in (5, 6)}
+    assert same_tensors(result.weights, folder / "model.safetensors")
+    assert same_tensors(result.folder / "best.safetensors", folder / "best.safetensors")
+    assert same_tensors(result.folder / checkpoint.name(6), folder / checkpoint.name(6))
+
+
+def test_kill_9_while_a_checkpoint_is_written_leaves_the_one_before_which_loads(runs, small, whole, tmp_path):
+    code, _ = runs[1](small("killed"), tmp_path / "losses", die_writing="step-00000004.safetensors")
+    assert code == -signal.SIGKILL
+    run = tmp_path / "killed"
+    assert checkpoints(run) == ["step-00000002.safetensors"]
+    (torn,) = run.glob(".*.part")
+    assert 0 < torn.stat().st_size < (run / "step-00000002.safetensors").stat().st_size
+    _, heard = runs[0](small("killed"))
+    assert heard.losses == {step: whole[1][step] for step in (3, 4, 5, 6)}
+    assert not list(run.glob(".*.part"))
+
+
+def test_a_truncated_newest_checkpoint_is_set_aside_and_the_one_before_loads(runs, small, whole, tmp_path):
+    runs[0](small(steps=4))
+    newest = tmp_path / "run" / "step-00000004.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    _, heard = runs[0](small())
+    assert any("cut short" in note and "step-00000004.damaged" in note for note in heard.notes)
+    assert "going on from step 2" in heard.notes[-1]
+    # Four steps in all have another cooldown than six, so only the steps after the resumed one can agree in kind.
+    assert list(heard.losses) == [3, 4, 5, 6]
+    assert "step-00000004.safetensors" in checkpoints(tmp_path / "run")
+
+
+def test_a_folder_of_damaged_checkpoints_only_is_refused_not_overwritten(runs, small, tmp_path):
+    runs[0](small(steps=2))
+    (tmp_path / "run" / "step-00000002.safetensors").write_bytes(b"nothing")
+    with pytest.raises(BadRequest, match="none of the 1 checkpoints"):
+        runs[0](small())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_and_saves_and_the_run_goes_on_exactly(small, heard, whole, tmp_path, number):
+    def listen(event):
+        heard(event)
+        if isinstance(event, TrainStep) and event.index == 3:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    result = train(TrainOptions(**small(save_every=0)), listen)
+    assert (result.step, result.interrupted) == (3, True)
+    assert checkpoints(tmp_path / "run") == ["step-00000003.safetensors"]
+    assert signal.getsignal(number) is before
+    result = train(TrainOptions(**small()), heard)
+    assert not result.interrupted
+    assert heard.losses == whole[1]
+
+
+def test_a_second_signal_stops_at_once(small, tmp_path):
+    def listen(event):
+        if isinstance(event, TrainStep) and event.index == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(TrainOptions(**small()), listen)
+    assert checkpoints(tmp_path / "run") == ["step-00000002.safetensors"]
+
+
+def test_only_the_newest_checkpoints_are_kept(runs, small, tmp_path):
+    runs[0](small(save_every=1, keep=3))
+    assert checkpoints(tmp_path / "run") == [checkpoint.name(step) for step in (4, 5, 6)]
+
+
+def test_steps_may_grow_and_may_shrink(runs, small):
+    runs[0](small(steps=2))
+    result, heard = runs[0](small(steps=4))
+    assert (list(heard.losses), result.step) == ([3, 4], 4)
+    result, heard = runs[0](small(steps=3))
+    assert (list(heard.losses), result.step, result.interrupted) == ([], 4, False)
+    assert any("3 steps asked for already" in note for note in heard.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"batch": 3}, "batch 2, not 3"),
+        ({"seed": 1}, "seed 0, not 1"),
+        ({"precision": "bf16"}, "precision fp32, not bf16"),
+        ({"grammar": "full"}, "grammar mixed, not full"),
+        ({"model": "zoetrope/base"}, "trains another zoetrope"),
+        ({"model": "vdm/tiny"}, "trains zoetrope, not vdm"),
+    ],
+)
+def test_a_resume_under_other_options_that_matter_is_refused(runs, small, changes, sentence):
+    runs[0](small(steps=1, validate_every=0))
+    with pytest.raises(BadRequest, match=re.escape(sentence)):
+        runs[0](small(**changes))
+
+
+def test_a_checkpoint_from_before_batch_and_data_were_noted_goes_on(runs, small, whole, tmp_path):
+    runs[0](small(save_every=4))
+    path = tmp_path / "run" / checkpoint.name(4)
+    told = files.metadata(path)
+    kept = ("step", "seed", "precision", "best", "bad_steps", "ema_updates", "seconds", "history")
+    state = checkpoint.peek(path)[0]
+    told["kinema-training"] = __import__("json").dumps({k: getattr(state, k) for k in kept})
+    files.write_tensors(path, {k: v.clone() for k, v in files.read_tensors(path).items()}, told)
+    (tmp_path / "run" / checkpoint.name(6)).unlink()
+    _, heard = runs[0](small())
+    assert heard.losses == {step: whole[1][step] for step in (5, 6)}

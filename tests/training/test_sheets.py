@@ -1,0 +1,44 @@
+"""Logs and sheets."""
+
+from __future__ import annotations
+
+import json
+
+from PIL import Image
+
+from kinema.schema import BadRequest
+from kinema.training import sheets
+
+
+def test_a_run_leaves_a_log_its_options_and_tensorboard_events(runs, small, tmp_path):
+    runs[0](small(steps=10, validate_every=4, save_every=0))
+    run = tmp_path / "run"
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [4, 8, 10]
+    assert all({"loss", "learning_rate", "grad_norm", "rate", "seconds"} <= row.keys() for row in rows)
+    told = json.loads((run / "options.json").read_text())
+    assert told["options"]["steps"] == told["recipe"]["steps"] == 10
+
+
+def test_sheets_of_held_out_prompts_are_drawn_when_due(runs, small, tmp_path):
+    runs[0](small(steps=3, sample_every=2, validate_every=0, save_every=0))
+    found = sorted(p.name for p in (tmp_path / "run" / "samples").iterdir())
+    assert found == [f"step-{step:08d}-{i}.png" for step in (2, 3) for i in range(6)]
+    with Image.open(tmp_path / "run" / "samples" / found[0]) as sheet:
+        assert sheet.width > sheet.height
+
+
+def test_drawing_sheets_changes_no_loss(runs, small):
+    _, without = runs[0](small(steps=4))
+    _, drawn = runs[0](small("drawn", steps=4, sample_every=1))
+    assert without.losses == drawn.losses
+
+
+def test_a_model_that_takes_no_prompt_gets_no_sheet_and_trains_on(runs, small, monkeypatch):
+    def refuse(*_args, **_options):
+        raise BadRequest("it takes no prompt")
+
+    monkeypatch.setattr(sheets, "generate", refuse)
+    result, heard = runs[0](small(steps=2, sample_every=2, validate_every=0))
+    assert result.step == 2
+    assert any("no sample sheet" in note and "takes no prompt" in note for note in heard.notes)
