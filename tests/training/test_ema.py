@@ -54,10 +54,15 @@ def test_applied_gives_the_average_for_a_while_and_the_weights_back_to_the_bit()
     model = Weights(0)
     ema = EMA(model, 0.5)
     nn.init.constant_(model.w, 0.1)
-    with pytest.raises(RuntimeError, match="inside"), ema.applied(model):
-        assert not model.training
-        assert torch.equal(model.w.detach(), torch.zeros(3))
-        raise RuntimeError("inside")
+
+    def look_and_fail():
+        with ema.applied(model):
+            assert not model.training
+            assert torch.equal(model.w.detach(), torch.zeros(3))
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        look_and_fail()
     assert model.training
     assert torch.equal(model.w.detach(), torch.full((3,), 0.1))
     assert torch.equal(ema.shadow["w"], torch.zeros(3))

@@ -84,6 +84,7 @@ def test_muon_takes_the_blocks_matrices_and_adamw_everything_else():
     others = {id(p) for group in adam.param_groups for p in group["params"]}
     assert held.isdisjoint(others)
     assert held | others == {id(p) for p in model.parameters()}
+    assert [g["share"] for g in adam.param_groups] == [pytest.approx(0.3)]
     assert [type(o).__name__ for o in optim.build("adamw", model, model.blocks, 1e-3, 0.0)] == ["AdamW"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -57,14 +58,13 @@ def test_kill_9_while_a_checkpoint_is_written_leaves_the_one_before_which_loads(
     assert not list(run.glob(".*.part"))
 
 
-def test_a_truncated_newest_checkpoint_is_set_aside_and_the_one_before_loads(runs, small, whole, tmp_path):
+def test_a_truncated_newest_checkpoint_is_set_aside_and_the_one_before_loads(runs, small, tmp_path):
     runs[0](small(steps=4))
     newest = tmp_path / "run" / "step-00000004.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1000])
     _, heard = runs[0](small())
     assert any("cut short" in note and "step-00000004.damaged" in note for note in heard.notes)
     assert "going on from step 2" in heard.notes[-1]
-    # Four steps in all have another cooldown than six, so only the steps after the resumed one can agree in kind.
     assert list(heard.losses) == [3, 4, 5, 6]
     assert "step-00000004.safetensors" in checkpoints(tmp_path / "run")
 
@@ -141,7 +141,7 @@ def test_a_checkpoint_from_before_batch_and_data_were_noted_goes_on(runs, small,
     told = files.metadata(path)
     kept = ("step", "seed", "precision", "best", "bad_steps", "ema_updates", "seconds", "history")
     state = checkpoint.peek(path)[0]
-    told["kinema-training"] = __import__("json").dumps({k: getattr(state, k) for k in kept})
+    told["kinema-training"] = json.dumps({k: getattr(state, k) for k in kept})
     files.write_tensors(path, {k: v.clone() for k, v in files.read_tensors(path).items()}, told)
     (tmp_path / "run" / checkpoint.name(6)).unlink()
     _, heard = runs[0](small())

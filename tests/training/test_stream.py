@@ -23,7 +23,9 @@ class Counted:
 
 
 def recipe(**changes):
-    return Recipe(steps=10, batch=2, learning_rate=1e-3, **{"text_drop": 0.0, "canvas_mix": {"nothing": 1.0}, **changes})
+    return Recipe(
+        steps=10, batch=2, learning_rate=1e-3, **{"text_drop": 0.0, "canvas_mix": {"nothing": 1.0}, **changes}
+    )
 
 
 def same(first, second):

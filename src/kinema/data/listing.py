@@ -73,7 +73,7 @@ def scan(folder: Path) -> Listing:
         )
     mute = sum(not e.captions for e in entries)
     if mute:
-        left_out.append(f"{mute} of {len(entries)} clips have no caption: they train the model without text")
+        left_out.append(f"{mute} of {len(entries)} clips without a caption: the model learns them without text")
     return Listing(entries, tuple(left_out))
 
 

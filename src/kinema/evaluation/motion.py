@@ -18,7 +18,7 @@ _GAIN = 0.12
 """A rotation must explain this much more of the change between two frames than standing still."""
 _RIM = 0.2
 """The weight of the outline against the marks on the surface, in telling how far an object turns."""
-_TURNS = 0.08
+_TURNS = 0.04
 """Objects that turn at least this much (radians in two frames, on average) roll or spin."""
 _NEEDED = 3
 """With fewer frames than this a path has no motion."""
@@ -123,12 +123,12 @@ def direction_of_path(path: Path, least: float = 0.12) -> str | None:
 def motion_of_path(path: Path) -> str:
     """The kind of motion in the playroom's words ("rolls right", "spins"), or "still"."""
     if len(path.time_N) < _NEEDED:
-        return "fades" if path.missing_end > 0.5 else "still"
+        return "still"
     edge = max(1, len(path.time_N) // 5)
     faded = float(path.contrast_N[-edge:].mean() / max(float(path.contrast_N[:edge].mean()), 1e-6))
     strong = path.place_N2[path.contrast_N > 0.4]
     across, down = (float(np.ptp(strong[:, axis])) * path.square[axis] for axis in (0, 1))
-    if (faded < 0.6 or path.missing_end > 0.5) and max(across, down) < 0.25:
+    if (faded < 0.6 or (faded < 0.8 and path.missing_end > 0.5)) and max(across, down) < 0.25:
         return "fades"
     growth = float(path.radius_N[-edge:].mean() / path.radius_N[:edge].mean())
     if max(growth, 1 / growth) > 1.35 and max(across, down) < 0.25:

@@ -33,7 +33,10 @@ _MOST_PIXELS = 96
 
 @dataclass(frozen=True)
 class Seen:
-    """One object as it was measured; ``shape`` is "letter" for letters, ``direction`` may be None."""
+    """One object as it was measured; ``shape`` is "letter" for letters, ``direction`` may be None.
+
+    ``pieces`` is how many objects of its colour there are.
+    """
 
     colour: str
     shape: str
@@ -42,6 +45,7 @@ class Seen:
     direction: str | None
     identity: float
     path: Path
+    pieces: int
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,7 @@ def _measure(video: Floats, sighting: Sighting) -> Seen:
         direction=direction,
         identity=float((same_colour * same_shape)[counted].mean()) if len(counted) else 0.0,
         path=path,
+        pieces=sighting.pieces,
     )
 
 
@@ -172,17 +177,19 @@ def _compare(meaning: Meaning, seen: list[Seen], temporal: tuple[float, float, f
     first = _match(seen, meaning.thing) if meaning.second else (seen[0] if seen else None)
     others = [each for each in seen if each is not first]
     second = _match(others, meaning.second) if meaning.second else None
-    named = first is not None and first.shape == meaning.shape
-    wanted = meaning.motion if meaning.relation not in ("chases", "collides") else "moves"
+    wanted = "moves" if meaning.relation in ("chases", "collides") else meaning.motion.split(" ")[0]
+    verb = first.motion.split(" ")[0] if first else None
+    count = sum(each.pieces for each in seen)
     return Verdict(
-        colour_right=first is not None and first.colour == meaning.colour,
-        shape_right=named,
-        letter_right=None if meaning.letter is None else named and first is not None and first.letter == meaning.letter,
-        direction_right=None if meaning.direction is None else first is not None and first.direction == meaning.direction,
-        motion_right=first is not None and first.motion.split(" ")[0] == wanted.split(" ")[0],
-        count_right=len(seen) == (2 if meaning.second else 1),
-        second_right=None if meaning.second is None
-        else second is not None and (second.colour, second.shape) == (meaning.second.colour, meaning.second.shape),
+        colour_right=_is(first, "colour", meaning.colour),
+        shape_right=_is(first, "shape", meaning.shape),
+        letter_right=_is(first, "letter", meaning.letter) if meaning.letter else None,
+        direction_right=_is(first, "direction", meaning.direction) if meaning.direction else None,
+        motion_right=verb == wanted,
+        count_right=count == (2 if meaning.second else 1),
+        second_right=_is(second, "colour", meaning.second.colour) and _is(second, "shape", meaning.second.shape)
+        if meaning.second
+        else None,
         identity=first.identity if first else 0.0,
         motion_amount=amount,
         flicker=flicker,
@@ -192,8 +199,12 @@ def _compare(meaning: Meaning, seen: list[Seen], temporal: tuple[float, float, f
         letter=first.letter if first else None,
         direction=first.direction if first else None,
         motion=first.motion if first else None,
-        count=len(seen),
-    )  # fmt: skip
+        count=count,
+    )
+
+
+def _is(seen: Seen | None, trait: str, wanted: str) -> bool:
+    return seen is not None and getattr(seen, trait) == wanted
 
 
 def _match(seen: list[Seen], thing: Thing) -> Seen | None:

@@ -29,7 +29,8 @@ LABELS = {
 }
 _MEANINGS = """\
 - **jerk**: mean |Iₜ₊₁ − 2Iₜ + Iₜ₋₁| over mean |Iₜ₊₁ − Iₜ|. How much of the change is not steady.
-- **high-frequency power**: share of temporal power (DC left out, Hann window, 64×64 grey) above half Nyquist.
+- **high-frequency power**: share of temporal power (DC left out, Hann window, 64×64 grey) above half Nyquist. It
+  sees flicker from frame to frame; a jump every few frames has most of its power below and can lower it.
 - **luma second difference**: mean |second difference of the mean luma|. Brightness that pumps.
 - **interpolation residual**: mean |Iₜ − flow midpoint of Iₜ₋₁ and Iₜ₊₁| (OpenCV DIS flow). What steady motion does
   not explain.

@@ -239,20 +239,16 @@ def draw_plot(report: Report, path: Path) -> Path:
     return plots.forest(rows, path, title=title, axis=axis, at_most=1.5)
 
 
-def draw_sheets(video: Sampling, frame_by_frame: Sampling, rows: Sequence[Row], evidence: Path) -> list[Path]:
-    """Contact sheets of the first prompts that ask for a direction (chosen before anything was seen)."""
-    chosen = [row for row in rows if row.arms["real"].verdict.direction_right is not None] or list(rows)
+def draw_sheets(rows: Sequence[Row], evidence: Path) -> list[Path]:
+    """Contact sheets of the rows whose clips were kept."""
+    shown = [row for row in rows if row.videos]
     paths = []
-    for number in range(_SHEETS):
+    for number in range(-(-len(shown) // _CLIPS_A_SHEET)):
         lines = []
-        for row in chosen[number * _CLIPS_A_SHEET : (number + 1) * _CLIPS_A_SHEET]:
-            arms = (video, frame_by_frame)
-            made = [sampling.clips([row.prompt], row.seed)[0] for sampling in arms]
-            clips = zip(ARMS, [*made, video.real(row.prompt, row.seed)], strict=True)
+        for row in shown[number * _CLIPS_A_SHEET : (number + 1) * _CLIPS_A_SHEET]:
             head = f"# {row.prompt} (seed {row.seed})|"
-            lines += [(f"{head if arm == ARMS[0] else ''}{arm}", clip) for arm, clip in clips]
-        if lines:
-            paths.append(plots.sheet(lines, evidence / f"{NAME}-{number + 1}.png"))
+            lines += [(f"{head if arm == ARMS[0] else ''}{arm}", video) for arm, video in row.videos.items()]
+        paths.append(plots.sheet(lines, evidence / f"{NAME}-{number + 1}.png"))
     return paths
 
 

@@ -28,7 +28,8 @@ class Sighting:
     """One object over the clip: its mask, soft cover and contrast, and the colour of its pixels.
 
     ``mask_THW`` is its component in each frame (empty where it is not seen), ``cover_THW`` a soft
-    version in [0, 1], ``contrast_T`` the mean distance of its pixels from the background's palette.
+    version in [0, 1], ``contrast_T`` the mean distance of its pixels from the background's palette. ``pieces`` is in how
+    many large separate parts its pixels come: more than one where there are several of its colour.
     """
 
     colour: str
@@ -36,9 +37,10 @@ class Sighting:
     mask_THW: Mask
     cover_THW: Floats
     contrast_T: Floats
+    pieces: int
 
     @property
-    def area_T(self) -> Floats:
+    def area_T(self) -> Floats:  # noqa: N802 - shape suffix
         """Pixels of the object in each frame."""
         return self.mask_THW.sum(axis=(1, 2)).astype(np.float32)
 
@@ -56,28 +58,29 @@ def sight(video_CTHW: Floats) -> list[Sighting]:
     strong_THW = np.where(found_THW, far_THW, 0)
     # Strongly seen pixels name the colour: rims and faded frames are mixtures with the background.
     weights = np.bincount(names_THW.ravel(), (strong_THW.astype(np.float64) ** 2).ravel(), len(COLOURS) + 1)[:-1]
-    counts = _typical_areas(names_THW, found_THW)
-    rivals = [i for i in np.argsort(-weights) if counts[i] >= 0.25 * counts.max() and weights[i] > 0.15 * weights.max()]
+    rivals = _rivals(names_THW, found_THW, weights)
     if len(rivals) < 2:
-        masks_THW = largest_component(found_THW, far_THW)
-        return [_sighting(int(np.argmax(weights)), masks_THW, far_THW, names_THW)]
-    sightings = []
-    for index in rivals[:3]:
-        own_THW = largest_component(found_THW & (names_THW == index), far_THW)
-        sightings.append(_sighting(int(index), own_THW, far_THW, names_THW))
-    return sightings
+        return [_sighting(rivals[0], found_THW, far_THW, names_THW)]
+    return [_sighting(index, found_THW & (names_THW == index), far_THW, names_THW) for index in rivals[:3]]
 
 
-def _typical_areas(names_THW: NDArray[np.intp], found_THW: Mask) -> Floats:
-    """Pixels of each colour in the frame where it is large: its upper quartile over the frames."""
-    frames = [
-        np.bincount(names[found], minlength=len(COLOURS) + 1)[:-1]
-        for names, found in zip(names_THW, found_THW, strict=True)
-    ]
-    return np.quantile(np.array(frames), 0.75, axis=0).astype(np.float32)
+def _rivals(names_THW: NDArray[np.intp], found_THW: Mask, weights: NDArray[np.float64]) -> list[int]:
+    """The colours of different objects, strongest first: large and strong, and there at the same time.
+
+    Colours that only follow one another are one object that changes.
+    """
+    frames = [np.bincount(n[f], minlength=len(COLOURS) + 1)[:-1] for n, f in zip(names_THW, found_THW, strict=True)]
+    areas_TK = np.array(frames)
+    typical = np.quantile(areas_TK, 0.75, axis=0)
+    there_TK = areas_TK >= 0.25 * typical.max()
+    main = int(np.argmax(weights))
+    together = (there_TK & there_TK[:, main : main + 1]).sum(axis=0) >= 0.5 * np.maximum(there_TK.sum(axis=0), 1)
+    large = (typical >= 0.25 * typical.max()) & (weights > 0.15 * weights.max()) & together
+    return [int(i) for i in np.argsort(-weights) if large[i] or i == main]
 
 
-def _sighting(index: int, mask_THW: Mask, far_THW: Floats, names_THW: NDArray[np.intp]) -> Sighting:
+def _sighting(index: int, own_THW: Mask, far_THW: Floats, names_THW: NDArray[np.intp]) -> Sighting:
+    mask_THW, pieces = largest_component(own_THW, far_THW)
     contrast = np.zeros(len(mask_THW), np.float32)
     cover_THW = np.zeros(mask_THW.shape, np.float32)
     names: list[str | None] = []
@@ -92,7 +95,7 @@ def _sighting(index: int, mask_THW: Mask, far_THW: Floats, names_THW: NDArray[np
         cover_THW[t] = np.where(rim_THW[t], np.clip(far_THW[t] / full, 0, 1), 0)
         votes = np.bincount(names_THW[t][mask], inside.astype(np.float64) ** 2, len(COLOURS) + 1)[:-1]
         names.append(COLOURS[int(np.argmax(votes))] if votes.any() else None)
-    return Sighting(COLOURS[index], tuple(names), mask_THW, cover_THW, contrast)
+    return Sighting(COLOURS[index], tuple(names), mask_THW, cover_THW, contrast, pieces)
 
 
 def _reference(far_THW: Floats, mask_THW: Mask) -> Floats:
@@ -115,23 +118,33 @@ def distance_to_background(video_CTHW: Floats) -> Floats:
     """How far each pixel ``[T, H, W]`` is from the nearest colour of the background's palette."""
     levels_CTHW = np.clip(video_CTHW * (_LEVELS - 1) + 0.5, 0, _LEVELS - 1).astype(np.int32)
     bins_THW = (levels_CTHW[0] * _LEVELS + levels_CTHW[1]) * _LEVELS + levels_CTHW[2]
-    rim = np.concatenate(
-        [bins_THW[:, :2].ravel(), bins_THW[:, -2:].ravel(), bins_THW[:, :, :2].ravel(), bins_THW[:, :, -2:].ravel()]
-    )
-    shares = np.bincount(rim, minlength=_LEVELS**3) / rim.size
-    centres = np.stack(np.unravel_index(np.arange(_LEVELS**3), (_LEVELS,) * 3), 1) / np.float32(_LEVELS - 1)
-    vivid = (centres.max(1) - centres.min(1) > 0.25) | (centres.min(1) > 0.86)
-    cube = shares.reshape((_LEVELS,) * 3)
-    nearby, around = (boxes(cube, reach, (0, 1, 2)).ravel() for reach in (1, 2))
-    # An object may touch the border: what looks like one of its colours must fill much of it to count.
-    chosen = (shares > 0) & (nearby > 0.006) & ~(vivid & (around < 0.2))
-    if not chosen.any():
-        chosen = shares >= np.sort(shares)[-3]
-    space = _opponent(centres.astype(np.float32))
+    levels = np.stack(np.unravel_index(np.arange(_LEVELS**3), (_LEVELS,) * 3), 1)
+    centres = (levels / (_LEVELS - 1)).astype(np.float32)
+    chosen = _palette(bins_THW, centres)
+    space = _opponent(centres)
     used = np.unique(bins_THW)
     table = np.zeros(_LEVELS**3, np.float32)
     table[used] = np.sqrt(((space[used, None] - space[chosen][None]) ** 2).sum(2).min(1))
     return table[bins_THW]
+
+
+def _palette(bins_THW: NDArray[np.int32], centres: Floats) -> Mask:
+    """Which colour bins the background has: those common on the frame's border, over all frames.
+
+    An object may touch the border, so what looks like an object (vivid, or light) must fill much of
+    it to count; light patches, as of a pattern, also count if all the frames have them.
+    """
+    sides = (bins_THW[:, :2], bins_THW[:, -2:], bins_THW[:, :, :2], bins_THW[:, :, -2:])
+    rim = np.concatenate([side.reshape(len(bins_THW), -1) for side in sides], axis=1)
+    shares = np.bincount(rim.ravel(), minlength=_LEVELS**3) / rim.size
+    cube = shares.reshape((_LEVELS,) * 3)
+    nearby, around = (boxes(cube, reach, (0, 1, 2)).ravel() for reach in (1, 2))
+    vivid = centres.max(1) - centres.min(1) > 0.25
+    light = ~vivid & (centres.min(1) > 0.66)
+    light_T = light[rim].mean(axis=1)
+    needed = np.where(vivid, 0.2, np.where(light, 0.04 if light_T.min() > 0.5 * light_T.mean() else 0.2, 0.0))
+    chosen = (nearby > 0.006) & (shares > 0) & (around >= needed)
+    return chosen if chosen.any() else shares >= np.sort(shares)[-3]
 
 
 def _opponent(rgb_N3: Floats) -> Floats:
@@ -209,13 +222,23 @@ def components(mask_THW: Mask) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
     return flat.reshape(padded.shape)[:, 1:, 1:-1], areas
 
 
-def largest_component(mask_THW: Mask, weight_THW: Floats) -> Mask:
-    """In each frame the component of the greatest weight."""
+def largest_component(mask_THW: Mask, weight_THW: Floats) -> tuple[Mask, int]:
+    """In each frame the component of the greatest weight; and how many rival it, in the median frame.
+
+    Only frames in which the object is well seen, by its weight, are asked how many there are.
+    """
     labels_THW, _ = components(mask_THW)
     weights = np.bincount(labels_THW.ravel(), weight_THW.ravel().astype(np.float64))
     weights[0] = 0
-    best = [int(np.unique(labels)[np.argmax(weights[np.unique(labels)])]) for labels in labels_THW]
-    return np.stack([(labels == label) & (label > 0) for labels, label in zip(labels_THW, best, strict=True)])
+    found, best_T, count_T = [], np.zeros(len(mask_THW)), np.zeros(len(mask_THW))
+    for t, labels in enumerate(labels_THW):
+        present = np.unique(labels)
+        label = present[np.argmax(weights[present])]
+        best_T[t] = weights[label]
+        count_T[t] = (weights[present] > 0.4 * best_T[t]).sum()
+        found.append((labels == label) & (label > 0))
+    clear = best_T >= 0.4 * best_T.max()
+    return np.stack(found), int(np.median(count_T[clear])) if best_T.any() else 0
 
 
 def dilate(mask_THW: Mask) -> Mask:
@@ -226,12 +249,12 @@ def dilate(mask_THW: Mask) -> Mask:
     return np.logical_or.reduce(shifted)
 
 
-def boxes(values: Floats, reach: int, axes: tuple[int, ...]) -> Floats:
+def boxes(values: NDArray[np.floating], reach: int, axes: tuple[int, ...]) -> Floats:
     """Sums over the neighbours within ``reach`` along these axes; beyond the edge is zero."""
+    wide = values.astype(np.float64)
     for axis in axes:
-        ends = [(reach + 1, reach) if a == axis else (0, 0) for a in range(values.ndim)]
-        sums = np.cumsum(np.pad(values, ends), axis=axis, dtype=np.float64)
-        count = values.shape[axis]
-        span = 2 * reach + 1
-        values = np.take(sums, range(span, span + count), axis) - np.take(sums, range(count), axis)
-    return values.astype(np.float32)
+        ends = [(reach + 1, reach) if a == axis else (0, 0) for a in range(wide.ndim)]
+        sums = np.cumsum(np.pad(wide, ends), axis=axis)
+        count, span = wide.shape[axis], 2 * reach + 1
+        wide = np.take(sums, range(span, span + count), axis) - np.take(sums, range(count), axis)
+    return wide.astype(np.float32)

@@ -74,7 +74,6 @@ def build(
 ) -> list[Optimizer]:
     """The optimisers of a run: ``adamw`` alone, or ``muon`` for the blocks' matrices and AdamW beside it."""
 
-
     def adam(params: Iterable[Tensor]) -> Optimizer:
         return AdamW(params, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
 

@@ -112,8 +112,10 @@ def agree(path: Path, options: TrainOptions, system: System, wanted: State, on_e
     if options.precision != "auto":
         told["precision"] = (stored.precision, wanted.precision)
     if stored.data:
-        kinds = {**stored.data, **wanted.data}.keys() - {"clips"}
-        told |= {name: (stored.data.get(name), wanted.data.get(name)) for name in sorted(kinds)}
+        told["data"] = (stored.data["source"], wanted.data["source"])
+        told |= {
+            name: (then, wanted.data.get(name)) for name, then in stored.data.items() if name not in ("source", "clips")
+        }
         if stored.data.get("clips") != wanted.data.get("clips") and stored.data["source"] == wanted.data["source"]:
             on_event(Note(f"{options.data} holds other clips than when this run began; it goes on with these"))
     for name, (then, now) in told.items():

@@ -92,8 +92,8 @@ def sample(
     ``fixed`` sets parts of the meaning by name (``colour="red"``, ``motion="rolls right"``, see
     ``Meaning``), or all of it with ``caption="a red ball rolls right"``, which is then kept word for
     word and not held to the split. A seed shows the same scene at every size, length and fps: a
-    directed motion takes the whole clip, periods are in seconds. Raises ``BadRequest`` for sizes below 1, unknown names, and a combination that is
-    not in the split.
+    directed motion takes the whole clip, periods are in seconds. Raises ``BadRequest`` for sizes
+    below 1, unknown names, and a combination that is not in the split.
     """
     if min(frames, height, width) < 1 or fps <= 0:
         raise BadRequest(

@@ -102,7 +102,7 @@ def _other_tone(colour: Colour, contrast: float, colours: list[str]) -> Colour:
     """A lighter or darker tone, whichever has room; never near white beside a white object."""
     top = 0.6 if "white" in colours else 0.9
     up = max(colour) + contrast <= top
-    target = (contrast if up else -contrast) / max(max(colour), 0.05)
+    target = (contrast if up else -contrast) / max(*colour, 0.05)
     red, green, blue = (min(max(channel * (1 + target), 0.02), top) for channel in colour)
     return red, green, blue
 

@@ -77,12 +77,12 @@ class View:
         return min(self.height, self.width)
 
     @property
-    def seconds_T(self) -> Floats:
+    def seconds_T(self) -> Floats:  # noqa: N802 - shape suffix
         """The time of each frame."""
         return (np.arange(self.frames) / self.fps).astype(np.float32)
 
     @property
-    def progress_T(self) -> Floats:
+    def progress_T(self) -> Floats:  # noqa: N802 - shape suffix
         """The share of the clip that has passed at each frame, 0 to just under 1."""
         return (np.arange(self.frames) / self.frames).astype(np.float32)
 

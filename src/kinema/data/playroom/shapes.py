@@ -120,32 +120,57 @@ def _to_nearest(mask: NDArray[np.bool_], most: int = 48) -> Floats:
 
 # --------------------------------------------------------------------------------------- marks
 
-MARKS = ("wedge", "quarters", "band", "stripes", "dots", "spot")
-"""The marks of shapes; letters also know "half"."""
-
 
 def mark(kind: str, x: Floats, y: Floats, sharp: float) -> Floats:
     """How much of the second tone shows at local points, 0 to 1; ``sharp`` is pixels a radius."""
-    k = np.float32(sharp)
-    if kind == "wedge":
-        return _step(x * k) * _step(y * k)
-    if kind == "half":
-        return _step(y * k)
-    if kind == "quarters":
-        return _step(x * y * (k * np.float32(2.0)))
-    if kind == "band":
-        return _step((np.float32(0.24) - np.abs(x + np.float32(0.28))) * k)
-    if kind == "stripes":
-        wave = np.abs(x - np.round(x / np.float32(0.8)) * np.float32(0.8))
-        return _step((np.float32(0.17) - wave) * k)
-    if kind == "dots":
-        spots = [(0.0, -0.55), (0.5, 0.28), (-0.42, 0.3)]
-        nearest = np.minimum.reduce([(x - np.float32(u)) ** 2 + (y - np.float32(v)) ** 2 for u, v in spots])
-        return _step((np.float32(0.22) - np.sqrt(nearest)) * k)
-    from_spot = np.sqrt((x + np.float32(0.36)) ** 2 + (y + np.float32(0.36)) ** 2)
-    return _step((np.float32(0.34) - from_spot) * np.float32(min(sharp, 4.0)))
+    return _MARKS[kind](x, y, np.float32(sharp))
+
+
+def _wedge(x: Floats, y: Floats, k: np.float32) -> Floats:
+    return _step(x * k) * _step(y * k)
+
+
+def _half(x: Floats, y: Floats, k: np.float32) -> Floats:  # noqa: ARG001 - marks share one signature
+    return _step(y * k)
+
+
+def _quarters(x: Floats, y: Floats, k: np.float32) -> Floats:
+    return _step(x * y * (k * np.float32(2.0)))
+
+
+def _band(x: Floats, y: Floats, k: np.float32) -> Floats:  # noqa: ARG001
+    return _step((np.float32(0.24) - np.abs(x + np.float32(0.28))) * k)
+
+
+def _stripes(x: Floats, y: Floats, k: np.float32) -> Floats:  # noqa: ARG001
+    wave = np.abs(x - np.round(x / np.float32(0.8)) * np.float32(0.8))
+    return _step((np.float32(0.17) - wave) * k)
+
+
+def _dots(x: Floats, y: Floats, k: np.float32) -> Floats:
+    dots = [(0.0, -0.55), (0.5, 0.28), (-0.42, 0.3)]
+    nearest = np.minimum.reduce([(x - np.float32(u)) ** 2 + (y - np.float32(v)) ** 2 for u, v in dots])
+    return _step((np.float32(0.22) - np.sqrt(nearest)) * k)
+
+
+def _spot(x: Floats, y: Floats, k: np.float32) -> Floats:
+    away = np.sqrt((x + np.float32(0.36)) ** 2 + (y + np.float32(0.36)) ** 2)
+    return _step((np.float32(0.34) - away) * np.minimum(k, np.float32(4.0)))
 
 
 def _step(pixels: Floats) -> Floats:
     pixels += np.float32(0.5)
     return np.clip(pixels, np.float32(0), np.float32(1), out=pixels)
+
+
+_MARKS = {
+    "wedge": _wedge,
+    "quarters": _quarters,
+    "band": _band,
+    "stripes": _stripes,
+    "dots": _dots,
+    "spot": _spot,
+    "half": _half,
+}
+MARKS = tuple(_MARKS)[:-1]
+"""The marks of shapes; letters have "wedge" and "half"."""

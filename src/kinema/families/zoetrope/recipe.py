@@ -15,17 +15,17 @@ from kinema.families.zoetrope.config import Config
 from kinema.system import Batch, Recipe
 
 RECIPE = Recipe(
-    steps=3600,
+    steps=2300,
     batch=16,
     learning_rate=3e-3,
     optimiser="muon",
     weight_decay=0.01,
     warmup=100,
-    cooldown=0.35,
+    cooldown=0.3,
     ema=0.999,
     text_drop=0.1,
     canvas_mix={
-        "nothing": 0.62, "first": 0.14, "ends": 0.05, "prefix": 0.06, "suffix": 0.02, "every": 0.05, "region": 0.06,
+        "nothing": 0.74, "first": 0.12, "ends": 0.03, "prefix": 0.04, "suffix": 0.01, "every": 0.03, "region": 0.03,
     },
     grammar="mixed",
 )  # fmt: skip
