@@ -18,7 +18,14 @@ from kinema.diffusion.schedules import Level
 
 
 @torch.no_grad()
-def midpoint(denoise: Denoiser, z: Tensor, levels: Level, *, noise: Noise, on_step: OnStep | None = None) -> Tensor:
+def midpoint(
+    denoise: Denoiser,
+    z: Tensor,
+    levels: Level,
+    *,
+    noise: Noise,  # noqa: ARG001 (every sampler has it; this one draws nothing)
+    on_step: OnStep | None = None,
+) -> Tensor:
     """The explicit midpoint rule on the straight path: ``y' = eps - x0`` for ``y = z / (alpha + sigma)`` along
     ``s = sigma / (alpha + sigma)``, a form that every process takes. Two levels of the list make one step."""
     total = (len(levels) - 1) // 2
