@@ -234,7 +234,8 @@ def extension(options: Options, weights: Path, steps: int) -> Claim:
         f"extended to {TOTAL} frames: blocks of {FRAMES}, each holding the last {GIVEN} frames of the one before, by "
         "reconstruction guidance (with replacement, as in the paper) or by replacement alone, from the same noise. "
         "Seam: the change into each block's first new frame over the clip's other changes. Colour and outline are "
-        "those of the prompt, over the frames in which the oracle sees the object whole."
+        "those of the prompt, over the frames in which the oracle sees the object whole. Intervals are over prompts, "
+        "each for itself; the model is one short training."
     )
     request = samplings[arms[0]].request
     more = {
@@ -311,7 +312,8 @@ def joint_images(options: Options, weights: dict[int, Path], steps: int) -> Clai
     method = (
         f"Two trainings from the same first weights on the same clips: with {IMAGES} independent pictures beside "
         f"every clip of {FRAMES} frames, and without. Steps are equal, as in the paper, so the pictures cost time "
-        "on top. The loss is that of clips alone, with the same noise for both; the rest is text to video."
+        "on top. The loss is that of clips alone, with the same noise for both; the rest is text to video. Intervals "
+        "are over clips and prompts, each for itself: they do not cover what another training seed would change."
     )
     request = samplings[0].request
     more = {"held-out clips": HELD_OUT_CLIPS, "guidance": request.guidance, "sampler": request.sampler}
@@ -392,7 +394,8 @@ def protocol(options: Options, weights: dict[int, Path], steps: int) -> dict[str
         "sampling steps": options.sampling_steps,
         "device": system.device.type,
         "weights": ", ".join(files.weight_hash(path) for path in weights.values()),
-        "command": f"python benchmarks/vdm_claims.py --steps {steps} --prompts {options.prompts} --seed {options.seed}",
+        "command": f"python benchmarks/vdm_claims.py --steps {steps} --prompts {options.prompts} --seed {options.seed} "
+        f"--sampling-steps {options.sampling_steps} --batch {options.batch}",
     }
 
 

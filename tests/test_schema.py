@@ -37,6 +37,17 @@ def test_more_pixels_than_any_machine_holds_are_refused() -> None:
         Request(prompt="x", frames=MAX_FRAMES, height=8192, width=8192)
 
 
+@pytest.mark.parametrize("value", [2.5, True, "8"])
+def test_a_count_that_is_no_whole_number_is_refused(value: object) -> None:
+    with pytest.raises(BadRequest, match="steps is"):
+        Request(prompt="x", steps=value)  # type: ignore[arg-type]
+
+
+def test_a_guidance_interval_the_wrong_way_round_is_refused() -> None:
+    with pytest.raises(BadRequest, match="guidance_interval"):
+        Request(prompt="x", guidance_interval=(5, -5))
+
+
 def test_a_region_outside_the_frame_is_refused() -> None:
     with pytest.raises(BadRequest, match="region"):
         Request(region=(0.5, 0, 0.2, 1))
@@ -55,11 +66,10 @@ def test_a_recipe_of_a_later_version_is_refused_by_the_option_it_names() -> None
 
 
 @given(st.integers(1, 5000), st.integers(1, 8), st.integers(0, 1))
-def test_snapped_frames_are_on_the_lattice_and_nearest(frames: int, step: int, offset: int) -> None:
-    snapped = Lattice(frame_step=step, frame_offset=offset).snap_frames(frames)
-    assert (snapped - offset) % step == 0
-    assert snapped >= 1
-    assert abs(snapped - frames) <= step / 2 or snapped == max(step * (1 - offset) + offset, 1)
+def test_made_frames_are_on_the_lattice_and_the_least_that_hold_the_asked(frames: int, step: int, offset: int) -> None:
+    made = Lattice(frame_step=step, frame_offset=offset).ceil_frames(frames)
+    assert (made - offset) % step == 0
+    assert frames <= made < frames + step
 
 
 @given(st.integers(1, 8192), st.sampled_from([1, 2, 8, 64]))
@@ -68,8 +78,8 @@ def test_snapped_sides_are_multiples_within_bounds(side: int, multiple: int) -> 
     snapped = lattice.snap_side(side)
     assert snapped % multiple == 0
     assert 16 <= snapped <= 1024
-    if 16 <= side <= 1024:
-        assert abs(snapped - side) <= max(multiple / 2, 16)
+    if max(16, multiple) <= side <= 1024:
+        assert abs(snapped - side) <= multiple / 2
 
 
 def test_a_grid_that_does_not_divide_is_refused() -> None:

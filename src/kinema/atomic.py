@@ -5,6 +5,7 @@ Media, checkpoints and training all write this way, so it lives on the lowest la
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -25,6 +26,12 @@ def check_folder(path: Path) -> None:
     Cheap enough to call before minutes of sampling, so that the answer does not come after them.
     """
     folder = path.parent
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # nothing is there yet, or the folder is at fault: said below
+    except OSError as error:  # a name too long, or a folder that may not be looked into
+        raise BadRequest(f"cannot write {str(path)[:80]}: {error.strerror}") from error
     if not folder.exists():
         raise BadRequest(f"cannot write {path.name}: the folder {folder} does not exist")
     if not folder.is_dir():
@@ -47,6 +54,8 @@ def replacing(path: Path, *, folder: bool = False) -> Iterator[Path]:
     try:
         if path.is_dir() and not folder:
             raise BadRequest(f"cannot write {path}: it is a folder, and a file name was expected")
+        if folder and path.is_file():
+            raise BadRequest(f"cannot write {path}: it is a file, and a folder of that name was to be made")
         if folder:
             part.mkdir()
         else:
@@ -71,10 +80,17 @@ def replacing(path: Path, *, folder: bool = False) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Flush a file's bytes, or a folder's names, to the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folders; the rename itself is journalled there
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    """Flush a file's bytes, or a folder's names, to the disk; of a folder as far as the file system can."""
+    if not path.is_dir():
+        _flush(path, os.O_RDWR)
+        return
+    # Windows opens no folders, and some network and user-space file systems flush none: the rename stands.
+    with contextlib.suppress(OSError):
+        _flush(path, os.O_RDONLY)
+
+
+def _flush(path: Path, mode: int) -> None:
+    handle = os.open(path, mode)
     try:
         os.fsync(handle)
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import platform
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -19,16 +20,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kinema import __version__
-from kinema.diffusion import samplers
-from kinema.diffusion.guidance import ClassifierFree, Reconstruction, Replacement, Scale
+from kinema.diffusion.guidance import ClassifierFree, Reconstruction, Replacement, Scale, Thresholded
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import Level
 from kinema.diffusion.windows import Windowed
-from kinema.schema import BadRequest, Canvas, Clip, Note, OnEvent, Phase, Request, Step, TaskName, ignore
+from kinema.schema import (
+    TAKES,
+    BadRequest,
+    Canvas,
+    Clip,
+    Memory,
+    Note,
+    OnEvent,
+    Phase,
+    Request,
+    Step,
+    TaskName,
+    ignore,
+)
 from kinema.system import Conditions, System, open_system
 from kinema.tasks import TASKS
+from kinema.tasks.known import need_prompt
 
 
 def generate(
@@ -46,38 +60,74 @@ def generate(
     weights are read.
     """
     request = settle(system, request, on_event)
+    asked = request.shape.frames
     canvas = TASKS[request.task].canvas(request, on_event)
-    way = honour(system, request, canvas)
-    on_event(Phase("load", system.name))
+    whole, canvas = on_lattice(system, request, canvas)
+    honour(system, request, canvas)
+    made_by = recipe(system, request, noise)  # inputs are hashed before the work, as they are now
     draws = system.noise(request)
-    shape = system.latent_shape(request).bcthw
-    if noise is None:
-        noise = draws.normal(shape[1:])
-    elif tuple(noise.shape) != shape:
+    shape = system.latent_shape(whole).bcthw
+    if noise is not None and tuple(noise.shape) != shape:
         raise BadRequest(f"noise has shape {tuple(noise.shape)}; {system.name} expects {shape} for this request")
-    longest = system.lattice.max_frames
+    on_event(Phase("load", system.name))
+    _ = system.model
     with torch.no_grad():
-        if longest and request.shape.frames > longest and request.window is None:
-            z = roll_out(system, request, canvas, noise, draws, on_event)
+        if rolls_out(system, whole):
+            if output == "latents":
+                raise BadRequest("a clip made in blocks has no latents of its own; ask for a window or fewer frames")
+            video = roll_out(system, whole, canvas, noise, draws, on_event)
         else:
-            z = sample(system, request, canvas, way, noise, draws, on_event)
-        if output == "latents":
-            return Clip(z, cast(float, request.fps), {})
-        on_event(Phase("decode"))
-        video = system.decode(z)
+            noise = draws.normal(shape[1:]) if noise is None else noise
+            z = sample(system, whole, canvas, noise, draws, on_event=on_event)
+            if output == "latents":
+                return Clip(z, cast(float, request.fps), made_by)
+            on_event(Phase("decode"))
+            video = system.decode(z)
     video = torch.lerp(video, canvas.video, canvas.mask.expand_as(video))  # what was given stays, to the bit
-    return Clip(video, cast(float, request.fps), recipe(system, request, video))
+    video = video[:, :, -asked:] if request.backward else video[:, :, :asked]
+    on_event(Memory(_peak_bytes()))
+    return Clip(video, cast(float, request.fps), made_by | {"frames_hash": frames_hash(video)})
 
 
 def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Request:
-    """The request with the task's and the model's defaults and a seed: nothing is ``None`` that matters."""
+    """The request with the task's and the model's defaults and a seed: nothing is ``None`` that matters.
+
+    Refuses what the verb makes no use of: nothing that is asked for is passed over.
+    """
     if request.task not in TASKS:
         raise BadRequest(f"there is no task {request.task!r}; expected one of {', '.join(TASKS)}")
+    blank = Request()
+    for name in sorted({field for taken in TAKES.values() for field in taken} - set(TAKES[request.task])):
+        if getattr(request, name) != getattr(blank, name):
+            raise BadRequest(f"{request.task} makes no use of {name}: leave it out")
+    if request.task in ("generate", "edit") and system.family.takes_prompt(system.config):
+        need_prompt(request)
     request = system.settle(TASKS[request.task].plan(request), on_event)
-    sampler_options(system, request)
+    if request.loop and request.task == "generate" and not (request.window and request.window < request.shape.frames):
+        raise BadRequest("generate makes a loop of windows that wrap around: give a window shorter than the clip")
+    whole = replace(request, frames=system.lattice.ceil_frames(request.shape.frames))
+    if request.overlap is not None and request.window is None and not rolls_out(system, whole):
+        raise BadRequest("overlap is of windows, or of the blocks of a clip longer than the model: leave it out")
+    system.sampler_options(request)
     if request.seed is None:
         request = replace(request, seed=secrets.randbelow(2**31))
     return request
+
+
+def on_lattice(system: System, request: Request, canvas: Canvas) -> tuple[Request, Canvas]:
+    """The request and canvas at the next frame count that the model makes; what is beyond the asked is unknown."""
+    frames = system.lattice.ceil_frames(request.shape.frames)
+    more = frames - request.shape.frames
+    if not more:
+        return request, canvas
+    ends = (more, 0) if request.backward else (0, more)
+
+    def longer(x: Tensor, mode: str) -> Tensor:
+        return F.pad(x, (0, 0, 0, 0, *ends), mode=mode)
+
+    source = None if canvas.source is None else longer(canvas.source, "replicate")
+    video, mask = longer(canvas.video, "constant"), longer(canvas.mask, "constant")
+    return replace(request, frames=frames), replace(canvas, video=video, mask=mask, source=source)
 
 
 def honour(system: System, request: Request, canvas: Canvas) -> str:
@@ -87,7 +137,8 @@ def honour(system: System, request: Request, canvas: Canvas) -> str:
     """
     ways = system.family.honours(system.config, canvas.kind)
     if not ways:
-        raise BadRequest(f"{system.name} cannot hold a canvas of the kind {canvas.kind!r} that this {request.task} needs")
+        what = f"a canvas of the kind {canvas.kind!r}"
+        raise BadRequest(f"{system.name} cannot hold {what} that this {request.task} needs")
     if request.honour == "auto" or canvas.empty:
         return ways[0]
     if request.honour not in ways:
@@ -96,20 +147,30 @@ def honour(system: System, request: Request, canvas: Canvas) -> str:
 
 
 def sample(
-    system: System, request: Request, canvas: Canvas, way: str, noise: Tensor, draws: Noise, on_event: OnEvent
+    system: System,
+    request: Request,
+    canvas: Canvas,
+    noise: Tensor,
+    draws: Noise,
+    *,
+    scale: Scale | None = None,
+    on_event: OnEvent = ignore,
 ) -> Tensor:
-    """One pass of the sampler over the whole canvas: latents B×C×T×h×w."""
+    """One pass of the sampler over the whole canvas: latents B×C×T×h×w, in float32 whatever the model runs in."""
     on_event(Phase("condition"))
-    conditions = system.condition(request, canvas, on_event)
-    denoise = guide(system, conditions, request)
-    if way in ("reconstruction", "replacement") and not canvas.empty:
-        given, mask = system.encode(canvas.video), latent_mask(system, canvas.mask)
-        if way == "reconstruction":
-            denoise = Reconstruction(denoise, given, mask, request.reconstruction_weight)
+    way = honour(system, request, canvas)
+    shown = canvas if way == "native" else replace(canvas, mask=torch.zeros_like(canvas.mask))
+    conditions = system.condition(request, shown, on_event)
+    given = mask = None
+    if way != "native" and not canvas.empty:
+        given, mask = system.encode(canvas.video).float(), latent_mask(system, canvas.mask)
+    scale = guidance_scale(system, request) if scale is None else scale
+    weight = request.reconstruction_weight if way == "reconstruction" else 0.0
+    denoise = guide(system, conditions, request, scale, Held(given, mask, weight))
+    if given is not None and mask is not None:
         denoise = Replacement(denoise, given, mask, draws)
-    noise = noise.to(system.device, system.dtype)
-    levels = system.levels(request)
-    z = system.prior(noise)
+    noise = noise.to(system.device, torch.float32)
+    levels, z = system.levels(request), system.prior(noise)
     if canvas.source is not None:
         levels, z = start_from(system.encode(canvas.source), canvas.strength, levels, noise)
     on_event(Phase("sample", f"{len(levels) - 1} steps of {request.sampler}"))
@@ -119,40 +180,54 @@ def sample(
 
     if len(levels) < 2:
         return z
-    options = sampler_options(system, request)
+    options = system.sampler_options(request)
     return SAMPLERS[cast(str, request.sampler)](denoise, z, levels, noise=draws, on_step=on_step, **options)
 
 
-def guide(system: System, conditions: Conditions, request: Request) -> Denoiser:
-    """The denoiser with classifier-free guidance, in windows where the request asks for them."""
-    total = system.latent_shape(request).frames
-    scale = guidance_scale(request, total)
+@dataclass(frozen=True)
+class Held:
+    """What guidance holds of a canvas, on the latent grid; ``weight`` is that of reconstruction, 0 without."""
+
+    given: Tensor | None
+    mask: Tensor | None
+    weight: float
+
+
+def guide(system: System, conditions: Conditions, request: Request, scale: Scale, held: Held) -> Denoiser:
+    """The guided denoiser: classifier-free, reconstruction and bound, in windows where the request asks for them.
+
+    Reconstruction acts inside each window, so that a long clip is never differentiated as a whole.
+    """
+    limit = system.family.threshold(system.config)
 
     def make(frames: Sequence[int] | None) -> Denoiser:
-        wanted = system.denoiser(conditions.positive, frames)
-        if isinstance(scale, float) and scale == 1:
-            return wanted
-        of_frames = scale[list(frames)] if isinstance(scale, Tensor) and frames is not None else scale
-        unwanted = system.denoiser(conditions.negative, frames)
-        return ClassifierFree(wanted, unwanted, of_frames, request.guidance_rescale, request.guidance_interval)
+        def cut(x: Tensor) -> Tensor:
+            return x if frames is None else x[:, :, list(frames)]
+
+        denoise = system.denoiser(conditions.positive, frames)
+        if not (isinstance(scale, float) and scale == 1):
+            of_frames = scale[list(frames)] if isinstance(scale, Tensor) and frames is not None else scale
+            unwanted = system.denoiser(conditions.negative, frames)
+            denoise = ClassifierFree(denoise, unwanted, of_frames, request.guidance_rescale, request.guidance_interval)
+        if held.weight and held.given is not None and held.mask is not None:
+            denoise = Reconstruction(denoise, cut(held.given), cut(held.mask), held.weight)
+        return denoise if limit is None else Thresholded(denoise, limit)
 
     if request.window is None:
         return make(None)
-    longest = system.lattice.max_frames
-    if longest and request.window > longest:
-        raise BadRequest(f"window is {request.window} frames; {system.name} sees at most {longest} at once")
-    stride = system.lattice.stride[0]
-    length = max(1, request.window // stride)
-    overlap = length // 4 if request.overlap is None else request.overlap // stride
+    lattice = system.lattice
+    length = lattice.latent_frames(request.window)
+    overlap = length // 4 if request.overlap is None else min(request.overlap // lattice.stride[0], length - 1)
+    total = system.latent_shape(request).frames
     return Windowed(make, total, length, overlap, request.window_weights, request.loop)
 
 
-def guidance_scale(request: Request, frames: int) -> Scale:
-    """The scale, or one per frame when ``guidance_end`` lets it change linearly over the clip."""
+def guidance_scale(system: System, request: Request) -> Scale:
+    """The scale, or one per latent frame when ``guidance_end`` lets it change linearly over the clip."""
     scale = float(cast(float, request.guidance))
     if request.guidance_end is None or request.guidance_end == scale:
         return scale
-    return torch.linspace(scale, request.guidance_end, frames)
+    return torch.linspace(scale, request.guidance_end, system.latent_shape(request).frames)
 
 
 def start_from(source_z: Tensor, strength: float, levels: Level, noise: Tensor) -> tuple[Level, Tensor]:
@@ -165,86 +240,88 @@ def start_from(source_z: Tensor, strength: float, levels: Level, noise: Tensor) 
     return levels[first:], alpha * source_z.to(noise) + sigma * noise
 
 
+def rolls_out(system: System, request: Request) -> bool:
+    """Whether the clip is longer than the model sees and is made block by block."""
+    longest = system.lattice.max_frames
+    return bool(longest) and request.shape.frames > cast(int, longest) and request.window is None
+
+
 def roll_out(
-    system: System, request: Request, canvas: Canvas, noise: Tensor, draws: Noise, on_event: OnEvent
+    system: System, request: Request, canvas: Canvas, noise: Tensor | None, draws: Noise, on_event: OnEvent
 ) -> Tensor:
     """A clip longer than the model, block by block: each holds the last frames of the one before (VDM §3.1).
 
-    Blocks run from where frames are known: backward when only the end of the canvas is given.
+    Returns pixels: what one block made stays as it is in the next. Blocks run from where frames are known:
+    backward when only the end of the canvas is given.
     """
-    length = cast(int, system.lattice.max_frames)
-    stride, total = system.lattice.stride[0], request.shape.frames
+    lattice, total = system.lattice, request.shape.frames
+    length = cast(int, lattice.max_frames)
     keep = length // 2 if request.overlap is None else request.overlap
     if not 0 < keep < length:
-        raise BadRequest(f"overlap is {keep} frames; a clip longer than {length} needs 1 to {length - 1} shared frames")
-    if canvas.source is not None:
-        keep = 0  # an edit has its own frames to start from: blocks side by side
-    known, mask = canvas.video.clone(), canvas.mask.clone()
-    z_all = torch.empty_like(noise)
+        raise BadRequest(f"overlap is {keep} frames; blocks of {length} share 1 to {length - 1}")
+    if noise is not None and lattice.stride[0] > 1:
+        raise BadRequest(f"own noise is for a clip of at most {length} frames, which {system.name} makes at once")
+    known, mask, scale = canvas.video.clone(), canvas.mask.clone(), guidance_scale(system, request)
     backward = bool(mask[:, :, -1].any()) and not bool(mask[:, :, 0].any())
-    starts = [min(s, total - length) for s in range(0, max(1, total - keep), length - keep)]
+    starts = [min(s, total - length) for s in range(0, total - keep, length - keep)]
+    block = replace(request, frames=length, loop=False)
+    shape = system.latent_shape(block).bcthw
     for number, start in enumerate(reversed(starts) if backward else starts):
-        frames, latents = slice(start, start + length), slice(start // stride, (start + length) // stride)
-        part = Canvas(known[:, :, frames], mask[:, :, frames])
+        frames = slice(start, start + length)
+        part = replace(canvas, video=known[:, :, frames], mask=mask[:, :, frames])
         if canvas.source is not None:
-            part = replace(part, source=canvas.source[:, :, frames], strength=canvas.strength)
+            part = replace(part, source=canvas.source[:, :, frames])
         elif part.kind == "all":
-            z_all[:, :, latents] = system.encode(part.video)
             continue
         on_event(Note(f"block {number + 1} of {len(starts)}: frames {start} to {start + length - 1}"))
-        held = honour(system, request, part)
-        block = replace(request, frames=length, loop=False)
-        z = sample(system, block, part, held, noise[:, :, latents], draws, on_event)
-        z_all[:, :, latents] = z
-        made = system.decode(z)
+        own = draws.normal(shape[1:]) if noise is None else noise[:, :, frames]
+        at = lattice.latent_frames(start) if start else 0
+        cut = scale[at : at + shape[2]] if isinstance(scale, Tensor) else scale
+        made = system.decode(sample(system, block, part, own, draws, scale=cut, on_event=on_event))
         known[:, :, frames] = torch.lerp(made, part.video, part.mask.expand_as(made))
         mask[:, :, frames] = 1
-    return z_all
+    return known
 
 
 def latent_mask(system: System, mask_B1THW: Tensor) -> Tensor:
     """The mask on the latent grid: 1 where every pixel of the cell is given."""
     t, h, w = system.lattice.stride
     offset = system.lattice.frame_offset if t > 1 else 0
-    body = -F.max_pool3d(-mask_B1THW[:, :, offset:], (t, h, w)) if mask_B1THW.shape[2] > offset else mask_B1THW[:, :, :0]
+    parts = []
     if offset:
-        head = -F.max_pool3d(-mask_B1THW[:, :, :offset], (1, h, w))
-        body = torch.cat([head, body], dim=2)
-    return body.to(system.device, system.dtype)
-
-
-def sampler_options(system: System, request: Request) -> dict[str, float]:
-    """The request's options of its sampler over the model's own; one the sampler does not take is refused."""
-    own = system.family.defaults(system.config)
-    name = cast(str, request.sampler)
-    told = dict(request.sampler_options) | ({} if request.eta is None else {"eta": request.eta})
-    known = samplers.options(name)
-    for option in told:
-        if not isinstance(told[option], int | float):
-            raise BadRequest(f"{option} of the sampler is {told[option]!r}; expected a number")
-        if option not in known:
-            raise BadRequest(f"sampler {name} takes no {option}; it takes {', '.join(known) or 'no options'}")
-    return {**(own.options if name == own.sampler else {}), **told}
+        parts.append(-F.max_pool3d(-mask_B1THW[:, :, :offset], (1, h, w)))
+    if mask_B1THW.shape[2] > offset:
+        parts.append(-F.max_pool3d(-mask_B1THW[:, :, offset:], (t, h, w)))
+    return torch.cat(parts, dim=2).to(system.device)
 
 
 # -------------------------------------------------------------------------------------- recipe
 
 
-def recipe(system: System, request: Request, video: Tensor) -> dict[str, Any]:
+_INPUTS = ("image", "last_image", "video", "mask")
+
+
+def recipe(system: System, request: Request, noise: Tensor | None = None) -> dict[str, Any]:
     """What `kinema replay` needs to make the clip again, and to say whether it is the same to the bit."""
-    return {
+    told: dict[str, Any] = {
         "kinema": __version__,
         "model": system.name,
         "family": system.family.name,
         "weights": system.weights.hash,
         "request": json.loads(request.to_json()),
-        "frames_hash": frames_hash(video),
-        "inputs": {k: file_hash(Path(v)) for k in ("image", "last_image", "video", "mask") if (v := getattr(request, k))},
-        "device": system.device.type,
+        "inputs": {k: file_hash(Path(v)) for k in _INPUTS if (v := getattr(request, k))},
+        "device": str(system.device),
         "dtype": str(system.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()},
     }
+    if system.weights.variant:
+        told["variant"] = system.weights.variant
+    if system.overrides:
+        told["overrides"] = dict(system.overrides)
+    if noise is not None:
+        told["noise"] = frames_hash(noise)
+    return told
 
 
 def frames_hash(video: Tensor) -> str:
@@ -253,12 +330,29 @@ def frames_hash(video: Tensor) -> str:
 
 
 def file_hash(path: Path) -> str:
-    if path.is_dir():
-        digest = sha256()
-        for file in sorted(path.iterdir()):
-            digest.update(file.read_bytes())
-        return digest.hexdigest()
-    return sha256(path.read_bytes()).hexdigest()
+    """Hash of an input file, or of the files of a folder of frames, read in pieces."""
+    digest = sha256()
+    for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
+        with file.open("rb") as stream:
+            while piece := stream.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _peak_bytes() -> int:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return _resident_peak()
+
+
+def _resident_peak() -> int:
+    """The process's peak resident memory; 0 where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 # --------------------------------------------------------------------------------------- verbs

@@ -55,11 +55,15 @@ class Lattice:
     max_side: int = MAX_SIDE
     max_frames: int | None = None
 
-    def snap_frames(self, frames: int) -> int:
-        """The nearest frame count on the lattice, at least one step (ties go up)."""
-        steps = math.floor((frames - self.frame_offset) / self.frame_step + 0.5)
+    def ceil_frames(self, frames: int) -> int:
+        """The least frame count on the lattice that holds ``frames``: a clip is made whole, then cut."""
+        steps = math.ceil((frames - self.frame_offset) / self.frame_step)
         least = 0 if self.frame_offset else 1
         return max(steps, least) * self.frame_step + self.frame_offset
+
+    def latent_frames(self, frames: int) -> int:
+        """Latent frames of so many pixel frames: ``(T - offset) // stride_t + offset``."""
+        return (frames - self.frame_offset) // self.stride[0] + self.frame_offset
 
     def snap_side(self, side: int) -> int:
         """The nearest side on the lattice, within ``min_side`` and ``max_side`` (ties go up)."""
@@ -84,8 +88,8 @@ class Shape:
 
     def latent(self, lattice: Lattice) -> Shape:
         """The latent shape under a codec's lattice: ``(T - offset) // stride_t + offset`` frames."""
-        t, h, w = lattice.stride
-        frames = (self.frames - lattice.frame_offset) // t + lattice.frame_offset
+        _, h, w = lattice.stride
+        frames = lattice.latent_frames(self.frames)
         return Shape(self.batch, lattice.channels, frames, self.height // h, self.width // w)
 
     def grid(self, patch: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -146,7 +150,7 @@ class Canvas:
         return not bool(self.mask.any())
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> str:  # noqa: PLR0911 (one line a kind reads better than a ladder)
         """What is given, in the words families use: nothing | first | ends | prefix | suffix |
         frames (whole frames, any other pattern) | region | all."""
         given = self.mask.flatten(3).amin(-1).amin(0)[0] > 0  # whole frames
@@ -171,6 +175,18 @@ class Canvas:
 
 
 # -------------------------------------------------------------------------------------- request
+
+_HELD = ("honour", "reconstruction_weight", "fit")
+_REGION = ("mask", "region", "outside")
+TAKES: dict[TaskName, tuple[str, ...]] = {
+    "generate": ("loop",),
+    "animate": ("image", "last_image", "loop", *_REGION, *_HELD),
+    "interpolate": ("video", "image", "last_image", "every", *_HELD),
+    "extend": ("video", "keep", "backward", "loop", *_HELD),
+    "inpaint": ("video", *_REGION, *_HELD),
+    "edit": ("video", "strength", "fit"),
+}
+"""The fields of a `Request` that mean something to a verb, beyond those of sampling; others are refused."""
 
 
 def option(help_: str, default: Any = None, *, least: float | None = None, most: float | None = None) -> Any:
@@ -244,6 +260,10 @@ class Request:
             value = getattr(self, f.name)
             if value is None or least is None:
                 continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise BadRequest(f"{f.name} is {value!r}; expected a number from {least:g} to {most:g}")
+            if f.type.startswith("int") and not isinstance(value, int):
+                raise BadRequest(f"{f.name} is {value!r}; expected a whole number from {least:g} to {most:g}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise BadRequest(f"{f.name} is {value}; expected a number from {least:g} to {most:g}")
             if not least <= value <= most:
@@ -253,6 +273,8 @@ class Request:
                 f"{self.clips} clip(s) of {self.frames} frames at {self.width}×{self.height} is more than "
                 f"{MAX_PIXELS:,} pixels; ask for fewer frames or a smaller size"
             )
+        if not self.guidance_interval[0] <= self.guidance_interval[1]:
+            raise BadRequest(f"guidance_interval is {self.guidance_interval}; expected the lower log-SNR first")
         if self.region is not None:
             left, top, right, bottom = self.region
             if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):

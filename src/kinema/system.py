@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from kinema import registry
 from kinema.checkpoints import files, hub
 from kinema.checkpoints.files import Header
+from kinema.diffusion import samplers
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser, Parameterisation
 from kinema.diffusion.samplers import SAMPLERS
@@ -126,6 +127,12 @@ class Family(Protocol):
 
     def codec(self, config: Any, model: nn.Module) -> Codec: ...
 
+    def takes_prompt(self, config: Any) -> bool:
+        """Whether this model was trained with text; without it, a verb asks for none."""
+
+    def threshold(self, config: Any) -> float | None:
+        """Bound on the guided estimate of x0 (static thresholding), or None."""
+
     def honours(self, config: Any, kind: str) -> tuple[str, ...]:
         """Ways to hold a canvas of this kind (`Canvas.kind`), best first, out of "native",
         "reconstruction", "replacement"; empty when the family cannot, which refuses the request."""
@@ -185,6 +192,8 @@ class System:
     family: Family
     config: Any
     weights: Weights
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """What of the config was replaced at opening: part of the recipe."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
 
@@ -219,9 +228,10 @@ class System:
         return self.family.codec(self.config, self.model)
 
     def settle(self, request: Request, on_event: OnEvent = ignore) -> Request:
-        """The request with every default filled and every size on the model's lattice, saying what moved.
+        """The request with every default filled and its sides on the model's lattice, saying what moved.
 
-        Raises BadRequest for what the family cannot do; needs no weights.
+        Frames stay as asked: a clip is made at the lattice's next frame count and cut. Raises BadRequest for
+        what the family cannot do; needs no weights.
         """
         own, lattice = self.family.defaults(self.config), self.lattice
 
@@ -230,13 +240,21 @@ class System:
                 on_event(Note(f"{what} {asked} snapped to {made}, the nearest that {self.name} can make"))
             return made
 
-        frames, height, width = (request.frames or own.frames, request.height or own.height, request.width or own.width)
+        height, width = request.height or own.height, request.width or own.width
+        window = request.window
+        if window is not None:
+            window = snapped("window", window, lattice.ceil_frames(window))
+            if lattice.max_frames and window > lattice.max_frames:
+                raise BadRequest(f"window is {window} frames; {self.name} sees at most {lattice.max_frames} at once")
+            if request.overlap is not None and request.overlap >= window:
+                raise BadRequest(f"overlap is {request.overlap} frames of a window of {window}; expected fewer")
         sampler = request.sampler or own.sampler
         if sampler not in SAMPLERS:
             raise BadRequest(registry.unknown("sampler", sampler, SAMPLERS))
         request = replace(
             request,
-            frames=snapped("frames", frames, lattice.snap_frames(frames)),
+            frames=request.frames or own.frames,
+            window=window,
             height=snapped("height", height, lattice.snap_side(height)),
             width=snapped("width", width, lattice.snap_side(width)),
             fps=request.fps or own.fps,
@@ -246,6 +264,19 @@ class System:
         )
         self.family.check(self.config, request)
         return request
+
+    def sampler_options(self, request: Request) -> dict[str, float]:
+        """The request's options of its sampler over the model's own; one the sampler does not take is refused."""
+        own = self.family.defaults(self.config)
+        name = request.sampler or own.sampler
+        told = dict(request.sampler_options) | ({} if request.eta is None else {"eta": request.eta})
+        known = samplers.options(name)
+        for option, value in told.items():
+            if option not in known:
+                raise BadRequest(f"sampler {name} takes no {option}; it takes {', '.join(known) or 'no options'}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+                raise BadRequest(f"{option} of the sampler is {value!r}; expected a number, 0 or more")
+        return {**(own.options if name == own.sampler else {}), **told}
 
     def latent_shape(self, request: Request) -> Shape:
         return request.shape.latent(self.lattice)
@@ -275,7 +306,7 @@ class System:
         return self.codec.encode(video_BCTHW.to(self.device, self.dtype))
 
     def decode(self, z_BCTHW: Tensor) -> Tensor:
-        return self.codec.decode(z_BCTHW).float().clamp(-1, 1).cpu()
+        return self.codec.decode(z_BCTHW.to(self.dtype)).float().clamp(-1, 1).cpu()
 
 
 # ---------------------------------------------------------------------------------------- load
@@ -299,6 +330,7 @@ def open_system(
     family_name, _, slash_preset = name.partition("/")
     if family_name in registry.FAMILIES and (preset or slash_preset):
         family, config, weights = _untrained(family_name, preset or slash_preset)
+        name = f"{family_name}/{preset or slash_preset}"
     elif name in registry.EMBEDDED:
         family_name, file = registry.EMBEDDED[name]
         path = Path(str(resources.files("kinema") / "weights" / file))
@@ -314,7 +346,7 @@ def open_system(
     if overrides:
         config = _override(config, overrides)
     chosen = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return System(name, family, config, weights, chosen, dtype or torch.float32)
+    return System(name, family, config, weights, dict(overrides or {}), chosen, dtype or torch.float32)
 
 
 def _is_hub_id(name: str) -> bool:
@@ -332,9 +364,14 @@ def _from_file(path: Path, variant: str | None) -> tuple[Family, Any, Weights]:
     """Recognise a file: by the note ``kinema train`` left in its metadata, else by its keys and shapes."""
     told = files.metadata(path, variant).get("kinema")
     if told:
-        note = json.loads(told)
-        family: Family = registry.family(note["family"])
-        return family, family.from_json(note["config"]), Weights(path, variant=variant)
+        try:
+            note = json.loads(told)
+            family: Family = registry.family(note["family"])
+            return family, family.from_json(note["config"]), Weights(path, variant=variant)
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, BadRequest):
+                raise
+            raise BadRequest(f"{path} has a damaged note of its family and config; expected one of kinema's") from error
     header = files.header(path, variant)
     for name in registry.FAMILIES:
         family = registry.family(name)

@@ -129,8 +129,9 @@ def test_two_objects_of_one_colour_are_two():
     assert not verdict.count_right
 
 
-def test_an_empty_clip_shows_nothing():
-    verdict = judge(np.zeros((3, 16, 32, 32)), "a red ball rolls right")
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_an_empty_clip_shows_nothing(value: float):
+    verdict = judge(np.full((3, 16, 32, 32), value), "a red ball rolls right")
     assert verdict.count == 0
     assert verdict.colour is None
     assert not any([verdict.colour_right, verdict.shape_right, verdict.direction_right, verdict.motion_right])

@@ -48,12 +48,6 @@ def test_generate_knows_nothing() -> None:
     assert canvas("generate").kind == "nothing"
 
 
-@pytest.mark.parametrize("prompt", ["", "  \n"])
-def test_generate_refuses_an_empty_prompt(prompt: str) -> None:
-    with pytest.raises(BadRequest, match="prompt"):
-        canvas("generate", prompt=prompt)
-
-
 def test_animate_gives_frame_0_cropped_to_size_and_says_so(picture: str) -> None:
     made = canvas("animate", image=picture)
     assert given_frames(made) == [0]
@@ -147,8 +141,34 @@ def test_inpaint_without_a_region_is_refused(clip: str) -> None:
         canvas("inpaint", video=clip)
 
 
+@pytest.mark.parametrize(
+    ("task", "options", "what"),
+    [
+        ("animate", {"last_image": "x.png", "loop": True}, "last_image or loop"),
+        ("animate", {"outside": True}, "outside"),
+        ("inpaint", {"region": (0, 0, 1, 1), "mask": "x.png"}, "region or mask"),
+        ("extend", {"backward": True, "loop": True}, "backward or loop"),
+        ("interpolate", {"image": "x.png"}, "not both"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(clip: str, task: str, options: dict, what: str) -> None:
+    source = {"image": clip} if task == "animate" else {"video": clip}
+    with pytest.raises(BadRequest, match=what):
+        canvas(task, **source, **options)
+
+
+def test_a_mask_clip_runs_at_the_rate_of_its_video(tmp_path: Path) -> None:
+    """The mask turns white half way: so must what is wanted, at whatever rate the clip is made."""
+    video = Clip(ramp(32), 32.0).save(tmp_path / "video.mp4")[0]
+    half = torch.cat([torch.full((1, 3, 16, 16, 16), -1.0), torch.ones(1, 3, 16, 16, 16)], dim=2)
+    mask = Clip(half, 32.0).save(tmp_path / "mask.mp4")[0]
+    made = canvas("inpaint", video=str(video), mask=str(mask), fps=8.0)
+    assert made.video.shape[2] == 8
+    assert made.mask[0, 0].amax((1, 2)).tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+
+
 def test_edit_starts_from_the_whole_clip_and_holds_its_last_frame(clip: str) -> None:
-    made = canvas("edit", video=clip, strength=0.4)
+    made = canvas("edit", video=clip, strength=0.4, frames=8)
     assert made.kind == "nothing"
     assert made.strength == 0.4
     assert made.source is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import re
 
 import pytest
 
@@ -21,10 +20,10 @@ def test_a_run_makes_its_folder_with_parents(tmp_path):
     assert claim(tmp_path / "a" / "b").is_dir()
 
 
-@pytest.mark.parametrize("place", ["file", "file/below"])
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path, place):
+@pytest.mark.parametrize(("place", "sentence"), [("file", "is a file"), ("file/below", "cannot make the folder")])
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, place, sentence):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(BadRequest, match=re.escape("cannot make the folder")):
+    with pytest.raises(BadRequest, match=sentence):
         claim(tmp_path / place)
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -37,6 +38,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
 """Command name to "module:function" (takes the words after the name, returns the exit code) and its help."""
 
 FAILED, BAD_REQUEST, INTERRUPTED = 1, 2, 130
+UNREADABLE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS}
+)
+"""What is wrong with a name that the user gave, not with the machine."""
+NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory")
+"""How torch's allocators word it, the CPU's in a plain RuntimeError."""
 
 FIRST = 'kinema generate "a red ball rolls right" -o ball.mp4'
 
@@ -77,12 +84,21 @@ def ending(error: BaseException) -> tuple[str, int]:
         case OSError():
             from kinema.atomic import FULL
 
-            where = f"{error.filename}: " if error.filename else ""
-            return f"{where}{error.strerror or error}", BAD_REQUEST if error.errno in FULL else FAILED
-        case MemoryError():
-            return "out of memory; ask for fewer frames, a smaller size or fewer clips", FAILED
+            where = f"{str(error.filename)[:200]}: " if error.filename else ""
+            refused = error.errno in FULL or error.errno in UNREADABLE
+            return f"{where}{error.strerror or error}", BAD_REQUEST if refused else FAILED
+    if _out_of_memory(error):
+        return "out of memory; ask for fewer frames, a smaller size or fewer clips", FAILED
     first = (str(error).strip().splitlines() or ["no further word"])[0]
     return f"{type(error).__name__}: {first} (--debug shows where)", FAILED
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Python's own error, or torch's by name: this module does without torch."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in said for word in NO_MEMORY)
 
 
 def _dispatch(words: list[str]) -> int:

@@ -9,9 +9,11 @@ import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kinema.atomic import check_folder
 from kinema.schema import BadRequest, Clip
 
 MAX_SLUG = 60
+MAX_ZOOM = 64
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,18 @@ class Output:
     contact_sheet: bool = False
     zoom: int = 1
 
+    def __post_init__(self) -> None:
+        if type(self.zoom) is not int or not 1 <= self.zoom <= MAX_ZOOM:
+            raise BadRequest(f"zoom is {self.zoom!r}; expected a whole number from 1 to {MAX_ZOOM}")
+
     def check(self) -> None:
         """Refuse, before any work, an output that could not be written at the end."""
         from kinema.media.write import check_output
 
         path = self.path or Path(f"{slug(self.title)}.mp4")
         check_output(path)
+        for name in self.targets(path):  # a batch has longer names than the one that was told
+            check_folder(name)
         try:
             # Only a try tells for sure: permissions say nothing of a read-only disk or of a full one.
             with tempfile.TemporaryFile(dir=path.parent) as probe:

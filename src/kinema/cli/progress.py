@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 LINE_EVERY = 5.0
 """Seconds between plain progress lines."""
 
+NOTABLE = 1.1
+"""How many times the peak last told a new one must be: many clips in a row do not each repeat it."""
+
 PHASES = {
     "load": "opening the model",
     "condition": "reading the request",
@@ -82,6 +85,7 @@ class Lines(Silent):
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.began = self.last = time.monotonic()
+        self.peak = 0
 
     def __call__(self, event: Event) -> None:
         now = time.monotonic()
@@ -90,6 +94,9 @@ class Lines(Silent):
             self._say(f"{_phase(event)} …")
         elif isinstance(event, Note):
             self._say(event.message)
+        elif isinstance(event, Memory) and event.peak_bytes > NOTABLE * self.peak:
+            self.peak = event.peak_bytes
+            self._say(_peak(event))
         elif isinstance(event, Step | TrainStep) and (now - self.last >= LINE_EVERY or event.index == event.total):
             self.last = now
             left = (now - self.began) / event.index * (event.total - event.index)
@@ -106,6 +113,7 @@ class Bar(Silent):
     def __init__(self) -> None:
         self.progress = _bar()
         self.task: TaskID | None = None
+        self.peak = 0
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -125,8 +133,9 @@ class Bar(Silent):
             self.progress.console.print(f"kinema: {event.message}", highlight=False, markup=False)
         elif isinstance(event, Step | TrainStep) and self.task is not None:
             self.progress.update(self.task, completed=event.index, total=event.total, figures=_figures(event))
-        elif isinstance(event, Memory) and self.task is not None:
-            self.progress.update(self.task, figures=f"{event.peak_bytes / 2**30:.1f} GiB")
+        elif isinstance(event, Memory) and event.peak_bytes > NOTABLE * self.peak:
+            self.peak = event.peak_bytes
+            self.progress.console.print(f"kinema: {_peak(event)}", highlight=False, markup=False)
 
 
 def _bar() -> Progress:
@@ -148,6 +157,10 @@ def _bar() -> Progress:
 def _phase(event: Phase) -> str:
     name = PHASES.get(event.name, event.name)
     return f"{name} ({event.detail})" if event.detail else name
+
+
+def _peak(event: Memory) -> str:
+    return f"{event.peak_bytes / 2**30:.2f} GiB of memory at the peak"
 
 
 def _figures(event: Step | TrainStep) -> str:

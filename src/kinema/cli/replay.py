@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kinema import __version__
 from kinema.cli import machine
@@ -16,7 +16,18 @@ from kinema.cli.progress import JsonLines, display
 from kinema.cli.verbs import MODEL, REPORTING, WRITING, model_options, open_model
 from kinema.schema import BadRequest, Note, Phase, Request
 
+if TYPE_CHECKING:
+    from kinema.generate import Model
+    from kinema.system import System
+
 ABOUT = "Make a clip again from the recipe in its metadata, and say whether it is the same to the bit."
+KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("model", "weights", "device", "dtype", "variant", "noise"), str),
+    **dict.fromkeys(("overrides", "versions", "inputs"), Mapping),
+    **dict.fromkeys(("threads", "zoom"), int),
+    "request": (Mapping, str),
+}
+"""What each name of a recipe holds."""
 CLIP = Option("clip", str, "", "clip written by kinema", positional=True)
 
 
@@ -29,14 +40,16 @@ def replay(words: Sequence[str]) -> int:
     from kinema.media.metadata import read_recipe
 
     path = Path(told["clip"])
-    recipe = read_recipe(path)
+    recipe = checked(read_recipe(path), path)
     request = request_of(recipe, path)
     zoom = own["zoom"] if "zoom" in told else recipe.get("zoom", 1)
     output = Output(own["output"], f"{path.stem} replay", request.clips, own["overwrite"], own["contact_sheet"], zoom)
     output.check()
     with display(quiet=own["quiet"], json_events=own["json_events"]) as show:
-        model = open_model(model_options({**as_it_was(recipe), **told}))
+        model = reopened(recipe, told)
         for note in differences(recipe, model.system.weights.hash, request, model_told="model" in told):
+            show(Note(note))
+        for note in other_settings(recipe, model.system):
             show(Note(note))
         clip = model.run(request, on_event=show)
         same = clip.recipe.get("frames_hash") == recipe.get("frames_hash")
@@ -51,11 +64,54 @@ def replay(words: Sequence[str]) -> int:
     return 0
 
 
+def checked(recipe: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """The recipe, refused where what it says of the model and the machine is of another kind than we write."""
+    for name, kind in KINDS.items():
+        value = recipe.get(name)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise BadRequest(f"the recipe in {path.name} is damaged: its {name} is {value!r}")
+    if recipe.get("noise") is not None:
+        raise BadRequest(
+            f"{path.name} was made from noise that its caller gave, which a recipe does not hold, "
+            "so it cannot be made again"
+        )
+    return recipe
+
+
+def reopened(recipe: Mapping[str, Any], told: Mapping[str, Any]) -> Model:
+    """The model as it was, but for what the command line says; a device that is not here is refused."""
+    options = model_options({**as_it_was(recipe), **told})
+    if "device" not in told and options.device is not None:
+        try:
+            machine.device(options.device)
+        except BadRequest as error:
+            raise BadRequest(f"the clip was made on another machine: {error}; pass --device to choose one") from None
+    return open_model(options, variant=recipe.get("variant"), overrides=_tuples(recipe.get("overrides", {})))
+
+
 def as_it_was(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The model options that were in force: the model, its precision and the threads."""
+    """The model options that were in force: the model, its device and precision, and the threads."""
     names = {long: short for short, long in machine.DTYPES.items()}
-    told = {"model": recipe.get("model"), "dtype": names.get(recipe.get("dtype", "")), "threads": recipe.get("threads")}
+    told = {name: recipe.get(name) for name in ("model", "device", "threads")}
+    told["dtype"] = names.get(recipe.get("dtype", ""))
     return {name: value for name, value in told.items() if value is not None}
+
+
+def other_settings(recipe: Mapping[str, Any], system: System) -> list[str]:
+    """What the command line changed of how the model ran: any of it can change the last bits."""
+    now = {"device": str(system.device), "dtype": str(system.dtype).removeprefix("torch.")}
+    return [
+        f"{name} is {value} now and was {recipe[name]} then"
+        for name, value in now.items()
+        if name in recipe and value.removesuffix(":0") != recipe[name].removesuffix(":0")
+    ]
+
+
+def _tuples(value: Any) -> Any:
+    """A config's values out of JSON, which knows no tuples."""
+    if isinstance(value, Mapping):
+        return {name: _tuples(inner) for name, inner in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def request_of(recipe: Mapping[str, Any], path: Path) -> Request:
@@ -95,7 +151,10 @@ def _changed_inputs(recipe: Mapping[str, Any], request: Request) -> list[str]:
 
     notes = []
     for name, before in recipe.get("inputs", {}).items():
-        path = Path(getattr(request, name))
+        told = getattr(request, name, None)
+        if not isinstance(told, str):
+            raise BadRequest(f"the recipe is damaged: it has a hash of {name!r}, and its request names no such file")
+        path = Path(told)
         if not path.exists():
             raise BadRequest(f"the clip was made from {path}, and that file is not there any more")
         if file_hash(path) != before:

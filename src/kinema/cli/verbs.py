@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,48 +12,30 @@ from kinema.cli import machine
 from kinema.cli.options import Option, from_dataclass, parse, with_defaults
 from kinema.cli.output import Output
 from kinema.cli.progress import JsonLines, display
-from kinema.schema import BadRequest, Note, Phase, Request, TaskName
+from kinema.schema import TAKES, Note, Phase, Request, TaskName
 
 if TYPE_CHECKING:
     from kinema.generate import Model
 
 DEFAULT_MODEL = "zoetrope"
 
-_SAMPLING = (
-    *("negative_prompt", "seed", "clips", "frames", "height", "width", "fps", "steps", "sampler", "guidance"),
-    *("guidance_end", "guidance_rescale", "guidance_interval", "eta", "sampler_options"),
-    *("window", "overlap", "window_weights", "extra"),
-)
-_HOLDING = ("honour", "reconstruction_weight", "fit")
-_REGION = ("mask", "region", "outside")
-
-
 @dataclass(frozen=True)
 class Verb:
-    """What a verb takes: its positional fields, those fields of `Request` that mean something to it."""
+    """What its help says, and the fields of `Request` that are given without a name."""
 
     about: str
     positional: tuple[str, ...]
-    own: tuple[str, ...] = ()
 
 
 VERBS: dict[TaskName, Verb] = {
     "generate": Verb("A video from a sentence.", ("prompt",)),
     "animate": Verb(
-        "A video that begins with a picture (or ends with one, or moves only in a region of it).",
-        ("image", "prompt"),
-        ("last_image", "loop", *_REGION, *_HOLDING),
+        "A video that begins with a picture (or ends with one, or moves only in a region of it).", ("image", "prompt")
     ),
-    "interpolate": Verb(
-        "The frames between the given ones: of a clip, or between two pictures.",
-        ("video", "prompt"),
-        ("every", "image", "last_image", *_HOLDING),
-    ),
-    "extend": Verb(
-        "What comes after a clip, or before it.", ("video", "prompt"), ("keep", "backward", "loop", *_HOLDING)
-    ),
-    "inpaint": Verb("New content in a region of a clip, or around it.", ("video", "prompt"), (*_REGION, *_HOLDING)),
-    "edit": Verb("A clip remade from another one.", ("video", "prompt"), ("strength", "fit")),
+    "interpolate": Verb("The frames between the given ones: of a clip, or between two pictures.", ("video", "prompt")),
+    "extend": Verb("What comes after a clip, or before it.", ("video", "prompt")),
+    "inpaint": Verb("New content in a region of a clip, or around it.", ("video", "prompt")),
+    "edit": Verb("A clip remade from another one.", ("video", "prompt")),
 }
 
 
@@ -135,12 +117,10 @@ def run(task: TaskName, words: Sequence[str]) -> int:
 
 
 def request_options(task: TaskName) -> list[Option]:
-    """The options of a verb that are fields of `Request`."""
-    verb = VERBS[task]
-    wanted = {*verb.own, *_SAMPLING}
-    order = [f.name for f in fields(Request) if f.name in wanted]
-    options = from_dataclass(Request, order, positional=verb.positional)
-    return options
+    """The options of a verb that are fields of `Request`: those of sampling, and what `TAKES` gives it."""
+    others = {name for taken in TAKES.values() for name in taken} - set(TAKES[task])
+    order = [f.name for f in fields(Request) if f.name not in others and f.name != "task"]
+    return from_dataclass(Request, order, positional=VERBS[task].positional)
 
 
 def request_from(task: TaskName, told: Mapping[str, Any]) -> Request:
@@ -152,8 +132,6 @@ def request_from(task: TaskName, told: Mapping[str, Any]) -> Request:
 
 
 def output_for(request: Request, own: Mapping[str, Any]) -> Output:
-    if not 1 <= own["zoom"] <= 64:
-        raise BadRequest(f"--zoom is {own['zoom']}; expected 1 to 64")
     source = request.image or request.video
     title = request.prompt or (f"{Path(source).stem} {request.task}" if source else request.task)
     return Output(own["output"], title, request.clips, own["overwrite"], own["contact_sheet"], own["zoom"])
@@ -163,10 +141,13 @@ def model_options(told: Mapping[str, Any]) -> ModelOptions:
     return ModelOptions(**with_defaults(MODEL, told))
 
 
-def open_model(options: ModelOptions) -> Model:
-    """`kinema.load` with the options of the command line."""
+def open_model(
+    options: ModelOptions, *, variant: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> Model:
+    """`kinema.load` with the options of the command line, and with what a recipe says besides."""
     machine.set_threads(options.threads)
     device, dtype = machine.device(options.device), machine.dtype(options.dtype)
     from kinema.generate import load
 
-    return load(options.model, device=device, dtype=dtype, offline=options.offline or None)
+    offline = options.offline or None
+    return load(options.model, variant=variant, device=device, dtype=dtype, offline=offline, overrides=overrides)

@@ -32,13 +32,12 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from kinema.data.listing import Entry, scan
-from kinema.media.containers import check_whole, sniff
-from kinema.media.pictures import existing, folder_frames, webp_frames
-from kinema.media.streams import stream_frames
-from kinema.media.timing import Limits, resampled, within
+from kinema.media.containers import existing
+from kinema.media.fitting import scaled
+from kinema.media.read import timed_frames
+from kinema.media.timing import Limits, Part, resampled, within
 from kinema.schema import BadRequest
 
 Crop = Literal["centre", "random"]
@@ -193,10 +192,7 @@ class Folder:
         scale = max(self.height / height, self.width / width)
         size = (max(self.height, round(height * scale)), max(self.width, round(width * scale)))
         frame_CHW = torch.from_numpy(np.ascontiguousarray(frame_HWC)).permute(2, 0, 1)
-        if size == (height, width):
-            return frame_CHW.contiguous()
-        scaled = functional.interpolate(frame_CHW[None].float(), size, mode="bicubic", antialias=True)
-        return scaled[0].round_().clamp_(0, 255).to(torch.uint8)
+        return scaled(frame_CHW, size)
 
     def _cut(self, frames_TCHW: Tensor, entry: Entry, g: torch.Generator) -> tuple[Tensor, str]:
         def draw(count: int) -> int:
@@ -223,17 +219,7 @@ def read_frames(path: Path, fps: float | None) -> Iterator[np.ndarray]:
     Raises BadRequest for what is no clip, or is damaged.
     """
     path = existing(path)
-    if path.is_dir():
-        timed = folder_frames(path, _LIMITS, fps)[1]
-    else:
-        kind = sniff(path)
-        if kind is None:
-            raise BadRequest("it is not a video that can be read; expected mp4, mov, mkv, webm, avi, gif or webp")
-        if kind == "webp":
-            timed = webp_frames(path, _LIMITS)
-        else:
-            check_whole(path, kind)
-            timed = stream_frames(path, kind, _LIMITS, 0.0)
+    timed = timed_frames(path, _LIMITS, Part(fps=fps))[1]
     shown = within(path.name, timed, 0.0, _LIMITS)
     for frame in resampled(shown, fps, None) if fps else shown:
         yield frame.pixels()

@@ -9,6 +9,7 @@ import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -108,7 +109,7 @@ def protocol(sampling: Sampling, options: EvaluateOptions, count: int) -> dict[s
     """What the figures depend on; nothing in it changes from day to day."""
     request, system = sampling.request, sampling.system
     return {
-        "model": system.name,
+        "model": plain_name(system.name),
         "family": system.family.name,
         "weights": system.weights.hash,
         "prompts": count,
@@ -124,8 +125,23 @@ def protocol(sampling: Sampling, options: EvaluateOptions, count: int) -> dict[s
         "guidance": request.guidance,
         "batch": options.batch,
         "device": system.device.type,
-        "versions": {"kinema": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
     }
+
+
+def plain_name(model: str) -> str:
+    """A model's name without the folders of this machine; hub ids and presets keep their slash."""
+    return Path(model).name if Path(model).exists() else model
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    told = {"kinema": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    if has_flow():
+        import cv2
+
+        told["opencv"] = cv2.__version__
+    return told
 
 
 def gather(

@@ -53,9 +53,9 @@ class Path:
         contrast = sighting.contrast_T / max(float(sighting.contrast_T.max()), 1e-6)
         last = there[-max(1, frames // 3) :]
         return cls(
-            time_N=np.arange(frames, dtype=np.float32)[there] / max(frames, 1),
-            place_N2=(centres / np.array([width, height], np.float32))[there],
-            radius_N=(radius / short)[there],
+            time_N=(np.arange(frames)[there] / max(frames, 1)).astype(np.float32),
+            place_N2=(centres[there] / np.array([width, height])).astype(np.float32),
+            radius_N=(radius[there] / short).astype(np.float32),
             contrast_N=contrast[there],
             turning=_turning(looks, covers, there, contrast),
             missing_end=float(1 - last.mean()),

@@ -96,13 +96,14 @@ def _pixels(video_CTHW: ArrayLike | Tensor) -> Floats:
     array = video_CTHW.detach().float().cpu().numpy() if hasattr(video_CTHW, "detach") else np.asarray(video_CTHW)
     if array.ndim != 4 or array.shape[0] != 3 or min(array.shape) < 1:
         raise BadRequest(f"oracle: a clip is an array of shape [3, T, H, W], got {list(array.shape)}")
-    pixels = np.clip((array.astype(np.float32) + 1) / 2, 0, 1)
+    # A model that diverged makes NaN: grey, in which nothing is found.
+    pixels: Floats = np.clip((np.nan_to_num(array.astype(np.float32)) + 1) / 2, 0, 1)
     factor = max(1, min(pixels.shape[2:]) // _MOST_PIXELS)
     if factor > 1:
         channels, frames, height, width = pixels.shape
         height, width = height // factor, width // factor
         cut = pixels[:, :, : height * factor, : width * factor]
-        pixels = cut.reshape(channels, frames, height, factor, width, factor).mean(axis=(3, 5))
+        pixels = cut.reshape(channels, frames, height, factor, width, factor).mean(axis=(3, 5), dtype=np.float32)
     return pixels
 
 

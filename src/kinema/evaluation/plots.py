@@ -53,15 +53,14 @@ def forest(
                 continue
             y = len(rows) - 1 - place + 0.16 * ((len(arms) - 1) / 2 - k)
             _dot(axes, f, y, k)
-            axes.annotate(
-                f"{f.mean:.2f}", (f.mean, y), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7
-            )
+            place_of_number = {"xytext": (0, 5 if k == 0 else -12), "textcoords": "offset points", "ha": "center"}
+            axes.annotate(f"{f.mean:.2f}", (f.mean, y), fontsize=7, **place_of_number)
     axes.set_yticks(range(len(rows) - 1, -1, -1), list(rows))
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel(axis)
     axes.set_title(title, fontsize=10, loc="left")
     _plain_ticks(axes.xaxis)
-    axes.grid(axis="x", which="both", color="#e5e7eb", linewidth=0.6)
+    axes.grid(axis="x", which="major", color="#e5e7eb", linewidth=0.6)
     figure.legend(fontsize=8, loc="outside lower center", ncols=len(arms) + 1, frameon=False)
     return _save(figure, path)
 
@@ -145,9 +144,13 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
 
 
 def _plain_ticks(axis: Any) -> None:
+    """Plain numbers on a logarithmic axis, as many a decade as its range leaves room for."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(base=10, subs=(1, 1.5, 2, 3, 5, 7)))
+    low, high = axis.get_view_interval()
+    decades = math.log10(high / low)
+    steps = (1, 1.5, 2, 3, 5, 7) if decades < 1.3 else (1, 3) if decades < 3.5 else (1,)
+    axis.set_major_locator(LogLocator(base=10, subs=steps, numticks=20))
     axis.set_major_formatter(FormatStrFormatter("%g"))
     axis.set_minor_formatter(NullFormatter())
 

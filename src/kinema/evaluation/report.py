@@ -7,14 +7,15 @@ contact sheets; ``render`` makes the page from those files and from the results 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from kinema.atomic import check_folder, replacing
+from kinema.data import playroom
 from kinema.evaluation import claims, measuring, pages, plots
 from kinema.evaluation.intervals import paired_difference, paired_ratio
 from kinema.evaluation.kept import kept
@@ -31,7 +32,7 @@ NAME = "temporal-consistency"
 ARMS = ("as a video", "frame by frame", "real")
 _APART = {"zoetrope": "per_frame", "vdm": "per_frame"}
 """The option by which a family forbids its frames to see each other."""
-_SHEETS, _CLIPS_A_SHEET = 2, 2
+_SHOWN, _CLIPS_A_SHEET = 4, 2
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,12 @@ class Clip:
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt and its seed under the arms, by name."""
+    """One prompt and its seed under the arms, by name; ``videos`` 3×T×H×W where they are to be shown."""
 
     prompt: str
     seed: int
     arms: Mapping[str, Clip]
+    videos: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Report:
-    """The figures of the report; ``page`` is the file written."""
+    """The figures of the report; ``page`` and ``sheets`` are files in the evidence folder."""
 
     protocol: Mapping[str, Any]
     masked: str
@@ -80,7 +82,7 @@ class Report:
         return to_json(self)
 
     def __str__(self) -> str:
-        return f"{self.table()}\n\n{self.page}"
+        return self.table()
 
 
 def write(system: System, options: EvaluateOptions, on_event: OnEvent = ignore) -> Report:
@@ -88,22 +90,22 @@ def write(system: System, options: EvaluateOptions, on_event: OnEvent = ignore) 
 
     Raises BadRequest for a family that cannot be sampled frame by frame.
     """
+    option, masked = apart(system)
     evidence = Path(options.evidence)
     check_folder(evidence.absolute())
     evidence.mkdir(exist_ok=True)
-    option, masked = apart(system)
     video = measuring.sampling_of(system, options, on_event)
     frame_by_frame = replace(video, request=video.request.with_(extra={option: True}))
     prompts = measuring.prompts_of(options, PROMPTS)
     on_event(Phase("measure", f"{len(prompts)} prompts, as a video and frame by frame"))
-    rows, stopped = measuring.gather(
-        lambda i, j: report_rows(video, frame_by_frame, prompts[i:j], options.seed + i),
-        len(prompts),
-        options.batch,
-        on_event,
-    )
+    shown = to_show(prompts)
+
+    def measured(i: int, j: int) -> list[Row]:
+        return report_rows(video, frame_by_frame, prompts[i:j], options.seed + i, shown)
+
+    rows, stopped = measuring.gather(measured, len(prompts), options.batch, on_event)
     on_event(Phase("write", str(evidence / f"{NAME}.md")))
-    sheets = draw_sheets(video, frame_by_frame, rows, evidence)
+    sheets = draw_sheets(rows, evidence)
     report = Report(
         protocol={
             **measuring.protocol(video, options, len(prompts)),
@@ -115,7 +117,7 @@ def write(system: System, options: EvaluateOptions, on_event: OnEvent = ignore) 
         measures=measure_lines(rows, options.seed),
         shares=share_lines(rows, options.seed),
         partial=stopped,
-        page=str(evidence / f"{NAME}.md"),
+        page=f"{NAME}.md",
         sheets=[path.name for path in sheets],
     )
     _write(evidence / f"{NAME}.json", report.to_json())
@@ -156,7 +158,15 @@ def apart(system: System) -> tuple[str, str]:
 # --------------------------------------------------------------------------------------- measuring
 
 
-def report_rows(video: Sampling, frame_by_frame: Sampling, prompts: Sequence[str], seed: int) -> list[Row]:
+def to_show(prompts: Sequence[str]) -> set[str]:
+    """The first prompts that name a direction: chosen before any clip of them is made."""
+    directed = [p for p in prompts if (meaning := playroom.parse(p)) is not None and meaning.direction is not None]
+    return set((directed or list(prompts))[:_SHOWN])
+
+
+def report_rows(
+    video: Sampling, frame_by_frame: Sampling, prompts: Sequence[str], seed: int, shown: Collection[str] = ()
+) -> list[Row]:
     """Clips of these prompts under every arm; both generated arms start from the same noise."""
     together, single = video.clips(prompts, seed), frame_by_frame.clips(prompts, seed)
     fps = video.request.fps or 8.0
@@ -164,11 +174,12 @@ def report_rows(video: Sampling, frame_by_frame: Sampling, prompts: Sequence[str
     rows = []
     for i, prompt in enumerate(prompts):
         clips = dict(zip(ARMS, (together[i], single[i], video.real(prompt, seed + i)), strict=True))
-        rows.append(Row(prompt, seed + i, {arm: _measured(clip, prompt, fps, block) for arm, clip in clips.items()}))
+        arms = {arm: _measured(clip, prompt, fps, block) for arm, clip in clips.items()}
+        rows.append(Row(prompt, seed + i, arms, clips if prompt in shown else {}))
     return rows
 
 
-def _measured(video_CTHW: torch.Tensor, prompt: str, fps: float, block: int) -> Clip:
+def _measured(video_CTHW: Tensor, prompt: str, fps: float, block: int) -> Clip:
     measures = {**temporal(video_CTHW, fps), **borders(video_CTHW, block)}
     return Clip(judge(video_CTHW, prompt, fps), kept(video_CTHW, prompt).whole, measures)
 
@@ -255,7 +266,8 @@ def draw_sheets(rows: Sequence[Row], evidence: Path) -> list[Path]:
 def command(options: EvaluateOptions) -> str:
     """The command line that makes this report again."""
     default = EvaluateOptions()
-    words = ["kinema evaluate"] + ([options.model] if options.model != default.model else []) + ["--report"]
+    model = [measuring.plain_name(options.model)] if options.model != default.model else []
+    words = ["kinema evaluate", *model, "--report"]
     for name in ("preset", "prompts", "grammar", "split", "seed", "steps", "sampler", "guidance", "batch"):
         value = getattr(options, name)
         if value != getattr(default, name):

@@ -28,8 +28,9 @@ class Sighting:
     """One object over the clip: its mask, soft cover and contrast, and the colour of its pixels.
 
     ``mask_THW`` is its component in each frame (empty where it is not seen), ``cover_THW`` a soft
-    version in [0, 1], ``contrast_T`` the mean distance of its pixels from the background's palette. ``pieces`` is in how
-    many large separate parts its pixels come: more than one where there are several of its colour.
+    version in [0, 1], ``contrast_T`` the mean distance of its pixels from the background's palette.
+    ``pieces`` is in how many large separate parts its pixels come: more than one where there are
+    several objects of its colour.
     """
 
     colour: str
@@ -58,7 +59,7 @@ def sight(video_CTHW: Floats) -> list[Sighting]:
     strong_THW = np.where(found_THW, far_THW, 0)
     # Strongly seen pixels name the colour: rims and faded frames are mixtures with the background.
     weights = np.bincount(names_THW.ravel(), (strong_THW.astype(np.float64) ** 2).ravel(), len(COLOURS) + 1)[:-1]
-    rivals = _rivals(names_THW, found_THW, weights)
+    rivals = _rivals(names_THW, found_THW, weights.astype(np.float64))
     if len(rivals) < 2:
         return [_sighting(rivals[0], found_THW, far_THW, names_THW)]
     return [_sighting(index, found_THW & (names_THW == index), far_THW, names_THW) for index in rivals[:3]]

@@ -1,13 +1,34 @@
-"""What a video file is by its first bytes, and whether all of it is there."""
+"""Whether a file can be read, what it is by its first bytes, and whether all of it is there."""
 
 from __future__ import annotations
 
+import difflib
 import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from kinema.schema import BadRequest
+
+
+def existing(path: Path) -> Path:
+    """``path`` if it is there, may be read and is not an empty file; else a `BadRequest` with the nearest names."""
+    try:
+        if path.exists():
+            if path.is_dir():
+                next(path.iterdir(), None)
+                return path
+            with path.open("rb") as file:
+                if not file.read(1):
+                    raise BadRequest(f"{path} is empty (0 bytes); expected a picture or a video")
+            return path
+        if not path.parent.is_dir():
+            raise BadRequest(f"there is no file {path}: the folder {path.parent} does not exist")
+        names = [p.name for p in path.parent.iterdir() if not p.name.startswith(".")]
+    except OSError as error:  # may not be read, no plain file, or a name too long for a file
+        raise BadRequest(f"cannot open {str(path)[:80]}: {error.strerror}") from error
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    raise BadRequest(f"there is no file {path}" + (f"; did you mean {', '.join(near)}?" if near else ""))
 
 
 def sniff(path: Path) -> str | None:

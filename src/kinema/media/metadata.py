@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kinema.media.containers import existing
 from kinema.schema import BadRequest
 
 KEY = "kinema"
@@ -74,11 +75,9 @@ def gif_comment(written: Mapping[str, str]) -> bytes:
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """The recipe that Kinema wrote into ``path`` (mp4, gif, webp, png or a folder of frames).
 
-    Raises `BadRequest` where the file is missing or holds none.
+    Raises `BadRequest` where the file is missing, cannot be read, or holds none.
     """
-    path = Path(path)
-    if not path.exists():
-        raise BadRequest(f"there is no file {path} to read a recipe from")
+    path = existing(Path(path))
     told = _find(path)
     if told is None:
         raise BadRequest(f"{path.name} holds no recipe: it was not written by Kinema, or its metadata was stripped")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import json
 import re
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kinema.media.colour import over_black, to_float
-from kinema.media.containers import sniff
+from kinema.media.containers import existing, sniff
 from kinema.media.metadata import FOLDER_RECIPE
 from kinema.media.timing import DEFAULT_FPS, MAX_FRAME_PIXELS, Limits, Timed
 from kinema.schema import BadRequest
@@ -30,23 +29,6 @@ MAX_IMAGE_PIXELS = 2**26
 
 _PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 _FRAME_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-
-
-def existing(path: Path) -> Path:
-    """``path`` if it is there and not an empty file; else a `BadRequest` with the nearest names."""
-    try:
-        found = path.exists()
-    except OSError as error:  # a name too long for a file, or a folder that may not be looked into
-        raise BadRequest(f"cannot open {str(path)[:80]}: {error.strerror}") from error
-    if found:
-        if path.is_file() and path.stat().st_size == 0:
-            raise BadRequest(f"{path} is empty (0 bytes); expected a picture or a video")
-        return path
-    if not path.parent.is_dir():
-        raise BadRequest(f"there is no file {path}: the folder {path.parent} does not exist")
-    names = [p.name for p in path.parent.iterdir() if not p.name.startswith(".")]
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    raise BadRequest(f"there is no file {path}" + (f"; did you mean {', '.join(near)}?" if near else ""))
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:

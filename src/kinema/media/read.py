@@ -7,27 +7,55 @@ playlist, which could name other files or addresses, is none of them).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
-from torch.nn import functional
 
 from kinema.media.colour import to_float
-from kinema.media.containers import check_whole, sniff
-from kinema.media.pictures import existing, folder_frames, is_picture, read_image, webp_frames
+from kinema.media.containers import check_whole, existing, sniff
+from kinema.media.fitting import fit, fit_frame, fit_note
+from kinema.media.pictures import folder_frames, is_picture, read_image, webp_frames
 from kinema.media.streams import stream_frames
 from kinema.media.timing import DEFAULT_FPS, Limits, Part, Timed, even_rate, resampled, within
 from kinema.schema import MAX_FRAMES, BadRequest, Clip, Fit
 
-__all__ = ["fit", "read_image", "read_media", "read_video"]
+__all__ = ["Probe", "fit", "fit_note", "probe", "read_image", "read_media", "read_video", "timed_frames"]
 
 MAX_VIDEO_PIXELS = 2**29
 """Frames × height × width that a clip may bring into memory (1.5 GiB as bytes)."""
+MAX_DECODED_PIXELS = 2**37
+"""The same for frames that are made small, or let go, as they are decoded: eighteen hours of 1080p would be more."""
 MAX_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a read would give: how many frames, at which rate, and their size in pixels."""
+
+    frames: int
+    fps: float
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What is kept of the frames that come by: brought to ``size``, and the ``last`` ones only."""
+
+    size: tuple[int, int, Fit] | None = None
+    last: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.last is not None and self.last < 1:
+            raise BadRequest(f"last is {self.last}; expected at least 1")
+
+    def limits(self, most: Limits) -> Limits:
+        """What may be decoded, where ``most`` may be kept."""
+        return most if self.size is None else replace(most, pixels=MAX_DECODED_PIXELS)
 
 
 def read_video(
@@ -36,39 +64,53 @@ def read_video(
     start: float = 0.0,
     frames: int | None = None,
     fps: float | None = None,
+    size: tuple[int, int, Fit] | None = None,
+    last: int | None = None,
     max_frames: int = MAX_FRAMES,
     max_pixels: int = MAX_VIDEO_PIXELS,
-    max_seconds: float = MAX_SECONDS,
 ) -> Clip:
     """Read mp4, mov, mkv, webm, avi, gif, webp or a folder of numbered pictures as a clip of batch 1.
 
     ``start`` is in seconds; ``frames`` takes at most that many from there (a shorter clip gives what
-    it has); ``fps`` resamples to that rate by nearest time stamp, else the file's own rate is kept. A
-    file of uneven rate is brought to an even one the same way, so that motion keeps its speed. A
-    folder without a recipe has no rate of its own: it is taken to be at ``fps``, or 8.
+    it has), and nothing after them is decoded; ``fps`` resamples to that rate by nearest time stamp,
+    else the file's own rate is kept. A file of uneven rate is brought to an even one the same way, so
+    that motion keeps its speed. A folder without a recipe has no rate of its own: it is taken to be at
+    ``fps``, or 8. Of all that, ``last`` keeps the last frames only, and ``size`` (height, width, "crop"
+    or "pad") brings each to that size as `fit` does, in whole levels: a long clip costs what is kept.
 
     Rotation and flips of the display matrix and pixels that are not square are honoured; alpha is
     over black. The best video stream is read. Returns video 1×3×T×H×W in [-1, 1] and no recipe
     (`read_recipe` finds that). Raises `BadRequest` for a file that is missing, empty, cut short, no
-    video, or beyond a limit (``max_pixels`` counts T·H·W).
+    video, longer than an hour, or beyond a limit (``max_pixels`` counts T·H·W of what is kept).
     """
-    path = existing(Path(path))
-    limits, part = Limits(max_frames, max_pixels, max_seconds), Part(start, frames, fps)
-    if path.is_dir():
-        clip_rate, timed = folder_frames(path, limits, part.fps)
-    else:
-        kind = sniff(path)
-        if kind == "webp":
-            clip_rate, timed = None, webp_frames(path, limits)
-        elif kind is None:
-            raise BadRequest(
-                f"{path.name} is not a video that can be read; expected mp4, mov, mkv, webm, avi, gif, webp"
-            )
-        else:
-            check_whole(path, kind)
-            clip_rate, timed = None, stream_frames(path, kind, limits, part.start)
-    frames_HWC, rate = _collect(path.name, timed, part, limits, clip_rate)
+    path, keep = existing(Path(path)), Keep(size, last)
+    limits, part = Limits(max_frames, max_pixels, MAX_SECONDS), Part(start, frames, fps)
+
+    def opened() -> tuple[float | None, Iterator[Timed]]:
+        return timed_frames(path, keep.limits(limits), part)
+
+    frames_HWC, rate = _collect(path.name, opened, part, limits, keep)
     return Clip(to_float(frames_HWC), rate)
+
+
+def probe(path: str | Path, fps: float | None = None) -> Probe:
+    """What ``read_video(path, fps=fps)`` would give, without its pixels: time stamps are decoded, one frame is looked at.
+
+    A clip of more frames than one read may keep is counted too. Raises `BadRequest` as `read_video` does.
+    """
+    path, part = existing(Path(path)), Part(fps=fps)
+    limits = Limits(MAX_FRAMES, MAX_DECODED_PIXELS, MAX_SECONDS)
+    own, timed = timed_frames(path, limits, part)
+    shape: tuple[int, ...] = ()
+    times: list[Timed] = []
+    for frame in within(path.name, timed, 0.0, limits):
+        shape = shape or frame.pixels().shape
+        times.append(replace(frame, pixels=_nothing))
+    even, rate = even_rate(times) if own is None else (True, own)
+    if fps in (None, own) and even:
+        return Probe(len(times), rate, *shape[:2])
+    rate = rate if fps is None else fps
+    return Probe(sum(1 for _ in resampled(iter(times), rate, None)), rate, *shape[:2])
 
 
 def read_media(path: str | Path, *, max_frames: int = MAX_FRAMES) -> Clip:
@@ -79,42 +121,30 @@ def read_media(path: str | Path, *, max_frames: int = MAX_FRAMES) -> Clip:
     return read_video(path, max_frames=max_frames)
 
 
-def fit(video_BCTHW: Tensor, height: int, width: int, how: Fit = "crop") -> tuple[Tensor, str | None]:
-    """Bring a video to height×width with its aspect kept; the second value says what was done, or None.
-
-    "crop" cuts the overhang evenly from both sides, "pad" adds black bars; the resize is antialiased
-    bicubic. A video that has the size already is returned untouched.
-    """
-    old_height, old_width = video_BCTHW.shape[-2:]
-    if (old_height, old_width) == (height, width):
-        return video_BCTHW, None
-    if how not in ("crop", "pad"):
-        raise BadRequest(f"fit is {how!r}; expected crop or pad")
-    before, after = f"{old_width}×{old_height}", f"{width}×{height}"
-    if how == "crop":
-        # Cutting first, in source pixels, means that no pixel is resized only to be thrown away.
-        keep_h = min(old_height, max(1, round(old_width * height / width)))
-        keep_w = min(old_width, max(1, round(old_height * width / height)))
-        top, left = (old_height - keep_h) // 2, (old_width - keep_w) // 2
-        cut = video_BCTHW[..., top : top + keep_h, left : left + keep_w]
-        cropped = "" if (keep_h, keep_w) == (old_height, old_width) else f"cropped to {keep_w}×{keep_h} and "
-        return _resize(cut, height, width), f"{before} was {cropped}resized to {after}"
-    scale = min(height / old_height, width / old_width)
-    new_h, new_w = max(1, min(height, round(old_height * scale))), max(1, min(width, round(old_width * scale)))
-    top, left = (height - new_h) // 2, (width - new_w) // 2
-    padded = video_BCTHW.new_full((*video_BCTHW.shape[:-2], height, width), -1.0)
-    padded[..., top : top + new_h, left : left + new_w] = _resize(video_BCTHW, new_h, new_w)
-    bars = "" if (new_h, new_w) == (height, width) else f" and padded with black to {after}"
-    return padded, f"{before} was resized to {new_w}×{new_h}{bars}"
+def timed_frames(path: Path, limits: Limits, part: Part) -> tuple[float | None, Iterator[Timed]]:
+    """(the rate where it is known before decoding, the frames) of a video file or folder that exists."""
+    if path.is_dir():
+        return folder_frames(path, limits, part.fps)
+    kind = sniff(path)
+    if kind is None:
+        raise BadRequest(f"{path.name} is not a video that can be read; expected mp4, mov, mkv, webm, avi, gif, webp")
+    if kind == "webp":
+        return None, webp_frames(path, limits)
+    check_whole(path, kind)
+    return None, stream_frames(path, kind, limits, part.start)
 
 
 def _collect(
-    name: str, timed: Iterator[Timed], part: Part, limits: Limits, rate: float | None
+    name: str,
+    opened: Callable[[], tuple[float | None, Iterator[Timed]]],
+    part: Part,
+    limits: Limits,
+    keep: Keep,
 ) -> tuple[list[np.ndarray], float]:
     """Decode and choose frames: uint8 H×W×3 each, and their rate."""
+    rate, timed = opened()
     if part.fps is not None and part.fps != rate:
-        chosen: Iterable[Timed] = resampled(within(name, timed, part.start, limits), part.fps, part.frames)
-        return _taken(name, (t.pixels for t in chosen), limits), part.fps
+        return _at_rate(name, timed, part, limits, keep), part.fps
     times: list[Timed] = []
 
     def noted() -> Iterator[Callable[[], np.ndarray]]:
@@ -124,48 +154,50 @@ def _collect(
             if len(times) == part.frames:
                 return
 
-    frames_HWC = _taken(name, noted(), limits)
+    frames_HWC = _taken(name, noted(), limits, keep)
     if rate is not None:
         return frames_HWC, rate
     even, rate = even_rate(times)
     if even:
         return frames_HWC, rate
+    if keep.last is not None:
+        # Which frames are the last ones at an even rate was not known while the others were let go.
+        return _at_rate(name, opened()[1], replace(part, fps=rate), limits, keep), rate
     places = (replace(frame, pixels=partial(np.array, i)) for i, frame in enumerate(times))
     index = [int(frame.pixels()) for frame in resampled(places, rate, part.frames)]
     limits.check(name, len(index), len(index) * frames_HWC[0][..., 0].size)
     return [frames_HWC[i] for i in index], rate
 
 
+def _at_rate(name: str, timed: Iterator[Timed], part: Part, limits: Limits, keep: Keep) -> list[np.ndarray]:
+    chosen = resampled(within(name, timed, part.start, limits), part.fps or DEFAULT_FPS, part.frames)
+    return _taken(name, (t.pixels for t in chosen), limits, keep)
+
+
 def _nothing() -> np.ndarray:
     return np.empty(0, np.uint8)
 
 
-def _taken(name: str, pixels: Iterator[Callable[[], np.ndarray]], limits: Limits) -> list[np.ndarray]:
+def _taken(name: str, pixels: Iterator[Callable[[], np.ndarray]], limits: Limits, keep: Keep) -> list[np.ndarray]:
     """Decode frames one by one, counted against the limits, all of one size."""
-    taken: list[np.ndarray] = []
-    total = 0
-    for get in pixels:
-        frame = get()
-        if taken and frame.shape != taken[0].shape:
-            first, now = taken[0].shape, frame.shape
-            raise BadRequest(
-                f"{name} changes size at frame {len(taken)} from {first[1]}×{first[0]} to {now[1]}×{now[0]}; "
-                "expected one size"
-            )
-        taken.append(frame)
-        total += frame.shape[0] * frame.shape[1]
-        limits.check(name, len(taken), total)
-    return taken
-
-
-def _resize(video_BCTHW: Tensor, height: int, width: int) -> Tensor:
-    if video_BCTHW.shape[-2:] == (height, width):
-        return video_BCTHW
-    batch, channels, frames = video_BCTHW.shape[:3]
-    resized = video_BCTHW.new_empty((batch, channels, frames, height, width))
-    for b in range(batch):
-        for t in range(frames):  # frame by frame: a long clip must not be held twice in float
-            frame_1CHW = video_BCTHW[b, :, t][None].float()
-            made = functional.interpolate(frame_1CHW, (height, width), mode="bicubic", antialias=True)
-            resized[b, :, t] = made[0].clamp(-1, 1).to(video_BCTHW.dtype)
-    return resized
+    taken: deque[np.ndarray] = deque(maxlen=keep.last)
+    first: tuple[int, ...] = ()
+    before: Callable[[], np.ndarray] | None = None
+    decoded = 0
+    for count, get in enumerate(pixels):
+        if get is before:  # a rate above the file's own shows a frame more than once
+            taken.append(taken[-1])
+        else:
+            frame_HWC = get()
+            first, now = first or frame_HWC.shape, frame_HWC.shape
+            if now != first:
+                raise BadRequest(
+                    f"{name} changes size at frame {count} from {first[1]}×{first[0]} to {now[1]}×{now[0]}; "
+                    "expected one size"
+                )
+            decoded += now[0] * now[1]
+            taken.append(fit_frame(frame_HWC, *keep.size) if keep.size else frame_HWC)
+        before = get
+        limits.check(name, len(taken), len(taken) * taken[0].shape[0] * taken[0].shape[1])
+        replace(limits, pixels=MAX_DECODED_PIXELS).check(name, 0, decoded)
+    return list(taken)

@@ -100,10 +100,10 @@ def resampled(timed: Iterable[Timed], fps: float, frames: int | None) -> Iterato
             held, origin = frame, frame.time
             continue
         while origin + made / fps <= (held.time + frame.time) / 2:
-            if made == frames:
-                return
             yield held
             made += 1
+            if made == frames:  # at once: the next turn would decode a frame that nobody wants
+                return
         held = frame
     while held is not None and made != frames:
         if made and origin + (made + 0.5) / fps > held.time + held.duration:

@@ -32,7 +32,8 @@ Tags = dict[str, str]
 def check_output(path: str | Path) -> None:
     """Refuse an output that `save_clip` would refuse, before the work is done.
 
-    Unknown suffix, missing or unwritable folder: `BadRequest`.
+    Unknown suffix, missing or unwritable folder, a folder where a file is to be, or a file where a
+    folder is to be: `BadRequest`.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES and (path.suffix or path.name.startswith(".")):
@@ -41,6 +42,10 @@ def check_output(path: str | Path) -> None:
             "or a name without an ending for a folder of png frames"
         )
     check_folder(path)
+    if path.suffix.lower() in (".mp4", ".gif", ".webp") and path.is_dir():
+        raise BadRequest(f"cannot write {path}: it is a folder, and a file name was expected")
+    if not path.suffix and path.is_file():
+        raise BadRequest(f"cannot write {path}: it is a file, and a name without an ending is a folder of png frames")
 
 
 def save_clip(

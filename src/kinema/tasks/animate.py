@@ -6,12 +6,14 @@ With a ``region`` or ``mask`` it is a cinemagraph: the picture stands still ever
 from __future__ import annotations
 
 from kinema.schema import Canvas, OnEvent, Request
-from kinema.tasks.inpaint import wanted
-from kinema.tasks.known import blank, first_frame, need
+from kinema.tasks.inpaint import check_region, wanted
+from kinema.tasks.known import blank, first_frame, need, one_of
 
 
 def plan(request: Request) -> Request:
     need(request, "image")
+    one_of(request, "last_image", "loop")
+    check_region(request)
     return request
 
 
@@ -21,8 +23,7 @@ def canvas(request: Request, on_event: OnEvent) -> Canvas:
     picture = first_frame(request, request.image, on_event)
     video[:, :, :1], mask[:, :, 0] = picture, 1
     if request.region or request.mask:
-        moving = wanted(request, on_event)
-        video[:], mask[:] = picture, 1 - moving
+        video[:], mask[:] = picture, 1 - wanted(request, on_event)
         mask[:, :, 0] = 1
     if request.last_image or request.loop:
         last = first_frame(request, request.last_image, on_event) if request.last_image else picture

@@ -7,19 +7,20 @@ from dataclasses import replace
 import torch
 
 from kinema.schema import Canvas, OnEvent, Request
-from kinema.tasks.known import blank, frames_of, need, need_prompt
+from kinema.tasks.known import blank, frames_of, natural, need
 
 
 def plan(request: Request) -> Request:
+    """As long and as fast as the clip, unless told otherwise."""
     need(request, "video")
-    need_prompt(request)
-    return request
+    return natural(request)
 
 
 def canvas(request: Request, on_event: OnEvent) -> Canvas:
+    assert request.video is not None
     video, mask = blank(request)
-    source = frames_of(request, on_event, request.shape.frames, request.fps)
-    # A source shorter than the model's clip holds its last frame, so that every frame has a start.
+    source = frames_of(request, request.video, on_event, frames=request.shape.frames, fps=request.fps)
+    # A source shorter than the clip asked for holds its last frame, so that every frame has a start.
     held = source[:, :, -1:].expand(-1, -1, request.shape.frames - source.shape[2], -1, -1)
-    whole = source if source.shape[2] == request.shape.frames else torch.cat([source, held], dim=2)
+    whole = torch.cat([source, held], dim=2)
     return replace(Canvas(video, mask), source=whole.expand_as(video).contiguous(), strength=request.strength)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from kinema.schema import BadRequest, Canvas, OnEvent, Request
-from kinema.tasks.known import blank, need_prompt
+from kinema.schema import Canvas, OnEvent, Request
+from kinema.tasks.known import blank
 
 
 def plan(request: Request) -> Request:
-    need_prompt(request)
-    if request.loop and request.window is None:
-        raise BadRequest("generate makes a loop out of windows that wrap around: give window too")
     return request
 
 

@@ -7,19 +7,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kinema.schema import BadRequest, Canvas, OnEvent, Request
-from kinema.tasks.known import blank, fitted, frames_of, media, need
+from kinema.tasks.known import blank, frames_of, natural, need, one_of
 
 
 def plan(request: Request) -> Request:
+    """As long and as fast as the clip, unless told otherwise."""
     need(request, "video")
     if request.region is None and request.mask is None:
         raise BadRequest("inpaint needs a region (left,top,right,bottom in fractions) or a mask file")
-    return request
+    check_region(request)
+    return natural(request)
+
+
+def check_region(request: Request) -> None:
+    one_of(request, "region", "mask")
+    if request.outside and request.region is None and request.mask is None:
+        raise BadRequest("outside needs the region or mask that it is the outside of")
 
 
 def canvas(request: Request, on_event: OnEvent) -> Canvas:
+    assert request.video is not None
     video, mask = blank(request)
-    known = frames_of(request, on_event, request.shape.frames, request.fps)
+    known = frames_of(request, request.video, on_event, frames=request.shape.frames, fps=request.fps)
     count = known.shape[2]
     video[:, :, :count] = known
     mask[:, :, :count] = 1 - wanted(request, on_event)[:, :, :count]
@@ -27,11 +36,10 @@ def canvas(request: Request, on_event: OnEvent) -> Canvas:
 
 
 def wanted(request: Request, on_event: OnEvent) -> Tensor:
-    """1 where new content is wanted, 1×1×T×H×W, from the region or the mask file."""
+    """1 where new content is wanted, 1×1×T×H×W, from the region or the mask file (at the clip's own rate)."""
     _, _, t, h, w = request.shape.bcthw
     if request.mask is not None:
-        clip = media(request.mask, frames=t)
-        light = fitted(request, clip, request.mask, on_event).mean(1, keepdim=True)
+        light = frames_of(request, request.mask, on_event, frames=t, fps=request.fps).mean(1, keepdim=True)
         area = (light > 0).float()
         # A mask shorter than the clip holds its last picture.
         area = F.pad(area, (0, 0, 0, 0, 0, t - area.shape[2]), mode="replicate")

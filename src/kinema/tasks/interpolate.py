@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from kinema.media import read
 from kinema.schema import BadRequest, Canvas, Note, OnEvent, Request
-from kinema.tasks.known import blank, first_frame, fitted, need
+from kinema.tasks.known import blank, first_frame, frames_of
 
 
 def plan(request: Request) -> Request:
@@ -14,15 +12,17 @@ def plan(request: Request) -> Request:
     if request.video is None:
         if request.image is None or request.last_image is None:
             raise BadRequest("interpolate needs a video, or an image and a last_image: give their files")
+        if request.every is not None:
+            raise BadRequest("interpolate between two pictures makes no use of every; frames says how many")
         return request
-    need(request, "video")
+    if request.image is not None or request.last_image is not None:
+        raise BadRequest("interpolate takes a video, or an image and a last_image, not both")
     every = request.every or 2
-    clip = read.read_video(request.video)
-    count = clip.shape.frames
-    if count < 2:
-        raise BadRequest(f"{request.video} has {count} frame; interpolate needs two or more")
-    frames = request.frames or (count - 1) * every + 1
-    return replace(request, every=every, frames=frames, fps=request.fps or clip.fps * every)
+    probe = read.probe(request.video)
+    if probe.frames < 2:
+        raise BadRequest(f"{request.video} has {probe.frames} frame; interpolate needs two or more")
+    frames = request.frames or (probe.frames - 1) * every + 1
+    return request.with_(every=every, frames=frames, fps=request.fps or probe.fps * every)
 
 
 def canvas(request: Request, on_event: OnEvent) -> Canvas:
@@ -34,10 +34,11 @@ def canvas(request: Request, on_event: OnEvent) -> Canvas:
         video[:, :, -1:] = first_frame(request, request.last_image, on_event)
         mask[:, :, [0, -1]] = 1
         return Canvas(video, mask)
-    every = request.every or 2
-    known = fitted(request, read.read_video(request.video), request.video, on_event)
-    places = list(range(0, request.shape.frames, every))[: known.shape[2]]
-    if len(places) < known.shape[2]:
-        on_event(Note(f"the first {len(places)} of {known.shape[2]} frames fit; ask for more --frames to use them all"))
-    video[:, :, places], mask[:, :, places] = known[:, :, : len(places)], 1
+    places = range(0, request.shape.frames, request.every or 2)
+    known = frames_of(request, request.video, on_event, frames=len(places))
+    left = read.probe(request.video).frames - known.shape[2]
+    if left > 0:
+        on_event(Note(f"the last {left} frames of {request.video} do not fit; ask for more --frames to use them"))
+    at = list(places)[: known.shape[2]]
+    video[:, :, at], mask[:, :, at] = known, 1
     return Canvas(video, mask)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kinema.media import read
 from kinema.media.pictures import is_picture
-from kinema.schema import BadRequest, Canvas, Clip, Note, OnEvent, Request
+from kinema.schema import BadRequest, Canvas, Note, OnEvent, Request
 
 
 @dataclass(frozen=True)
@@ -35,35 +35,53 @@ def need_prompt(request: Request) -> None:
         raise BadRequest(f"{request.task} needs a prompt, this one is empty; say what to show, {example}")
 
 
+def one_of(request: Request, *names: str) -> None:
+    """Refuse a request that names two fields of which only one can be meant."""
+    told = [name for name in names if getattr(request, name) not in (None, False)]
+    if len(told) > 1:
+        raise BadRequest(f"{request.task} takes {' or '.join(told)}, not both")
+
+
 def blank(request: Request) -> tuple[Tensor, Tensor]:
     """An unknown video B×3×T×H×W and an empty mask B×1×T×H×W of the request's size."""
     b, _, t, h, w = request.shape.bcthw
     return torch.zeros(b, 3, t, h, w), torch.zeros(b, 1, t, h, w)
 
 
-def media(path: str, frames: int) -> Clip:
-    """A picture as a clip of one frame, or the first ``frames`` of a clip."""
-    file = Path(path)
-    if file.is_file() and is_picture(file):
-        return Clip(read.read_image(file))
-    return read.read_video(file, frames=frames)
+def natural(request: Request) -> Request:
+    """The request with the frame count and rate of its clip where it names none."""
+    assert request.video is not None
+    probe = read.probe(request.video, fps=request.fps)
+    return request.with_(frames=request.frames or probe.frames, fps=request.fps or probe.fps)
 
 
-def fitted(request: Request, clip: Clip, name: str, on_event: OnEvent) -> Tensor:
-    """The clip's frames at the request's height and width, 1×3×T×H×W, saying what was cut."""
-    video, said = read.fit(clip.video, request.shape.height, request.shape.width, request.fit)
+def frames_of(
+    request: Request,
+    path: str,
+    on_event: OnEvent,
+    *,
+    frames: int | None = None,
+    fps: float | None = None,
+    last: int = 0,
+) -> Tensor:
+    """Frames of a picture or clip, at the request's height and width: 1×3×T×H×W, saying what was cut away.
+
+    The first ``frames`` of it, or the ``last``, at ``fps``; each is fitted as it is read, so that a long clip
+    of large frames costs what its small version does.
+    """
+    height, width = request.shape.height, request.shape.width
+    if Path(path).is_file() and is_picture(Path(path)):
+        video, said = read.fit(read.read_image(path), height, width, request.fit)
+    else:
+        size = (height, width, request.fit)
+        video = read.read_video(path, frames=frames, fps=fps, size=size, last=last or None).video
+        probe = read.probe(path)
+        said = read.fit_note(height, width, probe.height, probe.width, request.fit)
     if said:
-        on_event(Note(f"{name} {said}"))
+        on_event(Note(f"{path} {said}"))
     return video
 
 
 def first_frame(request: Request, path: str, on_event: OnEvent) -> Tensor:
     """The picture, or the first frame of the clip, at ``path``: 1×3×1×H×W."""
-    return fitted(request, media(path, frames=1), path, on_event)
-
-
-def frames_of(request: Request, on_event: OnEvent, count: int | None = None, fps: float | None = None) -> Tensor:
-    """At most ``count`` frames of ``request.video`` at ``fps``, fitted: 1×3×T×H×W."""
-    assert request.video is not None
-    clip = read.read_video(request.video, frames=count, fps=fps)
-    return fitted(request, clip, request.video, on_event)
+    return frames_of(request, path, on_event, frames=1)

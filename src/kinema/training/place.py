@@ -25,6 +25,8 @@ def claimed(folder: Path) -> Iterator[Path]:
 
     Raises BadRequest when it cannot be written, when another run is at work in it, or when the disk fills up.
     """
+    if folder.exists() and not folder.is_dir():
+        raise BadRequest(f"{folder} is a file; expected the name of a folder for the run")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

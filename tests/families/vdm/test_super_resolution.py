@@ -104,7 +104,7 @@ def test_the_cascade_is_seeded_and_clips_are_independent(tiny: Config, upper: Sy
         ((1, 3, 9, 12, 12), 1, {}, "whole multiple"),
         ((1, 3, 9, 16, 16), 3, {}, "do not begin and end"),
         ((2, 3, 9, 16, 16), 1, {}, "2 clips"),
-        ((1, 3, 9, 16, 16), 1, {"eta": 0.5}, "eta"),
+        ((1, 3, 9, 16, 16), 1, {"window": 4}, "window"),
     ],
 )
 def test_what_cannot_be_resolved_is_refused(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kinema.data.playroom.grammar import GROUND, TEXTURES
-from kinema.data.playroom.scene import RGB
+from kinema.data.playroom.scene import RGB, Draws
 
 if TYPE_CHECKING:
     from kinema.data.playroom.scene import Camera, View
@@ -72,7 +72,7 @@ def draw_backdrop(named: str | None, colours: list[str], lively: bool, rng: np.r
     )
 
 
-def _unnamed(colours: list[str], lively: bool, u: Floats) -> str:
+def _unnamed(colours: list[str], lively: bool, u: Draws) -> str:
     clash = {"green", "blue", "cyan", "white"} & set(colours)
     if lively:
         return TEXTURES[int(u[0] * len(TEXTURES))] if clash or u[9] < 0.7 else GROUND
@@ -115,7 +115,8 @@ def paint(backdrop: Backdrop, view: View, camera: Camera) -> Floats:
     pan = camera.pan_T if camera.moves else np.zeros(1, np.float32)
     xs = x[None, None, :] / zoom[:, None, None] + (pan * np.float32(view.width / view.short))[:, None, None]
     ys = y[None, :, None] / zoom[:, None, None]
-    mix = _pattern(backdrop, xs, ys, np.float32(view.short) * zoom[:, None, None])
+    pixels = np.float32(view.short) * zoom[:, None, None]
+    mix = _pattern(backdrop, xs.astype(np.float32), ys.astype(np.float32), pixels)
     mix = np.broadcast_to(mix, (len(zoom), view.height, view.width))
     first = np.array(backdrop.first, np.float32)[:, None, None, None]
     second = np.array(backdrop.second, np.float32)[:, None, None, None]
@@ -136,13 +137,14 @@ def _pattern(backdrop: Backdrop, x: Floats, y: Floats, pixels: Floats) -> Floats
         haze = np.clip((line - y) * np.float32(0.25), -0.1, 0.2)
         return depth - haze * (1 - depth)
     if kind == "striped":
-        u = (x * cos + y * sin) / np.float32(backdrop.cell) + np.float32(backdrop.shift[0])
-        return _wave(u, pixels * np.float32(backdrop.cell))
+        along = ((x * cos + y * sin) / np.float32(backdrop.cell)).astype(np.float32, copy=False)
+        return _wave(along + np.float32(backdrop.shift[0]), pixels * np.float32(backdrop.cell))
     if kind == "checkered":
-        u = x / np.float32(backdrop.cell) + np.float32(backdrop.shift[0])
-        v = y / np.float32(backdrop.cell) + np.float32(backdrop.shift[1])
-        across, down = (2 * _wave(w, pixels * np.float32(backdrop.cell)) - 1 for w in (u, v))
-        return 0.5 + 0.5 * across * down
+        axes = ((w / np.float32(backdrop.cell)).astype(np.float32) for w in (x, y))
+        cell = pixels * np.float32(backdrop.cell)
+        shifts = (np.float32(shift) for shift in backdrop.shift)
+        across, down = (2 * _wave(w + shift, cell) - 1 for w, shift in zip(axes, shifts, strict=True))
+        return np.float32(0.5) + np.float32(0.5) * across * down
     return _speckles(backdrop, x, y, pixels)
 
 

@@ -85,8 +85,8 @@ RELATION_WORDS: dict[str, tuple[str, ...]] = {
 SIZE_WORDS: dict[str, tuple[str, ...]] = {"small": ("small", "little"), "big": ("big", "large")}
 SPEED_WORDS: dict[str, tuple[str, ...]] = {"fast": ("fast", "quickly"), "slowly": ("slowly",)}
 BACKGROUND_WORDS: dict[str, tuple[str, ...]] = {
-    name: (f"on a {name} background",) for name in BACKGROUNDS if name != GROUND
-} | {GROUND: ("on grass under a blue sky",)}
+    name: (f"on a {name} background" if name != GROUND else "on grass under a blue sky",) for name in BACKGROUNDS
+}
 CAMERA_WORDS: dict[str, tuple[str, ...]] = {name: (f"while the camera {name}",) for name in CAMERAS}
 
 RARE_SYNONYM = 0.04
@@ -186,9 +186,9 @@ def draw(rng: np.random.Generator, grammar: Grammar, split: Split, fixed: Mappin
     raise BadRequest(f"playroom: no clip with {said} is in the {split!r} split, take split='all'")
 
 
-def _thing(rng: np.random.Generator, fixed: Mapping[str, str | None], letters: float = LETTER_SHARE) -> Thing:
+def _thing(rng: np.random.Generator, fixed: Mapping[str, str | None]) -> Thing:
     colour = fixed.get("colour") or pick(rng, COLOURS)
-    shape = "letter" if rng.random() < letters else pick(rng, SHAPES[:-1])
+    shape = "letter" if rng.random() < LETTER_SHARE else pick(rng, SHAPES[:-1])
     letter = pick(rng, LETTERS)
     shape = fixed.get("shape") or ("letter" if fixed.get("letter") else shape)
     return Thing(colour, shape, (fixed.get("letter") or letter) if shape == "letter" else None)
@@ -198,12 +198,21 @@ def _motion(rng: np.random.Generator) -> str:
     return pick(rng, DIRECTED_MOTIONS) if rng.random() < 0.5 else pick(rng, FREE_MOTIONS)
 
 
-def _simple(rng: np.random.Generator, fixed: Mapping[str, str | None], letters: float = LETTER_SHARE) -> Meaning:
-    thing = _thing(rng, fixed, letters)
+def _simple(rng: np.random.Generator, fixed: Mapping[str, str | None]) -> Meaning:
+    thing = _thing(rng, fixed)
     drawn = _motion(rng)
     motion = fixed.get("motion") or drawn
-    extras = {key: fixed.get(key) for key in ("size", "speed", "background", "camera")}
-    return Meaning(thing.colour, thing.shape, motion, thing.letter, direction_of(motion), **extras)
+    return Meaning(
+        thing.colour,
+        thing.shape,
+        motion,
+        thing.letter,
+        direction_of(motion),
+        size=fixed.get("size"),
+        speed=fixed.get("speed"),
+        background=fixed.get("background"),
+        camera=fixed.get("camera"),
+    )
 
 
 def direction_of(motion: str) -> str | None:

@@ -96,12 +96,13 @@ def _meaning(clip: re.Match[str], background: str | None, camera: str | None) ->
     if first is None or (second is None and (meeting or place)):
         return None
     way = _WAYS.get(clip["way2" if meeting else "way"] or "")
+    relation: str | None
     if meeting:
         motion = relation = _MEETINGS[meeting]
         if way in ("up", "down"):
             return None
     else:
-        verb, relation = _VERBS[clip["verb"]], _PLACES.get(place or "", "") or None
+        verb, relation = _VERBS[clip["verb"]], _PLACES.get(place or "")
         if (verb in DIRECTED) != (way is not None):
             return None
         motion = f"{verb} {way}" if way else verb

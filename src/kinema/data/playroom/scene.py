@@ -9,9 +9,10 @@ periodic motions have periods in seconds. y grows downwards and angles are clock
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kinema.data.playroom.grammar import DIRECTED, GROUND
 from kinema.data.playroom.shapes import Floats
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from kinema.data.playroom.grammar import Meaning, Thing
 
 TAU = 2 * np.pi
+Draws: TypeAlias = NDArray[np.float64]
+"""Uniform numbers in [0, 1), one for each thing that is left to chance."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def layout(meaning: Meaning, background: str, view: View, rng: np.random.Generat
 # ------------------------------------------------------------------------------- single objects
 
 
-def _alone(meaning: Meaning, background: str, size: float, angle: float, view: View, u: Floats) -> dict[str, Floats]:
+def _alone(meaning: Meaning, background: str, size: float, angle: float, view: View, u: Draws) -> dict[str, Floats]:
     mx, my = view.margins(size)
     low_y = 0.62 if background == GROUND else my
     if meaning.motion.split(" ")[0] in DIRECTED:
@@ -160,7 +163,7 @@ def _travel(
     angle: float,
     line: float,
     view: View,
-    u: Floats,
+    u: Draws,
     share: tuple[float, float] = (0.38, 0.6),
 ) -> dict[str, Floats]:
     """Along a straight line for the whole clip; rolling turns as far as the way it has gone."""
@@ -184,7 +187,7 @@ def _travel(
 
 
 def _in_place(
-    meaning: Meaning, size: float, angle: float, centre: tuple[float, float], view: View, u: Floats
+    meaning: Meaning, size: float, angle: float, centre: tuple[float, float], view: View, u: Draws
 ) -> dict[str, Floats]:
     """The motions that go nowhere in the end."""
     verb, (x, y) = meaning.motion, centre
@@ -228,7 +231,7 @@ def _in_place(
 
 
 def _behind(
-    meaning: Meaning, sizes: tuple[float, float], angle: float, view: View, u: Floats
+    meaning: Meaning, sizes: tuple[float, float], angle: float, view: View, u: Draws
 ) -> list[dict[str, Floats]]:
     """The first passes behind the second, which stands near the middle."""
     x, y = between(0.42, 0.58, u[3]), between(0.42, 0.58, u[4])
@@ -240,7 +243,7 @@ def _behind(
 
 
 def _beside(
-    meaning: Meaning, sizes: tuple[float, float], angle: float, view: View, u: Floats
+    meaning: Meaning, sizes: tuple[float, float], angle: float, view: View, u: Draws
 ) -> list[dict[str, Floats]]:
     """The first moves above, below or next to the second, which stands still."""
     near, far = between(0.27, 0.3, u[3]), between(0.72, 0.75, u[4])
@@ -262,7 +265,7 @@ def _beside(
 
 
 def _encounter(
-    meaning: Meaning, sizes: tuple[float, float], angle: float, view: View, u: Floats
+    meaning: Meaning, sizes: tuple[float, float], angle: float, view: View, u: Draws
 ) -> list[dict[str, Floats]]:
     """A chase, where both keep their distance, or a collision, where the first hands over its speed."""
     way = meaning.direction or ("right" if u[10] < 0.5 else "left")

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from kinema import registry
-from kinema.diffusion.guidance import Thresholded
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import Level
 from kinema.families.vdm import checkpoint, recipe
@@ -59,6 +58,13 @@ class VDM:
     def codec(self, config: Config, model: nn.Module) -> PixelCodec:  # noqa: ARG002
         return PixelCodec()
 
+    def takes_prompt(self, config: Config) -> bool:
+        return config.conditional
+
+    def threshold(self, config: Config) -> float | None:
+        """1 for eps models: their estimate divides by alpha, 5e-5 at the noise end."""
+        return 1.0 if config.clips_x0 else None
+
     def honours(self, config: Config, kind: str) -> tuple[str, ...]:  # noqa: ARG002
         """VDM is trained without a canvas: what is given is held by guidance (§3.2)."""
         return ("native",) if kind == "nothing" else ("reconstruction", "replacement")
@@ -90,14 +96,15 @@ class VDM:
 
     def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:  # noqa: ARG002
         """Positions are relative and the condition belongs to the whole clip: any frames are denoised alike."""
-        model, config = system.model, system.config
+        model = system.model
 
         def network(z_BCTHW: Tensor, level: Level) -> Tensor:
             independent = z_BCTHW.shape[2] if condition.per_frame else 0
-            return model(z_BCTHW, level.log_snr.to(z_BCTHW.device), condition.vector, independent=independent)
+            z = z_BCTHW.to(system.dtype)  # the sampler's own state stays in float32
+            log_snr = level.log_snr.to(z_BCTHW.device)
+            return model(z, log_snr, condition.vector, independent=independent).to(z_BCTHW.dtype)
 
-        estimate = system.process.parameterisation.denoiser(network)
-        return Thresholded(estimate) if config.clips_x0 else estimate
+        return system.process.parameterisation.denoiser(network)
 
     def recognise(self, header: Mapping[str, tuple[tuple[int, ...], str]]) -> Config | None:  # noqa: ARG002
         """Never: no foreign VDM weights exist, and our own files say in their metadata what shapes do not,

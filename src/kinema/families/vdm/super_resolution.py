@@ -13,7 +13,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from kinema.diffusion.guidance import ClassifierFree, Reconstruction, Replacement
+from kinema.diffusion.guidance import ClassifierFree, Reconstruction, Replacement, Thresholded
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.samplers import SAMPLERS
@@ -38,18 +38,23 @@ def steered(
     weight: float = WEIGHT,
     canvas: Canvas | None = None,
     noise: Noise | None = None,
+    limit: float | None = None,
 ) -> Denoiser:
     """A denoiser whose estimates, made `smaller`, are drawn to ``low``; and that holds ``canvas`` where one is given.
 
     The canvas (large frames that are known, as in extension) is held by replacement, which needs ``noise``,
-    and enters the same reconstruction gradient.
+    and enters the same reconstruction gradient. ``limit`` bounds the steered estimate (`Family.threshold`).
     """
+
+    def bounded(steering: Denoiser) -> Denoiser:
+        return steering if limit is None else Thresholded(steering, limit)
+
     small = partial(smaller, factor=factor, every=every)
     if canvas is None:
-        return Reconstruction(denoise, weight=weight, downsample=small, low=low_BCTHW)
+        return bounded(Reconstruction(denoise, weight=weight, downsample=small, low=low_BCTHW))
     if noise is None:
         raise BadRequest("super-resolution with a canvas holds it by replacement, which needs noise")
-    both = Reconstruction(denoise, canvas.video, canvas.mask, weight, downsample=small, low=low_BCTHW)
+    both = bounded(Reconstruction(denoise, canvas.video, canvas.mask, weight, downsample=small, low=low_BCTHW))
     return Replacement(both, canvas.video, canvas.mask, noise)
 
 
@@ -78,7 +83,7 @@ def super_resolve(
     if request.seed is None or request.clips != low_BCTHW.shape[0]:
         raise BadRequest(f"super-resolution of {low_BCTHW.shape[0]} clips needs a request of as many, with a seed")
     denoise = _guided(system, request, on_event)
-    noise = system.noise(request)
+    noise, limit = system.noise(request), system.family.threshold(system.config)
     made: list[Tensor] = []
     starts = range(0, total, length - 1) if total > length else (0,)
     for start in starts:
@@ -88,7 +93,9 @@ def super_resolve(
         on_event(Phase("sample", f"frames {start} to {start + frames - 1}"))
         low = low_BCTHW[:, :, start // every : (start + frames - 1) // every + 1]
         canvas = _held(made[-1], frames) if made else None
-        block = steered(denoise, low, factor=factor, every=every, weight=weight, canvas=canvas, noise=noise)
+        block = steered(
+            denoise, low, factor=factor, every=every, weight=weight, canvas=canvas, noise=noise, limit=limit
+        )
         made.append(_sample(system, block, request.with_(frames=frames), noise))
     return torch.cat([made[0], *(block[:, :, 1:] for block in made[1:])], dim=2)
 
@@ -104,14 +111,16 @@ def cascade(
     _refuse_unused(request)
     small = base.settle(request.with_(frames=None, height=None, width=None))
     on_event(Phase("sample", f"{small.frames} frames at {small.width}×{small.height}"))
-    low = _sample(base, _guided(base, small, on_event), small, base.noise(small))
+    limit = base.family.threshold(base.config)
+    guided = _guided(base, small, on_event)
+    low = _sample(base, guided if limit is None else Thresholded(guided, limit), small, base.noise(small))
     large = request.with_(frames=None, height=None, width=None)
     return super_resolve(upper, low, large, every=every, weight=weight, on_event=on_event)
 
 
 def _refuse_unused(request: Request) -> None:
     """Nothing that a request asks for is passed over in silence."""
-    for name in ("guidance_end", "eta", "image", "last_image", "video", "mask", "region", "every", "keep", "window"):
+    for name in ("guidance_end", "image", "last_image", "video", "mask", "region", "every", "keep", "window"):
         if getattr(request, name) is not None:
             raise BadRequest(f"super-resolution makes no use of {name}: leave it out")
 
@@ -144,9 +153,7 @@ def _guided(system: System, request: Request, on_event: OnEvent) -> Denoiser:
 
 
 def _sample(system: System, denoise: Denoiser, request: Request, noise: Noise) -> Tensor:
-    own = system.family.defaults(system.config)
-    sampler = request.sampler or own.sampler
-    options = own.options if sampler == own.sampler else {}
-    z_BCTHW = system.prior(noise.normal(request.shape.bcthw[1:]).to(system.device, system.dtype))
-    z_BCTHW = SAMPLERS[sampler](denoise, z_BCTHW, system.levels(request), noise=noise, **options)
+    options = system.sampler_options(request)
+    z_BCTHW = system.prior(noise.normal(request.shape.bcthw[1:]).to(system.device))
+    z_BCTHW = SAMPLERS[request.sampler or ""](denoise, z_BCTHW, system.levels(request), noise=noise, **options)
     return system.decode(z_BCTHW)

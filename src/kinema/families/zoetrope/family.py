@@ -72,6 +72,13 @@ class ZoetropeFamily:
     def codec(self, config: Config, model: nn.Module) -> PixelCodec:  # noqa: ARG002
         return PixelCodec()
 
+    def takes_prompt(self, config: Config) -> bool:  # noqa: ARG002
+        return True
+
+    def threshold(self, config: Config) -> float | None:  # noqa: ARG002
+        """None: the network predicts x0 itself, and guidance past the range is cut at decoding."""
+        return None
+
     def honours(self, config: Config, kind: str) -> tuple[str, ...]:  # noqa: ARG002
         """Everything natively: it was trained on every kind of canvas."""
         return ("native",) if kind == "nothing" else ("native", "reconstruction", "replacement")
@@ -85,7 +92,9 @@ class ZoetropeFamily:
         tokenizer = PocketTokenizer(config.words)
         for text in (request.prompt, request.negative_prompt):
             if unknown := tokenizer.unknown(text):
-                on_event(Note(f"{system.name} was not taught the word(s) {', '.join(unknown)}; playroom words work best"))
+                on_event(Note(f"{system.name} was not taught the word(s) {', '.join(unknown)}"))
+            if (count := len(tokenizer.split(text))) > config.text_length:
+                on_event(Note(f"the prompt has {count} words; {system.name} reads the first {config.text_length}"))
         given = canvas.video.to(system.device, system.dtype)
         mask = canvas.mask.to(system.device, system.dtype)
 
@@ -102,8 +111,9 @@ class ZoetropeFamily:
         model = system.model
 
         def network(z_BCTHW: Tensor, level: Level) -> Tensor:
-            log_snr = level.log_snr.to(z_BCTHW)
-            return model(z_BCTHW, log_snr, condition.ids_BL, given, mask, per_frame=condition.per_frame)
+            z = z_BCTHW.to(system.dtype)  # the sampler's own state stays in float32
+            log_snr = level.log_snr.to(z_BCTHW.device, torch.float32)
+            return model(z, log_snr, condition.ids_BL, given, mask, per_frame=condition.per_frame).to(z_BCTHW.dtype)
 
         return X0.denoiser(network)
 
