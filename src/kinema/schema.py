@@ -258,7 +258,7 @@ class Request:
         for f in fields(self):
             least, most = f.metadata.get("least"), f.metadata.get("most")
             value = getattr(self, f.name)
-            if value is None or least is None:
+            if value is None or least is None or most is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise BadRequest(f"{f.name} is {value!r}; expected a number from {least:g} to {most:g}")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
 from kinema.cli.main import main
-from kinema.cli.verbs import VERBS, request_from
+from kinema.cli.verbs import VERBS, request_from, request_options
 from kinema.media.metadata import read_recipe
 from kinema.media.read import read_video
-from kinema.schema import Clip
+from kinema.schema import TAKES, Clip, Request
 
 TINY = ("--model", "zoetrope/tiny", "--steps", "2", "--quiet")
 
@@ -182,3 +183,17 @@ def test_plan_of_a_model_that_does_not_fit_says_so_and_runs_nothing(capsys, monk
     monkeypatch.setattr("kinema.cli.machine.free_memory", lambda _device: 1000)
     assert main(["plan", "a ball", "--model", "zoetrope/tiny"]) == 1
     assert "does not fit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", sorted(VERBS))
+def test_a_verb_takes_what_the_schema_says_and_the_sampling_options(task):
+    names = {o.name for o in request_options(task)}
+    somewhere = {name for taken in TAKES.values() for name in taken}
+    assert names & somewhere == set(TAKES[task])
+    assert {f.name for f in fields(Request)} - somewhere - {"task"} == names - somewhere
+
+
+def test_generate_makes_a_loop_of_windows(capsys):
+    words = ("generate", "a red ball rolls right", *TINY, "--loop", "-o", "loop.mp4")
+    kinema(capsys, *words, "--frames", "16", "--window", "8")
+    assert read_recipe("loop.mp4")["request"]["loop"] is True

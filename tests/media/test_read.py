@@ -168,9 +168,7 @@ def test_a_start_after_the_end_is_refused(tmp_path: Path, encode: Encode) -> Non
 # ------------------------------------------------------------------------------------------- limits
 
 
-def test_frames_pixels_and_seconds_are_counted(
-    tmp_path: Path, encode: Encode, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frames_pixels_and_seconds_are_counted(tmp_path: Path, encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
     path = encode(tmp_path / "a.mp4", numbered(20))
     with pytest.raises(BadRequest, match="more than 19 frames"):
         read_video(path, max_frames=19)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "zoetrope"
 
+
 @dataclass(frozen=True)
 class Verb:
     """What its help says, and the fields of `Request` that are given without a name."""

@@ -75,13 +75,6 @@ class PocketText(nn.Module):
         self.layers = nn.ModuleList([_Layer(width) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.embed.weight)
-        # The layers start near the identity. Trained from random layers, the encoder collapsed: while the words
-        # told the model nothing yet, all captions grew one common vector that the last norm then divided by.
-        with torch.no_grad():
-            for layer in self.layers:
-                layer.out.weight.mul_(0.02)
-                layer.down.weight.mul_(0.02)
-                layer.down.bias.zero_()
 
     def forward(self, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
         keep_BL = ids_BL != PAD
@@ -100,6 +93,12 @@ class _Layer(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.up, self.down = nn.Linear(width, 3 * width), nn.Linear(3 * width, width)
+        # The layers start near the identity. Trained from random layers, the encoder collapsed: while the words
+        # told the model nothing yet, all captions grew one common vector that the last norm then divided by.
+        with torch.no_grad():
+            self.out.weight.mul_(0.02)
+            self.down.weight.mul_(0.02)
+            self.down.bias.zero_()
 
     def forward(self, x_BLD: Tensor, keep_BL: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(self.norm1(x_BLD)), "b l (three n d) -> three b n l d", three=3, n=self.heads)

@@ -64,8 +64,9 @@ def newest(folder: Path, on_event: OnEvent) -> Path | None:
             on_event(Note(f"{error}; it is now {aside.name}, and an older checkpoint is looked for"))
         else:
             return path
-    if found:
-        raise BadRequest(f"none of the {len(found)} checkpoints in {folder} can be read; begin anew in another folder")
+    damaged = sorted(folder.glob("step-*.damaged"))
+    if damaged:  # also on the second try: a run that had checkpoints is never begun anew over what is left of it
+        raise BadRequest(f"none of the {len(damaged)} checkpoints in {folder} can be read; begin anew in another folder")
     return None
 
 
