@@ -192,10 +192,10 @@ class System:
     family: Family
     config: Any
     weights: Weights
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    """What of the config was replaced at opening: part of the recipe."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """What of the config was replaced at opening: part of the recipe."""
 
     @cached_property
     def model(self) -> nn.Module:
@@ -346,7 +346,7 @@ def open_system(
     if overrides:
         config = _override(config, overrides)
     chosen = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return System(name, family, config, weights, dict(overrides or {}), chosen, dtype or torch.float32)
+    return System(name, family, config, weights, chosen, dtype or torch.float32, dict(overrides or {}))
 
 
 def _is_hub_id(name: str) -> bool:
