@@ -167,7 +167,7 @@ def open_checkpoint(path: Path, device: str | None = None) -> System:
     tensors = {k.removeprefix("ema."): v for k, v in files.read_tensors(path).items() if k.startswith("ema.")}
     files.fill(model, tensors, where=str(path))
     chosen = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    system = System(path.name, family, config, Weights(path), chosen)
+    system = System(path.name, family, config, Weights(path), device=chosen)
     return with_model(system, model.to(device=chosen, dtype=system.dtype).eval().requires_grad_(False))
 
 

@@ -39,17 +39,16 @@ class Sampling:
         request = self.request.with_(prompt=prompts[0], seed=seed, clips=len(prompts))
         if canvas is None:
             canvas = Canvas(torch.zeros(request.shape.bcthw), torch.zeros(len(prompts), 1, *request.shape.bcthw[2:]))
-        system = _together(self.system, prompts)
+        system, asked = _together(self.system, prompts), request.shape.frames
+        request, canvas = generate.on_lattice(system, request, canvas)
         draws = system.noise(request)
-        noise = draws.normal(system.latent_shape(request).bcthw[1:])
-        way = generate.honour(system, request, canvas)
-        longest = system.lattice.max_frames
         with torch.no_grad():
-            if longest and request.shape.frames > longest:
-                z_BCTHW = generate.roll_out(system, request, canvas, noise, draws, ignore)
+            if generate.rolls_out(system, request):
+                video = generate.roll_out(system, request, canvas, None, draws, ignore)
             else:
-                z_BCTHW = generate.sample(system, request, canvas, way, noise, draws, ignore)
-            return system.decode(z_BCTHW)
+                noise = draws.normal(system.latent_shape(request).bcthw[1:])
+                video = system.decode(generate.sample(system, request, canvas, noise, draws))
+        return video[:, :, :asked]
 
     def real(self, prompt: str, seed: int) -> Tensor:
         """A playroom clip of this prompt at the same size and rate, 3×T×H×W."""
