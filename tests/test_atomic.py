@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kinema.atomic import check_folder, replacing
+from kinema import atomic
+from kinema.atomic import check_folder, replacing, sync
 from kinema.schema import BadRequest
 
 
@@ -79,3 +80,29 @@ def test_a_name_of_full_length_can_be_written(tmp_path: Path) -> None:
     assert path.read_text() == "new"
     with pytest.raises(BadRequest, match="cannot write"), replacing(tmp_path / ("y" * 300)):
         pass
+
+
+def test_a_name_too_long_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="too long"):
+        check_folder(tmp_path / ("y" * 300))
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("mine")
+    with pytest.raises(BadRequest, match="it is a file"), replacing(tmp_path / "a", folder=True):
+        pass
+    assert (tmp_path / "a").read_text() == "mine"
+
+
+def test_a_file_system_that_flushes_no_folders_is_no_error_and_a_file_that_fails_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").touch()
+
+    def refuse(_handle: int) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(atomic.os, "fsync", refuse)
+    sync(tmp_path)
+    with pytest.raises(OSError, match="Invalid argument"):
+        sync(tmp_path / "a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import resource
@@ -126,6 +127,65 @@ def test_impossible_options(words, parts, capsys):
 def test_a_missing_file(words, part, capsys):
     words = words if "--model" in words or words[0] == "inspect" else (*words, "--model", "zoetrope/tiny")
     assert part in refused(capsys, *words)
+
+
+@pytest.fixture
+def closed(monkeypatch):
+    """Files named ``closed.*`` may not be read, as after ``chmod 000`` (which does not stop the superuser)."""
+    opened = Path.open
+
+    def refuse(path, *told, **named):
+        if path.stem == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *told, **named)
+
+    monkeypatch.setattr(Path, "open", refuse)
+
+
+UNREADABLE = [
+    ("animate", "{}.png", "a ball"),
+    ("extend", "{}.mp4"),
+    ("edit", "{}.mp4", "a ball"),
+    ("replay", "{}.mp4"),
+    ("inspect", "{}.safetensors"),
+    ("generate", "a ball", "-m", "./{}.safetensors"),
+]
+
+
+@pytest.mark.parametrize("words", UNREADABLE)
+def test_a_file_that_may_not_be_read(words, capsys, closed):
+    for suffix in ("png", "mp4", "safetensors"):
+        Path(f"closed.{suffix}").touch()
+        os.truncate(f"closed.{suffix}", 9)
+    words = [word.format("closed") for word in words]
+    sentence = refused(capsys, *words, *(() if words[0] in ("replay", "inspect") or "-m" in words else TINY))
+    assert "closed." in sentence
+    assert "Permission denied" in sentence
+
+
+@pytest.mark.parametrize("words", [*UNREADABLE, ("generate", "a ball", *TINY, "-o", "{}.mp4")])
+def test_a_name_too_long_for_a_file(words, capsys):
+    words = [word.format("x" * 300) for word in words]
+    bare = words[0] in ("replay", "inspect") or "-m" in words or "-o" in words
+    assert "too long" in refused(capsys, *words, *(() if bare else TINY))
+
+
+def test_a_batch_whose_names_are_too_long(capsys):
+    assert "too long" in refused(capsys, "generate", "a ball", *TINY, "--clips", "2", "-o", "x" * 251 + ".mp4")
+
+
+@pytest.mark.parametrize("task", ["animate", "extend", "replay"])
+def test_a_folder_where_a_file_was_expected(task, capsys):
+    Path("folder").mkdir()
+    assert "folder" in refused(capsys, task, "folder", *(() if task == "replay" else TINY))
+
+
+def test_an_output_that_is_a_folder_or_a_file_in_the_place_of_one(capsys):
+    Path("ball.mp4").mkdir()
+    assert "is a folder" in refused(capsys, "generate", "a ball", *TINY, "-o", "ball.mp4", "--overwrite")
+    Path("frames").write_text("mine")
+    assert "is a file" in refused(capsys, "generate", "a ball", *TINY, "-o", "frames", "--overwrite")
+    assert Path("frames").read_text() == "mine"
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.02, 0])

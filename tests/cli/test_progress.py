@@ -41,7 +41,16 @@ def test_plain_lines_say_phases_notes_and_the_last_step():
     assert "height 65 snapped to 64" in text
     assert "step 2/2" in text
     assert "step 1/2" not in text
+    assert "1.00 GiB of memory at the peak" in text
     assert "\x1b" not in text
+
+
+def test_a_peak_is_told_again_only_when_it_grew():
+    stream = io.StringIO()
+    with Lines(stream) as show:
+        for peak in (2**30, 2**30, 2**30 + 1, 2**31):
+            show(Memory(peak))
+    assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["1.00", "2.00"]
 
 
 def test_a_bar_shows_the_phase_and_takes_every_event(capsys):
@@ -50,7 +59,9 @@ def test_a_bar_shows_the_phase_and_takes_every_event(capsys):
             show(event)
         assert show.progress.tasks[-1].description == "sampling"
         assert (show.progress.tasks[-1].completed, show.progress.tasks[-1].total) == (5, 10)
-    assert "height 65 snapped" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "height 65 snapped" in said
+    assert "1.00 GiB of memory at the peak" in said
 
 
 def test_stdout_stays_clean_for_the_result(capsys):

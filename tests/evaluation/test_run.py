@@ -209,6 +209,11 @@ def test_without_opencv_the_rest_is_measured_and_that_is_said() -> None:
     assert any(isinstance(e, Note) and "OpenCV" in e.message for e in events)
 
 
+def test_a_model_without_text_is_refused() -> None:
+    with pytest.raises(BadRequest, match="vdm/ucf101 was trained without text"):
+        evaluate(EvaluateOptions(model="vdm", preset="ucf101", prompts=1, device="cpu"))
+
+
 def test_an_unknown_sampler_is_refused_with_the_nearest_names() -> None:
     with pytest.raises(BadRequest, match="no sampler 'eulr'.*euler"):
         evaluate(EvaluateOptions(preset="tiny", prompts=1, sampler="eulr", device="cpu"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from kinema.schema import BadRequest, Fit
 
 @dataclass(frozen=True)
 class Plan:
-    """Cut to ``kept`` in the middle of the source, scaled to ``scaled``, put in the middle of ``whole`` (height, width)."""
+    """Cut to ``kept`` in the middle, scaled to ``scaled``, put in the middle of ``whole``; each (height, width)."""
 
     source: tuple[int, int]
     kept: tuple[int, int]
@@ -31,27 +32,28 @@ class Plan:
         return f"{_by(self.source)} was {cropped}resized to {_by(self.scaled)}{bars}"
 
 
-def plan(height: int, width: int, old_height: int, old_width: int, how: Fit) -> Plan:
-    """How a picture of old_height×old_width becomes height×width: "crop" cuts the overhang, "pad" adds bars."""
-    old, new = (old_height, old_width), (height, width)
+def plan(new: tuple[int, int], old: Sequence[int], how: Fit) -> Plan:
+    """How a picture of ``old`` height and width gets ``new`` ones: "crop" cuts the overhang, "pad" adds bars."""
+    (old_height, old_width), (height, width) = old, new
     if how not in ("crop", "pad"):
         raise BadRequest(f"fit is {how!r}; expected crop or pad")
-    if min(*old, *new) < 1:
-        raise BadRequest(f"{_by(old)} cannot become {_by(new)}; expected sides of at least one pixel")
+    was = (old_height, old_width)
+    if min(*was, *new) < 1:
+        raise BadRequest(f"{_by(was)} cannot become {_by(new)}; expected sides of at least one pixel")
     if how == "crop":
         # Cutting first, in source pixels, means that no pixel is resized only to be thrown away.
         kept_h = min(old_height, max(1, round(old_width * height / width)))
         kept_w = min(old_width, max(1, round(old_height * width / height)))
-        return Plan(old, (kept_h, kept_w), new, new)
+        return Plan(was, (kept_h, kept_w), new, new)
     scale = min(height / old_height, width / old_width)
     scaled_h = max(1, min(height, round(old_height * scale)))
     scaled_w = max(1, min(width, round(old_width * scale)))
-    return Plan(old, old, (scaled_h, scaled_w), new)
+    return Plan(was, was, (scaled_h, scaled_w), new)
 
 
 def fit_note(height: int, width: int, old_height: int, old_width: int, how: Fit = "crop") -> str | None:
     """The sentence that `fit` gives for a video of old_height×old_width brought to height×width, or None."""
-    return plan(height, width, old_height, old_width, how).note
+    return plan((height, width), (old_height, old_width), how).note
 
 
 def fit(video_BCTHW: Tensor, height: int, width: int, how: Fit = "crop") -> tuple[Tensor, str | None]:
@@ -60,7 +62,7 @@ def fit(video_BCTHW: Tensor, height: int, width: int, how: Fit = "crop") -> tupl
     "crop" cuts the overhang evenly from both sides, "pad" adds black bars; the resize is antialiased
     bicubic. A video that has the size already is returned untouched.
     """
-    made = plan(height, width, *video_BCTHW.shape[-2:], how)
+    made = plan((height, width), video_BCTHW.shape[-2:], how)
     if made.note is None:
         return video_BCTHW, None
     fitted = video_BCTHW.new_full((*video_BCTHW.shape[:-2], height, width), -1.0)
@@ -73,7 +75,7 @@ def fit(video_BCTHW: Tensor, height: int, width: int, how: Fit = "crop") -> tupl
 
 def fit_frame(frame_HWC: np.ndarray, height: int, width: int, how: Fit = "crop") -> np.ndarray:
     """`fit` of one uint8 frame H×W×3, rounded to whole levels."""
-    made = plan(height, width, *frame_HWC.shape[:2], how)
+    made = plan((height, width), frame_HWC.shape[:2], how)
     if made.note is None:
         return frame_HWC
     fitted_CHW = torch.zeros(3, height, width, dtype=torch.uint8)

@@ -94,7 +94,7 @@ def read_video(
 
 
 def probe(path: str | Path, fps: float | None = None) -> Probe:
-    """What ``read_video(path, fps=fps)`` would give, without its pixels: time stamps are decoded, one frame is looked at.
+    """What ``read_video(path, fps=fps)`` would give, by its time stamps: the pixels of one frame are looked at.
 
     A clip of more frames than one read may keep is counted too. Raises `BadRequest` as `read_video` does.
     """
