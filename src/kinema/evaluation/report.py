@@ -30,8 +30,10 @@ from kinema.system import System
 PROMPTS = 64
 NAME = "temporal-consistency"
 ARMS = ("as a video", "frame by frame", "real")
-_APART = {"zoetrope": "per_frame", "vdm": "per_frame"}
+_OPTION = "per_frame"
 """The option by which a family forbids its frames to see each other."""
+_APART = ("zoetrope", "vdm")
+"""The families that have it."""
 _SHOWN, _CLIPS_A_SHEET = 4, 2
 
 
@@ -143,12 +145,12 @@ def apart(system: System) -> tuple[str, str]:
     if name not in _APART:
         raise BadRequest(f"{name} cannot be sampled frame by frame; the report needs a model of {' or '.join(_APART)}")
     if name == "vdm":
-        return _APART[name], (
+        return _OPTION, (
             "every temporal attention layer lets a frame attend to itself alone, which is how VDM treats the "
             "independent images of joint training; nothing else in the network connects frames"
         )
     size = _block(system)
-    return _APART[name], (
+    return _OPTION, (
         f"nothing passes between groups of {size} frames: temporal convolutions see zeros beyond their group, and "
         f"attention from one group to another is forbidden. A token of zoetrope holds {size} frames, so this is the "
         f"least its network can make by itself; each group of {size} sees itself and the words, and its place in time"

@@ -66,7 +66,9 @@ def newest(folder: Path, on_event: OnEvent) -> Path | None:
             return path
     damaged = sorted(folder.glob("step-*.damaged"))
     if damaged:  # also on the second try: a run that had checkpoints is never begun anew over what is left of it
-        raise BadRequest(f"none of the {len(damaged)} checkpoints in {folder} can be read; begin anew in another folder")
+        raise BadRequest(
+            f"none of the {len(damaged)} checkpoints in {folder} can be read; begin anew in another folder"
+        )
     return None
 
 
