@@ -86,11 +86,16 @@ class Lines(Silent):
         self.stream = stream
         self.began = self.last = time.monotonic()
         self.peak = 0
+        self.before: int | None = None
+        """Steps that were done before this phase began: a resumed run does not begin at 0."""
 
     def __call__(self, event: Event) -> None:
         now = time.monotonic()
+        if self.before is None and isinstance(event, Step | TrainStep):
+            self.before = event.index - 1
         if isinstance(event, Phase):
             self.began = self.last = now
+            self.before = None
             self._say(f"{_phase(event)} …")
         elif isinstance(event, Note):
             self._say(event.message)
@@ -99,7 +104,7 @@ class Lines(Silent):
             self._say(_peak(event))
         elif isinstance(event, Step | TrainStep) and (now - self.last >= LINE_EVERY or event.index == event.total):
             self.last = now
-            left = (now - self.began) / event.index * (event.total - event.index)
+            left = (now - self.began) / (event.index - (self.before or 0)) * (event.total - event.index)
             self._say(f"step {event.index}/{event.total}{_figures(event)}, {_duration(left)} to go")
 
     def _say(self, text: str) -> None:
