@@ -64,7 +64,7 @@ def generate(
         if output == "latents":
             return Clip(z, cast(float, request.fps), {})
         on_event(Phase("decode"))
-        video = system.decode(z)
+        video = system.decode(z, request)
     video = torch.lerp(video, canvas.video, canvas.mask.expand_as(video))  # what was given stays, to the bit
     return Clip(video, cast(float, request.fps), recipe(system, request, video))
 
@@ -126,7 +126,7 @@ def sample(
 def guide(system: System, conditions: Conditions, request: Request) -> Denoiser:
     """The denoiser with classifier-free guidance, in windows where the request asks for them."""
     total = system.latent_shape(request).frames
-    scale = guidance_scale(request, total)
+    scale = guidance_scale(request, total) if conditions.scale is None else conditions.scale
 
     def make(frames: Sequence[int] | None) -> Denoiser:
         wanted = system.denoiser(conditions.positive, frames)
@@ -196,7 +196,7 @@ def roll_out(
         block = replace(request, frames=length, loop=False)
         z = sample(system, block, part, held, noise[:, :, latents], draws, on_event)
         z_all[:, :, latents] = z
-        made = system.decode(z)
+        made = system.decode(z, request)
         known[:, :, frames] = torch.lerp(made, part.video, part.mask.expand_as(made))
         mask[:, :, frames] = 1
     return z_all

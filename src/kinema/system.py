@@ -48,6 +48,8 @@ class Defaults:
     sampler: str = "ddim"
     spacing: Spacing = "uniform"
     guidance: float = 1.0
+    guidance_end: float | None = None
+    """Where guidance ends over the frames, for a request that says nothing of guidance."""
     options: Mapping[str, float] = field(default_factory=dict)
     """Keyword options of the default sampler (gamma, delta, eta…)."""
 
@@ -58,6 +60,8 @@ class Conditions:
 
     positive: Any
     negative: Any
+    scale: Tensor | None = None
+    """Guidance scale of each frame, [T], where the family shapes the request's own way; None leaves it to `generate`."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,8 @@ class Codec(Protocol):
 
     def encode(self, video_BCTHW: Tensor) -> Tensor: ...
 
-    def decode(self, z_BCTHW: Tensor) -> Tensor: ...
+    def decode(self, z_BCTHW: Tensor, chunk: int | None = None) -> Tensor:
+        """``chunk`` latent frames at a time, where the codec works over frames; None is its own choice."""
 
 
 class Family(Protocol):
@@ -243,6 +248,7 @@ class System:
             steps=request.steps or own.steps,
             sampler=sampler,
             guidance=own.guidance if request.guidance is None else request.guidance,
+            guidance_end=own.guidance_end if (request.guidance, request.guidance_end) == (None, None) else request.guidance_end,
         )
         self.family.check(self.config, request)
         return request
@@ -274,8 +280,10 @@ class System:
     def encode(self, video_BCTHW: Tensor) -> Tensor:
         return self.codec.encode(video_BCTHW.to(self.device, self.dtype))
 
-    def decode(self, z_BCTHW: Tensor) -> Tensor:
-        return self.codec.decode(z_BCTHW).float().clamp(-1, 1).cpu()
+    def decode(self, z_BCTHW: Tensor, request: Request | None = None) -> Tensor:
+        """Pixels in [-1, 1] on the CPU; a request may say how many frames to decode at a time."""
+        chunk = request.extra.get("decode_chunk") if request else None
+        return self.codec.decode(z_BCTHW, chunk).float().clamp(-1, 1).cpu()
 
 
 # ---------------------------------------------------------------------------------------- load
