@@ -1,4 +1,4 @@
-"""Every tensor of a foreign layout, with its shape and what it is in ours: a key map that also knows what must be there.
+"""Every tensor of a foreign layout, its shape and what it is in ours: a key map that knows what must be there.
 
 `KeyMap` renames what it is given. A `Table` is for layouts that are whole models: it names what a file
 lacks, splits one tensor into several (a packed attention projection) and makes any single tensor of

@@ -50,6 +50,11 @@ class Outline:
     text_length: int = 77
     vocabulary: int = 49408
 
+    @property
+    def clip_side(self) -> int:
+        """Pixels along a side of the picture that CLIP sees."""
+        return round((self.clip_positions - 1) ** 0.5) * self.patch
+
 
 SVD = Outline()  # 2,446 tensors in the single file, 9,559,279,140 bytes in fp32
 SVD_IMAGE_DECODER = replace(SVD, decoder="image", post_quant=True)
@@ -230,7 +235,8 @@ def _decoder(o: Outline, temporal: bool) -> Iterator[Row]:
     into, last = o.vae_widths[-1], len(o.vae_widths) - 1
     resnet = _vae_video_resnet if temporal else _vae_resnet
     yield from _conv("decoder.conv_in", "decoder.conv_in", into, o.latent, 3, 3)
-    for j in range(2):
+    # diffusers counts the temporal decoder's middle by the layers of a level, sgm by two: they agree where these are two.
+    for j in range(o.vae_resnets if temporal else 2):
         yield from resnet(f"decoder.mid.block_{j + 1}", f"decoder.mid_block.resnets.{j}", into, into)
     yield from _vae_attention("decoder", into)
     for level, width in enumerate(reversed(o.vae_widths)):
