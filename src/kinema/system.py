@@ -61,7 +61,7 @@ class Conditions:
     positive: Any
     negative: Any
     scale: Tensor | None = None
-    """Guidance scale of each frame, [T], where the family shapes the request's own way; None leaves it to `generate`."""
+    """Guidance scale of each frame, [T], where the family has a shape for it; None leaves it to `generate`."""
 
 
 @dataclass(frozen=True)
@@ -239,6 +239,7 @@ class System:
         sampler = request.sampler or own.sampler
         if sampler not in SAMPLERS:
             raise BadRequest(registry.unknown("sampler", sampler, SAMPLERS))
+        silent = request.guidance is None and request.guidance_end is None
         request = replace(
             request,
             frames=snapped("frames", frames, lattice.snap_frames(frames)),
@@ -248,7 +249,7 @@ class System:
             steps=request.steps or own.steps,
             sampler=sampler,
             guidance=own.guidance if request.guidance is None else request.guidance,
-            guidance_end=own.guidance_end if (request.guidance, request.guidance_end) == (None, None) else request.guidance_end,
+            guidance_end=own.guidance_end if silent else request.guidance_end,
         )
         self.family.check(self.config, request)
         return request

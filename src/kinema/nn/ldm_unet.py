@@ -183,7 +183,7 @@ class FeedForward(nn.Module):
 
 
 def chunk_feed_forward(model: nn.Module, chunk: int | None) -> None:
-    """Have every feed-forward layer of a model work on at most ``chunk`` tokens at a time: the same numbers, less memory."""
+    """Have every feed-forward layer of a model work on ``chunk`` tokens at a time: the same numbers, less memory."""
     for module in model.modules():
         if isinstance(module, FeedForward):
             module.chunk = chunk

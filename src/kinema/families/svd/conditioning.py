@@ -55,7 +55,9 @@ class Condition:
         return Condition(self.context_B1C, self.picture_BCTHW, self.scalars_BTV[:, list(frames)])
 
 
-def encode(model: SVD, picture_B3HW: Tensor, noise_B3HW: Tensor, scalars_BTV: Tensor, augmentation: Tensor) -> Condition:
+def encode(
+    model: SVD, picture_B3HW: Tensor, noise_B3HW: Tensor, scalars_BTV: Tensor, augmentation: Tensor
+) -> Condition:
     """The clean picture to CLIP; the picture plus ``augmentation`` [B] times noise to the codec's mode, not scaled."""
     noisy = picture_B3HW + augmentation.to(picture_B3HW)[:, None, None, None] * noise_B3HW.to(picture_B3HW)
     latents = model.vae.encode(noisy)[:, :, None]

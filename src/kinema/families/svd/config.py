@@ -39,7 +39,7 @@ class Config:
     scalars: tuple[tuple[Scalar, int], ...] = (("fps", 256), ("motion_bucket", 256), ("augmentation", 256))
     """What the vector condition is made of: each number and the width of its sinusoids."""
     norm_eps: NormEps = "official"
-    """GroupNorm eps of the residual blocks: 1e-5 everywhere, as trained; diffusers has 1e-6 in up and attention blocks."""
+    """GroupNorm eps of residual blocks: 1e-5 everywhere, as trained; diffusers has 1e-6 in up and attention blocks."""
 
     latent_channels: int = 4
     latent_scale: float = 0.18215

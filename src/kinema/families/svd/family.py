@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kinema.checkpoints.files import Header
-from kinema.diffusion.parameterise import V, Denoiser
+from kinema.diffusion.parameterise import Denoiser, V
 from kinema.diffusion.schedules import Level
 from kinema.families.svd import conditioning, recipe
 from kinema.families.svd.conditioning import Condition
@@ -76,7 +76,7 @@ class StableVideoDiffusion:
         if config.orbit and request.window is not None:
             raise BadRequest("this svd model makes an orbit, which cannot be made in windows; leave out window")
         if config.orbit and request.frames is not None and request.frames > config.frames:
-            raise BadRequest(f"frames is {request.frames}; this svd model makes orbits of at most {config.frames} views")
+            raise BadRequest(f"frames is {request.frames}; this svd model makes orbits of up to {config.frames} views")
 
     def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         config, model = system.config, system.model

@@ -150,7 +150,9 @@ class VideoTransformer(nn.Module):
         self.norm = group_norm(channels, TRANSFORMER_EPS)
         self.proj_in = nn.Linear(channels, channels)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, heads, context) for _ in range(depth)])
-        self.temporal_transformer_blocks = nn.ModuleList([TemporalBlock(channels, heads, context) for _ in range(depth)])
+        self.temporal_transformer_blocks = nn.ModuleList(
+            [TemporalBlock(channels, heads, context) for _ in range(depth)]
+        )
         self.time_pos_embed = TimestepEmbedding(channels, 4 * channels, channels)
         self.time_mixer = Mixer(0.5)
         self.proj_out = nn.Linear(channels, channels)

@@ -58,7 +58,7 @@ def run_unet(unet: VideoUNet, z_BCTHW: Tensor, level: Level, condition: Conditio
 def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
     """Error of the raw output in every frame, [B]; the first frame of each clip is its picture."""
     if config.orbit:
-        raise BadRequest("SV3D is trained on renders with known cameras, which clips do not carry: train another preset")
+        raise BadRequest("SV3D learns from renders with known cameras, which clips do not carry; train another preset")
     network = cast(SVD, model)
     video, count = batch.video, len(batch.video)
     picture = video[:, :, 0]
