@@ -45,14 +45,23 @@ class _Tower(nn.Module):
         super().__init__()
         self.embeddings = _Embeddings(width, patch, side)
         self.pre_layrnorm = nn.LayerNorm(width)  # the name as it is in every file
-        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(_Layer(width, heads, mlp) for _ in range(layers))})
+        self.encoder = _Layers(width, heads, mlp, layers)
         self.post_layernorm = nn.LayerNorm(width)
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
-        x_BSC = self.pre_layrnorm(self.embeddings(pixels_B3HW))
-        for layer in self.encoder["layers"]:
-            x_BSC = layer(x_BSC)
+        x_BSC = self.encoder(self.pre_layrnorm(self.embeddings(pixels_B3HW)))
         return self.post_layernorm(x_BSC[:, 0])
+
+
+class _Layers(nn.Module):
+    def __init__(self, width: int, heads: int, mlp: int, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_Layer(width, heads, mlp) for _ in range(count))
+
+    def forward(self, x_BSC: Tensor) -> Tensor:
+        for layer in self.layers:
+            x_BSC = layer(x_BSC)
+        return x_BSC
 
 
 class _Embeddings(nn.Module):

@@ -170,8 +170,8 @@ def test_a_scalar_per_frame_reaches_its_frame(pair):
     [
         ("svd", 1_524_623_082, 97_742_847, 374),
         ("svd-xt", 1_524_623_082, 97_742_847, 374),
-        ("sv3d-u", 1_523_967_722, 83_653_863, 248),
-        ("sv3d-p", 1_525_278_442, 83_653_863, 248),
+        ("sv3d-u", 1_523_967_722, 83_653_843, 246),
+        ("sv3d-p", 1_525_278_442, 83_653_843, 246),
     ],
 )
 def test_parameter_and_tensor_counts_are_the_published_ones(preset, unet, vae, tensors):
@@ -184,6 +184,12 @@ def test_parameter_and_tensor_counts_are_the_published_ones(preset, unet, vae, t
     assert count(made.unet) == (unet, 1428)
     assert count(made.vae) == (vae, tensors)
     assert count(made.image_encoder) == (632_076_800, 520)
+
+
+def test_the_image_decoder_of_svd_has_the_published_counts():
+    with torch.device("meta"):
+        vae = SVD(replace(PRESETS["svd"], decoder="image")).vae
+    assert (sum(p.numel() for p in vae.parameters()), len(vae.state_dict())) == (83_653_863, 248)
 
 
 def test_the_temporal_layers_have_the_parameters_the_paper_counts():

@@ -63,6 +63,11 @@ class Config:
     """SV3D: the frames are views around an object, and the network expects the given view last."""
 
     @property
+    def post_quant(self) -> bool:
+        """Whether a 1×1 convolution comes before the decoder: SVD's image decoder has it, SV3D's has not."""
+        return self.decoder == "image" and not self.orbit
+
+    @property
     def stride(self) -> int:
         """Pixels along a side of one latent cell."""
         return 2 ** (len(self.vae_channels) - 1)
@@ -87,7 +92,7 @@ SV3D_U = replace(
     decoder="image",
     augmentation=1e-5,
     orbit=True,
-)  # U-Net 1,523,967,722; image-decoder VAE 83,653,863 in 248
+)  # U-Net 1,523,967,722; VAE 83,653,843 in 246 (SVD's image decoder: 83,653,863 in 248)
 SV3D_P = replace(SV3D_U, scalars=(("augmentation", 256), ("polar", 512), ("azimuth", 512)))  # U-Net 1,525,278,442
 TINY = replace(
     SVD,

@@ -22,7 +22,7 @@ AT_ONCE = 2
 
 
 class Autoencoder(nn.Module):
-    """Encoder, ``quant_conv`` and one of the two decoders; the image decoder has its ``post_quant_conv``."""
+    """Encoder, ``quant_conv`` and one of the two decoders; SVD's image decoder has a ``post_quant_conv``."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Autoencoder(nn.Module):
         self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1)
         temporal = config.decoder == "temporal"
         self.decoder = TemporalDecoder(channels, layers, latent) if temporal else Decoder(channels, layers, latent)
-        self.post_quant_conv = None if temporal else nn.Conv2d(latent, latent, 1)
+        self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config.post_quant else None
 
     def encode(self, image_NCHW: Tensor) -> Tensor:
         """The mode of the latents, N×c×h×w, not scaled."""
@@ -39,9 +39,11 @@ class Autoencoder(nn.Module):
 
     def decode(self, z_NCHW: Tensor, frames: int) -> Tensor:
         """Pixels N×3×H×W of unscaled latents; each run of ``frames`` images is decoded as one clip."""
-        if self.post_quant_conv is None:
+        if isinstance(self.decoder, TemporalDecoder):
             return self.decoder(z_NCHW, frames)
-        return by_images(lambda z: self.decoder(self.post_quant_conv(z)), z_NCHW)
+        if self.post_quant_conv is not None:
+            z_NCHW = self.post_quant_conv(z_NCHW)
+        return by_images(self.decoder, z_NCHW)
 
 
 class TemporalDecoder(nn.Module):

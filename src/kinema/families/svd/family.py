@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kinema.checkpoints.files import Header
 from kinema.diffusion.parameterise import Denoiser, V
 from kinema.diffusion.schedules import Level
-from kinema.families.svd import conditioning, recipe
+from kinema.families.svd import checkpoint, conditioning, recipe
 from kinema.families.svd.conditioning import Condition
 from kinema.families.svd.config import PRESETS, Config, from_json, to_json
 from kinema.families.svd.decoder import SVDCodec
@@ -60,9 +60,9 @@ class StableVideoDiffusion:
         return Process(recipe.SCHEDULE, V)
 
     def codec(self, config: Config, model: nn.Module) -> SVDCodec:
-        assert isinstance(model, SVD)
-        channels_last(model.vae)
-        return SVDCodec(model.vae, config.latent_scale, config.decode_chunk)
+        vae = cast(SVD, model).vae
+        channels_last(vae)
+        return SVDCodec(vae, config.latent_scale, config.decode_chunk)
 
     def honours(self, config: Config, kind: str) -> tuple[str, ...]:  # noqa: ARG002
         """A first frame natively; whatever else is given is held by guidance, from the first frame known."""
@@ -79,7 +79,7 @@ class StableVideoDiffusion:
             raise BadRequest(f"frames is {request.frames}; this svd model makes orbits of up to {config.frames} views")
 
     def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
-        config, model = system.config, system.model
+        config, model = system.config, cast(SVD, system.model)
         if request.prompt.strip() or request.negative_prompt.strip():
             on_event(Note(f"{system.name} takes no words; only the picture, not the prompt, tells it what to show"))
         shape = request.shape
@@ -99,7 +99,7 @@ class StableVideoDiffusion:
         return Conditions(wanted, unwanted, conditioning.guidance(config, request))
 
     def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
-        model, told = system.model, condition.of(frames)
+        model, told = cast(SVD, system.model), condition.of(frames)
         channels_last(model.unet)
         if not system.config.orbit:
             return V.denoiser(lambda z, level: recipe.run_unet(model.unet, z, level, told))
@@ -112,14 +112,15 @@ class StableVideoDiffusion:
         return V.denoiser(network)
 
     def recognise(self, header: Header) -> Config | None:
-        from kinema.families.svd import checkpoint
+        """The config of a single file; its frames and guidance, which weights do not tell, are those of ``svd``."""
+        outline = checkpoint.recognise(header)
+        return None if outline is None else checkpoint.config_of(outline)
 
-        return checkpoint.recognise(header)
-
-    def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        from kinema.families.svd import checkpoint
-
-        return checkpoint.convert(config, tensors)
+    def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
+        outline = checkpoint.recognise({name: (tuple(x.shape), x.dtype) for name, x in tensors.items()})
+        if outline is None:
+            raise BadRequest("this file is not a single file of Stable Video Diffusion")
+        return checkpoint.from_sgm(outline, tensors)
 
     def recipe(self, config: Config) -> Recipe:
         return recipe.TINY if config.channels[0] < 64 else recipe.RECIPE
