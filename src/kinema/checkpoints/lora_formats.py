@@ -141,8 +141,8 @@ class _PeftAlphas:
 
     def of(self, module: str) -> float | None:
         inner = module.partition(".")[2]
-        ends = [a for name, a in self.patterns.items() if inner == name or inner.endswith(f".{name}")]
-        return ends[0] if ends else self.default
+        ends = (alpha for name, alpha in self.patterns.items() if inner.endswith(f".{name}"))
+        return self.patterns.get(inner, next(ends, self.default))
 
 
 def _adapter(parts: dict[str, Tensor], module: str, told: _PeftAlphas, where: str) -> Adapter:

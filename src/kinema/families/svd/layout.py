@@ -235,7 +235,7 @@ def _decoder(o: Outline, temporal: bool) -> Iterator[Row]:
     into, last = o.vae_widths[-1], len(o.vae_widths) - 1
     resnet = _vae_video_resnet if temporal else _vae_resnet
     yield from _conv("decoder.conv_in", "decoder.conv_in", into, o.latent, 3, 3)
-    # diffusers counts the temporal decoder's middle by the layers of a level, sgm by two: they agree where these are two.
+    # The temporal decoder's middle: two blocks in sgm, as many as a level's layers in diffusers; published sizes agree.
     for j in range(o.vae_resnets if temporal else 2):
         yield from resnet(f"decoder.mid.block_{j + 1}", f"decoder.mid_block.resnets.{j}", into, into)
     yield from _vae_attention("decoder", into)
