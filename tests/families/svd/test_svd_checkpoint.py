@@ -39,6 +39,15 @@ TINY = Outline(
 )
 IMAGE = replace(TINY, decoder="image", post_quant=True)
 ORBIT = replace(TINY, kind="sv3d", decoder="image", vector=160)
+NAMES = {
+    SVD: "svd",
+    SVD_IMAGE_DECODER: "svd image decoder",
+    SV3D_U: "sv3d-u",
+    SV3D_P: "sv3d-p",
+    TINY: "tiny",
+    IMAGE: "tiny image decoder",
+    ORBIT: "tiny sv3d",
+}
 ENCODER = "the first stage's encoder"
 FILES = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "image_encoder/model")
 
@@ -99,7 +108,7 @@ def reference(outline):
     return {f"{part}.{n}": tuple(t.shape) for part, m in parts.items() for n, t in m.state_dict().items()}
 
 
-@pytest.mark.parametrize("outline", [SVD, SVD_IMAGE_DECODER, SV3D_P, TINY, ORBIT], ids=str)
+@pytest.mark.parametrize("outline", [SVD, SVD_IMAGE_DECODER, SV3D_P, TINY, ORBIT], ids=NAMES.get)
 def test_the_folder_s_names_and_shapes_are_those_of_diffusers(outline):
     assert table(outline).ours == reference(outline)
 
@@ -132,7 +141,7 @@ def test_known_names_map_as_published():
 # ------------------------------------------------------------------------------------ recognising
 
 
-@pytest.mark.parametrize("outline", [SVD, SVD_IMAGE_DECODER, SV3D_U, SV3D_P, TINY, IMAGE, ORBIT], ids=str)
+@pytest.mark.parametrize("outline", [SVD, SVD_IMAGE_DECODER, SV3D_U, SV3D_P, TINY, IMAGE, ORBIT], ids=NAMES.get)
 def test_a_file_s_sizes_are_read_off_its_keys_and_shapes(outline):
     told = {name: (shape, torch.float16) for name, shape in table(outline).theirs.items()}
     assert recognise(told) == outline
