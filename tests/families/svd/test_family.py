@@ -35,6 +35,11 @@ def first_frame(picture, frames):
     return Canvas(video, mask)
 
 
+def ask(**options):
+    """The verb ``generate`` wants words, which this family notes and leaves."""
+    return Request(**{"prompt": "anything", **options})
+
+
 @pytest.fixture
 def given(monkeypatch):
     """Has ``generate`` find this canvas, whatever the request."""
@@ -70,7 +75,7 @@ def test_latents_equal_the_pipeline_of_diffusers_from_the_same_noise(pair, given
     )
 
     picture = (torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3)) * 255).round() / 255
-    request = Request(
+    request = ask(
         seed=7, steps=4, guidance=ends[0], guidance_end=ends[1], fps=7, extra={"motion_bucket": 60, "augmentation": 0.1}
     )
     system = system_of(CONFIG, two.ours)
@@ -129,7 +134,7 @@ def test_guidance_shapes_are_the_published_ones():
 def test_guidance_reaches_each_frame_as_its_shape_says():
     system = system_of(TINY)
     for extra, expected in (({}, torch.linspace(1, 2.5, 8)), ({"guidance_shape": "triangle"}, None)):
-        request = settle(system, Request(seed=1, extra=extra))
+        request = settle(system, ask(seed=1, extra=extra))
         told = system.condition(request, Canvas(torch.zeros(1, 3, 8, 16, 16), torch.zeros(1, 1, 8, 16, 16)))
         expected = conditioning.frame_scales("triangle", 1, 2.5, 8) if expected is None else expected
         assert torch.allclose(told.scale, expected)
@@ -138,7 +143,7 @@ def test_guidance_reaches_each_frame_as_its_shape_says():
 
 def test_one_guidance_scale_holds_for_every_frame():
     system = system_of(TINY)
-    request = settle(system, Request(seed=1, guidance=2.0))
+    request = settle(system, ask(seed=1, guidance=2.0))
     assert conditioning.guidance(TINY, request).tolist() == [2.0] * 8
 
 
@@ -153,7 +158,7 @@ def test_one_guidance_scale_holds_for_every_frame():
     ],
 )
 def test_a_request_without_wishes_gets_the_official_sampling(preset, frames, size, ends):
-    request = settle(system_of(PRESETS[preset]), Request(seed=1))
+    request = settle(system_of(PRESETS[preset]), ask(seed=1))
     assert (request.frames, request.height, request.width) == (frames, *size)
     assert (request.guidance, request.guidance_end) == ends
 
@@ -171,7 +176,7 @@ def test_any_multiple_of_64_is_made_and_other_sizes_are_snapped_and_said():
 
 
 def test_the_network_is_told_fps_less_one_the_motion_bucket_and_the_noise():
-    request = settle(system_of(TINY), Request(seed=1, fps=7, clips=2, extra={"motion_bucket": 40, "augmentation": 0.3}))
+    request = settle(system_of(TINY), ask(seed=1, fps=7, clips=2, extra={"motion_bucket": 40, "augmentation": 0.3}))
     assert torch.allclose(conditioning.scalars(TINY, request), torch.tensor([[[6.0, 40.0, 0.3]]]).expand(2, 1, 3))
     request = request.with_(extra={"fps_id": 12})
     assert torch.allclose(conditioning.scalars(TINY, request)[0, 0], torch.tensor([12.0, 127.0, 0.02]))
@@ -191,7 +196,7 @@ def test_clip_sees_the_clean_picture_and_the_codec_the_noised_one():
 
 
 def test_the_noise_of_a_picture_is_not_that_of_the_latents_and_belongs_to_its_clip():
-    request = settle(system_of(TINY), Request(seed=4, clips=2))
+    request = settle(system_of(TINY), ask(seed=4, clips=2))
     noise = conditioning.picture_noise(request, 16, 16)
     assert torch.equal(noise[1:], conditioning.picture_noise(request.with_(seed=5, clips=1), 16, 16))
     assert not torch.equal(noise, system_of(TINY).noise(request).normal((3, 16, 16)))
@@ -229,7 +234,7 @@ def test_options_it_has_not_and_values_out_of_range_are_refused_by_name(extra, n
 def test_decoding_in_chunks_is_asked_for_by_the_request():
     model = load("svd", preset="tiny")
     z = torch.randn(1, 4, 8, 8, 8)
-    request = settle(model.system, Request(seed=1, extra={"decode_chunk": 3}))
+    request = settle(model.system, ask(seed=1, extra={"decode_chunk": 3}))
     with torch.no_grad():
         made = model.system.decode(z, request)
         expected = torch.cat([model.system.decode(part) for part in z.split(3, dim=2)], dim=2)
@@ -242,7 +247,7 @@ def test_decoding_in_chunks_is_asked_for_by_the_request():
 def test_an_orbit_starts_at_the_given_view_and_the_network_sees_it_last():
     config = replace(TINY, orbit=True, scalars=(("augmentation", 32), ("polar", 32), ("azimuth", 32)), decoder="image")
     system = system_of(config)
-    request = settle(system, Request(seed=1, extra={"elevation": 30}))
+    request = settle(system, ask(seed=1, extra={"elevation": 30}))
     told = conditioning.scalars(config, request)
     assert told.shape == (1, 8, 3)
     assert torch.allclose(told[0, :, 1], torch.full((8,), math.radians(60)))
@@ -267,7 +272,7 @@ def test_orbits_in_windows_or_longer_than_the_model_are_refused():
     system = system_of(PRESETS["sv3d-p"])
     with pytest.raises(BadRequest, match="window"):
         system.settle(Request(window=8))
-    with pytest.raises(BadRequest, match="at most 21"):
+    with pytest.raises(BadRequest, match="up to 21 views"):
         system.settle(Request(frames=30))
 
 
