@@ -16,6 +16,7 @@ from kinema.cli.main import main
 from kinema.families.svd import checkpoint
 from kinema.families.svd.checkpoint import config_of, from_sgm, load_folder, recognise, variant
 from kinema.families.svd.config import PRESETS, SVD_XT
+from kinema.families.svd.family import FAMILY
 from kinema.families.svd.layout import SV3D_P, SV3D_U, SVD, SVD_IMAGE_DECODER, Outline, table
 from kinema.schema import BadRequest, Note
 
@@ -111,6 +112,13 @@ def reference(outline):
 @pytest.mark.parametrize("outline", [SVD, SVD_IMAGE_DECODER, SV3D_P, TINY, ORBIT], ids=NAMES.get)
 def test_the_folder_s_names_and_shapes_are_those_of_diffusers(outline):
     assert table(outline).ours == reference(outline)
+
+
+@pytest.mark.parametrize("outline", NAMES, ids=NAMES.get)
+def test_our_network_for_a_file_takes_exactly_its_tensors(outline):
+    with torch.device("meta"):
+        model = FAMILY.build(config_of(outline))
+    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == table(outline).ours
 
 
 def test_known_names_map_as_published():
