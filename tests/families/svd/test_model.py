@@ -200,6 +200,16 @@ def test_the_temporal_layers_have_the_parameters_the_paper_counts():
     assert sum(isinstance(m, VideoResBlock) for m in unet.modules()) == 22
 
 
+def test_weights_leave_in_the_order_of_files_whatever_their_order_in_memory():
+    made = SVD(TINY)
+    before = made.state_dict()
+    channels_last(made)
+    assert not made.unet.conv_in.weight.is_contiguous()
+    after = made.state_dict()
+    assert all(x.is_contiguous() for x in after.values())
+    assert all(torch.equal(before[name], x) for name, x in after.items())
+
+
 def test_only_what_can_learn_is_trained():
     made = SVD(TINY)
     assert not any(p.requires_grad for p in (*made.vae.parameters(), *made.image_encoder.parameters()))

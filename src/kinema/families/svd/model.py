@@ -38,12 +38,20 @@ class SVD(nn.Module):
             side=config.clip_side,
             projection=config.context,
         )
+        self.register_state_dict_post_hook(_contiguous)
         self.vae.requires_grad_(False)
         self.image_encoder.requires_grad_(False)
         for name, parameter in self.unet.named_parameters():
             # The context is one token, whatever is asked of it: nothing ever flows back to these.
             if ".attn2.to_q." in name or ".attn2.to_k." in name or _norm_of_cross_attention(name):
                 parameter.requires_grad_(False)
+
+
+def _contiguous(_module: nn.Module, state: dict[str, Tensor], _prefix: str, _told: object) -> None:
+    """Weights leave in the order of files, also where the network holds them channels-last (`channels_last`)."""
+    for name, tensor in state.items():
+        if not tensor.is_contiguous():
+            state[name] = tensor.detach().contiguous()
 
 
 def _norm_of_cross_attention(name: str) -> bool:
