@@ -82,7 +82,7 @@ def generate(
             if output == "latents":
                 return Clip(z, cast(float, request.fps), made_by)
             on_event(Phase("decode"))
-            video = system.decode(z)
+            video = system.decode(z, whole)
     video = torch.lerp(video, canvas.video, canvas.mask.expand_as(video))  # what was given stays, to the bit
     video = video[:, :, -asked:] if request.backward else video[:, :, :asked]
     on_event(Memory(_peak_bytes()))
@@ -159,11 +159,13 @@ def sample(
     """One pass of the sampler over the whole canvas: latents B×C×T×h×w, in float32 whatever the model runs in."""
     on_event(Phase("condition"))
     way = honour(system, request, canvas)
-    shown = canvas if way == "native" else replace(canvas, mask=torch.zeros_like(canvas.mask))
-    conditions = system.condition(request, shown, on_event)
+    request = replace(request, honour=cast(Any, way))  # the family sees how its canvas is held
+    conditions = system.condition(request, canvas, on_event)
     given = mask = None
     if way != "native" and not canvas.empty:
         given, mask = system.encode(canvas.video).float(), latent_mask(system, canvas.mask)
+    if conditions.scale is not None:
+        scale = conditions.scale
     scale = guidance_scale(system, request) if scale is None else scale
     weight = request.reconstruction_weight if way == "reconstruction" else 0.0
     denoise = guide(system, conditions, request, scale, Held(given, mask, weight))
@@ -277,7 +279,8 @@ def roll_out(
         own = draws.normal(shape[1:]) if noise is None else noise[:, :, frames]
         at = lattice.latent_frames(start) if start else 0
         cut = scale[at : at + shape[2]] if isinstance(scale, Tensor) else scale
-        made = system.decode(sample(system, block, part, own, draws, scale=cut, on_event=on_event))
+        z = sample(system, block, part, own, draws, scale=cut, on_event=on_event)
+        made = system.decode(z, block)
         known[:, :, frames] = torch.lerp(made, part.video, part.mask.expand_as(made))
         mask[:, :, frames] = 1
     return known

@@ -13,10 +13,16 @@ from typing import Any
 from kinema.schema import BadRequest
 
 FAMILIES: dict[str, str] = {
+    "svd": "kinema.families.svd.family:FAMILY",
     "vdm": "kinema.families.vdm.family:FAMILY",
     "zoetrope": "kinema.families.zoetrope.family:FAMILY",
 }
 """Folder name under ``families/`` to its `Family` object."""
+
+LAYOUTS: dict[str, str] = {
+    "svd": "kinema.families.svd.checkpoint:LAYOUTS",
+}
+"""Families whose weights exist in several layouts, to what `kinema.checkpoints.convert` asks of them."""
 
 EMBEDDED: dict[str, tuple[str, str]] = {
     "zoetrope": ("zoetrope", "zoetrope.safetensors"),

@@ -49,6 +49,8 @@ class Defaults:
     sampler: str = "ddim"
     spacing: Spacing = "uniform"
     guidance: float = 1.0
+    guidance_end: float | None = None
+    """Where guidance ends over the frames, for a request that says nothing of guidance."""
     options: Mapping[str, float] = field(default_factory=dict)
     """Keyword options of the default sampler (gamma, delta, eta…)."""
 
@@ -59,6 +61,8 @@ class Conditions:
 
     positive: Any
     negative: Any
+    scale: Tensor | None = None
+    """Guidance scale of each frame, [T], where the family has a shape for it; None leaves it to `generate`."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,8 @@ class Codec(Protocol):
 
     def encode(self, video_BCTHW: Tensor) -> Tensor: ...
 
-    def decode(self, z_BCTHW: Tensor) -> Tensor: ...
+    def decode(self, z_BCTHW: Tensor, chunk: int | None = None) -> Tensor:
+        """``chunk`` latent frames at a time, where the codec works over frames; None is its own choice."""
 
 
 class Family(Protocol):
@@ -251,6 +256,7 @@ class System:
         sampler = request.sampler or own.sampler
         if sampler not in SAMPLERS:
             raise BadRequest(registry.unknown("sampler", sampler, SAMPLERS))
+        silent = request.guidance is None and request.guidance_end is None
         request = replace(
             request,
             frames=request.frames or own.frames,
@@ -261,6 +267,7 @@ class System:
             steps=request.steps or own.steps,
             sampler=sampler,
             guidance=own.guidance if request.guidance is None else request.guidance,
+            guidance_end=own.guidance_end if silent else request.guidance_end,
         )
         self.family.check(self.config, request)
         return request
@@ -305,8 +312,10 @@ class System:
     def encode(self, video_BCTHW: Tensor) -> Tensor:
         return self.codec.encode(video_BCTHW.to(self.device, self.dtype))
 
-    def decode(self, z_BCTHW: Tensor) -> Tensor:
-        return self.codec.decode(z_BCTHW.to(self.dtype)).float().clamp(-1, 1).cpu()
+    def decode(self, z_BCTHW: Tensor, request: Request | None = None) -> Tensor:
+        """Pixels in [-1, 1] on the CPU; a request may say how many frames to decode at a time."""
+        chunk = request.extra.get("decode_chunk") if request else None
+        return self.codec.decode(z_BCTHW.to(self.dtype), chunk).float().clamp(-1, 1).cpu()
 
 
 # ---------------------------------------------------------------------------------------- load

@@ -94,7 +94,7 @@ def test_the_file_holds_figures_clips_and_a_protocol_that_has_no_date(untrained:
         "measured": 3,
         "seed": 0,
         "steps": 2,
-        "sampler": "euler",
+        "sampler": "vdm-ancestral",
         "weights": "seed:0",
         "split": "held-out",
     }

@@ -12,7 +12,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def header(path: str | Path, variant: str | None = None) -> Header:
     found: Header = {}
     for file in weight_files(path, variant):
         if file.suffix == ".safetensors":
-            entries = {name: (e[0], e[1]) for name, e in _Layout.read(file).entries.items()}
+            entries = {name: (e[0], e[1]) for name, e in Layout.read(file).entries.items()}
         else:
             entries = {k: (tuple(t.shape), t.dtype) for k, t in read_pickle(file, "meta").items()}
         _merge(found, entries, file)
@@ -87,7 +87,7 @@ def metadata(path: str | Path, variant: str | None = None) -> dict[str, str]:
     told: dict[str, str] = {}
     for file in weight_files(path, variant):
         if file.suffix == ".safetensors":
-            told |= _Layout.read(file).metadata
+            told |= Layout.read(file).metadata
     return told
 
 
@@ -137,24 +137,50 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     Tensors that share memory are written each for itself. Raises `BadRequest` where the folder is
     missing or not writable, or the disk is full; the file that was there stays.
     """
-    # Wide types first keeps every tensor aligned to its own size, which a memory map needs.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    at = 0
-    for name in names:
-        tensor = tensors[name]
-        if tensor.dtype not in _NAMES:
-            raise ValueError(f"{name} is {tensor.dtype}, which safetensors cannot hold")
-        size = tensor.numel() * tensor.element_size()
-        table[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
-        at += size
-    told = json.dumps(table, separators=(",", ":")).encode()
-    told += b" " * (-len(told) % 8)
+    header = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    write_streamed(path, header, tensors.__getitem__, metadata)
+
+
+def write_streamed(
+    path: str | Path,
+    header: Header,
+    make: Callable[[str], Tensor],
+    metadata: Mapping[str, str] | None = None,
+    text: bytes | None = None,
+) -> None:
+    """`write_tensors` with each tensor made when its turn comes, so that one is in memory at a time.
+
+    ``text`` is the header of an earlier file, written as it is: its order, its spelling and its metadata.
+    """
+    names, told = _laid_out(header, metadata) if text is None else (_order(text), text)
     with replacing(Path(path)) as part, part.open("wb") as file:
         file.write(struct.pack("<Q", len(told)) + told)
         for name in names:
-            flat = tensors[name].detach().to("cpu").contiguous().reshape(-1)
-            file.write(flat.view(torch.uint8).numpy().data)
+            tensor = make(name)
+            if (tuple(tensor.shape), tensor.dtype) != header[name]:
+                raise RuntimeError(f"{name} was promised as {header[name]} and is {tensor.shape}, {tensor.dtype}")
+            file.write(tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _laid_out(header: Header, metadata: Mapping[str, str] | None) -> tuple[list[str], bytes]:
+    # Wide types first keeps every tensor aligned to its own size, which a memory map needs.
+    names = sorted(header, key=lambda name: (-header[name][1].itemsize, name))
+    table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    at = 0
+    for name in names:
+        shape, dtype = header[name]
+        if dtype not in _NAMES:
+            raise ValueError(f"{name} is {dtype}, which safetensors cannot hold")
+        size = math.prod(shape) * dtype.itemsize
+        table[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    told = json.dumps(table, separators=(",", ":")).encode()
+    return names, told + b" " * (-len(told) % 8)
+
+
+def _order(text: bytes) -> list[str]:
+    table = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
+    return sorted(table, key=lambda name: table[name]["data_offsets"])
 
 
 # ------------------------------------------------------------------------------------ finding files
@@ -232,14 +258,17 @@ def _of_index(path: Path) -> list[Path]:
 # -------------------------------------------------------------------------------------- safetensors
 
 
-class _Layout:
+class Layout:
     """A checked safetensors header: every tensor lies inside the file, none overlaps another."""
 
-    def __init__(self, file: Path, begin: int, entries: dict[str, tuple], metadata: dict[str, str]) -> None:
-        self.file, self.begin, self.entries, self.metadata = file, begin, entries, metadata
+    def __init__(
+        self, file: Path, text: bytes, entries: dict[str, tuple[tuple[int, ...], torch.dtype, int, int]], told: dict
+    ) -> None:
+        self.file, self.text, self.entries, self.metadata = file, text, entries, told
+        self.begin = 8 + len(text)
 
     @staticmethod
-    def read(file: Path) -> _Layout:
+    def read(file: Path) -> Layout:
         size = file.stat().st_size
         with file.open("rb") as opened:
             length = struct.unpack("<Q", opened.read(8))[0] if size >= 8 else 0
@@ -251,7 +280,8 @@ class _Layout:
                 )
             if 8 + length > size:
                 raise BadRequest(f"{file.name} is cut short: its header needs {8 + length:,} bytes of {size:,}")
-            table = _parse(file, opened.read(length))
+            text = opened.read(length)
+        table = _parse(file, text)
         told = table.pop("__metadata__", {})
         if not isinstance(told, dict) or not all(isinstance(v, str) for v in told.values()):
             raise BadRequest(f"{file.name} has metadata that is not text")
@@ -259,7 +289,7 @@ class _Layout:
             raise BadRequest(f"{file.name} lists {len(table):,} tensors; at most {MAX_ENTRIES:,} are read")
         entries = {name: _entry(file, name, entry) for name, entry in table.items()}
         _check_extent(file, entries, size - 8 - length)
-        return _Layout(file, 8 + length, entries, told)
+        return Layout(file, text, entries, told)
 
 
 def _parse(file: Path, text: bytes) -> dict[str, Any]:
@@ -309,7 +339,7 @@ def _check_extent(file: Path, entries: Mapping[str, tuple], size: int) -> None:
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
-    names = _Layout.read(file).entries
+    names = Layout.read(file).entries
     try:
         with safe_open(str(file), framework="pt", device="cpu") as opened:
             return {name: opened.get_tensor(name) for name in names}

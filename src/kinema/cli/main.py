@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("kinema.cli.plan:plan", "what a request would do and cost, before it runs"),
     "models": ("kinema.cli.models:models", "the models, families and samplers there are"),
     "inspect": ("kinema.cli.models:inspect", "what a weight file or a clip holds"),
+    "convert": ("kinema.cli.convert:convert", "weights from one layout to another"),
     "train": ("kinema.cli.train:train", "train a model, or resume a run"),
     "evaluate": ("kinema.cli.train:evaluate", "measure a model"),
     "doctor": ("kinema.cli.doctor:doctor", "whether this machine has what kinema needs"),

@@ -139,7 +139,8 @@ def _reasons(count: int, width: int, steps: int, cost: Cost | None, *, fits: boo
 def _measure(model: Model, request: Request, steps: int) -> Cost:
     """Time two short runs after a warm one; what they differ by is the cost of a step."""
     few, more = MEASURED_STEPS
-    request = request.with_(strength=1.0)  # an edit skips its first steps; here every step counts
+    if request.task == "edit":
+        request = request.with_(strength=1.0)  # an edit skips its first steps; here every step counts
     model.run(request.with_(steps=few))
     calls, counting = machine.count_calls(model.system.model)
     seconds, called = [], []

@@ -14,5 +14,5 @@ class PixelCodec:
     def encode(self, video_BCTHW: Tensor) -> Tensor:
         return video_BCTHW
 
-    def decode(self, z_BCTHW: Tensor) -> Tensor:
+    def decode(self, z_BCTHW: Tensor, chunk: int | None = None) -> Tensor:  # noqa: ARG002 (pixels need no chunks)
         return z_BCTHW

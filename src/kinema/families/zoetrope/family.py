@@ -100,6 +100,8 @@ class ZoetropeFamily:
                 on_event(Note(f"the prompt has {count} words; {system.name} reads the first {config.text_length}"))
         given = canvas.video.to(system.device, system.dtype)
         mask = canvas.mask.to(system.device, system.dtype)
+        if request.honour in ("reconstruction", "replacement"):
+            mask = torch.zeros_like(mask)  # held from outside: were it shown too, the ways could not be compared
 
         def of(text: str) -> Condition:
             ids = tokenizer.encode([text] * len(given), config.text_length)

@@ -1,0 +1,67 @@
+"""Tensors of a file, one at a time: for files that are larger than the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kinema.checkpoints.files import Header, Layout, weight_files
+from kinema.checkpoints.keymap import few
+from kinema.checkpoints.pickles import read_pickle
+from kinema.schema import BadRequest
+
+
+class Stream(Mapping[str, Tensor]):
+    """The tensors of a file or folder by name, each read from disk when it is asked for and then forgotten.
+
+    A memory map would do for most uses (`files.read_tensors`), but its pages count as this process's
+    memory for as long as it is open, and a conversion reads every page. PyTorch's own files are mapped.
+    Raises `BadRequest` for a file that is missing, cut short, hostile, or holds code.
+    """
+
+    def __init__(self, path: str | Path, variant: str | None = None) -> None:
+        self.files = weight_files(path, variant)
+        self.header: Header = {}
+        self.metadata: dict[str, str] = {}
+        self.text = b""
+        """The header as it stands in the file; empty for several files and for PyTorch's own."""
+        self._places: dict[str, tuple[Path, int, int]] = {}
+        self._mapped: dict[str, Tensor] = {}
+        for file in self.files:
+            found = self._open(file)
+            if twice := [name for name in found if name in self.header]:
+                raise BadRequest(f"{file.name} holds {len(twice)} tensors that another shard holds too ({few(twice)})")
+            self.header |= found
+
+    def _open(self, file: Path) -> Header:
+        if file.suffix != ".safetensors":
+            mapped = read_pickle(file, "cpu")
+            self._mapped |= mapped
+            return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in mapped.items()}
+        layout = Layout.read(file)
+        self.metadata |= layout.metadata
+        self.text = layout.text if len(self.files) == 1 else b""
+        for name, (_, _, begin, end) in layout.entries.items():
+            self._places[name] = (file, layout.begin + begin, end - begin)
+        return {name: (shape, dtype) for name, (shape, dtype, _, _) in layout.entries.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._mapped:
+            return self._mapped[name]
+        file, begin, size = self._places[name]
+        shape, dtype = self.header[name]
+        held = torch.empty(size, dtype=torch.uint8)
+        with file.open("rb") as opened:
+            opened.seek(begin)
+            if opened.readinto(held.numpy().data) != size:
+                raise BadRequest(f"{file.name} is cut short: {name} could not be read")
+        return held.view(dtype).reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.header)
+
+    def __len__(self) -> int:
+        return len(self.header)

@@ -1,0 +1,140 @@
+"""Sizes and sampling of Stable Video Diffusion and its relatives; published figures beside the presets.
+
+Parameter counts are those of `build` on the meta device, held by a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from kinema.schema import BadRequest
+
+Scalar = Literal["fps", "motion_bucket", "augmentation", "polar", "azimuth"]
+NormEps = Literal["official", "diffusers"]
+GuidanceShape = Literal["linear", "triangle", "trapezoid", "trapezoid-sgm"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """One image-to-video model: video U-Net, KL codec, CLIP image encoder, and how it is sampled."""
+
+    frames: int = 14
+    height: int = 576
+    width: int = 1024
+    fps: float = 7.0
+    """Of the clip. The network is told ``fps - 1``: the official scripts pass fps_id 6 and save at 7."""
+    steps: int = 25
+    guidance: tuple[float, float] = (1.0, 2.5)
+    """Guidance scale where the shape starts and where it peaks (linear: at the first and last frame)."""
+    guidance_shape: GuidanceShape = "linear"
+
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers: int = 2
+    heads: tuple[int, ...] = (5, 10, 20, 20)
+    """Attention heads of each level; the last level has attention only in the middle block."""
+    context: int = 1024
+    """Width of the image embedding."""
+    scalars: tuple[tuple[Scalar, int], ...] = (("fps", 256), ("motion_bucket", 256), ("augmentation", 256))
+    """What the vector condition is made of: each number and the width of its sinusoids."""
+    norm_eps: NormEps = "official"
+    """GroupNorm eps of residual blocks: 1e-5 everywhere, as trained; diffusers has 1e-6 in up and attention blocks."""
+
+    latent_channels: int = 4
+    latent_scale: float = 0.18215
+    vae_channels: tuple[int, ...] = (128, 256, 512, 512)
+    vae_layers: int = 2
+    decoder: Literal["temporal", "image"] = "temporal"
+    decode_chunk: int | None = None
+    """Frames decoded together; None is all of them. Fewer need less memory and change every frame a little."""
+
+    clip_width: int = 1280
+    clip_layers: int = 32
+    clip_heads: int = 16
+    clip_mlp: int = 5120
+    clip_patch: int = 14
+    clip_side: int = 224
+
+    motion_bucket: float = 127.0
+    augmentation: float = 0.02
+    """Noise added to the picture before it is encoded, and told to the network."""
+    orbit: bool = False
+    """SV3D: the frames are views around an object, and the network expects the given view last."""
+
+    @property
+    def post_quant(self) -> bool:
+        """Whether a 1×1 convolution comes before the decoder: SVD's image decoder has it, SV3D's has not."""
+        return self.decoder == "image" and not self.orbit
+
+    @property
+    def stride(self) -> int:
+        """Pixels along a side of one latent cell."""
+        return 2 ** (len(self.vae_channels) - 1)
+
+    @property
+    def multiple(self) -> int:
+        """Sides must be a multiple of this, so that every level of the U-Net halves evenly."""
+        return self.stride * 2 ** (len(self.channels) - 1)
+
+
+SVD = Config()  # U-Net 1,524,623,082 in 1,428 tensors; VAE 97,742,847 in 374; CLIP 632,076,800 in 520
+SVD_XT = replace(SVD, frames=25, steps=30, guidance=(1.5, 3.0))  # diffusers samples it with 1.0 to 3.0, 25 steps
+SVD_XT_1_1 = SVD_XT  # the same network, fine-tuned at fps_id 6 and motion bucket 127, which are the defaults
+SV3D_U = replace(
+    SVD,
+    frames=21,
+    height=576,
+    width=576,
+    steps=50,
+    guidance_shape="triangle",
+    scalars=(("augmentation", 256),),
+    decoder="image",
+    augmentation=1e-5,
+    orbit=True,
+)  # U-Net 1,523,967,722; VAE 83,653,843 in 246 (SVD's image decoder: 83,653,863 in 248)
+SV3D_P = replace(SV3D_U, scalars=(("augmentation", 256), ("polar", 512), ("azimuth", 512)))  # U-Net 1,525,278,442
+TINY = replace(
+    SVD,
+    frames=8,
+    height=16,
+    width=16,
+    steps=4,
+    channels=(32, 64),
+    layers=1,
+    heads=(1, 2),
+    context=32,
+    scalars=(("fps", 32), ("motion_bucket", 32), ("augmentation", 32)),
+    vae_channels=(32, 64),
+    vae_layers=1,
+    clip_width=32,
+    clip_layers=2,
+    clip_heads=2,
+    clip_mlp=64,
+    clip_patch=8,
+    clip_side=32,
+)
+
+PRESETS: dict[str, Config] = {
+    "tiny": TINY,
+    "svd": SVD,
+    "svd-xt": SVD_XT,
+    "svd-xt-1.1": SVD_XT_1_1,
+    "sv3d-u": SV3D_U,
+    "sv3d-p": SV3D_P,
+}
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    return asdict(config)
+
+
+def from_json(told: Mapping[str, Any]) -> Config:
+    """Raises BadRequest for a setting this version does not know."""
+    known = {f.name for f in fields(Config)}
+    if unknown := sorted(set(told) - known):
+        raise BadRequest(f"this file was written by a later version (config has {unknown[0]!r})")
+    values = {name: tuple(value) if isinstance(value, list | tuple) else value for name, value in told.items()}
+    if "scalars" in values:
+        values["scalars"] = tuple((name, width) for name, width in values["scalars"])
+    return Config(**values)

@@ -1,0 +1,159 @@
+"""The codec: a KL encoder of images, and a decoder with layers over time that removes flicker (appendix D).
+
+Letters: B clips, T frames, N = B·T images, C channels, H W rows and columns, S places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kinema.families.svd.config import Config
+from kinema.families.svd.layers import Mixer, TemporalResBlock, add_scaled_, conv_over_time, fold, over_time, unfold
+from kinema.nn.ldm_unet import ResBlock, Upsample, group_norm, silu_
+from kinema.vae.kl2d import EPS, Decoder, Encoder, SpaceAttention, Stage
+
+TEMPORAL_EPS = 1e-5
+AT_ONCE = 2
+"""Images that layers over space take at a time where no gradient is needed: more only costs memory."""
+
+
+class Autoencoder(nn.Module):
+    """Encoder, ``quant_conv`` and one of the two decoders; SVD's image decoder has a ``post_quant_conv``."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        channels, layers, latent = config.vae_channels, config.vae_layers, config.latent_channels
+        self.encoder = Encoder(channels, layers, latent)
+        self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1)
+        temporal = config.decoder == "temporal"
+        self.decoder = TemporalDecoder(channels, layers, latent) if temporal else Decoder(channels, layers, latent)
+        self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config.post_quant else None
+
+    def encode(self, image_NCHW: Tensor) -> Tensor:
+        """The mode of the latents, N×c×h×w, not scaled."""
+        return by_images(lambda x: self.quant_conv(self.encoder(x)), image_NCHW).chunk(2, dim=1)[0]
+
+    def decode(self, z_NCHW: Tensor, frames: int) -> Tensor:
+        """Pixels N×3×H×W of unscaled latents; each run of ``frames`` images is decoded as one clip."""
+        if isinstance(self.decoder, TemporalDecoder):
+            return self.decoder(z_NCHW, frames)
+        if self.post_quant_conv is not None:
+            z_NCHW = self.post_quant_conv(z_NCHW)
+        return by_images(self.decoder, z_NCHW)
+
+
+class TemporalDecoder(nn.Module):
+    """The image decoder with a block over time after each residual block, and a last convolution over time.
+
+    Layers over space work on a few images at a time, those over time on whole clips: the same numbers in less
+    memory than all at once, and faster, since what one layer wrote the next still finds in the cache.
+    """
+
+    def __init__(self, channels: tuple[int, ...], layers: int, latent: int) -> None:
+        super().__init__()
+        last = len(channels) - 1
+        self.conv_in = nn.Conv2d(latent, channels[-1], 3, padding=1)
+        self.mid_block = VideoMiddle(channels[-1], layers)
+        self.up_blocks = nn.ModuleList(
+            Stage(
+                [
+                    VideoBlock(channels[min(i + 1, last)] if j == 0 else channels[i], channels[i])
+                    for j in range(layers + 1)
+                ],
+                up=Upsample(channels[i]) if i else None,
+            )
+            for i in reversed(range(len(channels)))
+        )
+        self.conv_norm_out = group_norm(channels[0], EPS)
+        self.conv_out = nn.Conv2d(channels[0], 3, 3, padding=1)
+        self.time_conv_out = conv_over_time(3)
+
+    def forward(self, z_NCHW: Tensor, frames: int) -> Tensor:
+        x = self.conv_in(z_NCHW.contiguous(memory_format=torch.channels_last))
+        x = self.mid_block(x, frames)
+        for stage in self.up_blocks:
+            for block in stage.resnets:
+                x = block(x, frames)
+            for up in stage.upsamplers or ():
+                x = by_images(up, x)
+        x = by_images(lambda part: self.conv_out(silu_(self.conv_norm_out(part))), x)
+        return unfold(over_time(self.time_conv_out, fold(x, frames)), x.shape[2])
+
+
+class VideoMiddle(nn.Module):
+    """Blocks with attention over space between them."""
+
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(VideoBlock(width, width) for _ in range(layers))
+        self.attentions = nn.ModuleList([SpaceAttention(width)])
+
+    def forward(self, x_NCHW: Tensor, frames: int) -> Tensor:
+        x_NCHW = self.resnets[0](x_NCHW, frames)
+        for attention, block in zip(self.attentions, self.resnets[1:], strict=False):
+            x_NCHW = block(by_images(attention, x_NCHW), frames)
+        return x_NCHW
+
+
+class VideoBlock(nn.Module):
+    """A residual block over space, one over time, and their blend, the other way round than in the U-Net.
+
+    ``mix_factor`` here is the share of the temporal estimate (0 at the start of training: a half).
+    """
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.spatial_res_block = ResBlock(channels, out, eps=EPS)
+        self.temporal_res_block = TemporalResBlock(out, None, TEMPORAL_EPS)
+        self.time_mixer = Mixer(0.0, reverse=True)
+
+    def forward(self, x_NCHW: Tensor, frames: int) -> Tensor:
+        x_NCHW = by_images(self.spatial_res_block, x_NCHW)
+        x_BCTS = fold(x_NCHW, frames)
+        h = self.temporal_res_block(x_BCTS)
+        return unfold(add_scaled_(x_BCTS, h, self.time_mixer.temporal().to(h.dtype)), x_NCHW.shape[2])
+
+
+def by_images(layer: Callable[[Tensor], Tensor], x_NCHW: Tensor) -> Tensor:
+    """A layer over space, a few images at a time where no gradient is recorded."""
+    if torch.is_grad_enabled() or len(x_NCHW) <= AT_ONCE:
+        return layer(x_NCHW)
+    first = layer(x_NCHW[:AT_ONCE])
+    shape = (len(x_NCHW), *first.shape[1:])
+    out = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=torch.channels_last)
+    out[:AT_ONCE] = first
+    for at in range(AT_ONCE, len(x_NCHW), AT_ONCE):
+        out[at : at + AT_ONCE] = layer(x_NCHW[at : at + AT_ONCE])
+    return out
+
+
+# --------------------------------------------------------------------------------------------- codec
+
+
+@dataclass(frozen=True)
+class SVDCodec:
+    """Pixels B×3×T×H×W in [-1, 1] to latents B×4×T×h×w of about unit variance, and back."""
+
+    vae: Autoencoder
+    scale: float
+    chunk: int | None = None
+
+    def encode(self, video_BCTHW: Tensor) -> Tensor:
+        frames = video_BCTHW.shape[2]
+        z_NCHW = self.vae.encode(video_BCTHW.transpose(1, 2).flatten(0, 1)) * self.scale
+        return z_NCHW.unflatten(0, (-1, frames)).transpose(1, 2)
+
+    def decode(self, z_BCTHW: Tensor, chunk: int | None = None) -> Tensor:
+        """``chunk`` frames at a time (else the model's own number, or all), clips never mixed."""
+        frames = z_BCTHW.shape[2]
+        parts = z_BCTHW.split(chunk or self.chunk or frames, dim=2)
+        return torch.cat([self._decode(part) for part in parts], dim=2)
+
+    def _decode(self, z_BCTHW: Tensor) -> Tensor:
+        b, _, frames = z_BCTHW.shape[:3]
+        x_NCHW = self.vae.decode(z_BCTHW.transpose(1, 2).flatten(0, 1) / self.scale, frames)
+        return x_NCHW.unflatten(0, (b, frames)).transpose(1, 2)

@@ -1,0 +1,148 @@
+"""What `kinema.system.Family` asks of Stable Video Diffusion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from kinema.checkpoints.files import Header
+from kinema.diffusion.parameterise import Denoiser, V
+from kinema.diffusion.schedules import Level
+from kinema.families.svd import checkpoint, conditioning, recipe
+from kinema.families.svd.conditioning import Condition
+from kinema.families.svd.config import PRESETS, Config, from_json, to_json
+from kinema.families.svd.decoder import SVDCodec
+from kinema.families.svd.model import SVD, blocks
+from kinema.nn.ldm_unet import channels_last
+from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
+from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
+
+
+class StableVideoDiffusion:
+    """Image to video in latent space (Blattmann et al. 2023) and its orbits, SV3D (Voleti et al. 2024)."""
+
+    name = "svd"
+
+    @property
+    def presets(self) -> Mapping[str, Config]:
+        return PRESETS
+
+    def build(self, config: Config) -> SVD:
+        return SVD(config)
+
+    def lattice(self, config: Config) -> Lattice:
+        return Lattice(
+            side_multiple=config.multiple,
+            min_side=config.multiple,
+            stride=(1, config.stride, config.stride),
+            channels=config.latent_channels,
+            max_frames=config.frames,
+        )
+
+    def defaults(self, config: Config) -> Defaults:
+        start, end = config.guidance
+        return Defaults(
+            frames=config.frames,
+            height=config.height,
+            width=config.width,
+            fps=config.fps,
+            steps=config.steps,
+            sampler="euler",
+            spacing="karras",
+            guidance=start,
+            guidance_end=end,
+        )
+
+    def process(self, config: Config) -> Process:  # noqa: ARG002
+        return Process(recipe.SCHEDULE, V)
+
+    def codec(self, config: Config, model: nn.Module) -> SVDCodec:
+        vae = cast(SVD, model).vae
+        channels_last(vae)
+        return SVDCodec(vae, config.latent_scale, config.decode_chunk)
+
+    def takes_prompt(self, config: Config) -> bool:  # noqa: ARG002
+        return False
+
+    def threshold(self, config: Config) -> float | None:  # noqa: ARG002
+        """None: the estimate is a latent, which has no range to be held in."""
+        return None
+
+    def honours(self, config: Config, kind: str) -> tuple[str, ...]:  # noqa: ARG002
+        """A first frame natively; whatever else is given is held by guidance, from the first frame known."""
+        if kind == "nothing":
+            return ("native",)
+        held = ("replacement", "reconstruction")
+        return ("native", *held) if kind == "first" else held
+
+    def check(self, config: Config, request: Request) -> None:
+        conditioning.check_extra(config, request.extra)
+        if config.orbit and request.window is not None:
+            raise BadRequest("this svd model makes an orbit, which cannot be made in windows; leave out window")
+        if config.orbit and request.frames is not None and request.frames > config.frames:
+            raise BadRequest(f"frames is {request.frames}; this svd model makes orbits of up to {config.frames} views")
+
+    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
+        config, model = system.config, cast(SVD, system.model)
+        if request.prompt.strip() or request.negative_prompt.strip():
+            on_event(Note(f"{system.name} takes no words; only the picture, not the prompt, tells it what to show"))
+        shape = request.shape
+        picture = conditioning.picture_of(canvas)
+        if picture is None:
+            on_event(Note(f"{system.name} was given no picture, so it makes up a clip of whatever comes"))
+            picture = torch.zeros(shape.batch, 3, shape.height, shape.width)
+        told = conditioning.scalars(config, request)
+        amount = torch.full((shape.batch,), conditioning.augmentation(config, request))
+        noise = conditioning.picture_noise(request, shape.height, shape.width)
+        picture = picture.to(system.device, system.dtype)
+        channels_last(model.vae)
+        wanted = conditioning.encode(model, picture, noise.to(picture), told, amount)
+        unwanted = wanted.null()
+        if conditioning.picture_of(canvas) is None:
+            wanted = unwanted
+        return Conditions(wanted, unwanted, conditioning.guidance(config, request))
+
+    def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
+        model, told = cast(SVD, system.model), condition.of(frames)
+        channels_last(model.unet)
+        if not system.config.orbit:
+            return V.denoiser(lambda z, level: recipe.run_unet(model.unet, z, level, told))
+        # Our clips begin with the given view; the network was trained on orbits that end with it.
+        turned = Condition(told.context_B1C, told.picture_BCTHW, told.scalars_BTV.roll(-1, dims=1))
+
+        def network(z_BCTHW: Tensor, level: Level) -> Tensor:
+            return recipe.run_unet(model.unet, z_BCTHW.roll(-1, dims=2), level, turned).roll(1, dims=2)
+
+        return V.denoiser(network)
+
+    def recognise(self, header: Header) -> Config | None:
+        """The config of a single file; its frames and guidance, which weights do not tell, are those of ``svd``."""
+        outline = checkpoint.recognise(header)
+        return None if outline is None else checkpoint.config_of(outline)
+
+    def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
+        outline = checkpoint.recognise({name: (tuple(x.shape), x.dtype) for name, x in tensors.items()})
+        if outline is None:
+            raise BadRequest("this file is not a single file of Stable Video Diffusion")
+        return checkpoint.from_sgm(outline, tensors)
+
+    def recipe(self, config: Config) -> Recipe:
+        return recipe.TINY if config.channels[0] < 64 else recipe.RECIPE
+
+    def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
+        return recipe.loss(model, config, batch, generator)
+
+    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
+        return blocks(model)
+
+    def to_json(self, config: Config) -> dict[str, Any]:
+        return to_json(config)
+
+    def from_json(self, told: Mapping[str, Any]) -> Config:
+        return from_json(told)
+
+
+FAMILY = StableVideoDiffusion()

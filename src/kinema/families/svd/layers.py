@@ -1,0 +1,173 @@
+"""What Stable Video Diffusion adds to an image network: layers over time, and the learned blend with those over space.
+
+Letters: B clips, T frames, N = B·T images, C channels, H W rows and columns, S places, L context tokens, E width
+of the embedding of the noise level. Maps stay in channels-last memory, in which ``NCHW`` and ``BCTS`` are the same
+bytes: a convolution along time is a 2D convolution over (frames, places), the same numbers several times faster.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kinema.nn.embeddings import sinusoidal
+from kinema.nn.ldm_unet import (
+    Attention,
+    FeedForward,
+    ResBlock,
+    TimestepEmbedding,
+    TransformerBlock,
+    add_,
+    group_norm,
+    places,
+    silu_,
+    tokens,
+)
+
+TRANSFORMER_EPS = 1e-6
+
+
+def fold(x_NCHW: Tensor, frames: int) -> Tensor:
+    """``NCHW -> BCTS``: no copy in channels-last memory."""
+    n, c, h, w = x_NCHW.shape
+    return x_NCHW.permute(0, 2, 3, 1).reshape(n // frames, frames, h * w, c).permute(0, 3, 1, 2)
+
+
+def unfold(x_BCTS: Tensor, height: int) -> Tensor:
+    """``BCTS -> NCHW``: no copy in channels-last memory."""
+    b, c, t, s = x_BCTS.shape
+    return x_BCTS.permute(0, 2, 3, 1).reshape(b * t, height, s // height, c).permute(0, 3, 1, 2)
+
+
+def over_time(conv: nn.Conv3d, x_BCTS: Tensor) -> Tensor:
+    """A convolution of kernel (3, 1, 1), its weight stored as O×I×3×1×1."""
+    return F.conv2d(x_BCTS, conv.weight[..., 0], conv.bias, padding=(1, 0))
+
+
+def conv_over_time(channels: int) -> nn.Conv3d:
+    return nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+
+
+class Mixer(nn.Module):
+    """A learned blend of two estimates: ``mix_factor`` [1], through a sigmoid, is the share of the first.
+
+    The first is the spatial one in the U-Net, and the temporal one in the decoder (``reverse``).
+    """
+
+    def __init__(self, start: float, *, reverse: bool = False) -> None:
+        super().__init__()
+        self.reverse = reverse
+        self.mix_factor = nn.Parameter(torch.tensor([start]))
+
+    def temporal(self, image_only_BT: Tensor | None = None) -> Tensor:
+        """The share of the temporal estimate, [1], or [B, T] with frames that are images apart: theirs is 0."""
+        share = torch.sigmoid(self.mix_factor if self.reverse else -self.mix_factor)
+        return share if image_only_BT is None else share.expand(image_only_BT.shape).masked_fill(image_only_BT, 0)
+
+
+class TemporalResBlock(nn.Module):
+    """GroupNorm over all frames, SiLU, 3-frame convolution, twice. ``forward`` gives the branch, without its input."""
+
+    def __init__(self, channels: int, emb: int | None, eps: float) -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels, eps)
+        self.conv1 = conv_over_time(channels)
+        self.time_emb_proj = nn.Linear(emb, channels) if emb else None
+        self.norm2 = group_norm(channels, eps)
+        self.conv2 = conv_over_time(channels)
+
+    def forward(self, x_BCTS: Tensor, emb_BTE: Tensor | None = None) -> Tensor:
+        h = over_time(self.conv1, silu_(self.norm1(x_BCTS)))
+        if self.time_emb_proj is not None and emb_BTE is not None:
+            h = add_(h, self.time_emb_proj(emb_BTE).transpose(1, 2)[..., None])
+        return over_time(self.conv2, silu_(self.norm2(h)))
+
+
+class VideoResBlock(nn.Module):
+    """A residual block over space, one over time, and their blend.
+
+    The temporal estimate is its input plus a branch, so the blend is the input plus the branch's share.
+    """
+
+    def __init__(self, channels: int, out: int, emb: int | None, eps: float) -> None:
+        super().__init__()
+        self.spatial_res_block = ResBlock(channels, out, emb, eps)
+        self.temporal_res_block = TemporalResBlock(out, emb, eps)
+        self.time_mixer = Mixer(0.5)
+
+    def forward(self, x_NCHW: Tensor, emb_BTE: Tensor, frames: int, image_only_BT: Tensor | None = None) -> Tensor:
+        """``emb_BTE`` after its SiLU; one row a clip (T = 1) where the frames share it."""
+        x_NCHW = self.spatial_res_block(x_NCHW, emb_BTE.flatten(0, 1))
+        h = self.temporal_res_block(fold(x_NCHW, frames), emb_BTE)
+        share = self.time_mixer.temporal(image_only_BT).to(h.dtype)
+        if image_only_BT is not None:
+            share = share[:, None, :, None]
+        return unfold(add_scaled_(fold(x_NCHW, frames), h, share), x_NCHW.shape[2])
+
+
+def add_scaled_(x: Tensor, h: Tensor, share: Tensor) -> Tensor:
+    """``x + share * h``, in place where no gradient is recorded."""
+    if x.requires_grad or h.requires_grad or share.requires_grad:
+        return torch.addcmul(x, h, share)
+    return x.addcmul_(h, share)
+
+
+class TemporalBlock(nn.Module):
+    """A transformer block whose tokens see themselves in the other frames; begins with one more feed-forward.
+
+    Normalisations and feed-forward layers work token by token, so only attention looks along time and the
+    tokens never leave their order in memory.
+    """
+
+    def __init__(self, width: int, heads: int, context: int) -> None:
+        super().__init__()
+        self.norm_in = nn.LayerNorm(width)
+        self.ff_in = FeedForward(width)
+        self.norm1 = nn.LayerNorm(width)
+        self.attn1 = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.attn2 = Attention(width, heads, context)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = FeedForward(width)
+
+    def forward(self, x_BTSC: Tensor, context_BLC: Tensor) -> Tensor:
+        """x may be overwritten where no gradient is needed."""
+        x = add_(x_BTSC, self.ff_in(self.norm_in(x_BTSC)))
+        x = add_(x, self.attn1.over_time(self.norm1(x)))
+        if context_BLC.shape[1] == 1:
+            x = add_(x, self.attn2.of_one(context_BLC)[:, None])
+        else:
+            x = add_(x, self.attn2(self.norm2(x).flatten(1, 2), context_BLC).view_as(x))
+        return add_(x, self.ff(self.norm3(x)))
+
+
+class VideoTransformer(nn.Module):
+    """Transformer blocks over space and over time, blended, between two linear layers; added to the input."""
+
+    def __init__(self, channels: int, heads: int, context: int, depth: int = 1) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, TRANSFORMER_EPS)
+        self.proj_in = nn.Linear(channels, channels)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, heads, context) for _ in range(depth)])
+        self.temporal_transformer_blocks = nn.ModuleList(
+            [TemporalBlock(channels, heads, context) for _ in range(depth)]
+        )
+        self.time_pos_embed = TimestepEmbedding(channels, 4 * channels, channels)
+        self.time_mixer = Mixer(0.5)
+        self.proj_out = nn.Linear(channels, channels)
+
+    def forward(self, x_NCHW: Tensor, context_BLC: Tensor, frames: int, image_only_BT: Tensor | None = None) -> Tensor:
+        n, c, height, _ = x_NCHW.shape
+        wave_TC = sinusoidal(torch.arange(frames, device=x_NCHW.device), c).to(x_NCHW.dtype)
+        position_TC = self.time_pos_embed(wave_TC)[:, None]
+        share = self.time_mixer.temporal(image_only_BT).to(x_NCHW.dtype)
+        if image_only_BT is not None:
+            share = share[..., None, None]
+        x_NSC = self.proj_in(tokens(self.norm(x_NCHW)))
+        for over_space, along_time in zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True):
+            x_NSC = over_space(x_NSC, context_BLC)
+            x_BTSC = x_NSC.unflatten(0, (n // frames, frames))
+            x_BTSC = torch.lerp(x_BTSC, along_time(x_BTSC + position_TC, context_BLC), share)
+            x_NSC = x_BTSC.flatten(0, 1)
+        return add_(places(self.proj_out(x_NSC), height), x_NCHW)

@@ -1,0 +1,222 @@
+"""Layers of latent-diffusion U-Nets and their KL codecs (Rombach et al. 2022), under diffusers' parameter names.
+
+Written for two users: Stable Video Diffusion (with `vae.kl2d`) and, next, AnimateDiff.
+
+Letters: N images (clips × frames), B clips, T frames, C channels, H W rows and columns, S places or tokens,
+L context tokens, E width of the embedding of the noise level, D channels of one head.
+Feature maps are ``NCHW`` in channels-last memory, so that they are tokens ``NSC`` without a copy.
+Where no gradient is needed, activations that nobody reads again are overwritten.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+GROUPS = 32
+SHORT = 64
+"""Sequences up to this length are attended to as plain batched products on a CPU."""
+
+
+def silu_(x: Tensor) -> Tensor:
+    """SiLU, in place where no gradient will need x."""
+    return F.silu(x, inplace=not x.requires_grad)
+
+
+def add_(x: Tensor, y: Tensor) -> Tensor:
+    """``x + y``, in place where no gradient is recorded; x must be a fresh tensor of the full shape."""
+    return x + y if x.requires_grad or y.requires_grad else x.add_(y)
+
+
+def group_norm(channels: int, eps: float) -> nn.GroupNorm:
+    return nn.GroupNorm(GROUPS, channels, eps=eps)
+
+
+def tokens(x_NCHW: Tensor) -> Tensor:
+    """``NCHW -> NSC``; no copy in channels-last memory."""
+    return x_NCHW.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def places(x_NSC: Tensor, height: int) -> Tensor:
+    """``NSC -> NCHW`` in channels-last memory, without a copy."""
+    return x_NSC.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers with SiLU between them: sinusoids […, features] to an embedding […, out]."""
+
+    def __init__(self, features: int, width: int, out: int | None = None) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(features, width)
+        self.linear_2 = nn.Linear(width, out or width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(silu_(self.linear_1(x)))
+
+
+class ResBlock(nn.Module):
+    """GroupNorm, SiLU, 3×3 convolution, twice, with the noise level added between; plus the input.
+
+    ``emb`` is the width of the embedding, None for a codec. ``forward`` takes the embedding after its SiLU,
+    one row per image or per clip (then its frames share it).
+    """
+
+    def __init__(self, channels: int, out: int, emb: int | None = None, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels, eps)
+        self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
+        self.time_emb_proj = nn.Linear(emb, out) if emb else None
+        self.norm2 = group_norm(out, eps)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(channels, out, 1) if channels != out else None
+
+    def forward(self, x_NCHW: Tensor, emb_NE: Tensor | None = None) -> Tensor:
+        h = self.conv1(silu_(self.norm1(x_NCHW)))
+        if self.time_emb_proj is not None and emb_NE is not None:
+            shift_NC = self.time_emb_proj(emb_NE)
+            shift_NC = shift_NC.repeat_interleave(len(h) // len(shift_NC), dim=0)
+            h = add_(h, shift_NC[:, :, None, None])
+        h = self.conv2(silu_(self.norm2(h)))
+        return add_(h, x_NCHW if self.conv_shortcut is None else self.conv_shortcut(x_NCHW))
+
+
+class Downsample(nn.Module):
+    """3×3 convolution of stride 2; a codec pads only right and below, where its training did."""
+
+    def __init__(self, channels: int, *, codec: bool = False) -> None:
+        super().__init__()
+        self.codec = codec
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if codec else 1)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.conv(F.pad(x_NCHW, (0, 1, 0, 1)) if self.codec else x_NCHW)
+
+
+class Upsample(nn.Module):
+    """Nearest neighbours, then a 3×3 convolution. ``size`` (rows, columns) is twice the input's unless given."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x_NCHW: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        height, width = x_NCHW.shape[-2:]
+        return self.conv(F.interpolate(x_NCHW, size=size or (2 * height, 2 * width), mode="nearest"))
+
+
+# -------------------------------------------------------------------------------------- attention
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention over […, S, D].
+
+    PyTorch's fused attention on a CPU is slow for short sequences, and runs bfloat16 at the speed of float32
+    (facts/performance): there, plain products.
+    """
+    if q.device.type == "cpu" and k.shape[-2] <= SHORT:
+        weight = torch.matmul(q * (1 / math.sqrt(q.shape[-1])), k.transpose(-1, -2)).softmax(-1)
+        return torch.matmul(weight, v)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of tokens to themselves, or to a context; heads are ``width / heads`` wide."""
+
+    def __init__(self, width: int, heads: int, context: int | None = None, *, bias: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=bias)
+        self.to_k = nn.Linear(context or width, width, bias=bias)
+        self.to_v = nn.Linear(context or width, width, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def forward(self, x_NSC: Tensor, context_NLC: Tensor | None = None) -> Tensor:
+        source = x_NSC if context_NLC is None else context_NLC
+        q, k, v = self._split(self.to_q(x_NSC)), self._split(self.to_k(source)), self._split(self.to_v(source))
+        return self.to_out[0](rearrange(attend(q, k, v), "n h s d -> n s (h d)"))
+
+    def of_one(self, token_B1C: Tensor) -> Tensor:
+        """What every query gets from a context of one token: its softmax is 1, so queries and keys do not matter."""
+        return self.to_out[0](self.to_v(token_B1C))
+
+    def over_time(self, x_BTSC: Tensor) -> Tensor:
+        """Attention of every place to itself in the other frames."""
+        q, k, v = (
+            rearrange(of(x_BTSC), "b t s (h d) -> b s h t d", h=self.heads) for of in (self.to_q, self.to_k, self.to_v)
+        )
+        return self.to_out[0](rearrange(attend(q, k, v), "b s h t d -> b t s (h d)"))
+
+    def _split(self, x_NSC: Tensor) -> Tensor:
+        return rearrange(x_NSC, "n s (h d) -> n h s d", h=self.heads)
+
+
+class GEGLU(nn.Module):
+    """A linear layer to twice the width, one half gating the other by GELU (Shazeer 2020)."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        gate = F.gelu(gate)
+        return gate * value if gate.requires_grad else gate.mul_(value)
+
+
+class FeedForward(nn.Module):
+    """GEGLU four times as wide, then back. ``chunk`` tokens at a time need less memory (None: all at once)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
+        self.chunk: int | None = None
+
+    def forward(self, x_etc_C: Tensor) -> Tensor:
+        if self.chunk is None:
+            return self.net[2](self.net[0](x_etc_C))
+        rows = x_etc_C.reshape(-1, x_etc_C.shape[-1]).split(self.chunk)
+        return torch.cat([self.net[2](self.net[0](part)) for part in rows]).view_as(x_etc_C)
+
+
+def chunk_feed_forward(model: nn.Module, chunk: int | None) -> None:
+    """Have every feed-forward layer of a model work on ``chunk`` tokens at a time: the same numbers, less memory."""
+    for module in model.modules():
+        if isinstance(module, FeedForward):
+            module.chunk = chunk
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention and feed-forward, each on a layer norm and added to the tokens."""
+
+    def __init__(self, width: int, heads: int, context: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn1 = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.attn2 = Attention(width, heads, context)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = FeedForward(width)
+
+    def forward(self, x_NSC: Tensor, context_BLC: Tensor) -> Tensor:
+        """The context has one row per clip, shared by its frames. x may be overwritten where no gradient is needed."""
+        x_NSC = add_(x_NSC, self.attn1(self.norm1(x_NSC)))
+        if context_BLC.shape[1] == 1:
+            value_BC = self.attn2.of_one(context_BLC)[:, 0]
+            x_NSC = add_(x_NSC, value_BC.repeat_interleave(len(x_NSC) // len(value_BC), dim=0)[:, None])
+        else:
+            context_NLC = context_BLC.repeat_interleave(len(x_NSC) // len(context_BLC), dim=0)
+            x_NSC = add_(x_NSC, self.attn2(self.norm2(x_NSC), context_NLC))
+        return add_(x_NSC, self.ff(self.norm3(x_NSC)))
+
+
+def channels_last(model: nn.Module) -> None:
+    """Store the weights of a network's convolutions as its channels-last maps want them; the numbers stay."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+        elif isinstance(module, nn.Conv3d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)

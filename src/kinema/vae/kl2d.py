@@ -1,0 +1,112 @@
+"""The KL image codec of latent diffusion (Rombach et al. 2022), under diffusers' parameter names.
+
+Written for two users: Stable Video Diffusion (whose temporal decoder shares the encoder) and, next, AnimateDiff.
+
+Letters: N images, C channels, H W pixel rows and columns, h w latent ones, S places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from kinema.nn.ldm_unet import Attention, Downsample, ResBlock, Upsample, add_, group_norm, places, silu_, tokens
+
+EPS = 1e-6
+
+
+class SpaceAttention(Attention):
+    """Single-head attention over the places of an image, added to it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, heads=1, bias=True)
+        self.group_norm = group_norm(width, EPS)
+
+    def forward(self, x_NCHW: Tensor, context_NLC: Tensor | None = None) -> Tensor:  # noqa: ARG002 (an image has none)
+        h_NSC = super().forward(tokens(self.group_norm(x_NCHW)))
+        return add_(places(h_NSC, x_NCHW.shape[2]), x_NCHW)
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResBlock(width, width, eps=EPS) for _ in range(2))
+        self.attentions = nn.ModuleList([SpaceAttention(width)])
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x_NCHW)))
+
+
+class Stage(nn.Module):
+    """Residual blocks at one resolution, and the change to the next."""
+
+    def __init__(
+        self, resnets: Sequence[nn.Module], *, down: Downsample | None = None, up: Upsample | None = None
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.downsamplers = nn.ModuleList([down]) if down else None
+        self.upsamplers = nn.ModuleList([up]) if up else None
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        for block in self.resnets:
+            x_NCHW = block(x_NCHW)
+        for change in self.downsamplers or self.upsamplers or ():
+            x_NCHW = change(x_NCHW)
+        return x_NCHW
+
+
+class Encoder(nn.Module):
+    """``forward(pixels N×3×H×W in [-1, 1]) -> mean and log-variance, N×2c×h×w`` before ``quant_conv``."""
+
+    def __init__(self, channels: Sequence[int], layers: int, latent: int) -> None:
+        super().__init__()
+        last = len(channels) - 1
+        self.conv_in = nn.Conv2d(3, channels[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            Stage(
+                [ResBlock(channels[max(i - 1, 0)] if j == 0 else out, out, eps=EPS) for j in range(layers)],
+                down=Downsample(out, codec=True) if i < last else None,
+            )
+            for i, out in enumerate(channels)
+        )
+        self.mid_block = Middle(channels[-1])
+        self.conv_norm_out = group_norm(channels[-1], EPS)
+        self.conv_out = nn.Conv2d(channels[-1], 2 * latent, 3, padding=1)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        x = self.conv_in(x_NCHW)
+        for stage in self.down_blocks:
+            x = stage(x)
+        return self.conv_out(silu_(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nn.Module):
+    """``forward(latents N×c×h×w) -> pixels N×3×H×W``, every image by itself."""
+
+    def __init__(self, channels: Sequence[int], layers: int, latent: int) -> None:
+        super().__init__()
+        last = len(channels) - 1
+        self.conv_in = nn.Conv2d(latent, channels[-1], 3, padding=1)
+        self.mid_block = Middle(channels[-1])
+        self.up_blocks = nn.ModuleList(
+            Stage(
+                [
+                    ResBlock(channels[min(i + 1, last)] if j == 0 else channels[i], channels[i], eps=EPS)
+                    for j in range(layers + 1)
+                ],
+                up=Upsample(channels[i]) if i else None,
+            )
+            for i in reversed(range(len(channels)))
+        )
+        self.conv_norm_out = group_norm(channels[0], EPS)
+        self.conv_out = nn.Conv2d(channels[0], 3, 3, padding=1)
+
+    def forward(self, z_NCHW: Tensor) -> Tensor:
+        x = self.mid_block(self.conv_in(z_NCHW))
+        for stage in self.up_blocks:
+            x = stage(x)
+        return self.conv_out(silu_(self.conv_norm_out(x)))

@@ -1,0 +1,87 @@
+"""The codec against diffusers' on the same random weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kinema.families.svd.config import TINY
+from kinema.families.svd.decoder import SVDCodec
+
+THREE = replace(TINY, channels=(32, 64, 64), heads=(1, 2, 4), vae_channels=(32, 32, 64), vae_layers=2)
+SIDE, FRAMES = 8, 5
+
+
+@pytest.fixture
+def z():
+    return torch.randn(2 * FRAMES, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_encoder_equals_diffusers(pair):
+    two = pair(THREE)
+    image = torch.rand(5, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        made, expected = two.ours.vae.encode(image), two.vae.encode(image).latent_dist.mode()
+    assert expected.std() > 0.05
+    assert (made - expected).abs().max() <= 1e-5
+
+
+def test_the_temporal_decoder_equals_diffusers(pair, z):
+    two = pair(THREE)
+    with torch.no_grad():
+        made, expected = two.ours.vae.decode(z, FRAMES), two.vae.decode(z, num_frames=FRAMES).sample
+    assert expected.std() > 0.05
+    assert (made - expected).abs().max() <= 1e-5
+
+
+def test_the_image_decoder_equals_diffusers(pair, z):
+    two = pair(replace(THREE, decoder="image"))
+    with torch.no_grad():
+        made, expected = two.ours.vae.decode(z, FRAMES), two.vae.decode(z).sample
+    assert (made - expected).abs().max() <= 1e-5
+
+
+def test_a_few_images_at_a_time_is_the_same_as_all_with_gradients_recorded(pair, z):
+    vae = pair(THREE).ours.vae
+    with torch.no_grad():
+        quick = vae.decode(z, FRAMES)
+    assert (vae.decode(z.requires_grad_(True), FRAMES) - quick).abs().max() <= 1e-5
+
+
+def test_a_mix_factor_far_below_zero_decodes_every_frame_by_itself(pair, z):
+    """The decoder's blend is the other way round than the U-Net's."""
+    vae = pair(THREE).ours.vae
+    with torch.no_grad():
+        for name, p in vae.decoder.named_parameters():
+            if name.endswith("mix_factor"):
+                p.fill_(-1e4)
+        vae.decoder.time_conv_out.weight.zero_()
+        vae.decoder.time_conv_out.bias.zero_()
+        vae.decoder.time_conv_out.weight[range(3), range(3), 1] = 1
+        assert (vae.decode(z, FRAMES) - vae.decode(z, 1)).abs().max() <= 1e-5
+
+
+def test_chunks_equal_the_decoding_of_each_part_and_never_mix_clips(pair, z):
+    codec = SVDCodec(pair(THREE).ours.vae, THREE.latent_scale)
+    z_BCTHW = z.unflatten(0, (2, FRAMES)).transpose(1, 2)
+    with torch.no_grad():
+        chunked = codec.decode(z_BCTHW, chunk=2)
+        whole = codec.decode(z_BCTHW)
+        parts = torch.cat([codec.decode(z_BCTHW[:, :, i : i + 2]) for i in range(0, FRAMES, 2)], dim=2)
+        single = codec.decode(z_BCTHW[1:], chunk=2)
+    assert torch.equal(chunked, parts)
+    assert (chunked[1:] - single).abs().max() <= 1e-5
+    assert (chunked - whole).abs().amax((0, 1, 3, 4)).min() > 1e-6  # norms span the frames: every one changes
+
+
+def test_the_codec_encodes_clips_to_scaled_latents(pair):
+    two = pair(THREE)
+    codec = SVDCodec(two.ours.vae, THREE.latent_scale)
+    video = torch.rand(2, 3, FRAMES, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        z = codec.encode(video)
+        one = two.vae.encode(video[1, :, 3][None]).latent_dist.mode() * 0.18215
+    assert z.shape == (2, 4, FRAMES, 8, 8)
+    assert (z[1, :, 3] - one[0]).abs().max() <= 1e-5
