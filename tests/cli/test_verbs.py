@@ -67,6 +67,7 @@ def test_the_name_comes_from_the_prompt_and_nothing_is_overwritten(capsys):
 def test_the_same_seed_is_the_same_file(capsys):
     for name in ("one.mp4", "two.mp4"):
         kinema(capsys, "generate", "a red ball", *TINY, "--seed", "5", "-o", name)
+    assert read_recipe("one.mp4") == read_recipe("two.mp4")
     assert Path("one.mp4").read_bytes() == Path("two.mp4").read_bytes()
 
 

@@ -28,7 +28,7 @@ class Deadly(dict):
     reads = 0
     def __getitem__(self, key):
         Deadly.reads += 1
-        if Deadly.reads > 2.5 * len(self):  # read once to sort, once for the header, then to be written
+        if Deadly.reads > 0.5 * len(self):  # by name a tensor is read only to be written
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(key)
 

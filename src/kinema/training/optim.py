@@ -77,13 +77,15 @@ def build(
     def adam(params: Iterable[Tensor]) -> Optimizer:
         return AdamW(params, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
 
+    wanted = [p for p in model.parameters() if p.requires_grad]
     if name == "adamw":
-        return [adam(model.parameters())]
+        return [adam(wanted)]
     if name != "muon":
         raise ValueError(f"no optimiser {name!r}; expected adamw or muon")
-    inside = [p for block in blocks for n, p in block.named_parameters() if p.ndim >= 2 and n.endswith("weight")]
+    named = [(n, p) for block in blocks for n, p in block.named_parameters() if p.requires_grad]
+    inside = [p for n, p in named if p.ndim >= 2 and n.endswith("weight")]
     ids = {id(p) for p in inside}
-    rest = [p for p in model.parameters() if id(p) not in ids]
+    rest = [p for p in wanted if id(p) not in ids]
     for group in (beside := adam(rest)).param_groups:
         group["share"] = _BESIDE
     return [Muon(inside, lr=learning_rate, weight_decay=weight_decay), beside]

@@ -124,13 +124,19 @@ def agree(path: Path, options: TrainOptions, system: System, wanted: State, on_e
 
 
 def trainable(system: System, seed: int) -> nn.Module:
-    """The network with gradients: pretrained weights where the source had some, else seeded fresh ones."""
+    """The network with gradients: pretrained weights where the source had some, else seeded fresh ones.
+
+    What the family builds without gradients (an autoencoder, an image encoder) stays so.
+    """
     if system.weights.path is None:
         torch.manual_seed(seed)
-        model = system.family.build(system.config).to(system.device)
-    else:
-        model = copy.deepcopy(system.model)  # off the file's memory map
-    return model.train().requires_grad_(True)
+        return system.family.build(system.config).to(system.device).train()
+    model = copy.deepcopy(system.model)  # off the file's memory map
+    with torch.device("meta"):
+        built = system.family.build(system.config)
+    for own, fresh in zip(model.parameters(), built.parameters(), strict=True):
+        own.requires_grad_(fresh.requires_grad)
+    return model.train()
 
 
 def precision(wanted: str, device: torch.device) -> str:

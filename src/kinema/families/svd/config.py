@@ -134,7 +134,8 @@ def from_json(told: Mapping[str, Any]) -> Config:
     known = {f.name for f in fields(Config)}
     if unknown := sorted(set(told) - known):
         raise BadRequest(f"this file was written by a later version (config has {unknown[0]!r})")
-    values = {name: tuple(value) if isinstance(value, list | tuple) else value for name, value in told.items()}
+    values: dict[str, Any] = dict(told)
+    values |= {name: tuple(value) for name, value in told.items() if isinstance(value, list | tuple)}
     if "scalars" in values:
         values["scalars"] = tuple((name, width) for name, width in values["scalars"])
     return Config(**values)

@@ -5,8 +5,9 @@ Letters: B clips, T frames, N = B·T images, C channels, H W rows and columns, S
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ class TemporalDecoder(nn.Module):
     def forward(self, z_NCHW: Tensor, frames: int) -> Tensor:
         x = self.conv_in(z_NCHW.contiguous(memory_format=torch.channels_last))
         x = self.mid_block(x, frames)
-        for stage in self.up_blocks:
+        for stage in cast(Sequence[Any], self.up_blocks):
             for block in stage.resnets:
                 x = block(x, frames)
             for up in stage.upsamplers or ():

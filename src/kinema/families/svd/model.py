@@ -7,6 +7,7 @@ E width of the embedding of the noise level.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +96,7 @@ class VideoUNet(nn.Module):
         # Channels last from here to the end: one copy instead of one per layer.
         x = self.conv_in(z_BCTHW.permute(0, 2, 3, 4, 1).reshape(b * frames, height, width, c).permute(0, 3, 1, 2))
         skips = [x]
-        for level in self.down_blocks:
+        for level in cast(Sequence[Level], self.down_blocks):
             for index in range(len(level.resnets)):
                 x = level(index, x, emb_BTE, context_BLC, frames, image_only_BT)
                 skips.append(x)
@@ -105,7 +106,7 @@ class VideoUNet(nn.Module):
         x = self.mid_block.resnets[0](x, emb_BTE, frames, image_only_BT)
         x = self.mid_block.attentions[0](x, context_BLC, frames, image_only_BT)
         x = self.mid_block.resnets[1](x, emb_BTE, frames, image_only_BT)
-        for level in self.up_blocks:
+        for level in cast(Sequence[Level], self.up_blocks):
             for index in range(len(level.resnets)):
                 x = level(index, torch.cat([x, skips.pop()], dim=1), emb_BTE, context_BLC, frames, image_only_BT)
             if level.upsamplers is not None:
