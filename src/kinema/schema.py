@@ -194,6 +194,11 @@ def option(help_: str, default: Any = None, *, least: float | None = None, most:
     return field(default=default, metadata={"help": help_, "least": least, "most": most})
 
 
+def plain(value: float) -> str:
+    """A number as people write it: whole ones without a point or an exponent."""
+    return str(int(value)) if math.isfinite(value) and value == int(value) else f"{value:g}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What the user asks for. ``None`` means "the model's own default"; `System.settle` fills it.
@@ -261,13 +266,13 @@ class Request:
             if value is None or least is None or most is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise BadRequest(f"{f.name} is {value!r}; expected a number from {least:g} to {most:g}")
+                raise BadRequest(f"{f.name} is {value!r}; expected a number from {plain(least)} to {plain(most)}")
             if f.type.startswith("int") and not isinstance(value, int):
-                raise BadRequest(f"{f.name} is {value!r}; expected a whole number from {least:g} to {most:g}")
+                raise BadRequest(f"{f.name} is {value!r}; expected a whole number from {plain(least)} to {plain(most)}")
             if isinstance(value, float) and not math.isfinite(value):
-                raise BadRequest(f"{f.name} is {value}; expected a number from {least:g} to {most:g}")
+                raise BadRequest(f"{f.name} is {value}; expected a number from {plain(least)} to {plain(most)}")
             if not least <= value <= most:
-                raise BadRequest(f"{f.name} is {value:g}; expected {least:g} to {most:g}")
+                raise BadRequest(f"{f.name} is {plain(value)}; expected {plain(least)} to {plain(most)}")
         if self.frames and self.height and self.width and self.pixels > MAX_PIXELS:
             raise BadRequest(
                 f"{self.clips} clip(s) of {self.frames} frames at {self.width}×{self.height} is more than "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -52,6 +54,17 @@ def test_a_folders_clips_come_at_the_models_rate_or_as_filmed(tmp_path):
 def test_prompts_of_sheets_are_held_out_captions(tmp_path):
     found, *_ = source(data=clips(tmp_path / "clips", "abc"))
     assert list(found.prompts) == [e.captions[0] for e in found.held_out.entries]
+
+
+def test_one_bad_clip_never_refuses_a_folder_wherever_the_split_puts_it(tmp_path):
+    """With three clips the held-out part is one: whichever is damaged, training goes on with the others."""
+    for bad in "abc":
+        folder = Path(clips(tmp_path / bad, "abc"))
+        (damaged,) = folder.glob(f"{bad}.*[!t]")
+        damaged.write_bytes(b"no video")
+        found, *_ = source(data=str(folder))
+        assert found.train.clip(0)[0].ndim == 4
+        assert found.held_out.clip(0)[0].ndim == 4
 
 
 def test_a_data_folder_that_is_not_there_is_refused(tmp_path):

@@ -176,7 +176,8 @@ def describe(made: Plan) -> str:
         ("latents", made.latent),
         (
             "sampling",
-            f"{made.sampler}, {made.steps} steps, guidance {made.guidance:g}: {made.network_calls} network calls",
+            f"{made.sampler}, {made.steps} steps, guidance {made.guidance:g}"
+            + ("" if made.network_calls is None else f": {made.network_calls} network calls"),
         ),
         *(("because", reason) for reason in made.reasons),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,19 @@ def open_source(options: TrainOptions, system: System, recipe: Recipe) -> Source
         crop=options.crop,
         flip=options.flip,
     )
-    train, held_out = every.split(_SHARE)
+    train, held_out = _readable(*every.split(_SHARE))
     captions = [caption for entry in held_out.entries for caption in entry.captions[:1]]
     how = {"fps": every.fps, "frameskip": every.frameskip, "crop": every.crop, "flip": every.flip}
     return Source(train, held_out, captions[:6], {"source": "folder", **how, "clips": every.fingerprint})
+
+
+def _readable(train: Folder, held_out: Folder) -> tuple[Folder, Folder]:
+    """The two parts; where no clip of one can be read, the other serves for both, and that is said."""
+    for part, other, name in ((held_out, train, "held-out"), (train, held_out, "training")):
+        try:
+            part.clip(0)
+        except BadRequest as error:
+            told = f"no {name} clip can be used, so one part of the folder serves both: {error}"
+            spare = replace(other, skipped=[told])
+            return (other, spare) if name == "held-out" else (spare, other)
+    return train, held_out
