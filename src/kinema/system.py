@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from kinema.diffusion.parameterise import Denoiser, Parameterisation
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import Level, Schedule, Spacing, spaced
 from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request, Shape, ignore
+
+if TYPE_CHECKING:
+    from kinema.data.playroom.scene import Scene
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ class Batch:
     """Training data: ``video`` B×3×T×H×W in [-1, 1], one caption a clip, and what is given of it.
 
     ``images`` B×K×3×H×W are independent pictures for joint training (VDM §3.1), with captions
-    ``image_captions[b][k]``; they never share temporal attention with the clip.
+    ``image_captions[b][k]``; they never share temporal attention with the clip. ``scenes`` are the scene
+    graphs of clips that were rendered (None for filmed ones): ground truth that a recipe may learn from.
     """
 
     video: Tensor
@@ -78,6 +82,7 @@ class Batch:
     mask: Tensor
     images: Tensor | None = None
     image_captions: Sequence[Sequence[str]] = ()
+    scenes: Sequence[Scene | None] = ()
 
 
 @dataclass(frozen=True)
