@@ -352,7 +352,7 @@ def open_system(
     elif Path(source).exists():
         family, config, weights = _from_file(Path(source), variant)
     elif name in registry.ALIASES or _is_hub_id(name):
-        family, config, weights = _from_file(hub.fetch(registry.ALIASES.get(name, name), offline=offline), variant)
+        family, config, weights = _from_file(_fetched(registry.ALIASES.get(name, name), offline), variant)
     elif Path(name).suffix or name.startswith((".", "/")):
         raise BadRequest(f"there is no file {name}; expected a model's file or folder")
     else:
@@ -365,6 +365,13 @@ def open_system(
 
 def _is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/")) and not Path(name).suffix
+
+
+def _fetched(repo_id: str, offline: bool | None) -> Path:
+    try:
+        return hub.fetch(repo_id, offline=offline)
+    except BadRequest as error:
+        raise BadRequest(f"{error} ({repo_id.partition('/')[0]} is no family here, so a hub name was meant)") from error
 
 
 def _untrained(family_name: str, preset: str) -> tuple[Family, Any, Weights]:
