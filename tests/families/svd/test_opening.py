@@ -290,7 +290,7 @@ def test_the_command_line_animates_inspects_plans_and_replays_a_folder(folder, p
     assert main(["inspect", "folder", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["layout"] == "folder of StableVideoDiffusionPipeline"
-    assert told["tensors"] == told["parts"]["unet"]["tensors"] + sum(told["parts"][p]["tensors"] for p in PARTS[1:])
+    assert told["tensors"] == told["network_tensors"] == sum(told["parts"][part]["tensors"] for part in PARTS)
     assert told["hash"] == recipe["weights"]
     assert main(["plan", "animate", str(picture), *size, "--no-measure", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["parameters"] == told["parameters"]
