@@ -13,6 +13,7 @@ from typing import Any
 from kinema.schema import BadRequest
 
 FAMILIES: dict[str, str] = {
+    "animatediff": "kinema.families.animatediff.family:FAMILY",
     "svd": "kinema.families.svd.family:FAMILY",
     "vdm": "kinema.families.vdm.family:FAMILY",
     "zoetrope": "kinema.families.zoetrope.family:FAMILY",

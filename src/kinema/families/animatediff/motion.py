@@ -55,6 +55,10 @@ class MotionModule(nn.Module):
 
     def forward(self, x_NCHW: Tensor, frames: int, effect_T1HW: Tensor | None = None) -> Tensor:
         """``effect``: how much of it is added, per frame and place ([T or 1, 1, H or 1, W or 1]); None is all."""
+        if self.norm.weight.requires_grad and not x_NCHW.requires_grad and torch.is_grad_enabled():
+            # Beside frozen layers: torch 2.13's group norm of channels-last maps crashes where it needs no gradient
+            # of its input but one of its weights.
+            x_NCHW = x_NCHW.detach().requires_grad_()
         h_NCHW = norm_over_clip(self.norm, x_NCHW, frames) if self.over_clip else self.norm(x_NCHW)
         h_BTSC = self.proj_in(tokens(h_NCHW)).unflatten(0, (-1, frames))
         for block in self.transformer_blocks:
