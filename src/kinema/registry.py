@@ -30,8 +30,14 @@ EMBEDDED: dict[str, tuple[str, str]] = {
 }
 """Weights that ship in the package: name to (family, file under ``kinema/weights``)."""
 
-ALIASES: dict[str, str] = {}
-"""Short names to a hub id or another name."""
+ALIASES: dict[str, str] = {
+    "svd": "stabilityai/stable-video-diffusion-img2vid",
+    "svd-xt": "stabilityai/stable-video-diffusion-img2vid-xt",
+    "svd-xt-1.1": "stabilityai/stable-video-diffusion-img2vid-xt-1-1",
+    "sv3d-u": "stabilityai/sv3d/sv3d_u.safetensors",
+    "sv3d-p": "stabilityai/sv3d/sv3d_p.safetensors",
+}
+"""Short names to a repository of the hub, or to one file of it."""
 
 
 def resolve(target: str) -> Any:
