@@ -359,6 +359,8 @@ def recipe(system: System, request: Request, noise: Tensor | None = None) -> dic
         told["variant"] = variant
     if system.loras.files:
         told["loras"] = [file.told() for file in system.loras.files]
+    if system.weights.added:
+        told["added"] = [each.told() for each in system.weights.added]
     if system.overrides:
         told["overrides"] = dict(system.overrides)
     if noise is not None:
@@ -464,13 +466,15 @@ def load(
     offline: bool | None = None,
     overrides: Mapping[str, Any] | None = None,
     loras: Mapping[str | Path, float] | None = None,
+    add: Mapping[str, str | Path] | None = None,
 ) -> Model:
     """Open a model: "zoetrope" (embedded), an alias, a hub id, a folder or a file.
 
     ``preset`` builds an untrained one: ``load("vdm", preset="tiny")``. ``variant`` picks among the files of a
     folder ("fp16"), or says which published model the weights are ("svd-xt"), where they do not tell. ``loras`` are
-    LoRA files and their weights: ``{"style.safetensors": 0.8}``; `Model.use_loras` changes them later. Raises
-    BadRequest for anything that is not a model we know.
+    LoRA files and their weights: ``{"style.safetensors": 0.8}``; `Model.use_loras` changes them later.
+    ``add`` are files in slots of the model, such as a motion module in an image model:
+    ``{"motion": "mm_sd_v15_v2.ckpt"}``. Raises BadRequest for anything that is not a model we know.
     """
     return Model(
         open_system(
@@ -482,5 +486,6 @@ def load(
             offline=offline,
             overrides=overrides,
             loras=loras,
+            add=add,
         )
     )

@@ -25,6 +25,11 @@ LAYOUTS: dict[str, str] = {
 }
 """Families whose weights exist in several layouts, to what `kinema.checkpoints.convert` asks of them."""
 
+SLOTS: dict[str, str] = {
+    "animatediff": "kinema.families.animatediff.slots:SLOTS",
+}
+"""Families that take additions when a model is opened (a motion module in an image model), to what says which."""
+
 EMBEDDED: dict[str, tuple[str, str]] = {
     "zoetrope": ("zoetrope", "zoetrope.safetensors"),
 }

@@ -69,6 +69,9 @@ class Config:
     """Over what the motion module and the image layers normalise: as trained, or as diffusers does."""
     betas: Betas = MOTION_BETAS
 
+    absent: tuple[Literal["vae", "text"], ...] = ()
+    """What the image model's file lacked and nothing was added for: such a model can be opened, not run."""
+
     @property
     def stride(self) -> int:
         """Pixels along a side of one latent cell."""

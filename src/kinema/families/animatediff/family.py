@@ -9,18 +9,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kinema.checkpoints.files import Header
+from kinema.checkpoints.source import Source
 from kinema.conditioning.clip_text import WordTokenizer
 from kinema.data import playroom
 from kinema.diffusion.parameterise import EPS, Denoiser
-from kinema.families.animatediff import conditioning, recipe
+from kinema.families.animatediff import conditioning, lora, opening, recipe
 from kinema.families.animatediff.conditioning import Condition
 from kinema.families.animatediff.config import PRESETS, Config, from_json, to_json
 from kinema.families.animatediff.model import AnimateDiff, blocks
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Canvas, Lattice, OnEvent, Request
-from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
+from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, System
 from kinema.vae.kl2d import ImageCodec
+
+
+_ABSENT = {"vae": "VAE, add one (vae=FILE)", "text": "text encoder, take a checkpoint with one"}
 
 
 class AnimateDiffFamily:
@@ -78,11 +81,14 @@ class AnimateDiffFamily:
         return ("native",) if kind == "nothing" else ("replacement", "reconstruction")
 
     def check(self, config: Config, request: Request) -> None:
+        if config.absent:
+            raise BadRequest(f"this image model's file has no {_ABSENT[config.absent[0]]}")
         conditioning.check_extra(request)
         frames = request.frames or 1
         if config.motion == "none" and frames > 1:
             raise BadRequest(
-                f"frames is {frames}; this is an image model, which makes one: load it with a motion module to move it"
+                f"frames is {frames}; this is an image model, which makes one: "
+                "add a motion module (motion=FILE) to move it"
             )
         if frames > config.longest and request.window is None and request.overlap is None:
             raise BadRequest(
@@ -126,11 +132,14 @@ class AnimateDiffFamily:
         channels_last(unet)
         return EPS.denoiser(lambda z, level: recipe.run_unet(unet, system.config, z, level, told).to(z.dtype))
 
-    def recognise(self, header: Header) -> Config | None:  # noqa: ARG002
-        return None
+    def recognise(self, source: Source) -> Found | None:
+        return opening.open_source(source)
 
-    def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
-        raise BadRequest("not here")
+    def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return opening.convert(config, tensors)
+
+    def lora_aliases(self, config: Config) -> Mapping[str, str]:
+        return lora.aliases(config)
 
     def recipe(self, config: Config) -> Recipe:
         return recipe.TINY if config.channels[0] < 64 else recipe.RECIPE
