@@ -423,7 +423,8 @@ def open_system(
 
     ``variant`` picks among a folder's files ("fp16"), or names the published model that the weights are ("svd-xt").
     ``overrides`` replaces fields of the config by name. ``loras`` are LoRA files and their weights, ``add``
-    files in slots of the model (``{"motion": "mm_sd_v15_v2.ckpt"}``). Raises BadRequest for anything that is not a model.
+    files in slots of the model (``{"motion": "mm_sd_v15_v2.ckpt"}``). Raises BadRequest for anything that is not a
+    model.
     """
     name = str(source)
     family_name, _, slash_preset = name.partition("/")

@@ -95,9 +95,9 @@ def reopened(recipe: Mapping[str, Any], told: Mapping[str, Any]) -> Model:
             raise BadRequest(f"the clip was made with the LoRA {name}, and that file is not there now; pass --lora")
         loras[name] = weight
     add = {} if "add" in told else _added(recipe)
-    for slot, name in add.items():
-        if not Path(name).exists():
-            raise BadRequest(f"the clip was made with {slot}={name}, and that is not there now; pass --add")
+    for slot, file in add.items():
+        if not Path(file).exists():
+            raise BadRequest(f"the clip was made with {slot}={file}, and that is not there now; pass --add")
     return open_model(options, overrides=_tuples(recipe.get("overrides", {})), loras=loras, add=add)
 
 

@@ -130,8 +130,11 @@ def quick_gelu(x: Tensor) -> Tensor:
 class Tokenizer(Protocol):
     """Text to tokens, without those that begin and end a row."""
 
-    begin: int
-    end: int
+    @property
+    def begin(self) -> int: ...
+
+    @property
+    def end(self) -> int: ...
 
     def tokens(self, text: str) -> list[int]: ...
 

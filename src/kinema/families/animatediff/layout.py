@@ -122,7 +122,7 @@ def _unet_sizes(header: Header, xl: bool) -> dict[str, Any]:
         run += 1
     middle = f"{UNET}middle_block.1."
     context = _shape(header, f"{middle}transformer_blocks.0.attn2.to_k.weight", 2)[1]
-    told = {
+    told: dict[str, Any] = {
         "in_channels": _shape(header, f"{UNET}input_blocks.0.0.weight", 4)[1],
         "channels": tuple(channels),
         "layers": layers or run,

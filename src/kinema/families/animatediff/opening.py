@@ -38,8 +38,8 @@ def open_source(source: Source) -> Found | None:
     if image is None:
         return None
     image.table.check_theirs({name: shape for name, (shape, _) in layout.cleaned(source.header).items()}, source.name)
-    lacks = tuple(part for part, there in (("vae", image.vae), ("text", image.text)) if not there)
-    return Found(_as_told(replace(image.config, absent=lacks), source))
+    config = replace(image.config, absent=(*(() if image.vae else ("vae",)), *(() if image.text else ("text",))))
+    return Found(_as_told(config, source))
 
 
 def convert(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
