@@ -8,12 +8,11 @@ Letters: N rows of tokens, L tokens of a row, C width, P width of the pooled emb
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,8 @@ from kinema.schema import BadRequest
 
 HUB_NAME = "openai/clip-vit-large-patch14"
 """Where the vocabulary of every published CLIP text encoder can be fetched: all have the same."""
-VOCABULARY = ("vocab.json", "merges.txt")
+VOCABULARIES = (("vocab.json", "merges.txt"), ("tokenizer.json",))
+"""The files of a vocabulary, as they were published and as transformers 5 saves them."""
 
 
 @dataclass(frozen=True)
@@ -141,40 +141,31 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class ClipTokenizer:
-    """CLIP's byte-pair encoding, from a folder with ``vocab.json`` and ``merges.txt``."""
+    """CLIP's byte-pair encoding, from a folder with its vocabulary (`find_vocabulary`)."""
 
     folder: Path
 
     @cached_property
-    def _theirs(self) -> Callable[..., Mapping[str, list[int]]]:
+    def _theirs(self) -> Any:
         try:
             from transformers import CLIPTokenizer
         except ImportError as error:
             raise BadRequest("words need the transformers library: pip install 'kinema[text]'") from error
         try:
-            return CLIPTokenizer.from_pretrained(str(self.folder))
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise BadRequest(self._damaged) from error
-
-    @cached_property
-    def _marks(self) -> tuple[int, int]:
-        try:
-            index = json.loads((self.folder / VOCABULARY[0]).read_text(encoding="utf-8"))
-            return int(index["<|startoftext|>"]), int(index["<|endoftext|>"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise BadRequest(self._damaged) from error
-
-    @property
-    def _damaged(self) -> str:
-        return f"the vocabulary in {self.folder} is damaged; expected CLIP's {' and '.join(VOCABULARY)}"
+            made = CLIPTokenizer.from_pretrained(str(self.folder))
+        except Exception as error:  # the library raises whatever a damaged file leads it to
+            raise BadRequest(f"the vocabulary in {self.folder} is damaged; expected CLIP's") from error
+        if made.bos_token_id is None or made.eos_token_id is None:
+            raise BadRequest(f"the vocabulary in {self.folder} is not CLIP's: it has no marks of beginning and end")
+        return made
 
     @property
     def begin(self) -> int:
-        return self._marks[0]
+        return int(self._theirs.bos_token_id)
 
     @property
     def end(self) -> int:
-        return self._marks[1]
+        return int(self._theirs.eos_token_id)
 
     def tokens(self, text: str) -> list[int]:
         # Without its warning that a text is longer than a row: rows are cut here.
@@ -218,16 +209,16 @@ def find_vocabulary(weights: Path | None) -> Path:
         root = weights if weights.is_dir() else weights.parent
         places = [root / "tokenizer", root]
     for place in places:
-        if all((place / name).is_file() for name in VOCABULARY):
+        if any(all((place / name).is_file() for name in names) for names in VOCABULARIES):
             return place
     for offline in (True, None):
         try:
-            return hub.fetch(HUB_NAME, offline=offline, patterns=VOCABULARY)
+            return hub.fetch(HUB_NAME, offline=offline, patterns=VOCABULARIES[0])
         except BadRequest:
             continue
     looked = f"in {places[0]}, beside the weights or" if places else ""
     raise BadRequest(
-        f"CLIP's vocabulary ({' and '.join(VOCABULARY)}) is not {looked} in the hub's cache, and {HUB_NAME} "
+        f"CLIP's vocabulary ({' and '.join(VOCABULARIES[0])}) is not {looked} in the hub's cache, and {HUB_NAME} "
         "cannot be fetched; put the two files there"
     )
 
