@@ -19,10 +19,11 @@ from kinema import registry
 from kinema.conditioning.clip_text import ClipTokenizer, Tokenizer, WordTokenizer, encode, find_vocabulary
 from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.model import AnimateDiff
+from kinema.media import read
 from kinema.nn.embeddings import sinusoidal
-from kinema.schema import BadRequest, Note, OnEvent, Request
+from kinema.schema import BadRequest, Canvas, Note, OnEvent, Request
 
-OPTIONS = ("clip_skip", "travel", "effect")
+OPTIONS = ("clip_skip", "travel", "effect", "scribble", "control_scale")
 """What a request's ``extra`` may hold."""
 MOST_EFFECT = 10.0
 
@@ -35,6 +36,7 @@ class Condition:
     added_1V: Tensor | None = None
     motion: bool = True
     effect_T1HW: Tensor | None = None
+    shown: Shown | None = None
 
     def of(self, frames: Sequence[int] | None) -> Condition:
         """The part of it that belongs to these frames."""
@@ -45,7 +47,21 @@ class Condition:
             return x[list(frames)] if len(x) > 1 else x
 
         effect = None if self.effect_T1HW is None else cut(self.effect_T1HW)
-        return replace(self, context_KLC=cut(self.context_KLC), effect_T1HW=effect)
+        shown = None if self.shown is None else self.shown.of(frames)
+        return replace(self, context_KLC=cut(self.context_KLC), effect_T1HW=effect, shown=shown)
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What SparseCtrl is shown: given frames (B×C×T×H×W) and where they are (mask B×1×T×H×W)."""
+
+    given_BCTHW: Tensor
+    mask_B1THW: Tensor
+    scale: float
+
+    def of(self, frames: Sequence[int]) -> Shown:
+        at = list(frames)
+        return replace(self, given_BCTHW=self.given_BCTHW[:, :, at], mask_B1THW=self.mask_B1THW[:, :, at])
 
 
 # -------------------------------------------------------------------------------------------- words
@@ -138,7 +154,7 @@ def sizes(config: Config, height: int, width: int) -> Tensor:
 # --------------------------------------------------------------------------------------- options
 
 
-def check_extra(request: Request) -> None:
+def check_extra(config: Config, request: Request) -> None:
     """Refuse, by name, options that this family has not and values out of range."""
     extra = request.extra
     for name in extra:
@@ -147,6 +163,16 @@ def check_extra(request: Request) -> None:
     skip = extra.get("clip_skip", 1)
     if isinstance(skip, bool) or not isinstance(skip, int | float) or skip != int(skip) or not 1 <= skip <= 12:
         raise BadRequest(f"clip_skip is {skip!r}; expected a whole number from 1 (nothing skipped) to 12")
+    scale = extra.get("control_scale", 1.0)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale <= MOST_EFFECT:
+        raise BadRequest(f"control_scale is {scale!r}; expected a number from 0 to {MOST_EFFECT:g}")
+    if "control_scale" in extra and config.sparse is None:
+        raise BadRequest("control_scale is of SparseCtrl, and this model has none: add sparsectrl=FILE")
+    if "scribble" in extra and config.sparse != "scribble":
+        raise BadRequest(
+            "scribble is for SparseCtrl's drawings, and this model has none: add sparsectrl=FILE of scribble"
+        )
+    scribbles_of(request)
     travel_of(request)
     effect_of(extra.get("effect"), request.frames or 1)
 
@@ -160,3 +186,44 @@ def effect_of(told: Any, frames: int) -> Tensor | None:
     if not sound or len(values) not in (1, frames):
         raise BadRequest(f"effect is {told!r}; expected a number from 0 to {MOST_EFFECT:g}, or {frames} of them")
     return torch.tensor(values, dtype=torch.float32)[:, None, None, None]
+
+
+# ------------------------------------------------------------------------------------- SparseCtrl
+
+
+def scribbles_of(request: Request) -> dict[int, str]:
+    """Frame to the file of its drawing: a mapping, or one file, which is of frame 0."""
+    told = request.extra.get("scribble", {})
+    try:
+        found = {int(frame): str(file) for frame, file in ({0: told} if isinstance(told, str) else told).items()}
+    except (AttributeError, TypeError, ValueError):
+        raise BadRequest(f"scribble is {told!r}; expected a picture, or a mapping of frames to pictures") from None
+    last = (request.frames or 1) - 1
+    if wrong := [frame for frame in found if not 0 <= frame <= last]:
+        raise BadRequest(f"scribble names frame {wrong[0]}; this clip has frames 0 to {last}")
+    return found
+
+
+def drawn(request: Request) -> Shown | None:
+    """The request's drawings in pixels 0..1, for every clip of the batch."""
+    found = scribbles_of(request)
+    if not found:
+        return None
+    b, _, t, h, w = request.shape.bcthw
+    given, mask = torch.zeros(1, 3, t, h, w), torch.zeros(1, 1, t, h, w)
+    for frame, file in found.items():
+        picture, _ = read.fit(read.read_image(file), h, w, request.fit)
+        given[:, :, frame] = (picture[:, :, 0] + 1) / 2
+        mask[:, :, frame] = 1
+    return Shown(given.expand(b, -1, -1, -1, -1), mask.expand(b, -1, -1, -1, -1), control_scale(request))
+
+
+def frames_shown(request: Request, canvas: Canvas, z_BCTHW: Tensor) -> Shown:
+    """The whole frames a canvas gives, as latents ``z`` of the canvas, zeros elsewhere."""
+    whole_BT = (canvas.mask.flatten(3).amin(-1)[:, 0] > 0).to(z_BCTHW)
+    mask = whole_BT[:, None, :, None, None].expand(-1, -1, -1, *z_BCTHW.shape[-2:])
+    return Shown(z_BCTHW * mask, mask, control_scale(request))
+
+
+def control_scale(request: Request) -> float:
+    return float(request.extra.get("control_scale", 1.0))

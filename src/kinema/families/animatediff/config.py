@@ -69,6 +69,10 @@ class Config:
     """Over what the motion module and the image layers normalise: as trained, or as diffusers does."""
     betas: Betas = MOTION_BETAS
 
+    sparse: Literal["rgb", "scribble"] | None = None
+    """What SparseCtrl is shown: frames of the clip, or drawings; None for a model without it."""
+    sparse_positions: int = 32
+
     absent: tuple[Literal["vae", "text"], ...] = ()
     """What the image model's file lacked and nothing was added for: such a model can be opened, not run."""
 

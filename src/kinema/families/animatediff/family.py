@@ -75,14 +75,17 @@ class AnimateDiffFamily:
         """None: the estimate is a latent, which has no range to be held in."""
         return None
 
-    def honours(self, config: Config, kind: str) -> tuple[str, ...]:  # noqa: ARG002
-        """By guidance, in latents."""
-        return ("native",) if kind == "nothing" else ("replacement", "reconstruction")
+    def honours(self, config: Config, kind: str) -> tuple[str, ...]:
+        """Whole frames natively where SparseCtrl is shown frames; all else by guidance, in latents."""
+        if kind == "nothing":
+            return ("native",)
+        held = ("replacement", "reconstruction")
+        return ("native", *held) if config.sparse == "rgb" and kind != "region" else held
 
     def check(self, config: Config, request: Request) -> None:
         if config.absent:
             raise BadRequest(f"this image model's file has no {_ABSENT[config.absent[0]]}")
-        conditioning.check_extra(request)
+        conditioning.check_extra(config, request)
         frames = request.frames or 1
         if config.motion == "none" and frames > 1:
             raise BadRequest(
@@ -96,7 +99,7 @@ class AnimateDiffFamily:
                 f"{frames}"
             )
 
-    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:  # noqa: ARG002
+    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
         tokenizer = conditioning.tokenizer_of(config, system.weights.path)
         stops = conditioning.travel_of(request)
@@ -117,19 +120,31 @@ class AnimateDiffFamily:
         motion = config.motion != "none" and request.shape.frames > 1
         effect = conditioning.effect_of(request.extra.get("effect"), request.shape.frames)
 
+        shown = conditioning.drawn(request) if config.sparse == "scribble" else None
+        if config.sparse == "rgb" and request.honour == "native" and not canvas.empty:
+            shown = conditioning.frames_shown(request, canvas, system.encode(canvas.video))
+        if shown is not None:
+            shown = replace(
+                shown,
+                given_BCTHW=shown.given_BCTHW.to(system.device, system.dtype),
+                mask_B1THW=shown.mask_B1THW.to(system.device, system.dtype),
+            )
+
         def branch(context: Tensor, vector: Tensor | None) -> Condition:
             added = None
             if vector is not None:
                 told_sizes = conditioning.sizes(config, request.shape.height, request.shape.width)
                 added = torch.cat([vector, told_sizes.to(vector)], dim=1)
-            return Condition(context, added, motion, effect)
+            return Condition(context, added, motion, effect, shown if motion else None)
 
         return Conditions(branch(wanted, pooled), branch(unwanted, pooled_negative))
 
     def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
-        unet, told = cast(AnimateDiff, system.model).unet, condition.of(frames)
-        channels_last(unet)
-        return EPS.denoiser(lambda z, level: recipe.run_unet(unet, system.config, z, level, told).to(z.dtype))
+        model, told = cast(AnimateDiff, system.model), condition.of(frames)
+        channels_last(model.unet)
+        if model.sparse is not None:
+            channels_last(model.sparse)
+        return EPS.denoiser(lambda z, level: recipe.run_unet(model, system.config, z, level, told).to(z.dtype))
 
     def recognise(self, source: Source) -> Found | None:
         return opening.open_source(source)

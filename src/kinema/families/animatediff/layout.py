@@ -59,6 +59,10 @@ def usual(name: str) -> str:
     return name
 
 
+def is_image_model(header: Header) -> bool:
+    return f"{UNET}input_blocks.0.0.weight" in header and not any(".time_stack." in name for name in header)
+
+
 def cleaned(header: Header) -> Header:
     """What of a file's header is read, under the usual names."""
     return {usual(name): entry for name, entry in header.items() if not is_unused(name)}
@@ -73,7 +77,7 @@ def recognise(header: Header) -> ImageFile | None:
     Raises `BadRequest` for an image model that no motion module is for, and says what it is.
     """
     header = cleaned(header)
-    if f"{UNET}input_blocks.0.0.weight" not in header or any(".time_stack." in name for name in header):
+    if not is_image_model(header):
         return None
     xl = f"{UNET}label_emb.0.0.weight" in header
     sizes = _unet_sizes(header, xl)

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from kinema.conditioning.clip_text import ClipText
 from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.motion import MotionModule
+from kinema.families.animatediff.sparse import SparseCtrl
 from kinema.families.animatediff.unet import Transformer, UNet
 from kinema.nn.ldm_unet import ResBlock
 from kinema.vae.kl2d import Autoencoder
 
 
 class AnimateDiff(nn.Module):
-    """U-Net, codec and one text encoder, or two for SDXL."""
+    """U-Net, codec, one text encoder, or two for SDXL, and SparseCtrl where there is one."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -23,6 +24,7 @@ class AnimateDiff(nn.Module):
         self.vae = Autoencoder(config.vae_channels, config.vae_layers, config.latent_channels)
         self.text_encoder = ClipText(config.text[0])
         self.text_encoder_2 = ClipText(config.text[1]) if len(config.text) > 1 else None
+        self.sparse = SparseCtrl(config) if config.sparse else None
         self.register_state_dict_post_hook(_contiguous)
         self.requires_grad_(False)
         # The paper's claim is that motion is learnt once, beside an image model that stays as it is.

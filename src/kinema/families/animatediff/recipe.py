@@ -17,7 +17,6 @@ from kinema.families.animatediff import conditioning
 from kinema.families.animatediff.conditioning import Condition
 from kinema.families.animatediff.config import IMAGE_BETAS, Config
 from kinema.families.animatediff.model import AnimateDiff
-from kinema.families.animatediff.unet import UNet
 from kinema.system import Batch, Recipe
 from kinema.vae.kl2d import ImageCodec
 
@@ -39,21 +38,26 @@ def schedule_of(config: Config) -> DiscreteBetas:
     return DiscreteBetas(*config.betas)
 
 
-def run_unet(unet: UNet, config: Config, z_BCTHW: Tensor, level: Level, condition: Condition) -> Tensor:
+def run_unet(model: AnimateDiff, config: Config, z_BCTHW: Tensor, level: Level, condition: Condition) -> Tensor:
     """The predicted noise. A single frame is told its noise level as the image model was trained: on its own betas."""
     schedule = schedule_of(config) if condition.motion else IMAGE_SCHEDULE
-    dtype, batch = unet.conv_in.weight.dtype, len(z_BCTHW)
-    context = condition.context_KLC
+    dtype, batch = model.unet.conv_in.weight.dtype, len(z_BCTHW)
+    context = condition.context_KLC.to(dtype)
     if len(context) > 1:
         context = context.repeat(batch, 1, 1)
-    added = condition.added_1V
-    return unet(
+    step = schedule.timestep(level.log_snr).to(z_BCTHW.device)
+    added, shown = condition.added_1V, condition.shown
+    control = None
+    if shown is not None and model.sparse is not None:
+        control = model.sparse(shown.given_BCTHW, shown.mask_B1THW, step, context, shown.scale)
+    return model.unet(
         z_BCTHW.to(dtype),
-        schedule.timestep(level.log_snr).to(z_BCTHW.device),
-        context.to(dtype),
+        step,
+        context,
         None if added is None else added.expand(batch, -1),
         motion=condition.motion,
         effect_T1HW=condition.effect_T1HW,
+        control=control,
     )
 
 

@@ -1,4 +1,4 @@
-"""What can be added to an image model at opening: a motion module, another VAE."""
+"""What can be added to an image model at opening: a motion module, another VAE, SparseCtrl."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kinema.checkpoints.files import Header
 from kinema.checkpoints.signatures import describe
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.table import Table
-from kinema.families.animatediff import layout, motion_file
+from kinema.families.animatediff import layout, motion_file, sparse
 from kinema.families.animatediff.config import Config
 from kinema.schema import BadRequest
 from kinema.system import Found
@@ -21,22 +21,31 @@ from kinema.system import Found
 class Slots:
     """What `kinema.system.open_system` asks of a family that takes additions."""
 
-    names = ("motion", "vae")
+    names = ("motion", "vae", "sparsectrl")
 
     def open(self, config: Config, slot: str, source: Source) -> Found:
         """The config with this in it. Raises `BadRequest` for what does not belong there, and says what it is."""
-        return {"motion": _open_motion, "vae": _open_vae}[slot](config, source)
+        return {"motion": _open_motion, "vae": _open_vae, "sparsectrl": _open_sparse}[slot](config, source)
 
     def convert(self, config: Config, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
         """Its tensors under the network's names."""
-        return {"motion": _motion, "vae": _vae}[slot](tensors)
+        return {"motion": _motion, "vae": _vae, "sparsectrl": _sparse}[slot](tensors)
 
 
 SLOTS = Slots()
 
 
 def _wrong(source: Source, wanted: str) -> BadRequest:
-    return BadRequest(f"{source.path} is no {wanted}: it is {describe(source)}")
+    return BadRequest(f"{source.path} is no {wanted}: it is {kind_of(source)}")
+
+
+def kind_of(source: Source) -> str:
+    """What a file is, as people of this family call it."""
+    if told := sparse.recognise(source.header):
+        return f"SparseCtrl for {'frames' if told.kind == 'rgb' else 'scribbles'} (add sparsectrl=FILE)"
+    if layout.is_image_model(source.header):
+        return "an image model of Stable Diffusion"
+    return describe(source)
 
 
 def _header(tensors: Mapping[str, Tensor]) -> Header:
@@ -59,6 +68,20 @@ def _motion(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     told = motion_file.recognise(_header(tensors))
     assert told is not None  # it was when the model was opened
     return {f"unet.{name}": tensor for name, tensor in motion_file.convert(told, tensors).items()}
+
+
+# ------------------------------------------------------------------------------------- SparseCtrl
+
+
+def _open_sparse(config: Config, source: Source) -> Found:
+    told = sparse.recognise(source.header)
+    if told is None:
+        raise _wrong(source, "SparseCtrl")
+    return Found(told.into(config))
+
+
+def _sparse(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"sparse.{name}": tensor for name, tensor in sparse.convert(tensors).items()}
 
 
 # -------------------------------------------------------------------------------------------- VAE
