@@ -95,6 +95,23 @@ def diffusers_motion_unet(config: Config) -> nn.Module:
     )
 
 
+def diffusers_sparse(config: Config) -> nn.Module:
+    from diffusers.models import SparseControlNetModel
+
+    return SparseControlNetModel(
+        in_channels=config.latent_channels,
+        conditioning_channels=config.latent_channels if config.sparse == "rgb" else 3,
+        down_block_types=tuple("CrossAttnDownBlockMotion" if d else "DownBlockMotion" for d in config.depths),
+        block_out_channels=config.channels,
+        layers_per_block=config.layers,
+        cross_attention_dim=config.context,
+        num_attention_heads=config.heads,
+        motion_max_seq_length=config.sparse_positions,
+        motion_num_attention_heads=config.motion_heads,
+        use_simplified_condition_embedding=config.sparse == "rgb",
+    )
+
+
 def diffusers_vae(config: Config) -> nn.Module:
     from diffusers import AutoencoderKL
 
@@ -149,5 +166,6 @@ def oracle() -> SimpleNamespace:
         motion_unet=diffusers_motion_unet,
         vae=diffusers_vae,
         clip_text=clip_text,
+        sparse=diffusers_sparse,
         same_weights=same_weights,
     )

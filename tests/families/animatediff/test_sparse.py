@@ -24,25 +24,6 @@ def normal(*shape, seed=1):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def theirs(config, ours):
-    from diffusers.models import SparseControlNetModel
-
-    made = SparseControlNetModel(
-        in_channels=4,
-        conditioning_channels=4 if config.sparse == "rgb" else 3,
-        down_block_types=tuple("CrossAttnDownBlockMotion" if d else "DownBlockMotion" for d in config.depths),
-        block_out_channels=config.channels,
-        layers_per_block=config.layers,
-        cross_attention_dim=config.context,
-        num_attention_heads=config.heads,
-        motion_max_seq_length=config.sparse_positions,
-        motion_num_attention_heads=config.motion_heads,
-        use_simplified_condition_embedding=config.sparse == "rgb",
-    )
-    made.load_state_dict(ours.state_dict())
-    return made.eval().requires_grad_(False)
-
-
 @pytest.mark.parametrize("kind", ["rgb", "scribble"])
 def test_residuals_equal_diffusers(oracle, kind):
     """In float64: frames without anything given are nearly constant maps, whose norms magnify rounding to 1e-4."""
@@ -55,7 +36,7 @@ def test_residuals_equal_diffusers(oracle, kind):
     given = normal(2, 4 if kind == "rgb" else 3, frames, side, side) * mask
     step, context = torch.tensor([981.0, 20.0]), normal(2, 7, config.context).double()
     made = ours(given, mask, step, context, 0.7)
-    skips, middle = theirs(config, ours).double()(
+    skips, middle = oracle.same_weights(oracle.sparse(config), ours).double()(
         normal(2, 4, frames, 8, 8).double(),  # the noisy latents, of which it sees nothing
         step,
         context.repeat_interleave(frames, dim=0),
