@@ -198,6 +198,30 @@ def test_single_file_to_folder_and_back_is_byte_identical(tmp_path, outline, wit
     assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
 
 
+def test_every_key_of_the_full_layout_survives_byte_by_byte(tmp_path):
+    """All 2,446 tensors of the published file, of the depth that it has and of small widths."""
+    narrow = replace(
+        SVD,
+        widths=(4, 8, 16, 16),
+        context=8,
+        vector=24,
+        vae_widths=(4, 8, 16, 16),
+        clip_width=16,
+        clip_hidden=16,
+        clip_positions=5,
+        embedding=8,
+        text_width=8,
+        text_length=3,
+        vocabulary=5,
+    )
+    assert table(narrow).theirs.keys() == table(SVD).theirs.keys()
+    save_file(tensors_of(narrow, torch.float16), tmp_path / "a.safetensors", {"format": "pt"})
+    convert(tmp_path / "a.safetensors", tmp_path / "folder", "diffusers")
+    convert(tmp_path / "folder", tmp_path / "b.safetensors", "sgm")
+    assert len(header(tmp_path / "b.safetensors")) == 2446
+    assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
+
+
 def test_a_file_with_tensors_in_an_unusual_order_comes_back_in_that_order(tmp_path, made):
     data = load_file(made / "svd.safetensors")
     table_, blob = {}, b""
