@@ -110,6 +110,8 @@ class Config:
 V3 = Config()  # motion 417,137,600 in 520 tensors; whole U-Net 1,276,658,564
 V1 = replace(V3, motion="v1", positions=24)  # the same sizes
 V2 = replace(V3, motion="v2", motion_mid=True)  # motion 453,209,280 in 546; whole U-Net 1,312,730,244
+V3_RGB = replace(V3, sparse="rgb")  # SparseCtrl 496,730,880 in 478
+V3_SCRIBBLE = replace(V3, sparse="scribble")  # 497,802,784 in 492
 LCM = replace(V2, motion="lcm", steps=6, sampler="lcm", guidance=1.5, spacing="trailing")
 LIGHTNING = replace(V2, motion="lightning", steps=4, sampler="euler", guidance=1.0, spacing="trailing")
 IMAGE = replace(V3, motion="none", frames=1, betas=IMAGE_BETAS)  # Stable Diffusion 1.5: 859,520,964
@@ -157,6 +159,8 @@ PRESETS: dict[str, Config] = {
     "v1": V1,
     "v2": V2,
     "v3": V3,
+    "v3-rgb": V3_RGB,
+    "v3-scribble": V3_SCRIBBLE,
     "lcm": LCM,
     "lightning": LIGHTNING,
     "sdxl": SDXL,
