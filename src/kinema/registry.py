@@ -21,6 +21,7 @@ FAMILIES: dict[str, str] = {
 """Folder name under ``families/`` to its `Family` object."""
 
 LAYOUTS: dict[str, str] = {
+    "animatediff": "kinema.families.animatediff.checkpoint:LAYOUTS",
     "svd": "kinema.families.svd.checkpoint:LAYOUTS",
 }
 """Families whose weights exist in several layouts, to what `kinema.checkpoints.convert` asks of them."""

@@ -9,8 +9,8 @@ import torch
 
 from kinema import registry
 from kinema.checkpoints import files
-from kinema.families.animatediff import layout, motion_file
-from kinema.families.animatediff.config import IMAGE, MOTION_BETAS, SDXL_IMAGE, TINY
+from kinema.families.animatediff import layout, motion_file, sparse
+from kinema.families.animatediff.config import IMAGE, MOTION_BETAS, PRESETS, SDXL_IMAGE, TINY
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.generate import load
 from kinema.schema import BadRequest, Request
@@ -142,7 +142,7 @@ def test_what_is_in_the_wrong_slot_is_named_for_what_it_is(tiny, tmp_path):
     lora = written(tmp_path / "l.safetensors", {"lora_unet_x_attn2_to_k.lora_down.weight": torch.zeros(4, 2048)})
     with pytest.raises(BadRequest, match="it is an AnimateDiff motion module"):
         open_system(mm)
-    with pytest.raises(BadRequest, match="is no motion module: it is a model of animatediff"):
+    with pytest.raises(BadRequest, match="is no motion module: it is an image model of Stable Diffusion"):
         open_system(image, add={"motion": image})
     with pytest.raises(BadRequest, match="is no motion module: it is a LoRA of Stable Diffusion XL"):
         open_system(image, add={"motion": lora})
@@ -172,3 +172,45 @@ def test_an_image_model_makes_pictures_and_says_what_it_needs_to_move(tiny):
     with pytest.raises(BadRequest, match=r"makes one: add a motion module \(motion=FILE\)"):
         system.settle(Request(prompt="a red ball", frames=8))
     assert system.settle(Request(prompt="a red ball")).frames == 1
+
+
+# ------------------------------------------------------------------------------ at published sizes
+
+
+def hollow(path, shapes, dtype="F16"):
+    """A file with these tensors and no data: a hole that the disk does not store."""
+    import json
+    import math
+    import struct
+
+    table, at = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * math.prod(shape)
+        table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    told = json.dumps(table).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(told)) + told)
+        file.truncate(8 + len(told) + at)
+    return path
+
+
+def test_files_of_published_size_open_by_their_headers(tmp_path):
+    image = hollow(tmp_path / "sd15.safetensors", layout.ImageFile(IMAGE, vae=True, text=True).table.theirs)
+    with torch.device("meta"):
+        state = AnimateDiff(PRESETS["v3-rgb"]).state_dict()
+    motion = {
+        k[5:]: torch.zeros(()).expand(v.shape) for k, v in state.items() if k.startswith("unet.") and ".motion_" in k
+    }
+    control = {k[7:]: torch.zeros(()).expand(v.shape) for k, v in state.items() if k.startswith("sparse.")}
+    mm = hollow(tmp_path / "v3_sd15_mm.safetensors", _shapes(motion_file.export("official", motion)))
+    rgb = hollow(tmp_path / "v3_sd15_sparsectrl_rgb.safetensors", _shapes(sparse.export("official", control)))
+    assert image.stat().st_size > 2e9
+    assert mm.stat().st_size > 0.8e9
+    system = open_system(image, add={"motion": mm, "sparsectrl": rgb})
+    assert system.config == PRESETS["v3-rgb"]
+    assert "model" not in vars(system)
+
+
+def _shapes(tensors):
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
