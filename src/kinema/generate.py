@@ -110,6 +110,8 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
     whole = replace(request, frames=system.lattice.ceil_frames(request.shape.frames))
     if request.overlap is not None and request.window is None and not rolls_out(system, whole):
         raise BadRequest("overlap is of windows, or of the blocks of a clip longer than the model: leave it out")
+    if request.window_places != "static" and request.window is None:
+        raise BadRequest("window_places is of windows: give a window, or leave it out")
     if request.colours != "free" and request.task in ("generate", "edit") and not rolls_out(system, whole):
         raise BadRequest("colours are of given frames, or of a clip longer than the model: leave it out")
     system.sampler_options(request)
@@ -232,7 +234,8 @@ def guide(system: System, conditions: Conditions, request: Request, scale: Scale
     length = lattice.latent_frames(request.window)
     overlap = length // 4 if request.overlap is None else min(request.overlap // lattice.stride[0], length - 1)
     total = system.latent_shape(request).frames
-    return Windowed(make, total, length, overlap, request.window_weights, request.loop)
+    uniform = request.window_places == "uniform"
+    return Windowed(make, total, length, overlap, request.window_weights, request.loop, uniform)
 
 
 def guidance_scale(system: System, request: Request) -> Scale:

@@ -161,7 +161,9 @@ def ask(**told):
 def test_more_frames_than_positions_are_refused_with_what_helps(model):
     with pytest.raises(BadRequest, match=r"frames is 20.*sees 16 at once.*window.*overlap.*stretch=20"):
         model.run(ask(frames=20))
-    assert model.run(ask(frames=20, window=8)).shape.frames == 20
+    still = model.run(ask(frames=20, window=8)).video
+    assert still.shape[2] == 20
+    assert not torch.equal(model.run(ask(frames=20, window=8, window_places="uniform")).video, still)
     assert model.run(ask(frames=20, overlap=4)).shape.frames == 20
 
 
@@ -211,3 +213,71 @@ def test_clip_skip_and_long_prompts_change_what_is_told(model):
 def test_options_out_of_range_are_refused_by_name(model, extra, says):
     with pytest.raises(BadRequest, match=says):
         model.run(ask(frames=4, extra=extra))
+
+
+def test_half_precision_and_batches_with_a_travelling_prompt_run(folder, model):
+    half = load(folder, dtype=torch.bfloat16).run(ask(frames=4)).video
+    assert (half - model.run(ask(frames=4)).video).abs().mean() < 0.1
+    travelling = ask(frames=4, extra={"travel": {3: "z z z"}})
+    both = model.run(travelling.with_(clips=2)).video
+    assert torch.allclose(both[1:], model.run(travelling.with_(seed=2)).video, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ SDXL
+
+
+@pytest.mark.parametrize("negative", ["z y", ""])
+def test_sdxl_clips_equal_the_pipeline_of_diffusers(oracle, tmp_path, negative):
+    from diffusers import AnimateDiffSDXLPipeline, MotionAdapter
+
+    texts = tuple(replace(size, vocabulary=64) for size in oracle.tiny_xl.text)
+    config = replace(oracle.tiny_xl, text=texts)
+    ours = oracle.randomised(AnimateDiff(config))
+    encoders = [oracle.clip_text(size) for size in texts]
+    for encoder, mine in zip(encoders, (ours.text_encoder, ours.text_encoder_2), strict=True):
+        oracle.same_weights(encoder, mine)
+        encoder.config.bos_token_id, encoder.config.eos_token_id = 53, 54
+        for part in encoder.modules():  # where the pooled state is taken
+            if hasattr(part, "eos_token_id"):
+                part.eos_token_id = 54
+    first, second = (tokenizer(tmp_path / name) for name in ("one", "two"))
+    second.pad_token = "a"  # token 0, as SDXL's second tokenizer has "!"
+    adapter = MotionAdapter(
+        block_out_channels=config.channels,
+        motion_layers_per_block=config.layers,
+        motion_num_attention_heads=config.motion_heads,
+        motion_max_seq_length=config.positions,
+        use_motion_mid_block=False,
+    )
+    theirs = AnimateDiffSDXLPipeline(
+        vae=oracle.same_weights(oracle.vae(config), ours.vae),
+        text_encoder=encoders[0],
+        text_encoder_2=encoders[1],
+        tokenizer=first,
+        tokenizer_2=second,
+        unet=oracle.same_weights(oracle.motion_unet(config), ours.unet),
+        motion_adapter=adapter,
+        scheduler=scheduler(config.betas),
+    )
+    theirs.save_pretrained(tmp_path / "xl")
+    theirs.set_progress_bar_config(disable=True)
+    noise = noise_of(frames=4)
+    expected = theirs(
+        PROMPT,
+        negative_prompt=negative or None,
+        num_inference_steps=3,
+        guidance_scale=4.0,
+        num_frames=4,
+        height=16,
+        width=16,
+        latents=noise.clone(),
+        output_type="latent",
+    ).frames
+    model = load(tmp_path / "xl", overrides={"norms": "diffusers"})
+    assert (model.system.config.channels, model.system.config.size_embedding) == (config.channels, 8)
+    request = Request(
+        prompt=PROMPT, negative_prompt=negative, steps=3, guidance=4.0, frames=4, height=16, width=16, seed=0,
+        sampler="ddim",
+    )  # fmt: skip
+    made = model.run(request, noise=noise, output="latents").video
+    assert (made - expected).abs().max() <= 1e-4
