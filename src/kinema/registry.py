@@ -24,6 +24,11 @@ LAYOUTS: dict[str, str] = {
 }
 """Families whose weights exist in several layouts, to what `kinema.checkpoints.convert` asks of them."""
 
+TRAINING: dict[str, str] = {
+    "svd": "kinema.families.svd.training:TRAINING",
+}
+"""Families with stages, parts or precomputed latents, to what `kinema.training.learning` asks of them."""
+
 EMBEDDED: dict[str, tuple[str, str]] = {
     "zoetrope": ("zoetrope", "zoetrope.safetensors"),
 }
