@@ -76,9 +76,9 @@ class Batch:
     ``image_captions[b][k]``; they never share temporal attention with the clip. ``scenes`` are the scene
     graphs of clips that were rendered (None for filmed ones): ground truth that a recipe may learn from.
 
-    ``fps`` and ``motion`` [B] are the rate each clip plays at and how much it moves (`kinema.data.motion`), NaN where that
-    is not known. ``encoded`` is what the family's frozen networks made of the clips beforehand, under its own names;
-    ``video`` then holds their first frames only.
+    ``fps`` and ``motion`` [B] are the rate each clip plays at and how much it moves (`kinema.data.motion`), NaN
+    where that is not known. ``encoded`` is what the family's frozen networks made of the clips beforehand, under its
+    own names; ``video`` then holds their first frames only.
     """
 
     video: Tensor
@@ -114,6 +114,8 @@ class Recipe:
     grammar: str = "mixed"
     slow: float = 1.0
     """Playroom clips are slowed by up to this, evenly in its logarithm: every scene at many speeds."""
+    without: tuple[str, ...] = ()
+    """Motions of the playroom that are left out."""
     frameskip: int = 1
 
 

@@ -5,14 +5,17 @@ frames 1/fps apart and a shorter side s,
 
     motion = mean over frames and pixels of |f| · fps / s.
 
-It does not depend on size, length or (for even motion) frame rate. Blattmann et al. 2023 (§3, appendix C) score
-clips by the mean flow too, by Farnebäck at 2 frames a second and 16 pixels; what buckets they made of the scores
-was never published. Ours is ``bucket = 255 · motion / (motion + middle)``: rising, reversible, within 0..255 and half
+It does not depend on size, length or (for even motion) frame rate. The flow is Farnebäck's, at 8 frames a second and
+a shorter side of 64 pixels; where nothing changes from frame to frame it is taken for 0, since there it is only what
+its smoothness carries over from elsewhere. Blattmann et al. 2023 (§3, appendix C) score clips by the mean of the same
+flow, at 2 frames a second and 16 pixels; what buckets they made of the scores was never published. Ours is ``bucket = 255 · motion / (motion + middle)``: rising, reversible, within 0..255 and half
 of it at ``middle``.
 
-Limits. Buckets of published weights mean what their authors' mapping made of them, so ours orders clips as
+Limits. Buckets of published weights mean what their authors' mapping made of them, so ours orders clips much as
 theirs does but need not agree in value. Flow sees no motion on flat surfaces, follows no more than about a
 fifth of the frame between two frames, and takes flicker and fades for a little motion; a shaking camera counts.
+A pan of known speed is measured at 70 to 85 % of it; over rendered clips, against their scene graphs, the rank
+correlation is 0.87 and the median ratio 1.1 (tests/data/test_motion.py).
 """
 
 from __future__ import annotations
@@ -38,6 +41,9 @@ RATE = 8.0
 """Frames a second that are looked at: motion between two of them is small enough to follow."""
 SHORT = 64
 """Shorter side that frames are brought to before flow is measured."""
+WINDOW = 9
+UNCHANGED = 2
+"""Levels (of 255) up to which a pixel counts as unchanged."""
 
 
 _Number = TypeVar("_Number", float, "Tensor")
@@ -54,7 +60,7 @@ def motion_of(bucket_: float, middle: float = MIDDLE) -> float:
 
 
 def of_frames(frames_HWC: Iterable[NDArray[np.uint8]], fps: float) -> float:
-    """Motion of uint8 frames that are 1/fps apart, by dense inverse search (OpenCV's DIS); 0 for a single frame.
+    """Motion of uint8 frames that are 1/fps apart, by Farnebäck's optical flow; 0 for a single frame.
 
     Raises BadRequest where OpenCV is missing or a frame has another size than the one before.
     """
@@ -63,20 +69,23 @@ def of_frames(frames_HWC: Iterable[NDArray[np.uint8]], fps: float) -> float:
     except ImportError:
         raise BadRequest("motion is measured by optical flow, which needs OpenCV: pip install 'kinema[eval]'") from None
     cv2.setNumThreads(1)  # frames this small lose by being shared out
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    near = np.ones((3, 3), np.uint8)
 
-    def grey(frame_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def small(frame_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
         height, width = frame_HWC.shape[:2]
         scale = SHORT / min(height, width)
         size = (max(round(width * scale), SHORT), max(round(height * scale), SHORT))
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        return np.asarray(cv2.resize(cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2GRAY), size, interpolation=how))
+        return np.asarray(cv2.resize(frame_HWC, size, interpolation=how))
 
     speeds = []
-    for before, after in pairwise(map(grey, frames_HWC)):
+    for before, after in pairwise(map(small, frames_HWC)):
         if before.shape != after.shape:
             raise BadRequest("its frames change their size")
-        speeds.append(float(np.linalg.norm(flow.calc(before, after, None), axis=-1).mean()))
+        grey = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (before, after))
+        flow_HW2 = cv2.calcOpticalFlowFarneback(*grey, None, 0.5, 3, WINDOW, 3, 5, 1.1, 0)
+        changed = (cv2.absdiff(before, after).max(-1) > UNCHANGED).astype(np.uint8)
+        speeds.append(float((np.linalg.norm(flow_HW2, axis=-1) * cv2.dilate(changed, near)).mean()))
     return float(np.mean(speeds)) * fps / SHORT if speeds else 0.0
 
 

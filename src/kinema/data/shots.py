@@ -1,9 +1,9 @@
 """Clips cut where the film cuts: one file a shot, with what is known of it in ``metadata.jsonl``.
 
 A cut is a frame that differs from the one before by much more than its neighbours do: with d the mean absolute
-difference of frames brought to 32 pixels (0..1), frame t begins a shot where ``d_t >= LEAST`` and ``d_t >= RATIO`` times
-the mean of d over the five frames on either side (the idea of PySceneDetect's adaptive detector). Fades and dissolves
-have no such frame and are not found.
+difference of frames brought to 32 pixels (0..1), frame t begins a shot where ``d_t >= LEAST`` and ``d_t`` is ``RATIO``
+times the mean of d over the five frames on either side, or more (the idea of PySceneDetect's adaptive detector).
+Fades and dissolves have no such frame and are not found.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Linear layers with a low-rank addition that is trained while the layer itself stands still (Hu et al. 2021).
 
 The layer keeps its name, its weight and its bias; the addition is two parameters more, ``lora_down`` [rank, in] and
-``lora_up`` [out, rank]: ``y = W x + b + (alpha / rank) · up (down x)``. ``up`` begins at zero, so that a network that has
-just been adapted is the network that it was.
+``lora_up`` [out, rank]: ``y = W x + b + (alpha / rank) · up (down x)``. ``up`` begins at zero, so that a network
+that has just been adapted is the network that it was.
 """
 
 from __future__ import annotations

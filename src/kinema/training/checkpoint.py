@@ -1,8 +1,8 @@
 """Training checkpoints: one safetensors file each, complete or absent.
 
 ``step-00001000.safetensors`` holds the trained weights (``raw.``), their average (``ema.``), the optimisers'
-state (``optim.``) and the generator (``rng``), and nothing of what stands still; its metadata holds where the run stands
-(``kinema-training``) and the model (``kinema-model``). Files are written beside and renamed, so a
+state (``optim.``) and the generator (``rng``), and nothing of what stands still; its metadata holds where the
+run stands (``kinema-training``) and the model (``kinema-model``). Files are written beside and renamed, so a
 killed run leaves the previous one; nothing older is deleted before the new one stands.
 """
 

@@ -57,8 +57,9 @@ def train(options: TrainOptions, on_event: OnEvent = ignore) -> TrainResult:
                 if _due(options.save_every, event):
                     save(run)
                 if _due(options.sample_every, event) and not stop:
+                    asked = sheets.requests(folder, run.system, run.source)
                     with run.ema.applied(run.model):
-                        sheets.draw(folder, run.system, run.model, run.source.prompts, state.step, on_event)
+                        sheets.draw(folder, run.system, run.model, asked, state.step, on_event)
             save(run)
         weights = learning.export_last(folder, run.ema.shadow, run.model, options, run.note)
     loss = math.nan if state.loss is None else state.loss

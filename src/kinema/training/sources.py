@@ -36,14 +36,22 @@ def open_source(options: TrainOptions, system: System, recipe: Recipe, model: nn
     """The clips that the options name, at the system's native size; ``model`` is the network to be trained."""
     own = system.family.defaults(system.config)
     if options.data == "playroom":
+        told = {"grammar": recipe.grammar, "slow": recipe.slow, "without": list(recipe.without)}
         rendered = partial(
-            Playroom, own.frames, own.height, own.width, own.fps, grammar=recipe.grammar, slow=recipe.slow
+            Playroom,
+            own.frames,
+            own.height,
+            own.width,
+            own.fps,
+            grammar=recipe.grammar,
+            slow=recipe.slow,
+            without=recipe.without,
         )
         return Source(
             rendered(seed=options.seed),
             rendered(seed=options.seed + 1, split="held-out"),
             playroom.prompts(6, seed=3, grammar="simple", split="held-out"),
-            {"source": "playroom", "grammar": recipe.grammar} | ({"slow": recipe.slow} if recipe.slow > 1 else {}),
+            {"source": "playroom", **{name: value for name, value in told.items() if value not in (1.0, [])}},
         )
     folder = Path(options.data)
     if not folder.is_dir():

@@ -46,7 +46,7 @@ class Playroom:
 
     ``mixed`` is seven simple clips and then one of the full grammar: a small model has most to learn
     from the simplest sentences, which are also what most people type. ``slow`` above 1 shows a part of each scene
-    in slow motion, by a factor from 1 to it, drawn evenly in the logarithm.
+    in slow motion, by a factor from 1 to it, drawn evenly in the logarithm. Motions in ``without`` are left out.
     """
 
     frames: int
@@ -57,31 +57,40 @@ class Playroom:
     grammar: str = "mixed"
     split: str = "train"
     slow: float = 1.0
+    without: tuple[str, ...] = ()
 
     @property
     def skipped(self) -> Sequence[str]:
         return ()
 
     def clip(self, index: int) -> Clip:
-        grammar = self.grammar if self.grammar != "mixed" else ("full" if index % 8 == 7 else "simple")
         rng = np.random.default_rng([self.seed, index, _PACE])
         pace = float(np.exp(rng.random() * np.log(self.slow)))
         frames = round(self.frames * pace)
         start = int(rng.integers(frames - self.frames + 1))
-        made = playroom.sample(
-            self.seed * _EPOCH_STRIDE + index,
-            frames=frames,
-            height=self.height,
-            width=self.width,
-            fps=self.fps * pace,
-            grammar=cast("Grammar", grammar),
-            split=cast("Split", self.split),
-        )
+        made = self._sample(index, frames, self.fps * pace)
         shown = slice(start, start + self.frames)
         moving = motion.of_scene(made.scene, self.height, self.width)[shown][: self.frames - 1] / pace
         video = torch.from_numpy(made.video_CTHW[:, shown].copy() if pace > 1 else made.video_CTHW)
         scene = made.scene if frames == self.frames else _during(made.scene, shown, self.fps)
         return Clip(video, made.caption, scene, self.fps, float(moving.mean()) if len(moving) else 0.0)
+
+    def _sample(self, index: int, frames: int, fps: float) -> playroom.Sample:
+        grammar = self.grammar if self.grammar != "mixed" else ("full" if index % 8 == 7 else "simple")
+        seed: int | list[int] = self.seed * _EPOCH_STRIDE + index
+        while True:
+            made = playroom.sample(
+                seed,
+                frames=frames,
+                height=self.height,
+                width=self.width,
+                fps=fps,
+                grammar=cast("Grammar", grammar),
+                split=cast("Split", self.split),
+            )
+            if made.scene.objects[0].motion not in self.without:
+                return made
+            seed = [seed, 1] if isinstance(seed, int) else [*seed[:-1], seed[-1] + 1]
 
 
 _PACE = 0x9ACE

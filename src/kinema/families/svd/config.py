@@ -71,7 +71,7 @@ class Config:
     sigma_max: float = 700.0
     """Where sampling begins."""
     pocket: bool = False
-    """Small autoencoder and image encoder of our own (`pocket`), trained with the rest, in place of SD 2.1's and CLIP."""
+    """Small autoencoder and image encoder of our own (`pocket`), trained too, in place of SD 2.1's and CLIP."""
     patch: int = 1
     """Pixels along a side that the pocket's autoencoder takes together before its first layer."""
 

@@ -24,7 +24,7 @@ LEAST_LOG_VARIANCE, MOST_LOG_VARIANCE = -12.0, 4.0
 
 
 class PocketSVD(nn.Module):
-    """The three networks under the names of `model.SVD`. The stage ``codec`` trains the autoencoder, others the rest."""
+    """The three networks under the names of `model.SVD`. The stage ``codec`` trains the codec, others the rest."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()

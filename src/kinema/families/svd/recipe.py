@@ -76,14 +76,14 @@ STAGES: dict[str, Stage] = {
     # The pocket's own two, sized for two CPU cores. 8×8 latents show their content through more noise than SVD's do
     # through theirs, and a clip of 14 frames through more than an image; motion is decided at the noise end.
     "codec": Stage(0.0, 1.0, (14, 64, 64), 700, 8, 2e-3, ema=0.99),
-    "playroom": Stage(0.3, 1.4, (14, 64, 64), 1500, 8, 2e-3, ema=0.995),
+    "playroom": Stage(0.3, 1.4, (14, 64, 64), 1200, 8, 2e-3, ema=0.995),
 }
 PAPER = ("image", "video", "video-large", "text", "base", "finetune")
 POCKET = ("codec", "playroom")
 
 
 def staged(config: Config, name: str) -> Config:
-    """The config in another stage: at its size where the network is of full size. Raises BadRequest for one it has not."""
+    """The config in another stage, at the stage's size where the network is of full size. BadRequest for no stage."""
     known = POCKET if config.pocket else PAPER
     if name not in known:
         raise BadRequest(f"there is no training stage {name!r} of this svd model; expected one of {', '.join(known)}")
@@ -111,7 +111,7 @@ def recipe(config: Config) -> Recipe:
     )
     if config.pocket:
         optimiser = "adamw" if config.stage == "codec" else "muon"
-        return replace(told, optimiser=optimiser, warmup=50, cooldown=0.4, grammar="simple", slow=SLOW)
+        return replace(told, optimiser=optimiser, warmup=50, cooldown=0.4, grammar="simple", slow=SLOW, without=WITHOUT)
     if config.channels[0] < FULL:
         return replace(told, steps=200, batch=4, warmup=10, learning_rate=1e-3, ema=0.99)
     return told
@@ -119,6 +119,8 @@ def recipe(config: Config) -> Recipe:
 
 SLOW = 4.0
 """Playroom clips are slowed by up to this, so that one picture has been seen at every motion bucket."""
+WITHOUT = ("fades",)
+"""What fades away does not move: asked for little motion, a model would make things vanish."""
 
 
 # ---------------------------------------------------------------------------------------- the loss
