@@ -8,8 +8,8 @@ frames 1/fps apart and a shorter side s,
 It does not depend on size, length or (for even motion) frame rate. The flow is Farnebäck's, at 8 frames a second and
 a shorter side of 64 pixels; where nothing changes from frame to frame it is taken for 0, since there it is only what
 its smoothness carries over from elsewhere. Blattmann et al. 2023 (§3, appendix C) score clips by the mean of the same
-flow, at 2 frames a second and 16 pixels; what buckets they made of the scores was never published. Ours is ``bucket = 255 · motion / (motion + middle)``: rising, reversible, within 0..255 and half
-of it at ``middle``.
+flow, at 2 frames a second and 16 pixels; what buckets they made of the scores was never published. Ours is
+``bucket = 255 · motion / (motion + middle)``: rising, reversible, within 0..255 and half of it at ``middle``.
 
 Limits. Buckets of published weights mean what their authors' mapping made of them, so ours orders clips much as
 theirs does but need not agree in value. Flow sees no motion on flat surfaces, follows no more than about a

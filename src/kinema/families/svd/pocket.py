@@ -65,8 +65,8 @@ class PocketAutoencoder(nn.Module):
         super().__init__()
         latent, stride = config.latent_channels, config.stride
         self.encoder = _Encoder(config.patch, config.vae_channels, config.vae_layers, latent, stride)
-        wider = tuple(3 * c // 2 for c in config.vae_channels)  # decoding is paid once a clip, encoding at every step
-        self.decoder = _Decoder(config.patch, wider, config.vae_layers + 1, latent, stride)
+        widest = (max(config.vae_channels),) * len(config.vae_channels)  # decoding is paid once, encoding at every step
+        self.decoder = _Decoder(config.patch, widest, config.vae_layers + 1, latent, stride)
         self.register_buffer("mean", torch.zeros(latent))
         self.register_buffer("variance", torch.ones(latent))
 

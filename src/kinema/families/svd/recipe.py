@@ -75,8 +75,8 @@ STAGES: dict[str, Stage] = {
     "finetune": Stage(1.0, 1.6, (14, 576, 1024), 50_000, 768, 3e-5),
     # The pocket's own two, sized for two CPU cores. 8×8 latents show their content through more noise than SVD's do
     # through theirs, and a clip of 14 frames through more than an image; motion is decided at the noise end.
-    "codec": Stage(0.0, 1.0, (14, 64, 64), 700, 8, 2e-3, ema=0.99),
-    "playroom": Stage(0.3, 1.4, (14, 64, 64), 1200, 8, 2e-3, ema=0.995),
+    "codec": Stage(0.0, 1.0, (14, 64, 64), 900, 8, 2e-3, ema=0.99),
+    "playroom": Stage(0.3, 1.4, (14, 64, 64), 1400, 8, 2e-3, ema=0.995),
 }
 PAPER = ("image", "video", "video-large", "text", "base", "finetune")
 POCKET = ("codec", "playroom")
