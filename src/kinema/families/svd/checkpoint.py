@@ -23,7 +23,7 @@ from kinema.checkpoints.files import DTYPES, Header, read_tensors
 from kinema.checkpoints.lora_formats import Lora, is_lora
 from kinema.checkpoints.stream import Stream
 from kinema.checkpoints.table import Row, Table, shapes_of
-from kinema.families.svd import folder
+from kinema.families.svd import folder, own
 from kinema.families.svd.config import PRESETS, Config
 from kinema.families.svd.layout import CLIP, FIRST_STAGE, UNET, VAE_AT, Outline, table
 from kinema.families.svd.lora import read as read_lora
@@ -222,6 +222,15 @@ def open_sgm(path: Path, variant_name: str | None = None) -> Opened | None:
     return Opened(outline, ours, extra, read, path.name, frames, source.text)
 
 
+def open_own(path: Path, variant_name: str | None = None) -> Opened | None:
+    """A file that `kinema train` wrote, checked from its header alone; None when it is not SVD's."""
+    told = own.read(path, variant_name)
+    if told is None:
+        return None
+    outline, source, frames = told
+    return Opened(outline, dict(source.header), {}, source.__getitem__, path.name, frames)
+
+
 def open_folder(path: Path, variant_name: str | None = None) -> Opened | None:
     """A diffusers folder, checked from its configs and headers alone; None when it is not SVD's.
 
@@ -309,7 +318,7 @@ class Layouts:
             return open_folder(source, variant)
         if is_lora(files.header(source)):
             return OpenedLora(read_lora(source))
-        return open_sgm(source, variant)
+        return open_own(source, variant) or open_sgm(source, variant)
 
     def plan(self, opened: Opened | OpenedLora, layout: str, dtype: torch.dtype | None) -> Plan:
         if isinstance(opened, OpenedLora):
