@@ -152,7 +152,9 @@ def _annotation(o: Option) -> Any:
         help=o.help, metavar=_metavar(o), aliases=(o.short,) if o.short else None, help_behavior_hint=default
     )
     if o.positional:
-        return Annotated[tyro.conf.Positional[list[str] if o.repeated else str], arg]
+        if o.repeated:
+            return Annotated[tyro.conf.Positional[list[str]], arg]
+        return Annotated[tyro.conf.Positional[str], arg]
     if o.repeated:
         return Annotated[tyro.conf.UseAppendAction[list[str]], arg]
     return Annotated[str, arg]

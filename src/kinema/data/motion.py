@@ -82,8 +82,8 @@ def of_frames(frames_HWC: Iterable[NDArray[np.uint8]], fps: float) -> float:
     for before, after in pairwise(map(small, frames_HWC)):
         if before.shape != after.shape:
             raise BadRequest("its frames change their size")
-        grey = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (before, after))
-        flow_HW2 = cv2.calcOpticalFlowFarneback(*grey, None, 0.5, 3, WINDOW, 3, 5, 1.1, 0)
+        grey, then = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (before, after))
+        flow_HW2 = cv2.calcOpticalFlowFarneback(grey, then, None, 0.5, 3, WINDOW, 3, 5, 1.1, 0)
         changed = (cv2.absdiff(before, after).max(-1) > UNCHANGED).astype(np.uint8)
         speeds.append(float((np.linalg.norm(flow_HW2, axis=-1) * cv2.dilate(changed, near)).mean()))
     return float(np.mean(speeds)) * fps / SHORT if speeds else 0.0

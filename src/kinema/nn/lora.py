@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ def adapt(
     model.requires_grad_(False)
     for name in names:
         parent, _, last = name.rpartition(".")
-        layer = LoraLinear(model.get_submodule(name), rank, alpha)
+        layer = LoraLinear(cast(nn.Linear, model.get_submodule(name)), rank, alpha)
         bound = 1 / math.sqrt(layer.in_features)
         drawn = torch.rand(layer.lora_down.shape, generator=generator) * (2 * bound) - bound
         with torch.no_grad():

@@ -8,6 +8,8 @@ Letters: N images, C channels, H W pixel rows and columns, h w latent ones.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -60,6 +62,9 @@ class PocketAutoencoder(nn.Module):
 
     ``mean`` and ``variance`` [C] run along while the autoencoder is trained, and stand still afterwards.
     """
+
+    mean: Tensor
+    variance: Tensor
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -119,7 +124,8 @@ class _Encoder(nn.Module):
         self.conv_out = nn.Conv2d(channels[-1], 2 * latent, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         with torch.no_grad():
-            self.conv_out.bias[latent:] = -4.0  # so little noise at first that the linear path can learn at once
+            # So little noise at first that the linear path can learn at once.
+            cast(Tensor, self.conv_out.bias)[latent:] = -4.0
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
         x = self.conv_in(F.pixel_unshuffle(image_NCHW, self.patch).contiguous(memory_format=torch.channels_last))
