@@ -31,6 +31,11 @@ SLOTS: dict[str, str] = {
 }
 """Families that take additions when a model is opened (a motion module in an image model), to what says which."""
 
+TRAINING: dict[str, str] = {
+    "svd": "kinema.families.svd.training:TRAINING",
+}
+"""Families with stages, parts or precomputed latents, to what `kinema.training.learning` asks of them."""
+
 EMBEDDED: dict[str, tuple[str, str]] = {
     "zoetrope": ("zoetrope", "zoetrope.safetensors"),
 }

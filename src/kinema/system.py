@@ -78,6 +78,10 @@ class Batch:
     ``images`` B×K×3×H×W are independent pictures for joint training (VDM §3.1), with captions
     ``image_captions[b][k]``; they never share temporal attention with the clip. ``scenes`` are the scene
     graphs of clips that were rendered (None for filmed ones): ground truth that a recipe may learn from.
+
+    ``fps`` and ``motion`` [B] are the rate each clip plays at and how much it moves (`kinema.data.motion`), NaN
+    where that is not known. ``encoded`` is what the family's frozen networks made of the clips beforehand, under its
+    own names; ``video`` then holds their first frames only.
     """
 
     video: Tensor
@@ -86,6 +90,9 @@ class Batch:
     images: Tensor | None = None
     image_captions: Sequence[Sequence[str]] = ()
     scenes: Sequence[Scene | None] = ()
+    fps: Tensor | None = None
+    motion: Tensor | None = None
+    encoded: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,10 @@ class Recipe:
     images: int = 0
     """Independent pictures appended to every clip (VDM's K)."""
     grammar: str = "mixed"
+    slow: float = 1.0
+    """Playroom clips are slowed by up to this, evenly in its logarithm: every scene at many speeds."""
+    without: tuple[str, ...] = ()
+    """Motions of the playroom that are left out."""
     frameskip: int = 1
 
 
