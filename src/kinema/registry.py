@@ -60,7 +60,9 @@ def family(name: str) -> Any:
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """One sentence: what was not found and the nearest names there are."""
+    """One sentence: what was not found, and the names that are near it or else the ones there are."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:6]
-    return f"there is no {what} {name!r}; did you mean {', '.join(near)}?"
+    if near := difflib.get_close_matches(name, names, n=3, cutoff=0.55):
+        return f"there is no {what} {name!r}; did you mean {', '.join(near)}?"
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"there is no {what} {name!r}; there are {', '.join(names[:8])}{more}"

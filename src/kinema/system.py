@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ from kinema.diffusion.parameterise import Denoiser, Parameterisation
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import Level, Schedule, Spacing, spaced
 from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request, Shape, ignore
+
+if TYPE_CHECKING:
+    from kinema.data.playroom.scene import Scene
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class Batch:
     """Training data: ``video`` B×3×T×H×W in [-1, 1], one caption a clip, and what is given of it.
 
     ``images`` B×K×3×H×W are independent pictures for joint training (VDM §3.1), with captions
-    ``image_captions[b][k]``; they never share temporal attention with the clip.
+    ``image_captions[b][k]``; they never share temporal attention with the clip. ``scenes`` are the scene
+    graphs of clips that were rendered (None for filmed ones): ground truth that a recipe may learn from.
     """
 
     video: Tensor
@@ -81,6 +85,7 @@ class Batch:
     mask: Tensor
     images: Tensor | None = None
     image_captions: Sequence[Sequence[str]] = ()
+    scenes: Sequence[Scene | None] = ()
 
 
 @dataclass(frozen=True)
@@ -442,9 +447,7 @@ def open_system(
     elif Path(source).exists():
         family, config, weights, notes = _opened(Path(source), variant)
     elif name in registry.ALIASES or _is_hub_id(name):
-        files_of, _ = _split(variant)
-        fetched = hub.fetch_model(registry.ALIASES.get(name, name), offline=offline, variant=files_of)
-        family, config, weights, notes = _opened(fetched, variant)
+        family, config, weights, notes = _opened(_fetched(name, offline, variant), variant)
     elif Path(name).suffix or name.startswith((".", "/")):
         raise BadRequest(f"there is no file {name}; expected a model's file or folder")
     else:
@@ -489,6 +492,15 @@ def _add(
 
 def _is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/")) and not Path(name).suffix
+
+
+def _fetched(name: str, offline: bool | None, variant: str | None) -> Path:
+    try:
+        return hub.fetch_model(registry.ALIASES.get(name, name), offline=offline, variant=_split(variant)[0])
+    except BadRequest as error:
+        if name in registry.ALIASES:
+            raise
+        raise BadRequest(f"{error} ({name.partition('/')[0]} is no family here, so a hub name was meant)") from error
 
 
 def _untrained(family_name: str, preset: str) -> tuple[Family, Any, Weights]:

@@ -53,7 +53,7 @@ def test_a_lora_is_named_by_the_model_it_is_of(told: Header, what: str) -> None:
 )
 def test_a_file_is_named_by_its_tensors(tmp_path: Path, names: list[str], what: str) -> None:
     save_file({name: torch.ones(2, 2) for name in names}, tmp_path / "a.safetensors")
-    assert describe(Source(tmp_path / "a.safetensors")) == what
+    assert describe(Source(tmp_path / "a.safetensors")).startswith(what)
 
 
 def test_folders_and_our_own_files_are_named(tmp_path: Path) -> None:

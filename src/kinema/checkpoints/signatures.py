@@ -48,7 +48,7 @@ def describe(source: Source) -> str:
     if source.pipeline:
         return f"a folder of {source.pipeline}"
     if "kinema" in source.metadata:
-        return f"{json.loads(source.metadata['kinema']).get('family', 'another')} weights of kinema's own"
+        return f"{_family(source.metadata['kinema'])} weights of kinema's own"
     header = source.header
     if any(LORA.search(name) for name in header):
         return lora_kind(header)
@@ -57,6 +57,13 @@ def describe(source: Source) -> str:
         return f"a model of {family}"
     unknown = f"nothing known here (its {len(header)} tensors begin {', '.join(sorted(header)[:3])})"
     return next((what for pattern, what in SIGNATURES if _any(pattern, header)), unknown)
+
+
+def _family(note: str) -> str:
+    try:
+        return str(json.loads(note)["family"])
+    except (ValueError, KeyError, TypeError):
+        return "damaged"
 
 
 def lora_kind(header: Header) -> str:

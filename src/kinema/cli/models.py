@@ -80,6 +80,7 @@ def weights(path: Path, variant: str | None = None) -> dict[str, Any]:
     source, parts = system.weights.source, system.weights.parts
     header = source.headers(parts) if parts else source.header
     layout = "kinema" if system.weights.own else f"folder of {source.pipeline}" if parts else "single file"
+    counts = _counts(system.family, system.config)
     told = {
         "file": str(path),
         "bytes": sum(file.stat().st_size for file in source.files(parts)),
@@ -87,7 +88,9 @@ def weights(path: Path, variant: str | None = None) -> dict[str, Any]:
         "layout": layout,
         "tensors": len(header),
         "dtypes": dict(Counter(str(kind).removeprefix("torch.") for _, kind in header.values())),
-        **_counts(system.family, system.config),
+        "network_tensors": counts["tensors"],
+        "parameters": counts["parameters"],
+        "parts": counts["parts"],
         "hash": system.weights.hash,
     }
     if system.notes:

@@ -310,4 +310,5 @@ def _loads(suffix: str, text: str) -> Any:
     try:
         return yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        mark = getattr(error, "problem_mark", None)  # its own text speaks of scanners and tokens
+        raise ValueError(f"line {mark.line + 1} is not YAML" if mark else "it is not YAML") from None

@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kinema.data.clip import Clip
 from kinema.data.listing import Entry, scan
 from kinema.media.containers import existing
 from kinema.media.fitting import scaled
@@ -140,8 +141,8 @@ class Folder:
         inside, outside = ([e for e in self.entries if (e in first) is told] for told in (True, False))
         return replace(self, entries=tuple(inside)), replace(self, entries=tuple(outside), skipped=[])
 
-    def clip(self, index: int) -> tuple[Tensor, str]:
-        """Clip ``index`` >= 0 of an endless sequence: (video 3×T×H×W float32 in [-1, 1], caption).
+    def clip(self, index: int) -> Clip:
+        """Clip ``index`` >= 0 of an endless sequence: video 3×T×H×W float32 in [-1, 1], and caption.
 
         Raises BadRequest when no clip of the folder can be used.
         """
@@ -194,7 +195,7 @@ class Folder:
         frame_CHW = torch.from_numpy(np.ascontiguousarray(frame_HWC)).permute(2, 0, 1)
         return scaled(frame_CHW, size)
 
-    def _cut(self, frames_TCHW: Tensor, entry: Entry, g: torch.Generator) -> tuple[Tensor, str]:
+    def _cut(self, frames_TCHW: Tensor, entry: Entry, g: torch.Generator) -> Clip:
         def draw(count: int) -> int:
             return int(torch.randint(max(1, count), (), generator=g))
 
@@ -210,7 +211,7 @@ class Folder:
         if self.flip and mirrored and not any(_SIDED.search(c) for c in entry.captions):
             cut = cut.flip(-1)
         video_CTHW = cut.permute(1, 0, 2, 3).float().div_(127.5).sub_(1).contiguous()
-        return video_CTHW, entry.captions[which] if entry.captions else ""
+        return Clip(video_CTHW, entry.captions[which] if entry.captions else "")
 
 
 def read_frames(path: Path, fps: float | None) -> Iterator[np.ndarray]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kinema.data import playroom
+from kinema.data.clip import Clip
 from kinema.system import Batch, Recipe
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _EPOCH_STRIDE = 1_000_003
 
 
 class Clips(Protocol):
-    """A source of clips: ``clip(index) -> (video 3×T×H×W in [-1, 1], caption)``; any index >= 0 is served.
+    """A source of clips: ``clip(index)``, any index >= 0 is served.
 
     ``skipped`` are sentences on what was left out so far.
     """
@@ -33,7 +34,7 @@ class Clips(Protocol):
     @property
     def skipped(self) -> Sequence[str]: ...
 
-    def clip(self, index: int) -> tuple[Tensor, str]: ...
+    def clip(self, index: int) -> Clip: ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Playroom:
     def skipped(self) -> Sequence[str]:
         return ()
 
-    def clip(self, index: int) -> tuple[Tensor, str]:
+    def clip(self, index: int) -> Clip:
         grammar = self.grammar if self.grammar != "mixed" else ("full" if index % 8 == 7 else "simple")
         made = playroom.sample(
             self.seed * _EPOCH_STRIDE + index,
@@ -67,7 +68,7 @@ class Playroom:
             grammar=cast("Grammar", grammar),
             split=cast("Split", self.split),
         )
-        return torch.from_numpy(made.video_CTHW), made.caption
+        return Clip(torch.from_numpy(made.video_CTHW), made.caption, made.scene)
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,12 @@ class Stream:
         g = torch.Generator().manual_seed((self.seed * _EPOCH_STRIDE + step) * 2 + 1)
         per_clip = 1 + self.recipe.images
         made = [self.clips.clip(step * self.batch * per_clip + i) for i in range(self.batch * per_clip)]
-        videos, captions = [v for v, _ in made], [self._drop(c, g) for _, c in made]
+        videos, captions = [clip.video for clip in made], [self._drop(clip.caption, g) for clip in made]
+        scenes = [clip.scene for clip in made[: self.batch]]
         video = torch.stack(videos[: self.batch])
         mask = torch.stack([draw_mask(self.recipe.canvas_mix, tuple(video.shape[2:]), g) for _ in range(self.batch)])
         if not self.recipe.images:
-            return Batch(video, captions, mask)
+            return Batch(video, captions, mask, scenes=scenes)
         # Each picture is one frame of a clip of its own: independent, as VDM §3.1 asks.
         rest, words = videos[self.batch :], captions[self.batch :]
         moments = torch.randint(video.shape[2], (len(rest),), generator=g).tolist()
@@ -98,6 +100,7 @@ class Stream:
             video,
             captions[: self.batch],
             mask,
+            scenes=scenes,
             images=images.unflatten(0, (self.batch, k)),
             image_captions=[words[b * k : (b + 1) * k] for b in range(self.batch)],
         )

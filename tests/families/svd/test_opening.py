@@ -270,6 +270,22 @@ def test_a_model_of_other_sizes_and_a_variant_without_weights_are_refused(single
         load(single, preset="tiny")
 
 
+def test_a_short_name_is_its_repository_in_the_hub_s_cache(saved, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(BadRequest, match="stable-video-diffusion-img2vid-xt is not in the local cache and offline"):
+        load("svd-xt", offline=True)
+    repository = tmp_path / "models--stabilityai--stable-video-diffusion-img2vid-xt"
+    shutil.copytree(saved, repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    for name in ("svd-xt", "stabilityai/stable-video-diffusion-img2vid-xt"):
+        system = load(name, offline=True).system
+        assert (system.name, system.config.guidance) == (name, SVD_XT.guidance)
+        assert any("stable-video-diffusion-img2vid-xt is taken for svd-xt" in note for note in said(system))
+
+
 def test_a_file_and_the_folder_it_was_written_from_make_the_same_clip(saved, single, picture):
     ask = Request(task="animate", image=str(picture), seed=3, steps=2, frames=5, height=32, width=32)
     one, two = (load(source).run(ask).video for source in (saved, single))
@@ -290,7 +306,7 @@ def test_the_command_line_animates_inspects_plans_and_replays_a_folder(folder, p
     assert main(["inspect", "folder", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["layout"] == "folder of StableVideoDiffusionPipeline"
-    assert told["tensors"] == told["parts"]["unet"]["tensors"] + sum(told["parts"][p]["tensors"] for p in PARTS[1:])
+    assert told["tensors"] == told["network_tensors"] == sum(told["parts"][part]["tensors"] for part in PARTS)
     assert told["hash"] == recipe["weights"]
     assert main(["plan", "animate", str(picture), *size, "--no-measure", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["parameters"] == told["parameters"]

@@ -19,6 +19,7 @@ from kinema.families.svd.checkpoint import config_of, from_sgm, recognise, varia
 from kinema.families.svd.config import PRESETS, SVD_XT
 from kinema.families.svd.family import FAMILY
 from kinema.families.svd.layout import SV3D_P, SV3D_U, SVD, SVD_IMAGE_DECODER, Outline, table
+from kinema.generate import load
 from kinema.schema import BadRequest, Note
 
 TINY = Outline(
@@ -287,6 +288,19 @@ def test_loading_either_layout_gives_the_same_tensors(made):
     folder = held_by(made / "converted")
     assert single.keys() == folder.keys()
     assert all(torch.equal(single[name], folder[name]) for name in single)
+
+
+@pytest.mark.parametrize("outline", [TINY, IMAGE, ORBIT], ids=NAMES.get)
+def test_every_kind_of_file_and_its_folder_fill_the_same_network(tmp_path, outline):
+    held = tensors_of(outline, without=(ENCODER,) if outline is ORBIT else ())
+    save_file(held, tmp_path / "a.safetensors")
+    convert(tmp_path / "a.safetensors", tmp_path / "folder", "diffusers")
+    file, folder = (load(tmp_path / name).system for name in ("a.safetensors", "folder"))
+    assert (file.config.decoder, file.config.orbit) == (outline.decoder, outline is ORBIT)
+    assert replace(folder.config, frames=file.config.frames) == file.config
+    one, two = file.model.state_dict(), folder.model.state_dict()
+    assert one.keys() == table(outline).ours.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_diffusers_opens_the_converted_folder_as_its_pipeline(made):

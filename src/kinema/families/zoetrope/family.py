@@ -118,7 +118,8 @@ class ZoetropeFamily:
         def network(z_BCTHW: Tensor, level: Level) -> Tensor:
             z = z_BCTHW.to(system.dtype)  # the sampler's own state stays in float32
             log_snr = level.log_snr.to(z_BCTHW.device, torch.float32)
-            return model(z, log_snr, condition.ids_BL, given, mask, per_frame=condition.per_frame).to(z_BCTHW.dtype)
+            x0, _ = model(z, log_snr, condition.ids_BL, given, mask, per_frame=condition.per_frame)
+            return x0.to(z_BCTHW.dtype)
 
         return X0.denoiser(network)
 
