@@ -13,6 +13,7 @@ from typing import Any
 from kinema.schema import BadRequest
 
 FAMILIES: dict[str, str] = {
+    "animatediff": "kinema.families.animatediff.family:FAMILY",
     "svd": "kinema.families.svd.family:FAMILY",
     "vdm": "kinema.families.vdm.family:FAMILY",
     "zoetrope": "kinema.families.zoetrope.family:FAMILY",
@@ -20,6 +21,7 @@ FAMILIES: dict[str, str] = {
 """Folder name under ``families/`` to its `Family` object."""
 
 LAYOUTS: dict[str, str] = {
+    "animatediff": "kinema.families.animatediff.checkpoint:LAYOUTS",
     "svd": "kinema.families.svd.checkpoint:LAYOUTS",
 }
 """Families whose weights exist in several layouts, to what `kinema.checkpoints.convert` asks of them."""
@@ -29,13 +31,24 @@ TRAINING: dict[str, str] = {
 }
 """Families with stages, parts or precomputed latents, to what `kinema.training.learning` asks of them."""
 
+SLOTS: dict[str, str] = {
+    "animatediff": "kinema.families.animatediff.slots:SLOTS",
+}
+"""Families that take additions when a model is opened (a motion module in an image model), to what says which."""
+
 EMBEDDED: dict[str, tuple[str, str]] = {
     "zoetrope": ("zoetrope", "zoetrope.safetensors"),
 }
 """Weights that ship in the package: name to (family, file under ``kinema/weights``)."""
 
-ALIASES: dict[str, str] = {}
-"""Short names to a hub id or another name."""
+ALIASES: dict[str, str] = {
+    "svd": "stabilityai/stable-video-diffusion-img2vid",
+    "svd-xt": "stabilityai/stable-video-diffusion-img2vid-xt",
+    "svd-xt-1.1": "stabilityai/stable-video-diffusion-img2vid-xt-1-1",
+    "sv3d-u": "stabilityai/sv3d/sv3d_u.safetensors",
+    "sv3d-p": "stabilityai/sv3d/sv3d_p.safetensors",
+}
+"""Short names to a repository of the hub, or to one file of it."""
 
 
 def resolve(target: str) -> Any:

@@ -36,6 +36,7 @@ class Option:
     help: str
     positional: bool = False
     short: str | None = None
+    metavar: str = ""
 
     @property
     def flag(self) -> str:
@@ -167,6 +168,8 @@ def _tyro_default(o: Option) -> Any:
 
 
 def _metavar(o: Option) -> str:
+    if o.metavar:
+        return o.metavar
     if o.positional:
         return o.name.upper()
     if get_origin(o.kind) is Literal:
@@ -205,7 +208,7 @@ def convert(o: Option, value: Any, where: str = "") -> Any:
     kind = o.kind
     try:
         if o.repeated:
-            return _mapping(value) if get_origin(kind) is not list and kind is not list else [str(v) for v in value]
+            return _mapping(value) if get_origin(kind) is not list and kind is not list else _list(value)
         if get_origin(kind) is Literal:
             return _choice(value, get_args(kind))
         if get_origin(kind) is tuple:
@@ -234,6 +237,13 @@ def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
     raise ValueError
 
 
+def _list(value: Any) -> list[str]:
+    """Words of the command line, or a list or single text of a config file."""
+    if isinstance(value, Mapping):
+        raise TypeError
+    return [value] if isinstance(value, str) else [str(v) for v in value]
+
+
 def _mapping(value: Any) -> dict[str, Any]:
     """``["motion-bucket=127"]`` or a table of a config file, as names to plain values."""
     if isinstance(value, Mapping):
@@ -251,7 +261,7 @@ def _literal(word: str) -> Any:
 
 def _expected(o: Option) -> str:
     if o.repeated:
-        return "KEY=VALUE"
+        return o.metavar or "KEY=VALUE"
     if get_origin(o.kind) is Literal:
         return " or ".join(map(str, get_args(o.kind)))
     if get_origin(o.kind) is tuple:

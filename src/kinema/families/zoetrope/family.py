@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kinema.checkpoints.files import Header
+from kinema.checkpoints.source import Source
 from kinema.conditioning.pocket import PocketTokenizer
 from kinema.data import playroom
 from kinema.diffusion.parameterise import X0, Denoiser
@@ -123,9 +123,12 @@ class ZoetropeFamily:
 
         return X0.denoiser(network)
 
-    def recognise(self, header: Header) -> Config | None:  # noqa: ARG002
+    def recognise(self, source: Source) -> None:  # noqa: ARG002
         """Always None: the tokenizer lives in our files' metadata, without which the weights mean nothing."""
         return None
+
+    def lora_aliases(self, config: Config) -> Mapping[str, str]:  # noqa: ARG002
+        return {}
 
     def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
         raise BadRequest("zoetrope has one layout, its own; this file has another")
