@@ -24,10 +24,11 @@ from kinema.checkpoints.lora_formats import Lora, is_lora
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.stream import Stream
 from kinema.checkpoints.table import Row, Table, shapes_of
-from kinema.families.svd import folder, own
+from kinema.families.svd import folder
 from kinema.families.svd.config import PRESETS, Config
 from kinema.families.svd.layout import CLIP, FIRST_STAGE, UNET, VAE_AT, Outline, table
 from kinema.families.svd.lora import read as read_lora
+from kinema.families.svd.own import read as read_own
 from kinema.schema import BadRequest
 
 T = TypeVar("T")
@@ -231,7 +232,7 @@ def open_sgm(path: Path, variant_name: str | None = None) -> Opened | None:
 
 def open_own(path: Path, variant_name: str | None = None) -> Opened | None:
     """A file that `kinema train` wrote, checked from its header alone; None when it is not SVD's."""
-    told = own.read(path, variant_name)
+    told = read_own(path, variant_name)
     if told is None:
         return None
     outline, source, frames = told
