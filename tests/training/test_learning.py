@@ -116,6 +116,17 @@ def test_both_layouts_hold_the_averaged_lora_and_load_as_one(lora_run):
         assert torch.equal(kohya[name].up, adapter.up)
 
 
+def test_both_files_are_loras_in_use_of_an_opened_model(lora_run):
+    result, _ = lora_run
+    models = [
+        open_system("svd/tiny", loras={result.folder / f: 1.0}).model for f in ("lora.safetensors", learning.KOHYA)
+    ]
+    plain, (ours, kohya) = open_system("svd/tiny").model.state_dict(), (m.state_dict() for m in models)
+    changed = {k for k, v in ours.items() if not torch.equal(v, plain[k])}
+    assert len(changed) == len([k for k in files.header(result.weights) if k.endswith("lora_A.weight")])
+    assert all(torch.equal(ours[k], kohya[k]) for k in changed)
+
+
 def test_a_lora_converts_to_the_other_layout_and_back(lora_run, tmp_path):
     result, _ = lora_run
     convert(result.folder / "lora.safetensors", tmp_path / "k.safetensors", "kohya")

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from kinema import registry
 from kinema.checkpoints import lora_formats
 from kinema.checkpoints.lora_formats import Adapter
-from kinema.nn import lora
 from kinema.schema import BadRequest
 from kinema.system import Recipe, System
-from kinema.training import checkpoint
+from kinema.training import checkpoint, lora
 from kinema.training.options import TrainOptions
 
 KOHYA = "lora-kohya.safetensors"
@@ -151,6 +150,6 @@ def export_last(folder: Path, shadow: Mapping[str, Tensor], model: nn.Module, op
 
 
 def adapters(tensors: Mapping[str, Tensor], low: Low) -> dict[str, Adapter]:
-    """A LoRA by module name, from the parameters of `nn.lora`."""
+    """A LoRA by module name, from the parameters of `training.lora`."""
     names = [name.removesuffix(f".{lora.DOWN}") for name in tensors if name.endswith(f".{lora.DOWN}")]
     return {n: Adapter(tensors[f"{n}.{lora.DOWN}"], tensors[f"{n}.{lora.UP}"], low.alpha) for n in names}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kinema.checkpoints.lora_formats import Adapter, Merged
-from kinema.nn.lora import LoraLinear, adapt
+from kinema.training.lora import LoraLinear, adapt
 
 
 def network() -> nn.Module:
