@@ -49,7 +49,7 @@ def test_a_picture_that_is_none(content, capsys):
         (["--extra", "augmentation=nan"], "augmentation is"),
         (["--extra", "anchor=3"], "anchor is 3; expected true or false"),
         (["--extra", "elevation=10"], "no option of this svd model"),
-        (["--extra", "guidance-shape=square"], "did you mean"),
+        (["--extra", "guidance-shape=square"], "there is no guidance shape 'square'"),
         (["--colours", "blue"], "free or seam or anchor"),
         (["--honour", "reconstruct"], "reconstruction"),
         (["--overlap", "4"], "overlap is of windows, or of the blocks"),
