@@ -110,6 +110,8 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
     whole = replace(request, frames=system.lattice.ceil_frames(request.shape.frames))
     if request.overlap is not None and request.window is None and not rolls_out(system, whole):
         raise BadRequest("overlap is of windows, or of the blocks of a clip longer than the model: leave it out")
+    if request.window_places != "static" and request.window is None:
+        raise BadRequest("window_places is of windows: give a window, or leave it out")
     if request.colours != "free" and request.task in ("generate", "edit") and not rolls_out(system, whole):
         raise BadRequest("colours are of given frames, or of a clip longer than the model: leave it out")
     system.sampler_options(request)
@@ -232,7 +234,8 @@ def guide(system: System, conditions: Conditions, request: Request, scale: Scale
     length = lattice.latent_frames(request.window)
     overlap = length // 4 if request.overlap is None else min(request.overlap // lattice.stride[0], length - 1)
     total = system.latent_shape(request).frames
-    return Windowed(make, total, length, overlap, request.window_weights, request.loop)
+    uniform = request.window_places == "uniform"
+    return Windowed(make, total, length, overlap, request.window_weights, request.loop, uniform)
 
 
 def guidance_scale(system: System, request: Request) -> Scale:
@@ -359,6 +362,8 @@ def recipe(system: System, request: Request, noise: Tensor | None = None) -> dic
         told["variant"] = variant
     if system.loras.files:
         told["loras"] = [file.told() for file in system.loras.files]
+    if system.weights.added:
+        told["added"] = [each.told() for each in system.weights.added]
     if system.overrides:
         told["overrides"] = dict(system.overrides)
     if noise is not None:
@@ -464,13 +469,15 @@ def load(
     offline: bool | None = None,
     overrides: Mapping[str, Any] | None = None,
     loras: Mapping[str | Path, float] | None = None,
+    add: Mapping[str, str | Path] | None = None,
 ) -> Model:
     """Open a model: "zoetrope" (embedded), an alias, a hub id, a folder or a file.
 
     ``preset`` builds an untrained one: ``load("vdm", preset="tiny")``. ``variant`` picks among the files of a
     folder ("fp16"), or says which published model the weights are ("svd-xt"), where they do not tell. ``loras`` are
-    LoRA files and their weights: ``{"style.safetensors": 0.8}``; `Model.use_loras` changes them later. Raises
-    BadRequest for anything that is not a model we know.
+    LoRA files and their weights: ``{"style.safetensors": 0.8}``; `Model.use_loras` changes them later.
+    ``add`` are files in slots of the model, such as a motion module in an image model:
+    ``{"motion": "mm_sd_v15_v2.ckpt"}``. Raises BadRequest for anything that is not a model we know.
     """
     return Model(
         open_system(
@@ -482,5 +489,6 @@ def load(
             offline=offline,
             overrides=overrides,
             loras=loras,
+            add=add,
         )
     )

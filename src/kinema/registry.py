@@ -13,6 +13,7 @@ from typing import Any
 from kinema.schema import BadRequest
 
 FAMILIES: dict[str, str] = {
+    "animatediff": "kinema.families.animatediff.family:FAMILY",
     "svd": "kinema.families.svd.family:FAMILY",
     "vdm": "kinema.families.vdm.family:FAMILY",
     "zoetrope": "kinema.families.zoetrope.family:FAMILY",
@@ -20,9 +21,20 @@ FAMILIES: dict[str, str] = {
 """Folder name under ``families/`` to its `Family` object."""
 
 LAYOUTS: dict[str, str] = {
+    "animatediff": "kinema.families.animatediff.checkpoint:LAYOUTS",
     "svd": "kinema.families.svd.checkpoint:LAYOUTS",
 }
 """Families whose weights exist in several layouts, to what `kinema.checkpoints.convert` asks of them."""
+
+SLOTS: dict[str, str] = {
+    "animatediff": "kinema.families.animatediff.slots:SLOTS",
+}
+"""Families that take additions when a model is opened (a motion module in an image model), to what says which."""
+
+TRAINING: dict[str, str] = {
+    "svd": "kinema.families.svd.training:TRAINING",
+}
+"""Families with stages, parts or precomputed latents, to what `kinema.training.learning` asks of them."""
 
 EMBEDDED: dict[str, tuple[str, str]] = {
     "zoetrope": ("zoetrope", "zoetrope.safetensors"),

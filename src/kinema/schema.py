@@ -265,6 +265,7 @@ class Request:
     )
     window: int | None = option("frames seen at once, for clips longer than the model", None, least=1, most=MAX_FRAMES)
     overlap: int | None = option("frames shared by neighbouring windows", None, least=0, most=MAX_FRAMES)
+    window_places: Literal["static", "uniform"] = option("whether windows stay, or move at each step", "static")
     window_weights: Literal["flat", "pyramid", "overlap-linear"] = option("how windows are blended", "pyramid")
 
     extra: Mapping[str, Any] = field(

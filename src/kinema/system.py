@@ -78,6 +78,10 @@ class Batch:
     ``images`` B×K×3×H×W are independent pictures for joint training (VDM §3.1), with captions
     ``image_captions[b][k]``; they never share temporal attention with the clip. ``scenes`` are the scene
     graphs of clips that were rendered (None for filmed ones): ground truth that a recipe may learn from.
+
+    ``fps`` and ``motion`` [B] are the rate each clip plays at and how much it moves (`kinema.data.motion`), NaN
+    where that is not known. ``encoded`` is what the family's frozen networks made of the clips beforehand, under its
+    own names; ``video`` then holds their first frames only.
     """
 
     video: Tensor
@@ -86,6 +90,9 @@ class Batch:
     images: Tensor | None = None
     image_captions: Sequence[Sequence[str]] = ()
     scenes: Sequence[Scene | None] = ()
+    fps: Tensor | None = None
+    motion: Tensor | None = None
+    encoded: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,10 @@ class Recipe:
     images: int = 0
     """Independent pictures appended to every clip (VDM's K)."""
     grammar: str = "mixed"
+    slow: float = 1.0
+    """Playroom clips are slowed by up to this, evenly in its logarithm: every scene at many speeds."""
+    without: tuple[str, ...] = ()
+    """Motions of the playroom that are left out."""
     frameskip: int = 1
 
 
@@ -198,6 +209,35 @@ class Family(Protocol):
 # ------------------------------------------------------------------------------------- weights
 
 
+class Slots(Protocol):
+    """What a family takes in addition to its model's own file; `registry.SLOTS` names it."""
+
+    names: tuple[str, ...]
+
+    def open(self, config: Any, slot: str, source: Source) -> Found:
+        """The config with this in it; BadRequest for what does not belong there, saying what it is."""
+
+    def convert(self, config: Any, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Its tensors under the network's own names, over those of the model's file."""
+
+
+@dataclass(frozen=True)
+class Added:
+    """A file or folder in one slot of a model."""
+
+    slot: str
+    source: Source
+    parts: tuple[str, ...] = ()
+
+    def told(self) -> dict[str, Any]:
+        """What the recipe says of it."""
+        return {"slot": self.slot, "file": str(self.source.path), "hash": self.hash}
+
+    @cached_property
+    def hash(self) -> str:
+        return self.source.hash(self.parts)
+
+
 @dataclass(frozen=True)
 class Weights:
     """Where a model's numbers come from: a file or folder, or a seed for an untrained model."""
@@ -212,6 +252,7 @@ class Weights:
     """Of a pipeline's folder, the parts that are read."""
     model: str | None = None
     """The published model that the user says it is, where weights do not tell."""
+    added: tuple[Added, ...] = ()
 
     @property
     def source(self) -> Source:
@@ -221,7 +262,8 @@ class Weights:
 
     @cached_property
     def hash(self) -> str:
-        return f"seed:{self.seed}" if self.path is None else self.source.hash(self.parts)
+        own = f"seed:{self.seed}" if self.path is None else self.source.hash(self.parts)
+        return " ".join([own, *(f"{each.slot}={each.hash}" for each in self.added)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,11 +289,15 @@ class System:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.weights.seed)
                 model = self.family.build(self.config)
+            tensors = dict(model.state_dict()) if self.weights.added else {}
         else:
             model = self._hollow()
             tensors = self.weights.source.tensors(self.weights.parts)
             if not self.weights.own:
                 tensors = self.family.convert(self.config, tensors)
+        for added in self.weights.added:
+            tensors |= _slots(self.family).convert(self.config, added.slot, added.source.tensors(added.parts))
+        if tensors:
             # In the working precision before assignment: stored halves would otherwise run as halves.
             floats = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in tensors.items()}
             files.fill(model, floats, where=str(self.weights.path))
@@ -387,12 +433,14 @@ def open_system(
     offline: bool | None = None,
     overrides: Mapping[str, Any] | None = None,
     loras: Mapping[str | Path, float] | None = None,
+    add: Mapping[str, str | Path] | None = None,
 ) -> System:
     """Open a model: an embedded name, a family (with ``preset``, untrained), an alias, a file, a folder or a hub id.
 
     ``variant`` picks among a folder's files ("fp16"), or names the published model that the weights are ("svd-xt").
-    ``overrides`` replaces fields of the config by name. ``loras`` are LoRA files and their weights. Raises
-    BadRequest for anything that is not a model.
+    ``overrides`` replaces fields of the config by name. ``loras`` are LoRA files and their weights, ``add``
+    files in slots of the model (``{"motion": "mm_sd_v15_v2.ckpt"}``). Raises BadRequest for anything that is not a
+    model.
     """
     name = str(source)
     family_name, _, slash_preset = name.partition("/")
@@ -415,6 +463,8 @@ def open_system(
         raise BadRequest(f"there is no file {name}; expected a model's file or folder")
     else:
         raise BadRequest(registry.unknown("model", name, {*registry.EMBEDDED, *registry.ALIASES, *registry.FAMILIES}))
+    added, config = _add(family, config, add or {}, offline)
+    weights = replace(weights, added=added)
     if overrides:
         config = _override(config, overrides)
     chosen = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -423,6 +473,32 @@ def open_system(
     if loras:
         system.use_loras(loras)
     return system
+
+
+def _slots(family: Family) -> Slots:
+    if family.name not in registry.SLOTS:
+        raise BadRequest(f"{family.name} takes nothing in addition to its own file")
+    return registry.resolve(registry.SLOTS[family.name])
+
+
+def _add(
+    family: Family, config: Any, add: Mapping[str, str | Path], offline: bool | None
+) -> tuple[tuple[Added, ...], Any]:
+    """The additions in the order told, and the config with them."""
+    added = []
+    for slot, told in add.items():
+        slots = _slots(family)
+        if slot not in slots.names:
+            raise BadRequest(registry.unknown(f"slot of {family.name}", slot, slots.names))
+        if not Path(told).exists() and not _is_hub_id(str(told)):
+            raise BadRequest(f"there is no file {told} to add as {slot}")
+        source = Source(
+            Path(told) if Path(told).exists() else hub.fetch_model(str(told), offline=offline, variant=None)
+        )
+        found = slots.open(config, slot, source)
+        config = found.config
+        added.append(Added(slot, source, found.parts))
+    return tuple(added), config
 
 
 def _is_hub_id(name: str) -> bool:

@@ -134,7 +134,7 @@ class _Names:
                 inner = stem.removeprefix(prefix)
                 return self.flat.get(f"{part}_{inner}") or (self.flat.get(inner) if part == "unet" else None)
         # Older diffusers keeps the four projections beside each other in the attention processor.
-        stem = re.sub(r"\.processor\.(to_[qkv])$", r".\1", stem)
+        stem = re.sub(r"\.processor\.(to_[qkv]|0|proj)$", r".\1", stem)
         stem = re.sub(r"\.processor\.to_out$", ".to_out.0", stem)
         return self.dotted.get(stem.removeprefix("base_model.model."))
 

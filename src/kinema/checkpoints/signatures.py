@@ -10,9 +10,10 @@ from kinema.checkpoints.files import Header
 from kinema.checkpoints.source import Source
 from kinema.schema import BadRequest
 
+MOTION = "an AnimateDiff motion module, which an image model takes (add motion=FILE)"
 SIGNATURES: tuple[tuple[str, str], ...] = (
     (r"^model\.diffusion_model\..*\.time_mix_blocks\.", "Stable Video 4D"),
-    (r"(^|\.)motion_modules\.\d+\.|\.temporal_transformer\.", "an AnimateDiff motion module"),
+    (r"(^|\.)motion_modules\.\d+\.|\.temporal_transformer\.", MOTION),
     (r"^(controlnet_cond_embedding|controlnet_down_blocks)\.", "a ControlNet of diffusers"),
     (r"^(control_model\.|input_hint_block\.)", "a ControlNet"),
     (r"^conditioner\.embedders\.1\.model\.transformer\.", "a Stable Diffusion XL checkpoint"),

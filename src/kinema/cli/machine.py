@@ -76,6 +76,8 @@ def parts(family: Any, config: Any) -> dict[str, dict[str, int]]:
         part = counted.setdefault(top, {"parameters": 0, "tensors": 0})
         part["tensors"] += 1
         part["parameters"] += numbers.get(name, 0)
+        if ".motion_modules." in name and name in numbers:
+            part["motion_parameters"] = part.get("motion_parameters", 0) + numbers[name]
     return counted
 
 

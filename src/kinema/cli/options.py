@@ -153,6 +153,8 @@ def _annotation(o: Option) -> Any:
         help=o.help, metavar=_metavar(o), aliases=(o.short,) if o.short else None, help_behavior_hint=default
     )
     if o.positional:
+        if o.repeated:
+            return Annotated[tyro.conf.Positional[list[str]], arg]
         return Annotated[tyro.conf.Positional[str], arg]
     if o.repeated:
         return Annotated[tyro.conf.UseAppendAction[list[str]], arg]

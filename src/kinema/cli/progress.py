@@ -30,6 +30,7 @@ PHASES = {
     "decode": "decoding",
     "write": "writing",
     "train": "training",
+    "encode": "encoding",
     "measure": "measuring",
 }
 

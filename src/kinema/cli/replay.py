@@ -25,7 +25,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("model", "weights", "device", "dtype", "variant", "noise"), str),
     **dict.fromkeys(("overrides", "versions", "inputs"), Mapping),
     **dict.fromkeys(("threads", "zoom"), int),
-    "loras": list,
+    **dict.fromkeys(("loras", "added"), list),
     "request": (Mapping, str),
 }
 """What each name of a recipe holds."""
@@ -94,7 +94,11 @@ def reopened(recipe: Mapping[str, Any], told: Mapping[str, Any]) -> Model:
         if not Path(name).exists():
             raise BadRequest(f"the clip was made with the LoRA {name}, and that file is not there now; pass --lora")
         loras[name] = weight
-    return open_model(options, overrides=_tuples(recipe.get("overrides", {})), loras=loras)
+    add = {} if "add" in told else _added(recipe)
+    for slot, file in add.items():
+        if not Path(file).exists():
+            raise BadRequest(f"the clip was made with {slot}={file}, and that is not there now; pass --add")
+    return open_model(options, overrides=_tuples(recipe.get("overrides", {})), loras=loras, add=add)
 
 
 def as_it_was(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,6 +117,14 @@ def other_settings(recipe: Mapping[str, Any], system: System) -> list[str]:
         for name, value in now.items()
         if name in recipe and value.removesuffix(":0") != recipe[name].removesuffix(":0")
     ]
+
+
+def _added(recipe: Mapping[str, Any]) -> dict[str, str | Path]:
+    """Slot and file of what a recipe adds to its model; their hashes are part of the weights'."""
+    try:
+        return {str(each["slot"]): str(each["file"]) for each in recipe.get("added") or []}
+    except (KeyError, TypeError):
+        raise BadRequest("the recipe is damaged: its added are not slots with files") from None
 
 
 def _loras(recipe: Mapping[str, Any]) -> list[tuple[str, float, str]]:

@@ -47,6 +47,7 @@ class ModelOptions:
     model: str = DEFAULT_MODEL
     variant: str | None = None
     lora: Sequence[str] = field(default_factory=list)
+    add: Sequence[str] = field(default_factory=list)
     device: str | None = None
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
     threads: int | None = None
@@ -62,6 +63,13 @@ MODEL = [
         [],
         "LoRA file, and its weight after a colon where it is not 1; may be repeated",
         metavar="PATH[:WEIGHT]",
+    ),
+    Option(
+        "add",
+        list[str],
+        [],
+        "file in a slot of the model, such as a motion module in an image model; may be repeated",
+        metavar="SLOT=PATH",
     ),
     Option("device", str | None, None, "device, such as cpu or cuda:0; the GPU when there is one"),
     Option("dtype", Literal["fp32", "bf16", "fp16"] | None, None, "precision the network runs in"),
@@ -165,6 +173,7 @@ def open_model(
     *,
     overrides: Mapping[str, Any] | None = None,
     loras: Mapping[str | Path, float] | None = None,
+    add: Mapping[str, str | Path] | None = None,
 ) -> Model:
     """`kinema.load` with the options of the command line, and with what a recipe says besides."""
     machine.set_threads(options.threads)
@@ -180,7 +189,21 @@ def open_model(
         offline=options.offline or None,
         overrides=overrides,
         loras=loras,
+        add=additions(options.add) or add,
     )
+
+
+def additions(words: Sequence[str]) -> dict[str, str | Path]:
+    """``["motion=mm_sd_v15_v2.ckpt"]`` as slots and files."""
+    told: dict[str, str | Path] = {}
+    for word in words:
+        slot, equals, path = word.partition("=")
+        if not (slot and equals and path):
+            raise BadRequest(f"--add {word} names no slot; expected SLOT=PATH, such as motion=mm_sd_v15_v2.ckpt")
+        if slot in told:
+            raise BadRequest(f"--add {slot} is given twice; give it once")
+        told[slot] = path
+    return told
 
 
 def lora_weights(words: Sequence[str]) -> dict[str | Path, float]:

@@ -47,3 +47,14 @@ def test_what_is_in_front_counts_and_a_speck_has_its_cell() -> None:
     first.size_T[:] = 0.01
     first.position_T2[:] = 0.05
     assert (labels.on_grid(made.scene, GRID)[0][:, 0, 0] > 0).all()
+
+
+@pytest.mark.parametrize("caption", ["a red box spins", "a cyan star orbits", "a white letter W rolls up"])
+def test_every_pixel_of_an_object_is_about_it_and_most_of_the_picture_is_not(caption: str) -> None:
+    for height, width in ((64, 64), (48, 80)):
+        made = playroom.sample(1, caption=f"{caption} on a plain black background", height=height, width=width)
+        on = labels.around(made.scene, height, width)
+        bright = made.video_CTHW.max(0) > 0.3
+        assert bright.any()
+        assert not (bright & ~on).any()
+        assert on.mean() < 0.4

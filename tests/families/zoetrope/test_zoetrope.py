@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from kinema.data import playroom
 from kinema.data.playroom import labels
+from kinema.diffusion.schedules import RectifiedFlow
 from kinema.families.zoetrope import recipe
 from kinema.families.zoetrope.family import FAMILY
 from kinema.families.zoetrope.model import Zoetrope
@@ -111,3 +112,13 @@ def test_a_folders_clips_train_every_parameter_and_scenes_change_the_loss() -> N
     loss(plain).backward()
     assert all(p.grad is not None for p in model.parameters())
     assert loss(replace(plain, scenes=[sample.scene for sample in made])) > loss(plain)
+
+
+def test_pixels_about_an_object_count_more_once_it_is_found() -> None:
+    level = RectifiedFlow(1.0).level(torch.tensor([0.99, 0.97, 0.92, 0.5], dtype=torch.float64))
+    assert recipe.outlined(level).flatten().tolist() == pytest.approx([0, 0, recipe.OBJECT / 2, recipe.OBJECT])
+    made = playroom.sample(0, frames=8, height=16, width=16)
+    on = recipe.about([None, made.scene], torch.zeros(2, 3, 8, 16, 16))
+    assert on.shape == (2, 1, 8, 16, 16)
+    assert not on[0].any()
+    assert 0 < on[1].mean() < 0.6

@@ -1,4 +1,4 @@
-"""The scene graph on a grid: what stands at each place of a clip, as class numbers."""
+"""The scene graph on a grid: what stands at each place of a clip, as class numbers, and which pixels are about it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from kinema.data.playroom.grammar import COLOURS, LETTERS, MOTIONS, SHAPES
 
 if TYPE_CHECKING:
     from kinema.data.playroom.scene import Scene
+    from kinema.data.playroom.shapes import Floats
 
 GLYPHS = (*SHAPES[:-1], *LETTERS)
 KINDS = (("glyph", GLYPHS), ("colour", COLOURS), ("motion", (*MOTIONS, "still")))
@@ -18,6 +19,8 @@ KINDS = (("glyph", GLYPHS), ("colour", COLOURS), ("motion", (*MOTIONS, "still"))
 CLASSES = tuple(len(values) + 1 for _, values in KINDS)
 _REACH = 0.4
 """Of the diameter: an outline fills most of its disc within this radius."""
+_MARGIN = 0.7
+"""Of the diameter: every outline lies within this radius (a square's corners at 0.5·√2)."""
 
 
 def on_grid(scene: Scene, grid: tuple[int, int, int]) -> NDArray[np.int64]:
@@ -27,15 +30,28 @@ def on_grid(scene: Scene, grid: tuple[int, int, int]) -> NDArray[np.int64]:
     one cell the later one of the scene counts, which is the one in front.
     """
     t, h, w = grid
-    x, y = (np.arange(w) + 0.5) / w, (np.arange(h) + 0.5) / h
     classes = np.zeros((3, t, h, w), np.int64)
     for track in scene.objects:
-        at_TM2 = track.position_T2.reshape(t, -1, 2)
-        reach_TM = _REACH * track.size_T.reshape(t, -1)
-        near = np.square(x - at_TM2[..., None, None, 0]) + np.square(y[:, None] - at_TM2[..., None, None, 1])
-        cover_THW = (near < np.square(reach_TM)[..., None, None]).mean(axis=1) >= 0.5
-        nearest = near.mean(axis=1).reshape(t, -1).argmin(axis=1)
+        far = _distances(track.position_T2, h, w).reshape(t, -1, h, w)
+        cover_THW = (far < _REACH * track.size_T.reshape(t, -1, 1, 1)).mean(axis=1) >= 0.5
+        nearest = far.mean(axis=1).reshape(t, -1).argmin(axis=1)
         cover_THW.reshape(t, -1)[np.arange(t), nearest] = True
         for kind, value in enumerate((track.glyph, track.colour, track.motion)):
             classes[kind][cover_THW] = KINDS[kind][1].index(value) + 1
     return classes
+
+
+def around(scene: Scene, height: int, width: int) -> NDArray[np.bool_]:
+    """The pixels ``[T, H, W]`` on the scene's objects and just around them, where outlines are decided."""
+    inside = [
+        _distances(track.position_T2, height, width) < _MARGIN * track.size_T[:, None, None] for track in scene.objects
+    ]
+    return np.logical_or.reduce(inside)
+
+
+def _distances(position_T2: Floats, height: int, width: int) -> Floats:
+    """Distance of every cell's centre from a moving point ``[T, H, W]``, in fractions of the shorter side."""
+    short = min(height, width)
+    x = (np.arange(width) + 0.5 - position_T2[:, :1] * width) / short
+    y = (np.arange(height) + 0.5 - position_T2[:, 1:] * height) / short
+    return np.hypot(y[:, :, None], x[:, None, :]).astype(np.float32)

@@ -28,6 +28,7 @@ from kinema.families.svd import folder
 from kinema.families.svd.config import PRESETS, Config
 from kinema.families.svd.layout import CLIP, FIRST_STAGE, UNET, VAE_AT, Outline, table
 from kinema.families.svd.lora import read as read_lora
+from kinema.families.svd.own import read as read_own
 from kinema.schema import BadRequest
 
 T = TypeVar("T")
@@ -229,6 +230,15 @@ def open_sgm(path: Path, variant_name: str | None = None) -> Opened | None:
     return Opened(outline, ours, extra, read, path.name, frames, source.text)
 
 
+def open_own(path: Path, variant_name: str | None = None) -> Opened | None:
+    """A file that `kinema train` wrote, checked from its header alone; None when it is not SVD's."""
+    told = read_own(path, variant_name)
+    if told is None:
+        return None
+    outline, source, frames = told
+    return Opened(outline, dict(source.header), {}, source.__getitem__, path.name, frames)
+
+
 def open_folder(source: Source) -> Opened | None:
     """A diffusers folder, checked from its configs and headers alone; None when it is not SVD's.
 
@@ -239,7 +249,9 @@ def open_folder(source: Source) -> Opened | None:
         return None
     path = source.path
     sources = {part: Stream(path / part, source.variant) for part in folder.PARTS}
-    ours = own({f"{part}.{name}": entry for part, held in sources.items() for name, entry in held.header.items()})
+    ours = networks_own(
+        {f"{part}.{name}": entry for part, held in sources.items() for name, entry in held.header.items()}
+    )
     extras = Stream(path / EXTRA) if (path / EXTRA).is_dir() else None
     outline = _with_extra(folder.outline(configs), extras)
     known = table(outline)
@@ -257,7 +269,7 @@ def open_folder(source: Source) -> Opened | None:
     return Opened(outline, ours, extra, read, path.name, folder.frames(configs), text)
 
 
-def own(named: Mapping[str, T]) -> dict[str, T]:
+def networks_own(named: Mapping[str, T]) -> dict[str, T]:
     """What a folder's parts hold, without the counter that older files of CLIP have."""
     return {name: value for name, value in named.items() if name != _POSITION_IDS}
 
@@ -310,7 +322,7 @@ class Layouts:
             return open_folder(Source(source, variant))
         if is_lora(files.header(source)):
             return OpenedLora(read_lora(source))
-        return open_sgm(source, variant)
+        return open_own(source, variant) or open_sgm(source, variant)
 
     def plan(self, opened: Opened | OpenedLora, layout: str, dtype: torch.dtype | None) -> Plan:
         if isinstance(opened, OpenedLora):

@@ -16,6 +16,7 @@ from kinema.families.svd.conditioning import Condition
 from kinema.families.svd.config import PRESETS, Config, from_json, to_json
 from kinema.families.svd.decoder import SVDCodec
 from kinema.families.svd.model import SVD, blocks
+from kinema.families.svd.pocket import PocketSVD
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
 from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, System
@@ -30,8 +31,8 @@ class StableVideoDiffusion:
     def presets(self) -> Mapping[str, Config]:
         return PRESETS
 
-    def build(self, config: Config) -> SVD:
-        return SVD(config)
+    def build(self, config: Config) -> nn.Module:
+        return PocketSVD(config) if config.pocket else SVD(config)
 
     def lattice(self, config: Config) -> Lattice:
         return Lattice(
@@ -56,8 +57,8 @@ class StableVideoDiffusion:
             guidance_end=end,
         )
 
-    def process(self, config: Config) -> Process:  # noqa: ARG002
-        return Process(recipe.SCHEDULE, V)
+    def process(self, config: Config) -> Process:
+        return Process(recipe.schedule(config), V)
 
     def codec(self, config: Config, model: nn.Module) -> SVDCodec:
         vae = cast(SVD, model).vae
@@ -129,7 +130,7 @@ class StableVideoDiffusion:
         return lora.aliases(config)
 
     def recipe(self, config: Config) -> Recipe:
-        return recipe.TINY if config.channels[0] < 64 else recipe.RECIPE
+        return recipe.recipe(config)
 
     def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
         return recipe.loss(model, config, batch, generator)

@@ -14,7 +14,7 @@ from torch import Tensor
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.table import shapes_of
 from kinema.families.svd import folder
-from kinema.families.svd.checkpoint import from_sgm, own, recognise, sized, variant
+from kinema.families.svd.checkpoint import from_sgm, networks_own, recognise, sized, variant
 from kinema.families.svd.config import PRESETS, Config
 from kinema.families.svd.layout import Outline, table
 from kinema.schema import BadRequest, plain
@@ -46,7 +46,7 @@ def _open_folder(source: Source) -> Found | None:
         return None
     folder.check(source)
     outline, parts = folder.outline(told), tuple(folder.PARTS)
-    table(outline).check_ours(shapes_of(own(source.headers(parts))), source.path.name)
+    table(outline).check_ours(shapes_of(networks_own(source.headers(parts))), source.path.name)
     frames = folder.frames(told)
     model, note = _published(outline, source, frames)
     heads, clip_heads = folder.heads(told, outline)
@@ -60,7 +60,7 @@ def _open_folder(source: Source) -> Found | None:
 def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a single file, or of a folder's parts, under the network's names."""
     outline = recognise({name: (tuple(x.shape), x.dtype) for name, x in tensors.items()})
-    return own(tensors) if outline is None else from_sgm(outline, tensors)
+    return networks_own(tensors) if outline is None else from_sgm(outline, tensors)
 
 
 def _published(outline: Outline, source: Source, frames: int | None) -> tuple[str, str]:

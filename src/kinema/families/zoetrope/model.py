@@ -55,10 +55,10 @@ class Zoetrope(nn.Module):
             [TokenBlock(d, config.heads, config.mlp, config.modulation) for _ in range(config.depth)]
         )
         self.unmerge = nn.Linear(d, config.merge * config.coarse)
-        self.coarse_up = ConvBlock(config.coarse, config.modulation)
+        self.coarse_up = nn.ModuleList(ConvBlock(config.coarse, config.modulation) for _ in range(config.drawing))
         self.up = nn.Linear(config.coarse, 4 * config.fine)
         self.join = nn.Linear(2 * config.fine, config.fine)
-        self.fine_up = ConvBlock(config.fine, config.modulation)
+        self.fine_up = nn.ModuleList(ConvBlock(config.fine, config.modulation) for _ in range(config.drawing))
         self.out = nn.Conv2d(config.fine, 3 * area, 3, padding=1)
         self.read = nn.Linear(d, sum(CLASSES))
         nn.init.zeros_(self.out.weight)
@@ -92,9 +92,13 @@ class Zoetrope(nn.Module):
         tokens_BSD, read_BSK = self._attend(tokens_BSD, text_BLD, keep_BL, cond_BM, t if per_frame else 1)
         tokens = rearrange(self.unmerge(tokens_BSD), "b (t h w) (m c) -> b (t m) h w c", t=t, h=h, w=w, m=merge)
 
-        coarse = self.coarse_up(coarse + tokens, cond_BM, span)
+        coarse = coarse + tokens
+        for block in self.coarse_up:
+            coarse = block(coarse, cond_BM, span)
         risen = rearrange(self.up(coarse), "b t h w (p q c) -> b t (h p) (w q) c", p=2, q=2)
-        fine = self.fine_up(self.join(torch.cat([risen, fine], dim=-1)), cond_BM, span)
+        fine = self.join(torch.cat([risen, fine], dim=-1))
+        for block in self.fine_up:
+            fine = block(fine, cond_BM, span)
         x0 = _over_space(self.out, F.layer_norm(fine, fine.shape[-1:]))
         return rearrange(x0, "b t h w (c p q) -> b c t (h p) (w q)", p=cell, q=cell), read_BSK
 
@@ -107,7 +111,7 @@ class Zoetrope(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The token blocks over words and tokens together; ``times`` > 1 keeps that many parts in time apart.
 
-        Also the classes read of the tokens before the last block, which is left free to draw.
+        Also the classes read of the tokens before the last blocks, which are left free to draw.
         """
         words = int(keep_BL.sum(1).max())  # columns that every row lacks are cut: fewer tokens, and often no mask
         x_BSD = torch.cat([self.text_in(text_BLD[:, :words]), x_BSD], dim=1)
@@ -116,10 +120,11 @@ class Zoetrope(nn.Module):
         if times > 1:
             places = (x_BSD.shape[1] - words) // times
             attend = seen & _same_time(words, times, places).to(seen.device)
-        read_BSD = x_BSD
+        after = [x_BSD]
         for block in self.blocks:
-            read_BSD, x_BSD = x_BSD, block(x_BSD, cond_BM, attend)
-        read_BSD, x_BSD = (F.layer_norm(y[:, words:], y.shape[-1:]) for y in (read_BSD, x_BSD))
+            after.append(block(after[-1], cond_BM, attend))
+        known = (len(self.blocks) + 1) // 2
+        read_BSD, x_BSD = (F.layer_norm(y[:, words:], y.shape[-1:]) for y in (after[known], after[-1]))
         return x_BSD, self.read(read_BSD)
 
 
