@@ -213,6 +213,7 @@ class Slots(Protocol):
     """What a family takes in addition to its model's own file; `registry.SLOTS` names it."""
 
     names: tuple[str, ...]
+    """Of its slots; one that takes several files has a name behind a point (``controlnet.depth``)."""
 
     def open(self, config: Any, slot: str, source: Source) -> Found:
         """The config with this in it; BadRequest for what does not belong there, saying what it is."""
@@ -463,8 +464,8 @@ def open_system(
         raise BadRequest(f"there is no file {name}; expected a model's file or folder")
     else:
         raise BadRequest(registry.unknown("model", name, {*registry.EMBEDDED, *registry.ALIASES, *registry.FAMILIES}))
-    added, config = _add(family, config, add or {}, offline)
-    weights = replace(weights, added=added)
+    added, config, said = _add(family, config, add or {}, offline)
+    weights, notes = replace(weights, added=added), (*notes, *said)
     if overrides:
         config = _override(config, overrides)
     chosen = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -483,12 +484,12 @@ def _slots(family: Family) -> Slots:
 
 def _add(
     family: Family, config: Any, add: Mapping[str, str | Path], offline: bool | None
-) -> tuple[tuple[Added, ...], Any]:
-    """The additions in the order told, and the config with them."""
-    added = []
+) -> tuple[tuple[Added, ...], Any, tuple[str, ...]]:
+    """The additions in the order told, the config with them, and what was decided for them."""
+    added, notes = [], []
     for slot, told in add.items():
         slots = _slots(family)
-        if slot not in slots.names:
+        if slot.partition(".")[0] not in slots.names:
             raise BadRequest(registry.unknown(f"slot of {family.name}", slot, slots.names))
         if not Path(told).exists() and not _is_hub_id(str(told)):
             raise BadRequest(f"there is no file {told} to add as {slot}")
@@ -498,7 +499,8 @@ def _add(
         found = slots.open(config, slot, source)
         config = found.config
         added.append(Added(slot, source, found.parts))
-    return tuple(added), config
+        notes += found.notes
+    return tuple(added), config, tuple(notes)
 
 
 def _is_hub_id(name: str) -> bool:

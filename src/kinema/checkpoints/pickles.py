@@ -17,6 +17,8 @@ from kinema.schema import BadRequest
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 _WRAPPERS = ("ema", "state_dict", "model", "controlnet")
+_TABLES = ("image_proj", "ip_adapter")
+"""Tables of tensors that make one file together (IP-Adapter's): read as ``image_proj.…`` and ``ip_adapter.…``."""
 _NOTES = ("animatediff_config",)
 """Names of what is no tensor, which published files carry and nothing needs."""
 _LOOKED_AT = 2**20
@@ -81,6 +83,8 @@ def _unwrap(file: Path, held: Any) -> dict[str, Tensor]:
             held = next((held[name] for name in _WRAPPERS if isinstance(held.get(name), Mapping)), held)
     if not isinstance(held, Mapping):
         raise BadRequest(f"{file.name} holds a {type(held).__name__}; expected named tensors")
+    if held and all(name in _TABLES and isinstance(table, Mapping) for name, table in held.items()):
+        held = {f"{name}.{inner}": value for name, table in held.items() for inner, value in table.items()}
     tensors = {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
     nested = [str(k) for k, value in held.items() if isinstance(value, Mapping) and value and k not in _NOTES]
     if nested or not tensors:

@@ -11,11 +11,13 @@ from kinema.checkpoints.source import Source
 from kinema.schema import BadRequest
 
 MOTION = "an AnimateDiff motion module, which an image model takes (add motion=FILE)"
+BESIDE = "which an image model takes (add"
 SIGNATURES: tuple[tuple[str, str], ...] = (
     (r"^model\.diffusion_model\..*\.time_mix_blocks\.", "Stable Video 4D"),
     (r"(^|\.)motion_modules\.\d+\.|\.temporal_transformer\.", MOTION),
-    (r"^(controlnet_cond_embedding|controlnet_down_blocks)\.", "a ControlNet of diffusers"),
-    (r"^(control_model\.|input_hint_block\.)", "a ControlNet"),
+    (r"^(controlnet_cond_embedding|controlnet_down_blocks)\.", f"a ControlNet of diffusers, {BESIDE} controlnet=FILE)"),
+    (r"^(control_model\.|input_hint_block\.)", f"a ControlNet, {BESIDE} controlnet=FILE)"),
+    (r"^(image_proj|ip_adapter)\.|\.attn2\.processor\.to_k_ip\.", f"an IP-Adapter, {BESIDE} ip-adapter=FILE)"),
     (r"^conditioner\.embedders\.1\.model\.transformer\.", "a Stable Diffusion XL checkpoint"),
     (r"^model\.diffusion_model\..*\.time_stack\.", "a video checkpoint of sgm without its conditioner"),
     (r"^cond_stage_model\.", "a Stable Diffusion checkpoint"),

@@ -20,18 +20,36 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ClipVision(nn.Module):
-    """``forward(pixels B×3×side×side, normalised) -> embedding B×projection``. ViT-H/14 has 632,076,800 parameters."""
+    """``forward(pixels B×3×side×side, normalised) -> embedding B×projection``. ViT-H/14 has 632,076,800 parameters.
 
-    def __init__(
-        self, *, width: int, layers: int, heads: int, mlp: int, patch: int, side: int, projection: int
+    ``activation``: "gelu", or "quick_gelu" as in OpenAI's own.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        *,
+        width: int,
+        layers: int,
+        heads: int,
+        mlp: int,
+        patch: int,
+        side: int,
+        projection: int,
+        activation: str = "gelu",
     ) -> None:
         super().__init__()
         self.side = side
         self.vision_model = _Tower(width, layers, heads, mlp, patch, side)
+        for layer in self.vision_model.encoder.layers:
+            layer.quick = activation == "quick_gelu"
         self.visual_projection = nn.Linear(width, projection, bias=False)
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
         return self.visual_projection(self.vision_model(pixels_B3HW))
+
+    def patches(self, pixels_B3HW: Tensor) -> Tensor:
+        """The class token and the patches as they are before the last layer, B×S×C: what IP-Adapter plus reads."""
+        return self.vision_model.before_last(pixels_B3HW)
 
     def embed(self, picture_B3HW: Tensor) -> Tensor:
         """The embedding [B, projection] of pictures of any size in [-1, 1]."""
@@ -51,6 +69,12 @@ class _Tower(nn.Module):
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
         x_BSC = self.encoder(self.pre_layrnorm(self.embeddings(pixels_B3HW)))
         return self.post_layernorm(x_BSC[:, 0])
+
+    def before_last(self, pixels_B3HW: Tensor) -> Tensor:
+        x_BSC = self.pre_layrnorm(self.embeddings(pixels_B3HW))
+        for layer in self.encoder.layers[:-1]:
+            x_BSC = layer(x_BSC)
+        return x_BSC
 
 
 class _Layers(nn.Module):
@@ -84,10 +108,12 @@ class _Layer(nn.Module):
         self.self_attn = _Attention(width, heads)
         self.layer_norm2 = nn.LayerNorm(width)
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, mlp), "fc2": nn.Linear(mlp, width)})
+        self.quick = False
 
     def forward(self, x_BSC: Tensor) -> Tensor:
         x_BSC = x_BSC + self.self_attn(self.layer_norm1(x_BSC))
-        return x_BSC + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.layer_norm2(x_BSC))))
+        inner = self.mlp["fc1"](self.layer_norm2(x_BSC))
+        return x_BSC + self.mlp["fc2"](inner * torch.sigmoid(1.702 * inner) if self.quick else F.gelu(inner))
 
 
 class _Attention(nn.Module):

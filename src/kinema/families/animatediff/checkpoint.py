@@ -1,4 +1,4 @@
-"""Motion modules and SparseCtrl from the authors' layout to diffusers' and back, for ``kinema convert``."""
+"""Motion modules and what steers beside the prompt, from the authors' layout to diffusers' and back."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from kinema.checkpoints.convert import File, Plan, cast
 from kinema.checkpoints.source import Source
-from kinema.families.animatediff import motion_file, sparse
+from kinema.families.animatediff import controlnet_file, ip_adapter_file, motion_file, sparse
+from kinema.families.animatediff.controlnet_file import ControlFile
+from kinema.families.animatediff.ip_adapter_file import AdapterFile
+from kinema.families.animatediff.layout import heads_of
 from kinema.families.animatediff.motion_file import HEADS, UNTOLD, MotionFile, MotionLayout
 from kinema.families.animatediff.sparse import SparseFile
+from kinema.schema import BadRequest
 
 WEIGHTS = "diffusion_pytorch_model"
 
@@ -24,7 +28,7 @@ WEIGHTS = "diffusion_pytorch_model"
 class Opened:
     """A file or folder: what it holds, and its tensors under our names, memory-mapped."""
 
-    told: MotionFile | SparseFile
+    told: MotionFile | SparseFile | ControlFile | AdapterFile
     tensors: Mapping[str, Tensor]
 
 
@@ -40,33 +44,71 @@ class Layouts:
             return None
         if told := sparse.recognise(seen.header):
             return Opened(told, sparse.convert(seen.tensors()))
+        if control := controlnet_file.recognise(seen.header, seen.config(""), seen.name):
+            return Opened(control, controlnet_file.convert(control, seen.tensors()))
+        if adapter := ip_adapter_file.recognise(seen.header):
+            base = ip_adapter_file.base_of(adapter)
+            return Opened(adapter, ip_adapter_file.convert(adapter, base, 0, seen.tensors()))
         motion = motion_file.recognise(seen.header, seen.name)
-        return None if motion is None else Opened(motion, motion_file.convert(motion, seen.tensors()))
+        if motion is None:
+            return None
+        tensors = seen.tensors()
+        first = {name: tensors[name] for name in motion_file.FIRST if name in tensors}
+        return Opened(motion, motion_file.convert(motion, tensors) | first)
 
     def plan(self, opened: Opened, layout: MotionLayout, dtype: torch.dtype | None) -> Plan:
-        """One file of the authors' layout, or a folder that diffusers opens."""
+        """One file of the authors' layout, or a folder that diffusers opens (of an IP-Adapter one file in any case)."""
         told = opened.told
-        made = (sparse if isinstance(told, SparseFile) else motion_file).export(layout, opened.tensors)
-        tensors = {name: cast(tensor, dtype) for name, tensor in made.items()}
+        if layout == "hotshot" and not isinstance(told, MotionFile):
+            raise BadRequest("hotshot is a layout of motion modules; expected official or diffusers")
+        tensors = {name: cast(tensor, dtype) for name, tensor in _exported(opened, layout).items()}
         header = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
         notes: tuple[str, ...] = ()
-        if told.positions is None:
+        if isinstance(told, MotionFile | SparseFile) and told.positions is None:
             notes = (f"the file has no positions; sinusoids of {UNTOLD} frames were written",)
-        if layout != "diffusers":
+        if isinstance(told, AdapterFile) or layout != "diffusers":
             return Plan((File("", header, tensors.__getitem__, {"format": "pt"}),), {}, notes)
         tail = ".fp16" if dtype is torch.float16 else ""
         file = File(f"{WEIGHTS}{tail}.safetensors", header, tensors.__getitem__, {"format": "pt"})
-        config = _sparse_config(told, opened.tensors) if isinstance(told, SparseFile) else _adapter_config(told)
-        return Plan((file,), {"config.json": config}, notes)
+        return Plan((file,), {"config.json": _config(told, opened.tensors)}, notes)
 
 
 LAYOUTS = Layouts()
+
+
+def layout_of(layout: MotionLayout) -> Literal["official", "diffusers"]:
+    return "diffusers" if layout == "diffusers" else "official"
+
+
+def _exported(opened: Opened, layout: MotionLayout) -> dict[str, Tensor]:
+    match opened.told:
+        case SparseFile():
+            return sparse.export(layout, opened.tensors)
+        case MotionFile():
+            return motion_file.export(layout, opened.tensors)
+        case ControlFile() as control:
+            return controlnet_file.export(control, layout_of(layout), opened.tensors)
+        case adapter:
+            return ip_adapter_file.export(
+                layout_of(layout), ip_adapter_file.base_of(adapter), adapter.size, opened.tensors
+            )
+
+
+def _config(told: MotionFile | SparseFile | ControlFile, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    match told:
+        case SparseFile():
+            return _sparse_config(told, tensors)
+        case ControlFile():
+            return _control_config(told)
+        case _:
+            return _adapter_config(told)
 
 
 def _adapter_config(told: MotionFile) -> dict[str, Any]:
     return {
         "_class_name": "MotionAdapter",
         "block_out_channels": list(told.channels),
+        "conv_in_channels": told.first[1] if told.first else None,
         "motion_layers_per_block": told.layers,
         "motion_max_seq_length": told.positions or UNTOLD,
         "motion_mid_block_layers_per_block": 1,
@@ -93,3 +135,31 @@ def _sparse_config(told: SparseFile, tensors: Mapping[str, Tensor]) -> dict[str,
         "num_attention_heads": heads,
         "use_simplified_condition_embedding": told.kind == "rgb",
     }
+
+
+def _control_config(told: ControlFile) -> dict[str, Any]:
+    image, size = told.image, told.size
+    config: dict[str, Any] = {
+        "_class_name": "ControlNetModel",
+        "attention_head_dim": list(heads_of(image.channels, bool(image.size_embedding))),
+        "block_out_channels": list(image.channels),
+        "conditioning_channels": size.hint,
+        "controlnet_conditioning_channel_order": "bgr" if size.bgr else "rgb",
+        "cross_attention_dim": image.context or 1280,
+        "down_block_types": ["DownBlock2D" if d is None else "CrossAttnDownBlock2D" for d in size.depths],
+        "global_pool_conditions": size.pooled,
+        "in_channels": image.in_channels,
+        "layers_per_block": image.layers,
+        "mid_block_type": "UNetMidBlock2D" if size.middle is None else "UNetMidBlock2DCrossAttn",
+        # The middle has as many as the last level, and diffusers asks for a number also where a level has none.
+        "transformer_layers_per_block": [*(d or 0 for d in size.depths[:-1]), size.depths[-1] or size.middle or 0],
+        "use_linear_projection": size.linear,
+    }
+    if image.size_embedding:
+        vector = 6 * image.size_embedding + image.pooled
+        config |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256 if vector == 2816 else image.size_embedding,
+            "projection_class_embeddings_input_dim": vector,
+        }
+    return config

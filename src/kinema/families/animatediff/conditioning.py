@@ -17,14 +17,18 @@ from torch import Tensor
 
 from kinema import registry
 from kinema.conditioning.clip_text import ClipTokenizer, Tokenizer, WordTokenizer, encode, find_vocabulary
+from kinema.families.animatediff import control, pia, pictures
 from kinema.families.animatediff.config import Config
+from kinema.families.animatediff.control import Steering
+from kinema.families.animatediff.ip_adapter import Picture
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.media import read
 from kinema.nn.embeddings import sinusoidal
 from kinema.schema import BadRequest, Canvas, Note, OnEvent, Request
 
-OPTIONS = ("clip_skip", "travel", "effect", "scribble", "control_scale")
-"""What a request's ``extra`` may hold."""
+OPTIONS = ("clip_skip", "travel", "effect", "scribble", "affinity")
+NAMED = ("control", "control_scale", "control_span", "ip_image", "ip_scale")
+"""What a request's ``extra`` may hold; the second also with the name of what they are of (``control.depth``)."""
 MOST_EFFECT = 10.0
 
 
@@ -37,6 +41,9 @@ class Condition:
     motion: bool = True
     effect_T1HW: Tensor | None = None
     shown: Shown | None = None
+    steerings: tuple[Steering, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    first_BCTHW: Tensor | None = None
 
     def of(self, frames: Sequence[int] | None) -> Condition:
         """The part of it that belongs to these frames."""
@@ -48,7 +55,15 @@ class Condition:
 
         effect = None if self.effect_T1HW is None else cut(self.effect_T1HW)
         shown = None if self.shown is None else self.shown.of(frames)
-        return replace(self, context_KLC=cut(self.context_KLC), effect_T1HW=effect, shown=shown)
+        return replace(
+            self,
+            context_KLC=cut(self.context_KLC),
+            effect_T1HW=effect,
+            shown=shown,
+            steerings=tuple(each.of(frames) for each in self.steerings),
+            pictures=tuple(each.of(frames) for each in self.pictures),
+            first_BCTHW=None if self.first_BCTHW is None else self.first_BCTHW[:, :, list(frames)],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +72,12 @@ class Shown:
 
     given_BCTHW: Tensor
     mask_B1THW: Tensor
-    scale: float
+    scale_T: Tensor
 
     def of(self, frames: Sequence[int]) -> Shown:
         at = list(frames)
-        return replace(self, given_BCTHW=self.given_BCTHW[:, :, at], mask_B1THW=self.mask_B1THW[:, :, at])
+        scale = self.scale_T[at] if len(self.scale_T) > 1 else self.scale_T
+        return Shown(self.given_BCTHW[:, :, at], self.mask_B1THW[:, :, at], scale)
 
 
 # -------------------------------------------------------------------------------------------- words
@@ -158,16 +174,14 @@ def check_extra(config: Config, request: Request) -> None:
     """Refuse, by name, options that this family has not and values out of range."""
     extra = request.extra
     for name in extra:
-        if name not in OPTIONS:
-            raise BadRequest(registry.unknown("option of animatediff", name, OPTIONS))
+        if name not in OPTIONS and name.partition(".")[0] not in NAMED:
+            raise BadRequest(registry.unknown("option of animatediff", name, [*OPTIONS, *NAMED]))
     skip = extra.get("clip_skip", 1)
     if isinstance(skip, bool) or not isinstance(skip, int | float) or skip != int(skip) or not 1 <= skip <= 12:
         raise BadRequest(f"clip_skip is {skip!r}; expected a whole number from 1 (nothing skipped) to 12")
-    scale = extra.get("control_scale", 1.0)
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale <= MOST_EFFECT:
-        raise BadRequest(f"control_scale is {scale!r}; expected a number from 0 to {MOST_EFFECT:g}")
-    if "control_scale" in extra and config.sparse is None:
-        raise BadRequest("control_scale is of SparseCtrl, and this model has none: add sparsectrl=FILE")
+    control.check(config, request)
+    pictures.check(config, request)
+    pia.affinity_of(config, request)
     if "scribble" in extra and config.sparse != "scribble":
         raise BadRequest(
             "scribble is for SparseCtrl's drawings, and this model has none: add sparsectrl=FILE of scribble"
@@ -225,5 +239,7 @@ def frames_shown(request: Request, canvas: Canvas, z_BCTHW: Tensor) -> Shown:
     return Shown(z_BCTHW * mask, mask, control_scale(request))
 
 
-def control_scale(request: Request) -> float:
-    return float(request.extra.get("control_scale", 1.0))
+def control_scale(request: Request) -> Tensor:
+    """How much of SparseCtrl is added, [1] or [T]."""
+    told = control.of_name(request.extra, "control_scale", control.SPARSE, only=True)
+    return control.scale_of(1.0 if told is None else told, request.shape.frames, "control_scale")

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain
 from typing import Any, Literal
 
 from kinema.conditioning.clip_text import BIG_G, ClipTextSize
 from kinema.diffusion.schedules import Spacing
 from kinema.schema import BadRequest
 
-Motion = Literal["none", "v1", "v2", "v3", "sdxl", "hotshot", "lcm", "lightning"]
+Motion = Literal["none", "v1", "v2", "v3", "sdxl", "hotshot", "lcm", "lightning", "pia"]
 Norms = Literal["official", "diffusers"]
 Betas = tuple[Literal["linear", "scaled_linear"], float, float]
 
@@ -21,6 +22,56 @@ IMAGE_BETAS: Betas = ("scaled_linear", 0.00085, 0.012)
 """Of the image models, with which one frame is made; what LDM's code calls "linear"."""
 MOTION_BETAS: Betas = ("linear", 0.00085, 0.012)
 """Of motion modules v1 to v3; what ComfyUI calls "sqrt_linear"."""
+
+
+@dataclass(frozen=True)
+class ControlSize:
+    """A ControlNet beside the image model, whose channels and layers it shares."""
+
+    name: str = "controlnet"
+    """What requests call it."""
+    depths: tuple[int | None, ...] = (1, 1, 1, None)
+    """Transformer blocks of each level; None where a level has no transformers (0: their projections alone)."""
+    middle: int | None = 1
+    linear: bool = False
+    hint: int = 3
+    """Channels of the control picture."""
+    bgr: bool = False
+    """Whether it was trained on pictures with red and blue exchanged."""
+    pooled: bool = False
+    """Whether what it adds is averaged over the picture and left out of the unwanted branch (v1.1's "shuffle")."""
+
+
+@dataclass(frozen=True)
+class AdapterSize:
+    """An IP-Adapter: pictures as further tokens of cross-attention."""
+
+    name: str = "ip_adapter"
+    """What requests call it."""
+    kind: Literal["plain", "plus"] = "plain"
+    """Whether it reads CLIP's one embedding of a picture, or its patches."""
+    embedding: int = 1024
+    """Width of what it reads."""
+    tokens: int = 4
+    width: int = 768
+    """Of the resampler ("plus")."""
+    inner: int = 768
+    """Of its attention: heads of 64."""
+    layers: int = 4
+
+
+@dataclass(frozen=True)
+class VisionSize:
+    """CLIP's image encoder, which IP-Adapters look through; these sizes are ViT-H/14's."""
+
+    width: int = 1280
+    layers: int = 32
+    heads: int = 16
+    mlp: int = 5120
+    patch: int = 14
+    side: int = 224
+    projection: int = 1024
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
 
 
 @dataclass(frozen=True)
@@ -73,6 +124,10 @@ class Config:
     """What SparseCtrl is shown: frames of the clip, or drawings; None for a model without it."""
     sparse_positions: int = 32
 
+    controls: tuple[ControlSize, ...] = ()
+    adapters: tuple[AdapterSize, ...] = ()
+    vision: VisionSize | None = None
+
     absent: tuple[Literal["vae", "text"], ...] = ()
     """What the image model's file lacked and nothing was added for: such a model can be opened, not run."""
 
@@ -93,8 +148,8 @@ class Config:
 
     @property
     def image_norm_over_clip(self) -> bool:
-        """Whether residual blocks and the last norm see all frames together: v1 and HotShot-XL were trained so."""
-        return self.norms == "official" and self.motion in ("v1", "hotshot")
+        """Whether residual blocks and the last norm see all frames together: v1, PIA and HotShot-XL were trained so."""
+        return self.norms == "official" and self.motion in ("v1", "pia", "hotshot")
 
     @property
     def motion_norm_over_clip(self) -> bool:
@@ -110,6 +165,7 @@ class Config:
 V3 = Config()  # motion 417,137,600 in 520 tensors; whole U-Net 1,276,658,564
 V1 = replace(V3, motion="v1", positions=24)  # the same sizes
 V2 = replace(V3, motion="v2", motion_mid=True)  # motion 453,209,280 in 546; whole U-Net 1,312,730,244
+PIA = replace(V3, motion="pia")  # and 14,400 weights that read the first frame
 V3_RGB = replace(V3, sparse="rgb")  # SparseCtrl 496,730,880 in 478
 V3_SCRIBBLE = replace(V3, sparse="scribble")  # 497,802,784 in 492
 LCM = replace(V2, motion="lcm", steps=6, sampler="lcm", guidance=1.5, spacing="trailing")
@@ -159,6 +215,7 @@ PRESETS: dict[str, Config] = {
     "v1": V1,
     "v2": V2,
     "v3": V3,
+    "pia": PIA,
     "v3-rgb": V3_RGB,
     "v3-scribble": V3_SCRIBBLE,
     "lcm": LCM,
@@ -168,6 +225,13 @@ PRESETS: dict[str, Config] = {
     "image": IMAGE,
     "sdxl-image": SDXL_IMAGE,
 }
+
+
+def skip_widths(config: Config) -> list[int]:
+    """Channels of the maps that the way down leaves for the way up, in the order they are made."""
+    last = len(config.channels) - 1
+    each = ([width] * (config.layers + (level < last)) for level, width in enumerate(config.channels))
+    return [config.channels[0], *chain.from_iterable(each)]
 
 
 def to_json(config: Config) -> dict[str, Any]:
@@ -181,6 +245,14 @@ def from_json(told: Mapping[str, Any]) -> Config:
         raise BadRequest(f"this file was written by a later version (config has {unknown[0]!r})")
     values: dict[str, Any] = dict(told)
     values |= {name: tuple(value) for name, value in told.items() if isinstance(value, list | tuple)}
-    if "text" in values:
-        values["text"] = tuple(ClipTextSize(**size) for size in values["text"])
+    for name, kind in (("text", ClipTextSize), ("controls", ControlSize), ("adapters", AdapterSize)):
+        if name in values:
+            values[name] = tuple(kind(**_tuples(size)) for size in values[name])
+    if values.get("vision"):
+        values["vision"] = VisionSize(**values["vision"])
     return Config(**values)
+
+
+def _tuples(told: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON's lists as tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}

@@ -13,12 +13,15 @@ from kinema.checkpoints.source import Source
 from kinema.conditioning.clip_text import WordTokenizer
 from kinema.data import playroom
 from kinema.diffusion.parameterise import EPS, Denoiser
-from kinema.families.animatediff import conditioning, lora, opening, recipe
+from kinema.diffusion.schedules import Level
+from kinema.families.animatediff import conditioning, control, lora, opening, pia, pictures, recipe
 from kinema.families.animatediff.conditioning import Condition
 from kinema.families.animatediff.config import PRESETS, Config, from_json, to_json
+from kinema.families.animatediff.control import Steering
+from kinema.families.animatediff.ip_adapter import Picture
 from kinema.families.animatediff.model import AnimateDiff, blocks
 from kinema.nn.ldm_unet import channels_last
-from kinema.schema import BadRequest, Canvas, Lattice, OnEvent, Request
+from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
 from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, System
 from kinema.vae.kl2d import ImageCodec
 
@@ -76,11 +79,12 @@ class AnimateDiffFamily:
         return None
 
     def honours(self, config: Config, kind: str) -> tuple[str, ...]:
-        """Whole frames natively where SparseCtrl is shown frames; all else by guidance, in latents."""
+        """Whole frames natively where SparseCtrl is shown them, the first by PIA; all else by guidance, in latents."""
         if kind == "nothing":
             return ("native",)
         held = ("replacement", "reconstruction")
-        return ("native", *held) if config.sparse == "rgb" and kind != "region" else held
+        native = (config.sparse == "rgb" and kind != "region") or (config.motion == "pia" and kind == "first")
+        return ("native", *held) if native else held
 
     def check(self, config: Config, request: Request) -> None:
         if config.absent:
@@ -97,6 +101,11 @@ class AnimateDiffFamily:
                 f"frames is {frames}, and this motion module sees {config.longest} at once: give a window (such as 16) "
                 "to slide over the clip, an overlap to make it block by block, or load it with overrides stretch="
                 f"{frames}"
+            )
+        if frames > config.longest and request.window is None and (config.controls or config.adapters):
+            raise BadRequest(
+                f"frames is {frames}, and ControlNets and IP-Adapters steer a clip that is made at once or in windows: "
+                "give a window (such as 16), not only an overlap"
             )
 
     def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
@@ -130,20 +139,46 @@ class AnimateDiffFamily:
                 mask_B1THW=shown.mask_B1THW.to(system.device, system.dtype),
             )
 
-        def branch(context: Tensor, vector: Tensor | None) -> Condition:
+        steerings = control.steerings(model, config, request, self._levels(system, request, canvas), on_event)
+        # What is averaged over the picture is left out of the unwanted branch.
+        unpooled = tuple(each for each in steerings if not config.controls[each.index].pooled)
+        seen, unseen = pictures.pictures(model, config, request, on_event)
+        first = self._first(system, request, canvas, on_event) if motion and config.motion == "pia" else None
+
+        def branch(
+            context: Tensor, vector: Tensor | None, steered: tuple[Steering, ...], looks: tuple[Picture, ...]
+        ) -> Condition:
             added = None
             if vector is not None:
                 told_sizes = conditioning.sizes(config, request.shape.height, request.shape.width)
                 added = torch.cat([vector, told_sizes.to(vector)], dim=1)
-            return Condition(context, added, motion, effect, shown if motion else None)
+            return Condition(context, added, motion, effect, shown if motion else None, steered, looks, first)
 
-        return Conditions(branch(wanted, pooled), branch(unwanted, pooled_negative))
+        return Conditions(branch(wanted, pooled, steerings, seen), branch(unwanted, pooled_negative, unpooled, unseen))
+
+    def _levels(self, system: System, request: Request, canvas: Canvas) -> Level:
+        """Those of the steps that are made: an edit leaves out the first ones (`kinema.generate.start_from`)."""
+        levels = system.levels(request)
+        if canvas.source is None:
+            return levels
+        steps = len(levels) - 1
+        return levels[steps - min(steps, round(steps * canvas.strength)) :]
+
+    def _first(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Tensor | None:
+        """What PIA is shown: the first frame where it is given whole, beside whatever else is held."""
+        if not bool(canvas.mask[:, :, 0].all()):
+            on_event(Note("PIA was trained to go on from a picture and is shown none: animate one"))
+            return None
+        affinity = pia.affinity_of(cast(Config, system.config), request)
+        first = system.encode(canvas.video[:, :, :1])[:, :, 0].to(system.device, system.dtype)
+        return pia.shown(first, affinity.to(first))
 
     def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
         model, told = cast(AnimateDiff, system.model), condition.of(frames)
         channels_last(model.unet)
-        if model.sparse is not None:
-            channels_last(model.sparse)
+        for controlling in (model.sparse, *model.controls):
+            if controlling is not None:
+                channels_last(controlling)
         return EPS.denoiser(lambda z, level: recipe.run_unet(model, system.config, z, level, told).to(z.dtype))
 
     def recognise(self, source: Source) -> Found | None:

@@ -6,7 +6,7 @@ Theirs is ldm's or sgm's (``model.diffusion_model.…``); ours is the diffusers 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any
@@ -16,7 +16,7 @@ from kinema.checkpoints.files import Header
 from kinema.checkpoints.ldm import inside, layer
 from kinema.checkpoints.table import Row, Table
 from kinema.conditioning.clip_text import ClipTextSize
-from kinema.families.animatediff.config import IMAGE, SDXL_IMAGE, Config
+from kinema.families.animatediff.config import IMAGE, SDXL_IMAGE, Config, skip_widths
 from kinema.schema import BadRequest
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -80,7 +80,7 @@ def recognise(header: Header) -> ImageFile | None:
     if not is_image_model(header):
         return None
     xl = f"{UNET}label_emb.0.0.weight" in header
-    sizes = _unet_sizes(header, xl)
+    sizes = unet_sizes(header, xl)
     if sizes["in_channels"] != 4:
         what = {9: "an inpainting", 8: "an instruction"}.get(sizes["in_channels"], "another")
         raise BadRequest(f"this is {what} model of Stable Diffusion ({sizes['in_channels']} channels); expected 4")
@@ -111,7 +111,7 @@ def count(header: Header, prefix: str) -> int:
     return 1 + max((int(n) for n in found if n.isdecimal()), default=-1)
 
 
-def _unet_sizes(header: Header, xl: bool) -> dict[str, Any]:
+def unet_sizes(header: Header, xl: bool) -> dict[str, Any]:
     channels: list[int] = []
     depths: list[int] = []
     layers = run = 0
@@ -227,6 +227,18 @@ def text_rows(c: Config) -> Iterator[Row]:
 
 def unet_rows(c: Config) -> Iterator[Row]:
     """The image U-Net, without motion modules."""
+    deepest = next((depth for depth in reversed(c.depths) if depth), None)
+    yield from encoder_rows(c, [depth or None for depth in c.depths], deepest)
+    yield from _up(c)
+    yield from layer("out.0", "conv_norm_out", c.channels[0])
+    yield from layer("out.2", "conv_out", c.latent_channels, c.channels[0], 3, 3)
+
+
+def encoder_rows(c: Config, depths: Sequence[int | None], middle: int | None) -> Iterator[Row]:
+    """What a ControlNet copies: the first layer, the embeddings, the way down and the middle.
+
+    Levels and middle have so many transformer blocks, None where they have no transformer.
+    """
     base, time, last = c.channels[0], 4 * c.channels[0], len(c.channels) - 1
     yield from layer("input_blocks.0.0", "conv_in", base, c.in_channels, 3, 3)
     embeddings = [("time_embed", "time_embedding", base)]
@@ -235,31 +247,26 @@ def unet_rows(c: Config) -> Iterator[Row]:
     for theirs, ours, into in embeddings:
         yield from layer(f"{theirs}.0", f"{ours}.linear_1", time, into)
         yield from layer(f"{theirs}.2", f"{ours}.linear_2", time, time)
-    n, into, skips = 1, base, [base]
+    n, into = 1, base
     for level, width in enumerate(c.channels):
         ours = f"down_blocks.{level}"
         for j in range(c.layers):
             yield from _resnet(f"input_blocks.{n}.0", f"{ours}.resnets.{j}", into, width, time)
-            yield from _transformer(c, f"input_blocks.{n}.1", f"{ours}.attentions.{j}", width, c.depths[level])
+            yield from _transformer(c, f"input_blocks.{n}.1", f"{ours}.attentions.{j}", width, depths[level])
             n, into = n + 1, width
-            skips.append(width)
         if level < last:
             yield from layer(f"input_blocks.{n}.0.op", f"{ours}.downsamplers.0.conv", width, width, 3, 3)
             n += 1
-            skips.append(width)
     yield from _resnet("middle_block.0", "mid_block.resnets.0", into, into, time)
-    deepest = next((depth for depth in reversed(c.depths) if depth), 0)
-    yield from _transformer(c, "middle_block.1", "mid_block.attentions.0", into, deepest)
+    yield from _transformer(c, "middle_block.1", "mid_block.attentions.0", into, middle)
     yield from _resnet("middle_block.2", "mid_block.resnets.1", into, into, time)
-    yield from _up(c, into, skips)
-    yield from layer("out.0", "conv_norm_out", base)
-    yield from layer("out.2", "conv_out", c.latent_channels, base, 3, 3)
 
 
-def _up(c: Config, into: int, skips: list[int]) -> Iterator[Row]:
-    last, time = len(c.channels) - 1, 4 * c.channels[0]
+def _up(c: Config) -> Iterator[Row]:
+    into, last, time = c.channels[-1], len(c.channels) - 1, 4 * c.channels[0]
+    skips = skip_widths(c)
     for level, width in enumerate(reversed(c.channels)):
-        ours, depth = f"up_blocks.{level}", c.depths[last - level]
+        ours, depth = f"up_blocks.{level}", c.depths[last - level] or None
         for j in range(c.layers + 1):
             theirs = f"output_blocks.{level * (c.layers + 1) + j}"
             yield from _resnet(f"{theirs}.0", f"{ours}.resnets.{j}", into + skips.pop(), width, time)
@@ -274,8 +281,8 @@ def _resnet(theirs: str, ours: str, into: int, out: int, time: int) -> Iterator[
     return inside(f"{theirs}.", f"{ours}.", ldm.resnet(ldm.RESNET, into, out, time))
 
 
-def _transformer(c: Config, theirs: str, ours: str, width: int, depth: int) -> Iterator[Row]:
-    if not depth:
+def _transformer(c: Config, theirs: str, ours: str, width: int, depth: int | None) -> Iterator[Row]:
+    if depth is None:
         return
     yield from inside(f"{theirs}.", f"{ours}.", layer("norm", "norm", width))
     for name in ("proj_in", "proj_out"):

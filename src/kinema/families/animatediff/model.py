@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from torch import Tensor, nn
 
 from kinema.conditioning.clip_text import ClipText
+from kinema.conditioning.clip_vision import ClipVision
 from kinema.families.animatediff.config import Config
+from kinema.families.animatediff.controlnet import ControlNet
 from kinema.families.animatediff.motion import MotionModule
 from kinema.families.animatediff.sparse import SparseCtrl
 from kinema.families.animatediff.unet import Transformer, UNet
@@ -16,7 +19,7 @@ from kinema.vae.kl2d import Autoencoder
 
 
 class AnimateDiff(nn.Module):
-    """U-Net, codec, one text encoder, or two for SDXL, and SparseCtrl where there is one."""
+    """U-Net, codec, one text encoder, or two for SDXL; SparseCtrl, ControlNets and an image encoder where there are."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -25,6 +28,8 @@ class AnimateDiff(nn.Module):
         self.text_encoder = ClipText(config.text[0])
         self.text_encoder_2 = ClipText(config.text[1]) if len(config.text) > 1 else None
         self.sparse = SparseCtrl(config) if config.sparse else None
+        self.controls = nn.ModuleList(ControlNet(config, size) for size in config.controls)
+        self.image_encoder = ClipVision(**asdict(config.vision)) if config.vision else None
         self.register_state_dict_post_hook(_contiguous)
         self.requires_grad_(False)
         # The paper's claim is that motion is learnt once, beside an image model that stays as it is.

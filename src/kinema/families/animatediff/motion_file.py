@@ -26,6 +26,9 @@ MotionLayout = Literal["official", "diffusers", "hotshot"]
 
 HEADS = 8
 """Of every published module; weights do not tell."""
+FIRST = ("conv_in.weight", "conv_in.bias")
+"""PIA's first layer, which is in its files beside the motion module."""
+LATENT = 4
 UNTOLD = 32
 """Positions of a file without them, which is AnimateLCM's: its diffusers folder holds as many."""
 
@@ -82,6 +85,8 @@ class MotionFile:
     mid: bool
     positions: int | None
     """None where the file has none."""
+    first: tuple[int, ...] | None = None
+    """Shape of PIA's first layer."""
 
     def into(self, config: Config) -> Config:
         """The config of an image model with this module in it, sampled as the module is meant to be."""
@@ -92,6 +97,8 @@ class MotionFile:
                 f"this motion module is for {kind} ({'/'.join(map(str, self.channels))} channels), and the image model "
                 f"has {'/'.join(map(str, config.channels))}"
             )
+        if self.first and self.first[:2] != (config.channels[0], 2 * LATENT + 1):
+            raise BadRequest(f"conv_in.weight is {self.first}; PIA's has 9 channels to the image model's first ones")
         preset = PRESETS[self.motion]
         sampled = ("frames", "steps", "sampler", "spacing", "guidance", "betas")
         told: dict[str, Any] = {name: getattr(preset, name) for name in sampled}
@@ -113,6 +120,9 @@ def recognise(header: Header, name: str = "") -> MotionFile | None:
     ``name``, the file's, tells AnimateDiff-Lightning and a diffusers folder of AnimateLCM from v2, whose shape
     they have.
     """
+    first = header.get(FIRST[0])
+    if first is not None:
+        header = {key: entry for key, entry in header.items() if key not in FIRST}
     layout = _layout(header)
     if layout is None:
         return None
@@ -133,6 +143,7 @@ def recognise(header: Header, name: str = "") -> MotionFile | None:
         layers=1 + max(int(m[2]) for m, _ in found),
         mid=mid,
         positions=next(iter(positions), None),
+        first=first[0] if first else None,
     )
     return replace(told, motion=_motion(told, name.lower()))
 
@@ -148,6 +159,8 @@ def _layout(header: Header) -> MotionLayout | None:
 
 
 def _motion(told: MotionFile, name: str) -> Motion:
+    if told.first:
+        return "pia"
     if told.layout == "hotshot":
         return "hotshot"
     if len(told.channels) == 3 and told.channels[0] >= 320:
@@ -164,7 +177,7 @@ def _motion(told: MotionFile, name: str) -> Motion:
 
 def convert(told: MotionFile, tensors: Mapping[str, Tensor], where: str = "this motion module") -> dict[str, Tensor]:
     """A file's tensors under the names of our U-Net. Raises `BadRequest` for a key that is not known."""
-    weights = {key: tensor for key, tensor in tensors.items() if not _IS_POSITION.search(key)}
+    weights = {key: t for key, t in tensors.items() if not _IS_POSITION.search(key) and key not in FIRST}
     made = KEYS[told.layout].forward(weights, where)
     given = _positions(tensors, where)
     for key, weight in list(made.items()):
@@ -179,6 +192,11 @@ def convert(told: MotionFile, tensors: Mapping[str, Tensor], where: str = "this 
     if given:
         raise BadRequest(f"{where} has positions of blocks that are not there ({few(sorted(given))})")
     return made
+
+
+def first_layer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of PIA's first layer what reads the mask and the first frame; the rest is the image model's own."""
+    return {"conv_first.weight": tensors[FIRST[0]][:, LATENT:].contiguous()} if FIRST[0] in tensors else {}
 
 
 def _positions(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -197,8 +215,8 @@ def _positions(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
 
 def export(layout: MotionLayout, tensors: Mapping[str, Tensor], *, positions: bool = True) -> dict[str, Tensor]:
     """Motion modules under our names as a file of this layout holds them; ``positions=False`` as AnimateLCM's."""
-    weights = {key: tensor for key, tensor in tensors.items() if not _IS_POSITION.search(key)}
-    made = KEYS[layout].backward(weights)
+    weights = {key: t for key, t in tensors.items() if not _IS_POSITION.search(key) and key not in FIRST}
+    made = KEYS[layout].backward(weights) | {key: tensors[key] for key in FIRST if key in tensors}
     for key, table in tensors.items():
         if not _IS_POSITION.search(key) or not positions:
             continue

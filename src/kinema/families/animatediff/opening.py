@@ -20,7 +20,8 @@ from kinema.families.animatediff.layout import count
 from kinema.schema import BadRequest
 from kinema.system import Found
 
-PIPELINES = re.compile(r"(StableDiffusion(XL)?|AnimateDiff\w*|LatentConsistencyModel)Pipeline")
+PIPELINES = re.compile(r"(StableDiffusion(XL)?|AnimateDiff\w*|LatentConsistencyModel|PIA)Pipeline")
+CONV_IN = "unet.conv_in.weight"
 MOTION_PART = "motion_adapter"
 _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 """The codec's attention as diffusers named it until 2023, which Stable Diffusion's own folders still have."""
@@ -52,8 +53,13 @@ def convert(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ours = {_ours(name): tensor for name, tensor in tensors.items() if not layout.is_unused(name)}
     image_part = {name: tensor for name, tensor in ours.items() if not _is_motion(name)}
     moving = {_inside(name): tensor for name, tensor in ours.items() if _is_motion(name)}
+    whole = ours.get(CONV_IN)
+    if config.motion == "pia" and whole is not None and whole.shape[1] > config.in_channels:
+        # A U-Net that diffusers saved with PIA in it: its first layer is the image model's and PIA's.
+        moving[motion_file.FIRST[0]] = whole
+        image_part[CONV_IN] = whole[:, : config.in_channels].contiguous()
     if moving and (told := motion_file.recognise(_header(moving))):
-        made = motion_file.convert(told, moving)
+        made = motion_file.convert(told, moving) | motion_file.first_layer(moving)
         image_part |= {f"unet.{name}": tensor for name, tensor in made.items()}
     return image_part
 
@@ -91,6 +97,9 @@ def _open_folder(source: Source) -> Found:
         header |= source.headers([MOTION_PART])
     config = _sized(header, source)
     moving = {_inside(name): entry for name, entry in header.items() if _is_motion(name)}
+    if moving and config.in_channels == 2 * motion_file.LATENT + 1:
+        moving[motion_file.FIRST[0]] = header[CONV_IN]
+        config = replace(config, in_channels=motion_file.LATENT)
     if moving and (told := motion_file.recognise(moving, source.name)):
         config = told.into(config)
         heads = source.config("unet").get("motion_num_attention_heads", config.motion_heads)

@@ -16,6 +16,7 @@ from kinema.diffusion.schedules import DiscreteBetas, Level
 from kinema.families.animatediff import conditioning
 from kinema.families.animatediff.conditioning import Condition
 from kinema.families.animatediff.config import IMAGE_BETAS, Config
+from kinema.families.animatediff.control import steer
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.system import Batch, Recipe
 from kinema.vae.kl2d import ImageCodec
@@ -49,15 +50,20 @@ def run_unet(model: AnimateDiff, config: Config, z_BCTHW: Tensor, level: Level, 
     added, shown = condition.added_1V, condition.shown
     control = None
     if shown is not None and model.sparse is not None:
-        control = model.sparse(shown.given_BCTHW, shown.mask_B1THW, step, context, shown.scale)
+        control = model.sparse(shown.given_BCTHW, shown.mask_B1THW, step, context, shown.scale_T)
+    told = (z_BCTHW, step, context, None if added is None else added.expand(batch, -1))
+    if (steered := steer(model, condition.steerings, told, level)) is not None:
+        control = steered if control is None else control + steered
     return model.unet(
         z_BCTHW.to(dtype),
         step,
         context,
-        None if added is None else added.expand(batch, -1),
+        told[-1],
         motion=condition.motion,
         effect_T1HW=condition.effect_T1HW,
         control=control,
+        pictures=[picture.of_batch(batch) for picture in condition.pictures],
+        first_BCTHW=condition.first_BCTHW,
     )
 
 

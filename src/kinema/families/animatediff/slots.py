@@ -1,7 +1,8 @@
-"""What can be added to an image model at opening: a motion module, another VAE, SparseCtrl."""
+"""What can be added to an image model at opening: a motion module, another VAE, and what steers beside the prompt."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from kinema.checkpoints.files import Header
 from kinema.checkpoints.signatures import describe
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.table import Table
-from kinema.families.animatediff import layout, motion_file, sparse
+from kinema.families.animatediff import controlnet_file, ip_adapter_file, layout, motion_file, sparse
 from kinema.families.animatediff.config import Config
 from kinema.schema import BadRequest
 from kinema.system import Found
@@ -21,18 +22,40 @@ from kinema.system import Found
 class Slots:
     """What `kinema.system.open_system` asks of a family that takes additions."""
 
-    names = ("motion", "vae", "sparsectrl")
+    names = ("motion", "vae", "sparsectrl", "controlnet", "ip-adapter", "image-encoder")
 
     def open(self, config: Config, slot: str, source: Source) -> Found:
-        """The config with this in it. Raises `BadRequest` for what does not belong there, and says what it is."""
-        return {"motion": _open_motion, "vae": _open_vae, "sparsectrl": _open_sparse}[slot](config, source)
+        """The config with this in it. Raises `BadRequest` for what does not belong there, and says what it is.
 
-    def convert(self, config: Config, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
+        There may be several of ``controlnet`` and ``ip-adapter``, each with a name: ``controlnet.depth``.
+        """
+        kind, name = _named(slot)
+        if kind in SEVERAL:
+            return {"controlnet": _open_control, "ip-adapter": _open_adapter}[kind](config, source, name)
+        if name != kind:
+            raise BadRequest(f"there is one {kind}, which takes no name: add {kind}=FILE")
+        opens = {"motion": _open_motion, "vae": _open_vae, "sparsectrl": _open_sparse, "image-encoder": _open_vision}
+        return opens[kind](config, source)
+
+    def convert(self, config: Config, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Its tensors under the network's names."""
-        return {"motion": _motion, "vae": _vae, "sparsectrl": _sparse}[slot](tensors)
+        kind, name = _named(slot)
+        if kind in SEVERAL:
+            return {"controlnet": _control, "ip-adapter": _adapter}[kind](config, name, tensors)
+        return {"motion": _motion, "vae": _vae, "sparsectrl": _sparse, "image-encoder": _vision}[kind](tensors)
 
 
 SLOTS = Slots()
+SEVERAL = ("controlnet", "ip-adapter")
+
+
+def _named(slot: str) -> tuple[str, str]:
+    """``controlnet.depth`` as its kind and name; without a name it is called as its kind."""
+    kind, dot, name = slot.partition(".")
+    name = name.replace("-", "_")
+    if dot and not re.fullmatch(r"\w+", name):
+        raise BadRequest(f"{slot!r} has no name that options can use; expected letters and digits: {kind}.depth")
+    return kind, name if dot else kind.replace("-", "_") if kind in SEVERAL else kind
 
 
 def _wrong(source: Source, wanted: str) -> BadRequest:
@@ -41,8 +64,15 @@ def _wrong(source: Source, wanted: str) -> BadRequest:
 
 def kind_of(source: Source) -> str:
     """What a file is, as people of this family call it."""
-    if told := sparse.recognise(source.header):
+    header = source.header
+    if told := sparse.recognise(header):
         return f"SparseCtrl for {'frames' if told.kind == 'rgb' else 'scribbles'} (add sparsectrl=FILE)"
+    if other := controlnet_file.other_kind(header):
+        return f"{other}, which this model takes not"
+    if controlnet_file.is_control(header):
+        return "a ControlNet (add controlnet=FILE)"
+    if ip_adapter_file.is_adapter(header):
+        return "an IP-Adapter (add ip-adapter=FILE)"
     if layout.is_image_model(source.header):
         return "an image model of Stable Diffusion"
     return describe(source)
@@ -67,7 +97,8 @@ def _open_motion(config: Config, source: Source) -> Found:
 def _motion(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     told = motion_file.recognise(_header(tensors))
     assert told is not None  # it was when the model was opened
-    return {f"unet.{name}": tensor for name, tensor in motion_file.convert(told, tensors).items()}
+    made = motion_file.convert(told, tensors) | motion_file.first_layer(tensors)
+    return {f"unet.{name}": tensor for name, tensor in made.items()}
 
 
 # ------------------------------------------------------------------------------------- SparseCtrl
@@ -82,6 +113,54 @@ def _open_sparse(config: Config, source: Source) -> Found:
 
 def _sparse(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"sparse.{name}": tensor for name, tensor in sparse.convert(tensors).items()}
+
+
+# ------------------------------------------------------------------------------------- ControlNet
+
+
+def _open_control(config: Config, source: Source, name: str) -> Found:
+    told = controlnet_file.recognise(source.header, source.config(""), source.name)
+    if told is None:
+        raise _wrong(source, "ControlNet")
+    return Found(told.into(config, name), notes=tuple(f"{source.name}: {note}" for note in told.notes))
+
+
+def _control(config: Config, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    told = controlnet_file.recognise(_header(tensors))
+    assert told is not None
+    index = [net.name for net in config.controls].index(name)
+    return {f"controls.{index}.{key}": tensor for key, tensor in controlnet_file.convert(told, tensors).items()}
+
+
+# ------------------------------------------------------------------------- IP-Adapter and its encoder
+
+
+def _open_adapter(config: Config, source: Source, name: str) -> Found:
+    told = ip_adapter_file.recognise(source.header)
+    if told is None:
+        raise _wrong(source, "IP-Adapter")
+    return Found(told.into(config, name))
+
+
+def _adapter(config: Config, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    told = ip_adapter_file.recognise(_header(tensors))
+    assert told is not None
+    index = [adapter.name for adapter in config.adapters].index(name)
+    made = ip_adapter_file.convert(told, config, index, tensors)
+    return {f"unet.{key}": tensor for key, tensor in made.items()}
+
+
+def _open_vision(config: Config, source: Source) -> Found:
+    told = ip_adapter_file.vision(source.header, source.config(""))
+    if told is None:
+        raise _wrong(source, "image encoder of CLIP")
+    config = replace(config, vision=told)
+    ip_adapter_file.check_fit(config)
+    return Found(config)
+
+
+def _vision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"image_encoder.{key}": t for key, t in tensors.items() if not key.endswith("position_ids")}
 
 
 # -------------------------------------------------------------------------------------------- VAE

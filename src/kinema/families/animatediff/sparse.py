@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from kinema.checkpoints.files import Header
 from kinema.families.animatediff import motion_file
-from kinema.families.animatediff.config import Config
+from kinema.families.animatediff.config import Config, skip_widths
+from kinema.families.animatediff.ip_adapter import per_image
 from kinema.families.animatediff.motion_file import MotionLayout
 from kinema.families.animatediff.unet import Residuals, Told, down_level, images, mid_level, run_down, run_mid
 from kinema.nn.embeddings import sinusoidal
@@ -34,16 +35,16 @@ HINT = (16, 32, 96, 256)
 class Drawing(nn.Module):
     """Pixels (and their mask) to a map an eighth of their size: a 3×3 convolution, three times two more, and a last."""
 
-    def __init__(self, out: int) -> None:
+    def __init__(self, out: int, channels: int = 3 + 1) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(3 + 1, HINT[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(channels, HINT[0], 3, padding=1)
         pairs = zip(HINT, HINT[1:], strict=False)
         self.blocks = nn.ModuleList(
             conv
             for here, there in pairs
             for conv in (nn.Conv2d(here, here, 3, padding=1), nn.Conv2d(here, there, 3, padding=1, stride=2))
         )
-        self.conv_out = _zero(nn.Conv2d(HINT[-1], out, 3, padding=1))
+        self.conv_out = zero(nn.Conv2d(HINT[-1], out, 3, padding=1))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         x_NCHW = F.silu(self.conv_in(x_NCHW))
@@ -62,27 +63,31 @@ class SparseCtrl(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         # It was trained with v3, whatever module moves the image model.
-        config = replace(config, motion="v3", positions=config.sparse_positions, stretch=None, motion_mid=False)
+        told: dict[str, Any] = {"motion": "v3", "positions": config.sparse_positions, "motion_mid": False}
+        config = replace(config, stretch=None, adapters=(), **told)
         channels, last = config.channels, len(config.channels) - 1
         self.first = channels[0]
         self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(channels[0], 4 * channels[0])
         self.controlnet_cond_embedding = (
-            _zero(nn.Conv2d(config.latent_channels + 1, channels[0], 3, padding=1))
+            zero(nn.Conv2d(config.latent_channels + 1, channels[0], 3, padding=1))
             if config.sparse == "rgb"
             else Drawing(channels[0])
         )
         self.down_blocks = nn.ModuleList(down_level(config, level, double=False) for level in range(last + 1))
-        widths = [channels[0]]
-        for level, width in enumerate(channels):
-            widths += [width] * (config.layers + (level < last))
-        self.controlnet_down_blocks = nn.ModuleList(_zero(nn.Conv2d(width, width, 1)) for width in widths)
+        self.controlnet_down_blocks = nn.ModuleList(zero(nn.Conv2d(w, w, 1)) for w in skip_widths(config))
         self.mid_block = mid_level(config, motion=False)
-        self.controlnet_mid_block = _zero(nn.Conv2d(channels[-1], channels[-1], 1))
+        self.controlnet_mid_block = zero(nn.Conv2d(channels[-1], channels[-1], 1))
 
     def forward(
-        self, given_BCTHW: Tensor, mask_B1THW: Tensor, step_B: Tensor, context_RLC: Tensor, scale: float = 1.0
+        self,
+        given_BCTHW: Tensor,
+        mask_B1THW: Tensor,
+        step_B: Tensor,
+        context_RLC: Tensor,
+        scale_T: Tensor | float = 1.0,
     ) -> Residuals:
+        """``scale``: how much of it is added, a number or one a frame, [T]."""
         dtype = self.conv_in.weight.dtype
         emb_BE = self.time_embedding(sinusoidal(step_B, self.first).to(dtype))
         told = Told(silu_(emb_BE), context_RLC, given_BCTHW.shape[2])
@@ -91,11 +96,13 @@ class SparseCtrl(nn.Module):
         x = self.controlnet_cond_embedding(shown) + self.conv_in.bias[:, None, None]
         x, skips = run_down(self.down_blocks, x, told)
         x = run_mid(self.mid_block, x, told)
+        scale = per_image(torch.as_tensor(scale_T).to(x).reshape(-1), len(x))
         out = [scale * conv(skip) for conv, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
         return Residuals(out, scale * self.controlnet_mid_block(x))
 
 
-def _zero(conv: nn.Conv2d) -> nn.Conv2d:
+def zero(conv: nn.Conv2d) -> nn.Conv2d:
+    """The layer with nothing in it, as every control network begins."""
     nn.init.zeros_(conv.weight)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.families.animatediff.config import Config
+from kinema.families.animatediff.ip_adapter import PictureBlock, Pictures, Projections
 from kinema.families.animatediff.motion import MotionModule, norm_over_clip
 from kinema.nn.embeddings import sinusoidal
 from kinema.nn.ldm_unet import (
@@ -46,11 +47,12 @@ class Told:
     frames: int
     motion: bool = True
     effect_T1HW: Tensor | None = None
+    pictures: Pictures = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Residuals:
-    """What a control network adds: to every skip, in the order they are made, and to the middle; N×C×H×W."""
+    """What a control network adds: to every skip, in the order they are made, and to the middle; N×C×H×W (or 1×1)."""
 
     skips: Sequence[Tensor]
     middle: Tensor
@@ -73,6 +75,8 @@ class UNet(nn.Module):
         channels, emb = config.channels, 4 * config.channels[0]
         self.config = config
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.conv_first = first_frame_layer(config) if config.motion == "pia" else None
+        self.encoder_hid_proj = Projections(config.adapters, config.context) if config.adapters else None
         self.time_embedding = TimestepEmbedding(channels[0], emb)
         added = 6 * config.size_embedding
         self.add_embedding = TimestepEmbedding(added + config.pooled, emb) if added else None
@@ -92,12 +96,17 @@ class UNet(nn.Module):
         motion: bool = True,
         effect_T1HW: Tensor | None = None,
         control: Residuals | None = None,
+        pictures: Pictures = (),
+        first_BCTHW: Tensor | None = None,
     ) -> Tensor:
-        b, c, frames, height, width = z_BCTHW.shape
+        """``pictures`` is what IP-Adapters made of pictures; ``first`` PIA's mask and first frame (`pia.shown`)."""
+        _, c, frames, _, _ = z_BCTHW.shape
         if c != self.conv_in.in_channels:
             raise BadRequest(f"the U-Net takes {self.conv_in.in_channels} channels, got {c}")
-        told = Told(silu_(self._embed(step_B, added_BV)), context_RLC, frames, motion, effect_T1HW)
+        told = Told(silu_(self._embed(step_B, added_BV)), context_RLC, frames, motion, effect_T1HW, pictures)
         x = self.conv_in(images(z_BCTHW))
+        if first_BCTHW is not None and self.conv_first is not None:
+            x = add_(x, self.conv_first(images(first_BCTHW)).repeat(len(z_BCTHW) // len(first_BCTHW), 1, 1, 1))
         x, skips = run_down(self.down_blocks, x, told)
         x = run_mid(self.mid_block, x, told)
         if control is not None:
@@ -184,7 +193,7 @@ class Level(nn.Module):
         """Residual block ``index``, its transformer and its motion module."""
         x_NCHW = self.residual(index, x_NCHW, told)
         if len(self.attentions):
-            x_NCHW = self.attentions[index](x_NCHW, told.context_RLC)
+            x_NCHW = self.attentions[index](x_NCHW, told.context_RLC, told.pictures)
         if told.motion and len(self.motion_modules):
             x_NCHW = self.motion_modules[index](x_NCHW, told.frames, told.effect_T1HW)
         return x_NCHW
@@ -207,19 +216,27 @@ class Pointwise(nn.Conv2d):
 
 
 class Transformer(nn.Module):
-    """Transformer blocks over space between two projections; added to the input."""
+    """Transformer blocks over space between two projections; added to the input.
 
-    def __init__(self, channels: int, heads: int, context: int, depth: int, linear: bool) -> None:  # noqa: PLR0917
+    ``adapters``: how many IP-Adapters its cross-attentions have.
+    """
+
+    def __init__(  # noqa: PLR0917
+        self, channels: int, heads: int, context: int, depth: int, linear: bool, adapters: int = 0
+    ) -> None:
         super().__init__()
         self.norm = group_norm(channels, TRANSFORMER_EPS)
         self.proj_in = nn.Linear(channels, channels) if linear else Pointwise(channels)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, heads, context) for _ in range(depth)])
+        self.transformer_blocks = nn.ModuleList(
+            PictureBlock(channels, heads, context, adapters) if adapters else TransformerBlock(channels, heads, context)
+            for _ in range(depth)
+        )
         self.proj_out = nn.Linear(channels, channels) if linear else Pointwise(channels)
 
-    def forward(self, x_NCHW: Tensor, context_RLC: Tensor) -> Tensor:
+    def forward(self, x_NCHW: Tensor, context_RLC: Tensor, pictures: Pictures = ()) -> Tensor:
         x_NSC = self.proj_in(tokens(self.norm(x_NCHW)))
         for block in self.transformer_blocks:
-            x_NSC = block(x_NSC, context_RLC)
+            x_NSC = block(x_NSC, context_RLC, pictures) if pictures else block(x_NSC, context_RLC)
         return add_(places(self.proj_out(x_NSC), x_NCHW.shape[2]), x_NCHW)
 
 
@@ -230,7 +247,7 @@ def down_level(config: Config, level: int, *, double: bool = True) -> Level:
     """A level of the way down; ``double`` is for its motion modules (a control network has single ones)."""
     out, first = config.channels[level], config.channels[max(level - 1, 0)]
     return Level(
-        [_resnet(config, first if i == 0 else out, out) for i in range(config.layers)],
+        [resnet(config, first if i == 0 else out, out) for i in range(config.layers)],
         _transformers(config, level, config.layers),
         _motions(config, out, config.layers, double=double),
         down=Downsample(out) if level < len(config.channels) - 1 else None,
@@ -240,8 +257,8 @@ def down_level(config: Config, level: int, *, double: bool = True) -> Level:
 def mid_level(config: Config, motion: bool) -> Level:
     width = config.channels[-1]
     depth = next((depth for depth in reversed(config.depths) if depth), 0)
-    transformer = Transformer(width, config.heads[-1], config.context, depth, config.linear)
-    resnets = [_resnet(config, width, width) for _ in range(2)]
+    transformer = Transformer(width, config.heads[-1], config.context, depth, config.linear, len(config.adapters))
+    resnets = [resnet(config, width, width) for _ in range(2)]
     return Level(resnets, [transformer] if depth else [], _motions(config, width, int(motion)))
 
 
@@ -251,14 +268,19 @@ def _up(config: Config, level: int) -> Level:
     below = [config.channels[min(level + 1, top)]] + [out] * config.layers
     skips = [out] * config.layers + [config.channels[max(level - 1, 0)]]
     return Level(
-        [_resnet(config, x + skip, out) for x, skip in zip(below, skips, strict=True)],
+        [resnet(config, x + skip, out) for x, skip in zip(below, skips, strict=True)],
         _transformers(config, level, config.layers + 1),
         _motions(config, out, config.layers + 1),
         up=Upsample(out) if level else None,
     )
 
 
-def _resnet(config: Config, into: int, out: int) -> ResBlock:
+def first_frame_layer(config: Config) -> nn.Conv2d:
+    """PIA's columns of the first convolution, which read a mask and the first frame; the image model keeps its own."""
+    return nn.Conv2d(1 + config.latent_channels, config.channels[0], 3, padding=1, bias=False)
+
+
+def resnet(config: Config, into: int, out: int) -> ResBlock:
     kind = ClipResBlock if config.image_norm_over_clip else ResBlock
     return kind(into, out, 4 * config.channels[0], EPS)
 
@@ -267,7 +289,8 @@ def _transformers(config: Config, level: int, count: int) -> list[Transformer]:
     depth, width = config.depths[level], config.channels[level]
     if not depth:
         return []
-    return [Transformer(width, config.heads[level], config.context, depth, config.linear) for _ in range(count)]
+    sizes = (width, config.heads[level], config.context, depth, config.linear, len(config.adapters))
+    return [Transformer(*sizes) for _ in range(count)]
 
 
 def _motions(config: Config, width: int, count: int, *, double: bool = True) -> list[MotionModule]:

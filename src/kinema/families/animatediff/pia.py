@@ -1,0 +1,57 @@
+"""PIA (Zhang et al. 2023, arXiv 2312.13964): a motion module that is shown the first frame, and how near each is to it.
+
+Beside the noisy latents the first convolution reads the first frame's, in every frame, and a mask: the affinity of
+each frame to it, which says how much may move.
+
+Letters: B clips, T frames, C channels, h w rows and columns of latents.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kinema import registry
+from kinema.families.animatediff.config import Config
+from kinema.schema import BadRequest, Request
+
+AFFINITIES: dict[str, tuple[float, ...]] = {
+    "small": (1.0, 0.9, 0.85, 0.85, 0.85, 0.8),
+    "moderate": (1.0, 0.8, 0.8, 0.8, 0.79, 0.78, 0.75),
+    "large": (1.0, 0.8, *[0.7] * 8, 0.6, 0.5, 0.5),
+    "loop-small": (1.0, 0.9, *[0.85] * 3, *[0.8] * 7, 0.85, 0.85, 0.9, 1.0),
+    "loop-moderate": (1.0, 0.8, 0.8, 0.8, 0.79, 0.78, *[0.75] * 5, 0.78, 0.79, 0.8, 0.8, 1.0),
+    "loop-large": (1.0, 0.8, *[0.7] * 4, 0.6, 0.5, 0.5, 0.6, *[0.7] * 4, 0.8, 1.0),
+    "style-small": (0.5, 0.4, 0.4, 0.4, 0.35, 0.3),
+    "style-moderate": (0.5, 0.4, 0.4, 0.4, 0.35, 0.35, 0.3, 0.25, 0.2),
+    "style-large": (0.5, 0.2),
+}
+"""The authors' choices by what they do; frames beyond have the last. The styles have other numbers in diffusers."""
+
+
+def affinity_of(config: Config, request: Request) -> Tensor:
+    """The affinity of every frame to the first, [T]: one of `AFFINITIES`, or a number from 0 to 1 for each frame."""
+    told: Any = request.extra.get("affinity", "small")
+    if "affinity" in request.extra and config.motion != "pia":
+        raise BadRequest("affinity is of PIA, and this model's motion module is another: add motion=pia.ckpt")
+    frames = request.frames or 1
+    if isinstance(told, str):
+        if told not in AFFINITIES:
+            raise BadRequest(registry.unknown("affinity", told, AFFINITIES))
+        values = AFFINITIES[told]
+        return torch.tensor([values[min(frame, len(values) - 1)] for frame in range(frames)])
+    values = tuple(told) if isinstance(told, list | tuple) else ()
+    sound = all(isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v <= 1 for v in values)
+    if len(values) != frames or not sound:
+        raise BadRequest(f"affinity is {told!r}; expected {frames} numbers from 0 to 1, or {', '.join(AFFINITIES)}")
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def shown(first_BChw: Tensor, affinity_T: Tensor) -> Tensor:
+    """The affinity and the first frame's latents for every frame, B×(1 + C)×T×h×w."""
+    frames = len(affinity_T)
+    first = first_BChw[:, :, None].expand(-1, -1, frames, -1, -1)
+    mask = affinity_T.to(first)[None, None, :, None, None].expand(len(first), 1, -1, *first.shape[-2:])
+    return torch.cat([mask, first], dim=1)
