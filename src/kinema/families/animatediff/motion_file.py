@@ -120,8 +120,8 @@ def recognise(header: Header, name: str = "") -> MotionFile | None:
     ``name``, the file's, tells AnimateDiff-Lightning and a diffusers folder of AnimateLCM from v2, whose shape
     they have.
     """
-    first = header.get(FIRST[0])
-    if first is not None:
+    whole = header.get(FIRST[0])
+    if whole is not None:
         header = {key: entry for key, entry in header.items() if key not in FIRST}
     layout = _layout(header)
     if layout is None:
@@ -143,7 +143,7 @@ def recognise(header: Header, name: str = "") -> MotionFile | None:
         layers=1 + max(int(m[2]) for m, _ in found),
         mid=mid,
         positions=next(iter(positions), None),
-        first=first[0] if first else None,
+        first=whole[0] if whole else None,
     )
     return replace(told, motion=_motion(told, name.lower()))
 

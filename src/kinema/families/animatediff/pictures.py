@@ -128,14 +128,15 @@ def _travelled(stops: Mapping[int, Tensor], frames: int) -> Tensor:
 def prepared(picture_13HW: Tensor, side: int) -> Tensor:
     """A picture in [-1, 1] as CLIP was trained on it: its shorter side resized (bicubic), the middle, normalised.
 
-    As transformers' ``CLIPImageProcessor``: resized in whole levels, then cut.
+    As transformers' ``CLIPImageProcessor``: along one axis and then the other in whole levels, then cut.
     """
     height, width = picture_13HW.shape[-2:]
     short = min(height, width)
     size = (int(side * height / short), int(side * width / short))
     levels = (picture_13HW + 1) * 127.5
-    if size != (height, width):
-        levels = F.interpolate(levels, size=size, mode="bicubic", antialias=True).round().clamp(0, 255)
+    for each in ((height, size[1]), size):
+        if tuple(levels.shape[-2:]) != each:
+            levels = F.interpolate(levels, size=each, mode="bicubic", antialias=True).round().clamp(0, 255)
     top, left = (size[0] - side) // 2, (size[1] - side) // 2
     middle = levels[..., top : top + side, left : left + side] / 255
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
