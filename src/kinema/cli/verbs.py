@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from kinema.generate import Model
 
 DEFAULT_MODEL = "zoetrope"
+SEVERAL = ("controlnet", "ip-adapter")
+"""Slots that take several files, each with a name."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ MODEL = [
         "add",
         list[str],
         [],
-        "file in a slot of the model, such as a motion module in an image model; may be repeated",
+        "file in a slot of the model, such as a motion module in an image model (motion=FILE, controlnet.depth=FILE); "
+        "may be repeated",
         metavar="SLOT=PATH",
     ),
     Option("device", str | None, None, "device, such as cpu or cuda:0; the GPU when there is one"),
@@ -88,6 +91,22 @@ REPORTING = [
 ]
 MOTION = Option(
     "motion", float | None, None, "how much moves, where a model is told it; short for --extra motion-bucket=N"
+)
+CONTROL = Option(
+    "control",
+    list[str],
+    [],
+    "ready control clip or picture (edges, depth, poses) for a ControlNet, with its NAME= where there are several; "
+    "it is used as it is: no edges, depth or poses are found in pictures here; short for --extra control.NAME=PATH",
+    metavar="[NAME=]PATH",
+)
+LOOK = Option(
+    "ip_image",
+    list[str],
+    [],
+    "picture for an IP-Adapter to look at, with its NAME= where there are several; may be repeated; short for "
+    "--extra ip-image.NAME=PATH",
+    metavar="[NAME=]PATH",
 )
 CONFIG = Option("config", Path | None, None, "YAML, TOML or JSON file of these options; the command line wins")
 
@@ -142,7 +161,7 @@ def request_options(task: TaskName) -> list[Option]:
     """The options of a verb that are fields of `Request`: those of sampling, and what `TAKES` gives it."""
     others = {name for taken in TAKES.values() for name in taken} - set(TAKES[task])
     order = [f.name for f in fields(Request) if f.name not in others and f.name != "task"]
-    return [*from_dataclass(Request, order, positional=VERBS[task].positional), MOTION]
+    return [*from_dataclass(Request, order, positional=VERBS[task].positional), MOTION, CONTROL, LOOK]
 
 
 def request_from(task: TaskName, told: Mapping[str, Any]) -> Request:
@@ -154,8 +173,27 @@ def request_from(task: TaskName, told: Mapping[str, Any]) -> Request:
         if "motion_bucket" in extra:
             raise BadRequest("--motion and --extra motion-bucket are one option: give one of them")
         told = {**told, "extra": {**extra, "motion_bucket": told["motion"]}}
-    names = {o.name for o in request_options(task)} - {MOTION.name}
+    if shown := shown_files(told):
+        extra = told.get("extra", {})
+        if both := sorted(set(shown) & set(extra)):
+            raise BadRequest(f"{both[0]} is given twice, by an option of its own and by --extra; give it once")
+        told = {**told, "extra": {**extra, **shown}}
+    names = {o.name for o in request_options(task)} - {MOTION.name, CONTROL.name, LOOK.name}
     return Request(task=task, **{name: value for name, value in told.items() if name in names})
+
+
+def shown_files(told: Mapping[str, Any]) -> dict[str, Any]:
+    """``["depth=a.mp4"]`` of --control and --ip-image as options of a family: ``{"control.depth": "a.mp4"}``."""
+    found: dict[str, list[str]] = {}
+    for option in (CONTROL, LOOK):
+        for word in told.get(option.name) or ():
+            name, equals, path = word.partition("=")
+            named = equals and name.replace("-", "_").isidentifier() and not Path(word).exists()
+            key = f"{option.name}.{name.replace('-', '_')}" if named else option.name
+            found.setdefault(key, []).append(path if named else word)
+    if several := [key for key, files in found.items() if key.startswith(CONTROL.name) and len(files) > 1]:
+        raise BadRequest(f"--control gives {len(found[several[0]])} clips for one ControlNet; give NAME=PATH for each")
+    return {key: files[0] if len(files) == 1 else files for key, files in found.items()}
 
 
 def output_for(request: Request, own: Mapping[str, Any]) -> Output:
@@ -201,7 +239,8 @@ def additions(words: Sequence[str]) -> dict[str, str | Path]:
         if not (slot and equals and path):
             raise BadRequest(f"--add {word} names no slot; expected SLOT=PATH, such as motion=mm_sd_v15_v2.ckpt")
         if slot in told:
-            raise BadRequest(f"--add {slot} is given twice; give it once")
+            more = f", or name each: --add {slot}.NAME=PATH" if slot in SEVERAL else ""
+            raise BadRequest(f"--add {slot} is given twice; give it once{more}")
         told[slot] = path
     return told
 

@@ -316,3 +316,23 @@ def test_what_does_not_fit_is_refused_before_weights_are_read(saved, tmp_path):
         assert "model" not in vars(model.system)
     with pytest.raises(BadRequest, match="made at once or in windows"):
         one.generate("a cat", frames=24, overlap=4, extra={"control": still})
+
+
+def test_the_command_line_takes_nets_by_name_and_the_recipe_has_them(saved, tmp_path, capsys):
+    from kinema.cli.main import main
+    from kinema.media.metadata import read_recipe
+
+    still, out = picture(tmp_path / "still.png", 20), tmp_path / "cat.mp4"
+    adds = [f"controlnet.canny={saved / 'canny.pth'}", f"controlnet.depth={saved / 'depth'}"]
+    words = ["generate", "a cat", "--model", str(saved / "tiny.safetensors"), "--add", adds[0], "--add", adds[1]]
+    words += ["--frames", "2", "--steps", "1", "--seed", "1", "-o", str(out), "--quiet"]
+    words += ["--control", f"depth={still}", "--extra", "control-scale.depth=0.5", "--extra", "control-span=[0,1]"]
+    assert main(words) == 0
+    told = read_recipe(out)
+    assert [each["slot"] for each in told["added"]] == ["controlnet.canny", "controlnet.depth"]
+    expected = {"control.depth": still, "control_scale.depth": 0.5, "control_span": [0, 1]}
+    assert told["request"]["extra"] == expected
+    assert main([*words, "--overwrite", "--add", adds[0]]) == 2
+    assert "--add controlnet.canny is given twice" in capsys.readouterr().err
+    assert main(["replay", str(out), "-o", str(tmp_path / "again.mp4")]) == 0
+    assert "the same to the bit" in capsys.readouterr().err

@@ -114,7 +114,7 @@ def test_the_first_frame_is_held_natively_and_reaches_the_others(saved, tmp_path
 
 def test_one_frame_is_still_the_image_models(saved):
     folder, _ = saved
-    told = {"prompt": "a cat", "frames": 1, "steps": 2, "seed": 1}
+    told = {"prompt": "a cat", "frames": 1, "steps": 2, "seed": 1, "guidance": 2.0}
     alone = load(folder / "image.safetensors").run(Request(**told)).video
     add, betas = {"motion": folder / "pia.ckpt"}, {"betas": IMAGE_BETAS}  # else its steps are at other levels
     with_pia = load(folder / "image.safetensors", add=add, overrides=betas)

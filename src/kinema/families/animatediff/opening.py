@@ -104,7 +104,17 @@ def _open_folder(source: Source) -> Found:
         config = told.into(config)
         heads = source.config("unet").get("motion_num_attention_heads", config.motion_heads)
         config = replace(config, motion_heads=_each(heads, 1)[0])
-    return Found(_as_told(_scheduled(config, source), source), tuple(parts))
+    return Found(_as_told(_scheduled(config, source), source), tuple(parts), _beside(source))
+
+
+def _beside(source: Source) -> tuple[str, ...]:
+    """What a pipeline's folder holds that is used only when it is added."""
+    slots = (("controlnet", "controlnet"), ("image_encoder", "image-encoder"))
+    return tuple(
+        f"{source.path.name} has a {part}, which is used when it is added: {slot}={source.path / part}"
+        for part, slot in slots
+        if (source.path / part / "config.json").is_file()
+    )
 
 
 def _ours(name: str) -> str:
