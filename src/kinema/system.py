@@ -486,7 +486,8 @@ def _add(
     family: Family, config: Any, add: Mapping[str, str | Path], offline: bool | None
 ) -> tuple[tuple[Added, ...], Any, tuple[str, ...]]:
     """The additions in the order told, the config with them, and what was decided for them."""
-    added, notes = [], []
+    added: list[Added] = []
+    notes: list[str] = []
     for slot, told in add.items():
         slots = _slots(family)
         if slot.partition(".")[0] not in slots.names:

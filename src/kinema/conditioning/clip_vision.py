@@ -39,9 +39,8 @@ class ClipVision(nn.Module):
     ) -> None:
         super().__init__()
         self.side = side
-        self.vision_model = _Tower(width, layers, heads, mlp, patch, side)
-        for layer in self.vision_model.encoder.layers:
-            layer.quick = activation == "quick_gelu"
+        quick = activation == "quick_gelu"
+        self.vision_model = _Tower(width, layers, heads, mlp, patch, side, quick)
         self.visual_projection = nn.Linear(width, projection, bias=False)
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
@@ -59,11 +58,13 @@ class ClipVision(nn.Module):
 
 
 class _Tower(nn.Module):
-    def __init__(self, width: int, layers: int, heads: int, mlp: int, patch: int, side: int) -> None:  # noqa: PLR0917
+    def __init__(  # noqa: PLR0917
+        self, width: int, layers: int, heads: int, mlp: int, patch: int, side: int, quick: bool
+    ) -> None:
         super().__init__()
         self.embeddings = _Embeddings(width, patch, side)
         self.pre_layrnorm = nn.LayerNorm(width)  # the name as it is in every file
-        self.encoder = _Layers(width, heads, mlp, layers)
+        self.encoder = _Layers(width, heads, mlp, layers, quick)
         self.post_layernorm = nn.LayerNorm(width)
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
@@ -78,9 +79,9 @@ class _Tower(nn.Module):
 
 
 class _Layers(nn.Module):
-    def __init__(self, width: int, heads: int, mlp: int, count: int) -> None:
+    def __init__(self, width: int, heads: int, mlp: int, count: int, quick: bool) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(_Layer(width, heads, mlp) for _ in range(count))
+        self.layers = nn.ModuleList(_Layer(width, heads, mlp, quick) for _ in range(count))
 
     def forward(self, x_BSC: Tensor) -> Tensor:
         for layer in self.layers:
@@ -102,13 +103,13 @@ class _Embeddings(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, width: int, heads: int, mlp: int) -> None:
+    def __init__(self, width: int, heads: int, mlp: int, quick: bool) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(width)
         self.self_attn = _Attention(width, heads)
         self.layer_norm2 = nn.LayerNorm(width)
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, mlp), "fc2": nn.Linear(mlp, width)})
-        self.quick = False
+        self.quick = quick
 
     def forward(self, x_BSC: Tensor) -> Tensor:
         x_BSC = x_BSC + self.self_attn(self.layer_norm1(x_BSC))

@@ -180,8 +180,18 @@ class Gelu(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        first = nn.ModuleDict({"proj": nn.Linear(width, 4 * width, bias=False)})
-        self.net = nn.ModuleList([first, nn.Identity(), nn.Linear(4 * width, width, bias=False)])
+        self.net = nn.ModuleList([Wider(width), nn.Identity(), nn.Linear(4 * width, width, bias=False)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](F.gelu(self.net[0]["proj"](x)))
+        return self.net[2](self.net[0](x))
+
+
+class Wider(nn.Module):
+    """The first of them and GELU, under the names that files have."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, 4 * width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x))

@@ -69,7 +69,9 @@ class AdapterFile:
 
 def check_fit(config: Config) -> None:
     """Refuse an image encoder that makes other widths than an adapter reads."""
-    for size in config.adapters if config.vision else ():
+    if config.vision is None:
+        return
+    for size in config.adapters:
         made = config.vision.projection if size.kind == "plain" else config.vision.width
         if made != size.embedding:
             what = "embeddings" if size.kind == "plain" else "patches"
