@@ -13,7 +13,7 @@ from kinema.checkpoints.source import Source
 from kinema.conditioning.clip_text import WordTokenizer
 from kinema.data import playroom
 from kinema.diffusion.parameterise import EPS, Denoiser
-from kinema.families.animatediff import conditioning, lora, opening, recipe
+from kinema.families.animatediff import amounts, conditioning, lora, opening, recipe
 from kinema.families.animatediff.conditioning import Condition
 from kinema.families.animatediff.config import PRESETS, Config, from_json, to_json
 from kinema.families.animatediff.model import AnimateDiff, blocks
@@ -58,6 +58,7 @@ class AnimateDiffFamily:
             sampler=config.sampler,
             spacing=config.spacing,
             guidance=config.guidance,
+            attention_windows=config.motion != "none",
         )
 
     def process(self, config: Config) -> Process:
@@ -118,7 +119,7 @@ class AnimateDiffFamily:
             # SDXL was trained with zeros, not with the empty prompt.
             unwanted, pooled_negative = torch.zeros_like(unwanted), torch.zeros_like(pooled)
         motion = config.motion != "none" and request.shape.frames > 1
-        effect = conditioning.effect_of(request.extra.get("effect"), request.shape.frames)
+        moving = amounts.moving_of(request, self.lattice(config))
 
         shown = conditioning.drawn(request) if config.sparse == "scribble" else None
         if config.sparse == "rgb" and request.honour == "native" and not canvas.empty:
@@ -135,7 +136,7 @@ class AnimateDiffFamily:
             if vector is not None:
                 told_sizes = conditioning.sizes(config, request.shape.height, request.shape.width)
                 added = torch.cat([vector, told_sizes.to(vector)], dim=1)
-            return Condition(context, added, motion, effect, shown if motion else None)
+            return Condition(context, added, motion, moving, shown if motion else None)
 
         return Conditions(branch(wanted, pooled), branch(unwanted, pooled_negative))
 

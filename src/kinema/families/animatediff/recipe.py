@@ -49,14 +49,14 @@ def run_unet(model: AnimateDiff, config: Config, z_BCTHW: Tensor, level: Level, 
     added, shown = condition.added_1V, condition.shown
     control = None
     if shown is not None and model.sparse is not None:
-        control = model.sparse(shown.given_BCTHW, shown.mask_B1THW, step, context, shown.scale)
+        control = model.sparse(shown.given_BCTHW, shown.mask_B1THW, step, context, shown.scale, condition.moving.views)
     return model.unet(
         z_BCTHW.to(dtype),
         step,
         context,
         None if added is None else added.expand(batch, -1),
         motion=condition.motion,
-        effect_T1HW=condition.effect_T1HW,
+        moving=condition.moving,
         control=control,
     )
 

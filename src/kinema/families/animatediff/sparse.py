@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.checkpoints.files import Header
+from kinema.diffusion.windows import View
 from kinema.families.animatediff import motion_file
 from kinema.families.animatediff.config import Config
+from kinema.families.animatediff.motion import Moving
 from kinema.families.animatediff.motion_file import MotionLayout
 from kinema.families.animatediff.unet import Residuals, Told, down_level, images, mid_level, run_down, run_mid
 from kinema.nn.embeddings import sinusoidal
@@ -81,11 +83,17 @@ class SparseCtrl(nn.Module):
         self.controlnet_mid_block = _zero(nn.Conv2d(channels[-1], channels[-1], 1))
 
     def forward(
-        self, given_BCTHW: Tensor, mask_B1THW: Tensor, step_B: Tensor, context_RLC: Tensor, scale: float = 1.0
+        self,
+        given_BCTHW: Tensor,
+        mask_B1THW: Tensor,
+        step_B: Tensor,
+        context_RLC: Tensor,
+        scale: float = 1.0,
+        views: tuple[View, ...] = (),
     ) -> Residuals:
         dtype = self.conv_in.weight.dtype
         emb_BE = self.time_embedding(sinusoidal(step_B, self.first).to(dtype))
-        told = Told(silu_(emb_BE), context_RLC, given_BCTHW.shape[2])
+        told = Told(silu_(emb_BE), context_RLC, given_BCTHW.shape[2], moving=Moving(views=views))
         shown = images(torch.cat([given_BCTHW, mask_B1THW], dim=1).to(dtype))
         assert self.conv_in.bias is not None
         x = self.controlnet_cond_embedding(shown) + self.conv_in.bias[:, None, None]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.families.animatediff.config import Config
-from kinema.families.animatediff.motion import MotionModule, norm_over_clip
+from kinema.families.animatediff.motion import AS_TRAINED, MotionModule, Moving, norm_over_clip
 from kinema.nn.embeddings import sinusoidal
 from kinema.nn.ldm_unet import (
     Downsample,
@@ -45,7 +45,7 @@ class Told:
     context_RLC: Tensor
     frames: int
     motion: bool = True
-    effect_T1HW: Tensor | None = None
+    moving: Moving = AS_TRAINED
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +90,13 @@ class UNet(nn.Module):
         added_BV: Tensor | None = None,
         *,
         motion: bool = True,
-        effect_T1HW: Tensor | None = None,
+        moving: Moving = AS_TRAINED,
         control: Residuals | None = None,
     ) -> Tensor:
         b, c, frames, height, width = z_BCTHW.shape
         if c != self.conv_in.in_channels:
             raise BadRequest(f"the U-Net takes {self.conv_in.in_channels} channels, got {c}")
-        told = Told(silu_(self._embed(step_B, added_BV)), context_RLC, frames, motion, effect_T1HW)
+        told = Told(silu_(self._embed(step_B, added_BV)), context_RLC, frames, motion, moving)
         x = self.conv_in(images(z_BCTHW))
         x, skips = run_down(self.down_blocks, x, told)
         x = run_mid(self.mid_block, x, told)
@@ -186,7 +186,7 @@ class Level(nn.Module):
         if len(self.attentions):
             x_NCHW = self.attentions[index](x_NCHW, told.context_RLC)
         if told.motion and len(self.motion_modules):
-            x_NCHW = self.motion_modules[index](x_NCHW, told.frames, told.effect_T1HW)
+            x_NCHW = self.motion_modules[index](x_NCHW, told.frames, told.moving)
         return x_NCHW
 
     def residual(self, index: int, x_NCHW: Tensor, told: Told) -> Tensor:
