@@ -93,7 +93,7 @@ def model(folder):
 
 def ask(**told):
     """The request, and what of it diffusers is told."""
-    common = {"prompt": "a b c d", "negative_prompt": "z y", "steps": 3, "guidance": 4.0, "height": 16, "width": 16}
+    common = {"prompt": "a b c d", "negative_prompt": "z y", "steps": 2, "guidance": 4.0, "height": 16, "width": 16}
     return Request(**(common | {"seed": 7} | told))
 
 
@@ -183,7 +183,7 @@ def test_views_that_hold_the_clip_change_nothing_and_loops_see_round_the_end(mod
     assert not torch.equal(straight, looped)
     turned = torch.roll(noise, 4, dims=2)  # by a whole number of windows: a loop has no beginning
     again = model.run(ask(loop=True, steps=1, **told), noise=turned, output="latents").video
-    assert (torch.roll(again, -4, dims=2) - looped).abs().max() <= 1e-3
+    assert (torch.roll(again, -4, dims=2) - looped).abs().max() <= 1e-4
 
 
 @pytest.mark.parametrize("window_in", ["denoiser", "attention"])
@@ -236,7 +236,7 @@ class Live(TorchDispatchMode):
 
 def peak_of(made, **told):
     with Live() as live:
-        made.run(Request(prompt="a red ball", seed=1, steps=2, **told), output="latents")
+        made.run(Request(prompt="a red ball", seed=1, steps=1, **told), output="latents")
     return live.peak
 
 
