@@ -258,3 +258,28 @@ def test_a_causal_lattice_makes_frames_to_4k_plus_1(asked: int, made: int) -> No
 def test_a_system_is_opened_without_building_its_network() -> None:
     system: System = load("zoetrope", preset="tiny").system
     assert "model" not in vars(system)
+
+
+# ------------------------------------------------------------------------------------------ length
+
+
+def test_the_noise_of_a_clip_in_windows_may_be_that_of_the_first_shuffled(model: Model) -> None:
+    own = model.system.family.defaults(model.system.config)
+    told = {"frames": 2 * own.frames, "window": own.frames, "steps": 1}
+    plain, shuffled, again = (
+        model.run(ask(**told, noise_type=kind)).video for kind in (None, "shuffle-context", "shuffle-context")
+    )
+    assert torch.equal(shuffled, again)
+    assert not torch.equal(shuffled, plain)
+
+
+def test_free_init_samples_again_or_says_that_nothing_is_left_to_begin_with(model: Model) -> None:
+    end = model.system.process.schedule.level(torch.ones(1))
+    if float(end.alpha / end.sigma) < 1e-3:
+        with pytest.raises(BadRequest, match="free_init carries over"):
+            model.run(ask(free_init=2))
+        return
+    made = model.run(ask(free_init=2)).video
+    assert made.shape == model.run(ask(free_init=1)).video.shape
+    assert not torch.equal(made, model.run(ask(free_init=1)).video)
+    assert torch.equal(model.run(ask(free_init=1)).video, model.run(ask()).video)

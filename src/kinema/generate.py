@@ -20,14 +20,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kinema import __version__
+from kinema.diffusion.freeinit import FreeInit, passes
 from kinema.diffusion.guidance import ClassifierFree, Reconstruction, Replacement, Scale, Thresholded
-from kinema.diffusion.noise import Noise
+from kinema.diffusion.noise import Noise, rescheduled
 from kinema.diffusion.parameterise import Denoiser
-from kinema.diffusion.samplers import SAMPLERS
+from kinema.diffusion.samplers import SAMPLERS, OnStep
 from kinema.diffusion.schedules import Level
-from kinema.diffusion.windows import Windowed
+from kinema.diffusion.windows import Windowed, window_sizes
 from kinema.media.matching import match_colours
 from kinema.schema import (
+    FREE_INIT,
     TAKES,
     BadRequest,
     Canvas,
@@ -110,14 +112,30 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
     whole = replace(request, frames=system.lattice.ceil_frames(request.shape.frames))
     if request.overlap is not None and request.window is None and not rolls_out(system, whole):
         raise BadRequest("overlap is of windows, or of the blocks of a clip longer than the model: leave it out")
-    if request.window_places != "static" and request.window is None:
-        raise BadRequest("window_places is of windows: give a window, or leave it out")
+    check_length(request)
     if request.colours != "free" and request.task in ("generate", "edit") and not rolls_out(system, whole):
         raise BadRequest("colours are of given frames, or of a clip longer than the model: leave it out")
     system.sampler_options(request)
+    free_init(system, request)
     if request.seed is None:
         request = replace(request, seed=secrets.randbelow(2**31))
     return request
+
+
+OF_WINDOWS = ("window_places", "window_weights", "window_stride", "window_in", "noise_type")
+
+
+def check_length(request: Request) -> None:
+    """Refuse options of windows or FreeInit where there is none of them, or that do not go together."""
+    blank = Request()
+    for whole, parts in (("window", OF_WINDOWS), ("free_init", FREE_INIT[1:])):
+        for name in parts if getattr(request, whole) is None else ():
+            if getattr(request, name) != getattr(blank, name):
+                raise BadRequest(f"{name} is of a {whole}: give one, or leave it out")
+    if request.window_stride > 1 and request.window_places != "uniform":
+        raise BadRequest("window_stride is of windows that move: give window_places uniform, or leave it out")
+    if request.window_in == "attention" and request.window_places != "static":
+        raise BadRequest("windows inside attention stay where they are: leave window_places out")
 
 
 def on_lattice(system: System, request: Request, canvas: Canvas) -> tuple[Request, Canvas]:
@@ -169,7 +187,7 @@ def sample(
     scale: Scale | None = None,
     on_event: OnEvent = ignore,
 ) -> Tensor:
-    """One pass of the sampler over the whole canvas: latents B×C×T×h×w, in float32 whatever the model runs in."""
+    """The sampler over the whole canvas, once or as often as FreeInit asks: latents B×C×T×h×w, in float32 always."""
     on_event(Phase("condition"))
     way = honour(system, request, canvas, one_pass=True)
     request = replace(request, honour=cast(Any, way))  # the family sees how its canvas is held
@@ -181,22 +199,51 @@ def sample(
         scale = conditions.scale
     scale = guidance_scale(system, request) if scale is None else scale
     weight = request.reconstruction_weight if way == "reconstruction" else 0.0
-    denoise = guide(system, conditions, request, scale, Held(given, mask, weight))
-    if given is not None and mask is not None:
-        denoise = Replacement(denoise, given, mask, draws)
-    noise = noise.to(system.device, torch.float32)
-    levels, z = system.levels(request), system.prior(noise)
-    if canvas.source is not None:
-        levels, z = start_from(system.encode(canvas.source), canvas.strength, levels, noise)
-    on_event(Phase("sample", f"{len(levels) - 1} steps of {request.sampler}"))
+    held = Held(given, mask, weight)
+    first = z = in_order(system, request, noise, draws).to(system.device, torch.float32)
+    again = free_init(system, request)
+    counts = passes(request.free_init or 1, cast(int, request.steps), fast=request.free_init_fast)
+    for number, steps in enumerate(counts):
+        denoise = guide(system, conditions, request, scale, held)
+        if given is not None and mask is not None:
+            denoise = Replacement(denoise, given, mask, draws)
+        noise = again(first, z, draws) if again is not None and number else first
+        levels, z = system.levels(replace(request, steps=steps)), system.prior(noise)
+        if canvas.source is not None:
+            levels, z = start_from(system.encode(canvas.source), canvas.strength, levels, noise)
+        which = f", pass {number + 1} of {len(counts)}" if len(counts) > 1 else ""
+        on_event(Phase("sample", f"{len(levels) - 1} steps of {request.sampler}{which}"))
+        if len(levels) < 2:
+            return z
+        report = stepping(on_event, sum(counts[:number]), sum(counts[number + 1 :]))
+        options = system.sampler_options(request)
+        z = SAMPLERS[cast(str, request.sampler)](denoise, z, levels, noise=draws, on_step=report, **options)
+    return z
+
+
+def stepping(on_event: OnEvent, before: int, after: int) -> OnStep:
+    """A sampler's steps as events, with those of the passes before and after it."""
 
     def on_step(index: int, total: int, level: Level, x0: Tensor) -> None:
-        on_event(Step(index, total, float(level.log_snr[0]), x0))
+        on_event(Step(before + index, before + total + after, float(level.log_snr[0]), x0))
 
-    if len(levels) < 2:
-        return z
-    options = system.sampler_options(request)
-    return SAMPLERS[cast(str, request.sampler)](denoise, z, levels, noise=draws, on_step=on_step, **options)
+    return on_step
+
+
+def in_order(system: System, request: Request, noise: Tensor, draws: Noise) -> Tensor:
+    """The noise of a clip, in the order over time that the request asks for."""
+    if request.noise_type is None:
+        return noise
+    length, overlap = window_sizes(request, system.lattice)
+    return rescheduled(noise, request.noise_type, length, length - overlap, draws)
+
+
+def free_init(system: System, request: Request) -> FreeInit | None:
+    """What makes the noise of the next pass, where the request has several."""
+    if request.free_init is None:
+        return None
+    end = system.process.schedule.level(torch.ones(1, dtype=torch.float64))
+    return FreeInit(end, request.free_init_filter, request.free_init_order, request.free_init_stop)
 
 
 @dataclass(frozen=True)
@@ -228,14 +275,12 @@ def guide(system: System, conditions: Conditions, request: Request, scale: Scale
             denoise = Reconstruction(denoise, cut(held.given), cut(held.mask), held.weight)
         return denoise if limit is None else Thresholded(denoise, limit)
 
-    if request.window is None:
+    if request.window is None or request.window_in == "attention":
         return make(None)
-    lattice = system.lattice
-    length = lattice.latent_frames(request.window)
-    overlap = length // 4 if request.overlap is None else min(request.overlap // lattice.stride[0], length - 1)
-    total = system.latent_shape(request).frames
-    uniform = request.window_places == "uniform"
-    return Windowed(make, total, length, overlap, request.window_weights, request.loop, uniform)
+    length, overlap = window_sizes(request, system.lattice)
+    total, uniform = system.latent_shape(request).frames, request.window_places == "uniform"
+    stride = request.window_stride
+    return Windowed(make, total, length, overlap, request.window_weights, request.loop, uniform, stride)
 
 
 def guidance_scale(system: System, request: Request) -> Scale:

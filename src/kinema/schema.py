@@ -24,6 +24,9 @@ TaskName = Literal["generate", "animate", "interpolate", "extend", "inpaint", "e
 Honour = Literal["auto", "native", "continuation", "replacement", "reconstruction"]
 Colours = Literal["free", "seam", "anchor"]
 Fit = Literal["crop", "pad"]
+WindowWeights = Literal["flat", "pyramid", "relative", "overlap-linear"]
+NoiseType = Literal["shuffle-context", "repeat-context"]
+LowPass = Literal["butterworth", "gaussian", "ideal", "box"]
 
 MAX_FRAMES = 4096
 MAX_SIDE = 8192
@@ -187,12 +190,13 @@ class Canvas:
 
 _HELD = ("honour", "reconstruction_weight", "fit")
 _REGION = ("mask", "region", "outside")
+FREE_INIT = ("free_init", "free_init_filter", "free_init_order", "free_init_stop", "free_init_fast")
 TAKES: dict[TaskName, tuple[str, ...]] = {
-    "generate": ("loop",),
-    "animate": ("image", "last_image", "loop", *_REGION, *_HELD),
-    "interpolate": ("video", "image", "last_image", "every", *_HELD),
-    "extend": ("video", "keep", "backward", "loop", *_HELD),
-    "inpaint": ("video", *_REGION, *_HELD),
+    "generate": ("loop", *FREE_INIT),
+    "animate": ("image", "last_image", "loop", *_REGION, *_HELD, *FREE_INIT),
+    "interpolate": ("video", "image", "last_image", "every", *_HELD, *FREE_INIT),
+    "extend": ("video", "keep", "backward", "loop", *_HELD, *FREE_INIT),
+    "inpaint": ("video", *_REGION, *_HELD, *FREE_INIT),
     "edit": ("video", "strength", "fit"),
 }
 """The fields of a `Request` that mean something to a verb, beyond those of sampling; others are refused."""
@@ -266,7 +270,28 @@ class Request:
     window: int | None = option("frames seen at once, for clips longer than the model", None, least=1, most=MAX_FRAMES)
     overlap: int | None = option("frames shared by neighbouring windows", None, least=0, most=MAX_FRAMES)
     window_places: Literal["static", "uniform"] = option("whether windows stay, or move at each step", "static")
-    window_weights: Literal["flat", "pyramid", "overlap-linear"] = option("how windows are blended", "pyramid")
+    window_weights: WindowWeights = option("how windows are blended", "pyramid")
+    window_stride: int = option(
+        "2: uniform windows also of every second frame; 3: also of every fourth; and so on", 1, least=1, most=8
+    )
+    window_in: Literal["denoiser", "attention"] = option(
+        "what works in windows: the whole network, or only its attention over time (FreeNoise, views)", "denoiser"
+    )
+    noise_type: NoiseType | None = option(
+        "noise of a clip in windows: that of the first window, shuffled (FreeNoise) or repeated, all along", None
+    )
+    free_init: int | None = option(
+        "FreeInit: times to sample, each from noise with the low frequencies of what came before",
+        None,
+        least=1,
+        most=20,
+    )
+    free_init_filter: LowPass = option("FreeInit: what parts low frequencies from high ones", "butterworth")
+    free_init_order: int = option("FreeInit: order of the butterworth filter", 4, least=1, most=64)
+    free_init_stop: tuple[float, float] = option(
+        "FreeInit: stop frequencies over space and over time, 0 to 1", (0.25, 0.25)
+    )
+    free_init_fast: bool = option("FreeInit: fewer steps at first, all of them the last time", False)
 
     extra: Mapping[str, Any] = field(
         default_factory=dict,
@@ -295,6 +320,8 @@ class Request:
             )
         if not self.guidance_interval[0] <= self.guidance_interval[1]:
             raise BadRequest(f"guidance_interval is {self.guidance_interval}; expected the lower log-SNR first")
+        if not (len(self.free_init_stop) == 2 and all(0 <= stop <= 1 for stop in self.free_init_stop)):
+            raise BadRequest(f"free_init_stop is {self.free_init_stop}; expected two frequencies from 0 to 1")
         if self.region is not None:
             left, top, right, bottom = self.region
             if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
@@ -327,7 +354,7 @@ class Request:
         for name in told:
             if name not in known:
                 raise BadRequest(f"the recipe holds an option {name!r} that this version does not know")
-        for name in ("guidance_interval", "region"):
+        for name in ("guidance_interval", "region", "free_init_stop"):
             if told.get(name) is not None:
                 told[name] = tuple(told[name])
         return Request(**told)

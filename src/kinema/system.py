@@ -59,6 +59,8 @@ class Defaults:
     """Where guidance ends over the frames, for a request that says nothing of guidance."""
     options: Mapping[str, float] = field(default_factory=dict)
     """Keyword options of the default sampler (gamma, delta, eta…)."""
+    attention_windows: bool = False
+    """Whether its attention over time works in windows where a request asks for that (``window_in``)."""
 
 
 @dataclass(frozen=True)
@@ -356,6 +358,8 @@ class System:
                 raise BadRequest(f"window is {window} frames; {self.name} sees at most {lattice.max_frames} at once")
             if request.overlap is not None and request.overlap >= window:
                 raise BadRequest(f"overlap is {request.overlap} frames of a window of {window}; expected fewer")
+        if request.window_in == "attention" and not own.attention_windows:
+            raise BadRequest(f"the attention over time of {self.name} does not work in windows: leave window_in out")
         sampler = request.sampler or own.sampler
         if sampler not in SAMPLERS:
             raise BadRequest(registry.unknown("sampler", sampler, SAMPLERS))

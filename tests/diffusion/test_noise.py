@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kinema.diffusion.noise import Noise
+from kinema.diffusion.noise import Noise, rescheduled
 
 
 def test_item_i_of_a_batch_equals_its_single_run():
@@ -35,3 +35,47 @@ def test_successive_draws_differ_and_are_standard_normal():
 def test_a_batch_of_another_size_is_an_error():
     with pytest.raises(ValueError, match="2 seeds"):
         Noise([0, 1]).like(torch.zeros(3, 1))
+
+
+# -------------------------------------------------------------------------------------- FreeNoise
+
+
+def numbered(batch, frames):
+    """Noise whose value is the number of its frame."""
+    return torch.arange(frames).float().reshape(1, 1, -1, 1, 1).expand(batch, 2, -1, 3, 3).clone()
+
+
+def test_repeated_noise_is_that_of_the_first_frames_over_and_over():
+    made = rescheduled(numbered(1, 10), "repeat-context", 4, 1, Noise([0]))
+    assert made[0, 0, :, 0, 0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+
+
+@pytest.mark.parametrize(("frames", "length", "stride"), [(64, 16, 4), (19, 8, 3), (12, 16, 4), (16, 8, 8)])
+def test_shuffled_noise_is_that_of_a_length_before_in_another_order(frames, length, stride):
+    made = rescheduled(numbered(1, frames), "shuffle-context", length, stride, Noise([0]))[0, 0, :, 0, 0]
+    assert made[:length].tolist() == list(range(min(length, frames)))
+    for start in range(length, frames, stride):
+        here, before = made[start : start + stride], made[start - length : start - length + stride]
+        assert set(here.tolist()) <= set(before.tolist())
+        assert len(set(here.tolist())) == len(here)
+    assert frames <= length or made[length:].tolist() != made[: frames - length].tolist()
+
+
+def test_each_clip_of_a_batch_is_shuffled_as_it_would_be_alone():
+    noise = Noise([3, 9]).normal((2, 32, 3, 3))
+    both = rescheduled(noise, "shuffle-context", 8, 4, Noise([3, 9]))
+    assert torch.equal(both[1:], rescheduled(noise[1:], "shuffle-context", 8, 4, Noise([9])))
+    assert not torch.equal(both[0], both[1])
+
+
+def test_shuffled_noise_equals_diffusers():
+    pytest.importorskip("diffusers")
+    from diffusers.pipelines.free_noise_utils import AnimateDiffFreeNoiseMixin
+
+    theirs = AnimateDiffFreeNoiseMixin()
+    theirs._free_noise_context_length, theirs._free_noise_context_stride = 8, 3
+    theirs._free_noise_noise_type, theirs.vae_scale_factor = "shuffle_context", 8
+    generator = torch.Generator().manual_seed(6)
+    expected = theirs._prepare_latents_free_noise(1, 4, 21, 16, 16, torch.float32, torch.device("cpu"), generator)
+    draws = Noise([6])
+    assert torch.equal(rescheduled(draws.normal((4, 21, 2, 2)), "shuffle-context", 8, 3, draws), expected)

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import CosineLogSNR, spaced
-from kinema.diffusion.windows import Windowed, blend, uniform_windows, windows
-from kinema.schema import BadRequest
+from kinema.diffusion.windows import Windowed, blend, uniform_windows, views, window_sizes, windows
+from kinema.schema import BadRequest, Lattice, Request
 
 LEVEL = CosineLogSNR().level(torch.tensor([0.4], dtype=torch.float64))
-KINDS = ["flat", "pyramid", "overlap-linear"]
+KINDS = ["flat", "pyramid", "relative", "overlap-linear"]
 
 
 def video(frames, seed=0):
@@ -82,6 +82,17 @@ def test_weights_are_flat_pyramids_or_ramps_over_the_overlap():
     torch.testing.assert_close(wide, torch.tensor([1, 1, 0.8, 0.6, 0.4, 0.2]).double())
     pyramid = blend(windows(8, 6, 4), "pyramid")[0]  # 1 2 3 3 2 1 against 0 0 1 2 3 3
     torch.testing.assert_close(pyramid, torch.tensor([1, 1, 3 / 4, 3 / 5, 2 / 5, 1 / 4]).double())
+
+
+def test_relative_weights_are_1_in_the_middle_and_a_hundredth_at_the_ends():
+    """AnimateDiff-Evolved's bias of a frame, ``1 - |i - m| / ((n - 1 + 0.01) / 2)`` and at least 0.01."""
+    first, last = blend(windows(12, 8, 4), "relative")
+    bias = [max(0.01, 1 - abs(i - 3.5) / (7.01 / 2)) for i in range(8)]
+    for i in range(4):
+        told = bias[4 + i] / (bias[4 + i] + bias[i])
+        assert first[:4].tolist() == [1] * 4
+        assert (float(first[4 + i]), float(last[i])) == pytest.approx((told, 1 - told))
+    assert float(last[0]) < 0.02
 
 
 def test_a_loops_first_window_blends_with_its_last():
@@ -199,3 +210,55 @@ def test_a_per_frame_denoiser_is_exact_also_in_windows_that_move():
         moving(z, levels[i])  # a second look at one level (Heun) sees the same windows
         assert seen[first:] == seen[first - (len(seen) - first) : first]
     assert seen[:3] != seen[-3:]
+
+
+def test_strided_windows_start_where_published():
+    """AnimateDiff-Evolved's context stride 2 for 64/16/4: windows of every second frame beside the plain ones."""
+    told = uniform_windows(64, 16, 4, 0, looped=True, stride=2)
+    plain = [w for w in told if w[1] - w[0] == 1]
+    assert starts_of(plain) == [0, 12, 24, 36, 48, 60]
+    assert [w for w in told if w not in plain] == [
+        [*range(0, 32, 2)],
+        [*range(28, 60, 2)],
+        [*range(56, 64, 2), *range(0, 24, 2)],
+    ]
+    assert starts_of(uniform_windows(64, 16, 4, 1, looped=True, stride=2))[-3:] == [33, 61, 25]
+
+
+@pytest.mark.parametrize("looped", [False, True])
+def test_strided_windows_have_each_frame_once_and_fit_the_clip(looped):
+    for total, stride in ((20, 3), (33, 2), (48, 3), (64, 4)):
+        for step in range(5):
+            told = uniform_windows(total, 16, 4, step, looped, stride)
+            assert {frame for window in told for frame in window} == set(range(total))
+            assert all(len(set(window)) == 16 for window in told)
+            assert looped or all(window == sorted(window) for window in told)
+
+
+def test_moving_windows_keep_only_the_denoisers_of_now():
+    moving = Windowed(lambda frames: lambda z, level: z, 40, 16, 4, uniform=True)
+    levels = spaced(CosineLogSNR(), 6)
+    for i in range(6):
+        moving(video(40), levels[i])
+        assert len(moving._made) == len(moving._parts) <= 5
+
+
+# ------------------------------------------------------------------------------------------- views
+
+
+def test_views_are_the_windows_with_their_weights_and_none_where_one_holds_all():
+    told = views(20, 8, 4, "pyramid")
+    assert [view.frames for view in told] == windows(20, 8, 4)
+    assert all(torch.equal(v.weight_T, w) for v, w in zip(told, blend(windows(20, 8, 4), "pyramid"), strict=True))
+    assert views(8, 8, 4, "pyramid") == ()
+
+
+def test_window_sizes_are_in_latent_frames_and_share_more_inside_attention():
+    plain = Lattice()
+    assert window_sizes(Request(window=16), plain) == (16, 4)
+    assert window_sizes(Request(window=16, window_in="attention"), plain) == (16, 12)
+    assert window_sizes(Request(window=16, overlap=3), plain) == (16, 3)
+    assert window_sizes(Request(window=17, overlap=8), Lattice(frame_step=4, frame_offset=1, stride=(4, 8, 8))) == (
+        5,
+        2,
+    )

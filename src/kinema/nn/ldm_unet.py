@@ -143,11 +143,13 @@ class Attention(nn.Module):
         """What every query gets from a context of one token: its softmax is 1, so queries and keys do not matter."""
         return self.to_out[0](self.to_v(token_B1C))
 
-    def over_time(self, x_BTSC: Tensor) -> Tensor:
-        """Attention of every place to itself in the other frames."""
+    def over_time(self, x_BTSC: Tensor, scale_TS: Tensor | None = None) -> Tensor:
+        """Attention of every place to itself in the other frames; keys are multiplied by ``scale`` [T or 1, S or 1]."""
         q, k, v = (
             rearrange(of(x_BTSC), "b t s (h d) -> b s h t d", h=self.heads) for of in (self.to_q, self.to_k, self.to_v)
         )
+        if scale_TS is not None:
+            k = k * scale_TS.T[:, None, :, None]
         return self.to_out[0](rearrange(attend(q, k, v), "b s h t d -> b t s (h d)"))
 
     def _split(self, x_NSC: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from kinema.families.animatediff.config import PRESETS
-from kinema.families.animatediff.motion import MotionModule, sinusoids
+from kinema.families.animatediff.motion import MotionModule, Moving, sinusoids
 from kinema.families.animatediff.unet import UNet
 from kinema.schema import BadRequest
 
@@ -164,14 +164,14 @@ def test_effect_0_is_the_image_1_is_all_and_it_may_differ_by_frame_and_place(ora
     module = oracle.randomised(MotionModule(32, 2, 16))
     x = normal(8, 32, 4, 4)
     whole = module(x, 4)
-    assert torch.equal(module(x, 4, torch.zeros(1, 1, 1, 1)), x)
-    assert torch.equal(module(x, 4, torch.ones(1, 1, 1, 1)), whole)
-    by_frame = module(x, 4, torch.tensor([0.0, 1, 0, 1])[:, None, None, None])
+    assert torch.equal(module(x, 4, Moving(torch.zeros(1, 1, 1, 1))), x)
+    assert torch.equal(module(x, 4, Moving(torch.ones(1, 1, 1, 1))), whole)
+    by_frame = module(x, 4, Moving(torch.tensor([0.0, 1, 0, 1])[:, None, None, None]))
     assert torch.equal(by_frame[[0, 2, 4, 6]], x[[0, 2, 4, 6]])
     assert torch.equal(by_frame[[1, 3, 5, 7]], whole[[1, 3, 5, 7]])
     left = torch.zeros(1, 1, 8, 8)
     left[..., :4] = 1
-    by_place = module(x, 4, left)
+    by_place = module(x, 4, Moving(left))
     assert torch.allclose(by_place[..., :1], whole[..., :1])
     assert torch.allclose(by_place[..., 3:], x[..., 3:])
 

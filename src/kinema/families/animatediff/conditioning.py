@@ -10,26 +10,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from kinema import registry
 from kinema.conditioning.clip_text import ClipTokenizer, Tokenizer, WordTokenizer, encode, find_vocabulary
-from kinema.families.animatediff import control, pia, pictures
+from kinema.families.animatediff import amounts, control, pia, pictures
+from kinema.families.animatediff.amounts import AMOUNTS
 from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.control import Steering
 from kinema.families.animatediff.ip_adapter import Picture
 from kinema.families.animatediff.model import AnimateDiff
+from kinema.families.animatediff.motion import AS_TRAINED, Moving
 from kinema.media import read
 from kinema.nn.embeddings import sinusoidal
 from kinema.schema import BadRequest, Canvas, Note, OnEvent, Request
 
-OPTIONS = ("clip_skip", "travel", "effect", "scribble", "affinity")
+OPTIONS = ("clip_skip", "travel", *AMOUNTS, "scribble", "affinity")
 NAMED = ("control", "control_scale", "control_span", "ip_image", "ip_scale")
 """What a request's ``extra`` may hold; the second also with the name of what they are of (``control.depth``)."""
-MOST_EFFECT = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Condition:
     context_KLC: Tensor
     added_1V: Tensor | None = None
     motion: bool = True
-    effect_T1HW: Tensor | None = None
+    moving: Moving = AS_TRAINED
     shown: Shown | None = None
     steerings: tuple[Steering, ...] = ()
     pictures: tuple[Picture, ...] = ()
@@ -53,12 +53,11 @@ class Condition:
         def cut(x: Tensor) -> Tensor:
             return x[list(frames)] if len(x) > 1 else x
 
-        effect = None if self.effect_T1HW is None else cut(self.effect_T1HW)
         shown = None if self.shown is None else self.shown.of(frames)
         return replace(
             self,
             context_KLC=cut(self.context_KLC),
-            effect_T1HW=effect,
+            moving=self.moving.of(frames),
             shown=shown,
             steerings=tuple(each.of(frames) for each in self.steerings),
             pictures=tuple(each.of(frames) for each in self.pictures),
@@ -188,18 +187,7 @@ def check_extra(config: Config, request: Request) -> None:
         )
     scribbles_of(request)
     travel_of(request)
-    effect_of(extra.get("effect"), request.frames or 1)
-
-
-def effect_of(told: Any, frames: int) -> Tensor | None:
-    """How much of the motion modules is added, [T or 1, 1, 1, 1]: a number, or one for each frame; None is all."""
-    if told is None:
-        return None
-    values = list(told) if isinstance(told, list | tuple) else [told]
-    sound = all(isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v <= MOST_EFFECT for v in values)
-    if not sound or len(values) not in (1, frames):
-        raise BadRequest(f"effect is {told!r}; expected a number from 0 to {MOST_EFFECT:g}, or {frames} of them")
-    return torch.tensor(values, dtype=torch.float32)[:, None, None, None]
+    amounts.check(request, config.longest)
 
 
 # ------------------------------------------------------------------------------------- SparseCtrl

@@ -14,7 +14,7 @@ from kinema.conditioning.clip_text import WordTokenizer
 from kinema.data import playroom
 from kinema.diffusion.parameterise import EPS, Denoiser
 from kinema.diffusion.schedules import Level
-from kinema.families.animatediff import conditioning, control, lora, opening, pia, pictures, recipe
+from kinema.families.animatediff import amounts, conditioning, control, lora, opening, pia, pictures, recipe
 from kinema.families.animatediff.conditioning import Condition
 from kinema.families.animatediff.config import PRESETS, Config, from_json, to_json
 from kinema.families.animatediff.control import Steering
@@ -61,6 +61,7 @@ class AnimateDiffFamily:
             sampler=config.sampler,
             spacing=config.spacing,
             guidance=config.guidance,
+            attention_windows=config.motion != "none",
         )
 
     def process(self, config: Config) -> Process:
@@ -127,7 +128,7 @@ class AnimateDiffFamily:
             # SDXL was trained with zeros, not with the empty prompt.
             unwanted, pooled_negative = torch.zeros_like(unwanted), torch.zeros_like(pooled)
         motion = config.motion != "none" and request.shape.frames > 1
-        effect = conditioning.effect_of(request.extra.get("effect"), request.shape.frames)
+        moving = amounts.moving_of(request, self.lattice(config))
 
         shown = conditioning.drawn(request) if config.sparse == "scribble" else None
         if config.sparse == "rgb" and request.honour == "native" and not canvas.empty:
@@ -152,7 +153,7 @@ class AnimateDiffFamily:
             if vector is not None:
                 told_sizes = conditioning.sizes(config, request.shape.height, request.shape.width)
                 added = torch.cat([vector, told_sizes.to(vector)], dim=1)
-            return Condition(context, added, motion, effect, shown if motion else None, steered, looks, first)
+            return Condition(context, added, motion, moving, shown if motion else None, steered, looks, first)
 
         return Conditions(branch(wanted, pooled, steerings, seen), branch(unwanted, pooled_negative, unpooled, unseen))
 

@@ -9,11 +9,14 @@ Letters: N = B·T images, B clips, T frames, C channels, H W rows and columns, S
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinema.diffusion.windows import View
 from kinema.nn.ldm_unet import Attention, FeedForward, add_, group_norm, places, tokens
 from kinema.schema import BadRequest
 
@@ -25,6 +28,31 @@ def norm_over_clip(norm: nn.GroupNorm, x_NCHW: Tensor, frames: int) -> Tensor:
     n, c, h, w = x_NCHW.shape
     clip = x_NCHW.permute(0, 2, 3, 1).reshape(n // frames, frames * h, w, c).permute(0, 3, 1, 2)
     return norm(clip).permute(0, 2, 3, 1).reshape(n, h, w, c).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Moving:
+    """How motion modules act in one forward pass; as it is made here, as they were trained.
+
+    Per frame and place, [T or 1, 1, H or 1, W or 1], brought to the size of every map: ``effect`` is how much of a
+    module is added; ``scale`` multiplies the keys of its attention, so that frames look further apart (above 1, more
+    motion) or alike. With ``views`` attention works in windows of frames and their results are averaged.
+    """
+
+    effect_T1HW: Tensor | None = None
+    scale_T1HW: Tensor | None = None
+    views: tuple[View, ...] = ()
+
+    def of(self, frames: Sequence[int]) -> Moving:
+        """The part of it that belongs to these frames."""
+
+        def cut(x: Tensor | None) -> Tensor | None:
+            return x if x is None or len(x) == 1 else x[list(frames)]
+
+        return replace(self, effect_T1HW=cut(self.effect_T1HW), scale_T1HW=cut(self.scale_T1HW))
+
+
+AS_TRAINED = Moving()
 
 
 class MotionModule(nn.Module):
@@ -53,28 +81,31 @@ class MotionModule(nn.Module):
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
-    def forward(self, x_NCHW: Tensor, frames: int, effect_T1HW: Tensor | None = None) -> Tensor:
-        """``effect``: how much of it is added, per frame and place ([T or 1, 1, H or 1, W or 1]); None is all."""
+    def forward(self, x_NCHW: Tensor, frames: int, moving: Moving = AS_TRAINED) -> Tensor:
+        """``x_NCHW`` are the images of clips of so many ``frames``."""
         if self.norm.weight.requires_grad and not x_NCHW.requires_grad and torch.is_grad_enabled():
             # Beside frozen layers: torch 2.13's group norm of channels-last maps crashes where it needs no gradient
             # of its input but one of its weights.
             x_NCHW = x_NCHW.detach().requires_grad_()
         h_NCHW = norm_over_clip(self.norm, x_NCHW, frames) if self.over_clip else self.norm(x_NCHW)
         h_BTSC = self.proj_in(tokens(h_NCHW)).unflatten(0, (-1, frames))
+        scale_TS = None if moving.scale_T1HW is None else resized(moving.scale_T1HW, x_NCHW)[:, 0].flatten(1)
         for block in self.transformer_blocks:
-            h_BTSC = block(h_BTSC)
+            h_BTSC = block(h_BTSC, scale_TS, moving.views)
         h_NCHW = places(self.proj_out(h_BTSC.flatten(0, 1)), x_NCHW.shape[2])
-        if effect_T1HW is not None:
-            h_NCHW = h_NCHW * _effect(effect_T1HW, x_NCHW, frames)
+        if moving.effect_T1HW is not None:
+            effect = resized(moving.effect_T1HW, x_NCHW).expand(frames, -1, -1, -1)
+            h_NCHW = h_NCHW * effect.repeat(len(x_NCHW) // frames, 1, 1, 1)
         return add_(h_NCHW, x_NCHW)
 
 
-def _effect(effect_T1HW: Tensor, x_NCHW: Tensor, frames: int) -> Tensor:
-    """The effect at the size of a map, one row per image."""
-    effect = effect_T1HW.to(x_NCHW)
-    if effect.shape[-1] > 1 or effect.shape[-2] > 1:
-        effect = F.interpolate(effect, size=x_NCHW.shape[-2:], mode="bilinear", align_corners=False)
-    return effect.expand(frames, -1, -1, -1).repeat(len(x_NCHW) // frames, 1, 1, 1)
+def resized(x_T1HW: Tensor, like_NCHW: Tensor) -> Tensor:
+    """What is told per place at the size of a map: each cell has the mean of what it covers."""
+    size = like_NCHW.shape[-2:]
+    x_T1HW = x_T1HW.to(like_NCHW)
+    if x_T1HW.shape[-2:] in (size, (1, 1)):
+        return x_T1HW
+    return F.interpolate(x_T1HW, size=size, mode="area")
 
 
 class MotionBlock(nn.Module):
@@ -90,13 +121,26 @@ class MotionBlock(nn.Module):
         self.ff = FeedForward(width)
         self.pos_embed = Positions(width, positions, stretch)
 
-    def forward(self, x_BTSC: Tensor) -> Tensor:
-        """x may be overwritten where no gradient is needed."""
-        position_T1C = self.pos_embed(x_BTSC.shape[1])[:, None]
-        x = add_(x_BTSC, self.attn1.over_time(self.norm1(x_BTSC) + position_T1C))
-        if self.attn2 is not None and self.norm2 is not None:
-            x = add_(x, self.attn2.over_time(self.norm2(x) + position_T1C))
+    def forward(self, x_BTSC: Tensor, scale_TS: Tensor | None = None, views: Sequence[View] = ()) -> Tensor:
+        """x may be overwritten where no gradient is needed; scale is [T or 1, S or 1]."""
+        x = self._in_views(x_BTSC, scale_TS, views) if views else self._attend(x_BTSC, scale_TS)
         return add_(x, self.ff(self.norm3(x)))
+
+    def _attend(self, x_BTSC: Tensor, scale_TS: Tensor | None) -> Tensor:
+        position_T1C = self.pos_embed(x_BTSC.shape[1])[:, None]
+        x = add_(x_BTSC, self.attn1.over_time(self.norm1(x_BTSC) + position_T1C, scale_TS))
+        if self.attn2 is not None and self.norm2 is not None:
+            x = add_(x, self.attn2.over_time(self.norm2(x) + position_T1C, scale_TS))
+        return x
+
+    def _in_views(self, x_BTSC: Tensor, scale_TS: Tensor | None, views: Sequence[View]) -> Tensor:
+        """Every window by itself, its frames placed from 0, and the weighted mean of all (FreeNoise)."""
+        made_BTSC = torch.zeros_like(x_BTSC)
+        for view in views:
+            scale = scale_TS if scale_TS is None or len(scale_TS) == 1 else scale_TS[view.frames]
+            seen_BTSC = self._attend(x_BTSC[:, view.frames], scale)
+            made_BTSC[:, view.frames] += view.weight_T.to(x_BTSC)[:, None, None] * seen_BTSC
+        return made_BTSC
 
 
 class Positions(nn.Module):

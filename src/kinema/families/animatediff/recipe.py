@@ -50,7 +50,9 @@ def run_unet(model: AnimateDiff, config: Config, z_BCTHW: Tensor, level: Level, 
     added, shown = condition.added_1V, condition.shown
     control = None
     if shown is not None and model.sparse is not None:
-        control = model.sparse(shown.given_BCTHW, shown.mask_B1THW, step, context, shown.scale_T)
+        control = model.sparse(
+            shown.given_BCTHW, shown.mask_B1THW, step, context, shown.scale_T, condition.moving.views
+        )
     told = (z_BCTHW, step, context, None if added is None else added.expand(batch, -1))
     if (steered := steer(model, condition.steerings, told, level)) is not None:
         control = steered if control is None else control + steered
@@ -60,7 +62,7 @@ def run_unet(model: AnimateDiff, config: Config, z_BCTHW: Tensor, level: Level, 
         context,
         told[-1],
         motion=condition.motion,
-        effect_T1HW=condition.effect_T1HW,
+        moving=condition.moving,
         control=control,
         pictures=[picture.of_batch(batch) for picture in condition.pictures],
         first_BCTHW=condition.first_BCTHW,

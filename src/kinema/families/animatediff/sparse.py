@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.checkpoints.files import Header
+from kinema.diffusion.windows import View
 from kinema.families.animatediff import motion_file
 from kinema.families.animatediff.config import Config, skip_widths
 from kinema.families.animatediff.ip_adapter import per_image
+from kinema.families.animatediff.motion import Moving
 from kinema.families.animatediff.motion_file import MotionLayout
 from kinema.families.animatediff.unet import Residuals, Told, down_level, images, mid_level, run_down, run_mid
 from kinema.nn.embeddings import sinusoidal
@@ -86,11 +88,12 @@ class SparseCtrl(nn.Module):
         step_B: Tensor,
         context_RLC: Tensor,
         scale_T: Tensor | float = 1.0,
+        views: tuple[View, ...] = (),
     ) -> Residuals:
         """``scale``: how much of it is added, a number or one a frame, [T]."""
         dtype = self.conv_in.weight.dtype
         emb_BE = self.time_embedding(sinusoidal(step_B, self.first).to(dtype))
-        told = Told(silu_(emb_BE), context_RLC, given_BCTHW.shape[2])
+        told = Told(silu_(emb_BE), context_RLC, given_BCTHW.shape[2], moving=Moving(views=views))
         shown = images(torch.cat([given_BCTHW, mask_B1THW], dim=1).to(dtype))
         assert self.conv_in.bias is not None
         x = self.controlnet_cond_embedding(shown) + self.conv_in.bias[:, None, None]

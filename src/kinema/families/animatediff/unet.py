@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.ip_adapter import PictureBlock, Pictures, Projections
-from kinema.families.animatediff.motion import MotionModule, norm_over_clip
+from kinema.families.animatediff.motion import AS_TRAINED, MotionModule, Moving, norm_over_clip
 from kinema.nn.embeddings import sinusoidal
 from kinema.nn.ldm_unet import (
     Downsample,
@@ -46,7 +46,7 @@ class Told:
     context_RLC: Tensor
     frames: int
     motion: bool = True
-    effect_T1HW: Tensor | None = None
+    moving: Moving = AS_TRAINED
     pictures: Pictures = ()
 
 
@@ -94,7 +94,7 @@ class UNet(nn.Module):
         added_BV: Tensor | None = None,
         *,
         motion: bool = True,
-        effect_T1HW: Tensor | None = None,
+        moving: Moving = AS_TRAINED,
         control: Residuals | None = None,
         pictures: Pictures = (),
         first_BCTHW: Tensor | None = None,
@@ -103,7 +103,7 @@ class UNet(nn.Module):
         _, c, frames, _, _ = z_BCTHW.shape
         if c != self.conv_in.in_channels:
             raise BadRequest(f"the U-Net takes {self.conv_in.in_channels} channels, got {c}")
-        told = Told(silu_(self._embed(step_B, added_BV)), context_RLC, frames, motion, effect_T1HW, pictures)
+        told = Told(silu_(self._embed(step_B, added_BV)), context_RLC, frames, motion, moving, pictures)
         x = self.conv_in(images(z_BCTHW))
         if first_BCTHW is not None and self.conv_first is not None:
             x = add_(x, self.conv_first(images(first_BCTHW)).repeat(len(z_BCTHW) // len(first_BCTHW), 1, 1, 1))
@@ -195,7 +195,7 @@ class Level(nn.Module):
         if len(self.attentions):
             x_NCHW = self.attentions[index](x_NCHW, told.context_RLC, told.pictures)
         if told.motion and len(self.motion_modules):
-            x_NCHW = self.motion_modules[index](x_NCHW, told.frames, told.effect_T1HW)
+            x_NCHW = self.motion_modules[index](x_NCHW, told.frames, told.moving)
         return x_NCHW
 
     def residual(self, index: int, x_NCHW: Tensor, told: Told) -> Tensor:

@@ -120,7 +120,8 @@ def cascade(
 
 def _refuse_unused(request: Request) -> None:
     """Nothing that a request asks for is passed over in silence."""
-    for name in ("guidance_end", "image", "last_image", "video", "mask", "region", "every", "keep", "window"):
+    media = ("image", "last_image", "video", "mask", "region", "every", "keep")
+    for name in ("guidance_end", *media, "window", "noise_type", "free_init"):
         if getattr(request, name) is not None:
             raise BadRequest(f"super-resolution makes no use of {name}: leave it out")
 

@@ -1,0 +1,345 @@
+"""Clips longer than the motion module: FreeNoise and FreeInit against diffusers, windows inside attention, memory."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from kinema.diffusion.windows import views, windows
+from kinema.families.animatediff.config import MOTION_BETAS, TINY
+from kinema.families.animatediff.model import AnimateDiff
+from kinema.families.animatediff.motion import MotionModule, Moving
+from kinema.generate import load
+from kinema.media.metadata import read_recipe
+from kinema.schema import BadRequest, Request
+
+SIZE = replace(
+    TINY,
+    channels=(32, 64, 64),
+    depths=(1, 1, 0),
+    heads=(2, 2, 2),
+    text=(replace(TINY.text[0], vocabulary=64),),
+    norms="diffusers",
+)
+TRAVEL = {0: "a b c d", 5: "x y", 10: "ab z"}
+FREE_NOISE = {"window": 8, "overlap": 6, "window_in": "attention", "noise_type": "shuffle-context"}
+
+
+def normal(*shape, seed=1):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def tokenizer(folder):
+    from transformers import CLIPTokenizer
+
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    tokens = [*letters, *(f"{c}</w>" for c in letters), "ab</w>", "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\na b</w>\n")
+    return CLIPTokenizer.from_pretrained(str(folder), model_max_length=SIZE.text[0].length)
+
+
+@pytest.fixture(scope="module")
+def folder(oracle, tmp_path_factory):
+    """A random AnimateDiff pipeline as diffusers saves it."""
+    from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter
+
+    ours = oracle.randomised(AnimateDiff(SIZE))
+    kind, start, end = MOTION_BETAS
+    pipeline = AnimateDiffPipeline(
+        vae=oracle.same_weights(oracle.vae(SIZE), ours.vae),
+        text_encoder=oracle.same_weights(oracle.clip_text(SIZE.text[0]), ours.text_encoder),
+        tokenizer=tokenizer(tmp_path_factory.mktemp("vocabulary")),
+        unet=oracle.same_weights(oracle.motion_unet(SIZE), ours.unet),
+        motion_adapter=MotionAdapter(
+            block_out_channels=SIZE.channels,
+            motion_layers_per_block=SIZE.layers,
+            motion_num_attention_heads=SIZE.motion_heads,
+            motion_max_seq_length=SIZE.positions,
+            use_motion_mid_block=True,
+        ),
+        scheduler=DDIMScheduler(
+            beta_schedule=kind,
+            beta_start=start,
+            beta_end=end,
+            clip_sample=False,
+            timestep_spacing="leading",
+            steps_offset=1,
+        ),
+    )
+    path = tmp_path_factory.mktemp("saved") / "animatediff"
+    pipeline.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def theirs(folder):
+    from diffusers import AnimateDiffPipeline
+
+    pipeline = AnimateDiffPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load(folder, overrides={"norms": "diffusers"})
+
+
+def ask(**told):
+    """The request, and what of it diffusers is told."""
+    common = {"prompt": "a b c d", "negative_prompt": "z y", "steps": 2, "guidance": 4.0, "height": 16, "width": 16}
+    return Request(**(common | {"seed": 7} | told))
+
+
+def made_by(pipeline, request, prompt=None):
+    return pipeline(
+        prompt or request.prompt,
+        negative_prompt=request.negative_prompt,
+        num_inference_steps=request.steps,
+        guidance_scale=request.guidance,
+        num_frames=request.frames,
+        height=request.height,
+        width=request.width,
+        generator=torch.Generator().manual_seed(request.seed),
+        output_type="latent",
+    ).frames
+
+
+# ------------------------------------------------------------------------------ against diffusers
+
+
+def test_free_noise_equals_diffusers_also_with_a_prompt_that_travels(theirs, model):
+    """More frames than positions (20 and 16); windows of 8 every 2 frames, as `context_stride` has it."""
+    theirs.enable_free_noise(context_length=8, context_stride=2)
+    request = ask(frames=20, **FREE_NOISE, extra={"travel": {5: TRAVEL[5], 10: TRAVEL[10]}})
+    expected = made_by(theirs, request, prompt=dict(TRAVEL))
+    made = model.run(request, output="latents").video
+    assert (made - expected).abs().max() <= 1e-4
+    fresh = model.run(request.with_(noise_type=None), output="latents").video
+    around = model.run(request.with_(window_in="denoiser"), output="latents").video
+    assert min((fresh - made).abs().max(), (around - made).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("kind", "stop", "fast"),
+    [("butterworth", (0.25, 0.25), False), ("gaussian", (0.4, 0.2), True), ("ideal", (0.3, 0.3), False)],
+)
+def test_free_init_equals_diffusers(theirs, model, kind, stop, fast):
+    theirs.enable_free_init(
+        num_iters=2,
+        method=kind,
+        spatial_stop_frequency=stop[0],
+        temporal_stop_frequency=stop[1],
+        use_fast_sampling=fast,
+    )
+    request = ask(frames=8, free_init=2, free_init_filter=kind, free_init_stop=stop, free_init_fast=fast)
+    made = model.run(request, output="latents").video
+    assert (made - made_by(theirs, request)).abs().max() <= 1e-4
+    assert (made - model.run(request.with_(free_init=1), output="latents").video).abs().max() > 1e-2
+
+
+def test_free_noise_and_free_init_together_equal_diffusers(theirs, model):
+    theirs.enable_free_noise(context_length=8, context_stride=4)
+    theirs.enable_free_init(num_iters=2, order=2)
+    request = ask(frames=20, **(FREE_NOISE | {"overlap": 4}), free_init=2, free_init_order=2)
+    made = model.run(request, output="latents").video
+    assert (made - made_by(theirs, request)).abs().max() <= 1e-4
+
+
+# ------------------------------------------------------------------------ windows inside attention
+
+
+def test_a_motion_module_in_views_is_the_weighted_mean_of_its_windows(oracle):
+    """Attention by window, positions from 0 in each; the feed-forward layer sees the mean."""
+    module = oracle.randomised(MotionModule(32, 2, 16))
+    block, x = module.transformer_blocks[0], normal(2, 20, 6, 32)
+    seen, weight = torch.zeros(2, 20, 6, 32), torch.zeros(20)
+    for frames in windows(20, 8, 4):
+        h, ramp = x[:, frames], torch.tensor([1.0, 2, 3, 4, 4, 3, 2, 1])
+        for norm, attention in ((block.norm1, block.attn1), (block.norm2, block.attn2)):
+            h = h + attention.over_time(norm(h) + block.pos_embed(8)[:, None])
+        seen[:, frames] += ramp[:, None, None] * h
+        weight[frames] += ramp
+    mean = seen / weight[:, None, None]
+    expected = mean + block.ff(block.norm3(mean))
+    made = block(x.clone(), views=views(20, 8, 4, "pyramid"))
+    assert (made - expected).abs().max() <= 1e-5
+
+
+def test_views_that_hold_the_clip_change_nothing_and_loops_see_round_the_end(model):
+    plain = model.run(ask(frames=8), output="latents").video
+    assert torch.equal(model.run(ask(frames=8, window=8, window_in="attention"), output="latents").video, plain)
+    told = {"frames": 20, "window": 8, "window_in": "attention", "overlap": 4}
+    noise = normal(1, 4, 20, 8, 8)
+    straight, looped = (
+        model.run(ask(loop=loop, steps=1, **told), noise=noise, output="latents").video for loop in (False, True)
+    )
+    assert not torch.equal(straight, looped)
+    turned = torch.roll(noise, 4, dims=2)  # by a whole number of windows: a loop has no beginning
+    again = model.run(ask(loop=True, steps=1, **told), noise=turned, output="latents").video
+    assert (torch.roll(again, -4, dims=2) - looped).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("window_in", ["denoiser", "attention"])
+def test_sparse_ctrl_holds_frames_of_a_clip_longer_than_its_positions(oracle, window_in, tmp_path):
+    from kinema.media.write import save_clip
+    from kinema.schema import Clip
+
+    save_clip(Clip(torch.rand(1, 3, 1, 16, 16) * 2 - 1), tmp_path / "first.png")
+    held = load("animatediff", preset="tiny", overrides={"sparse": "rgb", "sparse_positions": 16})
+    oracle.randomised(held.system.model)
+    told = {"prompt": "a red ball", "seed": 1, "steps": 1, "frames": 24, "window": 16, "window_in": window_in}
+    clip = held.animate(next(tmp_path.glob("**/*.png")), honour="native", **told)
+    assert clip.shape.frames == 24
+
+
+# ------------------------------------------------------------------------------------------ memory
+
+
+class Live(TorchDispatchMode):
+    """The most bytes that tensors held at one time, by their storages."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.peak, self._held = 0, 0, {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self._hold(tensor)
+        self.peak = max(self.peak, self.now)
+        return made
+
+    def _hold(self, tensor):
+        import weakref
+
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        count = self._held.get(key, 0)
+        self._held[key] = count + 1
+        self.now += 0 if count else size
+        weakref.finalize(tensor, self._release, key, size)
+
+    def _release(self, key, size):
+        self._held[key] -= 1
+        if not self._held[key]:
+            del self._held[key]
+            self.now -= size
+
+
+def peak_of(made, **told):
+    with Live() as live:
+        made.run(Request(prompt="a red ball", seed=1, steps=1, **told), output="latents")
+    return live.peak
+
+
+def test_64_frames_in_windows_of_16_need_the_memory_of_16_and_whole_ones_four_times_that():
+    made = load("animatediff", preset="tiny", overrides={"stretch": 64, "frames": 16})
+    peak_of(made, frames=2)  # weights are held from here on
+    short, long, whole = (peak_of(made, frames=n, window=w) for n, w in ((16, None), (64, 16), (64, None)))
+    assert long <= 1.25 * short
+    assert whole >= 2.5 * short
+
+
+def test_the_prompt_is_encoded_once_however_many_windows_and_passes(model, monkeypatch):
+    from kinema.families.animatediff import conditioning
+
+    asked = []
+    real = conditioning.encode_text
+
+    def counting(*args):
+        asked.append(args[3])
+        return real(*args)
+
+    monkeypatch.setattr(conditioning, "encode_text", counting)
+    model.run(ask(frames=30, window=8, steps=2, free_init=2), output="latents")
+    once = len(asked)
+    asked.clear()
+    model.run(ask(frames=8, steps=1), output="latents")
+    assert once == len(asked)
+
+
+# ------------------------------------------------------------------------------------------ requests
+
+
+@pytest.mark.parametrize("weights", ["flat", "pyramid", "relative", "overlap-linear"])
+@pytest.mark.parametrize("places", ["static", "uniform"])
+def test_every_kind_of_window_makes_every_frame(model, weights, places):
+    clip = model.run(ask(frames=20, steps=2, window=8, window_places=places, window_weights=weights))
+    assert clip.shape.frames == 20
+    assert bool(clip.video.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ({"window_weights": "flat"}, "window_weights is of a window: give one"),
+        ({"window_in": "attention"}, "window_in is of a window"),
+        ({"noise_type": "shuffle-context"}, "noise_type is of a window"),
+        ({"window_stride": 2}, "window_stride is of a window"),
+        ({"window": 8, "window_stride": 2}, "give window_places uniform"),
+        ({"window": 8, "window_in": "attention", "window_places": "uniform"}, "inside attention stay"),
+        ({"window": 20, "window_in": "attention"}, "window is 20 frames; .* sees at most 16"),
+        ({"free_init_filter": "box"}, "free_init_filter is of a free_init"),
+        ({"free_init": 0}, "free_init is 0"),
+        ({"free_init": 2, "free_init_stop": (0.2, 2)}, "free_init_stop is"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_by_name(model, told, says):
+    with pytest.raises(BadRequest, match=says):
+        model.run(ask(frames=12, **told))
+
+
+def test_a_family_without_windows_in_attention_says_so_and_an_edit_takes_no_free_init(tmp_path):
+    other = load("zoetrope", preset="tiny")
+    with pytest.raises(BadRequest, match="attention over time of zoetrope/tiny does not work in windows"):
+        other.generate("a red ball", frames=16, window=8, window_in="attention")
+    with pytest.raises(BadRequest, match="leaves nothing"):
+        other.generate("a red ball", free_init=2)
+    with pytest.raises(BadRequest, match="edit makes no use of free_init"):
+        other.edit(tmp_path / "clip.mp4", "a red ball", free_init=2)
+
+
+def test_steps_of_all_passes_are_counted_through(model):
+    from kinema.schema import Step
+
+    events = []
+    model.run(ask(frames=2, steps=4, free_init=2, free_init_fast=True), on_event=events.append)
+    assert [(e.index, e.total) for e in events if isinstance(e, Step)] == [(i, 6) for i in range(1, 7)]
+
+
+def test_the_command_line_makes_long_clips_and_their_recipe_says_how(tmp_path):
+    from kinema.cli.main import main
+
+    clip = tmp_path / "long.mp4"
+    words = "generate ball --model animatediff/tiny --steps 2 --seed 1 --frames 24 --window 16 --overlap 12 --quiet"
+    length = "--window-in attention --noise-type shuffle-context --free-init 2 --free-init-stop 0.2,0.3"
+    assert main([*words.split(), *length.split(), "-o", str(clip)]) == 0
+    told = read_recipe(clip)["request"]
+    assert (told["window_in"], told["noise_type"], told["free_init_stop"]) == (
+        "attention",
+        "shuffle-context",
+        [0.2, 0.3],
+    )
+    assert Request.from_json(json.dumps(told)).free_init_stop == (0.2, 0.3)
+    assert main(["generate", "ball", "--model", "animatediff/tiny", "--frames", "24", "--quiet"]) == 2
+
+
+# ------------------------------------------------------------------------------ views and regions
+
+
+def test_views_take_their_part_of_what_is_told_of_each_frame(oracle):
+    """With weight 1 everywhere and no overlap, windows are the module on each part by itself."""
+    module = oracle.randomised(MotionModule(32, 2, 16))
+    x, scale = normal(16, 32, 4, 4), torch.linspace(0, 2, 16)[:, None, None, None]
+    made = module(x, 16, Moving(scale_T1HW=scale, views=views(16, 8, 0, "flat")))
+    for part in (slice(0, 8), slice(8, 16)):
+        alone = module(x[part], 8, Moving(scale_T1HW=scale[part]))
+        assert (made[part] - alone).abs().max() <= 1e-5
