@@ -32,8 +32,8 @@ GAIN = 0.8
 class CameraSeen:
     """``name`` is "still", "pans left", "pans right", "zooms in" or "zooms out".
 
-    ``pan`` is widths a frame that the camera goes to the right, ``zoom`` the logarithm of its zoom of a frame; one of the
-    two is 0. ``left`` is the squared difference that is left, as a share of that without motion.
+    ``pan`` is widths a frame that the camera goes to the right, ``zoom`` the logarithm of its zoom of a frame; one of
+    the two is 0. ``left`` is the squared difference that is left, as a share of that without motion.
     """
 
     name: str

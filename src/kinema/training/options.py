@@ -36,8 +36,8 @@ class TrainOptions:
     batch: int | None = option("clips a step", None, 1, 1e6)
     learning_rate: float | None = option("peak learning rate", None, 1e-12, 1e3)
     stage: str | None = option(
-        "stage of the paper's training: of svd such as base or finetune; of animatediff image, style, motion, sparsectrl "
-        "or scribble",
+        "stage of the paper's training: of svd such as base or finetune; of animatediff image, style, motion, "
+        "sparsectrl or scribble",
         None,
     )
     only: str | None = option("svd: train a part alone, such as temporal", None)

@@ -50,8 +50,8 @@ class Playroom:
 
     ``scenic`` is simple clips, half of which name a pattern behind the object, and three in five of these a camera
     motion. ``camera`` moves the camera of every clip, before a pattern that is named, while the camera is not: that
-    motion is to be learnt, whatever is said. ``style`` draws the frames anew (`kinema.data.styles`). One frame is of any
-    moment of a scene, and not its first.
+    motion is to be learnt, whatever is said. ``style`` draws the frames anew (`kinema.data.styles`). One frame is of
+    any moment of a scene, and not its first.
     """
 
     frames: int

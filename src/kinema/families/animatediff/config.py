@@ -78,13 +78,14 @@ class Config:
     patch: int = 0
     """Of a pocket model, which works on pixels: those along a side of one latent cell; 0 for a model with a VAE."""
     groups: int = 32
-    """Of the group norms. Few channels in 32 groups would be normalised almost one by one, and lose how bright they are."""
+    """Of the group norms. Few channels in 32 groups would be normalised almost one by one, and lose brightness."""
     predicts: Literal["eps", "x0"] = "eps"
     image_betas: Betas = IMAGE_BETAS
     """Of the noise levels that the image model is told."""
     stage: Stage = ""
-    """What training changes: the image model ("image"; "style" leaves its words alone), the motion module, SparseCtrl;
-    "" is the motion module where there is one. With a LoRA, "image" makes a domain adapter and "motion" a MotionLoRA."""
+    """What training changes: the image model ("image"; "style" leaves a pocket's words and coarse layers alone), the
+    motion module, SparseCtrl; "" is the motion module where there is one. With a LoRA, "image" makes a domain adapter
+    and "motion" a MotionLoRA."""
 
     absent: tuple[Literal["vae", "text"], ...] = ()
     """What the image model's file lacked and nothing was added for: such a model can be opened, not run."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from kinema.checkpoints import ldm
@@ -14,6 +15,7 @@ from kinema.checkpoints.source import Source
 from kinema.checkpoints.table import Table
 from kinema.families.animatediff import layout, motion_file, sparse
 from kinema.families.animatediff.config import Config
+from kinema.families.animatediff.unet import UNet
 from kinema.schema import BadRequest
 from kinema.system import Found
 
@@ -21,15 +23,17 @@ from kinema.system import Found
 class Slots:
     """What `kinema.system.open_system` asks of a family that takes additions."""
 
-    names = ("motion", "vae", "sparsectrl")
+    names = ("motion", "vae", "sparsectrl", "style")
 
     def open(self, config: Config, slot: str, source: Source) -> Found:
         """The config with this in it. Raises `BadRequest` for what does not belong there, and says what it is."""
-        return {"motion": _open_motion, "vae": _open_vae, "sparsectrl": _open_sparse}[slot](config, source)
+        return {"motion": _open_motion, "vae": _open_vae, "sparsectrl": _open_sparse, "style": _open_style}[slot](
+            config, source
+        )
 
     def convert(self, config: Config, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
         """Its tensors under the network's names."""
-        return {"motion": _motion, "vae": _vae, "sparsectrl": _sparse}[slot](tensors)
+        return {"motion": _motion, "vae": _vae, "sparsectrl": _sparse, "style": dict}[slot](tensors)
 
 
 SLOTS = Slots()
@@ -82,6 +86,19 @@ def _open_sparse(config: Config, source: Source) -> Found:
 
 def _sparse(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"sparse.{name}": tensor for name, tensor in sparse.convert(tensors).items()}
+
+
+# ------------------------------------------------------------------------------------------ style
+
+
+def _open_style(config: Config, source: Source) -> Found:
+    """Layers of a pocket's U-Net that were fine-tuned, in place of its own."""
+    with torch.device("meta"):
+        ours = {f"unet.{name}": tuple(p.shape) for name, p in UNet(config).named_parameters()}
+    told = {name: shape for name, (shape, _) in source.header.items()}
+    if not told or any(ours.get(name) != shape for name, shape in told.items()):
+        raise _wrong(source, "style of this model")
+    return Found(config)
 
 
 # -------------------------------------------------------------------------------------------- VAE
