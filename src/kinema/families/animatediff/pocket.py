@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from kinema.families.animatediff.config import Config
 from kinema.nn.ldm_unet import ResBlock
 
 if TYPE_CHECKING:
-    from kinema.families.animatediff.unet import UNet
+    from kinema.families.animatediff.unet import Level, UNet
 
 
 class Patches(nn.Module):
@@ -66,9 +66,10 @@ class Reader(nn.Module):
 
     @staticmethod
     def watched(unet: UNet) -> list[nn.Module]:
-        middle, above = unet.mid_block, unet.up_blocks[0]
-        last = [layers[-1] for layers in (above.resnets, above.attentions, above.motion_modules) if len(layers)]  # type: ignore[arg-type, index]
-        return [middle.resnets[-1], last[-1]]
+        """The last layers of the middle and of the first level up."""
+        middle, above = unet.mid_block, cast("Level", unet.up_blocks[0])
+        after = [layers for layers in (above.resnets, above.attentions, above.motion_modules) if len(layers)][-1]
+        return [middle.resnets[-1], after[-1]]
 
 
 def few_groups(networks: Iterable[nn.Module], groups: int) -> None:
@@ -83,15 +84,14 @@ def begin(unet: UNet, text: ClipText) -> None:
 
     Trained from random layers, a small text encoder collapsed into one vector for all captions (docs/decisions/0002).
     """
-    zero = [m.conv2 for m in unet.modules() if isinstance(m, ResBlock)]
-    zero += [m.proj_out for m in unet.modules() if hasattr(m, "proj_out")]
+    zero: list[nn.Module] = [m.conv2 for m in unet.modules() if isinstance(m, ResBlock)]
+    zero += [m for name, m in unet.named_modules() if name.endswith("proj_out")]
     tower = text.text_model
     near = [layer.self_attn["out_proj"] for layer in tower.encoder["layers"]]  # type: ignore[attr-defined]
     near += [layer.mlp["fc2"] for layer in tower.encoder["layers"]]  # type: ignore[attr-defined]
     with torch.no_grad():
-        for layer in (*zero, unet.conv_out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for parameter in (p for layer in (*zero, unet.conv_out) for p in layer.parameters()):
+            nn.init.zeros_(parameter)
         for layer in near:
             layer.weight.mul_(0.02)
             layer.bias.zero_()

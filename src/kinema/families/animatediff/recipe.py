@@ -9,7 +9,7 @@ Letters: B clips, T frames, C channels, H W latent rows and columns, L context t
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import cast
 
@@ -132,12 +132,16 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: Generator) -
         given, mask = show(config, batch.video, x0, generator)
         control = network.sparse(given, mask, step, context)
     # One row of context a clip: its frames share it.
-    reading = network.reader.watching(network.unet) if network.reader is not None else nullcontext([])
-    with reading as seen:
+    with _watching(network) as seen:
         output = network.unet(z, step, context, added, motion=moves and config.motion != "none", control=control)
     if not config.patch:
         return predicted(config).loss(output.float(), x0, eps, level)
     return _drawn(network, config, batch, output, level) + READING * _misread(network, batch, seen)
+
+
+def _watching(network: AnimateDiff) -> AbstractContextManager[list[Tensor]]:
+    """The maps that a pocket is read from, as a forward pass makes them; none of another network."""
+    return nullcontext([]) if network.reader is None else network.reader.watching(network.unet)
 
 
 def single(batch: Batch, generator: Generator) -> Batch:

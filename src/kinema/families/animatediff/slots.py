@@ -33,7 +33,7 @@ class Slots:
 
     def convert(self, config: Config, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
         """Its tensors under the network's names."""
-        return {"motion": _motion, "vae": _vae, "sparsectrl": _sparse, "style": dict}[slot](tensors)
+        return {"motion": _motion, "vae": _vae, "sparsectrl": _sparse, "style": _style}[slot](tensors)
 
 
 SLOTS = Slots()
@@ -99,6 +99,10 @@ def _open_style(config: Config, source: Source) -> Found:
     if not told or any(ours.get(name) != shape for name, shape in told.items()):
         raise _wrong(source, "style of this model")
     return Found(config)
+
+
+def _style(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return dict(tensors)
 
 
 # -------------------------------------------------------------------------------------------- VAE

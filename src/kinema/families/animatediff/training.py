@@ -3,7 +3,8 @@ files that people exchange.
 
 Stages: ``motion`` (a module over time, put into an image model where it has none), ``image`` (the image layers, on
 single frames), ``style`` (the same; of a pocket the finest alone), ``sparsectrl`` and ``scribble`` (control by frames
-or by drawings). A LoRA is of the layers that its stage trains: a domain adapter in ``image``, a MotionLoRA in ``motion``.
+or by drawings). A LoRA is of the layers that its stage trains: of ``image`` a domain adapter, of ``motion`` a
+MotionLoRA.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class AnimateDiffTraining:
         if config.trains == "sparsectrl":
             return {"sparsectrl": sparse.export("official", _inside(tensors, "sparse."))}
         if config.trains == "style" and config.patch:
-            return {"style": dict(tensors)}
+            return {"style": {name: tensor for name, tensor in tensors.items() if ".motion_modules." not in name}}
         return {}
 
     def frozen(self, model: nn.Module) -> dict[str, Tensor]:
