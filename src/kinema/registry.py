@@ -32,6 +32,7 @@ SLOTS: dict[str, str] = {
 """Families that take additions when a model is opened (a motion module in an image model), to what says which."""
 
 TRAINING: dict[str, str] = {
+    "animatediff": "kinema.families.animatediff.training:TRAINING",
     "svd": "kinema.families.svd.training:TRAINING",
 }
 """Families with stages, parts or precomputed latents, to what `kinema.training.learning` asks of them."""

@@ -121,6 +121,10 @@ class Recipe:
     """Playroom clips are slowed by up to this, evenly in its logarithm: every scene at many speeds."""
     without: tuple[str, ...] = ()
     """Motions of the playroom that are left out."""
+    camera: str = ""
+    """How the camera moves in every playroom clip, without being named; "" leaves it to the grammar."""
+    style: str = ""
+    """How playroom frames are drawn (`kinema.data.styles`); "" as they are."""
     frameskip: int = 1
 
 

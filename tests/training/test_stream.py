@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
+from kinema.data import styles
 from kinema.data.clip import Clip
 from kinema.system import Recipe
 from kinema.training.stream import Playroom, Stream, ahead, draw_mask
@@ -136,3 +137,40 @@ def test_a_canvas_of_each_kind_is_what_it_says(kind):
 def test_an_unknown_kind_of_canvas_is_an_error():
     with pytest.raises(ValueError, match="sideways"):
         draw_mask({"sideways": 1.0}, (4, 8, 8), torch.Generator())
+
+
+# ------------------------------------------------------------- single frames, cameras and styles
+
+
+def test_a_single_frame_is_of_any_moment_of_its_scene():
+    source = Playroom(1, 32, 32, 8.0, grammar="simple")
+    clips = [source.clip(i) for i in range(120)]
+    assert all(clip.video.shape == (3, 1, 32, 32) for clip in clips)
+    right = [c.scene.objects[0].position_T2[0, 0] for c in clips if c.scene.objects[0].motion.endswith("right")]
+    assert min(right) < 0.4 < 0.6 < max(right)  # its first moment would be on the left
+    assert torch.equal(source.clip(5).video, clips[5].video)
+
+
+def test_scenic_clips_name_patterns_and_cameras_and_are_simple_otherwise():
+    clips = [Playroom(2, 16, 16, 8.0, grammar="scenic").clip(i) for i in range(200)]
+    patterned = [c for c in clips if "background" in c.caption]
+    moving = [c for c in clips if "while the camera" in c.caption]
+    assert 0.4 < len(patterned) / 200 < 0.6
+    assert 0.2 < len(moving) / 200 < 0.4
+    assert {c.scene.camera for c in moving} == {"pans left", "pans right", "zooms in", "zooms out"}
+    assert {c.scene.camera for c in clips if "while the camera" not in c.caption} == {"still"}
+    assert {c.scene.background for c in patterned} == {"checkered", "striped"}
+    assert all(len(c.scene.objects) == 1 for c in clips)
+
+
+def test_a_camera_of_every_clip_is_not_in_its_words():
+    clips = [Playroom(4, 16, 16, 8.0, grammar="simple", camera="pans left").clip(i) for i in range(20)]
+    assert {c.scene.camera for c in clips} == {"pans left"}
+    assert not any("camera" in c.caption for c in clips)
+    assert all("background" in c.caption for c in clips)
+
+
+def test_a_style_is_drawn_over_the_same_scenes():
+    plain, drawn = (Playroom(2, 32, 32, 8.0, grammar="simple", style=s).clip(3) for s in ("", "night"))
+    assert plain.caption == drawn.caption
+    assert torch.equal(styles.apply("night", plain.video), drawn.video)

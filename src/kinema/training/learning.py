@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from kinema import registry
-from kinema.checkpoints import lora_formats
-from kinema.checkpoints.lora_formats import Adapter
+from kinema.checkpoints import files, lora_formats
+from kinema.checkpoints.lora_formats import Adapter, Lora
 from kinema.schema import BadRequest
-from kinema.system import Recipe, System
+from kinema.system import Recipe, System, with_model
 from kinema.training import checkpoint, lora
 from kinema.training.options import TrainOptions
 
@@ -39,6 +39,12 @@ class FamilyTraining(Protocol):
 
     def lora_recipe(self, recipe: Recipe) -> Recipe:
         """The figures of a LoRA instead of those of the whole network."""
+
+    def grown(self, model: nn.Module, config: Any, seed: int) -> nn.Module:
+        """The network of a file in a stage that trains parts which the file lacks: those are made from the seed."""
+
+    def files(self, config: Any, tensors: Mapping[str, Tensor], low: Lora | None) -> Mapping[str, Mapping[str, Tensor]]:
+        """Further files of what was trained, in layouts that people have: name to tensors. ``low`` is a run's LoRA."""
 
     def frozen(self, model: nn.Module) -> Mapping[str, Tensor]:
         """The tensors that make what `encode` gives: clips encoded by others are clips of another model."""
@@ -71,11 +77,10 @@ def with_options(system: System, options: TrainOptions) -> System:
 
     Raises BadRequest for a stage or a size that the family has not.
     """
-    config = system.config
+    config, special = system.config, of_family(system.family.name)
     if options.lora is not None:
         Low.of(options.lora)
     if options.stage is not None:
-        special = of_family(system.family.name)
         if special is None:
             raise BadRequest(f"{system.family.name} has no training stages; leave out stage")
         config = special.staged(config, options.stage)
@@ -90,7 +95,22 @@ def with_options(system: System, options: TrainOptions) -> System:
             raise BadRequest(f"{name} is {told[name]}; expected a multiple of {lattice.side_multiple}")
     if config == system.config:
         return system
-    return replace(system, config=config)
+    staged = replace(system, config=config)
+    if special is None or untrained(system):
+        return staged
+    return with_model(staged, special.grown(system.model, config, options.seed)) if _grows(system, staged) else staged
+
+
+def untrained(system: System) -> bool:
+    """Whether no file has weights of the model, so that a run begins with fresh ones."""
+    return system.weights.path is None and not system.weights.added
+
+
+def _grows(before: System, after: System) -> bool:
+    """Whether the network of a stage has tensors that the one before has not."""
+    with torch.device("meta"):
+        there, here = (set(s.family.build(s.config).state_dict()) for s in (before, after))
+    return bool(here - there)
 
 
 def limit(system: System, model: nn.Module, options: TrainOptions) -> list[str]:
@@ -147,6 +167,19 @@ def export_last(folder: Path, shadow: Mapping[str, Tensor], model: nn.Module, op
         return export(folder / "model.safetensors", shadow, model, options, note)
     lora_formats.write_lora(folder / KOHYA, adapters(shadow, Low.of(options.lora)), "kohya")
     return export(folder / "lora.safetensors", shadow, model, options, note)
+
+
+def export_parts(folder: Path, shadow: Mapping[str, Tensor], system: System, options: TrainOptions) -> list[Path]:
+    """What was trained, alone and as its authors' files hold it, where the family has such files; in half precision."""
+    special, made = of_family(system.family.name), []
+    if special is None:
+        return []
+    low = None if options.lora is None else adapters(shadow, Low.of(options.lora))
+    for name, tensors in special.files(system.config, shadow, low).items():
+        made.append(folder / f"{name}.safetensors")
+        halves = {key: tensor.half().contiguous() for key, tensor in tensors.items()}
+        files.write_tensors(made[-1], halves, {"format": "pt"})
+    return made
 
 
 def adapters(tensors: Mapping[str, Tensor], low: Low) -> dict[str, Adapter]:

@@ -35,8 +35,15 @@ class TrainOptions:
     steps: int | None = option("optimiser steps in all", None, 1, 1e9)
     batch: int | None = option("clips a step", None, 1, 1e6)
     learning_rate: float | None = option("peak learning rate", None, 1e-12, 1e3)
-    stage: str | None = option("svd: stage of the paper's training, such as base or finetune", None)
+    stage: str | None = option(
+        "stage of the paper's training: of svd such as base or finetune; of animatediff image, style, motion, "
+        "sparsectrl or scribble",
+        None,
+    )
     only: str | None = option("svd: train a part alone, such as temporal", None)
+    add: str | None = option(
+        "animatediff: a file in a slot of the model, such as motion=mm_sd_v15_v2.ckpt; several with commas", None
+    )
     lora: str | None = option("train a LoRA of this rank (or rank:alpha) instead of the network", None)
     frames: int | None = option("frames a clip, where the model takes any number", None, 1, 4096)
     height: int | None = option("height in pixels, likewise", None, 1, 8192)
@@ -50,7 +57,13 @@ class TrainOptions:
     validate_every: int = option("steps between validation losses; 0 is never", 250, 0, 1e9)
     keep: int = option("newest checkpoints kept, besides the best", 2, 1, 1e6)
     compile: bool = option("torch.compile the network", False)
-    grammar: Literal["simple", "full", "mixed"] | None = option("playroom: simple, full or mixed", None)
+    grammar: Literal["simple", "full", "mixed", "scenic"] | None = option(
+        "playroom: simple, full, mixed, or scenic (simple, with patterns and camera motions named)", None
+    )
+    style: Literal["outline", "night"] | None = option("playroom: frames drawn anew, as outline or night", None)
+    camera: Literal["pans left", "pans right", "zooms in", "zooms out"] | None = option(
+        "playroom: the camera moves so in every clip, and no caption says it", None
+    )
     frameskip: int | None = option(
         "real clips: take every n-th frame as filmed; left out, they are brought to the model's frame rate",
         None,
@@ -65,7 +78,9 @@ class TrainOptions:
         check_ranges(self)
         for name, known in (
             ("precision", ("auto", "fp32", "bf16")),
-            ("grammar", (None, "simple", "full", "mixed")),
+            ("grammar", (None, "simple", "full", "mixed", "scenic")),
+            ("style", (None, "outline", "night")),
+            ("camera", (None, "pans left", "pans right", "zooms in", "zooms out")),
             ("crop", ("centre", "random")),
         ):
             if getattr(self, name) not in known:
@@ -76,3 +91,6 @@ class TrainOptions:
             raise BadRequest(f"{extra[0]} is an option of real clips; playroom has none: name a folder as data")
         if self.data != "playroom" and self.grammar:
             raise BadRequest(f"grammar is an option of playroom; the clips of {self.data} have their own captions")
+        for name in ("style", "camera"):
+            if self.data != "playroom" and getattr(self, name):
+                raise BadRequest(f"{name} is an option of playroom; the clips of {self.data} are taken as they are")

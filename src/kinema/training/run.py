@@ -62,6 +62,7 @@ def train(options: TrainOptions, on_event: OnEvent = ignore) -> TrainResult:
                         sheets.draw(folder, run.system, run.model, asked, state.step, on_event)
             save(run)
         weights = learning.export_last(folder, run.ema.shadow, run.model, options, run.note)
+        learning.export_parts(folder, run.ema.shadow, run.system, options)
     loss = math.nan if state.loss is None else state.loss
     return TrainResult(folder, weights, state.step, loss, interrupted=bool(stop) and state.step < steps)
 

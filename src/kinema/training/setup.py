@@ -55,13 +55,23 @@ def prepare(options: TrainOptions) -> tuple[System, Recipe]:
             f"{path} is a checkpoint of a training run: go on with that run by its folder as out, or start from "
             "the model.safetensors or best.safetensors beside it"
         )
-    system = learning.with_options(open_system(options.model, device=options.device), options)
+    opened = open_system(options.model, device=options.device, add=additions(options.add))
+    system = learning.with_options(opened, options)
     recipe = system.family.recipe(system.config)
     special = learning.of_family(system.family.name)
     if options.lora is not None and special is not None:
         recipe = special.lora_recipe(recipe)
-    told = {k: getattr(options, k) for k in ("steps", "batch", "learning_rate", "grammar", "frameskip")}
+    names = ("steps", "batch", "learning_rate", "grammar", "frameskip", "style", "camera")
+    told = {k: getattr(options, k) for k in names}
     return system, replace(recipe, **{k: v for k, v in told.items() if v is not None})
+
+
+def additions(told: str | None) -> dict[str, str]:
+    """``motion=FILE,vae=FILE`` as slots and files."""
+    pairs = [word.partition("=") for word in told.split(",")] if told else []
+    if not all(slot and file for slot, _, file in pairs):
+        raise BadRequest(f"add is {told!r}; expected SLOT=FILE, such as motion=mm_sd_v15_v2.ckpt")
+    return {slot: file for slot, _, file in pairs}
 
 
 def begin(options: TrainOptions, folder: Path, on_event: OnEvent) -> Run:
@@ -137,7 +147,7 @@ def trainable(system: System, seed: int) -> nn.Module:
 
     What the family builds without gradients (an autoencoder, an image encoder) stays so.
     """
-    if system.weights.path is None:
+    if learning.untrained(system):
         torch.manual_seed(seed)
         return system.family.build(system.config).to(system.device).train()
     model = copy.deepcopy(system.model)  # off the file's memory map

@@ -37,6 +37,7 @@ def open_source(options: TrainOptions, system: System, recipe: Recipe, model: nn
     own = system.family.defaults(system.config)
     if options.data == "playroom":
         told = {"grammar": recipe.grammar, "slow": recipe.slow, "without": list(recipe.without)}
+        told |= {"camera": recipe.camera, "style": recipe.style}
         rendered = partial(
             Playroom,
             own.frames,
@@ -46,12 +47,14 @@ def open_source(options: TrainOptions, system: System, recipe: Recipe, model: nn
             grammar=recipe.grammar,
             slow=recipe.slow,
             without=recipe.without,
+            camera=recipe.camera,
+            style=recipe.style,
         )
         return Source(
             rendered(seed=options.seed),
             rendered(seed=options.seed + 1, split="held-out"),
             playroom.prompts(6, seed=3, grammar="simple", split="held-out"),
-            {"source": "playroom", **{name: value for name, value in told.items() if value not in (1.0, [])}},
+            {"source": "playroom", **{name: value for name, value in told.items() if value not in (1.0, [], "")}},
         )
     folder = Path(options.data)
     if not folder.is_dir():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -144,11 +145,19 @@ def _parts(x_NCHW: Tensor) -> Sequence[Tensor]:
     return (x_NCHW,) if torch.is_grad_enabled() else x_NCHW.split(AT_ONCE)
 
 
+class ImageCoder(Protocol):
+    """Images N×3×H×W to latents, not scaled, and back."""
+
+    def encode(self, image_NCHW: Tensor) -> Tensor: ...
+
+    def decode(self, z_NCHW: Tensor) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class ImageCodec:
     """Pixels B×3×T×H×W in [-1, 1] to latents B×c×T×h×w of about unit variance and back, every frame by itself."""
 
-    vae: Autoencoder
+    vae: ImageCoder
     scale: float
 
     def encode(self, video_BCTHW: Tensor) -> Tensor:

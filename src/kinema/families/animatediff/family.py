@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kinema.checkpoints.source import Source
 from kinema.conditioning.clip_text import WordTokenizer
 from kinema.data import playroom
-from kinema.diffusion.parameterise import EPS, Denoiser
+from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import Level
 from kinema.families.animatediff import amounts, conditioning, control, lora, opening, pia, pictures, recipe
 from kinema.families.animatediff.conditioning import Condition
@@ -36,8 +36,12 @@ class AnimateDiffFamily:
     @property
     def presets(self) -> Mapping[str, Config]:
         words = tuple(playroom.vocabulary())
-        size = replace(PRESETS["tiny"].text[0], vocabulary=WordTokenizer(words).size)
-        return PRESETS | {"tiny": replace(PRESETS["tiny"], words=words, text=(size,))}
+        small = {name: PRESETS[name] for name in ("tiny", "pocket", "pocket-motion")}
+        taught = {
+            name: replace(config, words=words, text=(replace(config.text[0], vocabulary=WordTokenizer(words).size),))
+            for name, config in small.items()
+        }
+        return PRESETS | taught
 
     def build(self, config: Config) -> AnimateDiff:
         return AnimateDiff(config)
@@ -65,7 +69,7 @@ class AnimateDiffFamily:
         )
 
     def process(self, config: Config) -> Process:
-        return Process(recipe.schedule_of(config), EPS)
+        return Process(recipe.schedule_of(config), recipe.predicted(config))
 
     def codec(self, config: Config, model: nn.Module) -> ImageCodec:
         vae = cast(AnimateDiff, model).vae
@@ -180,7 +184,8 @@ class AnimateDiffFamily:
         for controlling in (model.sparse, *model.controls):
             if controlling is not None:
                 channels_last(controlling)
-        return EPS.denoiser(lambda z, level: recipe.run_unet(model, system.config, z, level, told).to(z.dtype))
+        predicted = recipe.predicted(system.config)
+        return predicted.denoiser(lambda z, level: recipe.run_unet(model, system.config, z, level, told).to(z.dtype))
 
     def recognise(self, source: Source) -> Found | None:
         return opening.open_source(source)
@@ -192,7 +197,7 @@ class AnimateDiffFamily:
         return lora.aliases(config)
 
     def recipe(self, config: Config) -> Recipe:
-        return recipe.TINY if config.channels[0] < 64 else recipe.RECIPE
+        return recipe.recipe(config)
 
     def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
         return recipe.loss(model, config, batch, generator)

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from kinema.checkpoints.keymap import KeyMap
+from kinema.checkpoints.lora_formats import Lora
 from kinema.families.animatediff import layout, motion_file
 from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.unet import UNet
@@ -39,3 +41,15 @@ def _motion(config: Config) -> dict[str, str]:
     keys: KeyMap = motion_file.KEYS["official"]
     pairs = ((keys.rename_back(name), name) for name in names if name.endswith(".weight"))
     return {theirs.removesuffix(".weight"): f"unet.{ours.removesuffix('.weight')}" for theirs, ours in pairs if theirs}
+
+
+def official(low: Lora) -> dict[str, Tensor]:
+    """A MotionLoRA or a domain adapter as the authors' code saves it, which has no alpha: its scale is in ``up``."""
+    made = {}
+    for module, adapter in low.items():
+        name = module.removeprefix("unet.")
+        theirs = motion_file.KEYS["official"].rename_back(f"{name}.weight") if ".motion_modules." in name else None
+        block, _, which = (theirs.removesuffix(".weight") if theirs else name).removesuffix(".0").rpartition(".")
+        made[f"{block}.processor.{which}_lora.down.weight"] = adapter.down
+        made[f"{block}.processor.{which}_lora.up.weight"] = adapter.scale * adapter.up
+    return made

@@ -1,17 +1,18 @@
-"""The networks of AnimateDiff under the names of a diffusers folder; only the motion modules are trained."""
+"""The networks of AnimateDiff under the names of a diffusers folder; training changes one part at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from torch import Tensor, nn
 
 from kinema.conditioning.clip_text import ClipText
 from kinema.conditioning.clip_vision import ClipVision
-from kinema.families.animatediff.config import Config
+from kinema.families.animatediff.config import Config, Stage
 from kinema.families.animatediff.controlnet import ControlNet
 from kinema.families.animatediff.motion import MotionModule
+from kinema.families.animatediff.pocket import Patches, Reader, begin, few_groups, fine
 from kinema.families.animatediff.sparse import SparseCtrl
 from kinema.families.animatediff.unet import Transformer, UNet
 from kinema.nn.ldm_unet import ResBlock
@@ -24,18 +25,40 @@ class AnimateDiff(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.unet = UNet(config)
-        self.vae = Autoencoder(config.vae_channels, config.vae_layers, config.latent_channels)
+        self.vae = (
+            Patches(config.patch)
+            if config.patch
+            else Autoencoder(config.vae_channels, config.vae_layers, config.latent_channels)
+        )
         self.text_encoder = ClipText(config.text[0])
         self.text_encoder_2 = ClipText(config.text[1]) if len(config.text) > 1 else None
         self.sparse = SparseCtrl(config) if config.sparse else None
         self.controls = nn.ModuleList(ControlNet(config, size) for size in config.controls)
         self.image_encoder = ClipVision(**asdict(config.vision)) if config.vision else None
+        self.reader = Reader(config) if config.patch else None
+        if config.patch:
+            begin(self.unet, self.text_encoder)
+            few_groups([self.unet, *([self.sparse] if self.sparse else [])], config.groups)
         self.register_state_dict_post_hook(_contiguous)
         self.requires_grad_(False)
-        # The paper's claim is that motion is learnt once, beside an image model that stays as it is.
-        trained: Sequence[nn.Module] = self.motion_modules or [self.unet]
-        for module in trained:
-            module.requires_grad_(True)
+        for parameter in self.trained(config.trains):
+            parameter.requires_grad_(True)
+
+    def trained(self, stage: Stage) -> Iterator[nn.Parameter]:
+        """The paper's claim is that motion is learnt once, beside an image model that stays as it is."""
+        if stage == "sparsectrl" and self.sparse is not None:
+            yield from self.sparse.parameters()
+        elif stage == "motion":
+            for module in self.motion_modules:
+                yield from module.parameters()
+        elif stage in ("image", "style"):
+            # A pocket's style is in its finest layers: what stands where, and so the motion module's ground, stays.
+            parts = fine(self.unet.config) if stage == "style" and self.reader is not None else ("",)
+            named = self.unet.named_parameters()
+            yield from (p for name, p in named if ".motion_modules." not in name and name.startswith(parts))
+        if stage == "image" and self.reader is not None:  # a pocket learns its words with its pictures
+            yield from self.reader.parameters()
+            yield from self.text_encoder.parameters()
 
     @property
     def motion_modules(self) -> list[MotionModule]:

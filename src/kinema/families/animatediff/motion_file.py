@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.keymap import KeyMap, few
-from kinema.families.animatediff.config import PRESETS, Config, Motion
+from kinema.families.animatediff.config import Config, Motion, preset_of_motion
 from kinema.families.animatediff.motion import sinusoids
 from kinema.schema import BadRequest
 
@@ -99,7 +99,7 @@ class MotionFile:
             )
         if self.first and self.first[:2] != (config.channels[0], 2 * LATENT + 1):
             raise BadRequest(f"conv_in.weight is {self.first}; PIA's has 9 channels to the image model's first ones")
-        preset = PRESETS[self.motion]
+        preset = preset_of_motion(config, self.motion)
         sampled = ("frames", "steps", "sampler", "spacing", "guidance", "betas")
         told: dict[str, Any] = {name: getattr(preset, name) for name in sampled}
         if self.motion == "hotshot":
@@ -108,7 +108,7 @@ class MotionFile:
         heads = gcd(HEADS, *self.channels)
         frames = min(preset.frames, positions)
         told |= {"frames": frames, "motion_heads": heads, "positions": positions, "motion_mid": self.mid}
-        return replace(config, motion=self.motion, **told)
+        return replace(config, motion=self.motion, stage="", **told)
 
 
 # ------------------------------------------------------------------------------------ recognising

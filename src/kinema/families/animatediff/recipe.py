@@ -1,27 +1,35 @@
-"""How motion modules are trained (Guo et al. 2023, §4.2): noise prediction, the image model frozen.
+"""How the parts are trained (Guo et al. 2023, §4; 2023b, §3): each on its own, while all the others stand still.
 
-Released for v1 only: 16 frames of 256 pixels, every fourth, AdamW at 1e-4, the text dropped for a tenth.
+A motion module on clips, the image model on single frames of them, SparseCtrl on clips of which it sees some frames.
+Noise is predicted; a pocket predicts the picture (`pocket`). Released by the authors for v1's motion module only: 16
+frames of 256 pixels, every fourth, AdamW at 1e-4, the text dropped for a tenth; the image model at 1e-5.
+
+Letters: B clips, T frames, C channels, H W latent rows and columns, L context tokens.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Generator, Tensor, nn
 
-from kinema.diffusion.parameterise import EPS
+from kinema.conditioning.clip_text import rows
+from kinema.data import styles
+from kinema.data.reading import about, misread
+from kinema.diffusion import losses
+from kinema.diffusion.parameterise import EPS, X0, Parameterisation
 from kinema.diffusion.schedules import DiscreteBetas, Level
 from kinema.families.animatediff import conditioning
 from kinema.families.animatediff.conditioning import Condition
-from kinema.families.animatediff.config import IMAGE_BETAS, Config
+from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.control import steer
 from kinema.families.animatediff.model import AnimateDiff
+from kinema.nn.ldm_unet import channels_last
 from kinema.system import Batch, Recipe
 from kinema.vae.kl2d import ImageCodec
-
-IMAGE_SCHEDULE = DiscreteBetas(*IMAGE_BETAS)
 
 RECIPE = Recipe(
     steps=500_000,
@@ -32,16 +40,59 @@ RECIPE = Recipe(
     text_drop=0.1,
     frameskip=4,
 )
+IMAGE_RATE = 1e-5
 TINY = replace(RECIPE, steps=200, batch=4, warmup=10, learning_rate=1e-3, ema=0.99, frameskip=1)
+
+_POCKET = Recipe(
+    steps=900, batch=64, learning_rate=3e-3, optimiser="muon", weight_decay=0.01, warmup=50, cooldown=0.4, ema=0.995,
+    text_drop=0.1, grammar="scenic",
+)  # fmt: skip
+POCKETS = {
+    "image": _POCKET,
+    # A short way from the base, so that the base's motion module still finds what it knows.
+    "style": replace(_POCKET, steps=240, learning_rate=1e-3, warmup=10, cooldown=0.7, ema=0.98),
+    "motion": replace(_POCKET, steps=1200, batch=8, learning_rate=2e-3),
+    "sparsectrl": replace(_POCKET, steps=300, batch=8, learning_rate=2e-3, ema=0.98),
+}
+
+
+def recipe(config: Config) -> Recipe:
+    """The figures of the config's stage; small ones for small networks."""
+    if config.patch:
+        return POCKETS[config.trains]
+    if config.channels[0] < 64:
+        return TINY
+    return RECIPE if config.trains in ("motion", "sparsectrl") else replace(RECIPE, learning_rate=IMAGE_RATE)
+
+
+def lora_recipe(told: Recipe) -> Recipe:
+    """Figures of a LoRA, which the authors never told: people train MotionLoRAs for a few thousand steps at 1e-4."""
+    if told.optimiser == "muon":  # a pocket; low-rank matrices are AdamW's
+        return replace(
+            told, steps=240, batch=8, learning_rate=2e-3, optimiser="adamw", warmup=10, cooldown=0.5, ema=0.98
+        )
+    return replace(told, steps=min(told.steps, 5000), learning_rate=1e-4)
+
+
+# ------------------------------------------------------------------------------------ the network
 
 
 def schedule_of(config: Config) -> DiscreteBetas:
     return DiscreteBetas(*config.betas)
 
 
+def image_schedule_of(config: Config) -> DiscreteBetas:
+    return DiscreteBetas(*config.image_betas)
+
+
+def predicted(config: Config) -> Parameterisation:
+    """What the U-Net predicts."""
+    return X0 if config.predicts == "x0" else EPS
+
+
 def run_unet(model: AnimateDiff, config: Config, z_BCTHW: Tensor, level: Level, condition: Condition) -> Tensor:
-    """The predicted noise. A single frame is told its noise level as the image model was trained: on its own betas."""
-    schedule = schedule_of(config) if condition.motion else IMAGE_SCHEDULE
+    """The U-Net's output. A single frame is told its noise level as the image model was trained: on its own betas."""
+    schedule = schedule_of(config) if condition.motion else image_schedule_of(config)
     dtype, batch = model.unet.conv_in.weight.dtype, len(z_BCTHW)
     context = condition.context_KLC.to(dtype)
     if len(context) > 1:
@@ -69,29 +120,154 @@ def run_unet(model: AnimateDiff, config: Config, z_BCTHW: Tensor, level: Level, 
     )
 
 
+# --------------------------------------------------------------------------------------- the loss
+
+
 def loss(model: nn.Module, config: Config, batch: Batch, generator: Generator) -> Tensor:
-    """Error of the predicted noise at a step drawn for each clip, [B]."""
-    network = cast(AnimateDiff, model)
-    schedule, count = schedule_of(config), len(batch.video)
-    with torch.no_grad():
-        x0 = ImageCodec(network.vae, config.latent_scale).encode(batch.video)
-        context, added = _captions(network, config, batch)
-    step = torch.randint(schedule.count, (count,), generator=generator)
-    level = schedule.level(step.double() / (schedule.count - 1))
+    """Error of the prediction at a level drawn for each clip, [B]."""
+    network, moves = cast(AnimateDiff, model), config.trains in ("motion", "sparsectrl")
+    channels_last(network.unet)
+    if not moves:
+        batch = single(batch, generator)
+    x0 = encode(network, config, batch.video) if batch.encoded is None else batch.encoded["latents"].to(batch.video)
+    context, added = _captions(network, config, batch)
+    level, step = _draw(config, len(x0), generator)
     eps = torch.randn(x0.shape, generator=generator).to(x0)
-    z = level.add_noise(x0, eps)
+    z, step = level.add_noise(x0, eps), step.to(x0.device)
+    control = None
+    if config.trains == "sparsectrl" and network.sparse is not None:
+        channels_last(network.sparse)
+        given, mask = show(config, batch.video, x0, generator)
+        control = network.sparse(given, mask, step, context)
     # One row of context a clip: its frames share it.
-    output = network.unet(z, step.to(z.device), context, added, motion=config.motion != "none")
-    return EPS.loss(output.float(), x0, eps, level)
+    with _watching(network) as seen:
+        output = network.unet(z, step, context, added, motion=moves and config.motion != "none", control=control)
+    if not config.patch:
+        return predicted(config).loss(output.float(), x0, eps, level)
+    return _drawn(network, config, batch, output, level) + READING * _misread(network, batch, seen)
+
+
+def _watching(network: AnimateDiff) -> AbstractContextManager[list[Tensor]]:
+    """The maps that a pocket is read from, as a forward pass makes them; none of another network."""
+    return nullcontext([]) if network.reader is None else network.reader.watching(network.unet)
+
+
+def single(batch: Batch, generator: Generator) -> Batch:
+    """One frame of each clip, any of them; of a clip of more its scene graph is left out, which is of all."""
+    frames = batch.video.shape[2]
+    if batch.encoded is not None:
+        frames = batch.encoded["latents"].shape[2]
+    if frames == 1:
+        return batch
+    chosen = torch.randint(frames, (len(batch.captions),), generator=generator).tolist()
+
+    def cut(x_BCTHW: Tensor) -> Tensor:
+        return torch.stack([x[:, t : t + 1] for x, t in zip(x_BCTHW, chosen, strict=True)])
+
+    if batch.encoded is not None:
+        return replace(batch, encoded={"latents": cut(batch.encoded["latents"])}, scenes=())
+    return replace(batch, video=cut(batch.video), scenes=())
+
+
+@torch.no_grad()
+def encode(network: AnimateDiff, config: Config, video_BCTHW: Tensor) -> Tensor:
+    """Scaled latents B×C×T×H×W of clips."""
+    return ImageCodec(network.vae, config.latent_scale).encode(video_BCTHW)
+
+
+def _draw(config: Config, count: int, generator: Generator) -> tuple[Level, Tensor]:
+    """Levels and the steps they are told as, [B]: whole steps, evenly; a pocket's lie where its words are decided."""
+    moves = config.trains in ("motion", "sparsectrl")
+    schedule = schedule_of(config) if moves else image_schedule_of(config)
+    if config.patch:
+        level = (CLIP_LEVELS if moves else PICTURE_LEVELS)(schedule, count, generator)
+        return level, schedule.timestep(level.log_snr)
+    step = torch.randint(schedule.count, (count,), generator=generator)
+    return schedule.level(step.double() / (schedule.count - 1)), step
 
 
 def _captions(network: AnimateDiff, config: Config, batch: Batch) -> tuple[Tensor, Tensor | None]:
     """The first row of each caption, B×L×C, and SDXL's added vector."""
     tokenizer = conditioning.tokenizer_of(config, None)
-    told = [conditioning.encode_text(network, config, tokenizer, text) for text in batch.captions]
+    if config.words:
+        ids = torch.cat([rows(tokenizer, text, config.text[0].length)[:1] for text in batch.captions])
+        return network.text_encoder(ids.to(batch.video.device), tokenizer.end)[0], None
+    with torch.no_grad():
+        told = [conditioning.encode_text(network, config, tokenizer, text) for text in batch.captions]
     context = torch.cat([states[:, : config.text[0].length] for states, _ in told])
     pooled = [vector for _, vector in told if vector is not None]
     if not pooled:
         return context, None
     sizes = conditioning.sizes(config, *batch.video.shape[-2:]).to(context)
     return context, torch.cat([torch.cat(pooled), sizes.expand(len(pooled), -1)], dim=1)
+
+
+# ------------------------------------------------------------------------------------- SparseCtrl
+
+UNSHOWN = 0.1
+"""Share of clips of which SparseCtrl is shown nothing, so that it leaves the model alone then."""
+
+
+def show(config: Config, video_BCTHW: Tensor, x0_BCTHW: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """What SparseCtrl is shown of clips, and the mask: latents, or drawings, at `keyframes`; zeros elsewhere."""
+    count, frames = len(x0_BCTHW), x0_BCTHW.shape[2]
+    whole = x0_BCTHW
+    if config.sparse == "scribble":
+        drawn = [styles.lines((clip.float() + 1) / 2) for clip in video_BCTHW]
+        whole = torch.stack(drawn)[:, None].expand(-1, 3, -1, -1, -1).to(video_BCTHW)
+    kept_BT = torch.stack([keyframes(frames, generator) for _ in range(count)]).to(whole)
+    mask = kept_BT[:, None, :, None, None].expand(-1, 1, -1, *whole.shape[-2:])
+    return whole * mask, mask
+
+
+def keyframes(frames: int, generator: Generator) -> Tensor:
+    """1 at the frames that are shown, [T]: none for a tenth of clips; else the first, both ends, or up to half."""
+    kept = torch.zeros(frames)
+    if torch.rand((), generator=generator).item() < UNSHOWN:
+        return kept
+    kind = int(torch.randint(3, (), generator=generator))
+    if kind < 2:
+        kept[[0] if kind == 0 else [0, -1]] = 1
+        return kept
+    count = int(torch.randint(1, max(frames // 2, 1) + 1, (), generator=generator))
+    kept[torch.randperm(frames, generator=generator)[:count]] = 1
+    return kept
+
+
+# -------------------------------------------------------------------------------------- the pocket
+
+PICTURE_LEVELS = losses.draw_levels("edm-lognormal", p_mean=1.2, p_std=1.4, stratified=True)
+CLIP_LEVELS = losses.draw_levels("edm-lognormal", p_mean=2.0, p_std=1.3, stratified=True)
+"""ln(sigma / alpha) of pixels. Eight frames show as much together as one does at a level lower by ln(8) / 2."""
+LEAST_SIGMA = 0.3
+"""Bounds the weight 1 / sigma² of the picture's error, which is that of a flow's velocity (as in zoetrope)."""
+OBJECT, FOUND = 4.0, 0.92
+"""How much more the pixels about an object count, below this noise level: textures make most of a picture's error, and
+while it is open where the object is, such weights would teach to see it everywhere."""
+READING = 0.01
+"""Weight of naming what stands where, beside drawing it."""
+
+
+def _drawn(network: AnimateDiff, config: Config, batch: Batch, output: Tensor, level: Level) -> Tensor:
+    """Weighted error of the pixels, [B]."""
+    picture = ImageCodec(network.vae, config.latent_scale).decode(output).float()
+    sigma = level.sigma / (level.alpha + level.sigma)
+    counts = torch.ones_like(picture[:, :1])
+    if any(batch.scenes):
+        more = OBJECT * ((FOUND - sigma) / 0.1).clamp(0, 1).to(picture)[:, None, None, None, None]
+        counts = counts + more * about(batch.scenes, picture)
+    return X0.loss(
+        picture, batch.video, picture, level, weighting=lambda _: sigma.clamp(min=LEAST_SIGMA).pow(-2), mask=counts
+    )
+
+
+def _misread(network: AnimateDiff, batch: Batch, seen: list[Tensor]) -> Tensor | float:
+    """What is misread of both maps, summed, [B]; every parameter has a gradient, whatever the clips."""
+    if network.reader is None:
+        return 0.0
+    count, frames = len(batch.captions), batch.video.shape[2]
+    read = [x.unflatten(0, (count, frames)).flatten(1, 2).float() for x in network.reader(seen)]
+    if not any(batch.scenes):
+        return 0 * sum(x.sum() for x in read)
+    grid = (frames, *seen[0].shape[-2:])
+    return sum((misread(x, batch.scenes, grid) for x in read), torch.zeros(count))

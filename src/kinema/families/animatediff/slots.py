@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from kinema.checkpoints import ldm
@@ -15,6 +16,7 @@ from kinema.checkpoints.source import Source
 from kinema.checkpoints.table import Table
 from kinema.families.animatediff import controlnet_file, ip_adapter_file, layout, motion_file, sparse
 from kinema.families.animatediff.config import Config
+from kinema.families.animatediff.unet import UNet
 from kinema.schema import BadRequest
 from kinema.system import Found
 
@@ -22,10 +24,11 @@ from kinema.system import Found
 class Slots:
     """What `kinema.system.open_system` asks of a family that takes additions."""
 
-    names = ("motion", "vae", "sparsectrl", "controlnet", "ip-adapter", "image-encoder")
+    names = ("motion", "vae", "sparsectrl", "controlnet", "ip-adapter", "image-encoder", "style")
 
     def open(self, config: Config, slot: str, source: Source) -> Found:
         """The config with this in it. Raises `BadRequest` for what does not belong there, and says what it is.
+
 
         There may be several of ``controlnet`` and ``ip-adapter``, each with a name: ``controlnet.depth``.
         """
@@ -34,7 +37,13 @@ class Slots:
             return {"controlnet": _open_control, "ip-adapter": _open_adapter}[kind](config, source, name)
         if name != kind:
             raise BadRequest(f"there is one {kind}, which takes no name: add {kind}=FILE")
-        opens = {"motion": _open_motion, "vae": _open_vae, "sparsectrl": _open_sparse, "image-encoder": _open_vision}
+        opens = {
+            "motion": _open_motion,
+            "vae": _open_vae,
+            "sparsectrl": _open_sparse,
+            "image-encoder": _open_vision,
+            "style": _open_style,
+        }
         return opens[kind](config, source)
 
     def convert(self, config: Config, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -42,7 +51,8 @@ class Slots:
         kind, name = _named(slot)
         if kind in SEVERAL:
             return {"controlnet": _control, "ip-adapter": _adapter}[kind](config, name, tensors)
-        return {"motion": _motion, "vae": _vae, "sparsectrl": _sparse, "image-encoder": _vision}[kind](tensors)
+        made = {"motion": _motion, "vae": _vae, "sparsectrl": _sparse, "image-encoder": _vision, "style": _style}
+        return made[kind](tensors)
 
 
 SLOTS = Slots()
@@ -161,6 +171,23 @@ def _open_vision(config: Config, source: Source) -> Found:
 
 def _vision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"image_encoder.{key}": t for key, t in tensors.items() if not key.endswith("position_ids")}
+
+
+# ------------------------------------------------------------------------------------------ style
+
+
+def _open_style(config: Config, source: Source) -> Found:
+    """Layers of a pocket's U-Net that were fine-tuned, in place of its own."""
+    with torch.device("meta"):
+        ours = {f"unet.{name}": tuple(p.shape) for name, p in UNet(config).named_parameters()}
+    told = {name: shape for name, (shape, _) in source.header.items()}
+    if not told or any(ours.get(name) != shape for name, shape in told.items()):
+        raise _wrong(source, "style of this model")
+    return Found(config)
+
+
+def _style(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return dict(tensors)
 
 
 # -------------------------------------------------------------------------------------------- VAE

@@ -8,6 +8,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from kinema.checkpoints.lora_formats import Lora
 from kinema.families.svd import recipe
 from kinema.families.svd.config import Config
 from kinema.families.svd.model import SVD
@@ -30,6 +31,18 @@ class SVDTraining:
     def lora_recipe(self, told: Recipe) -> Recipe:
         """5,000 steps, as the paper's camera LoRAs (rank 16); it tells neither batch nor rate, which are ours."""
         return replace(told, steps=min(told.steps, 5000), batch=min(told.batch, 8), learning_rate=1e-4)
+
+    def grown(self, model: nn.Module, config: Config, seed: int) -> nn.Module:  # noqa: ARG002
+        """As it is: every stage trains what is there."""
+        return model
+
+    def files(
+        self,
+        config: Config,  # noqa: ARG002
+        tensors: Mapping[str, Tensor],  # noqa: ARG002
+        low: Lora | None,  # noqa: ARG002
+    ) -> Mapping[str, Mapping[str, Tensor]]:
+        return {}
 
     def frozen(self, model: nn.Module) -> dict[str, Tensor]:
         network = cast(SVD, model)

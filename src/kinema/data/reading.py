@@ -1,0 +1,48 @@
+"""What a network in training knows of a rendered clip, asked beside its drawing: see docs/decisions/0002, 5 and 6.
+
+Letters: B clips, T frames, H W rows and columns, S places (frames × rows × columns of a grid), K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kinema.data.playroom import CAMERAS, labels
+
+if TYPE_CHECKING:
+    from kinema.data.playroom.scene import Scene
+
+VIEWS = ("still", *CAMERAS)
+READ = (*labels.CLASSES, len(VIEWS))
+"""Classes of glyph, colour and motion of what stands at a place (0: nothing), and of the camera, everywhere's own."""
+EMPTY = 0.1
+"""Weight of a place where nothing stands: nine of ten are empty."""
+
+
+def misread(read_BSK: Tensor, scenes: Sequence[Scene | None], grid: tuple[int, int, int]) -> Tensor:
+    """Cross-entropy of all that `READ` says at every place against the scene graphs, [B]; 0 for a clip without one."""
+    nothing = torch.zeros(3, *grid, dtype=torch.long)
+    classes = torch.stack([nothing if s is None else torch.from_numpy(labels.on_grid(s, grid)) for s in scenes])
+    camera_B = torch.tensor([0 if s is None else VIEWS.index(s.camera) for s in scenes])
+    stands_B3S = classes.flatten(2)
+    wanted_B4S = torch.cat([stands_B3S, camera_B[:, None, None].expand(-1, 1, stands_B3S.shape[2])], 1)
+    wanted_B4S = wanted_B4S.to(read_BSK.device)
+    weight_BS = torch.where(wanted_B4S[:, 0] > 0, 1.0, EMPTY)
+    known_B = torch.tensor([s is not None for s in scenes], device=read_BSK.device)
+    apart = read_BSK.split(READ, dim=-1)
+    wrong = [F.cross_entropy(k.mT, wanted_B4S[:, i], reduction="none") for i, k in enumerate(apart)]
+    return known_B * (torch.stack(wrong).sum(0) * weight_BS).sum(1) / weight_BS.sum(1)
+
+
+def about(scenes: Sequence[Scene | None], like_BCTHW: Tensor) -> Tensor:
+    """1 on and just around the objects of each scene graph, B×1×T×H×W; 0 elsewhere and where there is none."""
+    on = like_BCTHW.new_zeros(len(scenes), 1, *like_BCTHW.shape[2:])
+    for own, scene in zip(on, scenes, strict=True):
+        if scene is not None:
+            own[0] = torch.from_numpy(labels.around(scene, *like_BCTHW.shape[-2:]))
+    return on

@@ -1,0 +1,40 @@
+"""The camera of a clip, measured on scenes whose camera is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kinema.data import playroom
+from kinema.evaluation.camera import camera_of
+
+
+def clip(seed, **fixed):
+    return torch.from_numpy(playroom.sample(seed, frames=8, fps=6.0, grammar="simple", **fixed).video_CTHW)
+
+
+@pytest.mark.parametrize("background", ["checkered", "striped", "speckled"])
+@pytest.mark.parametrize("camera", playroom.CAMERAS)
+def test_a_camera_motion_is_named_with_its_speed(camera, background):
+    for seed in range(2):
+        seen = camera_of(clip(seed, background=background, camera=camera))
+        assert seen.name == camera
+        if camera.startswith("pans"):
+            assert abs(seen.pan) == pytest.approx(0.26 / 8, abs=0.003)
+            assert (seen.pan > 0, seen.zoom) == (camera == "pans right", 0)
+        else:
+            assert abs(seen.zoom) == pytest.approx(0.55 / 8, abs=0.02)
+            assert (seen.zoom > 0, seen.pan) == (camera == "zooms in", 0)
+
+
+@pytest.mark.parametrize("background", ["checkered", "plain grey", "gradient"])
+def test_a_still_camera_is_still_whatever_moves_before_it(background):
+    for seed, motion in enumerate(("rolls right", "slides left", "grows", "orbits")):
+        seen = camera_of(clip(seed, background=background, motion=motion, split="all"))
+        assert (seen.name, seen.pan, seen.zoom) == ("still", 0.0, 0.0)
+
+
+def test_noise_and_nothing_are_still():
+    torch.manual_seed(0)
+    assert camera_of(torch.randn(3, 8, 64, 64)).name == "still"
+    assert camera_of(torch.full((3, 2, 64, 64), torch.nan)).name == "still"

@@ -1,0 +1,252 @@
+"""AnimateDiff trained part by part: what moves, what stays to the bit, and what the files are good for elsewhere."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kinema import generate
+from kinema.checkpoints import files
+from kinema.checkpoints.convert import convert
+from kinema.families.animatediff.family import FAMILY
+from kinema.families.animatediff.model import AnimateDiff
+from kinema.families.animatediff.training import TRAINING
+from kinema.schema import BadRequest
+from kinema.system import open_system
+from kinema.training import checkpoint, setup
+from kinema.training.options import TrainOptions
+from kinema.training.run import step
+
+MOVING = replace(FAMILY.presets["tiny"], channels=(64, 64), heads=(8, 8), motion_heads=8)
+STILL = replace(MOVING, motion="none", frames=1)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """An image model, and the same with a motion module in it, as `kinema train` writes them."""
+    folder, made = tmp_path_factory.mktemp("models"), {}
+    for name, config in (("image", STILL), ("moving", MOVING)):
+        torch.manual_seed(0)
+        model = AnimateDiff(config)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(torch.randn_like(p) * 0.05)
+        note = json.dumps({"family": "animatediff", "config": FAMILY.to_json(config)})
+        made[name] = checkpoint.export(folder / f"{name}.safetensors", model.state_dict(), note)
+    return made
+
+
+@pytest.fixture
+def told(small):
+    """Options of a run of four steps; rates so high that what is trained moves in half precision."""
+    return lambda out="run", **more: small(
+        out, **{"steps": 4, "validate_every": 0, "learning_rate": 1e-2, "threads": 1, **more}
+    )
+
+
+def moved(result, model):
+    """Names of the tensors of a trained model's file that are not those it began with."""
+    before, after = files.read_tensors(model), files.read_tensors(result.weights)
+    return {k for k, v in after.items() if k not in before or not torch.equal(v, before[k])}
+
+
+def raw(result):
+    """The parameters in a run's last checkpoint (buffers, which are of no part, stand beside them)."""
+    held = files.header(sorted(result.folder.glob("step-*.safetensors"))[-1])
+    return {k.removeprefix("raw.") for k in held if k.startswith("raw.") and not k.endswith(".pe")}
+
+
+# -------------------------------------------------------------------------------- what is trained
+
+
+def test_every_stage_trains_its_own_part_and_no_other():
+    def of(config, stage):
+        with torch.device("meta"):
+            made = AnimateDiff(TRAINING.staged(config, stage))
+        return made, {n for n, p in made.named_parameters() if p.requires_grad}
+
+    for stage in ("image", "style"):
+        model, learnt = of(MOVING, stage)
+        names = {f"unet.{n}" for n, _ in model.unet.named_parameters()}
+        assert learnt == {n for n in names if ".motion_modules." not in n}
+    model, learnt = of(STILL, "motion")
+    assert learnt == {f"unet.{n}" for n, _ in model.unet.named_parameters() if ".motion_modules." in n}
+    model, learnt = of(MOVING, "sparsectrl")
+    assert learnt == {f"sparse.{n}" for n, _ in model.sparse.named_parameters()}
+    pocket = FAMILY.presets["pocket"]
+    parts = {s: {n.split(".")[0] for n in of(pocket, s)[1]} for s in ("image", "style", "motion", "sparsectrl")[:3]}
+    assert parts == {"image": {"unet", "text_encoder", "reader"}, "style": {"unet"}, "motion": {"unet"}}
+    finest = ("unet.conv_", "unet.down_blocks.0.", "unet.up_blocks.1.")
+    assert all(n.startswith(finest) for n in of(pocket, "style")[1])
+
+
+def test_a_motion_module_is_put_into_an_image_model_whose_every_weight_stays(runs, told, models, tmp_path):
+    result, _ = runs[0](told(model=str(models["image"]), stage="motion"))
+    assert raw(result)
+    assert all(".motion_modules." in k for k in raw(result) | moved(result, models["image"]))
+    # Its own file is the authors': it moves the image model, and diffusers opens what it converts to.
+    file = result.folder / "motion.safetensors"
+    assert all(".temporal_transformer." in k for k in files.header(file))
+    whole, put = open_system(result.weights), open_system(models["image"], add={"motion": file})
+    theirs, ours = whole.model.state_dict(), put.model.state_dict()
+    assert all(torch.equal(ours[k], v) for k, v in theirs.items())
+    assert ours.keys() == theirs.keys()
+    diffusers = pytest.importorskip("diffusers")
+    convert(file, tmp_path / "folder", "diffusers")
+    adapter = diffusers.MotionAdapter.from_pretrained(tmp_path / "folder").state_dict()
+    assert all(torch.equal(w, theirs[f"unet.{k}"]) for k, w in adapter.items())
+
+
+def test_frozen_weights_are_equal_to_the_bit_after_steps_in_full_precision(told, models, tmp_path, heard):
+    options = TrainOptions(**told(model=str(models["moving"]), stage="motion"))
+    (tmp_path / "run").mkdir()
+    run = setup.begin(options, tmp_path / "run", heard)
+    run.log.close()
+    before = {n: p.detach().clone() for n, p in run.model.named_parameters()}
+    batches = iter([run.stream.at(0), run.stream.at(1)])
+    for _ in range(2):
+        step(run, batches, heard)
+    same = {n for n, p in run.model.named_parameters() if torch.equal(p, before[n])}
+    assert same == {n for n, p in run.model.named_parameters() if not p.requires_grad}
+    assert all(".motion_modules." in n for n in before.keys() - same)
+
+
+def test_a_fresh_motion_module_changes_nothing_and_comes_from_the_seed(models):
+    config = TRAINING.staged(STILL, "motion")
+    still = open_system(models["image"]).model
+    first, again, other = (TRAINING.grown(still, config, seed) for seed in (1, 1, 2))
+    state = first.state_dict()
+    assert all(torch.equal(state[k], v) for k, v in still.state_dict().items())
+    assert all(torch.equal(v, state[k]) for k, v in again.state_dict().items())
+    assert any(not torch.equal(v, state[k]) for k, v in other.state_dict().items())
+    z, t = torch.randn(1, 4, 3, 8, 8), torch.tensor([500.0])
+    context = torch.randn(1, 20, config.context)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            first.unet(z, t, context), still.unet(z, t, context, motion=False), atol=1e-5, rtol=1e-5
+        )
+
+
+# ------------------------------------------------------------------------------------------- LoRAs
+
+
+@pytest.mark.parametrize(("stage", "inside"), [("motion", ".motion_modules."), ("image", ".attentions.")])
+def test_a_lora_is_of_the_attention_its_stage_trains_and_leaves_as_the_authors_write_it(
+    runs, told, models, stage, inside
+):
+    result, _ = runs[0](told(model=str(models["moving"]), stage=stage, lora="4:2"))
+    names = raw(result)
+    assert names
+    assert all(inside in n and ".attn" in n and n.endswith((".lora_down", ".lora_up")) for n in names)
+    file = result.folder / {"motion": "motion-lora.safetensors", "image": "adapter.safetensors"}[stage]
+    keys = files.header(file)
+    assert len(keys) == len(names)
+    assert all(".processor.to_" in k and k.endswith((".down.weight", ".up.weight")) for k in keys)
+    assert all((".temporal_transformer." in k) == (stage == "motion") for k in keys)
+    # Authors' files have no alpha: both layouts change the weights alike, and these weights alone.
+    plain = {k: v.clone() for k, v in open_system(models["moving"]).model.state_dict().items()}
+    systems = [open_system(models["moving"], loras={f: 1.0}) for f in (file, result.folder / "lora.safetensors")]
+    theirs, ours = (s.model.state_dict() for s in systems)
+    changed = {k for k in plain if not torch.equal(theirs[k], plain[k])}
+    assert changed == {f"{n.rpartition('.')[0]}.weight" for n in names}
+    for k in changed:
+        torch.testing.assert_close(theirs[k], ours[k], atol=2e-4, rtol=1e-3)
+    # Taken out, and put in again.
+    systems[0].use_loras({})
+    assert all(torch.equal(v, plain[k]) for k, v in systems[0].model.state_dict().items())
+    systems[0].use_loras({file: 1.0})
+    assert any(not torch.equal(v, plain[k]) for k, v in systems[0].model.state_dict().items())
+
+
+def test_a_motion_lora_trains_on_an_image_model_with_a_motion_module_added(runs, told, models):
+    moving, _ = runs[0](told("motion", model=str(models["image"]), stage="motion"))
+    add = f"motion={moving.folder / 'motion.safetensors'}"
+    more = {"model": str(models["image"]), "add": add, "stage": "motion", "lora": "2", "camera": "pans left"}
+    result, _ = runs[0](told("lora", **more))
+    assert all(".motion_modules." in n for n in raw(result))
+    options = json.loads((result.folder / "options.json").read_text())
+    assert options["recipe"]["camera"] == "pans left"
+    with pytest.raises(BadRequest, match="stands on other frozen weights"):
+        runs[0](told("lora", **{**more, "model": str(moving.weights), "add": None}))
+    with pytest.raises(BadRequest, match="expected SLOT=FILE"):
+        runs[0](told("x", **{**more, "add": "motion"}))
+
+
+# -------------------------------------------------------------------------------------- SparseCtrl
+
+
+def test_sparsectrl_begins_as_the_way_down_and_leaves_the_model_alone(runs, told, models):
+    config = TRAINING.staged(MOVING, "sparsectrl")
+    grown = TRAINING.grown(open_system(models["moving"]).model, config, 0)
+    sparse, unet = grown.sparse.state_dict(), grown.unet.state_dict()
+    copied = {k for k, v in sparse.items() if k in unet and torch.equal(v, unet[k])}
+    assert {k for k in sparse if ".motion_modules." not in k and not k.startswith("controlnet")} <= copied
+    assert not grown.sparse.controlnet_mid_block.weight.any()
+    result, _ = runs[0](told(model=str(models["moving"]), stage="sparsectrl"))
+    assert all(k.startswith("sparse.") for k in raw(result) | moved(result, models["moving"]))
+    file = result.folder / "sparsectrl.safetensors"
+    put = open_system(models["moving"], add={"sparsectrl": file})
+    assert put.config.sparse == "rgb"
+    whole = open_system(result.weights).model.state_dict()
+    assert all(torch.equal(v, whole[k]) for k, v in put.model.state_dict().items())
+
+
+def test_what_sparsectrl_cannot_be_trained_on_is_said(runs, told, models):
+    with pytest.raises(BadRequest, match="has none: add motion=FILE first"):
+        runs[0](told(model=str(models["image"]), stage="sparsectrl"))
+    with pytest.raises(BadRequest, match="no training stage 'codec' of animatediff"):
+        runs[0](told(model=str(models["image"]), stage="codec"))
+    with pytest.raises(BadRequest, match="an eighth as large, and this model's are a 2th"):
+        runs[0](told(model=str(models["moving"]), stage="scribble"))
+
+
+# ------------------------------------------------------------------------------------------ resume
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"stage": "motion"},
+        {"stage": "motion", "model": "moving", "lora": "4"},
+        {"stage": "image", "model": "moving", "lora": "4"},
+        {"stage": "sparsectrl", "model": "moving"},
+        {"stage": "image", "model": "animatediff/pocket"},
+    ],
+)
+def test_kill_9_then_resume_gives_the_losses_and_the_file_of_the_uninterrupted_run(runs, told, models, tmp_path, more):
+    name = more.pop("model", "image")
+    more = {"model": str(models.get(name, name)), **more}
+    whole, heard = runs[0](told("whole", **more))
+    expected = heard.losses
+    code, before = runs[1](told("cut", **more), tmp_path / "losses", die_at=3)
+    assert code == -9
+    assert sorted(before) == [1, 2, 3]
+    result, heard = runs[0](told("cut", **more))
+    assert sorted(heard.losses) == [3, 4]
+    assert {**before, **heard.losses} == expected
+    assert result.weights.read_bytes() == whole.weights.read_bytes()
+    more["model"] = name
+
+
+# -------------------------------------------------------------------------------- the pocket's files
+
+
+def test_a_pocket_is_styled_and_moved_by_files_that_were_trained_apart(runs, told):
+    base, _ = runs[0](told("base", model="animatediff/pocket", stage="image", steps=1))
+    how = {"model": str(base.weights), "steps": 1}
+    style, _ = runs[0](told("night", **how, stage="style", style="night"))
+    motion, _ = runs[0](told("motion", **how, stage="motion"))
+    files_of = {"style": style.folder / "style.safetensors", "motion": motion.folder / "motion.safetensors"}
+    held = open_system(base.weights, add=files_of).model.state_dict()
+    ours, theirs = (open_system(r.weights).model.state_dict() for r in (style, motion))
+    for name, tensor in held.items():
+        assert torch.equal(tensor, theirs[name] if ".motion_modules." in name else ours[name])
+    model = generate.load(base.weights, add=files_of)
+    clip = model.generate("a red ball rolls right", seed=1, steps=2)
+    assert clip.video.shape == (1, 3, 8, 64, 64)
+    assert generate.load(base.weights).generate("a red ball", seed=1, steps=2).video.shape == (1, 3, 1, 64, 64)
+    with pytest.raises(BadRequest, match="is no style of this model"):
+        open_system(base.weights, add={"style": files_of["motion"]})
