@@ -1,12 +1,13 @@
-"""Decoding in parts, for less memory: parts share a margin, over which one fades into the next.
+"""Coding in parts, for less memory: images a few at a time, which is exact, and parts that fade into each other.
 
-A part does not see what lies beyond it, so its rim is the least true of it; fading gives the rim the least weight
-and leaves no seam. Works along any axis of B×C×T×H×W latents, and nested, along several.
+A part of a clip or of a picture does not see what lies beyond it, so its rim is the least true of it; fading gives
+the rim the least weight and leaves no seam. Works along any axis of B×C×T×H×W latents, and nested, along several.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,6 +16,27 @@ Decode = Callable[[Tensor], Tensor]
 """``decode(z B×c×T×h×w) -> pixels B×3×T×H×W``."""
 
 FRAMES, ROWS, COLUMNS = 2, 3, 4
+AT_ONCE = 2**22
+"""Numbers of the largest map that layers over space take at a time where no gradient is needed."""
+
+
+def by_images(layer: Callable[[Tensor], Tensor], x_NCHW: Tensor, growth: int = 1, *, overwrite: bool = False) -> Tensor:
+    """A layer over space, a few images at a time where no gradient is recorded.
+
+    ``growth`` is how many times larger than x its maps are. With ``overwrite``, what comes out may take the place of
+    what went in, where their shapes are the same.
+    """
+    few = max(1, AT_ONCE // (growth * x_NCHW[0].numel()))
+    if torch.is_grad_enabled() or len(x_NCHW) <= few:
+        return layer(x_NCHW)
+    out = x_NCHW if overwrite else None
+    for at in range(0, len(x_NCHW), few):
+        made = layer(x_NCHW[at : at + few])
+        if out is None or out.shape[1:] != made.shape[1:]:
+            shape = (len(x_NCHW), *made.shape[1:])
+            out = torch.empty(shape, dtype=made.dtype, device=made.device, memory_format=torch.channels_last)
+        out[at : at + few] = made
+    return cast(Tensor, out)
 
 
 def starts(total: int, size: int, overlap: int) -> list[int]:

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kinema.families.svd import decoder, layers
+from kinema.families.svd import layers
 from kinema.families.svd.config import TINY
 from kinema.families.svd.decoder import SVDCodec
+from kinema.vae import tiling
 
 THREE = replace(TINY, channels=(32, 64, 64), heads=(1, 2, 4), vae_channels=(32, 32, 64), vae_layers=2)
 SIDE, FRAMES = 8, 5
@@ -30,11 +31,11 @@ def test_the_encoder_equals_diffusers(pair):
 
 
 @pytest.mark.parametrize("strip", [layers.STRIP, 3000])
-@pytest.mark.parametrize("at_once", [decoder.AT_ONCE, 1])
+@pytest.mark.parametrize("at_once", [tiling.AT_ONCE, 1])
 def test_the_temporal_decoder_equals_diffusers(pair, z, strip, at_once, monkeypatch):
     """Also where its maps are so large that they go through in parts, several strips and images."""
     monkeypatch.setattr(layers, "STRIP", strip)
-    monkeypatch.setattr(decoder, "AT_ONCE", at_once)
+    monkeypatch.setattr(tiling, "AT_ONCE", at_once)
     two = pair(THREE)
     with torch.no_grad():
         made, expected = two.ours.vae.decode(z, FRAMES), two.vae.decode(z, num_frames=FRAMES).sample

@@ -5,7 +5,7 @@ Letters: B clips, T frames, N = B·T images, C channels, H W rows and columns, S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,11 +16,9 @@ from kinema.families.svd.config import Config
 from kinema.families.svd.layers import Mixer, TemporalResBlock, conv_over_time, fold, over_time, unfold
 from kinema.nn.ldm_unet import ResBlock, Upsample, group_norm, silu_
 from kinema.vae.kl2d import EPS, Decoder, Encoder, SpaceAttention, Stage
-from kinema.vae.tiling import FRAMES, faded, tiled
+from kinema.vae.tiling import FRAMES, by_images, faded, tiled
 
 TEMPORAL_EPS = 1e-5
-AT_ONCE = 2**22
-"""Numbers of the largest map that layers over space take at a time where no gradient is needed."""
 
 
 class Autoencoder(nn.Module):
@@ -127,27 +125,6 @@ class VideoBlock(nn.Module):
         return unfold(self.temporal_res_block.add_to(fold(x_NCHW, frames), share), x_NCHW.shape[2])
 
 
-def by_images(
-    layer: Callable[[Tensor], Tensor], x_NCHW: Tensor, growth: int = 1, *, overwrite: bool = False
-) -> Tensor:
-    """A layer over space, a few images at a time where no gradient is recorded.
-
-    ``growth`` is how many times larger than x its maps are. With ``overwrite``, what comes out may take the place of
-    what went in, where their shapes are the same.
-    """
-    few = max(1, AT_ONCE // (growth * x_NCHW[0].numel()))
-    if torch.is_grad_enabled() or len(x_NCHW) <= few:
-        return layer(x_NCHW)
-    out = x_NCHW if overwrite else None
-    for at in range(0, len(x_NCHW), few):
-        made = layer(x_NCHW[at : at + few])
-        if out is None or out.shape[1:] != made.shape[1:]:
-            shape = (len(x_NCHW), *made.shape[1:])
-            out = torch.empty(shape, dtype=made.dtype, device=made.device, memory_format=torch.channels_last)
-        out[at : at + few] = made
-    return cast(Tensor, out)
-
-
 # --------------------------------------------------------------------------------------------- codec
 
 
@@ -164,9 +141,7 @@ class SVDCodec:
         z_NCHW = self.vae.encode(video_BCTHW.transpose(1, 2).flatten(0, 1)) * self.scale
         return z_NCHW.unflatten(0, (-1, frames)).transpose(1, 2)
 
-    def decode(
-        self, z_BCTHW: Tensor, chunk: int | None = None, *, overlap: int = 0, tile: int | None = None
-    ) -> Tensor:
+    def decode(self, z_BCTHW: Tensor, chunk: int | None = None, *, overlap: int = 0, tile: int | None = None) -> Tensor:
         """``chunk`` frames at a time (else the model's own number, or all), clips never mixed.
 
         Chunks by themselves jump where they meet, since norms and layers over time see only their own frames: with

@@ -29,8 +29,8 @@ from kinema.nn.ldm_unet import (
 )
 
 TRANSFORMER_EPS = 1e-6
-STRIP, STRIP_GPU = 2**19, 2**26
-"""Numbers of a map that layers over time take at a time."""
+STRIP, STRIP_ELSEWHERE = 2**19, 2**24
+"""Numbers of a map that layers over time take at a time: what a CPU's cache holds; more where calls are launches."""
 
 
 def fold(x_NCHW: Tensor, frames: int) -> Tensor:
@@ -114,9 +114,9 @@ class TemporalResBlock(nn.Module):
 
 
 def strips_of(x_BCTS: Tensor) -> list[slice]:
-    """The places of a map in runs that a CPU's cache holds; in longer ones on a GPU, where every call is a launch."""
+    """The places of a map, cut into runs."""
     b, c, frames, places = x_BCTS.shape
-    most = max(1, (STRIP_GPU if x_BCTS.is_cuda else STRIP) // (b * c * frames))
+    most = max(1, (STRIP if x_BCTS.is_cpu else STRIP_ELSEWHERE) // (b * c * frames))
     return [slice(at, at + most) for at in range(0, places, most)]
 
 
