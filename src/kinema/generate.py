@@ -347,7 +347,7 @@ def recipe(system: System, request: Request, noise: Tensor | None = None) -> dic
         "request": json.loads(request.to_json()),
         "inputs": {k: file_hash(Path(v)) for k in _INPUTS if (v := getattr(request, k))},
         "device": str(system.device),
-        "dtype": str(system.rounded or system.dtype).removeprefix("torch."),
+        "dtype": str(system.precision).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()},
     }

@@ -231,6 +231,11 @@ class System:
     """The precision weights are rounded to, where the processor computes in another (`arithmetic`)."""
     memory: MemoryOptions = field(default_factory=MemoryOptions)
 
+    @property
+    def precision(self) -> torch.dtype:
+        """The precision that was asked for: of the weights, and mostly of the arithmetic too."""
+        return self.rounded or self.dtype
+
     @cached_property
     def model(self) -> nn.Module:
         """The network on its device, filled on first use."""

@@ -113,6 +113,7 @@ def test_the_next_block_is_read_ahead_in_the_order_they_really_run():
     turns.begin("block")
     with torch.no_grad():
         model(torch.randn(1, 4), [2, 0, 1])  # learns the order, and reads in vain
+        turns._ahead.waiting[1].result()
         read.clear()
         model(torch.randn(1, 4), [2, 0, 1])
     turns.close()  # waits for what is being read

@@ -235,7 +235,7 @@ class Needs:
     def _resident(self, phase: Phase, level: Offload) -> int:
         if level == "none":
             return self.weights
-        at_once = {"model": None, "block": 2, "sequential": 1}[level]
+        at_once = {"model": None, "block": 3, "sequential": 2}[level]  # the last one's memory is not back at once
         turn = [0]
         for name in phase.networks:
             own, blocks = self.units[name]

@@ -189,13 +189,15 @@ class Turns:
 
     @torch.no_grad()
     def _fetch(self, unit: Unit) -> dict[str, Tensor]:
-        """Fresh tensors on the device, as the resting ones are laid out. Also runs beside the computation."""
+        """The tensors on the device, as the resting ones are laid out. Also runs beside the computation."""
         made = {}
         for slot in unit.slots:
             rest, told = self._resting[slot.name], self.read(slot.name)
             if told.shape != rest.shape:
                 raise RuntimeError(f"{slot.name} waits as {tuple(told.shape)}, expected {tuple(rest.shape)}")
-            made[slot.name] = torch.empty_like(rest, device=self.device).copy_(told, non_blocking=told.is_pinned())
+            if (told.dtype, told.device, told.stride()) != (rest.dtype, self.device, rest.stride()):
+                told = torch.empty_like(rest, device=self.device).copy_(told, non_blocking=told.is_pinned())
+            made[slot.name] = told
         return made
 
     def _arrive(self, unit: Unit, made: Mapping[str, Tensor]) -> None:
