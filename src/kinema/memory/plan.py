@@ -7,6 +7,7 @@ parts) is tried only when no exact plan fits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,8 +30,9 @@ GPU = 2**30
 """A GPU's libraries and work space."""
 TOKENS = 2**14
 """Tokens that feed-forward layers take at a time where memory is short."""
-PLENTY = 2000
-"""No step needs more floats than so many for each number of the clip: with that much room nothing is rehearsed."""
+STEP_MOST, DECODE_MOST = 4000, 200
+"""No step holds more floats for each number of the latents, no decoding more for each of the pixels: where there is
+room for so much, nothing is rehearsed."""
 
 
 class TooLarge(BadRequest):
@@ -204,7 +206,8 @@ class Needs:
         else:
             files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
             weights = 2 * sum(file.stat().st_size for file in files)
-        return weights + 4 * PLENTY * 3 * self.request.pixels
+        latents = math.prod(self.system.latent_shape(self.request).bcthw)
+        return weights + 4 * (STEP_MOST * latents + DECODE_MOST * 3 * self.request.pixels)
 
     @property
     def has_feed_forward(self) -> bool:
