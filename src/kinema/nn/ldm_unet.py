@@ -32,6 +32,13 @@ def add_(x: Tensor, y: Tensor) -> Tensor:
     return x + y if x.requires_grad or y.requires_grad else x.add_(y)
 
 
+def add_scaled_(x: Tensor, h: Tensor, share: Tensor) -> Tensor:
+    """``x + share * h``, in place where no gradient is recorded."""
+    if x.requires_grad or h.requires_grad or share.requires_grad:
+        return torch.addcmul(x, h, share)
+    return x.addcmul_(h, share)
+
+
 def group_norm(channels: int, eps: float) -> nn.GroupNorm:
     return nn.GroupNorm(GROUPS, channels, eps=eps)
 
@@ -204,12 +211,13 @@ class TransformerBlock(nn.Module):
     def forward(self, x_NSC: Tensor, context_BLC: Tensor) -> Tensor:
         """The context has one row per clip, shared by its frames. x may be overwritten where no gradient is needed."""
         x_NSC = add_(x_NSC, self.attn1(self.norm1(x_NSC)))
+        # A clip's frames are one sequence to its context: keys and values are made once, not once a frame.
+        x_BTSC = x_NSC.unflatten(0, (len(context_BLC), -1))
         if context_BLC.shape[1] == 1:
-            value_BC = self.attn2.of_one(context_BLC)[:, 0]
-            x_NSC = add_(x_NSC, value_BC.repeat_interleave(len(x_NSC) // len(value_BC), dim=0)[:, None])
+            x_BTSC = add_(x_BTSC, self.attn2.of_one(context_BLC)[:, None])
         else:
-            context_NLC = context_BLC.repeat_interleave(len(x_NSC) // len(context_BLC), dim=0)
-            x_NSC = add_(x_NSC, self.attn2(self.norm2(x_NSC), context_NLC))
+            x_BTSC = add_(x_BTSC, self.attn2(self.norm2(x_BTSC).flatten(1, 2), context_BLC).view_as(x_BTSC))
+        x_NSC = x_BTSC.flatten(0, 1)
         return add_(x_NSC, self.ff(self.norm3(x_NSC)))
 
 
