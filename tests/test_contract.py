@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from kinema import registry
 from kinema.checkpoints import files
+from kinema.checkpoints.lora_formats import Adapter, write_lora
 from kinema.generate import Model, generate, honour, load
 from kinema.schema import BadRequest, Canvas, Lattice, Request, Shape
 from kinema.system import Batch, System, open_system
@@ -162,6 +163,25 @@ def test_a_file_with_a_wrong_key_is_refused_and_the_key_named(model: Model, harm
     save_file(tensors, path, metadata={"kinema": note})
     with pytest.raises(BadRequest, match=name.replace(".", r"\.")):
         load(path).run(ask())
+
+
+@pytest.mark.parametrize("layout", ["kohya", "diffusers"])
+def test_a_lora_of_its_layers_is_merged_and_taken_out_to_the_bit(model: Model, layout: str, tmp_path) -> None:  # noqa: ANN001
+    fresh = load(model.system.name)
+    before = {name: p.clone() for name, p in fresh.system.model.named_parameters()}
+    layers = [name.removesuffix(".weight") for name, p in before.items() if name.endswith(".weight") and p.ndim == 2]
+    some = layers[:: max(len(layers) // 4, 1)]
+    lora = {}
+    for layer in some:
+        out, into = before[f"{layer}.weight"].shape
+        lora[layer] = Adapter(torch.ones(2, into), torch.ones(out, 2), alpha=1.0)
+    write_lora(tmp_path / "lora.safetensors", lora, layout)
+    fresh.use_loras({tmp_path / "lora.safetensors": 0.5})
+    for name, p in fresh.system.model.named_parameters():
+        added = 0.5 if name.removesuffix(".weight") in some else 0.0  # 0.5 × alpha / rank × 2 × 1 × 1
+        assert torch.allclose(p, before[name] + added), name
+    fresh.use_loras({})
+    assert all(torch.equal(p, before[name]) for name, p in fresh.system.model.named_parameters())
 
 
 def test_its_training_loss_is_finite_per_item_and_reaches_every_weight(model: Model) -> None:

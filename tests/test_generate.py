@@ -146,7 +146,12 @@ def test_reconstruction_guidance_moves_the_unknown_frames(model: Model, clip_fil
 
 @pytest.mark.parametrize(
     ("task", "option"),
-    [("generate", {"image": "x.png"}), ("generate", {"keep": 3}), ("edit", {"every": 2}), ("animate", {"strength": 0.3})],  # noqa: E501
+    [
+        ("generate", {"image": "x.png"}),
+        ("generate", {"keep": 3}),
+        ("edit", {"every": 2}),
+        ("animate", {"strength": 0.3}),
+    ],  # noqa: E501
 )
 def test_what_a_verb_makes_no_use_of_is_refused(model: Model, task: str, option: dict, clip_file: Path) -> None:
     own = {"edit": {"video": str(clip_file)}, "animate": {"image": str(clip_file)}}.get(task, {})

@@ -26,6 +26,7 @@ from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import Level
 from kinema.diffusion.windows import Windowed
+from kinema.media.matching import match_colours
 from kinema.memory.free import parse_bytes
 from kinema.memory.placing import place
 from kinema.memory.plan import Plan, choose
@@ -66,6 +67,7 @@ def generate(
     """
     request, whole, canvas = prepared(system, request, on_event)
     asked = request.shape.frames
+    in_blocks = honour(system, request, canvas) == "continuation" or rolls_out(system, whole)
     plan = planned(system, whole, canvas)
     for reason in (*plan.reasons, *about_precision(system)):
         on_event(Note(reason))
@@ -78,7 +80,7 @@ def generate(
     on_event(Phase("load", system.name))
     place(system, plan)
     with torch.no_grad():
-        if rolls_out(system, whole):
+        if in_blocks:
             if output == "latents":
                 raise BadRequest("a clip made in blocks has no latents of its own; ask for a window or fewer frames")
             video = roll_out(system, whole, canvas, noise, draws, on_event)
@@ -89,6 +91,7 @@ def generate(
                 return Clip(z, cast(float, request.fps), made_by)
             on_event(Phase("decode"))
             video = system.decode(z, whole)
+            video = match_colours(video, canvas, request.colours)
     video = torch.lerp(video, canvas.video, canvas.mask.expand_as(video))  # what was given stays, to the bit
     video = video[:, :, -asked:] if request.backward else video[:, :, :asked]
     on_event(Memory(_peak_bytes()))
@@ -121,6 +124,10 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
     whole = replace(request, frames=system.lattice.ceil_frames(request.shape.frames))
     if request.overlap is not None and request.window is None and not rolls_out(system, whole):
         raise BadRequest("overlap is of windows, or of the blocks of a clip longer than the model: leave it out")
+    if request.window_places != "static" and request.window is None:
+        raise BadRequest("window_places is of windows: give a window, or leave it out")
+    if request.colours != "free" and request.task in ("generate", "edit") and not rolls_out(system, whole):
+        raise BadRequest("colours are of given frames, or of a clip longer than the model: leave it out")
     system.sampler_options(request)
     if request.seed is None:
         request = replace(request, seed=secrets.randbelow(2**31))
@@ -131,24 +138,31 @@ def on_lattice(system: System, request: Request, canvas: Canvas) -> tuple[Reques
     """The request and canvas at the next frame count that the model makes; what is beyond the asked is unknown."""
     frames = system.lattice.ceil_frames(request.shape.frames)
     more = frames - request.shape.frames
-    if not more:
-        return request, canvas
-    ends = (more, 0) if request.backward else (0, more)
+    return replace(request, frames=frames), longer(canvas, more, before=request.backward)
 
-    def longer(x: Tensor, mode: str) -> Tensor:
+
+def longer(canvas: Canvas, more: int, *, before: bool = False) -> Canvas:
+    """The canvas with so many unknown frames more behind it, or before it."""
+    if more <= 0:
+        return canvas
+    ends = (more, 0) if before else (0, more)
+
+    def padded(x: Tensor, mode: str) -> Tensor:
         return F.pad(x, (0, 0, 0, 0, *ends), mode=mode)
 
-    source = None if canvas.source is None else longer(canvas.source, "replicate")
-    video, mask = longer(canvas.video, "constant"), longer(canvas.mask, "constant")
-    return replace(request, frames=frames), replace(canvas, video=video, mask=mask, source=source)
+    source = None if canvas.source is None else padded(canvas.source, "replicate")
+    return replace(canvas, video=padded(canvas.video, "constant"), mask=padded(canvas.mask, "constant"), source=source)
 
 
-def honour(system: System, request: Request, canvas: Canvas) -> str:
-    """How the canvas will be held: "native", "reconstruction" or "replacement".
+def honour(system: System, request: Request, canvas: Canvas, *, one_pass: bool = False) -> str:
+    """How the canvas will be held: "native", "continuation", "reconstruction" or "replacement".
 
+    Continuation goes on from the last given frame, as `roll_out` does: it is no way for ``one_pass`` of the sampler.
     Refuses, by name, a canvas the family cannot hold, or a way that it does not offer.
     """
     ways = system.family.honours(system.config, canvas.kind)
+    if one_pass or request.window is not None:
+        ways = tuple(way for way in ways if way != "continuation")
     if not ways:
         what = f"a canvas of the kind {canvas.kind!r}"
         raise BadRequest(f"{system.name} cannot hold {what} that this {request.task} needs")
@@ -191,7 +205,7 @@ def sample(
 ) -> Tensor:
     """One pass of the sampler over the whole canvas: latents B×C×T×h×w, in float32 whatever the model runs in."""
     on_event(Phase("condition"))
-    way = honour(system, request, canvas)
+    way = honour(system, request, canvas, one_pass=True)
     request = replace(request, honour=cast(Any, way))  # the family sees how its canvas is held
     conditions = system.condition(request, canvas, on_event)
     given = mask = None
@@ -254,7 +268,8 @@ def guide(system: System, conditions: Conditions, request: Request, scale: Scale
     length = lattice.latent_frames(request.window)
     overlap = length // 4 if request.overlap is None else min(request.overlap // lattice.stride[0], length - 1)
     total = system.latent_shape(request).frames
-    return Windowed(make, total, length, overlap, request.window_weights, request.loop)
+    uniform = request.window_places == "uniform"
+    return Windowed(make, total, length, overlap, request.window_weights, request.loop, uniform)
 
 
 def guidance_scale(system: System, request: Request) -> Scale:
@@ -284,39 +299,65 @@ def rolls_out(system: System, request: Request) -> bool:
 def roll_out(
     system: System, request: Request, canvas: Canvas, noise: Tensor | None, draws: Noise, on_event: OnEvent
 ) -> Tensor:
-    """A clip longer than the model, block by block: each holds the last frames of the one before (VDM §3.1).
+    """A clip made block by block: each holds the last frames of the one before (VDM §3.1), or goes on from its last.
 
     Returns pixels: what one block made stays as it is in the next. Blocks run from where frames are known:
     backward when only the end of the canvas is given.
     """
-    lattice, total = system.lattice, request.shape.frames
-    length = cast(int, lattice.max_frames)
-    keep = length // 2 if request.overlap is None else request.overlap
-    if not 0 < keep < length:
-        raise BadRequest(f"overlap is {keep} frames; blocks of {length} share 1 to {length - 1}")
-    if noise is not None and lattice.stride[0] > 1:
+    total, length = request.shape.frames, system.lattice.max_frames or request.shape.frames
+    starts = block_starts(system, request, canvas, length)
+    if noise is not None and system.lattice.stride[0] > 1:
         raise BadRequest(f"own noise is for a clip of at most {length} frames, which {system.name} makes at once")
-    known, mask, scale = canvas.video.clone(), canvas.mask.clone(), guidance_scale(system, request)
-    backward = bool(mask[:, :, -1].any()) and not bool(mask[:, :, 0].any())
-    starts = [min(s, total - length) for s in range(0, total - keep, length - keep)]
-    block = replace(request, frames=length, loop=False)
+    canvas = longer(canvas, max(starts) + length - total)
+    known, mask, anchor = canvas.video.clone(), canvas.mask.clone(), canvas.first
+    scale = guidance_scale(system, request)
+    auto = request.honour in ("auto", "continuation")
+    block = replace(request, frames=length, loop=False, honour="auto" if auto else request.honour)
     shape = system.latent_shape(block).bcthw
-    for number, start in enumerate(reversed(starts) if backward else starts):
+    for number, start in enumerate(starts):
         frames = slice(start, start + length)
-        part = replace(canvas, video=known[:, :, frames], mask=mask[:, :, frames])
+        part = replace(canvas, video=known[:, :, frames], mask=mask[:, :, frames], anchor=anchor)
         if canvas.source is not None:
             part = replace(part, source=canvas.source[:, :, frames])
         elif part.kind == "all":
             continue
-        on_event(Note(f"block {number + 1} of {len(starts)}: frames {start} to {start + length - 1}"))
+        on_event(Note(f"block {number + 1} of {len(starts)}: frames {start} to {min(start + length, total) - 1}"))
         own = draws.normal(shape[1:]) if noise is None else noise[:, :, frames]
-        at = lattice.latent_frames(start) if start else 0
-        cut = scale[at : at + shape[2]] if isinstance(scale, Tensor) else scale
+        if own.shape[2] < shape[2]:  # the last block goes on beyond the clip, and the caller's noise does not
+            own = torch.cat([own, draws.normal(shape[1:]).to(own)[:, :, own.shape[2] :]], dim=2)
+        cut = scale
+        if isinstance(scale, Tensor):
+            at = system.lattice.latent_frames(start) if start else 0
+            cut = scale[(torch.arange(shape[2]) + at).clamp_max(len(scale) - 1)]
         z = sample(system, block, part, own, draws, scale=cut, on_event=on_event)
         made = system.decode(z, block)
+        anchor = made[:, :, 0] if anchor is None else anchor
+        made = match_colours(made, replace(part, anchor=anchor), request.colours)
         known[:, :, frames] = torch.lerp(made, part.video, part.mask.expand_as(made))
         mask[:, :, frames] = 1
-    return known
+    return known[:, :, :total]
+
+
+def block_starts(system: System, request: Request, canvas: Canvas, length: int) -> list[int]:
+    """First frames of the blocks of a clip, in the order they are made.
+
+    A family that goes on from one frame shares that one, from the last that is given, and its last block may be longer
+    than the clip; others share half their frames, or ``overlap``, and the last block ends with the clip.
+    """
+    total, honours = request.shape.frames, system.family.honours
+    if request.honour == "continuation" and request.overlap not in (None, 1):
+        raise BadRequest(f"overlap is {request.overlap}; continuation goes on from one frame")
+    if request.overlap in (None, 1) and request.honour in ("auto", "native", "continuation"):
+        given = int(canvas.mask.flatten(3).amin(-1).amin(0)[0].cumprod(0).sum())  # whole frames at the beginning
+        ahead = canvas.kind in ("nothing", "first", "prefix") and "continuation" in honours(system.config, "prefix")
+        if ahead:
+            return list(range(max(given - 1, 0), total - 1, max(length - 1, 1)))
+    keep = length // 2 if request.overlap is None else request.overlap
+    if not 0 < keep < length:
+        raise BadRequest(f"overlap is {keep} frames; blocks of {length} share 1 to {length - 1}")
+    starts = [min(s, total - length) for s in range(0, total - keep, length - keep)]
+    backward = bool(canvas.mask[:, :, -1].any()) and not bool(canvas.mask[:, :, 0].any())
+    return starts[::-1] if backward else starts
 
 
 def latent_mask(system: System, mask_B1THW: Tensor) -> Tensor:
@@ -351,8 +392,12 @@ def recipe(system: System, request: Request, noise: Tensor | None = None) -> dic
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()},
     }
-    if system.weights.variant:
-        told["variant"] = system.weights.variant
+    if variant := system.weights.variant or system.weights.model:
+        told["variant"] = variant
+    if system.loras.files:
+        told["loras"] = [file.told() for file in system.loras.files]
+    if system.weights.added:
+        told["added"] = [each.told() for each in system.weights.added]
     if system.overrides:
         told["overrides"] = dict(system.overrides)
     if noise is not None:
@@ -411,6 +456,10 @@ class Model:
         """See `generate`."""
         return generate(self.system, request, noise=noise, on_event=on_event, output=output)
 
+    def use_loras(self, loras: Mapping[str | Path, float]) -> None:
+        """Have exactly these LoRA files in force, each with its weight; ``{}`` gives back the model's own weights."""
+        self.system.use_loras(loras)
+
     def generate(self, prompt: str, *, on_event: OnEvent = ignore, **options: Any) -> Clip:
         """Text to video: ``model.generate("a red ball rolls right")``."""
         return self.run(_request("generate", prompt=prompt, **options), on_event=on_event)
@@ -453,6 +502,8 @@ def load(
     device: str | torch.device | None = None,
     offline: bool | None = None,
     overrides: Mapping[str, Any] | None = None,
+    loras: Mapping[str | Path, float] | None = None,
+    add: Mapping[str, str | Path] | None = None,
     offload: Literal["auto", "none", "model", "block", "sequential"] = "auto",
     memory: int | str | None = None,
     chunk_tokens: int | None = None,
@@ -460,10 +511,13 @@ def load(
     """Open a model: "zoetrope" (embedded), an alias, a hub id, a folder or a file.
 
     ``preset`` builds an untrained one: ``load("vdm", preset="tiny")``. ``variant`` picks among the files of a
-    folder ("fp16"). ``memory`` is how much may be used, in bytes or as "8GiB" (most of what is free). ``offload``
-    has weights take turns where that saves memory: "model", "block" or "sequential" (`kinema.memory.turns`);
-    "auto" when a request would not fit otherwise. ``chunk_tokens`` is how many feed-forward layers take at a time.
-    Raises BadRequest for anything that is not a model we know.
+    folder ("fp16"), or says which published model the weights are ("svd-xt"), where they do not tell. ``loras`` are
+    LoRA files and their weights: ``{"style.safetensors": 0.8}``; `Model.use_loras` changes them later.
+    ``add`` are files in slots of the model, such as a motion module in an image model:
+    ``{"motion": "mm_sd_v15_v2.ckpt"}``. ``memory`` is how much may be used, in bytes or as "8GiB" (most of
+    what is free). ``offload`` has weights take turns where that saves memory: "model", "block" or "sequential"
+    (`kinema.memory.turns`); "auto" when a request would not fit otherwise. ``chunk_tokens`` is how many feed-forward
+    layers take at a time. Raises BadRequest for anything that is not a model we know.
     """
     if offload not in ("auto", *LEVELS):
         raise BadRequest(unknown("offload", offload, ("auto", *LEVELS)))
@@ -481,6 +535,8 @@ def load(
             device=device,
             offline=offline,
             overrides=overrides,
+            loras=loras,
+            add=add,
             memory=MemoryOptions(offload, budget, chunk_tokens),
         )
     )

@@ -13,6 +13,7 @@ from typing import Any
 from kinema.schema import BadRequest
 
 FAMILIES: dict[str, str] = {
+    "animatediff": "kinema.families.animatediff.family:FAMILY",
     "svd": "kinema.families.svd.family:FAMILY",
     "vdm": "kinema.families.vdm.family:FAMILY",
     "zoetrope": "kinema.families.zoetrope.family:FAMILY",
@@ -20,17 +21,34 @@ FAMILIES: dict[str, str] = {
 """Folder name under ``families/`` to its `Family` object."""
 
 LAYOUTS: dict[str, str] = {
+    "animatediff": "kinema.families.animatediff.checkpoint:LAYOUTS",
     "svd": "kinema.families.svd.checkpoint:LAYOUTS",
 }
 """Families whose weights exist in several layouts, to what `kinema.checkpoints.convert` asks of them."""
+
+SLOTS: dict[str, str] = {
+    "animatediff": "kinema.families.animatediff.slots:SLOTS",
+}
+"""Families that take additions when a model is opened (a motion module in an image model), to what says which."""
+
+TRAINING: dict[str, str] = {
+    "svd": "kinema.families.svd.training:TRAINING",
+}
+"""Families with stages, parts or precomputed latents, to what `kinema.training.learning` asks of them."""
 
 EMBEDDED: dict[str, tuple[str, str]] = {
     "zoetrope": ("zoetrope", "zoetrope.safetensors"),
 }
 """Weights that ship in the package: name to (family, file under ``kinema/weights``)."""
 
-ALIASES: dict[str, str] = {}
-"""Short names to a hub id or another name."""
+ALIASES: dict[str, str] = {
+    "svd": "stabilityai/stable-video-diffusion-img2vid",
+    "svd-xt": "stabilityai/stable-video-diffusion-img2vid-xt",
+    "svd-xt-1.1": "stabilityai/stable-video-diffusion-img2vid-xt-1-1",
+    "sv3d-u": "stabilityai/sv3d/sv3d_u.safetensors",
+    "sv3d-p": "stabilityai/sv3d/sv3d_p.safetensors",
+}
+"""Short names to a repository of the hub, or to one file of it."""
 
 
 def resolve(target: str) -> Any:
@@ -47,7 +65,9 @@ def family(name: str) -> Any:
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """One sentence: what was not found and the nearest names there are."""
+    """One sentence: what was not found, and the names that are near it or else the ones there are."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:6]
-    return f"there is no {what} {name!r}; did you mean {', '.join(near)}?"
+    if near := difflib.get_close_matches(name, names, n=3, cutoff=0.55):
+        return f"there is no {what} {name!r}; did you mean {', '.join(near)}?"
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"there is no {what} {name!r}; there are {', '.join(names[:8])}{more}"

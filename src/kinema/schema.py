@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TaskName = Literal["generate", "animate", "interpolate", "extend", "inpaint", "edit"]
-Honour = Literal["auto", "native", "replacement", "reconstruction"]
+Honour = Literal["auto", "native", "continuation", "replacement", "reconstruction"]
+Colours = Literal["free", "seam", "anchor"]
 Fit = Literal["crop", "pad"]
 
 MAX_FRAMES = 4096
@@ -137,17 +138,25 @@ class Canvas:
     """A partly known video: the one shape that every task takes.
 
     ``video`` B×3×T×H×W in [-1, 1]; ``mask`` B×1×T×H×W, 1 where the pixel is given, else 0.
-    ``source`` is a whole clip to start from (edit), with ``strength`` in (0, 1]: 1 ignores it.
+    ``source`` is a whole clip to start from (edit), with ``strength`` in (0, 1]: 1 ignores it. ``anchor`` B×3×H×W is
+    the first frame of the whole, where this canvas is a later part of a clip made in blocks.
     """
 
     video: Tensor
     mask: Tensor
     source: Tensor | None = None
     strength: float = 1.0
+    anchor: Tensor | None = None
 
     @property
     def empty(self) -> bool:
         return not bool(self.mask.any())
+
+    @property
+    def first(self) -> Tensor | None:
+        """The first frame that is given whole, B×3×H×W."""
+        whole = (self.mask.flatten(3).amin(-1).amin(0)[0] > 0).nonzero().flatten()
+        return self.video[:, :, int(whole[0])] if len(whole) else None
 
     @property
     def kind(self) -> str:  # noqa: PLR0911 (one line a kind reads better than a ladder)
@@ -247,10 +256,16 @@ class Request:
     strength: float = option("edit: 0 keeps the source, 1 forgets it", 0.6, least=0, most=1)
     fit: Fit = option("how a picture of another shape is fitted: crop or pad", "crop")
 
-    honour: Honour = option("how given pixels are held: the model's own way, or by guidance", "auto")
+    honour: Honour = option(
+        "how given pixels are held: the model's own way, going on from the last, or guidance", "auto"
+    )
     reconstruction_weight: float = option("w_r of reconstruction guidance", 2.0, least=0, most=1000)
+    colours: Colours = option(
+        "against drift: match colours to the given frames (seam), or to the first of all (anchor)", "free"
+    )
     window: int | None = option("frames seen at once, for clips longer than the model", None, least=1, most=MAX_FRAMES)
     overlap: int | None = option("frames shared by neighbouring windows", None, least=0, most=MAX_FRAMES)
+    window_places: Literal["static", "uniform"] = option("whether windows stay, or move at each step", "static")
     window_weights: Literal["flat", "pyramid", "overlap-linear"] = option("how windows are blended", "pyramid")
 
     extra: Mapping[str, Any] = field(

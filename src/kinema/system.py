@@ -1,8 +1,8 @@
 """A system: one family's network with its weights, process and codec, behind one set of calls.
 
 `Family` is what a folder under ``families/`` provides; `System` is what `open_system` returns. A system
-is opened from the header of its file: wrong, truncated or foreign files fail there, before a byte of
-the weights is read; the network itself is built and filled at its first use.
+is opened from the headers of its files and, in a folder, from JSON: what is wrong, truncated or foreign fails
+there, before a byte of the weights is read; the network itself is built and filled at its first use.
 """
 
 from __future__ import annotations
@@ -13,20 +13,26 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from kinema import registry
 from kinema.checkpoints import files, hub
-from kinema.checkpoints.files import Header
+from kinema.checkpoints.lora_formats import is_lora
+from kinema.checkpoints.lora_use import Loras, read_loras
+from kinema.checkpoints.signatures import describe
+from kinema.checkpoints.source import Source
 from kinema.diffusion import samplers
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser, Parameterisation
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import Level, Schedule, Spacing, spaced
 from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request, Shape, ignore
+
+if TYPE_CHECKING:
+    from kinema.data.playroom.scene import Scene
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,12 @@ class Batch:
     """Training data: ``video`` B×3×T×H×W in [-1, 1], one caption a clip, and what is given of it.
 
     ``images`` B×K×3×H×W are independent pictures for joint training (VDM §3.1), with captions
-    ``image_captions[b][k]``; they never share temporal attention with the clip.
+    ``image_captions[b][k]``; they never share temporal attention with the clip. ``scenes`` are the scene
+    graphs of clips that were rendered (None for filmed ones): ground truth that a recipe may learn from.
+
+    ``fps`` and ``motion`` [B] are the rate each clip plays at and how much it moves (`kinema.data.motion`), NaN
+    where that is not known. ``encoded`` is what the family's frozen networks made of the clips beforehand, under its
+    own names; ``video`` then holds their first frames only.
     """
 
     video: Tensor
@@ -78,6 +89,10 @@ class Batch:
     mask: Tensor
     images: Tensor | None = None
     image_captions: Sequence[Sequence[str]] = ()
+    scenes: Sequence[Scene | None] = ()
+    fps: Tensor | None = None
+    motion: Tensor | None = None
+    encoded: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +115,22 @@ class Recipe:
     images: int = 0
     """Independent pictures appended to every clip (VDM's K)."""
     grammar: str = "mixed"
+    slow: float = 1.0
+    """Playroom clips are slowed by up to this, evenly in its logarithm: every scene at many speeds."""
+    without: tuple[str, ...] = ()
+    """Motions of the playroom that are left out."""
     frameskip: int = 1
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a family sees in a foreign file or folder."""
+
+    config: Any
+    parts: tuple[str, ...] = ()
+    """The parts of a pipeline's folder that the network is filled from; none for a file."""
+    notes: tuple[str, ...] = ()
+    """What was decided where weights and configs do not tell; said with every request."""
 
 
 DECODING = {"chunk": "decode_chunk", "overlap": "decode_overlap", "tile": "decode_tile"}
@@ -166,11 +196,17 @@ class Family(Protocol):
     def denoiser(self, system: System, condition: Any, frames: Sequence[int] | None) -> Denoiser:
         """``denoise(z_BCTHW, level) -> x0_BCTHW`` for these latent frames (``None``: all of them)."""
 
-    def recognise(self, header: Header) -> Any | None:
-        """The config of a foreign file with these tensors (name to shape and dtype), or None if it is not ours."""
+    def recognise(self, source: Source) -> Found | None:
+        """What a foreign file (`Source.header`) or folder (`Source.pipeline`) is, or None if it is not ours."""
 
     def convert(self, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A file's tensors under the network's own names; every key used or named in a BadRequest."""
+        """Its tensors under the network's own names; every key used or named in a BadRequest.
+
+        Those of a pipeline's folder come with their part in front (``unet.conv_in.weight``).
+        """
+
+    def lora_aliases(self, config: Any) -> Mapping[str, str]:
+        """Names of an original layout's modules to ours, for LoRA files that use them; ours are known without."""
 
     def recipe(self, config: Any) -> Recipe: ...
 
@@ -188,20 +224,61 @@ class Family(Protocol):
 # ------------------------------------------------------------------------------------- weights
 
 
+class Slots(Protocol):
+    """What a family takes in addition to its model's own file; `registry.SLOTS` names it."""
+
+    names: tuple[str, ...]
+
+    def open(self, config: Any, slot: str, source: Source) -> Found:
+        """The config with this in it; BadRequest for what does not belong there, saying what it is."""
+
+    def convert(self, config: Any, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Its tensors under the network's own names, over those of the model's file."""
+
+
+@dataclass(frozen=True)
+class Added:
+    """A file or folder in one slot of a model."""
+
+    slot: str
+    source: Source
+    parts: tuple[str, ...] = ()
+
+    def told(self) -> dict[str, Any]:
+        """What the recipe says of it."""
+        return {"slot": self.slot, "file": str(self.source.path), "hash": self.hash}
+
+    @cached_property
+    def hash(self) -> str:
+        return self.source.hash(self.parts)
+
+
 @dataclass(frozen=True)
 class Weights:
-    """Where a model's numbers come from: a file, or a seed for an untrained model."""
+    """Where a model's numbers come from: a file or folder, or a seed for an untrained model."""
 
     path: Path | None = None
     seed: int = 0
     own: bool = True
     """Whether the file uses our own names (written by ``kinema train``) or a foreign layout."""
     variant: str | None = None
-    """Which of a folder's files ("fp16"); None takes the plain one."""
+    """Which of a folder's files ("fp16"); None takes the plain ones, or the only ones."""
+    parts: tuple[str, ...] = ()
+    """Of a pipeline's folder, the parts that are read."""
+    model: str | None = None
+    """The published model that the user says it is, where weights do not tell."""
+    added: tuple[Added, ...] = ()
+
+    @property
+    def source(self) -> Source:
+        if self.path is None:
+            raise RuntimeError("an untrained model has no file")
+        return Source(self.path, self.variant, self.model)
 
     @cached_property
     def hash(self) -> str:
-        return files.weight_hash(self.path, self.variant) if self.path else f"seed:{self.seed}"
+        own = f"seed:{self.seed}" if self.path is None else self.source.hash(self.parts)
+        return " ".join([own, *(f"{each.slot}={each.hash}" for each in self.added)])
 
 
 @dataclass(frozen=True)
@@ -227,6 +304,9 @@ class System:
     dtype: torch.dtype = torch.float32
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """What of the config was replaced at opening: part of the recipe."""
+    notes: tuple[str, ...] = ()
+    """What was decided at opening, to be said."""
+    loras: Loras = field(default_factory=Loras)
     rounded: torch.dtype | None = None
     """The precision weights are rounded to, where the processor computes in another (`arithmetic`)."""
     memory: MemoryOptions = field(default_factory=MemoryOptions)
@@ -242,7 +322,7 @@ class System:
         model = self.filled()
         if self.rounded is not None:
             model = model.to(self.rounded)
-        return model.to(device=self.device, dtype=self.dtype)
+        return self.loras.fill(model.to(device=self.device, dtype=self.dtype))
 
     def filled(self) -> nn.Module:
         """The network in eval mode: built on the meta device, weights assigned as they lie in the file's memory map."""
@@ -250,14 +330,33 @@ class System:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.weights.seed)
                 model = self.family.build(self.config)
+            tensors = dict(model.state_dict()) if self.weights.added else {}
         else:
-            with torch.device("meta"):
-                model = self.family.build(self.config)
-            tensors = files.read_tensors(self.weights.path, self.weights.variant)
+            model = self._hollow()
+            tensors = self.weights.source.tensors(self.weights.parts)
             if not self.weights.own:
                 tensors = self.family.convert(self.config, tensors)
+        for added in self.weights.added:
+            tensors |= _slots(self.family).convert(self.config, added.slot, added.source.tensors(added.parts))
+        if tensors:
             files.fill(model, tensors, where=str(self.weights.path))
         return model.eval().requires_grad_(False)
+
+    def _hollow(self) -> nn.Module:
+        """The network without numbers: its names and shapes."""
+        with torch.device("meta"):
+            return self.family.build(self.config)
+
+    def use_loras(self, loras: Mapping[str | Path, float]) -> None:
+        """Have exactly these LoRA files in the network, each with its weight; with none it is as it was, to the bit.
+
+        Raises BadRequest for a file that is no LoRA or one of another model, before any weight is touched or read.
+        """
+        if not loras:
+            self.loras.use(())
+            return
+        shapes = {name: p.shape for name, p in self._hollow().named_parameters()}
+        self.loras.use(read_loras(loras, shapes, self.family.lora_aliases(self.config), self.name))
 
     @property
     def lattice(self) -> Lattice:
@@ -278,6 +377,8 @@ class System:
         what the family cannot do; needs no weights.
         """
         own, lattice = self.family.defaults(self.config), self.lattice
+        for note in self.notes:
+            on_event(Note(note))
 
         def snapped(what: str, asked: int, made: int) -> int:
             if asked != made:
@@ -369,38 +470,80 @@ def open_system(
     device: str | torch.device | None = None,
     offline: bool | None = None,
     overrides: Mapping[str, Any] | None = None,
+    loras: Mapping[str | Path, float] | None = None,
+    add: Mapping[str, str | Path] | None = None,
     memory: MemoryOptions | None = None,
 ) -> System:
-    """Open a model: an embedded name, a family (with ``preset``, untrained), an alias, a file or a hub id.
+    """Open a model: an embedded name, a family (with ``preset``, untrained), an alias, a file, a folder or a hub id.
 
-    ``overrides`` replaces fields of the config by name. Raises BadRequest for anything that is not a model.
+    ``variant`` picks among a folder's files ("fp16"), or names the published model that the weights are ("svd-xt").
+    ``overrides`` replaces fields of the config by name. ``loras`` are LoRA files and their weights, ``add``
+    files in slots of the model (``{"motion": "mm_sd_v15_v2.ckpt"}``). Raises BadRequest for anything that is not a
+    model.
     """
     name = str(source)
     family_name, _, slash_preset = name.partition("/")
+    notes: tuple[str, ...] = ()
     if family_name in registry.FAMILIES and (preset or slash_preset):
+        if variant:
+            raise BadRequest(f"variant {variant} is of weights, and {family_name}/{preset or slash_preset} has none")
         family, config, weights = _untrained(family_name, preset or slash_preset)
         name = f"{family_name}/{preset or slash_preset}"
+    elif preset:
+        raise BadRequest(f"preset {preset} is of a family, untrained: {', '.join(registry.FAMILIES)}; not of {name}")
     elif name in registry.EMBEDDED:
-        family_name, file = registry.EMBEDDED[name]
-        path = Path(str(resources.files("kinema") / "weights" / file))
-        family, config, weights = _from_file(path, None)
+        path = Path(str(resources.files("kinema") / "weights" / registry.EMBEDDED[name][1]))
+        family, config, weights, notes = _opened(path, variant)
     elif Path(source).exists():
-        family, config, weights = _from_file(Path(source), variant)
+        family, config, weights, notes = _opened(Path(source), variant)
     elif name in registry.ALIASES or _is_hub_id(name):
-        family, config, weights = _from_file(hub.fetch(registry.ALIASES.get(name, name), offline=offline), variant)
+        family, config, weights, notes = _opened(_fetched(name, offline, variant), variant)
     elif Path(name).suffix or name.startswith((".", "/")):
         raise BadRequest(f"there is no file {name}; expected a model's file or folder")
     else:
         raise BadRequest(registry.unknown("model", name, {*registry.EMBEDDED, *registry.ALIASES, *registry.FAMILIES}))
+    added, config = _add(family, config, add or {}, offline)
+    weights = replace(weights, added=added)
     if overrides:
         config = _override(config, overrides)
     chosen = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    told = dict(overrides or {})
     asked = dtype or torch.float32
     computed = arithmetic(asked, chosen)
     rounded = None if computed == asked else asked
-    return System(
-        name, family, config, weights, chosen, computed, dict(overrides or {}), rounded, memory or MemoryOptions()
+    system = System(
+        name, family, config, weights, chosen, computed, told, notes,
+        rounded=rounded, memory=memory or MemoryOptions(),
     )  # fmt: skip
+    if loras:
+        system.use_loras(loras)
+    return system
+
+
+def _slots(family: Family) -> Slots:
+    if family.name not in registry.SLOTS:
+        raise BadRequest(f"{family.name} takes nothing in addition to its own file")
+    return registry.resolve(registry.SLOTS[family.name])
+
+
+def _add(
+    family: Family, config: Any, add: Mapping[str, str | Path], offline: bool | None
+) -> tuple[tuple[Added, ...], Any]:
+    """The additions in the order told, and the config with them."""
+    added = []
+    for slot, told in add.items():
+        slots = _slots(family)
+        if slot not in slots.names:
+            raise BadRequest(registry.unknown(f"slot of {family.name}", slot, slots.names))
+        if not Path(told).exists() and not _is_hub_id(str(told)):
+            raise BadRequest(f"there is no file {told} to add as {slot}")
+        source = Source(
+            Path(told) if Path(told).exists() else hub.fetch_model(str(told), offline=offline, variant=None)
+        )
+        found = slots.open(config, slot, source)
+        config = found.config
+        added.append(Added(slot, source, found.parts))
+    return tuple(added), config
 
 
 _UNITS = {torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"), torch.float16: ("avx512_fp16", "amx_fp16", "fp16")}
@@ -422,6 +565,15 @@ def _is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/")) and not Path(name).suffix
 
 
+def _fetched(name: str, offline: bool | None, variant: str | None) -> Path:
+    try:
+        return hub.fetch_model(registry.ALIASES.get(name, name), offline=offline, variant=_split(variant)[0])
+    except BadRequest as error:
+        if name in registry.ALIASES:
+            raise
+        raise BadRequest(f"{error} ({name.partition('/')[0]} is no family here, so a hub name was meant)") from error
+
+
 def _untrained(family_name: str, preset: str) -> tuple[Family, Any, Weights]:
     family: Family = registry.family(family_name)
     if preset not in family.presets:
@@ -429,26 +581,35 @@ def _untrained(family_name: str, preset: str) -> tuple[Family, Any, Weights]:
     return family, family.presets[preset], Weights(seed=0)
 
 
-def _from_file(path: Path, variant: str | None) -> tuple[Family, Any, Weights]:
-    """Recognise a file: by the note ``kinema train`` left in its metadata, else by its keys and shapes."""
-    told = files.metadata(path, variant).get("kinema")
-    if told:
+def _split(variant: str | None) -> tuple[str | None, str | None]:
+    """(which files of a folder, which published model): a variant that names a preset is a model."""
+    presets = {name for family in registry.FAMILIES for name in registry.family(family).presets} if variant else ()
+    return (None, variant) if variant in presets else (variant, None)
+
+
+def _opened(path: Path, variant: str | None) -> tuple[Family, Any, Weights, tuple[str, ...]]:
+    """Recognise a file or folder: by the note ``kinema train`` left in it, else by what a family sees in it."""
+    files_of, model = _split(variant)
+    source = Source(path, files_of, model)
+    weights = Weights(path, variant=files_of, model=model)
+    if told := source.metadata.get("kinema"):
+        if model:
+            raise BadRequest(f"{path} says itself which model it is; leave out variant {model}")
         try:
             note = json.loads(told)
             family: Family = registry.family(note["family"])
-            return family, family.from_json(note["config"]), Weights(path, variant=variant)
+            return family, family.from_json(note["config"]), weights, ()
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, BadRequest):
                 raise
             raise BadRequest(f"{path} has a damaged note of its family and config; expected one of kinema's") from error
-    header = files.header(path, variant)
     for name in registry.FAMILIES:
         family = registry.family(name)
-        config = family.recognise(header)
-        if config is not None:
-            return family, config, Weights(path, own=False, variant=variant)
-    first = ", ".join(sorted(header)[:3])
-    raise BadRequest(f"{path} is not a model of any family we know (its {len(header)} tensors begin {first})")
+        found = family.recognise(source)
+        if found is not None:
+            return family, found.config, replace(weights, own=False, parts=found.parts), found.notes
+    hint = "; name a model, and this with --lora" if is_lora(source.header) else ""
+    raise BadRequest(f"{path} is not a model of any family we know: it is {describe(source)}{hint}")
 
 
 def _override(config: Any, overrides: Mapping[str, Any]) -> Any:

@@ -273,6 +273,17 @@ def test_the_variant_is_chosen_by_name_and_else_the_plain_file(tmp_path: Path) -
     assert len(weight_files(tmp_path / "m", "fp16")) == len(weight_files(tmp_path / "m")) == 2
 
 
+def test_shards_of_one_kind_and_a_whole_file_of_another_lie_side_by_side(tmp_path: Path) -> None:
+    sharded(tmp_path / "m")
+    write_tensors(tmp_path / "m" / "model.fp16.safetensors", TENSORS)
+    assert len(weight_files(tmp_path / "m")) == 2
+    assert weight_files(tmp_path / "m", "fp16") == [tmp_path / "m" / "model.fp16.safetensors"]
+    sharded(tmp_path / "n", "fp16")
+    write_tensors(tmp_path / "n" / "model.safetensors", TENSORS)
+    assert weight_files(tmp_path / "n") == [tmp_path / "n" / "model.safetensors"]
+    assert len(weight_files(tmp_path / "n", "fp16")) == 2
+
+
 def test_a_folder_without_weights_or_with_a_choice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="holds no weights"):
         weight_files(tmp_path)

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
-from kinema.checkpoints.hub import fetch
+from kinema.checkpoints.hub import fetch, fetch_model
 from kinema.schema import BadRequest
 
 
@@ -39,3 +40,66 @@ def test_a_name_that_is_none_is_one_sentence(cache: Path) -> None:
     for name in ("a/b/c", "../etc", "bad name"):
         with pytest.raises(BadRequest, match="expected owner/name"):
             fetch(name, offline=True)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, list[str]], list[str]]:
+    """(repositories by name, files that were fetched): the library's call, without the network."""
+    repositories: dict[str, list[str]] = {}
+    fetched: list[str] = []
+
+    def snapshot(
+        repo_id: str, allow_patterns: list | None, ignore_patterns: list | None, local_files_only: bool
+    ) -> str:
+        folder = tmp_path / repo_id.replace("/", "--")
+        folder.mkdir(exist_ok=True)
+        for file in repositories[repo_id]:
+            wanted = allow_patterns is None or any(fnmatch(file, pattern) for pattern in allow_patterns)
+            if wanted and not any(fnmatch(file, pattern) for pattern in ignore_patterns or []):
+                (folder / file).parent.mkdir(exist_ok=True)
+                (folder / file).touch()
+                fetched.append(file)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    return repositories, fetched
+
+
+SVD = [
+    "model_index.json",
+    "svd.safetensors",
+    "svd_image_decoder.safetensors",
+    "output.gif",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "tokenizer/merges.txt",
+]
+
+
+def test_of_a_pipeline_only_configs_and_one_kind_of_weights_are_fetched(hub) -> None:  # noqa: ANN001
+    repositories, fetched = hub
+    repositories["a/svd"] = SVD
+    fetch_model("a/svd")
+    common = {"model_index.json", "unet/config.json", "tokenizer/merges.txt"}
+    assert set(fetched) == common | {"unet/diffusion_pytorch_model.safetensors"}
+    fetched.clear()
+    fetch_model("a/svd", variant="fp16")
+    assert set(fetched) == common | {"unet/diffusion_pytorch_model.fp16.safetensors"}
+
+
+def test_halves_are_fetched_where_there_is_nothing_else(hub) -> None:  # noqa: ANN001
+    repositories, fetched = hub
+    repositories["a/half"] = [file for file in SVD if file != "unet/diffusion_pytorch_model.safetensors"]
+    fetch_model("a/half")
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in fetched
+
+
+def test_one_file_or_a_repository_that_is_no_pipeline(hub) -> None:  # noqa: ANN001
+    repositories, fetched = hub
+    repositories["a/sv3d"] = ["sv3d_u.safetensors", "sv3d_p.safetensors"]
+    assert fetch_model("a/sv3d/sv3d_p.safetensors").name == "sv3d_p.safetensors"
+    assert fetched == ["sv3d_p.safetensors"]
+    fetched.clear()
+    fetch_model("a/sv3d")
+    assert fetched == ["sv3d_u.safetensors", "sv3d_p.safetensors"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinema.cli.options import Option, from_dataclass, parse, with_defaults
@@ -83,7 +83,7 @@ def test_the_last_of_a_repeated_option_wins():
         (("--framez", "3"), ("--framez", "did you mean --frames")),
         (("a", "red", "ball"), ("unexpected 'red'", "quotes")),
         (("--frames",), ("--frames",)),
-        (("-q",), ("-q", "did you mean")),
+        (("-q",), ("-q", "there are")),
     ],
 )
 def test_what_cannot_be_read_is_one_sentence(words, parts):
@@ -123,7 +123,7 @@ def test_the_command_line_wins_over_the_config_file(tmp_path):
         ("c.yaml", "framez: 5", "did you mean frames"),
         ("c.yaml", "frames: five", "whole number"),
         ("c.yaml", "frames: true", "whole number"),
-        ("c.yaml", "frames: [1", "damaged"),
+        ("c.yaml", "frames: [1", "line 1 is not YAML"),
         ("c.yaml", "- 1", "no table"),
         ("c.yaml", "!!python/object/apply:os.system ['true']", "damaged"),
         ("c.toml", "frames = ", "damaged"),
@@ -168,9 +168,10 @@ def test_every_option_of_a_verb_has_help_and_its_defaults_make_the_default_reque
 
 def test_every_field_of_a_request_is_an_option_of_some_verb():
     offered = {o.name for task in VERBS for o in request_options(task)}
-    assert offered | {"task"} == set(Request.__dataclass_fields__)
+    assert offered - {"motion"} | {"task"} == set(Request.__dataclass_fields__)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=40))
 def test_any_prompt_arrives_as_it_was_typed(prompt):
     if prompt.startswith("-"):

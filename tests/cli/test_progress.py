@@ -4,10 +4,11 @@ import io
 import json
 import math
 
+import pytest
 import torch
 
 from kinema.cli.progress import Bar, JsonLines, Lines, Silent, display
-from kinema.schema import Memory, Note, Phase, Step, TrainStep
+from kinema.schema import BadRequest, Memory, Note, Phase, Step, TrainStep
 
 EVENTS = [
     Phase("load", "zoetrope"),
@@ -76,3 +77,17 @@ def test_the_display_suits_the_options():
     assert isinstance(display(quiet=True), Silent)
     assert isinstance(display(json_events=True, quiet=True), JsonLines)
     assert isinstance(display(), Lines)  # under pytest stderr is no terminal
+
+
+def test_a_failure_is_the_last_line_of_a_program_s_events():
+    stream = io.StringIO()
+
+    def fail():
+        with JsonLines(stream) as show:
+            show(Note("so far"))
+            raise BadRequest("no such\nclip")
+
+    with pytest.raises(BadRequest):
+        fail()
+    last = json.loads(stream.getvalue().splitlines()[-1])
+    assert last == {"event": "failed", "message": "no such clip", "code": 2}

@@ -55,7 +55,7 @@ def test_a_clip_is_a_function_of_seed_and_index_not_of_what_was_read_before(tmp_
     one, other, third = opened(tmp_path, seed=5), opened(tmp_path, seed=5), opened(tmp_path, seed=6)
     forwards = [one.clip(i) for i in range(9)]
     backwards = [other.clip(i) for i in reversed(range(9))][::-1]
-    assert all(torch.equal(a, b) and c == d for (a, c), (b, d) in zip(forwards, backwards, strict=True))
+    assert all(torch.equal(a, b) and c == d for (a, c, *_), (b, d, *_) in zip(forwards, backwards, strict=True))
     assert any(not torch.equal(third.clip(i)[0], forwards[i][0]) for i in range(9))
 
 
@@ -183,14 +183,14 @@ def test_frames_are_scaled_with_their_aspect_kept_and_antialiased(tmp_path):
     (tmp_path / "board").mkdir()
     for t in range(4):
         Image.fromarray(np.repeat(board[..., None], 3, 2).astype(np.uint8)).save(tmp_path / "board" / f"{t}.png")
-    video, _ = opened(tmp_path).clip(0)
+    video, *_ = opened(tmp_path).clip(0)
     assert video.shape == (3, 4, 8, 8)
     assert float(video.abs().max()) < 0.05
 
 
 def test_pixels_are_float_in_minus_one_to_one(tmp_path):
     make(tmp_path / "a.gif", [0, 255, 0, 255])
-    video, caption = opened(tmp_path).clip(0)
+    video, caption, *_ = opened(tmp_path).clip(0)
     assert (video.dtype, caption) == (torch.float32, "")
     assert video[0, :, 0, 0].tolist() == [-1, 1, -1, 1]
 
@@ -199,7 +199,7 @@ def test_an_mp4_of_playroom_comes_back(tmp_path):
     made = sample(3, frames=8, height=32, width=32, caption="a red ball rolls right")
     save_clip(Clip(torch.from_numpy(made.video_CTHW)[None], 8.0), tmp_path / "a.mp4", crf=4)
     (tmp_path / "a.txt").write_text(made.caption)
-    video, caption = Folder.scan(tmp_path, frames=8, height=32, width=32, fps=8.0).clip(0)
+    video, caption, *_ = Folder.scan(tmp_path, frames=8, height=32, width=32, fps=8.0).clip(0)
     assert caption == "a red ball rolls right"
     assert float((video - torch.from_numpy(made.video_CTHW)).abs().mean()) < 0.05
 
@@ -234,10 +234,10 @@ def test_a_failure_of_a_decoder_that_nobody_foresaw_is_no_end_either(tmp_path, m
         make(tmp_path / f"{name}.gif", ramp(4), caption=name)
     read = module.read_frames
 
-    def failing(path, fps):
+    def failing(path, *told):
         if path.name == "a.gif":
             raise ZeroDivisionError("in the decoder")
-        return read(path, fps)
+        return read(path, *told)
 
     monkeypatch.setattr(module, "read_frames", failing)
     clips = opened(tmp_path)
@@ -265,7 +265,7 @@ def test_a_clip_is_decoded_once_while_the_cache_holds_it(tmp_path, monkeypatch):
     make(tmp_path / "a.gif", ramp(6))
     reads = []
     read = module.read_frames
-    monkeypatch.setattr(module, "read_frames", lambda path, fps: (reads.append(path), read(path, fps))[1])
+    monkeypatch.setattr(module, "read_frames", lambda path, *told: (reads.append(path), read(path, *told))[1])
     clips = opened(tmp_path)
     for i in range(5):
         clips.clip(i)

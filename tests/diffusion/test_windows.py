@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import CosineLogSNR, spaced
-from kinema.diffusion.windows import Windowed, blend, windows
+from kinema.diffusion.windows import Windowed, blend, uniform_windows, windows
 from kinema.schema import BadRequest
 
 LEVEL = CosineLogSNR().level(torch.tensor([0.4], dtype=torch.float64))
@@ -152,3 +152,50 @@ def test_impossible_windows_and_other_lengths_are_refused():
         blend([[0, 1]], "gaussian")
     with pytest.raises(BadRequest, match="12 frames"):
         Windowed(lambda frames: mixing, 12, 8, 2)(video(11), LEVEL)
+
+
+# ---------------------------------------------------------------------------------------- uniform
+
+
+def starts_of(told):
+    return [window[0] for window in told]
+
+
+def test_uniform_looped_windows_start_where_published():
+    """AnimateDiff's schedule for 32 frames, windows of 16, overlap 4 (facts of the family, section 5.9)."""
+    assert starts_of(uniform_windows(32, 16, 4, 0, looped=True)) == [0, 12, 24]
+    assert starts_of(uniform_windows(32, 16, 4, 1, looped=True)) == [16, 28, 8]
+    assert uniform_windows(32, 16, 4, 0, looped=True)[2] == [*range(24, 32), *range(8)]
+
+
+@pytest.mark.parametrize("looped", [False, True])
+def test_uniform_windows_cover_every_frame_at_every_step_and_move(looped):
+    for total in (17, 20, 32, 45, 64):
+        placed = [uniform_windows(total, 16, 4, step, looped) for step in range(9)]
+        for told in placed:
+            assert {frame for window in told for frame in window} == set(range(total)), total
+            assert all(len(window) == 16 for window in told)
+        assert any(told != placed[0] for told in placed[1:]) or total == 17
+        if not looped:
+            assert all(window == sorted(window) for told in placed for window in told)
+    assert uniform_windows(12, 16, 4, 3, looped) == [list(range(12))]
+
+
+def test_a_per_frame_denoiser_is_exact_also_in_windows_that_move():
+    seen = []
+
+    def make(frames):
+        def denoise(z, level):
+            seen.append(frames[0])
+            return 2 * z
+
+        return denoise
+
+    moving = Windowed(make, 32, 16, 4, uniform=True)
+    z, levels = video(32), spaced(CosineLogSNR(), 3)
+    for i in range(3):
+        assert torch.allclose(moving(z, levels[i]), 2 * z, atol=1e-6)
+        first = len(seen)
+        moving(z, levels[i])  # a second look at one level (Heun) sees the same windows
+        assert seen[first:] == seen[first - (len(seen) - first) : first]
+    assert seen[:3] != seen[-3:]

@@ -69,3 +69,12 @@ def test_the_log_is_taken_up_after_the_step_resumed_from(tmp_path):
     trim_log(path, 20)
     assert path.read_text() == f"{rows[0]}\n{rows[1]}\n"
     trim_log(tmp_path / "none.jsonl", 20)
+
+
+def test_a_refused_run_leaves_no_folder_but_keeps_one_that_was_there(tmp_path):
+    for name in ("new", "old"):
+        if name == "old":
+            (tmp_path / name).mkdir()
+        with pytest.raises(BadRequest, match="no"), claimed(tmp_path / name):
+            raise BadRequest("no")
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]

@@ -33,11 +33,12 @@ def source(**told):
 def test_playroom_is_rendered_at_the_models_size_and_holds_prompts_out():
     found, system, _ = source()
     own = system.family.defaults(system.config)
-    video, caption = found.train.clip(0)
+    video, caption, scene, *_ = found.train.clip(0)
     assert video.shape == (3, own.frames, own.height, own.width)
     trained = {found.train.clip(i)[1] for i in range(40)}
     held = {found.held_out.clip(i)[1] for i in range(40)}
     assert caption
+    assert scene
     assert trained.isdisjoint(held)
 
 

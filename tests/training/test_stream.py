@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
+from kinema.data.clip import Clip
 from kinema.system import Recipe
 from kinema.training.stream import Playroom, Stream, ahead, draw_mask
 
@@ -19,7 +20,7 @@ class Counted:
     skipped = ()
 
     def clip(self, index):
-        return torch.full((3, 4, 8, 8), float(index)), f"clip {index}"
+        return Clip(torch.full((3, 4, 8, 8), float(index)), f"clip {index}")
 
 
 def recipe(**changes):

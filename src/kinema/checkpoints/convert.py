@@ -21,7 +21,7 @@ from kinema import registry
 from kinema.atomic import check_folder, replacing
 from kinema.checkpoints.files import Header, write_streamed
 from kinema.checkpoints.signatures import describe
-from kinema.checkpoints.stream import Stream
+from kinema.checkpoints.source import Source
 from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -135,20 +135,8 @@ def _open(source: Path, variant: str | None) -> tuple[Layouts, Any]:
         opened = layouts.open(source, variant)
         if opened is not None:
             return layouts, opened
-    known = ", ".join(registry.LAYOUTS)
-    if source.is_dir() and (source / "model_index.json").is_file():
-        name = _class_name(source / "model_index.json")
-        raise BadRequest(f"{source} is a folder of {name}; layouts are known of {known}")
-    stream = Stream(source, variant)
-    told = describe(stream.header, stream.metadata)
+    known, told = ", ".join(registry.LAYOUTS), describe(Source(source, variant))
     raise BadRequest(f"{source} cannot be converted: layouts are known of {known}, and this is {told}")
-
-
-def _class_name(index: Path) -> str:
-    try:
-        return str(json.loads(index.read_bytes()).get("_class_name", "another pipeline"))
-    except (ValueError, AttributeError, OSError):
-        return "something else, with a damaged model_index.json"
 
 
 def _check_target(source: Path, target: Path, plan: Plan, overwrite: bool) -> None:

@@ -210,13 +210,14 @@ def _of_folder(folder: Path, variant: str | None) -> list[Path]:
         # model.safetensors, model.fp16.safetensors; model.safetensors.index.json, …index.fp16.json
         single = re.compile(rf"(?P<stem>[^.]+?)(?:\.(?P<variant>\w+))?(?:{kind})")
         index = re.compile(rf"(?P<stem>[^.]+)(?:{kind})\.index(?:\.(?P<variant>\w+))?\.json")
-        for pattern in (index, single):
-            found = [(m["variant"], name) for name in names if (m := pattern.fullmatch(name)) and not _is_shard(name)]
-            if not found:
-                continue
+        found = [(m["variant"], name) for name in names if (m := index.fullmatch(name))]
+        sharded = {kind for kind, _ in found}
+        whole = [(m["variant"], name) for name in names if (m := single.fullmatch(name)) and not _is_shard(name)]
+        found += [(kind, name) for kind, name in whole if kind not in sharded]
+        if found:
             chosen = folder / _choose(folder, found, variant)
-            return _of_index(chosen) if pattern is index else [chosen]
-    raise BadRequest(f"the folder {folder} holds no weights; expected a .safetensors file or its index")
+            return _of_index(chosen) if chosen.suffix == ".json" else [chosen]
+    raise BadRequest(f"the folder {folder} holds no weights; expected a .safetensors file, its index or a pipeline")
 
 
 def _is_shard(name: str) -> bool:

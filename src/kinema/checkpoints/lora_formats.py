@@ -19,14 +19,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kinema.checkpoints.files import metadata, read_tensors, write_tensors
+from kinema.checkpoints.files import header, metadata, read_tensors, write_tensors
 from kinema.checkpoints.keymap import few
+from kinema.checkpoints.signatures import lora_kind
 from kinema.schema import BadRequest
 
 LAYOUTS = ("diffusers", "kohya")
 PEFT_NOTE = "lora_adapter_metadata"
 """Key of the file's metadata under which diffusers keeps the settings of peft."""
 
+KOHYA = {
+    "lora_unet_": "unet",
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+}
+"""Kohya's prefix to the part of a model; SDXL's files number their two text encoders."""
 _ENDS = {
     ".lora_down.weight": "down",
     ".lora_up.weight": "up",
@@ -78,9 +86,10 @@ def is_lora(names: Iterable[str]) -> bool:
 def read_lora(path: str | Path, modules: Iterable[str], aliases: Mapping[str, str] | None = None) -> dict[str, Adapter]:
     """A LoRA file by our module names.
 
-    ``modules`` are all names that there are, component first; ``aliases`` are names of an original layout
-    (``input_blocks.1.1.…``) to ours. Raises `BadRequest` that names what cannot be used: a module that is not
-    there, a tensor that is no part of a LoRA (LoCon, DoRA), half a pair, ranks that disagree.
+    ``modules`` are all names that there are, part of the model first; names without a part are the U-Net's.
+    ``aliases`` are names of an original layout (``input_blocks.1.1.…``) to ours. Raises `BadRequest` that names
+    what cannot be used: a module that is not there (and of what model the LoRA is), a tensor that is no part of
+    a LoRA (LoCon, DoRA), half a pair, ranks that disagree.
     """
     names = _Names(modules, aliases or {})
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
@@ -94,7 +103,8 @@ def read_lora(path: str | Path, modules: Iterable[str], aliases: Mapping[str, st
             found[module][role] = tensor
     where = Path(path).name
     if unknown:
-        raise BadRequest(f"{where} holds {len(unknown)} tensors that fit no layer of this model ({few(unknown)})")
+        faults = f"{len(unknown)} of its tensors fit no layer of this model ({few(unknown)})"
+        raise BadRequest(f"{where} is {lora_kind(header(path))}: {faults}")
     told = _PeftAlphas(metadata(path), where)
     made = {module: _adapter(parts, module, told, where) for module, parts in found.items()}
     if not made:
@@ -114,35 +124,47 @@ class _Names:
 
     def __init__(self, modules: Iterable[str], aliases: Mapping[str, str]) -> None:
         ours = {name: name for name in modules}
-        self.dotted = ours | {name.partition(".")[2]: name for name in ours} | dict(aliases)
+        bare = {name.removeprefix("unet."): name for name in ours if name.startswith("unet.")}
+        self.dotted = ours | bare | dict(aliases)
         self.flat = {name.replace(".", "_"): module for name, module in self.dotted.items()}
 
     def find(self, stem: str) -> str | None:
-        if stem.startswith("lora_unet_"):
-            return self.flat.get(stem.removeprefix("lora_unet_"))
+        for prefix, part in KOHYA.items():
+            if stem.startswith(prefix):
+                inner = stem.removeprefix(prefix)
+                return self.flat.get(f"{part}_{inner}") or (self.flat.get(inner) if part == "unet" else None)
         # Older diffusers keeps the four projections beside each other in the attention processor.
-        stem = re.sub(r"\.processor\.(to_[qkv])$", r".\1", stem)
+        stem = re.sub(r"\.processor\.(to_[qkv]|0|proj)$", r".\1", stem)
         stem = re.sub(r"\.processor\.to_out$", ".to_out.0", stem)
         return self.dotted.get(stem.removeprefix("base_model.model."))
 
 
 class _PeftAlphas:
-    """The alphas that peft's settings in a file's metadata give: one for all, and patterns for some."""
+    """The alphas that peft's settings in a file's metadata give, by part: one for all, and patterns for some."""
 
     def __init__(self, told: Mapping[str, str], where: str) -> None:
+        self.default: dict[str, float] = {}
+        self.patterns: dict[str, dict[str, float]] = defaultdict(dict)
         try:
-            note = {k.removeprefix("unet."): v for k, v in json.loads(told.get(PEFT_NOTE, "{}")).items()}
-            self.default = float(note["lora_alpha"]) if "lora_alpha" in note else None
-            self.patterns = {str(name): float(alpha) for name, alpha in (note.get("alpha_pattern") or {}).items()}
+            for key, value in json.loads(told.get(PEFT_NOTE, "{}")).items():
+                part, _, setting = key.rpartition(".")
+                if setting == "lora_alpha":
+                    self.default[part] = float(value)
+                elif setting == "alpha_pattern":
+                    self.patterns[part] = {str(name): float(alpha) for name, alpha in (value or {}).items()}
+                elif setting in ("use_rslora", "use_dora") and value:
+                    raise BadRequest(f"{where} is a rank-stabilised or weight-decomposed LoRA; expected a plain one")
         except (ValueError, TypeError, AttributeError) as error:
+            if isinstance(error, BadRequest):
+                raise
             raise BadRequest(f"{where} has damaged settings of peft in its metadata") from error
-        if note.get("use_rslora") or note.get("use_dora"):
-            raise BadRequest(f"{where} is a rank-stabilised or weight-decomposed LoRA; only plain ones are known here")
 
     def of(self, module: str) -> float | None:
-        inner = module.partition(".")[2]
-        ends = (alpha for name, alpha in self.patterns.items() if inner.endswith(f".{name}"))
-        return self.patterns.get(inner, next(ends, self.default))
+        part, _, inner = module.partition(".")
+        part = part if part in self.default or part in self.patterns else ""
+        patterns = self.patterns.get(part, {})
+        ends = (alpha for name, alpha in patterns.items() if inner.endswith(f".{name}"))
+        return patterns.get(inner, next(ends, self.default.get(part)))
 
 
 def _adapter(parts: dict[str, Tensor], module: str, told: _PeftAlphas, where: str) -> Adapter:
@@ -177,9 +199,11 @@ def laid_out(lora: Lora, layout: str) -> tuple[dict[str, Tensor], dict[str, str]
 
 def kohya(lora: Lora) -> dict[str, Tensor]:
     """kohya's names and tensors; every adapter says its alpha."""
+    prefixes = {part: prefix for prefix, part in reversed(KOHYA.items())}
     made = {}
     for module, adapter in lora.items():
-        stem = "lora_unet_" + module.partition(".")[2].replace(".", "_")
+        part, _, inner = module.partition(".")
+        stem = (prefixes[part] + inner if part in prefixes else "lora_unet_" + module).replace(".", "_")
         made[f"{stem}.lora_down.weight"], made[f"{stem}.lora_up.weight"] = adapter.down, adapter.up
         alpha = adapter.rank if adapter.alpha is None else adapter.alpha
         made[f"{stem}.alpha"] = torch.tensor(float(alpha), dtype=adapter.down.dtype)
@@ -195,18 +219,26 @@ def diffusers(lora: Lora) -> dict[str, Tensor]:
 
 
 def peft_note(lora: Lora) -> str:
-    """peft's settings as diffusers keeps them: the commonest rank and alpha, and the layers that differ."""
-    ranks = {module.partition(".")[2]: adapter.rank for module, adapter in lora.items()}
-    alphas = {module.partition(".")[2]: a.rank if a.alpha is None else a.alpha for module, a in lora.items()}
+    """peft's settings as diffusers keeps them, for each part: the commonest rank and alpha, and what differs."""
+    parts: dict[str, dict[str, Adapter]] = defaultdict(dict)
+    for module, adapter in lora.items():
+        part, _, inner = module.partition(".")
+        parts[part][inner] = adapter
+    note = {f"{part}.{name}": value for part, held in parts.items() for name, value in _settings(held).items()}
+    return json.dumps(note, sort_keys=True)
+
+
+def _settings(part: Lora) -> dict[str, Any]:
+    ranks = {module: adapter.rank for module, adapter in part.items()}
+    alphas = {module: a.rank if a.alpha is None else a.alpha for module, a in part.items()}
     rank, alpha = _commonest(ranks), _commonest(alphas)
-    note = {
+    return {
         "lora_alpha": alpha,
         "r": rank,
         "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
         "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
         "target_modules": sorted(ranks),
     }
-    return json.dumps({f"unet.{name}": value for name, value in note.items()}, sort_keys=True)
 
 
 def _commonest(values: Mapping[str, Any]) -> Any:
@@ -257,10 +289,15 @@ class Merged:
         if absent := sorted(name for name in weights if name not in held):
             raise BadRequest(f"the LoRA has {len(absent)} layers that this model lacks ({few(absent)})")
         for lora, _ in loras:
-            for module, adapter in lora.items():
-                shape = held[f"{module}.weight"].shape
-                rows, columns = adapter.up.shape[0], adapter.down.flatten(1).shape[1]
-                if rows != shape[0] or columns != shape[1:].numel() or adapter.up.flatten(1).shape[1] != adapter.rank:
-                    told = f"{rows}×{columns} at {module}, where this model has {'×'.join(map(str, shape))}"
-                    raise BadRequest(f"the LoRA is for another model: it is {told}")
+            check_shapes(lora, {name: p.shape for name, p in held.items()}, "the LoRA is for another model: it")
         return held
+
+
+def check_shapes(lora: Lora, shapes: Mapping[str, torch.Size], where: str) -> None:
+    """Refuse adapters that do not fit weights of these shapes, by parameter; ``where`` begins the sentence."""
+    for module, adapter in lora.items():
+        shape = shapes[f"{module}.weight"]
+        rows, columns = adapter.up.shape[0], adapter.down.flatten(1).shape[1]
+        if rows != shape[0] or columns != shape[1:].numel() or adapter.up.flatten(1).shape[1] != adapter.rank:
+            told = f"{rows}×{columns} at {module}, where this model has {'×'.join(map(str, shape))}"
+            raise BadRequest(f"{where} is {told}")

@@ -16,7 +16,9 @@ from kinema.checkpoints.keymap import few
 from kinema.schema import BadRequest
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-_WRAPPERS = ("ema", "state_dict", "model")
+_WRAPPERS = ("ema", "state_dict", "model", "controlnet")
+_NOTES = ("animatediff_config",)
+"""Names of what is no tensor, which published files carry and nothing needs."""
 _LOOKED_AT = 2**20
 """Bytes of a refused pickle that are searched for the name of what it wanted to run."""
 
@@ -80,7 +82,7 @@ def _unwrap(file: Path, held: Any) -> dict[str, Tensor]:
     if not isinstance(held, Mapping):
         raise BadRequest(f"{file.name} holds a {type(held).__name__}; expected named tensors")
     tensors = {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
-    nested = [str(name) for name, value in held.items() if isinstance(value, Mapping) and value]
+    nested = [str(k) for k, value in held.items() if isinstance(value, Mapping) and value and k not in _NOTES]
     if nested or not tensors:
         raise BadRequest(f"{file.name} holds {few(nested) if nested else 'no tensors'}; expected named tensors")
     if all(name.startswith("module.") for name in tensors):

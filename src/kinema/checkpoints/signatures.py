@@ -7,12 +7,13 @@ import re
 
 from kinema import registry
 from kinema.checkpoints.files import Header
+from kinema.checkpoints.source import Source
+from kinema.schema import BadRequest
 
+MOTION = "an AnimateDiff motion module, which an image model takes (add motion=FILE)"
 SIGNATURES: tuple[tuple[str, str], ...] = (
-    (r"\.lora_(down|up)\.weight$", "a LoRA in kohya's layout"),
-    (r"\.lora_[AB]\.|\.lora\.(down|up)\.|_lora\.(down|up)\.", "a LoRA in the layout of diffusers or peft"),
     (r"^model\.diffusion_model\..*\.time_mix_blocks\.", "Stable Video 4D"),
-    (r"(^|\.)motion_modules\.\d+\.|\.temporal_transformer\.", "an AnimateDiff motion module"),
+    (r"(^|\.)motion_modules\.\d+\.|\.temporal_transformer\.", MOTION),
     (r"^(controlnet_cond_embedding|controlnet_down_blocks)\.", "a ControlNet of diffusers"),
     (r"^(control_model\.|input_hint_block\.)", "a ControlNet"),
     (r"^conditioner\.embedders\.1\.model\.transformer\.", "a Stable Diffusion XL checkpoint"),
@@ -29,17 +30,58 @@ SIGNATURES: tuple[tuple[str, str], ...] = (
 )
 """A pattern of a tensor's name and what has such names; the first that matches any name is told."""
 
+LORA = re.compile(r"\.lora_(down|up|[AB])\.|[._]lora\.(down|up)\.")
+LORA_OF: tuple[tuple[str, str], ...] = (
+    (r"motion_modules", "an AnimateDiff motion module"),
+    (r"temporal_transformer_blocks|temporal_res_block|time_stack", "Stable Video Diffusion"),
+    (r"(double|single|single_transformer)_blocks", "Flux"),
+    (r"^lora_te2_|^text_encoder_2\.|input_blocks_[478]_1_transformer_blocks_[1-9]", "Stable Diffusion XL"),
+    (r"(^|[._])blocks[._]\d+[._](self|cross)_attn", "Wan"),
+)
+"""The same for LoRAs, by the layers they change."""
+CONTEXT_OF = {768: "Stable Diffusion 1.5", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
+"""Width of the text that cross-attention reads, which is the input of its keys and values."""
 
-def describe(header: Header, metadata: dict[str, str]) -> str:
-    """What a file seems to be, to end the sentence "… it is"."""
-    if "kinema" in metadata:
-        return f"{json.loads(metadata['kinema']).get('family', 'another')} weights of kinema's own"
-    for name in registry.FAMILIES:
-        if registry.family(name).recognise(header) is not None:
-            return f"a {name} model"
-    for pattern, what in SIGNATURES:
-        found = re.compile(pattern)
-        if any(found.search(name) for name in header):
-            return what
-    first = ", ".join(sorted(header)[:3])
-    return f"nothing known here (its {len(header)} tensors begin {first})"
+
+def describe(source: Source) -> str:
+    """What a file or folder seems to be, to end the sentence "… it is"."""
+    if source.pipeline:
+        return f"a folder of {source.pipeline}"
+    if "kinema" in source.metadata:
+        return f"{_family(source.metadata['kinema'])} weights of kinema's own"
+    header = source.header
+    if any(LORA.search(name) for name in header):
+        return lora_kind(header)
+    family = next((name for name in registry.FAMILIES if _is_of(name, source)), None)
+    if family:
+        return f"a model of {family}"
+    unknown = f"nothing known here (its {len(header)} tensors begin {', '.join(sorted(header)[:3])})"
+    return next((what for pattern, what in SIGNATURES if _any(pattern, header)), unknown)
+
+
+def _family(note: str) -> str:
+    try:
+        return str(json.loads(note)["family"])
+    except (ValueError, KeyError, TypeError):
+        return "damaged"
+
+
+def lora_kind(header: Header) -> str:
+    """Of what model a LoRA is: "a LoRA of Stable Diffusion 1.5"; "a LoRA" where its layers do not tell."""
+    base = next((what for pattern, what in LORA_OF if _any(pattern, header)), "")
+    keys = re.compile(r"attn2[._](processor[._])?to_[kv][._]lora[._](down|A)[._]")
+    widths = {shape[1] for name, (shape, _) in header.items() if keys.search(name) and len(shape) > 1}
+    base = base or next((CONTEXT_OF[width] for width in sorted(widths) if width in CONTEXT_OF), "")
+    return f"a LoRA of {base}" if base else "a LoRA"
+
+
+def _is_of(family: str, source: Source) -> bool:
+    try:
+        return registry.family(family).recognise(source) is not None
+    except BadRequest:
+        return True  # it is one of its own that refuses, for something it lacks
+
+
+def _any(pattern: str, header: Header) -> bool:
+    found = re.compile(pattern)
+    return any(found.search(name) for name in header)

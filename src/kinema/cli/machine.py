@@ -59,12 +59,26 @@ def set_threads(count: int | None) -> None:
 
 def parameters(family: Any, config: Any) -> tuple[int, int]:
     """(parameters, tensors) of a family's network, counted on the meta device: no memory is taken."""
+    counted = parts(family, config).values()
+    return sum(part["parameters"] for part in counted), sum(part["tensors"] for part in counted)
+
+
+def parts(family: Any, config: Any) -> dict[str, dict[str, int]]:
+    """The same of each module at the top of the network (``unet``, ``vae``), and of what lies beside them."""
     import torch
 
     with torch.device("meta"):
         model = family.build(config)
-    state = model.state_dict()
-    return sum(p.numel() for p in model.parameters()), len(state)
+    numbers = {name: p.numel() for name, p in model.named_parameters()}
+    counted: dict[str, dict[str, int]] = {}
+    for name in model.state_dict():
+        top = name.partition(".")[0]
+        part = counted.setdefault(top, {"parameters": 0, "tensors": 0})
+        part["tensors"] += 1
+        part["parameters"] += numbers.get(name, 0)
+        if ".motion_modules." in name and name in numbers:
+            part["motion_parameters"] = part.get("motion_parameters", 0) + numbers[name]
+    return counted
 
 
 def free_memory(device_name: str) -> int:

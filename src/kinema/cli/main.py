@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("kinema.cli.models:models", "the models, families and samplers there are"),
     "inspect": ("kinema.cli.models:inspect", "what a weight file or a clip holds"),
     "convert": ("kinema.cli.convert:convert", "weights from one layout to another"),
+    "data": ("kinema.cli.data:data", "clips made ready for training: shots, motion, latents"),
     "train": ("kinema.cli.train:train", "train a model, or resume a run"),
     "evaluate": ("kinema.cli.train:evaluate", "measure a model"),
     "doctor": ("kinema.cli.doctor:doctor", "whether this machine has what kinema needs"),

@@ -17,7 +17,8 @@ from kinema.schema import BadRequest
 
 JSON = Option("json", bool, False, "as JSON")
 LISTING = [JSON, Option("samplers", bool, False, "the samplers and their own options instead")]
-FILE = Option("file", str, "", "weight file, or clip written by kinema", positional=True)
+FILE = Option("file", str, "", "weight file, folder of a model, or clip written by kinema", positional=True)
+VARIANT = Option("variant", str | None, None, "which files of a folder, such as fp16")
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
 
@@ -35,7 +36,7 @@ def models(words: Sequence[str]) -> int:
 
 
 def inspect(words: Sequence[str]) -> int:
-    options = [FILE, JSON]
+    options = [FILE, VARIANT, JSON]
     own = with_defaults(options, parse(options, words, "kinema inspect", "What a weight file or a clip holds."))
     if not own["file"]:
         raise BadRequest("kinema inspect needs a file: kinema inspect ball.mp4")
@@ -43,7 +44,7 @@ def inspect(words: Sequence[str]) -> int:
     if not path.exists():
         raise BadRequest(f"there is no file {path}")
     folder_of_weights = path.is_dir() and not (path / "recipe.json").is_file()
-    told = weights(path) if path.suffix.lower() in WEIGHTS or folder_of_weights else clip(path)
+    told = weights(path, own["variant"]) if path.suffix.lower() in WEIGHTS or folder_of_weights else clip(path)
     return _write(told if own["json"] else "\n".join(_lines(told)))
 
 
@@ -71,25 +72,29 @@ def catalogue() -> list[dict[str, Any]]:
     return rows
 
 
-def weights(path: Path) -> dict[str, Any]:
-    """Family, configuration, sizes and hash of a weight file; refused if no family knows it."""
-    from kinema.checkpoints import files
+def weights(path: Path, variant: str | None = None) -> dict[str, Any]:
+    """Family, configuration, sizes and hash of a weight file or folder; refused if no family knows it."""
     from kinema.system import open_system
 
-    header = files.header(path)
-    system = open_system(path)
-    count, tensors = machine.parameters(system.family, system.config)
+    system = open_system(path, variant=variant)
+    source, parts = system.weights.source, system.weights.parts
+    header = source.headers(parts) if parts else source.header
+    layout = "kinema" if system.weights.own else f"folder of {source.pipeline}" if parts else "single file"
+    counts = _counts(system.family, system.config)
     told = {
         "file": str(path),
-        "bytes": sum(file.stat().st_size for file in files.weight_files(path)),
+        "bytes": sum(file.stat().st_size for file in source.files(parts)),
         "family": system.family.name,
-        "layout": "kinema" if system.weights.own else "foreign, converted when loaded",
+        "layout": layout,
         "tensors": len(header),
         "dtypes": dict(Counter(str(kind).removeprefix("torch.") for _, kind in header.values())),
-        "network_tensors": tensors,
-        "parameters": count,
+        "network_tensors": counts["tensors"],
+        "parameters": counts["parameters"],
+        "parts": counts["parts"],
         "hash": system.weights.hash,
     }
+    if system.notes:
+        told["notes"] = list(system.notes)
     return {**told, "config": {k: _short(v) for k, v in system.family.to_json(system.config).items()}}
 
 
@@ -115,14 +120,19 @@ def _of_file(path: Path) -> tuple[Any, Any]:
 
 
 def _figures(family: Any, config: Any) -> dict[str, Any]:
-    count, tensors = machine.parameters(family, config)
     own = family.defaults(config)
     return {
-        "parameters": count,
-        "tensors": tensors,
+        **_counts(family, config),
         "native": f"{own.frames}×{own.height}×{own.width}",
         "sampling": f"{own.sampler}, {own.steps} steps, guidance {own.guidance:g}",
     }
+
+
+def _counts(family: Any, config: Any) -> dict[str, Any]:
+    """Parameters and tensors of the network and of each of its parts, from the meta device."""
+    parts = machine.parts(family, config)
+    every = {what: sum(count[what] for count in parts.values()) for what in ("parameters", "tensors")}
+    return {**every, "parts": parts}
 
 
 def _count(number: int | None) -> str:

@@ -36,6 +36,7 @@ class Option:
     help: str
     positional: bool = False
     short: str | None = None
+    metavar: str = ""
 
     @property
     def flag(self) -> str:
@@ -152,6 +153,8 @@ def _annotation(o: Option) -> Any:
         help=o.help, metavar=_metavar(o), aliases=(o.short,) if o.short else None, help_behavior_hint=default
     )
     if o.positional:
+        if o.repeated:
+            return Annotated[tyro.conf.Positional[list[str]], arg]
         return Annotated[tyro.conf.Positional[str], arg]
     if o.repeated:
         return Annotated[tyro.conf.UseAppendAction[list[str]], arg]
@@ -165,6 +168,8 @@ def _tyro_default(o: Option) -> Any:
 
 
 def _metavar(o: Option) -> str:
+    if o.metavar:
+        return o.metavar
     if o.positional:
         return o.name.upper()
     if get_origin(o.kind) is Literal:
@@ -203,7 +208,7 @@ def convert(o: Option, value: Any, where: str = "") -> Any:
     kind = o.kind
     try:
         if o.repeated:
-            return _mapping(value) if get_origin(kind) is not list and kind is not list else [str(v) for v in value]
+            return _mapping(value) if get_origin(kind) is not list and kind is not list else _list(value)
         if get_origin(kind) is Literal:
             return _choice(value, get_args(kind))
         if get_origin(kind) is tuple:
@@ -232,6 +237,13 @@ def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
     raise ValueError
 
 
+def _list(value: Any) -> list[str]:
+    """Words of the command line, or a list or single text of a config file."""
+    if isinstance(value, Mapping):
+        raise TypeError
+    return [value] if isinstance(value, str) else [str(v) for v in value]
+
+
 def _mapping(value: Any) -> dict[str, Any]:
     """``["motion-bucket=127"]`` or a table of a config file, as names to plain values."""
     if isinstance(value, Mapping):
@@ -249,7 +261,7 @@ def _literal(word: str) -> Any:
 
 def _expected(o: Option) -> str:
     if o.repeated:
-        return "KEY=VALUE"
+        return o.metavar or "KEY=VALUE"
     if get_origin(o.kind) is Literal:
         return " or ".join(map(str, get_args(o.kind)))
     if get_origin(o.kind) is tuple:
@@ -300,4 +312,5 @@ def _loads(suffix: str, text: str) -> Any:
     try:
         return yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        mark = getattr(error, "problem_mark", None)  # its own text speaks of scanners and tokens
+        raise ValueError(f"line {mark.line + 1} is not YAML" if mark else "it is not YAML") from None

@@ -30,6 +30,7 @@ PHASES = {
     "decode": "decoding",
     "write": "writing",
     "train": "training",
+    "encode": "encoding",
     "measure": "measuring",
 }
 
@@ -65,13 +66,22 @@ class Silent:
 
 
 class JsonLines(Silent):
-    """One JSON object a line: ``{"event": "step", "index": 3, "total": 20, …}``."""
+    """One JSON object a line: ``{"event": "step", "index": 3, "total": 20, …}``; a failure is the last of them."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def __call__(self, event: Event) -> None:
         self.write(type(event).__name__, {f.name: getattr(event, f.name) for f in fields(event) if f.name != "x0"})
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            from kinema.cli.main import ending  # which imports the commands, which import this
+
+            message, code = ending(error)
+            self.write("failed", {"message": " ".join(message.split()), "code": code})
 
     def write(self, name: str, values: dict[str, Any]) -> None:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

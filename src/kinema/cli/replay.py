@@ -25,6 +25,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("model", "weights", "device", "dtype", "variant", "noise"), str),
     **dict.fromkeys(("overrides", "versions", "inputs"), Mapping),
     **dict.fromkeys(("threads", "zoom"), int),
+    **dict.fromkeys(("loras", "added"), list),
     "request": (Mapping, str),
 }
 """What each name of a recipe holds."""
@@ -49,6 +50,8 @@ def replay(words: Sequence[str]) -> int:
         model = reopened(recipe, told)
         for note in differences(recipe, model.system.weights.hash, request, model_told="model" in told):
             show(Note(note))
+        if "lora" not in told:
+            check_loras(recipe, model.system)
         for note in other_settings(recipe, model.system):
             show(Note(note))
         clip = model.run(request, on_event=show)
@@ -86,13 +89,22 @@ def reopened(recipe: Mapping[str, Any], told: Mapping[str, Any]) -> Model:
             machine.device(options.device)
         except BadRequest as error:
             raise BadRequest(f"the clip was made on another machine: {error}; pass --device to choose one") from None
-    return open_model(options, variant=recipe.get("variant"), overrides=_tuples(recipe.get("overrides", {})))
+    loras: dict[str | Path, float] = {}
+    for name, weight, _ in [] if "lora" in told else _loras(recipe):
+        if not Path(name).exists():
+            raise BadRequest(f"the clip was made with the LoRA {name}, and that file is not there now; pass --lora")
+        loras[name] = weight
+    add = {} if "add" in told else _added(recipe)
+    for slot, file in add.items():
+        if not Path(file).exists():
+            raise BadRequest(f"the clip was made with {slot}={file}, and that is not there now; pass --add")
+    return open_model(options, overrides=_tuples(recipe.get("overrides", {})), loras=loras, add=add)
 
 
 def as_it_was(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The model options that were in force: the model, its device and precision, and the threads."""
     names = {long: short for short, long in machine.DTYPES.items()}
-    told = {name: recipe.get(name) for name in ("model", "device", "threads")}
+    told = {name: recipe.get(name) for name in ("model", "variant", "device", "threads")}
     told["dtype"] = names.get(recipe.get("dtype", ""))
     return {name: value for name, value in told.items() if value is not None}
 
@@ -105,6 +117,34 @@ def other_settings(recipe: Mapping[str, Any], system: System) -> list[str]:
         for name, value in now.items()
         if name in recipe and value.removesuffix(":0") != recipe[name].removesuffix(":0")
     ]
+
+
+def _added(recipe: Mapping[str, Any]) -> dict[str, str | Path]:
+    """Slot and file of what a recipe adds to its model; their hashes are part of the weights'."""
+    try:
+        return {str(each["slot"]): str(each["file"]) for each in recipe.get("added") or []}
+    except (KeyError, TypeError):
+        raise BadRequest("the recipe is damaged: its added are not slots with files") from None
+
+
+def _loras(recipe: Mapping[str, Any]) -> list[tuple[str, float, str]]:
+    """(file, weight, hash) of the LoRAs that a recipe names."""
+    try:
+        return [(str(each["file"]), float(each["weight"]), str(each["hash"])) for each in recipe.get("loras") or []]
+    except (KeyError, TypeError, ValueError):
+        raise BadRequest("the recipe is damaged: its loras are not files with weights and hashes") from None
+
+
+def check_loras(recipe: Mapping[str, Any], system: System) -> None:
+    """Refuse LoRA files that are others than they were; `--lora` accepts them."""
+    before = {name: was for name, _, was in _loras(recipe)}
+    for file in system.loras.files:
+        was = before.get(str(file.path), "")
+        if file.hash != was:
+            raise BadRequest(
+                f"{file.path} is not the LoRA of the clip ({_brief(file.hash)} now, {_brief(was)} then); "
+                "pass --lora to name the file, or to accept this one"
+            )
 
 
 def _tuples(value: Any) -> Any:

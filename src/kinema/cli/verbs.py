@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +12,7 @@ from kinema.cli import machine
 from kinema.cli.options import Option, from_dataclass, parse, with_defaults
 from kinema.cli.output import Output
 from kinema.cli.progress import JsonLines, display
-from kinema.schema import TAKES, Note, Phase, Request, TaskName
+from kinema.schema import TAKES, BadRequest, Note, Phase, Request, TaskName
 
 if TYPE_CHECKING:
     from kinema.generate import Model
@@ -45,6 +45,9 @@ class ModelOptions:
     """Which model runs, and on what."""
 
     model: str = DEFAULT_MODEL
+    variant: str | None = None
+    lora: Sequence[str] = field(default_factory=list)
+    add: Sequence[str] = field(default_factory=list)
     device: str | None = None
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
     threads: int | None = None
@@ -56,6 +59,21 @@ class ModelOptions:
 
 MODEL = [
     Option("model", str, DEFAULT_MODEL, "embedded name, family/preset, alias, hub id, folder or file", short="-m"),
+    Option("variant", str | None, None, "files of a folder (fp16), or the published model that weights are (svd-xt)"),
+    Option(
+        "lora",
+        list[str],
+        [],
+        "LoRA file, and its weight after a colon where it is not 1; may be repeated",
+        metavar="PATH[:WEIGHT]",
+    ),
+    Option(
+        "add",
+        list[str],
+        [],
+        "file in a slot of the model, such as a motion module in an image model; may be repeated",
+        metavar="SLOT=PATH",
+    ),
     Option("device", str | None, None, "device, such as cpu or cuda:0; the GPU when there is one"),
     Option("dtype", Literal["fp32", "bf16", "fp16"] | None, None, "precision the network runs in"),
     Option("threads", int | None, None, "CPU threads"),
@@ -79,6 +97,9 @@ REPORTING = [
     Option("quiet", bool, False, "no progress, only the paths written"),
     Option("json_events", bool, False, "events as JSON lines on stdout"),
 ]
+MOTION = Option(
+    "motion", float | None, None, "how much moves, where a model is told it; short for --extra motion-bucket=N"
+)
 CONFIG = Option("config", Path | None, None, "YAML, TOML or JSON file of these options; the command line wins")
 
 
@@ -132,14 +153,19 @@ def request_options(task: TaskName) -> list[Option]:
     """The options of a verb that are fields of `Request`: those of sampling, and what `TAKES` gives it."""
     others = {name for taken in TAKES.values() for name in taken} - set(TAKES[task])
     order = [f.name for f in fields(Request) if f.name not in others and f.name != "task"]
-    return from_dataclass(Request, order, positional=VERBS[task].positional)
+    return [*from_dataclass(Request, order, positional=VERBS[task].positional), MOTION]
 
 
 def request_from(task: TaskName, told: Mapping[str, Any]) -> Request:
     """The request that was told; between two pictures the one positional word is the prompt."""
     if task == "interpolate" and {"image", "last_image", "video"} <= told.keys() and "prompt" not in told:
         told = {**told, "prompt": told["video"], "video": None}
-    names = {o.name for o in request_options(task)}
+    if told.get("motion") is not None:
+        extra = told.get("extra", {})
+        if "motion_bucket" in extra:
+            raise BadRequest("--motion and --extra motion-bucket are one option: give one of them")
+        told = {**told, "extra": {**extra, "motion_bucket": told["motion"]}}
+    names = {o.name for o in request_options(task)} - {MOTION.name}
     return Request(task=task, **{name: value for name, value in told.items() if name in names})
 
 
@@ -154,22 +180,61 @@ def model_options(told: Mapping[str, Any]) -> ModelOptions:
 
 
 def open_model(
-    options: ModelOptions, *, variant: str | None = None, overrides: Mapping[str, Any] | None = None
+    options: ModelOptions,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    loras: Mapping[str | Path, float] | None = None,
+    add: Mapping[str, str | Path] | None = None,
 ) -> Model:
     """`kinema.load` with the options of the command line, and with what a recipe says besides."""
     machine.set_threads(options.threads)
     device, dtype = machine.device(options.device), machine.dtype(options.dtype)
+    loras = lora_weights(options.lora) or loras
     from kinema.generate import load
 
-    offline = options.offline or None
     return load(
         options.model,
-        variant=variant,
+        variant=options.variant,
         device=device,
         dtype=dtype,
-        offline=offline,
+        offline=options.offline or None,
         overrides=overrides,
+        loras=loras,
+        add=additions(options.add) or add,
         offload=options.offload,
         memory=options.memory,
         chunk_tokens=options.chunk_tokens,
     )
+
+
+def additions(words: Sequence[str]) -> dict[str, str | Path]:
+    """``["motion=mm_sd_v15_v2.ckpt"]`` as slots and files."""
+    told: dict[str, str | Path] = {}
+    for word in words:
+        slot, equals, path = word.partition("=")
+        if not (slot and equals and path):
+            raise BadRequest(f"--add {word} names no slot; expected SLOT=PATH, such as motion=mm_sd_v15_v2.ckpt")
+        if slot in told:
+            raise BadRequest(f"--add {slot} is given twice; give it once")
+        told[slot] = path
+    return told
+
+
+def lora_weights(words: Sequence[str]) -> dict[str | Path, float]:
+    """``["style.safetensors:0.8"]`` as files and weights; 1 where none is told, and for a name that has a colon."""
+    weights: dict[str | Path, float] = {}
+    for word in words:
+        path, colon, tail = word.rpartition(":")
+        weight = _number(tail) if colon and path and not Path(word).exists() else None
+        name = word if weight is None else path
+        if name in weights:
+            raise BadRequest(f"--lora {name} is given twice; give it once, with one weight")
+        weights[name] = 1.0 if weight is None else weight
+    return weights
+
+
+def _number(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:
+        return None

@@ -11,6 +11,8 @@ How a clip is served, so that nothing has to be guessed:
   or at a place drawn from (seed, index); all frames alike;
 - mirrored, where asked for, half of the time, the whole clip, and never one whose caption names a side;
 - several captions: one is drawn. None: the empty caption.
+- rate and motion: each clip comes with the rate it is served at, and with its motion where
+  `kinema data motion-bucket` has written it beside the clips.
 - pictures are left out: for joint training on pictures (VDM §3.1) frames of clips serve.
 
 Everything is a pure function of (seed, index) and the files, so that a resumed run goes on exactly.
@@ -22,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
@@ -33,11 +35,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kinema.data import moved
+from kinema.data.clip import Clip
 from kinema.data.listing import Entry, scan
 from kinema.media.containers import existing
 from kinema.media.fitting import scaled
 from kinema.media.read import timed_frames
-from kinema.media.timing import Limits, Part, resampled, within
+from kinema.media.timing import Limits, Part, Timed, even_rate, resampled, within
 from kinema.schema import BadRequest
 
 Crop = Literal["centre", "random"]
@@ -88,6 +92,9 @@ class Folder:
     skipped: list[str] = field(default_factory=list)
     cache: Cache = field(default_factory=Cache)
     bad: set[Path] = field(default_factory=set)
+    motions: Mapping[str, float] = field(default_factory=dict)
+    rates: dict[Path, float] = field(default_factory=dict)
+    """Frames a second of the clips that were read."""
 
     @staticmethod
     def scan(
@@ -113,8 +120,10 @@ class Folder:
         if crop not in ("centre", "random"):
             raise BadRequest(f"crop is {crop!r}; expected centre or random")
         found = scan(Path(folder))
+        motions, stale = moved.read(Path(folder), found.entries)
+        skipped = [*found.left_out, *stale]
         return Folder(
-            found.entries, frames, height, width, fps, frameskip, seed, crop, flip, skipped=list(found.left_out)
+            found.entries, frames, height, width, fps, frameskip, seed, crop, flip, skipped=skipped, motions=motions
         )
 
     def __len__(self) -> int:
@@ -123,7 +132,8 @@ class Folder:
     @property
     def fingerprint(self) -> str:
         """A name for exactly this set of clips and captions (not for their pixels)."""
-        told = "\n".join(f"{e.name}\t{e.captions}" for e in self.entries)
+        moves = {name: f"\t{motion}" for name, motion in self.motions.items()}
+        told = "\n".join(f"{e.name}\t{e.captions}{moves.get(e.name, '')}" for e in self.entries)
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def split(self, share: float) -> tuple[Folder, Folder]:
@@ -134,19 +144,17 @@ class Folder:
         """
         if len(self.entries) == 1:
             return self, replace(self, skipped=["there is one clip only: it is trained on and held out at once"])
-        ranked = sorted(self.entries, key=lambda e: hashlib.sha256(e.name.encode()).digest())
-        cut = min(max(round(len(ranked) * share), 1), len(ranked) - 1)
-        first = set(ranked[:cut])
-        inside, outside = ([e for e in self.entries if (e in first) is told] for told in (True, False))
+        first = first_part([e.name for e in self.entries], share)
+        inside, outside = ([e for e in self.entries if (e.name in first) is told] for told in (True, False))
         return replace(self, entries=tuple(inside)), replace(self, entries=tuple(outside), skipped=[])
 
-    def clip(self, index: int) -> tuple[Tensor, str]:
-        """Clip ``index`` >= 0 of an endless sequence: (video 3×T×H×W float32 in [-1, 1], caption).
+    def clip(self, index: int) -> Clip:
+        """Clip ``index`` >= 0 of an endless sequence: video 3×T×H×W float32 in [-1, 1], caption, rate and motion.
 
         Raises BadRequest when no clip of the folder can be used.
         """
         count = len(self.entries)
-        order = _order(count, self.seed, index // count)
+        order = shuffled(count, self.seed, index // count)
         for place in range(index % count, index % count + count):
             entry = self.entries[order[place % count]]
             frames_TCHW = self._decoded(entry)
@@ -175,7 +183,9 @@ class Folder:
         return frames_TCHW
 
     def _read(self, entry: Entry) -> Tensor:
-        small = [self._cover(frame) for frame in islice(read_frames(entry.path, self.fps), LONGEST + 1)]
+        rates: list[float] = []
+        small = [self._cover(frame) for frame in islice(read_frames(entry.path, self.fps, rates), LONGEST + 1)]
+        self.rates[entry.path] = rates[0]
         taken, least = -(-len(small) // self.frameskip), -(-self.frames // 2)
         if taken < least:
             rate = f" at {self.fps:g} per second" if self.fps else ""
@@ -194,7 +204,22 @@ class Folder:
         frame_CHW = torch.from_numpy(np.ascontiguousarray(frame_HWC)).permute(2, 0, 1)
         return scaled(frame_CHW, size)
 
-    def _cut(self, frames_TCHW: Tensor, entry: Entry, g: torch.Generator) -> tuple[Tensor, str]:
+    def windows(self, entry: Entry, stride: int) -> Iterator[tuple[int, Clip]]:
+        """A clip from end to end: (first frame, clip of training length) every ``stride`` frames, cut in the centre.
+
+        A clip shorter than one window holds its last frame, as in training; none where it cannot be used.
+        """
+        frames_TCHW = self._decoded(entry)
+        if frames_TCHW is None:
+            return
+        last = len(frames_TCHW) - (self.frames - 1) * self.frameskip
+        for start in range(0, max(last, 1), stride * self.frameskip):
+            middle = [
+                (have - want) // 2 for have, want in zip(frames_TCHW.shape[2:], (self.height, self.width), strict=True)
+            ]
+            yield start, self._clip(self._pixels(frames_TCHW, start, *middle), entry, 0)
+
+    def _cut(self, frames_TCHW: Tensor, entry: Entry, g: torch.Generator) -> Clip:
         def draw(count: int) -> int:
             return int(torch.randint(max(1, count), (), generator=g))
 
@@ -204,29 +229,61 @@ class Folder:
         mirrored, which = draw(2) == 1, draw(len(entry.captions))
         if self.crop == "centre":
             place = ((height - self.height) // 2, (width - self.width) // 2)
-        times = torch.arange(start, start + self.frames * self.frameskip, self.frameskip).clamp(max=total - 1)
-        top, left = place
-        cut = frames_TCHW[times, :, top : top + self.height, left : left + self.width]
+        cut = self._pixels(frames_TCHW, start, *place)
         if self.flip and mirrored and not any(_SIDED.search(c) for c in entry.captions):
             cut = cut.flip(-1)
-        video_CTHW = cut.permute(1, 0, 2, 3).float().div_(127.5).sub_(1).contiguous()
-        return video_CTHW, entry.captions[which] if entry.captions else ""
+        return self._clip(cut, entry, which)
+
+    def _pixels(self, frames_TCHW: Tensor, start: int, top: int, left: int) -> Tensor:
+        """The frames of one clip from ``start``, cut to size; the last one is held where there are too few."""
+        times = torch.arange(start, start + self.frames * self.frameskip, self.frameskip)
+        times = times.clamp(max=len(frames_TCHW) - 1)
+        return frames_TCHW[times, :, top : top + self.height, left : left + self.width]
+
+    def _clip(self, cut_TCHW: Tensor, entry: Entry, which: int) -> Clip:
+        video_CTHW = cut_TCHW.permute(1, 0, 2, 3).float().div_(127.5).sub_(1).contiguous()
+        return Clip(
+            video_CTHW,
+            entry.captions[which] if entry.captions else "",
+            fps=self.rates[entry.path] / self.frameskip,
+            motion=self.motions.get(entry.name),
+        )
 
 
-def read_frames(path: Path, fps: float | None) -> Iterator[np.ndarray]:
+def read_frames(path: Path, fps: float | None, rates: list[float] | None = None) -> Iterator[np.ndarray]:
     """Frames of a clip one by one, uint8 H×W×3, at ``fps`` or as they are filed: a long one never lies in memory whole.
 
-    Raises BadRequest for what is no clip, or is damaged.
+    ``rates``, where it is given, gets the rate as soon as it is known: at the latest with the last frame, or after
+    `LONGEST`. Raises BadRequest for what is no clip, or is damaged.
     """
-    path = existing(path)
-    timed = timed_frames(path, _LIMITS, Part(fps=fps))[1]
+    path, told = existing(path), [] if rates is None else rates
+    own, timed = timed_frames(path, _LIMITS, Part(fps=fps))
     shown = within(path.name, timed, 0.0, _LIMITS)
+    if fps or own:
+        told.append(fps or own or 0.0)
+    times: list[Timed] = []
     for frame in resampled(shown, fps, None) if fps else shown:
+        if not told:
+            times.append(replace(frame, pixels=_no_pixels))
+            if len(times) == LONGEST:
+                told.append(even_rate(times)[1])
         yield frame.pixels()
+    if not told:
+        told.append(even_rate(times)[1])
+
+
+def _no_pixels() -> np.ndarray:
+    raise RuntimeError("the pixels of this frame were let go")
+
+
+def first_part(names: Sequence[str], share: float) -> set[str]:
+    """``share`` of the names, decided by each alone, but for at least one on either side."""
+    ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    return set(ranked[: min(max(round(len(ranked) * share), 1), len(ranked) - 1)])
 
 
 @lru_cache(maxsize=4)
-def _order(count: int, seed: int, epoch: int) -> Sequence[int]:
+def shuffled(count: int, seed: int, epoch: int) -> Sequence[int]:
     """The order of one pass over ``count`` clips."""
     g = torch.Generator().manual_seed(seed * _STRIDE + epoch)
     return np.asarray(torch.randperm(count, generator=g)).tolist()

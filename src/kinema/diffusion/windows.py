@@ -41,6 +41,22 @@ def windows(total: int, length: int, overlap: int, looped: bool = False) -> list
     return [[(start + i) % total for i in range(length)] for start in starts]
 
 
+def uniform_windows(total: int, length: int, overlap: int, step: int, looped: bool = False) -> list[list[int]]:
+    """Windows that lie elsewhere at every ``step``, so that no frame is at a seam throughout (AnimateDiff's "uniform").
+
+    They begin at ``round(total h)`` and every ``length - overlap`` frames on, where h is the step's bits read backwards
+    (0, 1/2, 1/4, 3/4, …). Looped, they wrap around (32/16/4 starts at 0, 12, 24, then at 16, 28, 8); else those that
+    would are moved back to end with the clip, and one begins it.
+    """
+    if total <= length or not 0 <= overlap < length:
+        return windows(total, length, overlap, looped)
+    first = round(total * int(f"{step:032b}"[::-1], 2) / 2**32)
+    starts = [start % total for start in range(first, first + total - (0 if looped else overlap), length - overlap)]
+    if not looped:
+        starts = sorted({min(start, total - length) for start in starts} | {0, total - length})
+    return [[(start + i) % total for i in range(length)] for start in starts]
+
+
 def blend(told: Sequence[Sequence[int]], weights: Weights, looped: bool = False) -> list[Tensor]:
     """Each window's weight per frame, float64, normalised so that every frame's weights sum to 1.
 
@@ -78,7 +94,8 @@ class Windowed:
 
     ``make(frames)`` builds the denoiser of those frame indices, so that whatever is per frame (conditioning,
     guidance scales, masks) is sliced by them; it is called once per window. Exact for a denoiser that treats
-    each frame by itself. z is B, C, total, H, W.
+    each frame by itself. z is B, C, total, H, W. ``uniform``: other windows at every noise level (`uniform_windows`);
+    such a wrapper remembers one sampling run.
     """
 
     make: Callable[[list[int]], Denoiser]
@@ -87,16 +104,35 @@ class Windowed:
     overlap: int
     weights: Weights = "pyramid"
     looped: bool = False
+    uniform: bool = False
     _parts: list[tuple[list[int], Tensor, Denoiser]] = field(init=False, repr=False)
+    _made: dict[tuple[int, ...], Denoiser] = field(default_factory=dict, init=False, repr=False)
+    _steps: int = field(default=0, init=False, repr=False)
+    _level: float | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        told = windows(self.total, self.length, self.overlap, self.looped)
+        self._place(windows(self.total, self.length, self.overlap, self.looped))
+
+    def _place(self, told: list[list[int]]) -> None:
+        """Windows over these frames, with denoisers made once for each."""
         blended = blend(told, self.weights, self.looped)
-        self._parts = [(frames, weight, self.make(frames)) for frames, weight in zip(told, blended, strict=True)]
+        for frames in told:
+            if tuple(frames) not in self._made:
+                self._made[tuple(frames)] = self.make(frames)
+        self._parts = [(fs, weight, self._made[tuple(fs)]) for fs, weight in zip(told, blended, strict=True)]
+
+    def _move(self, level: Level) -> None:
+        """The windows of the next step, when the noise level is another than at the call before."""
+        now = float(level.log_snr[0])
+        if now != self._level:
+            self._place(uniform_windows(self.total, self.length, self.overlap, self._steps, self.looped))
+            self._steps, self._level = self._steps + 1, now
 
     def __call__(self, z: Tensor, level: Level) -> Tensor:
         if z.shape[2] != self.total:
             raise BadRequest(f"windows were made for {self.total} frames, the video has {z.shape[2]}")
+        if self.uniform:
+            self._move(level)
         if len(self._parts) == 1:
             return self._parts[0][2](z, level)
         x0 = torch.zeros_like(z)

@@ -7,12 +7,12 @@ from typing import cast
 from torch import Tensor, nn
 
 from kinema import registry
-from kinema.checkpoints import files
 from kinema.checkpoints.stream import Stream
 from kinema.memory.free import free_bytes
 from kinema.memory.plan import SHARE, Plan
 from kinema.memory.turns import Read, Turns
 from kinema.nn.ldm_unet import chunk_feed_forward
+from kinema.schema import BadRequest
 from kinema.system import System
 
 _TURNS = "_kinema_turns"
@@ -23,6 +23,11 @@ def place(system: System, plan: Plan) -> None:
     """Fill the system's network, if it is not, with its weights coming and going as the plan says."""
     loaded = cast("nn.Module | None", vars(system).get("model"))
     turning = cast("Turns | None", vars(loaded).get(_TURNS)) if loaded is not None else None
+    if plan.offload != "none" and system.loras.files:
+        raise BadRequest(
+            f"LoRAs are merged into weights that are in memory, and offload {plan.offload} leaves them on disk: "
+            "leave out the LoRAs, or convert the model with them merged, or ask for less"
+        )
     if plan.offload != "none" and turning is None:
         if loaded is None:
             loaded = system.filled()
@@ -40,7 +45,8 @@ def resting(system: System, model: nn.Module) -> Read:
 
     What was changed since it was read (a merged LoRA) is in no file, and waits in memory.
     """
-    held = {name: p.detach() for name, p in model.named_parameters() if system.weights.path is None or p._version}
+    kept = system.weights.path is None or bool(system.weights.added)
+    held = {name: p.detach() for name, p in model.named_parameters() if kept or p._version}
     if system.device.type == "cuda":
         size = sum(p.numel() * system.dtype.itemsize for p in model.parameters())
         if size < SHARE * free_bytes("cpu"):
@@ -67,4 +73,4 @@ def _from_disk(system: System) -> Read:
         opened = registry.resolve(registry.LAYOUTS[system.family.name]).open(weights.path, weights.variant)
         return opened.read
     # A layout that only converts as a whole: views of its memory map, whose pages the system takes back when it must.
-    return system.family.convert(system.config, files.read_tensors(weights.path, weights.variant)).__getitem__
+    return system.family.convert(system.config, weights.source.tensors(weights.parts)).__getitem__

@@ -1,8 +1,8 @@
 """Training checkpoints: one safetensors file each, complete or absent.
 
-``step-00001000.safetensors`` holds raw weights (``raw.``), their average (``ema.``), the optimisers'
-state (``optim.``) and the generator (``rng``); its metadata holds where the run stands
-(``kinema-training``) and the model (``kinema-model``). Files are written beside and renamed, so a
+``step-00001000.safetensors`` holds the trained weights (``raw.``), their average (``ema.``), the optimisers'
+state (``optim.``) and the generator (``rng``), and nothing of what stands still; its metadata holds where the
+run stands (``kinema-training``) and the model (``kinema-model``). Files are written beside and renamed, so a
 killed run leaves the previous one; nothing older is deleted before the new one stands.
 """
 
@@ -43,6 +43,10 @@ class State:
     batch: int | None = None
     data: dict[str, Any] = field(default_factory=dict)
     """What the batches were made of: a resumed run must say the same."""
+    trains: str = "all"
+    """The part of the network that is trained, and the LoRA."""
+    base: str | None = None
+    """Hash of the weights that stand still, which checkpoints do not hold; None where all are trained."""
 
 
 def name(step: int) -> str:
@@ -77,7 +81,8 @@ def save(
 ) -> Path:
     """Write ``step-N`` and then drop all but the ``keep`` newest."""
     state.ema_updates = ema.updates
-    tensors = {f"raw.{k}": v for k, v in model.state_dict().items()}
+    held = model.state_dict()
+    tensors = {f"raw.{k}": held[k] for k in ema.shadow}
     tensors |= {f"ema.{k}": v for k, v in ema.shadow.items()}
     tensors |= _optimiser_tensors(optimisers)
     tensors["rng"] = torch.get_rng_state()
@@ -103,7 +108,8 @@ def load(path: Path, model: nn.Module, ema: EMA, optimisers: Sequence[Optimizer]
     """Restore a run exactly; raises BadRequest when the file is of another model or optimiser."""
     state, _ = peek(path)
     tensors = files.read_tensors(path)
-    weights = {f"raw.{k}": v for k, v in model.state_dict().items()} | {f"ema.{k}": v for k, v in ema.shadow.items()}
+    held = model.state_dict()
+    weights = {f"raw.{k}": held[k] for k in ema.shadow} | {f"ema.{k}": v for k, v in ema.shadow.items()}
     momenta = {k: v for k, v in tensors.items() if k.startswith("optim.")}
     if odd := (set(tensors) - set(momenta) - {"rng"}) ^ set(weights):
         raise BadRequest(f"{path} is of another network ({min(odd)} is in one of them only)")
@@ -111,8 +117,9 @@ def load(path: Path, model: nn.Module, ema: EMA, optimisers: Sequence[Optimizer]
         if tensors[key].shape != value.shape:
             raise BadRequest(f"{path} is of another network ({key} differs in shape)")
     _restore_optimisers(path, optimisers, momenta)
-    for key, value in weights.items():
-        value.copy_(tensors[key])
+    model.load_state_dict({k: tensors[f"raw.{k}"] for k in ema.shadow}, strict=False)
+    for key, value in ema.shadow.items():
+        value.copy_(tensors[f"ema.{key}"])
     torch.set_rng_state(tensors["rng"].clone())
     ema.updates = state.ema_updates
     return state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ def claimed(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() and not folder.is_dir():
         raise BadRequest(f"{folder} is a file; expected the name of a folder for the run")
+    new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -46,6 +48,10 @@ def claimed(folder: Path) -> Iterator[Path]:
                 f"the disk that holds {folder.resolve()} is full; the last checkpoint stands: "
                 "free some space and run the same command to go on"
             ) from error
+        raise
+    except BadRequest:
+        if new and {path.name for path in folder.iterdir()} <= {_LOCK}:
+            shutil.rmtree(folder)  # a run that was refused leaves nothing
         raise
 
 

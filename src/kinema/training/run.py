@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kinema.schema import Note, OnEvent, Phase, TrainStep, ignore
 from kinema.system import Batch, System
-from kinema.training import checkpoint, optim, sheets
+from kinema.training import checkpoint, learning, optim, sheets
 from kinema.training.options import TrainOptions
 from kinema.training.place import claimed, stopping
 from kinema.training.setup import Run, begin
@@ -57,10 +57,11 @@ def train(options: TrainOptions, on_event: OnEvent = ignore) -> TrainResult:
                 if _due(options.save_every, event):
                     save(run)
                 if _due(options.sample_every, event) and not stop:
+                    asked = sheets.requests(folder, run.system, run.source)
                     with run.ema.applied(run.model):
-                        sheets.draw(folder, run.system, run.model, run.source.prompts, state.step, on_event)
+                        sheets.draw(folder, run.system, run.model, asked, state.step, on_event)
             save(run)
-        weights = checkpoint.export(folder / "model.safetensors", run.ema.shadow, run.note)
+        weights = learning.export_last(folder, run.ema.shadow, run.model, options, run.note)
     loss = math.nan if state.loss is None else state.loss
     return TrainResult(folder, weights, state.step, loss, interrupted=bool(stop) and state.step < steps)
 
@@ -114,7 +115,7 @@ def validate(run: Run) -> float:
     state.history.append({"step": state.step, "seconds": state.seconds, "validation": told})
     if told is not None and (state.best is None or told < state.best):
         state.best = told
-        checkpoint.export(run.folder / "best.safetensors", run.ema.shadow, run.note)
+        learning.export(run.folder / "best.safetensors", run.ema.shadow, run.model, run.options, run.note)
     return found
 
 
@@ -128,6 +129,7 @@ def losses(network: nn.Module, system: System, batch: Batch, *, seed: int, preci
         video=batch.video.to(device),
         mask=batch.mask.to(device),
         images=None if batch.images is None else batch.images.to(device),
+        encoded=None if batch.encoded is None else {k: v.to(device) for k, v in batch.encoded.items()},
     )
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         return system.family.loss(network, system.config, moved, generator)

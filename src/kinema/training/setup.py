@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from kinema.checkpoints import files
 from kinema.schema import BadRequest, Note, OnEvent, Phase
 from kinema.system import Batch, Recipe, System, open_system
-from kinema.training import checkpoint, optim
+from kinema.training import checkpoint, learning, optim
 from kinema.training.checkpoint import State
 from kinema.training.ema import EMA
 from kinema.training.options import TrainOptions
@@ -55,8 +55,11 @@ def prepare(options: TrainOptions) -> tuple[System, Recipe]:
             f"{path} is a checkpoint of a training run: go on with that run by its folder as out, or start from "
             "the model.safetensors or best.safetensors beside it"
         )
-    system = open_system(options.model, device=options.device)
+    system = learning.with_options(open_system(options.model, device=options.device), options)
     recipe = system.family.recipe(system.config)
+    special = learning.of_family(system.family.name)
+    if options.lora is not None and special is not None:
+        recipe = special.lora_recipe(recipe)
     told = {k: getattr(options, k) for k in ("steps", "batch", "learning_rate", "grammar", "frameskip")}
     return system, replace(recipe, **{k: v for k, v in told.items() if v is not None})
 
@@ -66,21 +69,25 @@ def begin(options: TrainOptions, folder: Path, on_event: OnEvent) -> Run:
     system, recipe = prepare(options)
     on_event(Phase("load", system.name))
     model = trainable(system, options.seed)
-    ema = EMA(model, recipe.ema)
+    whole = set(model.state_dict())
+    learnt = learning.limit(system, model, options)
+    ema = EMA(model, recipe.ema, learnt)
     blocks = system.family.blocks(model)
     optimisers = optim.build(recipe.optimiser, model, blocks, recipe.learning_rate, recipe.weight_decay)
-    source = open_source(options, system, recipe)
+    source = open_source(options, system, recipe, model)
     state = State(
         seed=options.seed,
         precision=precision(options.precision, system.device),
         batch=recipe.batch,
         data=dict(source.identity),
+        trains=" ".join(filter(None, (options.only, options.lora and f"lora {options.lora}"))) or "all",
+        base=system.weights.hash if whole - set(learnt) else None,
     )
     found = checkpoint.newest(folder, on_event)
     if found:
         agree(found, options, system, state, on_event)
         before = checkpoint.load(found, model, ema, optimisers)
-        state = replace(before, batch=state.batch, data=state.data)
+        state = replace(before, batch=state.batch, data=state.data, trains=state.trains, base=state.base)
         on_event(Note(f"going on from step {state.step} of {found}"))
         if state.step >= recipe.steps:
             on_event(Note(f"it has the {recipe.steps} steps asked for already; more steps would go on"))
@@ -106,7 +113,9 @@ def agree(path: Path, options: TrainOptions, system: System, wanted: State, on_e
         now, then = system.family.to_json(system.config), system.family.to_json(config)
         field = next((k for k in now if now[k] != then.get(k)), "its configuration")
         raise BadRequest(f"the run in {path.parent} trains another {system.family.name} ({field} differs); {hint}")
-    told: dict[str, tuple[Any, Any]] = {"seed": (stored.seed, wanted.seed)}
+    told: dict[str, tuple[Any, Any]] = {"seed": (stored.seed, wanted.seed), "trains": (stored.trains, wanted.trains)}
+    if stored.base != wanted.base and stored.trains == wanted.trains:
+        raise BadRequest(f"the run in {path.parent} stands on other frozen weights than {options.model} has; {hint}")
     if stored.batch is not None:
         told["batch"] = (stored.batch, wanted.batch)
     if options.precision != "auto":

@@ -13,12 +13,13 @@ from torch import nn
 
 from kinema.atomic import replacing
 from kinema.generate import generate
-from kinema.media.write import contact_sheet
-from kinema.schema import BadRequest, Note, OnEvent, Request, TrainStep
+from kinema.media.write import contact_sheet, save_clip
+from kinema.schema import BadRequest, Clip, Note, OnEvent, Request, TrainStep
 from kinema.system import Recipe, System, with_model
 from kinema.training.checkpoint import State
 from kinema.training.options import TrainOptions
 from kinema.training.place import trim_log
+from kinema.training.sources import Source
 
 _EVERY = 10
 
@@ -53,21 +54,38 @@ class Log:
             self._board.close()
 
 
-def draw(
-    folder: Path, system: System, model: nn.Module, prompts: Sequence[str], step: int, on_event: OnEvent
-) -> list[Path]:
-    """Contact sheets of a few held-out prompts, from the model as it stands: ``samples/step-N-i.png``.
+def requests(folder: Path, system: System, source: Source) -> list[Request]:
+    """What sample sheets show: held-out prompts, or held-out pictures for a model that takes no prompt."""
+    if system.family.takes_prompt(system.config):
+        return [Request(prompt=prompt, seed=i) for i, prompt in enumerate(source.prompts)]
+    samples = folder / "samples"
+    samples.mkdir(exist_ok=True)
+    made = []
+    for i in range(PICTURES):
+        path = samples / f"picture-{i}.png"
+        save_clip(Clip(source.held_out.clip(i).video[None, :, :1]), path, generated=False)
+        made.append(Request(task="animate", image=str(path), seed=i))
+    return made
 
-    A model that takes no prompt gets no sheet, which is said; the training goes on.
+
+PICTURES = 4
+
+
+def draw(
+    folder: Path, system: System, model: nn.Module, asked: Sequence[Request], step: int, on_event: OnEvent
+) -> list[Path]:
+    """Contact sheets of a few requests, from the model as it stands: ``samples/step-N-i.png``.
+
+    A request that the model cannot answer gets no sheet, which is said; the training goes on.
     """
     looking, made = with_model(system, model), []
     (folder / "samples").mkdir(exist_ok=True)
-    for i, prompt in enumerate(prompts):
+    for i, request in enumerate(asked):
         path = folder / "samples" / f"step-{step:08d}-{i}.png"
         try:
-            clip = generate(looking, Request(prompt=prompt, seed=i))
+            clip = generate(looking, request)
         except BadRequest as error:
-            on_event(Note(f"no sample sheet for {prompt!r}: {error}"))
+            on_event(Note(f"no sample sheet for {request.prompt or request.image!r}: {error}"))
             continue
         with replacing(path) as part:
             contact_sheet(clip).save(part, format="PNG")

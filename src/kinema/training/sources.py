@@ -8,10 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kinema.data import playroom
-from kinema.data.folder import Folder
+from torch import nn
+
+from kinema.data import playroom, shards
+from kinema.data.folder import Folder, first_part
 from kinema.schema import BadRequest
 from kinema.system import Recipe, System
+from kinema.training import learning
 from kinema.training.options import TrainOptions
 from kinema.training.stream import Clips, Playroom
 
@@ -29,20 +32,32 @@ class Source:
     identity: Mapping[str, Any]
 
 
-def open_source(options: TrainOptions, system: System, recipe: Recipe) -> Source:
-    """The clips that the options name, at the system's native size."""
+def open_source(options: TrainOptions, system: System, recipe: Recipe, model: nn.Module | None = None) -> Source:
+    """The clips that the options name, at the system's native size; ``model`` is the network to be trained."""
     own = system.family.defaults(system.config)
     if options.data == "playroom":
-        rendered = partial(Playroom, own.frames, own.height, own.width, own.fps, grammar=recipe.grammar)
+        told = {"grammar": recipe.grammar, "slow": recipe.slow, "without": list(recipe.without)}
+        rendered = partial(
+            Playroom,
+            own.frames,
+            own.height,
+            own.width,
+            own.fps,
+            grammar=recipe.grammar,
+            slow=recipe.slow,
+            without=recipe.without,
+        )
         return Source(
             rendered(seed=options.seed),
             rendered(seed=options.seed + 1, split="held-out"),
             playroom.prompts(6, seed=3, grammar="simple", split="held-out"),
-            {"source": "playroom", "grammar": recipe.grammar},
+            {"source": "playroom", **{name: value for name, value in told.items() if value not in (1.0, [])}},
         )
     folder = Path(options.data)
     if not folder.is_dir():
         raise BadRequest(f"there is no folder {folder}; expected 'playroom' or a folder of clips with captions")
+    if shards.is_latents(folder):
+        return _latents(options, system, folder, model)
     # A frame skip counts frames as they were filmed (VDM's sense); otherwise clips play at the model's own rate.
     as_filmed = options.frameskip is not None or recipe.frameskip > 1
     every = Folder.scan(
@@ -60,6 +75,32 @@ def open_source(options: TrainOptions, system: System, recipe: Recipe) -> Source
     captions = [caption for entry in held_out.entries for caption in entry.captions[:1]]
     how = {"fps": every.fps, "frameskip": every.frameskip, "crop": every.crop, "flip": every.flip}
     return Source(train, held_out, captions[:6], {"source": "folder", **how, "clips": every.fingerprint})
+
+
+def _latents(options: TrainOptions, system: System, folder: Path, model: nn.Module | None) -> Source:
+    """Clips encoded beforehand, refused where another model, or another size, made them."""
+    told = {"crop": options.crop != "centre", "flip": options.flip, "frameskip": options.frameskip is not None}
+    if extra := [name for name, value in told.items() if value]:
+        raise BadRequest(f"{extra[0]} is decided when clips are encoded; leave it out for the latents in {folder}")
+    special, own = learning.of_family(system.family.name), system.family.defaults(system.config)
+    every = shards.Latents.open(folder, options.seed)
+    if special is None or every.made.family != system.family.name:
+        raise BadRequest(f"{folder} holds clips encoded for {every.made.family}, not for {system.family.name}")
+    networks = shards.hash_of(special.frozen(system.model if model is None else model))
+    now = replace(every.made, networks=networks, frames=own.frames, height=own.height, width=own.width)
+    shards.agree(folder, every.made, now)
+    names = every.clips
+    if len(names) == 1:
+        train, held_out = (
+            every,
+            replace(every, skipped=["there is one clip only: it is trained on and held out at once"]),
+        )
+    else:
+        first = first_part(names, _SHARE)
+        train, held_out = replace(every.of(first), skipped=every.skipped), every.of(set(names) - first)
+    captions = [caption for _, _, window in held_out.windows for caption in window.captions[:1]]
+    how = {"fps": every.made.fps, "frameskip": every.made.frameskip, "dtype": every.made.dtype}
+    return Source(train, held_out, captions[:6], {"source": "latents", **how, "clips": every.fingerprint})
 
 
 def _readable(train: Folder, held_out: Folder) -> tuple[Folder, Folder]:

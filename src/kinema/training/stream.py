@@ -6,26 +6,30 @@ nothing but its step number to go on exactly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from kinema.data import playroom
+from kinema.data import motion, playroom
+from kinema.data.clip import Clip
 from kinema.system import Batch, Recipe
 
 if TYPE_CHECKING:
     from kinema.data.playroom.grammar import Grammar, Split
+    from kinema.data.playroom.scene import Scene
 
 _EPOCH_STRIDE = 1_000_003
 """Keeps the random draws of neighbouring positions and seeds apart."""
 
 
 class Clips(Protocol):
-    """A source of clips: ``clip(index) -> (video 3×T×H×W in [-1, 1], caption)``; any index >= 0 is served.
+    """A source of clips: ``clip(index)``, any index >= 0 is served.
 
     ``skipped`` are sentences on what was left out so far.
     """
@@ -33,7 +37,7 @@ class Clips(Protocol):
     @property
     def skipped(self) -> Sequence[str]: ...
 
-    def clip(self, index: int) -> tuple[Tensor, str]: ...
+    def clip(self, index: int) -> Clip: ...
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Playroom:
     """Playroom rendered on the fly; ``split`` keeps the held-out prompts out of training.
 
     ``mixed`` is seven simple clips and then one of the full grammar: a small model has most to learn
-    from the simplest sentences, which are also what most people type.
+    from the simplest sentences, which are also what most people type. ``slow`` above 1 shows a part of each scene
+    in slow motion, by a factor from 1 to it, drawn evenly in the logarithm. Motions in ``without`` are left out.
     """
 
     frames: int
@@ -51,23 +56,51 @@ class Playroom:
     seed: int = 0
     grammar: str = "mixed"
     split: str = "train"
+    slow: float = 1.0
+    without: tuple[str, ...] = ()
 
     @property
     def skipped(self) -> Sequence[str]:
         return ()
 
-    def clip(self, index: int) -> tuple[Tensor, str]:
+    def clip(self, index: int) -> Clip:
+        rng = np.random.default_rng([self.seed, index, _PACE])
+        pace = float(np.exp(rng.random() * np.log(self.slow)))
+        frames = round(self.frames * pace)
+        start = int(rng.integers(frames - self.frames + 1))
+        made = self._sample(index, frames, self.fps * pace)
+        shown = slice(start, start + self.frames)
+        moving = motion.of_scene(made.scene, self.height, self.width)[shown][: self.frames - 1] / pace
+        video = torch.from_numpy(made.video_CTHW[:, shown].copy() if pace > 1 else made.video_CTHW)
+        scene = made.scene if frames == self.frames else _during(made.scene, shown, self.fps)
+        return Clip(video, made.caption, scene, self.fps, float(moving.mean()) if len(moving) else 0.0)
+
+    def _sample(self, index: int, frames: int, fps: float) -> playroom.Sample:
         grammar = self.grammar if self.grammar != "mixed" else ("full" if index % 8 == 7 else "simple")
-        made = playroom.sample(
-            self.seed * _EPOCH_STRIDE + index,
-            frames=self.frames,
-            height=self.height,
-            width=self.width,
-            fps=self.fps,
-            grammar=cast("Grammar", grammar),
-            split=cast("Split", self.split),
-        )
-        return torch.from_numpy(made.video_CTHW), made.caption
+        seed: int | list[int] = self.seed * _EPOCH_STRIDE + index
+        while True:
+            made = playroom.sample(
+                seed,
+                frames=frames,
+                height=self.height,
+                width=self.width,
+                fps=fps,
+                grammar=cast("Grammar", grammar),
+                split=cast("Split", self.split),
+            )
+            if made.scene.objects[0].motion not in self.without:
+                return made
+            seed = [seed, 1] if isinstance(seed, int) else [*seed[:-1], seed[-1] + 1]
+
+
+_PACE = 0x9ACE
+
+
+def _during(scene: Scene, shown: slice, fps: float) -> Scene:
+    """The part of a scene graph that is shown, at the rate it is shown at."""
+    arrays = ("position_T2", "size_T", "angle_T", "visible_T", "opacity_T")
+    tracks = [replace(t, **{name: getattr(t, name)[shown] for name in arrays}) for t in scene.objects]
+    return replace(scene, objects=tuple(tracks), fps=fps)
 
 
 @dataclass(frozen=True)
@@ -84,26 +117,40 @@ class Stream:
         g = torch.Generator().manual_seed((self.seed * _EPOCH_STRIDE + step) * 2 + 1)
         per_clip = 1 + self.recipe.images
         made = [self.clips.clip(step * self.batch * per_clip + i) for i in range(self.batch * per_clip)]
-        videos, captions = [v for v, _ in made], [self._drop(c, g) for _, c in made]
+        videos, captions = [clip.video for clip in made], [self._drop(clip.caption, g) for clip in made]
         video = torch.stack(videos[: self.batch])
         mask = torch.stack([draw_mask(self.recipe.canvas_mix, tuple(video.shape[2:]), g) for _ in range(self.batch)])
+        batch = Batch(video, captions[: self.batch], mask, **_told(made[: self.batch]))
         if not self.recipe.images:
-            return Batch(video, captions, mask)
+            return batch
         # Each picture is one frame of a clip of its own: independent, as VDM §3.1 asks.
         rest, words = videos[self.batch :], captions[self.batch :]
         moments = torch.randint(video.shape[2], (len(rest),), generator=g).tolist()
         images = torch.stack([v[:, t] for v, t in zip(rest, moments, strict=True)])
         k = self.recipe.images
-        return Batch(
-            video,
-            captions[: self.batch],
-            mask,
+        return replace(
+            batch,
             images=images.unflatten(0, (self.batch, k)),
             image_captions=[words[b * k : (b + 1) * k] for b in range(self.batch)],
         )
 
     def _drop(self, caption: str, g: torch.Generator) -> str:
         return "" if torch.rand((), generator=g).item() < self.recipe.text_drop else caption
+
+
+def _told(clips: Sequence[Clip]) -> dict[str, Any]:
+    """What is known of clips besides pixels and words, as `Batch` holds it."""
+    encoded = [clip.encoded for clip in clips if clip.encoded is not None]
+    return {
+        "scenes": [clip.scene for clip in clips],
+        "fps": _numbers([clip.fps for clip in clips]),
+        "motion": _numbers([clip.motion for clip in clips]),
+        "encoded": {name: torch.stack([e[name] for e in encoded]) for name in encoded[0]} if encoded else None,
+    }
+
+
+def _numbers(values: Sequence[float | None]) -> Tensor:
+    return torch.tensor([math.nan if value is None else value for value in values])
 
 
 def ahead(stream: Stream, first: int, last: int) -> Generator[Batch, None, None]:

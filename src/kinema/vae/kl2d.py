@@ -7,8 +7,10 @@ Letters: N images, C channels, H W pixel rows and columns, h w latent ones, S pl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from kinema.nn.ldm_unet import Attention, Downsample, ResBlock, Upsample, add_, group_norm, places, silu_, tokens
@@ -110,3 +112,52 @@ class Decoder(nn.Module):
         for stage in self.up_blocks:
             x = stage(x)
         return self.conv_out(silu_(self.conv_norm_out(x)))
+
+
+# ------------------------------------------------------------------------------------------ the whole
+
+AT_ONCE = 2
+"""Images taken at a time where no gradient is needed: more only costs memory."""
+
+
+class Autoencoder(nn.Module):
+    """``AutoencoderKL`` of diffusers: encoder and decoder, each with its 1×1 convolution."""
+
+    def __init__(self, channels: Sequence[int], layers: int, latent: int) -> None:
+        super().__init__()
+        self.encoder = Encoder(channels, layers, latent)
+        self.decoder = Decoder(channels, layers, latent)
+        self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1)
+        self.post_quant_conv = nn.Conv2d(latent, latent, 1)
+
+    def encode(self, image_NCHW: Tensor) -> Tensor:
+        """The mode of the latents, N×c×h×w, not scaled."""
+        return torch.cat([self.quant_conv(self.encoder(x)).chunk(2, dim=1)[0] for x in _parts(image_NCHW)])
+
+    def decode(self, z_NCHW: Tensor) -> Tensor:
+        """Pixels N×3×H×W of unscaled latents."""
+        return torch.cat([self.decoder(self.post_quant_conv(z)) for z in _parts(z_NCHW)])
+
+
+def _parts(x_NCHW: Tensor) -> Sequence[Tensor]:
+    x_NCHW = x_NCHW.contiguous(memory_format=torch.channels_last)
+    return (x_NCHW,) if torch.is_grad_enabled() else x_NCHW.split(AT_ONCE)
+
+
+@dataclass(frozen=True)
+class ImageCodec:
+    """Pixels B×3×T×H×W in [-1, 1] to latents B×c×T×h×w of about unit variance and back, every frame by itself."""
+
+    vae: Autoencoder
+    scale: float
+
+    def encode(self, video_BCTHW: Tensor) -> Tensor:
+        return self._each(lambda x: self.vae.encode(x) * self.scale, video_BCTHW)
+
+    def decode(self, z_BCTHW: Tensor, chunk: int | None = None) -> Tensor:  # noqa: ARG002 (frames are few at a time)
+        return self._each(lambda z: self.vae.decode(z / self.scale), z_BCTHW)
+
+    @staticmethod
+    def _each(of: Callable[[Tensor], Tensor], x_BCTHW: Tensor) -> Tensor:
+        made_NCHW = of(x_BCTHW.transpose(1, 2).flatten(0, 1))
+        return made_NCHW.unflatten(0, (len(x_BCTHW), -1)).transpose(1, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -93,3 +94,42 @@ def pair() -> Callable[..., SimpleNamespace]:
         return SimpleNamespace(ours=ours, config=config, **theirs)
 
     return make
+
+
+# A codec of stride 8, which the pipeline of diffusers takes for granted, and CLIP at the side that it resizes to.
+PIPELINE = replace(TINY, frames=5, height=32, width=32, vae_channels=(32, 32, 32, 64), clip_side=224, clip_patch=56)
+
+
+@pytest.fixture(scope="session")
+def saved(pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that diffusers saved of its own pipeline, with random weights of a tiny configuration."""
+    from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
+    from transformers import CLIPImageProcessor
+
+    two = pair(PIPELINE)
+    scheduler = EulerDiscreteScheduler(
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        sigma_min=0.002,
+        sigma_max=700.0,
+        timestep_spacing="leading",
+        timestep_type="continuous",
+        use_karras_sigmas=True,
+    )
+    folder = tmp_path_factory.mktemp("saved") / "tiny-video"
+    StableVideoDiffusionPipeline(two.vae, two.image_encoder, two.unet, scheduler, CLIPImageProcessor()).save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture of 32×32 that is smooth, coloured and nowhere flat."""
+    import numpy as np
+    from PIL import Image
+
+    across, down = np.meshgrid(np.linspace(0, 255, 32), np.linspace(0, 255, 32))
+    path = tmp_path_factory.mktemp("media") / "picture.png"
+    Image.fromarray(np.stack([across, down, 255 - across / 2], axis=-1).round().astype("uint8")).save(path)
+    return path

@@ -258,7 +258,7 @@ def test_an_orbit_starts_at_the_given_view_and_the_network_sees_it_last():
     assert torch.allclose(told[0, :, 2], torch.arange(8) * math.pi / 4)
     seen = {}
 
-    def unet(x, _c_noise, _context, scalars):
+    def unet(x, _c_noise, _context, scalars, *_):
         seen["azimuth"] = scalars[0, :, 2]
         return x[:, :4].clone()
 

@@ -12,12 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from kinema.checkpoints.convert import convert
 from kinema.checkpoints.files import header
+from kinema.checkpoints.source import Source
 from kinema.cli.main import main
 from kinema.families.svd import checkpoint
-from kinema.families.svd.checkpoint import config_of, from_sgm, load_folder, recognise, variant
+from kinema.families.svd.checkpoint import config_of, from_sgm, recognise, variant
 from kinema.families.svd.config import PRESETS, SVD_XT
 from kinema.families.svd.family import FAMILY
 from kinema.families.svd.layout import SV3D_P, SV3D_U, SVD, SVD_IMAGE_DECODER, Outline, table
+from kinema.generate import load
 from kinema.schema import BadRequest, Note
 
 TINY = Outline(
@@ -197,6 +199,30 @@ def test_single_file_to_folder_and_back_is_byte_identical(tmp_path, outline, wit
     assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
 
 
+def test_every_key_of_the_full_layout_survives_byte_by_byte(tmp_path):
+    """All 2,446 tensors of the published file, of the depth that it has and of small widths."""
+    narrow = replace(
+        SVD,
+        widths=(4, 8, 16, 16),
+        context=8,
+        vector=24,
+        vae_widths=(4, 8, 16, 16),
+        clip_width=16,
+        clip_hidden=16,
+        clip_positions=5,
+        embedding=8,
+        text_width=8,
+        text_length=3,
+        vocabulary=5,
+    )
+    assert table(narrow).theirs.keys() == table(SVD).theirs.keys()
+    save_file(tensors_of(narrow, torch.float16), tmp_path / "a.safetensors", {"format": "pt"})
+    convert(tmp_path / "a.safetensors", tmp_path / "folder", "diffusers")
+    convert(tmp_path / "folder", tmp_path / "b.safetensors", "sgm")
+    assert len(header(tmp_path / "b.safetensors")) == 2446
+    assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
+
+
 def test_a_file_with_tensors_in_an_unusual_order_comes_back_in_that_order(tmp_path, made):
     data = load_file(made / "svd.safetensors")
     table_, blob = {}, b""
@@ -242,8 +268,12 @@ def test_a_folder_without_the_kept_tensors_is_exported_and_what_is_lost_is_said(
     assert recognise(header(tmp_path / "b.safetensors")) is not None
 
 
+def held_by(folder, variant=None):
+    return Source(folder, variant).tensors(("unet", "vae", "image_encoder"))
+
+
 def test_values_arrive_where_they_belong(made):
-    theirs, ours = load_file(made / "svd.safetensors"), load_folder(made / "converted")[1]
+    theirs, ours = load_file(made / "svd.safetensors"), held_by(made / "converted")
     clip = "conditioner.embedders.0.open_clip.model.visual."
     layer = "image_encoder.vision_model.encoder.layers.1.self_attn"
     packed = theirs[f"{clip}transformer.resblocks.1.attn.in_proj_weight"]
@@ -255,17 +285,29 @@ def test_values_arrive_where_they_belong(made):
 
 def test_loading_either_layout_gives_the_same_tensors(made):
     single = from_sgm(TINY, load_file(made / "svd.safetensors"))
-    outline, folder = load_folder(made / "converted")
-    assert outline == TINY
+    folder = held_by(made / "converted")
     assert single.keys() == folder.keys()
     assert all(torch.equal(single[name], folder[name]) for name in single)
+
+
+@pytest.mark.parametrize("outline", [TINY, IMAGE, ORBIT], ids=NAMES.get)
+def test_every_kind_of_file_and_its_folder_fill_the_same_network(tmp_path, outline):
+    held = tensors_of(outline, without=(ENCODER,) if outline is ORBIT else ())
+    save_file(held, tmp_path / "a.safetensors")
+    convert(tmp_path / "a.safetensors", tmp_path / "folder", "diffusers")
+    file, folder = (load(tmp_path / name).system for name in ("a.safetensors", "folder"))
+    assert (file.config.decoder, file.config.orbit) == (outline.decoder, outline is ORBIT)
+    assert replace(folder.config, frames=file.config.frames) == file.config
+    one, two = file.model.state_dict(), folder.model.state_dict()
+    assert one.keys() == table(outline).ours.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_diffusers_opens_the_converted_folder_as_its_pipeline(made):
     from diffusers import StableVideoDiffusionPipeline
 
     pipeline = StableVideoDiffusionPipeline.from_pretrained(made / "converted", local_files_only=True)
-    ours = load_folder(made / "converted")[1]
+    ours = held_by(made / "converted")
     for part in ("unet", "vae", "image_encoder"):
         held = getattr(pipeline, part).state_dict()
         assert all(torch.equal(held[name], ours[f"{part}.{name}"]) for name in held)
@@ -284,7 +326,7 @@ def test_a_folder_that_diffusers_saved_converts(tmp_path, made):
 def test_fp16_writes_the_variant_s_names_and_every_number_rounded_once(tmp_path, made):
     convert(made / "svd.safetensors", tmp_path / "half", "diffusers", dtype="fp16")
     assert all((tmp_path / f"half/{stem}.fp16.safetensors").is_file() for stem in FILES)
-    half, full = load_folder(tmp_path / "half", "fp16")[1], load_folder(made / "converted")[1]
+    half, full = held_by(tmp_path / "half", "fp16"), held_by(made / "converted")
     assert all(torch.equal(half[name], full[name].half()) for name in full)
     convert(tmp_path / "half", tmp_path / "half.safetensors", "sgm")
     assert {dtype for _, dtype in header(tmp_path / "half.safetensors").values()} == {torch.float16}

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from kinema.checkpoints.source import Source
 from kinema.families.vdm.checkpoint import convert
 from kinema.families.vdm.config import Config
 from kinema.families.vdm.family import FAMILY
@@ -37,5 +41,6 @@ def test_a_wrong_shape_is_named_with_the_expected_one(tiny: Config, tensors: dic
         convert(tiny, {**tensors, "null": torch.zeros(3)})
 
 
-def test_a_file_without_our_note_is_not_taken_for_ours(tensors: dict[str, torch.Tensor]) -> None:
-    assert FAMILY.recognise({name: (tuple(t.shape), "F32") for name, t in tensors.items()}) is None
+def test_a_file_without_our_note_is_not_taken_for_ours(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_file(tensors, tmp_path / "vdm.safetensors")
+    assert FAMILY.recognise(Source(tmp_path / "vdm.safetensors")) is None

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.nn import functional as F
 
+from kinema.data import playroom
+from kinema.data.playroom import labels
+from kinema.diffusion.schedules import RectifiedFlow
+from kinema.families.zoetrope import recipe
 from kinema.families.zoetrope.family import FAMILY
 from kinema.families.zoetrope.model import Zoetrope
+from kinema.system import Batch
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +26,10 @@ def tiny() -> Zoetrope:
         for p in model.parameters():  # zero-initialised layers would make every claim trivially true
             p.add_(torch.randn_like(p) * 0.1)
     return model
+
+
+def x0(model: Zoetrope, **given: object) -> torch.Tensor:
+    return model(**given)[0]
 
 
 def inputs(batch: int = 2) -> dict[str, torch.Tensor]:
@@ -43,32 +56,69 @@ def test_parameters_of_the_embedded_size_fit_twelve_megabytes_in_half_precision(
 def test_padding_changes_nothing(tiny: Zoetrope) -> None:
     given = inputs()
     given["ids_BL"][1, 4:] = 0
-    both = tiny(**given)
+    both = x0(tiny, **given)
     for row in range(2):
-        alone = tiny(**{k: v[row : row + 1] for k, v in given.items()})
+        alone = x0(tiny, **{k: v[row : row + 1] for k, v in given.items()})
         assert torch.allclose(both[row : row + 1], alone, atol=1e-10)
 
 
 def test_pixels_not_given_do_not_enter_through_the_canvas(tiny: Zoetrope) -> None:
     given = inputs()
     other = {**given, "given_BCTHW": given["given_BCTHW"] + 1}
-    assert torch.equal(tiny(**given), tiny(**other))
+    assert torch.equal(x0(tiny, **given), x0(tiny, **other))
     given["mask_B1THW"] = other["mask_B1THW"] = torch.ones_like(given["mask_B1THW"])
-    assert not torch.allclose(tiny(**given), tiny(**other))
+    assert not torch.allclose(x0(tiny, **given), x0(tiny, **other))
 
 
 def test_per_frame_keeps_temporal_patches_exactly_apart(tiny: Zoetrope) -> None:
     given = inputs()
     moved = {**given, "z_BCTHW": given["z_BCTHW"].clone()}
     moved["z_BCTHW"][:, :, 4:] += 1  # the second temporal patch of four frames
-    apart = (tiny(**given, per_frame=True) - tiny(**moved, per_frame=True)).abs().amax(dim=(0, 1, 3, 4))
+    apart = (x0(tiny, **given, per_frame=True) - x0(tiny, **moved, per_frame=True)).abs().amax(dim=(0, 1, 3, 4))
     assert torch.equal(apart[:4], torch.zeros(4, dtype=torch.float64))
     assert (apart[4:] > 0).all()
-    joined = (tiny(**given) - tiny(**moved)).abs().amax(dim=(0, 1, 3, 4))
+    joined = (x0(tiny, **given) - x0(tiny, **moved)).abs().amax(dim=(0, 1, 3, 4))
     assert (joined[:4] > 0).all()
 
 
 def test_the_prompt_reaches_the_output_through_both_ways(tiny: Zoetrope) -> None:
     given = inputs()
     other = {**given, "ids_BL": given["ids_BL"].roll(1, 0)}
-    assert not torch.allclose(tiny(**given), tiny(**other))
+    assert not torch.allclose(x0(tiny, **given), x0(tiny, **other))
+
+
+def test_reading_is_cross_entropy_of_the_scene_and_clips_without_one_count_nothing() -> None:
+    made = [playroom.sample(i, frames=8, height=16, width=16).scene for i in range(2)]
+    grid = FAMILY.presets["tiny"].grid
+    classes = [torch.from_numpy(labels.on_grid(scene, grid)).flatten(1) for scene in made]
+    even = torch.zeros(2, classes[0].shape[1], sum(labels.CLASSES))
+    chance = sum(math.log(n) for n in labels.CLASSES)
+    assert recipe.misread(even, made, grid).tolist() == pytest.approx([chance, chance], rel=1e-5)
+    told = torch.cat([F.one_hot(torch.stack([c[i] for c in classes]), n) for i, n in enumerate(labels.CLASSES)], -1)
+    assert recipe.misread(50.0 * told, made, grid).max() < 1e-6
+    assert recipe.misread(even, [None, made[1]], grid).tolist() == pytest.approx([0, chance], rel=1e-5)
+
+
+def test_a_folders_clips_train_every_parameter_and_scenes_change_the_loss() -> None:
+    config = FAMILY.presets["tiny"]
+    model = FAMILY.build(config)
+    made = [playroom.sample(i, frames=8, height=16, width=16) for i in range(2)]
+    video = torch.stack([torch.from_numpy(sample.video_CTHW) for sample in made])
+    plain = Batch(video, [sample.caption for sample in made], torch.zeros(2, 1, 8, 16, 16))
+
+    def loss(batch: Batch) -> torch.Tensor:
+        return recipe.loss(model, config, batch, torch.Generator().manual_seed(0)).mean()
+
+    loss(plain).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert loss(replace(plain, scenes=[sample.scene for sample in made])) > loss(plain)
+
+
+def test_pixels_about_an_object_count_more_once_it_is_found() -> None:
+    level = RectifiedFlow(1.0).level(torch.tensor([0.99, 0.97, 0.92, 0.5], dtype=torch.float64))
+    assert recipe.outlined(level).flatten().tolist() == pytest.approx([0, 0, recipe.OBJECT / 2, recipe.OBJECT])
+    made = playroom.sample(0, frames=8, height=16, width=16)
+    on = recipe.about([None, made.scene], torch.zeros(2, 3, 8, 16, 16))
+    assert on.shape == (2, 1, 8, 16, 16)
+    assert not on[0].any()
+    assert 0 < on[1].mean() < 0.6

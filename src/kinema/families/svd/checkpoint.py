@@ -12,22 +12,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import gcd
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from kinema.checkpoints import files, lora_formats
 from kinema.checkpoints.convert import File, Plan, cast
-from kinema.checkpoints.files import DTYPES, Header, read_tensors
+from kinema.checkpoints.files import DTYPES, Header
 from kinema.checkpoints.lora_formats import Lora, is_lora
+from kinema.checkpoints.source import Source
 from kinema.checkpoints.stream import Stream
 from kinema.checkpoints.table import Row, Table, shapes_of
 from kinema.families.svd import folder
 from kinema.families.svd.config import PRESETS, Config
 from kinema.families.svd.layout import CLIP, FIRST_STAGE, UNET, VAE_AT, Outline, table
 from kinema.families.svd.lora import read as read_lora
+from kinema.families.svd.own import read as read_own
 from kinema.schema import BadRequest
+
+T = TypeVar("T")
 
 EXTRA = "kinema_extra"
 LAYOUT_NAMES = ("sgm", "diffusers")
@@ -146,7 +150,7 @@ def _clip_sizes(header: Header) -> dict[str, Any]:
 
 
 def variant(outline: Outline, name: str = "") -> str:
-    """The published model this is: by its sizes, and by the file's name where those agree (svd, svd-xt, svd-xt-1.1)."""
+    """The published model this is: by its sizes, and by its name where those agree (svd, svd-xt, svd-xt-1.1)."""
     if outline.kind == "sv3d":
         return "sv3d-p" if outline.vector % 5 == 0 else "sv3d-u"
     plain = name.lower().replace("-", "_")
@@ -156,12 +160,16 @@ def variant(outline: Outline, name: str = "") -> str:
 
 
 def config_of(outline: Outline, name: str = "") -> Config:
-    """The configuration of the model with these sizes; ``name``, the file's, tells svd from svd-xt.
+    """The configuration of the model with these sizes; ``name``, the file's, tells svd from svd-xt."""
+    return sized(PRESETS[variant(outline, name)], outline)
+
+
+def sized(preset: Config, outline: Outline) -> Config:
+    """A published model's sampling with the sizes of this network.
 
     Heads are not told by weights: 64 channels each in the U-Net and 80 in CLIP, as published, or the
     largest part of these that divides a smaller network. Raises `BadRequest` for a network that is not built here.
     """
-    preset = PRESETS[variant(outline, name)]
     plain = (*(True for _ in outline.widths[1:]), False)
     odd = {
         "in_channels": (outline.in_channels, 2 * outline.latent),
@@ -222,18 +230,28 @@ def open_sgm(path: Path, variant_name: str | None = None) -> Opened | None:
     return Opened(outline, ours, extra, read, path.name, frames, source.text)
 
 
-def open_folder(path: Path, variant_name: str | None = None) -> Opened | None:
+def open_own(path: Path, variant_name: str | None = None) -> Opened | None:
+    """A file that `kinema train` wrote, checked from its header alone; None when it is not SVD's."""
+    told = read_own(path, variant_name)
+    if told is None:
+        return None
+    outline, source, frames = told
+    return Opened(outline, dict(source.header), {}, source.__getitem__, path.name, frames)
+
+
+def open_folder(source: Source) -> Opened | None:
     """A diffusers folder, checked from its configs and headers alone; None when it is not SVD's.
 
-    ``variant_name`` picks ``.fp16`` files. Raises `BadRequest` for a folder that lacks a part, or whose
-    tensors do not agree with its configs.
+    Raises `BadRequest` for a folder that lacks a part, or whose tensors do not agree with its configs.
     """
-    configs = folder.read_configs(path)
+    configs = folder.read_configs(source)
     if configs is None:
         return None
-    sources = {part: Stream(path / part, variant_name) for part in folder.PARTS}
-    ours = {f"{part}.{name}": entry for part, source in sources.items() for name, entry in source.header.items()}
-    ours.pop(_POSITION_IDS, None)
+    path = source.path
+    sources = {part: Stream(path / part, source.variant) for part in folder.PARTS}
+    ours = networks_own(
+        {f"{part}.{name}": entry for part, held in sources.items() for name, entry in held.header.items()}
+    )
     extras = Stream(path / EXTRA) if (path / EXTRA).is_dir() else None
     outline = _with_extra(folder.outline(configs), extras)
     known = table(outline)
@@ -251,14 +269,9 @@ def open_folder(path: Path, variant_name: str | None = None) -> Opened | None:
     return Opened(outline, ours, extra, read, path.name, folder.frames(configs), text)
 
 
-def load_folder(path: Path, variant_name: str | None = None) -> tuple[Outline, dict[str, Tensor]]:
-    """The outline of a diffusers folder and all its tensors, memory-mapped, with their components in front."""
-    opened = open_folder(path, variant_name)
-    if opened is None:
-        raise BadRequest(f"{path} is not a folder of Stable Video Diffusion")
-    mapped = {part: read_tensors(path / part, variant_name) for part in folder.PARTS}
-    named = {f"{part}.{name}": tensor for part, tensors in mapped.items() for name, tensor in tensors.items()}
-    return opened.outline, {name: named[name] for name in opened.ours}
+def networks_own(named: Mapping[str, T]) -> dict[str, T]:
+    """What a folder's parts hold, without the counter that older files of CLIP have."""
+    return {name: value for name, value in named.items() if name != _POSITION_IDS}
 
 
 def _with_extra(outline: Outline, extras: Stream | None) -> Outline:
@@ -306,10 +319,10 @@ class Layouts:
 
     def open(self, source: Path, variant: str | None) -> Opened | OpenedLora | None:
         if source.is_dir():
-            return open_folder(source, variant)
+            return open_folder(Source(source, variant))
         if is_lora(files.header(source)):
             return OpenedLora(read_lora(source))
-        return open_sgm(source, variant)
+        return open_own(source, variant) or open_sgm(source, variant)
 
     def plan(self, opened: Opened | OpenedLora, layout: str, dtype: torch.dtype | None) -> Plan:
         if isinstance(opened, OpenedLora):

@@ -36,6 +36,8 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """Numbers a request's ``extra`` may hold, with the least and the most."""
 SHAPE = "guidance_shape"
+ANCHOR = "anchor"
+"""Whether CLIP sees the first frame of the whole in every block of a clip longer than the model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +59,22 @@ class Condition:
         return Condition(self.context_B1C, self.picture_BCTHW, self.scalars_BTV[:, list(frames)])
 
 
-def encode(
-    model: SVD, picture_B3HW: Tensor, noise_B3HW: Tensor, scalars_BTV: Tensor, augmentation: Tensor
+def encode(  # noqa: PLR0917 (what the network is told, one by one)
+    model: SVD,
+    picture_B3HW: Tensor,
+    noise_B3HW: Tensor,
+    scalars_BTV: Tensor,
+    augmentation: Tensor,
+    seen_B3HW: Tensor | None = None,
 ) -> Condition:
-    """The clean picture to CLIP; the picture plus ``augmentation`` [B] times noise to the codec's mode, not scaled."""
+    """The clean picture to CLIP; the picture plus ``augmentation`` [B] times noise to the codec's mode, not scaled.
+
+    CLIP may see another picture, ``seen``: what the clip should stay like, rather than where it begins.
+    """
     noisy = picture_B3HW + augmentation.to(picture_B3HW)[:, None, None, None] * noise_B3HW.to(picture_B3HW)
     latents = model.vae.encode(noisy)[:, :, None]
-    return Condition(model.image_encoder.embed(picture_B3HW)[:, None], latents, scalars_BTV)
+    seen = picture_B3HW if seen_B3HW is None else seen_B3HW
+    return Condition(model.image_encoder.embed(seen)[:, None], latents, scalars_BTV)
 
 
 def picture_noise(request: Request, height: int, width: int) -> Tensor:
@@ -76,11 +87,10 @@ def picture_noise(request: Request, height: int, width: int) -> Tensor:
 def picture_of(canvas: Canvas) -> Tensor | None:
     """The picture a canvas starts from, B×3×H×W: its first whole frame, an edit's first frame, or what is
     given of frame 0 on grey. None when there is nothing."""
+    if canvas.first is not None:
+        return canvas.first
     if canvas.source is not None:
         return canvas.source[:, :, 0]
-    whole = (canvas.mask.flatten(3).amin(-1).amin(0)[0] > 0).nonzero().flatten()
-    if len(whole):
-        return canvas.video[:, :, int(whole[0])]
     if canvas.empty:
         return None
     return canvas.video[:, :, 0] * canvas.mask[:, :, 0]
@@ -114,13 +124,17 @@ def check_extra(config: Config, extra: Mapping[str, Any]) -> None:
     """Refuse, by name, options that this model has not and values out of range."""
     names = {name for name, _ in config.scalars}
     needs = {"motion_bucket": "motion_bucket", "fps_id": "fps", "elevation": "polar"}
-    own = [name for name in RANGES if needs.get(name) is None or needs[name] in names] + [SHAPE]
+    own = [name for name in RANGES if needs.get(name) is None or needs[name] in names] + [SHAPE, ANCHOR]
     for name, value in extra.items():
         if name not in own:
             raise BadRequest(registry.unknown("option of this svd model", name, own))
         if name == SHAPE:
             if value not in SHAPES:
                 raise BadRequest(registry.unknown("guidance shape", str(value), SHAPES))
+            continue
+        if name == ANCHOR:
+            if not isinstance(value, bool):
+                raise BadRequest(f"anchor is {value!r}; expected true or false")
             continue
         least, most = RANGES[name]
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:

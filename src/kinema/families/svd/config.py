@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from kinema.data.motion import MIDDLE
 from kinema.schema import BadRequest
 
 Scalar = Literal["fps", "motion_bucket", "augmentation", "polar", "azimuth"]
 NormEps = Literal["official", "diffusers"]
 GuidanceShape = Literal["linear", "triangle", "trapezoid", "trapezoid-sgm"]
+Stage = Literal["image", "video", "video-large", "text", "base", "finetune", "playroom", "codec"]
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,21 @@ class Config:
     clip_side: int = 224
 
     motion_bucket: float = 127.0
+    motion_middle: float = MIDDLE
+    """Motion (mean speed of a pixel in shorter sides a second) that counts as the middle of the buckets."""
     augmentation: float = 0.02
     """Noise added to the picture before it is encoded, and told to the network."""
     orbit: bool = False
     """SV3D: the frames are views around an object, and the network expects the given view last."""
+
+    stage: Stage = "finetune"
+    """Stage of the training that made, or is to make, these weights: see `recipe.STAGES`."""
+    sigma_max: float = 700.0
+    """Where sampling begins."""
+    pocket: bool = False
+    """Small autoencoder and image encoder of our own (`pocket`), trained too, in place of SD 2.1's and CLIP."""
+    patch: int = 1
+    """Pixels along a side that the pocket's autoencoder takes together before its first layer."""
 
     @property
     def post_quant(self) -> bool:
@@ -70,7 +83,7 @@ class Config:
     @property
     def stride(self) -> int:
         """Pixels along a side of one latent cell."""
-        return 2 ** (len(self.vae_channels) - 1)
+        return self.patch * 2 ** (len(self.vae_channels) - 1)
 
     @property
     def multiple(self) -> int:
@@ -114,9 +127,33 @@ TINY = replace(
     clip_patch=8,
     clip_side=32,
 )
+POCKET = replace(
+    SVD,
+    height=64,
+    width=64,
+    steps=20,
+    guidance=(1.0, 1.0),
+    channels=(64, 96),
+    layers=1,
+    heads=(2, 3),
+    context=128,
+    scalars=(("fps", 32), ("motion_bucket", 64), ("augmentation", 32)),
+    latent_channels=16,
+    latent_scale=1.0,
+    vae_channels=(64, 96),
+    vae_layers=1,
+    decoder="image",
+    clip_width=64,
+    motion_middle=0.015,
+    stage="playroom",
+    sigma_max=80.0,
+    pocket=True,
+    patch=4,
+)  # U-Net 3,755,740, autoencoder 1,085,920, image encoder 102,720: 9.9 MB in fp16
 
 PRESETS: dict[str, Config] = {
     "tiny": TINY,
+    "pocket": POCKET,
     "svd": SVD,
     "svd-xt": SVD_XT,
     "svd-xt-1.1": SVD_XT_1_1,

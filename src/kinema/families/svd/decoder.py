@@ -35,8 +35,14 @@ class Autoencoder(nn.Module):
 
     def encode(self, image_NCHW: Tensor) -> Tensor:
         """The mode of the latents, N×c×h×w, not scaled."""
+        return self.moments(image_NCHW).chunk(2, dim=1)[0]
+
+    def moments(self, image_NCHW: Tensor) -> Tensor:
+        """Mean and log-variance of the latents, N×2c×h×w, not scaled; the latter within [-30, 20], as in training."""
         growth = self.encoder.conv_in.out_channels // 3
-        return by_images(lambda x: self.quant_conv(self.encoder(x)), image_NCHW, growth).chunk(2, dim=1)[0]
+        moments = by_images(lambda x: self.quant_conv(self.encoder(x)), image_NCHW, growth)
+        mean, log_variance = moments.chunk(2, dim=1)
+        return torch.cat([mean, log_variance.clamp(-30, 20)], dim=1)
 
     def decode(self, z_NCHW: Tensor, frames: int) -> Tensor:
         """Pixels N×3×H×W of unscaled latents; each run of ``frames`` images is decoded as one clip."""

@@ -8,17 +8,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kinema.checkpoints.files import Header
+from kinema.checkpoints.source import Source
 from kinema.diffusion.parameterise import Denoiser, V
 from kinema.diffusion.schedules import Level
-from kinema.families.svd import checkpoint, conditioning, recipe
+from kinema.families.svd import conditioning, lora, opening, recipe
 from kinema.families.svd.conditioning import Condition
 from kinema.families.svd.config import PRESETS, Config, from_json, to_json
 from kinema.families.svd.decoder import SVDCodec
 from kinema.families.svd.model import SVD, blocks
+from kinema.families.svd.pocket import PocketSVD
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
-from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
+from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, System
 
 
 class StableVideoDiffusion:
@@ -30,8 +31,8 @@ class StableVideoDiffusion:
     def presets(self) -> Mapping[str, Config]:
         return PRESETS
 
-    def build(self, config: Config) -> SVD:
-        return SVD(config)
+    def build(self, config: Config) -> nn.Module:
+        return PocketSVD(config) if config.pocket else SVD(config)
 
     def lattice(self, config: Config) -> Lattice:
         return Lattice(
@@ -56,8 +57,8 @@ class StableVideoDiffusion:
             guidance_end=end,
         )
 
-    def process(self, config: Config) -> Process:  # noqa: ARG002
-        return Process(recipe.SCHEDULE, V)
+    def process(self, config: Config) -> Process:
+        return Process(recipe.schedule(config), V)
 
     def codec(self, config: Config, model: nn.Module) -> SVDCodec:
         vae = cast(SVD, model).vae
@@ -71,12 +72,12 @@ class StableVideoDiffusion:
         """None: the estimate is a latent, which has no range to be held in."""
         return None
 
-    def honours(self, config: Config, kind: str) -> tuple[str, ...]:  # noqa: ARG002
-        """A first frame natively; whatever else is given is held by guidance, from the first frame known."""
+    def honours(self, config: Config, kind: str) -> tuple[str, ...]:
+        """A first frame natively, and a beginning by going on from its last frame; the rest is held by guidance."""
         if kind == "nothing":
             return ("native",)
-        held = ("replacement", "reconstruction")
-        return ("native", *held) if kind == "first" else held
+        own = {"first": ("native",), "prefix": () if config.orbit else ("continuation",)}
+        return (*own.get(kind, ()), "replacement", "reconstruction")
 
     def check(self, config: Config, request: Request) -> None:
         conditioning.check_extra(config, request.extra)
@@ -98,8 +99,9 @@ class StableVideoDiffusion:
         amount = torch.full((shape.batch,), conditioning.augmentation(config, request))
         noise = conditioning.picture_noise(request, shape.height, shape.width)
         picture = picture.to(system.device, system.dtype)
+        seen = canvas.anchor.to(picture) if canvas.anchor is not None and request.extra.get("anchor") else None
         channels_last(model.vae)
-        wanted = conditioning.encode(model, picture, noise.to(picture), told, amount)
+        wanted = conditioning.encode(model, picture, noise.to(picture), told, amount, seen)
         unwanted = wanted.null()
         if conditioning.picture_of(canvas) is None:
             wanted = unwanted
@@ -118,19 +120,17 @@ class StableVideoDiffusion:
 
         return V.denoiser(network)
 
-    def recognise(self, header: Header) -> Config | None:
-        """The config of a single file; its frames and guidance, which weights do not tell, are those of ``svd``."""
-        outline = checkpoint.recognise(header)
-        return None if outline is None else checkpoint.config_of(outline)
+    def recognise(self, source: Source) -> Found | None:
+        return opening.open_source(source)
 
     def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
-        outline = checkpoint.recognise({name: (tuple(x.shape), x.dtype) for name, x in tensors.items()})
-        if outline is None:
-            raise BadRequest("this file is not a single file of Stable Video Diffusion")
-        return checkpoint.from_sgm(outline, tensors)
+        return opening.convert(tensors)
+
+    def lora_aliases(self, config: Config) -> Mapping[str, str]:
+        return lora.aliases(config)
 
     def recipe(self, config: Config) -> Recipe:
-        return recipe.TINY if config.channels[0] < 64 else recipe.RECIPE
+        return recipe.recipe(config)
 
     def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
         return recipe.loss(model, config, batch, generator)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from math import gcd
-from pathlib import Path
 from typing import Any
 
+from kinema.checkpoints.source import INDEX, Source
 from kinema.families.svd.layout import Outline
 from kinema.schema import BadRequest
 
@@ -18,12 +17,15 @@ PARTS = {
 }
 """Folder of each network to the stem of its weight file."""
 
+PIPELINE = "StableVideoDiffusionPipeline"
+
 Configs = dict[str, dict[str, Any]]
 
 _HEAD = 64
 """Channels of an attention head in the U-Net; weights do not tell it."""
 _CLIP_HEAD = 80
 _SCALING = 0.18215
+_V = "v_prediction"
 
 SCHEDULER = {
     "_class_name": "EulerDiscreteScheduler",
@@ -32,7 +34,7 @@ SCHEDULER = {
     "beta_start": 0.00085,
     "interpolation_type": "linear",
     "num_train_timesteps": 1000,
-    "prediction_type": "v_prediction",
+    "prediction_type": _V,
     "sigma_max": 700.0,
     "sigma_min": 0.002,
     "steps_offset": 1,
@@ -51,8 +53,8 @@ def configs(o: Outline, frames: int) -> Configs:
     vae_class = "AutoencoderKLTemporalDecoder" if o.decoder == "temporal" else "AutoencoderKL"
     side = 8 * 96 if o.widths[0] >= 320 else 64
     return {
-        "model_index.json": {
-            "_class_name": "StableVideoDiffusionPipeline",
+        INDEX: {
+            "_class_name": PIPELINE,
             "feature_extractor": ["transformers", "CLIPImageProcessor"],
             "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
             "scheduler": ["diffusers", "EulerDiscreteScheduler"],
@@ -146,15 +148,38 @@ def _preprocessor(o: Outline) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------- reading
 
 
-def read_configs(path: Path) -> Configs | None:
-    """The configs of the three networks; None where the folder is not one of Stable Video Diffusion."""
-    index = path / "model_index.json"
-    if not index.is_file() or _read(index).get("_class_name") != "StableVideoDiffusionPipeline":
+def read_configs(source: Source) -> Configs | None:
+    """The configs of the three networks; None where the source is not a folder of Stable Video Diffusion."""
+    if source.pipeline != PIPELINE:
         return None
-    absent = [part for part in PARTS if not (path / part / "config.json").is_file()]
-    if absent:
-        raise BadRequest(f"the folder {path} lacks {absent[0]}/config.json")
-    return {part: _read(path / part / "config.json") for part in PARTS}
+    source.need(tuple(PARTS))
+    return {part: source.config(part) for part in PARTS}
+
+
+def check(source: Source) -> None:
+    """Refuse what the configs ask of the networks and these cannot do; weights do not show any of it."""
+    clip = ("image_encoder", "config.json")
+    scheduler, processor = ("scheduler", "scheduler_config.json"), ("feature_extractor", "preprocessor_config.json")
+    for place, what, default, wanted in (
+        (clip, "hidden_act", "quick_gelu", "gelu"),
+        (clip, "layer_norm_eps", 1e-5, 1e-5),
+        (scheduler, "prediction_type", _V, _V),
+        (processor, "image_mean", _CLIP_MEAN, _CLIP_MEAN),
+        (processor, "image_std", _CLIP_STD, _CLIP_STD),
+    ):
+        found = source.config(*place).get(what, default)
+        if found != wanted:
+            raise BadRequest(f"{'/'.join(place)} of {source.path} has {what} {found}; expected {wanted}")
+
+
+def scheduler_note(source: Source) -> str | None:
+    """A sentence where the folder's scheduler is not the official one, which is what is sampled with."""
+    told = source.config("scheduler", "scheduler_config.json")
+    names = ("sigma_min", "sigma_max", "use_karras_sigmas")
+    other = [f"{name} {told[name]}" for name in names if name in told and told[name] != SCHEDULER[name]]
+    if not other:
+        return None
+    return f"the folder's scheduler has {', '.join(other)}; sampled is with the official noise levels of SVD"
 
 
 def outline(told: Configs) -> Outline:
@@ -163,7 +188,8 @@ def outline(told: Configs) -> Outline:
     temporal = vae.get("_class_name", "AutoencoderKLTemporalDecoder") == "AutoencoderKLTemporalDecoder"
     try:
         vector = int(unet.get("projection_class_embeddings_input_dim", 768))
-        side = int(clip.get("image_size", 224)) // int(clip.get("patch_size", 14))
+        patch = int(clip.get("patch_size", 32))
+        side = int(clip.get("image_size", 224)) // patch
         return Outline(
             kind="svd" if vector == 3 * int(unet.get("addition_time_embed_dim", 256)) else "sv3d",
             in_channels=int(unet.get("in_channels", 8)),
@@ -183,7 +209,7 @@ def outline(told: Configs) -> Outline:
             clip_hidden=int(clip.get("intermediate_size", 3072)),
             clip_layers=int(clip.get("num_hidden_layers", 12)),
             clip_positions=side**2 + 1,
-            patch=int(clip.get("patch_size", 32)),
+            patch=patch,
             embedding=int(clip.get("projection_dim", 512)),
         )
     except (TypeError, ValueError, ZeroDivisionError) as error:
@@ -194,7 +220,36 @@ _DOWN = ("CrossAttn", "CrossAttn", "CrossAttn", "")
 
 
 def frames(told: Configs) -> int:
-    return int(told["unet"].get("num_frames", 25))
+    """Frames that the U-Net was trained on."""
+    return _whole(told, "unet", "num_frames", 25)
+
+
+def heads(told: Configs, o: Outline) -> tuple[tuple[int, ...], int]:
+    """Attention heads of each level of the U-Net, and of the image encoder."""
+    value = told["unet"].get("num_attention_heads", (5, 10, 20, 20))
+    each = value if isinstance(value, list | tuple) else [value] * len(o.widths)
+    whole = all(type(n) is int and n > 0 for n in each)
+    if len(each) != len(o.widths) or not whole or any(width % n for width, n in zip(o.widths, each, strict=True)):
+        raise BadRequest(f"num_attention_heads of the unet is {value}; expected divisors of {list(o.widths)}")
+    clip = _whole(told, "image_encoder", "num_attention_heads", 12)
+    if o.clip_width % clip:
+        raise BadRequest(f"num_attention_heads of the image_encoder is {clip}; expected a divisor of {o.clip_width}")
+    return tuple(each), clip
+
+
+def scaling(told: Configs) -> float:
+    """What latents are multiplied with after encoding."""
+    value = told["vae"].get("scaling_factor", _SCALING)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise BadRequest(f"scaling_factor of the vae is {value!r}; expected a number over 0")
+    return float(value)
+
+
+def _whole(told: Configs, part: str, name: str, default: int) -> int:
+    value = told[part].get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise BadRequest(f"{name} of the {part} is {value!r}; expected a whole number over 0")
+    return value
 
 
 def _one(config: Mapping[str, Any], name: str, default: int) -> int:
@@ -204,13 +259,3 @@ def _one(config: Mapping[str, Any], name: str, default: int) -> int:
     if not values or any(v != values[0] for v in values):
         raise BadRequest(f"{name} is {value}; expected one number for all levels")
     return int(values[0])
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        told = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise BadRequest(f"{path} cannot be read as JSON: it is damaged or not there") from error
-    if not isinstance(told, dict):
-        raise BadRequest(f"{path} holds no table of names and values")
-    return told

@@ -1,45 +1,129 @@
 """How SVD is trained (Blattmann et al. 2023, §4 and appendix D): EDM levels, v-prediction, conditioning dropped.
 
-Only the U-Net learns; codec and image encoder are frozen. In x0-space the weight is ``(1 + sigma²) / sigma²``,
-which is the plain mean-squared error of the network's own output.
+In x0-space the weight is ``(1 + sigma²) / sigma²``, which is the plain mean-squared error of the network's own output.
+Only the U-Net learns; codec and image encoder are frozen (the pocket's own are trained: its codec in a stage before,
+its image encoder with the U-Net).
+
+Letters: B clips, T frames, C channels, h w latent rows and columns.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import cast
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from kinema.data.motion import bucket
 from kinema.diffusion import losses
 from kinema.diffusion.parameterise import V, over
 from kinema.diffusion.schedules import EDMSigmas, Level
-from kinema.families.svd.conditioning import Condition, encode
+from kinema.families.svd.conditioning import Condition
 from kinema.families.svd.config import Config
-from kinema.families.svd.decoder import SVDCodec
 from kinema.families.svd.model import SVD, VideoUNet
+from kinema.families.svd.pocket import PocketAutoencoder
 from kinema.schema import BadRequest
 from kinema.system import Batch, Recipe
 
 SCHEDULE = EDMSigmas(sigma_min=0.002, sigma_max=700.0, rho=7.0)
-P_MEAN, P_STD = 1.0, 1.6
-"""ln sigma of image-to-video at high quality, the last stage (14 and 25 frames); the 320×576 base had 0.7 and 1.6."""
 NOISE_MEAN, NOISE_STD = -3.0, 0.5
 """ln of the noise added to the picture."""
-DROP = 0.15
 
-RECIPE = Recipe(
-    steps=50_000,
-    batch=768,
-    learning_rate=3e-5,
-    ema=0.9999,
-    text_drop=0.0,
-    canvas_mix={"first": 1.0},
-)
-TINY = replace(RECIPE, steps=200, batch=4, warmup=10, learning_rate=1e-3, ema=0.99)
 
-draw_levels = losses.draw_levels("edm-lognormal", p_mean=P_MEAN, p_std=P_STD)
+def schedule(config: Config) -> EDMSigmas:
+    return replace(SCHEDULE, sigma_max=config.sigma_max)
+
+
+# -------------------------------------------------------------------------------------- the stages
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the paper's training: ``ln sigma ~ N(p_mean, p_std²)``, its size and its figures.
+
+    ``drop`` is the share of clips whose picture is dropped, embedding and latents together: the branch that
+    guidance steers away from.
+    """
+
+    p_mean: float
+    p_std: float
+    size: tuple[int, int, int]
+    """Frames, height, width."""
+    steps: int
+    batch: int
+    learning_rate: float
+    ema: float = 0.9999
+    drop: float = 0.15
+    given: bool = True
+    """Whether the picture's latents stand beside the noise. Pretraining has the embedding alone, where the paper
+    has text: the published weights have no text encoder."""
+    images: bool = False
+    """Every frame an image by itself: layers over time add nothing."""
+
+
+STAGES: dict[str, Stage] = {
+    # I. From SD 2.1 to EDM: 1k steps of the time embedding alone, then 30k. Batch and rate are not told: those of II.
+    "image": Stage(-1.2, 1.0, (1, 256, 384), 31_000, 1536, 1e-4, given=False, images=True),
+    # II. 14 frames at low and then at middle resolution, where more noise is needed.
+    "video": Stage(-1.2, 1.0, (14, 256, 384), 150_000, 1536, 1e-4, given=False),
+    "video-large": Stage(0.0, 1.0, (14, 320, 576), 100_000, 768, 1e-4, given=False),
+    # III. High quality: text to video; image to video at low resolution; and from there the published models.
+    "text": Stage(0.5, 1.4, (14, 576, 1024), 50_000, 768, 3e-5, given=False),
+    "base": Stage(0.7, 1.6, (14, 320, 576), 50_000, 768, 3e-5),
+    "finetune": Stage(1.0, 1.6, (14, 576, 1024), 50_000, 768, 3e-5),
+    # The pocket's own two, sized for two CPU cores. 8×8 latents show their content through more noise than SVD's do
+    # through theirs, and a clip of 14 frames through more than an image; motion is decided at the noise end.
+    "codec": Stage(0.0, 1.0, (14, 64, 64), 900, 8, 2e-3, ema=0.99),
+    "playroom": Stage(0.3, 1.4, (14, 64, 64), 1400, 8, 2e-3, ema=0.995),
+}
+PAPER = ("image", "video", "video-large", "text", "base", "finetune")
+POCKET = ("codec", "playroom")
+
+
+def staged(config: Config, name: str) -> Config:
+    """The config in another stage, at the stage's size where the network is of full size. BadRequest for no stage."""
+    known = POCKET if config.pocket else PAPER
+    if name not in known:
+        raise BadRequest(f"there is no training stage {name!r} of this svd model; expected one of {', '.join(known)}")
+    config = replace(config, stage=cast(Any, name))
+    if config.channels[0] < FULL:
+        return config
+    frames, height, width = STAGES[name].size
+    return replace(config, frames=max(frames, config.frames) if frames > 1 else 1, height=height, width=width)
+
+
+FULL = 320
+"""Channels of the published networks; smaller ones keep their own size in every stage."""
+
+
+def recipe(config: Config) -> Recipe:
+    """The figures of the config's stage; small ones for small networks."""
+    stage = STAGES[config.stage]
+    told = Recipe(
+        steps=stage.steps,
+        batch=stage.batch,
+        learning_rate=stage.learning_rate,
+        ema=stage.ema,
+        text_drop=0.0,
+        canvas_mix={"first": 1.0},
+    )
+    if config.pocket:
+        optimiser = "adamw" if config.stage == "codec" else "muon"
+        return replace(told, optimiser=optimiser, warmup=50, cooldown=0.4, grammar="simple", slow=SLOW, without=WITHOUT)
+    if config.channels[0] < FULL:
+        return replace(told, steps=200, batch=4, warmup=10, learning_rate=1e-3, ema=0.99)
+    return told
+
+
+SLOW = 4.0
+"""Playroom clips are slowed by up to this, so that one picture has been seen at every motion bucket."""
+WITHOUT = ("fades",)
+"""What fades away does not move: asked for little motion, a model would make things vanish."""
+
+
+# ---------------------------------------------------------------------------------------- the loss
 
 
 def c_noise(level: Level) -> Tensor:
@@ -47,36 +131,122 @@ def c_noise(level: Level) -> Tensor:
     return -level.log_snr / 8
 
 
-def run_unet(unet: VideoUNet, z_BCTHW: Tensor, level: Level, condition: Condition) -> Tensor:
+def run_unet(
+    unet: VideoUNet, z_BCTHW: Tensor, level: Level, condition: Condition, image_only_BT: Tensor | None = None
+) -> Tensor:
     """The raw output for scaled noisy latents, beside which the picture's latents stand in every frame."""
     picture = condition.picture_BCTHW.to(z_BCTHW).expand(-1, -1, z_BCTHW.shape[2], -1, -1)
     x = torch.cat([z_BCTHW, picture], dim=1).to(unet.conv_in.weight.dtype)
     told = condition.scalars_BTV.to(z_BCTHW.device)
-    return unet(x, c_noise(level).to(z_BCTHW.device), condition.context_B1C.to(x), told)
+    return unet(x, c_noise(level).to(z_BCTHW.device), condition.context_B1C.to(x), told, image_only_BT)
 
 
 def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
     """Error of the raw output in every frame, [B]; the first frame of each clip is its picture."""
     if config.orbit:
         raise BadRequest("SV3D learns from renders with known cameras, which clips do not carry; train another preset")
-    network = cast(SVD, model)
-    video, count = batch.video, len(batch.video)
-    picture = video[:, :, 0]
-    amount = torch.exp(NOISE_MEAN + NOISE_STD * torch.randn(count, generator=generator))
-    noise = torch.randn(picture.shape, generator=generator)
-    values = {"fps": config.fps - 1, "motion_bucket": config.motion_bucket}
-    told = [amount if name == "augmentation" else torch.full((count,), values[name]) for name, _ in config.scalars]
-    with torch.no_grad():
-        x0 = SVDCodec(network.vae, config.latent_scale).encode(video)
-        condition = encode(network, picture, noise, torch.stack(told, dim=-1)[:, None], amount)
-    kept = (torch.rand(count, generator=generator) >= DROP).to(x0)
+    network, stage = cast(SVD, model), STAGES[config.stage]
+    if config.stage == "codec":
+        return codec_loss(cast(Any, model).vae, batch.video, generator)
+    if stage.images:
+        batch = _single(batch, generator)
+    made = batch.encoded or encode(network, batch.video)
+    x0 = draw(made["moments"].to(network.unet.conv_in.weight), generator) * config.latent_scale
+    count = len(x0)
+    condition = _condition(network, config, batch, made, generator)
+    kept = (torch.rand(count, generator=generator) >= stage.drop).to(x0)
     condition = replace(
         condition,
         context_B1C=condition.context_B1C * kept[:, None, None],
-        picture_BCTHW=condition.picture_BCTHW * over(kept, x0),
+        picture_BCTHW=condition.picture_BCTHW * over(kept * stage.given, x0),
     )
+    draw_levels = losses.draw_levels("edm-lognormal", p_mean=stage.p_mean, p_std=stage.p_std, stratified=True)
     level = draw_levels(SCHEDULE, count, generator)
     eps = torch.randn(x0.shape, generator=generator).to(x0)
     z = level.add_noise(x0, eps)
-    output = run_unet(network.unet, over(V.scalings(level)[2], z) * z, level, condition)
+    alone = torch.ones(count, x0.shape[2], dtype=torch.bool, device=x0.device) if stage.images else None
+    # A gradient nobody reads: where the first layers are frozen, torch 2.13 crashes in the backward pass of a CPU group
+    # norm in channels-last memory whose weight needs a gradient and whose input needs none.
+    scaled = (over(V.scalings(level)[2], z) * z).requires_grad_(torch.is_grad_enabled())
+    output = run_unet(network.unet, scaled, level, condition, alone)
     return V.loss(output.float(), x0, eps, level)
+
+
+def _single(batch: Batch, generator: torch.Generator) -> Batch:
+    """One frame of each clip: any of them, or the first of clips that were encoded beforehand."""
+    if batch.encoded is not None:
+        moments = batch.encoded["moments"][:, :, :1]
+        return replace(batch, encoded={**batch.encoded, "moments": moments})
+    chosen = torch.randint(batch.video.shape[2], (len(batch.video),), generator=generator).tolist()
+    return replace(batch, video=torch.stack([clip[:, t : t + 1] for clip, t in zip(batch.video, chosen, strict=True)]))
+
+
+def encode(model: SVD, video_BCTHW: Tensor) -> dict[str, Tensor]:
+    """What the frozen networks make of clips, all that training needs of them besides the first frame's pixels.
+
+    ``moments`` B×2c×T×h×w: mean and log-variance of the latents, not scaled; ``context`` B×context: the embedding of
+    the clean first frame. The picture's own latents are not among them: their noise is new at every step.
+    """
+    count, frames = len(video_BCTHW), video_BCTHW.shape[2]
+    with torch.no_grad():
+        moments = model.vae.moments(video_BCTHW.transpose(1, 2).flatten(0, 1))
+    context = model.image_encoder.embed(video_BCTHW[:, :, 0])
+    return {"moments": moments.unflatten(0, (count, frames)).transpose(1, 2), "context": context}
+
+
+def draw(moments_BCTHW: Tensor, generator: torch.Generator) -> Tensor:
+    """Latents drawn from their posterior, as sgm's first stage gives them to training."""
+    mean, log_variance = moments_BCTHW.chunk(2, dim=1)
+    return mean + torch.exp(log_variance / 2) * torch.randn(mean.shape, generator=generator).to(mean)
+
+
+def _condition(
+    network: SVD, config: Config, batch: Batch, made: Mapping[str, Tensor], generator: torch.Generator
+) -> Condition:
+    """The picture twice, its latents from a noised copy of it, and the clips' own numbers."""
+    picture = batch.video[:, :, 0]
+    count = len(picture)
+    amount = torch.exp(NOISE_MEAN + NOISE_STD * torch.randn(count, generator=generator))
+    noise = torch.randn(picture.shape, generator=generator).to(picture)
+    with torch.no_grad():
+        latents = network.vae.encode(picture + amount.to(picture)[:, None, None, None] * noise)[:, :, None]
+    numbers = {**numbers_of(config, batch), "augmentation": amount}
+    told = torch.stack([numbers[name] for name, _ in config.scalars], dim=-1)[:, None]
+    return Condition(made["context"].to(latents)[:, None], latents, told)
+
+
+def numbers_of(config: Config, batch: Batch) -> dict[str, Tensor]:
+    """Frame rate (less one) and motion bucket of each clip, [B]; the config's own where a clip's are not known."""
+    count = len(batch.captions)
+    unknown = torch.full((count,), torch.nan)
+    fps = unknown if batch.fps is None else batch.fps.float().cpu()
+    motion = unknown if batch.motion is None else batch.motion.float().cpu()
+    buckets = bucket(motion, config.motion_middle)
+    return {
+        "fps": (fps - 1).clamp_min(0).where(fps.isfinite(), torch.tensor(config.fps - 1)),
+        "motion_bucket": buckets.where(buckets.isfinite(), torch.tensor(config.motion_bucket)),
+    }
+
+
+# --------------------------------------------------------------------------------------- the codec
+
+KL_WEIGHT = 3e-4
+SQUARED = 8.0
+"""Weight of the squared error beside the absolute one: about equal at an error of 1/16."""
+LOOKED_AT = 4
+"""Frames of each clip that the codec is trained on: neighbours teach it little more."""
+
+
+def codec_loss(vae: PocketAutoencoder, video_BCTHW: Tensor, generator: torch.Generator) -> Tensor:
+    """Absolute and squared error of a few frames of each clip, and a light pull towards a unit Gaussian, [B]."""
+    count, frames = len(video_BCTHW), video_BCTHW.shape[2]
+    index = torch.stack([torch.randperm(frames, generator=generator)[:LOOKED_AT] for _ in range(count)])
+    images = torch.cat([video_BCTHW[b, :, index[b]].transpose(0, 1) for b in range(count)])
+    mean, log_variance = vae.raw(images).float().chunk(2, dim=1)
+    if vae.training:
+        vae.follow(mean)
+    z = mean + torch.exp(log_variance / 2) * torch.randn(mean.shape, generator=generator).to(mean)
+    error = vae.decoder(z).float() - images
+    away = (mean.square() + log_variance.exp() - 1 - log_variance) / 2
+    each = error.abs().flatten(1).mean(1) + SQUARED * error.square().flatten(1).mean(1)
+    return (each + KL_WEIGHT * away.flatten(1).mean(1)).unflatten(0, (count, -1)).mean(1)

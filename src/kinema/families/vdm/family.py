@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kinema import registry
+from kinema.checkpoints.source import Source
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import Level
 from kinema.families.vdm import checkpoint, recipe
@@ -106,10 +107,13 @@ class VDM:
 
         return system.process.parameterisation.denoiser(network)
 
-    def recognise(self, header: Mapping[str, tuple[tuple[int, ...], str]]) -> Config | None:  # noqa: ARG002
+    def recognise(self, source: Source) -> None:  # noqa: ARG002
         """Never: no foreign VDM weights exist, and our own files say in their metadata what shapes do not,
         the prediction target and the tokenizer's words. Without them a model would run and be wrong."""
         return None
+
+    def lora_aliases(self, config: Config) -> Mapping[str, str]:  # noqa: ARG002
+        return {}
 
     def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return checkpoint.convert(config, tensors)

@@ -20,13 +20,16 @@ class Config:
     merge: int = 4
     fine: int = 64
     """Channels of the fine grid."""
-    coarse: int = 128
+    coarse: int = 112
     """Channels of the coarse grid."""
-    width: int = 320
-    depth: int = 3
-    heads: int = 5
-    mlp: int = 960
-    modulation: int = 96
+    drawing: int = 2
+    """Convolution blocks on the way up of each grid; on the way down there is one. Where the tokens know what stands
+    where, outlines are still to be drawn: with one block a grid they stayed round (docs/decisions/0002)."""
+    width: int = 256
+    depth: int = 5
+    heads: int = 4
+    mlp: int = 768
+    modulation: int = 64
     """Rank of the modulation: full rank would cost a tenth of the weights for no gain."""
     text_width: int = 128
     text_depth: int = 2

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.conditioning.pocket import PocketText
+from kinema.data.playroom.labels import CLASSES
 from kinema.families.zoetrope.config import Config
 from kinema.nn.embeddings import LogSNREmbedding
 
@@ -27,7 +28,7 @@ _CELLS = "b c t (h p) (w q) -> b t h w (c p q)"
 
 
 class Zoetrope(nn.Module):
-    """``forward(z, log_snr, ids, given, mask) -> x0`` estimate, B×3×T×H×W.
+    """``forward(z, log_snr, ids, given, mask) -> (x0 B×3×T×H×W, classes B×S×K)``: the estimate, and what is read of it.
 
     The canvas enters beside the noise: ``given`` B×3×T×H×W (counted only where ``mask`` B×1×T×H×W is 1).
     Text enters twice: as words that the tokens attend to, and pooled, in every block's modulation.
@@ -54,11 +55,12 @@ class Zoetrope(nn.Module):
             [TokenBlock(d, config.heads, config.mlp, config.modulation) for _ in range(config.depth)]
         )
         self.unmerge = nn.Linear(d, config.merge * config.coarse)
-        self.coarse_up = ConvBlock(config.coarse, config.modulation)
+        self.coarse_up = nn.ModuleList(ConvBlock(config.coarse, config.modulation) for _ in range(config.drawing))
         self.up = nn.Linear(config.coarse, 4 * config.fine)
         self.join = nn.Linear(2 * config.fine, config.fine)
-        self.fine_up = ConvBlock(config.fine, config.modulation)
+        self.fine_up = nn.ModuleList(ConvBlock(config.fine, config.modulation) for _ in range(config.drawing))
         self.out = nn.Conv2d(config.fine, 3 * area, 3, padding=1)
+        self.read = nn.Linear(d, sum(CLASSES))
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.text_pool.weight)
 
@@ -71,7 +73,7 @@ class Zoetrope(nn.Module):
         mask_B1THW: Tensor,
         *,
         per_frame: bool = False,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """``per_frame`` forbids mixing between groups of ``merge`` frames: the clip's parts are made apart."""
         cell, merge = self.config.cell, self.config.merge
         span = merge if per_frame else z_BCTHW.shape[2]
@@ -87,21 +89,30 @@ class Zoetrope(nn.Module):
         t, h, w = tokens.shape[1:4]
         where = self.position_T[:t, None, None] + self.position_H[:h, None] + self.position_W[:w]
         tokens_BSD = rearrange(tokens + where, "b t h w d -> b (t h w) d")
-        tokens_BSD = self._attend(tokens_BSD, text_BLD, keep_BL, cond_BM, t if per_frame else 1)
+        tokens_BSD, read_BSK = self._attend(tokens_BSD, text_BLD, keep_BL, cond_BM, t if per_frame else 1)
         tokens = rearrange(self.unmerge(tokens_BSD), "b (t h w) (m c) -> b (t m) h w c", t=t, h=h, w=w, m=merge)
 
-        coarse = self.coarse_up(coarse + tokens, cond_BM, span)
+        coarse = coarse + tokens
+        for block in self.coarse_up:
+            coarse = block(coarse, cond_BM, span)
         risen = rearrange(self.up(coarse), "b t h w (p q c) -> b t (h p) (w q) c", p=2, q=2)
-        fine = self.fine_up(self.join(torch.cat([risen, fine], dim=-1)), cond_BM, span)
+        fine = self.join(torch.cat([risen, fine], dim=-1))
+        for block in self.fine_up:
+            fine = block(fine, cond_BM, span)
         x0 = _over_space(self.out, F.layer_norm(fine, fine.shape[-1:]))
-        return rearrange(x0, "b t h w (c p q) -> b c t (h p) (w q)", p=cell, q=cell)
+        return rearrange(x0, "b t h w (c p q) -> b c t (h p) (w q)", p=cell, q=cell), read_BSK
 
     def _pooled(self, text_BLD: Tensor, keep_BL: Tensor) -> Tensor:
         weight_BL = self.text_pool(text_BLD)[..., 0].masked_fill(~keep_BL, -math.inf).softmax(-1)
         return self.text_cond(torch.einsum("bl,bld->bd", weight_BL, text_BLD))
 
-    def _attend(self, x_BSD: Tensor, text_BLD: Tensor, keep_BL: Tensor, cond_BM: Tensor, times: int) -> Tensor:
-        """The token blocks over words and tokens together; ``times`` > 1 keeps that many parts in time apart."""
+    def _attend(
+        self, x_BSD: Tensor, text_BLD: Tensor, keep_BL: Tensor, cond_BM: Tensor, times: int
+    ) -> tuple[Tensor, Tensor]:
+        """The token blocks over words and tokens together; ``times`` > 1 keeps that many parts in time apart.
+
+        Also the classes read of the tokens before the last blocks, which are left free to draw.
+        """
         words = int(keep_BL.sum(1).max())  # columns that every row lacks are cut: fewer tokens, and often no mask
         x_BSD = torch.cat([self.text_in(text_BLD[:, :words]), x_BSD], dim=1)
         seen = F.pad(keep_BL[:, :words], (0, x_BSD.shape[1] - words), value=True)[:, None, None, :]
@@ -109,9 +120,12 @@ class Zoetrope(nn.Module):
         if times > 1:
             places = (x_BSD.shape[1] - words) // times
             attend = seen & _same_time(words, times, places).to(seen.device)
+        after = [x_BSD]
         for block in self.blocks:
-            x_BSD = block(x_BSD, cond_BM, attend)
-        return F.layer_norm(x_BSD[:, words:], x_BSD.shape[-1:])
+            after.append(block(after[-1], cond_BM, attend))
+        known = (len(self.blocks) + 1) // 2
+        read_BSD, x_BSD = (F.layer_norm(y[:, words:], y.shape[-1:]) for y in (after[known], after[-1]))
+        return x_BSD, self.read(read_BSD)
 
 
 class ConvBlock(nn.Module):

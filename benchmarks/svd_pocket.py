@@ -1,0 +1,277 @@
+"""The pocket of Stable Video Diffusion: trained on playroom, and its motion bucket put to the test.
+
+    python benchmarks/svd_pocket.py                       # train both stages, then measure; the same command goes on
+    python benchmarks/svd_pocket.py --only train --out runs/svd-pocket
+    python benchmarks/svd_pocket.py --only measure --model runs/svd-pocket/playroom/model.safetensors
+
+Training is two runs of `kinema train`, the second from the weights of the first:
+
+    kinema train svd/pocket --stage codec --out OUT/codec
+    kinema train OUT/codec/model.safetensors --stage playroom --out OUT/playroom
+
+Measured are clips from the first frames of held-out playroom scenes, each at every bucket from the same noise, before
+the given frame is put back: how much they move (optical flow, and mean change of a pixel), how far frame 0 is the
+picture (PSNR), and whether its object stays itself (the oracle). Clips measured are kept in OUT, so that an interrupted
+run goes on. The result goes to svd-pocket.json in --evidence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kinema.atomic import replacing
+from kinema.checkpoints import files
+from kinema.data import motion, playroom
+from kinema.evaluation.kept import kept
+from kinema.evaluation.measuring import first_frames
+from kinema.evaluation.oracle import judge
+from kinema.evaluation.sampling import Sampling
+from kinema.media.colour import to_uint8
+from kinema.schema import Event, Note, TrainStep
+from kinema.system import System, open_system
+from kinema.training.options import TrainOptions
+from kinema.training.run import train
+
+BUCKETS = (20, 60, 110, 160, 200)
+LEAST_SPEARMAN, LEAST_PSNR = 0.9, 28.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    only: str
+    model: Path | None
+    out: Path
+    evidence: Path
+    codec_steps: int | None
+    steps: int | None
+    batch: int | None
+    images: int
+    sampling_steps: int | None
+    guidance: float | None
+    at_once: int
+    seed: int
+    threads: int | None
+    device: str | None
+
+
+def main() -> int:
+    options = read_options()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    model = options.model
+    if options.only != "measure":
+        model = trained(options)
+        print(f"trained: {model} ({model.stat().st_size / 2**20:.1f} MiB)")
+    if options.only == "train":
+        return 0
+    result = measure(options, model or options.out / "playroom" / "model.safetensors")
+    options.evidence.mkdir(parents=True, exist_ok=True)
+    with replacing(options.evidence / "svd-pocket.json") as part:
+        part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(table(result))
+    return 0
+
+
+def read_options() -> Options:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("both", "train", "measure"), default="both")
+    parser.add_argument("--model", type=Path, help="weights to measure, instead of those trained here")
+    parser.add_argument("--out", type=Path, default=Path("runs/svd-pocket"), help="trainings and measured clips")
+    parser.add_argument("--evidence", type=Path, default=Path("docs/evidence"))
+    parser.add_argument("--codec-steps", type=int, help="optimiser steps of the codec; else the recipe's")
+    parser.add_argument("--steps", type=int, help="optimiser steps of the U-Net; else the recipe's")
+    parser.add_argument("--batch", type=int, help="clips a step of either; else the recipe's")
+    parser.add_argument("--images", type=int, default=64, help="pictures measured")
+    parser.add_argument("--sampling-steps", type=int)
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--at-once", type=int, default=16, help="clips sampled at once")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--device")
+    return Options(**vars(parser.parse_args()))
+
+
+# ---------------------------------------------------------------------------------------- training
+
+
+def trained(options: Options) -> Path:
+    """The weights of both stages, trained or gone on with."""
+    shared: dict[str, Any] = {"batch": options.batch, "seed": options.seed, "device": options.device}
+    shared |= {"threads": options.threads, "save_every": 50}
+    codec = TrainOptions(
+        model="svd/pocket", stage="codec", out=str(options.out / "codec"), steps=options.codec_steps, sample_every=0,
+        validate_every=100, **shared,
+    )  # fmt: skip
+    weights = train(codec, Told("codec"))
+    if weights.interrupted:
+        raise SystemExit(130)
+    unet = TrainOptions(
+        model=str(weights.weights), stage="playroom", out=str(options.out / "playroom"), steps=options.steps,
+        sample_every=300, validate_every=200, **shared,
+    )  # fmt: skip
+    made = train(unet, Told("u-net"))
+    if made.interrupted:
+        raise SystemExit(130)
+    return made.weights
+
+
+class Told:
+    """Training on the screen, a line every twenty steps."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.recent = name, list[float]()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Note):
+            print(f"{self.name}: {event.message}", flush=True)
+        if not isinstance(event, TrainStep):
+            return
+        self.recent.append(event.loss)
+        if event.index % 20 == 0 or event.index == event.total or event.validation is not None:
+            mean = sum(self.recent) / len(self.recent)
+            held_out = "" if event.validation is None else f", held-out {event.validation:.4f}"
+            line = (
+                f"{self.name}: step {event.index} of {event.total}, loss {mean:.4f}{held_out}, {event.rate:.2f} clips/s"
+            )
+            print(line, flush=True)
+            self.recent.clear()
+
+
+# --------------------------------------------------------------------------------------- measuring
+
+
+def measure(options: Options, path: Path) -> dict[str, Any]:
+    """Every picture at every bucket, and the figures of it all."""
+    system = open_system(path, device=options.device)
+    prompts = [p for p in playroom.prompts(2 * options.images, options.seed, "simple", "held-out") if "fade" not in p]
+    prompts = prompts[: options.images]
+    kept_in = options.out / f"measured-{files.weight_hash(path).rpartition(':')[2][:12]}.jsonl"
+    rows = []
+    for bucket in BUCKETS:
+        rows += rows_of(options, system, prompts, bucket, kept_in)
+    return summary(options, system, path, rows)
+
+
+def rows_of(
+    options: Options, system: System, prompts: Sequence[str], bucket: int, kept_in: Path
+) -> list[dict[str, Any]]:
+    """One row a picture, from the file or sampled now."""
+    how = {"guidance": options.guidance, "steps": options.sampling_steps}
+    sampling = Sampling.of(system, extra={"motion_bucket": bucket}, **how)
+    key = {"bucket": bucket, "seed": options.seed, **how}
+    held = [json.loads(line) for line in kept_in.read_text().splitlines()] if kept_in.is_file() else []
+    rows = [row["row"] for row in held if row["key"] == key][: len(prompts)]
+    while len(rows) < len(prompts):
+        first = len(rows)
+        words = prompts[first : first + options.at_once]
+        real = torch.stack([sampling.real(p, options.seed + first + i) for i, p in enumerate(words)])
+        clips = sampling.clips(words, options.seed + first, first_frames(real))
+        new = [
+            {"picture": first + i, "bucket": bucket, **measures(clip, true, prompt, float(sampling.request.fps or 7))}
+            for i, (clip, true, prompt) in enumerate(zip(clips, real, words, strict=True))
+        ]
+        with kept_in.open("a") as file:
+            file.writelines(json.dumps({"key": key, "row": row}) + "\n" for row in new)
+        rows += new
+        print(f"bucket {bucket}: {len(rows)} of {len(prompts)} pictures", flush=True)
+    return rows
+
+
+def measures(clip_CTHW: Tensor, real_CTHW: Tensor, prompt: str, fps: float) -> dict[str, float]:
+    error = (clip_CTHW[:, 0] - real_CTHW[:, 0]).square().mean().clamp_min(1e-10) / 4
+    stays = kept(clip_CTHW, prompt)
+    return {
+        "flow": motion.of_frames(list(to_uint8(clip_CTHW[None])[0]), fps),
+        "change": float(clip_CTHW.diff(dim=1).abs().mean() / 2 * fps),
+        "psnr": float(-10 * error.log10()),
+        "identity": judge(clip_CTHW, prompt, fps).identity,
+        "colour_kept": stays.colour,
+        "outline_kept": stays.shape,
+    }
+
+
+def summary(options: Options, system: System, path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    measured = [name for name in rows[0] if name not in ("picture", "bucket")]
+    of_bucket = [{n: mean([r[n] for r in rows if r["bucket"] == b]) for n in measured} for b in BUCKETS]
+    pictures = sorted({row["picture"] for row in rows})
+    each = [[r["flow"] for r in rows if r["picture"] == p] for p in pictures]
+    asked = [motion.motion_of(b, system.config.motion_middle) for b in BUCKETS]
+    table_rows = [{"bucket": b, "asked": a, **figures} for b, a, figures in zip(BUCKETS, asked, of_bucket, strict=True)]
+    means = [row["flow"] for row in of_bucket]
+    psnr = [row["psnr"] for row in rows]
+    return {
+        "weights": files.weight_hash(path),
+        "parameters": sum(p.numel() for p in system.model.parameters()),
+        "pictures": len(pictures),
+        "guidance": options.guidance,
+        "steps": options.sampling_steps,
+        "seed": options.seed,
+        "buckets": table_rows,
+        "spearman_of_means": spearman(BUCKETS, means),
+        "spearman_pooled": spearman([r["bucket"] for r in rows], [r["flow"] for r in rows]),
+        "spearman_of_each_picture": mean([spearman(BUCKETS, flows) for flows in each]),
+        "more_at_160_than_at_60": mean([float(flows[3] > flows[1]) for flows in each]),
+        "psnr_mean": mean(psnr),
+        "psnr_share_28": mean([float(p >= LEAST_PSNR) for p in psnr]),
+        "identity": mean([row["identity"] for row in rows]),
+        "first_frame_kept": mean([row["colour_kept"] * row["outline_kept"] for row in rows]),
+    }
+
+
+def table(told: dict[str, Any]) -> str:
+    lines = ["| bucket | motion asked | flow | change a second | frame 0, dB | identity |", "|---|---|---|---|---|---|"]
+    for r in told["buckets"]:
+        cells = [
+            f"{r['asked']:.4f}",
+            f"{r['flow']:.4f}",
+            f"{r['change']:.4f}",
+            f"{r['psnr']:.1f}",
+            f"{r['identity']:.3f}",
+        ]
+        lines.append(f"| {r['bucket']} | {' | '.join(cells)} |")
+    reached = told["spearman_of_means"] >= LEAST_SPEARMAN and told["psnr_mean"] >= LEAST_PSNR
+    lines += [
+        "",
+        f"Spearman of bucket and flow: {told['spearman_of_means']:.2f} over the five means, mean of each picture's own "
+        f"{told['spearman_of_each_picture']:.2f}, over all clips {told['spearman_pooled']:.2f}",
+        f"Moves more at 160 than at 60: {100 * told['more_at_160_than_at_60']:.0f} % of {told['pictures']} pictures",
+        f"Frame 0: {told['psnr_mean']:.1f} dB mean, {100 * told['psnr_share_28']:.0f} % of clips at 28 dB or above",
+        f"Identity {told['identity']:.3f}; frames with the given colour and outline {told['first_frame_kept']:.3f}",
+        f"Targets (Spearman {LEAST_SPEARMAN} of means, {LEAST_PSNR:g} dB): {'reached' if reached else 'not reached'}",
+    ]
+    return "\n".join(lines)
+
+
+def mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float:
+    """Rank correlation, ties at their mean rank; 0 where one side is constant."""
+    ranks = [_ranks(np.asarray(values, float)) for values in (first, second)]
+    if min(np.ptp(r) for r in ranks) == 0:
+        return 0.0
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

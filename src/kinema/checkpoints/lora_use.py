@@ -1,0 +1,93 @@
+"""LoRA files as a user names them: read, checked against one model, and remembered for the recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kinema.checkpoints import files
+from kinema.checkpoints.lora_formats import Lora, Merged, check_shapes, is_lora, read_lora
+from kinema.checkpoints.signatures import describe, lora_kind
+from kinema.checkpoints.source import Source
+from kinema.schema import BadRequest, plain
+
+MOST = 100.0
+"""Largest size of a weight: people use -2 to 2."""
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA in use: its file, its weight, and the adapters in it by our module names."""
+
+    path: Path
+    weight: float
+    lora: Lora = field(repr=False, compare=False)
+
+    @cached_property
+    def hash(self) -> str:
+        return files.weight_hash(self.path)
+
+    def told(self) -> dict[str, Any]:
+        """What the recipe says of it."""
+        return {"file": str(self.path), "weight": self.weight, "hash": self.hash}
+
+
+class Loras:
+    """The LoRAs in use: all of a system that may change after it was opened (`kinema.system.System.use_loras`)."""
+
+    def __init__(self) -> None:
+        self.files: tuple[LoraFile, ...] = ()
+        self._networks: list[Merged] = []
+
+    def use(self, files: tuple[LoraFile, ...]) -> None:
+        """These and no others, in every network filled so far."""
+        self.files = files
+        for merged in self._networks:
+            merged.set([(file.lora, file.weight) for file in files])
+
+    def fill(self, model: nn.Module) -> nn.Module:
+        """Merge them into a network, and keep it for the next change."""
+        self._networks.append(Merged(model))
+        self.use(self.files)
+        return model
+
+
+def read_loras(
+    told: Mapping[str | Path, float], shapes: Mapping[str, torch.Size], aliases: Mapping[str, str], model: str
+) -> tuple[LoraFile, ...]:
+    """LoRA files for the network whose parameters have these shapes, in the order told.
+
+    ``aliases`` are other names of its modules. Raises `BadRequest` for a file that is missing, damaged, a model
+    or a LoRA of another one (and says what it is), and for a weight that is no number.
+    """
+    modules = [n.removesuffix(".weight") for n, shape in shapes.items() if n.endswith(".weight") and len(shape) > 1]
+    return tuple(_read(Path(path), weight, modules, shapes, aliases, model) for path, weight in told.items())
+
+
+def _read(  # noqa: PLR0917 (each is one thing that the file must agree with)
+    path: Path,
+    weight: float,
+    modules: list[str],
+    shapes: Mapping[str, torch.Size],
+    aliases: Mapping[str, str],
+    model: str,
+) -> LoraFile:
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise BadRequest(f"the weight of the LoRA {path} is {weight!r}; expected a number")
+    if abs(weight) > MOST:
+        raise BadRequest(f"the weight of the LoRA {path} is {plain(weight)}; expected {plain(-MOST)} to {plain(MOST)}")
+    if not path.exists():
+        raise BadRequest(f"there is no LoRA file {path}")
+    source = Source(path)
+    if not is_lora(source.header):
+        raise BadRequest(f"{path} is no LoRA: it is {describe(source)}; a model goes in the model's place")
+    lora = read_lora(path, modules, aliases)
+    check_shapes(lora, shapes, f"{path.name} is {lora_kind(source.header)}, not of {model}: it")
+    return LoraFile(path, float(weight), lora)

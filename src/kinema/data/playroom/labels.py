@@ -1,0 +1,57 @@
+"""The scene graph on a grid: what stands at each place of a clip, as class numbers, and which pixels are about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kinema.data.playroom.grammar import COLOURS, LETTERS, MOTIONS, SHAPES
+
+if TYPE_CHECKING:
+    from kinema.data.playroom.scene import Scene
+    from kinema.data.playroom.shapes import Floats
+
+GLYPHS = (*SHAPES[:-1], *LETTERS)
+KINDS = (("glyph", GLYPHS), ("colour", COLOURS), ("motion", (*MOTIONS, "still")))
+"""What is said of a place, and the values it can take; class 0 is "nothing here", so value i is class i + 1."""
+CLASSES = tuple(len(values) + 1 for _, values in KINDS)
+_REACH = 0.4
+"""Of the diameter: an outline fills most of its disc within this radius."""
+_MARGIN = 0.7
+"""Of the diameter: every outline lies within this radius (a square's corners at 0.5·√2)."""
+
+
+def on_grid(scene: Scene, grid: tuple[int, int, int]) -> NDArray[np.int64]:
+    """Classes ``[3, t, h, w]`` (glyph, colour, motion) of what covers each cell for half its frames or more.
+
+    The clip's frames must be a multiple of t. An object has a cell however small it is. Of two objects at
+    one cell the later one of the scene counts, which is the one in front.
+    """
+    t, h, w = grid
+    classes = np.zeros((3, t, h, w), np.int64)
+    for track in scene.objects:
+        far = _distances(track.position_T2, h, w).reshape(t, -1, h, w)
+        cover_THW = (far < _REACH * track.size_T.reshape(t, -1, 1, 1)).mean(axis=1) >= 0.5
+        nearest = far.mean(axis=1).reshape(t, -1).argmin(axis=1)
+        cover_THW.reshape(t, -1)[np.arange(t), nearest] = True
+        for kind, value in enumerate((track.glyph, track.colour, track.motion)):
+            classes[kind][cover_THW] = KINDS[kind][1].index(value) + 1
+    return classes
+
+
+def around(scene: Scene, height: int, width: int) -> NDArray[np.bool_]:
+    """The pixels ``[T, H, W]`` on the scene's objects and just around them, where outlines are decided."""
+    inside = [
+        _distances(track.position_T2, height, width) < _MARGIN * track.size_T[:, None, None] for track in scene.objects
+    ]
+    return np.logical_or.reduce(inside)
+
+
+def _distances(position_T2: Floats, height: int, width: int) -> Floats:
+    """Distance of every cell's centre from a moving point ``[T, H, W]``, in fractions of the shorter side."""
+    short = min(height, width)
+    x = (np.arange(width) + 0.5 - position_T2[:, :1] * width) / short
+    y = (np.arange(height) + 0.5 - position_T2[:, 1:] * height) / short
+    return np.hypot(y[:, :, None], x[:, None, :]).astype(np.float32)

@@ -1,0 +1,135 @@
+"""Clips cut where the film cuts: one file a shot, with what is known of it in ``metadata.jsonl``.
+
+A cut is a frame that differs from the one before by much more than its neighbours do: with d the mean absolute
+difference of frames brought to 32 pixels (0..1), frame t begins a shot where ``d_t >= LEAST`` and ``d_t`` is ``RATIO``
+times the mean of d over the five frames on either side, or more (the idea of PySceneDetect's adaptive detector).
+Fades and dissolves have no such frame and are not found.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kinema.atomic import check_folder, replacing
+from kinema.data.folder import read_frames
+from kinema.data.listing import Entry, scan
+from kinema.media.fitting import scaled
+from kinema.media.write import save_clip
+from kinema.schema import BadRequest, Clip, Note, OnEvent, ignore
+
+LEAST = 0.06
+RATIO = 3.0
+AROUND = 5
+SMALL = 32
+LIST = "metadata.jsonl"
+
+
+@dataclass(frozen=True)
+class Shot:
+    """Frames ``start`` up to ``end`` (not included) of a clip that plays at ``fps``."""
+
+    start: int
+    end: int
+    fps: float
+
+    @property
+    def seconds(self) -> float:
+        return (self.end - self.start) / self.fps
+
+
+def cut(
+    clips: Path,
+    out: Path,
+    *,
+    least_seconds: float = 1.0,
+    most_seconds: float = 5.0,
+    side: int = 576,
+    on_event: OnEvent = ignore,
+) -> list[Path]:
+    """Write every shot of a clip, or of a folder of clips, as an mp4 in ``out``; returns the files.
+
+    Shots shorter than ``least_seconds`` are left out, longer than ``most_seconds`` cut into equal parts; shorter sides
+    above ``side`` are brought to it. Captions of a clip go with its shots. Raises BadRequest where there is no clip,
+    or where ``out`` holds a list already.
+    """
+    if not 0 < least_seconds <= most_seconds:
+        raise BadRequest(f"shots of {least_seconds:g} to {most_seconds:g} seconds cannot be; expected the least first")
+    entries = scan(clips).entries if clips.is_dir() else (Entry(clips, clips.name),)
+    if (out / LIST).exists():
+        raise BadRequest(f"{out / LIST} exists already; name another folder for the shots")
+    check_folder(out)
+    out.mkdir(exist_ok=True)
+    written: list[Path] = []
+    rows = []
+    for entry in entries:
+        try:
+            found = find(entry.path, least_seconds, most_seconds)
+            for number, (shot, clip) in enumerate(_clips(entry.path, found, side)):
+                name = f"{entry.name.replace('/', '-').rpartition('.')[0] or entry.name}-{number:03d}.mp4"
+                written += save_clip(clip, out / name, generated=False)
+                told = {"file_name": name, "text": list(entry.captions), "source": entry.name}
+                rows.append({**told, "start": shot.start / shot.fps, "seconds": shot.seconds, "fps": shot.fps})
+        except BadRequest as error:
+            on_event(Note(f"{entry.name} is left out: {error}"))
+            continue
+        on_event(Note(f"{entry.name}: {sum(row['source'] == entry.name for row in rows)} shots"))
+    if not rows:
+        raise BadRequest(f"there is no shot of {least_seconds:g} seconds or more in {clips}")
+    with replacing(out / LIST) as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return written
+
+
+def find(path: Path, least_seconds: float, most_seconds: float) -> list[Shot]:
+    """The shots of a clip, none shorter or longer than told."""
+    rates: list[float] = []
+    small = [_small(frame) for frame in read_frames(path, None, rates)]
+    fps, starts = rates[0], [0, *cuts(np.stack(small)), len(small)]
+    found = []
+    for start, end in pairwise(starts):
+        parts = max(1, int(np.ceil((end - start) / fps / most_seconds)))
+        bounds = np.linspace(start, end, parts + 1).round().astype(int).tolist()
+        found += [Shot(a, b, fps) for a, b in pairwise(bounds)]
+    return [shot for shot in found if shot.seconds >= least_seconds]
+
+
+def cuts(small_THWC: np.ndarray) -> list[int]:
+    """The frames that begin a new shot, of small frames in 0..1."""
+    change = np.abs(np.diff(small_THWC, axis=0)).mean(axis=(1, 2, 3))
+    found: list[int] = []
+    for t, value in enumerate(change):
+        around = np.concatenate([change[max(0, t - AROUND) : t], change[t + 1 : t + 1 + AROUND]])
+        if value >= LEAST and len(around) and value >= RATIO * around.mean():
+            found.append(t + 1)
+    return found
+
+
+def _small(frame_HWC: np.ndarray) -> np.ndarray:
+    frame_CHW = torch.from_numpy(np.ascontiguousarray(frame_HWC)).permute(2, 0, 1)
+    return scaled(frame_CHW, (SMALL, SMALL)).permute(1, 2, 0).numpy().astype(np.float32) / 255
+
+
+def _clips(path: Path, shots: Sequence[Shot], side: int) -> Iterator[tuple[Shot, Clip]]:
+    """The shots of a clip, which are in order, in one pass over its frames."""
+    frames, at = read_frames(path, None), 0
+    for shot in shots:
+        part = islice(frames, shot.start - at, shot.end - at)
+        at = shot.end
+        video_CTHW = torch.stack(list(_brought(part, side)), dim=1).float().div_(127.5).sub_(1)
+        yield shot, Clip(video_CTHW[None], shot.fps, {"source": path.name, "start": shot.start / shot.fps})
+
+
+def _brought(frames: Iterator[np.ndarray], side: int) -> Iterator[torch.Tensor]:
+    """Frames 3×H×W, their shorter side at most ``side``, their sides even as mp4 wants them."""
+    for frame_HWC in frames:
+        height, width = frame_HWC.shape[:2]
+        scale = min(1.0, side / min(height, width))
+        size = (max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2))
+        yield scaled(torch.from_numpy(np.ascontiguousarray(frame_HWC)).permute(2, 0, 1), size)

@@ -1,0 +1,229 @@
+"""What the network is told: the prompt, which may change over the frames, SDXL's sizes, and how much motion.
+
+Letters: B clips, T frames, K rows (1, or one a frame), L context tokens, C width, V SDXL's added vector.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kinema import registry
+from kinema.conditioning.clip_text import ClipTokenizer, Tokenizer, WordTokenizer, encode, find_vocabulary
+from kinema.families.animatediff.config import Config
+from kinema.families.animatediff.model import AnimateDiff
+from kinema.media import read
+from kinema.nn.embeddings import sinusoidal
+from kinema.schema import BadRequest, Canvas, Note, OnEvent, Request
+
+OPTIONS = ("clip_skip", "travel", "effect", "scribble", "control_scale")
+"""What a request's ``extra`` may hold."""
+MOST_EFFECT = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """One branch of guidance. ``motion`` is off for a single frame, which the image model makes by itself."""
+
+    context_KLC: Tensor
+    added_1V: Tensor | None = None
+    motion: bool = True
+    effect_T1HW: Tensor | None = None
+    shown: Shown | None = None
+
+    def of(self, frames: Sequence[int] | None) -> Condition:
+        """The part of it that belongs to these frames."""
+        if frames is None:
+            return self
+
+        def cut(x: Tensor) -> Tensor:
+            return x[list(frames)] if len(x) > 1 else x
+
+        effect = None if self.effect_T1HW is None else cut(self.effect_T1HW)
+        shown = None if self.shown is None else self.shown.of(frames)
+        return replace(self, context_KLC=cut(self.context_KLC), effect_T1HW=effect, shown=shown)
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What SparseCtrl is shown: given frames (B×C×T×H×W) and where they are (mask B×1×T×H×W)."""
+
+    given_BCTHW: Tensor
+    mask_B1THW: Tensor
+    scale: float
+
+    def of(self, frames: Sequence[int]) -> Shown:
+        at = list(frames)
+        return replace(self, given_BCTHW=self.given_BCTHW[:, :, at], mask_B1THW=self.mask_B1THW[:, :, at])
+
+
+# -------------------------------------------------------------------------------------------- words
+
+
+@lru_cache(maxsize=4)
+def _clip_tokenizer(folder: Path) -> ClipTokenizer:
+    return ClipTokenizer(folder)
+
+
+def tokenizer_of(config: Config, weights: Path | None) -> Tokenizer:
+    """The model's own words, or CLIP's vocabulary found beside the weights or on the hub."""
+    return WordTokenizer(config.words) if config.words else _clip_tokenizer(find_vocabulary(weights))
+
+
+def encode_text(
+    model: AnimateDiff, config: Config, tokenizer: Tokenizer, text: str, clip_skip: int = 1
+) -> tuple[Tensor, Tensor | None]:
+    """A prompt of any length: context 1×L×C, and for SDXL the pooled embedding 1×P."""
+    for size in config.text:
+        if (most := max([tokenizer.end, *tokenizer.tokens(text)])) >= size.vocabulary:
+            raise BadRequest(
+                f"the text encoder knows {size.vocabulary:,} tokens and its vocabulary has token {most:,}: they are of "
+                "two models"
+            )
+    pads = (None, 0)  # OpenCLIP's tokenizer fills rows with "!", which is 0
+    encoders = list(zip(model.text_encoders, config.text, pads, strict=False))
+    return encode(encoders, tokenizer, text, skip=clip_skip - 1, penultimate=len(encoders) > 1)
+
+
+def say_unknown(tokenizer: Tokenizer, name: str, texts: Sequence[str], on_event: OnEvent) -> None:
+    """Words that a pocket model was not taught are said; byte pairs know every word."""
+    if isinstance(tokenizer, WordTokenizer):
+        for text in texts:
+            if unknown := tokenizer.pocket.unknown(text):
+                on_event(Note(f"{name} was not taught the word(s) {', '.join(unknown)}"))
+
+
+def travel_of(request: Request) -> dict[int, str]:
+    """Frame to prompt, at least frame 0: the request's prompt, and what ``travel`` says of later frames.
+
+    ``travel`` is a mapping, or text such as ``"8: autumn | 15: winter"``.
+    """
+    told = request.extra.get("travel", {})
+    if isinstance(told, str):
+        parts = [re.fullmatch(r"\s*(\d+)\s*:\s*(.*?)\s*", part) for part in told.split("|")]
+        if not all(parts):
+            raise BadRequest(f"travel is {told!r}; expected frames and prompts, such as '0: spring | 8: autumn'")
+        told = {m[1]: m[2] for m in parts if m}
+    if not isinstance(told, Mapping):
+        raise BadRequest(f"travel is {told!r}; expected a mapping of frames to prompts")
+    try:
+        stops = {int(frame): str(text) for frame, text in told.items()}
+    except (TypeError, ValueError):
+        raise BadRequest(f"travel is {dict(told)!r}; expected whole frame numbers") from None
+    last = (request.frames or 1) - 1
+    if wrong := [frame for frame in stops if not 0 <= frame <= last]:
+        raise BadRequest(f"travel names frame {wrong[0]}; this clip has frames 0 to {last}")
+    return {0: request.prompt, **dict(sorted(stops.items()))}
+
+
+def travelled(stops: Mapping[int, Tensor], frames: int) -> Tensor:
+    """Contexts at some frames (1×L×C each) to one a frame, T×L×C: straight lines between, held after the last."""
+    if len(stops) == 1:
+        return next(iter(stops.values()))
+    keys = sorted(stops)
+    rows = []
+    for frame in range(frames):
+        before = max(key for key in keys if key <= frame)
+        after = min((key for key in keys if key > frame), default=before)
+        share = (frame - before) / (after - before) if after > before else 0.0
+        rows.append(torch.lerp(stops[before], stops[after], share))
+    return torch.cat(rows)
+
+
+def level_rows(contexts: Sequence[Tensor], empty: Tensor) -> list[Tensor]:
+    """Contexts of different numbers of rows made equally long, with rows of the empty prompt."""
+    longest = max(context.shape[1] for context in contexts)
+    return [
+        torch.cat([context, *[empty] * ((longest - context.shape[1]) // empty.shape[1])], dim=1) for context in contexts
+    ]
+
+
+def sizes(config: Config, height: int, width: int) -> Tensor:
+    """SDXL's original size, crop and target size as sinusoids, 1×6V: a whole picture of this size."""
+    told = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
+    return sinusoidal(told, config.size_embedding).flatten()[None]
+
+
+# --------------------------------------------------------------------------------------- options
+
+
+def check_extra(config: Config, request: Request) -> None:
+    """Refuse, by name, options that this family has not and values out of range."""
+    extra = request.extra
+    for name in extra:
+        if name not in OPTIONS:
+            raise BadRequest(registry.unknown("option of animatediff", name, OPTIONS))
+    skip = extra.get("clip_skip", 1)
+    if isinstance(skip, bool) or not isinstance(skip, int | float) or skip != int(skip) or not 1 <= skip <= 12:
+        raise BadRequest(f"clip_skip is {skip!r}; expected a whole number from 1 (nothing skipped) to 12")
+    scale = extra.get("control_scale", 1.0)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale <= MOST_EFFECT:
+        raise BadRequest(f"control_scale is {scale!r}; expected a number from 0 to {MOST_EFFECT:g}")
+    if "control_scale" in extra and config.sparse is None:
+        raise BadRequest("control_scale is of SparseCtrl, and this model has none: add sparsectrl=FILE")
+    if "scribble" in extra and config.sparse != "scribble":
+        raise BadRequest(
+            "scribble is for SparseCtrl's drawings, and this model has none: add sparsectrl=FILE of scribble"
+        )
+    scribbles_of(request)
+    travel_of(request)
+    effect_of(extra.get("effect"), request.frames or 1)
+
+
+def effect_of(told: Any, frames: int) -> Tensor | None:
+    """How much of the motion modules is added, [T or 1, 1, 1, 1]: a number, or one for each frame; None is all."""
+    if told is None:
+        return None
+    values = list(told) if isinstance(told, list | tuple) else [told]
+    sound = all(isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v <= MOST_EFFECT for v in values)
+    if not sound or len(values) not in (1, frames):
+        raise BadRequest(f"effect is {told!r}; expected a number from 0 to {MOST_EFFECT:g}, or {frames} of them")
+    return torch.tensor(values, dtype=torch.float32)[:, None, None, None]
+
+
+# ------------------------------------------------------------------------------------- SparseCtrl
+
+
+def scribbles_of(request: Request) -> dict[int, str]:
+    """Frame to the file of its drawing: a mapping, or one file, which is of frame 0."""
+    told = request.extra.get("scribble", {})
+    try:
+        found = {int(frame): str(file) for frame, file in ({0: told} if isinstance(told, str) else told).items()}
+    except (AttributeError, TypeError, ValueError):
+        raise BadRequest(f"scribble is {told!r}; expected a picture, or a mapping of frames to pictures") from None
+    last = (request.frames or 1) - 1
+    if wrong := [frame for frame in found if not 0 <= frame <= last]:
+        raise BadRequest(f"scribble names frame {wrong[0]}; this clip has frames 0 to {last}")
+    return found
+
+
+def drawn(request: Request) -> Shown | None:
+    """The request's drawings in pixels 0..1, for every clip of the batch."""
+    found = scribbles_of(request)
+    if not found:
+        return None
+    b, _, t, h, w = request.shape.bcthw
+    given, mask = torch.zeros(1, 3, t, h, w), torch.zeros(1, 1, t, h, w)
+    for frame, file in found.items():
+        picture, _ = read.fit(read.read_image(file), h, w, request.fit)
+        given[:, :, frame] = (picture[:, :, 0] + 1) / 2
+        mask[:, :, frame] = 1
+    return Shown(given.expand(b, -1, -1, -1, -1), mask.expand(b, -1, -1, -1, -1), control_scale(request))
+
+
+def frames_shown(request: Request, canvas: Canvas, z_BCTHW: Tensor) -> Shown:
+    """The whole frames a canvas gives, as latents ``z`` of the canvas, zeros elsewhere."""
+    whole_BT = (canvas.mask.flatten(3).amin(-1)[:, 0] > 0).to(z_BCTHW)
+    mask = whole_BT[:, None, :, None, None].expand(-1, -1, -1, *z_BCTHW.shape[-2:])
+    return Shown(z_BCTHW * mask, mask, control_scale(request))
+
+
+def control_scale(request: Request) -> float:
+    return float(request.extra.get("control_scale", 1.0))

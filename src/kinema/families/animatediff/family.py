@@ -1,0 +1,174 @@
+"""What `kinema.system.Family` asks of AnimateDiff."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from kinema.checkpoints.source import Source
+from kinema.conditioning.clip_text import WordTokenizer
+from kinema.data import playroom
+from kinema.diffusion.parameterise import EPS, Denoiser
+from kinema.families.animatediff import conditioning, lora, opening, recipe
+from kinema.families.animatediff.conditioning import Condition
+from kinema.families.animatediff.config import PRESETS, Config, from_json, to_json
+from kinema.families.animatediff.model import AnimateDiff, blocks
+from kinema.nn.ldm_unet import channels_last
+from kinema.schema import BadRequest, Canvas, Lattice, OnEvent, Request
+from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, System
+from kinema.vae.kl2d import ImageCodec
+
+_ABSENT = {"vae": "VAE, add one (vae=FILE)", "text": "text encoder, take a checkpoint with one"}
+
+
+class AnimateDiffFamily:
+    """A personalised image model that moves (Guo et al. 2023); with one frame, the image model itself."""
+
+    name = "animatediff"
+
+    @property
+    def presets(self) -> Mapping[str, Config]:
+        words = tuple(playroom.vocabulary())
+        size = replace(PRESETS["tiny"].text[0], vocabulary=WordTokenizer(words).size)
+        return PRESETS | {"tiny": replace(PRESETS["tiny"], words=words, text=(size,))}
+
+    def build(self, config: Config) -> AnimateDiff:
+        return AnimateDiff(config)
+
+    def lattice(self, config: Config) -> Lattice:
+        return Lattice(
+            side_multiple=config.multiple,
+            min_side=config.multiple,
+            stride=(1, config.stride, config.stride),
+            channels=config.latent_channels,
+            max_frames=config.longest,
+        )
+
+    def defaults(self, config: Config) -> Defaults:
+        return Defaults(
+            frames=config.frames,
+            height=config.height,
+            width=config.width,
+            fps=config.fps,
+            steps=config.steps,
+            sampler=config.sampler,
+            spacing=config.spacing,
+            guidance=config.guidance,
+        )
+
+    def process(self, config: Config) -> Process:
+        return Process(recipe.schedule_of(config), EPS)
+
+    def codec(self, config: Config, model: nn.Module) -> ImageCodec:
+        vae = cast(AnimateDiff, model).vae
+        channels_last(vae)
+        return ImageCodec(vae, config.latent_scale)
+
+    def takes_prompt(self, config: Config) -> bool:  # noqa: ARG002
+        return True
+
+    def threshold(self, config: Config) -> float | None:  # noqa: ARG002
+        """None: the estimate is a latent, which has no range to be held in."""
+        return None
+
+    def honours(self, config: Config, kind: str) -> tuple[str, ...]:
+        """Whole frames natively where SparseCtrl is shown frames; all else by guidance, in latents."""
+        if kind == "nothing":
+            return ("native",)
+        held = ("replacement", "reconstruction")
+        return ("native", *held) if config.sparse == "rgb" and kind != "region" else held
+
+    def check(self, config: Config, request: Request) -> None:
+        if config.absent:
+            raise BadRequest(f"this image model's file has no {_ABSENT[config.absent[0]]}")
+        conditioning.check_extra(config, request)
+        frames = request.frames or 1
+        if config.motion == "none" and frames > 1:
+            raise BadRequest(
+                f"frames is {frames}; this is an image model, which makes one: "
+                "add a motion module (motion=FILE) to move it"
+            )
+        if frames > config.longest and request.window is None and request.overlap is None:
+            raise BadRequest(
+                f"frames is {frames}, and this motion module sees {config.longest} at once: give a window (such as 16) "
+                "to slide over the clip, an overlap to make it block by block, or load it with overrides stretch="
+                f"{frames}"
+            )
+
+    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
+        config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
+        tokenizer = conditioning.tokenizer_of(config, system.weights.path)
+        stops = conditioning.travel_of(request)
+        conditioning.say_unknown(tokenizer, system.name, [*stops.values(), request.negative_prompt], on_event)
+        skip = int(request.extra.get("clip_skip", 1))
+
+        def encode(text: str) -> tuple[Tensor, Tensor | None]:
+            return conditioning.encode_text(model, config, tokenizer, text, skip)
+
+        told = {frame: encode(text) for frame, text in stops.items()}
+        contexts = conditioning.level_rows([context for context, _ in told.values()], encode("")[0])
+        wanted = conditioning.travelled(dict(zip(told, contexts, strict=True)), request.shape.frames)
+        unwanted, pooled_negative = encode(request.negative_prompt)
+        pooled = told[0][1]
+        if pooled is not None and not request.negative_prompt.strip():
+            # SDXL was trained with zeros, not with the empty prompt.
+            unwanted, pooled_negative = torch.zeros_like(unwanted), torch.zeros_like(pooled)
+        motion = config.motion != "none" and request.shape.frames > 1
+        effect = conditioning.effect_of(request.extra.get("effect"), request.shape.frames)
+
+        shown = conditioning.drawn(request) if config.sparse == "scribble" else None
+        if config.sparse == "rgb" and request.honour == "native" and not canvas.empty:
+            shown = conditioning.frames_shown(request, canvas, system.encode(canvas.video))
+        if shown is not None:
+            shown = replace(
+                shown,
+                given_BCTHW=shown.given_BCTHW.to(system.device, system.dtype),
+                mask_B1THW=shown.mask_B1THW.to(system.device, system.dtype),
+            )
+
+        def branch(context: Tensor, vector: Tensor | None) -> Condition:
+            added = None
+            if vector is not None:
+                told_sizes = conditioning.sizes(config, request.shape.height, request.shape.width)
+                added = torch.cat([vector, told_sizes.to(vector)], dim=1)
+            return Condition(context, added, motion, effect, shown if motion else None)
+
+        return Conditions(branch(wanted, pooled), branch(unwanted, pooled_negative))
+
+    def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
+        model, told = cast(AnimateDiff, system.model), condition.of(frames)
+        channels_last(model.unet)
+        if model.sparse is not None:
+            channels_last(model.sparse)
+        return EPS.denoiser(lambda z, level: recipe.run_unet(model, system.config, z, level, told).to(z.dtype))
+
+    def recognise(self, source: Source) -> Found | None:
+        return opening.open_source(source)
+
+    def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return opening.convert(config, tensors)
+
+    def lora_aliases(self, config: Config) -> Mapping[str, str]:
+        return lora.aliases(config)
+
+    def recipe(self, config: Config) -> Recipe:
+        return recipe.TINY if config.channels[0] < 64 else recipe.RECIPE
+
+    def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
+        return recipe.loss(model, config, batch, generator)
+
+    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
+        return blocks(model)
+
+    def to_json(self, config: Config) -> dict[str, Any]:
+        return to_json(config)
+
+    def from_json(self, told: Mapping[str, Any]) -> Config:
+        return from_json(told)
+
+
+FAMILY = AnimateDiffFamily()

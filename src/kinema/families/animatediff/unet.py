@@ -1,0 +1,286 @@
+"""The image U-Net of Stable Diffusion 1.5 and XL (Rombach et al. 2022; Podell et al. 2023) with motion modules in it.
+
+Names and shapes of the parameters are those of diffusers' ``UNetMotionModel``, and without motion modules those of
+``UNet2DConditionModel``.
+
+Letters: B clips, T frames, N = B·T images, R rows of context (B or N), C channels, H W latent rows and columns,
+L context tokens, E width of the embedding of the noise level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kinema.families.animatediff.config import Config
+from kinema.families.animatediff.motion import MotionModule, norm_over_clip
+from kinema.nn.embeddings import sinusoidal
+from kinema.nn.ldm_unet import (
+    Downsample,
+    ResBlock,
+    TimestepEmbedding,
+    TransformerBlock,
+    Upsample,
+    add_,
+    group_norm,
+    places,
+    silu_,
+    tokens,
+)
+from kinema.schema import BadRequest
+
+EPS, TRANSFORMER_EPS = 1e-5, 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """What every block of one forward pass is told."""
+
+    emb_BE: Tensor
+    context_RLC: Tensor
+    frames: int
+    motion: bool = True
+    effect_T1HW: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Residuals:
+    """What a control network adds: to every skip, in the order they are made, and to the middle; N×C×H×W."""
+
+    skips: Sequence[Tensor]
+    middle: Tensor
+
+    def __add__(self, other: Residuals) -> Residuals:
+        skips = [a + b for a, b in zip(self.skips, other.skips, strict=True)]
+        return Residuals(skips, self.middle + other.middle)
+
+
+class UNet(nn.Module):
+    """``forward(z, step, context) -> predicted noise`` B×4×T×H×W.
+
+    z B×C×T×H×W, scaled noisy latents; ``step_B`` the training step the noise level is (0 to 999, may be
+    fractional); ``context_RLC`` the prompt, one row a clip or one a frame; ``added_BV`` SDXL's pooled prompt and
+    sizes. Without ``motion`` the frames are images by themselves.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        channels, emb = config.channels, 4 * config.channels[0]
+        self.config = config
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(channels[0], emb)
+        added = 6 * config.size_embedding
+        self.add_embedding = TimestepEmbedding(added + config.pooled, emb) if added else None
+        self.down_blocks = nn.ModuleList(down_level(config, level) for level in range(len(channels)))
+        self.mid_block = mid_level(config, config.motion_mid)
+        self.up_blocks = nn.ModuleList(_up(config, level) for level in reversed(range(len(channels))))
+        self.conv_norm_out = group_norm(channels[0], EPS)
+        self.conv_out = nn.Conv2d(channels[0], config.latent_channels, 3, padding=1)
+
+    def forward(
+        self,
+        z_BCTHW: Tensor,
+        step_B: Tensor,
+        context_RLC: Tensor,
+        added_BV: Tensor | None = None,
+        *,
+        motion: bool = True,
+        effect_T1HW: Tensor | None = None,
+        control: Residuals | None = None,
+    ) -> Tensor:
+        b, c, frames, height, width = z_BCTHW.shape
+        if c != self.conv_in.in_channels:
+            raise BadRequest(f"the U-Net takes {self.conv_in.in_channels} channels, got {c}")
+        told = Told(silu_(self._embed(step_B, added_BV)), context_RLC, frames, motion, effect_T1HW)
+        x = self.conv_in(images(z_BCTHW))
+        x, skips = run_down(self.down_blocks, x, told)
+        x = run_mid(self.mid_block, x, told)
+        if control is not None:
+            skips = [skip + more for skip, more in zip(skips, control.skips, strict=True)]
+            x = x + control.middle
+        for level in cast(Sequence[Level], self.up_blocks):
+            for index in range(len(level.resnets)):
+                x = level(index, torch.cat([x, skips.pop()], dim=1), told)
+            if level.upsamplers is not None:
+                x = level.upsamplers[0](x, size=skips[-1].shape[-2:])
+        over_clip = self.config.image_norm_over_clip and motion
+        x = norm_over_clip(self.conv_norm_out, x, frames) if over_clip else self.conv_norm_out(x)
+        return clips(self.conv_out(silu_(x)), frames)
+
+    def _embed(self, step_B: Tensor, added_BV: Tensor | None) -> Tensor:
+        """The noise level, and SDXL's pooled prompt and sizes, [B, E]; sinusoids in float32, whatever the weights."""
+        dtype = self.conv_in.weight.dtype
+        emb_BE = self.time_embedding(sinusoidal(step_B, self.config.channels[0]).to(dtype))
+        if self.add_embedding is None or added_BV is None:
+            return emb_BE
+        return emb_BE + self.add_embedding(added_BV.to(dtype))
+
+
+def images(x_BCTHW: Tensor) -> Tensor:
+    """``BCTHW -> NCHW`` in channels-last memory: one copy here instead of one per layer."""
+    b, c, t, h, w = x_BCTHW.shape
+    return x_BCTHW.permute(0, 2, 3, 4, 1).reshape(b * t, h, w, c).permute(0, 3, 1, 2)
+
+
+def clips(x_NCHW: Tensor, frames: int) -> Tensor:
+    """``NCHW -> BCTHW``."""
+    return x_NCHW.unflatten(0, (-1, frames)).transpose(1, 2)
+
+
+def run_down(levels: nn.ModuleList, x_NCHW: Tensor, told: Told) -> tuple[Tensor, list[Tensor]]:
+    """The way down, and the map after every block, the first included."""
+    skips = [x_NCHW]
+    for level in cast(Sequence[Level], levels):
+        for index in range(len(level.resnets)):
+            x_NCHW = level(index, x_NCHW, told)
+            skips.append(x_NCHW)
+        if level.downsamplers is not None:
+            x_NCHW = level.downsamplers[0](x_NCHW)
+            skips.append(x_NCHW)
+    return x_NCHW, skips
+
+
+def run_mid(level: Level, x_NCHW: Tensor, told: Told) -> Tensor:
+    """Residual block, transformer, motion module; residual block."""
+    return level.residual(1, level(0, x_NCHW, told), told)
+
+
+class ClipResBlock(ResBlock):
+    """A residual block whose norms see all frames of a clip together (v1, HotShot-XL)."""
+
+    def over_clip(self, x_NCHW: Tensor, emb_BE: Tensor, frames: int) -> Tensor:
+        h = self.conv1(silu_(norm_over_clip(self.norm1, x_NCHW, frames)))
+        if self.time_emb_proj is not None:
+            h = add_(h, self.time_emb_proj(emb_BE).repeat_interleave(frames, dim=0)[:, :, None, None])
+        h = self.conv2(silu_(norm_over_clip(self.norm2, h, frames)))
+        return add_(h, x_NCHW if self.conv_shortcut is None else self.conv_shortcut(x_NCHW))
+
+
+class Level(nn.Module):
+    """One resolution: residual blocks, each followed by a transformer and a motion module where there are any."""
+
+    def __init__(
+        self,
+        resnets: Sequence[ResBlock],
+        attentions: Sequence[Transformer],
+        motions: Sequence[MotionModule],
+        *,
+        down: Downsample | None = None,
+        up: Upsample | None = None,
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList(attentions)
+        self.motion_modules = nn.ModuleList(motions)
+        self.downsamplers = nn.ModuleList([down]) if down else None
+        self.upsamplers = nn.ModuleList([up]) if up else None
+
+    def forward(self, index: int, x_NCHW: Tensor, told: Told) -> Tensor:
+        """Residual block ``index``, its transformer and its motion module."""
+        x_NCHW = self.residual(index, x_NCHW, told)
+        if len(self.attentions):
+            x_NCHW = self.attentions[index](x_NCHW, told.context_RLC)
+        if told.motion and len(self.motion_modules):
+            x_NCHW = self.motion_modules[index](x_NCHW, told.frames, told.effect_T1HW)
+        return x_NCHW
+
+    def residual(self, index: int, x_NCHW: Tensor, told: Told) -> Tensor:
+        block = self.resnets[index]
+        if isinstance(block, ClipResBlock) and told.motion:
+            return block.over_clip(x_NCHW, told.emb_BE, told.frames)
+        return block(x_NCHW, told.emb_BE)
+
+
+class Pointwise(nn.Conv2d):
+    """A 1×1 convolution of tokens, under the shape its weight has in every file of SD 1.5."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, 1)
+
+    def forward(self, x_NSC: Tensor) -> Tensor:
+        return F.linear(x_NSC, self.weight.flatten(1), self.bias)
+
+
+class Transformer(nn.Module):
+    """Transformer blocks over space between two projections; added to the input."""
+
+    def __init__(self, channels: int, heads: int, context: int, depth: int, linear: bool) -> None:  # noqa: PLR0917
+        super().__init__()
+        self.norm = group_norm(channels, TRANSFORMER_EPS)
+        self.proj_in = nn.Linear(channels, channels) if linear else Pointwise(channels)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, heads, context) for _ in range(depth)])
+        self.proj_out = nn.Linear(channels, channels) if linear else Pointwise(channels)
+
+    def forward(self, x_NCHW: Tensor, context_RLC: Tensor) -> Tensor:
+        x_NSC = self.proj_in(tokens(self.norm(x_NCHW)))
+        for block in self.transformer_blocks:
+            x_NSC = block(x_NSC, context_RLC)
+        return add_(places(self.proj_out(x_NSC), x_NCHW.shape[2]), x_NCHW)
+
+
+# ---------------------------------------------------------------------------------------- building
+
+
+def down_level(config: Config, level: int, *, double: bool = True) -> Level:
+    """A level of the way down; ``double`` is for its motion modules (a control network has single ones)."""
+    out, first = config.channels[level], config.channels[max(level - 1, 0)]
+    return Level(
+        [_resnet(config, first if i == 0 else out, out) for i in range(config.layers)],
+        _transformers(config, level, config.layers),
+        _motions(config, out, config.layers, double=double),
+        down=Downsample(out) if level < len(config.channels) - 1 else None,
+    )
+
+
+def mid_level(config: Config, motion: bool) -> Level:
+    width = config.channels[-1]
+    depth = next((depth for depth in reversed(config.depths) if depth), 0)
+    transformer = Transformer(width, config.heads[-1], config.context, depth, config.linear)
+    resnets = [_resnet(config, width, width) for _ in range(2)]
+    return Level(resnets, [transformer] if depth else [], _motions(config, width, int(motion)))
+
+
+def _up(config: Config, level: int) -> Level:
+    """Its inputs are what the level below made, and the skips: of this level, the last one of the level above it."""
+    out, top = config.channels[level], len(config.channels) - 1
+    below = [config.channels[min(level + 1, top)]] + [out] * config.layers
+    skips = [out] * config.layers + [config.channels[max(level - 1, 0)]]
+    return Level(
+        [_resnet(config, x + skip, out) for x, skip in zip(below, skips, strict=True)],
+        _transformers(config, level, config.layers + 1),
+        _motions(config, out, config.layers + 1),
+        up=Upsample(out) if level else None,
+    )
+
+
+def _resnet(config: Config, into: int, out: int) -> ResBlock:
+    kind = ClipResBlock if config.image_norm_over_clip else ResBlock
+    return kind(into, out, 4 * config.channels[0], EPS)
+
+
+def _transformers(config: Config, level: int, count: int) -> list[Transformer]:
+    depth, width = config.depths[level], config.channels[level]
+    if not depth:
+        return []
+    return [Transformer(width, config.heads[level], config.context, depth, config.linear) for _ in range(count)]
+
+
+def _motions(config: Config, width: int, count: int, *, double: bool = True) -> list[MotionModule]:
+    if config.motion == "none":
+        return []
+    return [
+        MotionModule(
+            width,
+            config.motion_heads,
+            config.positions,
+            over_clip=config.motion_norm_over_clip,
+            double=double,
+            stretch=config.stretch,
+        )
+        for _ in range(count)
+    ]

@@ -1,0 +1,52 @@
+"""What SVD offers to training beyond its recipe: stages, the layers over time alone, LoRA, latents made beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import cast
+
+from torch import Tensor, nn
+
+from kinema.families.svd import recipe
+from kinema.families.svd.config import Config
+from kinema.families.svd.model import SVD
+from kinema.families.svd.pocket import PocketSVD
+from kinema.schema import BadRequest
+from kinema.system import Recipe
+
+
+class SVDTraining:
+    """See `kinema.training.learning.FamilyTraining`."""
+
+    parts: Mapping[str, str] = {"temporal": r"^unet\..*(temporal_|time_mixer|time_pos_embed)"}
+    """656,076,838 parameters of ``svd`` (with the blends and frame positions), as published."""
+    adapted = r"unet\..*\.(attn1\.to_(q|k|v|out\.0)|attn2\.to_(v|out\.0))"
+    """Queries and keys of the cross-attention are not there: the context is one token, which makes them idle."""
+
+    def staged(self, config: Config, name: str) -> Config:
+        return recipe.staged(config, name)
+
+    def lora_recipe(self, told: Recipe) -> Recipe:
+        """5,000 steps, as the paper's camera LoRAs (rank 16); it tells neither batch nor rate, which are ours."""
+        return replace(told, steps=min(told.steps, 5000), batch=min(told.batch, 8), learning_rate=1e-4)
+
+    def frozen(self, model: nn.Module) -> dict[str, Tensor]:
+        network = cast(SVD, model)
+        parts = {"vae": network.vae, "image_encoder": network.image_encoder}
+        if isinstance(model, PocketSVD):
+            raise BadRequest(
+                "the pocket's image encoder is trained with the U-Net, so its clips cannot be encoded before"
+            )
+        return {
+            f"{name}.{key}": value
+            for name, part in parts.items()
+            for key, value in part.state_dict().items()
+            if not key.startswith("decoder.")
+        }
+
+    def encode(self, model: nn.Module, video_BCTHW: Tensor) -> dict[str, Tensor]:
+        return recipe.encode(cast(SVD, model), video_BCTHW)
+
+
+TRAINING = SVDTraining()

@@ -1,0 +1,140 @@
+"""CLIP's text encoders against transformers', their tokenizer, and prompts longer than a row."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kinema.conditioning import clip_text
+from kinema.conditioning.clip_text import ClipText, ClipTextSize, ClipTokenizer, WordTokenizer, encode, rows
+from kinema.schema import BadRequest
+
+SIZE = ClipTextSize(width=32, layers=3, heads=2, mlp=64, vocabulary=60, length=20)
+POOLED = replace(SIZE, activation="gelu", projection=24)
+WORDS = WordTokenizer(tuple("abcdefghijklmnop"))
+
+
+def theirs(size: ClipTextSize, ours: ClipText) -> torch.nn.Module:
+    transformers = pytest.importorskip("transformers")
+    kind = transformers.CLIPTextModelWithProjection if size.projection else transformers.CLIPTextModel
+    told = transformers.CLIPTextConfig(
+        vocab_size=size.vocabulary,
+        hidden_size=size.width,
+        intermediate_size=size.mlp,
+        projection_dim=size.projection or 512,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        max_position_embeddings=size.length,
+        hidden_act=size.activation,
+        eos_token_id=WORDS.end,
+        bos_token_id=WORDS.begin,
+    )
+    made = kind(told).eval()
+    prefix = "" if size.projection else "text_model."  # this class has none of its own in transformers 5
+    made.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in ours.state_dict().items()})
+    return made
+
+
+def randomised(size: ClipTextSize) -> ClipText:
+    torch.manual_seed(0)
+    made = ClipText(size)
+    with torch.no_grad():
+        for p in made.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    return made.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("size", [SIZE, POOLED], ids=["vit-l", "big-g"])
+@pytest.mark.parametrize("skip", [0, 1])
+def test_states_and_pooled_equal_transformers(size, skip):
+    ours = randomised(size)
+    oracle = theirs(size, ours)
+    ids = rows(WORDS, "a b c d e", size.length)
+    told = oracle(ids, output_hidden_states=True)
+    final = dict(oracle.named_modules())[next(n for n, _ in oracle.named_modules() if n.endswith("final_layer_norm"))]
+    states, pooled = ours(ids, WORDS.end, skip=skip)
+    assert (states - final(told.hidden_states[-1 - skip])).abs().max() <= 1e-5
+    raw, _ = ours(ids, WORDS.end, skip=skip, norm=False)
+    assert (raw - told.hidden_states[-1 - skip]).abs().max() <= 1e-5
+    if size.projection:
+        assert (pooled - told.text_embeds).abs().max() <= 1e-5
+
+
+def test_a_prompt_longer_than_a_row_becomes_rows_that_each_begin_and_end():
+    text = "a b c d e f g h i j k l m n o p a b c d e f"  # 22 words, 18 to a row
+    ids = rows(WORDS, text, SIZE.length)
+    assert ids.shape == (2, SIZE.length)
+    assert ids[:, 0].tolist() == [WORDS.begin] * 2
+    assert ids[0, -1] == WORDS.end
+    assert ids[1, 5:].eq(WORDS.end).all()
+    told = [WORDS.tokens(text)[i] for i in range(22)]
+    assert [*ids[0, 1:-1].tolist(), *ids[1, 1:5].tolist()] == told
+
+
+def test_rows_of_a_long_prompt_are_encoded_apart_and_laid_end_to_end():
+    ours = randomised(SIZE)
+    first, second = "a b c d e f g h i j k l m n o p a b", "c d e f"
+    whole, _ = encode([(ours, SIZE, None)], WORDS, f"{first} {second}")
+    parts = [encode([(ours, SIZE, None)], WORDS, text)[0] for text in (first, second)]
+    assert torch.allclose(whole, torch.cat(parts, dim=1), atol=1e-6)
+
+
+def test_an_empty_prompt_is_one_row_and_padding_is_as_told():
+    ids = rows(WORDS, "", SIZE.length, pad=0)
+    assert ids.tolist() == [[WORDS.begin, WORDS.end, *[0] * 18]]
+
+
+def test_two_encoders_stand_side_by_side_and_the_second_pools():
+    one, two = randomised(SIZE), randomised(POOLED)
+    states, pooled = encode([(one, SIZE, None), (two, POOLED, 0)], WORDS, "a b", penultimate=True)
+    assert states.shape == (1, 20, 64)
+    assert pooled.shape == (1, 24)
+    assert torch.equal(states[..., :32], one(rows(WORDS, "a b", 20), WORDS.end, skip=1, norm=False)[0])
+
+
+# ------------------------------------------------------------------------------------- vocabulary
+
+
+def write_vocabulary(folder):
+    """A small alphabet and two merges, in the files that every CLIP model has."""
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    words = [*letters, *(f"{c}</w>" for c in letters), ",</w>", "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
+    return words
+
+
+def test_a_vocabulary_beside_the_weights_is_found_and_used(tmp_path):
+    pytest.importorskip("transformers")
+    words = write_vocabulary(tmp_path / "tokenizer")
+    tokenizer = ClipTokenizer(clip_text.find_vocabulary(tmp_path / "weights.safetensors"))
+    found = [words[i] for i in tokenizer.tokens("Cat, ac")]
+    assert found == ["cat</w>", ",</w>", "a", "c</w>"]
+    assert words[tokenizer.begin] == "<|startoftext|>"
+    assert words[tokenizer.end] == "<|endoftext|>"
+
+
+def test_a_prompt_of_any_length_is_tokenized_whole(tmp_path):
+    pytest.importorskip("transformers")
+    write_vocabulary(tmp_path)
+    assert len(ClipTokenizer(tmp_path).tokens("cat " * 200)) == 200
+
+
+def test_a_missing_vocabulary_is_named_in_one_sentence(tmp_path, monkeypatch):
+    def gone(*_told, **_named):
+        raise BadRequest("offline")
+
+    monkeypatch.setattr(clip_text.hub, "fetch", gone)
+    with pytest.raises(BadRequest, match=r"vocab.json and merges.txt.*openai/clip-vit-large-patch14"):
+        clip_text.find_vocabulary(tmp_path / "weights.safetensors")
+
+
+def test_a_damaged_vocabulary_is_named(tmp_path):
+    write_vocabulary(tmp_path)
+    (tmp_path / "vocab.json").write_text("{")
+    with pytest.raises(BadRequest, match="vocabulary in .* is damaged"):
+        _ = ClipTokenizer(tmp_path).end

@@ -1,0 +1,60 @@
+"""The scene graph as classes on a grid."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kinema.data import playroom
+from kinema.data.playroom import labels
+
+GRID = (4, 8, 8)
+
+
+def of(caption: str, seed: int = 0) -> np.ndarray:
+    return labels.on_grid(playroom.sample(seed, caption=caption).scene, GRID)
+
+
+def test_a_place_says_glyph_colour_and_motion_or_nothing() -> None:
+    glyph, colour, motion = of("a cyan letter Q rolls left")
+    here = glyph > 0
+    assert set(glyph[here]) == {1 + labels.GLYPHS.index("Q")}
+    assert set(colour[here]) == {1 + labels.KINDS[1][1].index("cyan")}
+    assert set(motion[here]) == {1 + labels.KINDS[2][1].index("rolls left")}
+    assert not colour[~here].any()
+    assert not motion[~here].any()
+    assert labels.CLASSES == (33, 9, 21)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_labels_lie_where_the_object_is_drawn(seed: int) -> None:
+    made = playroom.sample(seed, caption="a red box moves right", height=64, width=64)
+    red = (made.video_CTHW[0] - made.video_CTHW[1:].max(0) > 0.6).reshape(4, 4, 8, 8, 8, 8).mean(axis=(1, 3, 5))
+    here = labels.on_grid(made.scene, GRID)[0] > 0
+    assert red[here].mean() > 0.6 > 0.1 > red[~here].mean()
+    places = [np.argwhere(part)[:, 1].mean() for part in here]
+    assert places == sorted(places)
+    assert places[-1] - places[0] > 1
+
+
+def test_what_is_in_front_counts_and_a_speck_has_its_cell() -> None:
+    made = playroom.sample(3, caption="a red ball moves right behind a blue box")
+    first, second = made.scene.objects
+    colour = labels.on_grid(made.scene, GRID)[1]
+    blue = 1 + labels.KINDS[1][1].index("blue")
+    x, y = (int(v * 8) for v in second.position_T2[0])
+    assert (colour[:, y, x] == blue).all()
+    first.size_T[:] = 0.01
+    first.position_T2[:] = 0.05
+    assert (labels.on_grid(made.scene, GRID)[0][:, 0, 0] > 0).all()
+
+
+@pytest.mark.parametrize("caption", ["a red box spins", "a cyan star orbits", "a white letter W rolls up"])
+def test_every_pixel_of_an_object_is_about_it_and_most_of_the_picture_is_not(caption: str) -> None:
+    for height, width in ((64, 64), (48, 80)):
+        made = playroom.sample(1, caption=f"{caption} on a plain black background", height=height, width=width)
+        on = labels.around(made.scene, height, width)
+        bright = made.video_CTHW.max(0) > 0.3
+        assert bright.any()
+        assert not (bright & ~on).any()
+        assert on.mean() < 0.4

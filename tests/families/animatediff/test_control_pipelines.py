@@ -1,0 +1,157 @@
+"""SparseCtrl and video-to-video from a request to latents, against diffusers' pipelines."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kinema.families.animatediff.config import MOTION_BETAS, TINY
+from kinema.families.animatediff.model import AnimateDiff
+from kinema.generate import load
+from kinema.schema import Canvas, Request
+
+SIZE = replace(
+    TINY,
+    channels=(32, 64, 64),
+    depths=(1, 1, 0),
+    heads=(2, 2, 2),
+    text=(replace(TINY.text[0], vocabulary=64),),
+    norms="diffusers",
+    sparse="rgb",
+    sparse_positions=16,
+)
+ASK = {"prompt": "a b c d", "negative_prompt": "z y", "steps": 5, "guidance": 4.0, "height": 16, "width": 16, "seed": 0}
+TOLD = {"prompt": "a b c d", "negative_prompt": "z y", "num_inference_steps": 5, "guidance_scale": 4.0}
+
+
+def tokenizer(folder):
+    from transformers import CLIPTokenizer
+
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    tokens = [*letters, *(f"{c}</w>" for c in letters), "ab</w>", "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\na b</w>\n")
+    return CLIPTokenizer.from_pretrained(str(folder), model_max_length=SIZE.text[0].length)
+
+
+@pytest.fixture(scope="module")
+def parts(oracle, tmp_path_factory):
+    from diffusers import DDIMScheduler
+
+    ours = oracle.randomised(AnimateDiff(SIZE))
+    kind, start, end = MOTION_BETAS
+    made = {
+        "vae": oracle.same_weights(oracle.vae(SIZE), ours.vae),
+        "text_encoder": oracle.same_weights(oracle.clip_text(SIZE.text[0]), ours.text_encoder),
+        "tokenizer": tokenizer(tmp_path_factory.mktemp("vocabulary") / "tokenizer"),
+        "unet": oracle.same_weights(oracle.motion_unet(SIZE), ours.unet),
+        "motion_adapter": None,
+        "scheduler": DDIMScheduler(
+            beta_schedule=kind,
+            beta_start=start,
+            beta_end=end,
+            clip_sample=False,
+            timestep_spacing="leading",
+            steps_offset=1,
+        ),
+    }
+    return made, oracle.same_weights(oracle.sparse(SIZE), ours.sparse)
+
+
+@pytest.fixture(scope="module")
+def saved(parts, tmp_path_factory):
+    """The folder of a pipeline, and one of its SparseCtrl."""
+    from diffusers import AnimateDiffVideoToVideoPipeline
+
+    folder = tmp_path_factory.mktemp("saved")
+    made, sparse = parts
+    AnimateDiffVideoToVideoPipeline(**made).save_pretrained(folder / "pipeline")
+    sparse.save_pretrained(folder / "sparsectrl")
+    return folder
+
+
+@pytest.fixture
+def modes(monkeypatch):
+    """Has diffusers encode to the mode of the latents, as we do, not to a draw."""
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """Has a verb find this canvas, whatever its files."""
+    from kinema import tasks
+
+    def give(verb, canvas):
+        monkeypatch.setitem(tasks.TASKS, verb, tasks.Task(lambda r: r, lambda _r, _e: canvas))
+
+    return give
+
+
+def pictures(count):
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(5)
+    made = torch.randint(0, 256, (count, 16, 16, 3), generator=generator, dtype=torch.uint8)
+    video = (made.permute(3, 0, 1, 2)[None] / 255.0) * 2 - 1
+    return [Image.fromarray(frame.numpy()) for frame in made], video
+
+
+@pytest.mark.parametrize("frames", [[0], [0, 5], [1, 4]], ids=["first", "ends", "keyframes"])
+def test_given_frames_equal_the_sparse_control_pipeline(parts, saved, modes, given, frames):
+    from diffusers import AnimateDiffSparseControlNetPipeline
+
+    made, sparse = parts
+    theirs = AnimateDiffSparseControlNetPipeline(**made, controlnet=sparse).to(torch.float64)
+    theirs.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 4, 6, 8, 8, generator=torch.Generator().manual_seed(3))
+    shown, video = pictures(len(frames))
+    expected = theirs(
+        num_frames=6,
+        height=16,
+        width=16,
+        conditioning_frames=shown,
+        controlnet_frame_indices=frames,
+        controlnet_conditioning_scale=0.8,
+        latents=noise.double(),
+        output_type="latent",
+        **TOLD,
+    ).frames
+    canvas = Canvas(torch.zeros(1, 3, 6, 16, 16), torch.zeros(1, 1, 6, 16, 16))
+    canvas.video[:, :, frames], canvas.mask[:, :, frames] = video, 1
+    given("animate", canvas)
+    model = load(
+        saved / "pipeline",
+        add={"sparsectrl": saved / "sparsectrl"},
+        overrides={"norms": "diffusers"},
+        dtype=torch.float64,
+    )
+    request = Request(task="animate", frames=6, extra={"control_scale": 0.8}, **ASK)
+    ours = model.run(request, noise=noise, output="latents").video
+    assert (ours - expected).abs().max() <= 1e-4
+    without = model.run(request.with_(honour="replacement"), noise=noise, output="latents").video
+    assert (without - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("strength", [0.4, 0.8])
+def test_edited_clips_equal_the_video_to_video_pipeline(parts, saved, modes, given, monkeypatch, strength):
+    from diffusers import AnimateDiffVideoToVideoPipeline
+    from diffusers.pipelines.animatediff import pipeline_animatediff_video2video as module
+
+    theirs = AnimateDiffVideoToVideoPipeline(**parts[0]).to(torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 4, 6, 8, 8, generator=torch.Generator().manual_seed(3))
+    monkeypatch.setattr(module, "randn_tensor", lambda *_a, **_k: noise.transpose(1, 2))
+    shown, video = pictures(6)
+    expected = theirs(video=shown, strength=strength, height=16, width=16, output_type="latent", **TOLD).frames
+    empty = torch.zeros(1, 3, 6, 16, 16)
+    given("edit", Canvas(empty, empty[:, :1], source=video, strength=strength))
+    model = load(saved / "pipeline", overrides={"norms": "diffusers"})
+    request = Request(task="edit", frames=6, strength=strength, **ASK)
+    ours = model.run(request, noise=noise, output="latents").video
+    assert (ours - expected).abs().max() <= 1e-4

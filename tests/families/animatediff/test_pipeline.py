@@ -1,0 +1,283 @@
+"""From a request to a clip: the same folder opened here and by diffusers, the same noise, the same numbers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kinema.families.animatediff.config import IMAGE_BETAS, MOTION_BETAS, TINY
+from kinema.families.animatediff.model import AnimateDiff
+from kinema.generate import load
+from kinema.schema import BadRequest, Request
+
+WORDS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+SIZE = replace(
+    TINY,
+    channels=(32, 64, 64),
+    depths=(1, 1, 0),
+    heads=(2, 2, 2),
+    text=(replace(TINY.text[0], vocabulary=64),),
+    norms="diffusers",
+)
+PROMPT, NEGATIVE = "a b c d", "z y"
+
+
+def write_vocabulary(folder):
+    folder.mkdir(parents=True)
+    tokens = [*WORDS, *(f"{c}</w>" for c in WORDS), "ab</w>", "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\na b</w>\n")
+
+
+def tokenizer(folder):
+    from transformers import CLIPTokenizer
+
+    write_vocabulary(folder)
+    return CLIPTokenizer.from_pretrained(str(folder), model_max_length=SIZE.text[0].length)
+
+
+@pytest.fixture(scope="module")
+def parts(oracle, tmp_path_factory):
+    """One random model as the components of a diffusers pipeline."""
+    ours = oracle.randomised(AnimateDiff(SIZE))
+    text = oracle.clip_text(SIZE.text[0])
+    text.config.bos_token_id, text.config.eos_token_id = 53, 54
+    return {
+        "vae": oracle.same_weights(oracle.vae(SIZE), ours.vae),
+        "text_encoder": oracle.same_weights(text, ours.text_encoder),
+        "tokenizer": tokenizer(tmp_path_factory.mktemp("vocabulary") / "tokenizer"),
+        "unet": oracle.same_weights(oracle.motion_unet(SIZE), ours.unet),
+    }
+
+
+def scheduler(betas):
+    from diffusers import DDIMScheduler
+
+    kind, start, end = betas
+    return DDIMScheduler(
+        beta_schedule=kind,
+        beta_start=start,
+        beta_end=end,
+        clip_sample=False,
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(parts, tmp_path_factory):
+    """An AnimateDiff folder as diffusers saves it: the motion module is in the U-Net, and beside it once more."""
+    from diffusers import AnimateDiffPipeline, MotionAdapter
+
+    adapter = MotionAdapter(
+        block_out_channels=SIZE.channels,
+        motion_layers_per_block=SIZE.layers,
+        motion_num_attention_heads=SIZE.motion_heads,
+        motion_max_seq_length=SIZE.positions,
+        use_motion_mid_block=True,
+    )
+    pipeline = AnimateDiffPipeline(**parts, motion_adapter=adapter, scheduler=scheduler(MOTION_BETAS))
+    path = tmp_path_factory.mktemp("saved") / "animatediff"
+    pipeline.save_pretrained(path)
+    return path
+
+
+def noise_of(frames=8, batch=1):
+    return torch.randn(batch, 4, frames, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_clips_equal_the_pipeline_of_diffusers(folder, guidance):
+    from diffusers import AnimateDiffPipeline
+
+    noise = noise_of()
+    told = {"num_inference_steps": 3, "guidance_scale": guidance, "num_frames": 8, "height": 16, "width": 16}
+    theirs = AnimateDiffPipeline.from_pretrained(folder)
+    theirs.set_progress_bar_config(disable=True)
+    made = theirs(PROMPT, negative_prompt=NEGATIVE, latents=noise.clone(), output_type="pt", **told).frames
+    model = load(folder, overrides={"norms": "diffusers"})
+    assert (model.system.config.motion, model.system.config.betas) == ("v2", MOTION_BETAS)
+    request = Request(
+        prompt=PROMPT, negative_prompt=NEGATIVE, steps=3, guidance=guidance, frames=8, height=16, width=16, seed=0
+    )
+    ours = model.run(request, noise=noise).video
+    assert ((ours.transpose(1, 2) + 1) / 2 - made).abs().max() <= 1e-4
+    official = load(folder).run(request, noise=noise).video
+    assert (official - ours).abs().max() > 1e-3
+
+
+def test_one_frame_is_the_picture_of_the_image_model(parts, folder, oracle):
+    """Without the motion module, told its noise levels on the image model's betas, also where the clip's are others."""
+    from diffusers import StableDiffusionPipeline
+
+    image = oracle.image_unet(SIZE)
+    image.load_state_dict({k: v for k, v in parts["unet"].state_dict().items() if ".motion_modules." not in k})
+    theirs = StableDiffusionPipeline(
+        **(parts | {"unet": image.eval()}),
+        scheduler=scheduler(IMAGE_BETAS),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    theirs.set_progress_bar_config(disable=True)
+    noise = noise_of(frames=1)
+    told = {"num_inference_steps": 3, "guidance_scale": 4.0, "height": 16, "width": 16, "output_type": "pt"}
+    made = theirs(PROMPT, negative_prompt=NEGATIVE, latents=noise[:, :, 0].clone(), **told).images
+    request = Request(
+        prompt=PROMPT, negative_prompt=NEGATIVE, steps=3, guidance=4.0, frames=1, height=16, width=16, seed=0
+    )
+    ours = load(folder, overrides={"betas": IMAGE_BETAS}).run(request, noise=noise).video[:, :, 0]
+    assert ((ours + 1) / 2 - made).abs().max() <= 1e-4
+
+
+def test_a_folder_that_lacks_a_part_or_predicts_otherwise_is_refused(folder, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    told = json.loads((copy / "scheduler" / "scheduler_config.json").read_text())
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(told | {"prediction_type": "v_prediction"}))
+    with pytest.raises(BadRequest, match="predicts v_prediction"):
+        load(copy)
+    shutil.rmtree(copy / "vae")
+    with pytest.raises(BadRequest, match="lacks vae/"):
+        load(copy)
+
+
+# ------------------------------------------------------------------------------------- requests
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load(folder)
+
+
+def ask(**told):
+    return Request(**({"prompt": PROMPT, "seed": 1, "steps": 2, "height": 16, "width": 16} | told))
+
+
+def test_more_frames_than_positions_are_refused_with_what_helps(model):
+    with pytest.raises(BadRequest, match=r"frames is 20.*sees 16 at once.*window.*overlap.*stretch=20"):
+        model.run(ask(frames=20))
+    still = model.run(ask(frames=20, window=8)).video
+    assert still.shape[2] == 20
+    assert not torch.equal(model.run(ask(frames=20, window=8, window_places="uniform")).video, still)
+    assert model.run(ask(frames=20, overlap=4)).shape.frames == 20
+
+
+def test_stretched_positions_make_longer_clips(folder):
+    assert load(folder, overrides={"stretch": 20}).run(ask(frames=20)).shape.frames == 20
+
+
+def test_prompts_travel_and_the_effect_of_motion_is_told(model):
+    plain = model.run(ask(frames=4)).video
+    assert torch.equal(model.run(ask(frames=4, extra={"travel": {0: PROMPT}, "effect": 1.0})).video, plain)
+    travelled = model.run(ask(frames=4, extra={"travel": "3: z z z"})).video
+    assert not torch.equal(travelled, plain)
+    assert torch.equal(model.run(ask(frames=4, extra={"travel": {"3": "z z z"}})).video, travelled)
+    still = model.run(ask(frames=4, extra={"effect": 0})).video
+    assert not torch.equal(still, plain)
+
+
+def test_effect_0_makes_each_frame_as_if_it_were_alone(model):
+    noise = noise_of(frames=4)
+    still = model.run(ask(frames=4, extra={"effect": 0}), noise=noise, output="latents").video
+    other = noise.clone()
+    other[:, :, 2] = 0
+    changed = model.run(ask(frames=4, extra={"effect": 0}), noise=other, output="latents").video
+    assert torch.allclose(still[:, :, [0, 1, 3]], changed[:, :, [0, 1, 3]], atol=1e-6)
+
+
+def test_clip_skip_and_long_prompts_change_what_is_told(model):
+    plain = model.run(ask(frames=2)).video
+    assert torch.equal(model.run(ask(frames=2, extra={"clip_skip": 1})).video, plain)
+    assert not torch.equal(model.run(ask(frames=2, extra={"clip_skip": 2})).video, plain)
+    long = " ".join(WORDS)
+    cut = model.run(ask(frames=2, prompt=" ".join(WORDS[:18]))).video
+    assert not torch.equal(model.run(ask(frames=2, prompt=long)).video, cut)
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        ({"clip_skip": 0}, "clip_skip is 0"),
+        ({"effect": [1, 0]}, "effect is .* or 4 of them"),
+        ({"effect": -1}, "effect is -1"),
+        ({"travel": {9: "x"}}, "names frame 9; this clip has frames 0 to 3"),
+        ({"travel": "autumn"}, "travel is 'autumn'"),
+        ({"clipskip": 2}, "did you mean clip_skip"),
+    ],
+)
+def test_options_out_of_range_are_refused_by_name(model, extra, says):
+    with pytest.raises(BadRequest, match=says):
+        model.run(ask(frames=4, extra=extra))
+
+
+def test_half_precision_and_batches_with_a_travelling_prompt_run(folder, model):
+    half = load(folder, dtype=torch.bfloat16).run(ask(frames=4)).video
+    assert (half - model.run(ask(frames=4)).video).abs().mean() < 0.1
+    travelling = ask(frames=4, extra={"travel": {3: "z z z"}})
+    both = model.run(travelling.with_(clips=2)).video
+    assert torch.allclose(both[1:], model.run(travelling.with_(seed=2)).video, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ SDXL
+
+
+@pytest.mark.parametrize("negative", ["z y", ""])
+def test_sdxl_clips_equal_the_pipeline_of_diffusers(oracle, tmp_path, negative):
+    from diffusers import AnimateDiffSDXLPipeline, MotionAdapter
+
+    texts = tuple(replace(size, vocabulary=64) for size in oracle.tiny_xl.text)
+    config = replace(oracle.tiny_xl, text=texts)
+    ours = oracle.randomised(AnimateDiff(config))
+    encoders = [oracle.clip_text(size) for size in texts]
+    for encoder, mine in zip(encoders, (ours.text_encoder, ours.text_encoder_2), strict=True):
+        oracle.same_weights(encoder, mine)
+        encoder.config.bos_token_id, encoder.config.eos_token_id = 53, 54
+        for part in encoder.modules():  # where the pooled state is taken
+            if hasattr(part, "eos_token_id"):
+                part.eos_token_id = 54
+    first, second = (tokenizer(tmp_path / name) for name in ("one", "two"))
+    second.pad_token = "a"  # token 0, as SDXL's second tokenizer has "!"
+    adapter = MotionAdapter(
+        block_out_channels=config.channels,
+        motion_layers_per_block=config.layers,
+        motion_num_attention_heads=config.motion_heads,
+        motion_max_seq_length=config.positions,
+        use_motion_mid_block=False,
+    )
+    theirs = AnimateDiffSDXLPipeline(
+        vae=oracle.same_weights(oracle.vae(config), ours.vae),
+        text_encoder=encoders[0],
+        text_encoder_2=encoders[1],
+        tokenizer=first,
+        tokenizer_2=second,
+        unet=oracle.same_weights(oracle.motion_unet(config), ours.unet),
+        motion_adapter=adapter,
+        scheduler=scheduler(config.betas),
+    )
+    theirs.save_pretrained(tmp_path / "xl")
+    theirs.set_progress_bar_config(disable=True)
+    noise = noise_of(frames=4)
+    expected = theirs(
+        PROMPT,
+        negative_prompt=negative or None,
+        num_inference_steps=3,
+        guidance_scale=4.0,
+        num_frames=4,
+        height=16,
+        width=16,
+        latents=noise.clone(),
+        output_type="latent",
+    ).frames
+    model = load(tmp_path / "xl", overrides={"norms": "diffusers"})
+    assert (model.system.config.channels, model.system.config.size_embedding) == (config.channels, 8)
+    request = Request(
+        prompt=PROMPT, negative_prompt=negative, steps=3, guidance=4.0, frames=4, height=16, width=16, seed=0,
+        sampler="ddim",
+    )  # fmt: skip
+    made = model.run(request, noise=noise, output="latents").video
+    assert (made - expected).abs().max() <= 1e-4

@@ -1,0 +1,156 @@
+"""The pocket: small networks of our own under SVD's roof."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from kinema.families.svd import recipe
+from kinema.families.svd.config import POCKET, from_json, to_json
+from kinema.families.svd.family import FAMILY
+from kinema.families.svd.pocket import PocketAutoencoder, PocketSVD
+from kinema.families.svd.training import TRAINING
+from kinema.generate import load
+from kinema.media.write import save_clip
+from kinema.schema import BadRequest, Clip
+from kinema.system import Batch
+from kinema.training.stream import Playroom, Stream
+
+SMALL = replace(POCKET, frames=4, height=32, width=32, channels=(32, 32), heads=(1, 1), vae_channels=(32, 32))
+
+
+def small(stage):
+    torch.manual_seed(0)
+    return PocketSVD(recipe.staged(SMALL, stage))
+
+
+def batch(count=4, config=SMALL):
+    source = Playroom(config.frames, config.height, config.width, config.fps, grammar="simple", slow=4.0)
+    return Stream(source, FAMILY.recipe(recipe.staged(config, "codec")), count).at(0)
+
+
+def test_it_fits_in_ten_megabytes_of_half_precision():
+    with torch.device("meta"):
+        made = PocketSVD(POCKET)
+    assert 2 * sum(x.numel() for x in made.state_dict().values()) < 10_000_000
+    assert from_json(to_json(POCKET)) == POCKET
+
+
+def test_each_stage_trains_its_own_part():
+    learnt = {s: {n.split(".")[0] for n, p in small(s).named_parameters() if p.requires_grad} for s in recipe.POCKET}
+    assert learnt == {"codec": {"vae"}, "playroom": {"unet", "image_encoder"}}
+
+
+@pytest.mark.parametrize("stage", recipe.POCKET)
+def test_loss_falls_when_one_batch_is_repeated_and_every_trained_parameter_moves(stage):
+    model, told = small(stage), batch()
+    config = recipe.staged(SMALL, stage)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(learnt, lr=3e-3)
+    losses = []
+    for _ in range(25):
+        loss = recipe.loss(model, config, told, torch.Generator().manual_seed(1)).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {n for n, p in model.named_parameters() if p.requires_grad}
+
+
+def test_latents_have_zero_mean_and_unit_variance_once_the_statistics_have_settled():
+    torch.manual_seed(1)
+    vae = PocketAutoencoder(SMALL)
+    images = 2 * torch.rand(64, 3, 32, 32) - 0.5
+    with torch.no_grad():
+        for _ in range(300):
+            vae.follow(vae.raw(images).chunk(2, dim=1)[0])
+        z = vae.encode(images)
+    assert z.shape == (64, 16, 4, 4)
+    assert float(z.mean((0, 2, 3)).abs().max()) < 0.02
+    assert float((z.std((0, 2, 3)) - 1).abs().max()) < 0.02
+
+
+def test_statistics_move_in_training_alone_and_not_for_broken_batches():
+    model, told = small("codec"), batch()
+    config = recipe.staged(SMALL, "codec")
+    recipe.loss(model.eval(), config, told, torch.Generator())
+    assert not model.vae.mean.any()
+    recipe.loss(model.train(), config, replace(told, video=told.video * torch.nan), torch.Generator())
+    assert not model.vae.mean.any()
+    recipe.loss(model, config, told, torch.Generator())
+    assert model.vae.mean.any()
+
+
+def test_posterior_and_mode_are_in_the_same_units():
+    torch.manual_seed(2)
+    vae = PocketAutoencoder(SMALL)
+    vae.mean += 3
+    vae.variance *= 4
+    images = torch.rand(2, 3, 32, 32)
+    mean, log_variance = vae.raw(images).chunk(2, dim=1)
+    scaled_mean, scaled_log_variance = vae.moments(images).chunk(2, dim=1)
+    torch.testing.assert_close(scaled_mean, (mean - 3) / 2)
+    torch.testing.assert_close((scaled_log_variance / 2).exp(), (log_variance / 2).exp() / 2)
+    torch.testing.assert_close(vae.decode(scaled_mean, 1), vae.decoder(mean))
+
+
+def test_its_clips_cannot_be_encoded_beforehand():
+    with pytest.raises(BadRequest, match="image encoder is trained with the U-Net"):
+        TRAINING.frozen(small("playroom"))
+
+
+def test_a_picture_is_animated_at_the_bucket_asked_for(tmp_path):
+    picture = tmp_path / "picture.png"
+    save_clip(Clip(batch(1).video[:, :, :1]), picture, generated=False)
+    model = load("svd", preset="pocket", overrides={"channels": (32, 32), "heads": (1, 1), "frames": 4})
+    for p in model.system.model.unet.parameters():  # untrained, it gives nothing but zeros
+        torch.nn.init.normal_(p, std=0.05)
+    clips = [model.animate(picture, seed=1, steps=2, extra={"motion_bucket": b}).video for b in (40, 160)]
+    assert clips[0].shape == (1, 3, 4, 64, 64)
+    assert not torch.equal(*clips)
+
+
+# --------------------------------------------------------------------------------- slowed playroom
+
+
+def test_slowed_scenes_move_less_and_tell_so():
+    plain = Playroom(8, 32, 32, 8.0, grammar="simple")
+    slowed = replace(plain, slow=4.0)
+    means = [np.mean([p.clip(i).motion for i in range(60)]) for p in (plain, slowed)]
+    assert 0.35 < means[1] / means[0] < 0.8
+    clip = slowed.clip(3)
+    assert clip.video.shape == (3, 8, 32, 32)
+    assert (clip.fps, clip.scene.fps) == (8.0, 8.0)
+    assert all(len(t.size_T) == len(t.position_T2) == 8 for t in clip.scene.objects)
+    assert torch.equal(slowed.clip(3).video, clip.video)
+
+
+def test_a_slowed_clips_motion_is_that_of_the_part_that_is_shown():
+    from kinema.data.motion import of_scene
+
+    slowed = Playroom(8, 32, 32, 8.0, grammar="simple", slow=4.0)
+    for i in range(6):
+        clip = slowed.clip(i)
+        assert clip.motion == pytest.approx(of_scene(clip.scene, 32, 32).mean(), rel=1e-4, abs=1e-7)
+
+
+def test_motions_that_are_left_out_do_not_come():
+    plain = Playroom(2, 16, 16, 8.0, grammar="simple")
+    without = replace(plain, without=("fades",))
+    motions = [[p.clip(i).scene.objects[0].motion for i in range(60)] for p in (plain, without)]
+    assert "fades" in motions[0]
+    assert "fades" not in motions[1]
+    assert [b for a, b in zip(*motions, strict=True) if a != "fades"] == [a for a in motions[0] if a != "fades"]
+
+
+def test_batches_carry_rate_and_motion():
+    told = batch(3)
+    assert isinstance(told, Batch)
+    assert told.fps.tolist() == [7.0] * 3
+    assert bool((told.motion >= 0).all())

@@ -1,0 +1,292 @@
+"""What a user asks of SVD and gets: guidance over frames, sizes, pictures, batches, given frames, longer clips."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from kinema.cli.main import main
+from kinema.families.svd import conditioning
+from kinema.generate import Model, load
+from kinema.media.metadata import read_recipe
+from kinema.media.read import read_image, read_video
+from kinema.schema import BadRequest, Canvas, Clip, Note, Request
+
+QUICK = {"steps": 2, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    torch.set_num_threads(1)
+    made = load("svd", preset="tiny")
+    with torch.no_grad():  # blends and last layers of an untrained network hide what is asked of it
+        for p in made.system.model.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.05)
+    return made
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory) -> Path:
+    """Two pictures, a wide one, and a clip of six frames, as files."""
+    folder = tmp_path_factory.mktemp("media")
+    random = torch.Generator().manual_seed(0)
+    video = (torch.rand(2, 3, 6, 16, 16, generator=random) * 2 - 1).cumsum(2).div(3).clamp(-1, 1)
+    for i, name in enumerate(("one", "two")):
+        Clip(video[i : i + 1, :, :1]).save(folder / f"{name}.png")
+    Clip(video[:1], 7.0).save(folder / "clip.gif")
+    Image.new("RGB", (64, 16), (200, 30, 30)).save(folder / "wide.png")
+    return folder
+
+
+@pytest.fixture
+def scales(monkeypatch) -> list[torch.Tensor]:
+    """The guidance scales of each frame that the sampler was given."""
+    seen: list[torch.Tensor] = []
+    plain = conditioning.guidance
+
+    def listen(config, request):
+        seen.append(plain(config, request))
+        return seen[-1]
+
+    monkeypatch.setattr(conditioning, "guidance", listen)
+    return seen
+
+
+# ------------------------------------------------------------------------------------- guidance
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--guidance", "1", "--guidance-end", "3"], torch.linspace(1, 3, 8)),
+        (["--guidance", "3", "--guidance-end", "1.5"], torch.linspace(3, 1.5, 8)),
+        (["--guidance", "2"], torch.full((8,), 2.0)),
+        ([], torch.linspace(1, 2.5, 8)),
+        (
+            ["--guidance", "1", "--guidance-end", "3", "--extra", "guidance-shape=triangle"],
+            3 - 2 * (2 * torch.linspace(0, 1, 8) - 1).abs(),
+        ),
+        (
+            ["--guidance", "3", "--guidance-end", "1", "--extra", "guidance-shape=triangle"],
+            1 + 2 * (2 * torch.linspace(0, 1, 8) - 1).abs(),
+        ),
+    ],
+)
+def test_guidance_over_the_frames_is_what_the_command_line_says(media, scales, tmp_path, words, expected):
+    told = ["animate", str(media / "one.png"), "--model", "svd/tiny", "--steps", "1", "--quiet", *words]
+    assert main([*told, "-o", str(tmp_path / "made.mp4")]) == 0
+    assert torch.allclose(scales[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("start", "peak"), [(1.0, 3.0), (3.0, 1.0)])
+def test_a_trapezoid_rises_stays_and_falls_either_way_up(model, media, scales, start, peak):
+    extra = {"guidance_shape": "trapezoid"}
+    ask = {"guidance": start, "guidance_end": peak, "frames": 8, "extra": extra, **QUICK}
+    long = replace(model.system.config, frames=20)
+    assert conditioning.guidance(long, model.system.settle(Request(**ask)).with_(frames=20)).tolist() == pytest.approx(
+        [start, peak, *[peak] * 16, peak, start]
+    )
+    model.animate(media / "one.png", **ask)
+    assert scales[-1].tolist() == [peak] * 8  # a tenth of eight frames is none: no slope
+
+
+def test_guidance_that_falls_makes_another_clip_than_guidance_that_rises(model, media):
+    up, down = (
+        model.animate(media / "one.png", guidance=a, guidance_end=b, **QUICK).video for a, b in ((1, 6), (6, 1))
+    )
+    assert (up - down).abs().max() > 1e-4
+
+
+# --------------------------------------------------------------------------------- size and fit
+
+
+@pytest.mark.parametrize(("size", "made"), [((24, 36), (24, 36)), ((17, 36), (16, 36)), ((18, 51), (20, 52))])
+def test_sizes_on_the_lattice_are_made_and_others_snapped_and_said(model, media, size, made):
+    said: list[str] = []
+    ask = {"height": size[0], "width": size[1], **QUICK}
+    clip = model.animate(media / "one.png", on_event=lambda e: said.append(str(e)), **ask)
+    assert (clip.shape.height, clip.shape.width) == made
+    assert sum("snapped" in line for line in said) == sum(a != b for a, b in zip(size, made, strict=True))
+
+
+@pytest.mark.parametrize(("fit", "what"), [("crop", "cropped to 16×16"), ("pad", "padded with black to 16×16")])
+def test_a_picture_of_another_shape_keeps_its_aspect_cropped_or_padded(model, media, fit, what):
+    said: list[str] = []
+    clip = model.animate(media / "wide.png", fit=fit, on_event=lambda e: said.append(str(e)), **QUICK)
+    assert any(what in line for line in said)
+    first = clip.video[0, :, 0]
+    red = first[0] > 0.3
+    assert int(red.sum()) == (256 if fit == "crop" else 64)  # padded: four of sixteen rows are the picture
+    assert bool(red[6:10].all())
+
+
+# --------------------------------------------------------------------------------------- batches
+
+
+def test_several_clips_of_one_picture_are_each_the_single_run(model, media):
+    both = model.animate(media / "one.png", clips=3, **QUICK).video
+    for i in range(3):
+        single = model.animate(media / "one.png", steps=2, seed=3 + i).video
+        assert torch.allclose(both[i : i + 1], single, atol=1e-5)
+    assert not torch.allclose(both[0], both[1], atol=1e-3)
+
+
+def test_a_batch_of_several_pictures_is_each_its_single_run(model, media, monkeypatch):
+    """diffusers mixes the conditions of such a batch, and decodes across its clips in chunks."""
+    from kinema import tasks
+
+    pictures = torch.cat([read_video(media / "clip.gif").video[:, :, i] for i in (0, 5)])
+
+    def canvas_of(of: torch.Tensor) -> Canvas:
+        mask = torch.zeros(len(of), 1, 8, 16, 16)
+        mask[:, :, 0] = 1
+        return Canvas(of[:, :, None] * mask, mask)
+
+    def run(of: torch.Tensor, seed: int) -> torch.Tensor:
+        task = tasks.Task(lambda r: r, lambda _r, _e: canvas_of(of))
+        monkeypatch.setitem(tasks.TASKS, "animate", task)
+        ask = Request(task="animate", clips=len(of), steps=2, seed=seed, extra={"decode_chunk": 3})
+        return model.run(ask).video
+
+    both = run(pictures, 3)
+    for i in range(2):
+        assert torch.allclose(both[i : i + 1], run(pictures[i : i + 1], 3 + i), atol=1e-5)
+
+
+# ----------------------------------------------------------------------------------- given frames
+
+
+@pytest.mark.parametrize("way", ["replacement", "reconstruction"])
+def test_both_ends_are_held_by_guidance_and_natively_refused(model, media, way):
+    ask = {"image": str(media / "one.png"), "last_image": str(media / "two.png"), **QUICK}
+    clip = model.interpolate(honour=way, **ask)
+    for name, place in (("one", 0), ("two", -1)):
+        assert torch.equal(clip.video[:, :, place], read_image(media / f"{name}.png")[:, :, 0])
+    free = model.animate(media / "one.png", **QUICK).video
+    assert (clip.video[:, :, 1:-1] - free[:, :, 1:-1]).abs().max() > 1e-3
+    with pytest.raises(BadRequest, match="does not hold a canvas by native; it offers replacement, reconstruction"):
+        model.interpolate(honour="native", **ask)
+
+
+def test_every_other_frame_of_a_clip_is_held(model, media):
+    known = read_video(media / "clip.gif").video
+    clip = model.interpolate(media / "clip.gif", every=2, frames=8, **QUICK)
+    assert torch.equal(clip.video[:, :, ::2], known[:, :, :4])
+
+
+# ---------------------------------------------------------------------------------- longer clips
+
+
+def test_an_extension_goes_on_from_the_last_frame_natively(model, media):
+    """The new frames are those of animating the last frame: nothing is held by guidance."""
+    known = read_video(media / "clip.gif").video
+    said: list[str] = []
+    longer = model.extend(media / "clip.gif", frames=13, on_event=lambda e: said.append(str(e)), **QUICK)
+    assert torch.equal(longer.video[:, :, :6], known)
+    assert sum("block" in line for line in said) == 1
+    last = media / "last.png"
+    Clip(known[:, :, -1:]).save(last)
+    animated = model.animate(last, fps=7.0, **QUICK).video
+    assert (longer.video[:, :, 5:] - animated).abs().max() < 1e-5
+
+
+def test_a_short_extension_is_cut_from_a_whole_block(model, media):
+    whole = model.extend(media / "clip.gif", frames=13, **QUICK).video
+    short = model.extend(media / "clip.gif", frames=9, **QUICK).video
+    assert torch.equal(short, whole[:, :, :9])
+
+
+def test_a_long_extension_is_made_of_blocks_that_share_one_frame(model, media):
+    said: list[str] = []
+    longer = model.extend(media / "clip.gif", frames=24, on_event=lambda e: said.append(str(e)), **QUICK)
+    assert longer.shape.frames == 24
+    assert [line for line in said if "block" in line] == [
+        str(Note(f"block {i + 1} of 3: frames {start} to {min(start + 7, 23)}")) for i, start in enumerate((5, 12, 19))
+    ]
+    again = model.extend(media / "clip.gif", frames=24, **QUICK).video
+    assert torch.equal(longer.video, again)
+
+
+def test_a_long_animation_goes_on_block_by_block_and_its_first_block_is_the_short_one(model, media):
+    noise = torch.randn(1, 4, 20, 8, 8, generator=torch.Generator().manual_seed(0))
+    ask = Request(task="animate", image=str(media / "one.png"), **QUICK)
+    long = model.run(ask.with_(frames=20), noise=noise).video
+    short = model.run(ask.with_(frames=8), noise=noise[:, :, :8]).video
+    assert torch.equal(long[:, :, :8], short)
+    assert long.isfinite().all()
+
+
+def test_an_overlap_or_another_way_holds_more_frames_by_guidance(model, media):
+    free = model.extend(media / "clip.gif", frames=8, **QUICK).video
+    held = model.extend(media / "clip.gif", frames=8, honour="replacement", **QUICK).video
+    assert torch.equal(held[:, :, :6], free[:, :, :6])
+    assert not torch.allclose(held[:, :, 6:], free[:, :, 6:], atol=1e-3)
+    said: list[str] = []
+    model.extend(media / "clip.gif", frames=18, overlap=4, on_event=lambda e: said.append(str(e)), **QUICK)
+    assert sum("block" in line for line in said) == 4
+    with pytest.raises(BadRequest, match="continuation goes on from one frame"):
+        model.extend(media / "clip.gif", frames=18, overlap=4, honour="continuation", **QUICK)
+
+
+def test_a_backward_extension_is_held_by_guidance(model, media):
+    known = read_video(media / "clip.gif").video
+    made = model.extend(media / "clip.gif", frames=12, backward=True, **QUICK).video
+    assert torch.equal(made[:, :, -6:], known)
+    assert made[:, :, :6].std() > 0.01
+
+
+def test_colours_are_kept_from_drifting_on_request(model, media):
+    """Of a random network every block is another world; matched to the anchor it keeps the first frame's colours."""
+    anchor = read_video(media / "clip.gif").video[:, :, 0]
+
+    def far(colours: str) -> float:
+        clip = model.extend(media / "clip.gif", frames=27, colours=colours, **QUICK).video
+        made = clip[:, :, 6:]
+        return float((made.mean((2, 3, 4)) - anchor.mean((2, 3))).abs().max())
+
+    free, anchored = far("free"), far("anchor")
+    assert anchored < 0.1
+    assert anchored < free / 2
+    seam = model.extend(media / "clip.gif", frames=13, colours="seam", **QUICK).video
+    plain = model.extend(media / "clip.gif", frames=13, **QUICK).video
+    assert torch.equal(seam[:, :, :6], plain[:, :, :6])
+    assert not torch.allclose(seam[:, :, 6:], plain[:, :, 6:], atol=1e-3)
+
+
+def test_colours_of_a_single_pass_are_those_of_its_picture(model, media):
+    picture = read_video(media / "clip.gif").video[:, :, 0]
+    clip = model.animate(media / "one.png", colours="anchor", **QUICK).video
+    assert (clip.mean((2, 3, 4)) - picture.mean((2, 3))).abs().max() < 0.1
+    with pytest.raises(BadRequest, match="colours are of given frames"):
+        model.generate("x", colours="anchor", **QUICK)
+
+
+def test_clip_sees_the_first_frame_in_every_block_where_that_is_asked_for(model, media, monkeypatch):
+    seen: list[torch.Tensor] = []
+    embed = model.system.model.image_encoder.embed
+    monkeypatch.setattr(model.system.model.image_encoder, "embed", lambda x: seen.append(x.clone()) or embed(x))
+    first = read_video(media / "clip.gif").video[:, :, 0]
+    for anchor in (True, False):
+        seen.clear()
+        model.extend(media / "clip.gif", frames=20, extra={"anchor": anchor}, **QUICK)
+        assert len(seen) == 2
+        assert [torch.equal(x, first) for x in seen] == [anchor, anchor]
+
+
+# ---------------------------------------------------------------------------------------- motion
+
+
+def test_motion_is_short_for_the_motion_bucket(media, tmp_path, capsys):
+    words = ["animate", str(media / "one.png"), "--model", "svd/tiny", "--steps", "1", "--quiet"]
+    assert main([*words, "--motion", "40", "-o", str(tmp_path / "a.mp4")]) == 0
+    assert read_recipe(tmp_path / "a.mp4")["request"]["extra"] == {"motion_bucket": 40}
+    assert main([*words, "--motion", "40", "--extra", "motion-bucket=3", "-o", str(tmp_path / "b.mp4")]) == 2
+    assert "one option" in capsys.readouterr().err
+    assert (
+        main(["generate", "a ball", "--model", "zoetrope/tiny", "--motion", "40", "-o", str(tmp_path / "c.mp4")]) == 2
+    )
+    assert "motion_bucket" in capsys.readouterr().err

@@ -1,0 +1,75 @@
+"""Colours brought back to what was given, or to one frame."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kinema.media.matching import match_colours
+from kinema.schema import BadRequest, Canvas
+
+
+def canvas_of(video: torch.Tensor, given: slice = slice(0, 1)) -> Canvas:
+    mask = torch.zeros_like(video[:, :1])
+    mask[:, :, given] = 1
+    return Canvas(video * mask, mask)
+
+
+@pytest.fixture
+def video() -> torch.Tensor:
+    """Two clips in the middle of the range, so that a drift stays within it."""
+    return (torch.rand(2, 3, 6, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5) * 0.8
+
+
+def test_a_gain_and_an_offset_of_each_channel_are_undone_by_what_was_given(video):
+    gain = torch.tensor([0.8, 1.3, 1.0])[:, None, None, None]
+    offset = torch.tensor([0.1, -0.2, 0.05])[:, None, None, None]
+    drifted = video * gain + offset
+    assert torch.allclose(match_colours(drifted, canvas_of(video), "seam"), video, atol=1e-5)
+
+
+def test_each_clip_is_matched_by_itself(video):
+    drifted = torch.stack([video[0] * 0.7, video[1] + 0.2])
+    both = match_colours(drifted, canvas_of(video), "seam")
+    for i in range(2):
+        single = match_colours(drifted[i : i + 1], canvas_of(video[i : i + 1]), "seam")
+        assert torch.allclose(both[i : i + 1], single, atol=1e-6)
+
+
+def test_an_anchor_gives_the_whole_its_mean_and_contrast(video):
+    made = match_colours(video * 0.6 + 0.3, canvas_of(video), "anchor")
+    anchor = video[:, :, 0]
+    assert torch.allclose(made.mean((2, 3, 4)), anchor.mean((2, 3)), atol=1e-5)
+    spread = [x.flatten(2).std(2, correction=0) for x in (made, anchor)]
+    assert torch.allclose(*spread, atol=1e-5)
+    later = canvas_of(video[:, :, 3:])
+    told = Canvas(later.video, later.mask, anchor=anchor)
+    by_anchor = match_colours(video[:, :, 3:], told, "anchor")
+    assert torch.allclose(by_anchor.mean((2, 3, 4)), anchor.mean((2, 3)), atol=1e-5)
+
+
+def test_free_and_nothing_given_leave_it_as_it_is(video):
+    assert match_colours(video, canvas_of(video), "free") is video
+    nothing = Canvas(torch.zeros_like(video), torch.zeros_like(video[:, :1]))
+    assert torch.equal(match_colours(video, nothing, "seam"), video)
+
+
+def test_a_flat_picture_moves_and_is_not_blown_up():
+    flat = torch.full((1, 3, 4, 8, 8), 0.2)
+    given = torch.full((1, 3, 4, 8, 8), 0.5)
+    assert torch.allclose(match_colours(flat, canvas_of(given), "seam"), given)
+    noisy = flat + torch.randn(flat.shape) * 1e-5
+    assert (match_colours(noisy, canvas_of(given), "seam") - given).abs().max() < 1e-3
+
+
+def test_a_contrast_that_is_another_picture_s_is_followed_by_half_at_most(video):
+    made = match_colours(video * 0.1, canvas_of(video), "seam")
+    assert torch.allclose(made.std(), (video * 0.2).std(), rtol=0.05)
+
+
+def test_an_anchor_that_is_not_there_and_another_way_are_refused(video):
+    nothing = Canvas(torch.zeros_like(video), torch.zeros_like(video[:, :1]))
+    with pytest.raises(BadRequest, match="no whole frame is given"):
+        match_colours(video, nothing, "anchor")
+    with pytest.raises(BadRequest, match="expected free, seam or anchor"):
+        match_colours(video, nothing, "blue")

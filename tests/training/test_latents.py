@@ -1,0 +1,197 @@
+"""Clips encoded beforehand: made once, gone on with, refused where they do not belong, and worth their pixels."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kinema.checkpoints import files
+from kinema.data import playroom, shards
+from kinema.data.folder import Folder
+from kinema.data.shards import Latents
+from kinema.media.write import save_clip
+from kinema.schema import BadRequest, Clip
+from kinema.system import open_system
+from kinema.training import latents
+from kinema.training import run as loop
+from kinema.training.latents import LatentsOptions
+from kinema.training.stream import Stream
+
+FRAMES = 20
+"""Two windows of eight frames, and four frames left."""
+
+
+def film(path, seed, frames=FRAMES, caption=None):
+    made = playroom.sample(seed, frames=frames, height=24, width=16, fps=7.0)
+    save_clip(Clip(torch.from_numpy(made.video_CTHW)[None], 7.0), path, generated=False)
+    path.with_suffix(".txt").write_text(caption or made.caption)
+
+
+@pytest.fixture
+def clips(tmp_path):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for i in range(4):
+        film(folder / f"{i}.mp4", i)
+    told = {f"{i}.mp4": {"bytes": (folder / f"{i}.mp4").stat().st_size, "fps": 7, "motion": 0.1 * i} for i in range(4)}
+    (folder / "motion.json").write_text(json.dumps({"clips": told}))
+    return folder
+
+
+@pytest.fixture
+def options(clips, tmp_path):
+    def make(**told):
+        base = {"clips": str(clips), "model": "svd/tiny", "out": str(tmp_path / "latents"), "threads": 1, "shard": 4}
+        return LatentsOptions(**{**base, **told})
+
+    return make
+
+
+def test_every_window_of_every_clip_is_there_with_what_training_is_told_of_it(options, clips, tmp_path):
+    done = latents.encode(options())
+    assert (done.windows, done.clips, done.added) == (8, 4, 8)
+    opened = Latents.open(tmp_path / "latents")
+    starts = sorted((w.clip, w.start, round(w.motion, 3), w.fps) for _, _, w in opened.windows)
+    assert starts == [(f"{i}.mp4", s, round(0.1 * i, 3), 7.0) for i in range(4) for s in (0, 8)]
+    clip = opened.clip(5)
+    assert clip.video.shape == (3, 1, 16, 16)
+    assert clip.encoded["moments"].shape == (8, 8, 8, 8)
+    assert clip.encoded["context"].shape == (32,)
+    assert clip.caption
+    order = [opened.clip(i).encoded["context"] for i in range(8)]
+    assert len({tuple(c.tolist()) for c in order}) == 8
+
+
+def test_the_loss_is_that_of_encoding_on_the_fly(options, clips, tmp_path):
+    """Tolerance 2e-3 of the loss for fp16, 1e-5 for fp32."""
+    system = open_system("svd/tiny")
+    folder = Folder.scan(clips, frames=8, height=16, width=16, fps=7.0)
+    plain = {(e.name, start): clip for e in folder.entries for start, clip in folder.windows(e, 8)}
+    for dtype, tolerance in (("fp16", 2e-3), ("fp32", 1e-5)):
+        out = tmp_path / dtype
+        latents.encode(options(out=str(out), dtype=dtype))
+        made = Latents.open(out)
+        recipe = system.family.recipe(system.config)
+        beforehand = Stream(made, recipe, 4).at(1)
+        rows = [made.windows[shards.shuffled(8, 0, 0)[i]][2] for i in range(4, 8)]
+
+        class Same:
+            skipped = ()
+
+            def clip(self, index, rows=rows):
+                return plain[rows[index - 4].clip, rows[index - 4].start]
+
+        whole = Stream(Same(), recipe, 4).at(1)
+        assert torch.equal(whole.video[:, :, :1], beforehand.video)
+        assert torch.equal(whole.motion, beforehand.motion)
+        losses = [
+            loop.losses(system.model, system, batch, seed=3, precision="fp32").detach() for batch in (whole, beforehand)
+        ]
+        torch.testing.assert_close(*losses, rtol=tolerance, atol=tolerance)
+
+
+KILL = """
+import json, os, signal, sys
+from kinema.data import shards
+from kinema.training import latents
+write = shards.write_shard
+def deadly(folder, number, *rest):
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(folder, number, *rest)
+shards.write_shard = deadly
+latents.encode(latents.LatentsOptions(**json.loads(sys.argv[1])))
+"""
+
+
+def test_work_that_was_killed_goes_on_after_the_last_whole_shard(options, tmp_path):
+    latents.encode(options(out=str(tmp_path / "whole")))
+    told = vars(options())
+    done = subprocess.run([sys.executable, "-c", KILL, json.dumps(told)], timeout=200, check=False, env=os.environ)
+    assert done.returncode == -signal.SIGKILL
+    assert not shards.is_latents(tmp_path / "latents")
+    assert len(list((tmp_path / "latents").glob("shard-*"))) == 1
+    with pytest.raises(BadRequest, match="holds no encoded clips"):
+        Latents.open(tmp_path / "latents")
+    assert latents.encode(options()).added == 4
+    for path in (tmp_path / "whole").glob("shard-*"):
+        assert path.read_bytes() == (tmp_path / "latents" / path.name).read_bytes()
+    assert latents.encode(options()).added == 0
+
+
+def test_clips_that_are_added_later_join_and_those_that_changed_are_refused(options, clips):
+    latents.encode(options())
+    film(clips / "new.mp4", 9)
+    assert latents.encode(options()).added == 2
+    film(clips / "1.mp4", 8)
+    with pytest.raises(BadRequest, match=r"1\.mp4 changed since it was encoded"):
+        latents.encode(options())
+
+
+def test_clips_of_another_model_size_or_precision_do_not_mix(options, small, runs, clips, tmp_path):
+    latents.encode(options())
+    with pytest.raises(BadRequest, match="were encoded with dtype fp16, not fp32"):
+        latents.encode(options(dtype="fp32"))
+    with pytest.raises(BadRequest, match="were encoded with frames 8, not 4"):
+        latents.encode(options(frames=4))
+    run = small(model="svd/tiny", data=str(tmp_path / "latents"), steps=1, validate_every=0)
+    with pytest.raises(BadRequest, match="were encoded with frames 8, not 4"):
+        runs[0]({**run, "frames": 4})
+    with pytest.raises(BadRequest, match="by the networks of another model"):
+        runs[0]({**run, "seed": 1})  # untrained, another seed is another codec
+    with pytest.raises(BadRequest, match="encoded for svd, not for zoetrope"):
+        runs[0]({**run, "model": "zoetrope/tiny"})
+    for told in ({"crop": "random"}, {"flip": True}, {"frameskip": 2}):
+        with pytest.raises(BadRequest, match=f"{next(iter(told))} is decided when clips are encoded"):
+            runs[0]({**run, **told})
+
+
+def test_what_has_nothing_to_encode_or_misses_a_word_is_refused(options, tmp_path):
+    with pytest.raises(BadRequest, match="zoetrope works on pixels"):
+        latents.encode(options(model="zoetrope/tiny"))
+    with pytest.raises(BadRequest, match="image encoder is trained with the U-Net"):
+        latents.encode(options(model="svd/pocket"))
+    with pytest.raises(BadRequest, match="out is missing"):
+        options(out="")
+    with pytest.raises(BadRequest, match="there is no folder"):
+        latents.encode(options(clips=str(tmp_path / "none")))
+
+
+def test_an_index_and_shards_that_disagree_are_refused(options, tmp_path):
+    latents.encode(options())
+    folder = tmp_path / "latents"
+    (folder / "shard-00001.safetensors").unlink()
+    with pytest.raises(BadRequest, match="are not those of its index"):
+        Latents.open(folder)
+    files.write_tensors(folder / "shard-00001.safetensors", {"x": torch.zeros(1)})
+    with pytest.raises(BadRequest, match="is no shard of encoded clips"):
+        Latents.open(folder)
+
+
+def test_training_on_latents_resumes_after_kill_9_bit_for_bit(options, small, runs, tmp_path):
+    latents.encode(options())
+    told = {"model": "svd/tiny", "data": str(tmp_path / "latents"), "steps": 4, "validate_every": 2}
+    _, heard = runs[0](small("whole", **told))
+    code, before = runs[1](small("cut", **told), tmp_path / "losses", die_at=3)
+    assert code == -9
+    _, after = runs[0](small("cut", **told))
+    assert {**before, **after.losses} == heard.losses
+
+
+def test_held_out_windows_are_of_other_clips(options, small, tmp_path):
+    from kinema.training.options import TrainOptions
+    from kinema.training.setup import prepare
+    from kinema.training.sources import open_source
+
+    latents.encode(options())
+    told = TrainOptions(model="svd/tiny", data=str(tmp_path / "latents"))
+    source = open_source(told, *prepare(told))
+    parts = [{w.clip for _, _, w in part.windows} for part in (source.train, source.held_out)]
+    assert [len(p) for p in parts] == [3, 1]
+    assert not parts[0] & parts[1]

@@ -1,0 +1,220 @@
+"""Training a part of a network, or a LoRA: what moves, what is kept, and what the files are good for elsewhere."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from kinema.checkpoints import files
+from kinema.checkpoints.convert import convert
+from kinema.checkpoints.lora_formats import Merged
+from kinema.families.svd import lora as svd_lora
+from kinema.schema import BadRequest
+from kinema.system import open_system
+from kinema.training import checkpoint, learning, setup
+from kinema.training.options import TrainOptions
+
+
+@pytest.fixture
+def svd(small):
+    """Options of a run of SVD's tiny preset."""
+    return lambda out="run", **told: small(out, **{"model": "svd/tiny", "steps": 4, "validate_every": 0, **told})
+
+
+def last(folder):
+    return sorted(folder.glob("step-*.safetensors"))[-1]
+
+
+@pytest.fixture
+def lora_run(runs, svd):
+    result, heard = runs[0](svd("lora", lora="4:2", learning_rate=1e-2))
+    return result, heard
+
+
+# ------------------------------------------------------------------------------------------ parts
+
+
+def test_only_the_layers_over_time_move_and_only_they_are_kept(runs, svd):
+    result, _ = runs[0](svd(only="temporal", steps=2))
+    held = files.header(last(result.folder))
+    trained = {k.removeprefix("raw.") for k in held if k.startswith("raw.")}
+    assert trained
+    assert all("temporal_" in k or "time_" in k for k in trained)
+    assert trained == {k.removeprefix("ema.") for k in held if k.startswith("ema.")}
+    momenta = {k.split(".")[2] for k in held if k.startswith("optim.")}
+    assert len(momenta) == len(trained)
+    # The exported file is whole, and differs from where it began in the trained tensors alone.
+    torch.manual_seed(0)
+    began = open_system("svd/tiny").family.build(open_system("svd/tiny").config).state_dict()
+    made = files.read_tensors(result.weights)
+    assert made.keys() == began.keys()
+    moved = {k for k, v in made.items() if not torch.equal(v, began[k].half())}
+    assert moved
+    assert moved <= trained
+
+
+def test_a_frozen_codec_is_in_no_checkpoint_of_a_whole_run(runs, svd):
+    result, _ = runs[0](svd(steps=1))
+    names = {k for k in files.header(last(result.folder)) if not k.startswith("optim.")}
+    assert all(k == "rng" or ".unet." in k for k in names)
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"only": "spatial"}, "svd has no part 'spatial' to train alone; expected temporal"),
+        ({"only": "temporal", "model": "zoetrope/tiny"}, "it is trained whole"),
+        ({"lora": "4", "model": "zoetrope/tiny"}, "zoetrope is trained whole; leave out lora"),
+        ({"lora": "0"}, "lora is '0'; expected a rank"),
+        ({"lora": "4:0"}, "expected a rank from 1 to 1024, or rank:alpha"),
+        ({"stage": "base", "model": "vdm/tiny"}, "vdm has no training stages"),
+        ({"stage": "codec"}, "there is no training stage 'codec'"),
+        ({"height": 18}, "height is 18; expected a multiple of 4"),
+        ({"height": 32, "model": "zoetrope/tiny"}, "zoetrope has sizes of its own; leave out height"),
+    ],
+)
+def test_what_cannot_be_trained_so_is_refused_in_a_sentence(runs, svd, told, said):
+    with pytest.raises(BadRequest, match=said):
+        runs[0]({**svd(), **told})
+
+
+def test_a_stage_and_a_size_reach_the_model_that_is_written(runs, svd):
+    result, _ = runs[0](svd(stage="base", frames=3, height=32, width=24, steps=1))
+    opened = open_system(result.weights)
+    assert (opened.config.stage, opened.config.frames, opened.config.height, opened.config.width) == ("base", 3, 32, 24)
+
+
+# ------------------------------------------------------------------------------------------- LoRA
+
+
+def test_a_lora_run_trains_and_keeps_the_additions_alone(lora_run):
+    result, _ = lora_run
+    held = files.header(last(result.folder))
+    names = {k.split(".", 1)[1] for k in held if k.startswith(("raw.", "ema."))}
+    assert names
+    assert all(k.endswith((".lora_down", ".lora_up")) for k in names)
+    assert len({k.split(".")[2] for k in held if k.startswith("optim.")}) == len(names)
+    assert not any("attn2.to_q" in k or "attn2.to_k" in k for k in names)
+    assert last(result.folder).stat().st_size < 0.2 * 4 * sum(
+        p.numel() for p in open_system("svd/tiny").model.parameters()
+    )
+
+
+def test_both_layouts_hold_the_averaged_lora_and_load_as_one(lora_run):
+    result, _ = lora_run
+    modules = svd_lora.modules(svd_lora.SVD).values()
+    diffusers = learning.lora_formats.read_lora(result.folder / "lora.safetensors", modules)
+    kohya = learning.lora_formats.read_lora(result.folder / "lora-kohya.safetensors", modules)
+    shadow = {k[4:]: v for k, v in files.read_tensors(last(result.folder)).items() if k.startswith("ema.")}
+    assert diffusers.keys() == kohya.keys() == {k.rpartition(".")[0] for k in shadow}
+    for name, adapter in diffusers.items():
+        assert torch.equal(adapter.down, shadow[f"{name}.lora_down"])
+        assert torch.equal(adapter.up, shadow[f"{name}.lora_up"])
+        assert adapter.scale == kohya[name].scale == 0.5
+        assert torch.equal(kohya[name].up, adapter.up)
+
+
+def test_both_files_are_loras_in_use_of_an_opened_model(lora_run):
+    result, _ = lora_run
+    models = [
+        open_system("svd/tiny", loras={result.folder / f: 1.0}).model for f in ("lora.safetensors", learning.KOHYA)
+    ]
+    plain, (ours, kohya) = open_system("svd/tiny").model.state_dict(), (m.state_dict() for m in models)
+    changed = {k for k, v in ours.items() if not torch.equal(v, plain[k])}
+    assert len(changed) == len([k for k in files.header(result.weights) if k.endswith("lora_A.weight")])
+    assert all(torch.equal(ours[k], kohya[k]) for k in changed)
+
+
+def test_a_lora_converts_to_the_other_layout_and_back(lora_run, tmp_path):
+    result, _ = lora_run
+    convert(result.folder / "lora.safetensors", tmp_path / "k.safetensors", "kohya")
+    ours = files.read_tensors(result.folder / "lora-kohya.safetensors")
+    theirs = files.read_tensors(tmp_path / "k.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[k].float(), theirs[k].float()) for k in ours)
+    convert(tmp_path / "k.safetensors", tmp_path / "d.safetensors", "diffusers")
+    back, first = files.read_tensors(tmp_path / "d.safetensors"), files.read_tensors(result.folder / "lora.safetensors")
+    assert back.keys() == first.keys()
+    assert all(torch.equal(first[k], back[k]) for k in first)
+
+
+def test_the_network_in_training_is_the_base_with_the_lora_merged(svd, tmp_path, heard, lora_run):
+    """Also what tells when a faster path of the network passes a layer by."""
+    run = setup.begin(TrainOptions(**svd("lora", lora="4:2", learning_rate=1e-2)), tmp_path / "lora", heard)
+    run.log.close()
+    lora = learning.adapters(dict(run.model.named_parameters()), learning.Low(4, 2.0))
+    torch.manual_seed(0)
+    merged = run.system.family.build(run.system.config)
+    base = {k: v.clone() for k, v in merged.state_dict().items()}
+    Merged(merged).set([(lora, 1.0)])
+    assert any(not torch.equal(v, base[k]) for k, v in merged.state_dict().items())
+    batch, losses = run.stream.at(0), []
+    for network in (run.model, merged):
+        with torch.no_grad():
+            losses.append(run.system.family.loss(network, run.system.config, batch, torch.Generator().manual_seed(3)))
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
+    merged.load_state_dict(base)
+    with torch.no_grad():
+        plain = run.system.family.loss(merged, run.system.config, batch, torch.Generator().manual_seed(3))
+    assert float((plain - losses[0]).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("told", [{"lora": "4"}, {"only": "temporal"}])
+def test_kill_9_then_resume_gives_the_losses_and_the_file_of_the_uninterrupted_run(runs, svd, tmp_path, told):
+    whole, heard = runs[0](svd("whole", **told))
+    expected = heard.losses
+    code, before = runs[1](svd("cut", **told), tmp_path / "losses", die_at=3)
+    assert code == -9
+    assert sorted(before) == [1, 2, 3]
+    result, heard = runs[0](svd("cut", **told))
+    assert {**before, **heard.losses} == expected
+    assert result.weights.read_bytes() == whole.weights.read_bytes()
+
+
+def test_a_lora_run_is_not_taken_up_as_another_or_over_other_weights(runs, svd, lora_run, tmp_path):
+    for told in ({}, {"lora": "8:2"}, {"lora": "4:2", "only": "temporal"}):
+        with pytest.raises(BadRequest, match="has trains lora 4:2"):
+            runs[0](svd("lora", **told))
+    base, _ = runs[0](svd("base", steps=1))
+    first = svd("on-base", model=str(base.weights), lora="4")
+    runs[0](first)
+    other, _ = runs[0](svd("other", steps=2))
+    (tmp_path / "base" / "model.safetensors").write_bytes(other.weights.read_bytes())
+    with pytest.raises(BadRequest, match="stands on other frozen weights"):
+        runs[0](first)
+
+
+def test_training_state_says_what_is_trained(lora_run):
+    state, note = checkpoint.peek(last(lora_run[0].folder))
+    assert state.trains == "lora 4:2"
+    assert state.base == "seed:0"
+    assert json.dumps(note)
+
+
+# ----------------------------------------------------------------------------- the other layouts
+
+
+def test_a_trained_model_is_written_as_sgm_and_as_a_folder_that_diffusers_loads(runs, svd, tmp_path):
+    pytest.importorskip("diffusers")
+    from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+
+    result, _ = runs[0](svd(steps=1))
+    ours = files.read_tensors(result.weights)
+    convert(result.weights, tmp_path / "sgm.safetensors", "sgm")
+    opened = open_system(tmp_path / "sgm.safetensors")
+    assert all(torch.equal(v, ours[k].float()) for k, v in opened.model.state_dict().items())
+    convert(result.weights, tmp_path / "folder", "diffusers")
+    for part, kind in (("unet", UNetSpatioTemporalConditionModel), ("vae", AutoencoderKLTemporalDecoder)):
+        theirs = kind.from_pretrained(tmp_path / "folder", subfolder=part).state_dict()
+        assert {f"{part}.{k}" for k in theirs} == {k for k in ours if k.startswith(f"{part}.")}
+        assert all(torch.equal(v, ours[f"{part}.{k}"].float()) for k, v in theirs.items())
+
+
+def test_a_pocket_model_has_no_other_layout(tmp_path):
+    system = open_system("svd/pocket")
+    note = json.dumps({"family": "svd", "config": system.family.to_json(system.config)})
+    files.write_tensors(tmp_path / "pocket.safetensors", {"unet.conv_out.bias": torch.zeros(16)}, {"kinema": note})
+    with pytest.raises(BadRequest, match="is a pocket model"):
+        convert(tmp_path / "pocket.safetensors", tmp_path / "sgm.safetensors", "sgm")
