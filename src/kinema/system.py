@@ -336,11 +336,17 @@ class System:
             tensors = self.weights.source.tensors(self.weights.parts)
             if not self.weights.own:
                 tensors = self.family.convert(self.config, tensors)
-        for added in self.weights.added:
-            tensors |= _slots(self.family).convert(self.config, added.slot, added.source.tensors(added.parts))
+        tensors |= self.additions()
         if tensors:
             files.fill(model, tensors, where=str(self.weights.path))
         return model.eval().requires_grad_(False)
+
+    def additions(self) -> dict[str, Tensor]:
+        """The tensors of what was added to the model's own file, under the network's names."""
+        made: dict[str, Tensor] = {}
+        for added in self.weights.added:
+            made |= _slots(self.family).convert(self.config, added.slot, added.source.tensors(added.parts))
+        return made
 
     def _hollow(self) -> nn.Module:
         """The network without numbers: its names and shapes."""

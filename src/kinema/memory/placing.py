@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -12,65 +12,94 @@ from kinema.memory.free import free_bytes
 from kinema.memory.plan import SHARE, Plan
 from kinema.memory.turns import Read, Turns
 from kinema.nn.ldm_unet import chunk_feed_forward
-from kinema.schema import BadRequest
 from kinema.system import System
 
-_TURNS = "_kinema_turns"
-"""Where a network keeps its own `Turns`, so that they live and end together."""
+_TURNS, _CHANGED = "_kinema_turns", "_kinema_changed"
+"""Where a network keeps its own `Turns`, and the names of its weights that are in no file."""
+
+
+@runtime_checkable
+class _OneByOne(Protocol):
+    """A checkpoint that gives single tensors by our names."""
+
+    def read(self, name: str) -> Tensor: ...
 
 
 def place(system: System, plan: Plan) -> None:
     """Fill the system's network, if it is not, with its weights coming and going as the plan says."""
     loaded = cast("nn.Module | None", vars(system).get("model"))
     turning = cast("Turns | None", vars(loaded).get(_TURNS)) if loaded is not None else None
-    if plan.offload != "none" and system.loras.files:
-        raise BadRequest(
-            f"LoRAs are merged into weights that are in memory, and offload {plan.offload} leaves them on disk: "
-            "leave out the LoRAs, or convert the model with them merged, or ask for less"
-        )
-    if plan.offload != "none" and turning is None:
+    if plan.offload == "none":
+        if loaded is not None and turning is not None:
+            turning.begin("none")
+            del vars(loaded)[_TURNS]
+            system.loras.fill(loaded)
+    else:
         if loaded is None:
             loaded = system.filled()
             vars(system)["model"] = loaded  # fills the cached property
-        blocks = system.family.blocks(loaded)
-        turning = Turns(loaded, blocks, resting(system, loaded), system.device, system.dtype)
-        vars(loaded)[_TURNS] = turning
-    if turning is not None and turning.level != plan.offload:
-        turning.begin(plan.offload)
+        if turning is None:
+            system.loras.release(loaded)
+            blocks = system.family.blocks(loaded)
+            turning = Turns(loaded, blocks, resting(system, loaded), system.device, system.dtype)
+            vars(loaded)[_TURNS] = turning
+        state = (plan.offload, system.loras.files)
+        if turning.state != state:  # other LoRAs too: weights that are here have the old ones in them
+            turning.begin(plan.offload)
+            turning.state = state
     chunk_feed_forward(system.model, plan.tokens)
 
 
 def resting(system: System, model: nn.Module) -> Read:
     """Where each weight waits: on disk, or in the host's memory for a GPU that is short of its own.
 
-    What was changed since it was read (a merged LoRA) is in no file, and waits in memory.
+    LoRAs are merged as a weight comes. What was changed by hand since it was read is in no file, and waits in memory.
     """
-    kept = system.weights.path is None or bool(system.weights.added)
-    held = {name: p.detach() for name, p in model.named_parameters() if kept or p._version}
+    held = held_back(system, model)
     if system.device.type == "cuda":
         size = sum(p.numel() * system.dtype.itemsize for p in model.parameters())
         if size < SHARE * free_bytes("cpu"):
-            held = {name: _rounded(system, p.detach()).pin_memory() for name, p in model.named_parameters()}
-    if len(held) == sum(1 for _ in model.named_parameters()):
-        return held.__getitem__
-    read = _from_disk(system)
-    return lambda name: held[name] if name in held else _rounded(system, read(name), keep=True)
+            held = {name: _rounded(system, p.detach()).to(system.dtype) for name, p in model.named_parameters()}
+            held = {name: tensor.pin_memory() for name, tensor in held.items()}
+    on_disk = None if len(held) == sum(1 for _ in model.named_parameters()) else from_disk(system)
+
+    def read(name: str) -> Tensor:
+        told = held[name] if on_disk is None or name in held else on_disk(name)
+        return system.loras.merged(name, _rounded(system, told), system.dtype)
+
+    return read
 
 
-def _rounded(system: System, tensor: Tensor, *, keep: bool = False) -> Tensor:
-    """The weight as the system asks for it; with ``keep``, only the rounding, the cast happens where it goes."""
-    tensor = tensor if system.rounded is None else tensor.to(system.rounded)
-    return tensor if keep else tensor.to(system.dtype)
+def held_back(system: System, model: nn.Module) -> dict[str, Tensor]:
+    """The weights that no file holds: all of an untrained model, and what was changed in memory."""
+    changed: set[str] = vars(model).setdefault(_CHANGED, set())
+    changed |= {name for name, p in model.named_parameters() if p._version}
+    untrained = system.weights.path is None
+    return {name: p.detach() for name, p in model.named_parameters() if untrained or name in changed}
 
 
-def _from_disk(system: System) -> Read:
-    """Reads one weight at a time, whatever layout the file has."""
+def _rounded(system: System, tensor: Tensor) -> Tensor:
+    """The weight as precise as the system asks for; the cast to what it computes in happens where the weight goes."""
+    return tensor if system.rounded is None else tensor.to(system.rounded)
+
+
+def from_disk(system: System) -> Read:
+    """Reads one weight at a time, whatever layout the file has; additions are views of their memory map."""
     weights = system.weights
-    assert weights.path is not None
+    added = system.additions()
     if weights.own:
-        return Stream(weights.path, weights.variant).__getitem__
+        read: Read = Stream(weights.source.path, weights.variant).__getitem__
+    else:
+        read = _foreign(system)
+    return lambda name: added[name] if name in added else read(name)
+
+
+def _foreign(system: System) -> Read:
+    weights = system.weights
     if system.family.name in registry.LAYOUTS:
-        opened = registry.resolve(registry.LAYOUTS[system.family.name]).open(weights.path, weights.variant)
-        return opened.read
+        layouts = registry.resolve(registry.LAYOUTS[system.family.name])
+        opened = layouts.open(weights.source.path, weights.variant)
+        if isinstance(opened, _OneByOne):
+            return opened.read
     # A layout that only converts as a whole: views of its memory map, whose pages the system takes back when it must.
     return system.family.convert(system.config, weights.source.tensors(weights.parts)).__getitem__

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 
 import torch
 
@@ -94,7 +95,7 @@ def choose(system: System, request: Request, canvas: Canvas) -> Plan:
 def _plans(needs: Needs, levels: tuple[Offload, ...], tokens: int | None) -> Iterator[Plan]:
     """Exact plans first, the least slow first."""
     some = (tokens,) if tokens is not None or not needs.has_feed_forward else (None, TOKENS)
-    for decoding in ({}, *needs.leaner):
+    for decoding in chain(({},), needs.leaner()):
         for level in levels:
             for chunk in some:
                 yield Plan(level, chunk, decoding)
@@ -220,13 +221,11 @@ class Needs:
             return ("none",)
         return LEVELS if len(self.units) > 1 else tuple(level for level in LEVELS if level != "model")
 
-    @property
-    def leaner(self) -> list[Mapping[str, int]]:
+    def leaner(self) -> Iterator[Mapping[str, int]]:
         """Ways to decode in parts, unless the request says how to decode."""
-        if any(long in self.request.extra for long in DECODING.values()):
-            return []
-        z = self.system.latent_shape(self.request)
-        return list(self.outline.codec.leaner(z.frames, z.height, z.width))
+        if not any(long in self.request.extra for long in DECODING.values()):
+            z = self.system.latent_shape(self.request)
+            yield from self.outline.codec.leaner(z.frames, z.height, z.width)
 
     def bytes(self, plan: Plan) -> int:
         """The peak under a plan."""

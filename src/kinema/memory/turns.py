@@ -112,12 +112,12 @@ class Turns:
         self._ahead: _Ahead | None = None
         self._after: dict[Unit, Unit] = {}
         self._before: Unit | None = None
-        self.level: Offload | None = None
+        self.state: Any = None
+        """What was in force when they began, for whoever has them begin."""
 
     def begin(self, level: Offload) -> None:
         """Take the weights away and let them come as ``level`` says ("none": all come now, and stay)."""
         self.close()
-        self.level = level
         for unit in self._units():
             self._leave(unit)
         own = [unit for unit, _ in self._all.values()]

@@ -23,7 +23,7 @@ from kinema.media import read
 from kinema.nn.embeddings import sinusoidal
 from kinema.schema import BadRequest, Canvas, Note, OnEvent, Request
 
-OPTIONS = ("clip_skip", "travel", "effect", "scribble", "control_scale")
+OPTIONS = ("clip_skip", "travel", "effect", "scribble", "control_scale", "decode_tile")
 """What a request's ``extra`` may hold."""
 MOST_EFFECT = 10.0
 
@@ -163,6 +163,9 @@ def check_extra(config: Config, request: Request) -> None:
     skip = extra.get("clip_skip", 1)
     if isinstance(skip, bool) or not isinstance(skip, int | float) or skip != int(skip) or not 1 <= skip <= 12:
         raise BadRequest(f"clip_skip is {skip!r}; expected a whole number from 1 (nothing skipped) to 12")
+    tile = extra.get("decode_tile", 64)
+    if isinstance(tile, bool) or not isinstance(tile, int) or not 8 <= tile <= 4096:
+        raise BadRequest(f"decode_tile is {tile!r}; expected a whole number of latent cells, 8 to 4096")
     scale = extra.get("control_scale", 1.0)
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale <= MOST_EFFECT:
         raise BadRequest(f"control_scale is {scale!r}; expected a number from 0 to {MOST_EFFECT:g}")
