@@ -167,3 +167,10 @@ def test_every_family_has_its_weights_in_units(name):
     slots = [slot.name for own, blocks in found.values() for unit in (own, *blocks) for slot in unit.slots]
     assert sorted(slots) == sorted(name for name, _ in model.named_parameters())
     assert any(blocks for _, blocks in found.values())
+
+
+def test_a_weight_that_waits_says_the_device_it_comes_to():
+    """Code that puts inputs where a weight is must not put them where there are no numbers."""
+    model = Two()
+    turning(model, "model")
+    assert all(p.is_meta and p.device == CPU for p in model.parameters())

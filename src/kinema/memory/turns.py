@@ -24,6 +24,19 @@ Read = Callable[[str], Tensor]
 """A weight by its name, from where it waits."""
 
 
+class Waiting(nn.Parameter):
+    """Stands for a weight that is elsewhere: its shape, precision and order in memory, without numbers.
+
+    Its device is the one that the weight comes to: there whoever asks a network where it is puts the inputs.
+    """
+
+    goes_to: torch.device
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return self.goes_to
+
+
 @dataclass(frozen=True)
 class Slot:
     """The place of one parameter: its full name, the module that holds it, and its name there."""
@@ -106,7 +119,7 @@ class Turns:
     ) -> None:
         self.model, self.read, self.device, self.dtype = model, read, device, dtype
         self._all = units(model, blocks)
-        self._resting: dict[str, nn.Parameter] = {}
+        self._resting: dict[str, Waiting] = {}
         self._hooks: list[Any] = []
         self._in_turn: Unit | None = None
         self._ahead: _Ahead | None = None
@@ -209,7 +222,8 @@ class Turns:
         for slot in unit.slots:
             if slot.name not in self._resting:
                 like = torch.empty_like(slot.tensor, device="meta", dtype=self.dtype)
-                self._resting[slot.name] = nn.Parameter(like, requires_grad=False)
+                self._resting[slot.name] = Waiting(like, requires_grad=False)
+                self._resting[slot.name].goes_to = self.device
             slot.owner._parameters[slot.key] = self._resting[slot.name]
 
 
