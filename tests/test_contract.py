@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from kinema import registry
 from kinema.checkpoints import files
 from kinema.checkpoints.lora_formats import Adapter, write_lora
+from kinema.data import playroom
 from kinema.generate import Model, generate, honour, load
 from kinema.schema import BadRequest, Canvas, Lattice, Request, Shape
 from kinema.system import Batch, System, open_system
@@ -200,7 +201,8 @@ def test_its_training_loss_is_finite_per_item_and_reaches_every_weight(model: Mo
     k = recipe.images
     images = torch.rand(3, k, 3, own.height, own.width) * 2 - 1 if k else None
     words = [["a blue star"] * k for _ in range(3)]
-    batch = Batch(video, ["a red ball rolls right", "", "a blue star"], mask, images, words)
+    scene = playroom.sample(0, frames=own.frames, height=own.height, width=own.width).scene
+    batch = Batch(video, ["a red ball rolls right", "", "a blue star"], mask, images, words, scenes=[scene] * 3)
     losses = family.loss(network, config, batch, torch.Generator().manual_seed(0))
     assert losses.shape == (3,)
     assert losses.isfinite().all()

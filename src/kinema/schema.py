@@ -261,7 +261,7 @@ class Request:
     )
     reconstruction_weight: float = option("w_r of reconstruction guidance", 2.0, least=0, most=1000)
     colours: Colours = option(
-        "against drift: match colours to the given frames (seam), or to the first of all (anchor)", "free"
+        "against drift: new frames take the colours of the given ones beside (seam), or of the first (anchor)", "free"
     )
     window: int | None = option("frames seen at once, for clips longer than the model", None, least=1, most=MAX_FRAMES)
     overlap: int | None = option("frames shared by neighbouring windows", None, least=0, most=MAX_FRAMES)

@@ -49,7 +49,7 @@ def test_a_picture_that_is_none(content, capsys):
         (["--extra", "augmentation=nan"], "augmentation is"),
         (["--extra", "anchor=3"], "anchor is 3; expected true or false"),
         (["--extra", "elevation=10"], "no option of this svd model"),
-        (["--extra", "guidance-shape=square"], "did you mean"),
+        (["--extra", "guidance-shape=square"], "there are linear"),
         (["--colours", "blue"], "free or seam or anchor"),
         (["--honour", "reconstruct"], "reconstruction"),
         (["--overlap", "4"], "overlap is of windows, or of the blocks"),
@@ -65,7 +65,10 @@ def test_impossible_values(words, told, capsys):
 @pytest.mark.parametrize(
     ("keys", "what"),
     [
-        (["model.diffusion_model.input_blocks.0.0.weight", "cond_stage_model.x"], "a Stable Diffusion checkpoint"),
+        (
+            ["model.diffusion_model.input_blocks.0.0.weight", "cond_stage_model.x"],
+            "file of Stable Diffusion lacks",
+        ),
         (["conditioner.embedders.1.model.transformer.resblocks.0.ln_1.bias"], "a Stable Diffusion XL checkpoint"),
         (["down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"], "an AnimateDiff motion module"),
         (["model.diffusion_model.input_blocks.1.0.time_stack.x"], "a video checkpoint of sgm without its conditioner"),
@@ -81,7 +84,7 @@ def test_a_checkpoint_of_another_family_is_named(keys, what, capsys):
 def test_a_folder_of_another_pipeline_is_named(capsys):
     Path("other").mkdir()
     Path("other/model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    assert "it is a folder of StableDiffusionPipeline" in refused(
+    assert "which a StableDiffusionPipeline is made of" in refused(
         capsys, "animate", "picture.png", "--model", "./other"
     )
     assert "StableDiffusionPipeline" in refused(capsys, "inspect", "other")
