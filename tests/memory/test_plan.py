@@ -10,6 +10,7 @@ import torch
 
 from kinema import registry
 from kinema.checkpoints import files
+from kinema.families.svd.config import POCKET as SVD_POCKET
 from kinema.families.svd.config import TINY
 from kinema.generate import generate, load, planned, prepared
 from kinema.memory import free
@@ -72,6 +73,26 @@ def test_offloading_changes_no_bit_of_any_family(name, offload, tmp_path):
     assert torch.equal(model.run(Request(**ASK)).video, expected)
 
 
+POCKET = replace(SVD_POCKET, frames=4, height=32, width=32, channels=(32, 32), heads=(1, 1), vae_channels=(32, 32))
+
+
+@pytest.mark.parametrize(("name", "config"), [("animatediff", None), ("svd", POCKET)])
+def test_buffers_are_as_precise_as_the_weights_beside_them(name, config, tmp_path):
+    """Positions of AnimateDiff, statistics of the pocket's latents: they stay, and are rounded all the same."""
+    path = saved(name, tmp_path, config)
+    expected = load(path, dtype=torch.bfloat16).run(Request(**ASK)).video
+    made = load(path, dtype=torch.bfloat16, offload="block").run(Request(**ASK)).video
+    assert torch.equal(made, expected)
+    assert expected.isfinite().all()
+
+
+def test_the_pockets_codec_decodes_in_parts_too(tmp_path):
+    model = load(saved("svd", tmp_path, POCKET))
+    clip = model.run(Request(**ASK, extra={"decode_tile": 8, "decode_chunk": 2})).video
+    assert clip.shape == (1, 3, 4, 32, 32)
+    assert torch.equal(clip, model.run(Request(**ASK, extra={"decode_chunk": 2})).video)  # four cells: one tile
+
+
 @pytest.mark.parametrize("name", sorted(registry.FAMILIES))
 def test_every_family_can_be_asked_what_a_request_needs(name, tmp_path):
     system = load(saved(name, tmp_path)).system
@@ -90,6 +111,15 @@ def test_a_step_held_by_reconstruction_needs_more():
     held = Needs(system, plain.request.with_(honour="reconstruction"), plain.canvas)
     held.canvas.mask[:, :, 0] = 1
     assert held.step(None).peak > 2 * plain.step(None).peak
+
+
+def test_the_gradient_of_reconstruction_keeps_the_weights_that_came(svd):
+    plain = needs_of(load(svd).system)
+    held = Needs(plain.system, plain.request.with_(honour="reconstruction"), plain.canvas)
+    held.canvas.mask[:, :, 0] = 1
+    unet = sum(p.numel() * 4 for p in plain.outline.model.unet.parameters())
+    assert plain._resident(plain.step(None), "sequential") < 0.5 * unet
+    assert held.bytes(Plan("sequential")) >= unet + held.step(None).peak
 
 
 def test_with_plenty_of_room_nothing_is_rehearsed(svd):

@@ -31,12 +31,14 @@ def place(system: System, plan: Plan) -> None:
     turning = cast("Turns | None", vars(loaded).get(_TURNS)) if loaded is not None else None
     if plan.offload == "none":
         if loaded is not None and turning is not None:
-            turning.begin("none")
+            turning.begin("none")  # without LoRAs, which are then merged as into any network
             del vars(loaded)[_TURNS]
             system.loras.fill(loaded)
     else:
         if loaded is None:
             loaded = system.filled()
+            for buffer in loaded.buffers():
+                buffer.data = _rounded(system, buffer)
             vars(system)["model"] = loaded  # fills the cached property
         if turning is None:
             system.loras.release(loaded)
@@ -45,7 +47,7 @@ def place(system: System, plan: Plan) -> None:
             vars(loaded)[_TURNS] = turning
         state = (plan.offload, system.loras.files)
         if turning.state != state:  # other LoRAs too: weights that are here have the old ones in them
-            turning.begin(plan.offload)
+            turning.begin(plan.offload, lambda name, told: system.loras.merged(name, told, system.dtype))
             turning.state = state
     chunk_feed_forward(system.model, plan.tokens)
 
@@ -53,7 +55,7 @@ def place(system: System, plan: Plan) -> None:
 def resting(system: System, model: nn.Module) -> Read:
     """Where each weight waits: on disk, or in the host's memory for a GPU that is short of its own.
 
-    LoRAs are merged as a weight comes. What was changed by hand since it was read is in no file, and waits in memory.
+    What was changed by hand since it was read is in no file, and waits in memory.
     """
     held = held_back(system, model)
     if system.device.type == "cuda":
@@ -65,7 +67,7 @@ def resting(system: System, model: nn.Module) -> Read:
 
     def read(name: str) -> Tensor:
         told = held[name] if on_disk is None or name in held else on_disk(name)
-        return system.loras.merged(name, _rounded(system, told), system.dtype)
+        return _rounded(system, told)
 
     return read
 
@@ -80,7 +82,7 @@ def held_back(system: System, model: nn.Module) -> dict[str, Tensor]:
 
 def _rounded(system: System, tensor: Tensor) -> Tensor:
     """The weight as precise as the system asks for; the cast to what it computes in happens where the weight goes."""
-    return tensor if system.rounded is None else tensor.to(system.rounded)
+    return tensor.to(system.rounded) if system.rounded is not None and tensor.is_floating_point() else tensor
 
 
 def from_disk(system: System) -> Read:

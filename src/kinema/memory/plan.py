@@ -229,15 +229,25 @@ class Needs:
 
     def bytes(self, plan: Plan) -> int:
         """The peak under a plan."""
-        phases = [self.condition, self.step(plan.tokens), self.decode(plan.decoding or {})]
-        most = max(self._resident(phase, plan.offload) + int(KERNELS * phase.peak) for phase in phases)
+        step = self.step(plan.tokens)
+        most = self._resident(step, plan.offload, kept=self.differentiates) + int(KERNELS * step.peak)
+        for phase in (self.condition, self.decode(plan.decoding or {})):
+            most = max(most, self._resident(phase, plan.offload) + int(KERNELS * phase.peak))
         pixels = 4 * 3 * self.request.pixels if self.system.device.type == "cpu" else 0  # canvas and clip are there
         return most + 3 * pixels + (GPU if self.system.device.type == "cuda" else 0)
 
-    def _resident(self, phase: Phase, level: Offload) -> int:
+    @property
+    def differentiates(self) -> bool:
+        """Whether guidance asks for the gradient of the denoiser."""
+        request = self.request
+        return request.honour == "reconstruction" and request.reconstruction_weight > 0 and not self.canvas.empty
+
+    def _resident(self, phase: Phase, level: Offload, *, kept: bool = False) -> int:
+        """Bytes of weights; ``kept`` where the way back of a gradient needs those of all blocks again."""
         if level == "none":
             return self.weights
         at_once = {"model": None, "block": 3, "sequential": 2}[level]  # the last one's memory is not back at once
+        at_once = None if kept else at_once
         turn = [0]
         for name in phase.networks:
             own, blocks = self.units[name]
@@ -274,7 +284,7 @@ class Needs:
         frames = list(range(window)) if window < shape.frames else None
         denoise = system.denoiser(self.conditions.positive, frames)
         b, c, _, h, w = shape.bcthw
-        grad = request.honour == "reconstruction" and request.reconstruction_weight > 0 and not self.canvas.empty
+        grad = self.differentiates
         level = system.levels(request)[0].batch(b)
         with torch.set_grad_enabled(grad):
             z = torch.empty(b, c, min(window, shape.frames), h, w, device="meta", requires_grad=grad)

@@ -22,6 +22,8 @@ LEVELS: tuple[Offload, ...] = get_args(Offload)
 
 Read = Callable[[str], Tensor]
 """A weight by its name, from where it waits."""
+Change = Callable[[str, Tensor], Tensor]
+"""What is made of a weight as it comes, such as a LoRA merged into it."""
 
 
 class Waiting(nn.Parameter):
@@ -118,6 +120,7 @@ class Turns:
         self, model: nn.Module, blocks: Sequence[nn.Module], read: Read, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.model, self.read, self.device, self.dtype = model, read, device, dtype
+        self._change: Change | None = None
         self._all = units(model, blocks)
         self._resting: dict[str, Waiting] = {}
         self._hooks: list[Any] = []
@@ -128,9 +131,10 @@ class Turns:
         self.state: Any = None
         """What was in force when they began, for whoever has them begin."""
 
-    def begin(self, level: Offload) -> None:
-        """Take the weights away and let them come as ``level`` says ("none": all come now, and stay)."""
+    def begin(self, level: Offload, change: Change | None = None) -> None:
+        """Take the weights away and let them come as ``level`` says ("none": all come now, and stay), changed."""
         self.close()
+        self._change = change
         for unit in self._units():
             self._leave(unit)
         own = [unit for unit, _ in self._all.values()]
@@ -138,7 +142,7 @@ class Turns:
         for module in self.model.modules():
             for key, buffer in module._buffers.items():
                 if buffer is not None:
-                    module._buffers[key] = buffer.to(self.device)
+                    module._buffers[key] = buffer.to(self.device, self.dtype if buffer.is_floating_point() else None)
         if level == "none":
             for unit in self._units():
                 self._arrive(unit, self._fetch(unit))
@@ -206,6 +210,7 @@ class Turns:
         made = {}
         for slot in unit.slots:
             rest, told = self._resting[slot.name], self.read(slot.name)
+            told = told if self._change is None else self._change(slot.name, told)
             if told.shape != rest.shape:
                 raise RuntimeError(f"{slot.name} waits as {tuple(told.shape)}, expected {tuple(rest.shape)}")
             if (told.dtype, told.device, told.stride()) != (rest.dtype, self.device, rest.stride()):

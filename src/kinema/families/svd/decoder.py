@@ -27,6 +27,7 @@ class Autoencoder(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         channels, layers, latent = config.vae_channels, config.vae_layers, config.latent_channels
+        self.stride = config.stride
         self.encoder = Encoder(channels, layers, latent)
         self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1)
         temporal = config.decoder == "temporal"
@@ -154,10 +155,9 @@ class SVDCodec:
         ``overlap`` they share so many and fade into each other. ``tile``: in squares of so many latent cells, faded.
         """
         chunk = chunk or self.chunk or z_BCTHW.shape[2]
-        stride = 2 ** (len(self.vae.encoder.down_blocks) - 1)
 
         def part(z: Tensor) -> Tensor:
-            return self._decode(z) if tile is None else tiled(self._decode, z, tile, stride)
+            return self._decode(z) if tile is None else tiled(self._decode, z, tile, self.vae.stride)
 
         return faded(part, z_BCTHW, FRAMES, chunk, min(overlap, chunk - 1))
 

@@ -194,9 +194,9 @@ def _transformer(config: Config, level: int) -> VideoTransformer:
 
 def blocks(model: nn.Module) -> Sequence[nn.Module]:
     """The repeated blocks of the image encoder and of the U-Net, in the order they run."""
-    svd = cast(SVD, model)
-    made: list[nn.Module] = [*svd.image_encoder.vision_model.encoder.layers]
-    for level in (*svd.unet.down_blocks, svd.unet.mid_block, *svd.unet.up_blocks):
+    unet, encoder = cast(VideoUNet, model.unet), model.image_encoder
+    made: list[nn.Module] = [*encoder.vision_model.encoder.layers] if isinstance(encoder, ClipVision) else []
+    for level in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
         pairs = zip_longest(level.resnets, level.attentions)
         made += [block for pair in pairs for block in pair if block is not None]
     return made
