@@ -41,6 +41,19 @@ class Row:
     def ratio(self) -> float | None:
         return statistics.median(self.ratios) if self.ratios else None
 
+    def lacks(self, runs: int) -> bool:
+        """Whether fewer pairs than so many were measured."""
+        return len(self.ours) < runs
+
+    def add(self, theirs: float, ours: float) -> None:
+        """One pair, measured one right after the other."""
+        self.theirs.append(theirs)
+        self.ours.append(ours)
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> Row:
+        return cls(**{name: value for name, value in told.items() if name != "ratio"})
+
     def to_json(self) -> dict[str, Any]:
         told = {k: v for k, v in vars(self).items() if v not in (None, "", [])}
         return told | ({} if self.ratio is None else {"ratio": self.ratio})
@@ -49,24 +62,31 @@ class Row:
 class Clock:
     """Says how far a run is, and about how long it will still take."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self.began = total, 0, time.monotonic()
+    def __init__(self, total: float) -> None:
+        self.total, self.done, self.began = total, 0.0, time.monotonic()
+        self.skipped = 0.0
 
-    def tick(self, what: str) -> None:
-        self.done += 1
+    def pass_over(self, share: float) -> None:
+        """Work that was done before."""
+        self.skipped += share
+
+    def tick(self, what: str, share: float = 1) -> None:
+        self.done += share
         gone = time.monotonic() - self.began
-        left = gone / self.done * (self.total - self.done)
-        line = f"[{self.done}/{self.total}] {what}: {gone:.0f} s gone, about {left:.0f} s left"
+        left = gone / self.done * max(0, self.total - self.skipped - self.done)
+        line = f"[{self.skipped + self.done:.3g}/{self.total:g}] {what}: {gone:.0f} s gone, about {left:.0f} s left"
         print(line, file=sys.stderr, flush=True)
 
 
 def alternate(row: Row, sides: Sides, runs: int) -> Iterator[None]:
-    """Time both sides turn by turn, ``theirs`` first; yields after each run, so that a caller may stop."""
-    for _ in range(runs):
+    """Time both sides turn by turn, ``theirs`` first, until the row has so many runs; yields after each pair."""
+    while row.lacks(runs):
+        took = {}
         for name, call in sides.items():
             began = time.perf_counter()
             call()
-            getattr(row, name).append(time.perf_counter() - began)
+            took[name] = time.perf_counter() - began
+        row.add(**took)
         yield
 
 
