@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 import vs_measure as measure
 from vs_animatediff import AnimateDiffPair
 from vs_kept import Kept, code_hash
@@ -106,7 +107,12 @@ def timed(
     for name, work in made.items():
         row = kept.row(f"{name}, {dtype}")
         if row.lacks(options.runs):
-            theirs, ours = work.theirs().float(), work.ours().float()  # also warms both
+            try:
+                theirs, ours = work.theirs().float(), work.ours().float()  # also warms both, and compiles
+            except torch._dynamo.exc.TorchDynamoException as error:
+                row.note = f"not measured: {type(error).__name__}, {str(error).strip().splitlines()[0]}"
+                yield row
+                continue
             row.difference = float((theirs - ours).abs().max() / theirs.std())
             if not row.difference <= SAME[dtype]:
                 row.note, row.theirs, row.ours = "not the same numbers: not timed", [], []
