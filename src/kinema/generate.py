@@ -28,6 +28,11 @@ from kinema.diffusion.samplers import SAMPLERS, OnStep
 from kinema.diffusion.schedules import Level
 from kinema.diffusion.windows import Windowed, window_sizes
 from kinema.media.matching import match_colours
+from kinema.memory.free import parse_bytes
+from kinema.memory.placing import place
+from kinema.memory.plan import Plan, choose
+from kinema.memory.turns import LEVELS
+from kinema.registry import unknown
 from kinema.schema import (
     FREE_INIT,
     TAKES,
@@ -43,7 +48,7 @@ from kinema.schema import (
     TaskName,
     ignore,
 )
-from kinema.system import Conditions, System, open_system
+from kinema.system import Conditions, MemoryOptions, System, open_system
 from kinema.tasks import TASKS
 from kinema.tasks.known import need_prompt
 
@@ -62,18 +67,20 @@ def generate(
     returns the latents in the clip's ``video``. Raises BadRequest for what the model cannot do, before its
     weights are read.
     """
-    request = settle(system, request, on_event)
+    request, whole, canvas = prepared(system, request, on_event)
     asked = request.shape.frames
-    canvas = TASKS[request.task].canvas(request, on_event)
-    whole, canvas = on_lattice(system, request, canvas)
     in_blocks = honour(system, request, canvas) == "continuation" or rolls_out(system, whole)
+    plan = planned(system, whole, canvas)
+    for reason in (*plan.reasons, *about_precision(system)):
+        on_event(Note(reason))
+    request, whole = plan.applied(request), plan.applied(whole)
     made_by = recipe(system, request, noise)  # inputs are hashed before the work, as they are now
     draws = system.noise(request)
     shape = system.latent_shape(whole).bcthw
     if noise is not None and tuple(noise.shape) != shape:
         raise BadRequest(f"noise has shape {tuple(noise.shape)}; {system.name} expects {shape} for this request")
     on_event(Phase("load", system.name))
-    _ = system.model
+    place(system, plan)
     with torch.no_grad():
         if in_blocks:
             if output == "latents":
@@ -91,6 +98,13 @@ def generate(
     video = video[:, :, -asked:] if request.backward else video[:, :, :asked]
     on_event(Memory(_peak_bytes()))
     return Clip(video, cast(float, request.fps), made_by | {"frames_hash": frames_hash(video)})
+
+
+def prepared(system: System, request: Request, on_event: OnEvent = ignore) -> tuple[Request, Request, Canvas]:
+    """The settled request, the same with the frames that the model makes, and the canvas of these."""
+    request = settle(system, request, on_event)
+    canvas = TASKS[request.task].canvas(request, on_event)
+    return (request, *on_lattice(system, request, canvas))
 
 
 def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Request:
@@ -175,6 +189,26 @@ def honour(system: System, request: Request, canvas: Canvas, *, one_pass: bool =
     if request.honour not in ways:
         raise BadRequest(f"{system.name} does not hold a canvas by {request.honour}; it offers {', '.join(ways)}")
     return request.honour
+
+
+def planned(system: System, request: Request, canvas: Canvas) -> Plan:
+    """How the request will run within the memory there is; refuses one that cannot, before anything is loaded."""
+    way = honour(system, request, canvas)
+    if rolls_out(system, request):  # what is rehearsed is one block, which holds frames of the block before
+        length = cast(int, system.lattice.max_frames)
+        request = replace(request, frames=length)
+        mask = torch.zeros_like(canvas.mask[:, :, :length])
+        mask[:, :, : length // 2] = 1
+        canvas = Canvas(canvas.video[:, :, :length], mask)
+        way = honour(system, request, canvas)
+    return choose(system, replace(request, honour=cast(Any, way)), canvas)
+
+
+def about_precision(system: System) -> list[str]:
+    if system.rounded is None:
+        return []
+    name = str(system.rounded).removeprefix("torch.")
+    return [f"this processor has no units for {name}: weights are rounded to it, and computed with in float32"]
 
 
 def sample(
@@ -399,7 +433,7 @@ def recipe(system: System, request: Request, noise: Tensor | None = None) -> dic
         "request": json.loads(request.to_json()),
         "inputs": {k: file_hash(Path(v)) for k in _INPUTS if (v := getattr(request, k))},
         "device": str(system.device),
-        "dtype": str(system.dtype).removeprefix("torch."),
+        "dtype": str(system.precision).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()},
     }
@@ -515,6 +549,9 @@ def load(
     overrides: Mapping[str, Any] | None = None,
     loras: Mapping[str | Path, float] | None = None,
     add: Mapping[str, str | Path] | None = None,
+    offload: Literal["auto", "none", "model", "block", "sequential"] = "auto",
+    memory: int | str | None = None,
+    chunk_tokens: int | None = None,
 ) -> Model:
     """Open a model: "zoetrope" (embedded), an alias, a hub id, a folder or a file.
 
@@ -522,8 +559,18 @@ def load(
     folder ("fp16"), or says which published model the weights are ("svd-xt"), where they do not tell. ``loras`` are
     LoRA files and their weights: ``{"style.safetensors": 0.8}``; `Model.use_loras` changes them later.
     ``add`` are files in slots of the model, such as a motion module in an image model:
-    ``{"motion": "mm_sd_v15_v2.ckpt"}``. Raises BadRequest for anything that is not a model we know.
+    ``{"motion": "mm_sd_v15_v2.ckpt"}``. ``memory`` is how much may be used, in bytes or as "8GiB" (most of
+    what is free). ``offload`` has weights take turns where that saves memory: "model", "block" or "sequential"
+    (`kinema.memory.turns`); "auto" when a request would not fit otherwise. ``chunk_tokens`` is how many feed-forward
+    layers take at a time. Raises BadRequest for anything that is not a model we know.
     """
+    if offload not in ("auto", *LEVELS):
+        raise BadRequest(unknown("offload", offload, ("auto", *LEVELS)))
+    if chunk_tokens is not None and chunk_tokens < 1:
+        raise BadRequest(f"chunk_tokens is {chunk_tokens}; expected 1 or more")
+    budget = parse_bytes(memory) if isinstance(memory, str) else memory
+    if budget is not None and budget < 1:
+        raise BadRequest(f"memory is {budget}; expected a number of bytes")
     return Model(
         open_system(
             source,
@@ -535,5 +582,6 @@ def load(
             overrides=overrides,
             loras=loras,
             add=add,
+            memory=MemoryOptions(offload, budget, chunk_tokens),
         )
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -139,13 +139,28 @@ class Found:
     """What was decided where weights and configs do not tell; said with every request."""
 
 
+DECODING = {"chunk": "decode_chunk", "overlap": "decode_overlap", "tile": "decode_tile"}
+"""Options of a codec's `decode`, and what they are called in `Request.extra`."""
+
+
+def decoding_of(request: Request) -> dict[str, int]:
+    """The request's options of decoding, as a codec calls them."""
+    return {short: request.extra[long] for short, long in DECODING.items() if long in request.extra}
+
+
 class Codec(Protocol):
     """Pixels to latents and back; the identity for pixel-space models."""
 
     def encode(self, video_BCTHW: Tensor) -> Tensor: ...
 
     def decode(self, z_BCTHW: Tensor, chunk: int | None = None) -> Tensor:
-        """``chunk`` latent frames at a time, where the codec works over frames; None is its own choice."""
+        """``chunk`` latent frames at a time, where the codec works over frames; None is its own choice.
+
+        A codec may take more options, by the names in `DECODING`; a family's `check` lets only those through.
+        """
+
+    def leaner(self, frames: int, height: int, width: int) -> Sequence[Mapping[str, int]]:
+        """Options of `decode` that need less memory for a clip of this latent size, the mildest first."""
 
 
 class Family(Protocol):
@@ -273,6 +288,17 @@ class Weights:
         return " ".join([own, *(f"{each.slot}={each.hash}" for each in self.added)])
 
 
+@dataclass(frozen=True)
+class MemoryOptions:
+    """How much memory may be used, and what is settled of how; the rest is chosen by `kinema.memory.plan`."""
+
+    offload: Literal["auto", "none", "model", "block", "sequential"] = "auto"
+    budget: int | None = None
+    """Bytes, on the device; None is most of what is free."""
+    tokens: int | None = None
+    """Tokens that feed-forward layers take at a time."""
+
+
 @dataclass(frozen=True, eq=False)
 class System:
     """One opened model. Its calls are the lines of `kinema.generate.generate`."""
@@ -288,10 +314,25 @@ class System:
     notes: tuple[str, ...] = ()
     """What was decided at opening, to be said."""
     loras: Loras = field(default_factory=Loras)
+    rounded: torch.dtype | None = None
+    """The precision weights are rounded to, where the processor computes in another (`arithmetic`)."""
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The precision that was asked for: of the weights, and mostly of the arithmetic too."""
+        return self.rounded or self.dtype
 
     @cached_property
     def model(self) -> nn.Module:
-        """The network in eval mode, filled on first use: built on the meta device, weights assigned."""
+        """The network on its device, filled on first use."""
+        model = self.filled()
+        if self.rounded is not None:
+            model = model.to(self.rounded)
+        return self.loras.fill(model.to(device=self.device, dtype=self.dtype))
+
+    def filled(self) -> nn.Module:
+        """The network in eval mode: built on the meta device, weights assigned as they lie in the file's memory map."""
         if self.weights.path is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.weights.seed)
@@ -302,14 +343,17 @@ class System:
             tensors = self.weights.source.tensors(self.weights.parts)
             if not self.weights.own:
                 tensors = self.family.convert(self.config, tensors)
-        for added in self.weights.added:
-            tensors |= _slots(self.family).convert(self.config, added.slot, added.source.tensors(added.parts))
+        tensors |= self.additions()
         if tensors:
-            # In the working precision before assignment: stored halves would otherwise run as halves.
-            floats = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in tensors.items()}
-            files.fill(model, floats, where=str(self.weights.path))
-        model = model.to(device=self.device, dtype=self.dtype).eval().requires_grad_(False)
-        return self.loras.fill(model)
+            files.fill(model, tensors, where=str(self.weights.path))
+        return model.eval().requires_grad_(False)
+
+    def additions(self) -> dict[str, Tensor]:
+        """The tensors of what was added to the model's own file, under the network's names."""
+        made: dict[str, Tensor] = {}
+        for added in self.weights.added:
+            made |= _slots(self.family).convert(self.config, added.slot, added.source.tensors(added.parts))
+        return made
 
     def _hollow(self) -> nn.Module:
         """The network without numbers: its names and shapes."""
@@ -424,9 +468,9 @@ class System:
         return self.codec.encode(video_BCTHW.to(self.device, self.dtype))
 
     def decode(self, z_BCTHW: Tensor, request: Request | None = None) -> Tensor:
-        """Pixels in [-1, 1] on the CPU; a request may say how many frames to decode at a time."""
-        chunk = request.extra.get("decode_chunk") if request else None
-        return self.codec.decode(z_BCTHW.to(self.dtype), chunk).float().clamp(-1, 1).cpu()
+        """Pixels in [-1, 1] on the CPU; a request may say in which parts to decode."""
+        told: dict[str, Any] = decoding_of(request) if request else {}
+        return self.codec.decode(z_BCTHW.to(self.dtype), **told).float().clamp(-1, 1).cpu()
 
 
 # ---------------------------------------------------------------------------------------- load
@@ -443,6 +487,7 @@ def open_system(
     overrides: Mapping[str, Any] | None = None,
     loras: Mapping[str | Path, float] | None = None,
     add: Mapping[str, str | Path] | None = None,
+    memory: MemoryOptions | None = None,
 ) -> System:
     """Open a model: an embedded name, a family (with ``preset``, untrained), an alias, a file, a folder or a hub id.
 
@@ -478,7 +523,13 @@ def open_system(
         config = _override(config, overrides)
     chosen = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     told = dict(overrides or {})
-    system = System(name, family, config, weights, chosen, dtype or torch.float32, told, notes)
+    asked = dtype or torch.float32
+    computed = arithmetic(asked, chosen)
+    rounded = None if computed == asked else asked
+    system = System(
+        name, family, config, weights, chosen, computed, told, notes,
+        rounded=rounded, memory=memory or MemoryOptions(),
+    )  # fmt: skip
     if loras:
         system.use_loras(loras)
     return system
@@ -510,6 +561,21 @@ def _add(
         added.append(Added(slot, source, found.parts))
         notes += found.notes
     return tuple(added), config, tuple(notes)
+
+
+_UNITS = {torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"), torch.float16: ("avx512_fp16", "amx_fp16", "fp16")}
+
+
+def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The precision to compute in: float32 for halves on a processor that has no units for them.
+
+    There a product of halves takes several times as long as one of floats, and is less exact.
+    """
+    if device.type != "cpu" or dtype not in _UNITS:
+        return dtype
+    told: dict[str, Any] = dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else {}
+    known = [told[name] for name in _UNITS[dtype] if name in told]
+    return torch.float32 if known and not any(known) else dtype
 
 
 def _is_hub_id(name: str) -> bool:

@@ -181,7 +181,7 @@ def test_plan_measures_time_and_memory(capsys):
 
 
 def test_plan_of_a_model_that_does_not_fit_says_so_and_runs_nothing(capsys, monkeypatch):
-    monkeypatch.setattr("kinema.cli.machine.free_memory", lambda _device: 1000)
+    monkeypatch.setattr("kinema.memory.plan.free_bytes", lambda _device: 1000)
     assert main(["plan", "a ball", "--model", "zoetrope/tiny"]) == 1
     assert "does not fit" in capsys.readouterr().out
 

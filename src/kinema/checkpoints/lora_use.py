@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kinema.checkpoints import files
 from kinema.checkpoints.lora_formats import Lora, Merged, check_shapes, is_lora, read_lora
@@ -57,6 +57,23 @@ class Loras:
         self._networks.append(Merged(model))
         self.use(self.files)
         return model
+
+    def release(self, model: nn.Module) -> None:
+        """Take them out of a network, to the bit, and leave it alone from now on."""
+        for merged in [m for m in self._networks if m.model is model]:
+            merged.clear()
+            self._networks.remove(merged)
+
+    def merged(self, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """One weight with them in it, for networks that are never in memory as a whole: the numbers of `fill`."""
+        module = name.removesuffix(".weight")
+        found = [(file.lora[module], file.weight) for file in self.files if module in file.lora]
+        if not found or module == name:
+            return tensor
+        total = tensor.to(dtype).float()
+        for adapter, weight in found:
+            total = total + weight * adapter.delta(tensor.shape).to(total.device)
+        return total.to(dtype)
 
 
 def read_loras(

@@ -83,26 +83,9 @@ def parts(family: Any, config: Any) -> dict[str, dict[str, int]]:
 
 def free_memory(device_name: str) -> int:
     """Bytes that are free on the device now (CPU: what the system says is available)."""
-    import torch
+    from kinema.memory.free import free_bytes
 
-    if device_name.startswith("cuda"):
-        return torch.cuda.mem_get_info(device_name)[0]
-    told = Path("/proc/meminfo")
-    if told.exists():
-        line = next(line for line in told.read_text().splitlines() if line.startswith("MemAvailable"))
-        return min(int(line.split()[1]) * 1024, _cgroup_room())
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 2**33
-
-
-def _cgroup_room() -> int:
-    """What a container's limit leaves; without one, more than any machine has."""
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    try:
-        return int(limit.read_text()) - int(used.read_text())
-    except (OSError, ValueError):
-        return 2**62
+    return free_bytes(device_name)
 
 
 def peak_memory(device_name: str) -> int:

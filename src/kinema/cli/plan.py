@@ -23,8 +23,6 @@ OWN = [
 ]
 MEASURED_STEPS = (1, 3)
 """Two runs of so many steps tell the cost of a step from the cost of everything around it."""
-SAFETY = 0.9
-"""Share of the free memory that a plan may fill."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,12 @@ class Plan:
     parameters: int
     weight_bytes: int
     free_bytes: int
+    budget_bytes: int
+    """What may be used: most of what is free, or what --memory says."""
+    needed_bytes: int | None
+    """At the peak, told beforehand; None where there is plenty, or nothing fits."""
+    offload: str
+    chunk_tokens: int | None
     network_calls: int | None
     seconds: float | None
     seconds_a_step: float | None
@@ -80,8 +84,10 @@ def _task(words: Sequence[str]) -> tuple[TaskName, Sequence[str]]:
 
 
 def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
-    """Settle the request, count the network, and time a few steps of it where its weights fit."""
-    from kinema.generate import settle
+    """Settle the request, find what it needs and how it fits, and time a few steps of it where it does."""
+    from kinema.generate import about_precision, planned, prepared
+    from kinema.memory.plan import Plan as Fitting
+    from kinema.memory.plan import TooLarge
 
     system = model.system
     notes: list[str] = []
@@ -90,17 +96,21 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
         if isinstance(event, Note) and event.message not in notes:
             notes.append(event.message)
 
-    settled = settle(system, request, listen)
+    settled, whole, canvas = prepared(system, request, listen)
     shape = settled.shape
     count, _ = machine.parameters(system.family, system.config)
     device = str(system.device)
-    weight_bytes, free = count * system.dtype.itemsize, machine.free_memory(device)
-    fits = weight_bytes < SAFETY * free
+    how, refusal = Fitting(), ""
+    try:
+        how = planned(system, whole, canvas)
+    except TooLarge as error:
+        refusal = str(error)
     steps = settled.steps or 0
     if settled.task == "edit":
         steps = min(steps, round(steps * settled.strength))
-    cost = _measure(model, settled, steps) if measure and fits else None
+    cost = _measure(model, settled, steps) if measure and not refusal else None
     peak = machine.peak_memory(device) or None if cost else None
+    notes += [*about_precision(system), *how.reasons]
     return Plan(
         task=settled.task,
         model=system.name,
@@ -111,18 +121,22 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
         sampler=settled.sampler or "",
         guidance=settled.guidance or 0.0,
         parameters=count,
-        weight_bytes=weight_bytes,
-        free_bytes=free,
+        weight_bytes=count * system.dtype.itemsize,
+        free_bytes=machine.free_memory(device),
+        budget_bytes=how.budget,
+        needed_bytes=how.need,
+        offload=how.offload,
+        chunk_tokens=how.tokens,
         network_calls=cost.calls if cost else None,
         seconds=cost.around + cost.a_step * steps if cost else None,
         seconds_a_step=cost.a_step if cost else None,
         peak_bytes=peak,
-        fits=fits,
-        reasons=(*notes, *_reasons(count, system.dtype.itemsize, steps, cost, fits=fits)),
+        fits=not refusal,
+        reasons=(*notes, *_reasons(count, system.dtype.itemsize, steps, cost, refusal)),
     )
 
 
-def _reasons(count: int, width: int, steps: int, cost: Cost | None, *, fits: bool) -> list[str]:
+def _reasons(count: int, width: int, steps: int, cost: Cost | None, refusal: str) -> list[str]:
     reasons = [f"weights: {count:,} parameters × {width} bytes"]
     if cost:
         few, more = MEASURED_STEPS
@@ -131,9 +145,9 @@ def _reasons(count: int, width: int, steps: int, cost: Cost | None, *, fits: boo
             f"time: {steps} × {cost.a_step:.3g} s + {cost.around:.3g} s, timed just now over {few} and {more} steps",
             "memory: the peak of those runs, libraries included; more steps need no more",
         ]
-    if fits:
-        return [*reasons, "time, calls and memory of the steps: not measured, as --no-measure asks"]
-    return [*reasons, f"memory: the weights alone need more than {SAFETY:.0%} of what is free, so nothing was run"]
+    if refusal:
+        return [*reasons, f"memory: {refusal}", "nothing was loaded"]
+    return [*reasons, "time and calls of the steps: not measured, as --no-measure asks"]
 
 
 def _measure(model: Model, request: Request, steps: int) -> Cost:
@@ -142,7 +156,12 @@ def _measure(model: Model, request: Request, steps: int) -> Cost:
     if request.task == "edit":
         request = request.with_(strength=1.0)  # an edit skips its first steps; here every step counts
     model.run(request.with_(steps=few))
-    calls, counting = machine.count_calls(model.system.model)
+    from kinema.memory.turns import networks
+
+    system = model.system
+    last = system.family.blocks(system.model)[-1]
+    sampled = next(n for n in networks(system.model).values() if last in n.modules())
+    calls, counting = machine.count_calls(sampled)
     seconds, called = [], []
     try:
         for some in MEASURED_STEPS:
@@ -164,10 +183,16 @@ def _measure(model: Model, request: Request, steps: int) -> Cost:
 def describe(made: Plan) -> str:
     """The plan as a person reads it: the answer first, then the figures, then the reasons."""
     gib = 2**30
+    room = (
+        f"{made.budget_bytes / gib:.2f} GiB may be used"
+        if made.budget_bytes
+        else f"{made.free_bytes / gib:.2f} GiB free"
+    )
     if not made.fits:
         head = f"does not fit: {made.weight_bytes / gib:.2f} GiB of weights, {made.free_bytes / gib:.2f} GiB free"
     elif made.seconds is None or made.peak_bytes is None:
-        head = f"fits: {made.weight_bytes / gib:.2f} GiB of weights, {made.free_bytes / gib:.2f} GiB free"
+        needed = "" if made.needed_bytes is None else f", about {made.needed_bytes / gib:.2f} GiB at the peak"
+        head = f"fits: {made.weight_bytes / gib:.2f} GiB of weights{needed}, {room}"
     else:
         head = f"fits: about {made.seconds:.1f} s, {made.peak_bytes / gib:.2f} GiB at the peak"
     rows = [
@@ -179,6 +204,15 @@ def describe(made: Plan) -> str:
             f"{made.sampler}, {made.steps} steps, guidance {made.guidance:g}"
             + ("" if made.network_calls is None else f": {made.network_calls} network calls"),
         ),
+        ("memory", _settings(made)),
         *(("because", reason) for reason in made.reasons),
     ]
     return "\n".join([head, *(f"  {name:<10} {value}" for name, value in rows)])
+
+
+def _settings(made: Plan) -> str:
+    """The options that this plan comes to, to be given again."""
+    told = [f"--offload {made.offload}"]
+    if made.chunk_tokens:
+        told.append(f"--chunk-tokens {made.chunk_tokens}")
+    return " ".join(told)

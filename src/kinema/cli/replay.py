@@ -111,7 +111,7 @@ def as_it_was(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def other_settings(recipe: Mapping[str, Any], system: System) -> list[str]:
     """What the command line changed of how the model ran: any of it can change the last bits."""
-    now = {"device": str(system.device), "dtype": str(system.dtype).removeprefix("torch.")}
+    now = {"device": str(system.device), "dtype": str(system.precision).removeprefix("torch.")}
     return [
         f"{name} is {value} now and was {recipe[name]} then"
         for name, value in now.items()

@@ -54,6 +54,9 @@ class ModelOptions:
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
     threads: int | None = None
     offline: bool = False
+    memory: str | None = None
+    offload: Literal["auto", "none", "model", "block", "sequential"] = "auto"
+    chunk_tokens: int | None = None
 
 
 MODEL = [
@@ -78,6 +81,14 @@ MODEL = [
     Option("dtype", Literal["fp32", "bf16", "fp16"] | None, None, "precision the network runs in"),
     Option("threads", int | None, None, "CPU threads"),
     Option("offline", bool, False, "fetch nothing: only files of this machine"),
+    Option("memory", str | None, None, "how much may be used, such as 8GiB; most of what is free"),
+    Option(
+        "offload",
+        Literal["auto", "none", "model", "block", "sequential"],
+        "auto",
+        "have networks, or blocks of them, take turns in memory; by itself only where a request would not fit",
+    ),
+    Option("chunk_tokens", int | None, None, "tokens that feed-forward layers take at a time"),
 ]
 WRITING = [
     Option("output", Path | None, None, "file to write (.mp4 .gif .webp .png); else named by the prompt", short="-o"),
@@ -228,6 +239,9 @@ def open_model(
         overrides=overrides,
         loras=loras,
         add=additions(options.add) or add,
+        offload=options.offload,
+        memory=options.memory,
+        chunk_tokens=options.chunk_tokens,
     )
 
 

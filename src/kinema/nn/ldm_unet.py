@@ -32,6 +32,13 @@ def add_(x: Tensor, y: Tensor) -> Tensor:
     return x + y if x.requires_grad or y.requires_grad else x.add_(y)
 
 
+def add_scaled_(x: Tensor, h: Tensor, share: Tensor) -> Tensor:
+    """``x + share * h``, in place where no gradient is recorded."""
+    if x.requires_grad or h.requires_grad or share.requires_grad:
+        return torch.addcmul(x, h, share)
+    return x.addcmul_(h, share)
+
+
 def group_norm(channels: int, eps: float) -> nn.GroupNorm:
     return nn.GroupNorm(GROUPS, channels, eps=eps)
 
@@ -105,7 +112,32 @@ class Upsample(nn.Module):
 
     def forward(self, x_NCHW: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         height, width = x_NCHW.shape[-2:]
-        return self.conv(F.interpolate(x_NCHW, size=size or (2 * height, 2 * width), mode="nearest"))
+        size = size or (2 * height, 2 * width)
+        if size == (2 * height, 2 * width) and x_NCHW.is_cpu:
+            return twice_as_large(self.conv, x_NCHW)
+        return self.conv(F.interpolate(x_NCHW, size=size, mode="nearest"))
+
+
+def twice_as_large(conv: nn.Conv2d, x_NCHW: Tensor) -> Tensor:
+    """Nearest neighbours times two, then a 3×3 convolution: as four 2×2 convolutions of the small map.
+
+    Of the three rows that a row of the large map reads, two are copies of one, so their weights add up: 4/9 of the
+    products, the same numbers, and the enlarged map is never made.
+    """
+    n, _, h, w = x_NCHW.shape
+    around = F.pad(x_NCHW, (1, 1, 1, 1))
+    out_NHaWbC = x_NCHW.new_empty(n, h, 2, w, 2, conv.out_channels)
+    for a, tall in enumerate(_pairs(conv.weight.to(torch.promote_types(conv.weight.dtype, torch.float32)), 2)):
+        for b, kernel in enumerate(_pairs(tall, 3)):
+            part = F.conv2d(around[:, :, a : a + h + 1, b : b + w + 1], kernel.to(conv.weight.dtype), conv.bias)
+            out_NHaWbC[:, :, a, :, b] = part.permute(0, 2, 3, 1)
+    return out_NHaWbC.view(n, 2 * h, 2 * w, -1).permute(0, 3, 1, 2)
+
+
+def _pairs(weight: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Three taps along an axis as two, for the even and for the odd outputs."""
+    first, middle, last = weight.split(1, axis)
+    return torch.cat([first, middle + last], axis), torch.cat([first + middle, last], axis)
 
 
 # -------------------------------------------------------------------------------------- attention
@@ -206,12 +238,13 @@ class TransformerBlock(nn.Module):
     def forward(self, x_NSC: Tensor, context_BLC: Tensor) -> Tensor:
         """The context has one row per clip, shared by its frames. x may be overwritten where no gradient is needed."""
         x_NSC = add_(x_NSC, self.attn1(self.norm1(x_NSC)))
+        # A clip's frames are one sequence to its context: keys and values are made once, not once a frame.
+        x_BTSC = x_NSC.unflatten(0, (len(context_BLC), -1))
         if context_BLC.shape[1] == 1:
-            value_BC = self.attn2.of_one(context_BLC)[:, 0]
-            x_NSC = add_(x_NSC, value_BC.repeat_interleave(len(x_NSC) // len(value_BC), dim=0)[:, None])
+            x_BTSC = add_(x_BTSC, self.attn2.of_one(context_BLC)[:, None])
         else:
-            context_NLC = context_BLC.repeat_interleave(len(x_NSC) // len(context_BLC), dim=0)
-            x_NSC = add_(x_NSC, self.attn2(self.norm2(x_NSC), context_NLC))
+            x_BTSC = add_(x_BTSC, self.attn2(self.norm2(x_BTSC).flatten(1, 2), context_BLC).view_as(x_BTSC))
+        x_NSC = x_BTSC.flatten(0, 1)
         return add_(x_NSC, self.ff(self.norm3(x_NSC)))
 
 

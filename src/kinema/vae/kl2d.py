@@ -7,7 +7,7 @@ Letters: N images, C channels, H W pixel rows and columns, h w latent ones, S pl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kinema.nn.ldm_unet import Attention, Downsample, ResBlock, Upsample, add_, group_norm, places, silu_, tokens
+from kinema.vae.tiling import by_images, tiled
 
 EPS = 1e-6
 
@@ -117,9 +118,6 @@ class Decoder(nn.Module):
 
 # ------------------------------------------------------------------------------------------ the whole
 
-AT_ONCE = 2
-"""Images taken at a time where no gradient is needed: more only costs memory."""
-
 
 class Autoencoder(nn.Module):
     """``AutoencoderKL`` of diffusers: encoder and decoder, each with its 1×1 convolution."""
@@ -133,16 +131,18 @@ class Autoencoder(nn.Module):
 
     def encode(self, image_NCHW: Tensor) -> Tensor:
         """The mode of the latents, N×c×h×w, not scaled."""
-        return torch.cat([self.quant_conv(self.encoder(x)).chunk(2, dim=1)[0] for x in _parts(image_NCHW)])
+        growth = self.encoder.conv_in.out_channels // image_NCHW.shape[1]
+        moments = by_images(lambda x: self.quant_conv(self.encoder(channels_last_(x))), image_NCHW, growth)
+        return moments.chunk(2, dim=1)[0]
 
     def decode(self, z_NCHW: Tensor) -> Tensor:
         """Pixels N×3×H×W of unscaled latents."""
-        return torch.cat([self.decoder(self.post_quant_conv(z)) for z in _parts(z_NCHW)])
+        growth = 4 ** (len(self.decoder.up_blocks) - 1) * self.decoder.conv_out.in_channels // z_NCHW.shape[1]
+        return by_images(lambda z: self.decoder(self.post_quant_conv(channels_last_(z))), z_NCHW, growth)
 
 
-def _parts(x_NCHW: Tensor) -> Sequence[Tensor]:
-    x_NCHW = x_NCHW.contiguous(memory_format=torch.channels_last)
-    return (x_NCHW,) if torch.is_grad_enabled() else x_NCHW.split(AT_ONCE)
+def channels_last_(x_NCHW: Tensor) -> Tensor:
+    return x_NCHW.contiguous(memory_format=torch.channels_last)
 
 
 class ImageCoder(Protocol):
@@ -163,7 +163,16 @@ class ImageCodec:
     def encode(self, video_BCTHW: Tensor) -> Tensor:
         return self._each(lambda x: self.vae.encode(x) * self.scale, video_BCTHW)
 
-    def decode(self, z_BCTHW: Tensor, chunk: int | None = None) -> Tensor:  # noqa: ARG002 (frames are few at a time)
+    def decode(self, z_BCTHW: Tensor, chunk: int | None = None, *, tile: int | None = None) -> Tensor:  # noqa: ARG002
+        """Frames are always decoded a few at a time; with ``tile``, in squares of so many latent cells, faded."""
+        stride = 2 ** (len(self.vae.encoder.down_blocks) - 1)
+        return self._whole(z_BCTHW) if tile is None else tiled(self._whole, z_BCTHW, tile, stride)
+
+    def leaner(self, frames: int, height: int, width: int) -> Sequence[Mapping[str, int]]:  # noqa: ARG002
+        """Ways to decode in less memory, the mildest first: smaller and smaller tiles."""
+        return [{"tile": tile} for tile in (64, 32, 16) if tile < max(height, width)]
+
+    def _whole(self, z_BCTHW: Tensor) -> Tensor:
         return self._each(lambda z: self.vae.decode(z / self.scale), z_BCTHW)
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -16,3 +17,7 @@ class PixelCodec:
 
     def decode(self, z_BCTHW: Tensor, chunk: int | None = None) -> Tensor:  # noqa: ARG002 (pixels need no chunks)
         return z_BCTHW
+
+    def leaner(self, frames: int, height: int, width: int) -> Sequence[Mapping[str, int]]:  # noqa: ARG002
+        """None: pixels take no work."""
+        return ()

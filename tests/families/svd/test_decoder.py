@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kinema.families.svd import layers
 from kinema.families.svd.config import TINY
 from kinema.families.svd.decoder import SVDCodec
+from kinema.vae import tiling
 
 THREE = replace(TINY, channels=(32, 64, 64), heads=(1, 2, 4), vae_channels=(32, 32, 64), vae_layers=2)
 SIDE, FRAMES = 8, 5
@@ -28,7 +30,12 @@ def test_the_encoder_equals_diffusers(pair):
     assert (made - expected).abs().max() <= 1e-5
 
 
-def test_the_temporal_decoder_equals_diffusers(pair, z):
+@pytest.mark.parametrize("strip", [layers.STRIP, 3000])
+@pytest.mark.parametrize("at_once", [tiling.AT_ONCE, 1])
+def test_the_temporal_decoder_equals_diffusers(pair, z, strip, at_once, monkeypatch):
+    """Also where its maps are so large that they go through in parts, several strips and images."""
+    monkeypatch.setattr(layers, "STRIP", strip)
+    monkeypatch.setattr(tiling, "AT_ONCE", at_once)
     two = pair(THREE)
     with torch.no_grad():
         made, expected = two.ours.vae.decode(z, FRAMES), two.vae.decode(z, num_frames=FRAMES).sample
@@ -85,3 +92,45 @@ def test_the_codec_encodes_clips_to_scaled_latents(pair):
         one = two.vae.encode(video[1, :, 3][None]).latent_dist.mode() * 0.18215
     assert z.shape == (2, 4, FRAMES, 8, 8)
     assert (z[1, :, 3] - one[0]).abs().max() <= 1e-5
+
+
+def seam(made, whole, at):
+    """How much more a frame differs from the one before it at the seam than in the whole clip."""
+    step, expected = ((x[:, :, at] - x[:, :, at - 1]) for x in (made, whole))
+    return float((step - expected).abs().mean() / expected.abs().mean())
+
+
+def test_chunks_that_overlap_leave_smaller_seams_than_chunks_that_only_meet(pair):
+    codec = SVDCodec(pair(THREE).ours.vae, THREE.latent_scale)
+    z = torch.randn(1, 4, 12, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
+    z = z[:, :, :1] + 0.3 * z  # frames of one scene
+    with torch.no_grad():
+        whole, met, shared = codec.decode(z), codec.decode(z, 6), codec.decode(z, 8, overlap=4)
+    assert shared.shape == whole.shape
+    worst = max(seam(shared, whole, at) for at in range(4, 9))
+    assert worst < 0.7 * seam(met, whole, 6)
+    assert (shared - whole).abs().mean() < (met - whole).abs().mean()
+
+
+def test_tiles_fade_into_each_other(pair):
+    codec = SVDCodec(pair(THREE).ours.vae, THREE.latent_scale)
+    z = torch.randn(1, 4, 3, 16, 24, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        whole, made = codec.decode(z), codec.decode(z, tile=12)
+        met = torch.cat([codec.decode(part) for part in z.split(12, dim=4)], dim=4)
+    assert made.shape == whole.shape
+    edge = 12 * 4
+    jump = (met[..., edge] - met[..., edge - 1] - whole[..., edge] + whole[..., edge - 1]).abs().mean()
+    faded = (made.diff(dim=4) - whole.diff(dim=4)).abs().mean((0, 1, 2, 3)).max()
+    assert faded < 0.7 * jump
+
+
+def test_every_leaner_way_decodes_and_is_smaller_than_the_clip(pair):
+    codec = SVDCodec(pair(THREE).ours.vae, THREE.latent_scale)
+    ways = codec.leaner(14, 72, 128)
+    assert ways[0] == {"chunk": 8, "overlap": 2}
+    assert {"chunk": 4, "overlap": 1, "tile": 16} == ways[-1]
+    assert codec.leaner(4, 8, 8) == []
+    z = torch.randn(1, 4, 9, 4, 20)
+    with torch.no_grad():
+        assert all(codec.decode(z, **way).shape == (1, 3, 9, 16, 80) for way in codec.leaner(9, 4, 20))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from kinema.families.svd import layers
 from kinema.families.svd.config import PRESETS, TINY, Config
 from kinema.families.svd.layers import VideoResBlock
 from kinema.families.svd.model import SVD
@@ -40,8 +41,10 @@ def patch_to_official(unet: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-@pytest.mark.parametrize("length", [1, 3])
-def test_it_equals_diffusers_with_the_eps_of_diffusers(pair, dtype, most, length):
+@pytest.mark.parametrize(("length", "strip"), [(1, layers.STRIP), (3, layers.STRIP), (1, 500)])
+def test_it_equals_diffusers_with_the_eps_of_diffusers(pair, dtype, most, length, strip, monkeypatch):
+    """Also where maps are so large that layers over time take them in strips."""
+    monkeypatch.setattr(layers, "STRIP", strip)
     two = pair(replace(THREE, norm_eps="diffusers"), dtype)
     channels_last(two.ours)
     given = inputs(two.config, dtype, length=length)

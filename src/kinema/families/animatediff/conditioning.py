@@ -27,7 +27,7 @@ from kinema.media import read
 from kinema.nn.embeddings import sinusoidal
 from kinema.schema import BadRequest, Canvas, Note, OnEvent, Request
 
-OPTIONS = ("clip_skip", "travel", *AMOUNTS, "scribble", "affinity")
+OPTIONS = ("clip_skip", "travel", *AMOUNTS, "scribble", "affinity", "decode_tile")
 NAMED = ("control", "control_scale", "control_span", "ip_image", "ip_scale")
 """What a request's ``extra`` may hold; the second also with the name of what they are of (``control.depth``)."""
 
@@ -178,6 +178,9 @@ def check_extra(config: Config, request: Request) -> None:
     skip = extra.get("clip_skip", 1)
     if isinstance(skip, bool) or not isinstance(skip, int | float) or skip != int(skip) or not 1 <= skip <= 12:
         raise BadRequest(f"clip_skip is {skip!r}; expected a whole number from 1 (nothing skipped) to 12")
+    tile = extra.get("decode_tile", 64)
+    if isinstance(tile, bool) or not isinstance(tile, int) or not 8 <= tile <= 4096:
+        raise BadRequest(f"decode_tile is {tile!r}; expected a whole number of latent cells, 8 to 4096")
     control.check(config, request)
     pictures.check(config, request)
     pia.affinity_of(config, request)

@@ -31,6 +31,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "fps_id": (0, 240),
     "elevation": (-90, 90),
     "decode_chunk": (1, 4096),
+    "decode_overlap": (0, 4095),
+    "decode_tile": (8, 4096),
 }
 """Numbers a request's ``extra`` may hold, with the least and the most."""
 SHAPE = "guidance_shape"
@@ -137,8 +139,12 @@ def check_extra(config: Config, extra: Mapping[str, Any]) -> None:
         least, most = RANGES[name]
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             raise BadRequest(f"{name} is {value!r}; expected a number from {least:g} to {most:g}")
-        if name == "decode_chunk" and value != int(value):
-            raise BadRequest(f"decode_chunk is {value!r}; expected a whole number of frames")
+        if name.startswith("decode_") and value != int(value):
+            raise BadRequest(f"{name} is {value!r}; expected a whole number of frames or cells")
+    chunk, overlap = extra.get("decode_chunk", config.decode_chunk), extra.get("decode_overlap", 0)
+    if overlap and overlap >= (chunk or 0):
+        told = f"{chunk:g}" if chunk else "not given"
+        raise BadRequest(f"decode_overlap is {overlap:g} frames; expected fewer than decode_chunk, which is {told}")
 
 
 # ------------------------------------------------------------------------------------- guidance

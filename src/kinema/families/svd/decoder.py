@@ -5,7 +5,7 @@ Letters: B clips, T frames, N = B·T images, C channels, H W rows and columns, S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from kinema.families.svd.config import Config
-from kinema.families.svd.layers import Mixer, TemporalResBlock, add_scaled_, conv_over_time, fold, over_time, unfold
+from kinema.families.svd.layers import Mixer, TemporalResBlock, conv_over_time, fold, over_time, unfold
 from kinema.nn.ldm_unet import ResBlock, Upsample, group_norm, silu_
 from kinema.vae.kl2d import EPS, Decoder, Encoder, SpaceAttention, Stage
+from kinema.vae.tiling import FRAMES, by_images, faded, tiled
 
 TEMPORAL_EPS = 1e-5
-AT_ONCE = 2
-"""Images that layers over space take at a time where no gradient is needed: more only costs memory."""
 
 
 class Autoencoder(nn.Module):
@@ -28,6 +27,7 @@ class Autoencoder(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         channels, layers, latent = config.vae_channels, config.vae_layers, config.latent_channels
+        self.stride = config.stride
         self.encoder = Encoder(channels, layers, latent)
         self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1)
         temporal = config.decoder == "temporal"
@@ -40,7 +40,9 @@ class Autoencoder(nn.Module):
 
     def moments(self, image_NCHW: Tensor) -> Tensor:
         """Mean and log-variance of the latents, N×2c×h×w, not scaled; the latter within [-30, 20], as in training."""
-        mean, log_variance = by_images(lambda x: self.quant_conv(self.encoder(x)), image_NCHW).chunk(2, dim=1)
+        growth = self.encoder.conv_in.out_channels // 3
+        moments = by_images(lambda x: self.quant_conv(self.encoder(x)), image_NCHW, growth)
+        mean, log_variance = moments.chunk(2, dim=1)
         return torch.cat([mean, log_variance.clamp(-30, 20)], dim=1)
 
     def decode(self, z_NCHW: Tensor, frames: int) -> Tensor:
@@ -49,14 +51,16 @@ class Autoencoder(nn.Module):
             return self.decoder(z_NCHW, frames)
         if self.post_quant_conv is not None:
             z_NCHW = self.post_quant_conv(z_NCHW)
-        return by_images(self.decoder, z_NCHW)
+        growth = 4 ** (len(self.decoder.up_blocks) - 1) * self.decoder.conv_out.in_channels // z_NCHW.shape[1]
+        return by_images(self.decoder, z_NCHW, growth)
 
 
 class TemporalDecoder(nn.Module):
     """The image decoder with a block over time after each residual block, and a last convolution over time.
 
-    Layers over space work on a few images at a time, those over time on whole clips: the same numbers in less
-    memory than all at once, and faster, since what one layer wrote the next still finds in the cache.
+    Layers over space work on a few images at a time, those over time on whole clips, in strips of places: the same
+    numbers in less memory than all at once, and faster, since what one layer wrote the next finds in the cache.
+    Two maps of the whole clip are held at most.
     """
 
     def __init__(self, channels: tuple[int, ...], layers: int, latent: int) -> None:
@@ -81,11 +85,11 @@ class TemporalDecoder(nn.Module):
     def forward(self, z_NCHW: Tensor, frames: int) -> Tensor:
         x = self.conv_in(z_NCHW.contiguous(memory_format=torch.channels_last))
         x = self.mid_block(x, frames)
+        up: Upsample | None = None
         for stage in cast(Sequence[Any], self.up_blocks):
             for block in stage.resnets:
-                x = block(x, frames)
-            for up in stage.upsamplers or ():
-                x = by_images(up, x)
+                x, up = block(x, frames, up), None  # enlarged image by image, as the block reads them
+            up = stage.upsamplers[0] if stage.upsamplers is not None else None
         x = by_images(lambda part: self.conv_out(silu_(self.conv_norm_out(part))), x)
         return unfold(over_time(self.time_conv_out, fold(x, frames)), x.shape[2])
 
@@ -101,7 +105,7 @@ class VideoMiddle(nn.Module):
     def forward(self, x_NCHW: Tensor, frames: int) -> Tensor:
         x_NCHW = self.resnets[0](x_NCHW, frames)
         for attention, block in zip(self.attentions, self.resnets[1:], strict=False):
-            x_NCHW = block(by_images(attention, x_NCHW), frames)
+            x_NCHW = block(by_images(attention, x_NCHW, overwrite=True), frames)
         return x_NCHW
 
 
@@ -117,24 +121,15 @@ class VideoBlock(nn.Module):
         self.temporal_res_block = TemporalResBlock(out, None, TEMPORAL_EPS)
         self.time_mixer = Mixer(0.0, reverse=True)
 
-    def forward(self, x_NCHW: Tensor, frames: int) -> Tensor:
-        x_NCHW = by_images(self.spatial_res_block, x_NCHW)
-        x_BCTS = fold(x_NCHW, frames)
-        h = self.temporal_res_block(x_BCTS)
-        return unfold(add_scaled_(x_BCTS, h, self.time_mixer.temporal().to(h.dtype)), x_NCHW.shape[2])
+    def forward(self, x_NCHW: Tensor, frames: int, up: Upsample | None = None) -> Tensor:
+        """``up`` comes first where the stage below ends with it. x may be overwritten where no gradient is needed."""
 
+        def over_space(x: Tensor) -> Tensor:
+            return self.spatial_res_block(x if up is None else up(x))
 
-def by_images(layer: Callable[[Tensor], Tensor], x_NCHW: Tensor) -> Tensor:
-    """A layer over space, a few images at a time where no gradient is recorded."""
-    if torch.is_grad_enabled() or len(x_NCHW) <= AT_ONCE:
-        return layer(x_NCHW)
-    first = layer(x_NCHW[:AT_ONCE])
-    shape = (len(x_NCHW), *first.shape[1:])
-    out = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=torch.channels_last)
-    out[:AT_ONCE] = first
-    for at in range(AT_ONCE, len(x_NCHW), AT_ONCE):
-        out[at : at + AT_ONCE] = layer(x_NCHW[at : at + AT_ONCE])
-    return out
+        x_NCHW = by_images(over_space, x_NCHW, 1 if up is None else 4, overwrite=True)
+        share = self.time_mixer.temporal().to(x_NCHW.dtype)
+        return unfold(self.temporal_res_block.add_to(fold(x_NCHW, frames), share), x_NCHW.shape[2])
 
 
 # --------------------------------------------------------------------------------------------- codec
@@ -153,11 +148,25 @@ class SVDCodec:
         z_NCHW = self.vae.encode(video_BCTHW.transpose(1, 2).flatten(0, 1)) * self.scale
         return z_NCHW.unflatten(0, (-1, frames)).transpose(1, 2)
 
-    def decode(self, z_BCTHW: Tensor, chunk: int | None = None) -> Tensor:
-        """``chunk`` frames at a time (else the model's own number, or all), clips never mixed."""
-        frames = z_BCTHW.shape[2]
-        parts = z_BCTHW.split(chunk or self.chunk or frames, dim=2)
-        return torch.cat([self._decode(part) for part in parts], dim=2)
+    def decode(self, z_BCTHW: Tensor, chunk: int | None = None, *, overlap: int = 0, tile: int | None = None) -> Tensor:
+        """``chunk`` frames at a time (else the model's own number, or all), clips never mixed.
+
+        Chunks by themselves jump where they meet, since norms and layers over time see only their own frames: with
+        ``overlap`` they share so many and fade into each other. ``tile``: in squares of so many latent cells, faded.
+        """
+        chunk = chunk or self.chunk or z_BCTHW.shape[2]
+
+        def part(z: Tensor) -> Tensor:
+            return self._decode(z) if tile is None else tiled(self._decode, z, tile, self.vae.stride)
+
+        return faded(part, z_BCTHW, FRAMES, chunk, min(overlap, chunk - 1))
+
+    def leaner(self, frames: int, height: int, width: int) -> Sequence[Mapping[str, int]]:
+        """Ways to decode a clip of this latent size in less memory, the mildest first: options of `decode`."""
+        ways = [{"chunk": c, "overlap": c // 4} for c in (8, 4) if c < frames]
+        few = ways[-1] if ways else {}
+        ways += [{**few, "tile": tile} for tile in (64, 32, 16) if tile < max(height, width)]
+        return ways
 
     def _decode(self, z_BCTHW: Tensor) -> Tensor:
         b, _, frames = z_BCTHW.shape[:3]

@@ -7,6 +7,8 @@ bytes: a convolution along time is a 2D convolution over (frames, places), the s
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +21,7 @@ from kinema.nn.ldm_unet import (
     TimestepEmbedding,
     TransformerBlock,
     add_,
+    add_scaled_,
     group_norm,
     places,
     silu_,
@@ -26,6 +29,8 @@ from kinema.nn.ldm_unet import (
 )
 
 TRANSFORMER_EPS = 1e-6
+STRIP, STRIP_ELSEWHERE = 2**19, 2**24
+"""Numbers of a map that layers over time take at a time: what a CPU's cache holds; more where calls are launches."""
 
 
 def fold(x_NCHW: Tensor, frames: int) -> Tensor:
@@ -80,8 +85,57 @@ class TemporalResBlock(nn.Module):
     def forward(self, x_BCTS: Tensor, emb_BTE: Tensor | None = None) -> Tensor:
         h = over_time(self.conv1, silu_(self.norm1(x_BCTS)))
         if self.time_emb_proj is not None and emb_BTE is not None:
-            h = add_(h, self.time_emb_proj(emb_BTE).transpose(1, 2)[..., None])
+            h = add_(h, self._shift(emb_BTE))
         return over_time(self.conv2, silu_(self.norm2(h)))
+
+    def add_to(self, x_BCTS: Tensor, share: Tensor, emb_BTE: Tensor | None = None) -> Tensor:
+        """``x + share * forward(x)``, in place where no gradient is recorded; then, a large map in strips.
+
+        Only the norms look further than one place: with their statistics taken first, a strip of places goes
+        through every layer while it is in the cache, and one whole map is held besides x instead of three.
+        """
+        strips = strips_of(x_BCTS)
+        if len(strips) == 1 or torch.is_grad_enabled():
+            return add_scaled_(x_BCTS, self(x_BCTS, emb_BTE), share)
+        shift = None if self.time_emb_proj is None or emb_BTE is None else self._shift(emb_BTE)
+        h_BCTS = torch.empty_like(x_BCTS)
+        norm = normed(self.norm1, x_BCTS, strips)
+        for strip in strips:
+            part = over_time(self.conv1, norm(x_BCTS[..., strip]))
+            h_BCTS[..., strip] = part if shift is None else part.add_(shift)
+        norm = normed(self.norm2, h_BCTS, strips)
+        for strip in strips:
+            x_BCTS[..., strip].addcmul_(over_time(self.conv2, norm(h_BCTS[..., strip])), share)
+        return x_BCTS
+
+    def _shift(self, emb_BTE: Tensor) -> Tensor:
+        assert self.time_emb_proj is not None
+        return self.time_emb_proj(emb_BTE).transpose(1, 2)[..., None]
+
+
+def strips_of(x_BCTS: Tensor) -> list[slice]:
+    """The places of a map, cut into runs."""
+    b, c, frames, places = x_BCTS.shape
+    most = max(1, (STRIP if x_BCTS.is_cpu else STRIP_ELSEWHERE) // (b * c * frames))
+    return [slice(at, at + most) for at in range(0, places, most)]
+
+
+def normed(norm: nn.GroupNorm, x_BCTS: Tensor, strips: Sequence[slice]) -> Callable[[Tensor], Tensor]:
+    """Group norm and SiLU as a function of any strip of a map, with the statistics of the whole map."""
+    wide = torch.promote_types(x_BCTS.dtype, torch.float32)
+    total_BC = square_BC = x_BCTS.new_zeros((), dtype=torch.float64)
+    for strip in strips:
+        part_BTSC = x_BCTS[..., strip].permute(0, 2, 3, 1).to(wide)
+        total_BC = total_BC + part_BTSC.sum((1, 2)).double()
+        square_BC = square_BC + part_BTSC.square().sum((1, 2)).double()
+    width = x_BCTS.shape[1] // norm.num_groups
+    count = width * x_BCTS[0, 0].numel()
+    mean_BG, power_BG = (x.unflatten(1, (-1, width)).sum(-1) / count for x in (total_BC, square_BC))
+    rate_BG = (power_BG - mean_BG.square()).clamp_min(0).add(norm.eps).rsqrt()
+    scale_BC = rate_BG.repeat_interleave(width, 1) * norm.weight
+    shift_BC = norm.bias - mean_BG.repeat_interleave(width, 1) * scale_BC
+    scale, shift = (x.to(wide)[..., None, None] for x in (scale_BC, shift_BC))
+    return lambda part: silu_(torch.addcmul(shift, part.to(wide), scale)).to(part.dtype)
 
 
 class VideoResBlock(nn.Module):
@@ -99,18 +153,17 @@ class VideoResBlock(nn.Module):
     def forward(self, x_NCHW: Tensor, emb_BTE: Tensor, frames: int, image_only_BT: Tensor | None = None) -> Tensor:
         """``emb_BTE`` after its SiLU; one row a clip (T = 1) where the frames share it."""
         x_NCHW = self.spatial_res_block(x_NCHW, emb_BTE.flatten(0, 1))
-        h = self.temporal_res_block(fold(x_NCHW, frames), emb_BTE)
-        share = self.time_mixer.temporal(image_only_BT).to(h.dtype)
+        share = self.time_mixer.temporal(image_only_BT).to(x_NCHW.dtype)
         if image_only_BT is not None:
             share = share[:, None, :, None]
-        return unfold(add_scaled_(fold(x_NCHW, frames), h, share), x_NCHW.shape[2])
+        return unfold(self.temporal_res_block.add_to(fold(x_NCHW, frames), share, emb_BTE), x_NCHW.shape[2])
 
 
-def add_scaled_(x: Tensor, h: Tensor, share: Tensor) -> Tensor:
-    """``x + share * h``, in place where no gradient is recorded."""
-    if x.requires_grad or h.requires_grad or share.requires_grad:
-        return torch.addcmul(x, h, share)
-    return x.addcmul_(h, share)
+def lerp_(x: Tensor, y: Tensor, share: Tensor) -> Tensor:
+    """``x + share * (y - x)``, in place where no gradient is recorded."""
+    if x.requires_grad or y.requires_grad or share.requires_grad:
+        return torch.lerp(x, y, share)
+    return x.lerp_(y, share)
 
 
 class TemporalBlock(nn.Module):
@@ -168,6 +221,6 @@ class VideoTransformer(nn.Module):
         for over_space, along_time in zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True):
             x_NSC = over_space(x_NSC, context_BLC)
             x_BTSC = x_NSC.unflatten(0, (n // frames, frames))
-            x_BTSC = torch.lerp(x_BTSC, along_time(x_BTSC + position_TC, context_BLC), share)
+            x_BTSC = lerp_(x_BTSC, along_time(x_BTSC + position_TC, context_BLC), share)
             x_NSC = x_BTSC.flatten(0, 1)
         return add_(places(self.proj_out(x_NSC), height), x_NCHW)

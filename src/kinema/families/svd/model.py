@@ -7,6 +7,7 @@ E width of the embedding of the noise level.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import cast
 
 import torch
@@ -192,5 +193,10 @@ def _transformer(config: Config, level: int) -> VideoTransformer:
 
 
 def blocks(model: nn.Module) -> Sequence[nn.Module]:
-    """The repeated blocks of the U-Net, in the order they run."""
-    return [m for m in model.modules() if isinstance(m, VideoResBlock | VideoTransformer)]
+    """The repeated blocks of the image encoder and of the U-Net, in the order they run."""
+    unet, encoder = cast(VideoUNet, model.unet), model.image_encoder
+    made: list[nn.Module] = [*encoder.vision_model.encoder.layers] if isinstance(encoder, ClipVision) else []
+    for level in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+        pairs = zip_longest(level.resnets, level.attentions)
+        made += [block for pair in pairs for block in pair if block is not None]
+    return made

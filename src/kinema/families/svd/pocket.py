@@ -69,6 +69,7 @@ class PocketAutoencoder(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         latent, stride = config.latent_channels, config.stride
+        self.stride = stride
         self.encoder = _Encoder(config.patch, config.vae_channels, config.vae_layers, latent, stride)
         widest = (max(config.vae_channels),) * len(config.vae_channels)  # decoding is paid once, encoding at every step
         self.decoder = _Decoder(config.patch, widest, config.vae_layers + 1, latent, stride)

@@ -1,0 +1,105 @@
+"""What a family brings to the comparison with diffusers: the same random weights on both sides, and what each does.
+
+Configurations are reduced and realistic: every kind of block is there, and a guided step is about 200 GFLOP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kinema.nn.ldm_unet import channels_last
+from kinema.system import System, Weights, arithmetic, with_model
+
+FRAMES, CELLS = 8, 32
+STEPS, AT = 20, 8
+"""The step that is timed: this one of so many."""
+
+Goals = Mapping[tuple[str, str], float]
+"""What is measured of a family, in which precision ("" where that does not matter), and the ratio to be reached."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One thing that both do: calls that return the same numbers."""
+
+    theirs: Callable[[], Tensor]
+    ours: Callable[[], Tensor]
+
+
+class Pair(Protocol):
+    """One family beside diffusers. ``dtype`` is the precision both are asked for."""
+
+    name: str
+    about: str
+    goals: Goals
+
+    def step(self, dtype: torch.dtype) -> dict[str, Work]:
+        """A guided sampling step, each as its own pipeline does it, by the name of the variant."""
+
+    def compiled(self, dtype: torch.dtype) -> dict[str, Work]:
+        """The same with our blocks compiled, theirs as it is."""
+
+    def decode(self, dtype: torch.dtype) -> dict[str, Work]:
+        """The decoding of one clip."""
+
+    def folder(self, path: Path) -> None:
+        """Write a diffusers folder of about 500 MB for the cold start."""
+
+    def cold(self, side: str, folder: Path) -> str:
+        """A Python program that loads the folder and takes one step, from nothing."""
+
+
+Both = tuple[System, dict[str, nn.Module]]
+"""Our system, and diffusers' networks with its weights."""
+
+
+def spread_out(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Weights with nothing left at its start: norms, biases and blends all count."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(torch.randn(p.shape, generator=generator) * (0.1 / max(1, p.ndim)))
+    return module.eval().requires_grad_(False)
+
+
+def filled(family: Any, config: Any, state: dict[str, Tensor], dtype: torch.dtype) -> System:
+    """Our system with these weights, as `kinema.load` has it.
+
+    Where the processor has no units for the precision, weights are only rounded to it.
+    """
+    with torch.device("meta"):
+        model = family.build(config)
+    model.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
+    computed = arithmetic(dtype, torch.device("cpu"))
+    model = model.to(dtype).to(computed).eval().requires_grad_(False)
+    channels_last(model)
+    return with_model(System(family.name, family, config, Weights(), dtype=computed), model)
+
+
+def variants(name: str, system: System, dtype: torch.dtype, work: Callable[[System], Work]) -> dict[str, Work]:
+    """What `kinema.load` would run, and where that computes in another precision, both in the one asked for."""
+    found = {name: work(system)}
+    if system.dtype != dtype:
+        exact = with_model(replace(system, dtype=dtype), deepcopy(system.model).to(dtype))
+        found[f"{name}, both in {str(dtype).removeprefix('torch.')} arithmetic"] = work(exact)
+    return found
+
+
+def with_compiled_blocks(system: System) -> System:
+    """Block by block, so that equal blocks are compiled once; frozen, so that weights are laid out beforehand."""
+    for block in system.family.blocks(system.model):
+        block.compile(options={"freezing": True})
+    return system
+
+
+def normals(seed: int) -> Callable[..., Tensor]:
+    """Standard normal tensors of any shape, from one seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(shape, generator=generator)

@@ -1,0 +1,251 @@
+"""The plan that fits is found before anything is loaded, said in sentences, and changes no number."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kinema import registry
+from kinema.checkpoints import files
+from kinema.families.svd.config import POCKET as SVD_POCKET
+from kinema.families.svd.config import TINY
+from kinema.generate import generate, load, planned, prepared
+from kinema.memory import free
+from kinema.memory.plan import Needs, Plan, TooLarge, choose
+from kinema.schema import BadRequest, Note, Request
+from kinema.system import MemoryOptions, System, Weights
+
+ASK = {"prompt": "a red ball rolls right", "seed": 5, "steps": 2}
+
+
+def saved(family_name, folder, config=None):
+    """A tiny model with nothing left at its start, in a file."""
+    family = registry.family(family_name)
+    config = config or family.presets["tiny"]
+    torch.manual_seed(0)
+    model = family.build(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.05)
+    path = folder / f"{family_name}.safetensors"
+    note = json.dumps({"family": family_name, "config": family.to_json(config)})
+    files.write_tensors(path, model.state_dict(), {"kinema": note})
+    return path
+
+
+@pytest.fixture(scope="module")
+def svd(tmp_path_factory):
+    torch.set_num_threads(1)
+    return saved("svd", tmp_path_factory.mktemp("svd"), replace(TINY, frames=9, height=32, width=32))
+
+
+def needs_of(system, **ask):
+    _, whole, canvas = prepared(system, Request(**{**ASK, **ask}))
+    return Needs(system, whole.with_(honour="native"), canvas)
+
+
+def within(system, budget, **options):
+    return replace(system, memory=MemoryOptions(budget=budget, **options))
+
+
+def chosen(system, budget, **options):
+    system = within(system, budget, **options)
+    _, whole, canvas = prepared(system, Request(**ASK))
+    return planned(system, whole, canvas)
+
+
+@pytest.mark.parametrize("name", sorted(registry.FAMILIES))
+@pytest.mark.parametrize("offload", ["model", "block", "sequential"])
+def test_offloading_changes_no_bit_of_any_family(name, offload, tmp_path):
+    torch.set_num_threads(1)
+    path = saved(name, tmp_path)
+    expected = load(path).run(Request(**ASK)).video
+    model = load(path, offload=offload)
+    if offload not in needs_of(model.system).levels:
+        with pytest.raises(BadRequest, match="one network"):
+            model.run(Request(**ASK))
+        return
+    assert torch.equal(model.run(Request(**ASK)).video, expected)
+    assert any(p.is_meta for p in model.system.model.parameters())
+    assert torch.equal(model.run(Request(**ASK)).video, expected)
+
+
+POCKET = replace(SVD_POCKET, frames=4, height=32, width=32, channels=(32, 32), heads=(1, 1), vae_channels=(32, 32))
+
+
+@pytest.mark.parametrize(("name", "config"), [("animatediff", None), ("svd", POCKET)])
+def test_buffers_are_as_precise_as_the_weights_beside_them(name, config, tmp_path):
+    """Positions of AnimateDiff, statistics of the pocket's latents: they stay, and are rounded all the same."""
+    path = saved(name, tmp_path, config)
+    expected = load(path, dtype=torch.bfloat16).run(Request(**ASK)).video
+    made = load(path, dtype=torch.bfloat16, offload="block").run(Request(**ASK)).video
+    assert torch.equal(made, expected)
+    assert expected.isfinite().all()
+
+
+def test_the_pockets_codec_decodes_in_parts_too(tmp_path):
+    model = load(saved("svd", tmp_path, POCKET))
+    clip = model.run(Request(**ASK, extra={"decode_tile": 8, "decode_chunk": 2})).video
+    assert clip.shape == (1, 3, 4, 32, 32)
+    assert torch.equal(clip, model.run(Request(**ASK, extra={"decode_chunk": 2})).video)  # four cells: one tile
+
+
+@pytest.mark.parametrize("name", sorted(registry.FAMILIES))
+def test_every_family_can_be_asked_what_a_request_needs(name, tmp_path):
+    system = load(saved(name, tmp_path)).system
+    needs = needs_of(system)
+    small, large = (needs_of(system, clips=clips) for clips in (1, 8))
+    assert needs.weights == sum(p.numel() * 4 for p in system.model.parameters())
+    assert needs.step(None).peak > 0
+    assert large.step(None).peak > 6 * small.step(None).peak
+    assert needs.bytes(Plan("sequential")) < needs.bytes(Plan("none"))
+    assert needs.bytes(Plan("none")) <= needs.at_most
+
+
+def test_a_step_held_by_reconstruction_needs_more():
+    system = load("svd", preset="tiny").system
+    plain = needs_of(system)
+    held = Needs(system, plain.request.with_(honour="reconstruction"), plain.canvas)
+    held.canvas.mask[:, :, 0] = 1
+    assert held.step(None).peak > 2 * plain.step(None).peak
+
+
+def test_the_gradient_of_reconstruction_keeps_the_weights_that_came(svd):
+    plain = needs_of(load(svd).system)
+    held = Needs(plain.system, plain.request.with_(honour="reconstruction"), plain.canvas)
+    held.canvas.mask[:, :, 0] = 1
+    unet = sum(p.numel() * 4 for p in plain.outline.model.unet.parameters())
+    assert plain._resident(plain.step(None), "sequential") < 0.5 * unet
+    assert held.bytes(Plan("sequential")) >= unet + held.step(None).peak
+
+
+def test_with_plenty_of_room_nothing_is_rehearsed(svd):
+    plan = chosen(load(svd).system, 2**40)
+    assert plan == Plan(budget=2**40)
+
+
+def test_less_and_less_memory_gives_plans_that_save_more_and_more(svd):
+    system = load(svd).system
+    needs = needs_of(system)
+    costs = [needs.bytes(Plan(level)) for level in ("none", "model", "block", "sequential")]
+    assert costs == sorted(costs, reverse=True)
+    found = [chosen(system, cost).offload for cost in costs]
+    assert found[0] == "none"
+    assert found == sorted(found, key=("none", "model", "block", "sequential").index)
+    plan = chosen(system, costs[-1])
+    assert plan.need <= plan.budget
+    assert plan.decoding == {}
+
+
+def test_decoding_in_parts_comes_last_and_belongs_to_the_recipe(svd):
+    system = load(svd).system
+    needs = needs_of(system)
+    least = min(needs.bytes(Plan("sequential", tokens)) for tokens in (None, 2**14))
+    plan = chosen(system, least - 1)
+    assert plan.decoding
+    assert any("decoded in parts" in reason for reason in plan.reasons)
+    clip = generate(within(system, least - 1), Request(**ASK))
+    told = clip.recipe["request"]["extra"]
+    assert told["decode_chunk"] == plan.decoding["chunk"]
+    again = generate(system, Request.from_json(json.dumps(clip.recipe["request"])))
+    assert torch.equal(again.video, clip.video)  # replayed where there is room
+
+
+def test_what_is_asked_of_decoding_is_left_alone(svd):
+    system = load(svd).system
+    assert list(needs_of(system).leaner())
+    assert not list(needs_of(system, extra={"decode_chunk": 3}).leaner())
+
+
+def test_a_request_that_cannot_fit_is_refused_before_loading_with_what_would_help(svd):
+    system = within(load(svd).system, 2**20)
+    with pytest.raises(TooLarge, match="fewer frames") as told:
+        generate(system, Request(**ASK))
+    assert "1 MiB may be used" in str(told.value)
+    assert "model" not in vars(system)
+
+
+def test_an_offload_that_was_asked_for_and_does_not_fit_is_refused_with_the_one_that_would(svd):
+    system = load(svd).system
+    needs = needs_of(system)
+    budget = (needs.bytes(Plan("model")) + needs.bytes(Plan("none"))) // 2
+    with pytest.raises(TooLarge, match="offload model"):
+        chosen(system, budget, offload="none")
+    assert chosen(system, budget, offload="model").offload == "model"
+
+
+def test_the_reasons_say_what_was_done_and_what_it_avoids(svd):
+    system = load(svd).system
+    said = []
+    budget = needs_of(system).bytes(Plan("block"))
+    generate(within(system, budget), Request(**ASK), on_event=said.append)
+    notes = " ".join(event.message for event in said if isinstance(event, Note))
+    assert "may be used" in notes
+    assert "all at once would need" in notes
+    assert "on disk" in notes
+
+
+def test_feed_forward_in_chunks_where_the_model_has_none_is_refused():
+    with pytest.raises(BadRequest, match="feed-forward"):
+        load("zoetrope", preset="tiny", chunk_tokens=64).run(Request(**ASK))
+
+
+def test_feed_forward_in_chunks_needs_less_and_gives_the_same_clip(svd):
+    whole, some = load(svd), load(svd, chunk_tokens=16)
+    assert torch.allclose(some.run(Request(**ASK)).video, whole.run(Request(**ASK)).video, atol=1e-5)
+    needs = needs_of(whole.system)
+    assert needs.step(16).peak < needs.step(None).peak
+
+
+def test_a_model_may_change_its_plan_between_requests(svd):
+    model = load(svd)
+    expected = model.run(Request(**ASK)).video
+    for offload in ("sequential", "none", "model"):
+        system = replace(model.system, memory=MemoryOptions(offload=offload))
+        vars(system)["model"] = model.system.model
+        assert torch.equal(generate(system, Request(**ASK)).video, expected)
+
+
+def test_a_weight_that_was_changed_after_loading_keeps_its_change(svd):
+    """A merged LoRA is in no file."""
+    model = load(svd)
+    with torch.no_grad():
+        dict(model.system.model.named_parameters())["unet.conv_in.weight"].mul_(1.5)
+    expected = model.run(Request(**ASK)).video
+    system = replace(model.system, memory=MemoryOptions(offload="block"))
+    vars(system)["model"] = model.system.model
+    assert torch.equal(generate(system, Request(**ASK)).video, expected)
+    assert not torch.equal(load(svd).run(Request(**ASK)).video, expected)
+
+
+def test_an_untrained_model_on_a_cpu_has_no_file_to_wait_in():
+    system = System("svd", registry.family("svd"), TINY, Weights())
+    assert needs_of(system).levels == ("none",)
+    with pytest.raises(BadRequest, match="no file"):
+        choose(within(system, None, offload="block"), *prepared(system, Request(**ASK))[1:])
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("8GiB", 2**33), ("8G", 2**33), ("512 mb", 2**29), ("1.5g", 3 * 2**29), ("4096", 4096)]
+)
+def test_amounts_of_memory_are_read_as_people_write_them(text, size):
+    assert free.parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-3G", "0", "8 apples"])
+def test_amounts_that_are_none_are_refused(text):
+    with pytest.raises(BadRequest, match="8GiB"):
+        free.parse_bytes(text)
+
+
+def test_some_memory_is_free_here():
+    assert 2**20 < free.free_bytes("cpu") < 2**50
+
+
+@pytest.mark.parametrize("options", [{"offload": "disk"}, {"chunk_tokens": 0}, {"memory": "none"}, {"memory": -1}])
+def test_impossible_options_are_refused(options):
+    with pytest.raises(BadRequest):
+        load("svd", preset="tiny", **options)

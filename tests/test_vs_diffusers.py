@@ -1,0 +1,148 @@
+"""The benchmark beside diffusers, at a size that takes a second: what it writes, and what it refuses to time."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kinema.families.animatediff.config import TINY as TINY_ANIMATEDIFF
+from kinema.families.svd.config import TINY
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SVD = replace(
+    TINY,
+    frames=3,
+    height=32,
+    width=32,
+    norm_eps="diffusers",
+    guidance=(1.0, 3.0),
+    vae_channels=(32, 32, 32, 64),
+    clip_side=224,  # whatever its config says, diffusers' pipeline shows the encoder 224 pixels
+    clip_patch=56,
+)
+ANIMATEDIFF = replace(
+    TINY_ANIMATEDIFF,
+    frames=3,
+    motion="v2",
+    motion_mid=True,
+    norms="diffusers",
+    words=(),
+    channels=(32, 64, 64),
+    depths=(1, 1, 0),
+    heads=(2, 2, 2),
+    text=(replace(TINY_ANIMATEDIFF.text[0], vocabulary=40_000),),
+)
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path):
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    torch.set_num_threads(1)
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    svd, animatediff = importlib.import_module("vs_svd"), importlib.import_module("vs_animatediff")
+    monkeypatch.setattr(svd.SVDPair, "config", SVD)
+    monkeypatch.setattr(animatediff.AnimateDiffPair, "config", ANIMATEDIFF)
+
+    def run(*words, family="svd"):
+        told = ["vs_diffusers.py", "--family", family, "--threads", "1", "--out", str(tmp_path), *words]
+        monkeypatch.setattr(sys, "argv", told)
+        code = importlib.import_module("vs_diffusers").main()
+        written = list(tmp_path.glob(f"20*-{family}.json"))
+        if code:
+            assert not written
+            return code, {}, ""
+        return code, json.loads(written[0].read_text()), written[0].with_suffix(".md").read_text()
+
+    return run, importlib.import_module("vs_diffusers"), tmp_path
+
+
+def stopped_after(vs, monkeypatch, pairs):
+    """Has the run interrupted once so many pairs were measured, as Ctrl-C would."""
+    alternate, left = vs.measure.alternate, [pairs]
+
+    def stopping(*told):
+        for _ in alternate(*told):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            yield
+
+    monkeypatch.setattr(vs.measure, "alternate", stopping)
+
+
+@pytest.mark.parametrize("family", ["svd", "animatediff"])
+def test_both_sides_give_the_same_numbers_and_every_run_is_kept(bench, family):
+    run, vs, folder = bench
+    code, told, page = run("--runs", "2", "--only", "step", "decode", family=family)
+    assert code == 0
+    rows = {row["what"]: row for row in told["rows"]}
+    measured = {f"{what}, {dtype}" for what, dtype in vs.PAIRS[family].goals if what in ("step", "decode")}
+    assert {"step, fp32", "step, bf16"} <= measured <= set(rows)
+    assert all(row["difference"] < 1e-4 for name, row in rows.items() if name.endswith("fp32"))
+    assert all(len(row["theirs"]) == len(row["ours"]) == 2 and row["ratio"] > 0 for row in rows.values())
+    assert all(rows[f"{what}, {dtype}"]["goal"] == goal for (what, dtype), goal in vs.PAIRS[family].goals.items()
+               if what in ("step", "decode"))  # fmt: skip
+    assert told["date"] in page
+    assert told["machine"]["cores"] >= 1
+    assert "cold: left out" in told["to be known"]
+    assert "step, fp32" in page
+    assert not any(home in page for home in ("/root/", "/home/", "/work/", "/tmp/"))
+    assert not list(folder.glob("*.partial.json"))
+
+
+def test_the_other_animatediff_work_gives_the_same_numbers(bench):
+    _, vs, _ = bench
+    with torch.no_grad():
+        work = vs.PAIRS["animatediff"]().decode(torch.float32)["decode"]
+        assert torch.allclose(work.theirs(), work.ours(), atol=1e-4)
+
+
+def test_other_numbers_are_not_timed(bench, monkeypatch):
+    run, vs, _ = bench
+    monkeypatch.setattr(vs, "SAME", {"fp32": 0.0, "bf16": 0.0})
+    _, told, _ = run("--runs", "2", "--only", "decode", "--dtype", "fp32")
+    assert told["rows"][0]["note"] == "not the same numbers: not timed"
+    assert "theirs" not in told["rows"][0]
+
+
+def test_the_same_command_goes_on_where_it_was_stopped(bench, monkeypatch):
+    run, vs, folder = bench
+    words = ("--runs", "3", "--only", "step", "decode", "--dtype", "fp32")
+    with monkeypatch.context() as stopping:
+        stopped_after(vs, stopping, 4)
+        assert run(*words)[0] == 130
+    kept = json.loads((folder / "svd.partial.json").read_text())["rows"]
+    assert [len(row["ours"]) for row in kept] == [3, 1]
+    code, told, _ = run(*words)
+    assert code == 0
+    assert [len(row["ours"]) for row in told["rows"]] == [3, 3]
+    assert told["rows"][0] == kept[0] | {"goal": 1.3}
+    assert told["rows"][1]["theirs"][:1] == kept[1]["theirs"]
+
+
+def test_what_other_code_measured_is_not_gone_on_with(bench, monkeypatch, capsys):
+    run, vs, _ = bench
+    words = ("--runs", "3", "--only", "decode", "--dtype", "fp32")
+    with monkeypatch.context() as stopping:
+        stopped_after(vs, stopping, 1)
+        run(*words)
+    monkeypatch.setattr(vs, "code_hash", lambda: "another")
+    assert run(*words)[0] == 0
+    assert "of other code" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["svd", "animatediff"])
+def test_both_sides_start_from_nothing(bench, family):
+    """The folder that is written loads in both, and both programs run to their end."""
+    run, _, _ = bench
+    _, told, _ = run("--runs", "1", "--only", "cold", family=family)
+    (row,) = told["rows"]
+    assert row["note"].startswith("a folder of"), row["note"]
+    assert row["ratio"] > 0
