@@ -214,8 +214,9 @@ def unmeasured(pair: Pair, options: argparse.Namespace, rows: list[Row]) -> list
             "bf16 units: this processor has none. Kinema then computes in float32 from weights rounded to bf16, which "
             "diffusers does not; the rows 'both in bfloat16 arithmetic' compare like with like, without units"
         )
-    left = {what for what, dtype in pair.goals if what not in options.only or dtype not in ("", *options.dtype)}
-    told += [f"{what}: left out" for what in WHAT if what in left]
+    for what, dtype in pair.goals:
+        if what not in options.only or dtype not in ("", *options.dtype):
+            told.append(f"{what}{dtype and ', ' + dtype}: left out")
     return told + [f"{row.what}: {row.note}" for row in rows if row.note]
 
 
