@@ -128,6 +128,7 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(channels, layers, latent)
         self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1)
         self.post_quant_conv = nn.Conv2d(latent, latent, 1)
+        self.stride = 2 ** (len(channels) - 1)
 
     def encode(self, image_NCHW: Tensor) -> Tensor:
         """The mode of the latents, N×c×h×w, not scaled."""
@@ -146,7 +147,9 @@ def channels_last_(x_NCHW: Tensor) -> Tensor:
 
 
 class ImageCoder(Protocol):
-    """Images N×3×H×W to latents, not scaled, and back."""
+    """Images N×3×H×W to latents, not scaled, and back; ``stride`` is the pixels along a side of one latent cell."""
+
+    stride: int
 
     def encode(self, image_NCHW: Tensor) -> Tensor: ...
 
@@ -165,8 +168,7 @@ class ImageCodec:
 
     def decode(self, z_BCTHW: Tensor, chunk: int | None = None, *, tile: int | None = None) -> Tensor:  # noqa: ARG002
         """Frames are always decoded a few at a time; with ``tile``, in squares of so many latent cells, faded."""
-        stride = 2 ** (len(self.vae.encoder.down_blocks) - 1)
-        return self._whole(z_BCTHW) if tile is None else tiled(self._whole, z_BCTHW, tile, stride)
+        return self._whole(z_BCTHW) if tile is None else tiled(self._whole, z_BCTHW, tile, self.vae.stride)
 
     def leaner(self, frames: int, height: int, width: int) -> Sequence[Mapping[str, int]]:  # noqa: ARG002
         """Ways to decode in less memory, the mildest first: smaller and smaller tiles."""

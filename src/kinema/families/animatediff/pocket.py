@@ -32,13 +32,13 @@ class Patches(nn.Module):
 
     def __init__(self, side: int) -> None:
         super().__init__()
-        self.side = side
+        self.stride = side
 
     def encode(self, image_NCHW: Tensor) -> Tensor:
-        return F.pixel_unshuffle(image_NCHW, self.side)
+        return F.pixel_unshuffle(image_NCHW, self.stride)
 
     def decode(self, z_NCHW: Tensor) -> Tensor:
-        return F.pixel_shuffle(z_NCHW, self.side)
+        return F.pixel_shuffle(z_NCHW, self.stride)
 
 
 class Reader(nn.Module):
