@@ -5,7 +5,7 @@ by turns: 16 frames at once; 64 frames in windows of 16; 64 frames at once (with
 Reported are medians of the peak, and of what the peak is above the loaded weights, as ratios to 16 frames. What pixels,
 latents and masks of 64 frames themselves take is in them.
 
-    python benchmarks/long_clip.py                       # about two minutes on one CPU thread
+    python benchmarks/long_clip.py                       # about three minutes on one free CPU thread
     python benchmarks/long_clip.py --repeats 3 --side 256
 
 Prints a table, and writes what is in it to --out as JSON.
