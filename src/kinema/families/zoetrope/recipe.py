@@ -35,7 +35,7 @@ RECIPE = Recipe(
 )  # fmt: skip
 TINY = replace(RECIPE, steps=200, batch=4, warmup=10)
 
-draw_levels = losses.draw_levels("logit-normal", mean=0.3, std=1.2, stratified=True)
+draw_levels = losses.draw_levels("logit-normal", mean=0.3, std=1.5, stratified=True)
 """Logit-normal times, then shifted toward noise by the config: colour, shape and direction are decided there."""
 LEAST_SIGMA = 0.3
 """Bounds the velocity weighting 1/sigma² near clean frames, where there is little left to learn."""
@@ -52,14 +52,15 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
     z = level.add_noise(x0, eps).to(x0)
     _, _, c_in = X0.scalings(level)
     ids = PocketTokenizer(config.words).encode(batch.captions, config.text_length).to(x0.device)
-    output, read_BSK = model(over(c_in, z) * z, level.log_snr.to(x0), ids, x0, batch.mask)
+    made = model(over(c_in, z) * z, level.log_snr.to(x0), ids, x0, batch.mask)
     counts = 1 - batch.mask
     if any(batch.scenes):
         counts = counts * (1 + outlined(level).to(x0) * about(batch.scenes, x0))
-    drawn = X0.loss(output.float(), x0, eps, level, weighting=velocity, mask=counts)
+    drawn = X0.loss(made.x0.float(), x0, eps, level, weighting=velocity, mask=counts)
     if not any(batch.scenes):
-        return drawn + 0 * read_BSK.sum()  # every parameter has a gradient, whatever the clips
-    return drawn + READING * misread(read_BSK.float(), batch.scenes, config.grid)
+        return drawn + 0 * (made.read.sum() + made.sketch.sum())  # every parameter has a gradient, whatever the clips
+    misnamed = misread(made.read.float(), batch.scenes, config.grid)
+    return drawn + READING * misnamed + SKETCHING * misplaced(made.sketch.float(), batch.scenes)
 
 
 def about(scenes: Sequence[Scene | None], like_BCTHW: Tensor) -> Tensor:
@@ -92,6 +93,22 @@ def misread(read_BSK: Tensor, scenes: Sequence[Scene | None], grid: tuple[int, i
     return known_B * (torch.stack(wrong).sum(0) * weight_BS).sum(1) / weight_BS.sum(1)
 
 
+def misplaced(sketch_B1THW: Tensor, scenes: Sequence[Scene | None]) -> Tensor:
+    """Cross-entropy of each cell's cover against the scene graph, ``[B]``; far from objects it counts ``EMPTY`` times.
+
+    Clips without a scene graph count nothing.
+    """
+    height, width = sketch_B1THW.shape[-2:]
+    cover = torch.zeros_like(sketch_B1THW)
+    for own, scene in zip(cover, scenes, strict=True):
+        if scene is not None:
+            own[0] = torch.from_numpy(labels.covered(scene, height, width))
+    weight = EMPTY + (1 - EMPTY) * about(scenes, sketch_B1THW)
+    known_B = torch.tensor([s is not None for s in scenes], device=cover.device)
+    wrong = F.binary_cross_entropy_with_logits(sketch_B1THW, cover, reduction="none") * weight
+    return known_B * wrong.flatten(1).sum(1) / weight.flatten(1).sum(1)
+
+
 OBJECT, FOUND = 6.0, 0.97
 """How much more the pixels about an object count, below this noise level. The error of a clip is mostly that of
 textures behind the object, which no caption tells: outlines stayed round long after the words for them were known.
@@ -100,6 +117,9 @@ READING = 0.01
 """Weight of the reading beside the drawing. What a word changes in the picture is a small part of the pixels' error, so
 the words were learnt last; naming what stands where gives them a gradient of their own from the first step. At this
 weight the tokens' gradient from reading is about twice that from drawing at first, and falls with what is read."""
+SKETCHING = 0.1
+"""Weight of the sketch beside the drawing. An outline's corners are few pixels; asked of the tokens themselves, apart
+from colours, textures and the noise around them, they have a gradient from the first step."""
 EMPTY = 0.1
 """Weight of a place where nothing stands: nine of ten are empty."""
 
