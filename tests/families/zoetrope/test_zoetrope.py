@@ -118,7 +118,7 @@ def test_a_folders_clips_train_every_parameter_and_scenes_change_the_loss() -> N
 
 def test_pixels_about_an_object_count_more_once_it_is_found() -> None:
     level = RectifiedFlow(1.0).level(torch.tensor([0.99, 0.97, 0.92, 0.5], dtype=torch.float64))
-    assert recipe.outlined(level).flatten().tolist() == pytest.approx([0, 0, recipe.OBJECT / 2, recipe.OBJECT])
+    assert recipe.found(level).flatten().tolist() == pytest.approx([0, 0, 0.5, 1])
     made = playroom.sample(0, frames=8, height=16, width=16)
     on = recipe.about([None, made.scene], torch.zeros(2, 3, 8, 16, 16))
     assert on.shape == (2, 1, 8, 16, 16)
@@ -128,14 +128,21 @@ def test_pixels_about_an_object_count_more_once_it_is_found() -> None:
 
 def test_the_sketch_is_cross_entropy_of_the_cover_and_clips_without_a_scene_count_nothing() -> None:
     made = [playroom.sample(i, frames=8, height=16, width=16).scene for i in range(2)]
-    cover = torch.stack([torch.from_numpy(labels.covered(scene, 8, 8)) for scene in made])[:, None]
     even = torch.zeros(2, 1, 8, 8, 8)
-    assert recipe.misplaced(even, made).tolist() == pytest.approx([math.log(2)] * 2, rel=1e-5)
+    cover, near = recipe.covers(made, even), recipe.about(made, even)
+    assert recipe.misplaced(even, cover, near, made).tolist() == pytest.approx([math.log(2)] * 2, rel=1e-5)
     right = torch.logit(cover, 1e-6)
-    least = recipe.misplaced(right, made)
+    least = recipe.misplaced(right, cover, near, made)
     for other in (right + 0.5, right - 0.5, right.roll(1, -1), right.roll(1, -2)):
-        assert (recipe.misplaced(other, made) > least).all()
-    assert recipe.misplaced(even, [None, made[1]]).tolist() == pytest.approx([0, math.log(2)], rel=1e-5)
+        assert (recipe.misplaced(other, cover, near, made) > least).all()
+    assert recipe.misplaced(even, cover, near, [None, made[1]])[0] == 0
+
+
+def test_pixels_count_by_the_cell_they_lie_in_and_most_where_an_outline_runs() -> None:
+    cover, near = torch.tensor([[0.0, 0.3], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+    more = recipe.emphasis(cover[None, None, None], near[None, None, None], torch.zeros(1, 3, 1, 4, 4))[0, 0, 0]
+    on, edge = recipe.OBJECT, recipe.OBJECT + recipe.EDGE
+    assert more.tolist() == [[0, 0, edge, edge]] * 2 + [[on, on, on, on]] * 2
 
 
 def test_a_tokens_sketch_lies_over_its_own_frames_and_pixels(tiny: Zoetrope) -> None:

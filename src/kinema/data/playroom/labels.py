@@ -47,7 +47,7 @@ def around(scene: Scene, height: int, width: int) -> NDArray[np.bool_]:
     inside = [
         _distances(track.position_T2, height, width) < _MARGIN * track.size_T[:, None, None] for track in scene.objects
     ]
-    return np.logical_or.reduce(inside)
+    return np.any(inside, axis=0)
 
 
 def covered(scene: Scene, height: int, width: int) -> Floats:
