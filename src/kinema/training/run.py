@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kinema import heap
 from kinema.schema import Note, OnEvent, Phase, TrainStep, ignore
 from kinema.system import Batch, System
 from kinema.training import checkpoint, learning, optim, sheets
@@ -44,6 +45,8 @@ def train(options: TrainOptions, on_event: OnEvent = ignore) -> TrainResult:
         torch.set_num_threads(options.threads)
     with claimed(Path(options.out)) as folder, stopping() as stop:
         run = begin(options, folder, on_event)
+        if run.system.device.type == "cpu":
+            heap.keep()
         state, steps, told = run.state, run.recipe.steps, set[str]()
         on_event(Phase("train", f"{steps} steps of {run.recipe.batch} clips, {state.precision}"))
         with closing(run.log), closing(ahead(run.stream, state.step, steps)) as batches:

@@ -58,3 +58,16 @@ def test_every_pixel_of_an_object_is_about_it_and_most_of_the_picture_is_not(cap
         assert bright.any()
         assert not (bright & ~on).any()
         assert on.mean() < 0.4
+
+
+@pytest.mark.parametrize("side", [64, 32])
+def test_covered_is_the_outline_that_is_drawn(side: int) -> None:
+    for caption in ("a white heart spins", "a white letter K rolls left", "a white ring rolls up"):
+        made = playroom.sample(5, caption=f"{caption} on a plain black background", height=64, width=64)
+        cover = labels.covered(made.scene, side, side)
+        drawn = (made.video_CTHW.max(0) > -0.5).reshape(16, side, 64 // side, side, 64 // side).mean(axis=(2, 4))
+        assert np.abs(cover - drawn).mean() < 0.02
+        assert (np.abs(cover - drawn) > 0.75).mean() < 1e-3
+    ball = playroom.sample(5, caption="a red ball grows").scene
+    area = np.pi * (0.5 * ball.objects[0].size_T) ** 2
+    assert labels.covered(ball, 64, 64).mean(axis=(1, 2)) == pytest.approx(area, rel=0.02)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from kinema.data import playroom
@@ -14,7 +16,7 @@ from kinema.data.playroom import labels
 from kinema.diffusion.schedules import RectifiedFlow
 from kinema.families.zoetrope import recipe
 from kinema.families.zoetrope.family import FAMILY
-from kinema.families.zoetrope.model import Zoetrope
+from kinema.families.zoetrope.model import PlaceBlock, Zoetrope
 from kinema.system import Batch
 
 
@@ -29,7 +31,7 @@ def tiny() -> Zoetrope:
 
 
 def x0(model: Zoetrope, **given: object) -> torch.Tensor:
-    return model(**given)[0]
+    return model(**given).x0
 
 
 def inputs(batch: int = 2) -> dict[str, torch.Tensor]:
@@ -116,9 +118,60 @@ def test_a_folders_clips_train_every_parameter_and_scenes_change_the_loss() -> N
 
 def test_pixels_about_an_object_count_more_once_it_is_found() -> None:
     level = RectifiedFlow(1.0).level(torch.tensor([0.99, 0.97, 0.92, 0.5], dtype=torch.float64))
-    assert recipe.outlined(level).flatten().tolist() == pytest.approx([0, 0, recipe.OBJECT / 2, recipe.OBJECT])
+    assert recipe.found(level).flatten().tolist() == pytest.approx([0, 0, 0.5, 1])
     made = playroom.sample(0, frames=8, height=16, width=16)
     on = recipe.about([None, made.scene], torch.zeros(2, 3, 8, 16, 16))
     assert on.shape == (2, 1, 8, 16, 16)
     assert not on[0].any()
     assert 0 < on[1].mean() < 0.6
+
+
+def test_the_sketch_is_cross_entropy_of_the_cover_and_clips_without_a_scene_count_nothing() -> None:
+    made = [playroom.sample(i, frames=8, height=16, width=16).scene for i in range(2)]
+    even = torch.zeros(2, 1, 8, 8, 8)
+    cover, near = recipe.covers(made, even), recipe.about(made, even)
+    assert recipe.misplaced(even, cover, near, made).tolist() == pytest.approx([math.log(2)] * 2, rel=1e-5)
+    right = torch.logit(cover, 1e-6)
+    least = recipe.misplaced(right, cover, near, made)
+    for other in (right + 0.5, right - 0.5, right.roll(1, -1), right.roll(1, -2)):
+        assert (recipe.misplaced(other, cover, near, made) > least).all()
+    assert recipe.misplaced(even, cover, near, [None, made[1]])[0] == 0
+
+
+def test_pixels_count_by_the_cell_they_lie_in_and_most_where_an_outline_runs() -> None:
+    cover, near = torch.tensor([[0.0, 0.3], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+    more = recipe.emphasis(cover[None, None, None], near[None, None, None], torch.zeros(1, 3, 1, 4, 4))[0, 0, 0]
+    on, edge = recipe.OBJECT, recipe.OBJECT + recipe.EDGE
+    assert more.tolist() == [[0, 0, edge, edge]] * 2 + [[on, on, on, on]] * 2
+
+
+def test_a_tokens_sketch_lies_over_its_own_frames_and_pixels(tiny: Zoetrope) -> None:
+    numbered = copy.deepcopy(tiny)
+    nn.init.zeros_(numbered.sketch.weight)
+    with torch.no_grad():
+        numbered.sketch.bias.copy_(torch.arange(64))  # a token: 4 frames of 4 rows of 4 cells
+    t, y, x = torch.meshgrid(torch.arange(8), torch.arange(8), torch.arange(8), indexing="ij")
+    assert torch.equal(numbered(**inputs(1)).sketch[0, 0], ((t % 4) * 16 + (y % 4) * 4 + x % 4).double())
+
+
+@pytest.mark.parametrize("log_snr", [-6.0, 0.0, 4.0, 12.0])
+def test_input_and_drawing_are_weighted_by_their_inverse_variances(tiny: Zoetrope, log_snr: float) -> None:
+    given = {**inputs(), "log_snr_B": torch.full((2,), log_snr, dtype=torch.float64)}
+    silent = copy.deepcopy(tiny)
+    nn.init.zeros_(silent.out.weight)
+    nn.init.zeros_(silent.out.bias)
+    alpha2, sigma2 = 1 / (1 + math.exp(-log_snr)), 1 / (1 + math.exp(log_snr))
+    weight = (alpha2 / sigma2) / (alpha2 / sigma2 + 1 / 0.1**2)
+    assert torch.allclose(x0(silent, **given), given["z_BCTHW"] * weight / alpha2**0.5, atol=1e-12)
+
+
+def test_a_place_block_sees_no_other_place_and_starts_near_the_identity() -> None:
+    torch.manual_seed(0)
+    block, cond = PlaceBlock(16, 64, 8).double(), torch.randn(1, 8, dtype=torch.float64)
+    x = torch.randn(1, 2, 3, 3, 16, dtype=torch.float64)
+    moved = x.clone()
+    moved[:, 1, 2, 0] += torch.randn(16, dtype=torch.float64)
+    change = (block(moved, cond, 2) - block(x, cond, 2)).abs().amax(-1)[0]
+    assert change[1, 2, 0] > 0
+    assert change.count_nonzero() == 1
+    assert (block(x, cond, 2) - x).std() < 0.5

@@ -91,7 +91,9 @@ CAMERA_WORDS: dict[str, tuple[str, ...]] = {name: (f"while the camera {name}",) 
 
 RARE_SYNONYM = 0.04
 COMMON_SYNONYM = 0.3
-LETTER_SHARE = 0.22
+RICH = 0.3
+"""Share of the whole grammar in the mixed one: what is asked of it most is the simplest sentence."""
+LETTER_SHARE = 0.16
 """Letters are 26 shapes in one class, so training clips show them more often than one in seven."""
 
 
@@ -177,7 +179,7 @@ def draw(rng: np.random.Generator, grammar: Grammar, split: Split, fixed: Mappin
 
     Raises ``BadRequest`` when no meaning of the split has these fields.
     """
-    rich = grammar == "full" or (grammar == "mixed" and rng.random() < 0.5)
+    rich = grammar == "full" or (grammar == "mixed" and rng.random() < RICH)
     for _ in range(2000):
         meaning = _full(rng, fixed) if rich else _simple(rng, fixed)
         if in_split(meaning, split):

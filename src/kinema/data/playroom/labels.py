@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kinema.data.playroom.grammar import COLOURS, LETTERS, MOTIONS, SHAPES
+from kinema.data.playroom.shapes import distance
 
 if TYPE_CHECKING:
     from kinema.data.playroom.scene import Scene
@@ -46,12 +47,29 @@ def around(scene: Scene, height: int, width: int) -> NDArray[np.bool_]:
     inside = [
         _distances(track.position_T2, height, width) < _MARGIN * track.size_T[:, None, None] for track in scene.objects
     ]
-    return np.logical_or.reduce(inside)
+    return np.any(inside, axis=0)
+
+
+def covered(scene: Scene, height: int, width: int) -> Floats:
+    """The share of each cell that the scene's objects cover, ``[T, height, width]`` in 0 to 1, however opaque they are.
+
+    Cells are at least a pixel of the clip; one that an outline crosses is measured at its middle.
+    """
+    short = min(height, width)
+    cover = np.zeros((len(scene.objects[0].size_T), height, width), np.float32)
+    for track in scene.objects:
+        radius = np.maximum(0.5 * track.size_T * short, 0.25)[:, None, None]
+        x = (np.arange(width) + 0.5 - track.position_T2[:, :1] * width)[:, None, :] / radius
+        y = (np.arange(height) + 0.5 - track.position_T2[:, 1:] * height)[:, :, None] / radius
+        cos, sin = np.cos(track.angle_T)[:, None, None], np.sin(track.angle_T)[:, None, None]
+        u, v = (cos * x + sin * y).astype(np.float32), (cos * y - sin * x).astype(np.float32)
+        np.maximum(cover, np.clip(0.5 - distance(track.glyph, u, v) * radius, 0, 1), out=cover)
+    return cover
 
 
 def _distances(position_T2: Floats, height: int, width: int) -> Floats:
     """Distance of every cell's centre from a moving point ``[T, H, W]``, in fractions of the shorter side."""
     short = min(height, width)
-    x = (np.arange(width) + 0.5 - position_T2[:, :1] * width) / short
-    y = (np.arange(height) + 0.5 - position_T2[:, 1:] * height) / short
-    return np.hypot(y[:, :, None], x[:, None, :]).astype(np.float32)
+    x = ((np.arange(width) + 0.5 - position_T2[:, :1] * width) / short).astype(np.float32)
+    y = ((np.arange(height) + 0.5 - position_T2[:, 1:] * height) / short).astype(np.float32)
+    return np.sqrt(np.square(y)[:, :, None] + np.square(x)[:, None, :])  # a fifth of the time of np.hypot

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+Drawing: TypeAlias = Literal["conv", "place"]
 
 
 @dataclass(frozen=True)
@@ -20,15 +23,18 @@ class Config:
     merge: int = 4
     fine: int = 64
     """Channels of the fine grid."""
-    coarse: int = 112
+    coarse: int = 128
     """Channels of the coarse grid."""
-    drawing: int = 2
-    """Convolution blocks on the way up of each grid; on the way down there is one. Where the tokens know what stands
-    where, outlines are still to be drawn: with one block a grid they stayed round (docs/decisions/0002)."""
-    width: int = 256
-    depth: int = 5
-    heads: int = 4
-    mlp: int = 768
+    coarse_up: tuple[Drawing, ...] = ("conv", "place", "place")
+    fine_up: tuple[Drawing, ...] = ("conv", "place", "conv", "place")
+    """Blocks on the way up of each grid; on the way down there is one convolution. Where the tokens know what stands
+    where, outlines are still to be drawn: with one convolution a grid they stayed round (docs/decisions/0002)."""
+    places: int = 4
+    """Hidden units of a "place" block, in channels."""
+    width: int = 320
+    depth: int = 3
+    heads: int = 5
+    mlp: int = 960
     modulation: int = 64
     """Rank of the modulation: full rank would cost a tenth of the weights for no gain."""
     text_width: int = 128

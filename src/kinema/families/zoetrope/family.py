@@ -118,8 +118,8 @@ class ZoetropeFamily:
         def network(z_BCTHW: Tensor, level: Level) -> Tensor:
             z = z_BCTHW.to(system.dtype)  # the sampler's own state stays in float32
             log_snr = level.log_snr.to(z_BCTHW.device, torch.float32)
-            x0, _ = model(z, log_snr, condition.ids_BL, given, mask, per_frame=condition.per_frame)
-            return x0.to(z_BCTHW.dtype)
+            made = model(z, log_snr, condition.ids_BL, given, mask, per_frame=condition.per_frame)
+            return made.x0.to(z_BCTHW.dtype)
 
         return X0.denoiser(network)
 
@@ -149,7 +149,8 @@ class ZoetropeFamily:
         known = {f.name for f in fields(Config)}
         if unknown := set(told) - known:
             raise BadRequest(f"this file was written by a later version (config has {sorted(unknown)[0]!r})")
-        return Config(**{**told, "words": tuple(told["words"])})
+        listed = {name: tuple(value) for name, value in told.items() if isinstance(value, list | tuple)}
+        return Config(**{**told, **listed})
 
 
 FAMILY = ZoetropeFamily()

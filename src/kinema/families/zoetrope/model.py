@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -21,14 +22,28 @@ from torch.nn import functional as F
 
 from kinema.conditioning.pocket import PocketText
 from kinema.data.playroom.labels import CLASSES
-from kinema.families.zoetrope.config import Config
+from kinema.families.zoetrope.config import Config, Drawing
 from kinema.nn.embeddings import LogSNREmbedding
 
 _CELLS = "b c t (h p) (w q) -> b t h w (c p q)"
+_LEFT = 0.1
+"""The error, in pixel values of [-1, 1], that the network leaves in a clip with hardly any noise: see ``_kept``."""
+
+
+class Estimate(NamedTuple):
+    """What one pass tells: the clip, what the tokens name, and where they would cover the ground with an object.
+
+    ``x0`` B×3×T×H×W; ``read`` B×S×K logits of glyph, colour and motion; ``sketch`` B×1×T×h×w logits on cells
+    of half a fine cell's side.
+    """
+
+    x0: Tensor
+    read: Tensor
+    sketch: Tensor
 
 
 class Zoetrope(nn.Module):
-    """``forward(z, log_snr, ids, given, mask) -> (x0 B×3×T×H×W, classes B×S×K)``: the estimate, and what is read of it.
+    """``forward(z, log_snr, ids, given, mask) -> Estimate``: the clip, and what is read of it on the way.
 
     The canvas enters beside the noise: ``given`` B×3×T×H×W (counted only where ``mask`` B×1×T×H×W is 1).
     Text enters twice: as words that the tokens attend to, and pooled, in every block's modulation.
@@ -55,14 +70,17 @@ class Zoetrope(nn.Module):
             [TokenBlock(d, config.heads, config.mlp, config.modulation) for _ in range(config.depth)]
         )
         self.unmerge = nn.Linear(d, config.merge * config.coarse)
-        self.coarse_up = nn.ModuleList(ConvBlock(config.coarse, config.modulation) for _ in range(config.drawing))
+        self.coarse_up = _drawing(config.coarse_up, config.coarse, config)
         self.up = nn.Linear(config.coarse, 4 * config.fine)
         self.join = nn.Linear(2 * config.fine, config.fine)
-        self.fine_up = nn.ModuleList(ConvBlock(config.fine, config.modulation) for _ in range(config.drawing))
+        self.sketch = nn.Linear(d, config.merge * 16)
+        self.sketch_in = nn.Linear(4, config.fine, bias=False)
+        self.fine_up = _drawing(config.fine_up, config.fine, config)
         self.out = nn.Conv2d(config.fine, 3 * area, 3, padding=1)
         self.read = nn.Linear(d, sum(CLASSES))
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.text_pool.weight)
+        nn.init.zeros_(self.sketch_in.weight)
 
     def forward(
         self,
@@ -73,7 +91,7 @@ class Zoetrope(nn.Module):
         mask_B1THW: Tensor,
         *,
         per_frame: bool = False,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Estimate:
         """``per_frame`` forbids mixing between groups of ``merge`` frames: the clip's parts are made apart."""
         cell, merge = self.config.cell, self.config.merge
         span = merge if per_frame else z_BCTHW.shape[2]
@@ -90,17 +108,24 @@ class Zoetrope(nn.Module):
         where = self.position_T[:t, None, None] + self.position_H[:h, None] + self.position_W[:w]
         tokens_BSD = rearrange(tokens + where, "b t h w d -> b (t h w) d")
         tokens_BSD, read_BSK = self._attend(tokens_BSD, text_BLD, keep_BL, cond_BM, t if per_frame else 1)
+        sketch = rearrange(
+            self.sketch(tokens_BSD),
+            "b (t h w) (m p r q s) -> b (t m) (h p) (w q) (r s)",
+            t=t, h=h, w=w, m=merge, p=2, r=2, q=2,
+        )  # fmt: skip
         tokens = rearrange(self.unmerge(tokens_BSD), "b (t h w) (m c) -> b (t m) h w c", t=t, h=h, w=w, m=merge)
 
         coarse = coarse + tokens
         for block in self.coarse_up:
             coarse = block(coarse, cond_BM, span)
         risen = rearrange(self.up(coarse), "b t h w (p q c) -> b t (h p) (w q) c", p=2, q=2)
-        fine = self.join(torch.cat([risen, fine], dim=-1))
+        fine = self.join(torch.cat([risen, fine], dim=-1)) + self.sketch_in(sketch.sigmoid())
         for block in self.fine_up:
             fine = block(fine, cond_BM, span)
-        x0 = _over_space(self.out, F.layer_norm(fine, fine.shape[-1:]))
-        return rearrange(x0, "b t h w (c p q) -> b c t (h p) (w q)", p=cell, q=cell), read_BSK
+        drawn = _over_space(self.out, F.layer_norm(fine, fine.shape[-1:]))
+        drawn_BCTHW = rearrange(drawn, "b t h w (c p q) -> b c t (h p) (w q)", p=cell, q=cell)
+        outline_BCTHW = rearrange(sketch, "b t h w (p q) -> b 1 t (h p) (w q)", p=2, q=2)
+        return Estimate(_kept(drawn_BCTHW, z_BCTHW, log_snr_B), read_BSK, outline_BCTHW)
 
     def _pooled(self, text_BLD: Tensor, keep_BL: Tensor) -> Tensor:
         weight_BL = self.text_pool(text_BLD)[..., 0].masked_fill(~keep_BL, -math.inf).softmax(-1)
@@ -151,6 +176,30 @@ class ConvBlock(nn.Module):
         return x_BTHWC + _over_space(self.space2, h)
 
 
+class PlaceBlock(nn.Module):
+    """Residual GELU MLP at every place of every frame by itself, modulated.
+
+    Which pixels of a place an outline covers is a product of the glyph with where, how large and how turned the
+    object is there. A layer can hold as many such cases as it has hidden units, and a 3×3 convolution of the
+    same cost has a tenth of these.
+    """
+
+    def __init__(self, channels: int, hidden: int, cond: int) -> None:
+        super().__init__()
+        self.modulate = nn.Linear(cond, 2 * channels)
+        self.up, self.down = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+        nn.init.zeros_(self.modulate.weight)
+        nn.init.zeros_(self.modulate.bias)
+        with torch.no_grad():
+            self.down.weight.mul_(0.3)
+
+    def forward(self, x_BTHWC: Tensor, cond_BM: Tensor, span: int) -> Tensor:  # noqa: ARG002
+        """``span`` says nothing here: no frame sees another."""
+        shift, scale = self.modulate(cond_BM)[:, None, None, None].chunk(2, dim=-1)
+        h = F.layer_norm(x_BTHWC, x_BTHWC.shape[-1:]) * (1 + scale) + shift
+        return x_BTHWC + self.down(F.gelu(self.up(h), approximate="tanh"))
+
+
 class TokenBlock(nn.Module):
     """Attention over all tokens, then a GELU MLP, each modulated and gated (Peebles & Xie 2023, adaLN)."""
 
@@ -177,6 +226,27 @@ class TokenBlock(nn.Module):
         x_BSD = x_BSD + gate1 * self.proj(rearrange(h, "b n s d -> b s (n d)"))
         h = F.layer_norm(x_BSD, x_BSD.shape[-1:]) * (1 + scale2) + shift2
         return x_BSD + gate2 * self.down(F.gelu(self.up(h), approximate="tanh"))
+
+
+def _drawing(kinds: Sequence[Drawing], channels: int, config: Config) -> nn.ModuleList:
+    """The blocks of a grid on the way up, in the order of ``kinds``."""
+    cond = config.modulation
+    return nn.ModuleList(
+        ConvBlock(channels, cond) if kind == "conv" else PlaceBlock(channels, config.places * channels, cond)
+        for kind in kinds
+    )
+
+
+def _kept(drawn_BCTHW: Tensor, z_BCTHW: Tensor, log_snr_B: Tensor) -> Tensor:
+    """The drawing averaged with the input itself, z/alpha, each weighted by the inverse of its variance.
+
+    Where the noise is less than what the network leaves undrawn (``_LEFT``), the input is the better estimate: without
+    this, the last steps of sampling redrew outlines rounder than they already were. ``z`` has variance 1 over a clip
+    (its alpha and sigma have squares that sum to 1).
+    """
+    log_snr = log_snr_B[:, None, None, None, None]
+    share = _LEFT**2 / (_LEFT**2 + torch.exp(-log_snr))
+    return torch.lerp(drawn_BCTHW, z_BCTHW * torch.rsqrt(torch.sigmoid(log_snr)), share.to(drawn_BCTHW))
 
 
 def _over_space(conv: nn.Conv2d, x_BTHWC: Tensor) -> Tensor:
@@ -207,4 +277,4 @@ def _sincos(length: int, width: int) -> Tensor:
 
 def blocks(model: nn.Module) -> Sequence[nn.Module]:
     """The repeated blocks, in the order they run."""
-    return [m for m in model.modules() if isinstance(m, ConvBlock | TokenBlock)]
+    return [m for m in model.modules() if isinstance(m, ConvBlock | PlaceBlock | TokenBlock)]
