@@ -24,18 +24,24 @@ EMPTY = 0.1
 """Weight of a place where nothing stands: nine of ten are empty."""
 
 
-def misread(read_BSK: Tensor, scenes: Sequence[Scene | None], grid: tuple[int, int, int]) -> Tensor:
-    """Cross-entropy of all that `READ` says at every place against the scene graphs, [B]; 0 for a clip without one."""
+def misread(
+    read_BSK: Tensor, scenes: Sequence[Scene | None], grid: tuple[int, int, int], *, camera: bool = True
+) -> Tensor:
+    """Cross-entropy of all that `READ` says at every place against the scene graphs, [B]; 0 for a clip without one.
+
+    ``camera`` False: of what stands there alone, and K is without the camera's classes.
+    """
     nothing = torch.zeros(3, *grid, dtype=torch.long)
     classes = torch.stack([nothing if s is None else torch.from_numpy(labels.on_grid(s, grid)) for s in scenes])
-    camera_B = torch.tensor([0 if s is None else VIEWS.index(s.camera) for s in scenes])
-    stands_B3S = classes.flatten(2)
-    wanted_B4S = torch.cat([stands_B3S, camera_B[:, None, None].expand(-1, 1, stands_B3S.shape[2])], 1)
-    wanted_B4S = wanted_B4S.to(read_BSK.device)
-    weight_BS = torch.where(wanted_B4S[:, 0] > 0, 1.0, EMPTY)
+    wanted_BNS = classes.flatten(2)
+    if camera:
+        view_B = torch.tensor([0 if s is None else VIEWS.index(s.camera) for s in scenes])
+        wanted_BNS = torch.cat([wanted_BNS, view_B[:, None, None].expand(-1, 1, wanted_BNS.shape[2])], 1)
+    wanted_BNS = wanted_BNS.to(read_BSK.device)
+    weight_BS = torch.where(wanted_BNS[:, 0] > 0, 1.0, EMPTY)
     known_B = torch.tensor([s is not None for s in scenes], device=read_BSK.device)
-    apart = read_BSK.split(READ, dim=-1)
-    wrong = [F.cross_entropy(k.mT, wanted_B4S[:, i], reduction="none") for i, k in enumerate(apart)]
+    apart = read_BSK.split(READ if camera else labels.CLASSES, dim=-1)
+    wrong = [F.cross_entropy(k.mT, wanted_BNS[:, i], reduction="none") for i, k in enumerate(apart)]
     return known_B * (torch.stack(wrong).sum(0) * weight_BS).sum(1) / weight_BS.sum(1)
 
 

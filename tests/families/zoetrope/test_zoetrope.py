@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kinema.data import playroom
+from kinema.data import playroom, reading
 from kinema.data.playroom import labels
 from kinema.diffusion.schedules import RectifiedFlow
 from kinema.families.zoetrope import recipe
@@ -95,10 +95,10 @@ def test_reading_is_cross_entropy_of_the_scene_and_clips_without_one_count_nothi
     classes = [torch.from_numpy(labels.on_grid(scene, grid)).flatten(1) for scene in made]
     even = torch.zeros(2, classes[0].shape[1], sum(labels.CLASSES))
     chance = sum(math.log(n) for n in labels.CLASSES)
-    assert recipe.misread(even, made, grid).tolist() == pytest.approx([chance, chance], rel=1e-5)
+    assert reading.misread(even, made, grid, camera=False).tolist() == pytest.approx([chance, chance], rel=1e-5)
     told = torch.cat([F.one_hot(torch.stack([c[i] for c in classes]), n) for i, n in enumerate(labels.CLASSES)], -1)
-    assert recipe.misread(50.0 * told, made, grid).max() < 1e-6
-    assert recipe.misread(even, [None, made[1]], grid).tolist() == pytest.approx([0, chance], rel=1e-5)
+    assert reading.misread(50.0 * told, made, grid, camera=False).max() < 1e-6
+    assert reading.misread(even, [None, made[1]], grid, camera=False).tolist() == pytest.approx([0, chance], rel=1e-5)
 
 
 def test_a_folders_clips_train_every_parameter_and_scenes_change_the_loss() -> None:
@@ -120,7 +120,7 @@ def test_pixels_about_an_object_count_more_once_it_is_found() -> None:
     level = RectifiedFlow(1.0).level(torch.tensor([0.99, 0.97, 0.92, 0.5], dtype=torch.float64))
     assert recipe.found(level).flatten().tolist() == pytest.approx([0, 0, 0.5, 1])
     made = playroom.sample(0, frames=8, height=16, width=16)
-    on = recipe.about([None, made.scene], torch.zeros(2, 3, 8, 16, 16))
+    on = reading.about([None, made.scene], torch.zeros(2, 3, 8, 16, 16))
     assert on.shape == (2, 1, 8, 16, 16)
     assert not on[0].any()
     assert 0 < on[1].mean() < 0.6
@@ -129,7 +129,7 @@ def test_pixels_about_an_object_count_more_once_it_is_found() -> None:
 def test_the_sketch_is_cross_entropy_of_the_cover_and_clips_without_a_scene_count_nothing() -> None:
     made = [playroom.sample(i, frames=8, height=16, width=16).scene for i in range(2)]
     even = torch.zeros(2, 1, 8, 8, 8)
-    cover, near = recipe.covers(made, even), recipe.about(made, even)
+    cover, near = recipe.covers(made, even), reading.about(made, even)
     assert recipe.misplaced(even, cover, near, made).tolist() == pytest.approx([math.log(2)] * 2, rel=1e-5)
     right = torch.logit(cover, 1e-6)
     least = recipe.misplaced(right, cover, near, made)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from kinema.conditioning.pocket import PocketTokenizer
 from kinema.data.playroom import labels
 from kinema.data.playroom.scene import Scene
+from kinema.data.reading import EMPTY, about, misread
 from kinema.diffusion import losses
 from kinema.diffusion.parameterise import X0, over
 from kinema.diffusion.schedules import Level, RectifiedFlow
@@ -63,18 +64,8 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
     drawn = X0.loss(made.x0.float(), x0, eps, level, weighting=velocity, mask=counts)
     if not taught:
         return drawn + 0 * (made.read.sum() + made.sketch.sum())  # every parameter has a gradient, whatever the clips
-    misnamed = misread(made.read.float(), batch.scenes, config.grid)
+    misnamed = misread(made.read.float(), batch.scenes, config.grid, camera=False)
     return drawn + READING * misnamed + SKETCHING * misplaced(made.sketch.float(), cover, near, batch.scenes)
-
-
-def about(scenes: Sequence[Scene | None], like_BCTHW: Tensor) -> Tensor:
-    """1 on and just around the objects of each scene graph, B×1×T×H×W; 0 elsewhere and where there is none."""
-    height, width = like_BCTHW.shape[-2:]
-    on = like_BCTHW.new_zeros(len(scenes), 1, *like_BCTHW.shape[2:])
-    for own, scene in zip(on, scenes, strict=True):
-        if scene is not None:
-            own[0] = torch.from_numpy(labels.around(scene, height, width))
-    return on
 
 
 def covers(scenes: Sequence[Scene | None], like_B1THW: Tensor) -> Tensor:
@@ -100,21 +91,6 @@ def found(level: Level) -> Tensor:
     return ((FOUND - level.sigma) / 0.1).clamp(0, 1)[:, None, None, None, None]
 
 
-def misread(read_BSK: Tensor, scenes: Sequence[Scene | None], grid: tuple[int, int, int]) -> Tensor:
-    """Cross-entropy of glyph, colour and motion at every token against the scene graph, summed over the three; ``[B]``.
-
-    Places where nothing stands count ``EMPTY`` times. Clips without a scene graph count nothing.
-    """
-    nothing = torch.zeros(3, *grid, dtype=torch.long)
-    classes = torch.stack([nothing if s is None else torch.from_numpy(labels.on_grid(s, grid)) for s in scenes])
-    classes_B3S = classes.flatten(2).to(read_BSK.device)
-    weight_BS = torch.where(classes_B3S[:, 0] > 0, 1.0, EMPTY)
-    known_B = torch.tensor([s is not None for s in scenes], device=read_BSK.device)
-    apart = read_BSK.split(labels.CLASSES, dim=-1)
-    wrong = [F.cross_entropy(k.mT, classes_B3S[:, i], reduction="none") for i, k in enumerate(apart)]
-    return known_B * (torch.stack(wrong).sum(0) * weight_BS).sum(1) / weight_BS.sum(1)
-
-
 def misplaced(sketch_B1Thw: Tensor, cover_B1Thw: Tensor, near_B1Thw: Tensor, scenes: Sequence[Scene | None]) -> Tensor:
     """Cross-entropy of the sketch against the cover, ``[B]``; cells far from objects count ``EMPTY`` times.
 
@@ -138,8 +114,6 @@ weight the tokens' gradient from reading is about twice that from drawing at fir
 SKETCHING = 0.1
 """Weight of the sketch beside the drawing. An outline's corners are few pixels; asked of the tokens themselves, apart
 from colours, textures and the noise around them, they have a gradient from the first step."""
-EMPTY = 0.1
-"""Weight of a place where nothing stands: nine of ten are empty."""
 
 
 def velocity(level: Level) -> Tensor:
