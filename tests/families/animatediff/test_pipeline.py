@@ -220,7 +220,7 @@ def test_half_precision_and_batches_with_a_travelling_prompt_run(folder, model):
     assert (half - model.run(ask(frames=4)).video).abs().mean() < 0.1
     travelling = ask(frames=4, extra={"travel": {3: "z z z"}})
     both = model.run(travelling.with_(clips=2)).video
-    assert torch.allclose(both[1:], model.run(travelling.with_(seed=2)).video, atol=1e-5)
+    assert torch.allclose(both[1:], model.run(travelling.with_(seed=2)).video, atol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------ SDXL
