@@ -161,7 +161,7 @@ def test_input_and_drawing_are_weighted_by_their_inverse_variances(tiny: Zoetrop
     nn.init.zeros_(silent.out.weight)
     nn.init.zeros_(silent.out.bias)
     alpha2, sigma2 = 1 / (1 + math.exp(-log_snr)), 1 / (1 + math.exp(log_snr))
-    weight = (alpha2 / sigma2) / (alpha2 / sigma2 + 1 / 0.1**2)
+    weight = (alpha2 / sigma2) / (alpha2 / sigma2 + 1 / 0.02**2)
     assert torch.allclose(x0(silent, **given), given["z_BCTHW"] * weight / alpha2**0.5, atol=1e-12)
 
 
