@@ -249,7 +249,8 @@ def _kept(drawn_BCTHW: Tensor, z_BCTHW: Tensor, log_snr_B: Tensor) -> Tensor:
     """
     log_snr = log_snr_B[:, None, None, None, None]
     share = _LEFT**2 / (_LEFT**2 + torch.exp(-log_snr))
-    return torch.lerp(drawn_BCTHW, z_BCTHW * torch.rsqrt(torch.sigmoid(log_snr)), share.to(drawn_BCTHW))
+    kept_BCTHW = z_BCTHW * torch.rsqrt(torch.sigmoid(log_snr))
+    return torch.lerp(drawn_BCTHW, kept_BCTHW.to(drawn_BCTHW), share.to(drawn_BCTHW))
 
 
 def _over_space(conv: nn.Conv2d, x_BTHWC: Tensor) -> Tensor:
