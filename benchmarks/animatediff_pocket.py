@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from pocket_told import Told
 from torch import Tensor
 
 from kinema.atomic import replacing
@@ -42,7 +43,7 @@ from kinema.evaluation.camera import camera_of
 from kinema.evaluation.oracle import judge
 from kinema.generate import generate
 from kinema.media.colour import to_uint8
-from kinema.schema import Event, Note, Request, TrainStep
+from kinema.schema import Request
 from kinema.system import System, open_system
 from kinema.training import checkpoint
 from kinema.training.options import TrainOptions
@@ -144,26 +145,6 @@ def trained(options: Options, stage: str) -> None:
     )
     if made.interrupted:
         raise SystemExit(130)
-
-
-class Told:
-    """Training on the screen, a line every twenty steps."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.recent = name, list[float]()
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, Note):
-            print(f"{self.name}: {event.message}", flush=True)
-        if not isinstance(event, TrainStep):
-            return
-        self.recent.append(event.loss)
-        if event.index % 20 == 0 or event.index == event.total or event.validation is not None:
-            mean = sum(self.recent) / len(self.recent)
-            held_out = "" if event.validation is None else f", held-out {event.validation:.4f}"
-            line = f"step {event.index} of {event.total}, loss {mean:.4f}{held_out}, {event.rate:.2f} clips/s"
-            print(f"{self.name}: {line}", flush=True)
-            self.recent.clear()
 
 
 def minutes(options: Options) -> dict[str, float]:

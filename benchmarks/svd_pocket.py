@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pocket_told import Told
 from torch import Tensor
 
 from kinema.atomic import replacing
@@ -37,7 +38,6 @@ from kinema.evaluation.measuring import first_frames
 from kinema.evaluation.oracle import judge
 from kinema.evaluation.sampling import Sampling
 from kinema.media.colour import to_uint8
-from kinema.schema import Event, Note, TrainStep
 from kinema.system import System, open_system
 from kinema.training.options import TrainOptions
 from kinema.training.run import train
@@ -126,28 +126,6 @@ def trained(options: Options) -> Path:
     if made.interrupted:
         raise SystemExit(130)
     return made.weights
-
-
-class Told:
-    """Training on the screen, a line every twenty steps."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.recent = name, list[float]()
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, Note):
-            print(f"{self.name}: {event.message}", flush=True)
-        if not isinstance(event, TrainStep):
-            return
-        self.recent.append(event.loss)
-        if event.index % 20 == 0 or event.index == event.total or event.validation is not None:
-            mean = sum(self.recent) / len(self.recent)
-            held_out = "" if event.validation is None else f", held-out {event.validation:.4f}"
-            line = (
-                f"{self.name}: step {event.index} of {event.total}, loss {mean:.4f}{held_out}, {event.rate:.2f} clips/s"
-            )
-            print(line, flush=True)
-            self.recent.clear()
 
 
 # --------------------------------------------------------------------------------------- measuring
