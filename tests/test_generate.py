@@ -56,6 +56,12 @@ def test_rolled_out_blocks_hold_the_frames_of_the_block_before(model: Model) -> 
     assert torch.equal(long.video[:, :, :8], short.video)
 
 
+def test_the_steps_of_all_blocks_are_counted_together(model: Model) -> None:
+    events: list[Event] = []
+    model.generate("a red ball", seed=3, steps=2, frames=20, overlap=4, on_event=events.append)
+    assert [(e.index, e.total) for e in events if isinstance(e, Step)] == [(n, 8) for n in range(1, 9)]
+
+
 def test_an_overlap_of_the_whole_model_is_refused(model: Model) -> None:
     with pytest.raises(BadRequest, match="overlap"):
         model.generate("a red ball", frames=20, overlap=8)

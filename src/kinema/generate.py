@@ -39,6 +39,7 @@ from kinema.schema import (
     BadRequest,
     Canvas,
     Clip,
+    Event,
     Memory,
     Note,
     OnEvent,
@@ -374,13 +375,24 @@ def roll_out(
         if isinstance(scale, Tensor):
             at = system.lattice.latent_frames(start) if start else 0
             cut = scale[(torch.arange(shape[2]) + at).clamp_max(len(scale) - 1)]
-        z = sample(system, block, part, own, draws, scale=cut, on_event=on_event)
+        z = sample(system, block, part, own, draws, scale=cut, on_event=across(on_event, number, len(starts)))
         made = system.decode(z, block)
         anchor = made[:, :, 0] if anchor is None else anchor
         made = match_colours(made, replace(part, anchor=anchor), request.colours)
         known[:, :, frames] = torch.lerp(made, part.video, part.mask.expand_as(made))
         mask[:, :, frames] = 1
     return known[:, :, :total]
+
+
+def across(on_event: OnEvent, number: int, count: int) -> OnEvent:
+    """Tells the steps of block ``number`` of ``count`` as those of the whole clip, so that the time to go is its own."""
+
+    def told(event: Event) -> None:
+        if isinstance(event, Step):
+            event = replace(event, index=number * event.total + event.index, total=count * event.total)
+        on_event(event)
+
+    return told
 
 
 def block_starts(system: System, request: Request, canvas: Canvas, length: int) -> list[int]:
