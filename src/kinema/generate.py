@@ -361,7 +361,7 @@ def roll_out(
     shape = system.latent_shape(block).bcthw
     for number, start in enumerate(starts):
         frames = slice(start, start + length)
-        part = replace(canvas, video=known[:, :, frames], mask=mask[:, :, frames], anchor=anchor)
+        part = replace(canvas, video=known[:, :, frames], mask=mask[:, :, frames], anchor=anchor, start=start)
         if canvas.source is not None:
             part = replace(part, source=canvas.source[:, :, frames])
         elif part.kind == "all":

@@ -142,7 +142,8 @@ class Canvas:
 
     ``video`` B×3×T×H×W in [-1, 1]; ``mask`` B×1×T×H×W, 1 where the pixel is given, else 0.
     ``source`` is a whole clip to start from (edit), with ``strength`` in (0, 1]: 1 ignores it. ``anchor`` B×3×H×W is
-    the first frame of the whole, where this canvas is a later part of a clip made in blocks.
+    the first frame of the whole, where this canvas is a later part of a clip made in blocks, and ``start`` the frame of
+    the whole that it begins with: options of single frames count from there.
     """
 
     video: Tensor
@@ -150,6 +151,7 @@ class Canvas:
     source: Tensor | None = None
     strength: float = 1.0
     anchor: Tensor | None = None
+    start: int = 0
 
     @property
     def empty(self) -> bool:

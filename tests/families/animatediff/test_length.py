@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kinema.diffusion.windows import views, windows
+from kinema.families.animatediff import conditioning, recipe
 from kinema.families.animatediff.config import MOTION_BETAS, TINY
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.families.animatediff.motion import MotionModule, Moving
@@ -330,6 +332,56 @@ def test_the_command_line_makes_long_clips_and_their_recipe_says_how(tmp_path):
     )
     assert Request.from_json(json.dumps(told)).free_init_stop == (0.2, 0.3)
     assert main(["generate", "ball", "--model", "animatediff/tiny", "--frames", "24", "--quiet"]) == 2
+
+
+# ------------------------------------------------------------------------------------------ blocks
+
+
+def test_a_prompt_that_travels_has_its_frames_in_the_whole_of_a_clip_made_in_blocks(monkeypatch):
+    """Blocks are of frames 0 to 15 and 4 to 19; each is told the rows that the clip at once has for its frames."""
+    tiny, told = load("animatediff", preset="tiny"), []
+    run_unet = recipe.run_unet
+
+    def listening(model, config, z, level, condition):
+        told.append(condition.context_KLC)
+        return run_unet(model, config, z, level, condition)
+
+    monkeypatch.setattr(recipe, "run_unet", listening)
+    request = Request(
+        prompt="a red ball", seed=1, steps=1, guidance=1.0, frames=20, extra={"travel": {8: "a blue star", 19: "spins"}}
+    )
+    assert tiny.run(request.with_(overlap=12)).shape.frames == 20
+    first, second = told
+    tiny.run(request.with_(window=16, window_in="attention"))
+    whole = told[-1]
+    assert len(whole) == 20
+    assert torch.equal(first, whole[:16])
+    assert torch.equal(second, whole[4:])
+    assert not torch.equal(first[0], first[4])
+
+
+def test_drawings_of_a_clip_made_in_blocks_go_to_the_block_that_has_their_frame(tmp_path):
+    Image.new("RGB", (16, 16), "white").save(tmp_path / "drawing.png")
+    drawing = str(tmp_path / "drawing.png")
+    request = Request(frames=16, height=16, width=16, extra={"scribble": {2: drawing, 19: drawing}})
+    at = [conditioning.drawn(request, start).mask_B1THW[0, 0, :, 0, 0].nonzero().flatten().tolist() for start in (0, 4)]
+    assert at == [[2], [15]]
+    assert conditioning.drawn(request.with_(frames=12), 5) is None
+
+
+@pytest.mark.parametrize(
+    ("add", "extra", "says"),
+    [
+        ({}, {"travel": {20: "x"}}, "travel names frame 20; this clip has frames 0 to 19"),
+        ({"sparse": "rgb"}, {"control_scale": [1.0] * 20}, "control_scale of single frames is for a clip made at once"),
+        ({"motion": "pia"}, {"affinity": [0.5] * 20}, "affinity of single frames is for a clip made at once"),
+    ],
+)
+def test_what_no_block_can_be_told_of_single_frames_is_refused_before_weights_are_read(add, extra, says):
+    tiny = load("animatediff", preset="tiny", overrides=add)
+    with pytest.raises(BadRequest, match=says):
+        tiny.generate("a red ball", frames=20, overlap=12, extra=extra)
+    assert "model" not in vars(tiny.system)
 
 
 # ------------------------------------------------------------------------------ views and regions

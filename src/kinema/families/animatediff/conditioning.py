@@ -118,7 +118,8 @@ def say_unknown(tokenizer: Tokenizer, name: str, texts: Sequence[str], on_event:
 def travel_of(request: Request) -> dict[int, str]:
     """Frame to prompt, at least frame 0: the request's prompt, and what ``travel`` says of later frames.
 
-    ``travel`` is a mapping, or text such as ``"8: autumn | 15: winter"``.
+    ``travel`` is a mapping, or text such as ``"8: autumn | 15: winter"``. Frames are of the whole clip, also where it
+    is made in blocks.
     """
     told = request.extra.get("travel", {})
     if isinstance(told, str):
@@ -132,19 +133,19 @@ def travel_of(request: Request) -> dict[int, str]:
         stops = {int(frame): str(text) for frame, text in told.items()}
     except (TypeError, ValueError):
         raise BadRequest(f"travel is {dict(told)!r}; expected whole frame numbers") from None
-    last = (request.frames or 1) - 1
-    if wrong := [frame for frame in stops if not 0 <= frame <= last]:
-        raise BadRequest(f"travel names frame {wrong[0]}; this clip has frames 0 to {last}")
     return {0: request.prompt, **dict(sorted(stops.items()))}
 
 
-def travelled(stops: Mapping[int, Tensor], frames: int) -> Tensor:
-    """Contexts at some frames (1×L×C each) to one a frame, T×L×C: straight lines between, held after the last."""
+def travelled(stops: Mapping[int, Tensor], start: int, frames: int) -> Tensor:
+    """Contexts at some frames (1×L×C each) to one for each of so many from ``start`` on, T×L×C.
+
+    They go on straight lines from one to the next, and the last is held.
+    """
     if len(stops) == 1:
         return next(iter(stops.values()))
     keys = sorted(stops)
     rows = []
-    for frame in range(frames):
+    for frame in range(start, start + frames):
         before = max(key for key in keys if key <= frame)
         after = min((key for key in keys if key > frame), default=before)
         share = (frame - before) / (after - before) if after > before else 0.0
@@ -188,33 +189,33 @@ def check_extra(config: Config, request: Request) -> None:
         raise BadRequest(
             "scribble is for SparseCtrl's drawings, and this model has none: add sparsectrl=FILE of scribble"
         )
-    scribbles_of(request)
-    travel_of(request)
+    for name, found in (("scribble", scribbles_of(request)), ("travel", travel_of(request))):
+        control.check_frames(name, found, request)
     amounts.check(request, config.longest)
+    if amounts.in_blocks(request, config.longest):
+        for name, told in extra.items():
+            if name.partition(".")[0] in ("affinity", "control_scale") and isinstance(told, list | tuple):
+                raise BadRequest(amounts.at_once(name, config.longest))
 
 
 # ------------------------------------------------------------------------------------- SparseCtrl
 
 
 def scribbles_of(request: Request) -> dict[int, str]:
-    """Frame to the file of its drawing: a mapping, or one file, which is of frame 0."""
+    """Frame of the whole clip to the file of its drawing: a mapping, or one file, which is of frame 0."""
     told = request.extra.get("scribble", {})
     try:
-        found = {int(frame): str(file) for frame, file in ({0: told} if isinstance(told, str) else told).items()}
+        return {int(frame): str(file) for frame, file in ({0: told} if isinstance(told, str) else told).items()}
     except (AttributeError, TypeError, ValueError):
         raise BadRequest(f"scribble is {told!r}; expected a picture, or a mapping of frames to pictures") from None
-    last = (request.frames or 1) - 1
-    if wrong := [frame for frame in found if not 0 <= frame <= last]:
-        raise BadRequest(f"scribble names frame {wrong[0]}; this clip has frames 0 to {last}")
-    return found
 
 
-def drawn(request: Request) -> Shown | None:
-    """The request's drawings in pixels 0..1, for every clip of the batch."""
-    found = scribbles_of(request)
+def drawn(request: Request, start: int) -> Shown | None:
+    """The request's drawings from frame ``start`` on, in pixels 0..1, for every clip of the batch."""
+    b, _, t, h, w = request.shape.bcthw
+    found = {frame - start: file for frame, file in scribbles_of(request).items() if start <= frame < start + t}
     if not found:
         return None
-    b, _, t, h, w = request.shape.bcthw
     given, mask = torch.zeros(1, 3, t, h, w), torch.zeros(1, 1, t, h, w)
     for frame, file in found.items():
         picture, _ = read.fit(read.read_image(file), h, w, request.fit)

@@ -5,7 +5,7 @@ Letters: B clips, T frames, N = B·T images, C channels, h w rows and columns of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -103,6 +103,13 @@ def check_names(  # noqa: PLR0917
         if not dot and len(names) > 1 and not for_all:
             told = ", ".join(f"{option}.{each}" for each in names)
             raise BadRequest(f"{option} could be of {len(names)} there are: say {told}")
+
+
+def check_frames(option: str, told: Iterable[int], request: Request) -> None:
+    """Refuse frames that the clip has not."""
+    last = (request.frames or 1) - 1
+    if wrong := [frame for frame in told if not 0 <= frame <= last]:
+        raise BadRequest(f"{option} names frame {wrong[0]}; this clip has frames 0 to {last}")
 
 
 def scale_of(told: Any, frames: int, name: str) -> Tensor:
