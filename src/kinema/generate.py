@@ -437,6 +437,8 @@ def recipe(system: System, request: Request, noise: Tensor | None = None) -> dic
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()},
     }
+    if shown := system.family.files(request):
+        told["extra_inputs"] = {file: file_hash(Path(file)) for file in shown}
     if variant := system.weights.variant or system.weights.model:
         told["variant"] = variant
     if system.loras.files:

@@ -347,7 +347,7 @@ class Request:
         """Only what differs from the defaults, in a stable order."""
         default = Request()
         told = {k: v for k, v in asdict(self).items() if v != getattr(default, k) or k == "task"}
-        return json.dumps(told, sort_keys=True, ensure_ascii=False)
+        return json.dumps(_plain_data(told), sort_keys=True, ensure_ascii=False)
 
     @staticmethod
     def from_json(text: str) -> Request:
@@ -360,6 +360,15 @@ class Request:
             if told.get(name) is not None:
                 told[name] = tuple(told[name])
         return Request(**told)
+
+
+def _plain_data(value: Any) -> Any:
+    """What JSON can hold: paths as text, also as names; frame numbers as names as they are read back."""
+    if isinstance(value, Mapping):
+        return {str(name) if isinstance(name, Path | int) else name: _plain_data(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_data(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 # --------------------------------------------------------------------------------------- events

@@ -196,6 +196,9 @@ class Family(Protocol):
     def check(self, config: Any, request: Request) -> None:
         """Refuse, by name, what the family cannot do (before weights are loaded); also unknown ``extra``."""
 
+    def files(self, request: Request) -> tuple[str, ...]:
+        """The files and folders that the family's own options (``extra``) name, for the recipe to tell their hashes."""
+
     def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         """Encode prompt, pictures and scalars; batch items independent."""
 

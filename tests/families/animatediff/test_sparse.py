@@ -149,6 +149,8 @@ def test_drawings_steer_a_clip_from_the_frames_they_are_told_for(saved, tmp_path
     assert not torch.equal(model.generate("a cat", extra={"scribble": {2: drawing}}, **told).video, drawn)
     with pytest.raises(BadRequest, match="scribble names frame 4; this clip has frames 0 to 3"):
         model.generate("a cat", extra={"scribble": {4: drawing}}, **told)
+    with pytest.raises(BadRequest, match="there is no picture none.png for SparseCtrl's drawings"):
+        model.generate("a cat", extra={"scribble": "none.png"}, **told)
 
 
 def test_wrong_files_and_orders_are_named(saved):

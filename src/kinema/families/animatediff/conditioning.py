@@ -191,11 +191,20 @@ def check_extra(config: Config, request: Request) -> None:
         )
     for name, found in (("scribble", scribbles_of(request)), ("travel", travel_of(request))):
         control.check_frames(name, found, request)
+    for file in scribbles_of(request).values():
+        if not Path(file).is_file():
+            raise BadRequest(f"there is no picture {file} for SparseCtrl's drawings")
     amounts.check(request, config.longest)
     if amounts.in_blocks(request, config.longest):
         for name, told in extra.items():
             if name.partition(".")[0] in ("affinity", "control_scale") and isinstance(told, list | tuple):
                 raise BadRequest(amounts.at_once(name, config.longest))
+
+
+def files_of(request: Request) -> tuple[str, ...]:
+    """What the options of a request name on disk: controls, pictures, drawings, and masks of regions."""
+    named = [*control.files_of(request.extra), *pictures.files_of(request.extra)]
+    return tuple(dict.fromkeys([*named, *scribbles_of(request).values(), *amounts.masks_of(request.extra)]))
 
 
 # ------------------------------------------------------------------------------------- SparseCtrl

@@ -132,6 +132,11 @@ def span_of(told: Any, name: str) -> tuple[float, float]:
     return start, end
 
 
+def files_of(extra: Mapping[str, Any]) -> list[str]:
+    """The clips, folders and pictures that steer."""
+    return [str(file) for key, file in extra.items() if key.partition(".")[0] == "control"]
+
+
 def _check_clip(file: Any, name: str, frames: int) -> None:
     if not isinstance(file, str | Path):
         raise BadRequest(f"control of {name} is {file!r}; expected a picture, a clip or a folder of pictures")

@@ -114,6 +114,9 @@ class AnimateDiffFamily:
                 "give a window (such as 16), not only an overlap"
             )
 
+    def files(self, request: Request) -> tuple[str, ...]:
+        return conditioning.files_of(request)
+
     def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
         tokenizer = conditioning.tokenizer_of(config, system.weights.path)

@@ -86,6 +86,9 @@ class StableVideoDiffusion:
         if config.orbit and request.frames is not None and request.frames > config.frames:
             raise BadRequest(f"frames is {request.frames}; this svd model makes orbits of up to {config.frames} views")
 
+    def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
+
     def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         config, model = system.config, cast(SVD, system.model)
         if request.prompt.strip() or request.negative_prompt.strip():

@@ -85,6 +85,9 @@ class VDM:
             if config.classes and prompt.strip():
                 class_index(config, prompt)
 
+    def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
+
     def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:  # noqa: ARG002
         config, per_frame = system.config, bool(request.extra.get("per_frame", False))
         for word in unknown_words(config, f"{request.prompt} {request.negative_prompt}"):

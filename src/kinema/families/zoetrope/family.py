@@ -90,6 +90,9 @@ class ZoetropeFamily:
         if unknown := sorted(set(request.extra) - {"per_frame"}):
             raise BadRequest(f"zoetrope has no option {unknown[0]!r}; it has per_frame")
 
+    def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
+
     def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         config: Config = system.config
         tokenizer = PocketTokenizer(config.words)
