@@ -96,7 +96,7 @@ class AnimateDiffPair:
         request = system.settle(Request(prompt=PROMPT, seed=1, steps=STEPS))
         scale = self.config.guidance
         contexts = [normal(1, size.length, self.config.context) for _ in range(2)]
-        wanted, unwanted = (conditioning.Condition(context.to(system.dtype)) for context in contexts)
+        wanted, unwanted = (conditioning.Condition(context[None].to(system.dtype)) for context in contexts)
         denoise = guide(system, Conditions(wanted, unwanted), request, scale, Held(None, None, 0.0))
         levels = system.levels(request)
         z = normal(1, 4, frames, self.cells, self.cells)

@@ -202,6 +202,12 @@ class Family(Protocol):
     def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         """Encode prompt, pictures and scalars; batch items independent."""
 
+    def join(self, conditions: Sequence[Any]) -> Any | None:
+        """Conditions of single clips, told alike but for prompt, seed and canvas, as that of a batch of them.
+
+        None where no batch can hold what differs; those clips are denoised one after the other.
+        """
+
     def denoiser(self, system: System, condition: Any, frames: Sequence[int] | None) -> Denoiser:
         """``denoise(z_BCTHW, level) -> x0_BCTHW`` for these latent frames (``None``: all of them)."""
 

@@ -343,7 +343,7 @@ def test_a_prompt_that_travels_has_its_frames_in_the_whole_of_a_clip_made_in_blo
     run_unet = recipe.run_unet
 
     def listening(model, config, z, level, condition):
-        told.append(condition.context_KLC)
+        told.append(condition.context_BKLC[0])
         return run_unet(model, config, z, level, condition)
 
     monkeypatch.setattr(recipe, "run_unet", listening)

@@ -1,6 +1,7 @@
 """What the network is told: the prompt, which may change over the frames, SDXL's sizes, and how much motion.
 
-Letters: B clips, T frames, K rows (1, or one a frame), L context tokens, C width, V SDXL's added vector.
+Letters: B clips (1 where all are told alike), T frames, K rows (1, or one a frame), L context tokens, C width,
+V SDXL's added vector.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ NAMED = ("control", "control_scale", "control_span", "ip_image", "ip_scale")
 class Condition:
     """One branch of guidance. ``motion`` is off for a single frame, which the image model makes by itself."""
 
-    context_KLC: Tensor
-    added_1V: Tensor | None = None
+    context_BKLC: Tensor
+    added_BV: Tensor | None = None
     motion: bool = True
     moving: Moving = AS_TRAINED
     shown: Shown | None = None
@@ -50,19 +51,41 @@ class Condition:
         if frames is None:
             return self
 
-        def cut(x: Tensor) -> Tensor:
-            return x[list(frames)] if len(x) > 1 else x
-
+        context = self.context_BKLC
         shown = None if self.shown is None else self.shown.of(frames)
         return replace(
             self,
-            context_KLC=cut(self.context_KLC),
+            context_BKLC=context[:, list(frames)] if context.shape[1] > 1 else context,
             moving=self.moving.of(frames),
             shown=shown,
             steerings=tuple(each.of(frames) for each in self.steerings),
             pictures=tuple(each.of(frames) for each in self.pictures),
             first_BCTHW=None if self.first_BCTHW is None else self.first_BCTHW[:, :, list(frames)],
         )
+
+
+def joined(conditions: Sequence[Condition]) -> Condition | None:
+    """The conditions of single clips as that of a batch; None where prompts have other rows, or not all are shown much.
+
+    What a request tells of all clips (motion, controls, pictures) is in each of them, and taken from the first.
+    """
+    first = conditions[0]
+    if len({(c.context_BKLC.shape, c.shown is None, c.first_BCTHW is None) for c in conditions}) > 1:
+        return None
+
+    def side_by_side(x: Sequence[Tensor | None]) -> Tensor | None:
+        there = [each for each in x if each is not None]
+        return torch.cat(there) if there else None
+
+    shown = [c.shown for c in conditions if c.shown is not None]
+    given, mask = ([getattr(each, name) for each in shown] for name in ("given_BCTHW", "mask_B1THW"))
+    return replace(
+        first,
+        context_BKLC=torch.cat([c.context_BKLC for c in conditions]),
+        added_BV=side_by_side([c.added_BV for c in conditions]),
+        shown=Shown(torch.cat(given), torch.cat(mask), shown[0].scale_T) if shown else None,
+        first_BCTHW=side_by_side([c.first_BCTHW for c in conditions]),
+    )
 
 
 @dataclass(frozen=True, eq=False)

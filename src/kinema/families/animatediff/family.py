@@ -161,7 +161,7 @@ class AnimateDiffFamily:
             if vector is not None:
                 told_sizes = conditioning.sizes(config, request.shape.height, request.shape.width)
                 added = torch.cat([vector, told_sizes.to(vector)], dim=1)
-            return Condition(context, added, motion, moving, shown if motion else None, steered, looks, first)
+            return Condition(context[None], added, motion, moving, shown if motion else None, steered, looks, first)
 
         return Conditions(branch(wanted, pooled, steerings, seen), branch(unwanted, pooled_negative, unpooled, unseen))
 
@@ -181,6 +181,9 @@ class AnimateDiffFamily:
         affinity = pia.affinity_of(cast(Config, system.config), request)
         first = system.encode(canvas.video[:, :, :1])[:, :, 0].to(system.device, system.dtype)
         return pia.shown(first, affinity.to(first))
+
+    def join(self, conditions: Sequence[Condition]) -> Condition | None:
+        return conditioning.joined(conditions)
 
     def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
         model, told = cast(AnimateDiff, system.model), condition.of(frames)

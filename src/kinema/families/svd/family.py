@@ -110,6 +110,12 @@ class StableVideoDiffusion:
             wanted = unwanted
         return Conditions(wanted, unwanted, conditioning.guidance(config, request))
 
+    def join(self, conditions: Sequence[Condition]) -> Condition:
+        context, picture, scalars = zip(
+            *((each.context_B1C, each.picture_BCTHW, each.scalars_BTV) for each in conditions), strict=True
+        )
+        return Condition(torch.cat(context), torch.cat(picture), torch.cat(scalars))
+
     def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
         model, told = cast(SVD, system.model), condition.of(frames)
         channels_last(model.unet)

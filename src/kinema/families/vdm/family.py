@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -97,6 +98,13 @@ class VDM:
             for prompt in (request.prompt, request.negative_prompt)
         )
         return Conditions(positive, negative)
+
+    def join(self, conditions: Sequence[Condition]) -> Condition | None:
+        vectors = [condition.vector for condition in conditions]
+        told = [vector for vector in vectors if vector is not None]
+        if told and len(told) < len(vectors):
+            return None
+        return replace(conditions[0], vector=torch.cat(told) if told else None)
 
     def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:  # noqa: ARG002
         """Positions are relative and the condition belongs to the whole clip: any frames are denoised alike."""

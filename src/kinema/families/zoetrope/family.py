@@ -112,6 +112,13 @@ class ZoetropeFamily:
 
         return Conditions(of(request.prompt), of(request.negative_prompt))
 
+    def join(self, conditions: Sequence[Condition]) -> Condition:
+        ids, given, mask = (
+            torch.cat([getattr(condition, name) for condition in conditions])
+            for name in ("ids_BL", "given_BCTHW", "mask_B1THW")
+        )
+        return Condition(ids, given, mask, conditions[0].per_frame)
+
     def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
         given, mask = condition.given_BCTHW, condition.mask_B1THW
         if frames is not None:
