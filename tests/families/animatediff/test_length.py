@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,21 +12,11 @@ from torch.utils._pytree import tree_leaves
 
 from kinema.diffusion.windows import views, windows
 from kinema.families.animatediff import conditioning, recipe
-from kinema.families.animatediff.config import MOTION_BETAS, TINY
-from kinema.families.animatediff.model import AnimateDiff
 from kinema.families.animatediff.motion import MotionModule, Moving
 from kinema.generate import load
 from kinema.media.metadata import read_recipe
 from kinema.schema import BadRequest, Request
 
-SIZE = replace(
-    TINY,
-    channels=(32, 64, 64),
-    depths=(1, 1, 0),
-    heads=(2, 2, 2),
-    text=(replace(TINY.text[0], vocabulary=64),),
-    norms="diffusers",
-)
 TRAVEL = {0: "a b c d", 5: "x y", 10: "ab z"}
 FREE_NOISE = {"window": 8, "overlap": 6, "window_in": "attention", "noise_type": "shuffle-context"}
 
@@ -36,44 +25,14 @@ def normal(*shape, seed=1):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def tokenizer(folder):
-    from transformers import CLIPTokenizer
-
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    tokens = [*letters, *(f"{c}</w>" for c in letters), "ab</w>", "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\na b</w>\n")
-    return CLIPTokenizer.from_pretrained(str(folder), model_max_length=SIZE.text[0].length)
-
-
 @pytest.fixture(scope="module")
 def folder(oracle, tmp_path_factory):
     """A random AnimateDiff pipeline as diffusers saves it."""
-    from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter
+    from diffusers import AnimateDiffPipeline
 
-    ours = oracle.randomised(AnimateDiff(SIZE))
-    kind, start, end = MOTION_BETAS
-    pipeline = AnimateDiffPipeline(
-        vae=oracle.same_weights(oracle.vae(SIZE), ours.vae),
-        text_encoder=oracle.same_weights(oracle.clip_text(SIZE.text[0]), ours.text_encoder),
-        tokenizer=tokenizer(tmp_path_factory.mktemp("vocabulary")),
-        unet=oracle.same_weights(oracle.motion_unet(SIZE), ours.unet),
-        motion_adapter=MotionAdapter(
-            block_out_channels=SIZE.channels,
-            motion_layers_per_block=SIZE.layers,
-            motion_num_attention_heads=SIZE.motion_heads,
-            motion_max_seq_length=SIZE.positions,
-            use_motion_mid_block=True,
-        ),
-        scheduler=DDIMScheduler(
-            beta_schedule=kind,
-            beta_start=start,
-            beta_end=end,
-            clip_sample=False,
-            timestep_spacing="leading",
-            steps_offset=1,
-        ),
-    )
+    _, parts = oracle.components(oracle.letters, tmp_path_factory.mktemp("vocabulary") / "tokenizer")
+    adapter = oracle.motion_adapter(oracle.letters)
+    pipeline = AnimateDiffPipeline(**parts, motion_adapter=adapter, scheduler=oracle.scheduler())
     path = tmp_path_factory.mktemp("saved") / "animatediff"
     pipeline.save_pretrained(path)
     return path
