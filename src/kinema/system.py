@@ -326,6 +326,8 @@ class System:
     rounded: torch.dtype | None = None
     """The precision weights are rounded to, where the processor computes in another (`arithmetic`)."""
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    offline: bool = False
+    """Whether what is still to be found (text encoders, vocabularies) is looked for on this machine alone."""
 
     @property
     def precision(self) -> torch.dtype:
@@ -537,7 +539,7 @@ def open_system(
     rounded = None if computed == asked else asked
     system = System(
         name, family, config, weights, chosen, computed, told, notes,
-        rounded=rounded, memory=memory or MemoryOptions(),
+        rounded=rounded, memory=memory or MemoryOptions(), offline=bool(offline),
     )  # fmt: skip
     if loras:
         system.use_loras(loras)

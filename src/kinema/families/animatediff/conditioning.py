@@ -110,9 +110,9 @@ def _clip_tokenizer(folder: Path) -> ClipTokenizer:
     return ClipTokenizer(folder)
 
 
-def tokenizer_of(config: Config, weights: Path | None) -> Tokenizer:
+def tokenizer_of(config: Config, weights: Path | None, *, offline: bool = False) -> Tokenizer:
     """The model's own words, or CLIP's vocabulary found beside the weights or on the hub."""
-    return WordTokenizer(config.words) if config.words else _clip_tokenizer(find_vocabulary(weights))
+    return WordTokenizer(config.words) if config.words else _clip_tokenizer(find_vocabulary(weights, offline=offline))
 
 
 def encode_text(

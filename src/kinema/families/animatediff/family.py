@@ -119,7 +119,7 @@ class AnimateDiffFamily:
 
     def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
-        tokenizer = conditioning.tokenizer_of(config, system.weights.path)
+        tokenizer = conditioning.tokenizer_of(config, system.weights.path, offline=system.offline)
         stops = conditioning.travel_of(request)
         conditioning.say_unknown(tokenizer, system.name, [*stops.values(), request.negative_prompt], on_event)
         skip = int(request.extra.get("clip_skip", 1))

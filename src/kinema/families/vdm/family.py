@@ -93,11 +93,12 @@ class VDM:
         config, per_frame = system.config, bool(request.extra.get("per_frame", False))
         for word in unknown_words(config, f"{request.prompt} {request.negative_prompt}"):
             on_event(Note(f"{system.name} never saw the word {word!r}"))
-        positive, negative = (
-            Condition(encode(system.model, config, [prompt]) if prompt.strip() else None, per_frame)
-            for prompt in (request.prompt, request.negative_prompt)
-        )
-        return Conditions(positive, negative)
+
+        def of(prompt: str) -> Condition:
+            vector = encode(system.model, config, [prompt], offline=system.offline) if prompt.strip() else None
+            return Condition(vector, per_frame)
+
+        return Conditions(of(request.prompt), of(request.negative_prompt))
 
     def join(self, conditions: Sequence[Condition]) -> Condition | None:
         vectors = [condition.vector for condition in conditions]
