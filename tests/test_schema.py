@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,6 +59,12 @@ def test_a_request_survives_json() -> None:
         task="inpaint", prompt="ein Ball \u2192", region=(0.0, 0.1, 0.5, 1.0), seed=3, extra={"motion": 40}
     )
     assert Request.from_json(request.to_json()) == request
+
+
+def test_paths_and_frame_numbers_in_options_of_a_family_become_text() -> None:
+    told = {"control": Path("a.mp4"), "effect": {Path("m.png"): 0.5}, "ip_image": {0: [Path("x.png")], "4": "y.png"}}
+    again = Request.from_json(Request(extra=told).to_json()).extra
+    assert again == {"control": "a.mp4", "effect": {"m.png": 0.5}, "ip_image": {"0": ["x.png"], "4": "y.png"}}
 
 
 def test_a_recipe_of_a_later_version_is_refused_by_the_option_it_names() -> None:

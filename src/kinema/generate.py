@@ -362,7 +362,7 @@ def roll_out(
     shape = system.latent_shape(block).bcthw
     for number, start in enumerate(starts):
         frames = slice(start, start + length)
-        part = replace(canvas, video=known[:, :, frames], mask=mask[:, :, frames], anchor=anchor)
+        part = replace(canvas, video=known[:, :, frames], mask=mask[:, :, frames], anchor=anchor, start=start)
         if canvas.source is not None:
             part = replace(part, source=canvas.source[:, :, frames])
         elif part.kind == "all":
@@ -449,6 +449,8 @@ def recipe(system: System, request: Request, noise: Tensor | None = None) -> dic
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()},
     }
+    if shown := system.family.files(request):
+        told["extra_inputs"] = {file: file_hash(Path(file)) for file in shown}
     if variant := system.weights.variant or system.weights.model:
         told["variant"] = variant
     if system.loras.files:
