@@ -385,7 +385,7 @@ def roll_out(
 
 
 def across(on_event: OnEvent, number: int, count: int) -> OnEvent:
-    """Tells the steps of block ``number`` of ``count`` as those of the whole clip, so that the time to go is its own."""
+    """Tells the steps of block ``number`` of ``count`` as the whole clip's, so that the time to go is its own."""
 
     def told(event: Event) -> None:
         if isinstance(event, Step):
