@@ -16,7 +16,7 @@ from itertools import chain
 import torch
 
 from kinema.memory import turns
-from kinema.memory.free import free_bytes, gib
+from kinema.memory.free import free_bytes, gib, held_bytes
 from kinema.memory.rehearsal import Phase, Rehearsal
 from kinema.memory.turns import LEVELS, Offload
 from kinema.nn.ldm_unet import FeedForward, channels_last, chunk_feed_forward
@@ -67,7 +67,7 @@ def choose(system: System, request: Request, canvas: Canvas) -> Plan:
     fit, and names the plan that would.
     """
     told = system.memory
-    budget = told.budget or int(SHARE * free_bytes(str(system.device)))
+    budget = told.budget or room(system)
     needs = Needs(system, request, canvas)
     if told.offload in ("auto", "none") and told.tokens is None and needs.at_most < budget:
         return Plan(budget=budget)
@@ -90,6 +90,12 @@ def choose(system: System, request: Request, canvas: Canvas) -> Plan:
             least = need, plan
     assert least is not None
     raise TooLarge(_refusal(needs, budget, *least))
+
+
+def room(system: System) -> int:
+    """Bytes that a request may fill: most of what is free, and what the system's weights fill already."""
+    device, model = str(system.device), vars(system).get("model")
+    return int(SHARE * free_bytes(device)) + (0 if model is None else held_bytes(model.parameters(), device))
 
 
 def _plans(needs: Needs, levels: tuple[Offload, ...], tokens: int | None) -> Iterator[Plan]:
