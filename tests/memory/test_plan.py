@@ -10,6 +10,7 @@ import torch
 
 from kinema import registry
 from kinema.checkpoints import files
+from kinema.families.animatediff.config import ControlSize
 from kinema.families.svd.config import POCKET as SVD_POCKET
 from kinema.families.svd.config import TINY
 from kinema.generate import generate, load, planned, prepared
@@ -154,6 +155,32 @@ def test_pages_of_files_in_a_container_are_free(tmp_path):
     assert free._container_room(tmp_path) == 520
     (tmp_path / "memory.max").write_text("max")
     assert free._container_room(tmp_path) == 2**62
+
+
+def test_windows_in_attention_leave_the_rest_of_the_network_whole():
+    system = load("animatediff", preset="tiny").system
+    whole, windows, inside = (
+        needs_of(system, frames=16, **told).step(None).peak
+        for told in ({}, {"window": 8}, {"window": 8, "window_in": "attention"})
+    )
+    assert windows < 0.7 * whole
+    assert inside > 0.9 * whole
+
+
+def test_a_controlnet_that_acts_late_is_rehearsed_all_the_same(tmp_path):
+    from PIL import Image
+
+    shown = tmp_path / "shown.png"
+    Image.new("RGB", (16, 16), (200, 10, 10)).save(shown)
+    config = registry.family("animatediff").presets["tiny"]
+    config = replace(config, controls=(ControlSize(depths=(1, None), middle=1),), vae_channels=(32, 32, 32, 32))
+    system = replace(load("animatediff", preset="tiny").system, config=config)
+    early, late = (
+        needs_of(system, extra={"control": str(shown), "control_span": span}).step(None)
+        for span in ([0, 0.5], [0.5, 1])
+    )
+    assert "controls" in early.networks
+    assert late == early
 
 
 def test_less_and_less_memory_gives_plans_that_save_more_and_more(svd):

@@ -286,7 +286,9 @@ class Needs:
     def _call(self) -> None:
         request, system = self.request, self.outline
         shape = system.latent_shape(request)
-        window = system.lattice.latent_frames(request.window) if request.window else shape.frames
+        window = shape.frames
+        if request.window and request.window_in == "denoiser":  # else only attention works in windows
+            window = system.lattice.latent_frames(request.window)
         frames = list(range(window)) if window < shape.frames else None
         denoise = system.denoiser(self.conditions.positive, frames)
         b, c, _, h, w = shape.bcthw

@@ -162,6 +162,8 @@ def steerings(
         scale = of_name(request.extra, "control_scale", size.name, only=True)
         span = of_name(request.extra, "control_span", size.name, only=True)
         hottest, coldest = _bounds(levels, *(span_of(span, "control_span") if span is not None else (0.0, 1.0)))
+        if weight.device.type == "meta":  # a rehearsal asks what a step needs in which all of them act
+            hottest, coldest = float("-inf"), float("inf")
         scale_T = scale_of(1.0 if scale is None else scale, request.shape.frames, "control_scale")
         made.append(Steering(index, hint, scale_T.to(weight.device), hottest, coldest))
     return tuple(made)
