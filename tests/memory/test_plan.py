@@ -10,6 +10,7 @@ import torch
 
 from kinema import registry
 from kinema.checkpoints import files
+from kinema.checkpoints.source import Source
 from kinema.families.animatediff.config import ControlSize
 from kinema.families.svd.config import POCKET as SVD_POCKET
 from kinema.families.svd.config import TINY
@@ -17,7 +18,7 @@ from kinema.generate import generate, load, planned, prepared
 from kinema.memory import free
 from kinema.memory.plan import SHARE, Needs, Plan, TooLarge, choose
 from kinema.schema import BadRequest, Note, Request
-from kinema.system import MemoryOptions, System, Weights
+from kinema.system import Added, MemoryOptions, System, Weights
 
 ASK = {"prompt": "a red ball rolls right", "seed": 5, "steps": 2}
 
@@ -181,6 +182,16 @@ def test_a_controlnet_that_acts_late_is_rehearsed_all_the_same(tmp_path):
     )
     assert "controls" in early.networks
     assert late == early
+
+
+def test_files_that_were_added_count_as_the_models_own(svd, tmp_path):
+    system = load(svd).system
+    (tmp_path / "more").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "more" / name).write_bytes(b"x" * 500)
+    more = (Added("controlnet", Source(tmp_path / "more")), Added("motion", Source(tmp_path / "more" / "a")))
+    fuller = replace(system, weights=replace(system.weights, added=more))
+    assert needs_of(fuller).at_most - needs_of(system).at_most == 2 * 1500
 
 
 def test_less_and_less_memory_gives_plans_that_save_more_and_more(svd):

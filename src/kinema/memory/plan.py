@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 
 import torch
 
@@ -207,12 +208,12 @@ class Needs:
     @property
     def at_most(self) -> int:
         """More than it can be, told without building anything: files of halves may become floats."""
-        path = self.system.weights.path
-        if path is None:
+        told = self.system.weights
+        if told.path is None:
             weights = self.weights
         else:
-            files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-            weights = 2 * sum(file.stat().st_size for file in files)
+            paths = [told.path, *(added.source.path for added in told.added)]
+            weights = 2 * sum(_size(path) for path in paths)
         latents = math.prod(self.system.latent_shape(self.request).bcthw)
         return weights + 4 * (STEP_MOST * latents + DECODE_MOST * 3 * self.request.pixels)
 
@@ -309,3 +310,9 @@ class Needs:
                 system.codec.decode(z, **told)
             self._decodes[key] = self.rehearsal.phases[f"decode {key}"]
         return self._decodes[key]
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all the files of a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
