@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,6 +60,16 @@ def test_a_request_survives_json() -> None:
         task="inpaint", prompt="ein Ball \u2192", region=(0.0, 0.1, 0.5, 1.0), seed=3, extra={"motion": 40}
     )
     assert Request.from_json(request.to_json()) == request
+
+
+def test_paths_among_the_options_of_a_family_become_text() -> None:
+    extra = {"control.depth": Path("a/b.mp4"), "ip_image": {0: [Path("c.png"), "d.png"]}, "motion": 3}
+    told = json.loads(Request(image=Path("e.png"), extra=extra).to_json())  # type: ignore[arg-type]
+    assert told["image"] == "e.png"
+    texts = {"control.depth": str(Path("a/b.mp4")), "ip_image": {"0": ["c.png", "d.png"]}, "motion": 3}
+    assert told["extra"] == texts
+    with pytest.raises(TypeError):
+        Request(extra={"x": object()}).to_json()
 
 
 def test_a_recipe_of_a_later_version_is_refused_by_the_option_it_names() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -342,10 +343,10 @@ class Request:
         return replace(self, **changes)
 
     def to_json(self) -> str:
-        """Only what differs from the defaults, in a stable order."""
+        """Only what differs from the defaults, in a stable order; paths as text."""
         default = Request()
         told = {k: v for k, v in asdict(self).items() if v != getattr(default, k) or k == "task"}
-        return json.dumps(told, sort_keys=True, ensure_ascii=False)
+        return json.dumps(told, sort_keys=True, ensure_ascii=False, default=os.fspath)
 
     @staticmethod
     def from_json(text: str) -> Request:
