@@ -139,7 +139,7 @@ def check_extra(config: Config, extra: Mapping[str, Any]) -> None:
         least, most = RANGES[name]
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             raise BadRequest(f"{name} is {value!r}; expected a number from {least:g} to {most:g}")
-        if name.startswith("decode_") and value != int(value):
+        if name.startswith("decode_") and not isinstance(value, int):
             raise BadRequest(f"{name} is {value!r}; expected a whole number of frames or cells")
     chunk, overlap = extra.get("decode_chunk", config.decode_chunk), extra.get("decode_overlap", 0)
     if overlap and overlap >= (chunk or 0):
