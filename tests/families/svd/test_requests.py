@@ -14,7 +14,7 @@ from kinema.families.svd import conditioning
 from kinema.generate import Model, load
 from kinema.media.metadata import read_recipe
 from kinema.media.read import read_image, read_video
-from kinema.schema import BadRequest, Canvas, Clip, Note, Request
+from kinema.schema import BadRequest, Canvas, Clip, Event, Note, Request, Step
 
 QUICK = {"steps": 2, "seed": 3}
 
@@ -218,6 +218,16 @@ def test_a_long_animation_goes_on_block_by_block_and_its_first_block_is_the_shor
     short = model.run(ask.with_(frames=8), noise=noise[:, :, :8]).video
     assert torch.equal(long[:, :, :8], short)
     assert long.isfinite().all()
+
+
+def test_a_long_clip_is_made_natively_where_that_is_asked_for(model, media):
+    """What is planned is a block as it is made: it holds one frame, as the model was trained."""
+    ask = {"image": media / "one.png", "frames": 12, **QUICK}
+    assert torch.equal(model.animate(honour="native", **ask).video, model.animate(**ask).video)
+    said: list[Event] = []
+    with pytest.raises(BadRequest, match="does not hold a canvas by native; it offers replacement, reconstruction"):
+        model.animate(honour="native", overlap=4, on_event=said.append, **ask)
+    assert not any(isinstance(event, Step) for event in said)
 
 
 def test_an_overlap_or_another_way_holds_more_frames_by_guidance(model, media):
