@@ -518,7 +518,7 @@ def open_system(
         raise BadRequest(f"there is no file {name}; expected a model's file or folder")
     else:
         raise BadRequest(registry.unknown("model", name, {*registry.EMBEDDED, *registry.ALIASES, *registry.FAMILIES}))
-    added, config, said = _add(family, config, add or {}, offline)
+    added, config, said = _add(family, config, {**registry.ADDED.get(name, {}), **(add or {})}, offline)
     weights, notes = replace(weights, added=added), (*notes, *said)
     if overrides:
         config = _override(config, overrides)

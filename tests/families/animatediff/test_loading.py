@@ -68,6 +68,23 @@ def written(path, tensors):
     return path
 
 
+def test_the_alias_is_the_image_model_and_the_motion_module_that_people_use(tiny, tmp_path, monkeypatch):
+    image = written(tmp_path / "image.safetensors", single_file(tiny))
+    moving = {name: x for name, x in motion_of(tiny).items() if not name.startswith("mid_block")}
+    other = written(tmp_path / "mm.ckpt", motion_file.export("official", moving))
+    hub = {"stable-diffusion-v1-5/stable-diffusion-v1-5": image, "guoyww/animatediff/v3_sd15_mm.ckpt": other}
+    asked = []
+    monkeypatch.setattr("kinema.system.hub.fetch_model", lambda name, **_told: asked.append(name) or hub[name])
+    system = open_system("animatediff-v3")
+    assert asked == list(hub)
+    assert system.config.motion != "none"
+    assert [(each.slot, each.source.path) for each in system.weights.added] == [("motion", other)]
+    asked.clear()
+    mine = open_system("animatediff-v3", add={"motion": other})
+    assert asked == list(hub)[:1]
+    assert [each.slot for each in mine.weights.added] == ["motion"]
+
+
 @pytest.mark.parametrize("name", ["dream.safetensors", "dream.ckpt"])
 def test_a_single_file_is_an_image_model_and_a_motion_module_moves_it(tiny, tmp_path, name):
     image = written(tmp_path / name, single_file(tiny))
