@@ -11,20 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from vs_pairs import (
-    AT,
-    CELLS,
-    FRAMES,
-    STEPS,
-    Both,
-    Goals,
-    Work,
-    filled,
-    normals,
-    spread_out,
-    variants,
-    with_compiled_blocks,
-)
+from vs_pairs import AT, CELLS, FRAMES, STEPS, Goals, Pair, Work, normals
 
 from kinema.conditioning.clip_text import ClipTextSize
 from kinema.diffusion.samplers import SAMPLERS
@@ -38,8 +25,9 @@ from kinema.system import Conditions, System
 PROMPT = "a cat on a mat"
 
 
-class AnimateDiffPair:
+class AnimateDiffPair(Pair):
     name = "animatediff"
+    family = FAMILY
     about = (
         f"U-Net channels 64, 128, 256, 256, 8 heads, context 256 of 77 tokens, motion modules with a middle and 32 "
         f"positions, guided step over {FRAMES} frames of {CELLS}×{CELLS} latents"
@@ -63,40 +51,20 @@ class AnimateDiffPair:
         ("cold", ""): 1 / 0.5,
     }
 
-    @property
-    def cells(self) -> int:
-        return self.config.height // self.config.stride
+    def networks(self) -> dict[str, nn.Module]:
+        return {"unet": self._unet(), "vae": self._vae(), "text_encoder": self._text()}
 
-    def parts(self, dtype: torch.dtype) -> Both:
-        torch.manual_seed(0)
-        theirs = {"unet": self._unet(), "vae": self._vae(), "text_encoder": self._text()}
-        state = {}
-        for name, module in theirs.items():
-            spread_out(module)
-            for key, value in module.state_dict().items():
-                if "position_ids" not in key:  # and transformers has named its tower with a part in front, and without
-                    part = "text_encoder.text_model" if name == "text_encoder" else name
-                    state[f"{part}.{key.removeprefix('text_model.')}"] = value
-        system = filled(FAMILY, self.config, state, dtype)
-        for module in theirs.values():
-            module.to(dtype)
-        return system, theirs
+    def own_name(self, network: str, key: str) -> str:
+        """Transformers has named its tower with a part in front, and without."""
+        part = "text_encoder.text_model" if network == "text_encoder" else network
+        return f"{part}.{key.removeprefix('text_model.')}"
 
-    def step(self, dtype: torch.dtype) -> dict[str, Work]:
-        system, theirs = self.parts(dtype)
-        return variants("step", system, dtype, lambda one: self._step(one, theirs["unet"], dtype))
-
-    def compiled(self, dtype: torch.dtype) -> dict[str, Work]:
-        system, theirs = self.parts(dtype)
-        work = self._step(with_compiled_blocks(system), theirs["unet"], dtype)
-        return {"step, ours compiled, theirs eager": work}
-
-    def _step(self, system: System, unet: nn.Module, dtype: torch.dtype) -> Work:
+    def one_step(self, system: System, unet: nn.Module, dtype: torch.dtype) -> Work:
         normal, frames, size = normals(1), self.config.frames, self.config.text[0]
         request = system.settle(Request(prompt=PROMPT, seed=1, steps=STEPS))
         scale = self.config.guidance
         contexts = [normal(1, size.length, self.config.context) for _ in range(2)]
-        wanted, unwanted = (conditioning.Condition(context.to(system.dtype)) for context in contexts)
+        wanted, unwanted = (conditioning.Condition(context[None].to(system.dtype)) for context in contexts)
         denoise = guide(system, Conditions(wanted, unwanted), request, scale, Held(None, None, 0.0))
         levels = system.levels(request)
         z = normal(1, 4, frames, self.cells, self.cells)
@@ -118,20 +86,9 @@ class AnimateDiffPair:
 
         return Work(theirs, ours)
 
-    def decode(self, dtype: torch.dtype) -> dict[str, Work]:
-        system, theirs = self.parts(dtype)
-        z = normals(1)(1, 4, self.config.frames, self.cells, self.cells)
-        folded = (z / self.config.latent_scale).transpose(1, 2).flatten(0, 1).to(dtype)
-        vae, at_once = theirs["vae"], 16  # what the pipeline decodes at a time
-
-        def of_theirs() -> Tensor:
-            made = torch.cat([vae.decode(part).sample for part in folded.split(at_once)])
-            return made.unflatten(0, (1, -1)).transpose(1, 2)
-
-        def both(one: System) -> Work:
-            return Work(of_theirs, lambda: one.codec.decode(z.to(one.dtype)))
-
-        return variants("decode", system, dtype, both)
+    def decoded(self, vae: nn.Module, z_NCHW: Tensor) -> Tensor:
+        at_once = 16  # what the pipeline decodes at a time
+        return torch.cat([vae.decode(part).sample for part in z_NCHW.split(at_once)])
 
     # --------------------------------------------------------------------------------- cold start
 

@@ -5,11 +5,12 @@ Configurations are reduced and realistic: every kind of block is there, and a gu
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,31 +34,84 @@ class Work:
     ours: Callable[[], Tensor]
 
 
-class Pair(Protocol):
-    """One family beside diffusers. ``dtype`` is the precision both are asked for."""
+Both = tuple[System, dict[str, nn.Module]]
+"""Our system, and diffusers' networks with its weights."""
+
+
+class Pair(ABC):
+    """One family beside diffusers' pipeline of it. ``dtype`` is the precision both are asked for."""
 
     name: str
     about: str
     goals: Goals
+    family: Any
+    config: Any
 
-    def step(self, dtype: torch.dtype) -> dict[str, Work]:
-        """A guided sampling step, each as its own pipeline does it, by the name of the variant."""
+    @abstractmethod
+    def networks(self) -> dict[str, nn.Module]:
+        """Diffusers' networks by their names in a pipeline's folder."""
 
-    def compiled(self, dtype: torch.dtype) -> dict[str, Work]:
-        """The same with our blocks compiled, theirs as it is."""
+    @abstractmethod
+    def one_step(self, system: System, unet: nn.Module, dtype: torch.dtype) -> Work:
+        """A guided sampling step, each as its own pipeline does it."""
 
-    def decode(self, dtype: torch.dtype) -> dict[str, Work]:
-        """The decoding of one clip."""
+    @abstractmethod
+    def decoded(self, vae: nn.Module, z_NCHW: Tensor) -> Tensor:
+        """The frames N×3×H×W that diffusers' pipeline makes of these latents."""
 
+    @abstractmethod
     def folder(self, path: Path) -> None:
         """Write a diffusers folder of about 500 MB for the cold start."""
 
+    @abstractmethod
     def cold(self, side: str, folder: Path) -> str:
         """A Python program that loads the folder and takes one step, from nothing."""
 
+    def own_name(self, network: str, key: str) -> str:
+        """What our model calls a weight of theirs."""
+        return f"{network}.{key}"
 
-Both = tuple[System, dict[str, nn.Module]]
-"""Our system, and diffusers' networks with its weights."""
+    @property
+    def cells(self) -> int:
+        return self.config.height // self.config.stride
+
+    def parts(self, dtype: torch.dtype) -> Both:
+        torch.manual_seed(0)
+        theirs = self.networks()
+        state = {}
+        for name, module in theirs.items():
+            spread_out(module)
+            found = module.state_dict().items()
+            state |= {self.own_name(name, key): value for key, value in found if "position_ids" not in key}
+        system = filled(self.family, self.config, state, dtype)
+        for module in theirs.values():
+            module.to(dtype)
+        return system, theirs
+
+    def step(self, dtype: torch.dtype) -> dict[str, Work]:
+        """A guided step, by the name of the variant."""
+        system, theirs = self.parts(dtype)
+        return variants("step", system, dtype, lambda one: self.one_step(one, theirs["unet"], dtype))
+
+    def compiled(self, dtype: torch.dtype) -> dict[str, Work]:
+        """The same with our blocks compiled, theirs as it is."""
+        system, theirs = self.parts(dtype)
+        work = self.one_step(with_compiled_blocks(system), theirs["unet"], dtype)
+        return {"step, ours compiled, theirs eager": work}
+
+    def decode(self, dtype: torch.dtype) -> dict[str, Work]:
+        """The decoding of one clip."""
+        system, theirs = self.parts(dtype)
+        z = normals(1)(1, 4, self.config.frames, self.cells, self.cells)
+        folded = (z / self.config.latent_scale).transpose(1, 2).flatten(0, 1).to(dtype)
+
+        def of_theirs() -> Tensor:
+            return self.decoded(theirs["vae"], folded).unflatten(0, (1, -1)).transpose(1, 2)
+
+        def both(one: System) -> Work:
+            return Work(of_theirs, lambda: one.codec.decode(z.to(one.dtype)))
+
+        return variants("decode", system, dtype, both)
 
 
 def spread_out(module: nn.Module, seed: int = 0) -> nn.Module:

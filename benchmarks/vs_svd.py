@@ -9,20 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from vs_pairs import (
-    AT,
-    CELLS,
-    FRAMES,
-    STEPS,
-    Both,
-    Goals,
-    Work,
-    filled,
-    normals,
-    spread_out,
-    variants,
-    with_compiled_blocks,
-)
+from vs_pairs import AT, CELLS, FRAMES, STEPS, Goals, Pair, Work, normals
 
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.families.svd import conditioning, recipe
@@ -36,8 +23,9 @@ from kinema.system import Conditions, System
 PICTURE = "picture.png"
 
 
-class SVDPair:
+class SVDPair(Pair):
     name = "svd"
+    family = FAMILY
     about = (
         f"U-Net channels 64, 128, 256, 256, context 256, guided step over {FRAMES} frames of {CELLS}×{CELLS} latents; "
         f"temporal VAE channels 64, 128, 256, 256, {FRAMES} frames of {8 * CELLS}×{8 * CELLS} pixels"
@@ -71,32 +59,10 @@ class SVDPair:
         ("compiled", "bf16"): 1.6,
     }
 
-    @property
-    def cells(self) -> int:
-        return self.config.height // self.config.stride
+    def networks(self) -> dict[str, nn.Module]:
+        return {"unet": self._unet(), "vae": self._vae(), "image_encoder": self._clip()}
 
-    def parts(self, dtype: torch.dtype) -> Both:
-        torch.manual_seed(0)
-        theirs = {"unet": self._unet(), "vae": self._vae(), "image_encoder": self._clip()}
-        state = {}
-        for name, module in theirs.items():
-            spread_out(module)
-            state |= {f"{name}.{key}": value for key, value in module.state_dict().items() if "position_ids" not in key}
-        system = filled(FAMILY, self.config, state, dtype)
-        for module in theirs.values():
-            module.to(dtype)
-        return system, theirs
-
-    def step(self, dtype: torch.dtype) -> dict[str, Work]:
-        system, theirs = self.parts(dtype)
-        return variants("step", system, dtype, lambda one: self._step(one, theirs["unet"], dtype))
-
-    def compiled(self, dtype: torch.dtype) -> dict[str, Work]:
-        system, theirs = self.parts(dtype)
-        work = self._step(with_compiled_blocks(system), theirs["unet"], dtype)
-        return {"step, ours compiled, theirs eager": work}
-
-    def _step(self, system: System, unet: nn.Module, dtype: torch.dtype) -> Work:
+    def one_step(self, system: System, unet: nn.Module, dtype: torch.dtype) -> Work:
         normal, frames, cells = normals(1), self.config.frames, self.cells
         request = system.settle(Request(prompt=" ", seed=1, steps=STEPS))
         context, picture = normal(1, 1, self.config.context), normal(1, 4, 1, cells, cells)
@@ -129,19 +95,8 @@ class SVDPair:
 
         return Work(theirs, ours)
 
-    def decode(self, dtype: torch.dtype) -> dict[str, Work]:
-        system, theirs = self.parts(dtype)
-        frames, cells, vae = self.config.frames, self.cells, theirs["vae"]
-        z = normals(1)(1, 4, frames, cells, cells)
-        folded = (z / self.config.latent_scale).transpose(1, 2).flatten(0, 1).to(dtype)
-
-        def of_theirs() -> Tensor:
-            return vae.decode(folded, num_frames=frames).sample.unflatten(0, (1, frames)).transpose(1, 2)
-
-        def both(one: System) -> Work:
-            return Work(of_theirs, lambda: one.codec.decode(z.to(one.dtype)))
-
-        return variants("decode", system, dtype, both)
+    def decoded(self, vae: nn.Module, z_NCHW: Tensor) -> Tensor:
+        return vae.decode(z_NCHW, num_frames=self.config.frames).sample
 
     # --------------------------------------------------------------------------------- cold start
 

@@ -373,7 +373,7 @@ def roll_out(
     shape = system.latent_shape(block).bcthw
     for number, start in enumerate(starts):
         frames = slice(start, start + length)
-        part = replace(canvas, video=known[:, :, frames], mask=mask[:, :, frames], anchor=anchor)
+        part = replace(canvas, video=known[:, :, frames], mask=mask[:, :, frames], anchor=anchor, start=start)
         if canvas.source is not None:
             part = replace(part, source=canvas.source[:, :, frames])
         elif part.kind == "all":
@@ -396,7 +396,7 @@ def roll_out(
 
 
 def across(on_event: OnEvent, number: int, count: int) -> OnEvent:
-    """Tells the steps of block ``number`` of ``count`` as those of the clip, so that the time to go is its own."""
+    """Tells the steps of block ``number`` of ``count`` as the whole clip's, so that the time to go is its own."""
 
     def told(event: Event) -> None:
         if isinstance(event, Step):
@@ -460,6 +460,8 @@ def recipe(system: System, request: Request, noise: Tensor | None = None) -> dic
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()},
     }
+    if shown := system.family.files(request):
+        told["extra_inputs"] = {file: file_hash(Path(file)) for file in shown}
     if variant := system.weights.variant or system.weights.model:
         told["variant"] = variant
     if system.loras.files:

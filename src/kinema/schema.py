@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -143,7 +142,8 @@ class Canvas:
 
     ``video`` B×3×T×H×W in [-1, 1]; ``mask`` B×1×T×H×W, 1 where the pixel is given, else 0.
     ``source`` is a whole clip to start from (edit), with ``strength`` in (0, 1]: 1 ignores it. ``anchor`` B×3×H×W is
-    the first frame of the whole, where this canvas is a later part of a clip made in blocks.
+    the first frame of the whole, where this canvas is a later part of a clip made in blocks, and ``start`` the frame of
+    the whole that it begins with: options of single frames count from there.
     """
 
     video: Tensor
@@ -151,6 +151,7 @@ class Canvas:
     source: Tensor | None = None
     strength: float = 1.0
     anchor: Tensor | None = None
+    start: int = 0
 
     @property
     def empty(self) -> bool:
@@ -343,10 +344,10 @@ class Request:
         return replace(self, **changes)
 
     def to_json(self) -> str:
-        """Only what differs from the defaults, in a stable order; paths as text."""
+        """Only what differs from the defaults, in a stable order."""
         default = Request()
         told = {k: v for k, v in asdict(self).items() if v != getattr(default, k) or k == "task"}
-        return json.dumps(told, sort_keys=True, ensure_ascii=False, default=os.fspath)
+        return json.dumps(_plain_data(told), sort_keys=True, ensure_ascii=False)
 
     @staticmethod
     def from_json(text: str) -> Request:
@@ -359,6 +360,15 @@ class Request:
             if told.get(name) is not None:
                 told[name] = tuple(told[name])
         return Request(**told)
+
+
+def _plain_data(value: Any) -> Any:
+    """What JSON can hold: paths as text, also as names; frame numbers as names as they are read back."""
+    if isinstance(value, Mapping):
+        return {str(name) if isinstance(name, Path | int) else name: _plain_data(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_data(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 # --------------------------------------------------------------------------------------- events

@@ -197,8 +197,17 @@ class Family(Protocol):
     def check(self, config: Any, request: Request) -> None:
         """Refuse, by name, what the family cannot do (before weights are loaded); also unknown ``extra``."""
 
+    def files(self, request: Request) -> tuple[str, ...]:
+        """The files and folders that the family's own options (``extra``) name, for the recipe to tell their hashes."""
+
     def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         """Encode prompt, pictures and scalars; batch items independent."""
+
+    def join(self, conditions: Sequence[Any]) -> Any | None:
+        """Conditions of single clips, told alike but for prompt, seed and canvas, as that of a batch of them.
+
+        None where no batch can hold what differs; those clips are denoised one after the other.
+        """
 
     def denoiser(self, system: System, condition: Any, frames: Sequence[int] | None) -> Denoiser:
         """``denoise(z_BCTHW, level) -> x0_BCTHW`` for these latent frames (``None``: all of them)."""
@@ -318,6 +327,8 @@ class System:
     rounded: torch.dtype | None = None
     """The precision weights are rounded to, where the processor computes in another (`arithmetic`)."""
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    offline: bool = False
+    """Whether what is still to be found (text encoders, vocabularies) is looked for on this machine alone."""
 
     @property
     def precision(self) -> torch.dtype:
@@ -529,7 +540,7 @@ def open_system(
     rounded = None if computed == asked else asked
     system = System(
         name, family, config, weights, chosen, computed, told, notes,
-        rounded=rounded, memory=memory or MemoryOptions(),
+        rounded=rounded, memory=memory or MemoryOptions(), offline=bool(offline),
     )  # fmt: skip
     if loras:
         system.use_loras(loras)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from kinema.cli import replay
 from kinema.cli.main import main
@@ -134,6 +136,8 @@ def test_a_zoom_below_one_is_refused_as_an_option_too(said):
         {"versions": "new"},
         {"inputs": {"image": "00"}},
         {"inputs": {"nothing": "00"}},
+        {"extra_inputs": {"control.mp4": "00"}},
+        {"extra_inputs": ["control.mp4"]},
     ],
 )
 def test_a_damaged_recipe_is_one_sentence(said, wrong):
@@ -145,3 +149,21 @@ def test_a_damaged_recipe_is_one_sentence(said, wrong):
 def test_the_clip_that_a_replay_makes_carries_the_recipe_again(said):
     said(made())
     assert read_recipe("again.mp4")["frames_hash"] == read_recipe("clip.mp4")["frames_hash"]
+
+
+def test_files_in_options_of_the_family_are_told_and_a_changed_or_missing_one_is_said(said):
+    mask = Path("mask.png")
+    Image.new("L", (16, 16), 255).save(mask)
+    tiny = load("animatediff", preset="tiny")
+    recipe = dict(tiny.generate("a ball", steps=1, seed=1, frames=2, extra={"effect": {mask: 0.5}}).recipe)
+    assert list(recipe["extra_inputs"]) == ["mask.png"]
+    code, err = said(recipe)
+    assert (code, "the same to the bit" in err, "is not the file" in err) == (0, True, False), err
+    Image.new("L", (16, 16), 10).save(mask)
+    code, err = said(recipe, "--overwrite")
+    assert code == 0, err
+    assert "mask.png is not the file that the clip was made from" in err
+    mask.unlink()
+    code, err = said(recipe, "--overwrite")
+    assert code == 2
+    assert "the clip was made from mask.png, and that file is not there any more" in err

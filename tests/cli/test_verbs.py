@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from kinema.cli import plan
 from kinema.cli.main import main
 from kinema.cli.verbs import VERBS, request_from, request_options
 from kinema.media.metadata import read_recipe
@@ -147,6 +149,50 @@ def test_inspect_shows_the_recipe(capsys):
     told = json.loads("\n".join(kinema(capsys, "inspect", "i.mp4", "--json")))
     assert told["recipe"]["model"] == "zoetrope/tiny"
     assert "zoetrope/tiny" in "\n".join(kinema(capsys, "inspect", "i.mp4"))
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "codec"),
+    [("a.mp4", 5, "h264"), ("a.gif", 5, "gif"), ("a.webp", 5, "webp"), ("a.png", 1, "png"), ("frames", 5, "folder")],
+)
+def test_inspect_tells_what_a_clip_is_also_without_a_recipe(capsys, name, frames, codec):
+    shades = torch.linspace(-1, 1, frames)[:, None, None]  # a webp holds equal frames once
+    Clip(shades.expand(1, 3, frames, 32, 48).contiguous(), 10.0).save(name)
+    for recipe in Path(name).glob("recipe.json"):
+        recipe.unlink()
+    (line,) = ["".join(kinema(capsys, "inspect", name, "--json"))]
+    told = json.loads(line)
+    assert (told["frames"], told["width"], told["height"]) == (frames, 48, 32)
+    assert codec in told["codec"]
+    if frames > 1:
+        assert told["fps"] == (8.0 if name == "frames" else 10.0)  # a folder has no rate of its own
+
+
+def test_inspect_says_that_a_file_of_others_has_no_recipe(capsys):
+    Image.new("RGB", (20, 10)).save("photo.jpg")
+    page = "\n".join(kinema(capsys, "inspect", "photo.jpg"))
+    assert "jpeg" in page
+    assert "not written by Kinema" in page
+    Path("notes.txt").write_text("words")
+    assert main(["inspect", "notes.txt"]) == 2
+
+
+def test_the_help_of_plan_says_that_each_verb_has_its_own(capsys):
+    with pytest.raises(SystemExit):
+        plan.plan(["--help"])
+    page = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "kinema plan [VERB]" in page
+    assert "animate, interpolate, extend, inpaint, edit" in page
+    with pytest.raises(SystemExit):
+        plan.plan(["animate", "--help"])
+    assert "usage: kinema plan animate" in capsys.readouterr().out
+
+
+def test_png_is_a_picture_of_one_frame_and_a_folder_of_several(capsys):
+    made = kinema(capsys, "generate", "a ball", *TINY, "--frames", "1", "-o", "one.png")
+    assert (made, Path("one.png").is_file()) == (["one.png"], True)
+    made = kinema(capsys, "generate", "a ball", *TINY, "-o", "many.png")
+    assert (made, Path("many").is_dir()) == (["many"], True)
 
 
 def test_models_lists_every_preset_with_its_size(capsys):

@@ -133,6 +133,20 @@ def test_a_missing_vocabulary_is_named_in_one_sentence(tmp_path, monkeypatch):
         clip_text.find_vocabulary(tmp_path / "weights.safetensors")
 
 
+def test_offline_a_vocabulary_is_looked_for_in_the_cache_alone(monkeypatch):
+    asked = []
+
+    def gone(*_told, offline, **_named):
+        asked.append(offline)
+        raise BadRequest("gone")
+
+    monkeypatch.setattr(clip_text.hub, "fetch", gone)
+    for offline in (True, False):
+        with pytest.raises(BadRequest, match="in the hub's cache"):
+            clip_text.find_vocabulary(None, offline=offline)
+    assert asked == [True, True, None]
+
+
 def test_a_damaged_vocabulary_is_named(tmp_path):
     write_vocabulary(tmp_path)
     (tmp_path / "vocab.json").write_text("{")

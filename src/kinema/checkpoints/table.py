@@ -144,3 +144,19 @@ def _refuse(expected: Mapping[str, Shape], found: Mapping[str, Shape], missing: 
 
 def _times(shape: Shape) -> str:
     return "×".join(str(n) for n in shape) or "a scalar"
+
+
+def count(header: Header, prefix: str) -> int:
+    """How many numbered modules there are under a prefix."""
+    found = {name[len(prefix) :].partition(".")[0] for name in header if name.startswith(prefix)}
+    return 1 + max((int(n) for n in found if n.isdecimal()), default=-1)
+
+
+def shape_in(model: str, header: Header, name: str, rank: int) -> tuple[int, ...]:
+    """The shape of a tensor that a file of this model has. Raises BadRequest where it lacks it, or has other axes."""
+    if name not in header:
+        raise BadRequest(f"this file of {model} lacks {name}")
+    shape = header[name][0]
+    if len(shape) != rank:
+        raise BadRequest(f"{name} has {len(shape)} axes; expected {rank}")
+    return shape

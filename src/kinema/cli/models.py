@@ -17,8 +17,9 @@ from kinema.schema import BadRequest
 
 JSON = Option("json", bool, False, "as JSON")
 LISTING = [JSON, Option("samplers", bool, False, "the samplers and their own options instead")]
-FILE = Option("file", str, "", "weight file, folder of a model, or clip written by kinema", positional=True)
+FILE = Option("file", str, "", "weight file, folder of a model, clip, picture or folder of frames", positional=True)
 VARIANT = Option("variant", str | None, None, "which files of a folder, such as fp16")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
 
@@ -43,8 +44,7 @@ def inspect(words: Sequence[str]) -> int:
     path = Path(own["file"])
     if not path.exists():
         raise BadRequest(f"there is no file {path}")
-    folder_of_weights = path.is_dir() and not (path / "recipe.json").is_file()
-    told = weights(path, own["variant"]) if path.suffix.lower() in WEIGHTS or folder_of_weights else clip(path)
+    told = weights(path, own["variant"]) if _holds_weights(path) else media(path)
     return _write(told if own["json"] else "\n".join(_lines(told)))
 
 
@@ -100,11 +100,23 @@ def weights(path: Path, variant: str | None = None) -> dict[str, Any]:
     return {**told, "config": {k: _short(v) for k, v in system.family.to_json(system.config).items()}}
 
 
-def clip(path: Path) -> dict[str, Any]:
-    """The recipe of a clip and what its file says of itself."""
-    from kinema.media.metadata import read_recipe
+def _holds_weights(path: Path) -> bool:
+    """A folder of frames has pictures, and no weights or configs beside them."""
+    if not path.is_dir():
+        return path.suffix.lower() in WEIGHTS
+    if (path / "recipe.json").is_file():
+        return False
+    kinds = {file.suffix.lower() for file in path.iterdir()}
+    return not kinds & {*PICTURES} or bool(kinds & {*WEIGHTS, ".json"})
 
-    return {"file": str(path), "recipe": read_recipe(path)}
+
+def media(path: Path) -> dict[str, Any]:
+    """What a clip or picture is, and the recipe in it where it has one."""
+    from kinema.media.metadata import NONE, find_recipe
+    from kinema.media.read import facts
+
+    recipe = find_recipe(path)
+    return {"file": str(path), **facts(path), "recipe": f"none: {NONE}" if recipe is None else recipe}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -65,9 +65,16 @@ class Cost:
 
 def plan(words: Sequence[str]) -> int:
     """Exit code 0 when the request fits this machine, 1 when it does not, 2 when it is refused."""
-    task, words = _task(words)
+    task, words, named = _task(words)
     options = [*request_options(task), *MODEL, *OWN, CONFIG]
-    told = parse(options, words, f"kinema plan {task}", f"What this would do and cost: {VERBS[task].about}")
+    about = f"What this would do and cost: {VERBS[task].about}"
+    if not named:
+        others = ", ".join(verb for verb in VERBS if verb != task)
+        about = (
+            f"What a request would do and cost, before it runs. VERB is {task} where it is left out, as here, or one "
+            f"of {others}, which have options of their own: kinema plan animate --help."
+        )
+    told = parse(options, words, f"kinema plan {task if named else '[VERB]'}", about)
     own = with_defaults(OWN, told)
     request = request_from(task, told)
     made = draw_up(open_model(model_options(told)), request, measure=own["measure"])
@@ -75,12 +82,12 @@ def plan(words: Sequence[str]) -> int:
     return 0 if made.fits else 1
 
 
-def _task(words: Sequence[str]) -> tuple[TaskName, Sequence[str]]:
-    """The verb, where the first word is one; a prompt alone means `generate`."""
+def _task(words: Sequence[str]) -> tuple[TaskName, Sequence[str], bool]:
+    """The verb and the words after it, and whether it was named; a prompt alone means `generate`."""
     for task in VERBS:
         if words and words[0] == task:
-            return task, words[1:]
-    return "generate", words
+            return task, words[1:], True
+    return "generate", words, False
 
 
 def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ABOUT = "Make a clip again from the recipe in its metadata, and say whether it is the same to the bit."
 KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("model", "weights", "device", "dtype", "variant", "noise"), str),
-    **dict.fromkeys(("overrides", "versions", "inputs"), Mapping),
+    **dict.fromkeys(("overrides", "versions", "inputs", "extra_inputs"), Mapping),
     **dict.fromkeys(("threads", "zoom"), int),
     **dict.fromkeys(("loras", "added"), list),
     "request": (Mapping, str),
@@ -48,7 +48,7 @@ def replay(words: Sequence[str]) -> int:
     output.check()
     with display(quiet=own["quiet"], json_events=own["json_events"]) as show:
         model = reopened(recipe, told)
-        for note in differences(recipe, model.system.weights.hash, request, model_told="model" in told):
+        for note in differences(recipe, model.system, request, model_told="model" in told):
             show(Note(note))
         if "lora" not in told:
             check_loras(recipe, model.system)
@@ -166,10 +166,10 @@ def request_of(recipe: Mapping[str, Any], path: Path) -> Request:
         raise BadRequest(f"the recipe in {path.name} is damaged: {error}") from None
 
 
-def differences(recipe: Mapping[str, Any], weights_hash: str, request: Request, *, model_told: bool) -> list[str]:
+def differences(recipe: Mapping[str, Any], system: System, request: Request, *, model_told: bool) -> list[str]:
     """What is not as it was when the clip was made; other weights are refused unless asked for."""
     notes = []
-    before = recipe.get("weights")
+    before, weights_hash = recipe.get("weights"), system.weights.hash
     if before and before != weights_hash:
         if not model_told:
             raise BadRequest(
@@ -182,19 +182,21 @@ def differences(recipe: Mapping[str, Any], weights_hash: str, request: Request, 
     notes += [
         f"{name} is {now[name]} now and was {was} then" for name, was in then.items() if now.get(name, was) != was
     ]
-    return notes + _changed_inputs(recipe, request)
+    return notes + _changed_inputs(recipe, system, request)
 
 
-def _changed_inputs(recipe: Mapping[str, Any], request: Request) -> list[str]:
-    """Pictures and clips that the request names and that are other files than they were."""
+def _changed_inputs(recipe: Mapping[str, Any], system: System, request: Request) -> list[str]:
+    """Pictures and clips that the request names, also in options of the family, and that are others than they were."""
     from kinema.generate import file_hash
 
+    told = [(name, getattr(request, name, None), was) for name, was in (recipe.get("inputs") or {}).items()]
+    own = system.family.files(request)
+    told += [(name, name if name in own else None, was) for name, was in (recipe.get("extra_inputs") or {}).items()]
     notes = []
-    for name, before in recipe.get("inputs", {}).items():
-        told = getattr(request, name, None)
-        if not isinstance(told, str):
+    for name, file, before in told:
+        if not isinstance(file, str):
             raise BadRequest(f"the recipe is damaged: it has a hash of {name!r}, and its request names no such file")
-        path = Path(told)
+        path = Path(file)
         if not path.exists():
             raise BadRequest(f"the clip was made from {path}, and that file is not there any more")
         if file_hash(path) != before:

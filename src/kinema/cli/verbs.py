@@ -91,7 +91,14 @@ MODEL = [
     Option("chunk_tokens", int | None, None, "tokens that feed-forward layers take at a time"),
 ]
 WRITING = [
-    Option("output", Path | None, None, "file to write (.mp4 .gif .webp .png); else named by the prompt", short="-o"),
+    Option(
+        "output",
+        Path | None,
+        None,
+        "file to write (.mp4 .gif .webp .png); several frames as .png are a folder of that name without the ending; "
+        "else named by the prompt",
+        short="-o",
+    ),
     Option("overwrite", bool, False, "replace the output where it exists"),
     Option("contact_sheet", bool, False, "also write all frames on one picture"),
     Option("zoom", int, 1, "enlarge every pixel to a square of this side when saving"),

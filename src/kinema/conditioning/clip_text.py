@@ -199,10 +199,10 @@ class WordTokenizer:
         return self.pocket.encode([text], count)[0].tolist() if count else []
 
 
-def find_vocabulary(weights: Path | None) -> Path:
+def find_vocabulary(weights: Path | None, *, offline: bool = False) -> Path:
     """The folder with CLIP's vocabulary: of the model's folder, beside its file, or from the hub (its cache first).
 
-    Raises `BadRequest` that says what is missing and where it was looked for.
+    ``offline`` looks in that cache alone. Raises `BadRequest` that says what is missing and where it was looked for.
     """
     places: list[Path] = []
     if weights is not None:
@@ -211,9 +211,9 @@ def find_vocabulary(weights: Path | None) -> Path:
     for place in places:
         if any(all((place / name).is_file() for name in names) for names in VOCABULARIES):
             return place
-    for offline in (True, None):
+    for cache_alone in (True,) if offline else (True, None):
         try:
-            return hub.fetch(HUB_NAME, offline=offline, patterns=VOCABULARIES[0])
+            return hub.fetch(HUB_NAME, offline=cache_alone, patterns=VOCABULARIES[0])
         except BadRequest:
             continue
     looked = f"in {places[0]}, beside the weights or" if places else ""

@@ -7,7 +7,7 @@ conditioning differs, which is put together from one prompt (and one canvas) an 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from torch import Tensor
 
 from kinema import generate
 from kinema.data import playroom
-from kinema.schema import BadRequest, Canvas, OnEvent, Request, ignore
+from kinema.diffusion.parameterise import Denoiser
+from kinema.diffusion.schedules import Level
+from kinema.schema import Canvas, OnEvent, Request, ignore
 from kinema.system import Conditions, System
 
 
@@ -65,16 +67,47 @@ class _Together(System):
     prompts: tuple[str, ...] = ()
 
     def condition(self, request: Request, canvas: Canvas, on_event: OnEvent = ignore) -> Conditions:
+        seed = request.seed or 0
         each = [
             self.family.condition(
-                self,
-                replace(request, prompt=prompt, clips=1),
-                Canvas(canvas.video[i : i + 1], canvas.mask[i : i + 1]),
-                on_event,
+                self, replace(request, prompt=prompt, seed=seed + i, clips=1), _item(canvas, i), on_event
             )
             for i, prompt in enumerate(self.prompts)
         ]
-        return Conditions(join([c.positive for c in each]), join([c.negative for c in each]))
+        positive, negative = [told.positive for told in each], [told.negative for told in each]
+        return Conditions(self._join(positive), self._join(negative), each[0].scale)
+
+    def _join(self, conditions: Sequence[Any]) -> Any:
+        joined = self.family.join(conditions)
+        return _Apart(conditions) if joined is None else joined
+
+    def denoiser(self, condition: Any, frames: Sequence[int] | None = None) -> Denoiser:
+        if not isinstance(condition, _Apart):
+            return self.family.denoiser(self, condition, frames)
+        each = [self.family.denoiser(self, one, frames) for one in condition.each]
+
+        def denoise(z_BCTHW: Tensor, level: Level) -> Tensor:
+            levels = level.batch(len(each)) if len(level) == 1 else level
+            return torch.cat([one(z_BCTHW[i : i + 1], levels[i]) for i, one in enumerate(each)])
+
+        return denoise
+
+
+@dataclass(frozen=True, eq=False)
+class _Apart:
+    """Conditions that no batch holds: their clips are denoised one after the other."""
+
+    each: Sequence[Any]
+
+
+def _item(canvas: Canvas, i: int) -> Canvas:
+    """One clip of a canvas."""
+
+    def cut(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[i : i + 1]
+
+    video, mask = canvas.video[i : i + 1], canvas.mask[i : i + 1]
+    return replace(canvas, video=video, mask=mask, source=cut(canvas.source), anchor=cut(canvas.anchor))
 
 
 def _together(system: System, prompts: Sequence[str]) -> System:
@@ -84,20 +117,3 @@ def _together(system: System, prompts: Sequence[str]) -> System:
     together = _Together(**plain, prompts=tuple(prompts))
     vars(together)["model"] = system.model  # one network, not one a batch
     return together
-
-
-def join(conditions: Sequence[Any]) -> Any:
-    """A family's conditions of one clip each as those of a batch: tensors side by side, the rest must agree."""
-    first = conditions[0]
-    if not is_dataclass(first) or isinstance(first, type):
-        raise BadRequest(f"conditions of type {type(first).__name__} fit no batch; evaluate with --batch 1")
-    joined = {}
-    for f in fields(first):
-        values = [getattr(condition, f.name) for condition in conditions]
-        if all(isinstance(value, Tensor) for value in values):
-            joined[f.name] = torch.cat(values)
-        elif all(not isinstance(value, Tensor) and value == values[0] for value in values):
-            joined[f.name] = values[0]
-        else:
-            raise BadRequest(f"{f.name} differs between these prompts as no batch can hold; evaluate with --batch 1")
-    return replace(first, **joined)

@@ -20,6 +20,7 @@ KEY = "kinema"
 FOLDER_RECIPE = "recipe.json"
 GENERATED = "trainedAlgorithmicMedia"
 IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+NONE = "it was not written by Kinema, or its metadata was stripped"
 MAX_RECIPE = 1 << 20
 """Bytes of JSON that are parsed: a recipe has a few thousand."""
 
@@ -77,10 +78,18 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
     Raises `BadRequest` where the file is missing, cannot be read, or holds none.
     """
+    found = find_recipe(path)
+    if found is None:
+        raise BadRequest(f"{Path(path).name} holds no recipe: {NONE}")
+    return found
+
+
+def find_recipe(path: str | Path) -> dict[str, Any] | None:
+    """The recipe in ``path``, None where it holds none. Raises `BadRequest` for a missing file or a damaged recipe."""
     path = existing(Path(path))
     told = _find(path)
     if told is None:
-        raise BadRequest(f"{path.name} holds no recipe: it was not written by Kinema, or its metadata was stripped")
+        return None
     try:
         recipe = json.loads(told)
     except ValueError as error:

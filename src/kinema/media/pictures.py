@@ -95,6 +95,12 @@ def _picture_bytes(path: Path, max_pixels: int) -> np.ndarray:
     return video[0, :, 0].permute(1, 2, 0).add(1).mul(127.5).round().to(torch.uint8).numpy()
 
 
+def written_as(path: Path) -> str:
+    """The format of a picture: png, jpeg, …"""
+    with _open_picture(path, MAX_IMAGE_PIXELS) as picture:
+        return str(picture.format).lower()
+
+
 def is_picture(path: Path) -> bool:
     """Whether the content is one still picture (an animated gif or webp is a clip)."""
     if sniff(path) in ("mov", "avi", "matroska"):

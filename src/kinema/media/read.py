@@ -12,18 +12,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kinema.media.colour import to_float
 from kinema.media.containers import check_whole, existing, sniff
 from kinema.media.fitting import fit, fit_frame, fit_note
-from kinema.media.pictures import folder_frames, is_picture, read_image, webp_frames
-from kinema.media.streams import stream_frames
+from kinema.media.pictures import folder_frames, is_picture, read_image, webp_frames, written_as
+from kinema.media.streams import header, stream_frames
 from kinema.media.timing import DEFAULT_FPS, Limits, Part, Timed, even_rate, resampled, within
 from kinema.schema import MAX_FRAMES, BadRequest, Clip, Fit
 
-__all__ = ["Probe", "fit", "fit_note", "probe", "read_image", "read_media", "read_video", "timed_frames"]
+__all__ = ["Probe", "facts", "fit", "fit_note", "probe", "read_image", "read_media", "read_video", "timed_frames"]
 
 MAX_VIDEO_PIXELS = 2**29
 """Frames × height × width that a clip may bring into memory (1.5 GiB as bytes)."""
@@ -111,6 +112,27 @@ def probe(path: str | Path, fps: float | None = None) -> Probe:
         return Probe(len(times), rate, *shape[:2])
     rate = rate if fps is None else fps
     return Probe(sum(1 for _ in resampled(iter(times), rate, None)), rate, *shape[:2])
+
+
+def facts(path: str | Path) -> dict[str, Any]:
+    """What a picture, clip or folder of frames is, for people: codec, frames, fps, width and height; nothing is kept.
+
+    A video's are those of its stream as it is stored: before it is turned upright, and at its mean rate. Raises
+    `BadRequest` as `read_video` does.
+    """
+    path = existing(Path(path))
+    if not path.is_dir() and is_picture(path):
+        height, width = read_image(path).shape[-2:]
+        return {"codec": written_as(path), "frames": 1, "width": width, "height": height}
+    kind = None if path.is_dir() else sniff(path)
+    if kind in (None, "webp"):
+        found = probe(path)
+        codec = "frames in a folder" if path.is_dir() else str(kind)
+        size = {"width": found.width, "height": found.height}
+        return {"codec": codec, "frames": found.frames, "fps": found.fps, **size}
+    check_whole(path, kind)
+    codec, frames, rate, height, width = header(path, kind)
+    return {"codec": codec, "frames": frames, "fps": rate, "width": width, "height": height}
 
 
 def read_media(path: str | Path, *, max_frames: int = MAX_FRAMES) -> Clip:

@@ -43,6 +43,23 @@ def stream_frames(path: Path, kind: str, limits: Limits, start: float) -> Iterat
         raise BadRequest(_broken(path, error)) from error
 
 
+def header(path: Path, kind: str) -> tuple[str, int, float, int, int]:
+    """Codec, frames, frames per second, height and width of the best video stream; packets are counted, not decoded."""
+    import av
+
+    try:
+        with av.open(str(path), format=kind, metadata_errors="replace") as container:
+            stream = _best(container)
+            if stream is None:
+                raise BadRequest(f"{path.name} holds no video stream (only sound or data)")
+            codec = stream.codec_context
+            rate = float(stream.average_rate or stream.guessed_rate or 0)
+            frames = sum(1 for packet in container.demux(stream) if packet.size)
+            return codec.name, frames, rate, codec.height, codec.width
+    except av.FFmpegError as error:
+        raise BadRequest(_broken(path, error)) from error
+
+
 def _best(container: Any) -> Any:
     """The stream of the largest frames, the first of equals; a cover picture of a song is none."""
     streams = [s for s in container.streams.video if s.codec_context and not int(s.disposition) & _COVER]

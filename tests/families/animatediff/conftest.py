@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kinema.conditioning.clip_text import ClipTextSize
-from kinema.families.animatediff.config import SDXL, TINY, Config
+from kinema.families.animatediff import ip_adapter_file
+from kinema.families.animatediff.config import MOTION_BETAS, SDXL, TINY, AdapterSize, Betas, Config
+from kinema.families.animatediff.model import AnimateDiff
 
 MIDDLE = replace(TINY, channels=(32, 64, 64), depths=(1, 1, 0), heads=(2, 2, 2))
 """Three levels, so that every kind of block is there: attention, none, up, down, shortcut."""
+LETTERS = replace(MIDDLE, text=(replace(TINY.text[0], vocabulary=64),), norms="diffusers")
+"""Of whole pipelines, whose words are the letters of `tokenizer`."""
 TINY_XL = replace(
     SDXL,
     frames=4,
@@ -153,6 +160,61 @@ def same_weights(theirs: nn.Module, ours: nn.Module) -> nn.Module:
     return theirs.eval().requires_grad_(False)
 
 
+# ------------------------------------------------------------------------------------- pipelines
+
+
+def tokenizer(folder: Path) -> object:
+    """CLIP's tokenizer over a vocabulary of letters, written to an own folder: 53 begins, 54 ends."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    tokens = [*letters, *(f"{c}</w>" for c in letters), "ab</w>", "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\na b</w>\n")
+    return CLIPTokenizer.from_pretrained(str(folder), model_max_length=TINY.text[0].length)
+
+
+def scheduler(betas: Betas = MOTION_BETAS) -> object:
+    from diffusers import DDIMScheduler
+
+    kind, start, end = betas
+    return DDIMScheduler(
+        beta_schedule=kind,
+        beta_start=start,
+        beta_end=end,
+        clip_sample=False,
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
+
+
+def motion_adapter(config: Config) -> nn.Module:
+    """What diffusers' pipelines want beside a U-Net that has its motion modules already."""
+    from diffusers import MotionAdapter
+
+    return MotionAdapter(
+        block_out_channels=config.channels,
+        motion_layers_per_block=config.layers,
+        motion_num_attention_heads=config.motion_heads,
+        motion_max_seq_length=config.positions,
+        use_motion_mid_block=config.motion_mid,
+    )
+
+
+def components(config: Config, folder: Path) -> tuple[AnimateDiff, dict[str, object]]:
+    """A random model, and its networks and tokenizer as the components of diffusers' pipelines."""
+    ours = randomised(AnimateDiff(config))
+    text = clip_text(config.text[0])
+    text.config.bos_token_id, text.config.eos_token_id = 53, 54
+    return ours, {
+        "vae": same_weights(diffusers_vae(config), ours.vae),
+        "text_encoder": same_weights(text, ours.text_encoder),
+        "tokenizer": tokenizer(folder),
+        "unet": same_weights(diffusers_motion_unet(config), ours.unet),
+    }
+
+
 @pytest.fixture(scope="session")
 def oracle() -> SimpleNamespace:
     """The builders above: a conftest cannot be imported."""
@@ -168,4 +230,50 @@ def oracle() -> SimpleNamespace:
         clip_text=clip_text,
         sparse=diffusers_sparse,
         same_weights=same_weights,
+        letters=LETTERS,
+        tokenizer=tokenizer,
+        scheduler=scheduler,
+        motion_adapter=motion_adapter,
+        components=components,
     )
+
+
+# ----------------------------------------------------------------------------------------- files
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[[Path, int], str]:
+    """``picture(path, shade)`` writes one of a single colour."""
+    from PIL import Image
+
+    def write(path: Path, shade: int) -> str:
+        Image.new("RGB", (64, 64), (shade, 255 - shade, 40)).save(path)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def adapter_of() -> Callable[..., dict[str, Tensor]]:
+    """``adapter_of(size, config, seed=0)``: a random IP-Adapter in the authors' layout."""
+
+    def make(size: AdapterSize, config: Config, seed: int = 0) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        rows = ip_adapter_file.rows(config, size, 0)
+        return {row.theirs: torch.randn(row.shape, generator=generator) * 0.3 for row in rows}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def nested() -> Callable[[Mapping[str, Tensor]], dict[str, dict[str, Tensor]]]:
+    """``nested(adapter)``: the same as `torch.save` has it, in two tables."""
+
+    def make(flat: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        tables: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+        for name, tensor in flat.items():
+            table, _, inner = name.partition(".")
+            tables[table][inner] = tensor
+        return tables
+
+    return make

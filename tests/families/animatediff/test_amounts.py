@@ -129,6 +129,22 @@ def test_effect_and_scale_reach_the_network(model, tmp_path):
     assert not torch.equal(left, still)
 
 
+def test_every_file_that_options_name_is_told_once():
+    extra = {
+        "control.pose": "pose.mp4",
+        "control.depth": "depth/",
+        "ip_image.face": {0: "a.png", 3: ["b.png", "a.png"]},
+        "scribble": {2: "d.png"},
+        "effect": {"0,0,1,1": 1, "sky.png": 0.5, "elsewhere": 0},
+        "motion_scale": {"sky.png": 2, "sea.mp4": [1, 1, 1, 1]},
+        "control_scale.pose": 0.5,
+        "travel": {1: "a.mp4"},
+    }
+    told = load("animatediff", preset="tiny").system.family.files(asked(**extra))
+    assert told == ("pose.mp4", "depth/", "a.png", "b.png", "d.png", "sky.png", "sea.mp4")
+    assert load("animatediff", preset="tiny").system.family.files(asked(effect=0.5)) == ()
+
+
 def test_the_command_line_takes_a_mapping_of_regions(tmp_path):
     from kinema.cli.main import main
 

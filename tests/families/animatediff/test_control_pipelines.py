@@ -2,64 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 
-from kinema.families.animatediff.config import MOTION_BETAS, TINY
-from kinema.families.animatediff.model import AnimateDiff
 from kinema.generate import load
 from kinema.schema import Canvas, Request
 
-SIZE = replace(
-    TINY,
-    channels=(32, 64, 64),
-    depths=(1, 1, 0),
-    heads=(2, 2, 2),
-    text=(replace(TINY.text[0], vocabulary=64),),
-    norms="diffusers",
-    sparse="rgb",
-    sparse_positions=16,
-)
 ASK = {"prompt": "a b c d", "negative_prompt": "z y", "steps": 5, "guidance": 4.0, "height": 16, "width": 16, "seed": 0}
 TOLD = {"prompt": "a b c d", "negative_prompt": "z y", "num_inference_steps": 5, "guidance_scale": 4.0}
 
 
-def tokenizer(folder):
-    from transformers import CLIPTokenizer
-
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    tokens = [*letters, *(f"{c}</w>" for c in letters), "ab</w>", "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True)
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\na b</w>\n")
-    return CLIPTokenizer.from_pretrained(str(folder), model_max_length=SIZE.text[0].length)
-
-
 @pytest.fixture(scope="module")
 def parts(oracle, tmp_path_factory):
-    from diffusers import DDIMScheduler
-
-    ours = oracle.randomised(AnimateDiff(SIZE))
-    kind, start, end = MOTION_BETAS
-    made = {
-        "vae": oracle.same_weights(oracle.vae(SIZE), ours.vae),
-        "text_encoder": oracle.same_weights(oracle.clip_text(SIZE.text[0]), ours.text_encoder),
-        "tokenizer": tokenizer(tmp_path_factory.mktemp("vocabulary") / "tokenizer"),
-        "unet": oracle.same_weights(oracle.motion_unet(SIZE), ours.unet),
-        "motion_adapter": None,
-        "scheduler": DDIMScheduler(
-            beta_schedule=kind,
-            beta_start=start,
-            beta_end=end,
-            clip_sample=False,
-            timestep_spacing="leading",
-            steps_offset=1,
-        ),
-    }
-    return made, oracle.same_weights(oracle.sparse(SIZE), ours.sparse)
+    """The components of a pipeline, and its SparseCtrl."""
+    size = replace(oracle.letters, sparse="rgb", sparse_positions=16)
+    ours, made = oracle.components(size, tmp_path_factory.mktemp("vocabulary") / "tokenizer")
+    made |= {"motion_adapter": None, "scheduler": oracle.scheduler()}
+    return made, oracle.same_weights(oracle.sparse(size), ours.sparse)
 
 
 @pytest.fixture(scope="module")

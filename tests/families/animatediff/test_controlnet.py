@@ -138,13 +138,6 @@ SIZE = replace(
 NET = ControlSize(depths=(1, None), middle=1)
 
 
-def picture(path, shade, side=64):
-    from PIL import Image
-
-    Image.new("RGB", (side, side), (shade, 255 - shade, 40)).save(path)
-    return str(path)
-
-
 def clip_of(folder, frames, side=64, seed=0):
     """A folder of numbered random pictures."""
     from PIL import Image
@@ -251,7 +244,7 @@ def test_wrong_files_and_slots_are_named(saved, tmp_path):
 # ----------------------------------------------------------------------------------------- in use
 
 
-def test_control_clips_scales_and_spans_act_as_told(saved, tmp_path):
+def test_control_clips_scales_and_spans_act_as_told(saved, tmp_path, picture):
     add = {"controlnet.canny": saved / "canny.pth", "controlnet.depth": saved / "depth"}
     model = load(saved / "tiny.safetensors", add=add)
     moving, still = clip_of(tmp_path / "moving", 5), picture(tmp_path / "still.png", 20)
@@ -292,7 +285,7 @@ def test_windows_see_the_control_of_their_own_frames(saved, tmp_path):
     assert torch.allclose(whole, windows, atol=1e-4)
 
 
-def test_what_does_not_fit_is_refused_before_weights_are_read(saved, tmp_path):
+def test_what_does_not_fit_is_refused_before_weights_are_read(saved, tmp_path, picture):
     add = {"controlnet.canny": saved / "canny.pth", "controlnet.depth": saved / "depth"}
     two, none = load(saved / "tiny.safetensors", add=add), load(saved / "tiny.safetensors")
     one = load(saved / "tiny.safetensors", add={"controlnet": saved / "canny.pth"})
@@ -318,7 +311,7 @@ def test_what_does_not_fit_is_refused_before_weights_are_read(saved, tmp_path):
         one.generate("a cat", frames=24, overlap=4, extra={"control": still})
 
 
-def test_the_command_line_takes_nets_by_name_and_the_recipe_has_them(saved, tmp_path, capsys):
+def test_the_command_line_takes_nets_by_name_and_the_recipe_has_them(saved, tmp_path, capsys, picture):
     from kinema.cli.main import main
     from kinema.media.metadata import read_recipe
 

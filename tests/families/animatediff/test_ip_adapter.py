@@ -26,27 +26,12 @@ PLUS = AdapterSize(kind="plus", embedding=32, tokens=6, width=48, inner=128, lay
 SIZE = replace(TINY, words=("a", "cat"), text=(replace(TINY.text[0], vocabulary=6),))
 
 
-def adapter_of(size, config, seed=0):
-    """A random adapter in the authors' layout."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = ip_adapter_file.rows(config, size, 0)
-    return {row.theirs: torch.randn(row.shape, generator=generator) * 0.3 for row in rows}
-
-
-def nested(flat):
-    tables = {"image_proj": {}, "ip_adapter": {}}
-    for name, tensor in flat.items():
-        table, _, inner = name.partition(".")
-        tables[table][inner] = tensor
-    return tables
-
-
 def header_of(tensors):
     return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
 
 @pytest.mark.parametrize("size", [PLAIN, PLUS], ids=["plain", "plus"])
-def test_sdxl_with_an_adapter_equals_unet_motion_model(oracle, size):
+def test_sdxl_with_an_adapter_equals_unet_motion_model(oracle, size, adapter_of, nested):
     config = replace(oracle.tiny_xl, norms="diffusers", adapters=(size,))
     ours = oracle.randomised(UNet(config))
     theirs = oracle.motion_unet(config)
@@ -154,7 +139,7 @@ def test_published_files_are_told_by_keys_and_shapes_in_both_layouts(config, siz
 
 
 @pytest.fixture(scope="module")
-def saved(oracle, tmp_path_factory):
+def saved(oracle, tmp_path_factory, adapter_of, nested):
     folder = tmp_path_factory.mktemp("adapters")
     note = json.dumps({"family": "animatediff", "config": to_json(SIZE)})
     files.write_tensors(
@@ -229,14 +214,7 @@ def test_an_encoder_of_other_widths_is_refused_whichever_is_first(saved, tmp_pat
 # ----------------------------------------------------------------------------------------- in use
 
 
-def picture(path, shade, side=40):
-    from PIL import Image
-
-    Image.new("RGB", (side, side), (shade, 255 - shade, 40)).save(path)
-    return str(path)
-
-
-def test_pictures_steer_by_their_scale_and_travel_over_the_frames(saved, tmp_path):
+def test_pictures_steer_by_their_scale_and_travel_over_the_frames(saved, tmp_path, picture):
     add = {"ip-adapter": saved / "plain.safetensors", "image-encoder": saved / "vision.safetensors"}
     model = load(saved / "tiny.safetensors", add=add)
     a, b = picture(tmp_path / "a.png", 10), picture(tmp_path / "b.png", 240)
@@ -262,7 +240,7 @@ def test_pictures_steer_by_their_scale_and_travel_over_the_frames(saved, tmp_pat
     assert torch.allclose(alone[:, :, 0], ends[0][:, :, 0], atol=1e-4)
 
 
-def test_a_batch_is_its_single_clips(saved, tmp_path):
+def test_a_batch_is_its_single_clips(saved, tmp_path, picture):
     add = {"ip-adapter": saved / "plain.safetensors", "image-encoder": saved / "vision.safetensors"}
     model = load(saved / "tiny.safetensors", add=add)
     a, b = picture(tmp_path / "a.png", 10), picture(tmp_path / "b.png", 240)
@@ -272,7 +250,7 @@ def test_a_batch_is_its_single_clips(saved, tmp_path):
         assert torch.allclose(two[n : n + 1], model.run(Request(seed=1 + n, **told)).video, atol=1e-4)
 
 
-def test_what_does_not_fit_is_refused_before_weights_are_read(saved, tmp_path):
+def test_what_does_not_fit_is_refused_before_weights_are_read(saved, tmp_path, picture):
     tiny, still = saved / "tiny.safetensors", picture(tmp_path / "a.png", 10)
     blind = load(tiny, add={"ip-adapter": saved / "plain.safetensors"})
     full = load(tiny, add={"ip-adapter": saved / "plus.bin", "image-encoder": saved / "vision.safetensors"})

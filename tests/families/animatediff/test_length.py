@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kinema.diffusion.windows import views, windows
-from kinema.families.animatediff.config import MOTION_BETAS, TINY
-from kinema.families.animatediff.model import AnimateDiff
+from kinema.families.animatediff import conditioning, recipe
 from kinema.families.animatediff.motion import MotionModule, Moving
 from kinema.generate import load
 from kinema.media.metadata import read_recipe
 from kinema.schema import BadRequest, Request
 
-SIZE = replace(
-    TINY,
-    channels=(32, 64, 64),
-    depths=(1, 1, 0),
-    heads=(2, 2, 2),
-    text=(replace(TINY.text[0], vocabulary=64),),
-    norms="diffusers",
-)
 TRAVEL = {0: "a b c d", 5: "x y", 10: "ab z"}
 FREE_NOISE = {"window": 8, "overlap": 6, "window_in": "attention", "noise_type": "shuffle-context"}
 
@@ -34,44 +25,14 @@ def normal(*shape, seed=1):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def tokenizer(folder):
-    from transformers import CLIPTokenizer
-
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    tokens = [*letters, *(f"{c}</w>" for c in letters), "ab</w>", "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\na b</w>\n")
-    return CLIPTokenizer.from_pretrained(str(folder), model_max_length=SIZE.text[0].length)
-
-
 @pytest.fixture(scope="module")
 def folder(oracle, tmp_path_factory):
     """A random AnimateDiff pipeline as diffusers saves it."""
-    from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter
+    from diffusers import AnimateDiffPipeline
 
-    ours = oracle.randomised(AnimateDiff(SIZE))
-    kind, start, end = MOTION_BETAS
-    pipeline = AnimateDiffPipeline(
-        vae=oracle.same_weights(oracle.vae(SIZE), ours.vae),
-        text_encoder=oracle.same_weights(oracle.clip_text(SIZE.text[0]), ours.text_encoder),
-        tokenizer=tokenizer(tmp_path_factory.mktemp("vocabulary")),
-        unet=oracle.same_weights(oracle.motion_unet(SIZE), ours.unet),
-        motion_adapter=MotionAdapter(
-            block_out_channels=SIZE.channels,
-            motion_layers_per_block=SIZE.layers,
-            motion_num_attention_heads=SIZE.motion_heads,
-            motion_max_seq_length=SIZE.positions,
-            use_motion_mid_block=True,
-        ),
-        scheduler=DDIMScheduler(
-            beta_schedule=kind,
-            beta_start=start,
-            beta_end=end,
-            clip_sample=False,
-            timestep_spacing="leading",
-            steps_offset=1,
-        ),
-    )
+    _, parts = oracle.components(oracle.letters, tmp_path_factory.mktemp("vocabulary") / "tokenizer")
+    adapter = oracle.motion_adapter(oracle.letters)
+    pipeline = AnimateDiffPipeline(**parts, motion_adapter=adapter, scheduler=oracle.scheduler())
     path = tmp_path_factory.mktemp("saved") / "animatediff"
     pipeline.save_pretrained(path)
     return path
@@ -330,6 +291,56 @@ def test_the_command_line_makes_long_clips_and_their_recipe_says_how(tmp_path):
     )
     assert Request.from_json(json.dumps(told)).free_init_stop == (0.2, 0.3)
     assert main(["generate", "ball", "--model", "animatediff/tiny", "--frames", "24", "--quiet"]) == 2
+
+
+# ------------------------------------------------------------------------------------------ blocks
+
+
+def test_a_prompt_that_travels_has_its_frames_in_the_whole_of_a_clip_made_in_blocks(monkeypatch):
+    """Blocks are of frames 0 to 15 and 4 to 19; each is told the rows that the clip at once has for its frames."""
+    tiny, told = load("animatediff", preset="tiny"), []
+    run_unet = recipe.run_unet
+
+    def listening(model, config, z, level, condition):
+        told.append(condition.context_BKLC[0])
+        return run_unet(model, config, z, level, condition)
+
+    monkeypatch.setattr(recipe, "run_unet", listening)
+    request = Request(
+        prompt="a red ball", seed=1, steps=1, guidance=1.0, frames=20, extra={"travel": {8: "a blue star", 19: "spins"}}
+    )
+    assert tiny.run(request.with_(overlap=12)).shape.frames == 20
+    first, second = told
+    tiny.run(request.with_(window=16, window_in="attention"))
+    whole = told[-1]
+    assert len(whole) == 20
+    assert torch.equal(first, whole[:16])
+    assert torch.equal(second, whole[4:])
+    assert not torch.equal(first[0], first[4])
+
+
+def test_drawings_of_a_clip_made_in_blocks_go_to_the_block_that_has_their_frame(tmp_path):
+    Image.new("RGB", (16, 16), "white").save(tmp_path / "drawing.png")
+    drawing = str(tmp_path / "drawing.png")
+    request = Request(frames=16, height=16, width=16, extra={"scribble": {2: drawing, 19: drawing}})
+    at = [conditioning.drawn(request, start).mask_B1THW[0, 0, :, 0, 0].nonzero().flatten().tolist() for start in (0, 4)]
+    assert at == [[2], [15]]
+    assert conditioning.drawn(request.with_(frames=12), 5) is None
+
+
+@pytest.mark.parametrize(
+    ("add", "extra", "says"),
+    [
+        ({}, {"travel": {20: "x"}}, "travel names frame 20; this clip has frames 0 to 19"),
+        ({"sparse": "rgb"}, {"control_scale": [1.0] * 20}, "control_scale of single frames is for a clip made at once"),
+        ({"motion": "pia"}, {"affinity": [0.5] * 20}, "affinity of single frames is for a clip made at once"),
+    ],
+)
+def test_what_no_block_can_be_told_of_single_frames_is_refused_before_weights_are_read(add, extra, says):
+    tiny = load("animatediff", preset="tiny", overrides=add)
+    with pytest.raises(BadRequest, match=says):
+        tiny.generate("a red ball", frames=20, overlap=12, extra=extra)
+    assert "model" not in vars(tiny.system)
 
 
 # ------------------------------------------------------------------------------ views and regions

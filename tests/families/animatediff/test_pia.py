@@ -30,13 +30,6 @@ IMAGE = replace(
 SIZE = replace(IMAGE, motion="pia", positions=32, motion_heads=8)
 
 
-def picture(path, shade, side=16):
-    from PIL import Image
-
-    Image.new("RGB", (side, side), (shade, 255 - shade, 40)).save(path)
-    return str(path)
-
-
 @pytest.fixture(scope="module")
 def saved(oracle, tmp_path_factory):
     """An image model of our own and PIA as its authors save it; and the whole, in memory."""
@@ -88,7 +81,7 @@ def test_it_goes_to_diffusers_and_back(saved, tmp_path):
     assert system.config.motion == "pia"
 
 
-def test_the_first_frame_is_held_natively_and_reaches_the_others(saved, tmp_path):
+def test_the_first_frame_is_held_natively_and_reaches_the_others(saved, tmp_path, picture):
     folder, _ = saved
     model = load(folder / "image.safetensors", add={"motion": folder / "pia.ckpt"})
     honours = model.system.family.honours

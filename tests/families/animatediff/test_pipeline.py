@@ -8,78 +8,27 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kinema.families.animatediff.config import IMAGE_BETAS, MOTION_BETAS, TINY
+from kinema.families.animatediff.config import IMAGE_BETAS, MOTION_BETAS
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.generate import load
 from kinema.schema import BadRequest, Request
 
-WORDS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-SIZE = replace(
-    TINY,
-    channels=(32, 64, 64),
-    depths=(1, 1, 0),
-    heads=(2, 2, 2),
-    text=(replace(TINY.text[0], vocabulary=64),),
-    norms="diffusers",
-)
 PROMPT, NEGATIVE = "a b c d", "z y"
-
-
-def write_vocabulary(folder):
-    folder.mkdir(parents=True)
-    tokens = [*WORDS, *(f"{c}</w>" for c in WORDS), "ab</w>", "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\na b</w>\n")
-
-
-def tokenizer(folder):
-    from transformers import CLIPTokenizer
-
-    write_vocabulary(folder)
-    return CLIPTokenizer.from_pretrained(str(folder), model_max_length=SIZE.text[0].length)
 
 
 @pytest.fixture(scope="module")
 def parts(oracle, tmp_path_factory):
     """One random model as the components of a diffusers pipeline."""
-    ours = oracle.randomised(AnimateDiff(SIZE))
-    text = oracle.clip_text(SIZE.text[0])
-    text.config.bos_token_id, text.config.eos_token_id = 53, 54
-    return {
-        "vae": oracle.same_weights(oracle.vae(SIZE), ours.vae),
-        "text_encoder": oracle.same_weights(text, ours.text_encoder),
-        "tokenizer": tokenizer(tmp_path_factory.mktemp("vocabulary") / "tokenizer"),
-        "unet": oracle.same_weights(oracle.motion_unet(SIZE), ours.unet),
-    }
-
-
-def scheduler(betas):
-    from diffusers import DDIMScheduler
-
-    kind, start, end = betas
-    return DDIMScheduler(
-        beta_schedule=kind,
-        beta_start=start,
-        beta_end=end,
-        clip_sample=False,
-        timestep_spacing="leading",
-        steps_offset=1,
-    )
+    return oracle.components(oracle.letters, tmp_path_factory.mktemp("vocabulary") / "tokenizer")[1]
 
 
 @pytest.fixture(scope="module")
-def folder(parts, tmp_path_factory):
+def folder(parts, oracle, tmp_path_factory):
     """An AnimateDiff folder as diffusers saves it: the motion module is in the U-Net, and beside it once more."""
-    from diffusers import AnimateDiffPipeline, MotionAdapter
+    from diffusers import AnimateDiffPipeline
 
-    adapter = MotionAdapter(
-        block_out_channels=SIZE.channels,
-        motion_layers_per_block=SIZE.layers,
-        motion_num_attention_heads=SIZE.motion_heads,
-        motion_max_seq_length=SIZE.positions,
-        use_motion_mid_block=True,
-    )
-    pipeline = AnimateDiffPipeline(**parts, motion_adapter=adapter, scheduler=scheduler(MOTION_BETAS))
+    adapter = oracle.motion_adapter(oracle.letters)
+    pipeline = AnimateDiffPipeline(**parts, motion_adapter=adapter, scheduler=oracle.scheduler())
     path = tmp_path_factory.mktemp("saved") / "animatediff"
     pipeline.save_pretrained(path)
     return path
@@ -113,11 +62,11 @@ def test_one_frame_is_the_picture_of_the_image_model(parts, folder, oracle):
     """Without the motion module, told its noise levels on the image model's betas, also where the clip's are others."""
     from diffusers import StableDiffusionPipeline
 
-    image = oracle.image_unet(SIZE)
+    image = oracle.image_unet(oracle.letters)
     image.load_state_dict({k: v for k, v in parts["unet"].state_dict().items() if ".motion_modules." not in k})
     theirs = StableDiffusionPipeline(
         **(parts | {"unet": image.eval()}),
-        scheduler=scheduler(IMAGE_BETAS),
+        scheduler=oracle.scheduler(IMAGE_BETAS),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -194,8 +143,9 @@ def test_clip_skip_and_long_prompts_change_what_is_told(model):
     plain = model.run(ask(frames=2)).video
     assert torch.equal(model.run(ask(frames=2, extra={"clip_skip": 1})).video, plain)
     assert not torch.equal(model.run(ask(frames=2, extra={"clip_skip": 2})).video, plain)
-    long = " ".join(WORDS)
-    cut = model.run(ask(frames=2, prompt=" ".join(WORDS[:18]))).video
+    words = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    long = " ".join(words)
+    cut = model.run(ask(frames=2, prompt=" ".join(words[:18]))).video
     assert not torch.equal(model.run(ask(frames=2, prompt=long)).video, cut)
 
 
@@ -228,7 +178,7 @@ def test_half_precision_and_batches_with_a_travelling_prompt_run(folder, model):
 
 @pytest.mark.parametrize("negative", ["z y", ""])
 def test_sdxl_clips_equal_the_pipeline_of_diffusers(oracle, tmp_path, negative):
-    from diffusers import AnimateDiffSDXLPipeline, MotionAdapter
+    from diffusers import AnimateDiffSDXLPipeline
 
     texts = tuple(replace(size, vocabulary=64) for size in oracle.tiny_xl.text)
     config = replace(oracle.tiny_xl, text=texts)
@@ -240,15 +190,8 @@ def test_sdxl_clips_equal_the_pipeline_of_diffusers(oracle, tmp_path, negative):
         for part in encoder.modules():  # where the pooled state is taken
             if hasattr(part, "eos_token_id"):
                 part.eos_token_id = 54
-    first, second = (tokenizer(tmp_path / name) for name in ("one", "two"))
+    first, second = (oracle.tokenizer(tmp_path / name) for name in ("one", "two"))
     second.pad_token = "a"  # token 0, as SDXL's second tokenizer has "!"
-    adapter = MotionAdapter(
-        block_out_channels=config.channels,
-        motion_layers_per_block=config.layers,
-        motion_num_attention_heads=config.motion_heads,
-        motion_max_seq_length=config.positions,
-        use_motion_mid_block=False,
-    )
     theirs = AnimateDiffSDXLPipeline(
         vae=oracle.same_weights(oracle.vae(config), ours.vae),
         text_encoder=encoders[0],
@@ -256,8 +199,8 @@ def test_sdxl_clips_equal_the_pipeline_of_diffusers(oracle, tmp_path, negative):
         tokenizer=first,
         tokenizer_2=second,
         unet=oracle.same_weights(oracle.motion_unet(config), ours.unet),
-        motion_adapter=adapter,
-        scheduler=scheduler(config.betas),
+        motion_adapter=oracle.motion_adapter(config),
+        scheduler=oracle.scheduler(config.betas),
     )
     theirs.save_pretrained(tmp_path / "xl")
     theirs.set_progress_bar_config(disable=True)

@@ -108,15 +108,8 @@ def saved(oracle, tmp_path_factory):
     return folder
 
 
-def picture(path, shade, side=16):
-    from PIL import Image
-
-    Image.new("RGB", (side, side), (shade, 255 - shade, 40)).save(path)
-    return str(path)
-
-
 @pytest.mark.parametrize("verb", ["animate", "ends"])
-def test_given_frames_are_held_natively_and_reach_the_others(saved, tmp_path, verb):
+def test_given_frames_are_held_natively_and_reach_the_others(saved, tmp_path, verb, picture):
     model = load(saved / "tiny.safetensors", add={"sparsectrl": saved / "rgb.ckpt"})
     assert model.system.family.honours(model.system.config, "first")[0] == "native"
     assert "native" not in model.system.family.honours(model.system.config, "region")
@@ -132,7 +125,7 @@ def test_given_frames_are_held_natively_and_reach_the_others(saved, tmp_path, ve
     assert torch.allclose(off[:, :, 1:3], unsteered[:, :, 1:3], atol=1e-5)
 
 
-def test_drawings_steer_a_clip_from_the_frames_they_are_told_for(saved, tmp_path):
+def test_drawings_steer_a_clip_from_the_frames_they_are_told_for(saved, tmp_path, picture):
     scribble = saved / "scribble.ckpt"
     with pytest.raises(BadRequest, match="an eighth as large as pixels, and this model's are a 2th"):
         load(saved / "tiny.safetensors", add={"sparsectrl": scribble})
@@ -141,7 +134,7 @@ def test_drawings_steer_a_clip_from_the_frames_they_are_told_for(saved, tmp_path
     network = AnimateDiff(eighth)
     network.load_state_dict({f"sparse.{k}": v for k, v in sparse.convert(files.read_tensors(scribble)).items()}, False)
     model = Model(with_model(System("tiny", FAMILY, eighth, Weights()), network.eval()))
-    drawing, told = picture(tmp_path / "d.png", 10, 64), {"frames": 4, "steps": 1, "seed": 1}
+    drawing, told = picture(tmp_path / "d.png", 10), {"frames": 4, "steps": 1, "seed": 1}
     plain = model.generate("a cat", **told).video
     drawn = model.generate("a cat", extra={"scribble": drawing}, **told).video
     assert not torch.allclose(drawn, plain, atol=1e-5)
@@ -149,6 +142,8 @@ def test_drawings_steer_a_clip_from_the_frames_they_are_told_for(saved, tmp_path
     assert not torch.equal(model.generate("a cat", extra={"scribble": {2: drawing}}, **told).video, drawn)
     with pytest.raises(BadRequest, match="scribble names frame 4; this clip has frames 0 to 3"):
         model.generate("a cat", extra={"scribble": {4: drawing}}, **told)
+    with pytest.raises(BadRequest, match="there is no picture none.png for SparseCtrl's drawings"):
+        model.generate("a cat", extra={"scribble": "none.png"}, **told)
 
 
 def test_wrong_files_and_orders_are_named(saved):

@@ -2,49 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 
 from kinema.checkpoints import files
-from kinema.families.animatediff import controlnet_file, ip_adapter_file
-from kinema.families.animatediff.config import MOTION_BETAS, TINY, AdapterSize, ControlSize, VisionSize
+from kinema.families.animatediff import controlnet_file
+from kinema.families.animatediff.config import AdapterSize, ControlSize, VisionSize
 from kinema.families.animatediff.controlnet import ControlNet
-from kinema.families.animatediff.model import AnimateDiff
 from kinema.generate import load
 from kinema.schema import Request
 
 SIDE, FRAMES = 64, 4
-SIZE = replace(
-    TINY,
-    channels=(32, 64, 64),
-    depths=(1, 1, 0),
-    heads=(2, 2, 2),
-    text=(replace(TINY.text[0], vocabulary=64),),
-    norms="diffusers",
-    vae_channels=(32, 32, 32, 32),
-    height=SIDE,
-    width=SIDE,
-)
 NET = ControlSize(depths=(1, 1, None), middle=1)
 VISION = VisionSize(width=32, layers=3, heads=2, mlp=64, patch=8, side=32, projection=24)
 PLAIN = AdapterSize(kind="plain", embedding=24, tokens=4)
 PLUS = AdapterSize(kind="plus", embedding=32, tokens=6, width=48, inner=128, layers=4)
 ASK = {"prompt": "a b c d", "negative_prompt": "z y", "guidance": 4.0, "height": SIDE, "width": SIDE, "seed": 0}
 TOLD = {"prompt": "a b c d", "negative_prompt": "z y", "guidance_scale": 4.0, "height": SIDE, "width": SIDE}
-
-
-def tokenizer(folder):
-    from transformers import CLIPTokenizer
-
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    tokens = [*letters, *(f"{c}</w>" for c in letters), "ab</w>", "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True)
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\na b</w>\n")
-    return CLIPTokenizer.from_pretrained(str(folder), model_max_length=SIZE.text[0].length)
 
 
 def image_encoder():
@@ -55,21 +31,6 @@ def image_encoder():
     told |= {"num_hidden_layers": VISION.layers, "num_attention_heads": VISION.heads, "hidden_act": "gelu"}
     config = CLIPVisionConfig(**told, image_size=VISION.side, patch_size=VISION.patch)
     return CLIPVisionModelWithProjection(config).eval()
-
-
-def adapter_of(size, config=SIZE, seed=0):
-    """A random adapter in the authors' layout."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = ip_adapter_file.rows(config, size, 0)
-    return {row.theirs: torch.randn(row.shape, generator=generator) * 0.3 for row in rows}
-
-
-def nested(flat):
-    tables = {"image_proj": {}, "ip_adapter": {}}
-    for name, tensor in flat.items():
-        table, _, inner = name.partition(".")
-        tables[table][inner] = tensor
-    return tables
 
 
 def write_pictures(folder, count, side, seed=5):
@@ -84,40 +45,35 @@ def write_pictures(folder, count, side, seed=5):
 
 
 @pytest.fixture(scope="module")
-def parts(oracle, tmp_path_factory):
-    from diffusers import DDIMScheduler
-
-    ours = oracle.randomised(AnimateDiff(SIZE))
-    kind, start, end = MOTION_BETAS
-    scheduler = {"clip_sample": False, "timestep_spacing": "leading", "steps_offset": 1}
-    return {
-        "vae": oracle.same_weights(oracle.vae(SIZE), ours.vae),
-        "text_encoder": oracle.same_weights(oracle.clip_text(SIZE.text[0]), ours.text_encoder),
-        "tokenizer": tokenizer(tmp_path_factory.mktemp("vocabulary") / "tokenizer"),
-        "unet": oracle.same_weights(oracle.motion_unet(SIZE), ours.unet),
-        "motion_adapter": None,
-        "scheduler": DDIMScheduler(beta_schedule=kind, beta_start=start, beta_end=end, **scheduler),
-    }
+def size(oracle):
+    """Latents an eighth as large as pixels, as ControlNets want them."""
+    return replace(oracle.letters, vae_channels=(32, 32, 32, 32), height=SIDE, width=SIDE)
 
 
 @pytest.fixture(scope="module")
-def saved(parts, oracle, tmp_path_factory):
+def parts(oracle, size, tmp_path_factory):
+    _, made = oracle.components(size, tmp_path_factory.mktemp("vocabulary") / "tokenizer")
+    return made | {"motion_adapter": None, "scheduler": oracle.scheduler()}
+
+
+@pytest.fixture(scope="module")
+def saved(parts, oracle, size, adapter_of, nested, tmp_path_factory):
     """The folder of a pipeline; two ControlNets, an image encoder and two IP-Adapters beside it."""
     from diffusers import AnimateDiffVideoToVideoPipeline
 
     folder = tmp_path_factory.mktemp("saved")
     AnimateDiffVideoToVideoPipeline(**parts).save_pretrained(folder / "pipeline")
     for n in range(2):
-        net = oracle.randomised(ControlNet(SIZE, NET), seed=n)
-        told = controlnet_file.ControlFile("official", SIZE, NET)
+        net = oracle.randomised(ControlNet(size, NET), seed=n)
+        told = controlnet_file.ControlFile("official", size, NET)
         files.write_tensors(folder / f"net{n}.safetensors", controlnet_file.export(told, "official", net.state_dict()))
     image_encoder().save_pretrained(folder / "image_encoder")
-    files.write_tensors(folder / "plain.safetensors", adapter_of(PLAIN))
-    torch.save(nested(adapter_of(PLUS, seed=1)), folder / "plus.bin")
+    files.write_tensors(folder / "plain.safetensors", adapter_of(PLAIN, size))
+    torch.save(nested(adapter_of(PLUS, size, seed=1)), folder / "plus.bin")
     return folder
 
 
-def diffusers_nets(saved, oracle):
+def diffusers_nets(saved, size):
     from diffusers import ControlNetModel
 
     made = []
@@ -125,10 +81,10 @@ def diffusers_nets(saved, oracle):
         told = controlnet_file.recognise(files.header(saved / f"net{n}.safetensors"))
         net = ControlNetModel(
             down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-            block_out_channels=SIZE.channels,
-            layers_per_block=SIZE.layers,
-            cross_attention_dim=SIZE.context,
-            attention_head_dim=SIZE.heads,
+            block_out_channels=size.channels,
+            layers_per_block=size.layers,
+            cross_attention_dim=size.context,
+            attention_head_dim=size.heads,
         )
         net.load_state_dict(controlnet_file.convert(told, files.read_tensors(saved / f"net{n}.safetensors")))
         made.append(net.eval())
@@ -153,11 +109,11 @@ def latents(model, steps, **extra):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_control_clips_equal_the_control_net_pipeline(parts, saved, oracle, tmp_path, count):
+def test_control_clips_equal_the_control_net_pipeline(parts, saved, oracle, tmp_path, count, size):
     """Each net with its own clip, scale and share of the steps."""
     from diffusers import AnimateDiffControlNetPipeline
 
-    nets = diffusers_nets(saved, oracle)[:count]
+    nets = diffusers_nets(saved, size)[:count]
     theirs = AnimateDiffControlNetPipeline(**parts, controlnet=nets if count > 1 else nets[0]).to(torch.float64)
     theirs.set_progress_bar_config(disable=True)
     clips = [write_pictures(tmp_path / f"clip{n}", FRAMES, SIDE, seed=n) for n in range(count)]
@@ -197,7 +153,7 @@ def test_control_clips_equal_the_control_net_pipeline(parts, saved, oracle, tmp_
 
 
 @pytest.mark.parametrize("which", ["plain", "plus", "both"])
-def test_pictures_equal_the_pipeline_with_ip_adapters(parts, saved, tmp_path, which):
+def test_pictures_equal_the_pipeline_with_ip_adapters(parts, saved, tmp_path, which, adapter_of, nested, size):
     """Two pictures for one adapter; two adapters, each with its own scale."""
     from diffusers import AnimateDiffPipeline, UNetMotionModel
     from transformers import CLIPImageProcessor
@@ -212,7 +168,7 @@ def test_pictures_equal_the_pipeline_with_ip_adapters(parts, saved, tmp_path, wh
     ).to(torch.float64)
     theirs.set_progress_bar_config(disable=True)
     seeds = {"plain": 0, "plus": 1}
-    tables = [nested(adapter_of(kind, seed=seeds[kind.kind])) for kind in kinds]
+    tables = [nested(adapter_of(kind, size, seed=seeds[kind.kind])) for kind in kinds]
     theirs.load_ip_adapter(tables, [""] * len(kinds), [""] * len(kinds), image_encoder_folder=None)
     scales = [0.7, 0.4][: len(kinds)]
     theirs.set_ip_adapter_scale(scales)
@@ -243,13 +199,13 @@ def test_pictures_equal_the_pipeline_with_ip_adapters(parts, saved, tmp_path, wh
 
 
 @pytest.mark.parametrize(("affinity", "number"), [("small", 0), ("loop-large", 5), ("style-large", 8)])
-def test_an_animated_picture_equals_the_pia_pipeline(parts, oracle, tmp_path, monkeypatch, affinity, number):
+def test_an_animated_picture_equals_the_pia_pipeline(parts, oracle, tmp_path, monkeypatch, affinity, number, size):
     from diffusers import PIAPipeline
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
     torch.manual_seed(0)
-    nine = oracle.randomised(oracle.motion_unet(replace(SIZE, in_channels=9)))
+    nine = oracle.randomised(oracle.motion_unet(replace(size, in_channels=9)))
     made = parts | {"unet": nine}
     theirs = PIAPipeline(**made).to(torch.float32)
     theirs.save_pretrained(tmp_path / "pia")

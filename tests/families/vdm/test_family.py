@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kinema.conditioning import bert
 from kinema.diffusion.guidance import Reconstruction, Replacement
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.samplers import SAMPLERS, options
@@ -16,7 +17,7 @@ from kinema.families.vdm.family import FAMILY
 from kinema.families.vdm.model import Stage, VideoUNet
 from kinema.generate import Held, guide
 from kinema.schema import BadRequest, Canvas, Note, Request, ignore
-from kinema.system import System, Weights
+from kinema.system import System, Weights, open_system
 
 SHAPE = (1, 3, 8, 16, 16)
 
@@ -57,6 +58,21 @@ def test_an_empty_prompt_is_the_trained_null_and_words_are_not(tiny: Config) -> 
     assert conditions.negative.vector is None
     assert null.positive.vector is None
     assert conditions.positive.vector.shape == (1, 4 * tiny.channels)
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_offline_reaches_the_text_encoder(tiny: Config, monkeypatch: pytest.MonkeyPatch, offline: bool) -> None:
+    asked: list[bool] = []
+
+    def load(*, device: str, offline: bool) -> None:
+        asked.append(offline)
+        raise BadRequest(f"no BERT on {device}")
+
+    monkeypatch.setattr(bert, "load", load)
+    model = open_system("vdm", preset="tiny", offline=offline, overrides={"text": "bert"})
+    with pytest.raises(BadRequest, match="no BERT"):
+        FAMILY.condition(model, Request(prompt="a red ball", seed=0), canvas(), ignore)
+    assert asked == [offline]
 
 
 def test_unknown_words_are_said(tiny: Config) -> None:

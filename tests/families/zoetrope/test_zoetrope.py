@@ -157,12 +157,66 @@ def test_a_tokens_sketch_lies_over_its_own_frames_and_pixels(tiny: Zoetrope) -> 
 @pytest.mark.parametrize("log_snr", [-6.0, 0.0, 4.0, 12.0])
 def test_input_and_drawing_are_weighted_by_their_inverse_variances(tiny: Zoetrope, log_snr: float) -> None:
     given = {**inputs(), "log_snr_B": torch.full((2,), log_snr, dtype=torch.float64)}
-    silent = copy.deepcopy(tiny)
-    nn.init.zeros_(silent.out.weight)
-    nn.init.zeros_(silent.out.bias)
+    silent = _silent(tiny, shown=-1e9)
     alpha2, sigma2 = 1 / (1 + math.exp(-log_snr)), 1 / (1 + math.exp(log_snr))
     weight = (alpha2 / sigma2) / (alpha2 / sigma2 + 1 / 0.02**2)
     assert torch.allclose(x0(silent, **given), given["z_BCTHW"] * weight / alpha2**0.5, atol=1e-12)
+
+
+def _silent(model: Zoetrope, shown: float) -> Zoetrope:
+    """The model that draws nothing, with ``shown`` for the logits of the backdrop's share."""
+    silent = copy.deepcopy(model)
+    for layer in (silent.out, silent.backdrop.out, silent.backdrop.share):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    nn.init.constant_(silent.backdrop.share.bias, shown)
+    return silent
+
+
+def test_the_backdrop_keeps_the_mean_of_the_frames_by_its_inverse_variance(tiny: Zoetrope) -> None:
+    given = {**inputs(), "log_snr_B": torch.full((2,), 5.0, dtype=torch.float64)}
+    alpha2, sigma2 = 1 / (1 + math.exp(-5)), 1 / (1 + math.exp(5))
+    weight = (alpha2 / sigma2 * 8) / (
+        alpha2 / sigma2 * 8 + 1 / 0.02**2
+    )  # the mean of 8 frames has an eighth of the noise
+    mean = given["z_BCTHW"].mean(2, keepdim=True).expand_as(given["z_BCTHW"])
+    assert torch.allclose(x0(_silent(tiny, shown=1e3), **given), mean * weight / alpha2**0.5, atol=1e-12)
+
+
+def test_what_the_backdrop_shows_is_alike_in_all_frames_or_in_those_that_see_each_other(tiny: Zoetrope) -> None:
+    changes = [tiny(**inputs(), per_frame=apart).still.diff(dim=2).abs().amax((0, 1, 3, 4)) for apart in (False, True)]
+    assert changes[0].eq(0).all()
+    assert (changes[1] > 0).nonzero().tolist() == [[3]]  # from the fourth frame to the fifth
+
+
+def test_the_clip_is_drawing_and_backdrop_by_the_backdrops_share(tiny: Zoetrope) -> None:
+    given, logit = inputs(), math.log(3)
+    shown = {}
+    for name, value in (("drawing", -1e9), ("both", logit), ("backdrop", 1e3)):
+        model = copy.deepcopy(tiny)
+        nn.init.zeros_(model.backdrop.share.weight)
+        nn.init.constant_(model.backdrop.share.bias, value)
+        shown[name] = x0(model, **given)
+    mixed = torch.lerp(shown["drawing"], shown["backdrop"], 0.75)
+    assert torch.allclose(shown["both"], mixed, atol=1e-9)
+    assert not torch.allclose(shown["drawing"], shown["backdrop"], atol=0.1)
+
+
+def test_the_backdrops_share_starts_as_where_the_sketch_has_no_object() -> None:
+    backdrop = FAMILY.build(FAMILY.presets["tiny"]).backdrop
+    sketch = torch.randn(1, 8, 4, 4, 4)
+    fine = torch.randn(1, 8, 4, 4, 16)
+    _, share = backdrop(fine, sketch, torch.randn(1, 3, 8, 16, 16), torch.zeros(1), torch.zeros(1, 16), 8)
+    for y, x in ((0, 0), (1, 2), (6, 13), (15, 8)):
+        expected = -sketch[0, :, y // 4, x // 4, (y % 4 // 2) * 2 + x % 4 // 2]
+        assert torch.allclose(share[0, 0, :, y, x], expected, atol=1e-6)
+
+
+def test_the_share_is_taught_as_cross_entropy_mostly_about_objects() -> None:
+    ground, near = torch.tensor([0.0, 1.0, 1.0, 1.0]), torch.tensor([1.0, 1.0, 0.0, 0.0])
+    logits = torch.tensor([-50.0, 0.0, 50.0, 0.0])
+    made = recipe.unparted(*(t.view(1, 1, 1, 2, 2) for t in (logits, ground, near)))
+    assert made.item() == pytest.approx(math.log(2) * 1.1 / 2.2, rel=1e-5)
 
 
 def test_a_place_block_sees_no_other_place_and_starts_near_the_identity() -> None:

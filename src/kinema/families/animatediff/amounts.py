@@ -45,19 +45,38 @@ def check(request: Request, longest: int) -> None:
     ``longest`` are the frames made at once: in a clip of several blocks nothing can be told of single frames.
     """
     frames = request.frames or 1
-    in_blocks = frames > longest and request.window is None
     for name in AMOUNTS:
         told = request.extra.get(name)
         if told is not None and frames == 1:
             raise BadRequest(f"{name} is of motion modules, and a single frame is made without them: leave it out")
-        for region, value in told.items() if isinstance(told, Mapping) else [(ELSEWHERE, told)]:
+        for region, value in _regions(told).items():
             of_frames = isinstance(value, list | tuple)
             if told is not None:
                 _numbers(name, value, frames)
             if region != ELSEWHERE and _box(name, region) is None:
                 of_frames |= not _picture(name, region)
-            if of_frames and in_blocks:
-                raise BadRequest(f"{name} of single frames is for a clip made at once: give a window of {longest}")
+            if of_frames and in_blocks(request, longest):
+                raise BadRequest(at_once(name, longest))
+
+
+def masks_of(extra: Mapping[str, Any]) -> list[str]:
+    """The files of masks that regions are told by."""
+    regions = [(name, region) for name in AMOUNTS for region in _regions(extra.get(name))]
+    return [str(region) for name, region in regions if region != ELSEWHERE and _box(name, region) is None]
+
+
+def _regions(told: Any) -> Mapping[Any, Any]:
+    return told if isinstance(told, Mapping) else {ELSEWHERE: told}
+
+
+def in_blocks(request: Request, longest: int) -> bool:
+    """Whether the clip is made block by block."""
+    return (request.frames or 1) > longest and request.window is None
+
+
+def at_once(name: str, longest: int) -> str:
+    """The refusal of what is told of each frame of a clip that is made block by block."""
+    return f"{name} of single frames is for a clip made at once: give a window of {longest}"
 
 
 def _numbers(name: str, told: Any, frames: int) -> Tensor:

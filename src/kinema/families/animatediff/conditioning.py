@@ -1,6 +1,7 @@
 """What the network is told: the prompt, which may change over the frames, SDXL's sizes, and how much motion.
 
-Letters: B clips, T frames, K rows (1, or one a frame), L context tokens, C width, V SDXL's added vector.
+Letters: B clips (1 where all are told alike), T frames, K rows (1, or one a frame), L context tokens, C width,
+V SDXL's added vector.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ NAMED = ("control", "control_scale", "control_span", "ip_image", "ip_scale")
 class Condition:
     """One branch of guidance. ``motion`` is off for a single frame, which the image model makes by itself."""
 
-    context_KLC: Tensor
-    added_1V: Tensor | None = None
+    context_BKLC: Tensor
+    added_BV: Tensor | None = None
     motion: bool = True
     moving: Moving = AS_TRAINED
     shown: Shown | None = None
@@ -50,19 +51,41 @@ class Condition:
         if frames is None:
             return self
 
-        def cut(x: Tensor) -> Tensor:
-            return x[list(frames)] if len(x) > 1 else x
-
+        context = self.context_BKLC
         shown = None if self.shown is None else self.shown.of(frames)
         return replace(
             self,
-            context_KLC=cut(self.context_KLC),
+            context_BKLC=context[:, list(frames)] if context.shape[1] > 1 else context,
             moving=self.moving.of(frames),
             shown=shown,
             steerings=tuple(each.of(frames) for each in self.steerings),
             pictures=tuple(each.of(frames) for each in self.pictures),
             first_BCTHW=None if self.first_BCTHW is None else self.first_BCTHW[:, :, list(frames)],
         )
+
+
+def joined(conditions: Sequence[Condition]) -> Condition | None:
+    """The conditions of single clips as that of a batch; None where prompts have other rows, or not all are shown much.
+
+    What a request tells of all clips (motion, controls, pictures) is in each of them, and taken from the first.
+    """
+    first = conditions[0]
+    if len({(c.context_BKLC.shape, c.shown is None, c.first_BCTHW is None) for c in conditions}) > 1:
+        return None
+
+    def side_by_side(x: Sequence[Tensor | None]) -> Tensor | None:
+        there = [each for each in x if each is not None]
+        return torch.cat(there) if there else None
+
+    shown = [c.shown for c in conditions if c.shown is not None]
+    given, mask = ([getattr(each, name) for each in shown] for name in ("given_BCTHW", "mask_B1THW"))
+    return replace(
+        first,
+        context_BKLC=torch.cat([c.context_BKLC for c in conditions]),
+        added_BV=side_by_side([c.added_BV for c in conditions]),
+        shown=Shown(torch.cat(given), torch.cat(mask), shown[0].scale_T) if shown else None,
+        first_BCTHW=side_by_side([c.first_BCTHW for c in conditions]),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +110,9 @@ def _clip_tokenizer(folder: Path) -> ClipTokenizer:
     return ClipTokenizer(folder)
 
 
-def tokenizer_of(config: Config, weights: Path | None) -> Tokenizer:
+def tokenizer_of(config: Config, weights: Path | None, *, offline: bool = False) -> Tokenizer:
     """The model's own words, or CLIP's vocabulary found beside the weights or on the hub."""
-    return WordTokenizer(config.words) if config.words else _clip_tokenizer(find_vocabulary(weights))
+    return WordTokenizer(config.words) if config.words else _clip_tokenizer(find_vocabulary(weights, offline=offline))
 
 
 def encode_text(
@@ -118,7 +141,8 @@ def say_unknown(tokenizer: Tokenizer, name: str, texts: Sequence[str], on_event:
 def travel_of(request: Request) -> dict[int, str]:
     """Frame to prompt, at least frame 0: the request's prompt, and what ``travel`` says of later frames.
 
-    ``travel`` is a mapping, or text such as ``"8: autumn | 15: winter"``.
+    ``travel`` is a mapping, or text such as ``"8: autumn | 15: winter"``. Frames are of the whole clip, also where it
+    is made in blocks.
     """
     told = request.extra.get("travel", {})
     if isinstance(told, str):
@@ -132,19 +156,19 @@ def travel_of(request: Request) -> dict[int, str]:
         stops = {int(frame): str(text) for frame, text in told.items()}
     except (TypeError, ValueError):
         raise BadRequest(f"travel is {dict(told)!r}; expected whole frame numbers") from None
-    last = (request.frames or 1) - 1
-    if wrong := [frame for frame in stops if not 0 <= frame <= last]:
-        raise BadRequest(f"travel names frame {wrong[0]}; this clip has frames 0 to {last}")
     return {0: request.prompt, **dict(sorted(stops.items()))}
 
 
-def travelled(stops: Mapping[int, Tensor], frames: int) -> Tensor:
-    """Contexts at some frames (1×L×C each) to one a frame, T×L×C: straight lines between, held after the last."""
+def travelled(stops: Mapping[int, Tensor], start: int, frames: int) -> Tensor:
+    """Contexts at some frames (1×L×C each) to one for each of so many from ``start`` on, T×L×C.
+
+    They go on straight lines from one to the next, and the last is held.
+    """
     if len(stops) == 1:
         return next(iter(stops.values()))
     keys = sorted(stops)
     rows = []
-    for frame in range(frames):
+    for frame in range(start, start + frames):
         before = max(key for key in keys if key <= frame)
         after = min((key for key in keys if key > frame), default=before)
         share = (frame - before) / (after - before) if after > before else 0.0
@@ -188,33 +212,42 @@ def check_extra(config: Config, request: Request) -> None:
         raise BadRequest(
             "scribble is for SparseCtrl's drawings, and this model has none: add sparsectrl=FILE of scribble"
         )
-    scribbles_of(request)
-    travel_of(request)
+    for name, found in (("scribble", scribbles_of(request)), ("travel", travel_of(request))):
+        control.check_frames(name, found, request)
+    for file in scribbles_of(request).values():
+        if not Path(file).is_file():
+            raise BadRequest(f"there is no picture {file} for SparseCtrl's drawings")
     amounts.check(request, config.longest)
+    if amounts.in_blocks(request, config.longest):
+        for name, told in extra.items():
+            if name.partition(".")[0] in ("affinity", "control_scale") and isinstance(told, list | tuple):
+                raise BadRequest(amounts.at_once(name, config.longest))
+
+
+def files_of(request: Request) -> tuple[str, ...]:
+    """What the options of a request name on disk: controls, pictures, drawings, and masks of regions."""
+    named = [*control.files_of(request.extra), *pictures.files_of(request.extra)]
+    return tuple(dict.fromkeys([*named, *scribbles_of(request).values(), *amounts.masks_of(request.extra)]))
 
 
 # ------------------------------------------------------------------------------------- SparseCtrl
 
 
 def scribbles_of(request: Request) -> dict[int, str]:
-    """Frame to the file of its drawing: a mapping, or one file, which is of frame 0."""
+    """Frame of the whole clip to the file of its drawing: a mapping, or one file, which is of frame 0."""
     told = request.extra.get("scribble", {})
     try:
-        found = {int(frame): str(file) for frame, file in ({0: told} if isinstance(told, str) else told).items()}
+        return {int(frame): str(file) for frame, file in ({0: told} if isinstance(told, str) else told).items()}
     except (AttributeError, TypeError, ValueError):
         raise BadRequest(f"scribble is {told!r}; expected a picture, or a mapping of frames to pictures") from None
-    last = (request.frames or 1) - 1
-    if wrong := [frame for frame in found if not 0 <= frame <= last]:
-        raise BadRequest(f"scribble names frame {wrong[0]}; this clip has frames 0 to {last}")
-    return found
 
 
-def drawn(request: Request) -> Shown | None:
-    """The request's drawings in pixels 0..1, for every clip of the batch."""
-    found = scribbles_of(request)
+def drawn(request: Request, start: int) -> Shown | None:
+    """The request's drawings from frame ``start`` on, in pixels 0..1, for every clip of the batch."""
+    b, _, t, h, w = request.shape.bcthw
+    found = {frame - start: file for frame, file in scribbles_of(request).items() if start <= frame < start + t}
     if not found:
         return None
-    b, _, t, h, w = request.shape.bcthw
     given, mask = torch.zeros(1, 3, t, h, w), torch.zeros(1, 1, t, h, w)
     for frame, file in found.items():
         picture, _ = read.fit(read.read_image(file), h, w, request.fit)

@@ -5,7 +5,7 @@ Letters: B clips, T frames, N = B·T images, C channels, h w rows and columns of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -106,6 +106,13 @@ def check_names(  # noqa: PLR0917
             raise BadRequest(f"{option} could be of {len(names)} there are: say {told}")
 
 
+def check_frames(option: str, told: Iterable[int], request: Request) -> None:
+    """Refuse frames that the clip has not."""
+    last = (request.frames or 1) - 1
+    if wrong := [frame for frame in told if not 0 <= frame <= last]:
+        raise BadRequest(f"{option} names frame {wrong[0]}; this clip has frames 0 to {last}")
+
+
 def scale_of(told: Any, frames: int, name: str) -> Tensor:
     """A number, or one a frame, as [1] or [T]."""
     values = list(told) if isinstance(told, list | tuple) else [told]
@@ -124,6 +131,11 @@ def span_of(told: Any, name: str) -> tuple[float, float]:
     if not 0 <= start < end <= 1:
         raise BadRequest(f"{name} is {told!r}; expected 0 <= start < end <= 1")
     return start, end
+
+
+def files_of(extra: Mapping[str, Any]) -> list[str]:
+    """The clips, folders and pictures that steer."""
+    return [str(file) for key, file in extra.items() if key.partition(".")[0] == "control"]
 
 
 def _check_clip(file: Any, name: str, frames: int) -> None:

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.ldm import layer
-from kinema.checkpoints.table import Row, Table, shapes_of
+from kinema.checkpoints.table import Row, Table, count, shapes_of
 from kinema.families.animatediff import layout
 from kinema.families.animatediff.config import IMAGE, SDXL_IMAGE, Config, ControlSize, skip_widths
-from kinema.families.animatediff.layout import count
 from kinema.families.animatediff.sparse import HINT
 from kinema.schema import BadRequest
 

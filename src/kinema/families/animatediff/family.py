@@ -101,21 +101,25 @@ class AnimateDiffFamily:
                 f"frames is {frames}; this is an image model, which makes one: "
                 "add a motion module (motion=FILE) to move it"
             )
-        if frames > config.longest and request.window is None and request.overlap is None:
+        in_blocks = amounts.in_blocks(request, config.longest)
+        if in_blocks and request.overlap is None:
             raise BadRequest(
                 f"frames is {frames}, and this motion module sees {config.longest} at once: give a window (such as 16) "
                 "to slide over the clip, an overlap to make it block by block, or load it with overrides stretch="
                 f"{frames}"
             )
-        if frames > config.longest and request.window is None and (config.controls or config.adapters):
+        if in_blocks and (config.controls or config.adapters):
             raise BadRequest(
                 f"frames is {frames}, and ControlNets and IP-Adapters steer a clip that is made at once or in windows: "
                 "give a window (such as 16), not only an overlap"
             )
 
+    def files(self, request: Request) -> tuple[str, ...]:
+        return conditioning.files_of(request)
+
     def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
-        tokenizer = conditioning.tokenizer_of(config, system.weights.path)
+        tokenizer = conditioning.tokenizer_of(config, system.weights.path, offline=system.offline)
         stops = conditioning.travel_of(request)
         conditioning.say_unknown(tokenizer, system.name, [*stops.values(), request.negative_prompt], on_event)
         skip = int(request.extra.get("clip_skip", 1))
@@ -125,7 +129,7 @@ class AnimateDiffFamily:
 
         told = {frame: encode(text) for frame, text in stops.items()}
         contexts = conditioning.level_rows([context for context, _ in told.values()], encode("")[0])
-        wanted = conditioning.travelled(dict(zip(told, contexts, strict=True)), request.shape.frames)
+        wanted = conditioning.travelled(dict(zip(told, contexts, strict=True)), canvas.start, request.shape.frames)
         unwanted, pooled_negative = encode(request.negative_prompt)
         pooled = told[0][1]
         if pooled is not None and not request.negative_prompt.strip():
@@ -134,7 +138,7 @@ class AnimateDiffFamily:
         motion = config.motion != "none" and request.shape.frames > 1
         moving = amounts.moving_of(request, self.lattice(config))
 
-        shown = conditioning.drawn(request) if config.sparse == "scribble" else None
+        shown = conditioning.drawn(request, canvas.start) if config.sparse == "scribble" else None
         if config.sparse == "rgb" and request.honour == "native" and not canvas.empty:
             shown = conditioning.frames_shown(request, canvas, system.encode(canvas.video))
         if shown is not None:
@@ -157,7 +161,7 @@ class AnimateDiffFamily:
             if vector is not None:
                 told_sizes = conditioning.sizes(config, request.shape.height, request.shape.width)
                 added = torch.cat([vector, told_sizes.to(vector)], dim=1)
-            return Condition(context, added, motion, moving, shown if motion else None, steered, looks, first)
+            return Condition(context[None], added, motion, moving, shown if motion else None, steered, looks, first)
 
         return Conditions(branch(wanted, pooled, steerings, seen), branch(unwanted, pooled_negative, unpooled, unseen))
 
@@ -177,6 +181,9 @@ class AnimateDiffFamily:
         affinity = pia.affinity_of(cast(Config, system.config), request)
         first = system.encode(canvas.video[:, :, :1])[:, :, 0].to(system.device, system.dtype)
         return pia.shown(first, affinity.to(first))
+
+    def join(self, conditions: Sequence[Condition]) -> Condition | None:
+        return conditioning.joined(conditions)
 
     def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
         model, told = cast(AnimateDiff, system.model), condition.of(frames)

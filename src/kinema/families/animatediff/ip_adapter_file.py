@@ -16,10 +16,9 @@ from torch import Tensor
 
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.ldm import inside, layer
-from kinema.checkpoints.table import Row, Table, shapes_of
+from kinema.checkpoints.table import Row, Table, count, shapes_of
 from kinema.families.animatediff.config import IMAGE as IMAGE_MODEL
 from kinema.families.animatediff.config import SDXL_IMAGE, AdapterSize, Config, VisionSize
-from kinema.families.animatediff.layout import count
 from kinema.schema import BadRequest
 
 AdapterLayout = Literal["official", "diffusers"]

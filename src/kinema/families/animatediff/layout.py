@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import gcd
 from typing import Any
 
 from kinema.checkpoints import ldm
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.ldm import inside, layer
-from kinema.checkpoints.table import Row, Table
+from kinema.checkpoints.table import Row, Table, count, shape_in
 from kinema.conditioning.clip_text import ClipTextSize
 from kinema.families.animatediff.config import IMAGE, SDXL_IMAGE, Config, skip_widths
 from kinema.schema import BadRequest
@@ -96,19 +97,7 @@ def recognise(header: Header) -> ImageFile | None:
     return ImageFile(replace(base, **sizes), vae, bool(told))
 
 
-def _shape(header: Header, name: str, rank: int) -> tuple[int, ...]:
-    if name not in header:
-        raise BadRequest(f"this file of Stable Diffusion lacks {name}")
-    shape = header[name][0]
-    if len(shape) != rank:
-        raise BadRequest(f"{name} has {len(shape)} axes; expected {rank}")
-    return shape
-
-
-def count(header: Header, prefix: str) -> int:
-    """How many numbered modules there are under a prefix."""
-    found = {name[len(prefix) :].partition(".")[0] for name in header if name.startswith(prefix)}
-    return 1 + max((int(n) for n in found if n.isdecimal()), default=-1)
+_shape = partial(shape_in, "Stable Diffusion")
 
 
 def unet_sizes(header: Header, xl: bool) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from kinema.conditioning.clip_vision import MEAN, STD, ClipVision
 from kinema.families.animatediff.config import AdapterSize, Config
-from kinema.families.animatediff.control import check_names, of_name, scale_of
+from kinema.families.animatediff.control import check_frames, check_names, of_name, scale_of
 from kinema.families.animatediff.ip_adapter import Picture, Projections
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.media import read
@@ -53,17 +53,27 @@ def look_of(request: Request, name: str, *, only: bool) -> Look | None:
     told = of_name(request.extra, "ip_image", name, only=only)
     if told is None:
         return None
-    last = (request.frames or 1) - 1
-    try:
-        stops = {int(frame): _files(files) for frame, files in told.items()} if isinstance(told, Mapping) else None
-    except ValueError:
-        raise BadRequest(f"ip_image is {told!r}; expected whole frame numbers to pictures") from None
-    stops = {0: _files(told)} if stops is None else stops
-    if wrong := [frame for frame in stops if not 0 <= frame <= last]:
-        raise BadRequest(f"ip_image names frame {wrong[0]}; this clip has frames 0 to {last}")
+    stops = _stops(told)
+    check_frames("ip_image", stops, request)
     if len({len(files) for files in stops.values()}) != 1:
         raise BadRequest("ip_image has more pictures at one frame than at another; expected equally many")
     return Look(stops)
+
+
+def files_of(extra: Mapping[str, Any]) -> list[str]:
+    """The pictures that all adapters are shown."""
+    shown = [_stops(told) for key, told in extra.items() if key.partition(".")[0] == "ip_image"]
+    return [file for stops in shown for files in stops.values() for file in files]
+
+
+def _stops(told: Any) -> dict[int, tuple[str, ...]]:
+    of_frames = told if isinstance(told, Mapping) else {0: told}
+    try:
+        return {int(frame): _files(files) for frame, files in of_frames.items()}
+    except ValueError as error:
+        if isinstance(error, BadRequest):
+            raise
+        raise BadRequest(f"ip_image is {told!r}; expected whole frame numbers to pictures") from None
 
 
 def _files(told: Any) -> tuple[str, ...]:

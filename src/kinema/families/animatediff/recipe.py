@@ -94,11 +94,12 @@ def run_unet(model: AnimateDiff, config: Config, z_BCTHW: Tensor, level: Level, 
     """The U-Net's output. A single frame is told its noise level as the image model was trained: on its own betas."""
     schedule = schedule_of(config) if condition.motion else image_schedule_of(config)
     dtype, batch = model.unet.conv_in.weight.dtype, len(z_BCTHW)
-    context = condition.context_KLC.to(dtype)
-    if len(context) > 1:
-        context = context.repeat(batch, 1, 1)
+    context = condition.context_BKLC.to(dtype)
+    if context.shape[1] > 1:  # a row for every frame of every clip
+        context = context.expand(batch, -1, -1, -1)
+    context = context.flatten(0, 1)
     step = schedule.timestep(level.log_snr).to(z_BCTHW.device)
-    added, shown = condition.added_1V, condition.shown
+    added, shown = condition.added_BV, condition.shown
     control = None
     if shown is not None and model.sparse is not None:
         control = model.sparse(

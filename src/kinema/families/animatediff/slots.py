@@ -13,7 +13,7 @@ from kinema.checkpoints import ldm
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.signatures import describe
 from kinema.checkpoints.source import Source
-from kinema.checkpoints.table import Table
+from kinema.checkpoints.table import Table, count
 from kinema.families.animatediff import controlnet_file, ip_adapter_file, layout, motion_file, sparse
 from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.unet import UNet
@@ -233,12 +233,12 @@ def _prefixed(name: str) -> str:
 
 def _vae_sizes(header: Header) -> dict[str, object]:
     """Sizes of a codec under diffusers' names."""
-    levels = layout.count(header, "decoder.up_blocks.")
+    levels = count(header, "decoder.up_blocks.")
     last = levels - 1
     return {
         "vae_channels": tuple(
             header[f"decoder.up_blocks.{last - i}.resnets.0.conv2.weight"][0][0] for i in range(levels)
         ),
-        "vae_layers": layout.count(header, "encoder.down_blocks.0.resnets."),
+        "vae_layers": count(header, "encoder.down_blocks.0.resnets."),
         "latent_channels": header["decoder.conv_in.weight"][0][1],
     }

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from math import gcd
 from pathlib import Path
@@ -25,7 +26,7 @@ from kinema.checkpoints.files import DTYPES, Header
 from kinema.checkpoints.lora_formats import Lora, is_lora
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.stream import Stream
-from kinema.checkpoints.table import Row, Table, shapes_of
+from kinema.checkpoints.table import Row, Table, count, shape_in, shapes_of
 from kinema.families.svd import folder
 from kinema.families.svd.config import PRESETS, Config
 from kinema.families.svd.layout import CLIP, FIRST_STAGE, UNET, VAE_AT, Outline, table
@@ -79,26 +80,14 @@ def _has(header: Header, prefix: str) -> bool:
     return any(name.startswith(prefix) for name in header)
 
 
-def _shape(header: Header, name: str, rank: int) -> tuple[int, ...]:
-    if name not in header:
-        raise BadRequest(f"this file of Stable Video Diffusion lacks {name}")
-    shape = header[name][0]
-    if len(shape) != rank:
-        raise BadRequest(f"{name} has {len(shape)} axes; expected {rank}")
-    return shape
-
-
-def _count(header: Header, prefix: str) -> int:
-    """How many numbered modules there are under a prefix."""
-    found = {name[len(prefix) :].partition(".")[0] for name in header if name.startswith(prefix)}
-    return 1 + max((int(n) for n in found if n.isdecimal()), default=-1)
+_shape = partial(shape_in, "Stable Video Diffusion")
 
 
 def _unet_sizes(header: Header) -> dict[str, Any]:
     widths: list[int] = []
     attention: list[bool] = []
     resnets = run = 0
-    for n in range(1, _count(header, f"{UNET}input_blocks.")):
+    for n in range(1, count(header, f"{UNET}input_blocks.")):
         block = f"{UNET}input_blocks.{n}."
         if _has(header, f"{block}0.op."):
             resnets, run = run, 0
@@ -114,7 +103,7 @@ def _unet_sizes(header: Header) -> dict[str, Any]:
         "widths": tuple(widths),
         "resnets": resnets or run,
         "attention": tuple(attention),
-        "depth": _count(header, middle),
+        "depth": count(header, middle),
         "context": _shape(header, f"{middle}0.attn2.to_k.weight", 2)[1],
         "vector": _shape(header, f"{UNET}label_emb.0.0.weight", 2)[1],
     }
@@ -122,11 +111,11 @@ def _unet_sizes(header: Header) -> dict[str, Any]:
 
 def _vae_sizes(header: Header) -> dict[str, Any]:
     decoder = f"{FIRST_STAGE}decoder."
-    levels = _count(header, f"{decoder}up.")
+    levels = count(header, f"{decoder}up.")
     latent = _shape(header, f"{decoder}conv_in.weight", 4)[1]
     return {
         "vae_widths": tuple(_shape(header, f"{decoder}up.{i}.block.0.conv2.weight", 4)[0] for i in range(levels)),
-        "vae_resnets": _count(header, f"{decoder}up.0.block.") - 1,
+        "vae_resnets": count(header, f"{decoder}up.0.block.") - 1,
         "latent": latent,
         "decoder": "temporal" if _has(header, f"{decoder}mid.block_1.time_stack.") else "image",
         "post_quant": _has(header, f"{FIRST_STAGE}post_quant_conv."),
@@ -140,7 +129,7 @@ def _clip_sizes(header: Header) -> dict[str, Any]:
         "clip_width": width,
         "embedding": embedding,
         "clip_hidden": _shape(header, f"{visual}transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
-        "clip_layers": _count(header, f"{visual}transformer.resblocks."),
+        "clip_layers": count(header, f"{visual}transformer.resblocks."),
         "clip_positions": _shape(header, f"{visual}positional_embedding", 2)[0],
         "patch": _shape(header, f"{visual}conv1.weight", 4)[2],
     }

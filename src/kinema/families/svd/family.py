@@ -86,6 +86,9 @@ class StableVideoDiffusion:
         if config.orbit and request.frames is not None and request.frames > config.frames:
             raise BadRequest(f"frames is {request.frames}; this svd model makes orbits of up to {config.frames} views")
 
+    def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
+
     def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         config, model = system.config, cast(SVD, system.model)
         if request.prompt.strip() or request.negative_prompt.strip():
@@ -106,6 +109,12 @@ class StableVideoDiffusion:
         if conditioning.picture_of(canvas) is None:
             wanted = unwanted
         return Conditions(wanted, unwanted, conditioning.guidance(config, request))
+
+    def join(self, conditions: Sequence[Condition]) -> Condition:
+        context, picture, scalars = zip(
+            *((each.context_B1C, each.picture_BCTHW, each.scalars_BTV) for each in conditions), strict=True
+        )
+        return Condition(torch.cat(context), torch.cat(picture), torch.cat(scalars))
 
     def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
         model, told = cast(SVD, system.model), condition.of(frames)

@@ -30,8 +30,11 @@ class Condition:
     """Every frame by itself: temporal attention sees the frame alone, the model is an image model."""
 
 
-def encode(model: nn.Module, config: Config, prompts: Sequence[str]) -> Tensor | None:
-    """Condition vectors [B, E]; an empty prompt is the trained null. None for an unconditional model."""
+def encode(model: nn.Module, config: Config, prompts: Sequence[str], *, offline: bool = False) -> Tensor | None:
+    """Condition vectors [B, E]; an empty prompt is the trained null. None for an unconditional model.
+
+    ``offline``: BERT's weights are looked for on this machine alone.
+    """
     if not config.conditional:
         return None
     network = cast(VideoUNet, model)  # not an isinstance check: it may be compiled or sharded
@@ -43,7 +46,7 @@ def encode(model: nn.Module, config: Config, prompts: Sequence[str]) -> Tensor |
     if config.text == "pocket":
         ids_BL = PocketTokenizer(config.words).encode(prompts, config.text_length).to(device)
         return network.encode(*network.reader(ids_BL), drop_B=empty_B)
-    text_BLD, keep_BL = bert.load(device=str(device)).encode(prompts, config.text_length)
+    text_BLD, keep_BL = bert.load(device=str(device), offline=offline).encode(prompts, config.text_length)
     return network.encode(text_BLD.to(network.null.dtype), keep_BL, drop_B=empty_B)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -85,15 +86,26 @@ class VDM:
             if config.classes and prompt.strip():
                 class_index(config, prompt)
 
+    def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
+
     def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:  # noqa: ARG002
         config, per_frame = system.config, bool(request.extra.get("per_frame", False))
         for word in unknown_words(config, f"{request.prompt} {request.negative_prompt}"):
             on_event(Note(f"{system.name} never saw the word {word!r}"))
-        positive, negative = (
-            Condition(encode(system.model, config, [prompt]) if prompt.strip() else None, per_frame)
-            for prompt in (request.prompt, request.negative_prompt)
-        )
-        return Conditions(positive, negative)
+
+        def of(prompt: str) -> Condition:
+            vector = encode(system.model, config, [prompt], offline=system.offline) if prompt.strip() else None
+            return Condition(vector, per_frame)
+
+        return Conditions(of(request.prompt), of(request.negative_prompt))
+
+    def join(self, conditions: Sequence[Condition]) -> Condition | None:
+        vectors = [condition.vector for condition in conditions]
+        told = [vector for vector in vectors if vector is not None]
+        if told and len(told) < len(vectors):
+            return None
+        return replace(conditions[0], vector=torch.cat(told) if told else None)
 
     def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:  # noqa: ARG002
         """Positions are relative and the condition belongs to the whole clip: any frames are denoised alike."""

@@ -34,7 +34,7 @@ class Config:
     width: int = 320
     depth: int = 3
     heads: int = 5
-    mlp: int = 960
+    mlp: int = 928
     modulation: int = 64
     """Rank of the modulation: full rank would cost a tenth of the weights for no gain."""
     text_width: int = 128

@@ -90,6 +90,9 @@ class ZoetropeFamily:
         if unknown := sorted(set(request.extra) - {"per_frame"}):
             raise BadRequest(f"zoetrope has no option {unknown[0]!r}; it has per_frame")
 
+    def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
+
     def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         config: Config = system.config
         tokenizer = PocketTokenizer(config.words)
@@ -108,6 +111,13 @@ class ZoetropeFamily:
             return Condition(ids.to(system.device), given, mask, bool(request.extra.get("per_frame")))
 
         return Conditions(of(request.prompt), of(request.negative_prompt))
+
+    def join(self, conditions: Sequence[Condition]) -> Condition:
+        ids, given, mask = (
+            torch.cat([getattr(condition, name) for condition in conditions])
+            for name in ("ids_BL", "given_BCTHW", "mask_B1THW")
+        )
+        return Condition(ids, given, mask, conditions[0].per_frame)
 
     def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
         given, mask = condition.given_BCTHW, condition.mask_B1THW

@@ -26,23 +26,30 @@ from kinema.families.zoetrope.config import Config, Drawing
 from kinema.nn.embeddings import LogSNREmbedding
 
 _CELLS = "b c t (h p) (w q) -> b t h w (c p q)"
+_PIXELS = "b t h w (c p q) -> b c t (h p) (w q)"
 _LEFT = 0.02
 """The error, in pixel values of [-1, 1], that the network leaves in a clip with hardly any noise: see ``_kept``.
 
 Measured on real clips it is nearer 0.06; at 0.1, with which it was trained, samples kept grain that flickered.
 """
 
+_UNSEEN = 1e-3
+"""Least weight of a frame in the backdrop: where no frame shows it, each counts alike."""
+
 
 class Estimate(NamedTuple):
     """What one pass tells: the clip, what the tokens name, and where they would cover the ground with an object.
 
     ``x0`` B×3×T×H×W; ``read`` B×S×K logits of glyph, colour and motion; ``sketch`` B×1×T×h×w logits on cells
-    of half a fine cell's side.
+    of half a fine cell's side; ``still`` B×3×T×H×W the picture behind all frames, and ``share`` B×1×T×H×W the
+    logits of its share in ``x0``.
     """
 
     x0: Tensor
     read: Tensor
     sketch: Tensor
+    still: Tensor
+    share: Tensor
 
 
 class Zoetrope(nn.Module):
@@ -80,6 +87,7 @@ class Zoetrope(nn.Module):
         self.sketch_in = nn.Linear(4, config.fine, bias=False)
         self.fine_up = _drawing(config.fine_up, config.fine, config)
         self.out = nn.Conv2d(config.fine, 3 * area, 3, padding=1)
+        self.backdrop = Backdrop(config.fine, config.places * config.fine, config.modulation, config.cell)
         self.read = nn.Linear(d, sum(CLASSES))
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.text_pool.weight)
@@ -125,10 +133,13 @@ class Zoetrope(nn.Module):
         fine = self.join(torch.cat([risen, fine], dim=-1)) + self.sketch_in(sketch.sigmoid())
         for block in self.fine_up:
             fine = block(fine, cond_BM, span)
-        drawn = _over_space(self.out, F.layer_norm(fine, fine.shape[-1:]))
-        drawn_BCTHW = rearrange(drawn, "b t h w (c p q) -> b c t (h p) (w q)", p=cell, q=cell)
+        fine = F.layer_norm(fine, fine.shape[-1:])
+        drawn_BCTHW = rearrange(_over_space(self.out, fine), _PIXELS, p=cell, q=cell)
+        drawn_BCTHW = _kept(drawn_BCTHW, z_BCTHW, log_snr_B)
+        still_BCTHW, share_B1THW = self.backdrop(fine, sketch, z_BCTHW, log_snr_B, cond_BM, span)
         outline_BCTHW = rearrange(sketch, "b t h w (p q) -> b 1 t (h p) (w q)", p=2, q=2)
-        return Estimate(_kept(drawn_BCTHW, z_BCTHW, log_snr_B), read_BSK, outline_BCTHW)
+        x0_BCTHW = torch.lerp(drawn_BCTHW, still_BCTHW, share_B1THW.sigmoid())
+        return Estimate(x0_BCTHW, read_BSK, outline_BCTHW, still_BCTHW, share_B1THW)
 
     def _pooled(self, text_BLD: Tensor, keep_BL: Tensor) -> Tensor:
         weight_BL = self.text_pool(text_BLD)[..., 0].masked_fill(~keep_BL, -math.inf).softmax(-1)
@@ -203,6 +214,51 @@ class PlaceBlock(nn.Module):
         return x_BTHWC + self.down(F.gelu(self.up(h), approximate="tanh"))
 
 
+class Backdrop(nn.Module):
+    """One picture for all frames, and the share of it at each pixel of each frame.
+
+    As in "Generating Videos with Scene Dynamics" (Vondrick et al. 2016), whose clip is ``m f + (1 - m) b`` with a still
+    ``b``: what does not move is drawn once, from what all frames show of it, and cannot flicker.
+    """
+
+    def __init__(self, channels: int, hidden: int, cond: int, cell: int) -> None:
+        super().__init__()
+        self.cell = cell
+        self.share = nn.Linear(channels + 4, cell**2)
+        self.place = PlaceBlock(channels, hidden, cond)
+        self.out = nn.Conv2d(channels, 3 * cell**2, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.share.weight)
+        nn.init.zeros_(self.share.bias)
+        with torch.no_grad():  # the share starts as where the sketch has no object: from nothing it took long to move
+            rows, columns = (torch.arange(cell**2) // d % cell * 2 // cell for d in (cell, 1))
+            self.share.weight[torch.arange(cell**2), channels + 2 * rows + columns] = -1.0
+
+    def forward(
+        self,
+        fine_BTHWC: Tensor,
+        sketch_BTHW4: Tensor,
+        z_BCTHW: Tensor,
+        log_snr_B: Tensor,
+        cond_BM: Tensor,
+        span: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The picture over ``span`` frames each, B×3×T×H×W, and logits of its share, B×1×T×H×W."""
+        share = self.share(torch.cat([fine_BTHWC, sketch_BTHW4], dim=-1))
+        seen_BTHW1 = share.sigmoid().mean(-1, keepdim=True) + _UNSEEN
+        fine = _together(fine_BTHWC * seen_BTHW1, 1, span) / _together(seen_BTHW1, 1, span)
+        fine = self.place(fine, cond_BM, 1)
+        picture = _over_space(self.out, F.layer_norm(fine, fine.shape[-1:]))
+        picture_BCTHW = rearrange(picture, _PIXELS, p=self.cell, q=self.cell)
+        share_B1THW = rearrange(share, _PIXELS, c=1, p=self.cell, q=self.cell)
+        weight = share_B1THW.sigmoid() + _UNSEEN
+        total = _together(weight, 2, span)
+        z = _together(z_BCTHW * weight, 2, span) / total
+        noise = _together(weight.square(), 2, span) / total.square()
+        still_BCTHW = _kept(picture_BCTHW, z, log_snr_B, noise)
+        return still_BCTHW.repeat_interleave(span, dim=2), share_B1THW
+
+
 class TokenBlock(nn.Module):
     """Attention over all tokens, then a GELU MLP, each modulated and gated (Peebles & Xie 2023, adaLN)."""
 
@@ -240,17 +296,24 @@ def _drawing(kinds: Sequence[Drawing], channels: int, config: Config) -> nn.Modu
     )
 
 
-def _kept(drawn_BCTHW: Tensor, z_BCTHW: Tensor, log_snr_B: Tensor) -> Tensor:
+def _kept(drawn_BCTHW: Tensor, z_BCTHW: Tensor, log_snr_B: Tensor, noise: Tensor | float = 1.0) -> Tensor:
     """The drawing averaged with the input itself, z/alpha, each weighted by the inverse of its variance.
+
+    ``noise`` is the variance left in ``z`` of that of its level, where ``z`` is a mean of frames.
 
     Where the noise is less than what the network leaves undrawn (``_LEFT``), the input is the better estimate: without
     this, the last steps of sampling redrew outlines rounder than they already were. ``z`` has variance 1 over a clip
     (its alpha and sigma have squares that sum to 1).
     """
     log_snr = log_snr_B[:, None, None, None, None]
-    share = _LEFT**2 / (_LEFT**2 + torch.exp(-log_snr))
+    share = _LEFT**2 / (_LEFT**2 + torch.exp(-log_snr) * noise)
     kept_BCTHW = z_BCTHW * torch.rsqrt(torch.sigmoid(log_snr))
     return torch.lerp(drawn_BCTHW, kept_BCTHW.to(drawn_BCTHW), share.to(drawn_BCTHW))
+
+
+def _together(x: Tensor, dim: int, span: int) -> Tensor:
+    """The sum over each ``span`` frames, which are axis ``dim``."""
+    return x.unflatten(dim, (-1, span)).sum(dim + 1)
 
 
 def _over_space(conv: nn.Conv2d, x_BTHWC: Tensor) -> Tensor:

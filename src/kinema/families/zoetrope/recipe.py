@@ -65,7 +65,12 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
     if not taught:
         return drawn + 0 * (made.read.sum() + made.sketch.sum())  # every parameter has a gradient, whatever the clips
     misnamed = misread(made.read.float(), batch.scenes, config.grid, camera=False)
-    return drawn + READING * misnamed + SKETCHING * misplaced(made.sketch.float(), cover, near, batch.scenes)
+    misdrawn = SKETCHING * misplaced(made.sketch.float(), cover, near, batch.scenes)
+    still_B = torch.tensor([s is not None and s.camera == "still" for s in batch.scenes], device=x0.device)
+    ground = spread(cover == 0, x0)
+    behind = X0.loss(made.still.float(), x0, eps, level, weighting=velocity, mask=ground * (1 - batch.mask))
+    parted = unparted(made.share.float(), ground, spread(near, x0))
+    return drawn + READING * misnamed + misdrawn + still_B * (BEHIND * behind + PARTING * parted)
 
 
 def covers(scenes: Sequence[Scene | None], like_B1THW: Tensor) -> Tensor:
@@ -81,9 +86,13 @@ def covers(scenes: Sequence[Scene | None], like_B1THW: Tensor) -> Tensor:
 def emphasis(cover_B1Thw: Tensor, near_B1Thw: Tensor, like_BCTHW: Tensor) -> Tensor:
     """How much more each pixel counts than ground far from objects, ``[B, 1, T, H, W]``, from the cells it lies in."""
     crossed = (cover_B1Thw > 0) & (cover_B1Thw < 1)  # by an outline
-    more = OBJECT * near_B1Thw + EDGE * crossed
-    return repeat(more, "b c t h w -> b c t (h p) (w q)", p=like_BCTHW.shape[-2] // more.shape[-2],
-                  q=like_BCTHW.shape[-1] // more.shape[-1])  # fmt: skip
+    return spread(OBJECT * near_B1Thw + EDGE * crossed, like_BCTHW)
+
+
+def spread(cells_B1Thw: Tensor, like_BCTHW: Tensor) -> Tensor:
+    """Each cell's value at the pixels in it, ``[B, 1, T, H, W]``."""
+    height, width = (like_BCTHW.shape[i] // cells_B1Thw.shape[i] for i in (-2, -1))
+    return repeat(cells_B1Thw.to(like_BCTHW), "b c t h w -> b c t (h p) (w q)", p=height, q=width)
 
 
 def found(level: Level) -> Tensor:
@@ -102,6 +111,13 @@ def misplaced(sketch_B1Thw: Tensor, cover_B1Thw: Tensor, near_B1Thw: Tensor, sce
     return known_B * wrong.flatten(1).sum(1) / weight.flatten(1).sum(1)
 
 
+def unparted(share_B1THW: Tensor, ground_B1THW: Tensor, near_B1THW: Tensor) -> Tensor:
+    """Cross-entropy of the backdrop's share against where no object is, ``[B]``; far from objects as in `misplaced`."""
+    weight = EMPTY + (1 - EMPTY) * near_B1THW
+    wrong = F.binary_cross_entropy_with_logits(share_B1THW, ground_B1THW, reduction="none") * weight
+    return wrong.flatten(1).sum(1) / weight.flatten(1).sum(1)
+
+
 OBJECT, EDGE, FOUND = 2.0, 10.0, 0.97
 """How much more the pixels about an object and those of its outline count, below the noise level ``FOUND``. The error
 of a clip is mostly that of textures behind the object and marks on it, which no caption tells: outlines stayed round
@@ -114,6 +130,10 @@ weight the tokens' gradient from reading is about twice that from drawing at fir
 SKETCHING = 0.1
 """Weight of the sketch beside the drawing. An outline's corners are few pixels; asked of the tokens themselves, apart
 from colours, textures and the noise around them, they have a gradient from the first step."""
+
+BEHIND, PARTING = 0.5, 0.02
+"""Weights of the backdrop's picture, over the pixels that no object covers, and of its share: taught from clips whose
+camera is still. Left to the drawing alone, neither was learnt (the share kept its start for a hundred steps)."""
 
 
 def velocity(level: Level) -> Tensor:
