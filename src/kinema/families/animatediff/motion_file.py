@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.keymap import KeyMap, few
+from kinema.checkpoints.lora_formats import is_lora
 from kinema.families.animatediff.config import Config, Motion, preset_of_motion
 from kinema.families.animatediff.motion import sinusoids
 from kinema.schema import BadRequest
@@ -120,6 +121,8 @@ def recognise(header: Header, name: str = "") -> MotionFile | None:
     ``name``, the file's, tells AnimateDiff-Lightning and a diffusers folder of AnimateLCM from v2, whose shape
     they have.
     """
+    if is_lora(header):  # MotionLoRA's tensors have the names of a motion module too
+        return None
     whole = header.get(FIRST[0])
     if whole is not None:
         header = {key: entry for key, entry in header.items() if key not in FIRST}
