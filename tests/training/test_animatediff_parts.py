@@ -11,12 +11,13 @@ import torch
 from kinema import generate
 from kinema.checkpoints import files
 from kinema.checkpoints.convert import convert
+from kinema.data import shards
 from kinema.families.animatediff.family import FAMILY
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.families.animatediff.training import TRAINING
 from kinema.schema import BadRequest
 from kinema.system import open_system
-from kinema.training import checkpoint, setup
+from kinema.training import checkpoint, setup, sources
 from kinema.training.options import TrainOptions
 from kinema.training.run import step
 
@@ -201,6 +202,26 @@ def test_what_sparsectrl_cannot_be_trained_on_is_said(runs, told, models):
         runs[0](told(model=str(models["image"]), stage="codec"))
     with pytest.raises(BadRequest, match="an eighth as large, and this model's are a 2th"):
         runs[0](told(model=str(models["moving"]), stage="scribble"))
+
+
+def test_drawings_are_not_trained_on_clips_encoded_beforehand(tmp_path):
+    """These have the pixels of the first frame alone, whose drawing would be shown as every frame's."""
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    config = replace(MOVING, sparse="scribble", stage="sparsectrl")
+    with torch.device("meta"):
+        hollow = AnimateDiff(config)
+    frozen = TRAINING.frozen(hollow.requires_grad_(False))  # as `kinema data latents` has it
+    made = shards.Made("animatediff", "?", config.frames, 16, 16, 8.0, 1, 8, "fp32")
+    window = shards.Window("clip.mp4", "?", 0, ("a red ball",), 8.0, None)
+    tensors = {"latents": torch.zeros(4, 8, 8, 8), "picture": torch.zeros(3, 16, 16, dtype=torch.uint8)}
+    shards.write_shard(folder, 0, made, [(window, tensors)])
+    shards.write_index(folder, made, [])
+    assert "vae.encoder.conv_in.weight" in frozen
+    system = replace(open_system("animatediff/tiny"), config=config)
+    options = TrainOptions(data=str(folder))
+    with pytest.raises(BadRequest, match="SparseCtrl learns drawings from the pixels of every frame"):
+        sources.open_source(options, system, FAMILY.recipe(config), setup.trainable(system, 0))
 
 
 # ------------------------------------------------------------------------------------------ resume

@@ -12,7 +12,7 @@ from torch import Tensor
 from kinema.checkpoints import ldm
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.lora_formats import is_lora
-from kinema.checkpoints.signatures import describe, lora_kind
+from kinema.checkpoints.signatures import describe
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.table import Table
 from kinema.families.animatediff import controlnet_file, ip_adapter_file, layout, motion_file, sparse
@@ -70,14 +70,13 @@ def _named(slot: str) -> tuple[str, str]:
 
 
 def _wrong(source: Source, wanted: str) -> BadRequest:
-    return BadRequest(f"{source.path} is no {wanted}: it is {kind_of(source)}")
+    over = ", which goes over a model's weights (--lora FILE)" if is_lora(source.header) else ""
+    return BadRequest(f"{source.path} is no {wanted}: it is {kind_of(source)}{over}")
 
 
 def kind_of(source: Source) -> str:
     """What a file is, as people of this family call it."""
     header = source.header
-    if is_lora(header):
-        return f"{lora_kind(header)}, which is no addition but goes over the weights (--lora FILE)"
     if told := sparse.recognise(header):
         return f"SparseCtrl for {'frames' if told.kind == 'rgb' else 'scribbles'} (add sparsectrl=FILE)"
     if other := controlnet_file.other_kind(header):
