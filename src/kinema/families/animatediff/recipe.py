@@ -270,4 +270,4 @@ def _misread(network: AnimateDiff, batch: Batch, seen: list[Tensor]) -> Tensor |
     if not any(batch.scenes):
         return 0 * sum(x.sum() for x in read)
     grid = (frames, *seen[0].shape[-2:])
-    return sum((misread(x, batch.scenes, grid) for x in read), torch.zeros(count))
+    return sum((misread(x, batch.scenes, grid) for x in read), read[0].new_zeros(count))
