@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from kinema import generate
-from kinema.checkpoints import files
+from kinema.checkpoints import files, hub
 from kinema.checkpoints.convert import convert
 from kinema.data import shards
 from kinema.families.animatediff.family import FAMILY
@@ -174,6 +175,35 @@ def test_a_motion_lora_trains_on_an_image_model_with_a_motion_module_added(runs,
         runs[0](told("lora", **{**more, "model": str(moving.weights), "add": None}))
     with pytest.raises(BadRequest, match="expected SLOT=FILE"):
         runs[0](told("x", **{**more, "add": "motion"}))
+
+
+# ------------------------------------------------------------------------------------- vocabulary
+
+
+def test_captions_are_read_with_the_vocabulary_beside_the_weights(told, tmp_path, heard, monkeypatch):
+    """As generation does: neither the hub nor its cache is needed."""
+
+    def nowhere(*_, **__):
+        raise BadRequest("the hub is out of reach")
+
+    monkeypatch.setattr(hub, "fetch", nowhere)
+    config = replace(STILL, words=(), text=(replace(STILL.text[0], vocabulary=64),))
+    model, place = tmp_path / "image.safetensors", tmp_path / "tokenizer"
+    note = json.dumps({"family": "animatediff", "config": FAMILY.to_json(config)})
+    checkpoint.export(model, AnimateDiff(config).state_dict(), note)
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    tokens = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    place.mkdir()
+    (place / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (place / "merges.txt").write_text("#version: 0.2\n")
+    options = TrainOptions(**told(model=str(model), stage="motion"))
+    (tmp_path / "run").mkdir()
+    run = setup.begin(options, tmp_path / "run", heard)
+    run.log.close()
+    assert math.isfinite(step(run, iter([run.stream.at(0)]), heard).loss)
+    place.rename(tmp_path / "elsewhere")
+    with pytest.raises(BadRequest, match="CLIP's vocabulary .* is not in .*, beside the weights or in the hub's cache"):
+        step(run, iter([run.stream.at(0)]), heard)
 
 
 # -------------------------------------------------------------------------------------- SparseCtrl
