@@ -83,6 +83,10 @@ def test_a_single_file_is_an_image_model_and_a_motion_module_moves_it(tiny, tmp_
     assert (moving.config.motion, moving.config.positions, moving.config.betas) == ("v2", 32, MOTION_BETAS)
     assert same(moving, tiny)
     assert moving.weights.hash != alone.weights.hash
+    fast = written(tmp_path / "lightning_8step.ckpt", motion_file.export("official", motion_of(tiny)))
+    quick = open_system(image, add={"motion": fast})
+    assert quick.config.steps == 8
+    assert quick.notes == ("lightning_8step was distilled for 8 steps, as its name tells",)
 
 
 def test_a_file_without_vae_takes_one_of_either_layout_and_says_so_first(tiny, tmp_path):

@@ -100,11 +100,12 @@ def _open_folder(source: Source) -> Found:
     if moving and config.in_channels == 2 * motion_file.LATENT + 1:
         moving[motion_file.FIRST[0]] = header[CONV_IN]
         config = replace(config, in_channels=motion_file.LATENT)
+    notes = _beside(source)
     if moving and (told := motion_file.recognise(moving, source.name)):
-        config = told.into(config)
+        config, notes = told.into(config), (*told.notes(source.name), *notes)
         heads = source.config("unet").get("motion_num_attention_heads", config.motion_heads)
         config = replace(config, motion_heads=_each(heads, 1)[0])
-    return Found(_as_told(_scheduled(config, source), source), tuple(parts), _beside(source))
+    return Found(_as_told(_scheduled(config, source), source), tuple(parts), notes)
 
 
 def _beside(source: Source) -> tuple[str, ...]:

@@ -103,7 +103,7 @@ def _open_motion(config: Config, source: Source) -> Found:
         raise _wrong(source, "motion module")
     if config.motion != "none":
         raise BadRequest(f"the model has the motion module {config.motion} already; add one to an image model")
-    return Found(told.into(config))
+    return Found(told.into(config), notes=told.notes(source.name))
 
 
 def _motion(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
