@@ -14,11 +14,12 @@ from torch import Tensor
 
 from kinema.checkpoints.convert import File, Plan, cast
 from kinema.checkpoints.source import Source
-from kinema.families.animatediff import controlnet_file, image_files, ip_adapter_file, motion_file, sparse
+from kinema.families.animatediff import controlnet_file, image_files, ip_adapter_file, lora_files, motion_file, sparse
 from kinema.families.animatediff.controlnet_file import ControlFile
 from kinema.families.animatediff.image_files import OpenedImage
 from kinema.families.animatediff.ip_adapter_file import AdapterFile
 from kinema.families.animatediff.layout import heads_of
+from kinema.families.animatediff.lora_files import OpenedLora
 from kinema.families.animatediff.motion_file import HEADS, UNTOLD, MotionFile, MotionLayout
 from kinema.families.animatediff.sparse import SparseFile
 from kinema.schema import BadRequest
@@ -38,16 +39,20 @@ class Layouts:
     """What `kinema.checkpoints.convert` asks of a family."""
 
     family = "animatediff"
-    layouts = ("official", "diffusers", "hotshot")
+    layouts = ("official", "diffusers", "hotshot", "kohya")
 
-    def open(self, source: Path, variant: str | None) -> Opened | OpenedImage | None:
+    def open(self, source: Path, variant: str | None) -> Opened | OpenedImage | OpenedLora | None:
         seen = Source(source, variant)
-        return image_files.open_image(seen) or _open(seen)
+        return image_files.open_image(seen) or lora_files.open_lora(seen) or _open(seen)
 
-    def plan(self, opened: Opened | OpenedImage, layout: str, dtype: torch.dtype | None) -> Plan:
+    def plan(self, opened: Opened | OpenedImage | OpenedLora, layout: str, dtype: torch.dtype | None) -> Plan:
         """One file of the authors' layout, or a folder that diffusers opens (of an IP-Adapter one file in any case)."""
         if isinstance(opened, OpenedImage):
             return image_files.plan(opened, layout, dtype)
+        if isinstance(opened, OpenedLora):
+            return lora_files.plan(opened, layout, dtype)
+        if layout == "kohya":
+            raise BadRequest("kohya is a layout of LoRAs; expected official or diffusers")
         return _plan(opened, as_cast("MotionLayout", layout), dtype)
 
 
