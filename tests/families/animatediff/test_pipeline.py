@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kinema.families.animatediff import conditioning
-from kinema.families.animatediff.config import IMAGE, IMAGE_BETAS, MOTION_BETAS, SDXL_IMAGE, TINY
+from kinema.families.animatediff.config import IMAGE_BETAS, MOTION_BETAS, TINY
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.generate import load
 from kinema.schema import BadRequest, Request
@@ -219,7 +218,10 @@ def test_options_out_of_range_are_refused_by_name(model, extra, says):
 
 def test_clip_skip_leaves_every_text_encoder_a_layer():
     """Beyond, states were counted from the other end, and nothing said so."""
-    most = [conditioning.most_skipped(config) for config in (IMAGE, SDXL_IMAGE, TINY)]
+    from kinema.families.animatediff.conditioning import most_skipped
+    from kinema.families.animatediff.config import PRESETS
+
+    most = [most_skipped(PRESETS[name]) for name in ("image", "sdxl-image", "tiny")]
     assert most == [12, 11, 2]  # SDXL leaves out a layer of its 12 and 32 always
 
 
