@@ -50,10 +50,15 @@ def open_image(source: Source) -> OpenedImage | None:
     """A folder, a single file, or one that `kinema train` wrote; None when it is no image model of this family."""
     if source.pipeline:
         return open_folder(source)
-    note = json.loads(source.metadata.get("kinema", "{}"))
-    if note:
-        return open_own(source.path, note, source.variant) if note.get("family") == "animatediff" else None
-    return open_single(source.path, source.variant)
+    if "kinema" not in source.metadata:
+        return open_single(source.path, source.variant)
+    try:
+        note = json.loads(source.metadata["kinema"])
+        family, config = note["family"], note["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        told = "has a damaged note of its family and config; expected one of kinema's"
+        raise BadRequest(f"{source.path} {told}") from error
+    return open_own(source.path, config, source.variant) if family == "animatediff" else None
 
 
 def open_single(path: Path, variant: str | None) -> OpenedImage | None:
@@ -105,8 +110,8 @@ def open_folder(source: Source) -> OpenedImage | None:
 
 
 def open_own(path: Path, told: Mapping[str, Any], variant: str | None) -> OpenedImage:
-    """A file that `kinema train` wrote, whose note was ``told``; its names are ours."""
-    config: Config = from_json(told["config"])
+    """A file that `kinema train` wrote, whose note tells this config; its names are ours."""
+    config: Config = from_json(told)
     if config.patch:
         raise BadRequest(f"{path.name} is a pocket model, whose layers no other layout has a place for")
     if config.motion != "none" or config.sparse or config.controls or config.adapters:
