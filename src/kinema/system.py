@@ -96,6 +96,8 @@ class Batch:
     fps: Tensor | None = None
     motion: Tensor | None = None
     encoded: Mapping[str, Tensor] | None = None
+    weights: Path | None = None
+    """The file or folder of the model in training, beside which its vocabulary may lie."""
 
 
 @dataclass(frozen=True)

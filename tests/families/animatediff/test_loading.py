@@ -20,6 +20,10 @@ SIZE = replace(TINY, heads=(8, 8), motion_heads=8, positions=32, absent=())
 """Sizes whose heads are as published: weights do not tell them."""
 
 
+PAN = "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.0.processor"
+"""Where a MotionLoRA has its tensors."""
+
+
 @pytest.fixture(scope="module")
 def tiny():
     torch.manual_seed(0)
@@ -96,6 +100,10 @@ def test_a_single_file_is_an_image_model_and_a_motion_module_moves_it(tiny, tmp_
     assert (moving.config.motion, moving.config.positions, moving.config.betas) == ("v2", 32, MOTION_BETAS)
     assert same(moving, tiny)
     assert moving.weights.hash != alone.weights.hash
+    fast = written(tmp_path / "lightning_8step.ckpt", motion_file.export("official", motion_of(tiny)))
+    quick = open_system(image, add={"motion": fast})
+    assert quick.config.steps == 8
+    assert quick.notes == ("lightning_8step was distilled for 8 steps, as its name tells",)
 
 
 def test_a_file_without_vae_takes_one_of_either_layout_and_says_so_first(tiny, tmp_path):
@@ -163,6 +171,11 @@ def test_what_is_in_the_wrong_slot_is_named_for_what_it_is(tiny, tmp_path):
         open_system(image, add={"motion": image})
     with pytest.raises(BadRequest, match="is no motion module: it is a LoRA of Stable Diffusion XL"):
         open_system(image, add={"motion": lora})
+    pan = written(tmp_path / "pan.ckpt", {f"{PAN}.to_q_lora.{x}.weight": torch.zeros(4, 4) for x in ("down", "up")})
+    with pytest.raises(BadRequest, match=r"is no motion module: it is a LoRA of an Anim.* module, .*\(--lora FILE\)"):
+        open_system(image, add={"motion": pan})
+    with pytest.raises(BadRequest, match="it is a LoRA of an AnimateDiff motion module; name a model, and this with"):
+        open_system(pan)
     with pytest.raises(BadRequest, match="is no VAE: it is an AnimateDiff motion module"):
         open_system(image, add={"vae": mm})
     with pytest.raises(BadRequest, match="no slot of animatediff 'moton'; did you mean motion"):
