@@ -195,14 +195,26 @@ def honour(system: System, request: Request, canvas: Canvas, *, one_pass: bool =
 def planned(system: System, request: Request, canvas: Canvas) -> Plan:
     """How the request will run within the memory there is; refuses one that cannot, before anything is loaded."""
     way = honour(system, request, canvas)
-    if rolls_out(system, request):  # what is rehearsed is one block, which holds frames of the block before
-        length = cast(int, system.lattice.max_frames)
-        request = replace(request, frames=length)
-        mask = torch.zeros_like(canvas.mask[:, :, :length])
-        mask[:, :, : length // 2] = 1
-        canvas = Canvas(canvas.video[:, :, :length], mask)
-        way = honour(system, request, canvas)
+    if rolls_out(system, request):
+        request, canvas = one_block(system, request, canvas)
+        way = honour(system, request, canvas, one_pass=True)
     return choose(system, replace(request, honour=cast(Any, way)), canvas)
+
+
+def one_block(system: System, request: Request, canvas: Canvas) -> tuple[Request, Canvas]:
+    """A block of a clip made in blocks, as it is rehearsed: it holds the frames that it shares with the one before."""
+    length = cast(int, system.lattice.max_frames)
+    starts = block_starts(system, request, canvas, length)
+    shared = length - abs(starts[1] - starts[0]) if len(starts) > 1 else 1
+    mask = torch.zeros_like(canvas.mask[:, :, :length])
+    mask[:, :, length - shared if starts[0] > starts[-1] else 0 :][:, :, :shared] = 1
+    return of_block(request, length), Canvas(canvas.video[:, :, :length], mask)
+
+
+def of_block(request: Request, length: int) -> Request:
+    """The request of one block: it goes on by itself, so continuation is no way to hold its frames."""
+    way = "auto" if request.honour == "continuation" else request.honour
+    return replace(request, frames=length, loop=False, honour=cast(Any, way))
 
 
 def about_precision(system: System) -> list[str]:
@@ -357,8 +369,7 @@ def roll_out(
     canvas = longer(canvas, max(starts) + length - total)
     known, mask, anchor = canvas.video.clone(), canvas.mask.clone(), canvas.first
     scale = guidance_scale(system, request)
-    auto = request.honour in ("auto", "continuation")
-    block = replace(request, frames=length, loop=False, honour="auto" if auto else request.honour)
+    block = of_block(request, length)
     shape = system.latent_shape(block).bcthw
     for number, start in enumerate(starts):
         frames = slice(start, start + length)

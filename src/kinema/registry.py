@@ -43,6 +43,7 @@ EMBEDDED: dict[str, tuple[str, str]] = {
 """Weights that ship in the package: name to (family, file under ``kinema/weights``)."""
 
 ALIASES: dict[str, str] = {
+    "animatediff-v3": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "svd": "stabilityai/stable-video-diffusion-img2vid",
     "svd-xt": "stabilityai/stable-video-diffusion-img2vid-xt",
     "svd-xt-1.1": "stabilityai/stable-video-diffusion-img2vid-xt-1-1",
@@ -50,6 +51,11 @@ ALIASES: dict[str, str] = {
     "sv3d-p": "stabilityai/sv3d/sv3d_p.safetensors",
 }
 """Short names to a repository of the hub, or to one file of it."""
+
+ADDED: dict[str, dict[str, str]] = {
+    "animatediff-v3": {"motion": "guoyww/animatediff/v3_sd15_mm.ckpt"},
+}
+"""What an alias adds to that, by slot; a user's own addition in a slot takes its place."""
 
 
 def resolve(target: str) -> Any:

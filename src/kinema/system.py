@@ -8,6 +8,7 @@ there, before a byte of the weights is read; the network itself is built and fil
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -95,6 +96,8 @@ class Batch:
     fps: Tensor | None = None
     motion: Tensor | None = None
     encoded: Mapping[str, Tensor] | None = None
+    weights: Path | None = None
+    """The file or folder of the model in training, beside which its vocabulary may lie."""
 
 
 @dataclass(frozen=True)
@@ -528,7 +531,7 @@ def open_system(
         raise BadRequest(f"there is no file {name}; expected a model's file or folder")
     else:
         raise BadRequest(registry.unknown("model", name, {*registry.EMBEDDED, *registry.ALIASES, *registry.FAMILIES}))
-    added, config, said = _add(family, config, add or {}, offline)
+    added, config, said = _add(family, config, {**registry.ADDED.get(name, {}), **(add or {})}, offline)
     weights, notes = replace(weights, added=added), (*notes, *said)
     if overrides:
         config = _override(config, overrides)
@@ -564,9 +567,7 @@ def _add(
             raise BadRequest(registry.unknown(f"slot of {family.name}", slot, slots.names))
         if not Path(told).exists() and not _is_hub_id(str(told)):
             raise BadRequest(f"there is no file {told} to add as {slot}")
-        source = Source(
-            Path(told) if Path(told).exists() else hub.fetch_model(str(told), offline=offline, variant=None)
-        )
+        source = Source(Path(told) if Path(told).exists() else _fetched(str(told), offline, None))
         found = slots.open(config, slot, source)
         config = found.config
         added.append(Added(slot, source, found.parts))
@@ -590,7 +591,11 @@ def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/")) and not Path(name).suffix
+    """``owner/name``, or ``owner/name/file`` of a weight file; a repository's name may have points in it."""
+    parts = name.split("/")
+    if not all(re.fullmatch(r"\w[\w.-]*", part) for part in parts):
+        return False
+    return len(parts) > 2 if Path(name).suffix in files.WEIGHTS else len(parts) == 2
 
 
 def _fetched(name: str, offline: bool | None, variant: str | None) -> Path:
@@ -599,7 +604,8 @@ def _fetched(name: str, offline: bool | None, variant: str | None) -> Path:
     except BadRequest as error:
         if name in registry.ALIASES:
             raise
-        raise BadRequest(f"{error} ({name.partition('/')[0]} is no family here, so a hub name was meant)") from error
+        here = f"there is no file {name} here" if name.count("/") > 1 else f"{name.partition('/')[0]} is no family here"
+        raise BadRequest(f"{error} ({here}, so a hub name was meant)") from error
 
 
 def _untrained(family_name: str, preset: str) -> tuple[Family, Any, Weights]:

@@ -7,6 +7,7 @@ import pytest
 
 from kinema.checkpoints.hub import fetch, fetch_model
 from kinema.schema import BadRequest
+from kinema.system import open_system
 
 
 @pytest.fixture
@@ -62,6 +63,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, list
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda name: repositories[name])
     return repositories, fetched
 
 
@@ -95,11 +97,67 @@ def test_halves_are_fetched_where_there_is_nothing_else(hub) -> None:  # noqa: A
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in fetched
 
 
-def test_one_file_or_a_repository_that_is_no_pipeline(hub) -> None:  # noqa: ANN001
+def test_of_one_network_only_its_config_and_one_kind_of_weights_are_fetched(hub) -> None:  # noqa: ANN001
     repositories, fetched = hub
-    repositories["a/sv3d"] = ["sv3d_u.safetensors", "sv3d_p.safetensors"]
+    weights = ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"]
+    repositories["a/net"] = ["config.json", *weights, "diffusion_pytorch_model.bin", "show.gif"]
+    fetch_model("a/net")
+    assert set(fetched) == {"config.json", weights[0]}
+    fetched.clear()
+    fetch_model("a/net", variant="fp16")
+    assert set(fetched) == {"config.json", weights[1]}
+    fetched.clear()
+    repositories["a/old"] = ["config.json", "diffusion_pytorch_model.bin"]
+    fetch_model("a/old")
+    assert set(fetched) == {"config.json", "diffusion_pytorch_model.bin"}
+
+
+def test_of_several_single_files_one_has_to_be_named(hub) -> None:  # noqa: ANN001
+    repositories, fetched = hub
+    repositories["a/sv3d"] = ["sv3d_u.safetensors", "sv3d_p.safetensors", "README.md"]
     assert fetch_model("a/sv3d/sv3d_p.safetensors").name == "sv3d_p.safetensors"
     assert fetched == ["sv3d_p.safetensors"]
     fetched.clear()
-    fetch_model("a/sv3d")
-    assert fetched == ["sv3d_u.safetensors", "sv3d_p.safetensors"]
+    with pytest.raises(BadRequest, match=r"holds 2 weight files .*name one, as a/sv3d/sv3d_p.safetensors"):
+        fetch_model("a/sv3d")
+    repositories["a/motion"] = ["motion.ckpt", "README.md"]
+    assert fetch_model("a/motion").name == "motion.ckpt"
+    assert fetched == ["motion.ckpt"]
+    repositories["a/none"] = ["README.md"]
+    with pytest.raises(BadRequest, match="no weight file"):
+        fetch_model("a/none")
+
+
+def test_the_cache_says_which_files_there_are_where_the_hub_cannot_be_asked(cache: Path) -> None:
+    assert fetch_model("someone/something", offline=True) == cache / "model.safetensors"
+    (cache / "other.ckpt").touch()
+    with pytest.raises(BadRequest, match="name one, as someone/something/model.safetensors"):
+        fetch_model("someone/something", offline=True)
+
+
+def test_a_name_with_points_and_a_file_of_a_repository_are_names_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def fetched(name: str, **_options: object) -> Path:
+        asked.append(name)
+        raise BadRequest("fetched")
+
+    monkeypatch.setattr("kinema.system.hub.fetch_model", fetched)
+    named = [
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        "SG161222/Realistic_Vision_V5.1_noVAE",
+        "a/b/sub/c.safetensors",
+    ]
+    for name in named:
+        with pytest.raises(BadRequest, match="fetched"):
+            open_system(name)
+    file = "guoyww/animatediff/mm_sd_v15_v2.ckpt"
+    with pytest.raises(BadRequest, match=f"fetched .*there is no file {file} here, so a hub name was meant"):
+        open_system("animatediff/tiny", add={"motion": file})
+    assert asked == [*named, file]
+    for name in ("runs/model.safetensors", "./a/b", "/a/b/c.ckpt", "../b"):
+        with pytest.raises(BadRequest, match=f"there is no file {name}"):
+            open_system(name)
+        with pytest.raises(BadRequest, match=f"there is no file {name}"):
+            open_system("animatediff/tiny", add={"motion": name})
+    assert len(asked) == 4

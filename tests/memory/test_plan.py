@@ -10,13 +10,15 @@ import torch
 
 from kinema import registry
 from kinema.checkpoints import files
+from kinema.checkpoints.source import Source
+from kinema.families.animatediff.config import ControlSize
 from kinema.families.svd.config import POCKET as SVD_POCKET
 from kinema.families.svd.config import TINY
 from kinema.generate import generate, load, planned, prepared
 from kinema.memory import free
-from kinema.memory.plan import Needs, Plan, TooLarge, choose
+from kinema.memory.plan import SHARE, Needs, Plan, TooLarge, choose
 from kinema.schema import BadRequest, Note, Request
-from kinema.system import MemoryOptions, System, Weights
+from kinema.system import Added, MemoryOptions, System, Weights
 
 ASK = {"prompt": "a red ball rolls right", "seed": 5, "steps": 2}
 
@@ -125,6 +127,71 @@ def test_the_gradient_of_reconstruction_keeps_the_weights_that_came(svd):
 def test_with_plenty_of_room_nothing_is_rehearsed(svd):
     plan = chosen(load(svd).system, 2**40)
     assert plan == Plan(budget=2**40)
+
+
+def test_weights_that_are_here_already_are_not_asked_for_twice(monkeypatch):
+    """The second run finds less memory free, by the weights that the first one brought."""
+    system = load("svd", preset="tiny").system
+    needs = needs_of(system)
+    free_then = int(needs.bytes(Plan("none")) / SHARE) + 1
+    monkeypatch.setattr("kinema.memory.plan.free_bytes", lambda _device: free_then)
+    _, whole, canvas = prepared(system, Request(**ASK))
+    assert planned(system, whole, canvas).offload == "none"
+    assert system.model is not None
+    monkeypatch.setattr("kinema.memory.plan.free_bytes", lambda _device: free_then - needs.weights)
+    assert planned(system, whole, canvas).offload == "none"
+
+
+def test_weights_in_the_map_of_their_file_are_free_memory_already(svd):
+    files_own = load(svd).system.filled()
+    assert free.held_bytes(files_own.parameters(), "cpu") == 0
+    copies = [p.detach().clone() for p in files_own.parameters()]
+    assert free.held_bytes(copies, "cpu") == sum(x.nbytes for x in copies) > 10**5
+    assert free.held_bytes(copies, "cuda:0") == 0
+
+
+def test_pages_of_files_in_a_container_are_free(tmp_path):
+    for name, told in (("max", "1000"), ("current", "900"), ("stat", "anon 300\ninactive_file 400\nactive_file 20\n")):
+        (tmp_path / f"memory.{name}").write_text(told)
+    assert free._container_room(tmp_path) == 520
+    (tmp_path / "memory.max").write_text("max")
+    assert free._container_room(tmp_path) == 2**62
+
+
+def test_windows_in_attention_leave_the_rest_of_the_network_whole():
+    system = load("animatediff", preset="tiny").system
+    whole, windows, inside = (
+        needs_of(system, frames=16, **told).step(None).peak
+        for told in ({}, {"window": 8}, {"window": 8, "window_in": "attention"})
+    )
+    assert windows < 0.7 * whole
+    assert inside > 0.9 * whole
+
+
+def test_a_controlnet_that_acts_late_is_rehearsed_all_the_same(tmp_path):
+    from PIL import Image
+
+    shown = tmp_path / "shown.png"
+    Image.new("RGB", (16, 16), (200, 10, 10)).save(shown)
+    config = registry.family("animatediff").presets["tiny"]
+    config = replace(config, controls=(ControlSize(depths=(1, None), middle=1),), vae_channels=(32, 32, 32, 32))
+    system = replace(load("animatediff", preset="tiny").system, config=config)
+    early, late = (
+        needs_of(system, extra={"control": str(shown), "control_span": span}).step(None)
+        for span in ([0, 0.5], [0.5, 1])
+    )
+    assert "controls" in early.networks
+    assert late == early
+
+
+def test_files_that_were_added_count_as_the_models_own(svd, tmp_path):
+    system = load(svd).system
+    (tmp_path / "more").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "more" / name).write_bytes(b"x" * 500)
+    more = (Added("controlnet", Source(tmp_path / "more")), Added("motion", Source(tmp_path / "more" / "a")))
+    fuller = replace(system, weights=replace(system.weights, added=more))
+    assert needs_of(fuller).at_most - needs_of(system).at_most == 2 * 1500
 
 
 def test_less_and_less_memory_gives_plans_that_save_more_and_more(svd):

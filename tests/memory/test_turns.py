@@ -175,3 +175,36 @@ def test_a_weight_that_waits_says_the_device_it_comes_to():
     model = Two()
     turning(model, "model")
     assert all(p.is_meta and p.device == CPU for p in model.parameters())
+
+
+def test_a_part_deep_inside_may_be_the_first_that_is_called():
+    class Deep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Sequential(nn.Linear(4, 4)))
+
+        def forward(self, x):
+            return self.net(x)
+
+    model, x = nn.ModuleList([Deep(), Deep()]), torch.randn(2, 4)
+    expected = model[0].net[0][0](x)
+    rest = {name: p.detach().clone() for name, p in model.named_parameters()}
+    Turns(model, [], rest.__getitem__, CPU, torch.float32).begin("model")
+    with torch.no_grad():
+        assert torch.equal(model[0].net[0][0](x), expected)
+
+
+def test_inputs_go_where_a_waiting_weight_goes():
+    model = Two()
+    turning(model, "model")
+    moved = torch.ones(2, dtype=torch.float64).to(model.a.first.weight)
+    assert moved.device == CPU
+    assert moved.dtype == torch.float32
+
+
+def test_nothing_is_computed_with_a_weight_that_waits():
+    """torch takes tensors without numbers beside others and says nothing."""
+    model = Two()
+    turning(model, "model")
+    with pytest.raises(RuntimeError, match="while they wait"):
+        torch.nn.functional.linear(torch.ones(2, 4), model.a.first.weight)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from kinema import generate
-from kinema.checkpoints import files
+from kinema.checkpoints import files, hub
 from kinema.checkpoints.convert import convert
+from kinema.data import shards
 from kinema.families.animatediff.family import FAMILY
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.families.animatediff.training import TRAINING
 from kinema.schema import BadRequest
 from kinema.system import open_system
-from kinema.training import checkpoint, setup
+from kinema.training import checkpoint, setup, sources
 from kinema.training.options import TrainOptions
 from kinema.training.run import step
 
@@ -175,6 +177,35 @@ def test_a_motion_lora_trains_on_an_image_model_with_a_motion_module_added(runs,
         runs[0](told("x", **{**more, "add": "motion"}))
 
 
+# ------------------------------------------------------------------------------------- vocabulary
+
+
+def test_captions_are_read_with_the_vocabulary_beside_the_weights(told, tmp_path, heard, monkeypatch):
+    """As generation does: neither the hub nor its cache is needed."""
+
+    def nowhere(*_, **__):
+        raise BadRequest("the hub is out of reach")
+
+    monkeypatch.setattr(hub, "fetch", nowhere)
+    config = replace(STILL, words=(), text=(replace(STILL.text[0], vocabulary=64),))
+    model, place = tmp_path / "image.safetensors", tmp_path / "tokenizer"
+    note = json.dumps({"family": "animatediff", "config": FAMILY.to_json(config)})
+    checkpoint.export(model, AnimateDiff(config).state_dict(), note)
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    tokens = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    place.mkdir()
+    (place / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (place / "merges.txt").write_text("#version: 0.2\n")
+    options = TrainOptions(**told(model=str(model), stage="motion"))
+    (tmp_path / "run").mkdir()
+    run = setup.begin(options, tmp_path / "run", heard)
+    run.log.close()
+    assert math.isfinite(step(run, iter([run.stream.at(0)]), heard).loss)
+    place.rename(tmp_path / "elsewhere")
+    with pytest.raises(BadRequest, match="CLIP's vocabulary .* is not in .*, beside the weights or in the hub's cache"):
+        step(run, iter([run.stream.at(0)]), heard)
+
+
 # -------------------------------------------------------------------------------------- SparseCtrl
 
 
@@ -201,6 +232,26 @@ def test_what_sparsectrl_cannot_be_trained_on_is_said(runs, told, models):
         runs[0](told(model=str(models["image"]), stage="codec"))
     with pytest.raises(BadRequest, match="an eighth as large, and this model's are a 2th"):
         runs[0](told(model=str(models["moving"]), stage="scribble"))
+
+
+def test_drawings_are_not_trained_on_clips_encoded_beforehand(tmp_path):
+    """These have the pixels of the first frame alone, whose drawing would be shown as every frame's."""
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    config = replace(MOVING, sparse="scribble", stage="sparsectrl")
+    with torch.device("meta"):
+        hollow = AnimateDiff(config)
+    frozen = TRAINING.frozen(hollow.requires_grad_(False))  # as `kinema data latents` has it
+    made = shards.Made("animatediff", "?", config.frames, 16, 16, 8.0, 1, 8, "fp32")
+    window = shards.Window("clip.mp4", "?", 0, ("a red ball",), 8.0, None)
+    tensors = {"latents": torch.zeros(4, 8, 8, 8), "picture": torch.zeros(3, 16, 16, dtype=torch.uint8)}
+    shards.write_shard(folder, 0, made, [(window, tensors)])
+    shards.write_index(folder, made, [])
+    assert "vae.encoder.conv_in.weight" in frozen
+    system = replace(open_system("animatediff/tiny"), config=config)
+    options = TrainOptions(data=str(folder))
+    with pytest.raises(BadRequest, match="SparseCtrl learns drawings from the pixels of every frame"):
+        sources.open_source(options, system, FAMILY.recipe(config), setup.trainable(system, 0))
 
 
 # ------------------------------------------------------------------------------------------ resume

@@ -24,6 +24,8 @@ from kinema.checkpoints.keymap import few
 from kinema.checkpoints.pickles import SUFFIXES, read_pickle
 from kinema.schema import BadRequest
 
+WEIGHTS = (".safetensors", *SUFFIXES)
+"""How a weight file's name ends."""
 MAX_HEADER = 64 * 2**20
 """Bytes of a safetensors header: the largest known models stay under one MiB."""
 MAX_ENTRIES = 100_000
@@ -199,7 +201,7 @@ def weight_files(path: str | Path, variant: str | None = None) -> list[Path]:
         raise BadRequest(f"there is no weight file {path}")
     if path.suffix == ".json":
         return _of_index(path)
-    if path.suffix != ".safetensors" and path.suffix not in SUFFIXES:
+    if path.suffix not in WEIGHTS:
         raise BadRequest(f"{path.name} is no weight file; expected .safetensors, {', '.join(SUFFIXES)} or a folder")
     return [path]
 

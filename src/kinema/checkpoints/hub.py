@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
+from kinema.checkpoints.keymap import few
+from kinema.checkpoints.pickles import SUFFIXES
 from kinema.checkpoints.source import INDEX
 from kinema.schema import BadRequest
 
@@ -13,26 +15,60 @@ BESIDE = ("*/*.json", "*/*.txt", "*/*.model")
 """What a pipeline's parts have besides weights: configs and vocabularies."""
 KINDS = ("*/*.fp16*", "*/*.bf16*", "*/*.non_ema*", "*/*.onnx*", "*/*.msgpack")
 """Weights of other kinds than the plain ones, which lie beside them."""
+CONFIG = "config.json"
 
 
 def fetch_model(name: str, offline: bool | None = None, variant: str | None = None) -> Path:
     """The local folder of a model on the hub, or its file: ``owner/name`` or ``owner/name/file``.
 
-    Of a pipeline only what loading it reads: its configs and the weights of one ``variant``, as repositories often hold
-    every precision, and single files besides. Raises `BadRequest` as `fetch` does.
+    Of a pipeline, or of one network with its config, only what loading it reads: configs and the weights of one
+    ``variant``, as repositories often hold every precision, and single files besides. Of a repository of single files
+    the only one there is. Raises `BadRequest` as `fetch` does, and for one of several files, which has to be named.
     """
     owner, _, rest = name.partition("/")
     repository, _, file = rest.partition("/")
     if file:
         return fetch(f"{owner}/{repository}", offline, [file]) / file
-    folder = _snapshot(name, offline, [INDEX])
-    if not (folder / INDEX).is_file():
-        return fetch(name, offline)
-    weights = f"*/*.{variant}*" if variant else "*/*.safetensors"
-    folder = _snapshot(name, offline, [INDEX, *BESIDE, weights], None if variant else KINDS)
-    if variant is None and not any(folder.glob("*/*.safetensors")):
-        folder = _snapshot(name, offline, [INDEX, *BESIDE, "*/*.safetensors"])
+    folder = _snapshot(name, offline, [INDEX, CONFIG])
+    if (folder / INDEX).is_file():
+        below, told = "*/", [INDEX, *BESIDE]
+    elif (folder / CONFIG).is_file():
+        below, told = "", ["*.json", "*.txt"]
+    else:
+        return _only_file(name, folder, offline)
+    weights = f"{below}*.{variant}*" if variant else f"{below}*.safetensors"
+    unwanted = [kind.removeprefix("*/") if not below else kind for kind in KINDS]
+    folder = _snapshot(name, offline, [*told, weights], None if variant else unwanted)
+    if variant is None and not any(folder.glob(weights)):
+        folder = _snapshot(name, offline, [*told, weights])
+    if not below and not any(folder.glob(weights)):  # older ones have PyTorch's files alone
+        folder = _snapshot(name, offline, [*told, *(f"*{kind}" for kind in SUFFIXES)], None if variant else unwanted)
     return folder
+
+
+def _only_file(name: str, folder: Path, offline: bool | None) -> Path:
+    """The one weight file of a repository; the names of some where there are more."""
+    names = sorted(file for file in _names(name, folder, offline) if file.endswith((".safetensors", *SUFFIXES)))
+    if len(names) == 1:
+        return fetch(name, offline, names) / names[0]
+    if not names:
+        raise BadRequest(f"{name} on the hub holds no pipeline and no weight file")
+    raise BadRequest(
+        f"{name} on the hub holds {len(names)} weight files ({few(names)}); name one, as {name}/{names[0]}"
+    )
+
+
+def _names(name: str, folder: Path, offline: bool | None) -> list[str]:
+    """The files of a repository: as the hub tells them, or those in the cache where it cannot be asked."""
+    from huggingface_hub import list_repo_files
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not offline:
+        try:
+            return list(list_repo_files(name))
+        except (HfHubHTTPError, OSError):
+            pass
+    return [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
 
 
 def fetch(repo_id: str, offline: bool | None = None, patterns: Sequence[str] | None = None) -> Path:

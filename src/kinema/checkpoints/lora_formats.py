@@ -91,25 +91,39 @@ def read_lora(path: str | Path, modules: Iterable[str], aliases: Mapping[str, st
     what cannot be used: a module that is not there (and of what model the LoRA is), a tensor that is no part of
     a LoRA (LoCon, DoRA), half a pair, ranks that disagree.
     """
-    names = _Names(modules, aliases or {})
+    tensors = read_tensors(path)
+    places, unknown = placed(tensors, modules, aliases or {})
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    unknown = []
-    for key, tensor in read_tensors(path).items():
-        stem, role = _split(key)
-        module = names.find(stem) if role else None
-        if module is None or role in found[module]:
-            unknown.append(key)
-        else:
-            found[module][role] = tensor
+    for key, (module, role) in places.items():
+        found[module][role] = tensors[key]
     where = Path(path).name
     if unknown:
         faults = f"{len(unknown)} of its tensors fit no layer of this model ({few(unknown)})"
         raise BadRequest(f"{where} is {lora_kind(header(path))}: {faults}")
-    told = _PeftAlphas(metadata(path), where)
+    told = PeftAlphas(metadata(path), where)
     made = {module: _adapter(parts, module, told, where) for module, parts in found.items()}
     if not made:
         raise BadRequest(f"{where} holds no LoRA")
     return made
+
+
+def placed(
+    keys: Iterable[str], modules: Iterable[str], aliases: Mapping[str, str]
+) -> tuple[dict[str, tuple[str, str]], list[str]]:
+    """Each tensor's module of ours and what it is there ("down", "up", "alpha"); and the names that fit none."""
+    names = _Names(modules, aliases)
+    found: dict[str, tuple[str, str]] = {}
+    taken: set[tuple[str, str]] = set()
+    unknown = []
+    for key in keys:
+        stem, role = _split(key)
+        module = names.find(stem) if role else None
+        if module is None or (module, role) in taken:
+            unknown.append(key)
+        else:
+            found[key] = (module, role)
+            taken.add((module, role))
+    return found, unknown
 
 
 def _split(key: str) -> tuple[str, str]:
@@ -139,7 +153,7 @@ class _Names:
         return self.dotted.get(stem.removeprefix("base_model.model."))
 
 
-class _PeftAlphas:
+class PeftAlphas:
     """The alphas that peft's settings in a file's metadata give, by part: one for all, and patterns for some."""
 
     def __init__(self, told: Mapping[str, str], where: str) -> None:
@@ -167,7 +181,7 @@ class _PeftAlphas:
         return patterns.get(inner, next(ends, self.default.get(part)))
 
 
-def _adapter(parts: dict[str, Tensor], module: str, told: _PeftAlphas, where: str) -> Adapter:
+def _adapter(parts: dict[str, Tensor], module: str, told: PeftAlphas, where: str) -> Adapter:
     if absent := [role for role in ("down", "up") if role not in parts]:
         raise BadRequest(f"{where} has half a LoRA at {module}: its {absent[0]} is missing")
     down, up = parts["down"], parts["up"]
@@ -200,6 +214,8 @@ def laid_out(lora: Lora, layout: str) -> tuple[dict[str, Tensor], dict[str, str]
 def kohya(lora: Lora) -> dict[str, Tensor]:
     """kohya's names and tensors; every adapter says its alpha."""
     prefixes = {part: prefix for prefix, part in reversed(KOHYA.items())}
+    if any(module.startswith("text_encoder_2.") for module in lora):
+        prefixes["text_encoder"] = "lora_te1_"
     made = {}
     for module, adapter in lora.items():
         part, _, inner = module.partition(".")

@@ -20,7 +20,7 @@ OPTIONS = [
         "layout",
         str | None,
         None,
-        "sgm or official (one file) or diffusers (folder); of a LoRA diffusers or kohya",
+        "sgm or official (one file) or diffusers (folder); of a LoRA diffusers, kohya or official",
     ),
     Option("dtype", Literal["fp32", "fp16", "bf16"] | None, None, "precision to write; else bit for bit as it is"),
     Option("variant", str | None, None, "which files of a source folder, such as fp16"),

@@ -63,7 +63,9 @@ def catalogue() -> list[dict[str, Any]]:
         if path.is_file():
             rows.append({"name": name, "kind": "embedded, trained", **_figures(*_of_file(path)), "family": family_name})
     for name, target in registry.ALIASES.items():
-        rows.append({"name": name, "kind": f"alias of {target}", "parameters": None, "native": "", "sampling": ""})
+        with_ = "".join(f" with {slot} {file}" for slot, file in registry.ADDED.get(name, {}).items())
+        kind = f"alias of {target}{with_}"
+        rows.append({"name": name, "kind": kind, "parameters": None, "native": "", "sampling": ""})
     for family_name in registry.FAMILIES:
         family = registry.family(family_name)
         for preset, config in family.presets.items():

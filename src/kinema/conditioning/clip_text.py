@@ -216,9 +216,9 @@ def find_vocabulary(weights: Path | None, *, offline: bool = False) -> Path:
             return hub.fetch(HUB_NAME, offline=cache_alone, patterns=VOCABULARIES[0])
         except BadRequest:
             continue
-    looked = f"in {places[0]}, beside the weights or" if places else ""
+    looked = f"in {places[0]}, beside the weights or " if places else ""
     raise BadRequest(
-        f"CLIP's vocabulary ({' and '.join(VOCABULARIES[0])}) is not {looked} in the hub's cache, and {HUB_NAME} "
+        f"CLIP's vocabulary ({' and '.join(VOCABULARIES[0])}) is not {looked}in the hub's cache, and {HUB_NAME} "
         "cannot be fetched; put the two files there"
     )
 

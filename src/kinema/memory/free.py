@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kinema.schema import BadRequest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 UNKNOWN = 2**33
@@ -14,11 +20,15 @@ UNKNOWN = 2**33
 
 
 def free_bytes(device: str) -> int:
-    """Bytes free on a device now. On a CPU: what the system, or a container's limit, says is available."""
+    """Bytes free on a device now. On a CPU: what the system, or a container's limit, says is available.
+
+    On a GPU what torch keeps of tensors that are gone is free too.
+    """
     if device.startswith("cuda"):
         import torch
 
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     told = Path("/proc/meminfo")
     if told.exists():
         line = next(line for line in told.read_text().splitlines() if line.startswith("MemAvailable"))
@@ -28,13 +38,45 @@ def free_bytes(device: str) -> int:
     return UNKNOWN
 
 
-def _container_room() -> int:
-    """What a container's limit leaves; without one, more than any machine has."""
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+def _container_room(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """What a container's limit leaves; without one, more than any machine has.
+
+    Pages of files count as used there, but are given back before anything fails.
+    """
     try:
-        return int(limit.read_text()) - int(used.read_text())
+        room = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+        told = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return room + sum(int(told.get(name, 0)) for name in ("inactive_file", "active_file"))
     except (OSError, ValueError):
         return 2**62
+
+
+def held_bytes(tensors: Iterable[Tensor], device: str) -> int:
+    """Bytes of tensors that are on a device and lack from what is free there.
+
+    What lies in the memory map of a file does not: its pages are counted as free (Linux, which tells the maps).
+    """
+    here = [x for x in tensors if x.device.type == device.partition(":")[0] and not x.is_meta]
+    if not device.startswith("cpu"):
+        return sum(x.nbytes for x in here)
+    spans = sorted(_of_files())
+    starts = [start for start, _ in spans]
+
+    def in_a_file(address: int) -> bool:
+        at = bisect_right(starts, address) - 1
+        return at >= 0 and address < spans[at][1]
+
+    return sum(x.nbytes for x in here if not in_a_file(x.data_ptr()))
+
+
+def _of_files() -> Iterator[tuple[int, int]]:
+    """The stretches of this process's addresses that are maps of files."""
+    maps = Path("/proc/self/maps")
+    for line in maps.read_text().splitlines() if maps.exists() else ():
+        place, *_, name = line.split(maxsplit=5)
+        if name.startswith("/") and not name.startswith(("/dev/", "/memfd:")):
+            start, end = place.split("-")
+            yield int(start, 16), int(end, 16)
 
 
 def parse_bytes(text: str) -> int:

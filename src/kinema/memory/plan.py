@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 
 import torch
 
 from kinema.memory import turns
-from kinema.memory.free import free_bytes, gib
+from kinema.memory.free import free_bytes, gib, held_bytes
 from kinema.memory.rehearsal import Phase, Rehearsal
 from kinema.memory.turns import LEVELS, Offload
 from kinema.nn.ldm_unet import FeedForward, channels_last, chunk_feed_forward
@@ -67,7 +68,7 @@ def choose(system: System, request: Request, canvas: Canvas) -> Plan:
     fit, and names the plan that would.
     """
     told = system.memory
-    budget = told.budget or int(SHARE * free_bytes(str(system.device)))
+    budget = told.budget or room(system)
     needs = Needs(system, request, canvas)
     if told.offload in ("auto", "none") and told.tokens is None and needs.at_most < budget:
         return Plan(budget=budget)
@@ -90,6 +91,12 @@ def choose(system: System, request: Request, canvas: Canvas) -> Plan:
             least = need, plan
     assert least is not None
     raise TooLarge(_refusal(needs, budget, *least))
+
+
+def room(system: System) -> int:
+    """Bytes that a request may fill: most of what is free, and what the system's weights fill already."""
+    device, model = str(system.device), vars(system).get("model")
+    return int(SHARE * free_bytes(device)) + (0 if model is None else held_bytes(model.parameters(), device))
 
 
 def _plans(needs: Needs, levels: tuple[Offload, ...], tokens: int | None) -> Iterator[Plan]:
@@ -201,12 +208,12 @@ class Needs:
     @property
     def at_most(self) -> int:
         """More than it can be, told without building anything: files of halves may become floats."""
-        path = self.system.weights.path
-        if path is None:
+        told = self.system.weights
+        if told.path is None:
             weights = self.weights
         else:
-            files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-            weights = 2 * sum(file.stat().st_size for file in files)
+            paths = [told.path, *(added.source.path for added in told.added)]
+            weights = 2 * sum(_size(path) for path in paths)
         latents = math.prod(self.system.latent_shape(self.request).bcthw)
         return weights + 4 * (STEP_MOST * latents + DECODE_MOST * 3 * self.request.pixels)
 
@@ -280,7 +287,9 @@ class Needs:
     def _call(self) -> None:
         request, system = self.request, self.outline
         shape = system.latent_shape(request)
-        window = system.lattice.latent_frames(request.window) if request.window else shape.frames
+        window = shape.frames
+        if request.window and request.window_in == "denoiser":  # else only attention works in windows
+            window = system.lattice.latent_frames(request.window)
         frames = list(range(window)) if window < shape.frames else None
         denoise = system.denoiser(self.conditions.positive, frames)
         b, c, _, h, w = shape.bcthw
@@ -301,3 +310,9 @@ class Needs:
                 system.codec.decode(z, **told)
             self._decodes[key] = self.rehearsal.phases[f"decode {key}"]
         return self._decodes[key]
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all the files of a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)

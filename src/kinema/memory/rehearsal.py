@@ -20,8 +20,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kinema.memory.turns import entrances
-
 
 @dataclass
 class Phase:
@@ -46,7 +44,7 @@ class Rehearsal:
         hooks = [
             module.register_forward_pre_hook(lambda *_told, name=name: phase.networks.add(name))
             for name, network in self.networks.items()
-            for module in entrances(network)
+            for module in network.modules()
         ]
         self._living.peak = self._living.now
         try:

@@ -7,13 +7,14 @@ remember shape, precision and order in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 Offload = Literal["none", "model", "block", "sequential"]
 """none: all weights stay. model: networks take turns. block: so do the blocks of each, the next one read ahead.
@@ -29,7 +30,8 @@ Change = Callable[[str, Tensor], Tensor]
 class Waiting(nn.Parameter):
     """Stands for a weight that is elsewhere: its shape, precision and order in memory, without numbers.
 
-    Its device is the one that the weight comes to: there whoever asks a network where it is puts the inputs.
+    Its device is the one that the weight comes to: there whoever asks a network where it is puts the inputs. Whoever
+    computes with it is stopped: what tensors without numbers make of others is not said by torch, and wrong.
     """
 
     goes_to: torch.device
@@ -37,6 +39,16 @@ class Waiting(nn.Parameter):
     @property
     def device(self) -> torch.device:  # type: ignore[override]
         return self.goes_to
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG003
+        if func is Tensor.to and isinstance(args[-1], Waiting) and not isinstance(args[0], Waiting):
+            return args[0].to(args[-1].goes_to, args[-1].dtype)
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if any(not isinstance(x, Waiting) and not x.is_meta for x in given):
+            raise RuntimeError("a layer was asked for its weights while they wait: it was not called as a module")
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -72,16 +84,6 @@ class Unit:
 def networks(model: nn.Module) -> dict[str, nn.Module]:
     """The networks of a model by name: its children, where it only holds them, or itself under the name ""."""
     return dict(model.named_children()) if _only_holds(model) else {"": model}
-
-
-def entrances(network: nn.Module) -> Iterator[nn.Module]:
-    """The modules that may be the first of a network to be called: itself, or its parts, where a method calls them."""
-    yield network
-    for part in network.children():
-        if _only_holds(part):
-            yield from entrances(part)
-        else:
-            yield part
 
 
 def _only_holds(module: nn.Module) -> bool:
@@ -154,7 +156,8 @@ class Turns:
             if unit.module is self.model:  # the only network: what lies in no block stays
                 self._arrive(unit, self._fetch(unit))
                 continue
-            for module in entrances(unit.module):
+            # Any part may be the first to be called: a network has methods besides its `forward`.
+            for module in unit.module.modules():
                 self._hooks.append(module.register_forward_pre_hook(self._turn_of(unit)))
         self._ahead = _Ahead(self._fetch, self.device) if level == "block" else None
         self._after = dict(zip(streamed, streamed[1:], strict=False))
@@ -225,7 +228,8 @@ class Turns:
     @torch.no_grad()
     def _leave(self, unit: Unit) -> None:
         for slot in unit.slots:
-            if slot.name not in self._resting:
+            rest = self._resting.get(slot.name)
+            if rest is None or rest.stride() != slot.tensor.stride():  # a family may lay out what is in turn anew
                 like = torch.empty_like(slot.tensor, device="meta", dtype=self.dtype)
                 self._resting[slot.name] = Waiting(like, requires_grad=False)
                 self._resting[slot.name].goes_to = self.device

@@ -35,6 +35,7 @@ class LatentsOptions:
 
     clips: str = option("folder of clips with captions", "")
     model: str = option("family/preset, alias, folder or file: the model that will be trained", "")
+    variant: str | None = option("files of a folder (fp16), or the published model that weights are (svd-xt)", None)
     out: str = option("folder of the shards; what is there is gone on with", "")
     frames: int | None = option("frames a window", None, 1, 4096)
     height: int | None = option("height in pixels", None, 1, 8192)
@@ -115,7 +116,8 @@ def encode(options: LatentsOptions, on_event: OnEvent = ignore) -> Encoded:
 
 def _system(options: LatentsOptions) -> System:
     sizes = TrainOptions(frames=options.frames, height=options.height, width=options.width)
-    return learning.with_options(open_system(options.model, device=options.device), sizes)
+    opened = open_system(options.model, variant=options.variant, device=options.device)
+    return learning.with_options(opened, sizes)
 
 
 def _folder(options: LatentsOptions, system: System) -> Folder:

@@ -134,6 +134,7 @@ def losses(network: nn.Module, system: System, batch: Batch, *, seed: int, preci
         mask=batch.mask.to(device),
         images=None if batch.images is None else batch.images.to(device),
         encoded=None if batch.encoded is None else {k: v.to(device) for k, v in batch.encoded.items()},
+        weights=system.weights.path,
     )
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         return system.family.loss(network, system.config, moved, generator)

@@ -55,7 +55,7 @@ def prepare(options: TrainOptions) -> tuple[System, Recipe]:
             f"{path} is a checkpoint of a training run: go on with that run by its folder as out, or start from "
             "the model.safetensors or best.safetensors beside it"
         )
-    opened = open_system(options.model, device=options.device, add=additions(options.add))
+    opened = open_system(options.model, variant=options.variant, device=options.device, add=additions(options.add))
     system = learning.with_options(opened, options)
     recipe = system.family.recipe(system.config)
     special = learning.of_family(system.family.name)
@@ -78,6 +78,8 @@ def begin(options: TrainOptions, folder: Path, on_event: OnEvent) -> Run:
     """Build the run, or take up the one that stands in the folder."""
     system, recipe = prepare(options)
     on_event(Phase("load", system.name))
+    for note in system.notes:
+        on_event(Note(note))
     model = trainable(system, options.seed)
     whole = set(model.state_dict())
     learnt = learning.limit(system, model, options)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from kinema.nn.ldm_unet import Attention, Downsample, ResBlock, Upsample, add_, group_norm, places, silu_, tokens
+from kinema.vae.precision import upcast
 from kinema.vae.tiling import by_images, tiled
 
 EPS = 1e-6
@@ -158,10 +159,14 @@ class ImageCoder(Protocol):
 
 @dataclass(frozen=True)
 class ImageCodec:
-    """Pixels B×3×T×H×W in [-1, 1] to latents B×c×T×h×w of about unit variance and back, every frame by itself."""
+    """Pixels B×3×T×H×W in [-1, 1] to latents B×c×T×h×w of about unit variance and back, every frame by itself.
+
+    ``wide``: in float32 where the weights are float16 (SDXL's, whose maps leave their range).
+    """
 
     vae: ImageCoder
     scale: float
+    wide: bool = False
 
     def encode(self, video_BCTHW: Tensor) -> Tensor:
         return self._each(lambda x: self.vae.encode(x) * self.scale, video_BCTHW)
@@ -177,7 +182,7 @@ class ImageCodec:
     def _whole(self, z_BCTHW: Tensor) -> Tensor:
         return self._each(lambda z: self.vae.decode(z / self.scale), z_BCTHW)
 
-    @staticmethod
-    def _each(of: Callable[[Tensor], Tensor], x_BCTHW: Tensor) -> Tensor:
-        made_NCHW = of(x_BCTHW.transpose(1, 2).flatten(0, 1))
+    def _each(self, of: Callable[[Tensor], Tensor], x_BCTHW: Tensor) -> Tensor:
+        x_NCHW = x_BCTHW.transpose(1, 2).flatten(0, 1)
+        made_NCHW = upcast(cast(nn.Module, self.vae), of, x_NCHW) if self.wide else of(x_NCHW)
         return made_NCHW.unflatten(0, (len(x_BCTHW), -1)).transpose(1, 2)

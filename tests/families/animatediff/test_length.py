@@ -149,15 +149,26 @@ def test_views_that_hold_the_clip_change_nothing_and_loops_see_round_the_end(mod
 
 @pytest.mark.parametrize("window_in", ["denoiser", "attention"])
 def test_sparse_ctrl_holds_frames_of_a_clip_longer_than_its_positions(oracle, window_in, tmp_path):
-    from kinema.media.write import save_clip
-    from kinema.schema import Clip
-
-    save_clip(Clip(torch.rand(1, 3, 1, 16, 16) * 2 - 1), tmp_path / "first.png")
+    """Windows of frames 0 to 15 and 8 to 23 are shown the given frame that is theirs: the first, and the last."""
+    for name, colour in (("red", "#c02020"), ("blue", "#2020c0")):
+        Image.new("RGB", (16, 16), colour).save(tmp_path / f"{name}.png")
     held = load("animatediff", preset="tiny", overrides={"sparse": "rgb", "sparse_positions": 16})
     oracle.randomised(held.system.model)
-    told = {"prompt": "a red ball", "seed": 1, "steps": 1, "frames": 24, "window": 16, "window_in": window_in}
-    clip = held.animate(next(tmp_path.glob("**/*.png")), honour="native", **told)
-    assert clip.shape.frames == 24
+
+    def made(first, last):
+        told = {"image": str(tmp_path / f"{first}.png"), "last_image": str(tmp_path / f"{last}.png")}
+        how = {"window": 16, "overlap": 8, "window_in": window_in, "honour": "native"}
+        request = Request(task="interpolate", frames=24, prompt="a red ball", seed=1, steps=1, **how, **told)
+        return held.run(request, output="latents").video  # nothing is pasted into latents
+
+    plain = made("red", "red")
+    for other, near, far in (
+        (made("blue", "red"), slice(0, 8), slice(16, 24)),
+        (made("red", "blue"), slice(16, 24), slice(0, 8)),
+    ):
+        assert (other - plain)[:, :, near].abs().amax((0, 1, 3, 4)).min() > 1e-4
+        if window_in == "denoiser":  # inside attention, windows that share frames tell each other
+            assert torch.equal(other[:, :, far], plain[:, :, far])
 
 
 # ------------------------------------------------------------------------------------------ memory

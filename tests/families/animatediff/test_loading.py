@@ -20,6 +20,10 @@ SIZE = replace(TINY, heads=(8, 8), motion_heads=8, positions=32, absent=())
 """Sizes whose heads are as published: weights do not tell them."""
 
 
+PAN = "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.0.processor"
+"""Where a MotionLoRA has its tensors."""
+
+
 @pytest.fixture(scope="module")
 def tiny():
     torch.manual_seed(0)
@@ -68,6 +72,23 @@ def written(path, tensors):
     return path
 
 
+def test_the_alias_is_the_image_model_and_the_motion_module_that_people_use(tiny, tmp_path, monkeypatch):
+    image = written(tmp_path / "image.safetensors", single_file(tiny))
+    moving = {name: x for name, x in motion_of(tiny).items() if not name.startswith("mid_block")}
+    other = written(tmp_path / "mm.ckpt", motion_file.export("official", moving))
+    hub = {"stable-diffusion-v1-5/stable-diffusion-v1-5": image, "guoyww/animatediff/v3_sd15_mm.ckpt": other}
+    asked = []
+    monkeypatch.setattr("kinema.system.hub.fetch_model", lambda name, **_told: asked.append(name) or hub[name])
+    system = open_system("animatediff-v3")
+    assert asked == list(hub)
+    assert system.config.motion != "none"
+    assert [(each.slot, each.source.path) for each in system.weights.added] == [("motion", other)]
+    asked.clear()
+    mine = open_system("animatediff-v3", add={"motion": other})
+    assert asked == list(hub)[:1]
+    assert [each.slot for each in mine.weights.added] == ["motion"]
+
+
 @pytest.mark.parametrize("name", ["dream.safetensors", "dream.ckpt"])
 def test_a_single_file_is_an_image_model_and_a_motion_module_moves_it(tiny, tmp_path, name):
     image = written(tmp_path / name, single_file(tiny))
@@ -79,6 +100,10 @@ def test_a_single_file_is_an_image_model_and_a_motion_module_moves_it(tiny, tmp_
     assert (moving.config.motion, moving.config.positions, moving.config.betas) == ("v2", 32, MOTION_BETAS)
     assert same(moving, tiny)
     assert moving.weights.hash != alone.weights.hash
+    fast = written(tmp_path / "lightning_8step.ckpt", motion_file.export("official", motion_of(tiny)))
+    quick = open_system(image, add={"motion": fast})
+    assert quick.config.steps == 8
+    assert quick.notes == ("lightning_8step was distilled for 8 steps, as its name tells",)
 
 
 def test_a_file_without_vae_takes_one_of_either_layout_and_says_so_first(tiny, tmp_path):
@@ -146,6 +171,11 @@ def test_what_is_in_the_wrong_slot_is_named_for_what_it_is(tiny, tmp_path):
         open_system(image, add={"motion": image})
     with pytest.raises(BadRequest, match="is no motion module: it is a LoRA of Stable Diffusion XL"):
         open_system(image, add={"motion": lora})
+    pan = written(tmp_path / "pan.ckpt", {f"{PAN}.to_q_lora.{x}.weight": torch.zeros(4, 4) for x in ("down", "up")})
+    with pytest.raises(BadRequest, match=r"is no motion module: it is a LoRA of an Anim.* module, .*\(--lora FILE\)"):
+        open_system(image, add={"motion": pan})
+    with pytest.raises(BadRequest, match="it is a LoRA of an AnimateDiff motion module; name a model, and this with"):
+        open_system(pan)
     with pytest.raises(BadRequest, match="is no VAE: it is an AnimateDiff motion module"):
         open_system(image, add={"vae": mm})
     with pytest.raises(BadRequest, match="no slot of animatediff 'moton'; did you mean motion"):

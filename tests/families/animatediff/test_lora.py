@@ -7,9 +7,11 @@ from functools import cache
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from kinema.checkpoints import files
-from kinema.checkpoints.lora_formats import kohya, read_lora
+from kinema.checkpoints.convert import convert
+from kinema.checkpoints.lora_formats import Adapter, kohya, read_lora
 from kinema.families.animatediff import lora, motion_file
 from kinema.families.animatediff.config import IMAGE, PRESETS, SDXL_IMAGE, TINY
 from kinema.families.animatediff.model import AnimateDiff
@@ -197,3 +199,118 @@ def test_our_adapters_leave_in_kohyas_names_and_come_back(tmp_path):
     again = read(SIZE, kohya(unet), tmp_path)
     assert again.keys() == unet.keys()
     assert all(torch.equal(again[n].down, unet[n].down) and again[n].alpha == unet[n].alpha for n in unet)
+
+
+# ------------------------------------------------------------------------------------ kinema convert
+
+
+def converted(tmp_path, *layouts):
+    """The file a.safetensors through these layouts, one after the other."""
+    source = tmp_path / "a.safetensors"
+    for layout in layouts:
+        made = tmp_path / f"{source.stem}-{layout}.safetensors"
+        convert(source, made, layout)
+        source = made
+    return source
+
+
+def ldm_file():
+    """SDXL as its trainers write it: ldm's names, numbered text encoders, an alpha of another type."""
+    made = {}
+    for stem, shape in (
+        ("lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k", (640, 2048)),
+        ("lora_te1_text_model_encoder_layers_0_mlp_fc1", (3072, 768)),
+        ("lora_te2_text_model_encoder_layers_31_mlp_fc1", (5120, 1280)),
+    ):
+        down, up = (x.half() for x in pair(shape, 2))
+        made |= {f"{stem}.alpha": torch.tensor(1.5), f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
+    return made
+
+
+def few_of(tensors, stems):
+    """Those of a large file's layers that are named by parts of their names."""
+    return {name: tensor for name, tensor in tensors.items() if any(stem in name for stem in stems)}
+
+
+@pytest.mark.parametrize("kind", ["kohya", "ldm", "motion", "adapter"])
+def test_a_lora_goes_from_layout_to_layout_and_back_byte_for_byte(tmp_path, kind):
+    plain = {"modelspec.title": "é", "ss_network_alpha": "0.5"}
+    path = tmp_path / "a.safetensors"
+    if kind in ("kohya", "ldm"):
+        told = ldm_file() if kind == "ldm" else few_of(kohya_file(IMAGE), ("down_blocks_0_attentions_0", "layers_3_"))
+        save_file(told, path, plain)
+        ways = [("diffusers", "kohya")]
+    else:
+        config, inside, rename = (PRESETS["v2"], ".motion_modules.", official) if kind == "motion" else (
+            IMAGE, ".attentions.", lambda name: name
+        )  # fmt: skip
+        save_file(few_of(processor_file(config, inside, rename=rename), ("mid_block",)), path, plain)
+        ways = [("diffusers", "official"), ("kohya", "diffusers", "official")]
+    for way in ways:
+        assert converted(tmp_path, *way).read_bytes() == path.read_bytes()
+    # Each file on the way is the same LoRA.
+    base = PRESETS["sdxl"] if kind == "ldm" else PRESETS["v2"]
+    modules = [n.removesuffix(".weight") for n, s in shapes(base).items() if n.endswith(".weight") and len(s) > 1]
+    first, *others = (read_lora(file, modules, lora.aliases(base)) for file in sorted(tmp_path.iterdir()))
+    for other in others:
+        assert other.keys() == first.keys()
+        assert all(torch.equal(other[n].up, a.up) and other[n].scale == a.scale for n, a in first.items())
+
+
+def test_the_authors_layout_takes_alphas_into_the_layers_and_attention_alone(tmp_path):
+    save_file(few_of(kohya_file(IMAGE), ("attn1_to_q",)), tmp_path / "a.safetensors")
+    said = []
+    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "official", on_event=said.append)
+    assert any("up was multiplied by alpha / rank" in str(event) for event in said)
+    first, second = files.read_tensors(tmp_path / "a.safetensors"), files.read_tensors(tmp_path / "b.safetensors")
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1"
+    theirs = first[f"lora_unet_{name.replace('.', '_')}_to_q.lora_up.weight"]
+    assert torch.equal(second[f"{name}.processor.to_q_lora.up.weight"], 0.5 * theirs)
+    # Back, up stays as it is now, and the alphas say so.
+    again = files.read_tensors(converted(tmp_path, "official", "kohya"))
+    assert {float(t) for k, t in again.items() if k.endswith(".alpha")} == {1.0}
+    save_file(few_of(kohya_file(IMAGE), ("layers_0_mlp",)), tmp_path / "words.safetensors")
+    with pytest.raises(BadRequest, match="attention of the U-Net alone, and this LoRA has 2 other layers"):
+        convert(tmp_path / "words.safetensors", tmp_path / "c.safetensors", "official")
+
+
+def test_a_lora_that_was_changed_or_is_cast_is_written_with_a_header_of_its_own(tmp_path):
+    save_file(few_of(kohya_file(IMAGE, rank=2), ("attn1_to_q",)), tmp_path / "a.safetensors", {"by": "me"})
+    there = converted(tmp_path, "diffusers")
+    told = files.metadata(there)
+    files.write_tensors(
+        tmp_path / "half.safetensors", {k: t.half() for k, t in files.read_tensors(there).items()}, told
+    )
+    convert(tmp_path / "half.safetensors", tmp_path / "b.safetensors", "kohya")
+    header = files.header(tmp_path / "b.safetensors")
+    assert header.keys() == files.header(tmp_path / "a.safetensors").keys()
+    assert {dtype for _, dtype in header.values()} == {torch.float16}
+    convert(there, tmp_path / "c.safetensors", "kohya", dtype="fp16")
+    assert {dtype for _, dtype in files.header(tmp_path / "c.safetensors").values()} == {torch.float16}
+    for layout in ("sgm", "hotshot"):
+        with pytest.raises(BadRequest, match=f"layout .*{layout}"):
+            convert(there, tmp_path / "d.safetensors", layout)
+
+
+def test_a_lora_of_another_family_is_named_and_one_with_other_tensors_says_which(tmp_path):
+    down, up = pair((8, 8), 2)
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    wide = {f"{name}.lora_down.weight": torch.ones(2, 768), f"{name}.lora_up.weight": torch.ones(320, 2)}
+    save_file(wide | {f"{name}.dora_scale": torch.ones(1)}, tmp_path / "dora.safetensors")
+    with pytest.raises(BadRequest, match=r"a LoRA of Stable Diffusion 1.5: 1 of its tensors fit no layer .*dora_scale"):
+        convert(tmp_path / "dora.safetensors", tmp_path / "out.safetensors", "diffusers")
+    flux = {
+        "transformer.double_blocks.0.attn.lora_A.weight": down,
+        "transformer.double_blocks.0.attn.lora_B.weight": up,
+    }
+    save_file(flux, tmp_path / "flux.safetensors")
+    with pytest.raises(BadRequest, match="is a LoRA of Flux"):
+        convert(tmp_path / "flux.safetensors", tmp_path / "out.safetensors", "diffusers")
+
+
+def test_text_encoders_of_sdxl_are_numbered_in_kohyas_names():
+    """Its trainers write lora_te1_ and lora_te2_; lora_te_ is of a model with one text encoder."""
+    down, up = pair((8, 8), 2)
+    both = {f"{part}.x": Adapter(down, up) for part in ("text_encoder", "text_encoder_2")}
+    assert {name.split("_x.")[0] for name in kohya(both)} == {"lora_te1", "lora_te2"}
+    assert {name.split("_x.")[0] for name in kohya({"text_encoder.x": Adapter(down, up)})} == {"lora_te"}

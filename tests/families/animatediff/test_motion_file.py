@@ -67,6 +67,21 @@ def test_each_published_file_is_told_by_its_keys_and_shapes(file):
     assert header(made) == header(modules_of(config))
 
 
+@pytest.mark.parametrize(
+    ("name", "steps", "said"),
+    [
+        ("animatediff_lightning_8step_comfyui", 8, "was distilled for 8 steps, as its name tells"),
+        ("animatediff_lightning_1step_diffusers", 1, "was distilled for 1 step, as its name tells"),
+        ("AnimateDiff-Lightning-2-Step", 2, "was distilled for 2 steps"),
+        ("lightning_at_18steps", 4, "does not say for how many steps it was distilled: 4 are made"),
+    ],
+)
+def test_lightning_is_sampled_in_the_steps_its_name_tells(name, steps, said):
+    told = motion_file.recognise(header(published("animatediff_lightning_4step_comfyui.safetensors")), name)
+    assert told.into(IMAGE) == replace(PRESETS["lightning"], steps=steps)
+    assert [said in note for note in told.notes(name)] == [True]
+
+
 @pytest.mark.parametrize("layout", ["official", "diffusers", "hotshot"])
 def test_layouts_go_both_ways(layout):
     config = replace(TINY, motion_heads=8)

@@ -153,6 +153,7 @@ def test_clip_skip_and_long_prompts_change_what_is_told(model):
     ("extra", "says"),
     [
         ({"clip_skip": 0}, "clip_skip is 0"),
+        ({"clip_skip": 3}, r"clip_skip is 3; expected a whole number from 1 \(nothing skipped\) to 2"),
         ({"effect": [1, 0]}, "effect is .* or 4 of them"),
         ({"effect": -1}, "effect is -1"),
         ({"travel": {9: "x"}}, "names frame 9; this clip has frames 0 to 3"),
@@ -163,6 +164,15 @@ def test_clip_skip_and_long_prompts_change_what_is_told(model):
 def test_options_out_of_range_are_refused_by_name(model, extra, says):
     with pytest.raises(BadRequest, match=says):
         model.run(ask(frames=4, extra=extra))
+
+
+def test_clip_skip_leaves_every_text_encoder_a_layer():
+    """Beyond, states were counted from the other end, and nothing said so."""
+    from kinema.families.animatediff.conditioning import most_skipped
+    from kinema.families.animatediff.config import PRESETS
+
+    most = [most_skipped(PRESETS[name]) for name in ("image", "sdxl-image", "tiny")]
+    assert most == [12, 11, 2]  # SDXL leaves out a layer of its 12 and 32 always
 
 
 def test_half_precision_and_batches_with_a_travelling_prompt_run(folder, model):

@@ -106,6 +106,15 @@ def test_the_words_of_a_motion_reach_the_features_a_motion_module_is_put_into():
     assert misread().shape == (8,)
 
 
+def test_what_is_read_stays_on_the_device_of_the_network():
+    """Meta stands in for a GPU: there too, adding a tensor of the processor's is an error."""
+    model, config = small("image")
+    told = batch(config, 2)
+    seen = [torch.randn(2, 32, 4, 4, device="meta")] * 2
+    assert recipe._misread(model.to("meta"), told, seen).device.type == "meta"
+    assert recipe._misread(model, replace(told, scenes=[None, None]), seen).device.type == "meta"
+
+
 def test_reading_counts_nothing_for_clips_without_a_scene_graph():
     read = torch.randn(2, 8 * 8, sum(reading.READ))
     scene = Playroom(1, 32, 32, 8.0, grammar="simple").clip(0).scene

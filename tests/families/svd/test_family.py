@@ -225,6 +225,8 @@ def test_the_picture_is_the_first_whole_frame_or_what_is_given_of_the_first():
         ({"augmentation": -1}, "augmentation is -1"),
         ({"decode_chunk": 0}, "decode_chunk is 0"),
         ({"decode_chunk": 1.5}, "whole number"),
+        ({"decode_chunk": 4.0}, "decode_chunk is 4.0; expected a whole number"),
+        ({"decode_tile": 16.0}, "decode_tile is 16.0; expected a whole number"),
         ({"guidance_shape": "square"}, "triangle"),
         ({"motion": 3}, "motion_bucket"),
         ({"elevation": 10}, "no option of this svd model"),

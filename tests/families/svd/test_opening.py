@@ -20,6 +20,8 @@ from kinema.generate import load, settle
 from kinema.media.metadata import read_recipe
 from kinema.schema import BadRequest, Note, Request
 from kinema.system import System, arithmetic
+from kinema.training.options import TrainOptions
+from kinema.training.setup import prepare
 
 PARTS = ("unet", "vae", "image_encoder")
 
@@ -247,6 +249,7 @@ def test_a_folder_s_frames_choose_its_sampling_and_its_name_where_they_do_not(sa
         ("svd", "svd", "by its name"),
         ("svd_xt", "svd-xt", "by its name"),
         ("svd_xt_1_1", "svd-xt-1.1", "by its name"),
+        ("svd_xt.fp16", "svd-xt", "by its name"),
         ("svd_xt_image_decoder", "svd-xt", "by its name"),
         ("model", "svd", "as neither its weights nor its name tell"),
     ],
@@ -262,6 +265,13 @@ def test_a_single_file_is_known_by_its_name_and_the_user_s_word_wins(single, tmp
     told = load(path, variant=other).system
     assert told.config.frames == PRESETS[other].frames
     assert not any("taken for" in note for note in said(told))
+
+
+def test_training_may_be_told_which_model_a_file_is(single, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.hardlink_to(single)
+    told = {name: prepare(TrainOptions(model=str(path), variant=name))[0].config for name in (None, "svd-xt")}
+    assert (told[None].frames, told["svd-xt"].frames) == (14, 25)
 
 
 def test_a_model_of_other_sizes_and_a_variant_without_weights_are_refused(single):

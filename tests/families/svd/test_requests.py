@@ -14,7 +14,7 @@ from kinema.families.svd import conditioning
 from kinema.generate import Model, load
 from kinema.media.metadata import read_recipe
 from kinema.media.read import read_image, read_video
-from kinema.schema import BadRequest, Canvas, Clip, Note, Request
+from kinema.schema import BadRequest, Canvas, Clip, Event, Note, Request, Step
 
 QUICK = {"steps": 2, "seed": 3}
 
@@ -173,9 +173,14 @@ def test_both_ends_are_held_by_guidance_and_natively_refused(model, media, way):
 
 
 def test_every_other_frame_of_a_clip_is_held(model, media):
-    known = read_video(media / "clip.gif").video
-    clip = model.interpolate(media / "clip.gif", every=2, frames=8, **QUICK)
-    assert torch.equal(clip.video[:, :, ::2], known[:, :, :4])
+    """In the latents: into the clip the given frames are put again, whatever was made of them."""
+    known = read_video(media / "clip.gif").video[:, :, :4]
+    ask = Request(task="interpolate", video=str(media / "clip.gif"), every=2, frames=8, **QUICK)
+    z = model.run(ask, output="latents").video
+    assert (z[:, :, ::2] - model.system.encode(known)).abs().max() < 1e-4
+    between = z[:, :, 1::2].diff(dim=2)
+    assert between.abs().max() > 1e-2
+    assert torch.equal(model.run(ask).video[:, :, ::2], known)
 
 
 # ---------------------------------------------------------------------------------- longer clips
@@ -220,6 +225,16 @@ def test_a_long_animation_goes_on_block_by_block_and_its_first_block_is_the_shor
     assert long.isfinite().all()
 
 
+def test_a_long_clip_is_made_natively_where_that_is_asked_for(model, media):
+    """What is planned is a block as it is made: it holds one frame, as the model was trained."""
+    ask = {"image": media / "one.png", "frames": 12, **QUICK}
+    assert torch.equal(model.animate(honour="native", **ask).video, model.animate(**ask).video)
+    said: list[Event] = []
+    with pytest.raises(BadRequest, match="does not hold a canvas by native; it offers replacement, reconstruction"):
+        model.animate(honour="native", overlap=4, on_event=said.append, **ask)
+    assert not any(isinstance(event, Step) for event in said)
+
+
 def test_an_overlap_or_another_way_holds_more_frames_by_guidance(model, media):
     free = model.extend(media / "clip.gif", frames=8, **QUICK).video
     held = model.extend(media / "clip.gif", frames=8, honour="replacement", **QUICK).video
@@ -234,9 +249,16 @@ def test_an_overlap_or_another_way_holds_more_frames_by_guidance(model, media):
 
 def test_a_backward_extension_is_held_by_guidance(model, media):
     known = read_video(media / "clip.gif").video
-    made = model.extend(media / "clip.gif", frames=12, backward=True, **QUICK).video
+    said: list[Event] = []
+    made = model.extend(media / "clip.gif", frames=12, backward=True, on_event=said.append, **QUICK).video
     assert torch.equal(made[:, :, -6:], known)
     assert made[:, :, :6].std() > 0.01
+    # What the last step of each block makes: frames 4 to 11 hold the clip, then frames 0 to 7 what was made of these.
+    x0 = [event.x0 for event in said if isinstance(event, Step)][1::2]
+    assert len(x0) == 2
+    for z, start, held in zip(x0, (4, 0), (6, 4), strict=True):
+        given = made[:, :, 8 - held + start : start + 8]
+        assert (z[:, :, 8 - held :] - model.system.encode(given)).abs().max() < 1e-4
 
 
 def test_colours_are_kept_from_drifting_on_request(model, media):

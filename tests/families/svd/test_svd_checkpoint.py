@@ -161,6 +161,9 @@ def test_the_model_is_told_by_its_sizes_and_the_frames_by_its_name():
     names = {"svd": "svd", "svd_xt": "svd-xt", "svd_xt_1_1": "svd-xt-1.1", "svd_xt_image_decoder": "svd-xt"}
     assert {name: variant(SVD, name) for name in names} == names
     assert (variant(SV3D_U), variant(SV3D_P), variant(SVD, "mysvdxtra")) == ("sv3d-u", "sv3d-p", "svd")
+    xt = {"svd_xt.fp16": "svd-xt", "SVD XT": "svd-xt", "svd_xt.1.1": "svd-xt-1.1", "svd-xt-1.1.fp16": "svd-xt-1.1"}
+    assert {name: variant(SVD, name) for name in xt} == xt
+    assert variant(SVD, "svd_xt_v11") == "svd-xt"
 
 
 @pytest.mark.parametrize(

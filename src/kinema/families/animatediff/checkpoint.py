@@ -1,4 +1,4 @@
-"""Motion modules and what steers beside the prompt, from the authors' layout to diffusers' and back."""
+"""Image models, motion modules, what steers beside the prompt and LoRAs, from layout to layout and back."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
 from typing import Any, Literal
+from typing import cast as as_cast
 
 import torch
 from torch import Tensor
 
 from kinema.checkpoints.convert import File, Plan, cast
 from kinema.checkpoints.source import Source
-from kinema.families.animatediff import controlnet_file, ip_adapter_file, motion_file, sparse
+from kinema.families.animatediff import controlnet_file, image_files, ip_adapter_file, lora_files, motion_file, sparse
 from kinema.families.animatediff.controlnet_file import ControlFile
+from kinema.families.animatediff.image_files import OpenedImage
 from kinema.families.animatediff.ip_adapter_file import AdapterFile
 from kinema.families.animatediff.layout import heads_of
+from kinema.families.animatediff.lora_files import OpenedLora
 from kinema.families.animatediff.motion_file import HEADS, UNTOLD, MotionFile, MotionLayout
 from kinema.families.animatediff.sparse import SparseFile
 from kinema.schema import BadRequest
@@ -36,44 +39,59 @@ class Layouts:
     """What `kinema.checkpoints.convert` asks of a family."""
 
     family = "animatediff"
-    layouts: tuple[MotionLayout, ...] = ("official", "diffusers", "hotshot")
+    layouts = ("official", "diffusers", "hotshot", "kohya")
 
-    def open(self, source: Path, variant: str | None) -> Opened | None:
+    def open(self, source: Path, variant: str | None) -> Opened | OpenedImage | OpenedLora | None:
         seen = Source(source, variant)
-        if seen.pipeline:
-            return None
-        if told := sparse.recognise(seen.header):
-            return Opened(told, sparse.convert(seen.tensors()))
-        if control := controlnet_file.recognise(seen.header, seen.config(""), seen.name):
-            return Opened(control, controlnet_file.convert(control, seen.tensors()))
-        if adapter := ip_adapter_file.recognise(seen.header):
-            base = ip_adapter_file.base_of(adapter)
-            return Opened(adapter, ip_adapter_file.convert(adapter, base, 0, seen.tensors()))
-        motion = motion_file.recognise(seen.header, seen.name)
-        if motion is None:
-            return None
-        tensors = seen.tensors()
-        first = {name: tensors[name] for name in motion_file.FIRST if name in tensors}
-        return Opened(motion, motion_file.convert(motion, tensors) | first)
+        return image_files.open_image(seen) or lora_files.open_lora(seen) or _open(seen)
 
-    def plan(self, opened: Opened, layout: MotionLayout, dtype: torch.dtype | None) -> Plan:
+    def plan(self, opened: Opened | OpenedImage | OpenedLora, layout: str, dtype: torch.dtype | None) -> Plan:
         """One file of the authors' layout, or a folder that diffusers opens (of an IP-Adapter one file in any case)."""
-        told = opened.told
-        if layout == "hotshot" and not isinstance(told, MotionFile):
-            raise BadRequest("hotshot is a layout of motion modules; expected official or diffusers")
-        tensors = {name: cast(tensor, dtype) for name, tensor in _exported(opened, layout).items()}
-        header = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-        notes: tuple[str, ...] = ()
-        if isinstance(told, MotionFile | SparseFile) and told.positions is None:
-            notes = (f"the file has no positions; sinusoids of {UNTOLD} frames were written",)
-        if isinstance(told, AdapterFile) or layout != "diffusers":
-            return Plan((File("", header, tensors.__getitem__, {"format": "pt"}),), {}, notes)
-        tail = ".fp16" if dtype is torch.float16 else ""
-        file = File(f"{WEIGHTS}{tail}.safetensors", header, tensors.__getitem__, {"format": "pt"})
-        return Plan((file,), {"config.json": _config(told, opened.tensors)}, notes)
+        if isinstance(opened, OpenedImage):
+            return image_files.plan(opened, layout, dtype)
+        if isinstance(opened, OpenedLora):
+            return lora_files.plan(opened, layout, dtype)
+        if layout == "kohya":
+            raise BadRequest("kohya is a layout of LoRAs; expected official or diffusers")
+        return _plan(opened, as_cast("MotionLayout", layout), dtype)
 
 
 LAYOUTS = Layouts()
+
+
+def _open(seen: Source) -> Opened | None:
+    """What goes into an image model; None for anything else."""
+    if seen.pipeline:
+        return None
+    if told := sparse.recognise(seen.header):
+        return Opened(told, sparse.convert(seen.tensors()))
+    if control := controlnet_file.recognise(seen.header, seen.config(""), seen.name):
+        return Opened(control, controlnet_file.convert(control, seen.tensors()))
+    if adapter := ip_adapter_file.recognise(seen.header):
+        base = ip_adapter_file.base_of(adapter)
+        return Opened(adapter, ip_adapter_file.convert(adapter, base, 0, seen.tensors()))
+    motion = motion_file.recognise(seen.header, seen.name)
+    if motion is None:
+        return None
+    tensors = seen.tensors()
+    first = {name: tensors[name] for name in motion_file.FIRST if name in tensors}
+    return Opened(motion, motion_file.convert(motion, tensors) | first)
+
+
+def _plan(opened: Opened, layout: MotionLayout, dtype: torch.dtype | None) -> Plan:
+    told = opened.told
+    if layout == "hotshot" and not isinstance(told, MotionFile):
+        raise BadRequest("hotshot is a layout of motion modules; expected official or diffusers")
+    tensors = {name: cast(tensor, dtype) for name, tensor in _exported(opened, layout).items()}
+    header = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    notes: tuple[str, ...] = ()
+    if isinstance(told, MotionFile | SparseFile) and told.positions is None:
+        notes = (f"the file has no positions; sinusoids of {UNTOLD} frames were written",)
+    if isinstance(told, AdapterFile) or layout != "diffusers":
+        return Plan((File("", header, tensors.__getitem__, {"format": "pt"}),), {}, notes)
+    tail = ".fp16" if dtype is torch.float16 else ""
+    file = File(f"{WEIGHTS}{tail}.safetensors", header, tensors.__getitem__, {"format": "pt"})
+    return Plan((file,), {"config.json": _config(told, opened.tensors)}, notes)
 
 
 def layout_of(layout: MotionLayout) -> Literal["official", "diffusers"]:

@@ -130,6 +130,11 @@ def encode_text(
     return encode(encoders, tokenizer, text, skip=clip_skip - 1, penultimate=len(encoders) > 1)
 
 
+def most_skipped(config: Config) -> int:
+    """The largest ``clip_skip`` that leaves every text encoder a layer; of SDXL's one is left out always."""
+    return min(size.layers for size in config.text) - (len(config.text) > 1)
+
+
 def say_unknown(tokenizer: Tokenizer, name: str, texts: Sequence[str], on_event: OnEvent) -> None:
     """Words that a pocket model was not taught are said; byte pairs know every word."""
     if isinstance(tokenizer, WordTokenizer):
@@ -199,9 +204,9 @@ def check_extra(config: Config, request: Request) -> None:
     for name in extra:
         if name not in OPTIONS and name.partition(".")[0] not in NAMED:
             raise BadRequest(registry.unknown("option of animatediff", name, [*OPTIONS, *NAMED]))
-    skip = extra.get("clip_skip", 1)
-    if isinstance(skip, bool) or not isinstance(skip, int | float) or skip != int(skip) or not 1 <= skip <= 12:
-        raise BadRequest(f"clip_skip is {skip!r}; expected a whole number from 1 (nothing skipped) to 12")
+    skip, most = extra.get("clip_skip", 1), most_skipped(config)
+    if isinstance(skip, bool) or not isinstance(skip, int | float) or skip not in range(1, most + 1):
+        raise BadRequest(f"clip_skip is {skip!r}; expected a whole number from 1 (nothing skipped) to {most}")
     tile = extra.get("decode_tile", 64)
     if isinstance(tile, bool) or not isinstance(tile, int) or not 8 <= tile <= 4096:
         raise BadRequest(f"decode_tile is {tile!r}; expected a whole number of latent cells, 8 to 4096")

@@ -21,6 +21,7 @@ from kinema.families.animatediff.model import AnimateDiff
 from kinema.families.animatediff.unet import Residuals
 from kinema.media import read
 from kinema.media.pictures import is_picture
+from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Note, OnEvent, Request
 
 MOST_SCALE = 10.0
@@ -167,11 +168,14 @@ def steerings(
             on_event(Note(f"ControlNet {size.name} is shown nothing and adds nothing: give control.{size.name}=CLIP"))
             continue
         net = cast(ControlNet, model.controls[index])
+        channels_last(net)  # as it is in every later run
         weight = net.conv_in.weight
         hint = net.embed(_pictures(request, str(file), on_event).to(weight.device, weight.dtype))
         scale = of_name(request.extra, "control_scale", size.name, only=True)
         span = of_name(request.extra, "control_span", size.name, only=True)
         hottest, coldest = _bounds(levels, *(span_of(span, "control_span") if span is not None else (0.0, 1.0)))
+        if weight.device.type == "meta":  # a rehearsal asks what a step needs in which all of them act
+            hottest, coldest = float("-inf"), float("inf")
         scale_T = scale_of(1.0 if scale is None else scale, request.shape.frames, "control_scale")
         made.append(Steering(index, hint, scale_T.to(weight.device), hottest, coldest))
     return tuple(made)

@@ -74,7 +74,7 @@ class AnimateDiffFamily:
     def codec(self, config: Config, model: nn.Module) -> ImageCodec:
         vae = cast(AnimateDiff, model).vae
         channels_last(vae)
-        return ImageCodec(vae, config.latent_scale)
+        return ImageCodec(vae, config.latent_scale, wide=bool(config.size_embedding))
 
     def takes_prompt(self, config: Config) -> bool:  # noqa: ARG002
         return True

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.keymap import KeyMap, few
-from kinema.families.animatediff.config import Config, Motion, preset_of_motion
+from kinema.checkpoints.lora_formats import is_lora
+from kinema.families.animatediff.config import PRESETS, Config, Motion, preset_of_motion
 from kinema.families.animatediff.motion import sinusoids
 from kinema.schema import BadRequest
 
@@ -71,6 +72,8 @@ POSITIONS: dict[MotionLayout, str] = {
     "hotshot": "attention_blocks.{}.pos_encoder.positional_encoding",
     "diffusers": "pos_embed.pe",
 }
+_DISTILLED = re.compile(r"(?<!\d)([1248])[\s_-]?steps?(?![a-z])")
+"""In the name of a file of AnimateDiff-Lightning, which was published for these."""
 _IS_POSITION = re.compile(r"\.(pos_encoder\.(pe|positional_encoding)|pos_embed\.pe)$")
 
 
@@ -87,6 +90,8 @@ class MotionFile:
     """None where the file has none."""
     first: tuple[int, ...] | None = None
     """Shape of PIA's first layer."""
+    steps: int | None = None
+    """Those that Lightning was distilled to, where the file's name tells them."""
 
     def into(self, config: Config) -> Config:
         """The config of an image model with this module in it, sampled as the module is meant to be."""
@@ -102,6 +107,8 @@ class MotionFile:
         preset = preset_of_motion(config, self.motion)
         sampled = ("frames", "steps", "sampler", "spacing", "guidance", "betas")
         told: dict[str, Any] = {name: getattr(preset, name) for name in sampled}
+        if self.steps:
+            told["steps"] = self.steps
         if self.motion == "hotshot":
             told |= {"height": preset.height, "width": preset.width}
         positions = self.positions or UNTOLD
@@ -109,6 +116,17 @@ class MotionFile:
         frames = min(preset.frames, positions)
         told |= {"frames": frames, "motion_heads": heads, "positions": positions, "motion_mid": self.mid}
         return replace(config, motion=self.motion, stage="", **told)
+
+    def notes(self, name: str) -> tuple[str, ...]:
+        """What was decided of the file of this name where its weights do not tell."""
+        if self.motion != "lightning":
+            return ()
+        if self.steps is None:
+            usual = PRESETS["lightning"].steps
+            return (
+                f"{name} does not say for how many steps it was distilled: {usual} are made unless steps says others",
+            )
+        return (f"{name} was distilled for {self.steps} step{'s' * (self.steps > 1)}, as its name tells",)
 
 
 # ------------------------------------------------------------------------------------ recognising
@@ -120,6 +138,8 @@ def recognise(header: Header, name: str = "") -> MotionFile | None:
     ``name``, the file's, tells AnimateDiff-Lightning and a diffusers folder of AnimateLCM from v2, whose shape
     they have.
     """
+    if is_lora(header):  # MotionLoRA's tensors have the names of a motion module too
+        return None
     whole = header.get(FIRST[0])
     if whole is not None:
         header = {key: entry for key, entry in header.items() if key not in FIRST}
@@ -145,7 +165,9 @@ def recognise(header: Header, name: str = "") -> MotionFile | None:
         positions=next(iter(positions), None),
         first=whole[0] if whole else None,
     )
-    return replace(told, motion=_motion(told, name.lower()))
+    told = replace(told, motion=_motion(told, name.lower()))
+    distilled = _DISTILLED.search(name.lower()) if told.motion == "lightning" else None
+    return replace(told, steps=int(distilled[1])) if distilled else told
 
 
 def _layout(header: Header) -> MotionLayout | None:

@@ -50,7 +50,7 @@ def convert(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         image = replace(image, vae=_any(tensors, layout.VAE), text=_any(tensors, "cond"))
         read = {layout.usual(name): tensor for name, tensor in tensors.items() if not layout.is_unused(name)}
         return image.table.forward(read, "this file")
-    ours = {_ours(name): tensor for name, tensor in tensors.items() if not layout.is_unused(name)}
+    ours = {our_name(name): tensor for name, tensor in tensors.items() if not layout.is_unused(name)}
     image_part = {name: tensor for name, tensor in ours.items() if not _is_motion(name)}
     moving = {_inside(name): tensor for name, tensor in ours.items() if _is_motion(name)}
     whole = ours.get(CONV_IN)
@@ -91,7 +91,7 @@ def _open_folder(source: Source) -> Found:
     if (source.path / "text_encoder_2").is_dir():
         parts.append("text_encoder_2")
     source.need(parts)
-    header = {_ours(name): entry for name, entry in source.headers(parts).items() if not layout.is_unused(name)}
+    header = {our_name(name): entry for name, entry in source.headers(parts).items() if not layout.is_unused(name)}
     if not any(_is_motion(name) for name in header) and (source.path / MOTION_PART).is_dir():
         parts.append(MOTION_PART)
         header |= source.headers([MOTION_PART])
@@ -100,11 +100,12 @@ def _open_folder(source: Source) -> Found:
     if moving and config.in_channels == 2 * motion_file.LATENT + 1:
         moving[motion_file.FIRST[0]] = header[CONV_IN]
         config = replace(config, in_channels=motion_file.LATENT)
+    notes = _beside(source)
     if moving and (told := motion_file.recognise(moving, source.name)):
-        config = told.into(config)
+        config, notes = told.into(config), (*told.notes(source.name), *notes)
         heads = source.config("unet").get("motion_num_attention_heads", config.motion_heads)
         config = replace(config, motion_heads=_each(heads, 1)[0])
-    return Found(_as_told(_scheduled(config, source), source), tuple(parts), _beside(source))
+    return Found(_as_told(_scheduled(config, source), source), tuple(parts), notes)
 
 
 def _beside(source: Source) -> tuple[str, ...]:
@@ -117,7 +118,7 @@ def _beside(source: Source) -> tuple[str, ...]:
     )
 
 
-def _ours(name: str) -> str:
+def our_name(name: str) -> str:
     """Our name of a tensor in a folder: what older and newer libraries call otherwise."""
     part, _, inner = name.partition(".")
     if part.startswith("text_encoder") and re.match(r"(embeddings|encoder|final_layer_norm)\.", inner):

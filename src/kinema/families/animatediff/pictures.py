@@ -112,7 +112,8 @@ def _tokens(model: AnimateDiff, size: AdapterSize, index: int, files: Sequence[s
     """Tokens 1×(K·L)×C of these pictures, and of as many times nothing: guidance leads away from that."""
     encoder, project = cast(ClipVision, model.image_encoder), cast(Projections, model.unet.encoder_hid_proj)
     weight = encoder.visual_projection.weight
-    pixels = torch.cat([prepared(read.read_image(file)[:, :, 0], encoder.side) for file in files]).to(weight)
+    pixels = torch.cat([prepared(read.read_image(file)[:, :, 0], encoder.side) for file in files])
+    pixels = pixels.to(weight.device, weight.dtype)
     if size.kind == "plain":
         seen = encoder(pixels)
         nothing = torch.zeros_like(seen)

@@ -189,7 +189,7 @@ def _draw(config: Config, count: int, generator: Generator) -> tuple[Level, Tens
 
 def _captions(network: AnimateDiff, config: Config, batch: Batch) -> tuple[Tensor, Tensor | None]:
     """The first row of each caption, B×L×C, and SDXL's added vector."""
-    tokenizer = conditioning.tokenizer_of(config, None)
+    tokenizer = conditioning.tokenizer_of(config, batch.weights)
     if config.words:
         ids = torch.cat([rows(tokenizer, text, config.text[0].length)[:1] for text in batch.captions])
         return network.text_encoder(ids.to(batch.video.device), tokenizer.end)[0], None
@@ -271,4 +271,4 @@ def _misread(network: AnimateDiff, batch: Batch, seen: list[Tensor]) -> Tensor |
     if not any(batch.scenes):
         return 0 * sum(x.sum() for x in read)
     grid = (frames, *seen[0].shape[-2:])
-    return sum((misread(x, batch.scenes, grid) for x in read), torch.zeros(count))
+    return sum((misread(x, batch.scenes, grid) for x in read), read[0].new_zeros(count))

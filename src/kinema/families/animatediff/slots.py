@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kinema.checkpoints import ldm
 from kinema.checkpoints.files import Header
+from kinema.checkpoints.lora_formats import is_lora
 from kinema.checkpoints.signatures import describe
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.table import Table, count
@@ -69,7 +70,8 @@ def _named(slot: str) -> tuple[str, str]:
 
 
 def _wrong(source: Source, wanted: str) -> BadRequest:
-    return BadRequest(f"{source.path} is no {wanted}: it is {kind_of(source)}")
+    over = ", which goes over a model's weights (--lora FILE)" if is_lora(source.header) else ""
+    return BadRequest(f"{source.path} is no {wanted}: it is {kind_of(source)}{over}")
 
 
 def kind_of(source: Source) -> str:
@@ -101,7 +103,7 @@ def _open_motion(config: Config, source: Source) -> Found:
         raise _wrong(source, "motion module")
     if config.motion != "none":
         raise BadRequest(f"the model has the motion module {config.motion} already; add one to an image model")
-    return Found(told.into(config))
+    return Found(told.into(config), notes=told.notes(source.name))
 
 
 def _motion(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -88,10 +88,16 @@ class AnimateDiffTraining:
         return {}
 
     def frozen(self, model: nn.Module) -> dict[str, Tensor]:
-        """The encoder of the codec."""
+        """The encoder of the codec. Raises BadRequest where training needs the pixels of every frame."""
         network = cast(AnimateDiff, model)
         if network.reader is not None:
             raise BadRequest("the pocket works on pixels, so there is nothing to encode beforehand")
+        learns = network.sparse is not None and any(p.requires_grad for p in network.sparse.parameters())
+        if learns and network.unet.config.sparse == "scribble":
+            raise BadRequest(
+                "SparseCtrl learns drawings from the pixels of every frame, which clips encoded beforehand have not: "
+                "train the stage scribble on the folder of the clips themselves"
+            )
         return {f"vae.{k}": w for k, w in network.vae.state_dict().items() if not k.startswith(("decoder.", "post_"))}
 
     def encode(self, model: nn.Module, video_BCTHW: Tensor) -> dict[str, Tensor]:

@@ -160,11 +160,13 @@ def run_mid(level: Level, x_NCHW: Tensor, told: Told) -> Tensor:
 
 
 class ClipResBlock(ResBlock):
-    """A residual block whose norms see all frames of a clip together (v1, HotShot-XL)."""
+    """A residual block whose norms see all ``frames`` of a clip together (v1, HotShot-XL); each image without."""
 
-    def over_clip(self, x_NCHW: Tensor, emb_BE: Tensor, frames: int) -> Tensor:
+    def forward(self, x_NCHW: Tensor, emb_BE: Tensor | None = None, frames: int | None = None) -> Tensor:
+        if frames is None:
+            return super().forward(x_NCHW, emb_BE)
         h = self.conv1(silu_(norm_over_clip(self.norm1, x_NCHW, frames)))
-        if self.time_emb_proj is not None:
+        if self.time_emb_proj is not None and emb_BE is not None:
             h = add_(h, self.time_emb_proj(emb_BE).repeat_interleave(frames, dim=0)[:, :, None, None])
         h = self.conv2(silu_(norm_over_clip(self.norm2, h, frames)))
         return add_(h, x_NCHW if self.conv_shortcut is None else self.conv_shortcut(x_NCHW))
@@ -201,7 +203,7 @@ class Level(nn.Module):
     def residual(self, index: int, x_NCHW: Tensor, told: Told) -> Tensor:
         block = self.resnets[index]
         if isinstance(block, ClipResBlock) and told.motion:
-            return block.over_clip(x_NCHW, told.emb_BE, told.frames)
+            return block(x_NCHW, told.emb_BE, told.frames)
         return block(x_NCHW, told.emb_BE)
 
 

@@ -8,9 +8,11 @@ file's own header, so that converting back gives the file again byte for byte.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from math import gcd
 from pathlib import Path
 from typing import Any, TypeVar
@@ -142,10 +144,15 @@ def variant(outline: Outline, name: str = "") -> str:
     """The published model this is: by its sizes, and by its name where those agree (svd, svd-xt, svd-xt-1.1)."""
     if outline.kind == "sv3d":
         return "sv3d-p" if outline.vector % 5 == 0 else "sv3d-u"
-    plain = name.lower().replace("-", "_")
-    if "xt" not in plain.split("_"):
+    told = words(name)
+    if "xt" not in told:
         return "svd"
-    return "svd-xt-1.1" if any(tail in plain for tail in ("1_1", "1.1")) else "svd-xt"
+    return "svd-xt-1.1" if ("1", "1") in pairwise(told) else "svd-xt"
+
+
+def words(name: str) -> list[str]:
+    """What a file's name is made of: ``svd_xt.fp16`` is svd, xt and fp16."""
+    return re.split(r"[_.\-\s]+", name.lower())
 
 
 def config_of(outline: Outline, name: str = "") -> Config:

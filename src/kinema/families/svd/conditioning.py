@@ -18,6 +18,7 @@ from kinema.diffusion.noise import Noise
 from kinema.families.svd.config import Config
 from kinema.families.svd.model import SVD
 from kinema.schema import BadRequest, Canvas, Request
+from kinema.vae.precision import upcast
 
 _NOISE_SEED = 0x5D1A6E
 """Keeps the picture's noise apart from that of the latents, which has the request's seeds."""
@@ -69,10 +70,11 @@ def encode(  # noqa: PLR0917 (what the network is told, one by one)
 ) -> Condition:
     """The clean picture to CLIP; the picture plus ``augmentation`` [B] times noise to the codec's mode, not scaled.
 
-    CLIP may see another picture, ``seen``: what the clip should stay like, rather than where it begins.
+    Both come in float32, and are noised in it: a half has no room for little noise on a picture. CLIP may see another
+    picture, ``seen``: what the clip should stay like, rather than where it begins.
     """
     noisy = picture_B3HW + augmentation.to(picture_B3HW)[:, None, None, None] * noise_B3HW.to(picture_B3HW)
-    latents = model.vae.encode(noisy)[:, :, None]
+    latents = upcast(model.vae, model.vae.encode, noisy)[:, :, None]
     seen = picture_B3HW if seen_B3HW is None else seen_B3HW
     return Condition(model.image_encoder.embed(seen)[:, None], latents, scalars_BTV)
 
@@ -139,7 +141,7 @@ def check_extra(config: Config, extra: Mapping[str, Any]) -> None:
         least, most = RANGES[name]
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             raise BadRequest(f"{name} is {value!r}; expected a number from {least:g} to {most:g}")
-        if name.startswith("decode_") and value != int(value):
+        if name.startswith("decode_") and not isinstance(value, int):
             raise BadRequest(f"{name} is {value!r}; expected a whole number of frames or cells")
     chunk, overlap = extra.get("decode_chunk", config.decode_chunk), extra.get("decode_overlap", 0)
     if overlap and overlap >= (chunk or 0):

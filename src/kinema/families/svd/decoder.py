@@ -16,6 +16,7 @@ from kinema.families.svd.config import Config
 from kinema.families.svd.layers import Mixer, TemporalResBlock, conv_over_time, fold, over_time, unfold
 from kinema.nn.ldm_unet import ResBlock, Upsample, group_norm, silu_
 from kinema.vae.kl2d import EPS, Decoder, Encoder, SpaceAttention, Stage
+from kinema.vae.precision import upcast
 from kinema.vae.tiling import FRAMES, by_images, faded, tiled
 
 TEMPORAL_EPS = 1e-5
@@ -145,7 +146,7 @@ class SVDCodec:
 
     def encode(self, video_BCTHW: Tensor) -> Tensor:
         frames = video_BCTHW.shape[2]
-        z_NCHW = self.vae.encode(video_BCTHW.transpose(1, 2).flatten(0, 1)) * self.scale
+        z_NCHW = upcast(self.vae, self.vae.encode, video_BCTHW.transpose(1, 2).flatten(0, 1)) * self.scale
         return z_NCHW.unflatten(0, (-1, frames)).transpose(1, 2)
 
     def decode(self, z_BCTHW: Tensor, chunk: int | None = None, *, overlap: int = 0, tile: int | None = None) -> Tensor:

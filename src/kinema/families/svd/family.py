@@ -101,7 +101,7 @@ class StableVideoDiffusion:
         told = conditioning.scalars(config, request)
         amount = torch.full((shape.batch,), conditioning.augmentation(config, request))
         noise = conditioning.picture_noise(request, shape.height, shape.width)
-        picture = picture.to(system.device, system.dtype)
+        picture = picture.to(system.device, torch.float32)
         seen = canvas.anchor.to(picture) if canvas.anchor is not None and request.extra.get("anchor") else None
         channels_last(model.vae)
         wanted = conditioning.encode(model, picture, noise.to(picture), told, amount, seen)

@@ -14,7 +14,7 @@ from torch import Tensor
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.table import shapes_of
 from kinema.families.svd import folder
-from kinema.families.svd.checkpoint import from_sgm, networks_own, recognise, sized, variant
+from kinema.families.svd.checkpoint import from_sgm, networks_own, recognise, sized, variant, words
 from kinema.families.svd.config import PRESETS, Config
 from kinema.families.svd.layout import Outline, table
 from kinema.schema import BadRequest, plain
@@ -76,7 +76,7 @@ def _published(outline: Outline, source: Source, frames: int | None) -> tuple[st
     agree = [name for name in fits if frames in (None, PRESETS[name].frames)]
     model = by_name if by_name in agree or not agree else agree[0]
     why = "by its name" if frames is None else f"by the {frames} frames of its unet/config.json"
-    if frames is None and "svd" not in source.name.lower().replace("-", "_").split("_"):
+    if frames is None and "svd" not in words(source.name):
         why = "as neither its weights nor its name tell"
     return model, f"{source.name} is taken for {model} {why}: {_sampling(PRESETS[model], frames)}; {OTHERWISE}"
 

@@ -1,0 +1,133 @@
+"""The JSON files of an image model's folder, written so that diffusers opens it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kinema.checkpoints.source import INDEX
+from kinema.conditioning.clip_text import ClipTextSize
+from kinema.families.animatediff.config import IMAGE_BETAS, Config
+
+PARTS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
+"""Folder of each network to the stem of its weight file; the last is SDXL's."""
+
+
+def parts(config: Config) -> tuple[str, ...]:
+    """The networks of a model."""
+    return tuple(PARTS)[: 2 + len(config.text)]
+
+
+def configs(config: Config) -> dict[str, dict[str, Any]]:
+    """Every JSON file of the folder, by its path."""
+    texts = list(zip(("text_encoder", "text_encoder_2"), config.text, strict=False))
+    return {
+        INDEX: _index(config),
+        "unet/config.json": _unet(config),
+        "vae/config.json": _vae(config),
+        "scheduler/scheduler_config.json": _scheduler(config),
+        **{f"{part}/config.json": _text(size) for part, size in texts},
+    }
+
+
+def _index(c: Config) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "_class_name": "StableDiffusionXLPipeline" if c.size_embedding else "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "scheduler": ["diffusers", _scheduler(c)["_class_name"]],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+    }
+    if c.size_embedding:
+        return told | {
+            "force_zeros_for_empty_prompt": True,
+            "image_encoder": [None, None],
+            "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+            "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        }
+    return told | {"requires_safety_checker": False, "safety_checker": [None, None]}
+
+
+def _unet(c: Config) -> dict[str, Any]:
+    deepest = next((depth for depth in reversed(c.depths) if depth), 1)
+    told: dict[str, Any] = {
+        "_class_name": "UNet2DConditionModel",
+        "attention_head_dim": list(c.heads),  # the number of heads, by the name that diffusers gives it
+        "block_out_channels": list(c.channels),
+        "cross_attention_dim": c.context,
+        "down_block_types": ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in c.depths],
+        "in_channels": c.in_channels,
+        "layers_per_block": c.layers,
+        "out_channels": c.latent_channels,
+        "sample_size": c.height // c.stride,
+        # The middle has as many as the last level says, also where that has none itself.
+        "transformer_layers_per_block": [*(depth or 1 for depth in c.depths[:-1]), c.depths[-1] or deepest],
+        "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(c.depths)],
+        "use_linear_projection": c.linear,
+    }
+    if c.size_embedding:
+        told |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": c.size_embedding,
+            "projection_class_embeddings_input_dim": 6 * c.size_embedding + c.pooled,
+        }
+    return told
+
+
+def _vae(c: Config) -> dict[str, Any]:
+    levels = len(c.vae_channels)
+    return {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": list(c.vae_channels),
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "force_upcast": bool(c.size_embedding),
+        "in_channels": 3,
+        "latent_channels": c.latent_channels,
+        "layers_per_block": c.vae_layers,
+        "out_channels": 3,
+        "sample_size": c.height,
+        "scaling_factor": c.latent_scale,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+
+
+def _text(size: ClipTextSize) -> dict[str, Any]:
+    return {
+        "architectures": ["CLIPTextModelWithProjection" if size.projection else "CLIPTextModel"],
+        "bos_token_id": 0,
+        "eos_token_id": 2,  # as published: has transformers find the end by the largest token
+        "hidden_act": size.activation,
+        "hidden_size": size.width,
+        "intermediate_size": size.mlp,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": size.length,
+        "model_type": "clip_text_model",
+        "num_attention_heads": size.heads,
+        "num_hidden_layers": size.layers,
+        "pad_token_id": 1,
+        "projection_dim": size.projection or size.width,
+        "vocab_size": size.vocabulary,
+    }
+
+
+def _scheduler(c: Config) -> dict[str, Any]:
+    """What the published folders have."""
+    kind, start, end = IMAGE_BETAS
+    told: dict[str, Any] = {
+        "beta_end": end,
+        "beta_schedule": kind,
+        "beta_start": start,
+        "num_train_timesteps": 1000,
+        "prediction_type": "epsilon",
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+    }
+    if c.size_embedding:
+        return told | {"_class_name": "EulerDiscreteScheduler"}
+    return told | {"_class_name": "PNDMScheduler", "set_alpha_to_one": False, "skip_prk_steps": True}
