@@ -217,3 +217,11 @@ def test_a_model_without_text_is_refused() -> None:
 def test_an_unknown_sampler_is_refused_with_the_nearest_names() -> None:
     with pytest.raises(BadRequest, match="no sampler 'eulr'.*euler"):
         evaluate(EvaluateOptions(preset="tiny", prompts=1, sampler="eulr", device="cpu"))
+
+
+def test_figures_that_exist_are_replaced_only_when_asked(tmp_path: Path) -> None:
+    output = tmp_path / "scores.json"
+    output.write_text("mine")
+    with pytest.raises(BadRequest, match="pass --overwrite"):
+        evaluate(EvaluateOptions(preset="tiny", prompts=1, steps=1, output=str(output), device="cpu"))
+    assert output.read_text() == "mine"

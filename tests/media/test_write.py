@@ -241,3 +241,16 @@ def test_generated_media_says_so_and_other_media_does_not(tmp_path: Path, clip: 
 def test_an_empty_clip_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="empty"):
         save_clip(Clip(torch.zeros(1, 3, 0, 8, 8)), tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize("name", [".", "..", "/"])
+def test_a_folder_that_exists_is_no_name_for_an_output(name: str) -> None:
+    with pytest.raises(BadRequest, match="a folder that exists"):
+        check_output(name)
+
+
+def test_a_folder_with_other_files_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "notes.txt").write_text("mine")
+    with pytest.raises(BadRequest, match=r"holds other files \(notes.txt\)"):
+        check_output(tmp_path / "frames")

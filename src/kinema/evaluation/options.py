@@ -31,6 +31,7 @@ class EvaluateOptions:
     threads: int | None = _option("CPU threads", None, least=1, most=1024)
     animate: bool = _option("measure image to video as well", False)
     output: str | None = _option("JSON file for every figure and the protocol", None)
+    overwrite: bool = _option("replace the output where it exists", False)
     report: bool = _option("write the report on temporal consistency instead: as a video against frame by frame", False)
     curve: str | None = _option("folder of a training run: write its curve of scores against compute instead", None)
     evidence: str = _option("folder for the report and the curve", "docs/evidence")

@@ -25,7 +25,7 @@ def evaluate(options: EvaluateOptions, on_event: OnEvent = ignore) -> Evaluation
     something to keep. Raises BadRequest before any weights are read for what cannot be done.
     """
     if options.output is not None:
-        check_output(Path(options.output))
+        check_output(Path(options.output), overwrite=options.overwrite)
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.curve is not None:
@@ -40,11 +40,13 @@ def evaluate(options: EvaluateOptions, on_event: OnEvent = ignore) -> Evaluation
     return result
 
 
-def check_output(path: Path) -> None:
-    """Refuse a file that could not be written, before the work is done."""
+def check_output(path: Path, *, overwrite: bool = False) -> None:
+    """Refuse a file that could not be written, or that exists, before the work is done."""
     check_folder(path)
     if path.is_dir():
         raise BadRequest(f"output is {path}, a folder; expected the name of a JSON file")
+    if path.exists() and not overwrite:
+        raise BadRequest(f"{path} exists; choose another name for output, or pass --overwrite to replace it")
 
 
 def save(text: str, path: Path) -> None:

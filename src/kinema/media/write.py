@@ -36,6 +36,8 @@ def check_output(path: str | Path) -> None:
     folder is to be: `BadRequest`.
     """
     path = Path(path)
+    if path.name in ("", ".."):
+        raise BadRequest(f"cannot write {path}: it is a folder that exists, and the name of a new one was expected")
     if path.suffix.lower() not in SUFFIXES and (path.suffix or path.name.startswith(".")):
         raise BadRequest(
             f"cannot write {path.name}: expected a name ending in .mp4, .gif, .webp or .png, "
@@ -46,6 +48,8 @@ def check_output(path: str | Path) -> None:
         raise BadRequest(f"cannot write {path}: it is a folder, and a file name was expected")
     if not path.suffix and path.is_file():
         raise BadRequest(f"cannot write {path}: it is a file, and a name without an ending is a folder of png frames")
+    if not path.suffix:
+        _refuse_foreign(path)
 
 
 def save_clip(
@@ -128,13 +132,8 @@ def _save_one(frames_THWC: np.ndarray, fps: float, path: Path, tags: Tags, crf: 
 
 def _save_folder(frames_THWC: np.ndarray, fps: float, folder: Path, tags: Tags) -> Path:
     """``frame-0000.png``… and ``recipe.json``; an existing folder is replaced only if it is such a one."""
-    if folder.is_dir():
-        foreign = [p.name for p in folder.iterdir() if p.name != metadata.FOLDER_RECIPE and not p.match("frame-*.png")]
-        if foreign:
-            raise BadRequest(
-                f"the folder {folder} holds other files ({foreign[0]}); expected a new name for the png frames"
-            )
-    elif folder.exists():
+    _refuse_foreign(folder)
+    if folder.exists() and not folder.is_dir():
         raise BadRequest(f"cannot write frames to {folder}: it is a file, and a folder is needed")
     beside = {**tags, metadata.KEY: json.loads(tags[metadata.KEY]), "fps": fps}
     with replacing(folder, folder=True) as part:
@@ -142,6 +141,16 @@ def _save_folder(frames_THWC: np.ndarray, fps: float, folder: Path, tags: Tags) 
             _write_png(frame_HWC, part / f"frame-{index:04d}.png", tags)
         (part / metadata.FOLDER_RECIPE).write_text(json.dumps(beside, indent=2) + "\n")
     return folder
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    foreign = [p.name for p in folder.iterdir() if p.name != metadata.FOLDER_RECIPE and not p.match("frame-*.png")]
+    if foreign:
+        raise BadRequest(
+            f"the folder {folder} holds other files ({foreign[0]}); expected a new name for the png frames"
+        )
 
 
 def _save_sheet(clip: Clip, path: Path, generated: bool) -> Path:

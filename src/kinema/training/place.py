@@ -18,6 +18,8 @@ from kinema.schema import BadRequest
 
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 _LOCK = ".lock"
+OPTIONS = "options.json"
+"""What a run was asked for; a folder without it is no run's."""
 
 
 @contextmanager
@@ -29,6 +31,7 @@ def claimed(folder: Path) -> Iterator[Path]:
     if folder.exists() and not folder.is_dir():
         raise BadRequest(f"{folder} is a file; expected the name of a folder for the run")
     new = not folder.exists()
+    refuse_foreign(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -53,6 +56,24 @@ def claimed(folder: Path) -> Iterator[Path]:
         if new and {path.name for path in folder.iterdir()} <= {_LOCK}:
             shutil.rmtree(folder)  # a run that was refused leaves nothing
         raise
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a folder that holds files and no run: a run writes names of its own there, over whatever has them."""
+    held = sorted(p.name for p in folder.glob("*") if not p.name.startswith(".")) if folder.exists() else []
+    if held and not _is_run(folder):
+        raise BadRequest(
+            f"{folder} holds {held[0]} and no training run; expected a new folder, an empty one or a run's"
+        )
+
+
+def _is_run(folder: Path) -> bool:
+    if any(folder.glob("step-*.safetensors")):
+        return True
+    try:
+        return "recipe" in json.loads((folder / OPTIONS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _alone(lock: IO[str], folder: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kinema import heap
-from kinema.schema import Note, OnEvent, Phase, TrainStep, ignore
+from kinema.schema import BadRequest, Note, OnEvent, Phase, TrainStep, ignore
 from kinema.system import Batch, System
 from kinema.training import checkpoint, learning, optim, sheets
 from kinema.training.options import TrainOptions
@@ -43,6 +43,11 @@ def train(options: TrainOptions, on_event: OnEvent = ignore) -> TrainResult:
     """
     if options.threads:
         torch.set_num_threads(options.threads)
+    source = Path(options.model)
+    if source.exists() and source.resolve().parent == Path(options.out).resolve():
+        raise BadRequest(
+            f"out is {options.out}, which holds {source.name}, the model to go on from; name another folder"
+        )
     with claimed(Path(options.out)) as folder, stopping() as stop:
         run = begin(options, folder, on_event)
         if run.system.device.type == "cpu":
