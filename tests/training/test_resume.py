@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kinema.checkpoints import files
-from kinema.schema import BadRequest, TrainStep
+from kinema.schema import BadRequest, Note, TrainStep
 from kinema.training import checkpoint
 from kinema.training.options import TrainOptions
 from kinema.training.run import train
@@ -159,3 +159,13 @@ def test_a_folder_that_holds_other_files_is_refused_and_they_stay(tmp_path):
     with pytest.raises(BadRequest, match="the model to go on from"):
         train(TrainOptions(model=str(tmp_path / "model.safetensors"), steps=1, out=str(tmp_path)))
     assert (tmp_path / "model.safetensors").read_text() == "precious"
+
+
+def test_a_run_taken_up_tells_what_it_now_does_otherwise(tmp_path):
+    told = {"model": "vdm/tiny", "out": str(tmp_path / "run"), "batch": 1, "validate_every": 0, "sample_every": 0}
+    train(TrainOptions(**told, steps=1, learning_rate=0.5))
+    events = []
+    train(TrainOptions(**told, steps=2, learning_rate=0.25), events.append)
+    notes = [e.message for e in events if isinstance(e, Note)]
+    assert "learning rate 0.5 becomes 0.25 from step 1" in notes
+    assert "steps 1 becomes 2 from step 1" in notes

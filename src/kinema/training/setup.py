@@ -19,6 +19,7 @@ from kinema.training import checkpoint, learning, optim
 from kinema.training.checkpoint import State
 from kinema.training.ema import EMA
 from kinema.training.options import TrainOptions
+from kinema.training.place import OPTIONS
 from kinema.training.sheets import Log
 from kinema.training.sources import Source, open_source
 from kinema.training.stream import Stream
@@ -101,6 +102,8 @@ def begin(options: TrainOptions, folder: Path, on_event: OnEvent) -> Run:
         before = checkpoint.load(found, model, ema, optimisers)
         state = replace(before, batch=state.batch, data=state.data, trains=state.trains, base=state.base)
         on_event(Note(f"going on from step {state.step} of {found}"))
+        for changed in changes(folder, recipe):
+            on_event(Note(f"{changed} from step {state.step}"))
         if state.step >= recipe.steps:
             on_event(Note(f"it has the {recipe.steps} steps asked for already; more steps would go on"))
     stream = Stream(source.train, recipe, recipe.batch, options.seed)
@@ -142,6 +145,16 @@ def agree(path: Path, options: TrainOptions, system: System, wanted: State, on_e
     for name, (then, now) in told.items():
         if then != now:
             raise BadRequest(f"the run in {path.parent} has {name} {then}, not {now}; {hint}")
+
+
+def changes(folder: Path, recipe: Recipe) -> list[str]:
+    """What a run that is taken up is now to do otherwise, in words: its learning rate, and the steps in all."""
+    try:
+        before = json.loads((folder / OPTIONS).read_text(encoding="utf-8"))["recipe"]
+        told = [(name, before[name], getattr(recipe, name)) for name in ("learning_rate", "steps")]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [f"{name.replace('_', ' ')} {then:g} becomes {now:g}" for name, then, now in told if then != now]
 
 
 def trainable(system: System, seed: int) -> nn.Module:
