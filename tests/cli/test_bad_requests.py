@@ -263,7 +263,8 @@ def test_a_clip_of_other_weights_is_not_replayed_unless_asked(capsys, monkeypatc
 
 
 def started(*words: str, limit: int | None = None) -> subprocess.Popen:
-    def shrink() -> None:
+    def settle() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs, and theirs, are born deaf to it
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
@@ -272,7 +273,7 @@ def started(*words: str, limit: int | None = None) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=shrink,
+        preexec_fn=settle,
         env={**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
     )
 

@@ -395,7 +395,10 @@ def test_a_truncated_file_is_said_to_be_cut_short_and_nothing_is_written(tmp_pat
     ("keys", "what"),
     [
         (["down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"], "this motion module lacks"),
-        (["model.diffusion_model.input_blocks.0.0.weight", "cond_stage_model.x"], "this is a model of animatediff"),
+        (
+            ["model.diffusion_model.input_blocks.0.0.weight", "cond_stage_model.x"],
+            "this file of Stable Diffusion lacks",
+        ),
         (["conditioner.embedders.1.model.transformer.resblocks.0.ln_1.bias"], "a Stable Diffusion XL checkpoint"),
         (["model.diffusion_model.input_blocks.1.0.time_stack.x", "model.diffusion_model.x.time_mix_blocks.0.y"], "4D"),
         (["vision_model.post_layernorm.bias"], "an image encoder of CLIP"),
@@ -411,8 +414,8 @@ def test_a_file_of_another_family_is_named_for_what_it_is(tmp_path, keys, what):
 
 def test_a_folder_of_another_pipeline_is_named(tmp_path):
     (tmp_path / "other").mkdir()
-    (tmp_path / "other/model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    with pytest.raises(BadRequest, match="a folder of StableDiffusionPipeline"):
+    (tmp_path / "other/model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
+    with pytest.raises(BadRequest, match="a folder of KandinskyPipeline"):
         convert(tmp_path / "other", tmp_path / "b.safetensors", "sgm")
 
 
