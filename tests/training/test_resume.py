@@ -64,7 +64,7 @@ def test_a_truncated_newest_checkpoint_is_set_aside_and_the_one_before_loads(run
     newest.write_bytes(newest.read_bytes()[:-1000])
     _, heard = runs[0](small())
     assert any("cut short" in note and "step-00000004.damaged" in note for note in heard.notes)
-    assert "going on from step 2" in heard.notes[-1]
+    assert any("going on from step 2" in note for note in heard.notes)
     assert list(heard.losses) == [3, 4, 5, 6]
     assert "step-00000004.safetensors" in checkpoints(tmp_path / "run")
 

@@ -31,7 +31,6 @@ def claimed(folder: Path) -> Iterator[Path]:
     if folder.exists() and not folder.is_dir():
         raise BadRequest(f"{folder} is a file; expected the name of a folder for the run")
     new = not folder.exists()
-    refuse_foreign(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
