@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
+from kinema.checkpoints.files import WEIGHTS
 from kinema.checkpoints.keymap import few
 from kinema.checkpoints.pickles import SUFFIXES
 from kinema.checkpoints.source import INDEX
@@ -48,7 +49,7 @@ def fetch_model(name: str, offline: bool | None = None, variant: str | None = No
 
 def _only_file(name: str, folder: Path, offline: bool | None) -> Path:
     """The one weight file of a repository; the names of some where there are more."""
-    names = sorted(file for file in _names(name, folder, offline) if file.endswith((".safetensors", *SUFFIXES)))
+    names = sorted(file for file in _names(name, folder, offline) if file.endswith(WEIGHTS))
     if len(names) == 1:
         return fetch(name, offline, names) / names[0]
     if not names:

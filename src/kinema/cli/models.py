@@ -19,8 +19,6 @@ JSON = Option("json", bool, False, "as JSON")
 LISTING = [JSON, Option("samplers", bool, False, "the samplers and their own options instead")]
 FILE = Option("file", str, "", "weight file, folder of a model, clip, picture or folder of frames", positional=True)
 VARIANT = Option("variant", str | None, None, "which files of a folder, such as fp16")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
 
 def models(words: Sequence[str]) -> int:
@@ -102,12 +100,15 @@ def weights(path: Path, variant: str | None = None) -> dict[str, Any]:
 
 def _holds_weights(path: Path) -> bool:
     """A folder of frames has pictures, and no weights or configs beside them."""
+    from kinema.checkpoints.files import WEIGHTS
+    from kinema.media.pictures import FRAME_SUFFIXES
+
     if not path.is_dir():
         return path.suffix.lower() in WEIGHTS
     if (path / "recipe.json").is_file():
         return False
     kinds = {file.suffix.lower() for file in path.iterdir()}
-    return not kinds & {*PICTURES} or bool(kinds & {*WEIGHTS, ".json"})
+    return not kinds & FRAME_SUFFIXES or bool(kinds & {*WEIGHTS, ".json"})
 
 
 def media(path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ MAX_IMAGE_PIXELS = 2**26
 """Height × width of a picture: 8192 × 8192."""
 
 _PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-_FRAME_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+FRAME_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
@@ -63,7 +63,7 @@ def webp_frames(path: Path, limits: Limits) -> Iterator[Timed]:
 def folder_frames(folder: Path, limits: Limits, fps: float | None) -> tuple[float, Iterator[Timed]]:
     """The pictures of a folder in natural order, and their rate: the recipe's, else ``fps``, else 8."""
     files = sorted(
-        (p for p in folder.iterdir() if p.suffix.lower() in _FRAME_SUFFIXES and not p.name.startswith(".")),
+        (p for p in folder.iterdir() if p.suffix.lower() in FRAME_SUFFIXES and not p.name.startswith(".")),
         key=lambda p: [(0, int(s), "") if s.isdigit() else (1, 0, s) for s in re.split(r"(\d+)", p.name)],
     )
     if not files:

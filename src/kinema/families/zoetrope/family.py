@@ -63,7 +63,7 @@ class ZoetropeFamily:
             fps=config.fps,
             steps=40,
             # Noise put back at each step mends what the one before got wrong. On 24 prompts of the training split this
-            # guidance drew more shapes right than 1.5 and 3, at which triangles have hollow sides (model card).
+            # guidance drew more shapes right than 1.5 (model card); at 3 earlier weights gave triangles hollow sides.
             sampler="vdm-ancestral",
             guidance=2.0,
             options={"gamma": 0.3},

@@ -30,7 +30,8 @@ _PIXELS = "b t h w (c p q) -> b c t (h p) (w q)"
 _LEFT = 0.02
 """The error, in pixel values of [-1, 1], that the network leaves in a clip with hardly any noise: see ``_kept``.
 
-Measured on real clips it is nearer 0.06; at 0.1, with which it was trained, samples kept grain that flickered.
+Measured on real clips it is nearer 0.06; at 0.1, with which the first weights were trained, samples kept grain that
+flickered.
 """
 
 _UNSEEN = 1e-3
