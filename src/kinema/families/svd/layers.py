@@ -98,14 +98,13 @@ class TemporalResBlock(nn.Module):
         if len(strips) == 1 or torch.is_grad_enabled():
             return add_scaled_(x_BCTS, self(x_BCTS, emb_BTE), share)
         shift = None if self.time_emb_proj is None or emb_BTE is None else self._shift(emb_BTE)
-        h_BCTS = torch.empty_like(x_BCTS)
-        norm = normed(self.norm1, x_BCTS, strips)
+        norm, parts = normed(self.norm1, [x_BCTS[..., strip] for strip in strips]), []
         for strip in strips:
             part = over_time(self.conv1, norm(x_BCTS[..., strip]))
-            h_BCTS[..., strip] = part if shift is None else part.add_(shift)
-        norm = normed(self.norm2, h_BCTS, strips)
-        for strip in strips:
-            x_BCTS[..., strip].addcmul_(over_time(self.conv2, norm(h_BCTS[..., strip])), share)
+            parts.append(part if shift is None else part.add_(shift))
+        norm = normed(self.norm2, parts)
+        for strip, part in zip(strips, parts, strict=True):
+            x_BCTS[..., strip].addcmul_(over_time(self.conv2, norm(part)), share)
         return x_BCTS
 
     def _shift(self, emb_BTE: Tensor) -> Tensor:
@@ -120,22 +119,27 @@ def strips_of(x_BCTS: Tensor) -> list[slice]:
     return [slice(at, at + most) for at in range(0, places, most)]
 
 
-def normed(norm: nn.GroupNorm, x_BCTS: Tensor, strips: Sequence[slice]) -> Callable[[Tensor], Tensor]:
-    """Group norm and SiLU as a function of any strip of a map, with the statistics of the whole map."""
-    wide = torch.promote_types(x_BCTS.dtype, torch.float32)
-    total_BC = square_BC = x_BCTS.new_zeros((), dtype=torch.float64)
-    for strip in strips:
-        part_BTSC = x_BCTS[..., strip].permute(0, 2, 3, 1).to(wide)
-        total_BC = total_BC + part_BTSC.sum((1, 2)).double()
-        square_BC = square_BC + part_BTSC.square().sum((1, 2)).double()
-    width = x_BCTS.shape[1] // norm.num_groups
-    count = width * x_BCTS[0, 0].numel()
+def normed(norm: nn.GroupNorm, parts_BCTS: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+    """Group norm and SiLU as a function of any strip of a map, with the statistics of all its ``parts``."""
+    wide = torch.promote_types(parts_BCTS[0].dtype, torch.float32)
+    total_BC = square_BC = parts_BCTS[0].new_zeros((), dtype=torch.float64)
+    for part_BCTS in parts_BCTS:
+        part_BTSC = part_BCTS.permute(0, 2, 3, 1).to(wide)
+        total_BC = total_BC + _sums(part_BTSC)
+        square_BC = square_BC + _sums(part_BTSC.square())
+    width = parts_BCTS[0].shape[1] // norm.num_groups
+    count = width * sum(part[0, 0].numel() for part in parts_BCTS)
     mean_BG, power_BG = (x.unflatten(1, (-1, width)).sum(-1) / count for x in (total_BC, square_BC))
     rate_BG = (power_BG - mean_BG.square()).clamp_min(0).add(norm.eps).rsqrt()
     scale_BC = rate_BG.repeat_interleave(width, 1) * norm.weight
     shift_BC = norm.bias - mean_BG.repeat_interleave(width, 1) * scale_BC
     scale, shift = (x.to(wide)[..., None, None] for x in (scale_BC, shift_BC))
     return lambda part: silu_(torch.addcmul(shift, part.to(wide), scale)).to(part.dtype)
+
+
+def _sums(x_BTSC: Tensor) -> Tensor:
+    """Over frames and places, as doubles: a product with ones, which on a CPU is 20 times faster than ``sum``."""
+    return torch.matmul(x_BTSC.new_ones(1, x_BTSC.shape[2]), x_BTSC).double().sum((1, 2))
 
 
 class VideoResBlock(nn.Module):
