@@ -410,3 +410,12 @@ def test_training_a_filled_model_never_changes_the_file(tmp_path: Path) -> None:
     with torch.no_grad():
         model[0].weight.add_(np.float32(1.0))
     assert (tmp_path / "a.safetensors").read_bytes() == before
+
+
+def test_a_training_run_stands_for_its_result_not_for_its_checkpoints(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "best.safetensors", "step-00000002.safetensors"):
+        save_file({"a": torch.zeros(1)}, tmp_path / name)
+    with pytest.raises(BadRequest):
+        files.weight_files(tmp_path)
+    (tmp_path / "options.json").write_text("{}")
+    assert files.weight_files(tmp_path) == [tmp_path / "model.safetensors"]

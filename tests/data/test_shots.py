@@ -74,8 +74,23 @@ def test_a_folder_that_holds_a_list_and_films_without_a_shot_are_refused(tmp_pat
     film(tmp_path / "film.mp4", [4])
     with pytest.raises(BadRequest, match="there is no shot of 1 seconds or more"):
         shots.cut(tmp_path / "film.mp4", tmp_path / "shots")
+    assert not (tmp_path / "shots").exists()
+    (tmp_path / "shots").mkdir()
     (tmp_path / "shots" / shots.LIST).write_text("")
     with pytest.raises(BadRequest, match="exists already"):
         shots.cut(tmp_path / "film.mp4", tmp_path / "shots")
     with pytest.raises(BadRequest, match="cannot be; expected the least first"):
         shots.cut(tmp_path / "film.mp4", tmp_path / "other", least_seconds=3, most_seconds=2)
+
+
+def test_what_goes_wrong_in_writing_is_not_blamed_on_the_film(tmp_path, monkeypatch):
+    film(tmp_path / "a.mp4", [12])
+
+    def full(*_told, **_named):
+        raise BadRequest("no space left for a-000.mp4")
+
+    monkeypatch.setattr(shots, "save_clip", full)
+    heard = []
+    with pytest.raises(BadRequest, match="no space left"):
+        shots.cut(tmp_path / "a.mp4", tmp_path / "out", on_event=heard.append)
+    assert not heard

@@ -177,6 +177,7 @@ def test_intervals_are_wilsons():
 
 def test_the_table_has_a_row_for_each_figure_there_is():
     verdict = judge(sample(0, caption="a red ball spins").video_CTHW, "a red ball spins")
+    assert "inf" not in summarise([verdict]).table()
     table = summarise([verdict, verdict]).table()
     assert "| colour | 100.0 % |" in table
     assert "direction" not in table

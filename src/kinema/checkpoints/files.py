@@ -208,6 +208,8 @@ def weight_files(path: str | Path, variant: str | None = None) -> list[Path]:
 
 def _of_folder(folder: Path, variant: str | None) -> list[Path]:
     names = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    if variant is None and {"options.json", "model.safetensors"} <= set(names):
+        return [folder / "model.safetensors"]  # a training run: its result, among checkpoints and best weights
     for kind in (r"\.safetensors", "|".join(re.escape(s) for s in SUFFIXES)):
         # model.safetensors, model.fp16.safetensors; model.safetensors.index.json, …index.fp16.json
         single = re.compile(rf"(?P<stem>[^.]+?)(?:\.(?P<variant>\w+))?(?:{kind})")

@@ -65,26 +65,37 @@ def cut(
     if (out / LIST).exists():
         raise BadRequest(f"{out / LIST} exists already; name another folder for the shots")
     check_folder(out)
+    ours = not out.exists()
     out.mkdir(exist_ok=True)
+    check_folder(out / LIST)
     written: list[Path] = []
     rows = []
     for entry in entries:
-        try:
-            found = find(entry.path, least_seconds, most_seconds)
-            for number, (shot, clip) in enumerate(_clips(entry.path, found, side)):
-                name = f"{entry.name.replace('/', '-').rpartition('.')[0] or entry.name}-{number:03d}.mp4"
-                written += save_clip(clip, out / name, generated=False)
-                told = {"file_name": name, "text": list(entry.captions), "source": entry.name}
-                rows.append({**told, "start": shot.start / shot.fps, "seconds": shot.seconds, "fps": shot.fps})
-        except BadRequest as error:
-            on_event(Note(f"{entry.name} is left out: {error}"))
-            continue
-        on_event(Note(f"{entry.name}: {sum(row['source'] == entry.name for row in rows)} shots"))
+        count = 0
+        for shot, clip in _readable(entry, least_seconds, most_seconds, side, on_event):
+            name = f"{entry.name.replace('/', '-').rpartition('.')[0] or entry.name}-{count:03d}.mp4"
+            written += save_clip(clip, out / name, generated=False)
+            told = {"file_name": name, "text": list(entry.captions), "source": entry.name}
+            rows.append({**told, "start": shot.start / shot.fps, "seconds": shot.seconds, "fps": shot.fps})
+            count += 1
+        on_event(Note(f"{entry.name}: {count} shots"))
     if not rows:
+        if ours:
+            out.rmdir()
         raise BadRequest(f"there is no shot of {least_seconds:g} seconds or more in {clips}")
     with replacing(out / LIST) as part:
         part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return written
+
+
+def _readable(
+    entry: Entry, least_seconds: float, most_seconds: float, side: int, on_event: OnEvent
+) -> Iterator[tuple[Shot, Clip]]:
+    """The shots of a clip, up to where it can be read; what goes wrong in writing them is the caller's."""
+    try:
+        yield from _clips(entry.path, find(entry.path, least_seconds, most_seconds), side)
+    except BadRequest as error:
+        on_event(Note(f"{entry.name} is left out: {error}"))
 
 
 def find(path: Path, least_seconds: float, most_seconds: float) -> list[Shot]:

@@ -254,7 +254,8 @@ class Scores:
             if figure is not None:
                 values = (figure.mean, figure.low, figure.high)
                 mean, low, high = (f"{100 * v:.1f} %" if share else f"{v:.4f}" for v in values)
-                lines.append(f"| {name.replace('_', ' ')} | {mean} | {low} to {high} | {figure.count} |")
+                within = f"{low} to {high}" if math.isfinite(figure.high) else "unknown"
+                lines.append(f"| {name.replace('_', ' ')} | {mean} | {within} | {figure.count} |")
         return "\n".join(lines)
 
 

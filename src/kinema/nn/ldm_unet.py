@@ -204,8 +204,9 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU four times as wide, then back. ``chunk`` tokens at a time need less memory (None: all at once; on a CPU that
-    samples, as many as it keeps near, which is faster).
+    """GEGLU four times as wide, then back. ``chunk`` tokens at a time need less memory.
+
+    With None a CPU that samples takes as many as it keeps near, which is faster; else all are taken at once.
     """
 
     def __init__(self, width: int) -> None:

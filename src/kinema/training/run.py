@@ -54,7 +54,10 @@ def train(options: TrainOptions, on_event: OnEvent = ignore) -> TrainResult:
         if run.system.device.type == "cpu":
             heap.keep()
         state, steps, told = run.state, run.recipe.steps, set[str]()
-        on_event(Phase("train", f"{steps} steps of {run.recipe.batch} clips, {state.precision}"))
+        if state.step < steps:
+            on_event(Phase("train", f"{steps} steps of {run.recipe.batch} clips, {state.precision}"))
+        else:
+            on_event(Note(f"{folder} holds all {state.step} steps; more steps would go on from there"))
         with closing(run.log), closing(ahead(run.stream, state.step, steps)) as batches:
             while state.step < steps and not stop:
                 event = step(run, batches, on_event)

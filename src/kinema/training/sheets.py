@@ -38,7 +38,7 @@ class Log:
         self._board = _tensorboard(folder, step)
 
     def step(self, event: TrainStep, state: State) -> None:
-        if event.index % _EVERY and event.validation is None:
+        if event.index % _EVERY and event.validation is None and event.index < event.total:
             return
         named = {k: v for k, v in asdict(event).items() if v is not None and k not in ("index", "total")}
         values = {k: v for k, v in named.items() if math.isfinite(v)}  # JSON has no NaN
