@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from kinema.evaluation.measuring import first_frames
+from kinema.evaluation.sampling import Sampling
 from kinema.families.svd import recipe
 from kinema.families.svd.config import POCKET, from_json, to_json
 from kinema.families.svd.family import FAMILY
@@ -16,7 +18,7 @@ from kinema.families.svd.training import TRAINING
 from kinema.generate import load
 from kinema.media.write import save_clip
 from kinema.schema import BadRequest, Clip
-from kinema.system import Batch
+from kinema.system import Batch, open_system
 from kinema.training.stream import Playroom, Stream
 
 SMALL = replace(POCKET, frames=4, height=32, width=32, channels=(32, 32), heads=(1, 1), vae_channels=(32, 32))
@@ -114,6 +116,16 @@ def test_a_picture_is_animated_at_the_bucket_asked_for(tmp_path):
     clips = [model.animate(picture, seed=1, steps=2, extra={"motion_bucket": b}).video for b in (40, 160)]
     assert clips[0].shape == (1, 3, 4, 64, 64)
     assert not torch.equal(*clips)
+
+
+def test_the_first_frame_is_held_to_the_picture_in_latents():
+    small_one = {"channels": (32, 32), "heads": (1, 1), "frames": 4, "height": 32, "width": 32}
+    system = open_system("svd/pocket", overrides=small_one)
+    sampling, real = Sampling.of(system, steps=2), batch(2).video
+    made = sampling.clips(["", ""], 0, first_frames(real))
+    with torch.no_grad():
+        coded = system.decode(system.codec.encode(real[:, :, :1]))
+    torch.testing.assert_close(made[:, :, :1], coded, atol=1e-5, rtol=1e-5)
 
 
 # --------------------------------------------------------------------------------- slowed playroom

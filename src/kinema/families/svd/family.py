@@ -73,9 +73,15 @@ class StableVideoDiffusion:
         return None
 
     def honours(self, config: Config, kind: str) -> tuple[str, ...]:
-        """A first frame natively, and a beginning by going on from its last frame; the rest is held by guidance."""
+        """A first frame natively, and a beginning by going on from its last frame; the rest is held by guidance.
+
+        The pocket, which is shown the picture as SVD is, is held to it besides: what little it was trained loses
+        detail in a frame that is known, and with it in those after it.
+        """
         if kind == "nothing":
             return ("native",)
+        if kind == "first" and config.pocket:
+            return ("replacement", "native", "reconstruction")
         own = {"first": ("native",), "prefix": () if config.orbit else ("continuation",)}
         return (*own.get(kind, ()), "replacement", "reconstruction")
 
