@@ -156,8 +156,9 @@ def test_a_folder_that_holds_other_files_is_refused_and_they_stay(tmp_path):
         train(TrainOptions(model="vdm/tiny", steps=1, out=str(tmp_path)))
     assert (tmp_path / "model.safetensors").read_text() == "precious"
     (tmp_path / "options.json").write_text('{"recipe": {}}')
-    with pytest.raises(BadRequest, match="the model to go on from"):
-        train(TrainOptions(model=str(tmp_path / "model.safetensors"), steps=1, out=str(tmp_path)))
+    for source in (tmp_path / "model.safetensors", tmp_path):
+        with pytest.raises(BadRequest, match="the model to go on from"):
+            train(TrainOptions(model=str(source), steps=1, out=str(tmp_path)))
     assert (tmp_path / "model.safetensors").read_text() == "precious"
 
 

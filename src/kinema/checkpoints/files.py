@@ -192,7 +192,8 @@ def weight_files(path: str | Path, variant: str | None = None) -> list[Path]:
     """The files that hold the weights of ``path``: itself, the shards of an index, or a folder's own.
 
     In a folder an index comes first, then safetensors, then PyTorch's files; without ``variant`` the
-    plain names are taken, or the only variant there is. Raises `BadRequest` where there is none, or a choice.
+    plain names are taken, or the only variant there is; of a training run its ``model.safetensors``. Raises
+    `BadRequest` where there is none, or a choice.
     """
     path = Path(path)
     if path.is_dir():

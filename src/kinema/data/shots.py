@@ -71,14 +71,12 @@ def cut(
     written: list[Path] = []
     rows = []
     for entry in entries:
-        count = 0
-        for shot, clip in _readable(entry, least_seconds, most_seconds, side, on_event):
-            name = f"{entry.name.replace('/', '-').rpartition('.')[0] or entry.name}-{count:03d}.mp4"
+        shots = _readable(entry, least_seconds, most_seconds, side, on_event)
+        for number, (shot, clip) in enumerate(shots):
+            name = f"{entry.name.replace('/', '-').rpartition('.')[0] or entry.name}-{number:03d}.mp4"
             written += save_clip(clip, out / name, generated=False)
             told = {"file_name": name, "text": list(entry.captions), "source": entry.name}
             rows.append({**told, "start": shot.start / shot.fps, "seconds": shot.seconds, "fps": shot.fps})
-            count += 1
-        on_event(Note(f"{entry.name}: {count} shots"))
     if not rows:
         if ours:
             out.rmdir()
@@ -92,10 +90,16 @@ def _readable(
     entry: Entry, least_seconds: float, most_seconds: float, side: int, on_event: OnEvent
 ) -> Iterator[tuple[Shot, Clip]]:
     """The shots of a clip, up to where it can be read; what goes wrong in writing them is the caller's."""
+    count = 0
     try:
-        yield from _clips(entry.path, find(entry.path, least_seconds, most_seconds), side)
+        for found in _clips(entry.path, find(entry.path, least_seconds, most_seconds), side):
+            yield found
+            count += 1
     except BadRequest as error:
-        on_event(Note(f"{entry.name} is left out: {error}"))
+        how = f"is read no further ({count} shots kept)" if count else "is left out"
+        on_event(Note(f"{entry.name} {how}: {error}"))
+    else:
+        on_event(Note(f"{entry.name}: {count} shots"))
 
 
 def find(path: Path, least_seconds: float, most_seconds: float) -> list[Shot]:

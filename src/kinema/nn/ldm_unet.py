@@ -226,7 +226,10 @@ class FeedForward(nn.Module):
 
 
 def chunk_feed_forward(model: nn.Module, chunk: int | None) -> None:
-    """Have every feed-forward layer of a model work on ``chunk`` tokens at a time: the same numbers, less memory."""
+    """Have every feed-forward layer of a model work on ``chunk`` tokens at a time: the same numbers, less memory.
+
+    None leaves it to each: see `FeedForward`.
+    """
     for module in model.modules():
         if isinstance(module, FeedForward):
             module.chunk = chunk

@@ -29,7 +29,7 @@ class TrainOptions:
     rate and how often something is saved or shown may change.
     """
 
-    model: str = option("family/preset, or a file to go on from (fine-tuning)", "zoetrope/base")
+    model: str = option("family/preset, or a file or the folder of a run to go on from (fine-tuning)", "zoetrope/base")
     variant: str | None = option("files of a folder (fp16), or the published model that weights are (svd-xt)", None)
     data: str = option("playroom, a folder of clips with captions, or latents from `kinema data latents`", "playroom")
     out: str = option("folder of the run; an existing run there is resumed", "runs/train")

@@ -43,8 +43,8 @@ def train(options: TrainOptions, on_event: OnEvent = ignore) -> TrainResult:
     """
     if options.threads:
         torch.set_num_threads(options.threads)
-    source = Path(options.model)
-    if source.exists() and source.resolve().parent == Path(options.out).resolve():
+    source, out = Path(options.model), Path(options.out).resolve()
+    if source.exists() and out in (source.resolve(), source.resolve().parent):
         raise BadRequest(
             f"out is {options.out}, which holds {source.name}, the model to go on from; name another folder"
         )
@@ -54,10 +54,8 @@ def train(options: TrainOptions, on_event: OnEvent = ignore) -> TrainResult:
         if run.system.device.type == "cpu":
             heap.keep()
         state, steps, told = run.state, run.recipe.steps, set[str]()
-        if state.step < steps:
+        if state.step < steps:  # else `begin` has said that there is nothing left to do
             on_event(Phase("train", f"{steps} steps of {run.recipe.batch} clips, {state.precision}"))
-        else:
-            on_event(Note(f"{folder} holds all {state.step} steps; more steps would go on from there"))
         with closing(run.log), closing(ahead(run.stream, state.step, steps)) as batches:
             while state.step < steps and not stop:
                 event = step(run, batches, on_event)

@@ -12,6 +12,7 @@ from kinema.families.svd import layers
 from kinema.families.svd.config import PRESETS, TINY, Config
 from kinema.families.svd.layers import VideoResBlock
 from kinema.families.svd.model import SVD
+from kinema.nn import ldm_unet
 from kinema.nn.ldm_unet import channels_last, chunk_feed_forward
 
 THREE = replace(TINY, channels=(32, 64, 64), heads=(1, 2, 4), vae_channels=(32, 32, 64))
@@ -134,7 +135,7 @@ def test_frames_in_reverse_do_not_give_the_clip_in_reverse(pair):
         assert (ours(z.flip(2), *rest).flip(2) - ours(z, *rest)).abs().max() > 1e-2
 
 
-def test_feed_forward_layers_in_chunks_give_the_same_numbers(pair):
+def test_feed_forward_layers_in_chunks_give_the_same_numbers(pair, monkeypatch):
     ours = pair(THREE).ours.unet
     given = inputs(THREE, torch.float32)
     with torch.no_grad():
@@ -142,6 +143,14 @@ def test_feed_forward_layers_in_chunks_give_the_same_numbers(pair):
         chunk_feed_forward(ours, 7)
         assert (ours(*given) - whole).abs().max() <= 1e-5
         chunk_feed_forward(ours, None)
+        monkeypatch.setattr(ldm_unet, "CACHED", 2000)  # so that a CPU takes parts of its own accord, a few tokens each
+        assert (ours(*given) - whole).abs().max() <= 1e-5
+        sizes = []
+        layer = next(m for m in ours.modules() if isinstance(m, ldm_unet.FeedForward))
+        layer.net[2].register_forward_hook(lambda _m, args, _out: sizes.append(args[0].shape))
+        ours(*given)
+    assert len(sizes) > 1
+    assert all(shape[0] * 2 * shape[1] <= 2000 for shape in sizes)  # GEGLU's map before its gate is twice as wide
 
 
 def test_recording_gradients_gives_the_same_numbers_as_overwriting(pair):
