@@ -9,9 +9,10 @@ Training is two runs of `kinema train`, the second from the weights of the first
     kinema train svd/pocket --stage codec --out OUT/codec
     kinema train OUT/codec/model.safetensors --stage playroom --out OUT/playroom
 
-Measured are clips from the first frames of held-out playroom scenes, each at every bucket from the same noise, before
-the given frame is put back: how much they move (optical flow, and mean change of a pixel), how far frame 0 is the
-picture (PSNR), and whether its object stays itself (the oracle). Clips measured are kept in OUT, so that an interrupted
+Measured are clips from the first frames of held-out playroom scenes, each at every bucket from the same noise, as the
+codec decodes them, before the picture itself is put in frame 0 (whose latents the model is held to): how much they move
+(optical flow, and mean change of a pixel), how far frame 0 is the picture (PSNR), and whether its object stays itself
+(the oracle). Clips measured are kept in OUT, so that an interrupted
 run goes on. The result goes to svd-pocket.json in --evidence.
 """
 

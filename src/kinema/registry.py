@@ -39,6 +39,7 @@ TRAINING: dict[str, str] = {
 
 EMBEDDED: dict[str, tuple[str, str]] = {
     "zoetrope": ("zoetrope", "zoetrope.safetensors"),
+    "svd-pocket": ("svd", "svd-pocket.safetensors"),
 }
 """Weights that ship in the package: name to (family, file under ``kinema/weights``)."""
 

@@ -76,7 +76,7 @@ STAGES: dict[str, Stage] = {
     # The pocket's own two, sized for two CPU cores. 8×8 latents show their content through more noise than SVD's do
     # through theirs, and a clip of 14 frames through more than an image; motion is decided at the noise end.
     "codec": Stage(0.0, 1.0, (14, 64, 64), 900, 8, 2e-3, ema=0.99),
-    "playroom": Stage(0.3, 1.4, (14, 64, 64), 1400, 8, 2e-3, ema=0.995),
+    "playroom": Stage(0.3, 1.4, (14, 64, 64), 3400, 8, 2e-3, ema=0.995),
 }
 PAPER = ("image", "video", "video-large", "text", "base", "finetune")
 POCKET = ("codec", "playroom")
