@@ -122,3 +122,19 @@ def test_no_path_of_one_machine_is_written_into_the_package():
     told = {str(p): p.read_text(encoding="utf-8") for p in modules().values()}
     homes = ("/home/", "/Users/", f"{Path.home()}/", f"{Path(__file__).parents[1]}/")
     assert not [path for path, text in told.items() if any(home in text for home in homes)]
+
+
+def test_networks_without_numbers_are_built_without_torchs_compiler():
+    """Its first use on the meta device takes a second: of every first clip, plan and table of models."""
+    code = (
+        "from kinema import registry\nfrom kinema.nn.hollow import hollow\n"
+        "for name in registry.FAMILIES:\n"
+        "    family = registry.family(name)\n"
+        "    for config in family.presets.values():\n"
+        "        with hollow():\n"
+        "            model = family.build(config)\n"
+        "        assert all(t.is_meta for t in (*model.parameters(), *model.buffers())), name\n"
+        "import sys\nprint('loaded:', *(m for m in ('torch._dynamo', 'sympy') if m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert not done.stdout.rpartition("loaded:")[2].split()

@@ -30,6 +30,7 @@ from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser, Parameterisation
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import Level, Schedule, Spacing, spaced
+from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request, Shape, ignore
 
 if TYPE_CHECKING:
@@ -371,7 +372,7 @@ class System:
 
     def _hollow(self) -> nn.Module:
         """The network without numbers: its names and shapes."""
-        with torch.device("meta"):
+        with hollow():
             return self.family.build(self.config)
 
     def use_loras(self, loras: Mapping[str | Path, float]) -> None:

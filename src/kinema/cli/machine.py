@@ -65,9 +65,9 @@ def parameters(family: Any, config: Any) -> tuple[int, int]:
 
 def parts(family: Any, config: Any) -> dict[str, dict[str, int]]:
     """The same of each module at the top of the network (``unet``, ``vae``), and of what lies beside them."""
-    import torch
+    from kinema.nn.hollow import hollow
 
-    with torch.device("meta"):
+    with hollow():
         model = family.build(config)
     numbers = {name: p.numel() for name, p in model.named_parameters()}
     counted: dict[str, dict[str, int]] = {}

@@ -92,7 +92,8 @@ class _Layers(nn.Module):
 class _Embeddings(nn.Module):
     def __init__(self, width: int, patch: int, side: int) -> None:
         super().__init__()
-        self.class_embedding = nn.Parameter(torch.randn(width) / math.sqrt(width))
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        nn.init.normal_(self.class_embedding, std=1 / math.sqrt(width))
         self.patch_embedding = nn.Conv2d(3, width, patch, stride=patch, bias=False)
         self.position_embedding = nn.Embedding((side // patch) ** 2 + 1, width)
 

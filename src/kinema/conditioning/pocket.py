@@ -71,7 +71,8 @@ class PocketText(nn.Module):
         super().__init__()
         self.length = length
         self.embed = nn.Embedding(vocab_size, width)
-        self.position = nn.Parameter(torch.randn(length, width) * 0.1)
+        self.position = nn.Parameter(torch.empty(length, width))
+        nn.init.normal_(self.position, std=0.1)
         self.layers = nn.ModuleList([_Layer(width) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.embed.weight)

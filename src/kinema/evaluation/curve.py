@@ -23,6 +23,7 @@ from kinema.evaluation import measuring, plots
 from kinema.evaluation.options import EvaluateOptions
 from kinema.evaluation.oracle import Figure, Scores
 from kinema.evaluation.results import figure_of, percent, to_json
+from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
 from kinema.system import System, Weights, open_system, with_model
 
@@ -162,7 +163,7 @@ def open_checkpoint(path: Path, device: str | None = None) -> System:
     told = json.loads(note)
     family = registry.family(told["family"])
     config = family.from_json(told["config"])
-    with torch.device("meta"):
+    with hollow():
         model = family.build(config)
     tensors = {k.removeprefix("ema."): v for k, v in files.read_tensors(path).items() if k.startswith("ema.")}
     files.fill(model, tensors, where=str(path))

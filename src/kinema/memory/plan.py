@@ -20,6 +20,7 @@ from kinema.memory import turns
 from kinema.memory.free import free_bytes, gib, held_bytes
 from kinema.memory.rehearsal import Phase, Rehearsal
 from kinema.memory.turns import LEVELS, Offload
+from kinema.nn.hollow import hollow
 from kinema.nn.ldm_unet import FeedForward, channels_last, chunk_feed_forward
 from kinema.schema import BadRequest, Canvas, Request
 from kinema.system import DECODING, System, decoding_of, with_model
@@ -184,7 +185,7 @@ class Needs:
     @cached_property
     def outline(self) -> System:
         """The system on the meta device: every shape and no numbers."""
-        with torch.device("meta"):
+        with hollow():
             model = self.system.family.build(self.system.config)
         model = model.to(self.system.dtype).eval().requires_grad_(False)
         channels_last(model)  # as families have them when they run: else the change would count as the step's

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kinema import registry
 from kinema.checkpoints import files, lora_formats
 from kinema.checkpoints.lora_formats import Adapter, Lora
+from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest
 from kinema.system import Recipe, System, with_model
 from kinema.training import checkpoint, lora
@@ -108,7 +109,7 @@ def untrained(system: System) -> bool:
 
 def _grows(before: System, after: System) -> bool:
     """Whether the network of a stage has tensors that the one before has not."""
-    with torch.device("meta"):
+    with hollow():
         there, here = (set(s.family.build(s.config).state_dict()) for s in (before, after))
     return bool(here - there)
 

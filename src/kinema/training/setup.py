@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from kinema.checkpoints import files
+from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest, Note, OnEvent, Phase
 from kinema.system import Batch, Recipe, System, open_system
 from kinema.training import checkpoint, learning, optim
@@ -166,7 +167,7 @@ def trainable(system: System, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         return system.family.build(system.config).to(system.device).train()
     model = copy.deepcopy(system.model)  # off the file's memory map
-    with torch.device("meta"):
+    with hollow():
         built = system.family.build(system.config)
     for own, fresh in zip(model.parameters(), built.parameters(), strict=True):
         own.requires_grad_(fresh.requires_grad)

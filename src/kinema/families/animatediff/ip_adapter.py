@@ -131,7 +131,8 @@ class Resampler(nn.Module):
 
     def __init__(self, size: AdapterSize, context: int) -> None:
         super().__init__()
-        self.latents = nn.Parameter(torch.randn(1, size.tokens, size.width) / size.width**0.5)
+        self.latents = nn.Parameter(torch.empty(1, size.tokens, size.width))
+        nn.init.normal_(self.latents, std=size.width**-0.5)
         self.proj_in = nn.Linear(size.embedding, size.width)
         self.layers = nn.ModuleList(ResamplerLayer(size.width, size.inner) for _ in range(size.layers))
         self.proj_out = nn.Linear(size.width, context)

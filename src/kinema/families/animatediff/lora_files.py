@@ -26,6 +26,7 @@ from kinema.checkpoints.stream import Stream
 from kinema.families.animatediff import lora
 from kinema.families.animatediff.config import PRESETS
 from kinema.families.animatediff.model import AnimateDiff
+from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest
 
 LAYOUTS = ("official", *lora_formats.LAYOUTS)
@@ -48,7 +49,7 @@ class Names:
 
     @cached_property
     def modules(self) -> list[str]:
-        with torch.device("meta"):
+        with hollow():
             model = AnimateDiff(PRESETS[self.preset])
         return [n.removesuffix(".weight") for n, p in model.named_parameters() if n.endswith(".weight") and p.ndim > 1]
 

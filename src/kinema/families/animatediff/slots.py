@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from kinema.checkpoints import ldm
@@ -18,6 +17,7 @@ from kinema.checkpoints.table import Table, count
 from kinema.families.animatediff import controlnet_file, ip_adapter_file, layout, motion_file, sparse
 from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.unet import UNet
+from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest
 from kinema.system import Found
 
@@ -180,7 +180,7 @@ def _vision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _open_style(config: Config, source: Source) -> Found:
     """Layers of a pocket's U-Net that were fine-tuned, in place of its own."""
-    with torch.device("meta"):
+    with hollow():
         ours = {f"unet.{name}": tuple(p.shape) for name, p in UNet(config).named_parameters()}
     told = {name: shape for name, (shape, _) in source.header.items()}
     if not told or any(ours.get(name) != shape for name, shape in told.items()):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from kinema.families.vdm.config import Config
 from kinema.families.vdm.model import VideoUNet
+from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest
 
 _SHOWN = 3
@@ -19,7 +19,7 @@ def convert(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises BadRequest that names what is missing, left over or of another shape.
     """
-    with torch.device("meta"):
+    with hollow():
         own = VideoUNet(config).state_dict()
     for what, names in (("lacks", own.keys() - tensors.keys()), ("has, beyond vdm's,", tensors.keys() - own.keys())):
         if names:

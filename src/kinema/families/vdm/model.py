@@ -196,7 +196,8 @@ class TemporalAttention(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.qk = nn.Linear(channels, 2 * channels, bias=False)
         self.v = nn.Linear(channels, channels, bias=False)
-        self.relative = nn.Parameter(torch.randn(2 * self.reach + 1, head_dim) / math.sqrt(head_dim))
+        self.relative = nn.Parameter(torch.empty(2 * self.reach + 1, head_dim))
+        nn.init.normal_(self.relative, std=1 / math.sqrt(head_dim))
         self.out = _shrink(nn.Linear(channels, channels))
 
     def forward(self, x_NSC: Tensor, frames: int, clip: int) -> Tensor:
@@ -232,7 +233,8 @@ class AttentionPool(nn.Module):
         super().__init__()
         self.heads = max(text_width // head_dim, 1)
         self.norm = nn.LayerNorm(text_width)
-        self.query = nn.Parameter(torch.randn(text_width))
+        self.query = nn.Parameter(torch.empty(text_width))
+        nn.init.normal_(self.query)
         self.kv = nn.Linear(text_width, 2 * text_width, bias=False)
         self.out = nn.Linear(text_width, width)
 
