@@ -67,8 +67,7 @@ def main() -> int:
         print(f"\n{table(rows)}\ninterrupted; the same command goes on: what was measured is in {kept.path}")
         return 130
     write(pair, rows, options)
-    if set(options.only) >= {what for what, _ in pair.goals} and set(options.dtype) == set(DTYPES):
-        kept.done()  # else what the other rows have is kept for when they are asked for
+    kept.done(row.what for row in rows)
     return 0
 
 

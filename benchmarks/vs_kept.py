@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,14 @@ class Kept:
         with replacing(self.path) as part:
             part.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
-    def done(self) -> None:
-        """All is measured and written elsewhere."""
-        self.path.unlink(missing_ok=True)
+    def done(self, names: Iterable[str]) -> None:
+        """These rows are written elsewhere; the runs of others, which a stopped command left, stay for the next."""
+        for name in names:
+            self.rows.pop(name, None)
+        if self.rows:
+            self.save()
+        else:
+            self.path.unlink(missing_ok=True)
 
 
 def code_hash() -> str:

@@ -121,6 +121,8 @@ def test_the_same_command_goes_on_where_it_was_stopped(bench, monkeypatch):
         assert run(*words)[0] == 130
     kept = json.loads((folder / "svd.partial.json").read_text())["rows"]
     assert [len(row["ours"]) for row in kept] == [3, 1]
+    other, _, _ = run("--runs", "1", "--only", "decode", "--dtype", "bf16")  # leaves what was stopped where it is
+    assert other == 0
     code, told, _ = run(*words)
     assert code == 0
     assert [len(row["ours"]) for row in told["rows"]] == [3, 3]
