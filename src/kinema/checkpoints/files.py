@@ -26,6 +26,8 @@ from kinema.schema import BadRequest
 
 WEIGHTS = (".safetensors", *SUFFIXES)
 """How a weight file's name ends."""
+RUN_OPTIONS = "options.json"
+"""What a training run was asked for; a folder without it is no run's."""
 MAX_HEADER = 64 * 2**20
 """Bytes of a safetensors header: the largest known models stay under one MiB."""
 MAX_ENTRIES = 100_000
@@ -209,7 +211,7 @@ def weight_files(path: str | Path, variant: str | None = None) -> list[Path]:
 
 def _of_folder(folder: Path, variant: str | None) -> list[Path]:
     names = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    if variant is None and {"options.json", "model.safetensors"} <= set(names):
+    if variant is None and {RUN_OPTIONS, "model.safetensors"} <= set(names):
         return [folder / "model.safetensors"]  # a training run: its result, among checkpoints and best weights
     for kind in (r"\.safetensors", "|".join(re.escape(s) for s in SUFFIXES)):
         # model.safetensors, model.fp16.safetensors; model.safetensors.index.json, …index.fp16.json

@@ -37,14 +37,7 @@ def hollow() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def numbers() -> Iterator[None]:
-    """Tables are computed here on the CPU, also within `hollow`; `placed` brings them to where the network is."""
-    with torch.device("cpu"):
-        yield
-
-
 def placed(table: Tensor) -> Tensor:
-    """A table where tensors are made now: within `hollow` its shape alone."""
+    """A table that was computed on the CPU, where tensors are made now: within `hollow` its shape alone."""
     device = torch.get_default_device()
     return torch.empty(table.shape, dtype=table.dtype, device=device) if device.type == "meta" else table.to(device)

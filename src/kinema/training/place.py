@@ -14,12 +14,11 @@ from types import FrameType
 from typing import IO
 
 from kinema.atomic import FULL, check_folder, replacing
+from kinema.checkpoints.files import RUN_OPTIONS
 from kinema.schema import BadRequest
 
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 _LOCK = ".lock"
-OPTIONS = "options.json"
-"""What a run was asked for; a folder without it is no run's."""
 
 
 @contextmanager
@@ -70,7 +69,7 @@ def _is_run(folder: Path) -> bool:
     if any(folder.glob("step-*.safetensors")):
         return True
     try:
-        return "recipe" in json.loads((folder / OPTIONS).read_text(encoding="utf-8"))
+        return "recipe" in json.loads((folder / RUN_OPTIONS).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from kinema.checkpoints import files
+from kinema.checkpoints.files import RUN_OPTIONS
 from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest, Note, OnEvent, Phase
 from kinema.system import Batch, Recipe, System, open_system
@@ -20,7 +21,6 @@ from kinema.training import checkpoint, learning, optim
 from kinema.training.checkpoint import State
 from kinema.training.ema import EMA
 from kinema.training.options import TrainOptions
-from kinema.training.place import OPTIONS
 from kinema.training.sheets import Log
 from kinema.training.sources import Source, open_source
 from kinema.training.stream import Stream
@@ -151,7 +151,7 @@ def agree(path: Path, options: TrainOptions, system: System, wanted: State, on_e
 def changes(folder: Path, recipe: Recipe) -> list[str]:
     """What a run that is taken up is now to do otherwise, in words: its learning rate, and the steps in all."""
     try:
-        before = json.loads((folder / OPTIONS).read_text(encoding="utf-8"))["recipe"]
+        before = json.loads((folder / RUN_OPTIONS).read_text(encoding="utf-8"))["recipe"]
         told = [(name, before[name], getattr(recipe, name)) for name in ("learning_rate", "steps")]
     except (OSError, ValueError, KeyError, TypeError):
         return []

@@ -12,13 +12,14 @@ from typing import Any
 from torch import nn
 
 from kinema.atomic import replacing
+from kinema.checkpoints.files import RUN_OPTIONS
 from kinema.generate import generate
 from kinema.media.write import contact_sheet, save_clip
 from kinema.schema import BadRequest, Clip, Note, OnEvent, Request, TrainStep
 from kinema.system import Recipe, System, with_model
 from kinema.training.checkpoint import State
 from kinema.training.options import TrainOptions
-from kinema.training.place import OPTIONS, trim_log
+from kinema.training.place import trim_log
 from kinema.training.sources import Source
 
 _EVERY = 10
@@ -31,7 +32,7 @@ class Log:
     """
 
     def __init__(self, folder: Path, options: TrainOptions, recipe: Recipe, step: int) -> None:
-        with replacing(folder / OPTIONS) as part:
+        with replacing(folder / RUN_OPTIONS) as part:
             part.write_text(json.dumps({"options": asdict(options), "recipe": asdict(recipe)}, indent=2))
         trim_log(folder / "log.jsonl", step)
         self._file = (folder / "log.jsonl").open("a", buffering=1)

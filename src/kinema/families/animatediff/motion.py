@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.diffusion.windows import View
-from kinema.nn.hollow import numbers, placed
+from kinema.nn.hollow import placed
 from kinema.nn.ldm_unet import Attention, FeedForward, add_, group_norm, places, tokens
 from kinema.schema import BadRequest
 
@@ -169,7 +169,7 @@ class Positions(nn.Module):
 
 def sinusoids(count: int, width: int) -> Tensor:
     """[1, count, width]: sine and cosine by turns (Vaswani et al. 2017, §3.5; not the U-Net's order)."""
-    with numbers():
+    with torch.device("cpu"):  # also where the network is made without numbers
         rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
         angle = torch.arange(count)[:, None] * rate
         table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[None]

@@ -24,7 +24,7 @@ from kinema.conditioning.pocket import PocketText
 from kinema.data.playroom.labels import CLASSES
 from kinema.families.zoetrope.config import Config, Drawing
 from kinema.nn.embeddings import LogSNREmbedding
-from kinema.nn.hollow import numbers, placed
+from kinema.nn.hollow import placed
 
 _CELLS = "b c t (h p) (w q) -> b t h w (c p q)"
 _PIXELS = "b t h w (c p q) -> b c t (h p) (w q)"
@@ -233,7 +233,7 @@ class Backdrop(nn.Module):
         nn.init.zeros_(self.share.weight)
         nn.init.zeros_(self.share.bias)
         with torch.no_grad():  # the share starts as where the sketch has no object: from nothing it took long to move
-            with numbers():
+            with torch.device("cpu"):  # also where the network is made without numbers
                 rows, columns = (torch.arange(cell**2) // d % cell * 2 // cell for d in (cell, 1))
                 places = torch.arange(cell**2), channels + 2 * rows + columns
             self.share.weight[places] = -1.0
@@ -341,7 +341,7 @@ def _same_time(words: int, times: int, places: int) -> Tensor:
 
 def _sincos(length: int, width: int) -> Tensor:
     """Sinusoidal positions ``length×width`` to start the learned ones from."""
-    with numbers():
+    with torch.device("cpu"):  # also where the network is made without numbers
         rate = torch.exp(-math.log(100.0) * torch.arange(width // 2) / (width // 2))
         angle = torch.arange(length)[:, None] * rate
         table = torch.cat([angle.sin(), angle.cos()], dim=-1) * 0.3
