@@ -112,7 +112,8 @@ MARK = '\nprint("done", flush=True)\n'
 
 def environment(threads: int) -> dict[str, str]:
     path = [str(Path(p)) for p in sys.path if p]
-    return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(path)}
+    ours = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}  # pip compiles what it installs
+    return ours | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(path)}
 
 
 def peak_extra(call: Callable[[], Any]) -> int | None:

@@ -69,6 +69,7 @@ def generate(
     weights are read.
     """
     request, whole, canvas = prepared(system, request, on_event)
+    weights = system.weights.hashing  # begun before the work, and beside it
     asked = request.shape.frames
     in_blocks = honour(system, request, canvas) == "continuation" or rolls_out(system, whole)
     plan = planned(system, whole, canvas)
@@ -91,14 +92,15 @@ def generate(
             noise = draws.normal(shape[1:]) if noise is None else noise
             z = sample(system, whole, canvas, noise, draws, on_event=on_event)
             if output == "latents":
-                return Clip(z, cast(float, request.fps), made_by)
+                return Clip(z, cast(float, request.fps), made_by | {"weights": weights.result()})
             on_event(Phase("decode"))
             video = system.decode(z, whole)
             video = match_colours(video, canvas, request.colours)
     video = torch.lerp(video, canvas.video, canvas.mask.expand_as(video))  # what was given stays, to the bit
     video = video[:, :, -asked:] if request.backward else video[:, :, :asked]
     on_event(Memory(_peak_bytes()))
-    return Clip(video, cast(float, request.fps), made_by | {"frames_hash": frames_hash(video)})
+    made_by |= {"weights": weights.result(), "frames_hash": frames_hash(video)}
+    return Clip(video, cast(float, request.fps), made_by)
 
 
 def prepared(system: System, request: Request, on_event: OnEvent = ignore) -> tuple[Request, Request, Canvas]:
@@ -447,12 +449,14 @@ _INPUTS = ("image", "last_image", "video", "mask")
 
 
 def recipe(system: System, request: Request, noise: Tensor | None = None) -> dict[str, Any]:
-    """What `kinema replay` needs to make the clip again, and to say whether it is the same to the bit."""
+    """What `kinema replay` needs to make the clip again, and to say whether it is the same to the bit.
+
+    Without two hashes that `generate` adds: that of the weights, which is made meanwhile, and that of the clip.
+    """
     told: dict[str, Any] = {
         "kinema": __version__,
         "model": system.name,
         "family": system.family.name,
-        "weights": system.weights.hash,
         "request": json.loads(request.to_json()),
         "inputs": {k: file_hash(Path(v)) for k in _INPUTS if (v := getattr(request, k))},
         "device": str(system.device),

@@ -37,6 +37,14 @@ TRAINING: dict[str, str] = {
 }
 """Families with stages, parts or precomputed latents, to what `kinema.training.learning` asks of them."""
 
+PIPELINES: dict[str, str] = {
+    "AnimateDiffPipeline": "animatediff",
+    "StableDiffusionPipeline": "animatediff",
+    "StableDiffusionXLPipeline": "animatediff",
+    "StableVideoDiffusionPipeline": "svd",
+}
+"""Which family to ask first about a folder, by the class its ``model_index.json`` names; the others come after it."""
+
 EMBEDDED: dict[str, tuple[str, str]] = {
     "zoetrope": ("zoetrope", "zoetrope.safetensors"),
     "svd-pocket": ("svd", "svd-pocket.safetensors"),

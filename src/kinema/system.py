@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
@@ -295,8 +296,19 @@ class Weights:
             raise RuntimeError("an untrained model has no file")
         return Source(self.path, self.variant, self.model)
 
-    @cached_property
+    @property
     def hash(self) -> str:
+        return self.hashing.result()
+
+    @cached_property
+    def hashing(self) -> Future[str]:
+        """The hash, made beside what else is done once it is asked for: 500 MB take half a second."""
+        with_one = ThreadPoolExecutor(1, "hash of weights")
+        begun = with_one.submit(self._hash)
+        with_one.shutdown(wait=False)
+        return begun
+
+    def _hash(self) -> str:
         own = f"seed:{self.seed}" if self.path is None else self.source.hash(self.parts)
         return " ".join([own, *(f"{each.slot}={each.hash}" for each in self.added)])
 
@@ -638,7 +650,8 @@ def _opened(path: Path, variant: str | None) -> tuple[Family, Any, Weights, tupl
             if isinstance(error, BadRequest):
                 raise
             raise BadRequest(f"{path} has a damaged note of its family and config; expected one of kinema's") from error
-    for name in registry.FAMILIES:
+    likely = registry.PIPELINES.get(source.pipeline)  # asked first: others need not even be imported
+    for name in sorted(registry.FAMILIES, key=lambda name: name != likely):
         family = registry.family(name)
         found = family.recognise(source)
         if found is not None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from kinema.nn import ldm_unet
 from kinema.nn.ldm_unet import TransformerBlock, Upsample
 
 
@@ -35,3 +36,31 @@ def test_frames_share_the_keys_and_values_of_their_clip():
     made = block(x.clone(), context)
     apart = torch.cat([block(x[i : i + 1].clone(), context[i // 3 : i // 3 + 1]) for i in range(6)])
     assert (made - apart).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("chunk", [None, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_feed_forward_in_parts_gives_what_it_gives_at_once(chunk, dtype, monkeypatch):
+    monkeypatch.setattr(ldm_unet, "CACHED", 8 * 16 * 7)
+    torch.manual_seed(0)
+    layer, x = ldm_unet.FeedForward(16).to(dtype), torch.randn(2, 3, 6, 16, dtype=dtype)
+    layer.chunk = chunk
+    before = x.clone()
+    with torch.no_grad():
+        made = layer(x)
+    at_once = layer.net[2](layer.net[0](x))
+    assert torch.equal(x, before)
+    assert torch.allclose(made, at_once, atol=1e-6 if dtype == torch.float32 else 0.01)
+
+
+def test_feed_forward_in_parts_asks_layers_that_are_not_plain_for_what_they_give(monkeypatch):
+    """Autocast, hooks and layers put in place of the linear ones are obeyed."""
+    monkeypatch.setattr(ldm_unet, "CACHED", 8 * 16 * 7)
+    torch.manual_seed(0)
+    layer, x = ldm_unet.FeedForward(16), torch.randn(40, 16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    layer.net[2] = torch.nn.Sequential(layer.net[2], torch.nn.Tanh())
+    with torch.no_grad():
+        assert layer(x).abs().max() <= 1
+        assert torch.allclose(layer(x), layer.net[2](layer.net[0](x)), atol=1e-6)

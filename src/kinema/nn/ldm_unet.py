@@ -17,6 +17,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinema.nn import winograd
+
 GROUPS = 32
 CACHED = 2**20
 """Numbers of a layer's widest map that a CPU keeps near: feed-forward layers take so many at a time."""
@@ -39,6 +41,13 @@ def add_scaled_(x: Tensor, h: Tensor, share: Tensor) -> Tensor:
     if x.requires_grad or h.requires_grad or share.requires_grad:
         return torch.addcmul(x, h, share)
     return x.addcmul_(h, share)
+
+
+def convolved(conv: nn.Conv2d, x_NCHW: Tensor) -> Tensor:
+    """``conv(silu(x))``; x may be overwritten where no gradient is needed."""
+    if winograd.pays(conv, x_NCHW):
+        return winograd.convolve(conv, x_NCHW, silu=True)
+    return conv(silu_(x_NCHW))
 
 
 def group_norm(channels: int, eps: float) -> nn.GroupNorm:
@@ -84,12 +93,12 @@ class ResBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(channels, out, 1) if channels != out else None
 
     def forward(self, x_NCHW: Tensor, emb_NE: Tensor | None = None) -> Tensor:
-        h = self.conv1(silu_(self.norm1(x_NCHW)))
+        h = convolved(self.conv1, self.norm1(x_NCHW))
         if self.time_emb_proj is not None and emb_NE is not None:
             shift_NC = self.time_emb_proj(emb_NE)
             shift_NC = shift_NC.repeat_interleave(len(h) // len(shift_NC), dim=0)
             h = add_(h, shift_NC[:, :, None, None])
-        h = self.conv2(silu_(self.norm2(h)))
+        h = convolved(self.conv2, self.norm2(h))
         return add_(h, x_NCHW if self.conv_shortcut is None else self.conv_shortcut(x_NCHW))
 
 
@@ -216,13 +225,33 @@ class FeedForward(nn.Module):
 
     def forward(self, x_etc_C: Tensor) -> Tensor:
         width, rows = x_etc_C.shape[-1], x_etc_C.numel() // x_etc_C.shape[-1]
+        sampling = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         chunk = self.chunk
-        if chunk is None and x_etc_C.is_cpu and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        if chunk is None and x_etc_C.is_cpu and sampling:
             chunk = max(1, CACHED // (8 * width))
         if chunk is None or chunk >= rows:
             return self.net[2](self.net[0](x_etc_C))
-        parts = x_etc_C.reshape(rows, width).split(chunk)
-        return torch.cat([self.net[2](self.net[0](part)) for part in parts]).view_as(x_etc_C)
+        x_RC = x_etc_C.reshape(rows, width)
+        if x_etc_C.is_cpu and sampling and self._plain(x_etc_C.dtype):
+            return self._into(torch.empty_like(x_RC), x_RC, chunk).view_as(x_etc_C)
+        return torch.cat([self.net[2](self.net[0](part)) for part in x_RC.split(chunk)]).view_as(x_etc_C)
+
+    def _plain(self, dtype: torch.dtype) -> bool:
+        """Whether both layers are no more than their weights, in the tokens' own precision."""
+        layers = (self.net[0].proj, self.net[2])
+        return not torch.is_autocast_enabled("cpu") and all(
+            type(layer) is nn.Linear and not layer._forward_hooks and layer.weight.dtype == dtype for layer in layers
+        )
+
+    def _into(self, out_RC: Tensor, x_RC: Tensor, chunk: int) -> Tensor:
+        """The same, every part in the memory of the one before: fresh pages cost a CPU more than what is computed."""
+        wide, back = self.net[0].proj, self.net[2]
+        hidden = x_RC.new_empty(chunk, wide.out_features)
+        for x, out in zip(x_RC.split(chunk), out_RC.split(chunk), strict=True):
+            h = torch.addmm(wide.bias, x, wide.weight.T, out=hidden[: len(x)])
+            value, gate = h.chunk(2, dim=-1)
+            torch.addmm(back.bias, torch.ops.aten.gelu_(gate).mul_(value), back.weight.T, out=out)
+        return out_RC
 
 
 def chunk_feed_forward(model: nn.Module, chunk: int | None) -> None:
