@@ -152,3 +152,28 @@ def test_a_damaged_vocabulary_is_named(tmp_path):
     (tmp_path / "vocab.json").write_text("{")
     with pytest.raises(BadRequest, match="vocabulary in .* is damaged"):
         _ = ClipTokenizer(tmp_path).end
+
+
+@pytest.mark.parametrize("files", [("vocab.json", "merges.txt"), ("tokenizer.json",)], ids=["published", "saved"])
+def test_tokens_are_those_of_transformers(files, tmp_path):
+    """Its fast tokenizer, on words, contractions, digits, marks, other scripts, signs and odd white space."""
+    transformers = pytest.importorskip("transformers")
+    write_vocabulary(tmp_path / "all")
+    theirs = transformers.CLIPTokenizer.from_pretrained(str(tmp_path / "all"))
+    theirs.save_pretrained(str(tmp_path / "all"))
+    folder = tmp_path / "some"
+    folder.mkdir()
+    for name in files:
+        (folder / name).write_bytes((tmp_path / "all" / name).read_bytes())
+    ours = ClipTokenizer(folder)
+    for text in (
+        "a red ball rolls right",
+        "  Don't   stop: it's 2024!!! we've I'm they'll he'd 'Re",
+        "\u00dcn\u00efc\u00f6d\u00e9 e\u0301 \u6f22\u5b57 \U0001f642\U0001f44d\U0001f3fd",
+        "\u0130stanbul \u01c5 \ufb01 \u00bd \u2167 \u0663",
+        "<|endoftext|> x <|startoftext|>hi",
+        "a\tb\nc\u00a0d (masterpiece:1.2), best_quality--ar",
+        "",
+    ):
+        assert ours.tokens(text) == theirs(text, add_special_tokens=False)["input_ids"], text
+    assert (ours.begin, ours.end) == (theirs.bos_token_id, theirs.eos_token_id)

@@ -1,18 +1,20 @@
 """CLIP's text encoders (Radford et al. 2021; OpenCLIP) under the names of transformers, and prompts of any length.
 
 The tower is written here, as `clip_vision` is: importing the library's takes longer than a model takes to load.
-The tokenizer is the library's, imported where it is used.
+The tokenizer is the tokenizers library's, imported where it is used.
 
 Letters: N rows of tokens, L tokens of a row, C width, P width of the pooled embedding.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -139,37 +141,74 @@ class Tokenizer(Protocol):
     def tokens(self, text: str) -> list[int]: ...
 
 
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+WORDS = rf"{re.escape(BEGIN)}|{re.escape(END)}|'(?:s|t|re|ve|m|ll|d)|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+"
+"""What is one word to CLIP: a mark, the end of a contraction, letters, one digit, or other signs."""
+
+
 @dataclass(frozen=True)
 class ClipTokenizer:
-    """CLIP's byte-pair encoding, from a folder with its vocabulary (`find_vocabulary`)."""
+    """CLIP's byte-pair encoding, from a folder with its vocabulary (`find_vocabulary`).
+
+    Composed here of the parts of the tokenizers library, as transformers does, whose import takes a second.
+    """
 
     folder: Path
 
     @cached_property
     def _theirs(self) -> Any:
         try:
-            from transformers import CLIPTokenizer
+            from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
         except ImportError as error:
-            raise BadRequest("words need the transformers library: pip install 'kinema[text]'") from error
+            raise BadRequest("words need the tokenizers library: pip install 'kinema[text]'") from error
         try:
-            made = CLIPTokenizer.from_pretrained(str(self.folder))
+            vocabulary, merges = self._read()
+            parts = models.BPE(
+                vocab=vocabulary, merges=merges, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END
+            )
         except Exception as error:  # the library raises whatever a damaged file leads it to
             raise BadRequest(f"the vocabulary in {self.folder} is damaged; expected CLIP's") from error
-        if made.bos_token_id is None or made.eos_token_id is None:
+        if BEGIN not in vocabulary or END not in vocabulary:
             raise BadRequest(f"the vocabulary in {self.folder} is not CLIP's: it has no marks of beginning and end")
+        made: Any = Tokenizer(parts)
+        made.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        )
+        made.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
+        made.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in (BEGIN, END)])
         return made
+
+    def _read(self) -> tuple[dict[str, int], list[tuple[str, str]]]:
+        """Ids of the parts of words, and which two parts become one, the most frequent first."""
+        (vocab, lines), (whole,) = VOCABULARIES
+        if (self.folder / vocab).is_file() and (self.folder / lines).is_file():
+            told = (self.folder / lines).read_text(encoding="utf-8").splitlines()
+            vocabulary, pairs = _json(self.folder / vocab), [x for x in told if x and not x.startswith("#version")]
+        else:
+            model = _json(self.folder / whole)["model"]
+            vocabulary, pairs = model["vocab"], model["merges"]
+        merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in pairs]
+        return vocabulary, cast(list[tuple[str, str]], merges)
 
     @property
     def begin(self) -> int:
-        return int(self._theirs.bos_token_id)
+        return int(self._theirs.token_to_id(BEGIN))
 
     @property
     def end(self) -> int:
-        return int(self._theirs.eos_token_id)
+        return int(self._theirs.token_to_id(END))
 
     def tokens(self, text: str) -> list[int]:
-        # Without its warning that a text is longer than a row: rows are cut here.
-        return list(self._theirs(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return list(self._theirs.encode(text, add_special_tokens=False).ids)
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

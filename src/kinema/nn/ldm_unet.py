@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from kinema.nn import winograd
 
 GROUPS = 32
-CACHED = 2**20
+CACHED = 2**19
 """Numbers of a layer's widest map that a CPU keeps near: feed-forward layers take so many at a time."""
 SHORT = 64
 """Sequences up to this length are attended to as plain batched products on a CPU."""
@@ -158,11 +158,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention over […, S, D].
 
     PyTorch's fused attention on a CPU is slow for short sequences, and runs bfloat16 at the speed of float32
-    (facts/performance): there, plain products.
+    (facts/performance): there, plain products. Keys are rows there, not columns: the softmax of few keys takes half
+    the time along an axis that is not the last.
     """
     if q.device.type == "cpu" and k.shape[-2] <= SHORT:
-        weight = torch.matmul(q * (1 / math.sqrt(q.shape[-1])), k.transpose(-1, -2)).softmax(-1)
-        return torch.matmul(weight, v)
+        weight_LS = torch.matmul(k, (q * (1 / math.sqrt(q.shape[-1]))).transpose(-1, -2)).softmax(-2)
+        return torch.matmul(weight_LS.transpose(-1, -2), v)
     return F.scaled_dot_product_attention(q, k, v)
 
 
