@@ -64,3 +64,18 @@ def test_feed_forward_in_parts_asks_layers_that_are_not_plain_for_what_they_give
     with torch.no_grad():
         assert layer(x).abs().max() <= 1
         assert torch.allclose(layer(x), layer.net[2](layer.net[0](x)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "queries", "keys"), [((1, 2), 9, 8), ((1, 2), 700, 77), ((3, 2), 40, 77), ((2,), 5, 81)]
+)
+def test_attention_by_plain_products_is_attention(batch, queries, keys, monkeypatch):
+    """Few keys; a prompt's keys, in parts the last of which is smaller; many heads; more keys than either."""
+    monkeypatch.setattr(ldm_unet, "WEIGHTS", 77 * 2 * 300)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(*batch, n, 6) for n in (queries, keys, keys))
+    with torch.no_grad():
+        made = ldm_unet.attend(q, k, v)
+    expected = (q.double() @ k.double().transpose(-1, -2) / 6**0.5).softmax(-1) @ v.double()
+    assert torch.allclose(made.double(), expected, atol=1e-5)
+    assert torch.allclose(ldm_unet.attend(q.requires_grad_(), k, v).double(), expected, atol=1e-5)

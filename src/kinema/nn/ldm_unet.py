@@ -11,19 +11,21 @@ Where no gradient is needed, activations that nobody reads again are overwritten
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kinema.nn import winograd
+from kinema.nn.winograd import after_silu
 
 GROUPS = 32
 CACHED = 2**19
 """Numbers of a layer's widest map that a CPU keeps near: feed-forward layers take so many at a time."""
-SHORT = 64
-"""Sequences up to this length are attended to as plain batched products on a CPU."""
+SHORT, WORDS, WEIGHTS, FEWEST = 64, 80, 2**19, 256
+"""Sequences up to SHORT are attended to as plain batched products on a CPU; those up to WORDS, a prompt's row, with
+so many weights at a time, unless that would be few queries of many heads."""
 
 
 def silu_(x: Tensor) -> Tensor:
@@ -41,13 +43,6 @@ def add_scaled_(x: Tensor, h: Tensor, share: Tensor) -> Tensor:
     if x.requires_grad or h.requires_grad or share.requires_grad:
         return torch.addcmul(x, h, share)
     return x.addcmul_(h, share)
-
-
-def convolved(conv: nn.Conv2d, x_NCHW: Tensor) -> Tensor:
-    """``conv(silu(x))``; x may be overwritten where no gradient is needed."""
-    if winograd.pays(conv, x_NCHW):
-        return winograd.convolve(conv, x_NCHW, silu=True)
-    return conv(silu_(x_NCHW))
 
 
 def group_norm(channels: int, eps: float) -> nn.GroupNorm:
@@ -93,12 +88,12 @@ class ResBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(channels, out, 1) if channels != out else None
 
     def forward(self, x_NCHW: Tensor, emb_NE: Tensor | None = None) -> Tensor:
-        h = convolved(self.conv1, self.norm1(x_NCHW))
+        h = after_silu(self.conv1, self.norm1(x_NCHW))
         if self.time_emb_proj is not None and emb_NE is not None:
             shift_NC = self.time_emb_proj(emb_NE)
             shift_NC = shift_NC.repeat_interleave(len(h) // len(shift_NC), dim=0)
             h = add_(h, shift_NC[:, :, None, None])
-        h = convolved(self.conv2, self.norm2(h))
+        h = after_silu(self.conv2, self.norm2(h))
         return add_(h, x_NCHW if self.conv_shortcut is None else self.conv_shortcut(x_NCHW))
 
 
@@ -158,13 +153,28 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention over […, S, D].
 
     PyTorch's fused attention on a CPU is slow for short sequences, and runs bfloat16 at the speed of float32
-    (facts/performance): there, plain products. Keys are rows there, not columns: the softmax of few keys takes half
-    the time along an axis that is not the last.
+    (facts/performance): there, plain products; to the words of a prompt for a few queries at a time.
     """
-    if q.device.type == "cpu" and k.shape[-2] <= SHORT:
-        weight_LS = torch.matmul(k, (q * (1 / math.sqrt(q.shape[-1]))).transpose(-1, -2)).softmax(-2)
-        return torch.matmul(weight_LS.transpose(-1, -2), v)
-    return F.scaled_dot_product_attention(q, k, v)
+    keys = k.shape[-2]
+    few = WEIGHTS // (keys * q.shape[:-2].numel())
+    words = SHORT < keys <= WORDS and few >= FEWEST and not torch.is_grad_enabled()
+    if q.device.type != "cpu" or not (keys <= SHORT or words):
+        return F.scaled_dot_product_attention(q, k, v)
+    q = q * (1 / math.sqrt(q.shape[-1]))
+    if not words:
+        return _plain(q, k, v)
+    out = q.new_empty(*q.shape[:-1], v.shape[-1])
+    for at in range(0, q.shape[-2], few):
+        out[..., at : at + few, :] = _plain(q[..., at : at + few, :], k, v)
+    return out
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Queries are scaled already. The softmax of few keys takes half the time along an axis that is not the last."""
+    if k.shape[-2] > SHORT:
+        return torch.matmul(torch.matmul(q, k.transpose(-1, -2)).softmax(-1), v)
+    weight_LS = torch.matmul(k, q.transpose(-1, -2)).softmax(-2)
+    return torch.matmul(weight_LS.transpose(-1, -2), v)
 
 
 class Attention(nn.Module):
@@ -246,7 +256,7 @@ class FeedForward(nn.Module):
 
     def _into(self, out_RC: Tensor, x_RC: Tensor, chunk: int) -> Tensor:
         """The same, every part in the memory of the one before: fresh pages cost a CPU more than what is computed."""
-        wide, back = self.net[0].proj, self.net[2]
+        wide, back = cast(nn.Linear, self.net[0].proj), cast(nn.Linear, self.net[2])
         hidden = x_RC.new_empty(chunk, wide.out_features)
         for x, out in zip(x_RC.split(chunk), out_RC.split(chunk), strict=True):
             h = torch.addmm(wide.bias, x, wide.weight.T, out=hidden[: len(x)])

@@ -14,9 +14,11 @@ Letters: N images, C and K channels in and out, H W rows and columns, R tiles of
 from __future__ import annotations
 
 from functools import cache
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 TILE, KERNEL = 4, 3
 WIDE = TILE + KERNEL - 1
@@ -25,6 +27,13 @@ STRIP = 128
 """Tiles at a time: their transforms stay near the processor, and the matrix products are large enough."""
 LEAST_CHANNELS, LEAST_PLACES = 128, 4096
 """With fewer channels the transforms cost more than the products saved, with fewer places those of the weights do."""
+
+
+def after_silu(conv: nn.Module, x_NCHW: Tensor) -> Tensor:
+    """``conv(silu(x))`` of a residual block; x may be overwritten where no gradient is needed."""
+    if pays(conv, x_NCHW):
+        return convolve(cast(nn.Conv2d, conv), x_NCHW, silu=True)
+    return conv(F.silu(x_NCHW, inplace=not x_NCHW.requires_grad))
 
 
 def pays(conv: nn.Module, x_NCHW: Tensor) -> bool:

@@ -33,6 +33,7 @@ from kinema.nn.ldm_unet import (
     silu_,
     tokens,
 )
+from kinema.nn.winograd import after_silu
 from kinema.schema import BadRequest
 
 EPS, TRANSFORMER_EPS = 1e-5, 1e-6
@@ -165,10 +166,10 @@ class ClipResBlock(ResBlock):
     def forward(self, x_NCHW: Tensor, emb_BE: Tensor | None = None, frames: int | None = None) -> Tensor:
         if frames is None:
             return super().forward(x_NCHW, emb_BE)
-        h = self.conv1(silu_(norm_over_clip(self.norm1, x_NCHW, frames)))
+        h = after_silu(self.conv1, norm_over_clip(self.norm1, x_NCHW, frames))
         if self.time_emb_proj is not None and emb_BE is not None:
             h = add_(h, self.time_emb_proj(emb_BE).repeat_interleave(frames, dim=0)[:, :, None, None])
-        h = self.conv2(silu_(norm_over_clip(self.norm2, h, frames)))
+        h = after_silu(self.conv2, norm_over_clip(self.norm2, h, frames))
         return add_(h, x_NCHW if self.conv_shortcut is None else self.conv_shortcut(x_NCHW))
 
 
