@@ -29,7 +29,7 @@ from kinema.diffusion.schedules import Level
 from kinema.diffusion.windows import Windowed, window_sizes
 from kinema.media.matching import match_colours
 from kinema.memory.free import parse_bytes
-from kinema.memory.placing import place
+from kinema.memory.placing import place, roomy
 from kinema.memory.plan import Plan, choose
 from kinema.memory.turns import LEVELS
 from kinema.registry import unknown
@@ -319,7 +319,8 @@ def guide(system: System, conditions: Conditions, request: Request, scale: Scale
         if not (isinstance(scale, float) and scale == 1):
             of_frames = scale[list(frames)] if isinstance(scale, Tensor) and frames is not None else scale
             unwanted = system.denoiser(conditions.negative, frames)
-            denoise = ClassifierFree(denoise, unwanted, of_frames, request.guidance_rescale, request.guidance_interval)
+            how = (request.guidance_rescale, request.guidance_interval, roomy(system))
+            denoise = ClassifierFree(denoise, unwanted, of_frames, *how)
         if held.weight and held.given is not None and held.mask is not None:
             denoise = Reconstruction(denoise, cut(held.given), cut(held.mask), held.weight)
         return denoise if limit is None else Thresholded(denoise, limit)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -66,6 +68,47 @@ def test_guiding_x0_guides_the_networks_own_output_alike():
     guided = outputs[1] + 3.0 * (outputs[0] - outputs[1])
     ends = [lambda z, level, out=out: V.x0(out, z, level) for out in outputs]
     torch.testing.assert_close(ClassifierFree(*ends, 3.0)(Z, LEVEL_2), V.x0(guided, Z, LEVEL_2))
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_both_halves_run_at_the_same_time_each_on_half_of_the_threads():
+    meet, seen = threading.Barrier(2, timeout=20), []
+
+    def waiting(denoise):
+        def call(z, level):
+            meet.wait()  # passes only when the other half is there too
+            seen.append((torch.get_num_threads(), torch.is_grad_enabled()))
+            return denoise(z, level)
+
+        return call
+
+    with torch.no_grad():
+        found = ClassifierFree(waiting(cond), waiting(null), 3.0, at_once=True)(Z, LEVEL_2)
+        assert torch.equal(found, ClassifierFree(cond, null, 3.0)(Z, LEVEL_2))
+    assert seen == [(1, False)] * 2
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_halves_at_once_keep_the_callers_threads_when_one_fails_and_gradients_are_recorded():
+    def broken(z, level):
+        raise ValueError("no such half")
+
+    for halves in ((broken, null), (cond, broken)):
+        with torch.no_grad(), pytest.raises(ValueError, match="no such half"):
+            ClassifierFree(*halves, 3.0, at_once=True)(Z, LEVEL_2)
+        assert torch.get_num_threads() == 2
+    z = Z.clone().requires_grad_()
+    ClassifierFree(cond, null, 3.0, at_once=True)(z, LEVEL_2).sum().backward()
+    torch.testing.assert_close(z.grad, 3 * Z.cos() - 2 * 0.5)
 
 
 @pytest.mark.parametrize("scale", [1.0, torch.ones(FRAMES), lambda level: 1.0])
