@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from kinema.families.svd import layers
 from kinema.nn import ldm_unet, winograd
 
 
@@ -86,3 +87,32 @@ def test_is_left_alone_where_it_does_not_serve() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             assert not winograd.pays(layer(128, 128), x)
     assert not winograd.pays(layer(128, 128), x)
+
+
+@pytest.mark.parametrize(("clips", "frames", "places"), [(1, 8, 30), (2, 14, 9), (1, 25, 5), (3, 7, 1), (1, 1, 4)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_along_time_equals_the_convolution(clips: int, frames: int, places: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv3d(12, 20, (3, 1, 1), padding=(1, 0, 0), bias=bias)
+    whole = torch.randn(clips, frames, 2 * places, 12).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        call = winograd.over_time(conv)
+        for strip in (whole, whole[..., :places], whole[..., places:]):
+            made = call(strip)
+            expected = conv.double()(strip.double()[..., None])[..., 0]
+            conv.float()
+            assert made.shape == expected.shape
+            assert torch.allclose(made.double(), expected, atol=1e-5)
+
+
+def test_a_temporal_block_takes_it_in_strips_and_gives_the_same() -> None:
+    torch.manual_seed(1)
+    block = layers.TemporalResBlock(128, None, 1e-5)
+    x = torch.randn(1, 8, 1024, 128).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        assert len(layers.strips_of(x)) > 1
+        assert winograd.pays_over_time(block.conv1, x)
+        assert not winograd.pays_over_time(block.conv1, x[:, :, :4])
+        made = block.add_to(x.clone(memory_format=torch.preserve_format), torch.tensor(0.3))
+    expected = x + 0.3 * block(x)
+    assert torch.allclose(made, expected, atol=1e-5)

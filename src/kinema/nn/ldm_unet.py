@@ -87,13 +87,16 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(out, out, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(channels, out, 1) if channels != out else None
 
-    def forward(self, x_NCHW: Tensor, emb_NE: Tensor | None = None) -> Tensor:
+    def forward(self, x_NCHW: Tensor, emb_NE: Tensor | None = None, *, overwrite: bool = False) -> Tensor:
+        """With ``overwrite`` the result takes the place of x where it can: no gradient, and as many channels."""
         h = after_silu(self.conv1, self.norm1(x_NCHW))
         if self.time_emb_proj is not None and emb_NE is not None:
             shift_NC = self.time_emb_proj(emb_NE)
             shift_NC = shift_NC.repeat_interleave(len(h) // len(shift_NC), dim=0)
             h = add_(h, shift_NC[:, :, None, None])
         h = after_silu(self.conv2, self.norm2(h))
+        if overwrite and self.conv_shortcut is None and not (h.requires_grad or x_NCHW.requires_grad):
+            return x_NCHW.add_(h)
         return add_(h, x_NCHW if self.conv_shortcut is None else self.conv_shortcut(x_NCHW))
 
 

@@ -1,4 +1,4 @@
-"""3×3 convolutions on a CPU with a quarter of the products, after Winograd (Lavin and Gray 2016).
+"""Convolutions on a CPU with fewer products, after Winograd (Lavin and Gray 2016): 3×3, and along time.
 
 A tile of 4×4 outputs reads 6×6 inputs. With matrices A [6, 4], G [6, 3] and B [6, 6], the tile is
 ``Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A``: 36 products a channel where the sum itself has 144. Over channels they are 36 matrix
@@ -13,6 +13,7 @@ Letters: N images, C and K channels in and out, H W rows and columns, R tiles of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import cast
 
@@ -38,14 +39,25 @@ def after_silu(conv: nn.Module, x_NCHW: Tensor) -> Tensor:
 
 def pays(conv: nn.Module, x_NCHW: Tensor) -> bool:
     """Whether a layer on this map is a convolution that `convolve` computes, and faster than PyTorch does."""
-    if type(conv) is not nn.Conv2d or not x_NCHW.is_cpu or not x_NCHW.dtype == conv.weight.dtype == torch.float32:
+    if type(conv) is not nn.Conv2d or not _large(conv, x_NCHW):
+        return False
+    plain = conv.kernel_size == (3, 3) and conv.stride == conv.dilation == conv.padding == (1, 1) and conv.groups == 1
+    return plain and conv.padding_mode == "zeros" and x_NCHW.shape[2] % TILE == x_NCHW.shape[3] % TILE == 0
+
+
+def pays_over_time(conv: nn.Module, x_BCTS: Tensor) -> bool:
+    """The same of `over_time`, on a map that it sees in strips: few frames would be padded to four."""
+    return type(conv) is nn.Conv3d and conv.kernel_size == (3, 1, 1) and x_BCTS.shape[2] >= 7 and _large(conv, x_BCTS)
+
+
+def _large(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> bool:
+    """Whether there is enough of it to pay, in float32 on a CPU that samples."""
+    if not x.is_cpu or not x.dtype == conv.weight.dtype == torch.float32:
         return False
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return False
-    n, _, height, width = x_NCHW.shape
-    plain = conv.kernel_size == (3, 3) and conv.stride == conv.dilation == conv.padding == (1, 1) and conv.groups == 1
-    large = min(conv.in_channels, conv.out_channels) >= LEAST_CHANNELS and n * height * width >= LEAST_PLACES
-    return plain and conv.padding_mode == "zeros" and large and height % TILE == width % TILE == 0
+    places = x.shape[0] * x.shape[2] * x.shape[3]
+    return min(conv.in_channels, conv.out_channels) >= LEAST_CHANNELS and places >= LEAST_PLACES
 
 
 def convolve(conv: nn.Conv2d, x_NCHW: Tensor, *, silu: bool = False) -> Tensor:
@@ -93,6 +105,38 @@ def convolve(conv: nn.Conv2d, x_NCHW: Tensor, *, silu: bool = False) -> Tensor:
             else:
                 torch.add(part, conv.bias, out=where)
     return made_NHWK.permute(0, 3, 1, 2)
+
+
+def over_time(conv: nn.Conv3d) -> Callable[[Tensor], Tensor]:
+    """A convolution of kernel (3, 1, 1) with a border of zeros, B×C×T×S -> B×K×T×S, with half of the products.
+
+    Four frames of a place read six, so its transforms are thin products along whole frames. What is returned may be
+    called for every strip of a map: the weight is transformed once. No gradient is recorded.
+    """
+    into, spread, out_of = matrices()
+    k, c = conv.weight.shape[:2]
+    g = conv.weight.detach()[..., 0, 0].permute(2, 0, 1).reshape(KERNEL, k * c)
+    weight_QCK = torch.mm(spread, g).view(WIDE, k, c).transpose(1, 2)
+
+    def convolve_strip(x_BCTS: Tensor) -> Tensor:
+        b, _, frames, places = x_BCTS.shape
+        tiles = -(-frames // TILE)
+        padded = x_BCTS.new_empty(b, TILE * tiles + 2, places * c)
+        padded[:, 0] = 0
+        padded[:, frames + 1 :] = 0
+        padded[:, 1 : frames + 1].view(b, frames, places, c).copy_(x_BCTS.permute(0, 2, 3, 1))
+        made = x_BCTS.new_empty(b, tiles, TILE, places * k)
+        part = x_BCTS.new_empty(tiles, WIDE, places, k)
+        for clip, out in zip(padded, made, strict=True):
+            six = clip.as_strided((tiles, WIDE, places * c), (TILE * places * c, places * c, 1))
+            read = torch.bmm(into.expand(tiles, WIDE, WIDE), six).view(tiles, WIDE, places, c)
+            for tile, products in zip(read, part, strict=True):
+                torch.bmm(tile, weight_QCK, out=products)
+            torch.bmm(out_of.expand(tiles, TILE, WIDE), part.view(tiles, WIDE, -1), out=out)
+        made_BTSK = made.view(b, TILE * tiles, places, k)[:, :frames]
+        return (made_BTSK if conv.bias is None else made_BTSK.add_(conv.bias)).permute(0, 3, 1, 2)
+
+    return convolve_strip
 
 
 def _padded(x_NCHW: Tensor, silu: bool) -> Tensor:

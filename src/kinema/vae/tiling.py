@@ -35,7 +35,8 @@ def by_images(layer: Callable[[Tensor], Tensor], x_NCHW: Tensor, growth: int = 1
         if out is None or out.shape[1:] != made.shape[1:]:
             shape = (len(x_NCHW), *made.shape[1:])
             out = torch.empty(shape, dtype=made.dtype, device=made.device, memory_format=torch.channels_last)
-        out[at : at + few] = made
+        if made.data_ptr() != out[at].data_ptr():  # a layer may have done it already
+            out[at : at + few] = made
     return cast(Tensor, out)
 
 

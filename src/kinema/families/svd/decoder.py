@@ -126,7 +126,7 @@ class VideoBlock(nn.Module):
         """``up`` comes first where the stage below ends with it. x may be overwritten where no gradient is needed."""
 
         def over_space(x: Tensor) -> Tensor:
-            return self.spatial_res_block(x if up is None else up(x))
+            return self.spatial_res_block(x if up is None else up(x), overwrite=True)
 
         x_NCHW = by_images(over_space, x_NCHW, 1 if up is None else 4, overwrite=True)
         share = self.time_mixer.temporal().to(x_NCHW.dtype)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinema.nn import winograd
 from kinema.nn.embeddings import sinusoidal
 from kinema.nn.ldm_unet import (
     Attention,
@@ -48,6 +49,13 @@ def unfold(x_BCTS: Tensor, height: int) -> Tensor:
 def over_time(conv: nn.Conv3d, x_BCTS: Tensor) -> Tensor:
     """A convolution of kernel (3, 1, 1), its weight stored as O×I×3×1×1."""
     return F.conv2d(x_BCTS, conv.weight[..., 0], conv.bias, padding=(1, 0))
+
+
+def of_strips(conv: nn.Conv3d, x_BCTS: Tensor) -> Callable[[Tensor], Tensor]:
+    """`over_time` of any strip of this map."""
+    if winograd.pays_over_time(conv, x_BCTS):
+        return winograd.over_time(conv)
+    return lambda part: over_time(conv, part)
 
 
 def conv_over_time(channels: int) -> nn.Conv3d:
@@ -99,12 +107,13 @@ class TemporalResBlock(nn.Module):
             return add_scaled_(x_BCTS, self(x_BCTS, emb_BTE), share)
         shift = None if self.time_emb_proj is None or emb_BTE is None else self._shift(emb_BTE)
         norm, parts = normed(self.norm1, [x_BCTS[..., strip] for strip in strips]), []
+        conv1, conv2 = (of_strips(conv, x_BCTS) for conv in (self.conv1, self.conv2))
         for strip in strips:
-            part = over_time(self.conv1, norm(x_BCTS[..., strip]))
+            part = conv1(norm(x_BCTS[..., strip]))
             parts.append(part if shift is None else part.add_(shift))
         norm = normed(self.norm2, parts)
         for strip, part in zip(strips, parts, strict=True):
-            x_BCTS[..., strip].addcmul_(over_time(self.conv2, norm(part)), share)
+            x_BCTS[..., strip].addcmul_(conv2(norm(part)), share)
         return x_BCTS
 
     def _shift(self, emb_BTE: Tensor) -> Tensor:
