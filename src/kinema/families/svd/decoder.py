@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kinema.families.svd.config import Config
-from kinema.families.svd.layers import Mixer, TemporalResBlock, conv_over_time, fold, over_time, unfold
+from kinema.families.svd.layers import Mixer, Scratch, TemporalResBlock, conv_over_time, fold, over_time, unfold
 from kinema.nn.ldm_unet import ResBlock, Upsample, group_norm, silu_
 from kinema.vae.kl2d import EPS, Decoder, Encoder, SpaceAttention, Stage
 from kinema.vae.precision import upcast
@@ -87,9 +87,10 @@ class TemporalDecoder(nn.Module):
         x = self.conv_in(z_NCHW.contiguous(memory_format=torch.channels_last))
         x = self.mid_block(x, frames)
         up: Upsample | None = None
+        scratch = Scratch()
         for stage in cast(Sequence[Any], self.up_blocks):
             for block in stage.resnets:
-                x, up = block(x, frames, up), None  # enlarged image by image, as the block reads them
+                x, up = block(x, frames, up, scratch), None  # enlarged image by image, as the block reads them
             up = stage.upsamplers[0] if stage.upsamplers is not None else None
         x = by_images(lambda part: self.conv_out(silu_(self.conv_norm_out(part))), x)
         return unfold(over_time(self.time_conv_out, fold(x, frames)), x.shape[2])
@@ -122,7 +123,9 @@ class VideoBlock(nn.Module):
         self.temporal_res_block = TemporalResBlock(out, None, TEMPORAL_EPS)
         self.time_mixer = Mixer(0.0, reverse=True)
 
-    def forward(self, x_NCHW: Tensor, frames: int, up: Upsample | None = None) -> Tensor:
+    def forward(
+        self, x_NCHW: Tensor, frames: int, up: Upsample | None = None, scratch: Scratch | None = None
+    ) -> Tensor:
         """``up`` comes first where the stage below ends with it. x may be overwritten where no gradient is needed."""
 
         def over_space(x: Tensor) -> Tensor:
@@ -130,7 +133,7 @@ class VideoBlock(nn.Module):
 
         x_NCHW = by_images(over_space, x_NCHW, 1 if up is None else 4, overwrite=True)
         share = self.time_mixer.temporal().to(x_NCHW.dtype)
-        return unfold(self.temporal_res_block.add_to(fold(x_NCHW, frames), share), x_NCHW.shape[2])
+        return unfold(self.temporal_res_block.add_to(fold(x_NCHW, frames), share, None, scratch), x_NCHW.shape[2])
 
 
 # --------------------------------------------------------------------------------------------- codec

@@ -96,21 +96,26 @@ class TemporalResBlock(nn.Module):
             h = add_(h, self._shift(emb_BTE))
         return over_time(self.conv2, silu_(self.norm2(h)))
 
-    def add_to(self, x_BCTS: Tensor, share: Tensor, emb_BTE: Tensor | None = None) -> Tensor:
+    def add_to(
+        self, x_BCTS: Tensor, share: Tensor, emb_BTE: Tensor | None = None, scratch: Scratch | None = None
+    ) -> Tensor:
         """``x + share * forward(x)``, in place where no gradient is recorded; then, a large map in strips.
 
         Only the norms look further than one place: with their statistics taken first, a strip of places goes
-        through every layer while it is in the cache, and one whole map is held besides x instead of three.
+        through every layer while it is in the cache, and one whole map is held besides x instead of three, in
+        ``scratch`` if blocks after one another share one.
         """
         strips = strips_of(x_BCTS)
         if len(strips) == 1 or torch.is_grad_enabled():
             return add_scaled_(x_BCTS, self(x_BCTS, emb_BTE), share)
         shift = None if self.time_emb_proj is None or emb_BTE is None else self._shift(emb_BTE)
-        norm, parts = normed(self.norm1, [x_BCTS[..., strip] for strip in strips]), []
+        norm = normed(self.norm1, [x_BCTS[..., strip] for strip in strips])
+        parts = strips_like(x_BCTS, strips, scratch or Scratch())
         conv1, conv2 = (of_strips(conv, x_BCTS) for conv in (self.conv1, self.conv2))
-        for strip in strips:
-            part = conv1(norm(x_BCTS[..., strip]))
-            parts.append(part if shift is None else part.add_(shift))
+        for strip, part in zip(strips, parts, strict=True):
+            part.copy_(conv1(norm(x_BCTS[..., strip])))
+            if shift is not None:
+                part.add_(shift)
         norm = normed(self.norm2, parts)
         for strip, part in zip(strips, parts, strict=True):
             x_BCTS[..., strip].addcmul_(conv2(norm(part)), share)
@@ -119,6 +124,28 @@ class TemporalResBlock(nn.Module):
     def _shift(self, emb_BTE: Tensor) -> Tensor:
         assert self.time_emb_proj is not None
         return self.time_emb_proj(emb_BTE).transpose(1, 2)[..., None]
+
+
+class Scratch:
+    """Memory that one block after another fills: fresh pages cost a CPU more than what is written to them."""
+
+    def __init__(self) -> None:
+        self._held = torch.empty(0)
+
+    def take(self, count: int, like: Tensor) -> Tensor:
+        """``count`` numbers, [count], of the dtype and device of ``like``; what was taken before is void."""
+        if self._held.numel() < count or self._held.dtype != like.dtype or self._held.device != like.device:
+            self._held = torch.empty(0)  # freed before more is asked for
+            self._held = like.new_empty(count)
+        return self._held[:count]
+
+
+def strips_like(x_BCTS: Tensor, strips: Sequence[slice], scratch: Scratch) -> list[Tensor]:
+    """Room for every strip of a map like x, each in one piece."""
+    b, c, frames, places = x_BCTS.shape
+    sizes = [len(range(*strip.indices(places))) for strip in strips]
+    pieces = scratch.take(x_BCTS.numel(), x_BCTS).split([b * frames * size * c for size in sizes])
+    return [piece.view(b, frames, size, c).permute(0, 3, 1, 2) for piece, size in zip(pieces, sizes, strict=True)]
 
 
 def strips_of(x_BCTS: Tensor) -> list[slice]:
