@@ -45,6 +45,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WHAT = ("step", "decode", "memory", "cold", "compiled")
 SAME = {"fp32": 1e-3, "bf16": 0.5}
 """Largest difference, in standard deviations, up to which results count as the same numbers."""
+FEW = 2
+"""Pairs of what hardly varies (memory), or has no goal (rows that both compute in bf16 arithmetic)."""
 
 
 def main() -> int:
@@ -106,7 +108,8 @@ def timed(
     made = works(DTYPES[dtype])
     for name, work in made.items():
         row = kept.row(f"{name}, {dtype}")
-        if row.lacks(options.runs):
+        runs = options.runs if "both in" not in name else min(options.runs, FEW)
+        if row.lacks(runs):
             try:
                 theirs, ours = work.theirs().float(), work.ours().float()  # also warms both, and compiles
             except torch._dynamo.exc.TorchDynamoException as error:
@@ -118,9 +121,9 @@ def timed(
                 row.note, row.theirs, row.ours = "not the same numbers: not timed", [], []
                 yield row
                 continue
-            for _ in measure.alternate(row, {"theirs": work.theirs, "ours": work.ours}, options.runs):
+            for _ in measure.alternate(row, {"theirs": work.theirs, "ours": work.ours}, runs):
                 kept.save()
-                clock.tick(row.what, 1 / len(made))
+                clock.tick(row.what, options.runs / runs / len(made))
         else:
             clock.pass_over(options.runs / len(made))
         yield row
@@ -128,9 +131,9 @@ def timed(
 
 def peaks(pair: Pair, dtype: str, kept: Kept, options: argparse.Namespace, clock: Clock) -> Row:
     """Peak extra memory of one decoding, each in a process of its own."""
-    row = kept.row(f"decode, peak extra memory, {dtype}", unit="bytes")
-    clock.pass_over(min(len(row.ours), options.runs))
-    while row.lacks(options.runs):
+    row, runs = kept.row(f"decode, peak extra memory, {dtype}", unit="bytes"), min(options.runs, FEW)
+    clock.pass_over(min(len(row.ours), runs) * options.runs / runs)
+    while row.lacks(runs):
         told = {}
         for side in ("theirs", "ours"):
             words = ["--family", pair.name, "--memory-of", f"{side},{dtype}", "--threads", str(options.threads)]
