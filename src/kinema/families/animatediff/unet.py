@@ -163,9 +163,11 @@ def run_mid(level: Level, x_NCHW: Tensor, told: Told) -> Tensor:
 class ClipResBlock(ResBlock):
     """A residual block whose norms see all ``frames`` of a clip together (v1, HotShot-XL); each image without."""
 
-    def forward(self, x_NCHW: Tensor, emb_BE: Tensor | None = None, frames: int | None = None) -> Tensor:
+    def forward(
+        self, x_NCHW: Tensor, emb_BE: Tensor | None = None, frames: int | None = None, *, overwrite: bool = False
+    ) -> Tensor:
         if frames is None:
-            return super().forward(x_NCHW, emb_BE)
+            return super().forward(x_NCHW, emb_BE, overwrite=overwrite)
         h = after_silu(self.conv1, norm_over_clip(self.norm1, x_NCHW, frames))
         if self.time_emb_proj is not None and emb_BE is not None:
             h = add_(h, self.time_emb_proj(emb_BE).repeat_interleave(frames, dim=0)[:, :, None, None])
