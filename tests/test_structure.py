@@ -105,6 +105,7 @@ def test_every_shared_block_has_two_users():
 
 def test_registry_names_resolve_only_downward_or_into_families():
     assert all(target.startswith("kinema.families.") for target in registry.FAMILIES.values())
+    assert set(registry.PIPELINES.values()) <= set(registry.FAMILIES)
 
 
 def test_embedded_weights_ship_in_the_package():

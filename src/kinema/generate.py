@@ -69,7 +69,6 @@ def generate(
     weights are read.
     """
     request, whole, canvas = prepared(system, request, on_event)
-    weights = system.weights.hashing  # begun before the work, and beside it
     asked = request.shape.frames
     in_blocks = honour(system, request, canvas) == "continuation" or rolls_out(system, whole)
     plan = planned(system, whole, canvas)
@@ -77,30 +76,32 @@ def generate(
         on_event(Note(reason))
     request, whole = plan.applied(request), plan.applied(whole)
     made_by = recipe(system, request, noise)  # inputs are hashed before the work, as they are now
+    made_by["halves_at_once"] = plan.at_once
     draws = system.noise(request)
     shape = system.latent_shape(whole).bcthw
     if noise is not None and tuple(noise.shape) != shape:
         raise BadRequest(f"noise has shape {tuple(noise.shape)}; {system.name} expects {shape} for this request")
+    if in_blocks and output == "latents":
+        raise BadRequest("a clip made in blocks has no latents of its own; ask for a window or fewer frames")
     on_event(Phase("load", system.name))
+    system.weights.begin_hash()  # beside the building of the network
     place(system, plan)
+    made_by["weights"] = system.weights.hash
     with torch.no_grad():
         if in_blocks:
-            if output == "latents":
-                raise BadRequest("a clip made in blocks has no latents of its own; ask for a window or fewer frames")
             video = roll_out(system, whole, canvas, noise, draws, on_event)
         else:
             noise = draws.normal(shape[1:]) if noise is None else noise
             z = sample(system, whole, canvas, noise, draws, on_event=on_event)
             if output == "latents":
-                return Clip(z, cast(float, request.fps), made_by | {"weights": weights.result()})
+                return Clip(z, cast(float, request.fps), made_by)
             on_event(Phase("decode"))
             video = system.decode(z, whole)
             video = match_colours(video, canvas, request.colours)
     video = torch.lerp(video, canvas.video, canvas.mask.expand_as(video))  # what was given stays, to the bit
     video = video[:, :, -asked:] if request.backward else video[:, :, :asked]
     on_event(Memory(_peak_bytes()))
-    made_by |= {"weights": weights.result(), "frames_hash": frames_hash(video)}
-    return Clip(video, cast(float, request.fps), made_by)
+    return Clip(video, cast(float, request.fps), made_by | {"frames_hash": frames_hash(video)})
 
 
 def prepared(system: System, request: Request, on_event: OnEvent = ignore) -> tuple[Request, Request, Canvas]:
@@ -452,7 +453,7 @@ _INPUTS = ("image", "last_image", "video", "mask")
 def recipe(system: System, request: Request, noise: Tensor | None = None) -> dict[str, Any]:
     """What `kinema replay` needs to make the clip again, and to say whether it is the same to the bit.
 
-    Without two hashes that `generate` adds: that of the weights, which is made meanwhile, and that of the clip.
+    Without what `generate` adds: the hashes of the weights and of the clip, and whether halves of guidance ran at once.
     """
     told: dict[str, Any] = {
         "kinema": __version__,

@@ -274,6 +274,9 @@ class Added:
         return self.source.hash(self.parts)
 
 
+_HASHING = "_hashing"
+
+
 @dataclass(frozen=True)
 class Weights:
     """Where a model's numbers come from: a file or folder, or a seed for an untrained model."""
@@ -296,17 +299,17 @@ class Weights:
             raise RuntimeError("an untrained model has no file")
         return Source(self.path, self.variant, self.model)
 
-    @property
-    def hash(self) -> str:
-        return self.hashing.result()
-
     @cached_property
-    def hashing(self) -> Future[str]:
-        """The hash, made beside what else is done once it is asked for: 500 MB take half a second."""
-        with_one = ThreadPoolExecutor(1, "hash of weights")
-        begun = with_one.submit(self._hash)
-        with_one.shutdown(wait=False)
-        return begun
+    def hash(self) -> str:
+        begun: Future[str] | None = vars(self).pop(_HASHING, None)
+        return self._hash() if begun is None else begun.result()
+
+    def begin_hash(self) -> None:
+        """Hash the files beside what is done until `hash` is asked for: 500 MB take half a second."""
+        if "hash" not in vars(self) and _HASHING not in vars(self):
+            with_one = ThreadPoolExecutor(1, "hash of weights")
+            vars(self)[_HASHING] = with_one.submit(self._hash)
+            with_one.shutdown(wait=False)
 
     def _hash(self) -> str:
         own = f"seed:{self.seed}" if self.path is None else self.source.hash(self.parts)

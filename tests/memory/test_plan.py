@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -16,8 +17,9 @@ from kinema.families.svd.config import POCKET as SVD_POCKET
 from kinema.families.svd.config import TINY
 from kinema.generate import generate, load, planned, prepared
 from kinema.memory import free
+from kinema.memory.placing import place, roomy
 from kinema.memory.plan import SHARE, Needs, Plan, TooLarge, choose
-from kinema.schema import BadRequest, Note, Request
+from kinema.schema import BadRequest, Note, Request, Step
 from kinema.system import Added, MemoryOptions, System, Weights
 
 ASK = {"prompt": "a red ball rolls right", "seed": 5, "steps": 2}
@@ -107,6 +109,34 @@ def test_every_family_can_be_asked_what_a_request_needs(name, tmp_path):
     assert needs.bytes(Plan("none")) <= needs.at_most
 
 
+def test_halves_of_guidance_run_at_once_only_where_both_have_room(svd):
+    model = load(svd)
+    needs = needs_of(model.system)
+    both = needs.at_most + needs.step_most
+    for budget, at_once in ((both + 1, True), (both, False), (needs.at_most, False), (None, True)):
+        plan = choose(within(model.system, budget), needs.request, needs.canvas)
+        assert plan.at_once == at_once, budget
+        place(model.system, plan)
+        assert roomy(model.system) == at_once
+    made = [load(svd, memory=told).run(Request(**ASK)) for told in (None, both)]
+    assert [clip.recipe["halves_at_once"] for clip in made] == [True, False]
+    assert torch.allclose(made[0].video, made[1].video, atol=1e-5)
+
+
+def test_weights_that_are_gone_are_told_before_the_clip_is_made(svd, tmp_path):
+    path = tmp_path / "gone.safetensors"
+    shutil.copy(svd, path)
+    model = load(path)
+    place(model.system, Plan())
+    path.rename(tmp_path / "back.safetensors")
+    seen = []
+    with pytest.raises(BadRequest, match="gone"):
+        model.run(Request(**ASK), on_event=seen.append)
+    assert not [event for event in seen if isinstance(event, Step)]
+    (tmp_path / "back.safetensors").rename(path)
+    assert model.run(Request(**ASK)).recipe["weights"] == model.system.weights.hash  # the failure is not kept
+
+
 def test_a_step_held_by_reconstruction_needs_more():
     system = load("svd", preset="tiny").system
     plain = needs_of(system)
@@ -126,7 +156,7 @@ def test_the_gradient_of_reconstruction_keeps_the_weights_that_came(svd):
 
 def test_with_plenty_of_room_nothing_is_rehearsed(svd):
     plan = chosen(load(svd).system, 2**40)
-    assert plan == Plan(budget=2**40)
+    assert plan == Plan(budget=2**40, at_once=True)
 
 
 def test_weights_that_are_here_already_are_not_asked_for_twice(monkeypatch):

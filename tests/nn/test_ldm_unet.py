@@ -60,6 +60,10 @@ def test_feed_forward_in_parts_asks_layers_that_are_not_plain_for_what_they_give
     layer, x = ldm_unet.FeedForward(16), torch.randn(40, 16)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
+    with torch.no_grad():
+        hook = layer.net[0].register_forward_hook(lambda _layer, _given, made: torch.zeros_like(made))
+        assert torch.allclose(layer(x), layer.net[2].bias.expand(40, -1))
+        hook.remove()
     layer.net[2] = torch.nn.Sequential(layer.net[2], torch.nn.Tanh())
     with torch.no_grad():
         assert layer(x).abs().max() <= 1

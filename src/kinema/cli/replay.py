@@ -56,6 +56,10 @@ def replay(words: Sequence[str]) -> int:
             show(Note(note))
         clip = model.run(request, on_event=show)
         same = clip.recipe.get("frames_hash") == recipe.get("frames_hash")
+        at_once = recipe.get("halves_at_once", False)
+        if not same and clip.recipe.get("halves_at_once") != at_once:
+            then = "at the same time, in more memory," if at_once else "one after the other"
+            show(Note(f"both halves of guidance ran {then} then, which can change the last bits"))
         show(Phase("write"))
         paths = output.save(clip)
         if isinstance(show, JsonLines):

@@ -7,8 +7,9 @@ Shapes: z, x0 and given BCTHW; mask B1THW (or broadcastable), 1 where the video 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -85,17 +86,21 @@ def both(first: Callable[[], Tensor], second: Callable[[], Tensor]) -> tuple[Ten
     if threads % 2 or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return first(), second()
     quiet = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
+    later: Future[Tensor] = Future()
 
-    def aside() -> Tensor:
-        torch.set_num_threads(threads // 2)  # each thread has a number of its own
-        with quiet():
-            return second()
+    def aside() -> None:
+        torch.set_num_threads(threads // 2)  # a thread that has computed before keeps its own number
+        try:
+            with quiet():
+                later.set_result(second())
+        except BaseException as error:  # the caller's to see
+            later.set_exception(error)
 
     try:
         torch.set_num_threads(threads // 2)
-        with ThreadPoolExecutor(1, "guidance") as one:
-            later = one.submit(aside)
-            return first(), later.result()
+        # Nobody waits for it when the first half is interrupted: a step of a large model takes minutes.
+        threading.Thread(target=aside, name="guidance", daemon=True).start()
+        return first(), later.result()
     finally:
         torch.set_num_threads(threads)
 

@@ -14,8 +14,8 @@ from kinema.memory.turns import Read, Turns
 from kinema.nn.ldm_unet import chunk_feed_forward
 from kinema.system import System
 
-_TURNS, _CHANGED, _TIGHT = "_kinema_turns", "_kinema_changed", "_kinema_tight"
-"""Where a network keeps its own `Turns`, the names of its weights that are in no file, and whether memory is short."""
+_TURNS, _CHANGED, _AT_ONCE = "_kinema_turns", "_kinema_changed", "_kinema_at_once"
+"""Where a network keeps its own `Turns`, the names of its weights that are in no file, and `Plan.at_once`."""
 
 
 @runtime_checkable
@@ -50,13 +50,13 @@ def place(system: System, plan: Plan) -> None:
             turning.begin(plan.offload, lambda name, told: system.loras.merged(name, told, system.dtype))
             turning.state = state
     chunk_feed_forward(system.model, plan.tokens)
-    vars(system.model)[_TIGHT] = plan.need is not None
+    vars(system.model)[_AT_ONCE] = plan.at_once
 
 
 def roomy(system: System) -> bool:
-    """Whether both halves of guidance may be in memory at the same time: on a CPU, where nothing had to be counted."""
+    """Whether both halves of guidance may be in memory at once: as the last plan had it; without one, on a CPU."""
     model = cast("nn.Module | None", vars(system).get("model"))
-    return system.device.type == "cpu" and not (model is not None and vars(model).get(_TIGHT, False))
+    return system.device.type == "cpu" and (model is None or vars(model).get(_AT_ONCE, True))
 
 
 def resting(system: System, model: nn.Module) -> Read:

@@ -53,6 +53,8 @@ class Plan:
     need: int | None = None
     budget: int = 0
     reasons: tuple[str, ...] = ()
+    at_once: bool = False
+    """Whether both halves of guidance may be in memory at the same time (on a CPU): where there is plenty of room."""
 
     def applied(self, request: Request) -> Request:
         """The request with the decoding that was chosen, which belongs to its recipe."""
@@ -72,7 +74,7 @@ def choose(system: System, request: Request, canvas: Canvas) -> Plan:
     budget = told.budget or room(system)
     needs = Needs(system, request, canvas)
     if told.offload in ("auto", "none") and told.tokens is None and needs.at_most < budget:
-        return Plan(budget=budget)
+        return Plan(budget=budget, at_once=system.device.type == "cpu" and needs.at_most + needs.step_most < budget)
     if told.tokens is not None and not needs.has_feed_forward:
         raise BadRequest(f"{system.name} has no feed-forward layers that work on some of the tokens at a time")
     if told.offload not in ("auto", *needs.levels):
@@ -215,8 +217,12 @@ class Needs:
         else:
             paths = [told.path, *(added.source.path for added in told.added)]
             weights = 2 * sum(_size(path) for path in paths)
-        latents = math.prod(self.system.latent_shape(self.request).bcthw)
-        return weights + 4 * (STEP_MOST * latents + DECODE_MOST * 3 * self.request.pixels)
+        return weights + self.step_most + 4 * DECODE_MOST * 3 * self.request.pixels
+
+    @property
+    def step_most(self) -> int:
+        """More than one half of a step can take beyond the weights."""
+        return 4 * STEP_MOST * math.prod(self.system.latent_shape(self.request).bcthw)
 
     @property
     def has_feed_forward(self) -> bool:

@@ -173,7 +173,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Queries are scaled already. The softmax of few keys takes half the time along an axis that is not the last."""
+    """Queries are scaled already. Along an axis but the last, the softmax of up to 14 keys takes half the time."""
     if k.shape[-2] > SHORT:
         return torch.matmul(torch.matmul(q, k.transpose(-1, -2)).softmax(-1), v)
     weight_LS = torch.matmul(k, q.transpose(-1, -2)).softmax(-2)
@@ -252,8 +252,10 @@ class FeedForward(nn.Module):
 
     def _plain(self, dtype: torch.dtype) -> bool:
         """Whether both layers are no more than their weights, in the tokens' own precision."""
+        if torch.is_autocast_enabled("cpu") or type(self.net[0]) is not GEGLU or self.net[0]._forward_hooks:
+            return False
         layers = (self.net[0].proj, self.net[2])
-        return not torch.is_autocast_enabled("cpu") and all(
+        return all(
             type(layer) is nn.Linear and not layer._forward_hooks and layer.weight.dtype == dtype for layer in layers
         )
 

@@ -57,7 +57,11 @@ def _large(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> bool:
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return False
     places = x.shape[0] * x.shape[2] * x.shape[3]
-    return min(conv.in_channels, conv.out_channels) >= LEAST_CHANNELS and places >= LEAST_PLACES
+    return (
+        not conv._forward_hooks
+        and min(conv.in_channels, conv.out_channels) >= LEAST_CHANNELS
+        and places >= LEAST_PLACES
+    )
 
 
 def convolve(conv: nn.Conv2d, x_NCHW: Tensor, *, silu: bool = False) -> Tensor:
@@ -170,14 +174,14 @@ def matrices() -> tuple[Tensor, Tensor, Tensor]:
     the transposed inverse of the powers up to the fifth. The scale of a point's row may lie in B or in G: it is
     shared so that B's rows are those of polynomials with leading coefficient 1, as in Lavin and Gray.
     """
-    points = torch.tensor(POINTS, dtype=torch.float64)
+    points = torch.tensor(POINTS, dtype=torch.float64, device="cpu")
 
     def powers(count: int) -> Tensor:
-        last = torch.zeros(1, count, dtype=torch.float64)
+        last = points.new_zeros(1, count)
         last[0, -1] = 1
-        return torch.cat([points[:, None] ** torch.arange(count), last])
+        return torch.cat([points[:, None] ** torch.arange(count, device="cpu"), last])
 
-    apart = points[:, None] - points + torch.eye(len(points), dtype=torch.float64)
-    scale = torch.cat([apart.prod(1), torch.ones(1, dtype=torch.float64)])[:, None]
+    apart = points[:, None] - points + torch.eye(len(points)).to(points)
+    scale = torch.cat([apart.prod(1), points.new_ones(1)])[:, None]
     into = torch.linalg.inv(powers(WIDE)).T * scale
     return into.float(), (powers(KERNEL) / scale).float(), powers(TILE).T.contiguous().float()
