@@ -8,7 +8,6 @@ Letters: N rows of tokens, L tokens of a row, C width, P width of the pooled emb
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.checkpoints import hub
+from kinema.checkpoints.source import read_json
 from kinema.conditioning.pocket import PocketTokenizer
 from kinema.schema import BadRequest
 
@@ -188,9 +188,9 @@ class ClipTokenizer:
         (vocab, lines), (whole,) = VOCABULARIES
         if (self.folder / vocab).is_file() and (self.folder / lines).is_file():
             told = (self.folder / lines).read_text(encoding="utf-8").splitlines()
-            vocabulary, pairs = _json(self.folder / vocab), [x for x in told if x and not x.startswith("#version")]
+            vocabulary, pairs = read_json(self.folder / vocab), [x for x in told if x and not x.startswith("#version")]
         else:
-            model = _json(self.folder / whole)["model"]
+            model = read_json(self.folder / whole)["model"]
             vocabulary, pairs = model["vocab"], model["merges"]
         merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in pairs]
         return vocabulary, cast(list[tuple[str, str]], merges)
@@ -205,10 +205,6 @@ class ClipTokenizer:
 
     def tokens(self, text: str) -> list[int]:
         return list(self._theirs.encode(text, add_special_tokens=False).ids)
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

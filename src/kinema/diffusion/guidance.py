@@ -96,12 +96,13 @@ def both(first: Callable[[], Tensor], second: Callable[[], Tensor]) -> tuple[Ten
         except BaseException as error:  # the caller's to see
             later.set_exception(error)
 
+    other = threading.Thread(target=aside, name="guidance")
     try:
         torch.set_num_threads(threads // 2)
-        # Nobody waits for it when the first half is interrupted: a step of a large model takes minutes.
-        threading.Thread(target=aside, name="guidance", daemon=True).start()
+        other.start()
         return first(), later.result()
     finally:
+        other.join()  # also when interrupted: a process that ends while a thread computes is aborted
         torch.set_num_threads(threads)
 
 

@@ -95,6 +95,9 @@ class ResBlock(nn.Module):
             shift_NC = shift_NC.repeat_interleave(len(h) // len(shift_NC), dim=0)
             h = add_(h, shift_NC[:, :, None, None])
         h = after_silu(self.conv2, self.norm2(h))
+        return self.added(x_NCHW, h, overwrite)
+
+    def added(self, x_NCHW: Tensor, h: Tensor, overwrite: bool) -> Tensor:
         if overwrite and self.conv_shortcut is None and not (h.requires_grad or x_NCHW.requires_grad):
             return x_NCHW.add_(h)
         return add_(h, x_NCHW if self.conv_shortcut is None else self.conv_shortcut(x_NCHW))

@@ -172,7 +172,7 @@ class ClipResBlock(ResBlock):
         if self.time_emb_proj is not None and emb_BE is not None:
             h = add_(h, self.time_emb_proj(emb_BE).repeat_interleave(frames, dim=0)[:, :, None, None])
         h = after_silu(self.conv2, norm_over_clip(self.norm2, h, frames))
-        return add_(h, x_NCHW if self.conv_shortcut is None else self.conv_shortcut(x_NCHW))
+        return self.added(x_NCHW, h, overwrite)
 
 
 class Level(nn.Module):
