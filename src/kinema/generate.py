@@ -84,9 +84,8 @@ def generate(
     if in_blocks and output == "latents":
         raise BadRequest("a clip made in blocks has no latents of its own; ask for a window or fewer frames")
     on_event(Phase("load", system.name))
-    system.weights.begin_hash()  # beside the building of the network
+    system.weights.begin_hash()  # beside the work; files that are gone are told now
     place(system, plan)
-    made_by["weights"] = system.weights.hash
     with torch.no_grad():
         if in_blocks:
             video = roll_out(system, whole, canvas, noise, draws, on_event)
@@ -94,14 +93,15 @@ def generate(
             noise = draws.normal(shape[1:]) if noise is None else noise
             z = sample(system, whole, canvas, noise, draws, on_event=on_event)
             if output == "latents":
-                return Clip(z, cast(float, request.fps), made_by)
+                return Clip(z, cast(float, request.fps), made_by | {"weights": system.weights.hash})
             on_event(Phase("decode"))
             video = system.decode(z, whole)
             video = match_colours(video, canvas, request.colours)
     video = torch.lerp(video, canvas.video, canvas.mask.expand_as(video))  # what was given stays, to the bit
     video = video[:, :, -asked:] if request.backward else video[:, :, :asked]
     on_event(Memory(_peak_bytes()))
-    return Clip(video, cast(float, request.fps), made_by | {"frames_hash": frames_hash(video)})
+    made_by |= {"weights": system.weights.hash, "frames_hash": frames_hash(video)}
+    return Clip(video, cast(float, request.fps), made_by)
 
 
 def prepared(system: System, request: Request, on_event: OnEvent = ignore) -> tuple[Request, Request, Canvas]:

@@ -305,8 +305,15 @@ class Weights:
         return self._hash() if begun is None else begun.result()
 
     def begin_hash(self) -> None:
-        """Hash the files beside what is done until `hash` is asked for: 500 MB take half a second."""
+        """Hash the files beside what is done until `hash` is asked for: 500 MB take half a second.
+
+        Raises BadRequest where files are gone.
+        """
         if "hash" not in vars(self) and _HASHING not in vars(self):
+            if self.path is not None:
+                self.source.files(self.parts)
+            for each in self.added:
+                each.source.files(each.parts)
             with_one = ThreadPoolExecutor(1, "hash of weights")
             vars(self)[_HASHING] = with_one.submit(self._hash)
             with_one.shutdown(wait=False)

@@ -50,7 +50,32 @@ def test_feed_forward_in_parts_gives_what_it_gives_at_once(chunk, dtype, monkeyp
         made = layer(x)
     at_once = layer.net[2](layer.net[0](x))
     assert torch.equal(x, before)
-    assert torch.allclose(made, at_once, atol=1e-6 if dtype == torch.float32 else 0.01)
+    near = 1e-6 if dtype == torch.float32 else 0.01
+    assert torch.allclose(made, at_once, atol=near)
+
+
+@pytest.mark.parametrize("kind", ["plain", "strided", "autocast", "gradient"])
+def test_feed_forward_onto_its_residual_is_their_sum(kind, monkeypatch):
+    """In the residual's place where that can be; where a gradient is recorded, or it is no one block, as a sum."""
+    monkeypatch.setattr(ldm_unet, "CACHED", 8 * 16 * 7)
+    torch.manual_seed(0)
+    layer, x, residual = ldm_unet.FeedForward(16), torch.randn(2, 3, 6, 16), torch.randn(2, 3, 6, 16)
+    expected = residual.double() + layer.double()(x.double())
+    layer.float()
+    if kind == "strided":
+        residual = residual.transpose(1, 2).contiguous().transpose(1, 2)
+    if kind == "gradient":
+        residual.requires_grad_(True)
+        made = layer(x, onto=residual)
+        made.sum().backward()
+        assert torch.equal(residual.grad, torch.ones_like(residual))
+        assert layer.net[2].bias.grad.eq(36).all()
+    else:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+            made = layer(x, onto=residual)
+        assert made.data_ptr() == residual.data_ptr()
+    assert made.dtype == torch.float32
+    assert torch.allclose(made.double(), expected, atol=0.02 if kind == "autocast" else 1e-6)
 
 
 def test_feed_forward_in_parts_asks_layers_that_are_not_plain_for_what_they_give(monkeypatch):

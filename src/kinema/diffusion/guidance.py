@@ -102,7 +102,8 @@ def both(first: Callable[[], Tensor], second: Callable[[], Tensor]) -> tuple[Ten
         other.start()
         return first(), later.result()
     finally:
-        other.join()  # also when interrupted: a process that ends while a thread computes is aborted
+        if other.is_alive():  # not where an interrupt came while it was started: that one is waited for at exit
+            other.join()  # also when interrupted: a process that ends while a thread computes is aborted
         torch.set_num_threads(threads)
 
 

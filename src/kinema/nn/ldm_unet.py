@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from kinema.nn.winograd import after_silu
 
 GROUPS = 32
-CACHED = 2**19
-"""Numbers of a layer's widest map that a CPU keeps near: feed-forward layers take so many at a time."""
+CACHED = 2**18
+"""Numbers of a layer's widest map that a CPU's core keeps near: feed-forward layers take so many a thread."""
 SHORT, WORDS, WEIGHTS, FEWEST = 64, 80, 2**19, 256
 """Sequences up to SHORT are attended to as plain batched products on a CPU; those up to WORDS, a prompt's row, with
 so many weights at a time, unless that would be few queries of many heads."""
@@ -240,18 +240,24 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
         self.chunk: int | None = None
 
-    def forward(self, x_etc_C: Tensor) -> Tensor:
+    def forward(self, x_etc_C: Tensor, onto: Tensor | None = None) -> Tensor:
+        """With ``onto``, of x's shape, the sum with it, in its place where no gradient is recorded."""
         width, rows = x_etc_C.shape[-1], x_etc_C.numel() // x_etc_C.shape[-1]
         sampling = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         chunk = self.chunk
         if chunk is None and x_etc_C.is_cpu and sampling:
-            chunk = max(1, CACHED // (8 * width))
-        if chunk is None or chunk >= rows:
-            return self.net[2](self.net[0](x_etc_C))
-        x_RC = x_etc_C.reshape(rows, width)
+            chunk = max(1, CACHED * torch.get_num_threads() // (8 * width))
         if x_etc_C.is_cpu and sampling and self._plain(x_etc_C.dtype):
-            return self._into(torch.empty_like(x_RC), x_RC, chunk).view_as(x_etc_C)
-        return torch.cat([self.net[2](self.net[0](part)) for part in x_RC.split(chunk)]).view_as(x_etc_C)
+            out_etc_C = torch.zeros_like(x_etc_C) if onto is None else onto
+            if out_etc_C.is_contiguous() and out_etc_C.dtype == x_etc_C.dtype and not out_etc_C.requires_grad:
+                self._add_to(out_etc_C.view(rows, width), x_etc_C.reshape(rows, width), min(chunk or rows, rows))
+                return out_etc_C
+        if chunk is None or chunk >= rows:
+            made = self.net[2](self.net[0](x_etc_C))
+        else:
+            parts = x_etc_C.reshape(rows, width).split(chunk)
+            made = torch.cat([self.net[2](self.net[0](part)) for part in parts]).view_as(x_etc_C)
+        return made if onto is None else add_(onto, made)
 
     def _plain(self, dtype: torch.dtype) -> bool:
         """Whether both layers are no more than their weights, in the tokens' own precision."""
@@ -262,15 +268,18 @@ class FeedForward(nn.Module):
             type(layer) is nn.Linear and not layer._forward_hooks and layer.weight.dtype == dtype for layer in layers
         )
 
-    def _into(self, out_RC: Tensor, x_RC: Tensor, chunk: int) -> Tensor:
-        """The same, every part in the memory of the one before: fresh pages cost a CPU more than what is computed."""
+    def _add_to(self, out_RC: Tensor, x_RC: Tensor, chunk: int) -> None:
+        """The same, every part in the memory of the one before: fresh pages cost a CPU more than what is computed.
+
+        A bias given to ``addmm`` is first copied over the whole result, so it is added here while the part is near.
+        """
         wide, back = cast(nn.Linear, self.net[0].proj), cast(nn.Linear, self.net[2])
+        bias_value, bias_gate = wide.bias.chunk(2)
         hidden = x_RC.new_empty(chunk, wide.out_features)
         for x, out in zip(x_RC.split(chunk), out_RC.split(chunk), strict=True):
-            h = torch.addmm(wide.bias, x, wide.weight.T, out=hidden[: len(x)])
-            value, gate = h.chunk(2, dim=-1)
-            torch.addmm(back.bias, torch.ops.aten.gelu_(gate).mul_(value), back.weight.T, out=out)
-        return out_RC
+            value, gate = torch.mm(x, wide.weight.T, out=hidden[: len(x)]).chunk(2, dim=-1)
+            gate = torch.ops.aten.gelu_(gate.add_(bias_gate)).mul_(value.add_(bias_value))
+            out.addmm_(gate, back.weight.T).add_(back.bias)
 
 
 def chunk_feed_forward(model: nn.Module, chunk: int | None) -> None:
@@ -305,7 +314,7 @@ class TransformerBlock(nn.Module):
         else:
             x_BTSC = add_(x_BTSC, self.attn2(self.norm2(x_BTSC).flatten(1, 2), context_BLC).view_as(x_BTSC))
         x_NSC = x_BTSC.flatten(0, 1)
-        return add_(x_NSC, self.ff(self.norm3(x_NSC)))
+        return self.ff(self.norm3(x_NSC), onto=x_NSC)
 
 
 def channels_last(model: nn.Module) -> None:

@@ -55,7 +55,7 @@ class PictureBlock(TransformerBlock):
         """x may be overwritten where no gradient is needed."""
         x_NSC = add_(x_NSC, self.attn1(self.norm1(x_NSC)))
         x_NSC = add_(x_NSC, self.attn2(self.norm2(x_NSC), context_RLC, pictures))
-        return add_(x_NSC, self.ff(self.norm3(x_NSC)))
+        return self.ff(self.norm3(x_NSC), onto=x_NSC)
 
 
 class PictureAttention(Attention):

@@ -125,7 +125,7 @@ class MotionBlock(nn.Module):
     def forward(self, x_BTSC: Tensor, scale_TS: Tensor | None = None, views: Sequence[View] = ()) -> Tensor:
         """x may be overwritten where no gradient is needed; scale is [T or 1, S or 1]."""
         x = self._in_views(x_BTSC, scale_TS, views) if views else self._attend(x_BTSC, scale_TS)
-        return add_(x, self.ff(self.norm3(x)))
+        return self.ff(self.norm3(x), onto=x)
 
     def _attend(self, x_BTSC: Tensor, scale_TS: Tensor | None) -> Tensor:
         position_T1C = self.pos_embed(x_BTSC.shape[1])[:, None]

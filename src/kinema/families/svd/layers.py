@@ -229,13 +229,13 @@ class TemporalBlock(nn.Module):
 
     def forward(self, x_BTSC: Tensor, context_BLC: Tensor) -> Tensor:
         """x may be overwritten where no gradient is needed."""
-        x = add_(x_BTSC, self.ff_in(self.norm_in(x_BTSC)))
+        x = self.ff_in(self.norm_in(x_BTSC), onto=x_BTSC)
         x = add_(x, self.attn1.over_time(self.norm1(x)))
         if context_BLC.shape[1] == 1:
             x = add_(x, self.attn2.of_one(context_BLC)[:, None])
         else:
             x = add_(x, self.attn2(self.norm2(x).flatten(1, 2), context_BLC).view_as(x))
-        return add_(x, self.ff(self.norm3(x)))
+        return self.ff(self.norm3(x), onto=x)
 
 
 class VideoTransformer(nn.Module):
