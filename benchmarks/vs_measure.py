@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kinema import heap
+
 Sides = dict[str, Callable[[], Any]]
 
 
@@ -126,11 +128,12 @@ def peak_extra(call: Callable[[], Any]) -> int | None:
         line = next(line for line in status.read_text().splitlines() if line.startswith(name))
         return int(line.split()[1]) * 1024
 
+    heap.give_back()  # what building the networks left free is neither side's
+    before = told("VmRSS")
     try:
         clear.write_text("5")  # sets the mark to what is held now
     except OSError:
         return None
-    before = told("VmRSS")
     call()
     return told("VmHWM") - before
 

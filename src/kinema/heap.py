@@ -1,9 +1,10 @@
-"""Memory that a step on the CPU frees is kept for the next one."""
+"""What the CPU's allocator does with memory that is freed: kept for the next step, or given back."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from typing import Any
 
 # <malloc.h> of glibc
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
@@ -20,10 +21,22 @@ def keep() -> bool:
     allocates what the one before did, so the process grows no further than its largest step.
     Does nothing where the C library is another.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _of_glibc("mallopt")
     if mallopt is None:
         return False
     told = [mallopt(option, value) for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _PAD))]
     return all(told)
+
+
+def give_back() -> bool:
+    """Have glibc return to the system what is free in its heap; whether there was any.
+
+    Blocks below 32 MiB that are freed stay with the process, in pieces that no larger block fits into: before maps
+    of another size are made, they may be a third of what it holds. Does nothing where the C library is another.
+    """
+    trim = _of_glibc("malloc_trim")
+    return trim is not None and bool(trim(ctypes.c_size_t(0)))
+
+
+def _of_glibc(name: str) -> Any:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None

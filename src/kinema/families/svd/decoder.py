@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from kinema import heap
 from kinema.families.svd.config import Config
 from kinema.families.svd.layers import Mixer, Scratch, TemporalResBlock, conv_over_time, fold, over_time, unfold
 from kinema.nn.ldm_unet import ResBlock, Upsample, group_norm, silu_
@@ -87,8 +88,10 @@ class TemporalDecoder(nn.Module):
         x = self.conv_in(z_NCHW.contiguous(memory_format=torch.channels_last))
         x = self.mid_block(x, frames)
         up: Upsample | None = None
-        scratch = Scratch()
         for stage in cast(Sequence[Any], self.up_blocks):
+            scratch = Scratch()  # one a stage: the smaller map's is given back before larger ones are made
+            if x.is_cpu:
+                heap.give_back()
             for block in stage.resnets:
                 x, up = block(x, frames, up, scratch), None  # enlarged image by image, as the block reads them
             up = stage.upsamplers[0] if stage.upsamplers is not None else None
