@@ -309,6 +309,9 @@ class Weights:
 
         Raises BadRequest where files are gone.
         """
+        begun: Future[str] | None = vars(self).get(_HASHING)
+        if begun is not None and begun.done() and begun.exception():  # of a run that was broken off
+            del vars(self)[_HASHING]
         if "hash" not in vars(self) and _HASHING not in vars(self):
             if self.path is not None:
                 self.source.files(self.parts)

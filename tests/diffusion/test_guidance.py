@@ -98,6 +98,20 @@ def test_both_halves_run_at_the_same_time_each_on_half_of_the_threads():
 
 
 @pytest.mark.usefixtures("two_threads")
+def test_an_interrupt_while_the_other_half_is_started_is_an_interrupt(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+
+    def interrupted(_thread):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+        ClassifierFree(cond, null, 3.0, at_once=True)(Z, LEVEL_2)
+    assert told == [1, 2]
+
+
 def test_halves_at_once_keep_the_callers_threads_when_one_fails_and_gradients_are_recorded():
     def broken(z, level):
         raise ValueError("no such half")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import wait
 from dataclasses import replace
 
 import pytest
@@ -135,6 +136,17 @@ def test_weights_that_are_gone_are_told_before_the_clip_is_made(svd, tmp_path):
     assert not [event for event in seen if isinstance(event, Step)]
     (tmp_path / "back.safetensors").rename(path)
     assert model.run(Request(**ASK)).recipe["weights"] == model.system.weights.hash  # the failure is not kept
+
+
+def test_weights_that_could_not_be_read_once_are_read_again(svd, monkeypatch):
+    """A hash that failed beside a run that was broken off is not the next run's."""
+    weights = load(svd).system.weights
+    with monkeypatch.context() as broken:
+        broken.setattr(Weights, "_hash", lambda _self: (_ for _ in ()).throw(OSError("input/output error")))
+        weights.begin_hash()
+        wait([vars(weights)["_hashing"]])
+    weights.begin_hash()
+    assert weights.hash.startswith("sha256")
 
 
 def test_a_step_held_by_reconstruction_needs_more():

@@ -38,29 +38,58 @@ def test_frames_share_the_keys_and_values_of_their_clip():
     assert (made - apart).abs().max() <= 1e-12
 
 
-@pytest.mark.parametrize("chunk", [None, 5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_feed_forward_in_parts_gives_what_it_gives_at_once(chunk, dtype, monkeypatch):
+def small_parts(monkeypatch) -> list[int]:
+    """Seven rows of 16 channels are as many as a core keeps near; the rows of each part that is added by itself."""
     monkeypatch.setattr(ldm_unet, "CACHED", 8 * 16 * 7)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    parts: list[int] = []
+    add_to = ldm_unet.FeedForward._add_to
+
+    def counted(self, out_RC, x_RC, chunk):
+        parts.extend(len(part) for part in x_RC.split(chunk))
+        add_to(self, out_RC, x_RC, chunk)
+
+    monkeypatch.setattr(ldm_unet.FeedForward, "_add_to", counted)
+    return parts
+
+
+@pytest.mark.parametrize(("chunk", "rows"), [(None, [7] * 5 + [1]), (5, [5] * 7 + [1])])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_feed_forward_in_parts_gives_what_it_gives_at_once(chunk, rows, dtype, monkeypatch):
+    parts = small_parts(monkeypatch)
     torch.manual_seed(0)
     layer, x = ldm_unet.FeedForward(16).to(dtype), torch.randn(2, 3, 6, 16, dtype=dtype)
     layer.chunk = chunk
-    before = x.clone()
+    before, residual = x.clone(), torch.randn_like(x)
+    at_once = residual + layer.net[2](layer.net[0](x))
     with torch.no_grad():
-        made = layer(x)
-    at_once = layer.net[2](layer.net[0](x))
+        made = layer(x, onto=residual)
     assert torch.equal(x, before)
-    near = 1e-6 if dtype == torch.float32 else 0.01
-    assert torch.allclose(made, at_once, atol=near)
+    assert made is residual
+    assert parts == rows
+    assert torch.allclose(made, at_once, atol=1e-6 if dtype == torch.float32 else 0.01)
 
 
-@pytest.mark.parametrize("kind", ["plain", "strided", "autocast", "gradient"])
-def test_feed_forward_onto_its_residual_is_their_sum(kind, monkeypatch):
-    """In the residual's place where that can be; where a gradient is recorded, or it is no one block, as a sum."""
-    monkeypatch.setattr(ldm_unet, "CACHED", 8 * 16 * 7)
+def test_feed_forward_of_halves_is_as_exact_in_parts_as_at_once(monkeypatch):
+    small_parts(monkeypatch)
+    torch.manual_seed(0)
+    layer, x, residual = ldm_unet.FeedForward(16), torch.randn(512, 16), 3 * torch.randn(512, 16)
+    layer, x, residual = layer.bfloat16(), x.bfloat16(), residual.bfloat16()
+    with torch.no_grad():
+        at_once = residual + layer.net[2](layer.net[0](x))
+        made = layer(x, onto=residual.clone())
+        exact = residual.double() + layer.double()(x.double(), torch.zeros(512, 16).double())
+    error, most = ((y.double() - exact).abs().mean() for y in (made, at_once))
+    assert error <= 1.05 * most
+
+
+@pytest.mark.parametrize("kind", ["strided", "autocast", "gradient"])
+def test_feed_forward_is_added_where_its_parts_cannot_be(kind, monkeypatch):
+    """Where a gradient is recorded as a sum of its own, else in the residual's place."""
+    parts = small_parts(monkeypatch)
     torch.manual_seed(0)
     layer, x, residual = ldm_unet.FeedForward(16), torch.randn(2, 3, 6, 16), torch.randn(2, 3, 6, 16)
-    expected = residual.double() + layer.double()(x.double())
+    expected = residual.double() + layer.double().net[2](layer.net[0](x.double()))
     layer.float()
     if kind == "strided":
         residual = residual.transpose(1, 2).contiguous().transpose(1, 2)
@@ -74,25 +103,29 @@ def test_feed_forward_onto_its_residual_is_their_sum(kind, monkeypatch):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
             made = layer(x, onto=residual)
         assert made.data_ptr() == residual.data_ptr()
+    assert not parts
     assert made.dtype == torch.float32
     assert torch.allclose(made.double(), expected, atol=0.02 if kind == "autocast" else 1e-6)
 
 
 def test_feed_forward_in_parts_asks_layers_that_are_not_plain_for_what_they_give(monkeypatch):
-    """Autocast, hooks and layers put in place of the linear ones are obeyed."""
-    monkeypatch.setattr(ldm_unet, "CACHED", 8 * 16 * 7)
+    """Hooks and layers put in place of the linear ones are obeyed."""
+    parts = small_parts(monkeypatch)
     torch.manual_seed(0)
     layer, x = ldm_unet.FeedForward(16), torch.randn(40, 16)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert layer(x).dtype == torch.bfloat16
+
+    def given() -> torch.Tensor:
+        return layer(x, onto=torch.zeros(40, 16))
+
     with torch.no_grad():
         hook = layer.net[0].register_forward_hook(lambda _layer, _given, made: torch.zeros_like(made))
-        assert torch.allclose(layer(x), layer.net[2].bias.expand(40, -1))
+        assert torch.allclose(given(), layer.net[2].bias.expand(40, -1))
         hook.remove()
     layer.net[2] = torch.nn.Sequential(layer.net[2], torch.nn.Tanh())
     with torch.no_grad():
-        assert layer(x).abs().max() <= 1
-        assert torch.allclose(layer(x), layer.net[2](layer.net[0](x)), atol=1e-6)
+        assert given().abs().max() <= 1
+        assert torch.allclose(given(), layer.net[2](layer.net[0](x)), atol=1e-6)
+    assert not parts
 
 
 @pytest.mark.parametrize(

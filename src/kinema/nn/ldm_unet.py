@@ -240,24 +240,23 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
         self.chunk: int | None = None
 
-    def forward(self, x_etc_C: Tensor, onto: Tensor | None = None) -> Tensor:
-        """With ``onto``, of x's shape, the sum with it, in its place where no gradient is recorded."""
+    def forward(self, x_etc_C: Tensor, onto: Tensor) -> Tensor:
+        """Added to ``onto``, of x's shape, in its place where no gradient is recorded."""
         width, rows = x_etc_C.shape[-1], x_etc_C.numel() // x_etc_C.shape[-1]
         sampling = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         chunk = self.chunk
         if chunk is None and x_etc_C.is_cpu and sampling:
             chunk = max(1, CACHED * torch.get_num_threads() // (8 * width))
         if x_etc_C.is_cpu and sampling and self._plain(x_etc_C.dtype):
-            out_etc_C = torch.zeros_like(x_etc_C) if onto is None else onto
-            if out_etc_C.is_contiguous() and out_etc_C.dtype == x_etc_C.dtype and not out_etc_C.requires_grad:
-                self._add_to(out_etc_C.view(rows, width), x_etc_C.reshape(rows, width), min(chunk or rows, rows))
-                return out_etc_C
+            if onto.is_contiguous() and onto.dtype == x_etc_C.dtype and not onto.requires_grad:
+                self._add_to(onto.view(rows, width), x_etc_C.reshape(rows, width), min(chunk or rows, rows))
+                return onto
         if chunk is None or chunk >= rows:
             made = self.net[2](self.net[0](x_etc_C))
         else:
             parts = x_etc_C.reshape(rows, width).split(chunk)
             made = torch.cat([self.net[2](self.net[0](part)) for part in parts]).view_as(x_etc_C)
-        return made if onto is None else add_(onto, made)
+        return add_(onto, made)
 
     def _plain(self, dtype: torch.dtype) -> bool:
         """Whether both layers are no more than their weights, in the tokens' own precision."""
@@ -271,12 +270,18 @@ class FeedForward(nn.Module):
     def _add_to(self, out_RC: Tensor, x_RC: Tensor, chunk: int) -> None:
         """The same, every part in the memory of the one before: fresh pages cost a CPU more than what is computed.
 
-        A bias given to ``addmm`` is first copied over the whole result, so it is added here while the part is near.
+        A bias given to ``addmm`` is first copied over the whole result, so it is added here while the part is near;
+        not to halves, which every sum in memory would round once more.
         """
         wide, back = cast(nn.Linear, self.net[0].proj), cast(nn.Linear, self.net[2])
         bias_value, bias_gate = wide.bias.chunk(2)
         hidden = x_RC.new_empty(chunk, wide.out_features)
         for x, out in zip(x_RC.split(chunk), out_RC.split(chunk), strict=True):
+            if x.dtype.itemsize < 4:
+                h = torch.addmm(wide.bias, x, wide.weight.T, out=hidden[: len(x)])
+                value, gate = h.chunk(2, dim=-1)
+                out.add_(torch.addmm(back.bias, torch.ops.aten.gelu_(gate).mul_(value), back.weight.T))
+                continue
             value, gate = torch.mm(x, wide.weight.T, out=hidden[: len(x)]).chunk(2, dim=-1)
             gate = torch.ops.aten.gelu_(gate.add_(bias_gate)).mul_(value.add_(bias_value))
             out.addmm_(gate, back.weight.T).add_(back.bias)

@@ -93,7 +93,8 @@ class TemporalDecoder(nn.Module):
             if x.is_cpu:
                 heap.give_back()
             for block in stage.resnets:
-                x, up = block(x, frames, up, scratch), None  # enlarged image by image, as the block reads them
+                x, up = block.over_space(x, up), None  # and the map before it is free when layers over time make theirs
+                x = block.over_time(x, frames, scratch)
             up = stage.upsamplers[0] if stage.upsamplers is not None else None
         x = by_images(lambda part: self.conv_out(silu_(self.conv_norm_out(part))), x)
         return unfold(over_time(self.time_conv_out, fold(x, frames)), x.shape[2])
@@ -126,15 +127,19 @@ class VideoBlock(nn.Module):
         self.temporal_res_block = TemporalResBlock(out, None, TEMPORAL_EPS)
         self.time_mixer = Mixer(0.0, reverse=True)
 
-    def forward(
-        self, x_NCHW: Tensor, frames: int, up: Upsample | None = None, scratch: Scratch | None = None
-    ) -> Tensor:
-        """``up`` comes first where the stage below ends with it. x may be overwritten where no gradient is needed."""
+    def forward(self, x_NCHW: Tensor, frames: int) -> Tensor:
+        """x may be overwritten where no gradient is needed."""
+        return self.over_time(self.over_space(x_NCHW), frames)
 
-        def over_space(x: Tensor) -> Tensor:
+    def over_space(self, x_NCHW: Tensor, up: Upsample | None = None) -> Tensor:
+        """``up`` comes first where the stage below ends with it: each image is enlarged as it is read."""
+
+        def layer(x: Tensor) -> Tensor:
             return self.spatial_res_block(x if up is None else up(x), overwrite=True)
 
-        x_NCHW = by_images(over_space, x_NCHW, 1 if up is None else 4, overwrite=True)
+        return by_images(layer, x_NCHW, 1 if up is None else 4, overwrite=True)
+
+    def over_time(self, x_NCHW: Tensor, frames: int, scratch: Scratch | None = None) -> Tensor:
         share = self.time_mixer.temporal().to(x_NCHW.dtype)
         return unfold(self.temporal_res_block.add_to(fold(x_NCHW, frames), share, None, scratch), x_NCHW.shape[2])
 

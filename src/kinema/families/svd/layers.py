@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kinema import heap
 from kinema.nn import winograd
 from kinema.nn.embeddings import sinusoidal
 from kinema.nn.ldm_unet import (
@@ -137,8 +136,6 @@ class Scratch:
         """``count`` numbers, [count], of the dtype and device of ``like``; what was taken before is void."""
         if self._held.numel() < count or self._held.dtype != like.dtype or self._held.device != like.device:
             self._held = torch.empty(0)  # freed before more is asked for
-            if like.is_cpu:
-                heap.give_back()
             self._held = like.new_empty(count)
         return self._held[:count]
 
