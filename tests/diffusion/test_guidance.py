@@ -112,6 +112,7 @@ def test_an_interrupt_while_the_other_half_is_started_is_an_interrupt(monkeypatc
     assert told == [1, 2]
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_halves_at_once_keep_the_callers_threads_when_one_fails_and_gradients_are_recorded():
     def broken(z, level):
         raise ValueError("no such half")
