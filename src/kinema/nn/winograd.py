@@ -69,46 +69,56 @@ def convolve(conv: nn.Conv2d, x_NCHW: Tensor, *, silu: bool = False) -> Tensor:
 
     x N×C×H×W -> N×K×H×W in channels-last memory, both float32 on a CPU. No gradient is recorded.
     """
-    n, channels, height, width = x_NCHW.shape
-    out_channels, rows, columns = conv.out_channels, height // TILE, width // TILE
+    return of_padded(conv)(_padded(x_NCHW, silu)).permute(0, 3, 1, 2)
+
+
+def of_padded(conv: nn.Conv2d) -> Callable[[Tensor], Tensor]:
+    """The same without its border, N×(H+2)×(W+2)×C in one piece -> N×H×W×K; the weight is transformed once."""
     into, _, out_of = matrices()
     weight_QCK = of_weight(conv.weight)
-    padded_NHWC = _padded(x_NCHW, silu)
-    made_NHWK = x_NCHW.new_empty(n, height, width, out_channels)
-    made = made_NHWK.view(n, rows, TILE, columns, TILE, out_channels)
-    few_rows = min(rows, max(1, STRIP // columns))
-    few = max(1, STRIP // (rows * columns)) if few_rows == rows else 1
-    step, line, image = channels, channels * (width + 2), channels * (width + 2) * (height + 2)
-    most = min(few, n) * few_rows * columns * WIDE**2 * max(channels, out_channels)
-    one, other = x_NCHW.new_empty(most), x_NCHW.new_empty(most)
-    for i in range(0, n, few):
-        for at in range(0, rows, few_rows):
-            tiles = (min(few, n - i), min(few_rows, rows - at), columns)
-            count = tiles[0] * tiles[1] * tiles[2]
-            patches = padded_NHWC.as_strided(
-                (WIDE, WIDE, *tiles, channels),
-                (step, line, image, TILE * line, TILE * step, 1),
-                i * image + at * TILE * line,
-            )
-            size = WIDE**2 * count * channels
-            a, b = one[:size].view(WIDE, WIDE, -1), other[:size].view(WIDE, WIDE, -1)
-            a.view(patches.shape).copy_(patches)
-            torch.bmm(into.expand(WIDE, WIDE, WIDE), a, out=b)
-            torch.mm(into, b.view(WIDE, -1), out=a.view(WIDE, -1))
-            size = WIDE**2 * count * out_channels
-            b = other[:size].view(WIDE**2, count, out_channels)
-            torch.bmm(a.view(WIDE**2, count, channels), weight_QCK, out=b)
-            a = one[: size * TILE // WIDE].view(TILE, -1)
-            torch.mm(out_of, b.view(WIDE, -1), out=a)
-            b = other[: TILE**2 * count * out_channels].view(TILE, TILE, -1)
-            torch.bmm(out_of.expand(TILE, TILE, WIDE), a.view(TILE, WIDE, -1), out=b)
-            part = b.view(TILE, TILE, *tiles, out_channels)
-            where = made[i : i + few, at : at + few_rows].permute(4, 2, 0, 1, 3, 5)
-            if conv.bias is None:
-                where.copy_(part)
-            else:
-                torch.add(part, conv.bias, out=where)
-    return made_NHWK.permute(0, 3, 1, 2)
+    out_channels = conv.out_channels
+
+    def run(padded_NHWC: Tensor) -> Tensor:
+        n, height, width, channels = padded_NHWC.shape
+        height, width = height - 2, width - 2
+        rows, columns = height // TILE, width // TILE
+        made_NHWK = padded_NHWC.new_empty(n, height, width, out_channels)
+        made = made_NHWK.view(n, rows, TILE, columns, TILE, out_channels)
+        few_rows = min(rows, max(1, STRIP // columns))
+        few = max(1, STRIP // (rows * columns)) if few_rows == rows else 1
+        step, line, image = channels, channels * (width + 2), channels * (width + 2) * (height + 2)
+        most = min(few, n) * few_rows * columns * WIDE**2 * max(channels, out_channels)
+        one, other = padded_NHWC.new_empty(most), padded_NHWC.new_empty(most)
+        for i in range(0, n, few):
+            for at in range(0, rows, few_rows):
+                tiles = (min(few, n - i), min(few_rows, rows - at), columns)
+                count = tiles[0] * tiles[1] * tiles[2]
+                patches = padded_NHWC.as_strided(
+                    (WIDE, WIDE, *tiles, channels),
+                    (step, line, image, TILE * line, TILE * step, 1),
+                    padded_NHWC.storage_offset() + i * image + at * TILE * line,
+                )
+                size = WIDE**2 * count * channels
+                a, b = one[:size].view(WIDE, WIDE, -1), other[:size].view(WIDE, WIDE, -1)
+                a.view(patches.shape).copy_(patches)
+                torch.bmm(into.expand(WIDE, WIDE, WIDE), a, out=b)
+                torch.mm(into, b.view(WIDE, -1), out=a.view(WIDE, -1))
+                size = WIDE**2 * count * out_channels
+                b = other[:size].view(WIDE**2, count, out_channels)
+                torch.bmm(a.view(WIDE**2, count, channels), weight_QCK, out=b)
+                a = one[: size * TILE // WIDE].view(TILE, -1)
+                torch.mm(out_of, b.view(WIDE, -1), out=a)
+                b = other[: TILE**2 * count * out_channels].view(TILE, TILE, -1)
+                torch.bmm(out_of.expand(TILE, TILE, WIDE), a.view(TILE, WIDE, -1), out=b)
+                part = b.view(TILE, TILE, *tiles, out_channels)
+                where = made[i : i + few, at : at + few_rows].permute(4, 2, 0, 1, 3, 5)
+                if conv.bias is None:
+                    where.copy_(part)
+                else:
+                    torch.add(part, conv.bias, out=where)
+        return made_NHWK
+
+    return run
 
 
 def over_time(conv: nn.Conv3d) -> Callable[[Tensor], Tensor]:

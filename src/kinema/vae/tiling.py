@@ -37,6 +37,7 @@ def by_images(layer: Callable[[Tensor], Tensor], x_NCHW: Tensor, growth: int = 1
             out = torch.empty(shape, dtype=made.dtype, device=made.device, memory_format=torch.channels_last)
         if made.data_ptr() != out[at].data_ptr():  # a layer may have done it already
             out[at : at + few] = made
+        del made  # else it is held while the next is made
     return cast(Tensor, out)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -59,7 +60,7 @@ def test_three_image_models_and_what_moves_them_fit_in_ten_megabytes_of_half_pre
     motion = numbers(replace(POCKET_MOTION, words=POCKET.words, text=POCKET.text), ".motion_modules.")[1]
     model, _ = numbers(TRAINING.staged(POCKET, "style"))
     style = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert (base, style) == (2_688_344, 475_184)
+    assert (base, style) == (2_693_388, 475_184)
     assert 2 * (base + motion + 2 * style) < 9_600_000  # and three MotionLoRAs of 0.13
     assert from_json(to_json(SMALL)) == SMALL
 
@@ -123,6 +124,29 @@ def test_reading_counts_nothing_for_clips_without_a_scene_graph():
     assert float(none) == 0
     assert not reading.about([None], torch.zeros(1, 3, 1, 8, 8)).any()
     assert 0 < float(reading.about([scene], torch.zeros(1, 3, 1, 32, 32)).mean()) < 0.8
+
+
+def test_every_place_is_asked_how_far_off_the_object_is():
+    """Also where that lies between two cells, and where the object is not seen."""
+    scene = Playroom(2, 32, 32, 8.0, grammar="simple").clip(0).scene
+    track = replace(
+        scene.objects[0],
+        position_T2=np.array([[0.5, 0.5], [0.5, 0.5]], np.float32),
+        visible_T=np.array([1.0, 0.0], np.float32),
+        opacity_T=np.ones(2, np.float32),
+    )
+    scene = replace(scene, objects=(track,))
+    grid, zero = (2, 4, 4), reading.FAR
+    read = torch.zeros(2, 32, sum(reading.AWAY))
+    even, none = reading.misplaced(read, [scene, None], grid)
+    assert float(even) == pytest.approx(0.5 * 2 * np.log(reading.AWAY[0]), rel=1e-6)  # one of two frames is seen
+    assert float(none) == 0
+    told = torch.full_like(read, -50.0)  # between the second and the third row and column
+    for place in range(32):
+        for axis, cell in enumerate((place % 4, place // 4 % 4)):
+            for i, share in ((zero + 1 - cell, 0.5), (zero + 2 - cell, 0.5)):
+                told[:, place, axis * reading.AWAY[0] + i] = float(np.log(share))
+    assert float(reading.misplaced(told, [scene, None], grid)[0]) == pytest.approx(0.5 * 2 * np.log(2), rel=1e-5)
 
 
 def test_latents_are_the_pixels_themselves():

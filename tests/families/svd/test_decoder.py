@@ -10,7 +10,7 @@ import torch
 from kinema.families.svd import layers
 from kinema.families.svd.config import TINY
 from kinema.families.svd.decoder import SVDCodec
-from kinema.vae import tiling
+from kinema.vae import strips, tiling
 
 THREE = replace(TINY, channels=(32, 64, 64), heads=(1, 2, 4), vae_channels=(32, 32, 64), vae_layers=2)
 SIDE, FRAMES = 8, 5
@@ -32,9 +32,11 @@ def test_the_encoder_equals_diffusers(pair):
 
 @pytest.mark.parametrize("strip", [layers.STRIP, 3000])
 @pytest.mark.parametrize("at_once", [tiling.AT_ONCE, 1])
-def test_the_temporal_decoder_equals_diffusers(pair, z, strip, at_once, monkeypatch):
+@pytest.mark.parametrize("least", [strips.LEAST, 1])
+def test_the_temporal_decoder_equals_diffusers(pair, z, strip, at_once, least, monkeypatch):
     """Also where its maps are so large that they go through in parts, several strips and images."""
     monkeypatch.setattr(layers, "STRIP", strip)
+    monkeypatch.setattr(strips, "LEAST", least)
     monkeypatch.setattr(tiling, "AT_ONCE", at_once)
     two = pair(THREE)
     with torch.no_grad():
@@ -48,9 +50,9 @@ def test_norms_in_strips_stay_exact_under_autocast(monkeypatch):
     torch.manual_seed(0)
     x = (2 + 0.3 * torch.randn(1, 32, 4, 4096)).contiguous(memory_format=torch.channels_last)
     norm = torch.nn.GroupNorm(32, 32)
-    strips = [x[..., at : at + 512] for at in range(0, 4096, 512)]
+    parts = [x[..., at : at + 512] for at in range(0, 4096, 512)]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        made = layers.normed(norm, strips)(x)
+        made = layers.normed(norm, parts)(x)
     with torch.no_grad():
         expected = torch.nn.functional.silu(norm.double()(x.double()))
     assert (made - expected).abs().max() <= 1e-4

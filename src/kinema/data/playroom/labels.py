@@ -42,6 +42,19 @@ def on_grid(scene: Scene, grid: tuple[int, int, int]) -> NDArray[np.int64]:
     return classes
 
 
+def away(scene: Scene, grid: tuple[int, int, int]) -> tuple[Floats, Floats]:
+    """How far off the first object's centre is from every cell, ``[2, t, h, w]`` cells to the right and downwards, and
+    how much of it is seen, ``[t]`` in 0 to 1. The clip's frames must be a multiple of t.
+    """
+    t, h, w = grid
+    track = scene.objects[0]
+    x_T, y_T = track.position_T2.reshape(t, -1, 2).mean(axis=1).T.astype(np.float32)
+    right = np.broadcast_to(x_T[:, None, None] * w - 0.5 - np.arange(w)[None, None, :], grid)
+    down = np.broadcast_to(y_T[:, None, None] * h - 0.5 - np.arange(h)[None, :, None], grid)
+    seen_T = (track.visible_T * track.opacity_T).reshape(t, -1).mean(axis=1)
+    return np.stack([right, down]).astype(np.float32), seen_T.astype(np.float32)
+
+
 def around(scene: Scene, height: int, width: int) -> NDArray[np.bool_]:
     """The pixels ``[T, H, W]`` on the scene's objects and just around them, where outlines are decided."""
     inside = [

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.conditioning.clip_text import ClipText
-from kinema.data.reading import READ
+from kinema.data.reading import AWAY, READ
 from kinema.families.animatediff.config import Config
 from kinema.nn.ldm_unet import ResBlock
 
@@ -42,11 +42,14 @@ class Patches(nn.Module):
 
 
 class Reader(nn.Module):
-    """Names what stands at every place of the U-Net's lowest maps: after its middle, and where they end upwards."""
+    """Names what stands at every place of the U-Net's lowest maps, and how far off the clip's object is from there.
+
+    The maps are those after its middle, and where they end upwards.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(nn.Linear(config.channels[-1], sum(READ)) for _ in range(2))
+        self.heads = nn.ModuleList(nn.Linear(config.channels[-1], sum(READ) + sum(AWAY)) for _ in range(2))
 
     def forward(self, maps_NCHW: list[Tensor]) -> list[Tensor]:
         """Classes N×HW×K of each of the two maps."""

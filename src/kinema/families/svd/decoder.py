@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from kinema import heap
 from kinema.families.svd.config import Config
 from kinema.families.svd.layers import Mixer, Scratch, TemporalResBlock, conv_over_time, fold, over_time, unfold
-from kinema.nn.ldm_unet import ResBlock, Upsample, group_norm, silu_
+from kinema.nn.ldm_unet import ResBlock, Upsample, group_norm, silu_, twice_as_large
+from kinema.vae import strips
 from kinema.vae.kl2d import EPS, Decoder, Encoder, SpaceAttention, Stage
 from kinema.vae.precision import upcast
 from kinema.vae.tiling import FRAMES, by_images, faded, tiled
@@ -93,7 +94,10 @@ class TemporalDecoder(nn.Module):
             if x.is_cpu:
                 heap.give_back()
             for block in stage.resnets:
-                x, up = block.over_space(x, up), None  # and the map before it is free when layers over time make theirs
+                x, up = (
+                    block.over_space(x, up, scratch),
+                    None,
+                )  # the map before is free when layers over time make theirs
                 x = block.over_time(x, frames, scratch)
             up = stage.upsamplers[0] if stage.upsamplers is not None else None
         x = by_images(lambda part: self.conv_out(silu_(self.conv_norm_out(part))), x)
@@ -131,13 +135,33 @@ class VideoBlock(nn.Module):
         """x may be overwritten where no gradient is needed."""
         return self.over_time(self.over_space(x_NCHW), frames)
 
-    def over_space(self, x_NCHW: Tensor, up: Upsample | None = None) -> Tensor:
+    def over_space(self, x_NCHW: Tensor, up: Upsample | None = None, scratch: Scratch | None = None) -> Tensor:
         """``up`` comes first where the stage below ends with it: each image is enlarged as it is read."""
+        block, growth = self.spatial_res_block, 1 if up is None else 4
+        if strips.pays(block, growth * x_NCHW[0].numel(), x_NCHW):
+            return self._in_strips(x_NCHW, up, scratch or Scratch())
 
         def layer(x: Tensor) -> Tensor:
-            return self.spatial_res_block(x if up is None else up(x), overwrite=True)
+            return block(x if up is None else up(x), overwrite=True)
 
-        return by_images(layer, x_NCHW, 1 if up is None else 4, overwrite=True)
+        return by_images(layer, x_NCHW, growth, overwrite=True)
+
+    def _in_strips(self, x_NCHW: Tensor, up: Upsample | None, scratch: Scratch) -> Tensor:
+        block, (n, channels, height, width) = self.spatial_res_block, x_NCHW.shape
+        if up is not None:
+            height, width = 2 * height, 2 * width
+        x_NHWC = x_NCHW.permute(0, 2, 3, 1).contiguous()
+        kept = up is None and block.conv_shortcut is None
+        out_NHWK = x_NHWC if kept else x_NHWC.new_empty(n, height, width, block.conv2.out_channels)
+        enlarged = 0 if up is None else channels * height * width
+        room = scratch.take(enlarged + out_NHWK[0].numel(), x_NHWC)
+        run = strips.residual(block, height, width)
+        for image_1HWC, out_HWK in zip(x_NHWC.split(1), out_NHWK, strict=True):
+            image_1CHW = strips.as_images(image_1HWC)
+            if up is not None:
+                image_1CHW = twice_as_large(up.conv, image_1CHW, room[:enlarged])
+            run(image_1CHW[0].permute(1, 2, 0), out_HWK, room[enlarged:])
+        return out_NHWK.permute(0, 3, 1, 2)
 
     def over_time(self, x_NCHW: Tensor, frames: int, scratch: Scratch | None = None) -> Tensor:
         share = self.time_mixer.temporal().to(x_NCHW.dtype)

@@ -25,6 +25,7 @@ from kinema.nn.ldm_unet import (
     add_scaled_,
     group_norm,
     places,
+    scale_and_shift,
     silu_,
     tokens,
 )
@@ -158,27 +159,9 @@ def strips_of(x_BCTS: Tensor) -> list[slice]:
 def normed(norm: nn.GroupNorm, parts_BCTS: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
     """Group norm and SiLU as a function of any strip of a map, with the statistics of all its ``parts``."""
     wide = torch.promote_types(parts_BCTS[0].dtype, torch.float32)
-    total_BC = square_BC = parts_BCTS[0].new_zeros((), dtype=torch.float64)
-    for part_BCTS in parts_BCTS:
-        part_BTSC = part_BCTS.permute(0, 2, 3, 1).to(wide)
-        total_BC = total_BC + _sums(part_BTSC)
-        square_BC = square_BC + _sums(part_BTSC.square())
-    width = parts_BCTS[0].shape[1] // norm.num_groups
-    count = width * sum(part[0, 0].numel() for part in parts_BCTS)
-    mean_BG, power_BG = (x.unflatten(1, (-1, width)).sum(-1) / count for x in (total_BC, square_BC))
-    rate_BG = (power_BG - mean_BG.square()).clamp_min(0).add(norm.eps).rsqrt()
-    scale_BC = rate_BG.repeat_interleave(width, 1) * norm.weight
-    shift_BC = norm.bias - mean_BG.repeat_interleave(width, 1) * scale_BC
-    scale, shift = (x.to(wide)[..., None, None] for x in (scale_BC, shift_BC))
+    told = scale_and_shift(norm, [part.permute(0, 2, 3, 1) for part in parts_BCTS])
+    scale, shift = (x_BC[..., None, None] for x_BC in told)
     return lambda part: silu_(torch.addcmul(shift, part.to(wide), scale)).to(part.dtype)
-
-
-def _sums(x_BTSC: Tensor) -> Tensor:
-    """Over frames and places, as doubles; on a CPU by a product with ones, which is 20 times faster than ``sum``."""
-    if not x_BTSC.is_cpu:
-        return x_BTSC.sum((1, 2)).double()
-    with torch.autocast("cpu", enabled=False):  # which would make it a product of halves
-        return torch.matmul(x_BTSC.new_ones(1, x_BTSC.shape[2]), x_BTSC).double().sum((1, 2))
 
 
 class VideoResBlock(nn.Module):

@@ -1,0 +1,80 @@
+"""A codec's residual block in strips of rows: the same numbers as `ResBlock` gives."""
+
+import pytest
+import torch
+
+from kinema.nn import winograd
+from kinema.nn.ldm_unet import ResBlock, scale_and_shift, twice_as_large
+from kinema.vae import strips
+
+
+def block(channels, out):
+    torch.manual_seed(3)
+    made = ResBlock(channels, out, eps=1e-6).eval().requires_grad_(False)
+    for p in made.parameters():
+        p.add_(torch.randn_like(p) * 0.1)
+    return made.to(memory_format=torch.channels_last)
+
+
+def image(channels, height, width):
+    return torch.randn(1, channels, height, width).to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("size", [(32, 20), (30, 14), (3, 5)])
+@pytest.mark.parametrize(("channels", "out"), [(32, 32), (64, 32)])
+@torch.no_grad()
+def test_strips_give_what_the_whole_map_gives(monkeypatch, size, channels, out):
+    """Also where the last strip is a short one, and where there is one only."""
+    monkeypatch.setattr(strips, "STRIP", 8 * size[1] * channels)
+    layer, x = block(channels, out), image(channels, *size)
+    made = torch.full((*size, out), torch.nan)
+    strips.residual(layer, *size)(x[0].permute(1, 2, 0), made, torch.full((made.numel(),), torch.nan))
+    torch.testing.assert_close(made, layer(x)[0].permute(1, 2, 0), atol=2e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_strips_use_the_convolutions_with_fewer_products_where_the_whole_map_does(monkeypatch):
+    monkeypatch.setattr(strips, "STRIP", 16 * 64 * 128)
+    layer, x = block(128, 128), image(128, 64, 64)
+    expected, used = layer(x), []
+    of_padded = winograd.of_padded
+    monkeypatch.setattr(winograd, "of_padded", lambda conv: used.append(conv) or of_padded(conv))
+    run = strips.residual(layer, 64, 64)
+    assert used == [layer.conv1, layer.conv2]  # their weights are made ready once, not once an image
+    own = x[0].permute(1, 2, 0)
+    run(own, own, torch.empty(own.numel()))
+    torch.testing.assert_close(own, expected[0].permute(1, 2, 0), atol=5e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_norm_told_by_parts_is_that_of_the_whole():
+    norm = block(64, 64).norm1
+    x = image(64, 12, 10) * 3 + 5
+    scale, shift = scale_and_shift(norm, x.permute(0, 2, 3, 1).split([5, 1, 6], dim=1))
+    torch.testing.assert_close(x * scale[..., None, None] + shift[..., None, None], norm(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("part", [1, 2**8, 2**30])
+@torch.no_grad()
+def test_enlarging_by_rows_gives_the_enlarged_map(monkeypatch, part):
+    monkeypatch.setattr("kinema.nn.ldm_unet.PART", part)
+    conv, x = block(32, 32).conv1, image(32, 7, 6)
+    expected = conv(torch.nn.functional.interpolate(x, scale_factor=2))
+    room = torch.full((expected.numel(),), torch.nan)
+    made = twice_as_large(conv, x, room)
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-5)
+    assert made.data_ptr() == room.data_ptr()
+
+
+def test_only_a_processor_that_samples_works_in_strips():
+    layer, x = block(32, 32), image(32, 8, 8)
+    with torch.no_grad():
+        assert strips.pays(layer, strips.LEAST, x)
+        assert not strips.pays(layer, strips.LEAST - 1, x)
+        assert not strips.pays(layer, strips.LEAST, x.to("meta"))
+        assert not strips.pays(layer, strips.LEAST, x.double())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not strips.pays(layer, strips.LEAST, x)
+        layer.conv1.register_forward_hook(lambda *_: None)
+        assert not strips.pays(layer, strips.LEAST, x)
+    assert not strips.pays(block(32, 32), strips.LEAST, x)
