@@ -49,7 +49,7 @@ def misread(
     return known_B * (torch.stack(wrong).sum(0) * weight_BS).sum(1) / weight_BS.sum(1)
 
 
-def misplaced(read_BSK: Tensor, scenes: Sequence[Scene | None], grid: tuple[int, int, int]) -> Tensor:
+def mislocated(read_BSK: Tensor, scenes: Sequence[Scene | None], grid: tuple[int, int, int]) -> Tensor:
     """Cross-entropy of `AWAY` at every place against where the object is, [B]; 0 for a clip without a scene graph.
 
     An object between two cells belongs to both, the more to the nearer; a frame counts as much as of it is seen.

@@ -26,7 +26,7 @@ GROUPS = 32
 CACHED = 2**18
 """Numbers of a layer's widest map that a CPU's core keeps near: feed-forward layers take so many a thread."""
 PART = 2**19
-"""Numbers that maps are worked on at a time where that spares a second one."""
+"""Numbers that are enlarged at a time where room is scarce."""
 SHORT, WORDS, WEIGHTS, FEWEST = 64, 80, 2**19, 256
 """Sequences up to SHORT are attended to as plain batched products on a CPU; those up to WORDS, a prompt's row, with
 so many weights at a time, unless that would be few queries of many heads."""
@@ -53,14 +53,14 @@ def group_norm(channels: int, eps: float) -> nn.GroupNorm:
     return nn.GroupNorm(GROUPS, channels, eps=eps)
 
 
-def scale_and_shift(norm: nn.GroupNorm, parts_NetcSC: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """What a group norm multiplies and adds, N×C each in float32 or wider, over maps given in parts, of places S."""
+def scale_and_shift(norm: nn.GroupNorm, parts_NRSC: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """What a group norm multiplies and adds, N×C each in float32 or wider, over a map in parts (rows R, places S)."""
     wide, count = torch.promote_types(norm.weight.dtype, torch.float32), 0
     total_NC = square_NC = norm.weight.new_zeros((), dtype=torch.float64)
-    for part_NetcSC in (part.to(wide) for part in parts_NetcSC):
-        total_NC = total_NC + _sums(part_NetcSC)
-        square_NC = square_NC + _sums(part_NetcSC.square())
-        count += part_NetcSC[0, ..., 0].numel()
+    for part_NRSC in (part.to(wide) for part in parts_NRSC):
+        total_NC = total_NC + _sums(part_NRSC)
+        square_NC = square_NC + _sums(part_NRSC.square())
+        count += part_NRSC[0, ..., 0].numel()
     width = norm.num_channels // norm.num_groups
     mean_NG, power_NG = (x.unflatten(1, (-1, width)).sum(-1) / (width * count) for x in (total_NC, square_NC))
     rate_NG = (power_NG - mean_NG.square()).clamp_min(0).add(norm.eps).rsqrt()
@@ -69,13 +69,12 @@ def scale_and_shift(norm: nn.GroupNorm, parts_NetcSC: Iterable[Tensor]) -> tuple
     return scale_NC.to(wide), shift_NC.to(wide)
 
 
-def _sums(x_NetcSC: Tensor) -> Tensor:
+def _sums(x_NRSC: Tensor) -> Tensor:
     """Of every channel, N×C, as doubles; on a CPU by a product with ones, which is 20 times faster than ``sum``."""
-    if not x_NetcSC.is_cpu:
-        return x_NetcSC.flatten(1, -2).sum(1).double()
+    if not x_NRSC.is_cpu:
+        return x_NRSC.sum((1, 2)).double()
     with torch.autocast("cpu", enabled=False):  # which would make it a product of halves
-        rows_NetcC = torch.matmul(x_NetcSC.new_ones(1, x_NetcSC.shape[-2]), x_NetcSC)[..., 0, :]
-    return rows_NetcC.double().flatten(1, -2).sum(1) if rows_NetcC.ndim > 2 else rows_NetcC.double()
+        return torch.matmul(x_NRSC.new_ones(1, x_NRSC.shape[2]), x_NRSC).double().sum((1, 2))
 
 
 def tokens(x_NCHW: Tensor) -> Tensor:
@@ -163,7 +162,8 @@ def twice_as_large(conv: nn.Conv2d, x_NCHW: Tensor, room: Tensor | None = None) 
     """Nearest neighbours times two, then a 3×3 convolution: as four 2×2 convolutions of the small map.
 
     Of the three rows that a row of the large map reads, two are copies of one, so their weights add up: 4/9 of the
-    products, the same numbers, and the enlarged map is never made. ``room`` is memory for the result.
+    products, the same numbers, and the enlarged map is never made. ``room``, 4·N·H·W·K numbers, is memory
+    for the result; what is held beside it is then little: some rows at a time.
     """
     n, _, h, w = x_NCHW.shape
     around = F.pad(x_NCHW, (1, 1, 1, 1))
@@ -171,7 +171,7 @@ def twice_as_large(conv: nn.Conv2d, x_NCHW: Tensor, room: Tensor | None = None) 
     kernels = [[kernel.to(conv.weight.dtype) for kernel in _pairs(tall, 3)] for tall in _pairs(wide, 2)]
     count = 4 * n * h * w * conv.out_channels
     out_NHaWbC = (x_NCHW.new_empty(count) if room is None else room).view(n, h, 2, w, 2, conv.out_channels)
-    few = h if torch.is_grad_enabled() else max(1, PART // (n * w * conv.out_channels))
+    few = h if room is None else max(1, PART // (n * w * conv.out_channels))
     for at in range(0, h, few):
         end = min(at + few, h)
         for a, b in product((0, 1), (0, 1)):

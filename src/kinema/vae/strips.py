@@ -1,6 +1,6 @@
-"""A codec's residual block on a large map, in strips of rows: as `nn.ldm_unet.ResBlock`, in less memory and time.
+"""A codec's residual block on a large map, in strips of rows: as `nn.ldm_unet.ResBlock`, in less memory.
 
-Only the norms look further than a row. With their statistics taken first, a strip goes through norm, SiLU and
+Only the norms look further than the next row. With their statistics taken first, a strip goes through norm, SiLU and
 convolution while a CPU keeps it near, and of the maps between only one is held, in memory that every image uses again:
 fresh pages cost a CPU more than what is written to them.
 
@@ -27,12 +27,15 @@ Convolution = Callable[[Tensor], Tensor]
 
 def pays(block: ResBlock, numbers: int, x: Tensor) -> bool:
     """Whether a block on a map of so many numbers, like x, may be computed so: on a CPU that samples."""
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+    if recorded or not x.is_cpu or numbers < LEAST or block._forward_hooks:
         return False
-    layers = [layer for layer in block.children() if layer is not None]
-    plain = all(type(layer) in (nn.GroupNorm, nn.Conv2d) and not layer._forward_hooks for layer in layers)
-    same = all(layer.weight.dtype == x.dtype for layer in layers)
-    return x.is_cpu and numbers >= LEAST and plain and same and not block._forward_hooks
+    for layer in block.children():
+        if type(layer) not in (nn.GroupNorm, nn.Conv2d) or layer._forward_hooks or layer.weight.dtype != x.dtype:
+            return False
+        if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+            return False
+    return True
 
 
 def residual(block: ResBlock, height: int, width: int) -> Callable[[Tensor, Tensor, Tensor], None]:

@@ -127,26 +127,39 @@ def test_reading_counts_nothing_for_clips_without_a_scene_graph():
 
 
 def test_every_place_is_asked_how_far_off_the_object_is():
-    """Also where that lies between two cells, and where the object is not seen."""
+    """Also where that lies between two cells, is further than any class, or is not seen."""
+    grid, most = (2, 4, 4), reading.FAR
     scene = Playroom(2, 32, 32, 8.0, grammar="simple").clip(0).scene
-    track = replace(
-        scene.objects[0],
-        position_T2=np.array([[0.5, 0.5], [0.5, 0.5]], np.float32),
-        visible_T=np.array([1.0, 0.0], np.float32),
-        opacity_T=np.ones(2, np.float32),
-    )
-    scene = replace(scene, objects=(track,))
-    grid, zero = (2, 4, 4), reading.FAR
-    read = torch.zeros(2, 32, sum(reading.AWAY))
-    even, none = reading.misplaced(read, [scene, None], grid)
+
+    def at(x, y):
+        seen = np.array([1.0, 0.0], np.float32)
+        place = np.array([[x, y]] * 2, np.float32)
+        track = replace(scene.objects[0], position_T2=place, visible_T=seen, opacity_T=np.ones(2, np.float32))
+        return replace(scene, objects=(track,))
+
+    def told(columns, rows):
+        """Classes and their shares, of each of the four cells along an axis."""
+        read = torch.full((1, 32, sum(reading.AWAY)), -50.0)
+        for place in range(32):
+            for axis, shares in ((0, columns[place % 4]), (1, rows[place // 4 % 4])):
+                for i, share in shares.items():
+                    read[:, place, axis * reading.AWAY[0] + i] = float(np.log(share))
+        return read
+
+    even, none = reading.mislocated(torch.zeros(2, 32, sum(reading.AWAY)), [at(0.5, 0.5), None], grid)
     assert float(even) == pytest.approx(0.5 * 2 * np.log(reading.AWAY[0]), rel=1e-6)  # one of two frames is seen
     assert float(none) == 0
-    told = torch.full_like(read, -50.0)  # between the second and the third row and column
-    for place in range(32):
-        for axis, cell in enumerate((place % 4, place // 4 % 4)):
-            for i, share in ((zero + 1 - cell, 0.5), (zero + 2 - cell, 0.5)):
-                told[:, place, axis * reading.AWAY[0] + i] = float(np.log(share))
-    assert float(reading.misplaced(told, [scene, None], grid)[0]) == pytest.approx(0.5 * 2 * np.log(2), rel=1e-5)
+    quarter = [{most + 1 - cell: 0.75, most + 2 - cell: 0.25} for cell in range(4)]
+    half = [{most + 1 - cell: 0.5, most + 2 - cell: 0.5} for cell in range(4)]
+    doubt = np.log(2) - 0.75 * np.log(0.75) - 0.25 * np.log(0.25)
+    wrong = reading.mislocated(told(quarter, half), [at(0.4375, 0.5)], grid)
+    assert float(wrong) == pytest.approx(0.5 * doubt, rel=1e-5)
+    last = [{2 * most: 1.0}] * 4
+    assert float(reading.mislocated(told(last, half), [at(3.0, 0.5)], grid)) == pytest.approx(0.5 * np.log(2), rel=1e-5)
+    first = [{0: 1.0}] * 4
+    assert float(reading.mislocated(told(first, half), [at(-3.0, 0.5)], grid)) == pytest.approx(
+        0.5 * np.log(2), rel=1e-5
+    )
 
 
 def test_latents_are_the_pixels_themselves():

@@ -38,11 +38,14 @@ def test_the_temporal_decoder_equals_diffusers(pair, z, strip, at_once, least, m
     monkeypatch.setattr(layers, "STRIP", strip)
     monkeypatch.setattr(strips, "LEAST", least)
     monkeypatch.setattr(tiling, "AT_ONCE", at_once)
+    taken, residual = [], strips.residual
+    monkeypatch.setattr(strips, "residual", lambda *told: taken.append(told) or residual(*told))
     two = pair(THREE)
     with torch.no_grad():
         made, expected = two.ours.vae.decode(z, FRAMES), two.vae.decode(z, num_frames=FRAMES).sample
     assert expected.std() > 0.05
     assert (made - expected).abs().max() <= 1e-5
+    assert bool(taken) == (least == 1)
 
 
 def test_norms_in_strips_stay_exact_under_autocast(monkeypatch):

@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 
 from kinema.conditioning.clip_text import rows
 from kinema.data import styles
-from kinema.data.reading import READ, about, misplaced, misread
+from kinema.data.reading import AWAY, READ, about, mislocated, misread
 from kinema.diffusion import losses
 from kinema.diffusion.parameterise import EPS, X0, Parameterisation
 from kinema.diffusion.schedules import DiscreteBetas, Level
@@ -273,6 +273,6 @@ def _misread(network: AnimateDiff, batch: Batch, seen: list[Tensor]) -> Tensor |
     grid = (frames, *seen[0].shape[-2:])
     told = read[0].new_zeros(count)
     for x in read:
-        what, where = x.split((sum(READ), x.shape[-1] - sum(READ)), dim=-1)
-        told = told + misread(what, batch.scenes, grid) + misplaced(where, batch.scenes, grid)
+        what, where = x.split((sum(READ), sum(AWAY)), dim=-1)
+        told = told + misread(what, batch.scenes, grid) + mislocated(where, batch.scenes, grid)
     return told

@@ -136,9 +136,13 @@ class VideoBlock(nn.Module):
         return self.over_time(self.over_space(x_NCHW), frames)
 
     def over_space(self, x_NCHW: Tensor, up: Upsample | None = None, scratch: Scratch | None = None) -> Tensor:
-        """``up`` comes first where the stage below ends with it: each image is enlarged as it is read."""
+        """``up`` comes first where the stage below ends with it: each image is enlarged as it is read.
+
+        x may be overwritten where no gradient is needed.
+        """
         block, growth = self.spatial_res_block, 1 if up is None else 4
-        if strips.pays(block, growth * x_NCHW[0].numel(), x_NCHW):
+        plain = up is None or (type(up.conv) is nn.Conv2d and not (up._forward_hooks or up.conv._forward_hooks))
+        if plain and strips.pays(block, growth * x_NCHW[0].numel(), x_NCHW):
             return self._in_strips(x_NCHW, up, scratch or Scratch())
 
         def layer(x: Tensor) -> Tensor:
@@ -147,6 +151,7 @@ class VideoBlock(nn.Module):
         return by_images(layer, x_NCHW, growth, overwrite=True)
 
     def _in_strips(self, x_NCHW: Tensor, up: Upsample | None, scratch: Scratch) -> Tensor:
+        """The same; an image's enlarged map and the one inside the block lie in ``scratch``, one after the other."""
         block, (n, channels, height, width) = self.spatial_res_block, x_NCHW.shape
         if up is not None:
             height, width = 2 * height, 2 * width
