@@ -196,8 +196,8 @@ class Kept:
         names = [stage for stage in TRAINED if options.file(stage).is_file()]
         if missing := [stage for stage in ("base", *STYLES, "motion") if stage not in names]:
             raise SystemExit(f"nothing to measure: {missing[0]} is not trained yet (--only {missing[0]})")
-        hashes = {stage: files.weight_hash(options.file(stage)) for stage in names}
-        self.how = {"weights": hashes, "steps": options.sampling_steps, "guidance": options.guidance}
+        self.hashes = {stage: files.weight_hash(options.file(stage)) for stage in names}
+        self.how = {"steps": options.sampling_steps, "guidance": options.guidance}
         self.path = options.out / "measured.jsonl"
         held = self.path.read_text().splitlines() if self.path.is_file() else []
         self.rows = {json.dumps(row["key"], sort_keys=True): row["row"] for row in map(json.loads, held)}
@@ -207,8 +207,9 @@ class Kept:
     ) -> list[dict[str, Any]]:
         """A row a prompt, from the file or made now; prompt i has seed + i."""
         rows = []
+        weights = {stage: told for stage, told in self.hashes.items() if stage in ("base", "motion", *about.values())}
         for i, prompt in enumerate(prompts):
-            key = {**self.how, **about, "prompt": prompt, "seed": seed + i}
+            key = {**self.how, "weights": weights, **about, "prompt": prompt, "seed": seed + i}
             name = json.dumps(key, sort_keys=True)
             if name not in self.rows:
                 self.rows[name] = make(prompt, seed + i)
