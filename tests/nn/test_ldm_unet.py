@@ -66,7 +66,7 @@ def test_feed_forward_in_parts_gives_what_it_gives_at_once(chunk, rows, dtype, m
         made = layer(x, onto=residual)
     assert torch.equal(x, before)
     assert made is residual
-    assert parts == rows
+    assert parts == (rows if dtype == torch.float32 else [])  # halves take the general way, in parts too
     assert torch.allclose(made, at_once, atol=1e-6 if dtype == torch.float32 else 0.01)
 
 

@@ -293,8 +293,13 @@ class FeedForward(nn.Module):
         return add_(onto, made)
 
     def _plain(self, dtype: torch.dtype) -> bool:
-        """Whether both layers are no more than their weights, in the tokens' own precision."""
-        if torch.is_autocast_enabled("cpu") or type(self.net[0]) is not GEGLU or self.net[0]._forward_hooks:
+        """Whether both layers are no more than their weights, in the tokens' own precision, and that is none of halves.
+
+        Every sum in memory would round those once more.
+        """
+        if dtype.itemsize < 4 or torch.is_autocast_enabled("cpu"):
+            return False
+        if type(self.net[0]) is not GEGLU or self.net[0]._forward_hooks:
             return False
         layers = (self.net[0].proj, self.net[2])
         return all(
@@ -304,18 +309,12 @@ class FeedForward(nn.Module):
     def _add_to(self, out_RC: Tensor, x_RC: Tensor, chunk: int) -> None:
         """The same, every part in the memory of the one before: fresh pages cost a CPU more than what is computed.
 
-        A bias given to ``addmm`` is first copied over the whole result, so it is added here while the part is near;
-        not to halves, which every sum in memory would round once more.
+        A bias given to ``addmm`` is first copied over the whole result, so it is added here while the part is near.
         """
         wide, back = cast(nn.Linear, self.net[0].proj), cast(nn.Linear, self.net[2])
         bias_value, bias_gate = wide.bias.chunk(2)
         hidden = x_RC.new_empty(chunk, wide.out_features)
         for x, out in zip(x_RC.split(chunk), out_RC.split(chunk), strict=True):
-            if x.dtype.itemsize < 4:
-                h = torch.addmm(wide.bias, x, wide.weight.T, out=hidden[: len(x)])
-                value, gate = h.chunk(2, dim=-1)
-                out.add_(torch.addmm(back.bias, torch.ops.aten.gelu_(gate).mul_(value), back.weight.T))
-                continue
             value, gate = torch.mm(x, wide.weight.T, out=hidden[: len(x)]).chunk(2, dim=-1)
             gate = torch.ops.aten.gelu_(gate.add_(bias_gate)).mul_(value.add_(bias_value))
             out.addmm_(gate, back.weight.T).add_(back.bias)

@@ -94,10 +94,8 @@ class TemporalDecoder(nn.Module):
             if x.is_cpu:
                 heap.give_back()
             for block in stage.resnets:
-                x, up = (
-                    block.over_space(x, up, scratch),
-                    None,
-                )  # the map before is free when layers over time make theirs
+                x = block.over_space(x, up, scratch)  # the map before is free when layers over time make theirs
+                up = None
                 x = block.over_time(x, frames, scratch)
             up = stage.upsamplers[0] if stage.upsamplers is not None else None
         x = by_images(lambda part: self.conv_out(silu_(self.conv_norm_out(part))), x)
