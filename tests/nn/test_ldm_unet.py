@@ -41,6 +41,7 @@ def test_frames_share_the_keys_and_values_of_their_clip():
 def small_parts(monkeypatch) -> list[int]:
     """Seven rows of 16 channels are as many as a core keeps near; the rows of each part that is added by itself."""
     monkeypatch.setattr(ldm_unet, "CACHED", 8 * 16 * 7)
+    monkeypatch.setattr(ldm_unet, "CACHED_HALVES", 8 * 16 * 7)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     parts: list[int] = []
     add_to = ldm_unet.FeedForward._add_to
@@ -75,8 +76,8 @@ def test_feed_forward_of_halves_is_as_exact_in_parts_as_at_once(monkeypatch):
     torch.manual_seed(0)
     layer, x, residual = ldm_unet.FeedForward(16), torch.randn(512, 16), 3 * torch.randn(512, 16)
     layer, x, residual = layer.bfloat16(), x.bfloat16(), residual.bfloat16()
+    at_once = (residual + layer.net[2](layer.net[0](x))).detach()
     with torch.no_grad():
-        at_once = residual + layer.net[2](layer.net[0](x))
         made = layer(x, onto=residual.clone())
         exact = residual.double() + layer.double()(x.double(), torch.zeros(512, 16).double())
     error, most = ((y.double() - exact).abs().mean() for y in (made, at_once))
@@ -141,3 +142,34 @@ def test_attention_by_plain_products_is_attention(batch, queries, keys, monkeypa
     expected = (q.double() @ k.double().transpose(-1, -2) / 6**0.5).softmax(-1) @ v.double()
     assert torch.allclose(made.double(), expected, atol=1e-5)
     assert torch.allclose(ldm_unet.attend(q.requires_grad_(), k, v).double(), expected, atol=1e-5)
+
+
+def test_attention_of_halves_by_heads_is_attention(monkeypatch):
+    """In parts the last of which is smaller, and as exact as halves are: beside the fused kernel's error."""
+    monkeypatch.setattr(ldm_unet, "FEWEST", 50)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, n, 3, 16).bfloat16().transpose(1, 2) for n in (130, 90, 90))
+    fused = F.scaled_dot_product_attention(q, k, v)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", None)
+    with torch.no_grad():
+        made = ldm_unet.attend(q, k, v)
+    expected = (q.double() @ k.double().transpose(-1, -2) / 4).softmax(-1) @ v.double()
+    assert (made.shape, made.dtype) == (expected.shape, torch.bfloat16)
+    error, of_fused = ((x.double() - expected).square().mean().sqrt() for x in (made, fused))
+    assert of_fused < error <= 4 * of_fused
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_norm_of_a_small_map_of_halves_is_a_norm(grad):
+    torch.manual_seed(0)
+    norm = ldm_unet.group_norm(64, 1e-5).bfloat16()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = torch.randn(2, 64, 6, 5).bfloat16().contiguous(memory_format=torch.channels_last)
+    with torch.set_grad_enabled(grad):
+        made = norm(x)
+    expected = F.group_norm(x.double(), 32, norm.weight.double(), norm.bias.double(), norm.eps)
+    assert made.dtype == torch.bfloat16
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    assert made.requires_grad == grad
+    assert torch.allclose(made.double(), expected, rtol=2**-8, atol=1e-3)

@@ -23,13 +23,16 @@ from torch.nn import functional as F
 from kinema.nn.winograd import after_silu
 
 GROUPS = 32
-CACHED = 2**18
-"""Numbers of a layer's widest map that a CPU's core keeps near: feed-forward layers take so many a thread."""
+CACHED, CACHED_HALVES = 2**18, 2**20
+"""Numbers of a layer's widest map that a CPU's core keeps near: feed-forward layers take so many a thread. Products of
+halves are done so much sooner that more of them at a time are worth what leaves the cache."""
 PART = 2**19
 """Numbers that are enlarged at a time where room is scarce."""
+SMALL = 2**9
+"""Places of a map whose norm is computed in floats on a CPU."""
 SHORT, WORDS, WEIGHTS, FEWEST = 64, 80, 2**19, 256
 """Sequences up to SHORT are attended to as plain batched products on a CPU; those up to WORDS, a prompt's row, with
-so many weights at a time, unless that would be few queries of many heads."""
+so many weights at a time, unless that would be few queries of many heads. Halves are attended to by FEWEST queries."""
 
 
 def silu_(x: Tensor) -> Tensor:
@@ -49,8 +52,19 @@ def add_scaled_(x: Tensor, h: Tensor, share: Tensor) -> Tensor:
     return x.addcmul_(h, share)
 
 
-def group_norm(channels: int, eps: float) -> nn.GroupNorm:
-    return nn.GroupNorm(GROUPS, channels, eps=eps)
+class GroupNorm(nn.GroupNorm):
+    """PyTorch's, whose kernel for small channels-last maps of halves takes up to five times as long as for floats."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        small = x[0, 0].numel() <= SMALL
+        if x.dtype.itemsize < 4 and small and x.is_cpu and self.weight.dtype == x.dtype and not torch.is_grad_enabled():
+            weight, bias = self.weight.float(), self.bias.float()
+            return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
+        return super().forward(x)
+
+
+def group_norm(channels: int, eps: float) -> GroupNorm:
+    return GroupNorm(GROUPS, channels, eps=eps)
 
 
 def scale_and_shift(norm: nn.GroupNorm, parts_NRSC: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
@@ -193,12 +207,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention over […, S, D].
 
     PyTorch's fused attention on a CPU is slow for short sequences, and runs bfloat16 at the speed of float32
-    (facts/performance): there, plain products; to the words of a prompt for a few queries at a time.
+    (facts/performance): there, plain products; to the words of a prompt for a few queries at a time, in bfloat16 to
+    more keys for a few queries of one head.
     """
     keys = k.shape[-2]
     few = WEIGHTS // (keys * q.shape[:-2].numel())
     words = SHORT < keys <= WORDS and few >= FEWEST and not torch.is_grad_enabled()
     if q.device.type != "cpu" or not (keys <= SHORT or words):
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.is_grad_enabled():
+            return _by_heads(q, k, v)
         return F.scaled_dot_product_attention(q, k, v)
     q = q * (1 / math.sqrt(q.shape[-1]))
     if not words:
@@ -215,6 +232,19 @@ def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return torch.matmul(torch.matmul(q, k.transpose(-1, -2)).softmax(-1), v)
     weight_LS = torch.matmul(k, q.transpose(-1, -2)).softmax(-2)
     return torch.matmul(weight_LS.transpose(-1, -2), v)
+
+
+def _by_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Few queries of one head at a time, so that their weights stay near the processor."""
+    q = q * (1 / math.sqrt(q.shape[-1]))
+    out = q.new_empty(*q.shape[:-1], v.shape[-1])
+    heads = (x.flatten(0, -3).contiguous() for x in (q, k, v))
+    weight = q.new_empty(min(FEWEST, q.shape[-2]), k.shape[-2])
+    for q_SD, k_LD, v_LD, out_SD in zip(*heads, out.flatten(0, -3), strict=True):
+        for some, made in zip(q_SD.split(FEWEST), out_SD.split(FEWEST), strict=True):
+            of_some = torch.mm(some, k_LD.T, out=weight[: len(some)])
+            torch.mm(of_some.softmax(-1), v_LD, out=made)
+    return out
 
 
 class Attention(nn.Module):
@@ -250,6 +280,11 @@ class Attention(nn.Module):
         return rearrange(x_NSC, "n s (h d) -> n h s d", h=self.heads)
 
 
+def plain(layer: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether a layer is a product with its weight, of this precision, and no more."""
+    return type(layer) is nn.Linear and not layer._forward_hooks and layer.weight.dtype == dtype
+
+
 class GEGLU(nn.Module):
     """A linear layer to twice the width, one half gating the other by GELU (Shazeer 2020)."""
 
@@ -258,9 +293,17 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(width, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_cpu and x.dtype.itemsize < 4 and not torch.is_grad_enabled() and plain(self.proj, x.dtype):
+            return self._of_halves(x)
         value, gate = self.proj(x).chunk(2, dim=-1)
         gate = F.gelu(gate)
         return gate * value if gate.requires_grad else gate.mul_(value)
+
+    def _of_halves(self, x: Tensor) -> Tensor:
+        """The same as two products: GELU of halves takes twice as long where gates lie between values."""
+        (to_value, to_gate), (value_bias, gate_bias) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
+        gate = torch.ops.aten.gelu_(F.linear(x, to_gate, gate_bias))
+        return gate.mul_(F.linear(x, to_value, value_bias))
 
 
 class FeedForward(nn.Module):
@@ -280,7 +323,8 @@ class FeedForward(nn.Module):
         sampling = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         chunk = self.chunk
         if chunk is None and x_etc_C.is_cpu and sampling:
-            chunk = max(1, CACHED * torch.get_num_threads() // (8 * width))
+            cached = CACHED if x_etc_C.dtype.itemsize >= 4 else CACHED_HALVES
+            chunk = max(1, cached * torch.get_num_threads() // (8 * width))
         if x_etc_C.is_cpu and sampling and self._plain(x_etc_C.dtype):
             if onto.is_contiguous() and onto.dtype == x_etc_C.dtype and not onto.requires_grad:
                 self._add_to(onto.view(rows, width), x_etc_C.reshape(rows, width), min(chunk or rows, rows))
@@ -301,10 +345,7 @@ class FeedForward(nn.Module):
             return False
         if type(self.net[0]) is not GEGLU or self.net[0]._forward_hooks:
             return False
-        layers = (self.net[0].proj, self.net[2])
-        return all(
-            type(layer) is nn.Linear and not layer._forward_hooks and layer.weight.dtype == dtype for layer in layers
-        )
+        return plain(self.net[0].proj, dtype) and plain(self.net[2], dtype)
 
     def _add_to(self, out_RC: Tensor, x_RC: Tensor, chunk: int) -> None:
         """The same, every part in the memory of the one before: fresh pages cost a CPU more than what is computed.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.nn import winograd
-from kinema.nn.ldm_unet import ResBlock, scale_and_shift
+from kinema.nn.ldm_unet import GroupNorm, ResBlock, scale_and_shift
 
 LEAST, STRIP = 2**22, 2**20
 """Numbers of a map that is worth cutting, and of a strip."""
@@ -31,7 +31,7 @@ def pays(block: ResBlock, numbers: int, x: Tensor) -> bool:
     if recorded or not x.is_cpu or numbers < LEAST or block._forward_hooks:
         return False
     for layer in block.children():
-        if type(layer) not in (nn.GroupNorm, nn.Conv2d) or layer._forward_hooks or layer.weight.dtype != x.dtype:
+        if type(layer) not in (GroupNorm, nn.Conv2d) or layer._forward_hooks or layer.weight.dtype != x.dtype:
             return False
         if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
             return False

@@ -303,7 +303,8 @@ def test_a_file_and_the_folder_it_was_written_from_make_the_same_clip(saved, sin
     ask = Request(task="animate", image=str(picture), seed=3, steps=2, frames=5, height=32, width=32)
     one, two = (load(source).run(ask).video for source in (saved, single))
     assert one.std() > 0.05
-    assert torch.equal(one, two)
+    # To the last bits: MKL on AMD adds up a product of one row in an order that depends on where the weight begins.
+    assert (one - two).abs().max() <= 2e-5
 
 
 # ----------------------------------------------------------------------------- the command line
