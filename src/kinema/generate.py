@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kinema import __version__
+from kinema import __version__, registry
 from kinema.diffusion.freeinit import FreeInit, passes
 from kinema.diffusion.guidance import ClassifierFree, Reconstruction, Replacement, Scale, Thresholded
 from kinema.diffusion.noise import Noise, rescheduled
@@ -471,7 +471,7 @@ def recipe(system: System, request: Request, noise: Tensor | None = None) -> dic
     if variant := system.weights.variant or system.weights.model:
         told["variant"] = variant
     if system.loras.files:
-        told["loras"] = [file.told() for file in system.loras.files]
+        told["loras"] = [{**file.told(), "file": registry.called(file.path)} for file in system.loras.files]
     if system.weights.added:
         told["added"] = [each.told() for each in system.weights.added]
     if system.overrides:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from kinema.schema import BadRequest
@@ -48,8 +50,19 @@ PIPELINES: dict[str, str] = {
 EMBEDDED: dict[str, tuple[str, str]] = {
     "zoetrope": ("zoetrope", "zoetrope.safetensors"),
     "svd-pocket": ("svd", "svd-pocket.safetensors"),
+    "animatediff-pocket": ("animatediff", "animatediff-pocket.safetensors"),
 }
 """Weights that ship in the package: name to (family, file under ``kinema/weights``)."""
+
+PARTS: dict[str, str] = {
+    "animatediff-pocket-motion": "motion",
+    "animatediff-pocket-outline": "style",
+    "animatediff-pocket-night": "style",
+    "animatediff-pocket-pans-left": "lora",
+    "animatediff-pocket-pans-right": "lora",
+    "animatediff-pocket-zooms-in": "lora",
+}
+"""What ships beside them, ``NAME.safetensors``: name to the slot that it is added in, or "lora"."""
 
 ALIASES: dict[str, str] = {
     "animatediff-v3": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -62,15 +75,31 @@ ALIASES: dict[str, str] = {
 """Short names to a repository of the hub, or to one file of it."""
 
 ADDED: dict[str, dict[str, str]] = {
+    "animatediff-pocket": {"motion": "animatediff-pocket-motion"},
     "animatediff-v3": {"motion": "guoyww/animatediff/v3_sd15_mm.ckpt"},
 }
-"""What an alias adds to that, by slot; a user's own addition in a slot takes its place."""
+"""What a name adds to its model, by slot; a user's own addition in a slot takes its place."""
 
 
 def resolve(target: str) -> Any:
     """The object a ``module:object`` string names."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def weights(file: str) -> Path:
+    """Where a file of weights that ships lies."""
+    return Path(str(resources.files("kinema") / "weights" / file))
+
+
+def part(name: str | Path) -> str | Path:
+    """The file of a part that ships, by its name; any other name, and that of a file which is here, as it is."""
+    return weights(f"{name}.safetensors") if str(name) in PARTS and not Path(name).exists() else name
+
+
+def called(path: str | Path) -> str:
+    """The name of a part that ships, by its file; any other path as it is. So a clip can be made again elsewhere."""
+    return Path(path).stem if Path(path).stem in PARTS and Path(path) == part(Path(path).stem) else str(path)
 
 
 def family(name: str) -> Any:

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -267,7 +266,7 @@ class Added:
 
     def told(self) -> dict[str, Any]:
         """What the recipe says of it."""
-        return {"slot": self.slot, "file": str(self.source.path), "hash": self.hash}
+        return {"slot": self.slot, "file": registry.called(self.source.path), "hash": self.hash}
 
     @cached_property
     def hash(self) -> str:
@@ -409,6 +408,7 @@ class System:
             self.loras.use(())
             return
         shapes = {name: p.shape for name, p in self._hollow().named_parameters()}
+        loras = {registry.part(name): weight for name, weight in loras.items()}
         self.loras.use(read_loras(loras, shapes, self.family.lora_aliases(self.config), self.name))
 
     @property
@@ -547,8 +547,7 @@ def open_system(
     elif preset:
         raise BadRequest(f"preset {preset} is of a family, untrained: {', '.join(registry.FAMILIES)}; not of {name}")
     elif name in registry.EMBEDDED:
-        path = Path(str(resources.files("kinema") / "weights" / registry.EMBEDDED[name][1]))
-        family, config, weights, notes = _opened(path, variant)
+        family, config, weights, notes = _opened(registry.weights(registry.EMBEDDED[name][1]), variant)
     elif Path(source).exists():
         family, config, weights, notes = _opened(Path(source), variant)
     elif name in registry.ALIASES or _is_hub_id(name):
@@ -587,8 +586,8 @@ def _add(
     """The additions in the order told, the config with them, and what was decided for them."""
     added: list[Added] = []
     notes: list[str] = []
-    for slot, told in add.items():
-        slots = _slots(family)
+    for slot, named in add.items():
+        slots, told = _slots(family), registry.part(named)
         if slot.partition(".")[0] not in slots.names:
             raise BadRequest(registry.unknown(f"slot of {family.name}", slot, slots.names))
         if not Path(told).exists() and not _is_hub_id(str(told)):

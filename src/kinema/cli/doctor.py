@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib import resources, util
+from importlib import util
 from pathlib import Path
 from typing import Literal
 
@@ -106,8 +106,9 @@ def _weights() -> tuple[str, str]:
     from kinema.checkpoints.files import weight_hash
 
     told = []
-    for name, (_, file) in registry.EMBEDDED.items():
-        path = Path(str(resources.files("kinema") / "weights" / file))
+    shipped = {name: file for name, (_, file) in registry.EMBEDDED.items()}
+    for name, file in (shipped | {name: f"{name}.safetensors" for name in registry.PARTS}).items():
+        path = registry.weights(file)
         if not path.is_file():
             return "bad", f"{name}: {file} is not in the package; install kinema again"
         told.append(f"{name} {path.stat().st_size / 2**20:.1f} MiB, {weight_hash(path).rpartition(':')[2][:12]}")

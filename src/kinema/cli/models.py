@@ -6,7 +6,6 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +56,11 @@ def catalogue() -> list[dict[str, Any]]:
     """Embedded weights, aliases, and every preset of every family, with their sizes."""
     rows = []
     for name, (family_name, file) in registry.EMBEDDED.items():
-        path = Path(str(resources.files("kinema") / "weights" / file))
-        if path.is_file():
+        if (path := registry.weights(file)).is_file():
             rows.append({"name": name, "kind": "embedded, trained", **_figures(*_of_file(path)), "family": family_name})
+    for name, slot in registry.PARTS.items():
+        kind = "embedded, trained; --lora" if slot == "lora" else f"embedded, trained; --add {slot}="
+        rows.append({"name": name, "kind": kind, "parameters": None, "native": "", "sampling": ""})
     for name, target in registry.ALIASES.items():
         with_ = "".join(f" with {slot} {file}" for slot, file in registry.ADDED.get(name, {}).items())
         kind = f"alias of {target}{with_}"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kinema import __version__
+from kinema import __version__, registry
 from kinema.cli import machine
 from kinema.cli.options import Option, parse, with_defaults
 from kinema.cli.output import Output
@@ -95,12 +95,12 @@ def reopened(recipe: Mapping[str, Any], told: Mapping[str, Any]) -> Model:
             raise BadRequest(f"the clip was made on another machine: {error}; pass --device to choose one") from None
     loras: dict[str | Path, float] = {}
     for name, weight, _ in [] if "lora" in told else _loras(recipe):
-        if not Path(name).exists():
+        if not Path(registry.part(name)).exists():
             raise BadRequest(f"the clip was made with the LoRA {name}, and that file is not there now; pass --lora")
         loras[name] = weight
     add = {} if "add" in told else _added(recipe)
     for slot, file in add.items():
-        if not Path(file).exists():
+        if not Path(registry.part(file)).exists():
             raise BadRequest(f"the clip was made with {slot}={file}, and that is not there now; pass --add")
     return open_model(options, overrides=_tuples(recipe.get("overrides", {})), loras=loras, add=add)
 
@@ -143,7 +143,7 @@ def check_loras(recipe: Mapping[str, Any], system: System) -> None:
     """Refuse LoRA files that are others than they were; `--lora` accepts them."""
     before = {name: was for name, _, was in _loras(recipe)}
     for file in system.loras.files:
-        was = before.get(str(file.path), "")
+        was = before.get(registry.called(file.path), "")
         if file.hash != was:
             raise BadRequest(
                 f"{file.path} is not the LoRA of the clip ({_brief(file.hash)} now, {_brief(was)} then); "
