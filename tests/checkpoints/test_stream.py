@@ -88,3 +88,21 @@ def test_streamed_and_whole_writing_give_the_same_bytes(tmp_path):
     header = {name: (tuple(t.shape), t.dtype) for name, t in TENSORS.items()}
     write_streamed(tmp_path / "b.safetensors", header, TENSORS.__getitem__, {"k": "v"})
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_what_is_read_lies_as_what_is_mapped_and_begins_where_products_do_not_change(tmp_path):
+    """To a line of the cache, in a file of somebody else's order too; halves after a single number, and odd sizes."""
+    shapes = {"a": ((3, 8), torch.float32), "b": ((1,), torch.float32)}
+    shapes |= {"c": ((5, 8), torch.float16), "d": ((3,), torch.float16)}
+    tensors = {name: torch.randn(shape).to(dtype) for name, (shape, dtype) in shapes.items()}
+    ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
+    write_tensors(ours, tensors)
+    save_file(tensors, theirs)
+    for path in (ours, theirs):
+        mapped, read = read_tensors(path), Stream(path)
+        for name, tensor in tensors.items():
+            assert torch.equal(read[name], tensor)
+            assert (read[name].data_ptr() - mapped[name].data_ptr()) % 64 == 0
+    mapped = read_tensors(ours)
+    assert [mapped[name].data_ptr() % 16 for name in "ac"] == [0, 0]
+    assert read_tensors(theirs)["c"].data_ptr() % 16 != 0  # so the order counts

@@ -31,6 +31,8 @@ RUN_OPTIONS = "options.json"
 MAX_HEADER = 64 * 2**20
 """Bytes of a safetensors header: the largest known models stay under one MiB."""
 MAX_ENTRIES = 100_000
+LENGTH, ALIGNED = 8, 16
+"""Bytes before the header, which tell its length, and what tensors that are written begin at multiples of."""
 WHOLE = 2**30
 """Files up to here are hashed whole; larger ones by their size, header, head and tail."""
 
@@ -167,19 +169,20 @@ def write_streamed(
 
 
 def _laid_out(header: Header, metadata: Mapping[str, str] | None) -> tuple[list[str], bytes]:
-    # Wide types first keeps every tensor aligned to its own size, which a memory map needs.
-    names = sorted(header, key=lambda name: (-header[name][1].itemsize, name))
+    # Whole multiples of ALIGNED first, so that they begin at such: the last bits of a product can depend on where its
+    # weight begins (MKL on AMD). Then wide types, so that each is aligned to its own size, which a memory map needs.
+    size = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in header.items()}
+    names = sorted(header, key=lambda name: (size[name] % ALIGNED != 0, -header[name][1].itemsize, name))
     table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     at = 0
     for name in names:
         shape, dtype = header[name]
         if dtype not in _NAMES:
             raise ValueError(f"{name} is {dtype}, which safetensors cannot hold")
-        size = math.prod(shape) * dtype.itemsize
-        table[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
-        at += size
+        table[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, at + size[name]]}
+        at += size[name]
     told = json.dumps(table, separators=(",", ":")).encode()
-    return names, told + b" " * (-len(told) % 8)
+    return names, told + b" " * (-(len(told) + LENGTH) % ALIGNED)
 
 
 def _order(text: bytes) -> list[str]:

@@ -44,14 +44,14 @@ IMAGE_RATE = 1e-5
 TINY = replace(RECIPE, steps=200, batch=4, warmup=10, learning_rate=1e-3, ema=0.99, frameskip=1)
 
 _POCKET = Recipe(
-    steps=900, batch=64, learning_rate=3e-3, optimiser="muon", weight_decay=0.01, warmup=50, cooldown=0.4, ema=0.995,
+    steps=1000, batch=64, learning_rate=3e-3, optimiser="muon", weight_decay=0.01, warmup=50, cooldown=0.4, ema=0.995,
     text_drop=0.1, grammar="scenic",
 )  # fmt: skip
 POCKETS = {
     "image": _POCKET,
     # A short way from the base, so that the base's motion module still finds what it knows.
     "style": replace(_POCKET, steps=240, learning_rate=1e-3, warmup=10, cooldown=0.7, ema=0.98),
-    "motion": replace(_POCKET, steps=1200, batch=8, learning_rate=2e-3),
+    "motion": replace(_POCKET, steps=2400, batch=8, learning_rate=2e-3),
     "sparsectrl": replace(_POCKET, steps=300, batch=8, learning_rate=2e-3, ema=0.98),
 }
 
