@@ -33,7 +33,7 @@ class Pose(NamedTuple):
 
 
 def laid(picture_BCNN: Tensor, pose: Pose, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The picture's colours B×(C-1)×T×H×W at the pose, and its cover B×1×T×H×W, which counts what is visible.
+    """The picture's colours B×(C-1)×T×H×W at the pose, and its cover B×1×T×H×W, as though it were wholly visible.
 
     The last channel of the picture is the signed distance.
     """
@@ -41,7 +41,7 @@ def laid(picture_BCNN: Tensor, pose: Pose, height: int, width: int) -> tuple[Ten
     seen_BCTHW = looked_up(picture_BCNN, at_BTHW2)
     distance_BTHW = torch.maximum(seen_BCTHW[:, -1], at_BTHW2.abs().amax(-1) - _WITHIN)
     cover_BTHW = (0.5 - distance_BTHW * pose.radius_BT[..., None, None]).clamp(0, 1)
-    return seen_BCTHW[:, :-1], (cover_BTHW * pose.visible_BT[..., None, None])[:, None]
+    return seen_BCTHW[:, :-1], cover_BTHW[:, None]
 
 
 def lifted(frames_BCTHW: Tensor, pose: Pose, side: int) -> Tensor:
