@@ -76,7 +76,7 @@ def within(picture_BCNN: Tensor) -> Tensor:
 
 
 def misposed(made: Seen, true: Truth) -> Tensor:
-    """Pixels off (beyond one; less, squared), radii off in tenths, turn and visibility, mean over frames that show it, B."""
+    """How far poses are off, B: pixels (below one squared), tenths of radii, turn and visibility; means of frames."""
     place = F.smooth_l1_loss(made.pose.centre_BT2, true.pose.centre_BT2, reduction="none").sum(-1)
     size = 10 * (made.pose.radius_BT / true.pose.radius_BT).log().abs()
     told = F.normalize(made.turn_BT2, dim=-1, eps=1e-3)

@@ -28,7 +28,7 @@ _VIEW = 8
 """Places along each side at which the features are looked at, upright but unturned, to tell the turn."""
 _SEEN = 16
 """Channels at each of these."""
-_TREMBLE, _SWAY, _BLINK = 0.3, 0.04, 0.03
+TREMBLE, SWAY, BLINK = 0.25, 0.04, 0.03
 """What poses may tremble by and are steadied: pixels, radians, shares. True bounces, swings and orbits of the playroom
 are bent by 0.3 pixels at most (a test holds it)."""
 DOUBT, TRUST = 0.6, 0.8
@@ -142,13 +142,13 @@ class Sprite(nn.Module):
         mean_BCNN, cover_B1NN = averaged(drawn_BCTHW, shown_B1THW, pose, self.side)
         start_BCNN = torch.cat([mean_BCNN, (1 - 2 * cover_B1NN) / pose.radius_BT.mean(1)[:, None, None, None]], 1)
         features = rearrange(_exact(fine_BTHWC), "b t h w c -> b c t h w")
-        seen_BTC = lifted(features, _on_cells(pose, self.cell), self.side // _PACK) * _sure(pose)[:, None, :, None, None]
-        told_BCPP = torch.cat(
-            [rearrange(torch.cat([mean_BCNN, cover_B1NN], 1), "b c (h p) (w q) -> b (c p q) h w", p=_PACK, q=_PACK),
-             seen_BTC.sum(2)],
-            dim=1,
-        )  # fmt: skip
-        x = self.enter(rearrange(told_BCPP, "b c h w -> b 1 h w c").to(code_BE)) + self.where
+        seen_BCTPP = lifted(features, _on_cells(pose, self.cell), self.side // _PACK)
+        seen_BCPP = (seen_BCTPP * _sure(pose)[:, None, :, None, None]).sum(2)
+        mean_BCPP = rearrange(
+            torch.cat([mean_BCNN, cover_B1NN], 1), "b c (h p) (w q) -> b (c p q) h w", p=_PACK, q=_PACK
+        )
+        told_BPPC = rearrange(torch.cat([mean_BCPP, seen_BCPP], 1), "b c h w -> b 1 h w c")
+        x = self.enter(told_BPPC.to(code_BE)) + self.where
         x = self.mend[0](x, code_BE, 1)
         x = x + F.silu(over_space(self.across, F.layer_norm(x, x.shape[-1:])))
         x = self.mend[1](x, code_BE, 1)
@@ -162,7 +162,7 @@ def found(shown_B1THW: Tensor) -> tuple[Tensor, Tensor]:
     Twice: the second time what lies far from where it was found the first time does not count.
     """
     shown_BTHW = shown_B1THW[:, 0]
-    at_HW2 = pixels(*shown_BTHW.shape[-2:], shown_BTHW)
+    at_HW2 = pixels(shown_BTHW.shape[-2], shown_BTHW.shape[-1], shown_BTHW)
     near_BTHW = torch.ones_like(shown_BTHW)
     for _ in range(2):
         weight = shown_BTHW.square() * near_BTHW + 1e-6  # squared: what is faint everywhere pulls towards the middle
@@ -173,15 +173,13 @@ def found(shown_B1THW: Tensor) -> tuple[Tensor, Tensor]:
     return centre_BT2, radius_BT
 
 
-def composed(
-    centre_BT2: Tensor, radius_BT: Tensor, turn_BT2: Tensor, visible_BT: Tensor, offset_B2: Tensor
-) -> Pose:
-    """The steadied pose; the object's frame lies off the middle of what it covers by ``offset`` radii, turned with it."""
+def composed(centre_BT2: Tensor, radius_BT: Tensor, turn_BT2: Tensor, visible_BT: Tensor, offset_B2: Tensor) -> Pose:
+    """The steadied pose: the object's frame lies ``offset`` radii off the middle of what it covers, turned with it."""
     sure_BT = visible_BT.detach()
-    x_BT, y_BT = (steadied(part, sure_BT, _TREMBLE) for part in centre_BT2.unbind(-1))
-    radius_BT = steadied(radius_BT, sure_BT, _TREMBLE).clamp(min=_LEAST)
-    turn_BT = steadied(unwound(turn_BT2), sure_BT, _SWAY)
-    visible_BT = steadied(visible_BT, torch.ones_like(sure_BT), _BLINK).clamp(0, 1)
+    x_BT, y_BT = (steadied(part, sure_BT, TREMBLE) for part in centre_BT2.unbind(-1))
+    radius_BT = steadied(radius_BT, sure_BT, TREMBLE).clamp(min=_LEAST)
+    turn_BT = steadied(unwound(turn_BT2), sure_BT, SWAY)
+    visible_BT = steadied(visible_BT, torch.ones_like(sure_BT), BLINK).clamp(0, 1)
     cos, sin, (right, down) = turn_BT.cos(), turn_BT.sin(), offset_B2[:, :, None].unbind(1)
     x_BT = x_BT + radius_BT * (cos * right - sin * down)
     y_BT = y_BT + radius_BT * (sin * right + cos * down)

@@ -1,10 +1,10 @@
 """Poses over time without their trembling: the quadratic of the longest stretch of frames that fits.
 
-What moves in the playroom moves in stretches of parabolas: straight, slowing down, thrown; a bounce breaks off and begins
-another. A plain smoothing over time rounds that break by several pixels. Here every stretch of ``LENGTHS`` frames that
-holds a frame proposes the value of the quadratic fitted to it (Savitzky & Golay 1964, at every place of the window), and
-counts by how well it fits and how long it is; the frame as it was counts as one that fits just so. So a stretch over
-a break, whose quadratic does not fit, has no say (the windows of ENO schemes, Harten et al. 1987).
+What moves in the playroom moves in stretches of parabolas: straight, slowing down, thrown; a bounce breaks off and
+begins another. A plain smoothing over time rounds that break by several pixels. Here every stretch of ``LENGTHS``
+frames that holds a frame proposes the value of the quadratic fitted to it (Savitzky & Golay 1964, at every place of the
+window), and counts by how well it fits and how long it is; the frame as it was is a proposal too. So a stretch over a
+break, whose quadratic does not fit, has no say (as in the stencils of ENO schemes, Harten et al. 1987).
 
 Letters: B clips, T frames, W stretches.
 """
@@ -12,6 +12,7 @@ Letters: B clips, T frames, W stretches.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -26,8 +27,8 @@ _RIDGE = 1e-4
 
 
 def steadied(value_BT: Tensor, sure_BT: Tensor, tolerance: float) -> Tensor:
-    """The values without what they tremble by, ``tolerance`` (a root mean square) or less; ``sure`` weighs the frames."""
-    inside_WT, basis_WT3 = _stretches(value_BT)
+    """The values without what they tremble by, if that is ``tolerance`` (root mean square) or less; ``sure`` weighs."""
+    inside_WT, basis_WT3 = (table.to(value_BT) for table in _stretches(value_BT.shape[1]))
     if not len(inside_WT):
         return value_BT
     weight_BWT = inside_WT * sure_BT.clamp(min=1e-3)[:, None]
@@ -55,12 +56,12 @@ def _shares(error_BWT: Tensor, weight_BWT: Tensor, inside_WT: Tensor, tolerance:
     return torch.cat([odds_BWT, torch.zeros_like(odds_BWT[:, :1])], 1).softmax(1)
 
 
-def _stretches(like: Tensor) -> tuple[Tensor, Tensor]:
+@cache
+def _stretches(frames: int) -> tuple[Tensor, Tensor]:
     """Which frames each stretch holds, W×T, and 1, s, s² along it, W×T×3, s from -1 to 1."""
-    frames = like.shape[1]
     spans = [(n, first) for n in LENGTHS if n <= frames for first in range(frames - n + 1)]
-    inside, along = like.new_zeros(len(spans), frames), like.new_zeros(len(spans), frames)
+    inside, along = (torch.zeros(len(spans), frames, dtype=torch.float64, device="cpu") for _ in range(2))
     for i, (n, first) in enumerate(spans):
         inside[i, first : first + n] = 1
-        along[i, first : first + n] = torch.linspace(-1, 1, n, dtype=like.dtype)
+        along[i, first : first + n] = torch.linspace(-1, 1, n, dtype=torch.float64, device="cpu")
     return inside, torch.stack([torch.ones_like(along), along, along.square()], -1)

@@ -1,8 +1,8 @@
 """A picture laid over every frame at a pose, and frames seen from the picture: a spatial transformer without weights.
 
-"Spatial Transformer Networks" (Jaderberg et al. 2015): every point asks, by its coordinates, for a bilinear look-up, so
-gradients reach the picture and the pose. The object's own frame is the playroom's: x to the right, y downwards, in radii
-of the object, upright. Its outline is kept as the signed distance to it in radii (negative inside; Green 2007): a
+"Spatial Transformer Networks" (Jaderberg et al. 2015): every point asks, by its coordinates, for a bilinear look-up,
+so gradients reach the picture and the pose. The object's own frame is the playroom's: x to the right, y downwards, in
+radii of the object, upright. Its outline is kept as the signed distance to it in radii (negative inside; Green 2007): a
 pixel's cover is then ``clip(1/2 - distance · radius)`` in pixels, hard-edged at every size, and exactly 0 outside. That
 is the area of the pixel inside a straight edge, so brightness keeps still under motion with one look-up a pixel.
 
