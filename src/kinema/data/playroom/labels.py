@@ -23,7 +23,7 @@ _REACH = 0.4
 _MARGIN = 0.7
 """Of the diameter: every outline lies within this radius (a square's corners at 0.5·√2)."""
 _TURNS = {"ball": 0, "ring": 0, "box": 4, "triangle": 3, "star": 5}
-"""Outlines that a turn of less than a circle leaves alike. No letter: they turn about a point that is not their middle."""
+"""Outlines that a turn of less than a circle leaves alike. No letter: its middle is not where it turns."""
 
 
 def on_grid(scene: Scene, grid: tuple[int, int, int]) -> NDArray[np.int64]:
