@@ -138,6 +138,20 @@ def test_frames_that_are_not_sure_follow_the_others() -> None:
     assert (steadied(wrong, sure, 0.3) - way).abs().max() < 0.1
 
 
+def test_a_fading_object_keeps_its_colour_in_its_picture() -> None:
+    placed = pose(frames=8, radius=10.0)._replace(visible_BT=torch.linspace(1, 0.1, 8, dtype=torch.float64)[None])
+    disc = torch.zeros(1, 4, SIDE, SIDE, dtype=torch.float64)
+    disc[:, :3] = torch.tensor([0.8, -0.6, 0.1])[None, :, None, None]
+    disc[:, 3] = torch.from_numpy(labels.upright("ball", SIDE, warp.REACH))
+    ground = torch.full((1, 3, 8, 64, 64), 0.3, dtype=torch.float64)
+    colour, cover = warp.laid(disc, placed, 64, 64)
+    clip = torch.lerp(ground, colour, cover * placed.visible_BT[:, None, :, None, None])
+    mean, share = sprite.averaged(clip, ground, cover, placed, SIDE)
+    assert (mean - disc[:, :3])[..., 10:-10, 10:-10].abs().max() < 0.02
+    assert share[..., 10:-10, 10:-10].min() > 0.99
+    assert share[..., 0].max() == 0
+
+
 def test_angles_are_unwound_over_more_than_a_turn() -> None:
     angle = torch.linspace(-2.0, 11.0, 16)[None]
     told = sprite.unwound(torch.stack([angle.cos(), angle.sin()], -1))

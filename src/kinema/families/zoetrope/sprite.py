@@ -108,7 +108,7 @@ class Sprite(nn.Module):
             told_BT3 = _exact(self._told(fine, code_BE, Pose(centre_BT2, radius_BT, 0 * radius_BT, 0 * radius_BT)))
             turn_BT2, visible_BT = told_BT3[..., :2], told_BT3[..., 2]
             pose = composed(centre_BT2, radius_BT, turn_BT2, visible_BT.sigmoid(), _exact(offset))
-            picture_BCNN = self._picture(fine, code_BE, _exact(drawn_BCTHW), shown_B1THW, pose)
+            picture_BCNN = self._picture(fine, code_BE, _exact(drawn_BCTHW), _exact(still_BCTHW), shown_B1THW, pose)
             colour_BCTHW, under_B1THW = laid(picture_BCNN, pose, *drawn_BCTHW.shape[-2:])
             trust_B = ((agreement(under_B1THW, shown_B1THW) - DOUBT) / (TRUST - DOUBT)).clamp(0, 1)
             over_B1THW = under_B1THW * pose.visible_BT[:, None, :, None, None]
@@ -135,11 +135,17 @@ class Sprite(nn.Module):
         return self.turn(h_BTD)
 
     def _picture(
-        self, fine_BTHWC: Tensor, code_BE: Tensor, drawn_BCTHW: Tensor, shown_B1THW: Tensor, pose: Pose
+        self,
+        fine_BTHWC: Tensor,
+        code_BE: Tensor,
+        drawn_BCTHW: Tensor,
+        still_BCTHW: Tensor,
+        shown_B1THW: Tensor,
+        pose: Pose,
     ) -> Tensor:
         """The mean of what the frames show of the object, mended: colours and signed distance, B×4×N×N."""
         pose = Pose(*(part.detach() for part in pose))
-        mean_BCNN, cover_B1NN = averaged(drawn_BCTHW, shown_B1THW, pose, self.side)
+        mean_BCNN, cover_B1NN = averaged(drawn_BCTHW, still_BCTHW, shown_B1THW, pose, self.side)
         start_BCNN = torch.cat([mean_BCNN, (1 - 2 * cover_B1NN) / pose.radius_BT.mean(1)[:, None, None, None]], 1)
         features = rearrange(_exact(fine_BTHWC), "b t h w c -> b c t h w")
         seen_BCTPP = lifted(features, _on_cells(pose, self.cell), self.side // _PACK)
@@ -193,20 +199,24 @@ def unwound(turn_BT2: Tensor) -> Tensor:
     return angle_BT - 2 * torch.pi * turns
 
 
-def averaged(drawn_BCTHW: Tensor, shown_B1THW: Tensor, pose: Pose, side: int) -> tuple[Tensor, Tensor]:
+def averaged(
+    drawn_BCTHW: Tensor, still_BCTHW: Tensor, shown_B1THW: Tensor, pose: Pose, side: int
+) -> tuple[Tensor, Tensor]:
     """The object's colours B×3×N×N and cover B×1×N×N in its own frame: means of the frames that show it.
 
-    Colours count by the cube of the cover: at an edge the ground is mixed in. Where nothing is covered they
-    are the object's mean colour.
+    Where the object is visible by v over the ground g, frames show ``d = v c + (1 - v) g``: the colour is the c of
+    least squares. Texels count by the cube of the cover: at an edge the ground is mixed in. Where nothing is covered
+    the colours are the object's mean.
     """
-    seen = lifted(torch.cat([drawn_BCTHW, shown_B1THW], 1), pose, side)
-    sure_B1T11 = _sure(pose)[:, None, :, None, None]
-    colour, cover = seen[:, :-1], seen[:, -1:]
-    weight = cover.pow(3) * sure_B1T11
-    total_B1 = weight.sum((2, 3, 4))
-    whole_BC = ((colour * weight).sum((2, 3, 4)) + 1e-6 * colour.mean((2, 3, 4))) / (total_B1 + 1e-6)
-    mean = ((colour * weight).sum(2) + 0.01 * whole_BC[..., None, None]) / (weight.sum(2) + 0.01)
-    return mean, (cover * sure_B1T11).sum(2)
+    visible_B1T11 = pose.visible_BT[:, None, :, None, None].clamp(min=0.05)
+    own_BCTHW = drawn_BCTHW - (1 - visible_B1T11) * still_BCTHW
+    seen = lifted(torch.cat([own_BCTHW, shown_B1THW], 1), pose, side)
+    own, cover = seen[:, :-1], seen[:, -1:]
+    weight = cover.pow(3) * visible_B1T11
+    made, whole = (own * weight).sum(2), (weight * visible_B1T11).sum(2)
+    mean_BC11 = made.mean((2, 3), keepdim=True) / whole.mean((2, 3), keepdim=True).clamp(min=1e-4)
+    colour = (made + 0.01 * mean_BC11) / (whole + 0.01)
+    return colour, (cover * _sure(pose)[:, None, :, None, None]).sum(2)
 
 
 def agreement(under_B1THW: Tensor, shown_B1THW: Tensor) -> Tensor:
