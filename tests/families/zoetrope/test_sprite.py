@@ -12,7 +12,7 @@ from torch import nn
 
 from kinema.data import playroom
 from kinema.data.playroom import labels
-from kinema.families.zoetrope import lessons, recipe, sprite, warp
+from kinema.families.zoetrope import lessons, recipe, sprite, turning, warp
 from kinema.families.zoetrope.family import FAMILY
 from kinema.families.zoetrope.model import Zoetrope
 from kinema.families.zoetrope.steady import steadied
@@ -152,10 +152,33 @@ def test_a_fading_object_keeps_its_colour_in_its_picture() -> None:
     assert share[..., 0].max() == 0
 
 
-def test_angles_are_unwound_over_more_than_a_turn() -> None:
-    angle = torch.linspace(-2.0, 11.0, 16)[None]
-    told = sprite.unwound(torch.stack([angle.cos(), angle.sin()], -1))
-    assert torch.allclose(told - told[:, :1], angle - angle[:, :1], atol=1e-4)
+def test_the_turn_is_told_by_matching_a_template_through_more_than_a_whole_turn() -> None:
+    scene = playroom.sample(5, split="all", motion="spins", shape="heart", speed="fast").scene
+    x, y, size, turn, _ = torch.from_numpy(labels.poses(scene))[None].unbind(-1)
+    assert (turn[:, -1] - turn[:, 0]).abs() > 7
+    cover = torch.from_numpy(labels.covered(scene, 64, 64))[None, None]
+    unturned = warp.Pose(torch.stack([x, y], -1) * 64, size * 32, torch.zeros_like(turn), torch.ones_like(turn))
+    seen = turning.around(cover.expand(1, 3, -1, -1, -1), cover, unturned)
+    angle = torch.arange(turning.STEPS) * (2 * math.pi / turning.STEPS)
+    radius = torch.tensor(turning.RADII)[:, None]
+    template = torch.zeros(1, turning.CHANNELS, len(turning.RADII), turning.STEPS)
+    outline = labels.distance("heart", (radius * angle.cos()).numpy(), (radius * angle.sin()).numpy())
+    template[:, 3] = torch.from_numpy(0.5 - (outline > 0).astype("float32"))
+    told = turning.told(turning.matched(seen, template))
+    off = told - turn
+    assert (off - (off[0, 0] / (2 * math.pi)).round() * 2 * math.pi).abs().max() < math.radians(6)
+
+
+def test_where_nothing_tells_the_turn_it_is_upright() -> None:
+    assert turning.told(torch.zeros(2, 16, turning.STEPS)).eq(0).all()
+
+
+def test_of_the_turns_of_a_star_those_that_turn_least_are_taken() -> None:
+    step = 2 * math.pi / turning.STEPS
+    angle = torch.arange(turning.STEPS) * step
+    turn = torch.arange(16.0)[None] * 0.3
+    logits = 8 * (4 * (angle - turn[..., None])).cos()  # four alike
+    assert (turning.told(logits) - turn).abs().max() < 0.5 * step
 
 
 def test_without_a_share_the_clip_is_the_one_drawn_frame_by_frame(tiny: Zoetrope) -> None:
@@ -260,12 +283,15 @@ def test_the_true_sprite_is_not_mended(tiny: Zoetrope) -> None:
     right[:, -1] = true.distance_BNN
     assert lessons.misshapen(right, true).max() < 1e-6 < lessons.misshapen(right.roll(1, -1), true).min()
     turned = true.pose.turn_BT + 2 * math.pi / 5  # to a star's next point: its outline is the same
-    told = [torch.stack([t.cos(), t.sin()], -1) for t in (true.pose.turn_BT, turned, turned + 0.5)]
-    posed = [
-        lessons.misposed(seen._replace(pose=true.pose, turn_BT2=t, visible_BT=torch.full((1, 8), 30.0)), true).item()
-        for t in told
-    ]
-    assert posed[0] < 1e-4 < posed[1] < posed[2]
+    angle = torch.arange(turning.STEPS) * (2 * math.pi / turning.STEPS)
+    fives, wrong = torch.tensor([5.0]), []
+    for turn in (true.pose.turn_BT, turned, turned + 0.5):
+        one = 20 * (angle - turn[..., None]).cos()
+        wrong.append(turning.misturned(one, true.pose.turn_BT, fives, 0.0).min())
+    five = turning.misturned(20 * (5 * (angle - turned[..., None])).cos(), true.pose.turn_BT, fives, 0.0)
+    assert five.max() < min(wrong)
+    certain = seen._replace(pose=true.pose, visible_BT=torch.full((1, 8), 30.0), turn_BTA=0 * seen.turn_BTA)
+    assert lessons.misposed(certain, true).item() == pytest.approx(1.2 * math.log(turning.STEPS), rel=1e-4)
 
 
 def test_turns_leave_outlines_as_they_are() -> None:

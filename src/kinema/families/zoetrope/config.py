@@ -70,7 +70,7 @@ TINY = replace(
     text_depth=1,
 )
 
-SPRITE = replace(BASE, sprite=32, mlp=704)
+SPRITE = replace(BASE, sprite=32, mlp=736)
 """As the weights of ``base`` grow into (docs/decisions/0002, point 10): within 12.0 MB as halves."""
 TINY_SPRITE = replace(TINY, sprite=16)
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from kinema.data.playroom import labels
 from kinema.data.playroom.scene import Scene
 from kinema.families.zoetrope.sprite import Seen
+from kinema.families.zoetrope.turning import misturned
 from kinema.families.zoetrope.warp import REACH, Pose, texels
 
 LAYING, OUTLINING, SHAPING, POSING, TELLING = 0.5, 0.1, 0.3, 0.01, 0.02
@@ -79,10 +80,7 @@ def misposed(made: Seen, true: Truth) -> Tensor:
     """How far poses are off, B: pixels (below one squared), tenths of radii, turn and visibility; means of frames."""
     place = F.smooth_l1_loss(made.pose.centre_BT2, true.pose.centre_BT2, reduction="none").sum(-1)
     size = 10 * (made.pose.radius_BT / true.pose.radius_BT).log().abs()
-    told = F.normalize(made.turn_BT2, dim=-1, eps=1e-3)
-    off_BT = torch.atan2(told[..., 1], told[..., 0]) - true.pose.turn_BT
-    shown = (1 - (true.turns_B[:, None] * off_BT).cos()) * (true.turns_B > 0)[:, None]
-    turn = shown + _WHOLE * (1 - off_BT.cos())
+    turn = misturned(made.turn_BTA, true.pose.turn_BT, true.turns_B, _WHOLE)
     visible = F.binary_cross_entropy_with_logits(made.visible_BT, true.pose.visible_BT, reduction="none")
     weight_BT = true.pose.visible_BT + 0.05
     wrong_BT = (place + size + turn) * weight_BT + visible

@@ -20,14 +20,11 @@ from torch.nn import functional as F
 from kinema.families.zoetrope.config import Config
 from kinema.families.zoetrope.layers import PlaceBlock, over_space
 from kinema.families.zoetrope.steady import steadied
+from kinema.families.zoetrope.turning import CHANNELS, RADII, STEPS, around, matched, told
 from kinema.families.zoetrope.warp import Pose, laid, lifted, pixels
 
 _PACK = 2
 """Texels a place of the mending network has along each side."""
-_VIEW = 8
-"""Places along each side at which the features are looked at, upright but unturned, to tell the turn."""
-_SEEN = 16
-"""Channels at each of these."""
 TREMBLE, SWAY, BLINK = 0.25, 0.04, 0.03
 """What poses may tremble by and are steadied: pixels, radians, shares. True bounces, swings and orbits of the playroom
 are bent by 0.3 pixels at most (a test holds it)."""
@@ -42,15 +39,15 @@ class Seen(NamedTuple):
     """What is told of the one object of a clip.
 
     ``laid`` B×3×T×H×W the sprite over the backdrop; ``picture`` B×4×N×N its colours and signed distance in radii;
-    ``pose`` steadied; ``turn`` B×T×2 cosine and sine as they were told, of any length; ``visible`` B×T and ``cover``
-    B×1×T×H×W (which pixels it covers, frame by frame) and ``alone`` B (it is one rigid object) are logits;
-    ``share`` B is that of ``laid`` in the clip.
+    ``pose`` steadied. Logits are ``turn`` B×T×A of the steps of the circle, ``visible`` B×T, ``cover`` B×1×T×H×W of the
+    pixels it covers, frame by frame, and ``alone`` B of that it is one rigid object. ``share`` B is that of ``laid``
+    in the clip.
     """
 
     laid_BCTHW: Tensor
     picture_BCNN: Tensor
     pose: Pose
-    turn_BT2: Tensor
+    turn_BTA: Tensor
     visible_BT: Tensor
     cover_B1THW: Tensor
     alone_B: Tensor
@@ -63,27 +60,27 @@ class Sprite(nn.Module):
     def __init__(self, config: Config, classes: int) -> None:
         super().__init__()
         self.cell, self.merge, self.side = config.cell, config.merge, config.sprite
-        code, hidden, channels = config.fine, config.fine + config.fine // 2, config.fine + config.fine // 4
+        code, hidden, channels = config.fine, config.fine, config.fine + config.fine // 4
         self.cover = nn.Linear(config.fine + 4, config.cell**2)
         self.code = nn.Linear(config.width + classes + config.modulation, code)
         self.frame = nn.Linear(code, 4)
-        self.view = nn.Linear(config.fine, _SEEN)
-        self.turn_in = nn.Linear(_VIEW**2 * _SEEN, hidden)
-        self.turn_code = nn.Linear(code, hidden, bias=False)
-        self.turn_time = nn.Conv1d(hidden, hidden, 5, padding=2)
-        self.turn = nn.Linear(hidden, 3)
+        self.template = nn.Linear(code, CHANNELS * len(RADII) * STEPS)
+        self.visible_in = nn.Linear(config.fine, hidden)
+        self.visible_code = nn.Linear(code, hidden, bias=False)
+        self.visible_time = nn.Conv1d(hidden, hidden, 5, padding=2)
+        self.visible = nn.Linear(hidden, 1)
         places = config.sprite // _PACK
         self.enter = nn.Linear(4 * _PACK**2 + config.fine, channels)
         self.where = nn.Parameter(torch.randn(places, places, channels) * 0.3)
         self.mend = nn.ModuleList(PlaceBlock(channels, 4 * channels, code) for _ in range(2))
         self.across = nn.Conv2d(channels, channels, 3, padding=1)
         self.out = nn.Conv2d(channels, 4 * _PACK**2, 3, padding=1)
-        for layer in (self.frame, self.turn, self.out):
+        for layer in (self.frame, self.template, self.visible, self.out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         with torch.no_grad():
             self.frame.bias[2:].copy_(torch.tensor([0.15, -2.2]))  # outlines within a disc of their area; share 0.1
-            self.turn.bias.copy_(torch.tensor([1.0, 0.0, 3.0]))
+            self.visible.bias.fill_(3.0)
 
     def forward(
         self,
@@ -105,17 +102,18 @@ class Sprite(nn.Module):
             offset, log_size, alone_B = self.frame(code_BE).split((2, 1, 1), -1)
             centre_BT2, radius_BT = found(shown_B1THW)
             radius_BT = (radius_BT * _exact(log_size).exp()).clamp(min=_LEAST)
-            told_BT3 = _exact(self._told(fine, code_BE, Pose(centre_BT2, radius_BT, 0 * radius_BT, 0 * radius_BT)))
-            turn_BT2, visible_BT = told_BT3[..., :2], told_BT3[..., 2]
-            pose = composed(centre_BT2, radius_BT, turn_BT2, visible_BT.sigmoid(), _exact(offset))
-            picture_BCNN = self._picture(fine, code_BE, _exact(drawn_BCTHW), _exact(still_BCTHW), shown_B1THW, pose)
+            drawn_BCTHW, still_BCTHW = _exact(drawn_BCTHW), _exact(still_BCTHW)
+            turn_BTA = self._turns(code_BE, drawn_BCTHW, shown_B1THW, centre_BT2, radius_BT)
+            visible_BT = _exact(self._visible(fine, code_BE, shown_B1THW))
+            pose = composed(centre_BT2, radius_BT, told(turn_BTA), visible_BT.sigmoid(), _exact(offset))
+            picture_BCNN = self._picture(fine, code_BE, drawn_BCTHW, still_BCTHW, shown_B1THW, pose)
             colour_BCTHW, under_B1THW = laid(picture_BCNN, pose, *drawn_BCTHW.shape[-2:])
             trust_B = ((agreement(under_B1THW, shown_B1THW) - DOUBT) / (TRUST - DOUBT)).clamp(0, 1)
             over_B1THW = under_B1THW * pose.visible_BT[:, None, :, None, None]
-            laid_BCTHW = torch.lerp(_exact(still_BCTHW), colour_BCTHW, over_B1THW)
+            laid_BCTHW = torch.lerp(still_BCTHW, colour_BCTHW, over_B1THW)
             alone_B = _exact(alone_B[:, 0])
             share_B = (alone_B.sigmoid() * trust_B).detach()  # taught by the scene graph, not by what it saves here
-            return Seen(laid_BCTHW, picture_BCNN, pose, turn_BT2, visible_BT, cover_B1THW, alone_B, share_B)
+            return Seen(laid_BCTHW, picture_BCNN, pose, turn_BTA, visible_BT, cover_B1THW, alone_B, share_B)
 
     def _code(self, tokens_BSD: Tensor, read_BSK: Tensor, cond_BM: Tensor, shown_B1THW: Tensor) -> Tensor:
         """What the tokens on the object know of it, and what stands there by their reading, B×E."""
@@ -125,14 +123,23 @@ class Sprite(nn.Module):
         known_BSD = torch.cat([tokens_BSD, read_BSK.detach().sigmoid()], -1)
         return F.silu(self.code(torch.cat([torch.einsum("bs,bsd->bd", weight_BS, known_BSD), cond_BM], -1)))
 
-    def _told(self, fine_BTHWC: Tensor, code_BE: Tensor, unturned: Pose) -> Tensor:
-        """Cosine, sine and visibility of every frame, from its features about the object, B×T×3."""
-        view_BCTHW = _exact(rearrange(self.view(fine_BTHWC), "b t h w c -> b c t h w"))
-        seen = lifted(view_BCTHW, _on_cells(unturned, self.cell), _VIEW).to(code_BE)
-        h_BTD = self.turn_in(rearrange(seen, "b c t h w -> b t (c h w)")) + self.turn_code(code_BE)[:, None]
-        h_BTD = F.silu(h_BTD)
-        h_BTD = h_BTD + F.silu(self.turn_time(h_BTD.mT).mT)
-        return self.turn(h_BTD)
+    def _turns(
+        self, code_BE: Tensor, drawn_BCTHW: Tensor, shown_B1THW: Tensor, centre_BT2: Tensor, radius_BT: Tensor
+    ) -> Tensor:
+        """Logits of every turn of every frame, B×T×A."""
+        zero_BT = torch.zeros_like(radius_BT)
+        unturned = Pose(centre_BT2.detach(), radius_BT.detach(), zero_BT, zero_BT + 1)
+        template = _exact(self.template(code_BE)).unflatten(1, (CHANNELS, len(RADII), STEPS))
+        return matched(around(drawn_BCTHW, shown_B1THW, unturned), template)
+
+    def _visible(self, fine_BTHWC: Tensor, code_BE: Tensor, shown_B1THW: Tensor) -> Tensor:
+        """Logits of how visible the object is in every frame, from its features where it covers, B×T."""
+        weight_BTHW = F.avg_pool3d(shown_B1THW.detach(), (1, self.cell, self.cell))[:, 0] + 1e-3
+        weight_BTHW = (weight_BTHW / weight_BTHW.sum((2, 3), keepdim=True)).to(fine_BTHWC)
+        h_BTC = torch.einsum("bthw,bthwc->btc", weight_BTHW, fine_BTHWC)
+        h_BTC = F.silu(self.visible_in(h_BTC) + self.visible_code(code_BE)[:, None])
+        h_BTC = h_BTC + F.silu(self.visible_time(h_BTC.mT).mT)
+        return self.visible(h_BTC)[..., 0]
 
     def _picture(
         self,
@@ -179,24 +186,17 @@ def found(shown_B1THW: Tensor) -> tuple[Tensor, Tensor]:
     return centre_BT2, radius_BT
 
 
-def composed(centre_BT2: Tensor, radius_BT: Tensor, turn_BT2: Tensor, visible_BT: Tensor, offset_B2: Tensor) -> Pose:
+def composed(centre_BT2: Tensor, radius_BT: Tensor, turn_BT: Tensor, visible_BT: Tensor, offset_B2: Tensor) -> Pose:
     """The steadied pose: the object's frame lies ``offset`` radii off the middle of what it covers, turned with it."""
     sure_BT = visible_BT.detach()
     x_BT, y_BT = (steadied(part, sure_BT, TREMBLE) for part in centre_BT2.unbind(-1))
     radius_BT = steadied(radius_BT, sure_BT, TREMBLE).clamp(min=_LEAST)
-    turn_BT = steadied(unwound(turn_BT2), sure_BT, SWAY)
+    turn_BT = steadied(turn_BT, sure_BT, SWAY)
     visible_BT = steadied(visible_BT, torch.ones_like(sure_BT), BLINK).clamp(0, 1)
     cos, sin, (right, down) = turn_BT.cos(), turn_BT.sin(), offset_B2[:, :, None].unbind(1)
     x_BT = x_BT + radius_BT * (cos * right - sin * down)
     y_BT = y_BT + radius_BT * (sin * right + cos * down)
     return Pose(torch.stack([x_BT, y_BT], -1), radius_BT, turn_BT, visible_BT)
-
-
-def unwound(turn_BT2: Tensor) -> Tensor:
-    """The angle of each frame in radians, no two frames in a row further apart than half a turn, B×T."""
-    angle_BT = torch.atan2(turn_BT2[..., 1], turn_BT2[..., 0])
-    turns = (angle_BT.detach().diff(dim=1, prepend=angle_BT[:, :1].detach()) / (2 * torch.pi)).round().cumsum(1)
-    return angle_BT - 2 * torch.pi * turns
 
 
 def averaged(

@@ -46,9 +46,13 @@ def laid(picture_BCNN: Tensor, pose: Pose, height: int, width: int) -> tuple[Ten
 
 def lifted(frames_BCTHW: Tensor, pose: Pose, side: int) -> Tensor:
     """Every frame as seen from the object's frame, B×C×T×N×N: what `laid` undoes. 0 outside the frame."""
-    height, width = frames_BCTHW.shape[-2:]
     along = texels(side, frames_BCTHW)
-    own_NN2 = torch.stack(torch.meshgrid(along, along, indexing="xy"), -1)
+    return seen_at(frames_BCTHW, torch.stack(torch.meshgrid(along, along, indexing="xy"), -1), pose)
+
+
+def seen_at(frames_BCTHW: Tensor, own_NN2: Tensor, pose: Pose) -> Tensor:
+    """Every frame at points of the object's frame, B×C×T×N×N; 0 outside the frame."""
+    height, width = frames_BCTHW.shape[-2:]
     at_BTNN2 = abroad(own_NN2, pose)
     unit = at_BTNN2 / at_BTNN2.new_tensor([width / 2, height / 2]) - 1
     found = F.grid_sample(
