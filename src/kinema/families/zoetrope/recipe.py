@@ -67,7 +67,8 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
     if not taught:
         unused = made.read.sum() + made.sketch.sum()
         if made.sprite is not None:
-            unused = unused + sum(made.sprite[i].sum() for i in (0, 4, 5, 6))
+            s = made.sprite
+            unused = unused + sum(part.sum() for part in (s.laid_BCTHW, s.turn_BTA, s.cover_B1THW, s.alone_B))
         return drawn + 0 * unused  # every parameter has a gradient, whatever the clips
     misnamed = misread(made.read.float(), batch.scenes, config.grid, camera=False)
     misdrawn = SKETCHING * misplaced(made.sketch.float(), cover, near, batch.scenes)
