@@ -22,6 +22,8 @@ _REACH = 0.4
 """Of the diameter: an outline fills most of its disc within this radius."""
 _MARGIN = 0.7
 """Of the diameter: every outline lies within this radius (a square's corners at 0.5·√2)."""
+_TURNS = {"ball": 0, "ring": 0, "box": 4, "triangle": 3, "star": 5}
+"""Outlines that a turn of less than a circle leaves alike. No letter: its middle is not where it turns."""
 
 
 def on_grid(scene: Scene, grid: tuple[int, int, int]) -> NDArray[np.int64]:
@@ -78,6 +80,24 @@ def covered(scene: Scene, height: int, width: int) -> Floats:
         u, v = (cos * x + sin * y).astype(np.float32), (cos * y - sin * x).astype(np.float32)
         np.maximum(cover, np.clip(0.5 - distance(track.glyph, u, v) * radius, 0, 1), out=cover)
     return cover
+
+
+def poses(scene: Scene) -> Floats:
+    """The first object's centre, diameter, angle and opacity, ``[T, 5]``: fractions, radians, and a share."""
+    track = scene.objects[0]
+    return np.column_stack([track.position_T2, track.size_T, track.angle_T, track.opacity_T]).astype(np.float32)
+
+
+def upright(glyph: str, side: int, reach: float) -> Floats:
+    """Signed distance to a glyph's outline at a square of points over ±``reach`` radii, ``[side, side]``, in radii."""
+    along = ((np.arange(side) + 0.5) * (2 * reach / side) - reach).astype(np.float32)
+    x, y = np.meshgrid(along, along)
+    return distance(glyph, x, y).astype(np.float32)
+
+
+def turns(glyph: str) -> int:
+    """By how many turns of a circle an outline falls on itself; 0 where every turn does."""
+    return _TURNS.get(glyph, 1)
 
 
 def _distances(position_T2: Floats, height: int, width: int) -> Floats:

@@ -40,6 +40,8 @@ class Config:
     text_width: int = 128
     text_depth: int = 2
     text_length: int = 20
+    sprite: int = 0
+    """Side of the picture of the object that all frames share, in texels; 0 is none, as in files without the word."""
     words: tuple[str, ...] = ()
     shift: float = 6.0
     """Shift of the rectified flow toward noise. A clip of 16×64×64 shows its colour and place through all but
@@ -68,4 +70,8 @@ TINY = replace(
     text_depth=1,
 )
 
-PRESETS = {"tiny": TINY, "base": BASE}
+SPRITE = replace(BASE, sprite=32, mlp=736)
+"""As the weights of ``base`` grow into (docs/decisions/0002, point 10): within 12.0 MB as halves."""
+TINY_SPRITE = replace(TINY, sprite=16)
+
+PRESETS = {"tiny": TINY, "base": BASE, "sprite": SPRITE, "tiny-sprite": TINY_SPRITE}

@@ -23,6 +23,8 @@ from torch.nn import functional as F
 from kinema.conditioning.pocket import PocketText
 from kinema.data.playroom.labels import CLASSES
 from kinema.families.zoetrope.config import Config, Drawing
+from kinema.families.zoetrope.layers import ConvBlock, PlaceBlock, over_space
+from kinema.families.zoetrope.sprite import Seen, Sprite
 from kinema.nn.embeddings import LogSNREmbedding
 from kinema.nn.hollow import placed
 
@@ -44,7 +46,7 @@ class Estimate(NamedTuple):
 
     ``x0`` B×3×T×H×W; ``read`` B×S×K logits of glyph, colour and motion; ``sketch`` B×1×T×h×w logits on cells
     of half a fine cell's side; ``still`` B×3×T×H×W the picture behind all frames, and ``share`` B×1×T×H×W the
-    logits of its share in ``x0``.
+    logits of its share in ``x0``. ``sprite`` is what is told of the object drawn once, where the network has one.
     """
 
     x0: Tensor
@@ -52,6 +54,7 @@ class Estimate(NamedTuple):
     sketch: Tensor
     still: Tensor
     share: Tensor
+    sprite: Seen | None = None
 
 
 class Zoetrope(nn.Module):
@@ -91,6 +94,7 @@ class Zoetrope(nn.Module):
         self.out = nn.Conv2d(config.fine, 3 * area, 3, padding=1)
         self.backdrop = Backdrop(config.fine, config.places * config.fine, config.modulation, config.cell)
         self.read = nn.Linear(d, sum(CLASSES))
+        self.sprite = Sprite(config, sum(CLASSES)) if config.sprite else None
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.text_pool.weight)
         nn.init.zeros_(self.sketch_in.weight)
@@ -105,7 +109,8 @@ class Zoetrope(nn.Module):
         *,
         per_frame: bool = False,
     ) -> Estimate:
-        """``per_frame`` forbids mixing between groups of ``merge`` frames: the clip's parts are made apart."""
+        """``per_frame`` forbids mixing between groups of ``merge`` frames: the clip's parts are made apart, and without
+        the sprite, which is one for all frames."""
         cell, merge = self.config.cell, self.config.merge
         span = merge if per_frame else z_BCTHW.shape[2]
         text_BLD, keep_BL = self.text(ids_BL)
@@ -136,12 +141,17 @@ class Zoetrope(nn.Module):
         for block in self.fine_up:
             fine = block(fine, cond_BM, span)
         fine = F.layer_norm(fine, fine.shape[-1:])
-        drawn_BCTHW = rearrange(_over_space(self.out, fine), _PIXELS, p=cell, q=cell)
+        drawn_BCTHW = rearrange(over_space(self.out, fine), _PIXELS, p=cell, q=cell)
         drawn_BCTHW = _kept(drawn_BCTHW, z_BCTHW, log_snr_B)
         still_BCTHW, share_B1THW = self.backdrop(fine, sketch, z_BCTHW, log_snr_B, cond_BM, span)
         outline_BCTHW = rearrange(sketch, "b t h w (p q) -> b 1 t (h p) (w q)", p=2, q=2)
         x0_BCTHW = torch.lerp(drawn_BCTHW, still_BCTHW, share_B1THW.sigmoid())
-        return Estimate(x0_BCTHW, read_BSK, outline_BCTHW, still_BCTHW, share_B1THW)
+        drawn = Estimate(x0_BCTHW, read_BSK, outline_BCTHW, still_BCTHW, share_B1THW)
+        if self.sprite is None or per_frame:
+            return drawn
+        seen = self.sprite(fine, sketch, tokens_BSD, read_BSK, cond_BM, x0_BCTHW, still_BCTHW)
+        share_B1111 = seen.share_B[:, None, None, None, None].to(x0_BCTHW)
+        return drawn._replace(x0=torch.lerp(x0_BCTHW, seen.laid_BCTHW.to(x0_BCTHW), share_B1111), sprite=seen)
 
     def _pooled(self, text_BLD: Tensor, keep_BL: Tensor) -> Tensor:
         weight_BL = self.text_pool(text_BLD)[..., 0].masked_fill(~keep_BL, -math.inf).softmax(-1)
@@ -167,53 +177,6 @@ class Zoetrope(nn.Module):
         known = (len(self.blocks) + 1) // 2
         read_BSD, x_BSD = (F.layer_norm(y[:, words:], y.shape[-1:]) for y in (after[known], after[-1]))
         return x_BSD, self.read(read_BSD)
-
-
-class ConvBlock(nn.Module):
-    """Residual 3×3 convolution, 3-frame convolution, 3×3 convolution, the first one modulated."""
-
-    def __init__(self, channels: int, cond: int) -> None:
-        super().__init__()
-        self.modulate = nn.Linear(cond, 2 * channels)
-        self.space1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.time = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0))
-        self.space2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.modulate.weight)
-        nn.init.zeros_(self.modulate.bias)
-        with torch.no_grad():  # near the identity, yet not so near that nothing is learnt at first
-            self.space2.weight.mul_(0.3)
-
-    def forward(self, x_BTHWC: Tensor, cond_BM: Tensor, span: int) -> Tensor:
-        """``span`` frames see each other; fewer than T keeps the groups apart."""
-        shift, scale = self.modulate(cond_BM)[:, None, None, None].chunk(2, dim=-1)
-        h = F.layer_norm(x_BTHWC, x_BTHWC.shape[-1:]) * (1 + scale) + shift
-        h = F.silu(_over_space(self.space1, h))
-        h = F.silu(h + _over_time(self.time, h, span))
-        return x_BTHWC + _over_space(self.space2, h)
-
-
-class PlaceBlock(nn.Module):
-    """Residual GELU MLP at every place of every frame by itself, modulated.
-
-    Which pixels of a place an outline covers is a product of the glyph with where, how large and how turned the
-    object is there. A layer can hold as many such cases as it has hidden units, and a 3×3 convolution of the
-    same cost has a tenth of these.
-    """
-
-    def __init__(self, channels: int, hidden: int, cond: int) -> None:
-        super().__init__()
-        self.modulate = nn.Linear(cond, 2 * channels)
-        self.up, self.down = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
-        nn.init.zeros_(self.modulate.weight)
-        nn.init.zeros_(self.modulate.bias)
-        with torch.no_grad():
-            self.down.weight.mul_(0.3)
-
-    def forward(self, x_BTHWC: Tensor, cond_BM: Tensor, span: int) -> Tensor:  # noqa: ARG002
-        """``span`` says nothing here: no frame sees another."""
-        shift, scale = self.modulate(cond_BM)[:, None, None, None].chunk(2, dim=-1)
-        h = F.layer_norm(x_BTHWC, x_BTHWC.shape[-1:]) * (1 + scale) + shift
-        return x_BTHWC + self.down(F.gelu(self.up(h), approximate="tanh"))
 
 
 class Backdrop(nn.Module):
@@ -252,7 +215,7 @@ class Backdrop(nn.Module):
         seen_BTHW1 = share.sigmoid().mean(-1, keepdim=True) + _UNSEEN
         fine = _together(fine_BTHWC * seen_BTHW1, 1, span) / _together(seen_BTHW1, 1, span)
         fine = self.place(fine, cond_BM, 1)
-        picture = _over_space(self.out, F.layer_norm(fine, fine.shape[-1:]))
+        picture = over_space(self.out, F.layer_norm(fine, fine.shape[-1:]))
         picture_BCTHW = rearrange(picture, _PIXELS, p=self.cell, q=self.cell)
         share_B1THW = rearrange(share, _PIXELS, c=1, p=self.cell, q=self.cell)
         weight = share_B1THW.sigmoid() + _UNSEEN
@@ -318,19 +281,6 @@ def _kept(drawn_BCTHW: Tensor, z_BCTHW: Tensor, log_snr_B: Tensor, noise: Tensor
 def _together(x: Tensor, dim: int, span: int) -> Tensor:
     """The sum over each ``span`` frames, which are axis ``dim``."""
     return x.unflatten(dim, (-1, span)).sum(dim + 1)
-
-
-def _over_space(conv: nn.Conv2d, x_BTHWC: Tensor) -> Tensor:
-    """A 2D convolution of every frame, in channels-last memory throughout."""
-    folded = rearrange(x_BTHWC, "b t h w c -> (b t) c h w")
-    return rearrange(conv(folded), "(b t) c h w -> b t h w c", b=x_BTHWC.shape[0])
-
-
-def _over_time(conv: nn.Conv2d, x_BTHWC: Tensor, span: int) -> Tensor:
-    """A convolution along time as a 2D one over (frames, places): the same numbers, several times faster."""
-    h, t = x_BTHWC.shape[2], x_BTHWC.shape[1]
-    folded = rearrange(x_BTHWC, "b (n t) h w c -> (b n) c t (h w)", t=span)
-    return rearrange(conv(folded), "(b n) c t (h w) -> b (n t) h w c", n=t // span, h=h)
 
 
 def _same_time(words: int, times: int, places: int) -> Tensor:

@@ -17,7 +17,9 @@ from kinema.data.reading import EMPTY, about, misread
 from kinema.diffusion import losses
 from kinema.diffusion.parameterise import X0, over
 from kinema.diffusion.schedules import Level, RectifiedFlow
+from kinema.families.zoetrope import lessons
 from kinema.families.zoetrope.config import Config
+from kinema.families.zoetrope.sprite import Seen
 from kinema.system import Batch, Recipe
 
 RECIPE = Recipe(
@@ -63,14 +65,33 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
         counts = counts * (1 + found(level).to(x0) * emphasis(cover, near, x0))
     drawn = X0.loss(made.x0.float(), x0, eps, level, weighting=velocity, mask=counts)
     if not taught:
-        return drawn + 0 * (made.read.sum() + made.sketch.sum())  # every parameter has a gradient, whatever the clips
+        unused = made.read.sum() + made.sketch.sum()
+        if made.sprite is not None:
+            s = made.sprite
+            unused = unused + sum(part.sum() for part in (s.laid_BCTHW, s.turn_BTA, s.cover_B1THW, s.alone_B))
+        return drawn + 0 * unused  # every parameter has a gradient, whatever the clips
     misnamed = misread(made.read.float(), batch.scenes, config.grid, camera=False)
     misdrawn = SKETCHING * misplaced(made.sketch.float(), cover, near, batch.scenes)
     still_B = torch.tensor([s is not None and s.camera == "still" for s in batch.scenes], device=x0.device)
     ground = spread(cover == 0, x0)
     behind = X0.loss(made.still.float(), x0, eps, level, weighting=velocity, mask=ground * (1 - batch.mask))
     parted = unparted(made.share.float(), ground, spread(near, x0))
-    return drawn + READING * misnamed + misdrawn + still_B * (BEHIND * behind + PARTING * parted)
+    loss_B = drawn + READING * misnamed + misdrawn + still_B * (BEHIND * behind + PARTING * parted)
+    if made.sprite is None:
+        return loss_B
+    laid = X0.loss(made.sprite.laid_BCTHW.to(x0), x0, eps, level, weighting=velocity, mask=counts)
+    return loss_B + taught_sprite(made.sprite, batch.scenes, laid, found(level).to(x0).flatten())
+
+
+def taught_sprite(made: Seen, scenes: Sequence[Scene | None], laid_B: Tensor, found_B: Tensor) -> Tensor:
+    """What the sprite gets wrong, ``[B]``; where the noise still hides the object, of its outline alone."""
+    true = lessons.truth(scenes, made, made.laid_BCTHW.shape[-1])
+    cover = covers(scenes, made.cover_B1THW.detach())
+    outlines = misplaced(made.cover_B1THW, cover, about(scenes, cover), scenes)
+    named = lessons.OUTLINING * outlines + lessons.TELLING * lessons.untold(made, scenes, true)
+    shaped = lessons.SHAPING * lessons.misshapen(made.picture_BCNN, true)
+    seen = lessons.LAYING * laid_B + lessons.POSING * lessons.misposed(made, true)
+    return named + shaped + true.alone_B * found_B * seen
 
 
 def covers(scenes: Sequence[Scene | None], like_B1THW: Tensor) -> Tensor:

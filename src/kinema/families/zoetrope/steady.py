@@ -1,0 +1,67 @@
+"""Poses over time without their trembling: the quadratic of the longest stretch of frames that fits.
+
+What moves in the playroom moves in stretches of parabolas: straight, slowing down, thrown; a bounce breaks off and
+begins another. A plain smoothing over time rounds that break by several pixels. Here every stretch of ``LENGTHS``
+frames that holds a frame proposes the value of the quadratic fitted to it (Savitzky & Golay 1964, at every place of the
+window), and counts by how well it fits and how long it is; the frame as it was is a proposal too. So a stretch over a
+break, whose quadratic does not fit, has no say (as in the stencils of ENO schemes, Harten et al. 1987).
+
+Letters: B clips, T frames, W stretches.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor
+
+LENGTHS = (16, 12, 9, 7, 5)
+"""Frames of a stretch; three always fit."""
+_LONGER = 2.0
+"""Log-odds of a stretch over one of half its length that fits as well."""
+_MISFIT = 3.0
+"""Log-odds that a stretch loses for every square of the tolerance by which its misfit exceeds 1."""
+_RIDGE = 1e-4
+
+
+def steadied(value_BT: Tensor, sure_BT: Tensor, tolerance: float) -> Tensor:
+    """The values without what they tremble by, if that is ``tolerance`` (root mean square) or less; ``sure`` weighs."""
+    inside_WT, basis_WT3 = (table.to(value_BT) for table in _stretches(value_BT.shape[1]))
+    if not len(inside_WT):
+        return value_BT
+    weight_BWT = inside_WT * sure_BT.clamp(min=1e-3)[:, None]
+    weighted_BWT3 = weight_BWT[..., None] * basis_WT3
+    gram_BW33 = torch.einsum("bwti,wtj->bwij", weighted_BWT3, basis_WT3)
+    ridge = _RIDGE * torch.eye(3, dtype=value_BT.dtype, device=value_BT.device)
+    # About the mean, so that the ridge pulls towards it and not towards 0.
+    mean_BW1 = ((weight_BWT * value_BT[:, None]).sum(-1) / weight_BWT.sum(-1))[..., None]
+    off_BWT = value_BT[:, None] - mean_BW1
+    moment_BW3 = torch.einsum("bwti,bwt->bwi", weighted_BWT3, off_BWT)
+    scale_BW11 = weight_BWT.sum(-1)[..., None, None]
+    fit_BW3 = torch.linalg.solve(gram_BW33 / scale_BW11 + ridge, moment_BW3 / scale_BW11[..., 0])
+    made_BWT = mean_BW1 + torch.einsum("bwi,wti->bwt", fit_BW3, basis_WT3)
+    share_BWT = _shares(made_BWT.detach() - value_BT.detach()[:, None], weight_BWT.detach(), inside_WT, tolerance)
+    return (share_BWT[:, :-1] * made_BWT).sum(1) + share_BWT[:, -1] * value_BT
+
+
+def _shares(error_BWT: Tensor, weight_BWT: Tensor, inside_WT: Tensor, tolerance: float) -> Tensor:
+    """How much each stretch says of each frame, and last the frame itself, B×(W+1)×T."""
+    length_W = inside_WT.sum(1)
+    square_BW = (weight_BWT * error_BWT.square()).sum(-1) / weight_BWT.sum(-1)
+    misfit_BW = square_BW * (length_W / (length_W - 3)) / tolerance**2  # three numbers are fitted to it
+    odds_BW = _LONGER * torch.log2(length_W / 3) - _MISFIT * (misfit_BW - 1).clamp(min=0)
+    odds_BWT = odds_BW[..., None].masked_fill(inside_WT == 0, -math.inf)
+    return torch.cat([odds_BWT, torch.zeros_like(odds_BWT[:, :1])], 1).softmax(1)
+
+
+@cache
+def _stretches(frames: int) -> tuple[Tensor, Tensor]:
+    """Which frames each stretch holds, W×T, and 1, s, s² along it, W×T×3, s from -1 to 1."""
+    spans = [(n, first) for n in LENGTHS if n <= frames for first in range(frames - n + 1)]
+    inside, along = (torch.zeros(len(spans), frames, dtype=torch.float64, device="cpu") for _ in range(2))
+    for i, (n, first) in enumerate(spans):
+        inside[i, first : first + n] = 1
+        along[i, first : first + n] = torch.linspace(-1, 1, n, dtype=torch.float64, device="cpu")
+    return inside, torch.stack([torch.ones_like(along), along, along.square()], -1)
