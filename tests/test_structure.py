@@ -109,10 +109,11 @@ def test_registry_names_resolve_only_downward_or_into_families():
 
 
 def test_embedded_weights_ship_in_the_package():
-    for _family, file in registry.EMBEDDED.values():
-        path = PACKAGE / "weights" / file
-        assert path.is_file()
-        assert path.stat().st_size <= 12 * 2**20
+    shipped = {file for _, file in registry.EMBEDDED.values()} | {f"{name}.safetensors" for name in registry.PARTS}
+    assert {path.name for path in (PACKAGE / "weights").iterdir()} == shipped
+    for file in shipped:
+        model = [f for f in shipped if f.startswith(file.removesuffix(".safetensors"))]  # with its parts
+        assert sum((PACKAGE / "weights" / f).stat().st_size for f in model) <= 12 * 2**20
 
 
 def test_the_package_says_that_it_is_typed():

@@ -56,8 +56,8 @@ def catalogue() -> list[dict[str, Any]]:
     """Embedded weights, aliases, and every preset of every family, with their sizes."""
     rows = []
     for name, (family_name, file) in registry.EMBEDDED.items():
-        if (path := registry.weights(file)).is_file():
-            rows.append({"name": name, "kind": "embedded, trained", **_figures(*_of_file(path)), "family": family_name})
+        if registry.weights(file).is_file():
+            rows.append({"name": name, "kind": "embedded, trained", **_figures(*_opened(name)), "family": family_name})
     for name, slot in registry.PARTS.items():
         kind = "embedded, trained; --lora" if slot == "lora" else f"embedded, trained; --add {slot}="
         rows.append({"name": name, "kind": kind, "parameters": None, "native": "", "sampling": ""})
@@ -128,10 +128,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in every)
 
 
-def _of_file(path: Path) -> tuple[Any, Any]:
+def _opened(name: str) -> tuple[Any, Any]:
     from kinema.system import open_system
 
-    system = open_system(path)
+    system = open_system(name)
     return system.family, system.config
 
 

@@ -71,10 +71,11 @@ class Sprite(nn.Module):
         self.visible = nn.Linear(hidden, 1)
         places = config.sprite // _PACK
         self.enter = nn.Linear(4 * _PACK**2 + config.fine, channels)
-        self.where = nn.Parameter(torch.randn(places, places, channels) * 0.3)
+        self.where = nn.Parameter(torch.empty(places, places, channels))
         self.mend = nn.ModuleList(PlaceBlock(channels, 4 * channels, code) for _ in range(2))
         self.across = nn.Conv2d(channels, channels, 3, padding=1)
         self.out = nn.Conv2d(channels, 4 * _PACK**2, 3, padding=1)
+        nn.init.normal_(self.where, std=0.3)
         for layer in (self.frame, self.template, self.visible, self.out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
