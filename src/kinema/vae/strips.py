@@ -26,9 +26,12 @@ Convolution = Callable[[Tensor], Tensor]
 
 
 def pays(block: ResBlock, numbers: int, x: Tensor) -> bool:
-    """Whether a block on a map of so many numbers, like x, may be computed so: on a CPU that samples."""
+    """Whether a block on a map of so many numbers, like x, may be computed so: on a CPU that samples, in floats.
+
+    Maps of halves are half as large, and their convolutions done before strips of them have paid.
+    """
     recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
-    if recorded or not x.is_cpu or numbers < LEAST or block._forward_hooks:
+    if recorded or not x.is_cpu or x.dtype.itemsize < 4 or numbers < LEAST or block._forward_hooks:
         return False
     for layer in block.children():
         if type(layer) not in (GroupNorm, nn.Conv2d) or layer._forward_hooks or layer.weight.dtype != x.dtype:
