@@ -11,6 +11,12 @@ from kinema.families.svd import layers
 from kinema.nn import ldm_unet, winograd
 
 
+@pytest.fixture(autouse=True)
+def products_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on the processors where it is taken, also where these tests run on another."""
+    monkeypatch.setattr(winograd, "products_are_fast", lambda: True)
+
+
 def layer(channels: int, out: int, *, bias: bool = True) -> nn.Conv2d:
     torch.manual_seed(0)
     return nn.Conv2d(channels, out, 3, padding=1, bias=bias).to(memory_format=torch.channels_last)
@@ -72,7 +78,7 @@ def test_a_residual_block_takes_it_and_gives_the_same() -> None:
     assert torch.allclose(made, expected, atol=2e-5)
 
 
-def test_is_left_alone_where_it_does_not_serve() -> None:
+def test_is_left_alone_where_it_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1, 128, 64, 64)
     with torch.no_grad():
         assert winograd.pays(layer(128, 128), x)
@@ -86,6 +92,8 @@ def test_is_left_alone_where_it_does_not_serve() -> None:
         assert not winograd.pays(layer(128, 128), x.to("meta"))
         with torch.autocast("cpu", torch.bfloat16):
             assert not winograd.pays(layer(128, 128), x)
+        monkeypatch.setattr(winograd, "products_are_fast", lambda: False)
+        assert not winograd.pays(layer(128, 128), x)
     assert not winograd.pays(layer(128, 128), x)
 
 
@@ -116,3 +124,21 @@ def test_a_temporal_block_takes_it_in_strips_and_gives_the_same() -> None:
         made = block.add_to(x.clone(memory_format=torch.preserve_format), torch.tensor(0.3))
     expected = x + 0.3 * block(x)
     assert torch.allclose(made, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("told", "mkl", "fast"),
+    [
+        ({"cpu_name": "Intel Xeon Platinum"}, True, True),
+        ({"cpu_name": "Intel Xeon Platinum"}, False, False),
+        ({"cpu_name": "AMD EPYC"}, True, False),
+        ({}, True, False),
+    ],
+)
+def test_products_are_fast_with_mkl_on_intels_processors(
+    told: dict, mkl: bool, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the fixture above
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    assert winograd.products_are_fast.__wrapped__() == fast

@@ -33,20 +33,9 @@ def test_strips_give_what_the_whole_map_gives(monkeypatch, size, channels, out):
 
 
 @torch.no_grad()
-def test_strips_of_halves_are_as_near_to_the_floats_as_the_whole_map_is(monkeypatch):
-    monkeypatch.setattr(strips, "STRIP", 8 * 20 * 64)
-    layer, x = block(64, 32), image(64, 32, 20)
-    exact = layer(x)[0].permute(1, 2, 0)
-    layer, x = layer.bfloat16(), x.bfloat16()
-    made = torch.empty(32, 20, 32, dtype=torch.bfloat16)
-    strips.residual(layer, 32, 20)(x[0].permute(1, 2, 0), made, torch.empty(made.numel(), dtype=torch.bfloat16))
-    whole = (layer(x)[0].permute(1, 2, 0) - exact).abs().mean()
-    assert 0 < (made - exact).abs().mean() < 1.1 * whole
-
-
-@torch.no_grad()
 def test_strips_use_the_convolutions_with_fewer_products_where_the_whole_map_does(monkeypatch):
     monkeypatch.setattr(strips, "STRIP", 16 * 64 * 128)
+    monkeypatch.setattr(winograd, "products_are_fast", lambda: True)
     layer, x = block(128, 128), image(128, 64, 64)
     expected, used = layer(x), []
     of_padded = winograd.of_padded
@@ -86,6 +75,7 @@ def test_only_a_processor_that_samples_works_in_strips():
         assert not strips.pays(layer, strips.LEAST - 1, x)
         assert not strips.pays(layer, strips.LEAST, x.to("meta"))
         assert not strips.pays(layer, strips.LEAST, x.double())
+        assert not strips.pays(block(32, 32).bfloat16(), strips.LEAST, x.bfloat16())
         with torch.autocast("cpu", torch.bfloat16):
             assert not strips.pays(layer, strips.LEAST, x)
         layer.conv2.padding_mode = "circular"

@@ -76,8 +76,8 @@ def activated(run: Convolution, told: tuple[Tensor, Tensor], x_HWC: Tensor) -> I
         end = min(at + few, height)
         above, below = max(at - 1, 0), min(end + 1, height)
         inner = padded[0, above - at + 1 : below - at + 1, 1:-1]
-        normed = torch.addcmul(shift, x_HWC[above:below].to(shift.dtype), scale)
-        torch.ops.aten.silu.out(normed.to(x_HWC.dtype), out=inner)
+        normed = torch.addcmul(shift, x_HWC[above:below], scale)
+        torch.ops.aten.silu.out(normed, out=inner)
         if end == height:
             padded[:, end - at + 1] = 0
         yield slice(at, end), run(padded[:, : end - at + 2])[0]
