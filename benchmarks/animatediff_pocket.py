@@ -59,7 +59,7 @@ PATTERNS = ("checkered", "striped")
 LEAST_DIRECTION, MOST_STYLE, MOST_FLICKER, LEAST_CAMERA, MOST_BYTES = 0.85, 0.1, 1 / 3, 0.9, 10_000_000
 RANK = "6"
 FLICKERS = {"pulse": "brightness", "residual": "what steady motion leaves", "flicker": "every pixel"}
-"""Second difference of a frame's brightness; `metrics.interpolation_residual`; the oracle's second difference of pixels."""
+"""Second difference of a frame's brightness; `metrics.interpolation_residual`; second difference of pixels."""
 
 
 @dataclass(frozen=True)
