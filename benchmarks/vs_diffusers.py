@@ -6,10 +6,10 @@
 
 Each side runs a guided step as its own pipeline does: diffusers with both halves of guidance in one batch, Kinema
 with both at the same time, each on half of the threads. Before anything is timed, both results are compared. What is
-measured: a guided step, eager and with our blocks compiled (theirs eager), and the decoding of a clip (seconds); peak
-extra memory of the decoding (a fresh process a run); and a cold start (process start, imports, loading a folder of
-500 MB, one step; fresh processes). A ratio is theirs over ours, run by run, and its median counts; only ratios of one
-machine, measured by turns, mean anything where others compute too.
+measured: a guided step, eager and with our transformers compiled (theirs eager), and the decoding of a clip (seconds);
+peak extra memory of the decoding (a fresh process a run); and a cold start (process start, imports, loading a folder
+of 500 MB, one step; fresh processes). A ratio is theirs over ours, run by run, and its median counts; only ratios of
+one machine, measured by turns, mean anything where others compute too.
 
 Every pair of runs is kept as soon as it is measured: the same command goes on after Ctrl-C or a kill, unless the code
 or a library has changed since. The table and its figures are written with date and machine when all is measured.
@@ -27,6 +27,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+os.environ["TORCHINDUCTOR_FREEZING"] = "1"  # read as torch._dynamo is imported
 
 import torch
 import torch._dynamo

@@ -9,13 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kinema.nn.ldm_unet import channels_last
+from kinema.nn.ldm_unet import Attention, channels_last
 from kinema.system import System, Weights, arithmetic, with_model
 
 FRAMES, CELLS = 8, 32
@@ -147,9 +148,15 @@ def variants(name: str, system: System, dtype: torch.dtype, work: Callable[[Syst
 
 
 def with_compiled_blocks(system: System) -> System:
-    """Block by block, so that equal blocks are compiled once; frozen, so that weights are laid out beforehand."""
+    """Transformer by transformer, their weights laid out beforehand; residual blocks lose on a CPU (0006).
+
+    Settings of the compiler that are made in Python hold for one thread, and the halves of guidance have one each.
+    """
+    if not import_module("torch._inductor.config").freezing:
+        raise RuntimeError("weights are not frozen: TORCHINDUCTOR_FREEZING=1 was not set before torch._dynamo came")
     for block in system.family.blocks(system.model):
-        block.compile(options={"freezing": True})
+        if any(isinstance(part, Attention) for part in block.modules()):
+            block.compile(dynamic=False, isolate_recompiles=True, recompile_limit=64)
     return system
 
 

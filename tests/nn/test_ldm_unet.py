@@ -159,6 +159,21 @@ def test_attention_of_halves_by_heads_is_attention(monkeypatch):
     assert of_fused < error <= 4 * of_fused
 
 
+def test_attention_of_halves_by_heads_is_one_operation_to_a_compiler():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, n, 3, 16).bfloat16().transpose(1, 2) for n in (130, 90, 90))
+    seen = []
+
+    def backend(graph, _):
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    with torch.no_grad():
+        made = torch.compile(ldm_unet.attend, backend=backend, fullgraph=True)(q, k, v)
+        assert torch.equal(made, ldm_unet.attend(q, k, v))
+    assert [name for name in seen if name.startswith("kinema")] == ["kinema.attend_by_heads"]
+
+
 @pytest.mark.parametrize("grad", [False, True])
 def test_norm_of_a_small_map_of_halves_is_a_norm(grad):
     torch.manual_seed(0)

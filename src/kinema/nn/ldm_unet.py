@@ -215,7 +215,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     words = SHORT < keys <= WORDS and few >= FEWEST and not torch.is_grad_enabled()
     if q.device.type != "cpu" or not (keys <= SHORT or words):
         if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.is_grad_enabled():
-            return _by_heads(q, k, v)
+            return torch.ops.kinema.attend_by_heads(q, k, v) if torch.compiler.is_compiling() else _by_heads(q, k, v)
         return F.scaled_dot_product_attention(q, k, v)
     q = q * (1 / math.sqrt(q.shape[-1]))
     if not words:
@@ -245,6 +245,13 @@ def _by_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             of_some = torch.mm(some, k_LD.T, out=weight[: len(some)])
             torch.mm(of_some.softmax(-1), v_LD, out=made)
     return out
+
+
+# As an operation of its own: a compiler would write its loops out, a hundred products a layer.
+_library = torch.library.Library("kinema", "FRAGMENT")
+_library.define("attend_by_heads(Tensor q, Tensor k, Tensor v) -> Tensor")
+_library.impl("attend_by_heads", _by_heads, "CPU")
+_library.impl("attend_by_heads", lambda q, _, v: q.new_empty(*q.shape[:-1], v.shape[-1]), "Meta")
 
 
 class Attention(nn.Module):
