@@ -9,7 +9,7 @@ with both at the same time, each on half of the threads. Before anything is time
 measured: a guided step, eager and with our transformers compiled (theirs eager), and the decoding of a clip (seconds);
 peak extra memory of the decoding (a fresh process a run); and a cold start (process start, imports, loading a folder
 of 500 MB, one step; fresh processes). A ratio is theirs over ours, run by run, and its median counts; only ratios of
-one machine, measured by turns, mean anything where others compute too.
+one machine, measured by turns, mean anything where others compute too. Compiling asks for PyTorch 2.12 or newer.
 
 Every pair of runs is kept as soon as it is measured: the same command goes on after Ctrl-C or a kill, unless the code
 or a library has changed since. The table and its figures are written with date and machine when all is measured.

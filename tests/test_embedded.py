@@ -8,6 +8,8 @@ import torch
 from kinema import Request, load, registry
 from kinema.generate import recipe
 from kinema.schema import BadRequest
+from kinema.training.options import TrainOptions
+from kinema.training.run import train
 
 ASK = Request(prompt="a red ball rolls right", steps=1, seed=0)
 PARTS = {"style": "animatediff-pocket-night"}
@@ -28,12 +30,24 @@ def test_recipes_tell_parts_by_name_wherever_the_package_is():
     assert [each["file"] for each in told["loras"]] == [LORA]
 
 
-def test_a_file_of_the_name_of_a_part_is_that_file(tmp_path, monkeypatch):
+def test_what_lies_in_the_folder_takes_no_parts_place(tmp_path, monkeypatch):
+    """As with embedded models: a run's folder of such a name is no reason to load something else."""
     monkeypatch.chdir(tmp_path)
-    assert registry.part(LORA) == registry.weights(f"{LORA}.safetensors")
-    (tmp_path / LORA).write_bytes(b"")
-    assert registry.part(LORA) == LORA
-    assert registry.called(tmp_path / f"{LORA}.safetensors") == str(tmp_path / f"{LORA}.safetensors")
+    for name in (LORA, "animatediff-pocket-motion"):
+        (tmp_path / name).mkdir()
+        assert registry.part(name) == registry.weights(f"{name}.safetensors")
+        assert registry.part(f"./{name}") == f"./{name}"
+        assert registry.called(registry.weights(f"{name}.safetensors")) == name
+        assert registry.called(tmp_path / f"{name}.safetensors") == str(tmp_path / f"{name}.safetensors")
+    assert load("animatediff-pocket", loras={LORA: 1.0}).system.config.motion == "v2"
+
+
+@pytest.mark.parametrize("stage", ["image", "style", "motion"])
+def test_training_goes_on_from_the_embedded_name_at_every_stage(stage, tmp_path):
+    """Also where single frames leave out the motion module that the name adds."""
+    style = {"style": "night"} if stage == "style" else {}
+    told = {"model": "animatediff-pocket", "out": str(tmp_path), "stage": stage, "steps": 1, "batch": 2, **style}
+    assert train(TrainOptions(sample_every=0, **told)).step == 1
 
 
 def test_a_part_in_the_wrong_place_is_named_for_what_it_is():

@@ -93,13 +93,14 @@ def weights(file: str) -> Path:
 
 
 def part(name: str | Path) -> str | Path:
-    """The file of a part that ships, by its name; any other name, and that of a file which is here, as it is."""
-    return weights(f"{name}.safetensors") if str(name) in PARTS and not Path(name).exists() else name
+    """The file of a part that ships, by its name; any other name as it is. A file of such a name is ``./name``."""
+    return weights(f"{name}.safetensors") if isinstance(name, str) and name in PARTS else name
 
 
 def called(path: str | Path) -> str:
     """The name of a part that ships, by its file; any other path as it is. So a clip can be made again elsewhere."""
-    return Path(path).stem if Path(path).stem in PARTS and Path(path) == part(Path(path).stem) else str(path)
+    stem = Path(path).stem
+    return stem if stem in PARTS and Path(path) == weights(f"{stem}.safetensors") else str(path)
 
 
 def family(name: str) -> Any:

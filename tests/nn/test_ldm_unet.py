@@ -144,11 +144,14 @@ def test_attention_by_plain_products_is_attention(batch, queries, keys, monkeypa
     assert torch.allclose(ldm_unet.attend(q.requires_grad_(), k, v).double(), expected, atol=1e-5)
 
 
-def test_attention_of_halves_by_heads_is_attention(monkeypatch):
-    """In parts the last of which is smaller, and as exact as halves are: beside the fused kernel's error."""
+@pytest.mark.parametrize("deviation", [0.5, 1, 4, 16])
+def test_attention_of_halves_by_heads_is_attention(deviation, monkeypatch):
+    """In parts the last of which is smaller, and as exact as halves are, also where logits are large."""
     monkeypatch.setattr(ldm_unet, "FEWEST", 50)
+    monkeypatch.setattr(ldm_unet, "fused_has_units", lambda: False)
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, n, 3, 16).bfloat16().transpose(1, 2) for n in (130, 90, 90))
+    q, k, v = (torch.randn(2, n, 3, 16).transpose(1, 2) for n in (130, 90, 90))
+    q, k, v = (x.bfloat16() for x in (q * deviation**0.5, k * deviation**0.5, v))
     fused = F.scaled_dot_product_attention(q, k, v)
     monkeypatch.setattr(F, "scaled_dot_product_attention", None)
     with torch.no_grad():
@@ -156,11 +159,12 @@ def test_attention_of_halves_by_heads_is_attention(monkeypatch):
     expected = (q.double() @ k.double().transpose(-1, -2) / 4).softmax(-1) @ v.double()
     assert (made.shape, made.dtype) == (expected.shape, torch.bfloat16)
     error, of_fused = ((x.double() - expected).square().mean().sqrt() for x in (made, fused))
-    assert of_fused < error <= 4 * of_fused
+    assert error <= 3 * of_fused
 
 
-def test_attention_of_halves_by_heads_is_one_operation_to_a_compiler():
+def test_attention_of_halves_by_heads_is_one_operation_to_a_compiler(monkeypatch):
     torch.manual_seed(0)
+    monkeypatch.setattr(ldm_unet, "fused_has_units", lambda: False)
     q, k, v = (torch.randn(2, n, 3, 16).bfloat16().transpose(1, 2) for n in (130, 90, 90))
     seen = []
 
@@ -174,17 +178,24 @@ def test_attention_of_halves_by_heads_is_one_operation_to_a_compiler():
     assert [name for name in seen if name.startswith("kinema")] == ["kinema.attend_by_heads"]
 
 
-@pytest.mark.parametrize("grad", [False, True])
-def test_norm_of_a_small_map_of_halves_is_a_norm(grad):
+@pytest.mark.parametrize(
+    ("grad", "places", "computed"),
+    [(False, (6, 5), torch.float32), (False, (16, 33), torch.bfloat16), (True, (6, 5), torch.bfloat16)],
+    ids=["small", "large", "trained"],
+)
+def test_norm_of_a_map_of_halves_is_a_norm(grad, places, computed, monkeypatch):
     torch.manual_seed(0)
     norm = ldm_unet.group_norm(64, 1e-5).bfloat16()
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
-    x = torch.randn(2, 64, 6, 5).bfloat16().contiguous(memory_format=torch.channels_last)
+    x = torch.randn(2, 64, *places).bfloat16().contiguous(memory_format=torch.channels_last)
+    expected = F.group_norm(x.double(), 32, norm.weight.double(), norm.bias.double(), norm.eps)
+    seen, plain = [], F.group_norm
+    monkeypatch.setattr(F, "group_norm", lambda x, *rest: seen.append(x.dtype) or plain(x, *rest))
     with torch.set_grad_enabled(grad):
         made = norm(x)
-    expected = F.group_norm(x.double(), 32, norm.weight.double(), norm.bias.double(), norm.eps)
+    assert seen == [computed]
     assert made.dtype == torch.bfloat16
     assert made.is_contiguous(memory_format=torch.channels_last)
     assert made.requires_grad == grad
-    assert torch.allclose(made.double(), expected, rtol=2**-8, atol=1e-3)
+    assert torch.allclose(made.double(), expected, rtol=2**-7, atol=1e-3)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import cache
 from itertools import product
 from typing import cast
 
@@ -33,6 +34,8 @@ SMALL = 2**9
 SHORT, WORDS, WEIGHTS, FEWEST = 64, 80, 2**19, 256
 """Sequences up to SHORT are attended to as plain batched products on a CPU; those up to WORDS, a prompt's row, with
 so many weights at a time, unless that would be few queries of many heads. Halves are attended to by FEWEST queries."""
+STEEP, SAMPLED = 1.0, 16
+"""Deviation of the logits of halves from which what they are rounded by shows, and queries and keys that tell it."""
 
 
 def silu_(x: Tensor) -> Tensor:
@@ -56,8 +59,8 @@ class GroupNorm(nn.GroupNorm):
     """PyTorch's, whose kernel for small channels-last maps of halves takes up to five times as long as for floats."""
 
     def forward(self, x: Tensor) -> Tensor:
-        small = x[0, 0].numel() <= SMALL
-        if x.dtype.itemsize < 4 and small and x.is_cpu and self.weight.dtype == x.dtype and not torch.is_grad_enabled():
+        halves = x.is_cpu and x.dtype.itemsize < 4 and self.weight.dtype == x.dtype and not torch.is_grad_enabled()
+        if halves and x.shape[2:].numel() <= SMALL:
             weight, bias = self.weight.float(), self.bias.float()
             return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
         return super().forward(x)
@@ -204,7 +207,7 @@ def _pairs(weight: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention over […, S, D].
+    """Softmax attention over […, S, D]; the leading dimensions are the same.
 
     PyTorch's fused attention on a CPU is slow for short sequences, and runs bfloat16 at the speed of float32
     (facts/performance): there, plain products; to the words of a prompt for a few queries at a time, in bfloat16 to
@@ -213,8 +216,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     keys = k.shape[-2]
     few = WEIGHTS // (keys * q.shape[:-2].numel())
     words = SHORT < keys <= WORDS and few >= FEWEST and not torch.is_grad_enabled()
-    if q.device.type != "cpu" or not (keys <= SHORT or words):
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.is_grad_enabled():
+    if not q.is_cpu or not (keys <= SHORT or words):
+        if q.is_cpu and q.dtype == torch.bfloat16 and not torch.is_grad_enabled():
             return torch.ops.kinema.attend_by_heads(q, k, v) if torch.compiler.is_compiling() else _by_heads(q, k, v)
         return F.scaled_dot_product_attention(q, k, v)
     q = q * (1 / math.sqrt(q.shape[-1]))
@@ -226,6 +229,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
+@cache
+def fused_has_units() -> bool:
+    """Whether PyTorch's fused attention computes halves in a processor's own units: tiles (AMX), which it asks for."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+
+
 def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Queries are scaled already. Along an axis but the last, the softmax of up to 14 keys takes half the time."""
     if k.shape[-2] > SHORT:
@@ -235,16 +244,33 @@ def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _by_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Few queries of one head at a time, so that their weights stay near the processor."""
+    """Few queries of one head at a time, so that their weights stay near the processor.
+
+    A product of halves is rounded to eight bits of its size, so large logits lose what softmax looks at. Where they
+    are large, the greatest of a row is taken off inside a second product, before it is rounded.
+    """
+    if fused_has_units():
+        return F.scaled_dot_product_attention(q, k, v)
     q = q * (1 / math.sqrt(q.shape[-1]))
+    steep = _deviation(q, k) > STEEP
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
     heads = (x.flatten(0, -3).contiguous() for x in (q, k, v))
-    weight = q.new_empty(min(FEWEST, q.shape[-2]), k.shape[-2])
+    few = FEWEST * torch.get_num_threads()
+    weight = q.new_empty(min(few, q.shape[-2]), k.shape[-2])
     for q_SD, k_LD, v_LD, out_SD in zip(*heads, out.flatten(0, -3), strict=True):
-        for some, made in zip(q_SD.split(FEWEST), out_SD.split(FEWEST), strict=True):
+        for some, made in zip(q_SD.split(few), out_SD.split(few), strict=True):
             of_some = torch.mm(some, k_LD.T, out=weight[: len(some)])
+            if steep:
+                least = of_some.amax(-1, keepdim=True).neg_()
+                torch.addmm(least.expand_as(of_some), some, k_LD.T, out=of_some)
             torch.mm(of_some.softmax(-1), v_LD, out=made)
     return out
+
+
+def _deviation(q: Tensor, k: Tensor) -> float:
+    """Of some logits of the head where it is largest."""
+    some, others = (x[..., :: max(1, x.shape[-2] // SAMPLED), :] for x in (q, k))
+    return float(torch.matmul(some, others.transpose(-1, -2)).float().std((-2, -1)).max())
 
 
 # As an operation of its own: a compiler would write its loops out, a hundred products a layer.
@@ -289,7 +315,8 @@ class Attention(nn.Module):
 
 def plain(layer: nn.Module, dtype: torch.dtype) -> bool:
     """Whether a layer is a product with its weight, of this precision, and no more."""
-    return type(layer) is nn.Linear and not layer._forward_hooks and layer.weight.dtype == dtype
+    hooked = layer._forward_hooks or layer._forward_pre_hooks
+    return type(layer) is nn.Linear and not hooked and layer.weight.dtype == dtype
 
 
 class GEGLU(nn.Module):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import kinema
 from kinema.data import playroom
 from kinema.data.playroom import labels
 from kinema.families.zoetrope import lessons, recipe, sprite, turning, warp
@@ -193,9 +194,9 @@ def test_without_a_share_the_clip_is_the_one_drawn_frame_by_frame(tiny: Zoetrope
     assert old.sprite is None
     assert new.sprite.share_B.eq(0).all()
     assert torch.equal(old.x0, new.x0)
-    assert torch.equal(old.x0, tiny(**given, per_frame=True).x0) == torch.equal(
-        plain(**given, per_frame=True).x0, old.x0
-    )
+    alone = tiny(**given, per_frame=True)  # frames by themselves have no sprite
+    assert alone.sprite is None
+    assert torch.equal(alone.x0, plain(**given, per_frame=True).x0)
 
 
 def test_with_the_whole_share_the_clip_is_the_sprite_over_the_backdrop(
@@ -216,7 +217,46 @@ def test_a_sprite_that_disagrees_with_the_frames_is_not_believed() -> None:
     one, other = torch.zeros(3, 1, 2, 8, 8), torch.zeros(3, 1, 2, 8, 8)
     one[..., :4], other[0, ..., :4], other[1, ..., 2:6] = 1, 1, 1
     assert sprite.agreement(one, other).tolist() == pytest.approx([1, 0.5, 0])
-    assert sprite.DOUBT < sprite.TRUST < 1
+
+
+@pytest.mark.parametrize(("agreed", "share"), [(sprite.DOUBT, 0), (sprite.TRUST, 1), (1, 1)])
+def test_as_far_as_it_is_not_believed_the_clip_is_drawn_frame_by_frame(
+    agreed: float, share: int, tiny: Zoetrope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sprite, "agreement", lambda under, shown: torch.full((len(under),), float(agreed)))  # noqa: ARG005
+    sure = copy.deepcopy(tiny)
+    nn.init.zeros_(sure.sprite.frame.weight)
+    with torch.no_grad():
+        sure.sprite.frame.bias[3] = 50.0
+    plain = FAMILY.build(FAMILY.presets["tiny"]).eval()
+    plain.load_state_dict({k: v for k, v in tiny.state_dict().items() if not k.startswith("sprite.")})
+    given = inputs()
+    made = sure(**given)
+    assert made.sprite.share_B.tolist() == pytest.approx([share] * len(made.x0), abs=1e-6)
+    assert torch.allclose(made.x0, plain(**given).x0, atol=1e-6) == (share == 0)
+
+
+def test_a_faint_object_does_not_make_its_visibility_count_more(tiny: Zoetrope) -> None:
+    scenes = [playroom.sample(0, frames=8, split="all", caption="a red star spins").scene]
+    seen = tiny(**inputs(1)).sprite
+    unsure = seen._replace(visible_BT=torch.zeros_like(seen.visible_BT))
+    off = []
+    for opacity in (1.0, 0.05):
+        true = lessons.truth(scenes, seen, 16)
+        faint = true._replace(pose=true.pose._replace(visible_BT=torch.full_like(true.pose.visible_BT, opacity)))
+        exact = unsure._replace(pose=faint.pose)
+        off.append(
+            lessons.misposed(exact, faint).item()
+            - lessons.misposed(exact._replace(visible_BT=faint.pose.visible_BT.logit(1e-6)), faint).item()
+        )
+    entropy = -(0.05 * math.log(0.05) + 0.95 * math.log(0.95))
+    assert off == pytest.approx([math.log(2), math.log(2) - entropy], rel=1e-3)
+
+
+def test_a_request_is_planned_where_memory_is_scarce() -> None:
+    """On the meta device, which has no autocast."""
+    model = kinema.load("zoetrope", preset="tiny-sprite", memory=8 * 2**20)
+    assert model.generate("a red ball rolls right", steps=1, seed=0).video.shape[2:] == (8, 16, 16)
 
 
 def test_gradients_reach_the_picture_and_the_pose_and_every_parameter_learns(tiny: Zoetrope) -> None:

@@ -60,19 +60,19 @@ class Reader(nn.Module):
     def watching(self, unet: UNet) -> Iterator[list[Tensor]]:
         """The two maps of each forward pass of the U-Net inside, as they come."""
         found: list[Tensor] = []
-        handles = [layer.register_forward_hook(lambda _m, _a, out: found.append(out)) for layer in self.watched(unet)]
+
+        def keep(at: int, out: Tensor) -> None:
+            found[at : at + 1] = [out]
+
+        middle, above = unet.mid_block, cast("Level", unet.up_blocks[0])
+        last = [layers[-1] for layers in (above.resnets, above.attentions, above.motion_modules) if len(layers)]
+        watched = [(0, middle.resnets[-1]), *((1, layer) for layer in last)]  # a single frame leaves motion modules out
+        handles = [layer.register_forward_hook(lambda _m, _a, out, at=at: keep(at, out)) for at, layer in watched]
         try:
             yield found
         finally:
             for handle in handles:
                 handle.remove()
-
-    @staticmethod
-    def watched(unet: UNet) -> list[nn.Module]:
-        """The last layers of the middle and of the first level up."""
-        middle, above = unet.mid_block, cast("Level", unet.up_blocks[0])
-        after = [layers for layers in (above.resnets, above.attentions, above.motion_modules) if len(layers)][-1]
-        return [middle.resnets[-1], after[-1]]
 
 
 def few_groups(networks: Iterable[nn.Module], groups: int) -> None:

@@ -50,7 +50,7 @@ _POCKET = Recipe(
 POCKETS = {
     "image": _POCKET,
     # A short way from the base, so that the base's motion module still finds what it knows.
-    "style": replace(_POCKET, steps=240, learning_rate=1e-3, warmup=10, cooldown=0.7, ema=0.98),
+    "style": replace(_POCKET, steps=960, learning_rate=1e-3, warmup=10, cooldown=0.7, ema=0.98),
     "motion": replace(_POCKET, steps=2400, batch=8, learning_rate=2e-3),
     "sparsectrl": replace(_POCKET, steps=300, batch=8, learning_rate=2e-3, ema=0.98),
 }

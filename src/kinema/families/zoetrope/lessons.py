@@ -77,11 +77,12 @@ def within(picture_BCNN: Tensor) -> Tensor:
 
 
 def misposed(made: Seen, true: Truth) -> Tensor:
-    """How far poses are off, B: pixels (below one squared), tenths of radii, turn and visibility; means of frames."""
+    """How far poses are off, B: pixels (below one squared), tenths of radii and turn, means over frames as far as they
+    show the object; and visibility, of all frames."""
     place = F.smooth_l1_loss(made.pose.centre_BT2, true.pose.centre_BT2, reduction="none").sum(-1)
     size = 10 * (made.pose.radius_BT / true.pose.radius_BT).log().abs()
     turn = misturned(made.turn_BTA, true.pose.turn_BT, true.turns_B, _WHOLE)
     visible = F.binary_cross_entropy_with_logits(made.visible_BT, true.pose.visible_BT, reduction="none")
     weight_BT = true.pose.visible_BT + 0.05
-    wrong_BT = (place + size + turn) * weight_BT + visible
-    return true.alone_B * wrong_BT.sum(1) / weight_BT.sum(1)
+    off_BT = (place + size + turn) * weight_BT
+    return true.alone_B * (off_BT.sum(1) / weight_BT.sum(1) + visible.mean(1))

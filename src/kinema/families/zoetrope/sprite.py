@@ -10,7 +10,8 @@ at least, also under autocast: a pose in bf16 is off by a quarter of a pixel.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -93,7 +94,7 @@ class Sprite(nn.Module):
         drawn_BCTHW: Tensor,
         still_BCTHW: Tensor,
     ) -> Seen:
-        with torch.autocast(fine_BTHWC.device.type, enabled=False):
+        with _as_stored(fine_BTHWC.device):
             kind = self.cover.weight.dtype
             fine, cond = fine_BTHWC.to(kind), cond_BM.to(kind)
             cover = self.cover(torch.cat([fine, sketch_BTHW4.to(kind)], -1))
@@ -235,6 +236,13 @@ def _sure(pose: Pose) -> Tensor:
 def _on_cells(pose: Pose, cell: int) -> Pose:
     """The pose in cells of the fine grid instead of pixels."""
     return pose._replace(centre_BT2=pose.centre_BT2 / cell, radius_BT=pose.radius_BT / cell)
+
+
+def _as_stored(device: torch.device) -> AbstractContextManager[Any]:
+    """No autocast, where a device has one (the meta device has none)."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _exact(x: Tensor) -> Tensor:

@@ -14,8 +14,12 @@ from __future__ import annotations
 import math
 from functools import cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Floats = NDArray[np.float64]
 
 LENGTHS = (16, 12, 9, 7, 5)
 """Frames of a stretch; three always fit."""
@@ -28,7 +32,7 @@ _RIDGE = 1e-4
 
 def steadied(value_BT: Tensor, sure_BT: Tensor, tolerance: float) -> Tensor:
     """The values without what they tremble by, if that is ``tolerance`` (root mean square) or less; ``sure`` weighs."""
-    inside_WT, basis_WT3 = (table.to(value_BT) for table in _stretches(value_BT.shape[1]))
+    inside_WT, basis_WT3 = (torch.tensor(table).to(value_BT) for table in _stretches(value_BT.shape[1]))
     if not len(inside_WT):
         return value_BT
     weight_BWT = inside_WT * sure_BT.clamp(min=1e-3)[:, None]
@@ -40,7 +44,8 @@ def steadied(value_BT: Tensor, sure_BT: Tensor, tolerance: float) -> Tensor:
     off_BWT = value_BT[:, None] - mean_BW1
     moment_BW3 = torch.einsum("bwti,bwt->bwi", weighted_BWT3, off_BWT)
     scale_BW11 = weight_BWT.sum(-1)[..., None, None]
-    fit_BW3 = torch.linalg.solve(gram_BW33 / scale_BW11 + ridge, moment_BW3 / scale_BW11[..., 0])
+    # Not checked (which would wait for a GPU): with the ridge there is a solution, of numbers that are numbers.
+    fit_BW3 = torch.linalg.solve_ex(gram_BW33 / scale_BW11 + ridge, moment_BW3 / scale_BW11[..., 0]).result
     made_BWT = mean_BW1 + torch.einsum("bwi,wti->bwt", fit_BW3, basis_WT3)
     share_BWT = _shares(made_BWT.detach() - value_BT.detach()[:, None], weight_BWT.detach(), inside_WT, tolerance)
     return (share_BWT[:, :-1] * made_BWT).sum(1) + share_BWT[:, -1] * value_BT
@@ -57,11 +62,11 @@ def _shares(error_BWT: Tensor, weight_BWT: Tensor, inside_WT: Tensor, tolerance:
 
 
 @cache
-def _stretches(frames: int) -> tuple[Tensor, Tensor]:
+def _stretches(frames: int) -> tuple[Floats, Floats]:
     """Which frames each stretch holds, W×T, and 1, s, s² along it, W×T×3, s from -1 to 1."""
     spans = [(n, first) for n in LENGTHS if n <= frames for first in range(frames - n + 1)]
-    inside, along = (torch.zeros(len(spans), frames, dtype=torch.float64, device="cpu") for _ in range(2))
+    inside, along = np.zeros((2, len(spans), frames))
     for i, (n, first) in enumerate(spans):
         inside[i, first : first + n] = 1
-        along[i, first : first + n] = torch.linspace(-1, 1, n, dtype=torch.float64, device="cpu")
-    return inside, torch.stack([torch.ones_like(along), along, along.square()], -1)
+        along[i, first : first + n] = np.linspace(-1, 1, n)
+    return inside, np.stack([np.ones_like(along), along, along**2], -1)
