@@ -240,7 +240,7 @@ class Request:
         "guidance at the last frame, when it changes over frames", None, least=-100, most=1000
     )
     guidance_rescale: float = option("pull guided contrast back to the unguided (0..1)", 0.0, least=0, most=1)
-    guidance_interval: tuple[float, float] = option("log-SNR range in which guidance acts", (-math.inf, math.inf))
+    guidance_interval: tuple[float, float] | None = option("log-SNR range in which guidance acts", None)
     eta: float | None = option("noise put back at each step (0 is deterministic)", None, least=0, most=1)
     sampler_options: Mapping[str, float] = field(
         default_factory=dict,
@@ -320,7 +320,7 @@ class Request:
                 f"{self.clips} clip(s) of {self.frames} frames at {self.width}×{self.height} is more than "
                 f"{MAX_PIXELS:,} pixels; ask for fewer frames or a smaller size"
             )
-        if not self.guidance_interval[0] <= self.guidance_interval[1]:
+        if self.guidance_interval and not self.guidance_interval[0] <= self.guidance_interval[1]:
             raise BadRequest(f"guidance_interval is {self.guidance_interval}; expected the lower log-SNR first")
         if not (len(self.free_init_stop) == 2 and all(0 <= stop <= 1 for stop in self.free_init_stop)):
             raise BadRequest(f"free_init_stop is {self.free_init_stop}; expected two frequencies from 0 to 1")

@@ -59,6 +59,8 @@ class Defaults:
     guidance: float = 1.0
     guidance_end: float | None = None
     """Where guidance ends over the frames, for a request that says nothing of guidance."""
+    guidance_interval: tuple[float, float] | None = None
+    """Log-SNR range in which guidance acts; None is all of it."""
     options: Mapping[str, float] = field(default_factory=dict)
     """Keyword options of the default sampler (gamma, delta, eta…)."""
     attention_windows: bool = False
@@ -463,6 +465,7 @@ class System:
             sampler=sampler,
             guidance=own.guidance if request.guidance is None else request.guidance,
             guidance_end=own.guidance_end if silent else request.guidance_end,
+            guidance_interval=request.guidance_interval or own.guidance_interval,
         )
         self.family.check(self.config, request)
         return request

@@ -35,7 +35,8 @@ class ClassifierFree:
     scale: a number; one per frame, [T]; or a function of the level (a schedule over the steps) giving either.
     rescale: 0..1, how far each item's standard deviation is pulled back to cond's (Lin et al. 2023, eq. 15
     and 16, here on x0).
-    interval: log-SNR range, ends included, in which guidance acts (Kynkäänniemi et al. 2024); cond alone outside.
+    interval: log-SNR range, ends included, in which guidance acts (Kynkäänniemi et al. 2024), None
+        for all of it; cond alone outside.
     at_once: both halves at the same time, each on half of the processor's cores; see `both`.
     """
 
@@ -43,7 +44,7 @@ class ClassifierFree:
     null: Denoiser
     scale: Scale
     rescale: float = 0.0
-    interval: tuple[float, float] = (-math.inf, math.inf)
+    interval: tuple[float, float] | None = None
     at_once: bool = False
 
     def __call__(self, z: Tensor, level: Level) -> Tensor:
@@ -61,7 +62,8 @@ class ClassifierFree:
 
     def _scale(self, z: Tensor, level: Level) -> Tensor | None:
         """The scale, broadcastable to z; None where it is 1 throughout."""
-        inside = (level.log_snr >= self.interval[0]) & (level.log_snr <= self.interval[1])
+        low, high = self.interval or (-math.inf, math.inf)
+        inside = (level.log_snr >= low) & (level.log_snr <= high)
         if not bool(inside.any()):
             return None
         told = self.scale(level) if callable(self.scale) else self.scale
