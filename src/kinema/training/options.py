@@ -58,8 +58,8 @@ class TrainOptions:
     validate_every: int = option("steps between validation losses; 0 is never", 250, 0, 1e9)
     keep: int = option("newest checkpoints kept, besides the best", 2, 1, 1e6)
     compile: bool = option("torch.compile the network", False)
-    grammar: Literal["simple", "full", "mixed", "scenic"] | None = option(
-        "playroom: simple, full, mixed, or scenic (simple, with patterns and camera motions named)", None
+    grammar: Literal["simple", "full", "mixed", "scenic", "filmed"] | None = option(
+        "playroom: simple, full, mixed; scenic or filmed (simple, with patterns, and some or many camera motions)", None
     )
     style: Literal["outline", "night"] | None = option("playroom: frames drawn anew, as outline or night", None)
     camera: Literal["pans left", "pans right", "zooms in", "zooms out"] | None = option(
@@ -79,7 +79,7 @@ class TrainOptions:
         check_ranges(self)
         for name, known in (
             ("precision", ("auto", "fp32", "bf16")),
-            ("grammar", (None, "simple", "full", "mixed", "scenic")),
+            ("grammar", (None, "simple", "full", "mixed", "scenic", "filmed")),
             ("style", (None, "outline", "night")),
             ("camera", (None, "pans left", "pans right", "zooms in", "zooms out")),
             ("crop", ("centre", "random")),

@@ -49,9 +49,9 @@ class Playroom:
     in slow motion, by a factor from 1 to it, drawn evenly in the logarithm. Motions in ``without`` are left out.
 
     ``scenic`` is simple clips, half of which name a pattern behind the object, and three in five of these a camera
-    motion. ``camera`` moves the camera of every clip, before a pattern that is named, while the camera is not: that
-    motion is to be learnt, whatever is said. ``style`` draws the frames anew (`kinema.data.styles`). One frame is of
-    any moment of a scene, and not its first.
+    motion; ``filmed`` the same with four in five, and 85 in a hundred of these. ``camera`` moves the camera of every
+    clip, before a pattern that is named, while the camera is not: that motion is to be learnt, whatever is said.
+    ``style`` draws the frames anew (`kinema.data.styles`). One frame is of any moment of a scene, and not its first.
     """
 
     frames: int
@@ -87,7 +87,7 @@ class Playroom:
 
     def _sample(self, index: int, frames: int, fps: float) -> playroom.Sample:
         grammar, fixed = self.grammar, self._fixed(index)
-        if grammar in ("mixed", "scenic"):
+        if grammar in ("mixed", *_NAMED):
             grammar = "full" if grammar == "mixed" and index % 8 == 7 else "simple"
         seed: int | list[int] = self.seed * _EPOCH_STRIDE + index
         while True:
@@ -108,16 +108,19 @@ class Playroom:
     def _fixed(self, index: int) -> dict[str, str]:
         """What of a clip's meaning is not left to the grammar."""
         chance, which, moves, way = np.random.default_rng([self.seed, index, _SCENIC]).random(4)
-        if not self.camera and (self.grammar != "scenic" or chance < 0.5):
+        patterns, cameras = _NAMED.get(self.grammar, (0.0, 0.0))
+        if not self.camera and chance >= patterns:
             return {}
         fixed = {"background": PATTERNS[int(which * len(PATTERNS))]}
-        if self.camera or moves < 0.6:
+        if self.camera or moves < cameras:
             fixed["camera"] = self.camera or playroom.CAMERAS[int(way * len(playroom.CAMERAS))]
         return fixed
 
 
 PATTERNS = ("checkered", "striped")
 """Backgrounds whose every motion shows, at the size of pockets."""
+_NAMED = {"scenic": (0.5, 0.6), "filmed": (0.8, 0.85)}
+"""Of clips, the share that names a pattern, and of those the share that names a camera motion."""
 _PACE, _SCENIC = 0x9ACE, 0x5CE9
 _MOMENTS = 16
 """Moments of a scene of which a single frame is one."""

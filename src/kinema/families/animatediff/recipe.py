@@ -69,7 +69,7 @@ def lora_recipe(told: Recipe) -> Recipe:
     """Figures of a LoRA, which the authors never told: people train MotionLoRAs for a few thousand steps at 1e-4."""
     if told.optimiser == "muon":  # a pocket; low-rank matrices are AdamW's
         return replace(
-            told, steps=240, batch=8, learning_rate=2e-3, optimiser="adamw", warmup=10, cooldown=0.5, ema=0.98
+            told, steps=300, batch=8, learning_rate=2e-3, optimiser="adamw", warmup=10, cooldown=0.5, ema=0.98
         )
     return replace(told, steps=min(told.steps, 5000), learning_rate=1e-4)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -66,6 +67,8 @@ class ZoetropeFamily:
             # guidance drew more shapes right than 1.5 (model card); at 3 earlier weights gave triangles hollow sides.
             sampler="vdm-ancestral",
             guidance=2.0,
+            # Guided, a clip is twice the one with words less the one without, and the sprite of the second shows in it.
+            guidance_interval=(-math.inf, 0.0) if config.sprite else None,
             options={"gamma": 0.3},
         )
 
