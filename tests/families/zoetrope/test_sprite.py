@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import kinema
+from kinema import Request
 from kinema.data import playroom
 from kinema.data.playroom import labels
 from kinema.families.zoetrope import lessons, recipe, sprite, turning, warp
@@ -362,3 +363,13 @@ def test_files_without_the_word_have_no_sprite() -> None:
     config = FAMILY.from_json(told)
     assert config.sprite == 0
     assert config == FAMILY.presets["base"]
+
+
+def test_guidance_acts_where_noise_outweighs_the_clip_unless_told_otherwise() -> None:
+    """Nearer to the clip the sprite of the branch without words would show."""
+    sprited, plain = (kinema.load("zoetrope", preset=preset).system for preset in ("tiny-sprite", "tiny"))
+    ask = Request(prompt="a red ball")
+    assert sprited.settle(ask).guidance_interval == (-math.inf, 0)
+    assert plain.settle(ask).guidance_interval is None
+    assert sprited.settle(replace(ask, guidance_interval=(-3, 3))).guidance_interval == (-3, 3)
+    assert Request.from_json(sprited.settle(ask).to_json()).guidance_interval == (-math.inf, 0)
