@@ -55,3 +55,12 @@ def test_a_part_in_the_wrong_place_is_named_for_what_it_is():
         load("animatediff-pocket", add={"motion": LORA})
     with pytest.raises(BadRequest, match="is no LoRA"):
         load("animatediff-pocket", loras={"animatediff-pocket-night": 1.0})
+
+
+def test_a_misspelt_part_is_told_its_name():
+    with pytest.raises(BadRequest, match=r"no file animatediff-pocket-nigth .*did you mean animatediff-pocket-night"):
+        load("animatediff-pocket", add={"style": "animatediff-pocket-nigth"})
+    with pytest.raises(BadRequest, match=r"no LoRA file animatediff-pocket-pan-left; did you mean .*-pans-left"):
+        load("animatediff-pocket", loras={"animatediff-pocket-pan-left": 1.0})
+    with pytest.raises(BadRequest, match=r"no LoRA file mine\.safetensors$"):
+        load("animatediff-pocket", loras={"mine.safetensors": 1.0})

@@ -97,6 +97,12 @@ def part(name: str | Path) -> str | Path:
     return weights(f"{name}.safetensors") if isinstance(name, str) and name in PARTS else name
 
 
+def near_part(name: str | Path) -> str:
+    """The end of a sentence that says a file is not there: which parts that ship have such a name."""
+    near = difflib.get_close_matches(str(name), PARTS, n=3, cutoff=0.7)
+    return f"; did you mean {', '.join(near)}?" if near else ""
+
+
 def called(path: str | Path) -> str:
     """The name of a part that ships, by its file; any other path as it is. So a clip can be made again elsewhere."""
     stem = Path(path).stem

@@ -594,7 +594,7 @@ def _add(
         if slot.partition(".")[0] not in slots.names:
             raise BadRequest(registry.unknown(f"slot of {family.name}", slot, slots.names))
         if not Path(told).exists() and not _is_hub_id(str(told)):
-            raise BadRequest(f"there is no file {told} to add as {slot}")
+            raise BadRequest(f"there is no file {told} to add as {slot}{registry.near_part(told)}")
         source = Source(Path(told) if Path(told).exists() else _fetched(str(told), offline, None))
         found = slots.open(config, slot, source)
         config = found.config
