@@ -314,9 +314,11 @@ class Attention(nn.Module):
 
 
 def plain(layer: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether a layer is a product with its weight, of this precision, and no more."""
-    hooked = layer._forward_hooks or layer._forward_pre_hooks
-    return type(layer) is nn.Linear and not hooked and layer.weight.dtype == dtype
+    """Whether a layer is a product with its weight, of this precision, and no more.
+
+    Hooks before it are of weights that take turns: those of its block bring them too.
+    """
+    return type(layer) is nn.Linear and not layer._forward_hooks and layer.weight.dtype == dtype
 
 
 class GEGLU(nn.Module):
