@@ -63,13 +63,15 @@ CAMERAS = {"left": "pans left", "right": "pans right", "zoom": "zooms in"}
 LEGS: dict[str, dict[str, Any]] = {
     "moved": {},
     "panned": {"add": "moved", "camera": "pans left", "steps": 400},
-    "motion": {"add": "panned", "grammar": "filmed", "seed": 5, "steps": 1500},
+    "filmed": {"add": "panned", "grammar": "filmed", "seed": 5, "steps": 1500},
+    "zoomed": {"add": "filmed", "camera": "zooms in", "seed": 6, "steps": 500},
+    "motion": {"add": "zoomed", "grammar": "filmed", "seed": 7, "steps": 1200},
 }
 """Of the motion module's training, each from the one before it."""
 SHIPPED = ("base", *STYLES, "motion", *CAMERAS)
 TRAINED = ("base", *STYLES, *LEGS, *CAMERAS)
-STEPS = {"zoom": 600}
-"""Where more are needed than the recipe's."""
+STEPS = dict.fromkeys(CAMERAS, 600)
+"""Of what needs more than the recipe's."""
 PATTERNS = ("checkered", "striped")
 LEAST_DIRECTION, MOST_STYLE, MOST_FLICKER, LEAST_CAMERA, MOST_BYTES = 0.85, 0.1, 1 / 3, 0.9, 10_000_000
 RANK = "6"

@@ -17,7 +17,7 @@ from kinema.data.playroom import labels
 from kinema.families.zoetrope import lessons, recipe, sprite, turning, warp
 from kinema.families.zoetrope.family import FAMILY
 from kinema.families.zoetrope.model import Zoetrope
-from kinema.families.zoetrope.steady import steadied
+from kinema.families.zoetrope.steady import lined, steadied
 from kinema.system import Batch
 
 SIDE = 32
@@ -111,15 +111,11 @@ def test_with_true_poses_and_outline_the_cover_is_the_renderers(glyph: str) -> N
 def test_steadying_bends_true_motions_by_less_than_a_third_of_a_pixel(motion: str) -> None:
     known = [playroom.sample(i, height=8, width=8, split="all", motion=motion).scene for i in range(16)]
     true = torch.stack([torch.from_numpy(labels.poses(scene)) for scene in known])
-    for part, tolerance in (
-        (true[..., 0], sprite.TREMBLE),
-        (true[..., 1], sprite.TREMBLE),
-        (true[..., 2] / 2, sprite.TREMBLE),
-    ):
+    for part in (true[..., 0], true[..., 1]):
         moved = part * 64
-        assert (steadied(moved, torch.ones_like(moved), tolerance) - moved).abs().max() < 0.3
-    opacity = true[..., 4]
-    assert (steadied(opacity, torch.ones_like(opacity), sprite.BLINK) - opacity).abs().max() < 0.03
+        assert (steadied(moved, torch.ones_like(moved), sprite.TREMBLE) - moved).abs().max() < 0.3
+    for even in (true[..., 2] * 32, true[..., 4]):  # size and opacity: straight lines
+        assert (lined(even, torch.ones_like(even)) - even).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("motion", ["moves right", "slides up"])
@@ -138,6 +134,30 @@ def test_frames_that_are_not_sure_follow_the_others() -> None:
     sure = torch.ones_like(way)
     sure[0, 9] = 0
     assert (steadied(wrong, sure, 0.3) - way).abs().max() < 0.1
+
+
+def test_a_straight_line_is_not_bent_by_frames_that_are_wrong() -> None:
+    line = torch.linspace(4, 9, 16, dtype=torch.float64)[None]
+    wrong = line.clone()
+    wrong[0, [3, 4, 11, 12, 13]] = torch.tensor([0.5, 2, 0, 1, 0.3], dtype=torch.float64)
+    assert (lined(wrong, torch.ones_like(wrong)) - line).abs().max() < 0.02
+    half_as_sure = lined(wrong, 0.5 * torch.ones_like(wrong))
+    assert torch.allclose(half_as_sure, lined(wrong, torch.ones_like(wrong)))
+
+
+def test_where_frames_lose_the_object_it_goes_on_as_its_neighbours_say() -> None:
+    ball = torch.from_numpy(labels.upright("ball", 32, warp.REACH))[None, None].expand(1, 4, 32, 32)
+    way = torch.linspace(14, 50, 16)
+    true = warp.Pose(torch.stack([way, 32 + 0 * way], -1)[None], torch.full((1, 16), 8.0), *torch.ones(2, 1, 16))
+    _, cover = warp.laid(ball, true, 64, 64)
+    cover = cover.clone()
+    cover[:, :, 7:10] = 0
+    centre, radius = sprite.found(cover)
+    opaque = torch.ones(1, 16)
+    disc, sure = sprite.sure_of(radius, opaque)
+    pose = sprite.composed(warp.Pose(centre, disc, 0 * opaque, opaque), sure, torch.zeros(1, 2))
+    assert (pose.radius_BT - 8).abs().max() < 0.1
+    assert (pose.centre_BT2 - true.centre_BT2).abs().max() < 0.3
 
 
 def test_a_fading_object_keeps_its_colour_in_its_picture() -> None:

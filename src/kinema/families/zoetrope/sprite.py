@@ -20,14 +20,14 @@ from torch.nn import functional as F
 
 from kinema.families.zoetrope.config import Config
 from kinema.families.zoetrope.layers import PlaceBlock, over_space
-from kinema.families.zoetrope.steady import steadied
+from kinema.families.zoetrope.steady import lined, steadied
 from kinema.families.zoetrope.turning import CHANNELS, RADII, STEPS, around, matched, told
 from kinema.families.zoetrope.warp import Pose, laid, lifted, pixels
 
 _PACK = 2
 """Texels a place of the mending network has along each side."""
-TREMBLE, SWAY, BLINK = 0.25, 0.04, 0.03
-"""What poses may tremble by and are steadied: pixels, radians, shares. True bounces, swings and orbits of the playroom
+TREMBLE, SWAY = 0.25, 0.04
+"""What poses may tremble by and are steadied: pixels, radians. True bounces, swings and orbits of the playroom
 are bent by 0.3 pixels at most (a test holds it)."""
 DOUBT, TRUST = 0.6, 0.8
 """Below the first agreement (Dice) of the sprite at its poses with what every frame shows it is not believed, above
@@ -102,12 +102,15 @@ class Sprite(nn.Module):
             shown_B1THW = cover_B1THW.sigmoid()
             code_BE = self._code(tokens_BSD.to(kind), read_BSK.to(kind), cond, shown_B1THW)
             offset, log_size, alone_B = self.frame(code_BE).split((2, 1, 1), -1)
-            centre_BT2, radius_BT = found(shown_B1THW)
-            radius_BT = (radius_BT * _exact(log_size).exp()).clamp(min=_LEAST)
+            visible_BT = _exact(self._visible(fine, code_BE, shown_B1THW))
+            opaque_BT = lined(visible_BT.sigmoid(), torch.ones_like(visible_BT)).clamp(0, 1)
+            centre_BT2, found_BT = found(shown_B1THW)
+            disc_BT, sure_BT = sure_of(found_BT, opaque_BT)
+            radius_BT = (disc_BT * _exact(log_size).exp()).clamp(min=_LEAST)
             drawn_BCTHW, still_BCTHW = _exact(drawn_BCTHW), _exact(still_BCTHW)
             turn_BTA = self._turns(code_BE, drawn_BCTHW, shown_B1THW, centre_BT2, radius_BT)
-            visible_BT = _exact(self._visible(fine, code_BE, shown_B1THW))
-            pose = composed(centre_BT2, radius_BT, told(turn_BTA), visible_BT.sigmoid(), _exact(offset))
+            seen = Pose(centre_BT2, radius_BT, told(turn_BTA), opaque_BT)
+            pose = composed(seen, sure_BT, _exact(offset))
             picture_BCNN = self._picture(fine, code_BE, drawn_BCTHW, still_BCTHW, shown_B1THW, pose)
             colour_BCTHW, under_B1THW = laid(picture_BCNN, pose, *drawn_BCTHW.shape[-2:])
             trust_B = ((agreement(under_B1THW, shown_B1THW) - DOUBT) / (TRUST - DOUBT)).clamp(0, 1)
@@ -188,17 +191,20 @@ def found(shown_B1THW: Tensor) -> tuple[Tensor, Tensor]:
     return centre_BT2, radius_BT
 
 
-def composed(centre_BT2: Tensor, radius_BT: Tensor, turn_BT: Tensor, visible_BT: Tensor, offset_B2: Tensor) -> Pose:
+def sure_of(found_BT: Tensor, opaque_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Radii B×T that change evenly over the clip, and how sure each frame is, 0 to 1: as far as it shows such a disc."""
+    disc_BT = lined(found_BT, opaque_BT.detach()).clamp(min=_LEAST)
+    return disc_BT, (opaque_BT * (found_BT / disc_BT).square().clamp(max=1)).detach()
+
+
+def composed(seen: Pose, sure_BT: Tensor, offset_B2: Tensor) -> Pose:
     """The steadied pose: the object's frame lies ``offset`` radii off the middle of what it covers, turned with it."""
-    sure_BT = visible_BT.detach()
-    x_BT, y_BT = (steadied(part, sure_BT, TREMBLE) for part in centre_BT2.unbind(-1))
-    radius_BT = steadied(radius_BT, sure_BT, TREMBLE).clamp(min=_LEAST)
-    turn_BT = steadied(turn_BT, sure_BT, SWAY)
-    visible_BT = steadied(visible_BT, torch.ones_like(sure_BT), BLINK).clamp(0, 1)
+    x_BT, y_BT = (steadied(part, sure_BT, TREMBLE) for part in seen.centre_BT2.unbind(-1))
+    turn_BT = steadied(seen.turn_BT, sure_BT, SWAY)
     cos, sin, (right, down) = turn_BT.cos(), turn_BT.sin(), offset_B2[:, :, None].unbind(1)
-    x_BT = x_BT + radius_BT * (cos * right - sin * down)
-    y_BT = y_BT + radius_BT * (sin * right + cos * down)
-    return Pose(torch.stack([x_BT, y_BT], -1), radius_BT, turn_BT, visible_BT)
+    x_BT = x_BT + seen.radius_BT * (cos * right - sin * down)
+    y_BT = y_BT + seen.radius_BT * (sin * right + cos * down)
+    return seen._replace(centre_BT2=torch.stack([x_BT, y_BT], -1), turn_BT=turn_BT)
 
 
 def averaged(

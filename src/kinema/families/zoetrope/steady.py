@@ -1,10 +1,14 @@
-"""Poses over time without their trembling: the quadratic of the longest stretch of frames that fits.
+"""Poses over time without their trembling, and through frames that do not show the object.
 
 What moves in the playroom moves in stretches of parabolas: straight, slowing down, thrown; a bounce breaks off and
 begins another. A plain smoothing over time rounds that break by several pixels. Here every stretch of ``LENGTHS``
 frames that holds a frame proposes the value of the quadratic fitted to it (Savitzky & Golay 1964, at every place of the
 window), and counts by how well it fits and how long it is; the frame as it was is a proposal too. So a stretch over a
-break, whose quadratic does not fit, has no say (as in the stencils of ENO schemes, Harten et al. 1987).
+break, whose quadratic does not fit, has no say (as in the stencils of ENO schemes, Harten et al. 1987). A frame that
+is not sure counts as far as it is: where one is lost, its neighbours say where the object went.
+
+What only changes evenly, as size and opacity do, is the straight line of least absolute differences: no few frames
+that are wrong bend it.
 
 Letters: B clips, T frames, W stretches.
 """
@@ -28,6 +32,8 @@ _LONGER = 2.0
 _MISFIT = 3.0
 """Log-odds that a stretch loses for every square of the tolerance by which its misfit exceeds 1."""
 _RIDGE = 1e-4
+_ROUNDS, _NEAR = 12, 1e-3
+"""Of reweighting, and the share of a line's scale below which a difference counts as none."""
 
 
 def steadied(value_BT: Tensor, sure_BT: Tensor, tolerance: float) -> Tensor:
@@ -47,18 +53,39 @@ def steadied(value_BT: Tensor, sure_BT: Tensor, tolerance: float) -> Tensor:
     # Not checked (which would wait for a GPU): with the ridge there is a solution, of numbers that are numbers.
     fit_BW3 = torch.linalg.solve_ex(gram_BW33 / scale_BW11 + ridge, moment_BW3 / scale_BW11[..., 0]).result
     made_BWT = mean_BW1 + torch.einsum("bwi,wti->bwt", fit_BW3, basis_WT3)
-    share_BWT = _shares(made_BWT.detach() - value_BT.detach()[:, None], weight_BWT.detach(), inside_WT, tolerance)
+    error_BWT = made_BWT.detach() - value_BT.detach()[:, None]
+    share_BWT = _shares(error_BWT, weight_BWT.detach(), sure_BT.detach().clamp(min=1e-3), inside_WT, tolerance)
     return (share_BWT[:, :-1] * made_BWT).sum(1) + share_BWT[:, -1] * value_BT
 
 
-def _shares(error_BWT: Tensor, weight_BWT: Tensor, inside_WT: Tensor, tolerance: float) -> Tensor:
+def _shares(
+    error_BWT: Tensor, weight_BWT: Tensor, sure_BT: Tensor, inside_WT: Tensor, tolerance: float
+) -> Tensor:
     """How much each stretch says of each frame, and last the frame itself, B×(W+1)×T."""
-    length_W = inside_WT.sum(1)
-    square_BW = (weight_BWT * error_BWT.square()).sum(-1) / weight_BWT.sum(-1)
-    misfit_BW = square_BW * (length_W / (length_W - 3)) / tolerance**2  # three numbers are fitted to it
-    odds_BW = _LONGER * torch.log2(length_W / 3) - _MISFIT * (misfit_BW - 1).clamp(min=0)
+    count_BW = weight_BWT.sum(-1)  # of frames, as far as they are sure
+    square_BW = (weight_BWT * error_BWT.square()).sum(-1) / count_BW
+    spare_BW = (count_BW - 3).clamp(min=1e-3) / count_BW  # three numbers are fitted
+    misfit_BW = square_BW / spare_BW / tolerance**2
+    odds_BW = _LONGER * torch.log2(count_BW / 3) - _MISFIT * (misfit_BW - 1).clamp(min=0)
     odds_BWT = odds_BW[..., None].masked_fill(inside_WT == 0, -math.inf)
-    return torch.cat([odds_BWT, torch.zeros_like(odds_BWT[:, :1])], 1).softmax(1)
+    return torch.cat([odds_BWT, sure_BT.log()[:, None]], 1).softmax(1)
+
+
+def lined(value_BT: Tensor, sure_BT: Tensor) -> Tensor:
+    """The straight line over the clip of least absolute differences, by least squares reweighted (IRLS)."""
+    t_T = torch.linspace(-1, 1, value_BT.shape[1], dtype=value_BT.dtype, device=value_BT.device)
+    weight_BT = sure_BT = sure_BT.clamp(min=1e-3)
+    near = _NEAR * value_BT.detach().abs().mean(1, keepdim=True).clamp(min=1e-6)
+    for i in range(_ROUNDS):
+        share_BT = weight_BT / weight_BT.sum(1, keepdim=True)
+        mean_B1, at_B1 = ((share_BT * x).sum(1, keepdim=True) for x in (value_BT, t_T))
+        along_BT = t_T - at_B1
+        slope_B1 = (share_BT * along_BT * value_BT).sum(1, keepdim=True)
+        slope_B1 = slope_B1 / (share_BT * along_BT.square()).sum(1, keepdim=True).clamp(min=_RIDGE)
+        made_BT = mean_B1 + slope_B1 * along_BT
+        if i + 1 < _ROUNDS:
+            weight_BT = sure_BT / torch.maximum((value_BT - made_BT).detach().abs(), near)
+    return made_BT
 
 
 @cache
