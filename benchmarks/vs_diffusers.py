@@ -39,6 +39,7 @@ from vs_measure import Clock, Row
 from vs_pairs import Pair, Work
 from vs_svd import SVDPair
 
+from kinema import processor
 from kinema.atomic import replacing
 from kinema.system import arithmetic
 
@@ -189,7 +190,7 @@ def line(row: Row) -> str:
 
 
 def machine() -> dict[str, Any]:
-    told = dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else {}
+    told = processor.told()
     units = [n for n in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve", "bf16") if told.get(n)]
     return {
         "processor": f"{told.get('cpu_name', '')} {platform.machine()}".strip(),

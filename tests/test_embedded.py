@@ -64,3 +64,15 @@ def test_a_misspelt_part_is_told_its_name():
         load("animatediff-pocket", loras={"animatediff-pocket-pan-left": 1.0})
     with pytest.raises(BadRequest, match=r"no LoRA file mine\.safetensors$"):
         load("animatediff-pocket", loras={"mine.safetensors": 1.0})
+
+
+def test_a_part_in_the_model_s_place_is_told_where_it_goes():
+    with pytest.raises(BadRequest, match="is no model but a part, .* --add motion=animatediff-pocket-motion$"):
+        load("animatediff-pocket-motion")
+    with pytest.raises(BadRequest, match="--lora animatediff-pocket-pans-left$"):
+        load("animatediff-pocket-pans-left")
+
+
+def test_an_empty_name_is_no_folder():
+    with pytest.raises(BadRequest, match="name is empty"):
+        load("")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from kinema import registry
+from kinema import processor, registry
 from kinema.checkpoints import files, hub
 from kinema.checkpoints.lora_formats import is_lora
 from kinema.checkpoints.lora_use import Loras, read_loras
@@ -410,6 +410,9 @@ class System:
             self.loras.use(())
             return
         shapes = {name: p.shape for name, p in self._hollow().named_parameters()}
+        missing = [name for name in loras if not Path(registry.part(name)).exists()]
+        if missing:
+            raise BadRequest(f"there is no LoRA file {missing[0]}{registry.near_part(missing[0])}")
         loras = {registry.part(name): weight for name, weight in loras.items()}
         self.loras.use(read_loras(loras, shapes, self.family.lora_aliases(self.config), self.name))
 
@@ -540,6 +543,8 @@ def open_system(
     model.
     """
     name = str(source)
+    if not name.strip():
+        raise BadRequest("the model's name is empty; expected a name, a file, a folder or a hub id")
     family_name, _, slash_preset = name.partition("/")
     notes: tuple[str, ...] = ()
     if family_name in registry.FAMILIES and (preset or slash_preset):
@@ -555,6 +560,10 @@ def open_system(
         family, config, weights, notes = _opened(Path(source), variant)
     elif name in registry.ALIASES or _is_hub_id(name):
         family, config, weights, notes = _opened(_fetched(name, offline, variant), variant)
+    elif name in registry.PARTS:
+        slot = registry.PARTS[name]
+        given = f"--lora {name}" if slot == "lora" else f"--add {slot}={name}"
+        raise BadRequest(f"{name} is no model but a part, which is given to one as {given}")
     elif Path(name).suffix or name.startswith((".", "/")):
         raise BadRequest(f"there is no file {name}; expected a model's file or folder")
     else:
@@ -603,19 +612,13 @@ def _add(
     return tuple(added), config, tuple(notes)
 
 
-_UNITS = {torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"), torch.float16: ("avx512_fp16", "amx_fp16", "fp16")}
-
-
 def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The precision to compute in: float32 for halves on a processor that has no units for them.
 
     There a product of halves takes several times as long as one of floats, and is less exact.
     """
-    if device.type != "cpu" or dtype not in _UNITS:
-        return dtype
-    told: dict[str, Any] = dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else {}
-    known = [told[name] for name in _UNITS[dtype] if name in told]
-    return torch.float32 if known and not any(known) else dtype
+    halves = device.type == "cpu" and dtype in (torch.bfloat16, torch.float16)
+    return torch.float32 if halves and processor.has_units(dtype) is False else dtype
 
 
 def _is_hub_id(name: str) -> bool:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import kinema
-from kinema import registry
+from kinema import __main__, registry
 from kinema.cli import main as cli
 from kinema.schema import BadRequest
 
@@ -123,3 +123,17 @@ def test_a_closed_pipe_is_no_error():
         assert process.wait(60) == 0
     assert "Traceback" not in err
     assert "BrokenPipe" not in err
+
+
+def test_an_interrupt_while_the_command_line_is_imported_is_one_line(monkeypatch, capsys):
+    class Interrupted:
+        @staticmethod
+        def find_spec(name, *_told):
+            if name == "kinema.cli.main":
+                raise KeyboardInterrupt
+            return None
+
+    monkeypatch.delitem(sys.modules, "kinema.cli.main")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted, *sys.meta_path])
+    assert __main__.main() == 130
+    assert capsys.readouterr().err == "kinema: interrupted; nothing was begun\n"

@@ -141,10 +141,3 @@ def test_products_are_fast_with_mkl_on_intels_processors(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
     assert winograd.products_are_fast.__wrapped__() == fast
-
-
-def test_the_maker_is_told_where_pytorch_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in 2.10, which has no such function."""
-    expected = "Intel" in winograd._maker(), "AMD" in winograd._maker()
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert ("Intel" in winograd._maker(), "AMD" in winograd._maker()) == expected

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kinema import registry
 from kinema.checkpoints import files
 from kinema.checkpoints.lora_formats import Lora, Merged, check_shapes, is_lora, read_lora
 from kinema.checkpoints.signatures import describe, lora_kind
@@ -102,7 +101,7 @@ def _read(  # noqa: PLR0917 (each is one thing that the file must agree with)
     if abs(weight) > MOST:
         raise BadRequest(f"the weight of the LoRA {path} is {plain(weight)}; expected {plain(-MOST)} to {plain(MOST)}")
     if not path.exists():
-        raise BadRequest(f"there is no LoRA file {path}{registry.near_part(path)}")
+        raise BadRequest(f"there is no LoRA file {path}")
     source = Source(path)
     if not is_lora(source.header):
         raise BadRequest(f"{path} is no LoRA: it is {describe(source)}; a model goes in the model's place")

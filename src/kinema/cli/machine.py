@@ -127,7 +127,9 @@ def facts() -> dict[str, str]:
     """torch's version, threads, devices and vector units, as a person reads them."""
     import torch
 
-    told: dict[str, Any] = dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else {}
+    from kinema import processor
+
+    told = processor.told()
     units = [name for name in TOLD_UNITS if told.get(name) is True]
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():

@@ -202,7 +202,8 @@ def _changed_inputs(recipe: Mapping[str, Any], system: System, request: Request)
             raise BadRequest(f"the recipe is damaged: it has a hash of {name!r}, and its request names no such file")
         path = Path(file)
         if not path.exists():
-            raise BadRequest(f"the clip was made from {path}, and that file is not there any more")
+            here = "" if path.is_absolute() else f", seen from {Path.cwd()}; replay where the clip was made"
+            raise BadRequest(f"the clip was made from {path}, and that file is not there any more{here}")
         if file_hash(path) != before:
             notes.append(f"{path} is not the file that the clip was made from")
     return notes

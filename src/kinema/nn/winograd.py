@@ -13,15 +13,15 @@ Letters: N images, C and K channels in and out, H W rows and columns, R tiles of
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from kinema import processor
 
 TILE, KERNEL = 4, 3
 WIDE = TILE + KERNEL - 1
@@ -55,17 +55,7 @@ def pays_over_time(conv: nn.Module, x_BCTS: Tensor) -> bool:
 @cache
 def products_are_fast() -> bool:
     """Whether matrix products are as fast as convolutions: MKL's are on Intel's processors, on others half as fast."""
-    return torch.backends.mkl.is_available() and "Intel" in _maker()
-
-
-def _maker() -> str:
-    """The processor's name or its maker's, as far as it is told: by PyTorch from 2.11 on, else by the system."""
-    told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    cpuinfo = Path("/proc/cpuinfo")
-    if "cpu_name" in told or not cpuinfo.is_file():
-        return told.get("cpu_name", platform.processor())
-    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
+    return torch.backends.mkl.is_available() and "Intel" in processor.maker()
 
 
 def _large(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from kinema import processor
 from kinema.checkpoints import files
 from kinema.checkpoints.files import RUN_OPTIONS
 from kinema.nn.hollow import hollow
@@ -180,5 +181,4 @@ def precision(wanted: str, device: torch.device) -> str:
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer than torch 2.10
-    return "bf16" if told.get("avx512_bf16") or told.get("amx_bf16") or told.get("amx_tile") else "fp32"
+    return "bf16" if processor.has_units(torch.bfloat16) else "fp32"

@@ -192,7 +192,7 @@ def found(shown_B1THW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sure_of(found_BT: Tensor, opaque_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Radii B×T that change evenly over the clip, and how sure each frame is, 0 to 1: as far as it shows such a disc."""
+    """Radii B×T that change evenly over the clip, and how sure each frame is, 0 to 1: as it shows such a disc."""
     disc_BT = lined(found_BT, opaque_BT.detach()).clamp(min=_LEAST)
     return disc_BT, (opaque_BT * (found_BT / disc_BT).square().clamp(max=1)).detach()
 

@@ -58,9 +58,7 @@ def steadied(value_BT: Tensor, sure_BT: Tensor, tolerance: float) -> Tensor:
     return (share_BWT[:, :-1] * made_BWT).sum(1) + share_BWT[:, -1] * value_BT
 
 
-def _shares(
-    error_BWT: Tensor, weight_BWT: Tensor, sure_BT: Tensor, inside_WT: Tensor, tolerance: float
-) -> Tensor:
+def _shares(error_BWT: Tensor, weight_BWT: Tensor, sure_BT: Tensor, inside_WT: Tensor, tolerance: float) -> Tensor:
     """How much each stretch says of each frame, and last the frame itself, B×(W+1)×T."""
     count_BW = weight_BWT.sum(-1)  # of frames, as far as they are sure
     square_BW = (weight_BWT * error_BWT.square()).sum(-1) / count_BW
