@@ -42,7 +42,8 @@ def perfect(monkeypatch: pytest.MonkeyPatch) -> System:
     return system
 
 
-def test_real_clips_score_full_marks_and_ratios_of_one(perfect: System) -> None:
+def test_real_clips_score_full_marks_and_ratios_of_one(perfect: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "REALS", 1)  # the very clip that the perfect model makes
     result = measuring.measure(perfect, EvaluateOptions(prompts=4, batch=2, animate=True))
     assert result.text_to_video is not None
     scores = result.text_to_video.scores
@@ -59,6 +60,20 @@ def test_real_clips_score_full_marks_and_ratios_of_one(perfect: System) -> None:
     assert image.psnr_own.mean == 100
     assert image.exact_after.mean == image.kept.mean == image.colour.mean == image.shape.mean == 1
     assert image.seam.ratio.mean == 1
+    assert {compared.ratio.mean for compared in image.temporal.values()} == {1}
+    assert "## Image to video" in result.table()
+
+
+def test_a_clip_is_measured_against_the_mean_of_several_real_ones(perfect: System) -> None:
+    prompt, fps = "a red ball bounces", 8.0
+    sampling = Sampling(perfect, Request(frames=16, height=64, width=64, fps=fps))
+    (row,) = measuring.text_rows(sampling, [prompt], 5)
+    pulses = [
+        temporal.temporal(sampling.real(prompt, 5 + k * 500_009), fps)["luma_second_difference"] for k in range(5)
+    ]
+    assert row.made["luma_second_difference"] == pulses[0]
+    assert row.real["luma_second_difference"] == pytest.approx(sum(pulses[:4]) / 4)
+    assert row.control["luma_second_difference"] == pulses[4]
 
 
 def test_clips_of_other_prompts_score_like_guesses(perfect: System, monkeypatch: pytest.MonkeyPatch) -> None:

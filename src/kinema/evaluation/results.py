@@ -16,8 +16,8 @@ from kinema.evaluation.oracle import Figure, Scores, spread
 class Compared:
     """One measure on generated clips beside real ones of the same prompts.
 
-    ``ratio`` is generated over real. ``control`` is the same ratio for real clips of other seeds: what
-    the measure says when nothing is wrong.
+    ``ratio`` is generated over real, which is the mean of several clips of each prompt where the content may differ.
+    ``control`` is the same ratio for one real clip of another seed: what the measure says when nothing is wrong.
     """
 
     made: Figure
@@ -51,7 +51,8 @@ class ImageToVideo:
     ``psnr_own`` (dB, with the least of all clips) compares the model's own frame 0, before the given
     pixels are put back, ``exact_after`` the share of clips whose frame 0 equals the picture after that.
     ``kept`` is the share of clips whose object has the given colour and outline in every judged frame.
-    ``seam`` is the change from frame 0 to 1 as a multiple of the clip's other changes.
+    ``seam`` is the change from frame 0 to 1 as a multiple of the clip's other changes. ``temporal`` are the measures by
+    name, beside the very clips that the pictures are of: what is compared has the same ground and the same object.
     """
 
     psnr_own: Figure
@@ -64,6 +65,7 @@ class ImageToVideo:
     shape: Figure
     direction: Figure | None
     seam: Compared
+    temporal: Mapping[str, Compared]
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,11 @@ class Evaluation:
                 _temporal_table(self.text_to_video.temporal),
             ]
         if self.image_to_video:
-            parts += ["## Image to video", _image_table(self.image_to_video)]
+            parts += [
+                "## Image to video",
+                _image_table(self.image_to_video),
+                _temporal_table(self.image_to_video.temporal),
+            ]
         return "\n\n".join(parts)
 
     def to_json(self) -> str:
