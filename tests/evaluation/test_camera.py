@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -32,6 +34,15 @@ def test_a_still_camera_is_still_whatever_moves_before_it(background):
     for seed, motion in enumerate(("rolls right", "slides left", "grows", "orbits")):
         seen = camera_of(clip(seed, background=background, motion=motion, split="all"))
         assert (seen.name, seen.pan, seen.zoom) == ("still", 0.0, 0.0)
+
+
+def test_noise_is_no_motion_and_hides_none():
+    """A tenth of the range. What a motion leaves is smoothed between pixels, so it is always less than none leaves."""
+    torch.manual_seed(0)
+    for seed, (camera, background) in enumerate(itertools.product([None, *playroom.CAMERAS], ("checkered", "striped"))):
+        filmed = {"camera": camera} if camera else {}
+        true = clip(seed, background=background, motion="moves up", split="all", **filmed)
+        assert camera_of(true + 0.2 * torch.randn(true.shape)).name == (camera or "still")
 
 
 def test_noise_and_nothing_are_still():
