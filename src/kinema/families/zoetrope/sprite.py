@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from kinema.families.zoetrope.config import Config
 from kinema.families.zoetrope.layers import PlaceBlock, over_space
-from kinema.families.zoetrope.steady import lined, steadied
+from kinema.families.zoetrope.steady import filled, least_absolute_line, steadied
 from kinema.families.zoetrope.turning import CHANNELS, RADII, STEPS, around, matched, told
 from kinema.families.zoetrope.warp import Pose, laid, lifted, pixels
 
@@ -34,6 +34,9 @@ DOUBT, TRUST = 0.6, 0.8
 the second wholly."""
 _LEAST = 2.0
 """Pixels: no object's radius is less."""
+_LOST, _SHOWN = 0.2, 0.4
+"""A frame that shows less than the first of what the others do is lost, with the second it is sure. Filled in sooner,
+bounces lose their height: what is fast is fainter than the rest while noise is strong."""
 
 
 class Seen(NamedTuple):
@@ -103,9 +106,9 @@ class Sprite(nn.Module):
             code_BE = self._code(tokens_BSD.to(kind), read_BSK.to(kind), cond, shown_B1THW)
             offset, log_size, alone_B = self.frame(code_BE).split((2, 1, 1), -1)
             visible_BT = _exact(self._visible(fine, code_BE, shown_B1THW))
-            opaque_BT = lined(visible_BT.sigmoid(), torch.ones_like(visible_BT)).clamp(0, 1)
+            opaque_BT = least_absolute_line(visible_BT.sigmoid(), torch.ones_like(visible_BT)).clamp(0, 1)
             centre_BT2, found_BT = found(shown_B1THW)
-            disc_BT, sure_BT = sure_of(found_BT, opaque_BT)
+            disc_BT, sure_BT = sure_of(shown_B1THW, found_BT, opaque_BT)
             radius_BT = (disc_BT * _exact(log_size).exp()).clamp(min=_LEAST)
             drawn_BCTHW, still_BCTHW = _exact(drawn_BCTHW), _exact(still_BCTHW)
             turn_BTA = self._turns(code_BE, drawn_BCTHW, shown_B1THW, centre_BT2, radius_BT)
@@ -191,16 +194,25 @@ def found(shown_B1THW: Tensor) -> tuple[Tensor, Tensor]:
     return centre_BT2, radius_BT
 
 
-def sure_of(found_BT: Tensor, opaque_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Radii B×T that change evenly over the clip, and how sure each frame is, 0 to 1: as it shows such a disc."""
-    disc_BT = lined(found_BT, opaque_BT.detach()).clamp(min=_LEAST)
-    return disc_BT, (opaque_BT * (found_BT / disc_BT).square().clamp(max=1)).detach()
+def sure_of(shown_B1THW: Tensor, found_BT: Tensor, opaque_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Radii B×T that change evenly over the clip, and how sure each frame is, 0 to 1.
+
+    It is as far as it covers the area of such a disc, no less and no more, and as firmly as the firmest frame: two
+    places drawn by halves have the area of one, and their middle is neither.
+    """
+    disc_BT = least_absolute_line(found_BT, opaque_BT.detach()).clamp(min=_LEAST)
+    area_BT, whole_BT = (radius.square() - _LEAST**2 for radius in (found_BT, disc_BT))
+    area_BT = torch.minimum(area_BT, whole_BT) / torch.maximum(area_BT, whole_BT).clamp(min=1e-3)
+    firm_BT = shown_B1THW.square().sum((1, 3, 4)) / shown_B1THW.sum((1, 3, 4)).clamp(min=1e-3)
+    firm_BT = firm_BT / firm_BT.amax(1, keepdim=True).clamp(min=1e-3)
+    return disc_BT, ((area_BT * firm_BT - _LOST) / (_SHOWN - _LOST)).clamp(0, 1).detach()
 
 
 def composed(seen: Pose, sure_BT: Tensor, offset_B2: Tensor) -> Pose:
     """The steadied pose: the object's frame lies ``offset`` radii off the middle of what it covers, turned with it."""
-    x_BT, y_BT = (steadied(part, sure_BT, TREMBLE) for part in seen.centre_BT2.unbind(-1))
-    turn_BT = steadied(seen.turn_BT, sure_BT, SWAY)
+    opaque_BT = seen.visible_BT.detach()
+    x_BT, y_BT = (steadied(filled(part, sure_BT), opaque_BT, TREMBLE) for part in seen.centre_BT2.unbind(-1))
+    turn_BT = steadied(filled(seen.turn_BT, sure_BT), opaque_BT, SWAY)
     cos, sin, (right, down) = turn_BT.cos(), turn_BT.sin(), offset_B2[:, :, None].unbind(1)
     x_BT = x_BT + seen.radius_BT * (cos * right - sin * down)
     y_BT = y_BT + seen.radius_BT * (sin * right + cos * down)
