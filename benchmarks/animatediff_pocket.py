@@ -219,7 +219,12 @@ class Kept:
         if missing := [stage for stage in ("base", *STYLES, "motion") if stage not in names]:
             raise SystemExit(f"nothing to measure: {missing[0]} is not trained yet (--only {missing[0]})")
         self.hashes = {stage: files.weight_hash(options.file(stage)) for stage in names}
-        self.how = {"steps": options.sampling_steps, "guidance": options.guidance, "measures": [*FLICKERS]}
+        self.how = {
+            "steps": options.sampling_steps,
+            "guidance": options.guidance,
+            "measures": [*FLICKERS],
+            "camera": "opposite",
+        }
         self.path = options.out / "measured.jsonl"
         held = self.path.read_text().splitlines() if self.path.is_file() else []
         self.rows = {json.dumps(row["key"], sort_keys=True): row["row"] for row in map(json.loads, held)}

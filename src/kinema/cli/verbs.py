@@ -164,7 +164,7 @@ def run(task: TaskName, words: Sequence[str]) -> int:
     with display(quiet=own["quiet"], json_events=own["json_events"]) as show:
         model = open_model(model_options(told))
         if model.system.weights.path is None:
-            show(Note(f"{model.system.name} has no trained weights, so that the clip will be noise"))
+            show(Note(f"{model.system.name} has no trained weights: what it makes is noise"))
         clip = model.run(request, on_event=show)
         show(Phase("write"))
         paths = output.save(clip)

@@ -131,6 +131,7 @@ def protocol(sampling: Sampling, options: EvaluateOptions, count: int) -> dict[s
         "sampler": request.sampler,
         "guidance": request.guidance,
         "batch": options.batch,
+        "real_clips": REALS,
         "device": system.device.type,
         "versions": versions(),
     }
@@ -163,7 +164,7 @@ def gather(
         for start in range(0, count, batch):
             rows += measure_(start, min(start + batch, count))
             on_event(Step(len(rows), count, math.nan))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # SIGTERM is the second
         if not rows and not keep:
             raise
         on_event(Note(f"interrupted: {len(rows)} of {count} clips were measured and are kept"))

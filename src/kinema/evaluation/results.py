@@ -139,13 +139,13 @@ def to_json(result: Any) -> str:
 
 
 def _temporal_table(temporal: Mapping[str, Compared]) -> str:
-    lines = ["| over time | generated | real | generated / real | real / real |", "|---|---|---|---|---|"]
+    controlled = any(c.control is not None for c in temporal.values())
+    heads = ["over time", "generated", "real", "generated / real", *(["real / real"] if controlled else [])]
+    rows = [heads, ["---"] * len(heads)]
     for name, c in temporal.items():
-        control = "" if c.control is None else number(c.control)
-        lines.append(
-            f"| {name.replace('_', ' ')} | {number(c.made)} | {number(c.real)} | {number(c.ratio)} | {control} |"
-        )
-    return "\n".join(lines)
+        figures = [c.made, c.real, c.ratio, *([c.control] if c.control else [])]
+        rows.append([name.replace("_", " "), *map(number, figures)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _image_table(image: ImageToVideo) -> str:

@@ -181,4 +181,5 @@ def precision(wanted: str, device: torch.device) -> str:
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if processor.has_units(torch.bfloat16) else "fp32"
+    arm = processor.told().get("bf16")  # its units were never measured here, and PyTorch does not use Apple's
+    return "bf16" if processor.has_units(torch.bfloat16) and not arm else "fp32"
