@@ -67,7 +67,10 @@ def test_a_misspelt_part_is_told_its_name():
 
 
 def test_a_part_in_the_model_s_place_is_told_where_it_goes():
-    with pytest.raises(BadRequest, match="is no model but a part of one: .* --add motion=animatediff-pocket-motion "):
+    with pytest.raises(
+        BadRequest,
+        match="is no model but a part: give it to animatediff-pocket as --add motion=animatediff-pocket-motion ",
+    ):
         load("animatediff-pocket-motion")
     with pytest.raises(BadRequest, match="--lora animatediff-pocket-pans-left "):
         load("animatediff-pocket-pans-left")
@@ -76,3 +79,5 @@ def test_a_part_in_the_model_s_place_is_told_where_it_goes():
 def test_an_empty_name_is_no_folder():
     with pytest.raises(BadRequest, match="name is empty"):
         load("")
+    with pytest.raises(BadRequest, match="LoRA is empty"):
+        load("animatediff-pocket", loras={"": 1.0})

@@ -97,9 +97,9 @@ def part(name: str | Path) -> str | Path:
     return weights(f"{name}.safetensors") if isinstance(name, str) and name in PARTS else name
 
 
-def near_part(name: str | Path) -> str:
-    """The end of a sentence that says a file is not there: which parts that ship have such a name."""
-    near = difflib.get_close_matches(str(name), PARTS, n=3, cutoff=0.7)
+def near_part(name: str | Path, slot: str) -> str:
+    """The end of a sentence that says a file is not there: which parts of a slot that ship have such a name."""
+    near = difflib.get_close_matches(str(name), [part for part, of in PARTS.items() if of == slot], n=3, cutoff=0.7)
     return f"; did you mean {', '.join(near)}?" if near else ""
 
 

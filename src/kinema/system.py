@@ -410,9 +410,11 @@ class System:
             self.loras.use(())
             return
         shapes = {name: p.shape for name, p in self._hollow().named_parameters()}
+        if any(not str(name).strip() for name in loras):
+            raise BadRequest("the name of a LoRA is empty; expected a file")
         missing = [name for name in loras if not Path(registry.part(name)).exists()]
         if missing:
-            raise BadRequest(f"there is no LoRA file {missing[0]}{registry.near_part(missing[0])}")
+            raise BadRequest(f"there is no LoRA file {missing[0]}{registry.near_part(missing[0], 'lora')}")
         loras = {registry.part(name): weight for name, weight in loras.items()}
         self.loras.use(read_loras(loras, shapes, self.family.lora_aliases(self.config), self.name))
 
@@ -563,7 +565,8 @@ def open_system(
     elif name in registry.PARTS:
         slot = registry.PARTS[name]
         option, argument = (f"--lora {name}", "loras") if slot == "lora" else (f"--add {slot}={name}", "add")
-        raise BadRequest(f"{name} is no model but a part of one: give it as {option} (in Python by {argument})")
+        model = next((model for model in registry.EMBEDDED if name.startswith(model)), "one")
+        raise BadRequest(f"{name} is no model but a part: give it to {model} as {option} (in Python by {argument})")
     elif Path(name).suffix or name.startswith((".", "/")):
         raise BadRequest(f"there is no file {name}; expected a model's file or folder")
     else:
@@ -603,7 +606,7 @@ def _add(
         if slot.partition(".")[0] not in slots.names:
             raise BadRequest(registry.unknown(f"slot of {family.name}", slot, slots.names))
         if not Path(told).exists() and not _is_hub_id(str(told)):
-            raise BadRequest(f"there is no file {told} to add as {slot}{registry.near_part(told)}")
+            raise BadRequest(f"there is no file {told} to add as {slot}{registry.near_part(told, slot)}")
         source = Source(Path(told) if Path(told).exists() else _fetched(str(told), offline, None))
         found = slots.open(config, slot, source)
         config = found.config

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import signal
 import subprocess
@@ -71,6 +72,20 @@ def test_debug_adds_the_traceback_and_is_not_passed_on(command, capsys):
     err = capsys.readouterr().err
     assert "Traceback" in err
     assert err.rstrip().splitlines()[-1].startswith("kinema: RuntimeError: deep")
+
+
+def test_an_interrupt_that_comes_out_as_another_error_is_still_one(command, capsys):
+    """As C code does that Python calls back from: the exception is lost, and another one raised."""
+
+    def interrupted(_words):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise ValueError("could not determine the shape")
+
+    command(interrupted)
+    assert cli.main(["try"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_terminate_unwinds_so_that_temporary_files_go(command):

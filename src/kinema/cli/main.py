@@ -55,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    stopped: list[int] = []
     try:
-        with _terminate_gently(), warnings.catch_warnings():
+        with _stopping_gently(stopped), warnings.catch_warnings():
             if not (debug or sys.warnoptions):
                 warnings.simplefilter("ignore")  # a library's advice to programmers is no answer to a user
             return _dispatch(words)
@@ -71,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
-        message, code = ending(error)
+        # C code that is interrupted may raise what it likes instead.
+        message, code = ending(KeyboardInterrupt() if stopped else error)
         sys.stderr.write(f"kinema: {' '.join(message.split())}\n")
         return code
 
@@ -128,8 +130,11 @@ def _help() -> str:
 
 
 @contextmanager
-def _terminate_gently() -> Iterator[None]:
-    """While a command runs, SIGTERM unwinds like an exception, so that temporary files are removed."""
+def _stopping_gently(stopped: list[int]) -> Iterator[None]:
+    """While a command runs, SIGTERM unwinds like an exception, so that temporary files are removed.
+
+    Signals by which a user ends a command are added to ``stopped``, where nobody else handles them.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -137,11 +142,20 @@ def _terminate_gently() -> Iterator[None]:
     def stop(number: int, _frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        stopped.append(number)
+        signal.default_int_handler(number, frame)
+
     before = signal.signal(signal.SIGTERM, stop)
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 if __name__ == "__main__":
