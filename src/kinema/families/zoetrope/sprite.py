@@ -29,7 +29,7 @@ _PACK = 2
 TREMBLE, SWAY = 0.25, 0.04
 """What poses may tremble by and are steadied: pixels, radians. True bounces, swings and orbits of the playroom
 are bent by 0.3 pixels at most (a test holds it)."""
-DOUBT, TRUST = 0.6, 0.8
+DOUBT, TRUST = 0.4, 0.6
 """Below the first agreement (Dice) of the sprite at its poses with what every frame shows it is not believed, above
 the second wholly."""
 _LEAST = 2.0
