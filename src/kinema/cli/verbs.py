@@ -163,9 +163,9 @@ def run(task: TaskName, words: Sequence[str]) -> int:
     output.check()
     with display(quiet=own["quiet"], json_events=own["json_events"]) as show:
         model = open_model(model_options(told))
+        clip = model.run(request, on_event=show)
         if model.system.weights.path is None:
             show(Note(f"{model.system.name} has no trained weights: what it makes is noise"))
-        clip = model.run(request, on_event=show)
         show(Phase("write"))
         paths = output.save(clip)
         if own["output"] is not None and paths[0] not in output.targets(own["output"]):
