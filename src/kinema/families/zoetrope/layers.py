@@ -66,3 +66,8 @@ def over_time(conv: nn.Conv2d, x_BTHWC: Tensor, span: int) -> Tensor:
     h, t = x_BTHWC.shape[2], x_BTHWC.shape[1]
     folded = rearrange(x_BTHWC, "b (n t) h w c -> (b n) c t (h w)", t=span)
     return rearrange(conv(folded), "(b n) c t (h w) -> b (n t) h w c", n=t // span, h=h)
+
+
+def exact(x: Tensor) -> Tensor:
+    """In float32, or as it is where that is finer."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from kinema.conditioning.pocket import PocketText
 from kinema.data.playroom.labels import CLASSES
+from kinema.families.zoetrope.backdrop import PIXELS, Backdrop, kept
 from kinema.families.zoetrope.config import Config, Drawing
 from kinema.families.zoetrope.layers import ConvBlock, PlaceBlock, over_space
 from kinema.families.zoetrope.sprite import Seen, Sprite
@@ -29,16 +30,6 @@ from kinema.nn.embeddings import LogSNREmbedding
 from kinema.nn.hollow import placed
 
 _CELLS = "b c t (h p) (w q) -> b t h w (c p q)"
-_PIXELS = "b t h w (c p q) -> b c t (h p) (w q)"
-_LEFT = 0.02
-"""The error, in pixel values of [-1, 1], that the network leaves in a clip with hardly any noise: see ``_kept``.
-
-Measured on real clips it is nearer 0.06; at 0.1, with which the first weights were trained, samples kept grain that
-flickered.
-"""
-
-_UNSEEN = 1e-3
-"""Least weight of a frame in the backdrop: where no frame shows it, each counts alike."""
 
 
 class Estimate(NamedTuple):
@@ -141,15 +132,18 @@ class Zoetrope(nn.Module):
         for block in self.fine_up:
             fine = block(fine, cond_BM, span)
         fine = F.layer_norm(fine, fine.shape[-1:])
-        drawn_BCTHW = rearrange(over_space(self.out, fine), _PIXELS, p=cell, q=cell)
-        drawn_BCTHW = _kept(drawn_BCTHW, z_BCTHW, log_snr_B)
-        still_BCTHW, share_B1THW = self.backdrop(fine, sketch, z_BCTHW, log_snr_B, cond_BM, span)
+        drawn_BCTHW = rearrange(over_space(self.out, fine), PIXELS, p=cell, q=cell)
+        drawn_BCTHW = kept(drawn_BCTHW, z_BCTHW, log_snr_B)
+        still_BCTHW, share_B1THW = self.backdrop(
+            fine, sketch, z_BCTHW, log_snr_B, cond_BM, given_BCTHW, mask_B1THW, span
+        )
         outline_BCTHW = rearrange(sketch, "b t h w (p q) -> b 1 t (h p) (w q)", p=2, q=2)
         x0_BCTHW = torch.lerp(drawn_BCTHW, still_BCTHW, share_B1THW.sigmoid())
         drawn = Estimate(x0_BCTHW, read_BSK, outline_BCTHW, still_BCTHW, share_B1THW)
         if self.sprite is None or per_frame:
             return drawn
-        seen = self.sprite(fine, sketch, tokens_BSD, read_BSK, cond_BM, x0_BCTHW, still_BCTHW)
+        known_BCTHW = torch.lerp(x0_BCTHW, given_BCTHW.to(x0_BCTHW), mask_B1THW.to(x0_BCTHW))
+        seen = self.sprite(fine, sketch, tokens_BSD, read_BSK, cond_BM, known_BCTHW, still_BCTHW, mask_B1THW)
         share_B1111 = seen.share_B[:, None, None, None, None].to(x0_BCTHW)
         return drawn._replace(x0=torch.lerp(x0_BCTHW, seen.laid_BCTHW.to(x0_BCTHW), share_B1111), sprite=seen)
 
@@ -177,53 +171,6 @@ class Zoetrope(nn.Module):
         known = (len(self.blocks) + 1) // 2
         read_BSD, x_BSD = (F.layer_norm(y[:, words:], y.shape[-1:]) for y in (after[known], after[-1]))
         return x_BSD, self.read(read_BSD)
-
-
-class Backdrop(nn.Module):
-    """One picture for all frames, and the share of it at each pixel of each frame.
-
-    As in "Generating Videos with Scene Dynamics" (Vondrick et al. 2016), whose clip is ``m f + (1 - m) b`` with a still
-    ``b``: what does not move is drawn once, from what all frames show of it, and cannot flicker.
-    """
-
-    def __init__(self, channels: int, hidden: int, cond: int, cell: int) -> None:
-        super().__init__()
-        self.cell = cell
-        self.share = nn.Linear(channels + 4, cell**2)
-        self.place = PlaceBlock(channels, hidden, cond)
-        self.out = nn.Conv2d(channels, 3 * cell**2, 3, padding=1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.share.weight)
-        nn.init.zeros_(self.share.bias)
-        with torch.no_grad():  # the share starts as where the sketch has no object: from nothing it took long to move
-            with torch.device("cpu"):  # also where the network is made without numbers
-                rows, columns = (torch.arange(cell**2) // d % cell * 2 // cell for d in (cell, 1))
-                places = torch.arange(cell**2), channels + 2 * rows + columns
-            self.share.weight[places] = -1.0
-
-    def forward(
-        self,
-        fine_BTHWC: Tensor,
-        sketch_BTHW4: Tensor,
-        z_BCTHW: Tensor,
-        log_snr_B: Tensor,
-        cond_BM: Tensor,
-        span: int,
-    ) -> tuple[Tensor, Tensor]:
-        """The picture over ``span`` frames each, B×3×T×H×W, and logits of its share, B×1×T×H×W."""
-        share = self.share(torch.cat([fine_BTHWC, sketch_BTHW4], dim=-1))
-        seen_BTHW1 = share.sigmoid().mean(-1, keepdim=True) + _UNSEEN
-        fine = _together(fine_BTHWC * seen_BTHW1, 1, span) / _together(seen_BTHW1, 1, span)
-        fine = self.place(fine, cond_BM, 1)
-        picture = over_space(self.out, F.layer_norm(fine, fine.shape[-1:]))
-        picture_BCTHW = rearrange(picture, _PIXELS, p=self.cell, q=self.cell)
-        share_B1THW = rearrange(share, _PIXELS, c=1, p=self.cell, q=self.cell)
-        weight = share_B1THW.sigmoid() + _UNSEEN
-        total = _together(weight, 2, span)
-        z = _together(z_BCTHW * weight, 2, span) / total
-        noise = _together(weight.square(), 2, span) / total.square()
-        still_BCTHW = _kept(picture_BCTHW, z, log_snr_B, noise)
-        return still_BCTHW.repeat_interleave(span, dim=2), share_B1THW
 
 
 class TokenBlock(nn.Module):
@@ -261,26 +208,6 @@ def _drawing(kinds: Sequence[Drawing], channels: int, config: Config) -> nn.Modu
         ConvBlock(channels, cond) if kind == "conv" else PlaceBlock(channels, config.places * channels, cond)
         for kind in kinds
     )
-
-
-def _kept(drawn_BCTHW: Tensor, z_BCTHW: Tensor, log_snr_B: Tensor, noise: Tensor | float = 1.0) -> Tensor:
-    """The drawing averaged with the input itself, z/alpha, each weighted by the inverse of its variance.
-
-    ``noise`` is the variance left in ``z`` of that of its level, where ``z`` is a mean of frames.
-
-    Where the noise is less than what the network leaves undrawn (``_LEFT``), the input is the better estimate: without
-    this, the last steps of sampling redrew outlines rounder than they already were. ``z`` has variance 1 over a clip
-    (its alpha and sigma have squares that sum to 1).
-    """
-    log_snr = log_snr_B[:, None, None, None, None]
-    share = _LEFT**2 / (_LEFT**2 + torch.exp(-log_snr) * noise)
-    kept_BCTHW = z_BCTHW * torch.rsqrt(torch.sigmoid(log_snr))
-    return torch.lerp(drawn_BCTHW, kept_BCTHW.to(drawn_BCTHW), share.to(drawn_BCTHW))
-
-
-def _together(x: Tensor, dim: int, span: int) -> Tensor:
-    """The sum over each ``span`` frames, which are axis ``dim``."""
-    return x.unflatten(dim, (-1, span)).sum(dim + 1)
 
 
 def _same_time(words: int, times: int, places: int) -> Tensor:

@@ -18,8 +18,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinema.families.zoetrope.backdrop import anchored
 from kinema.families.zoetrope.config import Config
-from kinema.families.zoetrope.layers import PlaceBlock, over_space
+from kinema.families.zoetrope.layers import PlaceBlock, exact, over_space
 from kinema.families.zoetrope.steady import filled, least_absolute_line, steadied
 from kinema.families.zoetrope.turning import CHANNELS, RADII, STEPS, around, matched, told
 from kinema.families.zoetrope.warp import Pose, laid, lifted, pixels
@@ -37,6 +38,9 @@ _LEAST = 2.0
 _LOST, _SHOWN = 0.2, 0.4
 """A frame that shows less than the first of what the others do is lost, with the second it is sure. Filled in sooner,
 bounces lose their height: what is fast is fainter than the rest while noise is strong."""
+
+_VEILED, _PLAIN = 0.3, 0.6
+"""Visible by the first or less, an object's colours cannot be told from the ground; by the second or more they can."""
 
 
 class Seen(NamedTuple):
@@ -59,7 +63,7 @@ class Seen(NamedTuple):
 
 
 class Sprite(nn.Module):
-    """``forward(fine, sketch, tokens, read, cond, drawn, still) -> Seen``."""
+    """``forward(fine, sketch, tokens, read, cond, drawn, still, mask) -> Seen``."""
 
     def __init__(self, config: Config, classes: int) -> None:
         super().__init__()
@@ -96,30 +100,32 @@ class Sprite(nn.Module):
         cond_BM: Tensor,
         drawn_BCTHW: Tensor,
         still_BCTHW: Tensor,
+        mask_B1THW: Tensor,
     ) -> Seen:
+        """Where ``mask`` is 1, ``drawn`` is what is given: its colours are the picture's."""
         with _as_stored(fine_BTHWC.device):
             kind = self.cover.weight.dtype
             fine, cond = fine_BTHWC.to(kind), cond_BM.to(kind)
             cover = self.cover(torch.cat([fine, sketch_BTHW4.to(kind)], -1))
-            cover_B1THW = _exact(rearrange(cover, "b t h w (p q) -> b 1 t (h p) (w q)", p=self.cell, q=self.cell))
+            cover_B1THW = exact(rearrange(cover, "b t h w (p q) -> b 1 t (h p) (w q)", p=self.cell, q=self.cell))
             shown_B1THW = cover_B1THW.sigmoid()
             code_BE = self._code(tokens_BSD.to(kind), read_BSK.to(kind), cond, shown_B1THW)
             offset, log_size, alone_B = self.frame(code_BE).split((2, 1, 1), -1)
-            visible_BT = _exact(self._visible(fine, code_BE, shown_B1THW))
+            visible_BT = exact(self._visible(fine, code_BE, shown_B1THW))
             opaque_BT = least_absolute_line(visible_BT.sigmoid(), torch.ones_like(visible_BT)).clamp(0, 1)
             centre_BT2, found_BT = found(shown_B1THW)
             disc_BT, sure_BT = sure_of(shown_B1THW, found_BT, opaque_BT)
-            radius_BT = (disc_BT * _exact(log_size).exp()).clamp(min=_LEAST)
-            drawn_BCTHW, still_BCTHW = _exact(drawn_BCTHW), _exact(still_BCTHW)
+            radius_BT = (disc_BT * exact(log_size).exp()).clamp(min=_LEAST)
+            drawn_BCTHW, still_BCTHW = exact(drawn_BCTHW), exact(still_BCTHW)
             turn_BTA = self._turns(code_BE, drawn_BCTHW, shown_B1THW, centre_BT2, radius_BT)
             seen = Pose(centre_BT2, radius_BT, told(turn_BTA), opaque_BT)
-            pose = composed(seen, sure_BT, _exact(offset))
-            picture_BCNN = self._picture(fine, code_BE, drawn_BCTHW, still_BCTHW, shown_B1THW, pose)
+            pose = composed(seen, sure_BT, exact(offset))
+            picture_BCNN = self._picture(fine, code_BE, drawn_BCTHW, still_BCTHW, shown_B1THW, exact(mask_B1THW), pose)
             colour_BCTHW, under_B1THW = laid(picture_BCNN, pose, *drawn_BCTHW.shape[-2:])
             trust_B = ((agreement(under_B1THW, shown_B1THW) - DOUBT) / (TRUST - DOUBT)).clamp(0, 1)
             over_B1THW = under_B1THW * pose.visible_BT[:, None, :, None, None]
             laid_BCTHW = torch.lerp(still_BCTHW, colour_BCTHW, over_B1THW)
-            alone_B = _exact(alone_B[:, 0])
+            alone_B = exact(alone_B[:, 0])
             share_B = (alone_B.sigmoid() * trust_B).detach()  # taught by the scene graph, not by what it saves here
             return Seen(laid_BCTHW, picture_BCNN, pose, turn_BTA, visible_BT, cover_B1THW, alone_B, share_B)
 
@@ -137,7 +143,7 @@ class Sprite(nn.Module):
         """Logits of every turn of every frame, B×T×A."""
         zero_BT = torch.zeros_like(radius_BT)
         unturned = Pose(centre_BT2.detach(), radius_BT.detach(), zero_BT, zero_BT + 1)
-        template = _exact(self.template(code_BE)).unflatten(1, (CHANNELS, len(RADII), STEPS))
+        template = exact(self.template(code_BE)).unflatten(1, (CHANNELS, len(RADII), STEPS))
         return matched(around(drawn_BCTHW, shown_B1THW, unturned), template)
 
     def _visible(self, fine_BTHWC: Tensor, code_BE: Tensor, shown_B1THW: Tensor) -> Tensor:
@@ -156,13 +162,17 @@ class Sprite(nn.Module):
         drawn_BCTHW: Tensor,
         still_BCTHW: Tensor,
         shown_B1THW: Tensor,
+        mask_B1THW: Tensor,
         pose: Pose,
     ) -> Tensor:
-        """The mean of what the frames show of the object, mended: colours and signed distance, B×4×N×N."""
+        """The mean of what the frames show of the object, mended: colours and signed distance, B×4×N×N.
+
+        Its colours are those of given frames, where there are any.
+        """
         pose = Pose(*(part.detach() for part in pose))
         mean_BCNN, cover_B1NN = averaged(drawn_BCTHW, still_BCTHW, shown_B1THW, pose, self.side)
         start_BCNN = torch.cat([mean_BCNN, (1 - 2 * cover_B1NN) / pose.radius_BT.mean(1)[:, None, None, None]], 1)
-        features = rearrange(_exact(fine_BTHWC), "b t h w c -> b c t h w")
+        features = rearrange(exact(fine_BTHWC), "b t h w c -> b c t h w")
         seen_BCTPP = lifted(features, _on_cells(pose, self.cell), self.side // _PACK)
         seen_BCPP = (seen_BCTPP * _sure(pose)[:, None, :, None, None]).sum(2)
         mean_BCPP = rearrange(
@@ -174,7 +184,9 @@ class Sprite(nn.Module):
         x = x + F.silu(over_space(self.across, F.layer_norm(x, x.shape[-1:])))
         x = self.mend[1](x, code_BE, 1)
         mended = over_space(self.out, F.layer_norm(x, x.shape[-1:]))
-        return start_BCNN + _exact(rearrange(mended, "b 1 h w (c p q) -> b c (h p) (w q)", p=_PACK, q=_PACK))
+        made_BCNN = start_BCNN + exact(rearrange(mended, "b 1 h w (c p q) -> b c (h p) (w q)", p=_PACK, q=_PACK))
+        colour_BCNN = as_given(made_BCNN[:, :-1], drawn_BCTHW, still_BCTHW, shown_B1THW.detach() * mask_B1THW, pose)
+        return torch.cat([colour_BCNN, made_BCNN[:, -1:]], 1)
 
 
 def found(shown_B1THW: Tensor) -> tuple[Tensor, Tensor]:
@@ -239,6 +251,15 @@ def averaged(
     return colour, (cover * _sure(pose)[:, None, :, None, None]).sum(2)
 
 
+def as_given(colour_BCNN: Tensor, drawn_BCTHW: Tensor, still_BCTHW: Tensor, given_B1THW: Tensor, pose: Pose) -> Tensor:
+    """The picture's colours as the frames show them where ``given`` 0 to 1 says that they show the object for sure."""
+    visible_B1T11 = pose.visible_BT[:, None, :, None, None]
+    own_BCTHW = still_BCTHW + (drawn_BCTHW - still_BCTHW) / visible_B1T11.clamp(min=_VEILED)
+    plain = ((visible_B1T11 - _VEILED) / (_PLAIN - _VEILED)).clamp(0, 1)
+    seen = lifted(torch.cat([own_BCTHW, given_B1THW * plain], 1), pose, colour_BCNN.shape[-1])
+    return anchored(colour_BCNN[:, :, None], seen[:, -1:], seen[:, :-1], drawn_BCTHW.shape[2])[:, :, 0]
+
+
 def agreement(under_B1THW: Tensor, shown_B1THW: Tensor) -> Tensor:
     """Dice of two covers over a clip, 0 to 1, B."""
     both = (under_B1THW * shown_B1THW).flatten(1).sum(1)
@@ -261,8 +282,3 @@ def _as_stored(device: torch.device) -> AbstractContextManager[Any]:
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
-
-
-def _exact(x: Tensor) -> Tensor:
-    """In float32, or as it is where that is finer."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
