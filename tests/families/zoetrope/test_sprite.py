@@ -146,6 +146,21 @@ def test_a_straight_line_is_not_bent_by_frames_that_are_wrong(wrong_at: list[int
     assert torch.allclose(half_as_sure, least_absolute_line(wrong, torch.ones_like(wrong)))
 
 
+@pytest.mark.parametrize(
+    ("grown", "kept"), [(1.0, 0.0), (1.18, 0.0), (1 / 1.18, 0.0), (1.5, 1.0), (2.0, 1.0), (1 / 2.08, 1.0)]
+)
+def test_sizes_change_as_much_as_what_grows_or_not_at_all(grown: float, kept: float) -> None:
+    line = torch.linspace(8, 8 * grown, 16, dtype=torch.float64)[None]
+    made = sprite.levelled(line)
+    torch.testing.assert_close(made[0].diff().sum(), kept * line[0].diff().sum(), atol=1e-9, rtol=0)
+    assert made.mean() == pytest.approx(line.mean().item())
+
+
+def test_between_the_two_sizes_change_by_a_part() -> None:
+    ends = [sprite.levelled(torch.linspace(8, 8 * g, 16)[None])[0, -1].item() for g in (1.15, 1.25, 1.35, 1.45)]
+    assert ends == sorted(ends)
+
+
 def test_the_gradient_of_a_line_reaches_every_frame_near_it() -> None:
     value = torch.linspace(4, 9, 16) + 0.3 * torch.randn(16, generator=torch.Generator().manual_seed(0))
     value.requires_grad_()

@@ -206,8 +206,7 @@ def test_the_backdrops_share_starts_as_where_the_sketch_has_no_object() -> None:
     backdrop = FAMILY.build(FAMILY.presets["tiny"]).backdrop
     sketch = torch.randn(1, 8, 4, 4, 4)
     fine = torch.randn(1, 8, 4, 4, 16)
-    z, given, mask = torch.randn(1, 3, 8, 16, 16), torch.zeros(1, 3, 8, 16, 16), torch.zeros(1, 1, 8, 16, 16)
-    _, share = backdrop(fine, sketch, z, torch.zeros(1), torch.zeros(1, 16), given, mask, 8)
+    _, share = backdrop(fine, sketch, torch.randn(1, 3, 8, 16, 16), torch.zeros(1), torch.zeros(1, 16), 8)
     for y, x in ((0, 0), (1, 2), (6, 13), (15, 8)):
         expected = -sketch[0, :, y // 4, x // 4, (y % 4 // 2) * 2 + x % 4 // 2]
         assert torch.allclose(share[0, 0, :, y, x], expected, atol=1e-6)

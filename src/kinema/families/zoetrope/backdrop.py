@@ -1,8 +1,8 @@
-"""What stands still, drawn once for all frames; what is given of it is not drawn but taken.
+"""What stands still, drawn once for all frames.
 
 As in "Generating Videos with Scene Dynamics" (Vondrick et al. 2016), whose clip is ``m f + (1 - m) b`` with a still
-``b``: what does not move is drawn from what all frames show of it, and cannot flicker. See docs/decisions/0002, points
-9 and 11. Letters as in `model`.
+``b``: what does not move is drawn from what all frames show of it, and cannot flicker. See docs/decisions/0002, point
+9. Letters as in `model`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kinema.families.zoetrope.layers import PlaceBlock, exact, over_space
+from kinema.families.zoetrope.layers import PlaceBlock, over_space
 
 PIXELS = "b t h w (c p q) -> b c t (h p) (w q)"
 _LEFT = 0.02
@@ -23,10 +23,6 @@ flickered.
 """
 _UNSEEN = 1e-3
 """Least weight of a frame in the backdrop: where no frame shows it, each counts alike."""
-_APART = 0.1
-"""Pixel values of [-1, 1] by which given frames differ in what does not stand still."""
-_CLEAR = 4
-"""Power of the share that says how far a given pixel is ground alone: at 0.8, which is an object's edge, hardly."""
 
 
 class Backdrop(nn.Module):
@@ -54,8 +50,6 @@ class Backdrop(nn.Module):
         z_BCTHW: Tensor,
         log_snr_B: Tensor,
         cond_BM: Tensor,
-        given_BCTHW: Tensor,
-        mask_B1THW: Tensor,
         span: int,
     ) -> tuple[Tensor, Tensor]:
         """The picture over ``span`` frames each, B×3×T×H×W, and logits of its share, B×1×T×H×W."""
@@ -71,38 +65,7 @@ class Backdrop(nn.Module):
         z = _together(z_BCTHW * weight, 2, span) / total
         noise = _together(weight.square(), 2, span) / total.square()
         still_BCTHW = kept(picture_BCTHW, z, log_snr_B, noise)
-        ground_B1THW = exact(share_B1THW).sigmoid() * mask_B1THW
-        still_BCTHW = anchored(exact(still_BCTHW), ground_B1THW, exact(given_BCTHW), span).to(still_BCTHW)
         return still_BCTHW.repeat_interleave(span, dim=2), share_B1THW
-
-
-def anchored(still_BCTHW: Tensor, ground_B1THW: Tensor, given_BCTHW: Tensor, span: int) -> Tensor:
-    """The pictures B×3×T/span×H×W as given frames show them; elsewhere off by what they are off by near by.
-
-    ``ground`` 0 to 1, how far each given pixel shows what stands still. Where given frames differ, nothing does. What
-    is not given is filled in by a pyramid of means of what is ("pull-push", Gortler et al. 1996, "The Lumigraph").
-    """
-    whole = -F.max_pool3d(-ground_B1THW, (1, 3, 3), 1, (0, 1, 1))  # an object's edge is a pixel wide
-    whole = whole.pow(_CLEAR)
-    total = _together(whole, 2, span)
-    share = whole / total.clamp(min=1e-6).repeat_interleave(span, dim=2)
-    mean = _together(share * given_BCTHW, 2, span)
-    apart = _together(share * (given_BCTHW - mean.repeat_interleave(span, dim=2)).square(), 2, span)
-    sure = total.clamp(max=1) * _APART**2 / (_APART**2 + apart.mean(1, keepdim=True))
-    return still_BCTHW + _spread(sure * (mean - still_BCTHW), sure)
-
-
-def _spread(value_BCTHW: Tensor, sure_B1THW: Tensor) -> Tensor:
-    """Values (times how sure they are) over all places, the less sure by those about them."""
-    if min(value_BCTHW.shape[-2:]) == 1:
-        return value_BCTHW
-    below = [F.avg_pool3d(x, (1, 2, 2), ceil_mode=True) for x in (value_BCTHW, sure_B1THW)]
-    # One sure place of four makes all four sure.
-    gain = 1 / torch.maximum(below[1], torch.full_like(below[1], 0.25))
-    coarse = _spread(below[0] * gain, below[1] * gain)
-    about = F.interpolate(coarse, scale_factor=(1, 2, 2), mode="trilinear")
-    about = about[..., : value_BCTHW.shape[-2], : value_BCTHW.shape[-1]]
-    return value_BCTHW + (1 - sure_B1THW) * about
 
 
 def kept(drawn_BCTHW: Tensor, z_BCTHW: Tensor, log_snr_B: Tensor, noise: Tensor | float = 1.0) -> Tensor:

@@ -25,7 +25,7 @@ from kinema.data.playroom.labels import CLASSES
 from kinema.families.zoetrope.backdrop import PIXELS, Backdrop, kept
 from kinema.families.zoetrope.config import Config, Drawing
 from kinema.families.zoetrope.layers import ConvBlock, PlaceBlock, over_space
-from kinema.families.zoetrope.sprite import Seen, Sprite
+from kinema.families.zoetrope.sprite import Drawn, Seen, Sprite
 from kinema.nn.embeddings import LogSNREmbedding
 from kinema.nn.hollow import placed
 
@@ -134,18 +134,21 @@ class Zoetrope(nn.Module):
         fine = F.layer_norm(fine, fine.shape[-1:])
         drawn_BCTHW = rearrange(over_space(self.out, fine), PIXELS, p=cell, q=cell)
         drawn_BCTHW = kept(drawn_BCTHW, z_BCTHW, log_snr_B)
-        still_BCTHW, share_B1THW = self.backdrop(
-            fine, sketch, z_BCTHW, log_snr_B, cond_BM, given_BCTHW, mask_B1THW, span
-        )
+        still_BCTHW, share_B1THW = self.backdrop(fine, sketch, z_BCTHW, log_snr_B, cond_BM, span)
         outline_BCTHW = rearrange(sketch, "b t h w (p q) -> b 1 t (h p) (w q)", p=2, q=2)
-        x0_BCTHW = torch.lerp(drawn_BCTHW, still_BCTHW, share_B1THW.sigmoid())
+        ground_B1THW = share_B1THW.sigmoid()
+        x0_BCTHW = torch.lerp(drawn_BCTHW, still_BCTHW, ground_B1THW)
         drawn = Estimate(x0_BCTHW, read_BSK, outline_BCTHW, still_BCTHW, share_B1THW)
         if self.sprite is None or per_frame:
             return drawn
-        known_BCTHW = torch.lerp(x0_BCTHW, given_BCTHW.to(x0_BCTHW), mask_B1THW.to(x0_BCTHW))
-        seen = self.sprite(fine, sketch, tokens_BSD, read_BSK, cond_BM, known_BCTHW, still_BCTHW, mask_B1THW)
+        known_BCTHW = torch.where(mask_B1THW > 0, given_BCTHW.to(x0_BCTHW), x0_BCTHW)
+        known = Drawn(known_BCTHW, still_BCTHW, ground_B1THW, mask_B1THW)
+        seen = self.sprite(fine, sketch, tokens_BSD, read_BSK, cond_BM, known)
+        still_BCTHW = seen.still_BCTHW.to(x0_BCTHW)
+        x0_BCTHW = torch.lerp(drawn_BCTHW, still_BCTHW, ground_B1THW)
         share_B1111 = seen.share_B[:, None, None, None, None].to(x0_BCTHW)
-        return drawn._replace(x0=torch.lerp(x0_BCTHW, seen.laid_BCTHW.to(x0_BCTHW), share_B1111), sprite=seen)
+        x0_BCTHW = torch.lerp(x0_BCTHW, seen.laid_BCTHW.to(x0_BCTHW), share_B1111)
+        return drawn._replace(x0=x0_BCTHW, sprite=seen)
 
     def _pooled(self, text_BLD: Tensor, keep_BL: Tensor) -> Tensor:
         weight_BL = self.text_pool(text_BLD)[..., 0].masked_fill(~keep_BL, -math.inf).softmax(-1)

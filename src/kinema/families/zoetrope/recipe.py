@@ -33,7 +33,7 @@ RECIPE = Recipe(
     ema=0.999,
     text_drop=0.1,
     canvas_mix={
-        "nothing": 0.74, "first": 0.12, "ends": 0.03, "prefix": 0.04, "suffix": 0.01, "every": 0.03, "region": 0.03,
+        "nothing": 0.6, "first": 0.2, "ends": 0.05, "prefix": 0.05, "suffix": 0.02, "every": 0.04, "region": 0.04,
     },
     grammar="mixed",
 )  # fmt: skip
@@ -74,7 +74,7 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
     misdrawn = SKETCHING * misplaced(made.sketch.float(), cover, near, batch.scenes)
     still_B = torch.tensor([s is not None and s.camera == "still" for s in batch.scenes], device=x0.device)
     ground = spread(cover == 0, x0)
-    behind = X0.loss(made.still.float(), x0, eps, level, weighting=velocity, mask=ground * (1 - batch.mask))
+    behind = X0.loss(made.still.float(), x0, eps, level, weighting=velocity, mask=ground)
     parted = unparted(made.share.float(), ground, spread(near, x0))
     loss_B = drawn + READING * misnamed + misdrawn + still_B * (BEHIND * behind + PARTING * parted)
     if made.sprite is None:

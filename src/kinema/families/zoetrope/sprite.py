@@ -10,6 +10,7 @@ at least, also under autocast: a pose in bf16 is off by a quarter of a pixel.
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -18,8 +19,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kinema.families.zoetrope.backdrop import anchored
 from kinema.families.zoetrope.config import Config
+from kinema.families.zoetrope.given import anchored, as_given
 from kinema.families.zoetrope.layers import PlaceBlock, exact, over_space
 from kinema.families.zoetrope.steady import filled, least_absolute_line, steadied
 from kinema.families.zoetrope.turning import CHANNELS, RADII, STEPS, around, matched, told
@@ -35,12 +36,22 @@ DOUBT, TRUST = 0.4, 0.6
 the second wholly."""
 _LEAST = 2.0
 """Pixels: no object's radius is less."""
+_SAME, _GROWN = math.log(1.2), math.log(1.4)
+"""Sizes at the ends of a clip that differ by the first or less are one size. What grows or shrinks in the playroom does
+by a factor of 2.08 at least; with bounds of 1.3 and 1.7 a letter that had shrunk to two thirds did not."""
 _LOST, _SHOWN = 0.2, 0.4
 """A frame that shows less than the first of what the others do is lost, with the second it is sure. Filled in sooner,
 bounces lose their height: what is fast is fainter than the rest while noise is strong."""
 
-_VEILED, _PLAIN = 0.3, 0.6
-"""Visible by the first or less, an object's colours cannot be told from the ground; by the second or more they can."""
+
+class Drawn(NamedTuple):
+    """What the network drew before: ``clip`` B×3×T×H×W, where ``mask`` B×1×T×H×W is 1 what is given instead; ``still``
+    B×3×T×H×W the backdrop and ``ground`` B×1×T×H×W its share, 0 to 1."""
+
+    clip_BCTHW: Tensor
+    still_BCTHW: Tensor
+    ground_B1THW: Tensor
+    mask_B1THW: Tensor
 
 
 class Seen(NamedTuple):
@@ -48,11 +59,12 @@ class Seen(NamedTuple):
 
     ``laid`` B×3×T×H×W the sprite over the backdrop; ``picture`` B×4×N×N its colours and signed distance in radii;
     ``pose`` steadied. Logits are ``turn`` B×T×A of the steps of the circle, ``visible`` B×T, ``cover`` B×1×T×H×W of the
-    pixels it covers, frame by frame, and ``alone`` B of that it is one rigid object. ``share`` B is that of ``laid``
-    in the clip.
+    pixels it covers, frame by frame, and ``alone`` B of that it is one rigid object before a camera that stands still.
+    ``share`` B is that of ``laid`` in the clip. ``still`` B×3×T×H×W is the backdrop, as given as far as it is alone.
     """
 
     laid_BCTHW: Tensor
+    still_BCTHW: Tensor
     picture_BCNN: Tensor
     pose: Pose
     turn_BTA: Tensor
@@ -63,7 +75,7 @@ class Seen(NamedTuple):
 
 
 class Sprite(nn.Module):
-    """``forward(fine, sketch, tokens, read, cond, drawn, still, mask) -> Seen``."""
+    """``forward(fine, sketch, tokens, read, cond, drawn) -> Seen``."""
 
     def __init__(self, config: Config, classes: int) -> None:
         super().__init__()
@@ -98,11 +110,8 @@ class Sprite(nn.Module):
         tokens_BSD: Tensor,
         read_BSK: Tensor,
         cond_BM: Tensor,
-        drawn_BCTHW: Tensor,
-        still_BCTHW: Tensor,
-        mask_B1THW: Tensor,
+        drawn: Drawn,
     ) -> Seen:
-        """Where ``mask`` is 1, ``drawn`` is what is given: its colours are the picture's."""
         with _as_stored(fine_BTHWC.device):
             kind = self.cover.weight.dtype
             fine, cond = fine_BTHWC.to(kind), cond_BM.to(kind)
@@ -116,18 +125,24 @@ class Sprite(nn.Module):
             centre_BT2, found_BT = found(shown_B1THW)
             disc_BT, sure_BT = sure_of(shown_B1THW, found_BT, opaque_BT)
             radius_BT = (disc_BT * exact(log_size).exp()).clamp(min=_LEAST)
-            drawn_BCTHW, still_BCTHW = exact(drawn_BCTHW), exact(still_BCTHW)
+            drawn_BCTHW, still_BCTHW, ground_B1THW, mask_B1THW = (exact(part) for part in drawn)
+            alone_B = exact(alone_B[:, 0])
+            own_B1THW = ground_B1THW * (1 - shown_B1THW) * mask_B1THW
+            held_BC1HW = anchored(still_BCTHW[:, :, 0], own_B1THW, drawn_BCTHW)[:, :, None]
+            # Where more moves, or the camera does, what does not is told less surely, and no frame shows it all.
+            still_BCTHW = torch.lerp(still_BCTHW, held_BC1HW, alone_B.detach().sigmoid()[:, None, None, None, None])
             turn_BTA = self._turns(code_BE, drawn_BCTHW, shown_B1THW, centre_BT2, radius_BT)
             seen = Pose(centre_BT2, radius_BT, told(turn_BTA), opaque_BT)
             pose = composed(seen, sure_BT, exact(offset))
-            picture_BCNN = self._picture(fine, code_BE, drawn_BCTHW, still_BCTHW, shown_B1THW, exact(mask_B1THW), pose)
+            picture_BCNN = self._picture(fine, code_BE, drawn_BCTHW, still_BCTHW, shown_B1THW, mask_B1THW, pose)
             colour_BCTHW, under_B1THW = laid(picture_BCNN, pose, *drawn_BCTHW.shape[-2:])
             trust_B = ((agreement(under_B1THW, shown_B1THW) - DOUBT) / (TRUST - DOUBT)).clamp(0, 1)
             over_B1THW = under_B1THW * pose.visible_BT[:, None, :, None, None]
             laid_BCTHW = torch.lerp(still_BCTHW, colour_BCTHW, over_B1THW)
-            alone_B = exact(alone_B[:, 0])
             share_B = (alone_B.sigmoid() * trust_B).detach()  # taught by the scene graph, not by what it saves here
-            return Seen(laid_BCTHW, picture_BCNN, pose, turn_BTA, visible_BT, cover_B1THW, alone_B, share_B)
+            return Seen(
+                laid_BCTHW, still_BCTHW, picture_BCNN, pose, turn_BTA, visible_BT, cover_B1THW, alone_B, share_B
+            )
 
     def _code(self, tokens_BSD: Tensor, read_BSK: Tensor, cond_BM: Tensor, shown_B1THW: Tensor) -> Tensor:
         """What the tokens on the object know of it, and what stands there by their reading, B×E."""
@@ -207,17 +222,24 @@ def found(shown_B1THW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sure_of(shown_B1THW: Tensor, found_BT: Tensor, opaque_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Radii B×T that change evenly over the clip, and how sure each frame is, 0 to 1.
+    """Radii B×T that change evenly over the clip or not at all, and how sure each frame is, 0 to 1.
 
     It is as far as it covers the area of such a disc, no less and no more, and as firmly as the firmest frame: two
     places drawn by halves have the area of one, and their middle is neither.
     """
-    disc_BT = least_absolute_line(found_BT, opaque_BT.detach()).clamp(min=_LEAST)
+    disc_BT = levelled(least_absolute_line(found_BT, opaque_BT.detach()).clamp(min=_LEAST))
     area_BT, whole_BT = (radius.square() - _LEAST**2 for radius in (found_BT, disc_BT))
     area_BT = torch.minimum(area_BT, whole_BT) / torch.maximum(area_BT, whole_BT).clamp(min=1e-3)
     firm_BT = shown_B1THW.square().sum((1, 3, 4)) / shown_B1THW.sum((1, 3, 4)).clamp(min=1e-3)
     firm_BT = firm_BT / firm_BT.amax(1, keepdim=True).clamp(min=1e-3)
     return disc_BT, ((area_BT * firm_BT - _LOST) / (_SHOWN - _LOST)).clamp(0, 1).detach()
+
+
+def levelled(line_BT: Tensor) -> Tensor:
+    """Sizes B×T that change evenly, without a change that is too small to be meant."""
+    change_B1 = (line_BT[:, -1:] / line_BT[:, :1]).log().abs().detach()
+    meant_B1 = ((change_B1 - _SAME) / (_GROWN - _SAME)).clamp(0, 1)
+    return torch.lerp(line_BT.mean(1, keepdim=True), line_BT, meant_B1)
 
 
 def composed(seen: Pose, sure_BT: Tensor, offset_B2: Tensor) -> Pose:
@@ -249,15 +271,6 @@ def averaged(
     mean_BC11 = made.mean((2, 3), keepdim=True) / whole.mean((2, 3), keepdim=True).clamp(min=1e-4)
     colour = (made + 0.01 * mean_BC11) / (whole + 0.01)
     return colour, (cover * _sure(pose)[:, None, :, None, None]).sum(2)
-
-
-def as_given(colour_BCNN: Tensor, drawn_BCTHW: Tensor, still_BCTHW: Tensor, given_B1THW: Tensor, pose: Pose) -> Tensor:
-    """The picture's colours as the frames show them where ``given`` 0 to 1 says that they show the object for sure."""
-    visible_B1T11 = pose.visible_BT[:, None, :, None, None]
-    own_BCTHW = still_BCTHW + (drawn_BCTHW - still_BCTHW) / visible_B1T11.clamp(min=_VEILED)
-    plain = ((visible_B1T11 - _VEILED) / (_PLAIN - _VEILED)).clamp(0, 1)
-    seen = lifted(torch.cat([own_BCTHW, given_B1THW * plain], 1), pose, colour_BCNN.shape[-1])
-    return anchored(colour_BCNN[:, :, None], seen[:, -1:], seen[:, :-1], drawn_BCTHW.shape[2])[:, :, 0]
 
 
 def agreement(under_B1THW: Tensor, shown_B1THW: Tensor) -> Tensor:
