@@ -124,23 +124,24 @@ def test_of_two_given_frames_whose_turns_are_told_wrong_one_tells_the_colours() 
     torch.testing.assert_close(as_given(wrong, frames, ground, given, turned), alone)
 
 
-@pytest.mark.parametrize("alone", [50.0, 0.0, -50.0])
-def test_ground_is_taken_as_far_as_one_object_moves_before_a_still_camera(alone: float) -> None:
+def test_given_ground_is_the_backdrop_of_all_frames_and_what_is_covered_is_not() -> None:
     torch.manual_seed(0)
     model = FAMILY.build(FAMILY.presets["tiny-sprite"]).eval()
     with torch.no_grad():
-        model.sprite.frame.bias[3] = alone
         model.backdrop.share.weight.zero_()
         model.backdrop.share.bias.fill_(50.0)  # all is ground
+        model.sprite.cover.weight.zero_()
         model.sprite.cover.bias.fill_(-50.0)
     given, mask = torch.rand(1, 3, 8, 16, 16) - 0.5, torch.zeros(1, 1, 8, 16, 16)
     mask[:, :, 0] = 1
-    z, ids = torch.randn(1, 3, 8, 16, 16), torch.ones(1, 20, dtype=torch.long)
-    made = model(z, torch.zeros(1), ids, given, mask)
-    share = torch.tensor(alone).sigmoid()
-    expected = torch.lerp(made.still[:, :, 0], given[:, :, 0], share)
-    torch.testing.assert_close(made.sprite.still_BCTHW, expected[:, :, None].expand_as(made.still))
+    told = torch.randn(1, 3, 8, 16, 16), torch.zeros(1), torch.ones(1, 20, dtype=torch.long), given, mask
+    made = model(*told)
+    torch.testing.assert_close(made.sprite.still_BCTHW, given[:, :, :1].expand_as(made.still))
     torch.testing.assert_close(made.x0, made.sprite.still_BCTHW)  # a sprite that is nowhere seen is not believed
+    with torch.no_grad():
+        model.sprite.cover.bias.fill_(50.0)
+    covered = model(*told)
+    torch.testing.assert_close(covered.sprite.still_BCTHW, covered.still)
 
 
 def test_a_picture_that_is_animated_keeps_its_ground_and_its_objects_colours(tmp_path: Path) -> None:

@@ -59,8 +59,8 @@ class Seen(NamedTuple):
 
     ``laid`` B×3×T×H×W the sprite over the backdrop; ``picture`` B×4×N×N its colours and signed distance in radii;
     ``pose`` steadied. Logits are ``turn`` B×T×A of the steps of the circle, ``visible`` B×T, ``cover`` B×1×T×H×W of the
-    pixels it covers, frame by frame, and ``alone`` B of that it is one rigid object before a camera that stands still.
-    ``share`` B is that of ``laid`` in the clip. ``still`` B×3×T×H×W is the backdrop, as given as far as it is alone.
+    pixels it covers, frame by frame, and ``alone`` B of that it is one rigid object. ``share`` B is that of ``laid``
+    in the clip, and ``still`` B×3×T×H×W the backdrop as given.
     """
 
     laid_BCTHW: Tensor
@@ -128,9 +128,8 @@ class Sprite(nn.Module):
             drawn_BCTHW, still_BCTHW, ground_B1THW, mask_B1THW = (exact(part) for part in drawn)
             alone_B = exact(alone_B[:, 0])
             own_B1THW = ground_B1THW * (1 - shown_B1THW) * mask_B1THW
-            held_BC1HW = anchored(still_BCTHW[:, :, 0], own_B1THW, drawn_BCTHW)[:, :, None]
-            # Where more moves, or the camera does, what does not is told less surely, and no frame shows it all.
-            still_BCTHW = torch.lerp(still_BCTHW, held_BC1HW, alone_B.detach().sigmoid()[:, None, None, None, None])
+            held_BCHW = anchored(still_BCTHW[:, :, 0], own_B1THW, drawn_BCTHW)
+            still_BCTHW = held_BCHW[:, :, None].expand_as(still_BCTHW)
             turn_BTA = self._turns(code_BE, drawn_BCTHW, shown_B1THW, centre_BT2, radius_BT)
             seen = Pose(centre_BT2, radius_BT, told(turn_BTA), opaque_BT)
             pose = composed(seen, sure_BT, exact(offset))
