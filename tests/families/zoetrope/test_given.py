@@ -100,9 +100,9 @@ def object_over_ground(visible: float) -> tuple[torch.Tensor, torch.Tensor, torc
 @pytest.mark.parametrize("visible", [1.0, 0.8])
 def test_the_objects_colours_are_those_of_the_given_frame(visible: float) -> None:
     picture, frames, ground, cover, pose = object_over_ground(visible)
-    given = cover * torch.tensor([1.0, 0, 0, 0]).double()[:, None, None]
+    first = torch.tensor([1.0, 0, 0, 0]).double()[:, None, None].expand_as(cover)
     wrong = torch.zeros_like(picture[:, :-1])
-    made = as_given(wrong, frames, ground, given, pose)
+    made = as_given(wrong, frames, ground, cover, first, pose)
     within = picture[:, -1:] < -0.25  # the edge mixes in the ground
     off = (made - picture[:, :-1]).abs() * within
     quarters = (warp.texels(SIDE, picture).abs() > 0.15).double()  # where colours meet they are interpolated
@@ -112,16 +112,24 @@ def test_the_objects_colours_are_those_of_the_given_frame(visible: float) -> Non
 
 def test_what_is_hardly_visible_does_not_tell_its_colours() -> None:
     picture, frames, ground, cover, pose = object_over_ground(0.3)
-    assert torch.equal(as_given(picture[:, :-1], frames, ground, cover, pose), picture[:, :-1])
+    assert torch.equal(as_given(picture[:, :-1], frames, ground, cover, torch.ones_like(cover), pose), picture[:, :-1])
 
 
 def test_of_two_given_frames_whose_turns_are_told_wrong_one_tells_the_colours() -> None:
     picture, frames, ground, cover, pose = object_over_ground(1.0)
     turned = pose._replace(turn_BT=pose.turn_BT + torch.tensor([0, 0, 0, torch.pi]))
-    given = cover * torch.tensor([1.0, 0, 0, 1]).double()[:, None, None]
+    both, first = (torch.tensor(at).double()[:, None, None].expand_as(cover) for at in ([1, 0, 0, 1], [1, 0, 0, 0]))
     wrong = torch.zeros_like(picture[:, :-1])
-    alone = as_given(wrong, frames, ground, given * torch.tensor([1.0, 0, 0, 0])[:, None, None], pose)
-    torch.testing.assert_close(as_given(wrong, frames, ground, given, turned), alone)
+    alone = as_given(wrong, frames, ground, cover, first, pose)
+    torch.testing.assert_close(as_given(wrong, frames, ground, cover, both, turned), alone)
+
+
+def test_what_is_given_in_part_does_not_tell_the_colours() -> None:
+    picture, frames, ground, cover, pose = object_over_ground(1.0)
+    half = torch.zeros_like(cover)
+    half[..., :30] = 1
+    colours = torch.zeros_like(picture[:, :-1])
+    assert torch.equal(as_given(colours, frames, ground, cover, half, pose), colours)
 
 
 def test_given_ground_is_the_backdrop_of_all_frames_and_what_is_covered_is_not() -> None:

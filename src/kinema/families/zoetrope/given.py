@@ -18,6 +18,8 @@ _APART = 0.05
 """Pixel values of [-1, 1] by which given frames differ in what does not stand still."""
 _VEILED, _PLAIN = 0.3, 0.6
 """Visible by the first or less, an object's colours cannot be told from the ground; by the second or more they can."""
+_WHOLE = 0.95
+"""Share of the object that a frame must give."""
 _AS_SURE = 0.9
 """Of the surest frame: the first one as sure tells the object's colours."""
 
@@ -37,14 +39,24 @@ def anchored(picture_BCHW: Tensor, own_B1THW: Tensor, given_BCTHW: Tensor) -> Te
     return picture_BCHW + _spread(sure_B1HW * (mean_BCHW - picture_BCHW), sure_B1HW)
 
 
-def as_given(colour_BCNN: Tensor, drawn_BCTHW: Tensor, still_BCTHW: Tensor, given_B1THW: Tensor, pose: Pose) -> Tensor:
-    """The object's colours as a frame shows them in which ``given``, 0 to 1, says that it is given and the object's.
+def as_given(
+    colour_BCNN: Tensor,
+    drawn_BCTHW: Tensor,
+    still_BCTHW: Tensor,
+    shown_B1THW: Tensor,
+    mask_B1THW: Tensor,
+    pose: Pose,
+) -> Tensor:
+    """The object's colours as a frame shows them in which all of what is ``shown`` of it, 0 to 1, is given.
 
+    What is given in part may be another thing, beside which this one is drawn (inpainting).
     One frame, the first that shows as much as any: marks at two places are worse than at one that is off, and where an
     outline is the same after part of a turn, poses may differ by that.
     """
     visible_BT = pose.visible_BT
-    told_BT = given_B1THW.sum((1, 3, 4)) * ((visible_BT - _VEILED) / (_PLAIN - _VEILED)).clamp(0, 1)
+    given_B1THW = shown_B1THW * mask_B1THW
+    told_BT, all_BT = given_B1THW.sum((1, 3, 4)), shown_B1THW.sum((1, 3, 4))
+    told_BT = told_BT * (told_BT >= _WHOLE * all_BT) * ((visible_BT - _VEILED) / (_PLAIN - _VEILED)).clamp(0, 1)
     enough_BT = (told_BT >= _AS_SURE * told_BT.amax(1, keepdim=True)) & (told_BT > 0)
     first_BT = enough_BT & (enough_BT.cumsum(1) == 1)
     plain_BT = first_BT * ((visible_BT - _VEILED) / (_PLAIN - _VEILED)).clamp(0, 1)

@@ -199,7 +199,7 @@ class Sprite(nn.Module):
         x = self.mend[1](x, code_BE, 1)
         mended = over_space(self.out, F.layer_norm(x, x.shape[-1:]))
         made_BCNN = start_BCNN + exact(rearrange(mended, "b 1 h w (c p q) -> b c (h p) (w q)", p=_PACK, q=_PACK))
-        colour_BCNN = as_given(made_BCNN[:, :-1], drawn_BCTHW, still_BCTHW, shown_B1THW.detach() * mask_B1THW, pose)
+        colour_BCNN = as_given(made_BCNN[:, :-1], drawn_BCTHW, still_BCTHW, shown_B1THW.detach(), mask_B1THW, pose)
         return torch.cat([colour_BCNN, made_BCNN[:, -1:]], 1)
 
 
