@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from kinema import atomic
-from kinema.atomic import check_folder, replacing, sync
+from kinema.atomic import Taken, check_folder, replacing, sync
 from kinema.schema import BadRequest
 
 
@@ -106,3 +110,125 @@ def test_a_file_system_that_flushes_no_folders_is_no_error_and_a_file_that_fails
     sync(tmp_path)
     with pytest.raises(OSError, match="Invalid argument"):
         sync(tmp_path / "a")
+
+
+# ------------------------------------------------------------------------------ names that are taken
+
+
+def written(path: Path, text: str, *, folder: bool) -> None:
+    with replacing(path, folder=folder, exclusive=True) as part:
+        (part / "inside" if folder else part).write_text(text)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_an_exclusive_writer_replaces_nothing(tmp_path: Path, folder: bool) -> None:
+    path = tmp_path / "a"
+    written(path, "mine", folder=folder)
+    with pytest.raises(Taken, match="a exists"):
+        written(path, "theirs", folder=folder)
+    assert (path / "inside" if folder else path).read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_exclusive_folder_does_not_take_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir(mode=0o700)
+    with pytest.raises(Taken):
+        written(tmp_path / "a", "mine", folder=True)
+    assert not list((tmp_path / "a").iterdir())
+
+
+def test_an_exclusive_writer_does_not_follow_a_dangling_link(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Taken):
+        written(tmp_path / "a", "mine", folder=False)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_where_files_cannot_be_linked_the_name_is_claimed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(atomic.os, "link", refuse)
+    written(tmp_path / "a", "mine", folder=False)
+    with pytest.raises(Taken):
+        written(tmp_path / "a", "theirs", folder=False)
+    assert (tmp_path / "a").read_text() == "mine"
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_of_many_writers_at_once_one_gets_the_name(tmp_path: Path, folder: bool) -> None:
+    path, start, got, lost = tmp_path / "a", threading.Barrier(8), [], []
+
+    def write(number: int) -> None:
+        start.wait()
+        try:
+            written(path, str(number), folder=folder)
+            got.append(number)
+        except Taken:
+            lost.append(number)
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(8)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert (len(got), len(lost)) == (1, 7)
+    assert (path / "inside" if folder else path).read_text() == str(got[0])
+
+
+def test_a_replaced_file_keeps_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    path.chmod(0o640)
+    with replacing(path) as part:
+        part.write_text("new")
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+# ---------------------------------------------------------------------- what killed writers leave
+
+
+def aged(path: Path, seconds: float = 2 * atomic.LEFT_BEHIND) -> Path:
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+    return path
+
+
+def test_old_parts_of_ours_are_tidied_and_nothing_else(tmp_path: Path) -> None:
+    old, young, foreign = (tmp_path / name for name in (".b.mp4.0123abcd.part", ".c.mp4.0123abcd.part", ".d.part"))
+    folder = tmp_path / ".frames.89abcdef.part"
+    folder.mkdir()
+    for file in (old, young, foreign, folder / "frame-0000.png"):
+        file.touch()
+    for each in (old, foreign, folder / "frame-0000.png", folder):
+        aged(each)
+    with replacing(tmp_path / "a.txt") as part:
+        part.write_text("new")
+    assert not old.exists()
+    assert not folder.exists()
+    assert young.exists()
+    assert foreign.exists()
+
+
+def test_a_folder_that_was_stepping_aside_when_its_writer_was_killed_is_put_back(tmp_path: Path) -> None:
+    aside = tmp_path / ".frames.0123abcd.part.old"
+    aside.mkdir()
+    (aside / "frame-0000.png").write_text("mine")
+    aged(aside / "frame-0000.png")
+    aged(aside)
+    with replacing(tmp_path / "a.txt") as part:
+        part.write_text("new")
+    assert (tmp_path / "frames" / "frame-0000.png").read_text() == "mine"
+    assert not aside.exists()
+
+
+def test_a_link_named_like_a_part_is_left_alone(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("mine")
+    (tmp_path / ".x.0123abcd.part").symlink_to(kept)
+    aged(kept)
+    with replacing(tmp_path / "a.txt") as part:
+        part.write_text("new")
+    assert kept.read_text() == "mine"

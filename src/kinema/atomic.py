@@ -1,6 +1,7 @@
 """Files that appear whole or not at all: written beside their name, flushed, then renamed.
 
-Media, checkpoints and training all write this way, so it lives on the lowest layer.
+Media, checkpoints and training all write this way, so it lives on the lowest layer. What a killed process left
+beside its target (``.name.0123abcd.part``) is tidied by the next one that writes into the same folder.
 """
 
 from __future__ import annotations
@@ -8,8 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +22,18 @@ from kinema.schema import BadRequest
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the kernel says when bytes no longer fit: no space, quota reached, file size limit."""
+_UNLINKED = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK})
+"""What file systems without hard links say when one is asked for."""
+LEFT_BEHIND = 3600.0
+"""Seconds after which a ``.part`` that nobody has touched is taken for what a killed process left."""
+_PART = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.part(?P<old>\.old)?", re.DOTALL)
+_NAME = 80
+"""Characters of the target's name in that of its part: a long name must stay under the limit."""
+_tidied: set[Path] = set()
+
+
+class Taken(BadRequest):
+    """The name that was to be written exists: another writer was faster, and what it wrote stays."""
 
 
 def check_folder(path: Path) -> None:
@@ -41,16 +57,18 @@ def check_folder(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path, *, folder: bool = False) -> Iterator[Path]:
-    """Yield a hidden path beside ``path`` to write to; on success it becomes ``path`` in one rename.
+def replacing(path: Path, *, folder: bool = False, exclusive: bool = False) -> Iterator[Path]:
+    """Yield a hidden path beside ``path`` to write to; on success it becomes ``path`` in one step.
 
-    The old content stays until the rename; whatever is raised inside, an interrupt included, the
-    hidden file is removed. ``folder`` makes a folder instead of a file. Raises `BadRequest` where the
-    place cannot be written or the disk fills up.
+    The old content stays until then, and a file that is replaced hands its mode on; whatever is raised inside, an
+    interrupt included, the hidden file is removed. ``folder`` makes a folder instead of a file. With ``exclusive``
+    nothing is replaced: of several writers of one name one gets it, and the others raise `Taken`. Raises
+    `BadRequest` where the place cannot be written or the disk fills up.
     """
     check_folder(path)
-    # Two writers of one name must not share a temporary, and a long name must stay under the limit.
-    part = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.part")
+    _tidy(path.parent)
+    # Two writers of one name must not share a temporary.
+    part = path.with_name(f".{path.name[:_NAME]}.{secrets.token_hex(4)}.part")
     try:
         if path.is_dir() and not folder:
             raise BadRequest(f"cannot write {path}: it is a folder, and a file name was expected")
@@ -69,7 +87,7 @@ def replacing(path: Path, *, folder: bool = False) -> Iterator[Path]:
         for file in sorted(part.iterdir()) if folder else [part]:
             sync(file)
         sync(part)
-        _swap(part, path)
+        (_claim if exclusive else _swap)(part, path)
     except OSError as error:
         if error.errno in FULL:
             raise BadRequest(_full(path)) from error
@@ -99,6 +117,10 @@ def _flush(path: Path, mode: int) -> None:
 
 def _swap(part: Path, path: Path) -> None:
     if not path.is_dir():
+        with contextlib.suppress(FileNotFoundError):
+            before = path.lstat()
+            if stat.S_ISREG(before.st_mode):
+                part.chmod(stat.S_IMODE(before.st_mode))
         part.replace(path)
         return
     # A rename cannot replace a folder that holds files: step the old one aside first, put it back on failure.
@@ -110,6 +132,53 @@ def _swap(part: Path, path: Path) -> None:
         aside.replace(path)
         raise
     _remove(aside)
+
+
+def _claim(part: Path, path: Path) -> None:
+    """Give ``part`` the name ``path`` unless anything has it: a link and ``mkdir`` fail where a rename replaces."""
+    try:
+        if part.is_dir():
+            path.mkdir()
+            part.replace(path)  # over the empty folder just made
+            return
+        try:
+            os.link(part, path, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _UNLINKED:
+                raise
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            part.replace(path)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise Taken(f"{path} exists; it was written while this was at work") from error
+        raise
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what killed writers left in a folder long ago; a folder that one had stepped aside is put back.
+
+    Once a folder and process. Only files of this user and of our own naming, untouched for `LEFT_BEHIND`.
+    """
+    if folder in _tidied:
+        return
+    _tidied.add(folder)
+    with contextlib.suppress(OSError):
+        for left in list(folder.iterdir()):
+            found = _PART.fullmatch(left.name)
+            if found and _is_left_behind(left):
+                whole = folder / found["name"]
+                if found["old"] and len(found["name"]) < _NAME and not whole.exists():
+                    left.replace(whole)
+                else:
+                    _remove(left)
+
+
+def _is_left_behind(left: Path) -> bool:
+    told = left.lstat()
+    own = not hasattr(os, "getuid") or told.st_uid == os.getuid()
+    plain = stat.S_ISREG(told.st_mode) or stat.S_ISDIR(told.st_mode)
+    inner = max((p.lstat().st_mtime for p in left.iterdir()), default=0.0) if stat.S_ISDIR(told.st_mode) else 0.0
+    return own and plain and time.time() - max(told.st_mtime, inner) > LEFT_BEHIND
 
 
 def _remove(path: Path) -> None:

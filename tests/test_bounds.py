@@ -1,0 +1,160 @@
+"""Text of strangers: every bound is one sentence, whatever the format."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kinema import bounds
+from kinema.schema import BadRequest
+
+PARSERS = {"json": bounds.from_json, "toml": bounds.from_toml, "yaml": bounds.from_yaml}
+DEEP = {
+    "json": "[" * 100_000,
+    "toml": "a = " + "[" * 100_000,
+    "yaml": "[" * 20_000,
+}
+
+
+@pytest.mark.parametrize("kind", PARSERS)
+def test_deep_nesting_is_a_sentence(kind: str) -> None:
+    with pytest.raises(BadRequest, match="x is nested deeper than 48 levels"):
+        PARSERS[kind](DEEP[kind], "x")
+
+
+@pytest.mark.parametrize("levels", [bounds.MAX_DEPTH, bounds.MAX_DEPTH + 1])
+def test_the_bound_on_depth_is_where_it_says(levels: int) -> None:
+    text = "[" * levels + "1" + "]" * levels
+    if levels <= bounds.MAX_DEPTH:
+        bounds.from_json(text, "x")
+    else:
+        with pytest.raises(BadRequest, match="nested deeper"):
+            bounds.from_json(text, "x")
+
+
+def test_dotted_keys_are_depth_too() -> None:
+    with pytest.raises(BadRequest, match="nested deeper"):
+        bounds.from_toml(".".join("a" * 120_000) + " = 1", "x")
+
+
+def aliases(*, merged: bool) -> str:
+    lines, before = ["a: &a {k: 1, l: 2}" if merged else "a: &a [x, x, x, x, x, x, x, x, x]"], "a"
+    for name in "bcdefghijkl":
+        nine = ", ".join([f"*{before}"] * 9)
+        lines.append(f"{name}: &{name} {{<<: [{nine}], {name}: 1}}" if merged else f"{name}: &{name} [{nine}]")
+        before = name
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_aliases_count_as_often_as_they_are_reached(merged: bool) -> None:
+    with pytest.raises(BadRequest, match="more than"):
+        bounds.from_yaml(aliases(merged=merged), "x")
+
+
+def test_an_alias_of_itself_is_too_deep() -> None:
+    with pytest.raises(BadRequest, match="nested deeper"):
+        bounds.from_yaml("&a [*a]", "x")
+
+
+def test_anchors_as_people_use_them_are_read() -> None:
+    told = bounds.from_yaml("base: &b {steps: 5, seed: 1}\nmine: {<<: *b, seed: 2}", "x")
+    assert told["mine"] == {"steps": 5, "seed": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("json", '{"a": 1e999}'),
+        ("json", '{"a": -1e999}'),
+        ("json", '{"a": NaN}'),
+        ("json", '{"a": Infinity}'),
+        ("toml", "a = inf"),
+        ("toml", "a = 1e999"),
+        ("yaml", "a: .inf"),
+        ("yaml", "a: .nan"),
+        ("json", '{"a": ' + "9" * 5000 + "}"),
+        ("toml", "a = " + "9" * 30),
+        ("yaml", "a: 0x" + "f" * 200_000),
+        ("yaml", "a: 2026-11-28"),
+        ("toml", "a = 2026-11-28"),
+        ("yaml", "a: !!python/object/apply:os.system [ls]"),
+        ("json", "[" + "[]," * 3_000_000 + "1]"),
+        ("json", '{"a": '),
+        ("yaml", "a: [1"),
+        ("toml", "a = "),
+    ],
+)
+def test_what_no_config_holds_is_one_short_sentence(kind: str, text: str) -> None:
+    with pytest.raises(BadRequest) as error:
+        PARSERS[kind](text, "x")
+    assert len(str(error.value)) < 300
+    assert "\n" not in str(error.value)
+
+
+def test_infinity_only_where_it_is_asked_for() -> None:
+    assert bounds.from_json("[-Infinity]", "x", infinite=True) == [float("-inf")]
+    with pytest.raises(BadRequest, match="NaN"):
+        bounds.from_json("[NaN]", "x", infinite=True)
+    with pytest.raises(BadRequest, match="1e999"):
+        bounds.from_json("[1e999]", "x", infinite=True)
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**64), 2**64) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(plain)
+def test_a_quotation_is_one_short_printable_line(value: object) -> None:
+    told = bounds.quoted(value)
+    assert len(told) <= bounds.MAX_QUOTED
+    assert told.isprintable()
+
+
+def test_a_quotation_never_walks_the_whole_of_a_value() -> None:
+    shared: list = []
+    for _ in range(60):
+        shared = [shared] * 9  # written out whole it would have 9**60 parts
+    assert bounds.quoted(shared).startswith("[[[[…], […], […]")
+    assert bounds.quoted(10**5000) == "a number of about 4983 digits"
+    assert bounds.quoted("a") == "'a'"
+
+
+def test_what_is_printed_holds_no_control_characters() -> None:
+    assert bounds.shown("a\x1b[31m\rb\x9b\u202e\ud800é😀") == "a\\x1b[31m\\rb\\x9b\\u202e\\ud800é😀"
+    assert bounds.shown("a" * 100, 10) == "a" * 9 + "…"
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "a").write_text("abc")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert bounds.read_bytes(tmp_path / "link", 3) == b"abc"
+    for name in ("fifo", "/dev/zero", "."):
+        with pytest.raises(BadRequest, match="no regular file"):
+            bounds.read_bytes(tmp_path / name, 3)
+    with pytest.raises(BadRequest, match="is 3 bytes long; at most 2 are read; expected a config"):
+        bounds.read_bytes(tmp_path / "a", 2, "a config")
+    with pytest.raises(BadRequest, match="cannot be read"):
+        bounds.read_bytes(tmp_path / "none", 2)
+    assert [bounds.is_regular(tmp_path / name) for name in ("a", "link", "fifo", "none", ".")] == [
+        True, True, False, False, False,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_text_is_decoded_for_what_it_is(kind: str) -> None:
+    assert bounds.decoded("ein grüner Ball".encode(kind), "x") == "ein grüner Ball"
+
+
+@pytest.mark.parametrize("data", ["grün".encode("latin-1"), "ab".encode("utf-16-le"), b"\xff\xfea"])
+def test_bytes_that_could_be_anything_are_refused(data: bytes) -> None:
+    with pytest.raises(BadRequest, match="save it as UTF-8"):
+        bounds.decoded(data, "x")
