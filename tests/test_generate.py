@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kinema.generate import Model, frames_hash, guidance_scale, latent_mask, load, sample, start_from
+from kinema.generate import Model, frames_hash, latent_mask, load, sample, start_from
 from kinema.schema import BadRequest, Clip, Event, Lattice, Memory, Note, Phase, Request, Step
 from kinema.system import System
 
@@ -219,7 +219,7 @@ def test_guidance_one_is_the_conditional_model_and_per_frame_ends_agree(model: M
     assert not torch.equal(plain, strong)
     assert torch.equal(strong, ramp)
     request = model.system.settle(Request(prompt="x", frames=5, guidance=1.0, guidance_end=3.0))
-    scale = guidance_scale(model.system, request)
+    scale = model.system.guidance(request).differences[0].scale
     assert isinstance(scale, torch.Tensor)
     assert scale.tolist() == [1, 1.5, 2, 2.5, 3]
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from kinema import __version__, registry
 from kinema.diffusion.freeinit import FreeInit, passes
-from kinema.diffusion.guidance import ClassifierFree, Reconstruction, Replacement, Scale, Thresholded
+from kinema.diffusion.guidance import Guidance, Guided, Reconstruction, Replacement, Thresholded
 from kinema.diffusion.noise import Noise, rescheduled
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.samplers import SAMPLERS, OnStep
@@ -234,7 +234,7 @@ def sample(
     noise: Tensor,
     draws: Noise,
     *,
-    scale: Scale | None = None,
+    guidance: Guidance | None = None,
     on_event: OnEvent = ignore,
 ) -> Tensor:
     """The sampler over the whole canvas, once or as often as FreeInit asks: latents B×C×T×h×w, in float32 always."""
@@ -245,20 +245,19 @@ def sample(
     given = mask = None
     if way != "native" and not canvas.empty:
         given, mask = system.encode(canvas.video).float(), latent_mask(system, canvas.mask)
-    if conditions.scale is not None:
-        scale = conditions.scale
-    scale = guidance_scale(system, request) if scale is None else scale
+    guidance = system.family.guidance(system.config, request) or guidance or system.guidance(request)
     weight = request.reconstruction_weight if way == "reconstruction" else 0.0
     held = Held(given, mask, weight)
     first = z = in_order(system, request, noise, draws).to(system.device, torch.float32)
     again = free_init(system, request)
     counts = passes(request.free_init or 1, cast(int, request.steps), fast=request.free_init_fast)
     for number, steps in enumerate(counts):
-        denoise = guide(system, conditions, request, scale, held)
+        levels = system.levels(replace(request, steps=steps))
+        denoise = guide(system, conditions, request, guidance, held, levels)
         if given is not None and mask is not None:
             denoise = Replacement(denoise, given, mask, draws)
         noise = again(first, z, draws) if again is not None and number else first
-        levels, z = system.levels(replace(request, steps=steps)), system.prior(noise)
+        z = system.prior(noise)
         if canvas.source is not None:
             levels, z = start_from(system.encode(canvas.source), canvas.strength, levels, noise)
         which = f", pass {number + 1} of {len(counts)}" if len(counts) > 1 else ""
@@ -305,8 +304,15 @@ class Held:
     weight: float
 
 
-def guide(system: System, conditions: Conditions, request: Request, scale: Scale, held: Held) -> Denoiser:
-    """The guided denoiser: classifier-free, reconstruction and bound, in windows where the request asks for them.
+def guide(  # noqa: PLR0917
+    system: System,
+    conditions: Conditions,
+    request: Request,
+    guidance: Guidance,
+    held: Held,
+    levels: Level | None = None,
+) -> Denoiser:
+    """The guided denoiser: guidance, reconstruction and bound, in windows where the request asks for them.
 
     Reconstruction acts inside each window, so that a long clip is never differentiated as a whole.
     """
@@ -316,12 +322,8 @@ def guide(system: System, conditions: Conditions, request: Request, scale: Scale
         def cut(x: Tensor) -> Tensor:
             return x if frames is None else x[:, :, list(frames)]
 
-        denoise = system.denoiser(conditions.positive, frames)
-        if not (isinstance(scale, float) and scale == 1):
-            of_frames = scale[list(frames)] if isinstance(scale, Tensor) and frames is not None else scale
-            unwanted = system.denoiser(conditions.negative, frames)
-            how = (request.guidance_rescale, request.guidance_interval, roomy(system))
-            denoise = ClassifierFree(denoise, unwanted, of_frames, *how)
+        branches = {name: system.denoiser(conditions.branches[name], frames) for name in guidance.branches}
+        denoise: Denoiser = Guided(branches, guidance.of(frames), roomy(system), levels)
         if held.weight and held.given is not None and held.mask is not None:
             denoise = Reconstruction(denoise, cut(held.given), cut(held.mask), held.weight)
         return denoise if limit is None else Thresholded(denoise, limit)
@@ -332,14 +334,6 @@ def guide(system: System, conditions: Conditions, request: Request, scale: Scale
     total, uniform = system.latent_shape(request).frames, request.window_places == "uniform"
     stride = request.window_stride
     return Windowed(make, total, length, overlap, request.window_weights, request.loop, uniform, stride)
-
-
-def guidance_scale(system: System, request: Request) -> Scale:
-    """The scale, or one per latent frame when ``guidance_end`` lets it change linearly over the clip."""
-    scale = float(cast(float, request.guidance))
-    if request.guidance_end is None or request.guidance_end == scale:
-        return scale
-    return torch.linspace(scale, request.guidance_end, system.latent_shape(request).frames)
 
 
 def start_from(source_z: Tensor, strength: float, levels: Level, noise: Tensor) -> tuple[Level, Tensor]:
@@ -372,7 +366,7 @@ def roll_out(
         raise BadRequest(f"own noise is for a clip of at most {length} frames, which {system.name} makes at once")
     canvas = longer(canvas, max(starts) + length - total)
     known, mask, anchor = canvas.video.clone(), canvas.mask.clone(), canvas.first
-    scale = guidance_scale(system, request)
+    guidance = system.guidance(request)
     block = of_block(request, length)
     shape = system.latent_shape(block).bcthw
     for number, start in enumerate(starts):
@@ -386,11 +380,9 @@ def roll_out(
         own = draws.normal(shape[1:]) if noise is None else noise[:, :, frames]
         if own.shape[2] < shape[2]:  # the last block goes on beyond the clip, and the caller's noise does not
             own = torch.cat([own, draws.normal(shape[1:]).to(own)[:, :, own.shape[2] :]], dim=2)
-        cut = scale
-        if isinstance(scale, Tensor):
-            at = system.lattice.latent_frames(start) if start else 0
-            cut = scale[(torch.arange(shape[2]) + at).clamp_max(len(scale) - 1)]
-        z = sample(system, block, part, own, draws, scale=cut, on_event=across(on_event, number, len(starts)))
+        at = system.lattice.latent_frames(start) if start else 0
+        cut = guidance.of(range(at, at + shape[2]))
+        z = sample(system, block, part, own, draws, guidance=cut, on_event=across(on_event, number, len(starts)))
         made = system.decode(z, block)
         anchor = made[:, :, 0] if anchor is None else anchor
         made = match_colours(made, replace(part, anchor=anchor), request.colours)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kinema import registry
-from kinema.diffusion.guidance import ClassifierFree
+from kinema.diffusion.guidance import Guided
 from kinema.diffusion.schedules import Level, spaced
 from kinema.families.svd import conditioning, recipe
 from kinema.families.svd.config import PRESETS, TINY
@@ -139,10 +139,9 @@ def test_guidance_reaches_each_frame_as_its_shape_says():
         request = settle(system, ask(seed=1, extra=extra))
         told = system.condition(request, Canvas(torch.zeros(1, 3, 8, 16, 16), torch.zeros(1, 1, 8, 16, 16)))
         expected = conditioning.frame_scales("triangle", 1, 2.5, 8) if expected is None else expected
-        assert torch.allclose(told.scale, expected)
-        scale = cast(torch.Tensor, told.scale)
-        denoise = guide(system, told, request, scale, Held(None, None, 0.0))
-        assert torch.allclose(cast(ClassifierFree, denoise).scale, expected)
+        denoise = guide(system, told, request, system.guidance(request), Held(None, None, 0.0))
+        (difference,) = cast(Guided, denoise).guidance.differences
+        assert torch.allclose(cast(torch.Tensor, difference.scale), expected)
 
 
 def test_one_guidance_scale_holds_for_every_frame():

@@ -55,9 +55,9 @@ def test_an_empty_prompt_is_the_trained_null_and_words_are_not(tiny: Config) -> 
     model = system(tiny)
     conditions = FAMILY.condition(model, Request(prompt="a red ball", seed=0), canvas(), ignore)
     null = FAMILY.condition(model, Request(prompt="  ", seed=0), canvas(), ignore)
-    assert conditions.negative.vector is None
-    assert null.positive.vector is None
-    assert conditions.positive.vector.shape == (1, 4 * tiny.channels)
+    assert conditions.branches["negative"].vector is None
+    assert null.branches["positive"].vector is None
+    assert conditions.branches["positive"].vector.shape == (1, 4 * tiny.channels)
 
 
 @pytest.mark.parametrize("offline", [True, False])
@@ -97,8 +97,8 @@ def test_per_frame_denoises_every_frame_by_itself(tiny: Config, lively: Callable
 
 def test_per_frame_in_a_request_reaches_the_condition(tiny: Config) -> None:
     conditions = FAMILY.condition(system(tiny), Request(extra={"per_frame": True}, seed=0), canvas(), ignore)
-    assert conditions.positive.per_frame
-    assert conditions.negative.per_frame
+    assert conditions.branches["positive"].per_frame
+    assert conditions.branches["negative"].per_frame
 
 
 def test_an_eps_networks_guided_estimate_stays_in_range(tiny: Config) -> None:
@@ -107,7 +107,8 @@ def test_an_eps_networks_guided_estimate_stays_in_range(tiny: Config) -> None:
     for target, bounded in (("eps", True), ("v", False)):
         model = system(replace(tiny, target=target))
         conditions = FAMILY.condition(model, scale, canvas(), ignore)
-        denoise = guide(model, conditions, model.settle(scale), 5.0, Held(None, None, 0.0))
+        request = model.settle(scale)
+        denoise = guide(model, conditions, request, model.guidance(request), Held(None, None, 0.0))
         with torch.no_grad():
             assert (denoise(3 * noisy(), level(model, 0.2)).abs().max() <= 1).item() is bounded
 
@@ -149,7 +150,7 @@ def test_a_class_conditional_model_takes_its_class_names_as_prompts(tiny: Config
     model = system(config)
     FAMILY.check(config, Request(prompt="Archery"))
     got = FAMILY.condition(model, Request(prompt="Archery", seed=0), canvas(), ignore)
-    assert torch.equal(got.positive.vector[0], model.model.classes.weight[1])
+    assert torch.equal(got.branches["positive"].vector[0], model.model.classes.weight[1])
     with pytest.raises(BadRequest, match="archery"):
         FAMILY.check(config, Request(prompt="archer"))
 
@@ -180,7 +181,7 @@ def test_blocks_are_the_stages_and_hold_most_of_the_weights(tiny: Config) -> Non
 def test_tiny_samples_a_finite_clip_with_its_own_defaults(tiny: Config) -> None:
     model = system(tiny)
     request = model.settle(Request(seed=1))
-    denoise = model.denoiser(model.condition(request, canvas()).positive)
+    denoise = model.denoiser(model.condition(request, canvas()).branches["positive"])
     noise = model.noise(request)
     z = SAMPLERS[request.sampler](denoise, model.prior(noise.normal(SHAPE[1:])), model.levels(request), noise=noise)
     assert z.shape == SHAPE

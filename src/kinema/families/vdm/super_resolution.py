@@ -13,7 +13,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from kinema.diffusion.guidance import ClassifierFree, Reconstruction, Replacement, Thresholded
+from kinema.diffusion.guidance import Guided, Reconstruction, Replacement, Thresholded
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.samplers import SAMPLERS
@@ -143,14 +143,11 @@ def _held(before_BCTHW: Tensor, frames: int) -> Canvas:
 
 
 def _guided(system: System, request: Request, on_event: OnEvent) -> Denoiser:
-    """The system's denoiser under classifier-free guidance."""
-    scale = 1.0 if request.guidance is None else request.guidance
+    """The system's guided denoiser."""
     nothing = torch.zeros(request.shape.bcthw)
     conditions = system.condition(request, Canvas(nothing, nothing[:, :1]), on_event)
-    cond, null = system.denoiser(conditions.positive), system.denoiser(conditions.negative)
-    if scale == 1:
-        return cond
-    return ClassifierFree(cond, null, scale, request.guidance_rescale, request.guidance_interval)
+    guidance = system.guidance(request)
+    return Guided({name: system.denoiser(conditions.branches[name]) for name in guidance.branches}, guidance)
 
 
 def _sample(system: System, denoise: Denoiser, request: Request, noise: Noise) -> Tensor:

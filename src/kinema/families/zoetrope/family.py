@@ -113,7 +113,10 @@ class ZoetropeFamily:
             ids = tokenizer.encode([text] * len(given), config.text_length)
             return Condition(ids.to(system.device), given, mask, bool(request.extra.get("per_frame")))
 
-        return Conditions(of(request.prompt), of(request.negative_prompt))
+        return Conditions({"positive": of(request.prompt), "negative": of(request.negative_prompt)})
+
+    def guidance(self, config: Config, request: Request) -> None:  # noqa: ARG002
+        return None
 
     def join(self, conditions: Sequence[Condition]) -> Condition:
         ids, given, mask = (
