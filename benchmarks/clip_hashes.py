@@ -82,6 +82,10 @@ def clips(folder: Path) -> Iterator[tuple[str, Make]]:
     yield "animatediff attention windows", one(animatediff, **freenoise)
     yield "animatediff FreeInit", one(animatediff, free_init=2)
     yield "svd blocks", lambda: frames_hash(svd.animate(told["image"], seed=5, steps=2, frames=15).video)
+    for sampler in ("ddim", "dpmpp-2m", "heun", "unipc", "vdm-langevin"):
+        yield f"vdm held, {sampler}", lambda sampler=sampler: frames_hash(
+            vdm.animate(told["image"], PROMPT, seed=5, steps=3, sampler=sampler).video
+        )
     for strength in (0.3, 0.55, 1.0):
         yield f"edit {strength}", lambda strength=strength: frames_hash(
             vdm.edit(told["video"], OTHER, seed=5, steps=7, strength=strength).video

@@ -18,7 +18,7 @@ from kinema.diffusion.samplers import SAMPLERS
 from kinema.families.animatediff import conditioning
 from kinema.families.animatediff.config import V3, Config
 from kinema.families.animatediff.family import FAMILY
-from kinema.generate import Held, guide
+from kinema.generate import guide
 from kinema.schema import Request
 from kinema.system import Conditions, System
 
@@ -65,8 +65,8 @@ class AnimateDiffPair(Pair):
         contexts = [normal(1, size.length, self.config.context) for _ in range(2)]
         wanted, unwanted = (conditioning.Condition(context[None].to(system.dtype)) for context in contexts)
         conditions = Conditions({"positive": wanted, "negative": unwanted})
-        denoise = guide(system, conditions, request, system.guidance(request), Held(None, None, 0.0))
         levels = system.levels(request)
+        denoise = guide(system, conditions, request, system.guidance(request), levels)
         z = normal(1, 4, frames, self.cells, self.cells)
 
         def ours() -> Tensor:

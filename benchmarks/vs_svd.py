@@ -16,7 +16,7 @@ from kinema.families.svd import conditioning, recipe
 from kinema.families.svd.config import SVD as SVD_FULL
 from kinema.families.svd.config import Config
 from kinema.families.svd.family import FAMILY
-from kinema.generate import Held, guide
+from kinema.generate import guide
 from kinema.schema import Request
 from kinema.system import Conditions, System
 
@@ -69,8 +69,8 @@ class SVDPair(Pair):
         told = conditioning.scalars(self.config, request)
         wanted = conditioning.Condition(context.to(system.dtype), picture.to(system.dtype), told)
         conditions = Conditions({"positive": wanted, "negative": wanted.null()})
-        denoise = guide(system, conditions, request, system.guidance(request), Held(None, None, 0.0))
         levels = system.levels(request)
+        denoise = guide(system, conditions, request, system.guidance(request), levels)
         z = normal(1, 4, frames, cells, cells) * levels.sigma[AT]
 
         def ours() -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kinema.generate import Model, frames_hash, latent_mask, load, sample, start_from
+from kinema.generate import Model, frames_hash, latent_mask, load, sample
 from kinema.schema import BadRequest, Clip, Event, Lattice, Memory, Note, Phase, Request, Step
 from kinema.system import System
 
@@ -232,16 +232,6 @@ def test_edit_strength_zero_returns_the_source_and_one_forgets_it(model: Model, 
     gone = model.edit(clip_file, "a red ball", seed=0, steps=4, strength=1.0)
     fresh = model.generate("a red ball", seed=0, steps=4)
     assert torch.allclose(gone.video, fresh.video, atol=1e-5)
-
-
-def test_an_edit_starts_at_the_level_of_its_strength() -> None:
-    system = load("zoetrope", preset="tiny").system
-    request = system.settle(Request(prompt="x", steps=10))
-    levels = system.levels(request)
-    source, noise = torch.ones(1, 3, 8, 16, 16), torch.zeros(1, 3, 8, 16, 16)
-    some, z = start_from(source, 0.3, levels, noise)
-    assert len(some) == 4
-    assert torch.allclose(z, some[0].alpha.float() * source)
 
 
 def test_the_latent_mask_gives_a_cell_only_when_all_of_it_is_given() -> None:

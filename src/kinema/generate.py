@@ -21,8 +21,9 @@ from torch.nn import functional as F
 
 from kinema import __version__, registry
 from kinema.diffusion.freeinit import FreeInit, passes
-from kinema.diffusion.guidance import Guidance, Guided, Reconstruction, Replacement, Thresholded
+from kinema.diffusion.guidance import Guidance, Guided, Reconstruction, Thresholded
 from kinema.diffusion.noise import Noise, rescheduled
+from kinema.diffusion.overwrite import Known, Overwrite, by_strength
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.samplers import SAMPLERS, OnStep
 from kinema.diffusion.schedules import Level
@@ -242,32 +243,39 @@ def sample(
     way = honour(system, request, canvas, one_pass=True)
     request = replace(request, honour=cast(Any, way))  # the family sees how its canvas is held
     conditions = system.condition(request, canvas, on_event)
-    given = mask = None
-    if way != "native" and not canvas.empty:
-        given, mask = system.encode(canvas.video).float(), latent_mask(system, canvas.mask)
+    pieces = [] if way == "native" or canvas.empty else [given_piece(system, canvas)]
+    held = (pieces[0], request.reconstruction_weight) if way == "reconstruction" and pieces else None
     guidance = system.family.guidance(system.config, request) or guidance or system.guidance(request)
-    weight = request.reconstruction_weight if way == "reconstruction" else 0.0
-    held = Held(given, mask, weight)
+    source = None if canvas.source is None else system.encode(canvas.source)
     first = z = in_order(system, request, noise, draws).to(system.device, torch.float32)
     again = free_init(system, request)
     counts = passes(request.free_init or 1, cast(int, request.steps), fast=request.free_init_fast)
     for number, steps in enumerate(counts):
         levels = system.levels(replace(request, steps=steps))
-        denoise = guide(system, conditions, request, guidance, held, levels)
-        if given is not None and mask is not None:
-            denoise = Replacement(denoise, given, mask, draws)
         noise = again(first, z, draws) if again is not None and number else first
-        z = system.prior(noise)
-        if canvas.source is not None:
-            levels, z = start_from(system.encode(canvas.source), canvas.strength, levels, noise)
+        edited = [] if source is None else [edited_piece(source, canvas.strength, steps)]
+        over = Overwrite([*edited, *pieces], levels, draws, noise)
+        denoise = over.around(guide(system, conditions, request, guidance, levels, held))
+        z = over.start(system.prior(noise))
         which = f", pass {number + 1} of {len(counts)}" if len(counts) > 1 else ""
-        on_event(Phase("sample", f"{len(levels) - 1} steps of {request.sampler}{which}"))
-        if len(levels) < 2:
+        on_event(Phase("sample", f"{steps - over.first} steps of {request.sampler}{which}"))
+        if over.first == steps:
             return z
         report = stepping(on_event, sum(counts[:number]), sum(counts[number + 1 :]))
-        options = system.sampler_options(request)
-        z = SAMPLERS[cast(str, request.sampler)](denoise, z, levels, noise=draws, on_step=report, **options)
+        options = {**system.sampler_options(request), "state": over.run(over.first)}
+        left = levels[over.first :]
+        z = SAMPLERS[cast(str, request.sampler)](denoise, z, left, noise=draws, on_step=report, **options)
     return z
+
+
+def given_piece(system: System, canvas: Canvas) -> Known:
+    """What a canvas gives, on the latent grid: never released."""
+    return Known(system.encode(canvas.video).float(), latent_mask(system, canvas.mask), release=None)
+
+
+def edited_piece(source: Tensor, strength: float, steps: int) -> Known:
+    """The clip of an edit, held until its last ``strength`` of the steps begin (SDEdit)."""
+    return Known(source.float(), torch.ones_like(source[:, :1]), by_strength(strength, steps), "fixed")
 
 
 def stepping(on_event: OnEvent, before: int, after: int) -> OnStep:
@@ -295,24 +303,17 @@ def free_init(system: System, request: Request) -> FreeInit | None:
     return FreeInit(end, request.free_init_filter, request.free_init_order, request.free_init_stop)
 
 
-@dataclass(frozen=True)
-class Held:
-    """What guidance holds of a canvas, on the latent grid; ``weight`` is that of reconstruction, 0 without."""
-
-    given: Tensor | None
-    mask: Tensor | None
-    weight: float
-
-
 def guide(  # noqa: PLR0917
     system: System,
     conditions: Conditions,
     request: Request,
     guidance: Guidance,
-    held: Held,
-    levels: Level | None = None,
+    levels: Level,
+    reconstructed: tuple[Known, float] | None = None,
 ) -> Denoiser:
     """The guided denoiser: guidance, reconstruction and bound, in windows where the request asks for them.
+
+    ``reconstructed`` is what guidance by reconstruction is to bring out, and its weight.
 
     Reconstruction acts inside each window, so that a long clip is never differentiated as a whole.
     """
@@ -324,8 +325,9 @@ def guide(  # noqa: PLR0917
 
         branches = {name: system.denoiser(conditions.branches[name], frames) for name in guidance.branches}
         denoise: Denoiser = Guided(branches, guidance.of(frames), roomy(system), levels)
-        if held.weight and held.given is not None and held.mask is not None:
-            denoise = Reconstruction(denoise, cut(held.given), cut(held.mask), held.weight)
+        if reconstructed is not None and reconstructed[1]:
+            piece, weight = reconstructed
+            denoise = Reconstruction(denoise, cut(piece.content), cut(piece.mask), weight)
         return denoise if limit is None else Thresholded(denoise, limit)
 
     if request.window is None or request.window_in == "attention":
@@ -334,16 +336,6 @@ def guide(  # noqa: PLR0917
     total, uniform = system.latent_shape(request).frames, request.window_places == "uniform"
     stride = request.window_stride
     return Windowed(make, total, length, overlap, request.window_weights, request.loop, uniform, stride)
-
-
-def start_from(source_z: Tensor, strength: float, levels: Level, noise: Tensor) -> tuple[Level, Tensor]:
-    """Levels and latents of an edit: the last ``strength`` of the steps, from the noised source (SDEdit)."""
-    steps = len(levels) - 1
-    first = steps - min(steps, round(steps * strength))
-    if first == steps:
-        return levels[steps:], source_z
-    alpha, sigma = levels[first].like(noise)
-    return levels[first:], alpha * source_z.to(noise) + sigma * noise
 
 
 def rolls_out(system: System, request: Request) -> bool:

@@ -13,12 +13,12 @@ from kinema.diffusion.guidance import (
     Guidance,
     Guided,
     Reconstruction,
-    Replacement,
     Thresholded,
     classifier_free,
     oscillating,
 )
 from kinema.diffusion.noise import Noise
+from kinema.diffusion.overwrite import Known, Overwrite
 from kinema.diffusion.parameterise import V
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import CosineLogSNR, RectifiedFlow, spaced, variance_preserving
@@ -342,15 +342,11 @@ def test_both_guidances_at_once_add_up_on_the_unknown_pixels():
     torch.testing.assert_close(both, (temporal + spatial) * (1 - mask), atol=1e-13, rtol=1e-13)
 
 
-def test_weight_0_is_replacement_alone():
+def test_weight_0_is_the_denoiser_alone():
     matrix, given, mask = random(SIZE, SIZE) / 9, random(*SHAPE, seed=2), first_frames(SHAPE)
-    denoise, levels, z = linear(matrix, SHAPE), spaced(CosineLogSNR(), 5), random(*SHAPE, seed=1)
-
-    def run(inner):
-        return SAMPLERS["vdm-ancestral"](Replacement(inner, given, mask, Noise([9])), z, levels, noise=Noise([3]))
-
-    assert torch.equal(run(Reconstruction(denoise, given, mask, 0.0)), run(denoise))
-    assert not torch.equal(run(Reconstruction(denoise, given, mask, 1.0)), run(denoise))
+    denoise, z = linear(matrix, SHAPE), random(*SHAPE, seed=1)
+    assert torch.equal(Reconstruction(denoise, given, mask, 0.0)(z, LEVEL), denoise(z, LEVEL))
+    assert not torch.equal(Reconstruction(denoise, given, mask, 1.0)(z, LEVEL), denoise(z, LEVEL))
 
 
 def test_a_denoiser_that_never_mixes_frames_is_not_changed():
@@ -390,8 +386,6 @@ def test_incomplete_guidance_is_refused():
     for told in ({}, {"given": clip}, {"mask": clip}, {"low": clip}, {"downsample": pool}):
         with pytest.raises(BadRequest, match="reconstruction"):
             Reconstruction(cond, **told)
-    with pytest.raises(BadRequest, match="variant"):
-        Replacement(cond, clip, clip, Noise([0]), "sometimes")
 
 
 # ------------------------------------------------------------------------------ the Gaussian oracle
@@ -466,8 +460,8 @@ def test_reconstruction_guidance_comes_closer_to_the_conditional_mean_than_repla
     assert errors[1] < 0.75 * errors[0], errors
 
 
-@pytest.mark.parametrize("variant", ["marginal", "conditional"])
-def test_extensions_hang_together_with_reconstruction_and_not_with_replacement_alone(variant):
+@pytest.mark.parametrize("drawn", ["fresh", "posterior"])
+def test_extensions_hang_together_with_reconstruction_and_not_with_replacement_alone(drawn):
     """VDM's claim over whole runs: squared distance to p(x^b | x^a) in its own metric, 1 per frame when exact."""
     covariance, draws = gaussian_world(), 300
     x = (torch.linalg.cholesky(covariance) @ random(FRAMES, draws, seed=3)).T.reshape(draws, 1, FRAMES, 1, 1)
@@ -479,68 +473,14 @@ def test_extensions_hang_together_with_reconstruction_and_not_with_replacement_a
         return (z.flatten(1) @ posterior_gain(covariance, level[0]).T).reshape(z.shape)
 
     def distance(weight):
-        noise = Noise(range(draws))
-        held = Replacement(Reconstruction(denoise, x, mask, weight), x, mask, Noise(range(draws, 2 * draws)), variant)
+        noise, levels = Noise(range(draws)), spaced(CosineLogSNR(), 20)
         z = noise.normal(x.shape[1:]).double()
-        found = SAMPLERS["vdm-ancestral"](held, z, spaced(CosineLogSNR(), 20), noise=noise, gamma=0.0).flatten(1)
+        over = Overwrite([Known(x, mask, None, drawn)], levels, Noise(range(draws, 2 * draws)), z)
+        held = over.around(Reconstruction(denoise, x, mask, weight))
+        run = {"noise": noise, "gamma": 0.0, "state": over.run()}
+        found = SAMPLERS["vdm-ancestral"](held, z, levels, **run).flatten(1)
         miss = found[:, GIVEN:] - x.flatten(1)[:, :GIVEN] @ regress.T
         return float(((miss @ metric) * miss).sum(1).mean()) / (FRAMES - GIVEN)
 
     assert distance(0.0) > 1.8
     assert 0.7 < distance(2.0) < 1.2
-
-
-# ------------------------------------------------------------------------------------ replacement
-
-
-def recorded(seen):
-    def denoise(z, level):
-        seen.append((z, level))
-        return torch.zeros_like(z)
-
-    return denoise
-
-
-def test_replacement_shows_the_network_given_pixels_at_the_level_and_returns_them_clean():
-    mask, given, z, seen = first_frames(SHAPE), random(*SHAPE), random(*SHAPE, seed=1), []
-    x0 = Replacement(recorded(seen), given, mask, Noise([5]))(z, LEVEL)
-    expected = LEVEL.add_noise(given, Noise([5]).like(given))
-    torch.testing.assert_close(seen[0][0], torch.where(mask > 0, expected, z))
-    assert torch.equal(x0, mask * given)
-
-
-@pytest.mark.parametrize("variant", ["marginal", "conditional"])
-@pytest.mark.parametrize("schedule", [CosineLogSNR(), RectifiedFlow()], ids=repr)
-def test_both_variants_draw_given_pixels_from_their_marginal_at_every_level(variant, schedule):
-    """Mean alpha x and variance sigma² along a whole run; the conditional ones also hang together over steps."""
-    shape, seen = (1, 1, 2, 100, 100), []
-    given, mask = torch.full(shape, 0.7, dtype=torch.float64), torch.ones(shape, dtype=torch.float64)
-    held = Replacement(recorded(seen), given, mask, Noise([5]), variant)
-    SAMPLERS["euler"](held, torch.randn(shape).double(), spaced(schedule, 8), noise=Noise([0]))
-    eps = []
-    for z, level in seen:
-        noise = (z - level.alpha * given) / level.sigma
-        assert float(noise.mean()) == pytest.approx(0, abs=0.03)
-        assert float(noise.std()) == pytest.approx(1, abs=0.03)
-        eps.append(noise.flatten())
-    for (_, t), (_, s), before, after in zip(seen, seen[1:], eps, eps[1:], strict=False):
-        correlation = float((before * after).mean())
-        kept = float(t.alpha * s.sigma / (s.alpha * t.sigma))  # of q(z_s | x, z_t)
-        assert correlation == pytest.approx(kept if variant == "conditional" else 0, abs=0.03)
-
-
-def test_conditional_replacement_keeps_its_draw_at_a_repeated_level():
-    mask, given, seen = first_frames(SHAPE), random(*SHAPE), []
-    held = Replacement(recorded(seen), given, mask, Noise([5]), "conditional")
-    for seed in (1, 2):
-        held(random(*SHAPE, seed=seed), LEVEL)
-    assert torch.equal(seen[0][0] * mask, seen[1][0] * mask)
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("variant", ["marginal", "conditional"])
-def test_every_sampler_returns_the_given_frames_exactly(name, variant):
-    mask, given = first_frames(SHAPE), random(*SHAPE)
-    held = Replacement(lambda z, level: 0.3 * z, given, mask, Noise([5]), variant)
-    found = SAMPLERS[name](held, random(*SHAPE, seed=1), spaced(CosineLogSNR(), 6), noise=Noise([0]))
-    torch.testing.assert_close(found[:, :, :GIVEN], given[:, :, :GIVEN], atol=1e-12, rtol=0)

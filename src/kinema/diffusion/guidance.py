@@ -1,6 +1,6 @@
 """Guidance: wrappers around a denoiser that are denoisers again, so that they compose.
 
-Order from the inside out: `Guided` (with its rescale), `Reconstruction`, `Thresholded`, windows, `Replacement`.
+Order from the inside out: `Guided` (with its rescale), `Reconstruction`, `Thresholded`, windows, overwriting.
 Shapes: z, x0 and given BCTHW; mask B1THW (or broadcastable), 1 where the video is given; level [B].
 """
 
@@ -10,15 +10,12 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser, over
-from kinema.diffusion.samplers import posterior
 from kinema.diffusion.schedules import Level
 from kinema.schema import BadRequest
 
@@ -218,46 +215,6 @@ class Thresholded:
         return x0.clamp(-bound, bound) * (self.limit / bound)
 
 
-@dataclass
-class Replacement:
-    """Given pixels held by overwriting them in z before the network sees it (VDM, section 3.1).
-
-    ``marginal`` draws them from q(z_s | given) afresh at each call; ``conditional`` from q(z_s | given, z_t),
-    where z_t is what they were at the call before (the first call is marginal). The x0 returned has the
-    given pixels in place, so the finished clip holds them exactly. ``conditional`` remembers one sampling
-    run: make a new wrapper for the next.
-    """
-
-    denoise: Denoiser
-    given: Tensor
-    mask: Tensor
-    noise: Noise
-    variant: Literal["marginal", "conditional"] = "marginal"
-    _before: tuple[Tensor, Level] | None = field(default=None, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.variant not in ("marginal", "conditional"):
-            raise BadRequest(f"replacement variant is {self.variant!r}; expected 'marginal' or 'conditional'")
-
-    def __call__(self, z: Tensor, level: Level) -> Tensor:
-        given, mask = self.given.to(z), self.mask.to(z)
-        known = self._draw(z, given, level)
-        self._before = known, level
-        x0 = self.denoise(torch.lerp(z, known, mask.expand_as(z)), level)
-        return torch.lerp(x0, given, mask.expand_as(x0))
-
-    def _draw(self, z: Tensor, given: Tensor, level: Level) -> Tensor:
-        if self.variant == "conditional" and self._before is not None:
-            known, before = self._before
-            gain = level.log_snr - before.log_snr
-            if bool((gain == 0).all()):  # a second look at the same level (Heun, Langevin)
-                return known
-            if bool((gain > 0).all()):
-                mean, variance, _ = posterior(known, given, before, level)
-                return mean + variance.sqrt() * self.noise.like(z)
-        return level.add_noise(given, self.noise.like(z))
-
-
 @dataclass(frozen=True)
 class Reconstruction:
     """Reconstruction guidance (VDM, section 3.1): unknown pixels move so that known ones come out right.
@@ -266,8 +223,8 @@ class Reconstruction:
     ``loss = |mask (given - x0)|² + |low - downsample(x0)|²``, either part alone or both: ``given`` and ``mask``
     for extension and in-between frames, ``low`` and ``downsample`` for spatial super-resolution.
 
-    Meant on top of replacement: ``Replacement(Reconstruction(denoise, given, mask, w), given, mask, noise)``; with
-    weight 0 that is replacement alone. The denoiser is differentiated once a call, also under no_grad; its weights
+    Meant beside overwriting of the same pixels (`kinema.diffusion.overwrite`), as in VDM: with weight 0 that is left
+    alone. The denoiser is differentiated once a call, also under no_grad; its weights
     and conditioning must not have been made under inference_mode.
     """
 

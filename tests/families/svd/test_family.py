@@ -15,7 +15,7 @@ from kinema.diffusion.schedules import Level, spaced
 from kinema.families.svd import conditioning, recipe
 from kinema.families.svd.config import PRESETS, TINY
 from kinema.families.svd.family import FAMILY
-from kinema.generate import Held, generate, guide, load, settle
+from kinema.generate import generate, guide, load, settle
 from kinema.schema import BadRequest, Canvas, Note, Request
 from kinema.system import System, Weights, with_model
 
@@ -139,7 +139,7 @@ def test_guidance_reaches_each_frame_as_its_shape_says():
         request = settle(system, ask(seed=1, extra=extra))
         told = system.condition(request, Canvas(torch.zeros(1, 3, 8, 16, 16), torch.zeros(1, 1, 8, 16, 16)))
         expected = conditioning.frame_scales("triangle", 1, 2.5, 8) if expected is None else expected
-        denoise = guide(system, told, request, system.guidance(request), Held(None, None, 0.0))
+        denoise = guide(system, told, request, system.guidance(request), system.levels(request))
         (difference,) = cast(Guided, denoise).guidance.differences
         assert torch.allclose(cast(torch.Tensor, difference.scale), expected)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kinema.checkpoints.source import Source
 from kinema.conditioning.clip_text import WordTokenizer
 from kinema.data import playroom
+from kinema.diffusion.overwrite import by_strength
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import Level
 from kinema.families.animatediff import amounts, conditioning, control, lora, opening, pia, pictures, recipe
@@ -171,12 +172,9 @@ class AnimateDiffFamily:
         )
 
     def _levels(self, system: System, request: Request, canvas: Canvas) -> Level:
-        """Those of the steps that are made: an edit leaves out the first ones (`kinema.generate.start_from`)."""
+        """Those of the steps that are made: an edit leaves out the first ones."""
         levels = system.levels(request)
-        if canvas.source is None:
-            return levels
-        steps = len(levels) - 1
-        return levels[steps - min(steps, round(steps * canvas.strength)) :]
+        return levels if canvas.source is None else levels[by_strength(canvas.strength, len(levels) - 1) :]
 
     def _first(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Tensor | None:
         """What PIA is shown: the first frame where it is given whole, beside whatever else is held."""
