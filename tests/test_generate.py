@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kinema.generate import Model, frames_hash, latent_mask, load, sample
-from kinema.schema import BadRequest, Clip, Event, Lattice, Memory, Note, Phase, Request, Step
+from kinema.schema import BadRequest, Clip, Event, FrameGrid, Lattice, Memory, Note, Phase, Request, Step
 from kinema.system import System
 
 
@@ -238,13 +238,13 @@ def test_the_latent_mask_gives_a_cell_only_when_all_of_it_is_given() -> None:
     class Strided(System):
         @property
         def lattice(self) -> Lattice:
-            return Lattice(frame_step=4, frame_offset=1, stride=(4, 8, 8), channels=4)
+            return Lattice(FrameGrid(4, causal=True), stride=(8, 8), channels=4)
 
     base = load("zoetrope", preset="tiny").system
     system = Strided(base.name, base.family, base.config, base.weights)
     mask = torch.zeros(1, 1, 9, 16, 16)
     mask[:, :, :5, :, :8] = 1
-    mask[:, :, 5:8] = 1
+    mask[:, :, 5:8] = 1  # three of the last cell's four frames
     made = latent_mask(system, mask)
     assert made.shape == (1, 1, 3, 2, 2)
     assert made[0, 0, :, 0].tolist() == [[1, 0], [1, 0], [0, 0]]

@@ -128,7 +128,7 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
     request = system.settle(TASKS[request.task].plan(request), on_event)
     if request.loop and request.task == "generate" and not (request.window and request.window < request.shape.frames):
         raise BadRequest("generate makes a loop of windows that wrap around: give a window shorter than the clip")
-    whole = replace(request, frames=system.lattice.ceil_frames(request.shape.frames))
+    whole = replace(request, frames=system.lattice.time.ceil(request.shape.frames))
     if request.overlap is not None and request.window is None and not rolls_out(system, whole):
         raise BadRequest("overlap is of windows, or of the blocks of a clip longer than the model: leave it out")
     check_length(request)
@@ -159,7 +159,7 @@ def check_length(request: Request) -> None:
 
 def on_lattice(system: System, request: Request, canvas: Canvas) -> tuple[Request, Canvas]:
     """The request and canvas at the next frame count that the model makes; what is beyond the asked is unknown."""
-    frames = system.lattice.ceil_frames(request.shape.frames)
+    frames = system.lattice.time.ceil(request.shape.frames)
     more = frames - request.shape.frames
     return replace(request, frames=frames), longer(canvas, more, before=request.backward)
 
@@ -354,8 +354,6 @@ def roll_out(
     """
     total, length = request.shape.frames, system.lattice.max_frames or request.shape.frames
     starts = block_starts(system, request, canvas, length)
-    if noise is not None and system.lattice.stride[0] > 1:
-        raise BadRequest(f"own noise is for a clip of at most {length} frames, which {system.name} makes at once")
     canvas = longer(canvas, max(starts) + length - total)
     known, mask, anchor = canvas.video.clone(), canvas.mask.clone(), canvas.first
     guidance = system.guidance(request)
@@ -369,10 +367,10 @@ def roll_out(
         elif part.kind == "all":
             continue
         on_event(Note(f"block {number + 1} of {len(starts)}: frames {start} to {min(start + length, total) - 1}"))
-        own = draws.normal(shape[1:]) if noise is None else noise[:, :, frames]
+        at = system.lattice.time.latent(start)
+        own = draws.normal(shape[1:]) if noise is None else noise[:, :, at : at + shape[2]]
         if own.shape[2] < shape[2]:  # the last block goes on beyond the clip, and the caller's noise does not
             own = torch.cat([own, draws.normal(shape[1:]).to(own)[:, :, own.shape[2] :]], dim=2)
-        at = system.lattice.latent_frames(start) if start else 0
         cut = guidance.of(range(at, at + shape[2]))
         z = sample(system, block, part, own, draws, guidance=cut, on_event=across(on_event, number, len(starts)))
         made = system.decode(z, block)
@@ -418,14 +416,9 @@ def block_starts(system: System, request: Request, canvas: Canvas, length: int) 
 
 def latent_mask(system: System, mask_B1THW: Tensor) -> Tensor:
     """The mask on the latent grid: 1 where every pixel of the cell is given."""
-    t, h, w = system.lattice.stride
-    offset = system.lattice.frame_offset if t > 1 else 0
-    parts = []
-    if offset:
-        parts.append(-F.max_pool3d(-mask_B1THW[:, :, :offset], (1, h, w)))
-    if mask_B1THW.shape[2] > offset:
-        parts.append(-F.max_pool3d(-mask_B1THW[:, :, offset:], (t, h, w)))
-    return torch.cat(parts, dim=2).to(system.device)
+    (h, w), spans = system.lattice.stride, system.lattice.time.spans(mask_B1THW.shape[2])
+    cells = torch.stack([mask_B1THW[:, :, span.start : span.stop].amin(2) for span in spans], dim=2)
+    return -F.max_pool3d(-cells, (1, h, w)).to(system.device)
 
 
 # -------------------------------------------------------------------------------------- recipe

@@ -450,7 +450,7 @@ class System:
         height, width = request.height or own.height, request.width or own.width
         window = request.window
         if window is not None:
-            window = snapped("window", window, lattice.ceil_frames(window))
+            window = snapped("window", window, lattice.time.ceil(window))
             if lattice.max_frames and window > lattice.max_frames:
                 raise BadRequest(f"window is {window} frames; {self.name} sees at most {lattice.max_frames} at once")
             if request.overlap is not None and request.overlap >= window:

@@ -51,7 +51,7 @@ class AnimateDiffFamily:
         return Lattice(
             side_multiple=config.multiple,
             min_side=config.multiple,
-            stride=(1, config.stride, config.stride),
+            stride=(config.stride, config.stride),
             channels=config.latent_channels,
             max_frames=config.longest,
         )

@@ -39,7 +39,7 @@ class StableVideoDiffusion:
         return Lattice(
             side_multiple=config.multiple,
             min_side=config.multiple,
-            stride=(1, config.stride, config.stride),
+            stride=(config.stride, config.stride),
             channels=config.latent_channels,
             max_frames=config.frames,
         )

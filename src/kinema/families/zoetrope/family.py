@@ -18,7 +18,7 @@ from kinema.diffusion.schedules import Level, RectifiedFlow
 from kinema.families.zoetrope import recipe
 from kinema.families.zoetrope.config import PRESETS, Config
 from kinema.families.zoetrope.model import Zoetrope, blocks
-from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
+from kinema.schema import BadRequest, Canvas, FrameGrid, Lattice, Note, OnEvent, Request
 from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
 from kinema.vae.pixel import PixelCodec
 
@@ -49,7 +49,7 @@ class ZoetropeFamily:
 
     def lattice(self, config: Config) -> Lattice:
         return Lattice(
-            frame_step=config.merge,
+            time=FrameGrid(multiple=config.merge),
             side_multiple=config.side,
             min_side=config.side,
             max_side=config.side,
