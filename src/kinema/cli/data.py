@@ -14,6 +14,8 @@ from kinema.cli.progress import JsonLines, display
 from kinema.cli.verbs import CONFIG, REPORTING
 from kinema.schema import BadRequest
 
+_FOLLOW = Option("follow_links", bool, False, "read what links in a folder of clips lead to, outside of it too")
+
 COMMANDS: dict[str, tuple[str, str]] = {
     "shots": ("kinema.cli.data:shots", "clips cut where the film cuts, one file a shot"),
     "motion-bucket": ("kinema.cli.data:motion_bucket", "how much clips move, kept beside them for training"),
@@ -40,6 +42,7 @@ SHOTS = [
     Option("least_seconds", float, 1.0, "leave out shots shorter than this"),
     Option("most_seconds", float, 5.0, "cut longer ones into equal parts"),
     Option("side", int, 576, "bring larger shots to this shorter side"),
+    _FOLLOW,
 ]
 
 
@@ -65,6 +68,7 @@ def shots(words: Sequence[str]) -> int:
 MOTION = [
     Option("clips", list[str], [], "folders of clips, or clips", positional=True),
     Option("middle", float | None, None, "motion of the middle bucket (0.1; the model svd-pocket has 0.015)"),
+    _FOLLOW,
     Option("json", bool, False, "the table as JSON"),
 ]
 
@@ -77,7 +81,9 @@ def motion_bucket(words: Sequence[str]) -> int:
     if not middle > 0:
         raise BadRequest(f"middle is {middle:g}; expected more than 0")
     with display(**show_options) as show:
-        found = registry.resolve("kinema.data.moved:measure")(own["clips"], middle, on_event=show)
+        found = registry.resolve("kinema.data.moved:measure")(
+            own["clips"], middle, on_event=show, follow_links=own["follow_links"]
+        )
     rows = [
         {
             "clip": str(folder / row.name),
