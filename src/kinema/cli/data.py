@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kinema import registry
+from kinema.bounds import shown
 from kinema.cli.options import Option, from_dataclass, parse, with_defaults
 from kinema.cli.progress import JsonLines, display
 from kinema.cli.verbs import CONFIG, REPORTING
@@ -61,7 +62,7 @@ def shots(words: Sequence[str]) -> int:
         if isinstance(show, JsonLines):
             show.write("saved", {"paths": [str(path) for path in written]})
             return 0
-    sys.stdout.writelines(f"{path}\n" for path in written)
+    sys.stdout.writelines(f"{shown(str(path))}\n" for path in written)
     return 0
 
 
@@ -98,11 +99,12 @@ def motion_bucket(words: Sequence[str]) -> int:
     if own["json"]:
         sys.stdout.write(json.dumps(rows, indent=1) + "\n")
         return 0
-    width = max(len(row["clip"]) for row in rows)
+    names = [shown(row["clip"]) for row in rows]
+    width = max(map(len, names))
     sys.stdout.write(f"{'clip':<{width}}     fps  seconds  motion  bucket\n")
-    for row in rows:
+    for name, row in zip(names, rows, strict=True):
         figures = f"{row['fps']:7.2f}  {row['seconds']:7.2f}  {row['motion']:6.3f}  {row['bucket']:6.0f}"
-        sys.stdout.write(f"{row['clip']:<{width}} {figures}\n")
+        sys.stdout.write(f"{name:<{width}} {figures}\n")
     return 0
 
 

@@ -16,7 +16,7 @@ from kinema.schema import BadRequest
 
 MAX_DEPTH = 32
 """Folders inside each other that are looked into."""
-MAX_FILES = 1_000_000
+MAX_FILES = 500_000
 """Files and folders of one data set, or rows of one list."""
 
 ABSENT = "not there"
@@ -63,7 +63,7 @@ class Inside:
         return self._folders[folder]
 
     def names(self, folder: Path) -> list[Path]:
-        """What stands in a folder, hidden names aside: by name, links last (a file goes by its own name first).
+        """What stands in a folder by name, hidden names aside.
 
         Raises `OSError` for a folder that may not be read, `BadRequest` once `MAX_FILES` were seen in all.
         """
@@ -76,9 +76,9 @@ class Inside:
                         f"{shown(str(self.root), 200)} holds more than {MAX_FILES:,} files; expected fewer"
                     )
                 if not item.name.startswith("."):
-                    found.append((item.is_symlink(), item.name))
+                    found.append(item.name)
         self._counted.add(folder)
-        return [folder / name for _, name in sorted(found)]
+        return [folder / name for name in sorted(found)]
 
 
 def is_folder(path: Path) -> bool:

@@ -56,7 +56,7 @@ def scan(folder: Path, *, follow_links: bool = False) -> Listing:
     entries = walk.entries()
     left_out = walk.sentences()
     if not entries:
-        told = shown(f": {'; '.join(left_out)}", 200) if left_out else ""
+        told = shown(f": {'; '.join(left_out)}", 180) if left_out else ""
         raise BadRequest(
             f"there are no clips in {shown(str(folder), 80)}{told}; expected a.mp4 with a.txt beside it, "
             "or a metadata.jsonl, .csv or .json"
@@ -78,10 +78,13 @@ class _Walk:
         self._names: dict[str, list[str]] = {}
         self._unfit: list[tuple[str, str]] = []
         self._lists: list[str] = []
+        self._links: list[tuple[Path, int]] = []
 
     def entries(self) -> tuple[Entry, ...]:
         """Walk, once."""
         self._folder(self.inside.root, 0)
+        for path, depth in self._links:  # grows while links lead to folders with further ones
+            self._one(path, depth)
         return tuple(replace(e, captions=tuple(self._captions[key])) for key, e in self._clips.items())
 
     def _leave(self, why: str, path: Path | str) -> None:
@@ -123,7 +126,10 @@ class _Walk:
             self._listed(folder, lists.counted(found, folder))
             return
         for path in names:
-            self._one(path, depth)
+            if path.is_symlink():  # what has a name of its own in the data set keeps that
+                self._links.append((path, depth))
+            else:
+                self._one(path, depth)
 
     def _one(self, path: Path, depth: int) -> None:
         kind = path.suffix.lower()
@@ -207,8 +213,9 @@ class _Walk:
             raise lists.Unfit(f"{shown(path.name, 80)} is {fault}")
 
     def _listed(self, folder: Path, rows: Iterator[lists.Row]) -> None:
+        listed = shown(str(folder), 100)
         for where, row in rows:
-            told = lists.clip(f"{shown(str(folder), 200)}/{where}", row)
+            told = lists.clip(f"{listed}/{where}", row)
             path = self._named(folder, where, told)
             if path is None:
                 continue
@@ -248,11 +255,11 @@ class _Walk:
         one = {
             _PICTURE: ("picture", "left out, since a picture shows no motion"),
             ABSENT: ("listed clip", "not there"),
-            OUTSIDE: ("file", f"left out: {OUTSIDE}"),
-            ODD: ("file", f"left out: {ODD}"),
-            _BROKEN: ("link", "left out: nothing is where it leads"),
-            _DEEP: ("folder", f"left out: more than {MAX_DEPTH} folders deep"),
-            _CLOSED: ("folder", "left out: this user may not read it"),
+            OUTSIDE: ("file", "left out, since only --follow-links reads what lies outside the folder"),
+            ODD: ("file", "left out, since only regular files are read"),
+            _BROKEN: ("link", "left out, since there is nothing where it leads"),
+            _DEEP: ("folder", f"left out, since it is more than {MAX_DEPTH} folders deep"),
+            _CLOSED: ("folder", "left out, since this user may not read it"),
         }
         found = [(self._names[key], what, why) for key, (what, why) in one.items() if key in self._names]
         told = self._lists[:3] + [f"{_count(names, what)} {why} ({_few(names)})" for names, what, why in found]

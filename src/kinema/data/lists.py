@@ -22,15 +22,15 @@ NAMED = ("metadata.jsonl", "metadata.csv", "metadata.json", "captions.json", "vi
 """Lists known by their names; besides, a folder's only ``.jsonl`` or ``.csv`` is its list."""
 PATH_COLUMNS = ("file_name", "video_file_name", "video_path", "video", "path", "file_path", "file", "filename")
 TEXT_COLUMNS = ("text", "caption", "prompt", "cap", "captions")
-MAX_LIST = 2**26
-"""Bytes of a list: half a million captions of a usual length, read in seconds and within 2 GiB of memory."""
+MAX_LIST = 2**25
+"""Bytes of a list: a quarter of a million captions of a usual length, read in seconds; more go in several folders."""
 MAX_CELLS = 4_000_000
 """Cells of a csv: a line of commas alone would cost sixty times its bytes."""
 MAX_CAPTION = 20_000
 """Characters of a caption; text encoders read far fewer."""
 _NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_EXTRA = "\0extra"
-"""Where csv puts cells beyond the header's; no header can have this name."""
+_EXTRA: Any = object()
+"""Where csv puts cells beyond the header's: no column, and no name in JSON, is equal to it."""
 
 Row = tuple[str, Mapping[str, Any]]
 """Where it stands ("metadata.csv line 3") and what it says."""
@@ -83,7 +83,7 @@ def clip(where: str, row: Mapping[str, Any]) -> str:
     """The path that a row names, as it stands there; raises BadRequest where it names none."""
     column = next((c for c in PATH_COLUMNS if not _is_empty(row.get(c))), None)
     if column is None:
-        known = bounds.shown(", ".join(list(map(str, row))[:20]), 80) or "nothing"
+        known = bounds.shown(", ".join([name for name in row if name is not _EXTRA][:20]), 80) or "nothing"
         raise BadRequest(f"{where} names no clip (it has {known}); expected one of {', '.join(PATH_COLUMNS)}")
     told = row[column]
     if not isinstance(told, str) or not told.strip():
@@ -129,10 +129,11 @@ def _paired(where: str, name: str, videos: str, prompts: str) -> Iterator[Row]:
 
 
 def _jsonl(path: Path, told: str) -> Iterator[Row]:
+    listed = bounds.shown(str(path), 200)
     for number, line in enumerate(_lines(told), start=1):
         if not line.strip():
             continue
-        where = f"{bounds.shown(str(path), 200)} line {number}"
+        where = f"{listed} line {number}"
         row = bounds.from_json(line, where, pairs=_pairs)
         if not isinstance(row, dict):
             raise BadRequest(f"{where} is not a JSON object; expected a file name and a caption by name")
