@@ -78,3 +78,25 @@ def test_a_refused_run_leaves_no_folder_but_keeps_one_that_was_there(tmp_path):
         with pytest.raises(BadRequest, match="no"), claimed(tmp_path / name):
             raise BadRequest("no")
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_run_that_is_told_off_leaves_the_folder_that_another_just_made(tmp_path, monkeypatch):
+    """Even one that takes the folder for its own: only who has the lock may remove it."""
+    with claimed(tmp_path / "run") as folder:
+        monkeypatch.setattr("kinema.training.place._make", lambda _: True)
+        with pytest.raises(BadRequest, match="another training run is at work"):
+            claim(folder)
+        assert (folder / ".lock").is_file()
+
+
+@pytest.mark.parametrize("name", [".lock", "samples", "log.jsonl"])
+def test_a_run_writes_through_no_link(tmp_path, name):
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    run.mkdir()
+    outside.mkdir()
+    (outside / ".a.0a1b2c3d.part").write_text("mine")
+    (outside / "file").write_text("mine")
+    (run / name).symlink_to(outside if name == "samples" else outside / "file")
+    with pytest.raises(BadRequest, match="link"):
+        claim(run)
+    assert all(path.read_text() == "mine" for path in outside.iterdir())

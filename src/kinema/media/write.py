@@ -59,6 +59,7 @@ def save_clip(
     contact_sheet: bool = False,
     crf: float | None = None,
     generated: bool = True,
+    exclusive: bool = False,
 ) -> list[Path]:
     """Write a clip by its suffix and return the paths written, contact sheets last.
 
@@ -68,9 +69,9 @@ def save_clip(
     51 worst). A side that is odd gains one repeated row or column in an mp4, said in the recipe's
     ``notes``. ``generated=False`` leaves out the mark of AI-generated media, for clips that are none.
 
-    What exists is replaced by one rename at the end; nothing half-written stays behind. Raises
-    `BadRequest` for an unknown suffix, a folder that is missing or not writable, a full disk, or
-    pixels that are not finite.
+    What exists is replaced by one rename at the end, or with ``exclusive`` never (`kinema.atomic.Taken`); nothing
+    half-written stays behind. Raises `BadRequest` for an unknown suffix, a folder that is missing or not writable, a
+    full disk, or pixels that are not finite.
     """
     path = Path(path)
     check_output(path)
@@ -86,7 +87,8 @@ def save_clip(
         recipe = dict(clip.recipe) if len(frames_BTHWC) == 1 else {**clip.recipe, "clip": index}
         frames_THWC, note = _even(made_THWC) if suffix == ".mp4" else (made_THWC, None)
         recipe |= {"notes": [*recipe.get("notes", ()), note]} if note else {}
-        written.append(_save_one(frames_THWC, clip.fps, target, metadata.tags(recipe, generated=generated), crf))
+        tags = metadata.tags(recipe, generated=generated)
+        written.append(_save_one(frames_THWC, clip.fps, target, tags, crf, exclusive=exclusive))
     if contact_sheet:
         written.append(_save_sheet(clip, path.with_name(f"{path.stem}.sheet.png"), generated))
     return written
@@ -113,12 +115,14 @@ def contact_sheet(clip: Clip, columns: int = 8) -> Image:
 # -------------------------------------------------------------------------------------- one target
 
 
-def _save_one(frames_THWC: np.ndarray, fps: float, path: Path, tags: Tags, crf: float | None) -> Path:
+def _save_one(
+    frames_THWC: np.ndarray, fps: float, path: Path, tags: Tags, crf: float | None, *, exclusive: bool
+) -> Path:
     suffix = path.suffix.lower()
     if suffix in ("", ".png") and (suffix == "" or len(frames_THWC) > 1):
-        return _save_folder(frames_THWC, fps, path.with_suffix(""), tags)
+        return _save_folder(frames_THWC, fps, path.with_suffix(""), tags, exclusive=exclusive)
     rate = Fraction(fps).limit_denominator(1001)
-    with replacing(path) as part:
+    with replacing(path, exclusive=exclusive) as part:
         if suffix == ".mp4":
             _write_mp4(frames_THWC, rate, part, tags, CRF if crf is None else crf)
         elif suffix == ".gif":
@@ -130,13 +134,13 @@ def _save_one(frames_THWC: np.ndarray, fps: float, path: Path, tags: Tags, crf: 
     return path
 
 
-def _save_folder(frames_THWC: np.ndarray, fps: float, folder: Path, tags: Tags) -> Path:
+def _save_folder(frames_THWC: np.ndarray, fps: float, folder: Path, tags: Tags, *, exclusive: bool) -> Path:
     """``frame-0000.png``… and ``recipe.json``; an existing folder is replaced only if it is such a one."""
     _refuse_foreign(folder)
     if folder.exists() and not folder.is_dir():
         raise BadRequest(f"cannot write frames to {folder}: it is a file, and a folder is needed")
     beside = {**tags, metadata.KEY: json.loads(tags[metadata.KEY]), "fps": fps}
-    with replacing(folder, folder=True) as part:
+    with replacing(folder, folder=True, exclusive=exclusive) as part:
         for index, frame_HWC in enumerate(frames_THWC):
             _write_png(frame_HWC, part / f"frame-{index:04d}.png", tags)
         (part / metadata.FOLDER_RECIPE).write_text(json.dumps(beside, indent=2) + "\n")

@@ -73,6 +73,7 @@ class TrainOptions:
     )
     crop: Literal["centre", "random"] = option("real clips: where the frame is cut to the model's shape", "centre")
     flip: bool = option("real clips: mirror half of them, but none whose caption names a side", False)
+    follow_links: bool = option("real clips: read what links in the folder of data lead to, outside of it too", False)
     max_bad_steps: int = option("stop after this many non-finite steps in a row", 20, 1, 1e9)
 
     def __post_init__(self) -> None:
@@ -88,6 +89,7 @@ class TrainOptions:
                 expected = ", ".join(k for k in known if k)
                 raise BadRequest(f"{name} is {getattr(self, name)!r}; expected one of {expected}")
         told = {"frameskip": self.frameskip, "crop": self.crop != "centre", "flip": self.flip}
+        told |= {"follow_links": self.follow_links}
         if self.data == "playroom" and (extra := [name for name, value in told.items() if value]):
             raise BadRequest(f"{extra[0]} is an option of real clips; playroom has none: name a folder as data")
         if self.data != "playroom" and self.grammar:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import re
 import shutil
 import signal
@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
+from kinema import bounds
 from kinema.atomic import FULL, check_folder, replacing
 from kinema.checkpoints.files import RUN_OPTIONS
+from kinema.data.claim import alone
 from kinema.schema import BadRequest
 
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.part")
@@ -25,24 +26,20 @@ _LOCK = ".lock"
 def claimed(folder: Path) -> Iterator[Path]:
     """The folder, for this run alone, without what a killed run had half written.
 
-    Raises BadRequest when it cannot be written, when another run is at work in it, or when the disk fills up.
+    Raises BadRequest when it cannot be written, when another run is at work in it, when what a run writes in place
+    is a link there, or when the disk fills up.
     """
-    if folder.exists() and not folder.is_dir():
-        raise BadRequest(f"{folder} is a file; expected the name of a folder for the run")
-    new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadRequest(f"cannot make the folder {folder} of the run: {error.strerror}") from error
+    new = _make(folder)
     check_folder(folder / _LOCK)
     try:
-        with (folder / _LOCK).open("a") as lock:
-            _alone(lock, folder)
-            for place in (folder, folder / "samples"):
-                for path in place.glob(".*.part"):
-                    if path.is_file() and _LEFTOVER.fullmatch(path.name):
-                        path.unlink()
-            yield folder
+        with alone(folder / _LOCK, f"another training run is at work in {folder}; name another folder, or wait for it"):
+            try:
+                _tidy(folder)
+                yield folder
+            except BadRequest:
+                if new and {path.name for path in folder.iterdir()} <= {_LOCK}:
+                    shutil.rmtree(folder)  # a run that was refused leaves nothing; only it has the lock
+                raise
     except OSError as error:
         if error.errno in FULL:
             raise BadRequest(
@@ -50,10 +47,34 @@ def claimed(folder: Path) -> Iterator[Path]:
                 "free some space and run the same command to go on"
             ) from error
         raise
-    except BadRequest:
-        if new and {path.name for path in folder.iterdir()} <= {_LOCK}:
-            shutil.rmtree(folder)  # a run that was refused leaves nothing
-        raise
+
+
+def _make(folder: Path) -> bool:
+    """Make the folder; whether this call made it, and not a run that began at the same moment."""
+    if folder.exists() and not folder.is_dir():
+        raise BadRequest(f"{folder} is a file; expected the name of a folder for the run")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return True
+    except OSError as error:
+        raise BadRequest(f"cannot make the folder {folder} of the run: {error.strerror}") from error
+    return False
+
+
+def _tidy(folder: Path) -> None:
+    """Refuse links where a run writes in place, which would lead elsewhere; remove torn files of killed runs."""
+    for name, is_kind in (("samples", Path.is_dir), ("log.jsonl", Path.is_file)):
+        path = folder / name
+        if path.is_symlink() or (path.exists() and not is_kind(path)):
+            raise BadRequest(
+                f"{path} is a link or of another kind than a run makes; move it away, or name another folder"
+            )
+    for place in (folder, folder / "samples"):
+        for path in place.glob(".*.part"):
+            if path.is_file() and _LEFTOVER.fullmatch(path.name):
+                path.unlink()
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -69,23 +90,10 @@ def _is_run(folder: Path) -> bool:
     if any(folder.glob("step-*.safetensors")):
         return True
     try:
-        return "recipe" in json.loads((folder / RUN_OPTIONS).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        told = bounds.from_json(bounds.read_bytes(folder / RUN_OPTIONS, bounds.MAX_CONFIG), RUN_OPTIONS, infinite=True)
+    except BadRequest:
         return False
-
-
-def _alone(lock: IO[str], folder: Path) -> None:
-    """Take the lock, which the kernel gives back whatever becomes of this process."""
-    if os.name == "nt":
-        return  # an open file cannot be replaced there: a second run fails at its first write
-    import fcntl
-
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BadRequest(f"another training run is at work in {folder}; name another folder, or wait for it") from None
-    except OSError:
-        return  # a file system without locks
+    return isinstance(told, dict) and "recipe" in told
 
 
 @contextmanager
