@@ -57,7 +57,9 @@ def test_alpha_is_that_of_the_same_frame_from_the_middle_on(webm: Callable[[str]
     assert np.array_equal(levels(path, start=0.5), levels(path)[4:])
 
 
-@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:9], lambda data: data[:8] + bytes(max(0, len(data) - 8))])
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"", lambda data: data[:9], lambda data: data[:8] + bytes(max(0, len(data) - 8))]
+)
 def test_damaged_alpha_keeps_no_colours_from_being_read(
     webm: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
 ) -> None:

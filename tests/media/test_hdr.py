@@ -91,7 +91,11 @@ def test_ictcp_gives_the_colours_of_rgb(transfer: int, encode: object) -> None:
     scale = 203.0 if transfer == hdr.PQ else 0.265
     light = COLOURS**2.4 @ TO_2020.T * scale
     lms = encode(light @ (np.array([[1688, 2146, 262], [683, 2951, 462], [99, 309, 3688]]) / 4096).T)  # type: ignore[operator]
-    rows = [[6610, -13613, 7003], [17933, -17390, -543]] if transfer == hdr.PQ else [[3625, -7465, 3840], [9500, -9212, -288]]
+    rows = (
+        [[6610, -13613, 7003], [17933, -17390, -543]]
+        if transfer == hdr.PQ
+        else [[3625, -7465, 3840], [9500, -9212, -288]]
+    )
     ictcp = lms @ (np.array([[2048, 2048, 0], *rows]) / 4096).T
     stored = (ictcp * [876, 896, 896] + [64, 512, 512]).round().astype(np.uint16)
     frame = av.VideoFrame(96, 16, "yuv444p10le")

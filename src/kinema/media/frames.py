@@ -6,8 +6,9 @@ counts as not given: it says nothing about the pixels, and must not keep them fr
 
 from __future__ import annotations
 
+import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ _FATAL = {"yaf32be", "yaf32le"}
 
 @dataclass(frozen=True)
 class Tags:
-    """Matrix, range, transfer and primaries by the numbers of H.273 (the range: 1 limited, 2 full), as they are told."""
+    """Matrix, transfer and primaries as they are told, by the numbers of H.273; a range of 1 is limited, 2 full."""
 
     matrix: int = _UNSPECIFIED
     range: int = 0
@@ -58,25 +59,31 @@ class Tags:
 
 @dataclass(frozen=True)
 class Shown:
-    """A decoded frame, what it is said to be, its pixels' shape (width by height), and its alpha where that is apart."""
+    """A decoded frame, what it is said to be, the shape of its pixels (width by height), and alpha that came apart."""
 
     name: str
     frame: Any
     tags: Tags
     ratio: float = 1.0
     alpha: Any = None
+    decoder: str = ""
 
     @property
-    def note(self) -> str:
-        return _look(self.frame, self.tags).note
+    def look(self) -> Look:
+        profiled = replace(self.tags, transfer=_UNSPECIFIED, primaries=_UNSPECIFIED)  # a profile says it better
+        return _look(self.frame, profiled if "ICC_PROFILE" in self._beside else self.tags)
+
+    @property
+    def _beside(self) -> dict[str, bytes]:
+        return _side_data(self.frame, self.decoder)
 
     def pixels(self) -> np.ndarray:
         """uint8 H×W×3: square pixels, sRGB, alpha over black, turned upright. Raises `BadRequest`."""
         import av
 
-        frame, size = self.frame, self._size()
+        frame, look, size, beside = self.frame, self.look, self._size(), self._beside
         try:
-            signal_HWC = _signal(frame, self.tags, _look(frame, self.tags), size)
+            signal_HWC = _signal(frame, self.tags, look, size)
             alpha_HW = None if self.alpha is None else _levels_of_alpha(self.alpha, frame, size)
         except (av.FFmpegError, ValueError) as error:
             raise BadRequest(
@@ -84,13 +91,13 @@ class Shown:
             ) from error
         colours_HWC, own_HW = signal_HWC[..., :3], signal_HWC[..., 3] if signal_HWC.shape[2] == 4 else None
         if signal_HWC.dtype == np.uint16:
-            colours_HWC = hdr.shown(colours_HWC, _look(frame, self.tags))
+            colours_HWC = hdr.shown(colours_HWC, look)
             own_HW = None if own_HW is None else (own_HW >> 8).astype(np.uint8)
-        colours_HWC = frame_in_srgb(colours_HWC, _profile(frame))
+        colours_HWC = frame_in_srgb(colours_HWC, beside.get("ICC_PROFILE", b""))
         for over_HW in (own_HW, alpha_HW):
             if over_HW is not None:
                 colours_HWC = over_black(np.dstack([colours_HWC, over_HW]))
-        return _upright(colours_HWC, _matrix(frame))
+        return _upright(colours_HWC, _matrix(frame, beside))
 
     def _size(self) -> dict[str, int]:
         if abs(self.ratio - 1) > 0.01 and 0.1 < self.ratio < 10:
@@ -186,25 +193,28 @@ def _levels_of_alpha(alpha: Any, frame: Any, size: dict[str, int]) -> np.ndarray
     return alpha.to_ndarray(format="gray", interpolation=exact(), dst_color_range=_FULL, **size)
 
 
-def _profile(frame: Any) -> bytes:
-    """The ICC profile that a frame brings (a png or jpeg in a mov)."""
-    from av.sidedata.sidedata import Type
+def _side_data(frame: Any, decoder: str) -> dict[str, bytes]:
+    """What comes beside the pixels, by FFmpeg's names for it."""
+    # PyAV frees a side datum's own dictionary, and the frame frees it again, which ends the process. The name of a
+    # PNG's profile is the only such dictionary that a decoder makes.
+    if decoder in ("png", "apng"):
+        return {}
+    try:
+        return {data.type.name: bytes(data) for data in frame.side_data}
+    except ValueError:  # a kind of side data that PyAV has no name for
+        return {}
 
-    return next((bytes(data) for data in frame.side_data if data.type == Type.ICC_PROFILE), b"")
 
-
-def _matrix(frame: Any) -> tuple[int, int, int, int]:
+def _matrix(frame: Any, beside: dict[str, bytes]) -> tuple[float, float, float, float]:
     """The 2×2 part (a, b, c, d) of the display matrix: x' = a·x + c·y, y' = b·x + d·y."""
-    from av.sidedata.sidedata import Type
-
-    for data in frame.side_data:
-        if data.type == Type.DISPLAYMATRIX:
-            a, b, _, c, d, *_ = struct.unpack("=9i", bytes(data))
-            return a, b, c, d
-    return 1, 0, 0, 1
+    if "DISPLAYMATRIX" in beside:
+        a, b, _, c, d, *_ = struct.unpack("=9i", beside["DISPLAYMATRIX"])
+        return a, b, c, d
+    turn = math.radians(frame.rotation)  # the same matrix without its flips; 0 where there is none
+    return math.cos(turn), -math.sin(turn), math.sin(turn), math.cos(turn)
 
 
-def _upright(pixels_HWC: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+def _upright(pixels_HWC: np.ndarray, matrix: tuple[float, float, float, float]) -> np.ndarray:
     a, b, c, d = matrix
     swapped = abs(b) > abs(a)
     if swapped:

@@ -24,10 +24,12 @@ def levels(picture: Image) -> np.ndarray:
     """A picture as uint8 H×W×3 in sRGB, alpha over black."""
     told = picture.info
     alpha_HW = None
+    if picture.mode == "La":
+        picture = picture.convert("LA")  # the only way that Pillow knows from here
     if picture.mode in _ALPHA or "transparency" in told:
-        whole = picture.convert("RGBA")  # divides by an alpha that was multiplied in (RGBa, La)
+        whole = picture.convert("RGBA")  # divides by an alpha that was multiplied in (RGBa)
         alpha_HW = np.asarray(whole.getchannel("A"))
-        picture = whole.convert("L" if picture.mode in ("L", "LA", "La", "1") else "RGB")
+        picture = whole.convert("L" if picture.mode in ("L", "LA", "1") else "RGB")
     elif picture.mode not in _OF_MODE:
         picture = picture.convert("L" if picture.mode == "1" else "RGB")
     pixels_HWC = np.asarray(_in_srgb(picture, told))
@@ -35,7 +37,7 @@ def levels(picture: Image) -> np.ndarray:
 
 
 def grey_curve(picture: Image) -> np.ndarray | None:
-    """For grey of more than 8 bits: levels in sRGB, of 0..1, at 256 even steps of the signal; None is the signal itself."""
+    """For grey of more than 8 bits: sRGB of 0..1 at 256 even steps of the signal, or None where it is the signal."""
     from PIL import Image
 
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
@@ -74,11 +76,14 @@ def _transform(profile: bytes | None, mode: str) -> Any:
     """From a profile (None is CIE L*a*b*) to sRGB; a `ValueError` where it is none of this mode."""
     from PIL import ImageCms
 
-    source = ImageCms.createProfile("LAB") if profile is None else ImageCms.getOpenProfile(io.BytesIO(profile))
-    described = "LAB" if profile is None else source.profile.xcolor_space.strip()
-    if described.upper() != _OF_MODE[mode]:
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+    source = lab if profile is None else ImageCms.getOpenProfile(io.BytesIO(profile))
+    described = source.profile.xcolor_space.strip().upper()
+    if described != _OF_MODE[mode]:
         raise ValueError(f"a profile of {described} on a picture of {mode}")
-    return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    # As littlecms shortens the way from grey, its darkest levels are off by up to ten.
+    flags = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
+    return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB", flags=flags)
 
 
 def _by_gamma(picture: Image, gamma: float) -> Image:

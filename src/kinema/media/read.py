@@ -114,9 +114,9 @@ def probe(path: str | Path, fps: float | None = None) -> Probe:
     even, rate = even_rate(times) if own is None else (True, own)
     note = next((frame.note for frame in times if frame.note), "")
     if fps in (None, own) and even:
-        return Probe(len(times), rate, *shape[:2], note)
+        return Probe(len(times), rate, shape[0], shape[1], note)
     rate = rate if fps is None else fps
-    return Probe(sum(1 for _ in resampled(iter(times), rate, None)), rate, *shape[:2], note)
+    return Probe(sum(1 for _ in resampled(iter(times), rate, None)), rate, shape[0], shape[1], note)
 
 
 def facts(path: str | Path) -> dict[str, Any]:

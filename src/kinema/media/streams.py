@@ -77,6 +77,7 @@ def _timed(path: Path, frames: Iterator[tuple[Any, Any]], stream: Any, limits: L
     origin = float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
     before, clock = float("-inf"), float(stream.time_base or 0)
     declared = float(stream.average_rate or 0)
+    decoder = stream.codec_context.name
     tags = Tags.of(stream.codec_context)  # now: decoders write what they find over the container's
     for count, (frame, alpha) in enumerate(frames, start=1):
         # A frame skipped by ``start`` or ``fps`` is decoded too, so decoding has a bound of its own.
@@ -89,8 +90,8 @@ def _timed(path: Path, frames: Iterator[tuple[Any, Any]], stream: Any, limits: L
         time = before + step if stamp is None else float(stamp * frame.time_base) - origin
         time = before = time if time > before else before + step
         hold = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else step
-        shown = Shown(path.name, frame, Tags.of(frame).over(tags), ratio, alpha)
-        yield Timed(time, hold, shown.pixels, clock, declared, shown.note)
+        shown = Shown(path.name, frame, Tags.of(frame).over(tags), ratio, alpha, decoder)
+        yield Timed(time, hold, shown.pixels, clock, declared, shown.look.note)
 
 
 def _broken(path: Path, error: Exception) -> str:
