@@ -180,7 +180,7 @@ def _upright(picture: Image) -> Image:
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }
-    turn = turns.get(told[0] if isinstance(told, tuple) and told else told)
+    turn = turns.get(told)
     return picture if turn is None else picture.transpose(turn)
 
 
