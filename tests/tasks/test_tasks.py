@@ -57,6 +57,28 @@ def test_animate_gives_frame_0_cropped_to_size_and_says_so(picture: str) -> None
     assert any(isinstance(e, Note) and "40" in e.message for e in said)
 
 
+def test_a_clip_of_hdr_is_said_to_be_tone_mapped(tmp_path: Path, clip: str) -> None:
+    import av
+
+    path = str(tmp_path / "a.mkv")
+    with av.open(path, "w") as out:
+        stream = out.add_stream("ffv1", rate=8, width=16, height=16, pix_fmt="yuv420p10le")
+        frame = av.VideoFrame(16, 16, "yuv420p10le")
+        for told in (stream.codec_context, frame):
+            told.colorspace, told.color_range, told.color_trc, told.color_primaries = 9, 1, 16, 9
+        frame.pts = 0
+        out.mux([*stream.encode(frame), *stream.encode()])
+
+    def notes(video: str) -> list[str]:
+        said: list[Event] = []
+        TASKS["edit"].canvas(Request(task="edit", video=video, frames=1, height=16, width=16, fps=8.0), said.append)
+        return [e.message for e in said if isinstance(e, Note) and "tone-mapped" in e.message]
+
+    (told,) = notes(path)
+    assert told.startswith(f"{path} is HDR (PQ)")
+    assert notes(clip) == []
+
+
 def test_animate_takes_the_first_frame_of_a_clip_and_an_end(clip: str, picture: str) -> None:
     made = canvas("animate", image=clip, last_image=picture)
     assert given_frames(made) == [0, 7]

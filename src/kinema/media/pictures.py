@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import warnings
@@ -15,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kinema.media.colour import over_black, to_float
+from kinema.media import profiles
+from kinema.media.colour import to_float
 from kinema.media.containers import existing, sniff
 from kinema.media.metadata import FOLDER_RECIPE
 from kinema.media.timing import DEFAULT_FPS, MAX_FRAME_PIXELS, Limits, Timed
@@ -52,11 +52,11 @@ def webp_frames(path: Path, limits: Limits) -> Iterator[Timed]:
         for index in range(getattr(picture, "n_frames", 1)):
             try:
                 picture.seek(index)
-                pixels_HWC = np.asarray(picture.convert("RGBA"))
+                whole = picture.copy()
             except (OSError, EOFError) as error:
                 raise BadRequest(f"{path.name} is damaged or cut short at frame {index}") from error
             hold = picture.info.get("duration", 0) / 1000 or 1 / DEFAULT_FPS
-            yield Timed(time, hold, partial(over_black, pixels_HWC), clock=1e-3)
+            yield Timed(time, hold, partial(profiles.levels, whole), clock=1e-3)
             time += hold
 
 
@@ -150,39 +150,46 @@ def _identified(path: Path) -> Image:
 
 def _to_tensor(path: Path, picture: Image) -> Tensor:
     """A picture as 1×3×1×H×W in [-1, 1]."""
-    from PIL import ImageOps
-
     try:
-        picture.load()
-        upright = ImageOps.exif_transpose(picture)
+        with warnings.catch_warnings():  # of metadata, which is mended or ignored
+            warnings.simplefilter("ignore")
+            picture.load()
+            upright = _upright(picture)
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise BadRequest(f"{path.name} is damaged or cut short: its pixels cannot be decoded") from error
     if upright.mode.startswith(("I", "F")):
-        return _deep_grey(np.asarray(upright, dtype=np.float32), sixteen=upright.mode.startswith("I"))
-    if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
-        pixels_HWC = over_black(np.asarray(upright.convert("RGBA")))
-    else:
-        pixels_HWC = np.asarray(_in_srgb(upright).convert("RGB"))
-    return to_float(pixels_HWC[None])
+        return _deep_grey(upright)
+    return to_float(profiles.levels(upright)[None])
 
 
-def _deep_grey(grey_HW: np.ndarray, *, sixteen: bool) -> Tensor:
-    """Grey of 16 bits (white is 65535) or float (white is 1, or 255 where it goes past 1) to 1×3×1×H×W."""
-    white = 65535.0 if sixteen else 1.0 if grey_HW.max() <= 1 else 255.0
-    scaled_HW = torch.from_numpy(np.nan_to_num(grey_HW) / white)
-    return scaled_HW.mul(2).sub(1).clamp(-1, 1).expand(3, *grey_HW.shape).contiguous()[None, :, None]
-
-
-def _in_srgb(picture: Image) -> Image:
-    """Colours in sRGB where the picture carries another profile (phones write Display P3)."""
-    profile = picture.info.get("icc_profile")
-    if not profile or picture.mode != "RGB":
-        return picture
-    from PIL import ImageCms
+def _upright(picture: Image) -> Image:
+    """Turned as its Exif says, where that is legible."""
+    from PIL import ExifTags
+    from PIL.Image import Transpose
 
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        moved = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"))
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return picture  # a broken profile is common in old files, and the pixels are still a picture
-    return picture if moved is None else moved
+        told = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises whatever the damage makes it stumble over
+        told = 1
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    turn = turns.get(told)
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _deep_grey(picture: Image) -> Tensor:
+    """Grey of 16 bits (white is 65535) or float (white is 1, or 255 where it goes past 1) to 1×3×1×H×W."""
+    grey_HW = np.nan_to_num(np.asarray(picture, dtype=np.float32))
+    white = 65535.0 if picture.mode.startswith("I") else 1.0 if grey_HW.max() <= 1 else 255.0
+    grey_HW = (grey_HW / white).clip(0, 1)
+    curve = profiles.grey_curve(picture) if picture.mode.startswith("I") else None
+    if curve is not None:
+        grey_HW = np.interp(grey_HW, np.linspace(0, 1, len(curve)), curve).astype(np.float32)
+    return torch.from_numpy(grey_HW).mul(2).sub(1).expand(3, *grey_HW.shape).contiguous()[None, :, None]

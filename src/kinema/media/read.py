@@ -35,12 +35,16 @@ MAX_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class Probe:
-    """What a read would give: how many frames, at which rate, and their size in pixels."""
+    """What a read would give: how many frames, at which rate, and their size in pixels.
+
+    ``note`` is what a user is told of how its pixels were made, after the file's name (HDR that was tone-mapped).
+    """
 
     frames: int
     fps: float
     height: int
     width: int
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,10 +112,11 @@ def probe(path: str | Path, fps: float | None = None) -> Probe:
         shape = shape or frame.pixels().shape
         times.append(replace(frame, pixels=_nothing))
     even, rate = even_rate(times) if own is None else (True, own)
+    note = next((frame.note for frame in times if frame.note), "")
     if fps in (None, own) and even:
-        return Probe(len(times), rate, *shape[:2])
+        return Probe(len(times), rate, shape[0], shape[1], note)
     rate = rate if fps is None else fps
-    return Probe(sum(1 for _ in resampled(iter(times), rate, None)), rate, *shape[:2])
+    return Probe(sum(1 for _ in resampled(iter(times), rate, None)), rate, shape[0], shape[1], note)
 
 
 def facts(path: str | Path) -> dict[str, Any]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import struct
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from kinema.media.colour import exact, over_black
+from kinema.media.alpha import decoded
+from kinema.media.frames import Shown, Tags
 from kinema.media.timing import DEFAULT_FPS, MAX_FRAME_PIXELS, Limits, Timed
 from kinema.schema import BadRequest
 
@@ -38,7 +35,7 @@ def stream_frames(path: Path, kind: str, limits: Limits, start: float) -> Iterat
             if start > 0 and stream.time_base:
                 origin = stream.start_time or 0
                 _seek(container, stream, int(start / stream.time_base) + origin)
-            yield from _timed(path, container.decode(stream), stream, limits)
+            yield from _timed(path, decoded(container, stream, most), stream, limits)
     except av.FFmpegError as error:
         raise BadRequest(_broken(path, error)) from error
 
@@ -74,13 +71,15 @@ def _seek(container: Any, stream: Any, target: int) -> None:
         container.seek(target, stream=stream)
 
 
-def _timed(path: Path, frames: Iterator[Any], stream: Any, limits: Limits) -> Iterator[Timed]:
+def _timed(path: Path, frames: Iterator[tuple[Any, Any]], stream: Any, limits: Limits) -> Iterator[Timed]:
     container, ratio = stream.container.format.name, float(stream.sample_aspect_ratio or 1) or 1.0
     step = 1 / float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
     origin = float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
     before, clock = float("-inf"), float(stream.time_base or 0)
     declared = float(stream.average_rate or 0)
-    for count, frame in enumerate(frames, start=1):
+    decoder = stream.codec_context.name
+    tags = Tags.of(stream.codec_context)  # now: decoders write what they find over the container's
+    for count, (frame, alpha) in enumerate(frames, start=1):
         # A frame skipped by ``start`` or ``fps`` is decoded too, so decoding has a bound of its own.
         if count > 16 * limits.frames:
             raise BadRequest(
@@ -91,49 +90,8 @@ def _timed(path: Path, frames: Iterator[Any], stream: Any, limits: Limits) -> It
         time = before + step if stamp is None else float(stamp * frame.time_base) - origin
         time = before = time if time > before else before + step
         hold = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else step
-        yield Timed(time, hold, partial(_pixels, path, frame, ratio), clock, declared)
-
-
-def _pixels(path: Path, frame: Any, ratio: float) -> np.ndarray:
-    """One decoded frame as uint8 H×W×3: square pixels, alpha over black, turned upright."""
-    import av
-
-    size: dict[str, Any] = {}
-    if abs(ratio - 1) > 0.01 and 0.1 < ratio < 10:
-        size = {"width": max(1, round(frame.width * ratio)), "height": frame.height}
-    has_alpha = any(c.is_alpha for c in frame.format.components) or frame.format.name == "pal8"
-    try:
-        pixels_HWC = frame.to_ndarray(format="rgba" if has_alpha else "rgb24", interpolation=exact(), **size)
-    except (av.FFmpegError, ValueError) as error:
-        raise BadRequest(
-            f"{path.name} has frames in the pixel format {frame.format.name}, which cannot be shown"
-        ) from error
-    if has_alpha:
-        pixels_HWC = over_black(pixels_HWC)
-    return _upright(pixels_HWC, _matrix(frame))
-
-
-def _matrix(frame: Any) -> tuple[int, int, int, int]:
-    """The 2×2 part (a, b, c, d) of the display matrix: x' = a·x + c·y, y' = b·x + d·y."""
-    from av.sidedata.sidedata import Type
-
-    for data in frame.side_data:
-        if data.type == Type.DISPLAYMATRIX:
-            a, b, _, c, d, *_ = struct.unpack("=9i", bytes(data))
-            return a, b, c, d
-    return 1, 0, 0, 1
-
-
-def _upright(pixels_HWC: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    a, b, c, d = matrix
-    swapped = abs(b) > abs(a)
-    if swapped:
-        pixels_HWC = pixels_HWC.transpose(1, 0, 2)
-    if (c if swapped else a) < 0:
-        pixels_HWC = pixels_HWC[:, ::-1]
-    if (b if swapped else d) < 0:
-        pixels_HWC = pixels_HWC[::-1]
-    return np.ascontiguousarray(pixels_HWC)
+        shown = Shown(path.name, frame, Tags.of(frame).over(tags), ratio, alpha, decoder)
+        yield Timed(time, hold, shown.pixels, clock, declared, shown.look.note)
 
 
 def _broken(path: Path, error: Exception) -> str:

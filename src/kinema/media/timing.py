@@ -46,7 +46,8 @@ class Limits:
 class Timed:
     """A decoded frame as a promise: ``pixels()`` is uint8 H×W×3; times in seconds.
 
-    ``clock`` is the step of the container's time stamps, ``declared`` the rate that it claims, if any.
+    ``clock`` is the step of the container's time stamps, ``declared`` the rate that it claims, if any;
+    ``note`` is what a user is told of its pixels, after the file's name.
     """
 
     time: float
@@ -54,6 +55,7 @@ class Timed:
     pixels: Callable[[], np.ndarray]
     clock: float = 0.0
     declared: float = 0.0
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,8 @@ def frames_of(
         video = read.read_video(path, frames=frames, fps=fps, size=size, last=last or None).video
         probe = read.probe(path)
         said = read.fit_note(height, width, probe.height, probe.width, request.fit)
+        if probe.note:
+            on_event(Note(f"{path} {probe.note}"))
     if said:
         on_event(Note(f"{path} {said}"))
     return video
