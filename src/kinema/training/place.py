@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -13,12 +12,17 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from kinema import bounds
 from kinema.atomic import FULL, check_folder, replacing
 from kinema.checkpoints.files import RUN_OPTIONS
+from kinema.checkpoints.source import read_json
 from kinema.schema import BadRequest
 
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.part")
-_LOCK = ".lock"
+_LOCK, _LOG = ".lock", "log.jsonl"
+MAX_LOG = 2**30
+"""Bytes of a log that are read: a million steps take a tenth."""
+_FOLDERS = (("samples", Path.is_dir), ("tensorboard", Path.is_dir))
 
 
 @contextmanager
@@ -35,6 +39,7 @@ def claimed(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise BadRequest(f"cannot make the folder {folder} of the run: {error.strerror}") from error
     check_folder(folder / _LOCK)
+    _check_links(folder)
     try:
         with (folder / _LOCK).open("a") as lock:
             _alone(lock, folder)
@@ -69,9 +74,18 @@ def _is_run(folder: Path) -> bool:
     if any(folder.glob("step-*.safetensors")):
         return True
     try:
-        return "recipe" in json.loads((folder / RUN_OPTIONS).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        return "recipe" in read_json(folder / RUN_OPTIONS)
+    except BadRequest:
         return False
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse a folder in which a run's own names lead elsewhere, or are of another kind: it would write there."""
+    for name, is_ours in ((_LOCK, Path.is_file), (RUN_OPTIONS, Path.is_file), (_LOG, Path.is_file), *_FOLDERS):
+        place = folder / name
+        if place.is_symlink() or (place.exists() and not is_ours(place)):
+            kind = "a link" if place.is_symlink() else "of another kind"
+            raise BadRequest(f"{place} is {kind}; expected a run's own {name}, or none: name another folder")
 
 
 def _alone(lock: IO[str], folder: Path) -> None:
@@ -114,12 +128,13 @@ def trim_log(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in bounds.read_bytes(path, MAX_LOG, "a run's log").decode(errors="replace").splitlines():
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = bounds.from_json(line, path.name)
+        except BadRequest:
             continue
-        if isinstance(row, dict) and row.get("step", 0) <= step:
+        at = row.get("step", 0) if isinstance(row, dict) else None
+        if isinstance(at, int) and at <= step:
             kept.append(line)
     with replacing(path) as part:
         part.write_text("".join(f"{line}\n" for line in kept))
