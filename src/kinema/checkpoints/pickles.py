@@ -37,6 +37,8 @@ _DIRECTORY = 128 * _ENTRIES
 """Bytes of a zip's list of entries: each takes 46 and its name."""
 _PICKLES = 5
 """In a row at the start of a file from before PyTorch 1.6; numbers follow."""
+_MAKES_BYTES = ("bytearray", "builtins bytearray", "__builtin__ bytearray")
+"""As pickles name the one thing that torch lets them make of a number alone: so many zeros."""
 _SHARED = 8
 """How often tensors may share the numbers of a file, as tied weights do."""
 
@@ -107,7 +109,9 @@ def _measure_zip(file: Path, opened: IO[bytes]) -> None:
 def _measure_pickles(file: Path, opened: IO[bytes], many: int) -> None:
     left, limited = MAX_OPCODES, _Limited(opened, file.name)
     for _ in range(many):
-        for _told in pickletools.genops(limited):  # type: ignore[arg-type]
+        for _code, argument, _at in pickletools.genops(limited):  # type: ignore[arg-type]
+            if argument in _MAKES_BYTES:
+                raise BadRequest(f"{file.name} holds a bytearray, which may be of any size; expected named tensors")
             left -= 1
             if left < 0:
                 raise BadRequest(f"{file.name} describes its tensors in over {MAX_OPCODES:,} steps; expected weights")

@@ -264,7 +264,7 @@ def _read_points(path: Path, run: str) -> list[Point]:
         raise BadRequest(f"{path} is not a curve that kinema wrote; move it away to begin a new one") from None
     if named != run:
         raise BadRequest(
-            f"{path} is the curve of the run {bounds.quoted(named)}, not of {run}; give another evidence folder"
+            f"{path} is the curve of the run {bounds.shown(str(named), 80)}, not of {run}; give another evidence folder"
         )
     return points
 
