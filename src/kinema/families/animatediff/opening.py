@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kinema.bounds import quoted
+from kinema.bounds import MAX_QUOTED, quoted, shown
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.table import count
@@ -201,7 +201,9 @@ def _scheduled(config: Config, source: Source) -> Config:
     """The betas and spacing that the folder's scheduler tells, where it has one."""
     told = source.config("scheduler", "scheduler_config.json")
     if (predicts := told.get("prediction_type", "epsilon")) != "epsilon":
-        raise BadRequest(f"{source.path} predicts {quoted(predicts)}; the models of this family predict epsilon")
+        raise BadRequest(
+            f"{source.path} predicts {shown(str(predicts), MAX_QUOTED)}; the models of this family predict epsilon"
+        )
     kind = told.get("beta_schedule", config.betas[0])
     if kind not in ("linear", "scaled_linear"):
         raise BadRequest(f"{source.path} has the beta_schedule {quoted(kind)}; expected linear or scaled_linear")
