@@ -137,7 +137,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
         ("missing", missing),
         ("unexpected", unexpected),
         ("of another shape", wrong),
-        ("that are no floating-point numbers", whole),
+        ("not floating-point", whole),
     )
     faults = [f"{len(names)} {what} ({few(names)})" for what, names in told if names]
     if faults:
