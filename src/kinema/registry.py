@@ -119,6 +119,7 @@ def family(name: str) -> Any:
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """One sentence: what was not found, and the names that are near it or else the ones there are."""
     names = sorted(known)
+    name = name if len(name) <= 80 else f"{name[:79]}…"  # a stranger's may be of any length, and is compared with all
     if near := difflib.get_close_matches(name, names, n=3, cutoff=0.55):
         return f"there is no {what} {name!r}; did you mean {', '.join(near)}?"
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""

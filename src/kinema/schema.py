@@ -204,9 +204,11 @@ TAKES: dict[TaskName, tuple[str, ...]] = {
 """The fields of a `Request` that mean something to a verb, beyond those of sampling; others are refused."""
 
 
-def option(help_: str, default: Any = None, *, least: float | None = None, most: float | None = None) -> Any:
-    """A request field with its help and range: read by the checks, the CLI and the web form."""
-    return field(default=default, metadata={"help": help_, "least": least, "most": most})
+def option(
+    help_: str, default: Any = None, *, least: float | None = None, most: float | None = None, path: bool = False
+) -> Any:
+    """A request field with its help, its range, and whether it names a file: read by the checks and the CLI."""
+    return field(default=default, metadata={"help": help_, "least": least, "most": most, "path": path})
 
 
 def plain(value: float) -> str:
@@ -247,10 +249,10 @@ class Request:
         metadata={"help": "an option of the sampler, such as gamma=0.3 or delta=0.1; may be repeated"},
     )
 
-    image: str | None = option("picture or clip whose first frame starts the video", None)
-    last_image: str | None = option("picture that ends the video", None)
-    video: str | None = option("clip to interpolate, extend, inpaint or edit", None)
-    mask: str | None = option("picture or clip, white where new content is wanted", None)
+    image: str | None = option("picture or clip whose first frame starts the video", None, path=True)
+    last_image: str | None = option("picture that ends the video", None, path=True)
+    video: str | None = option("clip to interpolate, extend, inpaint or edit", None, path=True)
+    mask: str | None = option("picture or clip, white where new content is wanted", None, path=True)
     region: tuple[float, float, float, float] | None = option(
         "box left,top,right,bottom in fractions of the frame, where new content is wanted", None
     )
@@ -297,7 +299,7 @@ class Request:
 
     extra: Mapping[str, Any] = field(
         default_factory=dict,
-        metadata={"help": "an option of one model family, such as motion-bucket=127; may be repeated"},
+        metadata={"help": "an option of one model family, such as motion-bucket=127; may be repeated", "path": True},
     )
     """Options of one family (motion bucket, noise augmentation…); an unknown one is refused by it."""
 

@@ -7,11 +7,10 @@ there, before a byte of the weights is read; the network itself is built and fil
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -19,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from kinema import processor, registry
+from kinema import bounds, processor, registry
 from kinema.checkpoints import files, hub
 from kinema.checkpoints.lora_formats import is_lora
 from kinema.checkpoints.lora_use import Loras, read_loras
+from kinema.checkpoints.settings import checked, made, readable
 from kinema.checkpoints.signatures import describe
 from kinema.checkpoints.source import Source
 from kinema.diffusion import samplers
@@ -383,7 +383,8 @@ class System:
             model = self._hollow()
             tensors = self.weights.source.tensors(self.weights.parts)
             if not self.weights.own:
-                tensors = self.family.convert(self.config, tensors)
+                with readable(str(self.weights.path)):
+                    tensors = self.family.convert(self.config, tensors)
         tensors |= self.additions()
         if tensors:
             files.fill(model, tensors, where=str(self.weights.path))
@@ -393,7 +394,8 @@ class System:
         """The tensors of what was added to the model's own file, under the network's names."""
         made: dict[str, Tensor] = {}
         for added in self.weights.added:
-            made |= _slots(self.family).convert(self.config, added.slot, added.source.tensors(added.parts))
+            with readable(str(added.source.path)):
+                made |= _slots(self.family).convert(self.config, added.slot, added.source.tensors(added.parts))
         return made
 
     def _hollow(self) -> nn.Module:
@@ -574,7 +576,7 @@ def open_system(
     added, config, said = _add(family, config, {**registry.ADDED.get(name, {}), **(add or {})}, offline)
     weights, notes = replace(weights, added=added), (*notes, *said)
     if overrides:
-        config = _override(config, overrides)
+        config = _override(family, config, overrides)
     chosen = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     told = dict(overrides or {})
     asked = dtype or torch.float32
@@ -608,8 +610,9 @@ def _add(
         if not Path(told).exists() and not _is_hub_id(str(told)):
             raise BadRequest(f"there is no file {told} to add as {slot}{registry.near_part(told, slot)}")
         source = Source(Path(told) if Path(told).exists() else _fetched(str(told), offline, None))
-        found = slots.open(config, slot, source)
-        config = found.config
+        with readable(str(source.path)):
+            found = slots.open(config, slot, source)
+        config = checked(found.config, f"the config with {slot}")
         added.append(Added(slot, source, found.parts))
         notes += found.notes
     return tuple(added), config, tuple(notes)
@@ -663,29 +666,39 @@ def _opened(path: Path, variant: str | None) -> tuple[Family, Any, Weights, tupl
     if told := source.metadata.get("kinema"):
         if model:
             raise BadRequest(f"{path} says itself which model it is; leave out variant {model}")
-        try:
-            note = json.loads(told)
-            family: Family = registry.family(note["family"])
-            return family, family.from_json(note["config"]), weights, ()
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, BadRequest):
-                raise
-            raise BadRequest(f"{path} has a damaged note of its family and config; expected one of kinema's") from error
+        family, config = family_of(told, str(path))
+        return family, config, weights, ()
     likely = registry.PIPELINES.get(source.pipeline)  # asked first: others need not even be imported
     for name in sorted(registry.FAMILIES, key=lambda name: name != likely):
         family = registry.family(name)
-        found = family.recognise(source)
+        with readable(str(path)):
+            found = family.recognise(source)
         if found is not None:
-            return family, found.config, replace(weights, own=False, parts=found.parts), found.notes
+            return (
+                family,
+                checked(found.config, f"the config of {path}"),
+                replace(weights, own=False, parts=found.parts),
+                found.notes,
+            )
     hint = "; name a model, and this with --lora" if is_lora(source.header) else ""
     raise BadRequest(f"{path} is not a model of any family we know: it is {describe(source)}{hint}")
 
 
-def _override(config: Any, overrides: Mapping[str, Any]) -> Any:
-    try:
-        return replace(config, **overrides)
-    except TypeError as error:
-        raise BadRequest(f"no such setting of {type(config).__name__}: {error}") from None
+def family_of(note: str, where: str) -> tuple[Family, Any]:
+    """The family and the config that the note in a file of ours tells. Raises BadRequest for one that is damaged."""
+    told = bounds.from_json(note, f"the note in {where}")
+    if not (isinstance(told, Mapping) and isinstance(told.get("family"), str) and "config" in told):
+        raise BadRequest(f"{where} has a damaged note of its family and config; expected one of kinema's")
+    family: Family = registry.family(told["family"])
+    return family, family.from_json(told["config"])
+
+
+def _override(family: Family, config: Any, overrides: Mapping[str, Any]) -> Any:
+    own = {f.name: getattr(config, f.name) for f in fields(config)}
+    config = made(type(config), {**own, **overrides}, f"overrides of {family.name}")
+    with hollow():  # what cannot be built is refused now, not when the network is first used
+        family.build(config)
+    return config
 
 
 def with_model(system: System, model: nn.Module) -> System:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 
 import pytest
 
@@ -89,14 +90,21 @@ def test_a_run_that_is_told_off_leaves_the_folder_that_another_just_made(tmp_pat
         assert (folder / ".lock").is_file()
 
 
-@pytest.mark.parametrize("name", [".lock", "samples", "log.jsonl"])
-def test_a_run_writes_through_no_link(tmp_path, name):
-    run, outside = tmp_path / "run", tmp_path / "outside"
+@pytest.mark.parametrize("name", [".lock", "log.jsonl", "options.json", "samples", "tensorboard"])
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_a_run_never_writes_through_what_is_not_its_own(tmp_path, name, kind):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     run.mkdir()
-    outside.mkdir()
-    (outside / ".a.0a1b2c3d.part").write_text("mine")
-    (outside / "file").write_text("mine")
-    (run / name).symlink_to(outside if name == "samples" else outside / "file")
-    with pytest.raises(BadRequest, match="link"):
+    elsewhere.mkdir()
+    (run / name).symlink_to(elsewhere) if kind == "link" else os.mkfifo(run / name)
+    with pytest.raises(BadRequest, match=f"{name} is (a link|of another kind)"):
         claim(run)
-    assert all(path.read_text() == "mine" for path in outside.iterdir())
+    assert not list(elsewhere.iterdir())
+    assert os.path.lexists(run / name)
+
+
+def test_lines_of_a_log_that_are_none_are_dropped(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 1}\n{"step": "2"}\n' + "[" * 100_000 + '\n{"step": 1e999}\n[1]\n{"step": 3}\n')
+    trim_log(log, 2)
+    assert log.read_text() == '{"step": 1}\n'

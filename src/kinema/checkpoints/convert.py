@@ -20,6 +20,7 @@ from torch import Tensor
 from kinema import registry
 from kinema.atomic import check_folder, replacing
 from kinema.checkpoints.files import Header, write_streamed
+from kinema.checkpoints.settings import readable
 from kinema.checkpoints.signatures import describe
 from kinema.checkpoints.source import Source
 from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
@@ -132,7 +133,8 @@ def cast(what: Tensor | Header, dtype: torch.dtype | None) -> Tensor | Header:
 def _open(source: Path, variant: str | None) -> tuple[Layouts, Any]:
     for target in registry.LAYOUTS.values():
         layouts: Layouts = registry.resolve(target)
-        opened = layouts.open(source, variant)
+        with readable(str(source)):
+            opened = layouts.open(source, variant)
         if opened is not None:
             return layouts, opened
     known, told = ", ".join(registry.LAYOUTS), describe(Source(source, variant))

@@ -38,8 +38,8 @@ def data(words: Sequence[str]) -> int:
 
 
 SHOTS = [
-    Option("clips", str, "", "clip, or folder of clips", positional=True),
-    Option("out", str | None, None, "folder to write the shots to, with their metadata.jsonl"),
+    Option("clips", str, "", "clip, or folder of clips", positional=True, path=True),
+    Option("out", str | None, None, "folder to write the shots to, with their metadata.jsonl", path=True),
     Option("least_seconds", float, 1.0, "leave out shots shorter than this"),
     Option("most_seconds", float, 5.0, "cut longer ones into equal parts"),
     Option("side", int, 576, "bring larger shots to this shorter side"),
@@ -67,7 +67,7 @@ def shots(words: Sequence[str]) -> int:
 
 
 MOTION = [
-    Option("clips", list[str], [], "folders of clips, or clips", positional=True),
+    Option("clips", list[str], [], "folders of clips, or clips", positional=True, path=True),
     Option("middle", float | None, None, "motion of the middle bucket (0.1; the model svd-pocket has 0.015)"),
     _FOLLOW,
     Option("json", bool, False, "the table as JSON"),

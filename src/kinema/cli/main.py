@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from types import FrameType
 from typing import NoReturn
 
 from kinema import __version__, registry
+from kinema.bounds import shown
 from kinema.schema import BadRequest
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -47,6 +49,9 @@ UNREADABLE = frozenset(
 NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory")
 """How torch's allocators word it, the CPU's in a plain RuntimeError."""
 
+LONGEST = 380
+"""Characters of the last sentence."""
+
 FIRST = 'kinema generate "a red ball rolls right" -o ball.mp4'
 
 
@@ -56,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     stopped: list[int] = []
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name may hold what this terminal's encoding cannot show; it must not end a command.
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _stopping_gently(stopped), warnings.catch_warnings():
             if not (debug or sys.warnoptions):
@@ -74,12 +83,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         # C code that is interrupted may raise what it likes instead.
         message, code = ending(KeyboardInterrupt() if stopped else error)
-        sys.stderr.write(f"kinema: {' '.join(message.split())}\n")
+        sys.stderr.write(f"kinema: {message}\n")
         return code
 
 
 def ending(error: BaseException) -> tuple[str, int]:
-    """The sentence and the exit code of what went wrong."""
+    """The sentence, on one line that a terminal may print, and the exit code of what went wrong."""
+    message, code = _ending(error)
+    return shown(" ".join(message.split()), LONGEST), code
+
+
+def _ending(error: BaseException) -> tuple[str, int]:
     match error:
         case BadRequest():
             return str(error), BAD_REQUEST

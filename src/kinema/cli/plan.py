@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from kinema.bounds import as_json, shown
 from kinema.cli import machine
 from kinema.cli.options import Option, parse, with_defaults
 from kinema.cli.verbs import CONFIG, MODEL, VERBS, model_options, open_model, request_from, request_options
@@ -78,7 +78,7 @@ def plan(words: Sequence[str]) -> int:
     own = with_defaults(OWN, told)
     request = request_from(task, told)
     made = draw_up(open_model(model_options(told)), request, measure=own["measure"])
-    sys.stdout.write((json.dumps(asdict(made), indent=2, ensure_ascii=False) if own["json"] else describe(made)) + "\n")
+    sys.stdout.write((as_json(asdict(made), indent=2) if own["json"] else describe(made)) + "\n")
     return 0 if made.fits else 1
 
 
@@ -214,7 +214,7 @@ def describe(made: Plan) -> str:
         ("memory", _settings(made)),
         *(("because", reason) for reason in made.reasons),
     ]
-    return "\n".join([head, *(f"  {name:<10} {value}" for name, value in rows)])
+    return "\n".join([head, *(f"  {name:<10} {shown(value)}" for name, value in rows)])
 
 
 def _settings(made: Plan) -> str:

@@ -29,7 +29,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "request": (Mapping, str),
 }
 """What each name of a recipe holds."""
-CLIP = Option("clip", str, "", "clip written by kinema", positional=True)
+CLIP = Option("clip", str, "", "clip written by kinema", positional=True, path=True)
 
 
 def replay(words: Sequence[str]) -> int:

@@ -60,7 +60,14 @@ class ModelOptions:
 
 
 MODEL = [
-    Option("model", str, DEFAULT_MODEL, "embedded name, family/preset, alias, hub id, folder or file", short="-m"),
+    Option(
+        "model",
+        str,
+        DEFAULT_MODEL,
+        "embedded name, family/preset, alias, hub id, folder or file",
+        short="-m",
+        path=True,
+    ),
     Option("variant", str | None, None, "files of a folder (fp16), or the published model that weights are (svd-xt)"),
     Option(
         "lora",
@@ -68,6 +75,7 @@ MODEL = [
         [],
         "LoRA file, and its weight after a colon where it is not 1; may be repeated",
         metavar="PATH[:WEIGHT]",
+        path=True,
     ),
     Option(
         "add",
@@ -76,6 +84,7 @@ MODEL = [
         "file in a slot of the model, such as a motion module in an image model (motion=FILE, controlnet.depth=FILE); "
         "may be repeated",
         metavar="SLOT=PATH",
+        path=True,
     ),
     Option("device", str | None, None, "device, such as cpu or cuda:0; the GPU when there is one"),
     Option("dtype", Literal["fp32", "bf16", "fp16"] | None, None, "precision the network runs in"),
@@ -117,6 +126,7 @@ CONTROL = Option(
     "ready control clip or picture (edges, depth, poses) for a ControlNet, with its NAME= where there are several; "
     "it is used as it is: no edges, depth or poses are found in pictures here; short for --extra control.NAME=PATH",
     metavar="[NAME=]PATH",
+    path=True,
 )
 LOOK = Option(
     "ip_image",
@@ -125,6 +135,7 @@ LOOK = Option(
     "picture for an IP-Adapter to look at, with its NAME= where there are several; may be repeated; short for "
     "--extra ip-image.NAME=PATH",
     metavar="[NAME=]PATH",
+    path=True,
 )
 CONFIG = Option("config", Path | None, None, "YAML, TOML or JSON file of these options; the command line wins")
 

@@ -6,7 +6,6 @@ contact sheets; ``render`` makes the page from those files and from the results 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from kinema.atomic import check_folder, replacing
+from kinema.checkpoints.settings import readable
+from kinema.checkpoints.source import read_json
 from kinema.data import playroom
 from kinema.evaluation import claims, measuring, pages, plots
 from kinema.evaluation.intervals import paired_difference, paired_ratio
@@ -133,9 +134,11 @@ def render(evidence: Path) -> Path:
     path = evidence / f"{NAME}.json"
     if not path.is_file():
         raise BadRequest(f"{evidence} holds no {NAME}.json; run `kinema evaluate --report` first")
-    report = json.loads(path.read_text(encoding="utf-8"))
+    report = read_json(path)
     page = evidence / f"{NAME}.md"
-    _write(page, pages.page(report, claims.read(evidence)))
+    with readable(str(path)):
+        text = pages.page(report, claims.read(evidence))
+    _write(page, text)
     return page
 
 

@@ -33,10 +33,10 @@ DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 class LatentsOptions:
     """What to encode and how; None is the model's own size and rate, which training must then have too."""
 
-    clips: str = option("folder of clips with captions", "")
-    model: str = option("family/preset, alias, folder or file: the model that will be trained", "")
+    clips: str = option("folder of clips with captions", "", path=True)
+    model: str = option("family/preset, alias, folder or file: the model that will be trained", "", path=True)
     variant: str | None = option("files of a folder (fp16), or the published model that weights are (svd-xt)", None)
-    out: str = option("folder of the shards; what is there is gone on with", "")
+    out: str = option("folder of the shards; what is there is gone on with", "", path=True)
     frames: int | None = option("frames a window", None, 1, 4096)
     height: int | None = option("height in pixels", None, 1, 8192)
     width: int | None = option("width in pixels", None, 1, 8192)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 import signal
@@ -15,11 +14,15 @@ from types import FrameType
 from kinema import bounds
 from kinema.atomic import FULL, check_folder, replacing
 from kinema.checkpoints.files import RUN_OPTIONS
+from kinema.checkpoints.source import read_json
 from kinema.data.claim import alone
 from kinema.schema import BadRequest
 
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.part")
-_LOCK = ".lock"
+_LOCK, _LOG = ".lock", "log.jsonl"
+MAX_LOG = 2**30
+"""Bytes of a log that are read: a million steps take a tenth."""
+_FOLDERS = (("samples", Path.is_dir), ("tensorboard", Path.is_dir))
 
 
 @contextmanager
@@ -31,6 +34,7 @@ def claimed(folder: Path) -> Iterator[Path]:
     """
     new = _make(folder)
     check_folder(folder / _LOCK)
+    _check_links(folder)
     try:
         with alone(folder / _LOCK, f"another training run is at work in {folder}; name another folder, or wait for it"):
             try:
@@ -64,13 +68,7 @@ def _make(folder: Path) -> bool:
 
 
 def _tidy(folder: Path) -> None:
-    """Refuse links where a run writes in place, which would lead elsewhere; remove torn files of killed runs."""
-    for name, is_kind in (("samples", Path.is_dir), ("log.jsonl", Path.is_file)):
-        path = folder / name
-        if path.is_symlink() or (path.exists() and not is_kind(path)):
-            raise BadRequest(
-                f"{path} is a link or of another kind than a run makes; move it away, or name another folder"
-            )
+    """Remove torn files of killed runs."""
     for place in (folder, folder / "samples"):
         for path in place.glob(".*.part"):
             if path.is_file() and _LEFTOVER.fullmatch(path.name):
@@ -90,10 +88,18 @@ def _is_run(folder: Path) -> bool:
     if any(folder.glob("step-*.safetensors")):
         return True
     try:
-        told = bounds.from_json(bounds.read_bytes(folder / RUN_OPTIONS, bounds.MAX_CONFIG), RUN_OPTIONS, infinite=True)
+        return "recipe" in read_json(folder / RUN_OPTIONS)
     except BadRequest:
         return False
-    return isinstance(told, dict) and "recipe" in told
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse a folder in which a run's own names lead elsewhere, or are of another kind: it would write there."""
+    for name, is_ours in ((_LOCK, Path.is_file), (RUN_OPTIONS, Path.is_file), (_LOG, Path.is_file), *_FOLDERS):
+        place = folder / name
+        if place.is_symlink() or (place.exists() and not is_ours(place)):
+            kind = "a link" if place.is_symlink() else "of another kind"
+            raise BadRequest(f"{place} is {kind}; expected a run's own {name}, or none: name another folder")
 
 
 @contextmanager
@@ -122,12 +128,13 @@ def trim_log(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in bounds.read_bytes(path, MAX_LOG, "a run's log").decode(errors="replace").splitlines():
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = bounds.from_json(line, path.name)
+        except BadRequest:
             continue
-        if isinstance(row, dict) and row.get("step", 0) <= step:
+        at = row.get("step", 0) if isinstance(row, dict) else None
+        if isinstance(at, int) and at <= step:
             kept.append(line)
     with replacing(path) as part:
         part.write_text("".join(f"{line}\n" for line in kept))

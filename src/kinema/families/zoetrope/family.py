@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kinema.checkpoints.settings import made
 from kinema.checkpoints.source import Source
 from kinema.conditioning.pocket import PocketTokenizer
 from kinema.data import playroom
@@ -159,11 +160,7 @@ class ZoetropeFamily:
         return asdict(config)
 
     def from_json(self, told: Mapping[str, Any]) -> Config:
-        known = {f.name for f in fields(Config)}
-        if unknown := set(told) - known:
-            raise BadRequest(f"this file was written by a later version (config has {sorted(unknown)[0]!r})")
-        listed = {name: tuple(value) for name, value in told.items() if isinstance(value, list | tuple)}
-        return Config(**{**told, **listed})
+        return made(Config, told, "the config of this file")
 
 
 FAMILY = ZoetropeFamily()
