@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -104,9 +105,21 @@ def near_part(name: str | Path, slot: str) -> str:
 
 
 def called(path: str | Path) -> str:
-    """The name of a part that ships, by its file; any other path as it is. So a clip can be made again elsewhere."""
+    """What a recipe calls a file: a part that ships by its name, any other by its own name without its folder.
+
+    A file that is called like something else of ours is ``./name``, so that it is never taken for that.
+    """
     stem = Path(path).stem
-    return stem if stem in PARTS and Path(path) == weights(f"{stem}.safetensors") else str(path)
+    if stem in PARTS and Path(path) == weights(f"{stem}.safetensors"):
+        return stem
+    name = file_name(path)
+    return f"./{name}" if name in {*EMBEDDED, *PARTS, *ALIASES, *FAMILIES} else name
+
+
+def file_name(path: str | Path) -> str:
+    """The last part of a path of any system, Windows' too: nothing of the folders above it."""
+    parts = [part for part in re.split(r"[\\/]", str(path)) if part not in ("", ".", "..")]
+    return parts[-1] if parts else "folder"
 
 
 def family(name: str) -> Any:
