@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kinema.schema import BadRequest
+from kinema.values import MAX_QUOTED, quoted
 
 FAMILIES: dict[str, str] = {
     "animatediff": "kinema.families.animatediff.family:FAMILY",
@@ -132,7 +133,7 @@ def family(name: str) -> Any:
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """One sentence: what was not found, and the names that are near it or else the ones there are."""
     names = sorted(known)
-    if near := difflib.get_close_matches(name, names, n=3, cutoff=0.55):
-        return f"there is no {what} {name!r}; did you mean {', '.join(near)}?"
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return f"there is no {what} {name!r}; there are {', '.join(names[:8])}{more}"
+    told, more = quoted(name), f" and {len(names) - 8} more" if len(names) > 8 else ""
+    if near := difflib.get_close_matches(name[:MAX_QUOTED], names, n=3, cutoff=0.55):
+        return f"there is no {what} {told}; did you mean {', '.join(near)}?"
+    return f"there is no {what} {told}; there are {', '.join(names[:8])}{more}"

@@ -488,7 +488,7 @@ class System:
             if option not in known:
                 raise BadRequest(f"sampler {name} takes no {option}; it takes {', '.join(known) or 'no options'}")
             if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-                raise BadRequest(f"{option} of the sampler is {value!r}; expected a number, 0 or more")
+                raise BadRequest(f"{option} of the sampler is {quoted(value)}; expected a number, 0 or more")
         return {**(own.options if name == own.sampler else {}), **told}
 
     def latent_shape(self, request: Request) -> Shape:

@@ -228,36 +228,36 @@ def test_a_file_with_a_name_of_ours_is_never_taken_for_it():
     assert registry.called("/home/me/zoetrope") == "./zoetrope"
 
 
-def animated(*words: str) -> dict[str, Any]:
-    """The recipe of a picture in a folder, animated from the command line."""
-    picture = Path("secret folder/b\udcffll.png")
-    picture.parent.mkdir(exist_ok=True)
+def animated(output: str, *words: str, name: str = "ball.png") -> Path:
+    """The picture in a folder that is animated from the command line."""
+    picture = Path("secret folder").absolute() / name
+    picture.parent.mkdir()
     Image.new("RGB", (64, 64), "red").save(picture, "PNG")
-    size = ("--frames", "2", "--steps", "1", "--seed", "1", "--overwrite")
-    assert main(["animate", str(picture.absolute()), "-m", "zoetrope/tiny", *size, "-o", "made.mp4", *words]) == 0
-    return read_recipe("made.mp4")
+    size = ("--frames", "2", "--steps", "1", "--seed", "1", "--quiet")
+    assert main(["animate", str(picture), "-m", "zoetrope/tiny", *size, "-o", output, *words]) == 0
+    return picture
 
 
-@pytest.mark.parametrize("name", ["made.mp4", "made.gif", "made.webp", "made.png"])
+@pytest.mark.parametrize("name", ["made.mp4", "made.gif", "made.webp", "made"])
 def test_no_folder_of_the_users_is_in_a_clip(name):
-    animated("-o", name)
-    written = Path(name) if Path(name).exists() else Path(name).with_suffix("")
-    for file in written.iterdir() if written.is_dir() else [written]:
+    animated(name, name="b\udcffll.png")
+    for file in Path(name).iterdir() if Path(name).is_dir() else [Path(name)]:
         data = file.read_bytes()
         assert b"secret" not in data
         assert str(Path.cwd()).encode() not in data
-    assert read_recipe(written)["request"]["image"] == "b\udcffll.png"
+    assert read_recipe(name)["request"]["image"] == "b\udcffll.png"
 
 
 def test_full_paths_are_kept_beside_the_names_where_asked():
-    picture = str(Path("secret folder/b\udcffll.png").absolute())
-    told = animated("--record-paths")
-    assert told["paths"] == {"image": picture}
-    assert told["request"]["image"] == "b\udcffll.png"
+    picture = animated("made.mp4", "--record-paths")
+    told = read_recipe("made.mp4")
+    assert told["paths"] == {"image": str(picture)}
+    assert told["request"]["image"] == "ball.png"
 
 
 def test_a_recipe_with_full_paths_as_they_were_written_before_is_replayed_from_what_is_given(said):
-    now = animated()
+    animated("made.mp4")
+    now = read_recipe("made.mp4")
     was = {
         "kinema": "0.9.0",
         "model": "zoetrope/tiny",
@@ -273,7 +273,7 @@ def test_a_recipe_with_full_paths_as_they_were_written_before_is_replayed_from_w
     }
     code, err = said(was)
     assert (code, err) == (2, "kinema: clip.mp4 was made with what is not here; pass --input image=PATH (ball.png)\n")
-    code, err = said(was, "--input", "image=secret folder/b\udcffll.png")
+    code, err = said(was, "--input", "image=secret folder/ball.png")
     assert code == 0, err
     assert "the recipe wants model zoetrope/tiny, image ball.png" in err
     assert "are the same to the bit" in err

@@ -21,6 +21,7 @@ from kinema.families.zoetrope.model import Zoetrope, blocks
 from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
 from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
 from kinema.vae.pixel import PixelCodec
+from kinema.values import quoted
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,9 @@ class ZoetropeFamily:
 
     def check(self, config: Config, request: Request) -> None:  # noqa: ARG002
         if unknown := sorted(set(request.extra) - {"per_frame"}):
-            raise BadRequest(f"zoetrope has no option {unknown[0]!r}; it has per_frame")
+            raise BadRequest(f"zoetrope has no option {quoted(unknown[0])}; it has per_frame")
+        if not isinstance(told := request.extra.get("per_frame", False), bool):
+            raise BadRequest(f"per_frame is {quoted(told)}; expected true or false")
 
     def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
         return ()
@@ -161,7 +164,7 @@ class ZoetropeFamily:
     def from_json(self, told: Mapping[str, Any]) -> Config:
         known = {f.name for f in fields(Config)}
         if unknown := set(told) - known:
-            raise BadRequest(f"this file was written by a later version (config has {sorted(unknown)[0]!r})")
+            raise BadRequest(f"this file was written by a later version (config has {quoted(sorted(unknown)[0])})")
         listed = {name: tuple(value) for name, value in told.items() if isinstance(value, list | tuple)}
         return Config(**{**told, **listed})
 
