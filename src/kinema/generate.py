@@ -5,13 +5,10 @@ Families and tasks meet here and nowhere else. Shapes: pixels B×3×T×H×W in [
 
 from __future__ import annotations
 
-import json
-import platform
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kinema import __version__, registry
 from kinema.diffusion.freeinit import FreeInit, passes
 from kinema.diffusion.guidance import ClassifierFree, Reconstruction, Replacement, Scale, Thresholded
 from kinema.diffusion.noise import Noise, rescheduled
@@ -32,6 +28,7 @@ from kinema.memory.free import parse_bytes
 from kinema.memory.placing import place, roomy
 from kinema.memory.plan import Plan, choose
 from kinema.memory.turns import LEVELS
+from kinema.recipe import frames_hash, recipe
 from kinema.registry import unknown
 from kinema.schema import (
     FREE_INIT,
@@ -444,56 +441,7 @@ def latent_mask(system: System, mask_B1THW: Tensor) -> Tensor:
     return torch.cat(parts, dim=2).to(system.device)
 
 
-# -------------------------------------------------------------------------------------- recipe
-
-
-_INPUTS = ("image", "last_image", "video", "mask")
-
-
-def recipe(system: System, request: Request, noise: Tensor | None = None) -> dict[str, Any]:
-    """What `kinema replay` needs to make the clip again, and to say whether it is the same to the bit.
-
-    Without what `generate` adds: the hashes of the weights and of the clip, and whether halves of guidance ran at once.
-    """
-    told: dict[str, Any] = {
-        "kinema": __version__,
-        "model": system.name,
-        "family": system.family.name,
-        "request": json.loads(request.to_json()),
-        "inputs": {k: file_hash(Path(v)) for k in _INPUTS if (v := getattr(request, k))},
-        "device": str(system.device),
-        "dtype": str(system.precision).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "versions": {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()},
-    }
-    if shown := system.family.files(request):
-        told["extra_inputs"] = {file: file_hash(Path(file)) for file in shown}
-    if variant := system.weights.variant or system.weights.model:
-        told["variant"] = variant
-    if system.loras.files:
-        told["loras"] = [{**file.told(), "file": registry.called(file.path)} for file in system.loras.files]
-    if system.weights.added:
-        told["added"] = [each.told() for each in system.weights.added]
-    if system.overrides:
-        told["overrides"] = dict(system.overrides)
-    if noise is not None:
-        told["noise"] = frames_hash(noise)
-    return told
-
-
-def frames_hash(video: Tensor) -> str:
-    """Hash of a clip's float pixels, before any codec: what "bit-equal" is measured on."""
-    return sha256(video.detach().float().contiguous().cpu().numpy().tobytes()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """Hash of an input file, or of the files of a folder of frames, read in pieces."""
-    digest = sha256()
-    for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
-        with file.open("rb") as stream:
-            while piece := stream.read(1 << 20):
-                digest.update(piece)
-    return digest.hexdigest()
+# -------------------------------------------------------------------------------------- memory
 
 
 def _peak_bytes() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +12,7 @@ from kinema.cli import machine
 from kinema.cli.options import Option, from_dataclass, parse, with_defaults
 from kinema.cli.output import Output
 from kinema.cli.progress import JsonLines, display
-from kinema.schema import TAKES, BadRequest, Note, Phase, Request, TaskName
+from kinema.schema import TAKES, BadRequest, Clip, Note, Phase, Request, TaskName
 
 if TYPE_CHECKING:
     from kinema.generate import Model
@@ -111,6 +111,7 @@ WRITING = [
     Option("overwrite", bool, False, "replace the output where it exists"),
     Option("contact_sheet", bool, False, "also write all frames on one picture"),
     Option("zoom", int, 1, "enlarge every pixel to a square of this side when saving"),
+    Option("record_paths", bool, False, "keep the full paths of inputs and models in the clip's recipe, beside names"),
 ]
 REPORTING = [
     Option("quiet", bool, False, "no progress, only the paths written"),
@@ -178,7 +179,7 @@ def run(task: TaskName, words: Sequence[str]) -> int:
         if model.system.weights.path is None:
             show(Note(f"{model.system.name} has no trained weights: what it makes is noise"))
         show(Phase("write"))
-        paths = output.save(clip)
+        paths = output.save(recorded(clip, model, request) if own["record_paths"] else clip)
         if own["output"] is not None and paths[0] not in output.targets(own["output"]):
             show(Note(f"{own['output']} appeared meanwhile and was kept"))
         if isinstance(show, JsonLines):
@@ -225,6 +226,13 @@ def shown_files(told: Mapping[str, Any]) -> dict[str, Any]:
     if several := [key for key, files in found.items() if key.startswith(CONTROL.name) and len(files) > 1]:
         raise BadRequest(f"--control gives {len(found[several[0]])} clips for one ControlNet; give NAME=PATH for each")
     return {key: files[0] if len(files) == 1 else files for key, files in found.items()}
+
+
+def recorded(clip: Clip, model: Model, request: Request) -> Clip:
+    """The clip with a recipe that tells where its files lie on this machine, for those who ask for that."""
+    from kinema.recipe import paths
+
+    return replace(clip, recipe={**clip.recipe, "paths": paths(model.system, request)})
 
 
 def output_for(request: Request, own: Mapping[str, Any]) -> Output:

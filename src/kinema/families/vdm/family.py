@@ -20,6 +20,7 @@ from kinema.families.vdm.model import Stage, VideoUNet
 from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
 from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
 from kinema.vae.pixel import PixelCodec
+from kinema.values import quoted
 
 _EXTRA = {"per_frame": bool}
 """``per_frame=True``: every frame by itself, the same weights as an image model."""
@@ -76,7 +77,7 @@ class VDM:
             if name not in _EXTRA:
                 raise BadRequest(registry.unknown("option of vdm", name, _EXTRA))
             if not isinstance(value, _EXTRA[name]):
-                raise BadRequest(f"{name} is {value!r}; expected true or false")
+                raise BadRequest(f"{name} is {quoted(value)}; expected true or false")
         if not config.conditional:
             if request.prompt.strip() or request.negative_prompt.strip():
                 raise BadRequest("this vdm model was trained without text: it takes no prompt")

@@ -22,6 +22,7 @@ from kinema.families.zoetrope.model import Zoetrope, blocks
 from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
 from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
 from kinema.vae.pixel import PixelCodec
+from kinema.values import quoted
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ class ZoetropeFamily:
 
     def check(self, config: Config, request: Request) -> None:  # noqa: ARG002
         if unknown := sorted(set(request.extra) - {"per_frame"}):
-            raise BadRequest(f"zoetrope has no option {unknown[0]!r}; it has per_frame")
+            raise BadRequest(f"zoetrope has no option {quoted(unknown[0])}; it has per_frame")
+        if not isinstance(told := request.extra.get("per_frame", False), bool):
+            raise BadRequest(f"per_frame is {quoted(told)}; expected true or false")
 
     def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
         return ()
