@@ -82,7 +82,7 @@ def test_overrides_are_rebuilt_with_the_tuples_that_json_lost(said, opened):
 def test_overrides_of_another_type_or_of_absurd_size_are_refused(said, wrong):
     code, err = said({**PLAIN, "overrides": wrong})
     assert code == 2, err
-    assert "setting" in err
+    assert "overrides" in err
 
 
 def test_a_clip_made_with_overrides_is_the_same_to_the_bit(said):

@@ -34,8 +34,6 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "request": (Mapping, str),
 }
 """What each name of a recipe holds."""
-MOST = 8192
-"""The largest whole number in a recipe's overrides of a model's config: a width has thousands."""
 MOST_THREADS = 16
 """Threads a core that a recipe may ask for."""
 CLIP = Option("clip", str, "", "clip written by kinema", positional=True, path=True)
@@ -110,23 +108,12 @@ def checked(recipe: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
         raise BadRequest(f"{where} is damaged: its dtype is {quoted(recipe['dtype'])}")
     if wrong := [value for value in (recipe.get("versions") or {}).values() if not isinstance(value, str)]:
         raise BadRequest(f"{where} is damaged: its versions have {quoted(wrong[0])}")
-    if large := [n for n in _numbers(recipe.get("overrides")) if abs(n) > MOST]:
-        raise BadRequest(f"{where} asks for a model with a setting of {quoted(large[0])}; at most {MOST:,} is taken")
     if recipe.get("noise") is not None:
         raise BadRequest(
             f"{shown(path.name, 100)} was made from noise that its caller gave, which a recipe does not hold, "
             "so it cannot be made again"
         )
     return recipe
-
-
-def _numbers(value: Any) -> list[float]:
-    """The numbers anywhere in a value."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list):
-        return [number for inner in value for number in _numbers(inner)]
-    return [value] if isinstance(value, int | float) else []
 
 
 def request_of(recipe: Mapping[str, Any], path: Path) -> Request:
