@@ -12,7 +12,8 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,26 @@ def _inside(ends: str, parts: Any, count: int, most: int, depth: int) -> str:
         told.append(part)
         size += len(part) + 2
     return ends[0] + ", ".join(told) + ends[1]
+
+
+# ------------------------------------------------------------------------------------- decoding
+
+_raised = [0]
+
+
+def pixels(most: int) -> int:
+    """How many pixels may be decoded where ``most`` is the bound: more where the user raised it (``--max-pixels``)."""
+    return max(most, *_raised)
+
+
+@contextmanager
+def raised(most: int) -> Iterator[None]:
+    """Until it is left, every bound on pixels of files (of a frame, a picture, a clip) is at least ``most``."""
+    _raised.append(most)
+    try:
+        yield
+    finally:
+        _raised.remove(most)
 
 
 # ------------------------------------------------------------------------------------- reading

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from kinema import __version__, registry
+from kinema import __version__, bounds, registry
 from kinema.schema import BadRequest
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -47,6 +47,7 @@ UNREADABLE = frozenset(
 NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory")
 """How torch's allocators word it, the CPU's in a plain RuntimeError."""
 
+MOST_PIXELS = 10**15
 FIRST = 'kinema generate "a red ball rolls right" -o ball.mp4'
 
 
@@ -57,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     stopped: list[int] = []
     try:
-        with _stopping_gently(stopped), warnings.catch_warnings():
+        words, pixels = _max_pixels(words)
+        with _stopping_gently(stopped), warnings.catch_warnings(), bounds.raised(pixels):
             if not (debug or sys.warnoptions):
                 warnings.simplefilter("ignore")  # a library's advice to programmers is no answer to a user
             return _dispatch(words)
@@ -105,6 +107,26 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in said for word in NO_MEMORY)
 
 
+def _max_pixels(words: Sequence[str]) -> tuple[list[str], int]:
+    """The words without ``--max-pixels N``, and that N, which holds for every command that reads files."""
+    left, told = [], "0"
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name in ("--max-pixels", "--max_pixels"):
+            told = value if equals else next(rest, "")
+        else:
+            left.append(word)
+    try:
+        pixels = int(float(told))
+    except (ValueError, OverflowError):
+        pixels = -1
+    if not 0 <= pixels <= MOST_PIXELS:
+        said = f"expected a whole number up to {MOST_PIXELS:,}, such as 4e9"
+        raise BadRequest(f"--max-pixels is {bounds.quoted(told)}; {said}")
+    return left, pixels
+
+
 def _dispatch(words: list[str]) -> int:
     name = words[0] if words else "--help"
     if name in ("-h", "--help", "help"):
@@ -125,7 +147,8 @@ def _help() -> str:
         f"usage: kinema COMMAND …\n\n{rows}\n\n"
         f"first:  {FIRST}\n"
         "more:   kinema COMMAND --help\n"
-        "also:   --version, and --debug with any command for a full traceback\n"
+        "also:   --version, and with any command --debug for a full traceback,\n"
+        "        or --max-pixels N (frames × height × width) to read a file that is refused for its size\n"
     )
 
 
