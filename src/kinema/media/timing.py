@@ -180,9 +180,9 @@ def even_rate(frames: Sequence[Timed]) -> tuple[bool, float]:
     rate = len(gaps) / span if even else 1 / typical
     clock = frames[0].clock
     declared = frames[0].declared if clock <= MILLISECOND else 0.0
-    if not declared and max(gaps) - min(gaps) < 1e-9:
-        return even, float(np.clip(rate, *RATES))  # a constant delay is no rounded one
-    error = max(4e-4, 2 * clock / span)
+    # A constant delay is meant as it stands; others are rounded to the clock.
+    constant = not declared and max(gaps) - min(gaps) < 1e-9
+    error = 1e-9 if constant else max(4e-4, 2 * clock / span)
     stamps = np.cumsum(gaps) if clock > MILLISECOND and even else np.empty(0)
     return even, float(np.clip(_meant(rate, error, declared, stamps, clock), *RATES))
 
@@ -190,12 +190,14 @@ def even_rate(frames: Sequence[Timed]) -> tuple[bool, float]:
 def _meant(rate: float, error: float, declared: float, stamps: np.ndarray, clock: float) -> float:
     """The rate that a measured one stands for, given the relative error that the container's clock allows.
 
-    ``stamps`` are the ends of the frames where that clock is coarse: each may be off by one step of it, and no more.
+    ``stamps`` are the ends of the frames where that clock is coarse: each is off by half a step of it at
+    most, the last one by a whole step, since writers guess how long the last frame is shown.
     """
     counts = np.arange(1, len(stamps) + 1)
+    slack = np.where(counts < len(stamps), 0.501, 1.001) * clock
     for candidate in (declared, round(rate), round(rate * 2) / 2, round(rate) * 1000 / 1001):
         if candidate <= 0 or abs(candidate - rate) > error * rate:
             continue
-        if bool((abs(stamps - counts / candidate) <= clock + 4e-4 * stamps).all()):
+        if bool((abs(stamps - counts / candidate) <= slack).all()):
             return candidate
     return rate
