@@ -7,6 +7,7 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from kinema.schema import BadRequest
 _COVER = 0x400  # AV_DISPOSITION_ATTACHED_PIC
 _SMALL_FRAME = 1_500_000
 """Pixels below which one decoding thread beats several on few cores (measured: five-fold at 480p)."""
-_HELD_PIXELS = 2**27
-"""Pixels over the frames that decoding threads may hold at once: sixteen threads for 4K, four for 8K."""
+_HELD_PIXELS = 2**26
+"""Pixels over the frames that decoding threads may hold at once: eight threads for 4K, two for 8K."""
 MAX_TRACKS = 16
 """Sound tracks that are named."""
 
@@ -84,17 +85,23 @@ def survey(path: Path, kind: str, limits: Limits) -> Survey:
             rate = float(stream.average_rate or stream.guessed_rate or 0)
             every = [(_stamp(p, kind), p.duration, p.is_discard) for p in container.demux(stream) if _shows(p, codec)]
             shown = sorted((stamp, hold or 0) for stamp, hold, hidden in every if not hidden)
-            clock, declared = float(stream.time_base or 0), float(stream.average_rate or 0)
-            step = 1 / float(rate or DEFAULT_FPS)
-            origin = shown[0][0] if shown else 0
-            timed = [
-                Timed((stamp - origin) * clock, hold * clock or step, _no_pixels, clock, declared)
-                for stamp, hold in shown
-            ]
+            timed = _without_pixels(shown, stream)
             sound = [_sound(s.codec_context) for s in container.streams.audio[:MAX_TRACKS]]
             return Survey(codec.name, len(every), codec.height, codec.width, rate, timed, sound)
     except av.FFmpegError as error:
         raise BadRequest(_broken(path, error)) from error
+
+
+def _without_pixels(shown: list[tuple[int, int]], stream: Any) -> list[Timed]:
+    """The frames of these (time stamp, duration), to the bit at the times that `_timed` gives them."""
+    base, declared = stream.time_base or Fraction(0), float(stream.average_rate or 0)
+    step = 1 / float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
+    origin, before, made = float((stream.start_time or 0) * base), float("-inf"), []
+    for stamp, duration in shown:
+        time = float(stamp * base) - origin
+        time = before = time if time > before else before + step
+        made.append(Timed(time, float(duration * base) or step, _no_pixels, float(base), declared))
+    return made
 
 
 def _stamp(packet: Any, kind: str) -> int:

@@ -22,7 +22,7 @@ Bytes = bytes | mmap.mmap
 MAX_PARTS = 2**21
 """Blocks, chunks or boxes of one file, and samples of one track: ten hours of frames at 60 per second."""
 UNTOLD = 0.1
-"""Seconds that a frame without a delay of its own is shown, as browsers do."""
+"""Seconds that a frame without a delay of its own is shown, as in browsers and FFmpeg."""
 
 
 class Cut(Exception):
@@ -123,7 +123,7 @@ def _gif(data: Bytes) -> Animation:
             at = _past(data, at + 2)
         elif block == 0x2C and at + 10 < len(data):
             at = _past(data, at + 11 + _table(data[at + 9]))
-            holds.append(delay / 100 if delay > 1 else UNTOLD)
+            holds.append(delay / 100 or UNTOLD)
             delay = 0
         elif block == 0:  # padding, between blocks or at the end
             run = data[at : at + 4096]
