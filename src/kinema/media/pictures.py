@@ -66,12 +66,13 @@ def animated_frames(path: Path, kind: str, limits: Limits) -> Iterator[Timed]:
     picture = _open_picture(path, limits.frame, io.BytesIO(bounds.read_bytes(path, MAX_ANIMATION)))
     time = 0.0
     for index, hold in enumerate(found.holds):
-        yield Timed(time, hold, partial(_shown, path, picture, index + found.first), clock=1e-3)
+        yield Timed(time, hold, partial(_shown, path, picture, index + found.first, budget), clock=1e-3)
         time += hold
 
 
-def _shown(path: Path, picture: Image, index: int) -> np.ndarray:
+def _shown(path: Path, picture: Image, index: int, budget: Budget) -> np.ndarray:
     """Frame ``index`` of an animation, uint8 H×W×3."""
+    budget.take(picture.height, picture.width)
     try:
         picture.seek(index)
         pixels_HWC = np.asarray(picture.convert("RGBA"))

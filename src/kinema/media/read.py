@@ -114,8 +114,10 @@ def probe(path: str | Path, fps: float | None = None) -> Probe:
     A clip of more frames than one read may keep is counted too. Raises `BadRequest` as `read_video` does.
     """
     path = existing(Path(path))
+    if path.is_dir():  # its pictures may change while it does not
+        return _probed.__wrapped__(path, fps, ())
     told = path.stat()
-    return _probed(path, fps, (told.st_mtime_ns, told.st_size, bounds.pixels(0)))
+    return _probed(path, fps, (told.st_ino, told.st_mtime_ns, told.st_size, bounds.pixels(0)))
 
 
 @lru_cache(maxsize=32)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from kinema import bounds
+from kinema import bounds, heap
 from kinema.schema import BadRequest
 
 MAX_FRAME_PIXELS = 2**25
@@ -21,6 +21,8 @@ DECODED = {"video": (5 * 2**28, 1024), "pictures": (2**28, 64)}
 A clip of five seconds in 4K, or a gif of 500 frames in 480p, fits whatever its size; long films have the bytes. Gifs,
 webps, pngs and folders count as pictures: a pixel of theirs takes several times as long.
 """
+_TRIMMED = 2**26
+"""Pixels after which the memory of decoded frames is given back."""
 MAX_STILL = 3600.0
 """Seconds that one frame of a clip may last."""
 DEFAULT_FPS = 8.0
@@ -80,7 +82,10 @@ class Budget:
 
     def take(self, height: int, width: int) -> None:
         """Count one frame that is decoded."""
-        self.used += height * width
+        before, self.used = self.used, self.used + height * width
+        if before // _TRIMMED != self.used // _TRIMMED:
+            # Small frames that are kept lie between large ones that are freed: 500 frames of 800×660 held 2 GiB.
+            heap.give_back()
         if self.used > self.most:
             raise BadRequest(
                 f"{self.name} decodes to more than {self.most:,} pixels, which is the most for a file of its size; "
