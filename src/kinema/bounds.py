@@ -12,7 +12,8 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,26 @@ def as_json(value: Any, indent: int | None = None) -> str:
     """JSON as people read it: their letters as they are, and what a terminal would act on escaped."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
+# ------------------------------------------------------------------------------------- decoding
+
+_raised = [0]
+
+
+def pixels(most: int) -> int:
+    """How many pixels may be decoded where ``most`` is the bound: more where the user raised it (``--max-pixels``)."""
+    return max(most, *_raised)
+
+
+@contextmanager
+def raised(most: int) -> Iterator[None]:
+    """Until it is left, every bound on pixels of files (of a frame, a picture, a clip) is at least ``most``."""
+    _raised.append(most)
+    try:
+        yield
+    finally:
+        _raised.remove(most)
 
 
 # ------------------------------------------------------------------------------------- reading

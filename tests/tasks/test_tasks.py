@@ -86,6 +86,26 @@ def test_animate_takes_the_first_frame_of_a_clip_and_an_end(clip: str, picture: 
     assert given_frames(canvas("animate", image=clip, loop=True)) == [0, 7]
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.gif", "a.webp"])
+def test_an_animation_is_its_first_frame_where_a_picture_is_wanted_and_a_clip_elsewhere(
+    tmp_path: Path, name: str
+) -> None:
+    from PIL import Image
+
+    first, *rest = [Image.new("RGB", (16, 16), (40 * t, 40 * t, 40 * t)) for t in range(6)]
+    first.save(tmp_path / name, save_all=True, append_images=rest, duration=200, lossless=True)
+    file = str(tmp_path / name)
+    assert canvas("animate", image=file).video[0, :, 0].unique().tolist() == [-1.0]
+    for task, options in (("edit", {}), ("interpolate", {"every": 2}), ("extend", {"frames": 8})):
+        made = canvas(task, video=file, **options)
+        known = made.video if made.source is None else made.source
+        count = {"edit": 6, "interpolate": 11, "extend": 8}[task]
+        assert known.shape[2] == count
+        shown = range(0, 11, 2) if task == "interpolate" else range(6)
+        levels = ((known[0, 0, list(shown), 8, 8] + 1) * 127.5).round().tolist()
+        assert levels == pytest.approx([0, 40, 80, 120, 160, 200], abs=2)
+
+
 def test_a_cinemagraph_stands_still_outside_its_region(picture: str) -> None:
     made = canvas("animate", image=picture, region=(0.5, 0, 1, 1))
     assert made.mask[0, 0, 0].min() == 1

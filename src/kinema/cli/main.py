@@ -18,8 +18,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from kinema import __version__, registry
-from kinema.bounds import shown
+from kinema import __version__, bounds, registry
 from kinema.schema import BadRequest
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -51,7 +50,7 @@ NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memo
 
 LONGEST = 380
 """Characters of the last sentence."""
-
+MOST_PIXELS = 10**15
 FIRST = 'kinema generate "a red ball rolls right" -o ball.mp4'
 
 
@@ -66,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             # A name may hold what this terminal's encoding cannot show; it must not end a command.
             stream.reconfigure(errors="backslashreplace")
     try:
-        with _stopping_gently(stopped), warnings.catch_warnings():
+        words, pixels = _max_pixels(words)
+        with _stopping_gently(stopped), warnings.catch_warnings(), bounds.raised(pixels):
             if not (debug or sys.warnoptions):
                 warnings.simplefilter("ignore")  # a library's advice to programmers is no answer to a user
             return _dispatch(words)
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def ending(error: BaseException) -> tuple[str, int]:
     """The sentence, on one line that a terminal may print, and the exit code of what went wrong."""
     message, code = _ending(error)
-    return shown(" ".join(message.split()), LONGEST), code
+    return bounds.shown(" ".join(message.split()), LONGEST), code
 
 
 def _ending(error: BaseException) -> tuple[str, int]:
@@ -119,6 +119,26 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in said for word in NO_MEMORY)
 
 
+def _max_pixels(words: Sequence[str]) -> tuple[list[str], int]:
+    """The words without ``--max-pixels N``, and that N, which holds for every command that reads files."""
+    left, told = [], "0"
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name in ("--max-pixels", "--max_pixels"):
+            told = value if equals else next(rest, "")
+        else:
+            left.append(word)
+    try:
+        pixels = int(float(told))
+    except (ValueError, OverflowError):
+        pixels = -1
+    if not 0 <= pixels <= MOST_PIXELS:
+        said = f"expected a whole number up to {MOST_PIXELS:,}, such as 4e9"
+        raise BadRequest(f"--max-pixels is {bounds.quoted(told)}; {said}")
+    return left, pixels
+
+
 def _dispatch(words: list[str]) -> int:
     name = words[0] if words else "--help"
     if name in ("-h", "--help", "help"):
@@ -139,7 +159,8 @@ def _help() -> str:
         f"usage: kinema COMMAND …\n\n{rows}\n\n"
         f"first:  {FIRST}\n"
         "more:   kinema COMMAND --help\n"
-        "also:   --version, and --debug with any command for a full traceback\n"
+        "also:   --version, and with any command --debug for a full traceback,\n"
+        "        or --max-pixels N (frames × height × width) to read a file that is refused for its size\n"
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from kinema.atomic import check_folder, replacing
 from kinema.media import metadata
 from kinema.media.colour import exact, to_uint8
+from kinema.media.containers import located
 from kinema.schema import BadRequest, Clip
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _write_mp4(frames_THWC: np.ndarray, rate: Fraction, part: Path, tags: Tags, 
 
     # `use_metadata_tags` lets a container that knows only iTunes atoms carry names of our own.
     options = {"movflags": "use_metadata_tags+faststart"}
-    with av.open(str(part), "w", format="mp4", options=options) as container:
+    with av.open(located(part), "w", format="mp4", options=options) as container:
         container.metadata.update(tags)
         stream = container.add_stream("libx264", rate=rate, options={"crf": f"{crf:g}", "preset": "medium"})
         stream.height, stream.width = frames_THWC.shape[1:3]
