@@ -214,6 +214,14 @@ def test_words_the_model_never_saw_are_said(model: Model) -> None:
     assert any(isinstance(e, Note) and "zeppelin" in e.message for e in events)
 
 
+def test_a_prompt_of_emoji_or_signs_is_said_to_hold_no_known_word(model: Model) -> None:
+    for prompt in ("\U0001f600\U0001f600", "?!"):
+        events: list[Event] = []
+        model.generate(prompt, seed=0, steps=1, on_event=events.append)
+        notes = [e.message for e in events if isinstance(e, Note)]
+        assert notes == [f'the prompt "{prompt}" holds no word that {model.system.name} knows']
+
+
 def test_guidance_one_is_the_conditional_model_and_per_frame_ends_agree(model: Model) -> None:
     plain = model.generate("a red ball", seed=1, steps=2, guidance=1.0).video
     strong = model.generate("a red ball", seed=1, steps=2, guidance=4.0).video

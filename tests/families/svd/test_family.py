@@ -247,6 +247,28 @@ def test_decoding_in_chunks_is_asked_for_by_the_request():
     assert torch.equal(made, expected)
 
 
+def test_decoded_chunks_share_as_many_frames_as_are_asked_for():
+    """Chunks begin at 0, 2 and 4; of two shared frames a third and two thirds are the later chunk's."""
+    model = load("svd", preset="tiny")
+    z = torch.randn(1, 4, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+    request = settle(model.system, ask(seed=1, extra={"decode_chunk": 4, "decode_overlap": 2}))
+    with torch.no_grad():
+        made = model.system.decode(z, request)
+        first, second, third = (model.system.codec.decode(z[:, :, at : at + 4]).clone() for at in (0, 2, 4))
+    share = torch.tensor([1, 2])[:, None, None] / 3
+    joints = [torch.lerp(a[:, :, 2:], b[:, :, :2], share) for a, b in ((first, second), (second, third))]
+    expected = torch.cat([first[:, :, :2], *joints, third[:, :, 2:]], dim=2).clamp(-1, 1)
+    assert (made - expected).abs().max() <= 1e-5
+
+
+def test_a_window_is_told_the_numbers_of_its_own_frames():
+    told = torch.arange(18.0).reshape(1, 6, 3)
+    condition = conditioning.Condition(torch.zeros(1, 1, 32), torch.zeros(1, 4, 1, 8, 8), told)
+    assert torch.equal(condition.of([4, 5, 0]).scalars_BTV, told[:, [4, 5, 0]])
+    shared = replace(condition, scalars_BTV=told[:, :1])
+    assert shared.of([4, 5, 0]) is shared
+
+
 # -------------------------------------------------------------------------------------------- SV3D
 
 
