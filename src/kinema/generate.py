@@ -21,7 +21,7 @@ from kinema.diffusion.guidance import ClassifierFree, Reconstruction, Replacemen
 from kinema.diffusion.noise import Noise, rescheduled
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.samplers import SAMPLERS, OnStep
-from kinema.diffusion.schedules import Level
+from kinema.diffusion.schedules import Level, edit_steps, last_levels
 from kinema.diffusion.windows import Windowed, window_sizes
 from kinema.media.matching import match_colours
 from kinema.memory.free import parse_bytes
@@ -132,6 +132,9 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
         raise BadRequest("colours are of given frames, or of a clip longer than the model: leave it out")
     system.sampler_options(request)
     free_init(system, request)
+    if request.task == "edit" and request.strength > 0 and not edit_steps(cast(int, request.steps), request.strength):
+        what = f"strength {request.strength:g} of {request.steps} steps is less than one step"
+        on_event(Note(f"{what}, so nothing is changed: give more steps or a higher strength"))
     if request.seed is None:
         request = replace(request, seed=secrets.randbelow(2**31))
     return request
@@ -341,12 +344,11 @@ def guidance_scale(system: System, request: Request) -> Scale:
 
 def start_from(source_z: Tensor, strength: float, levels: Level, noise: Tensor) -> tuple[Level, Tensor]:
     """Levels and latents of an edit: the last ``strength`` of the steps, from the noised source (SDEdit)."""
-    steps = len(levels) - 1
-    first = steps - min(steps, round(steps * strength))
-    if first == steps:
-        return levels[steps:], source_z
-    alpha, sigma = levels[first].like(noise)
-    return levels[first:], alpha * source_z.to(noise) + sigma * noise
+    levels = last_levels(levels, strength)
+    if len(levels) < 2:
+        return levels, source_z
+    alpha, sigma = levels[0].like(noise)
+    return levels, alpha * source_z.to(noise) + sigma * noise
 
 
 def rolls_out(system: System, request: Request) -> bool:

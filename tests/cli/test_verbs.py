@@ -224,6 +224,16 @@ def test_plan_says_size_and_calls_without_running(capsys):
     assert "16×16" in told["size"]
 
 
+@pytest.mark.parametrize(("steps", "strength", "made"), [("25", "0.75", 18), ("5", "0.9", 4), ("5", "0.1", 0)])
+def test_plan_of_an_edit_counts_the_steps_that_the_edit_takes(capsys, steps, strength, made):
+    words = ("edit", "clip.mp4", "a ball", "--model", "zoetrope/tiny", "--steps", steps, "--strength", strength)
+    told = json.loads("\n".join(kinema(capsys, "plan", *words, "--no-measure", "--json")))
+    assert told["steps"] == made
+    assert any("less than one step" in reason for reason in told["reasons"]) == (made == 0)
+    done = [json.loads(line) for line in kinema(capsys, *words, "--json-events", "-o", "edited.mp4")]
+    assert len([event for event in done if event["event"] == "step"]) == made
+
+
 def test_plan_measures_time_and_memory(capsys):
     told = json.loads("\n".join(kinema(capsys, "plan", "a ball", "--model", "zoetrope/tiny", "--json")))
     assert told["seconds"] >= told["seconds_a_step"] > 0

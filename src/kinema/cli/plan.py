@@ -92,6 +92,7 @@ def _task(words: Sequence[str]) -> tuple[TaskName, Sequence[str], bool]:
 
 def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
     """Settle the request, find what it needs and how it fits, and time a few steps of it where it does."""
+    from kinema.diffusion.schedules import edit_steps
     from kinema.generate import about_precision, planned, prepared
     from kinema.memory.plan import Plan as Fitting
     from kinema.memory.plan import TooLarge
@@ -114,7 +115,7 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
         refusal = str(error)
     steps = settled.steps or 0
     if settled.task == "edit":
-        steps = min(steps, round(steps * settled.strength))
+        steps = edit_steps(steps, settled.strength)
     cost = _measure(model, settled, steps) if measure and not refusal else None
     peak = machine.peak_memory(device) or None if cost else None
     notes += [*about_precision(system), *how.reasons]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kinema import registry
+from kinema.conditioning import pocket
 from kinema.conditioning.clip_text import ClipTokenizer, Tokenizer, WordTokenizer, encode, find_vocabulary
 from kinema.families.animatediff import amounts, control, pia, pictures
 from kinema.families.animatediff.amounts import AMOUNTS
@@ -26,7 +27,7 @@ from kinema.families.animatediff.model import AnimateDiff
 from kinema.families.animatediff.motion import AS_TRAINED, Moving
 from kinema.media import read
 from kinema.nn.embeddings import sinusoidal
-from kinema.schema import BadRequest, Canvas, Note, OnEvent, Request
+from kinema.schema import BadRequest, Canvas, OnEvent, Request
 from kinema.values import quoted
 
 OPTIONS = ("clip_skip", "travel", *AMOUNTS, "scribble", "affinity", "decode_tile")
@@ -139,9 +140,7 @@ def most_skipped(config: Config) -> int:
 def say_unknown(tokenizer: Tokenizer, name: str, texts: Sequence[str], on_event: OnEvent) -> None:
     """Words that a pocket model was not taught are said; byte pairs know every word."""
     if isinstance(tokenizer, WordTokenizer):
-        for text in texts:
-            if unknown := tokenizer.pocket.unknown(text):
-                on_event(Note(f"{name} was not taught the word(s) {', '.join(unknown)}"))
+        pocket.say_unknown(tokenizer.pocket, name, texts, on_event)
 
 
 def travel_of(request: Request) -> dict[int, str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kinema.checkpoints.settings import made
 from kinema.checkpoints.source import Source
-from kinema.conditioning.pocket import PocketTokenizer
+from kinema.conditioning.pocket import PocketTokenizer, say_unknown
 from kinema.data import playroom
 from kinema.diffusion.parameterise import X0, Denoiser
 from kinema.diffusion.schedules import Level, RectifiedFlow
@@ -103,9 +103,9 @@ class ZoetropeFamily:
     def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         config: Config = system.config
         tokenizer = PocketTokenizer(config.words)
-        for text in (request.prompt, request.negative_prompt):
-            if unknown := tokenizer.unknown(text):
-                on_event(Note(f"{system.name} was not taught the word(s) {', '.join(unknown)}"))
+        texts = (request.prompt, request.negative_prompt)
+        say_unknown(tokenizer, system.name, texts, on_event)
+        for text in texts:
             if (count := len(tokenizer.split(text))) > config.text_length:
                 on_event(Note(f"the prompt has {count} words; {system.name} reads the first {config.text_length}"))
         given = canvas.video.to(system.device, system.dtype)
