@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kinema.media import write
+from kinema.media import formats
 from kinema.media.colour import to_float, to_uint8
 from kinema.media.metadata import read_recipe
 from kinema.media.read import read_video
@@ -201,7 +201,7 @@ def test_an_interrupt_leaves_the_old_file_and_nothing_else(
         raise stop
 
     for inner in ("_frame", "_pictures"):
-        monkeypatch.setattr(write, inner, stopped)
+        monkeypatch.setattr(formats, inner, stopped)
     monkeypatch.setattr(Image.Image, "save", stopped)
     with pytest.raises(stop):
         save_clip(replace(clip, video=-clip.video), tmp_path / name)
