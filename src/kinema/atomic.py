@@ -15,7 +15,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -106,6 +106,16 @@ def numbered(path: Path) -> Iterator[Path]:
         end = f"-{number}"
         stem = path.stem if size + len(end) <= _NAME else _cut(path.stem, max(size - len(end), 1))
         yield path.with_name(f"{stem}{end}{path.suffix}")
+
+
+def beside(path: Path, write: Callable[[Path], None]) -> Path:
+    """The first of the `numbered` names that ``write``, which may raise `Taken`, gets for itself."""
+    for name in numbered(path):
+        if not os.path.lexists(name):
+            with contextlib.suppress(Taken):  # by another writer, just now
+                write(name)
+                return name
+    raise AssertionError("numbers do not end")
 
 
 def _cut(name: str, size: int) -> str:

@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     stopped: list[int] = []
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a path is printed as the bytes that it is
     try:
         with _stopping_gently(stopped), warnings.catch_warnings():
             if not (debug or sys.warnoptions):
