@@ -48,6 +48,7 @@ CODECS = [
     ("a.mov", "pcm_s16le", "aac"),
     ("a.avi", "pcm_s16le", "aac"),
     ("a.avi", "aac", "aac"),
+    ("a.avi", "libmp3lame", "aac"),  # of which an mp4 does not take the packets as they are
 ]
 
 
