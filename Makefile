@@ -30,7 +30,7 @@ dev: $(VENV)/.test
 	$(BIN)/pre-commit install
 
 report: $(VENV)/.test
-	$(BIN)/kinema evaluate --report --evidence docs/evidence
+	$(BIN)/kinema evaluate --report --evidence docs/evidence --overwrite
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

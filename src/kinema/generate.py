@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -24,6 +24,7 @@ from kinema.diffusion.samplers import SAMPLERS, OnStep
 from kinema.diffusion.schedules import Level, edit_steps, last_levels
 from kinema.diffusion.windows import Windowed, window_sizes
 from kinema.media.matching import match_colours
+from kinema.media.sound import carried
 from kinema.memory.free import parse_bytes
 from kinema.memory.placing import place, roomy
 from kinema.memory.plan import Plan, choose
@@ -50,6 +51,12 @@ from kinema.system import Conditions, MemoryOptions, System, open_system
 from kinema.tasks import TASKS
 from kinema.tasks.known import need_prompt
 
+OnSettled = Callable[[Request], None]
+
+
+def accept(_request: Request) -> None:
+    """The check that everything passes."""
+
 
 def generate(
     system: System,
@@ -57,15 +64,17 @@ def generate(
     *,
     noise: Tensor | None = None,
     on_event: OnEvent = ignore,
+    on_settled: OnSettled = accept,
     output: Literal["clip", "latents"] = "clip",
 ) -> Clip:
     """Answer a request: canvas, conditioning, noise, sampling, decoding.
 
     ``noise`` is standard normal of the latent shape (B, C, T, h, w), instead of the seed's. ``output="latents"``
-    returns the latents in the clip's ``video``. Raises BadRequest for what the model cannot do, before its
-    weights are read.
+    returns the latents in the clip's ``video``. ``on_settled`` is called with the settled request, of which size and
+    rate are the clip's, before anything is read: what it raises ends the work. Raises BadRequest for what the model
+    cannot do, before its weights are read.
     """
-    request, whole, canvas = prepared(system, request, on_event)
+    request, whole, canvas = prepared(system, request, on_event, on_settled)
     asked = request.shape.frames
     in_blocks = honour(system, request, canvas) == "continuation" or rolls_out(system, whole)
     plan = planned(system, whole, canvas)
@@ -80,6 +89,8 @@ def generate(
         raise BadRequest(f"noise has shape {tuple(noise.shape)}; {system.name} expects {shape} for this request")
     if in_blocks and output == "latents":
         raise BadRequest("a clip made in blocks has no latents of its own; ask for a window or fewer frames")
+    fps = cast(float, request.fps)
+    sound = carried(canvas.heard, asked / fps, on_event)
     on_event(Phase("load", system.name))
     system.weights.begin_hash()  # beside the work; files that are gone are told now
     place(system, plan)
@@ -90,7 +101,7 @@ def generate(
             noise = draws.normal(shape[1:]) if noise is None else noise
             z = sample(system, whole, canvas, noise, draws, on_event=on_event)
             if output == "latents":
-                return Clip(z, cast(float, request.fps), made_by | {"weights": system.weights.hash})
+                return Clip(z, fps, made_by | {"weights": system.weights.hash})
             on_event(Phase("decode"))
             video = system.decode(z, whole)
             video = match_colours(video, canvas, request.colours)
@@ -98,12 +109,15 @@ def generate(
     video = video[:, :, -asked:] if request.backward else video[:, :, :asked]
     on_event(Memory(_peak_bytes()))
     made_by |= {"weights": system.weights.hash, "frames_hash": frames_hash(video)}
-    return Clip(video, cast(float, request.fps), made_by)
+    return Clip(video, fps, made_by, sound)
 
 
-def prepared(system: System, request: Request, on_event: OnEvent = ignore) -> tuple[Request, Request, Canvas]:
+def prepared(
+    system: System, request: Request, on_event: OnEvent = ignore, on_settled: OnSettled = accept
+) -> tuple[Request, Request, Canvas]:
     """The settled request, the same with the frames that the model makes, and the canvas of these."""
     request = settle(system, request, on_event)
+    on_settled(request)
     canvas = TASKS[request.task].canvas(request, on_event)
     return (request, *on_lattice(system, request, canvas))
 
@@ -477,10 +491,11 @@ class Model:
         *,
         noise: Tensor | None = None,
         on_event: OnEvent = ignore,
+        on_settled: OnSettled = accept,
         output: Literal["clip", "latents"] = "clip",
     ) -> Clip:
         """See `generate`."""
-        return generate(self.system, request, noise=noise, on_event=on_event, output=output)
+        return generate(self.system, request, noise=noise, on_event=on_event, on_settled=on_settled, output=output)
 
     def use_loras(self, loras: Mapping[str | Path, float]) -> None:
         """Have exactly these LoRA files in force, each with its weight; ``{}`` gives back the model's own weights."""

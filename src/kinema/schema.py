@@ -120,11 +120,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class Clip:
-    """A finished video: ``video`` B×3×T×H×W in [-1, 1], frames per second, and how it was made."""
+    """A finished video: ``video`` B×3×T×H×W in [-1, 1], frames per second, and how it was made.
+
+    ``sound`` is an mp4 without pictures (`kinema.media.sound`), as long as the clip or shorter; only an mp4 keeps it.
+    """
 
     video: Tensor
     fps: float = 8.0
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    sound: bytes | None = field(default=None, repr=False)
 
     @property
     def shape(self) -> Shape:
@@ -134,10 +138,25 @@ class Clip:
         """Write an mp4, gif, webp or a folder of png frames, by suffix; one file per batch item.
 
         The recipe goes into the file's metadata. Returns the paths written. The file is written
-        beside its name and renamed, so a stopped run leaves the old one or none.
+        beside its name and renamed, so a stopped run leaves the old one or none; with ``exclusive=True`` nothing
+        that exists is replaced, which raises `kinema.atomic.Taken`.
         """
         # schema is the lowest layer: it reaches the media layer by name only, as the registry does.
         return importlib.import_module("kinema.media.write").save_clip(self, Path(path), **options)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Which sound belongs to a clip: from second ``begin`` of ``file``, for ``seconds`` (None: to its end), at ``at``.
+
+    ``unfit`` is a clause that says why none does: frames are shown at other times than the sound was recorded with.
+    """
+
+    file: str
+    begin: float = 0.0
+    seconds: float | None = None
+    at: float = 0.0
+    unfit: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,7 +166,7 @@ class Canvas:
     ``video`` B×3×T×H×W in [-1, 1]; ``mask`` B×1×T×H×W, 1 where the pixel is given, else 0.
     ``source`` is a whole clip to start from (edit), with ``strength`` in (0, 1]: 1 ignores it. ``anchor`` B×3×H×W is
     the first frame of the whole, where this canvas is a later part of a clip made in blocks, and ``start`` the frame of
-    the whole that it begins with: options of single frames count from there.
+    the whole that it begins with: options of single frames count from there. ``heard`` is the sound of what is given.
     """
 
     video: Tensor
@@ -156,6 +175,7 @@ class Canvas:
     strength: float = 1.0
     anchor: Tensor | None = None
     start: int = 0
+    heard: Heard | None = None
 
     @property
     def empty(self) -> bool:

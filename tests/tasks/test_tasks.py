@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kinema.media import read
 from kinema.schema import BadRequest, Canvas, Clip, Event, Note, Request, ignore
 from kinema.tasks import TASKS
 
@@ -229,3 +230,67 @@ def test_a_verb_without_its_file_says_which(task: str, what: str) -> None:
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(BadRequest, match="nowhere"):
         canvas("animate", image="nowhere.png")
+
+
+# ----------------------------------------------------------------------------------- rates and sound
+
+
+def fast(path: Path, fps: float, frames: int = 6) -> str:
+    return str(Clip(ramp(frames), fps).save(path)[0])
+
+
+@pytest.mark.parametrize(("fps", "every"), [(60.0, 8), (240.0, 2), (30.0, 9)])
+def test_a_rate_that_every_would_make_too_high_is_told_in_its_own_words(tmp_path: Path, fps: float, every: int) -> None:
+    with pytest.raises(BadRequest) as refused:
+        canvas("interpolate", video=fast(tmp_path / "a.mp4", fps), every=every)
+    said = str(refused.value)
+    assert f"every {every} makes {fps * every:g} frames per second of the {fps:g} of" in said
+    assert "smaller --every, or give --fps" in said
+    assert "fps is" not in said
+    assert canvas("interpolate", video=fast(tmp_path / "a.mp4", fps), every=every, fps=fps).heard is not None
+
+
+def test_more_frames_than_a_clip_has_are_told_in_the_words_of_the_request(
+    clip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BadRequest, match="every 2000 makes 10,001 frames of the 6 of"):
+        canvas("interpolate", video=clip, every=2000)
+    monkeypatch.setattr(read, "probe", lambda *_, **__: read.Probe(5000, 24.0, 16, 16))
+    with pytest.raises(BadRequest, match=r"has 5,000 frames, and a clip has at most 4,096; .* --frames"):
+        canvas("edit", video=clip)
+    with pytest.raises(BadRequest, match=r"has 5,000 frames to keep.* --keep"):
+        canvas("extend", video=clip)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "heard"),
+    [
+        ("edit", {}, (0, None, 0)),
+        ("edit", {"fps": 4.0, "frames": 2}, (0, None, 0)),
+        ("inpaint", {"region": (0, 0, 0.5, 0.5)}, (0, None, 0)),
+        ("interpolate", {"every": 3}, (0, None, 0)),
+        ("extend", {"frames": 10}, (0, 6 / 8, 0)),
+        ("extend", {"frames": 10, "keep": 2}, (4 / 8, 2 / 8, 0)),
+        ("extend", {"frames": 10, "keep": 2, "backward": True}, (0, 2 / 8, 1)),
+        ("extend", {"frames": 10, "loop": True}, (0, 6 / 8, 0)),
+    ],
+)
+def test_the_sound_of_a_clip_belongs_to_the_times_of_its_frames(
+    clip: str, task: str, options: dict[str, object], heard: tuple[float, float | None, float]
+) -> None:
+    part = canvas(task, video=clip, **options).heard
+    assert part is not None
+    assert (part.file, part.begin, part.seconds, part.at, part.unfit) == (clip, *heard, "")
+
+
+@pytest.mark.parametrize(("fps", "told"), [(8.0, "3 times slower"), (48.0, "2 times faster")])
+def test_a_clip_that_plays_at_another_speed_has_no_sound(clip: str, fps: float, told: str) -> None:
+    part = canvas("interpolate", video=clip, every=3, fps=fps).heard
+    assert part is not None
+    assert part.unfit == f"the clip plays {told} than it was recorded"
+
+
+def test_29_97_is_as_fast_as_the_rate_that_is_meant_by_it(tmp_path: Path) -> None:
+    part = canvas("interpolate", video=fast(tmp_path / "a.mp4", 15000 / 1001), every=2, fps=29.97).heard
+    assert part is not None
+    assert not part.unfit

@@ -60,10 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     stopped: list[int] = []
-    for stream in (sys.stdout, sys.stderr):
+    for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
-            # A name may hold what this terminal's encoding cannot show; it must not end a command.
-            stream.reconfigure(errors="backslashreplace")
+            # A name may hold what this terminal's encoding cannot show: a path is printed as the bytes that it is.
+            stream.reconfigure(errors=errors)
     try:
         words, pixels = _max_pixels(words)
         with _stopping_gently(stopped), warnings.catch_warnings(), bounds.raised(pixels):

@@ -75,14 +75,18 @@ def replay(words: Sequence[str]) -> int:
         model = reopened(recipe, gives, told)
         for note in (*gives.notes, *differences(recipe, wants, model.system, told)):
             show(Note(note))
-        clip = model.run(gives.request, on_event=show)
+        clip = model.run(
+            gives.request,
+            on_event=show,
+            on_settled=lambda told: output.check_clip(told.shape, told.fps or 0, show),
+        )
         same = clip.recipe.get("frames_hash") == recipe.get("frames_hash")
         at_once = recipe.get("halves_at_once", False)
         if not same and clip.recipe.get("halves_at_once") != at_once:
             then = "at the same time, in more memory," if at_once else "one after the other"
             show(Note(f"both halves of guidance ran {then} then, which can change the last bits"))
         show(Phase("write"))
-        paths = output.save(recorded(clip, model, gives.request) if own["record_paths"] else clip)
+        paths = output.save(recorded(clip, model, gives.request) if own["record_paths"] else clip, show)
         if isinstance(show, JsonLines):
             show.write("saved", {"paths": [str(p) for p in paths], "same": same})
         else:

@@ -175,13 +175,13 @@ def run(task: TaskName, words: Sequence[str]) -> int:
     output.check()
     with display(quiet=own["quiet"], json_events=own["json_events"]) as show:
         model = open_model(model_options(told))
-        clip = model.run(request, on_event=show)
+        clip = model.run(
+            request, on_event=show, on_settled=lambda told: output.check_clip(told.shape, told.fps or 0, show)
+        )
         if model.system.weights.path is None:
             show(Note(f"{model.system.name} has no trained weights: what it makes is noise"))
         show(Phase("write"))
-        paths = output.save(recorded(clip, model, request) if own["record_paths"] else clip)
-        if own["output"] is not None and paths[0] not in output.targets(own["output"]):
-            show(Note(f"{own['output']} appeared meanwhile and was kept"))
+        paths = output.save(recorded(clip, model, request) if own["record_paths"] else clip, show)
         if isinstance(show, JsonLines):
             show.write("saved", {"paths": [str(path) for path in paths]})
             return 0
