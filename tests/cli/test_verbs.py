@@ -325,7 +325,7 @@ def test_sound_is_heard_with_the_frames_it_was_recorded_with(words, at, with_sou
 def test_a_replay_has_the_sound_too(with_sound, beep, capsys):
     with_sound(Path("talk.mp4"))
     kinema(capsys, "edit", "talk.mp4", "a ball", *TINY, "-o", "made.mp4")
-    kinema(capsys, "replay", "made.mp4", "-o", "again.mp4", "--quiet")
+    kinema(capsys, "replay", "made.mp4", "--input", "video=talk.mp4", "-o", "again.mp4", "--quiet")
     assert beep(Path("again.mp4")) == pytest.approx(0.5, abs=0.003)
 
 
