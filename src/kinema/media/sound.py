@@ -63,8 +63,11 @@ def add(container: Any, heard: bytes) -> None:
     with av.open(io.BytesIO(heard), format="mov") as source:
         track = source.streams.audio[0]
         stream = container.add_stream_from_template(track)
+        end = (track.start_time or 0) + (track.duration or 0)
         for packet in source.demux(track):
             if packet.size:
+                # What the last packet was cut to is in the track's length; some codecs' packets tell their own again.
+                packet.duration = max(1, min(packet.duration, end - packet.pts))
                 packet.stream = stream
                 container.mux(packet)
 
@@ -81,7 +84,7 @@ def _taken(path: Path, heard: Heard, seconds: float, *, copy: bool) -> tuple[byt
             if heard.unfit:
                 return None, f"the sound of {_named(path)} is left out: {heard.unfit}"
             track = next((t for t in tracks if int(t.disposition) & _DEFAULT), tracks[0])
-            copy = copy and track.codec_context.name in COPIED
+            copy = copy and track.codec_context.codec.canonical_name in COPIED  # "mp3", not the decoder's "mp3float"
             made = _made(container, track, _span(container, heard, seconds), copy=copy)
             if made is not None:
                 _check_decodes(made)
