@@ -2,6 +2,7 @@
 # make test   the tests
 # make check  what CI runs besides the tests: style, types, layers
 # make dev    an environment for working on kinema, with git hooks
+# make fuzz   damaged files, 20,000 of them: every reader succeeds or refuses in one sentence
 # make report the temporal-consistency report of docs/evidence
 VENV ?= .venv
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 GROUND := pyproject.toml constraints.txt
 
-.PHONY: demo test check dev report
+.PHONY: demo test check fuzz dev report
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.core
@@ -19,6 +20,9 @@ demo: $(VENV)/.core
 # One thread a worker: the tests' tensors are small, and JOBS workers already fill the cores.
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
+
+fuzz: $(VENV)/.test
+	KINEMA_FUZZ=20000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) tests/fuzz
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -30,7 +34,7 @@ dev: $(VENV)/.test
 	$(BIN)/pre-commit install
 
 report: $(VENV)/.test
-	$(BIN)/kinema evaluate --report --evidence docs/evidence
+	$(BIN)/kinema evaluate --report --evidence docs/evidence --overwrite
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

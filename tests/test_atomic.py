@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kinema import atomic
-from kinema.atomic import Taken, check_folder, replacing, sync
+from kinema.atomic import Taken, beside, check_folder, numbered, replacing, sync
 from kinema.schema import BadRequest
 
 
@@ -232,3 +233,23 @@ def test_a_link_named_like_a_part_is_left_alone(tmp_path: Path) -> None:
     with replacing(tmp_path / "a.txt") as part:
         part.write_text("new")
     assert kept.read_text() == "mine"
+
+
+def test_numbers_follow_a_name_that_is_taken(tmp_path: Path) -> None:
+    names = [path.name for path in itertools.islice(numbered(tmp_path / "a.b.mp4"), 3)]
+    assert names == ["a.b.mp4", "a.b-2.mp4", "a.b-3.mp4"]
+
+
+@pytest.mark.parametrize("stem", ["x" * 251, "é" * 125, "🎬" * 62])
+def test_a_name_as_long_as_the_disk_allows_is_written_and_numbered(tmp_path: Path, stem: str) -> None:
+    for path in itertools.islice(numbered(tmp_path / f"{stem}.mp4"), 12):
+        for folder in (False, True):
+            place = path.with_suffix(".d") if folder else path
+            written(place, "a", folder=folder)
+            assert place.exists()
+
+
+def test_who_finds_a_name_taken_writes_beside_it(tmp_path: Path) -> None:
+    names = [beside(tmp_path / "a", lambda path, text=text: written(path, text, folder=False)) for text in "xyz"]
+    assert [path.name for path in names] == ["a", "a-2", "a-3"]
+    assert [path.read_text() for path in names] == ["x", "y", "z"]

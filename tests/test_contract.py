@@ -14,7 +14,7 @@ from kinema.checkpoints import files
 from kinema.checkpoints.lora_formats import Adapter, write_lora
 from kinema.data import playroom
 from kinema.generate import Model, generate, honour, load
-from kinema.schema import BadRequest, Canvas, FrameGrid, Lattice, Request, Shape
+from kinema.schema import BadRequest, Canvas, Event, FrameGrid, Lattice, Note, Request, Shape, Step
 from kinema.system import Batch, System, open_system
 
 FAMILIES = sorted(registry.FAMILIES)
@@ -258,6 +258,29 @@ def test_a_causal_lattice_makes_frames_to_4k_plus_1(asked: int, made: int) -> No
 def test_a_system_is_opened_without_building_its_network() -> None:
     system: System = load("zoetrope", preset="tiny").system
     assert "model" not in vars(system)
+
+
+@pytest.mark.parametrize("strength", [0.35, 0.75, 0.05])  # 1.75, 3.75 and 0.25 steps of five
+def test_an_edit_takes_the_whole_steps_of_its_strength(
+    model: Model, strength: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kinema import tasks
+
+    system = model.system
+    shape = system.settle(ask()).shape
+    source = torch.rand(1, 3, *shape.bcthw[2:], generator=torch.Generator().manual_seed(1)) * 2 - 1
+    canvas = Canvas(torch.zeros_like(source), torch.zeros_like(source[:, :1]), source=source, strength=strength)
+    monkeypatch.setitem(tasks.TASKS, "edit", tasks.Task(lambda r: r, lambda _r, _e: canvas))
+    events: list[Event] = []
+    request = ask(task="edit", steps=5, strength=strength, guidance=1.0, guidance_end=None)
+    clip = model.run(request, on_event=events.append, output="latents").video
+    taken = [event.total for event in events if isinstance(event, Step)]
+    count = int(5 * strength)
+    assert taken == [count] * count
+    untouched = torch.equal(clip, system.encode(source))
+    assert untouched == (count == 0)
+    said = [event.message for event in events if isinstance(event, Note)]
+    assert any("is less than one step, so nothing is changed" in note for note in said) == (count == 0)
 
 
 # ------------------------------------------------------------------------------------------ length

@@ -38,7 +38,7 @@ def test_what_lies_in_the_folder_takes_no_parts_place(tmp_path, monkeypatch):
         assert registry.part(name) == registry.weights(f"{name}.safetensors")
         assert registry.part(f"./{name}") == f"./{name}"
         assert registry.called(registry.weights(f"{name}.safetensors")) == name
-        assert registry.called(tmp_path / f"{name}.safetensors") == str(tmp_path / f"{name}.safetensors")
+        assert registry.called(tmp_path / f"{name}.safetensors") == f"{name}.safetensors"
     assert load("animatediff-pocket", loras={LORA: 1.0}).system.config.motion == "v2"
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from kinema import registry, tasks
+from kinema.diffusion.parameterise import Denoiser
 from kinema.generate import Model, frames_hash, latent_mask, load, sample
-from kinema.schema import BadRequest, Clip, Event, FrameGrid, Lattice, Memory, Note, Phase, Request, Step
+from kinema.schema import BadRequest, Canvas, Clip, Event, FrameGrid, Lattice, Memory, Note, Phase, Request, Step
 from kinema.system import System
 
 
@@ -130,9 +134,7 @@ def test_reconstruction_guidance_moves_the_unknown_frames(model: Model, clip_fil
     """Judged on what the sampler returns, before given pixels are put back."""
     system = model.system
     request = system.settle(Request(task="animate", image=str(clip_file), prompt="a ball", seed=0, steps=2))
-    from kinema.tasks import TASKS
-
-    canvas = TASKS["animate"].canvas(request, lambda _e: None)
+    canvas = tasks.TASKS["animate"].canvas(request, lambda _e: None)
     noise = torch.randn(1, 3, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     made = {
         (way, weight): sample(
@@ -212,6 +214,14 @@ def test_words_the_model_never_saw_are_said(model: Model) -> None:
     assert any(isinstance(e, Note) and "zeppelin" in e.message for e in events)
 
 
+def test_a_prompt_of_emoji_or_signs_is_said_to_hold_no_known_word(model: Model) -> None:
+    for prompt in ("\U0001f600\U0001f600", "?!"):
+        events: list[Event] = []
+        model.generate(prompt, seed=0, steps=1, on_event=events.append)
+        notes = [e.message for e in events if isinstance(e, Note)]
+        assert notes == [f'the prompt "{prompt}" holds no word that {model.system.name} knows']
+
+
 def test_guidance_one_is_the_conditional_model_and_per_frame_ends_agree(model: Model) -> None:
     plain = model.generate("a red ball", seed=1, steps=2, guidance=1.0).video
     strong = model.generate("a red ball", seed=1, steps=2, guidance=4.0).video
@@ -270,3 +280,81 @@ def test_an_untrained_model_is_seeded_by_its_weights_seed() -> None:
     name = "stem.weight"
     assert torch.equal(a.model.state_dict()[name], b.model.state_dict()[name])
     assert not torch.equal(a.model.state_dict()[name], c.model.state_dict()[name])
+
+
+# ------------------------------------------------------------------- what belongs to single frames
+
+
+LONG = 20
+"""Frames of the clips below; the model that makes them in parts sees 8."""
+
+
+@pytest.fixture
+def frame_by_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the network see each frame by itself, so that a clip made in parts must be the clip made at once."""
+    family = registry.family("zoetrope")
+
+    def denoiser(_self: object, _system: System, condition: Any, _frames: object) -> Denoiser:
+        wanted = 1 if condition.ids_BL.any() else -1
+        return lambda z, _level: 0.5 * z + 0.2 * z.roll(wanted, dims=-2) + 0.1 * wanted
+
+    monkeypatch.setattr(type(family), "denoiser", denoiser)
+
+
+def over_frames(kind: str) -> tuple[Canvas, dict[str, Any]]:
+    """A canvas in which every frame is another, and the request that takes it."""
+    generator = torch.Generator().manual_seed(7)
+    video = torch.rand(1, 3, LONG, 16, 16, generator=generator) * 2 - 1
+    mask = torch.zeros(1, 1, LONG, 16, 16)
+    told: dict[str, Any] = {"task": "inpaint", "honour": "native"}
+    match kind:
+        case "nothing":
+            told = {"task": "generate"}
+        case "source":
+            return Canvas(torch.zeros_like(video), mask, source=video, strength=0.6), {"task": "edit", "strength": 0.6}
+        case "end":
+            mask[:, :, -3:] = 1
+        case "region":
+            for frame in range(LONG):
+                mask[:, :, frame, frame % 16] = 1
+            told |= {"honour": "reconstruction", "reconstruction_weight": 8.0}
+    return Canvas(video * mask, mask), told
+
+
+PARTS = {
+    "blocks": {"overlap": 3},
+    "windows": {"window": 8, "overlap": 3},
+    "windows that move": {"window": 8, "overlap": 3, "window_places": "uniform"},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    # Not a region in blocks: what holds it draws noise anew for every block.
+    [*product(["nothing", "source", "end"], PARTS), *product(["region"], ["windows", "windows that move"])],
+)
+@pytest.mark.usefixtures("frame_by_frame")
+def test_each_frame_of_a_clip_in_parts_has_its_own_noise_guidance_source_and_canvas(
+    kind: str, parts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guidance changes over the clip; blocks lie at 0, 5, 10 and 12, or the other way round before a given end."""
+    canvas, told = over_frames(kind)
+    monkeypatch.setitem(tasks.TASKS, told["task"], tasks.Task(lambda r: r, lambda _r, _e: canvas))
+    noise = torch.randn(1, 3, LONG, 16, 16, generator=torch.Generator().manual_seed(3))
+    how = {"prompt": "a red ball", "seed": 3, "steps": 5, "sampler": "euler", "frames": LONG, "guidance": 1.5}
+    request = Request(**how, guidance_end=6.0, **told)
+    at_once, in_parts = (load("zoetrope", preset="tiny", overrides={"frames": frames}) for frames in (LONG, 8))
+    whole = at_once.run(request, noise=noise).video
+    made = in_parts.run(request.with_(**PARTS[parts]), noise=noise).video
+    assert torch.allclose(made, whole, atol=1e-5)
+    assert not torch.allclose(whole[:, :, 0], whole[:, :, -1], atol=0.1)
+
+
+@pytest.mark.usefixtures("frame_by_frame")
+def test_guidance_over_the_frames_of_a_loop_goes_round_its_end_with_the_windows() -> None:
+    noise = torch.randn(1, 3, LONG, 16, 16, generator=torch.Generator().manual_seed(3))
+    how = {"prompt": "a red ball", "seed": 3, "steps": 2, "sampler": "euler", "frames": LONG, "guidance": 1.5}
+    request = Request(**how, guidance_end=6.0)
+    at_once, in_parts = (load("zoetrope", preset="tiny", overrides={"frames": frames}) for frames in (LONG, 8))
+    made = in_parts.run(request.with_(window=8, overlap=4, loop=True), noise=noise).video
+    assert torch.allclose(made, at_once.run(request, noise=noise).video, atol=1e-5)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -42,6 +47,45 @@ def test_more_pixels_than_any_machine_holds_are_refused() -> None:
 def test_a_count_that_is_no_whole_number_is_refused(value: object) -> None:
     with pytest.raises(BadRequest, match="steps is"):
         Request(prompt="x", steps=value)  # type: ignore[arg-type]
+
+
+WRONG = [3, -1.5, True, "words", ["a"], [1, 2, 3], {"a": "b"}, {1: 2}, 10**400, b"bytes", object()]
+
+
+def test_every_field_refuses_values_of_another_type_in_one_short_sentence() -> None:
+    """What a field takes is told by hand here, so that the check is not compared with itself."""
+    kinds: dict[str, Callable[[Any], bool]] = {
+        "str": lambda v: isinstance(v, str),
+        "bool": lambda v: isinstance(v, bool),
+        "int": lambda v: type(v) is int,
+        "float": lambda v: type(v) in (int, float),
+        "tuple[float, float]": lambda _: False,
+        "tuple[float, float, float, float]": lambda _: False,
+        "Mapping[str, float]": lambda _: False,
+        "Mapping[str, Any]": lambda v: v == {"a": "b"},
+    }
+    for field in dataclasses.fields(Request):
+        takes = kinds.get(str(field.type).removesuffix(" | None"), lambda _: False)
+        for value in WRONG:
+            if takes(value) and value != 10**400:
+                continue
+            with pytest.raises(BadRequest, match=rf"^{field.name} is .*; expected ") as caught:
+                Request(**{field.name: value})
+            assert len(str(caught.value)) < 200
+
+
+def test_values_of_the_right_type_are_taken_as_people_have_them() -> None:
+    made = Request(
+        image=Path("a.png"), region=[0, 0, 1, 1], guidance=3, fps=np.float64(8), guidance_interval=(-math.inf, 0)
+    )
+    assert (made.image, made.region, made.guidance, made.fps) == ("a.png", (0, 0, 1, 1), 3, 8)
+    assert Request.from_json(made.to_json()) == made
+
+
+@pytest.mark.parametrize("told", [[], "x", 3, None, {"prompt": None}, {1: 2}])
+def test_a_request_that_is_no_table_of_options_is_refused(told: object) -> None:
+    with pytest.raises(BadRequest):
+        Request.from_table(told)
 
 
 def test_a_guidance_interval_the_wrong_way_round_is_refused() -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,7 +29,7 @@ LEFT_BEHIND = 3600.0
 """Seconds after which a ``.part`` that nobody has touched is taken for what a killed process left."""
 _PART = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.part(?P<old>\.old)?", re.DOTALL)
 _NAME = 80
-"""Characters of the target's name in that of its part: a long name must stay under the limit."""
+"""Bytes of the target's name in that of its part, and of a name that a number makes no longer: limits are near."""
 _tidied: set[Path] = set()
 
 
@@ -68,7 +69,7 @@ def replacing(path: Path, *, folder: bool = False, exclusive: bool = False) -> I
     check_folder(path)
     _tidy(path.parent)
     # Two writers of one name must not share a temporary.
-    part = path.with_name(f".{path.name[:_NAME]}.{secrets.token_hex(4)}.part")
+    part = path.with_name(f".{_cut(path.name, _NAME)}.{secrets.token_hex(4)}.part")
     try:
         if path.is_dir() and not folder:
             raise BadRequest(f"cannot write {path}: it is a folder, and a file name was expected")
@@ -95,6 +96,32 @@ def replacing(path: Path, *, folder: bool = False, exclusive: bool = False) -> I
     finally:
         _remove(part)
     sync(path.parent)
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """``path``, then ``name-2``, ``name-3``… beside it: for who finds a name `Taken`. A long name gets no longer."""
+    yield path
+    size = len(os.fsencode(path.stem))
+    for number in itertools.count(2):
+        end = f"-{number}"
+        stem = path.stem if size + len(end) <= _NAME else _cut(path.stem, max(size - len(end), 1))
+        yield path.with_name(f"{stem}{end}{path.suffix}")
+
+
+def beside(path: Path, write: Callable[[Path], None]) -> Path:
+    """The first of the `numbered` names that ``write``, which may raise `Taken`, gets for itself."""
+    for name in numbered(path):
+        if not os.path.lexists(name):
+            with contextlib.suppress(Taken):  # by another writer, just now
+                write(name)
+                return name
+    raise AssertionError("numbers do not end")
+
+
+def _cut(name: str, size: int) -> str:
+    """A name cut to so many bytes, which is what file systems count, between two characters."""
+    data = os.fsencode(name)
+    return name if len(data) <= size else data[:size].decode(errors="ignore")
 
 
 def sync(path: Path) -> None:
@@ -167,7 +194,7 @@ def _tidy(folder: Path) -> None:
             found = _PART.fullmatch(left.name)
             if found and _is_left_behind(left):
                 whole = folder / found["name"]
-                if found["old"] and len(found["name"]) < _NAME and not whole.exists():
+                if found["old"] and len(os.fsencode(found["name"])) < _NAME - 3 and not whole.exists():
                     left.replace(whole)
                 else:
                     _remove(left)

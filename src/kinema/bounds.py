@@ -12,11 +12,13 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kinema.schema import BadRequest
+from kinema.values import MAX_QUOTED, cut, quoted  # noqa: F401 (whoever quotes a stranger does it from here)
 
 MAX_DEPTH = 48
 """Tables and lists inside each other: a diffusers config has four."""
@@ -28,8 +30,6 @@ MAX_TEXT = 2**20
 """Characters of one text."""
 MAX_CONFIG = 2**18
 """Bytes of a config that people write by hand."""
-MAX_QUOTED = 80
-"""Characters of a stranger's value that a sentence quotes."""
 
 _DOTTED = re.compile(rf"(?:[^\s.#]{{1,80}}\s*\.\s*){{{MAX_DEPTH},}}")
 _MERGED = 10_000
@@ -39,11 +39,6 @@ _MERGED = 10_000
 # -------------------------------------------------------------------------------------- saying
 
 
-def quoted(value: Any, most: int = MAX_QUOTED) -> str:
-    """``repr`` of a stranger's value on one line of at most ``most`` characters; the whole of it is never written."""
-    return _cut(_brief(value, most, 3), most)
-
-
 def shown(text: str, most: int | None = None) -> str:
     """Text as a terminal may print it: control characters and lone surrogates escaped, cut to ``most`` characters."""
     if most is not None and len(text) > most:
@@ -51,43 +46,30 @@ def shown(text: str, most: int | None = None) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def as_json(value: Any, indent: int | None = None) -> str:
+    """JSON as people read it: their letters as they are, and what a terminal would act on escaped."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
-def _brief(value: Any, most: int, depth: int) -> str:
-    match value:
-        case str():
-            told = repr(value if len(value) <= most else value[:most] + "…")
-        case bytes():
-            told = repr(value[:most])
-        case bool() | float() | None:
-            told = repr(value)
-        case int() if value.bit_length() > 80:
-            told = f"a number of about {value.bit_length() * 3 // 10} digits"
-        case int():
-            told = str(value)
-        case Mapping():
-            pairs = (f"{_brief(k, most, 0)}: {_brief(v, most, depth - 1)}" for k, v in value.items())
-            told = _inside("{}", pairs, len(value), most, depth)
-        case list() | tuple():
-            told = _inside("[]", (_brief(v, most, depth - 1) for v in value), len(value), most, depth)
-        case _:
-            told = f"a {type(value).__name__}"
-    return told
+# ------------------------------------------------------------------------------------- decoding
+
+_raised = [0]
 
 
-def _inside(ends: str, parts: Any, count: int, most: int, depth: int) -> str:
-    if count and depth < 1:
-        return f"{ends[0]}…{ends[1]}"
-    told, size = [], 0
-    for part in parts:
-        if size > most:
-            told.append("…")
-            break
-        told.append(part)
-        size += len(part) + 2
-    return ends[0] + ", ".join(told) + ends[1]
+def pixels(most: int) -> int:
+    """How many pixels may be decoded where ``most`` is the bound: more where the user raised it (``--max-pixels``)."""
+    return max(most, *_raised)
+
+
+@contextmanager
+def raised(most: int) -> Iterator[None]:
+    """Until it is left, every bound on pixels of files (of a frame, a picture, a clip) is at least ``most``."""
+    _raised.append(most)
+    try:
+        yield
+    finally:
+        _raised.remove(most)
 
 
 # ------------------------------------------------------------------------------------- reading
@@ -188,7 +170,7 @@ def from_toml(text: str, where: str) -> dict[str, Any]:
     except RecursionError as error:
         raise BadRequest(f"{where} is nested deeper than {MAX_DEPTH} levels") from error
     except ValueError as error:
-        said = _cut(shown(str(error).splitlines()[0]), 160)
+        said = cut(shown(str(error).splitlines()[0]), 160)
         raise BadRequest(f"{where} is damaged: it is not TOML ({said})") from error
     check(told, where)
     return told
@@ -268,5 +250,5 @@ def _whole(word: str) -> int:
 def _finite(word: str) -> float:
     value = float(word[:400])
     if not math.isfinite(value):
-        raise ValueError(f"{_cut(word, 20)} is no finite number")
+        raise ValueError(f"{cut(word, 20)} is no finite number")
     return value

@@ -5,13 +5,10 @@ Families and tasks meet here and nowhere else. Shapes: pixels B×3×T×H×W in [
 
 from __future__ import annotations
 
-import json
-import platform
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,20 +16,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kinema import __version__, registry
 from kinema.diffusion.freeinit import FreeInit, passes
 from kinema.diffusion.guidance import Guidance, Guided, Reconstruction, Thresholded
 from kinema.diffusion.noise import Noise, rescheduled
-from kinema.diffusion.overwrite import Known, Overwrite, by_strength
+from kinema.diffusion.overwrite import Known, Overwrite
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.samplers import SAMPLERS, OnStep
-from kinema.diffusion.schedules import Level
+from kinema.diffusion.schedules import Level, edit_steps
 from kinema.diffusion.windows import Windowed, window_sizes
 from kinema.media.matching import match_colours
+from kinema.media.sound import carried
 from kinema.memory.free import parse_bytes
 from kinema.memory.placing import place, roomy
 from kinema.memory.plan import Plan, choose
 from kinema.memory.turns import LEVELS
+from kinema.recipe import frames_hash, recipe
 from kinema.registry import unknown
 from kinema.schema import (
     FREE_INIT,
@@ -54,6 +52,12 @@ from kinema.system import Conditions, MemoryOptions, System, open_system
 from kinema.tasks import TASKS
 from kinema.tasks.known import need_prompt
 
+OnSettled = Callable[[Request], None]
+
+
+def accept(_request: Request) -> None:
+    """The check that everything passes."""
+
 
 def generate(
     system: System,
@@ -61,15 +65,17 @@ def generate(
     *,
     noise: Tensor | None = None,
     on_event: OnEvent = ignore,
+    on_settled: OnSettled = accept,
     output: Literal["clip", "latents"] = "clip",
 ) -> Clip:
     """Answer a request: canvas, conditioning, noise, sampling, decoding.
 
     ``noise`` is standard normal of the latent shape (B, C, T, h, w), instead of the seed's. ``output="latents"``
-    returns the latents in the clip's ``video``. Raises BadRequest for what the model cannot do, before its
-    weights are read.
+    returns the latents in the clip's ``video``. ``on_settled`` is called with the settled request, of which size and
+    rate are the clip's, before anything is read: what it raises ends the work. Raises BadRequest for what the model
+    cannot do, before its weights are read.
     """
-    request, whole, canvas = prepared(system, request, on_event)
+    request, whole, canvas = prepared(system, request, on_event, on_settled)
     asked = request.shape.frames
     in_blocks = honour(system, request, canvas) == "continuation" or rolls_out(system, whole)
     plan = planned(system, whole, canvas)
@@ -84,6 +90,8 @@ def generate(
         raise BadRequest(f"noise has shape {tuple(noise.shape)}; {system.name} expects {shape} for this request")
     if in_blocks and output == "latents":
         raise BadRequest("a clip made in blocks has no latents of its own; ask for a window or fewer frames")
+    fps = cast(float, request.fps)
+    sound = carried(canvas.heard, asked / fps, on_event)
     on_event(Phase("load", system.name))
     system.weights.begin_hash()  # beside the work; files that are gone are told now
     place(system, plan)
@@ -94,7 +102,7 @@ def generate(
             noise = draws.normal(shape[1:]) if noise is None else noise
             z = sample(system, whole, canvas, noise, draws, on_event=on_event)
             if output == "latents":
-                return Clip(z, cast(float, request.fps), made_by | {"weights": system.weights.hash})
+                return Clip(z, fps, made_by | {"weights": system.weights.hash})
             on_event(Phase("decode"))
             video = system.decode(z, whole)
             video = match_colours(video, canvas, request.colours)
@@ -102,12 +110,15 @@ def generate(
     video = video[:, :, -asked:] if request.backward else video[:, :, :asked]
     on_event(Memory(_peak_bytes()))
     made_by |= {"weights": system.weights.hash, "frames_hash": frames_hash(video)}
-    return Clip(video, cast(float, request.fps), made_by)
+    return Clip(video, fps, made_by, sound)
 
 
-def prepared(system: System, request: Request, on_event: OnEvent = ignore) -> tuple[Request, Request, Canvas]:
+def prepared(
+    system: System, request: Request, on_event: OnEvent = ignore, on_settled: OnSettled = accept
+) -> tuple[Request, Request, Canvas]:
     """The settled request, the same with the frames that the model makes, and the canvas of these."""
     request = settle(system, request, on_event)
+    on_settled(request)
     canvas = TASKS[request.task].canvas(request, on_event)
     return (request, *on_lattice(system, request, canvas))
 
@@ -136,6 +147,9 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
         raise BadRequest("colours are of given frames, or of a clip longer than the model: leave it out")
     system.sampler_options(request)
     free_init(system, request)
+    if request.task == "edit" and request.strength > 0 and not edit_steps(cast(int, request.steps), request.strength):
+        what = f"strength {request.strength:g} of {request.steps} steps is less than one step"
+        on_event(Note(f"{what}, so nothing is changed: give more steps or a higher strength"))
     if request.seed is None:
         request = replace(request, seed=secrets.randbelow(2**31))
     return request
@@ -275,7 +289,7 @@ def given_piece(system: System, canvas: Canvas) -> Known:
 
 def edited_piece(source: Tensor, strength: float, steps: int) -> Known:
     """The clip of an edit, held until its last ``strength`` of the steps begin (SDEdit)."""
-    return Known(source.float(), torch.ones_like(source[:, :1]), by_strength(strength, steps), "fixed")
+    return Known(source.float(), torch.ones_like(source[:, :1]), steps - edit_steps(steps, strength), "fixed")
 
 
 def stepping(on_event: OnEvent, before: int, after: int) -> OnStep:
@@ -421,56 +435,7 @@ def latent_mask(system: System, mask_B1THW: Tensor) -> Tensor:
     return -F.max_pool3d(-cells, (1, h, w)).to(system.device)
 
 
-# -------------------------------------------------------------------------------------- recipe
-
-
-_INPUTS = ("image", "last_image", "video", "mask")
-
-
-def recipe(system: System, request: Request, noise: Tensor | None = None) -> dict[str, Any]:
-    """What `kinema replay` needs to make the clip again, and to say whether it is the same to the bit.
-
-    Without what `generate` adds: the hashes of the weights and of the clip, and whether halves of guidance ran at once.
-    """
-    told: dict[str, Any] = {
-        "kinema": __version__,
-        "model": system.name,
-        "family": system.family.name,
-        "request": json.loads(request.to_json()),
-        "inputs": {k: file_hash(Path(v)) for k in _INPUTS if (v := getattr(request, k))},
-        "device": str(system.device),
-        "dtype": str(system.precision).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "versions": {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()},
-    }
-    if shown := system.family.files(request):
-        told["extra_inputs"] = {file: file_hash(Path(file)) for file in shown}
-    if variant := system.weights.variant or system.weights.model:
-        told["variant"] = variant
-    if system.loras.files:
-        told["loras"] = [{**file.told(), "file": registry.called(file.path)} for file in system.loras.files]
-    if system.weights.added:
-        told["added"] = [each.told() for each in system.weights.added]
-    if system.overrides:
-        told["overrides"] = dict(system.overrides)
-    if noise is not None:
-        told["noise"] = frames_hash(noise)
-    return told
-
-
-def frames_hash(video: Tensor) -> str:
-    """Hash of a clip's float pixels, before any codec: what "bit-equal" is measured on."""
-    return sha256(video.detach().float().contiguous().cpu().numpy().tobytes()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """Hash of an input file, or of the files of a folder of frames, read in pieces."""
-    digest = sha256()
-    for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
-        with file.open("rb") as stream:
-            while piece := stream.read(1 << 20):
-                digest.update(piece)
-    return digest.hexdigest()
+# -------------------------------------------------------------------------------------- memory
 
 
 def _peak_bytes() -> int:
@@ -504,10 +469,11 @@ class Model:
         *,
         noise: Tensor | None = None,
         on_event: OnEvent = ignore,
+        on_settled: OnSettled = accept,
         output: Literal["clip", "latents"] = "clip",
     ) -> Clip:
         """See `generate`."""
-        return generate(self.system, request, noise=noise, on_event=on_event, output=output)
+        return generate(self.system, request, noise=noise, on_event=on_event, on_settled=on_settled, output=output)
 
     def use_loras(self, loras: Mapping[str | Path, float]) -> None:
         """Have exactly these LoRA files in force, each with its weight; ``{}`` gives back the model's own weights."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from kinema.schema import BadRequest
+from kinema.values import MAX_QUOTED, quoted
 
 FAMILIES: dict[str, str] = {
     "animatediff": "kinema.families.animatediff.family:FAMILY",
@@ -104,9 +106,21 @@ def near_part(name: str | Path, slot: str) -> str:
 
 
 def called(path: str | Path) -> str:
-    """The name of a part that ships, by its file; any other path as it is. So a clip can be made again elsewhere."""
+    """What a recipe calls a file: a part that ships by its name, any other by its own name without its folder.
+
+    A file that is called like something else of ours is ``./name``, so that it is never taken for that.
+    """
     stem = Path(path).stem
-    return stem if stem in PARTS and Path(path) == weights(f"{stem}.safetensors") else str(path)
+    if stem in PARTS and Path(path) == weights(f"{stem}.safetensors"):
+        return stem
+    name = file_name(path)
+    return f"./{name}" if name in {*EMBEDDED, *PARTS, *ALIASES, *FAMILIES} else name
+
+
+def file_name(path: str | Path) -> str:
+    """The last part of a path of any system, Windows' too: nothing of the folders above it."""
+    parts = [part for part in re.split(r"[\\/]", str(path)) if part not in ("", ".", "..")]
+    return parts[-1] if parts else "folder"
 
 
 def family(name: str) -> Any:
@@ -119,7 +133,7 @@ def family(name: str) -> Any:
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """One sentence: what was not found, and the names that are near it or else the ones there are."""
     names = sorted(known)
-    if near := difflib.get_close_matches(name, names, n=3, cutoff=0.55):
-        return f"there is no {what} {name!r}; did you mean {', '.join(near)}?"
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return f"there is no {what} {name!r}; there are {', '.join(names[:8])}{more}"
+    told, more = quoted(name), f" and {len(names) - 8} more" if len(names) > 8 else ""
+    if near := difflib.get_close_matches(name[:MAX_QUOTED], names, n=3, cutoff=0.55):
+        return f"there is no {what} {told}; did you mean {', '.join(near)}?"
+    return f"there is no {what} {told}; there are {', '.join(names[:8])}{more}"

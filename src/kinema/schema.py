@@ -13,9 +13,13 @@ import importlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+
+from kinema import values
+from kinema.values import quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -155,11 +159,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class Clip:
-    """A finished video: ``video`` B×3×T×H×W in [-1, 1], frames per second, and how it was made."""
+    """A finished video: ``video`` B×3×T×H×W in [-1, 1], frames per second, and how it was made.
+
+    ``sound`` is an mp4 without pictures (`kinema.media.sound`), as long as the clip or shorter; only an mp4 keeps it.
+    """
 
     video: Tensor
     fps: float = 8.0
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    sound: bytes | None = field(default=None, repr=False)
 
     @property
     def shape(self) -> Shape:
@@ -169,10 +177,25 @@ class Clip:
         """Write an mp4, gif, webp or a folder of png frames, by suffix; one file per batch item.
 
         The recipe goes into the file's metadata. Returns the paths written. The file is written
-        beside its name and renamed, so a stopped run leaves the old one or none.
+        beside its name and renamed, so a stopped run leaves the old one or none; with ``exclusive=True`` nothing
+        that exists is replaced, which raises `kinema.atomic.Taken`.
         """
         # schema is the lowest layer: it reaches the media layer by name only, as the registry does.
         return importlib.import_module("kinema.media.write").save_clip(self, Path(path), **options)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Which sound belongs to a clip: from second ``begin`` of ``file``, for ``seconds`` (None: to its end), at ``at``.
+
+    ``unfit`` is a clause that says why none does: frames are shown at other times than the sound was recorded with.
+    """
+
+    file: str
+    begin: float = 0.0
+    seconds: float | None = None
+    at: float = 0.0
+    unfit: str = ""
 
 
 @dataclass(frozen=True)
@@ -182,7 +205,7 @@ class Canvas:
     ``video`` B×3×T×H×W in [-1, 1]; ``mask`` B×1×T×H×W, 1 where the pixel is given, else 0.
     ``source`` is a whole clip to start from (edit), with ``strength`` in (0, 1]: 1 ignores it. ``anchor`` B×3×H×W is
     the first frame of the whole, where this canvas is a later part of a clip made in blocks, and ``start`` the frame of
-    the whole that it begins with: options of single frames count from there.
+    the whole that it begins with: options of single frames count from there. ``heard`` is the sound of what is given.
     """
 
     video: Tensor
@@ -191,6 +214,7 @@ class Canvas:
     strength: float = 1.0
     anchor: Tensor | None = None
     start: int = 0
+    heard: Heard | None = None
 
     @property
     def empty(self) -> bool:
@@ -229,6 +253,8 @@ class Canvas:
 
 # -------------------------------------------------------------------------------------- request
 
+FILES = ("image", "last_image", "video", "mask")
+"""The fields of a `Request` that name a file or folder; a family's own are in ``extra``."""
 _HELD = ("honour", "reconstruction_weight", "fit")
 _REGION = ("mask", "region", "outside")
 FREE_INIT = ("free_init", "free_init_filter", "free_init_order", "free_init_stop", "free_init_fast")
@@ -243,9 +269,11 @@ TAKES: dict[TaskName, tuple[str, ...]] = {
 """The fields of a `Request` that mean something to a verb, beyond those of sampling; others are refused."""
 
 
-def option(help_: str, default: Any = None, *, least: float | None = None, most: float | None = None) -> Any:
-    """A request field with its help and range: read by the checks, the CLI and the web form."""
-    return field(default=default, metadata={"help": help_, "least": least, "most": most})
+def option(
+    help_: str, default: Any = None, *, least: float | None = None, most: float | None = None, path: bool = False
+) -> Any:
+    """A request field with its help, its range, and whether it names a file: read by the checks and the CLI."""
+    return field(default=default, metadata={"help": help_, "least": least, "most": most, "path": path})
 
 
 def plain(value: float) -> str:
@@ -286,10 +314,10 @@ class Request:
         metadata={"help": "an option of the sampler, such as gamma=0.3 or delta=0.1; may be repeated"},
     )
 
-    image: str | None = option("picture or clip whose first frame starts the video", None)
-    last_image: str | None = option("picture that ends the video", None)
-    video: str | None = option("clip to interpolate, extend, inpaint or edit", None)
-    mask: str | None = option("picture or clip, white where new content is wanted", None)
+    image: str | None = option("picture or clip whose first frame starts the video", None, path=True)
+    last_image: str | None = option("picture that ends the video", None, path=True)
+    video: str | None = option("clip to interpolate, extend, inpaint or edit", None, path=True)
+    mask: str | None = option("picture or clip, white where new content is wanted", None, path=True)
     region: tuple[float, float, float, float] | None = option(
         "box left,top,right,bottom in fractions of the frame, where new content is wanted", None
     )
@@ -336,37 +364,32 @@ class Request:
 
     extra: Mapping[str, Any] = field(
         default_factory=dict,
-        metadata={"help": "an option of one model family, such as motion-bucket=127; may be repeated"},
+        metadata={"help": "an option of one model family, such as motion-bucket=127; may be repeated", "path": True},
     )
     """Options of one family (motion bucket, noise augmentation…); an unknown one is refused by it."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            least, most = f.metadata.get("least"), f.metadata.get("most")
             value = getattr(self, f.name)
-            if value is None or least is None or most is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise BadRequest(f"{f.name} is {value!r}; expected a number from {plain(least)} to {plain(most)}")
-            if f.type.startswith("int") and not isinstance(value, int):
-                raise BadRequest(f"{f.name} is {value!r}; expected a whole number from {plain(least)} to {plain(most)}")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise BadRequest(f"{f.name} is {value}; expected a number from {plain(least)} to {plain(most)}")
-            if not least <= value <= most:
-                raise BadRequest(f"{f.name} is {plain(value)}; expected {plain(least)} to {plain(most)}")
+            of_path = isinstance(value, Path) and f.name in FILES
+            if of_path or isinstance(value, list):
+                value = str(value) if of_path else tuple(value)  # noqa: PLW2901
+                object.__setattr__(self, f.name, value)
+            _check(f, value)
         if self.frames and self.height and self.width and self.pixels > MAX_PIXELS:
             raise BadRequest(
                 f"{self.clips} clip(s) of {self.frames} frames at {self.width}×{self.height} is more than "
                 f"{MAX_PIXELS:,} pixels; ask for fewer frames or a smaller size"
             )
         if self.guidance_interval and not self.guidance_interval[0] <= self.guidance_interval[1]:
-            raise BadRequest(f"guidance_interval is {self.guidance_interval}; expected the lower log-SNR first")
-        if not (len(self.free_init_stop) == 2 and all(0 <= stop <= 1 for stop in self.free_init_stop)):
-            raise BadRequest(f"free_init_stop is {self.free_init_stop}; expected two frequencies from 0 to 1")
+            raise BadRequest(f"guidance_interval is {quoted(self.guidance_interval)}; expected the lower log-SNR first")
+        if not all(0 <= stop <= 1 for stop in self.free_init_stop):
+            raise BadRequest(f"free_init_stop is {quoted(self.free_init_stop)}; expected two frequencies from 0 to 1")
         if self.region is not None:
             left, top, right, bottom = self.region
             if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-                raise BadRequest(f"region is {self.region}; expected 0 <= left < right <= 1 and 0 <= top < bottom <= 1")
+                wanted = "expected 0 <= left < right <= 1 and 0 <= top < bottom <= 1"
+                raise BadRequest(f"region is {quoted(self.region)}; {wanted}")
 
     @property
     def pixels(self) -> int:
@@ -390,15 +413,37 @@ class Request:
 
     @staticmethod
     def from_json(text: str) -> Request:
-        told = json.loads(text)
+        """The request that `to_json` wrote; raises as `from_table` does."""
+        return Request.from_table(json.loads(text))
+
+    @staticmethod
+    def from_table(told: Any) -> Request:
+        """A request of names and plain values. Raises `BadRequest` for an unknown name or a value of another kind."""
+        if not isinstance(told, Mapping):
+            raise BadRequest(f"the request is {quoted(told)}; expected a table of options")
         known = {f.name for f in fields(Request)}
         for name in told:
             if name not in known:
-                raise BadRequest(f"the recipe holds an option {name!r} that this version does not know")
-        for name in ("guidance_interval", "region", "free_init_stop"):
-            if told.get(name) is not None:
-                told[name] = tuple(told[name])
+                raise BadRequest(f"the recipe holds an option {quoted(name)} that this version does not know")
         return Request(**told)
+
+
+@lru_cache(maxsize=1)
+def _hints() -> Mapping[str, Any]:
+    return get_type_hints(Request)
+
+
+def _check(f: Field[Any], value: Any) -> None:
+    """Refuse a field's value of another type than its annotation, or out of its range, in one sentence."""
+    hint, least, most = _hints()[f.name], f.metadata.get("least"), f.metadata.get("most")
+    within = "" if least is None or most is None else f"{plain(least)} to {plain(most)}"
+    infinite = isinstance(value, float) and not math.isfinite(value)
+    if not values.fits(value, hint) or (within and infinite):
+        wanted = values.expected(hint) + (f" from {within}" if within else "")
+        raise BadRequest(f"{f.name} is {quoted(value)}; expected {wanted}")
+    if within and value is not None and not least <= value <= most:
+        told = plain(value) if isinstance(value, float) else quoted(value)
+        raise BadRequest(f"{f.name} is {told}; expected {within}")
 
 
 def _plain_data(value: Any) -> Any:

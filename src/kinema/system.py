@@ -7,11 +7,10 @@ there, before a byte of the weights is read; the network itself is built and fil
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -19,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from kinema import processor, registry
+from kinema import bounds, processor, registry
 from kinema.checkpoints import files, hub
 from kinema.checkpoints.lora_formats import is_lora
 from kinema.checkpoints.lora_use import Loras, read_loras
+from kinema.checkpoints.settings import checked, made, readable
 from kinema.checkpoints.signatures import describe
 from kinema.checkpoints.source import Source
 from kinema.diffusion import samplers
@@ -33,6 +33,7 @@ from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import Level, Schedule, Spacing, spaced
 from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request, Shape, ignore
+from kinema.values import quoted
 
 if TYPE_CHECKING:
     from kinema.data.playroom.scene import Scene
@@ -267,10 +268,12 @@ class Added:
     slot: str
     source: Source
     parts: tuple[str, ...] = ()
+    hub: str = ""
+    """Its name on the hub, where it comes from there."""
 
     def told(self) -> dict[str, Any]:
         """What the recipe says of it."""
-        return {"slot": self.slot, "file": registry.called(self.source.path), "hash": self.hash}
+        return {"slot": self.slot, "file": self.hub or registry.called(self.source.path), "hash": self.hash}
 
     @cached_property
     def hash(self) -> str:
@@ -385,7 +388,8 @@ class System:
             model = self._hollow()
             tensors = self.weights.source.tensors(self.weights.parts)
             if not self.weights.own:
-                tensors = self.family.convert(self.config, tensors)
+                with readable(str(self.weights.path)):
+                    tensors = self.family.convert(self.config, tensors)
         tensors |= self.additions()
         if tensors:
             files.fill(model, tensors, where=str(self.weights.path))
@@ -395,7 +399,8 @@ class System:
         """The tensors of what was added to the model's own file, under the network's names."""
         made: dict[str, Tensor] = {}
         for added in self.weights.added:
-            made |= _slots(self.family).convert(self.config, added.slot, added.source.tensors(added.parts))
+            with readable(str(added.source.path)):
+                made |= _slots(self.family).convert(self.config, added.slot, added.source.tensors(added.parts))
         return made
 
     def _hollow(self) -> nn.Module:
@@ -487,7 +492,7 @@ class System:
             if option not in known:
                 raise BadRequest(f"sampler {name} takes no {option}; it takes {', '.join(known) or 'no options'}")
             if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-                raise BadRequest(f"{option} of the sampler is {value!r}; expected a number, 0 or more")
+                raise BadRequest(f"{option} of the sampler is {quoted(value)}; expected a number, 0 or more")
         return {**(own.options if name == own.sampler else {}), **told}
 
     def latent_shape(self, request: Request) -> Shape:
@@ -535,6 +540,9 @@ class System:
 
 # ---------------------------------------------------------------------------------------- load
 
+HUB = "hub:"
+"""Before a name that is the hub's, also where a file here is called the same."""
+
 
 def open_system(
     source: str | Path,
@@ -551,42 +559,20 @@ def open_system(
 ) -> System:
     """Open a model: an embedded name, a family (with ``preset``, untrained), an alias, a file, a folder or a hub id.
 
-    ``variant`` picks among a folder's files ("fp16"), or names the published model that the weights are ("svd-xt").
+    A name that begins with ``hub:`` is never a file's. ``variant`` picks among a folder's files ("fp16"), or names the
+    published model that the weights are ("svd-xt"). With ``offline`` the hub is not asked, now or later.
     ``overrides`` replaces fields of the config by name. ``loras`` are LoRA files and their weights, ``add``
     files in slots of the model (``{"motion": "mm_sd_v15_v2.ckpt"}``). Raises BadRequest for anything that is not a
     model.
     """
-    name = str(source)
-    if not name.strip():
+    named = str(source)
+    if not named.strip():
         raise BadRequest("the model's name is empty; expected a name, a file, a folder or a hub id")
-    family_name, _, slash_preset = name.partition("/")
-    notes: tuple[str, ...] = ()
-    if family_name in registry.FAMILIES and (preset or slash_preset):
-        if variant:
-            raise BadRequest(f"variant {variant} is of weights, and {family_name}/{preset or slash_preset} has none")
-        family, config, weights = _untrained(family_name, preset or slash_preset)
-        name = f"{family_name}/{preset or slash_preset}"
-    elif preset:
-        raise BadRequest(f"preset {preset} is of a family, untrained: {', '.join(registry.FAMILIES)}; not of {name}")
-    elif name in registry.EMBEDDED:
-        family, config, weights, notes = _opened(registry.weights(registry.EMBEDDED[name][1]), variant)
-    elif Path(source).exists():
-        family, config, weights, notes = _opened(Path(source), variant)
-    elif name in registry.ALIASES or _is_hub_id(name):
-        family, config, weights, notes = _opened(_fetched(name, offline, variant), variant)
-    elif name in registry.PARTS:
-        slot = registry.PARTS[name]
-        option, argument = (f"--lora {name}", "loras") if slot == "lora" else (f"--add {slot}={name}", "add")
-        model = next((model for model in registry.EMBEDDED if name.startswith(model)), "one")
-        raise BadRequest(f"{name} is no model but a part: give it to {model} as {option} (in Python by {argument})")
-    elif Path(name).suffix or name.startswith((".", "/")):
-        raise BadRequest(f"there is no file {name}; expected a model's file or folder")
-    else:
-        raise BadRequest(registry.unknown("model", name, {*registry.EMBEDDED, *registry.ALIASES, *registry.FAMILIES}))
-    added, config, said = _add(family, config, {**registry.ADDED.get(name, {}), **(add or {})}, offline)
+    name, family, config, weights, notes = _found(named, preset, variant, offline)
+    added, config, said = _add(family, config, {**registry.ADDED.get(named, {}), **(add or {})}, offline)
     weights, notes = replace(weights, added=added), (*notes, *said)
     if overrides:
-        config = _override(config, overrides)
+        config = _override(family, config, overrides)
     chosen = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     told = dict(overrides or {})
     asked = dtype or torch.float32
@@ -599,6 +585,40 @@ def open_system(
     if loras:
         system.use_loras(loras)
     return system
+
+
+def _found(
+    told: str, preset: str | None, variant: str | None, offline: bool | None
+) -> tuple[str, Family, Any, Weights, tuple[str, ...]]:
+    """What a recipe calls the model of this name, its family, config and weights, and what was decided for it."""
+    name = told.removeprefix(HUB)
+    family_name, _, slash_preset = name.partition("/")
+    here = _here(told)
+    if family_name in registry.FAMILIES and (preset or slash_preset):
+        if variant:
+            raise BadRequest(f"variant {variant} is of weights, and {family_name}/{preset or slash_preset} has none")
+        return (f"{family_name}/{preset or slash_preset}", *_untrained(family_name, preset or slash_preset), ())
+    if preset:
+        raise BadRequest(f"preset {preset} is of a family, untrained: {', '.join(registry.FAMILIES)}; not of {name}")
+    if name in registry.EMBEDDED:
+        return (name, *_opened(registry.weights(registry.EMBEDDED[name][1]), variant))
+    if here is not None:
+        return (registry.called(here), *_opened(here, variant))
+    if name in registry.ALIASES or is_hub_id(name):
+        return (name, *_opened(_fetched(name, offline, variant), variant))
+    if name in registry.PARTS:
+        slot = registry.PARTS[name]
+        option, argument = (f"--lora {name}", "loras") if slot == "lora" else (f"--add {slot}={name}", "add")
+        model = next((model for model in registry.EMBEDDED if name.startswith(model)), "one")
+        raise BadRequest(f"{name} is no model but a part: give it to {model} as {option} (in Python by {argument})")
+    if Path(name).suffix or name.startswith((".", "/")):
+        raise BadRequest(f"there is no file {name}; expected a model's file or folder")
+    raise BadRequest(registry.unknown("model", name, {*registry.EMBEDDED, *registry.ALIASES, *registry.FAMILIES}))
+
+
+def _here(told: str | Path) -> Path | None:
+    """The file or folder of this name, None where there is none, or where a name on the hub was meant."""
+    return None if str(told).startswith(HUB) or not Path(told).exists() else Path(told)
 
 
 def _slots(family: Family) -> Slots:
@@ -617,12 +637,14 @@ def _add(
         slots, told = _slots(family), registry.part(named)
         if slot.partition(".")[0] not in slots.names:
             raise BadRequest(registry.unknown(f"slot of {family.name}", slot, slots.names))
-        if not Path(told).exists() and not _is_hub_id(str(told)):
+        here, name = _here(told), str(told).removeprefix(HUB)
+        if here is None and not is_hub_id(name):
             raise BadRequest(f"there is no file {told} to add as {slot}{registry.near_part(told, slot)}")
-        source = Source(Path(told) if Path(told).exists() else _fetched(str(told), offline, None))
-        found = slots.open(config, slot, source)
-        config = found.config
-        added.append(Added(slot, source, found.parts))
+        source = Source(_fetched(name, offline, None) if here is None else here)
+        with readable(str(source.path)):
+            found = slots.open(config, slot, source)
+        config = checked(found.config, f"the config with {slot}")
+        added.append(Added(slot, source, found.parts, name if here is None else ""))
         notes += found.notes
     return tuple(added), config, tuple(notes)
 
@@ -636,7 +658,7 @@ def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float32 if halves and processor.has_units(dtype) is False else dtype
 
 
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
     """``owner/name``, or ``owner/name/file`` of a weight file; a repository's name may have points in it."""
     parts = name.split("/")
     if not all(re.fullmatch(r"\w[\w.-]*", part) for part in parts):
@@ -646,12 +668,17 @@ def _is_hub_id(name: str) -> bool:
 
 def _fetched(name: str, offline: bool | None, variant: str | None) -> Path:
     try:
-        return hub.fetch_model(registry.ALIASES.get(name, name), offline=offline, variant=_split(variant)[0])
+        return fetched(name, offline, variant)
     except BadRequest as error:
         if name in registry.ALIASES:
             raise
         here = f"there is no file {name} here" if name.count("/") > 1 else f"{name.partition('/')[0]} is no family here"
         raise BadRequest(f"{error} ({here}, so a hub name was meant)") from error
+
+
+def fetched(name: str, offline: bool | None, variant: str | None) -> Path:
+    """Where a model of the hub lies, by its name there or its alias: `hub.fetch_model`, which says what is raised."""
+    return hub.fetch_model(registry.ALIASES.get(name, name), offline=offline, variant=_split(variant)[0])
 
 
 def _untrained(family_name: str, preset: str) -> tuple[Family, Any, Weights]:
@@ -675,29 +702,39 @@ def _opened(path: Path, variant: str | None) -> tuple[Family, Any, Weights, tupl
     if told := source.metadata.get("kinema"):
         if model:
             raise BadRequest(f"{path} says itself which model it is; leave out variant {model}")
-        try:
-            note = json.loads(told)
-            family: Family = registry.family(note["family"])
-            return family, family.from_json(note["config"]), weights, ()
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, BadRequest):
-                raise
-            raise BadRequest(f"{path} has a damaged note of its family and config; expected one of kinema's") from error
+        family, config = family_of(told, str(path))
+        return family, config, weights, ()
     likely = registry.PIPELINES.get(source.pipeline)  # asked first: others need not even be imported
     for name in sorted(registry.FAMILIES, key=lambda name: name != likely):
         family = registry.family(name)
-        found = family.recognise(source)
+        with readable(str(path)):
+            found = family.recognise(source)
         if found is not None:
-            return family, found.config, replace(weights, own=False, parts=found.parts), found.notes
+            return (
+                family,
+                checked(found.config, f"the config of {path}"),
+                replace(weights, own=False, parts=found.parts),
+                found.notes,
+            )
     hint = "; name a model, and this with --lora" if is_lora(source.header) else ""
     raise BadRequest(f"{path} is not a model of any family we know: it is {describe(source)}{hint}")
 
 
-def _override(config: Any, overrides: Mapping[str, Any]) -> Any:
-    try:
-        return replace(config, **overrides)
-    except TypeError as error:
-        raise BadRequest(f"no such setting of {type(config).__name__}: {error}") from None
+def family_of(note: str, where: str) -> tuple[Family, Any]:
+    """The family and the config that the note in a file of ours tells. Raises BadRequest for one that is damaged."""
+    told = bounds.from_json(note, f"the note in {where}")
+    if not (isinstance(told, Mapping) and isinstance(told.get("family"), str) and "config" in told):
+        raise BadRequest(f"{where} has a damaged note of its family and config; expected one of kinema's")
+    family: Family = registry.family(told["family"])
+    return family, family.from_json(told["config"])
+
+
+def _override(family: Family, config: Any, overrides: Mapping[str, Any]) -> Any:
+    own = {f.name: getattr(config, f.name) for f in fields(config)}
+    config = made(type(config), {**own, **overrides}, f"overrides of {family.name}")
+    with hollow():  # what cannot be built is refused now, not when the network is first used
+        family.build(config)
+    return config
 
 
 def with_model(system: System, model: nn.Module) -> System:

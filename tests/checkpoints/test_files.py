@@ -126,8 +126,8 @@ def entry(shape: object = (2,), offsets: object = (0, 8), dtype: object = "F32")
         ({"a": entry(), "b": entry([2], [12, 20])}, bytes(20), "begins at 12, expected 8"),
         ({"a": entry()}, bytes(12), "4 bytes follow"),
         ([1, 2], b"", "damaged header"),
-        (b'{"a": 1, "a": 2}', b"", "damaged header"),
-        (b"{" * 50_000, b"", "damaged header"),
+        (b'{"a": 1, "a": 2}', b"", "header of a.safetensors is damaged"),
+        (b"{" * 50_000, b"", "header of a.safetensors is"),
         ({"__metadata__": {"a": 1}}, b"", "metadata that is not text"),
     ],
 )
@@ -419,3 +419,32 @@ def test_a_training_run_stands_for_its_result_not_for_its_checkpoints(tmp_path: 
         files.weight_files(tmp_path)
     (tmp_path / "options.json").write_text("{}")
     assert files.weight_files(tmp_path) == [tmp_path / "model.safetensors"]
+
+
+def test_weights_that_are_whole_numbers_are_refused_by_name() -> None:
+    model = nn.Linear(2, 2, device="meta")
+    for kind in (torch.int64, torch.bool, torch.uint8, torch.complex64):
+        told = {"weight": torch.ones(2, 2).to(kind), "bias": torch.zeros(2)}
+        with pytest.raises(BadRequest, match=f"1 not floating-point .weight is {kind}"):
+            fill(model, told, "a.safetensors")
+
+
+def test_a_shape_of_many_axes_is_refused_before_it_is_multiplied(tmp_path: Path) -> None:
+    table = {"a": {"dtype": "F32", "shape": [10**19] * 10_000, "data_offsets": [0, 4]}}
+    with pytest.raises(BadRequest, match="damaged header at 'a'") as refused:
+        header(raw_file(tmp_path / "a.safetensors", table, bytes(4)))
+    assert len(str(refused.value)) < 200
+
+
+def test_names_of_tensors_are_told_short_and_without_control_characters(tmp_path: Path) -> None:
+    table = {"\x1b[2J" * 10**5: {"dtype": "F3", "shape": [1], "data_offsets": [0, 4]}}
+    with pytest.raises(BadRequest) as refused:
+        header(raw_file(tmp_path / "a.safetensors", table, bytes(4)))
+    assert len(str(refused.value)) < 400
+    assert "\x1b" not in str(refused.value)
+
+
+def test_a_pipe_is_no_weight_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.safetensors")
+    with pytest.raises(BadRequest, match="no regular file"):
+        header(tmp_path / "a.safetensors")

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import kinema
-from kinema import __main__, registry
+from kinema import __main__, bounds, registry
 from kinema.cli import main as cli
 from kinema.schema import BadRequest
 
@@ -156,3 +156,19 @@ def test_an_interrupt_while_the_command_line_is_imported_is_one_line(monkeypatch
     monkeypatch.setattr(sys, "meta_path", [Interrupted, *sys.meta_path])
     assert __main__.main() == 130
     assert capsys.readouterr().err == "kinema: interrupted; nothing was begun\n"
+
+
+@pytest.mark.parametrize("words", [["--max-pixels", "4e9"], ["--max-pixels=4_000_000_000"], ["--max_pixels=4e9"]])
+def test_max_pixels_raises_the_bound_for_any_command_and_only_while_it_runs(command, words):
+    seen = []
+    command(lambda rest: seen.append((rest, bounds.pixels(100))) or 0)
+    assert cli.main(["try", "a", *words, "b"]) == 0
+    assert seen == [(["a", "b"], 4_000_000_000)]
+    assert bounds.pixels(100) == 100
+
+
+@pytest.mark.parametrize("told", ["many", "-1", "nan", "1e400", ""])
+def test_max_pixels_that_is_no_number_is_refused(command, capsys, told):
+    command(lambda _rest: 0)
+    assert cli.main(["try", "--max-pixels", told]) == 2
+    assert f"--max-pixels is {told!r}; expected a whole number" in capsys.readouterr().err

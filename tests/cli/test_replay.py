@@ -10,11 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
+from kinema import recipe as recipes
+from kinema import registry
 from kinema.cli import replay
 from kinema.cli.main import main
+from kinema.cli.wants import wants_of
 from kinema.generate import load
 from kinema.media.metadata import read_recipe
-from kinema.schema import Clip
+from kinema.recipe import file_hash
+from kinema.schema import Clip, Request
 
 PLAIN = {"model": "zoetrope/tiny", "request": {"task": "generate", "prompt": "a ball"}}
 
@@ -72,6 +76,13 @@ def test_variant_overrides_and_device_are_those_of_the_recipe(said, opened):
 def test_overrides_are_rebuilt_with_the_tuples_that_json_lost(said, opened):
     said({**made(), "overrides": {"nothing": [1, [2, 3]]}})
     assert opened["overrides"] == {"nothing": (1, (2, 3))}
+
+
+@pytest.mark.parametrize("wrong", [{"depth": "deep"}, {"depth": 2.5}, {"words": [1]}, {"nothing": 1}, {"depth": 10**9}])
+def test_overrides_of_another_type_or_of_absurd_size_are_refused(said, wrong):
+    code, err = said({**PLAIN, "overrides": wrong})
+    assert code == 2, err
+    assert "overrides" in err
 
 
 def test_a_clip_made_with_overrides_is_the_same_to_the_bit(said):
@@ -132,6 +143,17 @@ def test_a_zoom_below_one_is_refused_as_an_option_too(said):
         {"model": 3},
         {"device": 1},
         {"threads": "two"},
+        {"threads": 10**12},
+        {"dtype": "float8"},
+        {"kinema": 3},
+        {"versions": {"torch": [1]}},
+        {"added": [{"slot": "motion"}]},
+        {"added": ["motion"]},
+        {"request": {"task": "generate", "prompt": 3}},
+        {"request": {"task": "generate", "prompt": "a", "loop": "yes"}},
+        {"request": '{"task": "generate", "prompt": ["a"]}'},
+        {"request": {"task": "animate", "image": ["a.png"]}},
+        {"request": [1]},
         {"overrides": [1]},
         {"versions": "new"},
         {"inputs": {"image": "00"}},
@@ -151,19 +173,175 @@ def test_the_clip_that_a_replay_makes_carries_the_recipe_again(said):
     assert read_recipe("again.mp4")["frames_hash"] == read_recipe("clip.mp4")["frames_hash"]
 
 
-def test_files_in_options_of_the_family_are_told_and_a_changed_or_missing_one_is_said(said):
-    mask = Path("mask.png")
+def test_files_in_options_of_the_family_are_asked_for_by_name_and_another_one_is_said(said):
+    mask = Path("here/mask.png")
+    mask.parent.mkdir()
     Image.new("L", (16, 16), 255).save(mask)
     tiny = load("animatediff", preset="tiny")
     recipe = dict(tiny.generate("a ball", steps=1, seed=1, frames=2, extra={"effect": {mask: 0.5}}).recipe)
-    assert list(recipe["extra_inputs"]) == ["mask.png"]
+    assert (list(recipe["extra_inputs"]), recipe["request"]["extra"]) == (["mask.png"], {"effect": {"mask.png": 0.5}})
     code, err = said(recipe)
-    assert (code, "the same to the bit" in err, "is not the file" in err) == (0, True, False), err
-    Image.new("L", (16, 16), 10).save(mask)
-    code, err = said(recipe, "--overwrite")
+    assert (code, err) == (2, "kinema: clip.mp4 was made with what is not here; pass --input mask.png=PATH\n")
+    for word in ("mask.png=here/mask.png", "here/mask.png"):
+        code, err = said(recipe, "--input", word, "--overwrite")
+        assert (code, "the same to the bit" in err, "is not the file" in err) == (0, True, False), err
+    Image.new("L", (16, 16), 10).save("other.png")
+    code, err = said(recipe, "--overwrite", "--input", "mask.png=other.png")
     assert code == 0, err
-    assert "mask.png is not the file that the clip was made from" in err
-    mask.unlink()
-    code, err = said(recipe, "--overwrite")
+    assert "other.png is not the file that the clip was made from" in err
+
+
+def test_two_files_of_one_name_are_told_apart():
+    files = [Path(folder) / "x.png" for folder in ("a", "b")]
+    for level, file in enumerate(files):
+        file.parent.mkdir()
+        Image.new("L", (16, 16), 255 * level).save(file)
+    extra = {"effect": {str(file): 0.5 for file in files}}
+    told = load("animatediff", preset="tiny").generate("a ball", steps=1, seed=1, frames=2, extra=extra).recipe
+    assert told["extra_inputs"] == {"x.png": file_hash(files[0]), "x-2.png": file_hash(files[1])}
+    assert told["request"]["extra"] == {"effect": {"x.png": 0.5, "x-2.png": 0.5}}
+
+
+def test_a_name_that_an_option_reads_as_something_else_stays_a_file():
+    family = load("animatediff", preset="tiny").system.family
+    for name in ("elsewhere", "0,0,1,1"):
+        request = Request(extra={"effect": {f"/home/me/{name}": 0.5}})
+        assert recipes.names_of(family, request) == {f"/home/me/{name}": f"./{name}"}
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/home/me/ball.png", "ball.png"),
+        ("C:\\Users\\me\\ball.png", "ball.png"),
+        ("~/ball.png", "ball.png"),
+        ("shots/", "shots"),
+        ("..", "folder"),
+        ("/home/me/b\udcffll.png", "b\udcffll.png"),
+    ],
+)
+def test_a_recipe_calls_a_file_by_its_last_part(path, name):
+    assert registry.called(path) == name
+
+
+def test_a_file_with_a_name_of_ours_is_never_taken_for_it():
+    assert registry.called("/home/me/zoetrope") == "./zoetrope"
+
+
+def animated(output: str, *words: str, name: str = "ball.png") -> Path:
+    """The picture in a folder that is animated from the command line."""
+    picture = Path("secret folder").absolute() / name
+    picture.parent.mkdir()
+    Image.new("RGB", (64, 64), "red").save(picture, "PNG")
+    size = ("--frames", "2", "--steps", "1", "--seed", "1", "--quiet")
+    assert main(["animate", str(picture), "-m", "zoetrope/tiny", *size, "-o", output, *words]) == 0
+    return picture
+
+
+@pytest.mark.parametrize("name", ["made.mp4", "made.gif", "made.webp", "made"])
+def test_no_folder_of_the_users_is_in_a_clip(name):
+    animated(name, name="b\udcffll.png")
+    for file in Path(name).iterdir() if Path(name).is_dir() else [Path(name)]:
+        data = file.read_bytes()
+        assert b"secret" not in data
+        assert str(Path.cwd()).encode() not in data
+    assert read_recipe(name)["request"]["image"] == "b\udcffll.png"
+
+
+def test_full_paths_are_kept_beside_the_names_where_asked():
+    picture = animated("made.mp4", "--record-paths")
+    told = read_recipe("made.mp4")
+    assert told["paths"] == {"image": str(picture)}
+    assert told["request"]["image"] == "ball.png"
+
+
+def test_a_recipe_with_full_paths_as_they_were_written_before_is_replayed_from_what_is_given(said):
+    animated("made.mp4")
+    now = read_recipe("made.mp4")
+    was = {
+        "kinema": "0.9.0",
+        "model": "zoetrope/tiny",
+        "family": "zoetrope",
+        "request": {**now["request"], "image": "/home/someone/photos/ball.png"},
+        "inputs": {"image": now["inputs"]["image"]},
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": 1,
+        "versions": now["versions"],
+        "weights": "seed:0",
+        "frames_hash": now["frames_hash"],
+    }
+    code, err = said(was)
+    assert (code, err) == (2, "kinema: clip.mp4 was made with what is not here; pass --input image=PATH (ball.png)\n")
+    code, err = said(was, "--input", "image=secret folder/ball.png")
+    assert code == 0, err
+    assert "the recipe wants model zoetrope/tiny, image ball.png" in err
+    assert "are the same to the bit" in err
+    assert "is not the file" not in err
+
+
+def test_what_older_recipes_held_of_the_hubs_cache_is_wanted_from_the_hub():
+    path = "/root/.cache/huggingface/hub/models--guoyww--animatediff/snapshots/0a1b/v3_sd15_mm.ckpt"
+    told = {"model": "svd", "added": [{"slot": "motion", "file": path, "hash": "sha256:00"}]}
+    (motion,) = wants_of(told, Request()).added
+    assert (motion.name, motion.source, motion.hash) == ("guoyww/animatediff/v3_sd15_mm.ckpt", "hub", "sha256:00")
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("picture=a.png", "no input of the clip; expected NAME=PATH, NAME out of image"),
+        ("image=nowhere.png", "is no file or folder of frames that can be read"),
+        ("image=/dev/zero", "is no file or folder of frames that can be read"),
+        ("image=", "no input of the clip"),
+    ],
+)
+def test_an_input_that_is_none_is_refused(said, word, sentence):
+    request = {"task": "animate", "image": "ball.png"}
+    code, err = said({**PLAIN, "request": request, "inputs": {"image": "00"}}, "--input", word)
+    assert code == 2, err
+    assert sentence in err
+    assert "leave out --input" in said(PLAIN, "--input", "image=ball.png")[1]
+
+
+def test_an_input_without_a_hash_is_opened_only_where_it_is_given(said):
+    Image.new("RGB", (64, 64), "red").save("ball.png")
+    recipe = {**PLAIN, "request": {"task": "animate", "image": "ball.png", "frames": 2, "steps": 1}}
+    assert "pass --input image=PATH (ball.png)" in said(recipe)[1]
+    code, err = said(recipe, "--input", "ball.png")
+    assert code == 0, err
+    assert "nothing tells whether ball.png is the file" in err
+
+
+def test_a_folder_here_takes_no_models_place_that_a_recipe_names_on_the_hub(said):
+    Path("owner/name").mkdir(parents=True)
+    load("zoetrope", preset="tiny")
+    code, err = said({**PLAIN, "model": "owner/name", "weights": "sha256:00"})
     assert code == 2
-    assert "the clip was made from mask.png, and that file is not there any more" in err
+    assert "pass --model PATH or --allow-download (owner/name)" in err
+
+
+def test_a_model_given_by_its_name_on_the_hub_is_looked_for_in_the_cache_alone(said):
+    assert "--allow-download (owner/name)" in said(PLAIN, "--model", "owner/name")[1]
+    assert "do not go together" in said(PLAIN, "--offline", "--allow-download")[1]
+
+
+def test_threads_beyond_the_machines_are_left_to_it_and_said(said):
+    code, err = said({**PLAIN, "request": {**PLAIN["request"], "steps": 1, "frames": 2}, "threads": 10**9})
+    assert code == 0, err
+    assert "made with 1,000,000,000 threads" in err
+
+
+def test_everything_that_is_missing_is_asked_for_in_one_short_sentence(said):
+    recipe = {
+        **PLAIN,
+        "model": f"/home/{'m' * 300}.safetensors",
+        "loras": [{"file": f"/x/{'l' * 300}.safetensors", "weight": 0.5, "hash": "00"}] * 9,
+        "added": [{"slot": "s" * 300, "file": f"/x/{'a' * 300}.ckpt", "hash": "00"}],
+        "request": {"task": "animate", "image": f"/x/{'i' * 300}.png", "mask": "/x/m.png"},
+    }
+    code, err = said(recipe)
+    assert (code, err.count("\n")) == (2, 1)
+    assert len(err) < 400
+    assert "--lora PATH:0.5" in err
+    assert "more for 9 others" in err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import fields
 from pathlib import Path
 
@@ -224,6 +225,16 @@ def test_plan_says_size_and_calls_without_running(capsys):
     assert "16×16" in told["size"]
 
 
+@pytest.mark.parametrize(("steps", "strength", "made"), [("25", "0.75", 18), ("5", "0.9", 4), ("5", "0.1", 0)])
+def test_plan_of_an_edit_counts_the_steps_that_the_edit_takes(capsys, steps, strength, made):
+    words = ("edit", "clip.mp4", "a ball", "--model", "zoetrope/tiny", "--steps", steps, "--strength", strength)
+    told = json.loads("\n".join(kinema(capsys, "plan", *words, "--no-measure", "--json")))
+    assert told["steps"] == made
+    assert any("less than one step" in reason for reason in told["reasons"]) == (made == 0)
+    done = [json.loads(line) for line in kinema(capsys, *words, "--json-events", "-o", "edited.mp4")]
+    assert len([event for event in done if event["event"] == "step"]) == made
+
+
 def test_plan_measures_time_and_memory(capsys):
     told = json.loads("\n".join(kinema(capsys, "plan", "a ball", "--model", "zoetrope/tiny", "--json")))
     assert told["seconds"] >= told["seconds_a_step"] > 0
@@ -253,3 +264,92 @@ def test_generate_makes_a_loop_of_windows(capsys):
     words = ("generate", "a red ball rolls right", *TINY, "--loop", "-o", "loop.mp4")
     kinema(capsys, *words, "--frames", "16", "--window", "8")
     assert read_recipe("loop.mp4")["request"]["loop"] is True
+
+
+# ----------------------------------------------------------------------------- before the work, and sound
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Media are not read and no network is built."""
+
+    def fail(*_, **__):
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr("kinema.system.System.filled", fail)
+    monkeypatch.setattr("kinema.media.read.read_video", fail)
+    monkeypatch.setattr("kinema.cli.output.MAX_ZOOM", 2000)  # the tiny model makes nothing large by itself
+
+
+@pytest.mark.parametrize(
+    ("output", "words", "part"),
+    [
+        ("a.webp", ("--zoom", "1100", "--frames", "2"), "16,383 pixels"),
+        ("a.mp4", ("--zoom", "1100", "--frames", "2"), "H.264 cannot hold"),
+        (f"{'x' * 250}.mp4", ("--clips", "2"), "cannot write"),
+        (f"{'x' * 248}.mp4", ("--contact-sheet",), "cannot write"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_told_before_the_work(output, words, part, no_weights, capsys):
+    assert main(["edit", "clip.mp4", "a ball", *TINY, "-o", output, *words]) == 2
+    said = capsys.readouterr().err
+    assert part in said
+    assert len(said) < 400
+
+
+def test_what_a_gif_leaves_out_is_said_before_the_work(no_weights, capsys):
+    main(["generate", "a ball", *TINY[:-1], "--fps", "60", "--frames", "12", "-o", "a.gif"])
+    said = capsys.readouterr().err
+    assert "a gif shows at most 50 frames a second: 10 of 12 frames are written" in said
+    assert "the work began" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "at"),
+    [
+        (("edit", "talk.mp4", "a ball"), 0.5),
+        (("edit", "talk.mp4", "a ball", "--fps", "4"), 0.5),
+        (("inpaint", "talk.mp4", "a ball", "--region", "0,0,.5,.5", "--frames", "6"), 0.5),
+        (("interpolate", "talk.mp4", "--every", "2"), 0.5),
+        (("extend", "talk.mp4", "--frames", "20"), 0.5),
+        (("extend", "talk.mp4", "--frames", "20", "--keep", "14"), 0.25),
+        (("extend", "talk.mp4", "--frames", "20", "--keep", "8", "--backward"), 2.0),
+    ],
+)
+def test_sound_is_heard_with_the_frames_it_was_recorded_with(words, at, with_sound, beep, capsys):
+    with_sound(Path("talk.mp4"))
+    kinema(capsys, *words, *TINY, "-o", "made.mp4")
+    assert beep(Path("made.mp4")) == pytest.approx(at, abs=0.003)
+
+
+def test_a_replay_has_the_sound_too(with_sound, beep, capsys):
+    with_sound(Path("talk.mp4"))
+    kinema(capsys, "edit", "talk.mp4", "a ball", *TINY, "-o", "made.mp4")
+    kinema(capsys, "replay", "made.mp4", "--input", "video=talk.mp4", "-o", "again.mp4", "--quiet")
+    assert beep(Path("again.mp4")) == pytest.approx(0.5, abs=0.003)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("interpolate", "talk.mp4", "--fps", "8", "-o", "made.mp4"), "the clip plays 2 times slower"),
+        (("edit", "talk.mp4", "a ball", "-o", "made.gif"), "a gif holds no sound"),
+    ],
+)
+def test_sound_that_cannot_be_kept_is_one_note(words, part, with_sound, beep, capsys):
+    with_sound(Path("talk.mp4"))
+    assert main([*words, *TINY[:-1]]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if "sound" in line]
+    assert len(notes) == 1
+    assert part in notes[0]
+
+
+def test_a_path_that_is_no_text_is_printed_as_the_bytes_that_it_is(tmp_path):
+    import subprocess
+    import sys
+
+    name = b"caf\xe9.mp4"
+    words = ["generate", "a ball", *TINY, "--frames", "2", "-o", name]
+    made = subprocess.run([sys.executable, "-m", "kinema", *words], capture_output=True, check=True)
+    assert made.stdout == name + b"\n"
+    assert name in [entry.name for entry in os.scandir(os.fsencode(tmp_path))]

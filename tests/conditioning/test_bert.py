@@ -68,3 +68,17 @@ def test_without_transformers_the_sentence_names_it(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(BadRequest, match="transformers"):
         bert.load("anything", offline=True)
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_name_on_the_hub_is_loaded_from_a_folder_that_our_own_hub_module_finds(folder, monkeypatch, offline):
+    asked = []
+
+    def fetch(name, told, _patterns):
+        asked.append((name, told))
+        return folder
+
+    monkeypatch.setattr("kinema.checkpoints.hub.fetch", fetch)
+    text, _ = bert.load("someone/bert", device="cpu", offline=offline).encode(["a red ball"], 8)
+    assert asked == [("someone/bert", offline or None)]
+    assert text.shape[:2] == (1, 8)

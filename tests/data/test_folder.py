@@ -79,6 +79,21 @@ def test_two_clips_are_split_one_and_one_and_a_single_clip_serves_both(tmp_path)
     assert [len(part) for part in opened(tmp_path).split(0.9)] == [1, 1]
 
 
+@pytest.mark.parametrize("clips", [1, 2, 3])
+def test_a_clip_that_is_listed_twice_is_trained_on_or_held_out_never_both(tmp_path, clips):
+    rows = []
+    for i in range(clips):
+        make(tmp_path / f"{i}.gif", ramp(4))
+        rows += [f'{{"file_name": "{i}.gif", "text": "{word} {i}"}}\n' for word in ("one", "two")]
+    (tmp_path / "metadata.jsonl").write_text("".join(rows))
+    whole = opened(tmp_path)
+    train, held_out = whole.split(0.9)
+    names = [{e.name for e in part.entries} for part in (train, held_out)]
+    assert len(names[0] & names[1]) == (clips == 1)
+    assert {train.clip(i).caption.split()[0] for i in range(20)} == {"one", "two"}
+    assert opened(tmp_path).fingerprint == whole.fingerprint
+
+
 def test_the_fingerprint_tells_names_and_captions(tmp_path):
     make(tmp_path / "a.gif", ramp(4), caption="one")
     first = opened(tmp_path).fingerprint

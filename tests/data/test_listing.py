@@ -126,10 +126,10 @@ def test_clips_without_captions_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "sentence"),
     [
-        ("metadata.jsonl", '{"file_name": "a.mp4"}\n{"file', "line 2 is not JSON"),
+        ("metadata.jsonl", '{"file_name": "a.mp4"}\n{"file', "line 2 is damaged: it is not JSON"),
         ("metadata.jsonl", '["a.mp4"]', "line 1 is not a JSON object"),
         ("metadata.json", "[1]", "expected a list of objects"),
-        ("metadata.json", "[" * 100_000, "is not JSON"),
+        ("metadata.json", "[" * 100_000, "is nested deeper than 48 levels"),
         ("metadata.csv", "name,words\na.mp4,b\n", "names no clip (it has name, words)"),
         ("metadata.csv", "file_name,text\nmissing.mp4,b\n", "1 listed clip is not there"),
     ],

@@ -166,3 +166,56 @@ def test_a_clip_that_cannot_be_read_is_said_and_left_out(folder):
     rows = moved.measure([folder], on_event=heard.append)[folder]
     assert {row.name for row in rows} == {"a.mp4", "sub/b.mp4"}
     assert any("bad.mp4 is left out" in event.message for event in heard)
+
+
+@pytest.mark.parametrize("text", ['{"bones": [1, 2]}', "[1]", "not JSON", "link"])
+def test_a_file_of_that_name_that_something_else_wrote_is_kept(folder, text):
+    if text == "link":
+        (folder / "mine.json").write_text('{"clips": {}}')
+        (folder / moved.NAME).symlink_to(folder / "mine.json")
+    else:
+        (folder / moved.NAME).write_text(text)
+    before = (folder / moved.NAME).read_text()
+    with pytest.raises(BadRequest, match=r"motion\.json (was not written by|is damaged)"):
+        moved.measure([folder])
+    assert (folder / moved.NAME).read_text() == before
+    assert (folder / moved.NAME).is_symlink() == (text == "link")
+
+
+def test_training_goes_without_a_list_that_is_none_of_ours_and_says_so(folder, tmp_path_factory):
+    (folder / moved.NAME).write_text('{"bones": []}')
+    assert any("motion.json is left out: it was not written by" in s for s in opened(folder).skipped)
+    (folder / moved.NAME).unlink()
+    moved.measure([folder])
+    outside = tmp_path_factory.mktemp("outside") / "motion.json"
+    (folder / moved.NAME).rename(outside)
+    (folder / moved.NAME).symlink_to(outside)
+    clips = opened(folder)
+    assert {clips.clip(i).motion for i in range(2)} == {None}
+    assert any("motion.json is left out: outside the folder" in s for s in clips.skipped)
+    assert len(Folder.scan(folder, frames=4, height=32, width=32, follow_links=True).motions) == 2
+
+
+def test_what_another_process_enters_while_clips_are_measured_stays(folder, monkeypatch):
+    of_frames = motion.of_frames
+
+    def meanwhile(*told):
+        if not (folder / moved.NAME).exists():
+            moved._write(folder, [moved.Measured("sub/b.mp4", 8.0, 1.0, 0.5, 100.0)])
+        return of_frames(*told)
+
+    monkeypatch.setattr(motion, "of_frames", meanwhile)
+    moved.measure([folder / "a.mp4"])
+    assert set(json.loads((folder / moved.NAME).read_text())["clips"]) == {"a.mp4", "sub/b.mp4"}
+
+
+def test_writers_of_one_list_wait_for_each_other(folder):
+    """Each reads what is there and adds a row: without the lock rows of the others would go."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    names = [f"{i}.mp4" for i in range(8)]
+    for name in names:
+        (folder / name).write_bytes(b"x")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: moved._write(folder, [moved.Measured(name, 8.0, 1.0, 0.5, 1.0)]), names))
+    assert set(names) <= set(json.loads((folder / moved.NAME).read_text())["clips"])

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 
-from kinema.data import shots
+from kinema.data import cutting, shots
 from kinema.data.folder import Folder
 from kinema.media.metadata import read_recipe
 from kinema.media.read import read_video
@@ -94,3 +98,130 @@ def test_what_goes_wrong_in_writing_is_not_blamed_on_the_film(tmp_path, monkeypa
     with pytest.raises(BadRequest, match="no space left"):
         shots.cut(tmp_path / "a.mp4", tmp_path / "out", on_event=heard.append)
     assert not heard
+
+
+# ------------------------------------------------------------------------- nothing is lost
+
+
+def listed(out):
+    return [json.loads(line) for line in (out / shots.LIST).read_text().splitlines()]
+
+
+def test_clips_that_differ_in_folder_or_suffix_keep_their_shots_apart(tmp_path):
+    source = tmp_path / "films"
+    (source / "x").mkdir(parents=True)
+    for name in ("a.mp4", "a.gif", "x/b.mp4", "x-b.gif"):
+        film(source / name, [9])
+    written = shots.cut(source, tmp_path / "out")
+    assert len({path.name for path in written}) == 4
+    rows = listed(tmp_path / "out")
+    assert {row["source"] for row in rows} == {"a.mp4", "a.gif", "x/b.mp4", "x-b.gif"}
+    assert [row["file_name"] for row in rows] == [path.name for path in written]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*(p.name for p in written), shots.LIST}
+
+
+@pytest.mark.parametrize("name", ["film-000.mp4", "FILM-007.mp4", "metadata.jsonl", ".shots.jsonl"])
+def test_a_file_of_the_users_is_kept_and_named_before_the_work(tmp_path, name, monkeypatch):
+    film(tmp_path / "film.mp4", [9])
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text('"mine"\n')
+    monkeypatch.setattr(shots, "find", lambda *_: pytest.fail("work was begun"))
+    with pytest.raises(BadRequest, match="name another folder"):
+        shots.cut(tmp_path / "film.mp4", out)
+    assert {path.name: path.read_text() for path in out.iterdir()} == {name: '"mine"\n'}
+
+
+def test_a_file_that_comes_up_during_the_work_is_kept(tmp_path, monkeypatch):
+    film(tmp_path / "film.mp4", [9])
+    out = tmp_path / "out"
+    find = shots.find
+
+    def late(*told):
+        (out / "film-000.mp4").write_text("mine")
+        return find(*told)
+
+    monkeypatch.setattr(shots, "find", late)
+    with pytest.raises(BadRequest, match="exists"):
+        shots.cut(tmp_path / "film.mp4", out)
+    assert [path.name for path in out.iterdir()] == ["film-000.mp4"]
+    assert (out / "film-000.mp4").read_text() == "mine"
+
+
+def test_work_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+    source = tmp_path / "films"
+    source.mkdir()
+    for name in "abc":
+        film(source / f"{name}.mp4", [9, 9])
+    whole = shots.cut(source, tmp_path / "whole")
+    save, saved, heard = shots.save_clip, [], []
+
+    def stopping(clip, path, **told):
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+        saved.append(path.name)
+        return save(clip, path, **told)
+
+    monkeypatch.setattr(shots, "save_clip", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        shots.cut(source, tmp_path / "out", on_event=heard.append)
+    assert "3 shots are in" in heard[-1].message
+    with (tmp_path / "out" / cutting.WORK).open("a") as notes:
+        notes.write('{"file_name": "b-001')  # as a killed process leaves it
+    with pytest.raises(BadRequest, match="cut with other options"):
+        shots.cut(source, tmp_path / "out", side=32)
+    monkeypatch.setattr(
+        shots, "save_clip", lambda clip, path, **told: (saved.append(path.name), save(clip, path, **told))[1]
+    )
+    again = shots.cut(source, tmp_path / "out")
+    assert saved == [path.name for path in whole]  # none was written twice
+    assert [p.read_bytes() for p in again] == [p.read_bytes() for p in whole]
+    assert listed(tmp_path / "out") == listed(tmp_path / "whole")
+    assert not (tmp_path / "out" / cutting.WORK).exists()
+
+
+CUT = """
+import sys, time
+from pathlib import Path
+from kinema.data import shots
+from kinema.schema import BadRequest
+Path(sys.argv[3]).touch()
+while not Path(sys.argv[4]).exists():
+    time.sleep(0.001)
+try:
+    shots.cut(Path(sys.argv[1]), Path(sys.argv[2]))
+except BadRequest as error:
+    print(error)
+    sys.exit(2)
+"""
+
+
+def test_of_two_processes_one_cuts_all_shots_and_the_other_is_told(tmp_path):
+    films = []
+    for i, lengths in enumerate(([9, 9], [9, 9, 9])):
+        films.append(tmp_path / str(i) / "film.mp4")
+        films[-1].parent.mkdir()
+        film(films[-1], lengths)
+    out, go = tmp_path / "out", tmp_path / "go"
+    ready = [tmp_path / f"ready-{i}" for i in range(2)]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", CUT, *map(str, (f, out, r, go))], stdout=subprocess.PIPE, text=True, env=os.environ
+        )
+        for f, r in zip(films, ready, strict=True)
+    ]
+    while not all(path.exists() for path in ready):
+        time.sleep(0.01)
+    go.touch()
+    said = [process.communicate(timeout=120)[0] for process in both]
+    codes = [process.returncode for process in both]
+    assert sorted(codes) == [0, 2]
+    assert "name another folder" in said[codes.index(2)]
+    assert len(listed(out)) == (2, 3)[codes.index(0)]
+    assert {p.name for p in out.glob("*.mp4")} == {row["file_name"] for row in listed(out)}
+
+
+def test_a_pipe_is_no_film(tmp_path):
+    os.mkfifo(tmp_path / "film.mp4")
+    with pytest.raises(BadRequest, match="is no regular file"):
+        shots.cut(tmp_path / "film.mp4", tmp_path / "out")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kinema.diffusion.noise import Noise
-from kinema.diffusion.overwrite import Known, Overwrite, by_level, by_ratio, by_strength
+from kinema.diffusion.overwrite import Known, Overwrite, by_level, by_ratio
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import (
     CosineLogSNR,
@@ -211,14 +211,6 @@ def test_time_to_move_with_a_multistep_solver_keeps_the_history_of_the_network()
 
 
 # ------------------------------------------------------------------------------- when pieces go
-
-
-@pytest.mark.parametrize(
-    ("strength", "steps", "made"),
-    [(0.75, 25, 18), (0.6, 50, 30), (0.58, 50, 28), (0.7, 10, 7), (1.0, 7, 7), (0.0, 7, 0), (0.1, 7, 0), (1.0, 1, 1)],
-)
-def test_a_strength_makes_as_many_steps_as_diffusers(strength, steps, made):
-    assert steps - by_strength(strength, steps) == made == min(int(steps * strength), steps)
 
 
 def shifted(shift):

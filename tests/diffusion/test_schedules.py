@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from kinema.diffusion.schedules import (
     Level,
     RectifiedFlow,
     custom,
+    edit_steps,
     flow,
+    last_levels,
     spaced,
     variance_exploding,
     variance_preserving,
@@ -226,3 +229,38 @@ def test_levels_keep_float32_for_training():
         level = schedule.level(t)
         assert isinstance(level, Level)
         assert level.alpha.dtype == level.sigma.dtype == schedule.time(level.log_snr).dtype == torch.float32
+
+
+# ------------------------------------------------------------------------------------------ edits
+
+
+@pytest.mark.parametrize(
+    ("steps", "strength", "taken"),
+    [
+        (25, 0.75, 18),  # 18.75
+        (5, 0.9, 4),  # 4.5
+        (10, 0.7, 7),
+        (50, 0.58, 28),  # 28.999999999999996 in binary
+        (10, 0.09, 0),
+        (10, 0.0, 0),
+        (10, 1.0, 10),
+    ],
+)
+def test_an_edit_takes_the_whole_steps_of_its_strength(steps, strength, taken):
+    assert edit_steps(steps, strength) == taken
+    levels = spaced(RectifiedFlow(), steps)
+    kept = last_levels(levels, strength)
+    assert torch.equal(kept.sigma, levels.sigma[steps - taken :])
+    assert kept.sigma[-1] == 0
+
+
+def test_an_edit_takes_the_steps_that_diffusers_takes_at_any_strength():
+    diffusers = pytest.importorskip("diffusers")
+    steps_left = diffusers.AnimateDiffVideoToVideoPipeline.get_timesteps
+    pipeline = SimpleNamespace(scheduler=SimpleNamespace(order=1))
+    for steps in (1, 2, 3, 5, 7, 10, 20, 25, 30, 49, 50, 100):
+        levels = spaced(RectifiedFlow(), steps)
+        for strength in (percent / 100 for percent in range(101)):
+            timesteps, count = steps_left(pipeline, steps, torch.arange(steps), strength, "cpu")
+            assert len(timesteps) == count == edit_steps(steps, strength), (steps, strength)
+            assert len(last_levels(levels, strength)) == count + 1

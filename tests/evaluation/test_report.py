@@ -144,3 +144,18 @@ def test_an_evidence_folder_that_cannot_be_made_is_refused_first(tmp_path: Path)
     options = EvaluateOptions(preset="tiny", report=True, evidence=str(tmp_path / "no" / "evidence"), device="cpu")
     with pytest.raises(BadRequest, match="does not exist"):
         evaluate(options)
+
+
+def test_a_report_that_exists_is_replaced_only_when_asked(written: tuple) -> None:
+    evidence = written[1]
+    before = (evidence / f"{report.NAME}.json").read_bytes()
+    with pytest.raises(BadRequest, match="holds a report; .* --overwrite"):
+        evaluate(EvaluateOptions(preset="tiny", report=True, evidence=str(evidence), device="cpu"))
+    assert (evidence / f"{report.NAME}.json").read_bytes() == before
+
+
+def test_of_two_reports_into_one_folder_both_are_kept(written: tuple, tmp_path: Path) -> None:
+    evidence = tmp_path / "evidence"
+    places = [report._claimed(written[0], evidence, overwrite=overwrite) for overwrite in (False, False, True)]
+    assert places == [evidence, tmp_path / "evidence-2", evidence]
+    assert all((place / f"{report.NAME}.json").read_text() == written[0].to_json() for place in places)

@@ -240,3 +240,21 @@ def test_figures_that_exist_are_replaced_only_when_asked(tmp_path: Path) -> None
     with pytest.raises(BadRequest, match="pass --overwrite"):
         evaluate(EvaluateOptions(preset="tiny", prompts=1, steps=1, output=str(output), device="cpu"))
     assert output.read_text() == "mine"
+
+
+def test_figures_whose_name_was_taken_meanwhile_are_written_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, made = tmp_path / "scores.json", measuring.measure
+    events: list[Event] = []
+
+    def measured(*told: object, **named: object) -> Evaluation:
+        output.write_text("another's")
+        return made(*told, **named)
+
+    monkeypatch.setattr(measuring, "measure", measured)
+    evaluate(EvaluateOptions(preset="tiny", prompts=1, steps=1, output=str(output), device="cpu"), events.append)
+    assert output.read_text() == "another's"
+    assert "protocol" in json.loads((tmp_path / "scores-2.json").read_text())
+    said = [e.message for e in events if isinstance(e, Note)]
+    assert f"{output} appeared meanwhile and was kept; these figures are in {tmp_path / 'scores-2.json'}" in said

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from kinema.media.metadata import read_recipe, tags
 from kinema.media.write import save_clip
@@ -75,3 +75,33 @@ def test_a_missing_or_damaged_file_is_one_sentence(tmp_path: Path, clip: Clip) -
     (tmp_path / "folder" / "recipe.json").write_text('{"kinema": "{broken"}')
     with pytest.raises(BadRequest, match="damaged"):
         read_recipe(tmp_path / "folder")
+
+
+def test_a_hostile_recipe_is_one_sentence(tmp_path: Path, clip: Clip) -> None:
+    (path,) = save_clip(clip, tmp_path / "a.mp4")
+    for told in ("[" * 5000, '{"a": 1e999}', '{"a": ' + "9" * 5000 + "}", '{"a": NaN}', '{"a":' * 60 + "1" + "}" * 60):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png", pnginfo=_png_text(told))
+        with pytest.raises(BadRequest, match=r"the recipe in a\.png") as caught:
+            read_recipe(tmp_path / "a.png")
+        assert len(str(caught.value)) < 400
+    assert read_recipe(path) == clip.recipe
+
+
+def test_infinity_in_a_recipe_is_read(tmp_path: Path, clip: Clip) -> None:
+    recipe = {"request": {"guidance_interval": [float("-inf"), 1.0]}}
+    for name in FORMATS:
+        assert read_recipe(save_clip(replace(clip, recipe=recipe), tmp_path / name)[0]) == recipe
+
+
+def test_the_recipe_of_a_name_with_control_characters_is_refused_in_plain_text(tmp_path: Path) -> None:
+    path = tmp_path / "a\x1b[31m.png"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path, pnginfo=_png_text("["))
+    with pytest.raises(BadRequest) as caught:
+        read_recipe(path)
+    assert "\x1b" not in str(caught.value)
+
+
+def _png_text(told: str) -> PngImagePlugin.PngInfo:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_itxt("kinema", told)
+    return chunks

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from kinema.media import read
+from kinema import bounds
+from kinema.media import read, timing
 from kinema.media.colour import to_uint8
 from kinema.media.fitting import fit_frame
 from kinema.media.read import Probe, fit, fit_note, probe, read_video
@@ -94,11 +95,17 @@ def test_the_limit_on_pixels_counts_the_small_version(tmp_path: Path, encode: En
 
 
 def test_decoding_has_a_bound_of_its_own(
-    tmp_path: Path, encode: Encode, moving: Moving, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, encode: Encode, moving: Moving, monkeypatch: pytest.MonkeyPatch, decoded: dict[str, int]
 ) -> None:
-    monkeypatch.setattr(read, "MAX_DECODED_PIXELS", 5 * 32 * 48)
-    with pytest.raises(BadRequest, match="more than 7,680 pixels"):
-        read_video(encode(tmp_path / "a.mp4", moving(6)), size=(8, 8, "crop"), last=1)
+    path = encode(tmp_path / "a.mp4", moving(6))
+    monkeypatch.setattr(timing, "DECODED", {"video": (5 * 32 * 48, 0)})
+    with pytest.raises(BadRequest, match=r"6 frames of 48×32, more than the 7,680 pixels .* --max-pixels raises that"):
+        read_video(path, size=(8, 8, "crop"), last=1)
+    assert decoded["frames"] == 0
+    with pytest.raises(BadRequest, match="decodes to more than 7,680 pixels"):
+        read_video(path, size=(8, 8, "crop"), frames=6)
+    with bounds.raised(6 * 32 * 48):
+        assert read_video(path, size=(8, 8, "crop"), last=1).shape.frames == 1
 
 
 @pytest.mark.parametrize("fps", [None, 3.0, 20.0])

@@ -10,12 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from kinema.media import write
+from kinema.atomic import Taken
+from kinema.media import formats
 from kinema.media.colour import to_float, to_uint8
 from kinema.media.metadata import read_recipe
 from kinema.media.read import read_video
 from kinema.media.write import check_output, contact_sheet, save_clip
-from kinema.schema import BadRequest, Clip
+from kinema.schema import BadRequest, Clip, Shape
 
 Psnr = Callable[[torch.Tensor, torch.Tensor], float]
 Moving = Callable[..., np.ndarray]
@@ -201,7 +202,7 @@ def test_an_interrupt_leaves_the_old_file_and_nothing_else(
         raise stop
 
     for inner in ("_frame", "_pictures"):
-        monkeypatch.setattr(write, inner, stopped)
+        monkeypatch.setattr(formats, inner, stopped)
     monkeypatch.setattr(Image.Image, "save", stopped)
     with pytest.raises(stop):
         save_clip(replace(clip, video=-clip.video), tmp_path / name)
@@ -254,3 +255,56 @@ def test_a_folder_with_other_files_is_refused_before_the_work(tmp_path: Path) ->
     (tmp_path / "frames" / "notes.txt").write_text("mine")
     with pytest.raises(BadRequest, match=r"holds other files \(notes.txt\)"):
         check_output(tmp_path / "frames")
+
+
+# ------------------------------------------------------------------------------ names that are taken
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_exclusive_clip_replaces_nothing(tmp_path: Path, clip: Clip, name: str) -> None:
+    (written,) = save_clip(clip, tmp_path / name, exclusive=True)
+    before = read_video(written).video
+    with pytest.raises(Taken):
+        save_clip(replace(clip, video=-clip.video), tmp_path / name, exclusive=True)
+    assert torch.equal(read_video(written).video, before)
+    assert list(tmp_path.iterdir()) == [written]
+
+
+@pytest.mark.parametrize("taken", ["a-1.mp4", "a.sheet.png"])
+def test_a_batch_is_written_whole_or_not_at_all(tmp_path: Path, clip: Clip, taken: str) -> None:
+    (tmp_path / taken).write_text("mine")
+    both = replace(clip, video=torch.cat([clip.video, -clip.video]))
+    with pytest.raises(Taken):
+        save_clip(both, tmp_path / "a.mp4", contact_sheet=True, exclusive=True)
+    assert [p.name for p in tmp_path.iterdir()] == [taken]
+    assert (tmp_path / taken).read_text() == "mine"
+
+
+AWKWARD = ["2026-11-28T16:20:05.mp4", "100%d.mp4", "-x.mp4", "a\nb.mp4", "file:x.gif", "a#b?c&d.webp", "é🎬.mp4"]
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_any_name_that_the_disk_allows_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: Clip, name: str
+) -> None:
+    (tmp_path / "a:b %d").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for place in (Path(name), Path("a:b %d") / name):
+        (written,) = save_clip(clip, place)
+        assert written == place
+        assert read_video(place.rename(tmp_path / f"plain{place.suffix}")).video.shape == clip.video.shape
+
+
+@pytest.mark.parametrize("name", ["a-1.mp4", "a.sheet.png"])
+def test_every_name_of_a_batch_is_looked_at_before_the_work(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(BadRequest, match="it is a folder"):
+        check_output(tmp_path / "a.mp4", Shape(2, 3, 4, 16, 16), contact_sheet=True)
+
+
+def test_the_folder_of_several_png_frames_is_looked_at_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    with pytest.raises(BadRequest, match=r"holds other files \(notes.txt\)"):
+        check_output(tmp_path / "a.png", Shape(1, 3, 4, 16, 16))
+    check_output(tmp_path / "a.png", Shape(1, 3, 1, 16, 16))

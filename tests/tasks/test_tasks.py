@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kinema.media import read
 from kinema.schema import BadRequest, Canvas, Clip, Event, Note, Request, ignore
 from kinema.tasks import TASKS
 
@@ -57,11 +58,53 @@ def test_animate_gives_frame_0_cropped_to_size_and_says_so(picture: str) -> None
     assert any(isinstance(e, Note) and "40" in e.message for e in said)
 
 
+def test_a_clip_of_hdr_is_said_to_be_tone_mapped(tmp_path: Path, clip: str) -> None:
+    import av
+
+    path = str(tmp_path / "a.mkv")
+    with av.open(path, "w") as out:
+        stream = out.add_stream("ffv1", rate=8, width=16, height=16, pix_fmt="yuv420p10le")
+        frame = av.VideoFrame(16, 16, "yuv420p10le")
+        for told in (stream.codec_context, frame):
+            told.colorspace, told.color_range, told.color_trc, told.color_primaries = 9, 1, 16, 9
+        frame.pts = 0
+        out.mux([*stream.encode(frame), *stream.encode()])
+
+    def notes(video: str) -> list[str]:
+        said: list[Event] = []
+        TASKS["edit"].canvas(Request(task="edit", video=video, frames=1, height=16, width=16, fps=8.0), said.append)
+        return [e.message for e in said if isinstance(e, Note) and "tone-mapped" in e.message]
+
+    (told,) = notes(path)
+    assert told.startswith(f"{path} is HDR (PQ)")
+    assert notes(clip) == []
+
+
 def test_animate_takes_the_first_frame_of_a_clip_and_an_end(clip: str, picture: str) -> None:
     made = canvas("animate", image=clip, last_image=picture)
     assert given_frames(made) == [0, 7]
     assert torch.allclose(made.video[0, :, 0], torch.tensor(-1.0), atol=1e-2)
     assert given_frames(canvas("animate", image=clip, loop=True)) == [0, 7]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.gif", "a.webp"])
+def test_an_animation_is_its_first_frame_where_a_picture_is_wanted_and_a_clip_elsewhere(
+    tmp_path: Path, name: str
+) -> None:
+    from PIL import Image
+
+    first, *rest = [Image.new("RGB", (16, 16), (40 * t, 40 * t, 40 * t)) for t in range(6)]
+    first.save(tmp_path / name, save_all=True, append_images=rest, duration=200, lossless=True)
+    file = str(tmp_path / name)
+    assert canvas("animate", image=file).video[0, :, 0].unique().tolist() == [-1.0]
+    for task, options in (("edit", {}), ("interpolate", {"every": 2}), ("extend", {"frames": 8})):
+        made = canvas(task, video=file, **options)
+        known = made.video if made.source is None else made.source
+        count = {"edit": 6, "interpolate": 11, "extend": 8}[task]
+        assert known.shape[2] == count
+        shown = range(0, 11, 2) if task == "interpolate" else range(6)
+        levels = ((known[0, 0, list(shown), 8, 8] + 1) * 127.5).round().tolist()
+        assert levels == pytest.approx([0, 40, 80, 120, 160, 200], abs=2)
 
 
 def test_a_cinemagraph_stands_still_outside_its_region(picture: str) -> None:
@@ -187,3 +230,67 @@ def test_a_verb_without_its_file_says_which(task: str, what: str) -> None:
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(BadRequest, match="nowhere"):
         canvas("animate", image="nowhere.png")
+
+
+# ----------------------------------------------------------------------------------- rates and sound
+
+
+def fast(path: Path, fps: float, frames: int = 6) -> str:
+    return str(Clip(ramp(frames), fps).save(path)[0])
+
+
+@pytest.mark.parametrize(("fps", "every"), [(60.0, 8), (240.0, 2), (30.0, 9)])
+def test_a_rate_that_every_would_make_too_high_is_told_in_its_own_words(tmp_path: Path, fps: float, every: int) -> None:
+    with pytest.raises(BadRequest) as refused:
+        canvas("interpolate", video=fast(tmp_path / "a.mp4", fps), every=every)
+    said = str(refused.value)
+    assert f"every {every} makes {fps * every:g} frames per second of the {fps:g} of" in said
+    assert "smaller --every, or give --fps" in said
+    assert "fps is" not in said
+    assert canvas("interpolate", video=fast(tmp_path / "a.mp4", fps), every=every, fps=fps).heard is not None
+
+
+def test_more_frames_than_a_clip_has_are_told_in_the_words_of_the_request(
+    clip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BadRequest, match="every 2000 makes 10,001 frames of the 6 of"):
+        canvas("interpolate", video=clip, every=2000)
+    monkeypatch.setattr(read, "probe", lambda *_, **__: read.Probe(5000, 24.0, 16, 16))
+    with pytest.raises(BadRequest, match=r"has 5,000 frames, and a clip has at most 4,096; .* --frames"):
+        canvas("edit", video=clip)
+    with pytest.raises(BadRequest, match=r"has 5,000 frames to keep.* --keep"):
+        canvas("extend", video=clip)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "heard"),
+    [
+        ("edit", {}, (0, None, 0)),
+        ("edit", {"fps": 4.0, "frames": 2}, (0, None, 0)),
+        ("inpaint", {"region": (0, 0, 0.5, 0.5)}, (0, None, 0)),
+        ("interpolate", {"every": 3}, (0, None, 0)),
+        ("extend", {"frames": 10}, (0, 6 / 8, 0)),
+        ("extend", {"frames": 10, "keep": 2}, (4 / 8, 2 / 8, 0)),
+        ("extend", {"frames": 10, "keep": 2, "backward": True}, (0, 2 / 8, 1)),
+        ("extend", {"frames": 10, "loop": True}, (0, 6 / 8, 0)),
+    ],
+)
+def test_the_sound_of_a_clip_belongs_to_the_times_of_its_frames(
+    clip: str, task: str, options: dict[str, object], heard: tuple[float, float | None, float]
+) -> None:
+    part = canvas(task, video=clip, **options).heard
+    assert part is not None
+    assert (part.file, part.begin, part.seconds, part.at, part.unfit) == (clip, *heard, "")
+
+
+@pytest.mark.parametrize(("fps", "told"), [(8.0, "3 times slower"), (48.0, "2 times faster")])
+def test_a_clip_that_plays_at_another_speed_has_no_sound(clip: str, fps: float, told: str) -> None:
+    part = canvas("interpolate", video=clip, every=3, fps=fps).heard
+    assert part is not None
+    assert part.unfit == f"the clip plays {told} than it was recorded"
+
+
+def test_29_97_is_as_fast_as_the_rate_that_is_meant_by_it(tmp_path: Path) -> None:
+    part = canvas("interpolate", video=fast(tmp_path / "a.mp4", 15000 / 1001), every=2, fps=29.97).heard
+    assert part is not None
+    assert not part.unfit

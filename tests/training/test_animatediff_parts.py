@@ -12,7 +12,8 @@ import torch
 from kinema import generate
 from kinema.checkpoints import files, hub
 from kinema.checkpoints.convert import convert
-from kinema.data import shards
+from kinema.data import shards, styles
+from kinema.families.animatediff import recipe
 from kinema.families.animatediff.family import FAMILY
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.families.animatediff.training import TRAINING
@@ -301,3 +302,19 @@ def test_a_pocket_is_styled_and_moved_by_files_that_were_trained_apart(runs, tol
     assert generate.load(base.weights).generate("a red ball", seed=1, steps=2).video.shape == (1, 3, 1, 64, 64)
     with pytest.raises(BadRequest, match="is no style of this model"):
         open_system(base.weights, add={"style": files_of["motion"]})
+
+
+def test_drawings_to_learn_from_are_the_lines_of_pixels_from_0_to_1():
+    """An edge of 0.2 of that range is half a line: of [-1, 1], where it is twice as high, it would be another."""
+    config = FAMILY.presets["tiny"]
+    video = torch.full((8, 3, 4, 8, 8), -0.2)
+    video[..., 4:] = 0.2
+    shown, mask = recipe.show(replace(config, sparse="scribble"), video, video, torch.Generator().manual_seed(0))
+    drawn = (0.8 * 3**0.5 * 0.2 - styles.FAINT) / (styles.FULL - styles.FAINT)
+    assert 0.1 < drawn < 0.9
+    kept = mask.expand_as(shown) > 0
+    edge = torch.zeros_like(shown)
+    edge[..., 3:5] = drawn
+    assert kept.any()
+    assert torch.allclose(shown[kept], edge[kept], atol=1e-5)
+    assert not shown[~kept].any()

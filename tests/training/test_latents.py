@@ -195,3 +195,63 @@ def test_held_out_windows_are_of_other_clips(options, small, tmp_path):
     parts = [{w.clip for _, _, w in part.windows} for part in (source.train, source.held_out)]
     assert [len(p) for p in parts] == [3, 1]
     assert not parts[0] & parts[1]
+
+
+@pytest.mark.parametrize("name", ["index.json", "holiday.mp4"])
+def test_a_folder_of_somebody_elses_files_is_refused_and_stays_as_it_is(options, tmp_path, name):
+    out = tmp_path / "latents"
+    out.mkdir()
+    (out / name).write_text('{"kind": "mine"}')
+    with pytest.raises(BadRequest, match=f"holds {name} and no encoded clips"):
+        latents.encode(options())
+    assert {p.name: p.read_text() for p in out.iterdir()} == {name: '{"kind": "mine"}'}
+
+
+def test_a_new_shard_takes_no_name_of_one_that_is_there(options, clips, tmp_path):
+    latents.encode(options())
+    last = tmp_path / "latents" / "shard-00001.safetensors"
+    (tmp_path / "latents" / "shard-00000.safetensors").unlink()
+    before = last.read_bytes()
+    assert latents.encode(options()).added == 4
+    assert last.read_bytes() == before
+    assert Latents.open(tmp_path / "latents").fingerprint
+
+
+def test_shards_and_index_that_are_links_out_of_the_folder_are_read_only_where_asked(options, tmp_path):
+    latents.encode(options())
+    folder = tmp_path / "latents"
+    for name, said in (("shard-00001.safetensors", "is outside the folder"), ("index.json", "holds no encoded clips")):
+        (folder / name).rename(tmp_path / name)
+        (folder / name).symlink_to(tmp_path / name)
+        with pytest.raises(BadRequest, match=said):
+            Latents.open(folder)
+    assert len(Latents.open(folder, follow_links=True)) == 8
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda told: told["made"].pop("fps"),
+        lambda told: told["made"].update(frames="8"),
+        lambda told: told["windows"][0].update(captions=[3]),
+        lambda told: told["windows"][0].update(start=True),
+        lambda told: told["windows"].append(told["windows"][0]),
+        lambda told: told.update(windows=3),
+    ],
+)
+def test_a_shard_whose_note_is_damaged_is_one_sentence(options, tmp_path, change):
+    latents.encode(options())
+    path = tmp_path / "latents" / "shard-00001.safetensors"
+    told = json.loads(files.metadata(path)["kinema-windows"])
+    change(told)
+    files.write_tensors(path, dict(files.read_tensors(path)), {"kinema-windows": json.dumps(told)})
+    with pytest.raises(BadRequest, match="is damaged"):
+        Latents.open(tmp_path / "latents")
+
+
+def test_a_clip_that_is_listed_twice_is_encoded_once(options, clips, tmp_path):
+    rows = [{"file_name": f"{i}.mp4", "text": word} for i in range(4) for word in ("one", "two")]
+    (clips / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = latents.encode(options())
+    assert (done.windows, done.clips) == (8, 4)
+    assert {w.captions for _, _, w in Latents.open(tmp_path / "latents").windows} == {("one", "two")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 
 import pytest
 
@@ -78,3 +79,32 @@ def test_a_refused_run_leaves_no_folder_but_keeps_one_that_was_there(tmp_path):
         with pytest.raises(BadRequest, match="no"), claimed(tmp_path / name):
             raise BadRequest("no")
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_run_that_is_told_off_leaves_the_folder_that_another_just_made(tmp_path, monkeypatch):
+    """Even one that takes the folder for its own: only who has the lock may remove it."""
+    with claimed(tmp_path / "run") as folder:
+        monkeypatch.setattr("kinema.training.place._make", lambda _: True)
+        with pytest.raises(BadRequest, match="another training run is at work"):
+            claim(folder)
+        assert (folder / ".lock").is_file()
+
+
+@pytest.mark.parametrize("name", [".lock", "log.jsonl", "options.json", "samples", "tensorboard"])
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_a_run_never_writes_through_what_is_not_its_own(tmp_path, name, kind):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run.mkdir()
+    elsewhere.mkdir()
+    (run / name).symlink_to(elsewhere) if kind == "link" else os.mkfifo(run / name)
+    with pytest.raises(BadRequest, match=f"{name} is (a link|of another kind)"):
+        claim(run)
+    assert not list(elsewhere.iterdir())
+    assert os.path.lexists(run / name)
+
+
+def test_lines_of_a_log_that_are_none_are_dropped(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 1}\n{"step": "2"}\n' + "[" * 100_000 + '\n{"step": 1e999}\n[1]\n{"step": 3}\n')
+    trim_log(log, 2)
+    assert log.read_text() == '{"step": 1}\n'

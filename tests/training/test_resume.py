@@ -170,3 +170,47 @@ def test_a_run_taken_up_tells_what_it_now_does_otherwise(tmp_path):
     notes = [e.message for e in events if isinstance(e, Note)]
     assert "learning rate 0.5 becomes 0.25 from step 1" in notes
     assert "steps 1 becomes 2 from step 1" in notes
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"step": "four"}, "its step is 'four'"),
+        ({"step": -1}, "its step is -1"),
+        ({"ema_updates": None}, "its ema_updates is None"),
+        ({"history": 3}, "its history is 3"),
+        ({"data": {"clips": 1}}, "its data is"),
+        ({"seconds": "\x1b" * 10**5}, "its seconds is"),
+        ({"later": 1}, "later version"),
+    ],
+)
+def test_a_damaged_state_of_a_run_is_one_sentence(tmp_path, changes, sentence):
+    path = tmp_path / checkpoint.name(1)
+    state = {**vars(checkpoint.State()), **changes}
+    files.write_tensors(path, {"a": torch.zeros(1)}, {"kinema-training": json.dumps(state), "kinema-model": "{}"})
+    with pytest.raises(BadRequest, match=sentence) as refused:
+        checkpoint.peek(path)
+    assert len(str(refused.value)) < 300 + len(str(path))
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda t: t.pop("rng"), "random generator"),
+        (lambda t: t.update(rng=torch.zeros(3)), "random generator"),
+        (lambda t: t.update({"optim.x": torch.zeros(1)}), "another optimiser"),
+        (lambda t: t.update({"optim.0.99999.exp_avg": torch.zeros(1)}), "another optimiser"),
+        (lambda t: [t.pop(k) for k in list(t) if k.endswith(".exp_avg")][:0] or t, "not whole"),
+        (lambda t: t.update({k: v.long() for k, v in t.items() if k.startswith("raw.")}), "is torch.int64"),
+        (lambda t: t.update({k: v.long() for k, v in t.items() if k.endswith(".exp_avg")}), "is torch.int64"),
+        (lambda t: t.update({k: v.sum() for k, v in t.items() if k.endswith(".exp_avg")}), "with 0 axes"),
+    ],
+)
+def test_damaged_tensors_of_a_run_are_refused_before_anything_is_changed(runs, small, tmp_path, damage, sentence):
+    runs[0](small(steps=1, validate_every=0))
+    path = tmp_path / "run" / checkpoint.name(1)
+    tensors, told = {k: v.clone() for k, v in files.read_tensors(path).items()}, files.metadata(path)
+    damage(tensors)
+    files.write_tensors(path, tensors, told)
+    with pytest.raises(BadRequest, match=sentence):
+        runs[0](small(steps=2, validate_every=0))

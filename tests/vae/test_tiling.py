@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kinema.vae.tiling import COLUMNS, FRAMES, faded, starts, tiled
+from kinema.vae.tiling import COLUMNS, FRAMES, ROWS, faded, starts, tiled
 
 
 @pytest.mark.parametrize("total", range(1, 20))
@@ -54,3 +54,53 @@ def test_shared_pixels_fade_evenly_from_one_part_to_the_next():
 def test_an_overlap_of_the_whole_part_is_refused():
     with pytest.raises(ValueError, match="cannot share"):
         faded(enlarged, torch.zeros(1, 4, 8, 2, 2), FRAMES, 4, 4)
+
+
+@pytest.mark.parametrize("axis", [ROWS, COLUMNS])
+@pytest.mark.parametrize(("tile", "shared"), [(8, 2), (16, 4), (30, 7)])
+def test_squares_share_a_quarter_and_fade_over_all_of_it(tile, shared, axis):
+    """Three squares along a side; the last of two would be moved back to the same place whatever they shared."""
+    calls, sides = [], {ROWS: 1, COLUMNS: 1}
+    sides[axis] = 3 * tile - 2 * shared
+
+    def numbered(z):
+        calls.append(int(z.amin()))
+        return torch.full((1, 3, 1, z.shape[3] * 2, z.shape[4] * 2), float(len(calls)))
+
+    cells = torch.arange(sides[axis], dtype=torch.float32)
+    z = cells.reshape(-1, 1) if axis == ROWS else cells
+    made = tiled(numbered, z.expand(1, 4, 1, sides[ROWS], sides[COLUMNS]), tile, 2)
+    assert calls == [0, tile - shared, 2 * (tile - shared)]
+    end, middle = (torch.ones(2 * (tile - times * shared)) for times in (1, 2))
+    fading = torch.arange(1, 2 * shared + 1) / (2 * shared + 1)
+    expected = torch.cat([end, 1 + fading, 2 * middle, 2 + fading, 3 * end])
+    line = made[0, 0, 0].amax(1 if axis == ROWS else 0)
+    assert torch.allclose(line, expected)
+
+
+def test_tiles_begin_where_those_of_diffusers_begin():
+    diffusers = pytest.importorskip("diffusers")
+    vae = diffusers.AutoencoderKL(sample_size=16)
+    vae.enable_tiling()
+    seen = {"ours": [], "theirs": []}
+
+    class Listening(torch.nn.Module):
+        def forward(self, z):
+            seen["theirs"].append(tuple(int(x) for x in z[0, :2, 0, 0]))
+            return z[:, :3]
+
+    tile, sides = vae.tile_latent_min_size, (40, 40)
+    rows, columns = torch.meshgrid(*(torch.arange(float(side)) for side in sides), indexing="ij")
+    z = torch.stack([rows, columns, rows, columns])[None]
+    vae.post_quant_conv, vae.decoder = torch.nn.Identity(), Listening()
+    vae.tiled_decode(z)
+
+    def ours(part):
+        seen["ours"].append(tuple(int(x) for x in part[0, :2, 0, 0, 0]))
+        return part[:, :3]
+
+    tiled(ours, z[:, :, None], tile, 1)
+    # Theirs go on to where a square would begin, also where the one before holds all that is left.
+    whole = [at for at in seen["theirs"] if all(x + tile <= side for x, side in zip(at, sides, strict=True))]
+    assert len(whole) == 9
+    assert seen["ours"] == whole

@@ -7,6 +7,7 @@ opens a source and plans a target, and this module writes the plan.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor
 
 from kinema import registry
-from kinema.atomic import check_folder, replacing
+from kinema.atomic import beside, check_folder, replacing
 from kinema.checkpoints.files import Header, write_streamed
+from kinema.checkpoints.settings import readable
 from kinema.checkpoints.signatures import describe
 from kinema.checkpoints.source import Source
 from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
@@ -111,9 +113,15 @@ def convert(
     for note in plan.notes:
         on_event(Note(note))
     on_event(Phase("write", target.name))
-    _write(plan, target)
+    written = target
+    if overwrite:
+        _write(plan, target, exclusive=False)
+    else:
+        written = beside(target, lambda free: _write(plan, free, exclusive=True))
+    if written != target:
+        on_event(Note(f"{target} appeared meanwhile and was kept; these weights are {written}"))
     count, size = sum(len(file.header) for file in plan.files), sum(file.bytes for file in plan.files)
-    return Converted(target, layouts.family, count, size, plan.notes)
+    return Converted(written, layouts.family, count, size, plan.notes)
 
 
 @overload
@@ -132,7 +140,8 @@ def cast(what: Tensor | Header, dtype: torch.dtype | None) -> Tensor | Header:
 def _open(source: Path, variant: str | None) -> tuple[Layouts, Any]:
     for target in registry.LAYOUTS.values():
         layouts: Layouts = registry.resolve(target)
-        opened = layouts.open(source, variant)
+        with readable(str(source)):
+            opened = layouts.open(source, variant)
         if opened is not None:
             return layouts, opened
     known, told = ", ".join(registry.LAYOUTS), describe(Source(source, variant))
@@ -144,7 +153,7 @@ def _check_target(source: Path, target: Path, plan: Plan, overwrite: bool) -> No
     here, there = source.resolve(), target.resolve()
     if there == here or here in there.parents or there in here.parents:
         raise BadRequest(f"{target} and the source {source} are not apart; name another target")
-    if target.exists():
+    if os.path.lexists(target):
         if not overwrite:
             raise BadRequest(f"{target} exists already; name another target, or use --overwrite")
         if target.is_dir() and any(target.iterdir()) and not (target / "model_index.json").is_file():
@@ -158,12 +167,13 @@ def _check_target(source: Path, target: Path, plan: Plan, overwrite: bool) -> No
         raise BadRequest(f"{target.name} needs {need:,} bytes and the disk has {free:,}; nothing was written")
 
 
-def _write(plan: Plan, target: Path) -> None:
+def _write(plan: Plan, target: Path, *, exclusive: bool) -> None:
     if not plan.is_folder:
         (file,) = plan.files
-        write_streamed(target, file.header, file.make, file.metadata, file.text)
+        with replacing(target, exclusive=exclusive) as part:
+            write_streamed(part, file.header, file.make, file.metadata, file.text)
         return
-    with replacing(target, folder=True) as part:
+    with replacing(target, folder=True, exclusive=exclusive) as part:
         for path, told in _sorted(plan.texts):
             place = part / path
             place.parent.mkdir(exist_ok=True)

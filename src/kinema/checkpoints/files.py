@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kinema import bounds
 from kinema.atomic import replacing
+from kinema.bounds import MAX_QUOTED, quoted, shown
 from kinema.checkpoints.keymap import few
 from kinema.checkpoints.pickles import SUFFIXES, read_pickle
 from kinema.schema import BadRequest
@@ -28,9 +30,11 @@ WEIGHTS = (".safetensors", *SUFFIXES)
 """How a weight file's name ends."""
 RUN_OPTIONS = "options.json"
 """What a training run was asked for; a folder without it is no run's."""
-MAX_HEADER = 64 * 2**20
+MAX_HEADER = 16 * 2**20
 """Bytes of a safetensors header: the largest known models stay under one MiB."""
 MAX_ENTRIES = 100_000
+MAX_AXES = 16
+MAX_NAME = 255
 LENGTH, ALIGNED = 8, 16
 """Bytes before the header, which tell its length, and what tensors that are written begin at multiples of."""
 WHOLE = 2**30
@@ -124,7 +128,17 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
         for name in expected
         if name in tensors and tensors[name].shape != expected[name].shape
     ]
-    told = (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
+    whole = [
+        f"{name} is {tensors[name].dtype}"
+        for name in expected
+        if name in tensors and expected[name].is_floating_point() and not tensors[name].is_floating_point()
+    ]
+    told = (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("of another shape", wrong),
+        ("not floating-point", whole),
+    )
     faults = [f"{len(names)} {what} ({few(names)})" for what, names in told if names]
     if faults:
         raise BadRequest(f"{where} does not fit this model: {'; '.join(faults)}")
@@ -205,6 +219,8 @@ def weight_files(path: str | Path, variant: str | None = None) -> list[Path]:
         return _of_folder(path, variant)
     if not path.exists():
         raise BadRequest(f"there is no weight file {path}")
+    if not bounds.is_regular(path):
+        raise BadRequest(f"{path} is no regular file; expected weights")
     if path.suffix == ".json":
         return _of_index(path)
     if path.suffix not in WEIGHTS:
@@ -249,16 +265,15 @@ def _choose(folder: Path, found: list[tuple[str | None, str]], variant: str | No
 
 def _of_index(path: Path) -> list[Path]:
     """The shards an index names, all of them in its own folder and all of them there."""
-    if path.stat().st_size > MAX_HEADER:
-        raise BadRequest(f"{path.name} is too large to be an index of weights")
+    told = bounds.from_json(bounds.read_bytes(path, MAX_HEADER, "an index of weights"), path.name)
     try:
-        shards = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        shards = sorted(set(told["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError) as error:
         raise BadRequest(f"{path.name} is not an index of weights: expected a weight_map of names to files") from error
     files = []
     for name in shards:
-        if not isinstance(name, str) or Path(name).name != name or "\\" in name:
-            raise BadRequest(f"{path.name} points outside its folder ({name!r}); expected plain file names")
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name or len(name) > MAX_NAME:
+            raise BadRequest(f"{path.name} points outside its folder ({quoted(name)}); expected plain file names")
         files.append(path.parent / name)
     absent = [file.name for file in files if not file.is_file()]
     if absent or not files:
@@ -292,46 +307,60 @@ class Layout:
             if 8 + length > size:
                 raise BadRequest(f"{file.name} is cut short: its header needs {8 + length:,} bytes of {size:,}")
             text = opened.read(length)
-        table = _parse(file, text)
-        told = table.pop("__metadata__", {})
-        if not isinstance(told, dict) or not all(isinstance(v, str) for v in told.values()):
-            raise BadRequest(f"{file.name} has metadata that is not text")
+        table = _parse(file.name, text)
+        told = _metadata(file.name, table)
         if len(table) > MAX_ENTRIES:
             raise BadRequest(f"{file.name} lists {len(table):,} tensors; at most {MAX_ENTRIES:,} are read")
-        entries = {name: _entry(file, name, entry) for name, entry in table.items()}
+        entries = {name: _entry(file.name, name, entry) for name, entry in table.items()}
         _check_extent(file, entries, size - 8 - length)
         return Layout(file, text, entries, told)
 
 
-def _parse(file: Path, text: bytes) -> dict[str, Any]:
+def listed(text: bytes, where: str) -> tuple[Header, dict[str, str]]:
+    """What the text of a header lists, and its metadata, where the file itself is not at hand; raises `BadRequest`."""
+    table = _parse(where, text)
+    told = _metadata(where, table)
+    return {name: _entry(where, name, entry)[:2] for name, entry in table.items()}, told
+
+
+def _metadata(where: str, table: dict[str, Any]) -> dict[str, str]:
+    """Taken out of the table of a header."""
+    told = table.pop("__metadata__", {})
+    if not isinstance(told, dict) or not all(isinstance(v, str) for v in told.values()):
+        raise BadRequest(f"{where} has metadata that is not text")
+    return told
+
+
+def _parse(where: str, text: bytes) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) != len(pairs):
             raise ValueError("a name twice")
         return made
 
-    try:
-        table = json.loads(text, object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"{file.name} has a damaged header: it is not the list of tensors expected") from error
+    table = bounds.from_json(text, f"the header of {where}", pairs=once)
     if not isinstance(table, dict):
-        raise BadRequest(f"{file.name} has a damaged header: it is not the list of tensors expected")
+        raise BadRequest(f"{where} has a damaged header: it is not the list of tensors expected")
     return table
 
 
-def _entry(file: Path, name: str, entry: Any) -> tuple[tuple[int, ...], torch.dtype, int, int]:
+def _entry(where: str, name: str, entry: Any) -> tuple[tuple[int, ...], torch.dtype, int, int]:
     """(shape, dtype, begin, end) of one tensor, its byte count checked before anything is allocated."""
     try:
         shape, (begin, end), kind = tuple(entry["shape"]), entry["data_offsets"], entry["dtype"]
         sound = all(type(n) is int and n >= 0 for n in (*shape, begin, end)) and isinstance(kind, str)
+        sound = sound and len(shape) <= MAX_AXES
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:
-        raise BadRequest(f"{file.name} has a damaged header at {name!r}: expected dtype, shape and data_offsets")
+        raise BadRequest(f"{where} has a damaged header at {quoted(name)}: expected dtype, shape and data_offsets")
     if kind not in DTYPES:
-        raise BadRequest(f"{file.name} holds {name!r} as {kind}; expected one of {', '.join(DTYPES)}")
+        raise BadRequest(
+            f"{where} holds {quoted(name)} as {shown(kind, MAX_QUOTED)}; expected one of {', '.join(DTYPES)}"
+        )
     if math.prod(shape) * DTYPES[kind].itemsize != end - begin:
-        raise BadRequest(f"{file.name} gives {name!r} {end - begin:,} bytes, and its shape {list(shape)} needs others")
+        told = f"{end - begin:,} bytes, and its shape {quoted(list(shape))} needs others"
+        raise BadRequest(f"{where} gives {quoted(name)} {told}")
     return shape, DTYPES[kind], begin, end
 
 
@@ -339,7 +368,7 @@ def _check_extent(file: Path, entries: Mapping[str, tuple], size: int) -> None:
     at = 0
     for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != at:
-            raise BadRequest(f"{file.name} has a damaged header: {name!r} begins at {begin:,}, expected {at:,}")
+            raise BadRequest(f"{file.name} has a damaged header: {quoted(name)} begins at {begin:,}, expected {at:,}")
         at = end
     if at > size:
         raise BadRequest(f"{file.name} is cut short: its tensors need {at:,} bytes and {size:,} are there")

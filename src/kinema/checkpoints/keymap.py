@@ -18,12 +18,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from kinema.bounds import shown
 from kinema.schema import BadRequest
+
+_MOST_NAME = 110
+"""Characters of a tensor's name, with its shape where that is told."""
 
 
 def few(names: Sequence[str], most: int = 3) -> str:
     """The first names of many, for a sentence."""
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+    return ", ".join(shown(name, _MOST_NAME) for name in names[:most]) + (", …" if len(names) > most else "")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kinema.bounds import from_json
 from kinema.checkpoints.files import header, metadata, read_tensors, write_tensors
 from kinema.checkpoints.keymap import few
 from kinema.checkpoints.signatures import lora_kind
@@ -160,7 +161,7 @@ class PeftAlphas:
         self.default: dict[str, float] = {}
         self.patterns: dict[str, dict[str, float]] = defaultdict(dict)
         try:
-            for key, value in json.loads(told.get(PEFT_NOTE, "{}")).items():
+            for key, value in from_json(told.get(PEFT_NOTE, "{}"), f"the settings of peft in {where}").items():
                 part, _, setting = key.rpartition(".")
                 if setting == "lora_alpha":
                     self.default[part] = float(value)
@@ -187,6 +188,8 @@ def _adapter(parts: dict[str, Tensor], module: str, told: PeftAlphas, where: str
     down, up = parts["down"], parts["up"]
     if down.ndim < 2 or up.ndim < 2 or up.shape[1] != down.shape[0]:
         raise BadRequest(f"{where} has ranks that disagree at {module}: {list(down.shape)} and {list(up.shape)}")
+    if not (down.is_floating_point() and up.is_floating_point()):
+        raise BadRequest(f"{where} holds {down.dtype} at {module}; expected floating-point numbers")
     alpha = parts.get("alpha")
     if alpha is not None and alpha.numel() != 1:
         raise BadRequest(f"{where} has an alpha of {alpha.numel()} numbers at {module}; expected one")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kinema import registry
 from kinema.checkpoints import files
 from kinema.checkpoints.lora_formats import Lora, Merged, check_shapes, is_lora, read_lora
 from kinema.checkpoints.signatures import describe, lora_kind
@@ -36,7 +37,7 @@ class LoraFile:
 
     def told(self) -> dict[str, Any]:
         """What the recipe says of it."""
-        return {"file": str(self.path), "weight": self.weight, "hash": self.hash}
+        return {"file": registry.called(self.path), "weight": self.weight, "hash": self.hash}
 
 
 class Loras:

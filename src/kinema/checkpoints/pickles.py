@@ -1,17 +1,23 @@
-"""PyTorch's own files: tensors and plain data, and nothing that could run."""
+"""PyTorch's own files: tensors and plain data, and nothing that could run.
+
+A file is measured before torch reads it: what it unpacks to is what lies on the disk, and what builds the objects is
+short.
+"""
 
 from __future__ import annotations
 
 import pickle
 import pickletools
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
+from kinema.bounds import MAX_QUOTED, quoted, shown
 from kinema.checkpoints.keymap import few
 from kinema.schema import BadRequest
 
@@ -23,6 +29,18 @@ _NOTES = ("animatediff_config",)
 """Names of what is no tensor, which published files carry and nothing needs."""
 _LOOKED_AT = 2**20
 """Bytes of a refused pickle that are searched for the name of what it wanted to run."""
+MAX_PICKLE = 16 * 2**20
+"""Bytes of what describes the tensors: published files have a few hundred thousand."""
+MAX_OPCODES = 2_000_000
+_ENTRIES = 100_000
+_DIRECTORY = 128 * _ENTRIES
+"""Bytes of a zip's list of entries: each takes 46 and its name."""
+_PICKLES = 5
+"""In a row at the start of a file from before PyTorch 1.6; numbers follow."""
+_MAKES_BYTES = ("bytearray", "builtins bytearray", "__builtin__ bytearray")
+"""As pickles name the one thing that torch lets them make of a number alone: so many zeros."""
+_SHARED = 8
+"""How often tensors may share the numbers of a file, as tied weights do."""
 
 
 def read_pickle(file: Path, device: str) -> dict[str, Tensor]:
@@ -33,6 +51,7 @@ def read_pickle(file: Path, device: str) -> dict[str, Tensor]:
     """
     if file.stat().st_size == 0:
         raise BadRequest(f"{file.name} is empty (0 bytes); expected weights")
+    _measure(file)
     try:
         try:
             held = torch.load(file, map_location=device, weights_only=True, mmap=True)
@@ -45,13 +64,101 @@ def read_pickle(file: Path, device: str) -> dict[str, Tensor]:
         raise BadRequest(_refusal(file, str(error))) from error
     except Exception as error:  # the parser of a damaged pickle raises whatever its bytes lead it to
         raise BadRequest(f"{file.name} cannot be read: it is cut short, damaged, or no weight file") from error
-    return _unwrap(file, held)
+    return _plain(file, _unwrap(file, held))
+
+
+# ------------------------------------------------------------------------------- before it is read
+
+
+def _measure(file: Path) -> None:
+    """Refuse a file that would take more to read than it holds; what is damaged otherwise, torch finds."""
+    with file.open("rb") as opened:
+        try:
+            if opened.read(4) == b"PK\3\4":
+                _measure_zip(file, opened)
+            else:
+                opened.seek(0)
+                _measure_pickles(file, opened, _PICKLES)
+        except BadRequest:
+            raise
+        except Exception:  # as below: bytes that are no zip and no pickle lead anywhere
+            return
+
+
+def _measure_zip(file: Path, opened: IO[bytes]) -> None:
+    size = opened.seek(0, 2)
+    opened.seek(max(0, size - 2**16 - 128))
+    tail = opened.read()
+    end, wide = tail.rfind(b"PK\5\6"), tail.rfind(b"PK\6\6")
+    told = [tail[end + 12 : end + 16], tail[wide + 40 : wide + 48] if wide >= 0 else b""]
+    if any(_DIRECTORY < int.from_bytes(each, "little") < 2 ** (8 * len(each)) - 1 for each in told):
+        raise BadRequest(f"{file.name} lists more than {_ENTRIES:,} entries, which no weight file does")
+    with zipfile.ZipFile(opened) as archive:
+        entries = archive.infolist()
+        if len(entries) > _ENTRIES:
+            raise BadRequest(f"{file.name} lists {len(entries):,} entries; at most {_ENTRIES:,} are read")
+        packed = [entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+        if packed or sum(entry.file_size for entry in entries) > size:
+            raise BadRequest(f"{file.name} is compressed, which PyTorch never does; unpack it, or get .safetensors")
+        for entry in entries:
+            if entry.filename.endswith(".pkl"):
+                with archive.open(entry) as described:
+                    _measure_pickles(file, described, 1)
+
+
+def _measure_pickles(file: Path, opened: IO[bytes], many: int) -> None:
+    left, limited = MAX_OPCODES, _Limited(opened, file.name)
+    for _ in range(many):
+        for _code, argument, _at in pickletools.genops(limited):  # type: ignore[arg-type]
+            if argument in _MAKES_BYTES:
+                raise BadRequest(f"{file.name} holds a bytearray, which may be of any size; expected named tensors")
+            left -= 1
+            if left < 0:
+                raise BadRequest(f"{file.name} describes its tensors in over {MAX_OPCODES:,} steps; expected weights")
+
+
+class _Limited:
+    """The first bytes of a file, for a parser that would read as many as they ask for."""
+
+    def __init__(self, opened: IO[bytes], name: str) -> None:
+        self.opened, self.name, self.left = opened, name, MAX_PICKLE
+
+    def read(self, count: int) -> bytes:
+        return self._took(self.opened.read(min(count, self.left + 1)))
+
+    def readline(self) -> bytes:
+        return self._took(self.opened.readline(self.left + 1))
+
+    def _took(self, data: bytes) -> bytes:
+        self.left -= len(data)
+        if self.left < 0:
+            raise BadRequest(f"{self.name} describes its tensors in over {MAX_PICKLE:,} bytes; expected weights")
+        return data
+
+
+# ------------------------------------------------------------------------------------ what it holds
+
+
+def _plain(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, refused where they are of a kind that no weights are or stand for more than the file holds."""
+    total = 0
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            raise BadRequest(f"{file.name} holds {shown(name, MAX_QUOTED)} as a sparse or quantised tensor")
+        size = tensor.numel() * tensor.element_size()
+        total += size
+        if size > tensor.untyped_storage().nbytes():
+            shape = quoted(list(tensor.shape))
+            raise BadRequest(f"{file.name} gives {shown(name, MAX_QUOTED)} the shape {shape} and fewer numbers")
+    if total > _SHARED * file.stat().st_size:
+        raise BadRequest(f"{file.name} holds tensors of {total:,} bytes in all, many times what the file does")
+    return tensors
 
 
 def _refusal(file: Path, said: str) -> str:
     found = re.search(r"(?:GLOBAL|class|global:?)\s+([\w.]+\.[\w.]+)", said)
-    name = found[1] if found else _first_global(file)
-    if name is None:
+    name = shown(found[1] if found else _first_global(file) or "", MAX_QUOTED)
+    if not name:
         return f"{file.name} cannot be read: it is damaged, or holds more than tensors, which is refused"
     return (
         f"{file.name} holds Python code ({name}), which is refused because loading would run it; "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 from kinema import registry
+from kinema.bounds import MAX_QUOTED, from_json, shown
 from kinema.checkpoints.files import Header
+from kinema.checkpoints.keymap import few
+from kinema.checkpoints.settings import readable
 from kinema.checkpoints.source import Source
 from kinema.schema import BadRequest
 
@@ -57,13 +59,13 @@ def describe(source: Source) -> str:
     family = next((name for name in registry.FAMILIES if _is_of(name, source)), None)
     if family:
         return f"a model of {family}"
-    unknown = f"nothing known here (its {len(header)} tensors begin {', '.join(sorted(header)[:3])})"
+    unknown = f"nothing known here (its {len(header)} tensors begin {few(sorted(header)[:3])})"
     return next((what for pattern, what in SIGNATURES if _any(pattern, header)), unknown)
 
 
 def _family(note: str) -> str:
     try:
-        return str(json.loads(note)["family"])
+        return shown(str(from_json(note, "the note")["family"]), MAX_QUOTED)
     except (ValueError, KeyError, TypeError):
         return "damaged"
 
@@ -79,7 +81,8 @@ def lora_kind(header: Header) -> str:
 
 def _is_of(family: str, source: Source) -> bool:
     try:
-        return registry.family(family).recognise(source) is not None
+        with readable(str(source.path)):
+            return registry.family(family).recognise(source) is not None
     except BadRequest:
         return True  # it is one of its own that refuses, for something it lacks
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from kinema import bounds
 from kinema.checkpoints import files
 from kinema.checkpoints.files import Header
 from kinema.schema import BadRequest
@@ -64,7 +65,9 @@ class Source:
     @property
     def pipeline(self) -> str:
         """The class of the pipeline, such as ``StableVideoDiffusionPipeline``; "" for anything else."""
-        return str(self.index.get("_class_name", "")) or ("a pipeline without a class" if self.index else "")
+        return bounds.shown(str(self.index.get("_class_name", "")), bounds.MAX_QUOTED) or (
+            "a pipeline without a class" if self.index else ""
+        )
 
     def config(self, part: str, file: str = "config.json") -> dict[str, Any]:
         """A JSON file of a part; empty where there is none."""
@@ -114,14 +117,7 @@ class Source:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds a table of names and values; anything else is a `BadRequest`."""
-    try:
-        if path.stat().st_size > MAX_JSON:
-            raise BadRequest(f"{path} is too large to be a config")
-        told = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, BadRequest):
-            raise
-        raise BadRequest(f"{path} cannot be read as JSON: it is damaged") from error
+    told = bounds.from_json(bounds.decoded(bounds.read_bytes(path, MAX_JSON, "a config"), str(path)), str(path))
     if not isinstance(told, dict):
         raise BadRequest(f"{path} holds no table of names and values")
     return told

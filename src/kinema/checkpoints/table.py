@@ -10,16 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from kinema.checkpoints.files import Header
+from kinema.bounds import quoted, shown
+from kinema.checkpoints.files import MAX_ENTRIES, Header
 from kinema.checkpoints.keymap import Transform, few
 from kinema.schema import BadRequest
 
 Shape = tuple[int, ...]
 Read = Callable[[str], Tensor]
+MOST_MODULES = 256
+"""Numbered modules beside each other: published models have up to 60 layers."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,9 @@ class Table:
     """The rows of one whole layout."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
-        self.rows = tuple(rows)
+        self.rows = tuple(islice(rows, MAX_ENTRIES + 1))
+        if len(self.rows) > MAX_ENTRIES:
+            raise BadRequest(f"this config asks for a model of more than {MAX_ENTRIES:,} tensors, which no file holds")
         self.by_theirs = {row.theirs: row for row in self.rows}
         self.by_ours = {name: (row, i) for row in self.rows for i, name in enumerate(row.ours)}
         if len(self.by_theirs) != len(self.rows) or len(self.by_ours) != sum(len(row.ours) for row in self.rows):
@@ -147,9 +153,12 @@ def _times(shape: Shape) -> str:
 
 
 def count(header: Header, prefix: str) -> int:
-    """How many numbered modules there are under a prefix."""
+    """How many numbered modules there are under a prefix. Raises BadRequest for a number that no model has."""
     found = {name[len(prefix) :].partition(".")[0] for name in header if name.startswith(prefix)}
-    return 1 + max((int(n) for n in found if n.isdecimal()), default=-1)
+    numbers = [n for n in found if n.isdecimal()]
+    if far := [n for n in numbers if len(n) > 3 or int(n) >= MOST_MODULES]:
+        raise BadRequest(f"{shown(prefix)} is followed by {quoted(far[0])}; expected modules 0 to {MOST_MODULES - 1}")
+    return 1 + max(map(int, numbers), default=-1)
 
 
 def shape_in(model: str, header: Header, name: str, rank: int) -> tuple[int, ...]:

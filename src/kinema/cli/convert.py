@@ -14,7 +14,7 @@ from kinema.cli.verbs import REPORTING
 from kinema.schema import BadRequest
 
 OPTIONS = [
-    Option("source", str, "", "weight file, or folder of a pipeline", positional=True),
+    Option("source", str, "", "weight file, or folder of a pipeline", positional=True, path=True),
     Option("output", Path | None, None, "file (.safetensors) or folder to write", short="-o"),
     Option(
         "layout",

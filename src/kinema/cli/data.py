@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from kinema import registry
+from kinema.bounds import shown
 from kinema.cli.options import Option, from_dataclass, parse, with_defaults
 from kinema.cli.progress import JsonLines, display
 from kinema.cli.verbs import CONFIG, REPORTING
 from kinema.schema import BadRequest
+
+_FOLLOW = Option("follow_links", bool, False, "read what links in a folder of clips lead to, outside of it too")
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "shots": ("kinema.cli.data:shots", "clips cut where the film cuts, one file a shot"),
@@ -35,11 +38,12 @@ def data(words: Sequence[str]) -> int:
 
 
 SHOTS = [
-    Option("clips", str, "", "clip, or folder of clips", positional=True),
-    Option("out", str | None, None, "folder to write the shots to, with their metadata.jsonl"),
+    Option("clips", str, "", "clip, or folder of clips", positional=True, path=True),
+    Option("out", str | None, None, "folder to write the shots to, with their metadata.jsonl", path=True),
     Option("least_seconds", float, 1.0, "leave out shots shorter than this"),
     Option("most_seconds", float, 5.0, "cut longer ones into equal parts"),
     Option("side", int, 576, "bring larger shots to this shorter side"),
+    _FOLLOW,
 ]
 
 
@@ -58,13 +62,14 @@ def shots(words: Sequence[str]) -> int:
         if isinstance(show, JsonLines):
             show.write("saved", {"paths": [str(path) for path in written]})
             return 0
-    sys.stdout.writelines(f"{path}\n" for path in written)
+    sys.stdout.writelines(f"{shown(str(path))}\n" for path in written)
     return 0
 
 
 MOTION = [
-    Option("clips", list[str], [], "folders of clips, or clips", positional=True),
+    Option("clips", list[str], [], "folders of clips, or clips", positional=True, path=True),
     Option("middle", float | None, None, "motion of the middle bucket (0.1; the model svd-pocket has 0.015)"),
+    _FOLLOW,
     Option("json", bool, False, "the table as JSON"),
 ]
 
@@ -77,7 +82,9 @@ def motion_bucket(words: Sequence[str]) -> int:
     if not middle > 0:
         raise BadRequest(f"middle is {middle:g}; expected more than 0")
     with display(**show_options) as show:
-        found = registry.resolve("kinema.data.moved:measure")(own["clips"], middle, on_event=show)
+        found = registry.resolve("kinema.data.moved:measure")(
+            own["clips"], middle, on_event=show, follow_links=own["follow_links"]
+        )
     rows = [
         {
             "clip": str(folder / row.name),
@@ -92,11 +99,12 @@ def motion_bucket(words: Sequence[str]) -> int:
     if own["json"]:
         sys.stdout.write(json.dumps(rows, indent=1) + "\n")
         return 0
-    width = max(len(row["clip"]) for row in rows)
+    names = [shown(row["clip"]) for row in rows]
+    width = max(map(len, names))
     sys.stdout.write(f"{'clip':<{width}}     fps  seconds  motion  bucket\n")
-    for row in rows:
+    for name, row in zip(names, rows, strict=True):
         figures = f"{row['fps']:7.2f}  {row['seconds']:7.2f}  {row['motion']:6.3f}  {row['bucket']:6.0f}"
-        sys.stdout.write(f"{row['clip']:<{width}} {figures}\n")
+        sys.stdout.write(f"{name:<{width}} {figures}\n")
     return 0
 
 

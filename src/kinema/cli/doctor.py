@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from kinema import __version__, registry
+from kinema.bounds import as_json
 from kinema.cli import machine
 from kinema.cli.options import Option, parse, with_defaults
 
@@ -37,7 +37,7 @@ def doctor(words: Sequence[str]) -> int:
     own = with_defaults(OPTIONS, parse(OPTIONS, words, "kinema doctor", "Whether this machine has what kinema needs."))
     found = [_checked(name, check) for name, check in CHECKS.items()]
     if own["json"]:
-        sys.stdout.write(json.dumps([asdict(f) for f in found], indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(as_json([asdict(f) for f in found], indent=2) + "\n")
     else:
         sys.stdout.writelines(f"{f.verdict:<5} {f.name:<10} {f.told}\n" for f in found)
     return 1 if any(f.verdict == "bad" for f in found) else 0

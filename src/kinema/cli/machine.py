@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinema import registry
+from kinema.bounds import quoted
 from kinema.schema import BadRequest
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 TOLD_UNITS = ("neon", "sve", "avx2", "avx512_f", "avx512_bf16", "amx_bf16", "bf16")
 """Vector units that decide how fast a CPU samples, as torch names them."""
+DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,3})?")
+"""Devices that hold numbers: torch has others (``meta``) that hold none."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -38,12 +42,14 @@ def device(name: str | None) -> str | None:
     import torch
 
     try:
+        if not DEVICE.fullmatch(name):
+            raise ValueError
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError, ValueError):
         have = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         if torch.backends.mps.is_available():
             have.append("mps")
-        raise BadRequest(f"there is no device {name!r} here; expected one of {', '.join(have)}") from None
+        raise BadRequest(f"there is no device {quoted(name)} here; expected one of {', '.join(have)}") from None
     return name
 
 

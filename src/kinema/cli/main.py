@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from kinema import __version__, registry
+from kinema import __version__, bounds, registry
 from kinema.schema import BadRequest
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -47,6 +48,9 @@ UNREADABLE = frozenset(
 NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory")
 """How torch's allocators word it, the CPU's in a plain RuntimeError."""
 
+LONGEST = 380
+"""Characters of the last sentence."""
+MOST_PIXELS = 10**15
 FIRST = 'kinema generate "a red ball rolls right" -o ball.mp4'
 
 
@@ -56,8 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     stopped: list[int] = []
+    for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name may hold what this terminal's encoding cannot show: a path is printed as the bytes that it is.
+            stream.reconfigure(errors=errors)
     try:
-        with _stopping_gently(stopped), warnings.catch_warnings():
+        words, pixels = _max_pixels(words)
+        with _stopping_gently(stopped), warnings.catch_warnings(), bounds.raised(pixels):
             if not (debug or sys.warnoptions):
                 warnings.simplefilter("ignore")  # a library's advice to programmers is no answer to a user
             return _dispatch(words)
@@ -74,12 +83,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         # C code that is interrupted may raise what it likes instead.
         message, code = ending(KeyboardInterrupt() if stopped else error)
-        sys.stderr.write(f"kinema: {' '.join(message.split())}\n")
+        sys.stderr.write(f"kinema: {message}\n")
         return code
 
 
 def ending(error: BaseException) -> tuple[str, int]:
-    """The sentence and the exit code of what went wrong."""
+    """The sentence, on one line that a terminal may print, and the exit code of what went wrong."""
+    message, code = _ending(error)
+    return bounds.shown(" ".join(message.split()), LONGEST), code
+
+
+def _ending(error: BaseException) -> tuple[str, int]:
     match error:
         case BadRequest():
             return str(error), BAD_REQUEST
@@ -105,6 +119,26 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in said for word in NO_MEMORY)
 
 
+def _max_pixels(words: Sequence[str]) -> tuple[list[str], int]:
+    """The words without ``--max-pixels N``, and that N, which holds for every command that reads files."""
+    left, told = [], "0"
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name in ("--max-pixels", "--max_pixels"):
+            told = value if equals else next(rest, "")
+        else:
+            left.append(word)
+    try:
+        pixels = int(float(told))
+    except (ValueError, OverflowError):
+        pixels = -1
+    if not 0 <= pixels <= MOST_PIXELS:
+        said = f"expected a whole number up to {MOST_PIXELS:,}, such as 4e9"
+        raise BadRequest(f"--max-pixels is {bounds.quoted(told)}; {said}")
+    return left, pixels
+
+
 def _dispatch(words: list[str]) -> int:
     name = words[0] if words else "--help"
     if name in ("-h", "--help", "help"):
@@ -125,7 +159,8 @@ def _help() -> str:
         f"usage: kinema COMMAND …\n\n{rows}\n\n"
         f"first:  {FIRST}\n"
         "more:   kinema COMMAND --help\n"
-        "also:   --version, and --debug with any command for a full traceback\n"
+        "also:   --version, and with any command --debug for a full traceback,\n"
+        "        or --max-pixels N (frames × height × width) to read a file that is refused for its size\n"
     )
 
 

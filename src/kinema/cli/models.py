@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from kinema import registry
+from kinema.bounds import as_json, shown
 from kinema.cli import machine
 from kinema.cli.options import Option, parse, with_defaults
 from kinema.schema import BadRequest
 
 JSON = Option("json", bool, False, "as JSON")
 LISTING = [JSON, Option("samplers", bool, False, "the samplers and their own options instead")]
-FILE = Option("file", str, "", "weight file, folder of a model, clip, picture or folder of frames", positional=True)
+FILE = Option(
+    "file", str, "", "weight file, folder of a model, clip, picture or folder of frames", positional=True, path=True
+)
+COUNTS = {"bytes", "tensors", "network_tensors", "parameters", "motion_parameters"}
+"""Figures that are printed with separators."""
 VARIANT = Option("variant", str | None, None, "which files of a folder, such as fp16")
 
 
@@ -161,15 +165,17 @@ def _short(value: Any) -> Any:
 
 
 def _lines(told: Mapping[str, Any], indent: str = "") -> Iterable[str]:
+    """One a value. Counts have separators; a seed, or whatever else may be an identifier, can be pasted."""
     for name, value in told.items():
         if isinstance(value, Mapping) and value:
-            yield f"{indent}{name}"
+            yield f"{indent}{shown(name)}"
             yield from _lines(value, indent + "  ")
         else:
-            yield f"{indent}{name:<16} {value:,}" if type(value) is int else f"{indent}{name:<16} {value}"
+            text = f"{value:,}" if type(value) is int and name in COUNTS else str(value)
+            yield f"{indent}{shown(name):<16} {shown(text)}"
 
 
 def _write(told: Any) -> int:
-    text = told if isinstance(told, str) else json.dumps(told, indent=2, ensure_ascii=False)
+    text = told if isinstance(told, str) else as_json(told, indent=2)
     sys.stdout.write(text + "\n")
     return 0

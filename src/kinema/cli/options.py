@@ -17,9 +17,11 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from kinema import registry
+from kinema import bounds, registry
+from kinema.bounds import quoted
 from kinema.schema import BadRequest
 
+_FROM_HOME = re.compile(r"(?P<name>(?:[\w.-]+=)?)(?P<path>~|~[^/]*/.*)", re.DOTALL)
 _UNTOLD = "\0untold"
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?inf", re.IGNORECASE)
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
@@ -37,6 +39,8 @@ class Option:
     positional: bool = False
     short: str | None = None
     metavar: str = ""
+    path: bool = False
+    """Whether its text names files or folders, where ``~/`` is the user's home."""
 
     @property
     def flag(self) -> str:
@@ -69,8 +73,9 @@ def from_dataclass(cls: type, names: Iterable[str] | None = None, positional: Se
     for name in wanted:
         f = made[name]
         default = f.default_factory() if f.default_factory is not MISSING else f.default
-        text = f.metadata.get("help", "")
-        options.append(Option(name, hints[name], None if default is MISSING else default, text, name in positional))
+        default = None if default is MISSING else default
+        path = bool(f.metadata.get("path"))
+        options.append(Option(name, hints[name], default, f.metadata.get("help", ""), name in positional, path=path))
     return options
 
 
@@ -206,9 +211,13 @@ def _stray(token: str, options: Sequence[Option], prog: str) -> str:
 def convert(o: Option, value: Any, where: str = "") -> Any:
     """A word of the command line, or a value of a config file, as the option's type."""
     kind = o.kind
+    if o.path or kind is Path:
+        value = _at_home(value)
     try:
         if o.repeated:
-            return _mapping(value) if get_origin(kind) is not list and kind is not list else _list(value)
+            if get_origin(kind) is list or kind is list:
+                return _list(value)
+            return _at_home(_mapping(value)) if o.path else _mapping(value)
         if get_origin(kind) is Literal:
             return _choice(value, get_args(kind))
         if get_origin(kind) is tuple:
@@ -217,7 +226,22 @@ def convert(o: Option, value: Any, where: str = "") -> Any:
             return tuple(_scalar(t, p) for t, p in zip(inner, parts, strict=True))
         return _scalar(kind, value)
     except (TypeError, ValueError):
-        raise BadRequest(f"{where}{o.shown} is {value!r}; expected {_expected(o)}") from None
+        raise BadRequest(f"{where}{o.shown} is {quoted(value)}; expected {_expected(o)}") from None
+
+
+def _at_home(value: Any) -> Any:
+    """Paths that begin with ``~`` from the user's home, also behind ``NAME=``; a file of that name is ``./~``.
+
+    The shell does this only where ``~`` begins a word, and nobody does it for a config file.
+    """
+    if isinstance(value, str):
+        found = _FROM_HOME.fullmatch(value)
+        with contextlib.suppress(RuntimeError):  # nobody of that name has a home here
+            return value if found is None else found["name"] + str(Path(found["path"]).expanduser())
+        return value
+    if isinstance(value, Mapping):
+        return {key: _at_home(each) for key, each in value.items()}
+    return [_at_home(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _scalar(kind: type, value: Any) -> Any:
@@ -254,9 +278,12 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def _literal(word: str) -> Any:
     try:
-        return json.loads(word)
+        json.loads(word)
     except ValueError:
-        return word
+        return word  # words need no quotes
+    except RecursionError:
+        pass
+    return bounds.from_json(word, "an option's value")
 
 
 def _expected(o: Option) -> str:
@@ -285,32 +312,16 @@ def _config_file(options: Sequence[Option], path: Path) -> dict[str, Any]:
 
 def _table(path: Path) -> Mapping[str, Any]:
     """The top table of a YAML, TOML or JSON file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadRequest(f"the config file {path} cannot be read: {getattr(error, 'strerror', error)}") from None
-    try:
-        table = _loads(path.suffix.lower(), text)
-    except ValueError as error:
-        raise BadRequest(f"the config file {path} is damaged: {str(error).splitlines()[0]}") from None
+    where = f"the config file {bounds.shown(str(path), 200)}"
+    readers = {".toml": bounds.from_toml, ".json": bounds.from_json, ".yaml": _yaml, ".yml": _yaml}
+    if path.suffix.lower() not in readers:
+        raise BadRequest(f"{where} is of no kind that is read; expected a .yaml, .toml or .json file")
+    text = bounds.decoded(bounds.read_bytes(path, bounds.MAX_CONFIG, "a config"), where)
+    table = readers[path.suffix.lower()](text, where)
     if not isinstance(table, Mapping):
-        raise BadRequest(f"the config file {path} holds no table of names and values")
+        raise BadRequest(f"{where} holds no table of names and values")
     return table
 
 
-def _loads(suffix: str, text: str) -> Any:
-    if suffix == ".toml":
-        import tomllib
-
-        return tomllib.loads(text)
-    if suffix == ".json":
-        return json.loads(text)
-    if suffix not in (".yaml", ".yml"):
-        raise ValueError("expected a .yaml, .toml or .json file")
-    import yaml
-
-    try:
-        return yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)  # its own text speaks of scanners and tokens
-        raise ValueError(f"line {mark.line + 1} is not YAML" if mark else "it is not YAML") from None
+def _yaml(text: str, where: str) -> Any:
+    return bounds.from_yaml(text, where) or {}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
+import os
 import re
 import tempfile
 import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kinema.atomic import check_folder
-from kinema.schema import BadRequest, Clip
+from kinema.atomic import Taken, numbered
+from kinema.schema import MAX_PIXELS, BadRequest, Clip, Note, OnEvent, Shape, ignore
 
 MAX_SLUG = 60
 MAX_ZOOM = 64
@@ -38,10 +38,9 @@ class Output:
         """Refuse, before any work, an output that could not be written at the end."""
         from kinema.media.write import check_output
 
-        path = self.path or Path(f"{slug(self.title)}.mp4")
-        check_output(path)
-        for name in self.targets(path):  # a batch has longer names than the one that was told
-            check_folder(name)
+        path = self.wanted
+        for name in (path, *self.targets(path)):  # a batch has longer names than the one that was told
+            check_output(name)
         try:
             # Only a try tells for sure: permissions say nothing of a read-only disk or of a full one.
             with tempfile.TemporaryFile(dir=path.parent) as probe:
@@ -53,38 +52,62 @@ class Output:
             if taken:
                 raise BadRequest(f"{taken[0]} exists; choose another name, or pass --overwrite to replace it")
 
-    def save(self, clip: Clip) -> list[Path]:
-        """Write the clip; a name taken while the model was at work is stepped over, not replaced."""
+    def check_clip(self, shape: Shape, fps: float, on_event: OnEvent = ignore) -> None:
+        """Refuse a clip that could not be written as it is asked for, and say what the format changes of it.
+
+        ``shape`` and ``fps`` are the settled request's: known before media are read and weights loaded.
+        """
+        from kinema.media.write import check_output
+
+        shape = replace(shape, height=shape.height * self.zoom, width=shape.width * self.zoom)
+        pixels = shape.batch * shape.frames * shape.height * shape.width
+        if pixels > MAX_PIXELS:
+            raise BadRequest(
+                f"zoom {self.zoom} makes {shape.frames} frames of {shape.width}×{shape.height}, which is more than "
+                f"{MAX_PIXELS:,} pixels; ask for a smaller zoom"
+            )
+        for change in check_output(self.wanted, shape, fps, contact_sheet=self.contact_sheet):
+            on_event(Note(change))
+
+    def save(self, clip: Clip, on_event: OnEvent = ignore) -> list[Path]:
+        """Write the clip; a name taken while the model was at work is stepped over, not replaced, and that is said."""
         if self.zoom > 1:
             video = clip.video.repeat_interleave(self.zoom, -1).repeat_interleave(self.zoom, -2)
             clip = replace(clip, video=video, recipe={**clip.recipe, "zoom": self.zoom})
-        path = self.path or Path(f"{slug(self.title)}.mp4")
-        if not self.overwrite:
-            path = self.free(path)
-        return clip.save(path, contact_sheet=self.contact_sheet)
+        suffix = self.wanted.suffix.lower()
+        if clip.sound is not None and suffix != ".mp4":
+            what = "a folder of frames" if suffix in ("", ".png") else f"a {suffix[1:]}"
+            on_event(Note(f"{what} holds no sound, so that of the clip is left out; name an .mp4 to keep it"))
+        if self.overwrite:
+            return clip.save(self.wanted, contact_sheet=self.contact_sheet)
+        written = self._save_beside(clip)
+        if self.path is not None and written[0] not in self.targets(self.path):
+            on_event(Note(f"{self.path} appeared meanwhile and was kept; this clip is {written[0]}"))
+        return written
 
-    def free(self, path: Path) -> Path:
-        """``path``, or the first of ``name-2``, ``name-3``… of which nothing exists."""
-        for count in itertools.count(2):
-            if not self._taken(path):
-                return path
-            wanted = self.path or Path(f"{slug(self.title)}.mp4")
-            path = wanted.with_name(f"{wanted.stem}-{count}{wanted.suffix}")
+    def _save_beside(self, clip: Clip) -> list[Path]:
+        for path in numbered(self.wanted):
+            if self._taken(path):
+                continue
+            try:
+                return clip.save(path, contact_sheet=self.contact_sheet, exclusive=True)
+            except Taken:  # by another writer, just now
+                continue
         raise AssertionError("unreachable")
 
+    @property
+    def wanted(self) -> Path:
+        """The name that was told, or the one made from the title."""
+        return self.path or Path(f"{slug(self.title)}.mp4")
+
     def _taken(self, path: Path) -> list[Path]:
-        return [name for name in self.targets(path) if name.exists()]
+        return [name for name in self.targets(path) if os.path.lexists(name)]
 
     def targets(self, path: Path) -> list[Path]:
         """Everything that saving to ``path`` would write, or could: one frame is a png, several a folder."""
-        names = (
-            [path] if self.clips == 1 else [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(self.clips)]
-        )
-        if path.suffix.lower() == ".png":
-            names += [name.with_suffix("") for name in names]
-        if self.contact_sheet:
-            names.append(path.with_name(f"{path.stem}.sheet.png"))
-        return names
+        from kinema.media.write import targets
+
+        return targets(path, self.clips, contact_sheet=self.contact_sheet)
 
 
 def slug(title: str) -> str:

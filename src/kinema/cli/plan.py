@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from kinema.bounds import as_json, shown
 from kinema.cli import machine
 from kinema.cli.options import Option, parse, with_defaults
 from kinema.cli.verbs import CONFIG, MODEL, VERBS, model_options, open_model, request_from, request_options
@@ -78,7 +78,7 @@ def plan(words: Sequence[str]) -> int:
     own = with_defaults(OWN, told)
     request = request_from(task, told)
     made = draw_up(open_model(model_options(told)), request, measure=own["measure"])
-    sys.stdout.write((json.dumps(asdict(made), indent=2, ensure_ascii=False) if own["json"] else describe(made)) + "\n")
+    sys.stdout.write((as_json(asdict(made), indent=2) if own["json"] else describe(made)) + "\n")
     return 0 if made.fits else 1
 
 
@@ -92,7 +92,7 @@ def _task(words: Sequence[str]) -> tuple[TaskName, Sequence[str], bool]:
 
 def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
     """Settle the request, find what it needs and how it fits, and time a few steps of it where it does."""
-    from kinema.diffusion.overwrite import by_strength
+    from kinema.diffusion.schedules import edit_steps
     from kinema.generate import about_precision, planned, prepared
     from kinema.memory.plan import Plan as Fitting
     from kinema.memory.plan import TooLarge
@@ -115,7 +115,7 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
         refusal = str(error)
     steps = settled.steps or 0
     if settled.task == "edit":
-        steps -= by_strength(settled.strength, steps)
+        steps = edit_steps(steps, settled.strength)
     cost = _measure(model, settled, steps) if measure and not refusal else None
     peak = machine.peak_memory(device) or None if cost else None
     notes += [*about_precision(system), *how.reasons]
@@ -215,7 +215,7 @@ def describe(made: Plan) -> str:
         ("memory", _settings(made)),
         *(("because", reason) for reason in made.reasons),
     ]
-    return "\n".join([head, *(f"  {name:<10} {value}" for name, value in rows)])
+    return "\n".join([head, *(f"  {name:<10} {shown(value)}" for name, value in rows)])
 
 
 def _settings(made: Plan) -> str:

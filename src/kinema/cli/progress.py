@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -10,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
+from kinema.bounds import as_json, shown
 from kinema.schema import Event, Memory, Note, Phase, Step, TrainStep
 
 if TYPE_CHECKING:
@@ -81,11 +81,11 @@ class JsonLines(Silent):
             from kinema.cli.main import ending  # which imports the commands, which import this
 
             message, code = ending(error)
-            self.write("failed", {"message": " ".join(message.split()), "code": code})
+            self.write("failed", {"message": message, "code": code})
 
     def write(self, name: str, values: dict[str, Any]) -> None:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        self.stream.write(json.dumps({"event": name.lower(), **finite}, ensure_ascii=False) + "\n")
+        self.stream.write(as_json({"event": name.lower(), **finite}) + "\n")
         self.stream.flush()
 
 
@@ -118,7 +118,7 @@ class Lines(Silent):
             self._say(f"step {event.index}/{event.total}{_figures(event)}, {_duration(left)} to go")
 
     def _say(self, text: str) -> None:
-        self.stream.write(f"kinema: {text}\n")
+        self.stream.write(f"kinema: {shown(text)}\n")
         self.stream.flush()
 
 
@@ -145,7 +145,7 @@ class Bar(Silent):
                 self.progress.remove_task(self.task)
             self.task = self.progress.add_task(_phase(event), total=None, figures="")
         elif isinstance(event, Note):
-            self.progress.console.print(f"kinema: {event.message}", highlight=False, markup=False)
+            self.progress.console.print(f"kinema: {shown(event.message)}", highlight=False, markup=False)
         elif isinstance(event, Step | TrainStep) and self.task is not None:
             self.progress.update(self.task, completed=event.index, total=event.total, figures=_figures(event))
         elif isinstance(event, Memory) and event.peak_bytes > NOTABLE * self.peak:
@@ -171,7 +171,7 @@ def _bar() -> Progress:
 
 def _phase(event: Phase) -> str:
     name = PHASES.get(event.name, event.name)
-    return f"{name} ({event.detail})" if event.detail else name
+    return f"{name} ({shown(event.detail)})" if event.detail else name
 
 
 def _peak(event: Memory) -> str:

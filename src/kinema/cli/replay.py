@@ -2,41 +2,62 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kinema import __version__, registry
+from kinema import __version__, bounds, registry
+from kinema.bounds import quoted, shown
 from kinema.cli import machine
 from kinema.cli.options import Option, parse, with_defaults
 from kinema.cli.output import Output
 from kinema.cli.progress import JsonLines, display
-from kinema.cli.verbs import MODEL, REPORTING, WRITING, model_options, open_model
+from kinema.cli.verbs import MODEL, REPORTING, WRITING, model_options, open_model, recorded
+from kinema.cli.wants import Given, Wants, given, wants_of, weights_of
 from kinema.schema import BadRequest, Note, Phase, Request
 
 if TYPE_CHECKING:
     from kinema.generate import Model
     from kinema.system import System
 
-ABOUT = "Make a clip again from the recipe in its metadata, and say whether it is the same to the bit."
+ABOUT = (
+    "Make a clip again from the recipe in its metadata, and say whether it is the same to the bit. A recipe opens only "
+    "what ships, what is in the hub's cache with the hash that it tells, and what you give."
+)
 KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("model", "weights", "device", "dtype", "variant", "noise"), str),
+    **dict.fromkeys(("model", "weights", "device", "dtype", "variant", "noise", "kinema"), str),
     **dict.fromkeys(("overrides", "versions", "inputs", "extra_inputs"), Mapping),
     **dict.fromkeys(("threads", "zoom"), int),
     **dict.fromkeys(("loras", "added"), list),
     "request": (Mapping, str),
 }
 """What each name of a recipe holds."""
-CLIP = Option("clip", str, "", "clip written by kinema", positional=True)
+MOST_THREADS = 16
+"""Threads a core that a recipe may ask for."""
+CLIP = Option("clip", str, "", "clip written by kinema", positional=True, path=True)
+GIVING = [
+    Option(
+        "input",
+        list[str],
+        [],
+        "a picture or clip that the clip was made from, by the option that takes it (image=PATH) or its file's name; "
+        "another file than it was is said; may be repeated",
+        metavar="NAME=PATH",
+        path=True,
+    ),
+    Option("allow_download", bool, False, "ask the hub for models that the recipe names and the cache lacks"),
+]
 
 
 def replay(words: Sequence[str]) -> int:
     """Exit code 0 when a clip was made, whether or not it equals the first; the answer is said."""
-    told = parse([CLIP, *MODEL, *WRITING, *REPORTING], words, "kinema replay", ABOUT)
+    told = parse([CLIP, *GIVING, *MODEL, *WRITING, *REPORTING], words, "kinema replay", ABOUT)
     if not told.get("clip"):
         raise BadRequest("kinema replay needs a clip: kinema replay ball.mp4")
+    if told.get("offline") and told.get("allow_download"):
+        raise BadRequest("--offline and --allow-download do not go together: give one of them")
     own = with_defaults([*WRITING, *REPORTING], told)
     from kinema.media.metadata import read_recipe
 
@@ -47,21 +68,25 @@ def replay(words: Sequence[str]) -> int:
     output = Output(own["output"], f"{path.stem} replay", request.clips, own["overwrite"], own["contact_sheet"], zoom)
     output.check()
     with display(quiet=own["quiet"], json_events=own["json_events"]) as show:
-        model = reopened(recipe, told)
-        for note in differences(recipe, model.system, request, model_told="model" in told):
+        wants = wants_of(recipe, request)
+        gives = given(wants, request, {"variant": recipe.get("variant"), **told}, path)
+        if any(want.source != "ships" for want in wants):
+            show(Note(wants.told()))
+        model = reopened(recipe, gives, told)
+        for note in (*gives.notes, *differences(recipe, wants, model.system, told)):
             show(Note(note))
-        if "lora" not in told:
-            check_loras(recipe, model.system)
-        for note in other_settings(recipe, model.system):
-            show(Note(note))
-        clip = model.run(request, on_event=show)
+        clip = model.run(
+            gives.request,
+            on_event=show,
+            on_settled=lambda told: output.check_clip(told.shape, told.fps or 0, show),
+        )
         same = clip.recipe.get("frames_hash") == recipe.get("frames_hash")
         at_once = recipe.get("halves_at_once", False)
         if not same and clip.recipe.get("halves_at_once") != at_once:
             then = "at the same time, in more memory," if at_once else "one after the other"
             show(Note(f"both halves of guidance ran {then} then, which can change the last bits"))
         show(Phase("write"))
-        paths = output.save(clip)
+        paths = output.save(recorded(clip, model, gives.request) if own["record_paths"] else clip, show)
         if isinstance(show, JsonLines):
             show.write("saved", {"paths": [str(p) for p in paths], "same": same})
         else:
@@ -71,84 +96,68 @@ def replay(words: Sequence[str]) -> int:
     return 0
 
 
+# ---------------------------------------------------------------------------------------- reading
+
+
 def checked(recipe: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     """The recipe, refused where what it says of the model and the machine is of another kind than we write."""
+    where = f"the recipe in {shown(path.name, 100)}"
+    bounds.check(recipe, where, infinite=True)
     for name, kind in KINDS.items():
         value = recipe.get(name)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise BadRequest(f"the recipe in {path.name} is damaged: its {name} is {value!r}")
+        sound = isinstance(value, kind) and not isinstance(value, bool)
+        if value is not None and (not sound or (isinstance(value, int) and abs(value) > 2**31)):
+            raise BadRequest(f"{where} is damaged: its {name} is {quoted(value)}")
+    if recipe.get("dtype") not in (None, *machine.DTYPES.values()):
+        raise BadRequest(f"{where} is damaged: its dtype is {quoted(recipe['dtype'])}")
+    if wrong := [value for value in (recipe.get("versions") or {}).values() if not isinstance(value, str)]:
+        raise BadRequest(f"{where} is damaged: its versions have {quoted(wrong[0])}")
     if recipe.get("noise") is not None:
         raise BadRequest(
-            f"{path.name} was made from noise that its caller gave, which a recipe does not hold, "
+            f"{shown(path.name, 100)} was made from noise that its caller gave, which a recipe does not hold, "
             "so it cannot be made again"
         )
     return recipe
 
 
-def reopened(recipe: Mapping[str, Any], told: Mapping[str, Any]) -> Model:
+def request_of(recipe: Mapping[str, Any], path: Path) -> Request:
+    """The request inside a recipe, whether it was kept as a table or as its own JSON text."""
+    told = recipe.get("request")
+    if not told or not recipe.get("model"):
+        raise BadRequest(f"the recipe in {path.name} names no model or no request, so it cannot be made again")
+    where = f"the request in {shown(path.name, 100)}"
+    table = bounds.from_json(told, where, infinite=True) if isinstance(told, str) else told
+    try:
+        return Request.from_table(table)
+    except BadRequest as error:
+        raise BadRequest(f"the recipe in {shown(path.name, 60)} is damaged: {error}") from None
+
+
+# ---------------------------------------------------------------------------------------- opening
+
+
+def reopened(recipe: Mapping[str, Any], gives: Given, told: Mapping[str, Any]) -> Model:
     """The model as it was, but for what the command line says; a device that is not here is refused."""
-    options = model_options({**as_it_was(recipe), **told})
+    given_by_name = {name: value for name, value in told.items() if name not in ("lora", "add")}
+    offline = not told.get("allow_download")
+    options = model_options({**as_it_was(recipe), **given_by_name, "model": gives.model, "offline": offline})
     if "device" not in told and options.device is not None:
         try:
             machine.device(options.device)
         except BadRequest as error:
             raise BadRequest(f"the clip was made on another machine: {error}; pass --device to choose one") from None
-    loras: dict[str | Path, float] = {}
-    for name, weight, _ in [] if "lora" in told else _loras(recipe):
-        if not Path(registry.part(name)).exists():
-            raise BadRequest(f"the clip was made with the LoRA {name}, and that file is not there now; pass --lora")
-        loras[name] = weight
-    add = {} if "add" in told else _added(recipe)
-    for slot, file in add.items():
-        if not Path(registry.part(file)).exists():
-            raise BadRequest(f"the clip was made with {slot}={file}, and that is not there now; pass --add")
-    return open_model(options, overrides=_tuples(recipe.get("overrides", {})), loras=loras, add=add)
+    overrides = _tuples(recipe.get("overrides") or {})
+    return open_model(options, overrides=overrides, loras=gives.loras, add=gives.add)
 
 
 def as_it_was(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The model options that were in force: the model, its device and precision, and the threads."""
+    """The model options that were in force: its device and precision, and the threads where they can be had here."""
     names = {long: short for short, long in machine.DTYPES.items()}
-    told = {name: recipe.get(name) for name in ("model", "variant", "device", "threads")}
+    told = {name: recipe.get(name) for name in ("variant", "device", "threads")}
     told["dtype"] = names.get(recipe.get("dtype", ""))
+    if (told["threads"] or 0) > MOST_THREADS * (os.cpu_count() or 1):
+        del told["threads"]
     return {name: value for name, value in told.items() if value is not None}
-
-
-def other_settings(recipe: Mapping[str, Any], system: System) -> list[str]:
-    """What the command line changed of how the model ran: any of it can change the last bits."""
-    now = {"device": str(system.device), "dtype": str(system.precision).removeprefix("torch.")}
-    return [
-        f"{name} is {value} now and was {recipe[name]} then"
-        for name, value in now.items()
-        if name in recipe and value.removesuffix(":0") != recipe[name].removesuffix(":0")
-    ]
-
-
-def _added(recipe: Mapping[str, Any]) -> dict[str, str | Path]:
-    """Slot and file of what a recipe adds to its model; their hashes are part of the weights'."""
-    try:
-        return {str(each["slot"]): str(each["file"]) for each in recipe.get("added") or []}
-    except (KeyError, TypeError):
-        raise BadRequest("the recipe is damaged: its added are not slots with files") from None
-
-
-def _loras(recipe: Mapping[str, Any]) -> list[tuple[str, float, str]]:
-    """(file, weight, hash) of the LoRAs that a recipe names."""
-    try:
-        return [(str(each["file"]), float(each["weight"]), str(each["hash"])) for each in recipe.get("loras") or []]
-    except (KeyError, TypeError, ValueError):
-        raise BadRequest("the recipe is damaged: its loras are not files with weights and hashes") from None
-
-
-def check_loras(recipe: Mapping[str, Any], system: System) -> None:
-    """Refuse LoRA files that are others than they were; `--lora` accepts them."""
-    before = {name: was for name, _, was in _loras(recipe)}
-    for file in system.loras.files:
-        was = before.get(registry.called(file.path), "")
-        if file.hash != was:
-            raise BadRequest(
-                f"{file.path} is not the LoRA of the clip ({_brief(file.hash)} now, {_brief(was)} then); "
-                "pass --lora to name the file, or to accept this one"
-            )
 
 
 def _tuples(value: Any) -> Any:
@@ -158,57 +167,73 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def request_of(recipe: Mapping[str, Any], path: Path) -> Request:
-    """The request inside a recipe, whether it was kept as a table or as its own JSON text."""
-    told = recipe.get("request")
-    if not told or not recipe.get("model"):
-        raise BadRequest(f"the recipe in {path.name} names no model or no request, so it cannot be made again")
-    text = told if isinstance(told, str) else json.dumps(told)
-    try:
-        return Request.from_json(text)
-    except (TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise BadRequest(f"the recipe in {path.name} is damaged: {error}") from None
+# -------------------------------------------------------------------------------------- comparing
 
 
-def differences(recipe: Mapping[str, Any], system: System, request: Request, *, model_told: bool) -> list[str]:
-    """What is not as it was when the clip was made; other weights are refused unless asked for."""
-    notes = []
-    before, weights_hash = recipe.get("weights"), system.weights.hash
-    if before and before != weights_hash:
-        if not model_told:
-            raise BadRequest(
-                f"the weights of {recipe['model']} are not those the clip was made with ({_brief(weights_hash)} now, "
-                f"{_brief(before)} then); pass --model to name the file, or to accept these"
-            )
-        notes.append(f"other weights than the clip's ({_brief(weights_hash)} now, {_brief(before)} then)")
-    now, then = {"kinema": __version__, **machine.versions()}, dict(recipe.get("versions", {}))
+def differences(recipe: Mapping[str, Any], wants: Wants, system: System, told: Mapping[str, Any]) -> list[str]:
+    """What is not as it was when the clip was made; other weights are refused where the user did not name them."""
+    notes = _other_weights(recipe, wants, system, told) + _other_loras(wants, system, told)
+    now, then = {"kinema": __version__, **machine.versions()}, dict(recipe.get("versions") or {})
     then["kinema"] = recipe.get("kinema", __version__)
     notes += [
-        f"{name} is {now[name]} now and was {was} then" for name, was in then.items() if now.get(name, was) != was
+        f"{name} is {now[name]} now and was {shown(was, 60)} then"
+        for name, was in then.items()
+        if now.get(name, was) != was
     ]
-    return notes + _changed_inputs(recipe, system, request)
+    return notes + other_settings(recipe, system)
 
 
-def _changed_inputs(recipe: Mapping[str, Any], system: System, request: Request) -> list[str]:
-    """Pictures and clips that the request names, also in options of the family, and that are others than they were."""
-    from kinema.generate import file_hash
-
-    told = [(name, getattr(request, name, None), was) for name, was in (recipe.get("inputs") or {}).items()]
-    own = system.family.files(request)
-    told += [(name, name if name in own else None, was) for name, was in (recipe.get("extra_inputs") or {}).items()]
+def _other_weights(recipe: Mapping[str, Any], wants: Wants, system: System, told: Mapping[str, Any]) -> list[str]:
+    now = weights_of({"weights": system.weights.hash})
+    before = weights_of(recipe) | {want.key: want.hash for want in wants.added if want.hash}
+    named = {*(word.partition("=")[0] for word in told.get("add", ())), *([""] if "model" in told else [])}
+    ships = {each.slot for each in system.weights.added if registry.called(each.source.path) in registry.PARTS}
+    ships |= {""} if wants.model.source == "ships" else set()
     notes = []
-    for name, file, before in told:
-        if not isinstance(file, str):
-            raise BadRequest(f"the recipe is damaged: it has a hash of {name!r}, and its request names no such file")
-        path = Path(file)
-        if not path.exists():
-            here = "" if path.is_absolute() else f", seen from {Path.cwd()}; replay where the clip was made"
-            raise BadRequest(f"the clip was made from {path}, and that file is not there any more{here}")
-        if file_hash(path) != before:
-            notes.append(f"{path} is not the file that the clip was made from")
+    for slot, is_now in now.items():
+        was = before.get(slot, is_now if slot in ships else "none")
+        if was == is_now:
+            continue
+        hashes = f"{_brief(is_now)} now, {_brief(was)} then"
+        if slot not in named:
+            of = f"of {shown(str(recipe['model']), 100)}" if not slot else f"added as {shown(slot, 60)}"
+            option = f"--add {shown(slot, 60)}=PATH" if slot else "--model"
+            if was == "none" and told.get("allow_download"):
+                notes.append(f"nothing tells whether the weights {of} are those of the clip: they have no hash")
+                continue
+            raise BadRequest(
+                f"the weights {of} are not those the clip was made with ({hashes}); "
+                f"pass {option} to name the file, or to accept these"
+            )
+        notes.append(f"other weights than the clip's{f' in {slot}' if slot else ''} ({hashes})")
+    return notes
+
+
+def _other_loras(wants: Wants, system: System, told: Mapping[str, Any]) -> list[str]:
+    """Whether LoRA files are others than they were, which is refused of those that `--lora` does not name."""
+    then = [want.hash for want in wants.loras]
+    now = [file.hash for file in system.loras.files]
+    if now == then:
+        return []
+    if "lora" in told:
+        return [f"other LoRAs than the clip's ({len(now)} now, {len(then)} then)"]
+    wrong = next(file for file, was in zip(system.loras.files, then, strict=True) if file.hash != was)
+    raise BadRequest(f"{registry.called(wrong.path)} is not the LoRA of the clip; pass --lora to accept another")
+
+
+def other_settings(recipe: Mapping[str, Any], system: System) -> list[str]:
+    """What is other of how the model ran: any of it can change the last bits."""
+    now = {"device": str(system.device), "dtype": str(system.precision).removeprefix("torch.")}
+    notes = [
+        f"{name} is {value} now and was {shown(recipe[name], 60)} then"
+        for name, value in now.items()
+        if name in recipe and value.removesuffix(":0") != recipe[name].removesuffix(":0")
+    ]
+    if (threads := recipe.get("threads") or 0) > MOST_THREADS * (os.cpu_count() or 1):
+        notes.append(f"the clip was made with {threads:,} threads, which are more than this machine can run")
     return notes
 
 
 def _brief(weights_hash: str) -> str:
     """Enough of a hash to tell two apart by eye, without the name of what was hashed."""
-    return weights_hash.rpartition(":")[2][:12]
+    return shown(weights_hash.rpartition(":")[2], 12)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +12,7 @@ from kinema.cli import machine
 from kinema.cli.options import Option, from_dataclass, parse, with_defaults
 from kinema.cli.output import Output
 from kinema.cli.progress import JsonLines, display
-from kinema.schema import TAKES, BadRequest, Note, Phase, Request, TaskName
+from kinema.schema import TAKES, BadRequest, Clip, Note, Phase, Request, TaskName
 
 if TYPE_CHECKING:
     from kinema.generate import Model
@@ -60,7 +60,14 @@ class ModelOptions:
 
 
 MODEL = [
-    Option("model", str, DEFAULT_MODEL, "embedded name, family/preset, alias, hub id, folder or file", short="-m"),
+    Option(
+        "model",
+        str,
+        DEFAULT_MODEL,
+        "embedded name, family/preset, alias, hub id, folder or file",
+        short="-m",
+        path=True,
+    ),
     Option("variant", str | None, None, "files of a folder (fp16), or the published model that weights are (svd-xt)"),
     Option(
         "lora",
@@ -68,6 +75,7 @@ MODEL = [
         [],
         "LoRA file, and its weight after a colon where it is not 1; may be repeated",
         metavar="PATH[:WEIGHT]",
+        path=True,
     ),
     Option(
         "add",
@@ -76,6 +84,7 @@ MODEL = [
         "file in a slot of the model, such as a motion module in an image model (motion=FILE, controlnet.depth=FILE); "
         "may be repeated",
         metavar="SLOT=PATH",
+        path=True,
     ),
     Option("device", str | None, None, "device, such as cpu or cuda:0; the GPU when there is one"),
     Option("dtype", Literal["fp32", "bf16", "fp16"] | None, None, "precision the network runs in"),
@@ -102,6 +111,7 @@ WRITING = [
     Option("overwrite", bool, False, "replace the output where it exists"),
     Option("contact_sheet", bool, False, "also write all frames on one picture"),
     Option("zoom", int, 1, "enlarge every pixel to a square of this side when saving"),
+    Option("record_paths", bool, False, "keep the full paths of inputs and models in the clip's recipe, beside names"),
 ]
 REPORTING = [
     Option("quiet", bool, False, "no progress, only the paths written"),
@@ -117,6 +127,7 @@ CONTROL = Option(
     "ready control clip or picture (edges, depth, poses) for a ControlNet, with its NAME= where there are several; "
     "it is used as it is: no edges, depth or poses are found in pictures here; short for --extra control.NAME=PATH",
     metavar="[NAME=]PATH",
+    path=True,
 )
 LOOK = Option(
     "ip_image",
@@ -125,6 +136,7 @@ LOOK = Option(
     "picture for an IP-Adapter to look at, with its NAME= where there are several; may be repeated; short for "
     "--extra ip-image.NAME=PATH",
     metavar="[NAME=]PATH",
+    path=True,
 )
 CONFIG = Option("config", Path | None, None, "YAML, TOML or JSON file of these options; the command line wins")
 
@@ -163,13 +175,13 @@ def run(task: TaskName, words: Sequence[str]) -> int:
     output.check()
     with display(quiet=own["quiet"], json_events=own["json_events"]) as show:
         model = open_model(model_options(told))
-        clip = model.run(request, on_event=show)
+        clip = model.run(
+            request, on_event=show, on_settled=lambda told: output.check_clip(told.shape, told.fps or 0, show)
+        )
         if model.system.weights.path is None:
             show(Note(f"{model.system.name} has no trained weights: what it makes is noise"))
         show(Phase("write"))
-        paths = output.save(clip)
-        if own["output"] is not None and paths[0] not in output.targets(own["output"]):
-            show(Note(f"{own['output']} appeared meanwhile and was kept"))
+        paths = output.save(recorded(clip, model, request) if own["record_paths"] else clip, show)
         if isinstance(show, JsonLines):
             show.write("saved", {"paths": [str(path) for path in paths]})
             return 0
@@ -214,6 +226,13 @@ def shown_files(told: Mapping[str, Any]) -> dict[str, Any]:
     if several := [key for key, files in found.items() if key.startswith(CONTROL.name) and len(files) > 1]:
         raise BadRequest(f"--control gives {len(found[several[0]])} clips for one ControlNet; give NAME=PATH for each")
     return {key: files[0] if len(files) == 1 else files for key, files in found.items()}
+
+
+def recorded(clip: Clip, model: Model, request: Request) -> Clip:
+    """The clip with a recipe that tells where its files lie on this machine, for those who ask for that."""
+    from kinema.recipe import paths
+
+    return replace(clip, recipe={**clip.recipe, "paths": paths(model.system, request)})
 
 
 def output_for(request: Request, own: Mapping[str, Any]) -> Output:

@@ -8,15 +8,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kinema.checkpoints import hub
 from kinema.schema import BadRequest
 
 LARGE = "google-bert/bert-large-uncased"
 """1024 wide, 24 layers. The paper says "BERT-large" and no more; uncased is our reading."""
+FILES = ("*.json", "*.txt", "model.safetensors")
+"""What of its repository is read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +58,11 @@ def load(source: str = LARGE, *, device: str = "cpu", offline: bool = False) -> 
             f"this model reads prompts with BERT, which needs the transformers package ({error})"
         ) from None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
+        # From a folder, so that nobody but our own module of the hub can ask the network.
+        folder = source if Path(source).is_dir() else hub.fetch(source, offline or None, FILES)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         encoder = BertModel.from_pretrained(
-            source, local_files_only=offline, use_safetensors=True, add_pooling_layer=False
+            folder, local_files_only=True, use_safetensors=True, add_pooling_layer=False
         )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]

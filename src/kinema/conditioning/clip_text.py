@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinema.bounds import decoded, read_bytes
 from kinema.checkpoints import hub
-from kinema.checkpoints.source import read_json
+from kinema.checkpoints.source import MAX_JSON, read_json
 from kinema.conditioning.pocket import PocketTokenizer
 from kinema.schema import BadRequest
 
@@ -166,6 +167,8 @@ class ClipTokenizer:
             parts = models.BPE(
                 vocab=vocabulary, merges=merges, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END
             )
+        except BadRequest as error:
+            raise BadRequest(f"the vocabulary in {self.folder} is damaged: {error}") from error
         except Exception as error:  # the library raises whatever a damaged file leads it to
             raise BadRequest(f"the vocabulary in {self.folder} is damaged; expected CLIP's") from error
         if BEGIN not in vocabulary or END not in vocabulary:
@@ -187,7 +190,8 @@ class ClipTokenizer:
         """Ids of the parts of words, and which two parts become one, the most frequent first."""
         (vocab, lines), (whole,) = VOCABULARIES
         if (self.folder / vocab).is_file() and (self.folder / lines).is_file():
-            told = (self.folder / lines).read_text(encoding="utf-8").splitlines()
+            text = read_bytes(self.folder / lines, MAX_JSON, "CLIP's merges")
+            told = decoded(text, str(self.folder / lines)).splitlines()
             vocabulary, pairs = read_json(self.folder / vocab), [x for x in told if x and not x.startswith("#version")]
         else:
             model = read_json(self.folder / whole)["model"]

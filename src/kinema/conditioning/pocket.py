@@ -17,6 +17,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinema import bounds
+from kinema.schema import Note, OnEvent
+
 PAD, UNKNOWN = 0, 1
 _RESERVED = 2
 
@@ -58,6 +61,20 @@ class PocketTokenizer:
     def unknown(self, text: str) -> list[str]:
         """The words of ``text`` that the model never saw."""
         return [word for word in self.split(text) if word not in self._index]
+
+
+def say_unknown(tokenizer: PocketTokenizer, name: str, texts: Sequence[str], on_event: OnEvent) -> None:
+    """Say which words of prompts the model called ``name`` was not taught, and of which prompts it knows no word.
+
+    Signs and emoji are no words. An empty prompt means nothing on purpose, and nothing is said of it.
+    """
+    for text in texts:
+        words, unknown = tokenizer.split(text), tokenizer.unknown(text)
+        if text.strip() and len(unknown) == len(words):
+            on_event(Note(f'the prompt "{bounds.shown(text.strip(), 80)}" holds no word that {name} knows'))
+        elif unknown:
+            told = bounds.shown(", ".join(dict.fromkeys(unknown)), 200)
+            on_event(Note(f"{name} was not taught the word(s) {told}"))
 
 
 class PocketText(nn.Module):

@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
@@ -108,8 +108,9 @@ class Folder:
         seed: int = 0,
         crop: Crop = "centre",
         flip: bool = False,
+        follow_links: bool = False,
     ) -> Folder:
-        """The clips of a folder at one size; nothing is decoded yet.
+        """The clips of a folder at one size; nothing is decoded yet. ``follow_links`` as in `kinema.data.listing.scan`.
 
         Raises BadRequest where there is no clip, a list cannot be used, or a figure is out of range.
         """
@@ -119,8 +120,8 @@ class Folder:
             )
         if crop not in ("centre", "random"):
             raise BadRequest(f"crop is {crop!r}; expected centre or random")
-        found = scan(Path(folder))
-        motions, stale = moved.read(Path(folder), found.entries)
+        found = scan(Path(folder), follow_links=follow_links)
+        motions, stale = moved.read(Path(folder), found.entries, follow_links=follow_links)
         skipped = [*found.left_out, *stale]
         return Folder(
             found.entries, frames, height, width, fps, frameskip, seed, crop, flip, skipped=skipped, motions=motions
@@ -134,7 +135,7 @@ class Folder:
         """A name for exactly this set of clips and captions (not for their pixels)."""
         moves = {name: f"\t{motion}" for name, motion in self.motions.items()}
         told = "\n".join(f"{e.name}\t{e.captions}{moves.get(e.name, '')}" for e in self.entries)
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        return hashlib.sha256(told.encode(errors="surrogatepass")).hexdigest()[:16]
 
     def split(self, share: float) -> tuple[Folder, Folder]:
         """(training, held-out) parts, ``share`` of the clips in the first.
@@ -142,9 +143,10 @@ class Folder:
         Which clip goes where is decided by its name, so a clip that is added moves few of the others.
         Both parts have at least one clip; a single clip is in both.
         """
-        if len(self.entries) == 1:
+        names = {e.name for e in self.entries}
+        if len(names) == 1:
             return self, replace(self, skipped=["there is one clip only: it is trained on and held out at once"])
-        first = first_part([e.name for e in self.entries], share)
+        first = first_part(names, share)
         inside, outside = ([e for e in self.entries if (e.name in first) is told] for told in (True, False))
         return replace(self, entries=tuple(inside)), replace(self, entries=tuple(outside), skipped=[])
 
@@ -276,9 +278,9 @@ def _no_pixels() -> np.ndarray:
     raise RuntimeError("the pixels of this frame were let go")
 
 
-def first_part(names: Sequence[str], share: float) -> set[str]:
-    """``share`` of the names, decided by each alone, but for at least one on either side."""
-    ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+def first_part(names: Iterable[str], share: float) -> set[str]:
+    """``share`` of the names, decided by each alone, but for at least one on either side; a name counts once."""
+    ranked = sorted(set(names), key=lambda name: hashlib.sha256(name.encode(errors="surrogatepass")).digest())
     return set(ranked[: min(max(round(len(ranked) * share), 1), len(ranked) - 1)])
 
 

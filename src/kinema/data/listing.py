@@ -7,31 +7,25 @@
 - ``videos2caption.json`` (FastVideo: ``path``, ``cap``); ``videos.txt`` and ``prompt.txt``, line by line.
 
 Paths in a list are relative to it and stay inside its folder: a data set that somebody else made must
-not reach the rest of the disk.
+not reach the rest of the disk, through links neither. A clip that is listed several times is one clip with all of
+its captions. What is left out is named.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import zip_longest
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
+from kinema.bounds import quoted, shown
+from kinema.data import lists
+from kinema.data.inside import ABSENT, MAX_DEPTH, ODD, OUTSIDE, Inside, identity, is_folder
 from kinema.schema import BadRequest
 
 CLIPS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".webp"})
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
-NAMED = ("metadata.jsonl", "metadata.csv", "metadata.json", "captions.json", "videos2caption.json")
-"""Lists known by their names; besides, a folder's only ``.jsonl`` or ``.csv`` is its list."""
-PATH_COLUMNS = ("file_name", "video_file_name", "video_path", "video", "path", "file_path", "file", "filename")
-TEXT_COLUMNS = ("text", "caption", "prompt", "cap", "captions")
-MAX_LIST = 2**30
-"""Bytes of a list: some ten million captions."""
-MAX_CAPTION = 20_000
+_PICTURE, _TWICE, _DEEP, _CLOSED, _BROKEN = "picture", "twice", "deep", "closed", "broken"
 
 
 @dataclass(frozen=True)
@@ -45,30 +39,26 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """The clips found, in a fixed order, and sentences about what was left out."""
+    """The clips found, each once and in a fixed order, and sentences about what was left out."""
 
     entries: tuple[Entry, ...]
     left_out: tuple[str, ...]
 
 
-def scan(folder: Path) -> Listing:
-    """Every clip under ``folder``; raises BadRequest where there is none, or a list cannot be used."""
+def scan(folder: Path, *, follow_links: bool = False) -> Listing:
+    """Every clip under ``folder``; raises BadRequest where there is none, or a list cannot be used.
+
+    Only regular files inside the folder are read; with ``follow_links`` also those that its links lead to.
+    """
     if not folder.is_dir():
-        raise BadRequest(f"there is no folder {folder}; expected clips with captions")
-    pictures: list[Path] = []
-    absent: list[str] = []
-    entries = tuple(
-        Entry(e.path, e.path.relative_to(folder).as_posix(), e.captions) for e in _walk(folder, pictures, absent)
-    )
-    left_out = []
-    if pictures:
-        left_out.append(f"{_count(pictures, 'picture')} left out, since a picture shows no motion ({_few(pictures)})")
-    if absent:
-        left_out.append(f"{_count(absent, 'listed clip')} not there ({_few(absent)})")
+        raise BadRequest(f"there is no folder {shown(str(folder), 200)}; expected clips with captions")
+    walk = _Walk(Inside(folder, follow_links=follow_links))
+    entries = walk.entries()
+    left_out = walk.sentences()
     if not entries:
-        told = f": {'; '.join(left_out)}" if left_out else ""
+        told = shown(f": {'; '.join(left_out)}", 180) if left_out else ""
         raise BadRequest(
-            f"there are no clips in {folder}{told}; expected a.mp4 with a.txt beside it, "
+            f"there are no clips in {shown(str(folder), 80)}{told}; expected a.mp4 with a.txt beside it, "
             "or a metadata.jsonl, .csv or .json"
         )
     mute = sum(not e.captions for e in entries)
@@ -77,163 +67,217 @@ def scan(folder: Path) -> Listing:
     return Listing(entries, tuple(left_out))
 
 
-def _walk(folder: Path, pictures: list[Path], absent: list[str]) -> Iterator[Entry]:
-    """A folder's list where it has one, else its own files and then its subfolders."""
-    inside = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    rows = _rows(folder, inside)
-    if rows is not None:
-        yield from _listed(folder, rows, pictures, absent)
-        return
-    for path in inside:
-        suffix = path.suffix.lower()
-        if path.is_dir():
-            if path.is_symlink() and folder.resolve().is_relative_to(path.resolve()):
-                continue  # a link to where we are would lead round for ever
-            if _is_frames(path):
-                yield Entry(path, path.name, _beside(path))
-            else:
-                yield from _walk(path, pictures, absent)
-        elif suffix in CLIPS:
-            yield Entry(path, path.name, _beside(path))
-        elif suffix in PICTURES:
-            pictures.append(path)
+class _Walk:
+    """One pass over a folder: the clips by what they are on the disk, and the names of what is left out, by reason."""
 
+    def __init__(self, inside: Inside) -> None:
+        self.inside = inside
+        self._clips: dict[Hashable, Entry] = {}
+        self._captions: dict[Hashable, dict[str, None]] = {}
+        self._seen: set[Hashable] = set()
+        self._names: dict[str, list[str]] = {}
+        self._unfit: list[tuple[str, str]] = []
+        self._lists: list[str] = []
+        self._links: list[tuple[Path, int]] = []
 
-def _is_frames(folder: Path) -> bool:
-    """Two numbered pictures or more, and neither clips nor captions among them: the frames of one clip."""
-    files = [p for p in folder.iterdir() if not p.name.startswith(".")]
-    pictures = [p for p in files if p.suffix.lower() in PICTURES]
-    others = any(p.suffix.lower() in CLIPS | {".txt", ".csv", ".jsonl"} or p.is_dir() for p in files)
-    return len(pictures) > 1 and not others and all(any(c.isdigit() for c in p.stem) for p in pictures)
+    def entries(self) -> tuple[Entry, ...]:
+        """Walk, once."""
+        self._folder(self.inside.root, 0)
+        for path, depth in self._links:  # grows while links lead to folders with further ones
+            self._one(path, depth)
+        return tuple(replace(e, captions=tuple(self._captions[key])) for key, e in self._clips.items())
 
+    def _leave(self, why: str, path: Path | str) -> None:
+        self._names.setdefault(why, []).append(self._name(path) if isinstance(path, Path) else path)
 
-def _beside(path: Path) -> tuple[str, ...]:
-    # A folder of frames may have a dot in its name, which is no suffix.
-    file = path.with_name(f"{path.name if path.is_dir() else path.stem}.txt")
-    if not file.is_file():
-        return ()
-    with file.open("rb") as opened:
-        text = opened.read(MAX_CAPTION).decode("utf-8-sig", errors="replace")
-    return tuple(filter(None, [" ".join(text.split())]))
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.inside.root).as_posix()
 
-
-# -------------------------------------------------------------------------------------- lists
-
-Row = tuple[str, Mapping[str, Any]]
-"""Where it stands ("metadata.csv line 3") and what it says."""
-
-
-def _rows(folder: Path, inside: list[Path]) -> Iterator[Row] | None:
-    files = [p for p in inside if p.is_file()]
-    named = [p for p in files if p.name in NAMED] or [p for p in files if p.suffix in (".jsonl", ".csv")]
-    if len(named) > 1:
-        raise BadRequest(f"{folder} holds {len(named)} lists of clips ({_few(named)}); expected one")
-    if named:
-        if named[0].stat().st_size > MAX_LIST:
-            raise BadRequest(f"{named[0]} is larger than {MAX_LIST:,} bytes; expected a list of clips and captions")
-        read = {".jsonl": _jsonl, ".csv": _csv, ".json": _json}[named[0].suffix]
-        return read(named[0])
-    videos = folder / "videos.txt"
-    prompts = next((p for p in (folder / "prompt.txt", folder / "prompts.txt") if p.is_file()), None)
-    return _lines(videos, prompts) if videos.is_file() and prompts else None
-
-
-def _jsonl(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_text(path).splitlines(), start=1):
-        if line.strip():
-            yield f"{path.name} line {number}", _object(path, number, line)
-
-
-def _object(path: Path, number: int, line: str) -> Mapping[str, Any]:
-    try:
-        told = json.loads(line)
-    except ValueError as error:
-        raise BadRequest(f"{path} line {number} is not JSON; expected one object a line") from error
-    if not isinstance(told, dict):
-        raise BadRequest(f"{path} line {number} is not a JSON object; expected a file name and a caption by name")
-    return told
-
-
-def _csv(path: Path) -> Iterator[Row]:
-    reader = csv.DictReader(_text(path).splitlines(keepends=True))
-    try:
-        for row in reader:
-            yield f"{path.name} line {reader.line_num}", {k: v for k, v in row.items() if k is not None}
-    except csv.Error as error:
-        raise BadRequest(f"{path} line {reader.line_num} cannot be read as csv: {error}") from error
-
-
-def _json(path: Path) -> Iterator[Row]:
-    """A list of objects, or one object of names to captions (or to objects)."""
-    try:
-        told = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"{path} is not JSON; expected a list of objects with a file name and a caption") from error
-    if isinstance(told, dict):
-        told = [
-            {**v, "file_name": k} if isinstance(v, dict) else {"file_name": k, "caption": v} for k, v in told.items()
-        ]
-    if not isinstance(told, list) or not all(isinstance(row, dict) for row in told):
-        raise BadRequest(f"{path} holds something else; expected a list of objects with a file name and a caption")
-    yield from ((f"{path.name} entry {i}", row) for i, row in enumerate(told, start=1))
-
-
-def _lines(videos: Path, prompts: Path) -> Iterator[Row]:
-    pairs = zip_longest(_text(videos).splitlines(), _text(prompts).splitlines())
-    for number, (video, prompt) in enumerate(pairs, start=1):
-        if video is None or prompt is None:
-            raise BadRequest(
-                f"{videos} and {prompts.name} differ in length at line {number}; expected one caption a clip"
-            )
-        if video.strip():
-            yield f"{videos.name} line {number}", {"path": video, "text": prompt}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadRequest(f"{path} is not UTF-8 text; expected a list of clips and captions") from error
-
-
-def _listed(folder: Path, rows: Iterator[Row], pictures: list[Path], absent: list[str]) -> Iterator[Entry]:
-    for where, row in rows:
-        column = next((c for c in PATH_COLUMNS if row.get(c)), None)
-        if column is None:
-            known = ", ".join(map(str, row)) or "nothing"
-            raise BadRequest(
-                f"{folder / where} names no clip (it has {known}); expected one of {', '.join(PATH_COLUMNS)}"
-            )
-        path = _inside(folder, where, str(row[column]).strip())
-        if path is None:
-            absent.append(str(row[column]).strip())
-        elif path.suffix.lower() in PICTURES:
-            pictures.append(path)
+    def _add(self, path: Path, captions: tuple[str, ...]) -> None:
+        key = identity(path)
+        if key in self._clips:
+            self._leave(_TWICE, path)
         else:
-            yield Entry(path, path.name, _captions(row))
+            self._clips[key] = Entry(path, self._name(path))
+        self._captions.setdefault(key, {}).update(dict.fromkeys(captions))
+
+    def _folder(self, folder: Path, depth: int) -> None:
+        """A folder's list where it has one, else its own files and then its subfolders."""
+        if depth > MAX_DEPTH:
+            self._leave(_DEEP, folder)
+            return
+        if identity(folder) in self._seen:
+            return  # a link to where we were would lead round for ever
+        self._seen.add(identity(folder))
+        try:
+            names = self.inside.names(folder)
+        except OSError as error:
+            if folder == self.inside.root:
+                raise BadRequest(f"{shown(str(folder), 200)} cannot be read: {error.strerror}") from error
+            self._leave(_CLOSED, folder)
+            return
+        try:
+            found = self._rows(folder, names)
+        except lists.Unfit as error:
+            where = "" if folder == self.inside.root else f" of {shown(self._name(folder), 60)}"
+            self._lists.append(f"the clips{where} are left out for their list: {shown(str(error), 160)}")
+            return
+        if found is not None:
+            self._listed(folder, lists.counted(found, folder))
+            return
+        for path in names:
+            if path.is_symlink():  # what has a name of its own in the data set keeps that
+                self._links.append((path, depth))
+            else:
+                self._one(path, depth)
+
+    def _one(self, path: Path, depth: int) -> None:
+        kind = path.suffix.lower()
+        fault = self.inside.fault(path)
+        if fault is not None:
+            self._leave(_BROKEN if fault == ABSENT else fault, path)
+        elif is_folder(path):
+            if not self._frames(path):
+                self._folder(path, depth + 1)
+        elif kind in CLIPS:
+            self._captioned(path, path.with_name(f"{path.stem}.txt"))
+        elif kind in PICTURES:
+            self._leave(_PICTURE, path)
+
+    def _frames(self, folder: Path) -> bool:
+        """Take a folder for one clip where it is: two numbered pictures or more, neither clips nor captions there."""
+        try:
+            files = self.inside.names(folder)
+        except OSError:
+            return False
+        pictures = [p for p in files if p.suffix.lower() in PICTURES]
+        others = any(p.suffix.lower() in CLIPS | {".txt", ".csv", ".jsonl"} or is_folder(p) for p in files)
+        if len(pictures) < 2 or others or not all(any(c.isdigit() for c in p.stem) for p in pictures):
+            return False
+        if self._whole(folder):
+            # A folder of frames may have a dot in its name, which is no suffix.
+            self._captioned(folder, folder.with_name(f"{folder.name}.txt"))
+        return True
+
+    def _whole(self, folder: Path) -> bool:
+        """Whether every file of a folder of frames may be read; the first that may not is named."""
+        try:
+            faults = ((self.inside.fault(p), p) for p in self.inside.names(folder))
+            fault, path = next(((why, p) for why, p in faults if why), (None, folder))
+        except OSError:
+            fault, path = _CLOSED, folder
+        if fault:
+            self._leave(_BROKEN if fault == ABSENT else fault, path)
+        return fault is None
+
+    def _captioned(self, clip: Path, beside: Path) -> None:
+        """A clip with the text beside it; without the clip where there is such a file that cannot be read."""
+        fault = self.inside.file(beside)
+        if fault == ABSENT and not beside.is_symlink():
+            self._add(clip, ())
+        elif fault:
+            self._unfit.append((self._name(clip), f"{shown(beside.name, 80)} is {fault}"))
+        else:
+            try:
+                self._add(clip, lists.beside(beside))
+            except lists.Unfit as error:
+                self._unfit.append((self._name(clip), str(error)))
+
+    # ----------------------------------------------------------------------------------- lists
+
+    def _rows(self, folder: Path, names: list[Path]) -> Iterator[lists.Row] | None:
+        """The rows of a folder's list, None where it has none.
+
+        Raises Unfit for a list that is no text or may not be read: its clips were meant to have words.
+        """
+        files = [p for p in names if not is_folder(p)]
+        named = [p for p in files if p.name in lists.NAMED] or [p for p in files if p.suffix in (".jsonl", ".csv")]
+        if len(named) > 1:
+            raise BadRequest(
+                f"{shown(str(folder), 200)} holds {len(named)} lists of clips "
+                f"({_few([p.name for p in named])}); expected one"
+            )
+        if named:
+            self._readable(named[0])
+            return lists.rows(named[0])
+        by_name = {p.name: p for p in files}
+        videos, prompts = by_name.get("videos.txt"), by_name.get("prompt.txt", by_name.get("prompts.txt"))
+        if videos is None or prompts is None:
+            return None
+        self._readable(videos)
+        self._readable(prompts)
+        return lists.pairs(videos, prompts)
+
+    def _readable(self, path: Path) -> None:
+        if fault := self.inside.file(path):
+            raise lists.Unfit(f"{shown(path.name, 80)} is {fault}")
+
+    def _listed(self, folder: Path, rows: Iterator[lists.Row]) -> None:
+        listed = shown(str(folder), 100)
+        for where, row in rows:
+            told = lists.clip(f"{listed}/{where}", row)
+            path = self._named(folder, where, told)
+            if path is None:
+                continue
+            if path.suffix.lower() in PICTURES:
+                self._leave(_PICTURE, path)
+                continue
+            try:
+                self._add(path, lists.captions(where, row))
+            except lists.Unfit as error:
+                self._unfit.append((self._name(path), str(error)))
+
+    def _named(self, folder: Path, where: str, told: str) -> Path | None:
+        """The clip that a list names, or None where it is not read; a way out of the folder is refused."""
+        parts = PurePosixPath(told.replace("\\", "/"))
+        if Path(told).is_absolute() and Path(told).is_relative_to(folder.resolve()):
+            parts = PurePosixPath(Path(told).relative_to(folder.resolve()).as_posix())
+        if not parts.parts or parts.is_absolute() or ".." in parts.parts or re.match("[A-Za-z]:", told):
+            raise BadRequest(
+                f"{shown(str(folder), 120)}/{where} names {quoted(told)}, which is outside the folder; "
+                "expected a path inside it"
+            )
+        # FastVideo's list stands beside a folder of the videos that it names.
+        for path in (folder / parts, folder / "videos" / parts):
+            fault = self.inside.fault(path)
+            if fault is None:
+                return path if not is_folder(path) or self._whole(path) else None
+            if fault != ABSENT:
+                self._leave(fault, path)
+                return None
+        self._leave(ABSENT, told)
+        return None
+
+    # ----------------------------------------------------------------------------------- saying
+
+    def sentences(self) -> list[str]:
+        """What was left out and why, a sentence a reason, with the first few names of each."""
+        one = {
+            _PICTURE: ("picture", "left out, since a picture shows no motion"),
+            ABSENT: ("listed clip", "not there"),
+            OUTSIDE: ("file", "left out, since only --follow-links reads what lies outside the folder"),
+            ODD: ("file", "left out, since only regular files are read"),
+            _BROKEN: ("link", "left out, since there is nothing where it leads"),
+            _DEEP: ("folder", f"left out, since it is more than {MAX_DEPTH} folders deep"),
+            _CLOSED: ("folder", "left out, since this user may not read it"),
+        }
+        found = [(self._names[key], what, why) for key, (what, why) in one.items() if key in self._names]
+        told = self._lists[:3] + [f"{_count(names, what)} {why} ({_few(names)})" for names, what, why in found]
+        if twice := self._names.get(_TWICE):
+            names = list(dict.fromkeys(twice))
+            told.append(
+                f"{_count(names, 'clip')} listed more than once, and taken once with all captions ({_few(names)})"
+            )
+        if self._unfit:
+            names = list(dict.fromkeys(name for name, _ in self._unfit))
+            why = shown(self._unfit[0][1], 160)
+            told.append(f"{_count(names, 'clip')} left out for the captions ({_few(names)}): {why}")
+        return told
 
 
-def _inside(folder: Path, where: str, told: str) -> Path | None:
-    """The clip a list names, or None where it is not there; a way out of the folder is refused."""
-    parts = PurePosixPath(told.replace("\\", "/"))
-    if Path(told).is_absolute() and Path(told).is_relative_to(folder.resolve()):
-        parts = PurePosixPath(Path(told).relative_to(folder.resolve()).as_posix())
-    if not parts.parts or parts.is_absolute() or ".." in parts.parts or re.match("[A-Za-z]:", told):
-        raise BadRequest(f"{folder / where} names {told!r}, which is outside the folder; expected a path inside it")
-    # FastVideo's list stands beside a folder of the videos that it names.
-    return next((p for p in (folder / parts, folder / "videos" / parts) if p.exists()), None)
+def _few(names: list[str], most: int = 3) -> str:
+    return ", ".join(shown(n, 60) for n in names[:most]) + (", …" if len(names) > most else "")
 
 
-def _captions(row: Mapping[str, Any]) -> tuple[str, ...]:
-    told = next((row[c] for c in TEXT_COLUMNS if row.get(c)), "")
-    texts = told if isinstance(told, list) else [told]
-    return tuple(filter(None, (" ".join(str(t)[:MAX_CAPTION].split()) for t in texts)))
-
-
-def _few(names: list[Path] | list[str], most: int = 3) -> str:
-    shown = ", ".join(n.name if isinstance(n, Path) else n for n in names[:most])
-    return shown + (", …" if len(names) > most else "")
-
-
-def _count(names: list[Any], what: str) -> str:
+def _count(names: list[str], what: str) -> str:
     return f"1 {what} is" if len(names) == 1 else f"{len(names)} {what}s are"

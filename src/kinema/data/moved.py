@@ -14,13 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kinema import bounds
 from kinema.atomic import replacing
 from kinema.data import motion
+from kinema.data.claim import alone
+from kinema.data.inside import ABSENT, Inside, size
 from kinema.data.listing import Entry, scan
 from kinema.media.read import probe
 from kinema.schema import BadRequest, Note, OnEvent, ignore
 
 NAME = "motion.json"
+MAX_LIST = 2**26
+"""Bytes of a list: those of half a million clips."""
 _ABOUT = "How much each clip moves (shorter sides of the frame a second); written by `kinema data motion-bucket`."
 
 
@@ -36,17 +41,25 @@ class Measured:
 
 
 def measure(
-    paths: Sequence[str | Path], middle: float = motion.MIDDLE, on_event: OnEvent = ignore
+    paths: Sequence[str | Path],
+    middle: float = motion.MIDDLE,
+    on_event: OnEvent = ignore,
+    *,
+    follow_links: bool = False,
 ) -> dict[Path, list[Measured]]:
     """Measure folders of clips, or single files, and write each folder's ``motion.json``; folder to what was measured.
 
     A file is entered in the list of its own folder, beside what stands there. A clip that cannot be read is said
-    and left out. Raises BadRequest where there is nothing to measure.
+    and left out. ``follow_links`` as in `kinema.data.listing.scan`. Raises BadRequest where there is nothing to
+    measure, or where ``motion.json`` is a file that this command did not write.
     """
     from kinema.data.folder import read_frames
 
     found: dict[Path, list[Measured]] = {}
-    for folder, entries in _grouped(paths).items():
+    grouped = _grouped(paths, follow_links, on_event)
+    for folder in grouped:
+        _ours(folder)
+    for folder, entries in grouped.items():
         rows = []
         for entry in entries:
             try:
@@ -68,47 +81,64 @@ def measure(
     return found
 
 
-def _grouped(paths: Sequence[str | Path]) -> dict[Path, list[Entry]]:
-    grouped: dict[Path, list[Entry]] = {}
+def _grouped(paths: Sequence[str | Path], follow_links: bool, on_event: OnEvent) -> dict[Path, list[Entry]]:
+    grouped: dict[Path, dict[str, Entry]] = {}
     for told in paths:
         path = Path(told)
         if path.is_dir():
-            grouped.setdefault(path, []).extend(scan(path).entries)
-        elif path.is_file():
-            grouped.setdefault(path.parent, []).append(Entry(path, path.name))
+            found = scan(path, follow_links=follow_links)
+            for sentence in found.left_out:
+                if "without a caption" not in sentence:  # words are not looked at here
+                    on_event(Note(sentence))
+            grouped.setdefault(path, {}).update({entry.name: entry for entry in found.entries})
+        elif bounds.is_regular(path):
+            grouped.setdefault(path.parent, {})[path.name] = Entry(path, path.name)
         else:
-            raise BadRequest(f"there is no file or folder {path}; expected clips")
+            raise BadRequest(f"there is no file or folder {bounds.shown(str(path), 200)}; expected clips")
     if not grouped:
         raise BadRequest("name a folder of clips, or clips: kinema data motion-bucket my-clips")
-    return grouped
+    return {folder: list(entries.values()) for folder, entries in grouped.items()}
 
 
 def _write(folder: Path, rows: Iterable[Measured]) -> None:
-    held = _held(folder) if (folder / NAME).is_file() else {}
-    for row in rows:
-        size = _bytes(folder / row.name)
-        told = {"bytes": size, "fps": row.fps, "seconds": round(row.seconds, 3)}
-        held[row.name] = {**told, "motion": round(row.motion, 6), "bucket": round(row.bucket)}
-    with replacing(folder / NAME) as part:
-        part.write_text(json.dumps({"about": _ABOUT, "clips": dict(sorted(held.items()))}, indent=1), encoding="utf-8")
+    """Enter rows in a folder's list, beside what other processes have entered by now."""
+    with alone(folder, f"another process writes {folder / NAME}", wait=True):
+        held = _ours(folder)
+        for row in rows:
+            told = {"bytes": size(folder / row.name), "fps": row.fps, "seconds": round(row.seconds, 3)}
+            held[row.name] = {**told, "motion": round(row.motion, 6), "bucket": round(row.bucket)}
+        text = json.dumps({"about": _ABOUT, "clips": dict(sorted(held.items()))}, indent=1)
+        with replacing(folder / NAME) as part:
+            part.write_text(text, encoding="utf-8")
 
 
-def read(folder: Path, entries: Sequence[Entry]) -> tuple[dict[str, float], list[str]]:
+def _ours(folder: Path) -> dict[str, Any]:
+    """What a folder's list holds, to be written again; a file of that name that is none of ours is refused."""
+    fault = Inside(folder).file(folder / NAME)
+    if fault == ABSENT and not (folder / NAME).is_symlink():
+        return {}
+    if fault is None and not (folder / NAME).is_symlink() and (held := _held(folder)) is not None:
+        return dict(held)
+    raise BadRequest(
+        f"{bounds.shown(str(folder / NAME), 200)} was not written by `kinema data motion-bucket` and is not replaced; "
+        "move it away to measure these clips"
+    )
+
+
+def read(folder: Path, entries: Sequence[Entry], *, follow_links: bool = False) -> tuple[dict[str, float], list[str]]:
     """(motion by a clip's name in the data set, sentences about clips without one) from the lists in the folders.
 
     A folder's own list counts before those of the folders in it. No list at all is no fault: nothing is said.
-    Raises BadRequest for a list that is damaged.
+    A list that lies outside the folder, or that something else wrote, is left out and said. Raises BadRequest for
+    a list that is damaged.
     """
-    lists: dict[Path, Mapping[str, Any]] = {}
-    for place in {folder, *(entry.path.parent for entry in entries)}:
-        if (place / NAME).is_file():
-            lists[place] = _held(place)
+    lists, said = _lists(folder, entries, Inside(folder, follow_links=follow_links))
     if not lists:
-        return {}, []
+        return {}, said
     motions, unknown = {}, []
     for entry in entries:
         rows = (lists.get(folder, {}).get(entry.name), lists.get(entry.path.parent, {}).get(entry.path.name))
-        row = next((r for r in rows if r is not None and r.get("bytes") == _bytes(entry.path)), None)
+        row = next((r for r in rows if r is not None and r.get("bytes") == size(entry.path)), None)
         if row is None:
             unknown.append(entry.name)
         else:
@@ -116,19 +146,38 @@ def read(folder: Path, entries: Sequence[Entry]) -> tuple[dict[str, float], list
     told = (
         f"{len(unknown)} of {len(entries)} clips have no motion measured, or changed since ({', '.join(unknown[:3])})"
     )
-    return motions, [f"{told}: `kinema data motion-bucket` measures them"] if unknown else []
+    return motions, [*said, *([f"{told}: `kinema data motion-bucket` measures them"] if unknown else [])]
 
 
-def _held(folder: Path) -> dict[str, Any]:
-    try:
-        clips = json.loads((folder / NAME).read_bytes())["clips"]
-        for row in clips.values():
-            float(row["motion"]), int(row["bytes"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadRequest(f"{folder / NAME} is damaged; measure again after removing it") from error
-    return dict(clips)
+def _lists(folder: Path, entries: Sequence[Entry], inside: Inside) -> tuple[dict[Path, Mapping[str, Any]], list[str]]:
+    """The lists in a data set by their folders, and sentences about files of that name that are not read."""
+    found: dict[Path, Mapping[str, Any]] = {}
+    said = []
+    for place in sorted({folder, *(entry.path.parent for entry in entries)}):
+        fault = inside.file(place / NAME)
+        if fault == ABSENT:
+            continue
+        held = _held(place) if fault is None else None
+        if held is not None:
+            found[place] = held
+        else:
+            name = bounds.shown((place / NAME).relative_to(folder).as_posix(), 80)
+            said.append(f"{name} is left out: {fault or 'it was not written by `kinema data motion-bucket`'}")
+    return found, said[:3]
 
 
-def _bytes(path: Path) -> int:
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files)
+def _held(folder: Path) -> dict[str, Any] | None:
+    """The rows of a list by the names of clips; None for a file that is no list of ours."""
+    where = bounds.shown(str(folder / NAME), 200)
+    told = bounds.from_json(bounds.decoded(bounds.read_bytes(folder / NAME, MAX_LIST), where), where)
+    clips = told.get("clips") if isinstance(told, dict) else None
+    if not isinstance(clips, dict):
+        return None
+    for row in clips.values():
+        if not isinstance(row, dict) or not all(_is_number(row.get(name)) for name in ("motion", "bytes")):
+            raise BadRequest(f"{where} is damaged; measure again after removing it")
+    return clips
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0

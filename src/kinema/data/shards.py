@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,20 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from kinema import bounds
 from kinema.atomic import replacing
 from kinema.checkpoints import files
 from kinema.data.clip import Clip
 from kinema.data.folder import shuffled
+from kinema.data.inside import Inside
 from kinema.schema import BadRequest
 
 INDEX = "index.json"
 KIND = "kinema-latents"
+MAX_INDEX = 2**26
+"""Bytes of an index: those of half a million clips."""
 _NOTE = "kinema-windows"
+_SHARD = re.compile(r"shard-(\d{5,9})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,33 @@ class Window:
     motion: float | None
 
 
-def is_latents(folder: Path) -> bool:
+def is_latents(folder: Path, *, follow_links: bool = False) -> bool:
     """Whether a folder holds an index of encoded clips."""
-    try:
-        return json.loads((folder / INDEX).read_bytes()).get("kind") == KIND
-    except (OSError, ValueError, AttributeError):
+    if Inside(folder, follow_links=follow_links).file(folder / INDEX):
         return False
+    try:
+        return _index(folder).get("kind") == KIND
+    except BadRequest:
+        return False
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a folder that holds files and no encoded clips: shards and index would lie among them, or over them."""
+    held = sorted(p.name for p in folder.glob("*") if not p.name.startswith(".")) if folder.is_dir() else []
+    if not held or is_latents(folder):
+        return
+    if INDEX in held or not all(_SHARD.fullmatch(name) for name in held):
+        other = next((name for name in held if not _SHARD.fullmatch(name)), INDEX)
+        raise BadRequest(
+            f"{bounds.shown(str(folder), 160)} holds {bounds.shown(other, 80)} and no encoded clips; "
+            "expected a new folder, an empty one, or one of `kinema data latents`"
+        )
+
+
+def _index(folder: Path) -> Mapping[str, Any]:
+    where = bounds.shown(str(folder / INDEX), 200)
+    told = bounds.from_json(bounds.decoded(bounds.read_bytes(folder / INDEX, MAX_INDEX), where), where)
+    return told if isinstance(told, dict) else {}
 
 
 def hash_of(tensors: Mapping[str, Tensor]) -> str:
@@ -89,18 +116,66 @@ def write_shard(folder: Path, number: int, made: Made, windows: Sequence[tuple[W
     return path
 
 
-def shards(folder: Path, made: Made | None = None) -> list[tuple[Path, list[Window]]]:
-    """The whole shards of a folder and their windows. Raises BadRequest for one that was made otherwise."""
+def shards(folder: Path, made: Made | None = None, *, follow_links: bool = False) -> list[tuple[Path, list[Window]]]:
+    """The whole shards of a folder and their windows.
+
+    Raises BadRequest for one that was made otherwise, is damaged, or is a link out of the folder.
+    """
     found = []
+    inside = Inside(folder, follow_links=follow_links)
     for path in sorted(folder.glob("shard-*.safetensors")):
+        where = bounds.shown(str(path), 200)
+        if fault := inside.file(path):
+            raise BadRequest(f"{where} is {fault}; expected a shard that `kinema data latents` wrote")
         told = files.metadata(path).get(_NOTE)
         if told is None:
-            raise BadRequest(f"{path} is no shard of encoded clips; expected one that `kinema data latents` wrote")
-        note = json.loads(told)
+            raise BadRequest(f"{where} is no shard of encoded clips; expected one that `kinema data latents` wrote")
+        note = bounds.from_json(told, where)
+        if not isinstance(note, dict) or not isinstance(note.get("windows"), list):
+            raise BadRequest(f"{where} is damaged: it does not tell its windows")
         if made is not None:
-            agree(path, Made(**note["made"]), made)
-        found.append((path, [Window(**{**row, "captions": tuple(row["captions"])}) for row in note["windows"]]))
+            agree(path, _typed(Made, note.get("made"), where), made)
+        windows = [_typed(Window, row, where) for row in note["windows"]]
+        _check_pictures(path, where, len(windows))
+        found.append((path, windows))
     return found
+
+
+def next_number(folder: Path) -> int:
+    """The number of the next shard: no shard that exists has it, nor a higher one."""
+    numbers = (_SHARD.fullmatch(path.name) for path in folder.glob("shard-*"))
+    return max((int(found[1]) for found in numbers if found), default=-1) + 1
+
+
+def _check_pictures(path: Path, where: str, windows: int) -> None:
+    """Refuse a shard without the first frame of each window: the least that training reads of it."""
+    held = files.header(path)
+    for i in range(windows):
+        shape, dtype = held.get(f"{i}.picture", ((), None))
+        if len(shape) != 3 or shape[0] != 3 or dtype != torch.uint8:
+            raise BadRequest(f"{where} is damaged: window {i} has no picture")
+
+
+def _typed(kind: Any, told: Any, where: str) -> Any:
+    """A `Made` or a `Window` of what a file tells; raises BadRequest where a field is missing or of another type."""
+    types = {f.name: _TYPES[str(f.type)] for f in fields(kind)}
+    if not isinstance(told, dict) or set(told) != set(types):
+        raise BadRequest(f"{where} is damaged: it tells other fields of a {kind.__name__.lower()} than expected")
+    for name, expected in types.items():
+        value = told[name]
+        wrong = isinstance(value, bool) or not isinstance(value, expected)
+        if wrong or (isinstance(value, list) and not all(isinstance(v, str) for v in value)):
+            raise BadRequest(f"{where} is damaged: {name} is {bounds.quoted(value, 60)}")
+    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in told.items()})
+
+
+_TYPES: dict[str, Any] = {
+    "str": str,
+    "int": int,
+    "float": int | float,
+    "float | None": int | float | None,
+    "tuple[str, ...]": list,
+}
 
 
 def agree(where: Path, then: Made, now: Made) -> None:
@@ -145,19 +220,27 @@ class Latents:
     skipped: list[str] = field(default_factory=list)
 
     @staticmethod
-    def open(folder: Path, seed: int = 0) -> Latents:
-        """Raises BadRequest for a folder without an index, or whose shards are not those that it lists."""
-        if not is_latents(folder):
+    def open(folder: Path, seed: int = 0, *, follow_links: bool = False) -> Latents:
+        """Raises BadRequest for a folder without an index, or whose shards are not those that it lists.
+
+        Index and shards are regular files inside the folder; ``follow_links`` reads those that links lead to.
+        """
+        where = bounds.shown(str(folder), 200)
+        if not is_latents(folder, follow_links=follow_links):
             raise BadRequest(
-                f"{folder} holds no encoded clips; expected a folder that `kinema data latents` has finished"
+                f"{where} holds no encoded clips; expected a folder that `kinema data latents` has finished"
             )
-        told = json.loads((folder / INDEX).read_bytes())
-        made = Made(**told["made"])
-        found = shards(folder, made)
-        if {path.name: len(windows) for path, windows in found} != told["shards"]:
-            raise BadRequest(f"the shards in {folder} are not those of its index; run `kinema data latents` again")
+        told = _index(folder)
+        made = _typed(Made, told.get("made"), f"the index of {where}")
+        found = shards(folder, made, follow_links=follow_links)
+        if {path.name: len(windows) for path, windows in found} != told.get("shards"):
+            raise BadRequest(f"the shards in {where} are not those of its index; run `kinema data latents` again")
         windows = tuple((path, i, window) for path, rows in found for i, window in enumerate(rows))
-        return Latents(made, windows, seed, list(told["left_out"]))
+        if not windows:
+            raise BadRequest(f"{where} holds no encoded clips; encode some with `kinema data latents`")
+        left_out = told.get("left_out")
+        said = [bounds.shown(s, 400) for s in left_out if isinstance(s, str)] if isinstance(left_out, list) else []
+        return Latents(made, windows, seed, said)
 
     def __len__(self) -> int:
         return len(self.windows)

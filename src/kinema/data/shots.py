@@ -8,16 +8,17 @@ Fades and dissolves have no such frame and are not found.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from kinema.atomic import check_folder, replacing
+from kinema.bounds import is_regular, shown
+from kinema.data import cutting
 from kinema.data.folder import read_frames
 from kinema.data.listing import Entry, scan
 from kinema.media.fitting import scaled
@@ -28,7 +29,7 @@ LEAST = 0.06
 RATIO = 3.0
 AROUND = 5
 SMALL = 32
-LIST = "metadata.jsonl"
+LIST = cutting.LIST
 
 
 @dataclass(frozen=True)
@@ -51,39 +52,58 @@ def cut(
     least_seconds: float = 1.0,
     most_seconds: float = 5.0,
     side: int = 576,
+    follow_links: bool = False,
     on_event: OnEvent = ignore,
 ) -> list[Path]:
     """Write every shot of a clip, or of a folder of clips, as an mp4 in ``out``; returns the files.
 
     Shots shorter than ``least_seconds`` are left out, longer than ``most_seconds`` cut into equal parts; shorter sides
-    above ``side`` are brought to it. Captions of a clip go with its shots. Raises BadRequest where there is no clip,
-    or where ``out`` holds a list already.
+    above ``side`` are brought to it. Captions of a clip go with its shots. ``follow_links`` as in
+    `kinema.data.listing.scan`.
+
+    Nothing that is in ``out`` is replaced. Work that was stopped is gone on with by the same call; until all is done,
+    the list has another name there (`kinema.data.cutting`). Raises BadRequest where there is no clip, where ``out``
+    holds a list or a file of a name that is needed, or while another process cuts shots into it.
     """
     if not 0 < least_seconds <= most_seconds:
         raise BadRequest(f"shots of {least_seconds:g} to {most_seconds:g} seconds cannot be; expected the least first")
-    entries = scan(clips).entries if clips.is_dir() else (Entry(clips, clips.name),)
-    if (out / LIST).exists():
-        raise BadRequest(f"{out / LIST} exists already; name another folder for the shots")
-    check_folder(out)
-    ours = not out.exists()
-    out.mkdir(exist_ok=True)
-    check_folder(out / LIST)
-    written: list[Path] = []
-    rows = []
-    for entry in entries:
-        shots = _readable(entry, least_seconds, most_seconds, side, on_event)
-        for number, (shot, clip) in enumerate(shots):
-            name = f"{entry.name.replace('/', '-').rpartition('.')[0] or entry.name}-{number:03d}.mp4"
-            written += save_clip(clip, out / name, generated=False)
+    entries = _entries(clips, follow_links, on_event)
+    how = {"least_seconds": least_seconds, "most_seconds": most_seconds, "side": side}
+    with cutting.into(out, entries, how) as work:
+        try:
+            for entry in entries:
+                if entry.name not in work.done:
+                    _cut_one(entry, work, how, on_event)
+        except (KeyboardInterrupt, SystemExit):
+            if work.rows:
+                on_event(Note(f"{len(work.rows)} shots are in {out} so far; the same command goes on from there"))
+            raise
+        if not work.rows:
+            raise BadRequest(f"there is no shot of {least_seconds:g} seconds or more in {shown(str(clips), 200)}")
+        work.list()
+    return [out / name for name in work.rows]
+
+
+def _cut_one(entry: Entry, work: cutting.Work, how: Mapping[str, Any], on_event: OnEvent) -> None:
+    """Write the shots of one clip that are not there yet."""
+    for number, (shot, clip) in enumerate(_readable(entry, **how, on_event=on_event)):
+        name = f"{work.stems[entry.name]}-{number:03d}.mp4"
+        if name not in work.rows:
+            save_clip(clip, work.out / name, generated=False, exclusive=True)
             told = {"file_name": name, "text": list(entry.captions), "source": entry.name}
-            rows.append({**told, "start": shot.start / shot.fps, "seconds": shot.seconds, "fps": shot.fps})
-    if not rows:
-        if ours:
-            out.rmdir()
-        raise BadRequest(f"there is no shot of {least_seconds:g} seconds or more in {clips}")
-    with replacing(out / LIST) as part:
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return written
+            work.add({**told, "start": shot.start / shot.fps, "seconds": shot.seconds, "fps": shot.fps})
+    work.finish(entry.name)
+
+
+def _entries(clips: Path, follow_links: bool, on_event: OnEvent) -> tuple[Entry, ...]:
+    if not clips.is_dir():
+        if not is_regular(clips):
+            raise BadRequest(f"{shown(str(clips), 200)} is no regular file; expected a clip, or a folder of clips")
+        return (Entry(clips, clips.name),)
+    found = scan(clips, follow_links=follow_links)
+    for sentence in found.left_out:
+        on_event(Note(sentence))
+    return found.entries
 
 
 def _readable(

@@ -116,11 +116,6 @@ class Overwrite:
 # ------------------------------------------------------------------------------- when pieces go
 
 
-def by_strength(strength: float, steps: int) -> int:
-    """The state from which an edit is free: the last ``int(steps * strength)`` steps are made (diffusers' rule)."""
-    return steps - min(int(steps * strength), steps)
-
-
 def by_level(noise: float, levels: Level) -> int:
     """The state whose noise level ``sigma / (alpha + sigma)`` is nearest to ``noise``; the noisier of two as near."""
     told = levels.sigma / (levels.alpha + levels.sigma)

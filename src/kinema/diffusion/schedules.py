@@ -297,6 +297,20 @@ def _clean_last(levels: Level) -> Level:
     return Level(torch.cat([alpha, alpha.new_ones(1)]), torch.cat([sigma, sigma.new_zeros(1)]))
 
 
+def edit_steps(steps: int, strength: float) -> int:
+    """How many of the steps an edit takes: ``steps * strength`` in whole steps, cut and not rounded, as in diffusers.
+
+    ``strength`` is in [0, 1]. Less than one step is none, which leaves the source as it is.
+    """
+    return min(int(steps * strength), steps)
+
+
+def last_levels(levels: Level, strength: float) -> Level:
+    """The levels of an edit's steps: the last of ``levels``, which end clean. The clean end alone where it has none."""
+    steps = len(levels) - 1
+    return levels[steps - edit_steps(steps, strength) :]
+
+
 def custom(schedule: Schedule, *, sigmas: Sequence[float] = (), log_snrs: Sequence[float] = ()) -> Level:
     """Levels from a list, noise first, in the schedule's scaling; float64.
 

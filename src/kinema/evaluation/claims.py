@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kinema.checkpoints.source import read_json
 from kinema.evaluation.intervals import paired_difference
 from kinema.evaluation.oracle import Figure, spread
 from kinema.evaluation.results import figure_of, to_json
@@ -82,11 +82,11 @@ def read(folder: Path) -> list[Claim]:
 
 def _read(path: Path) -> Claim:
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = read_json(path)
         outcomes = [
             Outcome(o["measure"], o["higher_is_better"], *(figure_of(o[k]) for k in ("first", "second", "difference")))
             for o in told["outcomes"]
         ]
         return Claim(told["claim"], tuple(told["arms"]), told["method"], told["protocol"], outcomes)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise BadRequest(f"{path} is not a result that benchmarks/vdm_claims.py wrote") from None

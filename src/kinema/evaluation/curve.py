@@ -6,7 +6,6 @@ goes on: checkpoints that the run has since deleted stay on it.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,19 +15,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from kinema import registry
+from kinema import bounds
 from kinema.atomic import check_folder, replacing
 from kinema.checkpoints import files
+from kinema.checkpoints.settings import readable
+from kinema.checkpoints.source import read_json
 from kinema.evaluation import measuring, plots
 from kinema.evaluation.options import EvaluateOptions
 from kinema.evaluation.oracle import Figure, Scores
 from kinema.evaluation.results import figure_of, percent, to_json
 from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
-from kinema.system import System, Weights, open_system, with_model
+from kinema.system import System, Weights, family_of, open_system, with_model
 
 GOALS = {"colour": 0.95, "shape": 0.80, "direction": 0.90}
 SHARES = ("colour", "shape", "direction", "motion")
+MAX_LOG = 2**30
+"""Bytes of a log that are read."""
 _STATE = "step-*.safetensors"
 
 
@@ -114,11 +117,13 @@ def read_log(run: Path) -> list[LogRow]:
     if not path.is_file():
         raise BadRequest(f"{run} holds no log.jsonl; expected the folder of a training run")
     rows: dict[int, LogRow] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in bounds.read_bytes(path, MAX_LOG, "a run's log").decode(errors="replace").splitlines():
         try:
-            told = json.loads(line)
-            row = LogRow(int(told["step"]), float(told["seconds"]), float(told["loss"]), told.get("validation"))
-        except (ValueError, KeyError, TypeError):
+            told = bounds.from_json(line, path.name)
+            held_out = told.get("validation")
+            held_out = None if held_out is None else float(held_out)
+            row = LogRow(int(told["step"]), float(told["seconds"]), float(told["loss"]), held_out)
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue
         rows[row.step] = row
     return [rows[step] for step in sorted(rows)]
@@ -160,9 +165,7 @@ def open_checkpoint(path: Path, device: str | None = None) -> System:
     note = files.metadata(path).get("kinema-model")
     if note is None:
         return open_system(path, device=device)
-    told = json.loads(note)
-    family = registry.family(told["family"])
-    config = family.from_json(told["config"])
+    family, config = family_of(note, str(path))
     with hollow():
         model = family.build(config)
     tensors = {k.removeprefix("ema."): v for k, v in files.read_tensors(path).items() if k.startswith("ema.")}
@@ -231,15 +234,16 @@ def _moment(path: Path, log: Sequence[LogRow]) -> tuple[int, float]:
     """(step, seconds) of a checkpoint: what it says of itself, else the end of the log."""
     told = files.metadata(path).get("kinema-training")
     if told is not None:
-        state = json.loads(told)
-        return int(state["step"]), float(state["seconds"])
+        state = bounds.from_json(told, f"where the run stands in {path}")
+        with readable(str(path)):
+            return int(state["step"]), float(state["seconds"])
     return (log[-1].step, log[-1].seconds) if log else (0, 0.0)
 
 
 def _clips_a_step(run: Path) -> int:
     try:
-        return int(json.loads((run / "options.json").read_text(encoding="utf-8"))["recipe"]["batch"])
-    except (OSError, ValueError, KeyError):
+        return int(read_json(run / "options.json")["recipe"]["batch"])
+    except (OSError, ValueError, KeyError, TypeError):
         return 1
 
 
@@ -251,14 +255,17 @@ def _read_points(path: Path, run: str) -> list[Point]:
     if not path.is_file():
         return []
     try:
-        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        told: dict[str, Any] = read_json(path)
         points = [
             Point(**{**row, "scores": {k: figure_of(v) for k, v in row["scores"].items()}}) for row in told["points"]
         ]
-    except (ValueError, KeyError, TypeError):
+        named = told["run"]
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise BadRequest(f"{path} is not a curve that kinema wrote; move it away to begin a new one") from None
-    if told["run"] != run:
-        raise BadRequest(f"{path} is the curve of the run {told['run']}, not of {run}; give another evidence folder")
+    if named != run:
+        raise BadRequest(
+            f"{path} is the curve of the run {bounds.shown(str(named), 80)}, not of {run}; give another evidence folder"
+        )
     return points
 
 

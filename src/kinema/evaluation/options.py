@@ -9,15 +9,17 @@ from typing import Any, Literal, get_args, get_type_hints
 from kinema.schema import BadRequest
 
 
-def _option(help_: str, default: Any, *, least: float | None = None, most: float | None = None) -> Any:
-    return field(default=default, metadata={"help": help_, "least": least, "most": most})
+def _option(
+    help_: str, default: Any, *, least: float | None = None, most: float | None = None, path: bool = False
+) -> Any:
+    return field(default=default, metadata={"help": help_, "least": least, "most": most, "path": path})
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
     """Options of an evaluation; ``None`` means the model's own figure, or what the help says."""
 
-    model: str = _option("embedded name, alias, hub id, folder or file", "zoetrope")
+    model: str = _option("embedded name, alias, hub id, folder or file", "zoetrope", path=True)
     preset: str | None = _option("an untrained model of this preset, to try the measuring itself", None)
     prompts: int | None = _option("prompts to measure; 128, in the report 64", None, least=1, most=100_000)
     grammar: Literal["simple", "full", "mixed"] = _option("playroom: simple, full or mixed", "simple")
@@ -30,11 +32,13 @@ class EvaluateOptions:
     device: str | None = _option("device; the GPU when there is one", None)
     threads: int | None = _option("CPU threads", None, least=1, most=1024)
     animate: bool = _option("measure image to video as well", False)
-    output: str | None = _option("JSON file for every figure and the protocol", None)
+    output: str | None = _option("JSON file for every figure and the protocol", None, path=True)
     overwrite: bool = _option("replace the output where it exists", False)
     report: bool = _option("write the report on temporal consistency instead: as a video against frame by frame", False)
-    curve: str | None = _option("folder of a training run: write its curve of scores against compute instead", None)
-    evidence: str = _option("folder for the report and the curve", "docs/evidence")
+    curve: str | None = _option(
+        "folder of a training run: write its curve of scores against compute instead", None, path=True
+    )
+    evidence: str = _option("folder for the report and the curve", "docs/evidence", path=True)
 
     def __post_init__(self) -> None:
         hints = get_type_hints(EvaluateOptions)

@@ -6,7 +6,6 @@ contact sheets; ``render`` makes the page from those files and from the results 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from kinema.atomic import check_folder, replacing
+from kinema.atomic import Taken, check_folder, numbered, replacing
+from kinema.checkpoints.settings import readable
+from kinema.checkpoints.source import read_json
 from kinema.data import playroom
 from kinema.evaluation import claims, measuring, pages, plots
 from kinema.evaluation.intervals import paired_difference, paired_ratio
@@ -24,7 +25,7 @@ from kinema.evaluation.oracle import Figure, Verdict, judge, spread, wilson
 from kinema.evaluation.results import to_json
 from kinema.evaluation.sampling import Sampling
 from kinema.evaluation.temporal import borders, temporal
-from kinema.schema import BadRequest, OnEvent, Phase, ignore
+from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
 from kinema.system import System
 
 PROMPTS = 64
@@ -95,6 +96,8 @@ def write(system: System, options: EvaluateOptions, on_event: OnEvent = ignore) 
     option, masked = apart(system)
     evidence = Path(options.evidence)
     check_folder(evidence.absolute())
+    if (evidence / f"{NAME}.json").exists() and not options.overwrite:
+        raise BadRequest(f"{evidence} holds a report; choose another folder, or pass --overwrite to replace it")
     evidence.mkdir(exist_ok=True)
     video = measuring.sampling_of(system, options, on_event)
     frame_by_frame = replace(video, request=video.request.with_(extra={option: True}))
@@ -107,7 +110,6 @@ def write(system: System, options: EvaluateOptions, on_event: OnEvent = ignore) 
 
     rows, stopped = measuring.gather(measured, len(prompts), options.batch, on_event)
     on_event(Phase("write", str(evidence / f"{NAME}.md")))
-    sheets = draw_sheets(rows, evidence)
     report = Report(
         protocol={
             **measuring.protocol(video, options, len(prompts)),
@@ -120,12 +122,31 @@ def write(system: System, options: EvaluateOptions, on_event: OnEvent = ignore) 
         shares=share_lines(rows, options.seed),
         partial=stopped,
         page=f"{NAME}.md",
-        sheets=[path.name for path in sheets],
+        sheets=sheet_names(rows),
     )
-    _write(evidence / f"{NAME}.json", report.to_json())
+    place = _claimed(report, evidence, overwrite=options.overwrite)
+    if place != evidence:
+        on_event(Note(f"another report was written to {evidence} meanwhile and was kept; this one is in {place}"))
+    evidence = place
+    draw_sheets(rows, evidence)
     draw_plot(report, evidence / f"{NAME}.png")
     render(evidence)
     return report
+
+
+def _claimed(report: Report, evidence: Path, *, overwrite: bool) -> Path:
+    """The folder that the report's figures went to, which makes it the place of all the rest."""
+    if overwrite:
+        _write(evidence / f"{NAME}.json", report.to_json())
+        return evidence
+    for folder in numbered(evidence):
+        folder.mkdir(exist_ok=True)
+        try:
+            _write(folder / f"{NAME}.json", report.to_json(), exclusive=True)
+        except Taken:  # by a report of the same time
+            continue
+        return folder
+    raise AssertionError("numbers do not end")
 
 
 def render(evidence: Path) -> Path:
@@ -133,9 +154,11 @@ def render(evidence: Path) -> Path:
     path = evidence / f"{NAME}.json"
     if not path.is_file():
         raise BadRequest(f"{evidence} holds no {NAME}.json; run `kinema evaluate --report` first")
-    report = json.loads(path.read_text(encoding="utf-8"))
+    report = read_json(path)
     page = evidence / f"{NAME}.md"
-    _write(page, pages.page(report, claims.read(evidence)))
+    with readable(str(path)):
+        text = pages.page(report, claims.read(evidence))
+    _write(page, text)
     return page
 
 
@@ -252,16 +275,22 @@ def draw_plot(report: Report, path: Path) -> Path:
     return plots.forest(rows, path, title=title, axis=axis, at_most=1.5)
 
 
+def sheet_names(rows: Sequence[Row]) -> list[str]:
+    """The names of the contact sheets of `draw_sheets`."""
+    count = sum(bool(row.videos) for row in rows)
+    return [f"{NAME}-{number + 1}.png" for number in range(-(-count // _CLIPS_A_SHEET))]
+
+
 def draw_sheets(rows: Sequence[Row], evidence: Path) -> list[Path]:
     """Contact sheets of the rows whose clips were kept."""
     shown = [row for row in rows if row.videos]
     paths = []
-    for number in range(-(-len(shown) // _CLIPS_A_SHEET)):
+    for number, name in enumerate(sheet_names(rows)):
         lines = []
         for row in shown[number * _CLIPS_A_SHEET : (number + 1) * _CLIPS_A_SHEET]:
             head = f"# {row.prompt} (seed {row.seed})|"
             lines += [(f"{head if arm == ARMS[0] else ''}{arm}", video) for arm, video in row.videos.items()]
-        paths.append(plots.sheet(lines, evidence / f"{NAME}-{number + 1}.png"))
+        paths.append(plots.sheet(lines, evidence / name))
     return paths
 
 
@@ -277,6 +306,6 @@ def command(options: EvaluateOptions) -> str:
     return " ".join(words)
 
 
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as part:
+def _write(path: Path, text: str, *, exclusive: bool = False) -> None:
+    with replacing(path, exclusive=exclusive) as part:
         part.write_text(text, encoding="utf-8")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
 
-from kinema.atomic import check_folder, replacing
+from kinema.atomic import beside, check_folder, replacing
 from kinema.evaluation import curve, measuring, report
 from kinema.evaluation.curve import Curve
 from kinema.evaluation.options import EvaluateOptions
 from kinema.evaluation.report import Report
 from kinema.evaluation.results import Evaluation
-from kinema.schema import BadRequest, OnEvent, Phase, ignore
+from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
 from kinema.system import open_system
 
 __all__ = ["EvaluateOptions", "Evaluation", "evaluate"]
@@ -36,7 +37,10 @@ def evaluate(options: EvaluateOptions, on_event: OnEvent = ignore) -> Evaluation
         measure = report.write if options.report else measuring.measure
         result = measure(system, options, on_event)
     if options.output is not None:
-        save(result.to_json(), Path(options.output))
+        path = Path(options.output)
+        written = save(result.to_json(), path, overwrite=options.overwrite)
+        if written != path:
+            on_event(Note(f"{path} appeared meanwhile and was kept; these figures are in {written}"))
     return result
 
 
@@ -45,11 +49,18 @@ def check_output(path: Path, *, overwrite: bool = False) -> None:
     check_folder(path)
     if path.is_dir():
         raise BadRequest(f"output is {path}, a folder; expected the name of a JSON file")
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise BadRequest(f"{path} exists; choose another name for output, or pass --overwrite to replace it")
 
 
-def save(text: str, path: Path) -> None:
-    """Write a text file, whole or not at all."""
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
+def save(text: str, path: Path, *, overwrite: bool = False) -> Path:
+    """Write a text file, whole or not at all; where its name was taken meanwhile, beside it. Returns its path."""
+
+    def write(name: Path) -> None:
+        with replacing(name, exclusive=not overwrite) as part:
+            part.write_text(text, encoding="utf-8")
+
+    if not overwrite:
+        return beside(path, write)
+    write(path)
+    return path

@@ -1,38 +1,48 @@
-"""Whether a file can be read, what it is by its first bytes, and whether all of it is there."""
+"""Whether a file can be read, what it is by its first bytes, and how FFmpeg is given its name."""
 
 from __future__ import annotations
 
 import difflib
-import struct
-from collections.abc import Callable
+import os
 from pathlib import Path
 from typing import Any
 
+from kinema import bounds
+from kinema.media.structure import is_animated_png
 from kinema.schema import BadRequest
 
 
 def existing(path: Path) -> Path:
-    """``path`` if it is there, may be read and is not an empty file; else a `BadRequest` with the nearest names."""
+    """``path`` if it is a folder or a regular file that may be read and is not empty.
+
+    Else a `BadRequest`: with the nearest names where it is missing, and without a wait where it is a pipe or a device.
+    """
+    told = bounds.shown(str(path), 200)
     try:
         if path.exists():
             if path.is_dir():
                 next(path.iterdir(), None)
                 return path
+            if not bounds.is_regular(path):
+                raise BadRequest(
+                    f"{told} is no regular file (but a pipe, socket or device); expected a picture or a video"
+                )
             with path.open("rb") as file:
                 if not file.read(1):
-                    raise BadRequest(f"{path} is empty (0 bytes); expected a picture or a video")
+                    raise BadRequest(f"{told} is empty (0 bytes); expected a picture or a video")
             return path
         if not path.parent.is_dir():
-            raise BadRequest(f"there is no file {path}: the folder {path.parent} does not exist")
+            raise BadRequest(f"there is no file {told}: its folder does not exist")
         names = [p.name for p in path.parent.iterdir() if not p.name.startswith(".")]
     except OSError as error:  # may not be read, no plain file, or a name too long for a file
-        raise BadRequest(f"cannot open {str(path)[:80]}: {error.strerror}") from error
+        raise BadRequest(f"cannot open {bounds.shown(str(path), 80)}: {error.strerror}") from error
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    raise BadRequest(f"there is no file {path}" + (f"; did you mean {', '.join(near)}?" if near else ""))
+    meant = f"; did you mean {bounds.shown(', '.join(near), 150)}?" if near else ""
+    raise BadRequest(f"there is no file {told}{meant}")
 
 
 def sniff(path: Path) -> str | None:
-    """The container by its first bytes, as the demuxer's name; None is none that we open."""
+    """The container by its first bytes, as its demuxer is called; "webp" and "apng" are Pillow's, None is neither's."""
     with path.open("rb") as file:
         head = file.read(16)
     if head[4:8] == b"ftyp":
@@ -43,65 +53,23 @@ def sniff(path: Path) -> str | None:
         return "matroska"
     if head[:4] == b"RIFF" and head[8:12] in (b"AVI ", b"WEBP"):
         return "avi" if head[8:12] == b"AVI " else "webp"
+    if head[:8] == b"\x89PNG\r\n\x1a\n" and is_animated_png(path):
+        return "apng"
     return "gif" if head[:6] in (b"GIF87a", b"GIF89a") else None
 
 
-def check_whole(path: Path, kind: str) -> None:
-    """Refuse a file whose own structure says that its end is missing.
+def located(path: Path) -> str:
+    """A path as FFmpeg's own address of a plain file: alone it would read ``a:b.mp4`` as a protocol's."""
+    return f"file:{os.fspath(path)}"
 
-    Decoders differ in what they do with a file cut short: some stop in silence. The boxes say it.
+
+def opened(path: Path, kind: str, max_pixels: int) -> Any:
+    """A PyAV container to read, of the format ``kind``; frames of more than ``max_pixels`` are refused by FFmpeg.
+
+    A format of one file, and no protocol but that of plain files: nothing inside can make FFmpeg open anything else.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if kind == "mov":
-            needed, seen = _end_of_boxes(file.read, file.seek, size), "the end of its last box"
-        elif kind == "avi":
-            needed, seen = struct.unpack("<I", file.read(8)[4:])[0] + 8, "what its header declares"
-        elif kind == "gif":
-            file.seek(max(0, size - 512))
-            needed = size if file.read().rstrip(b"\x00").endswith(b";") else size + 1
-            seen = "its end mark"
-        elif kind == "matroska":
-            needed, seen = _end_of_segment(file.read(4096)), "the end of its segment"
-        else:
-            return
-    if needed > size:
-        raise BadRequest(f"{path.name} is cut short: it ends at byte {size:,}, before {seen}; get the whole file")
+    import av
 
-
-def _end_of_boxes(read: Callable[[int], bytes], seek: Callable[[int], Any], size: int) -> int:
-    """Where the top-level boxes of an mp4 end, or one past the file where the ``moov`` box is missing."""
-    at, has_index = 0, False
-    while at + 8 <= size:
-        seek(at)
-        length, name = struct.unpack(">I4s", read(8))
-        if length == 1 and at + 16 <= size:
-            length = struct.unpack(">Q", read(8))[0]
-        has_index |= name == b"moov"
-        if length == 0:  # "to the end of the file"
-            at = size
-        elif length < 8:
-            break  # trailing bytes that are no box
-        else:
-            at += length
-    return at if has_index else max(at, size + 1)
-
-
-def _end_of_segment(head: bytes) -> int:
-    """Where the segment of a matroska file ends by its own word; 0 where a live recording left it open."""
-    at = 4
-    length, at = _vint(head, at)  # the EBML header, then the segment
-    at += length
-    if head[at : at + 4] != b"\x18\x53\x80\x67":
-        return 0
-    length, begin = _vint(head, at + 4)
-    return 0 if length < 0 else begin + length
-
-
-def _vint(head: bytes, at: int) -> tuple[int, int]:
-    """An EBML variable-length number and where the next byte is; -1 for "unknown"."""
-    if at >= len(head) or head[at] == 0:
-        return -1, at
-    width = 9 - head[at].bit_length()
-    value = int.from_bytes(head[at : at + width], "big") & ((1 << 7 * width) - 1)
-    return -1 if value == (1 << 7 * width) - 1 else value, at + width
+    # Opening may decode a frame to learn its format, so the limit has to be there before it.
+    options = {"max_pixels": str(max_pixels), "protocol_whitelist": "file"}
+    return av.open(located(path), format=kind, options=options, metadata_errors="replace")

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kinema.media.containers import existing
+from kinema import bounds
+from kinema.media.containers import existing, opened, sniff
+from kinema.media.timing import MAX_FRAME_PIXELS
 from kinema.schema import BadRequest
 
 KEY = "kinema"
@@ -90,10 +92,7 @@ def find_recipe(path: str | Path) -> dict[str, Any] | None:
     told = _find(path)
     if told is None:
         return None
-    try:
-        recipe = json.loads(told)
-    except ValueError as error:
-        raise BadRequest(f"the recipe in {path.name} is damaged and cannot be read") from error
+    recipe = bounds.from_json(told, f"the recipe in {bounds.shown(path.name, 80)}", infinite=True)
     if not isinstance(recipe, dict):
         raise BadRequest(f"the recipe in {path.name} is not a list of named values")
     return recipe
@@ -102,19 +101,17 @@ def find_recipe(path: str | Path) -> dict[str, Any] | None:
 def _find(path: Path) -> str | None:
     if path.is_dir():
         beside = path / FOLDER_RECIPE
-        return _from_json(beside.read_bytes()) if beside.is_file() else None
-    with path.open("rb") as file:
-        head = file.read(16)
-    if head[4:8] == b"ftyp":
-        return _from_mp4(path)
-    return _from_picture(path)
+        if not bounds.is_regular(beside) or beside.stat().st_size > MAX_RECIPE:
+            return None
+        return _from_json(bounds.read_bytes(beside, MAX_RECIPE))
+    return _from_mp4(path) if sniff(path) == "mov" else _from_picture(path)
 
 
 def _from_mp4(path: Path) -> str | None:
     import av
 
     try:
-        with av.open(str(path), format="mov", metadata_errors="replace") as container:
+        with opened(path, "mov", bounds.pixels(MAX_FRAME_PIXELS)) as container:
             told = container.metadata.get(KEY)
     except av.FFmpegError as error:
         raise BadRequest(f"{path.name} cannot be read as a video: it is damaged or cut short") from error
@@ -132,7 +129,7 @@ def _from_picture(path: Path) -> str | None:
             if picture.format == "GIF":
                 return _from_json(picture.info.get("comment", b""))
             comment = picture.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT, b"")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except Exception:  # Pillow meets whatever bytes people have, and damaged metadata is no recipe
         return None
     if isinstance(comment, bytes) and comment.startswith(_ASCII):
         return _from_json(comment[len(_ASCII) :])
@@ -144,7 +141,7 @@ def _from_json(text: bytes | str) -> str | None:
     if len(text) > MAX_RECIPE:
         return None
     try:
-        told = json.loads(text)
+        told = bounds.from_json(text, "its tags", infinite=True)
     except ValueError:
         return None
     found = told.get(KEY) if isinstance(told, dict) else None

@@ -1,9 +1,8 @@
-"""Still pictures, animated webp and folders of numbered pictures, through Pillow."""
+"""Still pictures, animated webps and pngs, and folders of numbered pictures, through Pillow."""
 
 from __future__ import annotations
 
 import io
-import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -15,174 +14,218 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kinema.media.colour import over_black, to_float
+from kinema import bounds
+from kinema.media import profiles
+from kinema.media.colour import to_float
 from kinema.media.containers import existing, sniff
-from kinema.media.metadata import FOLDER_RECIPE
-from kinema.media.timing import DEFAULT_FPS, MAX_FRAME_PIXELS, Limits, Timed
+from kinema.media.metadata import FOLDER_RECIPE, MAX_RECIPE
+from kinema.media.structure import animation
+from kinema.media.timing import DEFAULT_FPS, MAX_FRAME_PIXELS, Budget, Limits, Timed
 from kinema.schema import BadRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MAX_IMAGE_PIXELS = 2**26
-"""Height × width of a picture: 8192 × 8192."""
+MAX_IMAGE_PIXELS = 3 * 2**24
+"""Height × width of a picture: 50 megapixels, as phones take them, fit in 2 GiB with every copy that is made."""
+MAX_ANIMATION = 2**29
+"""Bytes of an animated webp or png, which are held while it is read."""
 
 _PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 FRAME_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
-def read_image(path: str | Path, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
+def read_image(path: str | Path, *, max_pixels: int | None = None) -> Tensor:
     """Read a picture as 1×3×1×H×W float32 in [-1, 1]: upright by its EXIF, sRGB, 16 bits where it has them.
 
     Alpha is over black, as in videos: a picture and the clip made from it must show the same pixels.
-    Of a file with several frames the first is read. Raises `BadRequest` for a missing file, no
+    Of a file with several frames the first is read. ``max_pixels`` is `MAX_IMAGE_PIXELS`, or more where
+    the user raised that, unless it is given. Raises `BadRequest` for a missing file, no
     picture, one that is cut short, or one of more than ``max_pixels``, before it is decoded.
     """
     path = existing(Path(path))
     if path.is_dir():
         raise BadRequest(f"{path} is a folder; expected a picture")
-    with _open_picture(path, max_pixels) as picture:
+    with _open_picture(path, _most() if max_pixels is None else max_pixels) as picture:
         return _to_tensor(path, picture)
 
 
-def webp_frames(path: Path, limits: Limits) -> Iterator[Timed]:
-    """Frames of an animated webp, which FFmpeg does not decode."""
-    with _open_picture(path, min(MAX_FRAME_PIXELS, limits.pixels)) as picture:
-        time = 0.0
-        for index in range(getattr(picture, "n_frames", 1)):
-            try:
-                picture.seek(index)
-                pixels_HWC = np.asarray(picture.convert("RGBA"))
-            except (OSError, EOFError) as error:
-                raise BadRequest(f"{path.name} is damaged or cut short at frame {index}") from error
-            hold = picture.info.get("duration", 0) / 1000 or 1 / DEFAULT_FPS
-            yield Timed(time, hold, partial(over_black, pixels_HWC), clock=1e-3)
-            time += hold
+def _most() -> int:
+    return bounds.pixels(MAX_IMAGE_PIXELS)
+
+
+def animated_frames(path: Path, kind: str, limits: Limits) -> Iterator[Timed]:
+    """Frames of an animated "webp" or "apng" (a still has one), at the times that its chunks tell.
+
+    Each is decoded when its pixels are asked for, which is done in order; all are counted before the first.
+    """
+    found = animation(path, kind)
+    limits.check_frame(path.name, found.height, found.width)
+    budget = Budget.of(path.name, path.stat().st_size, "pictures")
+    budget.check(len(found.holds), found.height, found.width)
+    # From memory, since the last frame may be asked for after this generator has ended.
+    picture = _open_picture(path, limits.frame, io.BytesIO(bounds.read_bytes(path, MAX_ANIMATION)))
+    time = 0.0
+    for index, hold in enumerate(found.holds):
+        yield Timed(time, hold, partial(_shown, path, picture, index + found.first, budget), clock=1e-3)
+        time += hold
+
+
+def _shown(path: Path, picture: Image, index: int, budget: Budget) -> np.ndarray:
+    """Frame ``index`` of an animation, uint8 H×W×3."""
+    budget.take(picture.height, picture.width)
+    try:
+        picture.seek(index)
+        return profiles.levels(picture)
+    except Exception as error:  # Pillow meets whatever bytes people have, and raises what it likes
+        raise BadRequest(f"{path.name} is damaged or cut short at frame {index}") from error
 
 
 def folder_frames(folder: Path, limits: Limits, fps: float | None) -> tuple[float, Iterator[Timed]]:
     """The pictures of a folder in natural order, and their rate: the recipe's, else ``fps``, else 8."""
     files = sorted(
-        (p for p in folder.iterdir() if p.suffix.lower() in FRAME_SUFFIXES and not p.name.startswith(".")),
+        (p for p in folder.iterdir() if _is_frame(p)),
         key=lambda p: [(0, int(s), "") if s.isdigit() else (1, 0, s) for s in re.split(r"(\d+)", p.name)],
     )
     if not files:
         raise BadRequest(f"the folder {folder} holds no pictures; expected numbered frames such as frame-0001.png")
     rate = _folder_rate(folder) or fps or DEFAULT_FPS
-    most = min(MAX_FRAME_PIXELS, limits.pixels)
+    budget = Budget.of(folder.name, sum(p.stat().st_size for p in files), "pictures")
 
     def timed() -> Iterator[Timed]:
         for index, file in enumerate(files):
-            yield Timed(index / rate, 1 / rate, partial(_picture_bytes, file, most))
+            yield Timed(index / rate, 1 / rate, partial(_picture_bytes, file, limits.frame, budget))
 
     return rate, timed()
 
 
+def _is_frame(path: Path) -> bool:
+    return path.suffix.lower() in FRAME_SUFFIXES and not path.name.startswith(".") and bounds.is_regular(path)
+
+
 def _folder_rate(folder: Path) -> float | None:
     beside = folder / FOLDER_RECIPE
-    if not beside.is_file() or beside.stat().st_size > MAX_FRAME_PIXELS:
+    if not bounds.is_regular(beside):
         return None
     try:
-        rate = json.loads(beside.read_bytes()).get("fps")
-    except (ValueError, AttributeError):
+        told = bounds.from_json(bounds.read_bytes(beside, MAX_RECIPE), beside.name, infinite=True)
+    except BadRequest:
         return None
+    rate = told.get("fps") if isinstance(told, dict) else None
     return float(rate) if isinstance(rate, int | float) and 0.1 <= rate <= 240 else None
 
 
-def _picture_bytes(path: Path, max_pixels: int) -> np.ndarray:
+def _picture_bytes(path: Path, max_pixels: int, budget: Budget) -> np.ndarray:
     with _open_picture(path, max_pixels) as picture:
+        budget.take(picture.height, picture.width)
         video = _to_tensor(path, picture)
     return video[0, :, 0].permute(1, 2, 0).add(1).mul(127.5).round().to(torch.uint8).numpy()
 
 
 def written_as(path: Path) -> str:
     """The format of a picture: png, jpeg, …"""
-    with _open_picture(path, MAX_IMAGE_PIXELS) as picture:
+    with _open_picture(path, _most()) as picture:
         return str(picture.format).lower()
 
 
 def is_picture(path: Path) -> bool:
-    """Whether the content is one still picture (an animated gif or webp is a clip)."""
-    if sniff(path) in ("mov", "avi", "matroska"):
+    """Whether the content is one still picture (an animated gif, webp or png is a clip)."""
+    kind = sniff(path)
+    if kind in ("mov", "avi", "matroska"):
         return False
-    try:
-        with _open_picture(path, MAX_IMAGE_PIXELS) as picture:
-            return getattr(picture, "n_frames", 1) == 1 or picture.format in ("MPO", "TIFF")
-    except BadRequest:
-        if sniff(path) in ("gif", "webp"):
-            return False
-        raise
+    if kind in ("gif", "webp", "apng"):
+        return len(animation(path, kind).holds) == 1
+    with _open_picture(path, _most()) as picture:
+        return getattr(picture, "n_frames", 1) == 1 or picture.format in ("MPO", "TIFF")
 
 
-def _open_picture(path: Path, max_pixels: int) -> Image:
+def _open_picture(path: Path, max_pixels: int, source: io.BytesIO | None = None) -> Image:
     """Open by content, header only; too many pixels are refused before any is decoded."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():  # our own limit answers, in one sentence
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = _identified(path)
+            if max_pixels > (Image.MAX_IMAGE_PIXELS or max_pixels):
+                Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow has a bound of its own, below what the user asked for
+            picture = _identified(source or path)
     except Image.DecompressionBombError as error:
-        raise BadRequest(f"{path.name} is too large a picture; at most {max_pixels:,} pixels are read") from error
+        raise BadRequest(
+            f"{path.name} is too large a picture; at most {max_pixels:,} pixels are read{_option(max_pixels)}"
+        ) from error
     except UnidentifiedImageError as error:
         raise BadRequest(f"{path.name} is not a picture that can be read; expected png, jpeg, webp, gif…") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BadRequest(f"{path.name} cannot be read as a picture: {error}") from error
+    except Exception as error:  # Pillow meets whatever bytes people have, and raises what it likes
+        said = bounds.shown(str(error), 120)
+        raise BadRequest(f"{path.name} cannot be read as a picture: {said}") from error
     width, height = picture.size
     if width * height > max_pixels:
         picture.close()
-        raise BadRequest(f"{path.name} is {width}×{height}; at most {max_pixels:,} pixels of a picture are read")
+        raise BadRequest(
+            f"{path.name} is {width}×{height}; at most {max_pixels:,} pixels of a picture are read{_option(max_pixels)}"
+        )
     return picture
 
 
-def _identified(path: Path) -> Image:
+def _option(max_pixels: int) -> str:
+    return "" if max_pixels < MAX_FRAME_PIXELS else "; --max-pixels raises that"
+
+
+def _identified(source: Path | io.BytesIO) -> Image:
     """Opened as one of our formats: the commonest first, since Pillow imports forty modules for the others."""
     from PIL import Image, UnidentifiedImageError
 
     Image.preinit()
     common = [name for name in _PICTURES if name in Image.OPEN]
     try:
-        return Image.open(path, formats=common)
+        return Image.open(source, formats=common)
     except UnidentifiedImageError:
         Image.init()
-        return Image.open(path, formats=[name for name in _PICTURES if name in Image.OPEN])
+        return Image.open(source, formats=[name for name in _PICTURES if name in Image.OPEN])
 
 
 def _to_tensor(path: Path, picture: Image) -> Tensor:
     """A picture as 1×3×1×H×W in [-1, 1]."""
-    from PIL import ImageOps
-
     try:
-        picture.load()
-        upright = ImageOps.exif_transpose(picture)
+        with warnings.catch_warnings():  # of metadata, which is mended or ignored
+            warnings.simplefilter("ignore")
+            picture.load()
+            upright = _upright(picture)
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise BadRequest(f"{path.name} is damaged or cut short: its pixels cannot be decoded") from error
     if upright.mode.startswith(("I", "F")):
-        return _deep_grey(np.asarray(upright, dtype=np.float32), sixteen=upright.mode.startswith("I"))
-    if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
-        pixels_HWC = over_black(np.asarray(upright.convert("RGBA")))
-    else:
-        pixels_HWC = np.asarray(_in_srgb(upright).convert("RGB"))
-    return to_float(pixels_HWC[None])
+        return _deep_grey(upright)
+    return to_float(profiles.levels(upright)[None])
 
 
-def _deep_grey(grey_HW: np.ndarray, *, sixteen: bool) -> Tensor:
-    """Grey of 16 bits (white is 65535) or float (white is 1, or 255 where it goes past 1) to 1×3×1×H×W."""
-    white = 65535.0 if sixteen else 1.0 if grey_HW.max() <= 1 else 255.0
-    scaled_HW = torch.from_numpy(np.nan_to_num(grey_HW) / white)
-    return scaled_HW.mul(2).sub(1).clamp(-1, 1).expand(3, *grey_HW.shape).contiguous()[None, :, None]
-
-
-def _in_srgb(picture: Image) -> Image:
-    """Colours in sRGB where the picture carries another profile (phones write Display P3)."""
-    profile = picture.info.get("icc_profile")
-    if not profile or picture.mode != "RGB":
-        return picture
-    from PIL import ImageCms
+def _upright(picture: Image) -> Image:
+    """Turned as its Exif says, where that is legible."""
+    from PIL import ExifTags
+    from PIL.Image import Transpose
 
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        moved = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"))
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return picture  # a broken profile is common in old files, and the pixels are still a picture
-    return picture if moved is None else moved
+        told = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises whatever the damage makes it stumble over
+        told = 1
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    turn = turns.get(told)
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _deep_grey(picture: Image) -> Tensor:
+    """Grey of 16 bits (white is 65535) or float (white is 1, or 255 where it goes past 1) to 1×3×1×H×W."""
+    grey_HW = np.nan_to_num(np.asarray(picture, dtype=np.float32))
+    white = 65535.0 if picture.mode.startswith("I") else 1.0 if grey_HW.max() <= 1 else 255.0
+    grey_HW = (grey_HW / white).clip(0, 1)
+    curve = profiles.grey_curve(picture) if picture.mode.startswith("I") else None
+    if curve is not None:
+        grey_HW = np.interp(grey_HW, np.linspace(0, 1, len(curve)), curve).astype(np.float32)
+    return torch.from_numpy(grey_HW).mul(2).sub(1).expand(3, *grey_HW.shape).contiguous()[None, :, None]

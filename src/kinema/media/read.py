@@ -10,37 +10,52 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kinema import bounds
 from kinema.media.colour import to_float
-from kinema.media.containers import check_whole, existing, sniff
+from kinema.media.containers import existing, sniff
 from kinema.media.fitting import fit, fit_frame, fit_note
-from kinema.media.pictures import folder_frames, is_picture, read_image, webp_frames, written_as
-from kinema.media.streams import header, stream_frames
-from kinema.media.timing import DEFAULT_FPS, Limits, Part, Timed, even_rate, resampled, within
+from kinema.media.pictures import animated_frames, folder_frames, is_picture, read_image, written_as
+from kinema.media.streams import stream_frames, survey
+from kinema.media.structure import animation, check_whole
+from kinema.media.timing import (
+    DEFAULT_FPS,
+    MAX_FRAME_PIXELS,
+    Limits,
+    Part,
+    Timed,
+    check_still,
+    even_rate,
+    resampled,
+    within,
+)
 from kinema.schema import MAX_FRAMES, BadRequest, Clip, Fit
 
 __all__ = ["Probe", "facts", "fit", "fit_note", "probe", "read_image", "read_media", "read_video", "timed_frames"]
 
 MAX_VIDEO_PIXELS = 2**29
 """Frames × height × width that a clip may bring into memory (1.5 GiB as bytes)."""
-MAX_DECODED_PIXELS = 2**37
-"""The same for frames that are made small, or let go, as they are decoded: eighteen hours of 1080p would be more."""
 MAX_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a read would give: how many frames, at which rate, and their size in pixels."""
+    """What a read would give: how many frames, at which rate, and their size in pixels.
+
+    ``note`` is what a user is told of how its pixels were made, after the file's name (HDR that was tone-mapped).
+    """
 
     frames: int
     fps: float
     height: int
     width: int
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +71,7 @@ class Keep:
 
     def limits(self, most: Limits) -> Limits:
         """What may be decoded, where ``most`` may be kept."""
-        return most if self.size is None else replace(most, pixels=MAX_DECODED_PIXELS)
+        return most if self.size is None else replace(most, pixels=bounds.pixels(MAX_FRAME_PIXELS))
 
 
 def read_video(
@@ -68,7 +83,7 @@ def read_video(
     size: tuple[int, int, Fit] | None = None,
     last: int | None = None,
     max_frames: int = MAX_FRAMES,
-    max_pixels: int = MAX_VIDEO_PIXELS,
+    max_pixels: int | None = None,
 ) -> Clip:
     """Read mp4, mov, mkv, webm, avi, gif, webp or a folder of numbered pictures as a clip of batch 1.
 
@@ -82,10 +97,13 @@ def read_video(
     Rotation and flips of the display matrix and pixels that are not square are honoured; alpha is
     over black. The best video stream is read. Returns video 1×3×T×H×W in [-1, 1] and no recipe
     (`read_recipe` finds that). Raises `BadRequest` for a file that is missing, empty, cut short, no
-    video, longer than an hour, or beyond a limit (``max_pixels`` counts T·H·W of what is kept).
+    video, longer than an hour, or beyond a limit: ``max_pixels`` counts T·H·W of what is kept (left out,
+    it is `MAX_VIDEO_PIXELS`, or what the user raised it to), and what is decoded is bounded by the
+    file's size, before decoding begins.
     """
     path, keep = existing(Path(path)), Keep(size, last)
-    limits, part = Limits(max_frames, max_pixels, MAX_SECONDS), Part(start, frames, fps)
+    most = bounds.pixels(MAX_VIDEO_PIXELS) if max_pixels is None else max_pixels
+    limits, part = Limits(max_frames, most, MAX_SECONDS), Part(start, frames, fps)
 
     def opened() -> tuple[float | None, Iterator[Timed]]:
         return timed_frames(path, keep.limits(limits), part)
@@ -99,25 +117,47 @@ def probe(path: str | Path, fps: float | None = None) -> Probe:
 
     A clip of more frames than one read may keep is counted too. Raises `BadRequest` as `read_video` does.
     """
-    path, part = existing(Path(path)), Part(fps=fps)
-    limits = Limits(MAX_FRAMES, MAX_DECODED_PIXELS, MAX_SECONDS)
+    path = existing(Path(path))
+    if path.is_dir():  # its pictures may change while it does not
+        return _probed.__wrapped__(path, fps, ())
+    told = path.stat()
+    return _probed(path, fps, (told.st_ino, told.st_mtime_ns, told.st_size, bounds.pixels(0)))
+
+
+@lru_cache(maxsize=32)
+def _probed(path: Path, fps: float | None, _state: tuple[int, ...]) -> Probe:
+    """A request is probed by each step that reads its clip; the clip is decoded for the first of them."""
+    part, limits = Part(fps=fps), _unkept()
     own, timed = timed_frames(path, limits, part)
     shape: tuple[int, ...] = ()
     times: list[Timed] = []
     for frame in within(path.name, timed, 0.0, limits):
         shape = shape or frame.pixels().shape
         times.append(replace(frame, pixels=_nothing))
+    note = next((frame.note for frame in times if frame.note), "")
+    frames, rate = _counted(times, own, fps)
+    return Probe(frames, rate, shape[0], shape[1], note)
+
+
+def _unkept() -> Limits:
+    """What may be decoded where nothing is kept."""
+    return Limits(MAX_FRAMES, bounds.pixels(MAX_FRAME_PIXELS), MAX_SECONDS)
+
+
+def _counted(times: list[Timed], own: float | None, fps: float | None) -> tuple[int, float]:
+    """How many frames a read gives, and their rate."""
     even, rate = even_rate(times) if own is None else (True, own)
     if fps in (None, own) and even:
-        return Probe(len(times), rate, *shape[:2])
+        return len(times), rate
     rate = rate if fps is None else fps
-    return Probe(sum(1 for _ in resampled(iter(times), rate, None)), rate, *shape[:2])
+    return sum(1 for _ in resampled(iter(times), rate, None)), rate
 
 
 def facts(path: str | Path) -> dict[str, Any]:
-    """What a picture, clip or folder of frames is, for people: codec, frames, fps, width and height; nothing is kept.
+    """What a picture, clip or folder of frames is, for people: codec, frames, fps, width, height and sound.
 
-    A video's are those of its stream as it is stored: before it is turned upright, and at its mean rate. Raises
+    The values are those that a read gives; where a video's file stores others (frames that an edit list hides, a
+    picture on its side, an uneven rate) they stand in ``stored``. Packets are counted, and one frame is decoded. Raises
     `BadRequest` as `read_video` does.
     """
     path = existing(Path(path))
@@ -125,14 +165,42 @@ def facts(path: str | Path) -> dict[str, Any]:
         height, width = read_image(path).shape[-2:]
         return {"codec": written_as(path), "frames": 1, "width": width, "height": height}
     kind = None if path.is_dir() else sniff(path)
-    if kind in (None, "webp"):
+    if kind in (None, "webp", "apng"):
         found = probe(path)
         codec = "frames in a folder" if path.is_dir() else str(kind)
         size = {"width": found.width, "height": found.height}
         return {"codec": codec, "frames": found.frames, "fps": found.fps, **size}
-    check_whole(path, kind)
-    codec, frames, rate, height, width = header(path, kind)
-    return {"codec": codec, "frames": frames, "fps": rate, "width": width, "height": height}
+    return _facts(path, kind)
+
+
+def _facts(path: Path, kind: str) -> dict[str, Any]:
+    check_all_there(path, kind)
+    found = survey(path, kind, _unkept())
+    first = next(stream_frames(path, kind, _unkept(), Part(frames=1)), None)
+    if first is None or not found.timed:
+        raise BadRequest(f"{path.name} holds no video frames")
+    for before, after in pairwise(found.timed):
+        check_still(path.name, after.time - before.time)
+    frames, fps = _counted(found.timed, None, None)
+    height, width = first.pixels().shape[:2]
+    told = {"frames": frames, "fps": fps, "width": width, "height": height}
+    kept = {"frames": found.packets, "fps": found.rate, "width": found.width, "height": found.height}
+    stored = {name: value for name, value in kept.items() if abs(value - told[name]) > 1e-3 * value}
+    return {
+        "codec": found.codec,
+        **told,
+        **({"stored": stored} if stored else {}),
+        **({"sound": "; ".join(found.sound)} if found.sound else {}),
+    }
+
+
+def check_all_there(path: Path, kind: str) -> None:
+    """Refuse a file of a stream's ``kind`` that is cut short, or a gif of too large a canvas."""
+    if kind != "gif":
+        check_whole(path, kind)
+        return
+    found = animation(path, kind)
+    _unkept().check_frame(path.name, found.height, found.width)
 
 
 def read_media(path: str | Path, *, max_frames: int = MAX_FRAMES) -> Clip:
@@ -150,10 +218,10 @@ def timed_frames(path: Path, limits: Limits, part: Part) -> tuple[float | None, 
     kind = sniff(path)
     if kind is None:
         raise BadRequest(f"{path.name} is not a video that can be read; expected mp4, mov, mkv, webm, avi, gif, webp")
-    if kind == "webp":
-        return None, webp_frames(path, limits)
-    check_whole(path, kind)
-    return None, stream_frames(path, kind, limits, part.start)
+    if kind in ("webp", "apng"):
+        return None, animated_frames(path, kind, limits)
+    check_all_there(path, kind)
+    return None, stream_frames(path, kind, limits, part)
 
 
 def _collect(
@@ -205,7 +273,6 @@ def _taken(name: str, pixels: Iterator[Callable[[], np.ndarray]], limits: Limits
     taken: deque[np.ndarray] = deque(maxlen=keep.last)
     first: tuple[int, ...] = ()
     before: Callable[[], np.ndarray] | None = None
-    decoded = 0
     for count, get in enumerate(pixels):
         if get is before:  # a rate above the file's own shows a frame more than once
             taken.append(taken[-1])
@@ -217,9 +284,7 @@ def _taken(name: str, pixels: Iterator[Callable[[], np.ndarray]], limits: Limits
                     f"{name} changes size at frame {count} from {first[1]}×{first[0]} to {now[1]}×{now[0]}; "
                     "expected one size"
                 )
-            decoded += now[0] * now[1]
             taken.append(fit_frame(frame_HWC, *keep.size) if keep.size else frame_HWC)
         before = get
         limits.check(name, len(taken), len(taken) * taken[0].shape[0] * taken[0].shape[1])
-        replace(limits, pixels=MAX_DECODED_PIXELS).check(name, 0, decoded)
     return list(taken)

@@ -3,67 +3,142 @@
 from __future__ import annotations
 
 import contextlib
-import struct
+import os
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kinema.media.colour import exact, over_black
-from kinema.media.timing import DEFAULT_FPS, MAX_FRAME_PIXELS, Limits, Timed
+from kinema.media.alpha import decoded
+from kinema.media.containers import opened
+from kinema.media.frames import Shown, Tags
+from kinema.media.timing import DEFAULT_FPS, MAX_FRAME_PIXELS, Budget, Limits, Part, Timed
 from kinema.schema import BadRequest
 
 _COVER = 0x400  # AV_DISPOSITION_ATTACHED_PIC
 _SMALL_FRAME = 1_500_000
 """Pixels below which one decoding thread beats several on few cores (measured: five-fold at 480p)."""
+_HELD_PIXELS = 2**26
+"""Pixels over the frames that decoding threads may hold at once: eight threads for 4K, two for 8K."""
+MAX_TRACKS = 16
+"""Sound tracks that are named."""
 
 
-def stream_frames(path: Path, kind: str, limits: Limits, start: float) -> Iterator[Timed]:
-    """Frames of the best video stream, upright and in RGB, in order of time."""
+@dataclass(frozen=True)
+class Survey:
+    """What the packets of a video stream say without being decoded; ``timed`` has no pixels.
+
+    ``packets`` counts those that an edit list hides too. Height, width and rate are those that the file stores, before
+    frames are turned upright, made square or brought to an even rate. ``sound`` names each sound track.
+    """
+
+    codec: str
+    packets: int
+    height: int
+    width: int
+    rate: float
+    timed: list[Timed]
+    sound: list[str]
+
+
+def stream_frames(path: Path, kind: str, limits: Limits, part: Part) -> Iterator[Timed]:
+    """Frames of the best video stream, upright and in RGB, in order of time.
+
+    Where the whole of it is wanted, its frames are counted first: too many are refused before one is decoded.
+    """
     import av
 
-    most = str(min(MAX_FRAME_PIXELS, limits.pixels))
+    budget = Budget.of(path.name, path.stat().st_size, "pictures" if kind == "gif" else "video")
+    if part.frames is None and part.start == 0:
+        found = survey(path, kind, limits)
+        budget.check(found.packets, found.height, found.width)
     try:
-        # Opening may decode a frame to learn its format, so the limit has to be there before it.
-        with av.open(str(path), format=kind, options={"max_pixels": most}, metadata_errors="replace") as container:
-            stream = _best(container)
-            if stream is None:
-                raise BadRequest(f"{path.name} holds no video stream (only sound or data)")
+        with opened(path, kind, limits.frame) as container:
+            stream = _best(path, container)
             codec = stream.codec_context
             limits.check_frame(path.name, codec.height, codec.width)
-            codec.options = {"max_pixels": most}
-            codec.thread_type = "NONE" if codec.height * codec.width < _SMALL_FRAME else "AUTO"
-            if start > 0 and stream.time_base:
+            codec.options = {"max_pixels": str(limits.frame)}
+            _thread(codec)
+            if part.start > 0 and stream.time_base:
                 origin = stream.start_time or 0
-                _seek(container, stream, int(start / stream.time_base) + origin)
-            yield from _timed(path, container.decode(stream), stream, limits)
+                _seek(container, stream, int(part.start / stream.time_base) + origin)
+            yield from _timed(path, decoded(container, stream, str(limits.frame)), stream, limits, budget)
     except av.FFmpegError as error:
         raise BadRequest(_broken(path, error)) from error
+    except OverflowError as error:
+        raise BadRequest(f"{path.name} has time stamps that are no times") from error
 
 
-def header(path: Path, kind: str) -> tuple[str, int, float, int, int]:
-    """Codec, frames, frames per second, height and width of the best video stream; packets are counted, not decoded."""
+def survey(path: Path, kind: str, limits: Limits) -> Survey:
+    """The best video stream by its packets, none of which is decoded. Raises `BadRequest` as `stream_frames` does."""
     import av
 
     try:
-        with av.open(str(path), format=kind, metadata_errors="replace") as container:
-            stream = _best(container)
-            if stream is None:
-                raise BadRequest(f"{path.name} holds no video stream (only sound or data)")
+        with opened(path, kind, limits.frame) as container:
+            stream = _best(path, container)
             codec = stream.codec_context
+            limits.check_frame(path.name, codec.height, codec.width)
             rate = float(stream.average_rate or stream.guessed_rate or 0)
-            frames = sum(1 for packet in container.demux(stream) if packet.size)
-            return codec.name, frames, rate, codec.height, codec.width
+            every = [(_stamp(p, kind), p.duration, p.is_discard) for p in container.demux(stream) if _shows(p, codec)]
+            shown = sorted((stamp, hold or 0) for stamp, hold, hidden in every if not hidden)
+            timed = _without_pixels(shown, stream)
+            sound = [_sound(s.codec_context) for s in container.streams.audio[:MAX_TRACKS]]
+            return Survey(codec.name, len(every), codec.height, codec.width, rate, timed, sound)
     except av.FFmpegError as error:
         raise BadRequest(_broken(path, error)) from error
 
 
-def _best(container: Any) -> Any:
+def _without_pixels(shown: list[tuple[int, int]], stream: Any) -> list[Timed]:
+    """The frames of these (time stamp, duration), to the bit at the times that `_timed` gives them."""
+    base, declared = stream.time_base or Fraction(0), float(stream.average_rate or 0)
+    step = 1 / float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
+    origin, before, made = float((stream.start_time or 0) * base), float("-inf"), []
+    for stamp, duration in shown:
+        time = float(stamp * base) - origin
+        time = before = time if time > before else before + step
+        made.append(Timed(time, float(duration * base) or step, _no_pixels, float(base), declared))
+    return made
+
+
+def _stamp(packet: Any, kind: str) -> int:
+    # An avi stores no presentation times, and those made up for it jump back and forth.
+    stamp = packet.dts if kind == "avi" or packet.pts is None else packet.pts
+    return 0 if stamp is None else int(stamp)
+
+
+def _shows(packet: Any, codec: Any) -> bool:
+    """Whether a packet is of a frame that is shown; VP8 has others, told by a bit of the first byte (RFC 6386, 9.1)."""
+    return packet.size > 0 and (codec.name != "vp8" or bool(bytes(packet)[0] & 0x10))
+
+
+def _sound(codec: Any) -> str:
+    """ "aac, 2 channels, 44,100 Hz"; the codec is unknown where FFmpeg has no decoder for it."""
+    if codec is None:
+        return "unknown"
+    return f"{codec.name}, {codec.channels} channel{'s' * (codec.channels != 1)}, {codec.sample_rate:,} Hz"
+
+
+def _thread(codec: Any) -> None:
+    """One thread for small frames; for large ones no more than may hold their frames at once."""
+    pixels = codec.height * codec.width
+    codec.thread_type = "NONE" if pixels < _SMALL_FRAME else "AUTO"
+    if pixels >= _SMALL_FRAME:
+        codec.thread_count = max(1, min(os.cpu_count() or 1, 16, _HELD_PIXELS // pixels))
+
+
+def _no_pixels() -> np.ndarray:
+    raise RuntimeError("packets were counted, and none was decoded")
+
+
+def _best(path: Path, container: Any) -> Any:
     """The stream of the largest frames, the first of equals; a cover picture of a song is none."""
     streams = [s for s in container.streams.video if s.codec_context and not int(s.disposition) & _COVER]
-    return max(streams, key=lambda s: s.codec_context.height * s.codec_context.width, default=None)
+    if not streams:
+        raise BadRequest(f"{path.name} holds no video stream (only sound or data)")
+    return max(streams, key=lambda s: s.codec_context.height * s.codec_context.width)
 
 
 def _seek(container: Any, stream: Any, target: int) -> None:
@@ -74,71 +149,35 @@ def _seek(container: Any, stream: Any, target: int) -> None:
         container.seek(target, stream=stream)
 
 
-def _timed(path: Path, frames: Iterator[Any], stream: Any, limits: Limits) -> Iterator[Timed]:
+def _timed(
+    path: Path, frames: Iterator[tuple[Any, Any]], stream: Any, limits: Limits, budget: Budget
+) -> Iterator[Timed]:
     container, ratio = stream.container.format.name, float(stream.sample_aspect_ratio or 1) or 1.0
     step = 1 / float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
     origin = float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
     before, clock = float("-inf"), float(stream.time_base or 0)
     declared = float(stream.average_rate or 0)
-    for count, frame in enumerate(frames, start=1):
+    decoder = stream.codec_context.name
+    tags = Tags.of(stream.codec_context)  # now: decoders write what they find over the container's
+    for count, (frame, alpha) in enumerate(frames, start=1):
         # A frame skipped by ``start`` or ``fps`` is decoded too, so decoding has a bound of its own.
         if count > 16 * limits.frames:
             raise BadRequest(
                 f"{path.name} has more than {16 * limits.frames:,} frames; cut it to the part that is wanted"
             )
-        # An avi stores no presentation times, and those made up for it jump back and forth.
-        stamp = frame.dts if container == "avi" else frame.pts
+        budget.take(frame.height, frame.width)
+        limits.check_frame(path.name, frame.height, round(frame.width * max(1.0, ratio if ratio < 10 else 1.0)))
+        stamp = frame.dts if container == "avi" else frame.pts  # as in `_stamp`
         time = before + step if stamp is None else float(stamp * frame.time_base) - origin
         time = before = time if time > before else before + step
         hold = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else step
-        yield Timed(time, hold, partial(_pixels, path, frame, ratio), clock, declared)
-
-
-def _pixels(path: Path, frame: Any, ratio: float) -> np.ndarray:
-    """One decoded frame as uint8 H×W×3: square pixels, alpha over black, turned upright."""
-    import av
-
-    size: dict[str, Any] = {}
-    if abs(ratio - 1) > 0.01 and 0.1 < ratio < 10:
-        size = {"width": max(1, round(frame.width * ratio)), "height": frame.height}
-    has_alpha = any(c.is_alpha for c in frame.format.components) or frame.format.name == "pal8"
-    try:
-        pixels_HWC = frame.to_ndarray(format="rgba" if has_alpha else "rgb24", interpolation=exact(), **size)
-    except (av.FFmpegError, ValueError) as error:
-        raise BadRequest(
-            f"{path.name} has frames in the pixel format {frame.format.name}, which cannot be shown"
-        ) from error
-    if has_alpha:
-        pixels_HWC = over_black(pixels_HWC)
-    return _upright(pixels_HWC, _matrix(frame))
-
-
-def _matrix(frame: Any) -> tuple[int, int, int, int]:
-    """The 2×2 part (a, b, c, d) of the display matrix: x' = a·x + c·y, y' = b·x + d·y."""
-    from av.sidedata.sidedata import Type
-
-    for data in frame.side_data:
-        if data.type == Type.DISPLAYMATRIX:
-            a, b, _, c, d, *_ = struct.unpack("=9i", bytes(data))
-            return a, b, c, d
-    return 1, 0, 0, 1
-
-
-def _upright(pixels_HWC: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    a, b, c, d = matrix
-    swapped = abs(b) > abs(a)
-    if swapped:
-        pixels_HWC = pixels_HWC.transpose(1, 0, 2)
-    if (c if swapped else a) < 0:
-        pixels_HWC = pixels_HWC[:, ::-1]
-    if (b if swapped else d) < 0:
-        pixels_HWC = pixels_HWC[::-1]
-    return np.ascontiguousarray(pixels_HWC)
+        shown = Shown(path.name, frame, Tags.of(frame).over(tags), ratio, alpha, decoder)
+        yield Timed(time, hold, shown.pixels, clock, declared, shown.look.note)
 
 
 def _broken(path: Path, error: Exception) -> str:
     import av
 
     if isinstance(error, av.ArgumentError) and "max_pixels" in str(error):
-        return f"{path.name} has frames of more pixels than are read ({MAX_FRAME_PIXELS:,}, or max_pixels)"
+        return f"{path.name} has frames of more pixels than are read ({MAX_FRAME_PIXELS:,}); --max-pixels raises that"
     return f"{path.name} cannot be decoded: it is damaged, cut short, or not a video"

@@ -6,13 +6,25 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
+from kinema import bounds, heap
 from kinema.schema import BadRequest
 
 MAX_FRAME_PIXELS = 2**25
 """Height × width of one video frame: 8K fits."""
+DECODED = {"video": (5 * 2**28, 1024), "pictures": (2**28, 64)}
+"""Pixels over all frames that a file may decode to, and how many more for each of its bytes.
+
+A clip of five seconds in 4K, or a gif of 500 frames in 480p, fits whatever its size; long films have the bytes. Gifs,
+webps, pngs and folders count as pictures: a pixel of theirs takes several times as long.
+"""
+_TRIMMED = 2**26
+"""Pixels after which the memory of decoded frames is given back."""
+MAX_STILL = 3600.0
+"""Seconds that one frame of a clip may last."""
 DEFAULT_FPS = 8.0
 """The rate of a folder of frames, or of a single frame, that says none."""
 RATES = (0.1, 240.0)
@@ -29,9 +41,14 @@ class Limits:
     seconds: float
 
     def check_frame(self, name: str, height: int, width: int) -> None:
-        most = min(MAX_FRAME_PIXELS, self.pixels)
-        if height * width > most:
-            raise BadRequest(f"{name} is {width}×{height}; at most {most:,} pixels a frame are read")
+        if height * width > self.frame:
+            option = "" if self.pixels < MAX_FRAME_PIXELS else "; --max-pixels raises that"
+            raise BadRequest(f"{name} is {width}×{height}; at most {self.frame:,} pixels a frame are read{option}")
+
+    @property
+    def frame(self) -> int:
+        """Height × width that a frame may have."""
+        return min(bounds.pixels(MAX_FRAME_PIXELS), self.pixels)
 
     def check(self, name: str, frames: int, pixels: int) -> None:
         if frames > self.frames:
@@ -42,11 +59,46 @@ class Limits:
             )
 
 
+@dataclass
+class Budget:
+    """The pixels that one file may decode to, settled by its bytes; what is decoded is counted against it."""
+
+    name: str
+    most: int
+    used: int = 0
+
+    @staticmethod
+    def of(name: str, size: int, what: Literal["video", "pictures"]) -> Budget:
+        base, each = DECODED[what]
+        return Budget(name, bounds.pixels(base + each * size))
+
+    def check(self, frames: int, height: int, width: int) -> None:
+        """Refuse, before any of it is decoded, a file whose structure says that it holds too much."""
+        if frames * height * width > self.most:
+            raise BadRequest(
+                f"{self.name} holds {frames:,} frames of {width}×{height}, more than the {self.most:,} pixels that are "
+                "decoded of a file of its size; --max-pixels raises that"
+            )
+
+    def take(self, height: int, width: int) -> None:
+        """Count one frame that is decoded."""
+        before, self.used = self.used, self.used + height * width
+        if before // _TRIMMED != self.used // _TRIMMED:
+            # Small frames that are kept lie between large ones that are freed: 500 frames of 800×660 held 2 GiB.
+            heap.give_back()
+        if self.used > self.most:
+            raise BadRequest(
+                f"{self.name} decodes to more than {self.most:,} pixels, which is the most for a file of its size; "
+                "--max-pixels raises that"
+            )
+
+
 @dataclass(frozen=True)
 class Timed:
     """A decoded frame as a promise: ``pixels()`` is uint8 H×W×3; times in seconds.
 
-    ``clock`` is the step of the container's time stamps, ``declared`` the rate that it claims, if any.
+    ``clock`` is the step of the container's time stamps, ``declared`` the rate that it claims, if any;
+    ``note`` is what a user is told of its pixels, after the file's name.
     """
 
     time: float
@@ -54,6 +106,7 @@ class Timed:
     pixels: Callable[[], np.ndarray]
     clock: float = 0.0
     declared: float = 0.0
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +130,7 @@ def within(name: str, timed: Iterator[Timed], start: float, limits: Limits) -> I
     """Frames from ``start`` on, refused where they last longer than the limit."""
     last, first = 0.0, None
     for frame in timed:
+        check_still(name, frame.time - last)
         last = max(last, frame.time + frame.duration)
         if frame.time < start - frame.duration / 2 - 1e-6:
             continue
@@ -90,6 +144,12 @@ def within(name: str, timed: Iterator[Timed], start: float, limits: Limits) -> I
         raise BadRequest(
             f"start is {start:g} s but {name} lasts {last:.2f} s" if last else f"{name} holds no video frames"
         )
+
+
+def check_still(name: str, seconds: float) -> None:
+    """Refuse a gap between two frames that would have to be filled with copies without end."""
+    if seconds > MAX_STILL:
+        raise BadRequest(f"{name} stands still for {seconds:,.0f} seconds; at most {MAX_STILL:,.0f} are filled")
 
 
 def resampled(timed: Iterable[Timed], fps: float, frames: int | None) -> Iterator[Timed]:
@@ -126,13 +186,25 @@ def even_rate(frames: Sequence[Timed]) -> tuple[bool, float]:
     span = sum(gaps) if even else typical
     rate = len(gaps) / span if even else 1 / typical
     clock = frames[0].clock
-    error, declared = max(4e-4, 2 * clock / span), frames[0].declared if clock <= MILLISECOND else 0.0
-    return even, float(np.clip(_meant(rate, error, declared), *RATES))
+    declared = frames[0].declared if clock <= MILLISECOND else 0.0
+    # A constant delay is meant as it stands; others are rounded to the clock.
+    constant = not declared and max(gaps) - min(gaps) < 1e-9
+    error = 1e-9 if constant else max(4e-4, 2 * clock / span)
+    stamps = np.cumsum(gaps) if clock > MILLISECOND and even else np.empty(0)
+    return even, float(np.clip(_meant(rate, error, declared, stamps, clock), *RATES))
 
 
-def _meant(rate: float, error: float, declared: float) -> float:
-    """The rate that a measured one stands for, given the relative error that the container's clock allows."""
+def _meant(rate: float, error: float, declared: float, stamps: np.ndarray, clock: float) -> float:
+    """The rate that a measured one stands for, given the relative error that the container's clock allows.
+
+    ``stamps`` are the ends of the frames where that clock is coarse: each is off by half a step of it at
+    most, the last one by a whole step, since writers guess how long the last frame is shown.
+    """
+    counts = np.arange(1, len(stamps) + 1)
+    slack = np.where(counts < len(stamps), 0.501, 1.001) * clock
     for candidate in (declared, round(rate), round(rate * 2) / 2, round(rate) * 1000 / 1001):
-        if candidate > 0 and abs(candidate - rate) <= error * rate:
+        if candidate <= 0 or abs(candidate - rate) > error * rate:
+            continue
+        if bool((abs(stamps - counts / candidate) <= slack).all()):
             return candidate
     return rate

@@ -2,54 +2,69 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable, Iterator
-from fractions import Fraction
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kinema.atomic import check_folder, replacing
-from kinema.media import metadata
-from kinema.media.colour import exact, to_uint8
-from kinema.schema import BadRequest, Clip
+from kinema.atomic import Taken, check_folder, replacing
+from kinema.media import formats, metadata
+from kinema.media.colour import to_uint8
+from kinema.schema import BadRequest, Clip, Shape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".mp4", ".gif", ".webp", ".png")
-CRF = 12
-"""Visually lossless at the sizes of pocket models, where one macroblock is a good part of the picture."""
-WEBP_QUALITY = 95
-_BT709 = 1
-_LIMITED = 1
-
-Tags = dict[str, str]
+FILES = (".mp4", ".gif", ".webp")
 
 
-def check_output(path: str | Path) -> None:
+def check_output(
+    path: str | Path, shape: Shape | None = None, fps: float = 8.0, *, contact_sheet: bool = False
+) -> list[str]:
     """Refuse an output that `save_clip` would refuse, before the work is done.
 
-    Unknown suffix, missing or unwritable folder, a folder where a file is to be, or a file where a
-    folder is to be: `BadRequest`.
+    Unknown suffix, missing or unwritable folder, a folder where a file is to be, a file where a folder is to be, or a
+    name that is too long: `BadRequest`. With the clip's ``shape`` and ``fps`` also one of a size or rate that the
+    format cannot hold; the sentences that are returned say what it changes of the clip.
     """
     path = Path(path)
     if path.name in ("", ".."):
         raise BadRequest(f"cannot write {path}: it is a folder that exists, and the name of a new one was expected")
-    if path.suffix.lower() not in SUFFIXES and (path.suffix or path.name.startswith(".")):
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES and (path.suffix or path.name.startswith(".")):
         raise BadRequest(
             f"cannot write {path.name}: expected a name ending in .mp4, .gif, .webp or .png, "
             "or a name without an ending for a folder of png frames"
         )
-    check_folder(path)
-    if path.suffix.lower() in (".mp4", ".gif", ".webp") and path.is_dir():
-        raise BadRequest(f"cannot write {path}: it is a folder, and a file name was expected")
-    if not path.suffix and path.is_file():
-        raise BadRequest(f"cannot write {path}: it is a file, and a name without an ending is a folder of png frames")
-    if not path.suffix:
-        _refuse_foreign(path)
+    clips, frames = (1, None) if shape is None else (shape.batch, shape.frames)
+    for target in (path, *targets(path, clips, frames, contact_sheet=contact_sheet)):
+        check_folder(target)
+        if target.suffix.lower() in FILES or target.name.endswith(SHEET):
+            if target.is_dir():
+                raise BadRequest(f"cannot write {target}: it is a folder, and a file name was expected")
+        elif not target.suffix and (suffix != ".png" or frames is not None):
+            if target.is_file():
+                raise BadRequest(f"cannot write {target}: it is a file, and the png frames need a folder of that name")
+            _refuse_foreign(target)
+    return [] if shape is None else formats.check(suffix, shape, fps)
+
+
+SHEET = ".sheet.png"
+
+
+def targets(path: Path, clips: int = 1, frames: int | None = None, *, contact_sheet: bool = False) -> list[Path]:
+    """What `save_clip` writes for so many clips, contact sheet last.
+
+    One frame as ``.png`` is a picture and several are a folder, so without a number of ``frames`` both are named.
+    """
+    names = [path] if clips == 1 else [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(clips)]
+    if path.suffix.lower() == ".png" and frames != 1:
+        folders = [name.with_suffix("") for name in names]
+        names = names + folders if frames is None else folders
+    return [*names, path.with_name(f"{path.stem}{SHEET}")] if contact_sheet else names
 
 
 def save_clip(
@@ -59,37 +74,42 @@ def save_clip(
     contact_sheet: bool = False,
     crf: float | None = None,
     generated: bool = True,
+    exclusive: bool = False,
 ) -> list[Path]:
     """Write a clip by its suffix and return the paths written, contact sheets last.
 
-    ``.mp4`` is h264 yuv420p BT.709 with the index first; ``.gif`` and ``.webp`` loop; ``.png`` is a
-    picture for one frame and else the folder of that name without the suffix, as is a name without
+    ``.mp4`` is h264 yuv420p BT.709 with the index first, and the clip's sound; ``.gif`` and ``.webp`` loop; ``.png``
+    is a picture for one frame and else the folder of that name without the suffix, as is a name without
     one. A batch is written as ``name-0``, ``name-1``…. ``crf`` is x264's quality (mp4 only; 0 best,
-    51 worst). A side that is odd gains one repeated row or column in an mp4, said in the recipe's
-    ``notes``. ``generated=False`` leaves out the mark of AI-generated media, for clips that are none.
+    51 worst). A side that is odd gains one repeated row or column in an mp4, and a gif or webp leaves out frames that
+    it has no time for (above 50 and 90 a second), as the recipe's ``notes`` say. ``generated=False`` leaves out the
+    mark of AI-generated media, for clips that are none.
 
-    What exists is replaced by one rename at the end; nothing half-written stays behind. Raises
-    `BadRequest` for an unknown suffix, a folder that is missing or not writable, a full disk, or
-    pixels that are not finite.
+    What exists is replaced by one rename at the end; nothing half-written stays behind. With ``exclusive`` nothing is
+    replaced: where one of the names exists, however late it appeared, none of them is written and `Taken` is raised.
+    Raises `BadRequest` for an unknown suffix, a folder that is missing or not writable, a full disk, a size or rate
+    that the format cannot hold, or pixels that are not finite.
     """
-    path = Path(path)
-    check_output(path)
+    path, shape = Path(path), clip.shape
     suffix = path.suffix.lower()
+    if clip.video.numel() == 0:
+        raise BadRequest(f"the clip is empty ({tuple(clip.video.shape)}), so there is nothing to write to {path.name}")
+    changed = check_output(path, shape, clip.fps, contact_sheet=contact_sheet)
     if crf is not None and (suffix != ".mp4" or not 0 <= crf <= 51):
         raise BadRequest(f"crf is {crf:g} for {path.name}; expected 0 to 51, and an mp4")
-    frames_BTHWC = to_uint8(clip.video)
-    if frames_BTHWC.size == 0:
-        raise BadRequest(f"the clip is empty ({tuple(clip.video.shape)}), so there is nothing to write to {path.name}")
-    written = []
-    for index, made_THWC in enumerate(frames_BTHWC):
-        target = path if len(frames_BTHWC) == 1 else path.with_name(f"{path.stem}-{index}{path.suffix}")
-        recipe = dict(clip.recipe) if len(frames_BTHWC) == 1 else {**clip.recipe, "clip": index}
-        frames_THWC, note = _even(made_THWC) if suffix == ".mp4" else (made_THWC, None)
-        recipe |= {"notes": [*recipe.get("notes", ()), note]} if note else {}
-        written.append(_save_one(frames_THWC, clip.fps, target, metadata.tags(recipe, generated=generated), crf))
-    if contact_sheet:
-        written.append(_save_sheet(clip, path.with_name(f"{path.stem}.sheet.png"), generated))
-    return written
+    names = targets(path, shape.batch, shape.frames)
+    save = _Saver(clip, crf, generated, exclusive)
+    try:
+        for index, (target, frames_THWC) in enumerate(zip(names, to_uint8(clip.video), strict=True)):
+            recipe = dict(clip.recipe) if shape.batch == 1 else {**clip.recipe, "clip": index}
+            recipe |= {"notes": [*recipe.get("notes", ()), *changed]} if changed else {}
+            save.one(frames_THWC, target, recipe)
+        if contact_sheet:
+            save.sheet(targets(path, contact_sheet=True)[-1])
+    except Taken:
+        save.undo()
+        raise
+    return [target for target, _ in save.written]
 
 
 def contact_sheet(clip: Clip, columns: int = 8) -> Image:
@@ -113,37 +133,64 @@ def contact_sheet(clip: Clip, columns: int = 8) -> Image:
 # -------------------------------------------------------------------------------------- one target
 
 
-def _save_one(frames_THWC: np.ndarray, fps: float, path: Path, tags: Tags, crf: float | None) -> Path:
-    suffix = path.suffix.lower()
-    if suffix in ("", ".png") and (suffix == "" or len(frames_THWC) > 1):
-        return _save_folder(frames_THWC, fps, path.with_suffix(""), tags)
-    rate = Fraction(fps).limit_denominator(1001)
-    with replacing(path) as part:
-        if suffix == ".mp4":
-            _write_mp4(frames_THWC, rate, part, tags, CRF if crf is None else crf)
-        elif suffix == ".gif":
-            _write_gif(frames_THWC, rate, part, tags)
-        elif suffix == ".webp":
-            _write_webp(frames_THWC, rate, part, tags)
-        else:
-            _write_png(frames_THWC[0], part, tags)
-    return path
+class _Saver:
+    """Writes the targets of one clip, and takes them back where they are to be written all or not at all."""
+
+    def __init__(self, clip: Clip, crf: float | None, generated: bool, exclusive: bool) -> None:
+        self.clip, self.crf, self.generated, self.exclusive = clip, crf, generated, exclusive
+        self.rate = formats.rate_of(clip.fps)
+        self.written: list[tuple[Path, int]] = []
+
+    def one(self, frames_THWC: np.ndarray, path: Path, recipe: dict[str, object]) -> None:
+        tags = metadata.tags(recipe, generated=self.generated)
+        suffix = path.suffix.lower()
+        if not suffix:
+            _refuse_foreign(path)
+        with replacing(path, folder=not suffix, exclusive=self.exclusive) as part:
+            if suffix == ".mp4":
+                formats.write_mp4(_even(frames_THWC), self.rate, part, tags, self.crf, self.clip.sound)
+            elif suffix == ".gif":
+                formats.write_gif(frames_THWC, self.rate, part, tags)
+            elif suffix == ".webp":
+                formats.write_webp(frames_THWC, self.rate, part, tags)
+            elif suffix == ".png":
+                formats.write_png(frames_THWC[0], part, tags)
+            else:
+                _fill_folder(frames_THWC, self.clip.fps, part, tags)
+        self._note(path)
+
+    def sheet(self, path: Path) -> None:
+        sheet = np.asarray(contact_sheet(self.clip))
+        with replacing(path, exclusive=self.exclusive) as part:
+            formats.write_png(sheet, part, metadata.tags(self.clip.recipe, generated=self.generated))
+        self._note(path)
+
+    def undo(self) -> None:
+        for path, number in self.written:
+            if path.exists() and path.lstat().st_ino == number:  # else it is another's by now
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _note(self, path: Path) -> None:
+        self.written.append((path, path.lstat().st_ino))
 
 
-def _save_folder(frames_THWC: np.ndarray, fps: float, folder: Path, tags: Tags) -> Path:
-    """``frame-0000.png``… and ``recipe.json``; an existing folder is replaced only if it is such a one."""
-    _refuse_foreign(folder)
-    if folder.exists() and not folder.is_dir():
-        raise BadRequest(f"cannot write frames to {folder}: it is a file, and a folder is needed")
+def _fill_folder(frames_THWC: np.ndarray, fps: float, folder: Path, tags: formats.Tags) -> None:
+    """``frame-0000.png``… and ``recipe.json``."""
     beside = {**tags, metadata.KEY: json.loads(tags[metadata.KEY]), "fps": fps}
-    with replacing(folder, folder=True) as part:
-        for index, frame_HWC in enumerate(frames_THWC):
-            _write_png(frame_HWC, part / f"frame-{index:04d}.png", tags)
-        (part / metadata.FOLDER_RECIPE).write_text(json.dumps(beside, indent=2) + "\n")
-    return folder
+    for index, frame_HWC in enumerate(frames_THWC):
+        formats.write_png(frame_HWC, folder / f"frame-{index:04d}.png", tags)
+    (folder / metadata.FOLDER_RECIPE).write_text(json.dumps(beside, indent=2) + "\n")
+
+
+def _even(frames_THWC: np.ndarray) -> np.ndarray:
+    height, width = frames_THWC.shape[1:3]
+    if height % 2 == 0 and width % 2 == 0:
+        return frames_THWC
+    return np.pad(frames_THWC, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
 def _refuse_foreign(folder: Path) -> None:
+    """A folder is replaced only if it is one of frames."""
     if not folder.is_dir():
         return
     foreign = [p.name for p in folder.iterdir() if p.name != metadata.FOLDER_RECIPE and not p.match("frame-*.png")]
@@ -151,166 +198,3 @@ def _refuse_foreign(folder: Path) -> None:
         raise BadRequest(
             f"the folder {folder} holds other files ({foreign[0]}); expected a new name for the png frames"
         )
-
-
-def _save_sheet(clip: Clip, path: Path, generated: bool) -> Path:
-    sheet = np.asarray(contact_sheet(clip))
-    with replacing(path) as part:
-        _write_png(sheet, part, metadata.tags(clip.recipe, generated=generated))
-    return path
-
-
-# ----------------------------------------------------------------------------------------- formats
-
-
-def _write_mp4(frames_THWC: np.ndarray, rate: Fraction, part: Path, tags: Tags, crf: float) -> None:
-    import av
-    from av.video.reformatter import ColorRange, Colorspace
-
-    # `use_metadata_tags` lets a container that knows only iTunes atoms carry names of our own.
-    options = {"movflags": "use_metadata_tags+faststart"}
-    with av.open(str(part), "w", format="mp4", options=options) as container:
-        container.metadata.update(tags)
-        stream = container.add_stream("libx264", rate=rate, options={"crf": f"{crf:g}", "preset": "medium"})
-        stream.height, stream.width = frames_THWC.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        codec: Any = stream.codec_context
-        codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
-        codec.color_range = _LIMITED
-        # Slices and threads change the bits; one thread gives one file for one clip on any machine.
-        codec.thread_count = 1
-
-        def convert(frame: av.VideoFrame) -> av.VideoFrame:
-            made = frame.reformat(
-                format="yuv420p",
-                dst_colorspace=Colorspace.ITU709,
-                dst_color_range=ColorRange.MPEG,
-                interpolation=exact(),
-            )
-            made.colorspace, made.color_range = _BT709, _LIMITED
-            return made
-
-        _encode(container, stream, frames_THWC, rate, convert)
-
-
-def _write_gif(frames_THWC: np.ndarray, rate: Fraction, part: Path, tags: Tags) -> None:
-    """One palette for the whole clip and an ordered dither, which stands still where the picture does."""
-    import av
-
-    with io.BytesIO() as raw:
-        with av.open(raw, "w", format="gif", options={"loop": "0"}) as container:
-            stream = container.add_stream("gif", rate=rate)
-            stream.height, stream.width = frames_THWC.shape[1:3]
-            stream.pix_fmt = "pal8"
-            _encode(container, stream, frames_THWC, rate, _Palette(frames_THWC))
-        data = raw.getvalue()
-    # The comment goes where every reader finds it: after the header and its colour table.
-    table = 3 * 2 ** ((data[10] & 7) + 1) if data[10] & 0x80 else 0
-    part.write_bytes(data[: 13 + table] + metadata.gif_comment(tags) + data[13 + table :])
-
-
-class _Palette:
-    """Maps RGB frames to one palette of 256 colours made from all of them."""
-
-    def __init__(self, frames_THWC: np.ndarray) -> None:
-        import av
-
-        height, width = frames_THWC.shape[1:3]
-        make = av.filter.Graph()
-        source = make.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=Fraction(1, 25))
-        make.link_nodes(source, make.add("palettegen", "reserve_transparent=0"), make.add("buffersink")).configure()
-        for index, frame_HWC in enumerate(frames_THWC):
-            make.push(_frame(frame_HWC, index, Fraction(25)))
-        make.push(None)
-        self.palette: Any = make.pull()
-        self.height, self.width = height, width
-
-    def __call__(self, frame: Any) -> Any:
-        import av
-
-        graph = av.filter.Graph()
-        picture = graph.add_buffer(
-            width=self.width, height=self.height, format=av.VideoFormat("rgb24"), time_base=frame.time_base
-        )
-        colours = graph.add_buffer(
-            width=self.palette.width,
-            height=self.palette.height,
-            format=self.palette.format,
-            time_base=frame.time_base,
-        )
-        use = graph.add("paletteuse", "dither=bayer:bayer_scale=3")
-        picture.link_to(use, 0, 0)
-        colours.link_to(use, 0, 1)
-        use.link_to(graph.add("buffersink"))
-        graph.configure()
-        self.palette.pts, self.palette.time_base = frame.pts, frame.time_base
-        picture.push(frame)
-        picture.push(None)
-        colours.push(self.palette)
-        colours.push(None)
-        return graph.pull()
-
-
-def _write_webp(frames_THWC: np.ndarray, rate: Fraction, part: Path, tags: Tags) -> None:
-    first, *rest = _pictures(frames_THWC)
-    # Whole milliseconds whose sum is right, where each alone would be off by up to a half.
-    ends = [round(1000 * (index + 1) / rate) for index in range(len(frames_THWC))]
-    first.save(
-        part,
-        format="WEBP",
-        save_all=True,
-        append_images=rest,
-        duration=[end - begin for begin, end in zip([0, *ends], ends, strict=False)],
-        loop=0,
-        quality=WEBP_QUALITY,
-        method=4,
-        exif=metadata.exif(tags),
-        xmp=metadata.xmp("digitalSourceType" in tags),
-    )
-
-
-def _write_png(frame_HWC: np.ndarray, part: Path, tags: Tags) -> None:
-    from PIL import Image, PngImagePlugin
-
-    chunks = PngImagePlugin.PngInfo()
-    for name, text in tags.items():
-        chunks.add_itxt(name, text)
-    chunks.add_itxt("XML:com.adobe.xmp", metadata.xmp("digitalSourceType" in tags).decode())
-    Image.fromarray(frame_HWC).save(part, format="PNG", pnginfo=chunks)
-
-
-# ------------------------------------------------------------------------------------------ shared
-
-
-def _even(frames_THWC: np.ndarray) -> tuple[np.ndarray, str | None]:
-    """yuv420p halves the colour, so its sides must be even: repeat the last row or column."""
-    height, width = frames_THWC.shape[1:3]
-    if height % 2 == 0 and width % 2 == 0:
-        return frames_THWC, None
-    padded = np.pad(frames_THWC, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    after = f"{padded.shape[2]}×{padded.shape[1]}"
-    return padded, f"{width}×{height} was padded to {after} by repeating the edge: an mp4 needs even sides"
-
-
-def _frame(pixels_HWC: np.ndarray, index: int, rate: Fraction) -> Any:
-    import av
-
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_HWC), format="rgb24")
-    frame.pts, frame.time_base = index, 1 / rate
-    return frame
-
-
-def _encode(
-    container: Any, stream: Any, frames_THWC: np.ndarray, rate: Fraction, convert: Callable[[Any], Any]
-) -> None:
-    for index, pixels_HWC in enumerate(frames_THWC):
-        made = convert(_frame(pixels_HWC, index, rate))
-        made.pts, made.time_base = index, 1 / rate
-        container.mux(stream.encode(made))
-    container.mux(stream.encode())
-
-
-def _pictures(frames_THWC: np.ndarray) -> Iterator[Image]:
-    from PIL import Image
-
-    return (Image.fromarray(frame_HWC) for frame_HWC in frames_THWC)

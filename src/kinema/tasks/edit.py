@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from kinema.schema import Canvas, OnEvent, Request
+from kinema.schema import Canvas, Heard, OnEvent, Request
 from kinema.tasks.known import blank, frames_of, natural, need
 
 
@@ -23,4 +23,5 @@ def canvas(request: Request, on_event: OnEvent) -> Canvas:
     # A source shorter than the clip asked for holds its last frame, so that every frame has a start.
     held = source[:, :, -1:].expand(-1, -1, request.shape.frames - source.shape[2], -1, -1)
     whole = torch.cat([source, held], dim=2)
-    return replace(Canvas(video, mask), source=whole.expand_as(video).contiguous(), strength=request.strength)
+    edited = Canvas(video, mask, heard=Heard(request.video))
+    return replace(edited, source=whole.expand_as(video).contiguous(), strength=request.strength)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kinema.media import read
-from kinema.schema import BadRequest, Canvas, Note, OnEvent, Request
+from kinema.schema import MAX_FRAMES, BadRequest, Canvas, Heard, Note, OnEvent, Request
 from kinema.tasks.known import blank, frames_of, need, one_of
 
 NEW_FRAMES = 12
@@ -17,6 +17,11 @@ def plan(request: Request) -> Request:
     probe = read.probe(request.video, fps=request.fps)
     known = min(probe.frames, request.keep or probe.frames)
     frames = request.frames or known + NEW_FRAMES
+    if request.frames is None and frames > MAX_FRAMES:
+        raise BadRequest(
+            f"{request.video} has {known:,} frames to keep, and a clip has at most {MAX_FRAMES:,} with those that are "
+            "new; keep fewer with --keep"
+        )
     if frames <= known:
         raise BadRequest(
             f"{request.video} has {known} frames to keep and {frames} are asked for in all; ask for more, or keep fewer"
@@ -27,19 +32,20 @@ def plan(request: Request) -> Request:
 def canvas(request: Request, on_event: OnEvent) -> Canvas:
     assert request.video is not None
     assert request.keep is not None
+    assert request.fps is not None
     video, mask = blank(request)
-    k = request.keep
+    k, fps = request.keep, request.fps
     part = {"frames": k} if request.backward else {"last": k}
-    known = frames_of(request, request.video, on_event, fps=request.fps, **part)
+    known = frames_of(request, request.video, on_event, fps=fps, **part)
     k = known.shape[2]
-    whole = read.probe(request.video, fps=request.fps).frames
+    whole = read.probe(request.video, fps=fps).frames
     if whole > k:
         which = "first" if request.backward else "last"
         on_event(Note(f"the {which} {k} of {whole} frames of {request.video} are kept, and the rest left out"))
     if request.backward:
         video[:, :, -k:], mask[:, :, -k:] = known, 1
-        return Canvas(video, mask)
+        return Canvas(video, mask, heard=Heard(request.video, 0.0, k / fps, (request.shape.frames - k) / fps))
     video[:, :, :k], mask[:, :, :k] = known, 1
     if request.loop:
         video[:, :, -1], mask[:, :, -1] = video[:, :, 0], 1
-    return Canvas(video, mask)
+    return Canvas(video, mask, heard=Heard(request.video, (whole - k) / fps, k / fps))

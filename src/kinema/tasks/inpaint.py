@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kinema.schema import BadRequest, Canvas, OnEvent, Request
+from kinema.schema import BadRequest, Canvas, Heard, OnEvent, Request
 from kinema.tasks.known import blank, frames_of, natural, need, one_of
 
 
@@ -32,7 +32,7 @@ def canvas(request: Request, on_event: OnEvent) -> Canvas:
     count = known.shape[2]
     video[:, :, :count] = known
     mask[:, :, :count] = 1 - wanted(request, on_event)[:, :, :count]
-    return Canvas(video, mask)
+    return Canvas(video, mask, heard=Heard(request.video))
 
 
 def wanted(request: Request, on_event: OnEvent) -> Tensor:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from kinema.media import read
-from kinema.schema import BadRequest, Canvas, Note, OnEvent, Request
+from kinema.media.timing import RATES
+from kinema.schema import MAX_FRAMES, BadRequest, Canvas, Heard, Note, OnEvent, Request
 from kinema.tasks.known import blank, first_frame, frames_of
+
+SAME_SPEED = 1e-3
+"""By how much a speed may be off: 29.97 for 30000/1001 is, and a second in a thousand is not heard."""
 
 
 def plan(request: Request) -> Request:
@@ -21,8 +25,19 @@ def plan(request: Request) -> Request:
     probe = read.probe(request.video)
     if probe.frames < 2:
         raise BadRequest(f"{request.video} has {probe.frames} frame; interpolate needs two or more")
-    frames = request.frames or (probe.frames - 1) * every + 1
-    return request.with_(every=every, frames=frames, fps=request.fps or probe.fps * every)
+    frames, fps = request.frames or (probe.frames - 1) * every + 1, request.fps or probe.fps * every
+    name, given = request.video, f"every {every} makes"
+    if frames > MAX_FRAMES:
+        raise BadRequest(
+            f"{given} {frames:,} frames of the {probe.frames:,} of {name}, and a clip has at most {MAX_FRAMES:,}; "
+            "ask for a smaller --every, or for a part of them with --frames"
+        )
+    if fps > RATES[1]:
+        raise BadRequest(
+            f"{given} {fps:g} frames per second of the {probe.fps:g} of {name}, and at most {RATES[1]:g} are written; "
+            f"ask for a smaller --every, or give --fps: {probe.fps:g} plays it {every} times slower"
+        )
+    return request.with_(every=every, frames=frames, fps=fps)
 
 
 def canvas(request: Request, on_event: OnEvent) -> Canvas:
@@ -36,9 +51,21 @@ def canvas(request: Request, on_event: OnEvent) -> Canvas:
         return Canvas(video, mask)
     places = range(0, request.shape.frames, request.every or 2)
     known = frames_of(request, request.video, on_event, frames=len(places))
-    left = read.probe(request.video).frames - known.shape[2]
+    probe = read.probe(request.video)
+    left = probe.frames - known.shape[2]
     if left > 0:
         on_event(Note(f"the last {left} frames of {request.video} do not fit; ask for more --frames to use them"))
     at = list(places)[: known.shape[2]]
     video[:, :, at], mask[:, :, at] = known, 1
-    return Canvas(video, mask)
+    return Canvas(video, mask, heard=heard(request, probe.fps))
+
+
+def heard(request: Request, own_fps: float) -> Heard:
+    """The clip's sound, where it plays as fast as it was: at ``every`` times its own rate."""
+    assert request.video is not None
+    assert request.fps is not None
+    speed = request.fps / (own_fps * (request.every or 2))
+    if abs(speed - 1) < SAME_SPEED:
+        return Heard(request.video)
+    told = f"{1 / speed:.3g} times slower" if speed < 1 else f"{speed:.3g} times faster"
+    return Heard(request.video, unfit=f"the clip plays {told} than it was recorded")

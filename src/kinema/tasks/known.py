@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kinema.media import read
 from kinema.media.pictures import is_picture
-from kinema.schema import BadRequest, Canvas, Note, OnEvent, Request
+from kinema.schema import MAX_FRAMES, BadRequest, Canvas, Note, OnEvent, Request
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ def natural(request: Request) -> Request:
     """The request with the frame count and rate of its clip where it names none."""
     assert request.video is not None
     probe = read.probe(request.video, fps=request.fps)
+    if request.frames is None and probe.frames > MAX_FRAMES:
+        raise BadRequest(
+            f"{request.video} has {probe.frames:,} frames, and a clip has at most {MAX_FRAMES:,}; "
+            "ask for the first of them with --frames, or for fewer a second with --fps"
+        )
     return request.with_(frames=request.frames or probe.frames, fps=request.fps or probe.fps)
 
 
@@ -77,6 +82,8 @@ def frames_of(
         video = read.read_video(path, frames=frames, fps=fps, size=size, last=last or None).video
         probe = read.probe(path)
         said = read.fit_note(height, width, probe.height, probe.width, request.fit)
+        if probe.note:
+            on_event(Note(f"{path} {probe.note}"))
     if said:
         on_event(Note(f"{path} {said}"))
     return video

@@ -9,6 +9,7 @@ killed run leaves the previous one; nothing older is deleted before the new one 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,11 +19,37 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from kinema.bounds import from_json, quoted
 from kinema.checkpoints import files
+from kinema.checkpoints.keymap import few
+from kinema.checkpoints.settings import readable
 from kinema.schema import BadRequest, Note, OnEvent
 from kinema.training.ema import EMA
 
 _NAMES = "step-*.safetensors"
+MOST = 2**62
+"""Of a counter or a seed."""
+_NUMBER, _COUNT = (int, float), (int,)
+_KINDS: dict[str, tuple[tuple[type, ...], bool]] = {
+    "step": (_COUNT, False),
+    "seed": (_COUNT, False),
+    "precision": ((str,), False),
+    "best": (_NUMBER, True),
+    "bad_steps": (_COUNT, False),
+    "bad_in_row": (_COUNT, False),
+    "ema_updates": (_COUNT, False),
+    "seconds": (_NUMBER, False),
+    "history": ((list,), False),
+    "loss": (_NUMBER, True),
+    "batch": (_COUNT, True),
+    "data": ((dict,), False),
+    "trains": ((str,), False),
+    "base": ((str,), True),
+}
+"""Of what kind each value of a `State` is, and whether it may be None."""
+_MOMENTUM = re.compile(r"optim\.(?P<optimiser>\d{1,3})\.(?P<weight>\d{1,6})\.(?P<what>\w+)")
+_MOMENTA = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}
+"""What each optimiser keeps of a weight."""
 
 
 @dataclass
@@ -93,15 +120,34 @@ def save(
     return path
 
 
-def peek(path: Path) -> tuple[State, dict[str, Any]]:
+def peek(path: Path) -> tuple[State, str]:
     """Where the run of a checkpoint stands, and its model's note; no tensor is read."""
     told = files.metadata(path)
     if "kinema-training" not in told or "kinema-model" not in told:
         raise BadRequest(f"{path} is not a training checkpoint; expected one that `kinema train` wrote")
-    values = json.loads(told["kinema-training"])
+    values = from_json(told["kinema-training"], f"where the run stands in {path}")
+    if not isinstance(values, dict):
+        raise BadRequest(f"{path} is damaged: where the run stands in it is {quoted(values)}")
     if unknown := sorted(set(values) - {f.name for f in fields(State)}):
-        raise BadRequest(f"{path} was written by a later version of kinema (it tells of {unknown[0]!r})")
-    return State(**values), json.loads(told["kinema-model"])
+        raise BadRequest(f"{path} was written by a later version of kinema (it tells of {quoted(unknown[0])})")
+    for known, value in values.items():
+        if not _sound(known, value):
+            raise BadRequest(f"{path} is damaged: its {known} is {quoted(value)}")
+    return State(**values), told["kinema-model"]
+
+
+def _sound(known: str, value: Any) -> bool:
+    """Whether a value of the state is of its kind: a resumed run would fail on another after minutes."""
+    kinds, may_lack = _KINDS[known]
+    if value is None or isinstance(value, bool):
+        return value is None and may_lack
+    if known == "history":
+        return isinstance(value, list) and all(isinstance(row, dict) for row in value)
+    if known == "data":
+        return isinstance(value, dict) and (not value or "source" in value)
+    if isinstance(value, int | float):
+        return isinstance(value, kinds) and (0 <= value < MOST or known in ("best", "loss"))
+    return isinstance(value, kinds)
 
 
 def load(path: Path, model: nn.Module, ema: EMA, optimisers: Sequence[Optimizer]) -> State:
@@ -112,15 +158,21 @@ def load(path: Path, model: nn.Module, ema: EMA, optimisers: Sequence[Optimizer]
     weights = {f"raw.{k}": held[k] for k in ema.shadow} | {f"ema.{k}": v for k, v in ema.shadow.items()}
     momenta = {k: v for k, v in tensors.items() if k.startswith("optim.")}
     if odd := (set(tensors) - set(momenta) - {"rng"}) ^ set(weights):
-        raise BadRequest(f"{path} is of another network ({min(odd)} is in one of them only)")
+        raise BadRequest(f"{path} is of another network ({few([min(odd)])} is in one of them only)")
     for key, value in weights.items():
         if tensors[key].shape != value.shape:
             raise BadRequest(f"{path} is of another network ({key} differs in shape)")
+        if value.is_floating_point() and not tensors[key].is_floating_point():
+            raise BadRequest(f"{path} is damaged: {key} is {tensors[key].dtype}")
+    generator = tensors.get("rng")
+    if generator is None or (generator.dtype, generator.shape) != (torch.uint8, torch.get_rng_state().shape):
+        raise BadRequest(f"{path} is damaged: it holds no state of the random generator")
     _restore_optimisers(path, optimisers, momenta)
     model.load_state_dict({k: tensors[f"raw.{k}"] for k in ema.shadow}, strict=False)
     for key, value in ema.shadow.items():
         value.copy_(tensors[f"ema.{key}"])
-    torch.set_rng_state(tensors["rng"].clone())
+    with readable(str(path)):
+        torch.set_rng_state(generator.clone())
     ema.updates = state.ema_updates
     return state
 
@@ -144,10 +196,15 @@ def _restore_optimisers(path: Path, optimisers: Sequence[Optimizer], momenta: Ma
     states: list[dict[int, dict[str, Any]]] = [{} for _ in optimisers]
     owned = [[p for group in o.param_groups for p in group["params"]] for o in optimisers]
     for key, value in momenta.items():
-        _, i, j, what = key.split(".", 3)
-        known = int(i) < len(owned) and int(j) < len(owned[int(i)])
-        if not known or value.shape not in (torch.Size(), owned[int(i)][int(j)].shape):
-            raise BadRequest(f"{path} was trained with another optimiser ({key} does not fit)")
-        states[int(i)].setdefault(int(j), {})[what] = value.clone()
+        found = _MOMENTUM.fullmatch(key)
+        i, j = (int(found["optimiser"]), int(found["weight"])) if found else (len(owned), 0)
+        known = i < len(owned) and j < len(owned[i])
+        if found is None or not known or value.shape not in (torch.Size(), owned[i][j].shape):
+            raise BadRequest(f"{path} was trained with another optimiser ({few([key])} does not fit)")
+        if not value.is_floating_point() or (found["what"] == "step") != (value.ndim == 0 < owned[i][j].ndim):
+            raise BadRequest(f"{path} is damaged: {few([key])} is {value.dtype} with {value.ndim} axes")
+        states[i].setdefault(j, {})[found["what"]] = value.clone()
     for optimiser, state in zip(optimisers, states, strict=True):
+        if any(entry.keys() != _MOMENTA[type(optimiser).__name__] for entry in state.values()):
+            raise BadRequest(f"{path} is damaged: the state of its optimiser is not whole")
         optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

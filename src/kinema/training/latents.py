@@ -19,7 +19,7 @@ from kinema.data import shards
 from kinema.data.folder import Folder
 from kinema.data.listing import Entry
 from kinema.data.shards import Made, Window
-from kinema.generate import file_hash
+from kinema.recipe import file_hash
 from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
 from kinema.system import System, open_system
 from kinema.training import learning
@@ -33,10 +33,10 @@ DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 class LatentsOptions:
     """What to encode and how; None is the model's own size and rate, which training must then have too."""
 
-    clips: str = option("folder of clips with captions", "")
-    model: str = option("family/preset, alias, folder or file: the model that will be trained", "")
+    clips: str = option("folder of clips with captions", "", path=True)
+    model: str = option("family/preset, alias, folder or file: the model that will be trained", "", path=True)
     variant: str | None = option("files of a folder (fp16), or the published model that weights are (svd-xt)", None)
-    out: str = option("folder of the shards; what is there is gone on with", "")
+    out: str = option("folder of the shards; what is there is gone on with", "", path=True)
     frames: int | None = option("frames a window", None, 1, 4096)
     height: int | None = option("height in pixels", None, 1, 8192)
     width: int | None = option("width in pixels", None, 1, 8192)
@@ -48,6 +48,7 @@ class LatentsOptions:
     )
     dtype: Literal["fp16", "fp32"] = option("precision of what is stored", "fp16")
     shard: int = option("windows a shard, about", 64, 1, 1e6)
+    follow_links: bool = option("read what links in the folder of clips lead to, outside of it too", False)
     device: str | None = option("device; the GPU when there is one", None)
     threads: int | None = option("CPU threads", None, 1, 1024)
 
@@ -83,6 +84,7 @@ def encode(options: LatentsOptions, on_event: OnEvent = ignore) -> Encoded:
     special = learning.of_family(system.family.name)
     if special is None:
         raise BadRequest(f"{system.family.name} works on pixels, so there is nothing to encode beforehand")
+    shards.refuse_foreign(Path(options.out))
     clips = _folder(options, system)
     with claimed(Path(options.out)) as out:
         on_event(Phase("load", system.name))
@@ -90,7 +92,7 @@ def encode(options: LatentsOptions, on_event: OnEvent = ignore) -> Encoded:
         found = shards.shards(out, made)
         done = {window.clip: window.hash for _, windows in found for window in windows}
         on_event(Phase("encode", f"{len(clips.entries)} clips, {len(done)} of them encoded already"))
-        number, added, pending = len(found), 0, []
+        number, added, pending = shards.next_number(out), 0, []
         for entry in clips.entries:
             name = file_hash(entry.path)
             if entry.name in done:
@@ -129,6 +131,7 @@ def _folder(options: LatentsOptions, system: System) -> Folder:
         width=own.width,
         fps=None if options.frameskip else own.fps,
         frameskip=options.frameskip or 1,
+        follow_links=options.follow_links,
     )
 
 

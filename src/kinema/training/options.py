@@ -9,8 +9,10 @@ from typing import Any, Literal
 from kinema.schema import BadRequest
 
 
-def option(help_: str, default: Any, least: float | None = None, most: float | None = None) -> Any:
-    return field(default=default, metadata={"help": help_, "least": least, "most": most})
+def option(
+    help_: str, default: Any, least: float | None = None, most: float | None = None, *, path: bool = False
+) -> Any:
+    return field(default=default, metadata={"help": help_, "least": least, "most": most, "path": path})
 
 
 def check_ranges(options: Any) -> None:
@@ -29,10 +31,14 @@ class TrainOptions:
     rate and how often something is saved or shown may change.
     """
 
-    model: str = option("family/preset, or a file or the folder of a run to go on from (fine-tuning)", "zoetrope/base")
+    model: str = option(
+        "family/preset, or a file or the folder of a run to go on from (fine-tuning)", "zoetrope/base", path=True
+    )
     variant: str | None = option("files of a folder (fp16), or the published model that weights are (svd-xt)", None)
-    data: str = option("playroom, a folder of clips with captions, or latents from `kinema data latents`", "playroom")
-    out: str = option("folder of the run; an existing run there is resumed", "runs/train")
+    data: str = option(
+        "playroom, a folder of clips with captions, or latents from `kinema data latents`", "playroom", path=True
+    )
+    out: str = option("folder of the run; an existing run there is resumed", "runs/train", path=True)
     steps: int | None = option("optimiser steps in all", None, 1, 1e9)
     batch: int | None = option("clips a step", None, 1, 1e6)
     learning_rate: float | None = option("peak learning rate", None, 1e-12, 1e3)
@@ -43,7 +49,9 @@ class TrainOptions:
     )
     only: str | None = option("svd: train a part alone, such as temporal", None)
     add: str | None = option(
-        "animatediff: a file in a slot of the model, such as motion=mm_sd_v15_v2.ckpt; several with commas", None
+        "animatediff: a file in a slot of the model, such as motion=mm_sd_v15_v2.ckpt; several with commas",
+        None,
+        path=True,
     )
     lora: str | None = option("train a LoRA of this rank (or rank:alpha) instead of the network", None)
     frames: int | None = option("frames a clip, where the model takes any number", None, 1, 4096)
@@ -73,6 +81,7 @@ class TrainOptions:
     )
     crop: Literal["centre", "random"] = option("real clips: where the frame is cut to the model's shape", "centre")
     flip: bool = option("real clips: mirror half of them, but none whose caption names a side", False)
+    follow_links: bool = option("real clips: read what links in the folder of data lead to, outside of it too", False)
     max_bad_steps: int = option("stop after this many non-finite steps in a row", 20, 1, 1e9)
 
     def __post_init__(self) -> None:
@@ -88,6 +97,7 @@ class TrainOptions:
                 expected = ", ".join(k for k in known if k)
                 raise BadRequest(f"{name} is {getattr(self, name)!r}; expected one of {expected}")
         told = {"frameskip": self.frameskip, "crop": self.crop != "centre", "flip": self.flip}
+        told |= {"follow_links": self.follow_links}
         if self.data == "playroom" and (extra := [name for name, value in told.items() if value]):
             raise BadRequest(f"{extra[0]} is an option of real clips; playroom has none: name a folder as data")
         if self.data != "playroom" and self.grammar:

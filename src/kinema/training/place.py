@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
+import contextlib
 import re
 import shutil
 import signal
@@ -11,38 +10,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
+from kinema import bounds
 from kinema.atomic import FULL, check_folder, replacing
 from kinema.checkpoints.files import RUN_OPTIONS
+from kinema.checkpoints.source import read_json
+from kinema.data.claim import alone
 from kinema.schema import BadRequest
 
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.part")
-_LOCK = ".lock"
+_LOCK, _LOG = ".lock", "log.jsonl"
+MAX_LOG = 2**30
+"""Bytes of a log that are read: a million steps take a tenth."""
+_FOLDERS = (("samples", Path.is_dir), ("tensorboard", Path.is_dir))
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[Path]:
     """The folder, for this run alone, without what a killed run had half written.
 
-    Raises BadRequest when it cannot be written, when another run is at work in it, or when the disk fills up.
+    Raises BadRequest when it cannot be written, when another run is at work in it, when what a run writes in place
+    is a link there, or when the disk fills up.
     """
-    if folder.exists() and not folder.is_dir():
-        raise BadRequest(f"{folder} is a file; expected the name of a folder for the run")
-    new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadRequest(f"cannot make the folder {folder} of the run: {error.strerror}") from error
+    new = _make(folder)
     check_folder(folder / _LOCK)
+    _check_links(folder)
     try:
-        with (folder / _LOCK).open("a") as lock:
-            _alone(lock, folder)
-            for place in (folder, folder / "samples"):
-                for path in place.glob(".*.part"):
-                    if path.is_file() and _LEFTOVER.fullmatch(path.name):
-                        path.unlink()
-            yield folder
+        with alone(folder / _LOCK, f"another training run is at work in {folder}; name another folder, or wait for it"):
+            try:
+                _tidy(folder)
+                yield folder
+            except BadRequest:
+                if new and {path.name for path in folder.iterdir()} <= {_LOCK}:
+                    shutil.rmtree(folder)  # a run that was refused leaves nothing; only it has the lock
+                raise
     except OSError as error:
         if error.errno in FULL:
             raise BadRequest(
@@ -50,10 +51,28 @@ def claimed(folder: Path) -> Iterator[Path]:
                 "free some space and run the same command to go on"
             ) from error
         raise
-    except BadRequest:
-        if new and {path.name for path in folder.iterdir()} <= {_LOCK}:
-            shutil.rmtree(folder)  # a run that was refused leaves nothing
-        raise
+
+
+def _make(folder: Path) -> bool:
+    """Make the folder; whether this call made it, and not a run that began at the same moment."""
+    if folder.exists() and not folder.is_dir():
+        raise BadRequest(f"{folder} is a file; expected the name of a folder for the run")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return True
+    except OSError as error:
+        raise BadRequest(f"cannot make the folder {folder} of the run: {error.strerror}") from error
+    return False
+
+
+def _tidy(folder: Path) -> None:
+    """Remove torn files of killed runs."""
+    for place in (folder, folder / "samples"):
+        for path in place.glob(".*.part"):
+            if path.is_file() and _LEFTOVER.fullmatch(path.name):
+                path.unlink()
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -69,23 +88,18 @@ def _is_run(folder: Path) -> bool:
     if any(folder.glob("step-*.safetensors")):
         return True
     try:
-        return "recipe" in json.loads((folder / RUN_OPTIONS).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        return "recipe" in read_json(folder / RUN_OPTIONS)
+    except BadRequest:
         return False
 
 
-def _alone(lock: IO[str], folder: Path) -> None:
-    """Take the lock, which the kernel gives back whatever becomes of this process."""
-    if os.name == "nt":
-        return  # an open file cannot be replaced there: a second run fails at its first write
-    import fcntl
-
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BadRequest(f"another training run is at work in {folder}; name another folder, or wait for it") from None
-    except OSError:
-        return  # a file system without locks
+def _check_links(folder: Path) -> None:
+    """Refuse a folder in which a run's own names lead elsewhere, or are of another kind: it would write there."""
+    for name, is_ours in ((_LOCK, Path.is_file), (RUN_OPTIONS, Path.is_file), (_LOG, Path.is_file), *_FOLDERS):
+        place = folder / name
+        if place.is_symlink() or (place.exists() and not is_ours(place)):
+            kind = "a link" if place.is_symlink() else "of another kind"
+            raise BadRequest(f"{place} is {kind}; expected a run's own {name}, or none: name another folder")
 
 
 @contextmanager
@@ -114,12 +128,13 @@ def trim_log(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in bounds.read_bytes(path, MAX_LOG, "a run's log").decode(errors="replace").splitlines():
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = bounds.from_json(line, path.name)
+        except BadRequest:
             continue
-        if isinstance(row, dict) and row.get("step", 0) <= step:
+        at = row.get("step", 0) if isinstance(row, dict) else None
+        if isinstance(at, int) and at <= step:
             kept.append(line)
     with replacing(path) as part:
         part.write_text("".join(f"{line}\n" for line in kept))

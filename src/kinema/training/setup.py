@@ -13,11 +13,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from kinema import processor
+from kinema.bounds import quoted, shown
 from kinema.checkpoints import files
 from kinema.checkpoints.files import RUN_OPTIONS
+from kinema.checkpoints.source import read_json
 from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest, Note, OnEvent, Phase
-from kinema.system import Batch, Recipe, System, open_system
+from kinema.system import Batch, Recipe, System, family_of, open_system
 from kinema.training import checkpoint, learning, optim
 from kinema.training.checkpoint import State
 from kinema.training.ema import EMA
@@ -73,7 +75,7 @@ def additions(told: str | None) -> dict[str, str]:
     """``motion=FILE,vae=FILE`` as slots and files."""
     pairs = [word.partition("=") for word in told.split(",")] if told else []
     if not all(slot and file for slot, _, file in pairs):
-        raise BadRequest(f"add is {told!r}; expected SLOT=FILE, such as motion=mm_sd_v15_v2.ckpt")
+        raise BadRequest(f"add is {quoted(told)}; expected SLOT=FILE, such as motion=mm_sd_v15_v2.ckpt")
     return {slot: file for slot, _, file in pairs}
 
 
@@ -123,9 +125,9 @@ def agree(path: Path, options: TrainOptions, system: System, wanted: State, on_e
     """Refuse to take up a run under another model, seed, batch, precision or data: it would be neither run."""
     stored, note = checkpoint.peek(path)
     hint = "leave it as it was, or name another folder"
-    if note["family"] != system.family.name:
-        raise BadRequest(f"the run in {path.parent} trains {note['family']}, not {system.family.name}; {hint}")
-    config = system.family.from_json(note["config"])
+    family, config = family_of(note, str(path))
+    if family.name != system.family.name:
+        raise BadRequest(f"the run in {path.parent} trains {family.name}, not {system.family.name}; {hint}")
     if config != system.config:
         now, then = system.family.to_json(system.config), system.family.to_json(config)
         field = next((k for k in now if now[k] != then.get(k)), "its configuration")
@@ -146,15 +148,17 @@ def agree(path: Path, options: TrainOptions, system: System, wanted: State, on_e
             on_event(Note(f"{options.data} holds other clips than when this run began; it goes on with these"))
     for name, (then, now) in told.items():
         if then != now:
-            raise BadRequest(f"the run in {path.parent} has {name} {then}, not {now}; {hint}")
+            raise BadRequest(
+                f"the run in {path.parent} has {name} {shown(str(then), 80)}, not {shown(str(now), 80)}; {hint}"
+            )
 
 
 def changes(folder: Path, recipe: Recipe) -> list[str]:
     """What a run that is taken up is now to do otherwise, in words: its learning rate, and the steps in all."""
     try:
-        before = json.loads((folder / RUN_OPTIONS).read_text(encoding="utf-8"))["recipe"]
-        told = [(name, before[name], getattr(recipe, name)) for name in ("learning_rate", "steps")]
-    except (OSError, ValueError, KeyError, TypeError):
+        before = read_json(folder / RUN_OPTIONS)["recipe"]
+        told = [(name, float(before[name]), getattr(recipe, name)) for name in ("learning_rate", "steps")]
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return []
     return [f"{name.replace('_', ' ')} {then:g} becomes {now:g}" for name, then, now in told if then != now]
 

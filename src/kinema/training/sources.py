@@ -59,7 +59,7 @@ def open_source(options: TrainOptions, system: System, recipe: Recipe, model: nn
     folder = Path(options.data)
     if not folder.is_dir():
         raise BadRequest(f"there is no folder {folder}; expected 'playroom' or a folder of clips with captions")
-    if shards.is_latents(folder):
+    if shards.is_latents(folder, follow_links=options.follow_links):
         return _latents(options, system, folder, model)
     # A frame skip counts frames as they were filmed (VDM's sense); otherwise clips play at the model's own rate.
     as_filmed = options.frameskip is not None or recipe.frameskip > 1
@@ -73,6 +73,7 @@ def open_source(options: TrainOptions, system: System, recipe: Recipe, model: nn
         seed=options.seed,
         crop=options.crop,
         flip=options.flip,
+        follow_links=options.follow_links,
     )
     train, held_out = _readable(*every.split(_SHARE))
     captions = [caption for entry in held_out.entries for caption in entry.captions[:1]]
@@ -86,7 +87,7 @@ def _latents(options: TrainOptions, system: System, folder: Path, model: nn.Modu
     if extra := [name for name, value in told.items() if value]:
         raise BadRequest(f"{extra[0]} is decided when clips are encoded; leave it out for the latents in {folder}")
     special, own = learning.of_family(system.family.name), system.family.defaults(system.config)
-    every = shards.Latents.open(folder, options.seed)
+    every = shards.Latents.open(folder, options.seed, follow_links=options.follow_links)
     if special is None or every.made.family != system.family.name:
         raise BadRequest(f"{folder} holds clips encoded for {every.made.family}, not for {system.family.name}")
     networks = shards.hash_of(special.frozen(system.model if model is None else model))

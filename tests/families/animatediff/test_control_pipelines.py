@@ -99,7 +99,53 @@ def test_given_frames_equal_the_sparse_control_pipeline(parts, saved, modes, giv
     assert (without - expected).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("strength", [0.4, 0.8])
+def test_drawings_equal_the_sparse_control_pipeline(oracle, tmp_path):
+    """Grey drawings of frames 0 and 2, which both read as pixels from 0 to 1."""
+    from diffusers import AnimateDiffSparseControlNetPipeline
+    from PIL import Image
+
+    size = replace(oracle.letters, vae_channels=(32, 32, 32, 32), height=64, width=64)
+    size = replace(size, sparse="scribble", sparse_positions=16)
+    ours, made = oracle.components(size, tmp_path / "tokenizer")
+    made |= {"motion_adapter": None, "scheduler": oracle.scheduler()}
+    sparse = oracle.same_weights(oracle.sparse(size), ours.sparse)
+    theirs = AnimateDiffSparseControlNetPipeline(**made, controlnet=sparse)
+    theirs.save_pretrained(tmp_path / "pipeline")
+    sparse.save_pretrained(tmp_path / "sparsectrl")
+    theirs = theirs.to(torch.float64)
+    theirs.set_progress_bar_config(disable=True)
+    shown = torch.randint(0, 256, (2, 64, 64, 3), generator=torch.Generator().manual_seed(5), dtype=torch.uint8)
+    drawings, frames = [Image.fromarray(each.numpy()) for each in shown], [0, 2]
+    noise = torch.randn(1, 4, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    expected = theirs(
+        num_frames=4,
+        height=64,
+        width=64,
+        conditioning_frames=drawings,
+        controlnet_frame_indices=frames,
+        controlnet_conditioning_scale=0.8,
+        latents=noise.double(),
+        output_type="latent",
+        **TOLD,
+    ).frames
+    extra = {"scribble": {}, "control_scale": 0.8}
+    for frame, drawing in zip(frames, drawings, strict=True):
+        drawing.save(tmp_path / f"{frame}.png")
+        extra["scribble"][frame] = str(tmp_path / f"{frame}.png")
+    model = load(
+        tmp_path / "pipeline",
+        add={"sparsectrl": tmp_path / "sparsectrl"},
+        overrides={"norms": "diffusers"},
+        dtype=torch.float64,
+    )
+    request = Request(frames=4, extra=extra, **(ASK | {"height": 64, "width": 64}))
+    made = model.run(request, noise=noise, output="latents").video
+    assert (made - expected).abs().max() <= 1e-4
+    without = model.run(request.with_(extra={}), noise=noise, output="latents").video
+    assert (without - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("strength", [0.4, 0.35, 0.75])  # 2, 1.75 and 3.75 steps of five
 def test_edited_clips_equal_the_video_to_video_pipeline(parts, saved, modes, given, monkeypatch, strength):
     from diffusers import AnimateDiffVideoToVideoPipeline
     from diffusers.pipelines.animatediff import pipeline_animatediff_video2video as module

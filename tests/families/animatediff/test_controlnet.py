@@ -323,9 +323,10 @@ def test_the_command_line_takes_nets_by_name_and_the_recipe_has_them(saved, tmp_
     assert main(words) == 0
     told = read_recipe(out)
     assert [each["slot"] for each in told["added"]] == ["controlnet.canny", "controlnet.depth"]
-    expected = {"control.depth": still, "control_scale.depth": 0.5, "control_span": [0, 1]}
+    expected = {"control.depth": "still.png", "control_scale.depth": 0.5, "control_span": [0, 1]}
     assert told["request"]["extra"] == expected
     assert main([*words, "--overwrite", "--add", adds[0]]) == 2
     assert "--add controlnet.canny is given twice" in capsys.readouterr().err
-    assert main(["replay", str(out), "-o", str(tmp_path / "again.mp4")]) == 0
+    given = ["--model", words[3], "--add", adds[0], "--add", adds[1], "--input", f"still.png={still}"]
+    assert main(["replay", str(out), "-o", str(tmp_path / "again.mp4"), *given]) == 0
     assert "the same to the bit" in capsys.readouterr().err

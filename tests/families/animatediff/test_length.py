@@ -12,6 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from kinema.diffusion.windows import views, windows
 from kinema.families.animatediff import conditioning, recipe
+from kinema.families.animatediff.control import Steering
+from kinema.families.animatediff.ip_adapter import Picture
 from kinema.families.animatediff.motion import MotionModule, Moving
 from kinema.generate import load
 from kinema.media.metadata import read_recipe
@@ -365,3 +367,35 @@ def test_views_take_their_part_of_what_is_told_of_each_frame(oracle):
     for part in (slice(0, 8), slice(8, 16)):
         alone = module(x[part], 8, Moving(scale_T1HW=scale[part]))
         assert (made[part] - alone).abs().max() <= 1e-5
+
+
+def test_a_window_is_told_the_rows_of_its_own_frames():
+    """Of everything that may differ from frame to frame; what all frames share stays as it is."""
+    frames, at = 6, [4, 5, 0]
+    condition = conditioning.Condition(
+        context_BKLC=normal(1, frames, 3, 8),
+        moving=Moving(effect_T1HW=normal(frames, 1, 1, 1), scale_T1HW=normal(frames, 1, 2, 2)),
+        shown=conditioning.Shown(normal(1, 4, frames, 2, 2), normal(1, 1, frames, 2, 2), normal(frames)),
+        steerings=(Steering(0, normal(frames, 8, 2, 2), normal(frames), 0.0, 1.0),),
+        pictures=(Picture(0, normal(frames, 4, 8), normal(frames)),),
+        first_BCTHW=normal(1, 5, frames, 2, 2),
+    )
+    made = condition.of(at)
+    pairs = [
+        (made.context_BKLC, condition.context_BKLC[:, at]),
+        (made.moving.effect_T1HW, condition.moving.effect_T1HW[at]),
+        (made.moving.scale_T1HW, condition.moving.scale_T1HW[at]),
+        (made.shown.given_BCTHW, condition.shown.given_BCTHW[:, :, at]),
+        (made.shown.mask_B1THW, condition.shown.mask_B1THW[:, :, at]),
+        (made.shown.scale_T, condition.shown.scale_T[at]),
+        (made.steerings[0].hint_TChw, condition.steerings[0].hint_TChw[at]),
+        (made.steerings[0].scale_T, condition.steerings[0].scale_T[at]),
+        (made.pictures[0].tokens_RLC, condition.pictures[0].tokens_RLC[at]),
+        (made.pictures[0].scale_T, condition.pictures[0].scale_T[at]),
+        (made.first_BCTHW, condition.first_BCTHW[:, :, at]),
+    ]
+    assert all(torch.equal(mine, expected) for mine, expected in pairs)
+    shared = conditioning.Condition(normal(1, 1, 3, 8), pictures=(Picture(0, normal(1, 4, 8), normal(1)),)).of(at)
+    assert (shared.context_BKLC.shape[1], len(shared.pictures[0].tokens_RLC), len(shared.pictures[0].scale_T)) == (
+        1,
+    ) * 3

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kinema.families.animatediff.config import PRESETS
-from kinema.families.animatediff.motion import MotionModule, Moving, sinusoids
+from kinema.families.animatediff.config import PRESETS, TINY
+from kinema.families.animatediff.motion import MotionModule, Moving, norm_over_clip, sinusoids
 from kinema.families.animatediff.unet import UNet
 from kinema.schema import BadRequest
 
@@ -209,3 +209,43 @@ def test_networks_have_the_published_counts(name):
     assert sum(p.numel() for p in network.parameters()) == WHOLE[name]
     assert sum(motion) == MOTION[name]
     assert len(network.state_dict()) == TENSORS[name]
+
+
+# ------------------------------------------------------------------------------------------ norms
+
+
+@pytest.mark.parametrize("norms", ["official", "diffusers"])
+@pytest.mark.parametrize(
+    ("motion", "together"),
+    [("v1", True), ("pia", True), ("hotshot", True)]
+    + [(name, False) for name in ("v2", "v3", "sdxl", "lcm", "lightning")],
+)
+def test_the_image_model_s_norms_see_the_clip_for_modules_that_were_trained_so(oracle, motion, together, norms):
+    """With the modules' effect at 0, norms alone can tell a frame of another; in diffusers none of them does."""
+    network = oracle.randomised(UNet(replace(TINY, motion=motion, norms=norms)))
+    z, still = normal(1, 4, 4, 8, 8), Moving(effect_T1HW=torch.zeros(1, 1, 1, 1))
+    other = z.clone()
+    other[:, :, 2] = 3 * other[:, :, 2] + 1
+    told = (torch.tensor([500.0]), normal(1, 7, TINY.context))
+    made, changed = (network(x, *told, moving=still) for x in (z, other))
+    apart = (made - changed)[:, :, [0, 1, 3]].abs().max()
+    assert (apart > 1e-3) == (together and norms == "official")
+    alone, without = (network(x, *told, moving=still, motion=False) for x in (z, other))
+    assert torch.equal(alone[:, :, [0, 1, 3]], without[:, :, [0, 1, 3]])
+
+
+def test_norms_over_the_clip_are_those_of_its_frames_laid_side_by_side(oracle):
+    """A group norm does not know where a pixel lies: frames in a row are one picture to it."""
+    norm, x = oracle.randomised(torch.nn.GroupNorm(8, 32)), normal(4, 32, 8, 8)
+    row = x.permute(1, 2, 0, 3).flatten(2)[None]
+    expected = norm(row)[0].unflatten(-1, (4, 8)).permute(2, 0, 1, 3)
+    assert (norm_over_clip(norm, x, 4) - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("motion", ["v1", "v2", "v3", "sdxl", "pia", "hotshot", "lcm", "lightning"])
+def test_motion_modules_normalise_the_clip_for_sdxl_and_in_diffusers(motion):
+    seen = {}
+    for norms in ("official", "diffusers"):
+        network = UNet(replace(TINY, motion=motion, norms=norms))
+        seen[norms] = {m.over_clip for m in network.modules() if isinstance(m, MotionModule)}
+    assert seen == {"official": {motion == "sdxl"}, "diffusers": {True}}

@@ -15,7 +15,7 @@ from kinema.families.animatediff.config import IMAGE_BETAS, PRESETS, TINY, to_js
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.families.animatediff.pia import AFFINITIES
 from kinema.generate import load
-from kinema.schema import BadRequest, Request
+from kinema.schema import BadRequest, Canvas, Request
 from kinema.system import open_system
 
 IMAGE = replace(
@@ -125,3 +125,15 @@ def test_an_inpainting_model_is_not_taken_for_it(saved, tmp_path):
     torch.save({name: torch.zeros(shape) for name, shape in table.theirs.items()}, tmp_path / "inpainting.ckpt")
     with pytest.raises(BadRequest, match="an inpainting model"):
         open_system(tmp_path / "inpainting.ckpt")
+
+
+def test_pia_is_shown_a_first_frame_that_is_given_whole_and_no_other():
+    system = load("animatediff", preset="tiny", overrides={"motion": "pia"}).system
+    request = system.settle(Request(prompt="a red ball", frames=4, seed=1))
+    shape = request.shape.bcthw
+    for rows, shown in ((slice(None), True), (slice(1, None), False)):
+        mask, said = torch.zeros(1, 1, *shape[2:]), []
+        mask[:, :, 0, rows] = 1
+        told = system.condition(request, Canvas(torch.zeros(shape), mask), said.append)
+        assert (told.branches["positive"].first_BCTHW is not None) == shown
+        assert any("is shown none" in str(event) for event in said) != shown

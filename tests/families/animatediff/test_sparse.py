@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from kinema.checkpoints import files
-from kinema.families.animatediff import sparse
+from kinema.families.animatediff import conditioning, sparse
 from kinema.families.animatediff.config import PRESETS, TINY
 from kinema.families.animatediff.family import FAMILY
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.families.animatediff.sparse import SparseCtrl
 from kinema.generate import Model, load
-from kinema.schema import BadRequest, Request
+from kinema.schema import BadRequest, Canvas, Request
 from kinema.system import System, Weights, open_system, with_model
 
 COUNTS = {"rgb": (496_730_880, 486), "scribble": (497_802_784, 500)}
@@ -160,3 +160,21 @@ def test_wrong_files_and_orders_are_named(saved):
     told = sparse.recognise(files.header(saved / "rgb.ckpt"))
     with pytest.raises(BadRequest, match="add motion=FILE first"):
         told.into(image)
+
+
+def test_of_frames_given_in_part_none_is_shown():
+    """SparseCtrl was trained on whole frames: one that is given in part is not shown, nor told to be there."""
+    mask = torch.zeros(2, 1, 5, 8, 8)
+    mask[0, :, 0] = 1
+    mask[0, :, 1] = 1
+    mask[0, :, 1, 3, 5] = 0  # all but a pixel
+    mask[0, :, 2, :, :4] = 1
+    mask[1, :, 3] = 1
+    mask[1, :, 0, 0, 0] = 1
+    z = normal(2, 4, 5, 4, 4)
+    shown = conditioning.frames_shown(Request(frames=5, height=8, width=8), Canvas(torch.zeros(2, 3, 5, 8, 8), mask), z)
+    whole = torch.zeros(2, 5)
+    whole[0, 0] = whole[1, 3] = 1
+    expected = whole[:, None, :, None, None]
+    assert torch.equal(shown.mask_B1THW, expected.expand(2, 1, 5, 4, 4))
+    assert torch.equal(shown.given_BCTHW, z * expected)

@@ -12,7 +12,8 @@ from kinema.families.animatediff import controlnet_file
 from kinema.families.animatediff.config import AdapterSize, ControlSize, VisionSize
 from kinema.families.animatediff.controlnet import ControlNet
 from kinema.generate import load
-from kinema.schema import Request
+from kinema.media import read
+from kinema.schema import Canvas, Request
 
 SIDE, FRAMES = 64, 4
 NET = ControlSize(depths=(1, 1, None), middle=1)
@@ -146,6 +147,51 @@ def test_control_clips_equal_the_control_net_pipeline(parts, saved, oracle, tmp_
     ours = latents(model, 5, **extra)
     assert (ours - expected).abs().max() <= 1e-4
     other = latents(model, 5, **(extra | {"control_span.n0": [0.0, 1.0]}))
+    assert (other - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("span", [(0.0, 0.34), (0.4, 1.0)])
+def test_control_of_an_edit_acts_over_a_share_of_the_steps_that_the_edit_takes(
+    parts, saved, size, tmp_path, monkeypatch, span
+):
+    """3.75 steps of five are three: the first of them, and the last."""
+    from diffusers import AnimateDiffVideoToVideoControlNetPipeline
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+    from diffusers.pipelines.animatediff import pipeline_animatediff_video2video_controlnet as module
+
+    from kinema import tasks
+
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+    theirs = AnimateDiffVideoToVideoControlNetPipeline(**parts, controlnet=diffusers_nets(saved, size)[0])
+    theirs = theirs.to(torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    monkeypatch.setattr(module, "randn_tensor", lambda *_a, **_k: noise_of().transpose(1, 2))
+    source, paths = write_pictures(tmp_path / "source", FRAMES, SIDE, seed=7)
+    shown, _ = write_pictures(tmp_path / "shown", FRAMES, SIDE)
+    expected = theirs(
+        video=source,
+        conditioning_frames=shown,
+        strength=0.75,
+        num_inference_steps=5,
+        controlnet_conditioning_scale=0.8,
+        control_guidance_start=span[0],
+        control_guidance_end=span[1],
+        output_type="latent",
+        **TOLD,
+    ).frames
+    video = torch.cat([read.read_image(path) for path in paths], dim=2)
+    empty = torch.zeros_like(video)
+    canvas = Canvas(empty, empty[:, :1], source=video, strength=0.75)
+    monkeypatch.setitem(tasks.TASKS, "edit", tasks.Task(lambda r: r, lambda _r, _e: canvas))
+    model = load(
+        saved / "pipeline", add={"controlnet.n0": saved / "net0.safetensors"}, overrides={"norms": "diffusers"}
+    )
+    extra = {"control.n0": str(tmp_path / "shown"), "control_scale.n0": 0.8, "control_span.n0": list(span)}
+    request = Request(task="edit", frames=FRAMES, steps=5, strength=0.75, extra=extra, **ASK)
+    ours = model.run(request, noise=noise_of(), output="latents").video
+    assert (ours - expected).abs().max() <= 1e-4
+    whole = extra | {"control_span.n0": [0.0, 1.0]}
+    other = model.run(request.with_(extra=whole), noise=noise_of(), output="latents").video
     assert (other - expected).abs().max() > 1e-3
 
 

@@ -246,6 +246,28 @@ def test_decoding_in_chunks_is_asked_for_by_the_request():
     assert torch.equal(made, expected)
 
 
+def test_decoded_chunks_share_as_many_frames_as_are_asked_for():
+    """Chunks begin at 0, 2 and 4; of two shared frames a third and two thirds are the later chunk's."""
+    model = load("svd", preset="tiny")
+    z = torch.randn(1, 4, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+    request = settle(model.system, ask(seed=1, extra={"decode_chunk": 4, "decode_overlap": 2}))
+    with torch.no_grad():
+        made = model.system.decode(z, request)
+        first, second, third = (model.system.codec.decode(z[:, :, at : at + 4]).clone() for at in (0, 2, 4))
+    share = torch.tensor([1, 2])[:, None, None] / 3
+    joints = [torch.lerp(a[:, :, 2:], b[:, :, :2], share) for a, b in ((first, second), (second, third))]
+    expected = torch.cat([first[:, :, :2], *joints, third[:, :, 2:]], dim=2).clamp(-1, 1)
+    assert (made - expected).abs().max() <= 1e-5
+
+
+def test_a_window_is_told_the_numbers_of_its_own_frames():
+    told = torch.arange(18.0).reshape(1, 6, 3)
+    condition = conditioning.Condition(torch.zeros(1, 1, 32), torch.zeros(1, 4, 1, 8, 8), told)
+    assert torch.equal(condition.of([4, 5, 0]).scalars_BTV, told[:, [4, 5, 0]])
+    shared = replace(condition, scalars_BTV=told[:, :1])
+    assert shared.of([4, 5, 0]) is shared
+
+
 # -------------------------------------------------------------------------------------------- SV3D
 
 
@@ -271,6 +293,37 @@ def test_an_orbit_starts_at_the_given_view_and_the_network_sees_it_last():
     assert seen["azimuth"][-1] == 0
     assert torch.all(seen["azimuth"][:-1].diff() > 0)
     assert torch.allclose(x0, z / 2 - z / 2, atol=1e-6)  # c_skip z + c_out c_in z: frames come back in their places
+
+
+@pytest.mark.parametrize("shape", ["triangle", "linear", "trapezoid"])
+def test_guidance_of_an_orbit_goes_with_the_views_as_the_network_sees_them(shape):
+    """The network's first view has the first scale and the given view, its last, the last one; our clip begins there.
+
+    The network predicts 1 where it is shown a picture and 0 where it is not, so that guided frames are as many times
+    the frames without guidance as their scales say.
+    """
+    config = replace(TINY, orbit=True, scalars=(("augmentation", 32), ("polar", 32), ("azimuth", 32)), decoder="image")
+    system = system_of(config)
+    request = settle(system, ask(seed=1, guidance=1.5, guidance_end=4.0, extra={"guidance_shape": shape}))
+    seen = []
+
+    def unet(x, _c_noise, context, scalars, *_):
+        seen.append(scalars[0, :, 2])
+        return torch.full_like(x[:, :4], float(context.any()))
+
+    system.model.unet.forward = unet
+    told = system.condition(request, first_frame(torch.full((1, 3, 16, 16), 0.5), 8))
+    z, level = torch.zeros(1, 4, 8, 8, 8), Level(torch.ones(1), torch.ones(1))
+    guided = guide(system, told, request, system.guidance(request), system.levels(request))(z, level)
+    scales = (guided / FAMILY.denoiser(system, told.branches["positive"], None)(z, level))[0, 0, :, 0, 0]
+    published = {
+        "triangle": 4 - 2.5 * (2 * torch.arange(8) / 7 - 1).abs(),
+        "linear": 1.5 + 2.5 * torch.arange(8) / 7,
+        "trapezoid": torch.full((8,), 4.0),  # a tenth of eight views is none: no slope
+    }[shape]
+    views = seen[0].argsort()  # by azimuth: the given view, at 0, is last in the network
+    assert views.tolist() == [7, 0, 1, 2, 3, 4, 5, 6]
+    assert torch.allclose(scales, published[views], atol=1e-5)
 
 
 def test_orbits_in_windows_or_longer_than_the_model_are_refused():

@@ -11,12 +11,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from kinema import tasks
 from kinema.data import playroom, reading
 from kinema.data.playroom import labels
 from kinema.diffusion.schedules import RectifiedFlow
 from kinema.families.zoetrope import recipe
 from kinema.families.zoetrope.family import FAMILY
 from kinema.families.zoetrope.model import PlaceBlock, Zoetrope
+from kinema.generate import load
+from kinema.schema import Canvas, Request
 from kinema.system import Batch
 
 
@@ -229,3 +232,28 @@ def test_a_place_block_sees_no_other_place_and_starts_near_the_identity() -> Non
     assert change[1, 2, 0] > 0
     assert change.count_nonzero() == 1
     assert (block(x, cond, 2) - x).std() < 0.5
+
+
+@pytest.mark.parametrize(("how", "starts"), [({"window": 8, "overlap": 4}, (0, 4, 8)), ({"overlap": 4}, (0, 4, 8))])
+def test_a_part_of_a_long_clip_is_shown_what_is_given_of_its_own_frames(how, starts, monkeypatch) -> None:  # noqa: ANN001
+    """In every second frame a row is given, in each another."""
+    mask = torch.zeros(1, 1, 16, 16, 16)
+    for frame in range(0, 16, 2):
+        mask[:, :, frame, frame] = 1
+    canvas = Canvas(torch.randn(1, 3, 16, 16, 16).clamp(-1, 1) * mask, mask)
+    monkeypatch.setitem(tasks.TASKS, "inpaint", tasks.Task(lambda r: r, lambda _r, _e: canvas))
+    model, seen = load("zoetrope", preset="tiny"), []
+    model.system.model.register_forward_pre_hook(lambda _m, args: seen.append([x.clone() for x in args[3:5]]))
+    model.run(
+        Request(task="inpaint", prompt="a ball", steps=1, seed=1, guidance=1.0, frames=16, sampler="euler", **how)
+    )
+    assert len(seen) == 3
+    made = torch.zeros(16, dtype=torch.bool)  # by the block before, which is given whole
+    for (given, told), start in zip(seen, starts, strict=True):
+        frames = torch.arange(start, start + 8)
+        own = frames[~made[frames]]
+        assert torch.equal(given[:, :, own - start], canvas.video[:, :, own])
+        assert torch.equal(told[:, :, own - start], mask[:, :, own])
+        if "window" not in how:
+            assert bool(told[:, :, made[frames]].all())
+            made[frames] = True

@@ -20,6 +20,7 @@ from kinema.families.animatediff.motion import Moving
 from kinema.media import read
 from kinema.media.pictures import is_picture
 from kinema.schema import BadRequest, Lattice, Request
+from kinema.values import quoted
 
 AMOUNTS = ("effect", "motion_scale")
 ELSEWHERE = "elsewhere"
@@ -84,7 +85,7 @@ def _numbers(name: str, told: Any, frames: int) -> Tensor:
     values = list(told) if isinstance(told, list | tuple) else [told]
     sound = all(isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v <= MOST for v in values)
     if not sound or len(values) not in (1, frames):
-        raise BadRequest(f"{name} is {told!r}; expected a number from 0 to {MOST:g}, or {frames} of them")
+        raise BadRequest(f"{name} is {quoted(told)}; expected a number from 0 to {MOST:g}, or {frames} of them")
     return torch.tensor(values, dtype=torch.float32)[:, None, None, None]
 
 
@@ -103,8 +104,8 @@ def _picture(name: str, region: Any) -> bool:
     """Whether a mask's file is a picture (or else a clip)."""
     if not Path(str(region)).exists():
         raise BadRequest(
-            f"{name} names the region {region!r}; expected a mask's file, left,top,right,bottom in fractions of the "
-            f"frame, or {ELSEWHERE}"
+            f"{name} names the region {quoted(region)}; expected a mask's file, left,top,right,bottom in fractions "
+            f"of the frame, or {ELSEWHERE}"
         )
     return Path(region).is_file() and is_picture(Path(region))
 

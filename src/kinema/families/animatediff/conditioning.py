@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kinema import registry
+from kinema.conditioning import pocket
 from kinema.conditioning.clip_text import ClipTokenizer, Tokenizer, WordTokenizer, encode, find_vocabulary
 from kinema.families.animatediff import amounts, control, pia, pictures
 from kinema.families.animatediff.amounts import AMOUNTS
@@ -26,7 +27,8 @@ from kinema.families.animatediff.model import AnimateDiff
 from kinema.families.animatediff.motion import AS_TRAINED, Moving
 from kinema.media import read
 from kinema.nn.embeddings import sinusoidal
-from kinema.schema import BadRequest, Canvas, Note, OnEvent, Request
+from kinema.schema import BadRequest, Canvas, OnEvent, Request
+from kinema.values import quoted
 
 OPTIONS = ("clip_skip", "travel", *AMOUNTS, "scribble", "affinity", "decode_tile")
 NAMED = ("control", "control_scale", "control_span", "ip_image", "ip_scale")
@@ -138,9 +140,7 @@ def most_skipped(config: Config) -> int:
 def say_unknown(tokenizer: Tokenizer, name: str, texts: Sequence[str], on_event: OnEvent) -> None:
     """Words that a pocket model was not taught are said; byte pairs know every word."""
     if isinstance(tokenizer, WordTokenizer):
-        for text in texts:
-            if unknown := tokenizer.pocket.unknown(text):
-                on_event(Note(f"{name} was not taught the word(s) {', '.join(unknown)}"))
+        pocket.say_unknown(tokenizer.pocket, name, texts, on_event)
 
 
 def travel_of(request: Request) -> dict[int, str]:
@@ -153,14 +153,14 @@ def travel_of(request: Request) -> dict[int, str]:
     if isinstance(told, str):
         parts = [re.fullmatch(r"\s*(\d+)\s*:\s*(.*?)\s*", part) for part in told.split("|")]
         if not all(parts):
-            raise BadRequest(f"travel is {told!r}; expected frames and prompts, such as '0: spring | 8: autumn'")
+            raise BadRequest(f"travel is {quoted(told)}; expected frames and prompts, such as '0: spring | 8: autumn'")
         told = {m[1]: m[2] for m in parts if m}
     if not isinstance(told, Mapping):
-        raise BadRequest(f"travel is {told!r}; expected a mapping of frames to prompts")
+        raise BadRequest(f"travel is {quoted(told)}; expected a mapping of frames to prompts")
     try:
         stops = {int(frame): str(text) for frame, text in told.items()}
     except (TypeError, ValueError):
-        raise BadRequest(f"travel is {dict(told)!r}; expected whole frame numbers") from None
+        raise BadRequest(f"travel is {quoted(told)}; expected whole frame numbers") from None
     return {0: request.prompt, **dict(sorted(stops.items()))}
 
 
@@ -206,10 +206,10 @@ def check_extra(config: Config, request: Request) -> None:
             raise BadRequest(registry.unknown("option of animatediff", name, [*OPTIONS, *NAMED]))
     skip, most = extra.get("clip_skip", 1), most_skipped(config)
     if isinstance(skip, bool) or not isinstance(skip, int | float) or skip not in range(1, most + 1):
-        raise BadRequest(f"clip_skip is {skip!r}; expected a whole number from 1 (nothing skipped) to {most}")
+        raise BadRequest(f"clip_skip is {quoted(skip)}; expected a whole number from 1 (nothing skipped) to {most}")
     tile = extra.get("decode_tile", 64)
     if isinstance(tile, bool) or not isinstance(tile, int) or not 8 <= tile <= 4096:
-        raise BadRequest(f"decode_tile is {tile!r}; expected a whole number of latent cells, 8 to 4096")
+        raise BadRequest(f"decode_tile is {quoted(tile)}; expected a whole number of latent cells, 8 to 4096")
     control.check(config, request)
     pictures.check(config, request)
     pia.affinity_of(config, request)
@@ -244,7 +244,9 @@ def scribbles_of(request: Request) -> dict[int, str]:
     try:
         return {int(frame): str(file) for frame, file in ({0: told} if isinstance(told, str) else told).items()}
     except (AttributeError, TypeError, ValueError):
-        raise BadRequest(f"scribble is {told!r}; expected a picture, or a mapping of frames to pictures") from None
+        raise BadRequest(
+            f"scribble is {quoted(told)}; expected a picture, or a mapping of frames to pictures"
+        ) from None
 
 
 def drawn(request: Request, start: int) -> Shown | None:

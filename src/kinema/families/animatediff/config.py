@@ -6,14 +6,14 @@ Parameter counts are those of `build` on the meta device, held by a test.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from math import gcd
 from typing import Any, Literal
 
+from kinema.checkpoints.settings import made
 from kinema.conditioning.clip_text import BIG_G, ClipTextSize
 from kinema.diffusion.schedules import Spacing
-from kinema.schema import BadRequest
 
 Motion = Literal["none", "v1", "v2", "v3", "sdxl", "hotshot", "lcm", "lightning", "pia"]
 Norms = Literal["official", "diffusers"]
@@ -32,9 +32,9 @@ class ControlSize:
 
     name: str = "controlnet"
     """What requests call it."""
-    depths: tuple[int | None, ...] = (1, 1, 1, None)
+    depths: tuple[int | None, ...] = field(default=(1, 1, 1, None), metadata={"least": 0})
     """Transformer blocks of each level; None where a level has no transformers (0: their projections alone)."""
-    middle: int | None = 1
+    middle: int | None = field(default=1, metadata={"least": 0})
     linear: bool = False
     hint: int = 3
     """Channels of the control picture."""
@@ -304,20 +304,5 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def from_json(told: Mapping[str, Any]) -> Config:
-    """Raises BadRequest for a setting this version does not know."""
-    known = {f.name for f in fields(Config)}
-    if unknown := sorted(set(told) - known):
-        raise BadRequest(f"this file was written by a later version (config has {unknown[0]!r})")
-    values: dict[str, Any] = dict(told)
-    values |= {name: tuple(value) for name, value in told.items() if isinstance(value, list | tuple)}
-    for name, kind in (("text", ClipTextSize), ("controls", ControlSize), ("adapters", AdapterSize)):
-        if name in values:
-            values[name] = tuple(kind(**_tuples(size)) for size in values[name])
-    if values.get("vision"):
-        values["vision"] = VisionSize(**values["vision"])
-    return Config(**values)
-
-
-def _tuples(told: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON's lists as tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+    """Raises BadRequest for a setting this version does not know, and for one of another type or size."""
+    return made(Config, told, "the config of this file")

@@ -23,6 +23,7 @@ from kinema.media import read
 from kinema.media.pictures import is_picture
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Note, OnEvent, Request
+from kinema.values import quoted
 
 MOST_SCALE = 10.0
 SPARSE = "sparsectrl"
@@ -118,7 +119,7 @@ def scale_of(told: Any, frames: int, name: str) -> Tensor:
     values = list(told) if isinstance(told, list | tuple) else [told]
     sound = all(isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v <= MOST_SCALE for v in values)
     if not sound or len(values) not in (1, frames):
-        raise BadRequest(f"{name} is {told!r}; expected a number from 0 to {MOST_SCALE:g}, or {frames} of them")
+        raise BadRequest(f"{name} is {quoted(told)}; expected a number from 0 to {MOST_SCALE:g}, or {frames} of them")
     return torch.tensor(values, dtype=torch.float32)
 
 
@@ -126,10 +127,10 @@ def span_of(told: Any, name: str) -> tuple[float, float]:
     """From which to which share of the steps it acts."""
     sound = isinstance(told, list | tuple) and len(told) == 2
     if not sound or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in told):
-        raise BadRequest(f"{name} is {told!r}; expected two shares of the steps, such as [0, 0.5]")
+        raise BadRequest(f"{name} is {quoted(told)}; expected two shares of the steps, such as [0, 0.5]")
     start, end = map(float, told)
     if not 0 <= start < end <= 1:
-        raise BadRequest(f"{name} is {told!r}; expected 0 <= start < end <= 1")
+        raise BadRequest(f"{name} is {quoted(told)}; expected 0 <= start < end <= 1")
     return start, end
 
 
@@ -140,7 +141,7 @@ def files_of(extra: Mapping[str, Any]) -> list[str]:
 
 def _check_clip(file: Any, name: str, frames: int) -> None:
     if not isinstance(file, str | Path):
-        raise BadRequest(f"control of {name} is {file!r}; expected a picture, a clip or a folder of pictures")
+        raise BadRequest(f"control of {name} is {quoted(file)}; expected a picture, a clip or a folder of pictures")
     path = Path(file)
     if not path.exists():
         raise BadRequest(f"there is no file {path} to control {name} with")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from kinema.bounds import quoted
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.ldm import layer
 from kinema.checkpoints.table import Row, Table, count, shapes_of
@@ -149,7 +150,9 @@ def _of_diffusers(header: Header, told: Mapping[str, Any]) -> ControlFile:
 
     order = told.get("controlnet_conditioning_channel_order", "rgb")
     if order not in ("rgb", "bgr"):
-        raise BadRequest(f"this ControlNet has controlnet_conditioning_channel_order {order!r}; expected rgb or bgr")
+        raise BadRequest(
+            f"this ControlNet has controlnet_conditioning_channel_order {quoted(order)}; expected rgb or bgr"
+        )
     depths = tuple(depth(f"down_blocks.{i}.attentions.0") for i in range(levels))
     contexts = {s[1] for key, (s, _) in header.items() if key.endswith(".attn2.to_k.weight") and len(s) == 2}
     projections = [s for key, (s, _) in header.items() if key.endswith(".proj_in.weight")]

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from kinema.checkpoints.source import Source
 from kinema.conditioning.clip_text import WordTokenizer
 from kinema.data import playroom
-from kinema.diffusion.overwrite import by_strength
 from kinema.diffusion.parameterise import Denoiser
-from kinema.diffusion.schedules import Level
+from kinema.diffusion.schedules import Level, last_levels
 from kinema.families.animatediff import amounts, conditioning, control, lora, opening, pia, pictures, recipe
 from kinema.families.animatediff.conditioning import Condition
 from kinema.families.animatediff.config import PRESETS, Config, from_json, to_json
@@ -174,7 +173,7 @@ class AnimateDiffFamily:
     def _levels(self, system: System, request: Request, canvas: Canvas) -> Level:
         """Those of the steps that are made: an edit leaves out the first ones."""
         levels = system.levels(request)
-        return levels if canvas.source is None else levels[by_strength(canvas.strength, len(levels) - 1) :]
+        return levels if canvas.source is None else last_levels(levels, canvas.strength)
 
     def _first(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Tensor | None:
         """What PIA is shown: the first frame where it is given whole, beside whatever else is held."""

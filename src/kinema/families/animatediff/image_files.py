@@ -6,24 +6,23 @@ The folder has no place for what training left in a file (averages, schedules, c
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from kinema.checkpoints.convert import File, Plan, cast
-from kinema.checkpoints.files import DTYPES, Header
+from kinema.checkpoints.files import Header, listed
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.stream import Stream
 from kinema.checkpoints.table import Table, shapes_of
 from kinema.families.animatediff import folder, layout, opening
-from kinema.families.animatediff.config import Config, from_json
+from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.layout import ImageFile
 from kinema.schema import BadRequest
+from kinema.system import family_of
 
 EXTRA = "kinema_extra"
 _ABSENT = {"vae": "VAE", "text": "text encoder"}
@@ -52,13 +51,8 @@ def open_image(source: Source) -> OpenedImage | None:
         return open_folder(source)
     if "kinema" not in source.metadata:
         return open_single(source.path, source.variant)
-    try:
-        note = json.loads(source.metadata["kinema"])
-        family, config = note["family"], note["config"]
-    except (ValueError, KeyError, TypeError) as error:
-        told = "has a damaged note of its family and config; expected one of kinema's"
-        raise BadRequest(f"{source.path} {told}") from error
-    return open_own(source.path, config, source.variant) if family == "animatediff" else None
+    family, config = family_of(source.metadata["kinema"], str(source.path))
+    return open_own(source.path, config, source.variant) if family.name == "animatediff" else None
 
 
 def open_single(path: Path, variant: str | None) -> OpenedImage | None:
@@ -109,9 +103,8 @@ def open_folder(source: Source) -> OpenedImage | None:
     return opened if _fits(opened) else OpenedImage(image, known, ours, extra, read)
 
 
-def open_own(path: Path, told: Mapping[str, Any], variant: str | None) -> OpenedImage:
+def open_own(path: Path, config: Config, variant: str | None) -> OpenedImage:
     """A file that `kinema train` wrote, whose note tells this config; its names are ours."""
-    config: Config = from_json(told)
     if config.patch:
         raise BadRequest(f"{path.name} is a pocket model, whose layers no other layout has a place for")
     if config.motion != "none" or config.sparse or config.controls or config.adapters:
@@ -136,8 +129,7 @@ def _fits(opened: OpenedImage) -> bool:
 
 def _listed(text: bytes) -> Header:
     """What a header lists."""
-    told = json.loads(text) if text else {}
-    return {n: (tuple(e["shape"]), DTYPES[e["dtype"]]) for n, e in told.items() if n != "__metadata__"}
+    return listed(text, "the header that was kept")[0] if text else {}
 
 
 # ---------------------------------------------------------------------------------------- writing

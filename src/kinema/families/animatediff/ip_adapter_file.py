@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from kinema.bounds import quoted
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.ldm import inside, layer
 from kinema.checkpoints.table import Row, Table, count, shapes_of
@@ -228,7 +229,7 @@ def vision(header: Header, told: Mapping[str, Any]) -> VisionSize | None:
     places = shape(f"{tower}embeddings.position_embedding.weight")[0] - 1
     activation = told.get("hidden_act", "quick_gelu" if width == 1024 else "gelu")  # OpenAI's ViT-L, and OpenCLIP's
     if activation not in ("gelu", "quick_gelu"):
-        raise BadRequest(f"this image encoder has hidden_act {activation!r}; expected gelu or quick_gelu")
+        raise BadRequest(f"this image encoder has hidden_act {quoted(activation)}; expected gelu or quick_gelu")
     return VisionSize(
         width=width,
         layers=count(header, f"{tower}encoder.layers."),

@@ -6,7 +6,6 @@ file's header in the metadata, so that the way back gives that file byte for byt
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from kinema.checkpoints import lora_formats
 from kinema.checkpoints.convert import File, Plan, cast
-from kinema.checkpoints.files import DTYPES
+from kinema.checkpoints.files import listed
 from kinema.checkpoints.keymap import few
 from kinema.checkpoints.lora_formats import KOHYA, Lora, PeftAlphas, is_lora, placed, read_lora
 from kinema.checkpoints.signatures import lora_kind
@@ -115,17 +114,17 @@ def _official(low: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def as_it_was(opened: OpenedLora, text: bytes, layout: str) -> dict[str, Tensor] | None:
     """The tensors that a header lists; None where it is of another layout, or these are not what it was written for."""
-    listed = json.loads(text)
-    told, names, low = listed.pop("__metadata__", {}), opened.names, opened.lora
-    places, unknown = placed(listed, names.modules, names.aliases)
-    if unknown or layout_of(listed) != layout or {module for module, _ in places.values()} != low.keys():
+    header, told = listed(text, "the header that was kept")
+    names, low = opened.names, opened.lora
+    places, unknown = placed(header, names.modules, names.aliases)
+    if unknown or layout_of(header) != layout or {module for module, _ in places.values()} != low.keys():
         return None
     alphas, own = PeftAlphas(told, "this LoRA"), {module for module, role in places.values() if role == "alpha"}
     if any((alphas.of(m) or a.rank) != (a.alpha or a.rank) for m, a in low.items() if m not in own):
         return None
     made = {}
     for key, (module, role) in places.items():
-        adapter, shape, dtype = low[module], tuple(listed[key]["shape"]), DTYPES[listed[key]["dtype"]]
+        adapter, (shape, dtype) = low[module], header[key]
         if role == "alpha":
             made[key] = torch.full(shape, adapter.alpha or adapter.rank, dtype=dtype)
         else:

@@ -169,8 +169,10 @@ class Positions(nn.Module):
 
 def sinusoids(count: int, width: int) -> Tensor:
     """[1, count, width]: sine and cosine by turns (Vaswani et al. 2017, §3.5; not the U-Net's order)."""
-    with torch.device("cpu"):  # also where the network is made without numbers
+
+    def table() -> Tensor:
         rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
         angle = torch.arange(count)[:, None] * rate
-        table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[None]
-    return placed(table)
+        return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[None]
+
+    return placed((1, count, 2 * ((width + 1) // 2)), table)

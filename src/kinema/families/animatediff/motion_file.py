@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from kinema.bounds import quoted
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.keymap import KeyMap, few
 from kinema.checkpoints.lora_formats import is_lora
@@ -147,14 +148,14 @@ def recognise(header: Header, name: str = "") -> MotionFile | None:
     if layout is None:
         return None
     inside = "temporal_attentions" if layout == "hotshot" else "motion_modules"
-    first = re.compile(rf"down_blocks\.(\d+)\.{inside}\.(\d+)\.(?:temporal_transformer\.)?proj_in\.weight")
+    first = re.compile(rf"down_blocks\.(\d{{1,3}})\.{inside}\.(\d{{1,3}})\.(?:temporal_transformer\.)?proj_in\.weight")
     found = [(m, shape) for key, (shape, _) in header.items() if (m := first.fullmatch(key))]
     if not found:
         raise BadRequest(f"this motion module lacks down_blocks.0.{inside}.0…proj_in.weight")
     widths = {int(m[1]): shape[0] for m, shape in found}
     positions = {shape[1] for key, (shape, _) in header.items() if _IS_POSITION.search(key) and len(shape) == 3}
     if len(positions) > 1:
-        raise BadRequest(f"this motion module has positions of several lengths ({sorted(positions)})")
+        raise BadRequest(f"this motion module has positions of several lengths ({quoted(sorted(positions))})")
     mid = any(key.startswith("mid_block.") for key in header)
     told = MotionFile(
         layout=layout,

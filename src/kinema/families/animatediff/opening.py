@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from kinema.bounds import MAX_QUOTED, quoted, shown
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.table import count
@@ -185,14 +186,14 @@ def _text(header: Header, source: Source, part: str, base: ClipTextSize) -> Clip
     told = source.config(part)
     heads, act = int(told.get("num_attention_heads", size.heads)), told.get("hidden_act", size.activation)
     if act not in ("quick_gelu", "gelu"):
-        raise BadRequest(f"{source.path}/{part} has hidden_act {act!r}; expected quick_gelu or gelu")
+        raise BadRequest(f"{source.path}/{part} has hidden_act {quoted(act)}; expected quick_gelu or gelu")
     return replace(size, heads=heads, activation=act)
 
 
 def _each(told: Any, levels: int) -> tuple[int, ...]:
     values = list(told) if isinstance(told, list | tuple) else [told] * levels
-    if not all(isinstance(v, int) and v > 0 for v in values):
-        raise BadRequest(f"unet/config.json has attention heads {told!r}; expected whole numbers")
+    if not all(type(v) is int and v > 0 for v in values):
+        raise BadRequest(f"unet/config.json has attention heads {quoted(told)}; expected whole numbers")
     return tuple(values)
 
 
@@ -200,10 +201,12 @@ def _scheduled(config: Config, source: Source) -> Config:
     """The betas and spacing that the folder's scheduler tells, where it has one."""
     told = source.config("scheduler", "scheduler_config.json")
     if (predicts := told.get("prediction_type", "epsilon")) != "epsilon":
-        raise BadRequest(f"{source.path} predicts {predicts}; the models of this family predict epsilon")
+        raise BadRequest(
+            f"{source.path} predicts {shown(str(predicts), MAX_QUOTED)}; the models of this family predict epsilon"
+        )
     kind = told.get("beta_schedule", config.betas[0])
     if kind not in ("linear", "scaled_linear"):
-        raise BadRequest(f"{source.path} has the beta_schedule {kind!r}; expected linear or scaled_linear")
+        raise BadRequest(f"{source.path} has the beta_schedule {quoted(kind)}; expected linear or scaled_linear")
     betas = (kind, float(told.get("beta_start", config.betas[1])), float(told.get("beta_end", config.betas[2])))
     spacing = told.get("timestep_spacing", config.spacing)
     known = spacing in ("leading", "trailing", "linspace")

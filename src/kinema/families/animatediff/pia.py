@@ -16,6 +16,7 @@ from torch import Tensor
 from kinema import registry
 from kinema.families.animatediff.config import Config
 from kinema.schema import BadRequest, Request
+from kinema.values import quoted
 
 AFFINITIES: dict[str, tuple[float, ...]] = {
     "small": (1.0, 0.9, 0.85, 0.85, 0.85, 0.8),
@@ -45,7 +46,9 @@ def affinity_of(config: Config, request: Request) -> Tensor:
     values = tuple(told) if isinstance(told, list | tuple) else ()
     sound = all(isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v <= 1 for v in values)
     if len(values) != frames or not sound:
-        raise BadRequest(f"affinity is {told!r}; expected {frames} numbers from 0 to 1, or {', '.join(AFFINITIES)}")
+        raise BadRequest(
+            f"affinity is {quoted(told)}; expected {frames} numbers from 0 to 1, or {', '.join(AFFINITIES)}"
+        )
     return torch.tensor(values, dtype=torch.float32)
 
 

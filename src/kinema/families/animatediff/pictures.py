@@ -21,6 +21,7 @@ from kinema.families.animatediff.ip_adapter import Picture, Projections
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.media import read
 from kinema.schema import BadRequest, Note, OnEvent, Request
+from kinema.values import quoted
 
 MOST = 16
 """Pictures shown to one adapter at once."""
@@ -73,13 +74,13 @@ def _stops(told: Any) -> dict[int, tuple[str, ...]]:
     except ValueError as error:
         if isinstance(error, BadRequest):
             raise
-        raise BadRequest(f"ip_image is {told!r}; expected whole frame numbers to pictures") from None
+        raise BadRequest(f"ip_image is {quoted(told)}; expected whole frame numbers to pictures") from None
 
 
 def _files(told: Any) -> tuple[str, ...]:
     files = list(told) if isinstance(told, list | tuple) else [told]
     if not files or len(files) > MOST or not all(isinstance(file, str | Path) for file in files):
-        raise BadRequest(f"ip_image is {told!r}; expected a picture, or up to {MOST} of them")
+        raise BadRequest(f"ip_image is {quoted(told)}; expected a picture, or up to {MOST} of them")
     return tuple(str(file) for file in files)
 
 

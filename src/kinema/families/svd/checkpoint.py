@@ -7,7 +7,6 @@ file's own header, so that converting back gives the file again byte for byte.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from kinema.checkpoints import files, lora_formats
 from kinema.checkpoints.convert import File, Plan, cast
-from kinema.checkpoints.files import DTYPES, Header
+from kinema.checkpoints.files import Header, listed
 from kinema.checkpoints.lora_formats import Lora, is_lora
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.stream import Stream
@@ -290,10 +289,10 @@ def _kept_text(extras: Stream, known: Table, ours: Header) -> bytes:
     text = extras.metadata.get("original_header", "").encode()
     if not text:
         return b""
-    told = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
+    told, _ = listed(text, "the header that was kept")
     now = _sgm_header(known, ours, extras.header)
     whole = all(row.theirs in told for row in known.rows if row.ours or row.theirs in extras.header)
-    same = all(now.get(name) == (tuple(entry["shape"]), DTYPES[entry["dtype"]]) for name, entry in told.items())
+    same = all(now.get(name) == entry for name, entry in told.items())
     return text if whole and same else b""
 
 

@@ -19,6 +19,7 @@ from kinema.families.svd.config import Config
 from kinema.families.svd.model import SVD
 from kinema.schema import BadRequest, Canvas, Request
 from kinema.vae.precision import upcast
+from kinema.values import quoted
 
 _NOISE_SEED = 0x5D1A6E
 """Keeps the picture's noise apart from that of the latents, which has the request's seeds."""
@@ -136,13 +137,13 @@ def check_extra(config: Config, extra: Mapping[str, Any]) -> None:
             continue
         if name == ANCHOR:
             if not isinstance(value, bool):
-                raise BadRequest(f"anchor is {value!r}; expected true or false")
+                raise BadRequest(f"anchor is {quoted(value)}; expected true or false")
             continue
         least, most = RANGES[name]
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-            raise BadRequest(f"{name} is {value!r}; expected a number from {least:g} to {most:g}")
+            raise BadRequest(f"{name} is {quoted(value)}; expected a number from {least:g} to {most:g}")
         if name.startswith("decode_") and not isinstance(value, int):
-            raise BadRequest(f"{name} is {value!r}; expected a whole number of frames or cells")
+            raise BadRequest(f"{name} is {quoted(value)}; expected a whole number of frames or cells")
     chunk, overlap = extra.get("decode_chunk", config.decode_chunk), extra.get("decode_overlap", 0)
     if overlap and overlap >= (chunk or 0):
         told = f"{chunk:g}" if chunk else "not given"

@@ -6,11 +6,11 @@ Parameter counts are those of `build` on the meta device, held by a test.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from kinema.checkpoints.settings import made
 from kinema.data.motion import MIDDLE
-from kinema.schema import BadRequest
 
 Scalar = Literal["fps", "motion_bucket", "augmentation", "polar", "azimuth"]
 NormEps = Literal["official", "diffusers"]
@@ -167,12 +167,5 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def from_json(told: Mapping[str, Any]) -> Config:
-    """Raises BadRequest for a setting this version does not know."""
-    known = {f.name for f in fields(Config)}
-    if unknown := sorted(set(told) - known):
-        raise BadRequest(f"this file was written by a later version (config has {unknown[0]!r})")
-    values: dict[str, Any] = dict(told)
-    values |= {name: tuple(value) for name, value in told.items() if isinstance(value, list | tuple)}
-    if "scalars" in values:
-        values["scalars"] = tuple((name, width) for name, width in values["scalars"])
-    return Config(**values)
+    """Raises BadRequest for a setting this version does not know, and for one of another type or size."""
+    return made(Config, told, "the config of this file")

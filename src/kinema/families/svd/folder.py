@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from math import gcd
 from typing import Any
 
+from kinema.bounds import MAX_QUOTED, quoted, shown
+from kinema.checkpoints.settings import checked
 from kinema.checkpoints.source import INDEX, Source
 from kinema.families.svd.layout import Outline
 from kinema.schema import BadRequest
@@ -169,14 +171,16 @@ def check(source: Source) -> None:
     ):
         found = source.config(*place).get(what, default)
         if found != wanted:
-            raise BadRequest(f"{'/'.join(place)} of {source.path} has {what} {found}; expected {wanted}")
+            raise BadRequest(
+                f"{'/'.join(place)} of {source.path} has {what} {shown(str(found), MAX_QUOTED)}; expected {wanted}"
+            )
 
 
 def scheduler_note(source: Source) -> str | None:
     """A sentence where the folder's scheduler is not the official one, which is what is sampled with."""
     told = source.config("scheduler", "scheduler_config.json")
     names = ("sigma_min", "sigma_max", "use_karras_sigmas")
-    other = [f"{name} {told[name]}" for name in names if name in told and told[name] != SCHEDULER[name]]
+    other = [f"{name} {quoted(told[name])}" for name in names if name in told and told[name] != SCHEDULER[name]]
     if not other:
         return None
     return f"the folder's scheduler has {', '.join(other)}; sampled is with the official noise levels of SVD"
@@ -190,7 +194,7 @@ def outline(told: Configs) -> Outline:
         vector = int(unet.get("projection_class_embeddings_input_dim", 768))
         patch = int(clip.get("patch_size", 32))
         side = int(clip.get("image_size", 224)) // patch
-        return Outline(
+        made = Outline(
             kind="svd" if vector == 3 * int(unet.get("addition_time_embed_dim", 256)) else "sv3d",
             in_channels=int(unet.get("in_channels", 8)),
             out_channels=int(unet.get("out_channels", 4)),
@@ -212,8 +216,10 @@ def outline(told: Configs) -> Outline:
             patch=patch,
             embedding=int(clip.get("projection_dim", 512)),
         )
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise BadRequest(f"a config of this folder holds a value that cannot be: {error}") from error
+    except (TypeError, ValueError, ArithmeticError) as error:
+        said = quoted(str(error), MAX_QUOTED)
+        raise BadRequest(f"a config of this folder holds a value that cannot be: {said}") from error
+    return checked(made, "the configs of this folder")
 
 
 _DOWN = ("CrossAttn", "CrossAttn", "CrossAttn", "")
@@ -230,7 +236,7 @@ def heads(told: Configs, o: Outline) -> tuple[tuple[int, ...], int]:
     each = value if isinstance(value, list | tuple) else [value] * len(o.widths)
     whole = all(type(n) is int and n > 0 for n in each)
     if len(each) != len(o.widths) or not whole or any(width % n for width, n in zip(o.widths, each, strict=True)):
-        raise BadRequest(f"num_attention_heads of the unet is {value}; expected divisors of {list(o.widths)}")
+        raise BadRequest(f"num_attention_heads of the unet is {quoted(value)}; expected divisors of {list(o.widths)}")
     clip = _whole(told, "image_encoder", "num_attention_heads", 12)
     if o.clip_width % clip:
         raise BadRequest(f"num_attention_heads of the image_encoder is {clip}; expected a divisor of {o.clip_width}")
@@ -241,14 +247,14 @@ def scaling(told: Configs) -> float:
     """What latents are multiplied with after encoding."""
     value = told["vae"].get("scaling_factor", _SCALING)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise BadRequest(f"scaling_factor of the vae is {value!r}; expected a number over 0")
+        raise BadRequest(f"scaling_factor of the vae is {quoted(value)}; expected a number over 0")
     return float(value)
 
 
 def _whole(told: Configs, part: str, name: str, default: int) -> int:
     value = told[part].get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise BadRequest(f"{name} of the {part} is {value!r}; expected a whole number over 0")
+        raise BadRequest(f"{name} of the {part} is {quoted(value)}; expected a whole number over 0")
     return value
 
 
@@ -257,5 +263,5 @@ def _one(config: Mapping[str, Any], name: str, default: int) -> int:
     value = config.get(name, default)
     values = value if isinstance(value, list) else [value]
     if not values or any(v != values[0] for v in values):
-        raise BadRequest(f"{name} is {value}; expected one number for all levels")
+        raise BadRequest(f"{name} is {quoted(value)}; expected one number for all levels")
     return int(values[0])

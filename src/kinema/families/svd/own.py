@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from kinema.checkpoints.stream import Stream
 from kinema.checkpoints.table import shapes_of
-from kinema.families.svd.config import Config, from_json
+from kinema.families.svd.config import Config
 from kinema.families.svd.layout import Outline, table
 from kinema.schema import BadRequest
+from kinema.system import family_of
 
 
 def read(path: Path, variant: str | None = None) -> tuple[Outline, Stream, int] | None:
@@ -18,10 +18,11 @@ def read(path: Path, variant: str | None = None) -> tuple[Outline, Stream, int] 
     Raises BadRequest for a pocket model, whose autoencoder and image encoder no other layout has.
     """
     source = Stream(path, variant)
-    note = json.loads(source.metadata.get("kinema", "{}"))
-    if note.get("family") != "svd":
+    if "kinema" not in source.metadata:
         return None
-    config = from_json(note["config"])
+    family, config = family_of(source.metadata["kinema"], path.name)
+    if family.name != "svd":
+        return None
     if config.pocket:
         raise BadRequest(f"{path.name} is a pocket model, whose autoencoder no other layout has a place for")
     made = outline(config)

@@ -56,8 +56,3 @@ def class_index(config: Config, prompt: str) -> int:
     if prompt.strip().lower() not in names:
         raise BadRequest(registry.unknown("class of this model", prompt, config.classes))
     return names[prompt.strip().lower()]
-
-
-def unknown_words(config: Config, prompt: str) -> list[str]:
-    """Words of a prompt that the model's own text encoder never saw."""
-    return PocketTokenizer(config.words).unknown(prompt) if config.text == "pocket" else []

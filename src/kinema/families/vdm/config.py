@@ -4,10 +4,11 @@ holds them): the paper publishes none."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
+from kinema.checkpoints.settings import made
 from kinema.data import playroom
 from kinema.schema import BadRequest
 
@@ -179,11 +180,6 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def from_json(told: Mapping[str, Any]) -> Config:
-    """The config a file's metadata tells of. Raises BadRequest for a field this version does not know."""
-    known = {f.name for f in fields(Config)}
-    for name in told:
-        if name not in known:
-            raise BadRequest(f"the file's vdm config holds {name!r}, which this version does not know")
-    lists = {name: tuple(value) for name, value in told.items() if isinstance(value, list)}
-    training = {"training": Training(**told["training"])} if "training" in told else {}
-    return Config(**{**told, **lists, **training})
+    """The config a file's metadata tells of. Raises BadRequest for a setting this version does not know, and for one
+    of another type or size."""
+    return made(Config, told, "the config of this file")

@@ -11,15 +11,17 @@ from torch import Tensor, nn
 
 from kinema import registry
 from kinema.checkpoints.source import Source
+from kinema.conditioning.pocket import PocketTokenizer, say_unknown
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import Level
 from kinema.families.vdm import checkpoint, recipe
-from kinema.families.vdm.condition import Condition, class_index, encode, unknown_words
+from kinema.families.vdm.condition import Condition, class_index, encode
 from kinema.families.vdm.config import Config, from_json, presets, to_json
 from kinema.families.vdm.model import Stage, VideoUNet
-from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
+from kinema.schema import BadRequest, Canvas, Lattice, OnEvent, Request
 from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
 from kinema.vae.pixel import PixelCodec
+from kinema.values import quoted
 
 _EXTRA = {"per_frame": bool}
 """``per_frame=True``: every frame by itself, the same weights as an image model."""
@@ -76,7 +78,7 @@ class VDM:
             if name not in _EXTRA:
                 raise BadRequest(registry.unknown("option of vdm", name, _EXTRA))
             if not isinstance(value, _EXTRA[name]):
-                raise BadRequest(f"{name} is {value!r}; expected true or false")
+                raise BadRequest(f"{name} is {quoted(value)}; expected true or false")
         if not config.conditional:
             if request.prompt.strip() or request.negative_prompt.strip():
                 raise BadRequest("this vdm model was trained without text: it takes no prompt")
@@ -91,8 +93,9 @@ class VDM:
 
     def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:  # noqa: ARG002
         config, per_frame = system.config, bool(request.extra.get("per_frame", False))
-        for word in unknown_words(config, f"{request.prompt} {request.negative_prompt}"):
-            on_event(Note(f"{system.name} never saw the word {word!r}"))
+        if config.text == "pocket":
+            texts = (request.prompt, request.negative_prompt)
+            say_unknown(PocketTokenizer(config.words), system.name, texts, on_event)
 
         def of(prompt: str) -> Condition:
             vector = encode(system.model, config, [prompt], offline=system.offline) if prompt.strip() else None

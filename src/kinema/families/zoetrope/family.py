@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kinema.checkpoints.settings import made
 from kinema.checkpoints.source import Source
-from kinema.conditioning.pocket import PocketTokenizer
+from kinema.conditioning.pocket import PocketTokenizer, say_unknown
 from kinema.data import playroom
 from kinema.diffusion.parameterise import X0, Denoiser
 from kinema.diffusion.schedules import Level, RectifiedFlow
@@ -21,6 +22,7 @@ from kinema.families.zoetrope.model import Zoetrope, blocks
 from kinema.schema import BadRequest, Canvas, FrameGrid, Lattice, Note, OnEvent, Request
 from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
 from kinema.vae.pixel import PixelCodec
+from kinema.values import quoted
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ class ZoetropeFamily:
 
     def check(self, config: Config, request: Request) -> None:  # noqa: ARG002
         if unknown := sorted(set(request.extra) - {"per_frame"}):
-            raise BadRequest(f"zoetrope has no option {unknown[0]!r}; it has per_frame")
+            raise BadRequest(f"zoetrope has no option {quoted(unknown[0])}; it has per_frame")
+        if not isinstance(told := request.extra.get("per_frame", False), bool):
+            raise BadRequest(f"per_frame is {quoted(told)}; expected true or false")
 
     def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
         return ()
@@ -99,9 +103,9 @@ class ZoetropeFamily:
     def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         config: Config = system.config
         tokenizer = PocketTokenizer(config.words)
-        for text in (request.prompt, request.negative_prompt):
-            if unknown := tokenizer.unknown(text):
-                on_event(Note(f"{system.name} was not taught the word(s) {', '.join(unknown)}"))
+        texts = (request.prompt, request.negative_prompt)
+        say_unknown(tokenizer, system.name, texts, on_event)
+        for text in texts:
             if (count := len(tokenizer.split(text))) > config.text_length:
                 on_event(Note(f"the prompt has {count} words; {system.name} reads the first {config.text_length}"))
         given = canvas.video.to(system.device, system.dtype)
@@ -162,11 +166,7 @@ class ZoetropeFamily:
         return asdict(config)
 
     def from_json(self, told: Mapping[str, Any]) -> Config:
-        known = {f.name for f in fields(Config)}
-        if unknown := set(told) - known:
-            raise BadRequest(f"this file was written by a later version (config has {sorted(unknown)[0]!r})")
-        listed = {name: tuple(value) for name, value in told.items() if isinstance(value, list | tuple)}
-        return Config(**{**told, **listed})
+        return made(Config, told, "the config of this file")
 
 
 FAMILY = ZoetropeFamily()

@@ -221,11 +221,13 @@ def _same_time(words: int, times: int, places: int) -> Tensor:
 
 def _sincos(length: int, width: int) -> Tensor:
     """Sinusoidal positions ``length×width`` to start the learned ones from."""
-    with torch.device("cpu"):  # also where the network is made without numbers
+
+    def table() -> Tensor:
         rate = torch.exp(-math.log(100.0) * torch.arange(width // 2) / (width // 2))
         angle = torch.arange(length)[:, None] * rate
-        table = torch.cat([angle.sin(), angle.cos()], dim=-1) * 0.3
-    return placed(table)
+        return torch.cat([angle.sin(), angle.cos()], dim=-1) * 0.3
+
+    return placed((length, 2 * (width // 2)), table)
 
 
 def blocks(model: nn.Module) -> Sequence[nn.Module]:

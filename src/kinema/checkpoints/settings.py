@@ -1,0 +1,126 @@
+"""A config made of what a stranger's file says: each value of its field's type, and none beyond what a model has.
+
+A config comes out of a file's metadata, a folder's JSON, a recipe or ``overrides``. Whatever reads one makes it here,
+so that a wrong type or an absurd size is one sentence before any network is built of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from kinema.bounds import MAX_QUOTED, quoted
+from kinema.schema import BadRequest
+
+MOST = 2**20
+"""Of a whole number: the largest vocabulary and the longest published training stay below."""
+MOST_FLOAT = 1e9
+LONGEST = 64
+"""Entries of a list of sizes: published models have ten."""
+MOST_WORDS = 2**17
+
+T = TypeVar("T")
+_KINDS = {bool: "true or false", str: "text", float: "a number"}
+
+
+def made(kind: type[T], told: Any, where: str) -> T:
+    """The dataclass ``kind`` of plain values by name, JSON's lists and tables among them.
+
+    ``where`` begins the sentence of the `BadRequest` for a name that ``kind`` lacks, a value of another type or
+    size, and values that do not go together. Whole numbers may be 0 where the default is, or where the field's
+    metadata has ``least=0``.
+    """
+    if not isinstance(told, Mapping):
+        raise BadRequest(f"{where} is {quoted(told)}; expected a table of settings")
+    hints, known = _hints(kind), {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    if unknown := [name for name in told if name not in known]:
+        raise BadRequest(f"{where} has {quoted(unknown[0])}, which this version of kinema does not know")
+    values = {n: _value(hints[n], value, f"{n} in {where}", _least(known[n])) for n, value in told.items()}
+    try:
+        return kind(**values)
+    except BadRequest:
+        raise
+    except (TypeError, ValueError, ArithmeticError, LookupError) as error:
+        raise BadRequest(f"{where} holds values that do not go together: {quoted(str(error), 160)}") from error
+
+
+def checked(config: T, where: str) -> T:
+    """The same config, refused as `made` refuses its values."""
+    return made(type(config), {f.name: getattr(config, f.name) for f in fields(config)}, where)  # type: ignore[arg-type]
+
+
+@contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Read names, shapes and settings of a stranger here: whatever their absence or kind leads to is a `BadRequest`."""
+    try:
+        yield
+    except BadRequest:
+        raise
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError) as error:
+        said = quoted(str(error), MAX_QUOTED) if str(error) else type(error).__name__
+        raise BadRequest(f"{where} is damaged: a name, shape or setting in it cannot be ({said})") from error
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _least(field: Field) -> int:
+    if "least" in field.metadata:
+        return int(field.metadata["least"])
+    default = field.default
+    zero = default == 0 or (isinstance(default, tuple) and 0 in default)
+    return 0 if default is not MISSING and zero else 1
+
+
+def _value(kind: Any, value: Any, what: str, least: int) -> Any:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        if value is None and NoneType in inner:
+            return None
+        return _value(next(each for each in inner if each is not NoneType), value, what, least)
+    if origin is Literal:
+        if not any(type(value) is type(choice) and value == choice for choice in inner):
+            raise _refused(what, value, " or ".join(repr(choice) for choice in inner))
+        return value
+    if origin is tuple:
+        return _values(inner, value, what, least)
+    if is_dataclass(kind):
+        return checked(value, what) if isinstance(value, kind) else made(kind, value, what)  # type: ignore[arg-type]
+    return _scalar(kind, value, what, least)
+
+
+def _values(kinds: tuple[Any, ...], value: Any, what: str, least: int) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise _refused(what, value, "a list")
+    if kinds[-1] is Ellipsis:
+        most = MOST_WORDS if kinds[0] is str else LONGEST
+        if len(value) > most:
+            raise BadRequest(f"{what} has {len(value):,} entries; expected {most:,} at most")
+        kinds = (kinds[0],) * len(value)
+    if len(value) != len(kinds):
+        raise _refused(what, value, f"{len(kinds)} values")
+    return tuple(_value(kind, each, what, least) for kind, each in zip(kinds, value, strict=True))
+
+
+def _scalar(kind: Any, value: Any, what: str, least: int) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        if not number or not isinstance(value, int) or not least <= value <= MOST:
+            raise _refused(what, value, f"a whole number from {least} to {MOST:,}")
+    elif kind is float:
+        if not number or not -MOST_FLOAT <= value <= MOST_FLOAT or not math.isfinite(value):
+            raise _refused(what, value, f"a number from -{MOST_FLOAT:.0e} to {MOST_FLOAT:.0e}".replace("e+0", "e"))
+    elif type(value) is not kind:
+        raise _refused(what, value, _KINDS.get(kind, f"a {kind.__name__}"))
+    return value
+
+
+def _refused(what: str, value: Any, expected: str) -> BadRequest:
+    return BadRequest(f"{what} is {quoted(value)}; expected {expected}")

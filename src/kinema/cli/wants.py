@@ -1,0 +1,266 @@
+"""What a recipe wants to be made again, listed before anything is opened, and what of that may be opened.
+
+Recipes come from strangers. One opens what ships with Kinema, what lies in the hub's cache with the hash that it
+tells, and what the user gives: a path in it is a name to show, and is never opened.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kinema import registry
+from kinema.bounds import is_regular, quoted, shown
+from kinema.cli.verbs import additions
+from kinema.schema import FILES, BadRequest, Request
+
+CACHED = re.compile(r"(?:.*[\\/])?models--([\w.-]+?)--([\w.-]+)[\\/]snapshots[\\/][^\\/]+(?:[\\/](.+))?")
+"""A path in the hub's cache, which recipes held before they held names."""
+TOLD = 40
+"""Characters of a stranger's name in a sentence that has several."""
+MOST = 4
+"""Names in such a sentence."""
+
+
+@dataclass(frozen=True)
+class Want:
+    """One thing that a recipe wants: ``what`` it is for people, its ``name`` and hash, and the option that gives it.
+
+    ``source`` is where it may come from: "ships", "hub", or "user" for what only the user has.
+    """
+
+    what: str
+    name: str
+    hash: str | None
+    option: str
+    source: str = "user"
+    value: str = ""
+    """Of an input, what the request holds in its place."""
+    key: str = ""
+    """Of an input, the request's field; of an addition, its slot."""
+
+    def __str__(self) -> str:
+        return f"{self.what} {shown(self.name, TOLD)}{' from the hub' if self.source == 'hub' else ''}"
+
+
+@dataclass(frozen=True)
+class Wants:
+    """All that a recipe wants; ``weights`` of its LoRAs by name are in their order."""
+
+    model: Want
+    added: tuple[Want, ...]
+    loras: tuple[Want, ...]
+    weights: tuple[float, ...]
+    inputs: tuple[Want, ...]
+
+    def __iter__(self) -> Iterator[Want]:
+        return iter((self.model, *self.added, *self.loras, *self.inputs))
+
+    def told(self) -> str:
+        """The list, for a note."""
+        every = [str(want) for want in self]
+        more = f" and {len(every) - 12} more" if len(every) > 12 else ""
+        return f"the recipe wants {', '.join(every[:12])}{more}"
+
+
+@dataclass(frozen=True)
+class Given:
+    """What will be opened: a model by name, additions by slot, LoRAs with weights, and a request with the user's files.
+
+    ``notes`` say which inputs are not those of the clip, or may not be.
+    """
+
+    model: str
+    add: Mapping[str, str | Path]
+    loras: Mapping[str | Path, float]
+    request: Request
+    notes: Sequence[str] = field(default_factory=list)
+
+
+# ---------------------------------------------------------------------------------------- listing
+
+
+def wants_of(recipe: Mapping[str, Any], request: Request) -> Wants:
+    """What a recipe wants, by its own words alone. Raises `BadRequest` where they are damaged."""
+    hashes = weights_of(recipe)
+    model = _from(str(recipe["model"]), "model", hashes.get(""), "--model PATH")
+    added, loras, weights = [], [], []
+    for each in _tables(recipe, "added", {"slot": str, "file": str}):
+        slot = each["slot"]
+        told = each.get("hash", hashes.get(slot))
+        added.append(replace(_from(each["file"], slot, told, f"--add {shown(slot, TOLD)}=PATH"), key=slot))
+    for each in _tables(recipe, "loras", {"file": str, "weight": float, "hash": str}):
+        option = f"--lora PATH:{each['weight']:g}"
+        loras.append(_from(each["file"], "LoRA", each["hash"], option, hub=False))
+        weights.append(float(each["weight"]))
+    return Wants(model, tuple(added), tuple(loras), tuple(weights), tuple(_inputs(recipe, request)))
+
+
+def weights_of(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """The hashes in a recipe's ``weights`` by slot, "" for those of the model's own file."""
+    own, *others = str(recipe.get("weights") or "").split(" ")
+    told = {slot: each for slot, _, each in (other.partition("=") for other in others)}
+    return {"": own, **told} if own else told
+
+
+def _from(name: str, what: str, told: Any, option: str, *, hub: bool = True) -> Want:
+    """A model, an addition or a LoRA of this name, and where it comes from."""
+    from kinema.system import is_hub_id
+
+    if cached := CACHED.fullmatch(name):
+        name = "/".join(part for part in cached.groups() if part)
+    begin, slash, _ = name.partition("/")
+    ships = name in registry.EMBEDDED or (slash and begin in registry.FAMILIES) if what == "model" else False
+    source = "user"
+    if ships or name in registry.PARTS:
+        source = "ships"
+    elif hub and (name in registry.ALIASES or is_hub_id(name)):
+        source = "hub"
+    else:
+        name = registry.file_name(name)
+    return Want(what, name, told if isinstance(told, str) and told else None, option, source)
+
+
+def _tables(recipe: Mapping[str, Any], name: str, kinds: Mapping[str, type]) -> list[Mapping[str, Any]]:
+    """A list of tables with these values in them."""
+    from kinema.values import fits
+
+    told = recipe.get(name) or []
+    for each in told:
+        if not isinstance(each, Mapping) or not all(fits(each.get(key), kind) for key, kind in kinds.items()):
+            raise BadRequest(f"the recipe is damaged: its {name} has {quoted(each)}; expected {', '.join(kinds)}")
+    return list(told)
+
+
+def _inputs(recipe: Mapping[str, Any], request: Request) -> list[Want]:
+    """The pictures and clips of a request and of the options of any family: no recipe can hide one behind another's."""
+    from kinema.recipe import names
+
+    own, extra = recipe.get("inputs") or {}, recipe.get("extra_inputs") or {}
+    wants = []
+    for key in FILES:
+        if value := getattr(request, key):
+            name = registry.file_name(value)
+            wants.append(Want(key, name, own.get(key), f"--input {key}=PATH", value=value, key=key))
+    files = dict.fromkeys(file for family in families() for file in family.files(request))
+    for value, name in names(files).items():
+        wants.append(Want("input", name, extra.get(value), f"--input {shown(name, TOLD)}=PATH", value=value))
+    known = {*files, *(want.key for want in wants)}
+    for name, told in (*own.items(), *extra.items()):
+        if name not in known or not isinstance(told, str):
+            raise BadRequest(
+                f"the recipe is damaged: it has a hash of {quoted(name)}, and its request names no such file"
+            )
+    return wants
+
+
+def families() -> list[Any]:
+    return [registry.family(name) for name in registry.FAMILIES]
+
+
+# ----------------------------------------------------------------------------------------- giving
+
+
+def given(wants: Wants, request: Request, told: Mapping[str, Any], clip: Path) -> Given:
+    """What the user gives, and what ships or is in the hub's cache; one sentence of what is missing then.
+
+    ``told`` are the options of the command line: ``model``, ``add``, ``lora``, ``input``, ``allow_download``.
+    """
+    from kinema.cli.verbs import lora_weights
+
+    model, adds = told.get("model"), additions(told.get("add", ()))
+    inputs = _files(wants.inputs, told.get("input", ()))
+    need = _on_hub("model", model, "--model PATH") if model else [wants.model]
+    need += [want for want in wants.added if want.key not in adds]
+    need += [want for slot, name in adds.items() for want in _on_hub(slot, str(name), f"--add {slot}=PATH")]
+    need += [] if "lora" in told else wants.loras
+    need += [want for want in wants.inputs if want not in inputs]
+    missing = [want for want in need if not _is_here(want, told)]
+    if missing:
+        names = [_asked(want) for want in missing[:MOST]]
+        more = f" and more for {len(missing) - MOST} others" if len(missing) > MOST else ""
+        raise BadRequest(f"{shown(clip.name, TOLD)} was made with what is not here; pass {', '.join(names)}{more}")
+    own = {want.key: str(path) for want, path in inputs.items() if want.key}
+    others = {want.value: str(path) for want, path in inputs.items() if not want.key}
+    from kinema.recipe import replaced
+
+    return Given(
+        model or _opened_as(wants.model),
+        {**{want.key: _opened_as(want) for want in wants.added}, **adds},
+        lora_weights(told.get("lora", ())) or dict(zip(map(_opened_as, wants.loras), wants.weights, strict=True)),
+        replaced(request, families(), own, others),
+        [note for want, path in inputs.items() for note in _compared(want, path)],
+    )
+
+
+def _on_hub(what: str, name: str, option: str) -> list[Want]:
+    """What the user names, where that is on the hub: any hash will do."""
+    want = _from(name, what, "any", option)
+    return [want] if want.source == "hub" and not Path(name).exists() else []
+
+
+def _is_here(want: Want, told: Mapping[str, Any]) -> bool:
+    if want.source != "hub":
+        return want.source == "ships"
+    if told.get("allow_download"):
+        return True
+    from kinema.system import fetched
+
+    try:
+        return want.hash is not None and bool(fetched(want.name, True, told.get("variant")))
+    except BadRequest:
+        return False
+
+
+def _opened_as(want: Want) -> str:
+    from kinema.system import HUB
+
+    return HUB + want.name if want.source == "hub" else want.name
+
+
+def _asked(want: Want) -> str:
+    """The option that gives it, for the sentence that asks."""
+    name = shown(want.name, TOLD)
+    option = f"{want.option} or --allow-download" if want.source == "hub" else want.option
+    return option if name in option else f"{option} ({name})"
+
+
+def _files(wants: Sequence[Want], words: Sequence[str]) -> dict[Want, Path]:
+    """``["image=a.png"]`` as inputs and files; a path alone is the input of that name."""
+    found: dict[Want, Path] = {}
+    for word in words:
+        want, path = _input(wants, word)
+        if want in found:
+            raise BadRequest(f"--input {shown(want.name, 100)} is given twice; give it once")
+        if not (is_regular(path) or path.is_dir()):
+            raise BadRequest(f"--input {shown(word, 200)} is no file or folder of frames that can be read")
+        found[want] = path
+    return found
+
+
+def _input(wants: Sequence[Want], word: str) -> tuple[Want, Path]:
+    """What a word gives, by the request's field or by the name of the file that the clip was made from."""
+    if not wants:
+        raise BadRequest("the clip was made from no picture or clip: leave out --input")
+    by_name = {alias: want for want in wants for alias in (want.value, want.name)}
+    by_name |= {want.key: want for want in wants if want.key}
+    for name in sorted(by_name, key=len, reverse=True):
+        if word.startswith(f"{name}=") and len(word) > len(name) + 1:
+            return by_name[name], Path(word[len(name) + 1 :])
+    if want := by_name.get(registry.file_name(word)):
+        return want, Path(word)
+    known = ", ".join(shown(want.key or want.name, TOLD) for want in wants[:MOST])
+    raise BadRequest(f"--input {shown(word, 100)} is no input of the clip; expected NAME=PATH, NAME out of {known}")
+
+
+def _compared(want: Want, path: Path) -> list[str]:
+    from kinema.recipe import file_hash
+
+    if file_hash(path) == want.hash:
+        return []
+    if want.hash is None:
+        return [f"nothing tells whether {shown(str(path))} is the file that the clip was made from: it has no hash"]
+    return [f"{shown(str(path))} is not the file that the clip was made from"]

@@ -1,0 +1,64 @@
+"""One process at a time at work on a file or in a folder: the lock of the kernel, which ends with the process."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kinema.bounds import shown
+from kinema.schema import BadRequest
+
+
+@contextmanager
+def alone(path: Path, busy: str, *, wait: bool = False) -> Iterator[int]:
+    """The open handle of ``path``, a folder or a file that is made if need be, while no other process has it.
+
+    Raises BadRequest: with the sentence ``busy`` while another has it (``wait`` waits for it instead), or where the
+    file is a link, a FIFO or anything else than a regular file. Windows, and file systems without locks, let all in.
+    """
+    handle = _opened(path)
+    try:
+        _lock(handle, busy, wait)
+        if not _is(handle, path):  # the other process ended and took its file with it
+            raise BadRequest(busy)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _opened(path: Path) -> int:
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT | os.O_APPEND
+    # Nothing that is a link, or that would wait for another process, is opened.
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        handle = os.open(path, flags, 0o666)
+    except OSError as error:
+        what = "it is a link" if path.is_symlink() else error.strerror
+        raise BadRequest(f"cannot open {shown(str(path), 200)}: {what}; expected a regular file") from error
+    if not (path.is_dir() or stat.S_ISREG(os.fstat(handle).st_mode)):
+        os.close(handle)
+        raise BadRequest(f"cannot open {shown(str(path), 200)}: expected a regular file")
+    return handle
+
+
+def _lock(handle: int, busy: str, wait: bool) -> None:
+    if os.name == "nt":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise BadRequest(busy) from None
+    except OSError:
+        return  # a file system without locks
+
+
+def _is(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except OSError:
+        return False

@@ -1,0 +1,312 @@
+"""How each format holds a clip: its limits, told before the work, and its encoder.
+
+Frames are uint8 T×H×W×3 here; ``part`` is the hidden file that `kinema.atomic.replacing` gives its name in the end.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kinema.media import metadata, sound
+from kinema.media.colour import exact
+from kinema.media.containers import located
+from kinema.media.timing import RATES
+from kinema.schema import BadRequest, Shape
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CRF = 12
+"""Visually lossless at the sizes of pocket models, where one macroblock is a good part of the picture."""
+WEBP_QUALITY = 95
+MAX_SIDES = {".gif": 65_535, ".webp": 16_383}
+"""What 16 bits and 14 bits can count."""
+_BT709 = 1
+_LIMITED = 1
+
+Tags = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How a format counts time: so many ticks a second, and the fewest that viewers show a frame for.
+
+    Browsers show a frame of 10 ms or less for 100 ms, so that a faster clip would play at a tenth of its speed.
+    """
+
+    ticks: int
+    least: int
+
+
+CLOCKS = {".gif": Clock(100, 2), ".webp": Clock(1000, 11)}
+
+
+# --------------------------------------------------------------------------------------- limits
+
+
+def rate_of(fps: float) -> Fraction:
+    """Frames per second as a fraction, NTSC's 30000/1001 included. Raises `BadRequest` outside 0.1 to 240."""
+    if not (math.isfinite(fps) and RATES[0] <= fps <= RATES[1]):
+        raise BadRequest(f"fps is {fps:g}; expected {RATES[0]:g} to {RATES[1]:g}")
+    return Fraction(fps).limit_denominator(1001)
+
+
+def check(suffix: str, shape: Shape, fps: float) -> list[str]:
+    """What a file with this suffix changes of a clip (a row added, frames left out), as sentences for the user.
+
+    Raises `BadRequest` for a clip that the format cannot hold, or for which no encoder is installed.
+    """
+    rate, size = rate_of(fps), f"{shape.width}×{shape.height}"
+    if max(shape.height, shape.width) > MAX_SIDES.get(suffix, math.inf):
+        raise BadRequest(
+            f"a {suffix[1:]} holds sides of at most {MAX_SIDES[suffix]:,} pixels, and this clip is {size}; "
+            "ask for a smaller size or zoom, or write png frames"
+        )
+    if suffix == ".mp4":
+        padded, note = even(shape.height, shape.width)
+        _try(lambda container: _x264(container, *padded, rate, CRF), "H.264", *padded)
+        return [note] if note else []
+    if suffix == ".webp":
+        from PIL import features
+
+        if not features.check("webp"):
+            raise BadRequest("this Pillow cannot write WebP; name an .mp4, a .gif or a .png")
+    if suffix == ".gif":
+        _try(lambda container: _gif(container, shape.height, shape.width), "GIF", shape.height, shape.width)
+    if suffix in CLOCKS:
+        return thinned(suffix, shape.frames, rate)
+    return []
+
+
+def even(height: int, width: int) -> tuple[tuple[int, int], str | None]:
+    """(height, width) as yuv420p holds them, which halves the colour, and a sentence where a side was odd."""
+    padded = (height + height % 2, width + width % 2)
+    if padded == (height, width):
+        return padded, None
+    after = f"{padded[1]}×{padded[0]}"
+    return padded, f"{width}×{height} was padded to {after} by repeating the edge: an mp4 needs even sides"
+
+
+def thinned(suffix: str, frames: int, rate: Fraction) -> list[str]:
+    """The sentence that tells of frames which the format has no time for, if there are any."""
+    kept = len(paced(CLOCKS[suffix], frames, rate)[0])
+    if kept == frames:
+        return []
+    clock = CLOCKS[suffix]
+    return [
+        f"a {suffix[1:]} shows at most {clock.ticks // clock.least} frames a second: {kept} of {frames} frames are "
+        f"written, and the clip still lasts {float(frames / rate):.3g} s"
+    ]
+
+
+def paced(clock: Clock, frames: int, rate: Fraction) -> tuple[list[int], list[int]]:
+    """(the frames that are written, the ticks that each is shown for): as long in all as the clip, to the tick."""
+    whole = max(Fraction(frames * clock.ticks) / rate, Fraction(clock.least))
+    count = min(frames, int(whole / clock.least))
+    ends = [math.floor(whole * (index + 1) / count + Fraction(1, 2)) for index in range(count)]
+    shown = [(2 * index + 1) * frames // (2 * count) for index in range(count)]
+    return shown, [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def _try(add: Callable[[Any], Any], name: str, height: int, width: int) -> None:
+    """Open an encoder at its size and rate: only a try tells whether it is installed, and what it takes."""
+    import av
+
+    try:
+        with av.open(io.BytesIO(), "w", format="mp4" if name == "H.264" else "gif") as container:
+            add(container).codec_context.open()
+    except av.codec.codec.UnknownCodecError as error:
+        raise BadRequest(f"this PyAV has no encoder for {name}; name an output of another format") from error
+    except av.FFmpegError as error:
+        raise BadRequest(
+            f"{name} cannot hold frames of {width}×{height}: 16,384×8,192 is about the most; "
+            "ask for a smaller size or zoom, or write png frames"
+        ) from error
+
+
+# ------------------------------------------------------------------------------------- encoders
+
+
+def write_mp4(
+    frames_THWC: np.ndarray,
+    rate: Fraction,
+    part: Path,
+    tags: Tags,
+    crf: float | None = None,
+    heard: bytes | None = None,
+) -> None:
+    """h264 yuv420p BT.709 with the index first, and the sound of `kinema.media.sound`; sides must be even."""
+    import av
+    from av.video.reformatter import ColorRange, Colorspace
+
+    # `use_metadata_tags` lets a container that knows only iTunes atoms carry names of our own.
+    # Without a limit on the wait, sound and pictures lie beside each other however long the clip is.
+    options = {"movflags": "use_metadata_tags+faststart", "max_interleave_delta": "0"}
+    with av.open(located(part), "w", format="mp4", options=options) as container:
+        container.metadata.update(tags)
+        height, width = frames_THWC.shape[1:3]
+        stream = _x264(container, height, width, rate, CRF if crf is None else crf)
+
+        def convert(frame: av.VideoFrame) -> av.VideoFrame:
+            made = frame.reformat(
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+                interpolation=exact(),
+            )
+            made.colorspace, made.color_range = _BT709, _LIMITED
+            return made
+
+        if heard is not None:
+            sound.add(container, heard)
+        _encode(container, stream, frames_THWC, range(len(frames_THWC)), 1 / rate, convert)
+
+
+def _x264(container: Any, height: int, width: int, rate: Fraction, crf: float) -> Any:
+    stream = container.add_stream("libx264", rate=rate, options={"crf": f"{crf:g}", "preset": "medium"})
+    stream.height, stream.width = height, width
+    stream.pix_fmt = "yuv420p"
+    codec: Any = stream.codec_context
+    codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
+    codec.color_range = _LIMITED
+    # Slices and threads change the bits; one thread gives one file for one clip on any machine.
+    codec.thread_count = 1
+    return stream
+
+
+def write_gif(frames_THWC: np.ndarray, rate: Fraction, part: Path, tags: Tags) -> None:
+    """One palette for the whole clip and an ordered dither, which stands still where the picture does."""
+    import av
+
+    clock = CLOCKS[".gif"]
+    shown, holds = paced(clock, len(frames_THWC), rate)
+    frames_THWC = frames_THWC[shown]
+    starts = [sum(holds[:index]) for index in range(len(holds))]
+    with io.BytesIO() as raw:
+        # A delay is the time to the next frame, so that of the last is told by itself.
+        options = {"loop": "0", "final_delay": str(holds[-1])}
+        with av.open(raw, "w", format="gif", options=options) as container:
+            stream = _gif(container, *frames_THWC.shape[1:3])
+            _encode(container, stream, frames_THWC, starts, Fraction(1, clock.ticks), _Palette(frames_THWC))
+        data = raw.getvalue()
+    # The comment goes where every reader finds it: after the header and its colour table.
+    table = 3 * 2 ** ((data[10] & 7) + 1) if data[10] & 0x80 else 0
+    part.write_bytes(data[: 13 + table] + metadata.gif_comment(tags) + data[13 + table :])
+
+
+def _gif(container: Any, height: int, width: int) -> Any:
+    stream = container.add_stream("gif", rate=CLOCKS[".gif"].ticks)
+    stream.height, stream.width = height, width
+    stream.pix_fmt = "pal8"
+    return stream
+
+
+class _Palette:
+    """Maps RGB frames to one palette of 256 colours made from all of them."""
+
+    def __init__(self, frames_THWC: np.ndarray) -> None:
+        import av
+
+        height, width = frames_THWC.shape[1:3]
+        make = av.filter.Graph()
+        source = make.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=Fraction(1, 25))
+        make.link_nodes(source, make.add("palettegen", "reserve_transparent=0"), make.add("buffersink")).configure()
+        for index, frame_HWC in enumerate(frames_THWC):
+            make.push(_frame(frame_HWC, index, Fraction(1, 25)))
+        make.push(None)
+        self.palette: Any = make.pull()
+        self.height, self.width = height, width
+
+    def __call__(self, frame: Any) -> Any:
+        import av
+
+        graph = av.filter.Graph()
+        picture = graph.add_buffer(
+            width=self.width, height=self.height, format=av.VideoFormat("rgb24"), time_base=frame.time_base
+        )
+        colours = graph.add_buffer(
+            width=self.palette.width,
+            height=self.palette.height,
+            format=self.palette.format,
+            time_base=frame.time_base,
+        )
+        use = graph.add("paletteuse", "dither=bayer:bayer_scale=3")
+        picture.link_to(use, 0, 0)
+        colours.link_to(use, 0, 1)
+        use.link_to(graph.add("buffersink"))
+        graph.configure()
+        self.palette.pts, self.palette.time_base = frame.pts, frame.time_base
+        picture.push(frame)
+        picture.push(None)
+        colours.push(self.palette)
+        colours.push(None)
+        return graph.pull()
+
+
+def write_webp(frames_THWC: np.ndarray, rate: Fraction, part: Path, tags: Tags) -> None:
+    """Lossy, looping."""
+    shown, holds = paced(CLOCKS[".webp"], len(frames_THWC), rate)
+    first, *rest = _pictures(frames_THWC, shown)
+    first.save(
+        part,
+        format="WEBP",
+        save_all=True,
+        append_images=rest,
+        duration=holds,
+        loop=0,
+        quality=WEBP_QUALITY,
+        method=4,
+        exif=metadata.exif(tags),
+        xmp=metadata.xmp("digitalSourceType" in tags),
+    )
+
+
+def write_png(frame_HWC: np.ndarray, part: Path, tags: Tags) -> None:
+    """One picture."""
+    from PIL import Image, PngImagePlugin
+
+    chunks = PngImagePlugin.PngInfo()
+    for name, text in tags.items():
+        chunks.add_itxt(name, text)
+    chunks.add_itxt("XML:com.adobe.xmp", metadata.xmp("digitalSourceType" in tags).decode())
+    Image.fromarray(frame_HWC).save(part, format="PNG", pnginfo=chunks)
+
+
+# --------------------------------------------------------------------------------------- shared
+
+
+def _frame(pixels_HWC: np.ndarray, pts: int, time_base: Fraction) -> Any:
+    import av
+
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_HWC), format="rgb24")
+    frame.pts, frame.time_base = pts, time_base
+    return frame
+
+
+def _encode(
+    container: Any,
+    stream: Any,
+    frames_THWC: np.ndarray,
+    starts: Sequence[int],
+    time_base: Fraction,
+    convert: Callable[[Any], Any],
+) -> None:
+    for start, pixels_HWC in zip(starts, frames_THWC, strict=True):
+        made = convert(_frame(pixels_HWC, start, time_base))
+        made.pts, made.time_base = start, time_base
+        container.mux(stream.encode(made))
+    container.mux(stream.encode())
+
+
+def _pictures(frames_THWC: np.ndarray, shown: Sequence[int]) -> list[Image]:
+    from PIL import Image
+
+    return [Image.fromarray(frames_THWC[index]) for index in shown]

@@ -1,0 +1,226 @@
+"""One decoded frame to upright sRGB pixels, by everything that describes it.
+
+The frame's own tags come first, then those of its stream, which are the container's. A tag whose number means nothing
+counts as not given: it says nothing about the pixels, and must not keep them from being shown.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from kinema.media import hdr
+from kinema.media.colour import exact, over_black
+from kinema.media.hdr import Look
+from kinema.media.profiles import frame_in_srgb
+from kinema.schema import BadRequest
+
+_UNSPECIFIED = 2
+_YCGCO, _2020_CL, _BY_PRIMARIES, _BY_PRIMARIES_CL, _ICTCP = 8, 10, 12, 13, 14
+_SCALED = {1, 4, 5, 6, 7, 9}
+"""Matrices that swscale knows: BT.709, FCC, BT.601 (twice), SMPTE 240M, BT.2020."""
+_FROM_YCGCO = np.array([[1, -1, 1], [1, 1, 0], [1, -1, -1]])
+_FROM_ICTCP_PQ = np.linalg.inv(np.array([[2048, 2048, 0], [6610, -13613, 7003], [17933, -17390, -543]]) / 4096)
+_FROM_ICTCP_HLG = np.linalg.inv(np.array([[2048, 2048, 0], [3625, -7465, 3840], [9500, -9212, -288]]) / 4096)
+_LIMITED, _FULL = 1, 2
+_SWAPPED = {f"{order}{bits}be": f"{order}{bits}le" for order in ("rgb", "bgr") for bits in (555, 565)}
+"""swscale reads these as if their bytes lay the other way round."""
+_FATAL = {"yaf32be", "yaf32le"}
+"""swscale aborts the whole process over these."""
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Matrix, transfer and primaries as they are told, by the numbers of H.273; a range of 1 is limited, 2 full."""
+
+    matrix: int = _UNSPECIFIED
+    range: int = 0
+    transfer: int = _UNSPECIFIED
+    primaries: int = _UNSPECIFIED
+
+    @classmethod
+    def of(cls, told: Any) -> Tags:
+        """Those of a frame or of a codec's context."""
+        return cls(told.colorspace, told.color_range, told.color_trc, told.color_primaries)
+
+    def over(self, under: Tags) -> Tags:
+        """These, and where one of them says nothing that is known, the one ``under`` it."""
+        return Tags(
+            self.matrix if self.matrix in _SCALED | {_YCGCO, 10, 12, 13, _ICTCP} else under.matrix,
+            self.range if self.range in (_LIMITED, _FULL) else under.range,
+            self.transfer if self.transfer in range(1, 19) and self.transfer not in (2, 3) else under.transfer,
+            self.primaries if self.primaries in (*range(4, 13), 1, 22) else under.primaries,
+        )
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A decoded frame, what it is said to be, the shape of its pixels (width by height), and alpha that came apart."""
+
+    name: str
+    frame: Any
+    tags: Tags
+    ratio: float = 1.0
+    alpha: Any = None
+    decoder: str = ""
+
+    @property
+    def look(self) -> Look:
+        profiled = replace(self.tags, transfer=_UNSPECIFIED, primaries=_UNSPECIFIED)  # a profile says it better
+        return _look(self.frame, profiled if "ICC_PROFILE" in self._beside else self.tags)
+
+    @property
+    def _beside(self) -> dict[str, bytes]:
+        return _side_data(self.frame, self.decoder)
+
+    def pixels(self) -> np.ndarray:
+        """uint8 H×W×3: square pixels, sRGB, alpha over black, turned upright. Raises `BadRequest`."""
+        import av
+
+        frame, look, size, beside = self.frame, self.look, self._size(), self._beside
+        try:
+            signal_HWC = _signal(frame, self.tags, look, size)
+            alpha_HW = None if self.alpha is None else _levels_of_alpha(self.alpha, frame, size)
+        except (av.FFmpegError, ValueError) as error:
+            raise BadRequest(
+                f"{self.name} has frames in the pixel format {frame.format.name}, which cannot be shown"
+            ) from error
+        colours_HWC, own_HW = signal_HWC[..., :3], signal_HWC[..., 3] if signal_HWC.shape[2] == 4 else None
+        if signal_HWC.dtype == np.uint16:
+            colours_HWC = hdr.shown(colours_HWC, look)
+            own_HW = None if own_HW is None else (own_HW >> 8).astype(np.uint8)
+        colours_HWC = frame_in_srgb(colours_HWC, beside.get("ICC_PROFILE", b""))
+        for over_HW in (own_HW, alpha_HW):
+            if over_HW is not None:
+                colours_HWC = over_black(np.dstack([colours_HWC, over_HW]))
+        return _upright(colours_HWC, _matrix(frame, beside))
+
+    def _size(self) -> dict[str, int]:
+        if abs(self.ratio - 1) > 0.01 and 0.1 < self.ratio < 10:
+            return {"width": max(1, round(self.frame.width * self.ratio)), "height": self.frame.height}
+        return {}
+
+
+def _look(frame: Any, tags: Tags) -> Look:
+    """What the tags mean for this frame."""
+    kinds = {hdr.PQ: hdr.PQ, hdr.HLG: hdr.HLG, hdr.LINEAR: hdr.LINEAR, hdr.SRGB: hdr.SRGB}
+    transfer = kinds.get(tags.transfer, hdr.BT709)
+    wide = hdr.BT2020 if transfer in (hdr.PQ, hdr.HLG) else hdr.BT709  # BT.2100 has no other primaries
+    told = tags.primaries if tags.primaries != _UNSPECIFIED else wide
+    primaries = told if told in (hdr.BT2020, hdr.P3_DCI, hdr.P3_D65) else hdr.BT709
+    if tags.matrix == _ICTCP and _is_yuv(frame) and transfer in (hdr.PQ, hdr.HLG):
+        return Look(transfer, hdr.BT2020, lms=True)
+    if tags.range == _LIMITED and _is_grey(frame):
+        # swscale takes every grey to be of full range, whatever the frame says.
+        unit = 2 ** (frame.format.components[0].bits - 8)
+        return Look(transfer, primaries, black=16 * unit / (256 * unit - 1), white=235 * unit / (256 * unit - 1))
+    return Look(transfer, primaries)
+
+
+def _signal(frame: Any, tags: Tags, look: Look, size: dict[str, int]) -> np.ndarray:
+    """The frame as H×W×3 or ×4 (alpha) of full range: uint8 where its look is plain, otherwise uint16 or L'M'S'."""
+    if frame.format.name in _FATAL:
+        raise ValueError(frame.format.name)
+    if frame.format.name in _SWAPPED:
+        frame = _swapped(frame)
+    if _is_yuv(frame) and (tags.matrix == _YCGCO or look.lms):
+        return _by_hand(frame, tags, look, size)
+    frame.colorspace, frame.color_range = _scaled(tags), tags.range if tags.range in (_LIMITED, _FULL) else 0
+    has_alpha = any(c.is_alpha for c in frame.format.components) or frame.format.name == "pal8"
+    kind = ("rgba" if has_alpha else "rgb24") if look.plain else ("rgba64le" if has_alpha else "rgb48le")
+    return frame.to_ndarray(format=kind, interpolation=exact(), **size)
+
+
+def _scaled(tags: Tags) -> int:
+    """The matrix for swscale. One that is not given is BT.601's: untagged clips are mostly made from RGB by FFmpeg."""
+    if tags.matrix in (_BY_PRIMARIES, _BY_PRIMARIES_CL):
+        return {hdr.BT709: 1, hdr.BT2020: 9}.get(tags.primaries, _UNSPECIFIED)
+    if tags.matrix == _2020_CL:  # constant luminance, of which no camera or encoder makes use: the nearest
+        return 9
+    return tags.matrix if tags.matrix in _SCALED else _UNSPECIFIED
+
+
+def _by_hand(frame: Any, tags: Tags, look: Look, size: dict[str, int]) -> np.ndarray:
+    """YCgCo or ICtCp, of which swscale knows neither, to R'G'B' or L'M'S': uint16 H×W×3 (×4 with alpha)."""
+    full = tags.range == _FULL or frame.format.name.startswith("yuvj")
+    has_alpha = any(c.is_alpha for c in frame.format.components)
+    frame.colorspace, frame.color_range = 1, _FULL if full else _LIMITED
+    kept = {"dst_colorspace": 1, "dst_color_range": _FULL if full else _LIMITED, "interpolation": exact(), **size}
+    stored_HWC = frame.reformat(format="yuv444p16le", **kept).to_ndarray(channel_last=True)
+    origin = np.array([0 if full else 4096, 32768, 32768], np.float32)
+    unit = np.array([65535] * 3 if full else [219 * 256, 224 * 256, 224 * 256], np.float32)
+    values_HWC = (stored_HWC - origin) / unit
+    ictcp = _FROM_ICTCP_PQ if look.transfer == hdr.PQ else _FROM_ICTCP_HLG
+    matrix = ictcp if look.lms else _FROM_YCGCO
+    signal_HWC = (values_HWC @ matrix.T.astype(np.float32) * 65535).round().clip(0, 65535).astype(np.uint16)
+    if not has_alpha:
+        return signal_HWC
+    alpha_HW = frame.to_ndarray(format="rgba64le", interpolation=exact(), **size)[..., 3]
+    return np.dstack([signal_HWC, alpha_HW])
+
+
+def _is_grey(frame: Any) -> bool:
+    name = frame.format.name
+    return name.startswith(("gray", "ya8", "ya16")) and not name.startswith("grayf")  # floats begin at 0
+
+
+def _is_yuv(frame: Any) -> bool:
+    kind = frame.format
+    return not kind.is_rgb and len(kind.components) >= 3 and not kind.name.startswith(("xyz", "bayer"))
+
+
+def _swapped(frame: Any) -> Any:
+    """The same frame with the two bytes of each pixel swapped."""
+    import av
+
+    made = av.VideoFrame(frame.width, frame.height, _SWAPPED[frame.format.name])
+    source, to = frame.planes[0], made.planes[0]
+    rows = np.frombuffer(source, np.uint16).reshape(frame.height, -1)[:, : frame.width].byteswap()
+    held = np.zeros((frame.height, to.line_size // 2), np.uint16)
+    held[:, : frame.width] = rows
+    to.update(held.tobytes())
+    return made
+
+
+def _levels_of_alpha(alpha: Any, frame: Any, size: dict[str, int]) -> np.ndarray:
+    """uint8 H×W: the luma of a frame that holds nothing but alpha, which is of full range whatever it is tagged as."""
+    alpha.color_range = _FULL
+    size = size or {"width": frame.width, "height": frame.height}
+    return alpha.to_ndarray(format="gray", interpolation=exact(), dst_color_range=_FULL, **size)
+
+
+def _side_data(frame: Any, decoder: str) -> dict[str, bytes]:
+    """What comes beside the pixels, by FFmpeg's names for it."""
+    # PyAV frees a side datum's own dictionary, and the frame frees it again, which ends the process. The name of a
+    # PNG's profile is the only such dictionary that a decoder makes.
+    if decoder in ("png", "apng"):
+        return {}
+    try:
+        return {data.type.name: bytes(data) for data in frame.side_data}
+    except ValueError:  # a kind of side data that PyAV has no name for
+        return {}
+
+
+def _matrix(frame: Any, beside: dict[str, bytes]) -> tuple[float, float, float, float]:
+    """The 2×2 part (a, b, c, d) of the display matrix: x' = a·x + c·y, y' = b·x + d·y."""
+    if "DISPLAYMATRIX" in beside:
+        a, b, _, c, d, *_ = struct.unpack("=9i", beside["DISPLAYMATRIX"])
+        return a, b, c, d
+    turn = math.radians(frame.rotation)  # the same matrix without its flips; 0 where there is none
+    return math.cos(turn), -math.sin(turn), math.sin(turn), math.cos(turn)
+
+
+def _upright(pixels_HWC: np.ndarray, matrix: tuple[float, float, float, float]) -> np.ndarray:
+    a, b, c, d = matrix
+    swapped = abs(b) > abs(a)
+    if swapped:
+        pixels_HWC = pixels_HWC.transpose(1, 0, 2)
+    if (c if swapped else a) < 0:
+        pixels_HWC = pixels_HWC[:, ::-1]
+    if (b if swapped else d) < 0:
+        pixels_HWC = pixels_HWC[::-1]
+    return np.ascontiguousarray(pixels_HWC)

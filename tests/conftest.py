@@ -1,0 +1,63 @@
+"""Fixtures of several directories."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+
+def _with_sound(
+    path: Path, codec: str = "aac", *, fps: int = 8, frames: int = 16, click: float = 0.5, tracks: int = 1
+) -> Path:
+    """A clip of brightening grey, 32×32, with a 1 kHz beep of 50 ms at ``click`` seconds in every track."""
+    rate, seconds = 48_000, frames / fps
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=fps)
+        video.width = video.height = 32
+        video.pix_fmt = "yuv420p"
+        audio = [container.add_stream(codec, rate=rate, layout="mono") for _ in range(tracks)]
+        for index in range(frames):
+            grey = np.full((32, 32, 3), 255 * index // frames, np.uint8)
+            picture = av.VideoFrame.from_ndarray(grey, format="rgb24")
+            picture.pts, picture.time_base = index, Fraction(1, fps)
+            container.mux(video.encode(picture))
+        container.mux(video.encode(None))
+        wave = np.zeros(round(seconds * rate), np.float32)
+        at = round(click * rate)
+        wave[at : at + rate // 20] = 0.8 * np.sin(2 * np.pi * 1000 * np.arange(rate // 20) / rate)
+        for track in audio:
+            for begin in range(0, len(wave), 1024):
+                piece = av.AudioFrame.from_ndarray(wave[None, begin : begin + 1024], format="fltp", layout="mono")
+                piece.sample_rate, piece.pts, piece.time_base = rate, begin, Fraction(1, rate)
+                container.mux(track.encode(piece))
+            container.mux(track.encode(None))
+    return path
+
+
+def _beep(file: Path | bytes) -> float | None:
+    """The second at which the sound of a file gets loud; None where there is no sound."""
+    with av.open(io.BytesIO(file) if isinstance(file, bytes) else str(file)) as container:
+        if not container.streams.audio:
+            return None
+        for frame in container.decode(audio=0):
+            wave = np.abs(frame.to_ndarray().astype(np.float32))
+            wave = wave.reshape(len(wave), -1)[0] / (1 if wave.max() <= 1.5 else 2.0 ** (8 * frame.format.bytes - 1))
+            if (wave > 0.2).any():
+                return float(frame.pts * frame.time_base) + float(np.argmax(wave > 0.2)) / frame.sample_rate
+    return None
+
+
+@pytest.fixture
+def with_sound() -> Callable[..., Path]:
+    return _with_sound
+
+
+@pytest.fixture
+def beep() -> Callable[[Path | bytes], float | None]:
+    return _beep

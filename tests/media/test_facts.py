@@ -1,0 +1,118 @@
+"""`facts` tells what a read gives, and what the file stores beside it where the two differ."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kinema.media.read import facts, probe, read_video
+from kinema.media.streams import stream_frames
+from kinema.schema import BadRequest
+
+Encode = Callable[..., Path]
+Moving = Callable[..., np.ndarray]
+
+
+def agrees(path: Path) -> bool:
+    told, found, clip = facts(path), probe(path), read_video(path)
+    frames, height, width = clip.video.shape[2:]
+    return (
+        (told["frames"], told["fps"], told["height"], told["width"])
+        == (found.frames, found.fps, found.height, found.width)
+        == (frames, clip.fps, height, width)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt", "options"),
+    [
+        ("a.mp4", "libx264", "yuv420p", {}),
+        ("a.mkv", "ffv1", "yuv420p", {}),
+        ("a.webm", "libvpx-vp9", "yuv420p", {"auto-alt-ref": "1", "lag-in-frames": "16"}),
+        ("b.webm", "libvpx", "yuv420p", {"auto-alt-ref": "1", "lag-in-frames": "16", "arnr-maxframes": "5"}),
+        ("a.avi", "mpeg4", "yuv420p", {"bf": "2"}),
+        ("a.gif", "gif", "rgb8", {}),
+    ],
+)
+@pytest.mark.parametrize("rate", [Fraction(8), Fraction(30000, 1001)])
+def test_the_packets_say_what_a_read_gives(
+    tmp_path: Path, encode: Encode, moving: Moving, name: str, codec: str, pix_fmt: str, options: dict, rate: Fraction
+) -> None:
+    def prepare(stream: object) -> None:
+        stream.options = options  # type: ignore[attr-defined]
+
+    path = encode(tmp_path / name, moving(40), codec=codec, pix_fmt=pix_fmt, rate=rate, prepare=prepare)
+    assert agrees(path)
+    assert "stored" not in facts(path) or name == "a.gif"
+
+
+def test_an_edit_list_hides_frames(tmp_path: Path, encode: Encode) -> None:
+    frames = np.stack([np.full((32, 48, 3), 10 * t, np.uint8) for t in range(12)])
+    path = encode(tmp_path / "a.mp4", frames, prepare=lambda s: setattr(s, "options", {"bf": "0"}))
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"elst") + 4
+    assert raw[at : at + 8] == bytes(7) + b"\1"
+    scale = struct.unpack_from(">I", raw, raw.index(b"mdhd") + 16)[0]
+    length, start = struct.unpack_from(">Ii", raw, at + 8)
+    struct.pack_into(">Ii", raw, at + 8, length * 7 // 12, start + 5 * scale // 8)
+    path.write_bytes(raw)
+    assert agrees(path)
+    assert facts(path)["frames"] == 7
+    assert facts(path)["stored"] == {"frames": 12}
+
+
+def test_a_clip_on_its_side_is_told_upright(tmp_path: Path, encode: Encode, moving: Moving) -> None:
+    path = encode(tmp_path / "a.mov", moving(4), prepare=lambda s: s.set_display_rotation(90))
+    assert agrees(path)
+    told = facts(path)
+    assert (told["width"], told["height"]) == (32, 48)
+    assert told["stored"] == {"width": 48, "height": 32}
+
+
+def test_an_uneven_rate_is_told_as_it_is_read(tmp_path: Path, encode: Encode, moving: Moving) -> None:
+    path = encode(tmp_path / "a.mkv", moving(6), codec="ffv1", times=(0.0, 0.125, 0.25, 0.75, 0.875, 1.0))
+    assert agrees(path)
+    assert facts(path)["frames"] == 9
+    assert facts(path)["stored"]["frames"] == 6
+
+
+def test_sound_is_named(tmp_path: Path, moving: Moving) -> None:
+    import av
+
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        video = container.add_stream("ffv1", rate=8)
+        video.height, video.width, video.pix_fmt = 32, 48, "yuv420p"
+        tracks = [container.add_stream("pcm_s16le", rate=rate, layout="stereo") for rate in (16000, 44100)]
+        for pixels in moving(3):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p")
+            container.mux(video.encode(frame))
+        for track in tracks:
+            heard = av.AudioFrame.from_ndarray(np.zeros((1, 2048), np.int16), format="s16", layout="stereo")
+            heard.sample_rate = track.rate
+            container.mux(track.encode(heard))
+    told = facts(tmp_path / "a.mkv")["sound"]
+    assert told == "pcm_s16le, 2 channels, 16,000 Hz; pcm_s16le, 2 channels, 44,100 Hz"
+
+
+def test_one_frame_is_decoded(tmp_path: Path, encode: Encode, moving: Moving, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kinema.media import read
+
+    seen = []
+    monkeypatch.setattr(read, "stream_frames", lambda *a: (seen.append(f) or f for f in stream_frames(*a)))
+    assert facts(encode(tmp_path / "a.mp4", moving(20)))["frames"] == 20
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("gap", [4000.0, 2_000_000.0])
+def test_frames_an_hour_apart_are_refused_and_not_filled(
+    tmp_path: Path, encode: Encode, moving: Moving, gap: float
+) -> None:
+    path = encode(tmp_path / "a.mkv", moving(4), codec="ffv1", times=(0.0, 0.1, 0.2, gap))
+    for reader in (facts, probe, read_video):
+        with pytest.raises(BadRequest, match="stands still for|longer than"):
+            reader(path)
