@@ -18,7 +18,7 @@ from kinema.diffusion.samplers import SAMPLERS
 from kinema.families.animatediff import conditioning
 from kinema.families.animatediff.config import V3, Config
 from kinema.families.animatediff.family import FAMILY
-from kinema.generate import Held, guide
+from kinema.generate import guide
 from kinema.schema import Request
 from kinema.system import Conditions, System
 
@@ -62,11 +62,11 @@ class AnimateDiffPair(Pair):
     def one_step(self, system: System, unet: nn.Module, dtype: torch.dtype) -> Work:
         normal, frames, size = normals(1), self.config.frames, self.config.text[0]
         request = system.settle(Request(prompt=PROMPT, seed=1, steps=STEPS))
-        scale = self.config.guidance
         contexts = [normal(1, size.length, self.config.context) for _ in range(2)]
         wanted, unwanted = (conditioning.Condition(context[None].to(system.dtype)) for context in contexts)
-        denoise = guide(system, Conditions(wanted, unwanted), request, scale, Held(None, None, 0.0))
+        conditions = Conditions({"positive": wanted, "negative": unwanted})
         levels = system.levels(request)
+        denoise = guide(system, conditions, request, system.guidance(request), levels)
         z = normal(1, 4, frames, self.cells, self.cells)
 
         def ours() -> Tensor:
@@ -82,7 +82,7 @@ class AnimateDiffPair(Pair):
             t = scheduler.timesteps[AT]
             x = scheduler.scale_model_input(torch.cat([latents] * 2), t)
             null, cond = unet(x, t, encoder_hidden_states=hidden).sample.chunk(2)
-            return scheduler.step(null + scale * (cond - null), t, latents).prev_sample
+            return scheduler.step(null + self.config.guidance * (cond - null), t, latents).prev_sample
 
         return Work(theirs, ours)
 

@@ -16,7 +16,7 @@ from kinema.families.svd import conditioning, recipe
 from kinema.families.svd.config import SVD as SVD_FULL
 from kinema.families.svd.config import Config
 from kinema.families.svd.family import FAMILY
-from kinema.generate import Held, guide
+from kinema.generate import guide
 from kinema.schema import Request
 from kinema.system import Conditions, System
 
@@ -68,10 +68,9 @@ class SVDPair(Pair):
         context, picture = normal(1, 1, self.config.context), normal(1, 4, 1, cells, cells)
         told = conditioning.scalars(self.config, request)
         wanted = conditioning.Condition(context.to(system.dtype), picture.to(system.dtype), told)
-        scale = conditioning.guidance(self.config, request)
-        conditions = Conditions(wanted, wanted.null(), scale)
-        denoise = guide(system, conditions, request, scale, Held(None, None, 0.0))
+        conditions = Conditions({"positive": wanted, "negative": wanted.null()})
         levels = system.levels(request)
+        denoise = guide(system, conditions, request, system.guidance(request), levels)
         z = normal(1, 4, frames, cells, cells) * levels.sigma[AT]
 
         def ours() -> Tensor:
@@ -84,7 +83,7 @@ class SVDPair(Pair):
         image = torch.cat([torch.zeros_like(picture), picture]).transpose(1, 2).to(dtype).repeat(1, frames, 1, 1, 1)
         hidden = torch.cat([torch.zeros_like(context), context]).to(dtype)
         ids = torch.cat([told[:, 0]] * 2).to(dtype)
-        weight = scale.reshape(1, -1, 1, 1, 1).to(dtype)
+        weight = conditioning.guidance(self.config, request).reshape(1, -1, 1, 1, 1).to(dtype)
 
         def theirs() -> Tensor:
             scheduler._step_index, t = AT, scheduler.timesteps[AT]

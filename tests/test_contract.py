@@ -14,7 +14,7 @@ from kinema.checkpoints import files
 from kinema.checkpoints.lora_formats import Adapter, write_lora
 from kinema.data import playroom
 from kinema.generate import Model, generate, honour, load
-from kinema.schema import BadRequest, Canvas, Event, Lattice, Note, Request, Shape, Step
+from kinema.schema import BadRequest, Canvas, Event, FrameGrid, Lattice, Note, Request, Shape, Step
 from kinema.system import Batch, System, open_system
 
 FAMILIES = sorted(registry.FAMILIES)
@@ -250,8 +250,8 @@ def test_an_unknown_model_is_refused_with_the_nearest_names() -> None:
 
 @pytest.mark.parametrize(("asked", "made"), [(1, 1), (2, 5), (5, 5), (6, 9), (17, 17)])
 def test_a_causal_lattice_makes_frames_to_4k_plus_1(asked: int, made: int) -> None:
-    lattice = Lattice(frame_step=4, frame_offset=1, stride=(4, 8, 8), channels=16)
-    assert lattice.ceil_frames(asked) == made
+    lattice = Lattice(FrameGrid(4, causal=True), stride=(8, 8), channels=16)
+    assert lattice.time.ceil(asked) == made
     assert Shape(1, 3, made, 64, 64).latent(lattice).frames == (made - 1) // 4 + 1
 
 

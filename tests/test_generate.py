@@ -12,8 +12,8 @@ import torch
 
 from kinema import registry, tasks
 from kinema.diffusion.parameterise import Denoiser
-from kinema.generate import Model, frames_hash, guidance_scale, latent_mask, load, sample, start_from
-from kinema.schema import BadRequest, Canvas, Clip, Event, Lattice, Memory, Note, Phase, Request, Step
+from kinema.generate import Model, frames_hash, latent_mask, load, sample
+from kinema.schema import BadRequest, Canvas, Clip, Event, FrameGrid, Lattice, Memory, Note, Phase, Request, Step
 from kinema.system import System
 
 
@@ -229,7 +229,7 @@ def test_guidance_one_is_the_conditional_model_and_per_frame_ends_agree(model: M
     assert not torch.equal(plain, strong)
     assert torch.equal(strong, ramp)
     request = model.system.settle(Request(prompt="x", frames=5, guidance=1.0, guidance_end=3.0))
-    scale = guidance_scale(model.system, request)
+    scale = model.system.guidance(request).differences[0].scale
     assert isinstance(scale, torch.Tensor)
     assert scale.tolist() == [1, 1.5, 2, 2.5, 3]
 
@@ -244,27 +244,17 @@ def test_edit_strength_zero_returns_the_source_and_one_forgets_it(model: Model, 
     assert torch.allclose(gone.video, fresh.video, atol=1e-5)
 
 
-def test_an_edit_starts_at_the_level_of_its_strength() -> None:
-    system = load("zoetrope", preset="tiny").system
-    request = system.settle(Request(prompt="x", steps=10))
-    levels = system.levels(request)
-    source, noise = torch.ones(1, 3, 8, 16, 16), torch.zeros(1, 3, 8, 16, 16)
-    some, z = start_from(source, 0.3, levels, noise)
-    assert len(some) == 4
-    assert torch.allclose(z, some[0].alpha.float() * source)
-
-
 def test_the_latent_mask_gives_a_cell_only_when_all_of_it_is_given() -> None:
     class Strided(System):
         @property
         def lattice(self) -> Lattice:
-            return Lattice(frame_step=4, frame_offset=1, stride=(4, 8, 8), channels=4)
+            return Lattice(FrameGrid(4, causal=True), stride=(8, 8), channels=4)
 
     base = load("zoetrope", preset="tiny").system
     system = Strided(base.name, base.family, base.config, base.weights)
     mask = torch.zeros(1, 1, 9, 16, 16)
     mask[:, :, :5, :, :8] = 1
-    mask[:, :, 5:8] = 1
+    mask[:, :, 5:8] = 1  # three of the last cell's four frames
     made = latent_mask(system, mask)
     assert made.shape == (1, 1, 3, 2, 2)
     assert made[0, 0, :, 0].tolist() == [[1, 0], [1, 0], [0, 0]]

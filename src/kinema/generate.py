@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kinema.diffusion.freeinit import FreeInit, passes
-from kinema.diffusion.guidance import ClassifierFree, Reconstruction, Replacement, Scale, Thresholded
+from kinema.diffusion.guidance import Guidance, Guided, Reconstruction, Thresholded
 from kinema.diffusion.noise import Noise, rescheduled
+from kinema.diffusion.overwrite import Known, Overwrite
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.samplers import SAMPLERS, OnStep
-from kinema.diffusion.schedules import Level, edit_steps, last_levels
+from kinema.diffusion.schedules import Level, edit_steps
 from kinema.diffusion.windows import Windowed, window_sizes
 from kinema.media.matching import match_colours
 from kinema.media.sound import carried
@@ -138,7 +139,7 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
     request = system.settle(TASKS[request.task].plan(request), on_event)
     if request.loop and request.task == "generate" and not (request.window and request.window < request.shape.frames):
         raise BadRequest("generate makes a loop of windows that wrap around: give a window shorter than the clip")
-    whole = replace(request, frames=system.lattice.ceil_frames(request.shape.frames))
+    whole = replace(request, frames=system.lattice.time.ceil(request.shape.frames))
     if request.overlap is not None and request.window is None and not rolls_out(system, whole):
         raise BadRequest("overlap is of windows, or of the blocks of a clip longer than the model: leave it out")
     check_length(request)
@@ -172,7 +173,7 @@ def check_length(request: Request) -> None:
 
 def on_lattice(system: System, request: Request, canvas: Canvas) -> tuple[Request, Canvas]:
     """The request and canvas at the next frame count that the model makes; what is beyond the asked is unknown."""
-    frames = system.lattice.ceil_frames(request.shape.frames)
+    frames = system.lattice.time.ceil(request.shape.frames)
     more = frames - request.shape.frames
     return replace(request, frames=frames), longer(canvas, more, before=request.backward)
 
@@ -248,7 +249,7 @@ def sample(
     noise: Tensor,
     draws: Noise,
     *,
-    scale: Scale | None = None,
+    guidance: Guidance | None = None,
     on_event: OnEvent = ignore,
 ) -> Tensor:
     """The sampler over the whole canvas, once or as often as FreeInit asks: latents B×C×T×h×w, in float32 always."""
@@ -256,33 +257,39 @@ def sample(
     way = honour(system, request, canvas, one_pass=True)
     request = replace(request, honour=cast(Any, way))  # the family sees how its canvas is held
     conditions = system.condition(request, canvas, on_event)
-    given = mask = None
-    if way != "native" and not canvas.empty:
-        given, mask = system.encode(canvas.video).float(), latent_mask(system, canvas.mask)
-    if conditions.scale is not None:
-        scale = conditions.scale
-    scale = guidance_scale(system, request) if scale is None else scale
-    weight = request.reconstruction_weight if way == "reconstruction" else 0.0
-    held = Held(given, mask, weight)
+    pieces = [] if way == "native" or canvas.empty else [given_piece(system, canvas)]
+    held = (pieces[0], request.reconstruction_weight) if way == "reconstruction" and pieces else None
+    guidance = system.family.guidance(system.config, request) or guidance or system.guidance(request)
+    source = None if canvas.source is None else system.encode(canvas.source)
     first = z = in_order(system, request, noise, draws).to(system.device, torch.float32)
     again = free_init(system, request)
     counts = passes(request.free_init or 1, cast(int, request.steps), fast=request.free_init_fast)
     for number, steps in enumerate(counts):
-        denoise = guide(system, conditions, request, scale, held)
-        if given is not None and mask is not None:
-            denoise = Replacement(denoise, given, mask, draws)
+        levels = system.levels(replace(request, steps=steps))
         noise = again(first, z, draws) if again is not None and number else first
-        levels, z = system.levels(replace(request, steps=steps)), system.prior(noise)
-        if canvas.source is not None:
-            levels, z = start_from(system.encode(canvas.source), canvas.strength, levels, noise)
+        edited = [] if source is None else [edited_piece(source, canvas.strength, steps)]
+        over = Overwrite([*edited, *pieces], levels, draws, noise)
+        denoise = over.around(guide(system, conditions, request, guidance, levels, held))
+        z = over.start(system.prior(noise))
         which = f", pass {number + 1} of {len(counts)}" if len(counts) > 1 else ""
-        on_event(Phase("sample", f"{len(levels) - 1} steps of {request.sampler}{which}"))
-        if len(levels) < 2:
+        on_event(Phase("sample", f"{steps - over.first} steps of {request.sampler}{which}"))
+        if over.first == steps:
             return z
         report = stepping(on_event, sum(counts[:number]), sum(counts[number + 1 :]))
-        options = system.sampler_options(request)
-        z = SAMPLERS[cast(str, request.sampler)](denoise, z, levels, noise=draws, on_step=report, **options)
+        options = {**system.sampler_options(request), "state": over.run(over.first)}
+        left = levels[over.first :]
+        z = SAMPLERS[cast(str, request.sampler)](denoise, z, left, noise=draws, on_step=report, **options)
     return z
+
+
+def given_piece(system: System, canvas: Canvas) -> Known:
+    """What a canvas gives, on the latent grid: never released."""
+    return Known(system.encode(canvas.video).float(), latent_mask(system, canvas.mask), release=None)
+
+
+def edited_piece(source: Tensor, strength: float, steps: int) -> Known:
+    """The clip of an edit, held until its last ``strength`` of the steps begin (SDEdit)."""
+    return Known(source.float(), torch.ones_like(source[:, :1]), steps - edit_steps(steps, strength), "fixed")
 
 
 def stepping(on_event: OnEvent, before: int, after: int) -> OnStep:
@@ -310,17 +317,17 @@ def free_init(system: System, request: Request) -> FreeInit | None:
     return FreeInit(end, request.free_init_filter, request.free_init_order, request.free_init_stop)
 
 
-@dataclass(frozen=True)
-class Held:
-    """What guidance holds of a canvas, on the latent grid; ``weight`` is that of reconstruction, 0 without."""
+def guide(  # noqa: PLR0917
+    system: System,
+    conditions: Conditions,
+    request: Request,
+    guidance: Guidance,
+    levels: Level,
+    reconstructed: tuple[Known, float] | None = None,
+) -> Denoiser:
+    """The guided denoiser: guidance, reconstruction and bound, in windows where the request asks for them.
 
-    given: Tensor | None
-    mask: Tensor | None
-    weight: float
-
-
-def guide(system: System, conditions: Conditions, request: Request, scale: Scale, held: Held) -> Denoiser:
-    """The guided denoiser: classifier-free, reconstruction and bound, in windows where the request asks for them.
+    ``reconstructed`` is what guidance by reconstruction is to bring out, and its weight.
 
     Reconstruction acts inside each window, so that a long clip is never differentiated as a whole.
     """
@@ -330,14 +337,11 @@ def guide(system: System, conditions: Conditions, request: Request, scale: Scale
         def cut(x: Tensor) -> Tensor:
             return x if frames is None else x[:, :, list(frames)]
 
-        denoise = system.denoiser(conditions.positive, frames)
-        if not (isinstance(scale, float) and scale == 1):
-            of_frames = scale[list(frames)] if isinstance(scale, Tensor) and frames is not None else scale
-            unwanted = system.denoiser(conditions.negative, frames)
-            how = (request.guidance_rescale, request.guidance_interval, roomy(system))
-            denoise = ClassifierFree(denoise, unwanted, of_frames, *how)
-        if held.weight and held.given is not None and held.mask is not None:
-            denoise = Reconstruction(denoise, cut(held.given), cut(held.mask), held.weight)
+        branches = {name: system.denoiser(conditions.branches[name], frames) for name in guidance.branches}
+        denoise: Denoiser = Guided(branches, guidance.of(frames), roomy(system), levels)
+        if reconstructed is not None and reconstructed[1]:
+            piece, weight = reconstructed
+            denoise = Reconstruction(denoise, cut(piece.content), cut(piece.mask), weight)
         return denoise if limit is None else Thresholded(denoise, limit)
 
     if request.window is None or request.window_in == "attention":
@@ -346,23 +350,6 @@ def guide(system: System, conditions: Conditions, request: Request, scale: Scale
     total, uniform = system.latent_shape(request).frames, request.window_places == "uniform"
     stride = request.window_stride
     return Windowed(make, total, length, overlap, request.window_weights, request.loop, uniform, stride)
-
-
-def guidance_scale(system: System, request: Request) -> Scale:
-    """The scale, or one per latent frame when ``guidance_end`` lets it change linearly over the clip."""
-    scale = float(cast(float, request.guidance))
-    if request.guidance_end is None or request.guidance_end == scale:
-        return scale
-    return torch.linspace(scale, request.guidance_end, system.latent_shape(request).frames)
-
-
-def start_from(source_z: Tensor, strength: float, levels: Level, noise: Tensor) -> tuple[Level, Tensor]:
-    """Levels and latents of an edit: the last ``strength`` of the steps, from the noised source (SDEdit)."""
-    levels = last_levels(levels, strength)
-    if len(levels) < 2:
-        return levels, source_z
-    alpha, sigma = levels[0].like(noise)
-    return levels, alpha * source_z.to(noise) + sigma * noise
 
 
 def rolls_out(system: System, request: Request) -> bool:
@@ -381,11 +368,9 @@ def roll_out(
     """
     total, length = request.shape.frames, system.lattice.max_frames or request.shape.frames
     starts = block_starts(system, request, canvas, length)
-    if noise is not None and system.lattice.stride[0] > 1:
-        raise BadRequest(f"own noise is for a clip of at most {length} frames, which {system.name} makes at once")
     canvas = longer(canvas, max(starts) + length - total)
     known, mask, anchor = canvas.video.clone(), canvas.mask.clone(), canvas.first
-    scale = guidance_scale(system, request)
+    guidance = system.guidance(request)
     block = of_block(request, length)
     shape = system.latent_shape(block).bcthw
     for number, start in enumerate(starts):
@@ -396,14 +381,12 @@ def roll_out(
         elif part.kind == "all":
             continue
         on_event(Note(f"block {number + 1} of {len(starts)}: frames {start} to {min(start + length, total) - 1}"))
-        own = draws.normal(shape[1:]) if noise is None else noise[:, :, frames]
+        at = system.lattice.time.latent(start)
+        own = draws.normal(shape[1:]) if noise is None else noise[:, :, at : at + shape[2]]
         if own.shape[2] < shape[2]:  # the last block goes on beyond the clip, and the caller's noise does not
             own = torch.cat([own, draws.normal(shape[1:]).to(own)[:, :, own.shape[2] :]], dim=2)
-        cut = scale
-        if isinstance(scale, Tensor):
-            at = system.lattice.latent_frames(start) if start else 0
-            cut = scale[(torch.arange(shape[2]) + at).clamp_max(len(scale) - 1)]
-        z = sample(system, block, part, own, draws, scale=cut, on_event=across(on_event, number, len(starts)))
+        cut = guidance.of(range(at, at + shape[2]))
+        z = sample(system, block, part, own, draws, guidance=cut, on_event=across(on_event, number, len(starts)))
         made = system.decode(z, block)
         anchor = made[:, :, 0] if anchor is None else anchor
         made = match_colours(made, replace(part, anchor=anchor), request.colours)
@@ -447,14 +430,9 @@ def block_starts(system: System, request: Request, canvas: Canvas, length: int) 
 
 def latent_mask(system: System, mask_B1THW: Tensor) -> Tensor:
     """The mask on the latent grid: 1 where every pixel of the cell is given."""
-    t, h, w = system.lattice.stride
-    offset = system.lattice.frame_offset if t > 1 else 0
-    parts = []
-    if offset:
-        parts.append(-F.max_pool3d(-mask_B1THW[:, :, :offset], (1, h, w)))
-    if mask_B1THW.shape[2] > offset:
-        parts.append(-F.max_pool3d(-mask_B1THW[:, :, offset:], (t, h, w)))
-    return torch.cat(parts, dim=2).to(system.device)
+    (h, w), spans = system.lattice.stride, system.lattice.time.spans(mask_B1THW.shape[2])
+    cells = torch.stack([mask_B1THW[:, :, span.start : span.stop].amin(2) for span in spans], dim=2)
+    return -F.max_pool3d(-cells, (1, h, w)).to(system.device)
 
 
 # -------------------------------------------------------------------------------------- memory

@@ -26,6 +26,7 @@ from kinema.checkpoints.settings import checked, made, readable
 from kinema.checkpoints.signatures import describe
 from kinema.checkpoints.source import Source
 from kinema.diffusion import samplers
+from kinema.diffusion.guidance import Guidance, classifier_free
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser, Parameterisation
 from kinema.diffusion.samplers import SAMPLERS
@@ -70,12 +71,9 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Conditions:
-    """A family's own conditioning of the wanted (``positive``) and the unwanted (``negative``) branch."""
+    """A family's own conditioning of each branch that its guidance names (`Family.guidance`)."""
 
-    positive: Any
-    negative: Any
-    scale: Tensor | None = None
-    """Guidance scale of each frame, [T], where the family has a shape for it; None leaves it to `generate`."""
+    branches: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -209,8 +207,12 @@ class Family(Protocol):
     def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         """Encode prompt, pictures and scalars; batch items independent."""
 
+    def guidance(self, config: Any, request: Request) -> Guidance | None:
+        """Which branches there are and how they are put together for this many frames; None is classifier-free
+        guidance of "positive" over "negative" by the request, its scale changing over the whole clip."""
+
     def join(self, conditions: Sequence[Any]) -> Any | None:
-        """Conditions of single clips, told alike but for prompt, seed and canvas, as that of a batch of them.
+        """Conditions of one branch, of clips told alike but for prompt, seed and canvas, as that of a batch of them.
 
         None where no batch can hold what differs; those clips are denoised one after the other.
         """
@@ -453,7 +455,7 @@ class System:
         height, width = request.height or own.height, request.width or own.width
         window = request.window
         if window is not None:
-            window = snapped("window", window, lattice.ceil_frames(window))
+            window = snapped("window", window, lattice.time.ceil(window))
             if lattice.max_frames and window > lattice.max_frames:
                 raise BadRequest(f"window is {window} frames; {self.name} sees at most {lattice.max_frames} at once")
             if request.overlap is not None and request.overlap >= window:
@@ -495,6 +497,16 @@ class System:
 
     def latent_shape(self, request: Request) -> Shape:
         return request.shape.latent(self.lattice)
+
+    def guidance(self, request: Request) -> Guidance:
+        """How the branches of a clip are put together; scales that change do so over its latent frames."""
+        own = self.family.guidance(self.config, request)
+        if own is not None:
+            return own
+        scale: float | Tensor = float(request.guidance or 0.0)
+        if request.guidance_end is not None and request.guidance_end != scale:
+            scale = torch.linspace(scale, request.guidance_end, self.latent_shape(request).frames)
+        return classifier_free(scale, request.guidance_rescale, request.guidance_interval)
 
     def condition(self, request: Request, canvas: Canvas, on_event: OnEvent = ignore) -> Conditions:
         return self.family.condition(self, request, canvas, on_event)

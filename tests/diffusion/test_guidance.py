@@ -8,8 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from kinema.diffusion.guidance import ClassifierFree, Reconstruction, Replacement, Thresholded
+from kinema.diffusion.guidance import (
+    Difference,
+    Guidance,
+    Guided,
+    Reconstruction,
+    Thresholded,
+    classifier_free,
+    oscillating,
+)
 from kinema.diffusion.noise import Noise
+from kinema.diffusion.overwrite import Known, Overwrite
 from kinema.diffusion.parameterise import V
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import CosineLogSNR, RectifiedFlow, spaced, variance_preserving
@@ -53,6 +62,10 @@ def never(z, level):
     raise AssertionError("this denoiser must not be called")
 
 
+def guided(cond, null, scale, rescale=0.0, interval=None, at_once=False):
+    return Guided({"positive": cond, "negative": null}, classifier_free(scale, rescale, interval), at_once)
+
+
 Z = random(2, 3, FRAMES, 4, 4)
 LEVEL_2 = LEVEL.batch(2)
 
@@ -60,14 +73,113 @@ LEVEL_2 = LEVEL.batch(2)
 def test_guidance_is_null_plus_scale_times_the_difference():
     """scale = 1 + w: VDM's (1 + w) cond - w null."""
     w = 2.0
-    torch.testing.assert_close(ClassifierFree(cond, null, 1 + w)(Z, LEVEL_2), (1 + w) * Z.sin() - w * 0.5 * Z)
+    torch.testing.assert_close(guided(cond, null, 1 + w)(Z, LEVEL_2), (1 + w) * Z.sin() - w * 0.5 * Z)
 
 
 def test_guiding_x0_guides_the_networks_own_output_alike():
     outputs = random(2, *Z.shape, seed=1)
-    guided = outputs[1] + 3.0 * (outputs[0] - outputs[1])
+    expected = outputs[1] + 3.0 * (outputs[0] - outputs[1])
     ends = [lambda z, level, out=out: V.x0(out, z, level) for out in outputs]
-    torch.testing.assert_close(ClassifierFree(*ends, 3.0)(Z, LEVEL_2), V.x0(guided, Z, LEVEL_2))
+    torch.testing.assert_close(guided(*ends, 3.0)(Z, LEVEL_2), V.x0(expected, Z, LEVEL_2))
+
+
+# ---------------------------------------------------------------------------- several branches
+
+LEVELS = spaced(RectifiedFlow(), 20, "uniform")
+
+
+def opensora(text, image, **more):
+    """``u2 + g_img (u1 - u2) + g_txt (c - u1)``."""
+    return Guidance("none", (Difference("image", "none", image), Difference("both", "image", text)), **more)
+
+
+def branch(name, called=None):
+    def denoise(z, level):
+        if called is not None:
+            called.append(name)
+        return {"none": z.cos(), "image": z.sin(), "both": 0.5 * z}[name]
+
+    return denoise
+
+
+def of_three(guidance, called=None, levels=None):
+    return Guided({name: branch(name, called) for name in ("none", "image", "both")}, guidance, levels=levels)
+
+
+def test_three_branches_are_the_written_formula():
+    found = of_three(opensora(7.5, 3.0))(Z, LEVEL_2)
+    torch.testing.assert_close(found, Z.cos() + 3.0 * (Z.sin() - Z.cos()) + 7.5 * (0.5 * Z - Z.sin()))
+
+
+def test_scales_of_three_branches_may_differ_by_frame():
+    image = torch.linspace(1, 3, FRAMES, dtype=torch.float64)
+    found, per_frame = of_three(opensora(7.5, image))(Z, LEVEL_2), image.reshape(1, 1, -1, 1, 1)
+    torch.testing.assert_close(found, Z.cos() + per_frame * (Z.sin() - Z.cos()) + 7.5 * (0.5 * Z - Z.sin()))
+
+
+@pytest.mark.parametrize(
+    ("text", "image", "counting", "formula"),
+    [
+        (7.5, 1.0, {"image", "both"}, lambda z: z.sin() + 7.5 * (0.5 * z - z.sin())),
+        (1.0, 1.0, {"both"}, lambda z: 0.5 * z),
+        (0.0, 3.0, {"none", "image"}, lambda z: z.cos() + 3.0 * (z.sin() - z.cos())),
+        (0.0, 0.0, {"none"}, lambda z: z.cos()),
+        (1.0, 3.0, {"none", "image", "both"}, lambda z: z.cos() + 3 * (z.sin() - z.cos()) + (0.5 * z - z.sin())),
+    ],
+)
+def test_a_branch_that_does_not_count_is_never_called(text, image, counting, formula):
+    called = []
+    found = of_three(opensora(text, image), called)(Z, LEVEL_2)
+    assert set(called) == counting
+    assert len(called) == len(counting)
+    torch.testing.assert_close(found, formula(Z))
+
+
+def test_branches_by_name_are_those_that_may_count():
+    assert opensora(7.5, 3.0).branches == ("none", "image", "both")
+    assert opensora(0.0, 3.0).branches == ("none", "image")
+    assert classifier_free(3.0).branches == ("negative", "positive")
+    assert classifier_free(1.0).branches == ("positive",)
+    assert classifier_free(oscillating(1.0)).branches == ("negative", "positive")
+
+
+def test_oscillation_is_the_published_list_of_scales():
+    scale = oscillating(7.5)
+    told = [scale(step, LEVELS[step]) for step in range(16)]
+    assert told == [7.5] * 11 + [1.0, 7.5, 1.0, 7.5, 1.0]
+
+
+@pytest.mark.parametrize("step", [0, 10, 11, 12, 19])
+def test_the_step_is_that_which_leaves_the_level(step):
+    """Also where a sampler looks between two levels, the step before counts."""
+    between = LEVELS.log_snr[step : step + 2].clamp(-30, 30).mean()[None]
+    for level in (LEVELS[step], RectifiedFlow().level(torch.sigmoid(-between / 2))):
+        called = []
+        of_three(opensora(oscillating(7.5), oscillating(3.0)), called, LEVELS)(Z, level.batch(2))
+        assert set(called) == ({"both"} if step in (11, 19) else {"none", "image", "both"})
+
+
+def test_outside_the_interval_only_what_is_wanted_is_computed():
+    called = []
+    outside = variance_preserving(torch.tensor([3.0, 3.0], dtype=torch.float64))
+    found = of_three(opensora(7.5, 3.0, interval=(-1.0, 1.0)), called)(Z, outside)
+    assert called == ["both"]
+    assert torch.equal(found, 0.5 * Z)
+
+
+def test_a_rescale_takes_its_contrast_from_the_reference_that_is_named():
+    for name, reference in (("both", 0.5 * Z), ("", Z.sin())):
+        found = of_three(opensora(7.5, 3.0, rescale=1.0, reference=name))(Z, LEVEL_2)
+        torch.testing.assert_close(found.flatten(1).std(1), reference.flatten(1).std(1))
+
+
+def test_guidance_of_some_frames_has_their_scales_and_the_last_ones_beyond_the_end():
+    whole = classifier_free(torch.arange(FRAMES, dtype=torch.float64))
+    assert whole.of([2, 3, 7]).differences[0].scale.tolist() == [2, 3, 5]
+    assert whole.of(None) is whole
+    assert classifier_free(3.0).of([1]).differences[0].scale == 3.0
+    moving = classifier_free(lambda step, _level: torch.arange(FRAMES) * step).of([1, 2])
+    assert moving.differences[0].scale(2, LEVELS[2]).tolist() == [2, 4]
 
 
 @pytest.fixture
@@ -91,8 +203,8 @@ def test_both_halves_run_at_the_same_time_each_on_half_of_the_threads():
         return call
 
     with torch.no_grad():
-        found = ClassifierFree(waiting(cond), waiting(null), 3.0, at_once=True)(Z, LEVEL_2)
-        assert torch.equal(found, ClassifierFree(cond, null, 3.0)(Z, LEVEL_2))
+        found = guided(waiting(cond), waiting(null), 3.0, at_once=True)(Z, LEVEL_2)
+        assert torch.equal(found, guided(cond, null, 3.0)(Z, LEVEL_2))
     assert seen == [(1, False)] * 2
     assert torch.get_num_threads() == 2
 
@@ -108,7 +220,7 @@ def test_an_interrupt_while_the_other_half_is_started_is_an_interrupt(monkeypatc
 
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     with torch.no_grad(), pytest.raises(KeyboardInterrupt):
-        ClassifierFree(cond, null, 3.0, at_once=True)(Z, LEVEL_2)
+        guided(cond, null, 3.0, at_once=True)(Z, LEVEL_2)
     assert told == [1, 2]
 
 
@@ -119,53 +231,53 @@ def test_halves_at_once_keep_the_callers_threads_when_one_fails_and_gradients_ar
 
     for halves in ((broken, null), (cond, broken)):
         with torch.no_grad(), pytest.raises(ValueError, match="no such half"):
-            ClassifierFree(*halves, 3.0, at_once=True)(Z, LEVEL_2)
+            guided(*halves, 3.0, at_once=True)(Z, LEVEL_2)
         assert torch.get_num_threads() == 2
     z = Z.clone().requires_grad_()
-    ClassifierFree(cond, null, 3.0, at_once=True)(z, LEVEL_2).sum().backward()
+    guided(cond, null, 3.0, at_once=True)(z, LEVEL_2).sum().backward()
     torch.testing.assert_close(z.grad, 3 * Z.cos() - 2 * 0.5)
 
 
-@pytest.mark.parametrize("scale", [1.0, torch.ones(FRAMES), lambda level: 1.0])
+@pytest.mark.parametrize("scale", [1.0, torch.ones(FRAMES), lambda _step, _level: 1.0])
 def test_null_is_skipped_where_the_scale_is_1(scale):
-    assert torch.equal(ClassifierFree(cond, never, scale)(Z, LEVEL_2), Z.sin())
+    assert torch.equal(guided(cond, never, scale)(Z, LEVEL_2), Z.sin())
 
 
 def test_a_scale_per_frame_is_each_frames_own_guidance():
     scale = torch.linspace(1, 3, FRAMES, dtype=torch.float64)
-    found = ClassifierFree(cond, null, scale)(Z, LEVEL_2)
+    found = guided(cond, null, scale)(Z, LEVEL_2)
     for i in range(FRAMES):
-        single = ClassifierFree(cond, null, float(scale[i]))(Z[:, :, i : i + 1], LEVEL_2)
+        single = guided(cond, null, float(scale[i]))(Z[:, :, i : i + 1], LEVEL_2)
         torch.testing.assert_close(found[:, :, i : i + 1], single)
     with pytest.raises(BadRequest, match="one per frame"):
-        ClassifierFree(cond, null, scale[:-1])(Z, LEVEL_2)
+        guided(cond, null, scale[:-1])(Z, LEVEL_2)
 
 
 def test_a_schedule_of_scales_sees_the_level():
-    guide = ClassifierFree(cond, null, lambda level: 1 + 4 * float(level.sigma[0]) ** 2)
+    guide = guided(cond, null, lambda _step, level: 1 + 4 * float(level.sigma[0]) ** 2)
     for log_snr in (-3.0, 0.0, 3.0):
         level = variance_preserving(torch.full((2,), log_snr, dtype=torch.float64))
         scale = 1 + 4 * float(torch.sigmoid(torch.tensor(-log_snr, dtype=torch.float64)))
-        torch.testing.assert_close(guide(Z, level), ClassifierFree(cond, null, scale)(Z, level))
+        torch.testing.assert_close(guide(Z, level), guided(cond, null, scale)(Z, level))
 
 
 def test_guidance_acts_inside_its_interval_only():
-    guide = ClassifierFree(cond, null, 5.0, interval=(-1.0, 1.0))
+    guide = guided(cond, null, 5.0, interval=(-1.0, 1.0))
     inside, outside = (variance_preserving(torch.full((2,), v, dtype=torch.float64)) for v in (0.0, 4.0))
-    torch.testing.assert_close(guide(Z, inside), ClassifierFree(cond, null, 5.0)(Z, inside))
-    assert torch.equal(ClassifierFree(cond, never, 5.0, interval=(-1.0, 1.0))(Z, outside), Z.sin())
+    torch.testing.assert_close(guide(Z, inside), guided(cond, null, 5.0)(Z, inside))
+    assert torch.equal(guided(cond, never, 5.0, interval=(-1.0, 1.0))(Z, outside), Z.sin())
     mixed = variance_preserving(torch.tensor([0.0, 4.0], dtype=torch.float64))
     torch.testing.assert_close(guide(Z, mixed)[1], Z.sin()[1])
     torch.testing.assert_close(guide(Z, mixed)[0], guide(Z, inside)[0])
 
 
 def test_full_rescale_restores_each_items_standard_deviation():
-    found = ClassifierFree(cond, null, 7.5, rescale=1.0)(Z, LEVEL_2)
+    found = guided(cond, null, 7.5, rescale=1.0)(Z, LEVEL_2)
     torch.testing.assert_close(found.flatten(1).std(1), Z.sin().flatten(1).std(1))
 
 
 def test_rescale_blends_as_lin_et_al():
-    plain, full, half = (ClassifierFree(cond, null, 7.5, rescale=r)(Z, LEVEL_2) for r in (0.0, 1.0, 0.7))
+    plain, full, half = (guided(cond, null, 7.5, rescale=r)(Z, LEVEL_2) for r in (0.0, 1.0, 0.7))
     torch.testing.assert_close(half, 0.7 * full + 0.3 * plain)
 
 
@@ -230,15 +342,11 @@ def test_both_guidances_at_once_add_up_on_the_unknown_pixels():
     torch.testing.assert_close(both, (temporal + spatial) * (1 - mask), atol=1e-13, rtol=1e-13)
 
 
-def test_weight_0_is_replacement_alone():
+def test_weight_0_is_the_denoiser_alone():
     matrix, given, mask = random(SIZE, SIZE) / 9, random(*SHAPE, seed=2), first_frames(SHAPE)
-    denoise, levels, z = linear(matrix, SHAPE), spaced(CosineLogSNR(), 5), random(*SHAPE, seed=1)
-
-    def run(inner):
-        return SAMPLERS["vdm-ancestral"](Replacement(inner, given, mask, Noise([9])), z, levels, noise=Noise([3]))
-
-    assert torch.equal(run(Reconstruction(denoise, given, mask, 0.0)), run(denoise))
-    assert not torch.equal(run(Reconstruction(denoise, given, mask, 1.0)), run(denoise))
+    denoise, z = linear(matrix, SHAPE), random(*SHAPE, seed=1)
+    assert torch.equal(Reconstruction(denoise, given, mask, 0.0)(z, LEVEL), denoise(z, LEVEL))
+    assert not torch.equal(Reconstruction(denoise, given, mask, 1.0)(z, LEVEL), denoise(z, LEVEL))
 
 
 def test_a_denoiser_that_never_mixes_frames_is_not_changed():
@@ -268,7 +376,7 @@ def test_guidance_passes_through_classifier_free_guidance():
     matrices = random(2, SIZE, SIZE) / 9
     halves = [linear(matrix, SHAPE) for matrix in matrices]
     mask, given, z = first_frames(SHAPE), random(*SHAPE, seed=2), random(*SHAPE, seed=1)
-    found = Reconstruction(ClassifierFree(*halves, 3.0), given, mask, 2.0)(z, LEVEL)
+    found = Reconstruction(guided(*halves, 3.0), given, mask, 2.0)(z, LEVEL)
     whole = linear(matrices[1] + 3.0 * (matrices[0] - matrices[1]), SHAPE)
     torch.testing.assert_close(found, Reconstruction(whole, given, mask, 2.0)(z, LEVEL))
 
@@ -278,8 +386,6 @@ def test_incomplete_guidance_is_refused():
     for told in ({}, {"given": clip}, {"mask": clip}, {"low": clip}, {"downsample": pool}):
         with pytest.raises(BadRequest, match="reconstruction"):
             Reconstruction(cond, **told)
-    with pytest.raises(BadRequest, match="variant"):
-        Replacement(cond, clip, clip, Noise([0]), "sometimes")
 
 
 # ------------------------------------------------------------------------------ the Gaussian oracle
@@ -354,8 +460,8 @@ def test_reconstruction_guidance_comes_closer_to_the_conditional_mean_than_repla
     assert errors[1] < 0.75 * errors[0], errors
 
 
-@pytest.mark.parametrize("variant", ["marginal", "conditional"])
-def test_extensions_hang_together_with_reconstruction_and_not_with_replacement_alone(variant):
+@pytest.mark.parametrize("drawn", ["fresh", "posterior"])
+def test_extensions_hang_together_with_reconstruction_and_not_with_replacement_alone(drawn):
     """VDM's claim over whole runs: squared distance to p(x^b | x^a) in its own metric, 1 per frame when exact."""
     covariance, draws = gaussian_world(), 300
     x = (torch.linalg.cholesky(covariance) @ random(FRAMES, draws, seed=3)).T.reshape(draws, 1, FRAMES, 1, 1)
@@ -367,68 +473,14 @@ def test_extensions_hang_together_with_reconstruction_and_not_with_replacement_a
         return (z.flatten(1) @ posterior_gain(covariance, level[0]).T).reshape(z.shape)
 
     def distance(weight):
-        noise = Noise(range(draws))
-        held = Replacement(Reconstruction(denoise, x, mask, weight), x, mask, Noise(range(draws, 2 * draws)), variant)
+        noise, levels = Noise(range(draws)), spaced(CosineLogSNR(), 20)
         z = noise.normal(x.shape[1:]).double()
-        found = SAMPLERS["vdm-ancestral"](held, z, spaced(CosineLogSNR(), 20), noise=noise, gamma=0.0).flatten(1)
+        over = Overwrite([Known(x, mask, None, drawn)], levels, Noise(range(draws, 2 * draws)), z)
+        held = over.around(Reconstruction(denoise, x, mask, weight))
+        run = {"noise": noise, "gamma": 0.0, "state": over.run()}
+        found = SAMPLERS["vdm-ancestral"](held, z, levels, **run).flatten(1)
         miss = found[:, GIVEN:] - x.flatten(1)[:, :GIVEN] @ regress.T
         return float(((miss @ metric) * miss).sum(1).mean()) / (FRAMES - GIVEN)
 
     assert distance(0.0) > 1.8
     assert 0.7 < distance(2.0) < 1.2
-
-
-# ------------------------------------------------------------------------------------ replacement
-
-
-def recorded(seen):
-    def denoise(z, level):
-        seen.append((z, level))
-        return torch.zeros_like(z)
-
-    return denoise
-
-
-def test_replacement_shows_the_network_given_pixels_at_the_level_and_returns_them_clean():
-    mask, given, z, seen = first_frames(SHAPE), random(*SHAPE), random(*SHAPE, seed=1), []
-    x0 = Replacement(recorded(seen), given, mask, Noise([5]))(z, LEVEL)
-    expected = LEVEL.add_noise(given, Noise([5]).like(given))
-    torch.testing.assert_close(seen[0][0], torch.where(mask > 0, expected, z))
-    assert torch.equal(x0, mask * given)
-
-
-@pytest.mark.parametrize("variant", ["marginal", "conditional"])
-@pytest.mark.parametrize("schedule", [CosineLogSNR(), RectifiedFlow()], ids=repr)
-def test_both_variants_draw_given_pixels_from_their_marginal_at_every_level(variant, schedule):
-    """Mean alpha x and variance sigma² along a whole run; the conditional ones also hang together over steps."""
-    shape, seen = (1, 1, 2, 100, 100), []
-    given, mask = torch.full(shape, 0.7, dtype=torch.float64), torch.ones(shape, dtype=torch.float64)
-    held = Replacement(recorded(seen), given, mask, Noise([5]), variant)
-    SAMPLERS["euler"](held, torch.randn(shape).double(), spaced(schedule, 8), noise=Noise([0]))
-    eps = []
-    for z, level in seen:
-        noise = (z - level.alpha * given) / level.sigma
-        assert float(noise.mean()) == pytest.approx(0, abs=0.03)
-        assert float(noise.std()) == pytest.approx(1, abs=0.03)
-        eps.append(noise.flatten())
-    for (_, t), (_, s), before, after in zip(seen, seen[1:], eps, eps[1:], strict=False):
-        correlation = float((before * after).mean())
-        kept = float(t.alpha * s.sigma / (s.alpha * t.sigma))  # of q(z_s | x, z_t)
-        assert correlation == pytest.approx(kept if variant == "conditional" else 0, abs=0.03)
-
-
-def test_conditional_replacement_keeps_its_draw_at_a_repeated_level():
-    mask, given, seen = first_frames(SHAPE), random(*SHAPE), []
-    held = Replacement(recorded(seen), given, mask, Noise([5]), "conditional")
-    for seed in (1, 2):
-        held(random(*SHAPE, seed=seed), LEVEL)
-    assert torch.equal(seen[0][0] * mask, seen[1][0] * mask)
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("variant", ["marginal", "conditional"])
-def test_every_sampler_returns_the_given_frames_exactly(name, variant):
-    mask, given = first_frames(SHAPE), random(*SHAPE)
-    held = Replacement(lambda z, level: 0.3 * z, given, mask, Noise([5]), variant)
-    found = SAMPLERS[name](held, random(*SHAPE, seed=1), spaced(CosineLogSNR(), 6), noise=Noise([0]))
-    torch.testing.assert_close(found[:, :, :GIVEN], given[:, :, :GIVEN], atol=1e-12, rtol=0)

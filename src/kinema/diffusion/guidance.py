@@ -1,6 +1,6 @@
 """Guidance: wrappers around a denoiser that are denoisers again, so that they compose.
 
-Order from the inside out: `ClassifierFree`, `Thresholded`, `Reconstruction`, `Replacement`, windows.
+Order from the inside out: `Guided` (with its rescale), `Reconstruction`, `Thresholded`, windows, overwriting.
 Shapes: z, x0 and given BCTHW; mask B1THW (or broadcastable), 1 where the video is given; level [B].
 """
 
@@ -8,73 +8,153 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser, over
-from kinema.diffusion.samplers import posterior
 from kinema.diffusion.schedules import Level
 from kinema.schema import BadRequest
 
-Scale = float | Tensor | Callable[[Level], float | Tensor]
+Scale = float | Tensor | Callable[[int, Level], float | Tensor]
+"""A number; one per frame, [T]; or a function of the step (from 0) and its level that gives either."""
 
 
 @dataclass(frozen=True)
-class ClassifierFree:
-    """``x0 = null + scale * (cond - null)`` (Ho & Salimans 2022). scale = 1 + w of VDM: 1 is unguided.
+class Difference:
+    """``scale * (of - over)`` between two branches, by name."""
 
-    x0 is affine in any other prediction at one z and level, so guiding x0 guides eps, v or the flow alike.
-    A negative prompt is simply another ``null``, which is not called where the scale is 1 everywhere.
+    of: str
+    over: str
+    scale: Scale
 
-    scale: a number; one per frame, [T]; or a function of the level (a schedule over the steps) giving either.
-    rescale: 0..1, how far each item's standard deviation is pulled back to cond's (Lin et al. 2023, eq. 15
-    and 16, here on x0).
-    interval: log-SNR range, ends included, in which guidance acts (Kynkäänniemi et al. 2024), None
-        for all of it; cond alone outside.
-    at_once: both halves at the same time, each on half of the processor's cores; see `both`.
+
+@dataclass(frozen=True)
+class Guidance:
+    """``base + Σ scale_k (of_k - over_k)`` over named branches, in this order.
+
+    x0 is affine in any other prediction at one z and level, so guiding x0 guides eps, v or the flow alike. A branch
+    that does not count at a step is not computed: those of a difference whose scale is 0, and the base where a scale
+    of 1 puts another branch in its place, ``base + 1 (of - base) = of``.
+
+    rescale: 0..1, how far each item's standard deviation is pulled back to that of ``reference`` (Lin et al. 2023,
+    eq. 15 and 16, here on x0); the reference is the first difference's ``of`` where it is not named.
+    interval: log-SNR range, ends included, in which guidance acts (Kynkäänniemi et al. 2024), None for all of it;
+    outside all scales are 1.
     """
 
-    cond: Denoiser
-    null: Denoiser
-    scale: Scale
+    base: str
+    differences: tuple[Difference, ...] = ()
     rescale: float = 0.0
+    reference: str = ""
     interval: tuple[float, float] | None = None
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Every branch that a step may need: those that count at some scale."""
+        ends = [name for each in self.differences if not _is(each.scale, 0) for name in (each.of, each.over)]
+        names = dict.fromkeys([self.base, *ends])
+        if len(self.differences) == 1 and _is(self.differences[0].scale, 1) and self.base == self.differences[0].over:
+            return (self.differences[0].of,)
+        return tuple(names)
+
+    def of(self, frames: Sequence[int] | None) -> Guidance:
+        """The same for some frames of the clip, in windows and blocks: those beyond its end have the last one's."""
+        if frames is None:
+            return self
+
+        def cut(scale: Scale) -> Scale:
+            if callable(scale):
+                return lambda step, level: _frames(scale(step, level), frames)
+            return _frames(scale, frames)
+
+        return replace(self, differences=tuple(replace(each, scale=cut(each.scale)) for each in self.differences))
+
+
+def classifier_free(scale: Scale, rescale: float = 0.0, interval: tuple[float, float] | None = None) -> Guidance:
+    """``negative + scale (positive - negative)`` (Ho & Salimans 2022). scale = 1 + w of VDM: 1 is unguided."""
+    return Guidance("negative", (Difference("positive", "negative", scale),), rescale, "positive", interval)
+
+
+def oscillating(scale: float | Tensor, first: int = 10) -> Scale:
+    """Open-Sora's oscillation: from step ``first`` on every odd step has scale 1 (g×11, 1, g, 1, … for 10)."""
+    return lambda step, _level: 1.0 if step >= first and step % 2 else scale
+
+
+@dataclass(frozen=True, eq=False)
+class Guided:
+    """A denoiser from those of the branches; `Guidance` says how, ``levels`` are those of the run, for its steps.
+
+    at_once: two branches at the same time, each on half of the processor's cores; see `both`.
+    """
+
+    branches: Mapping[str, Denoiser]
+    guidance: Guidance
     at_once: bool = False
+    levels: Level | None = None
 
     def __call__(self, z: Tensor, level: Level) -> Tensor:
-        scale = self._scale(z, level)
-        if scale is None:
-            return self.cond(z, level)
-        if self.at_once:
-            cond, null = both(lambda: self.cond(z, level), lambda: self.null(z, level))
-        else:
-            cond, null = self.cond(z, level), self.null(z, level)
-        guided = null + scale * (cond - null)
-        if self.rescale:
-            guided = _match_contrast(guided, cond, self.rescale)
-        return guided
+        base, told = self._counting(z, level)
+        names = list(dict.fromkeys([*(n for each, _ in told for n in (each.of, each.over)), base]))
+        rescaled = self.guidance.rescale and bool(told)
+        reference = self.guidance.reference or (told[0][0].of if told else base)
+        if rescaled and reference not in names:
+            names.append(reference)
+        x0 = self._denoised(names, z, level)
+        guided = x0[base]
+        for each, scale in told:
+            guided = guided + scale * (x0[each.of] - x0[each.over])
+        return _match_contrast(guided, x0[reference], self.guidance.rescale) if rescaled else guided
 
-    def _scale(self, z: Tensor, level: Level) -> Tensor | None:
-        """The scale, broadcastable to z; None where it is 1 throughout."""
-        low, high = self.interval or (-math.inf, math.inf)
+    def _denoised(self, names: Sequence[str], z: Tensor, level: Level) -> dict[str, Tensor]:
+        if self.at_once and len(names) == 2:
+            first, second = (self.branches[name] for name in names)
+            return dict(zip(names, both(lambda: first(z, level), lambda: second(z, level)), strict=True))
+        return {name: self.branches[name](z, level) for name in names}
+
+    def _counting(self, z: Tensor, level: Level) -> tuple[str, list[tuple[Difference, Tensor]]]:
+        """The base, and the differences that count here with their scales broadcastable to z."""
+        low, high = self.guidance.interval or (-math.inf, math.inf)
         inside = (level.log_snr >= low) & (level.log_snr <= high)
-        if not bool(inside.any()):
-            return None
-        told = self.scale(level) if callable(self.scale) else self.scale
-        scale = torch.as_tensor(told)
-        if bool((scale == 1).all()):
-            return None
+        base, step = self.guidance.base, self._step(level)
+        told: list[tuple[Difference, Tensor]] = []
+        for each in self.guidance.differences:
+            scale = torch.as_tensor(each.scale(step, level) if callable(each.scale) else each.scale)
+            if bool((scale == 1).all()) or not bool(inside.any()):
+                if each.over == base and not told:
+                    base = each.of
+                    continue
+                scale = torch.ones(())
+            elif bool((scale == 0).all()) and bool(inside.all()):
+                continue
+            told.append((each, self._over(scale, inside, z)))
+        return base, told
+
+    def _over(self, scale: Tensor, inside: Tensor, z: Tensor) -> Tensor:
         if scale.ndim == 1:
             if len(scale) != z.shape[2]:
                 raise BadRequest(f"guidance has {len(scale)} scales; expected one per frame, {z.shape[2]}")
             scale = scale.reshape(1, 1, -1, 1, 1)
         return torch.where(over(inside, z) > 0, scale.to(z), 1)
+
+    def _step(self, level: Level) -> int:
+        """The step that leaves this level, or the last noisier one (a sampler may look between two)."""
+        if self.levels is None:
+            return 0
+        return max(int((self.levels.log_snr <= level.log_snr[0].to(self.levels.log_snr)).sum()) - 1, 0)
+
+
+def _is(scale: Scale, value: float) -> bool:
+    return not callable(scale) and bool((torch.as_tensor(scale) == value).all())
+
+
+def _frames(scale: float | Tensor, frames: Sequence[int]) -> float | Tensor:
+    if not isinstance(scale, Tensor) or scale.ndim == 0:
+        return scale
+    return scale[torch.as_tensor(list(frames)).clamp_max(len(scale) - 1)]
 
 
 def both(first: Callable[[], Tensor], second: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
@@ -135,46 +215,6 @@ class Thresholded:
         return x0.clamp(-bound, bound) * (self.limit / bound)
 
 
-@dataclass
-class Replacement:
-    """Given pixels held by overwriting them in z before the network sees it (VDM, section 3.1).
-
-    ``marginal`` draws them from q(z_s | given) afresh at each call; ``conditional`` from q(z_s | given, z_t),
-    where z_t is what they were at the call before (the first call is marginal). The x0 returned has the
-    given pixels in place, so the finished clip holds them exactly. ``conditional`` remembers one sampling
-    run: make a new wrapper for the next.
-    """
-
-    denoise: Denoiser
-    given: Tensor
-    mask: Tensor
-    noise: Noise
-    variant: Literal["marginal", "conditional"] = "marginal"
-    _before: tuple[Tensor, Level] | None = field(default=None, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.variant not in ("marginal", "conditional"):
-            raise BadRequest(f"replacement variant is {self.variant!r}; expected 'marginal' or 'conditional'")
-
-    def __call__(self, z: Tensor, level: Level) -> Tensor:
-        given, mask = self.given.to(z), self.mask.to(z)
-        known = self._draw(z, given, level)
-        self._before = known, level
-        x0 = self.denoise(torch.lerp(z, known, mask.expand_as(z)), level)
-        return torch.lerp(x0, given, mask.expand_as(x0))
-
-    def _draw(self, z: Tensor, given: Tensor, level: Level) -> Tensor:
-        if self.variant == "conditional" and self._before is not None:
-            known, before = self._before
-            gain = level.log_snr - before.log_snr
-            if bool((gain == 0).all()):  # a second look at the same level (Heun, Langevin)
-                return known
-            if bool((gain > 0).all()):
-                mean, variance, _ = posterior(known, given, before, level)
-                return mean + variance.sqrt() * self.noise.like(z)
-        return level.add_noise(given, self.noise.like(z))
-
-
 @dataclass(frozen=True)
 class Reconstruction:
     """Reconstruction guidance (VDM, section 3.1): unknown pixels move so that known ones come out right.
@@ -183,8 +223,8 @@ class Reconstruction:
     ``loss = |mask (given - x0)|² + |low - downsample(x0)|²``, either part alone or both: ``given`` and ``mask``
     for extension and in-between frames, ``low`` and ``downsample`` for spatial super-resolution.
 
-    Meant on top of replacement: ``Replacement(Reconstruction(denoise, given, mask, w), given, mask, noise)``; with
-    weight 0 that is replacement alone. The denoiser is differentiated once a call, also under no_grad; its weights
+    Meant beside overwriting of the same pixels (`kinema.diffusion.overwrite`), as in VDM: with weight 0 that is left
+    alone. The denoiser is differentiated once a call, also under no_grad; its weights
     and conditioning must not have been made under inference_mode.
     """
 

@@ -2,7 +2,8 @@
 
 Each takes ``z_BCTHW`` at ``levels[0]`` through the n steps of ``levels`` (n + 1 of them, noise first) and
 returns z at ``levels[-1]``, which is x0 itself at the clean end (alpha 1, sigma 0). ``on_step(index, total,
-level_after, x0_BCTHW)`` is called after each step, index from 1. Stochastic ones draw from ``noise``.
+level_after, x0_BCTHW)`` is called after each step, index from 1. Stochastic ones draw from ``noise``. ``state`` writes
+what is known over z, at the start, after each step, and where a step looks at a state in between.
 
 In the docstrings t is the level a step leaves, s the one it reaches, lambda = log(alpha / sigma) (half the
 log-SNR) and h = lambda_s - lambda_t. Only ``exp(-h) = alpha_t sigma_s / (alpha_s sigma_t)`` is ever formed: it is 0
@@ -27,8 +28,15 @@ from kinema.schema import BadRequest
 OnStep = Callable[[int, int, Level, Tensor], None]
 
 
+State = Callable[[Tensor, int], Tensor]
+"""``state(z, index)``: the state at ``levels[index]`` with what is known of the clip written over it."""
 Sampler = Callable[..., Tensor]
-"""``sampler(denoise, z_BCTHW, levels, *, noise, on_step=None, **its own options) -> z_BCTHW``; see `options`."""
+"""``sampler(denoise, z, levels, *, noise, on_step=None, state=free, **its own options) -> z``; see `options`."""
+
+
+def free(z: Tensor, _index: int) -> Tensor:
+    """Nothing is known."""
+    return z
 
 
 # ------------------------------------------------------------------------------------ first order
@@ -42,33 +50,45 @@ def euler(
     *,
     noise: Noise,  # noqa: ARG001 (deterministic; the signature is every sampler's)
     on_step: OnStep | None = None,
+    state: State = free,
 ) -> Tensor:
     """``z_s = alpha_s x0 + sigma_s eps_hat``.
 
     At once DDIM with eta 0 (Song et al. 2021, eq. 12), the Euler step of EDM (Karras et al. 2022, alg. 1
     without its correction) and the Euler step of a rectified flow.
     """
+    z = state(z, 0)
     for i, t, s in _steps(levels, z):
         x0 = denoise(z, t)
         z = s.add_noise(x0, eps_from_x0(x0, z, t))
+        z = state(z, i + 1)
         _report(on_step, i, levels, x0)
     return z
 
 
 @torch.no_grad()
 def ddim(
-    denoise: Denoiser, z: Tensor, levels: Level, *, noise: Noise, on_step: OnStep | None = None, eta: float = 0.0
+    denoise: Denoiser,
+    z: Tensor,
+    levels: Level,
+    *,
+    noise: Noise,
+    on_step: OnStep | None = None,
+    state: State = free,
+    eta: float = 0.0,
 ) -> Tensor:
     """DDIM (Song et al. 2021, eq. 12 and 16): eta 0 is deterministic, eta 1 is ancestral (DDPM) sampling.
 
     ``z_s = alpha_s x0 + sqrt(sigma_s² - up²) eps_hat + up eps``, ``up² = eta² (1 - exp(-2h)) sigma_s²``.
     """
+    z = state(z, 0)
     for i, t, s in _steps(levels, z):
         x0 = denoise(z, t)
         up, down = _split(t, s, eta, z)
         z = s.like(z)[0] * x0 + down * eps_from_x0(x0, z, t)
         if eta:
             z = z + up * noise.like(z)
+        z = state(z, i + 1)
         _report(on_step, i, levels, x0)
     return z
 
@@ -81,27 +101,37 @@ def euler_ancestral(
     *,
     noise: Noise,
     on_step: OnStep | None = None,
+    state: State = free,
     eta: float = 1.0,
 ) -> Tensor:
     """k-diffusion's Euler ancestral: down to ``sqrt(sigma_s² - up²)`` along the ODE, then noise of size ``up``.
 
     In the shared form that is DDIM with the same eta; the name is kept because users look for it.
     """
-    return ddim(denoise, z, levels, noise=noise, on_step=on_step, eta=eta)
+    return ddim(denoise, z, levels, noise=noise, on_step=on_step, state=state, eta=eta)
 
 
 @torch.no_grad()
 def vdm_ancestral(
-    denoise: Denoiser, z: Tensor, levels: Level, *, noise: Noise, on_step: OnStep | None = None, gamma: float = 0.3
+    denoise: Denoiser,
+    z: Tensor,
+    levels: Level,
+    *,
+    noise: Noise,
+    on_step: OnStep | None = None,
+    state: State = free,
+    gamma: float = 0.3,
 ) -> Tensor:
     """Ancestral sampling with interpolated variance (VDM, section 2).
 
     ``z_s ~ N(mean of q(z_s | z_t, x0), lower^(1-gamma) upper^gamma)`` with the variance's two bounds
     ``lower = (1 - exp(-2h)) sigma_s²`` and ``upper = (1 - exp(-2h)) sigma_t²``. Nothing is added at sigma_s = 0.
     """
+    z = state(z, 0)
     for i, t, s in _steps(levels, z):
         x0 = denoise(z, t)
         z = ancestral_step(z, x0, t, s, noise, gamma)
+        z = state(z, i + 1)
         _report(on_step, i, levels, x0)
     return z
 
@@ -114,6 +144,7 @@ def vdm_langevin(
     *,
     noise: Noise,
     on_step: OnStep | None = None,
+    state: State = free,
     gamma: float = 0.0,
     delta: float = 0.1,
 ) -> Tensor:
@@ -121,25 +152,31 @@ def vdm_langevin(
 
     Two network calls a step, except the last, where sigma is 0 and the corrector does nothing.
     """
+    z = state(z, 0)
     for i, t, s in _steps(levels, z):
         x0 = denoise(z, t)
         z = ancestral_step(z, x0, t, s, noise, gamma)
         if _positive(s.sigma):
-            z = langevin_step(denoise, z, s, noise, delta)
+            z = langevin_step(denoise, state(z, i + 1), s, noise, delta)
+        z = state(z, i + 1)
         _report(on_step, i, levels, x0)
     return z
 
 
 @torch.no_grad()
-def lcm(denoise: Denoiser, z: Tensor, levels: Level, *, noise: Noise, on_step: OnStep | None = None) -> Tensor:
+def lcm(
+    denoise: Denoiser, z: Tensor, levels: Level, *, noise: Noise, on_step: OnStep | None = None, state: State = free
+) -> Tensor:
     """Multistep consistency sampling (Luo et al. 2023, alg. 3): denoise, then noise afresh to the next level.
 
     diffusers' LCMScheduler also blends ``c_skip(10 t) z`` into x0, below 3e-6 of it at t >= 30; that boundary
     condition belongs to the distilled model and so to its denoiser, not to the sampler.
     """
+    z = state(z, 0)
     for i, t, s in _steps(levels, z):
         x0 = denoise(z, t)
         z = s.add_noise(x0, noise.like(z)) if _positive(s.sigma) else s.like(z)[0] * x0
+        z = state(z, i + 1)
         _report(on_step, i, levels, x0)
     return z
 
@@ -155,6 +192,7 @@ def heun(
     *,
     noise: Noise,
     on_step: OnStep | None = None,
+    state: State = free,
     churn: float = 0.0,
     churn_min: float = 0.0,
     churn_max: float = math.inf,
@@ -166,6 +204,7 @@ def heun(
     the Euler step. ``churn`` raises sigma / alpha by min(churn / n, sqrt 2 - 1) before a step, alpha unchanged.
     A step that crosses most of the noise end at once stays an Euler step (see `_trapezoid_helps`).
     """
+    z = state(z, 0)
     for i, t, s in _steps(levels, z):
         if churn > 0 and churn_min <= _ratio(t) <= churn_max and _positive(t.alpha):
             up = 1 + min(churn / (len(levels) - 1), math.sqrt(2) - 1)
@@ -175,9 +214,11 @@ def heun(
         eps = eps_from_x0(x0, z, t)
         z = s.add_noise(x0, eps)
         if _positive(s.sigma) and _trapezoid_helps(t, s):
+            z = state(z, i + 1)
             x0 = denoise(z, s)
             stride = s.sigma - s.alpha * t.sigma / t.alpha
             z = z + Level(stride, stride).like(z)[0] * (eps_from_x0(x0, z, s) - eps) / 2
+        z = state(z, i + 1)
         _report(on_step, i, levels, x0)
     return z
 
@@ -190,30 +231,41 @@ def dpmpp_2m(
     *,
     noise: Noise,  # noqa: ARG001 (deterministic; the signature is every sampler's)
     on_step: OnStep | None = None,
+    state: State = free,
 ) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, alg. 2).
 
     ``z_s = sigma_s / sigma_t z + alpha_s (1 - exp(-h)) D``, with ``D = x0 + (x0 - x0_before) h / (2 h_before)``.
     """
     before: Tensor | None = None
+    z = state(z, 0)
     for i, t, s in _steps(levels, z):
         x0 = denoise(z, t)
         slope = _slope(x0, before, levels, i)
         z = _exponential(z, x0 + slope / 2, t, s)
         before = x0
+        z = state(z, i + 1)
         _report(on_step, i, levels, x0)
     return z
 
 
 @torch.no_grad()
 def dpmpp_sde(
-    denoise: Denoiser, z: Tensor, levels: Level, *, noise: Noise, on_step: OnStep | None = None, eta: float = 1.0
+    denoise: Denoiser,
+    z: Tensor,
+    levels: Level,
+    *,
+    noise: Noise,
+    on_step: OnStep | None = None,
+    state: State = free,
+    eta: float = 1.0,
 ) -> Tensor:
     """SDE-DPM-Solver++(2M), midpoint form (Lu et al. 2022; eta as in k-diffusion, 0 is `dpmpp_2m`).
 
     ``z_s = sigma_s / sigma_t exp(-eta h) z + alpha_s (1 - exp(-(1 + eta) h)) D + sigma_s sqrt(1 - exp(-2 eta h)) eps``.
     """
     before: Tensor | None = None
+    z = state(z, 0)
     for i, t, s in _steps(levels, z):
         x0 = denoise(z, t)
         slope = _slope(x0, before, levels, i)
@@ -222,6 +274,7 @@ def dpmpp_sde(
             shrink = _shrink(t, s)
             z = z + s.like(z)[1] * (1 - shrink ** (2 * eta)) ** 0.5 * noise.like(z)
         before = x0
+        z = state(z, i + 1)
         _report(on_step, i, levels, x0)
     return z
 
@@ -234,6 +287,7 @@ def unipc(
     *,
     noise: Noise,  # noqa: ARG001 (deterministic; the signature is every sampler's)
     on_step: OnStep | None = None,
+    state: State = free,
 ) -> Tensor:
     """UniPC of order 2, B_2(h) = exp(h) - 1, predicting x0 (Zhao et al. 2023, alg. 1 and 2).
 
@@ -241,16 +295,19 @@ def unipc(
     anyway, also corrects it (UniC, order 1 after the first step, then 2); the last step is only predicted.
     """
     before: Tensor | None = None
+    z = state(z, 0)
     x0 = denoise(z, levels[0].batch(len(z)))
     for i, t, s in _steps(levels, z):
         slope = _slope(x0, before, levels, i)
         predicted = _exponential(z, x0 + slope / 2, t, s)
         if _positive(s.sigma):
+            predicted = state(predicted, i + 1)
             after = denoise(predicted, s)
             z = _correct(z, (before, x0, after), levels, i) if _positive(t.alpha) else predicted
             before, x0 = x0, after
         else:
             z = predicted
+        z = state(z, i + 1)
         _report(on_step, i, levels, x0)
     return z
 
@@ -367,7 +424,7 @@ def options(name: str) -> dict[str, Any]:
     if name not in SAMPLERS:
         raise BadRequest(f"there is no sampler {name!r}; there are {', '.join(SAMPLERS)}")
     told = inspect.signature(SAMPLERS[name]).parameters.values()
-    return {p.name: p.default for p in told if p.kind is p.KEYWORD_ONLY and p.name not in ("noise", "on_step")}
+    return {p.name: p.default for p in told if p.kind is p.KEYWORD_ONLY and p.name not in ("noise", "on_step", "state")}
 
 
 SAMPLERS: dict[str, Sampler] = {

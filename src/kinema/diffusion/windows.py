@@ -29,10 +29,10 @@ def window_sizes(request: Request, lattice: Lattice) -> tuple[int, int]:
     there only attention is computed more than once.
     """
     assert request.window is not None
-    length = lattice.latent_frames(request.window)
+    length = lattice.time.latent(request.window)
     if request.overlap is None:
         return length, length * 3 // 4 if request.window_in == "attention" else length // 4
-    return length, min(request.overlap // lattice.stride[0], length - 1)
+    return length, min(request.overlap // lattice.time.stride, length - 1)
 
 
 def windows(total: int, length: int, overlap: int, looped: bool = False) -> list[list[int]]:

@@ -74,8 +74,7 @@ class _Together(System):
             )
             for i, prompt in enumerate(self.prompts)
         ]
-        positive, negative = [told.positive for told in each], [told.negative for told in each]
-        return Conditions(self._join(positive), self._join(negative), each[0].scale)
+        return Conditions({name: self._join([told.branches[name] for told in each]) for name in each[0].branches})
 
     def _join(self, conditions: Sequence[Any]) -> Any:
         joined = self.family.join(conditions)

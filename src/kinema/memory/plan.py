@@ -74,7 +74,7 @@ def choose(system: System, request: Request, canvas: Canvas) -> Plan:
     budget = told.budget or room(system)
     needs = Needs(system, request, canvas)
     if told.offload in ("auto", "none") and told.tokens is None and needs.at_most < budget:
-        return Plan(budget=budget, at_once=system.device.type == "cpu" and needs.at_most + needs.step_most < budget)
+        return Plan(budget=budget, at_once=system.device.type == "cpu" and needs.at_once_most < budget)
     if told.tokens is not None and not needs.has_feed_forward:
         raise BadRequest(f"{system.name} has no feed-forward layers that work on some of the tokens at a time")
     if told.offload not in ("auto", *needs.levels):
@@ -205,6 +205,11 @@ class Needs:
         return {name: (own.bytes, [block.bytes for block in blocks]) for name, (own, blocks) in found.items()}
 
     @property
+    def branches(self) -> tuple[str, ...]:
+        """Those that a step computes, one after the other where there is no room for more."""
+        return self.system.guidance(self.request).branches
+
+    @property
     def weights(self) -> int:
         return sum(own + sum(blocks) for own, blocks in self.units.values())
 
@@ -220,8 +225,13 @@ class Needs:
         return weights + self.step_most + 4 * DECODE_MOST * 3 * self.request.pixels
 
     @property
+    def at_once_most(self) -> int:
+        """The same with every branch of guidance in memory at the same time."""
+        return self.at_most + max(len(self.branches) - 1, 1) * self.step_most
+
+    @property
     def step_most(self) -> int:
-        """More than one half of a step can take beyond the weights."""
+        """More than one branch of a step can take beyond the weights."""
         return 4 * STEP_MOST * math.prod(self.system.latent_shape(self.request).bcthw)
 
     @property
@@ -296,9 +306,9 @@ class Needs:
         shape = system.latent_shape(request)
         window = shape.frames
         if request.window and request.window_in == "denoiser":  # else only attention works in windows
-            window = system.lattice.latent_frames(request.window)
+            window = system.lattice.time.latent(request.window)
         frames = list(range(window)) if window < shape.frames else None
-        denoise = system.denoiser(self.conditions.positive, frames)
+        denoise = system.denoiser(self.conditions.branches[self.branches[0]], frames)
         b, c, _, h, w = shape.bcthw
         grad = self.differentiates
         level = system.levels(request)[0].batch(b)

@@ -11,7 +11,7 @@ from kinema.generate import load
 from kinema.media.write import save_clip
 from kinema.schema import BadRequest, Clip, Lattice, Request
 
-LATTICE = Lattice(stride=(1, 8, 8), channels=4)
+LATTICE = Lattice(stride=(8, 8), channels=4)
 
 
 def normal(*shape, seed=1):

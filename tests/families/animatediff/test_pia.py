@@ -135,5 +135,5 @@ def test_pia_is_shown_a_first_frame_that_is_given_whole_and_no_other():
         mask, said = torch.zeros(1, 1, *shape[2:]), []
         mask[:, :, 0, rows] = 1
         told = system.condition(request, Canvas(torch.zeros(shape), mask), said.append)
-        assert (told.positive.first_BCTHW is not None) == shown
+        assert (told.branches["positive"].first_BCTHW is not None) == shown
         assert any("is shown none" in str(event) for event in said) != shown

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from kinema import registry
-from kinema.diffusion.guidance import ClassifierFree
+from kinema.diffusion.guidance import Guided
 from kinema.diffusion.schedules import Level, spaced
 from kinema.families.svd import conditioning, recipe
 from kinema.families.svd.config import PRESETS, TINY
 from kinema.families.svd.family import FAMILY
-from kinema.generate import Held, generate, guide, load, settle
+from kinema.generate import generate, guide, load, settle
 from kinema.schema import BadRequest, Canvas, Note, Request
 from kinema.system import System, Weights, with_model
 
@@ -139,10 +139,9 @@ def test_guidance_reaches_each_frame_as_its_shape_says():
         request = settle(system, ask(seed=1, extra=extra))
         told = system.condition(request, Canvas(torch.zeros(1, 3, 8, 16, 16), torch.zeros(1, 1, 8, 16, 16)))
         expected = conditioning.frame_scales("triangle", 1, 2.5, 8) if expected is None else expected
-        assert torch.allclose(told.scale, expected)
-        scale = cast(torch.Tensor, told.scale)
-        denoise = guide(system, told, request, scale, Held(None, None, 0.0))
-        assert torch.allclose(cast(ClassifierFree, denoise).scale, expected)
+        denoise = guide(system, told, request, system.guidance(request), system.levels(request))
+        (difference,) = cast(Guided, denoise).guidance.differences
+        assert torch.allclose(cast(torch.Tensor, difference.scale), expected)
 
 
 def test_one_guidance_scale_holds_for_every_frame():
@@ -315,8 +314,8 @@ def test_guidance_of_an_orbit_goes_with_the_views_as_the_network_sees_them(shape
     system.model.unet.forward = unet
     told = system.condition(request, first_frame(torch.full((1, 3, 16, 16), 0.5), 8))
     z, level = torch.zeros(1, 4, 8, 8, 8), Level(torch.ones(1), torch.ones(1))
-    guided = guide(system, told, request, told.scale, Held(None, None, 0.0))(z, level)
-    scales = (guided / FAMILY.denoiser(system, told.positive, None)(z, level))[0, 0, :, 0, 0]
+    guided = guide(system, told, request, system.guidance(request), system.levels(request))(z, level)
+    scales = (guided / FAMILY.denoiser(system, told.branches["positive"], None)(z, level))[0, 0, :, 0, 0]
     published = {
         "triangle": 4 - 2.5 * (2 * torch.arange(8) / 7 - 1).abs(),
         "linear": 1.5 + 2.5 * torch.arange(8) / 7,

@@ -7,15 +7,14 @@ import pytest
 import torch
 
 from kinema.conditioning import bert
-from kinema.diffusion.guidance import Reconstruction, Replacement
-from kinema.diffusion.noise import Noise
+from kinema.diffusion.guidance import Reconstruction
 from kinema.diffusion.samplers import SAMPLERS, options
 from kinema.diffusion.schedules import Level
 from kinema.families.vdm.condition import Condition
 from kinema.families.vdm.config import Config, presets
 from kinema.families.vdm.family import FAMILY
 from kinema.families.vdm.model import Stage, VideoUNet
-from kinema.generate import Held, guide
+from kinema.generate import guide
 from kinema.schema import BadRequest, Canvas, Note, Request, ignore
 from kinema.system import System, Weights, open_system
 
@@ -55,9 +54,9 @@ def test_an_empty_prompt_is_the_trained_null_and_words_are_not(tiny: Config) -> 
     model = system(tiny)
     conditions = FAMILY.condition(model, Request(prompt="a red ball", seed=0), canvas(), ignore)
     null = FAMILY.condition(model, Request(prompt="  ", seed=0), canvas(), ignore)
-    assert conditions.negative.vector is None
-    assert null.positive.vector is None
-    assert conditions.positive.vector.shape == (1, 4 * tiny.channels)
+    assert conditions.branches["negative"].vector is None
+    assert null.branches["positive"].vector is None
+    assert conditions.branches["positive"].vector.shape == (1, 4 * tiny.channels)
 
 
 @pytest.mark.parametrize("offline", [True, False])
@@ -97,8 +96,8 @@ def test_per_frame_denoises_every_frame_by_itself(tiny: Config, lively: Callable
 
 def test_per_frame_in_a_request_reaches_the_condition(tiny: Config) -> None:
     conditions = FAMILY.condition(system(tiny), Request(extra={"per_frame": True}, seed=0), canvas(), ignore)
-    assert conditions.positive.per_frame
-    assert conditions.negative.per_frame
+    assert conditions.branches["positive"].per_frame
+    assert conditions.branches["negative"].per_frame
 
 
 def test_an_eps_networks_guided_estimate_stays_in_range(tiny: Config) -> None:
@@ -107,7 +106,8 @@ def test_an_eps_networks_guided_estimate_stays_in_range(tiny: Config) -> None:
     for target, bounded in (("eps", True), ("v", False)):
         model = system(replace(tiny, target=target))
         conditions = FAMILY.condition(model, scale, canvas(), ignore)
-        denoise = guide(model, conditions, model.settle(scale), 5.0, Held(None, None, 0.0))
+        request = model.settle(scale)
+        denoise = guide(model, conditions, request, model.guidance(request), model.levels(request))
         with torch.no_grad():
             assert (denoise(3 * noisy(), level(model, 0.2)).abs().max() <= 1).item() is bounded
 
@@ -118,11 +118,9 @@ def test_reconstruction_guidance_runs_through_the_network(tiny: Config) -> None:
     denoise = FAMILY.denoiser(model, Condition(), None)
     given, mask = torch.zeros(SHAPE), torch.zeros(1, 1, *SHAPE[2:])
     mask[:, :, :2] = 1
-    guided = Replacement(Reconstruction(denoise, given, mask, 100.0), given, mask, Noise([0]))
-    replaced = Replacement(denoise, given, mask, Noise([0]))
+    guided = Reconstruction(denoise, given, mask, 100.0)
     with torch.no_grad():
-        a, b = guided(noisy(), level(model)), replaced(noisy(), level(model))
-    assert torch.equal(a[:, :, :2], given[:, :, :2])
+        a, b = guided(noisy(), level(model)), denoise(noisy(), level(model))
     assert (a - b)[:, :, 2:].abs().amax(dim=(0, 1, 3, 4)).min() > 0
     assert all(parameter.grad is None for parameter in model.model.parameters())
 
@@ -149,7 +147,7 @@ def test_a_class_conditional_model_takes_its_class_names_as_prompts(tiny: Config
     model = system(config)
     FAMILY.check(config, Request(prompt="Archery"))
     got = FAMILY.condition(model, Request(prompt="Archery", seed=0), canvas(), ignore)
-    assert torch.equal(got.positive.vector[0], model.model.classes.weight[1])
+    assert torch.equal(got.branches["positive"].vector[0], model.model.classes.weight[1])
     with pytest.raises(BadRequest, match="archery"):
         FAMILY.check(config, Request(prompt="archer"))
 
@@ -180,7 +178,7 @@ def test_blocks_are_the_stages_and_hold_most_of_the_weights(tiny: Config) -> Non
 def test_tiny_samples_a_finite_clip_with_its_own_defaults(tiny: Config) -> None:
     model = system(tiny)
     request = model.settle(Request(seed=1))
-    denoise = model.denoiser(model.condition(request, canvas()).positive)
+    denoise = model.denoiser(model.condition(request, canvas()).branches["positive"])
     noise = model.noise(request)
     z = SAMPLERS[request.sampler](denoise, model.prior(noise.normal(SHAPE[1:])), model.levels(request), noise=noise)
     assert z.shape == SHAPE

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from kinema.diffusion.noise import Noise
+from kinema.diffusion.overwrite import Known
 from kinema.diffusion.schedules import Level
 from kinema.families.vdm.config import Config
 from kinema.families.vdm.family import FAMILY
 from kinema.families.vdm.super_resolution import cascade, smaller, steered, super_resolve
-from kinema.schema import BadRequest, Canvas, Request
+from kinema.schema import BadRequest, Request
 from kinema.system import System, Weights
 
 HALF = Level(torch.tensor([0.6], dtype=torch.float64), torch.tensor([0.8], dtype=torch.float64))
@@ -48,7 +48,7 @@ def test_steering_a_linear_denoiser_is_the_closed_form() -> None:
     torch.testing.assert_close(got, want, rtol=0, atol=1e-14)
 
 
-def test_with_a_canvas_the_given_frames_are_held_exactly_and_enter_the_gradient() -> None:
+def test_large_frames_that_are_given_enter_the_gradient() -> None:
     z, low = random(1, 3, 5, 8, 8), random(1, 3, 2, 4, 4, seed=1)
     mask = torch.zeros(1, 1, 5, 8, 8)
     mask[:, :, 0] = 1
@@ -58,16 +58,10 @@ def test_with_a_canvas_the_given_frames_are_held_exactly_and_enter_the_gradient(
         return torch.einsum("st,bcthw->bcshw", mixing, z)
 
     got = [
-        steered(denoise, low, factor=2, every=4, canvas=Canvas(video, mask), noise=Noise([0]))(z, HALF)
-        for video in (random(1, 3, 5, 8, 8, seed=3), random(1, 3, 5, 8, 8, seed=4))
+        steered(denoise, low, factor=2, every=4, known=Known(random(1, 3, 5, 8, 8, seed=seed), mask, None))(z, HALF)
+        for seed in (3, 4)
     ]
-    assert torch.equal(got[0][:, :, 0], random(1, 3, 5, 8, 8, seed=3)[:, :, 0])
     assert (got[0] - got[1])[:, :, 1:].abs().max() > 1e-3
-
-
-def test_a_canvas_without_noise_is_refused() -> None:
-    with pytest.raises(BadRequest, match="noise"):
-        steered(lambda z, _level: z, random(1, 3, 1, 4, 4), factor=2, canvas=Canvas(random(1), random(1)))
 
 
 def test_steering_brings_the_networks_clip_nearer_to_the_small_one(upper: System) -> None:
@@ -78,6 +72,15 @@ def test_steering_brings_the_networks_clip_nearer_to_the_small_one(upper: System
         for weight in (0.0, 2.0)
     ]
     assert apart[1] < 0.8 * apart[0]
+
+
+def test_blocks_of_a_long_clip_share_the_frame_where_they_meet(upper: System) -> None:
+    """The last frame of a block is held by the next, or the joined clip would jump there."""
+    low = random(1, 3, 5, 16, 16, seed=5).float().clamp(-1, 1)
+    whole = super_resolve(upper, low, Request(seed=0, guidance=1.0), every=4)
+    assert whole.shape[2] == 20
+    alone = super_resolve(upper, low[:, :, :3], Request(seed=0, guidance=1.0), every=4)
+    assert torch.equal(whole[:, :, :9], alone[:, :, :9])
 
 
 def test_the_cascade_makes_every_times_the_frames_at_the_large_side(tiny: Config, upper: System) -> None:

@@ -36,7 +36,7 @@ def moving_of(request: Request, lattice: Lattice) -> Moving:
 def _views(request: Request, lattice: Lattice) -> tuple[View, ...]:
     if request.window is None or request.window_in != "attention":
         return ()
-    total = lattice.latent_frames(request.shape.frames)
+    total = lattice.time.latent(request.shape.frames)
     return views(total, *window_sizes(request, lattice), request.window_weights, request.loop)
 
 

@@ -50,7 +50,7 @@ class AnimateDiffFamily:
         return Lattice(
             side_multiple=config.multiple,
             min_side=config.multiple,
-            stride=(1, config.stride, config.stride),
+            stride=(config.stride, config.stride),
             channels=config.latent_channels,
             max_frames=config.longest,
         )
@@ -163,10 +163,15 @@ class AnimateDiffFamily:
                 added = torch.cat([vector, told_sizes.to(vector)], dim=1)
             return Condition(context[None], added, motion, moving, shown if motion else None, steered, looks, first)
 
-        return Conditions(branch(wanted, pooled, steerings, seen), branch(unwanted, pooled_negative, unpooled, unseen))
+        return Conditions(
+            {
+                "positive": branch(wanted, pooled, steerings, seen),
+                "negative": branch(unwanted, pooled_negative, unpooled, unseen),
+            }
+        )
 
     def _levels(self, system: System, request: Request, canvas: Canvas) -> Level:
-        """Those of the steps that are made: an edit leaves out the first ones (`kinema.generate.start_from`)."""
+        """Those of the steps that are made: an edit leaves out the first ones."""
         levels = system.levels(request)
         return levels if canvas.source is None else last_levels(levels, canvas.strength)
 
@@ -178,6 +183,9 @@ class AnimateDiffFamily:
         affinity = pia.affinity_of(cast(Config, system.config), request)
         first = system.encode(canvas.video[:, :, :1])[:, :, 0].to(system.device, system.dtype)
         return pia.shown(first, affinity.to(first))
+
+    def guidance(self, config: Config, request: Request) -> None:  # noqa: ARG002
+        return None
 
     def join(self, conditions: Sequence[Condition]) -> Condition | None:
         return conditioning.joined(conditions)

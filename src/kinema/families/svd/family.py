@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kinema.checkpoints.source import Source
+from kinema.diffusion.guidance import Guidance, classifier_free
 from kinema.diffusion.parameterise import Denoiser, V
 from kinema.diffusion.schedules import Level
 from kinema.families.svd import conditioning, lora, opening, recipe
@@ -38,7 +39,7 @@ class StableVideoDiffusion:
         return Lattice(
             side_multiple=config.multiple,
             min_side=config.multiple,
-            stride=(1, config.stride, config.stride),
+            stride=(config.stride, config.stride),
             channels=config.latent_channels,
             max_frames=config.frames,
         )
@@ -114,7 +115,12 @@ class StableVideoDiffusion:
         unwanted = wanted.null()
         if conditioning.picture_of(canvas) is None:
             wanted = unwanted
-        return Conditions(wanted, unwanted, conditioning.guidance(config, request))
+        return Conditions({"positive": wanted, "negative": unwanted})
+
+    def guidance(self, config: Config, request: Request) -> Guidance:
+        """A scale for each frame, over the frames of one pass: a later block begins at the first scale again."""
+        scale = conditioning.guidance(config, request)
+        return classifier_free(scale, request.guidance_rescale, request.guidance_interval)
 
     def join(self, conditions: Sequence[Condition]) -> Condition:
         context, picture, scalars = zip(

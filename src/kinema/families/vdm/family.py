@@ -101,7 +101,10 @@ class VDM:
             vector = encode(system.model, config, [prompt], offline=system.offline) if prompt.strip() else None
             return Condition(vector, per_frame)
 
-        return Conditions(of(request.prompt), of(request.negative_prompt))
+        return Conditions({"positive": of(request.prompt), "negative": of(request.negative_prompt)})
+
+    def guidance(self, config: Config, request: Request) -> None:  # noqa: ARG002
+        return None
 
     def join(self, conditions: Sequence[Condition]) -> Condition | None:
         vectors = [condition.vector for condition in conditions]

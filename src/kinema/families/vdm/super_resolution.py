@@ -13,8 +13,9 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from kinema.diffusion.guidance import ClassifierFree, Reconstruction, Replacement, Thresholded
+from kinema.diffusion.guidance import Guided, Reconstruction, Thresholded
 from kinema.diffusion.noise import Noise
+from kinema.diffusion.overwrite import Known, Overwrite
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.schema import BadRequest, Canvas, OnEvent, Phase, Request, ignore
@@ -36,26 +37,17 @@ def steered(
     factor: int,
     every: int = 1,
     weight: float = WEIGHT,
-    canvas: Canvas | None = None,
-    noise: Noise | None = None,
+    known: Known | None = None,
     limit: float | None = None,
 ) -> Denoiser:
-    """A denoiser whose estimates, made `smaller`, are drawn to ``low``; and that holds ``canvas`` where one is given.
+    """A denoiser whose estimates, made `smaller`, are drawn to ``low``; and to ``known``, large frames that are given.
 
-    The canvas (large frames that are known, as in extension) is held by replacement, which needs ``noise``,
-    and enters the same reconstruction gradient. ``limit`` bounds the steered estimate (`Family.threshold`).
+    ``limit`` bounds the steered estimate (`Family.threshold`).
     """
-
-    def bounded(steering: Denoiser) -> Denoiser:
-        return steering if limit is None else Thresholded(steering, limit)
-
+    given, mask = (None, None) if known is None else (known.content, known.mask)
     small = partial(smaller, factor=factor, every=every)
-    if canvas is None:
-        return bounded(Reconstruction(denoise, weight=weight, downsample=small, low=low_BCTHW))
-    if noise is None:
-        raise BadRequest("super-resolution with a canvas holds it by replacement, which needs noise")
-    both = bounded(Reconstruction(denoise, canvas.video, canvas.mask, weight, downsample=small, low=low_BCTHW))
-    return Replacement(both, canvas.video, canvas.mask, noise)
+    steering = Reconstruction(denoise, given, mask, weight, downsample=small, low=low_BCTHW)
+    return steering if limit is None else Thresholded(steering, limit)
 
 
 def super_resolve(
@@ -92,11 +84,9 @@ def super_resolve(
             break
         on_event(Phase("sample", f"frames {start} to {start + frames - 1}"))
         low = low_BCTHW[:, :, start // every : (start + frames - 1) // every + 1]
-        canvas = _held(made[-1], frames) if made else None
-        block = steered(
-            denoise, low, factor=factor, every=every, weight=weight, canvas=canvas, noise=noise, limit=limit
-        )
-        made.append(_sample(system, block, request.with_(frames=frames), noise))
+        known = _held(made[-1], frames) if made else None
+        block = steered(denoise, low, factor=factor, every=every, weight=weight, known=known, limit=limit)
+        made.append(_sample(system, block, request.with_(frames=frames), noise, known))
     return torch.cat([made[0], *(block[:, :, 1:] for block in made[1:])], dim=2)
 
 
@@ -134,27 +124,26 @@ def _factor(low_BCTHW: Tensor, request: Request) -> int:
     return shape.height // height
 
 
-def _held(before_BCTHW: Tensor, frames: int) -> Canvas:
-    """A canvas whose first frame is the last one of the block before."""
+def _held(before_BCTHW: Tensor, frames: int) -> Known:
+    """The last frame of the block before, as the first one."""
     video = before_BCTHW[:, :, -1:].repeat(1, 1, frames, 1, 1)
     mask = torch.zeros_like(video[:, :1])
     mask[:, :, 0] = 1
-    return Canvas(video, mask)
+    return Known(video, mask, release=None)
 
 
 def _guided(system: System, request: Request, on_event: OnEvent) -> Denoiser:
-    """The system's denoiser under classifier-free guidance."""
-    scale = 1.0 if request.guidance is None else request.guidance
+    """The system's guided denoiser."""
     nothing = torch.zeros(request.shape.bcthw)
     conditions = system.condition(request, Canvas(nothing, nothing[:, :1]), on_event)
-    cond, null = system.denoiser(conditions.positive), system.denoiser(conditions.negative)
-    if scale == 1:
-        return cond
-    return ClassifierFree(cond, null, scale, request.guidance_rescale, request.guidance_interval)
+    guidance = system.guidance(request)
+    return Guided({name: system.denoiser(conditions.branches[name]) for name in guidance.branches}, guidance)
 
 
-def _sample(system: System, denoise: Denoiser, request: Request, noise: Noise) -> Tensor:
-    options = system.sampler_options(request)
-    z_BCTHW = system.prior(noise.normal(request.shape.bcthw[1:]).to(system.device))
-    z_BCTHW = SAMPLERS[request.sampler or ""](denoise, z_BCTHW, system.levels(request), noise=noise, **options)
+def _sample(system: System, denoise: Denoiser, request: Request, noise: Noise, known: Known | None = None) -> Tensor:
+    options, levels = system.sampler_options(request), system.levels(request)
+    first = noise.normal(request.shape.bcthw[1:]).to(system.device)
+    over = Overwrite([] if known is None else [known], levels, noise, first)
+    denoise, z_BCTHW = over.around(denoise), over.start(system.prior(first))
+    z_BCTHW = SAMPLERS[request.sampler or ""](denoise, z_BCTHW, levels, noise=noise, state=over.run(), **options)
     return system.decode(z_BCTHW)

@@ -19,7 +19,7 @@ from kinema.diffusion.schedules import Level, RectifiedFlow
 from kinema.families.zoetrope import recipe
 from kinema.families.zoetrope.config import PRESETS, Config
 from kinema.families.zoetrope.model import Zoetrope, blocks
-from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
+from kinema.schema import BadRequest, Canvas, FrameGrid, Lattice, Note, OnEvent, Request
 from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
@@ -51,7 +51,7 @@ class ZoetropeFamily:
 
     def lattice(self, config: Config) -> Lattice:
         return Lattice(
-            frame_step=config.merge,
+            time=FrameGrid(multiple=config.merge),
             side_multiple=config.side,
             min_side=config.side,
             max_side=config.side,
@@ -117,7 +117,10 @@ class ZoetropeFamily:
             ids = tokenizer.encode([text] * len(given), config.text_length)
             return Condition(ids.to(system.device), given, mask, bool(request.extra.get("per_frame")))
 
-        return Conditions(of(request.prompt), of(request.negative_prompt))
+        return Conditions({"positive": of(request.prompt), "negative": of(request.negative_prompt)})
+
+    def guidance(self, config: Config, request: Request) -> None:  # noqa: ARG002
+        return None
 
     def join(self, conditions: Sequence[Condition]) -> Condition:
         ids, given, mask = (

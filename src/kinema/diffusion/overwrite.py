@@ -1,0 +1,128 @@
+"""What is known of a clip, written over the sampler's state: inpainting, edits and Time-to-Move as one primitive.
+
+A `Known` is a piece on the latent grid and the last state that it holds. States are counted from 0, the noise end, to
+N, the clip: after its ``release`` a piece is free. One that is never released (N) is held to the end and is in the
+result as it was given. With a mask of ones and a release in between it is SDEdit (Meng et al. 2022, alg. 1); several
+with different releases are Time-to-Move (the background is released early, what moves late).
+
+Shapes: z, x0 and content BCTHW; mask B1THW, 1 where the piece is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kinema.diffusion.noise import Noise
+from kinema.diffusion.parameterise import Denoiser
+from kinema.diffusion.samplers import State, posterior
+from kinema.diffusion.schedules import Level
+from kinema.schema import BadRequest
+
+Drawn = Literal["fresh", "posterior", "fixed"]
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """``content`` (clean) where ``mask`` is 1, in the states 0 to ``release``.
+
+    Its noise is "fresh" at every state, ``q(z_s | content)``; "posterior", ``q(z_s | content, z_t)`` of the state
+    before (the two replacements of VDM, section 3.1); or "fixed", one draw for all states (SDEdit, Time-to-Move).
+    """
+
+    content: Tensor
+    mask: Tensor
+    release: int | None
+    """None: never; the piece is given."""
+    noise: Drawn = "fresh"
+
+
+class Overwrite:
+    """The pieces of one sampling run over these levels; later pieces lie over earlier ones.
+
+    ``draws`` are for noise that is not fixed, ``fixed`` is that which is: by convention the clip's own first noise.
+    """
+
+    def __init__(self, pieces: Sequence[Known], levels: Level, draws: Noise, fixed: Tensor) -> None:
+        self.steps = len(levels) - 1
+        for piece in pieces:
+            if not 0 <= self._release(piece) <= self.steps:
+                raise BadRequest(f"a piece is released at step {piece.release}; expected 0 to {self.steps}")
+        self.pieces, self.levels, self.draws, self.fixed = tuple(pieces), levels, draws, fixed
+        self._known: dict[int, tuple[int, Tensor]] = {}
+
+    @property
+    def first(self) -> int:
+        """The state to start from: all of the clip is held up to it, so that no step before it does anything."""
+        whole = [self._release(piece) for piece in self.pieces if bool(piece.mask.min() > 0)]
+        return max(whole, default=0)
+
+    def start(self, z: Tensor) -> Tensor:
+        """The state to start from, given the noise of a clip of which nothing is known."""
+        return self.state(z, self.first)
+
+    def state(self, z: Tensor, index: int) -> Tensor:
+        """z, which is at ``levels[index]``, with the pieces that are held there. Asked twice it says the same."""
+        for number, piece in enumerate(self.pieces):
+            if index <= self._release(piece):
+                known = self._drawn(number, piece, z, index)
+                z = torch.lerp(z, known, piece.mask.to(z).expand_as(z))
+        return z
+
+    def run(self, first: int = 0) -> State:
+        """`state` for a sampler whose first level is ``levels[first]``."""
+        return lambda z, index: self.state(z, first + index)
+
+    def around(self, denoise: Denoiser) -> Denoiser:
+        """The denoiser whose x0 has what is never released in place, so that the finished clip holds it exactly."""
+        given = [piece for piece in self.pieces if self._release(piece) == self.steps]
+        if not given:
+            return denoise
+
+        def held(z: Tensor, level: Level) -> Tensor:
+            x0 = denoise(z, level)
+            for piece in given:
+                x0 = torch.lerp(x0, piece.content.to(x0), piece.mask.to(x0).expand_as(x0))
+            return x0
+
+        return held
+
+    def _release(self, piece: Known) -> int:
+        return self.steps if piece.release is None else piece.release
+
+    def _drawn(self, number: int, piece: Known, z: Tensor, index: int) -> Tensor:
+        """The piece at this level; drawn once a state, whoever asks how often."""
+        before, known = self._known.get(number, (-1, z))
+        if before == index:
+            return known
+        content, level = piece.content.to(z), self.levels[index].batch(len(z))
+        if not bool((level.sigma > 0).any()):
+            made = level.like(z)[0] * content
+        elif piece.noise == "fixed":
+            made = level.add_noise(content, self.fixed.to(z))
+        elif piece.noise == "posterior" and 0 <= before < index:
+            mean, variance, _ = posterior(known, content, self.levels[before].batch(len(z)), level)
+            made = mean + variance.sqrt() * self.draws.like(z)
+        else:
+            made = level.add_noise(content, self.draws.like(z))
+        self._known[number] = index, made
+        return made
+
+
+# ------------------------------------------------------------------------------- when pieces go
+
+
+def by_level(noise: float, levels: Level) -> int:
+    """The state whose noise level ``sigma / (alpha + sigma)`` is nearest to ``noise``; the noisier of two as near."""
+    told = levels.sigma / (levels.alpha + levels.sigma)
+    return int((told - noise).abs().argmin())
+
+
+def by_ratio(ratio: float, times: Tensor) -> int:
+    """The first state whose time (1 is the noise end) is at or below ``ratio`` (Open-Sora's edit ratio)."""
+    below = (times <= ratio).nonzero().flatten()
+    return int(below[0]) if len(below) else len(times) - 1
