@@ -139,7 +139,8 @@ def is_picture(path: Path) -> bool:
     if kind in ("gif", "webp", "apng"):
         return len(animation(path, kind).holds) == 1
     with _open_picture(path, _most()) as picture:
-        return getattr(picture, "n_frames", 1) == 1 or picture.format in ("MPO", "TIFF")
+        # A TIFF's pages are no animation; to count them is to read each of its directories, however damaged.
+        return picture.format in ("MPO", "TIFF") or getattr(picture, "n_frames", 1) == 1
 
 
 def _open_picture(path: Path, max_pixels: int, source: io.BytesIO | None = None) -> Image:
