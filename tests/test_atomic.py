@@ -188,6 +188,18 @@ def test_a_replaced_file_keeps_its_mode(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o640
 
 
+def test_a_file_system_without_modes_costs_no_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: Path, mode: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(self))
+
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    monkeypatch.setattr(Path, "chmod", refused)
+    with replacing(path) as part:
+        part.write_text("new")
+    assert path.read_text() == "new"
+
+
 # ---------------------------------------------------------------------- what killed writers leave
 
 

@@ -56,6 +56,27 @@ def test_aliases_count_as_often_as_they_are_reached(merged: bool) -> None:
         bounds.from_yaml(aliases(merged=merged), "x")
 
 
+TABLE = "a: &a {" + ", ".join(f"k{i}: 1" for i in range(900)) + "}\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TABLE + "b:\n" + "- {<<: *a}\n" * 3000,
+        TABLE + "b: {<<: [" + "*a, " * 3000 + "*a]}",
+        f"{aliases(merged=True)}\n<<: *l",  # the last table is merged before those that it merges
+    ],
+)
+def test_what_yaml_merges_is_counted_over_the_whole_file_before_it_is_copied(text: str) -> None:
+    with pytest.raises(BadRequest, match="merges more than 10,000 values"):
+        bounds.from_yaml(text, "x")
+
+
+def test_a_table_that_merges_itself_is_a_sentence() -> None:
+    with pytest.raises(BadRequest, match="nested deeper"):
+        bounds.from_yaml("a: &a {<<: *a}", "x")
+
+
 def test_an_alias_of_itself_is_too_deep() -> None:
     with pytest.raises(BadRequest, match="nested deeper"):
         bounds.from_yaml("&a [*a]", "x")

@@ -144,7 +144,7 @@ def _flush(path: Path, mode: int) -> None:
 
 def _swap(part: Path, path: Path) -> None:
     if not path.is_dir():
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # none is there, or its file system keeps no modes: the content counts
             before = path.lstat()
             if stat.S_ISREG(before.st_mode):
                 part.chmod(stat.S_IMODE(before.st_mode))

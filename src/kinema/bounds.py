@@ -33,7 +33,8 @@ MAX_CONFIG = 2**18
 
 _DOTTED = re.compile(rf"(?:[^\s.#]{{1,80}}\s*\.\s*){{{MAX_DEPTH},}}")
 _MERGED = 10_000
-"""Pairs that YAML's merge keys may bring into one table."""
+"""Pairs that YAML's merge keys may bring into the tables of one file."""
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 # -------------------------------------------------------------------------------------- saying
@@ -181,11 +182,18 @@ def from_yaml(text: str, where: str) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
+        left = _MERGED
+
         def flatten_mapping(self, node: Any) -> None:
-            before = len(node.value)
+            # Counted before PyYAML copies them, over the whole file: a line can merge the same large table again.
+            for told in [value for name, value in node.value if name.tag == _MERGE]:
+                for each in told.value if isinstance(told, yaml.SequenceNode) else [told]:
+                    if isinstance(each, yaml.MappingNode):
+                        self.flatten_mapping(each)  # what it merges itself is copied with it
+                    self.left -= max(1, len(each.value))
+                    if self.left < 0:
+                        raise BadRequest(f"{where} merges more than {_MERGED:,} values into its tables")
             super().flatten_mapping(node)
-            if len(node.value) - before > _MERGED:
-                raise BadRequest(f"{where} merges more than {_MERGED:,} values into one table")
 
     try:
         told = yaml.load(text, Loader)  # noqa: S506 (a SafeLoader)

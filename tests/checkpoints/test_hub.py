@@ -161,3 +161,9 @@ def test_a_name_with_points_and_a_file_of_a_repository_are_names_of_the_hub(monk
         with pytest.raises(BadRequest, match=f"there is no file {name}"):
             open_system("animatediff/tiny", add={"motion": name})
     assert len(asked) == 4
+
+
+@pytest.mark.parametrize("variant", ["a**", "../../x", "fp16/*", "*"])
+def test_a_variant_that_is_a_pattern_is_refused(cache: Path, variant: str) -> None:
+    with pytest.raises(BadRequest, match="is no name; expected one such as fp16"):
+        fetch_model("someone/something", offline=True, variant=variant)

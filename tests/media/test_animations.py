@@ -206,3 +206,11 @@ def test_frames_are_counted_and_not_only_declared(tmp_path: Path, moving: Moving
     (tmp_path / "b.png").write_bytes(raw[:at] + most.to_bytes(4, "big") + raw[at + 4 :])
     with pytest.raises(BadRequest, match="before the last of its"):
         read_video(tmp_path / "b.png")
+
+
+def test_grey_of_16_bits_is_the_same_in_a_clip_as_in_a_picture(tmp_path: Path) -> None:
+    frames = np.stack([np.full((8, 8), value, np.uint16) for value in (0x8000, 0xC000)])
+    path = apng(tmp_path / "a.png", frames)
+    levels = to_uint8(read_video(path).video)[0, :, 0, 0, 0]
+    assert levels.tolist() == [128, 191]
+    assert to_uint8(read_image(path)).max() == 128

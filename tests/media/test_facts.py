@@ -5,11 +5,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
+from kinema.media import read, streams
 from kinema.media.read import facts, probe, read_video
 from kinema.media.streams import stream_frames
 from kinema.schema import BadRequest
@@ -100,8 +103,6 @@ def test_sound_is_named(tmp_path: Path, moving: Moving) -> None:
 
 
 def test_one_frame_is_decoded(tmp_path: Path, encode: Encode, moving: Moving, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kinema.media import read
-
     seen = []
     monkeypatch.setattr(read, "stream_frames", lambda *a: (seen.append(f) or f for f in stream_frames(*a)))
     assert facts(encode(tmp_path / "a.mp4", moving(20)))["frames"] == 20
@@ -116,3 +117,36 @@ def test_frames_an_hour_apart_are_refused_and_not_filled(
     for reader in (facts, probe, read_video):
         with pytest.raises(BadRequest, match="stands still for|longer than"):
             reader(path)
+
+
+def test_a_last_frame_that_lasts_for_years_is_refused_and_not_filled(tmp_path: Path, moving: Moving) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=8)
+        stream.height, stream.width = moving(1).shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        made = [stream.encode(av.VideoFrame.from_ndarray(f, format="rgb24")) for f in moving(4)]
+        packets = [packet for some in (*made, stream.encode(None)) for packet in some]
+        packets[-1].duration = round(1e8 / packets[-1].time_base)
+        container.mux(packets)
+    for reader in (facts, probe, read_video, partial(read_video, last=2)):
+        with pytest.raises(BadRequest, match="stands still for 100,000,000 seconds"):
+            reader(path)
+
+
+def test_stills_that_stand_for_hours_in_all_are_counted_no_further_than_the_bound(
+    tmp_path: Path, encode: Encode, moving: Moving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = encode(tmp_path / "a.mkv", moving(4), codec="ffv1", times=(0.0, 0.1, 0.2, 60.0))
+    monkeypatch.setattr(read, "MAX_SHOWN", 100)
+    with pytest.raises(BadRequest, match="more than 100 frames at its rate of"):
+        facts(path)
+
+
+def test_packets_are_counted_no_further_than_the_bound(
+    tmp_path: Path, encode: Encode, moving: Moving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = encode(tmp_path / "a.mkv", moving(8), codec="ffv1")
+    monkeypatch.setattr(streams, "MAX_PACKETS", 7)
+    with pytest.raises(BadRequest, match="more than 7 frames"):
+        facts(path)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kinema.media.read import read_image
+from kinema.media.read import facts, read_image
 
 Entry = tuple[int, int, int, bytes]
 SIDE: Entry = (0x0112, 3, 1, struct.pack("<H", 6))
@@ -80,3 +80,15 @@ def test_an_orientation_that_is_not_legible_leaves_the_picture_as_it_is(tmp_path
     picture = read_image(tmp_path / name)[0, :, 0]
     assert picture.shape == (3, 24, 48)
     assert picture[0, 12, 8] > 0.8
+
+
+def test_a_damaged_second_page_of_a_tiff_is_not_looked_at(tmp_path: Path) -> None:
+    page = Image.new("RGB", (6, 4), (200, 100, 50))
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
+    raw = bytearray((tmp_path / "a.tif").read_bytes())
+    width = struct.pack("<HHI", 256, 4, 1)
+    at = raw.rindex(width)
+    assert at != raw.index(width)
+    raw[at : at + 2] = struct.pack("<H", 254)  # a page without a width
+    (tmp_path / "a.tif").write_bytes(raw)
+    assert facts(tmp_path / "a.tif") == {"codec": "tiff", "frames": 1, "width": 6, "height": 4}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
+from kinema.bounds import quoted
 from kinema.checkpoints.files import WEIGHTS
 from kinema.checkpoints.keymap import few
 from kinema.checkpoints.pickles import SUFFIXES
@@ -26,6 +28,8 @@ def fetch_model(name: str, offline: bool | None = None, variant: str | None = No
     ``variant``, as repositories often hold every precision, and single files besides. Of a repository of single files
     the only one there is. Raises `BadRequest` as `fetch` does, and for one of several files, which has to be named.
     """
+    if variant and not re.fullmatch(r"\w[\w-]*", variant):  # it becomes a pattern of names, and a recipe may tell it
+        raise BadRequest(f"variant {quoted(variant)} is no name; expected one such as fp16")
     owner, _, rest = name.partition("/")
     repository, _, file = rest.partition("/")
     if file:

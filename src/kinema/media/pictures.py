@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kinema import bounds
 from kinema.media import profiles
-from kinema.media.colour import to_float
+from kinema.media.colour import to_float, to_uint8
 from kinema.media.containers import existing, sniff
 from kinema.media.metadata import FOLDER_RECIPE, MAX_RECIPE
 from kinema.media.structure import animation
@@ -76,7 +76,7 @@ def _shown(path: Path, picture: Image, index: int, budget: Budget) -> np.ndarray
     budget.take(picture.height, picture.width)
     try:
         picture.seek(index)
-        return profiles.levels(picture)
+        return _as_bytes(_deep_grey(picture)) if _is_deep(picture) else profiles.levels(picture)
     except Exception as error:  # Pillow meets whatever bytes people have, and raises what it likes
         raise BadRequest(f"{path.name} is damaged or cut short at frame {index}") from error
 
@@ -118,8 +118,11 @@ def _folder_rate(folder: Path) -> float | None:
 def _picture_bytes(path: Path, max_pixels: int, budget: Budget) -> np.ndarray:
     with _open_picture(path, max_pixels) as picture:
         budget.take(picture.height, picture.width)
-        video = _to_tensor(path, picture)
-    return video[0, :, 0].permute(1, 2, 0).add(1).mul(127.5).round().to(torch.uint8).numpy()
+        return _as_bytes(_to_tensor(path, picture))
+
+
+def _as_bytes(video: Tensor) -> np.ndarray:
+    return to_uint8(video)[0, 0]
 
 
 def written_as(path: Path) -> str:
@@ -136,7 +139,8 @@ def is_picture(path: Path) -> bool:
     if kind in ("gif", "webp", "apng"):
         return len(animation(path, kind).holds) == 1
     with _open_picture(path, _most()) as picture:
-        return getattr(picture, "n_frames", 1) == 1 or picture.format in ("MPO", "TIFF")
+        # A TIFF's pages are no animation; to count them is to read each of its directories, however damaged.
+        return picture.format in ("MPO", "TIFF") or getattr(picture, "n_frames", 1) == 1
 
 
 def _open_picture(path: Path, max_pixels: int, source: io.BytesIO | None = None) -> Image:
@@ -193,7 +197,7 @@ def _to_tensor(path: Path, picture: Image) -> Tensor:
             upright = _upright(picture)
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise BadRequest(f"{path.name} is damaged or cut short: its pixels cannot be decoded") from error
-    if upright.mode.startswith(("I", "F")):
+    if _is_deep(upright):
         return _deep_grey(upright)
     return to_float(profiles.levels(upright)[None])
 
@@ -218,6 +222,10 @@ def _upright(picture: Image) -> Image:
     }
     turn = turns.get(told)
     return picture if turn is None else picture.transpose(turn)
+
+
+def _is_deep(picture: Image) -> bool:
+    return picture.mode.startswith(("I", "F"))
 
 
 def _deep_grey(picture: Image) -> Tensor:

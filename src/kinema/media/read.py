@@ -42,6 +42,8 @@ __all__ = ["Probe", "facts", "fit", "fit_note", "probe", "read_image", "read_med
 MAX_VIDEO_PIXELS = 2**29
 """Frames × height × width that a clip may bring into memory (1.5 GiB as bytes)."""
 MAX_SECONDS = 3600.0
+MAX_SHOWN = 2**21
+"""Frames that are counted where an uneven rate is brought to an even one: as many as a file may have."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def _probed(path: Path, fps: float | None, _state: tuple[int, ...]) -> Probe:
         shape = shape or frame.pixels().shape
         times.append(replace(frame, pixels=_nothing))
     note = next((frame.note for frame in times if frame.note), "")
-    frames, rate = _counted(times, own, fps)
+    frames, rate = _counted(path.name, times, own, fps)
     return Probe(frames, rate, shape[0], shape[1], note)
 
 
@@ -144,13 +146,16 @@ def _unkept() -> Limits:
     return Limits(MAX_FRAMES, bounds.pixels(MAX_FRAME_PIXELS), MAX_SECONDS)
 
 
-def _counted(times: list[Timed], own: float | None, fps: float | None) -> tuple[int, float]:
-    """How many frames a read gives, and their rate."""
+def _counted(name: str, times: list[Timed], own: float | None, fps: float | None) -> tuple[int, float]:
+    """How many frames a read gives, and their rate. Raises `BadRequest` for more than `MAX_SHOWN` at an even rate."""
     even, rate = even_rate(times) if own is None else (True, own)
     if fps in (None, own) and even:
         return len(times), rate
     rate = rate if fps is None else fps
-    return sum(1 for _ in resampled(iter(times), rate, None)), rate
+    frames = sum(1 for _ in resampled(iter(times), rate, MAX_SHOWN + 1))
+    if frames > MAX_SHOWN:
+        raise BadRequest(f"{name} is more than {MAX_SHOWN:,} frames at its rate of {rate:g} fps; cut it to a part")
+    return frames, rate
 
 
 def facts(path: str | Path) -> dict[str, Any]:
@@ -181,7 +186,8 @@ def _facts(path: Path, kind: str) -> dict[str, Any]:
         raise BadRequest(f"{path.name} holds no video frames")
     for before, after in pairwise(found.timed):
         check_still(path.name, after.time - before.time)
-    frames, fps = _counted(found.timed, None, None)
+    check_still(path.name, found.timed[-1].duration)
+    frames, fps = _counted(path.name, found.timed, None, None)
     height, width = first.pixels().shape[:2]
     told = {"frames": frames, "fps": fps, "width": width, "height": height}
     kept = {"frames": found.packets, "fps": found.rate, "width": found.width, "height": found.height}
@@ -253,8 +259,9 @@ def _collect(
     if keep.last is not None:
         # Which frames are the last ones at an even rate was not known while the others were let go.
         return _at_rate(name, opened()[1], replace(part, fps=rate), limits, keep), rate
+    most = limits.frames + 1  # one more is refused below
     places = (replace(frame, pixels=partial(np.array, i)) for i, frame in enumerate(times))
-    index = [int(frame.pixels()) for frame in resampled(places, rate, part.frames)]
+    index = [int(frame.pixels()) for frame in resampled(places, rate, min(part.frames or most, most))]
     limits.check(name, len(index), len(index) * frames_HWC[0][..., 0].size)
     return [frames_HWC[i] for i in index], rate
 

@@ -25,6 +25,8 @@ _HELD_PIXELS = 2**26
 """Pixels over the frames that decoding threads may hold at once: eight threads for 4K, two for 8K."""
 MAX_TRACKS = 16
 """Sound tracks that are named."""
+MAX_PACKETS = 2**20
+"""Of one stream, empty ones among them: ten hours at 29 frames a second, which are looked at in 15 seconds."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,21 @@ def survey(path: Path, kind: str, limits: Limits) -> Survey:
             codec = stream.codec_context
             limits.check_frame(path.name, codec.height, codec.width)
             rate = float(stream.average_rate or stream.guessed_rate or 0)
-            every = [(_stamp(p, kind), p.duration, p.is_discard) for p in container.demux(stream) if _shows(p, codec)]
+            packets = _packets(path, container, stream)
+            every = [(_stamp(p, kind), p.duration, p.is_discard) for p in packets if _shows(p, codec)]
             shown = sorted((stamp, hold or 0) for stamp, hold, hidden in every if not hidden)
             timed = _without_pixels(shown, stream)
             sound = [_sound(s.codec_context) for s in container.streams.audio[:MAX_TRACKS]]
             return Survey(codec.name, len(every), codec.height, codec.width, rate, timed, sound)
     except av.FFmpegError as error:
         raise BadRequest(_broken(path, error)) from error
+
+
+def _packets(path: Path, container: Any, stream: Any) -> Iterator[Any]:
+    for count, packet in enumerate(container.demux(stream), start=1):
+        if count > MAX_PACKETS:
+            raise BadRequest(f"{path.name} has more than {MAX_PACKETS:,} frames; cut it to the part that is wanted")
+        yield packet
 
 
 def _without_pixels(shown: list[tuple[int, int]], stream: Any) -> list[Timed]:

@@ -130,7 +130,7 @@ def within(name: str, timed: Iterator[Timed], start: float, limits: Limits) -> I
     """Frames from ``start`` on, refused where they last longer than the limit."""
     last, first = 0.0, None
     for frame in timed:
-        check_still(name, frame.time - last)
+        check_still(name, max(frame.time - last, frame.duration))
         last = max(last, frame.time + frame.duration)
         if frame.time < start - frame.duration / 2 - 1e-6:
             continue
@@ -147,7 +147,7 @@ def within(name: str, timed: Iterator[Timed], start: float, limits: Limits) -> I
 
 
 def check_still(name: str, seconds: float) -> None:
-    """Refuse a gap between two frames that would have to be filled with copies without end."""
+    """Refuse a gap between two frames, or a last frame, that would have to be filled with copies without end."""
     if seconds > MAX_STILL:
         raise BadRequest(f"{name} stands still for {seconds:,.0f} seconds; at most {MAX_STILL:,.0f} are filled")
 
