@@ -93,7 +93,7 @@ def generate(
     fps = cast(float, request.fps)
     sound = carried(canvas.heard, asked / fps, on_event)
     on_event(Phase("load", system.name))
-    system.weights.begin_hash()  # beside the work; files that are gone are told now
+    system.begin_hash()  # beside the work; files that are gone are told now
     place(system, plan)
     with torch.no_grad():
         if in_blocks:
@@ -102,14 +102,14 @@ def generate(
             noise = draws.normal(shape[1:]) if noise is None else noise
             z = sample(system, whole, canvas, noise, draws, on_event=on_event)
             if output == "latents":
-                return Clip(z, fps, made_by | {"weights": system.weights.hash})
+                return Clip(z, fps, made_by | {"weights": system.weights_hash})
             on_event(Phase("decode"))
             video = system.decode(z, whole)
             video = match_colours(video, canvas, request.colours)
     video = torch.lerp(video, canvas.video, canvas.mask.expand_as(video))  # what was given stays, to the bit
     video = video[:, :, -asked:] if request.backward else video[:, :, :asked]
     on_event(Memory(_peak_bytes()))
-    made_by |= {"weights": system.weights.hash, "frames_hash": frames_hash(video)}
+    made_by |= {"weights": system.weights_hash, "frames_hash": frames_hash(video)}
     return Clip(video, fps, made_by, sound)
 
 

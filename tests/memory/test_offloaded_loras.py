@@ -52,11 +52,8 @@ def loras(model_file):
 
 def clip(model, offload="none"):
     system = replace(model.system, memory=MemoryOptions(offload=offload))
-    if "model" in vars(model.system):
-        vars(system)["model"] = model.system.model
-    video = generate(system, ASK).video
-    vars(model.system)["model"] = system.model  # the network, wherever its weights are now, goes on
-    return video
+    object.__setattr__(system, "runtime", model.system.runtime)  # the network, wherever its weights are, goes on
+    return generate(system, ASK).video
 
 
 @pytest.fixture(scope="module")

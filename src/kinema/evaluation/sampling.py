@@ -112,7 +112,7 @@ def _item(canvas: Canvas, i: int) -> Canvas:
 def _together(system: System, prompts: Sequence[str]) -> System:
     if len(prompts) == 1:
         return system
-    plain = {f.name: getattr(system, f.name) for f in fields(System)}
+    plain = {f.name: getattr(system, f.name) for f in fields(System) if f.init}
     together = _Together(**plain, prompts=tuple(prompts))
-    vars(together)["model"] = system.model  # one network, not one a batch
+    object.__setattr__(together, "runtime", system.runtime)  # one network, not one a batch
     return together

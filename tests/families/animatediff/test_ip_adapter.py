@@ -267,4 +267,4 @@ def test_what_does_not_fit_is_refused_before_weights_are_read(saved, tmp_path, p
     for model, extra, sentence in cases:
         with pytest.raises(BadRequest, match=sentence):
             model.generate("a cat", frames=4, extra=extra)
-        assert "model" not in vars(model.system)
+        assert model.system.runtime.model is None

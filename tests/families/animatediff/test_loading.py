@@ -239,7 +239,7 @@ def test_files_of_published_size_open_by_their_headers(tmp_path):
     assert mm.stat().st_size > 0.8e9
     system = open_system(image, add={"motion": mm, "sparsectrl": rgb})
     assert system.config == PRESETS["v3-rgb"]
-    assert "model" not in vars(system)
+    assert system.runtime.model is None
 
 
 def _shapes(tensors):

@@ -175,7 +175,7 @@ def test_a_lora_of_another_model_is_named_and_refused_before_weights_are_read(sa
     with pytest.raises(BadRequest, match=what) as refused:
         model.use_loras({tmp_path / "other.safetensors": 1.0})
     assert why in str(refused.value)
-    assert "model" not in vars(model.system)
+    assert model.system.runtime.model is None
     assert model.system.loras.files == ()
 
 
