@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from kinema import registry
+from kinema.api import load
 from kinema.checkpoints import files
 from kinema.checkpoints.lora_formats import Adapter, write_lora
 from kinema.families.svd.config import TINY
-from kinema.generate import generate, load
+from kinema.generate import generate
 from kinema.schema import Request
 from kinema.system import MemoryOptions
 

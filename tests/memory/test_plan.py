@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from kinema import registry
+from kinema.api import load
 from kinema.checkpoints import files
 from kinema.checkpoints.source import Source
 from kinema.families.animatediff.config import ControlSize
 from kinema.families.svd.config import POCKET as SVD_POCKET
 from kinema.families.svd.config import TINY
-from kinema.generate import generate, load, planned, prepared
+from kinema.generate import generate
+from kinema.job import planned, prepared
 from kinema.memory import free
 from kinema.memory.placing import place, roomy
 from kinema.memory.plan import SHARE, Needs, Plan, TooLarge, choose

@@ -69,9 +69,7 @@ class Runtime:
         """Have exactly these in force; None is the model's own."""
         with self.lock:
             wanted = self.own_loras if files is None else files
-            if [(file.path, file.weight, file.lora) for file in wanted] != [
-                (file.path, file.weight, file.lora) for file in self.loras.files
-            ]:
+            if wanted is not self.loras.files and (wanted or self.loras.files):
                 self.loras.use(wanted)
 
     # ------------------------------------------------------------------------------ hashes of the weights

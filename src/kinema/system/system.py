@@ -126,7 +126,7 @@ class System:
         self.runtime.own_loras = self.read_loras(loras)
         self.runtime.use_loras(None)
 
-    def read_loras(self, loras: Mapping[str | Path, float]) -> tuple[LoraFile, ...]:
+    def read_loras(self, loras: Mapping[Any, float]) -> tuple[LoraFile, ...]:
         """LoRA files, checked against this network; they are not in force yet. Raises BadRequest as `use_loras`."""
         if not loras:
             return ()

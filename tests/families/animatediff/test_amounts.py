@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kinema.api import load
 from kinema.families.animatediff import amounts
 from kinema.families.animatediff.motion import MotionModule, Moving
-from kinema.generate import load
 from kinema.media.write import save_clip
 from kinema.schema import BadRequest, Clip, Lattice, Request
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from kinema.api import load
 from kinema.checkpoints import files
 from kinema.checkpoints.convert import convert
 from kinema.conditioning.clip_vision import ClipVision
@@ -16,7 +17,6 @@ from kinema.families.animatediff.config import IMAGE, SDXL_IMAGE, TINY, AdapterS
 from kinema.families.animatediff.ip_adapter import Picture
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.families.animatediff.unet import UNet
-from kinema.generate import load
 from kinema.schema import BadRequest, Request
 from kinema.system import open_system
 

@@ -10,12 +10,12 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from kinema.api import load
 from kinema.diffusion.windows import views, windows
 from kinema.families.animatediff import conditioning, recipe
 from kinema.families.animatediff.control import Steering
 from kinema.families.animatediff.ip_adapter import Picture
 from kinema.families.animatediff.motion import MotionModule, Moving
-from kinema.generate import load
 from kinema.media.metadata import read_recipe
 from kinema.schema import BadRequest, Request
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from kinema import registry
+from kinema.api import load
 from kinema.checkpoints import files
 from kinema.families.animatediff import layout, motion_file, sparse
 from kinema.families.animatediff.config import IMAGE, MOTION_BETAS, PRESETS, SDXL_IMAGE, TINY
 from kinema.families.animatediff.model import AnimateDiff
-from kinema.generate import load
 from kinema.schema import BadRequest, Request
 from kinema.system import open_system
 

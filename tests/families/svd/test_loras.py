@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kinema.api import load
 from kinema.checkpoints.files import weight_hash
 from kinema.checkpoints.lora_formats import Adapter, write_lora
 from kinema.cli.main import main
-from kinema.generate import load
 from kinema.media.metadata import read_recipe
 from kinema.schema import BadRequest
 
