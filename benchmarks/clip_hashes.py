@@ -21,7 +21,7 @@ import torch
 
 import kinema
 from kinema.data import playroom
-from kinema.generate import frames_hash
+from kinema.provenance import frames_hash
 from kinema.schema import Clip as Written
 
 PROMPT, OTHER = "a red ball rolls right", "a blue box slides left"

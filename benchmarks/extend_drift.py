@@ -98,7 +98,7 @@ def read_options() -> argparse.Namespace:
 
 
 def one(
-    model: kinema.generate.Model, clip: playroom.Sample, overlap: int, way: str, options: argparse.Namespace
+    model: kinema.api.Model, clip: playroom.Sample, overlap: int, way: str, options: argparse.Namespace
 ) -> Drift:
     """One clip extended one way, against its rendering."""
     truth = torch.from_numpy(clip.video_CTHW)[None]

@@ -62,8 +62,8 @@ def measure(frames: int, window: int | None, options: argparse.Namespace) -> dic
     """Resident bytes with the weights loaded, and at the peak of a run."""
     import torch
 
+    from kinema.api import load
     from kinema.conditioning.clip_text import ClipTextSize
-    from kinema.generate import load
     from kinema.schema import Request
 
     torch.set_num_threads(options.threads)

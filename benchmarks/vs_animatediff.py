@@ -18,7 +18,7 @@ from kinema.diffusion.samplers import SAMPLERS
 from kinema.families.animatediff import conditioning
 from kinema.families.animatediff.config import V3, Config
 from kinema.families.animatediff.family import FAMILY
-from kinema.generate import guide
+from kinema.guide import guide
 from kinema.schema import Request
 from kinema.system import Conditions, System
 

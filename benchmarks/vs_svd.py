@@ -16,7 +16,7 @@ from kinema.families.svd import conditioning, recipe
 from kinema.families.svd.config import SVD as SVD_FULL
 from kinema.families.svd.config import Config
 from kinema.families.svd.family import FAMILY
-from kinema.generate import guide
+from kinema.guide import guide
 from kinema.schema import Request
 from kinema.system import Conditions, System
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kinema import Request, load, registry
-from kinema.generate import recipe
+from kinema.provenance import recipe
 from kinema.schema import BadRequest
 from kinema.training.options import TrainOptions
 from kinema.training.run import train

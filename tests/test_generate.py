@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from kinema import registry, tasks
+from kinema.api import Model, load
 from kinema.diffusion.parameterise import Denoiser
-from kinema.generate import Model, frames_hash, latent_mask, load, sample
+from kinema.guide import latent_mask, sample
+from kinema.provenance import frames_hash
 from kinema.schema import BadRequest, Canvas, Clip, Event, FrameGrid, Lattice, Memory, Note, Phase, Request, Step
 from kinema.system import System
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kinema.generate import load
+from kinema.api import load
 from kinema.schema import Note, Request
 from kinema.system import arithmetic
 

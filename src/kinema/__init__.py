@@ -13,14 +13,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kinema.generate import load
+    from kinema.api import load
     from kinema.schema import BadRequest, Canvas, Clip, Request, Shape
 
 __version__ = "0.1.0"
 __all__ = ["BadRequest", "Canvas", "Clip", "Request", "Shape", "__version__", "load"]
 
 _HOMES = {
-    "load": "kinema.generate",
+    "load": "kinema.api",
     "BadRequest": "kinema.schema",
     "Canvas": "kinema.schema",
     "Clip": "kinema.schema",

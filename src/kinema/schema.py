@@ -314,6 +314,8 @@ class Request:
         metadata={"help": "an option of the sampler, such as gamma=0.3 or delta=0.1; may be repeated"},
     )
 
+    loras: Mapping[str, float] | None = option("LoRA files and their weights; left out, those that the model has", None)
+
     image: str | None = option("picture or clip whose first frame starts the video", None, path=True)
     last_image: str | None = option("picture that ends the video", None, path=True)
     video: str | None = option("clip to interpolate, extend, inpaint or edit", None, path=True)

@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from kinema import recipe as recipes
+from kinema import provenance as recipes
 from kinema import registry
+from kinema.api import load
 from kinema.cli import replay
 from kinema.cli.main import main
 from kinema.cli.wants import wants_of
-from kinema.generate import load
 from kinema.media.metadata import read_recipe
-from kinema.recipe import file_hash
+from kinema.provenance import file_hash
 from kinema.schema import Clip, Request
 
 PLAIN = {"model": "zoetrope/tiny", "request": {"task": "generate", "prompt": "a ball"}}
@@ -49,7 +49,7 @@ def opened(monkeypatch):
         told.update(named, source=source)
         return load(source, **{**named, "variant": None, "device": "cpu"})
 
-    monkeypatch.setattr("kinema.generate.load", opening)
+    monkeypatch.setattr("kinema.api.load", opening)
     return told
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from kinema import registry
+from kinema.api import Model
 from kinema.evaluation.measuring import first_frames
 from kinema.evaluation.sampling import Sampling
-from kinema.generate import Model
 from kinema.schema import Canvas, Request
 from kinema.system import System, open_system
 

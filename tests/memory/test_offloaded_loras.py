@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from kinema import registry
+from kinema.api import load
 from kinema.checkpoints import files
 from kinema.checkpoints.lora_formats import Adapter, write_lora
 from kinema.families.svd.config import TINY
-from kinema.generate import generate, load
+from kinema.generate import generate
 from kinema.schema import Request
 from kinema.system import MemoryOptions
 
@@ -52,11 +53,8 @@ def loras(model_file):
 
 def clip(model, offload="none"):
     system = replace(model.system, memory=MemoryOptions(offload=offload))
-    if "model" in vars(model.system):
-        vars(system)["model"] = model.system.model
-    video = generate(system, ASK).video
-    vars(model.system)["model"] = system.model  # the network, wherever its weights are now, goes on
-    return video
+    object.__setattr__(system, "runtime", model.system.runtime)  # the network, wherever its weights are, goes on
+    return generate(system, ASK).video
 
 
 @pytest.fixture(scope="module")

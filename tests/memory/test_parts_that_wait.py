@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from kinema import registry
+from kinema.api import load
 from kinema.checkpoints import files
 from kinema.families.animatediff.config import AdapterSize, ControlSize, VisionSize
-from kinema.generate import load
 from kinema.schema import Request
 
 FAMILY = registry.family("animatediff")

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from concurrent.futures import wait
 from dataclasses import replace
 
 import pytest
 import torch
 
 from kinema import registry
+from kinema.api import load
 from kinema.checkpoints import files
 from kinema.checkpoints.source import Source
 from kinema.families.animatediff.config import ControlSize
 from kinema.families.svd.config import POCKET as SVD_POCKET
 from kinema.families.svd.config import TINY
-from kinema.generate import generate, load, planned, prepared
+from kinema.generate import generate
+from kinema.job import planned, prepared
 from kinema.memory import free
 from kinema.memory.placing import place, roomy
 from kinema.memory.plan import SHARE, Needs, Plan, TooLarge, choose
@@ -140,13 +141,13 @@ def test_weights_that_are_gone_are_told_before_the_clip_is_made(svd, tmp_path):
 
 def test_weights_that_could_not_be_read_once_are_read_again(svd, monkeypatch):
     """A hash that failed beside a run that was broken off is not the next run's."""
-    weights = load(svd).system.weights
+    system = load(svd).system
     with monkeypatch.context() as broken:
-        broken.setattr(Weights, "_hash", lambda _self: (_ for _ in ()).throw(OSError("input/output error")))
-        weights.begin_hash()
-        wait([vars(weights)["_hashing"]])
-    weights.begin_hash()
-    assert weights.hash.startswith("sha256")
+        broken.setattr(Source, "hash", lambda *_: (_ for _ in ()).throw(OSError("input/output error")))
+        system.begin_hash()
+        with pytest.raises(OSError, match="input"):
+            _ = system.weights_hash
+    assert system.weights_hash.startswith("sha256")
 
 
 def test_a_step_held_by_reconstruction_needs_more():
@@ -274,7 +275,7 @@ def test_a_request_that_cannot_fit_is_refused_before_loading_with_what_would_hel
     with pytest.raises(TooLarge, match="fewer frames") as told:
         generate(system, Request(**ASK))
     assert "1 MiB may be used" in str(told.value)
-    assert "model" not in vars(system)
+    assert system.runtime.model is None
 
 
 def test_an_offload_that_was_asked_for_and_does_not_fit_is_refused_with_the_one_that_would(svd):
@@ -314,7 +315,7 @@ def test_a_model_may_change_its_plan_between_requests(svd):
     expected = model.run(Request(**ASK)).video
     for offload in ("sequential", "none", "model"):
         system = replace(model.system, memory=MemoryOptions(offload=offload))
-        vars(system)["model"] = model.system.model
+        system.runtime.model = model.system.model
         assert torch.equal(generate(system, Request(**ASK)).video, expected)
 
 
@@ -325,7 +326,7 @@ def test_a_weight_that_was_changed_after_loading_keeps_its_change(svd):
         dict(model.system.model.named_parameters())["unet.conv_in.weight"].mul_(1.5)
     expected = model.run(Request(**ASK)).video
     system = replace(model.system, memory=MemoryOptions(offload="block"))
-    vars(system)["model"] = model.system.model
+    system.runtime.model = model.system.model
     assert torch.equal(generate(system, Request(**ASK)).video, expected)
     assert not torch.equal(load(svd).run(Request(**ASK)).video, expected)
 

@@ -23,13 +23,16 @@ MOST = 100.0
 """Largest size of a weight: people use -2 to 2."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoraFile:
-    """A LoRA in use: its file, its weight, and the adapters in it by our module names."""
+    """A LoRA in use: its file, its weight, and the adapters in it by our module names.
+
+    Two readings of one file are two: it may have changed between them.
+    """
 
     path: Path
     weight: float
-    lora: Lora = field(repr=False, compare=False)
+    lora: Lora = field(repr=False)
 
     @cached_property
     def hash(self) -> str:

@@ -116,7 +116,7 @@ def _weights() -> tuple[str, str]:
 
 
 def _smoke() -> tuple[str, str]:
-    from kinema.generate import load
+    from kinema.api import load
     from kinema.schema import Request
 
     began = time.perf_counter()

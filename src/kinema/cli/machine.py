@@ -113,7 +113,7 @@ def free_disk(folder: Path) -> int:
 
 
 def versions() -> dict[str, str]:
-    """What a recipe records of the software and the processor, as `kinema.generate.recipe` names it."""
+    """What a recipe records of the software and the processor, as `kinema.provenance.recipe` names it."""
     import torch
 
     return {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}

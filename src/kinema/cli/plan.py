@@ -15,7 +15,7 @@ from kinema.cli.verbs import CONFIG, MODEL, VERBS, model_options, open_model, re
 from kinema.schema import Event, Note, Request, TaskName
 
 if TYPE_CHECKING:
-    from kinema.generate import Model
+    from kinema.api import Model
 
 OWN = [
     Option("measure", bool, True, "run a few steps and time them (loads the weights)"),
@@ -93,7 +93,7 @@ def _task(words: Sequence[str]) -> tuple[TaskName, Sequence[str], bool]:
 def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
     """Settle the request, find what it needs and how it fits, and time a few steps of it where it does."""
     from kinema.diffusion.schedules import edit_steps
-    from kinema.generate import about_precision, planned, prepared
+    from kinema.job import about_precision, planned, prepared
     from kinema.memory.plan import Plan as Fitting
     from kinema.memory.plan import TooLarge
 

@@ -19,7 +19,7 @@ from kinema.cli.wants import Given, Wants, given, wants_of, weights_of
 from kinema.schema import BadRequest, Note, Phase, Request
 
 if TYPE_CHECKING:
-    from kinema.generate import Model
+    from kinema.api import Model
     from kinema.system import System
 
 ABOUT = (

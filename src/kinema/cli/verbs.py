@@ -15,7 +15,7 @@ from kinema.cli.progress import JsonLines, display
 from kinema.schema import TAKES, BadRequest, Clip, Note, Phase, Request, TaskName
 
 if TYPE_CHECKING:
-    from kinema.generate import Model
+    from kinema.api import Model
 
 DEFAULT_MODEL = "zoetrope"
 SEVERAL = ("controlnet", "ip-adapter")
@@ -192,7 +192,8 @@ def run(task: TaskName, words: Sequence[str]) -> int:
 def request_options(task: TaskName) -> list[Option]:
     """The options of a verb that are fields of `Request`: those of sampling, and what `TAKES` gives it."""
     others = {name for taken in TAKES.values() for name in taken} - set(TAKES[task])
-    order = [f.name for f in fields(Request) if f.name not in others and f.name != "task"]
+    others |= {"task", "loras"}  # the verb itself, and what --lora says of the model
+    order = [f.name for f in fields(Request) if f.name not in others]
     return [*from_dataclass(Request, order, positional=VERBS[task].positional), MOTION, CONTROL, LOOK]
 
 
@@ -230,7 +231,7 @@ def shown_files(told: Mapping[str, Any]) -> dict[str, Any]:
 
 def recorded(clip: Clip, model: Model, request: Request) -> Clip:
     """The clip with a recipe that tells where its files lie on this machine, for those who ask for that."""
-    from kinema.recipe import paths
+    from kinema.provenance import paths
 
     return replace(clip, recipe={**clip.recipe, "paths": paths(model.system, request)})
 
@@ -256,7 +257,7 @@ def open_model(
     machine.set_threads(options.threads)
     device, dtype = machine.device(options.device), machine.dtype(options.dtype)
     loras = lora_weights(options.lora) or loras
-    from kinema.generate import load
+    from kinema.api import load
 
     return load(
         options.model,

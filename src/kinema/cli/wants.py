@@ -137,7 +137,7 @@ def _tables(recipe: Mapping[str, Any], name: str, kinds: Mapping[str, type]) -> 
 
 def _inputs(recipe: Mapping[str, Any], request: Request) -> list[Want]:
     """The pictures and clips of a request and of the options of any family: no recipe can hide one behind another's."""
-    from kinema.recipe import names
+    from kinema.provenance import names
 
     own, extra = recipe.get("inputs") or {}, recipe.get("extra_inputs") or {}
     wants = []
@@ -185,7 +185,7 @@ def given(wants: Wants, request: Request, told: Mapping[str, Any], clip: Path) -
         raise BadRequest(f"{shown(clip.name, TOLD)} was made with what is not here; pass {', '.join(names)}{more}")
     own = {want.key: str(path) for want, path in inputs.items() if want.key}
     others = {want.value: str(path) for want, path in inputs.items() if not want.key}
-    from kinema.recipe import replaced
+    from kinema.provenance import replaced
 
     return Given(
         model or _opened_as(wants.model),
@@ -257,7 +257,7 @@ def _input(wants: Sequence[Want], word: str) -> tuple[Want, Path]:
 
 
 def _compared(want: Want, path: Path) -> list[str]:
-    from kinema.recipe import file_hash
+    from kinema.provenance import file_hash
 
     if file_hash(path) == want.hash:
         return []

@@ -1,6 +1,6 @@
 """Clips to measure: many prompts in one batch, each clip what its single run would be.
 
-Sampling goes through `kinema.generate`, so that what is measured is what users get; only the
+Sampling goes through `kinema.guide` and `kinema.rollout`, so that what is measured is what users get; only the
 conditioning differs, which is put together from one prompt (and one canvas) an item.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kinema import generate
+from kinema import guide, job, rollout
 from kinema.data import playroom
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import Level
@@ -42,14 +42,14 @@ class Sampling:
         if canvas is None:
             canvas = Canvas(torch.zeros(request.shape.bcthw), torch.zeros(len(prompts), 1, *request.shape.bcthw[2:]))
         system, asked = _together(self.system, prompts), request.shape.frames
-        request, canvas = generate.on_lattice(system, request, canvas)
+        request, canvas = job.on_lattice(system, request, canvas)
         draws = system.noise(request)
         with torch.no_grad():
-            if generate.rolls_out(system, request):
-                video = generate.roll_out(system, request, canvas, None, draws, ignore)
+            if job.rolls_out(system, request):
+                video = rollout.roll_out(system, request, canvas, None, draws, ignore)
             else:
                 noise = draws.normal(system.latent_shape(request).bcthw[1:])
-                video = system.decode(generate.sample(system, request, canvas, noise, draws))
+                video = system.decode(guide.sample(system, request, canvas, noise, draws))
         return video[:, :, :asked]
 
     def real(self, prompt: str, seed: int) -> Tensor:
@@ -112,7 +112,7 @@ def _item(canvas: Canvas, i: int) -> Canvas:
 def _together(system: System, prompts: Sequence[str]) -> System:
     if len(prompts) == 1:
         return system
-    plain = {f.name: getattr(system, f.name) for f in fields(System)}
+    plain = {f.name: getattr(system, f.name) for f in fields(System) if f.init}
     together = _Together(**plain, prompts=tuple(prompts))
-    vars(together)["model"] = system.model  # one network, not one a batch
+    object.__setattr__(together, "runtime", system.runtime)  # one network, not one a batch
     return together

@@ -14,9 +14,6 @@ from kinema.memory.turns import Read, Turns
 from kinema.nn.ldm_unet import chunk_feed_forward
 from kinema.system import System
 
-_TURNS, _CHANGED, _AT_ONCE = "_kinema_turns", "_kinema_changed", "_kinema_at_once"
-"""Where a network keeps its own `Turns`, the names of its weights that are in no file, and `Plan.at_once`."""
-
 
 @runtime_checkable
 class _OneByOne(Protocol):
@@ -27,36 +24,34 @@ class _OneByOne(Protocol):
 
 def place(system: System, plan: Plan) -> None:
     """Fill the system's network, if it is not, with its weights coming and going as the plan says."""
-    loaded = cast("nn.Module | None", vars(system).get("model"))
-    turning = cast("Turns | None", vars(loaded).get(_TURNS)) if loaded is not None else None
+    runtime = system.runtime
+    turning = cast("Turns | None", runtime.offloader)
     if plan.offload == "none":
-        if loaded is not None and turning is not None:
+        if runtime.model is not None and turning is not None:
             turning.begin("none")  # without LoRAs, which are then merged as into any network
-            del vars(loaded)[_TURNS]
-            system.loras.fill(loaded)
+            runtime.offloader = None
+            runtime.loras.fill(runtime.model)
     else:
-        if loaded is None:
-            loaded = system.filled()
-            for buffer in loaded.buffers():
+        if runtime.model is None:
+            runtime.model = system.filled()
+            for buffer in runtime.model.buffers():
                 buffer.data = _rounded(system, buffer)
-            vars(system)["model"] = loaded  # fills the cached property
         if turning is None:
-            system.loras.release(loaded)
-            blocks = system.family.blocks(loaded)
-            turning = Turns(loaded, blocks, resting(system, loaded), system.device, system.dtype)
-            vars(loaded)[_TURNS] = turning
-        state = (plan.offload, system.loras.files)
+            runtime.loras.release(runtime.model)
+            blocks = system.family.blocks(runtime.model)
+            turning = Turns(runtime.model, blocks, resting(system, runtime.model), system.device, system.dtype)
+            runtime.offloader = turning
+        state = (plan.offload, runtime.loras.files)
         if turning.state != state:  # other LoRAs too: weights that are here have the old ones in them
-            turning.begin(plan.offload, lambda name, told: system.loras.merged(name, told, system.dtype))
+            turning.begin(plan.offload, lambda name, told: runtime.loras.merged(name, told, system.dtype))
             turning.state = state
     chunk_feed_forward(system.model, plan.tokens)
-    vars(system.model)[_AT_ONCE] = plan.at_once
+    runtime.at_once = plan.at_once
 
 
 def roomy(system: System) -> bool:
-    """Whether both halves of guidance may be in memory at once: as the last plan had it; without one, on a CPU."""
-    model = cast("nn.Module | None", vars(system).get("model"))
-    return system.device.type == "cpu" and (model is None or vars(model).get(_AT_ONCE, True))
+    """Whether branches of guidance may be in memory at once: as the last plan had it; without one, on a CPU."""
+    return system.device.type == "cpu" and system.runtime.at_once
 
 
 def resting(system: System, model: nn.Module) -> Read:
@@ -81,7 +76,7 @@ def resting(system: System, model: nn.Module) -> Read:
 
 def held_back(system: System, model: nn.Module) -> dict[str, Tensor]:
     """The weights that no file holds: all of an untrained model, and what was changed in memory."""
-    changed: set[str] = vars(model).setdefault(_CHANGED, set())
+    changed = system.runtime.changed
     changed |= {name for name, p in model.named_parameters() if p._version}
     untrained = system.weights.path is None
     return {name: p.detach() for name, p in model.named_parameters() if untrained or name in changed}

@@ -98,7 +98,7 @@ def choose(system: System, request: Request, canvas: Canvas) -> Plan:
 
 def room(system: System) -> int:
     """Bytes that a request may fill: most of what is free, and what the system's weights fill already."""
-    device, model = str(system.device), vars(system).get("model")
+    device, model = str(system.device), system.runtime.model
     return int(SHARE * free_bytes(device)) + (0 if model is None else held_bytes(model.parameters(), device))
 
 

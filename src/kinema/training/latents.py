@@ -19,7 +19,7 @@ from kinema.data import shards
 from kinema.data.folder import Folder
 from kinema.data.listing import Entry
 from kinema.data.shards import Made, Window
-from kinema.recipe import file_hash
+from kinema.provenance import file_hash
 from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
 from kinema.system import System, open_system
 from kinema.training import learning

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kinema.generate import load
+from kinema.api import load
 from kinema.schema import Canvas, Request
 
 ASK = {"prompt": "a b c d", "negative_prompt": "z y", "steps": 5, "guidance": 4.0, "height": 16, "width": 16, "seed": 0}

@@ -10,12 +10,12 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from kinema.api import load
 from kinema.diffusion.windows import views, windows
 from kinema.families.animatediff import conditioning, recipe
 from kinema.families.animatediff.control import Steering
 from kinema.families.animatediff.ip_adapter import Picture
 from kinema.families.animatediff.motion import MotionModule, Moving
-from kinema.generate import load
 from kinema.media.metadata import read_recipe
 from kinema.schema import BadRequest, Request
 
@@ -353,7 +353,7 @@ def test_what_no_block_can_be_told_of_single_frames_is_refused_before_weights_ar
     tiny = load("animatediff", preset="tiny", overrides=add)
     with pytest.raises(BadRequest, match=says):
         tiny.generate("a red ball", frames=20, overlap=12, extra=extra)
-    assert "model" not in vars(tiny.system)
+    assert tiny.system.runtime.model is None
 
 
 # ------------------------------------------------------------------------------ views and regions

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kinema.api import load
 from kinema.checkpoints import files
 from kinema.checkpoints.convert import convert
 from kinema.families.animatediff import layout, motion_file
 from kinema.families.animatediff.config import IMAGE_BETAS, PRESETS, TINY, to_json
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.families.animatediff.pia import AFFINITIES
-from kinema.generate import load
 from kinema.schema import BadRequest, Canvas, Request
 from kinema.system import open_system
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kinema.api import load
 from kinema.families.animatediff.config import IMAGE_BETAS, MOTION_BETAS
 from kinema.families.animatediff.model import AnimateDiff
-from kinema.generate import load
 from kinema.schema import BadRequest, Request
 
 PROMPT, NEGATIVE = "a b c d", "z y"

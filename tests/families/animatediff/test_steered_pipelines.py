@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kinema.api import load
 from kinema.checkpoints import files
 from kinema.families.animatediff import controlnet_file
 from kinema.families.animatediff.config import AdapterSize, ControlSize, VisionSize
 from kinema.families.animatediff.controlnet import ControlNet
-from kinema.generate import load
 from kinema.media import read
 from kinema.schema import Canvas, Request
 

@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from kinema import registry
+from kinema.api import load
 from kinema.diffusion.guidance import Guided
 from kinema.diffusion.schedules import Level, spaced
 from kinema.families.svd import conditioning, recipe
 from kinema.families.svd.config import PRESETS, TINY
 from kinema.families.svd.family import FAMILY
-from kinema.generate import generate, guide, load, settle
+from kinema.generate import generate
+from kinema.guide import guide
+from kinema.job import settle
 from kinema.schema import BadRequest, Canvas, Note, Request
 from kinema.system import System, Weights, with_model
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kinema.api import load
 from kinema.checkpoints.files import weight_hash
 from kinema.checkpoints.lora_formats import Adapter, write_lora
 from kinema.cli.main import main
-from kinema.generate import load
 from kinema.media.metadata import read_recipe
 from kinema.schema import BadRequest
 
@@ -175,7 +175,7 @@ def test_a_lora_of_another_model_is_named_and_refused_before_weights_are_read(sa
     with pytest.raises(BadRequest, match=what) as refused:
         model.use_loras({tmp_path / "other.safetensors": 1.0})
     assert why in str(refused.value)
-    assert "model" not in vars(model.system)
+    assert model.system.runtime.model is None
     assert model.system.loras.files == ()
 
 

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from kinema.api import load
 from kinema.checkpoints.convert import convert
 from kinema.checkpoints.source import Source
 from kinema.cli.main import main
 from kinema.families.svd.config import PRESETS, SVD, SVD_XT
-from kinema.generate import load, settle
+from kinema.job import settle
 from kinema.media.metadata import read_recipe
 from kinema.schema import BadRequest, Note, Request
 from kinema.system import System, arithmetic
@@ -61,7 +62,7 @@ def test_a_folder_is_opened_without_its_weights_and_filled_with_exactly_them(sav
     monkeypatch.setattr(Source, "tensors", refuse)
     system = load(saved).system
     settle(system, Request(prompt="x"))
-    assert "model" not in vars(system)
+    assert system.runtime.model is None
     monkeypatch.setattr(Source, "tensors", read)
     held = system.model.state_dict()
     files = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "image_encoder": "model"}
@@ -377,8 +378,8 @@ def latents_of(
     from diffusers.pipelines.stable_video_diffusion import pipeline_stable_video_diffusion as theirs
     from PIL import Image
 
+    from kinema.api import Model
     from kinema.families.svd import conditioning
-    from kinema.generate import Model
 
     settled = settle(system, request)
     noise = system.noise(settled).normal(system.latent_shape(settled).bcthw[1:])

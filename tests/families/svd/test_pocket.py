@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from kinema.api import load
 from kinema.evaluation.measuring import first_frames
 from kinema.evaluation.sampling import Sampling
 from kinema.families.svd import recipe
@@ -15,7 +16,6 @@ from kinema.families.svd.config import POCKET, from_json, to_json
 from kinema.families.svd.family import FAMILY
 from kinema.families.svd.pocket import PocketAutoencoder, PocketSVD
 from kinema.families.svd.training import TRAINING
-from kinema.generate import load
 from kinema.media.write import save_clip
 from kinema.schema import BadRequest, Clip
 from kinema.system import Batch, open_system

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from kinema.api import Model, load
 from kinema.cli.main import main
 from kinema.families.svd import conditioning
-from kinema.generate import Model, load
 from kinema.media.metadata import read_recipe
 from kinema.media.read import read_image, read_video
 from kinema.schema import BadRequest, Canvas, Clip, Event, Note, Request, Step

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kinema.api import load
 from kinema.checkpoints.convert import convert
 from kinema.checkpoints.files import header
 from kinema.checkpoints.source import Source
@@ -19,7 +20,6 @@ from kinema.families.svd.checkpoint import config_of, from_sgm, recognise, varia
 from kinema.families.svd.config import PRESETS, SVD_XT
 from kinema.families.svd.family import FAMILY
 from kinema.families.svd.layout import SV3D_P, SV3D_U, SVD, SVD_IMAGE_DECODER, Outline, table
-from kinema.generate import load
 from kinema.schema import BadRequest, Note
 
 TINY = Outline(

@@ -14,7 +14,7 @@ from kinema.families.vdm.condition import Condition
 from kinema.families.vdm.config import Config, presets
 from kinema.families.vdm.family import FAMILY
 from kinema.families.vdm.model import Stage, VideoUNet
-from kinema.generate import guide
+from kinema.guide import guide
 from kinema.schema import BadRequest, Canvas, Note, Request, ignore
 from kinema.system import System, Weights, open_system
 

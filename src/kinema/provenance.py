@@ -34,7 +34,7 @@ def recipe(system: System, request: Request, noise: Tensor | None = None) -> dic
         "kinema": __version__,
         "model": system.name,
         "family": system.family.name,
-        "request": json.loads(named(request, system.family, shown).to_json()),
+        "request": json.loads(named(request, system.family, shown).with_(loras=None).to_json()),
         "inputs": {k: file_hash(Path(v)) for k in FILES if (v := getattr(request, k))},
         "device": str(system.device),
         "dtype": str(system.precision).removeprefix("torch."),

@@ -1,0 +1,47 @@
+"""Opened models. `Family` is what a folder under ``families/`` provides; `System` is what `open_system` returns."""
+
+from __future__ import annotations
+
+from kinema.system.family import (
+    DECODING,
+    Batch,
+    Codec,
+    Conditions,
+    Defaults,
+    Family,
+    Found,
+    Process,
+    Recipe,
+    Slots,
+    decoding_of,
+)
+from kinema.system.opening import HUB, arithmetic, family_of, fetched, is_hub_id, open_system
+from kinema.system.runtime import Runtime
+from kinema.system.system import MemoryOptions, System, with_model
+from kinema.system.weights import Added, Weights
+
+__all__ = [
+    "DECODING",
+    "HUB",
+    "Added",
+    "Batch",
+    "Codec",
+    "Conditions",
+    "Defaults",
+    "Family",
+    "Found",
+    "MemoryOptions",
+    "Process",
+    "Recipe",
+    "Runtime",
+    "Slots",
+    "System",
+    "Weights",
+    "arithmetic",
+    "decoding_of",
+    "family_of",
+    "fetched",
+    "is_hub_id",
+    "open_system",
+    "with_model",
+]

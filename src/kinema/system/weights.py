@@ -1,0 +1,66 @@
+"""Where a model's numbers come from: files, folders, additions in slots, or a seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kinema import registry
+from kinema.checkpoints.source import Source
+
+
+@dataclass(frozen=True)
+class Added:
+    """A file or folder in one slot of a model."""
+
+    slot: str
+    source: Source
+    parts: tuple[str, ...] = ()
+    hub: str = ""
+    """Its name on the hub, where it comes from there."""
+
+    def told(self) -> dict[str, Any]:
+        """What the recipe says of it."""
+        return {"slot": self.slot, "file": self.hub or registry.called(self.source.path), "hash": self.hash}
+
+    @cached_property
+    def hash(self) -> str:
+        return self.source.hash(self.parts)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a model's numbers come from: a file or folder, or a seed for an untrained model."""
+
+    path: Path | None = None
+    seed: int = 0
+    own: bool = True
+    """Whether the file uses our own names (written by ``kinema train``) or a foreign layout."""
+    variant: str | None = None
+    """Which of a folder's files ("fp16"); None takes the plain ones, or the only ones."""
+    parts: tuple[str, ...] = ()
+    """Of a pipeline's folder, the parts that are read."""
+    model: str | None = None
+    """The published model that the user says it is, where weights do not tell."""
+    added: tuple[Added, ...] = ()
+
+    @property
+    def source(self) -> Source:
+        if self.path is None:
+            raise RuntimeError("an untrained model has no file")
+        return Source(self.path, self.variant, self.model)
+
+    @cached_property
+    def hash(self) -> str:
+        """A name for exactly these weights; all of their files are read."""
+        own = f"seed:{self.seed}" if self.path is None else self.source.hash(self.parts)
+        return " ".join([own, *(f"{each.slot}={each.hash}" for each in self.added)])
+
+    def check_there(self) -> None:
+        """Raises BadRequest where files are gone since the model was opened."""
+        if self.path is not None:
+            self.source.files(self.parts)
+        for each in self.added:
+            each.source.files(each.parts)
