@@ -261,7 +261,7 @@ def looks_of(options: Options, kept: Kept, look: str, prompts: Sequence[str]) ->
     def make(prompt: str, seed: int) -> dict[str, Any]:
         moving = clip_of(options, system, prompt, seed)
         pictures = clip_of(options, system, prompt, seed, effect=0.0)  # the image model, each frame by itself
-        fps = system.family.defaults(system.config).fps
+        fps = system.family.sampling.defaults(system.config).fps
         told, apart = judge(moving, prompt, fps), judge(pictures, prompt, fps)
         shares = {f"share_{style}": styles.share(style, moving) for style in STYLES}
         shares |= {f"pictures_{style}": styles.share(style, pictures) for style in STYLES}

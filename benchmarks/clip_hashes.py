@@ -45,7 +45,7 @@ def verbs(model: Any, told: dict[str, str], **more: Any) -> Iterator[tuple[str, 
     def of(verb: str, *args: Any, **options: Any) -> Make:
         return lambda: frames_hash(getattr(model, verb)(*args, seed=11, steps=3, **more, **options).video)
 
-    words = model.system.family.takes_prompt(model.system.config)
+    words = model.system.family.sampling.defaults(model.system.config).takes_prompt
     if words:
         yield "generate", of("generate", PROMPT)
     yield "animate", of("animate", told["image"], PROMPT)

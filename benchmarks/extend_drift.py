@@ -48,7 +48,7 @@ def main() -> int:
     options = read_options()
     torch.set_num_threads(options.threads)
     model = kinema.load(options.model)
-    own = model.system.family.defaults(model.system.config)
+    own = model.system.family.sampling.defaults(model.system.config)
     length = model.system.lattice.max_frames or own.frames
     arms = [(overlap, way) for overlap in (length // 2, 1) for way in WAYS]
     clips = [

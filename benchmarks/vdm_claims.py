@@ -347,7 +347,7 @@ def held_out_losses(system: System, options: Options) -> list[float]:
         video = torch.stack([torch.from_numpy(each.video_CTHW) for each in made]).to(system.device)
         batch = Batch(video, [each.caption for each in made], torch.zeros_like(video[:, :1]))
         generator = torch.Generator().manual_seed(options.seed + first)
-        found += system.family.loss(system.model, system.config, batch, generator).tolist()
+        found += system.family.training.loss(system.model, system.config, batch, generator).tolist()
     return found
 
 

@@ -58,7 +58,7 @@ def canvas_of(kind: str, shape: Shape) -> Canvas:
 
 def test_it_generates_a_clip_in_range_of_the_size_it_says(model: Model) -> None:
     clip = model.run(ask())
-    own = model.system.family.defaults(model.system.config)
+    own = model.system.family.sampling.defaults(model.system.config)
     assert clip.shape == Shape(1, 3, own.frames, own.height, own.width)
     assert clip.fps == own.fps
     assert clip.video.isfinite().all()
@@ -81,7 +81,7 @@ def test_item_i_of_a_batch_is_the_single_run_of_seed_plus_i(model: Model) -> Non
 def test_given_noise_replaces_the_seed(model: Model) -> None:
     request = model.system.settle(ask())
     noise = model.system.noise(request).normal(model.system.latent_shape(request).bcthw[1:])
-    own = model.system.family.defaults(model.system.config)
+    own = model.system.family.sampling.defaults(model.system.config)
     if own.sampler in ("ddim", "euler", "heun", "dpmpp-2m", "unipc"):
         assert torch.equal(generate(model.system, ask(), noise=noise).video, model.run(ask()).video)
     with pytest.raises(BadRequest, match="noise has shape"):
@@ -96,7 +96,7 @@ def test_each_canvas_is_held_to_the_bit_or_refused_by_name(
     shape = system.settle(ask()).shape
     canvas = canvas_of(kind, shape)
     assert canvas.kind == kind
-    ways = system.family.honours(system.config, kind)
+    ways = system.family.sampling.honours(system.config, kind)
     if not ways:
         with pytest.raises(BadRequest, match=kind):
             honour(system, ask(), canvas)
@@ -118,7 +118,8 @@ def test_each_canvas_is_held_to_the_bit_or_refused_by_name(
 def test_a_way_it_does_not_offer_is_refused(model: Model) -> None:
     system = model.system
     canvas = canvas_of("first", system.settle(ask()).shape)
-    for way in {"native", "reconstruction", "replacement"} - set(system.family.honours(system.config, "first")):
+    offered = system.family.sampling.honours(system.config, "first")
+    for way in {"native", "reconstruction", "replacement"} - set(offered):
         with pytest.raises(BadRequest, match=way):
             honour(system, ask(honour=way), canvas)
 
@@ -195,8 +196,8 @@ def test_its_training_loss_is_finite_per_item_and_reaches_every_weight(model: Mo
     with torch.no_grad():  # zero-initialised layers would hide what lies behind them
         for p in network.parameters():
             p.add_(torch.randn_like(p) * 0.02)
-    own = family.defaults(config)
-    recipe = family.recipe(config)
+    own = family.sampling.defaults(config)
+    recipe = family.training.recipe(config)
     video = torch.rand(3, 3, own.frames, own.height, own.width) * 2 - 1
     mask = torch.zeros(3, 1, own.frames, own.height, own.width)
     mask[1, :, 0] = 1
@@ -205,7 +206,7 @@ def test_its_training_loss_is_finite_per_item_and_reaches_every_weight(model: Mo
     words = [["a blue star"] * k for _ in range(3)]
     scene = playroom.sample(0, frames=own.frames, height=own.height, width=own.width).scene
     batch = Batch(video, ["a red ball rolls right", "", "a blue star"], mask, images, words, scenes=[scene] * 3)
-    losses = family.loss(network, config, batch, torch.Generator().manual_seed(0))
+    losses = family.training.loss(network, config, batch, torch.Generator().manual_seed(0))
     assert losses.shape == (3,)
     assert losses.isfinite().all()
     losses.mean().backward()
@@ -289,7 +290,7 @@ def test_an_edit_takes_the_whole_steps_of_its_strength(
 
 
 def test_the_noise_of_a_clip_in_windows_may_be_that_of_the_first_shuffled(model: Model) -> None:
-    own = model.system.family.defaults(model.system.config)
+    own = model.system.family.sampling.defaults(model.system.config)
     told = {"frames": 2 * own.frames, "window": own.frames, "steps": 1}
     plain, shuffled, again = (
         model.run(ask(**told, noise_type=kind)).video for kind in (None, "shuffle-context", "shuffle-context")

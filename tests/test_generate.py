@@ -300,7 +300,7 @@ def frame_by_frame(monkeypatch: pytest.MonkeyPatch) -> None:
         wanted = 1 if condition.ids_BL.any() else -1
         return lambda z, _level: 0.5 * z + 0.2 * z.roll(wanted, dims=-2) + 0.1 * wanted
 
-    monkeypatch.setattr(type(family), "denoiser", denoiser)
+    monkeypatch.setattr(type(family.sampling), "denoiser", denoiser)
 
 
 def over_frames(kind: str) -> tuple[Canvas, dict[str, Any]]:

@@ -44,7 +44,7 @@ def sample(
     conditions = system.condition(request, canvas, on_event)
     pieces = [] if way == "native" or canvas.empty else [given_piece(system, canvas)]
     held = (pieces[0], request.reconstruction_weight) if way == "reconstruction" and pieces else None
-    guidance = system.family.guidance(system.config, request) or guidance or system.guidance(request)
+    guidance = system.family.sampling.guidance(system.config, request) or guidance or system.guidance(request)
     source = None if canvas.source is None else system.encode(canvas.source)
     first = z = in_order(system, request, noise, draws).to(system.device, torch.float32)
     again = free_init(system, request)
@@ -108,7 +108,7 @@ def guide(  # noqa: PLR0917
 
     Reconstruction acts inside each window, so that a long clip is never differentiated as a whole.
     """
-    limit = system.family.threshold(system.config)
+    limit = system.family.sampling.defaults(system.config).threshold
 
     def make(frames: Sequence[int] | None) -> Denoiser:
         def cut(x: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
     for name in sorted({field for taken in TAKES.values() for field in taken} - set(TAKES[request.task])):
         if getattr(request, name) != getattr(blank, name):
             raise BadRequest(f"{request.task} makes no use of {name}: leave it out")
-    if request.task in ("generate", "edit") and system.family.takes_prompt(system.config):
+    if request.task in ("generate", "edit") and system.family.sampling.defaults(system.config).takes_prompt:
         need_prompt(request)
     request = system.settle(TASKS[request.task].plan(request), on_event)
     if request.loop and request.task == "generate" and not (request.window and request.window < request.shape.frames):
@@ -167,7 +167,7 @@ def honour(system: System, request: Request, canvas: Canvas, *, one_pass: bool =
     Continuation goes on from the last given frame, as `roll_out` does: it is no way for ``one_pass`` of the sampler.
     Refuses, by name, a canvas the family cannot hold, or a way that it does not offer.
     """
-    ways = system.family.honours(system.config, canvas.kind)
+    ways = system.family.sampling.honours(system.config, canvas.kind)
     if one_pass or request.window is not None:
         ways = tuple(way for way in ways if way != "continuation")
     if not ways:
@@ -217,7 +217,7 @@ def block_starts(system: System, request: Request, canvas: Canvas, length: int) 
     A family that goes on from one frame shares that one, from the last that is given, and its last block may be longer
     than the clip; others share half their frames, or ``overlap``, and the last block ends with the clip.
     """
-    total, honours = request.shape.frames, system.family.honours
+    total, honours = request.shape.frames, system.family.sampling.honours
     if request.honour == "continuation" and request.overlap not in (None, 1):
         raise BadRequest(f"overlap is {request.overlap}; continuation goes on from one frame")
     if request.overlap in (None, 1) and request.honour in ("auto", "native", "continuation"):

@@ -87,8 +87,8 @@ def names(files: Iterable[str]) -> dict[str, str]:
 
 def names_of(family: Family, request: Request) -> dict[str, str]:
     """The names of the files in a family's options, such that they are taken for files in their turn."""
-    told = names(family.files(request))
-    again = family.files(named(request, family, told))
+    told = names(family.sampling.files(request))
+    again = family.sampling.files(named(request, family, told))
     return told if set(again) == set(told.values()) else {file: f"./{name}" for file, name in told.items()}
 
 
@@ -103,7 +103,7 @@ def replaced(request: Request, families: Iterable[Family], own: Mapping[str, str
     families names: other values stay as they are, also where they spell the same.
     """
     extra = {
-        key: _with(value, {file: shown[file] for f in families for file in f.files(Request(extra={key: value}))})
+        key: _with(value, {file: shown[file] for f in families for file in f.sampling.files(Request(extra={key: value}))})
         for key, value in request.extra.items()
     }
     return request.with_(**own, extra=extra)

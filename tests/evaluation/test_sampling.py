@@ -51,7 +51,7 @@ def test_every_clip_of_a_batch_of_prompts_is_what_the_user_gets_for_that_prompt_
     alone = Model(system).run(Request(prompt=PROMPTS[1], seed=6, steps=2)).video
     torch.testing.assert_close(sampling.clips(PROMPTS[:2], 5)[1:], alone, atol=1e-4, rtol=0)
     same_seed = [sampling.clips([prompt], 5) for prompt in PROMPTS[:2]]
-    assert torch.equal(*same_seed) != system.family.takes_prompt(system.config)
+    assert torch.equal(*same_seed) != system.family.sampling.defaults(system.config).takes_prompt
 
 
 def test_every_clip_of_a_batch_has_its_own_given_frame(system: System) -> None:

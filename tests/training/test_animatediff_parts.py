@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kinema import generate
+from kinema.api import load
 from kinema.checkpoints import files, hub
 from kinema.checkpoints.convert import convert
 from kinema.data import shards, styles
@@ -252,7 +252,7 @@ def test_drawings_are_not_trained_on_clips_encoded_beforehand(tmp_path):
     system = replace(open_system("animatediff/tiny"), config=config)
     options = TrainOptions(data=str(folder))
     with pytest.raises(BadRequest, match="SparseCtrl learns drawings from the pixels of every frame"):
-        sources.open_source(options, system, FAMILY.recipe(config), setup.trainable(system, 0))
+        sources.open_source(options, system, FAMILY.training.recipe(config), setup.trainable(system, 0))
 
 
 # ------------------------------------------------------------------------------------------ resume
@@ -296,10 +296,10 @@ def test_a_pocket_is_styled_and_moved_by_files_that_were_trained_apart(runs, tol
     ours, theirs = (open_system(r.weights).model.state_dict() for r in (style, motion))
     for name, tensor in held.items():
         assert torch.equal(tensor, theirs[name] if ".motion_modules." in name else ours[name])
-    model = generate.load(base.weights, add=files_of)
+    model = load(base.weights, add=files_of)
     clip = model.generate("a red ball rolls right", seed=1, steps=2)
     assert clip.video.shape == (1, 3, 8, 64, 64)
-    assert generate.load(base.weights).generate("a red ball", seed=1, steps=2).video.shape == (1, 3, 1, 64, 64)
+    assert load(base.weights).generate("a red ball", seed=1, steps=2).video.shape == (1, 3, 1, 64, 64)
     with pytest.raises(BadRequest, match="is no style of this model"):
         open_system(base.weights, add={"style": files_of["motion"]})
 

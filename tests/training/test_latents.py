@@ -77,7 +77,7 @@ def test_the_loss_is_that_of_encoding_on_the_fly(options, clips, tmp_path):
         out = tmp_path / dtype
         latents.encode(options(out=str(out), dtype=dtype))
         made = Latents.open(out)
-        recipe = system.family.recipe(system.config)
+        recipe = system.family.training.recipe(system.config)
         beforehand = Stream(made, recipe, 4).at(1)
         rows = [made.windows[shards.shuffled(8, 0, 0)[i]][2] for i in range(4, 8)]
 

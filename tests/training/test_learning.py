@@ -151,13 +151,14 @@ def test_the_network_in_training_is_the_base_with_the_lora_merged(svd, tmp_path,
     Merged(merged).set([(lora, 1.0)])
     assert any(not torch.equal(v, base[k]) for k, v in merged.state_dict().items())
     batch, losses = run.stream.at(0), []
+    loss = run.system.family.training.loss
     for network in (run.model, merged):
         with torch.no_grad():
-            losses.append(run.system.family.loss(network, run.system.config, batch, torch.Generator().manual_seed(3)))
+            losses.append(loss(network, run.system.config, batch, torch.Generator().manual_seed(3)))
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
     merged.load_state_dict(base)
     with torch.no_grad():
-        plain = run.system.family.loss(merged, run.system.config, batch, torch.Generator().manual_seed(3))
+        plain = run.system.family.training.loss(merged, run.system.config, batch, torch.Generator().manual_seed(3))
     assert float((plain - losses[0]).abs().max()) > 1e-4
 
 

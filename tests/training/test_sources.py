@@ -32,7 +32,7 @@ def source(**told):
 
 def test_playroom_is_rendered_at_the_models_size_and_holds_prompts_out():
     found, system, _ = source()
-    own = system.family.defaults(system.config)
+    own = system.family.sampling.defaults(system.config)
     video, caption, scene, *_ = found.train.clip(0)
     assert video.shape == (3, own.frames, own.height, own.width)
     trained = {found.train.clip(i)[1] for i in range(40)}
@@ -45,7 +45,7 @@ def test_playroom_is_rendered_at_the_models_size_and_holds_prompts_out():
 def test_a_folders_clips_come_at_the_models_rate_or_as_filmed(tmp_path):
     folder = clips(tmp_path / "clips", "ab")
     found, system, _ = source(data=folder)
-    assert (found.train.fps, found.train.frameskip) == (system.family.defaults(system.config).fps, 1)
+    assert (found.train.fps, found.train.frameskip) == (system.family.sampling.defaults(system.config).fps, 1)
     found, _, recipe = source(data=folder, frameskip=2)
     assert (found.train.fps, found.train.frameskip, recipe.frameskip) == (None, 2, 2)
     found, *_ = source(data=folder, frameskip=1)

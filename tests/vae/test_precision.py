@@ -75,8 +75,8 @@ def test_svd_noises_and_encodes_the_picture_in_float32():
     told = conditioning.encode(half, picture, noise, torch.zeros(1, 1, 3), torch.tensor([0.02]))
     assert torch.equal(told.picture_BCTHW[:, :, 0], whole.vae.encode(picture + 0.02 * noise))
     video = picture[:, :, None].half()
-    exact = family.codec(TINY, whole).encode(video.float())
-    assert torch.equal(family.codec(TINY, half).encode(video), exact)
+    exact = family.sampling.codec(TINY, whole).encode(video.float())
+    assert torch.equal(family.sampling.codec(TINY, half).encode(video), exact)
 
 
 def test_sdxl_s_codec_is_wide_and_stable_diffusion_1_5_s_is_not():
@@ -84,4 +84,4 @@ def test_sdxl_s_codec_is_wide_and_stable_diffusion_1_5_s_is_not():
     for preset, wide in (("sdxl", True), ("v3", False)):
         config = family.presets[preset]
         with torch.device("meta"):
-            assert family.codec(config, family.build(config)).wide is wide
+            assert family.sampling.codec(config, family.build(config)).wide is wide

@@ -82,7 +82,7 @@ def lora_kind(header: Header) -> str:
 def _is_of(family: str, source: Source) -> bool:
     try:
         with readable(str(source.path)):
-            return registry.family(family).recognise(source) is not None
+            return registry.family(family).checkpoints.recognise(source) is not None
     except BadRequest:
         return True  # it is one of its own that refuses, for something it lacks
 

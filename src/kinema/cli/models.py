@@ -140,7 +140,7 @@ def _opened(name: str) -> tuple[Any, Any]:
 
 
 def _figures(family: Any, config: Any) -> dict[str, Any]:
-    own = family.defaults(config)
+    own = family.sampling.defaults(config)
     return {
         **_counts(family, config),
         "native": f"{own.frames}×{own.height}×{own.width}",

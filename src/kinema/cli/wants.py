@@ -145,7 +145,7 @@ def _inputs(recipe: Mapping[str, Any], request: Request) -> list[Want]:
         if value := getattr(request, key):
             name = registry.file_name(value)
             wants.append(Want(key, name, own.get(key), f"--input {key}=PATH", value=value, key=key))
-    files = dict.fromkeys(file for family in families() for file in family.files(request))
+    files = dict.fromkeys(file for family in families() for file in family.sampling.files(request))
     for value, name in names(files).items():
         wants.append(Want("input", name, extra.get(value), f"--input {shown(name, TOLD)}=PATH", value=value))
     known = {*files, *(want.key for want in wants)}

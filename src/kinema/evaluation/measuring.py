@@ -101,7 +101,7 @@ def measure(system: System, options: EvaluateOptions, on_event: OnEvent = ignore
 
 def sampling_of(system: System, options: EvaluateOptions, on_event: OnEvent = ignore, **more: Any) -> Sampling:
     """How the options sample a system. Raises BadRequest for a model without text: there is nothing to judge it by."""
-    if not system.family.takes_prompt(system.config):
+    if not system.family.sampling.defaults(system.config).takes_prompt:
         raise BadRequest(f"{system.name} was trained without text; evaluate measures how a clip answers its prompt")
     return Sampling.of(
         system, on_event, steps=options.steps, sampler=options.sampler, guidance=options.guidance, **more

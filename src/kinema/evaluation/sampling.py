@@ -69,7 +69,7 @@ class _Together(System):
     def condition(self, request: Request, canvas: Canvas, on_event: OnEvent = ignore) -> Conditions:
         seed = request.seed or 0
         each = [
-            self.family.condition(
+            self.family.sampling.condition(
                 self, replace(request, prompt=prompt, seed=seed + i, clips=1), _item(canvas, i), on_event
             )
             for i, prompt in enumerate(self.prompts)
@@ -77,13 +77,13 @@ class _Together(System):
         return Conditions({name: self._join([told.branches[name] for told in each]) for name in each[0].branches})
 
     def _join(self, conditions: Sequence[Any]) -> Any:
-        joined = self.family.join(conditions)
+        joined = self.family.sampling.join(conditions)
         return _Apart(conditions) if joined is None else joined
 
     def denoiser(self, condition: Any, frames: Sequence[int] | None = None) -> Denoiser:
         if not isinstance(condition, _Apart):
-            return self.family.denoiser(self, condition, frames)
-        each = [self.family.denoiser(self, one, frames) for one in condition.each]
+            return self.family.sampling.denoiser(self, condition, frames)
+        each = [self.family.sampling.denoiser(self, one, frames) for one in condition.each]
 
         def denoise(z_BCTHW: Tensor, level: Level) -> Tensor:
             levels = level.batch(len(each)) if len(level) == 1 else level

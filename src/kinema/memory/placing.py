@@ -106,4 +106,4 @@ def _foreign(system: System) -> Read:
         if isinstance(opened, _OneByOne):
             return opened.read
     # A layout that only converts as a whole: views of its memory map, whose pages the system takes back when it must.
-    return system.family.convert(system.config, weights.source.tensors(weights.parts)).__getitem__
+    return system.family.checkpoints.convert(system.config, weights.source.tensors(weights.parts)).__getitem__

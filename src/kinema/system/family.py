@@ -48,13 +48,17 @@ class Defaults:
     """Log-SNR range in which guidance acts; None is all of it."""
     options: Mapping[str, float] = field(default_factory=dict)
     """Keyword options of the default sampler (gamma, delta, eta…)."""
+    takes_prompt: bool = True
+    """Whether this model was trained with text; without it, a verb asks for none."""
+    threshold: float | None = None
+    """Bound on the guided estimate of x0 (static thresholding)."""
     attention_windows: bool = False
     """Whether its attention over time works in windows where a request asks for that (``window_in``)."""
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """A family's own conditioning of each branch that its guidance names (`Family.guidance`)."""
+    """A family's own conditioning of each branch that its guidance names (`Sampling.guidance`)."""
 
     branches: Mapping[str, Any]
 
@@ -151,17 +155,8 @@ class Codec(Protocol):
         """Options of `decode` that need less memory for a clip of this latent size, the mildest first."""
 
 
-class Family(Protocol):
-    """What one folder under ``families/`` provides. ``config`` is the family's own frozen dataclass."""
-
-    name: str
-
-    @property
-    def presets(self) -> Mapping[str, Any]:
-        """Name to config; always with a ``tiny`` that runs on a CPU in about a second."""
-
-    def build(self, config: Any) -> nn.Module:
-        """The network, with freshly initialised weights on the current default device."""
+class Sampling(Protocol):
+    """How a family's clips are made. ``config`` is the family's own frozen dataclass."""
 
     def lattice(self, config: Any) -> Lattice: ...
 
@@ -170,12 +165,6 @@ class Family(Protocol):
     def process(self, config: Any) -> Process: ...
 
     def codec(self, config: Any, model: nn.Module) -> Codec: ...
-
-    def takes_prompt(self, config: Any) -> bool:
-        """Whether this model was trained with text; without it, a verb asks for none."""
-
-    def threshold(self, config: Any) -> float | None:
-        """Bound on the guided estimate of x0 (static thresholding), or None."""
 
     def honours(self, config: Any, kind: str) -> tuple[str, ...]:
         """Ways to hold a canvas of this kind (`Canvas.kind`), best first, out of "native",
@@ -203,6 +192,10 @@ class Family(Protocol):
     def denoiser(self, system: System, condition: Any, frames: Sequence[int] | None) -> Denoiser:
         """``denoise(z_BCTHW, level) -> x0_BCTHW`` for these latent frames (``None``: all of them)."""
 
+
+class Checkpoints(Protocol):
+    """What a family's files are, and how their tensors become the network's."""
+
     def recognise(self, source: Source) -> Found | None:
         """What a foreign file (`Source.header`) or folder (`Source.pipeline`) is, or None if it is not ours."""
 
@@ -215,10 +208,30 @@ class Family(Protocol):
     def lora_aliases(self, config: Any) -> Mapping[str, str]:
         """Names of an original layout's modules to ours, for LoRA files that use them; ours are known without."""
 
+
+class Training(Protocol):
+    """How a family is trained."""
+
     def recipe(self, config: Any) -> Recipe: ...
 
     def loss(self, model: nn.Module, config: Any, batch: Batch, generator: torch.Generator) -> Tensor:
         """The training loss of each item of the batch, ``[B]``."""
+
+
+class Family(Protocol):
+    """What one folder under ``families/`` provides: a network for each config, and the three protocols above."""
+
+    name: str
+    sampling: Sampling
+    checkpoints: Checkpoints
+    training: Training
+
+    @property
+    def presets(self) -> Mapping[str, Any]:
+        """Name to config; always with a ``tiny`` that runs on a CPU in about a second."""
+
+    def build(self, config: Any) -> nn.Module:
+        """The network, with freshly initialised weights on the current default device."""
 
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
         """The repeated blocks, for FSDP2, compile and offload."""

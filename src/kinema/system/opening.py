@@ -188,7 +188,7 @@ def _opened(path: Path, variant: str | None) -> tuple[Family, Any, Weights, tupl
     for name in sorted(registry.FAMILIES, key=lambda name: name != likely):
         family = registry.family(name)
         with readable(str(path)):
-            found = family.recognise(source)
+            found = family.checkpoints.recognise(source)
         if found is not None:
             return (
                 family,

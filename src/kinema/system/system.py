@@ -99,7 +99,7 @@ class System:
             tensors = self.weights.source.tensors(self.weights.parts)
             if not self.weights.own:
                 with readable(str(self.weights.path)):
-                    tensors = self.family.convert(self.config, tensors)
+                    tensors = self.family.checkpoints.convert(self.config, tensors)
         tensors |= self.additions()
         if tensors:
             files.fill(model, tensors, where=str(self.weights.path))
@@ -137,7 +137,7 @@ class System:
         if missing:
             raise BadRequest(f"there is no LoRA file {missing[0]}{registry.near_part(missing[0], 'lora')}")
         loras = {registry.part(name): weight for name, weight in loras.items()}
-        return read_loras(loras, shapes, self.family.lora_aliases(self.config), self.name)
+        return read_loras(loras, shapes, self.family.checkpoints.lora_aliases(self.config), self.name)
 
     @property
     def loras(self) -> Loras:
@@ -146,17 +146,17 @@ class System:
 
     @property
     def lattice(self) -> Lattice:
-        return self.family.lattice(self.config)
+        return self.family.sampling.lattice(self.config)
 
     @property
     def process(self) -> Process:
-        return self.family.process(self.config)
+        return self.family.sampling.process(self.config)
 
     @property
     def codec(self) -> Codec:
         with self.runtime.lock:
             if self.runtime.codec is None:
-                self.runtime.codec = self.family.codec(self.config, self.model)
+                self.runtime.codec = self.family.sampling.codec(self.config, self.model)
             return self.runtime.codec
 
     def settle(self, request: Request, on_event: OnEvent = ignore) -> Request:
@@ -165,7 +165,7 @@ class System:
         Frames stay as asked: a clip is made at the lattice's next frame count and cut. Raises BadRequest for
         what the family cannot do; needs no weights.
         """
-        own, lattice = self.family.defaults(self.config), self.lattice
+        own, lattice = self.family.sampling.defaults(self.config), self.lattice
         for note in self.notes:
             on_event(Note(note))
 
@@ -201,12 +201,12 @@ class System:
             guidance_end=own.guidance_end if silent else request.guidance_end,
             guidance_interval=request.guidance_interval or own.guidance_interval,
         )
-        self.family.check(self.config, request)
+        self.family.sampling.check(self.config, request)
         return request
 
     def sampler_options(self, request: Request) -> dict[str, float]:
         """The request's options of its sampler over the model's own; one the sampler does not take is refused."""
-        own = self.family.defaults(self.config)
+        own = self.family.sampling.defaults(self.config)
         name = request.sampler or own.sampler
         told = dict(request.sampler_options) | ({} if request.eta is None else {"eta": request.eta})
         known = samplers.options(name)
@@ -222,7 +222,7 @@ class System:
 
     def guidance(self, request: Request) -> Guidance:
         """How the branches of a clip are put together; scales that change do so over its latent frames."""
-        own = self.family.guidance(self.config, request)
+        own = self.family.sampling.guidance(self.config, request)
         if own is not None:
             return own
         scale: float | Tensor = float(request.guidance or 0.0)
@@ -231,10 +231,10 @@ class System:
         return classifier_free(scale, request.guidance_rescale, request.guidance_interval)
 
     def condition(self, request: Request, canvas: Canvas, on_event: OnEvent = ignore) -> Conditions:
-        return self.family.condition(self, request, canvas, on_event)
+        return self.family.sampling.condition(self, request, canvas, on_event)
 
     def denoiser(self, condition: Any, frames: Sequence[int] | None = None) -> Denoiser:
-        return self.family.denoiser(self, condition, frames)
+        return self.family.sampling.denoiser(self, condition, frames)
 
     def prior(self, noise_BCTHW: Tensor) -> Tensor:
         """Standard normal noise scaled to the noise end of the schedule."""
@@ -248,7 +248,7 @@ class System:
 
     def levels(self, request: Request) -> Level:
         """Noise levels from the noise end to clean, ``steps + 1`` of them."""
-        own = self.family.defaults(self.config)
+        own = self.family.sampling.defaults(self.config)
         return spaced(self.process.schedule, request.steps or own.steps, own.spacing)
 
     def encode(self, video_BCTHW: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ def _system(options: LatentsOptions) -> System:
 
 
 def _folder(options: LatentsOptions, system: System) -> Folder:
-    own = system.family.defaults(system.config)
+    own = system.family.sampling.defaults(system.config)
     return Folder.scan(
         options.clips,
         frames=own.frames,

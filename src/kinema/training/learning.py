@@ -90,7 +90,7 @@ def with_options(system: System, options: TrainOptions) -> System:
         config = replace(config, **told)
     except TypeError:
         raise BadRequest(f"{system.family.name} has sizes of its own; leave out {', '.join(told)}") from None
-    lattice = system.family.lattice(config)
+    lattice = system.family.sampling.lattice(config)
     for name in told.keys() & {"height", "width"}:
         if lattice.snap_side(told[name]) != told[name]:
             raise BadRequest(f"{name} is {told[name]}; expected a multiple of {lattice.side_multiple}")

@@ -144,7 +144,7 @@ def losses(network: nn.Module, system: System, batch: Batch, *, seed: int, preci
         weights=system.weights.path,
     )
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return system.family.loss(network, system.config, moved, generator)
+        return system.family.training.loss(network, system.config, moved, generator)
 
 
 def save(run: Run) -> None:

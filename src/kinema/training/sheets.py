@@ -57,7 +57,7 @@ class Log:
 
 def requests(folder: Path, system: System, source: Source) -> list[Request]:
     """What sample sheets show: held-out prompts, or held-out pictures for a model that takes no prompt."""
-    if system.family.takes_prompt(system.config):
+    if system.family.sampling.defaults(system.config).takes_prompt:
         return [Request(prompt=prompt, seed=i) for i, prompt in enumerate(source.prompts)]
     samples = folder / "samples"
     samples.mkdir(exist_ok=True)

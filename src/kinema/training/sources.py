@@ -34,7 +34,7 @@ class Source:
 
 def open_source(options: TrainOptions, system: System, recipe: Recipe, model: nn.Module | None = None) -> Source:
     """The clips that the options name, at the system's native size; ``model`` is the network to be trained."""
-    own = system.family.defaults(system.config)
+    own = system.family.sampling.defaults(system.config)
     if options.data == "playroom":
         told = {"grammar": recipe.grammar, "slow": recipe.slow, "without": list(recipe.without)}
         told |= {"camera": recipe.camera, "style": recipe.style}
@@ -86,7 +86,7 @@ def _latents(options: TrainOptions, system: System, folder: Path, model: nn.Modu
     told = {"crop": options.crop != "centre", "flip": options.flip, "frameskip": options.frameskip is not None}
     if extra := [name for name, value in told.items() if value]:
         raise BadRequest(f"{extra[0]} is decided when clips are encoded; leave it out for the latents in {folder}")
-    special, own = learning.of_family(system.family.name), system.family.defaults(system.config)
+    special, own = learning.of_family(system.family.name), system.family.sampling.defaults(system.config)
     every = shards.Latents.open(folder, options.seed, follow_links=options.follow_links)
     if special is None or every.made.family != system.family.name:
         raise BadRequest(f"{folder} holds clips encoded for {every.made.family}, not for {system.family.name}")

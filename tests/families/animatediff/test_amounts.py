@@ -140,9 +140,9 @@ def test_every_file_that_options_name_is_told_once():
         "control_scale.pose": 0.5,
         "travel": {1: "a.mp4"},
     }
-    told = load("animatediff", preset="tiny").system.family.files(asked(**extra))
+    told = load("animatediff", preset="tiny").system.family.sampling.files(asked(**extra))
     assert told == ("pose.mp4", "depth/", "a.png", "b.png", "d.png", "sky.png", "sea.mp4")
-    assert load("animatediff", preset="tiny").system.family.files(asked(effect=0.5)) == ()
+    assert load("animatediff", preset="tiny").system.family.sampling.files(asked(effect=0.5)) == ()
 
 
 def test_the_command_line_takes_a_mapping_of_regions(tmp_path):

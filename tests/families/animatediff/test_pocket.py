@@ -45,9 +45,9 @@ def small(stage):
 
 
 def batch(config, count=4, **more):
-    told = FAMILY.defaults(config)
+    told = FAMILY.sampling.defaults(config)
     source = Playroom(told.frames, told.height, told.width, told.fps, grammar="scenic", **more)
-    return Stream(source, FAMILY.recipe(config), count).at(0)
+    return Stream(source, FAMILY.training.recipe(config), count).at(0)
 
 
 def test_three_image_models_and_what_moves_them_fit_in_ten_megabytes_of_half_precision():
@@ -174,7 +174,8 @@ def test_norms_have_few_groups_and_a_fresh_network_predicts_grey():
     assert {m.num_groups for m in model.modules() if isinstance(m, nn.GroupNorm)} == {8}
     output = model.unet(torch.randn(1, 48, 1, 8, 8), torch.tensor([3.0]), torch.randn(1, 24, 32), motion=False)
     assert not output.any()
-    assert recipe.predicted(config).x0(output, output, FAMILY.process(config).schedule.level(torch.ones(1))).sum() == 0
+    end = FAMILY.sampling.process(config).schedule.level(torch.ones(1))
+    assert recipe.predicted(config).x0(output, output, end).sum() == 0
 
 
 def test_a_pocket_cannot_be_encoded_beforehand():

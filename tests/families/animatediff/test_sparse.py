@@ -111,8 +111,8 @@ def saved(oracle, tmp_path_factory):
 @pytest.mark.parametrize("verb", ["animate", "ends"])
 def test_given_frames_are_held_natively_and_reach_the_others(saved, tmp_path, verb, picture):
     model = load(saved / "tiny.safetensors", add={"sparsectrl": saved / "rgb.ckpt"})
-    assert model.system.family.honours(model.system.config, "first")[0] == "native"
-    assert "native" not in model.system.family.honours(model.system.config, "region")
+    assert model.system.family.sampling.honours(model.system.config, "first")[0] == "native"
+    assert "native" not in model.system.family.sampling.honours(model.system.config, "region")
     told = {"image": picture(tmp_path / "a.png", 30), "seed": 1, "steps": 2, "frames": 4}
     other = told | {"image": picture(tmp_path / "b.png", 220)}
     if verb == "ends":

@@ -292,7 +292,7 @@ def test_an_orbit_starts_at_the_given_view_and_the_network_sees_it_last():
     system.model.unet.forward = unet
     z = torch.randn(1, 4, 8, 8, 8)
     level = Level(torch.ones(1), torch.ones(1))
-    x0 = FAMILY.denoiser(system, condition, None)(z, level)
+    x0 = FAMILY.sampling.denoiser(system, condition, None)(z, level)
     assert seen["azimuth"][-1] == 0
     assert torch.all(seen["azimuth"][:-1].diff() > 0)
     assert torch.allclose(x0, z / 2 - z / 2, atol=1e-6)  # c_skip z + c_out c_in z: frames come back in their places
@@ -318,7 +318,7 @@ def test_guidance_of_an_orbit_goes_with_the_views_as_the_network_sees_them(shape
     told = system.condition(request, first_frame(torch.full((1, 3, 16, 16), 0.5), 8))
     z, level = torch.zeros(1, 4, 8, 8, 8), Level(torch.ones(1), torch.ones(1))
     guided = guide(system, told, request, system.guidance(request), system.levels(request))(z, level)
-    scales = (guided / FAMILY.denoiser(system, told.branches["positive"], None)(z, level))[0, 0, :, 0, 0]
+    scales = (guided / FAMILY.sampling.denoiser(system, told.branches["positive"], None)(z, level))[0, 0, :, 0, 0]
     published = {
         "triangle": 4 - 2.5 * (2 * torch.arange(8) / 7 - 1).abs(),
         "linear": 1.5 + 2.5 * torch.arange(8) / 7,

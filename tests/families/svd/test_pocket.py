@@ -31,7 +31,7 @@ def small(stage):
 
 def batch(count=4, config=SMALL):
     source = Playroom(config.frames, config.height, config.width, config.fps, grammar="simple", slow=4.0)
-    return Stream(source, FAMILY.recipe(recipe.staged(config, "codec")), count).at(0)
+    return Stream(source, FAMILY.training.recipe(recipe.staged(config, "codec")), count).at(0)
 
 
 def test_it_fits_in_ten_megabytes_of_half_precision():

@@ -43,4 +43,4 @@ def test_a_wrong_shape_is_named_with_the_expected_one(tiny: Config, tensors: dic
 
 def test_a_file_without_our_note_is_not_taken_for_ours(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "vdm.safetensors")
-    assert FAMILY.recognise(Source(tmp_path / "vdm.safetensors")) is None
+    assert FAMILY.checkpoints.recognise(Source(tmp_path / "vdm.safetensors")) is None

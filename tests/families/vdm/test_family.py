@@ -39,21 +39,21 @@ def noisy(seed: int = 0) -> torch.Tensor:
 
 def test_every_preset_names_a_sampler_with_its_own_options() -> None:
     for config in presets().values():
-        own = FAMILY.defaults(config)
+        own = FAMILY.sampling.defaults(config)
         assert own.sampler in SAMPLERS
         assert set(own.options) <= set(options(own.sampler))
 
 
 def test_the_papers_samplers_are_the_defaults() -> None:
-    ucf, bair = FAMILY.defaults(presets()["ucf101"]), FAMILY.defaults(presets()["bair"])
+    ucf, bair = FAMILY.sampling.defaults(presets()["ucf101"]), FAMILY.sampling.defaults(presets()["bair"])
     assert (ucf.sampler, dict(ucf.options), ucf.steps) == ("vdm-ancestral", {"gamma": 0.1}, 256)
     assert (bair.sampler, dict(bair.options), bair.steps) == ("vdm-langevin", {"gamma": 0.0, "delta": 0.1}, 256)
 
 
 def test_an_empty_prompt_is_the_trained_null_and_words_are_not(tiny: Config) -> None:
     model = system(tiny)
-    conditions = FAMILY.condition(model, Request(prompt="a red ball", seed=0), canvas(), ignore)
-    null = FAMILY.condition(model, Request(prompt="  ", seed=0), canvas(), ignore)
+    conditions = FAMILY.sampling.condition(model, Request(prompt="a red ball", seed=0), canvas(), ignore)
+    null = FAMILY.sampling.condition(model, Request(prompt="  ", seed=0), canvas(), ignore)
     assert conditions.branches["negative"].vector is None
     assert null.branches["positive"].vector is None
     assert conditions.branches["positive"].vector.shape == (1, 4 * tiny.channels)
@@ -70,13 +70,13 @@ def test_offline_reaches_the_text_encoder(tiny: Config, monkeypatch: pytest.Monk
     monkeypatch.setattr(bert, "load", load)
     model = open_system("vdm", preset="tiny", offline=offline, overrides={"text": "bert"})
     with pytest.raises(BadRequest, match="no BERT"):
-        FAMILY.condition(model, Request(prompt="a red ball", seed=0), canvas(), ignore)
+        FAMILY.sampling.condition(model, Request(prompt="a red ball", seed=0), canvas(), ignore)
     assert asked == [offline]
 
 
 def test_unknown_words_are_said(tiny: Config) -> None:
     said: list[object] = []
-    FAMILY.condition(system(tiny), Request(prompt="a red zeppelin", seed=0), canvas(), said.append)
+    FAMILY.sampling.condition(system(tiny), Request(prompt="a red zeppelin", seed=0), canvas(), said.append)
     assert [note.message for note in said if isinstance(note, Note)] == ["vdm/tiny was not taught the word(s) zeppelin"]
 
 
@@ -86,7 +86,7 @@ def test_per_frame_denoises_every_frame_by_itself(tiny: Config, lively: Callable
     z, other = noisy().double(), noisy().double()
     other[:, :, 3] += 1
     for per_frame in (True, False):
-        denoise = FAMILY.denoiser(model, Condition(None, per_frame), None)
+        denoise = FAMILY.sampling.denoiser(model, Condition(None, per_frame), None)
         with torch.no_grad():
             moved = (denoise(other, level(model)) - denoise(z, level(model))).abs().amax(dim=(0, 1, 3, 4))
         elsewhere = torch.cat([moved[:3], moved[4:]])
@@ -95,7 +95,7 @@ def test_per_frame_denoises_every_frame_by_itself(tiny: Config, lively: Callable
 
 
 def test_per_frame_in_a_request_reaches_the_condition(tiny: Config) -> None:
-    conditions = FAMILY.condition(system(tiny), Request(extra={"per_frame": True}, seed=0), canvas(), ignore)
+    conditions = FAMILY.sampling.condition(system(tiny), Request(extra={"per_frame": True}, seed=0), canvas(), ignore)
     assert conditions.branches["positive"].per_frame
     assert conditions.branches["negative"].per_frame
 
@@ -105,7 +105,7 @@ def test_an_eps_networks_guided_estimate_stays_in_range(tiny: Config) -> None:
     scale = Request(prompt="a red ball", guidance=5.0, seed=0)
     for target, bounded in (("eps", True), ("v", False)):
         model = system(replace(tiny, target=target))
-        conditions = FAMILY.condition(model, scale, canvas(), ignore)
+        conditions = FAMILY.sampling.condition(model, scale, canvas(), ignore)
         request = model.settle(scale)
         denoise = guide(model, conditions, request, model.guidance(request), model.levels(request))
         with torch.no_grad():
@@ -115,7 +115,7 @@ def test_an_eps_networks_guided_estimate_stays_in_range(tiny: Config) -> None:
 def test_reconstruction_guidance_runs_through_the_network(tiny: Config) -> None:
     """The gradient reaches the frames not given through the network's temporal attention."""
     model = system(tiny)
-    denoise = FAMILY.denoiser(model, Condition(), None)
+    denoise = FAMILY.sampling.denoiser(model, Condition(), None)
     given, mask = torch.zeros(SHAPE), torch.zeros(1, 1, *SHAPE[2:])
     mask[:, :, :2] = 1
     guided = Reconstruction(denoise, given, mask, 100.0)
@@ -127,7 +127,7 @@ def test_reconstruction_guidance_runs_through_the_network(tiny: Config) -> None:
 
 def test_reconstruction_guidance_does_nothing_to_a_model_that_sees_frames_alone(tiny: Config) -> None:
     model = system(tiny)
-    denoise = FAMILY.denoiser(model, Condition(per_frame=True), None)
+    denoise = FAMILY.sampling.denoiser(model, Condition(per_frame=True), None)
     given, mask = torch.zeros(SHAPE), torch.zeros(1, 1, *SHAPE[2:])
     mask[:, :, :2] = 1
     with torch.no_grad():
@@ -139,17 +139,17 @@ def test_reconstruction_guidance_does_nothing_to_a_model_that_sees_frames_alone(
 
 @pytest.mark.parametrize("kind", ["first", "ends", "prefix", "suffix", "frames", "region", "all"])
 def test_what_is_given_is_held_by_guidance(tiny: Config, kind: str) -> None:
-    assert FAMILY.honours(tiny, kind) == ("reconstruction", "replacement")
+    assert FAMILY.sampling.honours(tiny, kind) == ("reconstruction", "replacement")
 
 
 def test_a_class_conditional_model_takes_its_class_names_as_prompts(tiny: Config) -> None:
     config = replace(tiny, text="none", words=(), classes=("juggling", "archery"))
     model = system(config)
-    FAMILY.check(config, Request(prompt="Archery"))
-    got = FAMILY.condition(model, Request(prompt="Archery", seed=0), canvas(), ignore)
+    FAMILY.sampling.check(config, Request(prompt="Archery"))
+    got = FAMILY.sampling.condition(model, Request(prompt="Archery", seed=0), canvas(), ignore)
     assert torch.equal(got.branches["positive"].vector[0], model.model.classes.weight[1])
     with pytest.raises(BadRequest, match="archery"):
-        FAMILY.check(config, Request(prompt="archer"))
+        FAMILY.sampling.check(config, Request(prompt="archer"))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_class_conditional_model_takes_its_class_names_as_prompts(tiny: Config
 )
 def test_what_an_unconditional_model_cannot_do_is_refused(tiny: Config, request_: Request, said: str) -> None:
     with pytest.raises(BadRequest, match=said):
-        FAMILY.check(replace(tiny, text="none", words=()), request_)
+        FAMILY.sampling.check(replace(tiny, text="none", words=()), request_)
 
 
 def test_blocks_are_the_stages_and_hold_most_of_the_weights(tiny: Config) -> None:

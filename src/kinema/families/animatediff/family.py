@@ -28,23 +28,8 @@ from kinema.vae.kl2d import ImageCodec
 _ABSENT = {"vae": "VAE, add one (vae=FILE)", "text": "text encoder, take a checkpoint with one"}
 
 
-class AnimateDiffFamily:
-    """A personalised image model that moves (Guo et al. 2023); with one frame, the image model itself."""
-
-    name = "animatediff"
-
-    @property
-    def presets(self) -> Mapping[str, Config]:
-        words = tuple(playroom.vocabulary())
-        small = {name: PRESETS[name] for name in ("tiny", "pocket", "pocket-motion")}
-        taught = {
-            name: replace(config, words=words, text=(replace(config.text[0], vocabulary=WordTokenizer(words).size),))
-            for name, config in small.items()
-        }
-        return PRESETS | taught
-
-    def build(self, config: Config) -> AnimateDiff:
-        return AnimateDiff(config)
+class Sampling:
+    """How its clips are made."""
 
     def lattice(self, config: Config) -> Lattice:
         return Lattice(
@@ -75,13 +60,6 @@ class AnimateDiffFamily:
         vae = cast(AnimateDiff, model).vae
         channels_last(vae)
         return ImageCodec(vae, config.latent_scale, wide=bool(config.size_embedding))
-
-    def takes_prompt(self, config: Config) -> bool:  # noqa: ARG002
-        return True
-
-    def threshold(self, config: Config) -> float | None:  # noqa: ARG002
-        """None: the estimate is a latent, which has no range to be held in."""
-        return None
 
     def honours(self, config: Config, kind: str) -> tuple[str, ...]:
         """Whole frames natively where SparseCtrl is shown them, the first by PIA; all else by guidance, in latents."""
@@ -199,6 +177,10 @@ class AnimateDiffFamily:
         predicted = recipe.predicted(system.config)
         return predicted.denoiser(lambda z, level: recipe.run_unet(model, system.config, z, level, told).to(z.dtype))
 
+
+class Checkpoints:
+    """What its files are called."""
+
     def recognise(self, source: Source) -> Found | None:
         return opening.open_source(source)
 
@@ -208,11 +190,37 @@ class AnimateDiffFamily:
     def lora_aliases(self, config: Config) -> Mapping[str, str]:
         return lora.aliases(config)
 
+
+class Training:
+    """How it is trained."""
+
     def recipe(self, config: Config) -> Recipe:
         return recipe.recipe(config)
 
     def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
         return recipe.loss(model, config, batch, generator)
+
+
+class AnimateDiffFamily:
+    """A personalised image model that moves (Guo et al. 2023); with one frame, the image model itself."""
+
+    name = "animatediff"
+    sampling = Sampling()
+    checkpoints = Checkpoints()
+    training = Training()
+
+    @property
+    def presets(self) -> Mapping[str, Config]:
+        words = tuple(playroom.vocabulary())
+        small = {name: PRESETS[name] for name in ("tiny", "pocket", "pocket-motion")}
+        taught = {
+            name: replace(config, words=words, text=(replace(config.text[0], vocabulary=WordTokenizer(words).size),))
+            for name, config in small.items()
+        }
+        return PRESETS | taught
+
+    def build(self, config: Config) -> AnimateDiff:
+        return AnimateDiff(config)
 
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
         return blocks(model)

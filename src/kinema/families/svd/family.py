@@ -23,17 +23,8 @@ from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
 from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, System
 
 
-class StableVideoDiffusion:
-    """Image to video in latent space (Blattmann et al. 2023) and its orbits, SV3D (Voleti et al. 2024)."""
-
-    name = "svd"
-
-    @property
-    def presets(self) -> Mapping[str, Config]:
-        return PRESETS
-
-    def build(self, config: Config) -> nn.Module:
-        return PocketSVD(config) if config.pocket else SVD(config)
+class Sampling:
+    """How its clips are made."""
 
     def lattice(self, config: Config) -> Lattice:
         return Lattice(
@@ -56,6 +47,7 @@ class StableVideoDiffusion:
             spacing="karras",
             guidance=start,
             guidance_end=end,
+            takes_prompt=False,
         )
 
     def process(self, config: Config) -> Process:
@@ -65,13 +57,6 @@ class StableVideoDiffusion:
         vae = cast(SVD, model).vae
         channels_last(vae)
         return SVDCodec(vae, config.latent_scale, config.decode_chunk)
-
-    def takes_prompt(self, config: Config) -> bool:  # noqa: ARG002
-        return False
-
-    def threshold(self, config: Config) -> float | None:  # noqa: ARG002
-        """None: the estimate is a latent, which has no range to be held in."""
-        return None
 
     def honours(self, config: Config, kind: str) -> tuple[str, ...]:
         """A first frame natively, and a beginning by going on from its last frame; the rest is held by guidance.
@@ -141,6 +126,10 @@ class StableVideoDiffusion:
 
         return V.denoiser(network)
 
+
+class Checkpoints:
+    """What its files are called."""
+
     def recognise(self, source: Source) -> Found | None:
         return opening.open_source(source)
 
@@ -150,11 +139,31 @@ class StableVideoDiffusion:
     def lora_aliases(self, config: Config) -> Mapping[str, str]:
         return lora.aliases(config)
 
+
+class Training:
+    """How it is trained."""
+
     def recipe(self, config: Config) -> Recipe:
         return recipe.recipe(config)
 
     def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
         return recipe.loss(model, config, batch, generator)
+
+
+class StableVideoDiffusion:
+    """Image to video in latent space (Blattmann et al. 2023) and its orbits, SV3D (Voleti et al. 2024)."""
+
+    name = "svd"
+    sampling = Sampling()
+    checkpoints = Checkpoints()
+    training = Training()
+
+    @property
+    def presets(self) -> Mapping[str, Config]:
+        return PRESETS
+
+    def build(self, config: Config) -> nn.Module:
+        return PocketSVD(config) if config.pocket else SVD(config)
 
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
         return blocks(model)

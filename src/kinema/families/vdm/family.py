@@ -27,17 +27,8 @@ _EXTRA = {"per_frame": bool}
 """``per_frame=True``: every frame by itself, the same weights as an image model."""
 
 
-class VDM:
-    """Video Diffusion Models (Ho et al. 2022): pixels, a factorised U-Net, guidance for every canvas."""
-
-    name = "vdm"
-
-    @property
-    def presets(self) -> Mapping[str, Config]:
-        return presets()
-
-    def build(self, config: Config) -> VideoUNet:
-        return VideoUNet(config)
+class Sampling:
+    """How its clips are made."""
 
     def lattice(self, config: Config) -> Lattice:
         return Lattice(side_multiple=config.multiple, max_frames=config.frames)
@@ -54,6 +45,8 @@ class VDM:
             sampler=sampler,
             guidance=config.guidance,
             options=own.get(sampler, {}),
+            takes_prompt=config.conditional,
+            threshold=1.0 if config.clips_x0 else None,  # eps estimates divide by alpha, 5e-5 at the noise end
         )
 
     def process(self, config: Config) -> Process:
@@ -61,13 +54,6 @@ class VDM:
 
     def codec(self, config: Config, model: nn.Module) -> PixelCodec:  # noqa: ARG002
         return PixelCodec()
-
-    def takes_prompt(self, config: Config) -> bool:
-        return config.conditional
-
-    def threshold(self, config: Config) -> float | None:
-        """1 for eps models: their estimate divides by alpha, 5e-5 at the noise end."""
-        return 1.0 if config.clips_x0 else None
 
     def honours(self, config: Config, kind: str) -> tuple[str, ...]:  # noqa: ARG002
         """VDM is trained without a canvas: what is given is held by guidance (§3.2)."""
@@ -125,6 +111,10 @@ class VDM:
 
         return system.process.parameterisation.denoiser(network)
 
+
+class Checkpoints:
+    """What its files are called."""
+
     def recognise(self, source: Source) -> None:  # noqa: ARG002
         """Never: no foreign VDM weights exist, and our own files say in their metadata what shapes do not,
         the prediction target and the tokenizer's words. Without them a model would run and be wrong."""
@@ -136,11 +126,31 @@ class VDM:
     def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return checkpoint.convert(config, tensors)
 
+
+class Training:
+    """How it is trained."""
+
     def recipe(self, config: Config) -> Recipe:
         return recipe.recipe(config)
 
     def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
         return recipe.loss(model, config, batch, generator)
+
+
+class VDM:
+    """Video Diffusion Models (Ho et al. 2022): pixels, a factorised U-Net, guidance for every canvas."""
+
+    name = "vdm"
+    sampling = Sampling()
+    checkpoints = Checkpoints()
+    training = Training()
+
+    @property
+    def presets(self) -> Mapping[str, Config]:
+        return presets()
+
+    def build(self, config: Config) -> VideoUNet:
+        return VideoUNet(config)
 
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
         return [module for module in model.modules() if isinstance(module, Stage)]

@@ -42,7 +42,7 @@ def steered(
 ) -> Denoiser:
     """A denoiser whose estimates, made `smaller`, are drawn to ``low``; and to ``known``, large frames that are given.
 
-    ``limit`` bounds the steered estimate (`Family.threshold`).
+    ``limit`` bounds the steered estimate (`Defaults.threshold`).
     """
     given, mask = (None, None) if known is None else (known.content, known.mask)
     small = partial(smaller, factor=factor, every=every)
@@ -75,7 +75,7 @@ def super_resolve(
     if request.seed is None or request.clips != low_BCTHW.shape[0]:
         raise BadRequest(f"super-resolution of {low_BCTHW.shape[0]} clips needs a request of as many, with a seed")
     denoise = _guided(system, request, on_event)
-    noise, limit = system.noise(request), system.family.threshold(system.config)
+    noise, limit = system.noise(request), system.family.sampling.defaults(system.config).threshold
     made: list[Tensor] = []
     starts = range(0, total, length - 1) if total > length else (0,)
     for start in starts:
@@ -101,7 +101,7 @@ def cascade(
     _refuse_unused(request)
     small = base.settle(request.with_(frames=None, height=None, width=None))
     on_event(Phase("sample", f"{small.frames} frames at {small.width}×{small.height}"))
-    limit = base.family.threshold(base.config)
+    limit = base.family.sampling.defaults(base.config).threshold
     guided = _guided(base, small, on_event)
     low = _sample(base, guided if limit is None else Thresholded(guided, limit), small, base.noise(small))
     large = request.with_(frames=None, height=None, width=None)

@@ -35,19 +35,8 @@ class Condition:
     per_frame: bool = False
 
 
-@dataclass(frozen=True)
-class ZoetropeFamily:
-    """The embedded default: see README.md beside this file."""
-
-    name: str = "zoetrope"
-
-    @property
-    def presets(self) -> Mapping[str, Config]:
-        words = tuple(playroom.vocabulary())
-        return {name: replace(config, words=words) for name, config in PRESETS.items()}
-
-    def build(self, config: Config) -> nn.Module:
-        return Zoetrope(config, PocketTokenizer(config.words).size)
+class Sampling:
+    """How its clips are made."""
 
     def lattice(self, config: Config) -> Lattice:
         return Lattice(
@@ -79,13 +68,6 @@ class ZoetropeFamily:
 
     def codec(self, config: Config, model: nn.Module) -> PixelCodec:  # noqa: ARG002
         return PixelCodec()
-
-    def takes_prompt(self, config: Config) -> bool:  # noqa: ARG002
-        return True
-
-    def threshold(self, config: Config) -> float | None:  # noqa: ARG002
-        """None: the network predicts x0 itself, and guidance past the range is cut at decoding."""
-        return None
 
     def honours(self, config: Config, kind: str) -> tuple[str, ...]:  # noqa: ARG002
         """Everything natively: it was trained on every kind of canvas."""
@@ -143,6 +125,10 @@ class ZoetropeFamily:
 
         return X0.denoiser(network)
 
+
+class Checkpoints:
+    """What its files are called."""
+
     def recognise(self, source: Source) -> None:  # noqa: ARG002
         """Always None: the tokenizer lives in our files' metadata, without which the weights mean nothing."""
         return None
@@ -153,11 +139,32 @@ class ZoetropeFamily:
     def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
         raise BadRequest("zoetrope has one layout, its own; this file has another")
 
+
+class Training:
+    """How it is trained."""
+
     def recipe(self, config: Config) -> Recipe:
         return recipe.TINY if config.width < 64 else recipe.RECIPE
 
     def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
         return recipe.loss(model, config, batch, generator)
+
+
+class ZoetropeFamily:
+    """The embedded default: see README.md beside this file."""
+
+    name = "zoetrope"
+    sampling = Sampling()
+    checkpoints = Checkpoints()
+    training = Training()
+
+    @property
+    def presets(self) -> Mapping[str, Config]:
+        words = tuple(playroom.vocabulary())
+        return {name: replace(config, words=words) for name, config in PRESETS.items()}
+
+    def build(self, config: Config) -> nn.Module:
+        return Zoetrope(config, PocketTokenizer(config.words).size)
 
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
         return blocks(model)
