@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from kinema.cli.main import main
 from kinema.cli.wants import wants_of
 from kinema.media.metadata import read_recipe
 from kinema.provenance import file_hash
-from kinema.schema import Clip, Request
+from kinema.schema import BadRequest, Clip, Request
 
 PLAIN = {"model": "zoetrope/tiny", "request": {"task": "generate", "prompt": "a ball"}}
 
@@ -166,6 +168,63 @@ def test_a_damaged_recipe_is_one_sentence(said, wrong):
     code, err = said({**PLAIN, **wrong})
     assert code == 2, err
     assert "damaged" in err
+
+
+JSON: list[Any] = [None, True, 3, 2.5, "word", [], [3], {}, {"a": 3}]
+WHOLE = {
+    **PLAIN,
+    "family": "zoetrope",
+    "request": {"task": "generate", "prompt": "a ball", "extra": {"a": 1}, "sampler_options": {"gamma": 0.3}},
+    "weights": "seed:0",
+    "variant": "tiny",
+    "overrides": {"null_share": 0.5},
+    "added": [{"slot": "motion", "file": "a.ckpt", "hash": "00"}],
+    "loras": [{"file": "a.safetensors", "weight": 1, "hash": "00"}],
+    "inputs": {"image": "00"},
+    "extra_inputs": {"a.png": "00"},
+    "paths": {"image": "/a.png"},
+    "kinema": "1",
+    "versions": {"torch": "2"},
+    "device": "cpu",
+    "dtype": "float32",
+    "threads": 1,
+    "halves_at_once": False,
+    "frames_hash": "00",
+    "zoom": 1,
+    "noise": None,
+}
+"""A recipe with every name that one can have; its LoRA, inputs and the like are not here."""
+
+
+def changed(value: Any) -> Iterator[Any]:
+    """The value with each of its parts in turn as each type of JSON."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in parts:
+        for other in (*JSON, *changed(part)):
+            again = copy(value)
+            again[name] = other
+            yield again
+
+
+def test_no_value_of_any_type_in_a_recipe_ends_in_an_error_of_python(monkeypatch):
+    held: list[Any] = []
+    monkeypatch.setattr("kinema.media.metadata.read_recipe", lambda _path: held[0])
+    monkeypatch.setattr("kinema.api.Model.run", lambda *_, **__: pytest.fail("it was run"))
+    count = 0
+    for recipe in changed(WHOLE):
+        held[:] = [recipe]
+        with pytest.raises(BadRequest) as error:
+            replay.replay(["clip.mp4", "-o", "again.mp4", "--quiet"])
+        assert len(str(error.value)) < 380, recipe
+        count += 1
+    assert count > 300
+
+
+@pytest.mark.parametrize("name", ["device", "dtype", "kinema", "threads", "weights", "zoom", "variant", "versions"])
+def test_a_value_that_is_null_is_damage(said, name):
+    code, err = said({**PLAIN, name: None})
+    assert code == 2, err
+    assert f"the recipe in clip.mp4 is damaged: its {name} is null; expected" in err
 
 
 def test_the_clip_that_a_replay_makes_carries_the_recipe_again(said):

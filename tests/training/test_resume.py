@@ -177,7 +177,7 @@ def test_a_run_taken_up_tells_what_it_now_does_otherwise(tmp_path):
     [
         ({"step": "four"}, "its step is 'four'"),
         ({"step": -1}, "its step is -1"),
-        ({"ema_updates": None}, "its ema_updates is None"),
+        ({"ema_updates": None}, "its ema_updates is null; expected a whole number"),
         ({"history": 3}, "its history is 3"),
         ({"data": {"clips": 1}}, "its data is"),
         ({"seconds": "\x1b" * 10**5}, "its seconds is"),

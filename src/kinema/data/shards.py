@@ -27,6 +27,7 @@ from kinema.data.clip import Clip
 from kinema.data.folder import shuffled
 from kinema.data.inside import Inside
 from kinema.schema import BadRequest
+from kinema.values import misfit
 
 INDEX = "index.json"
 KIND = "kinema-latents"
@@ -158,24 +159,11 @@ def _check_pictures(path: Path, where: str, windows: int) -> None:
 
 def _typed(kind: Any, told: Any, where: str) -> Any:
     """A `Made` or a `Window` of what a file tells; raises BadRequest where a field is missing or of another type."""
-    types = {f.name: _TYPES[str(f.type)] for f in fields(kind)}
-    if not isinstance(told, dict) or set(told) != set(types):
+    if not isinstance(told, dict) or set(told) != {f.name for f in fields(kind)}:
         raise BadRequest(f"{where} is damaged: it tells other fields of a {kind.__name__.lower()} than expected")
-    for name, expected in types.items():
-        value = told[name]
-        wrong = isinstance(value, bool) or not isinstance(value, expected)
-        if wrong or (isinstance(value, list) and not all(isinstance(v, str) for v in value)):
-            raise BadRequest(f"{where} is damaged: {name} is {bounds.quoted(value, 60)}")
+    if wrong := misfit(kind, told):
+        raise BadRequest(f"{where} is damaged: {wrong}")
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in told.items()})
-
-
-_TYPES: dict[str, Any] = {
-    "str": str,
-    "int": int,
-    "float": int | float,
-    "float | None": int | float | None,
-    "tuple[str, ...]": list,
-}
 
 
 def agree(where: Path, then: Made, now: Made) -> None:
