@@ -64,8 +64,8 @@ def made(**options: Any) -> dict[str, Any]:
 def test_a_clip_of_a_preset_opened_in_python_is_replayed(said):
     code, err = said(made())
     assert code == 0, err
-    assert "the same to the bit" in err
-    assert "not the same" not in err
+    assert "are identical to" in err
+    assert "are not identical" not in err
 
 
 def test_variant_overrides_and_device_are_those_of_the_recipe(said, opened):
@@ -96,7 +96,7 @@ def test_a_clip_made_with_overrides_is_the_same_to_the_bit(said):
     assert name in recipe["overrides"]
     code, err = said(recipe)
     assert code == 0, err
-    assert "not the same" not in err
+    assert "are not identical" not in err
 
 
 def test_a_device_that_is_not_here_is_refused_and_may_be_overridden(said):
@@ -243,7 +243,7 @@ def test_files_in_options_of_the_family_are_asked_for_by_name_and_another_one_is
     assert (code, err) == (2, "kinema: clip.mp4 was made with what is not here; pass --input mask.png=PATH\n")
     for word in ("mask.png=here/mask.png", "here/mask.png"):
         code, err = said(recipe, "--input", word, "--overwrite")
-        assert (code, "the same to the bit" in err, "is not the file" in err) == (0, True, False), err
+        assert (code, "are identical to" in err, "is not the file" in err) == (0, True, False), err
     Image.new("L", (16, 16), 10).save("other.png")
     code, err = said(recipe, "--overwrite", "--input", "mask.png=other.png")
     assert code == 0, err
@@ -335,7 +335,7 @@ def test_a_recipe_with_full_paths_as_they_were_written_before_is_replayed_from_w
     code, err = said(was, "--input", "image=secret folder/ball.png")
     assert code == 0, err
     assert "the recipe wants model zoetrope/tiny, image ball.png" in err
-    assert "are the same to the bit" in err
+    assert "are identical to" in err
     assert "is not the file" not in err
 
 
@@ -404,3 +404,19 @@ def test_everything_that_is_missing_is_asked_for_in_one_short_sentence(said):
     assert len(err) < 400
     assert "--lora PATH:0.5" in err
     assert "more for 9 others" in err
+
+
+@pytest.mark.parametrize("told", [{"frames_hash": None}, {"frames_hash": ""}, {}])
+def test_a_clip_without_a_hash_is_not_called_another(said, told):
+    recipe = {name: value for name, value in made().items() if name != "frames_hash"}
+    code, err = said({**recipe, **told})
+    assert code == 0, err
+    assert "clip.mp4 records no hash of its frames" in err
+    assert "identical to them" in err
+    assert "not identical" not in err
+
+
+def test_other_frames_are_said_to_be_not_identical(said):
+    code, err = said({**made(), "frames_hash": "00"})
+    assert code == 0, err
+    assert "the frames of again.mp4 are not identical to those of clip.mp4, bit for bit" in err

@@ -73,9 +73,10 @@ def replay(words: Sequence[str]) -> int:
             on_event=show,
             on_settled=lambda told: output.check_clip(told.shape, told.fps or 0, show),
         )
-        same = clip.recipe.get("frames_hash") == recipe.get("frames_hash")
+        before = recipe.get("frames_hash")
+        same = clip.recipe.get("frames_hash") == before if before else None
         at_once = recipe.get("halves_at_once", False)
-        if not same and clip.recipe.get("halves_at_once") != at_once:
+        if same is False and clip.recipe.get("halves_at_once") != at_once:
             then = "at the same time, in more memory," if at_once else "one after the other"
             show(Note(f"both halves of guidance ran {then} then, which can change the last bits"))
         show(Phase("write"))
@@ -84,9 +85,17 @@ def replay(words: Sequence[str]) -> int:
             show.write("saved", {"paths": [str(p) for p in paths], "same": same})
         else:
             sys.stdout.writelines(f"{p}\n" for p in paths)
-    verdict = "the same to the bit" if same else "not the same to the bit"
-    sys.stderr.write(f"kinema: {paths[0].name} is made of frames that are {verdict} as those of {path.name}\n")
+    sys.stderr.write(f"kinema: {verdict(same, paths[0], path)}\n")
     return 0
+
+
+def verdict(same: bool | None, made: Path, then: Path) -> str:
+    """The last sentence of a replay: whether the frames of the two clips are the same, None where nothing tells."""
+    one, other = shown(made.name, 100), shown(then.name, 100)
+    if same is None:
+        return f"{other} records no hash of its frames, so nothing tells whether those of {one} are identical to them"
+    how = "are identical to" if same else "are not identical to"
+    return f"the frames of {one} {how} those of {other}, bit for bit"
 
 
 # ---------------------------------------------------------------------------------------- opening
