@@ -277,8 +277,8 @@ def option(
 
 
 def plain(value: float) -> str:
-    """A number as people write it: whole ones without a point or an exponent."""
-    return str(int(value)) if math.isfinite(value) and value == int(value) else f"{value:g}"
+    """A number as people write it: whole ones without a point, and without an exponent up to 15 digits."""
+    return str(int(value)) if abs(value) < 1e15 and value == int(value) else f"{value:g}"
 
 
 @dataclass(frozen=True, kw_only=True)

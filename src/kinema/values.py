@@ -31,6 +31,12 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def cut_middle(text: str, most: int) -> str:
+    """The text, or both its ends about an ellipsis: of a path the file's own name, of a sentence what was expected."""
+    end = (most - 1) // 2
+    return text if len(text) <= most else f"{text[: most - 1 - end]}…{text[len(text) - end :]}"
+
+
 def _brief(value: Any, most: int, depth: int) -> str:
     match value:
         case str():
@@ -40,7 +46,7 @@ def _brief(value: Any, most: int, depth: int) -> str:
         case bool() | float() | None:
             told = repr(value)
         case int() if value.bit_length() > 80:
-            told = f"a number of about {value.bit_length() * 3 // 10} digits"
+            told = f"a number of about {value.bit_length() * 3 // 10:,} digits"
         case int():
             told = str(value)
         case Mapping():
