@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from kinema import bounds
-from kinema.atomic import replacing
+from kinema.atomic import refuse_foreign, replacing
 from kinema.checkpoints import files
 from kinema.data.clip import Clip
 from kinema.data.folder import shuffled
@@ -76,17 +76,11 @@ def is_latents(folder: Path, *, follow_links: bool = False) -> bool:
         return False
 
 
-def refuse_foreign(folder: Path) -> None:
+def check_new(folder: Path) -> None:
     """Refuse a folder that holds files and no encoded clips: shards and index would lie among them, or over them."""
-    held = sorted(p.name for p in folder.glob("*") if not p.name.startswith(".")) if folder.is_dir() else []
-    if not held or is_latents(folder):
-        return
-    if INDEX in held or not all(_SHARD.fullmatch(name) for name in held):
-        other = next((name for name in held if not _SHARD.fullmatch(name)), INDEX)
-        raise BadRequest(
-            f"{bounds.shown(str(folder), 160)} holds {bounds.shown(other, 80)} and no encoded clips; "
-            "expected a new folder, an empty one, or one of `kinema data latents`"
-        )
+    if not is_latents(folder):
+        expected = "a new folder, an empty one, or one of `kinema data latents`"
+        refuse_foreign(folder, lambda name: name.startswith(".") or _SHARD.fullmatch(name), "encoded clips", expected)
 
 
 def _index(folder: Path) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ from kinema.schema import BadRequest, Note, OnEvent, Phase, TrainStep, ignore
 from kinema.system import Batch, System
 from kinema.training import checkpoint, learning, optim, sheets
 from kinema.training.options import TrainOptions
-from kinema.training.place import claimed, refuse_foreign, stopping
+from kinema.training.place import check_new, claimed, stopping
 from kinema.training.setup import Run, begin
 from kinema.training.stream import ahead
 
@@ -48,7 +48,7 @@ def train(options: TrainOptions, on_event: OnEvent = ignore) -> TrainResult:
         raise BadRequest(
             f"out is {options.out}, which holds {source.name}, the model to go on from; name another folder"
         )
-    refuse_foreign(Path(options.out))
+    check_new(Path(options.out))
     with claimed(Path(options.out)) as folder, stopping() as stop:
         run = begin(options, folder, on_event)
         if run.system.device.type == "cpu":
