@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from kinema.values import expected, fits, misfit
+from kinema.values import counted, expected, fits, misfit
 
 
 @dataclass
@@ -52,3 +52,7 @@ def test_the_first_value_that_does_not_fit_a_dataclass_is_said() -> None:
     assert misfit(Ball, {"colour": "red", "size": None, "other": 3}) == ""
     assert misfit(Ball, {"colour": None}) == "its colour is null; expected text"
     assert misfit(Ball, {"size": "big"}) == "its size is 'big'; expected a number"
+
+
+def test_one_of_a_thing_is_not_several() -> None:
+    assert [counted(n, "step") for n in (0, 1, 2, 2000)] == ["0 steps", "1 step", "2 steps", "2,000 steps"]

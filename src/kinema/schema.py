@@ -426,7 +426,7 @@ class Request:
         known = {f.name for f in fields(Request)}
         for name in told:
             if name not in known:
-                raise BadRequest(f"the recipe holds an option {quoted(name)} that this version does not know")
+                raise BadRequest(f"the request has an option {quoted(name)} that this version does not know")
         return Request(**told)
 
 

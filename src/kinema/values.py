@@ -37,6 +37,11 @@ def cut_middle(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1 - end]}…{text[len(text) - end :]}"
 
 
+def counted(count: int, what: str) -> str:
+    """So many of a thing: "1 step", "2,000 steps"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def _brief(value: Any, most: int, depth: int) -> str:
     match value:
         case str():

@@ -23,6 +23,7 @@ from kinema.provenance import file_hash
 from kinema.schema import BadRequest, Clip, Request
 
 PLAIN = {"model": "zoetrope/tiny", "request": {"task": "generate", "prompt": "a ball"}}
+ASKING = "which a replay does not look for; give"
 
 
 @pytest.fixture(autouse=True)
@@ -240,7 +241,10 @@ def test_files_in_options_of_the_family_are_asked_for_by_name_and_another_one_is
     recipe = dict(tiny.generate("a ball", steps=1, seed=1, frames=2, extra={"effect": {mask: 0.5}}).recipe)
     assert (list(recipe["extra_inputs"]), recipe["request"]["extra"]) == (["mask.png"], {"effect": {"mask.png": 0.5}})
     code, err = said(recipe)
-    assert (code, err) == (2, "kinema: clip.mp4 was made with what is not here; pass --input mask.png=PATH\n")
+    assert (code, err) == (
+        2,
+        f"kinema: clip.mp4 was made from mask.png, {ASKING} it with --input mask.png=PATH\n",
+    )
     for word in ("mask.png=here/mask.png", "here/mask.png"):
         code, err = said(recipe, "--input", word, "--overwrite")
         assert (code, "are identical to" in err, "is not the file" in err) == (0, True, False), err
@@ -331,7 +335,10 @@ def test_a_recipe_with_full_paths_as_they_were_written_before_is_replayed_from_w
         "frames_hash": now["frames_hash"],
     }
     code, err = said(was)
-    assert (code, err) == (2, "kinema: clip.mp4 was made with what is not here; pass --input image=PATH (ball.png)\n")
+    assert (code, err) == (
+        2,
+        f"kinema: clip.mp4 was made from ball.png, {ASKING} it with --input image=PATH\n",
+    )
     code, err = said(was, "--input", "image=secret folder/ball.png")
     assert code == 0, err
     assert "the recipe wants model zoetrope/tiny, image ball.png" in err
@@ -366,7 +373,7 @@ def test_an_input_that_is_none_is_refused(said, word, sentence):
 def test_an_input_without_a_hash_is_opened_only_where_it_is_given(said):
     Image.new("RGB", (64, 64), "red").save("ball.png")
     recipe = {**PLAIN, "request": {"task": "animate", "image": "ball.png", "frames": 2, "steps": 1}}
-    assert "pass --input image=PATH (ball.png)" in said(recipe)[1]
+    assert "from ball.png, which a replay does not look for; give it with --input image=PATH" in said(recipe)[1]
     code, err = said(recipe, "--input", "ball.png")
     assert code == 0, err
     assert "nothing tells whether ball.png is the file" in err
@@ -377,11 +384,11 @@ def test_a_folder_here_takes_no_models_place_that_a_recipe_names_on_the_hub(said
     load("zoetrope", preset="tiny")
     code, err = said({**PLAIN, "model": "owner/name", "weights": "sha256:00"})
     assert code == 2
-    assert "pass --model PATH or --allow-download (owner/name)" in err
+    assert f"from owner/name, {ASKING} it with --model PATH, or pass --allow-download" in err
 
 
 def test_a_model_given_by_its_name_on_the_hub_is_looked_for_in_the_cache_alone(said):
-    assert "--allow-download (owner/name)" in said(PLAIN, "--model", "owner/name")[1]
+    assert "give it with --model PATH, or pass --allow-download" in said(PLAIN, "--model", "owner/name")[1]
     assert "do not go together" in said(PLAIN, "--offline", "--allow-download")[1]
 
 
@@ -403,7 +410,7 @@ def test_everything_that_is_missing_is_asked_for_in_one_short_sentence(said):
     assert (code, err.count("\n")) == (2, 1)
     assert len(err) < 400
     assert "--lora PATH:0.5" in err
-    assert "more for 9 others" in err
+    assert " and 9 more, which" in err
 
 
 @pytest.mark.parametrize("told", [{"frames_hash": None}, {"frames_hash": ""}, {}])

@@ -353,3 +353,27 @@ def test_a_path_that_is_no_text_is_printed_as_the_bytes_that_it_is(tmp_path):
     made = subprocess.run([sys.executable, "-m", "kinema", *words], capture_output=True, check=True)
     assert made.stdout == name + b"\n"
     assert name in [entry.name for entry in os.scandir(os.fsencode(tmp_path))]
+
+
+def test_an_edit_of_no_steps_says_that_nothing_is_sampled(capsys):
+    Clip(torch.zeros(1, 3, 2, 64, 64)).save("ball.mp4")
+    words = ("-m", "zoetrope/tiny", "--strength", "0", "--steps", "2", "--seed", "1", "-o", "same.mp4")
+    assert main(["edit", "ball.mp4", "a ball", *words]) == 0
+    err = capsys.readouterr().err
+    assert "nothing to sample: strength 0 keeps the source" in err
+    assert "0 steps" not in err
+
+
+def test_inspect_rounds_a_rate_in_text_and_not_in_json(capsys):
+    Clip(torch.zeros(1, 3, 2, 64, 64), fps=24000 / 1001).save("ball.mp4")
+    capsys.readouterr()
+    assert main(["inspect", "ball.mp4"]) == 0
+    assert "23.976\n" in capsys.readouterr().out
+    assert main(["inspect", "ball.mp4", "--json"]) == 0
+    assert "23.976023976" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["a.ini", "a"])
+def test_a_config_of_another_kind_is_refused_by_its_name(capsys, name):
+    assert main(["generate", "a ball", "--config", name]) == 2
+    assert capsys.readouterr().err == f"kinema: {name} is not a config file: expected .yaml, .toml or .json\n"

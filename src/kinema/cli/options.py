@@ -318,7 +318,7 @@ def _table(path: Path) -> Mapping[str, Any]:
     where = f"the config file {bounds.shown(str(path), 200)}"
     readers = {".toml": bounds.from_toml, ".json": bounds.from_json, ".yaml": _yaml, ".yml": _yaml}
     if path.suffix.lower() not in readers:
-        raise BadRequest(f"{where} is of no kind that is read; expected a .yaml, .toml or .json file")
+        raise BadRequest(f"{bounds.shown(str(path), 200)} is not a config file: expected .yaml, .toml or .json")
     text = bounds.decoded(bounds.read_bytes(path, bounds.MAX_CONFIG, "a config"), where)
     table = readers[path.suffix.lower()](text, where)
     if not isinstance(table, Mapping):

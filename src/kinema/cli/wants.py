@@ -169,9 +169,7 @@ def given(wants: Wants, request: Request, told: Mapping[str, Any], clip: Path) -
     need += [want for want in wants.inputs if want not in inputs]
     missing = [want for want in need if not _is_here(want, told)]
     if missing:
-        names = [_asked(want) for want in missing[:MOST]]
-        more = f" and more for {len(missing) - MOST} others" if len(missing) > MOST else ""
-        raise BadRequest(f"{shown(clip.name, TOLD)} was made with what is not here; pass {', '.join(names)}{more}")
+        raise BadRequest(_missing(missing, clip))
     own = {want.key: str(path) for want, path in inputs.items() if want.key}
     others = {want.value: str(path) for want, path in inputs.items() if not want.key}
     from kinema.provenance import replaced
@@ -210,11 +208,16 @@ def _opened_as(want: Want) -> str:
     return HUB + want.name if want.source == "hub" else want.name
 
 
-def _asked(want: Want) -> str:
-    """The option that gives it, for the sentence that asks."""
-    name = shown(want.name, TOLD)
-    option = f"{want.option} or --allow-download" if want.source == "hub" else want.option
-    return option if name in option else f"{option} ({name})"
+def _missing(missing: Sequence[Want], clip: Path) -> str:
+    """One sentence on what a replay does not look for, and the options that give it."""
+    few = missing[:MOST]
+    names = ", ".join(shown(want.name, TOLD) for want in few)
+    more = f" and {len(missing) - MOST} more" if len(missing) > MOST else ""
+    options = ", ".join(dict.fromkeys(want.option for want in few))
+    hub = ", or pass --allow-download" if any(want.source == "hub" for want in missing) else ""
+    it = "it" if len(missing) == 1 else "them"
+    made = f"{shown(clip.name, TOLD)} was made from {names}{more}, which a replay does not look for"
+    return f"{made}; give {it} with {options}{hub}"
 
 
 def _files(wants: Sequence[Want], words: Sequence[str]) -> dict[Want, Path]:

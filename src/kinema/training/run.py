@@ -20,6 +20,7 @@ from kinema.training.options import TrainOptions
 from kinema.training.place import check_new, claimed, stopping
 from kinema.training.setup import Run, begin
 from kinema.training.stream import ahead
+from kinema.values import counted
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ def train(options: TrainOptions, on_event: OnEvent = ignore) -> TrainResult:
             heap.keep()
         state, steps, told = run.state, run.recipe.steps, set[str]()
         if state.step < steps:  # else `begin` has said that there is nothing left to do
-            on_event(Phase("train", f"{steps} steps of {run.recipe.batch} clips, {state.precision}"))
+            on_event(
+                Phase("train", f"{counted(steps, 'step')} of {counted(run.recipe.batch, 'clip')}, {state.precision}")
+            )
         with closing(run.log), closing(ahead(run.stream, state.step, steps)) as batches:
             while state.step < steps and not stop:
                 event = step(run, batches, on_event)
