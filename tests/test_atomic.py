@@ -8,12 +8,13 @@ import sys
 import textwrap
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from kinema import atomic
-from kinema.atomic import Taken, beside, check_folder, numbered, replacing, sync
+from kinema.atomic import Taken, beside, check_folder, numbered, refuse_foreign, replacing, sync, tidy
 from kinema.schema import BadRequest
 
 
@@ -209,6 +210,27 @@ def aged(path: Path, seconds: float = 2 * atomic.LEFT_BEHIND) -> Path:
     return path
 
 
+def test_who_is_alone_in_a_folder_tidies_young_parts_too(tmp_path: Path) -> None:
+    young, foreign = tmp_path / ".c.mp4.0123abcd.part", tmp_path / ".d.part"
+    for path in (young, foreign):
+        path.write_text("x")
+    tidy(tmp_path, 60)
+    assert young.exists()
+    tidy(tmp_path, 0)
+    assert list(tmp_path.iterdir()) == [foreign]
+    tidy(tmp_path / "nowhere", 0)
+
+
+def test_a_folder_with_a_name_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    check = partial(refuse_foreign, ours=lambda name: name == "a", what="letters", expected="a new folder")
+    check(tmp_path / "nowhere")
+    (tmp_path / "a").touch()
+    check(tmp_path)
+    (tmp_path / ".b").touch()
+    with pytest.raises(BadRequest, match=r"holds \.b, which does not belong to letters; expected a new folder"):
+        check(tmp_path)
+
+
 def test_old_parts_of_ours_are_tidied_and_nothing_else(tmp_path: Path) -> None:
     old, young, foreign = (tmp_path / name for name in (".b.mp4.0123abcd.part", ".c.mp4.0123abcd.part", ".d.part"))
     folder = tmp_path / ".frames.89abcdef.part"
@@ -262,6 +284,10 @@ def test_a_name_as_long_as_the_disk_allows_is_written_and_numbered(tmp_path: Pat
 
 
 def test_who_finds_a_name_taken_writes_beside_it(tmp_path: Path) -> None:
-    names = [beside(tmp_path / "a", lambda path, text=text: written(path, text, folder=False)) for text in "xyz"]
+    def write(path: Path, text: str) -> Path:
+        written(path, text, folder=False)
+        return path
+
+    names = [beside(tmp_path / "a", partial(write, text=text)) for text in "xyz"]
     assert [path.name for path in names] == ["a", "a-2", "a-3"]
     assert [path.read_text() for path in names] == ["x", "y", "z"]

@@ -144,13 +144,14 @@ def test_a_quotation_never_walks_the_whole_of_a_value() -> None:
     for _ in range(60):
         shared = [shared] * 9  # written out whole it would have 9**60 parts
     assert bounds.quoted(shared).startswith("[[[[…], […], […]")
-    assert bounds.quoted(10**5000) == "a number of about 4983 digits"
+    assert bounds.quoted(10**5000) == "a number of about 4,983 digits"
     assert bounds.quoted("a") == "'a'"
 
 
 def test_what_is_printed_holds_no_control_characters() -> None:
     assert bounds.shown("a\x1b[31m\rb\x9b\u202e\ud800é😀") == "a\\x1b[31m\\rb\\x9b\\u202e\\ud800é😀"
-    assert bounds.shown("a" * 100, 10) == "a" * 9 + "…"
+    assert bounds.shown("/home/me/" + "a" * 100 + "/ball.mp4", 20) == "/home/me/a…/ball.mp4"
+    assert len(bounds.shown("\x1b" * 10**6, 40)) == 40
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
@@ -179,3 +180,21 @@ def test_text_is_decoded_for_what_it_is(kind: str) -> None:
 def test_bytes_that_could_be_anything_are_refused(data: bytes) -> None:
     with pytest.raises(BadRequest, match="save it as UTF-8"):
         bounds.decoded(data, "x")
+
+
+@pytest.mark.parametrize("digits", [30, 5000, 20_000])
+@pytest.mark.parametrize(("kind", "text"), [("json", '{{"a": {}}}'), ("toml", "a = {}"), ("yaml", "a: {}")])
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_a_number_of_too_many_digits_is_the_same_sentence_in_every_format(kind, text, sign, digits) -> None:
+    with pytest.raises(BadRequest) as error:
+        PARSERS[kind](text.format(sign + "9" * digits), "x")
+    said = str(error.value).replace("about ", "")
+    assert said == f"x holds a number of {digits:,} digits; at most 24 digits are read"
+
+
+def test_yamls_numbers_of_base_60_and_8_are_the_text_that_they_are() -> None:
+    told = bounds.from_yaml(
+        "[1:30:00, 190:20:30.15, -1:30, 010, 0_7, 0o17, 12, -3, 0, 0.5, 1_000, 0x1f, yes, off]", "x"
+    )
+    assert told[:6] == ["1:30:00", "190:20:30.15", "-1:30", "010", "0_7", "0o17"]
+    assert told[6:] == [12, -3, 0, 0.5, 1000, 31, True, False]

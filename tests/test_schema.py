@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kinema.schema import MAX_FRAMES, BadRequest, Canvas, FrameGrid, Lattice, Request, Shape
+from kinema.schema import MAX_FRAMES, BadRequest, Canvas, FrameGrid, Lattice, Request, Shape, plain
 
 
 @pytest.mark.parametrize(
@@ -220,3 +220,11 @@ def test_canvas_kinds_are_told_apart() -> None:
 def test_the_vocabulary_of_requests_imports_without_torch() -> None:
     code = "import sys, kinema.schema, kinema.registry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(8.0, "8"), (0.1, "0.1"), (-100, "-100"), (2.0**31, "2147483648"), (1e308, "1e+308"), (-math.inf, "-inf")],
+)
+def test_a_number_is_said_in_few_characters(value: float, told: str) -> None:
+    assert plain(value) == told

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
 
-from kinema.values import expected, fits
+from kinema.values import counted, expected, fits, misfit
+
+
+@dataclass
+class Ball:
+    colour: str
+    size: float | None = None
 
 
 @pytest.mark.parametrize(
@@ -24,6 +31,14 @@ from kinema.values import expected, fits
         (tuple[str, ...], [(), ("a", "b"), ["a"]], [("a", 1), "ab"], "texts"),
         (tuple[tuple[str, int], ...], [(("a", 1),), [["a", 1]]], [(("a", "b"),)], "values"),
         (Mapping[str, float], [{}, {"a": 1}], [{1: 1}, {"a": "b"}, [1]], "names with numbers"),
+        (list[int], [[], [1]], [[True], ["a"], (1,), None], "a list of whole numbers"),
+        (
+            list[Ball],
+            [[], [{"colour": "red"}, {"colour": "blue", "size": 1}], [{"colour": "red", "more": 1}]],
+            [[{}], [{"colour": None}], [{"colour": "red", "size": "big"}], ["red"], {}],
+            "a list of tables",
+        ),
+        (dict[str, float | None], [{"a": None}], [{"a": True}], "names with values"),
         (Any, [object()], [], "another value"),
     ],
 )
@@ -31,3 +46,13 @@ def test_an_annotation_takes_its_own_values_and_says_them(hint: Any, right: list
     assert all(fits(value, hint) for value in right)
     assert not any(fits(value, hint) for value in wrong)
     assert expected(hint) == words
+
+
+def test_the_first_value_that_does_not_fit_a_dataclass_is_said() -> None:
+    assert misfit(Ball, {"colour": "red", "size": None, "other": 3}) == ""
+    assert misfit(Ball, {"colour": None}) == "its colour is null; expected text"
+    assert misfit(Ball, {"size": "big"}) == "its size is 'big'; expected a number"
+
+
+def test_one_of_a_thing_is_not_several() -> None:
+    assert [counted(n, "step") for n in (0, 1, 2, 2000)] == ["0 steps", "1 step", "2 steps", "2,000 steps"]

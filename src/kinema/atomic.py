@@ -18,8 +18,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from kinema.schema import BadRequest
+from kinema.values import cut_middle
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the kernel says when bytes no longer fit: no space, quota reached, file size limit."""
@@ -31,6 +33,8 @@ _PART = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.part(?P<old>\.old)?", re.DOTAL
 _NAME = 80
 """Bytes of the target's name in that of its part, and of a name that a number makes no longer: limits are near."""
 _tidied: set[Path] = set()
+
+T = TypeVar("T")
 
 
 class Taken(BadRequest):
@@ -67,7 +71,9 @@ def replacing(path: Path, *, folder: bool = False, exclusive: bool = False) -> I
     `BadRequest` where the place cannot be written or the disk fills up.
     """
     check_folder(path)
-    _tidy(path.parent)
+    if path.parent not in _tidied:
+        _tidied.add(path.parent)
+        tidy(path.parent, LEFT_BEHIND)
     # Two writers of one name must not share a temporary.
     part = path.with_name(f".{_cut(path.name, _NAME)}.{secrets.token_hex(4)}.part")
     try:
@@ -99,7 +105,7 @@ def replacing(path: Path, *, folder: bool = False, exclusive: bool = False) -> I
 
 
 def numbered(path: Path) -> Iterator[Path]:
-    """``path``, then ``name-2``, ``name-3``… beside it: for who finds a name `Taken`. A long name gets no longer."""
+    """``path``, then ``name-2``, ``name-3``… beside it. A long name gets no longer."""
     yield path
     size = len(os.fsencode(path.stem))
     for number in itertools.count(2):
@@ -108,14 +114,27 @@ def numbered(path: Path) -> Iterator[Path]:
         yield path.with_name(f"{stem}{end}{path.suffix}")
 
 
-def beside(path: Path, write: Callable[[Path], None]) -> Path:
-    """The first of the `numbered` names that ``write``, which may raise `Taken`, gets for itself."""
+def beside(path: Path, write: Callable[[Path], T], taken: Callable[[Path], object] = os.path.lexists) -> T:
+    """What ``write`` returns for the first of the `numbered` names that it gets for itself.
+
+    Names that are ``taken`` are passed over, and those for which ``write`` raises `Taken`: another writer came first.
+    """
     for name in numbered(path):
-        if not os.path.lexists(name):
-            with contextlib.suppress(Taken):  # by another writer, just now
-                write(name)
-                return name
+        if not taken(name):
+            with contextlib.suppress(Taken):
+                return write(name)
     raise AssertionError("numbers do not end")
+
+
+def refuse_foreign(folder: Path, ours: Callable[[str], object], what: str, expected: str) -> None:
+    """Refuse a folder that is about to be replaced or written into where not all names in it are ``ours``.
+
+    ``what`` is what belongs there ("a training run"), ``expected`` the folder to name instead.
+    """
+    names = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
+    if foreign := next((name for name in names if not ours(name)), None):
+        where, other = cut_middle(str(folder), 120), cut_middle(foreign, 80)
+        raise BadRequest(f"{where} holds {other}, which does not belong to {what}; expected {expected}")
 
 
 def _cut(name: str, size: int) -> str:
@@ -181,18 +200,16 @@ def _claim(part: Path, path: Path) -> None:
         raise
 
 
-def _tidy(folder: Path) -> None:
-    """Remove what killed writers left in a folder long ago; a folder that one had stepped aside is put back.
+def tidy(folder: Path, older_than: float) -> None:
+    """Remove what killed writers left in a folder; a folder that one had stepped aside is put back.
 
-    Once a folder and process. Only files of this user and of our own naming, untouched for `LEFT_BEHIND`.
+    Only files of this user and of our own naming, untouched for ``older_than`` seconds: 0 is for who knows that
+    nobody else writes there.
     """
-    if folder in _tidied:
-        return
-    _tidied.add(folder)
     with contextlib.suppress(OSError):
         for left in list(folder.iterdir()):
             found = _PART.fullmatch(left.name)
-            if found and _is_left_behind(left):
+            if found and _is_left_behind(left, older_than):
                 whole = folder / found["name"]
                 if found["old"] and len(os.fsencode(found["name"])) < _NAME - 3 and not whole.exists():
                     left.replace(whole)
@@ -200,12 +217,12 @@ def _tidy(folder: Path) -> None:
                     _remove(left)
 
 
-def _is_left_behind(left: Path) -> bool:
+def _is_left_behind(left: Path, older_than: float) -> bool:
     told = left.lstat()
     own = not hasattr(os, "getuid") or told.st_uid == os.getuid()
     plain = stat.S_ISREG(told.st_mode) or stat.S_ISDIR(told.st_mode)
     inner = max((p.lstat().st_mtime for p in left.iterdir()), default=0.0) if stat.S_ISDIR(told.st_mode) else 0.0
-    return own and plain and time.time() - max(told.st_mtime, inner) > LEFT_BEHIND
+    return own and plain and (not older_than or time.time() - max(told.st_mtime, inner) > older_than)
 
 
 def _remove(path: Path) -> None:

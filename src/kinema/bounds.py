@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kinema.schema import BadRequest
-from kinema.values import MAX_QUOTED, cut, quoted  # noqa: F401 (whoever quotes a stranger does it from here)
+from kinema.values import MAX_QUOTED, cut, cut_middle, quoted  # noqa: F401 (whoever quotes a stranger does it from here)
 
 MAX_DEPTH = 48
 """Tables and lists inside each other: a diffusers config has four."""
@@ -35,16 +35,24 @@ _DOTTED = re.compile(rf"(?:[^\s.#]{{1,80}}\s*\.\s*){{{MAX_DEPTH},}}")
 _MERGED = 10_000
 """Pairs that YAML's merge keys may bring into the tables of one file."""
 _MERGE = "tag:yaml.org,2002:merge"
+_TEXT = "tag:yaml.org,2002:str"
+_NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
+_SURPRISING = re.compile(r".*:.*|[-+]?0[0-9_]+")
+_DIGITS = re.compile(r"value has (\d+) digits")
+"""How Python words that an integer is too long for it."""
 
 
 # -------------------------------------------------------------------------------------- saying
 
 
 def shown(text: str, most: int | None = None) -> str:
-    """Text as a terminal may print it: control characters and lone surrogates escaped, cut to ``most`` characters."""
-    if most is not None and len(text) > most:
-        text = text[: most - 1] + "…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Text as a terminal may print it: control characters and lone surrogates escaped.
+
+    Of more than ``most`` characters the middle is left out, since the end says as much: a path's own name is there.
+    """
+    text = text if most is None else cut_middle(text, most)
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if most is None else cut_middle(text, most)
 
 
 def as_json(value: Any, indent: int | None = None) -> str:
@@ -119,7 +127,7 @@ def decoded(data: bytes, where: str) -> str:
     except UnicodeDecodeError as error:
         raise BadRequest(f"{where} is not UTF-8 text (byte {error.start:,}); save it as UTF-8") from error
     if "\0" in text:
-        raise BadRequest(f"{where} holds zero bytes, so it is no text; save it as UTF-8")
+        raise BadRequest(f"{where} holds zero bytes, so it is not text; save it as UTF-8")
     return text
 
 
@@ -146,8 +154,14 @@ def from_json(
             raise ValueError(f"{name} is no number")
         return float(name)
 
+    def whole(word: str) -> int:
+        digits = len(word.lstrip("-"))
+        if digits > MAX_DIGITS:
+            raise _too_long(digits, where)
+        return int(word)
+
     try:
-        told = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=constant, object_pairs_hook=pairs)
+        told = json.loads(text, parse_int=whole, parse_float=_finite, parse_constant=constant, object_pairs_hook=pairs)
     except RecursionError as error:
         raise BadRequest(f"{where} is nested deeper than {MAX_DEPTH} levels") from error
     except ValueError as error:
@@ -171,6 +185,8 @@ def from_toml(text: str, where: str) -> dict[str, Any]:
     except RecursionError as error:
         raise BadRequest(f"{where} is nested deeper than {MAX_DEPTH} levels") from error
     except ValueError as error:
+        if digits := _DIGITS.search(str(error)):
+            raise _too_long(int(digits[1]), where) from error
         said = cut(shown(str(error).splitlines()[0]), 160)
         raise BadRequest(f"{where} is damaged: it is not TOML ({said})") from error
     check(told, where)
@@ -195,6 +211,11 @@ def from_yaml(text: str, where: str) -> Any:
                         raise BadRequest(f"{where} merges more than {_MERGED:,} values into its tables")
             super().flatten_mapping(node)
 
+        def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+            # To YAML 1.1 an unquoted 1:30 is 90 and 010 is 8. Nobody means that: both are the text that they are.
+            tag = super().resolve(kind, value, implicit)
+            return _TEXT if tag in _NUMBERS and _SURPRISING.fullmatch(value) else tag
+
     try:
         told = yaml.load(text, Loader)  # noqa: S506 (a SafeLoader)
     except RecursionError as error:
@@ -205,6 +226,8 @@ def from_yaml(text: str, where: str) -> Any:
     except (ValueError, OverflowError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, BadRequest):
             raise
+        if digits := _DIGITS.search(str(error)):
+            raise _too_long(int(digits[1]), where) from error
         raise BadRequest(f"{where} is damaged: it holds a value that YAML cannot stand for") from error
     check(told, where)
     return told
@@ -249,10 +272,8 @@ def _scalar(value: Any, where: str, *, infinite: bool) -> None:
         raise BadRequest(f"{where} holds {quoted(value)}, which is neither text nor a number: put it in quotes")
 
 
-def _whole(word: str) -> int:
-    if len(word) > MAX_DIGITS:
-        raise ValueError(f"a number of {len(word):,} digits")
-    return int(word)
+def _too_long(digits: int, where: str) -> BadRequest:
+    return BadRequest(f"{where} holds a number of {digits:,} digits; at most {MAX_DIGITS} digits are read")
 
 
 def _finite(word: str) -> float:

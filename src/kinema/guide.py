@@ -25,6 +25,7 @@ from kinema.job import free_init, honour
 from kinema.memory.placing import roomy
 from kinema.schema import Canvas, OnEvent, Phase, Request, Step, ignore
 from kinema.system import Conditions, System
+from kinema.values import counted
 
 
 def sample(
@@ -57,7 +58,10 @@ def sample(
         denoise = over.around(guide(system, conditions, request, guidance, levels, held))
         z = over.start(system.prior(noise))
         which = f", pass {number + 1} of {len(counts)}" if len(counts) > 1 else ""
-        on_event(Phase("sample", f"{steps - over.first} steps of {request.sampler}{which}"))
+        ahead = steps - over.first
+        told = f"{counted(ahead, 'step')} of {request.sampler}{which}"
+        kept = f"nothing to sample: strength {canvas.strength:g} keeps the source"
+        on_event(Phase("sample", told if ahead else kept))
         if over.first == steps:
             return z
         report = stepping(on_event, sum(counts[:number]), sum(counts[number + 1 :]))

@@ -277,8 +277,8 @@ def option(
 
 
 def plain(value: float) -> str:
-    """A number as people write it: whole ones without a point or an exponent."""
-    return str(int(value)) if math.isfinite(value) and value == int(value) else f"{value:g}"
+    """A number as people write it: whole ones without a point, and without an exponent up to 15 digits."""
+    return str(int(value)) if abs(value) < 1e15 and value == int(value) else f"{value:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -426,7 +426,7 @@ class Request:
         known = {f.name for f in fields(Request)}
         for name in told:
             if name not in known:
-                raise BadRequest(f"the recipe holds an option {quoted(name)} that this version does not know")
+                raise BadRequest(f"the request has an option {quoted(name)} that this version does not know")
         return Request(**told)
 
 

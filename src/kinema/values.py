@@ -6,8 +6,10 @@ The lowest layer: `kinema.schema` checks the fields of a request with it before 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 MAX_QUOTED = 80
 """Characters of a stranger's value that a sentence quotes."""
@@ -29,6 +31,17 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def cut_middle(text: str, most: int) -> str:
+    """The text, or both its ends about an ellipsis: of a path the file's own name, of a sentence what was expected."""
+    end = (most - 1) // 2
+    return text if len(text) <= most else f"{text[: most - 1 - end]}…{text[len(text) - end :]}"
+
+
+def counted(count: int, what: str) -> str:
+    """So many of a thing: "1 step", "2,000 steps"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def _brief(value: Any, most: int, depth: int) -> str:
     match value:
         case str():
@@ -38,7 +51,7 @@ def _brief(value: Any, most: int, depth: int) -> str:
         case bool() | float() | None:
             told = repr(value)
         case int() if value.bit_length() > 80:
-            told = f"a number of about {value.bit_length() * 3 // 10} digits"
+            told = f"a number of about {value.bit_length() * 3 // 10:,} digits"
         case int():
             told = str(value)
         case Mapping():
@@ -70,7 +83,7 @@ def _inside(ends: str, parts: Iterable[str], count: int, most: int, depth: int) 
 def fits(value: Any, hint: Any) -> bool:  # noqa: PLR0911 (one line a kind reads better than a ladder)
     """Whether a value is what an annotation says. A whole number is a number too, true and false are none.
 
-    Lists do where tuples are meant, as JSON knows no others.
+    Lists do where tuples are meant, as JSON knows no others, and tables where dataclasses are.
     """
     if hint is Any:
         return True
@@ -79,6 +92,8 @@ def fits(value: Any, hint: Any) -> bool:  # noqa: PLR0911 (one line a kind reads
         return any(fits(value, each) for each in inner)
     if origin is Literal:
         return any(type(value) is type(each) and value == each for each in inner)
+    if origin is list:
+        return isinstance(value, list) and all(fits(each, inner[0]) for each in value)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             return False
@@ -91,7 +106,26 @@ def fits(value: Any, hint: Any) -> bool:  # noqa: PLR0911 (one line a kind reads
         return isinstance(value, float) or (type(value) is int and value.bit_length() < 1024)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
+    if is_dataclass(hint):
+        named = isinstance(value, Mapping) and all(f.name in value for f in fields(hint) if f.default is MISSING)
+        return named and not misfit(hint, value)
     return isinstance(value, hint) if isinstance(hint, type) else True
+
+
+def misfit(kind: Any, told: Mapping[str, Any]) -> str:
+    """What in a table is not as the dataclass ``kind`` says: "its device is null; expected text". "" where all is.
+
+    Only names that both have are looked at.
+    """
+    for name, hint in _hints(kind).items():
+        if name in told and not fits(value := told[name], hint):
+            return f"its {name} is {'null' if value is None else quoted(value)}; expected {expected(hint)}"
+    return ""
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def expected(hint: Any) -> str:
@@ -102,6 +136,8 @@ def expected(hint: Any) -> str:
     if origin is Literal:
         *others, last = map(str, inner)
         return f"{', '.join(others)} or {last}" if others else last
+    if origin is list:
+        return f"a list of {_SEVERAL.get(inner[0], 'tables')}"
     if origin is tuple:
         many = _SEVERAL.get(inner[0], "values")
         return many if inner[-1] is Ellipsis else f"{len(inner)} {many}"

@@ -84,7 +84,7 @@ def test_links_are_followed_where_the_command_line_asks_for_it(clips, tmp_path, 
     (linked / "0.mp4").symlink_to(clips / "0.mp4")
     for step, *more in (("shots", "--out", str(tmp_path / "s")), ("motion-bucket",)):
         assert main(["data", step, str(linked), *more, "--quiet"]) == 2
-        assert "only --follow-links reads" in capsys.readouterr().err
+        assert "(--follow-links reads it)" in capsys.readouterr().err
         assert main(["data", step, str(linked), *more, "--quiet", "--follow-links"]) == 0
     words = [str(linked), "--model", "svd/tiny", "--out", str(tmp_path / "l"), "--quiet", "--threads", "1"]
     assert main(["data", "latents", *words]) == 2

@@ -108,6 +108,7 @@ def hostile(secret: Path) -> dict[str, dict[str, Any]]:
         "extra-of-another-family": {**extra("zoetrope/tiny", control=path), "family": POCKET},
         "lora": {**pocket, "loras": [{"file": path, "weight": 1, "hash": "00"}]},
         "lora-hub": {**pocket, "loras": [{"file": "someone/tracker", "weight": 1, "hash": "00"}]},
+        "lora-of-request": {**pocket, "request": {**ASK, "loras": {path: 1.0}}},
         "added": {**pocket, "added": [{"slot": "motion", "file": path, "hash": "00"}]},
         "added-hub": {**pocket, "added": [{"slot": "motion", "file": "guoyww/animatediff/v3.ckpt", "hash": "00"}]},
         "device": {**plain, "device": "meta"},

@@ -172,3 +172,23 @@ def test_max_pixels_that_is_no_number_is_refused(command, capsys, told):
     command(lambda _rest: 0)
     assert cli.main(["try", "--max-pixels", told]) == 2
     assert f"--max-pixels is {told!r}; expected a whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["--max-pixels", "--max-pixels=x", "--debug"])
+def test_what_follows_two_dashes_is_no_option_of_ours(command, word):
+    seen = []
+    command(lambda rest: seen.append(rest) or 0)
+    assert cli.main(["try", "--max-pixels", "4e9", "a", "--", word, "3"]) == 0
+    assert seen == [["a", "--", word, "3"]]
+
+
+def test_a_sentence_that_is_too_long_keeps_its_end(command, capsys):
+    def refuse(_rest):
+        raise BadRequest(f"the file {'x' * 10**5} is a folder; expected a picture")
+
+    command(refuse)
+    assert cli.main(["try"]) == 2
+    err = capsys.readouterr().err
+    assert len(err) < 400
+    assert err.startswith("kinema: the file xxx")
+    assert err.endswith("xxx is a folder; expected a picture\n")

@@ -169,7 +169,7 @@ def test_every_option_of_a_verb_has_help_and_its_defaults_make_the_default_reque
 def test_every_field_of_a_request_is_an_option_of_some_verb():
     offered = {o.name for task in VERBS for o in request_options(task)}
     of_families = {"motion", "control", "ip_image"}  # they fill ``extra``
-    assert offered - of_families | {"task"} == set(Request.__dataclass_fields__)
+    assert offered - of_families | {"task", "loras"} == set(Request.__dataclass_fields__)
 
 
 @settings(deadline=None)

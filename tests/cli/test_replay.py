@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,10 @@ from kinema.cli.main import main
 from kinema.cli.wants import wants_of
 from kinema.media.metadata import read_recipe
 from kinema.provenance import file_hash
-from kinema.schema import Clip, Request
+from kinema.schema import BadRequest, Clip, Request
 
 PLAIN = {"model": "zoetrope/tiny", "request": {"task": "generate", "prompt": "a ball"}}
+ASKING = "which a replay does not look for; give"
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +65,8 @@ def made(**options: Any) -> dict[str, Any]:
 def test_a_clip_of_a_preset_opened_in_python_is_replayed(said):
     code, err = said(made())
     assert code == 0, err
-    assert "the same to the bit" in err
-    assert "not the same" not in err
+    assert "are identical to" in err
+    assert "are not identical" not in err
 
 
 def test_variant_overrides_and_device_are_those_of_the_recipe(said, opened):
@@ -94,7 +97,7 @@ def test_a_clip_made_with_overrides_is_the_same_to_the_bit(said):
     assert name in recipe["overrides"]
     code, err = said(recipe)
     assert code == 0, err
-    assert "not the same" not in err
+    assert "are not identical" not in err
 
 
 def test_a_device_that_is_not_here_is_refused_and_may_be_overridden(said):
@@ -168,6 +171,63 @@ def test_a_damaged_recipe_is_one_sentence(said, wrong):
     assert "damaged" in err
 
 
+JSON: list[Any] = [None, True, 3, 2.5, "word", [], [3], {}, {"a": 3}]
+WHOLE = {
+    **PLAIN,
+    "family": "zoetrope",
+    "request": {"task": "generate", "prompt": "a ball", "extra": {"a": 1}, "sampler_options": {"gamma": 0.3}},
+    "weights": "seed:0",
+    "variant": "tiny",
+    "overrides": {"null_share": 0.5},
+    "added": [{"slot": "motion", "file": "a.ckpt", "hash": "00"}],
+    "loras": [{"file": "a.safetensors", "weight": 1, "hash": "00"}],
+    "inputs": {"image": "00"},
+    "extra_inputs": {"a.png": "00"},
+    "paths": {"image": "/a.png"},
+    "kinema": "1",
+    "versions": {"torch": "2"},
+    "device": "cpu",
+    "dtype": "float32",
+    "threads": 1,
+    "halves_at_once": False,
+    "frames_hash": "00",
+    "zoom": 1,
+    "noise": None,
+}
+"""A recipe with every name that one can have; its LoRA, inputs and the like are not here."""
+
+
+def changed(value: Any) -> Iterator[Any]:
+    """The value with each of its parts in turn as each type of JSON."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in parts:
+        for other in (*JSON, *changed(part)):
+            again = copy(value)
+            again[name] = other
+            yield again
+
+
+def test_no_value_of_any_type_in_a_recipe_ends_in_an_error_of_python(monkeypatch):
+    held: list[Any] = []
+    monkeypatch.setattr("kinema.media.metadata.read_recipe", lambda _path: held[0])
+    monkeypatch.setattr("kinema.api.Model.run", lambda *_, **__: pytest.fail("it was run"))
+    count = 0
+    for recipe in changed(WHOLE):
+        held[:] = [recipe]
+        with pytest.raises(BadRequest) as error:
+            replay.replay(["clip.mp4", "-o", "again.mp4", "--quiet"])
+        assert len(str(error.value)) < 380, recipe
+        count += 1
+    assert count > 300
+
+
+@pytest.mark.parametrize("name", ["device", "dtype", "kinema", "threads", "weights", "zoom", "variant", "versions"])
+def test_a_value_that_is_null_is_damage(said, name):
+    code, err = said({**PLAIN, name: None})
+    assert code == 2, err
+    assert f"the recipe in clip.mp4 is damaged: its {name} is null; expected" in err
+
+
 def test_the_clip_that_a_replay_makes_carries_the_recipe_again(said):
     said(made())
     assert read_recipe("again.mp4")["frames_hash"] == read_recipe("clip.mp4")["frames_hash"]
@@ -181,10 +241,13 @@ def test_files_in_options_of_the_family_are_asked_for_by_name_and_another_one_is
     recipe = dict(tiny.generate("a ball", steps=1, seed=1, frames=2, extra={"effect": {mask: 0.5}}).recipe)
     assert (list(recipe["extra_inputs"]), recipe["request"]["extra"]) == (["mask.png"], {"effect": {"mask.png": 0.5}})
     code, err = said(recipe)
-    assert (code, err) == (2, "kinema: clip.mp4 was made with what is not here; pass --input mask.png=PATH\n")
+    assert (code, err) == (
+        2,
+        f"kinema: clip.mp4 was made from mask.png, {ASKING} it with --input mask.png=PATH\n",
+    )
     for word in ("mask.png=here/mask.png", "here/mask.png"):
         code, err = said(recipe, "--input", word, "--overwrite")
-        assert (code, "the same to the bit" in err, "is not the file" in err) == (0, True, False), err
+        assert (code, "are identical to" in err, "is not the file" in err) == (0, True, False), err
     Image.new("L", (16, 16), 10).save("other.png")
     code, err = said(recipe, "--overwrite", "--input", "mask.png=other.png")
     assert code == 0, err
@@ -272,11 +335,14 @@ def test_a_recipe_with_full_paths_as_they_were_written_before_is_replayed_from_w
         "frames_hash": now["frames_hash"],
     }
     code, err = said(was)
-    assert (code, err) == (2, "kinema: clip.mp4 was made with what is not here; pass --input image=PATH (ball.png)\n")
+    assert (code, err) == (
+        2,
+        f"kinema: clip.mp4 was made from ball.png, {ASKING} it with --input image=PATH\n",
+    )
     code, err = said(was, "--input", "image=secret folder/ball.png")
     assert code == 0, err
     assert "the recipe wants model zoetrope/tiny, image ball.png" in err
-    assert "are the same to the bit" in err
+    assert "are identical to" in err
     assert "is not the file" not in err
 
 
@@ -307,7 +373,7 @@ def test_an_input_that_is_none_is_refused(said, word, sentence):
 def test_an_input_without_a_hash_is_opened_only_where_it_is_given(said):
     Image.new("RGB", (64, 64), "red").save("ball.png")
     recipe = {**PLAIN, "request": {"task": "animate", "image": "ball.png", "frames": 2, "steps": 1}}
-    assert "pass --input image=PATH (ball.png)" in said(recipe)[1]
+    assert "from ball.png, which a replay does not look for; give it with --input image=PATH" in said(recipe)[1]
     code, err = said(recipe, "--input", "ball.png")
     assert code == 0, err
     assert "nothing tells whether ball.png is the file" in err
@@ -318,11 +384,11 @@ def test_a_folder_here_takes_no_models_place_that_a_recipe_names_on_the_hub(said
     load("zoetrope", preset="tiny")
     code, err = said({**PLAIN, "model": "owner/name", "weights": "sha256:00"})
     assert code == 2
-    assert "pass --model PATH or --allow-download (owner/name)" in err
+    assert f"from owner/name, {ASKING} it with --model PATH, or pass --allow-download" in err
 
 
 def test_a_model_given_by_its_name_on_the_hub_is_looked_for_in_the_cache_alone(said):
-    assert "--allow-download (owner/name)" in said(PLAIN, "--model", "owner/name")[1]
+    assert "give it with --model PATH, or pass --allow-download" in said(PLAIN, "--model", "owner/name")[1]
     assert "do not go together" in said(PLAIN, "--offline", "--allow-download")[1]
 
 
@@ -344,4 +410,20 @@ def test_everything_that_is_missing_is_asked_for_in_one_short_sentence(said):
     assert (code, err.count("\n")) == (2, 1)
     assert len(err) < 400
     assert "--lora PATH:0.5" in err
-    assert "more for 9 others" in err
+    assert " and 9 more, which" in err
+
+
+@pytest.mark.parametrize("told", [{"frames_hash": None}, {"frames_hash": ""}, {}])
+def test_a_clip_without_a_hash_is_not_called_another(said, told):
+    recipe = {name: value for name, value in made().items() if name != "frames_hash"}
+    code, err = said({**recipe, **told})
+    assert code == 0, err
+    assert "clip.mp4 records no hash of its frames" in err
+    assert "identical to them" in err
+    assert "not identical" not in err
+
+
+def test_other_frames_are_said_to_be_not_identical(said):
+    code, err = said({**made(), "frames_hash": "00"})
+    assert code == 0, err
+    assert "the frames of again.mp4 are not identical to those of clip.mp4, bit for bit" in err

@@ -65,7 +65,7 @@ ALIASES = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
         ("a.json", json.dumps({"x" * 10**5: 1}), "there is no option"),
         ("a.json", b"\xff{}", "is not UTF-8"),
         ("a.json", "[1]", "no table"),
-        ("a.txt", "", "expected a .yaml, .toml or .json file"),
+        ("a.txt", "", "expected .yaml, .toml or .json"),
         ("a.json", " " * 2**19, "at most 262,144 are read"),
     ],
 )

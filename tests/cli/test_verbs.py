@@ -125,8 +125,8 @@ def test_replay_makes_the_same_frames_and_says_so(capsys):
     assert main(["replay", "first.mp4", "-o", "again.mp4", "--quiet"]) == 0
     said = capsys.readouterr()
     assert said.out == "again.mp4\n"
-    assert "the same to the bit" in said.err
-    assert "not the same" not in said.err
+    assert "are identical to" in said.err
+    assert "are not identical" not in said.err
     assert Path("again.mp4").read_bytes() == Path("first.mp4").read_bytes()
 
 
@@ -134,20 +134,20 @@ def test_replay_keeps_zoom_and_works_on_every_format(capsys):
     for suffix in (".gif", ".webp"):
         kinema(capsys, "generate", "a ball", *TINY, "--seed", "1", "--zoom", "2", "-o", f"z{suffix}")
         assert main(["replay", f"z{suffix}", "-o", f"again{suffix}", "--quiet"]) == 0
-        assert "not the same" not in capsys.readouterr().err
+        assert "are not identical" not in capsys.readouterr().err
         assert read_video(f"again{suffix}").video.shape == read_video(f"z{suffix}").video.shape
 
 
 def test_replay_of_drawn_seeds_works_because_they_are_recorded(capsys):
     kinema(capsys, "generate", "a ball", *TINY, "-o", "first.mp4")
     assert main(["replay", "first.mp4", "-o", "again.mp4", "--quiet"]) == 0
-    assert "not the same" not in capsys.readouterr().err
+    assert "are not identical" not in capsys.readouterr().err
 
 
 def test_replay_with_other_settings_says_that_it_differs(capsys):
     kinema(capsys, "generate", "a ball", *TINY, "--seed", "1", "-o", "first.mp4")
     assert main(["replay", "first.mp4", "-o", "again.mp4", "--quiet", "--dtype", "bf16"]) == 0
-    assert "not the same to the bit" in capsys.readouterr().err
+    assert "are not identical to" in capsys.readouterr().err
 
 
 def test_inspect_shows_the_recipe(capsys):
@@ -353,3 +353,27 @@ def test_a_path_that_is_no_text_is_printed_as_the_bytes_that_it_is(tmp_path):
     made = subprocess.run([sys.executable, "-m", "kinema", *words], capture_output=True, check=True)
     assert made.stdout == name + b"\n"
     assert name in [entry.name for entry in os.scandir(os.fsencode(tmp_path))]
+
+
+def test_an_edit_of_no_steps_says_that_nothing_is_sampled(capsys):
+    Clip(torch.zeros(1, 3, 2, 64, 64)).save("ball.mp4")
+    words = ("-m", "zoetrope/tiny", "--strength", "0", "--steps", "2", "--seed", "1", "-o", "same.mp4")
+    assert main(["edit", "ball.mp4", "a ball", *words]) == 0
+    err = capsys.readouterr().err
+    assert "nothing to sample: strength 0 keeps the source" in err
+    assert "0 steps" not in err
+
+
+def test_inspect_rounds_a_rate_in_text_and_not_in_json(capsys):
+    Clip(torch.zeros(1, 3, 2, 64, 64), fps=24000 / 1001).save("ball.mp4")
+    capsys.readouterr()
+    assert main(["inspect", "ball.mp4"]) == 0
+    assert "23.976\n" in capsys.readouterr().out
+    assert main(["inspect", "ball.mp4", "--json"]) == 0
+    assert "23.976023976" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["a.ini", "a"])
+def test_a_config_of_another_kind_is_refused_by_its_name(capsys, name):
+    assert main(["generate", "a ball", "--config", name]) == 2
+    assert capsys.readouterr().err == f"kinema: {name} is not a config file: expected .yaml, .toml or .json\n"

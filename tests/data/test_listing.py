@@ -168,3 +168,11 @@ def test_a_link_back_to_where_it_stands_is_not_followed_for_ever(tmp_path):
 def test_the_listing_holds_paths_that_exist(tmp_path):
     touch(tmp_path, "x/a.mp4")
     assert [e.path for e in scan(Path(tmp_path)).entries] == [tmp_path / "x" / "a.mp4"]
+
+
+def test_one_link_and_several_that_lead_nowhere_are_said_in_their_number(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"")
+    (tmp_path / "a.txt").write_text("a ball")
+    for number, said in ((1, "1 link is left out, since it leads"), (2, "2 links are left out, since they lead")):
+        (tmp_path / f"lost-{number}.mp4").symlink_to(tmp_path / "nowhere")
+        assert any(sentence.startswith(f"{said} nowhere (lost-1.mp4") for sentence in scan(tmp_path).left_out)

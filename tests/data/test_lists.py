@@ -72,7 +72,7 @@ def test_a_clip_that_is_listed_twice_is_one_clip_with_both_captions(folder):
     rows = [("a.mp4", "one"), ("b.mp4", "b"), ("./a.mp4", "two"), ("a.mp4", "one")]
     (folder / "metadata.jsonl").write_text("".join(json.dumps({"file_name": n, "text": t}) + "\n" for n, t in rows))
     assert found(folder) == both
-    assert scan(folder).left_out == ("1 clip is listed more than once, and taken once with all captions (a.mp4)",)
+    assert scan(folder).left_out == ("1 clip is listed more than once; it is used once, with all its captions (a.mp4)",)
     (folder / "metadata.jsonl").rename(folder / "old.txt")
     (folder / "metadata.json").write_text('{"a.mp4": "one", "b.mp4": "b", "a.mp4": "two"}')
     assert found(folder) == both

@@ -76,14 +76,14 @@ def test_the_files_hold_the_shots_at_their_rate_and_the_list_serves_training(tmp
 
 def test_a_folder_that_holds_a_list_and_films_without_a_shot_are_refused(tmp_path):
     film(tmp_path / "film.mp4", [4])
-    with pytest.raises(BadRequest, match="there is no shot of 1 seconds or more"):
+    with pytest.raises(BadRequest, match="no shot lasts 1 s or longer"):
         shots.cut(tmp_path / "film.mp4", tmp_path / "shots")
     assert not (tmp_path / "shots").exists()
     (tmp_path / "shots").mkdir()
     (tmp_path / "shots" / shots.LIST).write_text("")
     with pytest.raises(BadRequest, match="exists already"):
         shots.cut(tmp_path / "film.mp4", tmp_path / "shots")
-    with pytest.raises(BadRequest, match="cannot be; expected the least first"):
+    with pytest.raises(BadRequest, match="shots cannot be 3 to 2 seconds long; give the shorter length first"):
         shots.cut(tmp_path / "film.mp4", tmp_path / "other", least_seconds=3, most_seconds=2)
 
 
@@ -165,7 +165,7 @@ def test_work_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(tmp_path, 
     monkeypatch.setattr(shots, "save_clip", stopping)
     with pytest.raises(KeyboardInterrupt):
         shots.cut(source, tmp_path / "out", on_event=heard.append)
-    assert "3 shots are in" in heard[-1].message
+    assert "3 shots so far in" in heard[-1].message
     with (tmp_path / "out" / cutting.WORK).open("a") as notes:
         notes.write('{"file_name": "b-001')  # as a killed process leaves it
     with pytest.raises(BadRequest, match="cut with other options"):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -253,7 +255,7 @@ def test_a_folder_that_exists_is_no_name_for_an_output(name: str) -> None:
 def test_a_folder_with_other_files_is_refused_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "frames").mkdir()
     (tmp_path / "frames" / "notes.txt").write_text("mine")
-    with pytest.raises(BadRequest, match=r"holds other files \(notes.txt\)"):
+    with pytest.raises(BadRequest, match=r"holds notes.txt, which does not belong to a clip of png frames"):
         check_output(tmp_path / "frames")
 
 
@@ -278,6 +280,21 @@ def test_a_batch_is_written_whole_or_not_at_all(tmp_path: Path, clip: Clip, take
         save_clip(both, tmp_path / "a.mp4", contact_sheet=True, exclusive=True)
     assert [p.name for p in tmp_path.iterdir()] == [taken]
     assert (tmp_path / taken).read_text() == "mine"
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_a_disk_that_is_full_halfway_through_a_batch_leaves_none_of_an_exclusive_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: Clip, exclusive: bool
+) -> None:
+    def write(_frames: object, _rate: object, path: Path, *_: object) -> None:
+        if len(list(tmp_path.glob("a-*"))) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        path.write_text("a clip")
+
+    monkeypatch.setattr("kinema.media.formats.write_gif", write)
+    with pytest.raises(BadRequest, match="is full"):
+        save_clip(replace(clip, video=clip.video.repeat(4, 1, 1, 1, 1)), tmp_path / "a.gif", exclusive=exclusive)
+    assert len(list(tmp_path.iterdir())) == (0 if exclusive else 2)
 
 
 AWKWARD = ["2026-11-28T16:20:05.mp4", "100%d.mp4", "-x.mp4", "a\nb.mp4", "file:x.gif", "a#b?c&d.webp", "é🎬.mp4"]
@@ -305,6 +322,6 @@ def test_every_name_of_a_batch_is_looked_at_before_the_work(tmp_path: Path, name
 def test_the_folder_of_several_png_frames_is_looked_at_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "notes.txt").write_text("mine")
-    with pytest.raises(BadRequest, match=r"holds other files \(notes.txt\)"):
+    with pytest.raises(BadRequest, match=r"holds notes.txt, which does not belong to a clip of png frames"):
         check_output(tmp_path / "a.png", Shape(1, 3, 4, 16, 16))
     check_output(tmp_path / "a.png", Shape(1, 3, 1, 16, 16))

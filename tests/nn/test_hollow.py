@@ -34,7 +34,7 @@ def test_the_count_ends_with_the_building(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_sizes_of_which_nothing_can_be_built_are_one_sentence() -> None:
-    with pytest.raises(BadRequest, match="no network can be built of this config"), hollow():
+    with pytest.raises(BadRequest, match="no network can be built from this config"), hollow():
         nn.GroupNorm(3, 4)
 
 

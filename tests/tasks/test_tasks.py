@@ -244,7 +244,8 @@ def test_a_rate_that_every_would_make_too_high_is_told_in_its_own_words(tmp_path
     with pytest.raises(BadRequest) as refused:
         canvas("interpolate", video=fast(tmp_path / "a.mp4", fps), every=every)
     said = str(refused.value)
-    assert f"every {every} makes {fps * every:g} frames per second of the {fps:g} of" in said
+    assert f"--every {every} would turn the {fps:g} fps of" in said
+    assert f"into {fps * every:g}, and at most 240 can be written" in said
     assert "smaller --every, or give --fps" in said
     assert "fps is" not in said
     assert canvas("interpolate", video=fast(tmp_path / "a.mp4", fps), every=every, fps=fps).heard is not None
@@ -253,7 +254,7 @@ def test_a_rate_that_every_would_make_too_high_is_told_in_its_own_words(tmp_path
 def test_more_frames_than_a_clip_has_are_told_in_the_words_of_the_request(
     clip: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(BadRequest, match="every 2000 makes 10,001 frames of the 6 of"):
+    with pytest.raises(BadRequest, match="--every 2000 would turn the 6 frames of .* into 10,001"):
         canvas("interpolate", video=clip, every=2000)
     monkeypatch.setattr(read, "probe", lambda *_, **__: read.Probe(5000, 24.0, 16, 16))
     with pytest.raises(BadRequest, match=r"has 5,000 frames, and a clip has at most 4,096; .* --frames"):

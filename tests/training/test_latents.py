@@ -202,7 +202,7 @@ def test_a_folder_of_somebody_elses_files_is_refused_and_stays_as_it_is(options,
     out = tmp_path / "latents"
     out.mkdir()
     (out / name).write_text('{"kind": "mine"}')
-    with pytest.raises(BadRequest, match=f"holds {name} and no encoded clips"):
+    with pytest.raises(BadRequest, match=f"holds {name}, which does not belong to encoded clips"):
         latents.encode(options())
     assert {p.name: p.read_text() for p in out.iterdir()} == {name: '{"kind": "mine"}'}
 

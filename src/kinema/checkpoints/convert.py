@@ -113,9 +113,8 @@ def convert(
     for note in plan.notes:
         on_event(Note(note))
     on_event(Phase("write", target.name))
-    written = target
     if overwrite:
-        _write(plan, target, exclusive=False)
+        written = _write(plan, target, exclusive=False)
     else:
         written = beside(target, lambda free: _write(plan, free, exclusive=True))
     if written != target:
@@ -167,12 +166,12 @@ def _check_target(source: Path, target: Path, plan: Plan, overwrite: bool) -> No
         raise BadRequest(f"{target.name} needs {need:,} bytes and the disk has {free:,}; nothing was written")
 
 
-def _write(plan: Plan, target: Path, *, exclusive: bool) -> None:
+def _write(plan: Plan, target: Path, *, exclusive: bool) -> Path:
     if not plan.is_folder:
         (file,) = plan.files
         with replacing(target, exclusive=exclusive) as part:
             write_streamed(part, file.header, file.make, file.metadata, file.text)
-        return
+        return target
     with replacing(target, folder=True, exclusive=exclusive) as part:
         for path, told in _sorted(plan.texts):
             place = part / path
@@ -182,6 +181,7 @@ def _write(plan: Plan, target: Path, *, exclusive: bool) -> None:
             place = part / file.path
             place.parent.mkdir(exist_ok=True)
             write_streamed(place, file.header, file.make, file.metadata, file.text)
+    return target
 
 
 def _sorted(texts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -149,7 +149,7 @@ def _plain(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         total += size
         if size > tensor.untyped_storage().nbytes():
             shape = quoted(list(tensor.shape))
-            raise BadRequest(f"{file.name} gives {shown(name, MAX_QUOTED)} the shape {shape} and fewer numbers")
+            raise BadRequest(f"{file.name} gives {shown(name, MAX_QUOTED)} the shape {shape} but stores fewer numbers")
     if total > _SHARED * file.stat().st_size:
         raise BadRequest(f"{file.name} holds tensors of {total:,} bytes in all, many times what the file does")
     return tensors

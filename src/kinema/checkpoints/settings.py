@@ -63,7 +63,7 @@ def readable(where: str) -> Iterator[None]:
         raise
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError) as error:
         said = quoted(str(error), MAX_QUOTED) if str(error) else type(error).__name__
-        raise BadRequest(f"{where} is damaged: a name, shape or setting in it cannot be ({said})") from error
+        raise BadRequest(f"{where} is damaged: a name, shape or setting in it is impossible ({said})") from error
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from kinema import registry
 from kinema.bounds import MAX_QUOTED, from_json, shown
@@ -11,6 +12,7 @@ from kinema.checkpoints.keymap import few
 from kinema.checkpoints.settings import readable
 from kinema.checkpoints.source import Source
 from kinema.schema import BadRequest
+from kinema.values import counted
 
 MOTION = "an AnimateDiff motion module, which an image model takes (add motion=FILE)"
 BESIDE = "which an image model takes (add"
@@ -47,6 +49,24 @@ CONTEXT_OF = {768: "Stable Diffusion 1.5", 1024: "Stable Diffusion 2", 2048: "St
 """Width of the text that cross-attention reads, which is the input of its keys and values."""
 
 
+UNKNOWN = "nothing known here"
+
+
+def refused(source: Source) -> str:
+    """What is wrong with a file that no family opens: "it is a LoRA …", or only how its tensors begin."""
+    told = describe(source)
+    return beginning(source.header) if told.startswith(UNKNOWN) else f"it is {told}"
+
+
+def beginning(header: Iterable[str]) -> str:
+    """The first names of the tensors, for a sentence on a file that nobody knows."""
+    names = sorted(header)
+    if not names:
+        return "it holds no tensors"
+    begin = "begins" if len(names) == 1 else "begin"
+    return f"its {counted(len(names), 'tensor')} {begin} {few(names[:3])}"
+
+
 def describe(source: Source) -> str:
     """What a file or folder seems to be, to end the sentence "… it is"."""
     if source.pipeline:
@@ -59,8 +79,7 @@ def describe(source: Source) -> str:
     family = next((name for name in registry.FAMILIES if _is_of(name, source)), None)
     if family:
         return f"a model of {family}"
-    unknown = f"nothing known here (its {len(header)} tensors begin {few(sorted(header)[:3])})"
-    return next((what for pattern, what in SIGNATURES if _any(pattern, header)), unknown)
+    return next((what for pattern, what in SIGNATURES if _any(pattern, header)), f"{UNKNOWN} ({beginning(header)})")
 
 
 def _family(note: str) -> str:

@@ -57,6 +57,8 @@ FIRST = 'kinema generate "a red ball rolls right" -o ball.mp4'
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code is returned, nothing is raised."""
     words = list(sys.argv[1:] if argv is None else argv)
+    end = words.index("--") if "--" in words else len(words)
+    words, after = words[:end], words[end:]  # what follows "--" is no option
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     stopped: list[int] = []
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _stopping_gently(stopped), warnings.catch_warnings(), bounds.raised(pixels):
             if not (debug or sys.warnoptions):
                 warnings.simplefilter("ignore")  # a library's advice to programmers is no answer to a user
-            return _dispatch(words)
+            return _dispatch(words + after)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except BrokenPipeError:

@@ -172,6 +172,7 @@ def _lines(told: Mapping[str, Any], indent: str = "") -> Iterable[str]:
             yield from _lines(value, indent + "  ")
         else:
             text = f"{value:,}" if type(value) is int and name in COUNTS else str(value)
+            text = f"{round(value, 3):g}" if name == "fps" and isinstance(value, float) else text
             yield f"{indent}{shown(name):<16} {shown(text)}"
 
 

@@ -101,14 +101,17 @@ def with_defaults(options: Iterable[Option], told: Mapping[str, Any]) -> dict[st
 def _command_line(options: Sequence[Option], argv: Sequence[str], prog: str, about: str) -> dict[str, Any]:
     import tyro
 
-    argv = _joined(options, [_dashes(token) for token in argv])
+    end = argv.index("--") if "--" in argv else len(argv)
+    own = _joined(options, [_dashes(token) for token in argv[:end]])
     command: Any = make_dataclass("Command", [(o.name, _annotation(o), _tyro_default(o)) for o in options], frozen=True)
     printed = io.StringIO()
     words: Any
     unknown: list[str]
     try:
         with contextlib.redirect_stderr(printed):
-            words, unknown = tyro.cli(command, args=argv, prog=prog, description=about, return_unknown_args=True)
+            words, unknown = tyro.cli(
+                command, args=[*own, *argv[end:]], prog=prog, description=about, return_unknown_args=True
+            )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -119,7 +122,7 @@ def _command_line(options: Sequence[Option], argv: Sequence[str], prog: str, abo
     for o in options:
         word = getattr(words, o.name)
         if o.kind is bool:
-            if o.flag in argv or f"--no-{o.flag[2:]}" in argv:
+            if o.flag in own or f"--no-{o.flag[2:]}" in own:
                 told[o.name] = word
         elif word not in (_UNTOLD, []):
             told[o.name] = convert(o, word)
@@ -315,7 +318,7 @@ def _table(path: Path) -> Mapping[str, Any]:
     where = f"the config file {bounds.shown(str(path), 200)}"
     readers = {".toml": bounds.from_toml, ".json": bounds.from_json, ".yaml": _yaml, ".yml": _yaml}
     if path.suffix.lower() not in readers:
-        raise BadRequest(f"{where} is of no kind that is read; expected a .yaml, .toml or .json file")
+        raise BadRequest(f"{bounds.shown(str(path), 200)} is not a config file: expected .yaml, .toml or .json")
     text = bounds.decoded(bounds.read_bytes(path, bounds.MAX_CONFIG, "a config"), where)
     table = readers[path.suffix.lower()](text, where)
     if not isinstance(table, Mapping):

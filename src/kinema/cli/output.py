@@ -9,7 +9,7 @@ import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kinema.atomic import Taken, numbered
+from kinema.atomic import beside
 from kinema.schema import MAX_PIXELS, BadRequest, Clip, Note, OnEvent, Shape, ignore
 
 MAX_SLUG = 60
@@ -46,7 +46,9 @@ class Output:
             with tempfile.TemporaryFile(dir=path.parent) as probe:
                 probe.write(b"kinema")
         except OSError as error:
-            raise BadRequest(f"cannot write to the folder {path.parent}: {error.strerror}") from None
+            raise BadRequest(
+                f"nothing can be created in the folder {path.parent.absolute()} ({error.strerror}); name another folder"
+            ) from None
         if self.path is not None and not self.overwrite:
             taken = self._taken(self.path)
             if taken:
@@ -86,14 +88,10 @@ class Output:
         return written
 
     def _save_beside(self, clip: Clip) -> list[Path]:
-        for path in numbered(self.wanted):
-            if self._taken(path):
-                continue
-            try:
-                return clip.save(path, contact_sheet=self.contact_sheet, exclusive=True)
-            except Taken:  # by another writer, just now
-                continue
-        raise AssertionError("unreachable")
+        def save(path: Path) -> list[Path]:
+            return clip.save(path, contact_sheet=self.contact_sheet, exclusive=True)
+
+        return beside(self.wanted, save, self._taken)
 
     @property
     def wanted(self) -> Path:

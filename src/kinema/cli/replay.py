@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kinema import __version__, bounds, registry
-from kinema.bounds import quoted, shown
+from kinema import __version__, registry
+from kinema.bounds import shown
 from kinema.cli import machine
 from kinema.cli.options import Option, parse, with_defaults
 from kinema.cli.output import Output
 from kinema.cli.progress import JsonLines, display
+from kinema.cli.recipes import checked, request_of
 from kinema.cli.verbs import MODEL, REPORTING, WRITING, model_options, open_model, recorded
 from kinema.cli.wants import Given, Wants, given, wants_of, weights_of
-from kinema.schema import BadRequest, Note, Phase, Request
+from kinema.schema import BadRequest, Note, Phase
 
 if TYPE_CHECKING:
     from kinema.api import Model
@@ -26,14 +27,6 @@ ABOUT = (
     "Make a clip again from the recipe in its metadata, and say whether it is the same to the bit. A recipe opens only "
     "what ships, what is in the hub's cache with the hash that it tells, and what you give."
 )
-KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("model", "weights", "device", "dtype", "variant", "noise", "kinema"), str),
-    **dict.fromkeys(("overrides", "versions", "inputs", "extra_inputs"), Mapping),
-    **dict.fromkeys(("threads", "zoom"), int),
-    **dict.fromkeys(("loras", "added"), list),
-    "request": (Mapping, str),
-}
-"""What each name of a recipe holds."""
 MOST_THREADS = 16
 """Threads a core that a recipe may ask for."""
 CLIP = Option("clip", str, "", "clip written by kinema", positional=True, path=True)
@@ -80,9 +73,10 @@ def replay(words: Sequence[str]) -> int:
             on_event=show,
             on_settled=lambda told: output.check_clip(told.shape, told.fps or 0, show),
         )
-        same = clip.recipe.get("frames_hash") == recipe.get("frames_hash")
+        before = recipe.get("frames_hash")
+        same = clip.recipe.get("frames_hash") == before if before else None
         at_once = recipe.get("halves_at_once", False)
-        if not same and clip.recipe.get("halves_at_once") != at_once:
+        if same is False and clip.recipe.get("halves_at_once") != at_once:
             then = "at the same time, in more memory," if at_once else "one after the other"
             show(Note(f"both halves of guidance ran {then} then, which can change the last bits"))
         show(Phase("write"))
@@ -91,46 +85,17 @@ def replay(words: Sequence[str]) -> int:
             show.write("saved", {"paths": [str(p) for p in paths], "same": same})
         else:
             sys.stdout.writelines(f"{p}\n" for p in paths)
-    verdict = "the same to the bit" if same else "not the same to the bit"
-    sys.stderr.write(f"kinema: {paths[0].name} is made of frames that are {verdict} as those of {path.name}\n")
+    sys.stderr.write(f"kinema: {verdict(same, paths[0], path)}\n")
     return 0
 
 
-# ---------------------------------------------------------------------------------------- reading
-
-
-def checked(recipe: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """The recipe, refused where what it says of the model and the machine is of another kind than we write."""
-    where = f"the recipe in {shown(path.name, 100)}"
-    bounds.check(recipe, where, infinite=True)
-    for name, kind in KINDS.items():
-        value = recipe.get(name)
-        sound = isinstance(value, kind) and not isinstance(value, bool)
-        if value is not None and (not sound or (isinstance(value, int) and abs(value) > 2**31)):
-            raise BadRequest(f"{where} is damaged: its {name} is {quoted(value)}")
-    if recipe.get("dtype") not in (None, *machine.DTYPES.values()):
-        raise BadRequest(f"{where} is damaged: its dtype is {quoted(recipe['dtype'])}")
-    if wrong := [value for value in (recipe.get("versions") or {}).values() if not isinstance(value, str)]:
-        raise BadRequest(f"{where} is damaged: its versions have {quoted(wrong[0])}")
-    if recipe.get("noise") is not None:
-        raise BadRequest(
-            f"{shown(path.name, 100)} was made from noise that its caller gave, which a recipe does not hold, "
-            "so it cannot be made again"
-        )
-    return recipe
-
-
-def request_of(recipe: Mapping[str, Any], path: Path) -> Request:
-    """The request inside a recipe, whether it was kept as a table or as its own JSON text."""
-    told = recipe.get("request")
-    if not told or not recipe.get("model"):
-        raise BadRequest(f"the recipe in {path.name} names no model or no request, so it cannot be made again")
-    where = f"the request in {shown(path.name, 100)}"
-    table = bounds.from_json(told, where, infinite=True) if isinstance(told, str) else told
-    try:
-        return Request.from_table(table)
-    except BadRequest as error:
-        raise BadRequest(f"the recipe in {shown(path.name, 60)} is damaged: {error}") from None
+def verdict(same: bool | None, made: Path, then: Path) -> str:
+    """The last sentence of a replay: whether the frames of the two clips are the same, None where nothing tells."""
+    one, other = shown(made.name, 100), shown(then.name, 100)
+    if same is None:
+        return f"{other} records no hash of its frames, so nothing tells whether those of {one} are identical to them"
+    how = "are identical to" if same else "are not identical to"
+    return f"the frames of {one} {how} those of {other}, bit for bit"
 
 
 # ---------------------------------------------------------------------------------------- opening

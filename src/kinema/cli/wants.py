@@ -84,15 +84,15 @@ class Given:
 
 
 def wants_of(recipe: Mapping[str, Any], request: Request) -> Wants:
-    """What a recipe wants, by its own words alone. Raises `BadRequest` where they are damaged."""
+    """What a recipe (a `checked` one) wants, by its own words alone. Raises `BadRequest` where they are damaged."""
     hashes = weights_of(recipe)
     model = _from(str(recipe["model"]), "model", hashes.get(""), "--model PATH")
     added, loras, weights = [], [], []
-    for each in _tables(recipe, "added", {"slot": str, "file": str}):
+    for each in recipe.get("added", ()):
         slot = each["slot"]
         told = each.get("hash", hashes.get(slot))
         added.append(replace(_from(each["file"], slot, told, f"--add {shown(slot, TOLD)}=PATH"), key=slot))
-    for each in _tables(recipe, "loras", {"file": str, "weight": float, "hash": str}):
+    for each in recipe.get("loras", ()):
         option = f"--lora PATH:{each['weight']:g}"
         loras.append(_from(each["file"], "LoRA", each["hash"], option, hub=False))
         weights.append(float(each["weight"]))
@@ -124,17 +124,6 @@ def _from(name: str, what: str, told: Any, option: str, *, hub: bool = True) -> 
     return Want(what, name, told if isinstance(told, str) and told else None, option, source)
 
 
-def _tables(recipe: Mapping[str, Any], name: str, kinds: Mapping[str, type]) -> list[Mapping[str, Any]]:
-    """A list of tables with these values in them."""
-    from kinema.values import fits
-
-    told = recipe.get(name) or []
-    for each in told:
-        if not isinstance(each, Mapping) or not all(fits(each.get(key), kind) for key, kind in kinds.items()):
-            raise BadRequest(f"the recipe is damaged: its {name} has {quoted(each)}; expected {', '.join(kinds)}")
-    return list(told)
-
-
 def _inputs(recipe: Mapping[str, Any], request: Request) -> list[Want]:
     """The pictures and clips of a request and of the options of any family: no recipe can hide one behind another's."""
     from kinema.provenance import names
@@ -149,8 +138,8 @@ def _inputs(recipe: Mapping[str, Any], request: Request) -> list[Want]:
     for value, name in names(files).items():
         wants.append(Want("input", name, extra.get(value), f"--input {shown(name, TOLD)}=PATH", value=value))
     known = {*files, *(want.key for want in wants)}
-    for name, told in (*own.items(), *extra.items()):
-        if name not in known or not isinstance(told, str):
+    for name in (*own, *extra):
+        if name not in known:
             raise BadRequest(
                 f"the recipe is damaged: it has a hash of {quoted(name)}, and its request names no such file"
             )
@@ -180,9 +169,7 @@ def given(wants: Wants, request: Request, told: Mapping[str, Any], clip: Path) -
     need += [want for want in wants.inputs if want not in inputs]
     missing = [want for want in need if not _is_here(want, told)]
     if missing:
-        names = [_asked(want) for want in missing[:MOST]]
-        more = f" and more for {len(missing) - MOST} others" if len(missing) > MOST else ""
-        raise BadRequest(f"{shown(clip.name, TOLD)} was made with what is not here; pass {', '.join(names)}{more}")
+        raise BadRequest(_missing(missing, clip))
     own = {want.key: str(path) for want, path in inputs.items() if want.key}
     others = {want.value: str(path) for want, path in inputs.items() if not want.key}
     from kinema.provenance import replaced
@@ -221,11 +208,16 @@ def _opened_as(want: Want) -> str:
     return HUB + want.name if want.source == "hub" else want.name
 
 
-def _asked(want: Want) -> str:
-    """The option that gives it, for the sentence that asks."""
-    name = shown(want.name, TOLD)
-    option = f"{want.option} or --allow-download" if want.source == "hub" else want.option
-    return option if name in option else f"{option} ({name})"
+def _missing(missing: Sequence[Want], clip: Path) -> str:
+    """One sentence on what a replay does not look for, and the options that give it."""
+    few = missing[:MOST]
+    names = ", ".join(shown(want.name, TOLD) for want in few)
+    more = f" and {len(missing) - MOST} more" if len(missing) > MOST else ""
+    options = ", ".join(dict.fromkeys(want.option for want in few))
+    hub = ", or pass --allow-download" if any(want.source == "hub" for want in missing) else ""
+    it = "it" if len(missing) == 1 else "them"
+    made = f"{shown(clip.name, TOLD)} was made from {names}{more}, which a replay does not look for"
+    return f"{made}; give {it} with {options}{hub}"
 
 
 def _files(wants: Sequence[Want], words: Sequence[str]) -> dict[Want, Path]:

@@ -253,21 +253,36 @@ class _Walk:
     def sentences(self) -> list[str]:
         """What was left out and why, a sentence a reason, with the first few names of each."""
         one = {
-            _PICTURE: ("picture", "left out, since a picture shows no motion"),
-            ABSENT: ("listed clip", "not there"),
-            OUTSIDE: ("file", "left out, since only --follow-links reads what lies outside the folder"),
-            ODD: ("file", "left out, since only regular files are read"),
-            _BROKEN: ("link", "left out, since there is nothing where it leads"),
-            _DEEP: ("folder", f"left out, since it is more than {MAX_DEPTH} folders deep"),
-            _CLOSED: ("folder", "left out, since this user may not read it"),
+            _PICTURE: ("picture", "left out, since a picture shows no motion", ""),
+            ABSENT: ("listed clip", "not there", ""),
+            OUTSIDE: (
+                "file",
+                "left out, since it lies outside the folder (--follow-links reads it)",
+                "left out, since they lie outside the folder (--follow-links reads them)",
+            ),
+            ODD: ("file", "left out, since only regular files are read", ""),
+            _BROKEN: ("link", "left out, since it leads nowhere", "left out, since they lead nowhere"),
+            _DEEP: (
+                "folder",
+                f"left out, since it is more than {MAX_DEPTH} folders deep",
+                f"left out, since they are more than {MAX_DEPTH} folders deep",
+            ),
+            _CLOSED: (
+                "folder",
+                "left out, since this user may not read it",
+                "left out, since this user may not read them",
+            ),
+            _TWICE: (
+                "clip",
+                "listed more than once; it is used once, with all its captions",
+                "listed more than once; each is used once, with all its captions",
+            ),
         }
-        found = [(self._names[key], what, why) for key, (what, why) in one.items() if key in self._names]
-        told = self._lists[:3] + [f"{_count(names, what)} {why} ({_few(names)})" for names, what, why in found]
-        if twice := self._names.get(_TWICE):
-            names = list(dict.fromkeys(twice))
-            told.append(
-                f"{_count(names, 'clip')} listed more than once, and taken once with all captions ({_few(names)})"
-            )
+        told = self._lists[:3]
+        for key, (what, why, several) in one.items():
+            if names := list(dict.fromkeys(self._names.get(key, ()))):
+                why = several if len(names) > 1 and several else why  # noqa: PLW2901
+                told.append(f"{_count(names, what)} {why} ({_few(names)})")
         if self._unfit:
             names = list(dict.fromkeys(name for name, _ in self._unfit))
             why = shown(self._unfit[0][1], 160)

@@ -21,12 +21,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from kinema import bounds
-from kinema.atomic import replacing
+from kinema.atomic import refuse_foreign, replacing
 from kinema.checkpoints import files
 from kinema.data.clip import Clip
 from kinema.data.folder import shuffled
 from kinema.data.inside import Inside
 from kinema.schema import BadRequest
+from kinema.values import misfit
 
 INDEX = "index.json"
 KIND = "kinema-latents"
@@ -75,17 +76,11 @@ def is_latents(folder: Path, *, follow_links: bool = False) -> bool:
         return False
 
 
-def refuse_foreign(folder: Path) -> None:
+def check_new(folder: Path) -> None:
     """Refuse a folder that holds files and no encoded clips: shards and index would lie among them, or over them."""
-    held = sorted(p.name for p in folder.glob("*") if not p.name.startswith(".")) if folder.is_dir() else []
-    if not held or is_latents(folder):
-        return
-    if INDEX in held or not all(_SHARD.fullmatch(name) for name in held):
-        other = next((name for name in held if not _SHARD.fullmatch(name)), INDEX)
-        raise BadRequest(
-            f"{bounds.shown(str(folder), 160)} holds {bounds.shown(other, 80)} and no encoded clips; "
-            "expected a new folder, an empty one, or one of `kinema data latents`"
-        )
+    if not is_latents(folder):
+        expected = "a new folder, an empty one, or one of `kinema data latents`"
+        refuse_foreign(folder, lambda name: name.startswith(".") or _SHARD.fullmatch(name), "encoded clips", expected)
 
 
 def _index(folder: Path) -> Mapping[str, Any]:
@@ -158,24 +153,11 @@ def _check_pictures(path: Path, where: str, windows: int) -> None:
 
 def _typed(kind: Any, told: Any, where: str) -> Any:
     """A `Made` or a `Window` of what a file tells; raises BadRequest where a field is missing or of another type."""
-    types = {f.name: _TYPES[str(f.type)] for f in fields(kind)}
-    if not isinstance(told, dict) or set(told) != set(types):
+    if not isinstance(told, dict) or set(told) != {f.name for f in fields(kind)}:
         raise BadRequest(f"{where} is damaged: it tells other fields of a {kind.__name__.lower()} than expected")
-    for name, expected in types.items():
-        value = told[name]
-        wrong = isinstance(value, bool) or not isinstance(value, expected)
-        if wrong or (isinstance(value, list) and not all(isinstance(v, str) for v in value)):
-            raise BadRequest(f"{where} is damaged: {name} is {bounds.quoted(value, 60)}")
+    if wrong := misfit(kind, told):
+        raise BadRequest(f"{where} is damaged: {wrong}")
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in told.items()})
-
-
-_TYPES: dict[str, Any] = {
-    "str": str,
-    "int": int,
-    "float": int | float,
-    "float | None": int | float | None,
-    "tuple[str, ...]": list,
-}
 
 
 def agree(where: Path, then: Made, now: Made) -> None:

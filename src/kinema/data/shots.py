@@ -24,6 +24,7 @@ from kinema.data.listing import Entry, scan
 from kinema.media.fitting import scaled
 from kinema.media.write import save_clip
 from kinema.schema import BadRequest, Clip, Note, OnEvent, ignore
+from kinema.values import counted
 
 LEAST = 0.06
 RATIO = 3.0
@@ -66,7 +67,9 @@ def cut(
     holds a list or a file of a name that is needed, or while another process cuts shots into it.
     """
     if not 0 < least_seconds <= most_seconds:
-        raise BadRequest(f"shots of {least_seconds:g} to {most_seconds:g} seconds cannot be; expected the least first")
+        wrong = f"shots cannot be {least_seconds:g} to {most_seconds:g} seconds long; give "
+        wrong += "the shorter length first" if least_seconds > most_seconds > 0 else "lengths above 0"
+        raise BadRequest(wrong)
     entries = _entries(clips, follow_links, on_event)
     how = {"least_seconds": least_seconds, "most_seconds": most_seconds, "side": side}
     with cutting.into(out, entries, how) as work:
@@ -76,10 +79,12 @@ def cut(
                     _cut_one(entry, work, how, on_event)
         except (KeyboardInterrupt, SystemExit):
             if work.rows:
-                on_event(Note(f"{len(work.rows)} shots are in {out} so far; the same command goes on from there"))
+                on_event(
+                    Note(f"{counted(len(work.rows), 'shot')} so far in {out}; the same command goes on from there")
+                )
             raise
         if not work.rows:
-            raise BadRequest(f"there is no shot of {least_seconds:g} seconds or more in {shown(str(clips), 200)}")
+            raise BadRequest(f"no shot lasts {least_seconds:g} s or longer in {shown(str(clips), 200)}")
         work.list()
     return [out / name for name in work.rows]
 
@@ -116,10 +121,10 @@ def _readable(
             yield found
             count += 1
     except BadRequest as error:
-        how = f"is read no further ({count} shots kept)" if count else "is left out"
+        how = f"is read no further ({counted(count, 'shot')} kept)" if count else "is left out"
         on_event(Note(f"{entry.name} {how}: {error}"))
     else:
-        on_event(Note(f"{entry.name}: {count} shots"))
+        on_event(Note(f"{entry.name}: {counted(count, 'shot')}"))
 
 
 def find(path: Path, least_seconds: float, most_seconds: float) -> list[Shot]:

@@ -6,6 +6,7 @@ contact sheets; ``render`` makes the page from those files and from the results 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kinema.atomic import Taken, check_folder, numbered, replacing
+from kinema.atomic import beside, check_folder, replacing
 from kinema.checkpoints.settings import readable
 from kinema.checkpoints.source import read_json
 from kinema.data import playroom
@@ -139,14 +140,13 @@ def _claimed(report: Report, evidence: Path, *, overwrite: bool) -> Path:
     if overwrite:
         _write(evidence / f"{NAME}.json", report.to_json())
         return evidence
-    for folder in numbered(evidence):
+
+    def claim(folder: Path) -> Path:
         folder.mkdir(exist_ok=True)
-        try:
-            _write(folder / f"{NAME}.json", report.to_json(), exclusive=True)
-        except Taken:  # by a report of the same time
-            continue
+        _write(folder / f"{NAME}.json", report.to_json(), exclusive=True)
         return folder
-    raise AssertionError("numbers do not end")
+
+    return beside(evidence, claim, lambda folder: os.path.lexists(folder / f"{NAME}.json"))
 
 
 def render(evidence: Path) -> Path:

@@ -56,11 +56,9 @@ def check_output(path: Path, *, overwrite: bool = False) -> None:
 def save(text: str, path: Path, *, overwrite: bool = False) -> Path:
     """Write a text file, whole or not at all; where its name was taken meanwhile, beside it. Returns its path."""
 
-    def write(name: Path) -> None:
+    def write(name: Path) -> Path:
         with replacing(name, exclusive=not overwrite) as part:
             part.write_text(text, encoding="utf-8")
+        return name
 
-    if not overwrite:
-        return beside(path, write)
-    write(path)
-    return path
+    return write(path) if overwrite else beside(path, write)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kinema.atomic import Taken, check_folder, replacing
+from kinema.atomic import check_folder, refuse_foreign, replacing
 from kinema.media import formats, metadata
 from kinema.media.colour import to_uint8
 from kinema.schema import BadRequest, Clip, Shape
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".mp4", ".gif", ".webp", ".png")
 FILES = (".mp4", ".gif", ".webp")
+_FRAMES = re.compile(rf"frame-.*\.png|{re.escape(metadata.FOLDER_RECIPE)}", re.DOTALL)
 
 
 def check_output(
@@ -85,8 +87,10 @@ def save_clip(
     it has no time for (above 50 and 90 a second), as the recipe's ``notes`` say. ``generated=False`` leaves out the
     mark of AI-generated media, for clips that are none.
 
-    What exists is replaced by one rename at the end; nothing half-written stays behind. With ``exclusive`` nothing is
-    replaced: where one of the names exists, however late it appeared, none of them is written and `Taken` is raised.
+    What exists is replaced by one rename each at the end; nothing half-written stays behind. With ``exclusive``
+    nothing is replaced, and of a batch all is written or none: where one of the names exists, however late it
+    appeared, `Taken` is raised. Without it, the clips of a batch that were written before the disk was full stay,
+    since what they replaced is gone.
     Raises `BadRequest` for an unknown suffix, a folder that is missing or not writable, a full disk, a size or rate
     that the format cannot hold, or pixels that are not finite.
     """
@@ -106,8 +110,9 @@ def save_clip(
             save.one(frames_THWC, target, recipe)
         if contact_sheet:
             save.sheet(targets(path, contact_sheet=True)[-1])
-    except Taken:
-        save.undo()
+    except BaseException:
+        if exclusive:
+            save.undo()
         raise
     return [target for target, _ in save.written]
 
@@ -190,11 +195,5 @@ def _even(frames_THWC: np.ndarray) -> np.ndarray:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """A folder is replaced only if it is one of frames."""
-    if not folder.is_dir():
-        return
-    foreign = [p.name for p in folder.iterdir() if p.name != metadata.FOLDER_RECIPE and not p.match("frame-*.png")]
-    if foreign:
-        raise BadRequest(
-            f"the folder {folder} holds other files ({foreign[0]}); expected a new name for the png frames"
-        )
+    """A folder is replaced only if it is one of frames: hidden files in it count, they would be lost."""
+    refuse_foreign(folder, _FRAMES.fullmatch, "a clip of png frames", "a new name for the png frames")

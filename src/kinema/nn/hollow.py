@@ -73,7 +73,7 @@ def hollow() -> Iterator[None]:
         raise
     except (RuntimeError, TypeError, ValueError, ArithmeticError, LookupError, AssertionError) as error:
         said = shown((str(error).strip().splitlines() or ["no further word"])[0], 160)
-        raise BadRequest(f"no network can be built of this config: {said}") from error
+        raise BadRequest(f"no network can be built from this config: {said}") from error
     finally:
         counted.remove()
 

@@ -18,7 +18,7 @@ from kinema import bounds, processor, registry
 from kinema.checkpoints import files, hub
 from kinema.checkpoints.lora_formats import is_lora
 from kinema.checkpoints.settings import checked, made, readable
-from kinema.checkpoints.signatures import describe
+from kinema.checkpoints.signatures import refused
 from kinema.checkpoints.source import Source
 from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest
@@ -197,7 +197,7 @@ def _opened(path: Path, variant: str | None) -> tuple[Family, Any, Weights, tupl
                 found.notes,
             )
     hint = "; name a model, and this with --lora" if is_lora(source.header) else ""
-    raise BadRequest(f"{path} is not a model of any family we know: it is {describe(source)}{hint}")
+    raise BadRequest(f"{path} is not a model of any family we know: {refused(source)}{hint}")
 
 
 def family_of(note: str, where: str) -> tuple[Family, Any]:

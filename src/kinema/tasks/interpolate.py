@@ -26,16 +26,16 @@ def plan(request: Request) -> Request:
     if probe.frames < 2:
         raise BadRequest(f"{request.video} has {probe.frames} frame; interpolate needs two or more")
     frames, fps = request.frames or (probe.frames - 1) * every + 1, request.fps or probe.fps * every
-    name, given = request.video, f"every {every} makes"
+    name = request.video
     if frames > MAX_FRAMES:
         raise BadRequest(
-            f"{given} {frames:,} frames of the {probe.frames:,} of {name}, and a clip has at most {MAX_FRAMES:,}; "
-            "ask for a smaller --every, or for a part of them with --frames"
+            f"--every {every} would turn the {probe.frames:,} frames of {name} into {frames:,}, and a clip has at most "
+            f"{MAX_FRAMES:,}; use a smaller --every, or ask for a part of them with --frames"
         )
     if fps > RATES[1]:
         raise BadRequest(
-            f"{given} {fps:g} frames per second of the {probe.fps:g} of {name}, and at most {RATES[1]:g} are written; "
-            f"ask for a smaller --every, or give --fps: {probe.fps:g} plays it {every} times slower"
+            f"--every {every} would turn the {probe.fps:g} fps of {name} into {fps:g}, and at most {RATES[1]:g} can be "
+            f"written; use a smaller --every, or give --fps ({probe.fps:g} plays it {every} times slower)"
         )
     return request.with_(every=every, frames=frames, fps=fps)
 

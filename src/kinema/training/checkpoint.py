@@ -25,28 +25,13 @@ from kinema.checkpoints.keymap import few
 from kinema.checkpoints.settings import readable
 from kinema.schema import BadRequest, Note, OnEvent
 from kinema.training.ema import EMA
+from kinema.values import misfit
 
 _NAMES = "step-*.safetensors"
 MOST = 2**62
 """Of a counter or a seed."""
-_NUMBER, _COUNT = (int, float), (int,)
-_KINDS: dict[str, tuple[tuple[type, ...], bool]] = {
-    "step": (_COUNT, False),
-    "seed": (_COUNT, False),
-    "precision": ((str,), False),
-    "best": (_NUMBER, True),
-    "bad_steps": (_COUNT, False),
-    "bad_in_row": (_COUNT, False),
-    "ema_updates": (_COUNT, False),
-    "seconds": (_NUMBER, False),
-    "history": ((list,), False),
-    "loss": (_NUMBER, True),
-    "batch": (_COUNT, True),
-    "data": ((dict,), False),
-    "trains": ((str,), False),
-    "base": ((str,), True),
-}
-"""Of what kind each value of a `State` is, and whether it may be None."""
+_SIGNED = ("best", "loss")
+"""The numbers of a `State` that may be below zero."""
 _MOMENTUM = re.compile(r"optim\.(?P<optimiser>\d{1,3})\.(?P<weight>\d{1,6})\.(?P<what>\w+)")
 _MOMENTA = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}
 """What each optimiser keeps of a weight."""
@@ -130,24 +115,13 @@ def peek(path: Path) -> tuple[State, str]:
         raise BadRequest(f"{path} is damaged: where the run stands in it is {quoted(values)}")
     if unknown := sorted(set(values) - {f.name for f in fields(State)}):
         raise BadRequest(f"{path} was written by a later version of kinema (it tells of {quoted(unknown[0])})")
-    for known, value in values.items():
-        if not _sound(known, value):
+    if wrong := misfit(State, values):
+        raise BadRequest(f"{path} is damaged: {wrong}")
+    for known, value in values.items():  # a resumed run would fail on these after minutes
+        absurd = isinstance(value, int | float) and known not in _SIGNED and not 0 <= value < MOST
+        if absurd or (known == "data" and value and "source" not in value):
             raise BadRequest(f"{path} is damaged: its {known} is {quoted(value)}")
     return State(**values), told["kinema-model"]
-
-
-def _sound(known: str, value: Any) -> bool:
-    """Whether a value of the state is of its kind: a resumed run would fail on another after minutes."""
-    kinds, may_lack = _KINDS[known]
-    if value is None or isinstance(value, bool):
-        return value is None and may_lack
-    if known == "history":
-        return isinstance(value, list) and all(isinstance(row, dict) for row in value)
-    if known == "data":
-        return isinstance(value, dict) and (not value or "source" in value)
-    if isinstance(value, int | float):
-        return isinstance(value, kinds) and (0 <= value < MOST or known in ("best", "loss"))
-    return isinstance(value, kinds)
 
 
 def load(path: Path, model: nn.Module, ema: EMA, optimisers: Sequence[Optimizer]) -> State:

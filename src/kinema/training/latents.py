@@ -84,7 +84,7 @@ def encode(options: LatentsOptions, on_event: OnEvent = ignore) -> Encoded:
     special = learning.of_family(system.family.name)
     if special is None:
         raise BadRequest(f"{system.family.name} works on pixels, so there is nothing to encode beforehand")
-    shards.refuse_foreign(Path(options.out))
+    shards.check_new(Path(options.out))
     clips = _folder(options, system)
     with claimed(Path(options.out)) as out:
         on_event(Phase("load", system.name))

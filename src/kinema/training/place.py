@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -12,13 +11,12 @@ from pathlib import Path
 from types import FrameType
 
 from kinema import bounds
-from kinema.atomic import FULL, check_folder, replacing
+from kinema.atomic import FULL, check_folder, refuse_foreign, replacing, tidy
 from kinema.checkpoints.files import RUN_OPTIONS
 from kinema.checkpoints.source import read_json
 from kinema.data.claim import alone
 from kinema.schema import BadRequest
 
-_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 _LOCK, _LOG = ".lock", "log.jsonl"
 MAX_LOG = 2**30
 """Bytes of a log that are read: a million steps take a tenth."""
@@ -38,7 +36,8 @@ def claimed(folder: Path) -> Iterator[Path]:
     try:
         with alone(folder / _LOCK, f"another training run is at work in {folder}; name another folder, or wait for it"):
             try:
-                _tidy(folder)
+                for place in (folder, folder / "samples"):
+                    tidy(place, 0)
                 yield folder
             except BadRequest:
                 if new and {path.name for path in folder.iterdir()} <= {_LOCK}:
@@ -67,21 +66,11 @@ def _make(folder: Path) -> bool:
     return False
 
 
-def _tidy(folder: Path) -> None:
-    """Remove torn files of killed runs."""
-    for place in (folder, folder / "samples"):
-        for path in place.glob(".*.part"):
-            if path.is_file() and _LEFTOVER.fullmatch(path.name):
-                path.unlink()
-
-
-def refuse_foreign(folder: Path) -> None:
+def check_new(folder: Path) -> None:
     """Refuse a folder that holds files and no run: a run writes names of its own there, over whatever has them."""
-    held = sorted(p.name for p in folder.glob("*") if not p.name.startswith(".")) if folder.exists() else []
-    if held and not _is_run(folder):
-        raise BadRequest(
-            f"{folder} holds {held[0]} and no training run; expected a new folder, an empty one or a run's"
-        )
+    if not _is_run(folder):
+        expected = "a new folder, an empty one or that of a run"
+        refuse_foreign(folder, lambda name: name.startswith("."), "a training run", expected)
 
 
 def _is_run(folder: Path) -> bool:

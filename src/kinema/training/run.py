@@ -17,9 +17,10 @@ from kinema.schema import BadRequest, Note, OnEvent, Phase, TrainStep, ignore
 from kinema.system import Batch, System
 from kinema.training import checkpoint, learning, optim, sheets
 from kinema.training.options import TrainOptions
-from kinema.training.place import claimed, refuse_foreign, stopping
+from kinema.training.place import check_new, claimed, stopping
 from kinema.training.setup import Run, begin
 from kinema.training.stream import ahead
+from kinema.values import counted
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,16 @@ def train(options: TrainOptions, on_event: OnEvent = ignore) -> TrainResult:
         raise BadRequest(
             f"out is {options.out}, which holds {source.name}, the model to go on from; name another folder"
         )
-    refuse_foreign(Path(options.out))
+    check_new(Path(options.out))
     with claimed(Path(options.out)) as folder, stopping() as stop:
         run = begin(options, folder, on_event)
         if run.system.device.type == "cpu":
             heap.keep()
         state, steps, told = run.state, run.recipe.steps, set[str]()
         if state.step < steps:  # else `begin` has said that there is nothing left to do
-            on_event(Phase("train", f"{steps} steps of {run.recipe.batch} clips, {state.precision}"))
+            on_event(
+                Phase("train", f"{counted(steps, 'step')} of {counted(run.recipe.batch, 'clip')}, {state.precision}")
+            )
         with closing(run.log), closing(ahead(run.stream, state.step, steps)) as batches:
             while state.step < steps and not stop:
                 event = step(run, batches, on_event)

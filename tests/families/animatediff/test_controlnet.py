@@ -329,4 +329,4 @@ def test_the_command_line_takes_nets_by_name_and_the_recipe_has_them(saved, tmp_
     assert "--add controlnet.canny is given twice" in capsys.readouterr().err
     given = ["--model", words[3], "--add", adds[0], "--add", adds[1], "--input", f"still.png={still}"]
     assert main(["replay", str(out), "-o", str(tmp_path / "again.mp4"), *given]) == 0
-    assert "the same to the bit" in capsys.readouterr().err
+    assert "are identical to" in capsys.readouterr().err

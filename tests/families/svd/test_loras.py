@@ -111,7 +111,7 @@ def test_the_command_line_uses_them_and_replay_honours_them(saved, files, pictur
     capsys.readouterr()
     given = ["--model", str(saved), "--input", f"image={picture}"]
     assert main(["replay", "made.mp4", "-o", "again.mp4", *given, *loras]) == 0
-    assert "not the same" not in (err := capsys.readouterr().err)
+    assert "are not identical" not in (err := capsys.readouterr().err)
     assert "other LoRAs" not in err
     assert main(["replay", "made.mp4", "-o", "third.mp4", *given]) == 2
     assert "pass --lora PATH:0.7 (one.safetensors), --lora PATH:1 (" in capsys.readouterr().err
@@ -119,7 +119,7 @@ def test_the_command_line_uses_them_and_replay_honours_them(saved, files, pictur
     assert main(["replay", "made.mp4", "-o", "third.mp4", *given, *loras]) == 0
     err = capsys.readouterr().err
     assert "other LoRAs than the clip's" in err
-    assert "not the same to the bit" in err
+    assert "are not identical to" in err
 
 
 @pytest.mark.parametrize("loras", [[{"file": "x"}], ["x"], [{"file": "x", "weight": "much", "hash": ""}], {"x": 1}])
