@@ -13,7 +13,7 @@ from torch import Tensor
 import kinema
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser, eps_from_x0
-from kinema.diffusion.samplers import SAMPLERS, OnStep
+from kinema.diffusion.samplers import SAMPLERS, OnStep, State, free
 from kinema.diffusion.schedules import Level
 
 
@@ -25,19 +25,21 @@ def midpoint(
     *,
     noise: Noise,  # noqa: ARG001 (every sampler has it; this one draws nothing)
     on_step: OnStep | None = None,
+    state: State = free,
 ) -> Tensor:
     """The explicit midpoint rule on the straight path: ``y' = eps - x0`` for ``y = z / (alpha + sigma)`` along
-    ``s = sigma / (alpha + sigma)``, a form that every process takes. Two levels of the list make one step."""
+    ``s = sigma / (alpha + sigma)``, a form that every process takes. Two levels of the list make one step. ``state`` writes what is known of the clip over it."""
+    z = state(z, 0)
     total = (len(levels) - 1) // 2
     for i in range(total):
         start, middle, end = (levels[2 * i + k].batch(len(z)) for k in range(3))
         x0 = denoise(z, start)
-        half = middle.add_noise(x0, eps_from_x0(x0, z, start))
+        half = state(middle.add_noise(x0, eps_from_x0(x0, z, start)), 2 * i + 1)
         x0 = denoise(half, middle)
         slope = eps_from_x0(x0, half, middle) - x0
         scales = [sum(level.like(z)) for level in (start, end)]
         places = [level.like(z)[1] / scale for level, scale in zip((start, end), scales, strict=True)]
-        z = scales[1] * (z / scales[0] + (places[1] - places[0]) * slope)
+        z = state(scales[1] * (z / scales[0] + (places[1] - places[0]) * slope), 2 * i + 2)
         if on_step:
             on_step(i + 1, total, end, x0)
     return z

@@ -103,10 +103,14 @@ def replaced(request: Request, families: Iterable[Family], own: Mapping[str, str
     families names: other values stay as they are, also where they spell the same.
     """
     extra = {
-        key: _with(value, {file: shown[file] for f in families for file in f.sampling.files(Request(extra={key: value}))})
+        key: _with(value, {file: shown[file] for family in families for file in _files(family, key, value)})
         for key, value in request.extra.items()
     }
     return request.with_(**own, extra=extra)
+
+
+def _files(family: Family, key: str, value: Any) -> tuple[str, ...]:
+    return family.sampling.files(Request(extra={key: value}))
 
 
 def _with(value: Any, names: Mapping[str, str]) -> Any:

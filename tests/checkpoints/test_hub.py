@@ -142,7 +142,7 @@ def test_a_name_with_points_and_a_file_of_a_repository_are_names_of_the_hub(monk
         asked.append(name)
         raise BadRequest("fetched")
 
-    monkeypatch.setattr("kinema.system.hub.fetch_model", fetched)
+    monkeypatch.setattr("kinema.system.opening.hub.fetch_model", fetched)
     named = [
         "stabilityai/stable-diffusion-xl-base-1.0",
         "SG161222/Realistic_Vision_V5.1_noVAE",

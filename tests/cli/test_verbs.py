@@ -253,7 +253,7 @@ def test_a_verb_takes_what_the_schema_says_and_the_sampling_options(task):
     names = {o.name for o in request_options(task)}
     somewhere = {name for taken in TAKES.values() for name in taken}
     assert names & somewhere == set(TAKES[task])
-    assert {f.name for f in fields(Request)} - somewhere - {"task"} == names - somewhere - {
+    assert {f.name for f in fields(Request)} - somewhere - {"task", "loras"} == names - somewhere - {
         "motion",
         "control",
         "ip_image",

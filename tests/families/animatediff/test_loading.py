@@ -78,7 +78,7 @@ def test_the_alias_is_the_image_model_and_the_motion_module_that_people_use(tiny
     other = written(tmp_path / "mm.ckpt", motion_file.export("official", moving))
     hub = {"stable-diffusion-v1-5/stable-diffusion-v1-5": image, "guoyww/animatediff/v3_sd15_mm.ckpt": other}
     asked = []
-    monkeypatch.setattr("kinema.system.hub.fetch_model", lambda name, **_told: asked.append(name) or hub[name])
+    monkeypatch.setattr("kinema.system.opening.hub.fetch_model", lambda name, **_told: asked.append(name) or hub[name])
     system = open_system("animatediff-v3")
     assert asked == list(hub)
     assert system.config.motion != "none"
