@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.families.animatediff.config import Config
-from kinema.families.animatediff.ip_adapter import PictureBlock, Pictures, Projections
-from kinema.families.animatediff.motion import AS_TRAINED, MotionModule, Moving, norm_over_clip
+from kinema.families.animatediff.control.ip_adapter import PictureBlock, Pictures, Projections
+from kinema.families.animatediff.motion.module import AS_TRAINED, MotionModule, Moving, norm_over_clip
 from kinema.nn.embeddings import sinusoidal
 from kinema.nn.ldm_unet import (
     Downsample,

@@ -10,9 +10,9 @@ import torch
 
 from kinema.checkpoints import files
 from kinema.checkpoints.convert import convert
-from kinema.families.animatediff import controlnet_file
 from kinema.families.animatediff.config import IMAGE, SDXL_IMAGE, TINY, ControlSize, from_json, to_json
-from kinema.families.animatediff.controlnet import ControlNet
+from kinema.families.animatediff.control.controlnet import ControlNet
+from kinema.families.animatediff.files import controlnet_file
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.generate import load
 from kinema.schema import BadRequest, Request

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from kinema.checkpoints.keymap import KeyMap
 from kinema.checkpoints.lora_formats import Lora
-from kinema.families.animatediff import layout, motion_file
 from kinema.families.animatediff.config import Config
+from kinema.families.animatediff.files import layout, motion_file
 from kinema.families.animatediff.unet import UNet
 
 

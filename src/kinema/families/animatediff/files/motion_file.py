@@ -21,7 +21,7 @@ from kinema.checkpoints.files import Header
 from kinema.checkpoints.keymap import KeyMap, few
 from kinema.checkpoints.lora_formats import is_lora
 from kinema.families.animatediff.config import PRESETS, Config, Motion, preset_of_motion
-from kinema.families.animatediff.motion import sinusoids
+from kinema.families.animatediff.motion.module import sinusoids
 from kinema.schema import BadRequest
 
 MotionLayout = Literal["official", "diffusers", "hotshot"]

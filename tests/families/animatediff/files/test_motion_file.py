@@ -8,8 +8,8 @@ from functools import cache
 import pytest
 import torch
 
-from kinema.families.animatediff import motion_file
 from kinema.families.animatediff.config import IMAGE, PRESETS, SDXL_IMAGE, TINY
+from kinema.families.animatediff.files import motion_file
 from kinema.families.animatediff.unet import UNet
 from kinema.schema import BadRequest
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from kinema.checkpoints import files
-from kinema.families.animatediff import controlnet_file
 from kinema.families.animatediff.config import AdapterSize, ControlSize, VisionSize
-from kinema.families.animatediff.controlnet import ControlNet
+from kinema.families.animatediff.control.controlnet import ControlNet
+from kinema.families.animatediff.files import controlnet_file
 from kinema.generate import load
 from kinema.media import read
 from kinema.schema import Canvas, Request

@@ -18,9 +18,9 @@ from kinema.checkpoints.files import Header, listed
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.stream import Stream
 from kinema.checkpoints.table import Table, shapes_of
-from kinema.families.animatediff import folder, layout, opening
 from kinema.families.animatediff.config import Config
-from kinema.families.animatediff.layout import ImageFile
+from kinema.families.animatediff.files import folder, layout, opening
+from kinema.families.animatediff.files.layout import ImageFile
 from kinema.schema import BadRequest
 from kinema.system import family_of
 

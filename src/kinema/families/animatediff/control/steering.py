@@ -16,7 +16,7 @@ from torch import Tensor
 from kinema import registry
 from kinema.diffusion.schedules import Level
 from kinema.families.animatediff.config import Config
-from kinema.families.animatediff.controlnet import ControlNet
+from kinema.families.animatediff.control.controlnet import ControlNet
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.families.animatediff.unet import Residuals
 from kinema.media import read

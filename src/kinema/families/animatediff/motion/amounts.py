@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kinema.diffusion.windows import View, views, window_sizes
-from kinema.families.animatediff.motion import Moving
+from kinema.families.animatediff.motion.module import Moving
 from kinema.media import read
 from kinema.media.pictures import is_picture
 from kinema.schema import BadRequest, Lattice, Request

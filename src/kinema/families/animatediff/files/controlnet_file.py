@@ -17,9 +17,9 @@ from kinema.bounds import quoted
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.ldm import layer
 from kinema.checkpoints.table import Row, Table, count, shapes_of
-from kinema.families.animatediff import layout
 from kinema.families.animatediff.config import IMAGE, SDXL_IMAGE, Config, ControlSize, skip_widths
-from kinema.families.animatediff.sparse import HINT
+from kinema.families.animatediff.control.sparse import HINT
+from kinema.families.animatediff.files import layout
 from kinema.schema import BadRequest
 
 ControlLayout = Literal["official", "diffusers"]

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from kinema.checkpoints import files
-from kinema.families.animatediff import conditioning, sparse
+from kinema.families.animatediff import conditioning
 from kinema.families.animatediff.config import PRESETS, TINY
+from kinema.families.animatediff.control import sparse
+from kinema.families.animatediff.control.sparse import SparseCtrl
 from kinema.families.animatediff.family import FAMILY
 from kinema.families.animatediff.model import AnimateDiff
-from kinema.families.animatediff.sparse import SparseCtrl
 from kinema.generate import Model, load
 from kinema.schema import BadRequest, Canvas, Request
 from kinema.system import System, Weights, open_system, with_model

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kinema.families.animatediff import amounts
-from kinema.families.animatediff.motion import MotionModule, Moving
+from kinema.families.animatediff.motion import amounts
+from kinema.families.animatediff.motion.module import MotionModule, Moving
 from kinema.generate import load
 from kinema.media.write import save_clip
 from kinema.schema import BadRequest, Clip, Lattice, Request

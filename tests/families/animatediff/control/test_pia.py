@@ -10,10 +10,10 @@ import torch
 
 from kinema.checkpoints import files
 from kinema.checkpoints.convert import convert
-from kinema.families.animatediff import layout, motion_file
 from kinema.families.animatediff.config import IMAGE_BETAS, PRESETS, TINY, to_json
+from kinema.families.animatediff.control.pia import AFFINITIES
+from kinema.families.animatediff.files import layout, motion_file
 from kinema.families.animatediff.model import AnimateDiff
-from kinema.families.animatediff.pia import AFFINITIES
 from kinema.generate import load
 from kinema.schema import BadRequest, Canvas, Request
 from kinema.system import open_system

@@ -16,8 +16,8 @@ from kinema.checkpoints.files import Header
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.table import count
 from kinema.conditioning.clip_text import BIG_G, ClipTextSize
-from kinema.families.animatediff import layout, motion_file
 from kinema.families.animatediff.config import IMAGE, PRESETS, SDXL_IMAGE, Config
+from kinema.families.animatediff.files import layout, motion_file
 from kinema.schema import BadRequest
 from kinema.system import Found
 

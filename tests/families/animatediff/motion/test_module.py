@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from kinema.families.animatediff.config import PRESETS, TINY
-from kinema.families.animatediff.motion import MotionModule, Moving, norm_over_clip, sinusoids
+from kinema.families.animatediff.motion.module import MotionModule, Moving, norm_over_clip, sinusoids
 from kinema.families.animatediff.unet import UNet
 from kinema.schema import BadRequest
 

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from kinema.conditioning.clip_vision import MEAN, STD, ClipVision
 from kinema.families.animatediff.config import AdapterSize, Config
-from kinema.families.animatediff.control import check_frames, check_names, of_name, scale_of
-from kinema.families.animatediff.ip_adapter import Picture, Projections
+from kinema.families.animatediff.control.ip_adapter import Picture, Projections
+from kinema.families.animatediff.control.steering import check_frames, check_names, of_name, scale_of
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.media import read
 from kinema.schema import BadRequest, Note, OnEvent, Request

@@ -22,8 +22,8 @@ from kinema.checkpoints.lora_formats import KOHYA, Lora, PeftAlphas, is_lora, pl
 from kinema.checkpoints.signatures import lora_kind
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.stream import Stream
-from kinema.families.animatediff import lora
 from kinema.families.animatediff.config import PRESETS
+from kinema.families.animatediff.files import lora
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest

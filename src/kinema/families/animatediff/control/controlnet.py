@@ -13,8 +13,8 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from kinema.families.animatediff.config import Config, ControlSize, skip_widths
-from kinema.families.animatediff.ip_adapter import per_image
-from kinema.families.animatediff.sparse import Drawing, zero
+from kinema.families.animatediff.control.ip_adapter import per_image
+from kinema.families.animatediff.control.sparse import Drawing, zero
 from kinema.families.animatediff.unet import Level, Residuals, Told, Transformer, images, resnet, run_down, run_mid
 from kinema.nn.embeddings import sinusoidal
 from kinema.nn.ldm_unet import Downsample, TimestepEmbedding, add_, silu_

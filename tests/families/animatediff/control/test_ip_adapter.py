@@ -11,9 +11,10 @@ import torch
 from kinema.checkpoints import files
 from kinema.checkpoints.convert import convert
 from kinema.conditioning.clip_vision import ClipVision
-from kinema.families.animatediff import ip_adapter_file, pictures
 from kinema.families.animatediff.config import IMAGE, SDXL_IMAGE, TINY, AdapterSize, VisionSize, from_json, to_json
-from kinema.families.animatediff.ip_adapter import Picture
+from kinema.families.animatediff.control import pictures
+from kinema.families.animatediff.control.ip_adapter import Picture
+from kinema.families.animatediff.files import ip_adapter_file
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.families.animatediff.unet import UNet
 from kinema.generate import load

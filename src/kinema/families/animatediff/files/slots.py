@@ -14,8 +14,9 @@ from kinema.checkpoints.lora_formats import is_lora
 from kinema.checkpoints.signatures import describe
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.table import Table, count
-from kinema.families.animatediff import controlnet_file, ip_adapter_file, layout, motion_file, sparse
 from kinema.families.animatediff.config import Config
+from kinema.families.animatediff.control import sparse
+from kinema.families.animatediff.files import controlnet_file, ip_adapter_file, layout, motion_file
 from kinema.families.animatediff.unet import UNet
 from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest

@@ -9,8 +9,9 @@ import torch
 
 from kinema import registry
 from kinema.checkpoints import files
-from kinema.families.animatediff import layout, motion_file, sparse
 from kinema.families.animatediff.config import IMAGE, MOTION_BETAS, PRESETS, SDXL_IMAGE, TINY
+from kinema.families.animatediff.control import sparse
+from kinema.families.animatediff.files import layout, motion_file
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.generate import load
 from kinema.schema import BadRequest, Request

@@ -20,11 +20,11 @@ from torch.nn import functional as F
 
 from kinema.checkpoints.files import Header
 from kinema.diffusion.windows import View
-from kinema.families.animatediff import motion_file
 from kinema.families.animatediff.config import Config, skip_widths
-from kinema.families.animatediff.ip_adapter import per_image
-from kinema.families.animatediff.motion import Moving
-from kinema.families.animatediff.motion_file import MotionLayout
+from kinema.families.animatediff.control.ip_adapter import per_image
+from kinema.families.animatediff.files import motion_file
+from kinema.families.animatediff.files.motion_file import MotionLayout
+from kinema.families.animatediff.motion.module import Moving
 from kinema.families.animatediff.unet import Residuals, Told, down_level, images, mid_level, run_down, run_mid
 from kinema.nn.embeddings import sinusoidal
 from kinema.nn.ldm_unet import TimestepEmbedding, silu_

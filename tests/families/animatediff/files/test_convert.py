@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 from kinema.checkpoints import files
 from kinema.checkpoints.convert import convert
 from kinema.conditioning.clip_text import ClipTextSize
-from kinema.families.animatediff import layout, motion_file, sparse
 from kinema.families.animatediff.config import IMAGE_BETAS, TINY, to_json
+from kinema.families.animatediff.control import sparse
+from kinema.families.animatediff.control.sparse import SparseCtrl
+from kinema.families.animatediff.files import layout, motion_file
 from kinema.families.animatediff.model import AnimateDiff
-from kinema.families.animatediff.sparse import SparseCtrl
 from kinema.families.animatediff.unet import UNet
 from kinema.schema import BadRequest
 from kinema.system import open_system

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from kinema.checkpoints import files
 from kinema.checkpoints.convert import convert
 from kinema.checkpoints.lora_formats import Adapter, kohya, read_lora
-from kinema.families.animatediff import lora, motion_file
 from kinema.families.animatediff.config import IMAGE, PRESETS, SDXL_IMAGE, TINY
+from kinema.families.animatediff.files import lora, motion_file
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.generate import load
 from kinema.schema import BadRequest
