@@ -9,10 +9,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from vs_measure import Row
-
 import kinema
 from kinema.atomic import replacing
+from vs.measure import Row
 
 
 class Kept:
@@ -53,7 +52,8 @@ class Kept:
 def code_hash() -> str:
     """Of the package and of these scripts: figures of other code are not this code's."""
     digest = sha256()
-    for root in (Path(kinema.__file__).parent, Path(__file__).parent):
-        for file in sorted(root.rglob("*.py") if root.name == "kinema" else root.glob("vs_*.py")):
+    here = Path(__file__).parent
+    for files in (Path(kinema.__file__).parent.rglob("*.py"), here.glob("*.py"), here.parent.glob("vs_*.py")):
+        for file in sorted(files):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

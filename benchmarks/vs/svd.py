@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from vs_pairs import AT, CELLS, FRAMES, STEPS, Goals, Pair, Work, normals
 
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.families.svd import conditioning, recipe
@@ -19,6 +18,7 @@ from kinema.families.svd.family import FAMILY
 from kinema.generate import guide
 from kinema.schema import Request
 from kinema.system import Conditions, System
+from vs.pairs import AT, CELLS, FRAMES, STEPS, Goals, Pair, Work, normals
 
 PICTURE = "picture.png"
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from vs_pairs import AT, CELLS, FRAMES, STEPS, Goals, Pair, Work, normals
 
 from kinema.conditioning.clip_text import ClipTextSize
 from kinema.diffusion.samplers import SAMPLERS
@@ -21,6 +20,7 @@ from kinema.families.animatediff.family import FAMILY
 from kinema.generate import guide
 from kinema.schema import Request
 from kinema.system import Conditions, System
+from vs.pairs import AT, CELLS, FRAMES, STEPS, Goals, Pair, Work, normals
 
 PROMPT = "a cat on a mat"
 
