@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kinema.checkpoints import files
+from kinema.checkpoints import files, stable_diffusion
 from kinema.checkpoints.convert import convert
 from kinema.conditioning.clip_text import ClipTextSize
 from kinema.families.animatediff.config import IMAGE_BETAS, TINY, to_json
@@ -205,4 +205,4 @@ def test_a_folder_that_was_changed_is_written_with_a_header_of_its_own(tmp_path)
     convert(tmp_path / "folder", tmp_path / "b.safetensors", "official")
     first, second = (files.header(tmp_path / f"{x}.safetensors") for x in "ab")
     assert first.keys() == second.keys()
-    assert {second[name][1] for name in second if name.startswith(layout.VAE)} == {torch.float16}
+    assert {second[name][1] for name in second if name.startswith(stable_diffusion.VAE)} == {torch.float16}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kinema import registry
-from kinema.checkpoints import files
+from kinema.checkpoints import files, stable_diffusion
 from kinema.families.animatediff.config import IMAGE, MOTION_BETAS, PRESETS, SDXL_IMAGE, TINY
 from kinema.families.animatediff.control import sparse
 from kinema.families.animatediff.files import layout, motion_file
@@ -112,8 +112,12 @@ def test_a_file_without_vae_takes_one_of_either_layout_and_says_so_first(tiny, t
     with pytest.raises(BadRequest, match=r"file has no VAE, add one \(vae=FILE\)"):
         load(image).generate("a cat")
     ours = {k.removeprefix("vae."): v for k, v in tiny.state_dict().items() if k.startswith("vae.")}
-    ldm = {k.removeprefix(layout.VAE): v for k, v in single_file(tiny, more=False).items() if k.startswith(layout.VAE)}
-    for n, tensors in enumerate((ours, ldm, {layout.VAE + k: v for k, v in ldm.items()})):
+    ldm = {
+        k.removeprefix(stable_diffusion.VAE): v
+        for k, v in single_file(tiny, more=False).items()
+        if k.startswith(stable_diffusion.VAE)
+    }
+    for n, tensors in enumerate((ours, ldm, {stable_diffusion.VAE + k: v for k, v in ldm.items()})):
         vae = written(tmp_path / f"vae{n}.safetensors", tensors)
         system = open_system(image, add={"vae": vae})
         assert system.config.absent == ()
@@ -148,12 +152,15 @@ def test_a_key_that_does_not_fit_is_named_when_the_file_is_opened(tiny, tmp_path
 
 def test_single_files_have_exactly_the_published_tensors():
     whole = layout.ImageFile(IMAGE, vae=True, text=True).table.theirs
-    assert [sum(k.startswith(p) for k in whole) for p in (layout.UNET, layout.VAE, layout.TEXT)] == [686, 248, 196]
+    assert [
+        sum(k.startswith(p) for k in whole)
+        for p in (stable_diffusion.UNET, stable_diffusion.VAE, stable_diffusion.TEXT)
+    ] == [686, 248, 196]
     assert whole["model.diffusion_model.input_blocks.1.1.proj_in.weight"] == (320, 320, 1, 1)
     told = layout.recognise({k: (s, torch.float16) for k, s in whole.items()})
     assert told == layout.ImageFile(IMAGE, vae=True, text=True)
     xl = layout.ImageFile(SDXL_IMAGE, vae=True, text=True).table
-    assert sum(k.startswith(layout.UNET) for k in xl.theirs) == 1680
+    assert sum(k.startswith(stable_diffusion.UNET) for k in xl.theirs) == 1680
     assert layout.recognise({k: (s, torch.float16) for k, s in xl.theirs.items()}).config == SDXL_IMAGE
     with torch.device("meta"):
         assert xl.ours == {k: tuple(v.shape) for k, v in AnimateDiff(SDXL_IMAGE).state_dict().items()}

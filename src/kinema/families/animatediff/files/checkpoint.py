@@ -14,13 +14,13 @@ from torch import Tensor
 
 from kinema.checkpoints.convert import File, Plan, cast
 from kinema.checkpoints.source import Source
+from kinema.checkpoints.stable_diffusion import heads_of
 from kinema.families.animatediff.control import sparse
 from kinema.families.animatediff.control.sparse import SparseFile
 from kinema.families.animatediff.files import controlnet_file, image_files, ip_adapter_file, lora_files, motion_file
 from kinema.families.animatediff.files.controlnet_file import ControlFile
 from kinema.families.animatediff.files.image_files import OpenedImage
 from kinema.families.animatediff.files.ip_adapter_file import AdapterFile
-from kinema.families.animatediff.files.layout import heads_of
 from kinema.families.animatediff.files.lora_files import OpenedLora
 from kinema.families.animatediff.files.motion_file import HEADS, UNTOLD, MotionFile, MotionLayout
 from kinema.schema import BadRequest

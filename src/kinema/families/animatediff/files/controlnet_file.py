@@ -16,10 +16,10 @@ from torch import Tensor
 from kinema.bounds import quoted
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.ldm import layer
+from kinema.checkpoints.stable_diffusion import UNET, encoder_rows, unet_sizes
 from kinema.checkpoints.table import Row, Table, count, shapes_of
 from kinema.families.animatediff.config import IMAGE, SDXL_IMAGE, Config, ControlSize, skip_widths
 from kinema.families.animatediff.control.sparse import HINT
-from kinema.families.animatediff.files import layout
 from kinema.schema import BadRequest
 
 ControlLayout = Literal["official", "diffusers"]
@@ -121,7 +121,7 @@ def _inside(named: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 def _of_ldm(header: Header, name: str) -> ControlFile:
     xl = "label_emb.0.0.weight" in header
-    sizes = layout.unet_sizes({layout.UNET + key: entry for key, entry in header.items()}, xl)
+    sizes = unet_sizes({UNET + key: entry for key, entry in header.items()}, xl)
     depths = tuple(depth or None for depth in sizes.pop("depths"))
     size = ControlSize(
         depths=depths,
@@ -190,7 +190,7 @@ def _vector(image: Config, width: int) -> Config:
 
 def rows(image: Config, size: ControlSize) -> Iterator[Row]:
     """Every tensor of the authors' layout, without ``control_model.``: 340 for Stable Diffusion 1.5."""
-    for row in layout.encoder_rows(replace(image, linear=size.linear), size.depths, size.middle):
+    for row in encoder_rows(replace(image, linear=size.linear), size.depths, size.middle):
         if size.middle is not None or not row.theirs.startswith("middle_block.2."):
             yield row
     for n, width in enumerate(skip_widths(image)):

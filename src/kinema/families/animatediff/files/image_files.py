@@ -16,6 +16,7 @@ from torch import Tensor
 from kinema.checkpoints.convert import File, Plan, cast
 from kinema.checkpoints.files import Header, listed
 from kinema.checkpoints.source import Source
+from kinema.checkpoints.stable_diffusion import is_unused, usual
 from kinema.checkpoints.stream import Stream
 from kinema.checkpoints.table import Table, shapes_of
 from kinema.families.animatediff.config import Config
@@ -61,7 +62,10 @@ def open_single(path: Path, variant: str | None) -> OpenedImage | None:
     image = layout.recognise(source.header)
     if image is None:
         return None
-    known, spelt = image.table, {layout.usual(n): n for n in source.header if not layout.is_unused(n)}
+    known, spelt = (
+        image.table,
+        {usual(n): n for n in source.header if not is_unused(n)},
+    )
     known.check_theirs({name: source.header[own][0] for name, own in spelt.items()}, path.name)
     kept = {spelt[row.theirs] for row in known.rows if row.ours}
     extra = {name: entry for name, entry in source.header.items() if name not in kept}
@@ -85,7 +89,7 @@ def open_folder(source: Source) -> OpenedImage | None:
         )
     streams = {part: Stream(source.path / part, source.variant) for part in found.parts}
     named = {opening.our_name(f"{part}.{name}"): (part, name) for part, held in streams.items() for name in held}
-    named = {name: place for name, place in named.items() if not layout.is_unused(name)}
+    named = {name: place for name, place in named.items() if not is_unused(name)}
     image = ImageFile(found.config, vae=True, text=True)
     known, ours = image.table, {name: streams[part].header[own] for name, (part, own) in named.items()}
     known.check_ours(shapes_of(ours), source.path.name)
@@ -123,7 +127,7 @@ def _fits(opened: OpenedImage) -> bool:
     told = _listed(opened.text)
     now = _single_header(opened, told)
     here = {row.theirs for row in opened.table.rows if row.ours}
-    whole = here <= {layout.usual(name) for name in told} and opened.extra.keys() <= told.keys()
+    whole = here <= {usual(name) for name in told} and opened.extra.keys() <= told.keys()
     return whole and all(now.get(name) == entry for name, entry in told.items())
 
 
@@ -152,7 +156,7 @@ def plan_single(opened: OpenedImage, dtype: torch.dtype | None) -> Plan:
 
     def make(name: str) -> Tensor:
         kept = name in opened.extra
-        return cast(opened.read(name) if kept else opened.table.make_theirs(layout.usual(name), opened.read), dtype)
+        return cast(opened.read(name) if kept else opened.table.make_theirs(usual(name), opened.read), dtype)
 
     text = opened.text if dtype is None else b""
     return Plan((File("", cast(header, dtype), make, {"format": "pt"}, text or None),), {})
@@ -161,7 +165,7 @@ def plan_single(opened: OpenedImage, dtype: torch.dtype | None) -> Plan:
 def _single_header(opened: OpenedImage, told: Header) -> Header:
     """The single file's tensors, under the names that it had (``told``) or the usual ones."""
     rows = {row.theirs: (row.shape, opened.ours[row.ours[0]][1]) for row in opened.table.rows if row.ours}
-    spelt = {layout.usual(name): name for name in told if name not in opened.extra}
+    spelt = {usual(name): name for name in told if name not in opened.extra}
     return {spelt.get(name, name): entry for name, entry in rows.items()} | opened.extra
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from kinema.checkpoints.keymap import KeyMap
 from kinema.checkpoints.lora_formats import Lora
+from kinema.checkpoints.stable_diffusion import unet_rows
 from kinema.families.animatediff.config import Config
-from kinema.families.animatediff.files import layout, motion_file
+from kinema.families.animatediff.files import motion_file
 from kinema.families.animatediff.unet import UNet
 
 
@@ -27,7 +28,7 @@ def _image(config: Config) -> dict[str, str]:
     """ldm's names (``input_blocks.1.1.…``), with which LoRAs of SDXL are written."""
     return {
         row.theirs.removesuffix(".weight"): f"unet.{row.ours[0].removesuffix('.weight')}"
-        for row in layout.unet_rows(config)
+        for row in unet_rows(config)
         if row.theirs.endswith(".weight") and len(row.shape) > 1
     }
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from kinema.bounds import MAX_QUOTED, quoted, shown
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.source import Source
+from kinema.checkpoints.stable_diffusion import UNET, VAE, cleaned, is_unused, usual
 from kinema.checkpoints.table import count
 from kinema.conditioning.clip_text import BIG_G, ClipTextSize
 from kinema.families.animatediff.config import IMAGE, PRESETS, SDXL_IMAGE, Config
@@ -39,19 +40,19 @@ def open_source(source: Source) -> Found | None:
     image = layout.recognise(source.header)
     if image is None:
         return None
-    image.table.check_theirs({name: shape for name, (shape, _) in layout.cleaned(source.header).items()}, source.name)
+    image.table.check_theirs({name: shape for name, (shape, _) in cleaned(source.header).items()}, source.name)
     config = replace(image.config, absent=(*(() if image.vae else ("vae",)), *(() if image.text else ("text",))))
     return Found(_as_told(config, source))
 
 
 def convert(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a single file, or of a folder's parts, under the network's names; every key used or named."""
-    if any(name.startswith(layout.UNET) for name in tensors):
+    if any(name.startswith(UNET) for name in tensors):
         image = layout.ImageFile(config, "vae" not in config.absent, "text" not in config.absent)
-        image = replace(image, vae=_any(tensors, layout.VAE), text=_any(tensors, "cond"))
-        read = {layout.usual(name): tensor for name, tensor in tensors.items() if not layout.is_unused(name)}
+        image = replace(image, vae=_any(tensors, VAE), text=_any(tensors, "cond"))
+        read = {usual(name): tensor for name, tensor in tensors.items() if not is_unused(name)}
         return image.table.forward(read, "this file")
-    ours = {our_name(name): tensor for name, tensor in tensors.items() if not layout.is_unused(name)}
+    ours = {our_name(name): tensor for name, tensor in tensors.items() if not is_unused(name)}
     image_part = {name: tensor for name, tensor in ours.items() if not _is_motion(name)}
     moving = {_inside(name): tensor for name, tensor in ours.items() if _is_motion(name)}
     whole = ours.get(CONV_IN)
@@ -66,7 +67,7 @@ def convert(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _any(tensors: Mapping[str, Tensor], prefix: str) -> bool:
-    return any(name.startswith(prefix) and not layout.is_unused(name) for name in tensors)
+    return any(name.startswith(prefix) and not is_unused(name) for name in tensors)
 
 
 def _header(tensors: Mapping[str, Tensor]) -> Header:
@@ -92,7 +93,7 @@ def _open_folder(source: Source) -> Found:
     if (source.path / "text_encoder_2").is_dir():
         parts.append("text_encoder_2")
     source.need(parts)
-    header = {our_name(name): entry for name, entry in source.headers(parts).items() if not layout.is_unused(name)}
+    header = {our_name(name): entry for name, entry in source.headers(parts).items() if not is_unused(name)}
     if not any(_is_motion(name) for name in header) and (source.path / MOTION_PART).is_dir():
         parts.append(MOTION_PART)
         header |= source.headers([MOTION_PART])

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from kinema.checkpoints import ldm
+from kinema.checkpoints import ldm, stable_diffusion
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.lora_formats import is_lora
 from kinema.checkpoints.signatures import describe
@@ -16,7 +16,7 @@ from kinema.checkpoints.source import Source
 from kinema.checkpoints.table import Table, count
 from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.control import sparse
-from kinema.families.animatediff.files import controlnet_file, ip_adapter_file, layout, motion_file
+from kinema.families.animatediff.files import controlnet_file, ip_adapter_file, motion_file
 from kinema.families.animatediff.unet import UNet
 from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest
@@ -86,7 +86,7 @@ def kind_of(source: Source) -> str:
         return "a ControlNet (add controlnet=FILE)"
     if ip_adapter_file.is_adapter(header):
         return "an IP-Adapter (add ip-adapter=FILE)"
-    if layout.is_image_model(source.header):
+    if stable_diffusion.is_image_model(source.header):
         return "an image model of Stable Diffusion"
     return describe(source)
 
@@ -197,10 +197,12 @@ def _style(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _open_vae(config: Config, source: Source) -> Found:
-    header = {_bare(name): entry for name, entry in source.header.items() if not layout.is_unused(_prefixed(name))}
+    header = {
+        _bare(name): entry for name, entry in source.header.items() if not stable_diffusion.is_unused(_prefixed(name))
+    }
     if "decoder.conv_in.weight" not in header or "encoder.conv_in.weight" not in header:
         raise _wrong(source, "VAE")
-    sizes = layout.vae_sizes(header) if _is_ldm(header) else _vae_sizes(header)
+    sizes = stable_diffusion.vae_sizes(header) if _is_ldm(header) else _vae_sizes(header)
     differ = {name: value for name, value in sizes.items() if getattr(config, name) != value}
     if differ and "vae" not in config.absent:
         name, value = next(iter(differ.items()))
@@ -212,11 +214,11 @@ def _open_vae(config: Config, source: Source) -> Found:
 
 
 def _vae(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    named = {_bare(name): tensor for name, tensor in tensors.items() if not layout.is_unused(_prefixed(name))}
+    named = {_bare(name): tensor for name, tensor in tensors.items() if not stable_diffusion.is_unused(_prefixed(name))}
     header = _header(named)
     if not _is_ldm(header):
         return {f"vae.{name}": tensor for name, tensor in named.items()}
-    sizes = layout.vae_sizes(header)
+    sizes = stable_diffusion.vae_sizes(header)
     rows = ldm.autoencoder(sizes["vae_channels"], sizes["vae_layers"], sizes["latent_channels"])
     made = Table(rows).forward(named, "this VAE")
     return {f"vae.{name}": tensor for name, tensor in made.items()}
@@ -227,11 +229,11 @@ def _is_ldm(header: Header) -> bool:
 
 
 def _bare(name: str) -> str:
-    return name.removeprefix(layout.VAE)
+    return name.removeprefix(stable_diffusion.VAE)
 
 
 def _prefixed(name: str) -> str:
-    return name if name.startswith((layout.VAE, "model_ema.")) else layout.VAE + name
+    return name if name.startswith((stable_diffusion.VAE, "model_ema.")) else stable_diffusion.VAE + name
 
 
 def _vae_sizes(header: Header) -> dict[str, object]:
