@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from kinema.families.animatediff.config import Config, ControlSize, skip_widths
 from kinema.families.animatediff.control.ip_adapter import per_image
 from kinema.families.animatediff.control.sparse import Drawing, zero
-from kinema.families.animatediff.unet import Level, Residuals, Told, Transformer, images, resnet, run_down, run_mid
+from kinema.families.animatediff.unet import resnet
 from kinema.nn.embeddings import sinusoidal
 from kinema.nn.ldm_unet import Downsample, TimestepEmbedding, add_, silu_
+from kinema.nn.sd_unet import Level, Residuals, Told, Transformer, down_inputs, images, run_down, run_mid
 
 
 class ControlNet(nn.Module):
@@ -38,7 +39,7 @@ class ControlNet(nn.Module):
         middle = _transformers(image, len(channels) - 1, size.middle, 1)
         # diffusers' small ones, whose middle has no transformer, have one residual block there.
         resnets = [resnet(image, channels[-1], channels[-1]) for _ in range(2 if middle else 1)]
-        self.mid_block = Level(resnets, middle, [])
+        self.mid_block: Level[Told] = Level(resnets, middle)
         self.controlnet_mid_block = zero(nn.Conv2d(channels[-1], channels[-1], 1))
 
     def embed(self, shown_BCTHW: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ class ControlNet(nn.Module):
         emb_BE = self.time_embedding(sinusoidal(step_B, self.conv_in.out_channels).to(dtype))
         if self.add_embedding is not None and added_BV is not None:
             emb_BE = emb_BE + self.add_embedding(added_BV.to(dtype))
-        told = Told(silu_(emb_BE), context_RLC, z_BCTHW.shape[2], motion=False)
+        told = Told(silu_(emb_BE), context_RLC)
         x = self.conv_in(images(z_BCTHW.to(dtype)))
         x = add_(x, hint_NCHW if len(hint_NCHW) == 1 else hint_NCHW.repeat(len(x) // len(hint_NCHW), 1, 1, 1))
         x, skips = run_down(self.down_blocks, x, told)
@@ -74,12 +75,11 @@ class ControlNet(nn.Module):
         return Residuals(maps[:-1], maps[-1])
 
 
-def _down(image: Config, level: int, depth: int | None) -> Level:
-    out, first = image.channels[level], image.channels[max(level - 1, 0)]
+def _down(image: Config, level: int, depth: int | None) -> Level[Told]:
+    out = image.channels[level]
     return Level(
-        [resnet(image, first if i == 0 else out, out) for i in range(image.layers)],
+        [resnet(image, into, out) for into in down_inputs(image.channels, image.layers, level)],
         _transformers(image, level, depth, image.layers),
-        [],
         down=Downsample(out) if level < len(image.channels) - 1 else None,
     )
 

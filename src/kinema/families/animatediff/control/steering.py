@@ -18,10 +18,10 @@ from kinema.diffusion.schedules import Level
 from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.control.controlnet import ControlNet
 from kinema.families.animatediff.model import AnimateDiff
-from kinema.families.animatediff.unet import Residuals
 from kinema.media import read
 from kinema.media.pictures import is_picture
 from kinema.nn.ldm_unet import channels_last
+from kinema.nn.sd_unet import Residuals
 from kinema.schema import BadRequest, Note, OnEvent, Request
 from kinema.values import quoted
 
