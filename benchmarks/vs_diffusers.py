@@ -32,12 +32,12 @@ os.environ["TORCHINDUCTOR_FREEZING"] = "1"  # read as torch._dynamo is imported
 
 import torch
 import torch._dynamo
-import vs_measure as measure
-from vs_animatediff import AnimateDiffPair
-from vs_kept import Kept, code_hash
-from vs_measure import Clock, Row
-from vs_pairs import Pair, Work
-from vs_svd import SVDPair
+from vs import measure
+from vs.animatediff import AnimateDiffPair
+from vs.kept import Kept, code_hash
+from vs.measure import Clock, Row
+from vs.pairs import Pair, Work
+from vs.svd import SVDPair
 
 from kinema import processor
 from kinema.atomic import replacing

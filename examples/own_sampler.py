@@ -28,7 +28,8 @@ def midpoint(
     state: State = free,
 ) -> Tensor:
     """The explicit midpoint rule on the straight path: ``y' = eps - x0`` for ``y = z / (alpha + sigma)`` along
-    ``s = sigma / (alpha + sigma)``, a form that every process takes. Two levels of the list make one step. ``state`` writes what is known of the clip over it."""
+    ``s = sigma / (alpha + sigma)``, a form that every process takes. Two levels of the list make one step, and
+    ``state`` writes what is known of the clip over each of them."""
     z = state(z, 0)
     total = (len(levels) - 1) // 2
     for i in range(total):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import kinema
 from kinema.families.animatediff.config import TINY as TINY_ANIMATEDIFF
 from kinema.families.svd.config import TINY
 
@@ -47,7 +48,7 @@ def bench(monkeypatch, tmp_path):
     pytest.importorskip("transformers")
     torch.set_num_threads(1)
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    svd, animatediff = importlib.import_module("vs_svd"), importlib.import_module("vs_animatediff")
+    svd, animatediff = importlib.import_module("vs.svd"), importlib.import_module("vs.animatediff")
     monkeypatch.setattr(svd.SVDPair, "config", SVD)
     monkeypatch.setattr(animatediff.AnimateDiffPair, "config", ANIMATEDIFF)
 
@@ -139,6 +140,16 @@ def test_what_other_code_measured_is_not_gone_on_with(bench, monkeypatch, capsys
     monkeypatch.setattr(vs, "code_hash", lambda: "another")
     assert run(*words)[0] == 0
     assert "of other code" in capsys.readouterr().err
+
+
+def test_figures_are_of_the_package_and_of_every_script_of_the_comparison(bench, monkeypatch):
+    _, vs, _ = bench
+    read, real = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or real(path))
+    vs.code_hash()
+    scripts = {path for path in read if BENCHMARKS in path.parents}
+    assert scripts == {BENCHMARKS / "vs_diffusers.py", *(BENCHMARKS / "vs").glob("*.py")}
+    assert Path(kinema.__file__) in read
 
 
 @pytest.mark.parametrize("family", ["svd", "animatediff"])

@@ -25,13 +25,13 @@ FAMILIES: dict[str, str] = {
 """Folder name under ``families/`` to its `Family` object."""
 
 LAYOUTS: dict[str, str] = {
-    "animatediff": "kinema.families.animatediff.checkpoint:LAYOUTS",
+    "animatediff": "kinema.families.animatediff.files.checkpoint:LAYOUTS",
     "svd": "kinema.families.svd.checkpoint:LAYOUTS",
 }
 """Families whose weights exist in several layouts, to what `kinema.checkpoints.convert` asks of them."""
 
 SLOTS: dict[str, str] = {
-    "animatediff": "kinema.families.animatediff.slots:SLOTS",
+    "animatediff": "kinema.families.animatediff.files.slots:SLOTS",
 }
 """Families that take additions when a model is opened (a motion module in an image model), to what says which."""
 

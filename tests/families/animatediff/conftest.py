@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from kinema.conditioning.clip_text import ClipTextSize
-from kinema.families.animatediff import ip_adapter_file
 from kinema.families.animatediff.config import MOTION_BETAS, SDXL, TINY, AdapterSize, Betas, Config
+from kinema.families.animatediff.files import ip_adapter_file
 from kinema.families.animatediff.model import AnimateDiff
 
 MIDDLE = replace(TINY, channels=(32, 64, 64), depths=(1, 1, 0), heads=(2, 2, 2))

@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_leaves
 from kinema.api import load
 from kinema.diffusion.windows import views, windows
 from kinema.families.animatediff import conditioning, recipe
-from kinema.families.animatediff.control import Steering
-from kinema.families.animatediff.ip_adapter import Picture
-from kinema.families.animatediff.motion import MotionModule, Moving
+from kinema.families.animatediff.control.ip_adapter import Picture
+from kinema.families.animatediff.control.steering import Steering
+from kinema.families.animatediff.motion.module import MotionModule, Moving
 from kinema.media.metadata import read_recipe
 from kinema.schema import BadRequest, Request
 

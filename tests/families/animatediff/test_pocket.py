@@ -11,9 +11,10 @@ from torch import nn
 
 from kinema.checkpoints.lora_formats import Adapter
 from kinema.data import reading
-from kinema.families.animatediff import lora, recipe
+from kinema.families.animatediff import recipe
 from kinema.families.animatediff.config import POCKET_MOTION, from_json, to_json
 from kinema.families.animatediff.family import FAMILY
+from kinema.families.animatediff.files import lora
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.families.animatediff.pocket import Patches
 from kinema.families.animatediff.training import TRAINING

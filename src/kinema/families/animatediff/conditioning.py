@@ -18,13 +18,14 @@ from torch import Tensor
 from kinema import registry
 from kinema.conditioning import pocket
 from kinema.conditioning.clip_text import ClipTokenizer, Tokenizer, WordTokenizer, encode, find_vocabulary
-from kinema.families.animatediff import amounts, control, pia, pictures
-from kinema.families.animatediff.amounts import AMOUNTS
 from kinema.families.animatediff.config import Config
-from kinema.families.animatediff.control import Steering
-from kinema.families.animatediff.ip_adapter import Picture
+from kinema.families.animatediff.control import pia, pictures, steering
+from kinema.families.animatediff.control.ip_adapter import Picture
+from kinema.families.animatediff.control.steering import Steering
 from kinema.families.animatediff.model import AnimateDiff
-from kinema.families.animatediff.motion import AS_TRAINED, Moving
+from kinema.families.animatediff.motion import amounts
+from kinema.families.animatediff.motion.amounts import AMOUNTS
+from kinema.families.animatediff.motion.module import AS_TRAINED, Moving
 from kinema.media import read
 from kinema.nn.embeddings import sinusoidal
 from kinema.schema import BadRequest, Canvas, OnEvent, Request
@@ -210,7 +211,7 @@ def check_extra(config: Config, request: Request) -> None:
     tile = extra.get("decode_tile", 64)
     if isinstance(tile, bool) or not isinstance(tile, int) or not 8 <= tile <= 4096:
         raise BadRequest(f"decode_tile is {quoted(tile)}; expected a whole number of latent cells, 8 to 4096")
-    control.check(config, request)
+    steering.check(config, request)
     pictures.check(config, request)
     pia.affinity_of(config, request)
     if "scribble" in extra and config.sparse != "scribble":
@@ -218,7 +219,7 @@ def check_extra(config: Config, request: Request) -> None:
             "scribble is for SparseCtrl's drawings, and this model has none: add sparsectrl=FILE of scribble"
         )
     for name, found in (("scribble", scribbles_of(request)), ("travel", travel_of(request))):
-        control.check_frames(name, found, request)
+        steering.check_frames(name, found, request)
     for file in scribbles_of(request).values():
         if not Path(file).is_file():
             raise BadRequest(f"there is no picture {file} for SparseCtrl's drawings")
@@ -231,7 +232,7 @@ def check_extra(config: Config, request: Request) -> None:
 
 def files_of(request: Request) -> tuple[str, ...]:
     """What the options of a request name on disk: controls, pictures, drawings, and masks of regions."""
-    named = [*control.files_of(request.extra), *pictures.files_of(request.extra)]
+    named = [*steering.files_of(request.extra), *pictures.files_of(request.extra)]
     return tuple(dict.fromkeys([*named, *scribbles_of(request).values(), *amounts.masks_of(request.extra)]))
 
 
@@ -272,5 +273,5 @@ def frames_shown(request: Request, canvas: Canvas, z_BCTHW: Tensor) -> Shown:
 
 def control_scale(request: Request) -> Tensor:
     """How much of SparseCtrl is added, [1] or [T]."""
-    told = control.of_name(request.extra, "control_scale", control.SPARSE, only=True)
-    return control.scale_of(1.0 if told is None else told, request.shape.frames, "control_scale")
+    told = steering.of_name(request.extra, "control_scale", steering.SPARSE, only=True)
+    return steering.scale_of(1.0 if told is None else told, request.shape.frames, "control_scale")

@@ -14,12 +14,15 @@ from kinema.conditioning.clip_text import WordTokenizer
 from kinema.data import playroom
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import Level, last_levels
-from kinema.families.animatediff import amounts, conditioning, control, lora, opening, pia, pictures, recipe
+from kinema.families.animatediff import conditioning, recipe
 from kinema.families.animatediff.conditioning import Condition
 from kinema.families.animatediff.config import PRESETS, Config, from_json, to_json
-from kinema.families.animatediff.control import Steering
-from kinema.families.animatediff.ip_adapter import Picture
+from kinema.families.animatediff.control import pia, pictures, steering
+from kinema.families.animatediff.control.ip_adapter import Picture
+from kinema.families.animatediff.control.steering import Steering
+from kinema.families.animatediff.files import lora, opening
 from kinema.families.animatediff.model import AnimateDiff, blocks
+from kinema.families.animatediff.motion import amounts
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
 from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, System
@@ -126,7 +129,7 @@ class Sampling:
                 mask_B1THW=shown.mask_B1THW.to(system.device, system.dtype),
             )
 
-        steerings = control.steerings(model, config, request, self._levels(system, request, canvas), on_event)
+        steerings = steering.steerings(model, config, request, self._levels(system, request, canvas), on_event)
         # What is averaged over the picture is left out of the unwanted branch.
         unpooled = tuple(each for each in steerings if not config.controls[each.index].pooled)
         seen, unseen = pictures.pictures(model, config, request, on_event)

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from kinema.conditioning.clip_text import ClipText
 from kinema.conditioning.clip_vision import ClipVision
 from kinema.families.animatediff.config import Config, Stage
-from kinema.families.animatediff.controlnet import ControlNet
-from kinema.families.animatediff.motion import MotionModule
+from kinema.families.animatediff.control.controlnet import ControlNet
+from kinema.families.animatediff.control.sparse import SparseCtrl
+from kinema.families.animatediff.motion.module import MotionModule
 from kinema.families.animatediff.pocket import Patches, Reader, begin, few_groups, fine
-from kinema.families.animatediff.sparse import SparseCtrl
-from kinema.families.animatediff.unet import Transformer, UNet
+from kinema.families.animatediff.unet import UNet
 from kinema.nn.ldm_unet import ResBlock
+from kinema.nn.sd_unet import Transformer
 from kinema.vae.kl2d import Autoencoder
 
 

@@ -25,7 +25,7 @@ from kinema.diffusion.schedules import DiscreteBetas, Level
 from kinema.families.animatediff import conditioning
 from kinema.families.animatediff.conditioning import Condition
 from kinema.families.animatediff.config import Config
-from kinema.families.animatediff.control import steer
+from kinema.families.animatediff.control.steering import steer
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.nn.ldm_unet import channels_last
 from kinema.system import Batch, Recipe

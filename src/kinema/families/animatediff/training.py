@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from kinema.checkpoints.lora_formats import Lora
-from kinema.families.animatediff import lora, motion_file, recipe, sparse
+from kinema.families.animatediff import recipe
 from kinema.families.animatediff.config import Config, Stage, with_motion
+from kinema.families.animatediff.control import sparse
+from kinema.families.animatediff.files import lora, motion_file
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.schema import BadRequest
 from kinema.system import Recipe

@@ -11,56 +11,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kinema.families.animatediff.config import Config
-from kinema.families.animatediff.ip_adapter import PictureBlock, Pictures, Projections
-from kinema.families.animatediff.motion import AS_TRAINED, MotionModule, Moving, norm_over_clip
+from kinema.families.animatediff.control.ip_adapter import PictureBlock, Pictures, Projections
+from kinema.families.animatediff.motion.module import AS_TRAINED, MotionModule, Moving, norm_over_clip
 from kinema.nn.embeddings import sinusoidal
-from kinema.nn.ldm_unet import (
-    Downsample,
-    ResBlock,
-    TimestepEmbedding,
-    TransformerBlock,
-    Upsample,
-    add_,
-    group_norm,
-    places,
-    silu_,
-    tokens,
+from kinema.nn.ldm_unet import Downsample, ResBlock, TimestepEmbedding, Upsample, add_, group_norm, silu_
+from kinema.nn.sd_unet import (
+    EPS,
+    Level,
+    Residuals,
+    Told,
+    Transformer,
+    clips,
+    down_inputs,
+    images,
+    middle_depth,
+    run_down,
+    run_mid,
+    run_up,
+    up_inputs,
 )
 from kinema.nn.winograd import after_silu
 from kinema.schema import BadRequest
 
-EPS, TRANSFORMER_EPS = 1e-5, 1e-6
-
 
 @dataclass(frozen=True, eq=False)
-class Told:
-    """What every block of one forward pass is told."""
+class MovingTold(Told):
+    """What every block of one forward pass is told, with how its frames move and the pictures beside the prompt."""
 
-    emb_BE: Tensor
-    context_RLC: Tensor
     frames: int
     motion: bool = True
     moving: Moving = AS_TRAINED
     pictures: Pictures = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Residuals:
-    """What a control network adds: to every skip, in the order they are made, and to the middle; N×C×H×W (or 1×1)."""
-
-    skips: Sequence[Tensor]
-    middle: Tensor
-
-    def __add__(self, other: Residuals) -> Residuals:
-        skips = [a + b for a, b in zip(self.skips, other.skips, strict=True)]
-        return Residuals(skips, self.middle + other.middle)
 
 
 class UNet(nn.Module):
@@ -104,7 +90,7 @@ class UNet(nn.Module):
         _, c, frames, _, _ = z_BCTHW.shape
         if c != self.conv_in.in_channels:
             raise BadRequest(f"the U-Net takes {self.conv_in.in_channels} channels, got {c}")
-        told = Told(silu_(self._embed(step_B, added_BV)), context_RLC, frames, motion, moving, pictures)
+        told = MovingTold(silu_(self._embed(step_B, added_BV)), context_RLC, frames, motion, moving, pictures)
         x = self.conv_in(images(z_BCTHW))
         if first_BCTHW is not None and self.conv_first is not None:
             x = add_(x, self.conv_first(images(first_BCTHW)).repeat(len(z_BCTHW) // len(first_BCTHW), 1, 1, 1))
@@ -113,11 +99,7 @@ class UNet(nn.Module):
         if control is not None:
             skips = [skip + more for skip, more in zip(skips, control.skips, strict=True)]
             x = x + control.middle
-        for level in cast(Sequence[Level], self.up_blocks):
-            for index in range(len(level.resnets)):
-                x = level(index, torch.cat([x, skips.pop()], dim=1), told)
-            if level.upsamplers is not None:
-                x = level.upsamplers[0](x, size=skips[-1].shape[-2:])
+        x = run_up(self.up_blocks, x, skips, told)
         over_clip = self.config.image_norm_over_clip and motion
         x = norm_over_clip(self.conv_norm_out, x, frames) if over_clip else self.conv_norm_out(x)
         return clips(self.conv_out(silu_(x)), frames)
@@ -129,35 +111,6 @@ class UNet(nn.Module):
         if self.add_embedding is None or added_BV is None:
             return emb_BE
         return emb_BE + self.add_embedding(added_BV.to(dtype))
-
-
-def images(x_BCTHW: Tensor) -> Tensor:
-    """``BCTHW -> NCHW`` in channels-last memory: one copy here instead of one per layer."""
-    b, c, t, h, w = x_BCTHW.shape
-    return x_BCTHW.permute(0, 2, 3, 4, 1).reshape(b * t, h, w, c).permute(0, 3, 1, 2)
-
-
-def clips(x_NCHW: Tensor, frames: int) -> Tensor:
-    """``NCHW -> BCTHW``."""
-    return x_NCHW.unflatten(0, (-1, frames)).transpose(1, 2)
-
-
-def run_down(levels: nn.ModuleList, x_NCHW: Tensor, told: Told) -> tuple[Tensor, list[Tensor]]:
-    """The way down, and the map after every block, the first included."""
-    skips = [x_NCHW]
-    for level in cast(Sequence[Level], levels):
-        for index in range(len(level.resnets)):
-            x_NCHW = level(index, x_NCHW, told)
-            skips.append(x_NCHW)
-        if level.downsamplers is not None:
-            x_NCHW = level.downsamplers[0](x_NCHW)
-            skips.append(x_NCHW)
-    return x_NCHW, skips
-
-
-def run_mid(level: Level, x_NCHW: Tensor, told: Told) -> Tensor:
-    """Residual block, transformer, motion module; residual block."""
-    return level.residual(1, level(0, x_NCHW, told), told)
 
 
 class ClipResBlock(ResBlock):
@@ -175,8 +128,8 @@ class ClipResBlock(ResBlock):
         return self.added(x_NCHW, h, overwrite)
 
 
-class Level(nn.Module):
-    """One resolution: residual blocks, each followed by a transformer and a motion module where there are any."""
+class MovingLevel(Level[MovingTold]):
+    """A level whose residual blocks and transformers are each followed by a motion module where there are any."""
 
     def __init__(
         self,
@@ -187,93 +140,54 @@ class Level(nn.Module):
         down: Downsample | None = None,
         up: Upsample | None = None,
     ) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(resnets)
-        self.attentions = nn.ModuleList(attentions)
+        super().__init__(resnets, attentions)
         self.motion_modules = nn.ModuleList(motions)
-        self.downsamplers = nn.ModuleList([down]) if down else None
-        self.upsamplers = nn.ModuleList([up]) if up else None
+        self.end(down, up)
 
-    def forward(self, index: int, x_NCHW: Tensor, told: Told) -> Tensor:
+    def forward(self, index: int, x_NCHW: Tensor, told: MovingTold) -> Tensor:
         """Residual block ``index``, its transformer and its motion module."""
-        x_NCHW = self.residual(index, x_NCHW, told)
-        if len(self.attentions):
-            x_NCHW = self.attentions[index](x_NCHW, told.context_RLC, told.pictures)
+        x_NCHW = super().forward(index, x_NCHW, told)
         if told.motion and len(self.motion_modules):
             x_NCHW = self.motion_modules[index](x_NCHW, told.frames, told.moving)
         return x_NCHW
 
-    def residual(self, index: int, x_NCHW: Tensor, told: Told) -> Tensor:
+    def residual(self, index: int, x_NCHW: Tensor, told: MovingTold) -> Tensor:
         block = self.resnets[index]
         if isinstance(block, ClipResBlock) and told.motion:
             return block(x_NCHW, told.emb_BE, told.frames)
-        return block(x_NCHW, told.emb_BE)
+        return super().residual(index, x_NCHW, told)
 
-
-class Pointwise(nn.Conv2d):
-    """A 1×1 convolution of tokens, under the shape its weight has in every file of SD 1.5."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, width, 1)
-
-    def forward(self, x_NSC: Tensor) -> Tensor:
-        return F.linear(x_NSC, self.weight.flatten(1), self.bias)
-
-
-class Transformer(nn.Module):
-    """Transformer blocks over space between two projections; added to the input.
-
-    ``adapters``: how many IP-Adapters its cross-attentions have.
-    """
-
-    def __init__(  # noqa: PLR0917
-        self, channels: int, heads: int, context: int, depth: int, linear: bool, adapters: int = 0
-    ) -> None:
-        super().__init__()
-        self.norm = group_norm(channels, TRANSFORMER_EPS)
-        self.proj_in = nn.Linear(channels, channels) if linear else Pointwise(channels)
-        self.transformer_blocks = nn.ModuleList(
-            PictureBlock(channels, heads, context, adapters) if adapters else TransformerBlock(channels, heads, context)
-            for _ in range(depth)
-        )
-        self.proj_out = nn.Linear(channels, channels) if linear else Pointwise(channels)
-
-    def forward(self, x_NCHW: Tensor, context_RLC: Tensor, pictures: Pictures = ()) -> Tensor:
-        x_NSC = self.proj_in(tokens(self.norm(x_NCHW)))
-        for block in self.transformer_blocks:
-            x_NSC = block(x_NSC, context_RLC, pictures) if pictures else block(x_NSC, context_RLC)
-        return add_(places(self.proj_out(x_NSC), x_NCHW.shape[2]), x_NCHW)
+    def attention(self, index: int, x_NCHW: Tensor, told: MovingTold) -> Tensor:
+        if not told.pictures:
+            return super().attention(index, x_NCHW, told)
+        return self.attentions[index](x_NCHW, told.context_RLC, told.pictures)
 
 
 # ---------------------------------------------------------------------------------------- building
 
 
-def down_level(config: Config, level: int, *, double: bool = True) -> Level:
+def down_level(config: Config, level: int, *, double: bool = True) -> MovingLevel:
     """A level of the way down; ``double`` is for its motion modules (a control network has single ones)."""
-    out, first = config.channels[level], config.channels[max(level - 1, 0)]
-    return Level(
-        [resnet(config, first if i == 0 else out, out) for i in range(config.layers)],
+    out = config.channels[level]
+    return MovingLevel(
+        [resnet(config, into, out) for into in down_inputs(config.channels, config.layers, level)],
         _transformers(config, level, config.layers),
         _motions(config, out, config.layers, double=double),
         down=Downsample(out) if level < len(config.channels) - 1 else None,
     )
 
 
-def mid_level(config: Config, motion: bool) -> Level:
-    width = config.channels[-1]
-    depth = next((depth for depth in reversed(config.depths) if depth), 0)
-    transformer = Transformer(width, config.heads[-1], config.context, depth, config.linear, len(config.adapters))
+def mid_level(config: Config, motion: bool) -> MovingLevel:
+    width, depth = config.channels[-1], middle_depth(config.depths)
+    transformer = _transformer(config, -1, depth)
     resnets = [resnet(config, width, width) for _ in range(2)]
-    return Level(resnets, [transformer] if depth else [], _motions(config, width, int(motion)))
+    return MovingLevel(resnets, [transformer] if depth else [], _motions(config, width, int(motion)))
 
 
-def _up(config: Config, level: int) -> Level:
-    """Its inputs are what the level below made, and the skips: of this level, the last one of the level above it."""
-    out, top = config.channels[level], len(config.channels) - 1
-    below = [config.channels[min(level + 1, top)]] + [out] * config.layers
-    skips = [out] * config.layers + [config.channels[max(level - 1, 0)]]
-    return Level(
-        [resnet(config, x + skip, out) for x, skip in zip(below, skips, strict=True)],
+def _up(config: Config, level: int) -> MovingLevel:
+    out = config.channels[level]
+    return MovingLevel(
+        [resnet(config, into, out) for into in up_inputs(config.channels, config.layers, level)],
         _transformers(config, level, config.layers + 1),
         _motions(config, out, config.layers + 1),
         up=Upsample(out) if level else None,
@@ -291,11 +205,15 @@ def resnet(config: Config, into: int, out: int) -> ResBlock:
 
 
 def _transformers(config: Config, level: int, count: int) -> list[Transformer]:
-    depth, width = config.depths[level], config.channels[level]
-    if not depth:
-        return []
-    sizes = (width, config.heads[level], config.context, depth, config.linear, len(config.adapters))
-    return [Transformer(*sizes) for _ in range(count)]
+    depth = config.depths[level]
+    return [_transformer(config, level, depth) for _ in range(count)] if depth else []
+
+
+def _transformer(config: Config, level: int, depth: int) -> Transformer:
+    sizes = (config.channels[level], config.heads[level], config.context, depth, config.linear)
+    if not config.adapters:
+        return Transformer(*sizes)
+    return Transformer(*sizes, partial(PictureBlock, adapters=len(config.adapters)))
 
 
 def _motions(config: Config, width: int, count: int, *, double: bool = True) -> list[MotionModule]:

@@ -1,0 +1,1 @@
+"""Kinema beside diffusers: what `vs_diffusers.py` measures, and how."""

@@ -1,0 +1,77 @@
+"""What image model a single file of Stable Diffusion holds, and whether motion modules are for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from kinema.checkpoints import stable_diffusion
+from kinema.checkpoints.files import Header
+from kinema.checkpoints.stable_diffusion import (
+    TEXT,
+    UNET,
+    VAE,
+    XL_TEXT,
+    cleaned,
+    is_image_model,
+    open_clip_sizes,
+    text_sizes,
+    unet_sizes,
+    vae_sizes,
+)
+from kinema.checkpoints.table import Table
+from kinema.conditioning.clip_text import ClipTextSize
+from kinema.families.animatediff.config import IMAGE, SDXL_IMAGE, Config
+from kinema.schema import BadRequest
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """What a single file holds: the image model's config, and whether its other parts are in it."""
+
+    config: Config
+    vae: bool
+    text: bool
+
+    @property
+    def table(self) -> Table:
+        return Table(stable_diffusion.rows(self.config, vae=self.vae, text=self.text))
+
+
+def recognise(header: Header) -> ImageFile | None:
+    """The image model of a single file, told by keys and shapes; None for a file that has no image U-Net.
+
+    Raises `BadRequest` for an image model that no motion module is for, and says what it is.
+    """
+    header = cleaned(header)
+    if not is_image_model(header):
+        return None
+    xl = f"{UNET}label_emb.0.0.weight" in header
+    sizes = unet_sizes(header, xl)
+    if sizes["in_channels"] != 4:
+        what = {9: "an inpainting", 8: "an instruction"}.get(sizes["in_channels"], "another")
+        raise BadRequest(f"this is {what} model of Stable Diffusion ({sizes['in_channels']} channels); expected 4")
+    if not xl and (any(name.startswith("cond_stage_model.model.") for name in header) or sizes["linear"]):
+        raise BadRequest("this is Stable Diffusion 2; motion modules are for Stable Diffusion 1.5 and XL")
+    base = SDXL_IMAGE if xl else IMAGE
+    vae = any(name.startswith(f"{VAE}decoder.") for name in header)
+    if vae:
+        sizes |= vae_sizes({name.removeprefix(VAE): entry for name, entry in header.items() if name.startswith(VAE)})
+    told = _text_sizes(header, xl)
+    if told:
+        sizes["text"] = told
+    return ImageFile(replace(base, **sizes), vae, bool(told))
+
+
+def text_size(header: Header, prefix: str, base: ClipTextSize) -> ClipTextSize | None:
+    """The text encoder under transformers' names behind a prefix; None where there is none."""
+    told = text_sizes(header, prefix)
+    return replace(base, **told) if told else None
+
+
+def _text_sizes(header: Header, xl: bool) -> tuple[ClipTextSize, ...]:
+    if not xl:
+        only = text_size(header, TEXT, IMAGE.text[0])
+        return (only,) if only else ()
+    first = text_size(header, XL_TEXT[0], SDXL_IMAGE.text[0])
+    second = open_clip_sizes(header, XL_TEXT[1]) if first else None
+    return (first, replace(SDXL_IMAGE.text[1], **second)) if first and second else ()

@@ -1,0 +1,214 @@
+"""From a file or folder to a configuration and to tensors under our names: single files as CivitAI has them, and
+folders of diffusers, with or without a motion module in them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from kinema.bounds import MAX_QUOTED, quoted, shown
+from kinema.checkpoints.files import Header
+from kinema.checkpoints.source import Source
+from kinema.checkpoints.stable_diffusion import UNET, VAE, cleaned, is_unused, usual
+from kinema.checkpoints.table import count
+from kinema.conditioning.clip_text import BIG_G, ClipTextSize
+from kinema.families.animatediff.config import IMAGE, PRESETS, SDXL_IMAGE, Config
+from kinema.families.animatediff.files import layout, motion_file
+from kinema.schema import BadRequest
+from kinema.system import Found
+
+PIPELINES = re.compile(r"(StableDiffusion(XL)?|AnimateDiff\w*|LatentConsistencyModel|PIA)Pipeline")
+CONV_IN = "unet.conv_in.weight"
+MOTION_PART = "motion_adapter"
+_OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+"""The codec's attention as diffusers named it until 2023, which Stable Diffusion's own folders still have."""
+
+
+def open_source(source: Source) -> Found | None:
+    """What AnimateDiff sees in a source, by headers and JSON alone; None when it is not of this family.
+
+    Raises `BadRequest` for an image model that no motion module is for, a folder that lacks a part, and for a
+    ``source.model`` of another shape.
+    """
+    if source.pipeline:
+        return _open_folder(source) if PIPELINES.fullmatch(source.pipeline) else None
+    image = layout.recognise(source.header)
+    if image is None:
+        return None
+    image.table.check_theirs({name: shape for name, (shape, _) in cleaned(source.header).items()}, source.name)
+    config = replace(image.config, absent=(*(() if image.vae else ("vae",)), *(() if image.text else ("text",))))
+    return Found(_as_told(config, source))
+
+
+def convert(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a single file, or of a folder's parts, under the network's names; every key used or named."""
+    if any(name.startswith(UNET) for name in tensors):
+        image = layout.ImageFile(config, "vae" not in config.absent, "text" not in config.absent)
+        image = replace(image, vae=_any(tensors, VAE), text=_any(tensors, "cond"))
+        read = {usual(name): tensor for name, tensor in tensors.items() if not is_unused(name)}
+        return image.table.forward(read, "this file")
+    ours = {our_name(name): tensor for name, tensor in tensors.items() if not is_unused(name)}
+    image_part = {name: tensor for name, tensor in ours.items() if not _is_motion(name)}
+    moving = {_inside(name): tensor for name, tensor in ours.items() if _is_motion(name)}
+    whole = ours.get(CONV_IN)
+    if config.motion == "pia" and whole is not None and whole.shape[1] > config.in_channels:
+        # A U-Net that diffusers saved with PIA in it: its first layer is the image model's and PIA's.
+        moving[motion_file.FIRST[0]] = whole
+        image_part[CONV_IN] = whole[:, : config.in_channels].contiguous()
+    if moving and (told := motion_file.recognise(_header(moving))):
+        made = motion_file.convert(told, moving) | motion_file.first_layer(moving)
+        image_part |= {f"unet.{name}": tensor for name, tensor in made.items()}
+    return image_part
+
+
+def _any(tensors: Mapping[str, Tensor], prefix: str) -> bool:
+    return any(name.startswith(prefix) and not is_unused(name) for name in tensors)
+
+
+def _header(tensors: Mapping[str, Tensor]) -> Header:
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _as_told(config: Config, source: Source) -> Config:
+    """The config with the sampling of the published model that the user says it is."""
+    if source.model is None:
+        return config
+    preset = PRESETS.get(source.model)
+    if preset is None or (preset.motion, preset.channels) != (config.motion, config.channels):
+        what = "an image model" if config.motion == "none" else f"a model with motion module {config.motion}"
+        raise BadRequest(f"{source.path} cannot be {source.model}: it is {what}")
+    return config
+
+
+# ---------------------------------------------------------------------------------------- folders
+
+
+def _open_folder(source: Source) -> Found:
+    parts = ["unet", "vae", "text_encoder"]
+    if (source.path / "text_encoder_2").is_dir():
+        parts.append("text_encoder_2")
+    source.need(parts)
+    header = {our_name(name): entry for name, entry in source.headers(parts).items() if not is_unused(name)}
+    if not any(_is_motion(name) for name in header) and (source.path / MOTION_PART).is_dir():
+        parts.append(MOTION_PART)
+        header |= source.headers([MOTION_PART])
+    config = _sized(header, source)
+    moving = {_inside(name): entry for name, entry in header.items() if _is_motion(name)}
+    if moving and config.in_channels == 2 * motion_file.LATENT + 1:
+        moving[motion_file.FIRST[0]] = header[CONV_IN]
+        config = replace(config, in_channels=motion_file.LATENT)
+    notes = _beside(source)
+    if moving and (told := motion_file.recognise(moving, source.name)):
+        config, notes = told.into(config), (*told.notes(source.name), *notes)
+        heads = source.config("unet").get("motion_num_attention_heads", config.motion_heads)
+        config = replace(config, motion_heads=_each(heads, 1)[0])
+    return Found(_as_told(_scheduled(config, source), source), tuple(parts), notes)
+
+
+def _beside(source: Source) -> tuple[str, ...]:
+    """What a pipeline's folder holds that is used only when it is added."""
+    slots = (("controlnet", "controlnet"), ("image_encoder", "image-encoder"))
+    return tuple(
+        f"{source.path.name} has a {part}, which is used when it is added: {slot}={source.path / part}"
+        for part, slot in slots
+        if (source.path / part / "config.json").is_file()
+    )
+
+
+def our_name(name: str) -> str:
+    """Our name of a tensor in a folder: what older and newer libraries call otherwise."""
+    part, _, inner = name.partition(".")
+    if part.startswith("text_encoder") and re.match(r"(embeddings|encoder|final_layer_norm)\.", inner):
+        return f"{part}.text_model.{inner}"
+    if part == "vae":
+        for old, new in _OLD_ATTENTION.items():
+            name = name.replace(old, new)
+    return name
+
+
+def _is_motion(name: str) -> bool:
+    return name.startswith(f"{MOTION_PART}.") or (name.startswith("unet.") and ".motion_modules." in name)
+
+
+def _inside(name: str) -> str:
+    return name.partition(".")[2]
+
+
+def _sized(header: Header, source: Source) -> Config:
+    """The image model's sizes by its tensors, and by its configs what tensors do not tell."""
+
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in header:
+            raise BadRequest(f"the folder {source.path} lacks {name}")
+        return header[name][0]
+
+    xl = "unet.add_embedding.linear_1.weight" in header
+    base, unet = SDXL_IMAGE if xl else IMAGE, source.config("unet")
+    levels = count(header, "unet.down_blocks.")
+    channels = tuple(shape(f"unet.down_blocks.{i}.resnets.0.conv1.weight")[0] for i in range(levels))
+    coders = count(header, "vae.decoder.up_blocks.")
+    middle = "unet.mid_block.attentions.0."
+    text = tuple(
+        _text(header, source, part, size)
+        for part, size in zip(("text_encoder", "text_encoder_2")[: 1 + xl], (ClipTextSize(), BIG_G), strict=False)
+    )
+    config = replace(
+        base,
+        in_channels=shape("unet.conv_in.weight")[1],
+        channels=channels,
+        layers=count(header, "unet.down_blocks.0.resnets."),
+        depths=tuple(count(header, f"unet.down_blocks.{i}.attentions.0.transformer_blocks.") for i in range(levels)),
+        heads=_each(unet.get("num_attention_heads") or unet.get("attention_head_dim", 8), levels),
+        context=shape(f"{middle}transformer_blocks.0.attn2.to_k.weight")[1],
+        linear=len(shape(f"{middle}proj_in.weight")) == 2,
+        text=text,
+        vae_channels=tuple(
+            shape(f"vae.decoder.up_blocks.{coders - 1 - i}.resnets.0.conv2.weight")[0] for i in range(coders)
+        ),
+        vae_layers=count(header, "vae.encoder.down_blocks.0.resnets."),
+        latent_channels=shape("vae.decoder.conv_in.weight")[1],
+        latent_scale=float(source.config("vae").get("scaling_factor", base.latent_scale)),
+    )
+    if xl:
+        vector = shape("unet.add_embedding.linear_1.weight")[1]
+        config = replace(config, size_embedding=(vector - (text[-1].projection or 0)) // 6)
+    return config
+
+
+def _text(header: Header, source: Source, part: str, base: ClipTextSize) -> ClipTextSize:
+    size = layout.text_size(header, f"{part}.", base)
+    if size is None:
+        raise BadRequest(f"the folder {source.path} lacks {part}.text_model.embeddings.token_embedding.weight")
+    told = source.config(part)
+    heads, act = int(told.get("num_attention_heads", size.heads)), told.get("hidden_act", size.activation)
+    if act not in ("quick_gelu", "gelu"):
+        raise BadRequest(f"{source.path}/{part} has hidden_act {quoted(act)}; expected quick_gelu or gelu")
+    return replace(size, heads=heads, activation=act)
+
+
+def _each(told: Any, levels: int) -> tuple[int, ...]:
+    values = list(told) if isinstance(told, list | tuple) else [told] * levels
+    if not all(type(v) is int and v > 0 for v in values):
+        raise BadRequest(f"unet/config.json has attention heads {quoted(told)}; expected whole numbers")
+    return tuple(values)
+
+
+def _scheduled(config: Config, source: Source) -> Config:
+    """The betas and spacing that the folder's scheduler tells, where it has one."""
+    told = source.config("scheduler", "scheduler_config.json")
+    if (predicts := told.get("prediction_type", "epsilon")) != "epsilon":
+        raise BadRequest(
+            f"{source.path} predicts {shown(str(predicts), MAX_QUOTED)}; the models of this family predict epsilon"
+        )
+    kind = told.get("beta_schedule", config.betas[0])
+    if kind not in ("linear", "scaled_linear"):
+        raise BadRequest(f"{source.path} has the beta_schedule {quoted(kind)}; expected linear or scaled_linear")
+    betas = (kind, float(told.get("beta_start", config.betas[1])), float(told.get("beta_end", config.betas[2])))
+    spacing = told.get("timestep_spacing", config.spacing)
+    known = spacing in ("leading", "trailing", "linspace")
+    return replace(config, betas=betas, spacing=spacing if known else config.spacing)

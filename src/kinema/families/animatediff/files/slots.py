@@ -1,0 +1,249 @@
+"""What can be added to an image model at opening: a motion module, another VAE, and what steers beside the prompt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from kinema.checkpoints import ldm, stable_diffusion
+from kinema.checkpoints.files import Header
+from kinema.checkpoints.lora_formats import is_lora
+from kinema.checkpoints.signatures import describe
+from kinema.checkpoints.source import Source
+from kinema.checkpoints.table import Table, count
+from kinema.families.animatediff.config import Config
+from kinema.families.animatediff.control import sparse
+from kinema.families.animatediff.files import controlnet_file, ip_adapter_file, motion_file
+from kinema.families.animatediff.unet import UNet
+from kinema.nn.hollow import hollow
+from kinema.schema import BadRequest
+from kinema.system import Found
+
+
+class Slots:
+    """What `kinema.system.open_system` asks of a family that takes additions."""
+
+    names = ("motion", "vae", "sparsectrl", "controlnet", "ip-adapter", "image-encoder", "style")
+
+    def open(self, config: Config, slot: str, source: Source) -> Found:
+        """The config with this in it. Raises `BadRequest` for what does not belong there, and says what it is.
+
+
+        There may be several of ``controlnet`` and ``ip-adapter``, each with a name: ``controlnet.depth``.
+        """
+        kind, name = _named(slot)
+        if kind in SEVERAL:
+            return {"controlnet": _open_control, "ip-adapter": _open_adapter}[kind](config, source, name)
+        if name != kind:
+            raise BadRequest(f"there is one {kind}, which takes no name: add {kind}=FILE")
+        opens = {
+            "motion": _open_motion,
+            "vae": _open_vae,
+            "sparsectrl": _open_sparse,
+            "image-encoder": _open_vision,
+            "style": _open_style,
+        }
+        return opens[kind](config, source)
+
+    def convert(self, config: Config, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Its tensors under the network's names."""
+        kind, name = _named(slot)
+        if kind in SEVERAL:
+            return {"controlnet": _control, "ip-adapter": _adapter}[kind](config, name, tensors)
+        made = {"motion": _motion, "vae": _vae, "sparsectrl": _sparse, "image-encoder": _vision, "style": _style}
+        return made[kind](tensors)
+
+
+SLOTS = Slots()
+SEVERAL = ("controlnet", "ip-adapter")
+
+
+def _named(slot: str) -> tuple[str, str]:
+    """``controlnet.depth`` as its kind and name; without a name it is called as its kind."""
+    kind, dot, name = slot.partition(".")
+    name = name.replace("-", "_")
+    if dot and not re.fullmatch(r"\w+", name):
+        raise BadRequest(f"{slot!r} has no name that options can use; expected letters and digits: {kind}.depth")
+    return kind, name if dot else kind.replace("-", "_") if kind in SEVERAL else kind
+
+
+def _wrong(source: Source, wanted: str) -> BadRequest:
+    over = ", which goes over a model's weights (--lora FILE)" if is_lora(source.header) else ""
+    return BadRequest(f"{source.path} is no {wanted}: it is {kind_of(source)}{over}")
+
+
+def kind_of(source: Source) -> str:
+    """What a file is, as people of this family call it."""
+    header = source.header
+    if told := sparse.recognise(header):
+        return f"SparseCtrl for {'frames' if told.kind == 'rgb' else 'scribbles'} (add sparsectrl=FILE)"
+    if other := controlnet_file.other_kind(header):
+        return f"{other}, which this model takes not"
+    if controlnet_file.is_control(header):
+        return "a ControlNet (add controlnet=FILE)"
+    if ip_adapter_file.is_adapter(header):
+        return "an IP-Adapter (add ip-adapter=FILE)"
+    if stable_diffusion.is_image_model(source.header):
+        return "an image model of Stable Diffusion"
+    return describe(source)
+
+
+def _header(tensors: Mapping[str, Tensor]) -> Header:
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+
+
+# ----------------------------------------------------------------------------------------- motion
+
+
+def _open_motion(config: Config, source: Source) -> Found:
+    told = motion_file.recognise(source.header, source.name)
+    if told is None:
+        raise _wrong(source, "motion module")
+    if config.motion != "none":
+        raise BadRequest(f"the model has the motion module {config.motion} already; add one to an image model")
+    return Found(told.into(config), notes=told.notes(source.name))
+
+
+def _motion(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    told = motion_file.recognise(_header(tensors))
+    assert told is not None  # it was when the model was opened
+    made = motion_file.convert(told, tensors) | motion_file.first_layer(tensors)
+    return {f"unet.{name}": tensor for name, tensor in made.items()}
+
+
+# ------------------------------------------------------------------------------------- SparseCtrl
+
+
+def _open_sparse(config: Config, source: Source) -> Found:
+    told = sparse.recognise(source.header)
+    if told is None:
+        raise _wrong(source, "SparseCtrl")
+    return Found(told.into(config))
+
+
+def _sparse(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"sparse.{name}": tensor for name, tensor in sparse.convert(tensors).items()}
+
+
+# ------------------------------------------------------------------------------------- ControlNet
+
+
+def _open_control(config: Config, source: Source, name: str) -> Found:
+    told = controlnet_file.recognise(source.header, source.config(""), source.name)
+    if told is None:
+        raise _wrong(source, "ControlNet")
+    return Found(told.into(config, name), notes=tuple(f"{source.name}: {note}" for note in told.notes))
+
+
+def _control(config: Config, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    told = controlnet_file.recognise(_header(tensors))
+    assert told is not None
+    index = [net.name for net in config.controls].index(name)
+    return {f"controls.{index}.{key}": tensor for key, tensor in controlnet_file.convert(told, tensors).items()}
+
+
+# ------------------------------------------------------------------------- IP-Adapter and its encoder
+
+
+def _open_adapter(config: Config, source: Source, name: str) -> Found:
+    told = ip_adapter_file.recognise(source.header)
+    if told is None:
+        raise _wrong(source, "IP-Adapter")
+    return Found(told.into(config, name))
+
+
+def _adapter(config: Config, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    told = ip_adapter_file.recognise(_header(tensors))
+    assert told is not None
+    index = [adapter.name for adapter in config.adapters].index(name)
+    made = ip_adapter_file.convert(told, config, index, tensors)
+    return {f"unet.{key}": tensor for key, tensor in made.items()}
+
+
+def _open_vision(config: Config, source: Source) -> Found:
+    told = ip_adapter_file.vision(source.header, source.config(""))
+    if told is None:
+        raise _wrong(source, "image encoder of CLIP")
+    config = replace(config, vision=told)
+    ip_adapter_file.check_fit(config)
+    return Found(config)
+
+
+def _vision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"image_encoder.{key}": t for key, t in tensors.items() if not key.endswith("position_ids")}
+
+
+# ------------------------------------------------------------------------------------------ style
+
+
+def _open_style(config: Config, source: Source) -> Found:
+    """Layers of a pocket's U-Net that were fine-tuned, in place of its own."""
+    with hollow():
+        ours = {f"unet.{name}": tuple(p.shape) for name, p in UNet(config).named_parameters()}
+    told = {name: shape for name, (shape, _) in source.header.items()}
+    if not told or any(ours.get(name) != shape for name, shape in told.items()):
+        raise _wrong(source, "style of this model")
+    return Found(config)
+
+
+def _style(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return dict(tensors)
+
+
+# -------------------------------------------------------------------------------------------- VAE
+
+
+def _open_vae(config: Config, source: Source) -> Found:
+    header = {
+        _bare(name): entry for name, entry in source.header.items() if not stable_diffusion.is_unused(_prefixed(name))
+    }
+    if "decoder.conv_in.weight" not in header or "encoder.conv_in.weight" not in header:
+        raise _wrong(source, "VAE")
+    sizes = stable_diffusion.vae_sizes(header) if _is_ldm(header) else _vae_sizes(header)
+    differ = {name: value for name, value in sizes.items() if getattr(config, name) != value}
+    if differ and "vae" not in config.absent:
+        name, value = next(iter(differ.items()))
+        raise BadRequest(f"{source.path} is a VAE with {name} {value}; the model's has {getattr(config, name)}")
+    if sizes["latent_channels"] != config.latent_channels:
+        theirs, ours = sizes["latent_channels"], config.latent_channels
+        raise BadRequest(f"{source.path} is a VAE of {theirs} latent channels; the U-Net has {ours}")
+    return Found(replace(config, **sizes, absent=tuple(part for part in config.absent if part != "vae")))
+
+
+def _vae(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    named = {_bare(name): tensor for name, tensor in tensors.items() if not stable_diffusion.is_unused(_prefixed(name))}
+    header = _header(named)
+    if not _is_ldm(header):
+        return {f"vae.{name}": tensor for name, tensor in named.items()}
+    sizes = stable_diffusion.vae_sizes(header)
+    rows = ldm.autoencoder(sizes["vae_channels"], sizes["vae_layers"], sizes["latent_channels"])
+    made = Table(rows).forward(named, "this VAE")
+    return {f"vae.{name}": tensor for name, tensor in made.items()}
+
+
+def _is_ldm(header: Header) -> bool:
+    return any(name.startswith("decoder.up.") for name in header)
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix(stable_diffusion.VAE)
+
+
+def _prefixed(name: str) -> str:
+    return name if name.startswith((stable_diffusion.VAE, "model_ema.")) else stable_diffusion.VAE + name
+
+
+def _vae_sizes(header: Header) -> dict[str, object]:
+    """Sizes of a codec under diffusers' names."""
+    levels = count(header, "decoder.up_blocks.")
+    last = levels - 1
+    return {
+        "vae_channels": tuple(
+            header[f"decoder.up_blocks.{last - i}.resnets.0.conv2.weight"][0][0] for i in range(levels)
+        ),
+        "vae_layers": count(header, "encoder.down_blocks.0.resnets."),
+        "latent_channels": header["decoder.conv_in.weight"][0][1],
+    }

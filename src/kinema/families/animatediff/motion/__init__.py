@@ -1,0 +1,1 @@
+"""The motion module, and how much it moves."""
