@@ -74,8 +74,9 @@ def clips(folder: Path) -> Iterator[tuple[str, Make]]:
     yield "vdm loop", one(vdm, **windows, loop=True)
     yield "vdm blocks", one(vdm, frames=20, guidance=2.0, guidance_end=4.0)
     yield "vdm rescale", one(vdm, guidance=3.0, guidance_rescale=0.7, clips=2)
-    yield "vdm replacement", lambda: frames_hash(
-        vdm.animate(told["image"], PROMPT, seed=5, steps=3, honour="replacement").video
+    yield (
+        "vdm replacement",
+        lambda: frames_hash(vdm.animate(told["image"], PROMPT, seed=5, steps=3, honour="replacement").video),
     )
     yield "zoetrope interval", one(zoetrope, guidance=3.0, guidance_interval=(-2.0, 2.0), negative_prompt=OTHER)
     freenoise = {**windows, "window_in": "attention", "noise_type": "shuffle-context"}
@@ -83,12 +84,18 @@ def clips(folder: Path) -> Iterator[tuple[str, Make]]:
     yield "animatediff FreeInit", one(animatediff, free_init=2)
     yield "svd blocks", lambda: frames_hash(svd.animate(told["image"], seed=5, steps=2, frames=15).video)
     for sampler in ("ddim", "dpmpp-2m", "heun", "unipc", "vdm-langevin"):
-        yield f"vdm held, {sampler}", lambda sampler=sampler: frames_hash(
-            vdm.animate(told["image"], PROMPT, seed=5, steps=3, sampler=sampler).video
+        yield (
+            f"vdm held, {sampler}",
+            lambda sampler=sampler: frames_hash(
+                vdm.animate(told["image"], PROMPT, seed=5, steps=3, sampler=sampler).video
+            ),
         )
     for strength in (0.3, 0.55, 1.0):
-        yield f"edit {strength}", lambda strength=strength: frames_hash(
-            vdm.edit(told["video"], OTHER, seed=5, steps=7, strength=strength).video
+        yield (
+            f"edit {strength}",
+            lambda strength=strength: frames_hash(
+                vdm.edit(told["video"], OTHER, seed=5, steps=7, strength=strength).video
+            ),
         )
     for sampler in ("ddim", "dpmpp-2m", "dpmpp-sde", "heun", "unipc", "lcm", "vdm-langevin"):
         yield f"vdm {sampler}", one(vdm, sampler=sampler, guidance=2.0)
