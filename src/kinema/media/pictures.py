@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kinema import bounds
 from kinema.media import profiles
+from kinema.media.ancillary import without_clutter
 from kinema.media.colour import to_float, to_uint8
 from kinema.media.containers import existing, sniff
 from kinema.media.metadata import FOLDER_RECIPE, MAX_RECIPE
@@ -64,7 +65,8 @@ def animated_frames(path: Path, kind: str, limits: Limits) -> Iterator[Timed]:
     budget = Budget.of(path.name, path.stat().st_size, "pictures")
     budget.check(len(found.holds), found.height, found.width)
     # From memory, since the last frame may be asked for after this generator has ended.
-    picture = _open_picture(path, limits.frame, io.BytesIO(bounds.read_bytes(path, MAX_ANIMATION)))
+    source = without_clutter(path) or io.BytesIO(bounds.read_bytes(path, MAX_ANIMATION))
+    picture = _open_picture(path, limits.frame, source)
     time = 0.0
     for index, hold in enumerate(found.holds):
         yield Timed(time, hold, partial(_shown, path, picture, index + found.first, budget), clock=1e-3)
@@ -148,11 +150,11 @@ def _open_picture(path: Path, max_pixels: int, source: io.BytesIO | None = None)
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings():  # our own limit answers, in one sentence
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with warnings.catch_warnings():  # of too many pixels, which our own limit answers, and of odd metadata
+            warnings.simplefilter("ignore")
             if max_pixels > (Image.MAX_IMAGE_PIXELS or max_pixels):
                 Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow has a bound of its own, below what the user asked for
-            picture = _identified(source or path)
+            picture = _identified(source or without_clutter(path) or path)
     except Image.DecompressionBombError as error:
         raise BadRequest(
             f"{path.name} is too large a picture; at most {max_pixels:,} pixels are read{_option(max_pixels)}"
@@ -160,8 +162,7 @@ def _open_picture(path: Path, max_pixels: int, source: io.BytesIO | None = None)
     except UnidentifiedImageError as error:
         raise BadRequest(f"{path.name} is not a picture that can be read; expected png, jpeg, webp, gif…") from error
     except Exception as error:  # Pillow meets whatever bytes people have, and raises what it likes
-        said = bounds.shown(str(error), 120)
-        raise BadRequest(f"{path.name} cannot be read as a picture: {said}") from error
+        raise BadRequest(f"{path.name} is damaged or cut short: it cannot be read as a picture") from error
     width, height = picture.size
     if width * height > max_pixels:
         picture.close()
