@@ -76,8 +76,8 @@ class Budget:
         """Refuse, before any of it is decoded, a file whose structure says that it holds too much."""
         if frames * height * width > self.most:
             raise BadRequest(
-                f"{self.name} holds {frames:,} frames of {width}×{height}, more than the {self.most:,} pixels that are "
-                "decoded of a file of its size; --max-pixels raises that"
+                f"{self.name} holds {frames:,} frames of {width}×{height}, more than the {self.most:,} pixels "
+                "allowed for a file of its size; --max-pixels raises that"
             )
 
     def take(self, height: int, width: int) -> None:
@@ -88,7 +88,7 @@ class Budget:
             heap.give_back()
         if self.used > self.most:
             raise BadRequest(
-                f"{self.name} decodes to more than {self.most:,} pixels, which is the most for a file of its size; "
+                f"{self.name} decodes to more than the {self.most:,} pixels allowed for a file of its size; "
                 "--max-pixels raises that"
             )
 
