@@ -150,3 +150,30 @@ def test_packets_are_counted_no_further_than_the_bound(
     monkeypatch.setattr(streams, "MAX_PACKETS", 7)
     with pytest.raises(BadRequest, match="more than 7 frames"):
         facts(path)
+
+
+def test_a_rate_that_is_too_slow_or_too_fast_keeps_its_length_and_its_frames(tmp_path: Path) -> None:
+    from PIL import Image
+
+    pictures = [Image.fromarray(np.full((16, 16, 3), 60 * t, np.uint8)) for t in range(4)]
+    slow, fast = tmp_path / "slow.gif", tmp_path / "fast.webp"
+    pictures[0].save(slow, save_all=True, append_images=pictures[1:], duration=65_530)
+    pictures[0].save(fast, save_all=True, append_images=pictures[1:], duration=2, lossless=True)
+    assert agrees(slow)
+    assert agrees(fast)
+    for path, fps, seconds in ((slow, 0.1, 262.12), (fast, 240.0, 0.008)):
+        told = probe(path)
+        assert told.fps == fps
+        assert told.frames / fps == pytest.approx(seconds, abs=0.6 / fps)
+        again = read_video(path, fps=fps).video
+        assert again.shape[2] == told.frames
+    assert read_video(slow).video[0, 0, -1].mean() == pytest.approx(180 / 127.5 - 1, abs=0.05)
+
+
+def test_too_many_frames_are_refused_before_one_is_decoded(
+    tmp_path: Path, encode: Encode, moving: Moving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = encode(tmp_path / "a.mkv", moving(40), codec="ffv1")
+    monkeypatch.setattr(streams, "decoded", lambda *_: pytest.fail("a frame was decoded"))
+    with pytest.raises(BadRequest, match="more than 32 frames; cut it"):
+        read_video(path, max_frames=2)

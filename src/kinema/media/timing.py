@@ -173,7 +173,10 @@ def resampled(timed: Iterable[Timed], fps: float, frames: int | None) -> Iterato
 
 
 def even_rate(frames: Sequence[Timed]) -> tuple[bool, float]:
-    """Whether the time stamps are even, and the rate: their mean, or one over the median gap."""
+    """Whether the time stamps are even, and the rate: their mean, or one over the median gap.
+
+    A rate outside `RATES` counts as uneven, so that frames are repeated or left out and the clip keeps its length.
+    """
     if len(frames) == 1:
         hold = frames[0].duration
         return True, float(np.clip(1 / hold, *RATES)) if hold > 0 else DEFAULT_FPS
@@ -191,7 +194,9 @@ def even_rate(frames: Sequence[Timed]) -> tuple[bool, float]:
     constant = not declared and max(gaps) - min(gaps) < 1e-9
     error = 1e-9 if constant else max(4e-4, 2 * clock / span)
     stamps = np.cumsum(gaps) if clock > MILLISECOND and even else np.empty(0)
-    return even, float(np.clip(_meant(rate, error, declared, stamps, clock), *RATES))
+    meant = _meant(rate, error, declared, stamps, clock)
+    most = float(np.clip(meant, *RATES))
+    return even and abs(meant - most) < 1e-6 * most, most
 
 
 def _meant(rate: float, error: float, declared: float, stamps: np.ndarray, clock: float) -> float:
