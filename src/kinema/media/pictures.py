@@ -73,6 +73,14 @@ def animated_frames(path: Path, kind: str, limits: Limits) -> Iterator[Timed]:
         time += hold
 
 
+def animated_first(path: Path, limits: Limits) -> np.ndarray:
+    """The first frame of an animated webp or png, uint8 H×W×3, whatever follows it."""
+    with _open_picture(path, limits.frame) as picture:
+        # Where the default picture of a png is no frame of its animation, Pillow counts it as the first.
+        hidden = bool(getattr(picture, "default_image", False))
+        return _shown(path, picture, int(hidden), Budget.of(path.name, path.stat().st_size, "pictures"))
+
+
 def _shown(path: Path, picture: Image, index: int, budget: Budget) -> np.ndarray:
     """Frame ``index`` of an animation, uint8 H×W×3."""
     budget.take(picture.height, picture.width)
@@ -143,6 +151,18 @@ def is_picture(path: Path) -> bool:
     with _open_picture(path, _most()) as picture:
         # A TIFF's pages are no animation; to count them is to read each of its directories, however damaged.
         return picture.format in ("MPO", "TIFF") or getattr(picture, "n_frames", 1) == 1
+
+
+def count_frames(path: Path) -> int:
+    """How many frames a picture says that it has."""
+    with _open_picture(path, _most()) as picture:
+        return int(getattr(picture, "n_frames", 1))
+
+
+def is_animated_avif(path: Path) -> bool:
+    """Whether a file that Pillow may read as a picture is an AVIF of several."""
+    with path.open("rb") as file:
+        return file.read(12)[4:] == b"ftypavis"
 
 
 def _open_picture(path: Path, max_pixels: int, source: io.BytesIO | None = None) -> Image:

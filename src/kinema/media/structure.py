@@ -26,7 +26,11 @@ UNTOLD = 0.1
 
 
 class Cut(Exception):
-    """The file ends before what its structure promises; the argument says before what."""
+    """The file ends before what its structure promises; ``frames`` are whole ahead of that."""
+
+    def __init__(self, before: str, frames: int = 0) -> None:
+        super().__init__(before)
+        self.frames = frames
 
 
 class Damaged(Exception):
@@ -63,6 +67,21 @@ def animation(path: Path, kind: str) -> Animation:
     if not found.holds:
         raise BadRequest(f"{path.name} holds no frames: it is damaged or cut short")
     return found
+
+
+def cut_later(path: Path, kind: str) -> str:
+    """Where a "gif" or "apng" whose first frame is whole is cut short, as a sentence; empty where it is another.
+
+    A webp is not decoded at all where its end is missing.
+    """
+    with mapped(path) as data:
+        try:
+            {"gif": _gif, "apng": _png}.get(kind, _webp)(data)
+        except Cut as cut:
+            return str(_cut(path, len(data), str(cut))) if cut.frames > 0 else ""
+        except (Damaged, struct.error, IndexError):
+            return ""
+    return ""
 
 
 def check_whole(path: Path, kind: str) -> None:
@@ -120,16 +139,16 @@ def _gif(data: Bytes) -> Animation:
         if block == 0x21 and at + 1 < len(data):
             if data[at + 1] == 0xF9 and at + 6 <= len(data):
                 delay = struct.unpack_from("<H", data, at + 4)[0]
-            at = past(data, at + 2)
+            at = past(data, at + 2, len(holds))
         elif block == 0x2C and at + 10 < len(data):
-            at = past(data, at + 11 + table_bytes(data[at + 9]))
+            at = past(data, at + 11 + table_bytes(data[at + 9]), len(holds))
             holds.append(delay / 100 or UNTOLD)
             delay = 0
         elif block == 0:  # padding, between blocks or at the end
             run = data[at : at + 4096]
             at += len(run) - len(run.lstrip(b"\0"))
         elif block in (0x21, 0x2C):
-            raise Cut(f"the end of frame {len(holds)}")
+            raise Cut(f"the end of frame {len(holds)}", len(holds))
         elif holds and data.find(b"\x21\xf9\x04", at) < 0:
             break  # what follows the last frame, where the end mark is missing
         else:
@@ -142,13 +161,13 @@ def table_bytes(flags: int) -> int:
     return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
 
 
-def past(data: Bytes, at: int) -> int:
-    """Where the sub-blocks that begin at ``at`` end."""
+def past(data: Bytes, at: int, frames: int = 0) -> int:
+    """Where the sub-blocks that begin at ``at``, after so many whole frames, end."""
     size = len(data)
     while at < size and (length := data[at]):
         at += 1 + length
     if at >= size:
-        raise Cut("the end of its last frame")
+        raise Cut("the end of its last frame", frames)
     return at + 1
 
 
@@ -172,18 +191,21 @@ def _png(data: Bytes) -> Animation:
     """The fcTL chunks of an APNG; a picture before the first of them is not part of the animation."""
     height = width = declared = first = 0
     holds: list[float] = []
-    for name, start, _ in chunks(data):
-        if name == b"IHDR":
-            width, height = struct.unpack_from(">II", data, start)
-        elif name == b"acTL":
-            declared = struct.unpack_from(">I", data, start)[0]
-        elif name == b"fcTL":
-            numerator, denominator = struct.unpack_from(">HH", data, start + 20)
-            holds.append(numerator / (denominator or 100) or UNTOLD)
-        elif name == b"IDAT" and not holds:
-            first = 1
+    try:
+        for name, start, _ in chunks(data):
+            if name == b"IHDR":
+                width, height = struct.unpack_from(">II", data, start)
+            elif name == b"acTL":
+                declared = struct.unpack_from(">I", data, start)[0]
+            elif name == b"fcTL":
+                numerator, denominator = struct.unpack_from(">HH", data, start + 20)
+                holds.append(numerator / (denominator or 100) or UNTOLD)
+            elif name == b"IDAT" and not holds:
+                first = 1
+    except Cut as cut:
+        raise Cut(str(cut), len(holds) - 1) from cut  # the last of them may be what is cut
     if len(holds) < declared:
-        raise Cut(f"the last of its {declared:,} frames")
+        raise Cut(f"the last of its {declared:,} frames", len(holds))
     return Animation(height, width, tuple(holds[:declared]), first)
 
 

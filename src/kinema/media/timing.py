@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
@@ -98,7 +98,7 @@ class Timed:
     """A decoded frame as a promise: ``pixels()`` is uint8 H×W×3; times in seconds.
 
     ``clock`` is the step of the container's time stamps, ``declared`` the rate that it claims, if any;
-    ``note`` is what a user is told of its pixels, after the file's name.
+    ``note`` is what a user is told of its pixels, after the file's name; ``nature`` names HDR and alpha, for `facts`.
     """
 
     time: float
@@ -107,6 +107,7 @@ class Timed:
     clock: float = 0.0
     declared: float = 0.0
     note: str = ""
+    nature: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
