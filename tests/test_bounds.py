@@ -160,7 +160,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "a")
     assert bounds.read_bytes(tmp_path / "link", 3) == b"abc"
     for name in ("fifo", "/dev/zero", "."):
-        with pytest.raises(BadRequest, match="no regular file"):
+        with pytest.raises(BadRequest, match="not a regular file"):
             bounds.read_bytes(tmp_path / name, 3)
     with pytest.raises(BadRequest, match="is 3 bytes long; at most 2 are read; expected a config"):
         bounds.read_bytes(tmp_path / "a", 2, "a config")

@@ -106,7 +106,7 @@ def read_bytes(path: Path, most: int, what: str = "") -> bytes:
     told = os.fstat(handle)
     if not stat.S_ISREG(told.st_mode):
         os.close(handle)
-        raise BadRequest(f"{shown(str(path), 200)} is no regular file{expected}")
+        raise BadRequest(f"{shown(str(path), 200)} is not a regular file{expected}")
     with os.fdopen(handle, "rb") as file:
         if told.st_size > most:
             raise BadRequest(

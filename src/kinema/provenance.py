@@ -133,12 +133,12 @@ def frames_hash(video: Tensor) -> str:
 def file_hash(path: Path) -> str:
     """Hash of an input file, or of the files of a folder of frames, read in pieces.
 
-    Raises `BadRequest` for what is no regular file, and for more than `MAX_INPUT` bytes.
+    Raises `BadRequest` for what is not a regular file, and for more than `MAX_INPUT` bytes.
     """
     digest, count = sha256(), 0
     for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
         if not bounds.is_regular(file):
-            raise BadRequest(f"{bounds.shown(str(file), 200)} is no regular file; expected a picture or a clip")
+            raise BadRequest(f"{bounds.shown(str(file), 200)} is not a regular file; expected a picture or a clip")
         with file.open("rb") as stream:
             while piece := stream.read(1 << 20):
                 digest.update(piece)

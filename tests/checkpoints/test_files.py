@@ -446,5 +446,5 @@ def test_names_of_tensors_are_told_short_and_without_control_characters(tmp_path
 
 def test_a_pipe_is_no_weight_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.safetensors")
-    with pytest.raises(BadRequest, match="no regular file"):
+    with pytest.raises(BadRequest, match="not a regular file"):
         header(tmp_path / "a.safetensors")

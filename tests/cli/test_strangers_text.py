@@ -79,7 +79,7 @@ def test_a_config_that_would_take_all_memory_is_one_sentence(
 
 def test_a_config_that_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.json")
-    with pytest.raises(BadRequest, match="no regular file"):
+    with pytest.raises(BadRequest, match="not a regular file"):
         told("--config", str(tmp_path / "a.json"))
 
 

@@ -223,5 +223,5 @@ def test_of_two_processes_one_cuts_all_shots_and_the_other_is_told(tmp_path):
 
 def test_a_pipe_is_no_film(tmp_path):
     os.mkfifo(tmp_path / "film.mp4")
-    with pytest.raises(BadRequest, match="is no regular file"):
+    with pytest.raises(BadRequest, match="is not a regular file"):
         shots.cut(tmp_path / "film.mp4", tmp_path / "out")

@@ -75,6 +75,48 @@ def picture(kind: str, *, moving: bool = False, **options: Any) -> bytes:
     return raw.getvalue()
 
 
+def told(kind: str) -> bytes:
+    """A picture with Exif that turns it, and a profile."""
+    from PIL import Image, ImageCms
+
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a red ball"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return picture(kind, exif=exif.tobytes(), icc_profile=profile)
+
+
+def deep_apng() -> bytes:
+    """An animated png of grey in 16 bits, put together by hand: Pillow writes none."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    made = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 48, 32, 16, 0, 0, 0, 0))
+    made += chunk(b"acTL", struct.pack(">II", 3, 0))
+    for t, picture in enumerate(frames(3)):
+        rows = b"".join(b"\0" + row.tobytes() for row in (picture[..., 0].astype(">u2") * 257).astype(">u2"))
+        number = max(0, 2 * t - 1)
+        made += chunk(b"fcTL", struct.pack(">IIIIIHHBB", number, 48, 32, 0, 0, 120, 1000, 0, 0))
+        packed = zlib.compress(rows)
+        made += chunk(b"fdAT", struct.pack(">I", number + 1) + packed) if t else chunk(b"IDAT", packed)
+    return made + chunk(b"IEND", b"")
+
+
+def held_mkv() -> bytes:
+    """An mkv whose blocks have durations of their own."""
+    import av
+
+    raw = io.BytesIO()
+    with av.open(raw, "w", format="matroska") as out:
+        stream = out.add_stream("ffv1", rate=8)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        made = [stream.encode(av.VideoFrame.from_ndarray(f, format="rgb24")) for f in frames()]
+        for packet in [packet for some in (*made, stream.encode(None)) for packet in some]:
+            packet.duration = round(Fraction(1, 10) / packet.time_base)
+            out.mux(packet)
+    return raw.getvalue()
+
+
 def chunked(text: bytes) -> bytes:
     """A png that carries a recipe."""
 
@@ -270,6 +312,7 @@ RECIPE = {
 }  # fmt: skip
 CONFIG = {
     "yaml": "prompt: a red ball\nsteps: 2\nguidance_interval: [-2, 2]\nextra: {per-frame: true}\nseed: 7\n",
+    "merge.yaml": "<<: [{steps: 2}, {steps: 3, seed: 1}]\nprompt: a red ball\nextra: {<<: {per-frame: true}}\n",
     "toml": 'prompt = "a red ball"\nsteps = 2\nguidance-interval = [-2.0, 2.0]\nseed = 7\n[extra]\nper-frame = true\n',
     "json": '{"prompt": "a red ball", "steps": 2, "seed": 7, "extra": {"per-frame": true}}',
 }
@@ -293,6 +336,8 @@ def clips() -> dict[str, Seed]:
         "gif": picture("GIF", moving=True),
         "webp": picture("WEBP", moving=True),
         "apng.png": picture("PNG", moving=True),
+        "deep.png": deep_apng(),
+        "held.mkv": held_mkv(),
     }
     seeds = {f"clip {kind}": Seed(f"a.{kind}", data, whole_clip(f"a.{kind}")) for kind, data in made.items()}
     return seeds | {
@@ -301,7 +346,15 @@ def clips() -> dict[str, Seed]:
 
 
 def pictures() -> dict[str, Seed]:
+    from PIL import features
+
     made = {kind: picture(kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")}
+    made |= {
+        f"TIFF {packed}": picture("TIFF", compression=packed) for packed in ("tiff_lzw", "tiff_adobe_deflate", "jpeg")
+    }
+    made |= {f"{kind} told": told(kind) for kind in ("PNG", "JPEG", "WEBP", "TIFF")}
+    if features.check("avif"):
+        made |= {"AVIF": picture("AVIF"), "AVIF moving": picture("AVIF", moving=True)}
     return {f"picture {kind}": Seed("a.img", data, whole_picture("a.img")) for kind, data in made.items()}
 
 

@@ -194,7 +194,7 @@ def test_a_folder_is_counted_as_it_is_decoded(tmp_path: Path, monkeypatch: pytes
     for index, frame in enumerate(moving(4)):
         Image.fromarray(frame).save(tmp_path / f"{index}.png")
     monkeypatch.setattr(timing, "DECODED", {"pictures": (3 * 32 * 48, 0)})
-    with pytest.raises(BadRequest, match="decodes to more than 4,608 pixels"):
+    with pytest.raises(BadRequest, match="decodes to more than the 4,608 pixels"):
         read_video(tmp_path)
     assert read_video(tmp_path, frames=3).video.shape[2] == 3
 

@@ -31,6 +31,14 @@ def agrees(path: Path) -> bool:
     )
 
 
+def refused(path: Path) -> None:
+    """Raise the sentence with which `facts` tells that a read refuses the file."""
+    told = facts(path)
+    assert told["frames"] > 0
+    if "refused" in told:
+        raise BadRequest(told["refused"])
+
+
 @pytest.mark.parametrize(
     ("name", "codec", "pix_fmt", "options"),
     [
@@ -114,7 +122,7 @@ def test_frames_an_hour_apart_are_refused_and_not_filled(
     tmp_path: Path, encode: Encode, moving: Moving, gap: float
 ) -> None:
     path = encode(tmp_path / "a.mkv", moving(4), codec="ffv1", times=(0.0, 0.1, 0.2, gap))
-    for reader in (facts, probe, read_video):
+    for reader in (refused, probe, read_video):
         with pytest.raises(BadRequest, match="stands still for|longer than"):
             reader(path)
 
@@ -129,7 +137,7 @@ def test_a_last_frame_that_lasts_for_years_is_refused_and_not_filled(tmp_path: P
         packets = [packet for some in (*made, stream.encode(None)) for packet in some]
         packets[-1].duration = round(1e8 / packets[-1].time_base)
         container.mux(packets)
-    for reader in (facts, probe, read_video, partial(read_video, last=2)):
+    for reader in (refused, probe, read_video, partial(read_video, last=2)):
         with pytest.raises(BadRequest, match="stands still for 100,000,000 seconds"):
             reader(path)
 
@@ -140,7 +148,7 @@ def test_stills_that_stand_for_hours_in_all_are_counted_no_further_than_the_boun
     path = encode(tmp_path / "a.mkv", moving(4), codec="ffv1", times=(0.0, 0.1, 0.2, 60.0))
     monkeypatch.setattr(read, "MAX_SHOWN", 100)
     with pytest.raises(BadRequest, match="more than 100 frames at its rate of"):
-        facts(path)
+        refused(path)
 
 
 def test_packets_are_counted_no_further_than_the_bound(
@@ -150,3 +158,78 @@ def test_packets_are_counted_no_further_than_the_bound(
     monkeypatch.setattr(streams, "MAX_PACKETS", 7)
     with pytest.raises(BadRequest, match="more than 7 frames"):
         facts(path)
+
+
+def test_a_rate_that_is_too_slow_or_too_fast_keeps_its_length_and_its_frames(tmp_path: Path) -> None:
+    from PIL import Image
+
+    pictures = [Image.fromarray(np.full((16, 16, 3), 60 * t, np.uint8)) for t in range(4)]
+    slow, fast = tmp_path / "slow.gif", tmp_path / "fast.webp"
+    pictures[0].save(slow, save_all=True, append_images=pictures[1:], duration=65_530)
+    pictures[0].save(fast, save_all=True, append_images=pictures[1:], duration=2, lossless=True)
+    assert agrees(slow)
+    assert agrees(fast)
+    for path, fps, seconds in ((slow, 0.1, 262.12), (fast, 240.0, 0.008)):
+        told = probe(path)
+        assert told.fps == fps
+        assert told.frames / fps == pytest.approx(seconds, abs=0.6 / fps)
+        again = read_video(path, fps=fps).video
+        assert again.shape[2] == told.frames
+    assert read_video(slow).video[0, 0, -1].mean() == pytest.approx(180 / 127.5 - 1, abs=0.05)
+
+
+def test_too_many_frames_are_refused_before_one_is_decoded(
+    tmp_path: Path, encode: Encode, moving: Moving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = encode(tmp_path / "a.mkv", moving(40), codec="ffv1")
+    monkeypatch.setattr(streams, "decoded", lambda *_: pytest.fail("a frame was decoded"))
+    with pytest.raises(BadRequest, match="more than 32 frames; cut it"):
+        read_video(path, max_frames=2)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.mp4", "a.mkv"])
+@pytest.mark.parametrize("bound", ["pixels", "seconds"])
+def test_what_a_read_refuses_is_described_with_the_sentence_of_the_read(
+    tmp_path: Path, encode: Encode, moving: Moving, name: str, bound: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    path = tmp_path / name
+    if name in ("a.mp4", "a.mkv"):
+        encode(path, moving(8))
+    else:
+        first, *rest = [Image.fromarray(f) for f in moving(8)]
+        first.save(path, save_all=True, append_images=rest, duration=130)
+    whole = facts(path)
+    assert "refused" not in whole
+    if bound == "pixels":
+        monkeypatch.setattr("kinema.media.timing.DECODED", {"video": (2000, 0), "pictures": (2000, 0)})
+    else:
+        monkeypatch.setattr(read, "MAX_SECONDS", 0.5)
+    with pytest.raises(BadRequest) as refusal:
+        read_video(path)
+    told = facts(path)
+    assert told.pop("refused") == str(refusal.value)
+    assert told == whole
+
+
+@pytest.mark.parametrize(("transfer", "told"), [(16, "PQ"), (18, "HLG"), (1, None)])
+def test_hdr_is_named(tmp_path: Path, encode: Encode, moving: Moving, transfer: int, told: str | None) -> None:
+    def prepare(stream: av.VideoStream) -> None:
+        codec = stream.codec_context
+        codec.color_trc, codec.color_primaries, codec.colorspace = transfer, 9, 9
+
+    path = encode(tmp_path / "a.mp4", moving(2), pix_fmt="yuv420p10le", prepare=prepare)
+    assert facts(path).get("hdr") == told
+    assert "alpha" not in facts(path)
+
+
+def test_alpha_is_named(tmp_path: Path, encode: Encode, moving: Moving) -> None:
+    clear = np.dstack([moving(1)[0], np.full((32, 48), 90, np.uint8)])[None].repeat(2, 0)
+    path = encode(tmp_path / "a.mkv", clear, codec="ffv1", pix_fmt="bgra")
+    assert facts(path)["alpha"] == "shown over black"
+    assert "hdr" not in facts(path)
+
+
+def test_a_gif_of_opaque_pixels_has_no_alpha(tmp_path: Path, encode: Encode, moving: Moving) -> None:
+    assert "alpha" not in facts(encode(tmp_path / "a.gif", moving(2), codec="gif", pix_fmt="rgb8"))

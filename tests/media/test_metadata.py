@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from kinema.media.metadata import read_recipe, tags
+from kinema.media.read import read_video
 from kinema.media.write import save_clip
 from kinema.schema import BadRequest, Clip
 
@@ -105,3 +106,15 @@ def _png_text(told: str) -> PngImagePlugin.PngInfo:
     chunks = PngImagePlugin.PngInfo()
     chunks.add_itxt("kinema", told)
     return chunks
+
+
+def test_a_clip_that_is_cut_short_says_where_as_a_read_does(
+    tmp_path: Path, encode: Callable[..., Path], moving: Callable[..., np.ndarray]
+) -> None:
+    path = encode(tmp_path / "a.mp4", moving(6))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(BadRequest, match="is cut short: it ends at byte") as read:
+        read_video(path)
+    with pytest.raises(BadRequest) as found:
+        read_recipe(path)
+    assert str(found.value) == str(read.value)

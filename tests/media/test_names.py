@@ -75,7 +75,7 @@ def test_what_is_no_regular_file_is_refused_without_a_wait(tmp_path: Path, monke
     Path("link.gif").symlink_to("fifo.mp4")
     for name in ("fifo.mp4", "socket.png", "link.gif", "/dev/zero", "/dev/null"):
         for reader in (read_video, read_image, read_media, probe, facts, read_recipe, lambda p: existing(Path(p))):
-            with pytest.raises(BadRequest, match="is no regular file"):
+            with pytest.raises(BadRequest, match="is not a regular file"):
                 reader(name)
     bound.close()
 

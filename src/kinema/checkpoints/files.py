@@ -220,7 +220,7 @@ def weight_files(path: str | Path, variant: str | None = None) -> list[Path]:
     if not path.exists():
         raise BadRequest(f"there is no weight file {path}")
     if not bounds.is_regular(path):
-        raise BadRequest(f"{path} is no regular file; expected weights")
+        raise BadRequest(f"{path} is not a regular file; expected weights")
     if path.suffix == ".json":
         return _of_index(path)
     if path.suffix not in WEIGHTS:

@@ -1,7 +1,7 @@
 """Which files of a data set are read: regular ones that lie inside its folder.
 
 A data set may come from a stranger, so a link that leads out of the folder is left out (``follow_links`` reads it),
-and so is, always, what is no regular file: a FIFO would wait for ever, a device might never end.
+and so is, always, what is not a regular file: a FIFO would wait for ever, a device might never end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_FILES = 500_000
 
 ABSENT = "not there"
 OUTSIDE = "outside the folder (--follow-links reads it)"
-ODD = "no regular file"
+ODD = "not a regular file"
 
 
 class Inside:
@@ -50,7 +50,7 @@ class Inside:
         return OUTSIDE
 
     def file(self, path: Path) -> str | None:
-        """As `fault`, and a folder is no regular file either."""
+        """As `fault`, and a folder is not a regular file either."""
         return self.fault(path) or (ODD if is_folder(path) else None)
 
     def _holds(self, path: Path) -> bool:

@@ -103,7 +103,7 @@ def _cut_one(entry: Entry, work: cutting.Work, how: Mapping[str, Any], on_event:
 def _entries(clips: Path, follow_links: bool, on_event: OnEvent) -> tuple[Entry, ...]:
     if not clips.is_dir():
         if not is_regular(clips):
-            raise BadRequest(f"{shown(str(clips), 200)} is no regular file; expected a clip, or a folder of clips")
+            raise BadRequest(f"{shown(str(clips), 200)} is not a regular file; expected a clip, or a folder of clips")
         return (Entry(clips, clips.name),)
     found = scan(clips, follow_links=follow_links)
     for sentence in found.left_out:

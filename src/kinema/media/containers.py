@@ -25,7 +25,7 @@ def existing(path: Path) -> Path:
                 return path
             if not bounds.is_regular(path):
                 raise BadRequest(
-                    f"{told} is no regular file (but a pipe, socket or device); expected a picture or a video"
+                    f"{told} is not a regular file (but a pipe, socket or device); expected a picture or a video"
                 )
             with path.open("rb") as file:
                 if not file.read(1):

@@ -79,7 +79,7 @@ def fit_frame(frame_HWC: np.ndarray, height: int, width: int, how: Fit = "crop")
     if made.note is None:
         return frame_HWC
     fitted_CHW = torch.zeros(3, height, width, dtype=torch.uint8)
-    cut_CHW = _middle(torch.from_numpy(np.ascontiguousarray(frame_HWC)).permute(2, 0, 1), made.kept)
+    cut_CHW = _middle(torch.from_numpy(np.require(frame_HWC, requirements=("C", "W"))).permute(2, 0, 1), made.kept)
     _middle(fitted_CHW, made.scaled).copy_(scaled(cut_CHW, made.scaled))
     return fitted_CHW.permute(1, 2, 0).contiguous().numpy()
 

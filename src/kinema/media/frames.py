@@ -74,6 +74,15 @@ class Shown:
         return _look(self.frame, profiled if "ICC_PROFILE" in self._beside else self.tags)
 
     @property
+    def nature(self) -> dict[str, str]:
+        """HDR and alpha by name, where the frame has them."""
+        light = {hdr.PQ: "PQ", hdr.HLG: "HLG"}.get(self.look.transfer)
+        # Every gif is decoded to pixels with alpha, whether or not one of them is clear.
+        own = self.decoder != "gif" and any(c.is_alpha for c in self.frame.format.components)
+        sees_through = self.alpha is not None or own
+        return {**({"hdr": light} if light else {}), **({"alpha": "shown over black"} if sees_through else {})}
+
+    @property
     def _beside(self) -> dict[str, bytes]:
         return _side_data(self.frame, self.decoder)
 

@@ -9,12 +9,15 @@ XMP, png as text chunks and XMP, a folder of frames as ``recipe.json``.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kinema import bounds
+from kinema.media.ancillary import gif_comments, png_texts, webp_exif
 from kinema.media.containers import existing, opened, sniff
+from kinema.media.structure import check_whole
 from kinema.media.timing import MAX_FRAME_PIXELS
 from kinema.schema import BadRequest
 
@@ -104,7 +107,8 @@ def _find(path: Path) -> str | None:
         if not bounds.is_regular(beside) or beside.stat().st_size > MAX_RECIPE:
             return None
         return _from_json(bounds.read_bytes(beside, MAX_RECIPE))
-    return _from_mp4(path) if sniff(path) == "mov" else _from_picture(path)
+    kind = sniff(path)
+    return _from_mp4(path) if kind == "mov" else _from_picture(path, kind)
 
 
 def _from_mp4(path: Path) -> str | None:
@@ -114,26 +118,39 @@ def _from_mp4(path: Path) -> str | None:
         with opened(path, "mov", bounds.pixels(MAX_FRAME_PIXELS)) as container:
             told = container.metadata.get(KEY)
     except av.FFmpegError as error:
+        check_whole(path, "mov")  # says where it is cut
         raise BadRequest(f"{path.name} cannot be read as a video: it is damaged or cut short") from error
     return told if told is None or len(told) <= MAX_RECIPE else None
 
 
-def _from_picture(path: Path) -> str | None:
+def _from_picture(path: Path, kind: str | None) -> str | None:
+    """Found by the structure of the file alone, since Pillow refuses odd metadata, or unpacks all there is of it."""
+    if kind == "gif":
+        return next((r for r in map(_from_json, gif_comments(path, MAX_RECIPE)) if r is not None), None)
+    if kind == "webp":
+        comment = _user_comment(webp_exif(path, 2 * MAX_RECIPE))
+        return _from_json(comment[len(_ASCII) :]) if comment.startswith(_ASCII) else None
+    with path.open("rb") as file:
+        if file.read(8) != b"\x89PNG\r\n\x1a\n":
+            return None
+    told = next(png_texts(path, KEY, MAX_RECIPE), None)
+    return None if told is None else told.decode(errors="replace")
+
+
+def _user_comment(block: bytes | None) -> bytes:
     from PIL import Image
 
+    if block is None:
+        return b""
     try:
-        with Image.open(path, formats=["GIF", "WEBP", "PNG"]) as picture:
-            if picture.format == "PNG":
-                told = picture.info.get(KEY)
-                return str(told) if told is not None and len(told) <= MAX_RECIPE else None
-            if picture.format == "GIF":
-                return _from_json(picture.info.get("comment", b""))
-            comment = picture.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT, b"")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            told = Image.Exif()
+            told.load(block)
+            comment = told.get_ifd(_EXIF_IFD).get(_USER_COMMENT, b"")
     except Exception:  # Pillow meets whatever bytes people have, and damaged metadata is no recipe
-        return None
-    if isinstance(comment, bytes) and comment.startswith(_ASCII):
-        return _from_json(comment[len(_ASCII) :])
-    return None
+        return b""
+    return comment if isinstance(comment, bytes) else b""
 
 
 def _from_json(text: bytes | str) -> str | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kinema import bounds
 from kinema.media import profiles
+from kinema.media.ancillary import without_clutter
 from kinema.media.colour import to_float, to_uint8
 from kinema.media.containers import existing, sniff
 from kinema.media.metadata import FOLDER_RECIPE, MAX_RECIPE
@@ -64,11 +65,20 @@ def animated_frames(path: Path, kind: str, limits: Limits) -> Iterator[Timed]:
     budget = Budget.of(path.name, path.stat().st_size, "pictures")
     budget.check(len(found.holds), found.height, found.width)
     # From memory, since the last frame may be asked for after this generator has ended.
-    picture = _open_picture(path, limits.frame, io.BytesIO(bounds.read_bytes(path, MAX_ANIMATION)))
+    source = without_clutter(path) or io.BytesIO(bounds.read_bytes(path, MAX_ANIMATION))
+    picture = _open_picture(path, limits.frame, source)
     time = 0.0
     for index, hold in enumerate(found.holds):
         yield Timed(time, hold, partial(_shown, path, picture, index + found.first, budget), clock=1e-3)
         time += hold
+
+
+def animated_first(path: Path, limits: Limits) -> np.ndarray:
+    """The first frame of an animated webp or png, uint8 H×W×3, whatever follows it."""
+    with _open_picture(path, limits.frame) as picture:
+        # Where the default picture of a png is no frame of its animation, Pillow counts it as the first.
+        hidden = bool(getattr(picture, "default_image", False))
+        return _shown(path, picture, int(hidden), Budget.of(path.name, path.stat().st_size, "pictures"))
 
 
 def _shown(path: Path, picture: Image, index: int, budget: Budget) -> np.ndarray:
@@ -143,16 +153,28 @@ def is_picture(path: Path) -> bool:
         return picture.format in ("MPO", "TIFF") or getattr(picture, "n_frames", 1) == 1
 
 
+def count_frames(path: Path) -> int:
+    """How many frames a picture says that it has."""
+    with _open_picture(path, _most()) as picture:
+        return int(getattr(picture, "n_frames", 1))
+
+
+def is_animated_avif(path: Path) -> bool:
+    """Whether a file that Pillow may read as a picture is an AVIF of several."""
+    with path.open("rb") as file:
+        return file.read(12)[4:] == b"ftypavis"
+
+
 def _open_picture(path: Path, max_pixels: int, source: io.BytesIO | None = None) -> Image:
     """Open by content, header only; too many pixels are refused before any is decoded."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings():  # our own limit answers, in one sentence
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with warnings.catch_warnings():  # of too many pixels, which our own limit answers, and of odd metadata
+            warnings.simplefilter("ignore")
             if max_pixels > (Image.MAX_IMAGE_PIXELS or max_pixels):
                 Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow has a bound of its own, below what the user asked for
-            picture = _identified(source or path)
+            picture = _identified(source or without_clutter(path) or path)
     except Image.DecompressionBombError as error:
         raise BadRequest(
             f"{path.name} is too large a picture; at most {max_pixels:,} pixels are read{_option(max_pixels)}"
@@ -160,8 +182,7 @@ def _open_picture(path: Path, max_pixels: int, source: io.BytesIO | None = None)
     except UnidentifiedImageError as error:
         raise BadRequest(f"{path.name} is not a picture that can be read; expected png, jpeg, webp, gif…") from error
     except Exception as error:  # Pillow meets whatever bytes people have, and raises what it likes
-        said = bounds.shown(str(error), 120)
-        raise BadRequest(f"{path.name} cannot be read as a picture: {said}") from error
+        raise BadRequest(f"{path.name} is damaged or cut short: it cannot be read as a picture") from error
     width, height = picture.size
     if width * height > max_pixels:
         picture.close()

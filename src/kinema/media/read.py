@@ -11,26 +11,36 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from kinema import bounds
 from kinema.media.colour import to_float
 from kinema.media.containers import existing, sniff
 from kinema.media.fitting import fit, fit_frame, fit_note
-from kinema.media.pictures import animated_frames, folder_frames, is_picture, read_image, written_as
-from kinema.media.streams import stream_frames, survey
-from kinema.media.structure import animation, check_whole
+from kinema.media.pictures import (
+    animated_first,
+    animated_frames,
+    count_frames,
+    folder_frames,
+    is_animated_avif,
+    is_picture,
+    read_image,
+    written_as,
+)
+from kinema.media.streams import check_count, stream_frames, survey
+from kinema.media.structure import animation, check_whole, cut_later
 from kinema.media.timing import (
     DEFAULT_FPS,
     MAX_FRAME_PIXELS,
+    Budget,
     Limits,
     Part,
     Timed,
-    check_still,
     even_rate,
     resampled,
     within,
@@ -41,6 +51,8 @@ __all__ = ["Probe", "facts", "fit", "fit_note", "probe", "read_image", "read_med
 
 MAX_VIDEO_PIXELS = 2**29
 """Frames × height × width that a clip may bring into memory (1.5 GiB as bytes)."""
+STREAMED = ("mov", "matroska", "avi")
+"""Kinds whose frames are coded as video; a gif's are pictures."""
 MAX_SECONDS = 3600.0
 MAX_SHOWN = 2**21
 """Frames that are counted where an uneven rate is brought to an even one: as many as a file may have."""
@@ -114,6 +126,62 @@ def read_video(
     return Clip(to_float(frames_HWC), rate)
 
 
+def read_first(path: str | Path, size: tuple[int, int, Fit]) -> tuple[Tensor, list[str]]:
+    """The picture, or the first frame of the clip or folder, at ``path``, brought to ``size`` as `read_video` does.
+
+    What follows the first frame of a clip is neither counted nor decoded: it may be too long, too large or cut short.
+    Returns 1×3×1×H×W in [-1, 1], and what is to be told of it, each after the file's name. Raises `BadRequest`.
+    """
+    path = existing(Path(path))
+    kind = None if path.is_dir() else sniff(path)
+    if not path.is_dir() and (kind is None or _is_still(path, kind)):
+        video, said = fit(read_image(path), *size)
+        return video, [said] if said else []
+    frame_HWC, notes = _first(path, kind)
+    said = fit_note(size[0], size[1], frame_HWC.shape[0], frame_HWC.shape[1], size[2])
+    return to_float(fit_frame(frame_HWC, *size)[None]), [*notes, *([said] if said else [])]
+
+
+def _is_still(path: Path, kind: str) -> bool:
+    try:
+        return is_picture(path)
+    except BadRequest:
+        if kind in ("gif", "apng") and cut_later(path, kind):
+            return False
+        raise
+
+
+def _first(path: Path, kind: str | None) -> tuple[np.ndarray, list[str]]:
+    """The first frame of a clip, uint8 H×W×3, and notes."""
+    limits, part = _unkept(), Part(frames=1)
+    if kind is None:
+        return next(timed_frames(path, limits, part)[1]).pixels(), []
+    cut = cut_later(path, kind) if kind in ("gif", "apng") else ""
+    if kind in ("webp", "apng"):
+        frame_HWC, note = animated_first(path, limits), ""
+    else:
+        try:
+            check_all_there(path, kind)
+        except BadRequest as error:
+            cut = cut or str(error)
+            if kind != "gif" and not _begins(path, kind):
+                raise
+        frame = next(stream_frames(path, kind, limits, part), None)
+        if frame is None:
+            raise BadRequest(f"{path.name} holds no video frames")
+        frame_HWC, note = frame.pixels(), frame.note
+    cut = cut.removeprefix(f"{path.name} ").removesuffix("; get the whole file")
+    return frame_HWC, [*([note] if note else []), *([f"{cut}; its first frame is used"] if cut else [])]
+
+
+def _begins(path: Path, kind: str) -> bool:
+    """Whether the first frame of a video that is cut short is whole: another one follows it."""
+    try:
+        return len(list(islice(stream_frames(path, kind, _unkept(), Part(frames=2)), 2))) > 1
+    except BadRequest:
+        return False
+
+
 def probe(path: str | Path, fps: float | None = None) -> Probe:
     """What ``read_video(path, fps=fps)`` would give, by its time stamps: the pixels of one frame are looked at.
 
@@ -162,20 +230,33 @@ def facts(path: str | Path) -> dict[str, Any]:
     """What a picture, clip or folder of frames is, for people: codec, frames, fps, width, height and sound.
 
     The values are those that a read gives; where a video's file stores others (frames that an edit list hides, a
-    picture on its side, an uneven rate) they stand in ``stored``. Packets are counted, and one frame is decoded. Raises
-    `BadRequest` as `read_video` does.
+    picture on its side, an uneven rate) they stand in ``stored``. Packets are counted, and one frame is decoded. A
+    clip that is whole but refused by `read_video` (too long, too large) is described as it is stored, and ``refused``
+    is the sentence. Raises `BadRequest` for what is damaged, cut short or no clip or picture.
     """
     path = existing(Path(path))
-    if not path.is_dir() and is_picture(path):
+    if path.is_dir():
+        found = probe(path)
+        size = {"width": found.width, "height": found.height}
+        return {"codec": "frames in a folder", "frames": found.frames, "fps": found.fps, **size}
+    if is_picture(path):
         height, width = read_image(path).shape[-2:]
         return {"codec": written_as(path), "frames": 1, "width": width, "height": height}
-    kind = None if path.is_dir() else sniff(path)
-    if kind in (None, "webp", "apng"):
-        found = probe(path)
-        codec = "frames in a folder" if path.is_dir() else str(kind)
-        size = {"width": found.width, "height": found.height}
-        return {"codec": codec, "frames": found.frames, "fps": found.fps, **size}
-    return _facts(path, kind)
+    kind = sniff(path)
+    if kind is None:
+        height, width = read_image(path).shape[-2:]
+        told = {"codec": written_as(path), "frames": count_frames(path), "width": width, "height": height}
+        return told | {"refused": _refusal(lambda: timed_frames(path, _unkept(), Part()))}
+    return _facts_of_animation(path, kind) if kind in ("webp", "apng") else _facts(path, kind)
+
+
+def _facts_of_animation(path: Path, kind: str) -> dict[str, Any]:
+    found = animation(path, kind)
+    _unkept().check_frame(path.name, found.height, found.width)
+    height, width = animated_first(path, _unkept()).shape[:2]
+    starts = np.cumsum([0.0, *found.holds]).tolist()
+    timed = [Timed(at, hold, _nothing, clock=1e-3) for at, hold in zip(starts, found.holds, strict=False)]
+    return {"codec": kind, **_timing(path, kind, timed, (len(timed), height, width)), "width": width, "height": height}
 
 
 def _facts(path: Path, kind: str) -> dict[str, Any]:
@@ -184,12 +265,10 @@ def _facts(path: Path, kind: str) -> dict[str, Any]:
     first = next(stream_frames(path, kind, _unkept(), Part(frames=1)), None)
     if first is None or not found.timed:
         raise BadRequest(f"{path.name} holds no video frames")
-    for before, after in pairwise(found.timed):
-        check_still(path.name, after.time - before.time)
-    check_still(path.name, found.timed[-1].duration)
-    frames, fps = _counted(path.name, found.timed, None, None)
     height, width = first.pixels().shape[:2]
-    told = {"frames": frames, "fps": fps, "width": width, "height": height}
+    timing = _timing(path, kind, found.timed, (found.packets, found.height, found.width))
+    refused = {"refused": timing.pop("refused")} if "refused" in timing else {}
+    told = {**timing, "width": width, "height": height}
     kept = {"frames": found.packets, "fps": found.rate, "width": found.width, "height": found.height}
     stored = {name: value for name, value in kept.items() if abs(value - told[name]) > 1e-3 * value}
     return {
@@ -197,7 +276,34 @@ def _facts(path: Path, kind: str) -> dict[str, Any]:
         **told,
         **({"stored": stored} if stored else {}),
         **({"sound": "; ".join(found.sound)} if found.sound else {}),
+        **first.nature,
+        **refused,
     }
+
+
+def _timing(path: Path, kind: str, timed: list[Timed], stored: tuple[int, int, int]) -> dict[str, Any]:
+    """The frames and rate that a read gives, or what is stored and the sentence by which a read refuses it."""
+    counted: list[tuple[int, float]] = []
+
+    def read() -> None:
+        check_count(path, stored[0], _unkept())
+        Budget.of(path.name, path.stat().st_size, "video" if kind in STREAMED else "pictures").check(*stored)
+        for _ in within(path.name, iter(timed), 0.0, _unkept()):
+            pass
+        counted.append(_counted(path.name, timed, None, None))
+
+    refused = _refusal(read)
+    frames, fps = counted[0] if counted else (len(timed), even_rate(timed)[1])
+    return {"frames": frames, "fps": fps, **({"refused": refused} if refused else {})}
+
+
+def _refusal(read: Callable[[], object]) -> str:
+    """The sentence by which something is refused; empty where it is not."""
+    try:
+        read()
+    except BadRequest as error:
+        return str(error)
+    return ""
 
 
 def check_all_there(path: Path, kind: str) -> None:
@@ -222,6 +328,10 @@ def timed_frames(path: Path, limits: Limits, part: Part) -> tuple[float | None, 
     if path.is_dir():
         return folder_frames(path, limits, part.fps)
     kind = sniff(path)
+    if kind is None and is_animated_avif(path):
+        raise BadRequest(
+            f"{path.name} is an animated AVIF, which is not supported as a clip; convert it to mp4, webp or gif"
+        )
     if kind is None:
         raise BadRequest(f"{path.name} is not a video that can be read; expected mp4, mov, mkv, webm, avi, gif, webp")
     if kind in ("webp", "apng"):

@@ -56,6 +56,7 @@ def stream_frames(path: Path, kind: str, limits: Limits, part: Part) -> Iterator
     budget = Budget.of(path.name, path.stat().st_size, "pictures" if kind == "gif" else "video")
     if part.frames is None and part.start == 0:
         found = survey(path, kind, limits)
+        check_count(path, found.packets, limits)
         budget.check(found.packets, found.height, found.width)
     try:
         with opened(path, kind, limits.frame) as container:
@@ -171,10 +172,7 @@ def _timed(
     tags = Tags.of(stream.codec_context)  # now: decoders write what they find over the container's
     for count, (frame, alpha) in enumerate(frames, start=1):
         # A frame skipped by ``start`` or ``fps`` is decoded too, so decoding has a bound of its own.
-        if count > 16 * limits.frames:
-            raise BadRequest(
-                f"{path.name} has more than {16 * limits.frames:,} frames; cut it to the part that is wanted"
-            )
+        check_count(path, count, limits)
         budget.take(frame.height, frame.width)
         limits.check_frame(path.name, frame.height, round(frame.width * max(1.0, ratio if ratio < 10 else 1.0)))
         stamp = frame.dts if container == "avi" else frame.pts  # as in `_stamp`
@@ -182,7 +180,13 @@ def _timed(
         time = before = time if time > before else before + step
         hold = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else step
         shown = Shown(path.name, frame, Tags.of(frame).over(tags), ratio, alpha, decoder)
-        yield Timed(time, hold, shown.pixels, clock, declared, shown.look.note)
+        yield Timed(time, hold, shown.pixels, clock, declared, shown.look.note, shown.nature)
+
+
+def check_count(path: Path, frames: int, limits: Limits) -> None:
+    """Refuse to decode more frames than sixteen times what may be kept."""
+    if frames > 16 * limits.frames:
+        raise BadRequest(f"{path.name} has more than {16 * limits.frames:,} frames; cut it to the part that is wanted")
 
 
 def _broken(path: Path, error: Exception) -> str:

@@ -26,7 +26,11 @@ UNTOLD = 0.1
 
 
 class Cut(Exception):
-    """The file ends before what its structure promises; the argument says before what."""
+    """The file ends before what its structure promises; ``frames`` are whole ahead of that."""
+
+    def __init__(self, before: str, frames: int = 0) -> None:
+        super().__init__(before)
+        self.frames = frames
 
 
 class Damaged(Exception):
@@ -51,7 +55,7 @@ def animation(path: Path, kind: str) -> Animation:
 
     Raises `BadRequest` where the file is cut short or its structure is damaged.
     """
-    with _mapped(path) as data:
+    with mapped(path) as data:
         try:
             found = {"gif": _gif, "webp": _webp, "apng": _png}[kind](data)
         except Cut as cut:
@@ -65,9 +69,24 @@ def animation(path: Path, kind: str) -> Animation:
     return found
 
 
+def cut_later(path: Path, kind: str) -> str:
+    """Where a "gif" or "apng" whose first frame is whole is cut short, as a sentence; empty where it is another.
+
+    A webp is not decoded at all where its end is missing.
+    """
+    with mapped(path) as data:
+        try:
+            {"gif": _gif, "apng": _png}.get(kind, _webp)(data)
+        except Cut as cut:
+            return str(_cut(path, len(data), str(cut))) if cut.frames > 0 else ""
+        except (Damaged, struct.error, IndexError):
+            return ""
+    return ""
+
+
 def check_whole(path: Path, kind: str) -> None:
     """Raise `BadRequest` for a "mov", "matroska" or "avi" whose end is missing."""
-    with _mapped(path) as data:
+    with mapped(path) as data:
         try:
             {"mov": _mov, "matroska": _matroska, "avi": _avi}[kind](data)
         except Cut as cut:
@@ -80,9 +99,9 @@ def check_whole(path: Path, kind: str) -> None:
 
 def is_animated_png(path: Path) -> bool:
     """Whether a png says, before its pixels, that it has several frames."""
-    with _mapped(path) as data:
+    with mapped(path) as data:
         try:
-            for name, start, _ in _chunks(data):
+            for name, start, _ in chunks(data):
                 if name == b"acTL":
                     return bool(struct.unpack_from(">I", data, start)[0] > 1)
                 if name in (b"IDAT", b"IEND"):
@@ -92,7 +111,7 @@ def is_animated_png(path: Path) -> bool:
     return False
 
 
-def _mapped(path: Path) -> mmap.mmap:
+def mapped(path: Path) -> mmap.mmap:
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -112,7 +131,7 @@ def _counted(parts: int) -> None:
 def _gif(data: Bytes) -> Animation:
     """GIF89a, block by block. Only the ``;`` at the end may be missing: many writers forget it."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
-    at, delay = 13 + _table(flags), 0
+    at, delay = 13 + table_bytes(flags), 0
     holds: list[float] = []
     while at < len(data) and data[at] != 0x3B:
         _counted(len(holds))
@@ -120,16 +139,16 @@ def _gif(data: Bytes) -> Animation:
         if block == 0x21 and at + 1 < len(data):
             if data[at + 1] == 0xF9 and at + 6 <= len(data):
                 delay = struct.unpack_from("<H", data, at + 4)[0]
-            at = _past(data, at + 2)
+            at = past(data, at + 2, len(holds))
         elif block == 0x2C and at + 10 < len(data):
-            at = _past(data, at + 11 + _table(data[at + 9]))
+            at = past(data, at + 11 + table_bytes(data[at + 9]), len(holds))
             holds.append(delay / 100 or UNTOLD)
             delay = 0
         elif block == 0:  # padding, between blocks or at the end
             run = data[at : at + 4096]
             at += len(run) - len(run.lstrip(b"\0"))
         elif block in (0x21, 0x2C):
-            raise Cut(f"the end of frame {len(holds)}")
+            raise Cut(f"the end of frame {len(holds)}", len(holds))
         elif holds and data.find(b"\x21\xf9\x04", at) < 0:
             break  # what follows the last frame, where the end mark is missing
         else:
@@ -137,18 +156,18 @@ def _gif(data: Bytes) -> Animation:
     return Animation(height, width, tuple(holds))
 
 
-def _table(flags: int) -> int:
+def table_bytes(flags: int) -> int:
     """Bytes of the colour table that ``flags`` announce."""
     return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
 
 
-def _past(data: Bytes, at: int) -> int:
-    """Where the sub-blocks that begin at ``at`` end."""
+def past(data: Bytes, at: int, frames: int = 0) -> int:
+    """Where the sub-blocks that begin at ``at``, after so many whole frames, end."""
     size = len(data)
     while at < size and (length := data[at]):
         at += 1 + length
     if at >= size:
-        raise Cut("the end of its last frame")
+        raise Cut("the end of its last frame", frames)
     return at + 1
 
 
@@ -159,7 +178,7 @@ def _webp(data: Bytes) -> Animation:
         raise Cut("what its header declares")
     height = width = 0
     holds = []
-    for name, start, length in _riff(data, 12, end):
+    for name, start, length in riff(data, 12, end):
         if name == b"VP8X":
             width, height = (1 + int.from_bytes(data[start + at : start + at + 3], "little") for at in (4, 7))
         elif name == b"ANMF" and length >= 16:
@@ -172,22 +191,25 @@ def _png(data: Bytes) -> Animation:
     """The fcTL chunks of an APNG; a picture before the first of them is not part of the animation."""
     height = width = declared = first = 0
     holds: list[float] = []
-    for name, start, _ in _chunks(data):
-        if name == b"IHDR":
-            width, height = struct.unpack_from(">II", data, start)
-        elif name == b"acTL":
-            declared = struct.unpack_from(">I", data, start)[0]
-        elif name == b"fcTL":
-            numerator, denominator = struct.unpack_from(">HH", data, start + 20)
-            holds.append(numerator / (denominator or 100) or UNTOLD)
-        elif name == b"IDAT" and not holds:
-            first = 1
+    try:
+        for name, start, _ in chunks(data):
+            if name == b"IHDR":
+                width, height = struct.unpack_from(">II", data, start)
+            elif name == b"acTL":
+                declared = struct.unpack_from(">I", data, start)[0]
+            elif name == b"fcTL":
+                numerator, denominator = struct.unpack_from(">HH", data, start + 20)
+                holds.append(numerator / (denominator or 100) or UNTOLD)
+            elif name == b"IDAT" and not holds:
+                first = 1
+    except Cut as cut:
+        raise Cut(str(cut), len(holds) - 1) from cut  # the last of them may be what is cut
     if len(holds) < declared:
-        raise Cut(f"the last of its {declared:,} frames")
+        raise Cut(f"the last of its {declared:,} frames", len(holds))
     return Animation(height, width, tuple(holds[:declared]), first)
 
 
-def _chunks(data: Bytes) -> Iterator[tuple[bytes, int, int]]:
+def chunks(data: Bytes) -> Iterator[tuple[bytes, int, int]]:
     """(name, first byte, length) of the chunks of a png, up to its IEND."""
     at, count = 8, 0
     while True:
@@ -203,7 +225,7 @@ def _chunks(data: Bytes) -> Iterator[tuple[bytes, int, int]]:
         _counted(count)
 
 
-def _riff(data: Bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def riff(data: Bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """(name, first byte, length) of the chunks between two places of a RIFF file."""
     count = 0
     while at + 8 <= end:

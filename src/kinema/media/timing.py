@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
@@ -76,8 +76,8 @@ class Budget:
         """Refuse, before any of it is decoded, a file whose structure says that it holds too much."""
         if frames * height * width > self.most:
             raise BadRequest(
-                f"{self.name} holds {frames:,} frames of {width}×{height}, more than the {self.most:,} pixels that are "
-                "decoded of a file of its size; --max-pixels raises that"
+                f"{self.name} holds {frames:,} frames of {width}×{height}, more than the {self.most:,} pixels "
+                "allowed for a file of its size; --max-pixels raises that"
             )
 
     def take(self, height: int, width: int) -> None:
@@ -88,7 +88,7 @@ class Budget:
             heap.give_back()
         if self.used > self.most:
             raise BadRequest(
-                f"{self.name} decodes to more than {self.most:,} pixels, which is the most for a file of its size; "
+                f"{self.name} decodes to more than the {self.most:,} pixels allowed for a file of its size; "
                 "--max-pixels raises that"
             )
 
@@ -98,7 +98,7 @@ class Timed:
     """A decoded frame as a promise: ``pixels()`` is uint8 H×W×3; times in seconds.
 
     ``clock`` is the step of the container's time stamps, ``declared`` the rate that it claims, if any;
-    ``note`` is what a user is told of its pixels, after the file's name.
+    ``note`` is what a user is told of its pixels, after the file's name; ``nature`` names HDR and alpha, for `facts`.
     """
 
     time: float
@@ -107,6 +107,7 @@ class Timed:
     clock: float = 0.0
     declared: float = 0.0
     note: str = ""
+    nature: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,10 @@ def resampled(timed: Iterable[Timed], fps: float, frames: int | None) -> Iterato
 
 
 def even_rate(frames: Sequence[Timed]) -> tuple[bool, float]:
-    """Whether the time stamps are even, and the rate: their mean, or one over the median gap."""
+    """Whether the time stamps are even, and the rate: their mean, or one over the median gap.
+
+    A rate outside `RATES` counts as uneven, so that frames are repeated or left out and the clip keeps its length.
+    """
     if len(frames) == 1:
         hold = frames[0].duration
         return True, float(np.clip(1 / hold, *RATES)) if hold > 0 else DEFAULT_FPS
@@ -191,7 +195,9 @@ def even_rate(frames: Sequence[Timed]) -> tuple[bool, float]:
     constant = not declared and max(gaps) - min(gaps) < 1e-9
     error = 1e-9 if constant else max(4e-4, 2 * clock / span)
     stamps = np.cumsum(gaps) if clock > MILLISECOND and even else np.empty(0)
-    return even, float(np.clip(_meant(rate, error, declared, stamps, clock), *RATES))
+    meant = _meant(rate, error, declared, stamps, clock)
+    most = float(np.clip(meant, *RATES))
+    return even and abs(meant - most) < 1e-6 * most, most
 
 
 def _meant(rate: float, error: float, declared: float, stamps: np.ndarray, clock: float) -> float:

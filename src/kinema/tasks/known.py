@@ -90,5 +90,8 @@ def frames_of(
 
 
 def first_frame(request: Request, path: str, on_event: OnEvent) -> Tensor:
-    """The picture, or the first frame of the clip, at ``path``: 1×3×1×H×W."""
-    return frames_of(request, path, on_event, frames=1)
+    """The picture, or the first frame of the clip, at ``path``: 1×3×1×H×W, saying what was cut away."""
+    video, notes = read.read_first(path, (request.shape.height, request.shape.width, request.fit))
+    for said in notes:
+        on_event(Note(f"{path} {said}"))
+    return video
