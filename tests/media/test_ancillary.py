@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, features
 
 from kinema.media.ancillary import without_clutter
 from kinema.media.metadata import find_recipe
 from kinema.media.read import facts, read_image, read_video
+from kinema.schema import BadRequest
 
 PIXELS = np.arange(12 * 20 * 3, dtype=np.uint8).reshape(12, 20, 3)
 LONG = b"x" * 1_350_000
@@ -127,3 +128,14 @@ def test_a_damaged_picture_is_told_in_words_of_ours(tmp_path: Path) -> None:
     for name in ("a.webp", "a.tiff"):
         with pytest.raises(ValueError, match="is damaged or cut short"):
             read_image(tmp_path / name)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_an_avif_of_damaged_pixels_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "a.avif")
+    whole = bytearray((tmp_path / "a.avif").read_bytes())
+    at = whole.index(b"mdat") + 4
+    whole[at:] = bytes(len(whole) - at)
+    (tmp_path / "a.avif").write_bytes(whole)
+    with pytest.raises(BadRequest, match="is damaged or cut short"):
+        read_image(tmp_path / "a.avif")

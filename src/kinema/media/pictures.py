@@ -216,7 +216,7 @@ def _to_tensor(path: Path, picture: Image) -> Tensor:
             warnings.simplefilter("ignore")
             picture.load()
             upright = _upright(picture)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # Pillow meets whatever bytes people have, and raises what it likes
         raise BadRequest(f"{path.name} is damaged or cut short: its pixels cannot be decoded") from error
     if _is_deep(upright):
         return _deep_grey(upright)
