@@ -114,7 +114,7 @@ def test_the_command_line_uses_them_and_replay_honours_them(saved, files, pictur
     assert "are not identical" not in (err := capsys.readouterr().err)
     assert "other LoRAs" not in err
     assert main(["replay", "made.mp4", "-o", "third.mp4", *given]) == 2
-    assert "pass --lora PATH:0.7 (one.safetensors), --lora PATH:1 (" in capsys.readouterr().err
+    assert "give them with --lora PATH:0.7, --lora PATH:1" in capsys.readouterr().err
     write_lora(one, adapters(5), "kohya")
     assert main(["replay", "made.mp4", "-o", "third.mp4", *given, *loras]) == 0
     err = capsys.readouterr().err

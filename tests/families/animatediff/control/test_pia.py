@@ -84,7 +84,7 @@ def test_it_goes_to_diffusers_and_back(saved, tmp_path):
 def test_the_first_frame_is_held_natively_and_reaches_the_others(saved, tmp_path, picture):
     folder, _ = saved
     model = load(folder / "image.safetensors", add={"motion": folder / "pia.ckpt"})
-    honours = model.system.family.honours
+    honours = model.system.family.sampling.honours
     assert honours(model.system.config, "first")[0] == "native"
     assert "native" not in honours(model.system.config, "ends")
     a, b, said = picture(tmp_path / "a.png", 20), picture(tmp_path / "b.png", 230), []
