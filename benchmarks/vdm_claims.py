@@ -27,6 +27,7 @@ import torch
 
 from kinema import registry
 from kinema.atomic import replacing
+from kinema.canvas import Canvas
 from kinema.checkpoints import files
 from kinema.data import playroom
 from kinema.evaluation import metrics, report
@@ -35,7 +36,7 @@ from kinema.evaluation.kept import kept
 from kinema.evaluation.oracle import judge
 from kinema.evaluation.sampling import Sampling
 from kinema.evaluation.temporal import STILL
-from kinema.schema import Canvas, Event, Note, TrainStep
+from kinema.schema import Event, Note, TrainStep
 from kinema.system import Batch, System, Weights, open_system
 from kinema.training.options import TrainOptions
 from kinema.training.run import train

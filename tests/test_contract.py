@@ -11,12 +11,13 @@ from safetensors.torch import save_file
 
 from kinema import registry
 from kinema.api import Model, load
+from kinema.canvas import Canvas
 from kinema.checkpoints import files
 from kinema.checkpoints.lora_formats import Adapter, write_lora
 from kinema.data import playroom
 from kinema.generate import generate
 from kinema.job import honour
-from kinema.schema import BadRequest, Canvas, Event, FrameGrid, Lattice, Note, Request, Shape, Step
+from kinema.schema import BadRequest, Event, FrameGrid, Lattice, Note, Request, Shape, Step
 from kinema.system import Batch, System, open_system
 
 FAMILIES = sorted(registry.FAMILIES)

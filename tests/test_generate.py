@@ -12,10 +12,11 @@ import torch
 
 from kinema import registry, tasks
 from kinema.api import Model, load
+from kinema.canvas import Canvas
 from kinema.diffusion.parameterise import Denoiser
 from kinema.guide import latent_mask, sample
 from kinema.provenance import frames_hash
-from kinema.schema import BadRequest, Canvas, Clip, Event, FrameGrid, Lattice, Memory, Note, Phase, Request, Step
+from kinema.schema import BadRequest, Clip, Event, FrameGrid, Lattice, Memory, Note, Phase, Request, Step
 from kinema.system import System
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from kinema.api import Model
+from kinema.canvas import Canvas
 from kinema.diffusion.parameterise import X0, Denoiser
 from kinema.diffusion.schedules import RectifiedFlow
-from kinema.schema import Canvas, Lattice, OnEvent, Request
+from kinema.schema import Lattice, OnEvent, Request
 from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System, Weights
 from kinema.system.family import Checkpoints, Family, Sampling, Training
 from kinema.vae.pixel import PixelCodec

@@ -16,7 +16,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kinema.schema import MAX_FRAMES, BadRequest, Canvas, FrameGrid, Lattice, Request, Shape, plain
+from kinema.canvas import Canvas
+from kinema.schema import MAX_FRAMES, BadRequest, FrameGrid, Lattice, Request, Shape, plain
 
 
 @pytest.mark.parametrize(

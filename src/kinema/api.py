@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from kinema.generate import OnSettled, accept, generate
+from kinema.generate import Noise, OnSettled, accept, generate
+from kinema.job import Recorded
 from kinema.memory.free import parse_bytes
 from kinema.memory.turns import LEVELS
 from kinema.registry import unknown
@@ -26,12 +26,12 @@ class Model:
 
     def run(
         self,
-        request: Request,
+        request: Request | Sequence[Recorded],
         *,
-        noise: Tensor | None = None,
+        noise: Noise = None,
         on_event: OnEvent = ignore,
         on_settled: OnSettled = accept,
-        output: Literal["clip", "latents"] = "clip",
+        output: str = "clip",
     ) -> Clip:
         """See `generate`."""
         return generate(self.system, request, noise=noise, on_event=on_event, on_settled=on_settled, output=output)

@@ -6,31 +6,35 @@ The order, from the inside out: guidance with its rescale, reconstruction, thres
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
+from einops import reduce
 from torch import Tensor
 from torch.nn import functional as F
 
+from kinema.canvas import Canvas, Small
 from kinema.diffusion.freeinit import passes
 from kinema.diffusion.guidance import Guidance, Guided, Reconstruction, Thresholded
 from kinema.diffusion.noise import Noise, rescheduled
 from kinema.diffusion.overwrite import Known, Overwrite
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.samplers import SAMPLERS, OnStep
-from kinema.diffusion.schedules import Level, edit_steps
+from kinema.diffusion.schedules import Level
 from kinema.diffusion.windows import Windowed, window_sizes
-from kinema.job import free_init, honour
 from kinema.memory.placing import roomy
-from kinema.schema import Canvas, OnEvent, Phase, Request, Step, ignore
+from kinema.schema import OnEvent, Phase, Request, Step, ignore
+from kinema.settle import free_init, sampler_options
 from kinema.system import Conditions, System
 from kinema.values import counted
 
 
-def sample(
+def sample(  # noqa: PLR0917
     system: System,
     request: Request,
+    words: Any,
     canvas: Canvas,
     noise: Tensor,
     draws: Noise,
@@ -38,37 +42,63 @@ def sample(
     guidance: Guidance | None = None,
     on_event: OnEvent = ignore,
 ) -> Tensor:
-    """The sampler over the whole canvas, once or as often as FreeInit asks: latents B×C×T×h×w, in float32 always."""
+    """The sampler over the whole canvas, once or as often as FreeInit asks: latents B×C×T×h×w, in float32 always.
+
+    ``words`` are the prompt as the family encodes it, ``guidance`` that of this part of a longer clip.
+    """
     on_event(Phase("condition"))
-    way = honour(system, request, canvas, one_pass=True)
-    request = replace(request, honour=cast(Any, way))  # the family sees how its canvas is held
-    conditions = system.condition(request, canvas, on_event)
-    pieces = [] if way == "native" or canvas.empty else [given_piece(system, canvas)]
-    held = (pieces[0], request.reconstruction_weight) if way == "reconstruction" and pieces else None
+    conditions = system.condition(words, request, canvas, on_event)
+    way = canvas.block.way
+    given = [] if way == "native" or canvas.empty else [given_piece(system, canvas)]
+    drawn = Drawn(given[0] if way == "reconstruction" and given else None, canvas.small, request.reconstruction_weight)
+    pieces = [*held_pieces(system, canvas), *given]
     guidance = system.family.sampling.guidance(system.config, request) or guidance or system.guidance(request)
-    source = None if canvas.source is None else system.encode(canvas.source)
     first = z = in_order(system, request, noise, draws).to(system.device, torch.float32)
     again = free_init(system, request)
     counts = passes(request.free_init or 1, cast(int, request.steps), fast=request.free_init_fast)
     for number, steps in enumerate(counts):
         levels = system.levels(replace(request, steps=steps))
         noise = again(first, z, draws) if again is not None and number else first
-        edited = [] if source is None else [edited_piece(source, canvas.strength, steps)]
-        over = Overwrite([*edited, *pieces], levels, draws, noise)
-        denoise = over.around(guide(system, conditions, request, guidance, levels, held))
-        z = over.start(system.prior(noise))
+        over = Overwrite(pieces, levels, draws, noise)
+        denoise = over.around(guide(system, conditions, request, guidance, levels, drawn))
+        z = over.start(system.prior(request, noise))
         which = f", pass {number + 1} of {len(counts)}" if len(counts) > 1 else ""
         ahead = steps - over.first
         told = f"{counted(ahead, 'step')} of {request.sampler}{which}"
-        kept = f"nothing to sample: strength {canvas.strength:g} keeps the source"
-        on_event(Phase("sample", told if ahead else kept))
+        on_event(Phase("sample", told if ahead else "nothing to sample: what is known is kept to the end"))
         if over.first == steps:
             return z
         report = stepping(on_event, sum(counts[:number]), sum(counts[number + 1 :]))
-        options = {**system.sampler_options(request), "state": over.run(over.first)}
+        options = {**sampler_options(system, request), "state": over.run(over.first)}
         left = levels[over.first :]
         z = SAMPLERS[cast(str, request.sampler)](denoise, z, left, noise=draws, on_step=report, **options)
     return z
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """What reconstruction guidance draws the estimates to: what is given, and a small clip, either or both."""
+
+    given: Known | None
+    small: Small | None
+    weight: float
+
+    def around(self, denoise: Denoiser, frames: Sequence[int]) -> Denoiser:
+        """The denoiser of these latent frames, drawn to what of them is known."""
+        at, weight = list(frames), self.weight if self.small is None else self.small.weight
+        told: dict[str, Any] = {}
+        if self.given is not None:
+            told |= {"given": self.given.content[:, :, at], "mask": self.given.mask[:, :, at]}
+        if self.small is not None:
+            here, there = self.small.among(frames)
+            told |= {"downsample": partial(smaller, here, self.small.factor), "low": self.small.video[:, :, there]}
+        return Reconstruction(denoise, weight=weight, **told) if told and weight else denoise
+
+
+def smaller(frames: Sequence[int], factor: int, video_BCTHW: Tensor) -> Tensor:
+    """The small clip of a large one: these frames of it, ``factor``×``factor`` pixels averaged into one."""
+    kept = video_BCTHW[:, :, list(frames)]
+    return reduce(kept, "b c t (h p) (w q) -> b c t h w", "mean", p=factor, q=factor)
 
 
 def given_piece(system: System, canvas: Canvas) -> Known:
@@ -76,9 +106,12 @@ def given_piece(system: System, canvas: Canvas) -> Known:
     return Known(system.encode(canvas.video).float(), latent_mask(system, canvas.mask), release=None)
 
 
-def edited_piece(source: Tensor, strength: float, steps: int) -> Known:
-    """The clip of an edit, held until its last ``strength`` of the steps begin (SDEdit)."""
-    return Known(source.float(), torch.ones_like(source[:, :1]), steps - edit_steps(steps, strength), "fixed")
+def held_pieces(system: System, canvas: Canvas) -> list[Known]:
+    """What a canvas holds for a while, on the latent grid, each with the noise of the clip itself."""
+    return [
+        Known(system.encode(piece.video).float(), latent_mask(system, piece.mask), release, "fixed")
+        for piece, release in zip(canvas.held, canvas.block.releases, strict=True)
+    ]
 
 
 def stepping(on_event: OnEvent, before: int, after: int) -> OnStep:
@@ -104,31 +137,24 @@ def guide(  # noqa: PLR0917
     request: Request,
     guidance: Guidance,
     levels: Level,
-    reconstructed: tuple[Known, float] | None = None,
+    drawn: Drawn | None = None,
 ) -> Denoiser:
     """The guided denoiser: guidance, reconstruction and bound, in windows where the request asks for them.
-
-    ``reconstructed`` is what guidance by reconstruction is to bring out, and its weight.
 
     Reconstruction acts inside each window, so that a long clip is never differentiated as a whole.
     """
     limit = system.family.sampling.defaults(system.config).threshold
 
     def make(frames: Sequence[int] | None) -> Denoiser:
-        def cut(x: Tensor) -> Tensor:
-            return x if frames is None else x[:, :, list(frames)]
-
         branches = {name: system.denoiser(conditions.branches[name], frames) for name in guidance.branches}
         denoise: Denoiser = Guided(branches, guidance.of(frames), roomy(system), levels)
-        if reconstructed is not None and reconstructed[1]:
-            piece, weight = reconstructed
-            denoise = Reconstruction(denoise, cut(piece.content), cut(piece.mask), weight)
+        denoise = denoise if drawn is None else drawn.around(denoise, range(total) if frames is None else frames)
         return denoise if limit is None else Thresholded(denoise, limit)
 
+    total, uniform = system.latent_shape(request).frames, request.window_places == "uniform"
     if request.window is None or request.window_in == "attention":
         return make(None)
     length, overlap = window_sizes(request, system.lattice)
-    total, uniform = system.latent_shape(request).frames, request.window_places == "uniform"
     stride = request.window_stride
     return Windowed(make, total, length, overlap, request.window_weights, request.loop, uniform, stride)
 

@@ -1,14 +1,14 @@
 """The recipe of a clip: what `kinema replay` needs to make it again, and no more of its maker's disk than names.
 
 A clip travels with its recipe, so files are told by name and hash, without their folders: the pictures and clips of
-``request`` by the field's name in ``inputs``, those of the family's options by their name in ``extra_inputs``.
+a request by the field's name in ``inputs``, those of the family's options by their name in ``extra_inputs``.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kinema import __version__, bounds, registry
+from kinema.job import Work
 from kinema.schema import FILES, BadRequest, Request
 from kinema.system import Family, System
 
@@ -24,17 +25,22 @@ MAX_INPUT = 2**36
 """Bytes of an input that are hashed: an hour of film has less."""
 
 
-def recipe(system: System, request: Request, noise: Tensor | None = None) -> dict[str, Any]:
-    """What `kinema replay` needs to make the clip again, and to say whether it is the same to the bit.
+VERSION = 2
+"""Of recipes that are written; `kinema.upgrade` reads older ones."""
 
-    Without what `generate` adds: the hashes of the weights and of the clip, and whether halves of guidance ran at once.
+
+def recipe(works: Sequence[Work], noises: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+    """What `kinema replay` needs to make the clip again, and to say whether it is the same to the bit: the job as JSON.
+
+    Without what `generate` adds: the hashes of the weights of each stage, and of the clip.
     """
+    first = works[0]
+    system, request = first.system, first.stage.request
     shown = names_of(system.family, request)
     told: dict[str, Any] = {
+        "recipe": VERSION,
         "kinema": __version__,
-        "model": system.name,
-        "family": system.family.name,
-        "request": json.loads(named(request, system.family, shown).with_(loras=None).to_json()),
+        "stages": [_stage(work, shown) for work in works],
         "inputs": {k: file_hash(Path(v)) for k in FILES if (v := getattr(request, k))},
         "device": str(system.device),
         "dtype": str(system.precision).removeprefix("torch."),
@@ -43,6 +49,16 @@ def recipe(system: System, request: Request, noise: Tensor | None = None) -> dic
     }
     if shown:
         told["extra_inputs"] = {name: file_hash(Path(file)) for file, name in shown.items()}
+    if noises:
+        told["noise"] = {name: frames_hash(noise) for name, noise in noises.items()}
+    return told
+
+
+def _stage(work: Work, shown: Mapping[str, str]) -> dict[str, Any]:
+    """One stage: its model, its request with files by name, and what was settled of it."""
+    system = work.system
+    request = named(work.stage.request, system.family, shown).with_(loras=None)
+    told = {**work.stage.told(), "family": system.family.name, "request": json.loads(request.to_json())}
     if variant := system.weights.variant or system.weights.model:
         told["variant"] = variant
     if system.loras.files:
@@ -51,8 +67,6 @@ def recipe(system: System, request: Request, noise: Tensor | None = None) -> dic
         told["added"] = [each.told() for each in system.weights.added]
     if system.overrides:
         told["overrides"] = dict(system.overrides)
-    if noise is not None:
-        told["noise"] = frames_hash(noise)
     return told
 
 

@@ -1,4 +1,4 @@
-"""The nouns of the package: shapes, clips, canvases, requests, events and the one user error.
+"""The nouns of the package: shapes, clips, requests, events and the one user error.
 
 Everything here is a frozen dataclass that imports without torch, so that the command line, the
 registry and a web form can describe a request before any heavy library is loaded.
@@ -154,7 +154,7 @@ class Shape:
         return Shape(*video_bcthw.shape)
 
 
-# ------------------------------------------------------------------------------- clip and canvas
+# -------------------------------------------------------------------------------------------- clip
 
 
 @dataclass(frozen=True)
@@ -184,73 +184,6 @@ class Clip:
         return importlib.import_module("kinema.media.write").save_clip(self, Path(path), **options)
 
 
-@dataclass(frozen=True)
-class Heard:
-    """Which sound belongs to a clip: from second ``begin`` of ``file``, for ``seconds`` (None: to its end), at ``at``.
-
-    ``unfit`` is a clause that says why none does: frames are shown at other times than the sound was recorded with.
-    """
-
-    file: str
-    begin: float = 0.0
-    seconds: float | None = None
-    at: float = 0.0
-    unfit: str = ""
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """A partly known video: the one shape that every task takes.
-
-    ``video`` B×3×T×H×W in [-1, 1]; ``mask`` B×1×T×H×W, 1 where the pixel is given, else 0.
-    ``source`` is a whole clip to start from (edit), with ``strength`` in (0, 1]: 1 ignores it. ``anchor`` B×3×H×W is
-    the first frame of the whole, where this canvas is a later part of a clip made in blocks, and ``start`` the frame of
-    the whole that it begins with: options of single frames count from there. ``heard`` is the sound of what is given.
-    """
-
-    video: Tensor
-    mask: Tensor
-    source: Tensor | None = None
-    strength: float = 1.0
-    anchor: Tensor | None = None
-    start: int = 0
-    heard: Heard | None = None
-
-    @property
-    def empty(self) -> bool:
-        return not bool(self.mask.any())
-
-    @property
-    def first(self) -> Tensor | None:
-        """The first frame that is given whole, B×3×H×W."""
-        whole = (self.mask.flatten(3).amin(-1).amin(0)[0] > 0).nonzero().flatten()
-        return self.video[:, :, int(whole[0])] if len(whole) else None
-
-    @property
-    def kind(self) -> str:  # noqa: PLR0911 (one line a kind reads better than a ladder)
-        """What is given, in the words families use: nothing | first | ends | prefix | suffix |
-        frames (whole frames, any other pattern) | region | all."""
-        given = self.mask.flatten(3).amin(-1).amin(0)[0] > 0  # whole frames
-        touched = self.mask.flatten(3).amax(-1).amax(0)[0] > 0
-        if not touched.any():
-            return "nothing"
-        if not bool((given == touched).all()):
-            return "region"
-        index = given.nonzero().flatten().tolist()
-        last = len(given) - 1
-        if len(index) == len(given):
-            return "all"
-        if index == [0]:
-            return "first"
-        if index == [0, last]:
-            return "ends"
-        if index == list(range(len(index))):
-            return "prefix"
-        if index == list(range(len(given) - len(index), len(given))):
-            return "suffix"
-        return "frames"
-
-
 # -------------------------------------------------------------------------------------- request
 
 FILES = ("image", "last_image", "video", "mask")
@@ -259,7 +192,7 @@ _HELD = ("honour", "reconstruction_weight", "fit")
 _REGION = ("mask", "region", "outside")
 FREE_INIT = ("free_init", "free_init_filter", "free_init_order", "free_init_stop", "free_init_fast")
 TAKES: dict[TaskName, tuple[str, ...]] = {
-    "generate": ("loop", *FREE_INIT),
+    "generate": ("loop", "every", *FREE_INIT),
     "animate": ("image", "last_image", "loop", *_REGION, *_HELD, *FREE_INIT),
     "interpolate": ("video", "image", "last_image", "every", *_HELD, *FREE_INIT),
     "extend": ("video", "keep", "backward", "loop", *_HELD, *FREE_INIT),
@@ -363,6 +296,9 @@ class Request:
         "FreeInit: stop frequencies over space and over time, 0 to 1", (0.25, 0.25)
     )
     free_init_fast: bool = option("FreeInit: fewer steps at first, all of them the last time", False)
+
+    super_resolution: str | None = option("model of a second stage that makes the clip larger", None)
+    super_resolution_weight: float = option("w_r of super-resolution by guidance", 9.0, least=0, most=1000)
 
     extra: Mapping[str, Any] = field(
         default_factory=dict,

@@ -7,9 +7,10 @@ import torch
 
 from kinema import registry
 from kinema.api import Model
+from kinema.canvas import Canvas
 from kinema.evaluation.measuring import first_frames
 from kinema.evaluation.sampling import Sampling
-from kinema.schema import Canvas, Request
+from kinema.schema import Request
 from kinema.system import System, open_system
 
 PROMPTS = ["a red ball rolls right", "a blue star spins", "a green letter K moves up"]

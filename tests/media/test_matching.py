@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kinema.canvas import Canvas
 from kinema.media.matching import match_colours
-from kinema.schema import BadRequest, Canvas
+from kinema.schema import BadRequest
 
 
 def canvas_of(video: torch.Tensor, given: slice = slice(0, 1)) -> Canvas:

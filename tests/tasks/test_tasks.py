@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from kinema.canvas import Canvas
 from kinema.media import read
-from kinema.schema import BadRequest, Canvas, Clip, Event, Note, Request, ignore
+from kinema.schema import BadRequest, Clip, Event, Note, Request, ignore
 from kinema.tasks import TASKS
 
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from kinema import registry
+from kinema.canvas import Canvas
 from kinema.checkpoints.source import Source
 from kinema.diffusion.guidance import Guidance
 from kinema.diffusion.parameterise import Denoiser, Parameterisation
 from kinema.diffusion.schedules import Schedule, Spacing
-from kinema.schema import BadRequest, Canvas, Lattice, OnEvent, Request
+from kinema.schema import BadRequest, Lattice, OnEvent, Request, Shape
 
 if TYPE_CHECKING:
     from kinema.data.playroom.scene import Scene
@@ -52,6 +53,8 @@ class Defaults:
     """Whether this model was trained with text; without it, a verb asks for none."""
     threshold: float | None = None
     """Bound on the guided estimate of x0 (static thresholding)."""
+    enlarges: bool = False
+    """Whether it enlarges the clip of another model, by guidance in pixels (super-resolution)."""
     attention_windows: bool = False
     """Whether its attention over time works in windows where a request asks for that (``window_in``)."""
 
@@ -162,7 +165,8 @@ class Sampling(Protocol):
 
     def defaults(self, config: Any) -> Defaults: ...
 
-    def process(self, config: Any) -> Process: ...
+    def process(self, config: Any, shape: Shape) -> Process:
+        """For clips of this pixel shape: a flow's shift may depend on it."""
 
     def codec(self, config: Any, model: nn.Module) -> Codec: ...
 
@@ -176,8 +180,16 @@ class Sampling(Protocol):
     def files(self, request: Request) -> tuple[str, ...]:
         """The files and folders that the family's own options (``extra``) name, for the recipe to tell their hashes."""
 
-    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
-        """Encode prompt, pictures and scalars; batch items independent."""
+    def encode_prompt(self, system: System, request: Request, on_event: OnEvent) -> Any:
+        """What the family's text encoders make of the request's prompts: once a clip, however many blocks it has."""
+
+    def condition(
+        self, system: System, words: Any, request: Request, canvas: Canvas, on_event: OnEvent
+    ) -> Conditions:
+        """Conditions of each branch, from ``words`` (as `encode_prompt` made them), pictures and scalars.
+
+        ``request`` and ``canvas`` are of one block, and batch items are independent.
+        """
 
     def guidance(self, config: Any, request: Request) -> Guidance | None:
         """Which branches there are and how they are put together for this many frames; None is classifier-free

@@ -5,7 +5,8 @@ With a ``region`` or ``mask`` it is a cinemagraph: the picture stands still ever
 
 from __future__ import annotations
 
-from kinema.schema import Canvas, OnEvent, Request
+from kinema.canvas import Canvas
+from kinema.schema import OnEvent, Request
 from kinema.tasks.inpaint import check_region, wanted
 from kinema.tasks.known import blank, first_frame, need, one_of
 
@@ -28,4 +29,4 @@ def canvas(request: Request, on_event: OnEvent) -> Canvas:
     if request.last_image or request.loop:
         last = first_frame(request, request.last_image, on_event) if request.last_image else picture
         video[:, :, -1:], mask[:, :, -1] = last, 1
-    return Canvas(video, mask)
+    return Canvas.of(video, mask)

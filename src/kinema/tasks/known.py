@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kinema.canvas import Canvas
 from kinema.media import read
 from kinema.media.pictures import is_picture
-from kinema.schema import MAX_FRAMES, BadRequest, Canvas, Note, OnEvent, Request
+from kinema.schema import MAX_FRAMES, BadRequest, Note, OnEvent, Request
 
 
 @dataclass(frozen=True)

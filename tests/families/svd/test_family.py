@@ -11,6 +11,7 @@ import torch
 
 from kinema import registry
 from kinema.api import load
+from kinema.canvas import Canvas
 from kinema.diffusion.guidance import Guided
 from kinema.diffusion.schedules import Level, spaced
 from kinema.families.svd import conditioning, recipe
@@ -19,7 +20,7 @@ from kinema.families.svd.family import FAMILY
 from kinema.generate import generate
 from kinema.guide import guide
 from kinema.job import settle
-from kinema.schema import BadRequest, Canvas, Note, Request
+from kinema.schema import BadRequest, Note, Request
 from kinema.system import System, Weights, with_model
 
 SIDE = 32

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from kinema.api import Model, load
+from kinema.canvas import Canvas
 from kinema.cli.main import main
 from kinema.families.svd import conditioning
 from kinema.media.metadata import read_recipe
 from kinema.media.read import read_image, read_video
-from kinema.schema import BadRequest, Canvas, Clip, Event, Note, Request, Step
+from kinema.schema import BadRequest, Clip, Event, Note, Request, Step
 
 QUICK = {"steps": 2, "seed": 3}
 

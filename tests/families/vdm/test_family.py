@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kinema.canvas import Canvas
 from kinema.conditioning import bert
 from kinema.diffusion.guidance import Reconstruction
 from kinema.diffusion.samplers import SAMPLERS, options
@@ -15,7 +16,7 @@ from kinema.families.vdm.config import Config, presets
 from kinema.families.vdm.family import FAMILY
 from kinema.families.vdm.model import Stage, VideoUNet
 from kinema.guide import guide
-from kinema.schema import BadRequest, Canvas, Note, Request, ignore
+from kinema.schema import BadRequest, Note, Request, ignore
 from kinema.system import System, Weights, open_system
 
 SHAPE = (1, 3, 8, 16, 16)

@@ -13,13 +13,14 @@ from torch.nn import functional as F
 
 from kinema import tasks
 from kinema.api import load
+from kinema.canvas import Canvas
 from kinema.data import playroom, reading
 from kinema.data.playroom import labels
 from kinema.diffusion.schedules import RectifiedFlow
 from kinema.families.zoetrope import recipe
 from kinema.families.zoetrope.family import FAMILY
 from kinema.families.zoetrope.model import PlaceBlock, Zoetrope
-from kinema.schema import Canvas, Request
+from kinema.schema import Request
 from kinema.system import Batch
 
 

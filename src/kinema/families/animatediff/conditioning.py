@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kinema import registry
+from kinema.canvas import Canvas
 from kinema.conditioning import pocket
 from kinema.conditioning.clip_text import ClipTokenizer, Tokenizer, WordTokenizer, encode, find_vocabulary
 from kinema.families.animatediff.config import Config
@@ -28,7 +29,7 @@ from kinema.families.animatediff.motion.amounts import AMOUNTS
 from kinema.families.animatediff.motion.module import AS_TRAINED, Moving
 from kinema.media import read
 from kinema.nn.embeddings import sinusoidal
-from kinema.schema import BadRequest, Canvas, OnEvent, Request
+from kinema.schema import BadRequest, OnEvent, Request
 from kinema.values import quoted
 
 OPTIONS = ("clip_skip", "travel", *AMOUNTS, "scribble", "affinity", "decode_tile")
@@ -65,6 +66,16 @@ class Condition:
             pictures=tuple(each.of(frames) for each in self.pictures),
             first_BCTHW=None if self.first_BCTHW is None else self.first_BCTHW[:, :, list(frames)],
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Words:
+    """The prompts as the text encoders see them: contexts 1×L×C by the frame they begin at, and pooled ones 1×P."""
+
+    stops: Mapping[int, Tensor]
+    pooled: Tensor | None
+    unwanted: Tensor
+    pooled_unwanted: Tensor | None
 
 
 def joined(conditions: Sequence[Condition]) -> Condition | None:

@@ -9,13 +9,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from kinema.canvas import Canvas
 from kinema.checkpoints.source import Source
 from kinema.conditioning.clip_text import WordTokenizer
 from kinema.data import playroom
 from kinema.diffusion.parameterise import Denoiser
-from kinema.diffusion.schedules import Level, last_levels
+from kinema.diffusion.schedules import Level
 from kinema.families.animatediff import conditioning, recipe
-from kinema.families.animatediff.conditioning import Condition
+from kinema.families.animatediff.conditioning import Condition, Words
 from kinema.families.animatediff.config import PRESETS, Config, from_json, to_json
 from kinema.families.animatediff.control import pia, pictures, steering
 from kinema.families.animatediff.control.ip_adapter import Picture
@@ -24,7 +25,7 @@ from kinema.families.animatediff.files import lora, opening
 from kinema.families.animatediff.model import AnimateDiff, blocks
 from kinema.families.animatediff.motion import amounts
 from kinema.nn.ldm_unet import channels_last
-from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
+from kinema.schema import BadRequest, Lattice, Note, OnEvent, Request, Shape
 from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, System
 from kinema.vae.kl2d import ImageCodec
 
@@ -56,7 +57,7 @@ class Sampling:
             attention_windows=config.motion != "none",
         )
 
-    def process(self, config: Config) -> Process:
+    def process(self, config: Config, shape: Shape) -> Process:  # noqa: ARG002
         return Process(recipe.schedule_of(config), recipe.predicted(config))
 
     def codec(self, config: Config, model: nn.Module) -> ImageCodec:
@@ -98,7 +99,7 @@ class Sampling:
     def files(self, request: Request) -> tuple[str, ...]:
         return conditioning.files_of(request)
 
-    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
+    def encode_prompt(self, system: System, request: Request, on_event: OnEvent) -> Words:
         config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
         tokenizer = conditioning.tokenizer_of(config, system.weights.path, offline=system.offline)
         stops = conditioning.travel_of(request)
@@ -110,17 +111,24 @@ class Sampling:
 
         told = {frame: encode(text) for frame, text in stops.items()}
         contexts = conditioning.level_rows([context for context, _ in told.values()], encode("")[0])
-        wanted = conditioning.travelled(dict(zip(told, contexts, strict=True)), canvas.start, request.shape.frames)
         unwanted, pooled_negative = encode(request.negative_prompt)
         pooled = told[0][1]
         if pooled is not None and not request.negative_prompt.strip():
             # SDXL was trained with zeros, not with the empty prompt.
             unwanted, pooled_negative = torch.zeros_like(unwanted), torch.zeros_like(pooled)
+        return Words(dict(zip(told, contexts, strict=True)), pooled, unwanted, pooled_negative)
+
+    def condition(  # noqa: PLR0917
+        self, system: System, words: Words, request: Request, canvas: Canvas, on_event: OnEvent
+    ) -> Conditions:
+        config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
+        start = canvas.block.start
+        wanted = conditioning.travelled(words.stops, start, request.shape.frames)
         motion = config.motion != "none" and request.shape.frames > 1
         moving = amounts.moving_of(request, self.lattice(config))
 
-        shown = conditioning.drawn(request, canvas.start) if config.sparse == "scribble" else None
-        if config.sparse == "rgb" and request.honour == "native" and not canvas.empty:
+        shown = conditioning.drawn(request, start) if config.sparse == "scribble" else None
+        if config.sparse == "rgb" and canvas.block.way == "native" and not canvas.empty:
             shown = conditioning.frames_shown(request, canvas, system.encode(canvas.video))
         if shown is not None:
             shown = replace(
@@ -146,15 +154,14 @@ class Sampling:
 
         return Conditions(
             {
-                "positive": branch(wanted, pooled, steerings, seen),
-                "negative": branch(unwanted, pooled_negative, unpooled, unseen),
+                "positive": branch(wanted, words.pooled, steerings, seen),
+                "negative": branch(words.unwanted, words.pooled_unwanted, unpooled, unseen),
             }
         )
 
     def _levels(self, system: System, request: Request, canvas: Canvas) -> Level:
         """Those of the steps that are made: an edit leaves out the first ones."""
-        levels = system.levels(request)
-        return levels if canvas.source is None else last_levels(levels, canvas.strength)
+        return system.levels(request)[canvas.skipped :]
 
     def _first(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Tensor | None:
         """What PIA is shown: the first frame where it is given whole, beside whatever else is held."""

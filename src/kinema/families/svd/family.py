@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from kinema.canvas import Canvas
 from kinema.checkpoints.source import Source
 from kinema.diffusion.guidance import Guidance, classifier_free
 from kinema.diffusion.parameterise import Denoiser, V
@@ -19,7 +20,7 @@ from kinema.families.svd.decoder import SVDCodec
 from kinema.families.svd.model import SVD, blocks
 from kinema.families.svd.pocket import PocketSVD
 from kinema.nn.ldm_unet import channels_last
-from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
+from kinema.schema import BadRequest, Lattice, Note, OnEvent, Request, Shape
 from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, System
 
 
@@ -50,7 +51,7 @@ class Sampling:
             takes_prompt=False,
         )
 
-    def process(self, config: Config) -> Process:
+    def process(self, config: Config, shape: Shape) -> Process:  # noqa: ARG002
         return Process(recipe.schedule(config), V)
 
     def codec(self, config: Config, model: nn.Module) -> SVDCodec:
@@ -81,11 +82,19 @@ class Sampling:
     def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
         return ()
 
-    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
-        config, model = system.config, cast(SVD, system.model)
+    def encode_prompt(self, system: System, request: Request, on_event: OnEvent) -> None:
         if request.prompt.strip() or request.negative_prompt.strip():
             on_event(Note(f"{system.name} takes no words; only the picture, not the prompt, tells it what to show"))
-        shape = request.shape
+
+    def condition(  # noqa: PLR0917
+        self,
+        system: System,
+        words: None,  # noqa: ARG002
+        request: Request,
+        canvas: Canvas,
+        on_event: OnEvent,
+    ) -> Conditions:
+        config, model, shape = system.config, cast(SVD, system.model), request.shape
         picture = conditioning.picture_of(canvas)
         if picture is None:
             on_event(Note(f"{system.name} was given no picture, so it makes up a clip of whatever comes"))
@@ -94,7 +103,8 @@ class Sampling:
         amount = torch.full((shape.batch,), conditioning.augmentation(config, request))
         noise = conditioning.picture_noise(request, shape.height, shape.width)
         picture = picture.to(system.device, torch.float32)
-        seen = canvas.anchor.to(picture) if canvas.anchor is not None and request.extra.get("anchor") else None
+        anchor = canvas.block.anchor
+        seen = anchor.to(picture) if anchor is not None and request.extra.get("anchor") else None
         channels_last(model.vae)
         wanted = conditioning.encode(model, picture, noise.to(picture), told, amount, seen)
         unwanted = wanted.null()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kinema import registry
+from kinema.canvas import Canvas
 from kinema.checkpoints.source import Source
 from kinema.conditioning.pocket import PocketTokenizer, say_unknown
 from kinema.diffusion.parameterise import Denoiser
@@ -18,7 +19,7 @@ from kinema.families.vdm import checkpoint, recipe
 from kinema.families.vdm.condition import Condition, class_index, encode
 from kinema.families.vdm.config import Config, from_json, presets, to_json
 from kinema.families.vdm.model import Stage, VideoUNet
-from kinema.schema import BadRequest, Canvas, Lattice, OnEvent, Request
+from kinema.schema import BadRequest, Lattice, OnEvent, Request, Shape
 from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
@@ -46,10 +47,11 @@ class Sampling:
             guidance=config.guidance,
             options=own.get(sampler, {}),
             takes_prompt=config.conditional,
+            enlarges=True,
             threshold=1.0 if config.clips_x0 else None,  # eps estimates divide by alpha, 5e-5 at the noise end
         )
 
-    def process(self, config: Config) -> Process:
+    def process(self, config: Config, shape: Shape) -> Process:  # noqa: ARG002
         return Process(recipe.SCHEDULE, recipe.parameterisation(config))
 
     def codec(self, config: Config, model: nn.Module) -> PixelCodec:  # noqa: ARG002
@@ -77,17 +79,27 @@ class Sampling:
     def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
         return ()
 
-    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:  # noqa: ARG002
-        config, per_frame = system.config, bool(request.extra.get("per_frame", False))
+    def encode_prompt(self, system: System, request: Request, on_event: OnEvent) -> dict[str, Tensor | None]:
+        config = system.config
         if config.text == "pocket":
             texts = (request.prompt, request.negative_prompt)
             say_unknown(PocketTokenizer(config.words), system.name, texts, on_event)
 
-        def of(prompt: str) -> Condition:
-            vector = encode(system.model, config, [prompt], offline=system.offline) if prompt.strip() else None
-            return Condition(vector, per_frame)
+        def of(prompt: str) -> Tensor | None:
+            return encode(system.model, config, [prompt], offline=system.offline) if prompt.strip() else None
 
-        return Conditions({"positive": of(request.prompt), "negative": of(request.negative_prompt)})
+        return {"positive": of(request.prompt), "negative": of(request.negative_prompt)}
+
+    def condition(  # noqa: PLR0917
+        self,
+        system: System,  # noqa: ARG002
+        words: Mapping[str, Tensor | None],
+        request: Request,
+        canvas: Canvas,  # noqa: ARG002
+        on_event: OnEvent,  # noqa: ARG002
+    ) -> Conditions:
+        per_frame = bool(request.extra.get("per_frame", False))
+        return Conditions({branch: Condition(vector, per_frame) for branch, vector in words.items()})
 
     def guidance(self, config: Config, request: Request) -> None:  # noqa: ARG002
         return None
@@ -109,7 +121,7 @@ class Sampling:
             log_snr = level.log_snr.to(z_BCTHW.device)
             return model(z, log_snr, condition.vector, independent=independent).to(z_BCTHW.dtype)
 
-        return system.process.parameterisation.denoiser(network)
+        return recipe.parameterisation(system.config).denoiser(network)
 
 
 class Checkpoints:

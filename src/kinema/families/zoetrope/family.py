@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kinema.canvas import Canvas
 from kinema.checkpoints.settings import made
 from kinema.checkpoints.source import Source
 from kinema.conditioning.pocket import PocketTokenizer, say_unknown
@@ -19,7 +20,7 @@ from kinema.diffusion.schedules import Level, RectifiedFlow
 from kinema.families.zoetrope import recipe
 from kinema.families.zoetrope.config import PRESETS, Config
 from kinema.families.zoetrope.model import Zoetrope, blocks
-from kinema.schema import BadRequest, Canvas, FrameGrid, Lattice, Note, OnEvent, Request
+from kinema.schema import BadRequest, FrameGrid, Lattice, Note, OnEvent, Request, Shape
 from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
@@ -63,7 +64,7 @@ class Sampling:
             options={"gamma": 0.3},
         )
 
-    def process(self, config: Config) -> Process:
+    def process(self, config: Config, shape: Shape) -> Process:  # noqa: ARG002
         return Process(RectifiedFlow(config.shift), X0)
 
     def codec(self, config: Config, model: nn.Module) -> PixelCodec:  # noqa: ARG002
@@ -82,7 +83,7 @@ class Sampling:
     def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
         return ()
 
-    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
+    def encode_prompt(self, system: System, request: Request, on_event: OnEvent) -> dict[str, Tensor]:
         config: Config = system.config
         tokenizer = PocketTokenizer(config.words)
         texts = (request.prompt, request.negative_prompt)
@@ -90,16 +91,23 @@ class Sampling:
         for text in texts:
             if (count := len(tokenizer.split(text))) > config.text_length:
                 on_event(Note(f"the prompt has {count} words; {system.name} reads the first {config.text_length}"))
+        ids = [tokenizer.encode([text] * request.clips, config.text_length).to(system.device) for text in texts]
+        return {"positive": ids[0], "negative": ids[1]}
+
+    def condition(  # noqa: PLR0917
+        self,
+        system: System,
+        words: Mapping[str, Tensor],
+        request: Request,
+        canvas: Canvas,
+        on_event: OnEvent,  # noqa: ARG002
+    ) -> Conditions:
         given = canvas.video.to(system.device, system.dtype)
         mask = canvas.mask.to(system.device, system.dtype)
-        if request.honour in ("reconstruction", "replacement"):
+        if canvas.block.way != "native":
             mask = torch.zeros_like(mask)  # held from outside: were it shown too, the ways could not be compared
-
-        def of(text: str) -> Condition:
-            ids = tokenizer.encode([text] * len(given), config.text_length)
-            return Condition(ids.to(system.device), given, mask, bool(request.extra.get("per_frame")))
-
-        return Conditions({"positive": of(request.prompt), "negative": of(request.negative_prompt)})
+        per_frame = bool(request.extra.get("per_frame"))
+        return Conditions({branch: Condition(ids, given, mask, per_frame) for branch, ids in words.items()})
 
     def guidance(self, config: Config, request: Request) -> None:  # noqa: ARG002
         return None

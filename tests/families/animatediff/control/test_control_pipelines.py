@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from kinema.api import load
-from kinema.schema import Canvas, Request
+from kinema.canvas import Canvas
+from kinema.schema import Request
 
 ASK = {"prompt": "a b c d", "negative_prompt": "z y", "steps": 5, "guidance": 4.0, "height": 16, "width": 16, "seed": 0}
 TOLD = {"prompt": "a b c d", "negative_prompt": "z y", "num_inference_steps": 5, "guidance_scale": 4.0}

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from kinema.api import load
+from kinema.canvas import Canvas
 from kinema.checkpoints import files
 from kinema.checkpoints.convert import convert
 from kinema.families.animatediff.config import IMAGE_BETAS, PRESETS, TINY, to_json
 from kinema.families.animatediff.control.pia import AFFINITIES
 from kinema.families.animatediff.files import layout, motion_file
 from kinema.families.animatediff.model import AnimateDiff
-from kinema.schema import BadRequest, Canvas, Request
+from kinema.schema import BadRequest, Request
 from kinema.system import open_system
 
 IMAGE = replace(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kinema.api import Model, load
+from kinema.canvas import Canvas
 from kinema.checkpoints import files
 from kinema.families.animatediff import conditioning
 from kinema.families.animatediff.config import PRESETS, TINY
@@ -15,7 +16,7 @@ from kinema.families.animatediff.control import sparse
 from kinema.families.animatediff.control.sparse import SparseCtrl
 from kinema.families.animatediff.family import FAMILY
 from kinema.families.animatediff.model import AnimateDiff
-from kinema.schema import BadRequest, Canvas, Request
+from kinema.schema import BadRequest, Request
 from kinema.system import System, Weights, open_system, with_model
 
 COUNTS = {"rgb": (496_730_880, 486), "scribble": (497_802_784, 500)}

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from kinema.api import load
+from kinema.canvas import Canvas
 from kinema.checkpoints import files
 from kinema.families.animatediff.config import AdapterSize, ControlSize, VisionSize
 from kinema.families.animatediff.control.controlnet import ControlNet
 from kinema.families.animatediff.files import controlnet_file
 from kinema.media import read
-from kinema.schema import Canvas, Request
+from kinema.schema import Request
 
 SIDE, FRAMES = 64, 4
 NET = ControlSize(depths=(1, 1, None), middle=1)
