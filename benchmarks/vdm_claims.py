@@ -267,7 +267,7 @@ def prefix_canvas(prefix_BCTHW: torch.Tensor) -> Canvas:
     batch = len(prefix_BCTHW)
     video, mask = torch.zeros(batch, 3, TOTAL, SIDE, SIDE), torch.zeros(batch, 1, TOTAL, SIDE, SIDE)
     video[:, :, :GIVEN], mask[:, :, :GIVEN] = prefix_BCTHW[:, :, :GIVEN], 1
-    return Canvas(video, mask)
+    return Canvas.of(video, mask)
 
 
 def extension_measures(video_CTHW: torch.Tensor, prompt: str) -> dict[str, float]:

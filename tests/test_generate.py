@@ -12,11 +12,12 @@ import torch
 
 from kinema import registry, tasks
 from kinema.api import Model, load
-from kinema.canvas import Canvas
+from kinema.canvas import Block, Canvas, Piece, Release
 from kinema.diffusion.parameterise import Denoiser
 from kinema.guide import latent_mask, sample
 from kinema.provenance import frames_hash
-from kinema.schema import BadRequest, Clip, Event, FrameGrid, Lattice, Memory, Note, Phase, Request, Step
+from kinema.schema import BadRequest, Clip, Event, FrameGrid, Lattice, Memory, Note, Phase, Request, Shape, Step
+from kinema.settle import with_defaults
 from kinema.system import System
 
 
@@ -136,14 +137,15 @@ def test_held_by_guidance_the_network_itself_sees_no_canvas(model: Model, clip_f
 def test_reconstruction_guidance_moves_the_unknown_frames(model: Model, clip_file: Path) -> None:
     """Judged on what the sampler returns, before given pixels are put back."""
     system = model.system
-    request = system.settle(Request(task="animate", image=str(clip_file), prompt="a ball", seed=0, steps=2))
+    request = with_defaults(system, Request(task="animate", image=str(clip_file), prompt="a ball", seed=0, steps=2))
     canvas = tasks.TASKS["animate"].canvas(request, lambda _e: None)
     noise = torch.randn(1, 3, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     made = {
         (way, weight): sample(
             system,
-            replace(request, honour=way, reconstruction_weight=weight),
-            canvas,
+            replace(request, reconstruction_weight=weight),
+            system.encode_prompt(request),
+            replace(canvas, block=Block(way=way)),
             noise,
             system.noise(request),
         )
@@ -231,7 +233,7 @@ def test_guidance_one_is_the_conditional_model_and_per_frame_ends_agree(model: M
     ramp = model.generate("a red ball", seed=1, steps=2, guidance=4.0, guidance_end=4.0).video
     assert not torch.equal(plain, strong)
     assert torch.equal(strong, ramp)
-    request = model.system.settle(Request(prompt="x", frames=5, guidance=1.0, guidance_end=3.0))
+    request = with_defaults(model.system, Request(prompt="x", frames=5, guidance=1.0, guidance_end=3.0))
     scale = model.system.guidance(request).differences[0].scale
     assert isinstance(scale, torch.Tensor)
     assert scale.tolist() == [1, 1.5, 2, 2.5, 3]
@@ -265,9 +267,9 @@ def test_the_latent_mask_gives_a_cell_only_when_all_of_it_is_given() -> None:
 
 def test_the_recipe_makes_the_clip_again_to_the_bit(model: Model) -> None:
     clip = model.generate("a red ball", steps=2)  # the seed is drawn, and recorded
-    request = Request(**clip.recipe["request"])
+    request = Request(**clip.recipe["stages"][0]["request"])
     again = model.run(request)
-    assert clip.recipe["request"]["seed"] >= 0
+    assert clip.recipe["stages"][0]["request"]["seed"] >= 0
     assert frames_hash(again.video) == clip.recipe["frames_hash"]
     assert torch.equal(again.video, clip.video)
 
@@ -314,14 +316,15 @@ def over_frames(kind: str) -> tuple[Canvas, dict[str, Any]]:
         case "nothing":
             told = {"task": "generate"}
         case "source":
-            return Canvas(torch.zeros_like(video), mask, source=video, strength=0.6), {"task": "edit", "strength": 0.6}
+            edited = Piece(video, torch.ones_like(mask), Release("strength", 0.6))
+            return Canvas(Shape.of(video), (edited,)), {"task": "edit", "strength": 0.6}
         case "end":
             mask[:, :, -3:] = 1
         case "region":
             for frame in range(LONG):
                 mask[:, :, frame, frame % 16] = 1
             told |= {"honour": "reconstruction", "reconstruction_weight": 8.0}
-    return Canvas(video * mask, mask), told
+    return Canvas.of(video * mask, mask), told
 
 
 PARTS = {

@@ -206,7 +206,7 @@ def test_canvas_kinds_are_told_apart() -> None:
         mask[:, :, list(frames)] = 1
         if region:
             mask[..., :2, :] = 0
-        return Canvas(torch.zeros(2, 3, 8, 4, 4), mask).kind
+        return Canvas.of(torch.zeros(2, 3, 8, 4, 4), mask).kind
 
     assert kind() == "nothing"
     assert kind(0) == "first"

@@ -127,7 +127,24 @@ def draw_up(
     on_event: OnEvent = ignore,
     on_settled: OnSettled = accept,
 ) -> list[Work]:
-    """The job of a request, with each choice said, and what it works on. Raises BadRequest for what cannot be done.
+    """The job of a request, with each choice said, and what it works on. Raises BadRequest for what cannot be done."""
+    works = []
+    for work in drawn(system, asked, on_event, on_settled):
+        plan = planned(work)
+        for reason in (*plan.reasons, *about_precision(work.system)):
+            on_event(Note(reason))
+        stage = replace(work.stage, memory=plan, request=plan.applied(work.stage.request))
+        works.append(replace(work, stage=stage))
+    return works
+
+
+def drawn(
+    system: System,
+    asked: Request | Sequence[Recorded],
+    on_event: OnEvent = ignore,
+    on_settled: OnSettled = accept,
+) -> list[Work]:
+    """The job of a request before its memory is planned.
 
     ``asked`` may be the stages of a recipe, which are taken as they were settled. No weight is read. The LoRAs that
     are asked for are in force after it: they belong to the job, and the caller holds the runtime's lock.
@@ -143,11 +160,7 @@ def draw_up(
         work = work_of(part, replace(canvas, pieces=(canvas.given,)) if number else canvas)
         if told is not None and told[number].blocks:
             work = with_blocks(work, told[number].blocks)
-        plan = planned(work)
-        for reason in (*plan.reasons, *about_precision(work.system)):
-            on_event(Note(reason))
-        stage = replace(work.stage, memory=plan, request=plan.applied(work.stage.request))
-        works.append(replace(work, stage=stage))
+        works.append(work)
     return works
 
 

@@ -94,7 +94,7 @@ def test_a_clip_made_with_overrides_is_the_same_to_the_bit(said):
     name = next(f for f in vars(config) if isinstance(getattr(config, f), tuple))
     model = load("zoetrope", preset="tiny", overrides={name: getattr(config, name)})
     recipe = dict(model.generate("a ball", steps=1, seed=1).recipe)
-    assert name in recipe["overrides"]
+    assert name in recipe["stages"][0]["overrides"]
     code, err = said(recipe)
     assert code == 0, err
     assert "are not identical" not in err
@@ -239,7 +239,7 @@ def test_files_in_options_of_the_family_are_asked_for_by_name_and_another_one_is
     Image.new("L", (16, 16), 255).save(mask)
     tiny = load("animatediff", preset="tiny")
     recipe = dict(tiny.generate("a ball", steps=1, seed=1, frames=2, extra={"effect": {mask: 0.5}}).recipe)
-    assert (list(recipe["extra_inputs"]), recipe["request"]["extra"]) == (["mask.png"], {"effect": {"mask.png": 0.5}})
+    assert (list(recipe["extra_inputs"]), recipe["stages"][0]["request"]["extra"]) == (["mask.png"], {"effect": {"mask.png": 0.5}})
     code, err = said(recipe)
     assert (code, err) == (
         2,
@@ -262,7 +262,7 @@ def test_two_files_of_one_name_are_told_apart():
     extra = {"effect": {str(file): 0.5 for file in files}}
     told = load("animatediff", preset="tiny").generate("a ball", steps=1, seed=1, frames=2, extra=extra).recipe
     assert told["extra_inputs"] == {"x.png": file_hash(files[0]), "x-2.png": file_hash(files[1])}
-    assert told["request"]["extra"] == {"effect": {"x.png": 0.5, "x-2.png": 0.5}}
+    assert told["stages"][0]["request"]["extra"] == {"effect": {"x.png": 0.5, "x-2.png": 0.5}}
 
 
 def test_a_name_that_an_option_reads_as_something_else_stays_a_file():
@@ -315,7 +315,7 @@ def test_full_paths_are_kept_beside_the_names_where_asked():
     picture = animated("made.mp4", "--record-paths")
     told = read_recipe("made.mp4")
     assert told["paths"] == {"image": str(picture)}
-    assert told["request"]["image"] == "ball.png"
+    assert told["stages"][0]["request"]["image"] == "ball.png"
 
 
 def test_a_recipe_with_full_paths_as_they_were_written_before_is_replayed_from_what_is_given(said):

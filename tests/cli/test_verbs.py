@@ -56,8 +56,8 @@ def test_a_verb_writes_a_clip_and_prints_its_path(task, capsys):
     clip = read_video("made.mp4")
     assert clip.video.isfinite().all()
     recipe = read_recipe("made.mp4")
-    assert recipe["model"] == "zoetrope/tiny"
-    assert task in json.dumps(recipe["request"])
+    assert recipe["stages"][0]["model"] == "zoetrope/tiny"
+    assert task in json.dumps(recipe["stages"][0]["request"])
 
 
 def test_without_trained_weights_it_is_said_that_the_clip_is_noise(capsys):

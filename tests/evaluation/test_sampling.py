@@ -41,7 +41,7 @@ def same_as_alone(sampling: Sampling, prompts: list[str], canvas: Canvas | None 
     """Clip i of a batch is the clip of prompt i with seed + i, within 1e-4; and the clips are not all one."""
     together = sampling.clips(prompts, 5, canvas)
     for i, prompt in enumerate(prompts):
-        one = None if canvas is None else Canvas(canvas.video[i : i + 1], canvas.mask[i : i + 1])
+        one = None if canvas is None else Canvas.of(canvas.video[i : i + 1], canvas.mask[i : i + 1])
         torch.testing.assert_close(together[i : i + 1], sampling.clips([prompt], 5 + i, one), atol=1e-4, rtol=0)
     assert (together[0] - together[1]).abs().mean() > 1e-3
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kinema.canvas import Canvas
+from kinema.canvas import Canvas, Release
 from kinema.media import read
 from kinema.schema import BadRequest, Clip, Event, Note, Request, ignore
 from kinema.tasks import TASKS
@@ -100,7 +100,7 @@ def test_an_animation_is_its_first_frame_where_a_picture_is_wanted_and_a_clip_el
     assert canvas("animate", image=file).video[0, :, 0].unique().tolist() == [-1.0]
     for task, options in (("edit", {}), ("interpolate", {"every": 2}), ("extend", {"frames": 8})):
         made = canvas(task, video=file, **options)
-        known = made.video if made.source is None else made.source
+        known = made.held[0].video if made.held else made.video
         count = {"edit": 6, "interpolate": 11, "extend": 8}[task]
         assert known.shape[2] == count
         shown = range(0, 11, 2) if task == "interpolate" else range(6)
@@ -214,9 +214,10 @@ def test_a_mask_clip_runs_at_the_rate_of_its_video(tmp_path: Path) -> None:
 def test_edit_starts_from_the_whole_clip_and_holds_its_last_frame(clip: str) -> None:
     made = canvas("edit", video=clip, strength=0.4, frames=8)
     assert made.kind == "nothing"
-    assert made.strength == 0.4
-    assert made.source is not None
-    assert torch.equal(made.source[:, :, 5], made.source[:, :, 7])
+    (edited,) = made.held
+    assert edited.release == Release("strength", 0.4)
+    assert bool(edited.mask.all())
+    assert torch.equal(edited.video[:, :, 5], edited.video[:, :, 7])
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from kinema.bounds import as_json, shown
 from kinema.cli import machine
@@ -16,6 +16,7 @@ from kinema.schema import Event, Note, Request, TaskName
 
 if TYPE_CHECKING:
     from kinema.api import Model
+    from kinema.job import Work
 
 OWN = [
     Option("measure", bool, True, "run a few steps and time them (loads the weights)"),
@@ -51,6 +52,8 @@ class Plan:
     seconds_a_step: float | None
     peak_bytes: int | None
     fits: bool
+    stages: tuple[dict[str, Any], ...]
+    """What the recipe will hold of each: frames, blocks, memory."""
     reasons: tuple[str, ...]
 
 
@@ -91,9 +94,8 @@ def _task(words: Sequence[str]) -> tuple[TaskName, Sequence[str], bool]:
 
 
 def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
-    """Settle the request, find what it needs and how it fits, and time a few steps of it where it does."""
-    from kinema.diffusion.schedules import edit_steps
-    from kinema.job import about_precision, planned, prepared
+    """Draw the job up, find what it needs and how it fits, and time a few steps of it where it does."""
+    from kinema.job import about_precision, drawn, planned
     from kinema.memory.plan import Plan as Fitting
     from kinema.memory.plan import TooLarge
 
@@ -104,19 +106,21 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
         if isinstance(event, Note) and event.message not in notes:
             notes.append(event.message)
 
-    settled, whole, canvas = prepared(system, request, listen)
+    works = drawn(system, request, listen)
+    base, settled = works[0], works[-1].stage.request
     shape = settled.shape
-    count, _ = machine.parameters(system.family, system.config)
+    count = sum(machine.parameters(work.system.family, work.system.config)[0] for work in works)
     device = str(system.device)
     how, refusal = Fitting(), ""
+    stages = []
     try:
-        how = planned(system, whole, canvas)
+        for work in works:
+            how = planned(work)
+            stages.append(replace(work.stage, memory=how).told())
     except TooLarge as error:
         refusal = str(error)
-    steps = settled.steps or 0
-    if settled.task == "edit":
-        steps = edit_steps(steps, settled.strength)
-    cost = _measure(model, settled, steps) if measure and not refusal else None
+    steps = (base.stage.request.steps or 0) - base.canvas.skipped
+    cost = _measure(model, request.with_(seed=settled.seed), works, steps) if measure and not refusal else None
     peak = machine.peak_memory(device) or None if cost else None
     notes += [*about_precision(system), *how.reasons]
     return Plan(
@@ -124,10 +128,10 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
         model=system.name,
         device=device,
         size=f"{shape.batch} × {shape.frames} frames of {shape.width}×{shape.height} at {settled.fps:g} fps",
-        latent="×".join(map(str, system.latent_shape(settled).bcthw)),
+        latent=" then ".join("×".join(map(str, work.latent)) for work in works),
         steps=steps,
-        sampler=settled.sampler or "",
-        guidance=settled.guidance or 0.0,
+        sampler=base.stage.request.sampler or "",
+        guidance=base.stage.request.guidance or 0.0,
         parameters=count,
         weight_bytes=count * system.dtype.itemsize,
         free_bytes=machine.free_memory(device),
@@ -140,6 +144,7 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
         seconds_a_step=cost.a_step if cost else None,
         peak_bytes=peak,
         fits=not refusal,
+        stages=tuple(stages),
         reasons=(*notes, *_reasons(count, system.dtype.itemsize, steps, cost, refusal)),
     )
 
@@ -158,27 +163,30 @@ def _reasons(count: int, width: int, steps: int, cost: Cost | None, refusal: str
     return [*reasons, "time and calls of the steps: not measured, as --no-measure asks"]
 
 
-def _measure(model: Model, request: Request, steps: int) -> Cost:
-    """Time two short runs after a warm one; what they differ by is the cost of a step."""
+def _measure(model: Model, request: Request, works: Sequence[Work], steps: int) -> Cost:
+    """Time two short runs after a warm one; what they differ by is the cost of a step, of both stages where there are
+    two.
+    """
     few, more = MEASURED_STEPS
     if request.task == "edit":
         request = request.with_(strength=1.0)  # an edit skips its first steps; here every step counts
     model.run(request.with_(steps=few))
     from kinema.memory.turns import networks
 
-    system = model.system
-    last = system.family.blocks(system.model)[-1]
-    sampled = next(n for n in networks(system.model).values() if last in n.modules())
-    calls, counting = machine.count_calls(sampled)
+    counters = []
+    for system in (work.system for work in works):
+        last = system.family.blocks(system.model)[-1]
+        counters.append(machine.count_calls(next(n for n in networks(system.model).values() if last in n.modules())))
     seconds, called = [], []
     try:
         for some in MEASURED_STEPS:
-            calls[0], began = 0, time.perf_counter()
+            before, began = sum(calls[0] for calls, _ in counters), time.perf_counter()
             model.run(request.with_(steps=some))
             seconds.append(time.perf_counter() - began)
-            called.append(calls[0])
+            called.append(sum(calls[0] for calls, _ in counters) - before)
     finally:
-        counting.remove()
+        for _, counting in counters:
+            counting.remove()
     a_step = max((seconds[1] - seconds[0]) / (more - few), 1e-6)
     calls_a_step = (called[1] - called[0]) / (more - few)
     return Cost(

@@ -181,7 +181,7 @@ def run(task: TaskName, words: Sequence[str]) -> int:
         if model.system.weights.path is None:
             show(Note(f"{model.system.name} has no trained weights: what it makes is noise"))
         show(Phase("write"))
-        paths = output.save(recorded(clip, model, request) if own["record_paths"] else clip, show)
+        paths = output.save(with_paths(clip, model, request) if own["record_paths"] else clip, show)
         if isinstance(show, JsonLines):
             show.write("saved", {"paths": [str(path) for path in paths]})
             return 0
@@ -229,7 +229,7 @@ def shown_files(told: Mapping[str, Any]) -> dict[str, Any]:
     return {key: files[0] if len(files) == 1 else files for key, files in found.items()}
 
 
-def recorded(clip: Clip, model: Model, request: Request) -> Clip:
+def with_paths(clip: Clip, model: Model, request: Request) -> Clip:
     """The clip with a recipe that tells where its files lie on this machine, for those who ask for that."""
     from kinema.provenance import paths
 

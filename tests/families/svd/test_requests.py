@@ -16,6 +16,7 @@ from kinema.families.svd import conditioning
 from kinema.media.metadata import read_recipe
 from kinema.media.read import read_image, read_video
 from kinema.schema import BadRequest, Clip, Event, Note, Request, Step
+from kinema.settle import with_defaults
 
 QUICK = {"steps": 2, "seed": 3}
 
@@ -88,7 +89,7 @@ def test_a_trapezoid_rises_stays_and_falls_either_way_up(model, media, scales, s
     extra = {"guidance_shape": "trapezoid"}
     ask = {"guidance": start, "guidance_end": peak, "frames": 8, "extra": extra, **QUICK}
     long = replace(model.system.config, frames=20)
-    assert conditioning.guidance(long, model.system.settle(Request(**ask)).with_(frames=20)).tolist() == pytest.approx(
+    assert conditioning.guidance(long, with_defaults(model.system, Request(**ask)).with_(frames=20)).tolist() == pytest.approx(
         [start, peak, *[peak] * 16, peak, start]
     )
     model.animate(media / "one.png", **ask)
@@ -145,7 +146,7 @@ def test_a_batch_of_several_pictures_is_each_its_single_run(model, media, monkey
     def canvas_of(of: torch.Tensor) -> Canvas:
         mask = torch.zeros(len(of), 1, 8, 16, 16)
         mask[:, :, 0] = 1
-        return Canvas(of[:, :, None] * mask, mask)
+        return Canvas.of(of[:, :, None] * mask, mask)
 
     def run(of: torch.Tensor, seed: int) -> torch.Tensor:
         task = tasks.Task(lambda r: r, lambda _r, _e: canvas_of(of))
