@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kinema.diffusion.freeinit import passes
-from kinema.diffusion.guidance import Guidance, Guided, Reconstruction, Thresholded
+from kinema.diffusion.guidance import Guidance, Guided, Measurement, Reconstruction, Thresholded
 from kinema.diffusion.noise import Noise, rescheduled
 from kinema.diffusion.overwrite import Known, Overwrite
 from kinema.diffusion.parameterise import Denoiser
@@ -122,7 +122,8 @@ def guide(  # noqa: PLR0917
         denoise: Denoiser = Guided(branches, guidance.of(frames), roomy(system), levels)
         if reconstructed is not None and reconstructed[1]:
             piece, weight = reconstructed
-            denoise = Reconstruction(denoise, cut(piece.content), cut(piece.mask), weight)
+            mask = cut(piece.mask)
+            denoise = Reconstruction(denoise, [Measurement.of_piece(cut(piece.content), mask, weight)], mask)
         return denoise if limit is None else Thresholded(denoise, limit)
 
     if request.window is None or request.window_in == "attention":

@@ -12,6 +12,7 @@ from kinema.diffusion.guidance import (
     Difference,
     Guidance,
     Guided,
+    Measurement,
     Reconstruction,
     Thresholded,
     classifier_free,
@@ -298,13 +299,18 @@ SHAPE = (1, 2, 4, 3, 3)
 SIZE = 72
 
 
+def steered(denoise, given, mask, weight):
+    """Reconstruction of a given piece alone."""
+    return Reconstruction(denoise, [Measurement.of_piece(given, mask, weight)], mask)
+
+
 def test_temporal_guidance_of_a_linear_denoiser_is_exact():
     """x0~^b = x0^b + w alpha K_ab^T (x^a - x0^a), and x0^a is left alone."""
     matrix, z, given, weight = random(SIZE, SIZE) / 9, random(*SHAPE, seed=1), random(*SHAPE, seed=2), 3.5
     mask = first_frames(SHAPE)
     known = mask.expand(SHAPE).flatten() > 0
     denoise = linear(matrix, SHAPE)
-    found = Reconstruction(denoise, given, mask, weight)(z, LEVEL)
+    found = steered(denoise, given, mask, weight)(z, LEVEL)
     x0 = flat(denoise(z, LEVEL))
     expected = x0.clone()
     k_ab = matrix[known][:, ~known]
@@ -326,7 +332,7 @@ def test_super_resolution_guidance_of_a_linear_denoiser_is_exact_on_all_pixels()
     matrix, z, weight = random(SIZE, SIZE) / 9, random(*SHAPE, seed=1), 3.5
     low = random(1, 2, 4, 1, 1, seed=3)
     denoise, down = linear(matrix, SHAPE), pool_matrix()
-    found = Reconstruction(denoise, weight=weight, downsample=pool, low=low)(z, LEVEL)
+    found = Reconstruction(denoise, [Measurement(pool, low, weight)])(z, LEVEL)
     x0 = flat(denoise(z, LEVEL))
     expected = x0 + weight * LEVEL.alpha * (down @ matrix).T @ (flat(low) - down @ x0)
     torch.testing.assert_close(flat(found), expected, atol=1e-13, rtol=1e-13)
@@ -336,17 +342,18 @@ def test_both_guidances_at_once_add_up_on_the_unknown_pixels():
     matrix, z, given = random(SIZE, SIZE) / 9, random(*SHAPE, seed=1), random(*SHAPE, seed=2)
     low, mask, denoise = random(1, 2, 4, 1, 1, seed=3), first_frames(SHAPE), linear(matrix, SHAPE)
     x0 = denoise(z, LEVEL)
-    temporal = Reconstruction(denoise, given, mask, 2.0)(z, LEVEL) - x0
-    spatial = Reconstruction(denoise, weight=2.0, downsample=pool, low=low)(z, LEVEL) - x0
-    both = Reconstruction(denoise, given, mask, 2.0, pool, low)(z, LEVEL) - x0
+    frames, small = Measurement.of_piece(given, mask, 2.0), Measurement(pool, low, 2.0)
+    temporal = Reconstruction(denoise, [frames])(z, LEVEL) - x0
+    spatial = Reconstruction(denoise, [small])(z, LEVEL) - x0
+    both = Reconstruction(denoise, [frames, small], mask)(z, LEVEL) - x0
     torch.testing.assert_close(both, (temporal + spatial) * (1 - mask), atol=1e-13, rtol=1e-13)
 
 
 def test_weight_0_is_the_denoiser_alone():
     matrix, given, mask = random(SIZE, SIZE) / 9, random(*SHAPE, seed=2), first_frames(SHAPE)
     denoise, z = linear(matrix, SHAPE), random(*SHAPE, seed=1)
-    assert torch.equal(Reconstruction(denoise, given, mask, 0.0)(z, LEVEL), denoise(z, LEVEL))
-    assert not torch.equal(Reconstruction(denoise, given, mask, 1.0)(z, LEVEL), denoise(z, LEVEL))
+    assert torch.equal(steered(denoise, given, mask, 0.0)(z, LEVEL), denoise(z, LEVEL))
+    assert not torch.equal(steered(denoise, given, mask, 1.0)(z, LEVEL), denoise(z, LEVEL))
 
 
 def test_a_denoiser_that_never_mixes_frames_is_not_changed():
@@ -355,13 +362,13 @@ def test_a_denoiser_that_never_mixes_frames_is_not_changed():
     def per_frame(z, level):
         return z.sin() + z.mean((1, 3, 4), keepdim=True)
 
-    assert torch.equal(Reconstruction(per_frame, given, mask, 50.0)(z, LEVEL), per_frame(z, LEVEL))
+    assert torch.equal(steered(per_frame, given, mask, 50.0)(z, LEVEL), per_frame(z, LEVEL))
 
 
 def test_guidance_runs_through_a_network_under_no_grad_and_inference_mode():
     torch.manual_seed(0)
     network = nn.Conv3d(2, 2, (3, 1, 1), padding=(1, 0, 0)).double()
-    guide = Reconstruction(lambda z, level: network(z), random(*SHAPE), first_frames(SHAPE), 2.0)
+    guide = steered(lambda z, level: network(z), random(*SHAPE), first_frames(SHAPE), 2.0)
     expected = guide(random(*SHAPE, seed=1), LEVEL)
     assert not expected.requires_grad
     assert network.weight.grad is None
@@ -376,16 +383,47 @@ def test_guidance_passes_through_classifier_free_guidance():
     matrices = random(2, SIZE, SIZE) / 9
     halves = [linear(matrix, SHAPE) for matrix in matrices]
     mask, given, z = first_frames(SHAPE), random(*SHAPE, seed=2), random(*SHAPE, seed=1)
-    found = Reconstruction(guided(*halves, 3.0), given, mask, 2.0)(z, LEVEL)
+    found = steered(guided(*halves, 3.0), given, mask, 2.0)(z, LEVEL)
     whole = linear(matrices[1] + 3.0 * (matrices[0] - matrices[1]), SHAPE)
-    torch.testing.assert_close(found, Reconstruction(whole, given, mask, 2.0)(z, LEVEL))
+    torch.testing.assert_close(found, steered(whole, given, mask, 2.0)(z, LEVEL))
 
 
-def test_incomplete_guidance_is_refused():
-    clip = random(*SHAPE)
-    for told in ({}, {"given": clip}, {"mask": clip}, {"low": clip}, {"downsample": pool}):
-        with pytest.raises(BadRequest, match="reconstruction"):
-            Reconstruction(cond, **told)
+def test_measurements_of_several_weights_are_one_sum():
+    """x0~ = x0 + alpha Σ w_k (A_k K)^T (y_k - A_k x0), on the free pixels."""
+    matrix, z = random(SIZE, SIZE) / 9, random(*SHAPE, seed=1)
+    denoise = linear(matrix, SHAPE)
+    operators, mask = random(2, 5, SIZE, seed=6) / 9, first_frames(SHAPE)
+    targets, given = random(2, 5, seed=7), random(*SHAPE, seed=2)
+    weights = (0.7, 12.0, 3.5)
+    measured = [
+        Measurement(lambda x0, a=a: x0.flatten() @ a.T, y, w)
+        for a, y, w in zip(operators, targets, weights, strict=False)
+    ]
+    found = Reconstruction(denoise, [*measured, Measurement.of_piece(given, mask, weights[2])], mask)(z, LEVEL)
+    x0 = flat(denoise(z, LEVEL))
+    known = torch.diag(mask.expand(SHAPE).flatten())
+    pulls = [a.T @ (y[:, None] - a @ x0) for a, y in zip(operators, targets, strict=True)]
+    pulls.append(known @ (flat(given) - x0))
+    moved = LEVEL.alpha * sum(w * matrix.T @ pull for w, pull in zip(weights, pulls, strict=True))
+    torch.testing.assert_close(flat(found), x0 + moved * flat(1 - mask.expand(SHAPE)), atol=1e-12, rtol=1e-12)
+
+
+def test_what_has_no_weight_is_not_measured():
+    denoise, given, mask = linear(random(SIZE, SIZE) / 9, SHAPE), random(*SHAPE, seed=2), first_frames(SHAPE)
+    z, unmeasured = random(*SHAPE, seed=1), Measurement(never, given, 0.0)
+    alone = steered(denoise, given, mask, 2.0)(z, LEVEL)
+    piece = Measurement.of_piece(given, mask, 2.0)
+    assert torch.equal(Reconstruction(denoise, [unmeasured, piece], mask)(z, LEVEL), alone)
+    assert torch.equal(Reconstruction(denoise, [unmeasured], mask)(z, LEVEL), denoise(z, LEVEL))
+    assert torch.equal(Reconstruction(denoise, [], mask)(z, LEVEL), denoise(z, LEVEL))
+
+
+def test_a_target_of_another_shape_than_its_measurement_is_refused():
+    measured = Measurement(pool, random(1, 2, 4, 1, 2), 1.0)
+    with pytest.raises(
+        BadRequest, match=r"the target of a measurement is \(1, 2, 4, 1, 2\); expected .*\(1, 2, 4, 1, 1\)"
+    ):
+        Reconstruction(linear(random(SIZE, SIZE), SHAPE), [measured])(random(*SHAPE), LEVEL)
 
 
 # ------------------------------------------------------------------------------ the Gaussian oracle
@@ -450,11 +488,7 @@ def test_reconstruction_guidance_comes_closer_to_the_conditional_mean_than_repla
     truth = given_both(covariance, level, z, x).T.reshape(draws, 1, -1, 1, 1)
     mask = first_frames((draws, 1, FRAMES, 1, 1))
     errors = [
-        float(
-            (Reconstruction(denoise, clip(x), mask, w)(clip(z), level.batch(draws))[:, :, GIVEN:] - truth)
-            .square()
-            .mean()
-        )
+        float((steered(denoise, clip(x), mask, w)(clip(z), level.batch(draws))[:, :, GIVEN:] - truth).square().mean())
         for w in (0.0, 1.0)
     ]
     assert errors[1] < 0.75 * errors[0], errors
@@ -476,7 +510,7 @@ def test_extensions_hang_together_with_reconstruction_and_not_with_replacement_a
         noise, levels = Noise(range(draws)), spaced(CosineLogSNR(), 20)
         z = noise.normal(x.shape[1:]).double()
         over = Overwrite([Known(x, mask, None, drawn)], levels, Noise(range(draws, 2 * draws)), z)
-        held = over.around(Reconstruction(denoise, x, mask, weight))
+        held = over.around(steered(denoise, x, mask, weight))
         run = {"noise": noise, "gamma": 0.0, "state": over.run()}
         found = SAMPLERS["vdm-ancestral"](held, z, levels, **run).flatten(1)
         miss = found[:, GIVEN:] - x.flatten(1)[:, :GIVEN] @ regress.T

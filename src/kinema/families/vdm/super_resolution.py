@@ -13,7 +13,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from kinema.diffusion.guidance import Guided, Reconstruction, Thresholded
+from kinema.diffusion.guidance import Guided, Measurement, Reconstruction, Thresholded
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.overwrite import Known, Overwrite
 from kinema.diffusion.parameterise import Denoiser
@@ -44,9 +44,9 @@ def steered(
 
     ``limit`` bounds the steered estimate (`Defaults.threshold`).
     """
-    given, mask = (None, None) if known is None else (known.content, known.mask)
-    small = partial(smaller, factor=factor, every=every)
-    steering = Reconstruction(denoise, given, mask, weight, downsample=small, low=low_BCTHW)
+    measured = [] if known is None else [Measurement.of_piece(known.content, known.mask, weight)]
+    measured.append(Measurement(partial(smaller, factor=factor, every=every), low_BCTHW, weight))
+    steering = Reconstruction(denoise, measured, None if known is None else known.mask)
     return steering if limit is None else Thresholded(steering, limit)
 
 
