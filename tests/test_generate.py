@@ -13,9 +13,10 @@ import torch
 from kinema import registry, tasks
 from kinema.api import Model, load
 from kinema.diffusion.parameterise import Denoiser
+from kinema.grid import FrameGrid, LatentGrid, Lattice
 from kinema.guide import latent_mask, sample
 from kinema.provenance import frames_hash
-from kinema.schema import BadRequest, Canvas, Clip, Event, FrameGrid, Lattice, Memory, Note, Phase, Request, Step
+from kinema.schema import BadRequest, Canvas, Clip, Event, Memory, Note, Phase, Request, Step
 from kinema.system import System
 
 
@@ -250,7 +251,7 @@ def test_the_latent_mask_gives_a_cell_only_when_all_of_it_is_given() -> None:
     class Strided(System):
         @property
         def lattice(self) -> Lattice:
-            return Lattice(FrameGrid(4, causal=True), stride=(8, 8), channels=4)
+            return Lattice(LatentGrid(FrameGrid(4, causal=True), (8, 8), channels=4))
 
     base = load("zoetrope", preset="tiny").system
     system = Strided(base.name, base.family, base.config, base.weights)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from kinema.api import Model
 from kinema.diffusion.parameterise import X0, Denoiser
 from kinema.diffusion.schedules import RectifiedFlow
-from kinema.schema import Canvas, Lattice, OnEvent, Request
+from kinema.grid import Lattice
+from kinema.schema import Canvas, OnEvent, Request
 from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System, Weights
 from kinema.system.family import Checkpoints, Family, Sampling, Training
 from kinema.vae.pixel import PixelCodec

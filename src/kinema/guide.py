@@ -136,6 +136,6 @@ def guide(  # noqa: PLR0917
 
 def latent_mask(system: System, mask_B1THW: Tensor) -> Tensor:
     """The mask on the latent grid: 1 where every pixel of the cell is given."""
-    (h, w), spans = system.lattice.stride, system.lattice.time.spans(mask_B1THW.shape[2])
+    (h, w), spans = system.lattice.grid.stride, system.lattice.grid.time.spans(mask_B1THW.shape[2])
     cells = torch.stack([mask_B1THW[:, :, span.start : span.stop].amin(2) for span in spans], dim=2)
     return -F.max_pool3d(-cells, (1, h, w)).to(system.device)

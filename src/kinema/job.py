@@ -101,7 +101,7 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
     request = system.settle(TASKS[request.task].plan(request), on_event)
     if request.loop and request.task == "generate" and not (request.window and request.window < request.shape.frames):
         raise BadRequest("generate makes a loop of windows that wrap around: give a window shorter than the clip")
-    whole = replace(request, frames=system.lattice.time.ceil(request.shape.frames))
+    whole = replace(request, frames=system.lattice.grid.time.ceil(request.shape.frames))
     if request.overlap is not None and request.window is None and not rolls_out(system, whole):
         raise BadRequest("overlap is of windows, or of the blocks of a clip longer than the model: leave it out")
     check_length(request)
@@ -143,7 +143,7 @@ def free_init(system: System, request: Request) -> FreeInit | None:
 
 def on_lattice(system: System, request: Request, canvas: Canvas) -> tuple[Request, Canvas]:
     """The request and canvas at the next frame count that the model makes; what is beyond the asked is unknown."""
-    frames = system.lattice.time.ceil(request.shape.frames)
+    frames = system.lattice.grid.time.ceil(request.shape.frames)
     more = frames - request.shape.frames
     return replace(request, frames=frames), longer(canvas, more, before=request.backward)
 

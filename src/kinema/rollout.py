@@ -38,7 +38,7 @@ def roll_out(
         elif part.kind == "all":
             continue
         on_event(Note(f"block {number + 1} of {len(starts)}: frames {start} to {min(start + length, total) - 1}"))
-        at = system.lattice.time.latent(start)
+        at = system.lattice.grid.time.latent(start)
         own = draws.normal(shape[1:]) if noise is None else noise[:, :, at : at + shape[2]]
         if own.shape[2] < shape[2]:  # the last block goes on beyond the clip, and the caller's noise does not
             own = torch.cat([own, draws.normal(shape[1:]).to(own)[:, :, own.shape[2] :]], dim=2)

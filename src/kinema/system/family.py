@@ -15,7 +15,8 @@ from kinema.checkpoints.source import Source
 from kinema.diffusion.guidance import Guidance
 from kinema.diffusion.parameterise import Denoiser, Parameterisation
 from kinema.diffusion.schedules import Schedule, Spacing
-from kinema.schema import BadRequest, Canvas, Lattice, OnEvent, Request
+from kinema.grid import Lattice
+from kinema.schema import BadRequest, Canvas, OnEvent, Request
 
 if TYPE_CHECKING:
     from kinema.data.playroom.scene import Scene

@@ -20,8 +20,9 @@ from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import Level, spaced
+from kinema.grid import Lattice
 from kinema.nn.hollow import hollow
-from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request, Shape, ignore
+from kinema.schema import BadRequest, Canvas, Note, OnEvent, Request, Shape, ignore
 from kinema.system.family import Codec, Conditions, Family, Process, decoding_of, slots_of
 from kinema.system.runtime import Runtime
 from kinema.system.weights import Weights
@@ -177,7 +178,7 @@ class System:
         height, width = request.height or own.height, request.width or own.width
         window = request.window
         if window is not None:
-            window = snapped("window", window, lattice.time.ceil(window))
+            window = snapped("window", window, lattice.grid.time.ceil(window))
             if lattice.max_frames and window > lattice.max_frames:
                 raise BadRequest(f"window is {window} frames; {self.name} sees at most {lattice.max_frames} at once")
             if request.overlap is not None and request.overlap >= window:
@@ -218,7 +219,7 @@ class System:
         return {**(own.options if name == own.sampler else {}), **told}
 
     def latent_shape(self, request: Request) -> Shape:
-        return request.shape.latent(self.lattice)
+        return self.lattice.latent(request.shape)
 
     def guidance(self, request: Request) -> Guidance:
         """How the branches of a clip are put together; scales that change do so over its latent frames."""

@@ -19,7 +19,8 @@ from kinema.diffusion.schedules import Level, RectifiedFlow
 from kinema.families.zoetrope import recipe
 from kinema.families.zoetrope.config import PRESETS, Config
 from kinema.families.zoetrope.model import Zoetrope, blocks
-from kinema.schema import BadRequest, Canvas, FrameGrid, Lattice, Note, OnEvent, Request
+from kinema.grid import FrameGrid, LatentGrid, Lattice
+from kinema.schema import BadRequest, Canvas, Note, OnEvent, Request
 from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
@@ -40,7 +41,7 @@ class Sampling:
 
     def lattice(self, config: Config) -> Lattice:
         return Lattice(
-            time=FrameGrid(multiple=config.merge),
+            LatentGrid(FrameGrid(multiple=config.merge)),
             side_multiple=config.side,
             min_side=config.side,
             max_side=config.side,
