@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kinema.diffusion.freeinit import passes
 from kinema.diffusion.guidance import Guidance, Guided, Measurement, Reconstruction, Thresholded
@@ -25,6 +24,7 @@ from kinema.job import free_init, honour
 from kinema.memory.placing import roomy
 from kinema.schema import Canvas, OnEvent, Phase, Request, Step, ignore
 from kinema.system import Conditions, System
+from kinema.vae.placing import latent_mask
 from kinema.values import counted
 
 
@@ -73,7 +73,8 @@ def sample(
 
 def given_piece(system: System, canvas: Canvas) -> Known:
     """What a canvas gives, on the latent grid: never released."""
-    return Known(system.encode(canvas.video).float(), latent_mask(system, canvas.mask), release=None)
+    mask = latent_mask(system.lattice.grid, canvas.mask).to(system.device)
+    return Known(system.encode(canvas.video).float(), mask, release=None)
 
 
 def edited_piece(source: Tensor, strength: float, steps: int) -> Known:
@@ -132,10 +133,3 @@ def guide(  # noqa: PLR0917
     total, uniform = system.latent_shape(request).frames, request.window_places == "uniform"
     stride = request.window_stride
     return Windowed(make, total, length, overlap, request.window_weights, request.loop, uniform, stride)
-
-
-def latent_mask(system: System, mask_B1THW: Tensor) -> Tensor:
-    """The mask on the latent grid: 1 where every pixel of the cell is given."""
-    (h, w), spans = system.lattice.grid.stride, system.lattice.grid.time.spans(mask_B1THW.shape[2])
-    cells = torch.stack([mask_B1THW[:, :, span.start : span.stop].amin(2) for span in spans], dim=2)
-    return -F.max_pool3d(-cells, (1, h, w)).to(system.device)
