@@ -35,7 +35,7 @@ class Toy:
         return self.run(video)
 
     def run(self, video):
-        """What is missing to whole cells is missing before the first frame. ``memory`` of the frame before each cell."""
+        """What is missing to whole cells is missing in front. ``memory`` of the frame before each cell."""
         stride, total = self.grid.time.stride, video.shape[2]
         ends = range((total - 1) % stride + 1, total + 1, stride)
         cells = [video[:, :, max(end - stride, 0) : end].mean(2) for end in ends]
