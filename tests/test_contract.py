@@ -16,8 +16,9 @@ from kinema.checkpoints import files
 from kinema.checkpoints.lora_formats import Adapter, write_lora
 from kinema.data import playroom
 from kinema.generate import generate
+from kinema.grid import FrameGrid, LatentGrid, Lattice
 from kinema.job import honour
-from kinema.schema import BadRequest, Event, FrameGrid, Lattice, Note, Request, Shape, Step
+from kinema.schema import BadRequest, Event, Note, Request, Shape, Step
 from kinema.settle import with_defaults
 from kinema.system import Batch, System, open_system
 
@@ -255,9 +256,9 @@ def test_an_unknown_model_is_refused_with_the_nearest_names() -> None:
 
 @pytest.mark.parametrize(("asked", "made"), [(1, 1), (2, 5), (5, 5), (6, 9), (17, 17)])
 def test_a_causal_lattice_makes_frames_to_4k_plus_1(asked: int, made: int) -> None:
-    lattice = Lattice(FrameGrid(4, causal=True), stride=(8, 8), channels=16)
-    assert lattice.time.ceil(asked) == made
-    assert Shape(1, 3, made, 64, 64).latent(lattice).frames == (made - 1) // 4 + 1
+    lattice = Lattice(LatentGrid(FrameGrid(4, causal=True), (8, 8), channels=16))
+    assert lattice.grid.time.ceil(asked) == made
+    assert lattice.latent(Shape(1, 3, made, 64, 64)).frames == (made - 1) // 4 + 1
 
 
 def test_a_system_is_opened_without_building_its_network() -> None:

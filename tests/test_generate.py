@@ -14,9 +14,9 @@ from kinema import registry, tasks
 from kinema.api import Model, load
 from kinema.canvas import Block, Canvas, Piece, Release
 from kinema.diffusion.parameterise import Denoiser
-from kinema.guide import latent_mask, sample
+from kinema.guide import sample
 from kinema.provenance import frames_hash
-from kinema.schema import BadRequest, Clip, Event, FrameGrid, Lattice, Memory, Note, Phase, Request, Shape, Step
+from kinema.schema import BadRequest, Clip, Event, Memory, Note, Phase, Request, Shape, Step
 from kinema.settle import with_defaults
 from kinema.system import System
 
@@ -247,22 +247,6 @@ def test_edit_strength_zero_returns_the_source_and_one_forgets_it(model: Model, 
     gone = model.edit(clip_file, "a red ball", seed=0, steps=4, strength=1.0)
     fresh = model.generate("a red ball", seed=0, steps=4)
     assert torch.allclose(gone.video, fresh.video, atol=1e-5)
-
-
-def test_the_latent_mask_gives_a_cell_only_when_all_of_it_is_given() -> None:
-    class Strided(System):
-        @property
-        def lattice(self) -> Lattice:
-            return Lattice(FrameGrid(4, causal=True), stride=(8, 8), channels=4)
-
-    base = load("zoetrope", preset="tiny").system
-    system = Strided(base.name, base.family, base.config, base.weights)
-    mask = torch.zeros(1, 1, 9, 16, 16)
-    mask[:, :, :5, :, :8] = 1
-    mask[:, :, 5:8] = 1  # three of the last cell's four frames
-    made = latent_mask(system, mask)
-    assert made.shape == (1, 1, 3, 2, 2)
-    assert made[0, 0, :, 0].tolist() == [[1, 0], [1, 0], [0, 0]]
 
 
 def test_the_recipe_makes_the_clip_again_to_the_bit(model: Model) -> None:

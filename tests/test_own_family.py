@@ -14,7 +14,8 @@ from kinema.api import Model
 from kinema.canvas import Canvas
 from kinema.diffusion.parameterise import X0, Denoiser
 from kinema.diffusion.schedules import RectifiedFlow
-from kinema.schema import Lattice, OnEvent, Request
+from kinema.grid import Lattice
+from kinema.schema import OnEvent, Request
 from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System, Weights
 from kinema.system.family import Checkpoints, Family, Sampling, Training
 from kinema.vae.pixel import PixelCodec

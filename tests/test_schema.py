@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kinema.canvas import Canvas
-from kinema.schema import MAX_FRAMES, BadRequest, FrameGrid, Lattice, Request, Shape, plain
+from kinema.schema import MAX_FRAMES, BadRequest, Request, Shape, plain
 
 
 @pytest.mark.parametrize(
@@ -117,83 +115,6 @@ def test_a_recipe_of_a_later_version_is_refused_by_the_option_it_names() -> None
         Request.from_json('{"task": "generate", "telepathy": 1}')
 
 
-SEVENTEEN = FrameGrid(4, causal=True, run=17)
-GRIDS = st.one_of(
-    st.builds(FrameGrid, st.integers(1, 8), multiple=st.integers(1, 3)),
-    st.builds(FrameGrid, st.integers(1, 8), causal=st.just(True)),
-    st.builds(FrameGrid, st.integers(2, 8), causal=st.just(True), run=st.integers(1, 40)),
-)
-
-
-@pytest.mark.parametrize(
-    ("frames", "latent"), [(1, 1), (17, 5), (18, 6), (51, 15), (102, 30), (204, 60), (408, 120), (4, 1), (5, 2)]
-)
-def test_seventeen_frames_at_a_time_padded_in_front(frames: int, latent: int) -> None:
-    """Open-Sora 1.2."""
-    assert SEVENTEEN.latent(frames) == latent == len(SEVENTEEN.spans(frames))
-    assert SEVENTEEN.ceil(frames) == frames
-
-
-def test_a_causal_codec_gives_the_first_frame_a_cell_of_its_own() -> None:
-    grid = FrameGrid(4, causal=True)
-    assert [grid.ceil(frames) for frames in (1, 2, 5, 6, 129)] == [1, 5, 5, 9, 129]
-    assert [grid.latent(frames) for frames in (1, 5, 33, 129)] == [1, 2, 9, 33]
-    assert [grid.frames(latent) for latent in (1, 2, 9, 33)] == [1, 5, 33, 129]
-    assert grid.spans(9) == [range(1), range(1, 5), range(5, 9)]
-    assert SEVENTEEN.spans(20) == [range(1), *(range(i, i + 4) for i in (1, 5, 9, 13)), range(17, 20)]
-
-
-def brute_force(grid: FrameGrid, frames: int) -> list[set[int]]:
-    """Run by run: frames in a row, blanks before them, cut into cells."""
-    cells: list[set[int]] = []
-    for begin in range(0, frames, grid.run or frames):
-        row: list[int | None] = list(range(begin, min(begin + (grid.run or frames), frames)))
-        while grid.causal and len(row) % grid.stride:
-            row.insert(0, None)
-        parts = [row[i : i + grid.stride] for i in range(0, len(row) - grid.stride + 1, grid.stride)]
-        cells += [{frame for frame in part if frame is not None} for part in parts]
-    return cells
-
-
-@given(GRIDS, st.integers(1, 200))
-def test_cells_stand_for_the_frames_that_an_encoder_puts_into_them(grid: FrameGrid, asked: int) -> None:
-    frames = grid.ceil(asked)
-    cells = brute_force(grid, frames)
-    assert [set(span) for span in grid.spans(frames)] == cells
-    assert grid.latent(frames) == len(cells)
-    assert set().union(*cells) == set(range(frames))
-    for frame in {0, frames // 2, frames - 1}:
-        assert frame in cells[grid.cell(frame, frames)]
-
-
-@given(GRIDS, st.integers(1, 200))
-def test_frames_of_latent_frames_is_the_inverse(grid: FrameGrid, asked: int) -> None:
-    frames = grid.ceil(asked)
-    back = grid.frames(grid.latent(frames))
-    assert grid.latent(back) == grid.latent(frames)
-    assert frames <= back
-    assert grid.latent(grid.ceil(back + 1)) > grid.latent(back)
-    if grid.run is None:
-        assert back == frames
-
-
-@given(GRIDS, st.integers(1, 5000))
-def test_made_frames_are_the_least_that_hold_the_asked(grid: FrameGrid, asked: int) -> None:
-    made = grid.ceil(asked)
-    assert asked <= made == grid.ceil(made)
-    assert made < asked + grid.stride * grid.multiple
-
-
-@given(st.integers(1, 8192), st.sampled_from([1, 2, 8, 64]))
-def test_snapped_sides_are_multiples_within_bounds(side: int, multiple: int) -> None:
-    lattice = Lattice(side_multiple=multiple, min_side=16, max_side=1024)
-    snapped = lattice.snap_side(side)
-    assert snapped % multiple == 0
-    assert 16 <= snapped <= 1024
-    if max(16, multiple) <= side <= 1024:
-        assert abs(snapped - side) <= multiple / 2
-
-
 def test_a_grid_that_does_not_divide_is_refused() -> None:
     assert Shape(1, 3, 16, 64, 32).grid((4, 8, 8)) == (4, 8, 4)
     with pytest.raises(BadRequest, match="divide"):
@@ -219,7 +140,7 @@ def test_canvas_kinds_are_told_apart() -> None:
 
 
 def test_the_vocabulary_of_requests_imports_without_torch() -> None:
-    code = "import sys, kinema.schema, kinema.registry; sys.exit('torch' in sys.modules)"
+    code = "import sys, kinema.schema, kinema.grid, kinema.registry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

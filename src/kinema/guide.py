@@ -13,11 +13,10 @@ from typing import Any, cast
 import torch
 from einops import reduce
 from torch import Tensor
-from torch.nn import functional as F
 
-from kinema.canvas import Canvas, Small
+from kinema.canvas import Canvas, Piece, Small
 from kinema.diffusion.freeinit import passes
-from kinema.diffusion.guidance import Guidance, Guided, Reconstruction, Thresholded
+from kinema.diffusion.guidance import Guidance, Guided, Measurement, Reconstruction, Thresholded
 from kinema.diffusion.noise import Noise, rescheduled
 from kinema.diffusion.overwrite import Known, Overwrite
 from kinema.diffusion.parameterise import Denoiser
@@ -28,6 +27,7 @@ from kinema.memory.placing import roomy
 from kinema.schema import OnEvent, Phase, Request, Step, ignore
 from kinema.settle import free_init, sampler_options
 from kinema.system import Conditions, System
+from kinema.vae.placing import placed
 from kinema.values import counted
 
 
@@ -50,7 +50,8 @@ def sample(  # noqa: PLR0917
     conditions = system.condition(words, request, canvas, on_event)
     way = canvas.block.way
     given = [] if way == "native" or canvas.empty else [given_piece(system, canvas)]
-    drawn = Drawn(given[0] if way == "reconstruction" and given else None, canvas.small, request.reconstruction_weight)
+    weight = request.reconstruction_weight if canvas.small is None else canvas.small.weight
+    drawn = Drawn(given[0] if way == "reconstruction" and given else None, canvas.small, weight)
     pieces = [*held_pieces(system, canvas), *given]
     guidance = system.family.sampling.guidance(system.config, request) or guidance or system.guidance(request)
     first = z = in_order(system, request, noise, draws).to(system.device, torch.float32)
@@ -85,14 +86,14 @@ class Drawn:
 
     def around(self, denoise: Denoiser, frames: Sequence[int]) -> Denoiser:
         """The denoiser of these latent frames, drawn to what of them is known."""
-        at, weight = list(frames), self.weight if self.small is None else self.small.weight
-        told: dict[str, Any] = {}
+        at, known, held = list(frames), [], None
         if self.given is not None:
-            told |= {"given": self.given.content[:, :, at], "mask": self.given.mask[:, :, at]}
+            held = self.given.mask[:, :, at]
+            known.append(Measurement.of_piece(self.given.content[:, :, at], held, self.weight))
         if self.small is not None:
             here, there = self.small.among(frames)
-            told |= {"downsample": partial(smaller, here, self.small.factor), "low": self.small.video[:, :, there]}
-        return Reconstruction(denoise, weight=weight, **told) if told and weight else denoise
+            known.append(Measurement(partial(smaller, here, self.small.factor), self.small.video[:, :, there], self.weight))
+        return Reconstruction(denoise, known, held)
 
 
 def smaller(frames: Sequence[int], factor: int, video_BCTHW: Tensor) -> Tensor:
@@ -103,15 +104,19 @@ def smaller(frames: Sequence[int], factor: int, video_BCTHW: Tensor) -> Tensor:
 
 def given_piece(system: System, canvas: Canvas) -> Known:
     """What a canvas gives, on the latent grid: never released."""
-    return Known(system.encode(canvas.video).float(), latent_mask(system, canvas.mask), release=None)
+    return Known(*on_grid(system, canvas.given), release=None)
 
 
 def held_pieces(system: System, canvas: Canvas) -> list[Known]:
     """What a canvas holds for a while, on the latent grid, each with the noise of the clip itself."""
-    return [
-        Known(system.encode(piece.video).float(), latent_mask(system, piece.mask), release, "fixed")
-        for piece, release in zip(canvas.held, canvas.block.releases, strict=True)
-    ]
+    told = zip(canvas.held, canvas.block.releases, strict=True)
+    return [Known(*on_grid(system, piece), release, "fixed") for piece, release in told]
+
+
+def on_grid(system: System, piece: Piece) -> tuple[Tensor, Tensor]:
+    """The latents of a piece, and the cells that it gives: only what is known is encoded."""
+    content, mask = placed(system.encode, system.lattice.grid, piece.video, piece.mask)
+    return content.float(), mask.to(content.device)
 
 
 def stepping(on_event: OnEvent, before: int, after: int) -> OnStep:
@@ -157,10 +162,3 @@ def guide(  # noqa: PLR0917
     length, overlap = window_sizes(request, system.lattice)
     stride = request.window_stride
     return Windowed(make, total, length, overlap, request.window_weights, request.loop, uniform, stride)
-
-
-def latent_mask(system: System, mask_B1THW: Tensor) -> Tensor:
-    """The mask on the latent grid: 1 where every pixel of the cell is given."""
-    (h, w), spans = system.lattice.stride, system.lattice.time.spans(mask_B1THW.shape[2])
-    cells = torch.stack([mask_B1THW[:, :, span.start : span.stop].amin(2) for span in spans], dim=2)
-    return -F.max_pool3d(-cells, (1, h, w)).to(system.device)

@@ -245,7 +245,7 @@ def _factor(system: System, upper: System) -> int:
 def work_of(part: Part, canvas: Canvas) -> Work:
     """A stage whose canvas is drawn, with its blocks; the memory plan is still to be chosen."""
     system, request = part.system, part.request
-    frames = system.lattice.time.ceil(request.shape.frames)
+    frames = system.lattice.grid.time.ceil(request.shape.frames)
     canvas = canvas.longer(frames - request.shape.frames, before=request.backward)
     blocks = blocks_of(system, replace(request, frames=frames), canvas, part.enlarging)
     stage = Stage(part.name, system.name, request, frames, blocks, part.enlarging)

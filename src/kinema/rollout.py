@@ -60,7 +60,7 @@ def _sampled(  # noqa: PLR0917
     shape = system.latent_shape(request).bcthw
     guidance = system.guidance(stage.whole)
     if not stage.at_once:
-        at = system.lattice.time.latent(block.start)
+        at = system.lattice.grid.time.latent(block.start)
         guidance = guidance.of(range(at, at + shape[2]))
         noise = None if noise is None else noise[:, :, at : at + shape[2]]
     own = draws.normal(shape[1:]) if noise is None else noise

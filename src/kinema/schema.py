@@ -46,82 +46,8 @@ class BadRequest(ValueError):
 
 
 @dataclass(frozen=True)
-class FrameGrid:
-    """Which pixel frames each latent frame stands for: a codec's geometry in time.
-
-    ``stride`` pixel frames become one latent frame. ``causal``: what is missing to whole cells is filled in before the
-    first frame, which so has a latent frame of its own (``4k + 1`` frames make ``k + 1``). ``run``: so many frames are
-    encoded at a time, each run by itself (Open-Sora 1.2: 17 frames make 5). ``multiple``: what a model makes without
-    either is a whole multiple of so many latent frames.
-    """
-
-    stride: int = 1
-    causal: bool = False
-    run: int | None = None
-    multiple: int = 1
-
-    def ceil(self, frames: int) -> int:
-        """The least frame count that can be made and holds ``frames``: a clip is made whole, then cut."""
-        if self.run is not None:
-            return max(frames, 1)
-        step = self.stride * self.multiple
-        if self.causal:
-            return max(math.ceil((frames - 1) / step), 0) * step + 1
-        return max(math.ceil(frames / step), 1) * step
-
-    def latent(self, frames: int) -> int:
-        """Latent frames of so many pixel frames."""
-        whole, rest = divmod(frames, self.run) if self.run is not None else (0, frames)
-        cells = math.ceil(rest / self.stride) if self.causal else rest // self.stride
-        return whole * math.ceil((self.run or 0) / self.stride) + cells
-
-    def frames(self, latent: int) -> int:
-        """The most pixel frames that so many latent frames stand for: the inverse of `latent` for what can be made."""
-        if self.run is not None:
-            whole, rest = divmod(latent, math.ceil(self.run / self.stride))
-            return whole * self.run + min(rest * self.stride, self.run)
-        return (latent - 1) * self.stride + 1 if self.causal else latent * self.stride
-
-    def spans(self, frames: int) -> list[range]:
-        """The pixel frames of each latent frame of a clip of so many."""
-        made: list[range] = []
-        for begin in range(0, frames, self.run or frames):
-            length = min(self.run or frames, frames - begin)
-            first = begin - (-length % self.stride if self.causal else 0)
-            cells = range(first, begin + length - self.stride + 1, self.stride)
-            made += [range(max(cell, begin), cell + self.stride) for cell in cells]
-        return made
-
-    def cell(self, frame: int, frames: int) -> int:
-        """The latent frame that stands for this pixel frame: where a frame that is encoded alone belongs."""
-        return next(i for i, span in enumerate(self.spans(frames)) if frame in span)
-
-
-@dataclass(frozen=True)
-class Lattice:
-    """The sizes a model can make: frame counts by its `FrameGrid`, sides a multiple of ``side_multiple``.
-
-    ``stride`` is (height, width) pixels per latent cell, ``channels`` the latent channels.
-    """
-
-    time: FrameGrid = FrameGrid()
-    side_multiple: int = 1
-    stride: tuple[int, int] = (1, 1)
-    channels: int = 3
-    min_side: int = 16
-    max_side: int = MAX_SIDE
-    max_frames: int | None = None
-
-    def snap_side(self, side: int) -> int:
-        """The nearest side on the lattice, within ``min_side`` and ``max_side`` (ties go up)."""
-        m = self.side_multiple
-        least, most = math.ceil(self.min_side / m) * m, self.max_side // m * m
-        return min(max(math.floor(side / m + 0.5) * m, least), most)
-
-
-@dataclass(frozen=True)
 class Shape:
-    """A video's shape; the only place where frame and patch arithmetic is written."""
+    """A video's shape, in pixels or latent cells (`kinema.grid` goes from one to the other)."""
 
     batch: int
     channels: int
@@ -132,12 +58,6 @@ class Shape:
     @property
     def bcthw(self) -> tuple[int, int, int, int, int]:
         return (self.batch, self.channels, self.frames, self.height, self.width)
-
-    def latent(self, lattice: Lattice) -> Shape:
-        """The latent shape under a codec's lattice."""
-        h, w = lattice.stride
-        frames = lattice.time.latent(self.frames)
-        return Shape(self.batch, lattice.channels, frames, self.height // h, self.width // w)
 
     def grid(self, patch: tuple[int, int, int]) -> tuple[int, int, int]:
         """Tokens along (T, H, W) when the video is cut into ``patch``-sized boxes."""

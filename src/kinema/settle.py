@@ -41,7 +41,7 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
     request = with_defaults(system, TASKS[request.task].plan(request), on_event)
     if request.loop and request.task == "generate" and not (request.window and request.window < request.shape.frames):
         raise BadRequest("generate makes a loop of windows that wrap around: give a window shorter than the clip")
-    in_blocks = rolls_out(system, replace(request, frames=system.lattice.time.ceil(request.shape.frames)))
+    in_blocks = rolls_out(system, replace(request, frames=system.lattice.grid.time.ceil(request.shape.frames)))
     if request.overlap is not None and request.window is None and not in_blocks:
         raise BadRequest("overlap is of windows, or of the blocks of a clip longer than the model: leave it out")
     check_length(request)
@@ -74,7 +74,7 @@ def with_defaults(system: System, request: Request, on_event: OnEvent = ignore) 
 
     height, width, window = request.height or own.height, request.width or own.width, request.window
     if window is not None:
-        window = snapped("window", window, lattice.time.ceil(window))
+        window = snapped("window", window, lattice.grid.time.ceil(window))
         if lattice.max_frames and window > lattice.max_frames:
             raise BadRequest(f"window is {window} frames; {system.name} sees at most {lattice.max_frames} at once")
         if request.overlap is not None and request.overlap >= window:

@@ -313,7 +313,7 @@ class Needs:
         shape = system.latent_shape(request)
         window = shape.frames
         if request.window and request.window_in == "denoiser":  # else only attention works in windows
-            window = system.lattice.time.latent(request.window)
+            window = system.lattice.grid.time.latent(request.window)
         frames = list(range(window)) if window < shape.frames else None
         denoise = system.denoiser(self.conditions.branches[self.branches[0]], frames)
         b, c, _, h, w = shape.bcthw

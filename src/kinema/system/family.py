@@ -16,7 +16,8 @@ from kinema.checkpoints.source import Source
 from kinema.diffusion.guidance import Guidance
 from kinema.diffusion.parameterise import Denoiser, Parameterisation
 from kinema.diffusion.schedules import Schedule, Spacing
-from kinema.schema import BadRequest, Lattice, OnEvent, Request, Shape
+from kinema.grid import Lattice
+from kinema.schema import BadRequest, OnEvent, Request, Shape
 
 if TYPE_CHECKING:
     from kinema.data.playroom.scene import Scene

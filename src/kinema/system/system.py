@@ -19,8 +19,9 @@ from kinema.diffusion.guidance import Guidance, classifier_free
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import Level, spaced
+from kinema.grid import Lattice
 from kinema.nn.hollow import hollow
-from kinema.schema import BadRequest, Lattice, OnEvent, Request, Shape, ignore
+from kinema.schema import BadRequest, OnEvent, Request, Shape, ignore
 from kinema.system.family import Codec, Conditions, Family, Process, decoding_of, slots_of
 from kinema.system.runtime import Runtime
 from kinema.system.weights import Weights
@@ -158,7 +159,7 @@ class System:
             return self.runtime.codec
 
     def latent_shape(self, request: Request) -> Shape:
-        return request.shape.latent(self.lattice)
+        return self.lattice.latent(request.shape)
 
     def guidance(self, request: Request) -> Guidance:
         """How the branches of a clip are put together; scales that change do so over its latent frames."""

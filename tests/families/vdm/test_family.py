@@ -8,7 +8,7 @@ import torch
 
 from kinema.canvas import Canvas
 from kinema.conditioning import bert
-from kinema.diffusion.guidance import Reconstruction
+from kinema.diffusion.guidance import Measurement, Reconstruction
 from kinema.diffusion.samplers import SAMPLERS, options
 from kinema.diffusion.schedules import Level
 from kinema.families.vdm.condition import Condition
@@ -120,7 +120,7 @@ def test_reconstruction_guidance_runs_through_the_network(tiny: Config) -> None:
     denoise = FAMILY.sampling.denoiser(model, Condition(), None)
     given, mask = torch.zeros(SHAPE), torch.zeros(1, 1, *SHAPE[2:])
     mask[:, :, :2] = 1
-    guided = Reconstruction(denoise, given, mask, 100.0)
+    guided = Reconstruction(denoise, [Measurement.of_piece(given, mask, 100.0)], mask)
     with torch.no_grad():
         a, b = guided(noisy(), level(model)), denoise(noisy(), level(model))
     assert (a - b)[:, :, 2:].abs().amax(dim=(0, 1, 3, 4)).min() > 0
@@ -134,7 +134,7 @@ def test_reconstruction_guidance_does_nothing_to_a_model_that_sees_frames_alone(
     mask[:, :, :2] = 1
     with torch.no_grad():
         assert torch.equal(
-            Reconstruction(denoise, given, mask, 100.0)(noisy(), level(model))[:, :, 2:],
+            Reconstruction(denoise, [Measurement.of_piece(given, mask, 100.0)], mask)(noisy(), level(model))[:, :, 2:],
             denoise(noisy(), level(model))[:, :, 2:],
         )
 

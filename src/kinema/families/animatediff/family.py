@@ -24,8 +24,9 @@ from kinema.families.animatediff.control.steering import Steering
 from kinema.families.animatediff.files import lora, opening
 from kinema.families.animatediff.model import AnimateDiff, blocks
 from kinema.families.animatediff.motion import amounts
+from kinema.grid import LatentGrid, Lattice
 from kinema.nn.ldm_unet import channels_last
-from kinema.schema import BadRequest, Lattice, Note, OnEvent, Request, Shape
+from kinema.schema import BadRequest, Note, OnEvent, Request, Shape
 from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, System
 from kinema.vae.kl2d import ImageCodec
 
@@ -37,10 +38,9 @@ class Sampling:
 
     def lattice(self, config: Config) -> Lattice:
         return Lattice(
+            LatentGrid(stride=(config.stride, config.stride), channels=config.latent_channels),
             side_multiple=config.multiple,
             min_side=config.multiple,
-            stride=(config.stride, config.stride),
-            channels=config.latent_channels,
             max_frames=config.longest,
         )
 

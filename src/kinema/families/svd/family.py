@@ -19,8 +19,9 @@ from kinema.families.svd.config import PRESETS, Config, from_json, to_json
 from kinema.families.svd.decoder import SVDCodec
 from kinema.families.svd.model import SVD, blocks
 from kinema.families.svd.pocket import PocketSVD
+from kinema.grid import LatentGrid, Lattice
 from kinema.nn.ldm_unet import channels_last
-from kinema.schema import BadRequest, Lattice, Note, OnEvent, Request, Shape
+from kinema.schema import BadRequest, Note, OnEvent, Request, Shape
 from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, System
 
 
@@ -29,10 +30,9 @@ class Sampling:
 
     def lattice(self, config: Config) -> Lattice:
         return Lattice(
+            LatentGrid(stride=(config.stride, config.stride), channels=config.latent_channels),
             side_multiple=config.multiple,
             min_side=config.multiple,
-            stride=(config.stride, config.stride),
-            channels=config.latent_channels,
             max_frames=config.frames,
         )
 

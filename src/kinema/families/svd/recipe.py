@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from kinema.data.motion import bucket
 from kinema.diffusion import losses
-from kinema.diffusion.parameterise import V, over
-from kinema.diffusion.schedules import EDMSigmas, Level
+from kinema.diffusion.parameterise import V
+from kinema.diffusion.schedules import EDMSigmas, Level, over
 from kinema.families.svd.conditioning import Condition
 from kinema.families.svd.config import Config
 from kinema.families.svd.model import SVD, VideoUNet

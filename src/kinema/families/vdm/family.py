@@ -19,7 +19,8 @@ from kinema.families.vdm import checkpoint, recipe
 from kinema.families.vdm.condition import Condition, class_index, encode
 from kinema.families.vdm.config import Config, from_json, presets, to_json
 from kinema.families.vdm.model import Stage, VideoUNet
-from kinema.schema import BadRequest, Lattice, OnEvent, Request, Shape
+from kinema.grid import LatentGrid, Lattice
+from kinema.schema import BadRequest, OnEvent, Request, Shape
 from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
@@ -32,7 +33,7 @@ class Sampling:
     """How its clips are made."""
 
     def lattice(self, config: Config) -> Lattice:
-        return Lattice(side_multiple=config.multiple, max_frames=config.frames)
+        return Lattice(LatentGrid(), side_multiple=config.multiple, max_frames=config.frames)
 
     def defaults(self, config: Config) -> Defaults:
         sampler = config.sampler or ("vdm-langevin" if config.delta else "vdm-ancestral")

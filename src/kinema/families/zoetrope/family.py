@@ -20,7 +20,8 @@ from kinema.diffusion.schedules import Level, RectifiedFlow
 from kinema.families.zoetrope import recipe
 from kinema.families.zoetrope.config import PRESETS, Config
 from kinema.families.zoetrope.model import Zoetrope, blocks
-from kinema.schema import BadRequest, FrameGrid, Lattice, Note, OnEvent, Request, Shape
+from kinema.grid import FrameGrid, LatentGrid, Lattice
+from kinema.schema import BadRequest, Note, OnEvent, Request, Shape
 from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
@@ -41,7 +42,7 @@ class Sampling:
 
     def lattice(self, config: Config) -> Lattice:
         return Lattice(
-            time=FrameGrid(multiple=config.merge),
+            LatentGrid(FrameGrid(multiple=config.merge)),
             side_multiple=config.side,
             min_side=config.side,
             max_side=config.side,

@@ -15,8 +15,8 @@ from kinema.data.playroom import labels
 from kinema.data.playroom.scene import Scene
 from kinema.data.reading import EMPTY, about, misread
 from kinema.diffusion import losses
-from kinema.diffusion.parameterise import X0, over
-from kinema.diffusion.schedules import Level, RectifiedFlow
+from kinema.diffusion.parameterise import X0
+from kinema.diffusion.schedules import Level, RectifiedFlow, over
 from kinema.families.zoetrope import lessons
 from kinema.families.zoetrope.config import Config
 from kinema.families.zoetrope.sprite import Seen

@@ -8,10 +8,11 @@ import torch
 from kinema.api import load
 from kinema.families.animatediff.motion import amounts
 from kinema.families.animatediff.motion.module import MotionModule, Moving
+from kinema.grid import LatentGrid, Lattice
 from kinema.media.write import save_clip
-from kinema.schema import BadRequest, Clip, Lattice, Request
+from kinema.schema import BadRequest, Clip, Request
 
-LATTICE = Lattice(stride=(8, 8), channels=4)
+LATTICE = Lattice(LatentGrid(stride=(8, 8), channels=4))
 
 
 def normal(*shape, seed=1):
