@@ -5,10 +5,10 @@ The order, from the inside out: guidance with its rescale, reconstruction, thres
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from einops import reduce
@@ -18,7 +18,7 @@ from kinema.canvas import Canvas, Piece, Small
 from kinema.diffusion.freeinit import passes
 from kinema.diffusion.guidance import Guidance, Guided, Measurement, Reconstruction, Thresholded
 from kinema.diffusion.noise import Noise, rescheduled
-from kinema.diffusion.overwrite import Known, Overwrite
+from kinema.diffusion.overwrite import CleanFrames, Known, Overwrite
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.samplers import SAMPLERS, OnStep
 from kinema.diffusion.schedules import Level
@@ -48,11 +48,12 @@ def sample(  # noqa: PLR0917
     """
     on_event(Phase("condition"))
     conditions = system.condition(words, request, canvas, on_event)
-    way = canvas.block.way
-    given = [] if way == "native" or canvas.empty else [given_piece(system, canvas)]
+    way, clean = canvas.block.way, system.family.sampling.defaults(system.config).clean_frames
+    shown = way == "native" and not clean  # by the network's own channels
+    given = [] if shown or canvas.empty else [given_piece(system, canvas, clean=clean)]
     weight = request.reconstruction_weight if canvas.small is None else canvas.small.weight
     drawn = Drawn(given[0] if way == "reconstruction" and given else None, canvas.small, weight)
-    pieces = [*held_pieces(system, canvas), *given]
+    pieces = [*held_pieces(system, canvas, clean=clean), *given]
     guidance = system.family.sampling.guidance(system.config, request) or guidance or system.guidance(request)
     first = z = in_order(system, request, noise, draws).to(system.device, torch.float32)
     again = free_init(system, request)
@@ -61,7 +62,8 @@ def sample(  # noqa: PLR0917
         levels = system.levels(replace(request, steps=steps))
         noise = again(first, z, draws) if again is not None and number else first
         over = Overwrite(pieces, levels, draws, noise)
-        denoise = over.around(guide(system, conditions, request, guidance, levels, drawn))
+        seen = over.clean if clean else None
+        denoise = over.around(guide(system, conditions, request, guidance, levels, drawn, seen))
         z = over.start(system.prior(request, noise))
         which = f", pass {number + 1} of {len(counts)}" if len(counts) > 1 else ""
         ahead = steps - over.first
@@ -102,15 +104,16 @@ def smaller(frames: Sequence[int], factor: int, video_BCTHW: Tensor) -> Tensor:
     return reduce(kept, "b c t (h p) (w q) -> b c t h w", "mean", p=factor, q=factor)
 
 
-def given_piece(system: System, canvas: Canvas) -> Known:
-    """What a canvas gives, on the latent grid: never released."""
-    return Known(*on_grid(system, canvas.given), release=None)
+def given_piece(system: System, canvas: Canvas, *, clean: bool = False) -> Known:
+    """What a canvas gives, on the latent grid: never released. ``clean``: the network sees it without noise."""
+    return Known(*on_grid(system, canvas.given), release=None, noise="clean" if clean else "fresh")
 
 
-def held_pieces(system: System, canvas: Canvas) -> list[Known]:
-    """What a canvas holds for a while, on the latent grid, each with the noise of the clip itself."""
+def held_pieces(system: System, canvas: Canvas, *, clean: bool = False) -> list[Known]:
+    """What a canvas holds for a while, on the latent grid, each with the noise of the clip itself (or ``clean``)."""
     told = zip(canvas.held, canvas.block.releases, strict=True)
-    return [Known(*on_grid(system, piece), release, "fixed") for piece, release in told]
+    noise: Literal["clean", "fixed"] = "clean" if clean else "fixed"
+    return [Known(*on_grid(system, piece), release, noise) for piece, release in told]
 
 
 def on_grid(system: System, piece: Piece) -> tuple[Tensor, Tensor]:
@@ -143,8 +146,11 @@ def guide(  # noqa: PLR0917
     guidance: Guidance,
     levels: Level,
     drawn: Drawn | None = None,
+    clean: Callable[[Level], Tensor] | None = None,
 ) -> Denoiser:
     """The guided denoiser: guidance, reconstruction and bound, in windows where the request asks for them.
+
+    ``clean`` says of a level which latent frames are held clean, [B, T], for a model that sees them so.
 
     Reconstruction acts inside each window, so that a long clip is never differentiated as a whole.
     """
@@ -152,6 +158,9 @@ def guide(  # noqa: PLR0917
 
     def make(frames: Sequence[int] | None) -> Denoiser:
         branches = {name: system.denoiser(conditions.branches[name], frames) for name in guidance.branches}
+        if clean is not None:
+            at = slice(None) if frames is None else list(frames)
+            branches = {name: CleanFrames(one, lambda level: clean(level)[:, at]) for name, one in branches.items()}
         denoise: Denoiser = Guided(branches, guidance.of(frames), roomy(system), levels)
         denoise = denoise if drawn is None else drawn.around(denoise, range(total) if frames is None else frames)
         return denoise if limit is None else Thresholded(denoise, limit)

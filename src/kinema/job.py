@@ -192,7 +192,7 @@ def parts_of(system: System, request: Request, on_event: OnEvent = ignore) -> li
         fps=None if request.fps is None else request.fps / every,
     )
     base = settle(system, small, on_event)
-    takes_prompt = upper.family.sampling.defaults(upper.config).takes_prompt
+    unled = {"prompt": "", "negative_prompt": "", "guidance": None, "guidance_end": None}
     large = replace(
         request,
         seed=base.seed,
@@ -200,9 +200,8 @@ def parts_of(system: System, request: Request, on_event: OnEvent = ignore) -> li
         width=factor * base.shape.width,
         frames=request.frames or every * base.shape.frames,
         fps=cast(float, base.fps) * every,
-        prompt=request.prompt if takes_prompt else "",
-        negative_prompt=request.negative_prompt if takes_prompt else "",
         loras=None,
+        **({} if upper.family.sampling.defaults(upper.config).takes_prompt else unled),
     )
     enlarging = Enlarging(factor, every, request.super_resolution_weight)
     return [Part("base", system, base), Part("super-resolution", upper, settle(upper, large, on_event), enlarging)]

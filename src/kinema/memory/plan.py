@@ -26,6 +26,7 @@ from kinema.nn.hollow import hollow
 from kinema.nn.ldm_unet import FeedForward, channels_last, chunk_feed_forward
 from kinema.schema import BadRequest, Request
 from kinema.system import DECODING, System, decoding_of, with_model
+from kinema.vae.placing import placed
 
 SHARE = 0.9
 """Of the free memory that a plan may fill."""
@@ -295,7 +296,7 @@ class Needs:
             self.conditions = outline.condition(words, self.request, canvas)
             shown = canvas.empty or canvas.block.way == "native"
             for piece in (*canvas.held, *([] if shown else [canvas.given])):
-                outline.encode(piece.video)
+                placed(outline.encode, outline.lattice.grid, piece.video, piece.mask)
         return self.rehearsal.phases["condition"]
 
     def step(self, tokens: int | None) -> Phase:
