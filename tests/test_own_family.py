@@ -48,10 +48,12 @@ class Files:
     recognise = staticmethod(lambda _source: None)
     convert = staticmethod(lambda _config, tensors: dict(tensors))
     lora_aliases = staticmethod(lambda _config: {})
+    slots = layouts = None
 
 
 class Lessons:
     recipe = staticmethod(lambda _config: Recipe(steps=1, batch=1, learning_rate=1e-3))
+    tuning = None
 
     def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
         return model(batch.video).flatten(1).square().mean(1)

@@ -13,6 +13,7 @@ from kinema.system.family import (
     Process,
     Recipe,
     Slots,
+    Tuning,
     decoding_of,
 )
 from kinema.system.opening import HUB, arithmetic, family_of, fetched, is_hub_id, open_system
@@ -36,6 +37,7 @@ __all__ = [
     "Runtime",
     "Slots",
     "System",
+    "Tuning",
     "Weights",
     "arithmetic",
     "decoding_of",

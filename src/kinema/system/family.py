@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from kinema import registry
+from kinema.checkpoints.convert import Layouts
+from kinema.checkpoints.lora_formats import Lora
 from kinema.checkpoints.source import Source
 from kinema.diffusion.guidance import Guidance
 from kinema.diffusion.parameterise import Denoiser, Parameterisation
 from kinema.diffusion.schedules import Schedule, Spacing
-from kinema.schema import BadRequest, Canvas, Lattice, OnEvent, Request
+from kinema.schema import Canvas, Lattice, OnEvent, Request
 
 if TYPE_CHECKING:
     from kinema.data.playroom.scene import Scene
@@ -193,6 +194,19 @@ class Sampling(Protocol):
         """``denoise(z_BCTHW, level) -> x0_BCTHW`` for these latent frames (``None``: all of them)."""
 
 
+class Slots(Protocol):
+    """What a family takes in addition to its model's own file: a motion module, a ControlNet."""
+
+    names: tuple[str, ...]
+    """Of its slots; one that takes several files has a name behind a point (``controlnet.depth``)."""
+
+    def open(self, config: Any, slot: str, source: Source) -> Found:
+        """The config with this in it; BadRequest for what does not belong there, saying what it is."""
+
+    def convert(self, config: Any, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Its tensors under the network's own names, over those of the model's file."""
+
+
 class Checkpoints(Protocol):
     """What a family's files are, and how their tensors become the network's."""
 
@@ -208,6 +222,41 @@ class Checkpoints(Protocol):
     def lora_aliases(self, config: Any) -> Mapping[str, str]:
         """Names of an original layout's modules to ours, for LoRA files that use them; ours are known without."""
 
+    @property
+    def slots(self) -> Slots | None:
+        """What can be added to a model when it is opened; None for nothing."""
+
+    @property
+    def layouts(self) -> Layouts | None:
+        """The layouts that ``kinema convert`` writes; None for a family with only its own."""
+
+
+class Tuning(Protocol):
+    """How a family is trained in stages, in part or by a LoRA; regular expressions are of parameters' names."""
+
+    parts: Mapping[str, str]
+    """For ``--only``: a name to what the parameters of that part have in their names."""
+    adapted: str
+    """Whole names of the linear layers that a LoRA adapts."""
+
+    def staged(self, config: Any, name: str) -> Any:
+        """The config of a stage of the paper's training; BadRequest for one that the model has not."""
+
+    def lora_recipe(self, recipe: Recipe) -> Recipe:
+        """The figures of a LoRA instead of those of the whole network."""
+
+    def grown(self, model: nn.Module, config: Any, seed: int) -> nn.Module:
+        """The network of a file in a stage that trains parts which the file lacks: those are made from the seed."""
+
+    def files(self, config: Any, tensors: Mapping[str, Tensor], low: Lora | None) -> Mapping[str, Mapping[str, Tensor]]:
+        """Further files of what was trained, in layouts that people have: name to tensors. ``low`` is a run's LoRA."""
+
+    def frozen(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """The tensors that make what `encode` gives: clips encoded by others are clips of another model."""
+
+    def encode(self, model: nn.Module, video_BCTHW: Tensor) -> dict[str, Tensor]:
+        """What the frozen networks make of clips, under the names that the family's loss looks for."""
+
 
 class Training(Protocol):
     """How a family is trained."""
@@ -216,6 +265,10 @@ class Training(Protocol):
 
     def loss(self, model: nn.Module, config: Any, batch: Batch, generator: torch.Generator) -> Tensor:
         """The training loss of each item of the batch, ``[B]``."""
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """Stages, parts, LoRAs and clips encoded beforehand; None for a family that is only trained whole."""
 
 
 class Family(Protocol):
@@ -239,23 +292,3 @@ class Family(Protocol):
     def to_json(self, config: Any) -> dict[str, Any]: ...
 
     def from_json(self, told: Mapping[str, Any]) -> Any: ...
-
-
-class Slots(Protocol):
-    """What a family takes in addition to its model's own file; `registry.SLOTS` names it."""
-
-    names: tuple[str, ...]
-    """Of its slots; one that takes several files has a name behind a point (``controlnet.depth``)."""
-
-    def open(self, config: Any, slot: str, source: Source) -> Found:
-        """The config with this in it; BadRequest for what does not belong there, saying what it is."""
-
-    def convert(self, config: Any, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Its tensors under the network's own names, over those of the model's file."""
-
-
-def slots_of(family: Family) -> Slots:
-    """What a family takes in addition to its model's own file. Raises BadRequest for one that takes nothing."""
-    if family.name not in registry.SLOTS:
-        raise BadRequest(f"{family.name} takes nothing in addition to its own file")
-    return registry.resolve(registry.SLOTS[family.name])

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from kinema.checkpoints.convert import Layouts
 from kinema.checkpoints.source import Source
 from kinema.conditioning.clip_text import WordTokenizer
 from kinema.data import playroom
@@ -25,7 +26,7 @@ from kinema.families.animatediff.model import AnimateDiff, blocks
 from kinema.families.animatediff.motion import amounts
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
-from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, System
+from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, Slots, System, Tuning
 from kinema.vae.kl2d import ImageCodec
 
 _ABSENT = {"vae": "VAE, add one (vae=FILE)", "text": "text encoder, take a checkpoint with one"}
@@ -193,6 +194,18 @@ class Checkpoints:
     def lora_aliases(self, config: Config) -> Mapping[str, str]:
         return lora.aliases(config)
 
+    @property
+    def slots(self) -> Slots:
+        from kinema.families.animatediff.files.slots import SLOTS
+
+        return SLOTS
+
+    @property
+    def layouts(self) -> Layouts:
+        from kinema.families.animatediff.files.checkpoint import LAYOUTS
+
+        return LAYOUTS
+
 
 class Training:
     """How it is trained."""
@@ -202,6 +215,12 @@ class Training:
 
     def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
         return recipe.loss(model, config, batch, generator)
+
+    @property
+    def tuning(self) -> Tuning:
+        from kinema.families.animatediff.training import TRAINING
+
+        return TRAINING
 
 
 class AnimateDiffFamily:

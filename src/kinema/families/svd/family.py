@@ -12,7 +12,7 @@ from kinema.checkpoints.source import Source
 from kinema.diffusion.guidance import Guidance, classifier_free
 from kinema.diffusion.parameterise import Denoiser, V
 from kinema.diffusion.schedules import Level
-from kinema.families.svd import conditioning, lora, opening, recipe
+from kinema.families.svd import checkpoint, conditioning, lora, opening, recipe
 from kinema.families.svd.conditioning import Condition
 from kinema.families.svd.config import PRESETS, Config, from_json, to_json
 from kinema.families.svd.decoder import SVDCodec
@@ -20,7 +20,7 @@ from kinema.families.svd.model import SVD, blocks
 from kinema.families.svd.pocket import PocketSVD
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
-from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, System
+from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, System, Tuning
 
 
 class Sampling:
@@ -130,6 +130,9 @@ class Sampling:
 class Checkpoints:
     """What its files are called."""
 
+    slots = None
+    layouts = checkpoint.LAYOUTS
+
     def recognise(self, source: Source) -> Found | None:
         return opening.open_source(source)
 
@@ -148,6 +151,12 @@ class Training:
 
     def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
         return recipe.loss(model, config, batch, generator)
+
+    @property
+    def tuning(self) -> Tuning:
+        from kinema.families.svd.training import TRAINING
+
+        return TRAINING
 
 
 class StableVideoDiffusion:

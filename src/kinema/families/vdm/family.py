@@ -115,6 +115,9 @@ class Sampling:
 class Checkpoints:
     """What its files are called."""
 
+    slots = None
+    layouts = None
+
     def recognise(self, source: Source) -> None:  # noqa: ARG002
         """Never: no foreign VDM weights exist, and our own files say in their metadata what shapes do not,
         the prediction target and the tokenizer's words. Without them a model would run and be wrong."""
@@ -129,6 +132,8 @@ class Checkpoints:
 
 class Training:
     """How it is trained."""
+
+    tuning = None
 
     def recipe(self, config: Config) -> Recipe:
         return recipe.recipe(config)

@@ -129,6 +129,9 @@ class Sampling:
 class Checkpoints:
     """What its files are called."""
 
+    slots = None
+    layouts = None
+
     def recognise(self, source: Source) -> None:  # noqa: ARG002
         """Always None: the tokenizer lives in our files' metadata, without which the weights mean nothing."""
         return None
@@ -142,6 +145,8 @@ class Checkpoints:
 
 class Training:
     """How it is trained."""
+
+    tuning = None
 
     def recipe(self, config: Config) -> Recipe:
         return recipe.TINY if config.width < 64 else recipe.RECIPE
