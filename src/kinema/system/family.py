@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from kinema.checkpoints.convert import Layouts
 from kinema.checkpoints.lora_formats import Lora
-from kinema.checkpoints.source import Source
 from kinema.diffusion.guidance import Guidance
 from kinema.diffusion.parameterise import Denoiser, Parameterisation
-from kinema.diffusion.schedules import Schedule, Spacing
+from kinema.diffusion.schedules import Level, Schedule, Spacing
 from kinema.schema import Canvas, Lattice, OnEvent, Request
+from kinema.system.files import Checkpoints
+from kinema.system.weights import Weights
 
 if TYPE_CHECKING:
     from kinema.data.playroom.scene import Scene
-    from kinema.system.system import System
 
 
 @dataclass(frozen=True)
@@ -121,17 +120,6 @@ class Recipe:
     frameskip: int = 1
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a family sees in a foreign file or folder."""
-
-    config: Any
-    parts: tuple[str, ...] = ()
-    """The parts of a pipeline's folder that the network is filled from; none for a file."""
-    notes: tuple[str, ...] = ()
-    """What was decided where weights and configs do not tell; said with every request."""
-
-
 DECODING = {"chunk": "decode_chunk", "overlap": "decode_overlap", "tile": "decode_tile"}
 """Options of a codec's `decode`, and what they are called in `Request.extra`."""
 
@@ -156,6 +144,42 @@ class Codec(Protocol):
         """Options of `decode` that need less memory for a clip of this latent size, the mildest first."""
 
 
+class Opened(Protocol):
+    """What a family sees of an opened model (`kinema.system.System`)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def weights(self) -> Weights: ...
+
+    @property
+    def model(self) -> nn.Module:
+        """The network on its device, filled on first use."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def offline(self) -> bool:
+        """Whether text encoders and vocabularies are looked for on this machine alone."""
+
+    @property
+    def process(self) -> Process: ...
+
+    def levels(self, request: Request) -> Level:
+        """Noise levels from the noise end to clean, ``steps + 1`` of them."""
+
+    def encode(self, video_BCTHW: Tensor) -> Tensor:
+        """Pixels in [-1, 1] to latents, on the model's device."""
+
+
 class Sampling(Protocol):
     """How a family's clips are made. ``config`` is the family's own frozen dataclass."""
 
@@ -177,7 +201,7 @@ class Sampling(Protocol):
     def files(self, request: Request) -> tuple[str, ...]:
         """The files and folders that the family's own options (``extra``) name, for the recipe to tell their hashes."""
 
-    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
+    def condition(self, system: Opened, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         """Encode prompt, pictures and scalars; batch items independent."""
 
     def guidance(self, config: Any, request: Request) -> Guidance | None:
@@ -190,45 +214,8 @@ class Sampling(Protocol):
         None where no batch can hold what differs; those clips are denoised one after the other.
         """
 
-    def denoiser(self, system: System, condition: Any, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: Opened, condition: Any, frames: Sequence[int] | None) -> Denoiser:
         """``denoise(z_BCTHW, level) -> x0_BCTHW`` for these latent frames (``None``: all of them)."""
-
-
-class Slots(Protocol):
-    """What a family takes in addition to its model's own file: a motion module, a ControlNet."""
-
-    names: tuple[str, ...]
-    """Of its slots; one that takes several files has a name behind a point (``controlnet.depth``)."""
-
-    def open(self, config: Any, slot: str, source: Source) -> Found:
-        """The config with this in it; BadRequest for what does not belong there, saying what it is."""
-
-    def convert(self, config: Any, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Its tensors under the network's own names, over those of the model's file."""
-
-
-class Checkpoints(Protocol):
-    """What a family's files are, and how their tensors become the network's."""
-
-    def recognise(self, source: Source) -> Found | None:
-        """What a foreign file (`Source.header`) or folder (`Source.pipeline`) is, or None if it is not ours."""
-
-    def convert(self, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Its tensors under the network's own names; every key used or named in a BadRequest.
-
-        Those of a pipeline's folder come with their part in front (``unet.conv_in.weight``).
-        """
-
-    def lora_aliases(self, config: Any) -> Mapping[str, str]:
-        """Names of an original layout's modules to ours, for LoRA files that use them; ours are known without."""
-
-    @property
-    def slots(self) -> Slots | None:
-        """What can be added to a model when it is opened; None for nothing."""
-
-    @property
-    def layouts(self) -> Layouts | None:
-        """The layouts that ``kinema convert`` writes; None for a family with only its own."""
 
 
 class Tuning(Protocol):
@@ -272,7 +259,7 @@ class Training(Protocol):
 
 
 class Family(Protocol):
-    """What one folder under ``families/`` provides: a network for each config, and the three protocols above."""
+    """What one folder under ``families/`` provides: networks, and how they are sampled, filed and trained."""
 
     name: str
     sampling: Sampling

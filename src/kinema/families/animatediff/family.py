@@ -26,7 +26,7 @@ from kinema.families.animatediff.model import AnimateDiff, blocks
 from kinema.families.animatediff.motion import amounts
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
-from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, Slots, System, Tuning
+from kinema.system import Batch, Conditions, Defaults, Found, Opened, Process, Recipe, Slots, Tuning
 from kinema.vae.kl2d import ImageCodec
 
 _ABSENT = {"vae": "VAE, add one (vae=FILE)", "text": "text encoder, take a checkpoint with one"}
@@ -99,7 +99,7 @@ class Sampling:
     def files(self, request: Request) -> tuple[str, ...]:
         return conditioning.files_of(request)
 
-    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
+    def condition(self, system: Opened, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
         tokenizer = conditioning.tokenizer_of(config, system.weights.path, offline=system.offline)
         stops = conditioning.travel_of(request)
@@ -152,12 +152,12 @@ class Sampling:
             }
         )
 
-    def _levels(self, system: System, request: Request, canvas: Canvas) -> Level:
+    def _levels(self, system: Opened, request: Request, canvas: Canvas) -> Level:
         """Those of the steps that are made: an edit leaves out the first ones."""
         levels = system.levels(request)
         return levels if canvas.source is None else last_levels(levels, canvas.strength)
 
-    def _first(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Tensor | None:
+    def _first(self, system: Opened, request: Request, canvas: Canvas, on_event: OnEvent) -> Tensor | None:
         """What PIA is shown: the first frame where it is given whole, beside whatever else is held."""
         if not bool(canvas.mask[:, :, 0].all()):
             on_event(Note("PIA was trained to go on from a picture and is shown none: animate one"))
@@ -172,7 +172,7 @@ class Sampling:
     def join(self, conditions: Sequence[Condition]) -> Condition | None:
         return conditioning.joined(conditions)
 
-    def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: Opened, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
         model, told = cast(AnimateDiff, system.model), condition.of(frames)
         channels_last(model.unet)
         for controlling in (model.sparse, *model.controls):

@@ -20,7 +20,7 @@ from kinema.families.svd.model import SVD, blocks
 from kinema.families.svd.pocket import PocketSVD
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
-from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, System, Tuning
+from kinema.system import Batch, Conditions, Defaults, Found, Opened, Process, Recipe, Tuning
 
 
 class Sampling:
@@ -81,7 +81,7 @@ class Sampling:
     def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
         return ()
 
-    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
+    def condition(self, system: Opened, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         config, model = system.config, cast(SVD, system.model)
         if request.prompt.strip() or request.negative_prompt.strip():
             on_event(Note(f"{system.name} takes no words; only the picture, not the prompt, tells it what to show"))
@@ -113,7 +113,7 @@ class Sampling:
         )
         return Condition(torch.cat(context), torch.cat(picture), torch.cat(scalars))
 
-    def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: Opened, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
         model, told = cast(SVD, system.model), condition.of(frames)
         channels_last(model.unet)
         if not system.config.orbit:

@@ -19,7 +19,7 @@ from kinema.families.vdm.condition import Condition, class_index, encode
 from kinema.families.vdm.config import Config, from_json, presets, to_json
 from kinema.families.vdm.model import Stage, VideoUNet
 from kinema.schema import BadRequest, Canvas, Lattice, OnEvent, Request
-from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
+from kinema.system import Batch, Conditions, Defaults, Opened, Process, Recipe
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
 
@@ -77,7 +77,7 @@ class Sampling:
     def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
         return ()
 
-    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:  # noqa: ARG002
+    def condition(self, system: Opened, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:  # noqa: ARG002
         config, per_frame = system.config, bool(request.extra.get("per_frame", False))
         if config.text == "pocket":
             texts = (request.prompt, request.negative_prompt)
@@ -99,7 +99,7 @@ class Sampling:
             return None
         return replace(conditions[0], vector=torch.cat(told) if told else None)
 
-    def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:  # noqa: ARG002
+    def denoiser(self, system: Opened, condition: Condition, frames: Sequence[int] | None) -> Denoiser:  # noqa: ARG002
         """Positions are relative and the condition belongs to the whole clip: any frames are denoised alike."""
         model = system.model
 

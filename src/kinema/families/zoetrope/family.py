@@ -20,7 +20,7 @@ from kinema.families.zoetrope import recipe
 from kinema.families.zoetrope.config import PRESETS, Config
 from kinema.families.zoetrope.model import Zoetrope, blocks
 from kinema.schema import BadRequest, Canvas, FrameGrid, Lattice, Note, OnEvent, Request
-from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
+from kinema.system import Batch, Conditions, Defaults, Opened, Process, Recipe
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
 
@@ -82,7 +82,7 @@ class Sampling:
     def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
         return ()
 
-    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
+    def condition(self, system: Opened, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         config: Config = system.config
         tokenizer = PocketTokenizer(config.words)
         texts = (request.prompt, request.negative_prompt)
@@ -111,7 +111,7 @@ class Sampling:
         )
         return Condition(ids, given, mask, conditions[0].per_frame)
 
-    def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: Opened, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
         given, mask = condition.given_BCTHW, condition.mask_B1THW
         if frames is not None:
             given, mask = given[:, :, list(frames)], mask[:, :, list(frames)]
