@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from kinema.checkpoints.convert import Layouts
-from kinema.checkpoints.source import Source
 from kinema.conditioning.clip_text import WordTokenizer
 from kinema.data import playroom
 from kinema.diffusion.parameterise import Denoiser
@@ -26,7 +25,7 @@ from kinema.families.animatediff.model import AnimateDiff, blocks
 from kinema.families.animatediff.motion import amounts
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
-from kinema.system import Batch, Conditions, Defaults, Found, Opened, Process, Recipe, Slots, Tuning
+from kinema.system import Conditions, Defaults, Opened, Process, Slots, Tuning
 from kinema.vae.kl2d import ImageCodec
 
 _ABSENT = {"vae": "VAE, add one (vae=FILE)", "text": "text encoder, take a checkpoint with one"}
@@ -185,14 +184,9 @@ class Sampling:
 class Checkpoints:
     """What its files are called."""
 
-    def recognise(self, source: Source) -> Found | None:
-        return opening.open_source(source)
-
-    def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return opening.convert(config, tensors)
-
-    def lora_aliases(self, config: Config) -> Mapping[str, str]:
-        return lora.aliases(config)
+    recognise = staticmethod(opening.open_source)
+    convert = staticmethod(opening.convert)
+    lora_aliases = staticmethod(lora.aliases)
 
     @property
     def slots(self) -> Slots:
@@ -210,11 +204,8 @@ class Checkpoints:
 class Training:
     """How it is trained."""
 
-    def recipe(self, config: Config) -> Recipe:
-        return recipe.recipe(config)
-
-    def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
-        return recipe.loss(model, config, batch, generator)
+    loss = staticmethod(recipe.loss)
+    recipe = staticmethod(recipe.recipe)
 
     @property
     def tuning(self) -> Tuning:
@@ -244,14 +235,9 @@ class AnimateDiffFamily:
     def build(self, config: Config) -> AnimateDiff:
         return AnimateDiff(config)
 
-    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
-        return blocks(model)
-
-    def to_json(self, config: Config) -> dict[str, Any]:
-        return to_json(config)
-
-    def from_json(self, told: Mapping[str, Any]) -> Config:
-        return from_json(told)
+    blocks = staticmethod(blocks)
+    to_json = staticmethod(to_json)
+    from_json = staticmethod(from_json)
 
 
 FAMILY = AnimateDiffFamily()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from kinema.checkpoints.source import Source
 from kinema.diffusion.guidance import Guidance, classifier_free
 from kinema.diffusion.parameterise import Denoiser, V
 from kinema.diffusion.schedules import Level
@@ -20,7 +19,7 @@ from kinema.families.svd.model import SVD, blocks
 from kinema.families.svd.pocket import PocketSVD
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
-from kinema.system import Batch, Conditions, Defaults, Found, Opened, Process, Recipe, Tuning
+from kinema.system import Conditions, Defaults, Opened, Process, Tuning
 
 
 class Sampling:
@@ -133,24 +132,19 @@ class Checkpoints:
     slots = None
     layouts = checkpoint.LAYOUTS
 
-    def recognise(self, source: Source) -> Found | None:
-        return opening.open_source(source)
+    recognise = staticmethod(opening.open_source)
 
     def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
         return opening.convert(tensors)
 
-    def lora_aliases(self, config: Config) -> Mapping[str, str]:
-        return lora.aliases(config)
+    lora_aliases = staticmethod(lora.aliases)
 
 
 class Training:
     """How it is trained."""
 
-    def recipe(self, config: Config) -> Recipe:
-        return recipe.recipe(config)
-
-    def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
-        return recipe.loss(model, config, batch, generator)
+    loss = staticmethod(recipe.loss)
+    recipe = staticmethod(recipe.recipe)
 
     @property
     def tuning(self) -> Tuning:
@@ -174,14 +168,9 @@ class StableVideoDiffusion:
     def build(self, config: Config) -> nn.Module:
         return PocketSVD(config) if config.pocket else SVD(config)
 
-    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
-        return blocks(model)
-
-    def to_json(self, config: Config) -> dict[str, Any]:
-        return to_json(config)
-
-    def from_json(self, told: Mapping[str, Any]) -> Config:
-        return from_json(told)
+    blocks = staticmethod(blocks)
+    to_json = staticmethod(to_json)
+    from_json = staticmethod(from_json)
 
 
 FAMILY = StableVideoDiffusion()

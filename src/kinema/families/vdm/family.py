@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from kinema.families.vdm.condition import Condition, class_index, encode
 from kinema.families.vdm.config import Config, from_json, presets, to_json
 from kinema.families.vdm.model import Stage, VideoUNet
 from kinema.schema import BadRequest, Canvas, Lattice, OnEvent, Request
-from kinema.system import Batch, Conditions, Defaults, Opened, Process, Recipe
+from kinema.system import Conditions, Defaults, Opened, Process
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
 
@@ -126,8 +125,7 @@ class Checkpoints:
     def lora_aliases(self, config: Config) -> Mapping[str, str]:  # noqa: ARG002
         return {}
 
-    def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return checkpoint.convert(config, tensors)
+    convert = staticmethod(checkpoint.convert)
 
 
 class Training:
@@ -135,11 +133,8 @@ class Training:
 
     tuning = None
 
-    def recipe(self, config: Config) -> Recipe:
-        return recipe.recipe(config)
-
-    def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
-        return recipe.loss(model, config, batch, generator)
+    loss = staticmethod(recipe.loss)
+    recipe = staticmethod(recipe.recipe)
 
 
 class VDM:
@@ -160,11 +155,8 @@ class VDM:
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
         return [module for module in model.modules() if isinstance(module, Stage)]
 
-    def to_json(self, config: Config) -> dict[str, Any]:
-        return to_json(config)
-
-    def from_json(self, told: Mapping[str, Any]) -> Config:
-        return from_json(told)
+    to_json = staticmethod(to_json)
+    from_json = staticmethod(from_json)
 
 
 FAMILY = VDM()

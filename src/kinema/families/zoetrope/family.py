@@ -20,7 +20,7 @@ from kinema.families.zoetrope import recipe
 from kinema.families.zoetrope.config import PRESETS, Config
 from kinema.families.zoetrope.model import Zoetrope, blocks
 from kinema.schema import BadRequest, Canvas, FrameGrid, Lattice, Note, OnEvent, Request
-from kinema.system import Batch, Conditions, Defaults, Opened, Process, Recipe
+from kinema.system import Conditions, Defaults, Opened, Process, Recipe
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
 
@@ -147,12 +147,10 @@ class Training:
     """How it is trained."""
 
     tuning = None
+    loss = staticmethod(recipe.loss)
 
     def recipe(self, config: Config) -> Recipe:
         return recipe.TINY if config.width < 64 else recipe.RECIPE
-
-    def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
-        return recipe.loss(model, config, batch, generator)
 
 
 class ZoetropeFamily:
@@ -171,11 +169,8 @@ class ZoetropeFamily:
     def build(self, config: Config) -> nn.Module:
         return Zoetrope(config, PocketTokenizer(config.words).size)
 
-    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
-        return blocks(model)
-
-    def to_json(self, config: Config) -> dict[str, Any]:
-        return asdict(config)
+    blocks = staticmethod(blocks)
+    to_json = staticmethod(asdict)
 
     def from_json(self, told: Mapping[str, Any]) -> Config:
         return made(Config, told, "the config of this file")
