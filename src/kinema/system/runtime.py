@@ -10,15 +10,13 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from kinema.checkpoints.lora_use import LoraFile, Loras
-
-if TYPE_CHECKING:
-    from kinema.system.family import Codec
+from kinema.system.family import Codec
 
 
 class Runtime:

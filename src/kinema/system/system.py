@@ -22,7 +22,7 @@ from kinema.diffusion.schedules import Level, spaced
 from kinema.grid import Lattice
 from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest, OnEvent, Request, Shape, ignore
-from kinema.system.family import Codec, Conditions, Family, Process, decoding_of, slots_of
+from kinema.system.family import Codec, Conditions, Family, Process, decoding_of
 from kinema.system.runtime import Runtime
 from kinema.system.weights import Weights
 
@@ -107,9 +107,11 @@ class System:
     def additions(self) -> dict[str, Tensor]:
         """The tensors of what was added to the model's own file, under the network's names."""
         made: dict[str, Tensor] = {}
+        slots = self.family.checkpoints.slots
         for added in self.weights.added:
+            assert slots is not None  # there were when the model was opened
             with readable(str(added.source.path)):
-                made |= slots_of(self.family).convert(self.config, added.slot, added.source.tensors(added.parts))
+                made |= slots.convert(self.config, added.slot, added.source.tensors(added.parts))
         return made
 
     def _hollow(self) -> nn.Module:

@@ -63,7 +63,7 @@ def prepare(options: TrainOptions) -> tuple[System, Recipe]:
     opened = open_system(options.model, variant=options.variant, device=options.device, add=additions(options.add))
     system = learning.with_options(opened, options)
     recipe = system.family.training.recipe(system.config)
-    special = learning.of_family(system.family.name)
+    special = system.family.training.tuning
     if options.lora is not None and special is not None:
         recipe = special.lora_recipe(recipe)
     names = ("steps", "batch", "learning_rate", "grammar", "frameskip", "style", "camera")

@@ -14,7 +14,6 @@ from kinema.data import playroom, shards
 from kinema.data.folder import Folder, first_part
 from kinema.schema import BadRequest
 from kinema.system import Recipe, System
-from kinema.training import learning
 from kinema.training.options import TrainOptions
 from kinema.training.stream import Clips, Playroom
 
@@ -86,7 +85,7 @@ def _latents(options: TrainOptions, system: System, folder: Path, model: nn.Modu
     told = {"crop": options.crop != "centre", "flip": options.flip, "frameskip": options.frameskip is not None}
     if extra := [name for name, value in told.items() if value]:
         raise BadRequest(f"{extra[0]} is decided when clips are encoded; leave it out for the latents in {folder}")
-    special, own = learning.of_family(system.family.name), system.family.sampling.defaults(system.config)
+    special, own = system.family.training.tuning, system.family.sampling.defaults(system.config)
     every = shards.Latents.open(folder, options.seed, follow_links=options.follow_links)
     if special is None or every.made.family != system.family.name:
         raise BadRequest(f"{folder} holds clips encoded for {every.made.family}, not for {system.family.name}")

@@ -18,6 +18,7 @@ from kinema.families.zoetrope import lessons, recipe, sprite, turning, warp
 from kinema.families.zoetrope.family import FAMILY
 from kinema.families.zoetrope.model import Zoetrope
 from kinema.families.zoetrope.steady import least_absolute_line, steadied
+from kinema.settle import with_defaults
 from kinema.system import Batch
 
 SIDE = 32

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from kinema.canvas import Canvas
-from kinema.checkpoints.source import Source
+from kinema.checkpoints.convert import Layouts
 from kinema.conditioning.clip_text import WordTokenizer
 from kinema.data import playroom
 from kinema.diffusion.parameterise import Denoiser
@@ -27,7 +27,7 @@ from kinema.families.animatediff.motion import amounts
 from kinema.grid import LatentGrid, Lattice
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Note, OnEvent, Request, Shape
-from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, System
+from kinema.system import Conditions, Defaults, Opened, Process, Slots, Tuning
 from kinema.vae.kl2d import ImageCodec
 
 _ABSENT = {"vae": "VAE, add one (vae=FILE)", "text": "text encoder, take a checkpoint with one"}
@@ -99,7 +99,7 @@ class Sampling:
     def files(self, request: Request) -> tuple[str, ...]:
         return conditioning.files_of(request)
 
-    def encode_prompt(self, system: System, request: Request, on_event: OnEvent) -> Words:
+    def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> Words:
         config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
         tokenizer = conditioning.tokenizer_of(config, system.weights.path, offline=system.offline)
         stops = conditioning.travel_of(request)
@@ -119,7 +119,7 @@ class Sampling:
         return Words(dict(zip(told, contexts, strict=True)), pooled, unwanted, pooled_negative)
 
     def condition(  # noqa: PLR0917
-        self, system: System, words: Words, request: Request, canvas: Canvas, on_event: OnEvent
+        self, system: Opened, words: Words, request: Request, canvas: Canvas, on_event: OnEvent
     ) -> Conditions:
         config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
         start = canvas.block.start
@@ -159,11 +159,11 @@ class Sampling:
             }
         )
 
-    def _levels(self, system: System, request: Request, canvas: Canvas) -> Level:
+    def _levels(self, system: Opened, request: Request, canvas: Canvas) -> Level:
         """Those of the steps that are made: an edit leaves out the first ones."""
         return system.levels(request)[canvas.skipped :]
 
-    def _first(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Tensor | None:
+    def _first(self, system: Opened, request: Request, canvas: Canvas, on_event: OnEvent) -> Tensor | None:
         """What PIA is shown: the first frame where it is given whole, beside whatever else is held."""
         if not bool(canvas.mask[:, :, 0].all()):
             on_event(Note("PIA was trained to go on from a picture and is shown none: animate one"))
@@ -178,7 +178,7 @@ class Sampling:
     def join(self, conditions: Sequence[Condition]) -> Condition | None:
         return conditioning.joined(conditions)
 
-    def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: Opened, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
         model, told = cast(AnimateDiff, system.model), condition.of(frames)
         channels_last(model.unet)
         for controlling in (model.sparse, *model.controls):
@@ -191,24 +191,34 @@ class Sampling:
 class Checkpoints:
     """What its files are called."""
 
-    def recognise(self, source: Source) -> Found | None:
-        return opening.open_source(source)
+    recognise = staticmethod(opening.open_source)
+    convert = staticmethod(opening.convert)
+    lora_aliases = staticmethod(lora.aliases)
 
-    def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return opening.convert(config, tensors)
+    @property
+    def slots(self) -> Slots:
+        from kinema.families.animatediff.files.slots import SLOTS
 
-    def lora_aliases(self, config: Config) -> Mapping[str, str]:
-        return lora.aliases(config)
+        return SLOTS
+
+    @property
+    def layouts(self) -> Layouts:
+        from kinema.families.animatediff.files.checkpoint import LAYOUTS
+
+        return LAYOUTS
 
 
 class Training:
     """How it is trained."""
 
-    def recipe(self, config: Config) -> Recipe:
-        return recipe.recipe(config)
+    loss = staticmethod(recipe.loss)
+    recipe = staticmethod(recipe.recipe)
 
-    def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
-        return recipe.loss(model, config, batch, generator)
+    @property
+    def tuning(self) -> Tuning:
+        from kinema.families.animatediff.training import TRAINING
+
+        return TRAINING
 
 
 class AnimateDiffFamily:
@@ -232,14 +242,9 @@ class AnimateDiffFamily:
     def build(self, config: Config) -> AnimateDiff:
         return AnimateDiff(config)
 
-    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
-        return blocks(model)
-
-    def to_json(self, config: Config) -> dict[str, Any]:
-        return to_json(config)
-
-    def from_json(self, told: Mapping[str, Any]) -> Config:
-        return from_json(told)
+    blocks = staticmethod(blocks)
+    to_json = staticmethod(to_json)
+    from_json = staticmethod(from_json)
 
 
 FAMILY = AnimateDiffFamily()

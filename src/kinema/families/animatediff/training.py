@@ -29,7 +29,7 @@ STAGES = ("image", "style", "motion", "sparsectrl", "scribble")
 
 
 class AnimateDiffTraining:
-    """See `kinema.training.learning.FamilyTraining`."""
+    """See `kinema.system.Tuning`."""
 
     parts: Mapping[str, str] = {}
     adapted = r"unet\..*\.attn[12]\.to_(q|k|v|out\.0)"

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from kinema.canvas import Canvas
-from kinema.checkpoints.source import Source
 from kinema.diffusion.guidance import Guidance, classifier_free
 from kinema.diffusion.parameterise import Denoiser, V
 from kinema.diffusion.schedules import Level
-from kinema.families.svd import conditioning, lora, opening, recipe
+from kinema.families.svd import checkpoint, conditioning, lora, opening, recipe
 from kinema.families.svd.conditioning import Condition
 from kinema.families.svd.config import PRESETS, Config, from_json, to_json
 from kinema.families.svd.decoder import SVDCodec
@@ -22,7 +21,7 @@ from kinema.families.svd.pocket import PocketSVD
 from kinema.grid import LatentGrid, Lattice
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Note, OnEvent, Request, Shape
-from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, System
+from kinema.system import Conditions, Defaults, Opened, Process, Tuning
 
 
 class Sampling:
@@ -82,13 +81,13 @@ class Sampling:
     def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
         return ()
 
-    def encode_prompt(self, system: System, request: Request, on_event: OnEvent) -> None:
+    def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> None:
         if request.prompt.strip() or request.negative_prompt.strip():
             on_event(Note(f"{system.name} takes no words; only the picture, not the prompt, tells it what to show"))
 
     def condition(  # noqa: PLR0917
         self,
-        system: System,
+        system: Opened,
         words: None,  # noqa: ARG002
         request: Request,
         canvas: Canvas,
@@ -123,7 +122,7 @@ class Sampling:
         )
         return Condition(torch.cat(context), torch.cat(picture), torch.cat(scalars))
 
-    def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: Opened, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
         model, told = cast(SVD, system.model), condition.of(frames)
         channels_last(model.unet)
         if not system.config.orbit:
@@ -140,24 +139,28 @@ class Sampling:
 class Checkpoints:
     """What its files are called."""
 
-    def recognise(self, source: Source) -> Found | None:
-        return opening.open_source(source)
+    slots = None
+    layouts = checkpoint.LAYOUTS
+
+    recognise = staticmethod(opening.open_source)
 
     def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
         return opening.convert(tensors)
 
-    def lora_aliases(self, config: Config) -> Mapping[str, str]:
-        return lora.aliases(config)
+    lora_aliases = staticmethod(lora.aliases)
 
 
 class Training:
     """How it is trained."""
 
-    def recipe(self, config: Config) -> Recipe:
-        return recipe.recipe(config)
+    loss = staticmethod(recipe.loss)
+    recipe = staticmethod(recipe.recipe)
 
-    def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
-        return recipe.loss(model, config, batch, generator)
+    @property
+    def tuning(self) -> Tuning:
+        from kinema.families.svd.training import TRAINING
+
+        return TRAINING
 
 
 class StableVideoDiffusion:
@@ -175,14 +178,9 @@ class StableVideoDiffusion:
     def build(self, config: Config) -> nn.Module:
         return PocketSVD(config) if config.pocket else SVD(config)
 
-    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
-        return blocks(model)
-
-    def to_json(self, config: Config) -> dict[str, Any]:
-        return to_json(config)
-
-    def from_json(self, told: Mapping[str, Any]) -> Config:
-        return from_json(told)
+    blocks = staticmethod(blocks)
+    to_json = staticmethod(to_json)
+    from_json = staticmethod(from_json)
 
 
 FAMILY = StableVideoDiffusion()

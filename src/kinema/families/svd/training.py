@@ -18,7 +18,7 @@ from kinema.system import Recipe
 
 
 class SVDTraining:
-    """See `kinema.training.learning.FamilyTraining`."""
+    """See `kinema.system.Tuning`."""
 
     parts: Mapping[str, str] = {"temporal": r"^unet\..*(temporal_|time_mixer|time_pos_embed)"}
     """656,076,838 parameters of ``svd`` (with the blends and frame positions), as published."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from kinema.families.vdm.config import Config, from_json, presets, to_json
 from kinema.families.vdm.model import Stage, VideoUNet
 from kinema.grid import LatentGrid, Lattice
 from kinema.schema import BadRequest, OnEvent, Request, Shape
-from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
+from kinema.system import Conditions, Defaults, Opened, Process
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
 
@@ -80,7 +79,7 @@ class Sampling:
     def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
         return ()
 
-    def encode_prompt(self, system: System, request: Request, on_event: OnEvent) -> dict[str, Tensor | None]:
+    def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> dict[str, Tensor | None]:
         config = system.config
         if config.text == "pocket":
             texts = (request.prompt, request.negative_prompt)
@@ -93,7 +92,7 @@ class Sampling:
 
     def condition(  # noqa: PLR0917
         self,
-        system: System,  # noqa: ARG002
+        system: Opened,  # noqa: ARG002
         words: Mapping[str, Tensor | None],
         request: Request,
         canvas: Canvas,  # noqa: ARG002
@@ -112,7 +111,7 @@ class Sampling:
             return None
         return replace(conditions[0], vector=torch.cat(told) if told else None)
 
-    def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:  # noqa: ARG002
+    def denoiser(self, system: Opened, condition: Condition, frames: Sequence[int] | None) -> Denoiser:  # noqa: ARG002
         """Positions are relative and the condition belongs to the whole clip: any frames are denoised alike."""
         model = system.model
 
@@ -128,6 +127,9 @@ class Sampling:
 class Checkpoints:
     """What its files are called."""
 
+    slots = None
+    layouts = None
+
     def recognise(self, source: Source) -> None:  # noqa: ARG002
         """Never: no foreign VDM weights exist, and our own files say in their metadata what shapes do not,
         the prediction target and the tokenizer's words. Without them a model would run and be wrong."""
@@ -136,18 +138,16 @@ class Checkpoints:
     def lora_aliases(self, config: Config) -> Mapping[str, str]:  # noqa: ARG002
         return {}
 
-    def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return checkpoint.convert(config, tensors)
+    convert = staticmethod(checkpoint.convert)
 
 
 class Training:
     """How it is trained."""
 
-    def recipe(self, config: Config) -> Recipe:
-        return recipe.recipe(config)
+    tuning = None
 
-    def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
-        return recipe.loss(model, config, batch, generator)
+    loss = staticmethod(recipe.loss)
+    recipe = staticmethod(recipe.recipe)
 
 
 class VDM:
@@ -168,11 +168,8 @@ class VDM:
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
         return [module for module in model.modules() if isinstance(module, Stage)]
 
-    def to_json(self, config: Config) -> dict[str, Any]:
-        return to_json(config)
-
-    def from_json(self, told: Mapping[str, Any]) -> Config:
-        return from_json(told)
+    to_json = staticmethod(to_json)
+    from_json = staticmethod(from_json)
 
 
 FAMILY = VDM()

@@ -22,7 +22,7 @@ from kinema.families.zoetrope.config import PRESETS, Config
 from kinema.families.zoetrope.model import Zoetrope, blocks
 from kinema.grid import FrameGrid, LatentGrid, Lattice
 from kinema.schema import BadRequest, Note, OnEvent, Request, Shape
-from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
+from kinema.system import Conditions, Defaults, Opened, Process, Recipe
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
 
@@ -84,7 +84,7 @@ class Sampling:
     def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
         return ()
 
-    def encode_prompt(self, system: System, request: Request, on_event: OnEvent) -> dict[str, Tensor]:
+    def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> dict[str, Tensor]:
         config: Config = system.config
         tokenizer = PocketTokenizer(config.words)
         texts = (request.prompt, request.negative_prompt)
@@ -97,7 +97,7 @@ class Sampling:
 
     def condition(  # noqa: PLR0917
         self,
-        system: System,
+        system: Opened,
         words: Mapping[str, Tensor],
         request: Request,
         canvas: Canvas,
@@ -120,7 +120,7 @@ class Sampling:
         )
         return Condition(ids, given, mask, conditions[0].per_frame)
 
-    def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: Opened, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
         given, mask = condition.given_BCTHW, condition.mask_B1THW
         if frames is not None:
             given, mask = given[:, :, list(frames)], mask[:, :, list(frames)]
@@ -138,6 +138,9 @@ class Sampling:
 class Checkpoints:
     """What its files are called."""
 
+    slots = None
+    layouts = None
+
     def recognise(self, source: Source) -> None:  # noqa: ARG002
         """Always None: the tokenizer lives in our files' metadata, without which the weights mean nothing."""
         return None
@@ -152,11 +155,11 @@ class Checkpoints:
 class Training:
     """How it is trained."""
 
+    tuning = None
+    loss = staticmethod(recipe.loss)
+
     def recipe(self, config: Config) -> Recipe:
         return recipe.TINY if config.width < 64 else recipe.RECIPE
-
-    def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
-        return recipe.loss(model, config, batch, generator)
 
 
 class ZoetropeFamily:
@@ -175,11 +178,8 @@ class ZoetropeFamily:
     def build(self, config: Config) -> nn.Module:
         return Zoetrope(config, PocketTokenizer(config.words).size)
 
-    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
-        return blocks(model)
-
-    def to_json(self, config: Config) -> dict[str, Any]:
-        return asdict(config)
+    blocks = staticmethod(blocks)
+    to_json = staticmethod(asdict)
 
     def from_json(self, told: Mapping[str, Any]) -> Config:
         return made(Config, told, "the config of this file")

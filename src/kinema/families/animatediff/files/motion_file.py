@@ -16,9 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kinema.bounds import quoted
+from kinema.bounds import few, quoted
 from kinema.checkpoints.files import Header
-from kinema.checkpoints.keymap import KeyMap, few
+from kinema.checkpoints.keymap import KeyMap
 from kinema.checkpoints.lora_formats import is_lora
 from kinema.families.animatediff.config import PRESETS, Config, Motion, preset_of_motion
 from kinema.families.animatediff.motion.module import sinusoids

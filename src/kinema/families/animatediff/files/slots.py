@@ -26,7 +26,7 @@ from kinema.system import Found
 class Slots:
     """What `kinema.system.open_system` asks of a family that takes additions."""
 
-    names = ("motion", "vae", "sparsectrl", "controlnet", "ip-adapter", "image-encoder", "style")
+    names: tuple[str, ...] = ("motion", "vae", "sparsectrl", "controlnet", "ip-adapter", "image-encoder", "style")
 
     def open(self, config: Config, slot: str, source: Source) -> Found:
         """The config with this in it. Raises `BadRequest` for what does not belong there, and says what it is.
