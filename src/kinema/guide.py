@@ -94,7 +94,9 @@ class Drawn:
             known.append(Measurement.of_piece(self.given.content[:, :, at], held, self.weight))
         if self.small is not None:
             here, there = self.small.among(frames)
-            known.append(Measurement(partial(smaller, here, self.small.factor), self.small.video[:, :, there], self.weight))
+            known.append(
+                Measurement(partial(smaller, here, self.small.factor), self.small.video[:, :, there], self.weight)
+            )
         return Reconstruction(denoise, known, held)
 
 

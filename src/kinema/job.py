@@ -307,9 +307,7 @@ def _meeting(system: System, request: Request, length: int, every: int) -> tuple
         raise BadRequest(f"{system.name} sees {length} frames, too few to make those between frames {every} apart")
     starts = range(0, max(total - 1, 1), step)
     ways = [honour(system, request, "first" if start else "nothing", one_pass=True) for start in starts]
-    return tuple(
-        Block(start, min(step + 1, total - start), way) for start, way in zip(starts, ways, strict=True)
-    )
+    return tuple(Block(start, min(step + 1, total - start), way) for start, way in zip(starts, ways, strict=True))
 
 
 def released(system: System, request: Request, canvas: Canvas) -> tuple[int, ...]:

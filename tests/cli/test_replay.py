@@ -239,7 +239,10 @@ def test_files_in_options_of_the_family_are_asked_for_by_name_and_another_one_is
     Image.new("L", (16, 16), 255).save(mask)
     tiny = load("animatediff", preset="tiny")
     recipe = dict(tiny.generate("a ball", steps=1, seed=1, frames=2, extra={"effect": {mask: 0.5}}).recipe)
-    assert (list(recipe["extra_inputs"]), recipe["stages"][0]["request"]["extra"]) == (["mask.png"], {"effect": {"mask.png": 0.5}})
+    assert (list(recipe["extra_inputs"]), recipe["stages"][0]["request"]["extra"]) == (
+        ["mask.png"],
+        {"effect": {"mask.png": 0.5}},
+    )
     code, err = said(recipe)
     assert (code, err) == (
         2,

@@ -136,7 +136,9 @@ def test_weights_that_are_gone_are_told_before_the_clip_is_made(svd, tmp_path):
         model.run(Request(**ASK), on_event=seen.append)
     assert not [event for event in seen if isinstance(event, Step)]
     (tmp_path / "back.safetensors").rename(path)
-    assert model.run(Request(**ASK)).recipe["stages"][0]["weights"] == model.system.weights.hash  # the failure is not kept
+    assert (
+        model.run(Request(**ASK)).recipe["stages"][0]["weights"] == model.system.weights.hash
+    )  # the failure is not kept
 
 
 def test_weights_that_could_not_be_read_once_are_read_again(svd, monkeypatch):

@@ -58,7 +58,9 @@ def replay(words: Sequence[str]) -> int:
     recipe = checked(read_recipe(path), path)
     requests = requests_of(recipe, path)
     zoom = own["zoom"] if "zoom" in told else recipe.get("zoom", 1)
-    output = Output(own["output"], f"{path.stem} replay", requests[0].clips, own["overwrite"], own["contact_sheet"], zoom)
+    output = Output(
+        own["output"], f"{path.stem} replay", requests[0].clips, own["overwrite"], own["contact_sheet"], zoom
+    )
     output.check()
     with display(quiet=own["quiet"], json_events=own["json_events"]) as show:
         wants = wants_of(recipe, requests)

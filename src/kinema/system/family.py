@@ -208,9 +208,7 @@ class Sampling(Protocol):
     def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> Any:
         """What the family's text encoders make of the request's prompts: once a clip, however many blocks it has."""
 
-    def condition(
-        self, system: Opened, words: Any, request: Request, canvas: Canvas, on_event: OnEvent
-    ) -> Conditions:
+    def condition(self, system: Opened, words: Any, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         """Conditions of each branch, from ``words`` (as `encode_prompt` made them), pictures and scalars.
 
         ``request`` and ``canvas`` are of one block, and batch items are independent.

@@ -214,7 +214,10 @@ def test_the_picture_is_the_first_whole_frame_or_what_is_given_of_the_first():
     video = torch.rand(1, 3, 4, 8, 8)
     mask = torch.zeros(1, 1, 4, 8, 8)
     assert conditioning.picture_of(Canvas.of(video, mask)) is None
-    assert torch.equal(conditioning.picture_of(Canvas.of(video, mask, Piece(video, mask + 1, Release("strength", 0.5)))), video[:, :, 0])
+    assert torch.equal(
+        conditioning.picture_of(Canvas.of(video, mask, Piece(video, mask + 1, Release("strength", 0.5)))),
+        video[:, :, 0],
+    )
     mask[..., :4] = 1
     assert torch.equal(conditioning.picture_of(Canvas.of(video, mask)), video[:, :, 0] * mask[:, :, 0])
     mask[:, :, 2:] = 1

@@ -76,7 +76,9 @@ def test_they_change_the_clip_and_the_recipe_says_them(saved, files, picture):
     changed = model.animate(picture, **ASK)
     assert (changed.video - plain.video).abs().max() > 1e-3
     assert "loras" not in plain.recipe
-    assert changed.recipe["stages"][0]["loras"] == [{"file": files[0].name, "weight": 0.7, "hash": weight_hash(files[0])}]
+    assert changed.recipe["stages"][0]["loras"] == [
+        {"file": files[0].name, "weight": 0.7, "hash": weight_hash(files[0])}
+    ]
     assert changed.recipe["stages"][0]["weights"] == plain.recipe["stages"][0]["weights"]
     model.use_loras({})
     assert torch.equal(model.animate(picture, **ASK).video, plain.video)

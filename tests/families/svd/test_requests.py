@@ -89,9 +89,9 @@ def test_a_trapezoid_rises_stays_and_falls_either_way_up(model, media, scales, s
     extra = {"guidance_shape": "trapezoid"}
     ask = {"guidance": start, "guidance_end": peak, "frames": 8, "extra": extra, **QUICK}
     long = replace(model.system.config, frames=20)
-    assert conditioning.guidance(long, with_defaults(model.system, Request(**ask)).with_(frames=20)).tolist() == pytest.approx(
-        [start, peak, *[peak] * 16, peak, start]
-    )
+    assert conditioning.guidance(
+        long, with_defaults(model.system, Request(**ask)).with_(frames=20)
+    ).tolist() == pytest.approx([start, peak, *[peak] * 16, peak, start])
     model.animate(media / "one.png", **ask)
     assert scales[-1].tolist() == [peak] * 8  # a tenth of eight frames is none: no slope
 

@@ -174,7 +174,9 @@ def test_of_frames_given_in_part_none_is_shown():
     mask[1, :, 3] = 1
     mask[1, :, 0, 0, 0] = 1
     z = normal(2, 4, 5, 4, 4)
-    shown = conditioning.frames_shown(Request(frames=5, height=8, width=8), Canvas.of(torch.zeros(2, 3, 5, 8, 8), mask), z)
+    shown = conditioning.frames_shown(
+        Request(frames=5, height=8, width=8), Canvas.of(torch.zeros(2, 3, 5, 8, 8), mask), z
+    )
     whole = torch.zeros(2, 5)
     whole[0, 0] = whole[1, 3] = 1
     expected = whole[:, None, :, None, None]
