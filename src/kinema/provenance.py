@@ -1,7 +1,7 @@
 """The recipe of a clip: what `kinema replay` needs to make it again, and no more of its maker's disk than names.
 
 A clip travels with its recipe, so files are told by name and hash, without their folders: the pictures and clips of
-``request`` by the field's name in ``inputs``, those of the family's options by their name in ``extra_inputs``.
+``request`` by name (`Request.files`) in ``inputs``, those of the family's options by their name in ``extra_inputs``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kinema import __version__, bounds, registry
-from kinema.schema import FILES, BadRequest, Request
+from kinema.schema import BadRequest, Request
 from kinema.system import Family, System
 
 MAX_INPUT = 2**36
@@ -35,7 +35,7 @@ def recipe(system: System, request: Request, noise: Tensor | None = None) -> dic
         "model": system.name,
         "family": system.family.name,
         "request": json.loads(named(request, system.family, shown).with_(loras=None).to_json()),
-        "inputs": {k: file_hash(Path(v)) for k in FILES if (v := getattr(request, k))},
+        "inputs": {name: file_hash(Path(file)) for name, file in request.files().items()},
         "device": str(system.device),
         "dtype": str(system.precision).removeprefix("torch."),
         "threads": torch.get_num_threads(),
@@ -61,7 +61,7 @@ def paths(system: System, request: Request) -> dict[str, str]:
     told = {"model": system.weights.path} if system.weights.path else {}
     told |= {f"added {each.slot}": each.source.path for each in system.weights.added}
     told |= {f"lora {number}": file.path for number, file in enumerate(system.loras.files, 1)}
-    told |= {name: Path(value) for name in FILES if (value := getattr(request, name))}
+    told |= {name: Path(file) for name, file in request.files().items()}
     told |= {name: Path(file) for file, name in names_of(system.family, request).items()}
     return {name: str(path.absolute()) for name, path in told.items()}
 
@@ -94,19 +94,19 @@ def names_of(family: Family, request: Request) -> dict[str, str]:
 
 def named(request: Request, family: Family, shown: Mapping[str, str]) -> Request:
     """The request with the names of its files in their place; ``shown`` are those of the family's options."""
-    own = {name: registry.file_name(value) for name in FILES if (value := getattr(request, name))}
+    own = {name: registry.file_name(file) for name, file in request.files().items()}
     return replaced(request, [family], own, shown)
 
 
 def replaced(request: Request, families: Iterable[Family], own: Mapping[str, str], shown: Mapping[str, str]) -> Request:
-    """The request with these values in fields that name files, and these for files that the ``extra`` of any of the
-    families names: other values stay as they are, also where they spell the same.
+    """The request with these files of its own (by what `Request.files` calls them), and these for files that the
+    ``extra`` of any of the families names: other values stay as they are, also where they spell the same.
     """
     extra = {
         key: _with(value, {file: shown[file] for family in families for file in _files(family, key, value)})
         for key, value in request.extra.items()
     }
-    return request.with_(**own, extra=extra)
+    return request.with_files(own).with_(extra=extra)
 
 
 def _files(family: Family, key: str, value: Any) -> tuple[str, ...]:
