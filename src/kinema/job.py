@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kinema import spans
 from kinema.diffusion.freeinit import FreeInit
 from kinema.diffusion.schedules import edit_steps
 from kinema.memory.plan import Plan, choose
+from kinema.renamed import renamed
 from kinema.schema import FREE_INIT, TAKES, BadRequest, Canvas, Note, OnEvent, Request, ignore
 from kinema.system import System
 from kinema.tasks import TASKS
@@ -58,9 +60,7 @@ class Job:
         return video[:, :, -asked:] if self.request.backward else video[:, :, :asked]
 
 
-def made_definite(
-    system: System, request: Request, on_event: OnEvent = ignore, on_settled: OnSettled = accept
-) -> Job:
+def made_definite(system: System, request: Request, on_event: OnEvent = ignore, on_settled: OnSettled = accept) -> Job:
     """The job of a request, with each choice said. Raises BadRequest for what cannot be done; no weight is read.
 
     The LoRAs that it asks for are in force after it: they belong to the job, and the caller holds the runtime's lock.
@@ -90,6 +90,9 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
 
     Refuses what the verb makes no use of: nothing that is asked for is passed over.
     """
+    request, notes = renamed(request)
+    for note in notes:
+        on_event(Note(note))
     if request.task not in TASKS:
         raise BadRequest(f"there is no task {request.task!r}; expected one of {', '.join(TASKS)}")
     blank = Request()
@@ -99,6 +102,7 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
     if request.task in ("generate", "edit") and system.family.sampling.defaults(system.config).takes_prompt:
         need_prompt(request)
     request = system.settle(TASKS[request.task].plan(request), on_event)
+    spans.check(request)
     if request.loop and request.task == "generate" and not (request.window and request.window < request.shape.frames):
         raise BadRequest("generate makes a loop of windows that wrap around: give a window shorter than the clip")
     whole = replace(request, frames=system.lattice.time.ceil(request.shape.frames))

@@ -25,6 +25,7 @@ from kinema.families.animatediff.model import AnimateDiff, blocks
 from kinema.families.animatediff.motion import amounts
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
+from kinema.spans import Spans, Stop, spans_of
 from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, System
 from kinema.vae.kl2d import ImageCodec
 
@@ -101,18 +102,19 @@ class Sampling:
     def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
         config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
         tokenizer = conditioning.tokenizer_of(config, system.weights.path, offline=system.offline)
-        stops = conditioning.travel_of(request)
-        conditioning.say_unknown(tokenizer, system.name, [*stops.values(), request.negative_prompt], on_event)
+        spans = spans_of(request) or Spans((Stop(0, 0, request.prompt),))
+        conditioning.say_unknown(tokenizer, system.name, [*spans.texts, request.negative_prompt], on_event)
         skip = int(request.extra.get("clip_skip", 1))
 
         def encode(text: str) -> tuple[Tensor, Tensor | None]:
             return conditioning.encode_text(model, config, tokenizer, text, skip)
 
-        told = {frame: encode(text) for frame, text in stops.items()}
+        told = {text: encode(text) for text in spans.texts}
         contexts = conditioning.level_rows([context for context, _ in told.values()], encode("")[0])
-        wanted = conditioning.travelled(dict(zip(told, contexts, strict=True)), canvas.start, request.shape.frames)
+        frames = range(canvas.start, canvas.start + request.shape.frames)
+        wanted = conditioning.over_frames(spans, dict(zip(told, contexts, strict=True)), frames)
         unwanted, pooled_negative = encode(request.negative_prompt)
-        pooled = told[0][1]
+        pooled = told[spans.texts[0]][1]
         if pooled is not None and not request.negative_prompt.strip():
             # SDXL was trained with zeros, not with the empty prompt.
             unwanted, pooled_negative = torch.zeros_like(unwanted), torch.zeros_like(pooled)
