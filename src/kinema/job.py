@@ -60,7 +60,9 @@ class Job:
         return video[:, :, -asked:] if self.request.backward else video[:, :, :asked]
 
 
-def made_definite(system: System, request: Request, on_event: OnEvent = ignore, on_settled: OnSettled = accept) -> Job:
+def made_definite(
+    system: System, request: Request, on_event: OnEvent = ignore, on_settled: OnSettled = accept
+) -> Job:
     """The job of a request, with each choice said. Raises BadRequest for what cannot be done; no weight is read.
 
     The LoRAs that it asks for are in force after it: they belong to the job, and the caller holds the runtime's lock.

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinema.cli.options import Option, from_dataclass, parse, with_defaults
+from kinema.cli.replay import GIVING
 from kinema.cli.verbs import CONFIG, VERBS, request_from, request_options
 from kinema.schema import BadRequest, Request
 
@@ -206,6 +207,8 @@ def test_a_config_file_has_frames_with_texts_as_tables(tmp_path):
 def test_the_home_of_a_keyframes_file_is_found():
     assert asked("--keyframe", "5=~/a.png").keyframes == {"5": str(Path("~/a.png").expanduser())}
     assert asked("--prompt-at", "5=~/a").prompt_spans == {"5": "~/a"}
+    given = parse(GIVING, ["--input", "keyframe 5=~/a.png"], "kinema replay", "")
+    assert given["input"] == [f"keyframe 5={Path('~/a.png').expanduser()}"]
 
 
 @pytest.mark.parametrize(
@@ -231,6 +234,7 @@ def test_beside_keyframes_one_word_is_the_prompt_unless_it_is_a_file(tmp_path, m
         "a red ball. It rolls",
         None,
     )
+    assert asked("a red ball " * 50, *both).prompt == "a red ball " * 50  # no file system has such a name
     for word in ("folder of frames", "misspelt.png"):
         assert (asked(word, *both).image, asked(word, *both).prompt) == (word, "")
     assert (asked("first.png", "a ball", *both).image, asked("a ball").image) == ("first.png", "a ball")

@@ -205,13 +205,8 @@ def request_from(task: TaskName, told: Mapping[str, Any]) -> Request:
     """The request that was told; between two pictures, or keyframes, the one positional word is the prompt."""
     if task == "interpolate" and {"image", "last_image", "video"} <= told.keys() and "prompt" not in told:
         told = {**told, "prompt": told["video"], "video": None}
-    if (
-        task == "animate"
-        and {"image", "keyframes"} <= told.keys()
-        and "prompt" not in told
-        and is_prompt(told["image"])
-    ):
-        told = {**told, "prompt": told["image"], "image": None}
+    if task == "animate" and {"image", "keyframes"} <= told.keys() and "prompt" not in told:
+        told = {**told, "prompt": told["image"], "image": None} if is_prompt(told["image"]) else told
     if told.get("motion") is not None:
         extra = told.get("extra", {})
         if "motion_bucket" in extra:
@@ -228,7 +223,11 @@ def request_from(task: TaskName, told: Mapping[str, Any]) -> Request:
 
 def is_prompt(word: str) -> bool:
     """Whether a word that could be a picture's file is none: there is no such file, and it does not end like one."""
-    return not Path(word).exists() and not re.search(r"\.\w{2,4}$", word)
+    try:
+        here = Path(word).exists()
+    except OSError:  # longer than the name of any file
+        here = False
+    return not here and not re.search(r"\.\w{2,4}$", word)
 
 
 def shown_files(told: Mapping[str, Any]) -> dict[str, Any]:
