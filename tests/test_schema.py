@@ -61,12 +61,13 @@ def test_every_field_refuses_values_of_another_type_in_one_short_sentence() -> N
         "tuple[float, float]": lambda _: False,
         "tuple[float, float, float, float]": lambda _: False,
         "Mapping[str, float]": lambda _: False,
+        "Mapping[str, str]": lambda v: v == {"a": "b"},
         "Mapping[str, Any]": lambda v: v == {"a": "b"},
     }
     for field in dataclasses.fields(Request):
         takes = kinds.get(str(field.type).removesuffix(" | None"), lambda _: False)
         for value in WRONG:
-            if takes(value) and value != 10**400:
+            if takes(value) and value != 10**400 and field.name != "keyframes":  # a frame is a number
                 continue
             with pytest.raises(BadRequest, match=rf"^{field.name} is .*; expected ") as caught:
                 Request(**{field.name: value})
@@ -108,6 +109,38 @@ def test_paths_and_frame_numbers_in_options_of_a_family_become_text() -> None:
     told = {"control": Path("a.mp4"), "effect": {Path("m.png"): 0.5}, "ip_image": {0: [Path("x.png")], "4": "y.png"}}
     again = Request.from_json(Request(extra=told).to_json()).extra
     assert again == {"control": "a.mp4", "effect": {"m.png": 0.5}, "ip_image": {"0": ["x.png"], "4": "y.png"}}
+
+
+def test_frames_may_be_numbers_and_files_paths_and_both_are_kept_as_text() -> None:
+    asked = Request(keyframes={np.int64(7): Path("a.png"), "05": "b.png", 0: "c"}, prompt_spans={8: "x", "9-12": "y"})
+    assert list(asked.keyframes.items()) == [("0", "c"), ("5", "b.png"), ("7", "a.png")]
+    assert asked.prompt_spans == {"8": "x", "9-12": "y"}
+    assert Request.from_json(asked.to_json()) == asked
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"x": "a.png"}, {-1: "a"}, {MAX_FRAMES: "a"}, {True: "a"}, {10**5000: "a"}, {"9" * 5000: "a"}, {1.0: "a"}, {5: ""}]
+    + [{5: 3}, {5: "a", "5": "b"}, {"5": "a", "05": "b"}, {"\u0665": "a"}],
+)
+def test_keyframes_that_are_no_frames_with_files_or_one_frame_twice_are_refused(told: dict) -> None:
+    with pytest.raises(BadRequest, match=r"^keyframes is .*; expected ") as caught:
+        Request(keyframes=told)
+    assert len(str(caught.value)) < 200
+
+
+def test_a_request_names_its_files_and_takes_others_by_the_same_names() -> None:
+    asked = Request(image="a.png", mask="m.png", keyframes={12: "c.png", 5: "b.png"}, prompt="a.png")
+    assert list(asked.files().items()) == [
+        ("image", "a.png"),
+        ("mask", "m.png"),
+        ("keyframe 5", "b.png"),
+        ("keyframe 12", "c.png"),
+    ]
+    other = asked.with_files({"image": "x.png", "keyframe 12": "y.png"})
+    assert other == asked.with_(image="x.png", keyframes={5: "b.png", 12: "y.png"})
+    assert asked.with_files({}) == asked
+    assert Request().files() == {}
 
 
 def test_a_recipe_of_a_later_version_is_refused_by_the_option_it_names() -> None:

@@ -44,8 +44,12 @@ class Model:
         """Text to video: ``model.generate("a red ball rolls right")``."""
         return self.run(_request("generate", prompt=prompt, **options), on_event=on_event)
 
-    def animate(self, image: str | Path, prompt: str = "", *, on_event: OnEvent = ignore, **options: Any) -> Clip:
-        """Image to video; ``last_image`` or ``loop`` fix the end too, ``region`` makes a cinemagraph."""
+    def animate(
+        self, image: str | Path | None = None, prompt: str = "", *, on_event: OnEvent = ignore, **options: Any
+    ) -> Clip:
+        """Image to video; ``last_image`` or ``loop`` fix the end too, ``keyframes={5: "a.png"}`` any frame, with or
+        without an image, and ``region`` makes a cinemagraph.
+        """
         return self.run(_request("animate", image=image, prompt=prompt, **options), on_event=on_event)
 
     def interpolate(self, video: str | Path | None = None, *, on_event: OnEvent = ignore, **options: Any) -> Clip:

@@ -5,7 +5,7 @@ The order, from the inside out: guidance with its rescale, reconstruction, thres
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -26,6 +26,7 @@ from kinema.diffusion.windows import Windowed, window_sizes
 from kinema.memory.placing import roomy
 from kinema.schema import OnEvent, Phase, Request, Step, ignore
 from kinema.settle import free_init, sampler_options
+from kinema.spans import Spans, spans_of
 from kinema.system import Conditions, System
 from kinema.vae.placing import placed
 from kinema.values import counted
@@ -34,7 +35,7 @@ from kinema.values import counted
 def sample(  # noqa: PLR0917
     system: System,
     request: Request,
-    words: Any,
+    words: Mapping[str | None, Any],
     canvas: Canvas,
     noise: Tensor,
     draws: Noise,
@@ -44,10 +45,12 @@ def sample(  # noqa: PLR0917
 ) -> Tensor:
     """The sampler over the whole canvas, once or as often as FreeInit asks: latents B×C×T×h×w, in float32 always.
 
-    ``words`` are the prompt as the family encodes it, ``guidance`` that of this part of a longer clip.
+    ``words`` are the prompt as the family encodes it, under None; or several by text, which change with the windows.
+    ``guidance`` is that of this part of a longer clip.
     """
     on_event(Phase("condition"))
-    conditions = system.condition(words, request, canvas, on_event)
+    told = {text: system.condition(each, request, canvas, on_event) for text, each in words.items()}
+    conditions = told[None] if None in told else InWindows.of_request(system, request, told)
     way, clean = canvas.block.way, system.family.sampling.defaults(system.config).clean_frames
     shown = way == "native" and not clean  # by the network's own channels
     given = [] if shown or canvas.empty else [given_piece(system, canvas, clean=clean)]
@@ -76,6 +79,28 @@ def sample(  # noqa: PLR0917
         left = levels[over.first :]
         z = SAMPLERS[cast(str, request.sampler)](denoise, z, left, noise=draws, on_step=report, **options)
     return z
+
+
+@dataclass(frozen=True, eq=False)
+class InWindows:
+    """Conditions of several prompts, of which each window has the one of its middle frame."""
+
+    spans: Spans
+    middles: Sequence[int]
+    """The middle pixel frame of each latent frame."""
+    each: Mapping[str | None, Conditions]
+
+    @staticmethod
+    def of_request(system: System, request: Request, each: Mapping[str | None, Conditions]) -> InWindows:
+        spans = spans_of(request)
+        assert spans is not None
+        cells = system.lattice.grid.time.spans(request.shape.frames)
+        return InWindows(spans, [cell.start + len(cell) // 2 for cell in cells], each)
+
+    def of(self, frames: Sequence[int] | None) -> Conditions:
+        """Those of a window of these latent frames; None is all of them."""
+        at = range(len(self.middles)) if frames is None else frames
+        return self.each[self.spans.at(self.middles[at[len(at) // 2]])]
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +168,7 @@ def in_order(system: System, request: Request, noise: Tensor, draws: Noise) -> T
 
 def guide(  # noqa: PLR0917
     system: System,
-    conditions: Conditions,
+    conditions: Conditions | InWindows,
     request: Request,
     guidance: Guidance,
     levels: Level,
@@ -159,7 +184,8 @@ def guide(  # noqa: PLR0917
     limit = system.family.sampling.defaults(system.config).threshold
 
     def make(frames: Sequence[int] | None) -> Denoiser:
-        branches = {name: system.denoiser(conditions.branches[name], frames) for name in guidance.branches}
+        told = conditions.of(frames) if isinstance(conditions, InWindows) else conditions
+        branches = {name: system.denoiser(told.branches[name], frames) for name in guidance.branches}
         if clean is not None:
             at = slice(None) if frames is None else list(frames)
             branches = {name: CleanFrames(one, lambda level: clean(level)[:, at]) for name, one in branches.items()}

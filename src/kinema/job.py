@@ -20,6 +20,7 @@ from kinema.diffusion.schedules import edit_steps
 from kinema.memory.plan import Plan, choose
 from kinema.schema import BadRequest, Note, OnEvent, Request, ignore
 from kinema.settle import rolls_out, settle
+from kinema.spans import spans_of
 from kinema.system import System, open_system
 from kinema.tasks import TASKS
 
@@ -182,6 +183,10 @@ def parts_of(system: System, request: Request, on_event: OnEvent = ignore) -> li
         return [Part("base", system, settle(system, request, on_event))]
     upper = beside(system, request.super_resolution)
     factor, every = _factor(system, upper), (request.task == "generate" and request.every) or 1
+    if request.prompt_spans and every > 1:
+        raise BadRequest(
+            "prompt_spans are of frames that the first stage makes: leave every out, or one prompt for all"
+        )
     small = replace(
         request,
         super_resolution=None,
@@ -293,7 +298,8 @@ def blocks_of(
         frames = slice(start, start + length)
         kind = kind_of(mask[:, :, frames])
         if kind != "all" or canvas.held:
-            made.append(Block(start, length, honour(system, request, kind, one_pass=True), releases))
+            way, prompt = honour(system, request, kind, one_pass=True), prompt_of(system, request, start, length)
+            made.append(Block(start, length, way, releases, prompt))
         mask[:, :, frames] = 1
     return tuple(made)
 
@@ -307,7 +313,18 @@ def _meeting(system: System, request: Request, length: int, every: int) -> tuple
         raise BadRequest(f"{system.name} sees {length} frames, too few to make those between frames {every} apart")
     starts = range(0, max(total - 1, 1), step)
     ways = [honour(system, request, "first" if start else "nothing", one_pass=True) for start in starts]
-    return tuple(Block(start, min(step + 1, total - start), way) for start, way in zip(starts, ways, strict=True))
+    frames = [min(step + 1, total - start) for start in starts]
+    prompts = [prompt_of(system, request, *part) for part in zip(starts, frames, strict=True)]
+    told = zip(starts, frames, ways, prompts, strict=True)
+    return tuple(Block(start, count, way, (), prompt) for start, count, way, prompt in told)
+
+
+def prompt_of(system: System, request: Request, start: int, frames: int) -> str | None:
+    """The prompt of a block where they change with blocks: that of its middle. None where all of them have one."""
+    spans = spans_of(request)
+    if spans is None or system.family.sampling.defaults(system.config).prompt_spans:
+        return None
+    return spans.at(min(start + frames // 2, request.shape.frames - 1))
 
 
 def released(system: System, request: Request, canvas: Canvas) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """The recipe of a clip: what `kinema replay` needs to make it again, and no more of its maker's disk than names.
 
 A clip travels with its recipe, so files are told by name and hash, without their folders: the pictures and clips of
-a request by the field's name in ``inputs``, those of the family's options by their name in ``extra_inputs``.
+``request`` by name (`Request.files`) in ``inputs``, those of the family's options by their name in ``extra_inputs``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kinema import __version__, bounds, registry
 from kinema.job import Work
-from kinema.schema import FILES, BadRequest, Request
+from kinema.schema import BadRequest, Request
 from kinema.system import Family, System
 
 MAX_INPUT = 2**36
@@ -26,7 +26,7 @@ MAX_INPUT = 2**36
 
 
 VERSION = 2
-"""Of recipes that are written; `kinema.upgrade` reads older ones."""
+"""Of recipes that are written; `kinema.recipes` reads older ones."""
 
 
 def recipe(works: Sequence[Work], noises: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def recipe(works: Sequence[Work], noises: Mapping[str, Tensor] | None = None) ->
         "recipe": VERSION,
         "kinema": __version__,
         "stages": [_stage(work, shown) for work in works],
-        "inputs": {k: file_hash(Path(v)) for k in FILES if (v := getattr(request, k))},
+        "inputs": {name: file_hash(Path(file)) for name, file in request.files().items()},
         "device": str(system.device),
         "dtype": str(system.precision).removeprefix("torch."),
         "threads": torch.get_num_threads(),
@@ -58,6 +58,8 @@ def _stage(work: Work, shown: Mapping[str, str]) -> dict[str, Any]:
     """One stage: its model, its request with files by name, and what was settled of it."""
     system = work.system
     request = named(work.stage.request, system.family, shown).with_(loras=None)
+    if request.super_resolution is not None:
+        request = request.with_(super_resolution=system.name)
     told = {**work.stage.told(), "family": system.family.name, "request": json.loads(request.to_json())}
     if variant := system.weights.variant or system.weights.model:
         told["variant"] = variant
@@ -75,7 +77,7 @@ def paths(system: System, request: Request) -> dict[str, str]:
     told = {"model": system.weights.path} if system.weights.path else {}
     told |= {f"added {each.slot}": each.source.path for each in system.weights.added}
     told |= {f"lora {number}": file.path for number, file in enumerate(system.loras.files, 1)}
-    told |= {name: Path(value) for name in FILES if (value := getattr(request, name))}
+    told |= {name: Path(file) for name, file in request.files().items()}
     told |= {name: Path(file) for file, name in names_of(system.family, request).items()}
     return {name: str(path.absolute()) for name, path in told.items()}
 
@@ -108,19 +110,19 @@ def names_of(family: Family, request: Request) -> dict[str, str]:
 
 def named(request: Request, family: Family, shown: Mapping[str, str]) -> Request:
     """The request with the names of its files in their place; ``shown`` are those of the family's options."""
-    own = {name: registry.file_name(value) for name in FILES if (value := getattr(request, name))}
+    own = {name: registry.file_name(file) for name, file in request.files().items()}
     return replaced(request, [family], own, shown)
 
 
 def replaced(request: Request, families: Iterable[Family], own: Mapping[str, str], shown: Mapping[str, str]) -> Request:
-    """The request with these values in fields that name files, and these for files that the ``extra`` of any of the
-    families names: other values stay as they are, also where they spell the same.
+    """The request with these files of its own (by what `Request.files` calls them), and these for files that the
+    ``extra`` of any of the families names: other values stay as they are, also where they spell the same.
     """
     extra = {
         key: _with(value, {file: shown[file] for family in families for file in _files(family, key, value)})
         for key, value in request.extra.items()
     }
-    return request.with_(**own, extra=extra)
+    return request.with_files(own).with_(extra=extra)
 
 
 def _files(family: Family, key: str, value: Any) -> tuple[str, ...]:

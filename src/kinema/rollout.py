@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,11 +15,12 @@ from kinema.guide import sample
 from kinema.job import Work
 from kinema.media.matching import match_colours
 from kinema.schema import Event, Note, OnEvent, Phase, Step
+from kinema.spans import spans_of
 
 
 def latents(work: Work, noise: Tensor | None, draws: Noise, on_event: OnEvent) -> Tensor:
     """The latents B×C×T×h×w of a clip that is made at once."""
-    words = work.system.encode_prompt(work.stage.whole, on_event)
+    words = spoken(work, on_event)
     return _sampled(work, words, work.canvas, noise, draws, on_event)
 
 
@@ -29,7 +31,7 @@ def pixels(work: Work, noise: Tensor | None, draws: Noise, on_event: OnEvent) ->
     as it is in the next. Blocks run from where frames are known: backward when only the end of the canvas is given.
     """
     stage, system = work.stage, work.system
-    words = system.encode_prompt(stage.whole, on_event)
+    words = spoken(work, on_event)
     total, blocks = stage.frames, stage.blocks
     canvas = work.canvas.longer(max(block.start + block.frames for block in blocks) - total)
     video, mask, anchor = canvas.video.clone(), canvas.mask.clone(), canvas.first
@@ -51,8 +53,21 @@ def pixels(work: Work, noise: Tensor | None, draws: Noise, on_event: OnEvent) ->
     return video[:, :, :total]
 
 
+def spoken(work: Work, on_event: OnEvent) -> Mapping[str | None, Any]:
+    """The prompts of a stage as the family encodes them, each once: by text where they change with windows or blocks,
+    else one, under None.
+    """
+    system, whole = work.system, work.stage.whole
+    spans = spans_of(whole)
+    if spans is None or system.family.sampling.defaults(system.config).prompt_spans:
+        return {None: system.encode_prompt(whole, on_event)}
+    on_event(Note(f"the prompt changes with the {'windows' if work.stage.at_once else 'blocks'}"))
+    one = replace(whole, prompt_spans={})
+    return {text: system.encode_prompt(replace(one, prompt=text), on_event) for text in spans.texts}
+
+
 def _sampled(  # noqa: PLR0917
-    work: Work, words: Any, part: Canvas, noise: Tensor | None, draws: Noise, on_event: OnEvent
+    work: Work, words: Mapping[str | None, Any], part: Canvas, noise: Tensor | None, draws: Noise, on_event: OnEvent
 ) -> Tensor:
     """The latents of one block: of a long clip, its part of the noise and of guidance that changes over the clip."""
     stage, system, block = work.stage, work.system, part.block
@@ -66,7 +81,8 @@ def _sampled(  # noqa: PLR0917
     own = draws.normal(shape[1:]) if noise is None else noise
     if own.shape[2] < shape[2]:  # the last block goes on beyond the clip, and the caller's noise does not
         own = torch.cat([own, draws.normal(shape[1:]).to(own)[:, :, own.shape[2] :]], dim=2)
-    return sample(system, request, words, part, own, draws, guidance=guidance, on_event=on_event)
+    told = {None: words[block.prompt]} if block.prompt in words else words
+    return sample(system, request, told, part, own, draws, guidance=guidance, on_event=on_event)
 
 
 def across(on_event: OnEvent, number: int, count: int) -> OnEvent:

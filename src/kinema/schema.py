@@ -12,11 +12,13 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from functools import lru_cache
+from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, get_type_hints
 
 from kinema import values
 from kinema.values import quoted
@@ -106,18 +108,19 @@ class Clip:
 
 # -------------------------------------------------------------------------------------- request
 
-FILES = ("image", "last_image", "video", "mask")
-"""The fields of a `Request` that name a file or folder; a family's own are in ``extra``."""
+_FILES = ("image", "last_image", "video", "mask")
+_FRAME = re.compile(r"[0-9]{1,4}")
 _HELD = ("honour", "reconstruction_weight", "fit")
 _REGION = ("mask", "region", "outside")
+_SECOND = ("super_resolution", "super_resolution_weight")
 FREE_INIT = ("free_init", "free_init_filter", "free_init_order", "free_init_stop", "free_init_fast")
 TAKES: dict[TaskName, tuple[str, ...]] = {
-    "generate": ("loop", "every", *FREE_INIT),
-    "animate": ("image", "last_image", "loop", *_REGION, *_HELD, *FREE_INIT),
-    "interpolate": ("video", "image", "last_image", "every", *_HELD, *FREE_INIT),
-    "extend": ("video", "keep", "backward", "loop", *_HELD, *FREE_INIT),
-    "inpaint": ("video", *_REGION, *_HELD, *FREE_INIT),
-    "edit": ("video", "strength", "fit"),
+    "generate": ("loop", "every", *FREE_INIT, *_SECOND),
+    "animate": ("image", "last_image", "keyframes", "loop", *_REGION, *_HELD, *FREE_INIT, *_SECOND),
+    "interpolate": ("video", "image", "last_image", "every", *_HELD, *FREE_INIT, *_SECOND),
+    "extend": ("video", "keep", "backward", "loop", *_HELD, *FREE_INIT, *_SECOND),
+    "inpaint": ("video", *_REGION, *_HELD, *FREE_INIT, *_SECOND),
+    "edit": ("video", "strength", "fit", *_SECOND),
 }
 """The fields of a `Request` that mean something to a verb, beyond those of sampling; others are refused."""
 
@@ -127,6 +130,12 @@ def option(
 ) -> Any:
     """A request field with its help, its range, and whether it names a file: read by the checks and the CLI."""
     return field(default=default, metadata={"help": help_, "least": least, "most": most, "path": path})
+
+
+def by_frame(help_: str, word: str, metavar: str, wanted: str, *, path: bool = False) -> Any:
+    """A request field of frames with texts: what the command line calls one of them, and what errors say it wants."""
+    told = {"help": help_, "word": word, "metavar": metavar, "wanted": wanted, "path": path}
+    return field(default_factory=dict, metadata=told)
 
 
 def plain(value: float) -> str:
@@ -144,6 +153,13 @@ class Request:
 
     task: TaskName = "generate"
     prompt: str = option("what to show", "")
+    prompt_spans: Mapping[str, str] = by_frame(
+        "prompt at a frame (8) or over frames (8-15), turning into the next one in between; may be repeated",
+        word="prompt-at",
+        metavar="FRAMES=TEXT",
+        wanted="frames with texts",
+    )
+    """`kinema.spans` reads it; in Python a single frame may be a number."""
     negative_prompt: str = option("what to steer away from", "")
     seed: int | None = option("random seed; drawn and recorded when left out", None, least=0, most=2**63 - 1)
     clips: int = option("clips to make in one batch", 1, least=1, most=64)
@@ -171,13 +187,26 @@ class Request:
 
     image: str | None = option("picture or clip whose first frame starts the video", None, path=True)
     last_image: str | None = option("picture that ends the video", None, path=True)
+    keyframes: Mapping[str, str] = by_frame(
+        "picture, or clip whose first frame is taken, to be at a frame (the first is 0); may be repeated",
+        word="keyframe",
+        metavar="FRAME=PATH",
+        wanted="frames with files",
+        path=True,
+    )
+    """In order. In Python a frame may be a number and a file a path."""
     video: str | None = option("clip to interpolate, extend, inpaint or edit", None, path=True)
     mask: str | None = option("picture or clip, white where new content is wanted", None, path=True)
     region: tuple[float, float, float, float] | None = option(
         "box left,top,right,bottom in fractions of the frame, where new content is wanted", None
     )
     outside: bool = option("make new content outside the region instead of inside", False)
-    every: int | None = option("interpolate: one given frame in this many", None, least=2, most=MAX_FRAMES)
+    every: int | None = option(
+        "one frame in this many is given (interpolate) or made by the first stage (generate), and the rest filled in",
+        None,
+        least=2,
+        most=MAX_FRAMES,
+    )
     keep: int | None = option("extend: frames of the clip to continue from", None, least=1, most=MAX_FRAMES)
     backward: bool = option("extend to before the clip instead of after it", False)
     loop: bool = option("make the last frame lead back to the first", False)
@@ -217,7 +246,7 @@ class Request:
     )
     free_init_fast: bool = option("FreeInit: fewer steps at first, all of them the last time", False)
 
-    super_resolution: str | None = option("model of a second stage that makes the clip larger", None)
+    super_resolution: str | None = option("model of a second stage that makes the clip larger", None, path=True)
     super_resolution_weight: float = option("w_r of super-resolution by guidance", 9.0, least=0, most=1000)
 
     extra: Mapping[str, Any] = field(
@@ -228,12 +257,12 @@ class Request:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            value = getattr(self, f.name)
-            of_path = isinstance(value, Path) and f.name in FILES
-            if of_path or isinstance(value, list):
-                value = str(value) if of_path else tuple(value)  # noqa: PLW2901
+            told = getattr(self, f.name)
+            value = _kept(f, told)
+            if value is not told:
                 object.__setattr__(self, f.name, value)
             _check(f, value)
+        object.__setattr__(self, "keyframes", _in_order(self.keyframes))
         if self.frames and self.height and self.width and self.pixels > MAX_PIXELS:
             raise BadRequest(
                 f"{self.clips} clip(s) of {self.frames} frames at {self.width}×{self.height} is more than "
@@ -263,6 +292,20 @@ class Request:
     def with_(self, **changes: Any) -> Request:
         return replace(self, **changes)
 
+    def files(self) -> dict[str, str]:
+        """The files and folders it names, by "image", "last_image", "video", "mask" or "keyframe 5".
+
+        Those of a family's options are in ``extra``, and only the family can tell them.
+        """
+        own = {name: value for name in _FILES if (value := getattr(self, name))}
+        return own | {f"keyframe {frame}": file for frame, file in self.keyframes.items()}
+
+    def with_files(self, files: Mapping[str, str]) -> Request:
+        """The request with other files for those of these names, which are as in `files`."""
+        own: dict[str, Any] = {name: files[name] for name in _FILES if name in files}
+        keyframes = {frame: files.get(f"keyframe {frame}", file) for frame, file in self.keyframes.items()}
+        return replace(self, **own, keyframes=keyframes)
+
     def to_json(self) -> str:
         """Only what differs from the defaults, in a stable order."""
         default = Request()
@@ -291,13 +334,41 @@ def _hints() -> Mapping[str, Any]:
     return get_type_hints(Request)
 
 
+def _kept(f: Field[Any], value: Any) -> Any:
+    """A field's value as a request keeps it: files and frame numbers as text, lists as tuples."""
+    if "wanted" in f.metadata and isinstance(value, Mapping):
+        made = {_frame(frame): str(text) if isinstance(text, Path) else text for frame, text in value.items()}
+        return made if len(made) == len(value) else value
+    if isinstance(value, Path) and f.name in _FILES:
+        return str(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _frame(told: Any) -> Any:
+    """A frame's number as text; what is no such number, `_check` refuses."""
+    whole = isinstance(told, SupportsIndex) and not isinstance(told, bool)
+    return str(index(told)) if whole and index(told).bit_length() < 64 else told
+
+
+def _in_order(keyframes: Mapping[str, str]) -> dict[str, str]:
+    """Keyframes by number, written one way. Raises `BadRequest` for what is no frame, or one twice."""
+    for frame, file in keyframes.items():
+        if not _FRAME.fullmatch(frame) or int(frame) >= MAX_FRAMES or not file:
+            wanted = f"frames from 0 to {MAX_FRAMES - 1} with files"
+            raise BadRequest(f"keyframes is {quoted(keyframes)}; expected {wanted}")
+    made = {str(int(frame)): keyframes[frame] for frame in sorted(keyframes, key=int)}
+    if len(made) < len(keyframes):
+        raise BadRequest(f"keyframes is {quoted(keyframes)}; expected each frame once")
+    return made
+
+
 def _check(f: Field[Any], value: Any) -> None:
     """Refuse a field's value of another type than its annotation, or out of its range, in one sentence."""
     hint, least, most = _hints()[f.name], f.metadata.get("least"), f.metadata.get("most")
     within = "" if least is None or most is None else f"{plain(least)} to {plain(most)}"
     infinite = isinstance(value, float) and not math.isfinite(value)
     if not values.fits(value, hint) or (within and infinite):
-        wanted = values.expected(hint) + (f" from {within}" if within else "")
+        wanted = f.metadata.get("wanted") or values.expected(hint) + (f" from {within}" if within else "")
         raise BadRequest(f"{f.name} is {quoted(value)}; expected {wanted}")
     if within and value is not None and not least <= value <= most:
         told = plain(value) if isinstance(value, float) else quoted(value)

@@ -11,11 +11,12 @@ from typing import cast
 
 import torch
 
-from kinema import registry
+from kinema import registry, spans
 from kinema.diffusion import samplers
 from kinema.diffusion.freeinit import FreeInit
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import edit_steps
+from kinema.renamed import renamed
 from kinema.schema import FREE_INIT, TAKES, BadRequest, Note, OnEvent, Request, ignore
 from kinema.system import System
 from kinema.tasks import TASKS
@@ -30,6 +31,9 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
 
     Refuses what the verb makes no use of: nothing that is asked for is passed over. A settled request is itself again.
     """
+    request, notes = renamed(request)
+    for note in notes:
+        on_event(Note(note))
     if request.task not in TASKS:
         raise BadRequest(f"there is no task {request.task!r}; expected one of {', '.join(TASKS)}")
     blank = Request()
@@ -45,6 +49,7 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
     if request.overlap is not None and request.window is None and not in_blocks:
         raise BadRequest("overlap is of windows, or of the blocks of a clip longer than the model: leave it out")
     check_length(request)
+    check_prompts(system, request, in_blocks=in_blocks)
     if request.colours != "free" and request.task in ("generate", "edit") and not in_blocks:
         raise BadRequest("colours are of given frames, or of a clip longer than the model: leave it out")
     sampler_options(system, request)
@@ -133,6 +138,28 @@ def check_length(request: Request) -> None:
         raise BadRequest("window_stride is of windows that move: give window_places uniform, or leave it out")
     if request.window_in == "attention" and request.window_places != "static":
         raise BadRequest("windows inside attention stay where they are: leave window_places out")
+
+
+def check_prompts(system: System, request: Request, *, in_blocks: bool) -> None:
+    """Refuse prompts over frames that are damaged, or where nothing can change with them."""
+    spans.check(request)
+    own = system.family.sampling.defaults(system.config)
+    if not request.prompt_spans or own.prompt_spans:
+        return
+    if not own.takes_prompt:
+        raise BadRequest(f"{system.name} takes no prompt: leave prompt_spans out")
+    if not in_blocks and not in_windows(request):
+        most = f" of up to {longest} frames" if (longest := system.lattice.max_frames) else ""
+        raise BadRequest(
+            f"{system.name} takes one prompt for a pass{most}: give a window shorter than the clip, or ask for more "
+            "frames, to change it with prompt_spans"
+        )
+
+
+def in_windows(request: Request) -> bool:
+    """Whether the network sees a part of the clip at a time."""
+    window = request.window
+    return window is not None and request.window_in == "denoiser" and window < request.shape.frames
 
 
 def free_init(system: System, request: Request) -> FreeInit | None:

@@ -15,7 +15,7 @@ from kinema.cli import plan
 from kinema.cli.main import main
 from kinema.cli.verbs import VERBS, request_from, request_options
 from kinema.media.metadata import read_recipe
-from kinema.media.read import read_video
+from kinema.media.read import read_image, read_video
 from kinema.schema import TAKES, Clip, Request
 
 TINY = ("--model", "zoetrope/tiny", "--steps", "2", "--quiet")
@@ -142,6 +142,51 @@ def test_replay_of_drawn_seeds_works_because_they_are_recorded(capsys):
     kinema(capsys, "generate", "a ball", *TINY, "-o", "first.mp4")
     assert main(["replay", "first.mp4", "-o", "again.mp4", "--quiet"]) == 0
     assert "are not identical" not in capsys.readouterr().err
+
+
+KEYED = ("animate", "a red ball", "--keyframe", "0=first.png", "--keyframe", "5=last.png", *TINY, "--frames", "8")
+
+
+def test_a_clip_with_keyframes_has_them_to_the_bit_and_is_named_by_its_prompt(capsys):
+    assert kinema(capsys, *KEYED, "--fps", "8", "-o", "keyed.png") == ["keyed"]
+    given = torch.cat([read_image(name) for name in ("first.png", "last.png")], dim=2)
+    assert torch.equal(read_video("keyed").video[:, :, [0, 5]], given)
+    assert kinema(capsys, *KEYED) == ["a-red-ball.mp4"]
+    prompts = ("generate", "--prompt-at", "0-3=a red ball", "--prompt-at", "4-7=a blue ball", *TINY, "--frames", "8")
+    assert kinema(capsys, *prompts) == ["a-red-ball-2.mp4"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("keyframe 0=photos/first.png", "keyframe 5=photos/last.png", "keyframe 7=photos/first.png"),
+        ("photos/first.png", "photos/last.png"),  # one file was two keyframes
+    ],
+)
+def test_a_clip_with_keyframes_is_replayed_from_them(given, capsys):
+    kinema(capsys, *KEYED, "--keyframe", "7=first.png", "-o", "keyed.mp4")
+    recipe = read_recipe("keyed.mp4")
+    assert recipe["request"]["keyframes"] == {"0": "first.png", "5": "last.png", "7": "first.png"}
+    assert list(recipe["inputs"]) == ["keyframe 0", "keyframe 5", "keyframe 7"]
+    Path("photos").mkdir()
+    for name in ("first.png", "last.png"):
+        Path(name).rename(f"photos/{name}")
+    assert main(["replay", "keyed.mp4", "-o", "again.mp4", "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert 'give them with --input "keyframe 0=PATH", --input "keyframe 5=PATH"' in said
+    words = [word for each in given for word in ("--input", each)]
+    assert main(["replay", "keyed.mp4", "-o", "again.mp4", *words]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "are identical to" in said
+    assert "is not the file" not in said
+    assert read_recipe("again.mp4")["frames_hash"] == recipe["frames_hash"]
+
+
+def test_the_full_paths_of_keyframes_are_kept_where_that_is_asked_for(capsys, tmp_path):
+    kinema(capsys, *KEYED, "--record-paths", "-o", "keyed.mp4")
+    told = read_recipe("keyed.mp4")
+    assert told["paths"] == {"keyframe 0": str(tmp_path / "first.png"), "keyframe 5": str(tmp_path / "last.png")}
+    assert told["request"]["keyframes"] == {"0": "first.png", "5": "last.png"}
 
 
 def test_replay_with_other_settings_says_that_it_differs(capsys):

@@ -68,19 +68,19 @@ def test_every_clip_of_a_batch_longer_than_the_model_is_that_of_its_prompt(syste
     same_as_alone(sampling, PROMPTS[:2], first_of(sampling, 2) if length == "blocks" else None)
 
 
-TRAVEL = {"travel": {3: "a blue star spins"}, "effect": [1, 1, 0, 0.5]}
+TRAVEL: dict[str, Any] = {"prompt_spans": {3: "a blue star spins"}, "extra": {"effect": [1, 1, 0, 0.5]}}
 
 
 @pytest.mark.parametrize(
     ("overrides", "prompts", "told"),
     [
-        ({}, PROMPTS[:2], {"extra": TRAVEL}),
-        ({}, PROMPTS[:2], {"extra": TRAVEL, "window": 2, "overlap": 1}),
+        ({}, PROMPTS[:2], TRAVEL),
+        ({}, PROMPTS[:2], {**TRAVEL, "window": 2, "overlap": 1}),
         ({}, ["a red ball " * 8, "a blue star"], {}),  # two rows of tokens and one: no batch holds both
         ({"sparse": "rgb"}, PROMPTS[:2], {"extra": {"control_scale": [1.0, 0.5, 0.2, 0.7]}}),
         ({"motion": "pia"}, PROMPTS[:2], {"extra": {"affinity": "large"}}),
     ],
-    ids=["travel", "travel in windows", "long prompt", "SparseCtrl", "PIA"],
+    ids=["spans", "spans in windows", "long prompt", "SparseCtrl", "PIA"],
 )
 def test_whatever_animatediff_is_told_its_clips_of_a_batch_are_those_alone(
     overrides: dict[str, Any], prompts: list[str], told: dict[str, Any]

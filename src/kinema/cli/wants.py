@@ -15,7 +15,7 @@ from typing import Any
 from kinema import registry
 from kinema.bounds import is_regular, quoted, shown
 from kinema.cli.verbs import additions
-from kinema.schema import FILES, BadRequest, Request
+from kinema.schema import BadRequest, Request
 
 CACHED = re.compile(r"(?:.*[\\/])?models--([\w.-]+?)--([\w.-]+)[\\/]snapshots[\\/][^\\/]+(?:[\\/](.+))?")
 """A path in the hub's cache, which recipes held before they held names."""
@@ -40,7 +40,7 @@ class Want:
     value: str = ""
     """Of an input, what the request holds in its place."""
     key: str = ""
-    """Of an input, the request's field; of an addition, its slot."""
+    """Of an input of the request's own, what `Request.files` calls it; of an addition, its slot."""
 
     def __str__(self) -> str:
         return f"{self.what} {shown(self.name, TOLD)}{' from the hub' if self.source == 'hub' else ''}"
@@ -130,10 +130,9 @@ def _inputs(recipe: Mapping[str, Any], request: Request) -> list[Want]:
 
     own, extra = recipe.get("inputs") or {}, recipe.get("extra_inputs") or {}
     wants = []
-    for key in FILES:
-        if value := getattr(request, key):
-            name = registry.file_name(value)
-            wants.append(Want(key, name, own.get(key), f"--input {key}=PATH", value=value, key=key))
+    for key, value in request.files().items():
+        name, option = registry.file_name(value), f'"{key}=PATH"' if " " in key else f"{key}=PATH"
+        wants.append(Want(key, name, own.get(key), f"--input {option}", value=value, key=key))
     files = dict.fromkeys(file for family in families() for file in family.sampling.files(request))
     for value, name in names(files).items():
         wants.append(Want("input", name, extra.get(value), f"--input {shown(name, TOLD)}=PATH", value=value))
@@ -221,7 +220,10 @@ def _missing(missing: Sequence[Want], clip: Path) -> str:
 
 
 def _files(wants: Sequence[Want], words: Sequence[str]) -> dict[Want, Path]:
-    """``["image=a.png"]`` as inputs and files; a path alone is the input of that name."""
+    """``["image=a.png"]`` as inputs and files; a path alone is the input of that name.
+
+    What is given for one input is given for all that were the same file.
+    """
     found: dict[Want, Path] = {}
     for word in words:
         want, path = _input(wants, word)
@@ -230,11 +232,14 @@ def _files(wants: Sequence[Want], words: Sequence[str]) -> dict[Want, Path]:
         if not (is_regular(path) or path.is_dir()):
             raise BadRequest(f"--input {shown(word, 200)} is no file or folder of frames that can be read")
         found[want] = path
+    for want, path in list(found.items()):
+        same = (each for each in wants if want.hash and (each.name, each.hash) == (want.name, want.hash))
+        found |= {each: path for each in same if each not in found}
     return found
 
 
 def _input(wants: Sequence[Want], word: str) -> tuple[Want, Path]:
-    """What a word gives, by the request's field or by the name of the file that the clip was made from."""
+    """What a word gives, by what the request calls it or by the name of the file that the clip was made from."""
     if not wants:
         raise BadRequest("the clip was made from no picture or clip: leave out --input")
     by_name = {alias: want for want in wants for alias in (want.value, want.name)}

@@ -56,6 +56,8 @@ class Defaults:
     """Bound on the guided estimate of x0 (static thresholding)."""
     enlarges: bool = False
     """Whether it enlarges the clip of another model, by guidance in pixels (super-resolution)."""
+    prompt_spans: bool = False
+    """Whether each frame is conditioned on its own prompt; else prompts change with windows or blocks."""
     clean_frames: bool = False
     """Whether its network sees frames that are held clean, at a level of their own (`CleanFrames`)."""
     attention_windows: bool = False

@@ -31,7 +31,7 @@ def need(request: Request, *names: str) -> None:
 
 
 def need_prompt(request: Request) -> None:
-    if not request.prompt.strip():
+    if not request.prompt.strip() and not request.prompt_spans:
         example = "such as 'a red ball rolls right'"
         raise BadRequest(f"{request.task} needs a prompt, this one is empty; say what to show, {example}")
 

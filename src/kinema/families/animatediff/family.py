@@ -27,6 +27,7 @@ from kinema.families.animatediff.motion import amounts
 from kinema.grid import LatentGrid, Lattice
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Note, OnEvent, Request, Shape
+from kinema.spans import Spans, Stop, spans_of
 from kinema.system import Conditions, Defaults, Opened, Process, Slots, Tuning
 from kinema.vae.kl2d import ImageCodec
 
@@ -55,6 +56,7 @@ class Sampling:
             spacing=config.spacing,
             guidance=config.guidance,
             attention_windows=config.motion != "none",
+            prompt_spans=True,
         )
 
     def process(self, config: Config, shape: Shape) -> Process:  # noqa: ARG002
@@ -102,28 +104,28 @@ class Sampling:
     def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> Words:
         config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
         tokenizer = conditioning.tokenizer_of(config, system.weights.path, offline=system.offline)
-        stops = conditioning.travel_of(request)
-        conditioning.say_unknown(tokenizer, system.name, [*stops.values(), request.negative_prompt], on_event)
+        spans = spans_of(request) or Spans((Stop(0, 0, request.prompt),))
+        conditioning.say_unknown(tokenizer, system.name, [*spans.texts, request.negative_prompt], on_event)
         skip = int(request.extra.get("clip_skip", 1))
 
         def encode(text: str) -> tuple[Tensor, Tensor | None]:
             return conditioning.encode_text(model, config, tokenizer, text, skip)
 
-        told = {frame: encode(text) for frame, text in stops.items()}
+        told = {text: encode(text) for text in spans.texts}
         contexts = conditioning.level_rows([context for context, _ in told.values()], encode("")[0])
         unwanted, pooled_negative = encode(request.negative_prompt)
-        pooled = told[0][1]
+        pooled = told[spans.texts[0]][1]
         if pooled is not None and not request.negative_prompt.strip():
             # SDXL was trained with zeros, not with the empty prompt.
             unwanted, pooled_negative = torch.zeros_like(unwanted), torch.zeros_like(pooled)
-        return Words(dict(zip(told, contexts, strict=True)), pooled, unwanted, pooled_negative)
+        return Words(spans, dict(zip(told, contexts, strict=True)), pooled, unwanted, pooled_negative)
 
     def condition(  # noqa: PLR0917
         self, system: Opened, words: Words, request: Request, canvas: Canvas, on_event: OnEvent
     ) -> Conditions:
         config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
         start = canvas.block.start
-        wanted = conditioning.travelled(words.stops, start, request.shape.frames)
+        wanted = conditioning.over_frames(words.spans, words.contexts, range(start, start + request.shape.frames))
         motion = config.motion != "none" and request.shape.frames > 1
         moving = amounts.moving_of(request, self.lattice(config))
 

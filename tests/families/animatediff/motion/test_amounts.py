@@ -139,7 +139,6 @@ def test_every_file_that_options_name_is_told_once():
         "effect": {"0,0,1,1": 1, "sky.png": 0.5, "elsewhere": 0},
         "motion_scale": {"sky.png": 2, "sea.mp4": [1, 1, 1, 1]},
         "control_scale.pose": 0.5,
-        "travel": {1: "a.mp4"},
     }
     told = load("animatediff", preset="tiny").system.family.sampling.files(asked(**extra))
     assert told == ("pose.mp4", "depth/", "a.png", "b.png", "d.png", "sky.png", "sea.mp4")
