@@ -58,11 +58,11 @@ Way = Literal["native", "continuation", "replacement", "reconstruction"]
 
 @dataclass(frozen=True)
 class Block:
-    """What is made in one pass: ``frames`` frames from ``start`` on, and what a later part of a clip knows of the whole.
+    """What is made in one pass: ``frames`` frames from ``start`` on, and what a later part knows of the whole clip.
 
     ``way`` is how given pixels are held. ``releases`` are the states after which the pieces that are released are free,
-    in their order: 0 is the noise end, the number of steps the clip. ``prompt`` is the block's own, where prompts change
-    over the clip by blocks. ``anchor`` B×3×H×W is the whole's first frame, once there is one.
+    in their order: 0 is the noise end, the number of steps the clip. ``prompt`` is the block's own, where prompts
+    change with blocks. ``anchor`` B×3×H×W is the whole's first frame, once there is one.
     """
 
     start: int = 0

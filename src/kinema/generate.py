@@ -47,8 +47,8 @@ def generate(
     by their names "base" and "super-resolution". ``output="latents"`` returns the latents in the clip's ``video``,
     of two stages "latents:base" or "latents:super-resolution". ``on_settled`` is called with the settled request, of
     which size and rate are the clip's, before anything is read: what it raises ends the work. ``asked`` may be the
-    stages of a recipe instead of a request. Raises BadRequest for what the model cannot do, before its weights are read.
-    Other threads that ask the same system wait for their turn.
+    stages of a recipe instead of a request. Raises BadRequest for what the model cannot do, before its weights are
+    read. Other threads that ask the same system wait for their turn.
     """
     with system.runtime.running():
         works = draw_up(system, asked, on_event, on_settled)

@@ -70,8 +70,8 @@ def sample(  # noqa: PLR0917
         z = over.start(system.prior(request, noise))
         which = f", pass {number + 1} of {len(counts)}" if len(counts) > 1 else ""
         ahead = steps - over.first
-        told = f"{counted(ahead, 'step')} of {request.sampler}{which}"
-        on_event(Phase("sample", told if ahead else "nothing to sample: what is known is kept to the end"))
+        said = f"{counted(ahead, 'step')} of {request.sampler}{which}"
+        on_event(Phase("sample", said if ahead else "nothing to sample: what is known is kept to the end"))
         if over.first == steps:
             return z
         report = stepping(on_event, sum(counts[:number]), sum(counts[number + 1 :]))

@@ -81,7 +81,7 @@ def _sampled(  # noqa: PLR0917
     own = draws.normal(shape[1:]) if noise is None else noise
     if own.shape[2] < shape[2]:  # the last block goes on beyond the clip, and the caller's noise does not
         own = torch.cat([own, draws.normal(shape[1:]).to(own)[:, :, own.shape[2] :]], dim=2)
-    told = {None: words[block.prompt]} if block.prompt in words else words
+    told: Mapping[str | None, Any] = {None: words[block.prompt]} if block.prompt in words else words
     return sample(system, request, told, part, own, draws, guidance=guidance, on_event=on_event)
 
 

@@ -39,6 +39,7 @@ GIVING = [
         metavar="NAME=PATH",
         path=True,
     ),
+    Option("super_resolution", str | None, None, "model of the second stage, where it is none that ships", path=True),
     Option("allow_download", bool, False, "ask the hub for models that the recipe names and the cache lacks"),
 ]
 
@@ -68,7 +69,8 @@ def replay(words: Sequence[str]) -> int:
         if any(want.source != "ships" for want in wants):
             show(Note(wants.told()))
         model = reopened(recipe, gives, told)
-        for note in (*gives.notes, *differences(recipe, wants, model.system, told)):
+        changed = differences(recipe, wants, model.system, told) + _upper(recipe, gives, model, told)
+        for note in (*gives.notes, *changed):
             show(Note(note))
         clip = model.run(
             recorded(recipe, gives.requests),
@@ -180,6 +182,25 @@ def _other_weights(recipe: Mapping[str, Any], wants: Wants, system: System, told
             )
         notes.append(f"other weights than the clip's{f' in {slot}' if slot else ''} ({hashes})")
     return notes
+
+
+def _upper(recipe: Mapping[str, Any], gives: Given, model: Model, told: Mapping[str, Any]) -> list[str]:
+    """What is not as it was of the second stage's model; other weights are refused where the user did not name it."""
+    if len(gives.requests) < 2:
+        return []
+    from kinema.job import beside
+
+    now = weights_of({"weights": beside(model.system, str(gives.requests[1].super_resolution)).weights.hash})
+    was = weights_of(recipe["stages"][1])
+    if now == was or not was:
+        return []
+    hashes = f"{_brief(now[''])} now, {_brief(was[''])} then"
+    if "super_resolution" not in told:
+        raise BadRequest(
+            f"the weights of the second stage are not those the clip was made with ({hashes}); pass --super-resolution "
+            "to name the file, or to accept these"
+        )
+    return [f"other weights than the clip's in the second stage ({hashes})"]
 
 
 def _other_loras(wants: Wants, system: System, told: Mapping[str, Any]) -> list[str]:

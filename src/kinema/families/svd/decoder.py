@@ -185,7 +185,7 @@ class SVDCodec:
     def encode(self, video_BCTHW: Tensor) -> Tensor:
         frames = video_BCTHW.shape[2]
         images = video_BCTHW.transpose(1, 2).flatten(0, 1)
-        # PyTorch takes other kernels for one image than for several. In pairs, each has the same latents in any company.
+        # PyTorch takes other kernels for one image than for several: a pair keeps its latents the same in any company.
         paired = images.repeat(2, 1, 1, 1) if len(images) == 1 else images
         z_NCHW = upcast(self.vae, self.vae.encode, paired)[: len(images)] * self.scale
         return z_NCHW.unflatten(0, (-1, frames)).transpose(1, 2)
