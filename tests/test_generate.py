@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from kinema import registry, tasks
 from kinema.api import Model, load
 from kinema.canvas import Block, Canvas, Piece, Release
 from kinema.diffusion.parameterise import Denoiser
+from kinema.grid import FrameGrid, LatentGrid, Lattice
 from kinema.guide import sample
 from kinema.provenance import frames_hash
 from kinema.schema import BadRequest, Clip, Event, Memory, Note, Phase, Request, Shape, Step
@@ -348,3 +350,73 @@ def test_guidance_over_the_frames_of_a_loop_goes_round_its_end_with_the_windows(
     at_once, in_parts = (load("zoetrope", preset="tiny", overrides={"frames": frames}) for frames in (LONG, 8))
     made = in_parts.run(request.with_(window=8, overlap=4, loop=True), noise=noise).video
     assert torch.allclose(made, at_once.run(request, noise=noise).video, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------- temporal codecs
+
+
+class Pairs:
+    """A codec over time: a latent frame is the mean of its pixel frames, which are all the same again when decoded."""
+
+    def __init__(self, time: FrameGrid) -> None:
+        self.time = time
+
+    def encode(self, video: Tensor) -> Tensor:
+        spans = self.time.spans(video.shape[2])
+        return torch.stack([video[:, :, span.start : span.stop].mean(2) for span in spans], dim=2)
+
+    def decode(self, z: Tensor, chunk: int | None = None) -> Tensor:  # noqa: ARG002
+        spans = self.time.spans(self.time.frames(z.shape[2]))
+        return torch.cat([z[:, :, i : i + 1].expand(-1, -1, len(span), -1, -1) for i, span in enumerate(spans)], dim=2)
+
+    def leaner(self, *_sides: int) -> list[dict[str, int]]:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("time", "total", "seen", "overlap"),
+    [(FrameGrid(2), 20, 8, 4), (FrameGrid(4, causal=True), 17, 9, 5), (FrameGrid(4, causal=True), 25, 9, 1)],
+)
+@pytest.mark.usefixtures("frame_by_frame")
+def test_a_callers_noise_is_that_of_the_latent_frames_a_block_stands_for(
+    time: FrameGrid, total: int, seen: int, overlap: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each latent frame is made by itself here: in blocks as at once, but for frames that two cells share."""
+    sampling = type(registry.family("zoetrope").sampling)
+    grid = LatentGrid(time)
+    monkeypatch.setattr(sampling, "codec", lambda *_: Pairs(time))
+    monkeypatch.setattr(
+        sampling,
+        "lattice",
+        lambda _self, config: Lattice(grid, side_multiple=16, max_side=16, max_frames=config.frames),
+    )
+    noise = torch.randn(1, 3, time.latent(total), 16, 16, generator=torch.Generator().manual_seed(3))
+    how = {"prompt": "a red ball", "seed": 3, "steps": 3, "sampler": "euler", "frames": total}
+    request = Request(**how, guidance=1.5, guidance_end=6.0)
+    at_once, in_parts = (load("zoetrope", preset="tiny", overrides={"frames": frames}) for frames in (total, seen))
+    whole = at_once.run(request, noise=noise).video
+    clip = in_parts.run(request.with_(overlap=overlap), noise=noise)
+    assert len(clip.recipe["stages"][0]["blocks"]) > 2
+    assert torch.allclose(clip.video, whole, atol=1e-5)
+    with pytest.raises(BadRequest, match="noise has shape"):
+        in_parts.run(request.with_(overlap=overlap), noise=noise[:, :, 1:])
+
+
+def test_a_lone_last_frame_is_encoded_alone_and_stands_for_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a causal codec: the last of 9 frames is that of the cell of frames 5 to 8, which is held by it."""
+    time = FrameGrid(4, causal=True)
+    sampling = type(registry.family("zoetrope").sampling)
+    monkeypatch.setattr(sampling, "codec", lambda *_: Pairs(time))
+    monkeypatch.setattr(
+        sampling, "lattice", lambda *_: Lattice(LatentGrid(time), side_multiple=16, max_side=16, max_frames=9)
+    )
+    monkeypatch.setattr(sampling, "denoiser", lambda *_: lambda z, _level: 0.5 * z)
+    video = torch.rand(1, 3, 9, 16, 16) * 2 - 1
+    mask = torch.zeros(1, 1, 9, 16, 16)
+    mask[:, :, [0, 8]] = 1
+    monkeypatch.setitem(tasks.TASKS, "animate", tasks.Task(lambda r: r, lambda _r, _e: Canvas.of(video * mask, mask)))
+    ask = Request(task="animate", prompt="a ball", seed=1, steps=3, frames=9, honour="replacement")
+    z = load("zoetrope", preset="tiny").run(ask, output="latents").video
+    assert torch.allclose(z[:, :, 0], video[:, :, 0], atol=1e-6)
+    assert torch.allclose(z[:, :, 2], video[:, :, 8], atol=1e-6)
+    assert not torch.allclose(z[:, :, 1], torch.zeros(1), atol=0.01)
