@@ -217,5 +217,5 @@ def test_a_pocket_model_has_no_other_layout(tmp_path):
     system = open_system("svd/pocket")
     note = json.dumps({"family": "svd", "config": system.family.to_json(system.config)})
     files.write_tensors(tmp_path / "pocket.safetensors", {"unet.conv_out.bias": torch.zeros(16)}, {"kinema": note})
-    with pytest.raises(BadRequest, match="is a pocket model"):
+    with pytest.raises(BadRequest, match="an autoencoder of its own, which no other layout has"):
         convert(tmp_path / "pocket.safetensors", tmp_path / "sgm.safetensors", "sgm")

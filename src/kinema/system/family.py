@@ -18,6 +18,7 @@ from kinema.diffusion.schedules import Schedule, Spacing
 from kinema.schema import BadRequest, Canvas, Lattice, OnEvent, Request
 
 if TYPE_CHECKING:
+    from kinema.data.playroom import Playroom
     from kinema.data.playroom.scene import Scene
     from kinema.system.system import System
 
@@ -108,16 +109,11 @@ class Recipe:
     """Probability of each kind of canvas: nothing, first, ends, prefix, suffix, every, region."""
     images: int = 0
     """Independent pictures appended to every clip (VDM's K)."""
-    grammar: str = "mixed"
-    slow: float = 1.0
-    """Playroom clips are slowed by up to this, evenly in its logarithm: every scene at many speeds."""
-    without: tuple[str, ...] = ()
-    """Motions of the playroom that are left out."""
-    camera: str = ""
-    """How the camera moves in every playroom clip, without being named; "" leaves it to the grammar."""
-    style: str = ""
-    """How playroom frames are drawn (`kinema.data.styles`); "" as they are."""
+    playroom: Playroom | None = None
+    """How clips of the playroom are rendered; None as it comes."""
     frameskip: int = 1
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    """Figures of a LoRA that differ, by name."""
 
 
 @dataclass(frozen=True)

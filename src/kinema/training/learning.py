@@ -20,7 +20,7 @@ from kinema.checkpoints import files, lora_formats
 from kinema.checkpoints.lora_formats import Adapter, Lora
 from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest
-from kinema.system import Recipe, System, with_model
+from kinema.system import System, with_model
 from kinema.training import checkpoint, lora
 from kinema.training.options import TrainOptions
 
@@ -37,9 +37,6 @@ class FamilyTraining(Protocol):
 
     def staged(self, config: Any, name: str) -> Any:
         """The config of a stage of the paper's training; BadRequest for one that the model has not."""
-
-    def lora_recipe(self, recipe: Recipe) -> Recipe:
-        """The figures of a LoRA instead of those of the whole network."""
 
     def grown(self, model: nn.Module, config: Any, seed: int) -> nn.Module:
         """The network of a file in a stage that trains parts which the file lacks: those are made from the seed."""

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from kinema.checkpoints.source import Source
-from kinema.conditioning.clip_text import WordTokenizer
-from kinema.data import playroom
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import Level, last_levels
 from kinema.families.animatediff import conditioning, recipe
@@ -23,6 +21,8 @@ from kinema.families.animatediff.control.steering import Steering
 from kinema.families.animatediff.files import lora, opening
 from kinema.families.animatediff.model import AnimateDiff, blocks
 from kinema.families.animatediff.motion import amounts
+from kinema.families.animatediff.pocket.presets import PRESETS as POCKETS
+from kinema.families.animatediff.pocket.presets import taught
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
 from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, System
@@ -214,13 +214,7 @@ class AnimateDiffFamily:
 
     @property
     def presets(self) -> Mapping[str, Config]:
-        words = tuple(playroom.vocabulary())
-        small = {name: PRESETS[name] for name in ("tiny", "pocket", "pocket-motion")}
-        taught = {
-            name: replace(config, words=words, text=(replace(config.text[0], vocabulary=WordTokenizer(words).size),))
-            for name, config in small.items()
-        }
-        return PRESETS | taught
+        return PRESETS | {"tiny": taught(PRESETS["tiny"])} | POCKETS
 
     def build(self, config: Config) -> AnimateDiff:
         return AnimateDiff(config)
