@@ -11,7 +11,7 @@ SHIPPED = Shipped(
         "base": Leg({"model": "family/pocket"}),
         "aside": Leg({"model": "{base}"}),
         "motion": Leg({"model": "{base}", "steps": 3}, "motion.safetensors"),
-        "lora": Leg({"model": "{base}", "add": "motion={motion}"}),
+        "lora": Leg({"model": "family/other", "add": "motion={motion}"}),
     },
     {"whole": "base", "moves": "lora"},
 )
@@ -24,5 +24,5 @@ def test_a_file_needs_its_leg_and_all_that_go_into_it_in_order():
 
 def test_files_of_earlier_legs_stand_in_options_and_the_rest_is_as_told():
     files = {"base": Path("a/{x}.safetensors"), "motion": Path("m.safetensors")}
-    assert SHIPPED.legs["lora"].filled(files) == {"model": "a/{x}.safetensors", "add": "motion=m.safetensors"}
-    assert SHIPPED.legs["motion"].filled(files)["steps"] == 3
+    assert SHIPPED.legs["lora"].filled(files) == {"model": "family/other", "add": "motion=m.safetensors"}
+    assert SHIPPED.legs["motion"].filled(files) == {"model": "a/{x}.safetensors", "steps": 3}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from kinema.checkpoints import files
+from kinema.checkpoints.convert import convert
 from kinema.data import reading
 from kinema.data.playroom import Playroom
 from kinema.data.playroom.rendered import Rendered
@@ -184,3 +187,10 @@ def test_norms_have_few_groups_and_a_fresh_network_predicts_grey():
 def test_a_pocket_cannot_be_encoded_beforehand():
     with pytest.raises(BadRequest, match="works on pixels"):
         TRAINING.frozen(small("image")[0])
+
+
+def test_a_pocket_has_no_other_layout(tmp_path):
+    note = json.dumps({"family": "animatediff", "config": to_json(POCKET)})
+    files.write_tensors(tmp_path / "a.safetensors", {"unet.conv_out.bias": torch.zeros(48)}, {"kinema": note})
+    with pytest.raises(BadRequest, match=r"a\.safetensors works on pixels"):
+        convert(tmp_path / "a.safetensors", tmp_path / "out", "diffusers")
