@@ -71,7 +71,7 @@ SHIPPED: dict[str, str] = {
     "svd": "kinema.families.svd.pocket.shipped:SHIPPED",
     "zoetrope": "kinema.families.zoetrope.shipped:SHIPPED",
 }
-"""Families whose weights ship, to how those are trained from nothing."""
+"""Families whose weights ship, to how those are trained from scratch."""
 
 ALIASES: dict[str, str] = {
     "animatediff-v3": "stable-diffusion-v1-5/stable-diffusion-v1-5",

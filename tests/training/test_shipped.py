@@ -1,4 +1,4 @@
-"""Weights that ship, trained from nothing: which runs make them, and that these follow one another."""
+"""Weights that ship, trained from scratch: which runs make them, and that these follow one another."""
 
 from __future__ import annotations
 

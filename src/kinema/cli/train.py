@@ -17,7 +17,7 @@ INTERRUPTED = 130
 
 
 SHIPPED = [
-    Option("shipped", str | None, None, "train weights that ship from nothing, by their name, in runs under --out"),
+    Option("shipped", str | None, None, "train shipped weights of this name from scratch, in runs under --out"),
     Option("dry_run", bool, False, "list the runs of --shipped, and train nothing"),
 ]
 

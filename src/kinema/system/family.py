@@ -110,7 +110,7 @@ class Recipe:
     images: int = 0
     """Independent pictures appended to every clip (VDM's K)."""
     playroom: Playroom | None = None
-    """How clips of the playroom are rendered; None as it comes."""
+    """How clips of the playroom are rendered; None is the defaults."""
     frameskip: int = 1
     lora: Mapping[str, Any] = field(default_factory=dict)
     """Figures of a LoRA that differ, by name."""

@@ -1,4 +1,4 @@
-"""How weights that ship are trained from nothing: runs of `kinema train`, each from what earlier ones made.
+"""How weights that ship are trained from scratch: runs of `kinema train`, each from what earlier ones made.
 
 A family tells it beside its recipe, `registry.SHIPPED` names it, and `kinema train --shipped NAME` does it.
 """

@@ -1,4 +1,4 @@
-"""How ``zoetrope`` is trained from nothing: without the sprite, then with it on weights grown from those.
+"""How ``zoetrope`` is trained from scratch: without the sprite, then with it on weights grown from those.
 
 As many clips as the shipped weights saw, by the recipe as it stands. It was never run in one piece: those weights saw
 their clips while the recipe was being found, and the rate rose and fell eight times on the way (README, model card).

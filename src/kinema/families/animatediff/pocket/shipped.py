@@ -1,4 +1,4 @@
-"""How ``animatediff-pocket`` is trained from nothing, with its motion module, styles and MotionLoRAs.
+"""How ``animatediff-pocket`` is trained from scratch, with its motion module, styles and MotionLoRAs.
 
 The motion module is trained in five legs: ground that moves is learnt where all of it moves, and a zoom takes longer
 than a pan (docs/decisions/0009).
