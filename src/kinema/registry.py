@@ -49,6 +49,13 @@ PARTS: dict[str, str] = {
 }
 """What ships beside them, ``NAME.safetensors``: name to the slot that it is added in, or "lora"."""
 
+SHIPPED: dict[str, str] = {
+    "animatediff": "kinema.families.animatediff.pocket.shipped:SHIPPED",
+    "svd": "kinema.families.svd.pocket.shipped:SHIPPED",
+    "zoetrope": "kinema.families.zoetrope.shipped:SHIPPED",
+}
+"""Families whose weights ship, to how those are trained from scratch."""
+
 ALIASES: dict[str, str] = {
     "animatediff-v3": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "svd": "stabilityai/stable-video-diffusion-img2vid",

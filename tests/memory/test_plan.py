@@ -15,8 +15,8 @@ from kinema.canvas import Block
 from kinema.checkpoints import files
 from kinema.checkpoints.source import Source
 from kinema.families.animatediff.config import ControlSize
-from kinema.families.svd.config import POCKET as SVD_POCKET
 from kinema.families.svd.config import TINY
+from kinema.families.svd.pocket.presets import POCKET as SVD_POCKET
 from kinema.generate import generate
 from kinema.job import drawn, planned, rehearsed
 from kinema.memory import free

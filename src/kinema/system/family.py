@@ -21,6 +21,7 @@ from kinema.system.files import Checkpoints
 from kinema.system.weights import Weights
 
 if TYPE_CHECKING:
+    from kinema.data.playroom import Playroom
     from kinema.data.playroom.scene import Scene
 
 
@@ -116,16 +117,11 @@ class Recipe:
     """Probability of each kind of canvas: nothing, first, ends, prefix, suffix, every, region."""
     images: int = 0
     """Independent pictures appended to every clip (VDM's K)."""
-    grammar: str = "mixed"
-    slow: float = 1.0
-    """Playroom clips are slowed by up to this, evenly in its logarithm: every scene at many speeds."""
-    without: tuple[str, ...] = ()
-    """Motions of the playroom that are left out."""
-    camera: str = ""
-    """How the camera moves in every playroom clip, without being named; "" leaves it to the grammar."""
-    style: str = ""
-    """How playroom frames are drawn (`kinema.data.styles`); "" as they are."""
+    playroom: Playroom | None = None
+    """How clips of the playroom are rendered; None is the defaults."""
     frameskip: int = 1
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    """Figures of a LoRA that differ, by name."""
 
 
 DECODING = {"chunk": "decode_chunk", "overlap": "decode_overlap", "tile": "decode_tile"}
@@ -240,9 +236,6 @@ class Tuning(Protocol):
 
     def staged(self, config: Any, name: str) -> Any:
         """The config of a stage of the paper's training; BadRequest for one that the model has not."""
-
-    def lora_recipe(self, recipe: Recipe) -> Recipe:
-        """The figures of a LoRA instead of those of the whole network."""
 
     def grown(self, model: nn.Module, config: Any, seed: int) -> nn.Module:
         """The network of a file in a stage that trains parts which the file lacks: those are made from the seed."""

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from kinema.canvas import Canvas
 from kinema.checkpoints.convert import Layouts
-from kinema.conditioning.clip_text import WordTokenizer
-from kinema.data import playroom
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import Level
 from kinema.families.animatediff import conditioning, recipe
@@ -24,6 +22,8 @@ from kinema.families.animatediff.control.steering import Steering
 from kinema.families.animatediff.files import lora, opening
 from kinema.families.animatediff.model import AnimateDiff, blocks
 from kinema.families.animatediff.motion import amounts
+from kinema.families.animatediff.pocket.presets import PRESETS as POCKETS
+from kinema.families.animatediff.pocket.presets import taught
 from kinema.grid import LatentGrid, Lattice
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Note, OnEvent, Request, Shape
@@ -233,13 +233,7 @@ class AnimateDiffFamily:
 
     @property
     def presets(self) -> Mapping[str, Config]:
-        words = tuple(playroom.vocabulary())
-        small = {name: PRESETS[name] for name in ("tiny", "pocket", "pocket-motion")}
-        taught = {
-            name: replace(config, words=words, text=(replace(config.text[0], vocabulary=WordTokenizer(words).size),))
-            for name, config in small.items()
-        }
-        return PRESETS | taught
+        return PRESETS | {"tiny": taught(PRESETS["tiny"])} | POCKETS
 
     def build(self, config: Config) -> AnimateDiff:
         return AnimateDiff(config)

@@ -154,11 +154,6 @@ def words(name: str) -> list[str]:
     return re.split(r"[_.\-\s]+", name.lower())
 
 
-def config_of(outline: Outline, name: str = "") -> Config:
-    """The configuration of the model with these sizes; ``name``, the file's, tells svd from svd-xt."""
-    return sized(PRESETS[variant(outline, name)], outline)
-
-
 def sized(preset: Config, outline: Outline) -> Config:
     """A published model's sampling with the sizes of this network.
 

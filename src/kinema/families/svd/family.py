@@ -16,8 +16,9 @@ from kinema.families.svd import checkpoint, conditioning, lora, opening, recipe
 from kinema.families.svd.conditioning import Condition
 from kinema.families.svd.config import PRESETS, Config, from_json, to_json
 from kinema.families.svd.decoder import SVDCodec
+from kinema.families.svd.kinds import kind_of
 from kinema.families.svd.model import SVD, blocks
-from kinema.families.svd.pocket import PocketSVD
+from kinema.families.svd.pocket.presets import PRESETS as POCKETS
 from kinema.grid import LatentGrid, Lattice
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Note, OnEvent, Request, Shape
@@ -59,17 +60,13 @@ class Sampling:
         return SVDCodec(vae, config.latent_scale, config.decode_chunk)
 
     def honours(self, config: Config, kind: str) -> tuple[str, ...]:
-        """A first frame natively, and a beginning by going on from its last frame; the rest is held by guidance.
-
-        The pocket, which is shown the picture as SVD is, is held to it besides: what little it was trained loses
-        detail in a frame that is known, and with it in those after it.
-        """
+        """A first frame as its kind is, and a beginning by going on from its last frame; the rest by guidance."""
         if kind == "nothing":
             return ("native",)
-        if kind == "first" and config.pocket:
-            return ("replacement", "native", "reconstruction")
-        own = {"first": ("native",), "prefix": () if config.orbit else ("continuation",)}
-        return (*own.get(kind, ()), "replacement", "reconstruction")
+        if kind == "first":
+            return kind_of(config).first
+        own = ("continuation",) if kind == "prefix" and not config.orbit else ()
+        return (*own, "replacement", "reconstruction")
 
     def check(self, config: Config, request: Request) -> None:
         conditioning.check_extra(config, request.extra)
@@ -173,10 +170,10 @@ class StableVideoDiffusion:
 
     @property
     def presets(self) -> Mapping[str, Config]:
-        return PRESETS
+        return PRESETS | POCKETS
 
     def build(self, config: Config) -> nn.Module:
-        return PocketSVD(config) if config.pocket else SVD(config)
+        return kind_of(config).build(config)
 
     blocks = staticmethod(blocks)
     to_json = staticmethod(to_json)

@@ -180,7 +180,7 @@ def _vision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _open_style(config: Config, source: Source) -> Found:
-    """Layers of a pocket's U-Net that were fine-tuned, in place of its own."""
+    """Layers of the U-Net that were fine-tuned, in place of its own."""
     with hollow():
         ours = {f"unet.{name}": tuple(p.shape) for name, p in UNet(config).named_parameters()}
     told = {name: shape for name, (shape, _) in source.header.items()}

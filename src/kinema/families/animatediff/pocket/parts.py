@@ -24,6 +24,7 @@ from kinema.families.animatediff.config import Config
 from kinema.nn.ldm_unet import ResBlock
 
 if TYPE_CHECKING:
+    from kinema.families.animatediff.model import AnimateDiff
     from kinema.families.animatediff.unet import MovingLevel, UNet
 
 
@@ -73,6 +74,11 @@ class Reader(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def reader_of(network: AnimateDiff) -> Reader:
+    """The reader of a pocket's network."""
+    return cast(Reader, network.reader)
 
 
 def few_groups(networks: Iterable[nn.Module], groups: int) -> None:
