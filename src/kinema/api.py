@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from kinema.generate import Noise, OnSettled, accept, generate
-from kinema.job import Recorded
+from kinema.job import Asked
 from kinema.memory.free import parse_bytes
 from kinema.memory.turns import LEVELS
 from kinema.registry import unknown
@@ -26,7 +26,7 @@ class Model:
 
     def run(
         self,
-        request: Request | Sequence[Recorded],
+        request: Asked,
         *,
         noise: Noise = None,
         on_event: OnEvent = ignore,

@@ -20,12 +20,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from kinema.job import OnSettled, Recorded, Work, accept, draw_up
+from kinema.job import Asked, OnSettled, Work, accept, draw_up
 from kinema.media.sound import carried
 from kinema.memory.placing import place
 from kinema.provenance import frames_hash, recipe
 from kinema.rollout import enlarged, latents, pixels
-from kinema.schema import BadRequest, Clip, Memory, OnEvent, Phase, Request, ignore
+from kinema.schema import BadRequest, Clip, Memory, OnEvent, Phase, ignore
 from kinema.system import System
 
 Noise = Tensor | Mapping[str, Tensor] | None
@@ -34,7 +34,7 @@ Noise = Tensor | Mapping[str, Tensor] | None
 
 def generate(
     system: System,
-    asked: Request | Sequence[Recorded],
+    asked: Asked,
     *,
     noise: Noise = None,
     on_event: OnEvent = ignore,

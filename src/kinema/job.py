@@ -98,6 +98,9 @@ class Recorded:
     enlarging: Enlarging | None = None
 
 
+Asked = Request | Sequence[Recorded]
+
+
 @dataclass(frozen=True, eq=False)
 class Work:
     """A stage with what it works on: an opened model, and a canvas of the frames that are made."""
@@ -122,12 +125,7 @@ class Work:
 # ------------------------------------------------------------------------------------ drawing up
 
 
-def draw_up(
-    system: System,
-    asked: Request | Sequence[Recorded],
-    on_event: OnEvent = ignore,
-    on_settled: OnSettled = accept,
-) -> list[Work]:
+def draw_up(system: System, asked: Asked, on_event: OnEvent = ignore, on_settled: OnSettled = accept) -> list[Work]:
     """The job of a request, with each choice said, and what it works on. Raises BadRequest for what cannot be done."""
     works = []
     for work in drawn(system, asked, on_event, on_settled):
@@ -139,12 +137,7 @@ def draw_up(
     return works
 
 
-def drawn(
-    system: System,
-    asked: Request | Sequence[Recorded],
-    on_event: OnEvent = ignore,
-    on_settled: OnSettled = accept,
-) -> list[Work]:
+def drawn(system: System, asked: Asked, on_event: OnEvent = ignore, on_settled: OnSettled = accept) -> list[Work]:
     """The job of a request before its memory is planned.
 
     ``asked`` may be the stages of a recipe, which are taken as they were settled. No weight is read. The LoRAs that

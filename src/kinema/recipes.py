@@ -103,32 +103,6 @@ class Recipe:
     zoom: int
 
 
-@dataclass(frozen=True)
-class First:
-    """What recipes of version 1 held, which told no version."""
-
-    model: str
-    family: str
-    weights: str
-    variant: str
-    overrides: Mapping[str, Any]
-    added: list[Added]
-    loras: list[Lora]
-    request: Mapping[str, Any] | str
-    inputs: Mapping[str, str]
-    extra_inputs: Mapping[str, str]
-    paths: Mapping[str, str]
-    noise: str | None
-    kinema: str
-    versions: Mapping[str, str]
-    device: str
-    dtype: str
-    threads: int
-    halves_at_once: bool
-    frames_hash: str | None
-    zoom: int
-
-
 OF_STAGE = ("model", "family", "weights", "variant", "overrides", "added", "loras", "request")
 
 
@@ -141,10 +115,10 @@ def checked(recipe: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     version = recipe.get("recipe", 1)
     if isinstance(version, int) and version > VERSION:
         raise BadRequest(f"{where} is of version {version}, and this kinema reads up to {VERSION}: install a later one")
-    if wrong := misfit(First if "recipe" not in recipe else Recipe, recipe):
-        raise BadRequest(f"{where} is damaged: {wrong}")
     if "recipe" not in recipe:
         recipe = upgraded(recipe, f"the request in {shown(path.name, 100)}")
+    if wrong := misfit(Recipe, recipe):
+        raise BadRequest(f"{where} is damaged: {wrong}")
     _check_stages(recipe.get("stages", ()), where)
     if abs(recipe.get("threads", 1)) > MOST:
         raise BadRequest(f"{where} is damaged: its threads is {quoted(recipe['threads'])}")
@@ -173,7 +147,7 @@ def _check_stages(stages: Sequence[Any], where: str) -> None:
 
 
 def upgraded(recipe: Mapping[str, Any], where: str = "the request") -> dict[str, Any]:
-    """A recipe of version 1 as one of the present version: one stage, of which blocks were not told."""
+    """A recipe of version 1, which told no version, as one of the present: one stage, of which blocks were not told."""
     told = {name: value for name, value in recipe.items() if name not in (*OF_STAGE, "halves_at_once", "noise")}
     stage = {"stage": "base"} | {name: recipe[name] for name in OF_STAGE if name in recipe}
     if isinstance(request := recipe.get("request"), str):  # once it was kept as its own JSON text

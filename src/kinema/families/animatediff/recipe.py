@@ -24,7 +24,8 @@ from kinema.families.animatediff import conditioning
 from kinema.families.animatediff.conditioning import Condition
 from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.control.steering import steer
-from kinema.families.animatediff.kinds import Aim, kind_of
+from kinema.families.animatediff.kind import Aim
+from kinema.families.animatediff.kinds import kind_of
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.nn.ldm_unet import channels_last
 from kinema.system import Batch, Recipe

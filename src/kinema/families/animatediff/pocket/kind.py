@@ -1,22 +1,18 @@
-"""The pocket as a kind of image model: see `kinema.families.animatediff.kinds.Kind`."""
+"""The pocket as a kind of image model: see `kinema.families.animatediff.kind.Kind`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from torch import Generator, Tensor, nn
 
 from kinema.diffusion.schedules import DiscreteBetas, Level
 from kinema.families.animatediff.config import Config, Motion, Stage
+from kinema.families.animatediff.kind import Aim, Network
 from kinema.families.animatediff.pocket import losses, parts
 from kinema.families.animatediff.pocket.presets import POCKET_MOTION
 from kinema.families.animatediff.pocket.recipe import RECIPES
 from kinema.system import Batch, Recipe
-
-if TYPE_CHECKING:
-    from kinema.families.animatediff.kinds import Aim
-    from kinema.families.animatediff.model import AnimateDiff
 
 
 class Pocket:
@@ -27,12 +23,12 @@ class Pocket:
     def codec(self, config: Config) -> parts.Patches:
         return parts.Patches(config.patch)
 
-    def complete(self, network: AnimateDiff, config: Config) -> None:
+    def complete(self, network: Network, config: Config) -> None:
         network.reader = parts.Reader(config)
         parts.begin(network.unet, network.text_encoder)
         parts.few_groups([network.unet, *([network.sparse] if network.sparse else [])], config.groups)
 
-    def image_parameters(self, network: AnimateDiff, stage: Stage) -> Iterator[nn.Parameter]:
+    def image_parameters(self, network: Network, stage: Stage) -> Iterator[nn.Parameter]:
         """A style is in the finest layers: what stands where, and so the motion module's ground, stays.
 
         Words are learnt with the pictures.
@@ -50,7 +46,7 @@ class Pocket:
     def draw(self, schedule: DiscreteBetas, count: int, generator: Generator, *, moves: bool) -> tuple[Level, Tensor]:
         return losses.draw(schedule, count, generator, moves=moves)
 
-    def error(self, network: AnimateDiff, batch: Batch, aim: Aim, predict: Callable[[], Tensor]) -> Tensor:
+    def error(self, network: Network, batch: Batch, aim: Aim, predict: Callable[[], Tensor]) -> Tensor:
         return losses.error(network, batch, aim.level, predict)
 
     def files(self, stage: Stage, tensors: Mapping[str, Tensor]) -> Mapping[str, Mapping[str, Tensor]]:

@@ -6,7 +6,6 @@ Letters: B clips, T frames, C channels, H W latent rows and columns.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
@@ -15,12 +14,10 @@ from kinema.data.reading import AWAY, READ, about, mislocated, misread
 from kinema.diffusion import losses
 from kinema.diffusion.parameterise import X0
 from kinema.diffusion.schedules import DiscreteBetas, Level
+from kinema.families.animatediff.kind import Network
 from kinema.families.animatediff.pocket.parts import Reader, reader_of
 from kinema.system import Batch
 from kinema.vae.kl2d import ImageCodec
-
-if TYPE_CHECKING:
-    from kinema.families.animatediff.model import AnimateDiff
 
 PICTURE_LEVELS = losses.draw_levels("edm-lognormal", p_mean=1.2, p_std=1.4, stratified=True)
 CLIP_LEVELS = losses.draw_levels("edm-lognormal", p_mean=2.0, p_std=1.3, stratified=True)
@@ -40,7 +37,7 @@ def draw(schedule: DiscreteBetas, count: int, generator: Generator, *, moves: bo
     return level, schedule.timestep(level.log_snr)
 
 
-def error(network: AnimateDiff, batch: Batch, level: Level, predict: Callable[[], Tensor]) -> Tensor:
+def error(network: Network, batch: Batch, level: Level, predict: Callable[[], Tensor]) -> Tensor:
     """What one forward pass draws and reads wrong, [B]."""
     reader = reader_of(network)
     with reader.watching(network.unet) as seen:
@@ -48,7 +45,7 @@ def error(network: AnimateDiff, batch: Batch, level: Level, predict: Callable[[]
     return drawn(network, batch, output, level) + READING * unread(reader, batch, seen)
 
 
-def drawn(network: AnimateDiff, batch: Batch, output_BCTHW: Tensor, level: Level) -> Tensor:
+def drawn(network: Network, batch: Batch, output_BCTHW: Tensor, level: Level) -> Tensor:
     """Weighted error of the pixels, [B]."""
     picture = ImageCodec(network.vae, network.unet.config.latent_scale).decode(output_BCTHW).float()
     sigma = level.sigma / (level.alpha + level.sigma)
