@@ -124,7 +124,7 @@ BLOCK = {"start": 0, "frames": 8, "way": "native"}
         ([{**BLOCK, "way": "continuation"}], "none of this clip"),
         ([{**BLOCK, "releases": [1]}], "none of this clip"),
         ([BLOCK] * 9000, "9,000 blocks"),
-        ([{"start": 0}], "its blocks is"),
+        ([{"start": 0}], "none of this clip"),
         ([{**BLOCK, "start": 1.5}], "its blocks is"),
         ([{**BLOCK, "releases": "all"}], "its blocks is"),
         (7, "its blocks is 7"),

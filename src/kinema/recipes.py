@@ -7,7 +7,7 @@ then can be made again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,26 +45,6 @@ class Added:
 
 
 @dataclass(frozen=True)
-class Pass:
-    """A `kinema.canvas.Block` as it is written."""
-
-    start: int
-    frames: int
-    way: str
-    releases: list[int] = field(default_factory=list)
-    prompt: str | None = None
-
-
-@dataclass(frozen=True)
-class Enlarged:
-    """A `kinema.job.Enlarging` as it is written."""
-
-    factor: int
-    every: int
-    weight: float
-
-
-@dataclass(frozen=True)
 class Stage:
     """One model's part. Any name may be absent."""
 
@@ -78,8 +58,8 @@ class Stage:
     loras: list[Lora]
     request: Mapping[str, Any]
     frames: int
-    blocks: list[Pass]
-    enlarging: Enlarged
+    blocks: list[Block]
+    enlarging: Enlarging
     memory: Mapping[str, Any]
 
 
@@ -181,9 +161,12 @@ def recorded(recipe: Mapping[str, Any], requests: Sequence[Request]) -> list[Rec
     made = []
     for stage, request in zip(recipe["stages"], requests, strict=True):
         blocks = tuple(
-            Block(each["start"], each["frames"], each["way"], tuple(each.get("releases", ())), each.get("prompt"))
+            Block(
+                each.get("start", 0), each.get("frames", 0), each.get("way", "native"),
+                tuple(each.get("releases", ())), each.get("prompt"),
+            )
             for each in stage.get("blocks", ())
-        )
+        )  # fmt: skip
         told = stage.get("enlarging")
         enlarging = None if told is None else Enlarging(told["factor"], told["every"], told["weight"])
         made.append(Recorded(request, blocks, enlarging))
