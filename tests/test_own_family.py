@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kinema import system as of
 from kinema.api import Model
-from kinema.canvas import Canvas
 from kinema.diffusion.parameterise import X0, Denoiser
 from kinema.diffusion.schedules import RectifiedFlow
 from kinema.grid import Lattice
-from kinema.schema import OnEvent, Request
-from kinema.system import Batch, Conditions, Defaults, Opened, Process, Recipe, System, Weights
+from kinema.schema import Request
 from kinema.vae.pixel import PixelCodec
 
 
@@ -24,38 +23,31 @@ class Config:
     side: int = 16
 
 
-class Grey:
+class Grey(of.Sampling):
     """How its clips are made: every clip is grey, whatever is asked for."""
 
     lattice = staticmethod(lambda config: Lattice(min_side=config.side, max_frames=4))
-    defaults = staticmethod(lambda config: Defaults(4, config.side, config.side, steps=2, takes_prompt=False))
-    process = staticmethod(lambda _config: Process(RectifiedFlow(), X0))
+    defaults = staticmethod(lambda config: of.Defaults(4, config.side, config.side, steps=2, takes_prompt=False))
+    process = staticmethod(lambda _config, _shape: of.Process(RectifiedFlow(), X0))
     codec = staticmethod(lambda _config, _model: PixelCodec())
     honours = staticmethod(lambda _config, _kind: ("replacement", "reconstruction"))
     check = staticmethod(lambda _config, _request: None)
-    files = staticmethod(lambda _request: ())
-    guidance = staticmethod(lambda _config, _request: None)
+    encode_prompt = staticmethod(lambda *_told: None)
+    condition = staticmethod(lambda *_told: of.Conditions({"positive": None, "negative": None}))
     join = staticmethod(lambda conditions: conditions[0])
 
-    def condition(self, system: Opened, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
-        return Conditions({"positive": None, "negative": None})
-
-    def denoiser(self, system: Opened, condition: Any, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: of.Opened, condition: Any, frames: Sequence[int] | None) -> Denoiser:
         return X0.denoiser(lambda z, level: system.model(z))
 
 
-class Files:
-    recognise = staticmethod(lambda _source: None)
+class Files(of.Checkpoints):
     convert = staticmethod(lambda _config, tensors: dict(tensors))
-    lora_aliases = staticmethod(lambda _config: {})
-    slots = layouts = None
 
 
-class Lessons:
-    recipe = staticmethod(lambda _config: Recipe(steps=1, batch=1, learning_rate=1e-3))
-    tuning = None
+class Lessons(of.Training):
+    recipe = staticmethod(lambda _config: of.Recipe(steps=1, batch=1, learning_rate=1e-3))
 
-    def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
+    def loss(self, model: nn.Module, config: Config, batch: of.Batch, generator: torch.Generator) -> Tensor:
         return model(batch.video).flatten(1).square().mean(1)
 
 
@@ -73,7 +65,7 @@ class Nothing:
 
 
 def model() -> Model:
-    return Model(System("nothing", Nothing(), Config(), Weights()))
+    return Model(of.System("nothing", Nothing(), Config(), of.Weights()))
 
 
 def test_a_family_of_one_short_file_answers_requests() -> None:

@@ -12,6 +12,8 @@ from kinema.system.family import (
     Opened,
     Process,
     Recipe,
+    Sampling,
+    Training,
     Tuning,
     decoding_of,
 )
@@ -36,6 +38,8 @@ __all__ = [
     "Opened",
     "Process",
     "Recipe",
+    "Sampling",
+    "Training",
     "Runtime",
     "Slots",
     "System",

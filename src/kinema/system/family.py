@@ -182,7 +182,9 @@ class Opened(Protocol):
 
 
 class Sampling(Protocol):
-    """How a family's clips are made. ``config`` is the family's own frozen dataclass."""
+    """How a family's clips are made. ``config`` is the family's own frozen dataclass. What a family does not say, it
+    inherits.
+    """
 
     def lattice(self, config: Any) -> Lattice: ...
 
@@ -200,8 +202,9 @@ class Sampling(Protocol):
     def check(self, config: Any, request: Request) -> None:
         """Refuse, by name, what the family cannot do (before weights are loaded); also unknown ``extra``."""
 
-    def files(self, request: Request) -> tuple[str, ...]:
+    def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
         """The files and folders that the family's own options (``extra``) name, for the recipe to tell their hashes."""
+        return ()
 
     def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> Any:
         """What the family's text encoders make of the request's prompts: once a clip, however many blocks it has."""
@@ -212,9 +215,10 @@ class Sampling(Protocol):
         ``request`` and ``canvas`` are of one block, and batch items are independent.
         """
 
-    def guidance(self, config: Any, request: Request) -> Guidance | None:
+    def guidance(self, config: Any, request: Request) -> Guidance | None:  # noqa: ARG002
         """Which branches there are and how they are put together for this many frames; None is classifier-free
         guidance of "positive" over "negative" by the request, its scale changing over the whole clip."""
+        return None
 
     def join(self, conditions: Sequence[Any]) -> Any | None:
         """Conditions of one branch, of clips told alike but for prompt, seed and canvas, as that of a batch of them.
@@ -261,6 +265,7 @@ class Training(Protocol):
     @property
     def tuning(self) -> Tuning | None:
         """Stages, parts, LoRAs and clips encoded beforehand; None for a family that is only trained whole."""
+        return None
 
 
 class Family(Protocol):

@@ -37,10 +37,11 @@ class Slots(Protocol):
 
 
 class Checkpoints(Protocol):
-    """What a family's files are, and how their tensors become the network's."""
+    """What a family's files are, and how their tensors become the network's. A family inherits what it does not say."""
 
-    def recognise(self, source: Source) -> Found | None:
+    def recognise(self, source: Source) -> Found | None:  # noqa: ARG002
         """What a foreign file (`Source.header`) or folder (`Source.pipeline`) is, or None if it is not ours."""
+        return None
 
     def convert(self, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Its tensors under the network's own names; every key used or named in a BadRequest.
@@ -48,13 +49,16 @@ class Checkpoints(Protocol):
         Those of a pipeline's folder come with their part in front (``unet.conv_in.weight``).
         """
 
-    def lora_aliases(self, config: Any) -> Mapping[str, str]:
+    def lora_aliases(self, config: Any) -> Mapping[str, str]:  # noqa: ARG002
         """Names of an original layout's modules to ours, for LoRA files that use them; ours are known without."""
+        return {}
 
     @property
     def slots(self) -> Slots | None:
         """What can be added to a model when it is opened; None for nothing."""
+        return None
 
     @property
     def layouts(self) -> Layouts | None:
         """The layouts that ``kinema convert`` writes; None for a family with only its own."""
+        return None

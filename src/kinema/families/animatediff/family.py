@@ -28,13 +28,13 @@ from kinema.grid import LatentGrid, Lattice
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Note, OnEvent, Request, Shape
 from kinema.spans import Spans, Stop, spans_of
-from kinema.system import Conditions, Defaults, Opened, Process, Slots, Tuning
+from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Slots, Training, Tuning
 from kinema.vae.kl2d import ImageCodec
 
 _ABSENT = {"vae": "VAE, add one (vae=FILE)", "text": "text encoder, take a checkpoint with one"}
 
 
-class Sampling:
+class AnimateDiffSampling(Sampling):
     """How its clips are made."""
 
     def lattice(self, config: Config) -> Lattice:
@@ -174,9 +174,6 @@ class Sampling:
         first = system.encode(canvas.video[:, :, :1])[:, :, 0].to(system.device, system.dtype)
         return pia.shown(first, affinity.to(first))
 
-    def guidance(self, config: Config, request: Request) -> None:  # noqa: ARG002
-        return None
-
     def join(self, conditions: Sequence[Condition]) -> Condition | None:
         return conditioning.joined(conditions)
 
@@ -190,7 +187,7 @@ class Sampling:
         return predicted.denoiser(lambda z, level: recipe.run_unet(model, system.config, z, level, told).to(z.dtype))
 
 
-class Checkpoints:
+class AnimateDiffCheckpoints(Checkpoints):
     """What its files are called."""
 
     recognise = staticmethod(opening.open_source)
@@ -210,7 +207,7 @@ class Checkpoints:
         return LAYOUTS
 
 
-class Training:
+class AnimateDiffTraining(Training):
     """How it is trained."""
 
     loss = staticmethod(recipe.loss)
@@ -227,9 +224,9 @@ class AnimateDiffFamily:
     """A personalised image model that moves (Guo et al. 2023); with one frame, the image model itself."""
 
     name = "animatediff"
-    sampling = Sampling()
-    checkpoints = Checkpoints()
-    training = Training()
+    sampling = AnimateDiffSampling()
+    checkpoints = AnimateDiffCheckpoints()
+    training = AnimateDiffTraining()
 
     @property
     def presets(self) -> Mapping[str, Config]:

@@ -22,10 +22,10 @@ from kinema.families.svd.pocket.presets import PRESETS as POCKETS
 from kinema.grid import LatentGrid, Lattice
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Note, OnEvent, Request, Shape
-from kinema.system import Conditions, Defaults, Opened, Process, Tuning
+from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training, Tuning
 
 
-class Sampling:
+class SVDSampling(Sampling):
     """How its clips are made."""
 
     def lattice(self, config: Config) -> Lattice:
@@ -74,9 +74,6 @@ class Sampling:
             raise BadRequest("this svd model makes an orbit, which cannot be made in windows; leave out window")
         if config.orbit and request.frames is not None and request.frames > config.frames:
             raise BadRequest(f"frames is {request.frames}; this svd model makes orbits of up to {config.frames} views")
-
-    def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
-        return ()
 
     def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> None:
         if request.prompt.strip() or request.negative_prompt.strip():
@@ -133,10 +130,9 @@ class Sampling:
         return V.denoiser(network)
 
 
-class Checkpoints:
+class SVDCheckpoints(Checkpoints):
     """What its files are called."""
 
-    slots = None
     layouts = checkpoint.LAYOUTS
 
     recognise = staticmethod(opening.open_source)
@@ -147,7 +143,7 @@ class Checkpoints:
     lora_aliases = staticmethod(lora.aliases)
 
 
-class Training:
+class SVDTraining(Training):
     """How it is trained."""
 
     loss = staticmethod(recipe.loss)
@@ -164,9 +160,9 @@ class StableVideoDiffusion:
     """Image to video in latent space (Blattmann et al. 2023) and its orbits, SV3D (Voleti et al. 2024)."""
 
     name = "svd"
-    sampling = Sampling()
-    checkpoints = Checkpoints()
-    training = Training()
+    sampling = SVDSampling()
+    checkpoints = SVDCheckpoints()
+    training = SVDTraining()
 
     @property
     def presets(self) -> Mapping[str, Config]:

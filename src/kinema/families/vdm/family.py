@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from kinema import registry
 from kinema.canvas import Canvas
-from kinema.checkpoints.source import Source
 from kinema.conditioning.pocket import PocketTokenizer, say_unknown
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import Level
@@ -20,7 +19,7 @@ from kinema.families.vdm.config import Config, from_json, presets, to_json
 from kinema.families.vdm.model import Stage, VideoUNet
 from kinema.grid import LatentGrid, Lattice
 from kinema.schema import BadRequest, OnEvent, Request, Shape
-from kinema.system import Conditions, Defaults, Opened, Process
+from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
 
@@ -28,7 +27,7 @@ _EXTRA = {"per_frame": bool}
 """``per_frame=True``: every frame by itself, the same weights as an image model."""
 
 
-class Sampling:
+class VDMSampling(Sampling):
     """How its clips are made."""
 
     def lattice(self, config: Config) -> Lattice:
@@ -76,9 +75,6 @@ class Sampling:
             if config.classes and prompt.strip():
                 class_index(config, prompt)
 
-    def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
-        return ()
-
     def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> dict[str, Tensor | None]:
         config = system.config
         if config.text == "pocket":
@@ -101,9 +97,6 @@ class Sampling:
         per_frame = bool(request.extra.get("per_frame", False))
         return Conditions({branch: Condition(vector, per_frame) for branch, vector in words.items()})
 
-    def guidance(self, config: Config, request: Request) -> None:  # noqa: ARG002
-        return None
-
     def join(self, conditions: Sequence[Condition]) -> Condition | None:
         vectors = [condition.vector for condition in conditions]
         told = [vector for vector in vectors if vector is not None]
@@ -124,27 +117,16 @@ class Sampling:
         return recipe.parameterisation(system.config).denoiser(network)
 
 
-class Checkpoints:
+class VDMCheckpoints(Checkpoints):
     """What its files are called."""
 
-    slots = None
-    layouts = None
-
-    def recognise(self, source: Source) -> None:  # noqa: ARG002
-        """Never: no foreign VDM weights exist, and our own files say in their metadata what shapes do not,
-        the prediction target and the tokenizer's words. Without them a model would run and be wrong."""
-        return None
-
-    def lora_aliases(self, config: Config) -> Mapping[str, str]:  # noqa: ARG002
-        return {}
-
+    # No foreign file is recognised: there are none of VDM, and only our own say what shapes do not, the prediction
+    # target and the tokenizer's words. Without them a model would run and be wrong.
     convert = staticmethod(checkpoint.convert)
 
 
-class Training:
+class VDMTraining(Training):
     """How it is trained."""
-
-    tuning = None
 
     loss = staticmethod(recipe.loss)
     recipe = staticmethod(recipe.recipe)
@@ -154,9 +136,9 @@ class VDM:
     """Video Diffusion Models (Ho et al. 2022): pixels, a factorised U-Net, guidance for every canvas."""
 
     name = "vdm"
-    sampling = Sampling()
-    checkpoints = Checkpoints()
-    training = Training()
+    sampling = VDMSampling()
+    checkpoints = VDMCheckpoints()
+    training = VDMTraining()
 
     @property
     def presets(self) -> Mapping[str, Config]:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from kinema.canvas import Canvas
 from kinema.checkpoints.settings import made
-from kinema.checkpoints.source import Source
 from kinema.conditioning.pocket import PocketTokenizer, say_unknown
 from kinema.data import playroom
 from kinema.diffusion.parameterise import X0, Denoiser
@@ -22,7 +21,7 @@ from kinema.families.zoetrope.config import PRESETS, Config
 from kinema.families.zoetrope.model import Zoetrope, blocks
 from kinema.grid import FrameGrid, LatentGrid, Lattice
 from kinema.schema import BadRequest, Note, OnEvent, Request, Shape
-from kinema.system import Conditions, Defaults, Opened, Process, Recipe
+from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Recipe, Sampling, Training
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
 
@@ -37,7 +36,7 @@ class Condition:
     per_frame: bool = False
 
 
-class Sampling:
+class ZoetropeSampling(Sampling):
     """How its clips are made."""
 
     def lattice(self, config: Config) -> Lattice:
@@ -81,9 +80,6 @@ class Sampling:
         if not isinstance(told := request.extra.get("per_frame", False), bool):
             raise BadRequest(f"per_frame is {quoted(told)}; expected true or false")
 
-    def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
-        return ()
-
     def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> dict[str, Tensor]:
         config: Config = system.config
         tokenizer = PocketTokenizer(config.words)
@@ -110,9 +106,6 @@ class Sampling:
         per_frame = bool(request.extra.get("per_frame"))
         return Conditions({branch: Condition(ids, given, mask, per_frame) for branch, ids in words.items()})
 
-    def guidance(self, config: Config, request: Request) -> None:  # noqa: ARG002
-        return None
-
     def join(self, conditions: Sequence[Condition]) -> Condition:
         ids, given, mask = (
             torch.cat([getattr(condition, name) for condition in conditions])
@@ -135,24 +128,16 @@ class Sampling:
         return X0.denoiser(network)
 
 
-class Checkpoints:
+class ZoetropeCheckpoints(Checkpoints):
     """What its files are called."""
 
-    slots = None
-    layouts = None
-
-    def recognise(self, source: Source) -> None:  # noqa: ARG002
-        """Always None: the tokenizer lives in our files' metadata, without which the weights mean nothing."""
-        return None
-
-    def lora_aliases(self, config: Config) -> Mapping[str, str]:  # noqa: ARG002
-        return {}
+    # No foreign file is recognised: the tokenizer lives in our files' metadata, without which the weights mean nothing.
 
     def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
         raise BadRequest("zoetrope has one layout, its own; this file has another")
 
 
-class Training:
+class ZoetropeTraining(Training):
     """How it is trained."""
 
     tuning = None
@@ -166,9 +151,9 @@ class ZoetropeFamily:
     """The embedded default: see README.md beside this file."""
 
     name = "zoetrope"
-    sampling = Sampling()
-    checkpoints = Checkpoints()
-    training = Training()
+    sampling = ZoetropeSampling()
+    checkpoints = ZoetropeCheckpoints()
+    training = ZoetropeTraining()
 
     @property
     def presets(self) -> Mapping[str, Config]:
