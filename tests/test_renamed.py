@@ -53,11 +53,11 @@ def test_a_clip_of_the_old_name_is_that_of_the_new_one_and_it_is_said() -> None:
     new = model.generate("a red ball", prompt_spans={3: "a blue star"}, **told)
     assert Note(SAID) in said
     assert old.recipe["frames_hash"] == new.recipe["frames_hash"]
-    assert old.recipe["request"] == new.recipe["request"]
+    assert old.recipe["stages"][0]["request"] == new.recipe["stages"][0]["request"]
 
 
 def test_the_command_line_still_takes_the_old_name(tmp_path, capsys) -> None:  # noqa: ANN001
     words = ["generate", "a red ball", "-m", "animatediff/tiny", "--steps", "1", "--frames", "4", "--extra"]
     assert main([*words, "travel=3: a blue star", "-o", str(tmp_path / "a.mp4")]) == 0
     assert SAID in " ".join(capsys.readouterr().err.split())
-    assert read_recipe(tmp_path / "a.mp4")["request"]["prompt_spans"] == {"3": "a blue star"}
+    assert read_recipe(tmp_path / "a.mp4")["stages"][0]["request"]["prompt_spans"] == {"3": "a blue star"}

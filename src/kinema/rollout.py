@@ -38,7 +38,7 @@ def pixels(work: Work, noise: Tensor | None, draws: Noise, on_event: OnEvent) ->
     for number, block in enumerate(blocks):
         part = canvas.part(replace(block, anchor=anchor if not stage.at_once else None), Piece(video, mask))
         last = min(block.start + block.frames, total) - 1
-        if len(blocks) > 1:
+        if not stage.at_once:
             on_event(Note(f"block {number + 1} of {len(blocks)}: frames {block.start} to {last}"))
         z = _sampled(work, words, part, noise, draws, across(on_event, number, len(blocks)))
         on_event(Phase("decode"))

@@ -110,7 +110,7 @@ def test_progress_is_on_stderr_and_says_what_was_snapped(capsys):
 def test_a_config_file_gives_what_the_command_line_leaves_out(capsys):
     Path("c.yaml").write_text("model: zoetrope/tiny\nsteps: 2\nseed: 3\noutput: c.mp4\nquiet: true\nprompt: a ball\n")
     assert kinema(capsys, "generate", "--config", "c.yaml", "--seed", "4") == ["c.mp4"]
-    assert '"seed": 4' in json.dumps(read_recipe("c.mp4")["request"])
+    assert '"seed": 4' in json.dumps(read_recipe("c.mp4")["stages"][0]["request"])
 
 
 def test_between_two_pictures_the_word_is_the_prompt(capsys):
@@ -166,7 +166,7 @@ def test_a_clip_with_keyframes_has_them_to_the_bit_and_is_named_by_its_prompt(ca
 def test_a_clip_with_keyframes_is_replayed_from_them(given, capsys):
     kinema(capsys, *KEYED, "--keyframe", "7=first.png", "-o", "keyed.mp4")
     recipe = read_recipe("keyed.mp4")
-    assert recipe["request"]["keyframes"] == {"0": "first.png", "5": "last.png", "7": "first.png"}
+    assert recipe["stages"][0]["request"]["keyframes"] == {"0": "first.png", "5": "last.png", "7": "first.png"}
     assert list(recipe["inputs"]) == ["keyframe 0", "keyframe 5", "keyframe 7"]
     Path("photos").mkdir()
     for name in ("first.png", "last.png"):
@@ -186,7 +186,7 @@ def test_the_full_paths_of_keyframes_are_kept_where_that_is_asked_for(capsys, tm
     kinema(capsys, *KEYED, "--record-paths", "-o", "keyed.mp4")
     told = read_recipe("keyed.mp4")
     assert told["paths"] == {"keyframe 0": str(tmp_path / "first.png"), "keyframe 5": str(tmp_path / "last.png")}
-    assert told["request"]["keyframes"] == {"0": "first.png", "5": "last.png"}
+    assert told["stages"][0]["request"]["keyframes"] == {"0": "first.png", "5": "last.png"}
 
 
 def test_replay_with_other_settings_says_that_it_differs(capsys):
@@ -198,7 +198,7 @@ def test_replay_with_other_settings_says_that_it_differs(capsys):
 def test_inspect_shows_the_recipe(capsys):
     kinema(capsys, "generate", "a ball", *TINY, "-o", "i.mp4")
     told = json.loads("\n".join(kinema(capsys, "inspect", "i.mp4", "--json")))
-    assert told["recipe"]["model"] == "zoetrope/tiny"
+    assert told["recipe"]["stages"][0]["model"] == "zoetrope/tiny"
     assert "zoetrope/tiny" in "\n".join(kinema(capsys, "inspect", "i.mp4"))
 
 
@@ -308,7 +308,7 @@ def test_a_verb_takes_what_the_schema_says_and_the_sampling_options(task):
 def test_generate_makes_a_loop_of_windows(capsys):
     words = ("generate", "a red ball rolls right", *TINY, "--loop", "-o", "loop.mp4")
     kinema(capsys, *words, "--frames", "16", "--window", "8")
-    assert read_recipe("loop.mp4")["request"]["loop"] is True
+    assert read_recipe("loop.mp4")["stages"][0]["request"]["loop"] is True
 
 
 # ----------------------------------------------------------------------------- before the work, and sound
@@ -405,7 +405,7 @@ def test_an_edit_of_no_steps_says_that_nothing_is_sampled(capsys):
     words = ("-m", "zoetrope/tiny", "--strength", "0", "--steps", "2", "--seed", "1", "-o", "same.mp4")
     assert main(["edit", "ball.mp4", "a ball", *words]) == 0
     err = capsys.readouterr().err
-    assert "nothing to sample: strength 0 keeps the source" in err
+    assert "nothing to sample: what is known is kept to the end" in err
     assert "0 steps" not in err
 
 

@@ -296,7 +296,7 @@ def test_the_command_line_makes_long_clips_and_their_recipe_says_how(tmp_path):
     words = "generate ball --model animatediff/tiny --steps 2 --seed 1 --frames 24 --window 16 --overlap 12 --quiet"
     length = "--window-in attention --noise-type shuffle-context --free-init 2 --free-init-stop 0.2,0.3"
     assert main([*words.split(), *length.split(), "-o", str(clip)]) == 0
-    told = read_recipe(clip)["request"]
+    told = read_recipe(clip)["stages"][0]["request"]
     assert (told["window_in"], told["noise_type"], told["free_init_stop"]) == (
         "attention",
         "shuffle-context",

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from kinema.api import load
-from kinema.canvas import Canvas
+from kinema.canvas import Block, Canvas
 from kinema.families.animatediff.config import IMAGE_BETAS, MOTION_BETAS
 from kinema.families.animatediff.model import AnimateDiff
-from kinema.schema import BadRequest, Request, ignore
+from kinema.schema import BadRequest, Request, Shape
 
 PROMPT, NEGATIVE = "a b c d", "z y"
 
@@ -139,7 +139,11 @@ def test_frames_of_a_prompt_that_the_clip_has_not_are_refused(model):
 def test_each_frame_is_told_the_line_between_the_prompts_beside_it(model):
     """The rows of prompt travel as they have been computed since it was there, written out: equal to the bit."""
     system = model.system
-    told = {text: system.family.sampling.condition(system, asked(text), canvas_of(12), ignore) for text in "abc"}
+
+    def told_of(request, canvas):
+        return system.condition(system.encode_prompt(asked("a", request.prompt_spans)), request, canvas)
+
+    told = {text: system.condition(system.encode_prompt(asked(text)), asked(text), canvas_of(12)) for text in "abc"}
     row = {text: conditions.branches["positive"].context_BKLC[0] for text, conditions in told.items()}
     stops = {0: "a", 4: "b", 9: "c"}
     rows = []
@@ -148,10 +152,10 @@ def test_each_frame_is_told_the_line_between_the_prompts_beside_it(model):
         after = min((stop for stop in stops if stop > frame), default=before)
         share = (frame - before) / (after - before) if after > before else 0.0
         rows.append(torch.lerp(row[stops[before]], row[stops[after]], share))
-    made = system.family.sampling.condition(system, asked("a", {4: "b", 9: "c"}), canvas_of(12), ignore)
+    made = told_of(asked("a", {4: "b", 9: "c"}), canvas_of(12))
     assert torch.equal(made.branches["positive"].context_BKLC[0], torch.cat(rows))
     part = asked("a", {4: "b", 9: "c"}).with_(frames=5)
-    later = system.family.sampling.condition(system, part, replace(canvas_of(5), start=6), ignore)
+    later = told_of(part, replace(canvas_of(5), block=Block(6, 5)))
     assert torch.equal(later.branches["positive"].context_BKLC[0], torch.cat(rows[6:11]))
 
 
@@ -160,7 +164,7 @@ def asked(prompt, spans=None):
 
 
 def canvas_of(frames):
-    return Canvas(torch.zeros(1, 3, frames, 16, 16), torch.zeros(1, 1, frames, 16, 16))
+    return Canvas(Shape(1, 3, frames, 16, 16))
 
 
 def test_effect_0_makes_each_frame_as_if_it_were_alone(model):

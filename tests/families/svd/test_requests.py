@@ -307,7 +307,7 @@ def test_clip_sees_the_first_frame_in_every_block_where_that_is_asked_for(model,
 def test_motion_is_short_for_the_motion_bucket(media, tmp_path, capsys):
     words = ["animate", str(media / "one.png"), "--model", "svd/tiny", "--steps", "1", "--quiet"]
     assert main([*words, "--motion", "40", "-o", str(tmp_path / "a.mp4")]) == 0
-    assert read_recipe(tmp_path / "a.mp4")["request"]["extra"] == {"motion_bucket": 40}
+    assert read_recipe(tmp_path / "a.mp4")["stages"][0]["request"]["extra"] == {"motion_bucket": 40}
     assert main([*words, "--motion", "40", "--extra", "motion-bucket=3", "-o", str(tmp_path / "b.mp4")]) == 2
     assert "one option" in capsys.readouterr().err
     assert (

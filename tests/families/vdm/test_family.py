@@ -32,7 +32,7 @@ def conditioned(model: System, request: Request, on_event: OnEvent = ignore) -> 
 
 
 def level(model: System, t: float = 0.5) -> Level:
-    return model.process.schedule.level(torch.tensor([t], dtype=torch.float64))
+    return model.process(with_defaults(model, Request())).schedule.level(torch.tensor([t], dtype=torch.float64))
 
 
 def noisy(seed: int = 0) -> torch.Tensor:
@@ -182,6 +182,8 @@ def test_tiny_samples_a_finite_clip_with_its_own_defaults(tiny: Config) -> None:
     request = with_defaults(model, Request(seed=1))
     denoise = model.denoiser(conditioned(model, request).branches["positive"])
     noise = model.noise(request)
-    z = SAMPLERS[request.sampler](denoise, model.prior(noise.normal(SHAPE[1:])), model.levels(request), noise=noise)
+    z = SAMPLERS[request.sampler](
+        denoise, model.prior(request, noise.normal(SHAPE[1:])), model.levels(request), noise=noise
+    )
     assert z.shape == SHAPE
     assert bool(z.isfinite().all())

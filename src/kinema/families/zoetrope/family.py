@@ -61,6 +61,7 @@ class ZoetropeSampling(Sampling):
             guidance=2.0,
             # Guided, a clip is twice the one with words less the one without, and the sprite of the second shows in it.
             guidance_interval=(-math.inf, 0.0) if config.sprite else None,
+            enlarges=True,
             options={"gamma": 0.3},
         )
 
