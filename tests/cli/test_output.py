@@ -162,6 +162,7 @@ def test_two_processes_that_write_one_name_keep_both_clips():
 import sys, torch
 from pathlib import Path
 from kinema.cli.output import Output
+from kinema.schema import Clip
 output = Output(Path("a.mp4"), "x")
 print("ready", flush=True)
 sys.stdin.readline()

@@ -184,6 +184,7 @@ CUT = """
 import sys, time
 from pathlib import Path
 from kinema.data import shots
+from kinema.schema import BadRequest
 Path(sys.argv[3]).touch()
 while not Path(sys.argv[4]).exists():
     time.sleep(0.001)

@@ -16,6 +16,7 @@ from kinema.training.run import train
 CHILD = """
 import json, os, signal, sys
 from kinema.checkpoints import files
+from kinema.schema import TrainStep
 from kinema.training.options import TrainOptions
 from kinema.training.run import train
 
