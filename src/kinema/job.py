@@ -225,7 +225,7 @@ def beside(system: System, name: str) -> System:
         ),
     )
     if not upper.family.sampling.defaults(upper.config).enlarges:
-        raise BadRequest(f"{upper.name} cannot enlarge the clip of another model: super_resolution takes a vdm model")
+        raise BadRequest(f"{upper.name} cannot enlarge the clip of another model; vdm models can")
     return upper
 
 

@@ -6,13 +6,14 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from operator import mul
 from typing import TYPE_CHECKING, Any
 
 from kinema.bounds import as_json, shown
 from kinema.cli import machine
 from kinema.cli.options import Option, parse, with_defaults
 from kinema.cli.verbs import CONFIG, MODEL, VERBS, model_options, open_model, request_from, request_options
-from kinema.schema import Event, Note, Request, TaskName
+from kinema.schema import Event, Note, Phase, Request, Step, TaskName
 
 if TYPE_CHECKING:
     from kinema.api import Model
@@ -36,6 +37,8 @@ class Plan:
     size: str
     latent: str
     steps: int
+    sampling: str
+    """Of each stage, for people; ``steps``, ``sampler`` and ``guidance`` are the first one's."""
     sampler: str
     guidance: float
     parameters: int
@@ -59,9 +62,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one step and of everything around the steps; calls of the network in all."""
+    """Seconds of one step of each stage and of everything around the steps; calls of the networks in all."""
 
-    a_step: float
+    a_step: tuple[float, ...]
     around: float
     calls: int
 
@@ -107,7 +110,7 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
             notes.append(event.message)
 
     works = drawn(system, request, listen)
-    base, settled = works[0], works[-1].stage.request
+    settled = works[-1].stage.request
     shape = settled.shape
     count = sum(machine.parameters(work.system.family, work.system.config)[0] for work in works)
     device = str(system.device)
@@ -119,19 +122,24 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
             stages.append(replace(work.stage, memory=how).told())
     except TooLarge as error:
         refusal = str(error)
-    steps = (base.stage.request.steps or 0) - base.canvas.skipped
+    steps = [(work.stage.request.steps or 0) - work.canvas.skipped for work in works]
+    sampled = [work.stage.request for work in works]
     cost = _measure(model, request.with_(seed=settled.seed), works, steps) if measure and not refusal else None
     peak = machine.peak_memory(device) or None if cost else None
     notes += [*about_precision(system), *how.reasons]
     return Plan(
         task=settled.task,
-        model=system.name,
+        model=" then ".join(work.system.name for work in works),
         device=device,
         size=f"{shape.batch} × {shape.frames} frames of {shape.width}×{shape.height} at {settled.fps:g} fps",
         latent=" then ".join("×".join(map(str, work.latent)) for work in works),
-        steps=steps,
-        sampler=base.stage.request.sampler or "",
-        guidance=base.stage.request.guidance or 0.0,
+        steps=steps[0],
+        sampling=", then ".join(
+            f"{told.sampler}, {count} steps, guidance {told.guidance or 0.0:g}"
+            for told, count in zip(sampled, steps, strict=True)
+        ),
+        sampler=sampled[0].sampler or "",
+        guidance=sampled[0].guidance or 0.0,
         parameters=count,
         weight_bytes=count * system.dtype.itemsize,
         free_bytes=machine.free_memory(device),
@@ -140,8 +148,8 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
         offload=how.offload,
         chunk_tokens=how.tokens,
         network_calls=cost.calls if cost else None,
-        seconds=cost.around + cost.a_step * steps if cost else None,
-        seconds_a_step=cost.a_step if cost else None,
+        seconds=cost.around + sum(map(mul, cost.a_step, steps)) if cost else None,
+        seconds_a_step=sum(cost.a_step) if cost else None,
         peak_bytes=peak,
         fits=not refusal,
         stages=tuple(stages),
@@ -149,13 +157,14 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
     )
 
 
-def _reasons(count: int, width: int, steps: int, cost: Cost | None, refusal: str) -> list[str]:
+def _reasons(count: int, width: int, steps: Sequence[int], cost: Cost | None, refusal: str) -> list[str]:
     reasons = [f"weights: {count:,} parameters × {width} bytes"]
     if cost:
         few, more = MEASURED_STEPS
+        sampling = " + ".join(f"{count} × {each:.3g} s" for count, each in zip(steps, cost.a_step, strict=True))
         return [
             *reasons,
-            f"time: {steps} × {cost.a_step:.3g} s + {cost.around:.3g} s, timed just now over {few} and {more} steps",
+            f"time: {sampling} + {cost.around:.3g} s, timed just now over {few} and {more} steps",
             "memory: the peak of those runs, libraries included; more steps need no more",
         ]
     if refusal:
@@ -163,7 +172,7 @@ def _reasons(count: int, width: int, steps: int, cost: Cost | None, refusal: str
     return [*reasons, "time and calls of the steps: not measured, as --no-measure asks"]
 
 
-def _measure(model: Model, request: Request, works: Sequence[Work], steps: int) -> Cost:
+def _measure(model: Model, request: Request, works: Sequence[Work], steps: Sequence[int]) -> Cost:
     """Time two short runs after a warm one; what they differ by is the cost of a step, of both stages where there are
     two.
     """
@@ -180,20 +189,39 @@ def _measure(model: Model, request: Request, works: Sequence[Work], steps: int) 
     seconds, called = [], []
     try:
         for some in MEASURED_STEPS:
-            before, began = sum(calls[0] for calls, _ in counters), time.perf_counter()
-            model.run(request.with_(steps=some))
+            clock, before, began = Clock(), [calls[0] for calls, _ in counters], time.perf_counter()
+            model.run(request.with_(steps=some), on_event=clock)
             seconds.append(time.perf_counter() - began)
-            called.append(sum(calls[0] for calls, _ in counters) - before)
+            called.append([calls[0] - was for (calls, _), was in zip(counters, before, strict=True)])
     finally:
         for _, counting in counters:
             counting.remove()
-    a_step = max((seconds[1] - seconds[0]) / (more - few), 1e-6)
-    calls_a_step = (called[1] - called[0]) / (more - few)
+    both = max((seconds[1] - seconds[0]) / (more - few), 1e-6)
+    more_calls = [(many - one) / (more - few) for one, many in zip(*called, strict=True)]
+    counted = zip(called[0], more_calls, steps, strict=True)
     return Cost(
-        a_step=a_step,
-        around=max(seconds[0] - a_step * few, 0.0),
-        calls=round(called[0] + calls_a_step * (steps - few)),
+        a_step=tuple(both * share for share in clock.shares()),
+        around=max(seconds[0] - both * few, 0.0),
+        calls=round(sum(one + each * (count - few) for one, each, count in counted)),
     )
+
+
+class Clock:
+    """Hears when the steps of each stage are done."""
+
+    def __init__(self) -> None:
+        self.stages: list[list[float]] = []
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Phase) and event.name == "load":
+            self.stages.append([])
+        elif isinstance(event, Step):
+            self.stages[-1].append(time.perf_counter())
+
+    def shares(self) -> list[float]:
+        """The share of a step of all stages that each of them takes."""
+        spent = [stage[-1] - stage[0] if stage else 0.0 for stage in self.stages]
+        return [each / sum(spent) if sum(spent) else 1 / len(spent) for each in spent]
 
 
 def describe(made: Plan) -> str:
@@ -217,8 +245,7 @@ def describe(made: Plan) -> str:
         ("latents", made.latent),
         (
             "sampling",
-            f"{made.sampler}, {made.steps} steps, guidance {made.guidance:g}"
-            + ("" if made.network_calls is None else f": {made.network_calls} network calls"),
+            made.sampling + ("" if made.network_calls is None else f": {made.network_calls} network calls"),
         ),
         ("memory", _settings(made)),
         *(("because", reason) for reason in made.reasons),
