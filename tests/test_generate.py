@@ -146,7 +146,7 @@ def test_reconstruction_guidance_moves_the_unknown_frames(model: Model, clip_fil
         (way, weight): sample(
             system,
             replace(request, reconstruction_weight=weight),
-            system.encode_prompt(request),
+            {None: system.encode_prompt(request)},
             replace(canvas, block=Block(way=way)),
             noise,
             system.noise(request),

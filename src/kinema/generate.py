@@ -27,6 +27,7 @@ from kinema.provenance import frames_hash, recipe
 from kinema.rollout import enlarged, latents, pixels
 from kinema.schema import BadRequest, Clip, Memory, OnEvent, Phase, ignore
 from kinema.system import System
+from kinema.values import quoted
 
 Noise = Tensor | Mapping[str, Tensor] | None
 """Standard normal B×C×T×h×w of the one stage, or of stages by name."""
@@ -58,10 +59,11 @@ def generate(
         fps = cast(float, last.stage.request.fps)
         sound = carried(first.canvas.heard, last.stage.request.shape.frames / fps, on_event)
         video = torch.empty(0)
+        for work in works:
+            work.system.begin_hash()  # beside the work; files that are gone are told now
         for number, work in enumerate(works):
             with work.system.runtime.running(), torch.no_grad():
                 on_event(Phase("load", work.system.name))
-                work.system.begin_hash()  # beside the work; files that are gone are told now
                 place(work.system, work.stage.memory)
                 draws, own = work.system.noise(work.stage.request), noises.get(work.stage.name)
                 work = enlarged(work, video) if number else work  # noqa: PLW2901
@@ -79,6 +81,8 @@ def generate(
 def _noises(works: Sequence[Work], noise: Noise) -> dict[str, Tensor]:
     """The caller's noise by stage. Raises BadRequest for a stage that is not there, or another shape."""
     names = [work.stage.name for work in works]
+    if noise is not None and not isinstance(noise, Tensor | Mapping):
+        raise BadRequest(f"noise is {quoted(noise)}; expected a tensor, or one of each stage by its name")
     if isinstance(noise, Tensor) and len(works) > 1:
         raise BadRequest(f"this job has two stages, so noise is of one by name: {' or '.join(names)}")
     told: dict[str, Tensor] = {names[0]: noise} if isinstance(noise, Tensor) else {**(noise or {})}
@@ -86,6 +90,8 @@ def _noises(works: Sequence[Work], noise: Noise) -> dict[str, Tensor]:
         if name not in names:
             raise BadRequest(f"noise is of a stage {name!r}; this job has {' and '.join(names)}")
         work = works[names.index(cast(Any, name))]
+        if not isinstance(own, Tensor):
+            raise BadRequest(f"noise is {quoted(own)}; expected a tensor of shape {work.latent}")
         if tuple(own.shape) != work.latent:
             raise BadRequest(
                 f"noise has shape {tuple(own.shape)}; this request to {work.system.name} needs {work.latent}"
@@ -102,7 +108,7 @@ def _wanted(works: Sequence[Work], output: str) -> str:
     if output not in (*ways, f"latents:{names[0]}"):
         raise BadRequest(f"output is {output!r}; expected clip or {' or '.join(ways)}")
     wanted = works[names.index(cast(Any, output.partition(":")[2] or names[0]))]
-    if len(wanted.stage.blocks) > 1:
+    if not wanted.stage.at_once:
         raise BadRequest("block-wise clips cannot return latents; ask for a window or fewer frames")
     return wanted.stage.name
 

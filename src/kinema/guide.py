@@ -51,12 +51,8 @@ def sample(  # noqa: PLR0917
     on_event(Phase("condition"))
     told = {text: system.condition(each, request, canvas, on_event) for text, each in words.items()}
     conditions = told[None] if None in told else InWindows.of_request(system, request, told)
-    way, clean = canvas.block.way, system.family.sampling.defaults(system.config).clean_frames
-    shown = way == "native" and not clean  # by the network's own channels
-    given = [] if shown or canvas.empty else [given_piece(system, canvas, clean=clean)]
-    weight = request.reconstruction_weight if canvas.small is None else canvas.small.weight
-    drawn = Drawn(given[0] if way == "reconstruction" and given else None, canvas.small, weight)
-    pieces = [*held_pieces(system, canvas, clean=clean), *given]
+    clean = system.family.sampling.defaults(system.config).clean_frames
+    pieces, drawn = known(system, request, canvas, clean=clean)
     guidance = system.family.sampling.guidance(system.config, request) or guidance or system.guidance(request)
     first = z = in_order(system, request, noise, draws).to(system.device, torch.float32)
     again = free_init(system, request)
@@ -110,6 +106,7 @@ class Drawn:
     given: Known | None
     small: Small | None
     weight: float
+    """Of what is given; the small clip has its own."""
 
     def around(self, denoise: Denoiser, frames: Sequence[int]) -> Denoiser:
         """The denoiser of these latent frames, drawn to what of them is known."""
@@ -120,7 +117,7 @@ class Drawn:
         if self.small is not None:
             here, there = self.small.among(frames)
             known.append(
-                Measurement(partial(smaller, here, self.small.factor), self.small.video[:, :, there], self.weight)
+                Measurement(partial(smaller, here, self.small.factor), self.small.video[:, :, there], self.small.weight)
             )
         return Reconstruction(denoise, known, held)
 
@@ -129,6 +126,15 @@ def smaller(frames: Sequence[int], factor: int, video_BCTHW: Tensor) -> Tensor:
     """The small clip of a large one: these frames of it, ``factor``×``factor`` pixels averaged into one."""
     kept = video_BCTHW[:, :, list(frames)]
     return reduce(kept, "b c t (h p) (w q) -> b c t h w", "mean", p=factor, q=factor)
+
+
+def known(system: System, request: Request, canvas: Canvas, *, clean: bool) -> tuple[list[Known], Drawn]:
+    """The pieces that are written over the state, and what guidance draws the estimates to."""
+    way = canvas.block.way
+    shown = way == "native" and not clean  # by the network's own channels
+    given = [] if shown or canvas.empty else [given_piece(system, canvas, clean=clean)]
+    drawn = Drawn(given[0] if way == "reconstruction" and given else None, canvas.small, request.reconstruction_weight)
+    return [*held_pieces(system, canvas, clean=clean), *given], drawn
 
 
 def given_piece(system: System, canvas: Canvas, *, clean: bool = False) -> Known:

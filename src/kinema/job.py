@@ -1,15 +1,14 @@
 """A request made definite: each stage with its size, blocks, releases and memory plan; or refused.
 
-A `Job` is plain data, which the recipe of a clip holds and `kinema replay` takes up again. Everything in it is settled
-before a weight is read, and travels down from here: nothing below asks again.
+A job is a list of stages, each of them plain data, which the recipe of a clip holds and `kinema replay` takes up again.
+Everything in it is settled before a weight is read, and travels down from here: nothing below asks again.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,31 +16,19 @@ from torch import Tensor
 from kinema.canvas import Block, Canvas, Piece, Way, kind_of
 from kinema.diffusion.overwrite import by_level, by_ratio
 from kinema.diffusion.schedules import edit_steps
-from kinema.memory.plan import Plan, choose
+from kinema.memory.plan import Plan, choose, weight_bytes
 from kinema.schema import BadRequest, Note, OnEvent, Request, ignore
-from kinema.settle import rolls_out, settle
-from kinema.spans import spans_of
-from kinema.system import System, open_system
+from kinema.settle import rolls_out
+from kinema.spans import later, spans_of
+from kinema.stages import Enlarging, Part, Recorded, Stages, parts_of, retaken
+from kinema.system import System
 from kinema.tasks import TASKS
 
 OnSettled = Callable[[Request], None]
-Stages = Literal["base", "super-resolution"]
 
 
 def accept(_request: Request) -> None:
     """The check that everything passes."""
-
-
-@dataclass(frozen=True)
-class Enlarging:
-    """How a stage enlarges the clip of the one before: ``factor`` times the sides, ``every`` times the frames.
-
-    ``weight`` is that of guidance by the small clip (w_r of VDM, section 3.1).
-    """
-
-    factor: int
-    every: int
-    weight: float
 
 
 @dataclass(frozen=True)
@@ -63,7 +50,7 @@ class Stage:
     @property
     def whole(self) -> Request:
         """The request with the frames that are made."""
-        return replace(self.request, frames=self.frames)
+        return made_whole(self.request, self.frames)
 
     def of(self, block: Block) -> Request:
         """The request of one block."""
@@ -83,19 +70,18 @@ class Stage:
         )
 
 
+def made_whole(request: Request, frames: int) -> Request:
+    """The request with the frames that are made. A backward clip has those beyond the asked before it: its prompts over
+    frames come so much later.
+    """
+    more = frames - request.shape.frames if request.backward else 0
+    return replace(request, frames=frames, prompt_spans=later(request.prompt_spans, more))
+
+
 def _told(block: Block) -> dict[str, Any]:
     told: dict[str, Any] = {"start": block.start, "frames": block.frames, "way": block.way}
     told |= {"releases": list(block.releases)} if block.releases else {}
     return told | ({} if block.prompt is None else {"prompt": block.prompt})
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """One stage of a recipe: its request, settled and with files that are here, and what it told besides."""
-
-    request: Request
-    blocks: tuple[Block, ...] = ()
-    enlarging: Enlarging | None = None
 
 
 Asked = Request | Sequence[Recorded]
@@ -127,9 +113,10 @@ class Work:
 
 def draw_up(system: System, asked: Asked, on_event: OnEvent = ignore, on_settled: OnSettled = accept) -> list[Work]:
     """The job of a request, with each choice said, and what it works on. Raises BadRequest for what cannot be done."""
-    works = []
-    for work in drawn(system, asked, on_event, on_settled):
-        plan = planned(work)
+    works: list[Work] = []
+    stages = drawn(system, asked, on_event, on_settled)
+    for number, work in enumerate(stages):
+        plan = planned(work, beside_it(stages, number))
         for reason in (*plan.reasons, *about_precision(work.system)):
             on_event(Note(reason))
         stage = replace(work.stage, memory=plan, request=plan.applied(work.stage.request))
@@ -150,93 +137,19 @@ def drawn(system: System, asked: Asked, on_event: OnEvent = ignore, on_settled: 
     on_settled(parts[-1].request)
     works = []
     for number, part in enumerate(parts):
-        canvas = TASKS[part.request.task].canvas(part.request, ignore if number else on_event)
-        work = work_of(part, replace(canvas, pieces=(canvas.given,)) if number else canvas)
+        work = work_of(part, _given(part) if number else TASKS[part.request.task].canvas(part.request, on_event))
         if told is not None and told[number].blocks:
             work = with_blocks(work, told[number].blocks)
         works.append(work)
     return works
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
-    """One stage, of which only the request is settled."""
-
-    name: Stages
-    system: System
-    request: Request
-    enlarging: Enlarging | None = None
-
-
-def parts_of(system: System, request: Request, on_event: OnEvent = ignore) -> list[Part]:
-    """The stages of a request: one, or a small clip and its super-resolution."""
-    if request.super_resolution is None:
-        if request.task == "generate" and request.every is not None:
-            raise BadRequest("generate takes every with super_resolution, which makes the frames between: give both")
-        return [Part("base", system, settle(system, request, on_event))]
-    upper = beside(system, request.super_resolution)
-    factor, every = _factor(system, upper), (request.task == "generate" and request.every) or 1
-    if request.prompt_spans and every > 1:
-        raise BadRequest(
-            "prompt_spans are of frames that the first stage makes: leave every out, or one prompt for all"
-        )
-    small = replace(
-        request,
-        super_resolution=None,
-        every=None if request.task == "generate" else request.every,
-        height=None if request.height is None else max(round(request.height / factor), 1),
-        width=None if request.width is None else max(round(request.width / factor), 1),
-        frames=None if request.frames is None else math.ceil(request.frames / every),
-        fps=None if request.fps is None else request.fps / every,
-    )
-    base = settle(system, small, on_event)
-    untold: dict[str, Any] = {"prompt": "", "negative_prompt": "", "guidance": None, "guidance_end": None}
-    large = replace(
-        request,
-        seed=base.seed,
-        height=factor * base.shape.height,
-        width=factor * base.shape.width,
-        frames=request.frames or every * base.shape.frames,
-        fps=cast(float, base.fps) * every,
-        loras=None,
-        **({} if upper.family.sampling.defaults(upper.config).takes_prompt else untold),
-    )
-    enlarging = Enlarging(factor, every, request.super_resolution_weight)
-    return [Part("base", system, base), Part("super-resolution", upper, settle(upper, large, on_event), enlarging)]
-
-
-def retaken(system: System, recorded: Sequence[Recorded], on_event: OnEvent = ignore) -> list[Part]:
-    """The stages of a recipe. They are settled already; what somebody else wrote is checked again."""
-    parts = []
-    for each in recorded:
-        name = each.request.super_resolution
-        own = system if name is None else beside(system, name)
-        stage: Stages = "base" if name is None else "super-resolution"
-        parts.append(Part(stage, own, settle(own, each.request, on_event), each.enlarging))
-    return parts
-
-
-def beside(system: System, name: str) -> System:
-    """The model of the second stage, opened once, where and as precise as the first."""
-    upper = system.runtime.beside(
-        name,
-        lambda: open_system(
-            name, dtype=system.precision, device=system.device, offline=system.offline, memory=system.memory
-        ),
-    )
-    if not upper.family.sampling.defaults(upper.config).enlarges:
-        raise BadRequest(f"{upper.name} cannot enlarge the clip of another model; vdm models can")
-    return upper
-
-
-def _factor(system: System, upper: System) -> int:
-    """How many times the second model's sides are the first one's."""
-    small, large = (each.family.sampling.defaults(each.config) for each in (system, upper))
-    factor, rest = divmod(large.height, small.height)
-    if rest or large.width != factor * small.width or factor < 2:
-        sizes = f"{large.width}×{large.height} is not {small.width}×{small.height}"
-        raise BadRequest(f"{upper.name} cannot enlarge what {system.name} makes: {sizes} times a whole number")
-    return factor
+def _given(part: Part) -> Canvas:
+    """The canvas of a second stage: what is given at its size. What is released in between is of the first stage."""
+    if part.request.task == "edit":
+        return Canvas(part.request.shape)
+    canvas = TASKS[part.request.task].canvas(part.request, ignore)
+    return replace(canvas, pieces=(canvas.given,))
 
 
 def work_of(part: Part, canvas: Canvas) -> Work:
@@ -244,25 +157,31 @@ def work_of(part: Part, canvas: Canvas) -> Work:
     system, request = part.system, part.request
     frames = system.lattice.grid.time.ceil(request.shape.frames)
     canvas = canvas.longer(frames - request.shape.frames, before=request.backward)
-    blocks = blocks_of(system, replace(request, frames=frames), canvas, part.enlarging)
+    blocks = blocks_of(system, made_whole(request, frames), canvas, part.enlarging)
     stage = Stage(part.name, system.name, request, frames, blocks, part.enlarging)
-    return Work(stage, system, replace(canvas, block=blocks[0]))
+    return Work(stage, system, replace(canvas, block=blocks[0]) if blocks else canvas)
 
 
 def with_blocks(work: Work, blocks: tuple[Block, ...]) -> Work:
     """The work with the blocks of a recipe. Raises BadRequest for those that cannot make this clip."""
-    stage, steps = work.stage, cast(int, work.stage.request.steps)
-    most = max(block.start + block.frames for block in stage.blocks)
-    ways = {block.way for block in stage.blocks}
+    stage, own = work.stage, work.stage.blocks
+    if len(blocks) > 2 * len(own):
+        raise BadRequest(f"the recipe has {len(blocks):,} blocks; this clip is made in {len(own):,}")
+    every = 1 if stage.enlarging is None else stage.enlarging.every
+    most = max((block.start + block.frames for block in own), default=0)
+    ways, prompts = {block.way for block in own}, {block.prompt for block in own}
     made: set[int] = set()
     for block in blocks:
-        fits = 0 <= block.start and 0 < block.frames <= stage.blocks[0].frames and block.start + block.frames <= most
-        if not fits or block.way not in ways or len(block.releases) != len(work.canvas.held):
+        frames = range(block.start, block.start + block.frames)
+        if block.start < 0 or block.start % every or not 0 < block.frames <= own[0].frames or frames.stop > most:
             raise BadRequest(f"a block of {block.frames} frames from {block.start} on is none of this clip")
-        if not all(0 <= release <= steps for release in block.releases):
-            raise BadRequest(f"a block lets go of a piece at step {block.releases}; expected 0 to {steps}")
-        made.update(range(block.start, block.start + block.frames))
-    if not made >= {frame for block in stage.blocks for frame in range(block.start, block.start + block.frames)}:
+        if block.way not in ways or block.prompt not in prompts:
+            raise BadRequest(f"the block from {block.start} on has another way or prompt than this clip's blocks")
+        steps, held = cast(int, stage.request.steps), len(work.canvas.held)
+        if len(block.releases) != held or not all(0 <= release <= steps for release in block.releases):
+            raise BadRequest(f"the block from {block.start} on lets go of other pieces; expected {held}, 0 to {steps}")
+        made.update(frames)
+    if not made >= {frame for block in own for frame in range(block.start, block.start + block.frames)}:
         raise BadRequest(f"the blocks do not make all of the {stage.frames} frames of this clip")
     return replace(work, stage=replace(stage, blocks=blocks), canvas=replace(work.canvas, block=blocks[0]))
 
@@ -275,41 +194,37 @@ def blocks_of(
 ) -> tuple[Block, ...]:
     """The passes that a clip is made in, each with the way that it holds what is known by then.
 
-    Refuses, by name, a canvas the family cannot hold, or a way that it does not offer.
+    None where all of a clip that is longer than the model is given. Refuses, by name, a canvas the family cannot hold,
+    or a way that it does not offer.
     """
     total, length = request.shape.frames, system.lattice.max_frames or request.shape.frames
-    releases = released(system, request, canvas)
-    if enlarging is not None and total > length:
-        return _meeting(system, request, length, enlarging.every)
-    way = honour(system, request, canvas.kind)
+    releases, strict = released(system, request, canvas), enlarging is None
+    way = honour(system, request, canvas.kind, strict=strict)
     if way != "continuation" and not rolls_out(system, request):
         return (Block(0, total, way, releases),)
-    starts = block_starts(system, request, canvas, length)
-    mask = canvas.longer(max(starts) + length - total).mask.clone()
+    if enlarging is None:
+        starts = [(start, length) for start in block_starts(system, request, canvas, length)]
+    else:
+        starts = _meeting(system, total, length, enlarging.every)
+    mask = canvas.longer(max(start + frames for start, frames in starts) - total).mask.clone()
     made = []
-    for start in starts:
-        frames = slice(start, start + length)
-        kind = kind_of(mask[:, :, frames])
+    for start, frames in starts:
+        kind = kind_of(mask[:, :, start : start + frames])
         if kind != "all" or canvas.held:
-            way, prompt = honour(system, request, kind, one_pass=True), prompt_of(system, request, start, length)
-            made.append(Block(start, length, way, releases, prompt))
-        mask[:, :, frames] = 1
+            way = honour(system, request, kind, one_pass=True, strict=strict)
+            made.append(Block(start, frames, way, releases, prompt_of(system, request, start, frames)))
+        mask[:, :, start : start + frames] = 1
     return tuple(made)
 
 
-def _meeting(system: System, request: Request, length: int, every: int) -> tuple[Block, ...]:
-    """The blocks of super-resolution: each begins with the last frame of the one before, where the small clip has one
-    too. The last may be shorter.
+def _meeting(system: System, total: int, length: int, every: int) -> list[tuple[int, int]]:
+    """First frames and lengths of the blocks of super-resolution: each begins with the last frame of the one before,
+    or a little earlier, where the small clip has a frame too. The last is as short as the model can make it.
     """
-    total, step = request.shape.frames, (length - 1) // every * every
+    step, time = (length - 1) // every * every, system.lattice.grid.time
     if step < 1:
         raise BadRequest(f"{system.name} sees {length} frames, too few to make those between frames {every} apart")
-    starts = range(0, max(total - 1, 1), step)
-    ways = [honour(system, request, "first" if start else "nothing", one_pass=True) for start in starts]
-    frames = [min(step + 1, total - start) for start in starts]
-    prompts = [prompt_of(system, request, *part) for part in zip(starts, frames, strict=True)]
-    told = zip(starts, frames, ways, prompts, strict=True)
-    return tuple(Block(start, count, way, (), prompt) for start, count, way, prompt in told)
+    return [(start, time.ceil(min(step + 1, total - start))) for start in range(0, max(total - 1, 1), step)]
 
 
 def prompt_of(system: System, request: Request, start: int, frames: int) -> str | None:
@@ -334,8 +249,10 @@ def released(system: System, request: Request, canvas: Canvas) -> tuple[int, ...
     return tuple(made)
 
 
-def honour(system: System, request: Request, kind: str, *, one_pass: bool = False) -> Way:
+def honour(system: System, request: Request, kind: str, *, one_pass: bool = False, strict: bool = True) -> Way:
     """How a canvas of this kind will be held.
+
+    The way that is asked for is the first stage's: one that is not ``strict`` takes its own where it offers another.
 
     Continuation goes on from the last given frame, as `rollout` does: it is no way for ``one_pass`` of the sampler.
     Refuses, by name, a canvas the family cannot hold, or a way that it does not offer.
@@ -348,6 +265,8 @@ def honour(system: System, request: Request, kind: str, *, one_pass: bool = Fals
         what = f"a canvas of the kind {kind!r}"
         raise BadRequest(f"{system.name} cannot hold {what} that this {request.task} needs")
     if asked == "auto" or kind == "nothing":
+        return cast(Way, ways[0])
+    if asked not in ways and not strict:
         return cast(Way, ways[0])
     if asked not in ways:
         raise BadRequest(f"{system.name} does not hold a canvas by {asked}; it offers {', '.join(ways)}")
@@ -379,7 +298,7 @@ def block_starts(system: System, request: Request, canvas: Canvas, length: int) 
 def rehearsed(work: Work) -> Canvas:
     """What memory is planned for: the whole canvas, or a block that holds what it shares with the one before."""
     stage, canvas = work.stage, work.canvas
-    if stage.at_once:
+    if stage.at_once or not stage.blocks:
         return canvas
     blocks = stage.blocks
     block = blocks[1] if len(blocks) > 1 else blocks[0]
@@ -391,10 +310,25 @@ def rehearsed(work: Work) -> Canvas:
     return long.part(replace(block, start=0), known)
 
 
-def planned(work: Work) -> Plan:
-    """How a stage will run within the memory there is; refuses one that cannot, before anything is loaded."""
-    canvas = rehearsed(work)
-    return choose(work.system, work.stage.of(canvas.block), canvas, measured=work.stage.enlarging is not None)
+def planned(work: Work, taken: int = 0) -> Plan:
+    """How a stage will run within the memory there is, of which so many bytes are ``taken`` by other stages; refuses
+    one that cannot, before anything is loaded.
+    """
+    if not work.stage.blocks:
+        return Plan()
+    canvas, measured = rehearsed(work), work.stage.enlarging is not None
+    return choose(work.system, work.stage.of(canvas.block), canvas, measured=measured, taken=taken)
+
+
+def beside_it(works: Sequence[Work], number: int) -> int:
+    """Bytes that the weights of other stages take while this one runs, and that are not counted as used already."""
+    told, taken = works[number].system.memory.budget is not None, 0
+    for other in range(len(works)):
+        system = works[other].system
+        loaded = system.runtime.model is not None
+        if other != number and (told if loaded else other < number):
+            taken += weight_bytes(system)
+    return taken
 
 
 def about_precision(system: System) -> list[str]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from kinema import __version__, bounds, registry
 from kinema.job import Work
 from kinema.schema import BadRequest, Request
+from kinema.stages import beside
 from kinema.system import Family, System
 
 MAX_INPUT = 2**36
@@ -77,6 +78,8 @@ def paths(system: System, request: Request) -> dict[str, str]:
     told = {"model": system.weights.path} if system.weights.path else {}
     told |= {f"added {each.slot}": each.source.path for each in system.weights.added}
     told |= {f"lora {number}": file.path for number, file in enumerate(system.loras.files, 1)}
+    if request.super_resolution is not None and (upper := beside(system, request.super_resolution).weights.path):
+        told["super_resolution"] = upper
     told |= {name: Path(file) for name, file in request.files().items()}
     told |= {name: Path(file) for file, name in names_of(system.family, request).items()}
     return {name: str(path.absolute()) for name, path in told.items()}

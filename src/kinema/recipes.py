@@ -14,9 +14,9 @@ from typing import Any
 from kinema import bounds
 from kinema.bounds import quoted, shown
 from kinema.canvas import Block
-from kinema.job import Enlarging, Recorded
 from kinema.provenance import VERSION
 from kinema.schema import BadRequest, Request
+from kinema.stages import Enlarging, Recorded
 from kinema.values import misfit
 
 MOST = 2**31
@@ -93,8 +93,9 @@ def checked(recipe: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     where = f"the recipe in {shown(path.name, 100)}"
     bounds.check(recipe, where, infinite=True)
     version = recipe.get("recipe", 1)
-    if isinstance(version, int) and version > VERSION:
-        raise BadRequest(f"{where} is of version {version}, and this kinema reads up to {VERSION}: install a later one")
+    if isinstance(version, int) and not 1 <= version <= VERSION:
+        told = "install a later one" if version > VERSION else "it is damaged"
+        raise BadRequest(f"{where} is of version {quoted(version)}, and this kinema reads up to {VERSION}: {told}")
     if "recipe" not in recipe:
         recipe = upgraded(recipe, f"the request in {shown(path.name, 100)}")
     if wrong := misfit(Recipe, recipe):
@@ -167,7 +168,5 @@ def recorded(recipe: Mapping[str, Any], requests: Sequence[Request]) -> list[Rec
             )
             for each in stage.get("blocks", ())
         )  # fmt: skip
-        told = stage.get("enlarging")
-        enlarging = None if told is None else Enlarging(told["factor"], told["every"], told["weight"])
-        made.append(Recorded(request, blocks, enlarging))
+        made.append(Recorded(request, blocks))
     return made

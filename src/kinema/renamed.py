@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,10 +13,10 @@ from kinema.values import quoted
 def _stops(told: Any) -> dict[str, str]:
     """AnimateDiff's ``travel``: a mapping of frames to prompts, or text such as "8: autumn | 15: winter"."""
     if isinstance(told, str):
-        parts = [re.fullmatch(r"\s*(\d+)\s*:\s*(.*?)\s*", part) for part in told.split("|")]
-        if not all(parts):
+        parts = [part.partition(":") for part in told.split("|")]
+        if not all(colon and frame.strip().isdecimal() for frame, colon, _ in parts):
             raise BadRequest(f"travel is {quoted(told)}; expected frames and prompts, such as '0: spring | 8: autumn'")
-        told = {m[1]: m[2] for m in parts if m}
+        told = {frame.strip(): text.strip() for frame, _, text in parts}
     if not isinstance(told, Mapping):
         raise BadRequest(f"travel is {quoted(told)}; expected a mapping of frames to prompts")
     try:

@@ -33,7 +33,7 @@ def pixels(work: Work, noise: Tensor | None, draws: Noise, on_event: OnEvent) ->
     stage, system = work.stage, work.system
     words = spoken(work, on_event)
     total, blocks = stage.frames, stage.blocks
-    canvas = work.canvas.longer(max(block.start + block.frames for block in blocks) - total)
+    canvas = work.canvas.longer(max((block.start + block.frames for block in blocks), default=total) - total)
     video, mask, anchor = canvas.video.clone(), canvas.mask.clone(), canvas.first
     for number, block in enumerate(blocks):
         part = canvas.part(replace(block, anchor=anchor if not stage.at_once else None), Piece(video, mask))

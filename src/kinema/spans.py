@@ -8,6 +8,7 @@ between two prompts means is the family's.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -77,6 +78,13 @@ def spans_of(request: Request) -> Spans | None:
     if stops[0].first > 0 and request.prompt.strip():
         stops.insert(0, Stop(0, 0, request.prompt))
     return Spans(tuple(stops))
+
+
+def later(told: Mapping[str, str], frames: int) -> dict[str, str]:
+    """Prompt spans that come so many frames later."""
+    stops = [_stop(frames_of, text) for frames_of, text in told.items()] if frames else []
+    moved = {str(Stop(stop.first + frames, stop.last + frames, "")): stop.text for stop in stops}
+    return moved if frames else dict(told)
 
 
 def check(request: Request) -> None:

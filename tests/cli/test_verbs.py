@@ -152,7 +152,18 @@ def test_a_clip_with_keyframes_has_them_to_the_bit_and_is_named_by_its_prompt(ca
     given = torch.cat([read_image(name) for name in ("first.png", "last.png")], dim=2)
     assert torch.equal(read_video("keyed").video[:, :, [0, 5]], given)
     assert kinema(capsys, *KEYED) == ["a-red-ball.mp4"]
-    prompts = ("generate", "--prompt-at", "0-3=a red ball", "--prompt-at", "4-15=a blue ball", *TINY, "--frames", "16", "--window", "8")
+    prompts = (
+        "generate",
+        "--prompt-at",
+        "0-3=a red ball",
+        "--prompt-at",
+        "4-15=a blue ball",
+        *TINY,
+        "--frames",
+        "16",
+        "--window",
+        "8",
+    )
     assert kinema(capsys, *prompts) == ["a-red-ball-2.mp4"]
 
 

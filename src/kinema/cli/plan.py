@@ -98,7 +98,7 @@ def _task(words: Sequence[str]) -> tuple[TaskName, Sequence[str], bool]:
 
 def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
     """Draw the job up, find what it needs and how it fits, and time a few steps of it where it does."""
-    from kinema.job import about_precision, drawn, planned
+    from kinema.job import about_precision, beside_it, drawn, planned
     from kinema.memory.plan import Plan as Fitting
     from kinema.memory.plan import TooLarge
 
@@ -110,36 +110,29 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
             notes.append(event.message)
 
     works = drawn(system, request, listen)
-    settled = works[-1].stage.request
-    shape = settled.shape
     count = sum(machine.parameters(work.system.family, work.system.config)[0] for work in works)
     device = str(system.device)
     how, refusal = Fitting(), ""
     stages = []
     try:
-        for work in works:
-            how = planned(work)
+        for number, work in enumerate(works):
+            how = planned(work, beside_it(works, number))
             stages.append(replace(work.stage, memory=how).told())
     except TooLarge as error:
         refusal = str(error)
     steps = [(work.stage.request.steps or 0) - work.canvas.skipped for work in works]
-    sampled = [work.stage.request for work in works]
-    cost = _measure(model, request.with_(seed=settled.seed), works, steps) if measure and not refusal else None
-    peak = machine.peak_memory(device) or None if cost else None
+    cost = _measure(model, request, works, steps) if measure and not refusal else None
     notes += [*about_precision(system), *how.reasons]
+    figures: dict[str, Any] = {
+        "seconds": cost.around + sum(map(mul, cost.a_step, steps)) if cost else None,
+        "seconds_a_step": sum(cost.a_step) if cost else None,
+        "network_calls": cost.calls if cost else None,
+        "peak_bytes": machine.peak_memory(device) or None if cost else None,
+    }
     return Plan(
-        task=settled.task,
-        model=" then ".join(work.system.name for work in works),
+        **told_of(works, steps),
+        **figures,
         device=device,
-        size=f"{shape.batch} × {shape.frames} frames of {shape.width}×{shape.height} at {settled.fps:g} fps",
-        latent=" then ".join("×".join(map(str, work.latent)) for work in works),
-        steps=steps[0],
-        sampling=", then ".join(
-            f"{told.sampler}, {count} steps, guidance {told.guidance or 0.0:g}"
-            for told, count in zip(sampled, steps, strict=True)
-        ),
-        sampler=sampled[0].sampler or "",
-        guidance=sampled[0].guidance or 0.0,
         parameters=count,
         weight_bytes=count * system.dtype.itemsize,
         free_bytes=machine.free_memory(device),
@@ -147,14 +140,31 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
         needed_bytes=how.need,
         offload=how.offload,
         chunk_tokens=how.tokens,
-        network_calls=cost.calls if cost else None,
-        seconds=cost.around + sum(map(mul, cost.a_step, steps)) if cost else None,
-        seconds_a_step=sum(cost.a_step) if cost else None,
-        peak_bytes=peak,
         fits=not refusal,
         stages=tuple(stages),
         reasons=(*notes, *_reasons(count, system.dtype.itemsize, steps, cost, refusal)),
     )
+
+
+def told_of(works: Sequence[Work], steps: Sequence[int]) -> dict[str, Any]:
+    """What a plan says of the job itself: the finished clip, and how each stage is sampled."""
+    requests = [work.stage.request for work in works]
+    first, last = requests[0], requests[-1]
+    b, _, t, h, w = last.shape.bcthw
+    sampled = [
+        f"{request.sampler}, {count} steps, guidance {request.guidance or 0.0:g}"
+        for request, count in zip(requests, steps, strict=True)
+    ]
+    return {
+        "task": last.task,
+        "model": " then ".join(work.system.name for work in works),
+        "size": f"{b} × {t} frames of {w}×{h} at {last.fps:g} fps",
+        "latent": " then ".join("×".join(map(str, work.latent)) for work in works),
+        "steps": steps[0],
+        "sampling": ", then ".join(sampled),
+        "sampler": first.sampler or "",
+        "guidance": first.guidance or 0.0,
+    }
 
 
 def _reasons(count: int, width: int, steps: Sequence[int], cost: Cost | None, refusal: str) -> list[str]:

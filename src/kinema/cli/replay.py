@@ -77,12 +77,9 @@ def replay(words: Sequence[str]) -> int:
             on_event=show,
             on_settled=lambda told: output.check_clip(told.shape, told.fps or 0, show),
         )
-        before = recipe.get("frames_hash")
-        same = clip.recipe.get("frames_hash") == before if before else None
-        at_once, now = (_at_once(each) for each in (recipe, clip.recipe))
-        if same is False and now != at_once:
-            then = "at the same time, in more memory," if at_once else "one after the other"
-            show(Note(f"both halves of guidance ran {then} then, which can change the last bits"))
+        same, why = compared(recipe, clip.recipe)
+        if why:
+            show(Note(why))
         show(Phase("write"))
         paths = output.save(with_paths(clip, model, gives.requests[0]) if own["record_paths"] else clip, show)
         if isinstance(show, JsonLines):
@@ -91,6 +88,16 @@ def replay(words: Sequence[str]) -> int:
             sys.stdout.writelines(f"{p}\n" for p in paths)
     sys.stderr.write(f"kinema: {verdict(same, paths[0], path)}\n")
     return 0
+
+
+def compared(recipe: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[bool | None, str]:
+    """Whether the frames are the same (None where nothing tells), and a known cause where they are not."""
+    before, at_once = recipe.get("frames_hash"), _at_once(recipe)
+    same = now.get("frames_hash") == before if before else None
+    if same is not False or _at_once(now) == at_once:
+        return same, ""
+    then = "at the same time, in more memory," if at_once else "one after the other"
+    return same, f"both halves of guidance ran {then} then, which can change the last bits"
 
 
 def _at_once(recipe: Mapping[str, Any]) -> bool:
@@ -188,7 +195,7 @@ def _upper(recipe: Mapping[str, Any], gives: Given, model: Model, told: Mapping[
     """What is not as it was of the second stage's model; other weights are refused where the user did not name it."""
     if len(gives.requests) < 2:
         return []
-    from kinema.job import beside
+    from kinema.stages import beside
 
     now = weights_of({"weights": beside(model.system, str(gives.requests[1].super_resolution)).weights.hash})
     was = weights_of(recipe["stages"][1])

@@ -71,14 +71,15 @@ class Plan:
         return request.with_(extra={**request.extra, **told})
 
 
-def choose(system: System, request: Request, canvas: Canvas, *, measured: bool = False) -> Plan:
+def choose(system: System, request: Request, canvas: Canvas, *, measured: bool = False, taken: int = 0) -> Plan:
     """The first plan that fits, of those that the system's `MemoryOptions` leave open.
 
     The request is settled, the way to hold what is given in the canvas's block; ``measured`` is whether guidance draws
-    the clip to a small one. Raises TooLarge for one that cannot fit, and names the plan that would.
+    the clip to a small one, ``taken`` the bytes that others fill meanwhile. Raises TooLarge for one that cannot fit,
+    and names the plan that would.
     """
     told = system.memory
-    budget = told.budget or room(system)
+    budget = max((told.budget or room(system)) - taken, 1)
     needs = Needs(system, request, canvas, measured)
     if told.offload in ("auto", "none") and told.tokens is None and needs.at_most < budget:
         return Plan(budget=budget, at_once=system.device.type == "cpu" and needs.at_once_most < budget)
@@ -107,6 +108,12 @@ def room(system: System) -> int:
     """Bytes that a request may fill: most of what is free, and what the system's weights fill already."""
     device, model = str(system.device), system.runtime.model
     return int(SHARE * free_bytes(device)) + (0 if model is None else held_bytes(model.parameters(), device))
+
+
+def weight_bytes(system: System) -> int:
+    """Bytes of all of a system's weights."""
+    with hollow():
+        return sum(p.numel() for p in system.family.build(system.config).parameters()) * system.dtype.itemsize
 
 
 def _plans(needs: Needs, levels: tuple[Offload, ...], tokens: int | None) -> Iterator[Plan]:

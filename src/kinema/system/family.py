@@ -197,7 +197,9 @@ class Sampling(Protocol):
 
     def honours(self, config: Any, kind: str) -> tuple[str, ...]:
         """Ways to hold a canvas of this kind (`Canvas.kind`), best first, out of "native",
-        "reconstruction", "replacement"; empty when the family cannot, which refuses the request."""
+        "continuation" (going on from the last given frame), "reconstruction", "replacement"; empty when the family
+        cannot, which refuses the request.
+        """
 
     def check(self, config: Any, request: Request) -> None:
         """Refuse, by name, what the family cannot do (before weights are loaded); also unknown ``extra``."""

@@ -44,6 +44,8 @@ def pictures(request: Request) -> dict[int, str]:
     last = request.shape.frames - 1
     if beyond := [frame for frame in request.keyframes if int(frame) > last]:
         raise BadRequest(f"keyframes names frame {beyond[0]}; this clip has frames 0 to {last}")
+    if last == 0 and request.last_image and request.image:
+        raise BadRequest("frame 0 is the only one, and is given twice, by image and by last_image: ask for more frames")
     end = "last_image" if request.last_image else "loop" if request.loop else ""
     if end and str(last) in request.keyframes:
         raise BadRequest(f"frame {last}, the last, is given twice, by {end} and by keyframes: give one of them")
