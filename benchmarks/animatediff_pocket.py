@@ -4,19 +4,8 @@
     python benchmarks/animatediff_pocket.py --only base,motion     # some stages
     python benchmarks/animatediff_pocket.py --only measure         # figures of what is trained
 
-Training is nine runs of `kinema train`, in OUT/base, outline, night, moved, panned, motion, left, right and zoom:
-
-    kinema train animatediff/pocket --stage image --out OUT/base
-    kinema train OUT/base/model.safetensors --stage style --style outline --out OUT/outline
-    kinema train OUT/base/model.safetensors --stage motion --out OUT/moved
-    kinema train OUT/base/model.safetensors --add motion=OUT/moved/motion.safetensors --stage motion \\
-        --camera "pans left" --steps 400 --out OUT/panned
-    kinema train OUT/base/model.safetensors --add motion=OUT/panned/motion.safetensors --stage motion \\
-        --grammar filmed --seed 5 --steps 1500 --out OUT/motion
-    kinema train OUT/base/model.safetensors --add motion=OUT/motion/motion.safetensors --stage motion --lora 6 \\
-        --camera "pans left" --out OUT/left
-
-The motion module is trained in three legs, because ground that moves is learnt where all of it moves (0009).
+Training is that of `kinema train --shipped`, leg by leg (`--dry-run` lists the runs), in OUT/base, outline, night,
+moved, panned, filmed, zoomed, motion, left, right and zoom.
 
 Measured are, first, clips of held-out prompts by both personalised models, moved by the motion module that saw the
 base alone: how far they keep their style (`kinema.data.styles.share`, beside that of the same image model's single
@@ -50,31 +39,22 @@ from kinema.data import playroom, styles
 from kinema.evaluation.camera import camera_of
 from kinema.evaluation.metrics import interpolation_residual, luma_second_difference
 from kinema.evaluation.oracle import judge
+from kinema.families.animatediff.pocket.shipped import SHIPPED
 from kinema.generate import generate
 from kinema.media.colour import to_uint8
 from kinema.schema import Request
 from kinema.system import System, open_system
 from kinema.training import checkpoint
-from kinema.training.options import TrainOptions
 from kinema.training.run import train
+from kinema.training.shipped import plan
 
 STYLES = ("outline", "night")
 CAMERAS = {"left": "pans left", "right": "pans right", "zoom": "zooms in"}
-LEGS: dict[str, dict[str, Any]] = {
-    "moved": {},
-    "panned": {"add": "moved", "camera": "pans left", "steps": 400},
-    "filmed": {"add": "panned", "grammar": "filmed", "seed": 5, "steps": 1500},
-    "zoomed": {"add": "filmed", "camera": "zooms in", "seed": 6, "steps": 500},
-    "motion": {"add": "zoomed", "grammar": "filmed", "seed": 7, "steps": 1200},
-}
-"""Of the motion module's training, each from the one before it."""
-SHIPPED = ("base", *STYLES, "motion", *CAMERAS)
-TRAINED = ("base", *STYLES, *LEGS, *CAMERAS)
-STEPS = {"left": 600, "right": 600, "zoom": 2400}
-"""Of what needs more than the recipe's."""
+TRAINED = tuple(SHIPPED.legs)
+FILES = tuple(SHIPPED.files.values())
+"""The legs that make a file that ships."""
 PATTERNS = ("checkered", "striped")
 LEAST_DIRECTION, MOST_STYLE, MOST_FLICKER, LEAST_CAMERA, MOST_BYTES = 0.85, 0.1, 1 / 3, 0.9, 10_000_000
-RANK = "6"
 SHARP = 0.5
 """A camera's motion that leaves less than this share of what no motion leaves also keeps the texture of the ground."""
 FLICKERS = {"pulse": "brightness", "residual": "what steady motion leaves", "flicker": "every pixel"}
@@ -88,7 +68,6 @@ class Options:
     only: str
     out: Path
     evidence: Path
-    model: str
     steps: int | None
     batch: int | None
     prompts: int
@@ -105,8 +84,7 @@ class Options:
 
     def file(self, stage: str) -> Path:
         """What a stage made that the others use."""
-        name = {"base": "model"} | dict.fromkeys(LEGS, "motion") | dict.fromkeys(STYLES, "style")
-        return self.out / stage / f"{name.get(stage, 'motion-lora')}.safetensors"
+        return self.out / stage / SHIPPED.legs[stage].makes
 
 
 def main() -> int:
@@ -129,7 +107,6 @@ def read_options() -> Options:
     parser.add_argument("--only", default="all", help=f"stages with commas: {', '.join(TRAINED)}, measure; or all")
     parser.add_argument("--out", type=Path, default=Path("runs/animatediff-pocket"))
     parser.add_argument("--evidence", type=Path, default=Path("docs/evidence"))
-    parser.add_argument("--model", default="animatediff/pocket", help="preset or file that the base begins as")
     parser.add_argument("--steps", type=int, help="optimiser steps of each stage; else the recipes'")
     parser.add_argument("--batch", type=int, help="clips (or pictures) a step; else the recipes'")
     parser.add_argument("--prompts", type=int, default=64, help="of each style; all of them name a direction")
@@ -150,22 +127,11 @@ def read_options() -> Options:
 
 def trained(options: Options, stage: str) -> None:
     """A run of a stage, begun or gone on with."""
-    base = str(options.file("base"))
-    told: dict[str, Any] = {"model": base, "stage": "motion", "add": f"motion={options.file('motion')}", "lora": RANK}
-    told |= {"camera": CAMERAS.get(stage)}
-    if stage == "base":
-        told = {"model": options.model, "stage": "image"}
-    elif stage in STYLES:
-        told = {"model": base, "stage": "style", "style": stage}
-    elif stage in LEGS:
-        told = {"model": base, "stage": "motion", "seed": options.seed, **LEGS[stage]}
-        if "add" in told:
-            told["add"] = f"motion={options.file(told['add'])}"
-    told = {"seed": options.seed, "steps": STEPS.get(stage)} | told
-    told |= {"steps": options.steps or told["steps"], "batch": options.batch}
-    told |= {"threads": options.threads, "device": options.device, "out": str(options.out / stage)}
-    made = train(TrainOptions(save_every=50, sample_every=0, validate_every=200, keep=1, **told), Told(stage))
-    if made.interrupted:
+    told = {"out": str(options.out), "seed": options.seed, "save_every": 50, "sample_every": 0, "validate_every": 200}
+    asked = {name: getattr(options, name) for name in ("steps", "batch", "threads", "device")}
+    told |= {"keep": 1} | {name: value for name, value in asked.items() if value is not None}
+    runs = {leg: run for name in SHIPPED.files for leg, run in plan(name, told).items()}
+    if train(runs[stage].options, Told(stage)).interrupted:
         raise SystemExit(130)
 
 
@@ -215,7 +181,7 @@ class Kept:
     """Rows measured before, by what they depend on: weights, sampling and prompts."""
 
     def __init__(self, options: Options) -> None:
-        names = [stage for stage in SHIPPED if options.file(stage).is_file()]
+        names = [stage for stage in FILES if options.file(stage).is_file()]
         if missing := [stage for stage in ("base", *STYLES, "motion") if stage not in names]:
             raise SystemExit(f"nothing to measure: {missing[0]} is not trained yet (--only {missing[0]})")
         self.hashes = {stage: files.weight_hash(options.file(stage)) for stage in names}
@@ -302,8 +268,8 @@ def summary(
     exact: bool,
 ) -> dict[str, Any]:
     return {
-        "weights": {s: files.weight_hash(options.file(s)) for s in SHIPPED if options.file(s).is_file()},
-        "bytes": {s: options.file(s).stat().st_size for s in SHIPPED if options.file(s).is_file()},
+        "weights": {s: files.weight_hash(options.file(s)) for s in FILES if options.file(s).is_file()},
+        "bytes": {s: options.file(s).stat().st_size for s in FILES if options.file(s).is_file()},
         "training_minutes": minutes(options),
         "seed": options.seed,
         "sampling_steps": options.sampling_steps,

@@ -97,9 +97,7 @@ def read_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def one(
-    model: kinema.api.Model, clip: playroom.Sample, overlap: int, way: str, options: argparse.Namespace
-) -> Drift:
+def one(model: kinema.api.Model, clip: playroom.Sample, overlap: int, way: str, options: argparse.Namespace) -> Drift:
     """One clip extended one way, against its rendering."""
     truth = torch.from_numpy(clip.video_CTHW)[None]
     starts: list[int] = []

@@ -4,10 +4,7 @@
     python benchmarks/svd_pocket.py --only train --out runs/svd-pocket
     python benchmarks/svd_pocket.py --only measure --model runs/svd-pocket/playroom/model.safetensors
 
-Training is two runs of `kinema train`, the second from the weights of the first:
-
-    kinema train svd/pocket --stage codec --out OUT/codec
-    kinema train OUT/codec/model.safetensors --stage playroom --out OUT/playroom
+Training is `kinema train --shipped svd-pocket --out OUT`.
 
 Measured are clips from the first frames of held-out playroom scenes, each at every bucket from the same noise, as the
 codec decodes them, before the picture itself is put in frame 0 (whose latents the model is held to): how much they move
@@ -40,8 +37,7 @@ from kinema.evaluation.oracle import judge
 from kinema.evaluation.sampling import Sampling
 from kinema.media.colour import to_uint8
 from kinema.system import System, open_system
-from kinema.training.options import TrainOptions
-from kinema.training.run import train
+from kinema.training.shipped import train_shipped
 
 BUCKETS = (20, 60, 110, 160, 200)
 LEAST_SPEARMAN, LEAST_PSNR = 0.9, 28.0
@@ -55,7 +51,6 @@ class Options:
     model: Path | None
     out: Path
     evidence: Path
-    codec_steps: int | None
     steps: int | None
     batch: int | None
     images: int
@@ -92,8 +87,7 @@ def read_options() -> Options:
     parser.add_argument("--model", type=Path, help="weights to measure, instead of those trained here")
     parser.add_argument("--out", type=Path, default=Path("runs/svd-pocket"), help="trainings and measured clips")
     parser.add_argument("--evidence", type=Path, default=Path("docs/evidence"))
-    parser.add_argument("--codec-steps", type=int, help="optimiser steps of the codec; else the recipe's")
-    parser.add_argument("--steps", type=int, help="optimiser steps of the U-Net; else the recipe's")
+    parser.add_argument("--steps", type=int, help="optimiser steps of each stage; else the recipe's")
     parser.add_argument("--batch", type=int, help="clips a step of either; else the recipe's")
     parser.add_argument("--images", type=int, default=64, help="pictures measured")
     parser.add_argument("--sampling-steps", type=int)
@@ -110,20 +104,10 @@ def read_options() -> Options:
 
 def trained(options: Options) -> Path:
     """The weights of both stages, trained or gone on with."""
-    shared: dict[str, Any] = {"batch": options.batch, "seed": options.seed, "device": options.device}
-    shared |= {"threads": options.threads, "save_every": 50}
-    codec = TrainOptions(
-        model="svd/pocket", stage="codec", out=str(options.out / "codec"), steps=options.codec_steps, sample_every=0,
-        validate_every=100, **shared,
-    )  # fmt: skip
-    weights = train(codec, Told("codec"))
-    if weights.interrupted:
-        raise SystemExit(130)
-    unet = TrainOptions(
-        model=str(weights.weights), stage="playroom", out=str(options.out / "playroom"), steps=options.steps,
-        sample_every=300, validate_every=200, **shared,
-    )  # fmt: skip
-    made = train(unet, Told("u-net"))
+    told = {"out": str(options.out), "seed": options.seed, "save_every": 50, "sample_every": 300, "validate_every": 200}
+    asked = {name: getattr(options, name) for name in ("steps", "batch", "threads", "device")}
+    told |= {name: value for name, value in asked.items() if value is not None}
+    made = train_shipped("svd-pocket", told, Told("svd-pocket"))
     if made.interrupted:
         raise SystemExit(130)
     return made.weights

@@ -27,6 +27,7 @@ import torch
 
 from kinema import registry
 from kinema.atomic import replacing
+from kinema.canvas import Canvas
 from kinema.checkpoints import files
 from kinema.data import playroom
 from kinema.evaluation import metrics, report
@@ -35,7 +36,7 @@ from kinema.evaluation.kept import kept
 from kinema.evaluation.oracle import judge
 from kinema.evaluation.sampling import Sampling
 from kinema.evaluation.temporal import STILL
-from kinema.schema import Canvas, Event, Note, TrainStep
+from kinema.schema import Event, Note, TrainStep
 from kinema.system import Batch, System, Weights, open_system
 from kinema.training.options import TrainOptions
 from kinema.training.run import train
@@ -266,7 +267,7 @@ def prefix_canvas(prefix_BCTHW: torch.Tensor) -> Canvas:
     batch = len(prefix_BCTHW)
     video, mask = torch.zeros(batch, 3, TOTAL, SIDE, SIDE), torch.zeros(batch, 1, TOTAL, SIDE, SIDE)
     video[:, :, :GIVEN], mask[:, :, :GIVEN] = prefix_BCTHW[:, :, :GIVEN], 1
-    return Canvas(video, mask)
+    return Canvas.of(video, mask)
 
 
 def extension_measures(video_CTHW: torch.Tensor, prompt: str) -> dict[str, float]:

@@ -11,12 +11,15 @@ from safetensors.torch import save_file
 
 from kinema import registry
 from kinema.api import Model, load
+from kinema.canvas import Canvas, Piece, Release
 from kinema.checkpoints import files
 from kinema.checkpoints.lora_formats import Adapter, write_lora
 from kinema.data import playroom
 from kinema.generate import generate
+from kinema.grid import FrameGrid, LatentGrid, Lattice
 from kinema.job import honour
-from kinema.schema import BadRequest, Canvas, Event, FrameGrid, Lattice, Note, Request, Shape, Step
+from kinema.schema import BadRequest, Event, Note, Request, Shape, Step
+from kinema.settle import with_defaults
 from kinema.system import Batch, System, open_system
 
 FAMILIES = sorted(registry.FAMILIES)
@@ -53,7 +56,7 @@ def canvas_of(kind: str, shape: Shape) -> Canvas:
             mask[:, :, ::3] = 1
         case "region":
             mask[..., : w // 2] = 1
-    return Canvas(torch.rand(b, 3, t, h, w) * 2 - 1, mask)
+    return Canvas.of(torch.rand(b, 3, t, h, w) * 2 - 1, mask)
 
 
 def test_it_generates_a_clip_in_range_of_the_size_it_says(model: Model) -> None:
@@ -79,7 +82,7 @@ def test_item_i_of_a_batch_is_the_single_run_of_seed_plus_i(model: Model) -> Non
 
 
 def test_given_noise_replaces_the_seed(model: Model) -> None:
-    request = model.system.settle(ask())
+    request = with_defaults(model.system, ask())
     noise = model.system.noise(request).normal(model.system.latent_shape(request).bcthw[1:])
     own = model.system.family.sampling.defaults(model.system.config)
     if own.sampler in ("ddim", "euler", "heun", "dpmpp-2m", "unipc"):
@@ -93,13 +96,13 @@ def test_each_canvas_is_held_to_the_bit_or_refused_by_name(
     model: Model, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system = model.system
-    shape = system.settle(ask()).shape
+    shape = with_defaults(system, ask()).shape
     canvas = canvas_of(kind, shape)
     assert canvas.kind == kind
     ways = system.family.sampling.honours(system.config, kind)
     if not ways:
         with pytest.raises(BadRequest, match=kind):
-            honour(system, ask(), canvas)
+            honour(system, ask(), canvas.kind)
         return
     from kinema import tasks
 
@@ -117,11 +120,11 @@ def test_each_canvas_is_held_to_the_bit_or_refused_by_name(
 
 def test_a_way_it_does_not_offer_is_refused(model: Model) -> None:
     system = model.system
-    canvas = canvas_of("first", system.settle(ask()).shape)
+    canvas = canvas_of("first", with_defaults(system, ask()).shape)
     offered = system.family.sampling.honours(system.config, "first")
     for way in {"native", "reconstruction", "replacement"} - set(offered):
         with pytest.raises(BadRequest, match=way):
-            honour(system, ask(honour=way), canvas)
+            honour(system, ask(honour=way), canvas.kind)
 
 
 def test_an_unknown_family_option_is_refused_before_weights_are_read(model: Model) -> None:
@@ -133,7 +136,7 @@ def test_an_unknown_family_option_is_refused_before_weights_are_read(model: Mode
 
 def test_sizes_off_the_lattice_are_snapped_and_said(model: Model) -> None:
     said: list[str] = []
-    settled = model.system.settle(ask(height=37, width=9999 % 701), lambda e: said.append(str(e)))
+    settled = with_defaults(model.system, ask(height=37, width=9999 % 701), lambda e: said.append(str(e)))
     lattice = model.system.lattice
     assert settled.height % lattice.side_multiple == 0
     assert any("snapped" in line for line in said)
@@ -226,7 +229,7 @@ def test_its_blocks_are_modules_of_the_network(model: Model) -> None:
 
 def test_the_lattice_and_latent_shape_agree_with_the_codec(model: Model) -> None:
     system = model.system
-    request = system.settle(ask())
+    request = with_defaults(system, ask())
     z = system.encode(torch.zeros(request.shape.bcthw))
     assert tuple(z.shape) == system.latent_shape(request).bcthw
     assert tuple(system.decode(z).shape) == request.shape.bcthw
@@ -253,9 +256,9 @@ def test_an_unknown_model_is_refused_with_the_nearest_names() -> None:
 
 @pytest.mark.parametrize(("asked", "made"), [(1, 1), (2, 5), (5, 5), (6, 9), (17, 17)])
 def test_a_causal_lattice_makes_frames_to_4k_plus_1(asked: int, made: int) -> None:
-    lattice = Lattice(FrameGrid(4, causal=True), stride=(8, 8), channels=16)
-    assert lattice.time.ceil(asked) == made
-    assert Shape(1, 3, made, 64, 64).latent(lattice).frames == (made - 1) // 4 + 1
+    lattice = Lattice(LatentGrid(FrameGrid(4, causal=True), (8, 8), channels=16))
+    assert lattice.grid.time.ceil(asked) == made
+    assert lattice.latent(Shape(1, 3, made, 64, 64)).frames == (made - 1) // 4 + 1
 
 
 def test_a_system_is_opened_without_building_its_network() -> None:
@@ -270,9 +273,10 @@ def test_an_edit_takes_the_whole_steps_of_its_strength(
     from kinema import tasks
 
     system = model.system
-    shape = system.settle(ask()).shape
+    shape = with_defaults(system, ask()).shape
     source = torch.rand(1, 3, *shape.bcthw[2:], generator=torch.Generator().manual_seed(1)) * 2 - 1
-    canvas = Canvas(torch.zeros_like(source), torch.zeros_like(source[:, :1]), source=source, strength=strength)
+    edited = Piece(source, torch.ones_like(source[:, :1]), Release("strength", strength))
+    canvas = Canvas(Shape.of(source), (edited,))
     monkeypatch.setitem(tasks.TASKS, "edit", tasks.Task(lambda r: r, lambda _r, _e: canvas))
     events: list[Event] = []
     request = ask(task="edit", steps=5, strength=strength, guidance=1.0, guidance_end=None)
@@ -300,7 +304,7 @@ def test_the_noise_of_a_clip_in_windows_may_be_that_of_the_first_shuffled(model:
 
 
 def test_free_init_samples_again_or_says_that_nothing_is_left_to_begin_with(model: Model) -> None:
-    end = model.system.process.schedule.level(torch.ones(1))
+    end = model.system.process(with_defaults(model.system, ask())).schedule.level(torch.ones(1))
     if float(end.alpha / end.sigma) < 1e-3:
         with pytest.raises(BadRequest, match="free_init carries over"):
             model.run(ask(free_init=2))

@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from kinema import registry, tasks
 from kinema.api import Model, load
+from kinema.canvas import Block, Canvas, Piece, Release
 from kinema.diffusion.parameterise import Denoiser
-from kinema.guide import latent_mask, sample
+from kinema.grid import FrameGrid, LatentGrid, Lattice
+from kinema.guide import sample
 from kinema.provenance import frames_hash
-from kinema.schema import BadRequest, Canvas, Clip, Event, FrameGrid, Lattice, Memory, Note, Phase, Request, Step
+from kinema.schema import BadRequest, Clip, Event, Memory, Note, Phase, Request, Shape, Step
+from kinema.settle import with_defaults
 from kinema.system import System
 
 
@@ -135,14 +139,15 @@ def test_held_by_guidance_the_network_itself_sees_no_canvas(model: Model, clip_f
 def test_reconstruction_guidance_moves_the_unknown_frames(model: Model, clip_file: Path) -> None:
     """Judged on what the sampler returns, before given pixels are put back."""
     system = model.system
-    request = system.settle(Request(task="animate", image=str(clip_file), prompt="a ball", seed=0, steps=2))
+    request = with_defaults(system, Request(task="animate", image=str(clip_file), prompt="a ball", seed=0, steps=2))
     canvas = tasks.TASKS["animate"].canvas(request, lambda _e: None)
     noise = torch.randn(1, 3, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     made = {
         (way, weight): sample(
             system,
-            replace(request, honour=way, reconstruction_weight=weight),
-            canvas,
+            replace(request, reconstruction_weight=weight),
+            {None: system.encode_prompt(request)},
+            replace(canvas, block=Block(way=way)),
             noise,
             system.noise(request),
         )
@@ -230,7 +235,7 @@ def test_guidance_one_is_the_conditional_model_and_per_frame_ends_agree(model: M
     ramp = model.generate("a red ball", seed=1, steps=2, guidance=4.0, guidance_end=4.0).video
     assert not torch.equal(plain, strong)
     assert torch.equal(strong, ramp)
-    request = model.system.settle(Request(prompt="x", frames=5, guidance=1.0, guidance_end=3.0))
+    request = with_defaults(model.system, Request(prompt="x", frames=5, guidance=1.0, guidance_end=3.0))
     scale = model.system.guidance(request).differences[0].scale
     assert isinstance(scale, torch.Tensor)
     assert scale.tolist() == [1, 1.5, 2, 2.5, 3]
@@ -246,27 +251,11 @@ def test_edit_strength_zero_returns_the_source_and_one_forgets_it(model: Model, 
     assert torch.allclose(gone.video, fresh.video, atol=1e-5)
 
 
-def test_the_latent_mask_gives_a_cell_only_when_all_of_it_is_given() -> None:
-    class Strided(System):
-        @property
-        def lattice(self) -> Lattice:
-            return Lattice(FrameGrid(4, causal=True), stride=(8, 8), channels=4)
-
-    base = load("zoetrope", preset="tiny").system
-    system = Strided(base.name, base.family, base.config, base.weights)
-    mask = torch.zeros(1, 1, 9, 16, 16)
-    mask[:, :, :5, :, :8] = 1
-    mask[:, :, 5:8] = 1  # three of the last cell's four frames
-    made = latent_mask(system, mask)
-    assert made.shape == (1, 1, 3, 2, 2)
-    assert made[0, 0, :, 0].tolist() == [[1, 0], [1, 0], [0, 0]]
-
-
 def test_the_recipe_makes_the_clip_again_to_the_bit(model: Model) -> None:
     clip = model.generate("a red ball", steps=2)  # the seed is drawn, and recorded
-    request = Request(**clip.recipe["request"])
+    request = Request(**clip.recipe["stages"][0]["request"])
     again = model.run(request)
-    assert clip.recipe["request"]["seed"] >= 0
+    assert clip.recipe["stages"][0]["request"]["seed"] >= 0
     assert frames_hash(again.video) == clip.recipe["frames_hash"]
     assert torch.equal(again.video, clip.video)
 
@@ -313,14 +302,15 @@ def over_frames(kind: str) -> tuple[Canvas, dict[str, Any]]:
         case "nothing":
             told = {"task": "generate"}
         case "source":
-            return Canvas(torch.zeros_like(video), mask, source=video, strength=0.6), {"task": "edit", "strength": 0.6}
+            edited = Piece(video, torch.ones_like(mask), Release("strength", 0.6))
+            return Canvas(Shape.of(video), (edited,)), {"task": "edit", "strength": 0.6}
         case "end":
             mask[:, :, -3:] = 1
         case "region":
             for frame in range(LONG):
                 mask[:, :, frame, frame % 16] = 1
             told |= {"honour": "reconstruction", "reconstruction_weight": 8.0}
-    return Canvas(video * mask, mask), told
+    return Canvas.of(video * mask, mask), told
 
 
 PARTS = {
@@ -360,3 +350,73 @@ def test_guidance_over_the_frames_of_a_loop_goes_round_its_end_with_the_windows(
     at_once, in_parts = (load("zoetrope", preset="tiny", overrides={"frames": frames}) for frames in (LONG, 8))
     made = in_parts.run(request.with_(window=8, overlap=4, loop=True), noise=noise).video
     assert torch.allclose(made, at_once.run(request, noise=noise).video, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------- temporal codecs
+
+
+class Pairs:
+    """A codec over time: a latent frame is the mean of its pixel frames, which are all the same again when decoded."""
+
+    def __init__(self, time: FrameGrid) -> None:
+        self.time = time
+
+    def encode(self, video: Tensor) -> Tensor:
+        spans = self.time.spans(video.shape[2])
+        return torch.stack([video[:, :, span.start : span.stop].mean(2) for span in spans], dim=2)
+
+    def decode(self, z: Tensor, chunk: int | None = None) -> Tensor:  # noqa: ARG002
+        spans = self.time.spans(self.time.frames(z.shape[2]))
+        return torch.cat([z[:, :, i : i + 1].expand(-1, -1, len(span), -1, -1) for i, span in enumerate(spans)], dim=2)
+
+    def leaner(self, *_sides: int) -> list[dict[str, int]]:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("time", "total", "seen", "overlap"),
+    [(FrameGrid(2), 20, 8, 4), (FrameGrid(4, causal=True), 17, 9, 5), (FrameGrid(4, causal=True), 25, 9, 1)],
+)
+@pytest.mark.usefixtures("frame_by_frame")
+def test_a_callers_noise_is_that_of_the_latent_frames_a_block_stands_for(
+    time: FrameGrid, total: int, seen: int, overlap: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each latent frame is made by itself here: in blocks as at once, but for frames that two cells share."""
+    sampling = type(registry.family("zoetrope").sampling)
+    grid = LatentGrid(time)
+    monkeypatch.setattr(sampling, "codec", lambda *_: Pairs(time))
+    monkeypatch.setattr(
+        sampling,
+        "lattice",
+        lambda _self, config: Lattice(grid, side_multiple=16, max_side=16, max_frames=config.frames),
+    )
+    noise = torch.randn(1, 3, time.latent(total), 16, 16, generator=torch.Generator().manual_seed(3))
+    how = {"prompt": "a red ball", "seed": 3, "steps": 3, "sampler": "euler", "frames": total}
+    request = Request(**how, guidance=1.5, guidance_end=6.0)
+    at_once, in_parts = (load("zoetrope", preset="tiny", overrides={"frames": frames}) for frames in (total, seen))
+    whole = at_once.run(request, noise=noise).video
+    clip = in_parts.run(request.with_(overlap=overlap), noise=noise)
+    assert len(clip.recipe["stages"][0]["blocks"]) > 2
+    assert torch.allclose(clip.video, whole, atol=1e-5)
+    with pytest.raises(BadRequest, match="noise has shape"):
+        in_parts.run(request.with_(overlap=overlap), noise=noise[:, :, 1:])
+
+
+def test_a_lone_last_frame_is_encoded_alone_and_stands_for_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a causal codec: the last of 9 frames is that of the cell of frames 5 to 8, which is held by it."""
+    time = FrameGrid(4, causal=True)
+    sampling = type(registry.family("zoetrope").sampling)
+    monkeypatch.setattr(sampling, "codec", lambda *_: Pairs(time))
+    monkeypatch.setattr(
+        sampling, "lattice", lambda *_: Lattice(LatentGrid(time), side_multiple=16, max_side=16, max_frames=9)
+    )
+    monkeypatch.setattr(sampling, "denoiser", lambda *_: lambda z, _level: 0.5 * z)
+    video = torch.rand(1, 3, 9, 16, 16) * 2 - 1
+    mask = torch.zeros(1, 1, 9, 16, 16)
+    mask[:, :, [0, 8]] = 1
+    monkeypatch.setitem(tasks.TASKS, "animate", tasks.Task(lambda r: r, lambda _r, _e: Canvas.of(video * mask, mask)))
+    ask = Request(task="animate", prompt="a ball", seed=1, steps=3, frames=9, honour="replacement")
+    z = load("zoetrope", preset="tiny").run(ask, output="latents").video
+    assert torch.allclose(z[:, :, 0], video[:, :, 0], atol=1e-6)
+    assert torch.allclose(z[:, :, 2], video[:, :, 8], atol=1e-6)
+    assert not torch.allclose(z[:, :, 1], torch.zeros(1), atol=0.01)

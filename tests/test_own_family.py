@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, get_type_hints
+from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
+from kinema import system as of
 from kinema.api import Model
 from kinema.diffusion.parameterise import X0, Denoiser
 from kinema.diffusion.schedules import RectifiedFlow
-from kinema.schema import Canvas, Lattice, OnEvent, Request
-from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System, Weights
-from kinema.system.family import Checkpoints, Family, Sampling, Training
+from kinema.grid import Lattice
+from kinema.schema import Request
 from kinema.vae.pixel import PixelCodec
 
 
@@ -24,36 +23,31 @@ class Config:
     side: int = 16
 
 
-class Grey:
+class Grey(of.Sampling):
     """How its clips are made: every clip is grey, whatever is asked for."""
 
     lattice = staticmethod(lambda config: Lattice(min_side=config.side, max_frames=4))
-    defaults = staticmethod(lambda config: Defaults(4, config.side, config.side, steps=2, takes_prompt=False))
-    process = staticmethod(lambda _config: Process(RectifiedFlow(), X0))
+    defaults = staticmethod(lambda config: of.Defaults(4, config.side, config.side, steps=2, takes_prompt=False))
+    process = staticmethod(lambda _config, _shape: of.Process(RectifiedFlow(), X0))
     codec = staticmethod(lambda _config, _model: PixelCodec())
     honours = staticmethod(lambda _config, _kind: ("replacement", "reconstruction"))
     check = staticmethod(lambda _config, _request: None)
-    files = staticmethod(lambda _request: ())
-    guidance = staticmethod(lambda _config, _request: None)
+    encode_prompt = staticmethod(lambda *_told: None)
+    condition = staticmethod(lambda *_told: of.Conditions({"positive": None, "negative": None}))
     join = staticmethod(lambda conditions: conditions[0])
 
-    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
-        return Conditions({"positive": None, "negative": None})
-
-    def denoiser(self, system: System, condition: Any, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: of.Opened, condition: Any, frames: Sequence[int] | None) -> Denoiser:
         return X0.denoiser(lambda z, level: system.model(z))
 
 
-class Files:
-    recognise = staticmethod(lambda _source: None)
+class Files(of.Checkpoints):
     convert = staticmethod(lambda _config, tensors: dict(tensors))
-    lora_aliases = staticmethod(lambda _config: {})
 
 
-class Lessons:
-    recipe = staticmethod(lambda _config: Recipe(steps=1, batch=1, learning_rate=1e-3))
+class Lessons(of.Training):
+    recipe = staticmethod(lambda _config: of.Recipe(steps=1, batch=1, learning_rate=1e-3))
 
-    def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
+    def loss(self, model: nn.Module, config: Config, batch: of.Batch, generator: torch.Generator) -> Tensor:
         return model(batch.video).flatten(1).square().mean(1)
 
 
@@ -71,7 +65,7 @@ class Nothing:
 
 
 def model() -> Model:
-    return Model(System("nothing", Nothing(), Config(), Weights()))
+    return Model(of.System("nothing", Nothing(), Config(), of.Weights()))
 
 
 def test_a_family_of_one_short_file_answers_requests() -> None:
@@ -80,9 +74,3 @@ def test_a_family_of_one_short_file_answers_requests() -> None:
     assert torch.equal(clip.video, model().run(Request(seed=1)).video)
     longer = model().run(Request(seed=1, frames=10, window=4))
     assert longer.shape.frames == 10
-
-
-@pytest.mark.parametrize("protocol", [Family, Sampling, Checkpoints, Training])
-def test_no_protocol_of_a_family_has_more_than_twelve_members(protocol: type) -> None:
-    own = {name for name in vars(protocol) if not name.startswith("_")}
-    assert len(own | set(get_type_hints(protocol))) <= 12

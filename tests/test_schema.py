@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from kinema.schema import MAX_FRAMES, BadRequest, Canvas, FrameGrid, Lattice, Request, Shape, plain
+from kinema.canvas import Canvas
+from kinema.schema import MAX_FRAMES, BadRequest, Request, Shape, plain
 
 
 @pytest.mark.parametrize(
@@ -62,12 +61,13 @@ def test_every_field_refuses_values_of_another_type_in_one_short_sentence() -> N
         "tuple[float, float]": lambda _: False,
         "tuple[float, float, float, float]": lambda _: False,
         "Mapping[str, float]": lambda _: False,
+        "Mapping[str, str]": lambda v: v == {"a": "b"},
         "Mapping[str, Any]": lambda v: v == {"a": "b"},
     }
     for field in dataclasses.fields(Request):
         takes = kinds.get(str(field.type).removesuffix(" | None"), lambda _: False)
         for value in WRONG:
-            if takes(value) and value != 10**400:
+            if takes(value) and value != 10**400 and field.name != "keyframes":  # a frame is a number
                 continue
             with pytest.raises(BadRequest, match=rf"^{field.name} is .*; expected ") as caught:
                 Request(**{field.name: value})
@@ -111,86 +111,41 @@ def test_paths_and_frame_numbers_in_options_of_a_family_become_text() -> None:
     assert again == {"control": "a.mp4", "effect": {"m.png": 0.5}, "ip_image": {"0": ["x.png"], "4": "y.png"}}
 
 
-def test_a_recipe_of_a_later_version_is_refused_by_the_option_it_names() -> None:
-    with pytest.raises(BadRequest, match="telepathy"):
-        Request.from_json('{"task": "generate", "telepathy": 1}')
-
-
-SEVENTEEN = FrameGrid(4, causal=True, run=17)
-GRIDS = st.one_of(
-    st.builds(FrameGrid, st.integers(1, 8), multiple=st.integers(1, 3)),
-    st.builds(FrameGrid, st.integers(1, 8), causal=st.just(True)),
-    st.builds(FrameGrid, st.integers(2, 8), causal=st.just(True), run=st.integers(1, 40)),
-)
+def test_frames_may_be_numbers_and_files_paths_and_both_are_kept_as_text() -> None:
+    asked = Request(keyframes={np.int64(7): Path("a.png"), "05": "b.png", 0: "c"}, prompt_spans={8: "x", "9-12": "y"})
+    assert list(asked.keyframes.items()) == [("0", "c"), ("5", "b.png"), ("7", "a.png")]
+    assert asked.prompt_spans == {"8": "x", "9-12": "y"}
+    assert Request.from_json(asked.to_json()) == asked
 
 
 @pytest.mark.parametrize(
-    ("frames", "latent"), [(1, 1), (17, 5), (18, 6), (51, 15), (102, 30), (204, 60), (408, 120), (4, 1), (5, 2)]
+    "told",
+    [{"x": "a.png"}, {-1: "a"}, {MAX_FRAMES: "a"}, {True: "a"}, {10**5000: "a"}, {"9" * 5000: "a"}, {1.0: "a"}, {5: ""}]
+    + [{5: 3}, {5: "a", "5": "b"}, {"5": "a", "05": "b"}, {"\u0665": "a"}],
 )
-def test_seventeen_frames_at_a_time_padded_in_front(frames: int, latent: int) -> None:
-    """Open-Sora 1.2."""
-    assert SEVENTEEN.latent(frames) == latent == len(SEVENTEEN.spans(frames))
-    assert SEVENTEEN.ceil(frames) == frames
+def test_keyframes_that_are_no_frames_with_files_or_one_frame_twice_are_refused(told: dict) -> None:
+    with pytest.raises(BadRequest, match=r"^keyframes is .*; expected ") as caught:
+        Request(keyframes=told)
+    assert len(str(caught.value)) < 200
 
 
-def test_a_causal_codec_gives_the_first_frame_a_cell_of_its_own() -> None:
-    grid = FrameGrid(4, causal=True)
-    assert [grid.ceil(frames) for frames in (1, 2, 5, 6, 129)] == [1, 5, 5, 9, 129]
-    assert [grid.latent(frames) for frames in (1, 5, 33, 129)] == [1, 2, 9, 33]
-    assert [grid.frames(latent) for latent in (1, 2, 9, 33)] == [1, 5, 33, 129]
-    assert grid.spans(9) == [range(1), range(1, 5), range(5, 9)]
-    assert SEVENTEEN.spans(20) == [range(1), *(range(i, i + 4) for i in (1, 5, 9, 13)), range(17, 20)]
+def test_a_request_names_its_files_and_takes_others_by_the_same_names() -> None:
+    asked = Request(image="a.png", mask="m.png", keyframes={12: "c.png", 5: "b.png"}, prompt="a.png")
+    assert list(asked.files().items()) == [
+        ("image", "a.png"),
+        ("mask", "m.png"),
+        ("keyframe 5", "b.png"),
+        ("keyframe 12", "c.png"),
+    ]
+    other = asked.with_files({"image": "x.png", "keyframe 12": "y.png"})
+    assert other == asked.with_(image="x.png", keyframes={5: "b.png", 12: "y.png"})
+    assert asked.with_files({}) == asked
+    assert Request().files() == {}
 
 
-def brute_force(grid: FrameGrid, frames: int) -> list[set[int]]:
-    """Run by run: frames in a row, blanks before them, cut into cells."""
-    cells: list[set[int]] = []
-    for begin in range(0, frames, grid.run or frames):
-        row: list[int | None] = list(range(begin, min(begin + (grid.run or frames), frames)))
-        while grid.causal and len(row) % grid.stride:
-            row.insert(0, None)
-        parts = [row[i : i + grid.stride] for i in range(0, len(row) - grid.stride + 1, grid.stride)]
-        cells += [{frame for frame in part if frame is not None} for part in parts]
-    return cells
-
-
-@given(GRIDS, st.integers(1, 200))
-def test_cells_stand_for_the_frames_that_an_encoder_puts_into_them(grid: FrameGrid, asked: int) -> None:
-    frames = grid.ceil(asked)
-    cells = brute_force(grid, frames)
-    assert [set(span) for span in grid.spans(frames)] == cells
-    assert grid.latent(frames) == len(cells)
-    assert set().union(*cells) == set(range(frames))
-    for frame in {0, frames // 2, frames - 1}:
-        assert frame in cells[grid.cell(frame, frames)]
-
-
-@given(GRIDS, st.integers(1, 200))
-def test_frames_of_latent_frames_is_the_inverse(grid: FrameGrid, asked: int) -> None:
-    frames = grid.ceil(asked)
-    back = grid.frames(grid.latent(frames))
-    assert grid.latent(back) == grid.latent(frames)
-    assert frames <= back
-    assert grid.latent(grid.ceil(back + 1)) > grid.latent(back)
-    if grid.run is None:
-        assert back == frames
-
-
-@given(GRIDS, st.integers(1, 5000))
-def test_made_frames_are_the_least_that_hold_the_asked(grid: FrameGrid, asked: int) -> None:
-    made = grid.ceil(asked)
-    assert asked <= made == grid.ceil(made)
-    assert made < asked + grid.stride * grid.multiple
-
-
-@given(st.integers(1, 8192), st.sampled_from([1, 2, 8, 64]))
-def test_snapped_sides_are_multiples_within_bounds(side: int, multiple: int) -> None:
-    lattice = Lattice(side_multiple=multiple, min_side=16, max_side=1024)
-    snapped = lattice.snap_side(side)
-    assert snapped % multiple == 0
-    assert 16 <= snapped <= 1024
-    if max(16, multiple) <= side <= 1024:
-        assert abs(snapped - side) <= multiple / 2
+def test_a_recipe_of_a_later_version_is_refused_by_the_option_it_names() -> None:
+    with pytest.raises(BadRequest, match="telepathy"):
+        Request.from_json('{"task": "generate", "telepathy": 1}')
 
 
 def test_a_grid_that_does_not_divide_is_refused() -> None:
@@ -205,7 +160,7 @@ def test_canvas_kinds_are_told_apart() -> None:
         mask[:, :, list(frames)] = 1
         if region:
             mask[..., :2, :] = 0
-        return Canvas(torch.zeros(2, 3, 8, 4, 4), mask).kind
+        return Canvas.of(torch.zeros(2, 3, 8, 4, 4), mask).kind
 
     assert kind() == "nothing"
     assert kind(0) == "first"
@@ -218,7 +173,7 @@ def test_canvas_kinds_are_told_apart() -> None:
 
 
 def test_the_vocabulary_of_requests_imports_without_torch() -> None:
-    code = "import sys, kinema.schema, kinema.registry; sys.exit('torch' in sys.modules)"
+    code = "import sys, kinema.schema, kinema.grid, kinema.registry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -129,6 +129,15 @@ def test_no_block_is_awaited_that_has_two_users():
     assert not [name for name in AWAITED if len(found[name]) != 1]
 
 
+def test_no_circle_of_imports():
+    """Imports inside functions and for type checkers count; only what `import kinema` gives is left out."""
+    imports = {name: imported_by(path) for name, path in modules().items() if name != "kinema"}
+    left = set(imports)
+    while leaves := {name for name in left if not (imports[name] - {name}) & left}:
+        left -= leaves
+    assert not left
+
+
 def test_tests_lie_in_folders_named_as_those_of_what_they_test():
     tests = Path(__file__).parent
     folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")} - {Path("fuzz")}  # of all files

@@ -1,1 +1,1 @@
-"""Kinema beside diffusers: what `vs_diffusers.py` measures, and how."""
+"""Kinema beside diffusers: `python -m benchmarks.vs` measures both, by turns."""

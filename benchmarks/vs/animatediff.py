@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.vs.pairs import AT, CELLS, FRAMES, STEPS, Goals, Pair, Work, normals
 from kinema.conditioning.clip_text import ClipTextSize
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.families.animatediff import conditioning
@@ -19,8 +20,8 @@ from kinema.families.animatediff.config import V3, Config
 from kinema.families.animatediff.family import FAMILY
 from kinema.guide import guide
 from kinema.schema import Request
+from kinema.settle import with_defaults
 from kinema.system import Conditions, System
-from vs.pairs import AT, CELLS, FRAMES, STEPS, Goals, Pair, Work, normals
 
 PROMPT = "a cat on a mat"
 
@@ -61,7 +62,7 @@ class AnimateDiffPair(Pair):
 
     def one_step(self, system: System, unet: nn.Module, dtype: torch.dtype) -> Work:
         normal, frames, size = normals(1), self.config.frames, self.config.text[0]
-        request = system.settle(Request(prompt=PROMPT, seed=1, steps=STEPS))
+        request = with_defaults(system, Request(prompt=PROMPT, seed=1, steps=STEPS))
         contexts = [normal(1, size.length, self.config.context) for _ in range(2)]
         wanted, unwanted = (conditioning.Condition(context[None].to(system.dtype)) for context in contexts)
         conditions = Conditions({"positive": wanted, "negative": unwanted})

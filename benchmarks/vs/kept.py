@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import kinema
+from benchmarks.vs.measure import Row
 from kinema.atomic import replacing
-from vs.measure import Row
 
 
 class Kept:
@@ -52,8 +52,7 @@ class Kept:
 def code_hash() -> str:
     """Of the package and of these scripts: figures of other code are not this code's."""
     digest = sha256()
-    here = Path(__file__).parent
-    for files in (Path(kinema.__file__).parent.rglob("*.py"), here.glob("*.py"), here.parent.glob("vs_*.py")):
+    for files in (Path(kinema.__file__).parent.rglob("*.py"), Path(__file__).parent.glob("*.py")):
         for file in sorted(files):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

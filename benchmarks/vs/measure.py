@@ -139,9 +139,13 @@ def peak_extra(call: Callable[[], Any]) -> int | None:
 
 
 def in_fresh_process(arguments: Sequence[str], threads: int) -> str:
-    """The last line that this script prints with these arguments in a process of its own."""
+    """The last line that `benchmarks.vs` prints with these arguments in a process of its own."""
     done = subprocess.run(
-        [sys.executable, sys.argv[0], *arguments], capture_output=True, text=True, env=environment(threads), check=False
+        [sys.executable, "-m", "benchmarks.vs", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(threads),
+        check=False,
     )
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["it said nothing"])[-1])

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.vs.pairs import AT, CELLS, FRAMES, STEPS, Goals, Pair, Work, normals
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.families.svd import conditioning, recipe
 from kinema.families.svd.config import SVD as SVD_FULL
@@ -17,8 +18,8 @@ from kinema.families.svd.config import Config
 from kinema.families.svd.family import FAMILY
 from kinema.guide import guide
 from kinema.schema import Request
+from kinema.settle import with_defaults
 from kinema.system import Conditions, System
-from vs.pairs import AT, CELLS, FRAMES, STEPS, Goals, Pair, Work, normals
 
 PICTURE = "picture.png"
 
@@ -64,7 +65,7 @@ class SVDPair(Pair):
 
     def one_step(self, system: System, unet: nn.Module, dtype: torch.dtype) -> Work:
         normal, frames, cells = normals(1), self.config.frames, self.cells
-        request = system.settle(Request(prompt=" ", seed=1, steps=STEPS))
+        request = with_defaults(system, Request(prompt=" ", seed=1, steps=STEPS))
         context, picture = normal(1, 1, self.config.context), normal(1, 4, 1, cells, cells)
         told = conditioning.scalars(self.config, request)
         wanted = conditioning.Condition(context.to(system.dtype), picture.to(system.dtype), told)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kinema.api import load
-    from kinema.schema import BadRequest, Canvas, Clip, Request, Shape
+    from kinema.canvas import Canvas
+    from kinema.schema import BadRequest, Clip, Request, Shape
 
 __version__ = "0.1.0"
 __all__ = ["BadRequest", "Canvas", "Clip", "Request", "Shape", "__version__", "load"]
@@ -22,7 +23,7 @@ __all__ = ["BadRequest", "Canvas", "Clip", "Request", "Shape", "__version__", "l
 _HOMES = {
     "load": "kinema.api",
     "BadRequest": "kinema.schema",
-    "Canvas": "kinema.schema",
+    "Canvas": "kinema.canvas",
     "Clip": "kinema.schema",
     "Request": "kinema.schema",
     "Shape": "kinema.schema",

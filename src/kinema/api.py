@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from kinema.generate import OnSettled, accept, generate
+from kinema.generate import Noise, OnSettled, accept, generate
+from kinema.job import Asked
 from kinema.memory.free import parse_bytes
 from kinema.memory.turns import LEVELS
 from kinema.registry import unknown
@@ -26,12 +26,12 @@ class Model:
 
     def run(
         self,
-        request: Request,
+        request: Asked,
         *,
-        noise: Tensor | None = None,
+        noise: Noise = None,
         on_event: OnEvent = ignore,
         on_settled: OnSettled = accept,
-        output: Literal["clip", "latents"] = "clip",
+        output: str = "clip",
     ) -> Clip:
         """See `generate`."""
         return generate(self.system, request, noise=noise, on_event=on_event, on_settled=on_settled, output=output)
@@ -44,8 +44,12 @@ class Model:
         """Text to video: ``model.generate("a red ball rolls right")``."""
         return self.run(_request("generate", prompt=prompt, **options), on_event=on_event)
 
-    def animate(self, image: str | Path, prompt: str = "", *, on_event: OnEvent = ignore, **options: Any) -> Clip:
-        """Image to video; ``last_image`` or ``loop`` fix the end too, ``region`` makes a cinemagraph."""
+    def animate(
+        self, image: str | Path | None = None, prompt: str = "", *, on_event: OnEvent = ignore, **options: Any
+    ) -> Clip:
+        """Image to video; ``last_image`` or ``loop`` fix the end too, ``keyframes={5: "a.png"}`` any frame, with or
+        without an image, and ``region`` makes a cinemagraph.
+        """
         return self.run(_request("animate", image=image, prompt=prompt, **options), on_event=on_event)
 
     def interpolate(self, video: str | Path | None = None, *, on_event: OnEvent = ignore, **options: Any) -> Clip:

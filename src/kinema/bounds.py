@@ -12,7 +12,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,11 @@ def shown(text: str, most: int | None = None) -> str:
     text = text if most is None else cut_middle(text, most)
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if most is None else cut_middle(text, most)
+
+
+def few(names: Sequence[str], most: int = 110) -> str:
+    """The first three of many names, each of at most so many characters, for a sentence."""
+    return ", ".join(shown(name, most) for name in names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def as_json(value: Any, indent: int | None = None) -> str:

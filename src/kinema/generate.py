@@ -1,11 +1,10 @@
 """The page to read first: from a request to a clip.
 
-    request ─ job ────────────── settled, drawn, planned: refused here, before a weight is read
+    request ─ draw_up ────────── a job, settled, drawn, planned: refused here, before a weight is read
        │
-    runtime.running ──────────── the weights placed, one job at a time
-       │
-    guide.sample ─────────────── conditions, guidance, windows, sampling   ┐ once, or once a block (rollout)
-    system.decode ────────────── pixels                                    ┘
+    for each stage ───────────── base, then super-resolution where it is asked for
+       │   runtime.running ───── the weights placed, one job at a time
+       │   rollout.pixels ────── prompts once; conditions, guidance, sampling and decoding block by block
        │
     clip ─────────────────────── what was given, to the bit; recipe, sound
 
@@ -15,65 +14,103 @@ Families and tasks meet here and nowhere else. Shapes: pixels B×3×T×H×W in [
 from __future__ import annotations
 
 import sys
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from kinema.guide import sample
-from kinema.job import OnSettled, accept, made_definite
-from kinema.media.matching import match_colours
+from kinema.job import Asked, OnSettled, Work, accept, draw_up
 from kinema.media.sound import carried
 from kinema.memory.placing import place
 from kinema.provenance import frames_hash, recipe
-from kinema.rollout import roll_out
-from kinema.schema import BadRequest, Clip, Memory, OnEvent, Phase, Request, ignore
+from kinema.rollout import enlarged, latents, pixels
+from kinema.schema import BadRequest, Clip, Memory, OnEvent, Phase, ignore
 from kinema.system import System
+from kinema.values import quoted
+
+Noise = Tensor | Mapping[str, Tensor] | None
+"""Standard normal B×C×T×h×w of the one stage, or of stages by name."""
 
 
 def generate(
     system: System,
-    request: Request,
+    asked: Asked,
     *,
-    noise: Tensor | None = None,
+    noise: Noise = None,
     on_event: OnEvent = ignore,
     on_settled: OnSettled = accept,
-    output: Literal["clip", "latents"] = "clip",
+    output: str = "clip",
 ) -> Clip:
-    """Answer a request: canvas, conditioning, noise, sampling, decoding.
+    """Answer a request: canvas, conditioning, noise, sampling, decoding; in two stages where it asks for the second.
 
-    ``noise`` is standard normal of the latent shape (B, C, T, h, w), instead of the seed's. ``output="latents"``
-    returns the latents in the clip's ``video``. ``on_settled`` is called with the settled request, of which size and
-    rate are the clip's, before anything is read: what it raises ends the work. Raises BadRequest for what the model
-    cannot do, before its weights are read. Other threads that ask the same system wait for their turn.
+    ``noise`` is standard normal of the latent shape (B, C, T, h, w), instead of the seed's; of a job of two stages,
+    by their names "base" and "super-resolution". ``output="latents"`` returns the latents in the clip's ``video``,
+    of two stages "latents:base" or "latents:super-resolution". ``on_settled`` is called with the settled request, of
+    which size and rate are the clip's, before anything is read: what it raises ends the work. ``asked`` may be the
+    stages of a recipe instead of a request. Raises BadRequest for what the model cannot do, before its weights are
+    read. Other threads that ask the same system wait for their turn.
     """
     with system.runtime.running():
-        job = made_definite(system, request, on_event, on_settled)
-        if noise is not None and tuple(noise.shape) != job.latent:
-            raise BadRequest(f"noise has shape {tuple(noise.shape)}; this request to {system.name} needs {job.latent}")
-        if job.in_blocks and output == "latents":
-            raise BadRequest("block-wise clips cannot return latents; ask for a window or fewer frames")
-        made_by = recipe(system, job.request, noise)  # inputs are hashed before the work, as they are now
-        made_by["halves_at_once"] = job.plan.at_once
-        sound = carried(job.canvas.heard, job.seconds, on_event)
-        on_event(Phase("load", system.name))
-        system.begin_hash()  # beside the work; files that are gone are told now
-        place(system, job.plan)
-        draws = system.noise(job.request)
-        with torch.no_grad():
-            if job.in_blocks:
-                video = roll_out(system, job.whole, job.canvas, noise, draws, on_event)
-            else:
-                noise = draws.normal(job.latent[1:]) if noise is None else noise
-                z = sample(system, job.whole, job.canvas, noise, draws, on_event=on_event)
-                if output == "latents":
-                    return Clip(z, job.fps, made_by | {"weights": system.weights_hash})
-                on_event(Phase("decode"))
-                video = match_colours(system.decode(z, job.whole), job.canvas, job.request.colours)
-        video = job.finished(video)
+        works = draw_up(system, asked, on_event, on_settled)
+        noises, wanted = _noises(works, noise), _wanted(works, output)
+        made_by = recipe(works, noises)  # inputs are hashed before the work, as they are now
+        first, last = works[0], works[-1]
+        fps = cast(float, last.stage.request.fps)
+        sound = carried(first.canvas.heard, last.stage.request.shape.frames / fps, on_event)
+        video = torch.empty(0)
+        for work in works:
+            work.system.begin_hash()  # beside the work; files that are gone are told now
+        for number, work in enumerate(works):
+            with work.system.runtime.running(), torch.no_grad():
+                on_event(Phase("load", work.system.name))
+                place(work.system, work.stage.memory)
+                draws, own = work.system.noise(work.stage.request), noises.get(work.stage.name)
+                work = enlarged(work, video) if number else work  # noqa: PLW2901
+                if wanted == work.stage.name:
+                    video = latents(work, own, draws, on_event)
+                    break
+                video = work.finished(pixels(work, own, draws, on_event))
+                made_by["stages"][number]["weights"] = work.system.weights_hash
         on_event(Memory(_peak_bytes()))
-        made_by |= {"weights": system.weights_hash, "frames_hash": frames_hash(video)}
-        return Clip(video, job.fps, made_by, sound)
+        if wanted:
+            return Clip(video, fps, made_by)
+        return Clip(video, fps, made_by | {"frames_hash": frames_hash(video)}, sound)
+
+
+def _noises(works: Sequence[Work], noise: Noise) -> dict[str, Tensor]:
+    """The caller's noise by stage. Raises BadRequest for a stage that is not there, or another shape."""
+    names = [work.stage.name for work in works]
+    if noise is not None and not isinstance(noise, Tensor | Mapping):
+        raise BadRequest(f"noise is {quoted(noise)}; expected a tensor, or one of each stage by its name")
+    if isinstance(noise, Tensor) and len(works) > 1:
+        raise BadRequest(f"this job has two stages, so noise is of one by name: {' or '.join(names)}")
+    told: dict[str, Tensor] = {names[0]: noise} if isinstance(noise, Tensor) else {**(noise or {})}
+    for name, own in told.items():
+        if name not in names:
+            raise BadRequest(f"noise is of a stage {name!r}; this job has {' and '.join(names)}")
+        work = works[names.index(cast(Any, name))]
+        if not isinstance(own, Tensor):
+            raise BadRequest(f"noise is {quoted(own)}; expected a tensor of shape {work.latent}")
+        if tuple(own.shape) != work.latent:
+            raise BadRequest(
+                f"noise has shape {tuple(own.shape)}; this request to {work.system.name} needs {work.latent}"
+            )
+    return told
+
+
+def _wanted(works: Sequence[Work], output: str) -> str:
+    """The stage of which latents are asked for, "" where none are."""
+    if output == "clip":
+        return ""
+    names = [work.stage.name for work in works]
+    ways = ["latents"] if len(works) == 1 else [f"latents:{name}" for name in names]
+    if output not in (*ways, f"latents:{names[0]}"):
+        raise BadRequest(f"output is {output!r}; expected clip or {' or '.join(ways)}")
+    wanted = works[names.index(cast(Any, output.partition(":")[2] or names[0]))]
+    if not wanted.stage.at_once:
+        raise BadRequest("block-wise clips cannot return latents; ask for a window or fewer frames")
+    return wanted.stage.name
 
 
 def _peak_bytes() -> int:

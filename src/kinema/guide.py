@@ -5,32 +5,37 @@ The order, from the inside out: guidance with its rescale, reconstruction, thres
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
+from einops import reduce
 from torch import Tensor
-from torch.nn import functional as F
 
+from kinema.canvas import Canvas, Piece, Small
 from kinema.diffusion.freeinit import passes
-from kinema.diffusion.guidance import Guidance, Guided, Reconstruction, Thresholded
+from kinema.diffusion.guidance import Guidance, Guided, Measurement, Reconstruction, Thresholded
 from kinema.diffusion.noise import Noise, rescheduled
-from kinema.diffusion.overwrite import Known, Overwrite
+from kinema.diffusion.overwrite import CleanFrames, Known, Overwrite
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.samplers import SAMPLERS, OnStep
-from kinema.diffusion.schedules import Level, edit_steps
+from kinema.diffusion.schedules import Level
 from kinema.diffusion.windows import Windowed, window_sizes
-from kinema.job import free_init, honour
 from kinema.memory.placing import roomy
-from kinema.schema import Canvas, OnEvent, Phase, Request, Step, ignore
+from kinema.schema import OnEvent, Phase, Request, Step, ignore
+from kinema.settle import free_init, sampler_options
+from kinema.spans import Spans, spans_of
 from kinema.system import Conditions, System
+from kinema.vae.placing import placed
 from kinema.values import counted
 
 
-def sample(
+def sample(  # noqa: PLR0917
     system: System,
     request: Request,
+    words: Mapping[str | None, Any],
     canvas: Canvas,
     noise: Tensor,
     draws: Noise,
@@ -38,47 +43,116 @@ def sample(
     guidance: Guidance | None = None,
     on_event: OnEvent = ignore,
 ) -> Tensor:
-    """The sampler over the whole canvas, once or as often as FreeInit asks: latents B×C×T×h×w, in float32 always."""
+    """The sampler over the whole canvas, once or as often as FreeInit asks: latents B×C×T×h×w, in float32 always.
+
+    ``words`` are the prompt as the family encodes it, under None; or several by text, which change with the windows.
+    ``guidance`` is that of this part of a longer clip.
+    """
     on_event(Phase("condition"))
-    way = honour(system, request, canvas, one_pass=True)
-    request = replace(request, honour=cast(Any, way))  # the family sees how its canvas is held
-    conditions = system.condition(request, canvas, on_event)
-    pieces = [] if way == "native" or canvas.empty else [given_piece(system, canvas)]
-    held = (pieces[0], request.reconstruction_weight) if way == "reconstruction" and pieces else None
+    told = {text: system.condition(each, request, canvas, on_event) for text, each in words.items()}
+    conditions = told[None] if None in told else InWindows.of_request(system, request, told)
+    clean = system.family.sampling.defaults(system.config).clean_frames
+    pieces, drawn = known(system, request, canvas, clean=clean)
     guidance = system.family.sampling.guidance(system.config, request) or guidance or system.guidance(request)
-    source = None if canvas.source is None else system.encode(canvas.source)
     first = z = in_order(system, request, noise, draws).to(system.device, torch.float32)
     again = free_init(system, request)
     counts = passes(request.free_init or 1, cast(int, request.steps), fast=request.free_init_fast)
     for number, steps in enumerate(counts):
         levels = system.levels(replace(request, steps=steps))
         noise = again(first, z, draws) if again is not None and number else first
-        edited = [] if source is None else [edited_piece(source, canvas.strength, steps)]
-        over = Overwrite([*edited, *pieces], levels, draws, noise)
-        denoise = over.around(guide(system, conditions, request, guidance, levels, held))
-        z = over.start(system.prior(noise))
+        over = Overwrite(pieces, levels, draws, noise)
+        seen = over.clean if clean else None
+        denoise = over.around(guide(system, conditions, request, guidance, levels, drawn, seen))
+        z = over.start(system.prior(request, noise))
         which = f", pass {number + 1} of {len(counts)}" if len(counts) > 1 else ""
         ahead = steps - over.first
-        told = f"{counted(ahead, 'step')} of {request.sampler}{which}"
-        kept = f"nothing to sample: strength {canvas.strength:g} keeps the source"
-        on_event(Phase("sample", told if ahead else kept))
+        said = f"{counted(ahead, 'step')} of {request.sampler}{which}"
+        on_event(Phase("sample", said if ahead else "nothing to sample: what is known is kept to the end"))
         if over.first == steps:
             return z
         report = stepping(on_event, sum(counts[:number]), sum(counts[number + 1 :]))
-        options = {**system.sampler_options(request), "state": over.run(over.first)}
+        options = {**sampler_options(system, request), "state": over.run(over.first)}
         left = levels[over.first :]
         z = SAMPLERS[cast(str, request.sampler)](denoise, z, left, noise=draws, on_step=report, **options)
     return z
 
 
-def given_piece(system: System, canvas: Canvas) -> Known:
-    """What a canvas gives, on the latent grid: never released."""
-    return Known(system.encode(canvas.video).float(), latent_mask(system, canvas.mask), release=None)
+@dataclass(frozen=True, eq=False)
+class InWindows:
+    """Conditions of several prompts, of which each window has the one of its middle frame."""
+
+    spans: Spans
+    middles: Sequence[int]
+    """The middle pixel frame of each latent frame."""
+    each: Mapping[str | None, Conditions]
+
+    @staticmethod
+    def of_request(system: System, request: Request, each: Mapping[str | None, Conditions]) -> InWindows:
+        spans = spans_of(request)
+        assert spans is not None
+        cells = system.lattice.grid.time.spans(request.shape.frames)
+        return InWindows(spans, [cell.start + len(cell) // 2 for cell in cells], each)
+
+    def of(self, frames: Sequence[int] | None) -> Conditions:
+        """Those of a window of these latent frames; None is all of them."""
+        at = range(len(self.middles)) if frames is None else frames
+        return self.each[self.spans.at(self.middles[at[len(at) // 2]])]
 
 
-def edited_piece(source: Tensor, strength: float, steps: int) -> Known:
-    """The clip of an edit, held until its last ``strength`` of the steps begin (SDEdit)."""
-    return Known(source.float(), torch.ones_like(source[:, :1]), steps - edit_steps(steps, strength), "fixed")
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """What reconstruction guidance draws the estimates to: what is given, and a small clip, either or both."""
+
+    given: Known | None
+    small: Small | None
+    weight: float
+    """Of what is given; the small clip has its own."""
+
+    def around(self, denoise: Denoiser, frames: Sequence[int]) -> Denoiser:
+        """The denoiser of these latent frames, drawn to what of them is known."""
+        at, known, held = list(frames), [], None
+        if self.given is not None:
+            held = self.given.mask[:, :, at]
+            known.append(Measurement.of_piece(self.given.content[:, :, at], held, self.weight))
+        if self.small is not None:
+            here, there = self.small.among(frames)
+            known.append(
+                Measurement(partial(smaller, here, self.small.factor), self.small.video[:, :, there], self.small.weight)
+            )
+        return Reconstruction(denoise, known, held)
+
+
+def smaller(frames: Sequence[int], factor: int, video_BCTHW: Tensor) -> Tensor:
+    """The small clip of a large one: these frames of it, ``factor``×``factor`` pixels averaged into one."""
+    kept = video_BCTHW[:, :, list(frames)]
+    return reduce(kept, "b c t (h p) (w q) -> b c t h w", "mean", p=factor, q=factor)
+
+
+def known(system: System, request: Request, canvas: Canvas, *, clean: bool) -> tuple[list[Known], Drawn]:
+    """The pieces that are written over the state, and what guidance draws the estimates to."""
+    way = canvas.block.way
+    shown = way == "native" and not clean  # by the network's own channels
+    given = [] if shown or canvas.empty else [given_piece(system, canvas, clean=clean)]
+    drawn = Drawn(given[0] if way == "reconstruction" and given else None, canvas.small, request.reconstruction_weight)
+    return [*held_pieces(system, canvas, clean=clean), *given], drawn
+
+
+def given_piece(system: System, canvas: Canvas, *, clean: bool = False) -> Known:
+    """What a canvas gives, on the latent grid: never released. ``clean``: the network sees it without noise."""
+    return Known(*on_grid(system, canvas.given), release=None, noise="clean" if clean else "fresh")
+
+
+def held_pieces(system: System, canvas: Canvas, *, clean: bool = False) -> list[Known]:
+    """What a canvas holds for a while, on the latent grid, each with the noise of the clip itself (or ``clean``)."""
+    told = zip(canvas.held, canvas.block.releases, strict=True)
+    noise: Literal["clean", "fixed"] = "clean" if clean else "fixed"
+    return [Known(*on_grid(system, piece), release, noise) for piece, release in told]
+
+
+def on_grid(system: System, piece: Piece) -> tuple[Tensor, Tensor]:
+    """The latents of a piece, and the cells that it gives: only what is known is encoded."""
+    content, mask = placed(system.encode, system.lattice.grid, piece.video, piece.mask)
+    return content.float(), mask.to(content.device)
 
 
 def stepping(on_event: OnEvent, before: int, after: int) -> OnStep:
@@ -100,41 +174,34 @@ def in_order(system: System, request: Request, noise: Tensor, draws: Noise) -> T
 
 def guide(  # noqa: PLR0917
     system: System,
-    conditions: Conditions,
+    conditions: Conditions | InWindows,
     request: Request,
     guidance: Guidance,
     levels: Level,
-    reconstructed: tuple[Known, float] | None = None,
+    drawn: Drawn | None = None,
+    clean: Callable[[Level], Tensor] | None = None,
 ) -> Denoiser:
     """The guided denoiser: guidance, reconstruction and bound, in windows where the request asks for them.
 
-    ``reconstructed`` is what guidance by reconstruction is to bring out, and its weight.
+    ``clean`` says of a level which latent frames are held clean, [B, T], for a model that sees them so.
 
     Reconstruction acts inside each window, so that a long clip is never differentiated as a whole.
     """
     limit = system.family.sampling.defaults(system.config).threshold
 
     def make(frames: Sequence[int] | None) -> Denoiser:
-        def cut(x: Tensor) -> Tensor:
-            return x if frames is None else x[:, :, list(frames)]
-
-        branches = {name: system.denoiser(conditions.branches[name], frames) for name in guidance.branches}
+        told = conditions.of(frames) if isinstance(conditions, InWindows) else conditions
+        branches = {name: system.denoiser(told.branches[name], frames) for name in guidance.branches}
+        if clean is not None:
+            at = slice(None) if frames is None else list(frames)
+            branches = {name: CleanFrames(one, lambda level: clean(level)[:, at]) for name, one in branches.items()}
         denoise: Denoiser = Guided(branches, guidance.of(frames), roomy(system), levels)
-        if reconstructed is not None and reconstructed[1]:
-            piece, weight = reconstructed
-            denoise = Reconstruction(denoise, cut(piece.content), cut(piece.mask), weight)
+        denoise = denoise if drawn is None else drawn.around(denoise, range(total) if frames is None else frames)
         return denoise if limit is None else Thresholded(denoise, limit)
 
+    total, uniform = system.latent_shape(request).frames, request.window_places == "uniform"
     if request.window is None or request.window_in == "attention":
         return make(None)
     length, overlap = window_sizes(request, system.lattice)
-    total, uniform = system.latent_shape(request).frames, request.window_places == "uniform"
     stride = request.window_stride
     return Windowed(make, total, length, overlap, request.window_weights, request.loop, uniform, stride)
-
-
-def latent_mask(system: System, mask_B1THW: Tensor) -> Tensor:
-    """The mask on the latent grid: 1 where every pixel of the cell is given."""
-    (h, w), spans = system.lattice.stride, system.lattice.time.spans(mask_B1THW.shape[2])
-    cells = torch.stack([mask_B1THW[:, :, span.start : span.stop].amin(2) for span in spans], dim=2)
-    return -F.max_pool3d(-cells, (1, h, w)).to(system.device)

@@ -1,26 +1,28 @@
-"""A request made definite: defaults filled in, the canvas drawn, the blocks and the memory plan chosen; or refused.
+"""A request made definite: each stage with its size, blocks, releases and memory plan; or refused.
 
-Everything here is settled before a weight is read, and travels down from here: nothing below asks again.
+A job is a list of stages, each of them plain data, which the recipe of a clip holds and `kinema replay` takes up again.
+Everything in it is settled before a weight is read, and travels down from here: nothing below asks again.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from kinema.diffusion.freeinit import FreeInit
+from kinema.canvas import Block, Canvas, Piece, Way, kind_of
+from kinema.diffusion.overwrite import by_level, by_ratio
 from kinema.diffusion.schedules import edit_steps
-from kinema.memory.plan import Plan, choose
-from kinema.schema import FREE_INIT, TAKES, BadRequest, Canvas, Note, OnEvent, Request, ignore
+from kinema.memory.plan import Plan, choose, weight_bytes
+from kinema.schema import BadRequest, Note, OnEvent, Request, ignore
+from kinema.settle import rolls_out
+from kinema.spans import later, spans_of
+from kinema.stages import Enlarging, Part, Recorded, Stages, parts_of, retaken
 from kinema.system import System
 from kinema.tasks import TASKS
-from kinema.tasks.known import need_prompt
 
 OnSettled = Callable[[Request], None]
 
@@ -29,186 +31,246 @@ def accept(_request: Request) -> None:
     """The check that everything passes."""
 
 
-@dataclass(frozen=True, eq=False)
-class Job:
-    """A request settled once. ``request`` is what was asked for, ``whole`` the same with the frames that are made."""
+@dataclass(frozen=True)
+class Stage:
+    """One model's part of a job. ``request`` is settled, and has the frames that were asked for.
 
+    ``frames`` are those that are made: the next count on the model's lattice. They are made in ``blocks``, one for a
+    clip that is made at once. ``enlarging`` is of a stage of super-resolution.
+    """
+
+    name: Stages
+    model: str
     request: Request
-    whole: Request
+    frames: int
+    blocks: tuple[Block, ...]
+    enlarging: Enlarging | None = None
+    memory: Plan = field(default_factory=Plan)
+
+    @property
+    def whole(self) -> Request:
+        """The request with the frames that are made."""
+        return made_whole(self.request, self.frames)
+
+    def of(self, block: Block) -> Request:
+        """The request of one block."""
+        return self.whole if self.at_once else replace(self.request, frames=block.frames, loop=False)
+
+    @property
+    def at_once(self) -> bool:
+        """Whether the clip is made in one pass."""
+        return len(self.blocks) == 1 and self.blocks[0].frames == self.frames
+
+    def told(self) -> dict[str, Any]:
+        """As JSON holds it; whoever writes it says how the request names its files."""
+        enlarging = {} if self.enlarging is None else {"enlarging": asdict(self.enlarging)}
+        blocks, memory = [_told(block) for block in self.blocks], self.memory.told()
+        return {"stage": self.name, "model": self.model, "frames": self.frames, "blocks": blocks, "memory": memory} | (
+            enlarging
+        )
+
+
+def made_whole(request: Request, frames: int) -> Request:
+    """The request with the frames that are made. A backward clip has those beyond the asked before it: its prompts over
+    frames come so much later.
+    """
+    more = frames - request.shape.frames if request.backward else 0
+    return replace(request, frames=frames, prompt_spans=later(request.prompt_spans, more))
+
+
+def _told(block: Block) -> dict[str, Any]:
+    told: dict[str, Any] = {"start": block.start, "frames": block.frames, "way": block.way}
+    told |= {"releases": list(block.releases)} if block.releases else {}
+    return told | ({} if block.prompt is None else {"prompt": block.prompt})
+
+
+Asked = Request | Sequence[Recorded]
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A stage with what it works on: an opened model, and a canvas of the frames that are made."""
+
+    stage: Stage
+    system: System
     canvas: Canvas
-    """Of ``whole``."""
-    latent: tuple[int, int, int, int, int]
-    """B×C×T×h×w."""
-    in_blocks: bool
-    plan: Plan
-    """How it runs within the memory there is."""
 
     @property
-    def fps(self) -> float:
-        return cast(float, self.request.fps)
-
-    @property
-    def seconds(self) -> float:
-        return self.request.shape.frames / self.fps
+    def latent(self) -> tuple[int, int, int, int, int]:
+        """B×C×T×h×w."""
+        return self.system.latent_shape(self.stage.whole).bcthw
 
     def finished(self, video_BCTHW: Tensor) -> Tensor:
         """The frames that were asked for, with what was given in them as it was, to the bit."""
-        asked, given = self.request.shape.frames, self.canvas
+        request, given = self.stage.request, self.canvas.given
+        asked = request.shape.frames
         video = torch.lerp(video_BCTHW, given.video, given.mask.expand_as(video_BCTHW))
-        return video[:, :, -asked:] if self.request.backward else video[:, :, :asked]
+        return video[:, :, -asked:] if request.backward else video[:, :, :asked]
 
 
-def made_definite(
-    system: System, request: Request, on_event: OnEvent = ignore, on_settled: OnSettled = accept
-) -> Job:
-    """The job of a request, with each choice said. Raises BadRequest for what cannot be done; no weight is read.
+# ------------------------------------------------------------------------------------ drawing up
 
-    The LoRAs that it asks for are in force after it: they belong to the job, and the caller holds the runtime's lock.
+
+def draw_up(system: System, asked: Asked, on_event: OnEvent = ignore, on_settled: OnSettled = accept) -> list[Work]:
+    """The job of a request, with each choice said, and what it works on. Raises BadRequest for what cannot be done."""
+    works: list[Work] = []
+    stages = drawn(system, asked, on_event, on_settled)
+    for number, work in enumerate(stages):
+        plan = planned(work, beside_it(stages, number))
+        for reason in (*plan.reasons, *about_precision(work.system)):
+            on_event(Note(reason))
+        stage = replace(work.stage, memory=plan, request=plan.applied(work.stage.request))
+        works.append(replace(work, stage=stage))
+    return works
+
+
+def drawn(system: System, asked: Asked, on_event: OnEvent = ignore, on_settled: OnSettled = accept) -> list[Work]:
+    """The job of a request before its memory is planned.
+
+    ``asked`` may be the stages of a recipe, which are taken as they were settled. No weight is read. The LoRAs that
+    are asked for are in force after it: they belong to the job, and the caller holds the runtime's lock.
     """
-    system.runtime.use_loras(None if request.loras is None else system.read_loras({**request.loras}))
-    request, whole, canvas = prepared(system, request, on_event, on_settled)
-    in_blocks = honour(system, request, canvas) == "continuation" or rolls_out(system, whole)
-    plan = planned(system, whole, canvas)
-    for reason in (*plan.reasons, *about_precision(system)):
-        on_event(Note(reason))
-    request, whole = plan.applied(request), plan.applied(whole)
-    return Job(request, whole, canvas, system.latent_shape(whole).bcthw, in_blocks, plan)
+    told = None if isinstance(asked, Request) else asked
+    loras = asked.loras if isinstance(asked, Request) else asked[0].request.loras
+    system.runtime.use_loras(None if loras is None else system.read_loras({**loras}))
+    parts = parts_of(system, asked, on_event) if isinstance(asked, Request) else retaken(system, asked, on_event)
+    on_settled(parts[-1].request)
+    works = []
+    for number, part in enumerate(parts):
+        work = work_of(part, _given(part) if number else TASKS[part.request.task].canvas(part.request, on_event))
+        if told is not None and told[number].blocks:
+            work = with_blocks(work, told[number].blocks)
+        works.append(work)
+    return works
 
 
-def prepared(
-    system: System, request: Request, on_event: OnEvent = ignore, on_settled: OnSettled = accept
-) -> tuple[Request, Request, Canvas]:
-    """The settled request, the same with the frames that the model makes, and the canvas of these."""
-    request = settle(system, request, on_event)
-    on_settled(request)
-    canvas = TASKS[request.task].canvas(request, on_event)
-    return (request, *on_lattice(system, request, canvas))
+def _given(part: Part) -> Canvas:
+    """The canvas of a second stage: what is given at its size. What is released in between is of the first stage."""
+    if part.request.task == "edit":
+        return Canvas(part.request.shape)
+    canvas = TASKS[part.request.task].canvas(part.request, ignore)
+    return replace(canvas, pieces=(canvas.given,))
 
 
-def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Request:
-    """The request with the task's and the model's defaults and a seed: nothing is ``None`` that matters.
+def work_of(part: Part, canvas: Canvas) -> Work:
+    """A stage whose canvas is drawn, with its blocks; the memory plan is still to be chosen."""
+    system, request = part.system, part.request
+    frames = system.lattice.grid.time.ceil(request.shape.frames)
+    canvas = canvas.longer(frames - request.shape.frames, before=request.backward)
+    blocks = blocks_of(system, made_whole(request, frames), canvas, part.enlarging)
+    stage = Stage(part.name, system.name, request, frames, blocks, part.enlarging)
+    return Work(stage, system, replace(canvas, block=blocks[0]) if blocks else canvas)
 
-    Refuses what the verb makes no use of: nothing that is asked for is passed over.
+
+def with_blocks(work: Work, blocks: tuple[Block, ...]) -> Work:
+    """The work with the blocks of a recipe. Raises BadRequest for those that cannot make this clip."""
+    stage, own = work.stage, work.stage.blocks
+    if len(blocks) > 2 * len(own):
+        raise BadRequest(f"the recipe has {len(blocks):,} blocks; this clip is made in {len(own):,}")
+    every = 1 if stage.enlarging is None else stage.enlarging.every
+    most = max((block.start + block.frames for block in own), default=0)
+    ways, prompts = {block.way for block in own}, {block.prompt for block in own}
+    made: set[int] = set()
+    for block in blocks:
+        frames = range(block.start, block.start + block.frames)
+        if block.start < 0 or block.start % every or not 0 < block.frames <= own[0].frames or frames.stop > most:
+            raise BadRequest(f"a block of {block.frames} frames from {block.start} on is none of this clip")
+        if block.way not in ways or block.prompt not in prompts:
+            raise BadRequest(f"the block from {block.start} on has another way or prompt than this clip's blocks")
+        steps, held = cast(int, stage.request.steps), len(work.canvas.held)
+        if len(block.releases) != held or not all(0 <= release <= steps for release in block.releases):
+            raise BadRequest(f"the block from {block.start} on lets go of other pieces; expected {held}, 0 to {steps}")
+        made.update(frames)
+    if not made >= {frame for block in own for frame in range(block.start, block.start + block.frames)}:
+        raise BadRequest(f"the blocks do not make all of the {stage.frames} frames of this clip")
+    return replace(work, stage=replace(stage, blocks=blocks), canvas=replace(work.canvas, block=blocks[0]))
+
+
+# ---------------------------------------------------------------------------------------- blocks
+
+
+def blocks_of(
+    system: System, request: Request, canvas: Canvas, enlarging: Enlarging | None = None
+) -> tuple[Block, ...]:
+    """The passes that a clip is made in, each with the way that it holds what is known by then.
+
+    None where all of a clip that is longer than the model is given. Refuses, by name, a canvas the family cannot hold,
+    or a way that it does not offer.
     """
-    if request.task not in TASKS:
-        raise BadRequest(f"there is no task {request.task!r}; expected one of {', '.join(TASKS)}")
-    blank = Request()
-    for name in sorted({field for taken in TAKES.values() for field in taken} - set(TAKES[request.task])):
-        if getattr(request, name) != getattr(blank, name):
-            raise BadRequest(f"{request.task} makes no use of {name}: leave it out")
-    if request.task in ("generate", "edit") and system.family.sampling.defaults(system.config).takes_prompt:
-        need_prompt(request)
-    request = system.settle(TASKS[request.task].plan(request), on_event)
-    if request.loop and request.task == "generate" and not (request.window and request.window < request.shape.frames):
-        raise BadRequest("generate makes a loop of windows that wrap around: give a window shorter than the clip")
-    whole = replace(request, frames=system.lattice.time.ceil(request.shape.frames))
-    if request.overlap is not None and request.window is None and not rolls_out(system, whole):
-        raise BadRequest("overlap is of windows, or of the blocks of a clip longer than the model: leave it out")
-    check_length(request)
-    if request.colours != "free" and request.task in ("generate", "edit") and not rolls_out(system, whole):
-        raise BadRequest("colours are of given frames, or of a clip longer than the model: leave it out")
-    system.sampler_options(request)
-    free_init(system, request)
-    if request.task == "edit" and request.strength > 0 and not edit_steps(cast(int, request.steps), request.strength):
-        what = f"strength {request.strength:g} of {request.steps} steps is less than one step"
-        on_event(Note(f"{what}, so nothing is changed: give more steps or a higher strength"))
-    if request.seed is None:
-        request = replace(request, seed=secrets.randbelow(2**31))
-    return request
+    total, length = request.shape.frames, system.lattice.max_frames or request.shape.frames
+    releases, strict = released(system, request, canvas), enlarging is None
+    way = honour(system, request, canvas.kind, strict=strict)
+    if way != "continuation" and not rolls_out(system, request):
+        return (Block(0, total, way, releases),)
+    if enlarging is None:
+        starts = [(start, length) for start in block_starts(system, request, canvas, length)]
+    else:
+        starts = _meeting(system, total, length, enlarging.every)
+    mask = canvas.longer(max(start + frames for start, frames in starts) - total).mask.clone()
+    made = []
+    for start, frames in starts:
+        kind = kind_of(mask[:, :, start : start + frames])
+        if kind != "all" or canvas.held:
+            way = honour(system, request, kind, one_pass=True, strict=strict)
+            made.append(Block(start, frames, way, releases, prompt_of(system, request, start, frames)))
+        mask[:, :, start : start + frames] = 1
+    return tuple(made)
 
 
-OF_WINDOWS = ("window_places", "window_weights", "window_stride", "window_in", "noise_type")
+def _meeting(system: System, total: int, length: int, every: int) -> list[tuple[int, int]]:
+    """First frames and lengths of the blocks of super-resolution: each begins with the last frame of the one before,
+    or a little earlier, where the small clip has a frame too. The last is as short as the model can make it.
+    """
+    step, time = (length - 1) // every * every, system.lattice.grid.time
+    if step < 1:
+        raise BadRequest(f"{system.name} sees {length} frames, too few to make those between frames {every} apart")
+    return [(start, time.ceil(min(step + 1, total - start))) for start in range(0, max(total - 1, 1), step)]
 
 
-def check_length(request: Request) -> None:
-    """Refuse options of windows or FreeInit where there is none of them, or that do not go together."""
-    blank = Request()
-    for whole, parts in (("window", OF_WINDOWS), ("free_init", FREE_INIT[1:])):
-        for name in parts if getattr(request, whole) is None else ():
-            if getattr(request, name) != getattr(blank, name):
-                raise BadRequest(f"{name} is of a {whole}: give one, or leave it out")
-    if request.window_stride > 1 and request.window_places != "uniform":
-        raise BadRequest("window_stride is of windows that move: give window_places uniform, or leave it out")
-    if request.window_in == "attention" and request.window_places != "static":
-        raise BadRequest("windows inside attention stay where they are: leave window_places out")
-
-
-def free_init(system: System, request: Request) -> FreeInit | None:
-    """What makes the noise of the next pass, where the request has several."""
-    if request.free_init is None:
+def prompt_of(system: System, request: Request, start: int, frames: int) -> str | None:
+    """The prompt of a block where they change with blocks: that of its middle. None where all of them have one."""
+    spans = spans_of(request)
+    if spans is None or system.family.sampling.defaults(system.config).prompt_spans:
         return None
-    end = system.process.schedule.level(torch.ones(1, dtype=torch.float64))
-    return FreeInit(end, request.free_init_filter, request.free_init_order, request.free_init_stop)
+    return spans.at(min(start + frames // 2, request.shape.frames - 1))
 
 
-def on_lattice(system: System, request: Request, canvas: Canvas) -> tuple[Request, Canvas]:
-    """The request and canvas at the next frame count that the model makes; what is beyond the asked is unknown."""
-    frames = system.lattice.time.ceil(request.shape.frames)
-    more = frames - request.shape.frames
-    return replace(request, frames=frames), longer(canvas, more, before=request.backward)
+def released(system: System, request: Request, canvas: Canvas) -> tuple[int, ...]:
+    """The states after which the canvas's pieces are free, by the rule that each release names."""
+    steps, levels, made = cast(int, request.steps), system.levels(request), []
+    for piece in canvas.held:
+        by, amount = piece.release.by, piece.release.amount
+        if by == "strength":
+            made.append(steps - edit_steps(steps, amount))
+        elif by == "level":
+            made.append(by_level(amount, levels))
+        else:
+            made.append(by_ratio(amount, system.process(request).schedule.time(levels.log_snr)))
+    return tuple(made)
 
 
-def longer(canvas: Canvas, more: int, *, before: bool = False) -> Canvas:
-    """The canvas with so many unknown frames more behind it, or before it."""
-    if more <= 0:
-        return canvas
-    ends = (more, 0) if before else (0, more)
+def honour(system: System, request: Request, kind: str, *, one_pass: bool = False, strict: bool = True) -> Way:
+    """How a canvas of this kind will be held.
 
-    def padded(x: Tensor, mode: str) -> Tensor:
-        return F.pad(x, (0, 0, 0, 0, *ends), mode=mode)
+    The way that is asked for is the first stage's: one that is not ``strict`` takes its own where it offers another.
 
-    source = None if canvas.source is None else padded(canvas.source, "replicate")
-    return replace(canvas, video=padded(canvas.video, "constant"), mask=padded(canvas.mask, "constant"), source=source)
-
-
-def honour(system: System, request: Request, canvas: Canvas, *, one_pass: bool = False) -> str:
-    """How the canvas will be held: "native", "continuation", "reconstruction" or "replacement".
-
-    Continuation goes on from the last given frame, as `roll_out` does: it is no way for ``one_pass`` of the sampler.
+    Continuation goes on from the last given frame, as `rollout` does: it is no way for ``one_pass`` of the sampler.
     Refuses, by name, a canvas the family cannot hold, or a way that it does not offer.
     """
-    ways = system.family.sampling.honours(system.config, canvas.kind)
+    ways, asked = system.family.sampling.honours(system.config, kind), request.honour
     if one_pass or request.window is not None:
         ways = tuple(way for way in ways if way != "continuation")
+        asked = "auto" if one_pass and asked == "continuation" else asked  # a block goes on by itself
     if not ways:
-        what = f"a canvas of the kind {canvas.kind!r}"
+        what = f"a canvas of the kind {kind!r}"
         raise BadRequest(f"{system.name} cannot hold {what} that this {request.task} needs")
-    if request.honour == "auto" or canvas.empty:
-        return ways[0]
-    if request.honour not in ways:
-        raise BadRequest(f"{system.name} does not hold a canvas by {request.honour}; it offers {', '.join(ways)}")
-    return request.honour
-
-
-def planned(system: System, request: Request, canvas: Canvas) -> Plan:
-    """How the request will run within the memory there is; refuses one that cannot, before anything is loaded."""
-    way = honour(system, request, canvas)
-    if rolls_out(system, request):
-        request, canvas = one_block(system, request, canvas)
-        way = honour(system, request, canvas, one_pass=True)
-    return choose(system, replace(request, honour=cast(Any, way)), canvas)
-
-
-def one_block(system: System, request: Request, canvas: Canvas) -> tuple[Request, Canvas]:
-    """A block of a clip made in blocks, as it is rehearsed: it holds the frames that it shares with the one before."""
-    length = cast(int, system.lattice.max_frames)
-    starts = block_starts(system, request, canvas, length)
-    shared = length - abs(starts[1] - starts[0]) if len(starts) > 1 else 1
-    mask = torch.zeros_like(canvas.mask[:, :, :length])
-    mask[:, :, length - shared if starts[0] > starts[-1] else 0 :][:, :, :shared] = 1
-    return of_block(request, length), Canvas(canvas.video[:, :, :length], mask)
-
-
-def of_block(request: Request, length: int) -> Request:
-    """The request of one block: it goes on by itself, so continuation is no way to hold its frames."""
-    way = "auto" if request.honour == "continuation" else request.honour
-    return replace(request, frames=length, loop=False, honour=cast(Any, way))
-
-
-def rolls_out(system: System, request: Request) -> bool:
-    """Whether the clip is longer than the model sees and is made block by block."""
-    longest = system.lattice.max_frames
-    return bool(longest) and request.shape.frames > cast(int, longest) and request.window is None
+    if asked == "auto" or kind == "nothing":
+        return cast(Way, ways[0])
+    if asked not in ways and not strict:
+        return cast(Way, ways[0])
+    if asked not in ways:
+        raise BadRequest(f"{system.name} does not hold a canvas by {asked}; it offers {', '.join(ways)}")
+    return asked
 
 
 def block_starts(system: System, request: Request, canvas: Canvas, length: int) -> list[int]:
@@ -231,6 +293,42 @@ def block_starts(system: System, request: Request, canvas: Canvas, length: int) 
     starts = [min(s, total - length) for s in range(0, total - keep, length - keep)]
     backward = bool(canvas.mask[:, :, -1].any()) and not bool(canvas.mask[:, :, 0].any())
     return starts[::-1] if backward else starts
+
+
+def rehearsed(work: Work) -> Canvas:
+    """What memory is planned for: the whole canvas, or a block that holds what it shares with the one before."""
+    stage, canvas = work.stage, work.canvas
+    if stage.at_once or not stage.blocks:
+        return canvas
+    blocks = stage.blocks
+    block = blocks[1] if len(blocks) > 1 else blocks[0]
+    shared = block.frames - abs(block.start - blocks[0].start) if len(blocks) > 1 else 1
+    long = canvas.longer(block.start + block.frames - stage.frames)
+    mask = torch.zeros_like(long.mask[:, :, : block.frames])
+    mask[:, :, block.frames - shared if blocks[0].start > blocks[-1].start else 0 :][:, :, :shared] = 1
+    known = Piece(long.video[:, :, : block.frames], mask)
+    return long.part(replace(block, start=0), known)
+
+
+def planned(work: Work, taken: int = 0) -> Plan:
+    """How a stage will run within the memory there is, of which so many bytes are ``taken`` by other stages; refuses
+    one that cannot, before anything is loaded.
+    """
+    if not work.stage.blocks:
+        return Plan()
+    canvas, measured = rehearsed(work), work.stage.enlarging is not None
+    return choose(work.system, work.stage.of(canvas.block), canvas, measured=measured, taken=taken)
+
+
+def beside_it(works: Sequence[Work], number: int) -> int:
+    """Bytes that the weights of other stages take while this one runs, and that are not counted as used already."""
+    told, taken = works[number].system.memory.budget is not None, 0
+    for other in range(len(works)):
+        system = works[other].system
+        loaded = system.runtime.model is not None
+        if other != number and (told if loaded else other < number):
+            taken += weight_bytes(system)
+    return taken
 
 
 def about_precision(system: System) -> list[str]:

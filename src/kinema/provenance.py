@@ -1,14 +1,14 @@
 """The recipe of a clip: what `kinema replay` needs to make it again, and no more of its maker's disk than names.
 
 A clip travels with its recipe, so files are told by name and hash, without their folders: the pictures and clips of
-``request`` by the field's name in ``inputs``, those of the family's options by their name in ``extra_inputs``.
+``request`` by name (`Request.files`) in ``inputs``, those of the family's options by their name in ``extra_inputs``.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,25 +17,32 @@ import torch
 from torch import Tensor
 
 from kinema import __version__, bounds, registry
-from kinema.schema import FILES, BadRequest, Request
+from kinema.job import Work
+from kinema.schema import BadRequest, Request
+from kinema.stages import beside
 from kinema.system import Family, System
 
 MAX_INPUT = 2**36
 """Bytes of an input that are hashed: an hour of film has less."""
 
 
-def recipe(system: System, request: Request, noise: Tensor | None = None) -> dict[str, Any]:
-    """What `kinema replay` needs to make the clip again, and to say whether it is the same to the bit.
+VERSION = 2
+"""Of recipes that are written; `kinema.recipes` reads older ones."""
 
-    Without what `generate` adds: the hashes of the weights and of the clip, and whether halves of guidance ran at once.
+
+def recipe(works: Sequence[Work], noises: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+    """What `kinema replay` needs to make the clip again, and to say whether it is the same to the bit: the job as JSON.
+
+    Without what `generate` adds: the hashes of the weights of each stage, and of the clip.
     """
+    first = works[0]
+    system, request = first.system, first.stage.request
     shown = names_of(system.family, request)
     told: dict[str, Any] = {
+        "recipe": VERSION,
         "kinema": __version__,
-        "model": system.name,
-        "family": system.family.name,
-        "request": json.loads(named(request, system.family, shown).with_(loras=None).to_json()),
-        "inputs": {k: file_hash(Path(v)) for k in FILES if (v := getattr(request, k))},
+        "stages": [_stage(work, shown) for work in works],
+        "inputs": {name: file_hash(Path(file)) for name, file in request.files().items()},
         "device": str(system.device),
         "dtype": str(system.precision).removeprefix("torch."),
         "threads": torch.get_num_threads(),
@@ -43,6 +50,18 @@ def recipe(system: System, request: Request, noise: Tensor | None = None) -> dic
     }
     if shown:
         told["extra_inputs"] = {name: file_hash(Path(file)) for file, name in shown.items()}
+    if noises:
+        told["noise"] = {name: frames_hash(noise) for name, noise in noises.items()}
+    return told
+
+
+def _stage(work: Work, shown: Mapping[str, str]) -> dict[str, Any]:
+    """One stage: its model, its request with files by name, and what was settled of it."""
+    system = work.system
+    request = named(work.stage.request, system.family, shown).with_(loras=None)
+    if request.super_resolution is not None:
+        request = request.with_(super_resolution=system.name)
+    told = {**work.stage.told(), "family": system.family.name, "request": json.loads(request.to_json())}
     if variant := system.weights.variant or system.weights.model:
         told["variant"] = variant
     if system.loras.files:
@@ -51,8 +70,6 @@ def recipe(system: System, request: Request, noise: Tensor | None = None) -> dic
         told["added"] = [each.told() for each in system.weights.added]
     if system.overrides:
         told["overrides"] = dict(system.overrides)
-    if noise is not None:
-        told["noise"] = frames_hash(noise)
     return told
 
 
@@ -61,7 +78,9 @@ def paths(system: System, request: Request) -> dict[str, str]:
     told = {"model": system.weights.path} if system.weights.path else {}
     told |= {f"added {each.slot}": each.source.path for each in system.weights.added}
     told |= {f"lora {number}": file.path for number, file in enumerate(system.loras.files, 1)}
-    told |= {name: Path(value) for name in FILES if (value := getattr(request, name))}
+    if request.super_resolution is not None and (upper := beside(system, request.super_resolution).weights.path):
+        told["super_resolution"] = upper
+    told |= {name: Path(file) for name, file in request.files().items()}
     told |= {name: Path(file) for file, name in names_of(system.family, request).items()}
     return {name: str(path.absolute()) for name, path in told.items()}
 
@@ -94,19 +113,19 @@ def names_of(family: Family, request: Request) -> dict[str, str]:
 
 def named(request: Request, family: Family, shown: Mapping[str, str]) -> Request:
     """The request with the names of its files in their place; ``shown`` are those of the family's options."""
-    own = {name: registry.file_name(value) for name in FILES if (value := getattr(request, name))}
+    own = {name: registry.file_name(file) for name, file in request.files().items()}
     return replaced(request, [family], own, shown)
 
 
 def replaced(request: Request, families: Iterable[Family], own: Mapping[str, str], shown: Mapping[str, str]) -> Request:
-    """The request with these values in fields that name files, and these for files that the ``extra`` of any of the
-    families names: other values stay as they are, also where they spell the same.
+    """The request with these files of its own (by what `Request.files` calls them), and these for files that the
+    ``extra`` of any of the families names: other values stay as they are, also where they spell the same.
     """
     extra = {
         key: _with(value, {file: shown[file] for family in families for file in _files(family, key, value)})
         for key, value in request.extra.items()
     }
-    return request.with_(**own, extra=extra)
+    return request.with_files(own).with_(extra=extra)
 
 
 def _files(family: Family, key: str, value: Any) -> tuple[str, ...]:

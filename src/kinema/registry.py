@@ -24,23 +24,6 @@ FAMILIES: dict[str, str] = {
 }
 """Folder name under ``families/`` to its `Family` object."""
 
-LAYOUTS: dict[str, str] = {
-    "animatediff": "kinema.families.animatediff.files.checkpoint:LAYOUTS",
-    "svd": "kinema.families.svd.checkpoint:LAYOUTS",
-}
-"""Families whose weights exist in several layouts, to what `kinema.checkpoints.convert` asks of them."""
-
-SLOTS: dict[str, str] = {
-    "animatediff": "kinema.families.animatediff.files.slots:SLOTS",
-}
-"""Families that take additions when a model is opened (a motion module in an image model), to what says which."""
-
-TRAINING: dict[str, str] = {
-    "animatediff": "kinema.families.animatediff.training:TRAINING",
-    "svd": "kinema.families.svd.training:TRAINING",
-}
-"""Families with stages, parts or precomputed latents, to what `kinema.training.learning` asks of them."""
-
 PIPELINES: dict[str, str] = {
     "AnimateDiffPipeline": "animatediff",
     "StableDiffusionPipeline": "animatediff",
@@ -65,6 +48,13 @@ PARTS: dict[str, str] = {
     "animatediff-pocket-zooms-in": "lora",
 }
 """What ships beside them, ``NAME.safetensors``: name to the slot that it is added in, or "lora"."""
+
+SHIPPED: dict[str, str] = {
+    "animatediff": "kinema.families.animatediff.pocket.shipped:SHIPPED",
+    "svd": "kinema.families.svd.pocket.shipped:SHIPPED",
+    "zoetrope": "kinema.families.zoetrope.shipped:SHIPPED",
+}
+"""Families whose weights ship, to how those are trained from scratch."""
 
 ALIASES: dict[str, str] = {
     "animatediff-v3": "stable-diffusion-v1-5/stable-diffusion-v1-5",

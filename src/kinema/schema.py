@@ -1,4 +1,4 @@
-"""The nouns of the package: shapes, clips, canvases, requests, events and the one user error.
+"""The nouns of the package: shapes, clips, requests, events and the one user error.
 
 Everything here is a frozen dataclass that imports without torch, so that the command line, the
 registry and a web form can describe a request before any heavy library is loaded.
@@ -12,11 +12,13 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from functools import lru_cache
+from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, get_type_hints
 
 from kinema import values
 from kinema.values import quoted
@@ -46,82 +48,8 @@ class BadRequest(ValueError):
 
 
 @dataclass(frozen=True)
-class FrameGrid:
-    """Which pixel frames each latent frame stands for: a codec's geometry in time.
-
-    ``stride`` pixel frames become one latent frame. ``causal``: what is missing to whole cells is filled in before the
-    first frame, which so has a latent frame of its own (``4k + 1`` frames make ``k + 1``). ``run``: so many frames are
-    encoded at a time, each run by itself (Open-Sora 1.2: 17 frames make 5). ``multiple``: what a model makes without
-    either is a whole multiple of so many latent frames.
-    """
-
-    stride: int = 1
-    causal: bool = False
-    run: int | None = None
-    multiple: int = 1
-
-    def ceil(self, frames: int) -> int:
-        """The least frame count that can be made and holds ``frames``: a clip is made whole, then cut."""
-        if self.run is not None:
-            return max(frames, 1)
-        step = self.stride * self.multiple
-        if self.causal:
-            return max(math.ceil((frames - 1) / step), 0) * step + 1
-        return max(math.ceil(frames / step), 1) * step
-
-    def latent(self, frames: int) -> int:
-        """Latent frames of so many pixel frames."""
-        whole, rest = divmod(frames, self.run) if self.run is not None else (0, frames)
-        cells = math.ceil(rest / self.stride) if self.causal else rest // self.stride
-        return whole * math.ceil((self.run or 0) / self.stride) + cells
-
-    def frames(self, latent: int) -> int:
-        """The most pixel frames that so many latent frames stand for: the inverse of `latent` for what can be made."""
-        if self.run is not None:
-            whole, rest = divmod(latent, math.ceil(self.run / self.stride))
-            return whole * self.run + min(rest * self.stride, self.run)
-        return (latent - 1) * self.stride + 1 if self.causal else latent * self.stride
-
-    def spans(self, frames: int) -> list[range]:
-        """The pixel frames of each latent frame of a clip of so many."""
-        made: list[range] = []
-        for begin in range(0, frames, self.run or frames):
-            length = min(self.run or frames, frames - begin)
-            first = begin - (-length % self.stride if self.causal else 0)
-            cells = range(first, begin + length - self.stride + 1, self.stride)
-            made += [range(max(cell, begin), cell + self.stride) for cell in cells]
-        return made
-
-    def cell(self, frame: int, frames: int) -> int:
-        """The latent frame that stands for this pixel frame: where a frame that is encoded alone belongs."""
-        return next(i for i, span in enumerate(self.spans(frames)) if frame in span)
-
-
-@dataclass(frozen=True)
-class Lattice:
-    """The sizes a model can make: frame counts by its `FrameGrid`, sides a multiple of ``side_multiple``.
-
-    ``stride`` is (height, width) pixels per latent cell, ``channels`` the latent channels.
-    """
-
-    time: FrameGrid = FrameGrid()
-    side_multiple: int = 1
-    stride: tuple[int, int] = (1, 1)
-    channels: int = 3
-    min_side: int = 16
-    max_side: int = MAX_SIDE
-    max_frames: int | None = None
-
-    def snap_side(self, side: int) -> int:
-        """The nearest side on the lattice, within ``min_side`` and ``max_side`` (ties go up)."""
-        m = self.side_multiple
-        least, most = math.ceil(self.min_side / m) * m, self.max_side // m * m
-        return min(max(math.floor(side / m + 0.5) * m, least), most)
-
-
-@dataclass(frozen=True)
 class Shape:
-    """A video's shape; the only place where frame and patch arithmetic is written."""
+    """A video's shape, in pixels or latent cells (`kinema.grid` goes from one to the other)."""
 
     batch: int
     channels: int
@@ -132,12 +60,6 @@ class Shape:
     @property
     def bcthw(self) -> tuple[int, int, int, int, int]:
         return (self.batch, self.channels, self.frames, self.height, self.width)
-
-    def latent(self, lattice: Lattice) -> Shape:
-        """The latent shape under a codec's lattice."""
-        h, w = lattice.stride
-        frames = lattice.time.latent(self.frames)
-        return Shape(self.batch, lattice.channels, frames, self.height // h, self.width // w)
 
     def grid(self, patch: tuple[int, int, int]) -> tuple[int, int, int]:
         """Tokens along (T, H, W) when the video is cut into ``patch``-sized boxes."""
@@ -154,7 +76,7 @@ class Shape:
         return Shape(*video_bcthw.shape)
 
 
-# ------------------------------------------------------------------------------- clip and canvas
+# -------------------------------------------------------------------------------------------- clip
 
 
 @dataclass(frozen=True)
@@ -184,87 +106,21 @@ class Clip:
         return importlib.import_module("kinema.media.write").save_clip(self, Path(path), **options)
 
 
-@dataclass(frozen=True)
-class Heard:
-    """Which sound belongs to a clip: from second ``begin`` of ``file``, for ``seconds`` (None: to its end), at ``at``.
-
-    ``unfit`` is a clause that says why none does: frames are shown at other times than the sound was recorded with.
-    """
-
-    file: str
-    begin: float = 0.0
-    seconds: float | None = None
-    at: float = 0.0
-    unfit: str = ""
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """A partly known video: the one shape that every task takes.
-
-    ``video`` B×3×T×H×W in [-1, 1]; ``mask`` B×1×T×H×W, 1 where the pixel is given, else 0.
-    ``source`` is a whole clip to start from (edit), with ``strength`` in (0, 1]: 1 ignores it. ``anchor`` B×3×H×W is
-    the first frame of the whole, where this canvas is a later part of a clip made in blocks, and ``start`` the frame of
-    the whole that it begins with: options of single frames count from there. ``heard`` is the sound of what is given.
-    """
-
-    video: Tensor
-    mask: Tensor
-    source: Tensor | None = None
-    strength: float = 1.0
-    anchor: Tensor | None = None
-    start: int = 0
-    heard: Heard | None = None
-
-    @property
-    def empty(self) -> bool:
-        return not bool(self.mask.any())
-
-    @property
-    def first(self) -> Tensor | None:
-        """The first frame that is given whole, B×3×H×W."""
-        whole = (self.mask.flatten(3).amin(-1).amin(0)[0] > 0).nonzero().flatten()
-        return self.video[:, :, int(whole[0])] if len(whole) else None
-
-    @property
-    def kind(self) -> str:  # noqa: PLR0911 (one line a kind reads better than a ladder)
-        """What is given, in the words families use: nothing | first | ends | prefix | suffix |
-        frames (whole frames, any other pattern) | region | all."""
-        given = self.mask.flatten(3).amin(-1).amin(0)[0] > 0  # whole frames
-        touched = self.mask.flatten(3).amax(-1).amax(0)[0] > 0
-        if not touched.any():
-            return "nothing"
-        if not bool((given == touched).all()):
-            return "region"
-        index = given.nonzero().flatten().tolist()
-        last = len(given) - 1
-        if len(index) == len(given):
-            return "all"
-        if index == [0]:
-            return "first"
-        if index == [0, last]:
-            return "ends"
-        if index == list(range(len(index))):
-            return "prefix"
-        if index == list(range(len(given) - len(index), len(given))):
-            return "suffix"
-        return "frames"
-
-
 # -------------------------------------------------------------------------------------- request
 
-FILES = ("image", "last_image", "video", "mask")
-"""The fields of a `Request` that name a file or folder; a family's own are in ``extra``."""
+_FILES = ("image", "last_image", "video", "mask")
+_FRAME = re.compile(r"[0-9]{1,4}")
 _HELD = ("honour", "reconstruction_weight", "fit")
 _REGION = ("mask", "region", "outside")
+_SECOND = ("super_resolution", "super_resolution_weight")
 FREE_INIT = ("free_init", "free_init_filter", "free_init_order", "free_init_stop", "free_init_fast")
 TAKES: dict[TaskName, tuple[str, ...]] = {
-    "generate": ("loop", *FREE_INIT),
-    "animate": ("image", "last_image", "loop", *_REGION, *_HELD, *FREE_INIT),
-    "interpolate": ("video", "image", "last_image", "every", *_HELD, *FREE_INIT),
-    "extend": ("video", "keep", "backward", "loop", *_HELD, *FREE_INIT),
-    "inpaint": ("video", *_REGION, *_HELD, *FREE_INIT),
-    "edit": ("video", "strength", "fit"),
+    "generate": ("loop", "every", *FREE_INIT, *_SECOND),
+    "animate": ("image", "last_image", "keyframes", "loop", *_REGION, *_HELD, *FREE_INIT, *_SECOND),
+    "interpolate": ("video", "image", "last_image", "every", *_HELD, *FREE_INIT, *_SECOND),
+    "extend": ("video", "keep", "backward", "loop", *_HELD, *FREE_INIT, *_SECOND),
+    "inpaint": ("video", *_REGION, *_HELD, *FREE_INIT, *_SECOND),
+    "edit": ("video", "strength", "fit", *_SECOND),
 }
 """The fields of a `Request` that mean something to a verb, beyond those of sampling; others are refused."""
 
@@ -274,6 +130,12 @@ def option(
 ) -> Any:
     """A request field with its help, its range, and whether it names a file: read by the checks and the CLI."""
     return field(default=default, metadata={"help": help_, "least": least, "most": most, "path": path})
+
+
+def by_frame(help_: str, word: str, metavar: str, wanted: str, *, path: bool = False) -> Any:
+    """A request field of frames with texts: what the command line calls one of them, and what errors say it wants."""
+    told = {"help": help_, "word": word, "metavar": metavar, "wanted": wanted, "path": path}
+    return field(default_factory=dict, metadata=told)
 
 
 def plain(value: float) -> str:
@@ -291,6 +153,13 @@ class Request:
 
     task: TaskName = "generate"
     prompt: str = option("what to show", "")
+    prompt_spans: Mapping[str, str] = by_frame(
+        "prompt at a frame (8) or over frames (8-15), turning into the next one in between; may be repeated",
+        word="prompt-at",
+        metavar="FRAMES=TEXT",
+        wanted="frames with texts",
+    )
+    """`kinema.spans` reads it; in Python a single frame may be a number."""
     negative_prompt: str = option("what to steer away from", "")
     seed: int | None = option("random seed; drawn and recorded when left out", None, least=0, most=2**63 - 1)
     clips: int = option("clips to make in one batch", 1, least=1, most=64)
@@ -318,13 +187,26 @@ class Request:
 
     image: str | None = option("picture or clip whose first frame starts the video", None, path=True)
     last_image: str | None = option("picture that ends the video", None, path=True)
+    keyframes: Mapping[str, str] = by_frame(
+        "picture, or clip whose first frame is taken, to be at a frame (the first is 0); may be repeated",
+        word="keyframe",
+        metavar="FRAME=PATH",
+        wanted="frames with files",
+        path=True,
+    )
+    """In order. In Python a frame may be a number and a file a path."""
     video: str | None = option("clip to interpolate, extend, inpaint or edit", None, path=True)
     mask: str | None = option("picture or clip, white where new content is wanted", None, path=True)
     region: tuple[float, float, float, float] | None = option(
         "box left,top,right,bottom in fractions of the frame, where new content is wanted", None
     )
     outside: bool = option("make new content outside the region instead of inside", False)
-    every: int | None = option("interpolate: one given frame in this many", None, least=2, most=MAX_FRAMES)
+    every: int | None = option(
+        "one frame in this many is given (interpolate) or made by the first stage (generate), and the rest filled in",
+        None,
+        least=2,
+        most=MAX_FRAMES,
+    )
     keep: int | None = option("extend: frames of the clip to continue from", None, least=1, most=MAX_FRAMES)
     backward: bool = option("extend to before the clip instead of after it", False)
     loop: bool = option("make the last frame lead back to the first", False)
@@ -364,6 +246,9 @@ class Request:
     )
     free_init_fast: bool = option("FreeInit: fewer steps at first, all of them the last time", False)
 
+    super_resolution: str | None = option("model of a second stage that makes the clip larger", None, path=True)
+    super_resolution_weight: float = option("w_r of super-resolution by guidance", 9.0, least=0, most=1000)
+
     extra: Mapping[str, Any] = field(
         default_factory=dict,
         metadata={"help": "an option of one model family, such as motion-bucket=127; may be repeated", "path": True},
@@ -372,12 +257,12 @@ class Request:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            value = getattr(self, f.name)
-            of_path = isinstance(value, Path) and f.name in FILES
-            if of_path or isinstance(value, list):
-                value = str(value) if of_path else tuple(value)  # noqa: PLW2901
+            told = getattr(self, f.name)
+            value = _kept(f, told)
+            if value is not told:
                 object.__setattr__(self, f.name, value)
             _check(f, value)
+        object.__setattr__(self, "keyframes", _in_order(self.keyframes))
         if self.frames and self.height and self.width and self.pixels > MAX_PIXELS:
             raise BadRequest(
                 f"{self.clips} clip(s) of {self.frames} frames at {self.width}×{self.height} is more than "
@@ -407,6 +292,20 @@ class Request:
     def with_(self, **changes: Any) -> Request:
         return replace(self, **changes)
 
+    def files(self) -> dict[str, str]:
+        """The files and folders it names, by "image", "last_image", "video", "mask" or "keyframe 5".
+
+        Those of a family's options are in ``extra``, and only the family can tell them.
+        """
+        own = {name: value for name in _FILES if (value := getattr(self, name))}
+        return own | {f"keyframe {frame}": file for frame, file in self.keyframes.items()}
+
+    def with_files(self, files: Mapping[str, str]) -> Request:
+        """The request with other files for those of these names, which are as in `files`."""
+        own: dict[str, Any] = {name: files[name] for name in _FILES if name in files}
+        keyframes = {frame: files.get(f"keyframe {frame}", file) for frame, file in self.keyframes.items()}
+        return replace(self, **own, keyframes=keyframes)
+
     def to_json(self) -> str:
         """Only what differs from the defaults, in a stable order."""
         default = Request()
@@ -435,13 +334,41 @@ def _hints() -> Mapping[str, Any]:
     return get_type_hints(Request)
 
 
+def _kept(f: Field[Any], value: Any) -> Any:
+    """A field's value as a request keeps it: files and frame numbers as text, lists as tuples."""
+    if "wanted" in f.metadata and isinstance(value, Mapping):
+        made = {_frame(frame): str(text) if isinstance(text, Path) else text for frame, text in value.items()}
+        return made if len(made) == len(value) else value
+    if isinstance(value, Path) and f.name in _FILES:
+        return str(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _frame(told: Any) -> Any:
+    """A frame's number as text; what is no such number, `_check` refuses."""
+    whole = isinstance(told, SupportsIndex) and not isinstance(told, bool)
+    return str(index(told)) if whole and index(told).bit_length() < 64 else told
+
+
+def _in_order(keyframes: Mapping[str, str]) -> dict[str, str]:
+    """Keyframes by number, written one way. Raises `BadRequest` for what is no frame, or one twice."""
+    for frame, file in keyframes.items():
+        if not _FRAME.fullmatch(frame) or int(frame) >= MAX_FRAMES or not file:
+            wanted = f"frames from 0 to {MAX_FRAMES - 1} with files"
+            raise BadRequest(f"keyframes is {quoted(keyframes)}; expected {wanted}")
+    made = {str(int(frame)): keyframes[frame] for frame in sorted(keyframes, key=int)}
+    if len(made) < len(keyframes):
+        raise BadRequest(f"keyframes is {quoted(keyframes)}; expected each frame once")
+    return made
+
+
 def _check(f: Field[Any], value: Any) -> None:
     """Refuse a field's value of another type than its annotation, or out of its range, in one sentence."""
     hint, least, most = _hints()[f.name], f.metadata.get("least"), f.metadata.get("most")
     within = "" if least is None or most is None else f"{plain(least)} to {plain(most)}"
     infinite = isinstance(value, float) and not math.isfinite(value)
     if not values.fits(value, hint) or (within and infinite):
-        wanted = values.expected(hint) + (f" from {within}" if within else "")
+        wanted = f.metadata.get("wanted") or values.expected(hint) + (f" from {within}" if within else "")
         raise BadRequest(f"{f.name} is {quoted(value)}; expected {wanted}")
     if within and value is not None and not least <= value <= most:
         told = plain(value) if isinstance(value, float) else quoted(value)

@@ -107,7 +107,8 @@ def fits(value: Any, hint: Any) -> bool:  # noqa: PLR0911 (one line a kind reads
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if is_dataclass(hint):
-        named = isinstance(value, Mapping) and all(f.name in value for f in fields(hint) if f.default is MISSING)
+        wanted = [f.name for f in fields(hint) if f.default is f.default_factory is MISSING]
+        named = isinstance(value, Mapping) and all(name in value for name in wanted)
         return named and not misfit(hint, value)
     return isinstance(value, hint) if isinstance(hint, type) else True
 

@@ -26,8 +26,8 @@ def test_a_target_taken_meanwhile_is_kept_and_the_weights_are_beside_it(
         return torch.ones(2)
 
     plan = Plan((File(inside, {"w": ((2,), torch.float32)}, make, {}),), {})
-    layouts = SimpleNamespace(family="f", layouts=("l",), plan=lambda *_: plan)
-    monkeypatch.setattr(converting, "_open", lambda *_: (layouts, None))
+    layouts = SimpleNamespace(names=("l",), plan=lambda *_: plan)
+    monkeypatch.setattr(converting, "_open", lambda *_: ("f", layouts, None))
     said: list[str] = []
     done = convert(source, target, "l", on_event=lambda e: said.append(e.message) if isinstance(e, Note) else None)
     beside = tmp_path / name.replace("b", "b-2", 1)
@@ -42,7 +42,7 @@ def test_a_link_that_leads_nowhere_is_a_target_that_exists(tmp_path: Path, monke
     (tmp_path / "a.safetensors").write_text("weights")
     (tmp_path / "b.safetensors").symlink_to(tmp_path / "nowhere")
     plan = Plan((File("", {}, lambda _: torch.ones(2), {}),), {})
-    layouts = SimpleNamespace(family="f", layouts=("l",), plan=lambda *_: plan)
-    monkeypatch.setattr(converting, "_open", lambda *_: (layouts, None))
+    layouts = SimpleNamespace(names=("l",), plan=lambda *_: plan)
+    monkeypatch.setattr(converting, "_open", lambda *_: ("f", layouts, None))
     with pytest.raises(BadRequest, match="exists already"):
         convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "l")

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinema.cli.options import Option, from_dataclass, parse, with_defaults
-from kinema.cli.verbs import VERBS, request_from, request_options
+from kinema.cli.replay import GIVING
+from kinema.cli.verbs import CONFIG, VERBS, request_from, request_options
 from kinema.schema import BadRequest, Request
 
 
@@ -178,3 +179,62 @@ def test_any_prompt_arrives_as_it_was_typed(prompt):
     if prompt.startswith("-"):
         return
     assert told(prompt) == {"prompt": prompt}
+
+
+# -------------------------------------------------------------------------------- options of single frames
+
+
+def asked(*words: str) -> Request:
+    return request_from("animate", parse([*request_options("animate"), CONFIG], words, "kinema animate", ""))
+
+
+def test_keyframes_and_prompts_at_frames_are_repeated_and_stay_text():
+    request = asked("--keyframe", "7=b.png", "--keyframe=0=1", "--prompt-at", "8-15=a = true", "--prompt-at", "4=5")
+    assert request.keyframes == {"0": "1", "7": "b.png"}
+    assert request.prompt_spans == {"8-15": "a = true", "4": "5"}
+
+
+def test_a_config_file_has_frames_with_texts_as_tables(tmp_path):
+    (tmp_path / "c.yaml").write_text("keyframes: {0: a.png, 7: ~/b.png}\nprompt-spans: {8-15: a ball, 4: 'on'}\n")
+    request = asked("--config", str(tmp_path / "c.yaml"))
+    assert request.keyframes == {"0": "a.png", "7": str(Path("~/b.png").expanduser())}
+    assert request.prompt_spans == {"8-15": "a ball", "4": "on"}
+    (tmp_path / "c.yaml").write_text("keyframes: {0: [a.png]}\n")
+    with pytest.raises(BadRequest, match=r"c\.yaml: --keyframe is .*; expected FRAME=PATH"):
+        asked("--config", str(tmp_path / "c.yaml"))
+
+
+def test_the_home_of_a_keyframes_file_is_found():
+    assert asked("--keyframe", "5=~/a.png").keyframes == {"5": str(Path("~/a.png").expanduser())}
+    assert asked("--prompt-at", "5=~/a").prompt_spans == {"5": "~/a"}
+    given = parse(GIVING, ["--input", "keyframe 5=~/a.png"], "kinema replay", "")
+    assert given["input"] == [f"keyframe 5={Path('~/a.png').expanduser()}"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--keyframe", "a.png"), r"--keyframe is \['a.png'\]; expected FRAME=PATH"),
+        (("--prompt-at", "8"), r"--prompt-at is \['8'\]; expected FRAMES=TEXT"),
+        (("--keyframe", "5=a", "--keyframe", "5=a"), "--keyframe 5 is given twice; give it once"),
+        (("--keyframe", "x=a"), "keyframes is {'x': 'a'}; expected frames from 0 to 4095 with files"),
+        (("--keyframes", "5=a"), "did you mean --keyframe"),
+    ],
+)
+def test_a_frame_that_cannot_be_read_is_refused(words, says):
+    with pytest.raises(BadRequest, match=says):
+        asked(*words)
+
+
+def test_beside_keyframes_one_word_is_the_prompt_unless_it_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("folder of frames").mkdir()
+    both = ("--keyframe", "0=a.png", "--keyframe", "7=b.png")
+    assert (asked("a red ball. It rolls", *both).prompt, asked("a red ball", *both).image) == (
+        "a red ball. It rolls",
+        None,
+    )
+    assert asked("a red ball " * 50, *both).prompt == "a red ball " * 50  # no file system has such a name
+    for word in ("folder of frames", "misspelt.png"):
+        assert (asked(word, *both).image, asked(word, *both).prompt) == (word, "")
+    assert (asked("first.png", "a ball", *both).image, asked("a ball").image) == ("first.png", "a ball")

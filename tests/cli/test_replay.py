@@ -20,6 +20,7 @@ from kinema.cli.main import main
 from kinema.cli.wants import wants_of
 from kinema.media.metadata import read_recipe
 from kinema.provenance import file_hash
+from kinema.recipes import upgraded
 from kinema.schema import BadRequest, Clip, Request
 
 PLAIN = {"model": "zoetrope/tiny", "request": {"task": "generate", "prompt": "a ball"}}
@@ -70,14 +71,15 @@ def test_a_clip_of_a_preset_opened_in_python_is_replayed(said):
 
 
 def test_variant_overrides_and_device_are_those_of_the_recipe(said, opened):
-    recipe = {**made(), "variant": "fp16", "overrides": {"null_share": 0.5}, "device": "cpu"}
+    recipe = made()
     opened.clear()
-    said({**recipe, "overrides": {}})
+    said({**recipe, "stages": [{**recipe["stages"][0], "variant": "fp16"}]})
     assert (opened["source"], opened["variant"], opened["device"]) == ("zoetrope/tiny", "fp16", "cpu")
 
 
 def test_overrides_are_rebuilt_with_the_tuples_that_json_lost(said, opened):
-    said({**made(), "overrides": {"nothing": [1, [2, 3]]}})
+    recipe = made()
+    said({**recipe, "stages": [{**recipe["stages"][0], "overrides": {"nothing": [1, [2, 3]]}}]})
     assert opened["overrides"] == {"nothing": (1, (2, 3))}
 
 
@@ -94,7 +96,7 @@ def test_a_clip_made_with_overrides_is_the_same_to_the_bit(said):
     name = next(f for f in vars(config) if isinstance(getattr(config, f), tuple))
     model = load("zoetrope", preset="tiny", overrides={name: getattr(config, name)})
     recipe = dict(model.generate("a ball", steps=1, seed=1).recipe)
-    assert name in recipe["overrides"]
+    assert name in recipe["stages"][0]["overrides"]
     code, err = said(recipe)
     assert code == 0, err
     assert "are not identical" not in err
@@ -239,7 +241,10 @@ def test_files_in_options_of_the_family_are_asked_for_by_name_and_another_one_is
     Image.new("L", (16, 16), 255).save(mask)
     tiny = load("animatediff", preset="tiny")
     recipe = dict(tiny.generate("a ball", steps=1, seed=1, frames=2, extra={"effect": {mask: 0.5}}).recipe)
-    assert (list(recipe["extra_inputs"]), recipe["request"]["extra"]) == (["mask.png"], {"effect": {"mask.png": 0.5}})
+    assert (list(recipe["extra_inputs"]), recipe["stages"][0]["request"]["extra"]) == (
+        ["mask.png"],
+        {"effect": {"mask.png": 0.5}},
+    )
     code, err = said(recipe)
     assert (code, err) == (
         2,
@@ -262,7 +267,7 @@ def test_two_files_of_one_name_are_told_apart():
     extra = {"effect": {str(file): 0.5 for file in files}}
     told = load("animatediff", preset="tiny").generate("a ball", steps=1, seed=1, frames=2, extra=extra).recipe
     assert told["extra_inputs"] == {"x.png": file_hash(files[0]), "x-2.png": file_hash(files[1])}
-    assert told["request"]["extra"] == {"effect": {"x.png": 0.5, "x-2.png": 0.5}}
+    assert told["stages"][0]["request"]["extra"] == {"effect": {"x.png": 0.5, "x-2.png": 0.5}}
 
 
 def test_a_name_that_an_option_reads_as_something_else_stays_a_file():
@@ -308,14 +313,14 @@ def test_no_folder_of_the_users_is_in_a_clip(name):
         data = file.read_bytes()
         assert b"secret" not in data
         assert str(Path.cwd()).encode() not in data
-    assert read_recipe(name)["request"]["image"] == "b\udcffll.png"
+    assert read_recipe(name)["stages"][0]["request"]["image"] == "b\udcffll.png"
 
 
 def test_full_paths_are_kept_beside_the_names_where_asked():
     picture = animated("made.mp4", "--record-paths")
     told = read_recipe("made.mp4")
     assert told["paths"] == {"image": str(picture)}
-    assert told["request"]["image"] == "ball.png"
+    assert told["stages"][0]["request"]["image"] == "ball.png"
 
 
 def test_a_recipe_with_full_paths_as_they_were_written_before_is_replayed_from_what_is_given(said):
@@ -325,7 +330,7 @@ def test_a_recipe_with_full_paths_as_they_were_written_before_is_replayed_from_w
         "kinema": "0.9.0",
         "model": "zoetrope/tiny",
         "family": "zoetrope",
-        "request": {**now["request"], "image": "/home/someone/photos/ball.png"},
+        "request": {**now["stages"][0]["request"], "image": "/home/someone/photos/ball.png"},
         "inputs": {"image": now["inputs"]["image"]},
         "device": "cpu",
         "dtype": "float32",
@@ -348,8 +353,8 @@ def test_a_recipe_with_full_paths_as_they_were_written_before_is_replayed_from_w
 
 def test_what_older_recipes_held_of_the_hubs_cache_is_wanted_from_the_hub():
     path = "/root/.cache/huggingface/hub/models--guoyww--animatediff/snapshots/0a1b/v3_sd15_mm.ckpt"
-    told = {"model": "svd", "added": [{"slot": "motion", "file": path, "hash": "sha256:00"}]}
-    (motion,) = wants_of(told, Request()).added
+    told = upgraded({"model": "svd", "added": [{"slot": "motion", "file": path, "hash": "sha256:00"}]})
+    (motion,) = wants_of(told, [Request()]).added
     assert (motion.name, motion.source, motion.hash) == ("guoyww/animatediff/v3_sd15_mm.ckpt", "hub", "sha256:00")
 
 

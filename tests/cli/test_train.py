@@ -87,3 +87,24 @@ def test_evaluate_prints_the_table_and_an_interrupted_one_exits_130(partial, cod
     assert (told[0].model, told[0].prompts) == ("zoetrope", 3)
     assert main(["evaluate", "zoetrope", "--json-events"]) == code
     assert json.loads(capsys.readouterr().out) == {"event": "result", "colour": 1.0}
+
+
+def test_runs_of_what_ships_are_listed_and_nothing_is_trained(capsys):
+    assert main(["train", "--shipped", "svd-pocket", "--steps", "2", "--dry-run"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "kinema train svd/pocket --out runs/svd-pocket/codec --steps 2 --stage codec"
+    assert len(told) == 2
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--dry-run"], "--shipped"),
+        (["--shipped", "svd-pocket", "--camera", "pans left"], "camera is set by the runs"),
+        (["zoetrope/base", "--shipped", "zoetrope", "--dry-run"], "model is set by the runs"),
+    ],
+)
+def test_options_that_do_not_go_with_what_ships_are_refused(words, part, capsys):
+    assert main(["train", *words, "--quiet"]) == 2
+    assert part in capsys.readouterr().err

@@ -15,7 +15,7 @@ from kinema.cli import plan
 from kinema.cli.main import main
 from kinema.cli.verbs import VERBS, request_from, request_options
 from kinema.media.metadata import read_recipe
-from kinema.media.read import read_video
+from kinema.media.read import read_image, read_video
 from kinema.schema import TAKES, Clip, Request
 
 TINY = ("--model", "zoetrope/tiny", "--steps", "2", "--quiet")
@@ -56,8 +56,8 @@ def test_a_verb_writes_a_clip_and_prints_its_path(task, capsys):
     clip = read_video("made.mp4")
     assert clip.video.isfinite().all()
     recipe = read_recipe("made.mp4")
-    assert recipe["model"] == "zoetrope/tiny"
-    assert task in json.dumps(recipe["request"])
+    assert recipe["stages"][0]["model"] == "zoetrope/tiny"
+    assert task in json.dumps(recipe["stages"][0]["request"])
 
 
 def test_without_trained_weights_it_is_said_that_the_clip_is_noise(capsys):
@@ -110,7 +110,7 @@ def test_progress_is_on_stderr_and_says_what_was_snapped(capsys):
 def test_a_config_file_gives_what_the_command_line_leaves_out(capsys):
     Path("c.yaml").write_text("model: zoetrope/tiny\nsteps: 2\nseed: 3\noutput: c.mp4\nquiet: true\nprompt: a ball\n")
     assert kinema(capsys, "generate", "--config", "c.yaml", "--seed", "4") == ["c.mp4"]
-    assert '"seed": 4' in json.dumps(read_recipe("c.mp4")["request"])
+    assert '"seed": 4' in json.dumps(read_recipe("c.mp4")["stages"][0]["request"])
 
 
 def test_between_two_pictures_the_word_is_the_prompt(capsys):
@@ -144,6 +144,62 @@ def test_replay_of_drawn_seeds_works_because_they_are_recorded(capsys):
     assert "are not identical" not in capsys.readouterr().err
 
 
+KEYED = ("animate", "a red ball", "--keyframe", "0=first.png", "--keyframe", "5=last.png", *TINY, "--frames", "8")
+
+
+def test_a_clip_with_keyframes_has_them_to_the_bit_and_is_named_by_its_prompt(capsys):
+    assert kinema(capsys, *KEYED, "--fps", "8", "-o", "keyed.png") == ["keyed"]
+    given = torch.cat([read_image(name) for name in ("first.png", "last.png")], dim=2)
+    assert torch.equal(read_video("keyed").video[:, :, [0, 5]], given)
+    assert kinema(capsys, *KEYED) == ["a-red-ball.mp4"]
+    prompts = (
+        "generate",
+        "--prompt-at",
+        "0-3=a red ball",
+        "--prompt-at",
+        "4-15=a blue ball",
+        *TINY,
+        "--frames",
+        "16",
+        "--window",
+        "8",
+    )
+    assert kinema(capsys, *prompts) == ["a-red-ball-2.mp4"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("keyframe 0=photos/first.png", "keyframe 5=photos/last.png", "keyframe 7=photos/first.png"),
+        ("photos/first.png", "photos/last.png"),  # one file was two keyframes
+    ],
+)
+def test_a_clip_with_keyframes_is_replayed_from_them(given, capsys):
+    kinema(capsys, *KEYED, "--keyframe", "7=first.png", "-o", "keyed.mp4")
+    recipe = read_recipe("keyed.mp4")
+    assert recipe["stages"][0]["request"]["keyframes"] == {"0": "first.png", "5": "last.png", "7": "first.png"}
+    assert list(recipe["inputs"]) == ["keyframe 0", "keyframe 5", "keyframe 7"]
+    Path("photos").mkdir()
+    for name in ("first.png", "last.png"):
+        Path(name).rename(f"photos/{name}")
+    assert main(["replay", "keyed.mp4", "-o", "again.mp4", "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert 'give them with --input "keyframe 0=PATH", --input "keyframe 5=PATH"' in said
+    words = [word for each in given for word in ("--input", each)]
+    assert main(["replay", "keyed.mp4", "-o", "again.mp4", *words]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "are identical to" in said
+    assert "is not the file" not in said
+    assert read_recipe("again.mp4")["frames_hash"] == recipe["frames_hash"]
+
+
+def test_the_full_paths_of_keyframes_are_kept_where_that_is_asked_for(capsys, tmp_path):
+    kinema(capsys, *KEYED, "--record-paths", "-o", "keyed.mp4")
+    told = read_recipe("keyed.mp4")
+    assert told["paths"] == {"keyframe 0": str(tmp_path / "first.png"), "keyframe 5": str(tmp_path / "last.png")}
+    assert told["stages"][0]["request"]["keyframes"] == {"0": "first.png", "5": "last.png"}
+
+
 def test_replay_with_other_settings_says_that_it_differs(capsys):
     kinema(capsys, "generate", "a ball", *TINY, "--seed", "1", "-o", "first.mp4")
     assert main(["replay", "first.mp4", "-o", "again.mp4", "--quiet", "--dtype", "bf16"]) == 0
@@ -153,7 +209,7 @@ def test_replay_with_other_settings_says_that_it_differs(capsys):
 def test_inspect_shows_the_recipe(capsys):
     kinema(capsys, "generate", "a ball", *TINY, "-o", "i.mp4")
     told = json.loads("\n".join(kinema(capsys, "inspect", "i.mp4", "--json")))
-    assert told["recipe"]["model"] == "zoetrope/tiny"
+    assert told["recipe"]["stages"][0]["model"] == "zoetrope/tiny"
     assert "zoetrope/tiny" in "\n".join(kinema(capsys, "inspect", "i.mp4"))
 
 
@@ -263,7 +319,7 @@ def test_a_verb_takes_what_the_schema_says_and_the_sampling_options(task):
 def test_generate_makes_a_loop_of_windows(capsys):
     words = ("generate", "a red ball rolls right", *TINY, "--loop", "-o", "loop.mp4")
     kinema(capsys, *words, "--frames", "16", "--window", "8")
-    assert read_recipe("loop.mp4")["request"]["loop"] is True
+    assert read_recipe("loop.mp4")["stages"][0]["request"]["loop"] is True
 
 
 # ----------------------------------------------------------------------------- before the work, and sound
@@ -360,7 +416,7 @@ def test_an_edit_of_no_steps_says_that_nothing_is_sampled(capsys):
     words = ("-m", "zoetrope/tiny", "--strength", "0", "--steps", "2", "--seed", "1", "-o", "same.mp4")
     assert main(["edit", "ball.mp4", "a ball", *words]) == 0
     err = capsys.readouterr().err
-    assert "nothing to sample: strength 0 keeps the source" in err
+    assert "nothing to sample: what is known is kept to the end" in err
     assert "0 steps" not in err
 
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from kinema.diffusion.noise import Noise
-from kinema.diffusion.overwrite import Known, Overwrite, by_level, by_ratio
+from kinema.diffusion.overwrite import CAMERA, CleanFrames, Known, Overwrite, by_level, by_ratio, time_to_move
+from kinema.diffusion.parameterise import EDM, EPS, FLOW, X0, V
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import (
     CosineLogSNR,
+    DiscreteBetas,
     EDMSigmas,
     Level,
     RectifiedFlow,
@@ -20,7 +22,6 @@ from kinema.schema import BadRequest
 
 SHAPE = (2, 2, 5, 3, 4)
 GIVEN = 2
-STOCHASTIC = ("vdm-ancestral", "vdm-langevin", "ddim", "euler-ancestral", "dpmpp-sde", "lcm")
 
 
 def random(*shape, seed=0):
@@ -148,7 +149,7 @@ def test_frames_of_an_edit_ratio_are_held_until_their_time_and_then_free():
 # ----------------------------------------------------------------------------- Time-to-Move
 
 
-def time_to_move(step, weak, strong, levels, mask, noise=None):
+def published_loop(step, weak, strong, levels, mask, noise=None):
     """The published loop, written out: ``step(z, i)`` is one step of a solver."""
     n = len(levels) - 1
     x = levels[weak].batch(2).add_noise(CONTENT, FIXED)
@@ -177,37 +178,90 @@ def test_two_releases_are_time_to_move(weak, strong, schedule):
         return SAMPLERS["euler"](mixing, z, levels[i : i + 2], noise=Noise([0, 1]))
 
     found = moved("euler", weak, strong, levels, mask)
-    torch.testing.assert_close(found, time_to_move(step, weak, strong, levels, mask), atol=1e-12, rtol=1e-10)
+    torch.testing.assert_close(found, published_loop(step, weak, strong, levels, mask), atol=1e-12, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["ddim", "vdm-ancestral", "lcm"])
-def test_time_to_move_with_a_stochastic_solver(name):
-    """The solver's own noise is drawn as without it: fixed noise takes no draw."""
-    levels, mask, draws = spaced(CosineLogSNR(), 6), first_frames(), Noise([0, 1])
-
-    def step(z, i):
-        return SAMPLERS[name](mixing, z, levels[i : i + 2], noise=draws)
-
-    torch.testing.assert_close(moved(name, 2, 4, levels, mask), time_to_move(step, 2, 4, levels, mask))
+# ------------------------------------------------------------------------- frames that are seen clean
 
 
-def test_time_to_move_with_a_multistep_solver_keeps_the_history_of_the_network():
-    """DPM++(2M) written out: its history is what the network said, also in cells that are overwritten after."""
-    levels, mask, history = spaced(CosineLogSNR(), 6), first_frames(), []
+HELD = torch.tensor([[True, True, False, False, False]])
+KINDS = {"eps": EPS, "v": V, "x0": X0, "flow": FLOW, "edm": EDM(0.5)}
 
-    def step(z, i):
-        t, s, x0 = levels[i].batch(2), levels[i + 1].batch(2), mixing(z, None)
-        h = (levels.log_snr[i + 1] - levels.log_snr[i]) / 2
-        slope = 0
-        if history and float(s.sigma[0]) > 0:
-            before = (levels.log_snr[i] - levels.log_snr[i - 1]) / 2
-            slope = (x0 - history[-1]) * float(h / before)
-        history.append(x0)
-        ratio = float(s.sigma[0] / t.sigma[0])
-        shrink = float(t.alpha[0] * s.sigma[0] / (s.alpha[0] * t.sigma[0]))
-        return ratio * z + float(s.alpha[0]) * (1 - shrink) * (x0 + slope / 2)
 
-    torch.testing.assert_close(moved("dpmpp-2m", 2, 4, levels, mask), time_to_move(step, 2, 4, levels, mask))
+@pytest.mark.parametrize(
+    ("kind", "level"),
+    [(kind, LEVELS[3]) for kind in KINDS] + [(kind, spaced(RectifiedFlow(), 6)[0]) for kind in KINDS if kind != "eps"],
+)
+def test_a_frame_held_clean_comes_out_as_it_is_and_the_others_as_without_it(kind, level):
+    """Also at the noise end of a flow, where alpha is 0 for the others."""
+    z, net = random(*SHAPE, seed=1), KINDS[kind].denoiser(lambda z, _: z.tanh())
+    found = CleanFrames(net, HELD)(z, level.batch(2))
+    assert torch.equal(found[:, :, :GIVEN], z[:, :, :GIVEN])
+    torch.testing.assert_close(found[:, :, GIVEN:], net(z, level.batch(2))[:, :, GIVEN:])
+
+
+def test_the_network_is_told_the_level_of_every_frame():
+    seen = []
+    held = torch.tensor([[True, False, False, False, False], [False, False, False, False, True]])
+    CleanFrames(lambda z, level: seen.append(level) or z, held)(CONTENT, LEVELS[2].batch(2))
+    CleanFrames(lambda z, level: seen.append(level) or z, torch.zeros(1, 5))(CONTENT, LEVELS[2].batch(2))
+    alpha, sigma = float(LEVELS.alpha[2]), float(LEVELS.sigma[2])
+    assert seen[0].alpha.tolist() == [[1, alpha, alpha, alpha, alpha], [alpha, alpha, alpha, alpha, 1]]
+    assert seen[0].sigma.tolist() == [[0, sigma, sigma, sigma, sigma], [sigma, sigma, sigma, sigma, 0]]
+    assert seen[1].alpha.tolist() == [[alpha] * 5] * 2
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_frames_held_clean_in_the_state_are_those_replaced_at_the_networks_input(name):
+    """Wan's TI2V-5B: the same other frames, either way; the network sees what is given without noise."""
+
+    def denoise(z, level):
+        torch.testing.assert_close(z[:, :, :GIVEN], CONTENT[:, :, :GIVEN], atol=0, rtol=0)
+        assert bool((level.sigma[:, :GIVEN] == 0).all())
+        return mixing(z, level)
+
+    over = overwrite(Known(CONTENT, first_frames(), None, "clean"))
+    inner = CleanFrames(denoise, over.clean)
+    found = SAMPLERS[name](over.around(inner), over.start(FIXED), LEVELS, noise=Noise([0, 1]), state=over.run())
+    assert torch.equal(found[:, :, :GIVEN], CONTENT[:, :, :GIVEN])
+
+    def at_input(z, level):
+        return CleanFrames(mixing, HELD)(torch.where(first_frames() > 0, CONTENT, z), level)
+
+    alone = SAMPLERS[name](at_input, FIXED, LEVELS, noise=Noise([0, 1]))
+    torch.testing.assert_close(found[:, :, GIVEN:], alone[:, :, GIVEN:])
+
+
+def test_a_clean_piece_that_is_released_is_open_sora_1_2s_edit():
+    """Frames stay clean while t is above the ratio, are noised to the first t at or below it, and go on from there."""
+    levels = spaced(RectifiedFlow(), 10)
+    times, told = levels.sigma.tolist(), []
+    over = overwrite(Known(CONTENT, first_frames(), by_ratio(0.4, levels.sigma), "clean"), levels=levels)
+
+    def denoise(z, level):
+        told.append(level.sigma[0].tolist())
+        return mixing(z, level)
+
+    run = {"noise": Noise([0, 1]), "state": over.run()}
+    found = SAMPLERS["euler"](over.around(CleanFrames(denoise, over.clean)), over.start(FIXED), levels, **run)
+    z, updated = torch.where(first_frames() > 0, CONTENT, FIXED), False
+    for i, t in enumerate(times[:-1]):
+        if t <= 0.4 and not updated:
+            z = torch.where(first_frames() > 0, (1 - t) * CONTENT + t * Noise((5, 6)).like(z), z)
+            updated = True
+        velocity = (z - mixing(z, None)) / t
+        stepped = z - (t - times[i + 1]) * velocity
+        z = stepped if updated else torch.where(first_frames() > 0, z, stepped)
+    torch.testing.assert_close(found, z)
+    assert told == [[0.0, 0.0, t, t, t] if t > 0.4 else [t] * 5 for t in times[:-1]]
+
+
+def test_only_frames_of_which_all_is_held_clean_are_seen_clean():
+    part = first_frames()
+    part[:, :, 1, 0, 0] = 0
+    noisy = first_frames().flip(2)
+    over = overwrite(Known(CONTENT, part, None, "clean"), Known(CONTENT, noisy, None, "fresh"))
+    assert over.clean(LEVELS[2].batch(2)).tolist() == [[True, False, False, False, False]]
 
 
 # ------------------------------------------------------------------------------- when pieces go
@@ -221,11 +275,18 @@ def shifted(shift):
 
 def test_time_to_moves_indices_come_from_nearest_noise_levels():
     """Published for 50 steps: Wan 3 and 7, for a camera 2 and 5; SVD 16 and 21."""
-    wan = shifted(5.0)
-    assert [by_level(s, wan) for s in (0.987, 0.969)] == [3, 7]
-    assert [by_level(s, wan) for s in (0.992, 0.978)] == [2, 5]
-    svd = spaced(EDMSigmas(0.002, 700.0), 50, "karras")
-    assert [by_level(s, svd) for s in (0.987, 0.969)] == [16, 21]
+    assert time_to_move(shifted(5.0)) == (3, 7)
+    assert time_to_move(shifted(5.0), CAMERA) == (2, 5)
+    assert time_to_move(spaced(EDMSigmas(0.002, 700.0), 50, "karras")) == (16, 21)
+
+
+@pytest.mark.parametrize(("steps", "told"), [(50, (4, 9)), (25, (2, 4)), (100, (8, 18)), (4, (0, 1))])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_time_to_move_takes_shares_of_the_steps_where_no_level_is_noisy_enough(steps, told, spacing):
+    """Stable Diffusion's betas end near 0.936; CogVideoX's 4 and 9 of 50 steps are published."""
+    levels = spaced(DiscreteBetas("scaled_linear", 0.00085, 0.012), steps, spacing)
+    assert float((levels.sigma / (levels.alpha + levels.sigma)).max()) < 0.94
+    assert time_to_move(levels) == told
 
 
 def test_a_schedule_that_never_reaches_a_level_gives_its_noisiest():

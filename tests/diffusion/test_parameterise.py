@@ -146,3 +146,49 @@ def test_the_best_constant_prediction_has_zero_loss(data):
     for p in ALL.values():
         assert float(p.loss(p.target(x0, eps, level), x0, eps, level, snr).max()) == pytest.approx(0, abs=1e-20)
         assert math.isfinite(float(p.loss(torch.zeros_like(x0), x0, eps, level, snr).max()))
+
+
+# ------------------------------------------------------------------------------ a level per frame
+
+LOG_SNR_BT = torch.tensor([[-6.0, -0.5, 3.0, 1.0], [2.0, 0.0, -1.0, 5.0], [0.0, 0.1, 0.2, -4.0]], dtype=torch.float64)
+
+
+def of_frame(level, t):
+    return Level(level.alpha[:, t], level.sigma[:, t])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ALL)
+def test_a_level_per_frame_is_each_frames_own_level(name, form, data):
+    x0, eps, output = data
+    level, p = form(LOG_SNR_BT), ALL[name]
+    z = level.add_noise(x0, eps)
+    denoise = p.denoiser(lambda z, _: z.tanh())
+    made = (z, p.x0(output, z, level), p.target(x0, eps, level), p.eps_from_x0(x0, z, level), denoise(z, level))
+    for t in range(4):
+        own, cut = of_frame(level, t), slice(t, t + 1)
+        z_t, x0_t, eps_t = own.add_noise(x0[:, :, cut], eps[:, :, cut]), x0[:, :, cut], eps[:, :, cut]
+        ends = p.x0(output[:, :, cut], z_t, own), p.target(x0_t, eps_t, own), p.eps_from_x0(x0_t, z_t, own)
+        for found, expected in zip(made, (z_t, *ends, denoise(z_t, own)), strict=True):
+            torch.testing.assert_close(found[:, :, cut], expected, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("weighting", [None, snr, min_snr(5.0)])
+@pytest.mark.parametrize("name", ALL)
+def test_the_loss_at_a_level_per_frame_is_the_mean_of_the_frames_losses(name, weighting, data):
+    x0, eps, output = data
+    level, p = variance_preserving(LOG_SNR_BT), ALL[name]
+    cuts = [(of_frame(level, t), slice(t, t + 1)) for t in range(4)]
+    each = [p.loss(output[:, :, cut], x0[:, :, cut], eps[:, :, cut], own, weighting) for own, cut in cuts]
+    torch.testing.assert_close(p.loss(output, x0, eps, level, weighting), torch.stack(each).mean(0))
+
+
+@pytest.mark.parametrize("name", ["v", "flow", "edm", "edm-1", "eps"])
+def test_a_frame_at_the_clean_level_comes_out_as_it_is(name, data):
+    """Whatever the network says there; what predicts x0 itself has only the network's word (`CleanFrames`)."""
+    _, output, z = data
+    level = variance_preserving(LOG_SNR_BT)
+    level = Level(level.alpha.index_fill(1, torch.tensor([1]), 1), level.sigma.index_fill(1, torch.tensor([1]), 0))
+    x0 = ALL[name].x0(output, z, level)
+    assert bool(x0.isfinite().all())
+    torch.testing.assert_close(x0[:, :, 1], z[:, :, 1])

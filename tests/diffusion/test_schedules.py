@@ -264,3 +264,32 @@ def test_an_edit_takes_the_steps_that_diffusers_takes_at_any_strength():
             timesteps, count = steps_left(pipeline, steps, torch.arange(steps), strength, "cpu")
             assert len(timesteps) == count == edit_steps(steps, strength), (steps, strength)
             assert len(last_levels(levels, strength)) == count + 1
+
+
+# ------------------------------------------------------------------------------ a level per frame
+
+PER_FRAME = variance_preserving(torch.tensor([[-3.0, 0.0, 2.0]], dtype=torch.float64))
+
+
+def test_a_level_per_frame_multiplies_frame_by_frame_and_repeats_over_a_batch():
+    x0, eps = torch.ones(2, 4, 3, 2, 2), torch.full((2, 4, 3, 2, 2), 10.0)
+    level = PER_FRAME.batch(2)
+    assert level.log_snr.shape == (2, 3)
+    assert [tuple(each.shape) for each in level.like(x0)] == [(2, 1, 3, 1, 1)] * 2
+    noised = level.add_noise(x0, eps)
+    for t in range(3):
+        expected = float(PER_FRAME.alpha[0, t] + 10 * PER_FRAME.sigma[0, t])
+        torch.testing.assert_close(noised[:, :, t], torch.full((2, 4, 2, 2), expected))
+
+
+def test_a_level_per_frame_is_no_list_of_levels():
+    for use in (len, lambda level: level[0], lambda level: level[:1], list):
+        with pytest.raises(
+            TypeError, match=r"a level per frame \(1×3\) was used as a list of levels; expected .* \[N\]"
+        ):
+            use(PER_FRAME)
+
+
+def test_a_level_per_frame_of_another_clip_is_refused():
+    with pytest.raises(ValueError, match="for 3 frames"):
+        PER_FRAME.like(torch.zeros(1, 4, 5, 2, 2))

@@ -11,7 +11,8 @@ from kinema.diffusion.noise import Noise
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import CosineLogSNR, spaced
 from kinema.diffusion.windows import Windowed, blend, uniform_windows, views, window_sizes, windows
-from kinema.schema import BadRequest, FrameGrid, Lattice, Request
+from kinema.grid import FrameGrid, LatentGrid, Lattice
+from kinema.schema import BadRequest, Request
 
 LEVEL = CosineLogSNR().level(torch.tensor([0.4], dtype=torch.float64))
 KINDS = ["flat", "pyramid", "relative", "overlap-linear"]
@@ -258,7 +259,7 @@ def test_window_sizes_are_in_latent_frames_and_share_more_inside_attention():
     assert window_sizes(Request(window=16), plain) == (16, 4)
     assert window_sizes(Request(window=16, window_in="attention"), plain) == (16, 12)
     assert window_sizes(Request(window=16, overlap=3), plain) == (16, 3)
-    assert window_sizes(Request(window=17, overlap=8), Lattice(FrameGrid(4, causal=True), stride=(8, 8))) == (
+    assert window_sizes(Request(window=17, overlap=8), Lattice(LatentGrid(FrameGrid(4, causal=True), (8, 8)))) == (
         5,
         2,
     )

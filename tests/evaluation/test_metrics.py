@@ -23,7 +23,6 @@ from kinema.evaluation.metrics import (
     psnr,
     sharpness,
     ssim,
-    temporal_measures,
 )
 from kinema.schema import BadRequest
 
@@ -74,6 +73,13 @@ def blur(video: torch.Tensor) -> torch.Tensor:
     kernel = (taps[:, None] * taps / taps.sum() ** 2).expand(3, 1, 11, 11)
     frames = functional.pad(video[0].transpose(0, 1), (5, 5, 5, 5), "replicate")
     return functional.conv2d(frames, kernel, groups=3).transpose(0, 1)[None]
+
+
+def temporal_measures(video: torch.Tensor) -> dict[str, torch.Tensor]:
+    """All measures in time of each clip, by name."""
+    measures = (jerk, metrics.high_frequency_ratio, metrics.interpolation_residual, metrics.luma_second_difference,
+                metrics.warp_error, flickering, dynamic_degree, sharpness)  # fmt: skip
+    return {measure.__name__: measure(video) for measure in measures}
 
 
 MADE = {"flicker": flicker, "jitter": jitter, "swap": swap, "freeze": freeze, "blur": blur, "clean": lambda v: v}

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from kinema.canvas import Canvas
 from kinema.evaluation import measuring, report, temporal
 from kinema.evaluation.claims import Claim, Outcome
 from kinema.evaluation.report import Report
 from kinema.evaluation.run import EvaluateOptions, evaluate
 from kinema.evaluation.sampling import Sampling
-from kinema.schema import BadRequest, Canvas
+from kinema.schema import BadRequest
 from kinema.system import System, open_system
 
 pytest.importorskip("matplotlib")

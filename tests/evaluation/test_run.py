@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from kinema.canvas import Canvas
 from kinema.evaluation import measuring, temporal
 from kinema.evaluation.results import Evaluation
 from kinema.evaluation.run import EvaluateOptions, evaluate
 from kinema.evaluation.sampling import Sampling
-from kinema.schema import BadRequest, Canvas, Event, Note, Phase, Request, Step
+from kinema.schema import BadRequest, Event, Note, Phase, Request, Step
 from kinema.system import System, open_system
 
 

@@ -7,9 +7,10 @@ import torch
 
 from kinema import registry
 from kinema.api import Model
+from kinema.canvas import Canvas
 from kinema.evaluation.measuring import first_frames
 from kinema.evaluation.sampling import Sampling
-from kinema.schema import Canvas, Request
+from kinema.schema import Request
 from kinema.system import System, open_system
 
 PROMPTS = ["a red ball rolls right", "a blue star spins", "a green letter K moves up"]
@@ -40,7 +41,7 @@ def same_as_alone(sampling: Sampling, prompts: list[str], canvas: Canvas | None 
     """Clip i of a batch is the clip of prompt i with seed + i, within 1e-4; and the clips are not all one."""
     together = sampling.clips(prompts, 5, canvas)
     for i, prompt in enumerate(prompts):
-        one = None if canvas is None else Canvas(canvas.video[i : i + 1], canvas.mask[i : i + 1])
+        one = None if canvas is None else Canvas.of(canvas.video[i : i + 1], canvas.mask[i : i + 1])
         torch.testing.assert_close(together[i : i + 1], sampling.clips([prompt], 5 + i, one), atol=1e-4, rtol=0)
     assert (together[0] - together[1]).abs().mean() > 1e-3
 
@@ -67,19 +68,19 @@ def test_every_clip_of_a_batch_longer_than_the_model_is_that_of_its_prompt(syste
     same_as_alone(sampling, PROMPTS[:2], first_of(sampling, 2) if length == "blocks" else None)
 
 
-TRAVEL = {"travel": {3: "a blue star spins"}, "effect": [1, 1, 0, 0.5]}
+TRAVEL: dict[str, Any] = {"prompt_spans": {3: "a blue star spins"}, "extra": {"effect": [1, 1, 0, 0.5]}}
 
 
 @pytest.mark.parametrize(
     ("overrides", "prompts", "told"),
     [
-        ({}, PROMPTS[:2], {"extra": TRAVEL}),
-        ({}, PROMPTS[:2], {"extra": TRAVEL, "window": 2, "overlap": 1}),
+        ({}, PROMPTS[:2], TRAVEL),
+        ({}, PROMPTS[:2], {**TRAVEL, "window": 2, "overlap": 1}),
         ({}, ["a red ball " * 8, "a blue star"], {}),  # two rows of tokens and one: no batch holds both
         ({"sparse": "rgb"}, PROMPTS[:2], {"extra": {"control_scale": [1.0, 0.5, 0.2, 0.7]}}),
         ({"motion": "pia"}, PROMPTS[:2], {"extra": {"affinity": "large"}}),
     ],
-    ids=["travel", "travel in windows", "long prompt", "SparseCtrl", "PIA"],
+    ids=["spans", "spans in windows", "long prompt", "SparseCtrl", "PIA"],
 )
 def test_whatever_animatediff_is_told_its_clips_of_a_batch_are_those_alone(
     overrides: dict[str, Any], prompts: list[str], told: dict[str, Any]

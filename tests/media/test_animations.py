@@ -15,7 +15,7 @@ from kinema import bounds
 from kinema.media import pictures, timing
 from kinema.media.colour import to_uint8
 from kinema.media.pictures import is_picture
-from kinema.media.read import facts, probe, read_image, read_media, read_video
+from kinema.media.read import facts, probe, read_image, read_video
 from kinema.schema import BadRequest
 
 Moving = Callable[..., np.ndarray]
@@ -95,7 +95,7 @@ def test_the_rate_of_a_webp_or_apng_is_exact(tmp_path: Path, moving: Moving, nam
 def test_an_apng_is_a_clip_with_its_own_delays(tmp_path: Path, moving: Moving) -> None:
     path = apng(tmp_path / "a.png", moving(6), duration=125)
     assert not is_picture(path)
-    clip = read_media(path)
+    clip = read_video(path)
     assert clip.fps == 8
     assert np.array_equal(to_uint8(clip.video)[0], moving(6))
     assert facts(path) == {"codec": "apng", "frames": 6, "fps": 8.0, "width": 48, "height": 32}
@@ -151,7 +151,7 @@ def decoders(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-@pytest.mark.parametrize("reader", [read_video, read_media, probe])
+@pytest.mark.parametrize("reader", [read_video, probe])
 @pytest.mark.parametrize("make", [lambda p: gif(p, [4] * 400, 3000, 3000), lambda p: webp(p, 400, 3000, 3000)])
 def test_many_frames_of_a_large_canvas_are_refused_before_decoding(
     tmp_path: Path, decoders: list[str], make: Callable[[Path], Path], reader: Callable[[Path], object]
@@ -163,7 +163,7 @@ def test_many_frames_of_a_large_canvas_are_refused_before_decoding(
     assert not decoders
 
 
-@pytest.mark.parametrize("reader", [read_video, read_media, probe, facts])
+@pytest.mark.parametrize("reader", [read_video, probe, facts])
 @pytest.mark.parametrize("make", [lambda p: gif(p, [4] * 2, 65535, 65535), lambda p: webp(p, 2, 16384, 16384)])
 def test_a_huge_canvas_is_refused_before_decoding(
     tmp_path: Path, decoders: list[str], make: Callable[[Path], Path], reader: Callable[[Path], object]

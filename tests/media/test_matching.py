@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from kinema.canvas import Block, Canvas
 from kinema.media.matching import match_colours
-from kinema.schema import BadRequest, Canvas
+from kinema.schema import BadRequest, Shape
 
 
 def canvas_of(video: torch.Tensor, given: slice = slice(0, 1)) -> Canvas:
     mask = torch.zeros_like(video[:, :1])
     mask[:, :, given] = 1
-    return Canvas(video * mask, mask)
+    return Canvas.of(video * mask, mask)
 
 
 @pytest.fixture
@@ -49,7 +52,7 @@ def test_an_anchor_gives_the_whole_its_mean_and_contrast(video):
     made = match_colours(video * 0.6 + 0.3, canvas_of(video), "anchor")
     assert torch.allclose(made, video, atol=1e-5)
     other = (torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)) - 0.5) * 0.6
-    told = Canvas(canvas_of(video).video, canvas_of(video).mask, anchor=other)
+    told = replace(canvas_of(video), block=Block(anchor=other))
     by_anchor = match_colours(video, told, "anchor")
     assert torch.allclose(by_anchor.mean((2, 3, 4)), other.mean((2, 3)), atol=1e-5)
     spread = [x.flatten(2).std(2, correction=0) for x in (by_anchor, other)]
@@ -58,7 +61,7 @@ def test_an_anchor_gives_the_whole_its_mean_and_contrast(video):
 
 def test_free_and_nothing_given_leave_it_as_it_is(video):
     assert match_colours(video, canvas_of(video), "free") is video
-    nothing = Canvas(torch.zeros_like(video), torch.zeros_like(video[:, :1]))
+    nothing = Canvas(Shape.of(video))
     assert torch.equal(match_colours(video, nothing, "seam"), video)
 
 
@@ -76,7 +79,7 @@ def test_a_contrast_that_is_another_picture_s_is_followed_by_half_at_most(video)
 
 
 def test_an_anchor_that_is_not_there_and_another_way_are_refused(video):
-    nothing = Canvas(torch.zeros_like(video), torch.zeros_like(video[:, :1]))
+    nothing = Canvas(Shape.of(video))
     with pytest.raises(BadRequest, match="no whole frame is given"):
         match_colours(video, nothing, "anchor")
     with pytest.raises(BadRequest, match="expected free, seam or anchor"):

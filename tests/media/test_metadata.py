@@ -39,9 +39,10 @@ def test_every_tag_is_text_that_any_container_can_hold(recipe: dict[str, object]
         assert text.encode("utf-8").decode("utf-8") == text
 
 
-def test_the_prompt_is_found_in_a_request_that_is_json_text() -> None:
-    assert tags({"request": '{"prompt": "a red ball"}'})["title"] == "a red ball"
-    assert tags({})["title"] == "Kinema clip"
+def test_the_prompt_is_that_of_the_first_stage() -> None:
+    assert tags({"stages": [{"request": {"prompt": "a red ball"}}, {"request": {}}]})["title"] == "a red ball"
+    for nothing in ({}, {"stages": []}, {"stages": [7]}, {"stages": [{"request": "a red ball"}]}):
+        assert tags(nothing)["title"] == "Kinema clip"
 
 
 def test_a_recipe_that_is_not_plain_data_is_refused() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from kinema.media.containers import existing, opened
 from kinema.media.metadata import read_recipe
-from kinema.media.read import facts, probe, read_image, read_media, read_video
+from kinema.media.read import facts, probe, read_image, read_video
 from kinema.media.write import save_clip
 from kinema.schema import BadRequest, Clip
 
@@ -74,7 +74,7 @@ def test_what_is_no_regular_file_is_refused_without_a_wait(tmp_path: Path, monke
     bound.bind("socket.png")
     Path("link.gif").symlink_to("fifo.mp4")
     for name in ("fifo.mp4", "socket.png", "link.gif", "/dev/zero", "/dev/null"):
-        for reader in (read_video, read_image, read_media, probe, facts, read_recipe, lambda p: existing(Path(p))):
+        for reader in (read_video, read_image, probe, facts, read_recipe, lambda p: existing(Path(p))):
             with pytest.raises(BadRequest, match="is not a regular file"):
                 reader(name)
     bound.close()

@@ -9,10 +9,11 @@ import av
 import pytest
 import torch
 
+from kinema.canvas import Heard
 from kinema.media import sound
 from kinema.media.read import read_video
 from kinema.media.sound import carried
-from kinema.schema import Clip, Heard, Note
+from kinema.schema import Clip, Note
 
 WithSound = Callable[..., Path]
 Beep = Callable[[Path | bytes], float | None]

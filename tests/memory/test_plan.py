@@ -11,13 +11,14 @@ import torch
 
 from kinema import registry
 from kinema.api import load
+from kinema.canvas import Block
 from kinema.checkpoints import files
 from kinema.checkpoints.source import Source
 from kinema.families.animatediff.config import ControlSize
-from kinema.families.svd.config import POCKET as SVD_POCKET
 from kinema.families.svd.config import TINY
+from kinema.families.svd.pocket.presets import POCKET as SVD_POCKET
 from kinema.generate import generate
-from kinema.job import planned, prepared
+from kinema.job import drawn, planned, rehearsed
 from kinema.memory import free
 from kinema.memory.placing import place, roomy
 from kinema.memory.plan import SHARE, Needs, Plan, TooLarge, choose
@@ -49,8 +50,8 @@ def svd(tmp_path_factory):
 
 
 def needs_of(system, **ask):
-    _, whole, canvas = prepared(system, Request(**{**ASK, **ask}))
-    return Needs(system, whole.with_(honour="native"), canvas)
+    (work,) = drawn(system, Request(**{**ASK, **ask}))
+    return Needs(system, work.stage.whole, rehearsed(work))
 
 
 def within(system, budget, **options):
@@ -59,8 +60,7 @@ def within(system, budget, **options):
 
 def chosen(system, budget, **options):
     system = within(system, budget, **options)
-    _, whole, canvas = prepared(system, Request(**ASK))
-    return planned(system, whole, canvas)
+    return planned(*drawn(system, Request(**ASK)))
 
 
 @pytest.mark.parametrize("name", sorted(registry.FAMILIES))
@@ -121,7 +121,7 @@ def test_halves_of_guidance_run_at_once_only_where_both_have_room(svd):
         place(model.system, plan)
         assert roomy(model.system) == at_once
     made = [load(svd, memory=told).run(Request(**ASK)) for told in (None, both)]
-    assert [clip.recipe["halves_at_once"] for clip in made] == [True, False]
+    assert [clip.recipe["stages"][0]["memory"]["at_once"] for clip in made] == [True, False]
     assert torch.allclose(made[0].video, made[1].video, atol=1e-5)
 
 
@@ -136,7 +136,9 @@ def test_weights_that_are_gone_are_told_before_the_clip_is_made(svd, tmp_path):
         model.run(Request(**ASK), on_event=seen.append)
     assert not [event for event in seen if isinstance(event, Step)]
     (tmp_path / "back.safetensors").rename(path)
-    assert model.run(Request(**ASK)).recipe["weights"] == model.system.weights.hash  # the failure is not kept
+    assert (
+        model.run(Request(**ASK)).recipe["stages"][0]["weights"] == model.system.weights.hash
+    )  # the failure is not kept
 
 
 def test_weights_that_could_not_be_read_once_are_read_again(svd, monkeypatch):
@@ -153,14 +155,14 @@ def test_weights_that_could_not_be_read_once_are_read_again(svd, monkeypatch):
 def test_a_step_held_by_reconstruction_needs_more():
     system = load("svd", preset="tiny").system
     plain = needs_of(system)
-    held = Needs(system, plain.request.with_(honour="reconstruction"), plain.canvas)
+    held = Needs(system, plain.request, replace(plain.canvas, block=Block(way="reconstruction")))
     held.canvas.mask[:, :, 0] = 1
     assert held.step(None).peak > 2 * plain.step(None).peak
 
 
 def test_the_gradient_of_reconstruction_keeps_the_weights_that_came(svd):
     plain = needs_of(load(svd).system)
-    held = Needs(plain.system, plain.request.with_(honour="reconstruction"), plain.canvas)
+    held = Needs(plain.system, plain.request, replace(plain.canvas, block=Block(way="reconstruction")))
     held.canvas.mask[:, :, 0] = 1
     unet = sum(p.numel() * 4 for p in plain.outline.model.unet.parameters())
     assert plain._resident(plain.step(None), "sequential") < 0.5 * unet
@@ -178,11 +180,11 @@ def test_weights_that_are_here_already_are_not_asked_for_twice(monkeypatch):
     needs = needs_of(system)
     free_then = int(needs.bytes(Plan("none")) / SHARE) + 1
     monkeypatch.setattr("kinema.memory.plan.free_bytes", lambda _device: free_then)
-    _, whole, canvas = prepared(system, Request(**ASK))
-    assert planned(system, whole, canvas).offload == "none"
+    (work,) = drawn(system, Request(**ASK))
+    assert planned(work).offload == "none"
     assert system.model is not None
     monkeypatch.setattr("kinema.memory.plan.free_bytes", lambda _device: free_then - needs.weights)
-    assert planned(system, whole, canvas).offload == "none"
+    assert planned(work).offload == "none"
 
 
 def test_weights_in_the_map_of_their_file_are_free_memory_already(svd):
@@ -258,9 +260,9 @@ def test_decoding_in_parts_comes_last_and_belongs_to_the_recipe(svd):
     assert plan.decoding
     assert any("decoded in parts" in reason for reason in plan.reasons)
     clip = generate(within(system, least - 1), Request(**ASK))
-    told = clip.recipe["request"]["extra"]
+    told = clip.recipe["stages"][0]["request"]["extra"]
     assert told["decode_chunk"] == plan.decoding["chunk"]
-    again = generate(system, Request.from_json(json.dumps(clip.recipe["request"])))
+    again = generate(system, Request.from_json(json.dumps(clip.recipe["stages"][0]["request"])))
     assert torch.equal(again.video, clip.video)  # replayed where there is room
 
 
@@ -335,7 +337,7 @@ def test_an_untrained_model_on_a_cpu_has_no_file_to_wait_in():
     system = System("svd", registry.family("svd"), TINY, Weights())
     assert needs_of(system).levels == ("none",)
     with pytest.raises(BadRequest, match="no file"):
-        choose(within(system, None, offload="block"), *prepared(system, Request(**ASK))[1:])
+        planned(*drawn(within(system, None, offload="block"), Request(**ASK)))
 
 
 @pytest.mark.parametrize(

@@ -97,8 +97,8 @@ def test_a_request_without_loras_has_those_of_the_model_and_one_with_none_has_no
 
 def test_loras_of_a_request_stand_in_the_recipe_by_name_and_hash(folder):
     recipe = load(folder / "svd.safetensors").run(ASK.with_(loras={str(folder / "1.safetensors"): 0.5})).recipe
-    assert [(each["file"], each["weight"]) for each in recipe["loras"]] == [("1.safetensors", 0.5)]
-    assert "loras" not in recipe["request"]
+    assert [(each["file"], each["weight"]) for each in recipe["stages"][0]["loras"]] == [("1.safetensors", 0.5)]
+    assert "loras" not in recipe["stages"][0]["request"]
     assert str(folder) not in json.dumps(recipe)
 
 

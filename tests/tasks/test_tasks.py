@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from kinema.canvas import Canvas, Release
 from kinema.media import read
-from kinema.schema import BadRequest, Canvas, Clip, Event, Note, Request, ignore
+from kinema.schema import BadRequest, Clip, Event, Note, Request, ignore
 from kinema.tasks import TASKS
 
 
@@ -99,7 +100,7 @@ def test_an_animation_is_its_first_frame_where_a_picture_is_wanted_and_a_clip_el
     assert canvas("animate", image=file).video[0, :, 0].unique().tolist() == [-1.0]
     for task, options in (("edit", {}), ("interpolate", {"every": 2}), ("extend", {"frames": 8})):
         made = canvas(task, video=file, **options)
-        known = made.video if made.source is None else made.source
+        known = made.held[0].video if made.held else made.video
         count = {"edit": 6, "interpolate": 11, "extend": 8}[task]
         assert known.shape[2] == count
         shown = range(0, 11, 2) if task == "interpolate" else range(6)
@@ -113,6 +114,58 @@ def test_a_cinemagraph_stands_still_outside_its_region(picture: str) -> None:
     assert made.mask[0, 0, 3, :, :8].min() == 1
     assert made.mask[0, 0, 3, :, 8:].max() == 0
     assert torch.equal(made.video[0, :, 5], made.video[0, :, 0])
+
+
+@pytest.fixture
+def greys(tmp_path: Path) -> list[str]:
+    """Pictures of four greys, dark to light."""
+    video = ramp(4)
+    return [str(Clip(video[:, :, t : t + 1]).save(tmp_path / f"grey-{t}.png")[0]) for t in range(4)]
+
+
+def test_each_keyframe_is_a_whole_frame_with_or_without_an_image(greys: list[str], clip: str) -> None:
+    made = canvas("animate", keyframes={5: greys[1], 2: greys[2]})
+    assert given_frames(made) == [2, 5]
+    assert made.kind == "frames"
+    assert [made.video[0, :, t].unique().item() for t in (2, 5)] == pytest.approx([1 / 3, -1 / 3], abs=1e-2)
+    assert made.video[:, :, [0, 1, 3, 4, 6, 7]].abs().max() == 0
+    whole = canvas("animate", image=greys[0], last_image=greys[3], keyframes={3: clip})
+    assert given_frames(whole) == [0, 3, 7]
+    assert [whole.video[0, :, t].unique().item() for t in (0, 3, 7)] == [-1.0, -1.0, 1.0]  # a clip's first frame
+    looped = canvas("animate", keyframes={0: greys[2], 4: greys[1]}, loop=True)
+    assert given_frames(looped) == [0, 4, 7]
+    assert torch.equal(looped.video[:, :, 7], looped.video[:, :, 0])
+
+
+def test_a_keyframe_0_is_what_an_image_is(greys: list[str]) -> None:
+    for more in ({}, {"loop": True}, {"last_image": greys[1]}, {"region": (0.5, 0, 1, 1)}):
+        one, other = canvas("animate", image=greys[2], **more), canvas("animate", keyframes={0: greys[2]}, **more)
+        assert torch.equal(one.video, other.video)
+        assert torch.equal(one.mask, other.mask)
+
+
+def test_outside_a_region_every_frame_stands_still_as_the_keyframe_before_it(greys: list[str]) -> None:
+    made = canvas("animate", keyframes={2: greys[1], 5: greys[3]}, region=(0.5, 0, 1, 1))
+    assert given_frames(made) == [2, 5]
+    assert made.mask[0, 0, :, :, :8].min() == 1
+    assert made.mask[0, 0, [0, 1, 3, 4, 6, 7], :, 8:].max() == 0
+    assert made.video[0, 0, :, 0, 0].tolist() == pytest.approx([-1 / 3] * 5 + [1] * 3, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"keyframes": {0: "a.png"}, "image": "b.png"}, "frame 0 is given twice, by image and by keyframes"),
+        ({"keyframes": {7: "a.png"}, "image": "b.png", "loop": True}, "frame 7, the last, is given twice, by loop and"),
+        ({"keyframes": {7: "a.png"}, "last_image": "b.png"}, "frame 7, the last, is given twice, by last_image and by"),
+        ({"keyframes": {3: "a.png"}, "loop": True}, "loop ends a clip with its frame 0, which is not given"),
+        ({"keyframes": {3: "a.png", 8: "b.png"}}, "keyframes names frame 8; this clip has frames 0 to 7"),
+        ({}, "animate needs an image, or a keyframe"),
+    ],
+)
+def test_keyframes_that_do_not_fit_are_refused_before_a_file_is_read(options: dict, says: str) -> None:
+    with pytest.raises(BadRequest, match=says):
+        canvas("animate", **options)
 
 
 def test_interpolate_puts_every_kth_frame_and_multiplies_the_rate(clip: str) -> None:
@@ -213,9 +266,10 @@ def test_a_mask_clip_runs_at_the_rate_of_its_video(tmp_path: Path) -> None:
 def test_edit_starts_from_the_whole_clip_and_holds_its_last_frame(clip: str) -> None:
     made = canvas("edit", video=clip, strength=0.4, frames=8)
     assert made.kind == "nothing"
-    assert made.strength == 0.4
-    assert made.source is not None
-    assert torch.equal(made.source[:, :, 5], made.source[:, :, 7])
+    (edited,) = made.held
+    assert edited.release == Release("strength", 0.4)
+    assert bool(edited.mask.all())
+    assert torch.equal(edited.video[:, :, 5], edited.video[:, :, 7])
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_a_motion_lora_trains_on_an_image_model_with_a_motion_module_added(runs,
     result, _ = runs[0](told("lora", **more))
     assert all(".motion_modules." in n for n in raw(result))
     options = json.loads((result.folder / "options.json").read_text())
-    assert options["recipe"]["camera"] == "pans left"
+    assert options["recipe"]["playroom"]["camera"] == "pans left"
     with pytest.raises(BadRequest, match="stands on other frozen weights"):
         runs[0](told("lora", **{**more, "model": str(moving.weights), "add": None}))
     with pytest.raises(BadRequest, match="expected SLOT=FILE"):

@@ -217,5 +217,17 @@ def test_a_pocket_model_has_no_other_layout(tmp_path):
     system = open_system("svd/pocket")
     note = json.dumps({"family": "svd", "config": system.family.to_json(system.config)})
     files.write_tensors(tmp_path / "pocket.safetensors", {"unet.conv_out.bias": torch.zeros(16)}, {"kinema": note})
-    with pytest.raises(BadRequest, match="is a pocket model"):
+    with pytest.raises(BadRequest, match="an autoencoder of its own, which no other layout has"):
         convert(tmp_path / "pocket.safetensors", tmp_path / "sgm.safetensors", "sgm")
+
+
+def test_a_lora_has_figures_of_its_own_under_those_that_are_told():
+    def figures(model, **told):
+        _, recipe = setup.prepare(TrainOptions(model=model, lora="4", **told))
+        return recipe.steps, recipe.batch, recipe.learning_rate, recipe.optimiser
+
+    assert figures("animatediff/v3") == (5000, 4, 1e-4, "adamw")
+    assert figures("animatediff/tiny") == (200, 4, 1e-4, "adamw")
+    assert figures("animatediff/pocket") == (300, 8, 2e-3, "adamw")
+    assert figures("svd/svd", stage="base") == (5000, 8, 1e-4, "adamw")
+    assert figures("svd/tiny", steps=7, learning_rate=0.5) == (7, 4, 0.5, "adamw")

@@ -123,3 +123,11 @@ def test_rate_warms_up_stays_and_falls_to_zero():
 
 def test_rate_without_warmup_or_cooldown_is_one_until_the_end():
     assert [optim.rate(step, 4, 0, 0.0) for step in range(4)] == [1, 1, 1, 1]
+
+
+def test_a_part_that_lies_in_no_block_is_trained_by_adamw_alone():
+    """As a pocket's SparseCtrl, whose recipe says muon."""
+    model = nn.ModuleDict({"block": nn.Linear(4, 4).requires_grad_(False), "beside": nn.Linear(4, 4)})
+    (only,) = optim.build("muon", model, [model["block"]], 1e-3, 0.0)
+    assert isinstance(only, torch.optim.AdamW)
+    assert sum(p.numel() for group in only.param_groups for p in group["params"]) == 20

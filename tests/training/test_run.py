@@ -181,13 +181,13 @@ def test_precision_is_bf16_only_where_asked_or_fast(monkeypatch):
 def test_joint_training_gives_the_family_pictures_of_their_own(runs, small, monkeypatch):
     batches = []
     family = open_system("vdm/tiny").family
-    loss = type(family.training).loss
+    loss = family.training.loss
 
-    def noted(self, model, config, batch, generator):
+    def noted(model, config, batch, generator):
         batches.append(batch)
-        return loss(self, model, config, batch, generator)
+        return loss(model, config, batch, generator)
 
-    monkeypatch.setattr(type(family.training), "loss", noted)
+    monkeypatch.setattr(family.training, "loss", noted)
     _, heard = runs[0](small(model="vdm/tiny", steps=2, validate_every=0))
     assert batches[0].images.shape[:3] == (2, 2, 3)
     assert [len(row) for row in batches[0].image_captions] == [2, 2]

@@ -42,6 +42,22 @@ def test_playroom_is_rendered_at_the_models_size_and_holds_prompts_out():
     assert trained.isdisjoint(held)
 
 
+def test_a_run_says_how_the_playroom_is_rendered_as_runs_before_did_and_options_change_what_they_name():
+    """What stands in checkpoints of runs that are to be taken up."""
+
+    def said(model, **told):
+        options = TrainOptions(model=model, **told)
+        system, recipe = prepare(options)
+        return open_source(options, system, recipe).identity
+
+    mixed = {"source": "playroom", "grammar": "mixed"}
+    assert said("zoetrope/tiny") == said("vdm/tiny") == mixed  # with figures of its own, and with none
+    slow = {"source": "playroom", "grammar": "simple", "slow": 4.0, "without": ["fades"]}
+    assert said("svd/pocket") == slow
+    assert said("svd/pocket", camera="pans left", style="night") == {**slow, "camera": "pans left", "style": "night"}
+    assert said("vdm/tiny", grammar="full") == {**mixed, "grammar": "full"}
+
+
 def test_a_folders_clips_come_at_the_models_rate_or_as_filmed(tmp_path):
     folder = clips(tmp_path / "clips", "ab")
     found, system, _ = source(data=folder)

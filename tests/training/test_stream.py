@@ -7,10 +7,10 @@ from collections import Counter
 import pytest
 import torch
 
-from kinema.data import styles
 from kinema.data.clip import Clip
+from kinema.data.playroom.rendered import Rendered
 from kinema.system import Recipe
-from kinema.training.stream import Playroom, Stream, ahead, draw_mask
+from kinema.training.stream import Stream, ahead, draw_mask
 
 MIX = {"nothing": 0.4, "first": 0.3, "ends": 0.2, "region": 0.1}
 
@@ -42,7 +42,7 @@ def same(first, second):
 
 @pytest.mark.parametrize("images", [0, 2])
 def test_a_batch_is_a_function_of_its_step(images):
-    clips = Playroom(frames=4, height=16, width=16, seed=3)
+    clips = Rendered(frames=4, height=16, width=16, seed=3)
     told = recipe(text_drop=0.5, canvas_mix=MIX, images=images)
     forwards = [Stream(clips, told, 2, 3).at(step) for step in range(4)]
     again = Stream(clips, told, 2, 3)
@@ -137,41 +137,3 @@ def test_a_canvas_of_each_kind_is_what_it_says(kind):
 def test_an_unknown_kind_of_canvas_is_an_error():
     with pytest.raises(ValueError, match="sideways"):
         draw_mask({"sideways": 1.0}, (4, 8, 8), torch.Generator())
-
-
-# ------------------------------------------------------------- single frames, cameras and styles
-
-
-def test_a_single_frame_is_of_any_moment_of_its_scene():
-    source = Playroom(1, 32, 32, 8.0, grammar="simple")
-    clips = [source.clip(i) for i in range(120)]
-    assert all(clip.video.shape == (3, 1, 32, 32) for clip in clips)
-    right = [c.scene.objects[0].position_T2[0, 0] for c in clips if c.scene.objects[0].motion.endswith("right")]
-    assert min(right) < 0.4 < 0.6 < max(right)  # its first moment would be on the left
-    assert torch.equal(source.clip(5).video, clips[5].video)
-
-
-@pytest.mark.parametrize(("grammar", "patterns", "cameras"), [("scenic", 0.5, 0.3), ("filmed", 0.8, 0.68)])
-def test_scenic_clips_name_patterns_and_cameras_and_are_simple_otherwise(grammar, patterns, cameras):
-    clips = [Playroom(2, 16, 16, 8.0, grammar=grammar).clip(i) for i in range(200)]
-    patterned = [c for c in clips if "background" in c.caption]
-    moving = [c for c in clips if "while the camera" in c.caption]
-    assert abs(len(patterned) / 200 - patterns) < 0.1
-    assert abs(len(moving) / 200 - cameras) < 0.1
-    assert {c.scene.camera for c in moving} == {"pans left", "pans right", "zooms in", "zooms out"}
-    assert {c.scene.camera for c in clips if "while the camera" not in c.caption} == {"still"}
-    assert {c.scene.background for c in patterned} == {"checkered", "striped"}
-    assert all(len(c.scene.objects) == 1 for c in clips)
-
-
-def test_a_camera_of_every_clip_is_not_in_its_words():
-    clips = [Playroom(4, 16, 16, 8.0, grammar="simple", camera="pans left").clip(i) for i in range(20)]
-    assert {c.scene.camera for c in clips} == {"pans left"}
-    assert not any("camera" in c.caption for c in clips)
-    assert all("background" in c.caption for c in clips)
-
-
-def test_a_style_is_drawn_over_the_same_scenes():
-    plain, drawn = (Playroom(2, 32, 32, 8.0, grammar="simple", style=s).clip(3) for s in ("", "night"))
-    assert plain.caption == drawn.caption
-    assert torch.equal(styles.apply("night", plain.video), drawn.video)

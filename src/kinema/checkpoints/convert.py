@@ -1,7 +1,6 @@
 """Weights from one layout to another, one tensor at a time, whole or not at all.
 
-What the layouts of a family are is the family's to say, in an object that `registry.LAYOUTS` names: it
-opens a source and plans a target, and this module writes the plan.
+A family's `Layouts` opens a source and plans a target; this module writes the plan.
 """
 
 from __future__ import annotations
@@ -61,14 +60,18 @@ class Plan:
 
 
 class Layouts(Protocol):
-    """A family's layouts. ``open`` returns its own view of a source, or None if the source is not its."""
+    """The layouts in which a family's weights exist."""
 
-    family: str
-    layouts: tuple[str, ...]
+    names: tuple[str, ...]
 
-    def open(self, source: Path, variant: str | None) -> Any | None: ...
+    def open(self, source: Path, variant: str | None) -> Any | None:
+        """The family's own view of a file or folder, or None for one that is not of this family."""
 
-    def plan(self, opened: Any, layout: str, dtype: torch.dtype | None) -> Plan: ...
+    def plan(self, opened: Any, layout: str, dtype: torch.dtype | None) -> Plan:
+        """The target that `open`'s view makes in a layout. Raises BadRequest for one that it does not have."""
+
+    def reader(self, source: Path, variant: str | None) -> Callable[[str], Tensor] | None:
+        """Reads one tensor at a time by the network's own name; None for a file that only converts as a whole."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +108,9 @@ def convert(
     if dtype is not None and dtype not in DTYPES:
         raise BadRequest(registry.unknown("dtype", dtype, DTYPES))
     on_event(Phase("load", source.name))
-    layouts, opened = _open(source, variant)
-    if layout not in layouts.layouts:
-        raise BadRequest(registry.unknown(f"layout of {layouts.family}", layout, layouts.layouts))
+    family, layouts, opened = _open(source, variant)
+    if layout not in layouts.names:
+        raise BadRequest(registry.unknown(f"layout of {family}", layout, layouts.names))
     plan = layouts.plan(opened, layout, DTYPES[dtype] if dtype else None)
     _check_target(source, target, plan, overwrite)
     for note in plan.notes:
@@ -120,7 +123,7 @@ def convert(
     if written != target:
         on_event(Note(f"{target} appeared meanwhile and was kept; these weights are {written}"))
     count, size = sum(len(file.header) for file in plan.files), sum(file.bytes for file in plan.files)
-    return Converted(written, layouts.family, count, size, plan.notes)
+    return Converted(written, family, count, size, plan.notes)
 
 
 @overload
@@ -136,15 +139,20 @@ def cast(what: Tensor | Header, dtype: torch.dtype | None) -> Tensor | Header:
     return {name: (shape, dtype if kind.is_floating_point else kind) for name, (shape, kind) in what.items()}
 
 
-def _open(source: Path, variant: str | None) -> tuple[Layouts, Any]:
-    for target in registry.LAYOUTS.values():
-        layouts: Layouts = registry.resolve(target)
+def _open(source: Path, variant: str | None) -> tuple[str, Layouts, Any]:
+    """The family whose file or folder this is, its layouts, and what they make of it."""
+    known: list[str] = []
+    for name in registry.FAMILIES:
+        layouts: Layouts | None = registry.family(name).checkpoints.layouts
+        if layouts is None:
+            continue
+        known.append(name)
         with readable(str(source)):
             opened = layouts.open(source, variant)
         if opened is not None:
-            return layouts, opened
-    known, told = ", ".join(registry.LAYOUTS), describe(Source(source, variant))
-    raise BadRequest(f"{source} cannot be converted: layouts are known of {known}, and this is {told}")
+            return name, layouts, opened
+    told = describe(Source(source, variant))
+    raise BadRequest(f"{source} cannot be converted: layouts are known of {', '.join(known)}, and this is {told}")
 
 
 def _check_target(source: Path, target: Path, plan: Plan, overwrite: bool) -> None:

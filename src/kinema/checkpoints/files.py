@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from kinema import bounds
 from kinema.atomic import replacing
-from kinema.bounds import MAX_QUOTED, quoted, shown
-from kinema.checkpoints.keymap import few
+from kinema.bounds import MAX_QUOTED, few, quoted, shown
 from kinema.checkpoints.pickles import SUFFIXES, read_pickle
 from kinema.schema import BadRequest
 
@@ -74,7 +73,7 @@ def header(path: str | Path, variant: str | None = None) -> Header:
             entries = {name: (e[0], e[1]) for name, e in Layout.read(file).entries.items()}
         else:
             entries = {k: (tuple(t.shape), t.dtype) for k, t in read_pickle(file, "meta").items()}
-        _merge(found, entries, file)
+        merge(found, entries, file)
     return found
 
 
@@ -88,7 +87,7 @@ def read_tensors(path: str | Path, variant: str | None = None) -> dict[str, Tens
     """
     found: dict[str, Tensor] = {}
     for file in weight_files(path, variant):
-        _merge(found, _read_safetensors(file) if file.suffix == ".safetensors" else read_pickle(file, "cpu"), file)
+        merge(found, _read_safetensors(file) if file.suffix == ".safetensors" else read_pickle(file, "cpu"), file)
     return found
 
 
@@ -390,7 +389,8 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 # ------------------------------------------------------------------------------------------- shared
 
 
-def _merge(found: dict[str, Any], new: Mapping[str, Any], file: Path) -> None:
+def merge(found: dict[str, Any], new: Mapping[str, Any], file: Path) -> None:
+    """Put a shard's entries to those of the shards before. Raises BadRequest where one is in both."""
     twice = [name for name in new if name in found]
     if twice:
         raise BadRequest(f"{file.name} holds {len(twice)} tensors that another shard holds too ({few(twice)})")

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from kinema.bounds import quoted
+from kinema.bounds import few, quoted
 from kinema.checkpoints.files import WEIGHTS
-from kinema.checkpoints.keymap import few
 from kinema.checkpoints.pickles import SUFFIXES
 from kinema.checkpoints.source import INDEX
 from kinema.schema import BadRequest

@@ -13,21 +13,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from kinema.bounds import shown
+from kinema.bounds import few
 from kinema.schema import BadRequest
-
-_MOST_NAME = 110
-"""Characters of a tensor's name, with its shape where that is told."""
-
-
-def few(names: Sequence[str], most: int = 3) -> str:
-    """The first names of many, for a sentence."""
-    return ", ".join(shown(name, _MOST_NAME) for name in names[:most]) + (", …" if len(names) > most else "")
 
 
 @dataclass(frozen=True)

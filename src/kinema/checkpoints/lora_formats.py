@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kinema.bounds import from_json
+from kinema.bounds import few, from_json
 from kinema.checkpoints.files import header, metadata, read_tensors, write_tensors
-from kinema.checkpoints.keymap import few
 from kinema.checkpoints.signatures import lora_kind
 from kinema.schema import BadRequest
 

@@ -17,8 +17,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from kinema.bounds import MAX_QUOTED, quoted, shown
-from kinema.checkpoints.keymap import few
+from kinema.bounds import MAX_QUOTED, few, quoted, shown
 from kinema.schema import BadRequest
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")

@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterable
 
 from kinema import registry
-from kinema.bounds import MAX_QUOTED, from_json, shown
+from kinema.bounds import MAX_QUOTED, few, from_json, shown
 from kinema.checkpoints.files import Header
-from kinema.checkpoints.keymap import few
 from kinema.checkpoints.settings import readable
 from kinema.checkpoints.source import Source
 from kinema.schema import BadRequest

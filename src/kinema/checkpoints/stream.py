@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kinema.checkpoints.files import Header, Layout, weight_files
-from kinema.checkpoints.keymap import few
+from kinema.checkpoints.files import Header, Layout, merge, weight_files
 from kinema.checkpoints.pickles import read_pickle
 from kinema.schema import BadRequest
 
@@ -34,9 +33,7 @@ class Stream(Mapping[str, Tensor]):
         self._mapped: dict[str, Tensor] = {}
         for file in self.files:
             found = self._open(file)
-            if twice := [name for name in found if name in self.header]:
-                raise BadRequest(f"{file.name} holds {len(twice)} tensors that another shard holds too ({few(twice)})")
-            self.header |= found
+            merge(self.header, found, file)
 
     def _open(self, file: Path) -> Header:
         if file.suffix != ".safetensors":

@@ -15,9 +15,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from kinema.bounds import quoted, shown
+from kinema.bounds import few, quoted, shown
 from kinema.checkpoints.files import MAX_ENTRIES, Header
-from kinema.checkpoints.keymap import Transform, few
+from kinema.checkpoints.keymap import Transform
 from kinema.schema import BadRequest
 
 Shape = tuple[int, ...]

@@ -19,6 +19,8 @@ LISTING = [JSON, Option("samplers", bool, False, "the samplers and their own opt
 FILE = Option(
     "file", str, "", "weight file, folder of a model, clip, picture or folder of frames", positional=True, path=True
 )
+FEW = 16
+"""Tables of a list that are shown one by one, such as stages and blocks."""
 COUNTS = {"bytes", "tensors", "network_tensors", "parameters", "motion_parameters"}
 """Figures that are printed with separators."""
 VARIANT = Option("variant", str | None, None, "which files of a folder, such as fp16")
@@ -170,6 +172,11 @@ def _lines(told: Mapping[str, Any], indent: str = "") -> Iterable[str]:
         if isinstance(value, Mapping) and value:
             yield f"{indent}{shown(name)}"
             yield from _lines(value, indent + "  ")
+        elif (
+            isinstance(value, list) and value and len(value) <= FEW and all(isinstance(each, Mapping) for each in value)
+        ):
+            for number, each in enumerate(value, 1):
+                yield from _lines({f"{name.removesuffix('s')} {number}": each}, indent)
         else:
             text = f"{value:,}" if type(value) is int and name in COUNTS else str(value)
             text = f"{round(value, 3):g}" if name == "fps" and isinstance(value, float) else text

@@ -21,7 +21,7 @@ from kinema import bounds, registry
 from kinema.bounds import quoted
 from kinema.schema import BadRequest
 
-_FROM_HOME = re.compile(r"(?P<name>(?:[\w.-]+=)?)(?P<path>~|~[^/]*/.*)", re.DOTALL)
+_FROM_HOME = re.compile(r"(?P<name>(?:[\w. -]+=)?)(?P<path>~|~[^/]*/.*)", re.DOTALL)
 _UNTOLD = "\0untold"
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?inf", re.IGNORECASE)
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
@@ -41,10 +41,12 @@ class Option:
     metavar: str = ""
     path: bool = False
     """Whether its text names files or folders, where ``~/`` is the user's home."""
+    word: str = ""
+    """What the command line calls it, where that is another name: one of several, such as keyframe of keyframes."""
 
     @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return "--" + (self.word or self.name.replace("_", "-"))
 
     @property
     def shown(self) -> str:
@@ -74,8 +76,11 @@ def from_dataclass(cls: type, names: Iterable[str] | None = None, positional: Se
         f = made[name]
         default = f.default_factory() if f.default_factory is not MISSING else f.default
         default = None if default is MISSING else default
-        path = bool(f.metadata.get("path"))
-        options.append(Option(name, hints[name], default, f.metadata.get("help", ""), name in positional, path=path))
+        told = {"path": bool(f.metadata.get("path")), "metavar": f.metadata.get("metavar", "")}
+        word = f.metadata.get("word", "")
+        options.append(
+            Option(name, hints[name], default, f.metadata.get("help", ""), name in positional, word=word, **told)
+        )
     return options
 
 
@@ -158,7 +163,11 @@ def _annotation(o: Option) -> Any:
         return Annotated[bool, tyro.conf.arg(help=o.help, help_behavior_hint="(default: on)" if o.default else "")]
     default = "" if o.default in (None, "", (), {}) or o.repeated else f"(default: {_plain(o.default)})"
     arg = tyro.conf.arg(
-        help=o.help, metavar=_metavar(o), aliases=(o.short,) if o.short else None, help_behavior_hint=default
+        name=o.word or None,
+        help=o.help,
+        metavar=_metavar(o),
+        aliases=(o.short,) if o.short else None,
+        help_behavior_hint=default,
     )
     if o.positional:
         if o.repeated:
@@ -220,7 +229,8 @@ def convert(o: Option, value: Any, where: str = "") -> Any:
         if o.repeated:
             if get_origin(kind) is list or kind is list:
                 return _list(value)
-            return _at_home(_mapping(value)) if o.path else _mapping(value)
+            told = _texts(o, value) if get_args(kind) == (str, str) else _mapping(value)
+            return _at_home(told) if o.path else told
         if get_origin(kind) is Literal:
             return _choice(value, get_args(kind))
         if get_origin(kind) is tuple:
@@ -228,6 +238,8 @@ def convert(o: Option, value: Any, where: str = "") -> Any:
             inner = get_args(kind)
             return tuple(_scalar(t, p) for t, p in zip(inner, parts, strict=True))
         return _scalar(kind, value)
+    except BadRequest:
+        raise
     except (TypeError, ValueError):
         raise BadRequest(f"{where}{o.shown} is {quoted(value)}; expected {_expected(o)}") from None
 
@@ -277,6 +289,19 @@ def _mapping(value: Any) -> dict[str, Any]:
         return {str(k).replace("-", "_"): v for k, v in value.items()}
     pairs = [str(v).split("=", 1) for v in value]
     return {name.replace("-", "_"): _literal(word) for name, word in pairs}
+
+
+def _texts(o: Option, value: Any) -> dict[str, str]:
+    """``["8-15=a blue ball"]`` or a table of a config file as texts by name, as they are; each name once."""
+    pairs = list(value.items()) if isinstance(value, Mapping) else [str(v).split("=", 1) for v in value]
+    told: dict[str, str] = {}
+    for name, text in pairs:
+        if not isinstance(text, str):
+            raise TypeError
+        if str(name) in told:
+            raise BadRequest(f"{o.flag} {bounds.shown(str(name), 40)} is given twice; give it once")
+        told[str(name)] = text
+    return told
 
 
 def _literal(word: str) -> Any:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from operator import mul
+from typing import TYPE_CHECKING, Any
 
 from kinema.bounds import as_json, shown
 from kinema.cli import machine
 from kinema.cli.options import Option, parse, with_defaults
 from kinema.cli.verbs import CONFIG, MODEL, VERBS, model_options, open_model, request_from, request_options
-from kinema.schema import Event, Note, Request, TaskName
+from kinema.schema import Event, Note, Phase, Request, Step, TaskName
 
 if TYPE_CHECKING:
     from kinema.api import Model
+    from kinema.job import Work
 
 OWN = [
     Option("measure", bool, True, "run a few steps and time them (loads the weights)"),
@@ -35,6 +37,8 @@ class Plan:
     size: str
     latent: str
     steps: int
+    sampling: str
+    """Of each stage, for people; ``steps``, ``sampler`` and ``guidance`` are the first one's."""
     sampler: str
     guidance: float
     parameters: int
@@ -51,14 +55,16 @@ class Plan:
     seconds_a_step: float | None
     peak_bytes: int | None
     fits: bool
+    stages: tuple[dict[str, Any], ...]
+    """What the recipe will hold of each: frames, blocks, memory."""
     reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one step and of everything around the steps; calls of the network in all."""
+    """Seconds of one step of each stage and of everything around the steps; calls of the networks in all."""
 
-    a_step: float
+    a_step: tuple[float, ...]
     around: float
     calls: int
 
@@ -91,9 +97,8 @@ def _task(words: Sequence[str]) -> tuple[TaskName, Sequence[str], bool]:
 
 
 def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
-    """Settle the request, find what it needs and how it fits, and time a few steps of it where it does."""
-    from kinema.diffusion.schedules import edit_steps
-    from kinema.job import about_precision, planned, prepared
+    """Draw the job up, find what it needs and how it fits, and time a few steps of it where it does."""
+    from kinema.job import about_precision, beside_it, drawn, planned
     from kinema.memory.plan import Plan as Fitting
     from kinema.memory.plan import TooLarge
 
@@ -104,30 +109,30 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
         if isinstance(event, Note) and event.message not in notes:
             notes.append(event.message)
 
-    settled, whole, canvas = prepared(system, request, listen)
-    shape = settled.shape
-    count, _ = machine.parameters(system.family, system.config)
+    works = drawn(system, request, listen)
+    count = sum(machine.parameters(work.system.family, work.system.config)[0] for work in works)
     device = str(system.device)
     how, refusal = Fitting(), ""
+    stages = []
     try:
-        how = planned(system, whole, canvas)
+        for number, work in enumerate(works):
+            how = planned(work, beside_it(works, number))
+            stages.append(replace(work.stage, memory=how).told())
     except TooLarge as error:
         refusal = str(error)
-    steps = settled.steps or 0
-    if settled.task == "edit":
-        steps = edit_steps(steps, settled.strength)
-    cost = _measure(model, settled, steps) if measure and not refusal else None
-    peak = machine.peak_memory(device) or None if cost else None
+    steps = [(work.stage.request.steps or 0) - work.canvas.skipped for work in works]
+    cost = _measure(model, request, works, steps) if measure and not refusal else None
     notes += [*about_precision(system), *how.reasons]
+    figures: dict[str, Any] = {
+        "seconds": cost.around + sum(map(mul, cost.a_step, steps)) if cost else None,
+        "seconds_a_step": sum(cost.a_step) if cost else None,
+        "network_calls": cost.calls if cost else None,
+        "peak_bytes": machine.peak_memory(device) or None if cost else None,
+    }
     return Plan(
-        task=settled.task,
-        model=system.name,
+        **told_of(works, steps),
+        **figures,
         device=device,
-        size=f"{shape.batch} × {shape.frames} frames of {shape.width}×{shape.height} at {settled.fps:g} fps",
-        latent="×".join(map(str, system.latent_shape(settled).bcthw)),
-        steps=steps,
-        sampler=settled.sampler or "",
-        guidance=settled.guidance or 0.0,
         parameters=count,
         weight_bytes=count * system.dtype.itemsize,
         free_bytes=machine.free_memory(device),
@@ -135,22 +140,41 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
         needed_bytes=how.need,
         offload=how.offload,
         chunk_tokens=how.tokens,
-        network_calls=cost.calls if cost else None,
-        seconds=cost.around + cost.a_step * steps if cost else None,
-        seconds_a_step=cost.a_step if cost else None,
-        peak_bytes=peak,
         fits=not refusal,
+        stages=tuple(stages),
         reasons=(*notes, *_reasons(count, system.dtype.itemsize, steps, cost, refusal)),
     )
 
 
-def _reasons(count: int, width: int, steps: int, cost: Cost | None, refusal: str) -> list[str]:
+def told_of(works: Sequence[Work], steps: Sequence[int]) -> dict[str, Any]:
+    """What a plan says of the job itself: the finished clip, and how each stage is sampled."""
+    requests = [work.stage.request for work in works]
+    first, last = requests[0], requests[-1]
+    b, _, t, h, w = last.shape.bcthw
+    sampled = [
+        f"{request.sampler}, {count} steps, guidance {request.guidance or 0.0:g}"
+        for request, count in zip(requests, steps, strict=True)
+    ]
+    return {
+        "task": last.task,
+        "model": " then ".join(work.system.name for work in works),
+        "size": f"{b} × {t} frames of {w}×{h} at {last.fps:g} fps",
+        "latent": " then ".join("×".join(map(str, work.latent)) for work in works),
+        "steps": steps[0],
+        "sampling": ", then ".join(sampled),
+        "sampler": first.sampler or "",
+        "guidance": first.guidance or 0.0,
+    }
+
+
+def _reasons(count: int, width: int, steps: Sequence[int], cost: Cost | None, refusal: str) -> list[str]:
     reasons = [f"weights: {count:,} parameters × {width} bytes"]
     if cost:
         few, more = MEASURED_STEPS
+        sampling = " + ".join(f"{count} × {each:.3g} s" for count, each in zip(steps, cost.a_step, strict=True))
         return [
             *reasons,
-            f"time: {steps} × {cost.a_step:.3g} s + {cost.around:.3g} s, timed just now over {few} and {more} steps",
+            f"time: {sampling} + {cost.around:.3g} s, timed just now over {few} and {more} steps",
             "memory: the peak of those runs, libraries included; more steps need no more",
         ]
     if refusal:
@@ -158,34 +182,56 @@ def _reasons(count: int, width: int, steps: int, cost: Cost | None, refusal: str
     return [*reasons, "time and calls of the steps: not measured, as --no-measure asks"]
 
 
-def _measure(model: Model, request: Request, steps: int) -> Cost:
-    """Time two short runs after a warm one; what they differ by is the cost of a step."""
+def _measure(model: Model, request: Request, works: Sequence[Work], steps: Sequence[int]) -> Cost:
+    """Time two short runs after a warm one; what they differ by is the cost of a step, of both stages where there are
+    two.
+    """
     few, more = MEASURED_STEPS
     if request.task == "edit":
         request = request.with_(strength=1.0)  # an edit skips its first steps; here every step counts
     model.run(request.with_(steps=few))
     from kinema.memory.turns import networks
 
-    system = model.system
-    last = system.family.blocks(system.model)[-1]
-    sampled = next(n for n in networks(system.model).values() if last in n.modules())
-    calls, counting = machine.count_calls(sampled)
+    counters = []
+    for system in (work.system for work in works):
+        last = system.family.blocks(system.model)[-1]
+        counters.append(machine.count_calls(next(n for n in networks(system.model).values() if last in n.modules())))
     seconds, called = [], []
     try:
         for some in MEASURED_STEPS:
-            calls[0], began = 0, time.perf_counter()
-            model.run(request.with_(steps=some))
+            clock, before, began = Clock(), [calls[0] for calls, _ in counters], time.perf_counter()
+            model.run(request.with_(steps=some), on_event=clock)
             seconds.append(time.perf_counter() - began)
-            called.append(calls[0])
+            called.append([calls[0] - was for (calls, _), was in zip(counters, before, strict=True)])
     finally:
-        counting.remove()
-    a_step = max((seconds[1] - seconds[0]) / (more - few), 1e-6)
-    calls_a_step = (called[1] - called[0]) / (more - few)
+        for _, counting in counters:
+            counting.remove()
+    both = max((seconds[1] - seconds[0]) / (more - few), 1e-6)
+    more_calls = [(many - one) / (more - few) for one, many in zip(*called, strict=True)]
+    counted = zip(called[0], more_calls, steps, strict=True)
     return Cost(
-        a_step=a_step,
-        around=max(seconds[0] - a_step * few, 0.0),
-        calls=round(called[0] + calls_a_step * (steps - few)),
+        a_step=tuple(both * share for share in clock.shares()),
+        around=max(seconds[0] - both * few, 0.0),
+        calls=round(sum(one + each * (count - few) for one, each, count in counted)),
     )
+
+
+class Clock:
+    """Hears when the steps of each stage are done."""
+
+    def __init__(self) -> None:
+        self.stages: list[list[float]] = []
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Phase) and event.name == "load":
+            self.stages.append([])
+        elif isinstance(event, Step):
+            self.stages[-1].append(time.perf_counter())
+
+    def shares(self) -> list[float]:
+        """The share of a step of all stages that each of them takes."""
+        spent = [stage[-1] - stage[0] if stage else 0.0 for stage in self.stages]
+        return [each / sum(spent) if sum(spent) else 1 / len(spent) for each in spent]
 
 
 def describe(made: Plan) -> str:
@@ -209,8 +255,7 @@ def describe(made: Plan) -> str:
         ("latents", made.latent),
         (
             "sampling",
-            f"{made.sampler}, {made.steps} steps, guidance {made.guidance:g}"
-            + ("" if made.network_calls is None else f": {made.network_calls} network calls"),
+            made.sampling + ("" if made.network_calls is None else f": {made.network_calls} network calls"),
         ),
         ("memory", _settings(made)),
         *(("because", reason) for reason in made.reasons),

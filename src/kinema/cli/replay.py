@@ -14,8 +14,7 @@ from kinema.cli import machine
 from kinema.cli.options import Option, parse, with_defaults
 from kinema.cli.output import Output
 from kinema.cli.progress import JsonLines, display
-from kinema.cli.recipes import checked, request_of
-from kinema.cli.verbs import MODEL, REPORTING, WRITING, model_options, open_model, recorded
+from kinema.cli.verbs import MODEL, REPORTING, WRITING, model_options, open_model, with_paths
 from kinema.cli.wants import Given, Wants, given, wants_of, weights_of
 from kinema.schema import BadRequest, Note, Phase
 
@@ -40,6 +39,7 @@ GIVING = [
         metavar="NAME=PATH",
         path=True,
     ),
+    Option("super_resolution", str | None, None, "model of the second stage, where it is none that ships", path=True),
     Option("allow_download", bool, False, "ask the hub for models that the recipe names and the cache lacks"),
 ]
 
@@ -53,40 +53,56 @@ def replay(words: Sequence[str]) -> int:
         raise BadRequest("--offline and --allow-download do not go together: give one of them")
     own = with_defaults([*WRITING, *REPORTING], told)
     from kinema.media.metadata import read_recipe
+    from kinema.recipes import checked, recorded, requests_of
 
     path = Path(told["clip"])
     recipe = checked(read_recipe(path), path)
-    request = request_of(recipe, path)
+    requests = requests_of(recipe, path)
     zoom = own["zoom"] if "zoom" in told else recipe.get("zoom", 1)
-    output = Output(own["output"], f"{path.stem} replay", request.clips, own["overwrite"], own["contact_sheet"], zoom)
+    output = Output(
+        own["output"], f"{path.stem} replay", requests[0].clips, own["overwrite"], own["contact_sheet"], zoom
+    )
     output.check()
     with display(quiet=own["quiet"], json_events=own["json_events"]) as show:
-        wants = wants_of(recipe, request)
-        gives = given(wants, request, {"variant": recipe.get("variant"), **told}, path)
+        wants = wants_of(recipe, requests)
+        gives = given(wants, requests, {"variant": recipe["stages"][0].get("variant"), **told}, path)
         if any(want.source != "ships" for want in wants):
             show(Note(wants.told()))
         model = reopened(recipe, gives, told)
-        for note in (*gives.notes, *differences(recipe, wants, model.system, told)):
+        changed = differences(recipe, wants, model.system, told) + _upper(recipe, gives, model, told)
+        for note in (*gives.notes, *changed):
             show(Note(note))
         clip = model.run(
-            gives.request,
+            recorded(recipe, gives.requests),
             on_event=show,
             on_settled=lambda told: output.check_clip(told.shape, told.fps or 0, show),
         )
-        before = recipe.get("frames_hash")
-        same = clip.recipe.get("frames_hash") == before if before else None
-        at_once = recipe.get("halves_at_once", False)
-        if same is False and clip.recipe.get("halves_at_once") != at_once:
-            then = "at the same time, in more memory," if at_once else "one after the other"
-            show(Note(f"both halves of guidance ran {then} then, which can change the last bits"))
+        same, why = compared(recipe, clip.recipe)
+        if why:
+            show(Note(why))
         show(Phase("write"))
-        paths = output.save(recorded(clip, model, gives.request) if own["record_paths"] else clip, show)
+        paths = output.save(with_paths(clip, model, gives.requests[0]) if own["record_paths"] else clip, show)
         if isinstance(show, JsonLines):
             show.write("saved", {"paths": [str(p) for p in paths], "same": same})
         else:
             sys.stdout.writelines(f"{p}\n" for p in paths)
     sys.stderr.write(f"kinema: {verdict(same, paths[0], path)}\n")
     return 0
+
+
+def compared(recipe: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[bool | None, str]:
+    """Whether the frames are the same (None where nothing tells), and a known cause where they are not."""
+    before, at_once = recipe.get("frames_hash"), _at_once(recipe)
+    same = now.get("frames_hash") == before if before else None
+    if same is not False or _at_once(now) == at_once:
+        return same, ""
+    then = "at the same time, in more memory," if at_once else "one after the other"
+    return same, f"both halves of guidance ran {then} then, which can change the last bits"
+
+
+def _at_once(recipe: Mapping[str, Any]) -> bool:
+    """Whether branches of guidance were computed at the same time."""
+    return bool(recipe["stages"][0].get("memory", {}).get("at_once", False))
 
 
 def verdict(same: bool | None, made: Path, then: Path) -> str:
@@ -111,14 +127,15 @@ def reopened(recipe: Mapping[str, Any], gives: Given, told: Mapping[str, Any]) -
             machine.device(options.device)
         except BadRequest as error:
             raise BadRequest(f"the clip was made on another machine: {error}; pass --device to choose one") from None
-    overrides = _tuples(recipe.get("overrides") or {})
+    overrides = _tuples(recipe["stages"][0].get("overrides") or {})
     return open_model(options, overrides=overrides, loras=gives.loras, add=gives.add)
 
 
 def as_it_was(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The model options that were in force: its device and precision, and the threads where they can be had here."""
     names = {long: short for short, long in machine.DTYPES.items()}
-    told = {name: recipe.get(name) for name in ("variant", "device", "threads")}
+    told = {name: recipe.get(name) for name in ("device", "threads")}
+    told["variant"] = recipe["stages"][0].get("variant")
     told["dtype"] = names.get(recipe.get("dtype", ""))
     if (told["threads"] or 0) > MOST_THREADS * (os.cpu_count() or 1):
         del told["threads"]
@@ -150,7 +167,7 @@ def differences(recipe: Mapping[str, Any], wants: Wants, system: System, told: M
 
 def _other_weights(recipe: Mapping[str, Any], wants: Wants, system: System, told: Mapping[str, Any]) -> list[str]:
     now = weights_of({"weights": system.weights.hash})
-    before = weights_of(recipe) | {want.key: want.hash for want in wants.added if want.hash}
+    before = weights_of(recipe["stages"][0]) | {want.key: want.hash for want in wants.added if want.hash}
     named = {*(word.partition("=")[0] for word in told.get("add", ())), *([""] if "model" in told else [])}
     ships = {each.slot for each in system.weights.added if registry.called(each.source.path) in registry.PARTS}
     ships |= {""} if wants.model.source == "ships" else set()
@@ -161,7 +178,7 @@ def _other_weights(recipe: Mapping[str, Any], wants: Wants, system: System, told
             continue
         hashes = f"{_brief(is_now)} now, {_brief(was)} then"
         if slot not in named:
-            of = f"of {shown(str(recipe['model']), 100)}" if not slot else f"added as {shown(slot, 60)}"
+            of = f"of {shown(str(recipe['stages'][0]['model']), 100)}" if not slot else f"added as {shown(slot, 60)}"
             option = f"--add {shown(slot, 60)}=PATH" if slot else "--model"
             if was == "none" and told.get("allow_download"):
                 notes.append(f"nothing tells whether the weights {of} are those of the clip: they have no hash")
@@ -172,6 +189,25 @@ def _other_weights(recipe: Mapping[str, Any], wants: Wants, system: System, told
             )
         notes.append(f"other weights than the clip's{f' in {slot}' if slot else ''} ({hashes})")
     return notes
+
+
+def _upper(recipe: Mapping[str, Any], gives: Given, model: Model, told: Mapping[str, Any]) -> list[str]:
+    """What is not as it was of the second stage's model; other weights are refused where the user did not name it."""
+    if len(gives.requests) < 2:
+        return []
+    from kinema.stages import beside
+
+    now = weights_of({"weights": beside(model.system, str(gives.requests[1].super_resolution)).weights.hash})
+    was = weights_of(recipe["stages"][1])
+    if now == was or not was:
+        return []
+    hashes = f"{_brief(now[''])} now, {_brief(was[''])} then"
+    if "super_resolution" not in told:
+        raise BadRequest(
+            f"the weights of the second stage are not those the clip was made with ({hashes}); pass --super-resolution "
+            "to name the file, or to accept these"
+        )
+    return [f"other weights than the clip's in the second stage ({hashes})"]
 
 
 def _other_loras(wants: Wants, system: System, told: Mapping[str, Any]) -> list[str]:

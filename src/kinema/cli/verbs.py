@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -13,6 +14,7 @@ from kinema.cli.options import Option, from_dataclass, parse, with_defaults
 from kinema.cli.output import Output
 from kinema.cli.progress import JsonLines, display
 from kinema.schema import TAKES, BadRequest, Clip, Note, Phase, Request, TaskName
+from kinema.spans import spans_of
 
 if TYPE_CHECKING:
     from kinema.api import Model
@@ -33,7 +35,9 @@ class Verb:
 VERBS: dict[TaskName, Verb] = {
     "generate": Verb("A video from a sentence.", ("prompt",)),
     "animate": Verb(
-        "A video that begins with a picture (or ends with one, or moves only in a region of it).", ("image", "prompt")
+        "A video that begins with a picture, ends with one, or has one at any frame (--keyframe, with or without an "
+        "image), or that moves only in a region of it.",
+        ("image", "prompt"),
     ),
     "interpolate": Verb("The frames between the given ones: of a clip, or between two pictures.", ("video", "prompt")),
     "extend": Verb("What comes after a clip, or before it.", ("video", "prompt")),
@@ -181,7 +185,7 @@ def run(task: TaskName, words: Sequence[str]) -> int:
         if model.system.weights.path is None:
             show(Note(f"{model.system.name} has no trained weights: what it makes is noise"))
         show(Phase("write"))
-        paths = output.save(recorded(clip, model, request) if own["record_paths"] else clip, show)
+        paths = output.save(with_paths(clip, model, request) if own["record_paths"] else clip, show)
         if isinstance(show, JsonLines):
             show.write("saved", {"paths": [str(path) for path in paths]})
             return 0
@@ -198,9 +202,11 @@ def request_options(task: TaskName) -> list[Option]:
 
 
 def request_from(task: TaskName, told: Mapping[str, Any]) -> Request:
-    """The request that was told; between two pictures the one positional word is the prompt."""
+    """The request that was told; between two pictures, or keyframes, the one positional word is the prompt."""
     if task == "interpolate" and {"image", "last_image", "video"} <= told.keys() and "prompt" not in told:
         told = {**told, "prompt": told["video"], "video": None}
+    if task == "animate" and {"image", "keyframes"} <= told.keys() and "prompt" not in told:
+        told = {**told, "prompt": told["image"], "image": None} if is_prompt(told["image"]) else told
     if told.get("motion") is not None:
         extra = told.get("extra", {})
         if "motion_bucket" in extra:
@@ -213,6 +219,15 @@ def request_from(task: TaskName, told: Mapping[str, Any]) -> Request:
         told = {**told, "extra": {**extra, **shown}}
     names = {o.name for o in request_options(task)} - {MOTION.name, CONTROL.name, LOOK.name}
     return Request(task=task, **{name: value for name, value in told.items() if name in names})
+
+
+def is_prompt(word: str) -> bool:
+    """Whether a word that could be a picture's file is none: there is no such file, and it does not end like one."""
+    try:
+        here = Path(word).exists()
+    except OSError:  # longer than the name of any file
+        here = False
+    return not here and not re.search(r"\.\w{2,4}$", word)
 
 
 def shown_files(told: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,7 +244,7 @@ def shown_files(told: Mapping[str, Any]) -> dict[str, Any]:
     return {key: files[0] if len(files) == 1 else files for key, files in found.items()}
 
 
-def recorded(clip: Clip, model: Model, request: Request) -> Clip:
+def with_paths(clip: Clip, model: Model, request: Request) -> Clip:
     """The clip with a recipe that tells where its files lie on this machine, for those who ask for that."""
     from kinema.provenance import paths
 
@@ -237,8 +252,9 @@ def recorded(clip: Clip, model: Model, request: Request) -> Clip:
 
 
 def output_for(request: Request, own: Mapping[str, Any]) -> Output:
-    source = request.image or request.video
-    title = request.prompt or (f"{Path(source).stem} {request.task}" if source else request.task)
+    source, spans = next(iter(request.files().values()), None), spans_of(request)
+    title = request.prompt or (spans.texts[0] if spans else "")
+    title = title or (f"{Path(source).stem} {request.task}" if source else request.task)
     return Output(own["output"], title, request.clips, own["overwrite"], own["contact_sheet"], own["zoom"])
 
 

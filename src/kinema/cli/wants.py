@@ -15,7 +15,7 @@ from typing import Any
 from kinema import registry
 from kinema.bounds import is_regular, quoted, shown
 from kinema.cli.verbs import additions
-from kinema.schema import FILES, BadRequest, Request
+from kinema.schema import BadRequest, Request
 
 CACHED = re.compile(r"(?:.*[\\/])?models--([\w.-]+?)--([\w.-]+)[\\/]snapshots[\\/][^\\/]+(?:[\\/](.+))?")
 """A path in the hub's cache, which recipes held before they held names."""
@@ -40,7 +40,7 @@ class Want:
     value: str = ""
     """Of an input, what the request holds in its place."""
     key: str = ""
-    """Of an input, the request's field; of an addition, its slot."""
+    """Of an input of the request's own, what `Request.files` calls it; of an addition, its slot."""
 
     def __str__(self) -> str:
         return f"{self.what} {shown(self.name, TOLD)}{' from the hub' if self.source == 'hub' else ''}"
@@ -55,9 +55,11 @@ class Wants:
     loras: tuple[Want, ...]
     weights: tuple[float, ...]
     inputs: tuple[Want, ...]
+    upper: Want | None = None
+    """The model of the second stage, where there is one."""
 
     def __iter__(self) -> Iterator[Want]:
-        return iter((self.model, *self.added, *self.loras, *self.inputs))
+        return iter((self.model, *self.added, *self.loras, *([self.upper] if self.upper else []), *self.inputs))
 
     def told(self) -> str:
         """The list, for a note."""
@@ -68,7 +70,9 @@ class Wants:
 
 @dataclass(frozen=True)
 class Given:
-    """What will be opened: a model by name, additions by slot, LoRAs with weights, and a request with the user's files.
+    """What will be opened: a model by name, additions by slot, LoRAs with weights, and requests with the user's files.
+
+    The request of the second stage names its model.
 
     ``notes`` say which inputs are not those of the clip, or may not be.
     """
@@ -76,32 +80,37 @@ class Given:
     model: str
     add: Mapping[str, str | Path]
     loras: Mapping[str | Path, float]
-    request: Request
+    requests: list[Request]
     notes: Sequence[str] = field(default_factory=list)
 
 
 # ---------------------------------------------------------------------------------------- listing
 
 
-def wants_of(recipe: Mapping[str, Any], request: Request) -> Wants:
+def wants_of(recipe: Mapping[str, Any], requests: Sequence[Request]) -> Wants:
     """What a recipe (a `checked` one) wants, by its own words alone. Raises `BadRequest` where they are damaged."""
-    hashes = weights_of(recipe)
-    model = _from(str(recipe["model"]), "model", hashes.get(""), "--model PATH")
+    base, *others = recipe["stages"]
+    hashes = weights_of(base)
+    model = _from(str(base["model"]), "model", hashes.get(""), "--model PATH")
     added, loras, weights = [], [], []
-    for each in recipe.get("added", ()):
+    for each in base.get("added", ()):
         slot = each["slot"]
         told = each.get("hash", hashes.get(slot))
         added.append(replace(_from(each["file"], slot, told, f"--add {shown(slot, TOLD)}=PATH"), key=slot))
-    for each in recipe.get("loras", ()):
+    for each in base.get("loras", ()):
         option = f"--lora PATH:{each['weight']:g}"
         loras.append(_from(each["file"], "LoRA", each["hash"], option, hub=False))
         weights.append(float(each["weight"]))
-    return Wants(model, tuple(added), tuple(loras), tuple(weights), tuple(_inputs(recipe, request)))
+    uppers = [
+        _from(str(stage["model"]), "model", weights_of(stage).get(""), "--super-resolution PATH") for stage in others
+    ]
+    inputs = tuple(_inputs(recipe, requests))
+    return Wants(model, tuple(added), tuple(loras), tuple(weights), inputs, *uppers)
 
 
-def weights_of(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """The hashes in a recipe's ``weights`` by slot, "" for those of the model's own file."""
-    own, *others = str(recipe.get("weights") or "").split(" ")
+def weights_of(stage: Mapping[str, Any]) -> dict[str, str]:
+    """The hashes in a stage's ``weights`` by slot, "" for those of the model's own file."""
+    own, *others = str(stage.get("weights") or "").split(" ")
     told = {slot: each for slot, _, each in (other.partition("=") for other in others)}
     return {"": own, **told} if own else told
 
@@ -124,17 +133,19 @@ def _from(name: str, what: str, told: Any, option: str, *, hub: bool = True) -> 
     return Want(what, name, told if isinstance(told, str) and told else None, option, source)
 
 
-def _inputs(recipe: Mapping[str, Any], request: Request) -> list[Want]:
-    """The pictures and clips of a request and of the options of any family: no recipe can hide one behind another's."""
+def _inputs(recipe: Mapping[str, Any], requests: Sequence[Request]) -> list[Want]:
+    """The pictures and clips of all requests and of the options of any family: none can hide behind another's."""
     from kinema.provenance import names
 
     own, extra = recipe.get("inputs") or {}, recipe.get("extra_inputs") or {}
-    wants = []
-    for key in FILES:
-        if value := getattr(request, key):
-            name = registry.file_name(value)
-            wants.append(Want(key, name, own.get(key), f"--input {key}=PATH", value=value, key=key))
-    files = dict.fromkeys(file for family in families() for file in family.sampling.files(request))
+    wants, told = [], requests[0].files()
+    if any(request.files() != told for request in requests):
+        raise BadRequest("the recipe is damaged: its stages are of other pictures or clips")
+    for key, value in told.items():
+        name, option = registry.file_name(value), f'"{key}=PATH"' if " " in key else f"{key}=PATH"
+        wants.append(Want(key, name, own.get(key), f"--input {option}", value=value, key=key))
+    asked = [(family, request) for request in requests for family in families()]
+    files = dict.fromkeys(file for family, request in asked for file in family.sampling.files(request))
     for value, name in names(files).items():
         wants.append(Want("input", name, extra.get(value), f"--input {shown(name, TOLD)}=PATH", value=value))
     known = {*files, *(want.key for want in wants)}
@@ -153,16 +164,21 @@ def families() -> list[Any]:
 # ----------------------------------------------------------------------------------------- giving
 
 
-def given(wants: Wants, request: Request, told: Mapping[str, Any], clip: Path) -> Given:
+def given(wants: Wants, requests: Sequence[Request], told: Mapping[str, Any], clip: Path) -> Given:
     """What the user gives, and what ships or is in the hub's cache; one sentence of what is missing then.
 
-    ``told`` are the options of the command line: ``model``, ``add``, ``lora``, ``input``, ``allow_download``.
+    ``told`` are the options of the command line: ``model``, ``super_resolution``, ``add``, ``lora``, ``input``,
+    ``allow_download``.
     """
     from kinema.cli.verbs import lora_weights
 
-    model, adds = told.get("model"), additions(told.get("add", ()))
+    model, upper, adds = told.get("model"), told.get("super_resolution"), additions(told.get("add", ()))
+    if upper and not wants.upper:
+        raise BadRequest(f"{shown(clip.name, TOLD)} was made in one stage: leave --super-resolution out")
     inputs = _files(wants.inputs, told.get("input", ()))
     need = _on_hub("model", model, "--model PATH") if model else [wants.model]
+    if wants.upper:
+        need += _on_hub("model", upper, "--super-resolution PATH") if upper else [wants.upper]
     need += [want for want in wants.added if want.key not in adds]
     need += [want for slot, name in adds.items() for want in _on_hub(slot, str(name), f"--add {slot}=PATH")]
     need += [] if "lora" in told else wants.loras
@@ -174,11 +190,14 @@ def given(wants: Wants, request: Request, told: Mapping[str, Any], clip: Path) -
     others = {want.value: str(path) for want, path in inputs.items() if not want.key}
     from kinema.provenance import replaced
 
+    made = [replaced(request, families(), own, others) for request in requests]
+    if wants.upper:
+        made[1] = made[1].with_(super_resolution=upper or _opened_as(wants.upper))
     return Given(
         model or _opened_as(wants.model),
         {**{want.key: _opened_as(want) for want in wants.added}, **adds},
         lora_weights(told.get("lora", ())) or dict(zip(map(_opened_as, wants.loras), wants.weights, strict=True)),
-        replaced(request, families(), own, others),
+        made,
         [note for want, path in inputs.items() for note in _compared(want, path)],
     )
 
@@ -221,7 +240,10 @@ def _missing(missing: Sequence[Want], clip: Path) -> str:
 
 
 def _files(wants: Sequence[Want], words: Sequence[str]) -> dict[Want, Path]:
-    """``["image=a.png"]`` as inputs and files; a path alone is the input of that name."""
+    """``["image=a.png"]`` as inputs and files; a path alone is the input of that name.
+
+    What is given for one input is given for all that were the same file.
+    """
     found: dict[Want, Path] = {}
     for word in words:
         want, path = _input(wants, word)
@@ -230,11 +252,14 @@ def _files(wants: Sequence[Want], words: Sequence[str]) -> dict[Want, Path]:
         if not (is_regular(path) or path.is_dir()):
             raise BadRequest(f"--input {shown(word, 200)} is no file or folder of frames that can be read")
         found[want] = path
+    for want, path in list(found.items()):
+        same = (each for each in wants if want.hash and (each.name, each.hash) == (want.name, want.hash))
+        found |= {each: path for each in same if each not in found}
     return found
 
 
 def _input(wants: Sequence[Want], word: str) -> tuple[Want, Path]:
-    """What a word gives, by the request's field or by the name of the file that the clip was made from."""
+    """What a word gives, by what the request calls it or by the name of the file that the clip was made from."""
     if not wants:
         raise BadRequest("the clip was made from no picture or clip: leave out --input")
     by_name = {alias: want for want in wants for alias in (want.value, want.name)}

@@ -18,7 +18,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from kinema.bounds import quoted, shown
+from kinema.bounds import few, quoted, shown
 from kinema.data import lists
 from kinema.data.inside import ABSENT, MAX_DEPTH, ODD, OUTSIDE, Inside, identity, is_folder
 from kinema.schema import BadRequest
@@ -195,7 +195,7 @@ class _Walk:
         if len(named) > 1:
             raise BadRequest(
                 f"{shown(str(folder), 200)} holds {len(named)} lists of clips "
-                f"({_few([p.name for p in named])}); expected one"
+                f"({few([p.name for p in named], 60)}); expected one"
             )
         if named:
             self._readable(named[0])
@@ -282,16 +282,12 @@ class _Walk:
         for key, (what, why, several) in one.items():
             if names := list(dict.fromkeys(self._names.get(key, ()))):
                 why = several if len(names) > 1 and several else why  # noqa: PLW2901
-                told.append(f"{_count(names, what)} {why} ({_few(names)})")
+                told.append(f"{_count(names, what)} {why} ({few(names, 60)})")
         if self._unfit:
             names = list(dict.fromkeys(name for name, _ in self._unfit))
             why = shown(self._unfit[0][1], 160)
-            told.append(f"{_count(names, 'clip')} left out for the captions ({_few(names)}): {why}")
+            told.append(f"{_count(names, 'clip')} left out for the captions ({few(names, 60)}): {why}")
         return told
-
-
-def _few(names: list[str], most: int = 3) -> str:
-    return ", ".join(shown(n, 60) for n in names[:most]) + (", …" if len(names) > most else "")
 
 
 def _count(names: list[str], what: str) -> str:

@@ -18,6 +18,7 @@ from kinema import bounds
 from kinema.atomic import replacing
 from kinema.data import motion
 from kinema.data.claim import alone
+from kinema.data.frames import read_frames
 from kinema.data.inside import ABSENT, Inside, size
 from kinema.data.listing import Entry, scan
 from kinema.media.read import probe
@@ -53,8 +54,6 @@ def measure(
     and left out. ``follow_links`` as in `kinema.data.listing.scan`. Raises BadRequest where there is nothing to
     measure, or where ``motion.json`` is a file that this command did not write.
     """
-    from kinema.data.folder import read_frames
-
     found: dict[Path, list[Measured]] = {}
     grouped = _grouped(paths, follow_links, on_event)
     for folder in grouped:

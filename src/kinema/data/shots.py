@@ -19,7 +19,7 @@ import torch
 
 from kinema.bounds import is_regular, shown
 from kinema.data import cutting
-from kinema.data.folder import read_frames
+from kinema.data.frames import read_frames
 from kinema.data.listing import Entry, scan
 from kinema.media.fitting import scaled
 from kinema.media.write import save_clip

@@ -1,7 +1,7 @@
 """Guidance: wrappers around a denoiser that are denoisers again, so that they compose.
 
 Order from the inside out: `Guided` (with its rescale), `Reconstruction`, `Thresholded`, windows, overwriting.
-Shapes: z, x0 and given BCTHW; mask B1THW (or broadcastable), 1 where the video is given; level [B].
+Shapes: z and x0 BCTHW; held B1THW (or broadcastable), 1 where the video is given; level [B], or [B, T] per frame.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kinema.diffusion.parameterise import Denoiser, over
-from kinema.diffusion.schedules import Level
+from kinema.diffusion.parameterise import Denoiser
+from kinema.diffusion.schedules import Level, over
 from kinema.schema import BadRequest
 
 Scale = float | Tensor | Callable[[int, Level], float | Tensor]
@@ -144,7 +144,7 @@ class Guided:
         """The step that leaves this level, or the last noisier one (a sampler may look between two)."""
         if self.levels is None:
             return 0
-        return max(int((self.levels.log_snr <= level.log_snr[0].to(self.levels.log_snr)).sum()) - 1, 0)
+        return max(int((self.levels.log_snr <= level.log_snr.min().to(self.levels.log_snr)).sum()) - 1, 0)
 
 
 def _is(scale: Scale, value: float) -> bool:
@@ -215,48 +215,60 @@ class Thresholded:
         return x0.clamp(-bound, bound) * (self.limit / bound)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """Something known of a clip: ``operator(x0) = target``, held with this weight.
+
+    The operator is differentiable and takes x0 BCTHW, in float32 or wider; the target has the shape of its result.
+    """
+
+    operator: Callable[[Tensor], Tensor]
+    target: Tensor
+    weight: float
+
+    @staticmethod
+    def of_piece(content: Tensor, mask: Tensor, weight: float) -> Measurement:
+        """A given piece: ``mask x0 = mask content``; mask B1THW, 1 where it is given."""
+        return Measurement(lambda x0: mask.to(x0) * x0, mask.to(content) * content, weight)
+
+    def miss(self, x0: Tensor) -> Tensor:
+        """``|target - operator(x0)|²``, summed over the batch."""
+        found = self.operator(x0)
+        if found.shape != self.target.shape:
+            told, wanted = tuple(self.target.shape), tuple(found.shape)
+            raise BadRequest(f"the target of a measurement is {told}; expected its operator's {wanted}")
+        return (self.target.to(x0) - found).square().sum()
+
+
+@dataclass(frozen=True, eq=False)
 class Reconstruction:
-    """Reconstruction guidance (VDM, section 3.1): unknown pixels move so that known ones come out right.
+    """Reconstruction guidance (VDM, section 3.1): unknown pixels move so that what is known comes out right.
 
-    ``x0 - (weight * alpha / 2) grad_z loss``, on the pixels not given (on all where no mask is), with
-    ``loss = |mask (given - x0)|² + |low - downsample(x0)|²``, either part alone or both: ``given`` and ``mask``
-    for extension and in-between frames, ``low`` and ``downsample`` for spatial super-resolution.
+    ``x0 - (alpha / 2) grad_z Σ weight_k |target_k - operator_k(x0)|²``, on the pixels that ``held`` leaves free (on all
+    without one). Given frames and a low-resolution clip are both measurements; what has weight 0 is not measured, and
+    with nothing measured the denoiser is left alone.
 
-    Meant beside overwriting of the same pixels (`kinema.diffusion.overwrite`), as in VDM: with weight 0 that is left
-    alone. The denoiser is differentiated once a call, also under no_grad; its weights
-    and conditioning must not have been made under inference_mode.
+    Meant beside overwriting of the held pixels (`kinema.diffusion.overwrite`), as in VDM. The denoiser is
+    differentiated once a call, also under no_grad; its weights and conditioning, and those of the operators, must not
+    have been made under inference_mode.
     """
 
     denoise: Denoiser
-    given: Tensor | None = None
-    mask: Tensor | None = None
-    weight: float = 1.0
-    downsample: Callable[[Tensor], Tensor] | None = None
-    low: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if (self.given is None) != (self.mask is None) or (self.low is None) != (self.downsample is None):
-            raise BadRequest("reconstruction guidance takes given with mask, and low with downsample")
-        if self.given is None and self.low is None:
-            raise BadRequest("reconstruction guidance needs something known: given with mask, or low with downsample")
+    measurements: Sequence[Measurement]
+    held: Tensor | None = None
 
     def __call__(self, z: Tensor, level: Level) -> Tensor:
-        if self.weight == 0:
+        counting = [each for each in self.measurements if each.weight]
+        if not counting:
             return self.denoise(z, level)
+        # The loss is of relative weights, so that a large weight does not overflow the gradient of an fp16 network.
+        weight = max(abs(each.weight) for each in counting)
         with torch.inference_mode(False), torch.enable_grad():
             z_in = z.detach().clone().requires_grad_(True)
             x0 = self.denoise(z_in, level)
-            (grad,) = torch.autograd.grad(self._loss(x0), z_in)
-        if self.mask is not None:
-            grad = grad * (1 - self.mask.to(grad))
-        return x0.detach() - self.weight / 2 * level.like(z)[0] * grad
-
-    def _loss(self, x0: Tensor) -> Tensor:
-        x0 = x0.to(torch.promote_types(x0.dtype, torch.float32))  # a sum over a clip overflows fp16
-        loss = x0.new_zeros(())
-        if self.given is not None and self.mask is not None:
-            loss = loss + (self.mask.to(x0) * (self.given.to(x0) - x0)).square().sum()
-        if self.low is not None and self.downsample is not None:
-            loss = loss + (self.low.to(x0) - self.downsample(x0)).square().sum()
-        return loss
+            wide = x0.to(torch.promote_types(x0.dtype, torch.float32))  # a sum over a clip overflows fp16
+            loss = sum((each.weight / weight * each.miss(wide) for each in counting), start=wide.new_zeros(()))
+            (grad,) = torch.autograd.grad(loss, z_in)
+        if self.held is not None:
+            grad = grad * (1 - self.held.to(grad))
+        return x0.detach() - weight / 2 * level.like(z)[0] * grad

@@ -2,7 +2,8 @@
 
 Every parameterisation is ``x0 = c_skip * z + c_out * network(c_in * z)``. The scalings are written for
 any common scale of (alpha, sigma), so that a network trained variance preserving also runs on
-variance-exploding or flow levels of the same log-SNR. Shapes: z, x0, eps, output BCTHW; level [B].
+variance-exploding or flow levels of the same log-SNR. Shapes: z, x0, eps, output BCTHW; level [B], or [B, T] where
+each frame has its own.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kinema.diffusion.schedules import Level
+from kinema.diffusion.schedules import Level, over
 from kinema.schema import BadRequest
 
 Denoiser = Callable[[Tensor, Level], Tensor]
-"""``denoise(z_BCTHW, level) -> x0_BCTHW``, level with one entry per batch item."""
+"""``denoise(z_BCTHW, level) -> x0_BCTHW``, level with one entry per batch item, or per item and frame."""
 
 Scalings = tuple[Tensor, Tensor, Tensor]
 Weighting = Callable[[Level], Tensor] | None
-"""Weight w of ``w * |x0_hat - x0|²`` by level, [B]; None: weight 1 in the network's own space."""
+"""Weight w of ``w * |x0_hat - x0|²`` by level, of its shape; None: weight 1 in the network's own space."""
 
 
 def eps_from_x0(x0: Tensor, z: Tensor, level: Level) -> Tensor:
@@ -32,17 +33,12 @@ def eps_from_x0(x0: Tensor, z: Tensor, level: Level) -> Tensor:
     return ((z - alpha * x0) / sigma.masked_fill(clean, 1)).masked_fill(clean, 0)
 
 
-def over(value_B: Tensor, z: Tensor) -> Tensor:
-    """One number per batch item, shaped to multiply z."""
-    return value_B.to(z).reshape((-1,) + (1,) * (z.ndim - 1))
-
-
 class Parameterisation(ABC):
     """Scalings and target of one kind of prediction; x0 and the loss follow from them."""
 
     @abstractmethod
     def scalings(self, level: Level) -> Scalings:
-        """(c_skip, c_out, c_in), each [B]."""
+        """(c_skip, c_out, c_in), each of the level's shape."""
 
     @abstractmethod
     def target(self, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
@@ -79,17 +75,19 @@ class Parameterisation(ABC):
 
         ``weighting`` is in x0-space: the loss is ``w(level) * mean |x0_hat - x0|²``, computed as
         ``w c_out² * mean |output - target|²``, which is the same. Without one it is the plain mean in the
-        network's own space. ``mask`` (broadcastable to x0, 1 counts) restricts the mean.
+        network's own space. ``mask`` (broadcastable to x0, 1 counts) restricts the mean. At a level per frame the
+        mean is that of the weighted frames.
         """
         error = (output.to(x0.dtype) - self.target(x0, eps, level)).square()
+        weight = None if weighting is None else weighting(level) * self.scalings(level)[1].square()
+        if weight is not None and level.per_frame:
+            error, weight = error * over(weight, error), None
         if mask is None:
             mean = error.flatten(1).mean(1)
         else:
             counted = mask.to(error).expand_as(error).flatten(1)
             mean = (error.flatten(1) * counted).sum(1) / counted.sum(1).clamp_min(1)
-        if weighting is None:
-            return mean
-        return mean * (weighting(level) * self.scalings(level)[1].square()).to(mean)
+        return mean if weight is None else mean * weight.to(mean)
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,25 @@ EXTREME_LOG_SNR = 20.0
 """How far log-SNR spacing reaches towards ends where it is infinite (the range VDM clips to)."""
 
 
+def over(value: Tensor, z: Tensor) -> Tensor:
+    """One number per batch item, [B], or per item and frame, [B, T], shaped to multiply z (BCT…) and of its dtype.
+
+    Raises ValueError where z has another number of frames.
+    """
+    value = value.to(z)
+    if value.ndim < 2:
+        return value.reshape((-1,) + (1,) * (z.ndim - 1))
+    if z.ndim < 3 or value.shape[1] not in (1, z.shape[2]):
+        raise ValueError(f"levels per frame are for {value.shape[1]} frames; the video is {tuple(z.shape)}")
+    return value.reshape((len(value), 1, value.shape[1]) + (1,) * (z.ndim - 3))
+
+
 @dataclass(frozen=True, eq=False)
 class Level:
     """Noise levels: ``alpha`` and ``sigma``, both [N], of N batch items or of a list of N levels.
+
+    Both may be [B, T] instead: a level for each frame of each item, where frames differ (`overwrite.CleanFrames`).
+    Such a level is not a list: its length and its items raise TypeError.
 
     The common scale of the two says nothing new: (k alpha, k sigma) with k z is the same state, and
     parameterisations and samplers treat it so.
@@ -41,26 +57,40 @@ class Level:
     sigma: Tensor
 
     @property
+    def per_frame(self) -> bool:
+        """Whether the frames of an item have levels of their own."""
+        return self.alpha.ndim == 2
+
+    @property
     def log_snr(self) -> Tensor:
-        """log(alpha² / sigma²), [N]; finite, also where alpha or sigma is 0 (see `TINY`)."""
+        """log(alpha² / sigma²), [N] or [B, T]; finite, also where alpha or sigma is 0 (see `TINY`)."""
         return 2 * (self.alpha.clamp_min(TINY).log() - self.sigma.clamp_min(TINY).log())
 
     def __len__(self) -> int:
+        self._must_be_a_list()
         return len(self.alpha)
 
     def __getitem__(self, index: int | slice) -> Level:
+        self._must_be_a_list()
         if isinstance(index, int):
             index = slice(index, index + 1 or None)
         return Level(self.alpha[index], self.sigma[index])
 
+    def _must_be_a_list(self) -> None:
+        if self.per_frame:
+            shape = "×".join(map(str, self.alpha.shape))
+            raise TypeError(
+                f"a level per frame ({shape}) was used as a list of levels; expected alpha and sigma as [N]"
+            )
+
     def batch(self, size: int) -> Level:
-        """One level, [1], for every item of a batch: [size]."""
-        return Level(self.alpha.expand(size), self.sigma.expand(size))
+        """One level, [1] or [1, T], for every item of a batch: [size] or [size, T]."""
+        shape = (size, *self.alpha.shape[1:])
+        return Level(self.alpha.expand(shape), self.sigma.expand(shape))
 
     def like(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) as [N,1,1,1,1] (as many axes as z has) in z's dtype and device."""
-        shape = (-1,) + (1,) * (z.ndim - 1)
-        return self.alpha.to(z).reshape(shape), self.sigma.to(z).reshape(shape)
+        """(alpha, sigma) in z's dtype and device, shaped to multiply z: [N,1,1,1,1], or [B,1,T,1,1] per frame."""
+        return over(self.alpha, z), over(self.sigma, z)
 
     def add_noise(self, x0: Tensor, eps: Tensor) -> Tensor:
         """``alpha * x0 + sigma * eps``: x0 at this level."""

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import Level
-from kinema.schema import BadRequest, Lattice, Request, WindowWeights
+from kinema.grid import Lattice
+from kinema.schema import BadRequest, Request, WindowWeights
 
 RELATIVE_EDGE = 0.01
 """The "relative" weight of a window's first and last frame, where its middle has 1."""
@@ -29,10 +30,10 @@ def window_sizes(request: Request, lattice: Lattice) -> tuple[int, int]:
     there only attention is computed more than once.
     """
     assert request.window is not None
-    length = lattice.time.latent(request.window)
+    length = lattice.grid.time.latent(request.window)
     if request.overlap is None:
         return length, length * 3 // 4 if request.window_in == "attention" else length // 4
-    return length, min(request.overlap // lattice.time.stride, length - 1)
+    return length, min(request.overlap // lattice.grid.time.stride, length - 1)
 
 
 def windows(total: int, length: int, overlap: int, looped: bool = False) -> list[list[int]]:

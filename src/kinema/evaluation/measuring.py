@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kinema import __version__
+from kinema.canvas import Canvas
 from kinema.data import playroom
 from kinema.evaluation import metrics
 from kinema.evaluation.kept import Kept, kept
@@ -24,7 +25,7 @@ from kinema.evaluation.oracle import Figure, Verdict, judge, spread, summarise, 
 from kinema.evaluation.results import Compared, Evaluation, ImageToVideo, TextToVideo
 from kinema.evaluation.sampling import Sampling
 from kinema.evaluation.temporal import STILL, has_flow, temporal
-from kinema.schema import BadRequest, Canvas, Note, OnEvent, Phase, Step, ignore
+from kinema.schema import BadRequest, Note, OnEvent, Phase, Step, ignore
 from kinema.system import System
 
 PROMPTS = 128
@@ -233,7 +234,7 @@ def first_frames(video_BCTHW: Tensor) -> Canvas:
     """A canvas of which only frame 0 is given."""
     video, mask = torch.zeros_like(video_BCTHW), torch.zeros_like(video_BCTHW[:, :1])
     video[:, :, 0], mask[:, :, 0] = video_BCTHW[:, :, 0], 1
-    return Canvas(video, mask)
+    return Canvas.of(video, mask)
 
 
 def seam(video_CTHW: Tensor) -> float:

@@ -25,8 +25,6 @@ from kinema.schema import BadRequest
 
 FLOW_SIDE = 256
 """The shorter side at which optical flow is measured, so that its numbers compare across sizes."""
-MOVES = 6.0
-"""Dynamic degree from which VBench calls a clip dynamic (pixels a frame pair at a side of 256, 8 fps)."""
 _LUMA = (0.2126, 0.7152, 0.0722)  # BT.709
 _OCCLUDED = (0.01, 0.5)
 
@@ -99,25 +97,10 @@ def interpolation_residual(video_BCTHW: Tensor) -> Tensor:
 def dynamic_degree(video_BCTHW: Tensor, fps: float = 8.0) -> Tensor:
     """Mean flow of the fastest 5 % of pixels between frames 1/8 s apart, in pixels at a shorter side of 256.
 
-    VBench counts a clip as dynamic from `MOVES` on; the number itself says more. Flow between
+    VBench counts a clip as dynamic from 6 on; the number itself says more. Flow between
     neighbouring frames is scaled to 1/8 s by ``fps``.
     """
     return _each(video_BCTHW, 2, [_fastest])[0] * fps / 8.0
-
-
-def temporal_measures(video_BCTHW: Tensor, fps: float = 8.0) -> dict[str, Tensor]:
-    """All measures in time of each clip, by name; they are meant to be read together (see the module)."""
-    residual, warp, fastest = _each(video_BCTHW, 3, [_interpolation_residual, _warp_error, _fastest])
-    return {
-        "jerk": jerk(video_BCTHW),
-        "high_frequency_ratio": high_frequency_ratio(video_BCTHW),
-        "interpolation_residual": residual,
-        "luma_second_difference": luma_second_difference(video_BCTHW),
-        "warp_error": warp,
-        "flickering": flickering(video_BCTHW),
-        "dynamic_degree": fastest * fps / 8.0,
-        "sharpness": sharpness(video_BCTHW),
-    }
 
 
 class _Flows:

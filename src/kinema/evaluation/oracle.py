@@ -262,13 +262,6 @@ class Scores:
 _SHARES = ("colour", "shape", "letter", "direction", "motion", "count", "second")
 
 
-def score(videos: Sequence[ArrayLike | Tensor], prompts: Sequence[str], fps: float = 8.0) -> Scores:
-    """The scores of clips ``[3, T, H, W]`` against their prompts, one each. Raises ``BadRequest`` as ``judge`` does."""
-    if len(videos) != len(prompts):
-        raise BadRequest(f"oracle: every clip needs its prompt, got {len(videos)} clips and {len(prompts)} prompts")
-    return summarise([judge(video, prompt, fps) for video, prompt in zip(videos, prompts, strict=True)])
-
-
 def summarise(verdicts: Sequence[Verdict]) -> Scores:
     """The scores of verdicts."""
     shares = {name: wilson([getattr(v, f"{name}_right") for v in verdicts]) for name in _SHARES}

@@ -104,13 +104,13 @@ def curves(
     return _save(figure, path)
 
 
-def sheet(rows: Sequence[tuple[str, Tensor]], path: Path, *, scale: int = 1) -> Path:
+def sheet(rows: Sequence[tuple[str, Tensor]], path: Path) -> Path:
     """Clips 3×T×H×W as labelled rows of frames; a row labelled "" and of no frames is a gap."""
     from PIL import Image, ImageDraw, ImageFont
 
     drawn = [(label, to_uint8(video[None])[0]) for label, video in rows]
     frames, height, width, _ = drawn[0][1].shape
-    step_y, step_x = height * scale + _GAP, width * scale + _GAP
+    step_y, step_x = height + _GAP, width + _GAP
     heads = sum(label.startswith("# ") for label, _ in drawn)
     picture = Image.new("RGB", (_LABEL + frames * step_x, len(drawn) * step_y + heads * 18 + 16), "white")
     pen, font, top = ImageDraw.Draw(picture), ImageFont.load_default(11), 0
@@ -122,12 +122,11 @@ def sheet(rows: Sequence[tuple[str, Tensor]], path: Path, *, scale: int = 1) -> 
             top += 18
         pen.text((2, top + step_y // 2 - 7), text, fill="#374151", font=font)
         for t, frame_HWC in enumerate(clip_THWC):
-            frame = Image.fromarray(frame_HWC).resize((width * scale, height * scale), Image.Resampling.NEAREST)
-            picture.paste(frame, (_LABEL + t * step_x, top))
+            picture.paste(Image.fromarray(frame_HWC), (_LABEL + t * step_x, top))
         top += step_y
     pen.text((2, top + 1), "frame", fill="#374151", font=font)
     for t in range(frames):
-        pen.text((_LABEL + t * step_x + width * scale // 2 - 5, top + 1), f"{t}", fill="#374151", font=font)
+        pen.text((_LABEL + t * step_x + width // 2 - 5, top + 1), f"{t}", fill="#374151", font=font)
     return _save_small(picture, path)
 
 

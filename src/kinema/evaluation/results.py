@@ -115,9 +115,9 @@ def told(protocol: Mapping[str, Any]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {_plain(value)}" for name, value in flat.items())
 
 
-def number(figure: Figure, digits: int = 3) -> str:
-    """``0.512 (0.498 to 0.530)``, to that many significant digits."""
-    return f"{_digits(figure.mean, digits)} ({_digits(figure.low, digits)} to {_digits(figure.high, digits)})"
+def number(figure: Figure) -> str:
+    """``0.512 (0.498 to 0.530)``, to three significant digits."""
+    return f"{_digits(figure.mean)} ({_digits(figure.low)} to {_digits(figure.high)})"
 
 
 def figure_of(told_: Mapping[str, Any] | Figure) -> Figure:
@@ -164,8 +164,8 @@ def _image_table(image: ImageToVideo) -> str:
     )
 
 
-def _digits(value: float, digits: int) -> str:
-    return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
+def _digits(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def _plain(value: Any) -> str:

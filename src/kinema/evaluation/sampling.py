@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kinema import guide, job, rollout
+from kinema import job, rollout
+from kinema.canvas import Canvas
 from kinema.data import playroom
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import Level
-from kinema.schema import Canvas, OnEvent, Request, ignore
+from kinema.schema import OnEvent, Request, ignore
+from kinema.settle import with_defaults
 from kinema.system import Conditions, System
 
 
@@ -31,7 +33,7 @@ class Sampling:
     @classmethod
     def of(cls, system: System, on_event: OnEvent = ignore, **told: Any) -> Sampling:
         """``told`` are options of `Request` (steps, sampler, guidance, extra…); None is the model's own."""
-        return cls(system, system.settle(Request(**told), on_event))
+        return cls(system, with_defaults(system, Request(**told), on_event))
 
     def clips(self, prompts: Sequence[str], seed: int, canvas: Canvas | None = None) -> Tensor:
         """The model's own output B×3×T×H×W, given pixels not put back; item i has seed + i.
@@ -39,18 +41,16 @@ class Sampling:
         ``canvas`` holds one item a prompt. A clip longer than the model is made block by block.
         """
         request = self.request.with_(prompt=prompts[0], seed=seed, clips=len(prompts))
-        if canvas is None:
-            canvas = Canvas(torch.zeros(request.shape.bcthw), torch.zeros(len(prompts), 1, *request.shape.bcthw[2:]))
-        system, asked = _together(self.system, prompts), request.shape.frames
-        request, canvas = job.on_lattice(system, request, canvas)
+        canvas = Canvas(request.shape) if canvas is None else canvas
+        system = _together(self.system, prompts)
+        work = job.work_of(job.Part("base", system, request), canvas)
         draws = system.noise(request)
         with torch.no_grad():
-            if job.rolls_out(system, request):
-                video = rollout.roll_out(system, request, canvas, None, draws, ignore)
+            if not work.stage.at_once:
+                video = rollout.pixels(work, None, draws, ignore)
             else:
-                noise = draws.normal(system.latent_shape(request).bcthw[1:])
-                video = system.decode(guide.sample(system, request, canvas, noise, draws))
-        return video[:, :, :asked]
+                video = system.decode(rollout.latents(work, None, draws, ignore))
+        return video[:, :, : request.shape.frames]
 
     def real(self, prompt: str, seed: int) -> Tensor:
         """A playroom clip of this prompt at the same size and rate, 3×T×H×W."""
@@ -66,15 +66,20 @@ class _Together(System):
 
     prompts: tuple[str, ...] = ()
 
-    def condition(self, request: Request, canvas: Canvas, on_event: OnEvent = ignore) -> Conditions:
+    def encode_prompt(self, request: Request, on_event: OnEvent = ignore) -> tuple[Any, ...]:
+        encode = self.family.sampling.encode_prompt
+        return tuple(encode(self, each, on_event) for each in self._each(request))
+
+    def condition(self, words: Any, request: Request, canvas: Canvas, on_event: OnEvent = ignore) -> Conditions:
+        condition = self.family.sampling.condition
+        told = zip(words, self._each(request), canvas.items(), strict=True)
+        each = [condition(self, own, asked, item, on_event) for own, asked, item in told]
+        return Conditions({name: self._join([one.branches[name] for one in each]) for name in each[0].branches})
+
+    def _each(self, request: Request) -> list[Request]:
+        """The request of each clip: clip i has seed + i."""
         seed = request.seed or 0
-        each = [
-            self.family.sampling.condition(
-                self, replace(request, prompt=prompt, seed=seed + i, clips=1), _item(canvas, i), on_event
-            )
-            for i, prompt in enumerate(self.prompts)
-        ]
-        return Conditions({name: self._join([told.branches[name] for told in each]) for name in each[0].branches})
+        return [replace(request, prompt=text, seed=seed + i, clips=1) for i, text in enumerate(self.prompts)]
 
     def _join(self, conditions: Sequence[Any]) -> Any:
         joined = self.family.sampling.join(conditions)
@@ -97,16 +102,6 @@ class _Apart:
     """Conditions that no batch holds: their clips are denoised one after the other."""
 
     each: Sequence[Any]
-
-
-def _item(canvas: Canvas, i: int) -> Canvas:
-    """One clip of a canvas."""
-
-    def cut(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x[i : i + 1]
-
-    video, mask = canvas.video[i : i + 1], canvas.mask[i : i + 1]
-    return replace(canvas, video=video, mask=mask, source=cut(canvas.source), anchor=cut(canvas.anchor))
 
 
 def _together(system: System, prompts: Sequence[str]) -> System:

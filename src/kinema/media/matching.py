@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kinema.schema import BadRequest, Canvas, Colours
+from kinema.canvas import Canvas
+from kinema.schema import BadRequest, Colours
 
 MOST_GAIN = 2.0
 """A contrast that differs by more is another picture, not a drifted one."""
@@ -27,7 +28,7 @@ def match_colours(made_BCTHW: Tensor, canvas: Canvas, how: Colours) -> Tensor:
     if how == "free":
         return made_BCTHW
     if how == "anchor":
-        anchor_BCHW = canvas.first if canvas.anchor is None else canvas.anchor
+        anchor_BCHW = canvas.first if canvas.block.anchor is None else canvas.block.anchor
         if anchor_BCHW is None:
             raise BadRequest("colours are to follow an anchor and no whole frame is given; use colours=seam")
         came, wanted = made_BCTHW, anchor_BCHW[:, :, None]

@@ -168,12 +168,8 @@ def _from_json(text: bytes | str) -> str | None:
 
 
 def _prompt(recipe: Mapping[str, Any]) -> str:
-    request = recipe.get("request", recipe)
-    if isinstance(request, str):  # a request travels as its own JSON text
-        try:
-            request = json.loads(request)
-        except ValueError:
-            return ""
+    stages = recipe.get("stages") or [recipe]
+    request = stages[0].get("request") if isinstance(stages[0], Mapping) else None
     return str(request.get("prompt", "")) if isinstance(request, Mapping) else ""
 
 

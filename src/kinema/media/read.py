@@ -47,7 +47,7 @@ from kinema.media.timing import (
 )
 from kinema.schema import MAX_FRAMES, BadRequest, Clip, Fit
 
-__all__ = ["Probe", "facts", "fit", "fit_note", "probe", "read_image", "read_media", "read_video", "timed_frames"]
+__all__ = ["Probe", "facts", "fit", "fit_note", "probe", "read_image", "read_video", "timed_frames"]
 
 MAX_VIDEO_PIXELS = 2**29
 """Frames × height × width that a clip may bring into memory (1.5 GiB as bytes)."""
@@ -313,14 +313,6 @@ def check_all_there(path: Path, kind: str) -> None:
         return
     found = animation(path, kind)
     _unkept().check_frame(path.name, found.height, found.width)
-
-
-def read_media(path: str | Path, *, max_frames: int = MAX_FRAMES) -> Clip:
-    """A clip from either a picture (one frame, at 8 fps) or a video; what decides is the content."""
-    path = existing(Path(path))
-    if not path.is_dir() and is_picture(path):
-        return Clip(read_image(path), DEFAULT_FPS)
-    return read_video(path, max_frames=max_frames)
 
 
 def timed_frames(path: Path, limits: Limits, part: Part) -> tuple[float | None, Iterator[Timed]]:

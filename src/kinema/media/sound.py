@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from kinema.bounds import shown
+from kinema.canvas import Heard
 from kinema.media.containers import opened, sniff
 from kinema.media.timing import MAX_FRAME_PIXELS
-from kinema.schema import Heard, Note, OnEvent
+from kinema.schema import Note, OnEvent
 
 COPIED = frozenset({"aac", "mp3", "ac3", "eac3", "opus", "alac", "flac"})
 """Codecs that an mp4 holds and players know there."""

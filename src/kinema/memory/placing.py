@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol, cast, runtime_checkable
+from typing import cast
 
 from torch import Tensor, nn
 
-from kinema import registry
 from kinema.checkpoints.stream import Stream
 from kinema.memory.free import free_bytes
 from kinema.memory.plan import SHARE, Plan
 from kinema.memory.turns import Read, Turns
 from kinema.nn.ldm_unet import chunk_feed_forward
 from kinema.system import System
-
-
-@runtime_checkable
-class _OneByOne(Protocol):
-    """A checkpoint that gives single tensors by our names."""
-
-    def read(self, name: str) -> Tensor: ...
 
 
 def place(system: System, plan: Plan) -> None:
@@ -99,11 +91,7 @@ def from_disk(system: System) -> Read:
 
 
 def _foreign(system: System) -> Read:
-    weights = system.weights
-    if system.family.name in registry.LAYOUTS:
-        layouts = registry.resolve(registry.LAYOUTS[system.family.name])
-        opened = layouts.open(weights.source.path, weights.variant)
-        if isinstance(opened, _OneByOne):
-            return opened.read
-    # A layout that only converts as a whole: views of its memory map, whose pages the system takes back when it must.
-    return system.family.checkpoints.convert(system.config, weights.source.tensors(weights.parts)).__getitem__
+    weights, checkpoints = system.weights, system.family.checkpoints
+    read = checkpoints.layouts and checkpoints.layouts.reader(weights.source.path, weights.variant)
+    # A file that only converts as a whole: views of its memory map, whose pages the system takes back when it must.
+    return read or checkpoints.convert(system.config, weights.source.tensors(weights.parts)).__getitem__

@@ -13,17 +13,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from kinema.canvas import Canvas
 from kinema.memory import turns
 from kinema.memory.free import free_bytes, gib, held_bytes
 from kinema.memory.rehearsal import Phase, Rehearsal
 from kinema.memory.turns import LEVELS, Offload
 from kinema.nn.hollow import hollow
 from kinema.nn.ldm_unet import FeedForward, channels_last, chunk_feed_forward
-from kinema.schema import BadRequest, Canvas, Request
+from kinema.schema import BadRequest, Request
 from kinema.system import DECODING, System, decoding_of, with_model
+from kinema.vae.placing import placed
 
 SHARE = 0.9
 """Of the free memory that a plan may fill."""
@@ -56,6 +59,10 @@ class Plan:
     at_once: bool = False
     """Whether both halves of guidance may be in memory at the same time (on a CPU): where there is plenty of room."""
 
+    def told(self) -> dict[str, Any]:
+        """What a recipe says of it."""
+        return {"offload": self.offload, "chunk_tokens": self.tokens, "at_once": self.at_once}
+
     def applied(self, request: Request) -> Request:
         """The request with the decoding that was chosen, which belongs to its recipe."""
         if not self.decoding:
@@ -64,15 +71,16 @@ class Plan:
         return request.with_(extra={**request.extra, **told})
 
 
-def choose(system: System, request: Request, canvas: Canvas) -> Plan:
+def choose(system: System, request: Request, canvas: Canvas, *, measured: bool = False, taken: int = 0) -> Plan:
     """The first plan that fits, of those that the system's `MemoryOptions` leave open.
 
-    The request is settled, its ``honour`` the way the canvas will be held. Raises TooLarge for one that cannot
-    fit, and names the plan that would.
+    The request is settled, the way to hold what is given in the canvas's block; ``measured`` is whether guidance draws
+    the clip to a small one, ``taken`` the bytes that others fill meanwhile. Raises TooLarge for one that cannot fit,
+    and names the plan that would.
     """
     told = system.memory
-    budget = told.budget or room(system)
-    needs = Needs(system, request, canvas)
+    budget = max((told.budget or room(system)) - taken, 1)
+    needs = Needs(system, request, canvas, measured)
     if told.offload in ("auto", "none") and told.tokens is None and needs.at_most < budget:
         return Plan(budget=budget, at_once=system.device.type == "cpu" and needs.at_once_most < budget)
     if told.tokens is not None and not needs.has_feed_forward:
@@ -102,6 +110,12 @@ def room(system: System) -> int:
     return int(SHARE * free_bytes(device)) + (0 if model is None else held_bytes(model.parameters(), device))
 
 
+def weight_bytes(system: System) -> int:
+    """Bytes of all of a system's weights."""
+    with hollow():
+        return sum(p.numel() for p in system.family.build(system.config).parameters()) * system.dtype.itemsize
+
+
 def _plans(needs: Needs, levels: tuple[Offload, ...], tokens: int | None) -> Iterator[Plan]:
     """Exact plans first, the least slow first."""
     some = (tokens,) if tokens is not None or not needs.has_feed_forward else (None, TOKENS)
@@ -118,7 +132,7 @@ def _refusal(needs: Needs, budget: int, need: int, plan: Plan) -> str:
     start = f"{needs.system.name} needs {gib(need)} for {what}, and {gib(budget)} may be used"
     open_ = replace(needs.system, memory=replace(told, offload="auto", tokens=None))
     if (told.offload, told.tokens) != ("auto", None):
-        other = Needs(open_, needs.request, needs.canvas)
+        other = Needs(open_, needs.request, needs.canvas, needs.measured)
         fitting = next((p for p in _plans(other, other.levels, None) if other.bytes(p) <= budget), None)
         if fitting is not None:
             return f"{start}; it would fit with {describe(fitting)}: leave offload and chunk_tokens to kinema"
@@ -179,8 +193,8 @@ def _words(decoding: Mapping[str, int]) -> Iterator[str]:
 class Needs:
     """What a request needs, phase by phase; each is rehearsed when it is first asked for."""
 
-    def __init__(self, system: System, request: Request, canvas: Canvas) -> None:
-        self.system, self.request, self.canvas = system, request, canvas
+    def __init__(self, system: System, request: Request, canvas: Canvas, measured: bool = False) -> None:
+        self.system, self.request, self.canvas, self.measured = system, request, canvas, measured
         self._steps: dict[int | None, Phase] = {}
         self._decodes: dict[tuple[tuple[str, int], ...], Phase] = {}
 
@@ -263,8 +277,8 @@ class Needs:
     @property
     def differentiates(self) -> bool:
         """Whether guidance asks for the gradient of the denoiser."""
-        request = self.request
-        return request.honour == "reconstruction" and request.reconstruction_weight > 0 and not self.canvas.empty
+        held = self.canvas.block.way == "reconstruction" and not self.canvas.empty
+        return self.measured or (held and self.request.reconstruction_weight > 0)
 
     def _resident(self, phase: Phase, level: Offload, *, kept: bool = False) -> int:
         """Bytes of weights; ``kept`` where the way back of a gradient needs those of all blocks again."""
@@ -285,10 +299,11 @@ class Needs:
         """Conditioning, and the encoding of what is given or edited."""
         outline, canvas = self.outline, self.canvas
         with torch.no_grad(), self.rehearsal.phase("condition"):
-            self.conditions = outline.condition(self.request, canvas)
-            for video in (canvas.source, None if canvas.empty or self.request.honour == "native" else canvas.video):
-                if video is not None:
-                    outline.encode(video)
+            words = outline.encode_prompt(self.request)
+            self.conditions = outline.condition(words, self.request, canvas)
+            shown = canvas.empty or canvas.block.way == "native"
+            for piece in (*canvas.held, *([] if shown else [canvas.given])):
+                placed(outline.encode, outline.lattice.grid, piece.video, piece.mask)
         return self.rehearsal.phases["condition"]
 
     def step(self, tokens: int | None) -> Phase:
@@ -306,7 +321,7 @@ class Needs:
         shape = system.latent_shape(request)
         window = shape.frames
         if request.window and request.window_in == "denoiser":  # else only attention works in windows
-            window = system.lattice.time.latent(request.window)
+            window = system.lattice.grid.time.latent(request.window)
         frames = list(range(window)) if window < shape.frames else None
         denoise = system.denoiser(self.conditions.branches[self.branches[0]], frames)
         b, c, _, h, w = shape.bcthw

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from kinema import registry
-from kinema.checkpoints.source import Source
+from kinema.canvas import Canvas
+from kinema.checkpoints.lora_formats import Lora
 from kinema.diffusion.guidance import Guidance
 from kinema.diffusion.parameterise import Denoiser, Parameterisation
-from kinema.diffusion.schedules import Schedule, Spacing
-from kinema.schema import BadRequest, Canvas, Lattice, OnEvent, Request
+from kinema.diffusion.schedules import Level, Schedule, Spacing
+from kinema.grid import Lattice
+from kinema.schema import OnEvent, Request, Shape
+from kinema.system.files import Checkpoints
+from kinema.system.weights import Weights
 
 if TYPE_CHECKING:
+    from kinema.data.playroom import Playroom
     from kinema.data.playroom.scene import Scene
-    from kinema.system.system import System
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,12 @@ class Defaults:
     """Whether this model was trained with text; without it, a verb asks for none."""
     threshold: float | None = None
     """Bound on the guided estimate of x0 (static thresholding)."""
+    enlarges: bool = False
+    """Whether it enlarges the clip of another model, by guidance in pixels (super-resolution)."""
+    prompt_spans: bool = False
+    """Whether each frame is conditioned on its own prompt; else prompts change with windows or blocks."""
+    clean_frames: bool = False
+    """Whether its network sees frames that are held clean, at a level of their own (`CleanFrames`)."""
     attention_windows: bool = False
     """Whether its attention over time works in windows where a request asks for that (``window_in``)."""
 
@@ -108,27 +117,11 @@ class Recipe:
     """Probability of each kind of canvas: nothing, first, ends, prefix, suffix, every, region."""
     images: int = 0
     """Independent pictures appended to every clip (VDM's K)."""
-    grammar: str = "mixed"
-    slow: float = 1.0
-    """Playroom clips are slowed by up to this, evenly in its logarithm: every scene at many speeds."""
-    without: tuple[str, ...] = ()
-    """Motions of the playroom that are left out."""
-    camera: str = ""
-    """How the camera moves in every playroom clip, without being named; "" leaves it to the grammar."""
-    style: str = ""
-    """How playroom frames are drawn (`kinema.data.styles`); "" as they are."""
+    playroom: Playroom | None = None
+    """How clips of the playroom are rendered; None is the defaults."""
     frameskip: int = 1
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a family sees in a foreign file or folder."""
-
-    config: Any
-    parts: tuple[str, ...] = ()
-    """The parts of a pipeline's folder that the network is filled from; none for a file."""
-    notes: tuple[str, ...] = ()
-    """What was decided where weights and configs do not tell; said with every request."""
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    """Figures of a LoRA that differ, by name."""
 
 
 DECODING = {"chunk": "decode_chunk", "overlap": "decode_overlap", "tile": "decode_tile"}
@@ -155,33 +148,79 @@ class Codec(Protocol):
         """Options of `decode` that need less memory for a clip of this latent size, the mildest first."""
 
 
+class Opened(Protocol):
+    """What a family sees of an opened model (`kinema.system.System`)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def weights(self) -> Weights: ...
+
+    @property
+    def model(self) -> nn.Module:
+        """The network on its device, filled on first use."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def offline(self) -> bool:
+        """Whether text encoders and vocabularies are looked for on this machine alone."""
+
+    def levels(self, request: Request) -> Level:
+        """Noise levels from the noise end to clean, ``steps + 1`` of them."""
+
+    def encode(self, video_BCTHW: Tensor) -> Tensor:
+        """Pixels in [-1, 1] to latents, on the model's device."""
+
+
 class Sampling(Protocol):
-    """How a family's clips are made. ``config`` is the family's own frozen dataclass."""
+    """How a family's clips are made. ``config`` is the family's own frozen dataclass. What a family does not say, it
+    inherits.
+    """
 
     def lattice(self, config: Any) -> Lattice: ...
 
     def defaults(self, config: Any) -> Defaults: ...
 
-    def process(self, config: Any) -> Process: ...
+    def process(self, config: Any, shape: Shape) -> Process:
+        """For clips of this pixel shape: a flow's shift may depend on it."""
 
     def codec(self, config: Any, model: nn.Module) -> Codec: ...
 
     def honours(self, config: Any, kind: str) -> tuple[str, ...]:
         """Ways to hold a canvas of this kind (`Canvas.kind`), best first, out of "native",
-        "reconstruction", "replacement"; empty when the family cannot, which refuses the request."""
+        "continuation" (going on from the last given frame), "reconstruction", "replacement"; empty when the family
+        cannot, which refuses the request.
+        """
 
     def check(self, config: Any, request: Request) -> None:
         """Refuse, by name, what the family cannot do (before weights are loaded); also unknown ``extra``."""
 
-    def files(self, request: Request) -> tuple[str, ...]:
+    def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
         """The files and folders that the family's own options (``extra``) name, for the recipe to tell their hashes."""
+        return ()
 
-    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
-        """Encode prompt, pictures and scalars; batch items independent."""
+    def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> Any:
+        """What the family's text encoders make of the request's prompts: once a clip, however many blocks it has."""
 
-    def guidance(self, config: Any, request: Request) -> Guidance | None:
+    def condition(self, system: Opened, words: Any, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
+        """Conditions of each branch, from ``words`` (as `encode_prompt` made them), pictures and scalars.
+
+        ``request`` and ``canvas`` are of one block, and batch items are independent.
+        """
+
+    def guidance(self, config: Any, request: Request) -> Guidance | None:  # noqa: ARG002
         """Which branches there are and how they are put together for this many frames; None is classifier-free
         guidance of "positive" over "negative" by the request, its scale changing over the whole clip."""
+        return None
 
     def join(self, conditions: Sequence[Any]) -> Any | None:
         """Conditions of one branch, of clips told alike but for prompt, seed and canvas, as that of a batch of them.
@@ -189,24 +228,32 @@ class Sampling(Protocol):
         None where no batch can hold what differs; those clips are denoised one after the other.
         """
 
-    def denoiser(self, system: System, condition: Any, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: Opened, condition: Any, frames: Sequence[int] | None) -> Denoiser:
         """``denoise(z_BCTHW, level) -> x0_BCTHW`` for these latent frames (``None``: all of them)."""
 
 
-class Checkpoints(Protocol):
-    """What a family's files are, and how their tensors become the network's."""
+class Tuning(Protocol):
+    """How a family is trained in stages, in part or by a LoRA; regular expressions are of parameters' names."""
 
-    def recognise(self, source: Source) -> Found | None:
-        """What a foreign file (`Source.header`) or folder (`Source.pipeline`) is, or None if it is not ours."""
+    parts: Mapping[str, str]
+    """For ``--only``: a name to what the parameters of that part have in their names."""
+    adapted: str
+    """Whole names of the linear layers that a LoRA adapts."""
 
-    def convert(self, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Its tensors under the network's own names; every key used or named in a BadRequest.
+    def staged(self, config: Any, name: str) -> Any:
+        """The config of a stage of the paper's training; BadRequest for one that the model has not."""
 
-        Those of a pipeline's folder come with their part in front (``unet.conv_in.weight``).
-        """
+    def grown(self, model: nn.Module, config: Any, seed: int) -> nn.Module:
+        """The network of a file in a stage that trains parts which the file lacks: those are made from the seed."""
 
-    def lora_aliases(self, config: Any) -> Mapping[str, str]:
-        """Names of an original layout's modules to ours, for LoRA files that use them; ours are known without."""
+    def files(self, config: Any, tensors: Mapping[str, Tensor], low: Lora | None) -> Mapping[str, Mapping[str, Tensor]]:
+        """Further files of what was trained, in layouts that people have: name to tensors. ``low`` is a run's LoRA."""
+
+    def frozen(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """The tensors that make what `encode` gives: clips encoded by others are clips of another model."""
+
+    def encode(self, model: nn.Module, video_BCTHW: Tensor) -> dict[str, Tensor]:
+        """What the frozen networks make of clips, under the names that the family's loss looks for."""
 
 
 class Training(Protocol):
@@ -217,9 +264,14 @@ class Training(Protocol):
     def loss(self, model: nn.Module, config: Any, batch: Batch, generator: torch.Generator) -> Tensor:
         """The training loss of each item of the batch, ``[B]``."""
 
+    @property
+    def tuning(self) -> Tuning | None:
+        """Stages, parts, LoRAs and clips encoded beforehand; None for a family that is only trained whole."""
+        return None
+
 
 class Family(Protocol):
-    """What one folder under ``families/`` provides: a network for each config, and the three protocols above."""
+    """What one folder under ``families/`` provides: networks, and how they are sampled, filed and trained."""
 
     name: str
     sampling: Sampling
@@ -239,23 +291,3 @@ class Family(Protocol):
     def to_json(self, config: Any) -> dict[str, Any]: ...
 
     def from_json(self, told: Mapping[str, Any]) -> Any: ...
-
-
-class Slots(Protocol):
-    """What a family takes in addition to its model's own file; `registry.SLOTS` names it."""
-
-    names: tuple[str, ...]
-    """Of its slots; one that takes several files has a name behind a point (``controlnet.depth``)."""
-
-    def open(self, config: Any, slot: str, source: Source) -> Found:
-        """The config with this in it; BadRequest for what does not belong there, saying what it is."""
-
-    def convert(self, config: Any, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Its tensors under the network's own names, over those of the model's file."""
-
-
-def slots_of(family: Family) -> Slots:
-    """What a family takes in addition to its model's own file. Raises BadRequest for one that takes nothing."""
-    if family.name not in registry.SLOTS:
-        raise BadRequest(f"{family.name} takes nothing in addition to its own file")
-    return registry.resolve(registry.SLOTS[family.name])

@@ -22,7 +22,7 @@ from kinema.checkpoints.signatures import refused
 from kinema.checkpoints.source import Source
 from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest
-from kinema.system.family import Family, slots_of
+from kinema.system.family import Family
 from kinema.system.system import MemoryOptions, System
 from kinema.system.weights import Added, Weights
 
@@ -113,8 +113,11 @@ def _add(
     """The additions in the order told, the config with them, and what was decided for them."""
     added: list[Added] = []
     notes: list[str] = []
+    slots = family.checkpoints.slots
     for slot, named in add.items():
-        slots, told = slots_of(family), registry.part(named)
+        if slots is None:
+            raise BadRequest(f"{family.name} takes nothing in addition to its own file")
+        told = registry.part(named)
         if slot.partition(".")[0] not in slots.names:
             raise BadRequest(registry.unknown(f"slot of {family.name}", slot, slots.names))
         here, name = _here(told), str(told).removeprefix(HUB)

@@ -10,15 +10,13 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from kinema.checkpoints.lora_use import LoraFile, Loras
-
-if TYPE_CHECKING:
-    from kinema.system.family import Codec
+from kinema.system.family import Codec
 
 
 class Runtime:
@@ -38,6 +36,7 @@ class Runtime:
         self.at_once = True
         """Whether branches of guidance may be in memory at the same time, as the last plan had it."""
         self.lock = threading.RLock()
+        self._beside: dict[str, Any] = {}
         self._hash: Future[str] | None = None
         self._thread, self._threads = threading.get_ident(), torch.get_num_threads()
 
@@ -71,6 +70,13 @@ class Runtime:
             wanted = self.own_loras if files is None else files
             if wanted is not self.loras.files and (wanted or self.loras.files):
                 self.loras.use(wanted)
+
+    def beside(self, name: str, opened: Callable[[], Any]) -> Any:
+        """The model of another stage, which is opened once; only the last one is kept."""
+        with self.lock:
+            if name not in self._beside:
+                self._beside = {name: opened()}
+            return self._beside[name]
 
     # ------------------------------------------------------------------------------ hashes of the weights
 

@@ -11,21 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from kinema import registry
+from kinema.canvas import Canvas
 from kinema.checkpoints import files
 from kinema.checkpoints.lora_use import LoraFile, Loras, read_loras
 from kinema.checkpoints.settings import readable
-from kinema.diffusion import samplers
 from kinema.diffusion.guidance import Guidance, classifier_free
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser
-from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import Level, spaced
+from kinema.grid import Lattice
 from kinema.nn.hollow import hollow
-from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request, Shape, ignore
-from kinema.system.family import Codec, Conditions, Family, Process, decoding_of, slots_of
+from kinema.schema import BadRequest, OnEvent, Request, Shape, ignore
+from kinema.system.family import Codec, Conditions, Family, Process, decoding_of
 from kinema.system.runtime import Runtime
 from kinema.system.weights import Weights
-from kinema.values import quoted
 
 
 @dataclass(frozen=True)
@@ -108,9 +107,11 @@ class System:
     def additions(self) -> dict[str, Tensor]:
         """The tensors of what was added to the model's own file, under the network's names."""
         made: dict[str, Tensor] = {}
+        slots = self.family.checkpoints.slots
         for added in self.weights.added:
+            assert slots is not None  # there were when the model was opened
             with readable(str(added.source.path)):
-                made |= slots_of(self.family).convert(self.config, added.slot, added.source.tensors(added.parts))
+                made |= slots.convert(self.config, added.slot, added.source.tensors(added.parts))
         return made
 
     def _hollow(self) -> nn.Module:
@@ -148,9 +149,9 @@ class System:
     def lattice(self) -> Lattice:
         return self.family.sampling.lattice(self.config)
 
-    @property
-    def process(self) -> Process:
-        return self.family.sampling.process(self.config)
+    def process(self, request: Request) -> Process:
+        """What it is for a settled request: a flow's shift may depend on the shape."""
+        return self.family.sampling.process(self.config, request.shape)
 
     @property
     def codec(self) -> Codec:
@@ -159,66 +160,8 @@ class System:
                 self.runtime.codec = self.family.sampling.codec(self.config, self.model)
             return self.runtime.codec
 
-    def settle(self, request: Request, on_event: OnEvent = ignore) -> Request:
-        """The request with every default filled and its sides on the model's lattice, saying what moved.
-
-        Frames stay as asked: a clip is made at the lattice's next frame count and cut. Raises BadRequest for
-        what the family cannot do; needs no weights.
-        """
-        own, lattice = self.family.sampling.defaults(self.config), self.lattice
-        for note in self.notes:
-            on_event(Note(note))
-
-        def snapped(what: str, asked: int, made: int) -> int:
-            if asked != made:
-                on_event(Note(f"{what} {asked} snapped to {made}, the nearest that {self.name} can make"))
-            return made
-
-        height, width = request.height or own.height, request.width or own.width
-        window = request.window
-        if window is not None:
-            window = snapped("window", window, lattice.time.ceil(window))
-            if lattice.max_frames and window > lattice.max_frames:
-                raise BadRequest(f"window is {window} frames; {self.name} sees at most {lattice.max_frames} at once")
-            if request.overlap is not None and request.overlap >= window:
-                raise BadRequest(f"overlap is {request.overlap} frames of a window of {window}; expected fewer")
-        if request.window_in == "attention" and not own.attention_windows:
-            raise BadRequest(f"the attention over time of {self.name} does not work in windows: leave window_in out")
-        sampler = request.sampler or own.sampler
-        if sampler not in SAMPLERS:
-            raise BadRequest(registry.unknown("sampler", sampler, SAMPLERS))
-        silent = request.guidance is None and request.guidance_end is None
-        request = replace(
-            request,
-            frames=request.frames or own.frames,
-            window=window,
-            height=snapped("height", height, lattice.snap_side(height)),
-            width=snapped("width", width, lattice.snap_side(width)),
-            fps=request.fps or own.fps,
-            steps=request.steps or own.steps,
-            sampler=sampler,
-            guidance=own.guidance if request.guidance is None else request.guidance,
-            guidance_end=own.guidance_end if silent else request.guidance_end,
-            guidance_interval=request.guidance_interval or own.guidance_interval,
-        )
-        self.family.sampling.check(self.config, request)
-        return request
-
-    def sampler_options(self, request: Request) -> dict[str, float]:
-        """The request's options of its sampler over the model's own; one the sampler does not take is refused."""
-        own = self.family.sampling.defaults(self.config)
-        name = request.sampler or own.sampler
-        told = dict(request.sampler_options) | ({} if request.eta is None else {"eta": request.eta})
-        known = samplers.options(name)
-        for option, value in told.items():
-            if option not in known:
-                raise BadRequest(f"sampler {name} takes no {option}; it takes {', '.join(known) or 'no options'}")
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-                raise BadRequest(f"{option} of the sampler is {quoted(value)}; expected a number, 0 or more")
-        return {**(own.options if name == own.sampler else {}), **told}
-
     def latent_shape(self, request: Request) -> Shape:
-        return request.shape.latent(self.lattice)
+        return self.lattice.latent(request.shape)
 
     def guidance(self, request: Request) -> Guidance:
         """How the branches of a clip are put together; scales that change do so over its latent frames."""
@@ -230,15 +173,18 @@ class System:
             scale = torch.linspace(scale, request.guidance_end, self.latent_shape(request).frames)
         return classifier_free(scale, request.guidance_rescale, request.guidance_interval)
 
-    def condition(self, request: Request, canvas: Canvas, on_event: OnEvent = ignore) -> Conditions:
-        return self.family.sampling.condition(self, request, canvas, on_event)
+    def encode_prompt(self, request: Request, on_event: OnEvent = ignore) -> Any:
+        return self.family.sampling.encode_prompt(self, request, on_event)
+
+    def condition(self, words: Any, request: Request, canvas: Canvas, on_event: OnEvent = ignore) -> Conditions:
+        return self.family.sampling.condition(self, words, request, canvas, on_event)
 
     def denoiser(self, condition: Any, frames: Sequence[int] | None = None) -> Denoiser:
         return self.family.sampling.denoiser(self, condition, frames)
 
-    def prior(self, noise_BCTHW: Tensor) -> Tensor:
+    def prior(self, request: Request, noise_BCTHW: Tensor) -> Tensor:
         """Standard normal noise scaled to the noise end of the schedule."""
-        return noise_BCTHW * self.process.schedule.prior_std
+        return noise_BCTHW * self.process(request).schedule.prior_std
 
     def noise(self, request: Request) -> Noise:
         """One generator per clip, so that clip i of a batch equals the single run with seed + i."""
@@ -249,7 +195,7 @@ class System:
     def levels(self, request: Request) -> Level:
         """Noise levels from the noise end to clean, ``steps + 1`` of them."""
         own = self.family.sampling.defaults(self.config)
-        return spaced(self.process.schedule, request.steps or own.steps, own.spacing)
+        return spaced(self.process(request).schedule, request.steps or own.steps, own.spacing)
 
     def encode(self, video_BCTHW: Tensor) -> Tensor:
         return self.codec.encode(video_BCTHW.to(self.device, self.dtype))

@@ -1,31 +1,54 @@
-"""Image to video: frame 0 is known, and the last frame when ``last_image`` or ``loop`` gives it.
+"""Image to video: frame 0 is known, the last where ``last_image`` or ``loop`` gives it, and each of ``keyframes``.
 
-With a ``region`` or ``mask`` it is a cinemagraph: the picture stands still everywhere else.
+With a ``region`` or ``mask`` it is a cinemagraph: elsewhere, every frame stands still as the known one before it.
 """
 
 from __future__ import annotations
 
-from kinema.schema import Canvas, OnEvent, Request
+from kinema.canvas import Canvas
+from kinema.schema import BadRequest, OnEvent, Request
 from kinema.tasks.inpaint import check_region, wanted
-from kinema.tasks.known import blank, first_frame, need, one_of
+from kinema.tasks.known import blank, first_frame, one_of
 
 
 def plan(request: Request) -> Request:
-    need(request, "image")
+    """A picture is needed, of whichever frame. Raises `BadRequest` also where frame 0 has two, or a loop none."""
+    if request.image is None and not request.keyframes:
+        raise BadRequest("animate needs an image, or a keyframe: give its file")
     one_of(request, "last_image", "loop")
     check_region(request)
+    if request.image is not None and "0" in request.keyframes:
+        raise BadRequest("frame 0 is given twice, by image and by keyframes: give one of them")
+    if request.loop and request.image is None and "0" not in request.keyframes:
+        raise BadRequest("loop ends a clip with its frame 0, which is not given: give an image, or a keyframe 0")
     return request
 
 
 def canvas(request: Request, on_event: OnEvent) -> Canvas:
-    assert request.image is not None
     video, mask = blank(request)
-    picture = first_frame(request, request.image, on_event)
-    video[:, :, :1], mask[:, :, 0] = picture, 1
+    given = {frame: first_frame(request, file, on_event) for frame, file in pictures(request).items()}
+    if request.loop:
+        given[request.shape.frames - 1] = given[0]
     if request.region or request.mask:
-        video[:], mask[:] = picture, 1 - wanted(request, on_event)
-        mask[:, :, 0] = 1
-    if request.last_image or request.loop:
-        last = first_frame(request, request.last_image, on_event) if request.last_image else picture
-        video[:, :, -1:], mask[:, :, -1] = last, 1
-    return Canvas(video, mask)
+        for frame in range(request.shape.frames):
+            before = max((at for at in given if at <= frame), default=min(given))
+            video[:, :, frame] = given[before][:, :, 0]
+        mask[:] = 1 - wanted(request, on_event)
+    for frame, picture in given.items():
+        video[:, :, frame], mask[:, :, frame] = picture[:, :, 0], 1
+    return Canvas.of(video, mask)
+
+
+def pictures(request: Request) -> dict[int, str]:
+    """The file of each frame that is given by one. Raises `BadRequest` for a frame beyond the clip, or given twice."""
+    last = request.shape.frames - 1
+    if beyond := [frame for frame in request.keyframes if int(frame) > last]:
+        raise BadRequest(f"keyframes names frame {beyond[0]}; this clip has frames 0 to {last}")
+    if last == 0 and request.last_image and request.image:
+        raise BadRequest("frame 0 is the only one, and is given twice, by image and by last_image: ask for more frames")
+    end = "last_image" if request.last_image else "loop" if request.loop else ""
+    if end and str(last) in request.keyframes:
+        raise BadRequest(f"frame {last}, the last, is given twice, by {end} and by keyframes: give one of them")
+    files = {} if request.image is None else {0: request.image}
+    files |= {int(frame): file for frame, file in request.keyframes.items()}
+    return files if request.last_image is None else {**files, last: request.last_image}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from kinema.canvas import Canvas, Heard
 from kinema.media import read
-from kinema.schema import MAX_FRAMES, BadRequest, Canvas, Heard, Note, OnEvent, Request
+from kinema.schema import MAX_FRAMES, BadRequest, Note, OnEvent, Request
 from kinema.tasks.known import blank, frames_of, need, one_of
 
 NEW_FRAMES = 12
@@ -44,8 +45,8 @@ def canvas(request: Request, on_event: OnEvent) -> Canvas:
         on_event(Note(f"the {which} {k} of {whole} frames of {request.video} are kept, and the rest left out"))
     if request.backward:
         video[:, :, -k:], mask[:, :, -k:] = known, 1
-        return Canvas(video, mask, heard=Heard(request.video, 0.0, k / fps, (request.shape.frames - k) / fps))
+        return Canvas.of(video, mask, heard=Heard(request.video, 0.0, k / fps, (request.shape.frames - k) / fps))
     video[:, :, :k], mask[:, :, :k] = known, 1
     if request.loop:
         video[:, :, -1], mask[:, :, -1] = video[:, :, 0], 1
-    return Canvas(video, mask, heard=Heard(request.video, (whole - k) / fps, k / fps))
+    return Canvas.of(video, mask, heard=Heard(request.video, (whole - k) / fps, k / fps))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kinema.schema import Canvas, OnEvent, Request
-from kinema.tasks.known import blank
+from kinema.canvas import Canvas
+from kinema.schema import OnEvent, Request
 
 
 def plan(request: Request) -> Request:
@@ -11,4 +11,4 @@ def plan(request: Request) -> Request:
 
 
 def canvas(request: Request, on_event: OnEvent) -> Canvas:  # noqa: ARG001
-    return Canvas(*blank(request))
+    return Canvas(request.shape)

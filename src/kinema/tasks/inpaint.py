@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kinema.schema import BadRequest, Canvas, Heard, OnEvent, Request
+from kinema.canvas import Canvas, Heard
+from kinema.schema import BadRequest, OnEvent, Request
 from kinema.tasks.known import blank, frames_of, natural, need, one_of
 
 
@@ -32,7 +33,7 @@ def canvas(request: Request, on_event: OnEvent) -> Canvas:
     count = known.shape[2]
     video[:, :, :count] = known
     mask[:, :, :count] = 1 - wanted(request, on_event)[:, :, :count]
-    return Canvas(video, mask, heard=Heard(request.video))
+    return Canvas.of(video, mask, heard=Heard(request.video))
 
 
 def wanted(request: Request, on_event: OnEvent) -> Tensor:

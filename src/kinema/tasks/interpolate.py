@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from kinema.canvas import Canvas, Heard
 from kinema.media import read
 from kinema.media.timing import RATES
-from kinema.schema import MAX_FRAMES, BadRequest, Canvas, Heard, Note, OnEvent, Request
+from kinema.schema import MAX_FRAMES, BadRequest, Note, OnEvent, Request
 from kinema.tasks.known import blank, first_frame, frames_of
 
 SAME_SPEED = 1e-3
@@ -48,7 +49,7 @@ def canvas(request: Request, on_event: OnEvent) -> Canvas:
         video[:, :, :1] = first_frame(request, request.image, on_event)
         video[:, :, -1:] = first_frame(request, request.last_image, on_event)
         mask[:, :, [0, -1]] = 1
-        return Canvas(video, mask)
+        return Canvas.of(video, mask)
     places = range(0, request.shape.frames, request.every or 2)
     known = frames_of(request, request.video, on_event, frames=len(places))
     probe = read.probe(request.video)
@@ -57,7 +58,7 @@ def canvas(request: Request, on_event: OnEvent) -> Canvas:
         on_event(Note(f"the last {left} frames of {request.video} do not fit; ask for more --frames to use them"))
     at = list(places)[: known.shape[2]]
     video[:, :, at], mask[:, :, at] = known, 1
-    return Canvas(video, mask, heard=heard(request, probe.fps))
+    return Canvas.of(video, mask, heard=heard(request, probe.fps))
 
 
 def heard(request: Request, own_fps: float) -> Heard:

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kinema.canvas import Canvas
 from kinema.media import read
 from kinema.media.pictures import is_picture
-from kinema.schema import MAX_FRAMES, BadRequest, Canvas, Note, OnEvent, Request
+from kinema.schema import MAX_FRAMES, BadRequest, Note, OnEvent, Request
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def need(request: Request, *names: str) -> None:
 
 
 def need_prompt(request: Request) -> None:
-    if not request.prompt.strip():
+    if not request.prompt.strip() and not request.prompt_spans:
         example = "such as 'a red ball rolls right'"
         raise BadRequest(f"{request.task} needs a prompt, this one is empty; say what to show, {example}")
 

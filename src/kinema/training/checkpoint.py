@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kinema.bounds import from_json, quoted
+from kinema.bounds import few, from_json, quoted
 from kinema.checkpoints import files
-from kinema.checkpoints.keymap import few
 from kinema.checkpoints.settings import readable
 from kinema.schema import BadRequest, Note, OnEvent
 from kinema.training.ema import EMA

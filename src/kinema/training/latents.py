@@ -21,7 +21,7 @@ from kinema.data.listing import Entry
 from kinema.data.shards import Made, Window
 from kinema.provenance import file_hash
 from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
-from kinema.system import System, open_system
+from kinema.system import System, Tuning, open_system
 from kinema.training import learning
 from kinema.training.options import TrainOptions, check_ranges, option
 from kinema.training.place import claimed
@@ -81,7 +81,7 @@ def encode(options: LatentsOptions, on_event: OnEvent = ignore) -> Encoded:
     if options.threads:
         torch.set_num_threads(options.threads)
     system = _system(options)
-    special = learning.of_family(system.family.name)
+    special = system.family.training.tuning
     if special is None:
         raise BadRequest(f"{system.family.name} works on pixels, so there is nothing to encode beforehand")
     shards.check_new(Path(options.out))
@@ -135,7 +135,7 @@ def _folder(options: LatentsOptions, system: System) -> Folder:
     )
 
 
-def _made(options: LatentsOptions, system: System, special: learning.FamilyTraining, clips: Folder) -> Made:
+def _made(options: LatentsOptions, system: System, special: Tuning, clips: Folder) -> Made:
     return Made(
         family=system.family.name,
         networks=shards.hash_of(special.frozen(system.model)),
@@ -152,7 +152,7 @@ def _made(options: LatentsOptions, system: System, special: learning.FamilyTrain
 @torch.no_grad()
 def _windows(  # noqa: PLR0917
     system: System,
-    special: learning.FamilyTraining,
+    special: Tuning,
     clips: Folder,
     entry: Entry,
     name: str,

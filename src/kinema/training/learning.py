@@ -1,7 +1,6 @@
 """What of a network is trained: all that its family builds with gradients, a part of it by name, or a LoRA.
 
-What a family has to say about its training beyond the recipe (stages, parts, layers for a LoRA, what can be computed
-beforehand) is in an object that `registry.TRAINING` names.
+What a family offers beyond its recipe (stages, parts, layers for a LoRA) is its `kinema.system.Tuning`.
 """
 
 from __future__ import annotations
@@ -10,52 +9,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from kinema import registry
 from kinema.checkpoints import files, lora_formats
-from kinema.checkpoints.lora_formats import Adapter, Lora
+from kinema.checkpoints.lora_formats import Adapter
 from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest
-from kinema.system import Recipe, System, with_model
+from kinema.system import System, with_model
 from kinema.training import checkpoint, lora
 from kinema.training.options import TrainOptions
 
 KOHYA = "lora-kohya.safetensors"
-
-
-class FamilyTraining(Protocol):
-    """What a family may offer to training. Regular expressions are searched in names of parameters."""
-
-    parts: Mapping[str, str]
-    """For ``--only``: a name to what the parameters of that part have in their names."""
-    adapted: str
-    """Whole names of the linear layers that a LoRA adapts."""
-
-    def staged(self, config: Any, name: str) -> Any:
-        """The config of a stage of the paper's training; BadRequest for one that the model has not."""
-
-    def lora_recipe(self, recipe: Recipe) -> Recipe:
-        """The figures of a LoRA instead of those of the whole network."""
-
-    def grown(self, model: nn.Module, config: Any, seed: int) -> nn.Module:
-        """The network of a file in a stage that trains parts which the file lacks: those are made from the seed."""
-
-    def files(self, config: Any, tensors: Mapping[str, Tensor], low: Lora | None) -> Mapping[str, Mapping[str, Tensor]]:
-        """Further files of what was trained, in layouts that people have: name to tensors. ``low`` is a run's LoRA."""
-
-    def frozen(self, model: nn.Module) -> Mapping[str, Tensor]:
-        """The tensors that make what `encode` gives: clips encoded by others are clips of another model."""
-
-    def encode(self, model: nn.Module, video_BCTHW: Tensor) -> dict[str, Tensor]:
-        """What the frozen networks make of clips, under the names that the family's loss looks for."""
-
-
-def of_family(name: str) -> FamilyTraining | None:
-    return registry.resolve(registry.TRAINING[name]) if name in registry.TRAINING else None
 
 
 @dataclass(frozen=True)
@@ -78,7 +44,7 @@ def with_options(system: System, options: TrainOptions) -> System:
 
     Raises BadRequest for a stage or a size that the family has not.
     """
-    config, special = system.config, of_family(system.family.name)
+    config, special = system.config, system.family.training.tuning
     if options.lora is not None:
         Low.of(options.lora)
     if options.stage is not None:
@@ -120,7 +86,7 @@ def limit(system: System, model: nn.Module, options: TrainOptions) -> list[str]:
     Buffers are among them: what moves in a forward pass belongs to a run as much as what an optimiser moves.
     Raises BadRequest for a part, or a LoRA, that the family does not have.
     """
-    special = of_family(system.family.name)
+    special = system.family.training.tuning
     if options.only is not None:
         _only(model, special.parts if special else {}, options.only, system.family.name)
     if options.lora is None:
@@ -172,7 +138,7 @@ def export_last(folder: Path, shadow: Mapping[str, Tensor], model: nn.Module, op
 
 def export_parts(folder: Path, shadow: Mapping[str, Tensor], system: System, options: TrainOptions) -> list[Path]:
     """What was trained, alone and as its authors' files hold it, where the family has such files; in half precision."""
-    special, made = of_family(system.family.name), []
+    special, made = system.family.training.tuning, []
     if special is None:
         return []
     low = None if options.lora is None else adapters(shadow, Low.of(options.lora))

@@ -88,7 +88,8 @@ def build(
     rest = [p for p in wanted if id(p) not in ids]
     for group in (beside := adam(rest)).param_groups:
         group["share"] = _BESIDE
-    return [Muon(inside, lr=learning_rate, weight_decay=weight_decay), beside]
+    # A part beside the blocks alone (SparseCtrl) leaves Muon nothing, which torch refuses.
+    return [Muon(inside, lr=learning_rate, weight_decay=weight_decay), beside] if inside else [beside]
 
 
 def rate(step: int, steps: int, warmup: int, cooldown: float) -> float:

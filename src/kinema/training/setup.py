@@ -17,6 +17,7 @@ from kinema.bounds import quoted, shown
 from kinema.checkpoints import files
 from kinema.checkpoints.files import RUN_OPTIONS
 from kinema.checkpoints.source import read_json
+from kinema.data.playroom import Playroom
 from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest, Note, OnEvent, Phase
 from kinema.system import Batch, Recipe, System, family_of, open_system
@@ -63,12 +64,17 @@ def prepare(options: TrainOptions) -> tuple[System, Recipe]:
     opened = open_system(options.model, variant=options.variant, device=options.device, add=additions(options.add))
     system = learning.with_options(opened, options)
     recipe = system.family.training.recipe(system.config)
-    special = learning.of_family(system.family.name)
-    if options.lora is not None and special is not None:
-        recipe = special.lora_recipe(recipe)
-    names = ("steps", "batch", "learning_rate", "grammar", "frameskip", "style", "camera")
-    told = {k: getattr(options, k) for k in names}
-    return system, replace(recipe, **{k: v for k, v in told.items() if v is not None})
+    if options.lora is not None:
+        recipe = replace(recipe, **recipe.lora)
+    told = _given(options, "steps", "batch", "learning_rate", "frameskip")
+    if shown := _given(options, "grammar", "style", "camera"):
+        told["playroom"] = replace(recipe.playroom or Playroom(), **shown)
+    return system, replace(recipe, **told)
+
+
+def _given(options: TrainOptions, *names: str) -> dict[str, Any]:
+    """The options of these names that say something."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
 def additions(told: str | None) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from torch import nn
 
 from kinema.data import playroom, shards
 from kinema.data.folder import Folder, first_part
+from kinema.data.playroom import Playroom
+from kinema.data.playroom.rendered import Rendered
 from kinema.schema import BadRequest
 from kinema.system import Recipe, System
-from kinema.training import learning
 from kinema.training.options import TrainOptions
-from kinema.training.stream import Clips, Playroom
+from kinema.training.stream import Clips
 
 _SHARE = 0.9
 """Of a folder's clips, those that are trained on."""
@@ -36,25 +37,13 @@ def open_source(options: TrainOptions, system: System, recipe: Recipe, model: nn
     """The clips that the options name, at the system's native size; ``model`` is the network to be trained."""
     own = system.family.sampling.defaults(system.config)
     if options.data == "playroom":
-        told = {"grammar": recipe.grammar, "slow": recipe.slow, "without": list(recipe.without)}
-        told |= {"camera": recipe.camera, "style": recipe.style}
-        rendered = partial(
-            Playroom,
-            own.frames,
-            own.height,
-            own.width,
-            own.fps,
-            grammar=recipe.grammar,
-            slow=recipe.slow,
-            without=recipe.without,
-            camera=recipe.camera,
-            style=recipe.style,
-        )
+        shown = recipe.playroom or Playroom()
+        rendered = partial(Rendered, own.frames, own.height, own.width, own.fps, shown)
         return Source(
             rendered(seed=options.seed),
             rendered(seed=options.seed + 1, split="held-out"),
             playroom.prompts(6, seed=3, grammar="simple", split="held-out"),
-            {"source": "playroom", **{name: value for name, value in told.items() if value not in (1.0, [], "")}},
+            {"source": "playroom", **_told(shown)},
         )
     folder = Path(options.data)
     if not folder.is_dir():
@@ -81,12 +70,18 @@ def open_source(options: TrainOptions, system: System, recipe: Recipe, model: nn
     return Source(train, held_out, captions[:6], {"source": "folder", **how, "clips": every.fingerprint})
 
 
+def _told(shown: Playroom) -> dict[str, Any]:
+    """How the playroom is rendered, as far as it differs from plain clips: what a resumed run must say again."""
+    told = {**asdict(shown), "without": list(shown.without)}
+    return {name: value for name, value in told.items() if value not in (1.0, [], "")}
+
+
 def _latents(options: TrainOptions, system: System, folder: Path, model: nn.Module | None) -> Source:
     """Clips encoded beforehand, refused where another model, or another size, made them."""
     told = {"crop": options.crop != "centre", "flip": options.flip, "frameskip": options.frameskip is not None}
     if extra := [name for name, value in told.items() if value]:
         raise BadRequest(f"{extra[0]} is decided when clips are encoded; leave it out for the latents in {folder}")
-    special, own = learning.of_family(system.family.name), system.family.sampling.defaults(system.config)
+    special, own = system.family.training.tuning, system.family.sampling.defaults(system.config)
     every = shards.Latents.open(folder, options.seed, follow_links=options.follow_links)
     if special is None or every.made.family != system.family.name:
         raise BadRequest(f"{folder} holds clips encoded for {every.made.family}, not for {system.family.name}")

@@ -80,7 +80,7 @@ def made_by(pipeline, request, prompt=None):
 def test_free_noise_equals_diffusers_also_with_a_prompt_that_travels(theirs, model):
     """More frames than positions (20 and 16); windows of 8 every 2 frames, as `context_stride` has it."""
     theirs.enable_free_noise(context_length=8, context_stride=2)
-    request = ask(frames=20, **FREE_NOISE, extra={"travel": {5: TRAVEL[5], 10: TRAVEL[10]}})
+    request = ask(frames=20, **FREE_NOISE, prompt_spans={5: TRAVEL[5], 10: TRAVEL[10]})
     expected = made_by(theirs, request, prompt=dict(TRAVEL))
     made = model.run(request, output="latents").video
     assert (made - expected).abs().max() <= 1e-4
@@ -296,7 +296,7 @@ def test_the_command_line_makes_long_clips_and_their_recipe_says_how(tmp_path):
     words = "generate ball --model animatediff/tiny --steps 2 --seed 1 --frames 24 --window 16 --overlap 12 --quiet"
     length = "--window-in attention --noise-type shuffle-context --free-init 2 --free-init-stop 0.2,0.3"
     assert main([*words.split(), *length.split(), "-o", str(clip)]) == 0
-    told = read_recipe(clip)["request"]
+    told = read_recipe(clip)["stages"][0]["request"]
     assert (told["window_in"], told["noise_type"], told["free_init_stop"]) == (
         "attention",
         "shuffle-context",
@@ -320,7 +320,7 @@ def test_a_prompt_that_travels_has_its_frames_in_the_whole_of_a_clip_made_in_blo
 
     monkeypatch.setattr(recipe, "run_unet", listening)
     request = Request(
-        prompt="a red ball", seed=1, steps=1, guidance=1.0, frames=20, extra={"travel": {8: "a blue star", 19: "spins"}}
+        prompt="a red ball", seed=1, steps=1, guidance=1.0, frames=20, prompt_spans={8: "a blue star", 19: "spins"}
     )
     assert tiny.run(request.with_(overlap=12)).shape.frames == 20
     first, second = told
@@ -344,7 +344,6 @@ def test_drawings_of_a_clip_made_in_blocks_go_to_the_block_that_has_their_frame(
 @pytest.mark.parametrize(
     ("add", "extra", "says"),
     [
-        ({}, {"travel": {20: "x"}}, "travel names frame 20; this clip has frames 0 to 19"),
         ({"sparse": "rgb"}, {"control_scale": [1.0] * 20}, "control_scale of single frames is for a clip made at once"),
         ({"motion": "pia"}, {"affinity": [0.5] * 20}, "affinity of single frames is for a clip made at once"),
     ],

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from kinema.api import load
+from kinema.canvas import Block, Canvas
 from kinema.families.animatediff.config import IMAGE_BETAS, MOTION_BETAS
 from kinema.families.animatediff.model import AnimateDiff
-from kinema.schema import BadRequest, Request
+from kinema.schema import BadRequest, Request, Shape
 
 PROMPT, NEGATIVE = "a b c d", "z y"
 
@@ -122,12 +123,48 @@ def test_stretched_positions_make_longer_clips(folder):
 
 def test_prompts_travel_and_the_effect_of_motion_is_told(model):
     plain = model.run(ask(frames=4)).video
-    assert torch.equal(model.run(ask(frames=4, extra={"travel": {0: PROMPT}, "effect": 1.0})).video, plain)
-    travelled = model.run(ask(frames=4, extra={"travel": "3: z z z"})).video
+    assert torch.equal(model.run(ask(frames=4, prompt_spans={"0-3": PROMPT}, extra={"effect": 1.0})).video, plain)
+    travelled = model.run(ask(frames=4, prompt_spans={3: "z z z"})).video
     assert not torch.equal(travelled, plain)
-    assert torch.equal(model.run(ask(frames=4, extra={"travel": {"3": "z z z"}})).video, travelled)
+    assert not torch.equal(model.run(ask(frames=4, prompt_spans={"2-3": "z z z"})).video, travelled)
     still = model.run(ask(frames=4, extra={"effect": 0})).video
     assert not torch.equal(still, plain)
+
+
+def test_frames_of_a_prompt_that_the_clip_has_not_are_refused(model):
+    with pytest.raises(BadRequest, match="prompt_spans names frame 9; this clip has frames 0 to 3"):
+        model.run(ask(frames=4, prompt_spans={9: "x"}))
+
+
+def test_each_frame_is_told_the_line_between_the_prompts_beside_it(model):
+    """The rows of prompt travel as they have been computed since it was there, written out: equal to the bit."""
+    system = model.system
+
+    def told_of(request, canvas):
+        return system.condition(system.encode_prompt(asked("a", request.prompt_spans)), request, canvas)
+
+    told = {text: system.condition(system.encode_prompt(asked(text)), asked(text), canvas_of(12)) for text in "abc"}
+    row = {text: conditions.branches["positive"].context_BKLC[0] for text, conditions in told.items()}
+    stops = {0: "a", 4: "b", 9: "c"}
+    rows = []
+    for frame in range(12):
+        before = max(stop for stop in stops if stop <= frame)
+        after = min((stop for stop in stops if stop > frame), default=before)
+        share = (frame - before) / (after - before) if after > before else 0.0
+        rows.append(torch.lerp(row[stops[before]], row[stops[after]], share))
+    made = told_of(asked("a", {4: "b", 9: "c"}), canvas_of(12))
+    assert torch.equal(made.branches["positive"].context_BKLC[0], torch.cat(rows))
+    part = asked("a", {4: "b", 9: "c"}).with_(frames=5)
+    later = told_of(part, replace(canvas_of(5), block=Block(6, 5)))
+    assert torch.equal(later.branches["positive"].context_BKLC[0], torch.cat(rows[6:11]))
+
+
+def asked(prompt, spans=None):
+    return Request(prompt=prompt, prompt_spans=spans or {}, frames=12, height=16, width=16, steps=1, seed=1)
+
+
+def canvas_of(frames):
+    return Canvas(Shape(1, 3, frames, 16, 16))
 
 
 def test_effect_0_makes_each_frame_as_if_it_were_alone(model):
@@ -156,8 +193,6 @@ def test_clip_skip_and_long_prompts_change_what_is_told(model):
         ({"clip_skip": 3}, r"clip_skip is 3; expected a whole number from 1 \(nothing skipped\) to 2"),
         ({"effect": [1, 0]}, "effect is .* or 4 of them"),
         ({"effect": -1}, "effect is -1"),
-        ({"travel": {9: "x"}}, "names frame 9; this clip has frames 0 to 3"),
-        ({"travel": "autumn"}, "travel is 'autumn'"),
         ({"clipskip": 2}, "did you mean clip_skip"),
     ],
 )
@@ -178,7 +213,7 @@ def test_clip_skip_leaves_every_text_encoder_a_layer():
 def test_half_precision_and_batches_with_a_travelling_prompt_run(folder, model):
     half = load(folder, dtype=torch.bfloat16).run(ask(frames=4)).video
     assert (half - model.run(ask(frames=4)).video).abs().mean() < 0.1
-    travelling = ask(frames=4, extra={"travel": {3: "z z z"}})
+    travelling = ask(frames=4, prompt_spans={3: "z z z"})
     both = model.run(travelling.with_(clips=2)).video
     assert torch.allclose(both[1:], model.run(travelling.with_(seed=2)).video, atol=1e-4)
 

@@ -11,6 +11,7 @@ import torch
 
 from kinema import registry
 from kinema.api import load
+from kinema.canvas import Canvas, Piece, Release
 from kinema.diffusion.guidance import Guided
 from kinema.diffusion.schedules import Level, spaced
 from kinema.families.svd import conditioning, recipe
@@ -19,7 +20,8 @@ from kinema.families.svd.family import FAMILY
 from kinema.generate import generate
 from kinema.guide import guide
 from kinema.job import settle
-from kinema.schema import BadRequest, Canvas, Note, Request
+from kinema.schema import BadRequest, Note, Request, Shape
+from kinema.settle import with_defaults
 from kinema.system import System, Weights, with_model
 
 SIDE = 32
@@ -37,7 +39,7 @@ def first_frame(picture, frames):
     video = picture[:, :, None].expand(-1, -1, frames, -1, -1) * torch.eye(frames)[0][:, None, None]
     mask = torch.zeros(len(picture), 1, *video.shape[2:])
     mask[:, :, 0] = 1
-    return Canvas(video, mask)
+    return Canvas.of(video, mask)
 
 
 def ask(**options):
@@ -140,7 +142,7 @@ def test_guidance_reaches_each_frame_as_its_shape_says():
     system = system_of(TINY)
     for extra, expected in (({}, torch.linspace(1, 2.5, 8)), ({"guidance_shape": "triangle"}, None)):
         request = settle(system, ask(seed=1, extra=extra))
-        told = system.condition(request, Canvas(torch.zeros(1, 3, 8, 16, 16), torch.zeros(1, 1, 8, 16, 16)))
+        told = system.condition(None, request, Canvas(Shape(1, 3, 8, 16, 16)))
         expected = conditioning.frame_scales("triangle", 1, 2.5, 8) if expected is None else expected
         denoise = guide(system, told, request, system.guidance(request), system.levels(request))
         (difference,) = cast(Guided, denoise).guidance.differences
@@ -172,9 +174,9 @@ def test_a_request_without_wishes_gets_the_official_sampling(preset, frames, siz
 def test_any_multiple_of_64_is_made_and_other_sizes_are_snapped_and_said():
     said: list[Note] = []
     system = system_of(PRESETS["svd"])
-    assert system.settle(Request(height=320, width=448), said.append).shape.bcthw == (1, 3, 14, 320, 448)
+    assert with_defaults(system, Request(height=320, width=448), said.append).shape.bcthw == (1, 3, 14, 320, 448)
     assert not said
-    assert system.settle(Request(height=333, width=448), said.append).height == 320
+    assert with_defaults(system, Request(height=333, width=448), said.append).height == 320
     assert len(said) == 1
 
 
@@ -211,12 +213,15 @@ def test_the_noise_of_a_picture_is_not_that_of_the_latents_and_belongs_to_its_cl
 def test_the_picture_is_the_first_whole_frame_or_what_is_given_of_the_first():
     video = torch.rand(1, 3, 4, 8, 8)
     mask = torch.zeros(1, 1, 4, 8, 8)
-    assert conditioning.picture_of(Canvas(video, mask)) is None
-    assert torch.equal(conditioning.picture_of(Canvas(video, mask, source=video)), video[:, :, 0])
+    assert conditioning.picture_of(Canvas.of(video, mask)) is None
+    assert torch.equal(
+        conditioning.picture_of(Canvas.of(video, mask, Piece(video, mask + 1, Release("strength", 0.5)))),
+        video[:, :, 0],
+    )
     mask[..., :4] = 1
-    assert torch.equal(conditioning.picture_of(Canvas(video, mask)), video[:, :, 0] * mask[:, :, 0])
+    assert torch.equal(conditioning.picture_of(Canvas.of(video, mask)), video[:, :, 0] * mask[:, :, 0])
     mask[:, :, 2:] = 1
-    assert torch.equal(conditioning.picture_of(Canvas(video, mask)), video[:, :, 2])
+    assert torch.equal(conditioning.picture_of(Canvas.of(video, mask)), video[:, :, 2])
 
 
 @pytest.mark.parametrize(
@@ -236,7 +241,7 @@ def test_the_picture_is_the_first_whole_frame_or_what_is_given_of_the_first():
 )
 def test_options_it_has_not_and_values_out_of_range_are_refused_by_name(extra, names):
     with pytest.raises(BadRequest, match=names):
-        system_of(TINY).settle(Request(extra=extra))
+        with_defaults(system_of(TINY), Request(extra=extra))
 
 
 def test_decoding_in_chunks_is_asked_for_by_the_request():
@@ -315,7 +320,7 @@ def test_guidance_of_an_orbit_goes_with_the_views_as_the_network_sees_them(shape
         return torch.full_like(x[:, :4], float(context.any()))
 
     system.model.unet.forward = unet
-    told = system.condition(request, first_frame(torch.full((1, 3, 16, 16), 0.5), 8))
+    told = system.condition(None, request, first_frame(torch.full((1, 3, 16, 16), 0.5), 8))
     z, level = torch.zeros(1, 4, 8, 8, 8), Level(torch.ones(1), torch.ones(1))
     guided = guide(system, told, request, system.guidance(request), system.levels(request))(z, level)
     scales = (guided / FAMILY.sampling.denoiser(system, told.branches["positive"], None)(z, level))[0, 0, :, 0, 0]
@@ -332,9 +337,9 @@ def test_guidance_of_an_orbit_goes_with_the_views_as_the_network_sees_them(shape
 def test_orbits_in_windows_or_longer_than_the_model_are_refused():
     system = system_of(PRESETS["sv3d-p"])
     with pytest.raises(BadRequest, match="window"):
-        system.settle(Request(window=8))
+        with_defaults(system, Request(window=8))
     with pytest.raises(BadRequest, match="up to 21 views"):
-        system.settle(Request(frames=30))
+        with_defaults(system, Request(frames=30))
 
 
 def test_it_is_registered():

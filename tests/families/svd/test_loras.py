@@ -76,8 +76,10 @@ def test_they_change_the_clip_and_the_recipe_says_them(saved, files, picture):
     changed = model.animate(picture, **ASK)
     assert (changed.video - plain.video).abs().max() > 1e-3
     assert "loras" not in plain.recipe
-    assert changed.recipe["loras"] == [{"file": files[0].name, "weight": 0.7, "hash": weight_hash(files[0])}]
-    assert changed.recipe["weights"] == plain.recipe["weights"]
+    assert changed.recipe["stages"][0]["loras"] == [
+        {"file": files[0].name, "weight": 0.7, "hash": weight_hash(files[0])}
+    ]
+    assert changed.recipe["stages"][0]["weights"] == plain.recipe["stages"][0]["weights"]
     model.use_loras({})
     assert torch.equal(model.animate(picture, **ASK).video, plain.video)
 
@@ -103,7 +105,7 @@ def test_the_command_line_uses_them_and_replay_honours_them(saved, files, pictur
     loras = ["--lora", "one.safetensors:0.7", "--lora", str(files[1])]
     assert main([*words, "--seed", "1", "-o", "made.mp4", *loras]) == 0
     told = read_recipe("made.mp4")
-    assert [(each["file"], each["weight"]) for each in told["loras"]] == [
+    assert [(each["file"], each["weight"]) for each in told["stages"][0]["loras"]] == [
         ("one.safetensors", 0.7),
         (files[1].name, 1.0),
     ]
@@ -247,4 +249,4 @@ def test_adapters_in_another_precision_are_merged_in_full(saved, files, tmp_path
 
 def test_recipes_with_loras_are_plain_json(saved, files, picture):
     clip = load(saved, loras={files[0]: 1}).animate(picture, **{**ASK, "steps": 1})
-    assert json.loads(json.dumps(clip.recipe["loras"]))[0]["weight"] == 1.0
+    assert json.loads(json.dumps(clip.recipe["stages"][0]["loras"]))[0]["weight"] == 1.0

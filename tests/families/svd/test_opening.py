@@ -317,12 +317,12 @@ def test_the_command_line_animates_inspects_plans_and_replays_a_folder(folder, p
     assert main(["animate", str(picture), *size, "-o", "made.mp4", "--seed", "1"]) == 0
     assert "taken for svd" in capsys.readouterr().err
     recipe = read_recipe("made.mp4")
-    assert recipe["weights"] == Source(folder).hash(PARTS)
+    assert recipe["stages"][0]["weights"] == Source(folder).hash(PARTS)
     assert main(["inspect", "folder", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["layout"] == "folder of StableVideoDiffusionPipeline"
     assert told["tensors"] == told["network_tensors"] == sum(told["parts"][part]["tensors"] for part in PARTS)
-    assert told["hash"] == recipe["weights"]
+    assert told["hash"] == recipe["stages"][0]["weights"]
     assert main(["plan", "animate", str(picture), *size, "--no-measure", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["parameters"] == told["parameters"]
     given = ["--model", "folder", "--input", f"image={picture}"]
@@ -348,8 +348,8 @@ def test_a_changed_folder_is_replayed_only_where_it_is_given_and_that_is_said(
 
 def test_the_told_variant_is_in_the_recipe(saved, picture):
     clip = load(saved, variant="svd-xt").animate(picture, height=32, width=32, frames=5, steps=1, seed=1)
-    assert clip.recipe["variant"] == "svd-xt"
-    assert clip.recipe["request"]["guidance"] == 1.5
+    assert clip.recipe["stages"][0]["variant"] == "svd-xt"
+    assert clip.recipe["stages"][0]["request"]["guidance"] == 1.5
 
 
 # ----------------------------------------------------------------------------- against diffusers

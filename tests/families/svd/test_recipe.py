@@ -9,9 +9,10 @@ import torch
 
 from kinema.data.motion import bucket
 from kinema.families.svd import recipe
-from kinema.families.svd.config import POCKET, PRESETS, TINY
+from kinema.families.svd.config import PRESETS, TINY
 from kinema.families.svd.family import FAMILY
 from kinema.families.svd.model import SVD
+from kinema.families.svd.pocket.presets import POCKET
 from kinema.families.svd.training import TRAINING
 from kinema.schema import BadRequest
 from kinema.system import Batch

@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 
 from kinema.api import Model, load
+from kinema.canvas import Canvas
 from kinema.cli.main import main
 from kinema.families.svd import conditioning
 from kinema.media.metadata import read_recipe
 from kinema.media.read import read_image, read_video
-from kinema.schema import BadRequest, Canvas, Clip, Event, Note, Request, Step
+from kinema.schema import BadRequest, Clip, Event, Note, Request, Step
+from kinema.settle import with_defaults
 
 QUICK = {"steps": 2, "seed": 3}
 
@@ -87,9 +89,9 @@ def test_a_trapezoid_rises_stays_and_falls_either_way_up(model, media, scales, s
     extra = {"guidance_shape": "trapezoid"}
     ask = {"guidance": start, "guidance_end": peak, "frames": 8, "extra": extra, **QUICK}
     long = replace(model.system.config, frames=20)
-    assert conditioning.guidance(long, model.system.settle(Request(**ask)).with_(frames=20)).tolist() == pytest.approx(
-        [start, peak, *[peak] * 16, peak, start]
-    )
+    assert conditioning.guidance(
+        long, with_defaults(model.system, Request(**ask)).with_(frames=20)
+    ).tolist() == pytest.approx([start, peak, *[peak] * 16, peak, start])
     model.animate(media / "one.png", **ask)
     assert scales[-1].tolist() == [peak] * 8  # a tenth of eight frames is none: no slope
 
@@ -144,7 +146,7 @@ def test_a_batch_of_several_pictures_is_each_its_single_run(model, media, monkey
     def canvas_of(of: torch.Tensor) -> Canvas:
         mask = torch.zeros(len(of), 1, 8, 16, 16)
         mask[:, :, 0] = 1
-        return Canvas(of[:, :, None] * mask, mask)
+        return Canvas.of(of[:, :, None] * mask, mask)
 
     def run(of: torch.Tensor, seed: int) -> torch.Tensor:
         task = tasks.Task(lambda r: r, lambda _r, _e: canvas_of(of))
@@ -305,7 +307,7 @@ def test_clip_sees_the_first_frame_in_every_block_where_that_is_asked_for(model,
 def test_motion_is_short_for_the_motion_bucket(media, tmp_path, capsys):
     words = ["animate", str(media / "one.png"), "--model", "svd/tiny", "--steps", "1", "--quiet"]
     assert main([*words, "--motion", "40", "-o", str(tmp_path / "a.mp4")]) == 0
-    assert read_recipe(tmp_path / "a.mp4")["request"]["extra"] == {"motion_bucket": 40}
+    assert read_recipe(tmp_path / "a.mp4")["stages"][0]["request"]["extra"] == {"motion_bucket": 40}
     assert main([*words, "--motion", "40", "--extra", "motion-bucket=3", "-o", str(tmp_path / "b.mp4")]) == 2
     assert "one option" in capsys.readouterr().err
     assert (

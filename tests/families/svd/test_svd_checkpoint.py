@@ -16,7 +16,7 @@ from kinema.checkpoints.files import header
 from kinema.checkpoints.source import Source
 from kinema.cli.main import main
 from kinema.families.svd import checkpoint
-from kinema.families.svd.checkpoint import config_of, from_sgm, recognise, variant
+from kinema.families.svd.checkpoint import from_sgm, recognise, sized, variant
 from kinema.families.svd.config import PRESETS, SVD_XT
 from kinema.families.svd.family import FAMILY
 from kinema.families.svd.layout import SV3D_P, SV3D_U, SVD, SVD_IMAGE_DECODER, Outline, table
@@ -119,7 +119,7 @@ def test_the_folder_s_names_and_shapes_are_those_of_diffusers(outline):
 @pytest.mark.parametrize("outline", NAMES, ids=NAMES.get)
 def test_our_network_for_a_file_takes_exactly_its_tensors(outline):
     with torch.device("meta"):
-        model = FAMILY.build(config_of(outline))
+        model = FAMILY.build(sized(PRESETS[variant(outline)], outline))
     assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == table(outline).ours
 
 
@@ -171,12 +171,12 @@ def test_the_model_is_told_by_its_sizes_and_the_frames_by_its_name():
     [(SVD, "svd_xt", "svd-xt"), (SV3D_U, "", "sv3d-u"), (SV3D_P, "", "sv3d-p"), (SVD, "", "svd")],
 )
 def test_the_configuration_of_a_published_file_is_the_preset(outline, name, preset):
-    assert config_of(outline, name) == PRESETS[preset]
+    assert sized(PRESETS[variant(outline, name)], outline) == PRESETS[preset]
 
 
 def test_a_network_that_is_not_built_here_is_refused_by_what_differs():
     with pytest.raises(BadRequest, match="in_channels 9, expected 8"):
-        config_of(replace(SVD, in_channels=9))
+        sized(PRESETS["svd"], replace(SVD, in_channels=9))
 
 
 def test_frames_of_xt_are_written_into_the_folder(tmp_path):

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kinema.canvas import Canvas
 from kinema.conditioning import bert
-from kinema.diffusion.guidance import Reconstruction
+from kinema.diffusion.guidance import Measurement, Reconstruction
 from kinema.diffusion.samplers import SAMPLERS, options
 from kinema.diffusion.schedules import Level
 from kinema.families.vdm.condition import Condition
@@ -15,8 +16,9 @@ from kinema.families.vdm.config import Config, presets
 from kinema.families.vdm.family import FAMILY
 from kinema.families.vdm.model import Stage, VideoUNet
 from kinema.guide import guide
-from kinema.schema import BadRequest, Canvas, Note, Request, ignore
-from kinema.system import System, Weights, open_system
+from kinema.schema import BadRequest, Note, OnEvent, Request, Shape, ignore
+from kinema.settle import with_defaults
+from kinema.system import Conditions, System, Weights, open_system
 
 SHAPE = (1, 3, 8, 16, 16)
 
@@ -25,12 +27,12 @@ def system(config: Config) -> System:
     return System("vdm/tiny", FAMILY, config, Weights(seed=3))
 
 
-def canvas() -> Canvas:
-    return Canvas(torch.zeros(SHAPE), torch.zeros(1, 1, *SHAPE[2:]))
+def conditioned(model: System, request: Request, on_event: OnEvent = ignore) -> Conditions:
+    return model.condition(model.encode_prompt(request, on_event), request, Canvas(Shape(*SHAPE)), on_event)
 
 
 def level(model: System, t: float = 0.5) -> Level:
-    return model.process.schedule.level(torch.tensor([t], dtype=torch.float64))
+    return model.process(with_defaults(model, Request())).schedule.level(torch.tensor([t], dtype=torch.float64))
 
 
 def noisy(seed: int = 0) -> torch.Tensor:
@@ -52,8 +54,8 @@ def test_the_papers_samplers_are_the_defaults() -> None:
 
 def test_an_empty_prompt_is_the_trained_null_and_words_are_not(tiny: Config) -> None:
     model = system(tiny)
-    conditions = FAMILY.sampling.condition(model, Request(prompt="a red ball", seed=0), canvas(), ignore)
-    null = FAMILY.sampling.condition(model, Request(prompt="  ", seed=0), canvas(), ignore)
+    conditions = conditioned(model, Request(prompt="a red ball", seed=0), ignore)
+    null = conditioned(model, Request(prompt="  ", seed=0), ignore)
     assert conditions.branches["negative"].vector is None
     assert null.branches["positive"].vector is None
     assert conditions.branches["positive"].vector.shape == (1, 4 * tiny.channels)
@@ -70,13 +72,13 @@ def test_offline_reaches_the_text_encoder(tiny: Config, monkeypatch: pytest.Monk
     monkeypatch.setattr(bert, "load", load)
     model = open_system("vdm", preset="tiny", offline=offline, overrides={"text": "bert"})
     with pytest.raises(BadRequest, match="no BERT"):
-        FAMILY.sampling.condition(model, Request(prompt="a red ball", seed=0), canvas(), ignore)
+        conditioned(model, Request(prompt="a red ball", seed=0), ignore)
     assert asked == [offline]
 
 
 def test_unknown_words_are_said(tiny: Config) -> None:
     said: list[object] = []
-    FAMILY.sampling.condition(system(tiny), Request(prompt="a red zeppelin", seed=0), canvas(), said.append)
+    conditioned(system(tiny), Request(prompt="a red zeppelin", seed=0), said.append)
     assert [note.message for note in said if isinstance(note, Note)] == ["vdm/tiny was not taught the word(s) zeppelin"]
 
 
@@ -95,7 +97,7 @@ def test_per_frame_denoises_every_frame_by_itself(tiny: Config, lively: Callable
 
 
 def test_per_frame_in_a_request_reaches_the_condition(tiny: Config) -> None:
-    conditions = FAMILY.sampling.condition(system(tiny), Request(extra={"per_frame": True}, seed=0), canvas(), ignore)
+    conditions = conditioned(system(tiny), Request(extra={"per_frame": True}, seed=0), ignore)
     assert conditions.branches["positive"].per_frame
     assert conditions.branches["negative"].per_frame
 
@@ -105,8 +107,8 @@ def test_an_eps_networks_guided_estimate_stays_in_range(tiny: Config) -> None:
     scale = Request(prompt="a red ball", guidance=5.0, seed=0)
     for target, bounded in (("eps", True), ("v", False)):
         model = system(replace(tiny, target=target))
-        conditions = FAMILY.sampling.condition(model, scale, canvas(), ignore)
-        request = model.settle(scale)
+        conditions = conditioned(model, scale, ignore)
+        request = with_defaults(model, scale)
         denoise = guide(model, conditions, request, model.guidance(request), model.levels(request))
         with torch.no_grad():
             assert (denoise(3 * noisy(), level(model, 0.2)).abs().max() <= 1).item() is bounded
@@ -118,7 +120,7 @@ def test_reconstruction_guidance_runs_through_the_network(tiny: Config) -> None:
     denoise = FAMILY.sampling.denoiser(model, Condition(), None)
     given, mask = torch.zeros(SHAPE), torch.zeros(1, 1, *SHAPE[2:])
     mask[:, :, :2] = 1
-    guided = Reconstruction(denoise, given, mask, 100.0)
+    guided = Reconstruction(denoise, [Measurement.of_piece(given, mask, 100.0)], mask)
     with torch.no_grad():
         a, b = guided(noisy(), level(model)), denoise(noisy(), level(model))
     assert (a - b)[:, :, 2:].abs().amax(dim=(0, 1, 3, 4)).min() > 0
@@ -132,7 +134,7 @@ def test_reconstruction_guidance_does_nothing_to_a_model_that_sees_frames_alone(
     mask[:, :, :2] = 1
     with torch.no_grad():
         assert torch.equal(
-            Reconstruction(denoise, given, mask, 100.0)(noisy(), level(model))[:, :, 2:],
+            Reconstruction(denoise, [Measurement.of_piece(given, mask, 100.0)], mask)(noisy(), level(model))[:, :, 2:],
             denoise(noisy(), level(model))[:, :, 2:],
         )
 
@@ -146,7 +148,7 @@ def test_a_class_conditional_model_takes_its_class_names_as_prompts(tiny: Config
     config = replace(tiny, text="none", words=(), classes=("juggling", "archery"))
     model = system(config)
     FAMILY.sampling.check(config, Request(prompt="Archery"))
-    got = FAMILY.sampling.condition(model, Request(prompt="Archery", seed=0), canvas(), ignore)
+    got = conditioned(model, Request(prompt="Archery", seed=0), ignore)
     assert torch.equal(got.branches["positive"].vector[0], model.model.classes.weight[1])
     with pytest.raises(BadRequest, match="archery"):
         FAMILY.sampling.check(config, Request(prompt="archer"))
@@ -177,9 +179,11 @@ def test_blocks_are_the_stages_and_hold_most_of_the_weights(tiny: Config) -> Non
 
 def test_tiny_samples_a_finite_clip_with_its_own_defaults(tiny: Config) -> None:
     model = system(tiny)
-    request = model.settle(Request(seed=1))
-    denoise = model.denoiser(model.condition(request, canvas()).branches["positive"])
+    request = with_defaults(model, Request(seed=1))
+    denoise = model.denoiser(conditioned(model, request).branches["positive"])
     noise = model.noise(request)
-    z = SAMPLERS[request.sampler](denoise, model.prior(noise.normal(SHAPE[1:])), model.levels(request), noise=noise)
+    z = SAMPLERS[request.sampler](
+        denoise, model.prior(request, noise.normal(SHAPE[1:])), model.levels(request), noise=noise
+    )
     assert z.shape == SHAPE
     assert bool(z.isfinite().all())

@@ -18,6 +18,7 @@ from kinema.families.zoetrope import lessons, recipe, sprite, turning, warp
 from kinema.families.zoetrope.family import FAMILY
 from kinema.families.zoetrope.model import Zoetrope
 from kinema.families.zoetrope.steady import least_absolute_line, steadied
+from kinema.settle import with_defaults
 from kinema.system import Batch
 
 SIDE = 32
@@ -419,7 +420,7 @@ def test_guidance_acts_where_noise_outweighs_the_clip_unless_told_otherwise() ->
     """Nearer to the clip the sprite of the branch without words would show."""
     sprited, plain = (kinema.load("zoetrope", preset=preset).system for preset in ("tiny-sprite", "tiny"))
     ask = Request(prompt="a red ball")
-    assert sprited.settle(ask).guidance_interval == (-math.inf, 0)
-    assert plain.settle(ask).guidance_interval is None
-    assert sprited.settle(replace(ask, guidance_interval=(-3, 3))).guidance_interval == (-3, 3)
-    assert Request.from_json(sprited.settle(ask).to_json()).guidance_interval == (-math.inf, 0)
+    assert with_defaults(sprited, ask).guidance_interval == (-math.inf, 0)
+    assert with_defaults(plain, ask).guidance_interval is None
+    assert with_defaults(sprited, replace(ask, guidance_interval=(-3, 3))).guidance_interval == (-3, 3)
+    assert Request.from_json(with_defaults(sprited, ask).to_json()).guidance_interval == (-math.inf, 0)

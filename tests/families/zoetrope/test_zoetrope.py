@@ -13,13 +13,14 @@ from torch.nn import functional as F
 
 from kinema import tasks
 from kinema.api import load
+from kinema.canvas import Canvas
 from kinema.data import playroom, reading
 from kinema.data.playroom import labels
 from kinema.diffusion.schedules import RectifiedFlow
 from kinema.families.zoetrope import recipe
 from kinema.families.zoetrope.family import FAMILY
 from kinema.families.zoetrope.model import PlaceBlock, Zoetrope
-from kinema.schema import Canvas, Request
+from kinema.schema import Request
 from kinema.system import Batch
 
 
@@ -240,7 +241,7 @@ def test_a_part_of_a_long_clip_is_shown_what_is_given_of_its_own_frames(how, sta
     mask = torch.zeros(1, 1, 16, 16, 16)
     for frame in range(0, 16, 2):
         mask[:, :, frame, frame] = 1
-    canvas = Canvas(torch.randn(1, 3, 16, 16, 16).clamp(-1, 1) * mask, mask)
+    canvas = Canvas.of(torch.randn(1, 3, 16, 16, 16).clamp(-1, 1) * mask, mask)
     monkeypatch.setitem(tasks.TASKS, "inpaint", tasks.Task(lambda r: r, lambda _r, _e: canvas))
     model, seen = load("zoetrope", preset="tiny"), []
     model.system.model.register_forward_pre_hook(lambda _m, args: seen.append([x.clone() for x in args[3:5]]))

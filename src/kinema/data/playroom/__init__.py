@@ -38,6 +38,7 @@ from kinema.data.playroom.parse import parse
 from kinema.data.playroom.prompts import prompts
 from kinema.data.playroom.render import draw_coat, render
 from kinema.data.playroom.scene import RGB, Scene, Track, View, film, layout, make_track, motions, seen, tint
+from kinema.data.playroom.settings import Playroom
 from kinema.schema import BadRequest
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKGROUNDS", "CAMERAS", "COLOURS", "DIRECTIONS", "LETTERS", "MOTIONS", "RELATIONS", "RGB", "SHAPES",
-    "Meaning", "Sample", "Scene", "Thing", "Track", "parse", "phrase", "prompts", "sample", "vocabulary",
+    "Meaning", "Playroom", "Sample", "Scene", "Thing", "Track", "parse", "phrase", "prompts", "sample", "vocabulary",
 ]  # fmt: skip
 
 _FIXED: dict[str, Sequence[str]] = {

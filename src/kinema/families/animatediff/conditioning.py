@@ -6,7 +6,6 @@ V SDXL's added vector.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kinema import registry
+from kinema.canvas import Canvas
 from kinema.conditioning import pocket
 from kinema.conditioning.clip_text import ClipTokenizer, Tokenizer, WordTokenizer, encode, find_vocabulary
 from kinema.families.animatediff.config import Config
@@ -28,10 +28,11 @@ from kinema.families.animatediff.motion.amounts import AMOUNTS
 from kinema.families.animatediff.motion.module import AS_TRAINED, Moving
 from kinema.media import read
 from kinema.nn.embeddings import sinusoidal
-from kinema.schema import BadRequest, Canvas, OnEvent, Request
+from kinema.schema import BadRequest, OnEvent, Request
+from kinema.spans import Spans
 from kinema.values import quoted
 
-OPTIONS = ("clip_skip", "travel", *AMOUNTS, "scribble", "affinity", "decode_tile")
+OPTIONS = ("clip_skip", *AMOUNTS, "scribble", "affinity", "decode_tile")
 NAMED = ("control", "control_scale", "control_span", "ip_image", "ip_scale")
 """What a request's ``extra`` may hold; the second also with the name of what they are of (``control.depth``)."""
 
@@ -65,6 +66,17 @@ class Condition:
             pictures=tuple(each.of(frames) for each in self.pictures),
             first_BCTHW=None if self.first_BCTHW is None else self.first_BCTHW[:, :, list(frames)],
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Words:
+    """The prompts as the text encoders see them: contexts 1×L×C of each text, and pooled ones 1×P."""
+
+    spans: Spans
+    contexts: Mapping[str, Tensor]
+    pooled: Tensor | None
+    unwanted: Tensor
+    pooled_unwanted: Tensor | None
 
 
 def joined(conditions: Sequence[Condition]) -> Condition | None:
@@ -144,42 +156,15 @@ def say_unknown(tokenizer: Tokenizer, name: str, texts: Sequence[str], on_event:
         pocket.say_unknown(tokenizer.pocket, name, texts, on_event)
 
 
-def travel_of(request: Request) -> dict[int, str]:
-    """Frame to prompt, at least frame 0: the request's prompt, and what ``travel`` says of later frames.
+def over_frames(spans: Spans, contexts: Mapping[str, Tensor], frames: range) -> Tensor:
+    """The context of each of these frames of the whole clip, T×L×C, out of those of the prompts (1×L×C each).
 
-    ``travel`` is a mapping, or text such as ``"8: autumn | 15: winter"``. Frames are of the whole clip, also where it
-    is made in blocks.
+    Between two prompts they go on a straight line. A single stop is one context for all, 1×L×C.
     """
-    told = request.extra.get("travel", {})
-    if isinstance(told, str):
-        parts = [re.fullmatch(r"\s*(\d+)\s*:\s*(.*?)\s*", part) for part in told.split("|")]
-        if not all(parts):
-            raise BadRequest(f"travel is {quoted(told)}; expected frames and prompts, such as '0: spring | 8: autumn'")
-        told = {m[1]: m[2] for m in parts if m}
-    if not isinstance(told, Mapping):
-        raise BadRequest(f"travel is {quoted(told)}; expected a mapping of frames to prompts")
-    try:
-        stops = {int(frame): str(text) for frame, text in told.items()}
-    except (TypeError, ValueError):
-        raise BadRequest(f"travel is {quoted(told)}; expected whole frame numbers") from None
-    return {0: request.prompt, **dict(sorted(stops.items()))}
-
-
-def travelled(stops: Mapping[int, Tensor], start: int, frames: int) -> Tensor:
-    """Contexts at some frames (1×L×C each) to one for each of so many from ``start`` on, T×L×C.
-
-    They go on straight lines from one to the next, and the last is held.
-    """
-    if len(stops) == 1:
-        return next(iter(stops.values()))
-    keys = sorted(stops)
-    rows = []
-    for frame in range(start, start + frames):
-        before = max(key for key in keys if key <= frame)
-        after = min((key for key in keys if key > frame), default=before)
-        share = (frame - before) / (after - before) if after > before else 0.0
-        rows.append(torch.lerp(stops[before], stops[after], share))
-    return torch.cat(rows)
+    if len(spans.stops) == 1:
+        return contexts[spans.texts[0]]
+    mixed = [spans.mix(frame) for frame in frames]
+    return torch.cat([torch.lerp(contexts[before], contexts[after], share) for before, after, share in mixed])
 
 
 def level_rows(contexts: Sequence[Tensor], empty: Tensor) -> list[Tensor]:
@@ -218,8 +203,7 @@ def check_extra(config: Config, request: Request) -> None:
         raise BadRequest(
             "scribble is for SparseCtrl's drawings, and this model has none: add sparsectrl=FILE of scribble"
         )
-    for name, found in (("scribble", scribbles_of(request)), ("travel", travel_of(request))):
-        steering.check_frames(name, found, request)
+    steering.check_frames("scribble", scribbles_of(request), request)
     for file in scribbles_of(request).values():
         if not Path(file).is_file():
             raise BadRequest(f"there is no picture {file} for SparseCtrl's drawings")

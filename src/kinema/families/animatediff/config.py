@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
-from math import gcd
 from typing import Any, Literal
 
 from kinema.checkpoints.settings import made
@@ -104,7 +103,7 @@ class Config:
 
     text: tuple[ClipTextSize, ...] = (ClipTextSize(),)
     words: tuple[str, ...] = ()
-    """The words of a pocket model, which then has no byte-pair vocabulary."""
+    """A vocabulary of the model's own, which then has no byte pairs."""
 
     latent_channels: int = 4
     latent_scale: float = 0.18215
@@ -130,19 +129,24 @@ class Config:
     adapters: tuple[AdapterSize, ...] = ()
     vision: VisionSize | None = None
     patch: int = 0
-    """Of a pocket model, which works on pixels: those along a side of one latent cell; 0 for a model with a VAE."""
+    """Of a model that works on pixels: those along a side of one latent cell; 0 for a model with a VAE."""
     groups: int = 32
     """Of the group norms. Few channels in 32 groups would be normalised almost one by one, and lose brightness."""
     predicts: Literal["eps", "x0"] = "eps"
     image_betas: Betas = IMAGE_BETAS
     """Of the noise levels that the image model is told."""
     stage: Stage = ""
-    """What training changes: the image model ("image"; "style" leaves a pocket's words and coarse layers alone), the
-    motion module, SparseCtrl; "" is the motion module where there is one. With a LoRA, "image" makes a domain adapter
-    and "motion" a MotionLoRA."""
+    """What training changes: the image model ("image"; in "style" what of it makes a style), the motion module,
+    SparseCtrl; "" is the motion module where there is one. With a LoRA, "image" makes a domain adapter and "motion" a
+    MotionLoRA."""
 
     absent: tuple[Literal["vae", "text"], ...] = ()
     """What the image model's file lacked and nothing was added for: such a model can be opened, not run."""
+
+    @property
+    def codec(self) -> Literal["vae", "pixels"]:
+        """What makes latents of frames: a VAE, or squares of ``patch`` pixels as they are."""
+        return "pixels" if self.patch else "vae"
 
     @property
     def stride(self) -> int:
@@ -228,36 +232,6 @@ TINY = replace(
     motion_heads=2,
 )
 
-POCKET_BETAS: Betas = ("linear", 0.00085, 0.024)
-"""To a signal-to-noise ratio of e^-12: a clip of pixels shows its colours and places through much noise."""
-POCKET = replace(
-    IMAGE,
-    height=64,
-    width=64,
-    fps=6.0,
-    steps=25,
-    sampler="vdm-ancestral",
-    spacing="trailing",
-    guidance=3.0,
-    channels=(64, 96),
-    layers=1,
-    depths=(0, 1),
-    heads=(4, 4),
-    context=96,
-    in_channels=48,
-    text=(ClipTextSize(width=96, layers=1, heads=4, mlp=288, length=24),),
-    latent_channels=48,
-    latent_scale=1.0,
-    vae_channels=(),
-    patch=4,
-    groups=8,
-    predicts="x0",
-    betas=POCKET_BETAS,
-    image_betas=POCKET_BETAS,
-    stage="image",
-)  # image U-Net POCKET_UNET in all; playroom's words are added by the family
-POCKET_MOTION = replace(POCKET, motion="v2", motion_mid=True, positions=8, frames=8, stage="motion")
-
 PRESETS: dict[str, Config] = {
     "tiny": TINY,
     "v1": V1,
@@ -272,8 +246,6 @@ PRESETS: dict[str, Config] = {
     "hotshot": HOTSHOT,
     "image": IMAGE,
     "sdxl-image": SDXL_IMAGE,
-    "pocket": POCKET,
-    "pocket-motion": POCKET_MOTION,
 }
 
 
@@ -282,21 +254,6 @@ def skip_widths(config: Config) -> list[int]:
     last = len(config.channels) - 1
     each = ([width] * (config.layers + (level < last)) for level, width in enumerate(config.channels))
     return [config.channels[0], *chain.from_iterable(each)]
-
-
-def preset_of_motion(config: Config, motion: Motion) -> Config:
-    """How a motion module of this kind is sampled in a model of these sizes: as published, or as pockets are."""
-    return POCKET_MOTION if config.patch else PRESETS[motion]
-
-
-def with_motion(config: Config) -> Config:
-    """The config of an image model with a fresh motion module in it (v3's shape, or XL's), or as it is with one."""
-    if config.motion != "none":
-        return config
-    like = preset_of_motion(config, "sdxl" if config.size_embedding else "v3")
-    names = ("motion", "motion_mid", "positions", "frames", "fps", "steps", "sampler", "spacing", "guidance", "betas")
-    told = {name: getattr(like, name) for name in names}
-    return replace(config, motion_heads=gcd(like.motion_heads, *config.channels), **told)
 
 
 def to_json(config: Config) -> dict[str, Any]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from kinema.checkpoints.source import Source
-from kinema.conditioning.clip_text import WordTokenizer
-from kinema.data import playroom
+from kinema.canvas import Canvas
+from kinema.checkpoints.convert import Layouts
 from kinema.diffusion.parameterise import Denoiser
-from kinema.diffusion.schedules import Level, last_levels
+from kinema.diffusion.schedules import Level
 from kinema.families.animatediff import conditioning, recipe
-from kinema.families.animatediff.conditioning import Condition
+from kinema.families.animatediff.conditioning import Condition, Words
 from kinema.families.animatediff.config import PRESETS, Config, from_json, to_json
 from kinema.families.animatediff.control import pia, pictures, steering
 from kinema.families.animatediff.control.ip_adapter import Picture
@@ -23,23 +22,26 @@ from kinema.families.animatediff.control.steering import Steering
 from kinema.families.animatediff.files import lora, opening
 from kinema.families.animatediff.model import AnimateDiff, blocks
 from kinema.families.animatediff.motion import amounts
+from kinema.families.animatediff.pocket.presets import PRESETS as POCKETS
+from kinema.families.animatediff.pocket.presets import taught
+from kinema.grid import LatentGrid, Lattice
 from kinema.nn.ldm_unet import channels_last
-from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
-from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, System
+from kinema.schema import BadRequest, Note, OnEvent, Request, Shape
+from kinema.spans import Spans, Stop, spans_of
+from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Slots, Training, Tuning
 from kinema.vae.kl2d import ImageCodec
 
 _ABSENT = {"vae": "VAE, add one (vae=FILE)", "text": "text encoder, take a checkpoint with one"}
 
 
-class Sampling:
+class AnimateDiffSampling(Sampling):
     """How its clips are made."""
 
     def lattice(self, config: Config) -> Lattice:
         return Lattice(
+            LatentGrid(stride=(config.stride, config.stride), channels=config.latent_channels),
             side_multiple=config.multiple,
             min_side=config.multiple,
-            stride=(config.stride, config.stride),
-            channels=config.latent_channels,
             max_frames=config.longest,
         )
 
@@ -54,9 +56,10 @@ class Sampling:
             spacing=config.spacing,
             guidance=config.guidance,
             attention_windows=config.motion != "none",
+            prompt_spans=True,
         )
 
-    def process(self, config: Config) -> Process:
+    def process(self, config: Config, shape: Shape) -> Process:  # noqa: ARG002
         return Process(recipe.schedule_of(config), recipe.predicted(config))
 
     def codec(self, config: Config, model: nn.Module) -> ImageCodec:
@@ -98,29 +101,36 @@ class Sampling:
     def files(self, request: Request) -> tuple[str, ...]:
         return conditioning.files_of(request)
 
-    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
+    def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> Words:
         config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
         tokenizer = conditioning.tokenizer_of(config, system.weights.path, offline=system.offline)
-        stops = conditioning.travel_of(request)
-        conditioning.say_unknown(tokenizer, system.name, [*stops.values(), request.negative_prompt], on_event)
+        spans = spans_of(request) or Spans((Stop(0, 0, request.prompt),))
+        conditioning.say_unknown(tokenizer, system.name, [*spans.texts, request.negative_prompt], on_event)
         skip = int(request.extra.get("clip_skip", 1))
 
         def encode(text: str) -> tuple[Tensor, Tensor | None]:
             return conditioning.encode_text(model, config, tokenizer, text, skip)
 
-        told = {frame: encode(text) for frame, text in stops.items()}
+        told = {text: encode(text) for text in spans.texts}
         contexts = conditioning.level_rows([context for context, _ in told.values()], encode("")[0])
-        wanted = conditioning.travelled(dict(zip(told, contexts, strict=True)), canvas.start, request.shape.frames)
         unwanted, pooled_negative = encode(request.negative_prompt)
-        pooled = told[0][1]
+        pooled = told[spans.texts[0]][1]
         if pooled is not None and not request.negative_prompt.strip():
             # SDXL was trained with zeros, not with the empty prompt.
             unwanted, pooled_negative = torch.zeros_like(unwanted), torch.zeros_like(pooled)
+        return Words(spans, dict(zip(told, contexts, strict=True)), pooled, unwanted, pooled_negative)
+
+    def condition(  # noqa: PLR0917
+        self, system: Opened, words: Words, request: Request, canvas: Canvas, on_event: OnEvent
+    ) -> Conditions:
+        config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
+        start = canvas.block.start
+        wanted = conditioning.over_frames(words.spans, words.contexts, range(start, start + request.shape.frames))
         motion = config.motion != "none" and request.shape.frames > 1
         moving = amounts.moving_of(request, self.lattice(config))
 
-        shown = conditioning.drawn(request, canvas.start) if config.sparse == "scribble" else None
-        if config.sparse == "rgb" and request.honour == "native" and not canvas.empty:
+        shown = conditioning.drawn(request, start) if config.sparse == "scribble" else None
+        if config.sparse == "rgb" and canvas.block.way == "native" and not canvas.empty:
             shown = conditioning.frames_shown(request, canvas, system.encode(canvas.video))
         if shown is not None:
             shown = replace(
@@ -146,17 +156,16 @@ class Sampling:
 
         return Conditions(
             {
-                "positive": branch(wanted, pooled, steerings, seen),
-                "negative": branch(unwanted, pooled_negative, unpooled, unseen),
+                "positive": branch(wanted, words.pooled, steerings, seen),
+                "negative": branch(words.unwanted, words.pooled_unwanted, unpooled, unseen),
             }
         )
 
-    def _levels(self, system: System, request: Request, canvas: Canvas) -> Level:
+    def _levels(self, system: Opened, request: Request, canvas: Canvas) -> Level:
         """Those of the steps that are made: an edit leaves out the first ones."""
-        levels = system.levels(request)
-        return levels if canvas.source is None else last_levels(levels, canvas.strength)
+        return system.levels(request)[canvas.skipped :]
 
-    def _first(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Tensor | None:
+    def _first(self, system: Opened, request: Request, canvas: Canvas, on_event: OnEvent) -> Tensor | None:
         """What PIA is shown: the first frame where it is given whole, beside whatever else is held."""
         if not bool(canvas.mask[:, :, 0].all()):
             on_event(Note("PIA was trained to go on from a picture and is shown none: animate one"))
@@ -165,13 +174,10 @@ class Sampling:
         first = system.encode(canvas.video[:, :, :1])[:, :, 0].to(system.device, system.dtype)
         return pia.shown(first, affinity.to(first))
 
-    def guidance(self, config: Config, request: Request) -> None:  # noqa: ARG002
-        return None
-
     def join(self, conditions: Sequence[Condition]) -> Condition | None:
         return conditioning.joined(conditions)
 
-    def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: Opened, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
         model, told = cast(AnimateDiff, system.model), condition.of(frames)
         channels_last(model.unet)
         for controlling in (model.sparse, *model.controls):
@@ -181,58 +187,57 @@ class Sampling:
         return predicted.denoiser(lambda z, level: recipe.run_unet(model, system.config, z, level, told).to(z.dtype))
 
 
-class Checkpoints:
+class AnimateDiffCheckpoints(Checkpoints):
     """What its files are called."""
 
-    def recognise(self, source: Source) -> Found | None:
-        return opening.open_source(source)
+    recognise = staticmethod(opening.open_source)
+    convert = staticmethod(opening.convert)
+    lora_aliases = staticmethod(lora.aliases)
 
-    def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return opening.convert(config, tensors)
+    @property
+    def slots(self) -> Slots:
+        from kinema.families.animatediff.files.slots import SLOTS
 
-    def lora_aliases(self, config: Config) -> Mapping[str, str]:
-        return lora.aliases(config)
+        return SLOTS
+
+    @property
+    def layouts(self) -> Layouts:
+        from kinema.families.animatediff.files.checkpoint import LAYOUTS
+
+        return LAYOUTS
 
 
-class Training:
+class AnimateDiffTraining(Training):
     """How it is trained."""
 
-    def recipe(self, config: Config) -> Recipe:
-        return recipe.recipe(config)
+    loss = staticmethod(recipe.loss)
+    recipe = staticmethod(recipe.recipe)
 
-    def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
-        return recipe.loss(model, config, batch, generator)
+    @property
+    def tuning(self) -> Tuning:
+        from kinema.families.animatediff.training import TRAINING
+
+        return TRAINING
 
 
 class AnimateDiffFamily:
     """A personalised image model that moves (Guo et al. 2023); with one frame, the image model itself."""
 
     name = "animatediff"
-    sampling = Sampling()
-    checkpoints = Checkpoints()
-    training = Training()
+    sampling = AnimateDiffSampling()
+    checkpoints = AnimateDiffCheckpoints()
+    training = AnimateDiffTraining()
 
     @property
     def presets(self) -> Mapping[str, Config]:
-        words = tuple(playroom.vocabulary())
-        small = {name: PRESETS[name] for name in ("tiny", "pocket", "pocket-motion")}
-        taught = {
-            name: replace(config, words=words, text=(replace(config.text[0], vocabulary=WordTokenizer(words).size),))
-            for name, config in small.items()
-        }
-        return PRESETS | taught
+        return PRESETS | {"tiny": taught(PRESETS["tiny"])} | POCKETS
 
     def build(self, config: Config) -> AnimateDiff:
         return AnimateDiff(config)
 
-    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
-        return blocks(model)
-
-    def to_json(self, config: Config) -> dict[str, Any]:
-        return to_json(config)
-
-    def from_json(self, told: Mapping[str, Any]) -> Config:
-        return from_json(told)
+    blocks = staticmethod(blocks)
+    to_json = staticmethod(to_json)
+    from_json = staticmethod(from_json)
 
 
 FAMILY = AnimateDiffFamily()

@@ -12,12 +12,11 @@ from kinema.conditioning.clip_vision import ClipVision
 from kinema.families.animatediff.config import Config, Stage
 from kinema.families.animatediff.control.controlnet import ControlNet
 from kinema.families.animatediff.control.sparse import SparseCtrl
+from kinema.families.animatediff.kinds import kind_of
 from kinema.families.animatediff.motion.module import MotionModule
-from kinema.families.animatediff.pocket import Patches, Reader, begin, few_groups, fine
 from kinema.families.animatediff.unet import UNet
 from kinema.nn.ldm_unet import ResBlock
 from kinema.nn.sd_unet import Transformer
-from kinema.vae.kl2d import Autoencoder
 
 
 class AnimateDiff(nn.Module):
@@ -26,20 +25,13 @@ class AnimateDiff(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.unet = UNet(config)
-        self.vae = (
-            Patches(config.patch)
-            if config.patch
-            else Autoencoder(config.vae_channels, config.vae_layers, config.latent_channels)
-        )
+        self.vae = kind_of(config).codec(config)
         self.text_encoder = ClipText(config.text[0])
         self.text_encoder_2 = ClipText(config.text[1]) if len(config.text) > 1 else None
         self.sparse = SparseCtrl(config) if config.sparse else None
         self.controls = nn.ModuleList(ControlNet(config, size) for size in config.controls)
         self.image_encoder = ClipVision(**asdict(config.vision)) if config.vision else None
-        self.reader = Reader(config) if config.patch else None
-        if config.patch:
-            begin(self.unet, self.text_encoder)
-            few_groups([self.unet, *([self.sparse] if self.sparse else [])], config.groups)
+        kind_of(config).complete(self, config)
         self.register_state_dict_post_hook(_contiguous)
         self.requires_grad_(False)
         for parameter in self.trained(config.trains):
@@ -53,13 +45,7 @@ class AnimateDiff(nn.Module):
             for module in self.motion_modules:
                 yield from module.parameters()
         elif stage in ("image", "style"):
-            # A pocket's style is in its finest layers: what stands where, and so the motion module's ground, stays.
-            parts = fine(self.unet.config) if stage == "style" and self.reader is not None else ("",)
-            named = self.unet.named_parameters()
-            yield from (p for name, p in named if ".motion_modules." not in name and name.startswith(parts))
-        if stage == "image" and self.reader is not None:  # a pocket learns its words with its pictures
-            yield from self.reader.parameters()
-            yield from self.text_encoder.parameters()
+            yield from kind_of(self.unet.config).image_parameters(self, stage)
 
     @property
     def motion_modules(self) -> list[MotionModule]:

@@ -1,7 +1,7 @@
 """How the parts are trained (Guo et al. 2023, §4; 2023b, §3): each on its own, while all the others stand still.
 
 A motion module on clips, the image model on single frames of them, SparseCtrl on clips of which it sees some frames.
-Noise is predicted; a pocket predicts the picture (`pocket`). Released by the authors for v1's motion module only: 16
+Released by the authors for v1's motion module only: 16
 frames of 256 pixels, every fourth, AdamW at 1e-4, the text dropped for a tenth; the image model at 1e-5.
 
 Letters: B clips, T frames, C channels, H W latent rows and columns, L context tokens.
@@ -9,8 +9,8 @@ Letters: B clips, T frames, C channels, H W latent rows and columns, L context t
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -18,14 +18,14 @@ from torch import Generator, Tensor, nn
 
 from kinema.conditioning.clip_text import rows
 from kinema.data import styles
-from kinema.data.reading import AWAY, READ, about, mislocated, misread
-from kinema.diffusion import losses
 from kinema.diffusion.parameterise import EPS, X0, Parameterisation
 from kinema.diffusion.schedules import DiscreteBetas, Level
 from kinema.families.animatediff import conditioning
 from kinema.families.animatediff.conditioning import Condition
 from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.control.steering import steer
+from kinema.families.animatediff.kind import Aim
+from kinema.families.animatediff.kinds import kind_of
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.nn.ldm_unet import channels_last
 from kinema.system import Batch, Recipe
@@ -39,39 +39,22 @@ RECIPE = Recipe(
     ema=0.9999,
     text_drop=0.1,
     frameskip=4,
+    # The authors never told those of a LoRA: people train MotionLoRAs for a few thousand steps at 1e-4.
+    lora={"steps": 5000, "learning_rate": 1e-4},
 )
 IMAGE_RATE = 1e-5
-TINY = replace(RECIPE, steps=200, batch=4, warmup=10, learning_rate=1e-3, ema=0.99, frameskip=1)
-
-_POCKET = Recipe(
-    steps=1000, batch=64, learning_rate=3e-3, optimiser="muon", weight_decay=0.01, warmup=50, cooldown=0.4, ema=0.995,
-    text_drop=0.1, grammar="scenic",
-)  # fmt: skip
-POCKETS = {
-    "image": _POCKET,
-    # A short way from the base, so that the base's motion module still finds what it knows.
-    "style": replace(_POCKET, steps=960, learning_rate=1e-3, warmup=10, cooldown=0.7, ema=0.98),
-    "motion": replace(_POCKET, steps=2400, batch=8, learning_rate=2e-3),
-    "sparsectrl": replace(_POCKET, steps=300, batch=8, learning_rate=2e-3, ema=0.98),
-}
+TINY = replace(
+    RECIPE, steps=200, batch=4, warmup=10, learning_rate=1e-3, ema=0.99, frameskip=1, lora={"learning_rate": 1e-4}
+)
 
 
 def recipe(config: Config) -> Recipe:
     """The figures of the config's stage; small ones for small networks."""
-    if config.patch:
-        return POCKETS[config.trains]
+    if config.trains in (own := kind_of(config).recipes):
+        return own[config.trains]
     if config.channels[0] < 64:
         return TINY
     return RECIPE if config.trains in ("motion", "sparsectrl") else replace(RECIPE, learning_rate=IMAGE_RATE)
-
-
-def lora_recipe(told: Recipe) -> Recipe:
-    """Figures of a LoRA, which the authors never told: people train MotionLoRAs for a few thousand steps at 1e-4."""
-    if told.optimiser == "muon":  # a pocket; low-rank matrices are AdamW's
-        return replace(
-            told, steps=300, batch=8, learning_rate=2e-3, optimiser="adamw", warmup=10, cooldown=0.5, ema=0.98
-        )
-    return replace(told, steps=min(told.steps, 5000), learning_rate=1e-4)
 
 
 # ------------------------------------------------------------------------------------ the network
@@ -132,7 +115,8 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: Generator) -
         batch = single(batch, generator)
     x0 = encode(network, config, batch.video) if batch.encoded is None else batch.encoded["latents"].to(batch.video)
     context, added = _captions(network, config, batch)
-    level, step = _draw(config, len(x0), generator)
+    schedule = schedule_of(config) if moves else image_schedule_of(config)
+    level, step = kind_of(config).draw(schedule, len(x0), generator, moves=moves)
     eps = torch.randn(x0.shape, generator=generator).to(x0)
     z, step = level.add_noise(x0, eps), step.to(x0.device)
     control = None
@@ -141,16 +125,9 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: Generator) -
         given, mask = show(config, batch.video, x0, generator)
         control = network.sparse(given, mask, step, context)
     # One row of context a clip: its frames share it.
-    with _watching(network) as seen:
-        output = network.unet(z, step, context, added, motion=moves and config.motion != "none", control=control)
-    if not config.patch:
-        return predicted(config).loss(output.float(), x0, eps, level)
-    return _drawn(network, config, batch, output, level) + READING * _misread(network, batch, seen)
-
-
-def _watching(network: AnimateDiff) -> AbstractContextManager[list[Tensor]]:
-    """The maps that a pocket is read from, as a forward pass makes them; none of another network."""
-    return nullcontext([]) if network.reader is None else network.reader.watching(network.unet)
+    motion = moves and config.motion != "none"
+    predict = partial(network.unet, z, step, context, added, motion=motion, control=control)
+    return kind_of(config).error(network, batch, Aim(predicted(config), x0, eps, level), predict)
 
 
 def single(batch: Batch, generator: Generator) -> Batch:
@@ -174,17 +151,6 @@ def single(batch: Batch, generator: Generator) -> Batch:
 def encode(network: AnimateDiff, config: Config, video_BCTHW: Tensor) -> Tensor:
     """Scaled latents B×C×T×H×W of clips."""
     return ImageCodec(network.vae, config.latent_scale).encode(video_BCTHW)
-
-
-def _draw(config: Config, count: int, generator: Generator) -> tuple[Level, Tensor]:
-    """Levels and the steps they are told as, [B]: whole steps, evenly; a pocket's lie where its words are decided."""
-    moves = config.trains in ("motion", "sparsectrl")
-    schedule = schedule_of(config) if moves else image_schedule_of(config)
-    if config.patch:
-        level = (CLIP_LEVELS if moves else PICTURE_LEVELS)(schedule, count, generator)
-        return level, schedule.timestep(level.log_snr)
-    step = torch.randint(schedule.count, (count,), generator=generator)
-    return schedule.level(step.double() / (schedule.count - 1)), step
 
 
 def _captions(network: AnimateDiff, config: Config, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -233,46 +199,3 @@ def keyframes(frames: int, generator: Generator) -> Tensor:
     count = int(torch.randint(1, max(frames // 2, 1) + 1, (), generator=generator))
     kept[torch.randperm(frames, generator=generator)[:count]] = 1
     return kept
-
-
-# -------------------------------------------------------------------------------------- the pocket
-
-PICTURE_LEVELS = losses.draw_levels("edm-lognormal", p_mean=1.2, p_std=1.4, stratified=True)
-CLIP_LEVELS = losses.draw_levels("edm-lognormal", p_mean=2.0, p_std=1.3, stratified=True)
-"""ln(sigma / alpha) of pixels. Eight frames show as much together as one does at a level lower by ln(8) / 2."""
-LEAST_SIGMA = 0.3
-"""Bounds the weight 1 / sigma² of the picture's error, which is that of a flow's velocity (as in zoetrope)."""
-OBJECT, FOUND = 4.0, 0.92
-"""How much more the pixels about an object count, below this noise level: textures make most of a picture's error, and
-while it is open where the object is, such weights would teach to see it everywhere."""
-READING = 0.01
-"""Weight of naming what stands where, beside drawing it."""
-
-
-def _drawn(network: AnimateDiff, config: Config, batch: Batch, output: Tensor, level: Level) -> Tensor:
-    """Weighted error of the pixels, [B]."""
-    picture = ImageCodec(network.vae, config.latent_scale).decode(output).float()
-    sigma = level.sigma / (level.alpha + level.sigma)
-    counts = torch.ones_like(picture[:, :1])
-    if any(batch.scenes):
-        more = OBJECT * ((FOUND - sigma) / 0.1).clamp(0, 1).to(picture)[:, None, None, None, None]
-        counts = counts + more * about(batch.scenes, picture)
-    return X0.loss(
-        picture, batch.video, picture, level, weighting=lambda _: sigma.clamp(min=LEAST_SIGMA).pow(-2), mask=counts
-    )
-
-
-def _misread(network: AnimateDiff, batch: Batch, seen: list[Tensor]) -> Tensor | float:
-    """What is misread of both maps, summed, [B]; every parameter has a gradient, whatever the clips."""
-    if network.reader is None:
-        return 0.0
-    count, frames = len(batch.captions), batch.video.shape[2]
-    read = [x.unflatten(0, (count, frames)).flatten(1, 2).float() for x in network.reader(seen)]
-    if not any(batch.scenes):
-        return 0 * sum(x.sum() for x in read)
-    grid = (frames, *seen[0].shape[-2:])
-    told = read[0].new_zeros(count)
-    for x in read:
-        what, where = x.split((sum(READ), sum(AWAY)), dim=-1)
-        told = told + misread(what, batch.scenes, grid) + mislocated(where, batch.scenes, grid)
-    return told

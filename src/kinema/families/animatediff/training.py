@@ -2,7 +2,7 @@
 files that people exchange.
 
 Stages: ``motion`` (a module over time, put into an image model where it has none), ``image`` (the image layers, on
-single frames), ``style`` (the same; of a pocket the finest alone), ``sparsectrl`` and ``scribble`` (control by frames
+single frames), ``style`` (what of them makes a style), ``sparsectrl`` and ``scribble`` (control by frames
 or by drawings). A LoRA is of the layers that its stage trains: of ``image`` a domain adapter, of ``motion`` a
 MotionLoRA.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import gcd
 from typing import cast
 
 import torch
@@ -18,18 +19,18 @@ from torch import Tensor, nn
 
 from kinema.checkpoints.lora_formats import Lora
 from kinema.families.animatediff import recipe
-from kinema.families.animatediff.config import Config, Stage, with_motion
+from kinema.families.animatediff.config import Config, Stage
 from kinema.families.animatediff.control import sparse
 from kinema.families.animatediff.files import lora, motion_file
+from kinema.families.animatediff.kinds import kind_of
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.schema import BadRequest
-from kinema.system import Recipe
 
 STAGES = ("image", "style", "motion", "sparsectrl", "scribble")
 
 
 class AnimateDiffTraining:
-    """See `kinema.training.learning.FamilyTraining`."""
+    """See `kinema.system.Tuning`."""
 
     parts: Mapping[str, str] = {}
     adapted = r"unet\..*\.attn[12]\.to_(q|k|v|out\.0)"
@@ -54,9 +55,6 @@ class AnimateDiffTraining:
             raise BadRequest(f"SparseCtrl takes drawings {told}")
         return replace(config, sparse="rgb" if kind == "rgb" else "scribble", stage="sparsectrl")
 
-    def lora_recipe(self, told: Recipe) -> Recipe:
-        return recipe.lora_recipe(told)
-
     def grown(self, model: nn.Module, config: Config, seed: int) -> nn.Module:
         """A network of this config with all the weights that there are, what it lacks freshly made.
 
@@ -78,22 +76,20 @@ class AnimateDiffTraining:
     def files(
         self, config: Config, tensors: Mapping[str, Tensor], low: Lora | None
     ) -> Mapping[str, Mapping[str, Tensor]]:
-        """What was trained as the authors' files hold it; a pocket's style is a file for the slot of that name."""
+        """What was trained as the authors' files hold it."""
         if low is not None:
             return {"motion-lora" if config.trains == "motion" else "adapter": lora.official(low)}
         if config.trains == "motion":
             return {"motion": motion_file.export("official", _inside(tensors, "unet.", ".motion_modules."))}
         if config.trains == "sparsectrl":
             return {"sparsectrl": sparse.export("official", _inside(tensors, "sparse."))}
-        if config.trains == "style" and config.patch:
-            return {"style": {name: tensor for name, tensor in tensors.items() if ".motion_modules." not in name}}
-        return {}
+        return kind_of(config).files(config.trains, tensors)
 
     def frozen(self, model: nn.Module) -> dict[str, Tensor]:
         """The encoder of the codec. Raises BadRequest where training needs the pixels of every frame."""
         network = cast(AnimateDiff, model)
-        if network.reader is not None:
-            raise BadRequest("the pocket works on pixels, so there is nothing to encode beforehand")
+        if network.unet.config.codec != "vae":
+            raise BadRequest("this model works on pixels, so there is nothing to encode beforehand")
         learns = network.sparse is not None and any(p.requires_grad for p in network.sparse.parameters())
         if learns and network.unet.config.sparse == "scribble":
             raise BadRequest(
@@ -105,6 +101,16 @@ class AnimateDiffTraining:
     def encode(self, model: nn.Module, video_BCTHW: Tensor) -> dict[str, Tensor]:
         network = cast(AnimateDiff, model)
         return {"latents": recipe.encode(network, network.unet.config, video_BCTHW)}
+
+
+def with_motion(config: Config) -> Config:
+    """The config of an image model with a fresh motion module in it (v3's shape, or XL's), or as it is with one."""
+    if config.motion != "none":
+        return config
+    like = kind_of(config).motion_preset("sdxl" if config.size_embedding else "v3")
+    names = ("motion", "motion_mid", "positions", "frames", "fps", "steps", "sampler", "spacing", "guidance", "betas")
+    told = {name: getattr(like, name) for name in names}
+    return replace(config, motion_heads=gcd(like.motion_heads, *config.channels), **told)
 
 
 def _inside(tensors: Mapping[str, Tensor], prefix: str, part: str = "") -> dict[str, Tensor]:

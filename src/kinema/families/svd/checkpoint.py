@@ -154,11 +154,6 @@ def words(name: str) -> list[str]:
     return re.split(r"[_.\-\s]+", name.lower())
 
 
-def config_of(outline: Outline, name: str = "") -> Config:
-    """The configuration of the model with these sizes; ``name``, the file's, tells svd from svd-xt."""
-    return sized(PRESETS[variant(outline, name)], outline)
-
-
 def sized(preset: Config, outline: Outline) -> Config:
     """A published model's sampling with the sizes of this network.
 
@@ -309,8 +304,7 @@ class OpenedLora:
 class Layouts:
     """What `kinema.checkpoints.convert` asks of a family."""
 
-    family = "svd"
-    layouts = ("sgm", "diffusers", "kohya")
+    names: tuple[str, ...] = ("sgm", "diffusers", "kohya")
 
     def open(self, source: Path, variant: str | None) -> Opened | OpenedLora | None:
         if source.is_dir():
@@ -327,6 +321,10 @@ class Layouts:
         if layout not in LAYOUT_NAMES:
             raise BadRequest(f"a checkpoint has no layout {layout}; expected {' or '.join(LAYOUT_NAMES)}")
         return plan_sgm(opened, dtype) if layout == "sgm" else plan_folder(opened, dtype)
+
+    def reader(self, source: Path, variant: str | None) -> Callable[[str], Tensor] | None:
+        opened = self.open(source, variant)
+        return opened.read if isinstance(opened, Opened) else None
 
 
 LAYOUTS = Layouts()

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from kinema import registry
+from kinema.canvas import Canvas
 from kinema.diffusion.noise import Noise
 from kinema.families.svd.config import Config
 from kinema.families.svd.model import SVD
-from kinema.schema import BadRequest, Canvas, Request
+from kinema.schema import BadRequest, Request
 from kinema.vae.precision import upcast
 from kinema.values import quoted
 
@@ -92,8 +93,8 @@ def picture_of(canvas: Canvas) -> Tensor | None:
     given of frame 0 on grey. None when there is nothing."""
     if canvas.first is not None:
         return canvas.first
-    if canvas.source is not None:
-        return canvas.source[:, :, 0]
+    if canvas.held:
+        return canvas.held[0].video[:, :, 0]
     if canvas.empty:
         return None
     return canvas.video[:, :, 0] * canvas.mask[:, :, 0]

@@ -67,13 +67,13 @@ class Config:
     """SV3D: the frames are views around an object, and the network expects the given view last."""
 
     stage: Stage = "finetune"
-    """Stage of the training that made, or is to make, these weights: see `recipe.STAGES`."""
+    """Stage of the training that made, or is to make, these weights: see `stages.STAGES`."""
     sigma_max: float = 700.0
     """Where sampling begins."""
     pocket: bool = False
-    """Small autoencoder and image encoder of our own (`pocket`), trained too, in place of SD 2.1's and CLIP."""
+    """Small autoencoder and image encoder of our own, trained too, in place of SD 2.1's and CLIP (`kinds`)."""
     patch: int = 1
-    """Pixels along a side that the pocket's autoencoder takes together before its first layer."""
+    """Pixels along a side that our own autoencoder takes together before its first layer."""
 
     @property
     def post_quant(self) -> bool:
@@ -127,33 +127,8 @@ TINY = replace(
     clip_patch=8,
     clip_side=32,
 )
-POCKET = replace(
-    SVD,
-    height=64,
-    width=64,
-    steps=20,
-    guidance=(2.0, 2.0),
-    channels=(64, 96),
-    layers=1,
-    heads=(2, 3),
-    context=128,
-    scalars=(("fps", 32), ("motion_bucket", 64), ("augmentation", 32)),
-    latent_channels=16,
-    latent_scale=1.0,
-    vae_channels=(64, 96),
-    vae_layers=1,
-    decoder="image",
-    clip_width=64,
-    motion_middle=0.015,
-    stage="playroom",
-    sigma_max=80.0,
-    pocket=True,
-    patch=4,
-)  # U-Net 3,755,740, autoencoder 1,085,920, image encoder 102,720: 9.9 MB in fp16
-
 PRESETS: dict[str, Config] = {
     "tiny": TINY,
-    "pocket": POCKET,
     "svd": SVD,
     "svd-xt": SVD_XT,
     "svd-xt-1.1": SVD_XT_1_1,

@@ -184,7 +184,10 @@ class SVDCodec:
 
     def encode(self, video_BCTHW: Tensor) -> Tensor:
         frames = video_BCTHW.shape[2]
-        z_NCHW = upcast(self.vae, self.vae.encode, video_BCTHW.transpose(1, 2).flatten(0, 1)) * self.scale
+        images = video_BCTHW.transpose(1, 2).flatten(0, 1)
+        # PyTorch takes other kernels for one image than for several: a pair keeps its latents the same in any company.
+        paired = images.repeat(2, 1, 1, 1) if len(images) == 1 else images
+        z_NCHW = upcast(self.vae, self.vae.encode, paired)[: len(images)] * self.scale
         return z_NCHW.unflatten(0, (-1, frames)).transpose(1, 2)
 
     def decode(self, z_BCTHW: Tensor, chunk: int | None = None, *, overlap: int = 0, tile: int | None = None) -> Tensor:

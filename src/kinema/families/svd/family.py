@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from kinema.checkpoints.source import Source
+from kinema.canvas import Canvas
 from kinema.diffusion.guidance import Guidance, classifier_free
 from kinema.diffusion.parameterise import Denoiser, V
 from kinema.diffusion.schedules import Level
-from kinema.families.svd import conditioning, lora, opening, recipe
+from kinema.families.svd import checkpoint, conditioning, lora, opening, recipe
 from kinema.families.svd.conditioning import Condition
 from kinema.families.svd.config import PRESETS, Config, from_json, to_json
 from kinema.families.svd.decoder import SVDCodec
+from kinema.families.svd.kinds import kind_of
 from kinema.families.svd.model import SVD, blocks
-from kinema.families.svd.pocket import PocketSVD
+from kinema.families.svd.pocket.presets import PRESETS as POCKETS
+from kinema.grid import LatentGrid, Lattice
 from kinema.nn.ldm_unet import channels_last
-from kinema.schema import BadRequest, Canvas, Lattice, Note, OnEvent, Request
-from kinema.system import Batch, Conditions, Defaults, Found, Process, Recipe, System
+from kinema.schema import BadRequest, Note, OnEvent, Request, Shape
+from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training, Tuning
 
 
-class Sampling:
+class SVDSampling(Sampling):
     """How its clips are made."""
 
     def lattice(self, config: Config) -> Lattice:
         return Lattice(
+            LatentGrid(stride=(config.stride, config.stride), channels=config.latent_channels),
             side_multiple=config.multiple,
             min_side=config.multiple,
-            stride=(config.stride, config.stride),
-            channels=config.latent_channels,
             max_frames=config.frames,
         )
 
@@ -50,7 +51,7 @@ class Sampling:
             takes_prompt=False,
         )
 
-    def process(self, config: Config) -> Process:
+    def process(self, config: Config, shape: Shape) -> Process:  # noqa: ARG002
         return Process(recipe.schedule(config), V)
 
     def codec(self, config: Config, model: nn.Module) -> SVDCodec:
@@ -59,17 +60,13 @@ class Sampling:
         return SVDCodec(vae, config.latent_scale, config.decode_chunk)
 
     def honours(self, config: Config, kind: str) -> tuple[str, ...]:
-        """A first frame natively, and a beginning by going on from its last frame; the rest is held by guidance.
-
-        The pocket, which is shown the picture as SVD is, is held to it besides: what little it was trained loses
-        detail in a frame that is known, and with it in those after it.
-        """
+        """A first frame as its kind is, and a beginning by going on from its last frame; the rest by guidance."""
         if kind == "nothing":
             return ("native",)
-        if kind == "first" and config.pocket:
-            return ("replacement", "native", "reconstruction")
-        own = {"first": ("native",), "prefix": () if config.orbit else ("continuation",)}
-        return (*own.get(kind, ()), "replacement", "reconstruction")
+        if kind == "first":
+            return kind_of(config).first
+        own = ("continuation",) if kind == "prefix" and not config.orbit else ()
+        return (*own, "replacement", "reconstruction")
 
     def check(self, config: Config, request: Request) -> None:
         conditioning.check_extra(config, request.extra)
@@ -78,14 +75,19 @@ class Sampling:
         if config.orbit and request.frames is not None and request.frames > config.frames:
             raise BadRequest(f"frames is {request.frames}; this svd model makes orbits of up to {config.frames} views")
 
-    def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
-        return ()
-
-    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
-        config, model = system.config, cast(SVD, system.model)
+    def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> None:
         if request.prompt.strip() or request.negative_prompt.strip():
             on_event(Note(f"{system.name} takes no words; only the picture, not the prompt, tells it what to show"))
-        shape = request.shape
+
+    def condition(  # noqa: PLR0917
+        self,
+        system: Opened,
+        words: None,  # noqa: ARG002
+        request: Request,
+        canvas: Canvas,
+        on_event: OnEvent,
+    ) -> Conditions:
+        config, model, shape = system.config, cast(SVD, system.model), request.shape
         picture = conditioning.picture_of(canvas)
         if picture is None:
             on_event(Note(f"{system.name} was given no picture, so it makes up a clip of whatever comes"))
@@ -94,7 +96,8 @@ class Sampling:
         amount = torch.full((shape.batch,), conditioning.augmentation(config, request))
         noise = conditioning.picture_noise(request, shape.height, shape.width)
         picture = picture.to(system.device, torch.float32)
-        seen = canvas.anchor.to(picture) if canvas.anchor is not None and request.extra.get("anchor") else None
+        anchor = canvas.block.anchor
+        seen = anchor.to(picture) if anchor is not None and request.extra.get("anchor") else None
         channels_last(model.vae)
         wanted = conditioning.encode(model, picture, noise.to(picture), told, amount, seen)
         unwanted = wanted.null()
@@ -113,7 +116,7 @@ class Sampling:
         )
         return Condition(torch.cat(context), torch.cat(picture), torch.cat(scalars))
 
-    def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: Opened, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
         model, told = cast(SVD, system.model), condition.of(frames)
         channels_last(model.unet)
         if not system.config.orbit:
@@ -127,52 +130,50 @@ class Sampling:
         return V.denoiser(network)
 
 
-class Checkpoints:
+class SVDCheckpoints(Checkpoints):
     """What its files are called."""
 
-    def recognise(self, source: Source) -> Found | None:
-        return opening.open_source(source)
+    layouts = checkpoint.LAYOUTS
+
+    recognise = staticmethod(opening.open_source)
 
     def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
         return opening.convert(tensors)
 
-    def lora_aliases(self, config: Config) -> Mapping[str, str]:
-        return lora.aliases(config)
+    lora_aliases = staticmethod(lora.aliases)
 
 
-class Training:
+class SVDTraining(Training):
     """How it is trained."""
 
-    def recipe(self, config: Config) -> Recipe:
-        return recipe.recipe(config)
+    loss = staticmethod(recipe.loss)
+    recipe = staticmethod(recipe.recipe)
 
-    def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
-        return recipe.loss(model, config, batch, generator)
+    @property
+    def tuning(self) -> Tuning:
+        from kinema.families.svd.training import TRAINING
+
+        return TRAINING
 
 
 class StableVideoDiffusion:
     """Image to video in latent space (Blattmann et al. 2023) and its orbits, SV3D (Voleti et al. 2024)."""
 
     name = "svd"
-    sampling = Sampling()
-    checkpoints = Checkpoints()
-    training = Training()
+    sampling = SVDSampling()
+    checkpoints = SVDCheckpoints()
+    training = SVDTraining()
 
     @property
     def presets(self) -> Mapping[str, Config]:
-        return PRESETS
+        return PRESETS | POCKETS
 
     def build(self, config: Config) -> nn.Module:
-        return PocketSVD(config) if config.pocket else SVD(config)
+        return kind_of(config).build(config)
 
-    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
-        return blocks(model)
-
-    def to_json(self, config: Config) -> dict[str, Any]:
-        return to_json(config)
-
-    def from_json(self, told: Mapping[str, Any]) -> Config:
-        return from_json(told)
+    blocks = staticmethod(blocks)
+    to_json = staticmethod(to_json)
+    from_json = staticmethod(from_json)
 
 
 FAMILY = StableVideoDiffusion()

@@ -7,6 +7,7 @@ from pathlib import Path
 from kinema.checkpoints.stream import Stream
 from kinema.checkpoints.table import shapes_of
 from kinema.families.svd.config import Config
+from kinema.families.svd.kinds import kind_of
 from kinema.families.svd.layout import Outline, table
 from kinema.schema import BadRequest
 from kinema.system import family_of
@@ -15,7 +16,7 @@ from kinema.system import family_of
 def read(path: Path, variant: str | None = None) -> tuple[Outline, Stream, int] | None:
     """(outline, tensors, frames) of a file with our note, checked from its header; None where it is none of svd.
 
-    Raises BadRequest for a pocket model, whose autoencoder and image encoder no other layout has.
+    Raises BadRequest for a model whose autoencoder and image encoder no other layout has.
     """
     source = Stream(path, variant)
     if "kinema" not in source.metadata:
@@ -23,8 +24,8 @@ def read(path: Path, variant: str | None = None) -> tuple[Outline, Stream, int] 
     family, config = family_of(source.metadata["kinema"], path.name)
     if family.name != "svd":
         return None
-    if config.pocket:
-        raise BadRequest(f"{path.name} is a pocket model, whose autoencoder no other layout has a place for")
+    if kind_of(config).own:
+        raise BadRequest(f"{path.name} has an autoencoder of its own, which no other layout has a place for")
     made = outline(config)
     table(made).check_ours(shapes_of(source.header), path.name)
     return made, source, config.frames

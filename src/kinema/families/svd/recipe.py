@@ -1,8 +1,7 @@
 """How SVD is trained (Blattmann et al. 2023, §4 and appendix D): EDM levels, v-prediction, conditioning dropped.
 
 In x0-space the weight is ``(1 + sigma²) / sigma²``, which is the plain mean-squared error of the network's own output.
-Only the U-Net learns; codec and image encoder are frozen (the pocket's own are trained: its codec in a stage before,
-its image encoder with the U-Net).
+Only the U-Net learns; codec and image encoder are frozen.
 
 Letters: B clips, T frames, C channels, h w latent rows and columns.
 """
@@ -10,7 +9,7 @@ Letters: B clips, T frames, C channels, h w latent rows and columns.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -18,12 +17,13 @@ from torch import Tensor, nn
 
 from kinema.data.motion import bucket
 from kinema.diffusion import losses
-from kinema.diffusion.parameterise import V, over
-from kinema.diffusion.schedules import EDMSigmas, Level
+from kinema.diffusion.parameterise import V
+from kinema.diffusion.schedules import EDMSigmas, Level, over
 from kinema.families.svd.conditioning import Condition
 from kinema.families.svd.config import Config
+from kinema.families.svd.kinds import kind_of
 from kinema.families.svd.model import SVD, VideoUNet
-from kinema.families.svd.pocket import PocketAutoencoder
+from kinema.families.svd.stages import FULL
 from kinema.schema import BadRequest
 from kinema.system import Batch, Recipe
 
@@ -39,88 +39,34 @@ def schedule(config: Config) -> EDMSigmas:
 # -------------------------------------------------------------------------------------- the stages
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stage of the paper's training: ``ln sigma ~ N(p_mean, p_std²)``, its size and its figures.
-
-    ``drop`` is the share of clips whose picture is dropped, embedding and latents together: the branch that
-    guidance steers away from.
-    """
-
-    p_mean: float
-    p_std: float
-    size: tuple[int, int, int]
-    """Frames, height, width."""
-    steps: int
-    batch: int
-    learning_rate: float
-    ema: float = 0.9999
-    drop: float = 0.15
-    given: bool = True
-    """Whether the picture's latents stand beside the noise. Pretraining has the embedding alone, where the paper
-    has text: the published weights have no text encoder."""
-    images: bool = False
-    """Every frame an image by itself: layers over time add nothing."""
-
-
-STAGES: dict[str, Stage] = {
-    # I. From SD 2.1 to EDM: 1k steps of the time embedding alone, then 30k. Batch and rate are not told: those of II.
-    "image": Stage(-1.2, 1.0, (1, 256, 384), 31_000, 1536, 1e-4, given=False, images=True),
-    # II. 14 frames at low and then at middle resolution, where more noise is needed.
-    "video": Stage(-1.2, 1.0, (14, 256, 384), 150_000, 1536, 1e-4, given=False),
-    "video-large": Stage(0.0, 1.0, (14, 320, 576), 100_000, 768, 1e-4, given=False),
-    # III. High quality: text to video; image to video at low resolution; and from there the published models.
-    "text": Stage(0.5, 1.4, (14, 576, 1024), 50_000, 768, 3e-5, given=False),
-    "base": Stage(0.7, 1.6, (14, 320, 576), 50_000, 768, 3e-5),
-    "finetune": Stage(1.0, 1.6, (14, 576, 1024), 50_000, 768, 3e-5),
-    # The pocket's own two, sized for two CPU cores. 8×8 latents show their content through more noise than SVD's do
-    # through theirs, and a clip of 14 frames through more than an image; motion is decided at the noise end.
-    "codec": Stage(0.0, 1.0, (14, 64, 64), 900, 8, 2e-3, ema=0.99),
-    "playroom": Stage(0.3, 1.4, (14, 64, 64), 3400, 8, 2e-3, ema=0.995),
-}
-PAPER = ("image", "video", "video-large", "text", "base", "finetune")
-POCKET = ("codec", "playroom")
-
-
 def staged(config: Config, name: str) -> Config:
     """The config in another stage, at the stage's size where the network is of full size. BadRequest for no stage."""
-    known = POCKET if config.pocket else PAPER
+    known = kind_of(config).stages
     if name not in known:
         raise BadRequest(f"there is no training stage {name!r} of this svd model; expected one of {', '.join(known)}")
     config = replace(config, stage=cast(Any, name))
     if config.channels[0] < FULL:
         return config
-    frames, height, width = STAGES[name].size
+    frames, height, width = known[name].size
     return replace(config, frames=max(frames, config.frames) if frames > 1 else 1, height=height, width=width)
 
 
-FULL = 320
-"""Channels of the published networks; smaller ones keep their own size in every stage."""
-
-
 def recipe(config: Config) -> Recipe:
-    """The figures of the config's stage; small ones for small networks."""
-    stage = STAGES[config.stage]
+    """The figures of the config's stage."""
+    kind = kind_of(config)
+    stage = kind.stages[config.stage]
     told = Recipe(
         steps=stage.steps,
         batch=stage.batch,
         learning_rate=stage.learning_rate,
+        optimiser=stage.optimiser,
         ema=stage.ema,
         text_drop=0.0,
         canvas_mix={"first": 1.0},
     )
-    if config.pocket:
-        optimiser = "adamw" if config.stage == "codec" else "muon"
-        return replace(told, optimiser=optimiser, warmup=50, cooldown=0.4, grammar="simple", slow=SLOW, without=WITHOUT)
-    if config.channels[0] < FULL:
-        return replace(told, steps=200, batch=4, warmup=10, learning_rate=1e-3, ema=0.99)
-    return told
-
-
-SLOW = 4.0
-"""Playroom clips are slowed by up to this, so that one picture has been seen at every motion bucket."""
-WITHOUT = ("fades",)
-"""What fades away does not move: asked for little motion, a model would make things vanish."""
+    told = replace(told, **kind.figures(config))
+    # As the paper's camera LoRAs (rank 16); it tells neither batch nor rate, which are ours.
+    return replace(told, lora={"steps": min(told.steps, 5000), "batch": min(told.batch, 8), "learning_rate": 1e-4})
 
 
 # ---------------------------------------------------------------------------------------- the loss
@@ -145,9 +91,9 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
     """Error of the raw output in every frame, [B]; the first frame of each clip is its picture."""
     if config.orbit:
         raise BadRequest("SV3D learns from renders with known cameras, which clips do not carry; train another preset")
-    network, stage = cast(SVD, model), STAGES[config.stage]
-    if config.stage == "codec":
-        return codec_loss(cast(Any, model).vae, batch.video, generator)
+    network, stage = cast(SVD, model), kind_of(config).stages[config.stage]
+    if stage.loss is not None:
+        return stage.loss(model, batch, generator)
     if stage.images:
         batch = _single(batch, generator)
     made = batch.encoded or encode(network, batch.video)
@@ -226,27 +172,3 @@ def numbers_of(config: Config, batch: Batch) -> dict[str, Tensor]:
         "fps": (fps - 1).clamp_min(0).where(fps.isfinite(), torch.tensor(config.fps - 1)),
         "motion_bucket": buckets.where(buckets.isfinite(), torch.tensor(config.motion_bucket)),
     }
-
-
-# --------------------------------------------------------------------------------------- the codec
-
-KL_WEIGHT = 3e-4
-SQUARED = 8.0
-"""Weight of the squared error beside the absolute one: about equal at an error of 1/16."""
-LOOKED_AT = 4
-"""Frames of each clip that the codec is trained on: neighbours teach it little more."""
-
-
-def codec_loss(vae: PocketAutoencoder, video_BCTHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Absolute and squared error of a few frames of each clip, and a light pull towards a unit Gaussian, [B]."""
-    count, frames = len(video_BCTHW), video_BCTHW.shape[2]
-    index = torch.stack([torch.randperm(frames, generator=generator)[:LOOKED_AT] for _ in range(count)])
-    images = torch.cat([video_BCTHW[b, :, index[b]].transpose(0, 1) for b in range(count)])
-    mean, log_variance = vae.raw(images).float().chunk(2, dim=1)
-    if vae.training:
-        vae.follow(mean)
-    z = mean + torch.exp(log_variance / 2) * torch.randn(mean.shape, generator=generator).to(mean)
-    error = vae.decoder(z).float() - images
-    away = (mean.square() + log_variance.exp() - 1 - log_variance) / 2
-    each = error.abs().flatten(1).mean(1) + SQUARED * error.square().flatten(1).mean(1)
-    return (each + KL_WEIGHT * away.flatten(1).mean(1)).unflatten(0, (count, -1)).mean(1)

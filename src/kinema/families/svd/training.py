@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import cast
 
 from torch import Tensor, nn
@@ -11,14 +10,13 @@ from torch import Tensor, nn
 from kinema.checkpoints.lora_formats import Lora
 from kinema.families.svd import recipe
 from kinema.families.svd.config import Config
+from kinema.families.svd.kinds import kind_of
 from kinema.families.svd.model import SVD
-from kinema.families.svd.pocket import PocketSVD
 from kinema.schema import BadRequest
-from kinema.system import Recipe
 
 
 class SVDTraining:
-    """See `kinema.training.learning.FamilyTraining`."""
+    """See `kinema.system.Tuning`."""
 
     parts: Mapping[str, str] = {"temporal": r"^unet\..*(temporal_|time_mixer|time_pos_embed)"}
     """656,076,838 parameters of ``svd`` (with the blends and frame positions), as published."""
@@ -27,10 +25,6 @@ class SVDTraining:
 
     def staged(self, config: Config, name: str) -> Config:
         return recipe.staged(config, name)
-
-    def lora_recipe(self, told: Recipe) -> Recipe:
-        """5,000 steps, as the paper's camera LoRAs (rank 16); it tells neither batch nor rate, which are ours."""
-        return replace(told, steps=min(told.steps, 5000), batch=min(told.batch, 8), learning_rate=1e-4)
 
     def grown(self, model: nn.Module, config: Config, seed: int) -> nn.Module:  # noqa: ARG002
         """As it is: every stage trains what is there."""
@@ -47,9 +41,9 @@ class SVDTraining:
     def frozen(self, model: nn.Module) -> dict[str, Tensor]:
         network = cast(SVD, model)
         parts = {"vae": network.vae, "image_encoder": network.image_encoder}
-        if isinstance(model, PocketSVD):
+        if kind_of(network.unet.config).own:
             raise BadRequest(
-                "the pocket's image encoder is trained with the U-Net, so its clips cannot be encoded before"
+                "this model's image encoder is trained with the U-Net, so its clips cannot be encoded before"
             )
         return {
             f"{name}.{key}": value

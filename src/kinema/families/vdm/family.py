@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kinema import registry
-from kinema.checkpoints.source import Source
+from kinema.canvas import Canvas
 from kinema.conditioning.pocket import PocketTokenizer, say_unknown
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import Level
@@ -18,8 +17,9 @@ from kinema.families.vdm import checkpoint, recipe
 from kinema.families.vdm.condition import Condition, class_index, encode
 from kinema.families.vdm.config import Config, from_json, presets, to_json
 from kinema.families.vdm.model import Stage, VideoUNet
-from kinema.schema import BadRequest, Canvas, Lattice, OnEvent, Request
-from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
+from kinema.grid import LatentGrid, Lattice
+from kinema.schema import BadRequest, OnEvent, Request, Shape
+from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
 
@@ -27,11 +27,11 @@ _EXTRA = {"per_frame": bool}
 """``per_frame=True``: every frame by itself, the same weights as an image model."""
 
 
-class Sampling:
+class VDMSampling(Sampling):
     """How its clips are made."""
 
     def lattice(self, config: Config) -> Lattice:
-        return Lattice(side_multiple=config.multiple, max_frames=config.frames)
+        return Lattice(LatentGrid(), side_multiple=config.multiple, max_frames=config.frames)
 
     def defaults(self, config: Config) -> Defaults:
         sampler = config.sampler or ("vdm-langevin" if config.delta else "vdm-ancestral")
@@ -46,10 +46,11 @@ class Sampling:
             guidance=config.guidance,
             options=own.get(sampler, {}),
             takes_prompt=config.conditional,
+            enlarges=True,
             threshold=1.0 if config.clips_x0 else None,  # eps estimates divide by alpha, 5e-5 at the noise end
         )
 
-    def process(self, config: Config) -> Process:
+    def process(self, config: Config, shape: Shape) -> Process:  # noqa: ARG002
         return Process(recipe.SCHEDULE, recipe.parameterisation(config))
 
     def codec(self, config: Config, model: nn.Module) -> PixelCodec:  # noqa: ARG002
@@ -74,23 +75,27 @@ class Sampling:
             if config.classes and prompt.strip():
                 class_index(config, prompt)
 
-    def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
-        return ()
-
-    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:  # noqa: ARG002
-        config, per_frame = system.config, bool(request.extra.get("per_frame", False))
+    def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> dict[str, Tensor | None]:
+        config = system.config
         if config.text == "pocket":
             texts = (request.prompt, request.negative_prompt)
             say_unknown(PocketTokenizer(config.words), system.name, texts, on_event)
 
-        def of(prompt: str) -> Condition:
-            vector = encode(system.model, config, [prompt], offline=system.offline) if prompt.strip() else None
-            return Condition(vector, per_frame)
+        def of(prompt: str) -> Tensor | None:
+            return encode(system.model, config, [prompt], offline=system.offline) if prompt.strip() else None
 
-        return Conditions({"positive": of(request.prompt), "negative": of(request.negative_prompt)})
+        return {"positive": of(request.prompt), "negative": of(request.negative_prompt)}
 
-    def guidance(self, config: Config, request: Request) -> None:  # noqa: ARG002
-        return None
+    def condition(  # noqa: PLR0917
+        self,
+        system: Opened,  # noqa: ARG002
+        words: Mapping[str, Tensor | None],
+        request: Request,
+        canvas: Canvas,  # noqa: ARG002
+        on_event: OnEvent,  # noqa: ARG002
+    ) -> Conditions:
+        per_frame = bool(request.extra.get("per_frame", False))
+        return Conditions({branch: Condition(vector, per_frame) for branch, vector in words.items()})
 
     def join(self, conditions: Sequence[Condition]) -> Condition | None:
         vectors = [condition.vector for condition in conditions]
@@ -99,7 +104,7 @@ class Sampling:
             return None
         return replace(conditions[0], vector=torch.cat(told) if told else None)
 
-    def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:  # noqa: ARG002
+    def denoiser(self, system: Opened, condition: Condition, frames: Sequence[int] | None) -> Denoiser:  # noqa: ARG002
         """Positions are relative and the condition belongs to the whole clip: any frames are denoised alike."""
         model = system.model
 
@@ -109,41 +114,31 @@ class Sampling:
             log_snr = level.log_snr.to(z_BCTHW.device)
             return model(z, log_snr, condition.vector, independent=independent).to(z_BCTHW.dtype)
 
-        return system.process.parameterisation.denoiser(network)
+        return recipe.parameterisation(system.config).denoiser(network)
 
 
-class Checkpoints:
+class VDMCheckpoints(Checkpoints):
     """What its files are called."""
 
-    def recognise(self, source: Source) -> None:  # noqa: ARG002
-        """Never: no foreign VDM weights exist, and our own files say in their metadata what shapes do not,
-        the prediction target and the tokenizer's words. Without them a model would run and be wrong."""
-        return None
-
-    def lora_aliases(self, config: Config) -> Mapping[str, str]:  # noqa: ARG002
-        return {}
-
-    def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return checkpoint.convert(config, tensors)
+    # No foreign file is recognised: there are none of VDM, and only our own say what shapes do not, the prediction
+    # target and the tokenizer's words. Without them a model would run and be wrong.
+    convert = staticmethod(checkpoint.convert)
 
 
-class Training:
+class VDMTraining(Training):
     """How it is trained."""
 
-    def recipe(self, config: Config) -> Recipe:
-        return recipe.recipe(config)
-
-    def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
-        return recipe.loss(model, config, batch, generator)
+    loss = staticmethod(recipe.loss)
+    recipe = staticmethod(recipe.recipe)
 
 
 class VDM:
     """Video Diffusion Models (Ho et al. 2022): pixels, a factorised U-Net, guidance for every canvas."""
 
     name = "vdm"
-    sampling = Sampling()
-    checkpoints = Checkpoints()
-    training = Training()
+    sampling = VDMSampling()
+    checkpoints = VDMCheckpoints()
+    training = VDMTraining()
 
     @property
     def presets(self) -> Mapping[str, Config]:
@@ -155,11 +150,8 @@ class VDM:
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
         return [module for module in model.modules() if isinstance(module, Stage)]
 
-    def to_json(self, config: Config) -> dict[str, Any]:
-        return to_json(config)
-
-    def from_json(self, told: Mapping[str, Any]) -> Config:
-        return from_json(told)
+    to_json = staticmethod(to_json)
+    from_json = staticmethod(from_json)
 
 
 FAMILY = VDM()

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kinema.canvas import Canvas
 from kinema.checkpoints.settings import made
-from kinema.checkpoints.source import Source
 from kinema.conditioning.pocket import PocketTokenizer, say_unknown
 from kinema.data import playroom
 from kinema.diffusion.parameterise import X0, Denoiser
@@ -19,8 +19,9 @@ from kinema.diffusion.schedules import Level, RectifiedFlow
 from kinema.families.zoetrope import recipe
 from kinema.families.zoetrope.config import PRESETS, Config
 from kinema.families.zoetrope.model import Zoetrope, blocks
-from kinema.schema import BadRequest, Canvas, FrameGrid, Lattice, Note, OnEvent, Request
-from kinema.system import Batch, Conditions, Defaults, Process, Recipe, System
+from kinema.grid import FrameGrid, LatentGrid, Lattice
+from kinema.schema import BadRequest, Note, OnEvent, Request, Shape
+from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Recipe, Sampling, Training
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
 
@@ -35,12 +36,12 @@ class Condition:
     per_frame: bool = False
 
 
-class Sampling:
+class ZoetropeSampling(Sampling):
     """How its clips are made."""
 
     def lattice(self, config: Config) -> Lattice:
         return Lattice(
-            time=FrameGrid(multiple=config.merge),
+            LatentGrid(FrameGrid(multiple=config.merge)),
             side_multiple=config.side,
             min_side=config.side,
             max_side=config.side,
@@ -60,10 +61,11 @@ class Sampling:
             guidance=2.0,
             # Guided, a clip is twice the one with words less the one without, and the sprite of the second shows in it.
             guidance_interval=(-math.inf, 0.0) if config.sprite else None,
+            enlarges=True,
             options={"gamma": 0.3},
         )
 
-    def process(self, config: Config) -> Process:
+    def process(self, config: Config, shape: Shape) -> Process:  # noqa: ARG002
         return Process(RectifiedFlow(config.shift), X0)
 
     def codec(self, config: Config, model: nn.Module) -> PixelCodec:  # noqa: ARG002
@@ -79,10 +81,7 @@ class Sampling:
         if not isinstance(told := request.extra.get("per_frame", False), bool):
             raise BadRequest(f"per_frame is {quoted(told)}; expected true or false")
 
-    def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
-        return ()
-
-    def condition(self, system: System, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
+    def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> dict[str, Tensor]:
         config: Config = system.config
         tokenizer = PocketTokenizer(config.words)
         texts = (request.prompt, request.negative_prompt)
@@ -90,19 +89,23 @@ class Sampling:
         for text in texts:
             if (count := len(tokenizer.split(text))) > config.text_length:
                 on_event(Note(f"the prompt has {count} words; {system.name} reads the first {config.text_length}"))
+        ids = [tokenizer.encode([text] * request.clips, config.text_length).to(system.device) for text in texts]
+        return {"positive": ids[0], "negative": ids[1]}
+
+    def condition(  # noqa: PLR0917
+        self,
+        system: Opened,
+        words: Mapping[str, Tensor],
+        request: Request,
+        canvas: Canvas,
+        on_event: OnEvent,  # noqa: ARG002
+    ) -> Conditions:
         given = canvas.video.to(system.device, system.dtype)
         mask = canvas.mask.to(system.device, system.dtype)
-        if request.honour in ("reconstruction", "replacement"):
+        if canvas.block.way != "native":
             mask = torch.zeros_like(mask)  # held from outside: were it shown too, the ways could not be compared
-
-        def of(text: str) -> Condition:
-            ids = tokenizer.encode([text] * len(given), config.text_length)
-            return Condition(ids.to(system.device), given, mask, bool(request.extra.get("per_frame")))
-
-        return Conditions({"positive": of(request.prompt), "negative": of(request.negative_prompt)})
-
-    def guidance(self, config: Config, request: Request) -> None:  # noqa: ARG002
-        return None
+        per_frame = bool(request.extra.get("per_frame"))
+        return Conditions({branch: Condition(ids, given, mask, per_frame) for branch, ids in words.items()})
 
     def join(self, conditions: Sequence[Condition]) -> Condition:
         ids, given, mask = (
@@ -111,7 +114,7 @@ class Sampling:
         )
         return Condition(ids, given, mask, conditions[0].per_frame)
 
-    def denoiser(self, system: System, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: Opened, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
         given, mask = condition.given_BCTHW, condition.mask_B1THW
         if frames is not None:
             given, mask = given[:, :, list(frames)], mask[:, :, list(frames)]
@@ -126,37 +129,32 @@ class Sampling:
         return X0.denoiser(network)
 
 
-class Checkpoints:
+class ZoetropeCheckpoints(Checkpoints):
     """What its files are called."""
 
-    def recognise(self, source: Source) -> None:  # noqa: ARG002
-        """Always None: the tokenizer lives in our files' metadata, without which the weights mean nothing."""
-        return None
-
-    def lora_aliases(self, config: Config) -> Mapping[str, str]:  # noqa: ARG002
-        return {}
+    # No foreign file is recognised: the tokenizer lives in our files' metadata, without which the weights mean nothing.
 
     def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
         raise BadRequest("zoetrope has one layout, its own; this file has another")
 
 
-class Training:
+class ZoetropeTraining(Training):
     """How it is trained."""
+
+    tuning = None
+    loss = staticmethod(recipe.loss)
 
     def recipe(self, config: Config) -> Recipe:
         return recipe.TINY if config.width < 64 else recipe.RECIPE
-
-    def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
-        return recipe.loss(model, config, batch, generator)
 
 
 class ZoetropeFamily:
     """The embedded default: see README.md beside this file."""
 
     name = "zoetrope"
-    sampling = Sampling()
-    checkpoints = Checkpoints()
-    training = Training()
+    sampling = ZoetropeSampling()
+    checkpoints = ZoetropeCheckpoints()
+    training = ZoetropeTraining()
 
     @property
     def presets(self) -> Mapping[str, Config]:
@@ -166,11 +164,8 @@ class ZoetropeFamily:
     def build(self, config: Config) -> nn.Module:
         return Zoetrope(config, PocketTokenizer(config.words).size)
 
-    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
-        return blocks(model)
-
-    def to_json(self, config: Config) -> dict[str, Any]:
-        return asdict(config)
+    blocks = staticmethod(blocks)
+    to_json = staticmethod(asdict)
 
     def from_json(self, told: Mapping[str, Any]) -> Config:
         return made(Config, told, "the config of this file")

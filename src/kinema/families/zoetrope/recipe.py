@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.conditioning.pocket import PocketTokenizer
-from kinema.data.playroom import labels
+from kinema.data.playroom import Playroom, labels
 from kinema.data.playroom.scene import Scene
 from kinema.data.reading import EMPTY, about, misread
 from kinema.diffusion import losses
-from kinema.diffusion.parameterise import X0, over
-from kinema.diffusion.schedules import Level, RectifiedFlow
+from kinema.diffusion.parameterise import X0
+from kinema.diffusion.schedules import Level, RectifiedFlow, over
 from kinema.families.zoetrope import lessons
 from kinema.families.zoetrope.config import Config
 from kinema.families.zoetrope.sprite import Seen
@@ -35,7 +35,7 @@ RECIPE = Recipe(
     canvas_mix={
         "nothing": 0.6, "first": 0.2, "ends": 0.05, "prefix": 0.05, "suffix": 0.02, "every": 0.04, "region": 0.04,
     },
-    grammar="mixed",
+    playroom=Playroom(grammar="mixed"),
 )  # fmt: skip
 TINY = replace(RECIPE, steps=200, batch=4, warmup=10)
 

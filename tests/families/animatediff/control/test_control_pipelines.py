@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from kinema.api import load
-from kinema.schema import Canvas, Request
+from kinema.canvas import Canvas, Piece, Release
+from kinema.schema import Request, Shape
 
 ASK = {"prompt": "a b c d", "negative_prompt": "z y", "steps": 5, "guidance": 4.0, "height": 16, "width": 16, "seed": 0}
 TOLD = {"prompt": "a b c d", "negative_prompt": "z y", "num_inference_steps": 5, "guidance_scale": 4.0}
@@ -83,7 +84,7 @@ def test_given_frames_equal_the_sparse_control_pipeline(parts, saved, modes, giv
         output_type="latent",
         **TOLD,
     ).frames
-    canvas = Canvas(torch.zeros(1, 3, 6, 16, 16), torch.zeros(1, 1, 6, 16, 16))
+    canvas = Canvas.of(torch.zeros(1, 3, 6, 16, 16), torch.zeros(1, 1, 6, 16, 16))
     canvas.video[:, :, frames], canvas.mask[:, :, frames] = video, 1
     given("animate", canvas)
     model = load(
@@ -156,8 +157,8 @@ def test_edited_clips_equal_the_video_to_video_pipeline(parts, saved, modes, giv
     monkeypatch.setattr(module, "randn_tensor", lambda *_a, **_k: noise.transpose(1, 2))
     shown, video = pictures(6)
     expected = theirs(video=shown, strength=strength, height=16, width=16, output_type="latent", **TOLD).frames
-    empty = torch.zeros(1, 3, 6, 16, 16)
-    given("edit", Canvas(empty, empty[:, :1], source=video, strength=strength))
+    edited = Piece(video, torch.ones_like(video[:, :1]), Release("strength", strength))
+    given("edit", Canvas(Shape.of(video), (edited,)))
     model = load(saved / "pipeline", overrides={"norms": "diffusers"})
     request = Request(task="edit", frames=6, strength=strength, **ASK)
     ours = model.run(request, noise=noise, output="latents").video

@@ -322,9 +322,9 @@ def test_the_command_line_takes_nets_by_name_and_the_recipe_has_them(saved, tmp_
     words += ["--control", f"depth={still}", "--extra", "control-scale.depth=0.5", "--extra", "control-span=[0,1]"]
     assert main(words) == 0
     told = read_recipe(out)
-    assert [each["slot"] for each in told["added"]] == ["controlnet.canny", "controlnet.depth"]
+    assert [each["slot"] for each in told["stages"][0]["added"]] == ["controlnet.canny", "controlnet.depth"]
     expected = {"control.depth": "still.png", "control_scale.depth": 0.5, "control_span": [0, 1]}
-    assert told["request"]["extra"] == expected
+    assert told["stages"][0]["request"]["extra"] == expected
     assert main([*words, "--overwrite", "--add", adds[0]]) == 2
     assert "--add controlnet.canny is given twice" in capsys.readouterr().err
     given = ["--model", words[3], "--add", adds[0], "--add", adds[1], "--input", f"still.png={still}"]

@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from kinema.api import load
+from kinema.canvas import Canvas
 from kinema.checkpoints import files
 from kinema.checkpoints.convert import convert
 from kinema.families.animatediff.config import IMAGE_BETAS, PRESETS, TINY, to_json
 from kinema.families.animatediff.control.pia import AFFINITIES
 from kinema.families.animatediff.files import layout, motion_file
 from kinema.families.animatediff.model import AnimateDiff
-from kinema.schema import BadRequest, Canvas, Request
+from kinema.schema import BadRequest, Request
+from kinema.settle import with_defaults
 from kinema.system import open_system
 
 IMAGE = replace(
@@ -129,11 +131,13 @@ def test_an_inpainting_model_is_not_taken_for_it(saved, tmp_path):
 
 def test_pia_is_shown_a_first_frame_that_is_given_whole_and_no_other():
     system = load("animatediff", preset="tiny", overrides={"motion": "pia"}).system
-    request = system.settle(Request(prompt="a red ball", frames=4, seed=1))
+    request = with_defaults(system, Request(prompt="a red ball", frames=4, seed=1))
     shape = request.shape.bcthw
     for rows, shown in ((slice(None), True), (slice(1, None), False)):
         mask, said = torch.zeros(1, 1, *shape[2:]), []
         mask[:, :, 0, rows] = 1
-        told = system.condition(request, Canvas(torch.zeros(shape), mask), said.append)
+        told = system.condition(
+            system.encode_prompt(request), request, Canvas.of(torch.zeros(shape), mask), said.append
+        )
         assert (told.branches["positive"].first_BCTHW is not None) == shown
         assert any("is shown none" in str(event) for event in said) != shown

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kinema.api import Model, load
+from kinema.canvas import Canvas
 from kinema.checkpoints import files
 from kinema.families.animatediff import conditioning
 from kinema.families.animatediff.config import PRESETS, TINY
@@ -15,7 +16,7 @@ from kinema.families.animatediff.control import sparse
 from kinema.families.animatediff.control.sparse import SparseCtrl
 from kinema.families.animatediff.family import FAMILY
 from kinema.families.animatediff.model import AnimateDiff
-from kinema.schema import BadRequest, Canvas, Request
+from kinema.schema import BadRequest, Request
 from kinema.system import System, Weights, open_system, with_model
 
 COUNTS = {"rgb": (496_730_880, 486), "scribble": (497_802_784, 500)}
@@ -173,7 +174,9 @@ def test_of_frames_given_in_part_none_is_shown():
     mask[1, :, 3] = 1
     mask[1, :, 0, 0, 0] = 1
     z = normal(2, 4, 5, 4, 4)
-    shown = conditioning.frames_shown(Request(frames=5, height=8, width=8), Canvas(torch.zeros(2, 3, 5, 8, 8), mask), z)
+    shown = conditioning.frames_shown(
+        Request(frames=5, height=8, width=8), Canvas.of(torch.zeros(2, 3, 5, 8, 8), mask), z
+    )
     whole = torch.zeros(2, 5)
     whole[0, 0] = whole[1, 3] = 1
     expected = whole[:, None, :, None, None]

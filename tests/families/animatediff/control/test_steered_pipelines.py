@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from kinema.api import load
+from kinema.canvas import Canvas, Piece, Release
 from kinema.checkpoints import files
 from kinema.families.animatediff.config import AdapterSize, ControlSize, VisionSize
 from kinema.families.animatediff.control.controlnet import ControlNet
 from kinema.families.animatediff.files import controlnet_file
 from kinema.media import read
-from kinema.schema import Canvas, Request
+from kinema.schema import Request, Shape
 
 SIDE, FRAMES = 64, 4
 NET = ControlSize(depths=(1, 1, None), middle=1)
@@ -180,8 +181,8 @@ def test_control_of_an_edit_acts_over_a_share_of_the_steps_that_the_edit_takes(
         **TOLD,
     ).frames
     video = torch.cat([read.read_image(path) for path in paths], dim=2)
-    empty = torch.zeros_like(video)
-    canvas = Canvas(empty, empty[:, :1], source=video, strength=0.75)
+    edited = Piece(video, torch.ones_like(video[:, :1]), Release("strength", 0.75))
+    canvas = Canvas(Shape.of(video), (edited,))
     monkeypatch.setitem(tasks.TASKS, "edit", tasks.Task(lambda r: r, lambda _r, _e: canvas))
     model = load(
         saved / "pipeline", add={"controlnet.n0": saved / "net0.safetensors"}, overrides={"norms": "diffusers"}

@@ -15,6 +15,7 @@ from kinema.families.animatediff.control import sparse
 from kinema.families.animatediff.files import layout, motion_file
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.schema import BadRequest, Request
+from kinema.settle import with_defaults
 from kinema.system import open_system
 
 SIZE = replace(TINY, heads=(8, 8), motion_heads=8, positions=32, absent=())
@@ -208,8 +209,8 @@ def test_an_image_model_makes_pictures_and_says_what_it_needs_to_move(tiny):
     family = registry.family("animatediff")
     system = replace(open_system("animatediff/tiny"), config=replace(family.presets["tiny"], motion="none", frames=1))
     with pytest.raises(BadRequest, match=r"makes one: add a motion module \(motion=FILE\)"):
-        system.settle(Request(prompt="a red ball", frames=8))
-    assert system.settle(Request(prompt="a red ball")).frames == 1
+        with_defaults(system, Request(prompt="a red ball", frames=8))
+    assert with_defaults(system, Request(prompt="a red ball")).frames == 1
 
 
 # ------------------------------------------------------------------------------ at published sizes

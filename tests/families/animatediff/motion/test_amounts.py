@@ -8,10 +8,11 @@ import torch
 from kinema.api import load
 from kinema.families.animatediff.motion import amounts
 from kinema.families.animatediff.motion.module import MotionModule, Moving
+from kinema.grid import LatentGrid, Lattice
 from kinema.media.write import save_clip
-from kinema.schema import BadRequest, Clip, Lattice, Request
+from kinema.schema import BadRequest, Clip, Request
 
-LATTICE = Lattice(stride=(8, 8), channels=4)
+LATTICE = Lattice(LatentGrid(stride=(8, 8), channels=4))
 
 
 def normal(*shape, seed=1):
@@ -138,7 +139,6 @@ def test_every_file_that_options_name_is_told_once():
         "effect": {"0,0,1,1": 1, "sky.png": 0.5, "elsewhere": 0},
         "motion_scale": {"sky.png": 2, "sea.mp4": [1, 1, 1, 1]},
         "control_scale.pose": 0.5,
-        "travel": {1: "a.mp4"},
     }
     told = load("animatediff", preset="tiny").system.family.sampling.files(asked(**extra))
     assert told == ("pose.mp4", "depth/", "a.png", "b.png", "d.png", "sky.png", "sea.mp4")

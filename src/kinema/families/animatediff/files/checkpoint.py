@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
@@ -39,8 +39,7 @@ class Opened:
 class Layouts:
     """What `kinema.checkpoints.convert` asks of a family."""
 
-    family = "animatediff"
-    layouts = ("official", "diffusers", "hotshot", "kohya")
+    names: tuple[str, ...] = ("official", "diffusers", "hotshot", "kohya")
 
     def open(self, source: Path, variant: str | None) -> Opened | OpenedImage | OpenedLora | None:
         seen = Source(source, variant)
@@ -55,6 +54,10 @@ class Layouts:
         if layout == "kohya":
             raise BadRequest("kohya is a layout of LoRAs; expected official or diffusers")
         return _plan(opened, as_cast("MotionLayout", layout), dtype)
+
+    def reader(self, source: Path, variant: str | None) -> Callable[[str], Tensor] | None:
+        opened = image_files.open_image(Source(source, variant))
+        return None if opened is None else opened.read
 
 
 LAYOUTS = Layouts()

@@ -109,8 +109,8 @@ def open_folder(source: Source) -> OpenedImage | None:
 
 def open_own(path: Path, config: Config, variant: str | None) -> OpenedImage:
     """A file that `kinema train` wrote, whose note tells this config; its names are ours."""
-    if config.patch:
-        raise BadRequest(f"{path.name} is a pocket model, whose layers no other layout has a place for")
+    if config.codec != "vae":
+        raise BadRequest(f"{path.name} works on pixels, and every other layout of an image model has a VAE")
     if config.motion != "none" or config.sparse or config.controls or config.adapters:
         raise BadRequest(
             f"{path.name} is an image model with more in it, which no other layout has a place for as a whole: "

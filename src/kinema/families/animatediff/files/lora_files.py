@@ -14,10 +14,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from kinema.bounds import few
 from kinema.checkpoints import lora_formats
 from kinema.checkpoints.convert import File, Plan, cast
 from kinema.checkpoints.files import listed
-from kinema.checkpoints.keymap import few
 from kinema.checkpoints.lora_formats import KOHYA, Lora, PeftAlphas, is_lora, placed, read_lora
 from kinema.checkpoints.signatures import lora_kind
 from kinema.checkpoints.source import Source

@@ -16,11 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kinema.bounds import quoted
+from kinema.bounds import few, quoted
 from kinema.checkpoints.files import Header
-from kinema.checkpoints.keymap import KeyMap, few
+from kinema.checkpoints.keymap import KeyMap
 from kinema.checkpoints.lora_formats import is_lora
-from kinema.families.animatediff.config import PRESETS, Config, Motion, preset_of_motion
+from kinema.families.animatediff.config import PRESETS, Config, Motion
+from kinema.families.animatediff.kinds import kind_of
 from kinema.families.animatediff.motion.module import sinusoids
 from kinema.schema import BadRequest
 
@@ -105,7 +106,7 @@ class MotionFile:
             )
         if self.first and self.first[:2] != (config.channels[0], 2 * LATENT + 1):
             raise BadRequest(f"conv_in.weight is {self.first}; PIA's has 9 channels to the image model's first ones")
-        preset = preset_of_motion(config, self.motion)
+        preset = kind_of(config).motion_preset(self.motion)
         sampled = ("frames", "steps", "sampler", "spacing", "guidance", "betas")
         told: dict[str, Any] = {name: getattr(preset, name) for name in sampled}
         if self.steps:

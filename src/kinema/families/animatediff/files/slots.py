@@ -26,7 +26,7 @@ from kinema.system import Found
 class Slots:
     """What `kinema.system.open_system` asks of a family that takes additions."""
 
-    names = ("motion", "vae", "sparsectrl", "controlnet", "ip-adapter", "image-encoder", "style")
+    names: tuple[str, ...] = ("motion", "vae", "sparsectrl", "controlnet", "ip-adapter", "image-encoder", "style")
 
     def open(self, config: Config, slot: str, source: Source) -> Found:
         """The config with this in it. Raises `BadRequest` for what does not belong there, and says what it is.
@@ -180,7 +180,7 @@ def _vision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _open_style(config: Config, source: Source) -> Found:
-    """Layers of a pocket's U-Net that were fine-tuned, in place of its own."""
+    """Layers of the U-Net that were fine-tuned, in place of its own."""
     with hollow():
         ours = {f"unet.{name}": tuple(p.shape) for name, p in UNet(config).named_parameters()}
     told = {name: shape for name, (shape, _) in source.header.items()}

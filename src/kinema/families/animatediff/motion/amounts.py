@@ -17,9 +17,10 @@ from torch.nn import functional as F
 
 from kinema.diffusion.windows import View, views, window_sizes
 from kinema.families.animatediff.motion.module import Moving
+from kinema.grid import Lattice
 from kinema.media import read
 from kinema.media.pictures import is_picture
-from kinema.schema import BadRequest, Lattice, Request
+from kinema.schema import BadRequest, Request
 from kinema.values import quoted
 
 AMOUNTS = ("effect", "motion_scale")
@@ -36,7 +37,7 @@ def moving_of(request: Request, lattice: Lattice) -> Moving:
 def _views(request: Request, lattice: Lattice) -> tuple[View, ...]:
     if request.window is None or request.window_in != "attention":
         return ()
-    total = lattice.time.latent(request.shape.frames)
+    total = lattice.grid.time.latent(request.shape.frames)
     return views(total, *window_sizes(request, lattice), request.window_weights, request.loop)
 
 
@@ -127,7 +128,7 @@ def _amount(name: str, request: Request, lattice: Lattice) -> Tensor | None:
 
 
 def _grid(request: Request, lattice: Lattice) -> tuple[int, int]:
-    shape = request.shape.latent(lattice)
+    shape = lattice.latent(request.shape)
     return shape.height, shape.width
 
 

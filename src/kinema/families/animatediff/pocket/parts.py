@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,9 @@ from torch.nn import functional as F
 from kinema.conditioning.clip_text import ClipText
 from kinema.data.reading import AWAY, READ
 from kinema.families.animatediff.config import Config
+from kinema.families.animatediff.kind import Network
+from kinema.families.animatediff.unet import MovingLevel, UNet
 from kinema.nn.ldm_unet import ResBlock
-
-if TYPE_CHECKING:
-    from kinema.families.animatediff.unet import MovingLevel, UNet
 
 
 class Patches(nn.Module):
@@ -64,7 +63,7 @@ class Reader(nn.Module):
         def keep(at: int, out: Tensor) -> None:
             found[at : at + 1] = [out]
 
-        middle, above = unet.mid_block, cast("MovingLevel", unet.up_blocks[0])
+        middle, above = unet.mid_block, cast(MovingLevel, unet.up_blocks[0])
         last = [layers[-1] for layers in (above.resnets, above.attentions, above.motion_modules) if len(layers)]
         watched = [(0, middle.resnets[-1]), *((1, layer) for layer in last)]  # a single frame leaves motion modules out
         handles = [layer.register_forward_hook(lambda _m, _a, out, at=at: keep(at, out)) for at, layer in watched]
@@ -73,6 +72,11 @@ class Reader(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def reader_of(network: Network) -> Reader:
+    """The reader of a pocket's network."""
+    return cast(Reader, network.reader)
 
 
 def few_groups(networks: Iterable[nn.Module], groups: int) -> None:

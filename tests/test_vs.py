@@ -16,7 +16,7 @@ import kinema
 from kinema.families.animatediff.config import TINY as TINY_ANIMATEDIFF
 from kinema.families.svd.config import TINY
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+ROOT = Path(__file__).parents[1]
 SVD = replace(
     TINY,
     frames=3,
@@ -47,22 +47,22 @@ def bench(monkeypatch, tmp_path):
     pytest.importorskip("diffusers")
     pytest.importorskip("transformers")
     torch.set_num_threads(1)
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    svd, animatediff = importlib.import_module("vs.svd"), importlib.import_module("vs.animatediff")
+    monkeypatch.syspath_prepend(str(ROOT))
+    svd, animatediff = (importlib.import_module(f"benchmarks.vs.{name}") for name in ("svd", "animatediff"))
     monkeypatch.setattr(svd.SVDPair, "config", SVD)
     monkeypatch.setattr(animatediff.AnimateDiffPair, "config", ANIMATEDIFF)
 
     def run(*words, family="svd"):
-        told = ["vs_diffusers.py", "--family", family, "--threads", "1", "--out", str(tmp_path), *words]
+        told = ["benchmarks.vs", "--family", family, "--threads", "1", "--out", str(tmp_path), *words]
         monkeypatch.setattr(sys, "argv", told)
-        code = importlib.import_module("vs_diffusers").main()
+        code = importlib.import_module("benchmarks.vs.__main__").main()
         written = list(tmp_path.glob(f"20*-{family}.json"))
         if code:
             assert not written
             return code, {}, ""
         return code, json.loads(written[0].read_text()), written[0].with_suffix(".md").read_text()
 
-    return run, importlib.import_module("vs_diffusers"), tmp_path
+    return run, importlib.import_module("benchmarks.vs.__main__"), tmp_path
 
 
 def stopped_after(vs, monkeypatch, pairs):
@@ -147,8 +147,8 @@ def test_figures_are_of_the_package_and_of_every_script_of_the_comparison(bench,
     read, real = [], Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or real(path))
     vs.code_hash()
-    scripts = {path for path in read if BENCHMARKS in path.parents}
-    assert scripts == {BENCHMARKS / "vs_diffusers.py", *(BENCHMARKS / "vs").glob("*.py")}
+    scripts = {path for path in read if ROOT / "benchmarks" in path.parents}
+    assert scripts == set((ROOT / "benchmarks" / "vs").glob("*.py"))
     assert Path(kinema.__file__) in read
 
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from kinema.api import load
+from kinema.data.playroom import Playroom
+from kinema.data.playroom.rendered import Rendered
 from kinema.evaluation.measuring import first_frames
 from kinema.evaluation.sampling import Sampling
 from kinema.families.svd import recipe
-from kinema.families.svd.config import POCKET, from_json, to_json
+from kinema.families.svd.config import from_json, to_json
 from kinema.families.svd.family import FAMILY
-from kinema.families.svd.pocket import PocketAutoencoder, PocketSVD
+from kinema.families.svd.pocket.parts import PocketAutoencoder, PocketSVD
+from kinema.families.svd.pocket.presets import POCKET
+from kinema.families.svd.pocket.recipe import STAGES
 from kinema.families.svd.training import TRAINING
 from kinema.media.write import save_clip
 from kinema.schema import BadRequest, Clip
 from kinema.system import Batch, open_system
-from kinema.training.stream import Playroom, Stream
+from kinema.training.stream import Stream
 
 SMALL = replace(POCKET, frames=4, height=32, width=32, channels=(32, 32), heads=(1, 1), vae_channels=(32, 32))
 
@@ -30,7 +33,7 @@ def small(stage):
 
 
 def batch(count=4, config=SMALL):
-    source = Playroom(config.frames, config.height, config.width, config.fps, grammar="simple", slow=4.0)
+    source = Rendered(config.frames, config.height, config.width, config.fps, Playroom("simple", slow=4.0))
     return Stream(source, FAMILY.training.recipe(recipe.staged(config, "codec")), count).at(0)
 
 
@@ -42,11 +45,11 @@ def test_it_fits_in_ten_megabytes_of_half_precision():
 
 
 def test_each_stage_trains_its_own_part():
-    learnt = {s: {n.split(".")[0] for n, p in small(s).named_parameters() if p.requires_grad} for s in recipe.POCKET}
+    learnt = {s: {n.split(".")[0] for n, p in small(s).named_parameters() if p.requires_grad} for s in STAGES}
     assert learnt == {"codec": {"vae"}, "playroom": {"unet", "image_encoder"}}
 
 
-@pytest.mark.parametrize("stage", recipe.POCKET)
+@pytest.mark.parametrize("stage", STAGES)
 def test_loss_falls_when_one_batch_is_repeated_and_every_trained_parameter_moves(stage):
     model, told = small(stage), batch()
     config = recipe.staged(SMALL, stage)
@@ -126,39 +129,6 @@ def test_the_first_frame_is_held_to_the_picture_in_latents():
     with torch.no_grad():
         coded = system.decode(system.codec.encode(real[:, :, :1]))
     torch.testing.assert_close(made[:, :, :1], coded, atol=1e-5, rtol=1e-5)
-
-
-# --------------------------------------------------------------------------------- slowed playroom
-
-
-def test_slowed_scenes_move_less_and_tell_so():
-    plain = Playroom(8, 32, 32, 8.0, grammar="simple")
-    slowed = replace(plain, slow=4.0)
-    means = [np.mean([p.clip(i).motion for i in range(60)]) for p in (plain, slowed)]
-    assert 0.35 < means[1] / means[0] < 0.8
-    clip = slowed.clip(3)
-    assert clip.video.shape == (3, 8, 32, 32)
-    assert (clip.fps, clip.scene.fps) == (8.0, 8.0)
-    assert all(len(t.size_T) == len(t.position_T2) == 8 for t in clip.scene.objects)
-    assert torch.equal(slowed.clip(3).video, clip.video)
-
-
-def test_a_slowed_clips_motion_is_that_of_the_part_that_is_shown():
-    from kinema.data.motion import of_scene
-
-    slowed = Playroom(8, 32, 32, 8.0, grammar="simple", slow=4.0)
-    for i in range(6):
-        clip = slowed.clip(i)
-        assert clip.motion == pytest.approx(of_scene(clip.scene, 32, 32).mean(), rel=1e-4, abs=1e-7)
-
-
-def test_motions_that_are_left_out_do_not_come():
-    plain = Playroom(2, 16, 16, 8.0, grammar="simple")
-    without = replace(plain, without=("fades",))
-    motions = [[p.clip(i).scene.objects[0].motion for i in range(60)] for p in (plain, without)]
-    assert "fades" in motions[0]
-    assert "fades" not in motions[1]
-    assert [b for a, b in zip(*motions, strict=True) if a != "fades"] == [a for a in motions[0] if a != "fades"]
 
 
 def test_batches_carry_rate_and_motion():

@@ -1,8 +1,8 @@
 """Kinema beside diffusers: the same weights, the same numbers, alternating runs in one process.
 
-    python benchmarks/vs_diffusers.py --family svd
-    python benchmarks/vs_diffusers.py --family animatediff
-    python benchmarks/vs_diffusers.py --family svd --only step decode --runs 3
+    python -m benchmarks.vs --family svd
+    python -m benchmarks.vs --family animatediff
+    python -m benchmarks.vs --family svd --only step decode --runs 3
 
 Each side runs a guided step as its own pipeline does: diffusers with both halves of guidance in one batch, Kinema
 with both at the same time, each on half of the threads. Before anything is timed, both results are compared. What is
@@ -32,13 +32,13 @@ os.environ["TORCHINDUCTOR_FREEZING"] = "1"  # read as torch._dynamo is imported
 
 import torch
 import torch._dynamo
-from vs import measure
-from vs.animatediff import AnimateDiffPair
-from vs.kept import Kept, code_hash
-from vs.measure import Clock, Row
-from vs.pairs import Pair, Work
-from vs.svd import SVDPair
 
+from benchmarks.vs import measure
+from benchmarks.vs.animatediff import AnimateDiffPair
+from benchmarks.vs.kept import Kept, code_hash
+from benchmarks.vs.measure import Clock, Row
+from benchmarks.vs.pairs import Pair, Work
+from benchmarks.vs.svd import SVDPair
 from kinema import processor
 from kinema.atomic import replacing
 from kinema.system import arithmetic
@@ -77,7 +77,9 @@ def main() -> int:
 
 
 def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.vs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--family", choices=sorted(PAIRS), default="svd")
     parser.add_argument("--runs", type=int, default=5, help="alternating runs of each comparison")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,19 +10,22 @@ import pytest
 import torch
 from torch import nn
 
-from kinema.checkpoints.lora_formats import Adapter
+from kinema.checkpoints import files
+from kinema.checkpoints.convert import convert
 from kinema.data import reading
+from kinema.data.playroom import Playroom
+from kinema.data.playroom.rendered import Rendered
 from kinema.families.animatediff import recipe
-from kinema.families.animatediff.config import POCKET_MOTION, from_json, to_json
+from kinema.families.animatediff.config import from_json, to_json
 from kinema.families.animatediff.family import FAMILY
-from kinema.families.animatediff.files import lora
 from kinema.families.animatediff.model import AnimateDiff
-from kinema.families.animatediff.pocket import Patches
+from kinema.families.animatediff.pocket.losses import unread
+from kinema.families.animatediff.pocket.parts import Patches, reader_of
+from kinema.families.animatediff.pocket.presets import POCKET, POCKET_MOTION
 from kinema.families.animatediff.training import TRAINING
-from kinema.schema import BadRequest
-from kinema.training.stream import Playroom, Stream
+from kinema.schema import BadRequest, Shape
+from kinema.training.stream import Stream
 
-POCKET = FAMILY.presets["pocket"]
 SMALL = replace(
     POCKET,
     height=32,
@@ -47,7 +51,7 @@ def small(stage):
 
 def batch(config, count=4, **more):
     told = FAMILY.sampling.defaults(config)
-    source = Playroom(told.frames, told.height, told.width, told.fps, grammar="scenic", **more)
+    source = Rendered(told.frames, told.height, told.width, told.fps, Playroom("scenic", **more))
     return Stream(source, FAMILY.training.recipe(config), count).at(0)
 
 
@@ -58,7 +62,7 @@ def test_three_image_models_and_what_moves_them_fit_in_ten_megabytes_of_half_pre
         return made, sum(p.numel() for n, p in made.state_dict().items() if inside in n)
 
     base = numbers(POCKET)[1]
-    motion = numbers(replace(POCKET_MOTION, words=POCKET.words, text=POCKET.text), ".motion_modules.")[1]
+    motion = numbers(POCKET_MOTION, ".motion_modules.")[1]
     model, _ = numbers(TRAINING.staged(POCKET, "style"))
     style = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert (base, style) == (2_693_388, 475_184)
@@ -93,10 +97,10 @@ def test_the_words_of_a_motion_reach_the_features_a_motion_module_is_put_into():
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
 
     def misread():
-        with recipe._watching(model) as seen:
+        with reader_of(model).watching(model.unet) as seen:
             context, _ = recipe._captions(model, config, told)
             model.unet(torch.zeros(8, 48, 1, 8, 8), torch.full((8,), 999.0), context, motion=False)
-        return recipe._misread(model, told, seen)
+        return unread(reader_of(model), told, seen)
 
     first = float(misread().mean().detach())
     for _ in range(60):
@@ -113,13 +117,14 @@ def test_what_is_read_stays_on_the_device_of_the_network():
     model, config = small("image")
     told = batch(config, 2)
     seen = [torch.randn(2, 32, 4, 4, device="meta")] * 2
-    assert recipe._misread(model.to("meta"), told, seen).device.type == "meta"
-    assert recipe._misread(model, replace(told, scenes=[None, None]), seen).device.type == "meta"
+    reader = reader_of(model.to("meta"))
+    assert unread(reader, told, seen).device.type == "meta"
+    assert unread(reader, replace(told, scenes=[None, None]), seen).device.type == "meta"
 
 
 def test_reading_counts_nothing_for_clips_without_a_scene_graph():
     read = torch.randn(2, 8 * 8, sum(reading.READ))
-    scene = Playroom(1, 32, 32, 8.0, grammar="simple").clip(0).scene
+    scene = Rendered(1, 32, 32, 8.0, Playroom("simple")).clip(0).scene
     one, none = reading.misread(read, [scene, None], (1, 8, 8))
     assert float(one) > 0
     assert float(none) == 0
@@ -130,7 +135,7 @@ def test_reading_counts_nothing_for_clips_without_a_scene_graph():
 def test_every_place_is_asked_how_far_off_the_object_is():
     """Also where that lies between two cells, is further than any class, or is not seen."""
     grid, most = (2, 4, 4), reading.FAR
-    scene = Playroom(2, 32, 32, 8.0, grammar="simple").clip(0).scene
+    scene = Rendered(2, 32, 32, 8.0, Playroom("simple")).clip(0).scene
 
     def at(x, y):
         seen = np.array([1.0, 0.0], np.float32)
@@ -175,79 +180,17 @@ def test_norms_have_few_groups_and_a_fresh_network_predicts_grey():
     assert {m.num_groups for m in model.modules() if isinstance(m, nn.GroupNorm)} == {8}
     output = model.unet(torch.randn(1, 48, 1, 8, 8), torch.tensor([3.0]), torch.randn(1, 24, 32), motion=False)
     assert not output.any()
-    end = FAMILY.sampling.process(config).schedule.level(torch.ones(1))
+    end = FAMILY.sampling.process(config, Shape(1, 3, 8, 64, 64)).schedule.level(torch.ones(1))
     assert recipe.predicted(config).x0(output, output, end).sum() == 0
 
 
 def test_a_pocket_cannot_be_encoded_beforehand():
-    with pytest.raises(BadRequest, match="the pocket works on pixels"):
+    with pytest.raises(BadRequest, match="works on pixels"):
         TRAINING.frozen(small("image")[0])
 
 
-# --------------------------------------------------------------------------- all models of the family
-
-
-def test_the_image_stage_takes_one_frame_of_each_clip_and_no_motion_module():
-    config = TRAINING.staged(FAMILY.presets["tiny"], "image")
-    torch.manual_seed(0)
-    model = AnimateDiff(config)
-    told = batch(config, 3)
-    one = recipe.single(told, torch.Generator().manual_seed(0))
-    assert one.video.shape == (3, 3, 1, 16, 16)
-    assert all(any(torch.equal(one.video[b, :, 0], told.video[b, :, t]) for t in range(8)) for b in range(3))
-    losses = recipe.loss(model, config, told, torch.Generator().manual_seed(0))
-    for module in model.motion_modules:  # were they run, this would be seen
-        nn.init.normal_(module.proj_out.weight)
-    torch.testing.assert_close(recipe.loss(model, config, told, torch.Generator().manual_seed(0)), losses)
-
-
-def test_clips_encoded_beforehand_give_the_loss_of_their_pixels():
-    config = replace(FAMILY.presets["tiny"], stage="motion")
-    torch.manual_seed(0)
-    model, told = AnimateDiff(config), batch(config, 2)
-    encoded = replace(told, encoded=TRAINING.encode(model, told.video), video=told.video[:, :, :1])
-    losses = [recipe.loss(model, config, b, torch.Generator().manual_seed(0)) for b in (told, encoded)]
-    torch.testing.assert_close(*losses)
-    names = TRAINING.frozen(model)
-    assert "vae.encoder.conv_in.weight" in names
-    assert not any("decoder" in n for n in names)
-
-
-def test_sparsectrl_is_shown_few_frames_and_sometimes_none():
-    generator = torch.Generator().manual_seed(0)
-    kept = torch.stack([recipe.keyframes(8, generator) for _ in range(600)])
-    counts = kept.sum(1)
-    assert 0.06 < float((counts == 0).float().mean()) < 0.14
-    assert counts.max() <= 4
-    first = (counts == 1) & (kept[:, 0] == 1)
-    ends = (counts == 2) & (kept[:, 0] == 1) & (kept[:, 7] == 1)
-    assert min(float(first.float().mean()), float(ends.float().mean())) > 0.25
-    assert (kept.sum(0) > 0).all()
-
-
-@pytest.mark.parametrize(("sparse", "channels", "side"), [("rgb", 4, 8), ("scribble", 3, 16)])
-def test_what_is_shown_is_latents_or_drawings_where_the_mask_is_and_zeros_elsewhere(sparse, channels, side):
-    config = replace(FAMILY.presets["tiny"], sparse=sparse, stage="sparsectrl")
-    video, latents = batch(config, 2).video, torch.randn(2, 4, 8, 8, 8)
-    given, mask = recipe.show(config, video, latents, torch.Generator().manual_seed(3))
-    assert given.shape == (2, channels, 8, side, side)
-    assert mask.shape == (2, 1, 8, side, side)
-    assert set(mask.unique().tolist()) <= {0.0, 1.0}
-    assert not given[(mask == 0).expand_as(given)].any()
-    if sparse == "scribble":
-        assert 0 <= float(given.min()) <= float(given.max()) <= 1
-    else:
-        assert torch.equal(given, latents * mask)
-
-
-def test_an_authors_lora_has_its_scale_in_up():
-    down, up = torch.randn(2, 32), torch.randn(32, 2)
-    name = "unet.down_blocks.0.motion_modules.0.transformer_blocks.0.attn2.to_out.0"
-    made = lora.official({name: Adapter(down, up, alpha=1.0)})
-    stem = "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.1.processor."
-    assert torch.equal(made[f"{stem}to_out_lora.down.weight"], down)
-    assert torch.equal(made[f"{stem}to_out_lora.up.weight"], up / 2)
-    spatial = lora.official({"unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q": Adapter(down, up)})
-    assert set(spatial) == {
-        f"mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.{x}.weight" for x in ("down", "up")
-    }
+def test_a_pocket_has_no_other_layout(tmp_path):
+    note = json.dumps({"family": "animatediff", "config": to_json(POCKET)})
+    files.write_tensors(tmp_path / "a.safetensors", {"unet.conv_out.bias": torch.zeros(48)}, {"kinema": note})
+    with pytest.raises(BadRequest, match=r"a\.safetensors works on pixels"):
+        convert(tmp_path / "a.safetensors", tmp_path / "out", "diffusers")

@@ -1,0 +1,53 @@
+"""How ``animatediff-pocket`` is trained from scratch, with its motion module, styles and MotionLoRAs.
+
+The motion module is trained in five legs: ground that moves is learnt where all of it moves, and a zoom takes longer
+than a pan (docs/decisions/0009).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kinema.system.legs import Leg, Shipped
+
+RANK = "6"
+_ON_BASE = {"model": "{base}", "stage": "motion"}
+
+
+def _style(name: str) -> Leg:
+    return Leg({"model": "{base}", "stage": "style", "style": name}, "style.safetensors")
+
+
+def _motion(**more: Any) -> Leg:
+    return Leg({**_ON_BASE, **more}, "motion.safetensors")
+
+
+def _lora(camera: str, steps: int) -> Leg:
+    told = {**_ON_BASE, "add": "motion={motion}", "lora": RANK, "camera": camera, "steps": steps}
+    return Leg(told, "motion-lora.safetensors")
+
+
+SHIPPED = Shipped(
+    {
+        "base": Leg({"model": "animatediff/pocket", "stage": "image"}),
+        "outline": _style("outline"),
+        "night": _style("night"),
+        "moved": _motion(),
+        "panned": _motion(add="motion={moved}", camera="pans left", steps=400),
+        "filmed": _motion(add="motion={panned}", grammar="filmed", seed=5, steps=1500),
+        "zoomed": _motion(add="motion={filmed}", camera="zooms in", seed=6, steps=500),
+        "motion": _motion(add="motion={zoomed}", grammar="filmed", seed=7, steps=1200),
+        "left": _lora("pans left", 600),
+        "right": _lora("pans right", 600),
+        "zoom": _lora("zooms in", 2400),
+    },
+    {
+        "animatediff-pocket": "base",
+        "animatediff-pocket-outline": "outline",
+        "animatediff-pocket-night": "night",
+        "animatediff-pocket-motion": "motion",
+        "animatediff-pocket-pans-left": "left",
+        "animatediff-pocket-pans-right": "right",
+        "animatediff-pocket-zooms-in": "zoom",
+    },
+)

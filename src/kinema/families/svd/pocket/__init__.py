@@ -1,0 +1,1 @@
+"""The pocket: a configuration of SVD that two cores can train, and its parts."""

@@ -1,0 +1,36 @@
+"""How the pocket's codec learns.
+
+Letters: B clips, T frames, C channels, h w latent rows and columns.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from kinema.families.svd.pocket.parts import PocketAutoencoder
+from kinema.system import Batch
+
+KL_WEIGHT = 3e-4
+SQUARED = 8.0
+"""Weight of the squared error beside the absolute one: about equal at an error of 1/16."""
+LOOKED_AT = 4
+"""Frames of each clip that the codec is trained on: neighbours teach it little more."""
+
+
+def codec_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
+    """Absolute and squared error of a few frames of each clip, and a light pull towards a unit Gaussian, [B]."""
+    vae, video_BCTHW = cast(PocketAutoencoder, model.vae), batch.video
+    count, frames = len(video_BCTHW), video_BCTHW.shape[2]
+    index = torch.stack([torch.randperm(frames, generator=generator)[:LOOKED_AT] for _ in range(count)])
+    images = torch.cat([video_BCTHW[b, :, index[b]].transpose(0, 1) for b in range(count)])
+    mean, log_variance = vae.raw(images).float().chunk(2, dim=1)
+    if vae.training:
+        vae.follow(mean)
+    z = mean + torch.exp(log_variance / 2) * torch.randn(mean.shape, generator=generator).to(mean)
+    error = vae.decoder(z).float() - images
+    away = (mean.square() + log_variance.exp() - 1 - log_variance) / 2
+    each = error.abs().flatten(1).mean(1) + SQUARED * error.square().flatten(1).mean(1)
+    return (each + KL_WEIGHT * away.flatten(1).mean(1)).unflatten(0, (count, -1)).mean(1)

@@ -1,0 +1,77 @@
+"""Clips of the playroom as recipes have them: single frames, cameras, styles, slow motion."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from kinema.data import styles
+from kinema.data.motion import of_scene
+from kinema.data.playroom import Playroom
+from kinema.data.playroom.rendered import Rendered
+
+
+def test_a_single_frame_is_of_any_moment_of_its_scene():
+    source = Rendered(1, 32, 32, 8.0, Playroom("simple"))
+    clips = [source.clip(i) for i in range(120)]
+    assert all(clip.video.shape == (3, 1, 32, 32) for clip in clips)
+    right = [c.scene.objects[0].position_T2[0, 0] for c in clips if c.scene.objects[0].motion.endswith("right")]
+    assert min(right) < 0.4 < 0.6 < max(right)  # its first moment would be on the left
+    assert torch.equal(source.clip(5).video, clips[5].video)
+
+
+@pytest.mark.parametrize(("grammar", "patterns", "cameras"), [("scenic", 0.5, 0.3), ("filmed", 0.8, 0.68)])
+def test_scenic_clips_name_patterns_and_cameras_and_are_simple_otherwise(grammar, patterns, cameras):
+    clips = [Rendered(2, 16, 16, 8.0, Playroom(grammar)).clip(i) for i in range(200)]
+    patterned = [c for c in clips if "background" in c.caption]
+    moving = [c for c in clips if "while the camera" in c.caption]
+    assert abs(len(patterned) / 200 - patterns) < 0.1
+    assert abs(len(moving) / 200 - cameras) < 0.1
+    assert {c.scene.camera for c in moving} == {"pans left", "pans right", "zooms in", "zooms out"}
+    assert {c.scene.camera for c in clips if "while the camera" not in c.caption} == {"still"}
+    assert {c.scene.background for c in patterned} == {"checkered", "striped"}
+    assert all(len(c.scene.objects) == 1 for c in clips)
+
+
+def test_a_camera_of_every_clip_is_not_in_its_words():
+    clips = [Rendered(4, 16, 16, 8.0, Playroom("simple", camera="pans left")).clip(i) for i in range(20)]
+    assert {c.scene.camera for c in clips} == {"pans left"}
+    assert not any("camera" in c.caption for c in clips)
+    assert all("background" in c.caption for c in clips)
+
+
+def test_a_style_is_drawn_over_the_same_scenes():
+    plain, drawn = (Rendered(2, 32, 32, 8.0, Playroom("simple", style=s)).clip(3) for s in ("", "night"))
+    assert plain.caption == drawn.caption
+    assert torch.equal(styles.apply("night", plain.video), drawn.video)
+
+
+def test_slowed_scenes_move_less_and_tell_so():
+    plain = Rendered(8, 32, 32, 8.0, Playroom("simple"))
+    slowed = replace(plain, how=Playroom("simple", slow=4.0))
+    means = [np.mean([p.clip(i).motion for i in range(60)]) for p in (plain, slowed)]
+    assert 0.35 < means[1] / means[0] < 0.8
+    clip = slowed.clip(3)
+    assert clip.video.shape == (3, 8, 32, 32)
+    assert (clip.fps, clip.scene.fps) == (8.0, 8.0)
+    assert all(len(t.size_T) == len(t.position_T2) == 8 for t in clip.scene.objects)
+    assert torch.equal(slowed.clip(3).video, clip.video)
+
+
+def test_a_slowed_clips_motion_is_that_of_the_part_that_is_shown():
+    slowed = Rendered(8, 32, 32, 8.0, Playroom("simple", slow=4.0))
+    for i in range(6):
+        clip = slowed.clip(i)
+        assert clip.motion == pytest.approx(of_scene(clip.scene, 32, 32).mean(), rel=1e-4, abs=1e-7)
+
+
+def test_motions_that_are_left_out_do_not_come():
+    plain = Rendered(2, 16, 16, 8.0, Playroom("simple"))
+    without = replace(plain, how=Playroom("simple", without=("fades",)))
+    motions = [[p.clip(i).scene.objects[0].motion for i in range(60)] for p in (plain, without)]
+    assert "fades" in motions[0]
+    assert "fades" not in motions[1]
+    assert [b for a, b in zip(*motions, strict=True) if a != "fades"] == [a for a in motions[0] if a != "fades"]

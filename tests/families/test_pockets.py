@@ -1,0 +1,40 @@
+"""Pocket models are configurations: published families' code reaches what is theirs through one module alone."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from kinema import families, registry
+
+FOLDERS = sorted(p.parent for p in Path(families.__file__).parent.glob("*/pocket/__init__.py"))
+SEAMS = {"kinds.py", "family.py"}
+"""What kinds of model there are, and the list of presets."""
+
+
+def reaches_in(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if any(".pocket" in f"{name}." and name.startswith("kinema.families") for name in names):
+            return True
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("config.pocket", "config.patch"):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: p.parent.name)
+def test_only_the_kinds_and_the_presets_reach_into_a_pocket(folder):
+    family = folder.parent
+    published = [p for p in family.rglob("*.py") if folder not in p.parents]
+    assert {p.name for p in published if reaches_in(p)} == SEAMS
+
+
+@pytest.mark.parametrize("name", ["animatediff", "svd"])
+def test_pocket_presets_are_of_the_pockets_kind_and_published_ones_are_not(name):
+    family = registry.family(name)
+    kinds = registry.resolve(f"kinema.families.{name}.kinds:kind_of")
+    own = {preset for preset, config in family.presets.items() if type(kinds(config)).__name__ == "Pocket"}
+    assert own == {preset for preset in family.presets if preset.startswith("pocket")}

@@ -1,0 +1,162 @@
+"""The geometry of codecs against brute force: rows of frames, blanks before them, cut into cells."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kinema.grid import FrameGrid, LatentGrid, Lattice
+from kinema.schema import Shape
+
+SEVENTEEN = FrameGrid(4, causal=True, run=17)
+STRIDES = st.sampled_from([1, 2, 4, 8])
+GRIDS = st.one_of(
+    st.builds(FrameGrid, STRIDES, multiple=st.integers(1, 3)),
+    st.builds(FrameGrid, STRIDES, causal=st.just(True)),
+    st.builds(FrameGrid, STRIDES, causal=st.just(True), run=st.just(17)),
+    st.builds(FrameGrid, STRIDES, run=st.sampled_from([16, 32])),
+    st.builds(FrameGrid, st.integers(2, 8), causal=st.just(True), run=st.integers(1, 40)),
+)
+untimed = settings(deadline=None)
+
+
+def brute_force(grid: FrameGrid, frames: int) -> list[set[int]]:
+    """Run by run: frames in a row, blanks before them, cut into cells."""
+    cells: list[set[int]] = []
+    for begin in range(0, frames, grid.run or frames):
+        row: list[int | None] = list(range(begin, min(begin + (grid.run or frames), frames)))
+        while grid.causal and len(row) % grid.stride:
+            row.insert(0, None)
+        parts = [row[i : i + grid.stride] for i in range(0, len(row) - grid.stride + 1, grid.stride)]
+        cells += [{frame for frame in part if frame is not None} for part in parts]
+    return cells
+
+
+@pytest.mark.parametrize(
+    ("frames", "latent"), [(1, 1), (17, 5), (18, 6), (51, 15), (102, 30), (204, 60), (408, 120), (4, 1), (5, 2)]
+)
+def test_seventeen_frames_at_a_time_padded_in_front(frames: int, latent: int) -> None:
+    """Open-Sora 1.2."""
+    assert SEVENTEEN.latent(frames) == latent == len(SEVENTEEN.spans(frames))
+    assert SEVENTEEN.ceil(frames) == frames
+
+
+@pytest.mark.parametrize(("latent", "frames"), [(1, 1), (5, 17), (15, 51), (30, 102), (60, 204), (120, 408)])
+def test_published_latent_frames_are_so_many_frames_again(latent: int, frames: int) -> None:
+    assert SEVENTEEN.latent(SEVENTEEN.frames(latent)) == latent
+    assert SEVENTEEN.frames(latent) == (frames if latent > 1 else 4)  # one cell stands for one frame or up to four
+
+
+def test_a_causal_codec_gives_the_first_frame_a_cell_of_its_own() -> None:
+    grid = FrameGrid(4, causal=True)
+    assert [grid.ceil(frames) for frames in (1, 2, 5, 6, 129)] == [1, 5, 5, 9, 129]
+    assert [grid.latent(frames) for frames in (1, 5, 33, 129)] == [1, 2, 9, 33]
+    assert [grid.frames(latent) for latent in (1, 2, 9, 33)] == [1, 5, 33, 129]
+    assert grid.spans(9) == [range(1), range(1, 5), range(5, 9)]
+    assert SEVENTEEN.spans(20) == [range(1), *(range(i, i + 4) for i in (1, 5, 9, 13)), range(17, 20)]
+
+
+@untimed
+@given(GRIDS, st.integers(1, 200))
+def test_cells_stand_for_the_frames_that_an_encoder_puts_into_them(grid: FrameGrid, asked: int) -> None:
+    frames = grid.ceil(asked)
+    cells = brute_force(grid, frames)
+    assert [set(span) for span in grid.spans(frames)] == cells
+    assert grid.latent(frames) == len(cells)
+    assert set().union(*cells) == set(range(frames))
+
+
+@untimed
+@given(GRIDS, st.integers(1, 60))
+def test_a_frame_and_its_cell_are_inverses(grid: FrameGrid, asked: int) -> None:
+    frames = grid.ceil(asked)
+    cells = [grid.cell(frame, frames) for frame in range(frames)]
+    assert [{f for f in range(frames) if cells[f] == i} for i in range(max(cells) + 1)] == brute_force(grid, frames)
+
+
+def test_a_frame_beyond_the_clip_has_no_cell() -> None:
+    with pytest.raises(ValueError, match="no latent frame stands for frame 9 of 9"):
+        FrameGrid(4, causal=True).cell(9, 9)
+
+
+@untimed
+@given(GRIDS, st.integers(1, 200))
+def test_frames_of_latent_frames_is_the_inverse(grid: FrameGrid, asked: int) -> None:
+    frames = grid.ceil(asked)
+    back = grid.frames(grid.latent(frames))
+    assert grid.latent(back) == grid.latent(frames)
+    assert frames <= back
+    assert grid.latent(grid.ceil(back + 1)) > grid.latent(back)
+    if grid.run is None or not grid.causal:
+        assert back == frames
+
+
+@untimed
+@given(GRIDS, st.integers(1, 5000))
+def test_made_frames_are_the_least_that_hold_the_asked(grid: FrameGrid, asked: int) -> None:
+    made = grid.ceil(asked)
+    assert asked <= made == grid.ceil(made)
+    assert made < asked + grid.stride * grid.multiple
+    if made <= 200:
+        assert set().union(*brute_force(grid, made)) == set(range(made))
+
+
+@pytest.mark.parametrize("grid", [FrameGrid(run=17), FrameGrid(1, causal=True, run=17)])
+def test_runs_of_a_codec_without_a_stride_are_cells_of_one_frame(grid: FrameGrid) -> None:
+    assert grid.spans(40) == [range(i, i + 1) for i in range(40)]
+
+
+def test_runs_that_are_no_whole_cells_are_refused_unless_causal() -> None:
+    with pytest.raises(ValueError, match="runs of 17 frames are no whole cells of 4"):
+        FrameGrid(4, run=17)
+
+
+# ------------------------------------------------------------------------------- what is given
+
+
+@untimed
+@given(GRIDS, st.integers(1, 60), st.data())
+def test_a_given_frame_is_in_a_whole_cell_or_may_stand_alone_for_its_own(
+    grid: FrameGrid, asked: int, data: st.DataObject
+) -> None:
+    frames = grid.ceil(asked)
+    known = data.draw(st.lists(st.booleans(), min_size=frames, max_size=frames))
+    found, cells = grid.cells(frames, known), brute_force(grid, frames)
+    on = {frame for frame in range(frames) if known[frame]}
+    assert set(found.whole) == {i for i, cell in enumerate(cells) if cell <= on}
+    partly = {i: cell & on for i, cell in enumerate(cells) if cell & on and not cell <= on}
+    assert dict(found.lone) == ({i: max(cell) for i, cell in partly.items()} if grid.causal else {})
+
+
+def test_keyframes_and_a_lone_last_frame_have_a_cell_under_a_causal_codec() -> None:
+    known = [frame in (0, 6, 7, 12) for frame in range(13)]
+    found = FrameGrid(4, causal=True).cells(13, known)
+    assert found.whole == (0,)
+    assert found.lone == {2: 7, 3: 12}  # of 6 and 7, which share a cell, the later
+    ends = SEVENTEEN.cells(51, [frame in (0, 50) for frame in range(51)])
+    assert (ends.whole, ends.lone) == ((0,), {14: 50})
+
+
+def test_frames_given_for_another_clip_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 frames are given or not; expected all 5"):
+        FrameGrid(4, causal=True).cells(5, [True, False])
+
+
+# ------------------------------------------------------------------------------------- lattice
+
+
+def test_the_latent_shape_is_the_codecs() -> None:
+    lattice = Lattice(LatentGrid(SEVENTEEN, (8, 16), channels=4))
+    assert lattice.latent(Shape(2, 3, 51, 64, 64)) == Shape(2, 4, 15, 8, 4)
+
+
+@untimed
+@given(st.integers(1, 8192), st.sampled_from([1, 2, 8, 64]))
+def test_snapped_sides_are_multiples_within_bounds(side: int, multiple: int) -> None:
+    lattice = Lattice(side_multiple=multiple, min_side=16, max_side=1024)
+    snapped = lattice.snap_side(side)
+    assert snapped % multiple == 0
+    assert 16 <= snapped <= 1024
+    if max(16, multiple) <= side <= 1024:
+        assert abs(snapped - side) <= multiple / 2

@@ -1,0 +1,124 @@
+"""Prompts over frames: by conditioning where a family can, with windows or blocks otherwise, refused where neither is;
+and prompts are encoded once a stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from kinema.api import Model, load
+from kinema.canvas import Canvas, Piece, Release
+from kinema.schema import BadRequest, Event, Note, Request, Shape
+
+RED, BLUE = "a red ball", "a blue box"
+ASK: dict[str, Any] = {"prompt": RED, "seed": 3, "steps": 2, "sampler": "ddim", "guidance": 2.0}
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    torch.set_num_threads(1)
+    made = load("zoetrope", preset="tiny")
+    with torch.no_grad():  # untrained heads are zero, and would make every claim true
+        for p in made.system.model.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.05)
+    return made
+
+
+def test_each_window_has_the_prompt_of_its_middle(model: Model) -> None:
+    told = {"frames": 24, "window": 8, "overlap": 0}
+    mixed = model.generate(**ASK, **told, prompt_spans={"10-17": BLUE, "18-23": RED}).video
+    red, blue = (model.generate(**ASK | {"prompt": prompt}, **told).video for prompt in (RED, BLUE))
+    assert torch.equal(mixed[:, :, :8], red[:, :, :8])
+    assert torch.equal(mixed[:, :, 8:16], blue[:, :, 8:16])
+    assert torch.equal(mixed[:, :, 16:], red[:, :, 16:])
+    assert not torch.allclose(red[:, :, 8:16], blue[:, :, 8:16], atol=1e-3)
+
+
+def test_each_block_has_the_prompt_of_its_middle(model: Model) -> None:
+    noise = torch.randn(1, 3, 20, 16, 16, generator=torch.Generator().manual_seed(1))
+    request = Request(**ASK, frames=20, overlap=4, prompt_spans={"8-19": BLUE})
+    clip = model.run(request, noise=noise)
+    assert [(block["start"], block["prompt"]) for block in clip.recipe["stages"][0]["blocks"]] == [
+        (0, RED),  # its middle, 4, is half way: the earlier one
+        (4, BLUE),
+        (8, BLUE),
+        (12, BLUE),
+    ]
+    red = model.run(request.with_(prompt_spans={}), noise=noise)
+    assert torch.equal(clip.video[:, :, :8], red.video[:, :, :8])
+    assert not torch.allclose(clip.video[:, :, 8:], red.video[:, :, 8:], atol=1e-3)
+    assert "prompt" not in red.recipe["stages"][0]["blocks"][0]
+
+
+def test_it_is_said_how_prompts_change(model: Model) -> None:
+    for told, said in (({"frames": 20}, "blocks"), ({"frames": 16, "window": 8}, "windows")):
+        events: list[Event] = []
+        model.generate(**ASK, **told, prompt_spans={"8": BLUE}, on_event=events.append)
+        assert Note(f"the prompt changes with the {said}") in events
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "said"),
+    [
+        ("zoetrope", {"frames": 8}, "takes one prompt for a pass of up to 8 frames: give a window"),
+        ("vdm", {"frames": 8, "window": 8}, "takes one prompt for a pass of up to 8 frames"),
+        ("svd", {"frames": 8}, "takes no prompt: leave prompt_spans out"),
+    ],
+)
+def test_where_no_prompt_can_change_it_is_refused_by_name(name: str, told: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadRequest, match=f"{name}/tiny {said}"):
+        load(name, preset="tiny").run(Request(prompt=RED, prompt_spans={"4": BLUE}, **told))
+
+
+@pytest.mark.parametrize("family", ["zoetrope", "vdm", "animatediff"])
+def test_prompts_are_encoded_once_however_many_blocks_there_are(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(family, preset="tiny")
+    sampling, asked = type(model.system.family.sampling), []
+    encode = sampling.encode_prompt
+
+    def counting(self: object, system: object, request: Request, on_event: object) -> object:
+        asked.append(request.prompt)
+        return encode(self, system, request, on_event)
+
+    monkeypatch.setattr(sampling, "encode_prompt", counting)
+    clip = model.generate(RED, seed=1, steps=1, frames=4 * (model.system.lattice.max_frames or 4), overlap=1)
+    assert len(clip.recipe["stages"][0]["blocks"]) > 2
+    assert asked == [RED]
+
+
+def test_a_model_that_sees_frames_clean_gets_their_own_level_and_no_noise_on_them(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given frames to the end; those of a piece that is released, until then."""
+    from kinema import tasks
+
+    system = model.system
+    own, seen = system.family.sampling.defaults(system.config), []
+    monkeypatch.setattr(type(system.family.sampling), "defaults", lambda *_: replace(own, clean_frames=True))
+
+    def denoiser(*_: object) -> Any:
+        def denoise(z: torch.Tensor, level: Any) -> torch.Tensor:
+            seen.append((z.clone(), level))
+            return 0.5 * z
+
+        return denoise
+
+    monkeypatch.setattr(type(system.family.sampling), "denoiser", denoiser)
+    video = torch.rand(1, 3, 8, 16, 16, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    given, edited = (torch.zeros(1, 1, 8, 16, 16) for _ in range(2))
+    given[:, :, 0], edited[:, :, 4:6] = 1, 1
+    canvas = Canvas(Shape.of(video), (Piece(video, given), Piece(video, edited, Release("strength", 0.5))))
+    monkeypatch.setitem(tasks.TASKS, "animate", tasks.Task(lambda r: r, lambda _r, _e: canvas))
+    clip = model.run(Request(**ASK | {"steps": 4, "guidance": 1.0}, task="animate", sampler_options={}))
+    assert [tuple(level.sigma.shape) for _, level in seen] == 4 * [(1, 8)]
+    for step, (z, level) in enumerate(seen):
+        clean = [0, 4, 5] if step < 2 else [0]
+        assert (level.sigma[0] == 0).nonzero().flatten().tolist() == clean
+        assert torch.equal(z[:, :, clean], video[:, :, clean])
+    assert clip.recipe["stages"][0]["blocks"][0]["releases"] == [2]
+    assert torch.equal(clip.video[:, :, 0], video[:, :, 0])
+    assert not torch.allclose(clip.video[:, :, 4:6], video[:, :, 4:6], atol=0.1)

@@ -1,0 +1,221 @@
+"""A small clip, then its super-resolution: two stages of one job, and what each of them is told by its name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kinema.api import Model
+from kinema.canvas import Block, Small
+from kinema.diffusion.overwrite import Known
+from kinema.diffusion.schedules import Level
+from kinema.families.vdm.config import Config, presets
+from kinema.families.vdm.family import FAMILY
+from kinema.guide import Drawn, smaller
+from kinema.schema import BadRequest, Clip, Event, Note, Phase, Request
+from kinema.system import System, Weights
+
+HALF = Level(torch.tensor([0.6], dtype=torch.float64), torch.tensor([0.8], dtype=torch.float64))
+ASK = {"prompt": "a red ball rolls right", "seed": 7}
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def system(config: Config, seed: int = 0) -> System:
+    return System("vdm/tiny", FAMILY, config, Weights(seed=seed))
+
+
+def cascade(frames: int = 8, upper_frames: int = 9, **changes: Any) -> Model:
+    """8×16×16, then 9×32×32, as the paper's 16×64×64 and 9×128×128: the request calls the second model "large"."""
+    tiny = replace(presets()["tiny"], frames=frames, sampling_steps=2)
+    large = replace(tiny, **{"frames": upper_frames, "side": 32, "attention_sides": (8, 16)} | changes)
+    model = Model(system(tiny))
+    model.system.runtime.beside("large", lambda: system(large, seed=1))
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    torch.set_num_threads(1)
+    return cascade()
+
+
+def test_made_smaller_a_clip_has_the_frames_that_are_told_and_means_of_pixels() -> None:
+    video = random(1, 3, 9, 8, 8)
+    small = smaller([0, 4, 8], 2, video)
+    assert small.shape == (1, 3, 3, 4, 4)
+    torch.testing.assert_close(small[0, 1, 2, 1, 3], video[0, 1, 8, 2:4, 6:8].mean())
+
+
+@pytest.mark.parametrize("frames", [range(5), range(3, 5), range(1, 4)])
+def test_a_window_of_a_clip_is_drawn_to_the_frames_of_the_small_one_that_it_has(frames: range) -> None:
+    """x0 = c z and a mean over 4 pixels: the gradient of the squared error is -2 c (low - small(x0)) / 4."""
+    z, low, c, weight = random(1, 3, 5, 8, 8), random(1, 3, 2, 4, 4, seed=1), 0.7, 3.0
+    part = z[:, :, list(frames)]
+    got = Drawn(None, Small(low, 2, 4, weight), weight).around(lambda z, _level: c * z, frames)(part, HALF)
+    want = c * z
+    missing = low - smaller([0, 4], 2, c * z)
+    want[:, :, ::4] += weight * 0.6 * c * missing.repeat_interleave(2, -1).repeat_interleave(2, -2) / 4
+    torch.testing.assert_close(got, want[:, :, list(frames)], rtol=0, atol=1e-14)
+
+
+def test_large_frames_that_are_given_enter_the_gradient_beside_the_small_clip() -> None:
+    z, low = random(1, 3, 5, 8, 8), random(1, 3, 2, 4, 4, seed=1)
+    mask = torch.zeros(1, 1, 5, 8, 8)
+    mask[:, :, 0] = 1
+    mixing = random(5, 5, seed=2)
+
+    def denoise(z: Tensor, _level: Level) -> Tensor:
+        return torch.einsum("st,bcthw->bcshw", mixing, z)
+
+    known = [Known(random(1, 3, 5, 8, 8, seed=seed), mask, None) for seed in (3, 4)]
+    got = [Drawn(each, Small(low, 2, 4, 9.0), 9.0).around(denoise, range(5))(z, HALF) for each in known]
+    assert (got[0] - got[1])[:, :, 1:].abs().max() > 1e-3
+
+
+def test_a_block_has_its_part_of_the_small_clip() -> None:
+    small = Small(torch.arange(5.0).reshape(1, 1, 5, 1, 1), 2, 4, 1.0)
+    assert small.part(Block(8, 9)).video.flatten().tolist() == [2, 3, 4]
+    assert small.part(Block(16, 4)).video.flatten().tolist() == [4]
+
+
+def test_the_second_stage_comes_nearer_to_the_small_clip_the_more_it_weighs(model: Model) -> None:
+    apart = []
+    for weight in (0.0, 2.0):
+        ask = Request(**ASK, super_resolution="large", super_resolution_weight=weight, frames=8)
+        base = model.run(ask, output="latents:base").video
+        made = model.run(ask).video
+        assert made.shape == (1, 3, 8, 32, 32)
+        apart.append((smaller(range(8), 2, made) - base.clamp(-1, 1)).square().mean().item())
+    assert apart[1] < 0.8 * apart[0]
+
+
+def test_the_first_stage_is_the_clip_that_the_model_makes_alone(model: Model) -> None:
+    alone = model.run(Request(**ASK), output="latents").video
+    both = model.run(Request(**ASK, super_resolution="large"), output="latents:base").video
+    assert torch.equal(alone, both)
+
+
+def test_blocks_of_the_second_stage_meet_in_a_frame_that_both_have(model: Model) -> None:
+    """The last frame of a block is held by the next, or the joined clip would jump there."""
+    ask = Request(**ASK, super_resolution="large", every=4)
+    whole = model.run(ask.with_(frames=20))
+    assert whole.video.shape == (1, 3, 20, 32, 32)
+    stage = whole.recipe["stages"][1]
+    assert [(block["start"], block["frames"]) for block in stage["blocks"]] == [(0, 9), (8, 9), (16, 4)]
+    small = torch.randn(1, 3, 5, 16, 16, generator=torch.Generator().manual_seed(1))
+    long = model.run(ask.with_(frames=20), noise={"base": small}).video
+    short = model.run(ask.with_(frames=12), noise={"base": small[:, :, :3]}).video
+    assert long.shape[2] == 20
+    assert torch.isfinite(short).all()
+
+
+def test_rate_and_size_are_those_of_the_finished_clip(model: Model) -> None:
+    settled: list[Request] = []
+    clip = model.run(
+        Request(**ASK, super_resolution="large", every=4, frames=17, height=64, width=32, fps=16),
+        on_settled=settled.append,
+    )
+    assert clip.shape.bcthw == (1, 3, 17, 64, 32)
+    assert [(told.frames, told.height, told.width, told.fps) for told in settled] == [(17, 64, 32, 16)]
+    base = clip.recipe["stages"][0]["request"]
+    assert (base["frames"], base["height"], base["width"], base["fps"]) == (5, 32, 16, 4)
+
+
+def test_clips_of_a_batch_are_each_its_single_run() -> None:
+    model = cascade(frames=4)
+    both = model.run(Request(**ASK, clips=2, super_resolution="large", every=4)).video
+    single = model.run(Request(**ASK | {"seed": 8}, super_resolution="large", every=4)).video
+    torch.testing.assert_close(both[1:], single, rtol=0, atol=1e-4)
+    assert (both[0] - both[1]).abs().max() > 0.1
+
+
+def test_a_picture_is_held_in_both_stages_to_the_bit(model: Model, tmp_path) -> None:  # noqa: ANN001
+    picture = torch.rand(1, 3, 1, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    Clip(picture).save(tmp_path / "first.png")
+    made = model.animate(tmp_path / "first.png", "a red ball", seed=1, super_resolution="large").video
+    assert torch.allclose(made[:, :, :1], picture, atol=1 / 127)
+    assert made.shape == (1, 3, 8, 32, 32)
+
+
+def test_strength_zero_enlarges_a_clip_that_there_is(model: Model, tmp_path) -> None:  # noqa: ANN001
+    t = torch.linspace(-1, 1, 8)[None, None, :, None, None]
+    video = (t * torch.linspace(-1, 1, 16)).expand(1, 3, 8, 16, 16).contiguous()
+    Clip(video, 8.0).save(tmp_path / "small.gif")
+    ask = {"strength": 0.0, "seed": 1, "super_resolution": "large"}
+    far, near = (
+        model.edit(tmp_path / "small.gif", "a ball", **ask, super_resolution_weight=weight) for weight in (0.0, 3.0)
+    )
+    assert near.shape.bcthw == (1, 3, 8, 32, 32)
+    known = video.clamp(-1, 1)
+    apart = [(smaller(range(8), 2, made.video) - known).square().mean() for made in (far, near)]
+    assert apart[1] < 0.8 * apart[0]
+
+
+def test_noise_and_latents_are_of_a_stage_by_its_name(model: Model) -> None:
+    ask = Request(**ASK, super_resolution="large")
+    noise = {"base": torch.randn(1, 3, 8, 16, 16), "super-resolution": torch.randn(1, 3, 8, 32, 32)}
+    one, two = (model.run(ask.with_(seed=seed), noise=noise, output="latents:base").video for seed in (1, 1))
+    assert torch.equal(one, two)
+    large = model.run(ask, noise=noise, output="latents:super-resolution").video
+    assert large.shape == (1, 3, 8, 32, 32)
+    other = model.run(ask, noise=noise | {"super-resolution": -noise["super-resolution"]})
+    assert not torch.equal(other.video, model.run(ask, noise=noise).video)
+    assert set(other.recipe["noise"]) == {"base", "super-resolution"}
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"noise": torch.zeros(1, 3, 8, 16, 16)}, "noise is of one by name: base or super-resolution"),
+        ({"noise": {"middle": torch.zeros(1)}}, "a stage 'middle'"),
+        ({"noise": {"super-resolution": torch.zeros(1, 3, 8, 16, 16)}}, r"needs \(1, 3, 8, 32, 32\)"),
+        ({"output": "latents"}, "latents:base or latents:super-resolution"),
+        ({"output": "latents:middle"}, "latents:base or latents:super-resolution"),
+    ],
+)
+def test_what_names_no_stage_is_refused(model: Model, told: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadRequest, match=said):
+        model.run(Request(**ASK, super_resolution="large"), **told)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told", "said"),
+    [
+        ({"side": 24}, {}, "24×24 is not 16×16 times a whole number"),
+        ({"side": 16}, {}, "16×16 is not 16×16 times a whole number"),
+        ({"upper_frames": 4}, {"every": 4}, "sees 4 frames, too few"),
+    ],
+)
+def test_models_that_make_no_cascade_are_refused(changes: dict[str, Any], told: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadRequest, match=said):
+        cascade(**changes).run(Request(**ASK, super_resolution="large", **told))
+
+
+def test_a_model_of_latents_enlarges_nothing_and_every_needs_a_second_stage() -> None:
+    model = cascade()
+    with pytest.raises(BadRequest, match="cannot enlarge the clip of another model"):
+        model.run(Request(**ASK, super_resolution="svd/tiny"))
+    with pytest.raises(BadRequest, match="every with super_resolution"):
+        model.run(Request(**ASK, every=4))
+
+
+def test_the_second_model_without_words_gets_none() -> None:
+    model = cascade(text="none", words=(), guidance=1.0)
+    clip = model.run(Request(**ASK, guidance=3.0, super_resolution="large"))
+    assert "prompt" not in clip.recipe["stages"][1]["request"]
+    assert [stage["request"]["guidance"] for stage in clip.recipe["stages"]] == [3.0, 1.0]
+
+
+def test_events_tell_of_both_stages(model: Model) -> None:
+    events: list[Event] = []
+    model.run(Request(**ASK, super_resolution="large"), on_event=events.append)
+    names = [event.name for event in events if isinstance(event, Phase)]
+    assert names == 2 * ["load", "condition", "sample", "decode"]
+    assert not [event for event in events if isinstance(event, Note) and "block" in event.message]
