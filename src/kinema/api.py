@@ -68,6 +68,10 @@ class Model:
         """The clip changed to fit the prompt, as far as ``strength`` lets it."""
         return self.run(_request("edit", video=video, prompt=prompt, **options), on_event=on_event)
 
+    def upscale(self, video: str | Path, prompt: str = "", *, on_event: OnEvent = ignore, **options: Any) -> Clip:
+        """The clip ``scale`` times as large; ``every`` also makes the frames between its own."""
+        return self.run(_request("upscale", video=video, prompt=prompt, **options), on_event=on_event)
+
 
 def _request(task: TaskName, **options: Any) -> Request:
     values: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}

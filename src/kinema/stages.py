@@ -10,9 +10,10 @@ from typing import Any, Literal, cast
 from kinema.canvas import Block
 from kinema.grid import Lattice
 from kinema.media.timing import RATES
-from kinema.schema import BadRequest, Event, Note, OnEvent, Request, ignore
+from kinema.schema import TAKES, BadRequest, Event, Note, OnEvent, Request, ignore
 from kinema.settle import in_windows, rolls_out, settle
 from kinema.system import MemoryOptions, System, open_system
+from kinema.tasks.upscale import factor
 
 Stages = Literal["base", "super-resolution"]
 
@@ -53,10 +54,10 @@ def parts_of(system: System, request: Request, on_event: OnEvent = ignore) -> li
     What is asked for is the finished clip: its size, frames and rate are the second stage's. ``overlap`` is of the
     first stage's blocks; those of the second meet in one frame.
     """
-    if request.super_resolution is None:
+    if request.super_resolution is None or "super_resolution" not in TAKES.get(request.task, ()):
         if request.task == "generate" and request.every is not None:
             raise BadRequest("generate takes every with super_resolution, which makes the frames between: give both")
-        return [Part("base", system, settle(system, request, on_event))]
+        return [_alone(system, settle(system, request, on_event))]
     said = Once(on_event)
     upper, every = beside(system, request.super_resolution), _every(request)
     factor = _factor(system, upper)
@@ -82,7 +83,7 @@ def parts_of(system: System, request: Request, on_event: OnEvent = ignore) -> li
 def retaken(system: System, recorded: Sequence[Recorded], on_event: OnEvent = ignore) -> list[Part]:
     """The stages of a recipe. They are settled already; what somebody else wrote is checked again."""
     base = settle(system, recorded[0].request, on_event)
-    parts = [Part("base", system, base)]
+    parts = [_alone(system, base)]
     for each in recorded[1:]:
         upper, every = beside(system, str(each.request.super_resolution)), _every(each.request)
         large, factor = settle(upper, each.request, on_event), _factor(system, upper)
@@ -93,6 +94,16 @@ def retaken(system: System, recorded: Sequence[Recorded], on_event: OnEvent = ig
             raise BadRequest("the recipe is damaged: its second stage does not enlarge the clip of the first")
         parts.append(Part("super-resolution", upper, large, Enlarging(factor, every, large.super_resolution_weight)))
     return parts
+
+
+def _alone(system: System, request: Request) -> Part:
+    """The only stage of a request, or the first: super-resolution where a clip that there is becomes larger."""
+    if request.task != "upscale":
+        return Part("base", system, request)
+    if not system.family.sampling.defaults(system.config).enlarges:
+        raise BadRequest(f"{system.name} cannot enlarge a clip; vdm models and zoetrope can")
+    enlarging = Enlarging(factor(request), request.every or 1, request.super_resolution_weight)
+    return Part("super-resolution", system, request, enlarging)
 
 
 class Once:
