@@ -18,8 +18,8 @@ def plan(request: Request) -> Request:
     frames, fps = request.frames or probe.frames * every, request.fps or probe.fps * every
     if frames > MAX_FRAMES:
         raise BadRequest(
-            f"{request.video} would have {frames:,} frames, and a clip has at most {MAX_FRAMES:,}; ask for the first of "
-            "them with --frames"
+            f"{request.video} would have {frames:,} frames, and a clip has at most {MAX_FRAMES:,}; ask for fewer with "
+            "--frames"
         )
     if not RATES[0] <= fps <= RATES[1]:
         raise BadRequest(
