@@ -20,7 +20,7 @@ from kinema.system import MemoryOptions, System, open_system
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What `load` returns: a system with the six verbs. Every verb takes `Request`'s options by name."""
+    """What `load` returns: a system with the verbs. Every verb takes `Request`'s options by name."""
 
     system: System
 

@@ -1,4 +1,4 @@
-"""The six verbs: words to a `Request`, one call of the Python API, and a file."""
+"""The verbs: words to a `Request`, one call of the Python API, and a file."""
 
 from __future__ import annotations
 
