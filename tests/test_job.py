@@ -161,9 +161,7 @@ def test_a_second_model_that_makes_frames_by_fours_makes_any_clip_in_blocks_that
     assert sum(blocks[-1]) >= frames
 
 
-def test_a_long_clip_of_which_all_is_given_is_made_in_no_block_and_has_no_latents(
-    model: Model, tmp_path: Path
-) -> None:
+def test_a_long_clip_of_which_all_is_given_is_made_in_no_block_and_has_no_latents(model: Model, tmp_path: Path) -> None:
     video = (torch.rand(1, 3, 20, 16, 16, generator=torch.Generator().manual_seed(3)) * 255).round() / 127.5 - 1
     source = Clip(video, 8.0).save(tmp_path / "frames")[0]
     Image.new("L", (16, 16), 0).save(tmp_path / "nothing.png")
@@ -198,9 +196,7 @@ def test_a_block_is_no_loop_of_its_own(tiny: Model, picture: Path) -> None:
 # ---------------------------------------------------------------------------------- when pieces go
 
 
-def test_pieces_go_at_the_noise_level_or_the_time_that_they_name(
-    tiny: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pieces_go_at_the_noise_level_or_the_time_that_they_name(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Times 1, 3/4, 1/2, 1/4 and 0 of a flow of shift 6 are the noise levels 1, 18/19, 6/7, 2/3 and 0."""
     video = torch.rand(1, 3, 8, 16, 16, generator=torch.Generator().manual_seed(2)) * 2 - 1
     masks = [torch.zeros(1, 1, 8, 16, 16) for _ in range(2)]
