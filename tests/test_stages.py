@@ -123,7 +123,7 @@ def test_rate_and_size_are_those_of_the_finished_clip(model: Model) -> None:
         Request(**ASK, super_resolution="large", every=4, frames=17, height=64, width=32, fps=16),
         on_settled=settled.append,
     )
-    assert clip.shape.bcthw == (1, 3, 17, 64, 32)
+    assert (clip.shape.bcthw, clip.fps) == ((1, 3, 17, 64, 32), 16)
     assert [(told.frames, told.height, told.width, told.fps) for told in settled] == [(17, 64, 32, 16)]
     base = clip.recipe["stages"][0]["request"]
     assert (base["frames"], base["height"], base["width"], base["fps"]) == (5, 32, 16, 4)
@@ -176,6 +176,8 @@ def test_noise_and_latents_are_of_a_stage_by_its_name(model: Model) -> None:
     [
         ({"noise": torch.zeros(1, 3, 8, 16, 16)}, "noise is of one by name: base or super-resolution"),
         ({"noise": {"middle": torch.zeros(1)}}, "a stage 'middle'"),
+        ({"noise": "loud"}, "noise is 'loud'; expected a tensor, or one of each stage by its name"),
+        ({"noise": {"base": [1.0]}}, r"noise is \[1.0\]; expected a tensor of shape \(1, 3, 8, 16, 16\)"),
         ({"noise": {"super-resolution": torch.zeros(1, 3, 8, 16, 16)}}, r"needs \(1, 3, 8, 32, 32\)"),
         ({"output": "latents"}, "latents:base or latents:super-resolution"),
         ({"output": "latents:middle"}, "latents:base or latents:super-resolution"),
