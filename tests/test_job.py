@@ -1,4 +1,4 @@
-"""Jobs that are drawn up: blocks of both stages, those of a recipe, when pieces go, and the memory that stages share."""
+"""Jobs that are drawn up: blocks of both stages, those of a recipe, when pieces go, memory that stages share."""
 
 from __future__ import annotations
 
