@@ -24,7 +24,7 @@ from kinema.grid import LatentGrid, Lattice
 from kinema.guide import Drawn, smaller
 from kinema.job import drawn
 from kinema.schema import BadRequest, Clip, Event, Note, Phase, Request
-from kinema.stages import _side, parts_of
+from kinema.stages import Recorded, _side, parts_of, retaken
 from kinema.system import System, Weights
 
 HALF = Level(torch.tensor([0.6], dtype=torch.float64), torch.tensor([0.8], dtype=torch.float64))
@@ -370,6 +370,23 @@ def test_a_size_that_cannot_be_made_is_said_as_without_a_second_stage(model: Mod
     events: list[Event] = []
     parts_of(model.system, Request(**BOTH, height=35), events.append)
     assert [event for event in events if isinstance(event, Note) and "height 35 snapped" in event.message]
+
+
+@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="only what a recipe asks for is compared")
+def test_a_size_of_its_own_that_the_second_model_cannot_enlarge_is_refused(paired: Callable[..., Model]) -> None:
+    """The first model's 8 pixels are snapped to 16, and the second one's 32 to 16."""
+    model = paired({"side": 8, "attention_sides": (2, 4)}, families=("vdm", "zoetrope"))
+    with pytest.raises(BadRequest):
+        asked(model)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="notes of a recipe's stages are not gathered")
+def test_a_note_of_both_stages_of_a_recipe_is_said_once(model: Model, tmp_path: Any) -> None:
+    source = Clip(torch.zeros(1, 3, 8, 16, 16), 8.0).save(tmp_path / "ball.gif")[0]
+    told = asked(model, task="edit", video=str(source), strength=0.1)
+    events: list[Event] = []
+    retaken(model.system, [Recorded(request) for request in told], events.append)
+    assert len([event for event in events if "less than one step" in str(event)]) == 1
 
 
 def test_two_models_without_a_side_in_common_are_refused() -> None:
