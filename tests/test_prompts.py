@@ -44,7 +44,7 @@ def test_each_block_has_the_prompt_of_its_middle(model: Model) -> None:
     request = Request(**ASK, frames=20, overlap=4, prompt_spans={"8-19": BLUE})
     clip = model.run(request, noise=noise)
     assert [(block["start"], block["prompt"]) for block in clip.recipe["stages"][0]["blocks"]] == [
-        (0, RED),  # its middle, 4, is half way: the earlier one
+        (0, RED),
         (4, BLUE),
         (8, BLUE),
         (12, BLUE),
@@ -80,8 +80,8 @@ def test_it_is_said_how_prompts_change(model: Model) -> None:
 @pytest.mark.parametrize(
     ("name", "told", "said"),
     [
-        ("zoetrope", {"frames": 8}, "takes one prompt for a pass of up to 8 frames: give a window"),
-        ("vdm", {"frames": 8, "window": 8}, "takes one prompt for a pass of up to 8 frames"),
+        ("zoetrope", {"frames": 8}, "sees the clip at once, under one prompt for up to 8 frames: give a window"),
+        ("vdm", {"frames": 8, "window": 8}, "sees the clip at once, under one prompt for up to 8 frames"),
         ("svd", {"frames": 8}, "takes no prompt: leave prompt_spans out"),
     ],
 )

@@ -155,7 +155,8 @@ class Request:
     task: TaskName = "generate"
     prompt: str = option("what to show", "")
     prompt_spans: Mapping[str, str] = by_frame(
-        "prompt at a frame (8) or over frames (8-15), turning into the next one in between; may be repeated",
+        "prompt at a frame (8) or over frames (8-15), after PROMPT, which is that of frame 0; the last holds to the "
+        "end; may be repeated",
         word="prompt-at",
         metavar="FRAMES=TEXT",
         wanted="frames with texts",
