@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -61,3 +63,37 @@ def with_sound() -> Callable[..., Path]:
 @pytest.fixture
 def beep() -> Callable[[Path | bytes], float | None]:
     return _beep
+
+
+def _paired(
+    base: dict[str, Any] | None = None, upper: dict[str, Any] | None = None, families: tuple[str, str] = ("vdm", "vdm")
+) -> Any:
+    """A tiny model and the one that enlarges its clips, which requests call "large"; vdm makes 8×16×16, then 9×32×32.
+
+    No weight is where it begins: untrained heads are zero, and would make every claim of clips true.
+    """
+    import torch
+
+    from kinema import registry
+    from kinema.api import Model
+    from kinema.system import System, Weights
+
+    torch.set_num_threads(1)
+
+    def opened(name: str, number: int, changes: dict[str, Any]) -> System:
+        family = registry.family(families[number])
+        system = System(name, family, replace(family.presets["tiny"], **changes), Weights(seed=number))
+        with torch.no_grad():
+            for p in system.model.parameters():
+                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.05)
+        return system
+
+    large = {"frames": 9, "side": 32, "attention_sides": (8, 16)} if families[1] == "vdm" else {}
+    model = Model(opened(f"{families[0]}/tiny", 0, base or {}))
+    model.system.runtime.beside("large", lambda: opened("large", 1, large | (upper or {})))
+    return model
+
+
+@pytest.fixture(scope="session")
+def paired() -> Callable[..., Any]:
+    return _paired

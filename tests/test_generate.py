@@ -114,6 +114,23 @@ def test_a_backward_extension_keeps_the_clip_at_its_end(model: Model, clip_file:
     assert torch.allclose(made[:, :, -8:], known, atol=1e-6)
 
 
+def test_one_block_that_is_not_the_clip_has_no_latents_and_noise_of_its_own_beyond_the_callers(clip_file: Path) -> None:
+    """SVD goes on from the last of 3 frames, with a pass of 8 of which the clip of 5 has the first 3."""
+    svd = load("svd", preset="tiny")
+    request = Request(task="extend", video=str(clip_file), keep=3, frames=5, steps=1, seed=1, honour="continuation")
+    noise = torch.randn(1, 4, 5, 8, 8, generator=torch.Generator().manual_seed(0))
+    clip = svd.run(request, noise=noise)
+    (block,) = clip.recipe["stages"][0]["blocks"]
+    assert (block["start"], block["frames"]) == (2, 8)
+    assert clip.shape.frames == 5
+    noise[:, :, :2] = 0
+    assert torch.equal(svd.run(request, noise=noise).video, clip.video)
+    noise[:, :, 4] = 0
+    assert not torch.equal(svd.run(request, noise=noise).video, clip.video)
+    with pytest.raises(BadRequest, match="block-wise clips cannot return latents"):
+        svd.run(request, output="latents")
+
+
 def test_inpaint_and_edit_keep_the_length_and_rate_of_the_clip(model: Model, tmp_path: Path) -> None:
     path = Clip(torch.rand(1, 3, 30, 16, 16) * 2 - 1, 30.0).save(tmp_path / "fast.mp4")[0]
     for made in (

@@ -5,6 +5,7 @@ and prompts are encoded once a stage.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from kinema.api import Model, load
 from kinema.canvas import Canvas, Piece, Release
-from kinema.schema import BadRequest, Event, Note, Request, Shape
+from kinema.schema import BadRequest, Clip, Event, Note, Request, Shape
 
 RED, BLUE = "a red ball", "a blue box"
 ASK: dict[str, Any] = {"prompt": RED, "seed": 3, "steps": 2, "sampler": "ddim", "guidance": 2.0}
@@ -43,7 +44,7 @@ def test_each_block_has_the_prompt_of_its_middle(model: Model) -> None:
     request = Request(**ASK, frames=20, overlap=4, prompt_spans={"8-19": BLUE})
     clip = model.run(request, noise=noise)
     assert [(block["start"], block["prompt"]) for block in clip.recipe["stages"][0]["blocks"]] == [
-        (0, RED),  # its middle, 4, is half way: the earlier one
+        (0, RED),
         (4, BLUE),
         (8, BLUE),
         (12, BLUE),
@@ -52,6 +53,21 @@ def test_each_block_has_the_prompt_of_its_middle(model: Model) -> None:
     assert torch.equal(clip.video[:, :, :8], red.video[:, :, :8])
     assert not torch.allclose(clip.video[:, :, 8:], red.video[:, :, 8:], atol=1e-3)
     assert "prompt" not in red.recipe["stages"][0]["blocks"][0]
+
+
+def test_prompts_of_a_backward_clip_stay_where_they_were_asked_for(model: Model, tmp_path: Path) -> None:
+    """20 frames are made and the last 17 of them kept: what is asked for at frame 7 is at 10 of those made."""
+    source = Clip(torch.zeros(1, 3, 8, 16, 16), 8.0).save(tmp_path / "ball.gif")[0]
+    ask = Request(**ASK, task="extend", video=str(source), frames=17, backward=True)
+    clip = model.run(ask.with_(prompt_spans={"0-6": RED, "7-16": BLUE}))
+    told = [(block["start"], block["prompt"]) for block in clip.recipe["stages"][0]["blocks"]]
+    assert told == [(8, BLUE), (4, RED), (0, RED)]  # their middles are 12, 8 and 4
+    assert clip.recipe["stages"][0]["frames"] == 20
+    assert clip.recipe["stages"][0]["request"]["prompt_spans"] == {"0-6": RED, "7-16": BLUE}
+    for later, prompts in ((5, [BLUE, RED, RED]), (6, [RED, RED, RED]), (1, [BLUE, BLUE, RED])):
+        spans = {f"0-{later + 3}": RED, f"{later + 4}-16": BLUE}
+        clip = model.run(ask.with_(prompt_spans=spans))
+        assert [block["prompt"] for block in clip.recipe["stages"][0]["blocks"]] == prompts
 
 
 def test_it_is_said_how_prompts_change(model: Model) -> None:
@@ -64,8 +80,8 @@ def test_it_is_said_how_prompts_change(model: Model) -> None:
 @pytest.mark.parametrize(
     ("name", "told", "said"),
     [
-        ("zoetrope", {"frames": 8}, "takes one prompt for a pass of up to 8 frames: give a window"),
-        ("vdm", {"frames": 8, "window": 8}, "takes one prompt for a pass of up to 8 frames"),
+        ("zoetrope", {"frames": 8}, "sees the clip at once, under one prompt for up to 8 frames: give a window"),
+        ("vdm", {"frames": 8, "window": 8}, "sees the clip at once, under one prompt for up to 8 frames"),
         ("svd", {"frames": 8}, "takes no prompt: leave prompt_spans out"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from kinema.api import Model, load
 from kinema.provenance import frames_hash
 from kinema.recipes import checked, recorded, requests_of, upgraded
-from kinema.schema import BadRequest, Request
+from kinema.schema import BadRequest, Clip, Event, Note, Request
 
 CLIP = Path("clip.mp4")
 FIRST = {
@@ -174,3 +175,94 @@ def test_loras_stand_in_the_recipe_and_never_in_its_request() -> None:
     told = upgraded({**FIRST, "request": {"prompt": "x", "loras": {"/etc/passwd": 1.0}}})
     with pytest.raises(BadRequest, match="names LoRAs"):
         requests_of(checked(told, CLIP), CLIP)
+
+
+# --------------------------------------------------------------------------------------- two stages
+
+LARGE = {"seed": 7, "steps": 1, "super_resolution": "large"}
+
+
+@pytest.fixture(scope="module")
+def pair(paired: Callable[..., Model]) -> Model:
+    return paired()
+
+
+@pytest.mark.parametrize(
+    "told", [{}, {"frames": 12, "every": 4, "super_resolution_weight": 3.0}, {"frames": 9, "width": 64, "clips": 2}]
+)
+def test_a_clip_of_two_stages_is_made_again_from_its_recipe_alone(pair: Model, told: dict[str, Any]) -> None:
+    clip = pair.generate("a red ball", **LARGE, **told)
+    assert replayed(pair, dict(clip.recipe)) == clip.recipe["frames_hash"]
+
+
+def test_the_second_model_of_a_recipe_may_make_frames_by_fours(paired: Callable[..., Model]) -> None:
+    model = paired(upper={"side": 32}, families=("vdm", "zoetrope"))
+    clip = model.generate("a red ball", **LARGE, frames=18, every=2)
+    assert clip.recipe["stages"][1]["frames"] == 20
+    assert replayed(model, dict(clip.recipe)) == clip.recipe["frames_hash"]
+
+
+def test_an_enlarged_picture_or_edit_is_made_again_from_its_recipe(
+    pair: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    video = torch.rand(1, 3, 12, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    Clip(video, 8.0).save(tmp_path / "ball.gif")
+    for clip in (
+        pair.animate("ball.gif", "a red ball", frames=12, honour="replacement", **LARGE),
+        pair.edit("ball.gif", "a red ball", strength=0.5, **LARGE | {"steps": 2}),
+    ):
+        assert [bool(stage["blocks"][0].get("releases")) for stage in clip.recipe["stages"]] == [
+            clip.recipe["stages"][0]["request"]["task"] == "edit",
+            False,
+        ]
+        assert replayed(pair, dict(clip.recipe)) == clip.recipe["frames_hash"]
+
+
+def test_blocks_of_the_second_stage_are_taken_as_they_are_recorded(pair: Model) -> None:
+    clip = pair.generate("a red ball", **LARGE, frames=12, every=4)
+    recipe = deepcopy(dict(clip.recipe))
+    blocks = recipe["stages"][1]["blocks"]
+    assert [(block["start"], block["frames"]) for block in blocks] == [(0, 9), (8, 4)]
+    blocks[0]["frames"], blocks[1] = 5, {**blocks[1], "start": 4, "frames": 8}
+    told = checked(json.loads(json.dumps(recipe)), CLIP)
+    other = pair.run(recorded(told, requests_of(told, CLIP)))
+    assert other.recipe["stages"][1]["blocks"] == blocks
+    assert other.recipe["frames_hash"] != clip.recipe["frames_hash"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        (1, {"height": 64}),
+        (1, {"width": 64}),
+        (1, {"clips": 2}),
+        (1, {"frames": 16}),
+        (1, {"frames": 20}),
+        (1, {"every": None}),
+        (0, {"frames": 4}),
+        (0, {"height": 32}),
+        (0, {"clips": 2}),
+    ],
+)
+def test_stages_that_do_not_follow_from_each_other_are_refused_before_anything_is_made(
+    pair: Model, stage: int, changes: dict[str, Any]
+) -> None:
+    request = {"task": "generate", "prompt": "a red ball", "seed": 7, "steps": 1}
+    base, large = ({**request, "frames": f, "height": side, "width": side} for f, side in ((3, 16), (12, 32)))
+    large |= {"super_resolution": "large", "every": 4}
+    (base, large)[stage].update(changes)
+    told = {**upgraded(FIRST), "stages": [{"model": "vdm/tiny", "request": each} for each in (base, large)]}
+    told = checked(told, CLIP)
+    events: list[Event] = []
+    with pytest.raises(BadRequest, match="its second stage does not enlarge the clip of the first"):
+        pair.run(recorded(told, requests_of(told, CLIP)), on_event=events.append)
+    assert not [event for event in events if not isinstance(event, Note)]
+
+
+def test_weights_are_recorded_each_at_its_own_stage(pair: Model) -> None:
+    stages = pair.generate("a red ball", **LARGE).recipe["stages"]
+    assert [(stage["stage"], stage["model"], stage["weights"]) for stage in stages] == [
+        ("base", "vdm/tiny", "seed:0"),
+        ("super-resolution", "large", "seed:1"),
+    ]

@@ -46,9 +46,10 @@ def test_before_the_first_stop_its_prompt_is_shown_already() -> None:
     assert spans({5: "b", 9: "c"}).mix(2) == ("b", "b", 0.0)
 
 
-def test_a_frame_has_the_prompt_of_the_greater_share_and_the_earlier_of_two_halves() -> None:
+def test_where_prompts_do_not_blend_each_holds_until_the_next_begins() -> None:
     made = spans({"0-3": "a", "7-8": "b"})
-    assert "".join(made.at(frame) for frame in range(10)) == "aaaaaabbbb"
+    assert "".join(made.at(frame) for frame in range(10)) == "aaaaaaabbb"
+    assert spans({5: "b", 9: "c"}).at(2) == "b"
 
 
 @given(st.dictionaries(st.integers(0, 60), st.text("xyz", min_size=1, max_size=3), min_size=1, max_size=8))

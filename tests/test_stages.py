@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
+from kinema import tasks
 from kinema.api import Model
 from kinema.canvas import Block, Small
 from kinema.diffusion.overwrite import Known
 from kinema.diffusion.schedules import Level
 from kinema.families.vdm.config import Config, presets
 from kinema.families.vdm.family import FAMILY
+from kinema.families.zoetrope.family import ZoetropeSampling
+from kinema.grid import LatentGrid, Lattice
 from kinema.guide import Drawn, smaller
+from kinema.job import drawn
 from kinema.schema import BadRequest, Clip, Event, Note, Phase, Request
+from kinema.stages import Recorded, _side, parts_of, retaken
 from kinema.system import System, Weights
 
 HALF = Level(torch.tensor([0.6], dtype=torch.float64), torch.tensor([0.8], dtype=torch.float64))
@@ -102,18 +110,12 @@ def test_the_first_stage_is_the_clip_that_the_model_makes_alone(model: Model) ->
     assert torch.equal(alone, both)
 
 
-def test_blocks_of_the_second_stage_meet_in_a_frame_that_both_have(model: Model) -> None:
-    """The last frame of a block is held by the next, or the joined clip would jump there."""
+def test_blocks_of_the_second_stage_begin_at_the_last_frame_of_the_one_before(model: Model) -> None:
     ask = Request(**ASK, super_resolution="large", every=4)
     whole = model.run(ask.with_(frames=20))
     assert whole.video.shape == (1, 3, 20, 32, 32)
     stage = whole.recipe["stages"][1]
     assert [(block["start"], block["frames"]) for block in stage["blocks"]] == [(0, 9), (8, 9), (16, 4)]
-    small = torch.randn(1, 3, 5, 16, 16, generator=torch.Generator().manual_seed(1))
-    long = model.run(ask.with_(frames=20), noise={"base": small}).video
-    short = model.run(ask.with_(frames=12), noise={"base": small[:, :, :3]}).video
-    assert long.shape[2] == 20
-    assert torch.isfinite(short).all()
 
 
 def test_rate_and_size_are_those_of_the_finished_clip(model: Model) -> None:
@@ -122,7 +124,7 @@ def test_rate_and_size_are_those_of_the_finished_clip(model: Model) -> None:
         Request(**ASK, super_resolution="large", every=4, frames=17, height=64, width=32, fps=16),
         on_settled=settled.append,
     )
-    assert clip.shape.bcthw == (1, 3, 17, 64, 32)
+    assert (clip.shape.bcthw, clip.fps) == ((1, 3, 17, 64, 32), 16)
     assert [(told.frames, told.height, told.width, told.fps) for told in settled] == [(17, 64, 32, 16)]
     base = clip.recipe["stages"][0]["request"]
     assert (base["frames"], base["height"], base["width"], base["fps"]) == (5, 32, 16, 4)
@@ -175,6 +177,8 @@ def test_noise_and_latents_are_of_a_stage_by_its_name(model: Model) -> None:
     [
         ({"noise": torch.zeros(1, 3, 8, 16, 16)}, "noise is of one by name: base or super-resolution"),
         ({"noise": {"middle": torch.zeros(1)}}, "a stage 'middle'"),
+        ({"noise": "loud"}, "noise is 'loud'; expected a tensor, or one of each stage by its name"),
+        ({"noise": {"base": [1.0]}}, r"noise is \[1.0\]; expected a tensor of shape \(1, 3, 8, 16, 16\)"),
         ({"noise": {"super-resolution": torch.zeros(1, 3, 8, 16, 16)}}, r"needs \(1, 3, 8, 32, 32\)"),
         ({"output": "latents"}, "latents:base or latents:super-resolution"),
         ({"output": "latents:middle"}, "latents:base or latents:super-resolution"),
@@ -202,7 +206,7 @@ def test_a_model_of_latents_enlarges_nothing_and_every_needs_a_second_stage() ->
     model = cascade()
     with pytest.raises(BadRequest, match="cannot enlarge the clip of another model"):
         model.run(Request(**ASK, super_resolution="svd/tiny"))
-    with pytest.raises(BadRequest, match="every with super_resolution"):
+    with pytest.raises(BadRequest, match="every goes with super_resolution"):
         model.run(Request(**ASK, every=4))
 
 
@@ -219,3 +223,164 @@ def test_events_tell_of_both_stages(model: Model) -> None:
     names = [event.name for event in events if isinstance(event, Phase)]
     assert names == 2 * ["load", "condition", "sample", "decode"]
     assert not [event for event in events if isinstance(event, Note) and "block" in event.message]
+
+
+def test_a_backward_clip_is_drawn_to_the_small_one_where_it_is(
+    paired: Callable[..., Model], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """Of 17 frames the second model makes 20, and the 3 beyond them lie before the clip."""
+    monkeypatch.setattr(ZoetropeSampling, "denoiser", lambda *_: lambda z, _level: 0.5 * z)
+    source = Clip(torch.zeros(1, 3, 8, 32, 32), 8.0).save(tmp_path / "ball.gif")[0]
+    told = {"seed": 1, "steps": 8, "frames": 17, "backward": True}
+    model = paired(upper={"side": 32}, families=("vdm", "zoetrope"))
+    base = model.extend(source, prompt="a red ball", height=16, width=16, **told).video
+    weigh = {"super_resolution": "large", "super_resolution_weight": 4.0}
+    made = smaller(range(17), 2, model.extend(source, prompt="a red ball", **told, **weigh).video)
+    apart = [(made[:, :, :6] - base[:, :, late : 6 + late]).square().mean().item() for late in (0, 3)]
+    assert apart[0] < 0.7 * apart[1]
+
+
+# ------------------------------------------------------------------- what each stage is asked for
+
+BLUE = "a blue box"
+BOTH = ASK | {"super_resolution": "large", "steps": 2}
+
+
+def asked(model: Model, **told: Any) -> list[Request]:
+    return [part.request for part in parts_of(model.system, Request(**BOTH | told))]
+
+
+def test_a_seed_that_is_drawn_is_one_for_both_stages(model: Model) -> None:
+    small, large = asked(model, seed=None)
+    assert small.seed is not None
+    assert small.seed == large.seed
+    assert small.seed != asked(model, seed=None)[0].seed
+
+
+def test_a_second_model_without_words_is_asked_for_nothing_that_is_of_words() -> None:
+    model = cascade(text="none", words=(), guidance=1.0)
+    told = {"negative_prompt": BLUE, "guidance": 3.0, "guidance_end": 5.0, "prompt_spans": {"10-19": BLUE}}
+    small, large = asked(model, frames=20, **told)
+    assert {name: getattr(small, name) for name in told} == told
+    blank = Request()
+    names = ("prompt", "negative_prompt", "guidance_end", "prompt_spans")
+    assert [getattr(large, name) for name in names] == [getattr(blank, name) for name in names]
+    assert large.guidance == 1.0
+
+
+def test_loras_are_of_the_first_stage_alone(model: Model) -> None:
+    assert [request.loras for request in asked(model, loras={"a.safetensors": 0.5})] == [{"a.safetensors": 0.5}, None]
+
+
+def test_prompts_over_frames_are_refused_where_a_stage_makes_the_frames_between(model: Model) -> None:
+    spans = {"10-19": BLUE}
+    assert [request.prompt_spans for request in asked(model, frames=20, prompt_spans=spans)] == [spans, spans]
+    with pytest.raises(BadRequest, match="prompt_spans and every do not go together"):
+        asked(model, frames=20, prompt_spans=spans, every=4)
+
+
+def test_every_that_takes_the_rate_out_of_range_is_refused_by_its_name(model: Model) -> None:
+    assert [request.fps for request in asked(model, every=30, frames=2)] == [8, 240]
+    with pytest.raises(BadRequest, match="every 31 makes 248 fps of the 8 of the first stage; use a smaller one"):
+        asked(model, every=31, frames=2)
+
+
+def test_options_of_another_family_stay_with_the_first_stage(paired: Callable[..., Model]) -> None:
+    extra = {"per_frame": True}
+    assert [request.extra for request in asked(cascade(), extra=extra)] == [extra, extra]
+    mixed = paired(families=("zoetrope", "vdm"))
+    assert [request.extra for request in asked(mixed, extra=extra)] == [extra, {}]
+
+
+def test_windows_longer_than_the_second_model_sees_are_of_the_first_stage_alone() -> None:
+    events: list[Event] = []
+    told = {"frames": 20, "window": 8, "overlap": 2, "window_weights": "flat", "loop": True}
+    model = cascade(upper_frames=5)
+    small, large = (part.request for part in parts_of(model.system, Request(**BOTH, **told), events.append))
+    assert {name: getattr(small, name) for name in told} == told
+    assert (large.window, large.overlap, large.window_weights, large.loop) == (None, None, "pyramid", False)
+    assert [event for event in events if isinstance(event, Note) and "in blocks, not windows" in event.message]
+    small, large = asked(cascade(), **told)
+    assert (large.window, large.overlap, large.window_weights, large.loop) == (8, None, "flat", True)
+
+
+def test_a_note_of_both_stages_is_said_once_and_a_clip_is_edited_at_its_small_size_alone(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    source = Clip(torch.zeros(1, 3, 8, 16, 16), 8.0).save(tmp_path / "ball.gif")[0]
+    edit, read = tasks.TASKS["edit"], []
+
+    def canvas(request: Request, on_event: Any) -> Any:
+        read.append((request.height, request.width))
+        return edit.canvas(request, on_event)
+
+    monkeypatch.setitem(tasks.TASKS, "edit", replace(edit, canvas=canvas))
+    events: list[Event] = []
+    works = drawn(model.system, Request(**BOTH, task="edit", video=str(source), strength=0.1), events.append)
+    assert read == [(16, 16)]
+    assert works[1].canvas.pieces == ()
+    notes = [event.message for event in events if isinstance(event, Note)]
+    assert len([note for note in notes if "less than one step" in note]) == 1
+    assert len(notes) == len({*notes})
+
+
+def lattices(small: int, large: int) -> tuple[Lattice, Lattice]:
+    return Lattice(LatentGrid(), side_multiple=small), Lattice(LatentGrid(), side_multiple=large)
+
+
+@given(
+    asked=st.integers(1, 600),
+    small=st.sampled_from([1, 4, 6, 8]),
+    large=st.sampled_from([4, 16, 24]),
+    factor=st.integers(2, 5),
+)
+def test_sides_are_such_that_both_models_make_them_and_none_is_nearer_to_what_was_asked_for(
+    asked: int, small: int, large: int, factor: int
+) -> None:
+    one, other = lattices(small, large)
+    side = _side(asked, one, other, factor)
+    assert side is not None
+
+    def fits(side: int) -> bool:
+        return one.snap_side(side) == side and other.snap_side(factor * side) == factor * side
+
+    assert fits(side)
+    away = abs(factor * side - asked)
+    assert not [near for near in range(1, 2 * side) if fits(near) and abs(factor * near - asked) < away]
+
+
+@pytest.mark.parametrize(("asked", "side"), [(None, None), (32, 16), (40, 24), (48, 24), (64, 32), (1, 16)])
+def test_a_side_that_one_model_cannot_make_is_the_nearest_that_both_can(asked: int | None, side: int | None) -> None:
+    """Of 4 and of 16: the small side is a multiple of 8, at least 16."""
+    assert _side(asked, *lattices(4, 16), 2) == side
+
+
+def test_of_two_sides_the_one_that_is_nearer_to_what_was_asked_for_is_made() -> None:
+    assert _side(42, *lattices(4, 16), 2) == 24
+
+
+def test_a_size_that_cannot_be_made_is_said_as_without_a_second_stage(model: Model) -> None:
+    events: list[Event] = []
+    parts_of(model.system, Request(**BOTH, height=35), events.append)
+    assert [event for event in events if isinstance(event, Note) and "height 35 snapped" in event.message]
+
+
+def test_a_size_of_its_own_that_the_second_model_cannot_enlarge_is_refused(paired: Callable[..., Model]) -> None:
+    """The first model's 8 pixels are snapped to 16, and the second one's 32 to 16."""
+    model = paired({"side": 8, "attention_sides": (2, 4)}, families=("vdm", "zoetrope"))
+    with pytest.raises(BadRequest):
+        asked(model)
+
+
+def test_a_note_of_both_stages_of_a_recipe_is_said_once(model: Model, tmp_path: Any) -> None:
+    source = Clip(torch.zeros(1, 3, 8, 16, 16), 8.0).save(tmp_path / "ball.gif")[0]
+    told = asked(model, task="edit", video=str(source), strength=0.1)
+    events: list[Event] = []
+    retaken(model.system, [Recorded(request) for request in told], events.append)
+    assert len([event for event in events if "less than one step" in str(event)]) == 1
+
+
+def test_two_models_without_a_side_in_common_are_refused() -> None:
+    fixed = Lattice(LatentGrid(), side_multiple=64, min_side=64, max_side=64)
+    with pytest.raises(BadRequest, match="no side in common near 40"):
+        _side(40, lattices(24, 24)[0], fixed, 4)

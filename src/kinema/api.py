@@ -20,7 +20,7 @@ from kinema.system import MemoryOptions, System, open_system
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What `load` returns: a system with the six verbs. Every verb takes `Request`'s options by name."""
+    """What `load` returns: a system with the verbs. Every verb takes `Request`'s options by name."""
 
     system: System
 
@@ -67,6 +67,10 @@ class Model:
     def edit(self, video: str | Path, prompt: str, *, on_event: OnEvent = ignore, **options: Any) -> Clip:
         """The clip changed to fit the prompt, as far as ``strength`` lets it."""
         return self.run(_request("edit", video=video, prompt=prompt, **options), on_event=on_event)
+
+    def upscale(self, video: str | Path, prompt: str = "", *, on_event: OnEvent = ignore, **options: Any) -> Clip:
+        """The clip ``scale`` times as large; ``every`` also makes the frames between its own."""
+        return self.run(_request("upscale", video=video, prompt=prompt, **options), on_event=on_event)
 
 
 def _request(task: TaskName, **options: Any) -> Request:

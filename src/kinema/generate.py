@@ -92,6 +92,8 @@ def _noises(works: Sequence[Work], noise: Noise) -> dict[str, Tensor]:
         work = works[names.index(cast(Any, name))]
         if not isinstance(own, Tensor):
             raise BadRequest(f"noise is {quoted(own)}; expected a tensor of shape {work.latent}")
+        if not bool(own.isfinite().all()):
+            raise BadRequest("noise has values that are infinite or no numbers; expected a standard normal")
         if tuple(own.shape) != work.latent:
             raise BadRequest(
                 f"noise has shape {tuple(own.shape)}; this request to {work.system.name} needs {work.latent}"

@@ -232,7 +232,7 @@ def prompt_of(system: System, request: Request, start: int, frames: int) -> str 
     spans = spans_of(request)
     if spans is None or system.family.sampling.defaults(system.config).prompt_spans:
         return None
-    return spans.at(min(start + frames // 2, request.shape.frames - 1))
+    return spans.at(start + frames // 2)
 
 
 def released(system: System, request: Request, canvas: Canvas) -> tuple[int, ...]:

@@ -98,5 +98,9 @@ def across(on_event: OnEvent, number: int, count: int) -> OnEvent:
 
 def enlarged(work: Work, low_BCTHW: Tensor) -> Work:
     """A stage of super-resolution with the clip that it enlarges."""
-    assert work.stage.enlarging is not None
-    return replace(work, canvas=replace(work.canvas, small=Small(low_BCTHW, **asdict(work.stage.enlarging))))
+    stage = work.stage
+    assert stage.enlarging is not None
+    # A backward clip has the frames that nobody asked for before it, where the small one has none.
+    more = stage.frames - stage.request.shape.frames if stage.request.backward else 0
+    low_BCTHW = torch.cat([low_BCTHW[:, :, :1].expand(-1, -1, more, -1, -1), low_BCTHW], dim=2)
+    return replace(work, canvas=replace(work.canvas, small=Small(low_BCTHW, **asdict(stage.enlarging))))

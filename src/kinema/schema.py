@@ -26,7 +26,7 @@ from kinema.values import quoted
 if TYPE_CHECKING:
     from torch import Tensor
 
-TaskName = Literal["generate", "animate", "interpolate", "extend", "inpaint", "edit"]
+TaskName = Literal["generate", "animate", "interpolate", "extend", "inpaint", "edit", "upscale"]
 Honour = Literal["auto", "native", "continuation", "replacement", "reconstruction"]
 Colours = Literal["free", "seam", "anchor"]
 Fit = Literal["crop", "pad"]
@@ -121,6 +121,7 @@ TAKES: dict[TaskName, tuple[str, ...]] = {
     "extend": ("video", "keep", "backward", "loop", *_HELD, *FREE_INIT, *_SECOND),
     "inpaint": ("video", *_REGION, *_HELD, *FREE_INIT, *_SECOND),
     "edit": ("video", "strength", "fit", *_SECOND),
+    "upscale": ("video", "scale", "every", "fit", "super_resolution_weight"),
 }
 """The fields of a `Request` that mean something to a verb, beyond those of sampling; others are refused."""
 
@@ -154,7 +155,8 @@ class Request:
     task: TaskName = "generate"
     prompt: str = option("what to show", "")
     prompt_spans: Mapping[str, str] = by_frame(
-        "prompt at a frame (8) or over frames (8-15), turning into the next one in between; may be repeated",
+        "prompt at a frame (8) or over frames (8-15), after PROMPT, which is that of frame 0; the last holds to the "
+        "end; may be repeated",
         word="prompt-at",
         metavar="FRAMES=TEXT",
         wanted="frames with texts",
@@ -247,6 +249,9 @@ class Request:
     free_init_fast: bool = option("FreeInit: fewer steps at first, all of them the last time", False)
 
     super_resolution: str | None = option("model of a second stage that makes the clip larger", None, path=True)
+    scale: int | None = option(
+        "upscale: times the clip's sides; left out, those that the size makes", None, least=2, most=16
+    )
     super_resolution_weight: float = option("w_r of super-resolution by guidance", 9.0, least=0, most=1000)
 
     extra: Mapping[str, Any] = field(

@@ -49,6 +49,9 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
     if request.overlap is not None and request.window is None and not in_blocks:
         raise BadRequest("overlap is of windows, or of the blocks of a clip longer than the model: leave it out")
     check_length(request)
+    if request.super_resolution_weight != blank.super_resolution_weight and request.task != "upscale":
+        if request.super_resolution is None:
+            raise BadRequest("super_resolution_weight goes with super_resolution, or with upscale: leave it out")
     check_prompts(system, request, in_blocks=in_blocks)
     if request.colours != "free" and request.task in ("generate", "edit") and not in_blocks:
         raise BadRequest("colours are of given frames, or of a clip longer than the model: leave it out")
@@ -149,10 +152,10 @@ def check_prompts(system: System, request: Request, *, in_blocks: bool) -> None:
     if not own.takes_prompt:
         raise BadRequest(f"{system.name} takes no prompt: leave prompt_spans out")
     if not in_blocks and not in_windows(request):
-        most = f" of up to {longest} frames" if (longest := system.lattice.max_frames) else ""
+        most = f" for up to {longest} frames" if (longest := system.lattice.max_frames) else ""
         raise BadRequest(
-            f"{system.name} takes one prompt for a pass{most}: give a window shorter than the clip, or ask for more "
-            "frames, to change it with prompt_spans"
+            f"{system.name} sees the clip at once, under one prompt{most}: give a window shorter than the clip to "
+            "change the prompt over its frames, or leave prompt_spans out"
         )
 
 

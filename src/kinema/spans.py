@@ -54,9 +54,8 @@ class Spans:
         return before.text, after.text, (frame - before.last) / (after.first - before.last)
 
     def at(self, frame: int) -> str:
-        """The prompt with the greater share of a frame; the earlier one where both have half."""
-        before, after, share = self.mix(frame)
-        return after if share > 0.5 else before
+        """The prompt of a frame where prompts do not blend: each holds until the next one begins."""
+        return self.mix(frame)[0]
 
 
 def spans_of(request: Request) -> Spans | None:

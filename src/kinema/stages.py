@@ -10,9 +10,10 @@ from typing import Any, Literal, cast
 from kinema.canvas import Block
 from kinema.grid import Lattice
 from kinema.media.timing import RATES
-from kinema.schema import BadRequest, Event, Note, OnEvent, Request, ignore
+from kinema.schema import TAKES, BadRequest, Event, Note, OnEvent, Request, ignore
 from kinema.settle import in_windows, rolls_out, settle
 from kinema.system import MemoryOptions, System, open_system
+from kinema.tasks.upscale import factor
 
 Stages = Literal["base", "super-resolution"]
 
@@ -53,17 +54,15 @@ def parts_of(system: System, request: Request, on_event: OnEvent = ignore) -> li
     What is asked for is the finished clip: its size, frames and rate are the second stage's. ``overlap`` is of the
     first stage's blocks; those of the second meet in one frame.
     """
-    if request.super_resolution is None:
+    if request.super_resolution is None or "super_resolution" not in TAKES.get(request.task, ()):
         if request.task == "generate" and request.every is not None:
-            raise BadRequest("generate takes every with super_resolution, which makes the frames between: give both")
-        return [Part("base", system, settle(system, request, on_event))]
+            raise BadRequest("every goes with super_resolution, whose model makes the frames in between: give both")
+        return [_alone(system, settle(system, request, on_event))]
     said = Once(on_event)
     upper, every = beside(system, request.super_resolution), _every(request)
     factor = _factor(system, upper)
     if request.prompt_spans and every > 1:
-        raise BadRequest(
-            "prompt_spans are of frames that the first stage makes: leave every out, or one prompt for all"
-        )
+        raise BadRequest("prompt_spans and every do not go together: leave one of them out")
     base = settle(system, _small(system, upper, request, factor), said)
     fps = cast(float, base.fps) * every
     if not RATES[0] <= fps <= RATES[1]:
@@ -75,14 +74,21 @@ def parts_of(system: System, request: Request, on_event: OnEvent = ignore) -> li
         frames=request.frames or every * base.shape.frames,
         fps=fps,
     )
+    for what in ("height", "width"):
+        if (wanted := getattr(request, what)) not in (None, made := getattr(large, what)):
+            said(Note(f"{what} {wanted} snapped to {made}, the nearest that both models can make"))
+    settled = settle(upper, large, said)
+    if (settled.height, settled.width) != (large.height, large.width):
+        raise BadRequest(f"{upper.name} cannot make {large.width}×{large.height}; ask for another size")
     enlarging = Enlarging(factor, every, request.super_resolution_weight)
-    return [Part("base", system, base), Part("super-resolution", upper, settle(upper, large, said), enlarging)]
+    return [Part("base", system, base), Part("super-resolution", upper, settled, enlarging)]
 
 
 def retaken(system: System, recorded: Sequence[Recorded], on_event: OnEvent = ignore) -> list[Part]:
     """The stages of a recipe. They are settled already; what somebody else wrote is checked again."""
+    on_event = Once(on_event)
     base = settle(system, recorded[0].request, on_event)
-    parts = [Part("base", system, base)]
+    parts = [_alone(system, base)]
     for each in recorded[1:]:
         upper, every = beside(system, str(each.request.super_resolution)), _every(each.request)
         large, factor = settle(upper, each.request, on_event), _factor(system, upper)
@@ -93,6 +99,16 @@ def retaken(system: System, recorded: Sequence[Recorded], on_event: OnEvent = ig
             raise BadRequest("the recipe is damaged: its second stage does not enlarge the clip of the first")
         parts.append(Part("super-resolution", upper, large, Enlarging(factor, every, large.super_resolution_weight)))
     return parts
+
+
+def _alone(system: System, request: Request) -> Part:
+    """The only stage of a request, or the first: super-resolution where a clip that there is becomes larger."""
+    if request.task != "upscale":
+        return Part("base", system, request)
+    if not system.family.sampling.defaults(system.config).enlarges:
+        raise BadRequest(f"{system.name} cannot enlarge a clip; vdm models and zoetrope can")
+    enlarging = Enlarging(factor(request), request.every or 1, request.super_resolution_weight)
+    return Part("super-resolution", system, request, enlarging)
 
 
 class Once:
@@ -136,11 +152,12 @@ def _side(asked: int | None, small: Lattice, large: Lattice, factor: int) -> int
         return None
     step = small.side_multiple
     middle = small.snap_side(max(round(asked / factor), 1))
-    for away in range(large.side_multiple + 1):
-        for side in (middle - away * step, middle + away * step):
-            if side > 0 and small.snap_side(side) == side and large.snap_side(factor * side) == factor * side:
-                return side
-    raise BadRequest(f"the two models have no side in common near {asked}; ask for another size")
+    reach = range(-large.side_multiple, large.side_multiple + 1)
+    sides = [side for away in reach if (side := middle + away * step) > 0 and small.snap_side(side) == side]
+    sides = [side for side in sides if large.snap_side(factor * side) == factor * side]
+    if not sides:
+        raise BadRequest(f"the two models have no side in common near {asked}; ask for another size")
+    return min(sides, key=lambda side: (abs(factor * side - asked), -side))
 
 
 def _large(system: System, upper: System, request: Request, on_event: OnEvent) -> Request:
@@ -178,7 +195,7 @@ def beside(system: System, name: str) -> System:
 
     upper = system.runtime.beside(name, opened)
     if not upper.family.sampling.defaults(upper.config).enlarges:
-        raise BadRequest(f"{upper.name} cannot enlarge the clip of another model; vdm models can")
+        raise BadRequest(f"{upper.name} cannot enlarge the clip of another model; vdm models and zoetrope can")
     return upper
 
 

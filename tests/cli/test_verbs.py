@@ -50,7 +50,14 @@ WORDS = {
 }
 
 
-@pytest.mark.parametrize("task", sorted(VERBS))
+def test_upscale_writes_a_larger_clip(capsys):
+    words = ("clip.mp4", "a red ball", "--model", "vdm/tiny", "--steps", "1", "--height", "32", "--width", "32")
+    assert kinema(capsys, "upscale", *words, "--quiet", "-o", "made.mp4") == ["made.mp4"]
+    assert read_video("made.mp4").video.shape[-2:] == (32, 32)
+    assert set(VERBS) == {*WORDS, "upscale"}
+
+
+@pytest.mark.parametrize("task", sorted(WORDS))
 def test_a_verb_writes_a_clip_and_prints_its_path(task, capsys):
     assert kinema(capsys, task, *WORDS[task], *TINY, "-o", "made.mp4") == ["made.mp4"]
     clip = read_video("made.mp4")

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "extend": ("kinema.cli.verbs:extend", "what comes after a clip, or before it"),
     "inpaint": ("kinema.cli.verbs:inpaint", "new content in a region of a clip"),
     "edit": ("kinema.cli.verbs:edit", "a clip remade from another one"),
+    "upscale": ("kinema.cli.verbs:upscale", "a clip made larger"),
     "replay": ("kinema.cli.replay:replay", "make a clip again from the recipe it carries"),
     "plan": ("kinema.cli.plan:plan", "what a request would do and cost, before it runs"),
     "models": ("kinema.cli.models:models", "the models, families and samplers there are"),

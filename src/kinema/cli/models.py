@@ -176,6 +176,10 @@ def _lines(told: Mapping[str, Any], indent: str = "") -> Iterable[str]:
             isinstance(value, list) and value and len(value) <= FEW and all(isinstance(each, Mapping) for each in value)
         ):
             for number, each in enumerate(value, 1):
+                if not any(isinstance(inner, Mapping) for inner in each.values()):
+                    text = ", ".join(f"{key} {inner}" for key, inner in each.items())
+                    yield f"{indent}{shown(name.removesuffix('s'))} {number:<10} {shown(text)}"
+                    continue
                 yield from _lines({f"{name.removesuffix('s')} {number}": each}, indent)
         else:
             text = f"{value:,}" if type(value) is int and name in COUNTS else str(value)

@@ -175,7 +175,7 @@ def _phase(event: Phase) -> str:
 
 
 def _peak(event: Memory) -> str:
-    return f"{event.peak_bytes / 2**30:.2f} GiB of memory at the peak"
+    return f"{event.peak_bytes / 2**30:.2f} GiB of memory at the peak, libraries included"
 
 
 def _figures(event: Step | TrainStep) -> str:

@@ -86,7 +86,8 @@ def replay(words: Sequence[str]) -> int:
             show.write("saved", {"paths": [str(p) for p in paths], "same": same})
         else:
             sys.stdout.writelines(f"{p}\n" for p in paths)
-    sys.stderr.write(f"kinema: {verdict(same, paths[0], path)}\n")
+    number = recipe.get("clip", 0) if isinstance(recipe.get("clip", 0), int) else 0
+    sys.stderr.write(f"kinema: {verdict(same, paths[min(number, len(paths) - 1)], path)}\n")
     return 0
 
 

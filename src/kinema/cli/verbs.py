@@ -1,4 +1,4 @@
-"""The six verbs: words to a `Request`, one call of the Python API, and a file."""
+"""The verbs: words to a `Request`, one call of the Python API, and a file."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ VERBS: dict[TaskName, Verb] = {
     "extend": Verb("What comes after a clip, or before it.", ("video", "prompt")),
     "inpaint": Verb("New content in a region of a clip, or around it.", ("video", "prompt")),
     "edit": Verb("A clip remade from another one.", ("video", "prompt")),
+    "upscale": Verb("A clip made larger, with frames between its own if wanted (--every).", ("video", "prompt")),
 }
 
 
@@ -167,6 +168,10 @@ def inpaint(words: Sequence[str]) -> int:
 
 def edit(words: Sequence[str]) -> int:
     return run("edit", words)
+
+
+def upscale(words: Sequence[str]) -> int:
+    return run("upscale", words)
 
 
 def run(task: TaskName, words: Sequence[str]) -> int:

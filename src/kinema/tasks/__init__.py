@@ -6,7 +6,7 @@ what is missing, before a model's defaults; ``canvas`` reads the media once the 
 
 from __future__ import annotations
 
-from kinema.tasks import animate, edit, extend, generate, inpaint, interpolate
+from kinema.tasks import animate, edit, extend, generate, inpaint, interpolate, upscale
 from kinema.tasks.known import Task
 
 TASKS: dict[str, Task] = {
@@ -16,4 +16,5 @@ TASKS: dict[str, Task] = {
     "extend": Task(extend.plan, extend.canvas),
     "inpaint": Task(inpaint.plan, inpaint.canvas),
     "edit": Task(edit.plan, edit.canvas),
+    "upscale": Task(upscale.plan, upscale.canvas),
 }

@@ -1,0 +1,96 @@
+"""What is known of a clip as pieces: what is given and what is held, parts of it, and more of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kinema.canvas import Block, Canvas, Piece, Release, Small
+from kinema.schema import Shape
+
+SHAPE = Shape(1, 3, 4, 2, 2)
+HALF = Release("strength", 0.5)
+
+
+def piece(value: float, *frames: int, release: Release | None = None) -> Piece:
+    """These frames, all of one value; the others are 9, which no one may see."""
+    video, mask = torch.full((1, 3, 4, 2, 2), 9.0), torch.zeros(1, 1, 4, 2, 2)
+    video[:, :, list(frames)], mask[:, :, list(frames)] = value, 1
+    return Piece(video, mask, release or Release())
+
+
+def by_frame(video: Tensor) -> list[float]:
+    """The value of each frame, which all of its pixels have."""
+    told = video.flatten(3).mean((0, 1, 3))
+    assert torch.equal(told[None, None, :, None, None].expand_as(video), video)
+    return told.tolist()
+
+
+def test_of_several_given_pieces_later_ones_lie_over_earlier_ones_and_all_of_them_count() -> None:
+    given = Canvas(SHAPE, (piece(1, 0, 1), piece(5, 3, release=HALF), piece(2, 1, 2))).given
+    assert by_frame(given.mask) == [1, 1, 1, 0]
+    assert by_frame(given.video)[:3] == [1, 2, 2]
+    assert given.release == Release()
+
+
+def test_a_canvas_without_a_given_piece_gives_nothing() -> None:
+    canvas = Canvas(SHAPE, (piece(5, 0, 1, 2, 3, release=HALF),))
+    assert canvas.empty
+    assert canvas.kind == "nothing"
+    assert canvas.given.video.shape == (1, 3, 4, 2, 2)
+
+
+def test_more_frames_are_not_given_and_a_released_piece_goes_on_there_with_its_last() -> None:
+    edited = piece(5, 0, 1, 2, 3, release=HALF)
+    edited.video[:, :, -1], edited.video[:, :, 0] = 6, 4
+    canvas = Canvas(SHAPE, (piece(1, 0, 3), edited))
+    long = canvas.longer(2)
+    assert long.shape.frames == 6
+    assert by_frame(long.given.mask) == [1, 0, 0, 1, 0, 0]
+    assert by_frame(long.held[0].mask) == [1] * 6
+    assert by_frame(long.held[0].video) == [4, 5, 5, 6, 6, 6]
+    before = canvas.longer(2, before=True)
+    assert by_frame(before.given.mask) == [0, 0, 1, 0, 0, 1]
+    assert by_frame(before.held[0].video) == [4, 4, 4, 5, 5, 6]
+    assert canvas.longer(0) is canvas
+
+
+def test_the_canvases_of_a_batch_are_those_of_its_clips() -> None:
+    pieces = [piece(1, 0), piece(5, 0, 1, 2, 3, release=HALF)]
+    pair = tuple(
+        replace(each, video=torch.cat([each.video, -each.video]), mask=torch.cat([each.mask, each.mask * number]))
+        for number, each in enumerate(pieces)
+    )
+    block = Block(2, 4, releases=(1,), anchor=torch.stack([torch.zeros(3, 2, 2), torch.ones(3, 2, 2)]))
+    one, two = Canvas(replace(SHAPE, batch=2), pair, block).items()
+    for number, canvas in enumerate((one, two)):
+        assert canvas.shape == SHAPE
+        for own, whole in zip(canvas.pieces, pair, strict=True):
+            assert torch.equal(own.video, whole.video[number : number + 1])
+            assert torch.equal(own.mask, whole.mask[number : number + 1])
+        assert canvas.block.anchor is not None
+        assert torch.equal(canvas.block.anchor, torch.full((1, 3, 2, 2), float(number)))
+        assert (canvas.block.start, canvas.block.releases) == (2, (1,))
+
+
+def test_a_part_of_a_canvas_has_those_frames_of_what_is_known_by_now_and_of_what_is_held() -> None:
+    edited = piece(5, 0, 1, 2, 3, release=HALF)
+    edited.video[:, :, 3] = 6
+    small = Small(torch.arange(2.0).reshape(1, 1, 2, 1, 1), 2, 2, 1.0)
+    canvas = Canvas(SHAPE, (piece(1, 0), edited), small=small)
+    part = canvas.part(Block(2, 2), piece(3, 0, 1, 2))
+    assert part.shape.frames == 2
+    assert by_frame(part.given.mask) == [1, 0]
+    assert by_frame(part.given.video)[0] == 3
+    assert by_frame(part.held[0].video) == [5, 6]
+    assert part.small is not None
+    assert part.small.video.flatten().tolist() == [1]
+
+
+def test_frames_beyond_the_end_of_the_small_clip_are_not_drawn_to_it() -> None:
+    small = Small(torch.zeros(1, 3, 2, 1, 1), 2, 4, 1.0)  # frames 0 and 4
+    assert small.among(range(12)) == ([0, 4], [0, 1])
+    assert small.among(range(4, 12)) == ([0], [1])
+    assert small.among(range(8, 12)) == ([], [])
