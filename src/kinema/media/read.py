@@ -159,10 +159,10 @@ def probe(
 
 
 @lru_cache(maxsize=32)
-def _probed(path: Path, fps: float | None, trim: Trim, _state: tuple[int, ...]) -> Probe:
+def _probed(path: Path, fps: float | None, trim: Trim, state: tuple[int, ...]) -> Probe:
     """A request is probed by each step that reads its clip; the clip is decoded for the first of them."""
     if trim:
-        return _trimmed(path, fps, trim)
+        return _trimmed(path, fps, trim, state)
     own, times, shape = _decoded(path, Part(fps=fps), unkept())
     frames, rate = _counted(path.name, times, own, fps)
     return Probe(frames, rate, shape[0], shape[1], _note(times), part=Part(fps=fps))
@@ -185,12 +185,28 @@ def _note(times: list[Timed]) -> str:
     return next((frame.note for frame in times if frame.note), "")
 
 
-def _trimmed(path: Path, fps: float | None, trim: Trim) -> Probe:
-    """Where the part lies is told by packets, and what they say of it is compared with its decoded frames.
-
-    Where they differ (a picture in two packets, frames that a decoder leaves out) the whole file is decoded.
-    """
+def _trimmed(path: Path, fps: float | None, trim: Trim, state: tuple[int, ...]) -> Probe:
     Part(fps=fps)  # refused before anything is opened
+    located = _located.__wrapped__ if path.is_dir() else _located
+    whole, taken, shape, note = located(path, fps if path.is_dir() else None, trim, state)
+    part = part_of(taken, whole, fps)
+    frames, rate = len(taken), part.fps or whole.rate
+    if part.origin is not None:
+        needed, most = iter(whole.needed(part)), min(part.frames or MAX_SHOWN, MAX_SHOWN)
+        frames = sum(1 for _ in resampled(needed, rate, most, part.origin, part.skip))
+    end = None if trim.end is None else taken.stop / whole.rate
+    return Probe(frames, rate, shape[0], shape[1], note, taken.start / whole.rate, end, part)
+
+
+@lru_cache(maxsize=32)
+def _located(
+    path: Path, fps: float | None, trim: Trim, _state: tuple[int, ...]
+) -> tuple[Timeline, range, tuple[int, ...], str]:
+    """A clip, which of its frames a part has, the shape of one and a note on them; ``fps`` is a folder's.
+
+    Where the part lies is told by packets, and what they say of it is compared with its decoded frames. Where they
+    differ (a picture in two packets, frames that a decoder leaves out) the whole file is decoded.
+    """
     for whole in _timelines(path, fps):
         taken = trim.frames(path.name, whole.frames, whole.rate)
         part = part_of(taken, whole, fps)
@@ -198,12 +214,7 @@ def _trimmed(path: Path, fps: float | None, trim: Trim) -> Probe:
         _, times, shape = _decoded(path, part, unkept(), len(needed))
         if [frame.time for frame in times] == [frame.time for frame in needed]:
             break
-    frames, rate = len(taken), part.fps or whole.rate
-    if part.origin is not None:
-        shown = resampled(iter(needed), rate, min(part.frames or MAX_SHOWN, MAX_SHOWN), part.origin, part.skip)
-        frames = sum(1 for _ in shown)
-    end = None if trim.end is None else taken.stop / whole.rate
-    return Probe(frames, rate, shape[0], shape[1], _note(times), taken.start / whole.rate, end, part)
+    return whole, taken, shape, _note(times)
 
 
 def _timelines(path: Path, fps: float | None) -> Iterator[Timeline]:
