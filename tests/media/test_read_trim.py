@@ -24,7 +24,7 @@ Encode = Callable[..., Path]
 FRAMES = 20
 UNEVEN = tuple(np.cumsum([0, *([0.1, 0.1, 0.35, 0.1] * 5)])[:FRAMES].tolist())
 JITTER = tuple(t / 8 + (0.03 if t % 3 == 1 else 0) for t in range(FRAMES))
-HOLDS = [100, 100, 350, 100] * 5
+HOLDS = [*[100, 100, 350, 100] * 4, 100, 100, 350, 180]
 LATE = tuple(5 + t / 8 for t in range(FRAMES))
 
 
@@ -89,7 +89,7 @@ def test_a_part_is_that_of_the_whole(tmp_path: Path, encode: Encode, moving: Mov
             if stop < total:
                 assert part.shape.frames == times * (stop - first)
             else:  # the last frame lasts as long as it says
-                assert torch.equal(expected[:, :, -1], whole.video[:, :, -1])
+                assert part.shape.frames == whole.shape.frames - times * first
             found = probe(path, fps, f"{first}f", f"{stop}f")
             assert (found.frames, found.fps) == (part.shape.frames, part.fps)
             assert (found.begin, found.end) == pytest.approx((first / own, stop / own))
@@ -188,6 +188,7 @@ def test_a_demuxer_that_goes_too_far_is_started_again(
     monkeypatch.setattr(streams, "_seek", too_far)
     assert torch.equal(read_video(path, start="13f", end="15f").video, whole[:, :, 13:15])
     assert gone
+    assert probe(path, None, "13f", "15f").part.seek is not None  # what was found there is trusted
 
 
 def test_a_file_whose_packets_are_not_its_frames_is_counted_by_its_frames(
