@@ -10,9 +10,10 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from kinema.bounds import as_json, shown
-from kinema.schema import Event, Memory, Note, Phase, Step, TrainStep
+from kinema.schema import BadRequest, Event, Memory, Note, Phase, Preview, Step, TrainStep
 
 if TYPE_CHECKING:
+    from kinema.previews import PreviewFile
     from types import TracebackType
 
     from rich.progress import Progress, TaskID
@@ -87,6 +88,30 @@ class JsonLines(Silent):
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         self.stream.write(as_json({"event": name.lower(), **finite}) + "\n")
         self.stream.flush()
+
+
+class Watching:
+    """Hears events for a display, and writes previews to their file before it says so in JSON lines.
+
+    A file that cannot be written ends the previews, not the clip.
+    """
+
+    def __init__(self, show: Display, file: PreviewFile | None) -> None:
+        self.show, self.file = show, file
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, Preview):
+            self.show(event)
+        elif self.file is not None:
+            try:
+                self.file.write(event)
+            except (BadRequest, OSError) as error:
+                self.file = None
+                self.show(Note(f"there are no more previews: {error}"))
+                return
+            if isinstance(self.show, JsonLines):
+                told = {"index": event.index, "total": event.total, "stage": event.stage}
+                self.show.write("preview", {**told, "file": str(self.file.path)})
 
 
 class Lines(Silent):
