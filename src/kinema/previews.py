@@ -41,6 +41,7 @@ PACE = Fraction(4)
 """Frames a second of previews that move."""
 RIDGE = 1e-3
 """Share of the latents' variance that keeps the fit stable where channels hardly vary."""
+_FAR = 1e6
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,11 @@ def pictured(x0_BCTHW: Tensor, rgb: LatentRGB, size: tuple[int, int], frames: in
     total = x0_BCTHW.shape[2]
     at = [round(i * (total - 1) / (frames - 1)) for i in range(frames)] if 1 < frames < total else list(range(total))
     at = [total // 2] if frames == 1 else at
-    colours_THW = rearrange(rgb(x0_BCTHW[0, :, at]), "c t h w -> t c h w")
-    if colours_THW.shape[2:] != size:
-        colours_THW = F.interpolate(colours_THW, size, mode="bilinear", antialias=True)
-    levels = colours_THW.nan_to_num(0.0).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    z_CTHW = x0_BCTHW[0, :, at].float().nan_to_num(0.0, _FAR, -_FAR)  # a run gone wrong is worth seeing too
+    colours_TCHW = rearrange(rgb(z_CTHW), "c t h w -> t c h w")
+    if colours_TCHW.shape[2:] != size:
+        colours_TCHW = F.interpolate(colours_TCHW, size, mode="bilinear", antialias=True)
+    levels = colours_TCHW.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
     return rearrange(levels, "t c h w -> t h w c").contiguous().cpu()
 
 

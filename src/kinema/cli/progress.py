@@ -13,16 +13,20 @@ from kinema.bounds import as_json, shown
 from kinema.schema import BadRequest, Event, Memory, Note, Phase, Preview, Step, TrainStep
 
 if TYPE_CHECKING:
-    from kinema.previews import PreviewFile
     from types import TracebackType
 
     from rich.progress import Progress, TaskID
+
+    from kinema.previews import PreviewFile
 
 LINE_EVERY = 5.0
 """Seconds between plain progress lines."""
 
 NOTABLE = 1.1
 """How many times the peak last told a new one must be: many clips in a row do not each repeat it."""
+
+TENSORS = ("x0", "picture")
+"""Fields of events that are no text."""
 
 PHASES = {
     "load": "opening the model",
@@ -73,7 +77,9 @@ class JsonLines(Silent):
         self.stream = stream
 
     def __call__(self, event: Event) -> None:
-        self.write(type(event).__name__, {f.name: getattr(event, f.name) for f in fields(event) if f.name != "x0"})
+        self.write(
+            type(event).__name__, {f.name: getattr(event, f.name) for f in fields(event) if f.name not in TENSORS}
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
