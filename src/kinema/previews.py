@@ -40,7 +40,7 @@ FITTED_ON = 8
 PACE = Fraction(4)
 """Frames a second of previews that move."""
 RIDGE = 1e-3
-"""Share of the latents' variance that keeps the fit stable where channels hardly vary."""
+"""Weight of small factors, for latents of about unit variance: channels that hardly vary then have little say."""
 _FAR = 1e6
 
 
@@ -177,7 +177,7 @@ def fitted(system: System) -> LatentRGB:
     mean_C, mean_3 = z_NC.mean(0), colours_N3.mean(0)
     z_NC, colours_N3 = z_NC - mean_C, colours_N3 - mean_3
     square_CC = z_NC.T @ z_NC
-    square_CC += RIDGE * square_CC.diagonal().mean() * torch.eye(len(square_CC), dtype=torch.float64)
+    square_CC += RIDGE * len(z_NC) * torch.eye(len(square_CC), dtype=torch.float64)
     factors_C3 = torch.linalg.solve(square_CC, z_NC.T @ colours_N3)
     rows, bias = factors_C3.tolist(), (mean_3 - mean_C @ factors_C3).tolist()
     return LatentRGB(tuple(cast(Row, tuple(row)) for row in rows), cast(Row, tuple(bias)))
