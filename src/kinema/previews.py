@@ -110,7 +110,7 @@ class PreviewFile:
             if self.path.suffix.lower() == ".png":
                 formats.write_png(rearrange(frames_THWC, "t h w c -> h (t w) c"), part, tags)
             else:
-                formats.write_webp(frames_THWC, PACE, part, tags)
+                formats.write_webp(frames_THWC, PACE, part, tags, method=0)
         self.written += 1
 
 
