@@ -13,14 +13,18 @@ from kinema.generate import Noise, OnSettled, accept, generate
 from kinema.job import Asked
 from kinema.memory.free import parse_bytes
 from kinema.memory.turns import LEVELS
+from kinema.previews import Previews
 from kinema.registry import unknown
 from kinema.schema import BadRequest, Clip, OnEvent, Request, TaskName, ignore
 from kinema.system import MemoryOptions, System, open_system
 
+Preview = bool | Previews
+"""Whether events with pictures of x0 come during sampling; `kinema.previews.Previews` says how many and how large."""
+
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What `load` returns: a system with the verbs. Every verb takes `Request`'s options by name."""
+    """What `load` returns: a system with the verbs. Every verb takes `Request`'s options by name, and ``preview``."""
 
     system: System
 
@@ -32,45 +36,82 @@ class Model:
         on_event: OnEvent = ignore,
         on_settled: OnSettled = accept,
         output: str = "clip",
+        preview: Preview = False,
     ) -> Clip:
         """See `generate`."""
-        return generate(self.system, request, noise=noise, on_event=on_event, on_settled=on_settled, output=output)
+        return generate(
+            self.system,
+            request,
+            noise=noise,
+            on_event=on_event,
+            on_settled=on_settled,
+            output=output,
+            preview=preview,
+        )
 
     def use_loras(self, loras: Mapping[str | Path, float]) -> None:
         """Have exactly these LoRA files in force, each with its weight; ``{}`` gives back the model's own weights."""
         self.system.use_loras(loras)
 
-    def generate(self, prompt: str, *, on_event: OnEvent = ignore, **options: Any) -> Clip:
+    def generate(self, prompt: str, *, on_event: OnEvent = ignore, preview: Preview = False, **options: Any) -> Clip:
         """Text to video: ``model.generate("a red ball rolls right")``."""
-        return self.run(_request("generate", prompt=prompt, **options), on_event=on_event)
+        return self.run(_request("generate", prompt=prompt, **options), on_event=on_event, preview=preview)
 
     def animate(
-        self, image: str | Path | None = None, prompt: str = "", *, on_event: OnEvent = ignore, **options: Any
+        self,
+        image: str | Path | None = None,
+        prompt: str = "",
+        *,
+        on_event: OnEvent = ignore,
+        preview: Preview = False,
+        **options: Any,
     ) -> Clip:
         """Image to video; ``last_image`` or ``loop`` fix the end too, ``keyframes={5: "a.png"}`` any frame, with or
         without an image, and ``region`` makes a cinemagraph.
         """
-        return self.run(_request("animate", image=image, prompt=prompt, **options), on_event=on_event)
+        return self.run(_request("animate", image=image, prompt=prompt, **options), on_event=on_event, preview=preview)
 
-    def interpolate(self, video: str | Path | None = None, *, on_event: OnEvent = ignore, **options: Any) -> Clip:
+    def interpolate(
+        self, video: str | Path | None = None, *, on_event: OnEvent = ignore, preview: Preview = False, **options: Any
+    ) -> Clip:
         """Frames between those of a clip (``every``), or between ``image`` and ``last_image``."""
-        return self.run(_request("interpolate", video=video, **options), on_event=on_event)
+        return self.run(_request("interpolate", video=video, **options), on_event=on_event, preview=preview)
 
-    def extend(self, video: str | Path, *, on_event: OnEvent = ignore, **options: Any) -> Clip:
+    def extend(
+        self, video: str | Path, *, on_event: OnEvent = ignore, preview: Preview = False, **options: Any
+    ) -> Clip:
         """More of a clip: ``frames`` counts the whole; ``backward`` leads to it; ``loop`` closes it."""
-        return self.run(_request("extend", video=video, **options), on_event=on_event)
+        return self.run(_request("extend", video=video, **options), on_event=on_event, preview=preview)
 
-    def inpaint(self, video: str | Path, prompt: str = "", *, on_event: OnEvent = ignore, **options: Any) -> Clip:
+    def inpaint(
+        self,
+        video: str | Path,
+        prompt: str = "",
+        *,
+        on_event: OnEvent = ignore,
+        preview: Preview = False,
+        **options: Any,
+    ) -> Clip:
         """New content in ``region`` or ``mask`` of a clip; ``outside`` of it for outpainting."""
-        return self.run(_request("inpaint", video=video, prompt=prompt, **options), on_event=on_event)
+        return self.run(_request("inpaint", video=video, prompt=prompt, **options), on_event=on_event, preview=preview)
 
-    def edit(self, video: str | Path, prompt: str, *, on_event: OnEvent = ignore, **options: Any) -> Clip:
+    def edit(
+        self, video: str | Path, prompt: str, *, on_event: OnEvent = ignore, preview: Preview = False, **options: Any
+    ) -> Clip:
         """The clip changed to fit the prompt, as far as ``strength`` lets it."""
-        return self.run(_request("edit", video=video, prompt=prompt, **options), on_event=on_event)
+        return self.run(_request("edit", video=video, prompt=prompt, **options), on_event=on_event, preview=preview)
 
-    def upscale(self, video: str | Path, prompt: str = "", *, on_event: OnEvent = ignore, **options: Any) -> Clip:
+    def upscale(
+        self,
+        video: str | Path,
+        prompt: str = "",
+        *,
+        on_event: OnEvent = ignore,
+        preview: Preview = False,
+        **options: Any,
+    ) -> Clip:
         """The clip ``scale`` times as large; ``every`` also makes the frames between its own."""
-        return self.run(_request("upscale", video=video, prompt=prompt, **options), on_event=on_event)
+        return self.run(_request("upscale", video=video, prompt=prompt, **options), on_event=on_event, preview=preview)
 
 
 def _request(task: TaskName, **options: Any) -> Request:

@@ -23,6 +23,7 @@ from torch import Tensor
 from kinema.job import Asked, OnSettled, Work, accept, draw_up
 from kinema.media.sound import carried
 from kinema.memory.placing import place
+from kinema.previews import Previewed, Previews
 from kinema.provenance import frames_hash, recipe
 from kinema.rollout import enlarged, latents, pixels
 from kinema.schema import BadRequest, Clip, Memory, OnEvent, Phase, ignore
@@ -41,16 +42,19 @@ def generate(
     on_event: OnEvent = ignore,
     on_settled: OnSettled = accept,
     output: str = "clip",
+    preview: bool | Previews = False,
 ) -> Clip:
     """Answer a request: canvas, conditioning, noise, sampling, decoding; in two stages where it asks for the second.
 
     ``noise`` is standard normal of the latent shape (B, C, T, h, w), instead of the seed's; of a job of two stages,
     by their names "base" and "super-resolution". ``output="latents"`` returns the latents in the clip's ``video``,
     of two stages "latents:base" or "latents:super-resolution". ``on_settled`` is called with the settled request, of
-    which size and rate are the clip's, before anything is read: what it raises ends the work. ``asked`` may be the
+    which size and rate are the clip's, before anything is read: what it raises ends the work. ``preview`` adds events
+    with small pictures of x0 (`kinema.previews`), which change no number of the clip. ``asked`` may be the
     stages of a recipe instead of a request. Raises BadRequest for what the model cannot do, before its weights are
     read. Other threads that ask the same system wait for their turn.
     """
+    previews = Previews.asked(preview)
     with system.runtime.running():
         works = draw_up(system, asked, on_event, on_settled)
         noises, wanted = _noises(works, noise), _wanted(works, output)
@@ -67,15 +71,22 @@ def generate(
                 place(work.system, work.stage.memory)
                 draws, own = work.system.noise(work.stage.request), noises.get(work.stage.name)
                 work = enlarged(work, video) if number else work  # noqa: PLW2901
+                told = watched(on_event, work, previews)
                 if wanted == work.stage.name:
-                    video = latents(work, own, draws, on_event)
+                    video = latents(work, own, draws, told)
                     break
-                video = work.finished(pixels(work, own, draws, on_event))
+                video = work.finished(pixels(work, own, draws, told))
                 made_by["stages"][number]["weights"] = work.system.weights_hash
         on_event(Memory(_peak_bytes()))
         if wanted:
             return Clip(video, fps, made_by)
         return Clip(video, fps, made_by | {"frames_hash": frames_hash(video)}, sound)
+
+
+def watched(on_event: OnEvent, work: Work, previews: Previews | None) -> OnEvent:
+    """The listener of one stage, with previews of it where they are asked for."""
+    stage = work.stage
+    return Previewed(on_event, work.system, stage.name, stage.request.shape, previews) if previews else on_event
 
 
 def _noises(works: Sequence[Work], noise: Noise) -> dict[str, Tensor]:

@@ -442,7 +442,20 @@ class TrainStep:
     validation: float | None = None
 
 
-Event = Phase | Step | Note | Memory | TrainStep
+@dataclass(frozen=True)
+class Preview:
+    """Frames of x0 after `Step` ``index`` of ``total`` of this stage ("base" or "super-resolution"), in small.
+
+    ``picture`` is T×H×W×3 uint8 on the CPU, of the first clip of a batch.
+    """
+
+    index: int
+    total: int
+    picture: Tensor
+    stage: str = "base"
+
+
+Event = Phase | Step | Preview | Note | Memory | TrainStep
 OnEvent = Callable[[Event], None]
 
 

@@ -13,8 +13,8 @@ from kinema.bounds import shown
 from kinema.cli import machine
 from kinema.cli.options import Option, parse, with_defaults
 from kinema.cli.output import Output
-from kinema.cli.progress import JsonLines, display
-from kinema.cli.verbs import MODEL, REPORTING, WRITING, model_options, open_model, with_paths
+from kinema.cli.progress import JsonLines, Watching, display
+from kinema.cli.verbs import MODEL, REPORTING, WRITING, model_options, open_model, preview_file, with_paths
 from kinema.cli.wants import Given, Wants, given, wants_of, weights_of
 from kinema.schema import BadRequest, Note, Phase
 
@@ -63,6 +63,7 @@ def replay(words: Sequence[str]) -> int:
         own["output"], f"{path.stem} replay", requests[0].clips, own["overwrite"], own["contact_sheet"], zoom
     )
     output.check()
+    preview = preview_file(own["preview"], output)
     with display(quiet=own["quiet"], json_events=own["json_events"]) as show:
         wants = wants_of(recipe, requests)
         gives = given(wants, requests, {"variant": recipe["stages"][0].get("variant"), **told}, path)
@@ -74,8 +75,9 @@ def replay(words: Sequence[str]) -> int:
             show(Note(note))
         clip = model.run(
             recorded(recipe, gives.requests),
-            on_event=show,
+            on_event=Watching(show, preview),
             on_settled=lambda told: output.check_clip(told.shape, told.fps or 0, show),
+            preview=preview is not None and preview.asked,
         )
         same, why = compared(recipe, clip.recipe)
         if why:

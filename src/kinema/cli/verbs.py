@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from kinema.cli import machine
 from kinema.cli.options import Option, from_dataclass, parse, with_defaults
 from kinema.cli.output import Output
-from kinema.cli.progress import JsonLines, display
+from kinema.cli.progress import JsonLines, Watching, display
 from kinema.schema import TAKES, BadRequest, Clip, Note, Phase, Request, TaskName
 from kinema.spans import spans_of
 
 if TYPE_CHECKING:
     from kinema.api import Model
+    from kinema.previews import PreviewFile
 
 DEFAULT_MODEL = "zoetrope"
 SEVERAL = ("controlnet", "ip-adapter")
@@ -114,6 +115,15 @@ WRITING = [
         short="-o",
     ),
     Option("overwrite", bool, False, "replace the output where it exists"),
+    Option(
+        "preview",
+        Path | None,
+        None,
+        "picture file (.png, or .webp, which moves) rewritten up to 4 times a second with what is being made; it stays "
+        "afterwards",
+        metavar="FILE",
+        path=True,
+    ),
     Option("contact_sheet", bool, False, "also write all frames on one picture"),
     Option("zoom", int, 1, "enlarge every pixel to a square of this side when saving"),
     Option("record_paths", bool, False, "keep the full paths of inputs and models in the clip's recipe, beside names"),
@@ -182,10 +192,14 @@ def run(task: TaskName, words: Sequence[str]) -> int:
     request = request_from(task, told)
     output = output_for(request, own)
     output.check()
+    preview = preview_file(own["preview"], output)
     with display(quiet=own["quiet"], json_events=own["json_events"]) as show:
         model = open_model(model_options(told))
         clip = model.run(
-            request, on_event=show, on_settled=lambda told: output.check_clip(told.shape, told.fps or 0, show)
+            request,
+            on_event=Watching(show, preview),
+            on_settled=lambda told: output.check_clip(told.shape, told.fps or 0, show),
+            preview=preview is not None and preview.asked,
         )
         if model.system.weights.path is None:
             show(Note(f"{model.system.name} has no trained weights: what it makes is noise"))
@@ -261,6 +275,19 @@ def output_for(request: Request, own: Mapping[str, Any]) -> Output:
     title = request.prompt or (spans.texts[0] if spans else "")
     title = title or (f"{Path(source).stem} {request.task}" if source else request.task)
     return Output(own["output"], title, request.clips, own["overwrite"], own["contact_sheet"], own["zoom"])
+
+
+def preview_file(path: Path | None, output: Output) -> PreviewFile | None:
+    """The file of ``--preview``, checked before any work. Raises BadRequest where the clip itself goes there."""
+    if path is None:
+        return None
+    from kinema.previews import PreviewFile
+
+    if path.resolve() in {target.resolve() for target in (output.wanted, *output.targets(output.wanted))}:
+        raise BadRequest(f"{path} is the clip's own file; give --preview another name")
+    file = PreviewFile(path, output.overwrite)
+    file.check()
+    return file
 
 
 def model_options(told: Mapping[str, Any]) -> ModelOptions:

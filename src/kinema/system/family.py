@@ -19,6 +19,7 @@ from kinema.grid import Lattice
 from kinema.schema import OnEvent, Request, Shape
 from kinema.system.files import Checkpoints
 from kinema.system.weights import Weights
+from kinema.vae.latent_rgb import LatentRGB
 
 if TYPE_CHECKING:
     from kinema.data.playroom import Playroom
@@ -146,6 +147,9 @@ class Codec(Protocol):
 
     def leaner(self, frames: int, height: int, width: int) -> Sequence[Mapping[str, int]]:
         """Options of `decode` that need less memory for a clip of this latent size, the mildest first."""
+
+    def rgb(self, channels: int) -> LatentRGB | None:
+        """The known linear map from latents with so many channels to colours; None: `kinema.previews` fits one."""
 
 
 class Opened(Protocol):

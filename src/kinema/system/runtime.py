@@ -17,6 +17,7 @@ from torch import nn
 
 from kinema.checkpoints.lora_use import LoraFile, Loras
 from kinema.system.family import Codec
+from kinema.vae.latent_rgb import LatentRGB
 
 
 class Runtime:
@@ -25,6 +26,8 @@ class Runtime:
     def __init__(self, model: nn.Module | None = None) -> None:
         self.model = model
         self.codec: Codec | None = None
+        self.rgb: LatentRGB | None = None
+        """How previews colour this codec's latents, once it is known."""
         self.loras = Loras()
         """The LoRAs in force."""
         self.own_loras: tuple[LoraFile, ...] = ()

@@ -18,6 +18,7 @@ from kinema.families.svd.layers import Mixer, Scratch, TemporalResBlock, conv_ov
 from kinema.nn.ldm_unet import ResBlock, Upsample, group_norm, silu_, twice_as_large
 from kinema.vae import strips
 from kinema.vae.kl2d import EPS, Decoder, Encoder, SpaceAttention, Stage
+from kinema.vae.latent_rgb import LatentRGB, published
 from kinema.vae.precision import upcast
 from kinema.vae.tiling import FRAMES, by_images, faded, tiled
 
@@ -209,6 +210,9 @@ class SVDCodec:
         few = ways[-1] if ways else {}
         ways += [{**few, "tile": tile} for tile in (64, 32, 16) if tile < max(height, width)]
         return ways
+
+    def rgb(self, channels: int) -> LatentRGB | None:
+        return published(channels, self.vae.stride, self.scale)
 
     def _decode(self, z_BCTHW: Tensor) -> Tensor:
         b, _, frames = z_BCTHW.shape[:3]
