@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from kinema.cancel import Cancel
 from kinema.generate import Noise, OnSettled, accept, generate
 from kinema.job import Asked
 from kinema.memory.free import parse_bytes
@@ -20,7 +21,10 @@ from kinema.system import MemoryOptions, System, open_system
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What `load` returns: a system with the six verbs. Every verb takes `Request`'s options by name."""
+    """What `load` returns: a system with the six verbs. Every verb takes `Request`'s options by name.
+
+    Each may be cancelled from another thread, and takes a token for that: ``cancel=kinema.Cancel()``.
+    """
 
     system: System
 
@@ -32,41 +36,83 @@ class Model:
         on_event: OnEvent = ignore,
         on_settled: OnSettled = accept,
         output: str = "clip",
+        cancel: Cancel | None = None,
     ) -> Clip:
         """See `generate`."""
-        return generate(self.system, request, noise=noise, on_event=on_event, on_settled=on_settled, output=output)
+        return generate(
+            self.system,
+            request,
+            noise=noise,
+            on_event=on_event,
+            on_settled=on_settled,
+            output=output,
+            cancel=cancel,
+        )
 
     def use_loras(self, loras: Mapping[str | Path, float]) -> None:
         """Have exactly these LoRA files in force, each with its weight; ``{}`` gives back the model's own weights."""
         self.system.use_loras(loras)
 
-    def generate(self, prompt: str, *, on_event: OnEvent = ignore, **options: Any) -> Clip:
+    def generate(
+        self, prompt: str, *, on_event: OnEvent = ignore, cancel: Cancel | None = None, **options: Any
+    ) -> Clip:
         """Text to video: ``model.generate("a red ball rolls right")``."""
-        return self.run(_request("generate", prompt=prompt, **options), on_event=on_event)
+        return self.run(_request("generate", prompt=prompt, **options), on_event=on_event, cancel=cancel)
 
     def animate(
-        self, image: str | Path | None = None, prompt: str = "", *, on_event: OnEvent = ignore, **options: Any
+        self,
+        image: str | Path | None = None,
+        prompt: str = "",
+        *,
+        on_event: OnEvent = ignore,
+        cancel: Cancel | None = None,
+        **options: Any,
     ) -> Clip:
         """Image to video; ``last_image`` or ``loop`` fix the end too, ``keyframes={5: "a.png"}`` any frame, with or
         without an image, and ``region`` makes a cinemagraph.
         """
-        return self.run(_request("animate", image=image, prompt=prompt, **options), on_event=on_event)
+        return self.run(_request("animate", image=image, prompt=prompt, **options), on_event=on_event, cancel=cancel)
 
-    def interpolate(self, video: str | Path | None = None, *, on_event: OnEvent = ignore, **options: Any) -> Clip:
+    def interpolate(
+        self,
+        video: str | Path | None = None,
+        *,
+        on_event: OnEvent = ignore,
+        cancel: Cancel | None = None,
+        **options: Any,
+    ) -> Clip:
         """Frames between those of a clip (``every``), or between ``image`` and ``last_image``."""
-        return self.run(_request("interpolate", video=video, **options), on_event=on_event)
+        return self.run(_request("interpolate", video=video, **options), on_event=on_event, cancel=cancel)
 
-    def extend(self, video: str | Path, *, on_event: OnEvent = ignore, **options: Any) -> Clip:
+    def extend(
+        self, video: str | Path, *, on_event: OnEvent = ignore, cancel: Cancel | None = None, **options: Any
+    ) -> Clip:
         """More of a clip: ``frames`` counts the whole; ``backward`` leads to it; ``loop`` closes it."""
-        return self.run(_request("extend", video=video, **options), on_event=on_event)
+        return self.run(_request("extend", video=video, **options), on_event=on_event, cancel=cancel)
 
-    def inpaint(self, video: str | Path, prompt: str = "", *, on_event: OnEvent = ignore, **options: Any) -> Clip:
+    def inpaint(
+        self,
+        video: str | Path,
+        prompt: str = "",
+        *,
+        on_event: OnEvent = ignore,
+        cancel: Cancel | None = None,
+        **options: Any,
+    ) -> Clip:
         """New content in ``region`` or ``mask`` of a clip; ``outside`` of it for outpainting."""
-        return self.run(_request("inpaint", video=video, prompt=prompt, **options), on_event=on_event)
+        return self.run(_request("inpaint", video=video, prompt=prompt, **options), on_event=on_event, cancel=cancel)
 
-    def edit(self, video: str | Path, prompt: str, *, on_event: OnEvent = ignore, **options: Any) -> Clip:
+    def edit(
+        self,
+        video: str | Path,
+        prompt: str,
+        *,
+        on_event: OnEvent = ignore,
+        cancel: Cancel | None = None,
+        **options: Any,
+    ) -> Clip:
         """The clip changed to fit the prompt, as far as ``strength`` lets it."""
-        return self.run(_request("edit", video=video, prompt=prompt, **options), on_event=on_event)
+        return self.run(_request("edit", video=video, prompt=prompt, **options), on_event=on_event, cancel=cancel)
 
 
 def _request(task: TaskName, **options: Any) -> Request:
