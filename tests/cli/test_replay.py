@@ -432,3 +432,11 @@ def test_other_frames_are_said_to_be_not_identical(said):
     code, err = said({**made(), "frames_hash": "00"})
     assert code == 0, err
     assert "the frames of again.mp4 are not identical to those of clip.mp4, bit for bit" in err
+
+
+def test_a_replay_of_a_partial_clip_says_that_the_whole_one_is_another(said):
+    recipe = {name: value for name, value in made().items() if name != "frames_hash"}
+    code, err = said({**recipe, "partial": {"stage": "base", "step": 7, "steps": 20, "start": 0}})
+    assert code == 0
+    assert "clip.mp4 is a partial clip, cancelled at step 7 of 20; this replay made the whole clip" in err
+    assert "not bit-equal" in err

@@ -84,8 +84,10 @@ class Output:
     def save_partial(self, clip: Clip, on_event: OnEvent = ignore) -> list[Path]:
         """Write what there is of a cancelled clip as ``ball.partial.mp4``; nothing is ever replaced."""
         name = self.wanted
-        beside_it = name.with_name(f"{name.stem}.partial{name.suffix or '.png'}")
-        return replace(self, path=beside_it, overwrite=False)._save_beside(self._ready(clip, on_event))
+        mark = "-" if name.suffix.lower() in ("", ".png") else "."  # the end of a folder's name would read as a format
+        return replace(
+            self, path=name.with_name(f"{name.stem}{mark}partial{name.suffix}"), overwrite=False
+        )._save_beside(self._ready(clip, on_event))
 
     def _ready(self, clip: Clip, on_event: OnEvent) -> Clip:
         """The clip enlarged as was asked for; says whether its sound is left out."""
