@@ -364,11 +364,11 @@ def test_weights_that_were_on_their_way_arrive_in_the_next_run(
     before: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A plan that is broken off between any two weights, in either direction."""
-    asked = PLAIN.request(folder).with_(loras={str(folder / "lora.safetensors"): 1.5}, steps=1)
-    fresh = load(folder / "svd.safetensors").run(asked).video
+    asked, own = PLAIN.request(folder).with_(steps=1), {folder / "lora.safetensors": 1.5}
+    fresh = load(folder / "svd.safetensors", loras=own).run(asked).video
     after, draw = "block" if before == "none" else "none", random.Random(before)
     for name in ("_arrive", "_leave", "begin", "__init__"):
-        model = placed_as(load(folder / "svd.safetensors"), before)
+        model = placed_as(load(folder / "svd.safetensors", loras=own), before)
         model.run(asked)
         calls, method = Calls(0 if name in ("begin", "__init__") else draw.randrange(10), stop), getattr(Turns, name)
 
@@ -472,8 +472,8 @@ def test_a_job_that_waits_for_its_turn_can_be_cancelled_and_others_go_on(folder:
     with model.system.runtime.running():
         thread.start()
         token.cancel()
-        thread.join()
-    assert ended
+        thread.join(timeout=60)
+        assert ended
     assert model.run(PLAIN.request(folder)).shape.frames == 3
 
 

@@ -138,7 +138,6 @@ class Turns:
     def begin(self, level: Offload, change: Change | None = None) -> None:
         """Take the weights away and let them come as ``level`` says ("none": all come now, and stay), changed."""
         self.close()
-        self.state = None
         self._change = change
         for unit in self._units():
             self._leave(unit)
