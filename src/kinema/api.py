@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from kinema.cancel import Cancel
 from kinema.generate import Noise, OnSettled, accept, generate
 from kinema.job import Asked
 from kinema.memory.free import parse_bytes
@@ -24,7 +25,11 @@ Preview = bool | Previews
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What `load` returns: a system with the verbs. Every verb takes `Request`'s options by name, and ``preview``."""
+    """What `load` returns: a system with the verbs. Every verb takes `Request`'s options by name.
+
+    As `run`, each also takes ``on_event`` (a listener), ``preview`` (events with small pictures of the clip so far) and
+    ``cancel`` (a token that another thread may set: ``cancel=kinema.Cancel()``).
+    """
 
     system: System
 
@@ -37,6 +42,7 @@ class Model:
         on_settled: OnSettled = accept,
         output: str = "clip",
         preview: Preview = False,
+        cancel: Cancel | None = None,
     ) -> Clip:
         """See `generate`."""
         return generate(
@@ -47,71 +53,53 @@ class Model:
             on_settled=on_settled,
             output=output,
             preview=preview,
+            cancel=cancel,
         )
 
     def use_loras(self, loras: Mapping[str | Path, float]) -> None:
         """Have exactly these LoRA files in force, each with its weight; ``{}`` gives back the model's own weights."""
         self.system.use_loras(loras)
 
-    def generate(self, prompt: str, *, on_event: OnEvent = ignore, preview: Preview = False, **options: Any) -> Clip:
+    def generate(self, prompt: str, **options: Any) -> Clip:
         """Text to video: ``model.generate("a red ball rolls right")``."""
-        return self.run(_request("generate", prompt=prompt, **options), on_event=on_event, preview=preview)
+        return self._run("generate", prompt=prompt, **options)
 
-    def animate(
-        self,
-        image: str | Path | None = None,
-        prompt: str = "",
-        *,
-        on_event: OnEvent = ignore,
-        preview: Preview = False,
-        **options: Any,
-    ) -> Clip:
+    def animate(self, image: str | Path | None = None, prompt: str = "", **options: Any) -> Clip:
         """Image to video; ``last_image`` or ``loop`` fix the end too, ``keyframes={5: "a.png"}`` any frame, with or
         without an image, and ``region`` makes a cinemagraph.
         """
-        return self.run(_request("animate", image=image, prompt=prompt, **options), on_event=on_event, preview=preview)
+        return self._run("animate", image=image, prompt=prompt, **options)
 
-    def interpolate(
-        self, video: str | Path | None = None, *, on_event: OnEvent = ignore, preview: Preview = False, **options: Any
-    ) -> Clip:
+    def interpolate(self, video: str | Path | None = None, **options: Any) -> Clip:
         """Frames between those of a clip (``every``), or between ``image`` and ``last_image``."""
-        return self.run(_request("interpolate", video=video, **options), on_event=on_event, preview=preview)
+        return self._run("interpolate", video=video, **options)
 
-    def extend(
-        self, video: str | Path, *, on_event: OnEvent = ignore, preview: Preview = False, **options: Any
-    ) -> Clip:
+    def extend(self, video: str | Path, **options: Any) -> Clip:
         """More of a clip: ``frames`` counts the whole; ``backward`` leads to it; ``loop`` closes it."""
-        return self.run(_request("extend", video=video, **options), on_event=on_event, preview=preview)
+        return self._run("extend", video=video, **options)
 
-    def inpaint(
-        self,
-        video: str | Path,
-        prompt: str = "",
-        *,
-        on_event: OnEvent = ignore,
-        preview: Preview = False,
-        **options: Any,
-    ) -> Clip:
+    def inpaint(self, video: str | Path, prompt: str = "", **options: Any) -> Clip:
         """New content in ``region`` or ``mask`` of a clip; ``outside`` of it for outpainting."""
-        return self.run(_request("inpaint", video=video, prompt=prompt, **options), on_event=on_event, preview=preview)
+        return self._run("inpaint", video=video, prompt=prompt, **options)
 
-    def edit(
-        self, video: str | Path, prompt: str, *, on_event: OnEvent = ignore, preview: Preview = False, **options: Any
-    ) -> Clip:
+    def edit(self, video: str | Path, prompt: str, **options: Any) -> Clip:
         """The clip changed to fit the prompt, as far as ``strength`` lets it."""
-        return self.run(_request("edit", video=video, prompt=prompt, **options), on_event=on_event, preview=preview)
+        return self._run("edit", video=video, prompt=prompt, **options)
 
-    def upscale(
+    def upscale(self, video: str | Path, prompt: str = "", **options: Any) -> Clip:
+        """The clip ``scale`` times as large; ``every`` also makes the frames between its own."""
+        return self._run("upscale", video=video, prompt=prompt, **options)
+
+    def _run(
         self,
-        video: str | Path,
-        prompt: str = "",
+        task: TaskName,
         *,
         on_event: OnEvent = ignore,
         preview: Preview = False,
+        cancel: Cancel | None = None,
         **options: Any,
     ) -> Clip:
-        """The clip ``scale`` times as large; ``every`` also makes the frames between its own."""
-        return self.run(_request("upscale", video=video, prompt=prompt, **options), on_event=on_event, preview=preview)
+        return self.run(_request(task, **options), on_event=on_event, preview=preview, cancel=cancel)
 
 
 def _request(task: TaskName, **options: Any) -> Request:

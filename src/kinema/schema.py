@@ -44,6 +44,14 @@ class BadRequest(ValueError):
     """The user asked for something impossible: one clear sentence, exit code 2, no traceback."""
 
 
+class Cancelled(Exception):
+    """A run was ended by its `kinema.Cancel`. ``clip`` is what there was of it; None unless that was asked for."""
+
+    def __init__(self, message: str = "cancelled", clip: Clip | None = None, *, keep_partial: bool = False) -> None:
+        super().__init__(message)
+        self.clip, self.keep_partial = clip, keep_partial
+
+
 # --------------------------------------------------------------------------------------- shapes
 
 

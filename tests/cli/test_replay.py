@@ -446,3 +446,11 @@ def test_a_trimmed_clip_is_replayed_from_the_whole_file(capsys):
     capsys.readouterr()
     assert main(["replay", "made.mp4", "--input", "video=source.mp4", "-o", "again.mp4"]) == 0
     assert "the frames of again.mp4 are identical to those of made.mp4" in capsys.readouterr().err
+
+
+def test_a_replay_of_a_partial_clip_says_that_the_whole_one_is_another(said):
+    recipe = {name: value for name, value in made().items() if name != "frames_hash"}
+    code, err = said({**recipe, "partial": {"stage": "base", "step": 7, "steps": 20, "start": 0}})
+    assert code == 0
+    assert "clip.mp4 is a partial clip, cancelled at step 7 of 20; this replay made the whole clip" in err
+    assert "not bit-equal" in err

@@ -48,19 +48,27 @@ class Loras:
 
     def __init__(self) -> None:
         self.files: tuple[LoraFile, ...] = ()
+        self.settled = True
+        """Whether the networks have exactly these in them; not where a change was broken off."""
         self._networks: list[Merged] = []
 
     def use(self, files: tuple[LoraFile, ...]) -> None:
         """These and no others, in every network filled so far."""
-        self.files = files
+        self.settled = False
         for merged in self._networks:
             merged.set([(file.lora, file.weight) for file in files])
+        self.files, self.settled = files, True
 
     def fill(self, model: nn.Module) -> nn.Module:
-        """Merge them into a network, and keep it for the next change."""
-        self._networks.append(Merged(model))
-        self.use(self.files)
+        """Merge them into a network that has none in it, and keep it for the next change."""
+        merged = Merged(model)
+        merged.set([(file.lora, file.weight) for file in self.files])
+        self._networks = [*(other for other in self._networks if other.model is not model), merged]
         return model
+
+    def has(self, model: nn.Module) -> bool:
+        """Whether a network has them in it, and will have the next ones."""
+        return any(merged.model is model for merged in self._networks)
 
     def release(self, model: nn.Module) -> None:
         """Take them out of a network, to the bit, and leave it alone from now on."""

@@ -13,8 +13,9 @@ from kinema.bounds import shown
 from kinema.cli import machine
 from kinema.cli.options import Option, parse, with_defaults
 from kinema.cli.output import Output
-from kinema.cli.progress import JsonLines, Watching, display
-from kinema.cli.verbs import MODEL, REPORTING, WRITING, model_options, open_model, preview_file, with_paths
+from kinema.cli.progress import JsonLines, display
+from kinema.cli.stopping import run_once
+from kinema.cli.verbs import MODEL, REPORTING, WRITING, model_options, open_model, preview_file
 from kinema.cli.wants import Given, Wants, given, wants_of, weights_of
 from kinema.schema import BadRequest, Note, Phase
 
@@ -73,23 +74,21 @@ def replay(words: Sequence[str]) -> int:
         changed = differences(recipe, wants, model.system, told) + _upper(recipe, gives, model, told)
         for note in (*gives.notes, *changed):
             show(Note(note))
-        clip = model.run(
-            recorded(recipe, gives.requests),
-            on_event=Watching(show, preview),
-            on_settled=lambda told: output.check_clip(told.shape, told.fps or 0, show),
-            preview=preview is not None and preview.asked,
-        )
+        asked = recorded(recipe, gives.requests)
+        clip = run_once(model, asked, gives.requests[0], output, own, show, preview)
         same, why = compared(recipe, clip.recipe)
         if why:
             show(Note(why))
         show(Phase("write"))
-        paths = output.save(with_paths(clip, model, gives.requests[0]) if own["record_paths"] else clip, show)
+        paths = output.save(clip, show)
         if isinstance(show, JsonLines):
             show.write("saved", {"paths": [str(p) for p in paths], "same": same})
         else:
             sys.stdout.writelines(f"{p}\n" for p in paths)
     number = recipe.get("clip", 0) if isinstance(recipe.get("clip", 0), int) else 0
-    sys.stderr.write(f"kinema: {verdict(same, paths[min(number, len(paths) - 1)], path)}\n")
+    other = paths[min(number, len(paths) - 1)]
+    ending = about_partial(recipe["partial"], path) if "partial" in recipe else verdict(same, other, path)
+    sys.stderr.write(f"kinema: {ending}\n")
     return 0
 
 
@@ -115,6 +114,15 @@ def verdict(same: bool | None, made: Path, then: Path) -> str:
         return f"{other} records no hash of its frames, so nothing tells whether those of {one} are identical to them"
     how = "are identical to" if same else "are not identical to"
     return f"the frames of {one} {how} those of {other}, bit for bit"
+
+
+def about_partial(partial: Mapping[str, Any], then: Path) -> str:
+    """The last sentence of a replay of a clip that was cancelled."""
+    step = f"step {partial.get('step', 0):,} of {partial.get('steps', 0):,}"
+    name = shown(then.name, 100)
+    return (
+        f"{name} is a partial clip, cancelled at {step}; this replay made the whole clip, which is not bit-equal to it"
+    )
 
 
 # ---------------------------------------------------------------------------------------- opening

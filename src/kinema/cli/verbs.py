@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kinema.cli import machine
 from kinema.cli.options import Option, from_dataclass, parse, with_defaults
 from kinema.cli.output import Output
-from kinema.cli.progress import JsonLines, Watching, display
-from kinema.schema import TAKES, BadRequest, Clip, Note, Phase, Request, TaskName
+from kinema.cli.progress import JsonLines, display
+from kinema.cli.stopping import KEEP, run_once
+from kinema.schema import TAKES, BadRequest, Note, Phase, Request, TaskName
 from kinema.spans import spans_of
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ WRITING = [
     Option("contact_sheet", bool, False, "also write all frames on one picture"),
     Option("zoom", int, 1, "enlarge every pixel to a square of this side when saving"),
     Option("record_paths", bool, False, "keep the full paths of inputs and models in the clip's recipe, beside names"),
+    KEEP,
 ]
 REPORTING = [
     Option("quiet", bool, False, "no progress, only the paths written"),
@@ -195,16 +197,11 @@ def run(task: TaskName, words: Sequence[str]) -> int:
     preview = preview_file(own["preview"], output)
     with display(quiet=own["quiet"], json_events=own["json_events"]) as show:
         model = open_model(model_options(told))
-        clip = model.run(
-            request,
-            on_event=Watching(show, preview),
-            on_settled=lambda told: output.check_clip(told.shape, told.fps or 0, show),
-            preview=preview is not None and preview.asked,
-        )
+        clip = run_once(model, request, request, output, own, show, preview)
         if model.system.weights.path is None:
             show(Note(f"{model.system.name} has no trained weights: what it makes is noise"))
         show(Phase("write"))
-        paths = output.save(with_paths(clip, model, request) if own["record_paths"] else clip, show)
+        paths = output.save(clip, show)
         if isinstance(show, JsonLines):
             show.write("saved", {"paths": [str(path) for path in paths]})
             return 0
@@ -261,13 +258,6 @@ def shown_files(told: Mapping[str, Any]) -> dict[str, Any]:
     if several := [key for key, files in found.items() if key.startswith(CONTROL.name) and len(files) > 1]:
         raise BadRequest(f"--control gives {len(found[several[0]])} clips for one ControlNet; give NAME=PATH for each")
     return {key: files[0] if len(files) == 1 else files for key, files in found.items()}
-
-
-def with_paths(clip: Clip, model: Model, request: Request) -> Clip:
-    """The clip with a recipe that tells where its files lie on this machine, for those who ask for that."""
-    from kinema.provenance import paths
-
-    return replace(clip, recipe={**clip.recipe, "paths": paths(model.system, request)})
 
 
 def output_for(request: Request, own: Mapping[str, Any]) -> Output:

@@ -21,13 +21,16 @@ def place(system: System, plan: Plan) -> None:
     if plan.offload == "none":
         if runtime.model is not None and turning is not None:
             turning.begin("none")  # without LoRAs, which are then merged as into any network
-            runtime.offloader = None
             runtime.loras.fill(runtime.model)
+            runtime.offloader = None
+        elif runtime.model is not None and not runtime.loras.has(runtime.model):
+            runtime.loras.fill(runtime.model)  # they were taken out for turns that were broken off before they began
     else:
         if runtime.model is None:
-            runtime.model = system.filled()
-            for buffer in runtime.model.buffers():
+            filled = system.filled()
+            for buffer in filled.buffers():
                 buffer.data = _rounded(system, buffer)
+            runtime.model = filled
         if turning is None:
             runtime.loras.release(runtime.model)
             blocks = system.family.blocks(runtime.model)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from kinema.cancel import checkpoint
+
 Offload = Literal["none", "model", "block", "sequential"]
 """none: all weights stay. model: networks take turns. block: so do the blocks of each, the next one read ahead.
 sequential: one block at a time, nothing ahead."""
@@ -131,7 +133,7 @@ class Turns:
         self._after: dict[Unit, Unit] = {}
         self._before: Unit | None = None
         self.state: Any = None
-        """What was in force when they began, for whoever has them begin."""
+        """What was in force when they began, for whoever has them begin; None is nothing that may be relied on."""
 
     def begin(self, level: Offload, change: Change | None = None) -> None:
         """Take the weights away and let them come as ``level`` says ("none": all come now, and stay), changed."""
@@ -147,6 +149,7 @@ class Turns:
                     module._buffers[key] = buffer.to(self.device, self.dtype if buffer.is_floating_point() else None)
         if level == "none":
             for unit in self._units():
+                checkpoint()
                 self._arrive(unit, self._fetch(unit))
             return
         if level == "model":
@@ -183,8 +186,10 @@ class Turns:
         def turn(*_told: Any) -> None:
             if self._in_turn is unit:
                 return
-            if self._in_turn is not None:
-                self._leave(self._in_turn)
+            checkpoint()
+            before, self._in_turn = self._in_turn, None  # whatever breaks this off, none is taken to be here
+            if before is not None:
+                self._leave(before)
             self._arrive(unit, self._fetch(unit))
             self._in_turn = unit
 
@@ -192,6 +197,7 @@ class Turns:
 
     def _come(self, unit: Unit) -> Callable[..., None]:
         def come(*_told: Any) -> None:
+            checkpoint()
             if self._before is not None:
                 self._after[self._before] = unit  # the order they run in, learnt as they run
             self._before = unit

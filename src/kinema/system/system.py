@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kinema import registry
+from kinema.cancel import checkpoint
 from kinema.canvas import Canvas
 from kinema.checkpoints import files
 from kinema.checkpoints.lora_use import LoraFile, Loras, read_loras
@@ -72,6 +73,7 @@ class System:
 
     def _placed(self) -> nn.Module:
         model = self.filled()
+        checkpoint()
         if self.rounded is not None:
             model = model.to(self.rounded)
         return model.to(device=self.device, dtype=self.dtype)
@@ -96,10 +98,12 @@ class System:
         else:
             model = self._hollow()
             tensors = self.weights.source.tensors(self.weights.parts)
+            checkpoint()
             if not self.weights.own:
                 with readable(str(self.weights.path)):
                     tensors = self.family.checkpoints.convert(self.config, tensors)
         tensors |= self.additions()
+        checkpoint()
         if tensors:
             files.fill(model, tensors, where=str(self.weights.path))
         return model.eval().requires_grad_(False)
@@ -109,6 +113,7 @@ class System:
         made: dict[str, Tensor] = {}
         slots = self.family.checkpoints.slots
         for added in self.weights.added:
+            checkpoint()
             assert slots is not None  # there were when the model was opened
             with readable(str(added.source.path)):
                 made |= slots.convert(self.config, added.slot, added.source.tensors(added.parts))

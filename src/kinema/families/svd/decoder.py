@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kinema import heap
+from kinema.cancel import checkpoint
 from kinema.families.svd.config import Config
 from kinema.families.svd.layers import Mixer, Scratch, TemporalResBlock, conv_over_time, fold, over_time, unfold
 from kinema.nn.ldm_unet import ResBlock, Upsample, group_norm, silu_, twice_as_large
@@ -97,6 +98,7 @@ class TemporalDecoder(nn.Module):
             for block in stage.resnets:
                 x = block.over_space(x, up, scratch)  # the map before is free when layers over time make theirs
                 up = None
+                checkpoint()
                 x = block.over_time(x, frames, scratch)
             up = stage.upsamplers[0] if stage.upsamplers is not None else None
         x = by_images(lambda part: self.conv_out(silu_(self.conv_norm_out(part))), x)
