@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from kinema.checkpoints import files
 from kinema.cli import replay
 from kinema.guide import sample
 from kinema.job import draw_up, drawn, rehearsed
-from kinema.memory.plan import Needs
+from kinema.memory.plan import Needs, weight_bytes
 from kinema.nn import ldm_unet
 from kinema.provenance import recipe
 from kinema.schema import BadRequest, Note, Request
@@ -110,7 +111,10 @@ def test_a_file_s_half_is_what_is_planned_for_recorded_and_said(gpu, tmp_path, m
     said = []
     works = draw_up(system, ASK, said.append)
     count = sum(p.numel() for p in system._hollow().parameters())
-    assert Needs(system, works[0].stage.whole, rehearsed(works[0])).weights == 2 * count
+    needs = Needs(system, works[0].stage.whole, rehearsed(works[0]))
+    wide = Needs(replace(system, policy=WeightPolicy()), needs.request, needs.canvas)
+    assert needs.weights == weight_bytes(system) == 2 * count
+    assert wide.at_most - needs.at_most == system.weights.path.stat().st_size
     assert recipe(works)["dtype"] == "float16"
     assert replay.as_it_was(recipe(works))["dtype"] == "fp16"
     assert "computes in float16, as its weights are stored in float16" in [e.message for e in said if type(e) is Note]

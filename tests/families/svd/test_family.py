@@ -19,9 +19,8 @@ from kinema.families.svd.config import PRESETS, TINY
 from kinema.families.svd.family import FAMILY
 from kinema.generate import generate
 from kinema.guide import guide
-from kinema.job import settle
 from kinema.schema import BadRequest, Note, Request, Shape
-from kinema.settle import with_defaults
+from kinema.settle import settle, with_defaults
 from kinema.system import System, Weights, with_model
 
 SIDE = 32

@@ -17,9 +17,9 @@ from kinema.checkpoints.convert import convert
 from kinema.checkpoints.source import Source
 from kinema.cli.main import main
 from kinema.families.svd.config import PRESETS, SVD, SVD_XT
-from kinema.job import settle
 from kinema.media.metadata import read_recipe
 from kinema.schema import BadRequest, Note, Request
+from kinema.settle import settle
 from kinema.system import System, policy_for
 from kinema.training.options import TrainOptions
 from kinema.training.setup import prepare
