@@ -117,7 +117,7 @@ def load(
     *,
     variant: str | None = None,
     preset: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["auto"] | None = None,
     device: str | torch.device | None = None,
     offline: bool | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -133,6 +133,9 @@ def load(
     folder ("fp16"), or says which published model the weights are ("svd-xt"), where they do not tell. ``loras`` are
     LoRA files and their weights: ``{"style.safetensors": 0.8}``; `Model.use_loras` changes them later, and a request
     with ``loras`` of its own has those instead.
+    ``device`` is "cpu", "cuda:0", "mps" or "xpu"; None is the first accelerator, or the CPU. ``dtype`` is the precision
+    to compute in. None takes that of the model's file on an accelerator (bfloat16 where float16 would overflow) and
+    float32 on a CPU; "auto" takes bfloat16 for float32 files and on a CPU too, where the device has it natively.
     ``add`` are files in slots of the model, such as a motion module in an image model:
     ``{"motion": "mm_sd_v15_v2.ckpt"}``. ``memory`` is how much may be used, in bytes or as "8GiB" (most of
     what is free). ``offload`` has weights take turns where that saves memory: "model", "block" or "sequential"

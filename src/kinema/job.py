@@ -336,7 +336,5 @@ def beside_it(works: Sequence[Work], number: int) -> int:
 
 
 def about_precision(system: System) -> list[str]:
-    if system.rounded is None:
-        return []
-    name = str(system.rounded).removeprefix("torch.")
-    return [f"this processor has no units for {name}: weights are rounded to it, and computed with in float32"]
+    """In which precision it computes and why, where there is something to say."""
+    return [system.policy.note] if system.policy.note else []

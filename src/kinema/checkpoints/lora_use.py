@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -76,16 +76,23 @@ class Loras:
             merged.clear()
             self._networks.remove(merged)
 
-    def merged(self, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """One weight with them in it, for networks that are never in memory as a whole: the numbers of `fill`."""
+    def merging(self, name: str) -> Callable[[Tensor], Tensor] | None:
+        """What adds them to one weight, in float32; None where none of them changes it.
+
+        For networks that are never in memory as a whole: the numbers of `fill`.
+        """
         module = name.removesuffix(".weight")
         found = [(file.lora[module], file.weight) for file in self.files if module in file.lora]
         if not found or module == name:
-            return tensor
-        total = tensor.to(dtype).float()
-        for adapter, weight in found:
-            total = total + weight * adapter.delta(tensor.shape).to(total.device)
-        return total.to(dtype)
+            return None
+
+        def merged(tensor: Tensor) -> Tensor:
+            total = tensor.float()
+            for adapter, weight in found:
+                total = total + weight * adapter.delta(tensor.shape).to(total.device)
+            return total
+
+        return merged
 
 
 def read_loras(

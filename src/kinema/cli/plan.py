@@ -34,6 +34,8 @@ class Plan:
     task: str
     model: str
     device: str
+    dtype: str
+    """What the first stage's network computes in."""
     size: str
     latent: str
     steps: int
@@ -133,6 +135,7 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
         **told_of(works, steps),
         **figures,
         device=device,
+        dtype=str(system.dtype).removeprefix("torch."),
         parameters=count,
         weight_bytes=count * system.dtype.itemsize,
         free_bytes=machine.free_memory(device),
@@ -250,7 +253,7 @@ def describe(made: Plan) -> str:
     else:
         head = f"fits: about {made.seconds:.1f} s, {made.peak_bytes / gib:.2f} GiB at the peak"
     rows = [
-        ("model", f"{made.model} on {made.device}, {made.parameters:,} parameters"),
+        ("model", f"{made.model} on {made.device} in {made.dtype}, {made.parameters:,} parameters"),
         ("makes", made.size),
         ("latents", made.latent),
         (

@@ -147,7 +147,7 @@ def as_it_was(recipe: Mapping[str, Any]) -> dict[str, Any]:
     names = {long: short for short, long in machine.DTYPES.items()}
     told = {name: recipe.get(name) for name in ("device", "threads")}
     told["variant"] = recipe["stages"][0].get("variant")
-    told["dtype"] = names.get(recipe.get("dtype", ""))
+    told["dtype"] = names[recipe.get("dtype", "float32")]
     if (told["threads"] or 0) > MOST_THREADS * (os.cpu_count() or 1):
         del told["threads"]
     return {name: value for name, value in told.items() if value is not None}
@@ -235,7 +235,7 @@ def _other_loras(wants: Wants, system: System, told: Mapping[str, Any]) -> list[
 
 def other_settings(recipe: Mapping[str, Any], system: System) -> list[str]:
     """What is other of how the model ran: any of it can change the last bits."""
-    now = {"device": str(system.device), "dtype": str(system.precision).removeprefix("torch.")}
+    now = {"device": str(system.device), "dtype": str(system.policy.precision).removeprefix("torch.")}
     notes = [
         f"{name} is {value} now and was {shown(recipe[name], 60)} then"
         for name, value in now.items()

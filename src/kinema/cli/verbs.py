@@ -58,7 +58,7 @@ class ModelOptions:
     lora: Sequence[str] = field(default_factory=list)
     add: Sequence[str] = field(default_factory=list)
     device: str | None = None
-    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] | None = None
     threads: int | None = None
     offline: bool = False
     memory: str | None = None
@@ -93,8 +93,13 @@ MODEL = [
         metavar="SLOT=PATH",
         path=True,
     ),
-    Option("device", str | None, None, "device, such as cpu or cuda:0; the GPU when there is one"),
-    Option("dtype", Literal["fp32", "bf16", "fp16"] | None, None, "precision the network runs in"),
+    Option("device", str | None, None, "device, such as cpu, cuda:0 or mps; the GPU when there is one"),
+    Option(
+        "dtype",
+        Literal["auto", "fp32", "bf16", "fp16"] | None,
+        None,
+        "precision to compute in; else the file's own on a GPU, fp32 on a CPU; auto is bf16 where that is native",
+    ),
     Option("threads", int | None, None, "CPU threads"),
     Option("offline", bool, False, "fetch nothing: only files of this machine"),
     Option("memory", str | None, None, "how much may be used, such as 8GiB; most of what is free"),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from kinema.cancel import checkpoint
+from kinema.system import WeightPolicy
 
 Offload = Literal["none", "model", "block", "sequential"]
 """none: all weights stay. model: networks take turns. block: so do the blocks of each, the next one read ahead.
@@ -25,8 +26,8 @@ LEVELS: tuple[Offload, ...] = get_args(Offload)
 
 Read = Callable[[str], Tensor]
 """A weight by its name, from where it waits."""
-Change = Callable[[str, Tensor], Tensor]
-"""What is made of a weight as it comes, such as a LoRA merged into it."""
+Change = Callable[[str], Callable[[Tensor], Tensor] | None]
+"""What is done to the weight of a name as it comes, such as merging a LoRA into it; None leaves it as it is."""
 
 
 class Waiting(nn.Parameter):
@@ -115,15 +116,16 @@ def _unit(module: nn.Module, name: str, taken: Iterable[str]) -> Unit:
 
 
 class Turns:
-    """Has the weights of a model take turns on ``device`` in ``dtype``, until `close`.
+    """Has the weights of a model take turns on ``device``, until `close`.
 
-    ``read`` gives a weight from where it waits. The numbers that the model computes stay as they are.
+    ``read`` gives a weight from where it waits, ``policy`` makes it ready for its turn. The numbers that the model
+    computes stay as they are.
     """
 
     def __init__(
-        self, model: nn.Module, blocks: Sequence[nn.Module], read: Read, device: torch.device, dtype: torch.dtype
+        self, model: nn.Module, blocks: Sequence[nn.Module], read: Read, device: torch.device, policy: WeightPolicy
     ) -> None:
-        self.model, self.read, self.device, self.dtype = model, read, device, dtype
+        self.model, self.read, self.device, self.policy = model, read, device, policy
         self._change: Change | None = None
         self._all = units(model, blocks)
         self._resting: dict[str, Waiting] = {}
@@ -146,7 +148,7 @@ class Turns:
         for module in self.model.modules():
             for key, buffer in module._buffers.items():
                 if buffer is not None:
-                    module._buffers[key] = buffer.to(self.device, self.dtype if buffer.is_floating_point() else None)
+                    module._buffers[key] = self.policy.ready(buffer, self.device)
         if level == "none":
             for unit in self._units():
                 checkpoint()
@@ -219,12 +221,10 @@ class Turns:
         made = {}
         for slot in unit.slots:
             rest, told = self._resting[slot.name], self.read(slot.name)
-            told = told if self._change is None else self._change(slot.name, told)
             if told.shape != rest.shape:
                 raise RuntimeError(f"{slot.name} waits as {tuple(told.shape)}, expected {tuple(rest.shape)}")
-            if (told.dtype, told.device, told.stride()) != (rest.dtype, self.device, rest.stride()):
-                told = torch.empty_like(rest, device=self.device).copy_(told, non_blocking=told.is_pinned())
-            made[slot.name] = told
+            merge = None if self._change is None else self._change(slot.name)
+            made[slot.name] = self.policy.ready(told, self.device, merge=merge, like=rest)
         return made
 
     def _arrive(self, unit: Unit, made: Mapping[str, Tensor]) -> None:
@@ -236,7 +236,7 @@ class Turns:
         for slot in unit.slots:
             rest = self._resting.get(slot.name)
             if rest is None or rest.stride() != slot.tensor.stride():  # a family may lay out what is in turn anew
-                like = torch.empty_like(slot.tensor, device="meta", dtype=self.dtype)
+                like = torch.empty_like(slot.tensor, device="meta", dtype=self.policy.computed)
                 self._resting[slot.name] = Waiting(like, requires_grad=False)
                 self._resting[slot.name].goes_to = self.device
             slot.owner._parameters[slot.key] = self._resting[slot.name]

@@ -18,7 +18,8 @@ from kinema.system.family import (
     decoding_of,
 )
 from kinema.system.files import Checkpoints, Found, Slots
-from kinema.system.opening import HUB, arithmetic, family_of, fetched, is_hub_id, open_system
+from kinema.system.opening import HUB, family_of, fetched, is_hub_id, open_system
+from kinema.system.precision import Asked, WeightPolicy, chosen, described, name_of, policy_for
 from kinema.system.runtime import Runtime
 from kinema.system.system import MemoryOptions, System, with_model
 from kinema.system.weights import Added, Weights
@@ -27,6 +28,7 @@ __all__ = [
     "DECODING",
     "HUB",
     "Added",
+    "Asked",
     "Batch",
     "Checkpoints",
     "Codec",
@@ -44,12 +46,16 @@ __all__ = [
     "Slots",
     "System",
     "Tuning",
+    "WeightPolicy",
     "Weights",
-    "arithmetic",
+    "chosen",
     "decoding_of",
+    "described",
     "family_of",
     "fetched",
     "is_hub_id",
+    "name_of",
     "open_system",
+    "policy_for",
     "with_model",
 ]

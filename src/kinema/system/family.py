@@ -64,6 +64,8 @@ class Defaults:
     """Whether its network sees frames that are held clean, at a level of their own (`CleanFrames`)."""
     attention_windows: bool = False
     """Whether its attention over time works in windows where a request asks for that (``window_in``)."""
+    fits_float16: bool = True
+    """Whether all that it computes stays within float16's range; where it does not, bfloat16 or float32 is used."""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,10 @@ from kinema.checkpoints.source import Source
 from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest
 from kinema.system.family import Family
+from kinema.system.precision import Asked, WeightPolicy, chosen, policy_for
 from kinema.system.system import MemoryOptions, System
 from kinema.system.weights import Added, Weights
+from kinema.values import quoted
 
 HUB = "hub:"
 """Before a name that is the hub's, also where a file here is called the same."""
@@ -35,7 +37,7 @@ def open_system(
     *,
     preset: str | None = None,
     variant: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: Asked = torch.float32,
     device: str | torch.device | None = None,
     offline: bool | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -48,8 +50,9 @@ def open_system(
     A name that begins with ``hub:`` is never a file's. ``variant`` picks among a folder's files ("fp16"), or names the
     published model that the weights are ("svd-xt"). With ``offline`` the hub is not asked, now or later.
     ``overrides`` replaces fields of the config by name. ``loras`` are LoRA files and their weights, ``add``
-    files in slots of the model (``{"motion": "mm_sd_v15_v2.ckpt"}``). Raises BadRequest for anything that is not a
-    model.
+    files in slots of the model (``{"motion": "mm_sd_v15_v2.ckpt"}``). ``dtype`` is float32 unless one is asked for, as
+    training and measuring want it; None is what `kinema.load` takes (`precision.chosen`). Raises BadRequest for
+    anything that is not a model.
     """
     named = str(source)
     if not named.strip():
@@ -59,14 +62,10 @@ def open_system(
     weights, notes = replace(weights, added=added), (*notes, *said)
     if overrides:
         config = _override(family, config, overrides)
-    chosen = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    told = dict(overrides or {})
-    asked = dtype or torch.float32
-    computed = arithmetic(asked, chosen)
-    rounded = None if computed == asked else asked
+    on = processor.device_of(device)
     system = System(
-        name, family, config, weights, chosen, computed, told, notes,
-        rounded=rounded, memory=memory or MemoryOptions(), offline=bool(offline),
+        name, family, config, weights, on, _policy(dtype, on, family, config, weights), dict(overrides or {}), notes,
+        memory=memory or MemoryOptions(), offline=bool(offline),
     )  # fmt: skip
     if loras:
         system.use_loras(loras)
@@ -132,13 +131,15 @@ def _add(
     return tuple(added), config, tuple(notes)
 
 
-def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The precision to compute in: float32 for halves on a processor that has no units for them.
-
-    There a product of halves takes several times as long as one of floats, and is less exact.
-    """
-    halves = device.type == "cpu" and dtype in (torch.bfloat16, torch.float16)
-    return torch.float32 if halves and processor.has_units(dtype) is False else dtype
+def _policy(asked: Asked, device: torch.device, family: Family, config: Any, weights: Weights) -> WeightPolicy:
+    """As asked for, or as this model and this device have it; headers are read only where a GPU asks for them."""
+    fits = family.sampling.defaults(config).fits_float16
+    if isinstance(asked, torch.dtype):
+        return policy_for(asked, device, fits_float16=fits)
+    if asked not in (None, "auto"):
+        raise BadRequest(f'dtype is {quoted(asked)}; expected a torch.dtype, "auto" or None')
+    stored = None if device.type == "cpu" else weights.stored
+    return chosen(device, stored, auto=asked == "auto", fits_float16=fits)
 
 
 def is_hub_id(name: str) -> bool:

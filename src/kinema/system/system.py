@@ -24,6 +24,7 @@ from kinema.grid import Lattice
 from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest, OnEvent, Request, Shape, ignore
 from kinema.system.family import Codec, Conditions, Family, Process, decoding_of
+from kinema.system.precision import WeightPolicy
 from kinema.system.runtime import Runtime
 from kinema.system.weights import Weights
 
@@ -48,13 +49,12 @@ class System:
     config: Any
     weights: Weights
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    dtype: torch.dtype = torch.float32
+    policy: WeightPolicy = field(default_factory=WeightPolicy)
+    """In which precision it computes, and how its weights are held."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """What of the config was replaced at opening: part of the recipe."""
     notes: tuple[str, ...] = ()
     """What was decided at opening, to be said."""
-    rounded: torch.dtype | None = None
-    """The precision weights are rounded to, where the processor computes in another (`arithmetic`)."""
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     offline: bool = False
     """Whether what is still to be found (text encoders, vocabularies) is looked for on this machine alone."""
@@ -62,9 +62,9 @@ class System:
     """All that changes; a copy of a system has its own."""
 
     @property
-    def precision(self) -> torch.dtype:
-        """The precision that was asked for: of the weights, and mostly of the arithmetic too."""
-        return self.rounded or self.dtype
+    def dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return self.policy.computed
 
     @property
     def model(self) -> nn.Module:
@@ -74,9 +74,7 @@ class System:
     def _placed(self) -> nn.Module:
         model = self.filled()
         checkpoint()
-        if self.rounded is not None:
-            model = model.to(self.rounded)
-        return model.to(device=self.device, dtype=self.dtype)
+        return self.policy.placed(model, self.device)
 
     @property
     def weights_hash(self) -> str:

@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import Generator, Tensor, nn
 
+from kinema import processor
 from kinema.conditioning.clip_text import rows
 from kinema.data import styles
 from kinema.diffusion.parameterise import EPS, X0, Parameterisation
@@ -81,7 +82,7 @@ def run_unet(model: AnimateDiff, config: Config, z_BCTHW: Tensor, level: Level, 
     if context.shape[1] > 1:  # a row for every frame of every clip
         context = context.expand(batch, -1, -1, -1)
     context = context.flatten(0, 1)
-    step = schedule.timestep(level.log_snr).to(z_BCTHW.device)
+    step = processor.moved(schedule.timestep(level.log_snr), z_BCTHW.device)
     added, shown = condition.added_BV, condition.shown
     control = None
     if shown is not None and model.sparse is not None:
@@ -118,7 +119,7 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: Generator) -
     schedule = schedule_of(config) if moves else image_schedule_of(config)
     level, step = kind_of(config).draw(schedule, len(x0), generator, moves=moves)
     eps = torch.randn(x0.shape, generator=generator).to(x0)
-    z, step = level.add_noise(x0, eps), step.to(x0.device)
+    z, step = level.add_noise(x0, eps), processor.moved(step, x0.device)
     control = None
     if config.trains == "sparsectrl" and network.sparse is not None:
         channels_last(network.sparse)

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from kinema import processor
 from kinema.data.motion import bucket
 from kinema.diffusion import losses
 from kinema.diffusion.parameterise import V
@@ -84,7 +85,7 @@ def run_unet(
     picture = condition.picture_BCTHW.to(z_BCTHW).expand(-1, -1, z_BCTHW.shape[2], -1, -1)
     x = torch.cat([z_BCTHW, picture], dim=1).to(unet.conv_in.weight.dtype)
     told = condition.scalars_BTV.to(z_BCTHW.device)
-    return unet(x, c_noise(level).to(z_BCTHW.device), condition.context_B1C.to(x), told, image_only_BT)
+    return unet(x, processor.moved(c_noise(level), z_BCTHW.device), condition.context_B1C.to(x), told, image_only_BT)
 
 
 def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
