@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -61,3 +63,45 @@ def with_sound() -> Callable[..., Path]:
 @pytest.fixture
 def beep() -> Callable[[Path | bytes], float | None]:
     return _beep
+
+
+class Counting:
+    """A backend for the compiler that counts graphs and runs them as they are; needs no C++ compiler."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: Any, _inputs: Any) -> Callable[..., Any]:
+        self.graphs += 1
+        return graph.forward
+
+    @staticmethod
+    def breaks() -> int:
+        """Graph breaks so far, in whatever was compiled."""
+        import torch._dynamo.utils
+
+        return sum(torch._dynamo.utils.counters["graph_break"].values())
+
+
+class Kinds(set):
+    """The kinds of blocks that ran: class, and of weights and inputs the shapes and whether they need a gradient."""
+
+    def watch(self, blocks: Iterable[Any]) -> None:
+        for block in blocks:
+            block.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _note(self, block: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        held = (*block.parameters(), *inputs, *named.values())
+        self.add((type(block), *((tuple(x.shape), x.requires_grad) for x in held if hasattr(x, "requires_grad"))))
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Counting, Kinds]]:
+    """A counting backend and the kinds of blocks to compare it with, in a compiler that has compiled nothing yet."""
+    import torch._dynamo
+
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)  # thousands of records, which pytest keeps
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield Counting(), Kinds()
+    torch._dynamo.reset()

@@ -18,7 +18,7 @@ from kinema.system.family import (
     decoding_of,
 )
 from kinema.system.files import Checkpoints, Found, Slots
-from kinema.system.opening import HUB, arithmetic, family_of, fetched, is_hub_id, open_system
+from kinema.system.opening import HUB, arithmetic, device_of, family_of, fetched, is_hub_id, open_system
 from kinema.system.runtime import Runtime
 from kinema.system.system import MemoryOptions, System, with_model
 from kinema.system.weights import Added, Weights
@@ -47,6 +47,7 @@ __all__ = [
     "Weights",
     "arithmetic",
     "decoding_of",
+    "device_of",
     "family_of",
     "fetched",
     "is_hub_id",

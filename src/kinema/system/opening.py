@@ -22,6 +22,7 @@ from kinema.checkpoints.signatures import refused
 from kinema.checkpoints.source import Source
 from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest
+from kinema.system.blocks import COMPILED, check_compiler
 from kinema.system.family import Family
 from kinema.system.system import MemoryOptions, System
 from kinema.system.weights import Added, Weights
@@ -42,35 +43,43 @@ def open_system(
     loras: Mapping[str | Path, float] | None = None,
     add: Mapping[str, str | Path] | None = None,
     memory: MemoryOptions | None = None,
+    compile: bool = False,
 ) -> System:
     """Open a model: an embedded name, a family (with ``preset``, untrained), an alias, a file, a folder or a hub id.
 
     A name that begins with ``hub:`` is never a file's. ``variant`` picks among a folder's files ("fp16"), or names the
     published model that the weights are ("svd-xt"). With ``offline`` the hub is not asked, now or later.
     ``overrides`` replaces fields of the config by name. ``loras`` are LoRA files and their weights, ``add``
-    files in slots of the model (``{"motion": "mm_sd_v15_v2.ckpt"}``). Raises BadRequest for anything that is not a
-    model.
+    files in slots of the model (``{"motion": "mm_sd_v15_v2.ckpt"}``). With ``compile`` the network's blocks are
+    compiled. Raises BadRequest for anything that is not a model, and where PyTorch cannot compile.
     """
+    chosen = device_of(device)
+    if compile:
+        check_compiler(chosen)
     named = str(source)
     if not named.strip():
         raise BadRequest("the model's name is empty; expected a name, a file, a folder or a hub id")
     name, family, config, weights, notes = _found(named, preset, variant, offline)
     added, config, said = _add(family, config, {**registry.ADDED.get(named, {}), **(add or {})}, offline)
-    weights, notes = replace(weights, added=added), (*notes, *said)
+    weights, notes = replace(weights, added=added), (*notes, *said, *([COMPILED] if compile else []))
     if overrides:
         config = _override(family, config, overrides)
-    chosen = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     told = dict(overrides or {})
     asked = dtype or torch.float32
     computed = arithmetic(asked, chosen)
     rounded = None if computed == asked else asked
     system = System(
         name, family, config, weights, chosen, computed, told, notes,
-        rounded=rounded, memory=memory or MemoryOptions(), offline=bool(offline),
+        rounded=rounded, memory=memory or MemoryOptions(), offline=bool(offline), compiled=compile,
     )  # fmt: skip
     if loras:
         system.use_loras(loras)
     return system
+
+
+def device_of(asked: str | torch.device | None) -> torch.device:
+    """The device that was asked for, or the GPU where there is one."""
+    return torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _found(
