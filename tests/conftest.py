@@ -101,7 +101,10 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Counting, Kinds]
     import torch._dynamo
 
     monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)  # thousands of records, which pytest keeps
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # else the halves of guidance run at once, and both compile
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield Counting(), Kinds()
     torch._dynamo.reset()
+    torch.set_num_threads(threads)
