@@ -84,7 +84,8 @@ class Counting:
 
 
 class Kinds(set):
-    """The kinds of blocks that ran: class, and of weights and inputs the shapes and whether they need a gradient."""
+    """The kinds of blocks that ran: class, and of weights and inputs the shape, the order in memory and whether they
+    need a gradient."""
 
     def watch(self, blocks: Iterable[Any]) -> None:
         for block in blocks:
@@ -92,7 +93,11 @@ class Kinds(set):
 
     def _note(self, block: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         held = (*block.parameters(), *inputs, *named.values())
-        self.add((type(block), *((tuple(x.shape), x.requires_grad) for x in held if hasattr(x, "requires_grad"))))
+        self.add((type(block), *(self._of(x) for x in held if hasattr(x, "requires_grad"))))
+
+    @staticmethod
+    def _of(x: Any) -> tuple[Any, ...]:
+        return tuple(x.shape), tuple(s for s, n in zip(x.stride(), x.shape, strict=True) if n > 1), x.requires_grad
 
 
 @pytest.fixture
@@ -100,7 +105,9 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Counting, Kinds]
     """A counting backend and the kinds of blocks to compare it with, in a compiler that has compiled nothing yet."""
     import torch._dynamo
 
-    monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)  # thousands of records, which pytest keeps
+    monkeypatch.setattr(
+        logging.getLogger("torch.__trace"), "disabled", True
+    )  # thousands of records, which pytest keeps
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # else the halves of guidance run at once, and both compile
     torch._dynamo.reset()

@@ -118,9 +118,7 @@ class Batch:
         size = len(self.captions) // number
         for first in range(0, len(self.captions), size):
             at = slice(first, first + size)
-            of_clips: dict[str, Any] = {
-                name: x[at] for name in _OF_CLIPS if (x := getattr(self, name)) is not None
-            }
+            of_clips: dict[str, Any] = {name: x[at] for name in _OF_CLIPS if (x := getattr(self, name)) is not None}
             if self.encoded is not None:
                 of_clips["encoded"] = {name: x[at] for name, x in self.encoded.items()}
             yield replace(self, **of_clips, first=self.first + first, step_clips=self.count)
