@@ -126,6 +126,7 @@ def load(
     offload: Literal["auto", "none", "model", "block", "sequential"] = "auto",
     memory: int | str | None = None,
     chunk_tokens: int | None = None,
+    compile: bool = False,
 ) -> Model:
     """Open a model: "zoetrope" (embedded), an alias, a hub id, a folder or a file.
 
@@ -140,7 +141,9 @@ def load(
     ``{"motion": "mm_sd_v15_v2.ckpt"}``. ``memory`` is how much may be used, in bytes or as "8GiB" (most of
     what is free). ``offload`` has weights take turns where that saves memory: "model", "block" or "sequential"
     (`kinema.memory.turns`); "auto" when a request would not fit otherwise. ``chunk_tokens`` is how many feed-forward
-    layers take at a time. Raises BadRequest for anything that is not a model we know.
+    layers take at a time. ``compile`` has PyTorch compile the network's blocks when they first run: faster steps after
+    a slow first one, and last bits may differ. Raises BadRequest for anything that is not a model we know, and where
+    there is no compiler.
     """
     if offload not in ("auto", *LEVELS):
         raise BadRequest(unknown("offload", offload, ("auto", *LEVELS)))
@@ -161,5 +164,6 @@ def load(
             loras=loras,
             add=add,
             memory=MemoryOptions(offload, budget, chunk_tokens),
+            compile=compile,
         )
     )

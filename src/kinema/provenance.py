@@ -48,6 +48,8 @@ def recipe(works: Sequence[Work], noises: Mapping[str, Tensor] | None = None) ->
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()},
     }
+    if system.compiled:
+        told["compiled"] = True
     if shown:
         told["extra_inputs"] = {name: file_hash(Path(file)) for file, name in shown.items()}
     if noises:

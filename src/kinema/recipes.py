@@ -89,6 +89,7 @@ class Recipe:
     device: str
     dtype: str
     threads: int
+    compiled: bool
     frames_hash: str | None
     zoom: int
     partial: Partial

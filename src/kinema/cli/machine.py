@@ -44,6 +44,19 @@ def device(name: str | None) -> str | None:
     return name
 
 
+def can_compile(name: str | None) -> bool:
+    """Whether PyTorch finds a compiler for this device here."""
+    import torch
+
+    from kinema.system.blocks import check_compiler
+
+    try:
+        check_compiler(torch.device(name or "cpu"))
+    except (BadRequest, RuntimeError):  # or it is no device
+        return False
+    return True
+
+
 def set_threads(count: int | None) -> None:
     if count is None:
         return

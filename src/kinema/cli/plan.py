@@ -52,6 +52,8 @@ class Plan:
     """At the peak, told beforehand; None where there is plenty, or nothing fits."""
     offload: str
     chunk_tokens: int | None
+    compiled: bool
+    """Of all stages."""
     network_calls: int | None
     seconds: float | None
     seconds_a_step: float | None
@@ -143,6 +145,7 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
         needed_bytes=how.need,
         offload=how.offload,
         chunk_tokens=how.tokens,
+        compiled=system.compiled,
         fits=not refusal,
         stages=tuple(stages),
         reasons=(*notes, *_reasons(count, system.dtype.itemsize, steps, cost, refusal)),
@@ -271,4 +274,6 @@ def _settings(made: Plan) -> str:
     told = [f"--offload {made.offload}"]
     if made.chunk_tokens:
         told.append(f"--chunk-tokens {made.chunk_tokens}")
+    if made.compiled:
+        told.append("--compile")
     return " ".join(told)

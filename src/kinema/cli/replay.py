@@ -143,13 +143,14 @@ def reopened(recipe: Mapping[str, Any], gives: Given, told: Mapping[str, Any]) -
 
 
 def as_it_was(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The model options that were in force: its device and precision, and the threads where they can be had here."""
+    """The model options that were in force: device, precision; threads and compiled blocks where this machine can."""
     names = {long: short for short, long in machine.DTYPES.items()}
     told = {name: recipe.get(name) for name in ("device", "threads")}
     told["variant"] = recipe["stages"][0].get("variant")
     told["dtype"] = names[recipe.get("dtype", "float32")]
     if (told["threads"] or 0) > MOST_THREADS * (os.cpu_count() or 1):
         del told["threads"]
+    told["compile"] = bool(recipe.get("compiled")) and machine.can_compile(told["device"])
     return {name: value for name, value in told.items() if value is not None}
 
 
@@ -241,6 +242,9 @@ def other_settings(recipe: Mapping[str, Any], system: System) -> list[str]:
         for name, value in now.items()
         if name in recipe and value.removesuffix(":0") != recipe[name].removesuffix(":0")
     ]
+    if bool(recipe.get("compiled")) != system.compiled:
+        now_and_then = ("are not now and were then", "are now and were not then")[system.compiled]
+        notes.append(f"the network's blocks {now_and_then} compiled")
     if (threads := recipe.get("threads") or 0) > MOST_THREADS * (os.cpu_count() or 1):
         notes.append(f"the clip was made with {threads:,} threads, which are more than this machine can run")
     return notes

@@ -64,6 +64,7 @@ class ModelOptions:
     memory: str | None = None
     offload: Literal["auto", "none", "model", "block", "sequential"] = "auto"
     chunk_tokens: int | None = None
+    compile: bool = False
 
 
 MODEL = [
@@ -110,6 +111,7 @@ MODEL = [
         "have networks, or blocks of them, take turns in memory; by itself only where a request would not fit",
     ),
     Option("chunk_tokens", int | None, None, "tokens that feed-forward layers take at a time"),
+    Option("compile", bool, False, "compile the network's blocks: faster steps after a slow first one"),
 ]
 WRITING = [
     Option(
@@ -314,6 +316,7 @@ def open_model(
         offload=options.offload,
         memory=options.memory,
         chunk_tokens=options.chunk_tokens,
+        compile=options.compile,
     )
 
 

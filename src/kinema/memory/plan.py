@@ -82,7 +82,9 @@ def choose(system: System, request: Request, canvas: Canvas, *, measured: bool =
     budget = max((told.budget or room(system)) - taken, 1)
     needs = Needs(system, request, canvas, measured)
     if told.offload in ("auto", "none") and told.tokens is None and needs.at_most < budget:
-        return Plan(budget=budget, at_once=system.device.type == "cpu" and needs.at_once_most < budget)
+        # Two threads that come to a block at the same time would both compile it.
+        together = system.device.type == "cpu" and not system.compiled
+        return Plan(budget=budget, at_once=together and needs.at_once_most < budget)
     if told.tokens is not None and not needs.has_feed_forward:
         raise BadRequest(f"{system.name} has no feed-forward layers that work on some of the tokens at a time")
     if told.offload not in ("auto", *needs.levels):

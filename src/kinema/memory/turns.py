@@ -143,7 +143,7 @@ class Turns:
         self._change = change
         for unit in self._units():
             self._leave(unit)
-        own = [unit for unit, _ in self._all.values()]
+        own, inside = [unit for unit, _ in self._all.values()], self._inside_blocks()
         streamed = [unit for _, blocks in self._all.values() for unit in blocks]
         for module in self.model.modules():
             for key, buffer in module._buffers.items():
@@ -161,8 +161,9 @@ class Turns:
             if unit.module is self.model:  # the only network: what lies in no block stays
                 self._arrive(unit, self._fetch(unit))
                 continue
-            # Any part may be the first to be called: a network has methods besides its `forward`.
-            for module in unit.module.modules():
+            # Any part may be the first to be called: a network has methods besides its `forward`. What a block holds
+            # is called after the block, and may be compiled with it, where hooks are in the way.
+            for module in (m for m in unit.module.modules() if m not in inside):
                 self._hooks.append(module.register_forward_pre_hook(self._turn_of(unit)))
         self._ahead = _Ahead(self._fetch, self.device) if level == "block" else None
         self._after = dict(zip(streamed, streamed[1:], strict=False))
@@ -178,6 +179,11 @@ class Turns:
         if self._ahead is not None:
             self._ahead.close()
         self._ahead = self._in_turn = self._before = None
+
+    def _inside_blocks(self) -> set[nn.Module]:
+        """The modules that blocks hold, without the blocks themselves."""
+        blocks = [block.module for _, units in self._all.values() for block in units]
+        return {module for block in blocks for module in block.modules() if module is not block}
 
     def _units(self) -> list[Unit]:
         return [unit for own, blocks in self._all.values() for unit in (own, *blocks)]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from kinema.vae.latent_rgb import LatentRGB
 if TYPE_CHECKING:
     from kinema.data.playroom import Playroom
     from kinema.data.playroom.scene import Scene
+
+Drawn = TypeVar("Drawn", Tensor, Level, list[Tensor], list[int])
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,33 @@ class Batch:
     encoded: Mapping[str, Tensor] | None = None
     weights: Path | None = None
     """The file or folder of the model in training, beside which its vocabulary may lie."""
+    first: int = 0
+    """Where these clips begin in the batch of the optimiser's step, of which they may be a part."""
+    step_clips: int | None = None
+    """Clips of that batch; None is these."""
+
+    @property
+    def count(self) -> int:
+        """Clips of the optimiser's step: a loss draws noise for all of them, and takes its `own`."""
+        return len(self.captions) if self.step_clips is None else self.step_clips
+
+    def own(self, drawn: Drawn) -> Drawn:
+        """What belongs to these clips of something drawn for the whole step, as many rows for each of `count`."""
+        each = len(drawn) // self.count
+        return drawn[self.first * each : (self.first + len(self.captions)) * each]
+
+    def parts(self, number: int) -> Iterator[Batch]:
+        """So many batches of equally many of these clips, one after the other."""
+        size = len(self.captions) // number
+        for first in range(0, len(self.captions), size):
+            at = slice(first, first + size)
+            of_clips: dict[str, Any] = {name: x[at] for name in _OF_CLIPS if (x := getattr(self, name)) is not None}
+            if self.encoded is not None:
+                of_clips["encoded"] = {name: x[at] for name, x in self.encoded.items()}
+            yield replace(self, **of_clips, first=self.first + first, step_clips=self.count)
+
+
+_OF_CLIPS = ("video", "captions", "mask", "images", "image_captions", "scenes", "fps", "motion")
 
 
 @dataclass(frozen=True)
@@ -268,7 +297,11 @@ class Training(Protocol):
     def recipe(self, config: Any) -> Recipe: ...
 
     def loss(self, model: nn.Module, config: Any, batch: Batch, generator: torch.Generator) -> Tensor:
-        """The training loss of each item of the batch, ``[B]``."""
+        """The training loss of each item of the batch, ``[B]``, none of which may depend on the others.
+
+        The batch may be a part of a step's: what is drawn is drawn for `Batch.count` clips, of which a part takes
+        `Batch.own`.
+        """
 
     @property
     def tuning(self) -> Tuning | None:

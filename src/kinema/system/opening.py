@@ -22,6 +22,7 @@ from kinema.checkpoints.signatures import refused
 from kinema.checkpoints.source import Source
 from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest
+from kinema.system.blocks import COMPILED, check_compiler
 from kinema.system.family import Family
 from kinema.system.precision import Asked, WeightPolicy, chosen, policy_for
 from kinema.system.system import MemoryOptions, System
@@ -44,6 +45,7 @@ def open_system(
     loras: Mapping[str | Path, float] | None = None,
     add: Mapping[str, str | Path] | None = None,
     memory: MemoryOptions | None = None,
+    compile: bool = False,
 ) -> System:
     """Open a model: an embedded name, a family (with ``preset``, untrained), an alias, a file, a folder or a hub id.
 
@@ -51,21 +53,23 @@ def open_system(
     published model that the weights are ("svd-xt"). With ``offline`` the hub is not asked, now or later.
     ``overrides`` replaces fields of the config by name. ``loras`` are LoRA files and their weights, ``add``
     files in slots of the model (``{"motion": "mm_sd_v15_v2.ckpt"}``). ``dtype`` is float32 unless one is asked for, as
-    training and measuring want it; None is what `kinema.load` takes (`precision.chosen`). Raises BadRequest for
-    anything that is not a model.
+    training and measuring want it; None is what `kinema.load` takes (`precision.chosen`). With ``compile`` the blocks
+    of the network are compiled. Raises BadRequest for anything that is not a model, and where PyTorch cannot compile.
     """
+    on = processor.device_of(device)
+    if compile:
+        check_compiler(on)
     named = str(source)
     if not named.strip():
         raise BadRequest("the model's name is empty; expected a name, a file, a folder or a hub id")
     name, family, config, weights, notes = _found(named, preset, variant, offline)
     added, config, said = _add(family, config, {**registry.ADDED.get(named, {}), **(add or {})}, offline)
-    weights, notes = replace(weights, added=added), (*notes, *said)
+    weights, notes = replace(weights, added=added), (*notes, *said, *([COMPILED] if compile else []))
     if overrides:
         config = _override(family, config, overrides)
-    on = processor.device_of(device)
     system = System(
         name, family, config, weights, on, _policy(dtype, on, family, config, weights), dict(overrides or {}), notes,
-        memory=memory or MemoryOptions(), offline=bool(offline),
+        memory=memory or MemoryOptions(), offline=bool(offline), compiled=compile,
     )  # fmt: skip
     if loras:
         system.use_loras(loras)

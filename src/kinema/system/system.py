@@ -23,6 +23,7 @@ from kinema.diffusion.schedules import Level, spaced
 from kinema.grid import Lattice
 from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest, OnEvent, Request, Shape, ignore
+from kinema.system.blocks import compile_blocks
 from kinema.system.family import Codec, Conditions, Family, Process, decoding_of
 from kinema.system.precision import WeightPolicy
 from kinema.system.runtime import Runtime
@@ -58,6 +59,8 @@ class System:
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     offline: bool = False
     """Whether what is still to be found (text encoders, vocabularies) is looked for on this machine alone."""
+    compiled: bool = False
+    """Whether the network's blocks are compiled when they first run (`kinema.system.blocks`)."""
     runtime: Runtime = field(default_factory=Runtime, init=False, repr=False)
     """All that changes; a copy of a system has its own."""
 
@@ -104,6 +107,8 @@ class System:
         checkpoint()
         if tensors:
             files.fill(model, tensors, where=str(self.weights.path))
+        if self.compiled:
+            compile_blocks(self.family.blocks(model))
         return model.eval().requires_grad_(False)
 
     def additions(self) -> dict[str, Tensor]:
