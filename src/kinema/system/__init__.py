@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from kinema.system.family import (
     DECODING,
-    Batch,
     Codec,
     Conditions,
     Defaults,
     Family,
     Opened,
     Process,
-    Recipe,
     Sampling,
-    Training,
-    Tuning,
     decoding_of,
 )
 from kinema.system.files import Checkpoints, Found, Slots
@@ -22,6 +18,7 @@ from kinema.system.opening import HUB, family_of, fetched, is_hub_id, open_syste
 from kinema.system.precision import Asked, WeightPolicy, chosen, described, name_of, policy_for
 from kinema.system.runtime import Runtime
 from kinema.system.system import MemoryOptions, System, with_model
+from kinema.system.training import Batch, Recipe, Training, Tuning
 from kinema.system.weights import Added, Weights
 
 __all__ = [
