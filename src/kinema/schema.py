@@ -9,7 +9,6 @@ Pixels are float in [-1, 1] and ``BCTHW`` at every public boundary.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import re
@@ -111,7 +110,7 @@ class Clip:
         that exists is replaced, which raises `kinema.atomic.Taken`.
         """
         # schema is the lowest layer: it reaches the media layer by name only, as the registry does.
-        return importlib.import_module("kinema.media.write").save_clip(self, Path(path), **options)
+        return values.resolve("kinema.media.write:save_clip")(self, Path(path), **options)
 
 
 # -------------------------------------------------------------------------------------- request
