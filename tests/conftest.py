@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -97,3 +98,55 @@ def _paired(
 @pytest.fixture(scope="session")
 def paired() -> Callable[..., Any]:
     return _paired
+
+
+class Counting:
+    """A backend for the compiler that counts graphs and runs them as they are; needs no C++ compiler."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: Any, _inputs: Any) -> Callable[..., Any]:
+        self.graphs += 1
+        return graph.forward
+
+    @staticmethod
+    def breaks() -> int:
+        """Graph breaks so far, in whatever was compiled."""
+        import torch._dynamo.utils
+
+        return sum(torch._dynamo.utils.counters["graph_break"].values())
+
+
+class Kinds(set):
+    """The kinds of blocks that ran: class, and of weights and inputs the shape, the order in memory and whether they
+    need a gradient."""
+
+    def watch(self, blocks: Iterable[Any]) -> None:
+        for block in blocks:
+            block.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _note(self, block: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        held = (*block.parameters(), *inputs, *named.values())
+        self.add((type(block), *(self._of(x) for x in held if hasattr(x, "requires_grad"))))
+
+    @staticmethod
+    def _of(x: Any) -> tuple[Any, ...]:
+        return tuple(x.shape), tuple(s for s, n in zip(x.stride(), x.shape, strict=True) if n > 1), x.requires_grad
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Counting, Kinds]]:
+    """A counting backend and the kinds of blocks to compare it with, in a compiler that has compiled nothing yet."""
+    import torch._dynamo
+
+    monkeypatch.setattr(
+        logging.getLogger("torch.__trace"), "disabled", True
+    )  # thousands of records, which pytest keeps
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # else the halves of guidance run at once, and both compile
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield Counting(), Kinds()
+    torch._dynamo.reset()
+    torch.set_num_threads(threads)

@@ -291,3 +291,12 @@ def test_who_finds_a_name_taken_writes_beside_it(tmp_path: Path) -> None:
     names = [beside(tmp_path / "a", partial(write, text=text)) for text in "xyz"]
     assert [path.name for path in names] == ["a", "a-2", "a-3"]
     assert [path.read_text() for path in names] == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_bytes_are_flushed_unless_they_need_not_outlive_a_power_cut(flush, tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(handle))
+    with replacing(tmp_path / "a", flush=flush) as part:
+        part.write_text("whole")
+    assert ((tmp_path / "a").read_text(), bool(flushed)) == ("whole", flush)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kinema import processor
+from kinema.schema import BadRequest
 
 
 def test_the_maker_is_told_where_pytorch_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,3 +30,53 @@ def test_units_are_those_that_are_told_of(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
     assert processor.has_units(torch.bfloat16) is halves
+
+
+# ------------------------------------------------------------------------------------- devices
+
+
+def test_accelerators_come_before_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.xpu, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert processor.device_of(None) == torch.device("cpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert processor.accelerators() == ["mps"]
+    assert processor.device_of(None) == torch.device("mps")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert processor.accelerators() == ["cuda:0", "cuda:1", "mps"]
+    assert processor.device_of(None) == torch.device("cuda")
+
+
+def test_devices_that_hold_no_numbers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "accelerators", lambda: ["mps"])
+    for name in ("meta", "cpu:x", "tpu", "cpu\n"):
+        with pytest.raises(BadRequest, match="expected cpu or mps"):
+            processor.device_of(name)
+    assert processor.device_of("cpu") == processor.device_of(torch.device("cpu")) == torch.device("cpu")
+
+
+def test_bfloat16_is_native_from_a_generation_of_each_maker_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, mps = torch.device("cuda", 1), torch.device("mps")
+    for generation, has in ((7, False), (8, True), (9, True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device, told=generation: (told, 5))
+        assert processor.native(cuda, torch.bfloat16) is has
+    for macos, has in ((13, False), (14, True)):
+        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, _minor, told=macos: told >= major)
+        assert processor.native(mps, torch.bfloat16) is has
+    for device, dtype in ((cuda, torch.float16), (mps, torch.float16), (cuda, torch.float32)):
+        assert processor.native(device, dtype)
+
+
+def test_apple_s_gpus_have_no_float64() -> None:
+    assert processor.widest(torch.device("mps")) == torch.float32
+    assert processor.widest(torch.device("cuda")) == processor.widest(torch.device("cpu")) == torch.float64
+
+
+def test_only_float64_becomes_narrower_on_the_way_to_a_device_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    meta = torch.device("meta")
+    assert processor.moved(torch.zeros(1, dtype=torch.float64), meta).dtype == torch.float64
+    monkeypatch.setattr(processor, "NO_FLOAT64", ("meta",))
+    assert processor.moved(torch.zeros(1, dtype=torch.float64), meta).dtype == torch.float32
+    assert processor.moved(torch.zeros(1, dtype=torch.float16), meta).dtype == torch.float16
+    assert processor.moved(torch.zeros(1, dtype=torch.int64), meta).dtype == torch.int64

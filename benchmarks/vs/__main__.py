@@ -41,7 +41,7 @@ from benchmarks.vs.pairs import Pair, Work
 from benchmarks.vs.svd import SVDPair
 from kinema import processor
 from kinema.atomic import replacing
-from kinema.system import arithmetic
+from kinema.system import policy_for
 
 PAIRS: dict[str, Any] = {"svd": SVDPair, "animatediff": AnimateDiffPair}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -217,7 +217,7 @@ def kind(told: dict[str, Any], threads: int) -> str:
 def unmeasured(pair: Pair, options: argparse.Namespace, rows: list[Row]) -> list[str]:
     """What this run does not say."""
     told = ["GPUs: nothing here was run on one"] if not torch.cuda.is_available() else ["the GPU of this machine"]
-    if "bf16" in options.dtype and arithmetic(torch.bfloat16, torch.device("cpu")) != torch.bfloat16:
+    if "bf16" in options.dtype and policy_for(torch.bfloat16, torch.device("cpu")).computed != torch.bfloat16:
         told.append(
             "bf16 units: this processor has none. Kinema then computes in float32 from weights rounded to bf16, which "
             "diffusers does not; the rows 'both in bfloat16 arithmetic' compare like with like, without units"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kinema.nn.ldm_unet import Attention, channels_last
-from kinema.system import System, Weights, arithmetic, with_model
+from kinema.system import System, WeightPolicy, Weights, policy_for, with_model
 
 FRAMES, CELLS = 8, 32
 STEPS, AT = 20, 8
@@ -127,22 +127,22 @@ def spread_out(module: nn.Module, seed: int = 0) -> nn.Module:
 def filled(family: Any, config: Any, state: dict[str, Tensor], dtype: torch.dtype) -> System:
     """Our system with these weights, as `kinema.load` has it.
 
-    Where the processor has no units for the precision, weights are only rounded to it.
+    Where the CPU does not have the precision natively, weights are only rounded to it.
     """
     with torch.device("meta"):
         model = family.build(config)
     model.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
-    computed = arithmetic(dtype, torch.device("cpu"))
-    model = model.to(dtype).to(computed).eval().requires_grad_(False)
+    policy = policy_for(dtype, torch.device("cpu"))
+    model = policy.placed(model, torch.device("cpu")).eval().requires_grad_(False)
     channels_last(model)
-    return with_model(System(family.name, family, config, Weights(), dtype=computed), model)
+    return with_model(System(family.name, family, config, Weights(), policy=policy), model)
 
 
 def variants(name: str, system: System, dtype: torch.dtype, work: Callable[[System], Work]) -> dict[str, Work]:
     """What `kinema.load` would run, and where that computes in another precision, both in the one asked for."""
     found = {name: work(system)}
     if system.dtype != dtype:
-        exact = with_model(replace(system, dtype=dtype), deepcopy(system.model).to(dtype))
+        exact = with_model(replace(system, policy=WeightPolicy(dtype, dtype)), deepcopy(system.model).to(dtype))
         found[f"{name}, both in {str(dtype).removeprefix('torch.')} arithmetic"] = work(exact)
     return found
 

@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kinema.api import load
+    from kinema.cancel import Cancel
     from kinema.canvas import Canvas
-    from kinema.schema import BadRequest, Clip, Request, Shape
+    from kinema.schema import BadRequest, Cancelled, Clip, Request, Shape
 
 __version__ = "0.1.0"
-__all__ = ["BadRequest", "Canvas", "Clip", "Request", "Shape", "__version__", "load"]
+__all__ = ["BadRequest", "Cancel", "Cancelled", "Canvas", "Clip", "Request", "Shape", "__version__", "load"]
 
 _HOMES = {
     "load": "kinema.api",
     "BadRequest": "kinema.schema",
+    "Cancel": "kinema.cancel",
+    "Cancelled": "kinema.schema",
     "Canvas": "kinema.canvas",
     "Clip": "kinema.schema",
     "Request": "kinema.schema",

@@ -9,18 +9,27 @@ from typing import Any, Literal
 
 import torch
 
+from kinema.cancel import Cancel
 from kinema.generate import Noise, OnSettled, accept, generate
 from kinema.job import Asked
 from kinema.memory.free import parse_bytes
 from kinema.memory.turns import LEVELS
+from kinema.previews import Previews
 from kinema.registry import unknown
 from kinema.schema import BadRequest, Clip, OnEvent, Request, TaskName, ignore
 from kinema.system import MemoryOptions, System, open_system
 
+Preview = bool | Previews
+"""Whether events with pictures of x0 come during sampling; `kinema.previews.Previews` says how many and how large."""
+
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What `load` returns: a system with the verbs. Every verb takes `Request`'s options by name."""
+    """What `load` returns: a system with the verbs. Every verb takes `Request`'s options by name.
+
+    As `run`, each also takes ``on_event`` (a listener), ``preview`` (events with small pictures of the clip so far) and
+    ``cancel`` (a token that another thread may set: ``cancel=kinema.Cancel()``).
+    """
 
     system: System
 
@@ -32,45 +41,65 @@ class Model:
         on_event: OnEvent = ignore,
         on_settled: OnSettled = accept,
         output: str = "clip",
+        preview: Preview = False,
+        cancel: Cancel | None = None,
     ) -> Clip:
         """See `generate`."""
-        return generate(self.system, request, noise=noise, on_event=on_event, on_settled=on_settled, output=output)
+        return generate(
+            self.system,
+            request,
+            noise=noise,
+            on_event=on_event,
+            on_settled=on_settled,
+            output=output,
+            preview=preview,
+            cancel=cancel,
+        )
 
     def use_loras(self, loras: Mapping[str | Path, float]) -> None:
         """Have exactly these LoRA files in force, each with its weight; ``{}`` gives back the model's own weights."""
         self.system.use_loras(loras)
 
-    def generate(self, prompt: str, *, on_event: OnEvent = ignore, **options: Any) -> Clip:
+    def generate(self, prompt: str, **options: Any) -> Clip:
         """Text to video: ``model.generate("a red ball rolls right")``."""
-        return self.run(_request("generate", prompt=prompt, **options), on_event=on_event)
+        return self._run("generate", prompt=prompt, **options)
 
-    def animate(
-        self, image: str | Path | None = None, prompt: str = "", *, on_event: OnEvent = ignore, **options: Any
-    ) -> Clip:
+    def animate(self, image: str | Path | None = None, prompt: str = "", **options: Any) -> Clip:
         """Image to video; ``last_image`` or ``loop`` fix the end too, ``keyframes={5: "a.png"}`` any frame, with or
         without an image, and ``region`` makes a cinemagraph.
         """
-        return self.run(_request("animate", image=image, prompt=prompt, **options), on_event=on_event)
+        return self._run("animate", image=image, prompt=prompt, **options)
 
-    def interpolate(self, video: str | Path | None = None, *, on_event: OnEvent = ignore, **options: Any) -> Clip:
+    def interpolate(self, video: str | Path | None = None, **options: Any) -> Clip:
         """Frames between those of a clip (``every``), or between ``image`` and ``last_image``."""
-        return self.run(_request("interpolate", video=video, **options), on_event=on_event)
+        return self._run("interpolate", video=video, **options)
 
-    def extend(self, video: str | Path, *, on_event: OnEvent = ignore, **options: Any) -> Clip:
+    def extend(self, video: str | Path, **options: Any) -> Clip:
         """More of a clip: ``frames`` counts the whole; ``backward`` leads to it; ``loop`` closes it."""
-        return self.run(_request("extend", video=video, **options), on_event=on_event)
+        return self._run("extend", video=video, **options)
 
-    def inpaint(self, video: str | Path, prompt: str = "", *, on_event: OnEvent = ignore, **options: Any) -> Clip:
+    def inpaint(self, video: str | Path, prompt: str = "", **options: Any) -> Clip:
         """New content in ``region`` or ``mask`` of a clip; ``outside`` of it for outpainting."""
-        return self.run(_request("inpaint", video=video, prompt=prompt, **options), on_event=on_event)
+        return self._run("inpaint", video=video, prompt=prompt, **options)
 
-    def edit(self, video: str | Path, prompt: str, *, on_event: OnEvent = ignore, **options: Any) -> Clip:
+    def edit(self, video: str | Path, prompt: str, **options: Any) -> Clip:
         """The clip changed to fit the prompt, as far as ``strength`` lets it."""
-        return self.run(_request("edit", video=video, prompt=prompt, **options), on_event=on_event)
+        return self._run("edit", video=video, prompt=prompt, **options)
 
-    def upscale(self, video: str | Path, prompt: str = "", *, on_event: OnEvent = ignore, **options: Any) -> Clip:
+    def upscale(self, video: str | Path, prompt: str = "", **options: Any) -> Clip:
         """The clip ``scale`` times as large; ``every`` also makes the frames between its own."""
-        return self.run(_request("upscale", video=video, prompt=prompt, **options), on_event=on_event)
+        return self._run("upscale", video=video, prompt=prompt, **options)
+
+    def _run(
+        self,
+        task: TaskName,
+        *,
+        on_event: OnEvent = ignore,
+        preview: Preview = False,
+        cancel: Cancel | None = None,
+        **options: Any,
+    ) -> Clip:
+        return self.run(_request(task, **options), on_event=on_event, preview=preview, cancel=cancel)
 
 
 def _request(task: TaskName, **options: Any) -> Request:
@@ -88,7 +117,7 @@ def load(
     *,
     variant: str | None = None,
     preset: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["auto"] | None = None,
     device: str | torch.device | None = None,
     offline: bool | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -97,6 +126,7 @@ def load(
     offload: Literal["auto", "none", "model", "block", "sequential"] = "auto",
     memory: int | str | None = None,
     chunk_tokens: int | None = None,
+    compile: bool = False,
 ) -> Model:
     """Open a model: "zoetrope" (embedded), an alias, a hub id, a folder or a file.
 
@@ -104,11 +134,16 @@ def load(
     folder ("fp16"), or says which published model the weights are ("svd-xt"), where they do not tell. ``loras`` are
     LoRA files and their weights: ``{"style.safetensors": 0.8}``; `Model.use_loras` changes them later, and a request
     with ``loras`` of its own has those instead.
+    ``device`` is "cpu", "cuda:0", "mps" or "xpu"; None is the first accelerator, or the CPU. ``dtype`` is the precision
+    to compute in. None takes that of the model's file on an accelerator (bfloat16 where float16 would overflow) and
+    float32 on a CPU; "auto" takes bfloat16 for float32 files and on a CPU too, where the device has it natively.
     ``add`` are files in slots of the model, such as a motion module in an image model:
     ``{"motion": "mm_sd_v15_v2.ckpt"}``. ``memory`` is how much may be used, in bytes or as "8GiB" (most of
     what is free). ``offload`` has weights take turns where that saves memory: "model", "block" or "sequential"
     (`kinema.memory.turns`); "auto" when a request would not fit otherwise. ``chunk_tokens`` is how many feed-forward
-    layers take at a time. Raises BadRequest for anything that is not a model we know.
+    layers take at a time. ``compile`` has PyTorch compile the network's blocks when they first run: faster steps after
+    a slow first one, and last bits may differ. Raises BadRequest for anything that is not a model we know, and where
+    there is no compiler.
     """
     if offload not in ("auto", *LEVELS):
         raise BadRequest(unknown("offload", offload, ("auto", *LEVELS)))
@@ -129,5 +164,6 @@ def load(
             loras=loras,
             add=add,
             memory=MemoryOptions(offload, budget, chunk_tokens),
+            compile=compile,
         )
     )

@@ -62,14 +62,16 @@ def check_folder(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path, *, folder: bool = False, exclusive: bool = False) -> Iterator[Path]:
+def replacing(path: Path, *, folder: bool = False, exclusive: bool = False, flush: bool = True) -> Iterator[Path]:
     """Yield a hidden path beside ``path`` to write to; on success it becomes ``path`` in one step.
 
     The old content stays until then, and a file that is replaced hands its mode on; whatever is raised inside, an
     interrupt included, the hidden file is removed. ``folder`` makes a folder instead of a file. With ``exclusive``
-    nothing is replaced: of several writers of one name one gets it, and the others raise `Taken`. Raises
-    `BadRequest` where the place cannot be written or the disk fills up.
+    nothing is replaced: of several writers of one name one gets it, and the others raise `Taken`. Without ``flush`` the
+    bytes reach the disk when the system writes them, for what need not outlive a power cut. Raises `BadRequest` where
+    the place cannot be written or the disk fills up.
     """
+    flushed = sync if flush else _unflushed
     check_folder(path)
     if path.parent not in _tidied:
         _tidied.add(path.parent)
@@ -92,8 +94,8 @@ def replacing(path: Path, *, folder: bool = False, exclusive: bool = False) -> I
     try:
         yield part
         for file in sorted(part.iterdir()) if folder else [part]:
-            sync(file)
-        sync(part)
+            flushed(file)
+        flushed(part)
         (_claim if exclusive else _swap)(part, path)
     except OSError as error:
         if error.errno in FULL:
@@ -101,7 +103,7 @@ def replacing(path: Path, *, folder: bool = False, exclusive: bool = False) -> I
         raise
     finally:
         _remove(part)
-    sync(path.parent)
+    flushed(path.parent)
 
 
 def numbered(path: Path) -> Iterator[Path]:
@@ -151,6 +153,10 @@ def sync(path: Path) -> None:
     # Windows opens no folders, and some network and user-space file systems flush none: the rename stands.
     with contextlib.suppress(OSError):
         _flush(path, os.O_RDONLY)
+
+
+def _unflushed(_path: Path) -> None:
+    """Leave the bytes to the system."""
 
 
 def _flush(path: Path, mode: int) -> None:

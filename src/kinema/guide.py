@@ -14,6 +14,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
+from kinema.cancel import checkpoint
 from kinema.canvas import Canvas, Piece, Small
 from kinema.diffusion.freeinit import passes
 from kinema.diffusion.guidance import Guidance, Guided, Measurement, Reconstruction, Thresholded
@@ -172,6 +173,16 @@ def in_order(system: System, request: Request, noise: Tensor, draws: Noise) -> T
     return rescheduled(noise, request.noise_type, length, length - overlap, draws)
 
 
+def checked(denoise: Denoiser) -> Denoiser:
+    """The denoiser with a checkpoint before each call: a step has many, in windows and of several branches."""
+
+    def denoised(z_BCTHW: Tensor, level: Level) -> Tensor:
+        checkpoint()
+        return denoise(z_BCTHW, level)
+
+    return denoised
+
+
 def guide(  # noqa: PLR0917
     system: System,
     conditions: Conditions | InWindows,
@@ -191,7 +202,7 @@ def guide(  # noqa: PLR0917
 
     def make(frames: Sequence[int] | None) -> Denoiser:
         told = conditions.of(frames) if isinstance(conditions, InWindows) else conditions
-        branches = {name: system.denoiser(told.branches[name], frames) for name in guidance.branches}
+        branches = {name: checked(system.denoiser(told.branches[name], frames)) for name in guidance.branches}
         if clean is not None:
             at = slice(None) if frames is None else list(frames)
             branches = {name: CleanFrames(one, lambda level: clean(level)[:, at]) for name, one in branches.items()}

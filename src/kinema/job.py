@@ -102,10 +102,14 @@ class Work:
 
     def finished(self, video_BCTHW: Tensor) -> Tensor:
         """The frames that were asked for, with what was given in them as it was, to the bit."""
-        request, given = self.stage.request, self.canvas.given
+        given = self.canvas.given
+        return self.asked(torch.lerp(video_BCTHW, given.video, given.mask.expand_as(video_BCTHW)))
+
+    def asked(self, x_BCTHW: Tensor) -> Tensor:
+        """Of something for each frame that is made, that of the frames that were asked for."""
+        request = self.stage.request
         asked = request.shape.frames
-        video = torch.lerp(video_BCTHW, given.video, given.mask.expand_as(video_BCTHW))
-        return video[:, :, -asked:] if request.backward else video[:, :, :asked]
+        return x_BCTHW[:, :, -asked:] if request.backward else x_BCTHW[:, :, :asked]
 
 
 # ------------------------------------------------------------------------------------ drawing up
@@ -332,7 +336,5 @@ def beside_it(works: Sequence[Work], number: int) -> int:
 
 
 def about_precision(system: System) -> list[str]:
-    if system.rounded is None:
-        return []
-    name = str(system.rounded).removeprefix("torch.")
-    return [f"this processor has no units for {name}: weights are rounded to it, and computed with in float32"]
+    """In which precision it computes and why, where there is something to say."""
+    return [system.policy.note] if system.policy.note else []

@@ -20,7 +20,7 @@ from kinema import __version__, bounds, registry
 from kinema.job import Work
 from kinema.schema import BadRequest, Request
 from kinema.stages import beside
-from kinema.system import Family, System
+from kinema.system import Family, System, name_of
 
 MAX_INPUT = 2**36
 """Bytes of an input that are hashed: an hour of film has less."""
@@ -44,10 +44,12 @@ def recipe(works: Sequence[Work], noises: Mapping[str, Tensor] | None = None) ->
         "stages": [_stage(work, shown) for work in works],
         "inputs": {name: file_hash(Path(file)) for name, file in request.files().items()},
         "device": str(system.device),
-        "dtype": str(system.precision).removeprefix("torch."),
+        "dtype": name_of(system.policy.precision),
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()},
     }
+    if system.compiled:
+        told["compiled"] = True
     if shown:
         told["extra_inputs"] = {name: file_hash(Path(file)) for file, name in shown.items()}
     if noises:

@@ -64,6 +64,16 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Partial:
+    """Where a clip was cancelled: the stage, its last step of how many, and the first frame that the file has."""
+
+    stage: str
+    step: int
+    steps: int
+    start: int
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What `kinema.provenance` writes. Any name may be absent; only some may be null."""
 
@@ -79,8 +89,11 @@ class Recipe:
     device: str
     dtype: str
     threads: int
+    compiled: bool
     frames_hash: str | None
     zoom: int
+    partial: Partial
+    """Only of a clip that was cancelled."""
 
 
 OF_STAGE = ("model", "family", "weights", "variant", "overrides", "added", "loras", "request")

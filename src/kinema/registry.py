@@ -6,7 +6,6 @@ Importing this module costs nothing: no torch, no family is imported until `reso
 from __future__ import annotations
 
 import difflib
-import importlib
 import re
 from collections.abc import Iterable
 from importlib import resources
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kinema.schema import BadRequest
-from kinema.values import MAX_QUOTED, quoted
+from kinema.values import MAX_QUOTED, quoted, resolve
 
 FAMILIES: dict[str, str] = {
     "animatediff": "kinema.families.animatediff.family:FAMILY",
@@ -71,12 +70,6 @@ ADDED: dict[str, dict[str, str]] = {
     "animatediff-v3": {"motion": "guoyww/animatediff/v3_sd15_mm.ckpt"},
 }
 """What a name adds to its model, by slot; a user's own addition in a slot takes its place."""
-
-
-def resolve(target: str) -> Any:
-    """The object a ``module:object`` string names."""
-    module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def weights(file: str) -> Path:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kinema.canvas import Canvas, Piece, Small
+from kinema.cancel import cancellable, checkpoint
+from kinema.canvas import Block, Canvas, Piece, Small
 from kinema.diffusion.noise import Noise
 from kinema.guide import sample
 from kinema.job import Work
 from kinema.media.matching import match_colours
-from kinema.schema import Event, Note, OnEvent, Phase, Step
+from kinema.schema import Cancelled, Clip, Event, Note, OnEvent, Phase, Step
 from kinema.spans import spans_of
 
 
 def latents(work: Work, noise: Tensor | None, draws: Noise, on_event: OnEvent) -> Tensor:
     """The latents B×C×T×h×w of a clip that is made at once."""
-    words = spoken(work, on_event)
-    return _sampled(work, words, work.canvas, noise, draws, on_event)
+    making = Making(work, on_event)
+    return _kept(making, lambda: next(_sampled_blocks(making, noise, draws)))
 
 
 def pixels(work: Work, noise: Tensor | None, draws: Noise, on_event: OnEvent) -> Tensor:
@@ -30,27 +31,111 @@ def pixels(work: Work, noise: Tensor | None, draws: Noise, on_event: OnEvent) ->
     Each block holds the last frames of the one before (VDM §3.1), or goes on from its last. What one block made stays
     as it is in the next. Blocks run from where frames are known: backward when only the end of the canvas is given.
     """
-    stage, system = work.stage, work.system
-    words = spoken(work, on_event)
-    total, blocks = stage.frames, stage.blocks
-    canvas = work.canvas.longer(max((block.start + block.frames for block in blocks), default=total) - total)
-    video, mask, anchor = canvas.video.clone(), canvas.mask.clone(), canvas.first
-    for number, block in enumerate(blocks):
-        part = canvas.part(replace(block, anchor=anchor if not stage.at_once else None), Piece(video, mask))
-        last = min(block.start + block.frames, total) - 1
+    making = Making(work, on_event)
+
+    def made() -> Tensor:
+        for z in _sampled_blocks(making, noise, draws):
+            on_event(Phase("decode"))
+            making.end(z)
+        return making.video[:, :, : work.stage.frames]
+
+    return _kept(making, made)
+
+
+class Making:
+    """A stage while it is made: the frames that are known by now, and where the block in progress stands."""
+
+    def __init__(self, work: Work, on_event: OnEvent) -> None:
+        stage = work.stage
+        more = max((block.start + block.frames for block in stage.blocks), default=stage.frames) - stage.frames
+        canvas = work.canvas.longer(more)
+        self.work, self.on_event, self.canvas = work, on_event, canvas
+        self.video, self.mask, self.anchor = canvas.video.clone(), canvas.mask.clone(), canvas.first
+        self.part = canvas
+        self.step: Step | None = None
+        """The last that was done, counted over all blocks."""
+        self._x0: Tensor | None = None
+        """The estimate of the block in progress."""
+        self._made: Block | None = None
+        """The last block that there are frames of."""
+
+    def begin(self, block: Block) -> Canvas:
+        """The part of the canvas that a block is made from, with what earlier blocks made."""
+        anchor = None if self.work.stage.at_once else self.anchor
+        self.part = self.canvas.part(replace(block, anchor=anchor), Piece(self.video, self.mask))
+        return self.part
+
+    def hear(self, event: Event) -> None:
+        """Remembers the last step, then passes the event on."""
+        if isinstance(event, Step):
+            self.step, self._x0 = event, event.x0
+        self.on_event(event)
+
+    def end(self, z_BCTHW: Tensor) -> None:
+        """Decode a block, and put its frames into the clip."""
+        stage, part = self.work.stage, self.part
+        made = self.work.system.decode(z_BCTHW, stage.of(part.block))
+        self.anchor = made[:, :, 0] if self.anchor is None else self.anchor
         if not stage.at_once:
-            on_event(Note(f"block {number + 1} of {len(blocks)}: frames {block.start} to {last}"))
-        z = _sampled(work, words, part, noise, draws, across(on_event, number, len(blocks)))
-        on_event(Phase("decode"))
-        made = system.decode(z, stage.of(block))
-        anchor = made[:, :, 0] if anchor is None else anchor
-        if not stage.at_once:
-            part = replace(part, block=replace(block, anchor=anchor))
+            part = replace(part, block=replace(part.block, anchor=self.anchor))
         made = match_colours(made, part, stage.request.colours)
-        frames = slice(block.start, block.start + block.frames)
-        video[:, :, frames] = torch.lerp(made, part.video, part.mask.expand_as(made))
-        mask[:, :, frames] = 1
-    return video[:, :, :total]
+        frames = slice(part.block.start, part.block.start + part.block.frames)
+        self.video[:, :, frames] = torch.lerp(made, part.video, part.mask.expand_as(made))
+        self.mask[:, :, frames] = 1
+        self._x0, self._made = None, part.block
+
+    def partial(self) -> Clip | None:
+        """What there is: earlier blocks, then the one in progress by its last estimate, without unknown frames.
+
+        None where nothing was made yet.
+        """
+        if self._x0 is not None:
+            self.on_event(Phase("decode", "what there is of the clip"))
+            self.end(self._x0)
+        if self._made is None or self.step is None:
+            return None
+        work, total = self.work, self.work.stage.frames
+        made = torch.zeros_like(self.mask)
+        made[:, :, self._made.start : self._made.start + self._made.frames] = 1
+        known, new = (work.asked(mask[:, :, :total]).amin((0, 1, 3, 4)).tolist() for mask in (self.mask, made))
+        if not any(new):
+            return None
+        start = end = new.index(1)
+        while start and known[start - 1] == 1:
+            start -= 1
+        while end < len(known) and known[end] == 1:
+            end += 1
+        told = {"stage": work.stage.name, "step": self.step.index, "steps": self.step.total, "start": start}
+        video = work.finished(self.video[:, :, :total])[:, :, start:end]
+        return Clip(video, work.stage.request.fps or 0.0, {"partial": told})
+
+
+def _kept(making: Making, make: Callable[[], Tensor]) -> Tensor:
+    """What ``make`` returns; where it is cancelled, `Cancelled` has the partial clip, if one is to be kept."""
+    try:
+        return make()
+    except Cancelled as cancelled:
+        keep = cancelled.keep_partial
+    # Outside the handler: with the exception go the tensors of the calls that it broke off.
+    with cancellable(None):
+        clip = making.partial() if keep else None
+    raise Cancelled(cancelled_at(making.step), clip, keep_partial=keep)
+
+
+def cancelled_at(step: Step | None) -> str:
+    return "cancelled before the first step" if step is None else f"cancelled at step {step.index} of {step.total}"
+
+
+def _sampled_blocks(making: Making, noise: Tensor | None, draws: Noise) -> Iterator[Tensor]:
+    """The latents of each block, which is decoded before the next one begins."""
+    work, stage, on_event = making.work, making.work.stage, making.on_event
+    words = spoken(work, on_event)
+    for number, block in enumerate(stage.blocks):
+        part = making.begin(block)
+        last = min(block.start + block.frames, stage.frames) - 1
+        if not stage.at_once:
+            on_event(Note(f"block {number + 1} of {len(stage.blocks)}: frames {block.start} to {last}"))
+        yield _sampled(work, words, part, noise, draws, across(making.hear, number, len(stage.blocks)))
 
 
 def spoken(work: Work, on_event: OnEvent) -> Mapping[str | None, Any]:
@@ -63,7 +148,11 @@ def spoken(work: Work, on_event: OnEvent) -> Mapping[str | None, Any]:
         return {None: system.encode_prompt(whole, on_event)}
     on_event(Note(f"the prompt changes with the {'windows' if work.stage.at_once else 'blocks'}"))
     one = replace(whole, prompt_spans={})
-    return {text: system.encode_prompt(replace(one, prompt=text), on_event) for text in spans.texts}
+    words: dict[str | None, Any] = {}
+    for text in spans.texts:
+        checkpoint()
+        words[text] = system.encode_prompt(replace(one, prompt=text), on_event)
+    return words
 
 
 def _sampled(  # noqa: PLR0917

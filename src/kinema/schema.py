@@ -9,7 +9,6 @@ Pixels are float in [-1, 1] and ``BCTHW`` at every public boundary.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import re
@@ -42,6 +41,14 @@ MAX_PIXELS = 2**31
 
 class BadRequest(ValueError):
     """The user asked for something impossible: one clear sentence, exit code 2, no traceback."""
+
+
+class Cancelled(Exception):
+    """A run was ended by its `kinema.Cancel`. ``clip`` is what there was of it; None unless that was asked for."""
+
+    def __init__(self, message: str = "cancelled", clip: Clip | None = None, *, keep_partial: bool = False) -> None:
+        super().__init__(message)
+        self.clip, self.keep_partial = clip, keep_partial
 
 
 # --------------------------------------------------------------------------------------- shapes
@@ -103,7 +110,7 @@ class Clip:
         that exists is replaced, which raises `kinema.atomic.Taken`.
         """
         # schema is the lowest layer: it reaches the media layer by name only, as the registry does.
-        return importlib.import_module("kinema.media.write").save_clip(self, Path(path), **options)
+        return values.resolve("kinema.media.write:save_clip")(self, Path(path), **options)
 
 
 # -------------------------------------------------------------------------------------- request
@@ -113,15 +120,16 @@ _FRAME = re.compile(r"[0-9]{1,4}")
 _HELD = ("honour", "reconstruction_weight", "fit")
 _REGION = ("mask", "region", "outside")
 _SECOND = ("super_resolution", "super_resolution_weight")
+_CLIP = ("video", "start", "end")
 FREE_INIT = ("free_init", "free_init_filter", "free_init_order", "free_init_stop", "free_init_fast")
 TAKES: dict[TaskName, tuple[str, ...]] = {
     "generate": ("loop", "every", *FREE_INIT, *_SECOND),
-    "animate": ("image", "last_image", "keyframes", "loop", *_REGION, *_HELD, *FREE_INIT, *_SECOND),
-    "interpolate": ("video", "image", "last_image", "every", *_HELD, *FREE_INIT, *_SECOND),
-    "extend": ("video", "keep", "backward", "loop", *_HELD, *FREE_INIT, *_SECOND),
-    "inpaint": ("video", *_REGION, *_HELD, *FREE_INIT, *_SECOND),
-    "edit": ("video", "strength", "fit", *_SECOND),
-    "upscale": ("video", "scale", "every", "fit", "super_resolution_weight"),
+    "animate": ("image", "start", "last_image", "keyframes", "loop", *_REGION, *_HELD, *FREE_INIT, *_SECOND),
+    "interpolate": (*_CLIP, "image", "last_image", "every", *_HELD, *FREE_INIT, *_SECOND),
+    "extend": (*_CLIP, "keep", "backward", "loop", *_HELD, *FREE_INIT, *_SECOND),
+    "inpaint": (*_CLIP, *_REGION, *_HELD, *FREE_INIT, *_SECOND),
+    "edit": (*_CLIP, "strength", "fit", *_SECOND),
+    "upscale": (*_CLIP, "scale", "every", "fit", "super_resolution_weight"),
 }
 """The fields of a `Request` that mean something to a verb, beyond those of sampling; others are refused."""
 
@@ -198,6 +206,10 @@ class Request:
     )
     """In order. In Python a frame may be a number and a file a path."""
     video: str | None = option("clip to interpolate, extend, inpaint or edit", None, path=True)
+    start: str | float | None = option("trim the clip (a mask clip too): begin at 1.5 or 0:01.5 (seconds) or 36f")
+    end: str | float | None = option(
+        "trim the clip: stop before 2.5 or 60f, which is left out; frames count from 0f once an uneven rate is even"
+    )
     mask: str | None = option("picture or clip, white where new content is wanted", None, path=True)
     region: tuple[float, float, float, float] | None = option(
         "box left,top,right,bottom in fractions of the frame, where new content is wanted", None
@@ -437,7 +449,20 @@ class TrainStep:
     validation: float | None = None
 
 
-Event = Phase | Step | Note | Memory | TrainStep
+@dataclass(frozen=True)
+class Preview:
+    """Frames of x0 after `Step` ``index`` of ``total`` of this stage ("base" or "super-resolution"), in small.
+
+    ``picture`` is T×H×W×3 uint8 on the CPU, of the first clip of a batch.
+    """
+
+    index: int
+    total: int
+    picture: Tensor
+    stage: str = "base"
+
+
+Event = Phase | Step | Preview | Note | Memory | TrainStep
 OnEvent = Callable[[Event], None]
 
 

@@ -191,7 +191,14 @@ def beside(system: System, name: str) -> System:
     options = MemoryOptions(budget=system.memory.budget)  # which weights take turns is asked of the first alone
 
     def opened() -> System:
-        return open_system(name, dtype=system.precision, device=system.device, offline=system.offline, memory=options)
+        return open_system(
+            name,
+            dtype=system.policy.precision,
+            device=system.device,
+            offline=system.offline,
+            memory=options,
+            compile=system.compiled,
+        )
 
     upper = system.runtime.beside(name, opened)
     if not upper.family.sampling.defaults(upper.config).enlarges:

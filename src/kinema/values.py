@@ -5,6 +5,7 @@ The lowest layer: `kinema.schema` checks the fields of a request with it before 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
@@ -75,6 +76,12 @@ def _inside(ends: str, parts: Iterable[str], count: int, most: int, depth: int) 
         told.append(part)
         size += len(part) + 2
     return ends[0] + ", ".join(told) + ends[1]
+
+
+def resolve(target: str) -> Any:
+    """The object that a ``module:object`` string names. The module is imported when it is asked for, wherever it is."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 # ------------------------------------------------------------------------------------ checking

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kinema.cli.progress import Bar, JsonLines, Lines, Silent, display
-from kinema.schema import BadRequest, Memory, Note, Phase, Step, TrainStep
+from kinema.schema import BadRequest, Memory, Note, Phase, Preview, Step, TrainStep
 
 EVENTS = [
     Phase("load", "zoetrope"),
@@ -16,6 +16,7 @@ EVENTS = [
     Phase("sample"),
     Step(1, 2, math.inf, torch.zeros(1)),
     Step(2, 2, 3.5),
+    Preview(2, 2, torch.zeros(1, 4, 4, 3, dtype=torch.uint8)),
     TrainStep(5, 10, 0.25, 1e-3, 0.9, 4.0, 0.3),
     Memory(2**30),
 ]
@@ -27,9 +28,18 @@ def test_json_lines_are_json_and_hold_no_tensors():
         for event in EVENTS:
             show(event)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
-    assert [line["event"] for line in lines] == ["phase", "note", "phase", "step", "step", "trainstep", "memory"]
+    assert [line["event"] for line in lines] == [
+        "phase",
+        "note",
+        "phase",
+        "step",
+        "step",
+        "preview",
+        "trainstep",
+        "memory",
+    ]
     assert lines[3] == {"event": "step", "index": 1, "total": 2, "log_snr": None}
-    assert lines[5]["validation"] == 0.3
+    assert lines[6]["validation"] == 0.3
 
 
 def test_plain_lines_say_phases_notes_and_the_last_step():

@@ -432,3 +432,25 @@ def test_other_frames_are_said_to_be_not_identical(said):
     code, err = said({**made(), "frames_hash": "00"})
     assert code == 0, err
     assert "the frames of again.mp4 are not identical to those of clip.mp4, bit for bit" in err
+
+
+def test_a_trimmed_clip_is_replayed_from_the_whole_file(capsys):
+    Clip(torch.rand(1, 3, 12, 16, 16) * 2 - 1, 8.0).save("source.mp4")
+    Path("ask.yaml").write_text("start: 0.25\n")
+    words = ("edit", "source.mp4", "a ball", "--config", "ask.yaml", "--end", "6f", "--model", "zoetrope/tiny")
+    assert main([*words, "--steps", "2", "--quiet", "-o", "made.mp4"]) == 0
+    recipe = read_recipe(Path("made.mp4"))
+    request = recipe["stages"][0]["request"]
+    assert (request["start"], request["end"], request["frames"]) == (0.25, "6f", 4)
+    assert recipe["inputs"] == {"video": file_hash(Path("source.mp4"))}
+    capsys.readouterr()
+    assert main(["replay", "made.mp4", "--input", "video=source.mp4", "-o", "again.mp4"]) == 0
+    assert "the frames of again.mp4 are identical to those of made.mp4" in capsys.readouterr().err
+
+
+def test_a_replay_of_a_partial_clip_says_that_the_whole_one_is_another(said):
+    recipe = {name: value for name, value in made().items() if name != "frames_hash"}
+    code, err = said({**recipe, "partial": {"stage": "base", "step": 7, "steps": 20, "start": 0}})
+    assert code == 0
+    assert "clip.mp4 is a partial clip, cancelled at step 7 of 20; this replay made the whole clip" in err
+    assert "not bit-equal" in err

@@ -440,3 +440,48 @@ def test_inspect_rounds_a_rate_in_text_and_not_in_json(capsys):
 def test_a_config_of_another_kind_is_refused_by_its_name(capsys, name):
     assert main(["generate", "a ball", "--config", name]) == 2
     assert capsys.readouterr().err == f"kinema: {name} is not a config file: expected .yaml, .toml or .json\n"
+
+
+def test_a_preview_file_shows_the_run_and_stays(capsys):
+    lines = kinema(capsys, "generate", "a red ball", *TINY[:-1], "--json-events", "--preview", "look.png")
+    events = [json.loads(line) for line in lines]
+    told = {"event": "preview", "index": 2, "total": 2, "stage": "base", "file": "look.png"}
+    assert [event for event in events if event["event"] == "preview"][-1] == told
+    with Image.open("look.png") as picture:
+        assert picture.size == (48, 16)
+
+
+def test_a_preview_file_that_exists_is_replaced_only_when_that_is_asked_for(capsys):
+    before = Path("first.png").read_bytes()
+    assert main(["generate", "a red ball", *TINY, "--preview", "first.png"]) == 2
+    assert "first.png exists; choose another name for previews" in capsys.readouterr().err
+    assert Path("first.png").read_bytes() == before
+    kinema(capsys, "generate", "a red ball", *TINY, "--preview", "first.png", "--overwrite")
+    assert Path("first.png").read_bytes() != before
+
+
+@pytest.mark.parametrize("output", ["made.png", "./made.png"])
+def test_previews_do_not_go_where_the_clip_goes(output, capsys):
+    assert main(["generate", "a red ball", *TINY, "-o", output, "--preview", "made.png"]) == 2
+    assert "made.png is the clip's own file; give --preview another name" in capsys.readouterr().err
+
+
+def test_a_preview_that_can_no_longer_be_written_does_not_end_the_clip(capsys, monkeypatch):
+    from kinema.previews import PreviewFile
+
+    def full(*_):
+        tried.append(1)
+        raise OSError("the disk is full")
+
+    tried = []
+    monkeypatch.setattr(PreviewFile, "write", full)
+    assert main(["generate", "a red ball", *TINY[:-1], "--preview", "look.png", "-o", "made.mp4"]) == 0
+    assert capsys.readouterr().err.count("there are no more previews: the disk is full") == 1
+    assert (len(tried), Path("made.mp4").is_file()) == (1, True)
+
+
+def test_a_replay_shows_previews_too(capsys):
+    kinema(capsys, "generate", "a red ball", *TINY, "--seed", "5", "-o", "made.gif")
+    kinema(capsys, "replay", "made.gif", "--quiet", "--preview", "look.webp", "-o", "again.gif")
+    with Image.open("look.webp") as picture:
+        assert picture.format == "WEBP"

@@ -11,8 +11,9 @@ import torch
 from PIL import Image, features
 
 from kinema.media import read
+from kinema.media.first import read_first
 from kinema.media.fitting import fit
-from kinema.media.read import facts, read_first, read_image, read_video
+from kinema.media.read import facts, read_image, read_video
 from kinema.schema import BadRequest
 
 SIZE = (16, 24, "crop")

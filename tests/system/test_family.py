@@ -8,8 +8,9 @@ import pytest
 
 from kinema import registry
 from kinema.checkpoints.convert import Layouts
-from kinema.system.family import Family, Opened, Sampling, Training, Tuning
+from kinema.system.family import Family, Opened, Sampling
 from kinema.system.files import Checkpoints, Slots
+from kinema.system.training import Training, Tuning
 
 
 def members(protocol: type) -> set[str]:

@@ -18,7 +18,7 @@ from kinema.families.animatediff.family import FAMILY
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.families.animatediff.training import TRAINING
 from kinema.schema import BadRequest
-from kinema.system import open_system
+from kinema.system import Batch, open_system
 from kinema.training import checkpoint, setup, sources
 from kinema.training.options import TrainOptions
 from kinema.training.run import step
@@ -309,7 +309,9 @@ def test_drawings_to_learn_from_are_the_lines_of_pixels_from_0_to_1():
     config = FAMILY.presets["tiny"]
     video = torch.full((8, 3, 4, 8, 8), -0.2)
     video[..., 4:] = 0.2
-    shown, mask = recipe.show(replace(config, sparse="scribble"), video, video, torch.Generator().manual_seed(0))
+    shown, mask = recipe.show(
+        replace(config, sparse="scribble"), Batch(video, [""] * 8, video), video, torch.Generator().manual_seed(0)
+    )
     drawn = (0.8 * 3**0.5 * 0.2 - styles.FAINT) / (styles.FULL - styles.FAINT)
     assert 0.1 < drawn < 0.9
     kept = mask.expand_as(shown) > 0

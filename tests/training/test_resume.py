@@ -94,6 +94,20 @@ def test_a_signal_finishes_the_step_and_saves_and_the_run_goes_on_exactly(small,
     assert heard.losses == whole[1]
 
 
+def test_a_run_in_parts_with_checkpointed_activations_goes_on_exactly(runs, small, heard):
+    told = {"accumulate": 2, "checkpoint_activations": True}
+    expected = runs[0](small("whole", **told))[1].losses
+
+    def listen(event):
+        heard(event)
+        if isinstance(event, TrainStep) and event.index == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert train(TrainOptions(**small(**told)), listen).interrupted
+    train(TrainOptions(**small(**told)), heard)
+    assert heard.losses == expected
+
+
 def test_a_second_signal_stops_at_once(small, tmp_path):
     def listen(event):
         if isinstance(event, TrainStep) and event.index == 3:

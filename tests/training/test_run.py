@@ -90,7 +90,29 @@ def test_the_log_stays_json_when_a_loss_is_not_finite(runs, small, monkeypatch, 
     assert json.loads(told, parse_constant=refuse)["history"][0]["validation"] is None
 
 
+def test_a_part_of_a_batch_that_is_not_finite_drops_the_whole_batch(ready, heard):
+    run = replace(ready, options=replace(ready.options, accumulate=2))
+    before, bad = weights(run), run.stream.at(0)
+    bad.video[0, 0, 0, 0, 0] = math.nan  # of the first clip; the second would change weights
+    event = loop.step(run, iter([bad]), heard)
+    assert math.isnan(event.loss)
+    assert equal(before, weights(run))
+    assert (run.state.step, run.state.bad_steps) == (1, 1)
+
+
 # ----------------------------------------------------------------------------------- the figures
+
+
+def test_a_rate_counts_the_clips_of_all_parts(ready, heard, monkeypatch):
+    clock = iter([0.0, 2.0])
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: next(clock))
+    run = replace(ready, options=replace(ready.options, accumulate=2))
+    assert loop.step(run, iter([run.stream.at(0)]), heard).rate == ready.recipe.batch / 2
+
+
+def test_parts_of_a_batch_are_equal_ones(small):
+    with pytest.raises(BadRequest, match="accumulate is 3; expected a number of equal parts of a step's 2 clips"):
+        setup.prepare(TrainOptions(**small(accumulate=3)))
 
 
 def test_loss_falls_when_one_batch_is_repeated(ready, heard):

@@ -9,6 +9,7 @@ from kinema import registry
 from kinema.families.svd import conditioning
 from kinema.families.svd.config import TINY
 from kinema.memory.turns import Turns
+from kinema.system import WeightPolicy
 from kinema.vae.kl2d import Autoencoder, ImageCodec
 from kinema.vae.precision import upcast
 
@@ -50,7 +51,9 @@ def test_weights_that_take_turns_come_as_floats_too(vae):
     half, whole = vae
     rest = {name: p.detach().clone() for name, p in half.named_parameters()}
     holder = torch.nn.ModuleDict({"vae": half})
-    Turns(holder, [], lambda name: rest[name.removeprefix("vae.")], torch.device("cpu"), HALF).begin("model")
+    Turns(
+        holder, [], lambda name: rest[name.removeprefix("vae.")], torch.device("cpu"), WeightPolicy(HALF, HALF)
+    ).begin("model")
     picture = torch.rand(1, 3, 16, 16)
     with torch.no_grad():
         for _ in range(2):

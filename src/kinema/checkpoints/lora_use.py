@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -48,19 +48,27 @@ class Loras:
 
     def __init__(self) -> None:
         self.files: tuple[LoraFile, ...] = ()
+        self.settled = True
+        """Whether the networks have exactly these in them; not where a change was broken off."""
         self._networks: list[Merged] = []
 
     def use(self, files: tuple[LoraFile, ...]) -> None:
         """These and no others, in every network filled so far."""
-        self.files = files
+        self.settled = False
         for merged in self._networks:
             merged.set([(file.lora, file.weight) for file in files])
+        self.files, self.settled = files, True
 
     def fill(self, model: nn.Module) -> nn.Module:
-        """Merge them into a network, and keep it for the next change."""
-        self._networks.append(Merged(model))
-        self.use(self.files)
+        """Merge them into a network that has none in it, and keep it for the next change."""
+        merged = Merged(model)
+        merged.set([(file.lora, file.weight) for file in self.files])
+        self._networks = [*(other for other in self._networks if other.model is not model), merged]
         return model
+
+    def has(self, model: nn.Module) -> bool:
+        """Whether a network has them in it, and will have the next ones."""
+        return any(merged.model is model for merged in self._networks)
 
     def release(self, model: nn.Module) -> None:
         """Take them out of a network, to the bit, and leave it alone from now on."""
@@ -68,16 +76,23 @@ class Loras:
             merged.clear()
             self._networks.remove(merged)
 
-    def merged(self, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """One weight with them in it, for networks that are never in memory as a whole: the numbers of `fill`."""
+    def merging(self, name: str) -> Callable[[Tensor], Tensor] | None:
+        """What adds them to one weight, in float32; None where none of them changes it.
+
+        For networks that are never in memory as a whole: the numbers of `fill`.
+        """
         module = name.removesuffix(".weight")
         found = [(file.lora[module], file.weight) for file in self.files if module in file.lora]
         if not found or module == name:
-            return tensor
-        total = tensor.to(dtype).float()
-        for adapter, weight in found:
-            total = total + weight * adapter.delta(tensor.shape).to(total.device)
-        return total.to(dtype)
+            return None
+
+        def merged(tensor: Tensor) -> Tensor:
+            total = tensor.float()
+            for adapter, weight in found:
+                total = total + weight * adapter.delta(tensor.shape).to(total.device)
+            return total
+
+        return merged
 
 
 def read_loras(

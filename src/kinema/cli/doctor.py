@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import util
 from pathlib import Path
 from typing import Literal
@@ -35,7 +36,7 @@ class Finding:
 def doctor(words: Sequence[str]) -> int:
     """Exit code 0 when clips can be made here, 1 when not."""
     own = with_defaults(OPTIONS, parse(OPTIONS, words, "kinema doctor", "Whether this machine has what kinema needs."))
-    found = [_checked(name, check) for name, check in CHECKS.items()]
+    found = [_checked(name, check) for name, check in checks().items()]
     if own["json"]:
         sys.stdout.write(as_json([asdict(f) for f in found], indent=2) + "\n")
     else:
@@ -62,8 +63,9 @@ def _torch() -> tuple[str, str]:
     return "ok", f"{told['torch']}, {told['threads']}, vector units {told['cpu']}"
 
 
-def _gpu() -> tuple[str, str]:
-    return "ok", machine.facts()["gpu"]
+def _device(name: str) -> tuple[str, str]:
+    told, whole = machine.about_device(name)
+    return "ok" if whole else "warn", told
 
 
 def _bf16() -> tuple[str, str]:
@@ -127,10 +129,19 @@ def _smoke() -> tuple[str, str]:
     return "ok", f"{SMOKE_STEPS} steps of a clip in {took:.1f} s, opening the model included"
 
 
+def checks() -> dict[str, Callable[[], tuple[str, str]]]:
+    """`CHECKS`, and after torch's one for each device."""
+    made: dict[str, Callable[[], tuple[str, str]]] = {}
+    for name, check in CHECKS.items():
+        made[name] = check
+        if name == "torch":
+            made |= {device: partial(_device, device) for device in machine.devices()}
+    return made
+
+
 CHECKS: dict[str, Callable[[], tuple[str, str]]] = {
     "kinema": _kinema,
     "torch": _torch,
-    "gpu": _gpu,
     "bf16": _bf16,
     "codecs": _codecs,
     "memory": _memory,

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from kinema import registry
-from kinema.bounds import quoted
 from kinema.schema import BadRequest
 
 if TYPE_CHECKING:
     import torch
 
+    from kinema.system import Asked
+
 TOLD_UNITS = ("neon", "sve", "avx2", "avx512_f", "avx512_bf16", "amx_bf16", "bf16")
 """Vector units that decide how fast a CPU samples, as torch names them."""
-DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,3})?")
-"""Devices that hold numbers: torch has others (``meta``) that hold none."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def dtype(name: str | None) -> torch.dtype | None:
-    """``fp32``, ``bf16`` or ``fp16`` as torch calls it."""
-    if name is None:
-        return None
+def dtype(name: str | None) -> Asked:
+    """``fp32``, ``bf16`` or ``fp16`` as torch calls it; ``auto`` and None as they are."""
+    if name is None or name == "auto":
+        return cast("Asked", name)
     if name not in DTYPES:
-        raise BadRequest(registry.unknown("dtype", name, DTYPES))
+        raise BadRequest(registry.unknown("dtype", name, ("auto", *DTYPES)))
     import torch
 
     return getattr(torch, DTYPES[name])
@@ -39,18 +38,23 @@ def device(name: str | None) -> str | None:
     """The device's name, refused where this machine has no such device."""
     if name is None:
         return None
+    from kinema import processor
+
+    processor.device_of(name)
+    return name
+
+
+def can_compile(name: str | None) -> bool:
+    """Whether PyTorch finds a compiler for this device here."""
     import torch
 
+    from kinema.system.blocks import check_compiler
+
     try:
-        if not DEVICE.fullmatch(name):
-            raise ValueError
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError, ValueError):
-        have = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        if torch.backends.mps.is_available():
-            have.append("mps")
-        raise BadRequest(f"there is no device {quoted(name)} here; expected one of {', '.join(have)}") from None
-    return name
+        check_compiler(torch.device(name or "cpu"))
+    except (BadRequest, RuntimeError):  # or it is no device
+        return False
+    return True
 
 
 def set_threads(count: int | None) -> None:
@@ -95,11 +99,17 @@ def free_memory(device_name: str) -> int:
 
 
 def peak_memory(device_name: str) -> int:
-    """Peak bytes so far: allocated on a GPU, resident on a CPU (0 where the system does not say)."""
+    """Peak bytes so far: allocated on a GPU, resident on a CPU (0 where the system does not say).
+
+    Apple's driver keeps no peak; what it holds now, with what torch keeps of tensors that are gone, is near it.
+    """
     import torch
 
-    if device_name.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device_name)
+    kind = device_name.partition(":")[0]
+    if kind in ("cuda", "xpu"):
+        return int(getattr(torch, kind).max_memory_allocated(device_name))
+    if kind == "mps":
+        return torch.mps.driver_allocated_memory()
     if sys.platform == "win32":
         return 0
     import resource
@@ -130,22 +140,114 @@ def count_calls(module: Any) -> tuple[list[int], Any]:
 
 
 def facts() -> dict[str, str]:
-    """torch's version, threads, devices and vector units, as a person reads them."""
+    """torch's version, threads and vector units, as a person reads them."""
     import torch
 
     from kinema import processor
 
     told = processor.told()
     units = [name for name in TOLD_UNITS if told.get(name) is True]
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        gpus.append("Apple GPU (mps)")
     return {
         "torch": torch.__version__,
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
         "cpu": ", ".join(units) or "of no kind that matters here",
-        "gpu": ", ".join(gpus) or "none; the CPU is used",
     }
+
+
+def devices() -> list[str]:
+    """The CPU and the accelerators by name."""
+    from kinema import processor
+
+    return ["cpu", *processor.accelerators()]
+
+
+def about_device(name: str) -> tuple[str, bool]:
+    """A device as a person reads it (name, memory, native precisions, which one a model gets), and whether all that
+    models need runs there.
+    """
+    import torch
+
+    from kinema import processor
+    from kinema.memory.free import free_bytes, gib, total_bytes
+
+    device = processor.device_of(name)
+    total = total_bytes(name)
+    memory = f"{gib(free_bytes(name))} free" + ("" if total is None else f" of {gib(total)}")
+    told = [f"{processor.title(device)}, {memory}", _native(device), _taken(device)]
+    if not processor.native(device, torch.float64):
+        told.append("it has no float64, so schedules are computed on the CPU and long sums in float32")
+    missing = [] if device.type == "cpu" else lacking(device)
+    if missing:
+        instead = "; set PYTORCH_ENABLE_MPS_FALLBACK=1 to run them on the CPU" if device.type == "mps" else ""
+        told.append(f"PyTorch lacks operators there that some models need: {', '.join(missing)}{instead}")
+    return "; ".join(told), not missing
+
+
+def _native(device: torch.device) -> str:
+    """Which halves are native: ``this CPU has no native bfloat16 or float16``."""
+    from kinema import processor
+    from kinema.system import described, name_of
+
+    has = [name_of(kind) for kind in processor.HALVES if processor.native(device, kind)]
+    lacks = [name_of(kind) for kind in processor.HALVES if name_of(kind) not in has]
+    told = [f"native {' and '.join(has)}"] if has else []
+    told += [f"no native {' or '.join(lacks)}"] if lacks else []
+    if device.type == "cpu" and not any(processor.has_units(kind) is not None for kind in processor.HALVES):
+        return f"PyTorch does not say whether {described(device)} has native {' or '.join(lacks)}"
+    return f"{described(device)} has {' but '.join(told)}"
+
+
+def _taken(device: torch.device) -> str:
+    """What a model computes in there: where no precision is named, and with ``--dtype auto``."""
+    import torch
+
+    from kinema.system import chosen, name_of
+
+    def told(*, auto: bool) -> str:
+        files: dict[str, list[str]] = {}
+        for stored in (torch.float16, torch.bfloat16, torch.float32):
+            files.setdefault(name_of(chosen(device, stored, auto=auto).computed), []).append(name_of(stored))
+        if len(files) == 1:
+            return next(iter(files))
+        if all(stored == [computed] for computed, stored in files.items()):
+            return "the precision of their files"
+        return ", ".join(f"{computed} for {' and '.join(stored)} files" for computed, stored in files.items())
+
+    return f"models compute in {told(auto=False)}, and with --dtype auto in {told(auto=True)}"
+
+
+def probes() -> dict[str, Callable[[torch.device], Any]]:
+    """Operators that models need and that not every accelerator has, each as a small call."""
+    import torch
+    from torch.nn import functional as F
+
+    def ones(*shape: int) -> Callable[[torch.device], torch.Tensor]:
+        return lambda device: torch.ones(shape, device=device)
+
+    clip, picture, square = ones(1, 1, 2, 4, 4), ones(1, 1, 4, 4), ones(1, 2, 2)
+    grid = ones(1, 4, 4, 2)
+    return {
+        "attention": lambda on: F.scaled_dot_product_attention(square(on), square(on), square(on)),
+        "conv3d": lambda on: F.conv3d(clip(on), ones(1, 1, 1, 1, 1)(on)),
+        "group_norm": lambda on: F.group_norm(clip(on), 1),
+        "max_pool3d": lambda on: F.max_pool3d(clip(on), 2),
+        "avg_pool3d": lambda on: F.avg_pool3d(clip(on), 2),
+        "grid_sample": lambda on: F.grid_sample(picture(on), grid(on), padding_mode="border", align_corners=False),
+        "bicubic": lambda on: F.interpolate(picture(on), scale_factor=2, mode="bicubic"),
+        "fft": lambda on: torch.fft.ifftn(torch.fft.fftn(clip(on), dim=(2, 3, 4)), dim=(2, 3, 4)),
+        "solve": lambda on: torch.linalg.solve_ex(torch.eye(2, device=on), square(on)[0]),
+    }
+
+
+def lacking(device: torch.device) -> list[str]:
+    """The operators of `probes` that do not run on the device."""
+    missing = []
+    for name, probe in probes().items():
+        try:
+            probe(device)
+        except (NotImplementedError, RuntimeError, TypeError):
+            missing.append(name)
+    return missing
 
 
 def bf16_speed(side: int = 768) -> float:

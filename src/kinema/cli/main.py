@@ -19,7 +19,7 @@ from types import FrameType
 from typing import NoReturn
 
 from kinema import __version__, bounds, registry
-from kinema.schema import BadRequest
+from kinema.schema import BadRequest, Cancelled
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("kinema.cli.verbs:generate", "a video from a sentence"),
@@ -102,6 +102,8 @@ def _ending(error: BaseException) -> tuple[str, int]:
             return str(error), BAD_REQUEST
         case KeyboardInterrupt():
             return "interrupted; no half file is left behind", INTERRUPTED
+        case Cancelled():
+            return str(error), INTERRUPTED
         case OSError():
             from kinema.atomic import FULL
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from kinema import bounds, registry
+from kinema import bounds, registry, values
 from kinema.bounds import quoted
 from kinema.schema import BadRequest
 
@@ -54,11 +54,16 @@ class Option:
         return self.name.replace("_", " ") if self.positional else self.flag
 
     @property
-    def kind(self) -> Any:
-        """The type without ``| None``."""
+    def kinds(self) -> list[Any]:
+        """The types that a value may have, without ``None``."""
         if get_origin(self.type) in (Union, UnionType):
-            return next(t for t in get_args(self.type) if t is not NoneType)
-        return self.type
+            return [each for each in get_args(self.type) if each is not NoneType]
+        return [self.type]
+
+    @property
+    def kind(self) -> Any:
+        """What a word of the command line becomes: the first of its types."""
+        return self.kinds[0]
 
     @property
     def repeated(self) -> bool:
@@ -237,7 +242,7 @@ def convert(o: Option, value: Any, where: str = "") -> Any:
             parts = value.split(",") if isinstance(value, str) else value
             inner = get_args(kind)
             return tuple(_scalar(t, p) for t, p in zip(inner, parts, strict=True))
-        return _scalar(kind, value)
+        return _scalar(next((each for each in o.kinds if values.fits(value, each)), kind), value)
     except BadRequest:
         raise
     except (TypeError, ValueError):

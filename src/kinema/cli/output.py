@@ -73,19 +73,32 @@ class Output:
 
     def save(self, clip: Clip, on_event: OnEvent = ignore) -> list[Path]:
         """Write the clip; a name taken while the model was at work is stepped over, not replaced, and that is said."""
-        if self.zoom > 1:
-            video = clip.video.repeat_interleave(self.zoom, -1).repeat_interleave(self.zoom, -2)
-            clip = replace(clip, video=video, recipe={**clip.recipe, "zoom": self.zoom})
-        suffix = self.wanted.suffix.lower()
-        if clip.sound is not None and suffix != ".mp4":
-            what = "a folder of frames" if suffix in ("", ".png") else f"a {suffix[1:]}"
-            on_event(Note(f"{what} holds no sound, so that of the clip is left out; name an .mp4 to keep it"))
+        clip = self._ready(clip, on_event)
         if self.overwrite:
             return clip.save(self.wanted, contact_sheet=self.contact_sheet)
         written = self._save_beside(clip)
         if self.path is not None and written[0] not in self.targets(self.path):
             on_event(Note(f"{self.path} appeared meanwhile and was kept; this clip is {written[0]}"))
         return written
+
+    def save_partial(self, clip: Clip, on_event: OnEvent = ignore) -> list[Path]:
+        """Write what there is of a cancelled clip as ``ball.partial.mp4``; nothing is ever replaced."""
+        name = self.wanted
+        mark = "-" if name.suffix.lower() in ("", ".png") else "."  # the end of a folder's name would read as a format
+        return replace(
+            self, path=name.with_name(f"{name.stem}{mark}partial{name.suffix}"), overwrite=False
+        )._save_beside(self._ready(clip, on_event))
+
+    def _ready(self, clip: Clip, on_event: OnEvent) -> Clip:
+        """The clip enlarged as was asked for; says whether its sound is left out."""
+        suffix = self.wanted.suffix.lower()
+        if clip.sound is not None and suffix != ".mp4":
+            what = "a folder of frames" if suffix in ("", ".png") else f"a {suffix[1:]}"
+            on_event(Note(f"{what} holds no sound, so that of the clip is left out; name an .mp4 to keep it"))
+        if self.zoom == 1:
+            return clip
+        video = clip.video.repeat_interleave(self.zoom, -1).repeat_interleave(self.zoom, -2)
+        return replace(clip, video=video, recipe={**clip.recipe, "zoom": self.zoom})
 
     def _save_beside(self, clip: Clip) -> list[Path]:
         def save(path: Path) -> list[Path]:

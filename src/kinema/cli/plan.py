@@ -34,6 +34,8 @@ class Plan:
     task: str
     model: str
     device: str
+    dtype: str
+    """What the first stage's network computes in."""
     size: str
     latent: str
     steps: int
@@ -50,6 +52,8 @@ class Plan:
     """At the peak, told beforehand; None where there is plenty, or nothing fits."""
     offload: str
     chunk_tokens: int | None
+    compiled: bool
+    """Of all stages."""
     network_calls: int | None
     seconds: float | None
     seconds_a_step: float | None
@@ -133,6 +137,7 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
         **told_of(works, steps),
         **figures,
         device=device,
+        dtype=str(system.dtype).removeprefix("torch."),
         parameters=count,
         weight_bytes=count * system.dtype.itemsize,
         free_bytes=machine.free_memory(device),
@@ -140,6 +145,7 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
         needed_bytes=how.need,
         offload=how.offload,
         chunk_tokens=how.tokens,
+        compiled=system.compiled,
         fits=not refusal,
         stages=tuple(stages),
         reasons=(*notes, *_reasons(count, system.dtype.itemsize, steps, cost, refusal)),
@@ -250,7 +256,7 @@ def describe(made: Plan) -> str:
     else:
         head = f"fits: about {made.seconds:.1f} s, {made.peak_bytes / gib:.2f} GiB at the peak"
     rows = [
-        ("model", f"{made.model} on {made.device}, {made.parameters:,} parameters"),
+        ("model", f"{made.model} on {made.device} in {made.dtype}, {made.parameters:,} parameters"),
         ("makes", made.size),
         ("latents", made.latent),
         (
@@ -268,4 +274,6 @@ def _settings(made: Plan) -> str:
     told = [f"--offload {made.offload}"]
     if made.chunk_tokens:
         told.append(f"--chunk-tokens {made.chunk_tokens}")
+    if made.compiled:
+        told.append("--compile")
     return " ".join(told)

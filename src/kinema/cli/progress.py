@@ -10,18 +10,23 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from kinema.bounds import as_json, shown
-from kinema.schema import Event, Memory, Note, Phase, Step, TrainStep
+from kinema.schema import BadRequest, Event, Memory, Note, Phase, Preview, Step, TrainStep
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from rich.progress import Progress, TaskID
 
+    from kinema.previews import PreviewFile
+
 LINE_EVERY = 5.0
 """Seconds between plain progress lines."""
 
 NOTABLE = 1.1
 """How many times the peak last told a new one must be: many clips in a row do not each repeat it."""
+
+TENSORS = ("x0", "picture")
+"""Fields of events that are no text."""
 
 PHASES = {
     "load": "opening the model",
@@ -72,7 +77,9 @@ class JsonLines(Silent):
         self.stream = stream
 
     def __call__(self, event: Event) -> None:
-        self.write(type(event).__name__, {f.name: getattr(event, f.name) for f in fields(event) if f.name != "x0"})
+        self.write(
+            type(event).__name__, {f.name: getattr(event, f.name) for f in fields(event) if f.name not in TENSORS}
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -87,6 +94,30 @@ class JsonLines(Silent):
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         self.stream.write(as_json({"event": name.lower(), **finite}) + "\n")
         self.stream.flush()
+
+
+class Watching:
+    """Hears events for a display, and writes previews to their file before it says so in JSON lines.
+
+    A file that cannot be written ends the previews, not the clip.
+    """
+
+    def __init__(self, show: Display, file: PreviewFile | None) -> None:
+        self.show, self.file = show, file
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, Preview):
+            self.show(event)
+        elif self.file is not None:
+            try:
+                self.file.write(event)
+            except (BadRequest, OSError) as error:
+                self.file = None
+                self.show(Note(f"there are no more previews: {error}"))
+                return
+            if isinstance(self.show, JsonLines):
+                told = {"index": event.index, "total": event.total, "stage": event.stage}
+                self.show.write("preview", {**told, "file": str(self.file.path)})
 
 
 class Lines(Silent):

@@ -14,7 +14,8 @@ from kinema.cli import machine
 from kinema.cli.options import Option, parse, with_defaults
 from kinema.cli.output import Output
 from kinema.cli.progress import JsonLines, display
-from kinema.cli.verbs import MODEL, REPORTING, WRITING, model_options, open_model, with_paths
+from kinema.cli.stopping import run_once
+from kinema.cli.verbs import MODEL, REPORTING, WRITING, model_options, open_model, preview_file
 from kinema.cli.wants import Given, Wants, given, wants_of, weights_of
 from kinema.schema import BadRequest, Note, Phase
 
@@ -63,6 +64,7 @@ def replay(words: Sequence[str]) -> int:
         own["output"], f"{path.stem} replay", requests[0].clips, own["overwrite"], own["contact_sheet"], zoom
     )
     output.check()
+    preview = preview_file(own["preview"], output)
     with display(quiet=own["quiet"], json_events=own["json_events"]) as show:
         wants = wants_of(recipe, requests)
         gives = given(wants, requests, {"variant": recipe["stages"][0].get("variant"), **told}, path)
@@ -72,22 +74,21 @@ def replay(words: Sequence[str]) -> int:
         changed = differences(recipe, wants, model.system, told) + _upper(recipe, gives, model, told)
         for note in (*gives.notes, *changed):
             show(Note(note))
-        clip = model.run(
-            recorded(recipe, gives.requests),
-            on_event=show,
-            on_settled=lambda told: output.check_clip(told.shape, told.fps or 0, show),
-        )
+        asked = recorded(recipe, gives.requests)
+        clip = run_once(model, asked, gives.requests[0], output, own, show, preview)
         same, why = compared(recipe, clip.recipe)
         if why:
             show(Note(why))
         show(Phase("write"))
-        paths = output.save(with_paths(clip, model, gives.requests[0]) if own["record_paths"] else clip, show)
+        paths = output.save(clip, show)
         if isinstance(show, JsonLines):
             show.write("saved", {"paths": [str(p) for p in paths], "same": same})
         else:
             sys.stdout.writelines(f"{p}\n" for p in paths)
     number = recipe.get("clip", 0) if isinstance(recipe.get("clip", 0), int) else 0
-    sys.stderr.write(f"kinema: {verdict(same, paths[min(number, len(paths) - 1)], path)}\n")
+    other = paths[min(number, len(paths) - 1)]
+    ending = about_partial(recipe["partial"], path) if "partial" in recipe else verdict(same, other, path)
+    sys.stderr.write(f"kinema: {ending}\n")
     return 0
 
 
@@ -115,6 +116,15 @@ def verdict(same: bool | None, made: Path, then: Path) -> str:
     return f"the frames of {one} {how} those of {other}, bit for bit"
 
 
+def about_partial(partial: Mapping[str, Any], then: Path) -> str:
+    """The last sentence of a replay of a clip that was cancelled."""
+    step = f"step {partial.get('step', 0):,} of {partial.get('steps', 0):,}"
+    name = shown(then.name, 100)
+    return (
+        f"{name} is a partial clip, cancelled at {step}; this replay made the whole clip, which is not bit-equal to it"
+    )
+
+
 # ---------------------------------------------------------------------------------------- opening
 
 
@@ -133,13 +143,14 @@ def reopened(recipe: Mapping[str, Any], gives: Given, told: Mapping[str, Any]) -
 
 
 def as_it_was(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The model options that were in force: its device and precision, and the threads where they can be had here."""
+    """The model options that were in force: device, precision; threads and compiled blocks where this machine can."""
     names = {long: short for short, long in machine.DTYPES.items()}
     told = {name: recipe.get(name) for name in ("device", "threads")}
     told["variant"] = recipe["stages"][0].get("variant")
-    told["dtype"] = names.get(recipe.get("dtype", ""))
+    told["dtype"] = names[recipe.get("dtype", "float32")]
     if (told["threads"] or 0) > MOST_THREADS * (os.cpu_count() or 1):
         del told["threads"]
+    told["compile"] = bool(recipe.get("compiled")) and machine.can_compile(told["device"])
     return {name: value for name, value in told.items() if value is not None}
 
 
@@ -225,12 +236,15 @@ def _other_loras(wants: Wants, system: System, told: Mapping[str, Any]) -> list[
 
 def other_settings(recipe: Mapping[str, Any], system: System) -> list[str]:
     """What is other of how the model ran: any of it can change the last bits."""
-    now = {"device": str(system.device), "dtype": str(system.precision).removeprefix("torch.")}
+    now = {"device": str(system.device), "dtype": str(system.policy.precision).removeprefix("torch.")}
     notes = [
         f"{name} is {value} now and was {shown(recipe[name], 60)} then"
         for name, value in now.items()
         if name in recipe and value.removesuffix(":0") != recipe[name].removesuffix(":0")
     ]
+    if bool(recipe.get("compiled")) != system.compiled:
+        now_and_then = ("are not now and were then", "are now and were not then")[system.compiled]
+        notes.append(f"the network's blocks {now_and_then} compiled")
     if (threads := recipe.get("threads") or 0) > MOST_THREADS * (os.cpu_count() or 1):
         notes.append(f"the clip was made with {threads:,} threads, which are more than this machine can run")
     return notes

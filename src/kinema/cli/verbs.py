@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,11 +13,13 @@ from kinema.cli import machine
 from kinema.cli.options import Option, from_dataclass, parse, with_defaults
 from kinema.cli.output import Output
 from kinema.cli.progress import JsonLines, display
-from kinema.schema import TAKES, BadRequest, Clip, Note, Phase, Request, TaskName
+from kinema.cli.stopping import KEEP, run_once
+from kinema.schema import TAKES, BadRequest, Note, Phase, Request, TaskName
 from kinema.spans import spans_of
 
 if TYPE_CHECKING:
     from kinema.api import Model
+    from kinema.previews import PreviewFile
 
 DEFAULT_MODEL = "zoetrope"
 SEVERAL = ("controlnet", "ip-adapter")
@@ -56,12 +58,13 @@ class ModelOptions:
     lora: Sequence[str] = field(default_factory=list)
     add: Sequence[str] = field(default_factory=list)
     device: str | None = None
-    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] | None = None
     threads: int | None = None
     offline: bool = False
     memory: str | None = None
     offload: Literal["auto", "none", "model", "block", "sequential"] = "auto"
     chunk_tokens: int | None = None
+    compile: bool = False
 
 
 MODEL = [
@@ -91,8 +94,13 @@ MODEL = [
         metavar="SLOT=PATH",
         path=True,
     ),
-    Option("device", str | None, None, "device, such as cpu or cuda:0; the GPU when there is one"),
-    Option("dtype", Literal["fp32", "bf16", "fp16"] | None, None, "precision the network runs in"),
+    Option("device", str | None, None, "device, such as cpu, cuda:0 or mps; the GPU when there is one"),
+    Option(
+        "dtype",
+        Literal["auto", "fp32", "bf16", "fp16"] | None,
+        None,
+        "precision to compute in; else the file's own on a GPU, fp32 on a CPU; auto is bf16 where that is native",
+    ),
     Option("threads", int | None, None, "CPU threads"),
     Option("offline", bool, False, "fetch nothing: only files of this machine"),
     Option("memory", str | None, None, "how much may be used, such as 8GiB; most of what is free"),
@@ -103,6 +111,7 @@ MODEL = [
         "have networks, or blocks of them, take turns in memory; by itself only where a request would not fit",
     ),
     Option("chunk_tokens", int | None, None, "tokens that feed-forward layers take at a time"),
+    Option("compile", bool, False, "compile the network's blocks: faster steps after a slow first one"),
 ]
 WRITING = [
     Option(
@@ -114,9 +123,19 @@ WRITING = [
         short="-o",
     ),
     Option("overwrite", bool, False, "replace the output where it exists"),
+    Option(
+        "preview",
+        Path | None,
+        None,
+        "picture file (.png, or .webp, which moves) rewritten up to 4 times a second with what is being made; it stays "
+        "afterwards",
+        metavar="FILE",
+        path=True,
+    ),
     Option("contact_sheet", bool, False, "also write all frames on one picture"),
     Option("zoom", int, 1, "enlarge every pixel to a square of this side when saving"),
     Option("record_paths", bool, False, "keep the full paths of inputs and models in the clip's recipe, beside names"),
+    KEEP,
 ]
 REPORTING = [
     Option("quiet", bool, False, "no progress, only the paths written"),
@@ -182,15 +201,14 @@ def run(task: TaskName, words: Sequence[str]) -> int:
     request = request_from(task, told)
     output = output_for(request, own)
     output.check()
+    preview = preview_file(own["preview"], output)
     with display(quiet=own["quiet"], json_events=own["json_events"]) as show:
         model = open_model(model_options(told))
-        clip = model.run(
-            request, on_event=show, on_settled=lambda told: output.check_clip(told.shape, told.fps or 0, show)
-        )
+        clip = run_once(model, request, request, output, own, show, preview)
         if model.system.weights.path is None:
             show(Note(f"{model.system.name} has no trained weights: what it makes is noise"))
         show(Phase("write"))
-        paths = output.save(with_paths(clip, model, request) if own["record_paths"] else clip, show)
+        paths = output.save(clip, show)
         if isinstance(show, JsonLines):
             show.write("saved", {"paths": [str(path) for path in paths]})
             return 0
@@ -249,18 +267,24 @@ def shown_files(told: Mapping[str, Any]) -> dict[str, Any]:
     return {key: files[0] if len(files) == 1 else files for key, files in found.items()}
 
 
-def with_paths(clip: Clip, model: Model, request: Request) -> Clip:
-    """The clip with a recipe that tells where its files lie on this machine, for those who ask for that."""
-    from kinema.provenance import paths
-
-    return replace(clip, recipe={**clip.recipe, "paths": paths(model.system, request)})
-
-
 def output_for(request: Request, own: Mapping[str, Any]) -> Output:
     source, spans = next(iter(request.files().values()), None), spans_of(request)
     title = request.prompt or (spans.texts[0] if spans else "")
     title = title or (f"{Path(source).stem} {request.task}" if source else request.task)
     return Output(own["output"], title, request.clips, own["overwrite"], own["contact_sheet"], own["zoom"])
+
+
+def preview_file(path: Path | None, output: Output) -> PreviewFile | None:
+    """The file of ``--preview``, checked before any work. Raises BadRequest where the clip itself goes there."""
+    if path is None:
+        return None
+    from kinema.previews import PreviewFile
+
+    if path.resolve() in {target.resolve() for target in (output.wanted, *output.targets(output.wanted))}:
+        raise BadRequest(f"{path} is the clip's own file; give --preview another name")
+    file = PreviewFile(path, output.overwrite)
+    file.check()
+    return file
 
 
 def model_options(told: Mapping[str, Any]) -> ModelOptions:
@@ -292,6 +316,7 @@ def open_model(
         offload=options.offload,
         memory=options.memory,
         chunk_tokens=options.chunk_tokens,
+        compile=options.compile,
     )
 
 

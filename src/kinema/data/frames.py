@@ -26,7 +26,7 @@ def read_frames(path: Path, fps: float | None, rates: list[float] | None = None)
     """
     path, told = existing(path), [] if rates is None else rates
     own, timed = timed_frames(path, _LIMITS, Part(fps=fps))
-    shown = within(path.name, timed, 0.0, _LIMITS)
+    shown = within(path.name, timed, None, _LIMITS)
     if fps or own:
         told.append(fps or own or 0.0)
     times: list[Timed] = []

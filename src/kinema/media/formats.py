@@ -251,8 +251,8 @@ class _Palette:
         return graph.pull()
 
 
-def write_webp(frames_THWC: np.ndarray, rate: Fraction, part: Path, tags: Tags) -> None:
-    """Lossy, looping."""
+def write_webp(frames_THWC: np.ndarray, rate: Fraction, part: Path, tags: Tags, method: int = 4) -> None:
+    """Lossy, looping. ``method`` is the encoder's effort, 0 (fastest) to 6 (smallest)."""
     shown, holds = paced(CLOCKS[".webp"], len(frames_THWC), rate)
     first, *rest = _pictures(frames_THWC, shown)
     first.save(
@@ -263,7 +263,7 @@ def write_webp(frames_THWC: np.ndarray, rate: Fraction, part: Path, tags: Tags) 
         duration=holds,
         loop=0,
         quality=WEBP_QUALITY,
-        method=4,
+        method=method,
         exif=metadata.exif(tags),
         xmp=metadata.xmp("digitalSourceType" in tags),
     )

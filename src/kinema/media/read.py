@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from kinema import bounds
 from kinema.media.colour import to_float
@@ -33,7 +32,7 @@ from kinema.media.pictures import (
     written_as,
 )
 from kinema.media.streams import check_count, stream_frames, survey
-from kinema.media.structure import animation, check_whole, cut_later
+from kinema.media.structure import animation, check_whole
 from kinema.media.timing import (
     DEFAULT_FPS,
     MAX_FRAME_PIXELS,
@@ -41,11 +40,14 @@ from kinema.media.timing import (
     Limits,
     Part,
     Timed,
+    Timeline,
     even_rate,
+    part_of,
     resampled,
     within,
 )
 from kinema.schema import MAX_FRAMES, BadRequest, Clip, Fit
+from kinema.trim import Trim, trim_of
 
 __all__ = ["Probe", "facts", "fit", "fit_note", "probe", "read_image", "read_video", "timed_frames"]
 
@@ -63,6 +65,7 @@ class Probe:
     """What a read would give: how many frames, at which rate, and their size in pixels.
 
     ``note`` is what a user is told of how its pixels were made, after the file's name (HDR that was tone-mapped).
+    ``begin`` and ``end`` are where it is in the file, in seconds after its first frame; an end of None is the file's.
     """
 
     frames: int
@@ -70,6 +73,9 @@ class Probe:
     height: int
     width: int
     note: str = ""
+    begin: float = 0.0
+    end: float | None = None
+    part: Part = field(default=Part(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,8 @@ class Keep:
 def read_video(
     path: str | Path,
     *,
-    start: float = 0.0,
+    start: str | float | None = None,
+    end: str | float | None = None,
     frames: int | None = None,
     fps: float | None = None,
     size: tuple[int, int, Fit] | None = None,
@@ -101,7 +108,9 @@ def read_video(
 ) -> Clip:
     """Read mp4, mov, mkv, webm, avi, gif, webp or a folder of numbered pictures as a clip of batch 1.
 
-    ``start`` is in seconds; ``frames`` takes at most that many from there (a shorter clip gives what
+    ``start`` and ``end`` trim it, as `kinema.trim` says, in seconds or frames: these are the frames that the whole
+    file gives at its own rate, ``[start:end]`` of them. Decoding begins at the key frame before the start where the
+    container can seek, and stops at the end. ``frames`` takes at most that many from there (a shorter clip gives what
     it has), and nothing after them is decoded; ``fps`` resamples to that rate by nearest time stamp,
     else the file's own rate is kept. A file of uneven rate is brought to an even one the same way, so
     that motion keeps its speed. A folder without a recipe has no rate of its own: it is taken to be at
@@ -117,99 +126,120 @@ def read_video(
     """
     path, keep = existing(Path(path)), Keep(size, last)
     most = bounds.pixels(MAX_VIDEO_PIXELS) if max_pixels is None else max_pixels
-    limits, part = Limits(max_frames, most, MAX_SECONDS), Part(start, frames, fps)
+    limits, part, rate = Limits(max_frames, most, MAX_SECONDS), Part(frames, fps), None
+    if trim_of(start, end):
+        found = probe(path, fps, start, end)
+        part = found.part.at_most(frames)
+        rate = found.fps if part.origin is None else None
 
     def opened() -> tuple[float | None, Iterator[Timed]]:
-        return timed_frames(path, keep.limits(limits), part)
+        own, timed = timed_frames(path, keep.limits(limits), part)
+        return own if rate is None else rate, timed
 
     frames_HWC, rate = _collect(path.name, opened, part, limits, keep)
     return Clip(to_float(frames_HWC), rate)
 
 
-def read_first(path: str | Path, size: tuple[int, int, Fit]) -> tuple[Tensor, list[str]]:
-    """The picture, or the first frame of the clip or folder, at ``path``, brought to ``size`` as `read_video` does.
-
-    What follows the first frame of a clip is neither counted nor decoded: it may be too long, too large or cut short.
-    Returns 1×3×1×H×W in [-1, 1], and what is to be told of it, each after the file's name. Raises `BadRequest`.
-    """
-    path = existing(Path(path))
-    kind = None if path.is_dir() else sniff(path)
-    if not path.is_dir() and (kind is None or _is_still(path, kind)):
-        video, said = fit(read_image(path), *size)
-        return video, [said] if said else []
-    frame_HWC, notes = _first(path, kind)
-    said = fit_note(size[0], size[1], frame_HWC.shape[0], frame_HWC.shape[1], size[2])
-    return to_float(fit_frame(frame_HWC, *size)[None]), [*notes, *([said] if said else [])]
-
-
-def _is_still(path: Path, kind: str) -> bool:
-    try:
-        return is_picture(path)
-    except BadRequest:
-        if kind in ("gif", "apng") and cut_later(path, kind):
-            return False
-        raise
-
-
-def _first(path: Path, kind: str | None) -> tuple[np.ndarray, list[str]]:
-    """The first frame of a clip, uint8 H×W×3, and notes."""
-    limits, part = _unkept(), Part(frames=1)
-    if kind is None:
-        return next(timed_frames(path, limits, part)[1]).pixels(), []
-    cut = cut_later(path, kind) if kind in ("gif", "apng") else ""
-    if kind in ("webp", "apng"):
-        frame_HWC, note = animated_first(path, limits), ""
-    else:
-        try:
-            check_all_there(path, kind)
-        except BadRequest as error:
-            cut = cut or str(error)
-            if kind != "gif" and not _begins(path, kind):
-                raise
-        frame = next(stream_frames(path, kind, limits, part), None)
-        if frame is None:
-            raise BadRequest(f"{path.name} holds no video frames")
-        frame_HWC, note = frame.pixels(), frame.note
-    cut = cut.removeprefix(f"{path.name} ").removesuffix("; get the whole file")
-    return frame_HWC, [*([note] if note else []), *([f"{cut}; its first frame is used"] if cut else [])]
-
-
-def _begins(path: Path, kind: str) -> bool:
-    """Whether the first frame of a video that is cut short is whole: another one follows it."""
-    try:
-        return len(list(islice(stream_frames(path, kind, _unkept(), Part(frames=2)), 2))) > 1
-    except BadRequest:
-        return False
-
-
-def probe(path: str | Path, fps: float | None = None) -> Probe:
-    """What ``read_video(path, fps=fps)`` would give, by its time stamps: the pixels of one frame are looked at.
+def probe(
+    path: str | Path,
+    fps: float | None = None,
+    start: str | float | None = None,
+    end: str | float | None = None,
+) -> Probe:
+    """What ``read_video(path, fps=fps, start=start, end=end)`` would give, by its time stamps: the pixels of one frame
+    are looked at, and what is trimmed away is not decoded where `read_video` does not.
 
     A clip of more frames than one read may keep is counted too. Raises `BadRequest` as `read_video` does.
     """
-    path = existing(Path(path))
+    path, trim = existing(Path(path)), trim_of(start, end)
     if path.is_dir():  # its pictures may change while it does not
-        return _probed.__wrapped__(path, fps, ())
+        return _probed.__wrapped__(path, fps, trim, ())
     told = path.stat()
-    return _probed(path, fps, (told.st_ino, told.st_mtime_ns, told.st_size, bounds.pixels(0)))
+    return _probed(path, fps, trim, (told.st_ino, told.st_mtime_ns, told.st_size, bounds.pixels(0)))
 
 
 @lru_cache(maxsize=32)
-def _probed(path: Path, fps: float | None, _state: tuple[int, ...]) -> Probe:
+def _probed(path: Path, fps: float | None, trim: Trim, state: tuple[int, ...]) -> Probe:
     """A request is probed by each step that reads its clip; the clip is decoded for the first of them."""
-    part, limits = Part(fps=fps), _unkept()
+    if trim:
+        return _trimmed(path, fps, trim, state)
+    own, times, shape = _decoded(path, Part(fps=fps), unkept())
+    frames, rate = _counted(path.name, times, own, fps)
+    return Probe(frames, rate, shape[0], shape[1], _note(times), part=Part(fps=fps))
+
+
+def _decoded(
+    path: Path, part: Part, limits: Limits, most: int | None = None
+) -> tuple[float | None, list[Timed], tuple[int, ...]]:
+    """The rate that a clip tells, the frames of a part without their pixels (``most`` of them), and their shape."""
     own, timed = timed_frames(path, limits, part)
     shape: tuple[int, ...] = ()
     times: list[Timed] = []
-    for frame in within(path.name, timed, 0.0, limits):
+    for frame in islice(within(path.name, timed, part.begin, limits), most):
         shape = shape or frame.pixels().shape
         times.append(replace(frame, pixels=_nothing))
-    note = next((frame.note for frame in times if frame.note), "")
-    frames, rate = _counted(path.name, times, own, fps)
-    return Probe(frames, rate, shape[0], shape[1], note)
+    return own, times, shape
 
 
-def _unkept() -> Limits:
+def _note(times: list[Timed]) -> str:
+    return next((frame.note for frame in times if frame.note), "")
+
+
+def _trimmed(path: Path, fps: float | None, trim: Trim, state: tuple[int, ...]) -> Probe:
+    Part(fps=fps)  # refused before anything is opened
+    located = _located.__wrapped__ if path.is_dir() else _located
+    whole, taken, shape, note = located(path, fps if path.is_dir() else None, trim, state)
+    part = part_of(taken, whole, fps)
+    frames, rate = len(taken), part.fps or whole.rate
+    if part.origin is not None:
+        needed, most = iter(whole.needed(part)), min(part.frames or MAX_SHOWN, MAX_SHOWN)
+        frames = sum(1 for _ in resampled(needed, rate, most, part.origin, part.skip))
+    end = None if trim.end is None else taken.stop / whole.rate
+    return Probe(frames, rate, shape[0], shape[1], note, taken.start / whole.rate, end, part)
+
+
+@lru_cache(maxsize=32)
+def _located(
+    path: Path, fps: float | None, trim: Trim, _state: tuple[int, ...]
+) -> tuple[Timeline, range, tuple[int, ...], str]:
+    """A clip, which of its frames a part has, the shape of one and a note on them; ``fps`` is a folder's.
+
+    Where the part lies is told by packets, and what they say of it is compared with its decoded frames. Where they
+    differ (a picture in two packets, frames that a decoder leaves out) the whole file is decoded.
+    """
+    for whole in _timelines(path, fps):
+        taken = trim.frames(path.name, whole.frames, whole.rate)
+        part = part_of(taken, whole, fps)
+        needed = whole.needed(part)
+        _, times, shape = _decoded(path, part, unkept(), len(needed))
+        if [frame.time for frame in times] == [frame.time for frame in needed]:
+            break
+    return whole, taken, shape, _note(times)
+
+
+def _timelines(path: Path, fps: float | None) -> Iterator[Timeline]:
+    """The frames of a whole file by their times: as its packets tell them, then as they are decoded."""
+    kind, limits = None if path.is_dir() else sniff(path), replace(unkept(), seconds=float("inf"))
+    own, timed = timed_frames(path, limits, Part(fps=fps))
+    keys: list[tuple[float, int]] = []
+    if kind in (*STREAMED, "gif"):
+        found = survey(path, kind, limits)
+        keys = found.keys if kind in STREAMED else []
+        timed = iter(found.timed)
+        begun = _decoded(path, Part(frames=1), limits, 1)[1]
+        if [frame.time for frame in begun] == [frame.time for frame in found.timed[:1]]:
+            yield _timeline(path.name, list(within(path.name, timed, None, limits)), own, keys)
+        timed = stream_frames(path, kind, limits, Part())
+    times = [replace(frame, pixels=_nothing) for frame in within(path.name, timed, None, limits)]
+    yield _timeline(path.name, times, own, [])
+
+
+def _timeline(name: str, times: list[Timed], own: float | None, keys: list[tuple[float, int]]) -> Timeline:
+    frames, rate = _counted(name, times, own, None)
+    return Timeline(times, frames, rate, own is not None or even_rate(times)[0], own, keys)
+
+
+def unkept() -> Limits:
     """What may be decoded where nothing is kept."""
     return Limits(MAX_FRAMES, bounds.pixels(MAX_FRAME_PIXELS), MAX_SECONDS)
 
@@ -246,14 +276,14 @@ def facts(path: str | Path) -> dict[str, Any]:
     if kind is None:
         height, width = read_image(path).shape[-2:]
         told = {"codec": written_as(path), "frames": count_frames(path), "width": width, "height": height}
-        return told | {"refused": _refusal(lambda: timed_frames(path, _unkept(), Part()))}
+        return told | {"refused": _refusal(lambda: timed_frames(path, unkept(), Part()))}
     return _facts_of_animation(path, kind) if kind in ("webp", "apng") else _facts(path, kind)
 
 
 def _facts_of_animation(path: Path, kind: str) -> dict[str, Any]:
     found = animation(path, kind)
-    _unkept().check_frame(path.name, found.height, found.width)
-    height, width = animated_first(path, _unkept()).shape[:2]
+    unkept().check_frame(path.name, found.height, found.width)
+    height, width = animated_first(path, unkept()).shape[:2]
     starts = np.cumsum([0.0, *found.holds]).tolist()
     timed = [Timed(at, hold, _nothing, clock=1e-3) for at, hold in zip(starts, found.holds, strict=False)]
     return {"codec": kind, **_timing(path, kind, timed, (len(timed), height, width)), "width": width, "height": height}
@@ -261,8 +291,8 @@ def _facts_of_animation(path: Path, kind: str) -> dict[str, Any]:
 
 def _facts(path: Path, kind: str) -> dict[str, Any]:
     check_all_there(path, kind)
-    found = survey(path, kind, _unkept())
-    first = next(stream_frames(path, kind, _unkept(), Part(frames=1)), None)
+    found = survey(path, kind, unkept())
+    first = next(stream_frames(path, kind, unkept(), Part(frames=1)), None)
     if first is None or not found.timed:
         raise BadRequest(f"{path.name} holds no video frames")
     height, width = first.pixels().shape[:2]
@@ -286,9 +316,9 @@ def _timing(path: Path, kind: str, timed: list[Timed], stored: tuple[int, int, i
     counted: list[tuple[int, float]] = []
 
     def read() -> None:
-        check_count(path, stored[0], _unkept())
+        check_count(path, stored[0], unkept())
         Budget.of(path.name, path.stat().st_size, "video" if kind in STREAMED else "pictures").check(*stored)
-        for _ in within(path.name, iter(timed), 0.0, _unkept()):
+        for _ in within(path.name, iter(timed), None, unkept()):
             pass
         counted.append(_counted(path.name, timed, None, None))
 
@@ -312,7 +342,7 @@ def check_all_there(path: Path, kind: str) -> None:
         check_whole(path, kind)
         return
     found = animation(path, kind)
-    _unkept().check_frame(path.name, found.height, found.width)
+    unkept().check_frame(path.name, found.height, found.width)
 
 
 def timed_frames(path: Path, limits: Limits, part: Part) -> tuple[float | None, Iterator[Timed]]:
@@ -346,7 +376,7 @@ def _collect(
     times: list[Timed] = []
 
     def noted() -> Iterator[Callable[[], np.ndarray]]:
-        for frame in within(name, timed, part.start, limits):
+        for frame in within(name, timed, part.begin, limits):
             times.append(replace(frame, pixels=_nothing))  # its pixels are kept; the decoder's frame may go
             yield frame.pixels
             if len(times) == part.frames:
@@ -369,7 +399,8 @@ def _collect(
 
 
 def _at_rate(name: str, timed: Iterator[Timed], part: Part, limits: Limits, keep: Keep) -> list[np.ndarray]:
-    chosen = resampled(within(name, timed, part.start, limits), part.fps or DEFAULT_FPS, part.frames)
+    shown = within(name, timed, part.begin, limits)
+    chosen = resampled(shown, part.fps or DEFAULT_FPS, part.frames, part.origin, part.skip)
     return _taken(name, (t.pixels for t in chosen), limits, keep)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Survey:
 
     ``packets`` counts those that an edit list hides too. Height, width and rate are those that the file stores, before
     frames are turned upright, made square or brought to an even rate. ``sound`` names each sound track.
+    ``keys`` are the times of key frames, and their stamps on the stream's own clock.
     """
 
     codec: str
@@ -44,6 +46,7 @@ class Survey:
     rate: float
     timed: list[Timed]
     sound: list[str]
+    keys: list[tuple[float, int]]
 
 
 def stream_frames(path: Path, kind: str, limits: Limits, part: Part) -> Iterator[Timed]:
@@ -54,7 +57,7 @@ def stream_frames(path: Path, kind: str, limits: Limits, part: Part) -> Iterator
     import av
 
     budget = Budget.of(path.name, path.stat().st_size, "pictures" if kind == "gif" else "video")
-    if part.frames is None and part.start == 0:
+    if part.frames is None and part.begin is None:
         found = survey(path, kind, limits)
         check_count(path, found.packets, limits)
         budget.check(found.packets, found.height, found.width)
@@ -65,14 +68,19 @@ def stream_frames(path: Path, kind: str, limits: Limits, part: Part) -> Iterator
             limits.check_frame(path.name, codec.height, codec.width)
             codec.options = {"max_pixels": str(limits.frame)}
             _thread(codec)
-            if part.start > 0 and stream.time_base:
-                origin = stream.start_time or 0
-                _seek(container, stream, int(part.start / stream.time_base) + origin)
-            yield from _timed(path, decoded(container, stream, str(limits.frame)), stream, limits, budget)
+            if part.seek is not None:
+                _seek(container, stream, part.seek)
+            frames = _timed(path, decoded(container, stream, str(limits.frame)), stream, limits, budget)
+            first = next(frames, None)
+            if part.seek is None or (first is not None and first.time <= _time(part.seek, stream)):
+                yield from frames if first is None else chain((first,), frames)
+                return
     except av.FFmpegError as error:
         raise BadRequest(_broken(path, error)) from error
     except OverflowError as error:
         raise BadRequest(f"{path.name} has time stamps that are no times") from error
+    # Some demuxers go too far: what is wanted is found from the beginning on.
+    yield from stream_frames(path, kind, limits, replace(part, seek=None))
 
 
 def survey(path: Path, kind: str, limits: Limits) -> Survey:
@@ -86,11 +94,13 @@ def survey(path: Path, kind: str, limits: Limits) -> Survey:
             limits.check_frame(path.name, codec.height, codec.width)
             rate = float(stream.average_rate or stream.guessed_rate or 0)
             packets = _packets(path, container, stream)
-            every = [(_stamp(p, kind), p.duration, p.is_discard) for p in packets if _shows(p, codec)]
-            shown = sorted((stamp, hold or 0) for stamp, hold, hidden in every if not hidden)
+            every = [(_stamp(p, kind), p.duration, p.is_discard, p.is_keyframe) for p in packets if _shows(p, codec)]
+            shown = sorted((stamp, hold or 0) for stamp, hold, hidden, _ in every if not hidden)
+            keys = [stamp for stamp, _, _, key in every if key]
             timed = _without_pixels(shown, stream)
             sound = [_sound(s.codec_context) for s in container.streams.audio[:MAX_TRACKS]]
-            return Survey(codec.name, len(every), codec.height, codec.width, rate, timed, sound)
+            starts = [(_time(stamp, stream), stamp) for stamp in keys]
+            return Survey(codec.name, len(every), codec.height, codec.width, rate, timed, sound, starts)
     except av.FFmpegError as error:
         raise BadRequest(_broken(path, error)) from error
 
@@ -106,12 +116,18 @@ def _without_pixels(shown: list[tuple[int, int]], stream: Any) -> list[Timed]:
     """The frames of these (time stamp, duration), to the bit at the times that `_timed` gives them."""
     base, declared = stream.time_base or Fraction(0), float(stream.average_rate or 0)
     step = 1 / float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
-    origin, before, made = float((stream.start_time or 0) * base), float("-inf"), []
+    before, made = float("-inf"), []
     for stamp, duration in shown:
-        time = float(stamp * base) - origin
+        time = _time(stamp, stream)
         time = before = time if time > before else before + step
         made.append(Timed(time, float(duration * base) or step, _no_pixels, float(base), declared))
     return made
+
+
+def _time(stamp: int, stream: Any) -> float:
+    """Seconds since a stream starts."""
+    base = stream.time_base or Fraction(0)
+    return float(stamp * base) - float((stream.start_time or 0) * base)
 
 
 def _stamp(packet: Any, kind: str) -> int:

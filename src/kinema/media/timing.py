@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -52,10 +53,10 @@ class Limits:
 
     def check(self, name: str, frames: int, pixels: int) -> None:
         if frames > self.frames:
-            raise BadRequest(f"{name} has more than {self.frames} frames; take a part of it with start and frames")
+            raise BadRequest(f"{name} has more than {self.frames} frames; take a part of it with start and end")
         if pixels > self.pixels:
             raise BadRequest(
-                f"{name} is more than {self.pixels:,} pixels over all frames; take a part of it with start and frames"
+                f"{name} is more than {self.pixels:,} pixels over all frames; take a part of it with start and end"
             )
 
 
@@ -112,39 +113,101 @@ class Timed:
 
 @dataclass(frozen=True)
 class Part:
-    """Which part of a video is wanted: from ``start`` seconds, at most ``frames``, at ``fps``."""
+    """Which part of a video is wanted: at most ``frames``, at ``fps``; all of it where nothing is given.
 
-    start: float = 0.0
+    A part that begins later has ``begin``, in seconds: nothing before the frame that is shown then is wanted. ``seek``
+    is the time stamp of a key frame that is not after it, where decoding may begin. Where frames are chosen by a rate,
+    they lie on a grid from ``origin`` seconds on, of which the first ``skip`` places are left out.
+    """
+
     frames: int | None = None
     fps: float | None = None
+    begin: float | None = None
+    seek: int | None = None
+    origin: float | None = None
+    skip: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start < float("inf"):
-            raise BadRequest(f"start is {self.start}; expected seconds from 0")
         if self.frames is not None and self.frames < 1:
             raise BadRequest(f"frames is {self.frames}; expected at least 1")
         if self.fps is not None and not RATES[0] <= self.fps <= RATES[1]:
             raise BadRequest(f"fps is {self.fps}; expected 0.1 to 240")
 
+    def at_most(self, frames: int | None) -> Part:
+        """The part, cut to so many frames."""
+        told = [count for count in (self.frames, frames) if count is not None]
+        return replace(self, frames=min(told, default=None))
 
-def within(name: str, timed: Iterator[Timed], start: float, limits: Limits) -> Iterator[Timed]:
-    """Frames from ``start`` on, refused where they last longer than the limit."""
-    last, first = 0.0, None
+
+def part_of(taken: range, whole: Timeline, fps: float | None) -> Part:
+    """The part that has the frames ``taken`` of a clip, brought to ``fps`` where one is given.
+
+    Without a rate, or at its own, it has the very frames that the whole clip has there.
+    """
+    first, count, rate = taken.start, len(taken), whole.rate
+    if whole.even and fps in (None, whole.known):
+        begin = whole.times[first].time
+        return Part(count, fps, begin, whole.key_before(begin))
+    origin, fps = whole.times[0].time, fps or rate
+    # The last frame lasts as long as it says, which is not always what the rate says.
+    frames = None if taken.stop == whole.frames else max(1, math.floor(count * (fps / rate) + 0.5))
+    begin = origin + first / rate
+    return Part(frames, fps, begin, whole.key_before(begin), origin, first * (fps / rate))
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """All frames of a clip by their times, and what they become when it is read: ``frames`` at an even ``rate``.
+
+    ``even`` says whether they are read as they are; ``known`` is the rate of a clip that tells it before decoding.
+    ``keys`` are the times of key frames, with their stamps, where decoding can begin in the middle of a file.
+    """
+
+    times: list[Timed]
+    frames: int
+    rate: float
+    even: bool
+    known: float | None
+    keys: list[tuple[float, int]] = field(default_factory=list)
+
+    def key_before(self, begin: float) -> int | None:
+        """The stamp of the last key frame at or before ``begin``; None where the file is read from its beginning."""
+        return max((key for key in self.keys if key[0] <= begin), default=(0.0, None))[1]
+
+    def needed(self, part: Part) -> list[Timed]:
+        """The frames that have to be decoded for a part."""
+        begin = part.begin or 0.0
+        first = max((at for at, frame in enumerate(self.times) if frame.time <= begin), default=0)
+        if part.frames is None:
+            return self.times[first:]
+        if part.origin is None:
+            return self.times[first : first + part.frames]
+        end = part.origin + (part.skip + part.frames) / (part.fps or self.rate)
+        return [frame for frame in self.times[first:] if frame.time < end]
+
+
+def within(name: str, timed: Iterator[Timed], begin: float | None, limits: Limits) -> Iterator[Timed]:
+    """Frames from the one on that is shown at ``begin``, refused where they last longer than the limit."""
+    last, first, before = begin or 0.0, None, None
     for frame in timed:
         check_still(name, max(frame.time - last, frame.duration))
         last = max(last, frame.time + frame.duration)
-        if frame.time < start - frame.duration / 2 - 1e-6:
+        if begin is None and frame.time < -frame.duration / 2 - 1e-6:
             continue
-        first = frame.time if first is None else first
+        if begin is not None and first is None and frame.time < begin:
+            before = frame
+            continue
+        if first is None:
+            first = frame.time if begin is None else begin
+            if before is not None and frame.time > first:
+                yield before
         if frame.time - first > limits.seconds:
-            raise BadRequest(
-                f"{name} is longer than {limits.seconds:g} seconds; take a part of it with start and frames"
-            )
+            raise BadRequest(f"{name} is longer than {limits.seconds:g} seconds; take a part of it with start and end")
         yield frame
-    if first is None:
-        raise BadRequest(
-            f"start is {start:g} s but {name} lasts {last:.2f} s" if last else f"{name} holds no video frames"
-        )
+    if first is None and before is None:
+        raise BadRequest(f"{name} holds no video frames")
+    if first is None and before is not None:
+        yield before
 
 
 def check_still(name: str, seconds: float) -> None:
@@ -153,21 +216,28 @@ def check_still(name: str, seconds: float) -> None:
         raise BadRequest(f"{name} stands still for {seconds:,.0f} seconds; at most {MAX_STILL:,.0f} are filled")
 
 
-def resampled(timed: Iterable[Timed], fps: float, frames: int | None) -> Iterator[Timed]:
-    """One frame per 1/fps seconds, each the nearest in time; the last one lasts as long as it says."""
-    held, made, origin = None, 0, 0.0
+def resampled(
+    timed: Iterable[Timed], fps: float, frames: int | None, origin: float | None = None, skip: float = 0.0
+) -> Iterator[Timed]:
+    """One frame per 1/fps seconds, each the nearest in time; the last one lasts as long as it says.
+
+    The seconds are counted from ``origin``, or the first frame, and ``skip`` frames at that rate are left out.
+    """
+    held, made = None, 0
     for frame in timed:
+        if origin is None:
+            origin = frame.time
         if held is None:
-            held, origin = frame, frame.time
+            held = frame
             continue
-        while origin + made / fps <= (held.time + frame.time) / 2:
+        while origin + (skip + made) / fps <= (held.time + frame.time) / 2:
             yield held
             made += 1
             if made == frames:  # at once: the next turn would decode a frame that nobody wants
                 return
         held = frame
-    while held is not None and made != frames:
-        if made and origin + (made + 0.5) / fps > held.time + held.duration:
+    while held is not None and origin is not None and made != frames:
+        if made and origin + (skip + made + 0.5) / fps > held.time + held.duration:
             return
         yield held
         made += 1

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from kinema.schema import BadRequest
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -19,16 +20,29 @@ UNKNOWN = 2**33
 """Taken where the system does not say."""
 
 
+def unified(device: torch.device) -> bool:
+    """Whether the device's memory is the host's: of a CPU, and of Apple's GPUs."""
+    return device.type in ("cpu", "mps")
+
+
 def free_bytes(device: str) -> int:
     """Bytes free on a device now. On a CPU: what the system, or a container's limit, says is available.
 
-    On a GPU what torch keeps of tensors that are gone is free too.
+    On a GPU what torch keeps of tensors that are gone is free too. On Apple's, which share the host's memory, as much
+    may be used as Metal recommends.
     """
-    if device.startswith("cuda"):
+    kind = device.partition(":")[0]
+    if kind in ("cuda", "xpu"):
         import torch
 
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
+        gpu = getattr(torch, kind)
+        return int(gpu.mem_get_info(device)[0] + gpu.memory_reserved(device) - gpu.memory_allocated(device))
+    if kind == "mps":
+        import torch
+
+        driver = torch.mps.driver_allocated_memory()
+        kept = driver - torch.mps.current_allocated_memory()
+        return torch.mps.recommended_max_memory() - driver + kept
     told = Path("/proc/meminfo")
     if told.exists():
         line = next(line for line in told.read_text().splitlines() if line.startswith("MemAvailable"))
@@ -36,6 +50,16 @@ def free_bytes(device: str) -> int:
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return UNKNOWN
+
+
+def total_bytes(device: str) -> int | None:
+    """Bytes that an accelerator has; None for a CPU, of which a container may have a part."""
+    kind = device.partition(":")[0]
+    if kind == "cpu":
+        return None
+    import torch
+
+    return int(torch.mps.recommended_max_memory() if kind == "mps" else getattr(torch, kind).mem_get_info(device)[1])
 
 
 def _container_room(group: Path = Path("/sys/fs/cgroup")) -> int:

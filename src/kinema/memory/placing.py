@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from kinema.checkpoints.stream import Stream
-from kinema.memory.free import free_bytes
+from kinema.memory.free import free_bytes, unified
 from kinema.memory.plan import SHARE, Plan
 from kinema.memory.turns import Read, Turns
 from kinema.nn.ldm_unet import chunk_feed_forward
@@ -21,21 +22,21 @@ def place(system: System, plan: Plan) -> None:
     if plan.offload == "none":
         if runtime.model is not None and turning is not None:
             turning.begin("none")  # without LoRAs, which are then merged as into any network
-            runtime.offloader = None
             runtime.loras.fill(runtime.model)
+            runtime.offloader = None
+        elif runtime.model is not None and not runtime.loras.has(runtime.model):
+            runtime.loras.fill(runtime.model)  # they were taken out for turns that were broken off before they began
     else:
         if runtime.model is None:
             runtime.model = system.filled()
-            for buffer in runtime.model.buffers():
-                buffer.data = _rounded(system, buffer)
         if turning is None:
             runtime.loras.release(runtime.model)
             blocks = system.family.blocks(runtime.model)
-            turning = Turns(runtime.model, blocks, resting(system, runtime.model), system.device, system.dtype)
+            turning = Turns(runtime.model, blocks, resting(system, runtime.model), system.device, system.policy)
             runtime.offloader = turning
         state = (plan.offload, runtime.loras.files)
         if turning.state != state:  # other LoRAs too: weights that are here have the old ones in them
-            turning.begin(plan.offload, lambda name, told: runtime.loras.merged(name, told, system.dtype))
+            turning.begin(plan.offload, runtime.loras.merging)
             turning.state = state
     chunk_feed_forward(system.model, plan.tokens)
     runtime.at_once = plan.at_once
@@ -47,23 +48,22 @@ def roomy(system: System) -> bool:
 
 
 def resting(system: System, model: nn.Module) -> Read:
-    """Where each weight waits: on disk, or in the host's memory for a GPU that is short of its own.
+    """Where each weight waits: on disk, or in the host's memory for a GPU with memory of its own.
 
     What was changed by hand since it was read is in no file, and waits in memory.
     """
     held = held_back(system, model)
-    if system.device.type == "cuda":
-        size = sum(p.numel() * system.dtype.itemsize for p in model.parameters())
+    if not unified(system.device):
+        size = system.policy.bytes(sum(p.numel() for p in model.parameters()))
         if size < SHARE * free_bytes("cpu"):
-            held = {name: _rounded(system, p.detach()).to(system.dtype) for name, p in model.named_parameters()}
-            held = {name: tensor.pin_memory() for name, tensor in held.items()}
-    on_disk = None if len(held) == sum(1 for _ in model.named_parameters()) else from_disk(system)
-
-    def read(name: str) -> Tensor:
-        told = held[name] if on_disk is None or name in held else on_disk(name)
-        return _rounded(system, told)
-
-    return read
+            held = {
+                name: system.policy.ready(p.detach(), torch.device("cpu")).pin_memory()
+                for name, p in model.named_parameters()
+            }
+    if len(held) == sum(1 for _ in model.named_parameters()):
+        return held.__getitem__
+    on_disk = from_disk(system)
+    return lambda name: held[name] if name in held else on_disk(name)
 
 
 def held_back(system: System, model: nn.Module) -> dict[str, Tensor]:
@@ -72,11 +72,6 @@ def held_back(system: System, model: nn.Module) -> dict[str, Tensor]:
     changed |= {name for name, p in model.named_parameters() if p._version}
     untrained = system.weights.path is None
     return {name: p.detach() for name, p in model.named_parameters() if untrained or name in changed}
-
-
-def _rounded(system: System, tensor: Tensor) -> Tensor:
-    """The weight as precise as the system asks for; the cast to what it computes in happens where the weight goes."""
-    return tensor.to(system.rounded) if system.rounded is not None and tensor.is_floating_point() else tensor
 
 
 def from_disk(system: System) -> Read:

@@ -19,7 +19,7 @@ import torch
 
 from kinema.canvas import Canvas
 from kinema.memory import turns
-from kinema.memory.free import free_bytes, gib, held_bytes
+from kinema.memory.free import free_bytes, gib, held_bytes, unified
 from kinema.memory.rehearsal import Phase, Rehearsal
 from kinema.memory.turns import LEVELS, Offload
 from kinema.nn.hollow import hollow
@@ -82,12 +82,14 @@ def choose(system: System, request: Request, canvas: Canvas, *, measured: bool =
     budget = max((told.budget or room(system)) - taken, 1)
     needs = Needs(system, request, canvas, measured)
     if told.offload in ("auto", "none") and told.tokens is None and needs.at_most < budget:
-        return Plan(budget=budget, at_once=system.device.type == "cpu" and needs.at_once_most < budget)
+        # Two threads that come to a block at the same time would both compile it.
+        together = system.device.type == "cpu" and not system.compiled
+        return Plan(budget=budget, at_once=together and needs.at_once_most < budget)
     if told.tokens is not None and not needs.has_feed_forward:
         raise BadRequest(f"{system.name} has no feed-forward layers that work on some of the tokens at a time")
     if told.offload not in ("auto", *needs.levels):
         raise BadRequest(
-            f"{system.name} has nowhere for its weights to wait: on a CPU they wait in their file, and it has no file"
+            f"cannot offload {system.name}: on this device weights wait in their file, and it has no file"
             if system.weights.path is None
             else f"{system.name} is one network, which cannot take turns; offload may be block or sequential"
         )
@@ -113,7 +115,7 @@ def room(system: System) -> int:
 def weight_bytes(system: System) -> int:
     """Bytes of all of a system's weights."""
     with hollow():
-        return sum(p.numel() for p in system.family.build(system.config).parameters()) * system.dtype.itemsize
+        return system.policy.bytes(sum(p.numel() for p in system.family.build(system.config).parameters()))
 
 
 def _plans(needs: Needs, levels: tuple[Offload, ...], tokens: int | None) -> Iterator[Plan]:
@@ -162,7 +164,7 @@ def explain(needs: Needs, plan: Plan) -> Iterator[str]:
     plain = Plan(decoding={})
     yield f"memory: about {gib(plan.need)} at the peak of {gib(plan.budget)} that may be used"
     if plan.offload != "none":
-        where = "on disk" if needs.system.device.type == "cpu" else "in the host's memory"
+        where = "on disk" if unified(needs.system.device) else "in the host's memory"
         what = {
             "model": "networks take turns, the others wait",
             "block": "weights come block by block, the next read ahead, and wait",
@@ -203,7 +205,7 @@ class Needs:
         """The system on the meta device: every shape and no numbers."""
         with hollow():
             model = self.system.family.build(self.system.config)
-        model = model.to(self.system.dtype).eval().requires_grad_(False)
+        model = self.system.policy.placed(model, torch.device("meta")).eval().requires_grad_(False)
         channels_last(model)  # as families have them when they run: else the change would count as the step's
         return with_model(replace(self.system, device=torch.device("meta")), model)
 
@@ -229,13 +231,13 @@ class Needs:
 
     @property
     def at_most(self) -> int:
-        """More than it can be, told without building anything: files of halves may become floats."""
-        told = self.system.weights
+        """More than it can be, told without building anything: files of halves become what is computed in."""
+        told, width = self.system.weights, self.system.dtype.itemsize
         if told.path is None:
             weights = self.weights
         else:
             paths = [told.path, *(added.source.path for added in told.added)]
-            weights = 2 * sum(_size(path) for path in paths)
+            weights = sum(_size(path) for path in paths) * width // 2
         return weights + self.step_most + 4 * DECODE_MOST * 3 * self.request.pixels
 
     @property
@@ -254,8 +256,10 @@ class Needs:
 
     @property
     def levels(self) -> tuple[Offload, ...]:
-        """The levels that save something here: on a CPU weights wait in their file, if there is one."""
-        if self.system.device.type == "cpu" and self.system.weights.path is None:
+        """The levels that save something here: where memory is the host's, weights wait in their file, if there is
+        one.
+        """
+        if unified(self.system.device) and self.system.weights.path is None:
             return ("none",)
         return LEVELS if len(self.units) > 1 else tuple(level for level in LEVELS if level != "model")
 
@@ -271,8 +275,8 @@ class Needs:
         most = self._resident(step, plan.offload, kept=self.differentiates) + int(KERNELS * step.peak)
         for phase in (self.condition, self.decode(plan.decoding or {})):
             most = max(most, self._resident(phase, plan.offload) + int(KERNELS * phase.peak))
-        pixels = 4 * 3 * self.request.pixels if self.system.device.type == "cpu" else 0  # canvas and clip are there
-        return most + 3 * pixels + (GPU if self.system.device.type == "cuda" else 0)
+        pixels = 4 * 3 * self.request.pixels if unified(self.system.device) else 0  # canvas and clip are there
+        return most + 3 * pixels + (0 if self.system.device.type == "cpu" else GPU)
 
     @property
     def differentiates(self) -> bool:

@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from kinema.cancel import checkpoint
+from kinema.system import WeightPolicy
+
 Offload = Literal["none", "model", "block", "sequential"]
 """none: all weights stay. model: networks take turns. block: so do the blocks of each, the next one read ahead.
 sequential: one block at a time, nothing ahead."""
@@ -23,8 +26,8 @@ LEVELS: tuple[Offload, ...] = get_args(Offload)
 
 Read = Callable[[str], Tensor]
 """A weight by its name, from where it waits."""
-Change = Callable[[str, Tensor], Tensor]
-"""What is made of a weight as it comes, such as a LoRA merged into it."""
+Change = Callable[[str], Callable[[Tensor], Tensor] | None]
+"""What is done to the weight of a name as it comes, such as merging a LoRA into it; None leaves it as it is."""
 
 
 class Waiting(nn.Parameter):
@@ -113,15 +116,16 @@ def _unit(module: nn.Module, name: str, taken: Iterable[str]) -> Unit:
 
 
 class Turns:
-    """Has the weights of a model take turns on ``device`` in ``dtype``, until `close`.
+    """Has the weights of a model take turns on ``device``, until `close`.
 
-    ``read`` gives a weight from where it waits. The numbers that the model computes stay as they are.
+    ``read`` gives a weight from where it waits, ``policy`` makes it ready for its turn. The numbers that the model
+    computes stay as they are.
     """
 
     def __init__(
-        self, model: nn.Module, blocks: Sequence[nn.Module], read: Read, device: torch.device, dtype: torch.dtype
+        self, model: nn.Module, blocks: Sequence[nn.Module], read: Read, device: torch.device, policy: WeightPolicy
     ) -> None:
-        self.model, self.read, self.device, self.dtype = model, read, device, dtype
+        self.model, self.read, self.device, self.policy = model, read, device, policy
         self._change: Change | None = None
         self._all = units(model, blocks)
         self._resting: dict[str, Waiting] = {}
@@ -131,7 +135,7 @@ class Turns:
         self._after: dict[Unit, Unit] = {}
         self._before: Unit | None = None
         self.state: Any = None
-        """What was in force when they began, for whoever has them begin."""
+        """What was in force when they began, for whoever has them begin; None is nothing that may be relied on."""
 
     def begin(self, level: Offload, change: Change | None = None) -> None:
         """Take the weights away and let them come as ``level`` says ("none": all come now, and stay), changed."""
@@ -139,14 +143,15 @@ class Turns:
         self._change = change
         for unit in self._units():
             self._leave(unit)
-        own = [unit for unit, _ in self._all.values()]
+        own, inside = [unit for unit, _ in self._all.values()], self._inside_blocks()
         streamed = [unit for _, blocks in self._all.values() for unit in blocks]
         for module in self.model.modules():
             for key, buffer in module._buffers.items():
                 if buffer is not None:
-                    module._buffers[key] = buffer.to(self.device, self.dtype if buffer.is_floating_point() else None)
+                    module._buffers[key] = self.policy.ready(buffer, self.device)
         if level == "none":
             for unit in self._units():
+                checkpoint()
                 self._arrive(unit, self._fetch(unit))
             return
         if level == "model":
@@ -156,8 +161,9 @@ class Turns:
             if unit.module is self.model:  # the only network: what lies in no block stays
                 self._arrive(unit, self._fetch(unit))
                 continue
-            # Any part may be the first to be called: a network has methods besides its `forward`.
-            for module in unit.module.modules():
+            # Any part may be the first to be called: a network has methods besides its `forward`. What a block holds
+            # is called after the block, and may be compiled with it, where hooks are in the way.
+            for module in (m for m in unit.module.modules() if m not in inside):
                 self._hooks.append(module.register_forward_pre_hook(self._turn_of(unit)))
         self._ahead = _Ahead(self._fetch, self.device) if level == "block" else None
         self._after = dict(zip(streamed, streamed[1:], strict=False))
@@ -174,6 +180,11 @@ class Turns:
             self._ahead.close()
         self._ahead = self._in_turn = self._before = None
 
+    def _inside_blocks(self) -> set[nn.Module]:
+        """The modules that blocks hold, without the blocks themselves."""
+        blocks = [block.module for _, units in self._all.values() for block in units]
+        return {module for block in blocks for module in block.modules() if module is not block}
+
     def _units(self) -> list[Unit]:
         return [unit for own, blocks in self._all.values() for unit in (own, *blocks)]
 
@@ -183,8 +194,10 @@ class Turns:
         def turn(*_told: Any) -> None:
             if self._in_turn is unit:
                 return
-            if self._in_turn is not None:
-                self._leave(self._in_turn)
+            checkpoint()
+            before, self._in_turn = self._in_turn, None  # whatever breaks this off, none is taken to be here
+            if before is not None:
+                self._leave(before)
             self._arrive(unit, self._fetch(unit))
             self._in_turn = unit
 
@@ -192,6 +205,7 @@ class Turns:
 
     def _come(self, unit: Unit) -> Callable[..., None]:
         def come(*_told: Any) -> None:
+            checkpoint()
             if self._before is not None:
                 self._after[self._before] = unit  # the order they run in, learnt as they run
             self._before = unit
@@ -213,12 +227,10 @@ class Turns:
         made = {}
         for slot in unit.slots:
             rest, told = self._resting[slot.name], self.read(slot.name)
-            told = told if self._change is None else self._change(slot.name, told)
             if told.shape != rest.shape:
                 raise RuntimeError(f"{slot.name} waits as {tuple(told.shape)}, expected {tuple(rest.shape)}")
-            if (told.dtype, told.device, told.stride()) != (rest.dtype, self.device, rest.stride()):
-                told = torch.empty_like(rest, device=self.device).copy_(told, non_blocking=told.is_pinned())
-            made[slot.name] = told
+            merge = None if self._change is None else self._change(slot.name)
+            made[slot.name] = self.policy.ready(told, self.device, merge=merge, like=rest)
         return made
 
     def _arrive(self, unit: Unit, made: Mapping[str, Tensor]) -> None:
@@ -230,7 +242,7 @@ class Turns:
         for slot in unit.slots:
             rest = self._resting.get(slot.name)
             if rest is None or rest.stride() != slot.tensor.stride():  # a family may lay out what is in turn anew
-                like = torch.empty_like(slot.tensor, device="meta", dtype=self.dtype)
+                like = torch.empty_like(slot.tensor, device="meta", dtype=self.policy.computed)
                 self._resting[slot.name] = Waiting(like, requires_grad=False)
                 self._resting[slot.name].goes_to = self.device
             slot.owner._parameters[slot.key] = self._resting[slot.name]

@@ -60,9 +60,9 @@ def products_are_fast() -> bool:
 
 def _large(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> bool:
     """Whether there is enough of it to pay, in float32 on a CPU that samples."""
-    if not x.is_cpu or not x.dtype == conv.weight.dtype == torch.float32 or not products_are_fast():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    if not x.is_cpu or not x.dtype == conv.weight.dtype == torch.float32 or not products_are_fast():
         return False
     places = x.shape[0] * x.shape[2] * x.shape[3]
     return (

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 from kinema.system.family import (
     DECODING,
-    Batch,
     Codec,
     Conditions,
     Defaults,
     Family,
     Opened,
     Process,
-    Recipe,
     Sampling,
-    Training,
-    Tuning,
     decoding_of,
 )
 from kinema.system.files import Checkpoints, Found, Slots
-from kinema.system.opening import HUB, arithmetic, family_of, fetched, is_hub_id, open_system
+from kinema.system.opening import HUB, family_of, fetched, is_hub_id, open_system
+from kinema.system.precision import Asked, WeightPolicy, chosen, described, name_of, policy_for
 from kinema.system.runtime import Runtime
 from kinema.system.system import MemoryOptions, System, with_model
+from kinema.system.training import Batch, Recipe, Training, Tuning
 from kinema.system.weights import Added, Weights
 
 __all__ = [
     "DECODING",
     "HUB",
     "Added",
+    "Asked",
     "Batch",
     "Checkpoints",
     "Codec",
@@ -44,12 +43,16 @@ __all__ = [
     "Slots",
     "System",
     "Tuning",
+    "WeightPolicy",
     "Weights",
-    "arithmetic",
+    "chosen",
     "decoding_of",
+    "described",
     "family_of",
     "fetched",
     "is_hub_id",
+    "name_of",
     "open_system",
+    "policy_for",
     "with_model",
 ]

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from kinema.canvas import Canvas
-from kinema.checkpoints.lora_formats import Lora
 from kinema.diffusion.guidance import Guidance
 from kinema.diffusion.parameterise import Denoiser, Parameterisation
 from kinema.diffusion.schedules import Level, Schedule, Spacing
 from kinema.grid import Lattice
 from kinema.schema import OnEvent, Request, Shape
 from kinema.system.files import Checkpoints
+from kinema.system.training import Training
 from kinema.system.weights import Weights
-
-if TYPE_CHECKING:
-    from kinema.data.playroom import Playroom
-    from kinema.data.playroom.scene import Scene
+from kinema.vae.latent_rgb import LatentRGB
 
 
 @dataclass(frozen=True)
@@ -63,6 +59,8 @@ class Defaults:
     """Whether its network sees frames that are held clean, at a level of their own (`CleanFrames`)."""
     attention_windows: bool = False
     """Whether its attention over time works in windows where a request asks for that (``window_in``)."""
+    fits_float16: bool = True
+    """Whether all that it computes stays within float16's range; where it does not, bfloat16 or float32 is used."""
 
 
 @dataclass(frozen=True)
@@ -70,58 +68,6 @@ class Conditions:
     """A family's own conditioning of each branch that its guidance names (`Sampling.guidance`)."""
 
     branches: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Training data: ``video`` B×3×T×H×W in [-1, 1], one caption a clip, and what is given of it.
-
-    ``images`` B×K×3×H×W are independent pictures for joint training (VDM §3.1), with captions
-    ``image_captions[b][k]``; they never share temporal attention with the clip. ``scenes`` are the scene
-    graphs of clips that were rendered (None for filmed ones): ground truth that a recipe may learn from.
-
-    ``fps`` and ``motion`` [B] are the rate each clip plays at and how much it moves (`kinema.data.motion`), NaN
-    where that is not known. ``encoded`` is what the family's frozen networks made of the clips beforehand, under its
-    own names; ``video`` then holds their first frames only.
-    """
-
-    video: Tensor
-    captions: Sequence[str]
-    mask: Tensor
-    images: Tensor | None = None
-    image_captions: Sequence[Sequence[str]] = ()
-    scenes: Sequence[Scene | None] = ()
-    fps: Tensor | None = None
-    motion: Tensor | None = None
-    encoded: Mapping[str, Tensor] | None = None
-    weights: Path | None = None
-    """The file or folder of the model in training, beside which its vocabulary may lie."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a family's preset is trained: what `training.loop` needs besides the loss itself."""
-
-    steps: int
-    batch: int
-    learning_rate: float
-    optimiser: str = "adamw"
-    weight_decay: float = 0.0
-    warmup: int = 200
-    cooldown: float = 0.3
-    """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
-    ema: float = 0.999
-    clip_norm: float = 1.0
-    text_drop: float = 0.1
-    canvas_mix: Mapping[str, float] = field(default_factory=lambda: {"nothing": 1.0})
-    """Probability of each kind of canvas: nothing, first, ends, prefix, suffix, every, region."""
-    images: int = 0
-    """Independent pictures appended to every clip (VDM's K)."""
-    playroom: Playroom | None = None
-    """How clips of the playroom are rendered; None is the defaults."""
-    frameskip: int = 1
-    lora: Mapping[str, Any] = field(default_factory=dict)
-    """Figures of a LoRA that differ, by name."""
 
 
 DECODING = {"chunk": "decode_chunk", "overlap": "decode_overlap", "tile": "decode_tile"}
@@ -146,6 +92,9 @@ class Codec(Protocol):
 
     def leaner(self, frames: int, height: int, width: int) -> Sequence[Mapping[str, int]]:
         """Options of `decode` that need less memory for a clip of this latent size, the mildest first."""
+
+    def rgb(self, channels: int) -> LatentRGB | None:
+        """The known linear map from latents with so many channels to colours; None: `kinema.previews` fits one."""
 
 
 class Opened(Protocol):
@@ -230,44 +179,6 @@ class Sampling(Protocol):
 
     def denoiser(self, system: Opened, condition: Any, frames: Sequence[int] | None) -> Denoiser:
         """``denoise(z_BCTHW, level) -> x0_BCTHW`` for these latent frames (``None``: all of them)."""
-
-
-class Tuning(Protocol):
-    """How a family is trained in stages, in part or by a LoRA; regular expressions are of parameters' names."""
-
-    parts: Mapping[str, str]
-    """For ``--only``: a name to what the parameters of that part have in their names."""
-    adapted: str
-    """Whole names of the linear layers that a LoRA adapts."""
-
-    def staged(self, config: Any, name: str) -> Any:
-        """The config of a stage of the paper's training; BadRequest for one that the model has not."""
-
-    def grown(self, model: nn.Module, config: Any, seed: int) -> nn.Module:
-        """The network of a file in a stage that trains parts which the file lacks: those are made from the seed."""
-
-    def files(self, config: Any, tensors: Mapping[str, Tensor], low: Lora | None) -> Mapping[str, Mapping[str, Tensor]]:
-        """Further files of what was trained, in layouts that people have: name to tensors. ``low`` is a run's LoRA."""
-
-    def frozen(self, model: nn.Module) -> Mapping[str, Tensor]:
-        """The tensors that make what `encode` gives: clips encoded by others are clips of another model."""
-
-    def encode(self, model: nn.Module, video_BCTHW: Tensor) -> dict[str, Tensor]:
-        """What the frozen networks make of clips, under the names that the family's loss looks for."""
-
-
-class Training(Protocol):
-    """How a family is trained."""
-
-    def recipe(self, config: Any) -> Recipe: ...
-
-    def loss(self, model: nn.Module, config: Any, batch: Batch, generator: torch.Generator) -> Tensor:
-        """The training loss of each item of the batch, ``[B]``."""
-
-    @property
-    def tuning(self) -> Tuning | None:
-        """Stages, parts, LoRAs and clips encoded beforehand; None for a family that is only trained whole."""
-        return None
 
 
 class Family(Protocol):

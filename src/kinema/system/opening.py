@@ -22,9 +22,12 @@ from kinema.checkpoints.signatures import refused
 from kinema.checkpoints.source import Source
 from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest
+from kinema.system.blocks import COMPILED, check_compiler
 from kinema.system.family import Family
+from kinema.system.precision import Asked, WeightPolicy, chosen, policy_for
 from kinema.system.system import MemoryOptions, System
 from kinema.system.weights import Added, Weights
+from kinema.values import quoted
 
 HUB = "hub:"
 """Before a name that is the hub's, also where a file here is called the same."""
@@ -35,38 +38,38 @@ def open_system(
     *,
     preset: str | None = None,
     variant: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: Asked = torch.float32,
     device: str | torch.device | None = None,
     offline: bool | None = None,
     overrides: Mapping[str, Any] | None = None,
     loras: Mapping[str | Path, float] | None = None,
     add: Mapping[str, str | Path] | None = None,
     memory: MemoryOptions | None = None,
+    compile: bool = False,
 ) -> System:
     """Open a model: an embedded name, a family (with ``preset``, untrained), an alias, a file, a folder or a hub id.
 
     A name that begins with ``hub:`` is never a file's. ``variant`` picks among a folder's files ("fp16"), or names the
     published model that the weights are ("svd-xt"). With ``offline`` the hub is not asked, now or later.
     ``overrides`` replaces fields of the config by name. ``loras`` are LoRA files and their weights, ``add``
-    files in slots of the model (``{"motion": "mm_sd_v15_v2.ckpt"}``). Raises BadRequest for anything that is not a
-    model.
+    files in slots of the model (``{"motion": "mm_sd_v15_v2.ckpt"}``). ``dtype`` is float32 unless one is asked for, as
+    training and measuring want it; None is what `kinema.load` takes (`precision.chosen`). With ``compile`` the blocks
+    of the network are compiled. Raises BadRequest for anything that is not a model, and where PyTorch cannot compile.
     """
+    on = processor.device_of(device)
+    if compile:
+        check_compiler(on)
     named = str(source)
     if not named.strip():
         raise BadRequest("the model's name is empty; expected a name, a file, a folder or a hub id")
     name, family, config, weights, notes = _found(named, preset, variant, offline)
     added, config, said = _add(family, config, {**registry.ADDED.get(named, {}), **(add or {})}, offline)
-    weights, notes = replace(weights, added=added), (*notes, *said)
+    weights, notes = replace(weights, added=added), (*notes, *said, *([COMPILED] if compile else []))
     if overrides:
         config = _override(family, config, overrides)
-    chosen = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    told = dict(overrides or {})
-    asked = dtype or torch.float32
-    computed = arithmetic(asked, chosen)
-    rounded = None if computed == asked else asked
     system = System(
-        name, family, config, weights, chosen, computed, told, notes,
-        rounded=rounded, memory=memory or MemoryOptions(), offline=bool(offline),
+        name, family, config, weights, on, _policy(dtype, on, family, config, weights), dict(overrides or {}), notes,
+        memory=memory or MemoryOptions(), offline=bool(offline), compiled=compile,
     )  # fmt: skip
     if loras:
         system.use_loras(loras)
@@ -132,13 +135,15 @@ def _add(
     return tuple(added), config, tuple(notes)
 
 
-def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The precision to compute in: float32 for halves on a processor that has no units for them.
-
-    There a product of halves takes several times as long as one of floats, and is less exact.
-    """
-    halves = device.type == "cpu" and dtype in (torch.bfloat16, torch.float16)
-    return torch.float32 if halves and processor.has_units(dtype) is False else dtype
+def _policy(asked: Asked, device: torch.device, family: Family, config: Any, weights: Weights) -> WeightPolicy:
+    """As asked for, or as this model and this device have it; headers are read only where a GPU asks for them."""
+    fits = family.sampling.defaults(config).fits_float16
+    if isinstance(asked, torch.dtype):
+        return policy_for(asked, device, fits_float16=fits)
+    if asked not in (None, "auto"):
+        raise BadRequest(f'dtype is {quoted(asked)}; expected a torch.dtype, "auto" or None')
+    stored = None if device.type == "cpu" else weights.stored
+    return chosen(device, stored, auto=asked == "auto", fits_float16=fits)
 
 
 def is_hub_id(name: str) -> bool:

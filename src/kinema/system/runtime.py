@@ -15,8 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from kinema.cancel import checkpoint
 from kinema.checkpoints.lora_use import LoraFile, Loras
 from kinema.system.family import Codec
+from kinema.vae.latent_rgb import LatentRGB
+
+LOOK_EVERY = 0.1
+"""Seconds after which a job that waits for its turn looks whether it was cancelled."""
 
 
 class Runtime:
@@ -25,6 +30,8 @@ class Runtime:
     def __init__(self, model: nn.Module | None = None) -> None:
         self.model = model
         self.codec: Codec | None = None
+        self.rgb: LatentRGB | None = None
+        """How previews colour this codec's latents, once it is known."""
         self.loras = Loras()
         """The LoRAs in force."""
         self.own_loras: tuple[LoraFile, ...] = ()
@@ -44,18 +51,34 @@ class Runtime:
     def running(self) -> Iterator[None]:
         """One job at a time, with the CPU threads that the model was opened with.
 
-        PyTorch keeps a number of threads for each thread that computes, and last bits depend on it.
+        PyTorch keeps a number of threads for each thread that computes, and last bits depend on it. A job that is
+        cancelled while it waits for its turn ends. Whatever breaks a job off may do so between any two weights, so
+        those that take turns begin anew in the next one.
         """
-        with self.lock:
+        with self._turn():
             before = torch.get_num_threads()
             elsewhere = threading.get_ident() != self._thread and before != self._threads
             if elsewhere:
                 torch.set_num_threads(self._threads)
             try:
                 yield
+            except BaseException:
+                if self.offloader is not None:
+                    self.offloader.state = None
+                raise
             finally:
                 if elsewhere:
                     torch.set_num_threads(before)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        checkpoint()
+        while not self.lock.acquire(timeout=LOOK_EVERY):
+            checkpoint()
+        try:
+            yield
+        finally:
+            self.lock.release()
 
     def network(self, fill: Callable[[], nn.Module]) -> nn.Module:
         """The network, filled on first use, with the LoRAs in force in it."""
@@ -68,7 +91,7 @@ class Runtime:
         """Have exactly these in force; None is the model's own."""
         with self.lock:
             wanted = self.own_loras if files is None else files
-            if wanted is not self.loras.files and (wanted or self.loras.files):
+            if not self.loras.settled or (wanted is not self.loras.files and (wanted or self.loras.files)):
                 self.loras.use(wanted)
 
     def beside(self, name: str, opened: Callable[[], Any]) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kinema import registry
+from kinema.cancel import checkpoint
 from kinema.canvas import Canvas
 from kinema.checkpoints import files
 from kinema.checkpoints.lora_use import LoraFile, Loras, read_loras
@@ -22,7 +23,9 @@ from kinema.diffusion.schedules import Level, spaced
 from kinema.grid import Lattice
 from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest, OnEvent, Request, Shape, ignore
+from kinema.system.blocks import compile_blocks
 from kinema.system.family import Codec, Conditions, Family, Process, decoding_of
+from kinema.system.precision import WeightPolicy
 from kinema.system.runtime import Runtime
 from kinema.system.weights import Weights
 
@@ -47,23 +50,24 @@ class System:
     config: Any
     weights: Weights
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    dtype: torch.dtype = torch.float32
+    policy: WeightPolicy = field(default_factory=WeightPolicy)
+    """In which precision it computes, and how its weights are held."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """What of the config was replaced at opening: part of the recipe."""
     notes: tuple[str, ...] = ()
     """What was decided at opening, to be said."""
-    rounded: torch.dtype | None = None
-    """The precision weights are rounded to, where the processor computes in another (`arithmetic`)."""
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     offline: bool = False
     """Whether what is still to be found (text encoders, vocabularies) is looked for on this machine alone."""
+    compiled: bool = False
+    """Whether the network's blocks are compiled when they first run (`kinema.system.blocks`)."""
     runtime: Runtime = field(default_factory=Runtime, init=False, repr=False)
     """All that changes; a copy of a system has its own."""
 
     @property
-    def precision(self) -> torch.dtype:
-        """The precision that was asked for: of the weights, and mostly of the arithmetic too."""
-        return self.rounded or self.dtype
+    def dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return self.policy.computed
 
     @property
     def model(self) -> nn.Module:
@@ -72,9 +76,8 @@ class System:
 
     def _placed(self) -> nn.Module:
         model = self.filled()
-        if self.rounded is not None:
-            model = model.to(self.rounded)
-        return model.to(device=self.device, dtype=self.dtype)
+        checkpoint()
+        return self.policy.placed(model, self.device)
 
     @property
     def weights_hash(self) -> str:
@@ -96,12 +99,16 @@ class System:
         else:
             model = self._hollow()
             tensors = self.weights.source.tensors(self.weights.parts)
+            checkpoint()
             if not self.weights.own:
                 with readable(str(self.weights.path)):
                     tensors = self.family.checkpoints.convert(self.config, tensors)
         tensors |= self.additions()
+        checkpoint()
         if tensors:
             files.fill(model, tensors, where=str(self.weights.path))
+        if self.compiled:
+            compile_blocks(self.family.blocks(model))
         return model.eval().requires_grad_(False)
 
     def additions(self) -> dict[str, Tensor]:
@@ -109,6 +116,7 @@ class System:
         made: dict[str, Tensor] = {}
         slots = self.family.checkpoints.slots
         for added in self.weights.added:
+            checkpoint()
             assert slots is not None  # there were when the model was opened
             with readable(str(added.source.path)):
                 made |= slots.convert(self.config, added.slot, added.source.tensors(added.parts))

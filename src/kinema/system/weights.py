@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from kinema import registry
 from kinema.checkpoints.source import Source
@@ -51,6 +55,17 @@ class Weights:
         if self.path is None:
             raise RuntimeError("an untrained model has no file")
         return Source(self.path, self.variant, self.model)
+
+    @cached_property
+    def stored(self) -> torch.dtype | None:
+        """The precision that most numbers of the model's own file have, from headers alone; None without a file."""
+        if self.path is None:
+            return None
+        header = self.source.headers(self.parts) if self.parts else self.source.header
+        counted: Counter[torch.dtype] = Counter()
+        for shape, dtype in header.values():
+            counted[dtype] += prod(shape) if dtype.is_floating_point else 0
+        return max(counted, key=counted.__getitem__, default=None)
 
     @cached_property
     def hash(self) -> str:

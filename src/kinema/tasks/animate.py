@@ -5,10 +5,16 @@ With a ``region`` or ``mask`` it is a cinemagraph: elsewhere, every frame stands
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from kinema.canvas import Canvas
+from kinema.media import read
+from kinema.media.containers import existing
+from kinema.media.pictures import is_picture
 from kinema.schema import BadRequest, OnEvent, Request
 from kinema.tasks.inpaint import check_region, wanted
 from kinema.tasks.known import blank, first_frame, one_of
+from kinema.values import quoted
 
 
 def plan(request: Request) -> Request:
@@ -17,6 +23,7 @@ def plan(request: Request) -> Request:
         raise BadRequest("animate needs an image, or a keyframe: give its file")
     one_of(request, "last_image", "loop")
     check_region(request)
+    check_start(request)
     if request.image is not None and "0" in request.keyframes:
         raise BadRequest("frame 0 is given twice, by image and by keyframes: give one of them")
     if request.loop and request.image is None and "0" not in request.keyframes:
@@ -24,9 +31,23 @@ def plan(request: Request) -> Request:
     return request
 
 
+def check_start(request: Request) -> None:
+    """Refuse a start where the image is no clip, or does not last so long."""
+    if request.start is None:
+        return
+    if request.image is None:
+        raise BadRequest("start says which frame of the image is taken, if that is a clip: give an image, or no start")
+    if (path := existing(Path(request.image))).is_file() and is_picture(path):
+        raise BadRequest(f"start is {quoted(request.start)}, but {request.image} is one picture; leave start out")
+    read.probe(request.image, start=request.start)
+
+
 def canvas(request: Request, on_event: OnEvent) -> Canvas:
     video, mask = blank(request)
-    given = {frame: first_frame(request, file, on_event) for frame, file in pictures(request).items()}
+    given = {
+        frame: first_frame(request, file, on_event, None if frame or request.image is None else request.start)
+        for frame, file in pictures(request).items()
+    }
     if request.loop:
         given[request.shape.frames - 1] = given[0]
     if request.region or request.mask:

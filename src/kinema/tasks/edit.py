@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from kinema.canvas import Canvas, Heard, Piece, Release
+from kinema.canvas import Canvas, Piece, Release
 from kinema.schema import OnEvent, Request
-from kinema.tasks.known import frames_of, natural, need
+from kinema.tasks.known import heard_of, natural, need, source_frames
 
 
 def plan(request: Request) -> Request:
@@ -16,11 +16,10 @@ def plan(request: Request) -> Request:
 
 
 def canvas(request: Request, on_event: OnEvent) -> Canvas:
-    assert request.video is not None
-    source = frames_of(request, request.video, on_event, frames=request.shape.frames, fps=request.fps)
+    source = source_frames(request, on_event, frames=request.shape.frames, fps=request.fps)
     # A source shorter than the clip asked for holds its last frame, so that every frame has a start.
     held = source[:, :, -1:].expand(-1, -1, request.shape.frames - source.shape[2], -1, -1)
     whole = torch.cat([source, held], dim=2)
     video = whole.expand(request.clips, -1, -1, -1, -1).contiguous()
     edited = Piece(video, torch.ones_like(video[:, :1]), Release("strength", request.strength))
-    return Canvas(request.shape, (edited,), heard=Heard(request.video))
+    return Canvas(request.shape, (edited,), heard=heard_of(request))

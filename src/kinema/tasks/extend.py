@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from kinema.canvas import Canvas, Heard
-from kinema.media import read
+from kinema.canvas import Canvas
 from kinema.schema import MAX_FRAMES, BadRequest, Note, OnEvent, Request
-from kinema.tasks.known import blank, frames_of, need, one_of
+from kinema.tasks.known import blank, heard_of, need, one_of, source, source_frames
 
 NEW_FRAMES = 12
 
@@ -13,9 +12,8 @@ NEW_FRAMES = 12
 def plan(request: Request) -> Request:
     """``frames`` counts the whole result; left out, `NEW_FRAMES` are added to the clip (or to ``keep`` of it)."""
     need(request, "video")
-    assert request.video is not None
     one_of(request, "backward", "loop")
-    probe = read.probe(request.video, fps=request.fps)
+    probe = source(request, request.fps)
     known = min(probe.frames, request.keep or probe.frames)
     frames = request.frames or known + NEW_FRAMES
     if request.frames is None and frames > MAX_FRAMES:
@@ -31,22 +29,21 @@ def plan(request: Request) -> Request:
 
 
 def canvas(request: Request, on_event: OnEvent) -> Canvas:
-    assert request.video is not None
     assert request.keep is not None
     assert request.fps is not None
     video, mask = blank(request)
     k, fps = request.keep, request.fps
     part = {"frames": k} if request.backward else {"last": k}
-    known = frames_of(request, request.video, on_event, fps=fps, **part)
+    known = source_frames(request, on_event, fps=fps, **part)
     k = known.shape[2]
-    whole = read.probe(request.video, fps=fps).frames
+    whole = source(request, fps).frames
     if whole > k:
         which = "first" if request.backward else "last"
         on_event(Note(f"the {which} {k} of {whole} frames of {request.video} are kept, and the rest left out"))
     if request.backward:
         video[:, :, -k:], mask[:, :, -k:] = known, 1
-        return Canvas.of(video, mask, heard=Heard(request.video, 0.0, k / fps, (request.shape.frames - k) / fps))
+        return Canvas.of(video, mask, heard=heard_of(request, 0.0, k / fps, (request.shape.frames - k) / fps))
     video[:, :, :k], mask[:, :, :k] = known, 1
     if request.loop:
         video[:, :, -1], mask[:, :, -1] = video[:, :, 0], 1
-    return Canvas.of(video, mask, heard=Heard(request.video, (whole - k) / fps, k / fps))
+    return Canvas.of(video, mask, heard=heard_of(request, (whole - k) / fps, k / fps))

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kinema.canvas import Canvas, Heard
+from kinema.canvas import Canvas
 from kinema.schema import BadRequest, OnEvent, Request
-from kinema.tasks.known import blank, frames_of, natural, need, one_of
+from kinema.tasks.known import blank, frames_of, heard_of, natural, need, one_of, source, source_frames
 
 
 def plan(request: Request) -> Request:
@@ -27,20 +27,25 @@ def check_region(request: Request) -> None:
 
 
 def canvas(request: Request, on_event: OnEvent) -> Canvas:
-    assert request.video is not None
     video, mask = blank(request)
-    known = frames_of(request, request.video, on_event, frames=request.shape.frames, fps=request.fps)
+    known = source_frames(request, on_event, frames=request.shape.frames, fps=request.fps)
     count = known.shape[2]
     video[:, :, :count] = known
     mask[:, :, :count] = 1 - wanted(request, on_event)[:, :, :count]
-    return Canvas.of(video, mask, heard=Heard(request.video))
+    return Canvas.of(video, mask, heard=heard_of(request))
 
 
 def wanted(request: Request, on_event: OnEvent) -> Tensor:
-    """1 where new content is wanted, 1×1×T×H×W, from the region or the mask file (at the clip's own rate)."""
+    """1 where new content is wanted, 1×1×T×H×W, from the region or the mask file (at the clip's own rate).
+
+    A mask clip is of the whole clip: where that is trimmed, the mask starts at the same second (its nearest frame), and
+    must have begun to be shown by then: `BadRequest` otherwise. A picture is of every frame.
+    """
     _, _, t, h, w = request.shape.bcthw
     if request.mask is not None:
-        light = frames_of(request, request.mask, on_event, frames=t, fps=request.fps).mean(1, keepdim=True)
+        start = None if request.video is None or request.start is None else source(request, request.fps).begin
+        light = frames_of(request, request.mask, on_event, frames=t, fps=request.fps, trim=(start, None))
+        light = light.mean(1, keepdim=True)
         area = (light > 0).float()
         # A mask shorter than the clip holds its last picture.
         area = F.pad(area, (0, 0, 0, 0, 0, t - area.shape[2]), mode="replicate")

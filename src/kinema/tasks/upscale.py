@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from kinema.canvas import Canvas, Heard, Small
-from kinema.media import read
+from kinema.canvas import Canvas, Small
 from kinema.media.timing import RATES
 from kinema.schema import MAX_FRAMES, BadRequest, OnEvent, Request, Shape
 from kinema.tasks.interpolate import heard
-from kinema.tasks.known import frames_of, need
+from kinema.tasks.known import heard_of, need, source, source_frames
 
 
 def plan(request: Request) -> Request:
     """At ``every`` times the clip's rate and frames, unless told otherwise."""
     need(request, "video")
-    assert request.video is not None
-    every, probe = request.every or 1, read.probe(request.video)
+    every, probe = request.every or 1, source(request)
     frames, fps = request.frames or probe.frames * every, request.fps or probe.fps * every
     if frames > MAX_FRAMES:
         raise BadRequest(
@@ -33,8 +31,7 @@ def factor(request: Request) -> int:
 
     The request has its size. Raises BadRequest where that is no enlargement, or no whole one.
     """
-    assert request.video is not None
-    shape, probe = request.shape, read.probe(request.video)
+    shape, probe = request.shape, source(request)
     least = min(shape.height / probe.height, shape.width / probe.width)
     told = request.scale or max((n for n in range(2, MOST + 1) if n <= least + 0.5 and _whole(shape, n)), default=0)
     sizes = f"{request.video} is {probe.width}×{probe.height}, and {shape.width}×{shape.height} are asked for"
@@ -57,11 +54,10 @@ def _whole(shape: Shape, times: int) -> bool:
 
 def canvas(request: Request, on_event: OnEvent) -> Canvas:
     """Nothing is given; the small clip is known, fitted to the sides that the factor leaves."""
-    assert request.video is not None
     times, every, shape = factor(request), request.every or 1, request.shape
     small = request.with_(height=shape.height // times, width=shape.width // times)
-    video = frames_of(small, request.video, on_event, frames=-(-shape.frames // every))
+    video = source_frames(small, on_event, frames=-(-shape.frames // every))
     video = video.expand(request.clips, -1, -1, -1, -1).contiguous()
     told = Small(video, times, every, request.super_resolution_weight)
-    own = Heard(request.video) if every == 1 else heard(request, read.probe(request.video).fps)
+    own = heard_of(request) if every == 1 else heard(request, source(request).fps)
     return Canvas(shape, small=told, heard=own)

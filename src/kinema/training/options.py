@@ -41,6 +41,7 @@ class TrainOptions:
     out: str = option("folder of the run; an existing run there is resumed", "runs/train", path=True)
     steps: int | None = option("optimiser steps in all", None, 1, 1e9)
     batch: int | None = option("clips a step", None, 1, 1e6)
+    accumulate: int = option("parts that a step's clips are taken in, one after the other, to save memory", 1, 1, 1e6)
     learning_rate: float | None = option("peak learning rate", None, 1e-12, 1e3)
     stage: str | None = option(
         "stage of the paper's training: of svd such as base or finetune; of animatediff image, style, motion, "
@@ -65,7 +66,10 @@ class TrainOptions:
     sample_every: int = option("steps between sample sheets; 0 is never", 1000, 0, 1e9)
     validate_every: int = option("steps between validation losses; 0 is never", 250, 0, 1e9)
     keep: int = option("newest checkpoints kept, besides the best", 2, 1, 1e6)
-    compile: bool = option("torch.compile the network", False)
+    checkpoint_activations: bool = option(
+        "keep only what enters each block and compute the rest again backwards: less memory, a slower step", False
+    )
+    compile: bool = option("compile the network's blocks: faster steps after a slow first one", False)
     grammar: Literal["simple", "full", "mixed", "scenic", "filmed"] | None = option(
         "playroom: simple, full, mixed; scenic or filmed (simple, with patterns, and some or many camera motions)", None
     )

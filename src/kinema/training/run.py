@@ -107,12 +107,19 @@ def step(run: Run, batches: Iterator[Batch], on_event: OnEvent) -> TrainStep:
 
 
 def gradients(run: Run, batch: Batch) -> tuple[float, float]:
-    """Forward, backward and clipped gradients of one batch: (loss, gradient norm before clipping)."""
+    """Forward, backward and clipped gradients of one batch: (loss, gradient norm before clipping).
+
+    A batch that is taken in parts has the same gradients, up to rounding: each part sees the noise of its own clips.
+    """
     seed = run.state.seed * 1_000_003 + run.state.step
-    loss = losses(run.network, run.system, batch, seed=seed, precision=run.state.precision).mean()
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(run.network.parameters(), run.recipe.clip_norm)
-    return float(loss.detach()), float(norm)
+    loss = 0.0
+    for part in batch.parts(run.options.accumulate):
+        each = losses(run.model, run.system, part, seed=seed, precision=run.state.precision)
+        mean = each.sum() / batch.count
+        mean.backward()
+        loss += float(mean.detach())
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
+    return loss, float(norm)
 
 
 @torch.no_grad()
@@ -136,7 +143,8 @@ def validate(run: Run) -> float:
 def losses(network: nn.Module, system: System, batch: Batch, *, seed: int, precision: str) -> Tensor:
     """The family's loss of each clip, ``[B]``; noise levels and noise are a function of ``seed``."""
     generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)  # dropout draws from the global generator
+    if batch.first == 0:
+        torch.manual_seed(seed)  # dropout draws from the global generator; later parts of a batch go on with it
     device = system.device
     moved = replace(
         batch,

@@ -6,7 +6,7 @@ import copy
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from kinema.data.playroom import Playroom
 from kinema.nn.hollow import hollow
 from kinema.schema import BadRequest, Note, OnEvent, Phase
 from kinema.system import Batch, Recipe, System, family_of, open_system
+from kinema.system.blocks import check_compiler, checkpoint_blocks, compile_blocks
 from kinema.training import checkpoint, learning, optim
 from kinema.training.checkpoint import State
 from kinema.training.ema import EMA
@@ -35,14 +36,13 @@ _VALIDATION_SEED = 7
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is ready to go; ``network`` is the model, compiled where that was asked for."""
+    """A run that is ready to go."""
 
     options: TrainOptions
     folder: Path
     system: System
     recipe: Recipe
     model: nn.Module
-    network: nn.Module
     ema: EMA
     optimisers: list[Optimizer]
     state: State
@@ -61,6 +61,8 @@ def prepare(options: TrainOptions) -> tuple[System, Recipe]:
             f"{path} is a checkpoint of a training run: go on with that run by its folder as out, or start from "
             "the model.safetensors or best.safetensors beside it"
         )
+    if options.compile:
+        check_compiler(processor.device_of(options.device))
     opened = open_system(options.model, variant=options.variant, device=options.device, add=additions(options.add))
     system = learning.with_options(opened, options)
     recipe = system.family.training.recipe(system.config)
@@ -69,7 +71,12 @@ def prepare(options: TrainOptions) -> tuple[System, Recipe]:
     told = _given(options, "steps", "batch", "learning_rate", "frameskip")
     if shown := _given(options, "grammar", "style", "camera"):
         told["playroom"] = replace(recipe.playroom or Playroom(), **shown)
-    return system, replace(recipe, **told)
+    recipe = replace(recipe, **told)
+    if recipe.batch % options.accumulate:
+        raise BadRequest(
+            f"accumulate is {options.accumulate}; expected a number of equal parts of a step's {recipe.batch} clips"
+        )
+    return system, recipe
 
 
 def _given(options: TrainOptions, *names: str) -> dict[str, Any]:
@@ -120,10 +127,13 @@ def begin(options: TrainOptions, folder: Path, on_event: OnEvent) -> Run:
     fixed = Stream(source.held_out, replace(recipe, text_drop=0.0), recipe.batch, _VALIDATION_SEED)
     validation = [fixed.at(i) for i in range(_VALIDATION_BATCHES)] if options.validate_every else []
     note = json.dumps({"family": system.family.name, "config": system.family.to_json(system.config)})
-    network = cast("nn.Module", torch.compile(model)) if options.compile else model
+    if options.compile:
+        compile_blocks(blocks)
+    if options.checkpoint_activations:
+        checkpoint_blocks(blocks)
     log = Log(folder, options, recipe, state.step)
     return Run(
-        options, folder, system, recipe, model, network, ema, optimisers, state, source, stream, validation, note, log
+        options, folder, system, recipe, model, ema, optimisers, state, source, stream, validation, note, log
     )  # fmt: skip
 
 

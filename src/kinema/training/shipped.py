@@ -19,6 +19,7 @@ from kinema.training.run import TrainResult, train
 
 FREE = (
     *("out", "steps", "batch", "seed", "precision", "device", "threads", "compile", "max_bad_steps"),
+    *("accumulate", "checkpoint_activations"),
     *("save_every", "sample_every", "validate_every", "keep"),
 )
 """Options that the user may tell; all others are the legs'."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kinema.nn.ldm_unet import Attention, Downsample, ResBlock, Upsample, add_, group_norm, places, silu_, tokens
+from kinema.vae.latent_rgb import LatentRGB, published
 from kinema.vae.precision import upcast
 from kinema.vae.tiling import by_images, tiled
 
@@ -178,6 +179,9 @@ class ImageCodec:
     def leaner(self, frames: int, height: int, width: int) -> Sequence[Mapping[str, int]]:  # noqa: ARG002
         """Ways to decode in less memory, the mildest first: smaller and smaller tiles."""
         return [{"tile": tile} for tile in (64, 32, 16) if tile < max(height, width)]
+
+    def rgb(self, channels: int) -> LatentRGB | None:
+        return published(channels, self.vae.stride, self.scale)
 
     def _whole(self, z_BCTHW: Tensor) -> Tensor:
         return self._each(lambda z: self.vae.decode(z / self.scale), z_BCTHW)

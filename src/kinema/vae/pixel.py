@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from kinema.vae.latent_rgb import PIXELS, LatentRGB
+
 
 @dataclass(frozen=True)
 class PixelCodec:
@@ -21,3 +23,6 @@ class PixelCodec:
     def leaner(self, frames: int, height: int, width: int) -> Sequence[Mapping[str, int]]:  # noqa: ARG002
         """None: pixels take no work."""
         return ()
+
+    def rgb(self, channels: int) -> LatentRGB:  # noqa: ARG002 (always 3)
+        return PIXELS

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kinema.cancel import checkpoint
 from kinema.grid import FrameGrid, LatentGrid
 from kinema.schema import Shape
 
@@ -38,6 +39,7 @@ def placed(encode: Encode, grid: LatentGrid, video_B3THW: Tensor, mask_B1THW: Te
         mask[:, :, cell] = _pooled(grid, mask_B1THW[:, :, frame : frame + 1])[:, :, 0]
     content: Tensor | None = None
     for part in parts:
+        checkpoint()
         z = encode(video_B3THW[:, :, part.frames])
         if z.shape[2] != (expected := grid.time.latent(len(part.frames))):
             raise ValueError(f"{len(part.frames)} frames became {z.shape[2]} latent frames; the grid says {expected}")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinema.cancel import checkpoint
 from kinema.nn import winograd
 from kinema.nn.ldm_unet import GroupNorm, ResBlock, scale_and_shift
 
@@ -49,6 +50,7 @@ def residual(block: ResBlock, height: int, width: int) -> Callable[[Tensor, Tens
     into, out_of = (convolution(conv, height, width) for conv in (block.conv1, block.conv2))
 
     def run(x_HWC: Tensor, out_HWK: Tensor, room: Tensor) -> None:
+        checkpoint()
         between_HWK = room.view(out_HWK.shape)
 
         def first() -> Iterator[Tensor]:

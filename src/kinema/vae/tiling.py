@@ -12,6 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from kinema.cancel import checkpoint
+
 Decode = Callable[[Tensor], Tensor]
 """``decode(z B×c×T×h×w) -> pixels B×3×T×H×W``."""
 
@@ -26,11 +28,13 @@ def by_images(layer: Callable[[Tensor], Tensor], x_NCHW: Tensor, growth: int = 1
     ``growth`` is how many times larger than x its maps are. With ``overwrite``, what comes out may take the place of
     what went in, where their shapes are the same.
     """
+    checkpoint()
     few = max(1, AT_ONCE // (growth * x_NCHW[0].numel()))
     if torch.is_grad_enabled() or len(x_NCHW) <= few:
         return layer(x_NCHW)
     out = x_NCHW if overwrite else None
     for at in range(0, len(x_NCHW), few):
+        checkpoint()
         made = layer(x_NCHW[at : at + few])
         if out is None or out.shape[1:] != made.shape[1:]:
             shape = (len(x_NCHW), *made.shape[1:])
@@ -62,10 +66,12 @@ def faded(decode: Decode, z_BCTHW: Tensor, axis: int, size: int, overlap: int, s
         raise ValueError(f"parts of {size} cannot share {overlap}")
     total = z_BCTHW.shape[axis]
     if size >= total:
+        checkpoint()
         return decode(z_BCTHW)
     out: Tensor | None = None
     done = 0
     for start in starts(total, size, overlap):
+        checkpoint()
         part = decode(z_BCTHW.narrow(axis, start, min(size, total - start)))
         if out is None:
             shape = list(part.shape)

@@ -16,6 +16,7 @@ from kinema.families.animatediff.family import FAMILY
 from kinema.families.animatediff.files import lora
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.families.animatediff.training import TRAINING
+from kinema.system import Batch
 from kinema.training.stream import Stream
 
 
@@ -67,7 +68,7 @@ def test_sparsectrl_is_shown_few_frames_and_sometimes_none():
 def test_what_is_shown_is_latents_or_drawings_where_the_mask_is_and_zeros_elsewhere(sparse, channels, side):
     config = replace(FAMILY.presets["tiny"], sparse=sparse, stage="sparsectrl")
     video, latents = batch(config, 2).video, torch.randn(2, 4, 8, 8, 8)
-    given, mask = recipe.show(config, video, latents, torch.Generator().manual_seed(3))
+    given, mask = recipe.show(config, Batch(video, [""] * len(video), video), latents, torch.Generator().manual_seed(3))
     assert given.shape == (2, channels, 8, side, side)
     assert mask.shape == (2, 1, 8, side, side)
     assert set(mask.unique().tolist()) <= {0.0, 1.0}

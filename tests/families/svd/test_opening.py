@@ -20,7 +20,7 @@ from kinema.families.svd.config import PRESETS, SVD, SVD_XT
 from kinema.media.metadata import read_recipe
 from kinema.schema import BadRequest, Note, Request
 from kinema.settle import settle
-from kinema.system import System, arithmetic
+from kinema.system import System, policy_for
 from kinema.training.options import TrainOptions
 from kinema.training.setup import prepare
 
@@ -110,8 +110,8 @@ def test_halves_are_taken_by_name_or_where_there_is_nothing_else(saved, tmp_path
         system = load(tmp_path / "half", variant=variant).system
         assert torch.equal(system.model.state_dict()[name], expected.float())
     kept = load(tmp_path / "half", dtype=torch.float16).system
-    computed = arithmetic(torch.float16, kept.device)  # float32 where the processor has no units for halves
-    assert kept.precision == torch.float16
+    computed = policy_for(torch.float16, kept.device).computed  # float32 where the CPU has no native float16
+    assert kept.policy.precision == torch.float16
     assert torch.equal(kept.model.get_parameter(name), expected.to(computed))
     both = shutil.copytree(saved, tmp_path / "both")
     shutil.copytree(tmp_path / "half", both, dirs_exist_ok=True)

@@ -18,7 +18,7 @@ from kinema.families.vdm.model import Stage, VideoUNet
 from kinema.guide import guide
 from kinema.schema import BadRequest, Note, OnEvent, Request, Shape, ignore
 from kinema.settle import with_defaults
-from kinema.system import Conditions, System, Weights, open_system
+from kinema.system import Conditions, System, WeightPolicy, Weights, open_system
 
 SHAPE = (1, 3, 8, 16, 16)
 
@@ -83,7 +83,7 @@ def test_unknown_words_are_said(tiny: Config) -> None:
 
 
 def test_per_frame_denoises_every_frame_by_itself(tiny: Config, lively: Callable[..., VideoUNet]) -> None:
-    model = replace(system(tiny), dtype=torch.float64)
+    model = replace(system(tiny), policy=WeightPolicy(torch.float64, torch.float64))
     model.__dict__["model"] = lively()
     z, other = noisy().double(), noisy().double()
     other[:, :, 3] += 1

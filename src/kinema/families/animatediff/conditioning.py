@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kinema import registry
+from kinema.cancel import checkpoint
 from kinema.canvas import Canvas
 from kinema.conditioning import pocket
 from kinema.conditioning.clip_text import ClipTokenizer, Tokenizer, WordTokenizer, encode, find_vocabulary
@@ -134,6 +135,7 @@ def encode_text(
     model: AnimateDiff, config: Config, tokenizer: Tokenizer, text: str, clip_skip: int = 1
 ) -> tuple[Tensor, Tensor | None]:
     """A prompt of any length: context 1×L×C, and for SDXL the pooled embedding 1×P."""
+    checkpoint()
     for size in config.text:
         if (most := max([tokenizer.end, *tokenizer.tokens(text)])) >= size.vocabulary:
             raise BadRequest(

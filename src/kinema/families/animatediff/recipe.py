@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import Generator, Tensor, nn
 
+from kinema import processor
 from kinema.conditioning.clip_text import rows
 from kinema.data import styles
 from kinema.diffusion.parameterise import EPS, X0, Parameterisation
@@ -81,7 +82,7 @@ def run_unet(model: AnimateDiff, config: Config, z_BCTHW: Tensor, level: Level, 
     if context.shape[1] > 1:  # a row for every frame of every clip
         context = context.expand(batch, -1, -1, -1)
     context = context.flatten(0, 1)
-    step = schedule.timestep(level.log_snr).to(z_BCTHW.device)
+    step = processor.moved(schedule.timestep(level.log_snr), z_BCTHW.device)
     added, shown = condition.added_BV, condition.shown
     control = None
     if shown is not None and model.sparse is not None:
@@ -116,13 +117,14 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: Generator) -
     x0 = encode(network, config, batch.video) if batch.encoded is None else batch.encoded["latents"].to(batch.video)
     context, added = _captions(network, config, batch)
     schedule = schedule_of(config) if moves else image_schedule_of(config)
-    level, step = kind_of(config).draw(schedule, len(x0), generator, moves=moves)
-    eps = torch.randn(x0.shape, generator=generator).to(x0)
-    z, step = level.add_noise(x0, eps), step.to(x0.device)
+    level, step = kind_of(config).draw(schedule, batch.count, generator, moves=moves)
+    level, step = batch.own(level), batch.own(step)
+    eps = batch.own(torch.randn(batch.count, *x0.shape[1:], generator=generator)).to(x0)
+    z, step = level.add_noise(x0, eps), processor.moved(step, x0.device)
     control = None
     if config.trains == "sparsectrl" and network.sparse is not None:
         channels_last(network.sparse)
-        given, mask = show(config, batch.video, x0, generator)
+        given, mask = show(config, batch, x0, generator)
         control = network.sparse(given, mask, step, context)
     # One row of context a clip: its frames share it.
     motion = moves and config.motion != "none"
@@ -137,7 +139,7 @@ def single(batch: Batch, generator: Generator) -> Batch:
         frames = batch.encoded["latents"].shape[2]
     if frames == 1:
         return batch
-    chosen = torch.randint(frames, (len(batch.captions),), generator=generator).tolist()
+    chosen = batch.own(torch.randint(frames, (batch.count,), generator=generator)).tolist()
 
     def cut(x_BCTHW: Tensor) -> Tensor:
         return torch.stack([x[:, t : t + 1] for x, t in zip(x_BCTHW, chosen, strict=True)])
@@ -175,14 +177,14 @@ UNSHOWN = 0.1
 """Share of clips of which SparseCtrl is shown nothing, so that it leaves the model alone then."""
 
 
-def show(config: Config, video_BCTHW: Tensor, x0_BCTHW: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+def show(config: Config, batch: Batch, x0_BCTHW: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     """What SparseCtrl is shown of clips, and the mask: latents, or drawings, at `keyframes`; zeros elsewhere."""
-    count, frames = len(x0_BCTHW), x0_BCTHW.shape[2]
+    video_BCTHW, frames = batch.video, x0_BCTHW.shape[2]
     whole = x0_BCTHW
     if config.sparse == "scribble":
         drawn = [styles.lines((clip.float() + 1) / 2) for clip in video_BCTHW]
         whole = torch.stack(drawn)[:, None].expand(-1, 3, -1, -1, -1).to(video_BCTHW)
-    kept_BT = torch.stack([keyframes(frames, generator) for _ in range(count)]).to(whole)
+    kept_BT = batch.own(torch.stack([keyframes(frames, generator) for _ in range(batch.count)])).to(whole)
     mask = kept_BT[:, None, :, None, None].expand(-1, 1, -1, *whole.shape[-2:])
     return whole * mask, mask
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 from torch import Tensor, nn
 
 from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.control.ip_adapter import PictureBlock, Pictures, Projections
-from kinema.families.animatediff.motion.module import AS_TRAINED, MotionModule, Moving, norm_over_clip
+from kinema.families.animatediff.motion.module import AS_TRAINED, MotionModule, Moving, beside_frozen, norm_over_clip
 from kinema.nn.embeddings import sinusoidal
 from kinema.nn.ldm_unet import Downsample, ResBlock, TimestepEmbedding, Upsample, add_, group_norm, silu_
 from kinema.nn.sd_unet import (
@@ -148,7 +149,8 @@ class MovingLevel(Level[MovingTold]):
         """Residual block ``index``, its transformer and its motion module."""
         x_NCHW = super().forward(index, x_NCHW, told)
         if told.motion and len(self.motion_modules):
-            x_NCHW = self.motion_modules[index](x_NCHW, told.frames, told.moving)
+            module = cast(MotionModule, self.motion_modules[index])
+            x_NCHW = module(beside_frozen(module, x_NCHW), told.frames, told.moving)
         return x_NCHW
 
     def residual(self, index: int, x_NCHW: Tensor, told: MovingTold) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kinema import registry
+from kinema.cancel import checkpoint
 from kinema.canvas import Canvas
 from kinema.diffusion.noise import Noise
 from kinema.families.svd.config import Config
@@ -78,6 +79,7 @@ def encode(  # noqa: PLR0917 (what the network is told, one by one)
     noisy = picture_B3HW + augmentation.to(picture_B3HW)[:, None, None, None] * noise_B3HW.to(picture_B3HW)
     latents = upcast(model.vae, model.vae.encode, noisy)[:, :, None]
     seen = picture_B3HW if seen_B3HW is None else seen_B3HW
+    checkpoint()
     return Condition(model.image_encoder.embed(seen)[:, None], latents, scalars_BTV)
 
 

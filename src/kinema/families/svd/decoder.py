@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from kinema import heap
+from kinema.cancel import checkpoint
 from kinema.families.svd.config import Config
 from kinema.families.svd.layers import Mixer, Scratch, TemporalResBlock, conv_over_time, fold, over_time, unfold
 from kinema.nn.ldm_unet import ResBlock, Upsample, group_norm, silu_, twice_as_large
 from kinema.vae import strips
 from kinema.vae.kl2d import EPS, Decoder, Encoder, SpaceAttention, Stage
+from kinema.vae.latent_rgb import LatentRGB, published
 from kinema.vae.precision import upcast
 from kinema.vae.tiling import FRAMES, by_images, faded, tiled
 
@@ -96,6 +98,7 @@ class TemporalDecoder(nn.Module):
             for block in stage.resnets:
                 x = block.over_space(x, up, scratch)  # the map before is free when layers over time make theirs
                 up = None
+                checkpoint()
                 x = block.over_time(x, frames, scratch)
             up = stage.upsamplers[0] if stage.upsamplers is not None else None
         x = by_images(lambda part: self.conv_out(silu_(self.conv_norm_out(part))), x)
@@ -209,6 +212,9 @@ class SVDCodec:
         few = ways[-1] if ways else {}
         ways += [{**few, "tile": tile} for tile in (64, 32, 16) if tile < max(height, width)]
         return ways
+
+    def rgb(self, channels: int) -> LatentRGB | None:
+        return published(channels, self.vae.stride, self.scale)
 
     def _decode(self, z_BCTHW: Tensor) -> Tensor:
         b, _, frames = z_BCTHW.shape[:3]

@@ -104,10 +104,11 @@ class TemporalResBlock(nn.Module):
 
         Only the norms look further than one place: with their statistics taken first, a strip of places goes
         through every layer while it is in the cache, and one whole map is held besides x instead of three, in
-        ``scratch`` if blocks after one another share one.
+        ``scratch`` if blocks after one another share one. A compiler fuses the layers itself.
         """
-        strips = strips_of(x_BCTS)
-        if len(strips) == 1 or torch.is_grad_enabled():
+        whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        strips = [] if whole else strips_of(x_BCTS)
+        if len(strips) <= 1:
             return add_scaled_(x_BCTS, self(x_BCTS, emb_BTE), share)
         shift = None if self.time_emb_proj is None or emb_BTE is None else self._shift(emb_BTE)
         norm = normed(self.norm1, [x_BCTS[..., strip] for strip in strips])

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from kinema import processor
 from kinema.data.motion import bucket
 from kinema.diffusion import losses
 from kinema.diffusion.parameterise import V
@@ -84,7 +85,7 @@ def run_unet(
     picture = condition.picture_BCTHW.to(z_BCTHW).expand(-1, -1, z_BCTHW.shape[2], -1, -1)
     x = torch.cat([z_BCTHW, picture], dim=1).to(unet.conv_in.weight.dtype)
     told = condition.scalars_BTV.to(z_BCTHW.device)
-    return unet(x, c_noise(level).to(z_BCTHW.device), condition.context_B1C.to(x), told, image_only_BT)
+    return unet(x, processor.moved(c_noise(level), z_BCTHW.device), condition.context_B1C.to(x), told, image_only_BT)
 
 
 def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -97,18 +98,18 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
     if stage.images:
         batch = _single(batch, generator)
     made = batch.encoded or encode(network, batch.video)
-    x0 = draw(made["moments"].to(network.unet.conv_in.weight), generator) * config.latent_scale
+    x0 = draw(made["moments"].to(network.unet.conv_in.weight), batch, generator) * config.latent_scale
     count = len(x0)
     condition = _condition(network, config, batch, made, generator)
-    kept = (torch.rand(count, generator=generator) >= stage.drop).to(x0)
+    kept = batch.own(torch.rand(batch.count, generator=generator) >= stage.drop).to(x0)
     condition = replace(
         condition,
         context_B1C=condition.context_B1C * kept[:, None, None],
         picture_BCTHW=condition.picture_BCTHW * over(kept * stage.given, x0),
     )
     draw_levels = losses.draw_levels("edm-lognormal", p_mean=stage.p_mean, p_std=stage.p_std, stratified=True)
-    level = draw_levels(SCHEDULE, count, generator)
-    eps = torch.randn(x0.shape, generator=generator).to(x0)
+    level = batch.own(draw_levels(SCHEDULE, batch.count, generator))
+    eps = batch.own(torch.randn(batch.count, *x0.shape[1:], generator=generator)).to(x0)
     z = level.add_noise(x0, eps)
     alone = torch.ones(count, x0.shape[2], dtype=torch.bool, device=x0.device) if stage.images else None
     # A gradient nobody reads: where the first layers are frozen, torch 2.13 crashes in the backward pass of a CPU group
@@ -123,7 +124,7 @@ def _single(batch: Batch, generator: torch.Generator) -> Batch:
     if batch.encoded is not None:
         moments = batch.encoded["moments"][:, :, :1]
         return replace(batch, encoded={**batch.encoded, "moments": moments})
-    chosen = torch.randint(batch.video.shape[2], (len(batch.video),), generator=generator).tolist()
+    chosen = batch.own(torch.randint(batch.video.shape[2], (batch.count,), generator=generator)).tolist()
     return replace(batch, video=torch.stack([clip[:, t : t + 1] for clip, t in zip(batch.video, chosen, strict=True)]))
 
 
@@ -140,10 +141,11 @@ def encode(model: SVD, video_BCTHW: Tensor) -> dict[str, Tensor]:
     return {"moments": moments.unflatten(0, (count, frames)).transpose(1, 2), "context": context}
 
 
-def draw(moments_BCTHW: Tensor, generator: torch.Generator) -> Tensor:
+def draw(moments_BCTHW: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
     """Latents drawn from their posterior, as sgm's first stage gives them to training."""
     mean, log_variance = moments_BCTHW.chunk(2, dim=1)
-    return mean + torch.exp(log_variance / 2) * torch.randn(mean.shape, generator=generator).to(mean)
+    noise = batch.own(torch.randn(batch.count, *mean.shape[1:], generator=generator))
+    return mean + torch.exp(log_variance / 2) * noise.to(mean)
 
 
 def _condition(
@@ -151,9 +153,8 @@ def _condition(
 ) -> Condition:
     """The picture twice, its latents from a noised copy of it, and the clips' own numbers."""
     picture = batch.video[:, :, 0]
-    count = len(picture)
-    amount = torch.exp(NOISE_MEAN + NOISE_STD * torch.randn(count, generator=generator))
-    noise = torch.randn(picture.shape, generator=generator).to(picture)
+    amount = batch.own(torch.exp(NOISE_MEAN + NOISE_STD * torch.randn(batch.count, generator=generator)))
+    noise = batch.own(torch.randn(batch.count, *picture.shape[1:], generator=generator)).to(picture)
     with torch.no_grad():
         latents = network.vae.encode(picture + amount.to(picture)[:, None, None, None] * noise)[:, :, None]
     numbers = {**numbers_of(config, batch), "augmentation": amount}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from kinema import registry
+from kinema import processor, registry
 from kinema.canvas import Canvas
 from kinema.conditioning.pocket import PocketTokenizer, say_unknown
 from kinema.diffusion.parameterise import Denoiser
@@ -111,7 +111,7 @@ class VDMSampling(Sampling):
         def network(z_BCTHW: Tensor, level: Level) -> Tensor:
             independent = z_BCTHW.shape[2] if condition.per_frame else 0
             z = z_BCTHW.to(system.dtype)  # the sampler's own state stays in float32
-            log_snr = level.log_snr.to(z_BCTHW.device)
+            log_snr = processor.moved(level.log_snr, z_BCTHW.device)
             return model(z, log_snr, condition.vector, independent=independent).to(z_BCTHW.dtype)
 
         return recipe.parameterisation(system.config).denoiser(network)

@@ -47,8 +47,12 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
     size, frames = video.shape[0], video.shape[2]
     count = 0 if images is None else images.shape[1]
     parts = [video] if images is None else [video, rearrange(images, "b k c h w -> (b k) c 1 h w")]
-    levels = [losses.uniform_levels(SCHEDULE, len(part), generator, stratified=True) for part in parts]
-    noises = [torch.randn(part.shape, generator=generator).to(part) for part in parts]
+    counts = [batch.count, batch.count * count][: len(parts)]
+    levels = [batch.own(losses.uniform_levels(SCHEDULE, n, generator, stratified=True)) for n in counts]
+    noises = [
+        batch.own(torch.randn(n, *part.shape[1:], generator=generator)).to(part)
+        for n, part in zip(counts, parts, strict=True)
+    ]
 
     noisy = [_beside(level.add_noise(x0, eps), size) for level, x0, eps in zip(levels, parts, noises, strict=True)]
     log_snr_BF = levels[0].log_snr.reshape(size, 1).expand(size, frames)

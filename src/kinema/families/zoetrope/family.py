@@ -62,6 +62,7 @@ class ZoetropeSampling(Sampling):
             # Guided, a clip is twice the one with words less the one without, and the sprite of the second shows in it.
             guidance_interval=(-math.inf, 0.0) if config.sprite else None,
             enlarges=True,
+            fits_float16=False,  # where it draws its layers; measured: every clip is NaN
             options={"gamma": 0.3},
         )
 

@@ -51,8 +51,8 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
     The flow's velocity is (z - x0)/sigma, so its error is the x0 error over sigma (arXiv 2511.13720, eq. 7).
     """
     x0 = batch.video
-    level = draw_levels(RectifiedFlow(config.shift), len(x0), generator)
-    eps = torch.randn(x0.shape, generator=generator).to(x0)
+    level = batch.own(draw_levels(RectifiedFlow(config.shift), batch.count, generator))
+    eps = batch.own(torch.randn(batch.count, *x0.shape[1:], generator=generator)).to(x0)
     z = level.add_noise(x0, eps).to(x0)
     _, _, c_in = X0.scalings(level)
     ids = PocketTokenizer(config.words).encode(batch.captions, config.text_length).to(x0.device)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kinema.cancel import checkpoint
 from kinema.conditioning.clip_vision import MEAN, STD, ClipVision
 from kinema.families.animatediff.config import AdapterSize, Config
 from kinema.families.animatediff.control.ip_adapter import Picture, Projections
@@ -111,6 +112,7 @@ def pictures(
 
 def _tokens(model: AnimateDiff, size: AdapterSize, index: int, files: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Tokens 1×(K·L)×C of these pictures, and of as many times nothing: guidance leads away from that."""
+    checkpoint()
     encoder, project = cast(ClipVision, model.image_encoder), cast(Projections, model.unet.encoder_hid_proj)
     weight = encoder.visual_projection.weight
     pixels = torch.cat([prepared(read.read_image(file)[:, :, 0], encoder.side) for file in files])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kinema import registry
+from kinema.cancel import checkpoint
 from kinema.diffusion.schedules import Level
 from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.control.controlnet import ControlNet
@@ -168,6 +169,7 @@ def steerings(
         if file is None:
             on_event(Note(f"ControlNet {size.name} is shown nothing and adds nothing: give control.{size.name}=CLIP"))
             continue
+        checkpoint()
         net = cast(ControlNet, model.controls[index])
         channels_last(net)  # as it is in every later run
         weight = net.conv_in.weight

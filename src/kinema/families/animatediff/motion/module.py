@@ -84,10 +84,6 @@ class MotionModule(nn.Module):
 
     def forward(self, x_NCHW: Tensor, frames: int, moving: Moving = AS_TRAINED) -> Tensor:
         """``x_NCHW`` are the images of clips of so many ``frames``."""
-        if self.norm.weight.requires_grad and not x_NCHW.requires_grad and torch.is_grad_enabled():
-            # Beside frozen layers: torch 2.13's group norm of channels-last maps crashes where it needs no gradient
-            # of its input but one of its weights.
-            x_NCHW = x_NCHW.detach().requires_grad_()
         h_NCHW = norm_over_clip(self.norm, x_NCHW, frames) if self.over_clip else self.norm(x_NCHW)
         h_BTSC = self.proj_in(tokens(h_NCHW)).unflatten(0, (-1, frames))
         scale_TS = None if moving.scale_T1HW is None else resized(moving.scale_T1HW, x_NCHW)[:, 0].flatten(1)
@@ -98,6 +94,17 @@ class MotionModule(nn.Module):
             effect = resized(moving.effect_T1HW, x_NCHW).expand(frames, -1, -1, -1)
             h_NCHW = h_NCHW * effect.repeat(len(x_NCHW) // frames, 1, 1, 1)
         return add_(h_NCHW, x_NCHW)
+
+
+def beside_frozen(module: MotionModule, x_NCHW: Tensor) -> Tensor:
+    """The map as a module in training takes it after frozen layers, with a gradient that nobody reads.
+
+    torch 2.13's group norm of channels-last maps crashes where it needs no gradient of its input but one of its
+    weights. Not in the module's own ``forward``, which would not compile as a whole.
+    """
+    if module.norm.weight.requires_grad and not x_NCHW.requires_grad and torch.is_grad_enabled():
+        return x_NCHW.detach().requires_grad_()
+    return x_NCHW
 
 
 def resized(x_T1HW: Tensor, like_NCHW: Tensor) -> Tensor:

@@ -24,12 +24,15 @@ def codec_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> Te
     """Absolute and squared error of a few frames of each clip, and a light pull towards a unit Gaussian, [B]."""
     vae, video_BCTHW = cast(PocketAutoencoder, model.vae), batch.video
     count, frames = len(video_BCTHW), video_BCTHW.shape[2]
-    index = torch.stack([torch.randperm(frames, generator=generator)[:LOOKED_AT] for _ in range(count)])
+    index = batch.own(
+        torch.stack([torch.randperm(frames, generator=generator)[:LOOKED_AT] for _ in range(batch.count)])
+    )
     images = torch.cat([video_BCTHW[b, :, index[b]].transpose(0, 1) for b in range(count)])
     mean, log_variance = vae.raw(images).float().chunk(2, dim=1)
     if vae.training:
         vae.follow(mean)
-    z = mean + torch.exp(log_variance / 2) * torch.randn(mean.shape, generator=generator).to(mean)
+    drawn = torch.randn(batch.count * index.shape[1], *mean.shape[1:], generator=generator)
+    z = mean + torch.exp(log_variance / 2) * batch.own(drawn).to(mean)
     error = vae.decoder(z).float() - images
     away = (mean.square() + log_variance.exp() - 1 - log_variance) / 2
     each = error.abs().flatten(1).mean(1) + SQUARED * error.square().flatten(1).mean(1)

@@ -1,0 +1,75 @@
+"""The first frame of a picture, clip or folder, whatever follows it."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from kinema.media.colour import to_float
+from kinema.media.containers import existing, sniff
+from kinema.media.fitting import fit, fit_frame, fit_note
+from kinema.media.pictures import animated_first, is_picture, read_image
+from kinema.media.read import check_all_there, timed_frames, unkept
+from kinema.media.streams import stream_frames
+from kinema.media.structure import cut_later
+from kinema.media.timing import Part
+from kinema.schema import BadRequest, Fit
+
+
+def read_first(path: str | Path, size: tuple[int, int, Fit]) -> tuple[Tensor, list[str]]:
+    """The picture, or the first frame of the clip or folder, at ``path``, brought to ``size`` as `read_video` does.
+
+    What follows the first frame of a clip is neither counted nor decoded: it may be too long, too large or cut short.
+    Returns 1×3×1×H×W in [-1, 1], and what is to be told of it, each after the file's name. Raises `BadRequest`.
+    """
+    path = existing(Path(path))
+    kind = None if path.is_dir() else sniff(path)
+    if not path.is_dir() and (kind is None or _is_still(path, kind)):
+        video, said = fit(read_image(path), *size)
+        return video, [said] if said else []
+    frame_HWC, notes = _first(path, kind)
+    said = fit_note(size[0], size[1], frame_HWC.shape[0], frame_HWC.shape[1], size[2])
+    return to_float(fit_frame(frame_HWC, *size)[None]), [*notes, *([said] if said else [])]
+
+
+def _is_still(path: Path, kind: str) -> bool:
+    try:
+        return is_picture(path)
+    except BadRequest:
+        if kind in ("gif", "apng") and cut_later(path, kind):
+            return False
+        raise
+
+
+def _first(path: Path, kind: str | None) -> tuple[np.ndarray, list[str]]:
+    """The first frame of a clip, uint8 H×W×3, and notes."""
+    limits, part = unkept(), Part(frames=1)
+    if kind is None:
+        return next(timed_frames(path, limits, part)[1]).pixels(), []
+    cut = cut_later(path, kind) if kind in ("gif", "apng") else ""
+    if kind in ("webp", "apng"):
+        frame_HWC, note = animated_first(path, limits), ""
+    else:
+        try:
+            check_all_there(path, kind)
+        except BadRequest as error:
+            cut = cut or str(error)
+            if kind != "gif" and not _begins(path, kind):
+                raise
+        frame = next(stream_frames(path, kind, limits, part), None)
+        if frame is None:
+            raise BadRequest(f"{path.name} holds no video frames")
+        frame_HWC, note = frame.pixels(), frame.note
+    cut = cut.removeprefix(f"{path.name} ").removesuffix("; get the whole file")
+    return frame_HWC, [*([note] if note else []), *([f"{cut}; its first frame is used"] if cut else [])]
+
+
+def _begins(path: Path, kind: str) -> bool:
+    """Whether the first frame of a video that is cut short is whole: another one follows it."""
+    try:
+        return len(list(islice(stream_frames(path, kind, unkept(), Part(frames=2)), 2))) > 1
+    except BadRequest:
+        return False

@@ -1,0 +1,119 @@
+"""What the command line says of devices and precisions; accelerators are made up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kinema import processor
+from kinema.cli import doctor, machine
+from kinema.cli.main import main
+
+PLAN = ["plan", "a red ball", "--no-measure"]
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    """Accelerators of these names, with 3 of 4 GiB free and without bfloat16 where it is not said."""
+
+    def of(*names, generation=7, macos=13):
+        monkeypatch.setattr(processor, "accelerators", lambda: list(names))
+        monkeypatch.setattr(processor, "device_of", lambda name: torch.device(name or names[0]))
+        monkeypatch.setattr(processor, "title", lambda device: f"The {device.type}")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (generation, 0))
+        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, _minor: macos >= major)
+        monkeypatch.setattr("kinema.memory.free.free_bytes", lambda _device: 3 * 2**30)
+        monkeypatch.setattr("kinema.memory.plan.free_bytes", lambda _device: 3 * 2**30)
+        monkeypatch.setattr("kinema.memory.free.total_bytes", lambda name: None if name == "cpu" else 4 * 2**30)
+        monkeypatch.setattr(machine, "lacking", lambda _device: [])
+
+    return of
+
+
+def test_a_gpu_is_described_by_what_it_has_and_what_models_take(devices):
+    devices("cuda:0", generation=8)
+    assert machine.about_device("cuda:0") == (
+        "The cuda, 3.00 GiB free of 4.00 GiB; cuda:0 has native bfloat16 and float16; models compute in the precision "
+        "of their files, and with --dtype auto in float16 for float16 files, bfloat16 for bfloat16 and float32 files",
+        True,
+    )
+
+
+def test_an_older_gpu_computes_bfloat16_files_in_float32(devices):
+    devices("cuda:0")
+    said, _ = machine.about_device("cuda:0")
+    assert "cuda:0 has native float16 but no native bfloat16" in said
+    assert "models compute in float16 for float16 files, float32 for bfloat16 and float32 files" in said
+
+
+@pytest.mark.parametrize(
+    ("units", "sentence"),
+    [
+        ({"avx512_bf16": False, "avx512_fp16": False}, "this CPU has no native bfloat16 or float16; models compute in"),
+        ({"avx512_bf16": True, "avx512_fp16": False}, "float32, and with --dtype auto in bfloat16"),
+        ({}, "PyTorch does not say whether this CPU has native bfloat16 or float16"),
+    ],
+)
+def test_a_cpu_s_halves_are_told_in_plain_words(units, sentence, devices, monkeypatch):
+    devices()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    assert sentence in machine.about_device("cpu")[0]
+
+
+def test_what_an_apple_gpu_lacks_is_named(devices, monkeypatch):
+    devices("mps")
+    said, whole = machine.about_device("mps")
+    assert whole
+    assert "it has no float64, so schedules are computed on the CPU" in said
+    assert "no native bfloat16" in said
+    monkeypatch.setattr(machine, "lacking", lambda _device: ["conv3d", "fft"])
+    said, whole = machine.about_device("mps")
+    assert not whole
+    assert "lacks operators there that some models need: conv3d, fft; set PYTORCH_ENABLE_MPS_FALLBACK=1" in said
+    devices("mps", macos=14)
+    assert "mps has native bfloat16 and float16" in machine.about_device("mps")[0]
+
+
+def test_operators_that_do_not_run_are_found(monkeypatch):
+    assert machine.lacking(torch.device("cpu")) == []
+
+    def broken(_device):
+        raise NotImplementedError
+
+    monkeypatch.setattr(machine, "probes", lambda: {"conv3d": broken, "fft": abs})
+    assert machine.lacking(torch.device("cpu")) == ["conv3d", "fft"]  # abs of a device is a TypeError
+
+
+def test_doctor_has_a_line_for_every_device(devices, capsys, monkeypatch):
+    devices("cuda:0", "mps")
+    monkeypatch.setattr(doctor, "CHECKS", {"torch": lambda: ("ok", ""), "disk": lambda: ("ok", "")})
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [["ok", x] for x in ("torch", "cpu", "cuda:0", "mps", "disk")]
+    assert "The mps, 3.00 GiB free of 4.00 GiB" in lines[3]
+
+
+def test_a_plan_says_which_precision_was_taken_and_counts_it(devices, capsys):
+    devices("cuda:0", generation=8)
+    assert main([*PLAN, "-m", "animatediff-pocket"]) == 0
+    said = capsys.readouterr().out
+    assert " on cuda:0 in float16, " in said
+    assert "computes in float16, as its weights are stored in float16" in said
+    assert "parameters × 2 bytes" in said
+    assert main([*PLAN, "-m", "animatediff-pocket", "--dtype", "fp32"]) == 0
+    said = capsys.readouterr().out
+    assert " on cuda:0 in float32, " in said
+    assert "computes in" not in said
+
+
+def test_auto_is_a_precision_of_the_command_line(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False)
+    assert main([*PLAN, "-m", "vdm/tiny", "--device", "cpu", "--dtype", "auto"]) == 0
+    assert "computes in float32: this CPU has no native bfloat16" in capsys.readouterr().out
+    assert machine.dtype("auto") == "auto"
+    assert machine.dtype("bf16") == torch.bfloat16
+
+
+def test_a_device_that_is_not_here_is_one_sentence(capsys):
+    assert main(["generate", "a", "--device", "xpu:7"]) == 2
+    assert "this machine has no device 'xpu:7'; expected cpu" in capsys.readouterr().err

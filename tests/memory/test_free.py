@@ -1,0 +1,59 @@
+"""Memory of accelerators, as PyTorch tells it: none is here, so what it tells is made up."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from kinema.api import load
+from kinema.cli import machine
+from kinema.job import drawn
+from kinema.memory import free
+from kinema.memory.plan import Needs
+from kinema.schema import Request
+
+MPS = torch.device("mps")
+
+
+@pytest.fixture
+def apple(monkeypatch):
+    told = {"recommended_max_memory": 1000, "driver_allocated_memory": 300, "current_allocated_memory": 200}
+    for name, amount in told.items():
+        monkeypatch.setattr(torch.mps, name, lambda amount=amount: amount)
+
+
+def test_what_torch_keeps_of_tensors_that_are_gone_is_free(apple):
+    assert free.free_bytes("mps") == 1000 - 300 + 100
+    assert free.total_bytes("mps") == 1000
+    assert machine.peak_memory("mps") == 300
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_gpus_of_other_makers_tell_the_same(kind, monkeypatch):
+    told = SimpleNamespace(
+        mem_get_info=lambda _device: (500, 900),
+        memory_reserved=lambda _device: 80,
+        memory_allocated=lambda _device: 50,
+        max_memory_allocated=lambda _device: 70,
+    )
+    monkeypatch.setattr(torch, kind, told)
+    assert free.free_bytes(f"{kind}:1") == 530
+    assert free.total_bytes(kind) == 900
+    assert machine.peak_memory(kind) == 70
+
+
+def test_a_cpu_s_total_is_not_told():
+    assert free.total_bytes("cpu") is None
+
+
+def test_weights_of_an_apple_gpu_wait_in_their_file_as_those_of_a_cpu():
+    levels = {}
+    for device in ("cpu", "mps", "cuda"):
+        system = load("svd", preset="tiny").system
+        object.__setattr__(system, "device", torch.device(device))
+        (work,) = drawn(system, Request(seed=1, steps=1))
+        levels[device] = Needs(system, work.stage.whole, work.canvas).levels
+    assert levels["mps"] == levels["cpu"] == ("none",)
+    assert len(levels["cuda"]) > 1

@@ -1,0 +1,267 @@
+"""Which precision a model computes in, by its file and the device, and how its weights get there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from kinema import processor, registry
+from kinema.api import load
+from kinema.checkpoints import files
+from kinema.cli import replay
+from kinema.guide import sample
+from kinema.job import draw_up, drawn, rehearsed
+from kinema.memory.plan import Needs, weight_bytes
+from kinema.nn import ldm_unet
+from kinema.provenance import recipe
+from kinema.schema import BadRequest, Note, Request
+from kinema.system import WeightPolicy, chosen, name_of, open_system, policy_for
+
+ASK = Request(prompt="a red ball rolls right", seed=1, steps=1)
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
+
+
+@pytest.fixture
+def cpu(monkeypatch):
+    """The CPU's units, by PyTorch's names."""
+
+    def of(**units):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+
+    return of
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU that is only told of: weights never get there. Generation 8 has native bfloat16, 7 has not."""
+
+    def of(generation):
+        monkeypatch.setattr(processor, "accelerators", lambda: ["cuda:0"])
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (generation, 0))
+        monkeypatch.setattr("kinema.memory.plan.free_bytes", lambda _device: 2**34)
+
+    return of
+
+
+def saved(folder, name, dtype):
+    family = registry.family(name)
+    config = family.presets["tiny"]
+    note = json.dumps({"family": name, "config": family.to_json(config)})
+    weights = {key: tensor.to(dtype) for key, tensor in family.build(config).state_dict().items()}
+    files.write_tensors(folder / f"{name}.safetensors", weights, {"kinema": note})
+    return folder / f"{name}.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("stored", "generation", "fits", "wanted", "why"),
+    [
+        (FP16, 8, True, FP16, "weights are stored in float16"),
+        (FP16, 7, True, FP16, "weights are stored in float16"),
+        (FP16, 8, False, BF16, "stored in float16, whose range this model leaves"),
+        (FP16, 7, False, FP32, "range this model leaves, and cuda has no native bfloat16"),
+        (BF16, 8, True, BF16, "weights are stored in bfloat16"),
+        (BF16, 7, True, FP32, "cuda has no native bfloat16"),
+        (FP32, 8, True, FP32, "weights are stored in float32"),
+        (torch.float64, 8, True, FP32, "weights are stored in float64"),
+        (torch.float8_e4m3fn, 8, True, BF16, "weights are stored in float8_e4m3fn"),
+        (None, 8, True, FP32, "the model is untrained"),
+    ],
+)
+def test_a_gpu_takes_the_precision_of_the_file(stored, generation, fits, wanted, why, gpu):
+    gpu(generation)
+    policy = chosen(GPU, stored, fits_float16=fits)
+    assert policy.precision == policy.computed == wanted
+    assert policy.note.startswith(f"computes in {name_of(wanted)}, ")
+    assert why in policy.note
+
+
+@pytest.mark.parametrize(
+    ("stored", "generation", "wanted"), [(FP16, 8, FP16), (FP32, 8, BF16), (FP32, 7, FP32), (None, 8, BF16)]
+)
+def test_auto_takes_bfloat16_on_a_gpu_where_the_file_has_no_half(stored, generation, wanted, gpu):
+    gpu(generation)
+    assert chosen(GPU, stored, auto=True).computed == wanted
+
+
+@pytest.mark.parametrize(
+    ("units", "auto", "wanted", "note"),
+    [
+        ({"avx512_bf16": True}, False, FP32, ""),
+        ({"avx512_bf16": True}, True, BF16, "computes in bfloat16, which this CPU has natively"),
+        ({"avx512_bf16": False}, True, FP32, "computes in float32: this CPU has no native bfloat16"),
+        ({}, True, FP32, "computes in float32: this CPU has no native bfloat16"),
+    ],
+)
+def test_a_cpu_takes_float32_and_bfloat16_where_auto_finds_it(units, auto, wanted, note, cpu):
+    cpu(**units)
+    assert chosen(CPU, FP16, auto=auto) == WeightPolicy(wanted, wanted, note)
+
+
+def test_a_file_s_half_is_what_is_planned_for_recorded_and_said(gpu, tmp_path, monkeypatch):
+    gpu(8)
+    monkeypatch.setattr(files, "read_tensors", None)  # headers tell all of it
+    system = load(saved(tmp_path, "svd", FP16)).system
+    said = []
+    works = draw_up(system, ASK, said.append)
+    count = sum(p.numel() for p in system._hollow().parameters())
+    needs = Needs(system, works[0].stage.whole, rehearsed(works[0]))
+    wide = Needs(replace(system, policy=WeightPolicy()), needs.request, needs.canvas)
+    assert needs.weights == weight_bytes(system) == 2 * count
+    assert wide.at_most - needs.at_most == system.weights.path.stat().st_size
+    assert recipe(works)["dtype"] == "float16"
+    assert replay.as_it_was(recipe(works))["dtype"] == "fp16"
+    assert "computes in float16, as its weights are stored in float16" in [e.message for e in said if type(e) is Note]
+
+
+def test_most_of_a_file_s_numbers_say_its_precision(tmp_path):
+    mixed = {
+        "few": torch.zeros(3, 4),
+        "many": torch.zeros(8, 8, dtype=BF16),
+        "whole": torch.zeros(99, dtype=torch.int8),
+    }
+    path = saved(tmp_path, "svd", FP32)
+    weights = open_system(path).weights
+    assert weights.stored == FP32
+    files.write_tensors(path, mixed)
+    assert open_system("svd/tiny").weights.stored is None
+    assert type(weights)(path).stored == BF16
+
+
+def test_a_model_that_leaves_float16_s_range_does_not_compute_in_it(gpu):
+    gpu(8)
+    assert load("zoetrope").system.policy.computed == BF16  # its file is float16
+    gpu(7)
+    assert load("zoetrope").system.policy.computed == FP32
+    told = load("zoetrope", dtype=FP16).system.policy
+    assert (told.precision, told.computed) == (FP16, FP32)
+    assert "leaves float16's range" in told.note
+
+
+def test_training_and_measuring_stay_in_float32_on_a_gpu(gpu):
+    gpu(8)
+    assert open_system("svd-pocket").policy == WeightPolicy()
+    assert load("svd-pocket").system.dtype == FP16
+
+
+def test_a_recipe_without_a_precision_is_of_float32(gpu):
+    gpu(8)
+    assert replay.as_it_was({"stages": [{}]})["dtype"] == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "sentence"),
+    [
+        ("bf16", "cpu", "dtype is 'bf16'; expected a torch.dtype"),
+        (torch.int8, "cpu", "expected float32, bfloat16, float16, float64 or auto"),
+        (None, "gpu", "this machine has no device 'gpu'; expected cpu"),
+        (None, "meta", "this machine has no device 'meta'; expected cpu"),
+    ],
+)
+def test_what_is_no_precision_or_no_device_is_refused(asked, device, sentence):
+    with pytest.raises(BadRequest, match=sentence):
+        load("svd/tiny", dtype=asked, device=device)
+
+
+def test_float64_is_refused_where_there_is_none():
+    with pytest.raises(BadRequest, match="mps has no float64; ask for float32, bfloat16 or float16"):
+        policy_for(torch.float64, torch.device("mps"))
+    assert policy_for(torch.float64, CPU).computed == torch.float64
+
+
+def test_halves_are_computed_in_where_they_are_native(cpu):
+    cpu(avx512_bf16=False, amx_bf16=False)
+    assert policy_for(BF16, CPU).computed == FP32
+    assert policy_for(BF16, GPU).computed == BF16
+    assert policy_for(FP16, CPU).computed == FP16  # nothing is told of it: left as asked
+    cpu(avx512_bf16=True, amx_bf16=False)
+    assert policy_for(BF16, CPU).computed == BF16
+    cpu()
+    assert policy_for(BF16, CPU).computed == BF16
+
+
+# ------------------------------------------------------------------------------------ the policy
+
+
+def test_a_weight_is_rounded_then_merged_then_cast():
+    third = torch.tensor([1 / 3])
+    policy, seen = WeightPolicy(BF16, FP32), []
+    made = policy.ready(third, CPU, merge=lambda weight: seen.append(weight) or weight.float() + third)
+    assert seen[0].dtype == BF16
+    assert torch.equal(made, third.to(BF16).float() + third)
+    assert policy.ready(third.double(), CPU).dtype == FP32
+    assert WeightPolicy(FP16, FP16).ready(third.double(), CPU).dtype == FP16
+    assert policy.ready(torch.tensor([3]), CPU).dtype == torch.int64
+
+
+def test_a_weight_that_is_ready_already_is_not_copied():
+    weight = torch.ones(2, 3)
+    assert WeightPolicy().ready(weight, CPU) is weight
+    assert WeightPolicy().ready(weight, CPU, like=weight) is weight
+    turned = WeightPolicy().ready(weight, CPU, like=torch.empty(3, 2).t())
+    assert torch.equal(turned, weight)
+    assert turned.stride() == (1, 2)
+
+
+def test_weights_are_rounded_and_it_is_said_and_recorded(cpu):
+    cpu(avx512_bf16=False)
+    model, plain = load("zoetrope", dtype=BF16), load("zoetrope")
+    said = []
+    clip = model.run(ASK, on_event=said.append)
+    for ours, exact in zip(model.system.model.parameters(), plain.system.model.parameters(), strict=True):
+        assert ours.dtype == FP32
+        assert torch.equal(ours, exact.to(BF16).float())
+    assert clip.recipe["dtype"] == "bfloat16"
+    assert any("this CPU has no native bfloat16" in event.message for event in said if isinstance(event, Note))
+
+
+def test_weights_that_take_turns_are_rounded_too(cpu):
+    cpu(avx512_bf16=False)
+    whole, turns = load("zoetrope", dtype=BF16), load("zoetrope", dtype=BF16, offload="block")
+    assert torch.equal(whole.run(ASK).video, turns.run(ASK).video)
+
+
+# -------------------------------------------------------------------- a device without float64
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """The meta device as Apple's GPUs are: a float64 tensor on it is an error."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return 1
+        made = func(*args, **(kwargs or {}))
+        if any(isinstance(x, torch.Tensor) and x.is_meta and x.dtype == torch.float64 for x in tree_leaves(made)):
+            raise TypeError(f"{func} makes float64 on the device")
+        return made
+
+
+@pytest.mark.parametrize("name", sorted(registry.FAMILIES))
+def test_no_family_needs_float64_on_the_device(name, monkeypatch):
+    monkeypatch.setattr(processor, "NO_FLOAT64", ("meta",))
+    system = load(name, preset="tiny").system
+    (work,) = drawn(system, ASK.with_(steps=2))
+    request, canvas = work.stage.whole, rehearsed(work)
+    on_device = Needs(system, request, canvas).outline
+    with WithoutFloat64(), torch.no_grad():
+        noise = torch.zeros(on_device.latent_shape(request).bcthw)
+        words = {None: on_device.encode_prompt(request)}
+        z = sample(on_device, request, words, canvas, noise, system.noise(request))
+        on_device.codec.decode(z)
+
+
+def test_the_sums_of_a_norm_over_parts_need_no_float64(monkeypatch):
+    norm = torch.nn.GroupNorm(2, 4)
+    parts = [torch.randn(1, 2, 3, 4), torch.randn(1, 1, 3, 4)]
+    wide = ldm_unet.scale_and_shift(norm, parts)
+    monkeypatch.setattr(processor, "NO_FLOAT64", ("cpu", "meta"))
+    torch.testing.assert_close(ldm_unet.scale_and_shift(norm, parts), wide)
+    with WithoutFloat64():
+        made = ldm_unet.scale_and_shift(norm.to("meta"), [part.to("meta") for part in parts])
+    assert [each.dtype for each in made] == [FP32, FP32]

@@ -1,0 +1,129 @@
+"""What a step does to the network's blocks and to its batch: compiled blocks, checkpointed activations, parts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch._dynamo
+from torch.autograd.graph import saved_tensors_hooks
+
+from kinema import registry
+from kinema.system.blocks import checkpoint_blocks, compile_blocks
+from kinema.training import run as loop
+from kinema.training import setup
+from kinema.training.options import TrainOptions
+
+FAMILIES = [f"{name}/tiny" for name in sorted(registry.FAMILIES)]
+STAGES = [
+    *({"model": name} for name in FAMILIES),
+    {"model": "svd/tiny", "stage": "image"},
+    {"model": "svd/tiny", "only": "temporal"},
+    {"model": "svd/tiny", "lora": "2"},
+    {"model": "animatediff/tiny", "stage": "image"},
+    {"model": "animatediff/tiny", "stage": "sparsectrl"},
+    {"model": "animatediff/tiny", "lora": "2"},
+]
+
+
+@pytest.fixture
+def begun(small, tmp_path, heard):
+    """``begun(**options)``: a run before its first step, in doubles, none of its layers zero."""
+    made = []
+
+    def make(**options):
+        told = {"validate_every": 0, "batch": 4, **options}
+        run = setup.begin(TrainOptions(**small(**told)), tmp_path, heard)
+        made.append(run)
+        noise = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for p in run.model.parameters():
+                p.add_(torch.randn(p.shape, generator=noise) * 0.02)
+        run.model.double()
+        return run
+
+    yield make
+    for run in made:
+        run.log.close()
+
+
+@pytest.fixture(autouse=True)
+def _doubles():
+    """New tensors are doubles, noise too; clips are cast by `doubled`."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def batch_of(run, step=0):
+    batch = run.stream.at(step)
+    cast = {name: x.double() for name in ("video", "mask", "images") if (x := getattr(batch, name)) is not None}
+    return loop.replace(batch, **cast)
+
+
+def gradients(run, batch, parts=1):
+    """Loss, norm, and the gradient of every parameter that has one."""
+    run.model.zero_grad(set_to_none=True)
+    told = loop.replace(run, options=loop.replace(run.options, accumulate=parts))
+    loss, norm = loop.gradients(told, batch)
+    return loss, norm, {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
+
+
+def assert_equal(one, other, within=1e-12):
+    assert one[0] == pytest.approx(other[0], rel=within)
+    assert one[1] == pytest.approx(other[1], rel=within)
+    assert one[2].keys() == other[2].keys()
+    assert max(float(g.abs().max()) for g in one[2].values()) > 1e-5
+    for name, gradient in one[2].items():
+        torch.testing.assert_close(gradient, other[2][name], atol=within, rtol=within, msg=name)
+
+
+@pytest.mark.parametrize("told", STAGES, ids=lambda told: " ".join(told.values()))
+def test_training_compiles_as_many_graphs_as_there_are_kinds_of_blocks_without_breaks(told, begun, counting):
+    backend, kinds = counting
+    run = begun(batch=1, **told)
+    batch = batch_of(run)
+    plain = gradients(run, batch)
+    blocks = run.system.family.blocks(run.model)
+    kinds.watch(blocks)
+    compile_blocks(blocks, backend)
+    with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+        made = gradients(run, batch)
+    assert backend.graphs == len(kinds) > 1
+    assert backend.breaks() == 0
+    assert_equal(made, plain)
+
+
+@pytest.mark.parametrize("told", STAGES, ids=lambda told: " ".join(told.values()))
+def test_checkpointed_blocks_give_the_same_gradients_and_keep_less(told, begun):
+    run = begun(batch=2, **told)
+    batch, kept, weights = batch_of(run), [], {p.untyped_storage().data_ptr() for p in run.model.parameters()}
+
+    def keep(x):
+        if x.untyped_storage().data_ptr() not in weights:
+            kept[-1] += x.numel()
+        return x
+
+    def enter(_block, inputs):  # what a checkpointed block keeps
+        keep(inputs[0])
+
+    made = []
+    for checkpointed in (False, True):
+        kept.append(0)
+        if checkpointed:
+            blocks = run.system.family.blocks(run.model)
+            for block in blocks:
+                block.register_forward_pre_hook(enter)
+            checkpoint_blocks(blocks)
+        with saved_tensors_hooks(keep, lambda x: x):
+            made.append(gradients(run, batch))
+    assert_equal(*made)
+    assert kept[1] < 0.6 * kept[0]
+
+
+@pytest.mark.parametrize("told", STAGES, ids=lambda told: " ".join(told.values()))
+def test_four_parts_of_one_clip_are_one_batch_of_four(told, begun):
+    run = begun(**told)
+    batch = batch_of(run)
+    whole, parted = gradients(run, batch), gradients(run, batch, parts=4)
+    assert_equal(whole, parted)
+    assert_equal(whole, gradients(run, batch, parts=2))
