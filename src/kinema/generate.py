@@ -22,18 +22,14 @@ import torch
 from torch import Tensor
 
 from kinema.cancel import Cancel, cancellable, checking
-from kinema.job import Asked, OnSettled, Work, accept, draw_up
+from kinema.job import Asked, Noise, OnSettled, Work, accept, draw_up, latents_wanted, noises_of
 from kinema.media.sound import carried
 from kinema.memory.placing import place
 from kinema.previews import Previewed, Previews
 from kinema.provenance import frames_hash, recipe
 from kinema.rollout import enlarged, latents, pixels
-from kinema.schema import BadRequest, Cancelled, Clip, Memory, OnEvent, Phase, ignore
+from kinema.schema import Cancelled, Clip, Memory, OnEvent, Phase, ignore
 from kinema.system import System
-from kinema.values import quoted
-
-Noise = Tensor | Mapping[str, Tensor] | None
-"""Standard normal B×C×T×h×w of the one stage, or of stages by name."""
 
 
 def generate(
@@ -62,7 +58,7 @@ def generate(
     hear, previews = checking(on_event), Previews.asked(preview)
     with cancellable(cancel), system.runtime.running():
         works = draw_up(system, asked, hear, on_settled)
-        noises, wanted = _noises(works, noise), _wanted(works, output)
+        noises, wanted = noises_of(works, noise), latents_wanted(works, output)
         made_by = recipe(works, noises)  # inputs are hashed before the work, as they are now
         first, last = works[0], works[-1]
         fps = cast(float, last.stage.request.fps)
@@ -111,43 +107,6 @@ def _partial(clip: Clip | None, works: Sequence[Work], made_by: Mapping[str, Any
     heard = None if clip.recipe["partial"]["start"] else works[0].canvas.heard
     sound = carried(heard, clip.shape.frames / clip.fps, ignore)
     return replace(clip, recipe={**made_by, **clip.recipe, "stages": stages}, sound=sound)
-
-
-def _noises(works: Sequence[Work], noise: Noise) -> dict[str, Tensor]:
-    """The caller's noise by stage. Raises BadRequest for a stage that is not there, or another shape."""
-    names = [work.stage.name for work in works]
-    if noise is not None and not isinstance(noise, Tensor | Mapping):
-        raise BadRequest(f"noise is {quoted(noise)}; expected a tensor, or one of each stage by its name")
-    if isinstance(noise, Tensor) and len(works) > 1:
-        raise BadRequest(f"this job has two stages, so noise is of one by name: {' or '.join(names)}")
-    told: dict[str, Tensor] = {names[0]: noise} if isinstance(noise, Tensor) else {**(noise or {})}
-    for name, own in told.items():
-        if name not in names:
-            raise BadRequest(f"noise is of a stage {name!r}; this job has {' and '.join(names)}")
-        work = works[names.index(cast(Any, name))]
-        if not isinstance(own, Tensor):
-            raise BadRequest(f"noise is {quoted(own)}; expected a tensor of shape {work.latent}")
-        if not bool(own.isfinite().all()):
-            raise BadRequest("noise has values that are infinite or no numbers; expected a standard normal")
-        if tuple(own.shape) != work.latent:
-            raise BadRequest(
-                f"noise has shape {tuple(own.shape)}; this request to {work.system.name} needs {work.latent}"
-            )
-    return told
-
-
-def _wanted(works: Sequence[Work], output: str) -> str:
-    """The stage of which latents are asked for, "" where none are."""
-    if output == "clip":
-        return ""
-    names = [work.stage.name for work in works]
-    ways = ["latents"] if len(works) == 1 else [f"latents:{name}" for name in names]
-    if output not in (*ways, f"latents:{names[0]}"):
-        raise BadRequest(f"output is {output!r}; expected clip or {' or '.join(ways)}")
-    wanted = works[names.index(cast(Any, output.partition(":")[2] or names[0]))]
-    if not wanted.stage.at_once:
-        raise BadRequest("block-wise clips cannot return latents; ask for a window or fewer frames")
-    return wanted.stage.name
 
 
 def _peak_bytes() -> int:

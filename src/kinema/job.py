@@ -6,7 +6,7 @@ Everything in it is settled before a weight is read, and travels down from here:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
@@ -23,8 +23,11 @@ from kinema.spans import later, spans_of
 from kinema.stages import Enlarging, Part, Recorded, Stages, parts_of, retaken
 from kinema.system import System
 from kinema.tasks import TASKS
+from kinema.values import quoted
 
 OnSettled = Callable[[Request], None]
+Noise = Tensor | Mapping[str, Tensor] | None
+"""Standard normal B×C×T×h×w of the one stage, or of stages by name."""
 
 
 def accept(_request: Request) -> None:
@@ -188,6 +191,46 @@ def with_blocks(work: Work, blocks: tuple[Block, ...]) -> Work:
     if not made >= {frame for block in own for frame in range(block.start, block.start + block.frames)}:
         raise BadRequest(f"the blocks do not make all of the {stage.frames} frames of this clip")
     return replace(work, stage=replace(stage, blocks=blocks), canvas=replace(work.canvas, block=blocks[0]))
+
+
+# --------------------------------------------------------------------------- what callers name
+
+
+def noises_of(works: Sequence[Work], noise: Noise) -> dict[str, Tensor]:
+    """The caller's noise by stage. Raises BadRequest for a stage that is not there, or another shape."""
+    names = [work.stage.name for work in works]
+    if noise is not None and not isinstance(noise, Tensor | Mapping):
+        raise BadRequest(f"noise is {quoted(noise)}; expected a tensor, or one of each stage by its name")
+    if isinstance(noise, Tensor) and len(works) > 1:
+        raise BadRequest(f"this job has two stages, so noise is of one by name: {' or '.join(names)}")
+    told: dict[str, Tensor] = {names[0]: noise} if isinstance(noise, Tensor) else {**(noise or {})}
+    for name, own in told.items():
+        if name not in names:
+            raise BadRequest(f"noise is of a stage {name!r}; this job has {' and '.join(names)}")
+        work = works[names.index(cast(Any, name))]
+        if not isinstance(own, Tensor):
+            raise BadRequest(f"noise is {quoted(own)}; expected a tensor of shape {work.latent}")
+        if not bool(own.isfinite().all()):
+            raise BadRequest("noise has values that are infinite or no numbers; expected a standard normal")
+        if tuple(own.shape) != work.latent:
+            raise BadRequest(
+                f"noise has shape {tuple(own.shape)}; this request to {work.system.name} needs {work.latent}"
+            )
+    return told
+
+
+def latents_wanted(works: Sequence[Work], output: str) -> str:
+    """The stage of which latents are asked for, "" where none are."""
+    if output == "clip":
+        return ""
+    names = [work.stage.name for work in works]
+    ways = ["latents"] if len(works) == 1 else [f"latents:{name}" for name in names]
+    if output not in (*ways, f"latents:{names[0]}"):
+        raise BadRequest(f"output is {output!r}; expected clip or {' or '.join(ways)}")
+    wanted = works[names.index(cast(Any, output.partition(":")[2] or names[0]))]
+    if not wanted.stage.at_once:
+        raise BadRequest("block-wise clips cannot return latents; ask for a window or fewer frames")
+    return wanted.stage.name
 
 
 # ---------------------------------------------------------------------------------------- blocks
