@@ -192,8 +192,8 @@ def test_what_names_no_stage_is_refused(model: Model, told: dict[str, Any], said
 @pytest.mark.parametrize(
     ("changes", "told", "said"),
     [
-        ({"side": 24}, {}, "24×24 is not 16×16 times a whole number"),
-        ({"side": 16}, {}, "16×16 is not 16×16 times a whole number"),
+        ({"side": 24}, {}, "makes 24×24, which is not 2, 3 or more times the 16×16"),
+        ({"side": 16}, {}, "makes 16×16, which is not 2, 3 or more times the 16×16"),
         ({"upper_frames": 4}, {"every": 4}, "sees 4 frames, too few"),
     ],
 )

@@ -254,12 +254,15 @@ def blocks_of(
     else:
         starts = _meeting(system, total, length, enlarging.every)
     mask = canvas.longer(max(start + frames for start, frames in starts) - total).mask.clone()
+    # Each block has the prompt of its middle, unless the family tells each frame its own.
+    spans = None if system.family.sampling.defaults(system.config).prompt_spans else spans_of(request)
     made = []
     for start, frames in starts:
         kind = kind_of(mask[:, :, start : start + frames])
         if kind != "all" or canvas.held:
             way = honour(system, request, kind, one_pass=True, strict=strict)
-            made.append(Block(start, frames, way, releases, prompt_of(system, request, start, frames)))
+            prompt = None if spans is None else spans.at(start + frames // 2)
+            made.append(Block(start, frames, way, releases, prompt))
         mask[:, :, start : start + frames] = 1
     return tuple(made)
 
@@ -272,14 +275,6 @@ def _meeting(system: System, total: int, length: int, every: int) -> list[tuple[
     if step < 1:
         raise BadRequest(f"{system.name} sees {length} frames, too few to make those between frames {every} apart")
     return [(start, time.ceil(min(step + 1, total - start))) for start in range(0, max(total - 1, 1), step)]
-
-
-def prompt_of(system: System, request: Request, start: int, frames: int) -> str | None:
-    """The prompt of a block where they change with blocks: that of its middle. None where all of them have one."""
-    spans = spans_of(request)
-    if spans is None or system.family.sampling.defaults(system.config).prompt_spans:
-        return None
-    return spans.at(start + frames // 2)
 
 
 def released(system: System, request: Request, canvas: Canvas) -> tuple[int, ...]:

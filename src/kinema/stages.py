@@ -211,6 +211,8 @@ def _factor(system: System, upper: System) -> int:
     small, large = (each.family.sampling.defaults(each.config) for each in (system, upper))
     factor, rest = divmod(large.height, small.height)
     if rest or large.width != factor * small.width or factor < 2:
-        sizes = f"{large.width}×{large.height} is not {small.width}×{small.height}"
-        raise BadRequest(f"{upper.name} cannot enlarge what {system.name} makes: {sizes} times a whole number")
+        raise BadRequest(
+            f"{upper.name} makes {large.width}×{large.height}, which is not 2, 3 or more times the "
+            f"{small.width}×{small.height} of {system.name}: name another model to enlarge its clips"
+        )
     return factor

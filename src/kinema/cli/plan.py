@@ -105,15 +105,12 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
     from kinema.job import about_precision, beside_it, drawn, planned
     from kinema.memory.plan import Plan as Fitting
     from kinema.memory.plan import TooLarge
+    from kinema.stages import Once
 
     system = model.system
     notes: list[str] = []
 
-    def listen(event: Event) -> None:
-        if isinstance(event, Note) and event.message not in notes:
-            notes.append(event.message)
-
-    works = drawn(system, request, listen)
+    works = drawn(system, request, Once(lambda event: notes.append(event.message) if isinstance(event, Note) else None))
     count = sum(machine.parameters(work.system.family, work.system.config)[0] for work in works)
     device = str(system.device)
     how, refusal = Fitting(), ""

@@ -88,14 +88,14 @@ class AnimateDiffSampling(Sampling):
         in_blocks = amounts.in_blocks(request, config.longest)
         if in_blocks and request.overlap is None:
             raise BadRequest(
-                f"frames is {frames}, and this motion module sees {config.longest} at once: give a window (such as 16) "
+                f"frames is {frames}, and this motion module sees {config.longest} at once: give a window (up to that) "
                 "to slide over the clip, an overlap to make it block by block, or load it with overrides stretch="
                 f"{frames}"
             )
         if in_blocks and (config.controls or config.adapters):
             raise BadRequest(
                 f"frames is {frames}, and ControlNets and IP-Adapters steer a clip that is made at once or in windows: "
-                "give a window (such as 16), not only an overlap"
+                f"give a window (up to {config.longest}), not only an overlap"
             )
 
     def files(self, request: Request) -> tuple[str, ...]:
