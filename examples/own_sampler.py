@@ -14,14 +14,14 @@ import kinema
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser, eps_from_x0
 from kinema.diffusion.samplers import SAMPLERS, OnStep, State, free
-from kinema.diffusion.schedules import Level
+from kinema.diffusion.schedules import NoiseLevel
 
 
 @torch.no_grad()
 def midpoint(
     denoise: Denoiser,
     z: Tensor,
-    levels: Level,
+    levels: NoiseLevel,
     *,
     noise: Noise,  # noqa: ARG001 (every sampler has it; this one draws nothing)
     on_step: OnStep | None = None,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kinema import atomic
-from kinema.atomic import Taken, beside, check_folder, numbered, refuse_foreign, replacing, sync, tidy
+from kinema.atomic import AlreadyExists, beside, check_folder, numbered, refuse_foreign, replacing, sync, tidy
 from kinema.schema import BadRequest
 
 
@@ -126,7 +126,7 @@ def written(path: Path, text: str, *, folder: bool) -> None:
 def test_an_exclusive_writer_replaces_nothing(tmp_path: Path, folder: bool) -> None:
     path = tmp_path / "a"
     written(path, "mine", folder=folder)
-    with pytest.raises(Taken, match="a exists"):
+    with pytest.raises(AlreadyExists, match="a exists"):
         written(path, "theirs", folder=folder)
     assert (path / "inside" if folder else path).read_text() == "mine"
     assert list(tmp_path.iterdir()) == [path]
@@ -134,14 +134,14 @@ def test_an_exclusive_writer_replaces_nothing(tmp_path: Path, folder: bool) -> N
 
 def test_an_exclusive_folder_does_not_take_an_empty_one(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir(mode=0o700)
-    with pytest.raises(Taken):
+    with pytest.raises(AlreadyExists):
         written(tmp_path / "a", "mine", folder=True)
     assert not list((tmp_path / "a").iterdir())
 
 
 def test_an_exclusive_writer_does_not_follow_a_dangling_link(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(Taken):
+    with pytest.raises(AlreadyExists):
         written(tmp_path / "a", "mine", folder=False)
     assert not (tmp_path / "elsewhere").exists()
 
@@ -154,7 +154,7 @@ def test_where_files_cannot_be_linked_the_name_is_claimed_all_the_same(
 
     monkeypatch.setattr(atomic.os, "link", refuse)
     written(tmp_path / "a", "mine", folder=False)
-    with pytest.raises(Taken):
+    with pytest.raises(AlreadyExists):
         written(tmp_path / "a", "theirs", folder=False)
     assert (tmp_path / "a").read_text() == "mine"
 
@@ -168,7 +168,7 @@ def test_of_many_writers_at_once_one_gets_the_name(tmp_path: Path, folder: bool)
         try:
             written(path, str(number), folder=folder)
             got.append(number)
-        except Taken:
+        except AlreadyExists:
             lost.append(number)
 
     threads = [threading.Thread(target=write, args=(i,)) for i in range(8)]

@@ -149,9 +149,9 @@ def test_a_quotation_never_walks_the_whole_of_a_value() -> None:
 
 
 def test_what_is_printed_holds_no_control_characters() -> None:
-    assert bounds.shown("a\x1b[31m\rb\x9b\u202e\ud800é😀") == "a\\x1b[31m\\rb\\x9b\\u202e\\ud800é😀"
-    assert bounds.shown("/home/me/" + "a" * 100 + "/ball.mp4", 20) == "/home/me/a…/ball.mp4"
-    assert len(bounds.shown("\x1b" * 10**6, 40)) == 40
+    assert bounds.printable("a\x1b[31m\rb\x9b\u202e\ud800é😀") == "a\\x1b[31m\\rb\\x9b\\u202e\\ud800é😀"
+    assert bounds.printable("/home/me/" + "a" * 100 + "/ball.mp4", 20) == "/home/me/a…/ball.mp4"
+    assert len(bounds.printable("\x1b" * 10**6, 40)) == 40
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from kinema.checkpoints.source import Source
 from kinema.families.svd.config import TINY
 from kinema.families.vdm.config import presets
 from kinema.families.vdm.family import FAMILY as VDM
-from kinema.memory.turns import Turns
+from kinema.memory.offload import WeightOffloader
 from kinema.recipes import checked
 from kinema.schema import BadRequest, Cancelled, Clip, Event, Note, Phase, Request, Step
 from kinema.system import MemoryOptions, System, Weights
@@ -370,14 +370,17 @@ def test_weights_that_were_on_their_way_arrive_in_the_next_run(
     for name in ("_arrive", "_leave", "begin", "__init__"):
         model = placed_as(load(folder / "svd.safetensors", loras=own), before)
         model.run(asked)
-        calls, method = Calls(0 if name in ("begin", "__init__") else draw.randrange(10), stop), getattr(Turns, name)
+        calls, method = (
+            Calls(0 if name in ("begin", "__init__") else draw.randrange(10), stop),
+            getattr(WeightOffloader, name),
+        )
 
         def noted(*args: Any, method: Any = method, calls: Calls = calls) -> Any:
             calls.note("")
             return method(*args)
 
         with monkeypatch.context() as patched:
-            patched.setattr(Turns, name, noted)
+            patched.setattr(WeightOffloader, name, noted)
             if before == "none" or name != "__init__":
                 with pytest.raises(Stop):
                     placed_as(model, after).run(asked)

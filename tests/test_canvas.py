@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kinema.canvas import Block, Canvas, Piece, Release, Small
+from kinema.canvas import Block, Canvas, LowResolution, Piece, Release
 from kinema.schema import Shape
 
 SHAPE = Shape(1, 3, 4, 2, 2)
@@ -78,7 +78,7 @@ def test_the_canvases_of_a_batch_are_those_of_its_clips() -> None:
 def test_a_part_of_a_canvas_has_those_frames_of_what_is_known_by_now_and_of_what_is_held() -> None:
     edited = piece(5, 0, 1, 2, 3, release=HALF)
     edited.video[:, :, 3] = 6
-    small = Small(torch.arange(2.0).reshape(1, 1, 2, 1, 1), 2, 2, 1.0)
+    small = LowResolution(torch.arange(2.0).reshape(1, 1, 2, 1, 1), 2, 2, 1.0)
     canvas = Canvas(SHAPE, (piece(1, 0), edited), small=small)
     part = canvas.part(Block(2, 2), piece(3, 0, 1, 2))
     assert part.shape.frames == 2
@@ -90,7 +90,7 @@ def test_a_part_of_a_canvas_has_those_frames_of_what_is_known_by_now_and_of_what
 
 
 def test_frames_beyond_the_end_of_the_small_clip_are_not_drawn_to_it() -> None:
-    small = Small(torch.zeros(1, 3, 2, 1, 1), 2, 4, 1.0)  # frames 0 and 4
+    small = LowResolution(torch.zeros(1, 3, 2, 1, 1), 2, 4, 1.0)  # frames 0 and 4
     assert small.among(range(12)) == ([0, 4], [0, 1])
     assert small.among(range(4, 12)) == ([0], [1])
     assert small.among(range(8, 12)) == ([], [])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kinema import Request, load, registry
-from kinema.job import drawn
+from kinema.job import drawn_up
 from kinema.provenance import recipe
 from kinema.schema import BadRequest
 from kinema.training.options import TrainOptions
@@ -26,7 +26,7 @@ def test_a_model_comes_with_what_its_name_adds_and_parts_are_added_by_name():
 
 
 def test_recipes_tell_parts_by_name_wherever_the_package_is():
-    told = recipe(drawn(load("animatediff-pocket", add=PARTS, loras={LORA: 0.5}).system, ASK))
+    told = recipe(drawn_up(load("animatediff-pocket", add=PARTS, loras={LORA: 0.5}).system, ASK))
     assert [each["file"] for each in told["stages"][0]["added"]] == [
         "animatediff-pocket-motion",
         "animatediff-pocket-night",

@@ -17,9 +17,9 @@ from kinema import tasks
 from kinema.api import Model, load
 from kinema.canvas import Block, Canvas, Piece, Release
 from kinema.families.vdm.family import VDMSampling
-from kinema.job import Work, beside_it, draw_up, drawn, planned, rehearsed, with_blocks
+from kinema.job import StageRun, bytes_of_other_stages, draw_up, drawn_up, rehearsed, with_blocks, with_memory_plan
+from kinema.memory.plan import MemoryPlan as Fitting
 from kinema.memory.plan import Needs, TooLarge, weight_bytes
-from kinema.memory.plan import Plan as Fitting
 from kinema.rollout import enlarged, pixels
 from kinema.schema import BadRequest, Clip, Request, Shape
 from kinema.system import MemoryOptions
@@ -59,7 +59,7 @@ def placed(blocks: Sequence[Block]) -> list[tuple[int, int]]:
 
 
 def test_recorded_blocks_are_those_of_the_stage_and_of_its_canvas(model: Model) -> None:
-    (work,) = drawn(model.system, Request(**ASK, frames=20))
+    (work,) = drawn_up(model.system, Request(**ASK, frames=20))
     blocks = tuple(replace(work.stage.blocks[0], start=start) for start in (0, 6, 12))
     told = with_blocks(work, blocks)
     assert told.stage.blocks == blocks != work.stage.blocks
@@ -70,7 +70,7 @@ def test_recorded_blocks_are_those_of_the_stage_and_of_its_canvas(model: Model) 
 
 @pytest.mark.parametrize("frames", [9, 16, 20])
 def test_a_recorded_block_is_no_longer_than_the_model_sees(model: Model, frames: int) -> None:
-    (work,) = drawn(model.system, Request(**ASK, frames=20))
+    (work,) = drawn_up(model.system, Request(**ASK, frames=20))
     assert placed(work.stage.blocks)[0] == (0, 8)
     with pytest.raises(BadRequest, match=f"a block of {frames} frames from 0 on is none of this clip"):
         with_blocks(work, (replace(work.stage.blocks[0], frames=frames), *work.stage.blocks))
@@ -79,7 +79,7 @@ def test_a_recorded_block_is_no_longer_than_the_model_sees(model: Model, frames:
 @pytest.mark.parametrize("release", [-1, 5])
 def test_a_recorded_release_lies_within_the_steps(tiny: Model, release: int, tmp_path: Path) -> None:
     source = Clip(torch.zeros(1, 3, 8, 16, 16), 8.0).save(tmp_path / "ball.gif")[0]
-    (work,) = drawn(tiny.system, Request(task="edit", video=str(source), **ASK | {"steps": 4}))
+    (work,) = drawn_up(tiny.system, Request(task="edit", video=str(source), **ASK | {"steps": 4}))
     for within in (0, 4):
         with_blocks(work, (replace(work.stage.blocks[0], releases=(within,)),))
     with pytest.raises(BadRequest, match="lets go of other pieces; expected 1, 0 to 4"):
@@ -87,7 +87,7 @@ def test_a_recorded_release_lies_within_the_steps(tiny: Model, release: int, tmp
 
 
 def test_a_recorded_block_of_a_second_stage_begins_at_a_frame_of_the_small_clip(model: Model) -> None:
-    work = drawn(model.system, Request(**LARGE, every=4, frames=20))[1]
+    work = drawn_up(model.system, Request(**LARGE, every=4, frames=20))[1]
     own = work.stage.blocks
     with_blocks(work, (*own, replace(own[0], start=4)))
     with pytest.raises(BadRequest, match="a block of 9 frames from 6 on is none of this clip"):
@@ -106,7 +106,7 @@ def test_a_block_of_the_second_stage_goes_on_from_the_last_frame_of_the_one_befo
     monkeypatch.setattr(
         VDMSampling, "denoiser", lambda *_: lambda z, _level: 0.1 * z + 0.9 * z.mean((2, 3, 4), keepdim=True)
     )
-    work = drawn(model.system, Request(**LARGE | {"steps": 8}, every=4, frames=12, super_resolution_weight=0))[1]
+    work = drawn_up(model.system, Request(**LARGE | {"steps": 8}, every=4, frames=12, super_resolution_weight=0))[1]
     work = enlarged(work, torch.zeros(1, 3, 3, 16, 16))
     assert placed(work.stage.blocks) == [(0, 9), (8, 4)]
     large = noise(1, 3, 12, 32, 32)
@@ -123,7 +123,7 @@ def test_a_block_of_the_second_stage_goes_on_from_the_last_frame_of_the_one_befo
 
 
 def test_each_block_of_the_second_stage_has_the_prompt_of_its_middle(model: Model) -> None:
-    work = drawn(model.system, Request(**LARGE, frames=20, prompt_spans={"10-19": BLUE}))[1]
+    work = drawn_up(model.system, Request(**LARGE, frames=20, prompt_spans={"10-19": BLUE}))[1]
     assert [(block.start, block.prompt) for block in work.stage.blocks] == [(0, RED), (8, BLUE), (16, BLUE)]
 
 
@@ -133,7 +133,7 @@ def test_a_picture_is_held_by_each_block_of_the_second_stage_in_the_way_that_is_
 ) -> None:
     ask = Request(task="animate", image=str(picture), **LARGE, frames=12, honour=way)
     wanted = "reconstruction" if way == "auto" else way
-    for work in drawn(model.system, ask):
+    for work in drawn_up(model.system, ask):
         assert len(work.stage.blocks) > 1
         assert {block.way for block in work.stage.blocks} == {wanted}
         assert work.canvas.kind == "first"
@@ -141,7 +141,7 @@ def test_a_picture_is_held_by_each_block_of_the_second_stage_in_the_way_that_is_
 
 def test_the_second_stage_takes_a_way_of_its_own_where_it_has_not_the_first_ones(paired: Paired, picture: Path) -> None:
     model = paired({"frames": 8}, families=("zoetrope", "vdm"))
-    works = drawn(model.system, Request(task="animate", image=str(picture), **LARGE, honour="native"))
+    works = drawn_up(model.system, Request(task="animate", image=str(picture), **LARGE, honour="native"))
     assert [work.stage.blocks[0].way for work in works] == ["native", "reconstruction"]
 
 
@@ -186,10 +186,10 @@ def test_a_long_clip_of_keyframes_alone_is_those_pictures(model: Model, tmp_path
 
 def test_a_block_is_no_loop_of_its_own(tiny: Model, picture: Path) -> None:
     ask = Request(task="animate", image=str(picture), **ASK, frames=20, loop=True)
-    (work,) = drawn(tiny.system, ask)
+    (work,) = drawn_up(tiny.system, ask)
     assert work.stage.request.loop
     assert not any(work.stage.of(block).loop for block in work.stage.blocks)
-    (at_once,) = drawn(tiny.system, ask.with_(frames=8))
+    (at_once,) = drawn_up(tiny.system, ask.with_(frames=8))
     assert at_once.stage.of(at_once.stage.blocks[0]).loop
 
 
@@ -220,11 +220,11 @@ def test_pieces_go_at_the_noise_level_or_the_time_that_they_name(tiny: Model, mo
 # ------------------------------------------------------------------------------------------ memory
 
 
-def within(work: Work, budget: int) -> Work:
+def within(work: StageRun, budget: int) -> StageRun:
     return replace(work, system=replace(work.system, memory=MemoryOptions(budget=budget)))
 
 
-def needs(work: Work, *, measured: bool) -> Needs:
+def needs(work: StageRun, *, measured: bool) -> Needs:
     canvas = rehearsed(work)
     return Needs(work.system, work.stage.of(canvas.block), canvas, measured)
 
@@ -232,7 +232,7 @@ def needs(work: Work, *, measured: bool) -> Needs:
 def test_each_stage_is_planned_with_its_gradient_and_what_the_other_one_takes(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    works, told = drawn(model.system, Request(**LARGE, frames=8)), []
+    works, told = drawn_up(model.system, Request(**LARGE, frames=8)), []
 
     def choose(_system: object, request: Request, _canvas: object, **options: Any) -> Fitting:
         told.append((request.height, options))
@@ -240,29 +240,32 @@ def test_each_stage_is_planned_with_its_gradient_and_what_the_other_one_takes(
 
     monkeypatch.setattr("kinema.job.choose", choose)
     for number, work in enumerate(works):
-        planned(work, number + 5)
+        with_memory_plan(work, number + 5)
     assert told == [(16, {"measured": False, "taken": 5}), (32, {"measured": True, "taken": 6})]
     assert [needs(works[1], measured=measured).differentiates for measured in (True, False)] == [True, False]
 
 
 def test_weights_of_another_stage_count_once_they_are_there_or_will_be(model: Model, paired: Paired) -> None:
-    works = drawn(model.system, Request(**LARGE, frames=8))
+    works = drawn_up(model.system, Request(**LARGE, frames=8))
     assert all(work.system.runtime.model is not None for work in works)
-    assert [beside_it(works, number) for number in (0, 1)] == [0, 0]  # what is free is so without them already
+    assert [bytes_of_other_stages(works, number) for number in (0, 1)] == [
+        0,
+        0,
+    ]  # what is free is so without them already
     told = [within(work, 10**9) for work in works]  # copies of which nothing is loaded
     first, second = (weight_bytes(work.system) for work in works)
-    assert [beside_it(told, number) for number in (0, 1)] == [0, first]
+    assert [bytes_of_other_stages(told, number) for number in (0, 1)] == [0, first]
     for work in told:
         work.system.runtime.model = model.system.model
-    assert [beside_it(told, number) for number in (0, 1)] == [second, first]
+    assert [bytes_of_other_stages(told, number) for number in (0, 1)] == [second, first]
 
 
 def test_a_budget_that_fits_each_stage_alone_is_refused_where_both_do_not_fit(model: Model) -> None:
     ask = Request(**LARGE, frames=8)
-    works = drawn(model.system, ask)
+    works = drawn_up(model.system, ask)
     need, others = needs(works[1], measured=True).bytes(Fitting()), weight_bytes(model.system)
     told = [within(work, need + others // 2) for work in works]  # copies of which nothing is loaded
     told[0].system.runtime.beside("large", lambda: told[1].system)
-    assert planned(told[1]).need == need
+    assert with_memory_plan(told[1]).need == need
     with pytest.raises(TooLarge, match="large needs"):
         draw_up(told[0].system, ask)

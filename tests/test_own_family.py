@@ -45,7 +45,7 @@ class Files(of.Checkpoints):
 
 
 class Lessons(of.Training):
-    recipe = staticmethod(lambda _config: of.Recipe(steps=1, batch=1, learning_rate=1e-3))
+    recipe = staticmethod(lambda _config: of.TrainingSettings(steps=1, batch=1, learning_rate=1e-3))
 
     def loss(self, model: nn.Module, config: Config, batch: of.Batch, generator: torch.Generator) -> Tensor:
         return model(batch.video).flatten(1).square().mean(1)

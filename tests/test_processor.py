@@ -29,7 +29,7 @@ def test_units_are_those_that_are_told_of(
     told: dict[str, bool], halves: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
-    assert processor.has_units(torch.bfloat16) is halves
+    assert processor.is_native(torch.bfloat16) is halves
 
 
 # ------------------------------------------------------------------------------------- devices

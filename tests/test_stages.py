@@ -14,20 +14,20 @@ from torch import Tensor
 
 from kinema import tasks
 from kinema.api import Model
-from kinema.canvas import Block, Small
-from kinema.diffusion.overwrite import Known
-from kinema.diffusion.schedules import Level
+from kinema.canvas import Block, LowResolution
+from kinema.diffusion.overwrite import KnownRegion
+from kinema.diffusion.schedules import NoiseLevel
 from kinema.families.vdm.config import Config, presets
 from kinema.families.vdm.family import FAMILY
 from kinema.families.zoetrope.family import ZoetropeSampling
 from kinema.grid import LatentGrid, Lattice
 from kinema.guide import Drawn, smaller
-from kinema.job import drawn
+from kinema.job import drawn_up
 from kinema.schema import BadRequest, Clip, Event, Note, Phase, Request
-from kinema.stages import Recorded, _side, parts_of, retaken
+from kinema.stages import ReplayedStage, _side, replayed, stages_of
 from kinema.system import System, Weights
 
-HALF = Level(torch.tensor([0.6], dtype=torch.float64), torch.tensor([0.8], dtype=torch.float64))
+HALF = NoiseLevel(torch.tensor([0.6], dtype=torch.float64), torch.tensor([0.8], dtype=torch.float64))
 ASK = {"prompt": "a red ball rolls right", "seed": 7}
 
 
@@ -66,7 +66,7 @@ def test_a_window_of_a_clip_is_drawn_to_the_frames_of_the_small_one_that_it_has(
     """x0 = c z and a mean over 4 pixels: the gradient of the squared error is -2 c (low - small(x0)) / 4."""
     z, low, c, weight = random(1, 3, 5, 8, 8), random(1, 3, 2, 4, 4, seed=1), 0.7, 3.0
     part = z[:, :, list(frames)]
-    got = Drawn(None, Small(low, 2, 4, weight), weight).around(lambda z, _level: c * z, frames)(part, HALF)
+    got = Drawn(None, LowResolution(low, 2, 4, weight), weight).around(lambda z, _level: c * z, frames)(part, HALF)
     want = c * z
     missing = low - smaller([0, 4], 2, c * z)
     want[:, :, ::4] += weight * 0.6 * c * missing.repeat_interleave(2, -1).repeat_interleave(2, -2) / 4
@@ -79,16 +79,16 @@ def test_large_frames_that_are_given_enter_the_gradient_beside_the_small_clip() 
     mask[:, :, 0] = 1
     mixing = random(5, 5, seed=2)
 
-    def denoise(z: Tensor, _level: Level) -> Tensor:
+    def denoise(z: Tensor, _level: NoiseLevel) -> Tensor:
         return torch.einsum("st,bcthw->bcshw", mixing, z)
 
-    known = [Known(random(1, 3, 5, 8, 8, seed=seed), mask, None) for seed in (3, 4)]
-    got = [Drawn(each, Small(low, 2, 4, 9.0), 9.0).around(denoise, range(5))(z, HALF) for each in known]
+    known = [KnownRegion(random(1, 3, 5, 8, 8, seed=seed), mask, None) for seed in (3, 4)]
+    got = [Drawn(each, LowResolution(low, 2, 4, 9.0), 9.0).around(denoise, range(5))(z, HALF) for each in known]
     assert (got[0] - got[1])[:, :, 1:].abs().max() > 1e-3
 
 
 def test_a_block_has_its_part_of_the_small_clip() -> None:
-    small = Small(torch.arange(5.0).reshape(1, 1, 5, 1, 1), 2, 4, 1.0)
+    small = LowResolution(torch.arange(5.0).reshape(1, 1, 5, 1, 1), 2, 4, 1.0)
     assert small.part(Block(8, 9)).video.flatten().tolist() == [2, 3, 4]
     assert small.part(Block(16, 4)).video.flatten().tolist() == [4]
 
@@ -247,7 +247,7 @@ BOTH = ASK | {"super_resolution": "large", "steps": 2}
 
 
 def asked(model: Model, **told: Any) -> list[Request]:
-    return [part.request for part in parts_of(model.system, Request(**BOTH | told))]
+    return [part.request for part in stages_of(model.system, Request(**BOTH | told))]
 
 
 def test_a_seed_that_is_drawn_is_one_for_both_stages(model: Model) -> None:
@@ -296,7 +296,7 @@ def test_windows_longer_than_the_second_model_sees_are_of_the_first_stage_alone(
     events: list[Event] = []
     told = {"frames": 20, "window": 8, "overlap": 2, "window_weights": "flat", "loop": True}
     model = cascade(upper_frames=5)
-    small, large = (part.request for part in parts_of(model.system, Request(**BOTH, **told), events.append))
+    small, large = (part.request for part in stages_of(model.system, Request(**BOTH, **told), events.append))
     assert {name: getattr(small, name) for name in told} == told
     assert (large.window, large.overlap, large.window_weights, large.loop) == (None, None, "pyramid", False)
     assert [event for event in events if isinstance(event, Note) and "in blocks, not windows" in event.message]
@@ -316,7 +316,7 @@ def test_a_note_of_both_stages_is_said_once_and_a_clip_is_edited_at_its_small_si
 
     monkeypatch.setitem(tasks.TASKS, "edit", replace(edit, canvas=canvas))
     events: list[Event] = []
-    works = drawn(model.system, Request(**BOTH, task="edit", video=str(source), strength=0.1), events.append)
+    works = drawn_up(model.system, Request(**BOTH, task="edit", video=str(source), strength=0.1), events.append)
     assert read == [(16, 16)]
     assert works[1].canvas.pieces == ()
     notes = [event.message for event in events if isinstance(event, Note)]
@@ -361,7 +361,7 @@ def test_of_two_sides_the_one_that_is_nearer_to_what_was_asked_for_is_made() -> 
 
 def test_a_size_that_cannot_be_made_is_said_as_without_a_second_stage(model: Model) -> None:
     events: list[Event] = []
-    parts_of(model.system, Request(**BOTH, height=35), events.append)
+    stages_of(model.system, Request(**BOTH, height=35), events.append)
     assert [event for event in events if isinstance(event, Note) and "height 35 snapped" in event.message]
 
 
@@ -376,7 +376,7 @@ def test_a_note_of_both_stages_of_a_recipe_is_said_once(model: Model, tmp_path: 
     source = Clip(torch.zeros(1, 3, 8, 16, 16), 8.0).save(tmp_path / "ball.gif")[0]
     told = asked(model, task="edit", video=str(source), strength=0.1)
     events: list[Event] = []
-    retaken(model.system, [Recorded(request) for request in told], events.append)
+    replayed(model.system, [ReplayedStage(request) for request in told], events.append)
     assert len([event for event in events if "less than one step" in str(event)]) == 1
 
 

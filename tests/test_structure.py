@@ -171,11 +171,11 @@ def test_no_path_of_one_machine_is_written_into_the_package():
 def test_networks_without_numbers_are_built_without_torchs_compiler():
     """Its first use on the meta device takes a second: of every first clip, plan and table of models."""
     code = (
-        "from kinema import registry\nfrom kinema.nn.hollow import hollow\n"
+        "from kinema import registry\nfrom kinema.nn.meta import on_meta\n"
         "for name in registry.FAMILIES:\n"
         "    family = registry.family(name)\n"
         "    for config in family.presets.values():\n"
-        "        with hollow():\n"
+        "        with on_meta():\n"
         "            model = family.build(config)\n"
         "        assert all(t.is_meta for t in (*model.parameters(), *model.buffers())), name\n"
         "import sys\nprint('loaded:', *(m for m in ('torch._dynamo', 'sympy') if m in sys.modules))"

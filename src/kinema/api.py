@@ -13,7 +13,7 @@ from kinema.cancel import Cancel
 from kinema.generate import Noise, OnSettled, accept, generate
 from kinema.job import Asked
 from kinema.memory.free import parse_bytes
-from kinema.memory.turns import LEVELS
+from kinema.memory.offload import LEVELS
 from kinema.previews import Previews
 from kinema.registry import unknown
 from kinema.schema import BadRequest, Clip, OnEvent, Request, TaskName, ignore
@@ -140,7 +140,7 @@ def load(
     ``add`` are files in slots of the model, such as a motion module in an image model:
     ``{"motion": "mm_sd_v15_v2.ckpt"}``. ``memory`` is how much may be used, in bytes or as "8GiB" (most of
     what is free). ``offload`` has weights take turns where that saves memory: "model", "block" or "sequential"
-    (`kinema.memory.turns`); "auto" when a request would not fit otherwise. ``chunk_tokens`` is how many feed-forward
+    (`kinema.memory.offload`); "auto" when a request would not fit otherwise. ``chunk_tokens`` is how many feed-forward
     layers take at a time. ``compile`` has PyTorch compile the network's blocks when they first run: faster steps after
     a slow first one, and last bits may differ. Raises BadRequest for anything that is not a model we know, and where
     there is no compiler.

@@ -37,7 +37,7 @@ _tidied: set[Path] = set()
 T = TypeVar("T")
 
 
-class Taken(BadRequest):
+class AlreadyExists(BadRequest):
     """The name that was to be written exists: another writer was faster, and what it wrote stays."""
 
 
@@ -67,7 +67,7 @@ def replacing(path: Path, *, folder: bool = False, exclusive: bool = False, flus
 
     The old content stays until then, and a file that is replaced hands its mode on; whatever is raised inside, an
     interrupt included, the hidden file is removed. ``folder`` makes a folder instead of a file. With ``exclusive``
-    nothing is replaced: of several writers of one name one gets it, and the others raise `Taken`. Without ``flush`` the
+    nothing is replaced: of several writers of one name one gets it, and the others raise `AlreadyExists`. Without ``flush`` the
     bytes reach the disk when the system writes them, for what need not outlive a power cut. Raises `BadRequest` where
     the place cannot be written or the disk fills up.
     """
@@ -119,11 +119,11 @@ def numbered(path: Path) -> Iterator[Path]:
 def beside(path: Path, write: Callable[[Path], T], taken: Callable[[Path], object] = os.path.lexists) -> T:
     """What ``write`` returns for the first of the `numbered` names that it gets for itself.
 
-    Names that are ``taken`` are passed over, and those for which ``write`` raises `Taken`: another writer came first.
+    Names that are ``taken`` are passed over, and those for which ``write`` raises `AlreadyExists`: another writer came first.
     """
     for name in numbered(path):
         if not taken(name):
-            with contextlib.suppress(Taken):
+            with contextlib.suppress(AlreadyExists):
                 return write(name)
     raise AssertionError("numbers do not end")
 
@@ -202,7 +202,7 @@ def _claim(part: Path, path: Path) -> None:
             part.replace(path)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-            raise Taken(f"{path} exists; it was written while this was at work") from error
+            raise AlreadyExists(f"{path} exists; it was written while this was at work") from error
         raise
 
 

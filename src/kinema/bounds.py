@@ -45,7 +45,7 @@ _DIGITS = re.compile(r"value has (\d+) digits")
 # -------------------------------------------------------------------------------------- saying
 
 
-def shown(text: str, most: int | None = None) -> str:
+def printable(text: str, most: int | None = None) -> str:
     """Text as a terminal may print it: control characters and lone surrogates escaped.
 
     Of more than ``most`` characters the middle is left out, since the end says as much: a path's own name is there.
@@ -57,7 +57,7 @@ def shown(text: str, most: int | None = None) -> str:
 
 def few(names: Sequence[str], most: int = 110) -> str:
     """The first three of many names, each of at most so many characters, for a sentence."""
-    return ", ".join(shown(name, most) for name in names[:3]) + (", …" if len(names) > 3 else "")
+    return ", ".join(printable(name, most) for name in names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def as_json(value: Any, indent: int | None = None) -> str:
@@ -107,15 +107,15 @@ def read_bytes(path: Path, most: int, what: str = "") -> bytes:
         # Opened without waiting (a FIFO would wait for a writer), and looked at once it is open, not before.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:
-        raise BadRequest(f"{shown(str(path), 200)} cannot be read: {error.strerror}") from error
+        raise BadRequest(f"{printable(str(path), 200)} cannot be read: {error.strerror}") from error
     told = os.fstat(handle)
     if not stat.S_ISREG(told.st_mode):
         os.close(handle)
-        raise BadRequest(f"{shown(str(path), 200)} is not a regular file{expected}")
+        raise BadRequest(f"{printable(str(path), 200)} is not a regular file{expected}")
     with os.fdopen(handle, "rb") as file:
         if told.st_size > most:
             raise BadRequest(
-                f"{shown(str(path), 200)} is {told.st_size:,} bytes long; at most {most:,} are read{expected}"
+                f"{printable(str(path), 200)} is {told.st_size:,} bytes long; at most {most:,} are read{expected}"
             )
         return file.read(most)
 
@@ -192,7 +192,7 @@ def from_toml(text: str, where: str) -> dict[str, Any]:
     except ValueError as error:
         if digits := _DIGITS.search(str(error)):
             raise _too_long(int(digits[1]), where) from error
-        said = cut(shown(str(error).splitlines()[0]), 160)
+        said = cut(printable(str(error).splitlines()[0]), 160)
         raise BadRequest(f"{where} is damaged: it is not TOML ({said})") from error
     check(told, where)
     return told

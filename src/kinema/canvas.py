@@ -18,7 +18,7 @@ from kinema.schema import Shape
 
 
 @dataclass(frozen=True)
-class Heard:
+class SoundSource:
     """Which sound belongs to a clip: from second ``begin`` of ``file``, for ``seconds`` (None: to its end), at ``at``.
 
     ``unfit`` is a clause that says why none does: frames are shown at other times than the sound was recorded with.
@@ -74,7 +74,7 @@ class Block:
 
 
 @dataclass(frozen=True, eq=False)
-class Small:
+class LowResolution:
     """A small clip B×3×t×h×w, which the video made small again is to be: ``weight`` is that of guidance by it.
 
     Made small, it has every ``every``-th frame, and ``factor``×``factor`` pixels averaged into one.
@@ -85,7 +85,7 @@ class Small:
     every: int
     weight: float
 
-    def part(self, block: Block) -> Small:
+    def part(self, block: Block) -> LowResolution:
         """What of it belongs to a block, which begins at a frame that it has."""
         first, last = block.start // self.every, (block.start + block.frames - 1) // self.every
         return replace(self, video=self.video[:, :, first : last + 1])
@@ -109,11 +109,11 @@ class Canvas:
     shape: Shape
     pieces: tuple[Piece, ...] = ()
     block: Block = Block()
-    small: Small | None = None
-    heard: Heard | None = None
+    small: LowResolution | None = None
+    heard: SoundSource | None = None
 
     @staticmethod
-    def of(video_BCTHW: Tensor, mask_B1THW: Tensor, *held: Piece, heard: Heard | None = None) -> Canvas:
+    def of(video_BCTHW: Tensor, mask_B1THW: Tensor, *held: Piece, heard: SoundSource | None = None) -> Canvas:
         """A canvas on which ``video`` is given where the mask is 1, and other pieces are held for a while."""
         return Canvas(Shape.of(video_BCTHW), (Piece(video_BCTHW, mask_B1THW), *held), heard=heard)
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from kinema.cancel import Cancel, cancellable, checking
-from kinema.job import Asked, Noise, OnSettled, Work, accept, draw_up, latents_wanted, noises_of
+from kinema.job import Asked, Noise, OnSettled, StageRun, accept, draw_up, latents_wanted, noises_of
 from kinema.media.sound import carried
 from kinema.memory.placing import place
 from kinema.previews import Previewed, Previews
@@ -81,13 +81,13 @@ def generate(
         return Clip(video, fps, made_by | {"frames_hash": frames_hash(video)}, sound)
 
 
-def watched(on_event: OnEvent, work: Work, previews: Previews | None) -> OnEvent:
+def watched(on_event: OnEvent, work: StageRun, previews: Previews | None) -> OnEvent:
     """The listener of one stage, with previews of it where they are asked for."""
     stage = work.stage
     return Previewed(on_event, work.system, stage.name, stage.request.shape, previews) if previews else on_event
 
 
-def _made(work: Work, noises: Mapping[str, Tensor], wanted: str, on_event: OnEvent) -> Tensor:
+def _made(work: StageRun, noises: Mapping[str, Tensor], wanted: str, on_event: OnEvent) -> Tensor:
     """The frames of a stage; its latents, where those are wanted."""
     system, stage = work.system, work.stage
     with system.runtime.running(), torch.no_grad():
@@ -99,7 +99,7 @@ def _made(work: Work, noises: Mapping[str, Tensor], wanted: str, on_event: OnEve
         return work.finished(pixels(work, own, draws, on_event))
 
 
-def _partial(clip: Clip | None, works: Sequence[Work], made_by: Mapping[str, Any]) -> Clip | None:
+def _partial(clip: Clip | None, works: Sequence[StageRun], made_by: Mapping[str, Any]) -> Clip | None:
     """What there is of a cancelled clip, with its sound, and a recipe that says where it was cancelled."""
     if clip is None:
         return None

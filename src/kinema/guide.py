@@ -15,16 +15,16 @@ from einops import reduce
 from torch import Tensor
 
 from kinema.cancel import checkpoint
-from kinema.canvas import Canvas, Piece, Small
+from kinema.canvas import Canvas, LowResolution, Piece
 from kinema.diffusion.freeinit import passes
 from kinema.diffusion.guidance import Guidance, Guided, Measurement, Reconstruction, Thresholded
 from kinema.diffusion.noise import Noise, rescheduled
-from kinema.diffusion.overwrite import CleanFrames, Known, Overwrite
+from kinema.diffusion.overwrite import CleanFrames, KnownRegion, Overwrite
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.samplers import SAMPLERS, OnStep
-from kinema.diffusion.schedules import Level
+from kinema.diffusion.schedules import NoiseLevel
 from kinema.diffusion.windows import Windowed, window_sizes
-from kinema.memory.placing import roomy
+from kinema.memory.placing import can_run_branches_together
 from kinema.schema import OnEvent, Phase, Request, Step, ignore
 from kinema.settle import free_init, sampler_options
 from kinema.spans import Spans, spans_of
@@ -104,8 +104,8 @@ class InWindows:
 class Drawn:
     """What reconstruction guidance draws the estimates to: what is given, and a small clip, either or both."""
 
-    given: Known | None
-    small: Small | None
+    given: KnownRegion | None
+    small: LowResolution | None
     weight: float
     """Of what is given; the small clip has its own."""
 
@@ -129,7 +129,7 @@ def smaller(frames: Sequence[int], factor: int, video_BCTHW: Tensor) -> Tensor:
     return reduce(kept, "b c t (h p) (w q) -> b c t h w", "mean", p=factor, q=factor)
 
 
-def known(system: System, request: Request, canvas: Canvas, *, clean: bool) -> tuple[list[Known], Drawn]:
+def known(system: System, request: Request, canvas: Canvas, *, clean: bool) -> tuple[list[KnownRegion], Drawn]:
     """The pieces that are written over the state, and what guidance draws the estimates to."""
     way = canvas.block.way
     shown = way == "native" and not clean  # by the network's own channels
@@ -138,16 +138,16 @@ def known(system: System, request: Request, canvas: Canvas, *, clean: bool) -> t
     return [*held_pieces(system, canvas, clean=clean), *given], drawn
 
 
-def given_piece(system: System, canvas: Canvas, *, clean: bool = False) -> Known:
+def given_piece(system: System, canvas: Canvas, *, clean: bool = False) -> KnownRegion:
     """What a canvas gives, on the latent grid: never released. ``clean``: the network sees it without noise."""
-    return Known(*on_grid(system, canvas.given), release=None, noise="clean" if clean else "fresh")
+    return KnownRegion(*on_grid(system, canvas.given), release=None, noise="clean" if clean else "fresh")
 
 
-def held_pieces(system: System, canvas: Canvas, *, clean: bool = False) -> list[Known]:
+def held_pieces(system: System, canvas: Canvas, *, clean: bool = False) -> list[KnownRegion]:
     """What a canvas holds for a while, on the latent grid, each with the noise of the clip itself (or ``clean``)."""
     told = zip(canvas.held, canvas.block.releases, strict=True)
     noise: Literal["clean", "fixed"] = "clean" if clean else "fixed"
-    return [Known(*on_grid(system, piece), release, noise) for piece, release in told]
+    return [KnownRegion(*on_grid(system, piece), release, noise) for piece, release in told]
 
 
 def on_grid(system: System, piece: Piece) -> tuple[Tensor, Tensor]:
@@ -159,7 +159,7 @@ def on_grid(system: System, piece: Piece) -> tuple[Tensor, Tensor]:
 def stepping(on_event: OnEvent, before: int, after: int) -> OnStep:
     """A sampler's steps as events, with those of the passes before and after it."""
 
-    def on_step(index: int, total: int, level: Level, x0: Tensor) -> None:
+    def on_step(index: int, total: int, level: NoiseLevel, x0: Tensor) -> None:
         on_event(Step(before + index, before + total + after, float(level.log_snr[0]), x0))
 
     return on_step
@@ -176,7 +176,7 @@ def in_order(system: System, request: Request, noise: Tensor, draws: Noise) -> T
 def checked(denoise: Denoiser) -> Denoiser:
     """The denoiser with a checkpoint before each call: a step has many, in windows and of several branches."""
 
-    def denoised(z_BCTHW: Tensor, level: Level) -> Tensor:
+    def denoised(z_BCTHW: Tensor, level: NoiseLevel) -> Tensor:
         checkpoint()
         return denoise(z_BCTHW, level)
 
@@ -188,9 +188,9 @@ def guide(  # noqa: PLR0917
     conditions: Conditions | InWindows,
     request: Request,
     guidance: Guidance,
-    levels: Level,
+    levels: NoiseLevel,
     drawn: Drawn | None = None,
-    clean: Callable[[Level], Tensor] | None = None,
+    clean: Callable[[NoiseLevel], Tensor] | None = None,
 ) -> Denoiser:
     """The guided denoiser: guidance, reconstruction and bound, in windows where the request asks for them.
 
@@ -206,7 +206,7 @@ def guide(  # noqa: PLR0917
         if clean is not None:
             at = slice(None) if frames is None else list(frames)
             branches = {name: CleanFrames(one, lambda level: clean(level)[:, at]) for name, one in branches.items()}
-        denoise: Denoiser = Guided(branches, guidance.of(frames), roomy(system), levels)
+        denoise: Denoiser = Guided(branches, guidance.of(frames), can_run_branches_together(system), levels)
         denoise = denoise if drawn is None else drawn.around(denoise, range(total) if frames is None else frames)
         return denoise if limit is None else Thresholded(denoise, limit)
 

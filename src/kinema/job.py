@@ -16,11 +16,11 @@ from torch import Tensor
 from kinema.canvas import Block, Canvas, Piece, Way, kind_of
 from kinema.diffusion.overwrite import by_level, by_ratio
 from kinema.diffusion.schedules import edit_steps
-from kinema.memory.plan import Plan, choose, weight_bytes
+from kinema.memory.plan import MemoryPlan, choose, weight_bytes
 from kinema.schema import BadRequest, Note, OnEvent, Request, ignore
 from kinema.settle import rolls_out
 from kinema.spans import later, spans_of
-from kinema.stages import Enlarging, Part, Recorded, Stages, parts_of, retaken
+from kinema.stages import ReplayedStage, SettledStage, Stages, Upscaling, replayed, stages_of
 from kinema.system import System
 from kinema.tasks import TASKS
 from kinema.values import quoted
@@ -47,8 +47,8 @@ class Stage:
     request: Request
     frames: int
     blocks: tuple[Block, ...]
-    enlarging: Enlarging | None = None
-    memory: Plan = field(default_factory=Plan)
+    enlarging: Upscaling | None = None
+    memory: MemoryPlan = field(default_factory=MemoryPlan)
 
     @property
     def whole(self) -> Request:
@@ -87,11 +87,11 @@ def _told(block: Block) -> dict[str, Any]:
     return told | ({} if block.prompt is None else {"prompt": block.prompt})
 
 
-Asked = Request | Sequence[Recorded]
+Asked = Request | Sequence[ReplayedStage]
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class StageRun:
     """A stage with what it works on: an opened model, and a canvas of the frames that are made."""
 
     stage: Stage
@@ -118,20 +118,22 @@ class Work:
 # ------------------------------------------------------------------------------------ drawing up
 
 
-def draw_up(system: System, asked: Asked, on_event: OnEvent = ignore, on_settled: OnSettled = accept) -> list[Work]:
+def draw_up(system: System, asked: Asked, on_event: OnEvent = ignore, on_settled: OnSettled = accept) -> list[StageRun]:
     """The job of a request, with each choice said, and what it works on. Raises BadRequest for what cannot be done."""
-    works: list[Work] = []
-    stages = drawn(system, asked, on_event, on_settled)
+    works: list[StageRun] = []
+    stages = drawn_up(system, asked, on_event, on_settled)
     for number, work in enumerate(stages):
-        plan = planned(work, beside_it(stages, number))
-        for reason in (*plan.reasons, *about_precision(work.system)):
+        plan = with_memory_plan(work, bytes_of_other_stages(stages, number))
+        for reason in (*plan.reasons, *precision_notes(work.system)):
             on_event(Note(reason))
         stage = replace(work.stage, memory=plan, request=plan.applied(work.stage.request))
         works.append(replace(work, stage=stage))
     return works
 
 
-def drawn(system: System, asked: Asked, on_event: OnEvent = ignore, on_settled: OnSettled = accept) -> list[Work]:
+def drawn_up(
+    system: System, asked: Asked, on_event: OnEvent = ignore, on_settled: OnSettled = accept
+) -> list[StageRun]:
     """The job of a request before its memory is planned.
 
     ``asked`` may be the stages of a recipe, which are taken as they were settled. No weight is read. The LoRAs that
@@ -140,18 +142,18 @@ def drawn(system: System, asked: Asked, on_event: OnEvent = ignore, on_settled: 
     told = None if isinstance(asked, Request) else asked
     loras = asked.loras if isinstance(asked, Request) else asked[0].request.loras
     system.runtime.use_loras(None if loras is None else system.read_loras({**loras}))
-    parts = parts_of(system, asked, on_event) if isinstance(asked, Request) else retaken(system, asked, on_event)
+    parts = stages_of(system, asked, on_event) if isinstance(asked, Request) else replayed(system, asked, on_event)
     on_settled(parts[-1].request)
     works = []
     for number, part in enumerate(parts):
-        work = work_of(part, _given(part) if number else TASKS[part.request.task].canvas(part.request, on_event))
+        work = stage_run(part, _given(part) if number else TASKS[part.request.task].canvas(part.request, on_event))
         if told is not None and told[number].blocks:
             work = with_blocks(work, told[number].blocks)
         works.append(work)
     return works
 
 
-def _given(part: Part) -> Canvas:
+def _given(part: SettledStage) -> Canvas:
     """The canvas of a second stage: what is given at its size. What is released in between is of the first stage."""
     if part.request.task == "edit":
         return Canvas(part.request.shape)
@@ -159,17 +161,17 @@ def _given(part: Part) -> Canvas:
     return replace(canvas, pieces=(canvas.given,))
 
 
-def work_of(part: Part, canvas: Canvas) -> Work:
+def stage_run(part: SettledStage, canvas: Canvas) -> StageRun:
     """A stage whose canvas is drawn, with its blocks; the memory plan is still to be chosen."""
     system, request = part.system, part.request
     frames = system.lattice.grid.time.ceil(request.shape.frames)
     canvas = canvas.longer(frames - request.shape.frames, before=request.backward)
     blocks = blocks_of(system, made_whole(request, frames), canvas, part.enlarging)
     stage = Stage(part.name, system.name, request, frames, blocks, part.enlarging)
-    return Work(stage, system, replace(canvas, block=blocks[0]) if blocks else canvas)
+    return StageRun(stage, system, replace(canvas, block=blocks[0]) if blocks else canvas)
 
 
-def with_blocks(work: Work, blocks: tuple[Block, ...]) -> Work:
+def with_blocks(work: StageRun, blocks: tuple[Block, ...]) -> StageRun:
     """The work with the blocks of a recipe. Raises BadRequest for those that cannot make this clip."""
     stage, own = work.stage, work.stage.blocks
     if len(blocks) > 2 * len(own):
@@ -196,7 +198,7 @@ def with_blocks(work: Work, blocks: tuple[Block, ...]) -> Work:
 # --------------------------------------------------------------------------- what callers name
 
 
-def noises_of(works: Sequence[Work], noise: Noise) -> dict[str, Tensor]:
+def noises_of(works: Sequence[StageRun], noise: Noise) -> dict[str, Tensor]:
     """The caller's noise by stage. Raises BadRequest for a stage that is not there, or another shape."""
     names = [work.stage.name for work in works]
     if noise is not None and not isinstance(noise, Tensor | Mapping):
@@ -219,7 +221,7 @@ def noises_of(works: Sequence[Work], noise: Noise) -> dict[str, Tensor]:
     return told
 
 
-def latents_wanted(works: Sequence[Work], output: str) -> str:
+def latents_wanted(works: Sequence[StageRun], output: str) -> str:
     """The stage of which latents are asked for, "" where none are."""
     if output == "clip":
         return ""
@@ -237,7 +239,7 @@ def latents_wanted(works: Sequence[Work], output: str) -> str:
 
 
 def blocks_of(
-    system: System, request: Request, canvas: Canvas, enlarging: Enlarging | None = None
+    system: System, request: Request, canvas: Canvas, enlarging: Upscaling | None = None
 ) -> tuple[Block, ...]:
     """The passes that a clip is made in, each with the way that it holds what is known by then.
 
@@ -337,7 +339,7 @@ def block_starts(system: System, request: Request, canvas: Canvas, length: int) 
     return starts[::-1] if backward else starts
 
 
-def rehearsed(work: Work) -> Canvas:
+def rehearsed(work: StageRun) -> Canvas:
     """What memory is planned for: the whole canvas, or a block that holds what it shares with the one before."""
     stage, canvas = work.stage, work.canvas
     if stage.at_once or not stage.blocks:
@@ -352,17 +354,17 @@ def rehearsed(work: Work) -> Canvas:
     return long.part(replace(block, start=0), known)
 
 
-def planned(work: Work, taken: int = 0) -> Plan:
+def with_memory_plan(work: StageRun, taken: int = 0) -> MemoryPlan:
     """How a stage will run within the memory there is, of which so many bytes are ``taken`` by other stages; refuses
     one that cannot, before anything is loaded.
     """
     if not work.stage.blocks:
-        return Plan()
+        return MemoryPlan()
     canvas, measured = rehearsed(work), work.stage.enlarging is not None
     return choose(work.system, work.stage.of(canvas.block), canvas, measured=measured, taken=taken)
 
 
-def beside_it(works: Sequence[Work], number: int) -> int:
+def bytes_of_other_stages(works: Sequence[StageRun], number: int) -> int:
     """Bytes that the weights of other stages take while this one runs, and that are not counted as used already."""
     told, taken = works[number].system.memory.budget is not None, 0
     for other in range(len(works)):
@@ -373,6 +375,6 @@ def beside_it(works: Sequence[Work], number: int) -> int:
     return taken
 
 
-def about_precision(system: System) -> list[str]:
+def precision_notes(system: System) -> list[str]:
     """In which precision it computes and why, where there is something to say."""
     return [system.policy.note] if system.policy.note else []

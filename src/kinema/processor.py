@@ -33,7 +33,7 @@ def told() -> dict[str, Any]:
     return dict(getattr(torch.cpu, "get_capabilities", dict)())
 
 
-def has_units(dtype: torch.dtype) -> bool | None:
+def is_native(dtype: torch.dtype) -> bool | None:
     """Whether the CPU multiplies matrices of halves in units of its own; None where PyTorch does not tell."""
     here = told()
     known = [bool(here[name]) for name in _UNITS[dtype] if name in here]
@@ -92,7 +92,7 @@ def native(device: torch.device, dtype: torch.dtype) -> bool:
     if dtype not in HALVES:
         return True
     if device.type == "cpu":
-        return has_units(dtype) is True
+        return is_native(dtype) is True
     return dtype == torch.float16 or _has_bfloat16(device)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kinema import __version__, bounds, registry
-from kinema.job import Work
+from kinema.job import StageRun
 from kinema.schema import BadRequest, Request
 from kinema.stages import beside
 from kinema.system import Family, System, name_of
@@ -30,7 +30,7 @@ VERSION = 2
 """Of recipes that are written; `kinema.recipes` reads older ones."""
 
 
-def recipe(works: Sequence[Work], noises: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+def recipe(works: Sequence[StageRun], noises: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
     """What `kinema replay` needs to make the clip again, and to say whether it is the same to the bit: the job as JSON.
 
     Without what `generate` adds: the hashes of the weights of each stage, and of the clip.
@@ -57,7 +57,7 @@ def recipe(works: Sequence[Work], noises: Mapping[str, Tensor] | None = None) ->
     return told
 
 
-def _stage(work: Work, shown: Mapping[str, str]) -> dict[str, Any]:
+def _stage(work: StageRun, shown: Mapping[str, str]) -> dict[str, Any]:
     """One stage: its model, its request with files by name, and what was settled of it."""
     system = work.system
     request = named(work.stage.request, system.family, shown).with_(loras=None)
@@ -159,11 +159,13 @@ def file_hash(path: Path) -> str:
     digest, count = sha256(), 0
     for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
         if not bounds.is_regular(file):
-            raise BadRequest(f"{bounds.shown(str(file), 200)} is not a regular file; expected a picture or a clip")
+            raise BadRequest(f"{bounds.printable(str(file), 200)} is not a regular file; expected a picture or a clip")
         with file.open("rb") as stream:
             while piece := stream.read(1 << 20):
                 digest.update(piece)
                 count += len(piece)
                 if count > MAX_INPUT:
-                    raise BadRequest(f"{bounds.shown(str(path), 200)} is longer than the {MAX_INPUT:,} bytes of a clip")
+                    raise BadRequest(
+                        f"{bounds.printable(str(path), 200)} is longer than the {MAX_INPUT:,} bytes of a clip"
+                    )
     return digest.hexdigest()

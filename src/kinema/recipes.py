@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from kinema import bounds
-from kinema.bounds import quoted, shown
+from kinema.bounds import printable, quoted
 from kinema.canvas import Block
 from kinema.provenance import VERSION
 from kinema.schema import BadRequest, Request
-from kinema.stages import Enlarging, Recorded
+from kinema.stages import ReplayedStage, Upscaling
 from kinema.values import misfit
 
 MOST = 2**31
@@ -36,7 +36,7 @@ class Lora:
 
 
 @dataclass(frozen=True)
-class Added:
+class RecordedAddOn:
     """An addition to the model, such as a motion module; where its hash is not here, it is among the weights'."""
 
     slot: str
@@ -45,7 +45,7 @@ class Added:
 
 
 @dataclass(frozen=True)
-class Stage:
+class RecordedStage:
     """One model's part. Any name may be absent."""
 
     stage: str
@@ -54,12 +54,12 @@ class Stage:
     weights: str
     variant: str
     overrides: Mapping[str, Any]
-    added: list[Added]
+    added: list[RecordedAddOn]
     loras: list[Lora]
     request: Mapping[str, Any]
     frames: int
     blocks: list[Block]
-    enlarging: Enlarging
+    enlarging: Upscaling
     memory: Mapping[str, Any]
 
 
@@ -80,7 +80,7 @@ class Recipe:
     recipe: int
     kinema: str
     stages: list[Any]
-    """Each a `Stage`."""
+    """Each a `RecordedStage`."""
     inputs: Mapping[str, str]
     extra_inputs: Mapping[str, str]
     paths: Mapping[str, str]
@@ -103,14 +103,14 @@ def checked(recipe: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     """The recipe of the clip ``path``, of the present version. Raises `BadRequest` for a value of another kind than is
     written.
     """
-    where = f"the recipe in {shown(path.name, 100)}"
+    where = f"the recipe in {printable(path.name, 100)}"
     bounds.check(recipe, where, infinite=True)
     version = recipe.get("recipe", 1)
     if isinstance(version, int) and not 1 <= version <= VERSION:
         told = "install a later one" if version > VERSION else "it is damaged"
         raise BadRequest(f"{where} is of version {quoted(version)}, and this kinema reads up to {VERSION}: {told}")
     if "recipe" not in recipe:
-        recipe = upgraded(recipe, f"the request in {shown(path.name, 100)}")
+        recipe = upgraded(recipe, f"the request in {printable(path.name, 100)}")
     if wrong := misfit(Recipe, recipe):
         raise BadRequest(f"{where} is damaged: {wrong}")
     _check_stages(recipe.get("stages", ()), where)
@@ -120,7 +120,7 @@ def checked(recipe: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
         raise BadRequest(f"{where} is damaged: its dtype is {quoted(recipe['dtype'])}; expected {' or '.join(DTYPES)}")
     if recipe.get("noise"):
         raise BadRequest(
-            f"{shown(path.name, 100)} was made from noise that its caller gave, which a recipe does not hold, "
+            f"{printable(path.name, 100)} was made from noise that its caller gave, which a recipe does not hold, "
             "so it cannot be made again"
         )
     return recipe
@@ -132,7 +132,7 @@ def _check_stages(stages: Sequence[Any], where: str) -> None:
     for stage in stages:
         if not isinstance(stage, Mapping):
             raise BadRequest(f"{where} is damaged: a stage is {quoted(stage)}; expected a table")
-        if wrong := misfit(Stage, stage):
+        if wrong := misfit(RecordedStage, stage):
             raise BadRequest(f"{where} is damaged: {wrong}")
         if not stage.get("model") or not stage.get("request"):
             raise BadRequest(f"{where} names no model or no request, so it cannot be made again")
@@ -155,7 +155,7 @@ def upgraded(recipe: Mapping[str, Any], where: str = "the request") -> dict[str,
 
 def requests_of(recipe: Mapping[str, Any], path: Path) -> list[Request]:
     """The request of each stage of a `checked` recipe."""
-    made, damaged = [], f"the recipe in {shown(path.name, 60)} is damaged"
+    made, damaged = [], f"the recipe in {printable(path.name, 60)} is damaged"
     for stage in recipe["stages"]:
         try:
             request = Request.from_table(stage["request"])
@@ -170,7 +170,7 @@ def requests_of(recipe: Mapping[str, Any], path: Path) -> list[Request]:
     return made
 
 
-def recorded(recipe: Mapping[str, Any], requests: Sequence[Request]) -> list[Recorded]:
+def recorded(recipe: Mapping[str, Any], requests: Sequence[Request]) -> list[ReplayedStage]:
     """The stages of a recipe, with requests whose files are here."""
     made = []
     for stage, request in zip(recipe["stages"], requests, strict=True):
@@ -181,5 +181,5 @@ def recorded(recipe: Mapping[str, Any], requests: Sequence[Request]) -> list[Rec
             )
             for each in stage.get("blocks", ())
         )  # fmt: skip
-        made.append(Recorded(request, blocks))
+        made.append(ReplayedStage(request, blocks))
     return made

@@ -10,28 +10,28 @@ import torch
 from torch import Tensor
 
 from kinema.cancel import cancellable, checkpoint
-from kinema.canvas import Block, Canvas, Piece, Small
+from kinema.canvas import Block, Canvas, LowResolution, Piece
 from kinema.diffusion.noise import Noise
 from kinema.guide import sample
-from kinema.job import Work
+from kinema.job import StageRun
 from kinema.media.matching import match_colours
 from kinema.schema import Cancelled, Clip, Event, Note, OnEvent, Phase, Step
 from kinema.spans import spans_of
 
 
-def latents(work: Work, noise: Tensor | None, draws: Noise, on_event: OnEvent) -> Tensor:
+def latents(work: StageRun, noise: Tensor | None, draws: Noise, on_event: OnEvent) -> Tensor:
     """The latents B×C×T×h×w of a clip that is made at once."""
-    making = Making(work, on_event)
+    making = Rollout(work, on_event)
     return _kept(making, lambda: next(_sampled_blocks(making, noise, draws)))
 
 
-def pixels(work: Work, noise: Tensor | None, draws: Noise, on_event: OnEvent) -> Tensor:
+def pixels(work: StageRun, noise: Tensor | None, draws: Noise, on_event: OnEvent) -> Tensor:
     """The frames of a stage, B×3×T×H×W in [-1, 1]. ``noise`` is of all latents; None draws it.
 
     Each block holds the last frames of the one before (VDM §3.1), or goes on from its last. What one block made stays
     as it is in the next. Blocks run from where frames are known: backward when only the end of the canvas is given.
     """
-    making = Making(work, on_event)
+    making = Rollout(work, on_event)
 
     def made() -> Tensor:
         for z in _sampled_blocks(making, noise, draws):
@@ -42,10 +42,10 @@ def pixels(work: Work, noise: Tensor | None, draws: Noise, on_event: OnEvent) ->
     return _kept(making, made)
 
 
-class Making:
+class Rollout:
     """A stage while it is made: the frames that are known by now, and where the block in progress stands."""
 
-    def __init__(self, work: Work, on_event: OnEvent) -> None:
+    def __init__(self, work: StageRun, on_event: OnEvent) -> None:
         stage = work.stage
         more = max((block.start + block.frames for block in stage.blocks), default=stage.frames) - stage.frames
         canvas = work.canvas.longer(more)
@@ -110,7 +110,7 @@ class Making:
         return Clip(video, work.stage.request.fps or 0.0, {"partial": told})
 
 
-def _kept(making: Making, make: Callable[[], Tensor]) -> Tensor:
+def _kept(making: Rollout, make: Callable[[], Tensor]) -> Tensor:
     """What ``make`` returns; where it is cancelled, `Cancelled` has the partial clip, if one is to be kept."""
     try:
         return make()
@@ -126,7 +126,7 @@ def cancelled_at(step: Step | None) -> str:
     return "cancelled before the first step" if step is None else f"cancelled at step {step.index} of {step.total}"
 
 
-def _sampled_blocks(making: Making, noise: Tensor | None, draws: Noise) -> Iterator[Tensor]:
+def _sampled_blocks(making: Rollout, noise: Tensor | None, draws: Noise) -> Iterator[Tensor]:
     """The latents of each block, which is decoded before the next one begins."""
     work, stage, on_event = making.work, making.work.stage, making.on_event
     words = spoken(work, on_event)
@@ -138,7 +138,7 @@ def _sampled_blocks(making: Making, noise: Tensor | None, draws: Noise) -> Itera
         yield _sampled(work, words, part, noise, draws, across(making.hear, number, len(stage.blocks)))
 
 
-def spoken(work: Work, on_event: OnEvent) -> Mapping[str | None, Any]:
+def spoken(work: StageRun, on_event: OnEvent) -> Mapping[str | None, Any]:
     """The prompts of a stage as the family encodes them, each once: by text where they change with windows or blocks,
     else one, under None.
     """
@@ -156,7 +156,7 @@ def spoken(work: Work, on_event: OnEvent) -> Mapping[str | None, Any]:
 
 
 def _sampled(  # noqa: PLR0917
-    work: Work, words: Mapping[str | None, Any], part: Canvas, noise: Tensor | None, draws: Noise, on_event: OnEvent
+    work: StageRun, words: Mapping[str | None, Any], part: Canvas, noise: Tensor | None, draws: Noise, on_event: OnEvent
 ) -> Tensor:
     """The latents of one block: of a long clip, its part of the noise and of guidance that changes over the clip."""
     stage, system, block = work.stage, work.system, part.block
@@ -185,11 +185,11 @@ def across(on_event: OnEvent, number: int, count: int) -> OnEvent:
     return told
 
 
-def enlarged(work: Work, low_BCTHW: Tensor) -> Work:
+def enlarged(work: StageRun, low_BCTHW: Tensor) -> StageRun:
     """A stage of super-resolution with the clip that it enlarges."""
     stage = work.stage
     assert stage.enlarging is not None
     # A backward clip has the frames that nobody asked for before it, where the small one has none.
     more = stage.frames - stage.request.shape.frames if stage.request.backward else 0
     low_BCTHW = torch.cat([low_BCTHW[:, :, :1].expand(-1, -1, more, -1, -1), low_BCTHW], dim=2)
-    return replace(work, canvas=replace(work.canvas, small=Small(low_BCTHW, **asdict(stage.enlarging))))
+    return replace(work, canvas=replace(work.canvas, small=LowResolution(low_BCTHW, **asdict(stage.enlarging))))

@@ -107,7 +107,7 @@ class Clip:
 
         The recipe goes into the file's metadata. Returns the paths written. The file is written
         beside its name and renamed, so a stopped run leaves the old one or none; with ``exclusive=True`` nothing
-        that exists is replaced, which raises `kinema.atomic.Taken`.
+        that exists is replaced, which raises `kinema.atomic.AlreadyExists`.
         """
         # schema is the lowest layer: it reaches the media layer by name only, as the registry does.
         return values.resolve("kinema.media.write:save_clip")(self, Path(path), **options)

@@ -19,7 +19,7 @@ Stages = Literal["base", "super-resolution"]
 
 
 @dataclass(frozen=True)
-class Enlarging:
+class Upscaling:
     """How a stage enlarges the clip of the one before: ``factor`` times the sides, ``every`` times the frames.
 
     ``weight`` is that of guidance by the small clip (w_r of VDM, section 3.1).
@@ -31,24 +31,24 @@ class Enlarging:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class SettledStage:
     """One stage, of which only the request is settled."""
 
     name: Stages
     system: System
     request: Request
-    enlarging: Enlarging | None = None
+    enlarging: Upscaling | None = None
 
 
 @dataclass(frozen=True)
-class Recorded:
+class ReplayedStage:
     """One stage of a recipe: its request, settled and with files that are here, and its blocks where they are told."""
 
     request: Request
     blocks: tuple[Block, ...] = ()
 
 
-def parts_of(system: System, request: Request, on_event: OnEvent = ignore) -> list[Part]:
+def stages_of(system: System, request: Request, on_event: OnEvent = ignore) -> list[SettledStage]:
     """The stages of a request: one, or a small clip and its super-resolution.
 
     What is asked for is the finished clip: its size, frames and rate are the second stage's. ``overlap`` is of the
@@ -58,7 +58,7 @@ def parts_of(system: System, request: Request, on_event: OnEvent = ignore) -> li
         if request.task == "generate" and request.every is not None:
             raise BadRequest("every goes with super_resolution, whose model makes the frames in between: give both")
         return [_alone(system, settle(system, request, on_event))]
-    said = Once(on_event)
+    said = NotesOnce(on_event)
     upper, every = beside(system, request.super_resolution), _every(request)
     factor = _factor(system, upper)
     if request.prompt_spans and every > 1:
@@ -80,13 +80,13 @@ def parts_of(system: System, request: Request, on_event: OnEvent = ignore) -> li
     settled = settle(upper, large, said)
     if (settled.height, settled.width) != (large.height, large.width):
         raise BadRequest(f"{upper.name} cannot make {large.width}×{large.height}; ask for another size")
-    enlarging = Enlarging(factor, every, request.super_resolution_weight)
-    return [Part("base", system, base), Part("super-resolution", upper, settled, enlarging)]
+    enlarging = Upscaling(factor, every, request.super_resolution_weight)
+    return [SettledStage("base", system, base), SettledStage("super-resolution", upper, settled, enlarging)]
 
 
-def retaken(system: System, recorded: Sequence[Recorded], on_event: OnEvent = ignore) -> list[Part]:
+def replayed(system: System, recorded: Sequence[ReplayedStage], on_event: OnEvent = ignore) -> list[SettledStage]:
     """The stages of a recipe. They are settled already; what somebody else wrote is checked again."""
-    on_event = Once(on_event)
+    on_event = NotesOnce(on_event)
     base = settle(system, recorded[0].request, on_event)
     parts = [_alone(system, base)]
     for each in recorded[1:]:
@@ -97,21 +97,23 @@ def retaken(system: System, recorded: Sequence[Recorded], on_event: OnEvent = ig
             cast(int, large.frames) / every
         ):
             raise BadRequest("the recipe is damaged: its second stage does not enlarge the clip of the first")
-        parts.append(Part("super-resolution", upper, large, Enlarging(factor, every, large.super_resolution_weight)))
+        parts.append(
+            SettledStage("super-resolution", upper, large, Upscaling(factor, every, large.super_resolution_weight))
+        )
     return parts
 
 
-def _alone(system: System, request: Request) -> Part:
+def _alone(system: System, request: Request) -> SettledStage:
     """The only stage of a request, or the first: super-resolution where a clip that there is becomes larger."""
     if request.task != "upscale":
-        return Part("base", system, request)
+        return SettledStage("base", system, request)
     if not system.family.sampling.defaults(system.config).enlarges:
         raise BadRequest(f"{system.name} cannot enlarge a clip; vdm models and zoetrope can")
-    enlarging = Enlarging(factor(request), request.every or 1, request.super_resolution_weight)
-    return Part("super-resolution", system, request, enlarging)
+    enlarging = Upscaling(factor(request), request.every or 1, request.super_resolution_weight)
+    return SettledStage("super-resolution", system, request, enlarging)
 
 
-class Once:
+class NotesOnce:
     """A listener that hears each note once, though two stages say it."""
 
     def __init__(self, on_event: OnEvent) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kinema.checkpoints import convert as converting
-from kinema.checkpoints.convert import File, Plan, convert
+from kinema.checkpoints.convert import Conversion, TargetFile, convert
 from kinema.schema import BadRequest, Note
 
 
@@ -25,7 +25,7 @@ def test_a_target_taken_meanwhile_is_kept_and_the_weights_are_beside_it(
             target.mkdir() if inside else target.write_text("another's")
         return torch.ones(2)
 
-    plan = Plan((File(inside, {"w": ((2,), torch.float32)}, make, {}),), {})
+    plan = Conversion((TargetFile(inside, {"w": ((2,), torch.float32)}, make, {}),), {})
     layouts = SimpleNamespace(names=("l",), plan=lambda *_: plan)
     monkeypatch.setattr(converting, "_open", lambda *_: ("f", layouts, None))
     said: list[str] = []
@@ -41,7 +41,7 @@ def test_a_target_taken_meanwhile_is_kept_and_the_weights_are_beside_it(
 def test_a_link_that_leads_nowhere_is_a_target_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.safetensors").write_text("weights")
     (tmp_path / "b.safetensors").symlink_to(tmp_path / "nowhere")
-    plan = Plan((File("", {}, lambda _: torch.ones(2), {}),), {})
+    plan = Conversion((TargetFile("", {}, lambda _: torch.ones(2), {}),), {})
     layouts = SimpleNamespace(names=("l",), plan=lambda *_: plan)
     monkeypatch.setattr(converting, "_open", lambda *_: ("f", layouts, None))
     with pytest.raises(BadRequest, match="exists already"):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from kinema import registry
-from kinema.checkpoints.settings import LONGEST, MOST, checked, made, readable
+from kinema.checkpoints.settings import LONGEST, MOST, build_config, checked, readable
 from kinema.schema import BadRequest
 
 
@@ -36,7 +36,7 @@ class Sizes:
 
 def test_lists_and_tables_of_json_become_the_tuples_and_dataclasses_of_the_config() -> None:
     told = {"widths": [1, 2], "pair": ["b", 2], "inner": {"width": 3}, "extra": 0}
-    assert made(Sizes, told, "it") == Sizes(widths=(1, 2), pair=("b", 2), inner=Inner(3))
+    assert build_config(Sizes, told, "it") == Sizes(widths=(1, 2), pair=("b", 2), inner=Inner(3))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_lists_and_tables_of_json_become_the_tuples_and_dataclasses_of_the_confi
 )
 def test_a_setting_that_no_model_has_is_one_short_sentence(told: Any, sentence: str) -> None:
     with pytest.raises(BadRequest) as refused:
-        made(Sizes, told, "it")
+        build_config(Sizes, told, "it")
     assert sentence in str(refused.value)
     assert len(str(refused.value)) < 300
     assert "\x1b" not in str(refused.value)

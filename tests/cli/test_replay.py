@@ -17,7 +17,7 @@ from kinema import registry
 from kinema.api import load
 from kinema.cli import replay
 from kinema.cli.main import main
-from kinema.cli.wants import wants_of
+from kinema.cli.requirements import wants_of
 from kinema.media.metadata import read_recipe
 from kinema.provenance import file_hash
 from kinema.recipes import upgraded

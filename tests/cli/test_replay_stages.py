@@ -16,7 +16,7 @@ from kinema import registry
 from kinema.checkpoints import files
 from kinema.cli import plan
 from kinema.cli.main import main
-from kinema.cli.wants import wants_of
+from kinema.cli.requirements import wants_of
 from kinema.media.metadata import read_recipe
 from kinema.schema import BadRequest, Clip, Phase, Request, Step
 

@@ -13,7 +13,7 @@ from kinema.cli.main import main
 from kinema.cli.stopping import interruptible
 from kinema.media.metadata import read_recipe
 from kinema.media.read import read_video
-from kinema.rollout import Making
+from kinema.rollout import Rollout
 from kinema.schema import Phase, Step
 
 WORDS = ["generate", "a red ball", "-m", "zoetrope/tiny", "--seed", "1", "--steps", "4", "-o", "ball.mp4"]
@@ -95,14 +95,14 @@ def test_before_the_first_step_there_is_nothing_to_keep(ctrl_c, tmp_path, capsys
 
 
 def test_json_events_end_with_what_was_saved_and_the_code(monkeypatch, capsys):
-    hear = Making.hear
+    hear = Rollout.hear
 
     def heard(self, event):
         hear(self, event)
         if event.index == 2:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Making, "hear", lambda self, event: (heard if isinstance(event, Step) else hear)(self, event))
+    monkeypatch.setattr(Rollout, "hear", lambda self, event: (heard if isinstance(event, Step) else hear)(self, event))
     assert main([*WORDS, "--keep-partial", "--json-events"]) == 130
     saved, failed = map(json.loads, capsys.readouterr().out.splitlines()[-2:])
     assert saved == {"event": "saved", "paths": ["ball.partial.mp4"], "partial": True}

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from kinema.diffusion.noise import Noise
-from kinema.diffusion.overwrite import CAMERA, CleanFrames, Known, Overwrite, by_level, by_ratio, time_to_move
+from kinema.diffusion.overwrite import CAMERA, CleanFrames, KnownRegion, Overwrite, by_level, by_ratio, time_to_move
 from kinema.diffusion.parameterise import EDM, EPS, FLOW, X0, V
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import (
     CosineLogSNR,
     DiscreteBetas,
     EDMSigmas,
-    Level,
+    NoiseLevel,
     RectifiedFlow,
     spaced,
     variance_preserving,
@@ -56,7 +56,7 @@ def test_given_pixels_have_their_marginal_at_every_state(drawn, schedule):
     """Mean alpha x and variance sigma² along a whole run; the posterior's also hang together over the steps."""
     shape, levels = (1, 1, 2, 100, 100), spaced(schedule, 8)
     given, mask = torch.full(shape, 0.7, dtype=torch.float64), torch.ones(1, 1, *shape[2:], dtype=torch.float64)
-    over = Overwrite([Known(given, mask, None, drawn)], levels, Noise([5]), given)
+    over = Overwrite([KnownRegion(given, mask, None, drawn)], levels, Noise([5]), given)
     eps = []
     for i in range(8):
         noise = (over.state(torch.zeros_like(given), i) - levels.alpha[i] * given) / levels.sigma[i]
@@ -70,7 +70,7 @@ def test_given_pixels_have_their_marginal_at_every_state(drawn, schedule):
 
 def test_a_given_piece_leaves_the_rest_of_the_state_alone():
     z, mask = random(*SHAPE, seed=1), first_frames()
-    found = overwrite(Known(CONTENT, mask, None)).state(z, 2)
+    found = overwrite(KnownRegion(CONTENT, mask, None)).state(z, 2)
     noised = LEVELS[2].batch(2).add_noise(CONTENT, Noise([5, 6]).like(CONTENT))
     assert torch.equal(found, torch.where(mask > 0, noised, z))
 
@@ -78,7 +78,7 @@ def test_a_given_piece_leaves_the_rest_of_the_state_alone():
 @pytest.mark.parametrize("drawn", ["fresh", "posterior", "fixed"])
 def test_a_state_that_is_asked_for_twice_is_the_same(drawn):
     """Heun, UniPC and Langevin look at a state more than once: it must not change between."""
-    over = overwrite(Known(CONTENT, first_frames(), None, drawn))
+    over = overwrite(KnownRegion(CONTENT, first_frames(), None, drawn))
     first, again = (over.state(random(*SHAPE, seed=seed), 3) for seed in (1, 2))
     assert torch.equal(first[:, :, :GIVEN], again[:, :, :GIVEN])
 
@@ -86,7 +86,7 @@ def test_a_state_that_is_asked_for_twice_is_the_same(drawn):
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("drawn", ["fresh", "posterior", "fixed"])
 def test_every_sampler_returns_what_is_given_exactly(name, drawn):
-    over = overwrite(Known(CONTENT, first_frames(), None, drawn))
+    over = overwrite(KnownRegion(CONTENT, first_frames(), None, drawn))
     run = {"noise": Noise([0, 1]), "state": over.run()}
     found = SAMPLERS[name](over.around(mixing), over.start(FIXED), LEVELS, **run)
     torch.testing.assert_close(found[:, :, :GIVEN], CONTENT[:, :, :GIVEN], atol=1e-12, rtol=0)
@@ -102,7 +102,7 @@ def test_every_call_of_the_network_sees_what_is_given_at_that_level(name):
         seen.append((z, level))
         return mixing(z, level)
 
-    over = overwrite(Known(CONTENT, first_frames(), None, "fixed"))
+    over = overwrite(KnownRegion(CONTENT, first_frames(), None, "fixed"))
     SAMPLERS[name](over.around(denoise), over.start(FIXED), LEVELS, noise=Noise([0, 1]), state=over.run())
     for z, level in seen:
         torch.testing.assert_close(z[:, :, :GIVEN], level.add_noise(CONTENT, FIXED)[:, :, :GIVEN])
@@ -114,7 +114,7 @@ def test_every_call_of_the_network_sees_what_is_given_at_that_level(name):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_piece_over_everything_with_one_noise_is_sdedit(name):
     """Meng et al. 2022, alg. 1: start from the noised clip at the level of the release; the sampler does the rest."""
-    over = overwrite(Known(CONTENT, torch.ones(1, 1, *SHAPE[2:]), 2, "fixed"))
+    over = overwrite(KnownRegion(CONTENT, torch.ones(1, 1, *SHAPE[2:]), 2, "fixed"))
     assert over.first == 2
     run = {"noise": Noise([0, 1]), "state": over.run(over.first)}
     found = SAMPLERS[name](over.around(mixing), over.start(random(*SHAPE, seed=9)), LEVELS[2:], **run)
@@ -123,7 +123,7 @@ def test_a_piece_over_everything_with_one_noise_is_sdedit(name):
 
 
 def test_an_edit_that_is_never_released_is_the_clip():
-    over = overwrite(Known(CONTENT, torch.ones(1, 1, *SHAPE[2:]), 6, "fixed"))
+    over = overwrite(KnownRegion(CONTENT, torch.ones(1, 1, *SHAPE[2:]), 6, "fixed"))
     assert over.first == 6
     torch.testing.assert_close(over.start(FIXED), CONTENT, atol=1e-12, rtol=0)
 
@@ -133,7 +133,7 @@ def test_frames_of_an_edit_ratio_are_held_until_their_time_and_then_free():
     levels = spaced(RectifiedFlow(), 10)
     release = by_ratio(0.4, levels.sigma)
     assert release == 6
-    over, seen = overwrite(Known(CONTENT, first_frames(), release, "fixed"), levels=levels), []
+    over, seen = overwrite(KnownRegion(CONTENT, first_frames(), release, "fixed"), levels=levels), []
     run = {"noise": Noise([0, 1]), "state": over.run(), "on_step": lambda *told: seen.append(told)}
     found = SAMPLERS["euler"](over.around(mixing), over.start(FIXED), levels, **run)
     z = over.start(FIXED)
@@ -163,7 +163,9 @@ def published_loop(step, weak, strong, levels, mask, noise=None):
 
 def moved(name, weak, strong, levels, mask):
     everywhere = torch.ones_like(mask)
-    over = overwrite(Known(CONTENT, everywhere, weak, "fixed"), Known(CONTENT, mask, strong, "fixed"), levels=levels)
+    over = overwrite(
+        KnownRegion(CONTENT, everywhere, weak, "fixed"), KnownRegion(CONTENT, mask, strong, "fixed"), levels=levels
+    )
     assert over.first == weak
     run = {"noise": Noise([0, 1]), "state": over.run(weak)}
     return SAMPLERS[name](over.around(mixing), over.start(random(*SHAPE, seed=8)), levels[weak:], **run)
@@ -220,7 +222,7 @@ def test_frames_held_clean_in_the_state_are_those_replaced_at_the_networks_input
         assert bool((level.sigma[:, :GIVEN] == 0).all())
         return mixing(z, level)
 
-    over = overwrite(Known(CONTENT, first_frames(), None, "clean"))
+    over = overwrite(KnownRegion(CONTENT, first_frames(), None, "clean"))
     inner = CleanFrames(denoise, over.clean)
     found = SAMPLERS[name](over.around(inner), over.start(FIXED), LEVELS, noise=Noise([0, 1]), state=over.run())
     assert torch.equal(found[:, :, :GIVEN], CONTENT[:, :, :GIVEN])
@@ -236,7 +238,7 @@ def test_a_clean_piece_that_is_released_is_open_sora_1_2s_edit():
     """Frames stay clean while t is above the ratio, are noised to the first t at or below it, and go on from there."""
     levels = spaced(RectifiedFlow(), 10)
     times, told = levels.sigma.tolist(), []
-    over = overwrite(Known(CONTENT, first_frames(), by_ratio(0.4, levels.sigma), "clean"), levels=levels)
+    over = overwrite(KnownRegion(CONTENT, first_frames(), by_ratio(0.4, levels.sigma), "clean"), levels=levels)
 
     def denoise(z, level):
         told.append(level.sigma[0].tolist())
@@ -260,7 +262,7 @@ def test_only_frames_of_which_all_is_held_clean_are_seen_clean():
     part = first_frames()
     part[:, :, 1, 0, 0] = 0
     noisy = first_frames().flip(2)
-    over = overwrite(Known(CONTENT, part, None, "clean"), Known(CONTENT, noisy, None, "fresh"))
+    over = overwrite(KnownRegion(CONTENT, part, None, "clean"), KnownRegion(CONTENT, noisy, None, "fresh"))
     assert over.clean(LEVELS[2].batch(2)).tolist() == [[True, False, False, False, False]]
 
 
@@ -270,7 +272,7 @@ def test_only_frames_of_which_all_is_held_clean_are_seen_clean():
 def shifted(shift):
     """Fifty steps of a flow with this shift, as published for Wan (5)."""
     t = torch.linspace(1, 0, 51, dtype=torch.float64)
-    return Level(1 - (t := shift * t / (1 + (shift - 1) * t)), t)
+    return NoiseLevel(1 - (t := shift * t / (1 + (shift - 1) * t)), t)
 
 
 def test_time_to_moves_indices_come_from_nearest_noise_levels():
@@ -302,4 +304,4 @@ def test_a_ratio_below_every_time_holds_to_the_end():
 
 def test_a_release_beyond_the_run_is_refused():
     with pytest.raises(BadRequest, match="expected 0 to 6"):
-        overwrite(Known(CONTENT, first_frames(), 7))
+        overwrite(KnownRegion(CONTENT, first_frames(), 7))

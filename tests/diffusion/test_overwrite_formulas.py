@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kinema.diffusion.noise import Noise
-from kinema.diffusion.overwrite import Known, Overwrite, by_ratio
+from kinema.diffusion.overwrite import KnownRegion, Overwrite, by_ratio
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import CosineLogSNR, spaced
 
@@ -128,12 +128,12 @@ def replacement(drawn):
                 states[i] = noised(draws.like(z), i)
         return torch.where(FIRST > 0, states[i], z)
 
-    return [Known(CONTENT, FIRST, None, drawn)], 0, hold
+    return [KnownRegion(CONTENT, FIRST, None, drawn)], 0, hold
 
 
 def sdedit():
     """Meng et al. 2022, alg. 1."""
-    return [Known(CONTENT, EVERYWHERE, 2, "fixed")], 2, lambda z, i: noised(FIXED, 2) if i == 2 else z
+    return [KnownRegion(CONTENT, EVERYWHERE, 2, "fixed")], 2, lambda z, i: noised(FIXED, 2) if i == 2 else z
 
 
 def edit_ratio():
@@ -144,7 +144,7 @@ def edit_ratio():
     def hold(z, i):
         return torch.where(FIRST > 0, noised(FIXED, i), z) if i <= release else z
 
-    return [Known(CONTENT, FIRST, release, "fixed")], 0, hold
+    return [KnownRegion(CONTENT, FIRST, release, "fixed")], 0, hold
 
 
 def moving():
@@ -153,7 +153,7 @@ def moving():
     def hold(z, i):
         return noised(FIXED, 2) if i == 2 else torch.where(FIRST > 0, noised(FIXED, i), z) if i <= 4 else z
 
-    return [Known(CONTENT, EVERYWHERE, 2, "fixed"), Known(CONTENT, FIRST, 4, "fixed")], 2, hold
+    return [KnownRegion(CONTENT, EVERYWHERE, 2, "fixed"), KnownRegion(CONTENT, FIRST, 4, "fixed")], 2, hold
 
 
 USES = {

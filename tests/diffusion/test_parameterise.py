@@ -9,7 +9,7 @@ import torch
 
 from kinema.diffusion.losses import min_snr, snr, truncated_snr
 from kinema.diffusion.parameterise import EDM, EPS, FLOW, X0, V, eps_from_x0
-from kinema.diffusion.schedules import Level, flow, variance_exploding, variance_preserving
+from kinema.diffusion.schedules import NoiseLevel, flow, variance_exploding, variance_preserving
 from kinema.schema import BadRequest
 
 ALL = {"eps": EPS, "v": V, "x0": X0, "flow": FLOW, "edm": EDM(0.5), "edm-1": EDM(1.0)}
@@ -50,7 +50,7 @@ def test_the_common_scale_of_a_level_changes_nothing(name, data):
     """(k alpha, k sigma) with k z: the same network input, target and x0."""
     x0, eps, z = data
     here, scale = variance_preserving(LOG_SNR), 3.7
-    there = Level(scale * here.alpha, scale * here.sigma)
+    there = NoiseLevel(scale * here.alpha, scale * here.sigma)
     p = ALL[name]
     torch.testing.assert_close(p.x0(eps, scale * z, there), p.x0(eps, z, here))
     torch.testing.assert_close(p.target(x0, eps, there), p.target(x0, eps, here))
@@ -60,7 +60,7 @@ def test_the_common_scale_of_a_level_changes_nothing(name, data):
 @pytest.mark.parametrize("name", ["v", "x0", "flow", "edm"])
 def test_both_ends_of_a_flow_are_finite(name, data):
     x0, eps, _ = (item[:2] for item in data)
-    level = Level(torch.tensor([0.0, 1.0]).double(), torch.tensor([1.0, 0.0]).double())
+    level = NoiseLevel(torch.tensor([0.0, 1.0]).double(), torch.tensor([1.0, 0.0]).double())
     z = level.add_noise(x0, eps)
     p = ALL[name]
     target = p.target(x0, eps, level)
@@ -71,7 +71,7 @@ def test_both_ends_of_a_flow_are_finite(name, data):
 
 def test_eps_prediction_refuses_pure_noise():
     with pytest.raises(BadRequest, match="alpha 0"):
-        EPS.scalings(Level(torch.zeros(1), torch.ones(1)))
+        EPS.scalings(NoiseLevel(torch.zeros(1), torch.ones(1)))
 
 
 @pytest.mark.parametrize("name", ["v", "eps", "edm"])
@@ -90,7 +90,7 @@ def test_network_input_and_target_have_unit_variance(name):
 
 def test_edm_scalings_are_table_1():
     sigma, data = torch.tensor([0.1, 1.0, 30.0], dtype=torch.float64), 0.5
-    c_skip, c_out, c_in = EDM(data).scalings(Level(torch.ones(3).double(), sigma))
+    c_skip, c_out, c_in = EDM(data).scalings(NoiseLevel(torch.ones(3).double(), sigma))
     torch.testing.assert_close(c_skip, data**2 / (sigma**2 + data**2))
     torch.testing.assert_close(c_out, sigma * data / (sigma**2 + data**2).sqrt())
     torch.testing.assert_close(c_in, 1 / (sigma**2 + data**2).sqrt())
@@ -98,7 +98,7 @@ def test_edm_scalings_are_table_1():
 
 def test_v_on_exploding_levels_is_the_scaling_of_svd():
     sigma = torch.tensor([0.1, 1.0, 300.0], dtype=torch.float64)
-    c_skip, c_out, c_in = V.scalings(Level(torch.ones(3).double(), sigma))
+    c_skip, c_out, c_in = V.scalings(NoiseLevel(torch.ones(3).double(), sigma))
     torch.testing.assert_close(c_skip, 1 / (sigma**2 + 1))
     torch.testing.assert_close(c_out, -sigma / (sigma**2 + 1).sqrt())
     torch.testing.assert_close(c_in, 1 / (sigma**2 + 1).sqrt())
@@ -154,7 +154,7 @@ LOG_SNR_BT = torch.tensor([[-6.0, -0.5, 3.0, 1.0], [2.0, 0.0, -1.0, 5.0], [0.0, 
 
 
 def of_frame(level, t):
-    return Level(level.alpha[:, t], level.sigma[:, t])
+    return NoiseLevel(level.alpha[:, t], level.sigma[:, t])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -188,7 +188,7 @@ def test_a_frame_at_the_clean_level_comes_out_as_it_is(name, data):
     """Whatever the network says there; what predicts x0 itself has only the network's word (`CleanFrames`)."""
     _, output, z = data
     level = variance_preserving(LOG_SNR_BT)
-    level = Level(level.alpha.index_fill(1, torch.tensor([1]), 1), level.sigma.index_fill(1, torch.tensor([1]), 0))
+    level = NoiseLevel(level.alpha.index_fill(1, torch.tensor([1]), 1), level.sigma.index_fill(1, torch.tensor([1]), 0))
     x0 = ALL[name].x0(output, z, level)
     assert bool(x0.isfinite().all())
     torch.testing.assert_close(x0[:, :, 1], z[:, :, 1])

@@ -8,7 +8,7 @@ from torch import nn
 
 from kinema.diffusion.guidance import Guided, Measurement, Reconstruction, classifier_free
 from kinema.diffusion.noise import Noise
-from kinema.diffusion.overwrite import Known, Overwrite
+from kinema.diffusion.overwrite import KnownRegion, Overwrite
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import CosineLogSNR, spaced, variance_preserving
 from kinema.schema import BadRequest
@@ -255,7 +255,7 @@ def test_extensions_hang_together_with_reconstruction_and_not_with_replacement_a
     def distance(weight):
         noise, levels = Noise(range(draws)), spaced(CosineLogSNR(), 20)
         z = noise.normal(x.shape[1:]).double()
-        over = Overwrite([Known(x, mask, None, drawn)], levels, Noise(range(draws, 2 * draws)), z)
+        over = Overwrite([KnownRegion(x, mask, None, drawn)], levels, Noise(range(draws, 2 * draws)), z)
         held = over.around(steered(denoise, x, mask, weight))
         run = {"noise": noise, "gamma": 0.0, "state": over.run()}
         found = SAMPLERS["vdm-ancestral"](held, z, levels, **run).flatten(1)

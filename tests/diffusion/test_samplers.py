@@ -14,7 +14,7 @@ from kinema.diffusion.schedules import (
     CosineLogSNR,
     DiscreteBetas,
     EDMSigmas,
-    Level,
+    NoiseLevel,
     RectifiedFlow,
     custom,
     flow,
@@ -276,10 +276,10 @@ def test_heun_with_churn_is_edm_algorithm_2():
         if gamma:
             x = x + math.sqrt(t_hat**2 - t**2) * noise_scale * noise.like(x)
         one = torch.ones(1).double()
-        d = (x - mixture(x, Level(one, one * t_hat))) / t_hat
+        d = (x - mixture(x, NoiseLevel(one, one * t_hat))) / t_hat
         step = x + (s - t_hat) * d
         if s:
-            d_after = (step - mixture(step, Level(one, one * s))) / s
+            d_after = (step - mixture(step, NoiseLevel(one, one * s))) / s
             step = x + (s - t_hat) * (d + d_after) / 2
         x = step
     own = {"churn": churn, "churn_min": low, "churn_max": high, "churn_noise": noise_scale}

@@ -15,7 +15,7 @@ from kinema.diffusion.schedules import (
     CosineLogSNR,
     DiscreteBetas,
     EDMSigmas,
-    Level,
+    NoiseLevel,
     RectifiedFlow,
     custom,
     edit_steps,
@@ -227,7 +227,7 @@ def test_levels_keep_float32_for_training():
     t = torch.rand(5)
     for schedule in SCHEDULES:
         level = schedule.level(t)
-        assert isinstance(level, Level)
+        assert isinstance(level, NoiseLevel)
         assert level.alpha.dtype == level.sigma.dtype == schedule.time(level.log_snr).dtype == torch.float32
 
 

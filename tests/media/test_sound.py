@@ -9,7 +9,7 @@ import av
 import pytest
 import torch
 
-from kinema.canvas import Heard
+from kinema.canvas import SoundSource
 from kinema.media import sound
 from kinema.media.read import read_video
 from kinema.media.sound import carried
@@ -21,7 +21,7 @@ AT_ONCE = 0.003
 """Seconds by which a codec's own delay may move a beep."""
 
 
-def heard(part: Heard, seconds: float) -> tuple[bytes | None, list[str]]:
+def heard(part: SoundSource, seconds: float) -> tuple[bytes | None, list[str]]:
     said: list[str] = []
 
     def listen(event: object) -> None:
@@ -63,7 +63,7 @@ def test_sound_is_heard_when_it_was_recorded(
 ) -> None:
     source = with_sound(tmp_path / name, codec)
     before = beep(source)
-    kept, said = heard(Heard(str(source)), 2.0)
+    kept, said = heard(SoundSource(str(source)), 2.0)
     made = written(kept, 2.0, tmp_path / "made.mp4")
     assert beep(made) == pytest.approx(before, abs=AT_ONCE)
     assert about(made)[0] == after
@@ -81,7 +81,7 @@ def test_a_part_of_the_sound_is_heard_at_its_place(
     tmp_path: Path, with_sound: WithSound, beep: Beep, name: str, part: tuple[float, ...], seconds: float, at: float
 ) -> None:
     source = with_sound(tmp_path / name, "pcm_s16le" if name == "a.avi" else "aac")
-    kept, _ = heard(Heard(str(source), *part), seconds)
+    kept, _ = heard(SoundSource(str(source), *part), seconds)
     made = written(kept, seconds, tmp_path / "made.mp4")
     assert beep(made) == pytest.approx(at, abs=AT_ONCE)
 
@@ -89,18 +89,18 @@ def test_a_part_of_the_sound_is_heard_at_its_place(
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "aac"), ("a.mp4", "libmp3lame"), ("a.mkv", "flac")])
 def test_sound_ends_with_the_clip(tmp_path: Path, with_sound: WithSound, name: str, codec: str) -> None:
     source = with_sound(tmp_path / name, codec)
-    kept, _ = heard(Heard(str(source)), 1.0)
+    kept, _ = heard(SoundSource(str(source)), 1.0)
     assert about(written(kept, 1.0, tmp_path / "made.mp4"))[1] == pytest.approx(1.0, abs=1e-3)
 
 
 def test_sound_of_which_the_part_is_silent_to_its_end_is_none(tmp_path: Path, with_sound: WithSound) -> None:
     source = with_sound(tmp_path / "a.mp4")
-    assert heard(Heard(str(source), 5.0), 2.0) == (None, [])
+    assert heard(SoundSource(str(source), 5.0), 2.0) == (None, [])
 
 
 def test_the_default_one_of_several_tracks_is_carried_and_that_is_said(tmp_path: Path, with_sound: WithSound) -> None:
     source = with_sound(tmp_path / "a.mp4", tracks=3)
-    kept, said = heard(Heard(str(source)), 2.0)
+    kept, said = heard(SoundSource(str(source)), 2.0)
     with av.open(str(written(kept, 2.0, tmp_path / "made.mp4"))) as container:
         assert len(container.streams.audio) == 1
     assert said == ["a.mp4 has 3 sound tracks, and the default one is carried"]
@@ -111,9 +111,9 @@ def test_times_that_do_not_stand_are_one_note_and_only_where_there_is_sound(
 ) -> None:
     source = with_sound(tmp_path / "a.mp4")
     said = "the sound of a.mp4 is left out: it plays slower"
-    assert heard(Heard(str(source), unfit="it plays slower"), 2.0) == (None, [said])
+    assert heard(SoundSource(str(source), unfit="it plays slower"), 2.0) == (None, [said])
     for silent in (clip.save(tmp_path / "b.mp4")[0], clip.save(tmp_path / "b.gif")[0], clip.save(tmp_path / "b")[0]):
-        assert heard(Heard(str(silent), unfit="it plays slower"), 2.0) == (None, [])
+        assert heard(SoundSource(str(silent), unfit="it plays slower"), 2.0) == (None, [])
 
 
 def test_damaged_sound_is_a_note_and_costs_no_clip(tmp_path: Path, with_sound: WithSound) -> None:
@@ -124,7 +124,7 @@ def test_damaged_sound_is_a_note_and_costs_no_clip(tmp_path: Path, with_sound: W
     for at, size in packets[5:20]:
         data[at : at + size] = b"\xff" * size
     source.write_bytes(data)
-    kept, said = heard(Heard(str(source)), 2.0)
+    kept, said = heard(SoundSource(str(source)), 2.0)
     assert kept is None
     assert said == ["the sound of a.mp4 cannot be decoded, so it is left out"]
 
@@ -138,19 +138,19 @@ def test_sound_whose_packets_an_mp4_does_not_take_is_encoded_anew(
         raise av.error.InvalidDataError(1, "malformed")
 
     monkeypatch.setattr(sound, "_copied", refused)
-    made = written(heard(Heard(str(source)), 2.0)[0], 2.0, tmp_path / "made.mp4")
+    made = written(heard(SoundSource(str(source)), 2.0)[0], 2.0, tmp_path / "made.mp4")
     assert about(made)[0] == "aac"
     assert beep(made) == pytest.approx(0.5, abs=AT_ONCE)
 
 
 def test_sound_outlives_its_file(tmp_path: Path, with_sound: WithSound, beep: Beep) -> None:
     source = with_sound(tmp_path / "a.mp4")
-    kept, _ = heard(Heard(str(source)), 2.0)
+    kept, _ = heard(SoundSource(str(source)), 2.0)
     source.unlink()
     assert beep(written(kept, 2.0, source)) == pytest.approx(0.5, abs=AT_ONCE)
 
 
 def test_every_clip_of_a_batch_has_the_sound(tmp_path: Path, with_sound: WithSound, beep: Beep) -> None:
-    kept, _ = heard(Heard(str(with_sound(tmp_path / "a.mp4"))), 2.0)
+    kept, _ = heard(SoundSource(str(with_sound(tmp_path / "a.mp4"))), 2.0)
     written = Clip(torch.zeros(2, 3, 16, 32, 32), 8.0, {}, kept).save(tmp_path / "b.mp4")
     assert [beep(path) for path in written] == [pytest.approx(0.5, abs=AT_ONCE)] * 2

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kinema.atomic import Taken
+from kinema.atomic import AlreadyExists
 from kinema.media import formats
 from kinema.media.colour import to_float, to_uint8
 from kinema.media.metadata import read_recipe
@@ -266,7 +266,7 @@ def test_a_folder_with_other_files_is_refused_before_the_work(tmp_path: Path) ->
 def test_an_exclusive_clip_replaces_nothing(tmp_path: Path, clip: Clip, name: str) -> None:
     (written,) = save_clip(clip, tmp_path / name, exclusive=True)
     before = read_video(written).video
-    with pytest.raises(Taken):
+    with pytest.raises(AlreadyExists):
         save_clip(replace(clip, video=-clip.video), tmp_path / name, exclusive=True)
     assert torch.equal(read_video(written).video, before)
     assert list(tmp_path.iterdir()) == [written]
@@ -276,7 +276,7 @@ def test_an_exclusive_clip_replaces_nothing(tmp_path: Path, clip: Clip, name: st
 def test_a_batch_is_written_whole_or_not_at_all(tmp_path: Path, clip: Clip, taken: str) -> None:
     (tmp_path / taken).write_text("mine")
     both = replace(clip, video=torch.cat([clip.video, -clip.video]))
-    with pytest.raises(Taken):
+    with pytest.raises(AlreadyExists):
         save_clip(both, tmp_path / "a.mp4", contact_sheet=True, exclusive=True)
     assert [p.name for p in tmp_path.iterdir()] == [taken]
     assert (tmp_path / taken).read_text() == "mine"

@@ -9,7 +9,7 @@ import torch
 
 from kinema.api import load
 from kinema.cli import machine
-from kinema.job import drawn
+from kinema.job import drawn_up
 from kinema.memory import free
 from kinema.memory.plan import Needs
 from kinema.schema import Request
@@ -53,7 +53,7 @@ def test_weights_of_an_apple_gpu_wait_in_their_file_as_those_of_a_cpu():
     for device in ("cpu", "mps", "cuda"):
         system = load("svd", preset="tiny").system
         object.__setattr__(system, "device", torch.device(device))
-        (work,) = drawn(system, Request(seed=1, steps=1))
+        (work,) = drawn_up(system, Request(seed=1, steps=1))
         levels[device] = Needs(system, work.stage.whole, work.canvas).levels
     assert levels["mps"] == levels["cpu"] == ("none",)
     assert len(levels["cuda"]) > 1

@@ -18,12 +18,12 @@ from kinema.families.animatediff.config import ControlSize
 from kinema.families.svd.config import TINY
 from kinema.families.svd.pocket.presets import POCKET as SVD_POCKET
 from kinema.generate import generate
-from kinema.job import drawn, planned, rehearsed
+from kinema.job import drawn_up, rehearsed, with_memory_plan
 from kinema.memory import free
-from kinema.memory.placing import place, roomy
-from kinema.memory.plan import SHARE, Needs, Plan, TooLarge, choose
+from kinema.memory.placing import can_run_branches_together, place
+from kinema.memory.plan import SHARE, MemoryPlan, Needs, TooLarge, choose
 from kinema.schema import BadRequest, Note, Request, Step
-from kinema.system import Added, MemoryOptions, System, Weights
+from kinema.system import AddOn, MemoryOptions, System, Weights
 
 ASK = {"prompt": "a red ball rolls right", "seed": 5, "steps": 2}
 
@@ -50,7 +50,7 @@ def svd(tmp_path_factory):
 
 
 def needs_of(system, **ask):
-    (work,) = drawn(system, Request(**{**ASK, **ask}))
+    (work,) = drawn_up(system, Request(**{**ASK, **ask}))
     return Needs(system, work.stage.whole, rehearsed(work))
 
 
@@ -60,7 +60,7 @@ def within(system, budget, **options):
 
 def chosen(system, budget, **options):
     system = within(system, budget, **options)
-    return planned(*drawn(system, Request(**ASK)))
+    return with_memory_plan(*drawn_up(system, Request(**ASK)))
 
 
 @pytest.mark.parametrize("name", sorted(registry.FAMILIES))
@@ -107,8 +107,8 @@ def test_every_family_can_be_asked_what_a_request_needs(name, tmp_path):
     assert needs.weights == sum(p.numel() * 4 for p in system.model.parameters())
     assert needs.step(None).peak > 0
     assert large.step(None).peak > 6 * small.step(None).peak
-    assert needs.bytes(Plan("sequential")) < needs.bytes(Plan("none"))
-    assert needs.bytes(Plan("none")) <= needs.at_most
+    assert needs.bytes(MemoryPlan("sequential")) < needs.bytes(MemoryPlan("none"))
+    assert needs.bytes(MemoryPlan("none")) <= needs.at_most
 
 
 def test_halves_of_guidance_run_at_once_only_where_both_have_room(svd):
@@ -119,7 +119,7 @@ def test_halves_of_guidance_run_at_once_only_where_both_have_room(svd):
         plan = choose(within(model.system, budget), needs.request, needs.canvas)
         assert plan.at_once == at_once, budget
         place(model.system, plan)
-        assert roomy(model.system) == at_once
+        assert can_run_branches_together(model.system) == at_once
     made = [load(svd, memory=told).run(Request(**ASK)) for told in (None, both)]
     assert [clip.recipe["stages"][0]["memory"]["at_once"] for clip in made] == [True, False]
     assert torch.allclose(made[0].video, made[1].video, atol=1e-5)
@@ -129,7 +129,7 @@ def test_weights_that_are_gone_are_told_before_the_clip_is_made(svd, tmp_path):
     path = tmp_path / "gone.safetensors"
     shutil.copy(svd, path)
     model = load(path)
-    place(model.system, Plan())
+    place(model.system, MemoryPlan())
     path.rename(tmp_path / "back.safetensors")
     seen = []
     with pytest.raises(BadRequest, match="gone"):
@@ -166,25 +166,25 @@ def test_the_gradient_of_reconstruction_keeps_the_weights_that_came(svd):
     held.canvas.mask[:, :, 0] = 1
     unet = sum(p.numel() * 4 for p in plain.outline.model.unet.parameters())
     assert plain._resident(plain.step(None), "sequential") < 0.5 * unet
-    assert held.bytes(Plan("sequential")) >= unet + held.step(None).peak
+    assert held.bytes(MemoryPlan("sequential")) >= unet + held.step(None).peak
 
 
 def test_with_plenty_of_room_nothing_is_rehearsed(svd):
     plan = chosen(load(svd).system, 2**40)
-    assert plan == Plan(budget=2**40, at_once=True)
+    assert plan == MemoryPlan(budget=2**40, at_once=True)
 
 
 def test_weights_that_are_here_already_are_not_asked_for_twice(monkeypatch):
     """The second run finds less memory free, by the weights that the first one brought."""
     system = load("svd", preset="tiny").system
     needs = needs_of(system)
-    free_then = int(needs.bytes(Plan("none")) / SHARE) + 1
+    free_then = int(needs.bytes(MemoryPlan("none")) / SHARE) + 1
     monkeypatch.setattr("kinema.memory.plan.free_bytes", lambda _device: free_then)
-    (work,) = drawn(system, Request(**ASK))
-    assert planned(work).offload == "none"
+    (work,) = drawn_up(system, Request(**ASK))
+    assert with_memory_plan(work).offload == "none"
     assert system.model is not None
     monkeypatch.setattr("kinema.memory.plan.free_bytes", lambda _device: free_then - needs.weights)
-    assert planned(work).offload == "none"
+    assert with_memory_plan(work).offload == "none"
 
 
 def test_weights_in_the_map_of_their_file_are_free_memory_already(svd):
@@ -234,7 +234,7 @@ def test_files_that_were_added_count_as_the_models_own(svd, tmp_path):
     (tmp_path / "more").mkdir()
     for name in ("a", "b"):
         (tmp_path / "more" / name).write_bytes(b"x" * 500)
-    more = (Added("controlnet", Source(tmp_path / "more")), Added("motion", Source(tmp_path / "more" / "a")))
+    more = (AddOn("controlnet", Source(tmp_path / "more")), AddOn("motion", Source(tmp_path / "more" / "a")))
     fuller = replace(system, weights=replace(system.weights, added=more))
     assert needs_of(fuller).at_most - needs_of(system).at_most == 2 * 1500
 
@@ -242,7 +242,7 @@ def test_files_that_were_added_count_as_the_models_own(svd, tmp_path):
 def test_less_and_less_memory_gives_plans_that_save_more_and_more(svd):
     system = load(svd).system
     needs = needs_of(system)
-    costs = [needs.bytes(Plan(level)) for level in ("none", "model", "block", "sequential")]
+    costs = [needs.bytes(MemoryPlan(level)) for level in ("none", "model", "block", "sequential")]
     assert costs == sorted(costs, reverse=True)
     found = [chosen(system, cost).offload for cost in costs]
     assert found[0] == "none"
@@ -255,7 +255,7 @@ def test_less_and_less_memory_gives_plans_that_save_more_and_more(svd):
 def test_decoding_in_parts_comes_last_and_belongs_to_the_recipe(svd):
     system = load(svd).system
     needs = needs_of(system)
-    least = min(needs.bytes(Plan("sequential", tokens)) for tokens in (None, 2**14))
+    least = min(needs.bytes(MemoryPlan("sequential", tokens)) for tokens in (None, 2**14))
     plan = chosen(system, least - 1)
     assert plan.decoding
     assert any("decoded in parts" in reason for reason in plan.reasons)
@@ -283,7 +283,7 @@ def test_a_request_that_cannot_fit_is_refused_before_loading_with_what_would_hel
 def test_an_offload_that_was_asked_for_and_does_not_fit_is_refused_with_the_one_that_would(svd):
     system = load(svd).system
     needs = needs_of(system)
-    budget = (needs.bytes(Plan("model")) + needs.bytes(Plan("none"))) // 2
+    budget = (needs.bytes(MemoryPlan("model")) + needs.bytes(MemoryPlan("none"))) // 2
     with pytest.raises(TooLarge, match="offload model"):
         chosen(system, budget, offload="none")
     assert chosen(system, budget, offload="model").offload == "model"
@@ -292,7 +292,7 @@ def test_an_offload_that_was_asked_for_and_does_not_fit_is_refused_with_the_one_
 def test_the_reasons_say_what_was_done_and_what_it_avoids(svd):
     system = load(svd).system
     said = []
-    budget = needs_of(system).bytes(Plan("block"))
+    budget = needs_of(system).bytes(MemoryPlan("block"))
     generate(within(system, budget), Request(**ASK), on_event=said.append)
     notes = " ".join(event.message for event in said if isinstance(event, Note))
     assert "may be used" in notes
@@ -337,7 +337,7 @@ def test_an_untrained_model_on_a_cpu_has_no_file_to_wait_in():
     system = System("svd", registry.family("svd"), TINY, Weights())
     assert needs_of(system).levels == ("none",)
     with pytest.raises(BadRequest, match="no file"):
-        planned(*drawn(within(system, None, offload="block"), Request(**ASK)))
+        with_memory_plan(*drawn_up(within(system, None, offload="block"), Request(**ASK)))
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from kinema.nn.embeddings import sinusoidal
 from kinema.nn.ldm_unet import Downsample, ResBlock, TimestepEmbedding, Upsample, group_norm, silu_
 from kinema.nn.sd_unet import (
     EPS,
-    Level,
-    Told,
+    BlockInputs,
     Transformer,
+    UNetLevel,
     down_inputs,
     middle_depth,
     run_down,
@@ -45,7 +45,7 @@ class Plain(nn.Module):
             for n in range(last + 1)
         )
         middle = Transformer(c[-1], SIZES.heads[-1], SIZES.context, middle_depth(SIZES.depths), SIZES.linear)
-        self.mid_block = Level([ResBlock(c[-1], c[-1], emb, EPS) for _ in range(2)], [middle])
+        self.mid_block = UNetLevel([ResBlock(c[-1], c[-1], emb, EPS) for _ in range(2)], [middle])
         self.up_blocks = nn.ModuleList(
             self.level(n, up_inputs(c, SIZES.layers, n), up=Upsample(c[n]) if n else None)
             for n in reversed(range(last + 1))
@@ -57,10 +57,10 @@ class Plain(nn.Module):
         out, depth = SIZES.channels[n], SIZES.depths[n]
         resnets = [ResBlock(into, out, 4 * SIZES.channels[0], EPS) for into in inputs]
         sizes = (out, SIZES.heads[n], SIZES.context, depth, SIZES.linear)
-        return Level(resnets, [Transformer(*sizes) for _ in inputs] if depth else [], **ends)
+        return UNetLevel(resnets, [Transformer(*sizes) for _ in inputs] if depth else [], **ends)
 
     def forward(self, z_NCHW, step_N, context_NLC):
-        told = Told(silu_(self.time_embedding(sinusoidal(step_N, SIZES.channels[0]))), context_NLC)
+        told = BlockInputs(silu_(self.time_embedding(sinusoidal(step_N, SIZES.channels[0]))), context_NLC)
         x, skips = run_down(self.down_blocks, self.conv_in(z_NCHW), told)
         x = run_up(self.up_blocks, run_mid(self.mid_block, x, told), skips, told)
         assert not skips

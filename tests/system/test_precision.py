@@ -16,7 +16,7 @@ from kinema.api import load
 from kinema.checkpoints import files
 from kinema.cli import replay
 from kinema.guide import sample
-from kinema.job import draw_up, drawn, rehearsed
+from kinema.job import draw_up, drawn_up, rehearsed
 from kinema.memory.plan import Needs, weight_bytes
 from kinema.nn import ldm_unet
 from kinema.provenance import recipe
@@ -246,7 +246,7 @@ class WithoutFloat64(TorchDispatchMode):
 def test_no_family_needs_float64_on_the_device(name, monkeypatch):
     monkeypatch.setattr(processor, "NO_FLOAT64", ("meta",))
     system = load(name, preset="tiny").system
-    (work,) = drawn(system, ASK.with_(steps=2))
+    (work,) = drawn_up(system, ASK.with_(steps=2))
     request, canvas = work.stage.whole, rehearsed(work)
     on_device = Needs(system, request, canvas).outline
     with WithoutFloat64(), torch.no_grad():

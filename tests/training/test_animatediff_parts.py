@@ -243,7 +243,7 @@ def test_drawings_are_not_trained_on_clips_encoded_beforehand(tmp_path):
     with torch.device("meta"):
         hollow = AnimateDiff(config)
     frozen = TRAINING.frozen(hollow.requires_grad_(False))  # as `kinema data latents` has it
-    made = shards.Made("animatediff", "?", config.frames, 16, 16, 8.0, 1, 8, "fp32")
+    made = shards.EncodingSettings("animatediff", "?", config.frames, 16, 16, 8.0, 1, 8, "fp32")
     window = shards.Window("clip.mp4", "?", 0, ("a red ball",), 8.0, None)
     tensors = {"latents": torch.zeros(4, 8, 8, 8), "picture": torch.zeros(3, 16, 16, dtype=torch.uint8)}
     shards.write_shard(folder, 0, made, [(window, tensors)])

@@ -144,7 +144,7 @@ def test_the_network_in_training_is_the_base_with_the_lora_merged(svd, tmp_path,
     """Also what tells when a faster path of the network passes a layer by."""
     run = setup.begin(TrainOptions(**svd("lora", lora="4:2", learning_rate=1e-2)), tmp_path / "lora", heard)
     run.log.close()
-    lora = learning.adapters(dict(run.model.named_parameters()), learning.Low(4, 2.0))
+    lora = learning.adapters(dict(run.model.named_parameters()), learning.LoraSize(4, 2.0))
     torch.manual_seed(0)
     merged = run.system.family.build(run.system.config)
     base = {k: v.clone() for k, v in merged.state_dict().items()}

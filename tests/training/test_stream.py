@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 import torch
 
-from kinema.data.clip import Clip
+from kinema.data.clip import TrainingClip
 from kinema.data.playroom.rendered import Rendered
-from kinema.system import Recipe
+from kinema.system import TrainingSettings
 from kinema.training.stream import Stream, ahead, draw_mask
 
 MIX = {"nothing": 0.4, "first": 0.3, "ends": 0.2, "region": 0.1}
@@ -21,11 +21,11 @@ class Counted:
     skipped = ()
 
     def clip(self, index):
-        return Clip(torch.full((3, 4, 8, 8), float(index)), f"clip {index}")
+        return TrainingClip(torch.full((3, 4, 8, 8), float(index)), f"clip {index}")
 
 
 def recipe(**changes):
-    return Recipe(
+    return TrainingSettings(
         steps=10, batch=2, learning_rate=1e-3, **{"text_drop": 0.0, "canvas_mix": {"nothing": 1.0}, **changes}
     )
 

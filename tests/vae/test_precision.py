@@ -8,7 +8,7 @@ import torch
 from kinema import registry
 from kinema.families.svd import conditioning
 from kinema.families.svd.config import TINY
-from kinema.memory.turns import Turns
+from kinema.memory.offload import WeightOffloader
 from kinema.system import WeightPolicy
 from kinema.vae.kl2d import Autoencoder, ImageCodec
 from kinema.vae.precision import upcast
@@ -51,7 +51,7 @@ def test_weights_that_take_turns_come_as_floats_too(vae):
     half, whole = vae
     rest = {name: p.detach().clone() for name, p in half.named_parameters()}
     holder = torch.nn.ModuleDict({"vae": half})
-    Turns(
+    WeightOffloader(
         holder, [], lambda name: rest[name.removeprefix("vae.")], torch.device("cpu"), WeightPolicy(HALF, HALF)
     ).begin("model")
     picture = torch.rand(1, 3, 16, 16)

@@ -29,7 +29,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class File:
+class TargetFile:
     """One weight file of a target: its place in the folder ("" for a single file) and how its tensors are made.
 
     ``text`` is the header of an earlier file, to be written as it is.
@@ -47,10 +47,10 @@ class File:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Conversion:
     """Everything a target holds: one file without a path, or the files and JSON texts of a folder."""
 
-    files: tuple[File, ...]
+    files: tuple[TargetFile, ...]
     texts: Mapping[str, Any]
     notes: tuple[str, ...] = ()
 
@@ -67,7 +67,7 @@ class Layouts(Protocol):
     def open(self, source: Path, variant: str | None) -> Any | None:
         """The family's own view of a file or folder, or None for one that is not of this family."""
 
-    def plan(self, opened: Any, layout: str, dtype: torch.dtype | None) -> Plan:
+    def plan(self, opened: Any, layout: str, dtype: torch.dtype | None) -> Conversion:
         """The target that `open`'s view makes in a layout. Raises BadRequest for one that it does not have."""
 
     def reader(self, source: Path, variant: str | None) -> Callable[[str], Tensor] | None:
@@ -155,7 +155,7 @@ def _open(source: Path, variant: str | None) -> tuple[str, Layouts, Any]:
     raise BadRequest(f"{source} cannot be converted: layouts are known of {', '.join(known)}, and this is {told}")
 
 
-def _check_target(source: Path, target: Path, plan: Plan, overwrite: bool) -> None:
+def _check_target(source: Path, target: Path, plan: Conversion, overwrite: bool) -> None:
     check_folder(target)
     here, there = source.resolve(), target.resolve()
     if there == here or here in there.parents or there in here.parents:
@@ -174,7 +174,7 @@ def _check_target(source: Path, target: Path, plan: Plan, overwrite: bool) -> No
         raise BadRequest(f"{target.name} needs {need:,} bytes and the disk has {free:,}; nothing was written")
 
 
-def _write(plan: Plan, target: Path, *, exclusive: bool) -> Path:
+def _write(plan: Conversion, target: Path, *, exclusive: bool) -> Path:
     if not plan.is_folder:
         (file,) = plan.files
         with replacing(target, exclusive=exclusive) as part:

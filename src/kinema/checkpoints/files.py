@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from kinema import bounds
 from kinema.atomic import replacing
-from kinema.bounds import MAX_QUOTED, few, quoted, shown
+from kinema.bounds import MAX_QUOTED, few, printable, quoted
 from kinema.checkpoints.pickles import SUFFIXES, read_pickle
 from kinema.schema import BadRequest
 
@@ -355,7 +355,7 @@ def _entry(where: str, name: str, entry: Any) -> tuple[tuple[int, ...], torch.dt
         raise BadRequest(f"{where} has a damaged header at {quoted(name)}: expected dtype, shape and data_offsets")
     if kind not in DTYPES:
         raise BadRequest(
-            f"{where} holds {quoted(name)} as {shown(kind, MAX_QUOTED)}; expected one of {', '.join(DTYPES)}"
+            f"{where} holds {quoted(name)} as {printable(kind, MAX_QUOTED)}; expected one of {', '.join(DTYPES)}"
         )
     if math.prod(shape) * DTYPES[kind].itemsize != end - begin:
         told = f"{end - begin:,} bytes, and its shape {quoted(list(shape))} needs others"

@@ -17,7 +17,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from kinema.bounds import MAX_QUOTED, few, quoted, shown
+from kinema.bounds import MAX_QUOTED, few, printable, quoted
 from kinema.schema import BadRequest
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
@@ -143,12 +143,14 @@ def _plain(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     total = 0
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_quantized:
-            raise BadRequest(f"{file.name} holds {shown(name, MAX_QUOTED)} as a sparse or quantised tensor")
+            raise BadRequest(f"{file.name} holds {printable(name, MAX_QUOTED)} as a sparse or quantised tensor")
         size = tensor.numel() * tensor.element_size()
         total += size
         if size > tensor.untyped_storage().nbytes():
             shape = quoted(list(tensor.shape))
-            raise BadRequest(f"{file.name} gives {shown(name, MAX_QUOTED)} the shape {shape} but stores fewer numbers")
+            raise BadRequest(
+                f"{file.name} gives {printable(name, MAX_QUOTED)} the shape {shape} but stores fewer numbers"
+            )
     if total > _SHARED * file.stat().st_size:
         raise BadRequest(f"{file.name} holds tensors of {total:,} bytes in all, many times what the file does")
     return tensors
@@ -156,7 +158,7 @@ def _plain(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _refusal(file: Path, said: str) -> str:
     found = re.search(r"(?:GLOBAL|class|global:?)\s+([\w.]+\.[\w.]+)", said)
-    name = shown(found[1] if found else _first_global(file) or "", MAX_QUOTED)
+    name = printable(found[1] if found else _first_global(file) or "", MAX_QUOTED)
     if not name:
         return f"{file.name} cannot be read: it is damaged, or holds more than tensors, which is refused"
     return (

@@ -28,7 +28,7 @@ T = TypeVar("T")
 _KINDS = {bool: "true or false", str: "text", float: "a number"}
 
 
-def made(kind: type[T], told: Any, where: str) -> T:
+def build_config(kind: type[T], told: Any, where: str) -> T:
     """The dataclass ``kind`` of plain values by name, JSON's lists and tables among them.
 
     ``where`` begins the sentence of the `BadRequest` for a name that ``kind`` lacks, a value of another type or
@@ -50,8 +50,8 @@ def made(kind: type[T], told: Any, where: str) -> T:
 
 
 def checked(config: T, where: str) -> T:
-    """The same config, refused as `made` refuses its values."""
-    return made(type(config), {f.name: getattr(config, f.name) for f in fields(config)}, where)  # type: ignore[arg-type]
+    """The same config, refused as `build_config` refuses its values."""
+    return build_config(type(config), {f.name: getattr(config, f.name) for f in fields(config)}, where)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def _value(kind: Any, value: Any, what: str, least: int) -> Any:
     if origin is tuple:
         return _values(inner, value, what, least)
     if is_dataclass(kind):
-        return checked(value, what) if isinstance(value, kind) else made(kind, value, what)  # type: ignore[arg-type]
+        return checked(value, what) if isinstance(value, kind) else build_config(kind, value, what)  # type: ignore[arg-type]
     return _scalar(kind, value, what, least)
 
 

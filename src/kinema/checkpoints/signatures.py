@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from kinema import registry
-from kinema.bounds import MAX_QUOTED, few, from_json, shown
+from kinema.bounds import MAX_QUOTED, few, from_json, printable
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.settings import readable
 from kinema.checkpoints.source import Source
@@ -83,7 +83,7 @@ def describe(source: Source) -> str:
 
 def _family(note: str) -> str:
     try:
-        return shown(str(from_json(note, "the note")["family"]), MAX_QUOTED)
+        return printable(str(from_json(note, "the note")["family"]), MAX_QUOTED)
     except (ValueError, KeyError, TypeError):
         return "damaged"
 

@@ -65,7 +65,7 @@ class Source:
     @property
     def pipeline(self) -> str:
         """The class of the pipeline, such as ``StableVideoDiffusionPipeline``; "" for anything else."""
-        return bounds.shown(str(self.index.get("_class_name", "")), bounds.MAX_QUOTED) or (
+        return bounds.printable(str(self.index.get("_class_name", "")), bounds.MAX_QUOTED) or (
             "a pipeline without a class" if self.index else ""
         )
 

@@ -15,7 +15,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from kinema.bounds import few, quoted, shown
+from kinema.bounds import few, printable, quoted
 from kinema.checkpoints.files import MAX_ENTRIES, Header
 from kinema.checkpoints.keymap import Transform
 from kinema.schema import BadRequest
@@ -157,7 +157,9 @@ def count(header: Header, prefix: str) -> int:
     found = {name[len(prefix) :].partition(".")[0] for name in header if name.startswith(prefix)}
     numbers = [n for n in found if n.isdecimal()]
     if far := [n for n in numbers if len(n) > 3 or int(n) >= MOST_MODULES]:
-        raise BadRequest(f"{shown(prefix)} is followed by {quoted(far[0])}; expected modules 0 to {MOST_MODULES - 1}")
+        raise BadRequest(
+            f"{printable(prefix)} is followed by {quoted(far[0])}; expected modules 0 to {MOST_MODULES - 1}"
+        )
     return 1 + max(map(int, numbers), default=-1)
 
 

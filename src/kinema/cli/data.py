@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kinema import registry
-from kinema.bounds import shown
+from kinema.bounds import printable
 from kinema.cli.options import Option, from_dataclass, parse, with_defaults
 from kinema.cli.progress import JsonLines, display
 from kinema.cli.verbs import CONFIG, REPORTING
@@ -62,7 +62,7 @@ def shots(words: Sequence[str]) -> int:
         if isinstance(show, JsonLines):
             show.write("saved", {"paths": [str(path) for path in written]})
             return 0
-    sys.stdout.writelines(f"{shown(str(path))}\n" for path in written)
+    sys.stdout.writelines(f"{printable(str(path))}\n" for path in written)
     return 0
 
 
@@ -99,7 +99,7 @@ def motion_bucket(words: Sequence[str]) -> int:
     if own["json"]:
         sys.stdout.write(json.dumps(rows, indent=1) + "\n")
         return 0
-    names = [shown(row["clip"]) for row in rows]
+    names = [printable(row["clip"]) for row in rows]
     width = max(map(len, names))
     sys.stdout.write(f"{'clip':<{width}}     fps  seconds  motion  bucket\n")
     for name, row in zip(names, rows, strict=True):

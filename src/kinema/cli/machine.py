@@ -75,9 +75,9 @@ def parameters(family: Any, config: Any) -> tuple[int, int]:
 
 def parts(family: Any, config: Any) -> dict[str, dict[str, int]]:
     """The same of each module at the top of the network (``unet``, ``vae``), and of what lies beside them."""
-    from kinema.nn.hollow import hollow
+    from kinema.nn.meta import on_meta
 
-    with hollow():
+    with on_meta():
         model = family.build(config)
     numbers = {name: p.numel() for name, p in model.named_parameters()}
     counted: dict[str, dict[str, int]] = {}
@@ -192,7 +192,7 @@ def _native(device: torch.device) -> str:
     lacks = [name_of(kind) for kind in processor.HALVES if name_of(kind) not in has]
     told = [f"native {' and '.join(has)}"] if has else []
     told += [f"no native {' or '.join(lacks)}"] if lacks else []
-    if device.type == "cpu" and not any(processor.has_units(kind) is not None for kind in processor.HALVES):
+    if device.type == "cpu" and not any(processor.is_native(kind) is not None for kind in processor.HALVES):
         return f"PyTorch does not say whether {described(device)} has native {' or '.join(lacks)}"
     return f"{described(device)} has {' but '.join(told)}"
 

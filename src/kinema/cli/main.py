@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def ending(error: BaseException) -> tuple[str, int]:
     """The sentence, on one line that a terminal may print, and the exit code of what went wrong."""
     message, code = _ending(error)
-    return bounds.shown(" ".join(message.split()), LONGEST), code
+    return bounds.printable(" ".join(message.split()), LONGEST), code
 
 
 def _ending(error: BaseException) -> tuple[str, int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kinema import registry
-from kinema.bounds import as_json, shown
+from kinema.bounds import as_json, printable
 from kinema.cli import machine
 from kinema.cli.options import Option, parse, with_defaults
 from kinema.schema import BadRequest
@@ -170,7 +170,7 @@ def _lines(told: Mapping[str, Any], indent: str = "") -> Iterable[str]:
     """One a value. Counts have separators; a seed, or whatever else may be an identifier, can be pasted."""
     for name, value in told.items():
         if isinstance(value, Mapping) and value:
-            yield f"{indent}{shown(name)}"
+            yield f"{indent}{printable(name)}"
             yield from _lines(value, indent + "  ")
         elif (
             isinstance(value, list) and value and len(value) <= FEW and all(isinstance(each, Mapping) for each in value)
@@ -178,13 +178,13 @@ def _lines(told: Mapping[str, Any], indent: str = "") -> Iterable[str]:
             for number, each in enumerate(value, 1):
                 if not any(isinstance(inner, Mapping) for inner in each.values()):
                     text = ", ".join(f"{key} {inner}" for key, inner in each.items())
-                    yield f"{indent}{shown(name.removesuffix('s'))} {number:<10} {shown(text)}"
+                    yield f"{indent}{printable(name.removesuffix('s'))} {number:<10} {printable(text)}"
                     continue
                 yield from _lines({f"{name.removesuffix('s')} {number}": each}, indent)
         else:
             text = f"{value:,}" if type(value) is int and name in COUNTS else str(value)
             text = f"{round(value, 3):g}" if name == "fps" and isinstance(value, float) else text
-            yield f"{indent}{shown(name):<16} {shown(text)}"
+            yield f"{indent}{printable(name):<16} {printable(text)}"
 
 
 def _write(told: Any) -> int:

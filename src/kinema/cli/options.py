@@ -304,7 +304,7 @@ def _texts(o: Option, value: Any) -> dict[str, str]:
         if not isinstance(text, str):
             raise TypeError
         if str(name) in told:
-            raise BadRequest(f"{o.flag} {bounds.shown(str(name), 40)} is given twice; give it once")
+            raise BadRequest(f"{o.flag} {bounds.printable(str(name), 40)} is given twice; give it once")
         told[str(name)] = text
     return told
 
@@ -345,10 +345,10 @@ def _config_file(options: Sequence[Option], path: Path) -> dict[str, Any]:
 
 def _table(path: Path) -> Mapping[str, Any]:
     """The top table of a YAML, TOML or JSON file."""
-    where = f"the config file {bounds.shown(str(path), 200)}"
+    where = f"the config file {bounds.printable(str(path), 200)}"
     readers = {".toml": bounds.from_toml, ".json": bounds.from_json, ".yaml": _yaml, ".yml": _yaml}
     if path.suffix.lower() not in readers:
-        raise BadRequest(f"{bounds.shown(str(path), 200)} is not a config file: expected .yaml, .toml or .json")
+        raise BadRequest(f"{bounds.printable(str(path), 200)} is not a config file: expected .yaml, .toml or .json")
     text = bounds.decoded(bounds.read_bytes(path, bounds.MAX_CONFIG, "a config"), where)
     table = readers[path.suffix.lower()](text, where)
     if not isinstance(table, Mapping):

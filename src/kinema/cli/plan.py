@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from operator import mul
 from typing import TYPE_CHECKING, Any
 
-from kinema.bounds import as_json, shown
+from kinema.bounds import as_json, printable
 from kinema.cli import machine
 from kinema.cli.options import Option, parse, with_defaults
 from kinema.cli.verbs import CONFIG, MODEL, VERBS, model_options, open_model, request_from, request_options
@@ -17,7 +17,7 @@ from kinema.schema import Event, Note, Phase, Request, Step, TaskName
 
 if TYPE_CHECKING:
     from kinema.api import Model
-    from kinema.job import Work
+    from kinema.job import StageRun
 
 OWN = [
     Option("measure", bool, True, "run a few steps and time them (loads the weights)"),
@@ -28,7 +28,7 @@ MEASURED_STEPS = (1, 3)
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """``None`` where nothing was measured. Bytes and seconds."""
 
     task: str
@@ -100,37 +100,39 @@ def _task(words: Sequence[str]) -> tuple[TaskName, Sequence[str], bool]:
     return "generate", words, False
 
 
-def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
+def draw_up(model: Model, request: Request, *, measure: bool) -> MemoryPlan:
     """Draw the job up, find what it needs and how it fits, and time a few steps of it where it does."""
-    from kinema.job import about_precision, beside_it, drawn, planned
-    from kinema.memory.plan import Plan as Fitting
+    from kinema.job import bytes_of_other_stages, drawn_up, precision_notes, with_memory_plan
+    from kinema.memory.plan import MemoryPlan as Fitting
     from kinema.memory.plan import TooLarge
-    from kinema.stages import Once
+    from kinema.stages import NotesOnce
 
     system = model.system
     notes: list[str] = []
 
-    works = drawn(system, request, Once(lambda event: notes.append(event.message) if isinstance(event, Note) else None))
+    works = drawn_up(
+        system, request, NotesOnce(lambda event: notes.append(event.message) if isinstance(event, Note) else None)
+    )
     count = sum(machine.parameters(work.system.family, work.system.config)[0] for work in works)
     device = str(system.device)
     how, refusal = Fitting(), ""
     stages = []
     try:
         for number, work in enumerate(works):
-            how = planned(work, beside_it(works, number))
+            how = with_memory_plan(work, bytes_of_other_stages(works, number))
             stages.append(replace(work.stage, memory=how).told())
     except TooLarge as error:
         refusal = str(error)
     steps = [(work.stage.request.steps or 0) - work.canvas.skipped for work in works]
     cost = _measure(model, request, works, steps) if measure and not refusal else None
-    notes += [*about_precision(system), *how.reasons]
+    notes += [*precision_notes(system), *how.reasons]
     figures: dict[str, Any] = {
         "seconds": cost.around + sum(map(mul, cost.a_step, steps)) if cost else None,
         "seconds_a_step": sum(cost.a_step) if cost else None,
         "network_calls": cost.calls if cost else None,
         "peak_bytes": machine.peak_memory(device) or None if cost else None,
     }
-    return Plan(
+    return MemoryPlan(
         **told_of(works, steps),
         **figures,
         device=device,
@@ -149,7 +151,7 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> Plan:
     )
 
 
-def told_of(works: Sequence[Work], steps: Sequence[int]) -> dict[str, Any]:
+def told_of(works: Sequence[StageRun], steps: Sequence[int]) -> dict[str, Any]:
     """What a plan says of the job itself: the finished clip, and how each stage is sampled."""
     requests = [work.stage.request for work in works]
     first, last = requests[0], requests[-1]
@@ -185,7 +187,7 @@ def _reasons(count: int, width: int, steps: Sequence[int], cost: Cost | None, re
     return [*reasons, "time and calls of the steps: not measured, as --no-measure asks"]
 
 
-def _measure(model: Model, request: Request, works: Sequence[Work], steps: Sequence[int]) -> Cost:
+def _measure(model: Model, request: Request, works: Sequence[StageRun], steps: Sequence[int]) -> Cost:
     """Time two short runs after a warm one; what they differ by is the cost of a step, of both stages where there are
     two.
     """
@@ -193,7 +195,7 @@ def _measure(model: Model, request: Request, works: Sequence[Work], steps: Seque
     if request.task == "edit":
         request = request.with_(strength=1.0)  # an edit skips its first steps; here every step counts
     model.run(request.with_(steps=few))
-    from kinema.memory.turns import networks
+    from kinema.memory.offload import networks
 
     counters = []
     for system in (work.system for work in works):
@@ -237,7 +239,7 @@ class Clock:
         return [each / sum(spent) if sum(spent) else 1 / len(spent) for each in spent]
 
 
-def describe(made: Plan) -> str:
+def describe(made: MemoryPlan) -> str:
     """The plan as a person reads it: the answer first, then the figures, then the reasons."""
     gib = 2**30
     room = (
@@ -263,10 +265,10 @@ def describe(made: Plan) -> str:
         ("memory", _settings(made)),
         *(("because", reason) for reason in made.reasons),
     ]
-    return "\n".join([head, *(f"  {name:<10} {shown(value)}" for name, value in rows)])
+    return "\n".join([head, *(f"  {name:<10} {printable(value)}" for name, value in rows)])
 
 
-def _settings(made: Plan) -> str:
+def _settings(made: MemoryPlan) -> str:
     """The options that this plan comes to, to be given again."""
     told = [f"--offload {made.offload}"]
     if made.chunk_tokens:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
-from kinema.bounds import as_json, shown
+from kinema.bounds import as_json, printable
 from kinema.schema import BadRequest, Event, Memory, Note, Phase, Preview, Step, TrainStep
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Lines(Silent):
             self._say(f"step {event.index}/{event.total}{_figures(event)}, {_duration(left)} to go")
 
     def _say(self, text: str) -> None:
-        self.stream.write(f"kinema: {shown(text)}\n")
+        self.stream.write(f"kinema: {printable(text)}\n")
         self.stream.flush()
 
 
@@ -176,7 +176,7 @@ class Bar(Silent):
                 self.progress.remove_task(self.task)
             self.task = self.progress.add_task(_phase(event), total=None, figures="")
         elif isinstance(event, Note):
-            self.progress.console.print(f"kinema: {shown(event.message)}", highlight=False, markup=False)
+            self.progress.console.print(f"kinema: {printable(event.message)}", highlight=False, markup=False)
         elif isinstance(event, Step | TrainStep) and self.task is not None:
             self.progress.update(self.task, completed=event.index, total=event.total, figures=_figures(event))
         elif isinstance(event, Memory) and event.peak_bytes > NOTABLE * self.peak:
@@ -202,7 +202,7 @@ def _bar() -> Progress:
 
 def _phase(event: Phase) -> str:
     name = PHASES.get(event.name, event.name)
-    return f"{name} ({shown(event.detail)})" if event.detail else name
+    return f"{name} ({printable(event.detail)})" if event.detail else name
 
 
 def _peak(event: Memory) -> str:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinema import __version__, registry
-from kinema.bounds import shown
+from kinema.bounds import printable
 from kinema.cli import machine
 from kinema.cli.options import Option, parse, with_defaults
 from kinema.cli.output import Output
 from kinema.cli.progress import JsonLines, display
+from kinema.cli.requirements import ReplayInputs, Requirements, given, wants_of, weights_of
 from kinema.cli.stopping import run_once
 from kinema.cli.verbs import MODEL, REPORTING, WRITING, model_options, open_model, preview_file
-from kinema.cli.wants import Given, Wants, given, wants_of, weights_of
 from kinema.schema import BadRequest, Note, Phase
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _at_once(recipe: Mapping[str, Any]) -> bool:
 
 def verdict(same: bool | None, made: Path, then: Path) -> str:
     """The last sentence of a replay: whether the frames of the two clips are the same, None where nothing tells."""
-    one, other = shown(made.name, 100), shown(then.name, 100)
+    one, other = printable(made.name, 100), printable(then.name, 100)
     if same is None:
         return f"{other} records no hash of its frames, so nothing tells whether those of {one} are identical to them"
     how = "are identical to" if same else "are not identical to"
@@ -119,7 +119,7 @@ def verdict(same: bool | None, made: Path, then: Path) -> str:
 def about_partial(partial: Mapping[str, Any], then: Path) -> str:
     """The last sentence of a replay of a clip that was cancelled."""
     step = f"step {partial.get('step', 0):,} of {partial.get('steps', 0):,}"
-    name = shown(then.name, 100)
+    name = printable(then.name, 100)
     return (
         f"{name} is a partial clip, cancelled at {step}; this replay made the whole clip, which is not bit-equal to it"
     )
@@ -128,7 +128,7 @@ def about_partial(partial: Mapping[str, Any], then: Path) -> str:
 # ---------------------------------------------------------------------------------------- opening
 
 
-def reopened(recipe: Mapping[str, Any], gives: Given, told: Mapping[str, Any]) -> Model:
+def reopened(recipe: Mapping[str, Any], gives: ReplayInputs, told: Mapping[str, Any]) -> Model:
     """The model as it was, but for what the command line says; a device that is not here is refused."""
     given_by_name = {name: value for name, value in told.items() if name not in ("lora", "add")}
     offline = not told.get("allow_download")
@@ -164,20 +164,22 @@ def _tuples(value: Any) -> Any:
 # -------------------------------------------------------------------------------------- comparing
 
 
-def differences(recipe: Mapping[str, Any], wants: Wants, system: System, told: Mapping[str, Any]) -> list[str]:
+def differences(recipe: Mapping[str, Any], wants: Requirements, system: System, told: Mapping[str, Any]) -> list[str]:
     """What is not as it was when the clip was made; other weights are refused where the user did not name them."""
     notes = _other_weights(recipe, wants, system, told) + _other_loras(wants, system, told)
     now, then = {"kinema": __version__, **machine.versions()}, dict(recipe.get("versions") or {})
     then["kinema"] = recipe.get("kinema", __version__)
     notes += [
-        f"{name} is {now[name]} now and was {shown(was, 60)} then"
+        f"{name} is {now[name]} now and was {printable(was, 60)} then"
         for name, was in then.items()
         if now.get(name, was) != was
     ]
     return notes + other_settings(recipe, system)
 
 
-def _other_weights(recipe: Mapping[str, Any], wants: Wants, system: System, told: Mapping[str, Any]) -> list[str]:
+def _other_weights(
+    recipe: Mapping[str, Any], wants: Requirements, system: System, told: Mapping[str, Any]
+) -> list[str]:
     now = weights_of({"weights": system.weights.hash})
     before = weights_of(recipe["stages"][0]) | {want.key: want.hash for want in wants.added if want.hash}
     named = {*(word.partition("=")[0] for word in told.get("add", ())), *([""] if "model" in told else [])}
@@ -190,8 +192,12 @@ def _other_weights(recipe: Mapping[str, Any], wants: Wants, system: System, told
             continue
         hashes = f"{_brief(is_now)} now, {_brief(was)} then"
         if slot not in named:
-            of = f"of {shown(str(recipe['stages'][0]['model']), 100)}" if not slot else f"added as {shown(slot, 60)}"
-            option = f"--add {shown(slot, 60)}=PATH" if slot else "--model"
+            of = (
+                f"of {printable(str(recipe['stages'][0]['model']), 100)}"
+                if not slot
+                else f"added as {printable(slot, 60)}"
+            )
+            option = f"--add {printable(slot, 60)}=PATH" if slot else "--model"
             if was == "none" and told.get("allow_download"):
                 notes.append(f"nothing tells whether the weights {of} are those of the clip: they have no hash")
                 continue
@@ -203,7 +209,7 @@ def _other_weights(recipe: Mapping[str, Any], wants: Wants, system: System, told
     return notes
 
 
-def _upper(recipe: Mapping[str, Any], gives: Given, model: Model, told: Mapping[str, Any]) -> list[str]:
+def _upper(recipe: Mapping[str, Any], gives: ReplayInputs, model: Model, told: Mapping[str, Any]) -> list[str]:
     """What is not as it was of the second stage's model; other weights are refused where the user did not name it."""
     if len(gives.requests) < 2:
         return []
@@ -222,7 +228,7 @@ def _upper(recipe: Mapping[str, Any], gives: Given, model: Model, told: Mapping[
     return [f"other weights than the clip's in the second stage ({hashes})"]
 
 
-def _other_loras(wants: Wants, system: System, told: Mapping[str, Any]) -> list[str]:
+def _other_loras(wants: Requirements, system: System, told: Mapping[str, Any]) -> list[str]:
     """Whether LoRA files are others than they were, which is refused of those that `--lora` does not name."""
     then = [want.hash for want in wants.loras]
     now = [file.hash for file in system.loras.files]
@@ -238,7 +244,7 @@ def other_settings(recipe: Mapping[str, Any], system: System) -> list[str]:
     """What is other of how the model ran: any of it can change the last bits."""
     now = {"device": str(system.device), "dtype": str(system.policy.precision).removeprefix("torch.")}
     notes = [
-        f"{name} is {value} now and was {shown(recipe[name], 60)} then"
+        f"{name} is {value} now and was {printable(recipe[name], 60)} then"
         for name, value in now.items()
         if name in recipe and value.removesuffix(":0") != recipe[name].removesuffix(":0")
     ]
@@ -252,4 +258,4 @@ def other_settings(recipe: Mapping[str, Any], system: System) -> list[str]:
 
 def _brief(weights_hash: str) -> str:
     """Enough of a hash to tell two apart by eye, without the name of what was hashed."""
-    return shown(weights_hash.rpartition(":")[2], 12)
+    return printable(weights_hash.rpartition(":")[2], 12)

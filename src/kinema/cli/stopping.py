@@ -11,7 +11,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from kinema.bounds import shown
+from kinema.bounds import printable
 from kinema.cancel import Cancel
 from kinema.cli.options import Option
 from kinema.cli.output import Output
@@ -65,7 +65,7 @@ def run_once(  # noqa: PLR0917
         show.write("saved", {"paths": [str(path) for path in paths], "partial": True})
     else:
         sys.stdout.writelines(f"{path}\n" for path in paths)
-    raise Cancelled(f"{said}; the clip so far is {shown(str(paths[0]), 200)}")
+    raise Cancelled(f"{said}; the clip so far is {printable(str(paths[0]), 200)}")
 
 
 @contextmanager

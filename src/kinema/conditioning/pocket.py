@@ -71,9 +71,9 @@ def say_unknown(tokenizer: PocketTokenizer, name: str, texts: Sequence[str], on_
     for text in texts:
         words, unknown = tokenizer.split(text), tokenizer.unknown(text)
         if text.strip() and len(unknown) == len(words):
-            on_event(Note(f'the prompt "{bounds.shown(text.strip(), 80)}" holds no word that {name} knows'))
+            on_event(Note(f'the prompt "{bounds.printable(text.strip(), 80)}" holds no word that {name} knows'))
         elif unknown:
-            told = bounds.shown(", ".join(dict.fromkeys(unknown)), 200)
+            told = bounds.printable(", ".join(dict.fromkeys(unknown)), 200)
             on_event(Note(f"{name} was not taught the word(s) {told}"))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kinema.bounds import shown
+from kinema.bounds import printable
 from kinema.schema import BadRequest
 
 
@@ -37,10 +37,10 @@ def _opened(path: Path) -> int:
         handle = os.open(path, flags, 0o666)
     except OSError as error:
         what = "it is a link" if path.is_symlink() else error.strerror
-        raise BadRequest(f"cannot open {shown(str(path), 200)}: {what}; expected a regular file") from error
+        raise BadRequest(f"cannot open {printable(str(path), 200)}: {what}; expected a regular file") from error
     if not (path.is_dir() or stat.S_ISREG(os.fstat(handle).st_mode)):
         os.close(handle)
-        raise BadRequest(f"cannot open {shown(str(path), 200)}: expected a regular file")
+        raise BadRequest(f"cannot open {printable(str(path), 200)}: expected a regular file")
     return handle
 
 

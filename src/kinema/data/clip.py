@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kinema.data.playroom.scene import Scene
 
 
-class Clip(NamedTuple):
+class TrainingClip(NamedTuple):
     """``video`` 3×T×H×W in [-1, 1], its caption and, where the world is known, its scene graph.
 
     ``fps`` is the rate at which these frames play, ``motion`` how much the clip moves (`kinema.data.motion`); None is

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kinema import bounds
-from kinema.atomic import Taken, check_folder, replacing
+from kinema.atomic import AlreadyExists, check_folder, replacing
 from kinema.data.claim import alone
 from kinema.data.inside import size
 from kinema.data.listing import Entry
@@ -62,9 +62,9 @@ class Work:
         try:
             with replacing(self.out / LIST, exclusive=True) as part:
                 part.write_text("".join(json.dumps(row) + "\n" for row in self.rows.values()), encoding="utf-8")
-        except Taken as error:
+        except AlreadyExists as error:
             raise BadRequest(
-                f"{bounds.shown(str(self.out / LIST), 160)} was written meanwhile and is kept; "
+                f"{bounds.printable(str(self.out / LIST), 160)} was written meanwhile and is kept; "
                 f"the list of these shots is {WORK} beside it"
             ) from error
         (self.out / WORK).unlink()
@@ -80,7 +80,7 @@ def into(out: Path, entries: Sequence[Entry], how: Mapping[str, Any]) -> Iterato
     Raises BadRequest for a folder that holds a list, files of names that are needed, or shots that were cut otherwise,
     and while another process is at work in it.
     """
-    where = bounds.shown(str(out), 160)
+    where = bounds.printable(str(out), 160)
     check_folder(out)
     new = not out.exists()
     with suppress(FileExistsError):
@@ -106,7 +106,7 @@ def into(out: Path, entries: Sequence[Entry], how: Mapping[str, Any]) -> Iterato
 
 def _refuse_list(out: Path) -> None:
     if os.path.lexists(out / LIST):
-        where = bounds.shown(str(out / LIST), 200)
+        where = bounds.printable(str(out / LIST), 200)
         raise BadRequest(f"{where} exists already and is not replaced; name another folder for the shots")
 
 
@@ -155,7 +155,7 @@ def _refuse_named(work: Work) -> None:
     for path in sorted(work.out.iterdir()):
         found = _SHOT.fullmatch(path.name)
         if found and _folded(found[1]) in needed:
-            where = bounds.shown(str(path), 200)
+            where = bounds.printable(str(path), 200)
             raise BadRequest(f"{where} exists already and is not replaced; name another folder for the shots")
 
 

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from kinema.data import moved
-from kinema.data.clip import Clip
+from kinema.data.clip import TrainingClip
 from kinema.data.frames import LONGEST, read_frames
 from kinema.data.listing import Entry, scan
 from kinema.media.fitting import scaled
@@ -144,7 +144,7 @@ class Folder:
         inside, outside = ([e for e in self.entries if (e.name in first) is told] for told in (True, False))
         return replace(self, entries=tuple(inside)), replace(self, entries=tuple(outside), skipped=[])
 
-    def clip(self, index: int) -> Clip:
+    def clip(self, index: int) -> TrainingClip:
         """Clip ``index`` >= 0 of an endless sequence: video 3×T×H×W float32 in [-1, 1], caption, rate and motion.
 
         Raises BadRequest when no clip of the folder can be used.
@@ -200,7 +200,7 @@ class Folder:
         frame_CHW = torch.from_numpy(np.ascontiguousarray(frame_HWC)).permute(2, 0, 1)
         return scaled(frame_CHW, size)
 
-    def windows(self, entry: Entry, stride: int) -> Iterator[tuple[int, Clip]]:
+    def windows(self, entry: Entry, stride: int) -> Iterator[tuple[int, TrainingClip]]:
         """A clip from end to end: (first frame, clip of training length) every ``stride`` frames, cut in the centre.
 
         A clip shorter than one window holds its last frame, as in training; none where it cannot be used.
@@ -215,7 +215,7 @@ class Folder:
             ]
             yield start, self._clip(self._pixels(frames_TCHW, start, *middle), entry, 0)
 
-    def _cut(self, frames_TCHW: Tensor, entry: Entry, g: torch.Generator) -> Clip:
+    def _cut(self, frames_TCHW: Tensor, entry: Entry, g: torch.Generator) -> TrainingClip:
         def draw(count: int) -> int:
             return int(torch.randint(max(1, count), (), generator=g))
 
@@ -236,9 +236,9 @@ class Folder:
         times = times.clamp(max=len(frames_TCHW) - 1)
         return frames_TCHW[times, :, top : top + self.height, left : left + self.width]
 
-    def _clip(self, cut_TCHW: Tensor, entry: Entry, which: int) -> Clip:
+    def _clip(self, cut_TCHW: Tensor, entry: Entry, which: int) -> TrainingClip:
         video_CTHW = cut_TCHW.permute(1, 0, 2, 3).float().div_(127.5).sub_(1).contiguous()
-        return Clip(
+        return TrainingClip(
             video_CTHW,
             entry.captions[which] if entry.captions else "",
             fps=self.rates[entry.path] / self.frameskip,

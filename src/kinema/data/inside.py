@@ -11,7 +11,7 @@ import stat
 from collections.abc import Hashable
 from pathlib import Path
 
-from kinema.bounds import shown
+from kinema.bounds import printable
 from kinema.schema import BadRequest
 
 MAX_DEPTH = 32
@@ -73,7 +73,7 @@ class Inside:
                 self._count += folder not in self._counted
                 if self._count > MAX_FILES:
                     raise BadRequest(
-                        f"{shown(str(self.root), 200)} holds more than {MAX_FILES:,} files; expected fewer"
+                        f"{printable(str(self.root), 200)} holds more than {MAX_FILES:,} files; expected fewer"
                     )
                 if not item.name.startswith("."):
                     found.append(item.name)

@@ -18,7 +18,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from kinema.bounds import few, quoted, shown
+from kinema.bounds import few, printable, quoted
 from kinema.data import lists
 from kinema.data.inside import ABSENT, MAX_DEPTH, ODD, OUTSIDE, Inside, identity, is_folder
 from kinema.schema import BadRequest
@@ -51,14 +51,14 @@ def scan(folder: Path, *, follow_links: bool = False) -> Listing:
     Only regular files inside the folder are read; with ``follow_links`` also those that its links lead to.
     """
     if not folder.is_dir():
-        raise BadRequest(f"there is no folder {shown(str(folder), 200)}; expected clips with captions")
+        raise BadRequest(f"there is no folder {printable(str(folder), 200)}; expected clips with captions")
     walk = _Walk(Inside(folder, follow_links=follow_links))
     entries = walk.entries()
     left_out = walk.sentences()
     if not entries:
-        told = shown(f": {'; '.join(left_out)}", 180) if left_out else ""
+        told = printable(f": {'; '.join(left_out)}", 180) if left_out else ""
         raise BadRequest(
-            f"there are no clips in {shown(str(folder), 80)}{told}; expected a.mp4 with a.txt beside it, "
+            f"there are no clips in {printable(str(folder), 80)}{told}; expected a.mp4 with a.txt beside it, "
             "or a metadata.jsonl, .csv or .json"
         )
     mute = sum(not e.captions for e in entries)
@@ -113,14 +113,14 @@ class _Walk:
             names = self.inside.names(folder)
         except OSError as error:
             if folder == self.inside.root:
-                raise BadRequest(f"{shown(str(folder), 200)} cannot be read: {error.strerror}") from error
+                raise BadRequest(f"{printable(str(folder), 200)} cannot be read: {error.strerror}") from error
             self._leave(_CLOSED, folder)
             return
         try:
             found = self._rows(folder, names)
-        except lists.Unfit as error:
-            where = "" if folder == self.inside.root else f" of {shown(self._name(folder), 60)}"
-            self._lists.append(f"the clips{where} are left out for their list: {shown(str(error), 160)}")
+        except lists.UnusableCaptions as error:
+            where = "" if folder == self.inside.root else f" of {printable(self._name(folder), 60)}"
+            self._lists.append(f"the clips{where} are left out for their list: {printable(str(error), 160)}")
             return
         if found is not None:
             self._listed(folder, lists.counted(found, folder))
@@ -176,11 +176,11 @@ class _Walk:
         if fault == ABSENT and not beside.is_symlink():
             self._add(clip, ())
         elif fault:
-            self._unfit.append((self._name(clip), f"{shown(beside.name, 80)} is {fault}"))
+            self._unfit.append((self._name(clip), f"{printable(beside.name, 80)} is {fault}"))
         else:
             try:
                 self._add(clip, lists.beside(beside))
-            except lists.Unfit as error:
+            except lists.UnusableCaptions as error:
                 self._unfit.append((self._name(clip), str(error)))
 
     # ----------------------------------------------------------------------------------- lists
@@ -194,7 +194,7 @@ class _Walk:
         named = [p for p in files if p.name in lists.NAMED] or [p for p in files if p.suffix in (".jsonl", ".csv")]
         if len(named) > 1:
             raise BadRequest(
-                f"{shown(str(folder), 200)} holds {len(named)} lists of clips "
+                f"{printable(str(folder), 200)} holds {len(named)} lists of clips "
                 f"({few([p.name for p in named], 60)}); expected one"
             )
         if named:
@@ -210,10 +210,10 @@ class _Walk:
 
     def _readable(self, path: Path) -> None:
         if fault := self.inside.file(path):
-            raise lists.Unfit(f"{shown(path.name, 80)} is {fault}")
+            raise lists.UnusableCaptions(f"{printable(path.name, 80)} is {fault}")
 
     def _listed(self, folder: Path, rows: Iterator[lists.Row]) -> None:
-        listed = shown(str(folder), 100)
+        listed = printable(str(folder), 100)
         for where, row in rows:
             told = lists.clip(f"{listed}/{where}", row)
             path = self._named(folder, where, told)
@@ -224,7 +224,7 @@ class _Walk:
                 continue
             try:
                 self._add(path, lists.captions(where, row))
-            except lists.Unfit as error:
+            except lists.UnusableCaptions as error:
                 self._unfit.append((self._name(path), str(error)))
 
     def _named(self, folder: Path, where: str, told: str) -> Path | None:
@@ -234,7 +234,7 @@ class _Walk:
             parts = PurePosixPath(Path(told).relative_to(folder.resolve()).as_posix())
         if not parts.parts or parts.is_absolute() or ".." in parts.parts or re.match("[A-Za-z]:", told):
             raise BadRequest(
-                f"{shown(str(folder), 120)}/{where} names {quoted(told)}, which is outside the folder; "
+                f"{printable(str(folder), 120)}/{where} names {quoted(told)}, which is outside the folder; "
                 "expected a path inside it"
             )
         # FastVideo's list stands beside a folder of the videos that it names.
@@ -285,7 +285,7 @@ class _Walk:
                 told.append(f"{_count(names, what)} {why} ({few(names, 60)})")
         if self._unfit:
             names = list(dict.fromkeys(name for name, _ in self._unfit))
-            why = shown(self._unfit[0][1], 160)
+            why = printable(self._unfit[0][1], 160)
             told.append(f"{_count(names, 'clip')} left out for the captions ({few(names, 60)}): {why}")
         return told
 

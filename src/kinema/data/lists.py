@@ -36,7 +36,7 @@ Row = tuple[str, Mapping[str, Any]]
 """Where it stands ("metadata.csv line 3") and what it says."""
 
 
-class Unfit(BadRequest):
+class UnusableCaptions(BadRequest):
     """Captions that cannot be taken as they stand: their clips are left out, since words were meant."""
 
 
@@ -50,31 +50,33 @@ def text(path: Path) -> str:
     """All of a list. Raises Unfit where it is no text, BadRequest where it cannot be read or is too large."""
     data = bounds.read_bytes(path, MAX_LIST, "a list of clips and captions")
     try:
-        return bounds.decoded(data, bounds.shown(path.name, 80))
+        return bounds.decoded(data, bounds.printable(path.name, 80))
     except BadRequest as error:
-        raise Unfit(str(error)) from error
+        raise UnusableCaptions(str(error)) from error
 
 
 def pairs(videos: Path, prompts: Path) -> Iterator[Row]:
     """Rows of two files that go together line by line; raises as `text` does."""
-    where = f"{bounds.shown(str(videos), 200)} and {prompts.name}"
+    where = f"{bounds.printable(str(videos), 200)} and {prompts.name}"
     return _paired(where, videos.name, text(videos), text(prompts))
 
 
 def beside(path: Path) -> tuple[str, ...]:
     """The caption in a text file. Raises Unfit where it is no text, or longer than `MAX_CAPTION`."""
-    name = bounds.shown(path.name, 80)
+    name = bounds.printable(path.name, 80)
     try:
         told = bounds.decoded(bounds.read_bytes(path, 4 * MAX_CAPTION + 4, "a caption"), name)
     except BadRequest as error:
-        raise Unfit(str(error)) from error
+        raise UnusableCaptions(str(error)) from error
     return _texts([told], name)
 
 
 def captions(where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
     """The captions of a row: none, one or several. Raises Unfit for anything that is no text."""
     if any(c.isalpha() for cell in row.get(_EXTRA, ()) for c in cell):  # a caption cut at its comma
-        raise Unfit(f"{where} has more words than the header has columns; put a caption with commas in quotes")
+        raise UnusableCaptions(
+            f"{where} has more words than the header has columns; put a caption with commas in quotes"
+        )
     told: Any = next((row[c] for c in TEXT_COLUMNS if c in row and not _is_empty(row[c])), [])
     return _texts(told if isinstance(told, list) else [told], where)
 
@@ -83,7 +85,7 @@ def clip(where: str, row: Mapping[str, Any]) -> str:
     """The path that a row names, as it stands there; raises BadRequest where it names none."""
     column = next((c for c in PATH_COLUMNS if not _is_empty(row.get(c))), None)
     if column is None:
-        known = bounds.shown(", ".join([name for name in row if name is not _EXTRA][:20]), 80) or "nothing"
+        known = bounds.printable(", ".join([name for name in row if name is not _EXTRA][:20]), 80) or "nothing"
         raise BadRequest(f"{where} names no clip (it has {known}); expected one of {', '.join(PATH_COLUMNS)}")
     told = row[column]
     if not isinstance(told, str) or not told.strip():
@@ -104,12 +106,16 @@ def _texts(told: list[Any], where: str) -> tuple[str, ...]:
         if each is None:
             continue
         if not isinstance(each, str):
-            raise Unfit(f"{where} has {bounds.quoted(each, 60)} for a caption; expected text")
+            raise UnusableCaptions(f"{where} has {bounds.quoted(each, 60)} for a caption; expected text")
         words = " ".join(each.split())
         if len(words) > MAX_CAPTION:
-            raise Unfit(f"{where} has a caption of {len(words):,} characters; at most {MAX_CAPTION:,} are learnt")
+            raise UnusableCaptions(
+                f"{where} has a caption of {len(words):,} characters; at most {MAX_CAPTION:,} are learnt"
+            )
         if odd := _NO_TEXT.search(words):
-            raise Unfit(f"{where} has a character in its caption that is no text ({bounds.shown(odd[0])})")
+            raise UnusableCaptions(
+                f"{where} has a character in its caption that is no text ({bounds.printable(odd[0])})"
+            )
         found.append(words)
     return tuple(filter(None, dict.fromkeys(found)))
 
@@ -129,7 +135,7 @@ def _paired(where: str, name: str, videos: str, prompts: str) -> Iterator[Row]:
 
 
 def _jsonl(path: Path, told: str) -> Iterator[Row]:
-    listed = bounds.shown(str(path), 200)
+    listed = bounds.printable(str(path), 200)
     for number, line in enumerate(_lines(told), start=1):
         if not line.strip():
             continue
@@ -153,7 +159,7 @@ def _pairs(told: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _csv(path: Path, told: str) -> Iterator[Row]:
-    where = bounds.shown(str(path), 200)
+    where = bounds.printable(str(path), 200)
     delimiter = _delimiter(told)
     if told.count(delimiter) > MAX_CELLS:
         raise BadRequest(f"{where} holds more than {MAX_CELLS:,} cells; expected a list of clips and captions")
@@ -177,7 +183,7 @@ def _delimiter(told: str) -> str:
 
 def _json(path: Path, told: str) -> Iterator[Row]:
     """A list of objects, or one object of names to captions (or to objects)."""
-    where = bounds.shown(str(path), 200)
+    where = bounds.printable(str(path), 200)
     found = bounds.from_json(told, where, pairs=_pairs)
     if isinstance(found, dict):
         found = [row for name, value in found.items() for row in _named(name, value)]
@@ -199,5 +205,5 @@ def counted(found: Iterator[Row], folder: Path) -> Iterator[Row]:
     """The rows, up to `MAX_FILES`; raises BadRequest beyond."""
     for number, row in enumerate(found):
         if number >= MAX_FILES:
-            raise BadRequest(f"the list in {bounds.shown(str(folder), 200)} has more than {MAX_FILES:,} rows")
+            raise BadRequest(f"the list in {bounds.printable(str(folder), 200)} has more than {MAX_FILES:,} rows")
         yield row

@@ -93,7 +93,7 @@ def _grouped(paths: Sequence[str | Path], follow_links: bool, on_event: OnEvent)
         elif bounds.is_regular(path):
             grouped.setdefault(path.parent, {})[path.name] = Entry(path, path.name)
         else:
-            raise BadRequest(f"there is no file or folder {bounds.shown(str(path), 200)}; expected clips")
+            raise BadRequest(f"there is no file or folder {bounds.printable(str(path), 200)}; expected clips")
     if not grouped:
         raise BadRequest("name a folder of clips, or clips: kinema data motion-bucket my-clips")
     return {folder: list(entries.values()) for folder, entries in grouped.items()}
@@ -119,7 +119,7 @@ def _ours(folder: Path) -> dict[str, Any]:
     if fault is None and not (folder / NAME).is_symlink() and (held := _held(folder)) is not None:
         return dict(held)
     raise BadRequest(
-        f"{bounds.shown(str(folder / NAME), 200)} was not written by `kinema data motion-bucket` and is not replaced; "
+        f"{bounds.printable(str(folder / NAME), 200)} was not written by `kinema data motion-bucket` and is not replaced; "
         "move it away to measure these clips"
     )
 
@@ -160,14 +160,14 @@ def _lists(folder: Path, entries: Sequence[Entry], inside: Inside) -> tuple[dict
         if held is not None:
             found[place] = held
         else:
-            name = bounds.shown((place / NAME).relative_to(folder).as_posix(), 80)
+            name = bounds.printable((place / NAME).relative_to(folder).as_posix(), 80)
             said.append(f"{name} is left out: {fault or 'it was not written by `kinema data motion-bucket`'}")
     return found, said[:3]
 
 
 def _held(folder: Path) -> dict[str, Any] | None:
     """The rows of a list by the names of clips; None for a file that is no list of ours."""
-    where = bounds.shown(str(folder / NAME), 200)
+    where = bounds.printable(str(folder / NAME), 200)
     told = bounds.from_json(bounds.decoded(bounds.read_bytes(folder / NAME, MAX_LIST), where), where)
     clips = told.get("clips") if isinstance(told, dict) else None
     if not isinstance(clips, dict):

@@ -28,7 +28,7 @@ EMPTY = 0.1
 """Weight of a place where nothing stands: nine of ten are empty."""
 
 
-def misread(
+def reading_loss(
     read_BSK: Tensor, scenes: Sequence[Scene | None], grid: tuple[int, int, int], *, camera: bool = True
 ) -> Tensor:
     """Cross-entropy of all that `READ` says at every place against the scene graphs, [B]; 0 for a clip without one.
@@ -49,7 +49,7 @@ def misread(
     return known_B * (torch.stack(wrong).sum(0) * weight_BS).sum(1) / weight_BS.sum(1)
 
 
-def mislocated(read_BSK: Tensor, scenes: Sequence[Scene | None], grid: tuple[int, int, int]) -> Tensor:
+def location_loss(read_BSK: Tensor, scenes: Sequence[Scene | None], grid: tuple[int, int, int]) -> Tensor:
     """Cross-entropy of `AWAY` at every place against where the object is, [B]; 0 for a clip without a scene graph.
 
     An object between two cells belongs to both, the more to the nearer; a frame counts as much as of it is seen.

@@ -23,7 +23,7 @@ from torch import Tensor
 from kinema import bounds
 from kinema.atomic import refuse_foreign, replacing
 from kinema.checkpoints import files
-from kinema.data.clip import Clip
+from kinema.data.clip import TrainingClip
 from kinema.data.folder import shuffled
 from kinema.data.inside import Inside
 from kinema.schema import BadRequest
@@ -38,7 +38,7 @@ _SHARD = re.compile(r"shard-(\d{5,9})\.safetensors")
 
 
 @dataclass(frozen=True)
-class Made:
+class EncodingSettings:
     """What encoded clips depend on besides their pixels: others do not go together."""
 
     family: str
@@ -84,7 +84,7 @@ def check_new(folder: Path) -> None:
 
 
 def _index(folder: Path) -> Mapping[str, Any]:
-    where = bounds.shown(str(folder / INDEX), 200)
+    where = bounds.printable(str(folder / INDEX), 200)
     told = bounds.from_json(bounds.decoded(bounds.read_bytes(folder / INDEX, MAX_INDEX), where), where)
     return told if isinstance(told, dict) else {}
 
@@ -102,7 +102,9 @@ def hash_of(tensors: Mapping[str, Tensor]) -> str:
 # --------------------------------------------------------------------------------------- writing
 
 
-def write_shard(folder: Path, number: int, made: Made, windows: Sequence[tuple[Window, Mapping[str, Tensor]]]) -> Path:
+def write_shard(
+    folder: Path, number: int, made: EncodingSettings, windows: Sequence[tuple[Window, Mapping[str, Tensor]]]
+) -> Path:
     """One shard, whole or not at all."""
     path = folder / f"shard-{number:05d}.safetensors"
     tensors = {f"{i}.{name}": value for i, (_, parts) in enumerate(windows) for name, value in parts.items()}
@@ -111,7 +113,9 @@ def write_shard(folder: Path, number: int, made: Made, windows: Sequence[tuple[W
     return path
 
 
-def shards(folder: Path, made: Made | None = None, *, follow_links: bool = False) -> list[tuple[Path, list[Window]]]:
+def shards(
+    folder: Path, made: EncodingSettings | None = None, *, follow_links: bool = False
+) -> list[tuple[Path, list[Window]]]:
     """The whole shards of a folder and their windows.
 
     Raises BadRequest for one that was made otherwise, is damaged, or is a link out of the folder.
@@ -119,7 +123,7 @@ def shards(folder: Path, made: Made | None = None, *, follow_links: bool = False
     found = []
     inside = Inside(folder, follow_links=follow_links)
     for path in sorted(folder.glob("shard-*.safetensors")):
-        where = bounds.shown(str(path), 200)
+        where = bounds.printable(str(path), 200)
         if fault := inside.file(path):
             raise BadRequest(f"{where} is {fault}; expected a shard that `kinema data latents` wrote")
         told = files.metadata(path).get(_NOTE)
@@ -129,7 +133,7 @@ def shards(folder: Path, made: Made | None = None, *, follow_links: bool = False
         if not isinstance(note, dict) or not isinstance(note.get("windows"), list):
             raise BadRequest(f"{where} is damaged: it does not tell its windows")
         if made is not None:
-            agree(path, _typed(Made, note.get("made"), where), made)
+            agree(path, _typed(EncodingSettings, note.get("made"), where), made)
         windows = [_typed(Window, row, where) for row in note["windows"]]
         _check_pictures(path, where, len(windows))
         found.append((path, windows))
@@ -152,7 +156,7 @@ def _check_pictures(path: Path, where: str, windows: int) -> None:
 
 
 def _typed(kind: Any, told: Any, where: str) -> Any:
-    """A `Made` or a `Window` of what a file tells; raises BadRequest where a field is missing or of another type."""
+    """A `EncodingSettings` or a `Window` of what a file tells; raises BadRequest where a field is missing or of another type."""
     if not isinstance(told, dict) or set(told) != {f.name for f in fields(kind)}:
         raise BadRequest(f"{where} is damaged: it tells other fields of a {kind.__name__.lower()} than expected")
     if wrong := misfit(kind, told):
@@ -160,7 +164,7 @@ def _typed(kind: Any, told: Any, where: str) -> Any:
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in told.items()})
 
 
-def agree(where: Path, then: Made, now: Made) -> None:
+def agree(where: Path, then: EncodingSettings, now: EncodingSettings) -> None:
     """Refuse clips that were encoded otherwise, and say in what."""
     for name, value in asdict(now).items():
         was = getattr(then, name)
@@ -172,7 +176,7 @@ def agree(where: Path, then: Made, now: Made) -> None:
             raise BadRequest(f"the clips of {where} were encoded with {name} {was}, not {value}")
 
 
-def write_index(folder: Path, made: Made, left_out: Sequence[str]) -> int:
+def write_index(folder: Path, made: EncodingSettings, left_out: Sequence[str]) -> int:
     """List the shards; returns how many windows they hold."""
     found = shards(folder, made)
     told = {
@@ -195,7 +199,7 @@ def write_index(folder: Path, made: Made, left_out: Sequence[str]) -> int:
 class Latents:
     """Encoded clips by index, each pass in an order drawn from (seed, pass); see `kinema.training.stream.Clips`."""
 
-    made: Made
+    made: EncodingSettings
     windows: tuple[tuple[Path, int, Window], ...]
     """Shard, place in it, and what it is."""
     seed: int = 0
@@ -207,13 +211,13 @@ class Latents:
 
         Index and shards are regular files inside the folder; ``follow_links`` reads those that links lead to.
         """
-        where = bounds.shown(str(folder), 200)
+        where = bounds.printable(str(folder), 200)
         if not is_latents(folder, follow_links=follow_links):
             raise BadRequest(
                 f"{where} holds no encoded clips; expected a folder that `kinema data latents` has finished"
             )
         told = _index(folder)
-        made = _typed(Made, told.get("made"), f"the index of {where}")
+        made = _typed(EncodingSettings, told.get("made"), f"the index of {where}")
         found = shards(folder, made, follow_links=follow_links)
         if {path.name: len(windows) for path, windows in found} != told.get("shards"):
             raise BadRequest(f"the shards in {where} are not those of its index; run `kinema data latents` again")
@@ -221,7 +225,7 @@ class Latents:
         if not windows:
             raise BadRequest(f"{where} holds no encoded clips; encode some with `kinema data latents`")
         left_out = told.get("left_out")
-        said = [bounds.shown(s, 400) for s in left_out if isinstance(s, str)] if isinstance(left_out, list) else []
+        said = [bounds.printable(s, 400) for s in left_out if isinstance(s, str)] if isinstance(left_out, list) else []
         return Latents(made, windows, seed, said)
 
     def __len__(self) -> int:
@@ -242,7 +246,7 @@ class Latents:
         """The windows of these clips."""
         return replace(self, windows=tuple(row for row in self.windows if row[2].clip in names), skipped=[])
 
-    def clip(self, index: int) -> Clip:
+    def clip(self, index: int) -> TrainingClip:
         """Window ``index`` >= 0 of an endless sequence: its first frame 3×1×H×W, and what was encoded."""
         count = len(self.windows)
         path, place, window = self.windows[shuffled(count, self.seed, index // count)[index % count]]
@@ -252,7 +256,7 @@ class Latents:
         which = int(torch.randint(max(1, len(window.captions)), (), generator=g))
         caption = window.captions[which] if window.captions else ""
         encoded: dict[str, Any] = {name: value.float() for name, value in parts.items()}
-        return Clip(picture, caption, fps=window.fps, motion=window.motion, encoded=encoded)
+        return TrainingClip(picture, caption, fps=window.fps, motion=window.motion, encoded=encoded)
 
 
 def _read(path: Path, place: int) -> dict[str, Tensor]:

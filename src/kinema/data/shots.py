@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kinema.bounds import is_regular, shown
+from kinema.bounds import is_regular, printable
 from kinema.data import cutting
 from kinema.data.frames import read_frames
 from kinema.data.listing import Entry, scan
@@ -84,7 +84,7 @@ def cut(
                 )
             raise
         if not work.rows:
-            raise BadRequest(f"no shot lasts {least_seconds:g} s or longer in {shown(str(clips), 200)}")
+            raise BadRequest(f"no shot lasts {least_seconds:g} s or longer in {printable(str(clips), 200)}")
         work.list()
     return [out / name for name in work.rows]
 
@@ -103,7 +103,9 @@ def _cut_one(entry: Entry, work: cutting.Work, how: Mapping[str, Any], on_event:
 def _entries(clips: Path, follow_links: bool, on_event: OnEvent) -> tuple[Entry, ...]:
     if not clips.is_dir():
         if not is_regular(clips):
-            raise BadRequest(f"{shown(str(clips), 200)} is not a regular file; expected a clip, or a folder of clips")
+            raise BadRequest(
+                f"{printable(str(clips), 200)} is not a regular file; expected a clip, or a folder of clips"
+            )
         return (Entry(clips, clips.name),)
     found = scan(clips, follow_links=follow_links)
     for sentence in found.left_out:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kinema.diffusion.noise import Noise
-from kinema.diffusion.schedules import Level, variance_preserving
+from kinema.diffusion.schedules import NoiseLevel, variance_preserving
 from kinema.schema import BadRequest, LowPass
 
 LEAST_SIGNAL = 1e-3
@@ -26,7 +26,7 @@ LEAST_SIGNAL = 1e-3
 class FreeInit:
     """Noise for the next pass. ``end`` is the noise end of the schedule, [1]; ``stop`` are `low_pass`'s frequencies."""
 
-    end: Level
+    end: NoiseLevel
     kind: LowPass = "butterworth"
     order: int = 4
     stop: tuple[float, float] = (0.25, 0.25)
@@ -39,7 +39,7 @@ class FreeInit:
             )
 
     @cached_property
-    def _level(self) -> Level:
+    def _level(self) -> NoiseLevel:
         """The noise end for noise of unit variance, whatever the schedule's scaling."""
         return variance_preserving(self.end.log_snr)
 

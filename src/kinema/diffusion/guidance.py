@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from kinema.diffusion.parameterise import Denoiser
-from kinema.diffusion.schedules import Level, over
+from kinema.diffusion.schedules import NoiseLevel, broadcast
 from kinema.schema import BadRequest
 
-Scale = float | Tensor | Callable[[int, Level], float | Tensor]
+Scale = float | Tensor | Callable[[int, NoiseLevel], float | Tensor]
 """A number; one per frame, [T]; or a function of the step (from 0) and its level that gives either."""
 
 
@@ -94,9 +94,9 @@ class Guided:
     branches: Mapping[str, Denoiser]
     guidance: Guidance
     at_once: bool = False
-    levels: Level | None = None
+    levels: NoiseLevel | None = None
 
-    def __call__(self, z: Tensor, level: Level) -> Tensor:
+    def __call__(self, z: Tensor, level: NoiseLevel) -> Tensor:
         base, told = self._counting(z, level)
         names = list(dict.fromkeys([*(n for each, _ in told for n in (each.of, each.over)), base]))
         rescaled = self.guidance.rescale and bool(told)
@@ -109,13 +109,13 @@ class Guided:
             guided = guided + scale * (x0[each.of] - x0[each.over])
         return _match_contrast(guided, x0[reference], self.guidance.rescale) if rescaled else guided
 
-    def _denoised(self, names: Sequence[str], z: Tensor, level: Level) -> dict[str, Tensor]:
+    def _denoised(self, names: Sequence[str], z: Tensor, level: NoiseLevel) -> dict[str, Tensor]:
         if self.at_once and len(names) == 2:
             first, second = (self.branches[name] for name in names)
             return dict(zip(names, both(lambda: first(z, level), lambda: second(z, level)), strict=True))
         return {name: self.branches[name](z, level) for name in names}
 
-    def _counting(self, z: Tensor, level: Level) -> tuple[str, list[tuple[Difference, Tensor]]]:
+    def _counting(self, z: Tensor, level: NoiseLevel) -> tuple[str, list[tuple[Difference, Tensor]]]:
         """The base, and the differences that count here with their scales broadcastable to z."""
         low, high = self.guidance.interval or (-math.inf, math.inf)
         inside = (level.log_snr >= low) & (level.log_snr <= high)
@@ -138,9 +138,9 @@ class Guided:
             if len(scale) != z.shape[2]:
                 raise BadRequest(f"guidance has {len(scale)} scales; expected one per frame, {z.shape[2]}")
             scale = scale.reshape(1, 1, -1, 1, 1)
-        return torch.where(over(inside, z) > 0, scale.to(z), 1)
+        return torch.where(broadcast(inside, z) > 0, scale.to(z), 1)
 
-    def _step(self, level: Level) -> int:
+    def _step(self, level: NoiseLevel) -> int:
         """The step that leaves this level, or the last noisier one (a sampler may look between two)."""
         if self.levels is None:
             return 0
@@ -190,7 +190,7 @@ def both(first: Callable[[], Tensor], second: Callable[[], Tensor]) -> tuple[Ten
 
 
 def _match_contrast(guided: Tensor, cond: Tensor, amount: float) -> Tensor:
-    std = over(cond.flatten(1).std(1), guided) / over(guided.flatten(1).std(1), guided).clamp_min(1e-8)
+    std = broadcast(cond.flatten(1).std(1), guided) / broadcast(guided.flatten(1).std(1), guided).clamp_min(1e-8)
     return guided * (1 + amount * (std - 1))
 
 
@@ -205,13 +205,13 @@ class Thresholded:
     limit: float = 1.0
     quantile: float = 1.0
 
-    def __call__(self, z: Tensor, level: Level) -> Tensor:
+    def __call__(self, z: Tensor, level: NoiseLevel) -> Tensor:
         x0 = self.denoise(z, level)
         if self.quantile >= 1:
             return x0.clamp(-self.limit, self.limit)
         size = x0.abs().flatten(1).sort(dim=1).values
         index = min(int(self.quantile * size.shape[1]), size.shape[1] - 1)
-        bound = over(size[:, index], x0).clamp_min(self.limit)
+        bound = broadcast(size[:, index], x0).clamp_min(self.limit)
         return x0.clamp(-bound, bound) * (self.limit / bound)
 
 
@@ -257,7 +257,7 @@ class Reconstruction:
     measurements: Sequence[Measurement]
     held: Tensor | None = None
 
-    def __call__(self, z: Tensor, level: Level) -> Tensor:
+    def __call__(self, z: Tensor, level: NoiseLevel) -> Tensor:
         counting = [each for each in self.measurements if each.weight]
         if not counting:
             return self.denoise(z, level)

@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from kinema.diffusion.parameterise import Weighting
-from kinema.diffusion.schedules import Level, Schedule
+from kinema.diffusion.schedules import NoiseLevel, Schedule
 from kinema.schema import BadRequest
 
 # ------------------------------------------------------------------------------------ weightings
@@ -23,22 +23,22 @@ UNIFORM: Weighting = None
 """Plain mean-squared error of whatever the network predicts."""
 
 
-def snr(level: Level) -> Tensor:
+def snr(level: NoiseLevel) -> Tensor:
     """w = SNR, [B]: the same as a plain noise-prediction loss."""
     return level.log_snr.exp()
 
 
-def truncated_snr(level: Level) -> Tensor:
+def truncated_snr(level: NoiseLevel) -> Tensor:
     """w = max(SNR, 1), [B] (Salimans & Ho 2022, section 4)."""
     return level.log_snr.exp().clamp_min(1)
 
 
-def min_snr(gamma: float = 5.0) -> Callable[[Level], Tensor]:
+def min_snr(gamma: float = 5.0) -> Callable[[NoiseLevel], Tensor]:
     """w = min(SNR, gamma) (Hang et al. 2023, as for a network that predicts x0)."""
     return lambda level: level.log_snr.exp().clamp_max(gamma)
 
 
-def sigmoid(bias: float = 0.0) -> Callable[[Level], Tensor]:
+def sigmoid(bias: float = 0.0) -> Callable[[NoiseLevel], Tensor]:
     """w = SNR * sigmoid(bias - log SNR) (Kingma & Gao 2023; sigmoid(bias - log SNR) on the noise)."""
     # SNR * sigmoid(b - l) = e^b * sigmoid(l - b), which cannot overflow.
     return lambda level: torch.sigmoid(level.log_snr - bias) * torch.exp(torch.as_tensor(bias))
@@ -60,7 +60,7 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
 class DrawLevels(Protocol):
     """Draws ``count`` training levels of a schedule; same generator state, same levels."""
 
-    def __call__(self, schedule: Schedule, count: int, generator: Generator) -> Level: ...
+    def __call__(self, schedule: Schedule, count: int, generator: Generator) -> NoiseLevel: ...
 
 
 def quantiles(count: int, generator: Generator, *, stratified: bool = False) -> Tensor:
@@ -71,7 +71,7 @@ def quantiles(count: int, generator: Generator, *, stratified: bool = False) -> 
     return u.clamp(1e-9, 1 - 1e-9)
 
 
-def uniform_levels(schedule: Schedule, count: int, generator: Generator, *, stratified: bool = False) -> Level:
+def uniform_levels(schedule: Schedule, count: int, generator: Generator, *, stratified: bool = False) -> NoiseLevel:
     """Levels at times uniform in (0, 1), [count]."""
     return schedule.level(quantiles(count, generator, stratified=stratified))
 
@@ -84,7 +84,7 @@ def logit_normal_levels(
     mean: float = 0.0,
     std: float = 1.0,
     stratified: bool = False,
-) -> Level:
+) -> NoiseLevel:
     """Levels at times ``sigmoid(mean + std n)``, n standard normal, [count] (Esser et al. 2024, section 3.1)."""
     normal = torch.special.ndtri(quantiles(count, generator, stratified=stratified))
     return schedule.level(torch.sigmoid(mean + std * normal))
@@ -98,13 +98,13 @@ def edm_lognormal_levels(
     p_mean: float = -1.2,
     p_std: float = 1.2,
     stratified: bool = False,
-) -> Level:
+) -> NoiseLevel:
     """Levels with ``ln(sigma / alpha) ~ N(p_mean, p_std²)``, [count] (Karras et al. 2022, table 1)."""
     normal = torch.special.ndtri(quantiles(count, generator, stratified=stratified))
     return schedule.at(-2 * (p_mean + p_std * normal))
 
 
-_DRAWS: dict[str, Callable[..., Level]] = {
+_DRAWS: dict[str, Callable[..., NoiseLevel]] = {
     "uniform": uniform_levels,
     "logit-normal": logit_normal_levels,
     "edm-lognormal": edm_lognormal_levels,

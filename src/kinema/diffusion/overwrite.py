@@ -1,6 +1,6 @@
 """What is known of a clip, written over the sampler's state: inpainting, edits and Time-to-Move as one primitive.
 
-A `Known` is a piece on the latent grid and the last state that it holds. States are counted from 0, the noise end, to
+A `KnownRegion` is a piece on the latent grid and the last state that it holds. States are counted from 0, the noise end, to
 N, the clip: after its ``release`` a piece is free. One that is never released (N) is held to the end and is in the
 result as it was given. With a mask of ones and a release in between it is SDEdit (Meng et al. 2022, alg. 1); several
 with different releases are Time-to-Move (the background is released early, what moves late).
@@ -23,14 +23,14 @@ from torch import Tensor
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.samplers import State, posterior
-from kinema.diffusion.schedules import Level, over
+from kinema.diffusion.schedules import NoiseLevel, broadcast
 from kinema.schema import BadRequest
 
 Drawn = Literal["fresh", "posterior", "fixed", "clean"]
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
+class KnownRegion:
     """``content`` (clean) where ``mask`` is 1, in the states 0 to ``release``.
 
     Its noise is "fresh" at every state, ``q(z_s | content)``; "posterior", ``q(z_s | content, z_t)`` of the state
@@ -52,7 +52,7 @@ class Overwrite:
     ``draws`` are for noise that is not fixed, ``fixed`` is that which is: by convention the clip's own first noise.
     """
 
-    def __init__(self, pieces: Sequence[Known], levels: Level, draws: Noise, fixed: Tensor) -> None:
+    def __init__(self, pieces: Sequence[KnownRegion], levels: NoiseLevel, draws: Noise, fixed: Tensor) -> None:
         self.steps = len(levels) - 1
         for piece in pieces:
             if not 0 <= self._release(piece) <= self.steps:
@@ -78,7 +78,7 @@ class Overwrite:
                 z = torch.lerp(z, known, piece.mask.to(z).expand_as(z))
         return z
 
-    def clean(self, level: Level) -> Tensor:
+    def clean(self, level: NoiseLevel) -> Tensor:
         """Which frames the state holds clean at this level, [B, T] (B may be 1), True where all of a frame is."""
         log_snr, told = float(level.log_snr.min()), torch.zeros(1, self.fixed.shape[2], dtype=torch.bool)
         for piece in self.pieces:
@@ -97,7 +97,7 @@ class Overwrite:
         if not given:
             return denoise
 
-        def held(z: Tensor, level: Level) -> Tensor:
+        def held(z: Tensor, level: NoiseLevel) -> Tensor:
             x0 = denoise(z, level)
             for piece in given:
                 x0 = torch.lerp(x0, piece.content.to(x0), piece.mask.to(x0).expand_as(x0))
@@ -105,13 +105,13 @@ class Overwrite:
 
         return held
 
-    def _release(self, piece: Known) -> int:
+    def _release(self, piece: KnownRegion) -> int:
         return self.steps if piece.release is None else piece.release
 
-    def _stays(self, piece: Known) -> bool:
+    def _stays(self, piece: KnownRegion) -> bool:
         return self._release(piece) == self.steps
 
-    def _drawn(self, number: int, piece: Known, z: Tensor, index: int) -> Tensor:
+    def _drawn(self, number: int, piece: KnownRegion, z: Tensor, index: int) -> Tensor:
         """The piece at this level; drawn once a state, whoever asks how often."""
         before, known = self._known.get(number, (-1, z))
         if before == index:
@@ -137,25 +137,27 @@ class CleanFrames:
     """A denoiser that sees frames clean, at the clean level (alpha 1, sigma 0), and the others at the call's.
 
     ``held`` [B, T] (B may be 1) is True for those frames, or says by level which they are (`Overwrite.clean`); z holds
-    them clean (`Known` of "clean" noise), and x0 has them as they are in z. The wrapped denoiser gets a level per
+    them clean (`KnownRegion` of "clean" noise), and x0 has them as they are in z. The wrapped denoiser gets a level per
     frame, [B, T], at every call, also where no frame is held. Open-Sora 1.1 to 1.3 and Wan's TI2V-5B are such models.
     """
 
     denoise: Denoiser
-    held: Tensor | Callable[[Level], Tensor]
+    held: Tensor | Callable[[NoiseLevel], Tensor]
 
-    def __call__(self, z: Tensor, level: Level) -> Tensor:
+    def __call__(self, z: Tensor, level: NoiseLevel) -> Tensor:
         told = self.held(level) if callable(self.held) else self.held
         held = told.to(level.alpha.device).bool().expand(len(z), z.shape[2])
         alpha, sigma = (each.reshape(len(each), -1).expand(len(z), z.shape[2]) for each in (level.alpha, level.sigma))
-        x0 = self.denoise(z, Level(alpha.masked_fill(held, 1), sigma.masked_fill(held, 0)))
-        return torch.where(over(held, z) > 0, z, x0)  # a network that predicts x0 itself need not give back its input
+        x0 = self.denoise(z, NoiseLevel(alpha.masked_fill(held, 1), sigma.masked_fill(held, 0)))
+        return torch.where(
+            broadcast(held, z) > 0, z, x0
+        )  # a network that predicts x0 itself need not give back its input
 
 
 # ------------------------------------------------------------------------------- when pieces go
 
 
-def by_level(noise: float, levels: Level) -> int:
+def by_level(noise: float, levels: NoiseLevel) -> int:
     """The state whose noise level ``sigma / (alpha + sigma)`` is nearest to ``noise``; the noisier of two as near."""
     told = levels.sigma / (levels.alpha + levels.sigma)
     return int((told - noise).abs().argmin())
@@ -175,7 +177,7 @@ SHARES = 4 / 50, 9 / 50
 """Its shares of the steps for CogVideoX."""
 
 
-def time_to_move(levels: Level, noise: tuple[float, float] = MOVED) -> tuple[int, int]:
+def time_to_move(levels: NoiseLevel, noise: tuple[float, float] = MOVED) -> tuple[int, int]:
     """The states after which the background and what moves are free (Time-to-Move, published code).
 
     Those of the nearest noise levels (`by_level`), so that one rule serves each schedule and number of steps. Where no

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kinema.diffusion.schedules import Level, over
+from kinema.diffusion.schedules import NoiseLevel, broadcast
 from kinema.schema import BadRequest
 
-Denoiser = Callable[[Tensor, Level], Tensor]
+Denoiser = Callable[[Tensor, NoiseLevel], Tensor]
 """``denoise(z_BCTHW, level) -> x0_BCTHW``, level with one entry per batch item, or per item and frame."""
 
 Scalings = tuple[Tensor, Tensor, Tensor]
-Weighting = Callable[[Level], Tensor] | None
+Weighting = Callable[[NoiseLevel], Tensor] | None
 """Weight w of ``w * |x0_hat - x0|²`` by level, of its shape; None: weight 1 in the network's own space."""
 
 
-def eps_from_x0(x0: Tensor, z: Tensor, level: Level) -> Tensor:
+def eps_from_x0(x0: Tensor, z: Tensor, level: NoiseLevel) -> Tensor:
     """The noise that x0 leaves in z, ``(z - alpha x0) / sigma``; zero where sigma is 0."""
     alpha, sigma = level.like(z)
     clean = sigma == 0
@@ -37,28 +37,28 @@ class Parameterisation(ABC):
     """Scalings and target of one kind of prediction; x0 and the loss follow from them."""
 
     @abstractmethod
-    def scalings(self, level: Level) -> Scalings:
+    def scalings(self, level: NoiseLevel) -> Scalings:
         """(c_skip, c_out, c_in), each of the level's shape."""
 
     @abstractmethod
-    def target(self, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
+    def target(self, x0: Tensor, eps: Tensor, level: NoiseLevel) -> Tensor:
         """What the raw network should output for ``z = alpha x0 + sigma eps``."""
 
-    def x0(self, output: Tensor, z: Tensor, level: Level) -> Tensor:
+    def x0(self, output: Tensor, z: Tensor, level: NoiseLevel) -> Tensor:
         """The clean estimate of a raw network output."""
         c_skip, c_out, _ = self.scalings(level)
-        return over(c_skip, z) * z + over(c_out, z) * output
+        return broadcast(c_skip, z) * z + broadcast(c_out, z) * output
 
-    def denoiser(self, network: Callable[[Tensor, Level], Tensor]) -> Denoiser:
+    def denoiser(self, network: Callable[[Tensor, NoiseLevel], Tensor]) -> Denoiser:
         """``network(scaled_input, level) -> output`` as a denoiser."""
 
-        def denoise(z: Tensor, level: Level) -> Tensor:
+        def denoise(z: Tensor, level: NoiseLevel) -> Tensor:
             c_skip, c_out, c_in = self.scalings(level)
-            return over(c_skip, z) * z + over(c_out, z) * network(over(c_in, z) * z, level)
+            return broadcast(c_skip, z) * z + broadcast(c_out, z) * network(broadcast(c_in, z) * z, level)
 
         return denoise
 
-    def eps_from_x0(self, x0: Tensor, z: Tensor, level: Level) -> Tensor:
+    def eps_from_x0(self, x0: Tensor, z: Tensor, level: NoiseLevel) -> Tensor:
         """See `eps_from_x0`: the same for every parameterisation."""
         return eps_from_x0(x0, z, level)
 
@@ -67,7 +67,7 @@ class Parameterisation(ABC):
         output: Tensor,
         x0: Tensor,
         eps: Tensor,
-        level: Level,
+        level: NoiseLevel,
         weighting: Weighting = None,
         mask: Tensor | None = None,
     ) -> Tensor:
@@ -81,7 +81,7 @@ class Parameterisation(ABC):
         error = (output.to(x0.dtype) - self.target(x0, eps, level)).square()
         weight = None if weighting is None else weighting(level) * self.scalings(level)[1].square()
         if weight is not None and level.per_frame:
-            error, weight = error * over(weight, error), None
+            error, weight = error * broadcast(weight, error), None
         if mask is None:
             mean = error.flatten(1).mean(1)
         else:
@@ -94,13 +94,13 @@ class Parameterisation(ABC):
 class EpsPrediction(Parameterisation):
     """The network predicts the noise (Ho et al. 2020); it says nothing where alpha is 0."""
 
-    def scalings(self, level: Level) -> Scalings:
+    def scalings(self, level: NoiseLevel) -> Scalings:
         alpha, sigma = level.alpha, level.sigma
         if bool((alpha == 0).any()):
             raise BadRequest("a noise-predicting model cannot start at pure noise (alpha 0); choose other levels")
         return 1 / alpha, -sigma / alpha, 1 / torch.hypot(alpha, sigma)
 
-    def target(self, x0: Tensor, eps: Tensor, level: Level) -> Tensor:  # noqa: ARG002
+    def target(self, x0: Tensor, eps: Tensor, level: NoiseLevel) -> Tensor:  # noqa: ARG002
         return eps
 
 
@@ -108,24 +108,24 @@ class EpsPrediction(Parameterisation):
 class VPrediction(Parameterisation):
     """``v = alpha eps - sigma x0`` at unit scale (Salimans & Ho 2022); at alpha = 1 this is SVD's scaling."""
 
-    def scalings(self, level: Level) -> Scalings:
+    def scalings(self, level: NoiseLevel) -> Scalings:
         norm = torch.hypot(level.alpha, level.sigma)
         return level.alpha / norm.square(), -level.sigma / norm, 1 / norm
 
-    def target(self, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
+    def target(self, x0: Tensor, eps: Tensor, level: NoiseLevel) -> Tensor:
         norm = torch.hypot(level.alpha, level.sigma)
-        return over(level.alpha / norm, x0) * eps - over(level.sigma / norm, x0) * x0
+        return broadcast(level.alpha / norm, x0) * eps - broadcast(level.sigma / norm, x0) * x0
 
 
 @dataclass(frozen=True)
 class X0Prediction(Parameterisation):
     """The network predicts the clean video."""
 
-    def scalings(self, level: Level) -> Scalings:
+    def scalings(self, level: NoiseLevel) -> Scalings:
         alpha, sigma = level.alpha, level.sigma
         return torch.zeros_like(alpha), torch.ones_like(alpha), 1 / torch.hypot(alpha, sigma)
 
-    def target(self, x0: Tensor, eps: Tensor, level: Level) -> Tensor:  # noqa: ARG002
+    def target(self, x0: Tensor, eps: Tensor, level: NoiseLevel) -> Tensor:  # noqa: ARG002
         return x0
 
 
@@ -133,11 +133,11 @@ class X0Prediction(Parameterisation):
 class FlowPrediction(Parameterisation):
     """The network predicts the velocity ``eps - x0`` of the straight path (Liu et al. 2022)."""
 
-    def scalings(self, level: Level) -> Scalings:
+    def scalings(self, level: NoiseLevel) -> Scalings:
         total = level.alpha + level.sigma
         return 1 / total, -level.sigma / total, 1 / total
 
-    def target(self, x0: Tensor, eps: Tensor, level: Level) -> Tensor:  # noqa: ARG002
+    def target(self, x0: Tensor, eps: Tensor, level: NoiseLevel) -> Tensor:  # noqa: ARG002
         return eps - x0
 
 
@@ -147,16 +147,16 @@ class EDM(Parameterisation):
 
     sigma_data: float = 0.5
 
-    def scalings(self, level: Level) -> Scalings:
+    def scalings(self, level: NoiseLevel) -> Scalings:
         signal, sigma = level.alpha * self.sigma_data, level.sigma
         norm = torch.hypot(signal, sigma)
         return signal * self.sigma_data / norm.square(), sigma * self.sigma_data / norm, 1 / norm
 
-    def target(self, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
+    def target(self, x0: Tensor, eps: Tensor, level: NoiseLevel) -> Tensor:
         # (x0 - c_skip z) / c_out with sigma cancelled, so that it also holds where sigma is 0.
         signal = level.alpha * self.sigma_data
         norm = torch.hypot(signal, level.sigma)
-        return over(level.sigma / (norm * self.sigma_data), x0) * x0 - over(signal / norm, x0) * eps
+        return broadcast(level.sigma / (norm * self.sigma_data), x0) * x0 - broadcast(signal / norm, x0) * eps
 
 
 EPS = EpsPrediction()

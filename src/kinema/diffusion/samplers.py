@@ -22,10 +22,10 @@ from torch import Tensor
 
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser, eps_from_x0
-from kinema.diffusion.schedules import Level
+from kinema.diffusion.schedules import NoiseLevel
 from kinema.schema import BadRequest
 
-OnStep = Callable[[int, int, Level, Tensor], None]
+OnStep = Callable[[int, int, NoiseLevel, Tensor], None]
 
 
 State = Callable[[Tensor, int], Tensor]
@@ -46,7 +46,7 @@ def free(z: Tensor, _index: int) -> Tensor:
 def euler(
     denoise: Denoiser,
     z: Tensor,
-    levels: Level,
+    levels: NoiseLevel,
     *,
     noise: Noise,  # noqa: ARG001 (deterministic; the signature is every sampler's)
     on_step: OnStep | None = None,
@@ -70,7 +70,7 @@ def euler(
 def ddim(
     denoise: Denoiser,
     z: Tensor,
-    levels: Level,
+    levels: NoiseLevel,
     *,
     noise: Noise,
     on_step: OnStep | None = None,
@@ -97,7 +97,7 @@ def ddim(
 def euler_ancestral(
     denoise: Denoiser,
     z: Tensor,
-    levels: Level,
+    levels: NoiseLevel,
     *,
     noise: Noise,
     on_step: OnStep | None = None,
@@ -115,7 +115,7 @@ def euler_ancestral(
 def vdm_ancestral(
     denoise: Denoiser,
     z: Tensor,
-    levels: Level,
+    levels: NoiseLevel,
     *,
     noise: Noise,
     on_step: OnStep | None = None,
@@ -140,7 +140,7 @@ def vdm_ancestral(
 def vdm_langevin(
     denoise: Denoiser,
     z: Tensor,
-    levels: Level,
+    levels: NoiseLevel,
     *,
     noise: Noise,
     on_step: OnStep | None = None,
@@ -165,7 +165,13 @@ def vdm_langevin(
 
 @torch.no_grad()
 def lcm(
-    denoise: Denoiser, z: Tensor, levels: Level, *, noise: Noise, on_step: OnStep | None = None, state: State = free
+    denoise: Denoiser,
+    z: Tensor,
+    levels: NoiseLevel,
+    *,
+    noise: Noise,
+    on_step: OnStep | None = None,
+    state: State = free,
 ) -> Tensor:
     """Multistep consistency sampling (Luo et al. 2023, alg. 3): denoise, then noise afresh to the next level.
 
@@ -188,7 +194,7 @@ def lcm(
 def heun(
     denoise: Denoiser,
     z: Tensor,
-    levels: Level,
+    levels: NoiseLevel,
     *,
     noise: Noise,
     on_step: OnStep | None = None,
@@ -209,7 +215,7 @@ def heun(
         if churn > 0 and churn_min <= _ratio(t) <= churn_max and _positive(t.alpha):
             up = 1 + min(churn / (len(levels) - 1), math.sqrt(2) - 1)
             z = z + t.like(z)[1] * math.sqrt(up**2 - 1) * churn_noise * noise.like(z)
-            t = Level(t.alpha, t.sigma * up)  # noqa: PLW2901
+            t = NoiseLevel(t.alpha, t.sigma * up)  # noqa: PLW2901
         x0 = denoise(z, t)
         eps = eps_from_x0(x0, z, t)
         z = s.add_noise(x0, eps)
@@ -217,7 +223,7 @@ def heun(
             z = state(z, i + 1)
             x0 = denoise(z, s)
             stride = s.sigma - s.alpha * t.sigma / t.alpha
-            z = z + Level(stride, stride).like(z)[0] * (eps_from_x0(x0, z, s) - eps) / 2
+            z = z + NoiseLevel(stride, stride).like(z)[0] * (eps_from_x0(x0, z, s) - eps) / 2
         z = state(z, i + 1)
         _report(on_step, i, levels, x0)
     return z
@@ -227,7 +233,7 @@ def heun(
 def dpmpp_2m(
     denoise: Denoiser,
     z: Tensor,
-    levels: Level,
+    levels: NoiseLevel,
     *,
     noise: Noise,  # noqa: ARG001 (deterministic; the signature is every sampler's)
     on_step: OnStep | None = None,
@@ -253,7 +259,7 @@ def dpmpp_2m(
 def dpmpp_sde(
     denoise: Denoiser,
     z: Tensor,
-    levels: Level,
+    levels: NoiseLevel,
     *,
     noise: Noise,
     on_step: OnStep | None = None,
@@ -283,7 +289,7 @@ def dpmpp_sde(
 def unipc(
     denoise: Denoiser,
     z: Tensor,
-    levels: Level,
+    levels: NoiseLevel,
     *,
     noise: Noise,  # noqa: ARG001 (deterministic; the signature is every sampler's)
     on_step: OnStep | None = None,
@@ -315,7 +321,7 @@ def unipc(
 # --------------------------------------------------------------------------------- parts of steps
 
 
-def ancestral_step(z: Tensor, x0: Tensor, t: Level, s: Level, noise: Noise, gamma: float) -> Tensor:  # noqa: PLR0917
+def ancestral_step(z: Tensor, x0: Tensor, t: NoiseLevel, s: NoiseLevel, noise: Noise, gamma: float) -> Tensor:  # noqa: PLR0917
     """One draw of q(z_s | z_t, x0) with its variance interpolated towards q(z_t | z_s)'s (VDM, section 2)."""
     mean, lower, upper = posterior(z, x0, t, s)
     if not _positive(s.sigma):
@@ -323,7 +329,7 @@ def ancestral_step(z: Tensor, x0: Tensor, t: Level, s: Level, noise: Noise, gamm
     return mean + lower ** ((1 - gamma) / 2) * upper ** (gamma / 2) * noise.like(z)
 
 
-def posterior(z: Tensor, x0: Tensor, t: Level, s: Level) -> tuple[Tensor, Tensor, Tensor]:
+def posterior(z: Tensor, x0: Tensor, t: NoiseLevel, s: NoiseLevel) -> tuple[Tensor, Tensor, Tensor]:
     """Mean of q(z_s | z_t, x0), its variance ``(1 - r) sigma_s²`` and the bound ``(1 - r) sigma_t²`` (VDM, section 2).
 
     ``r = exp(lambda_t - lambda_s)`` in VDM's notation (its lambda is the log-SNR); the bound is sigma²_{t|s}.
@@ -334,14 +340,14 @@ def posterior(z: Tensor, x0: Tensor, t: Level, s: Level) -> tuple[Tensor, Tensor
     return mean, (1 - r) * sigma_s**2, (1 - r) * sigma_t**2
 
 
-def langevin_step(denoise: Denoiser, z: Tensor, level: Level, noise: Noise, delta: float) -> Tensor:
+def langevin_step(denoise: Denoiser, z: Tensor, level: NoiseLevel, noise: Noise, delta: float) -> Tensor:
     """``z <- z - delta sigma eps_hat / 2 + sqrt(delta) sigma eps`` (VDM, section 2; delta 0.1 there)."""
     sigma = level.like(z)[1]
     eps = eps_from_x0(denoise(z, level), z, level)
     return z - delta / 2 * sigma * eps + math.sqrt(delta) * sigma * noise.like(z)
 
 
-def _steps(levels: Level, z: Tensor) -> Iterator[tuple[int, Level, Level]]:
+def _steps(levels: NoiseLevel, z: Tensor) -> Iterator[tuple[int, NoiseLevel, NoiseLevel]]:
     """(index from 0, level left, level reached), both for the whole batch of z."""
     if len(levels) < 2:
         raise BadRequest("sampling needs at least two noise levels")
@@ -351,7 +357,7 @@ def _steps(levels: Level, z: Tensor) -> Iterator[tuple[int, Level, Level]]:
         yield i, levels[i].batch(len(z)), levels[i + 1].batch(len(z))
 
 
-def _report(on_step: OnStep | None, i: int, levels: Level, x0: Tensor) -> None:
+def _report(on_step: OnStep | None, i: int, levels: NoiseLevel, x0: Tensor) -> None:
     if on_step is not None:
         on_step(i + 1, len(levels) - 1, levels[i + 1], x0)
 
@@ -360,11 +366,11 @@ def _positive(value: Tensor) -> bool:
     return bool((value > 0).all())
 
 
-def _ratio(level: Level) -> float:
+def _ratio(level: NoiseLevel) -> float:
     return math.exp(-float(level.log_snr[0]) / 2)
 
 
-def _trapezoid_helps(t: Level, s: Level) -> bool:
+def _trapezoid_helps(t: NoiseLevel, s: NoiseLevel) -> bool:
     """False where rho = sigma / alpha falls over tenfold above data scale (also from infinity).
 
     There eps_hat goes as 1 / rho, whose integral over a fall by the factor f the trapezoid gives as
@@ -373,12 +379,12 @@ def _trapezoid_helps(t: Level, s: Level) -> bool:
     return _positive(t.alpha) and _ratio(t) <= 10 * max(_ratio(s), 1)
 
 
-def _shrink(t: Level, s: Level) -> float:
+def _shrink(t: NoiseLevel, s: NoiseLevel) -> float:
     """exp(-h), in [0, 1)."""
     return float(t.alpha[0] * s.sigma[0] / (s.alpha[0] * t.sigma[0]))
 
 
-def _split(t: Level, s: Level, eta: float, z: Tensor) -> tuple[Tensor, Tensor]:
+def _split(t: NoiseLevel, s: NoiseLevel, eta: float, z: Tensor) -> tuple[Tensor, Tensor]:
     """sigma_s as (fresh noise, noise kept), ``up² + down² = sigma_s²``."""
     sigma = s.like(z)[1]
     fresh = eta**2 * (1 - _shrink(t, s) ** 2)
@@ -387,14 +393,14 @@ def _split(t: Level, s: Level, eta: float, z: Tensor) -> tuple[Tensor, Tensor]:
     return sigma * math.sqrt(fresh), sigma * math.sqrt(1 - fresh)
 
 
-def _exponential(z: Tensor, x0: Tensor, t: Level, s: Level, eta: float = 0.0) -> Tensor:
+def _exponential(z: Tensor, x0: Tensor, t: NoiseLevel, s: NoiseLevel, eta: float = 0.0) -> Tensor:
     """The exact step for a constant x0: ``sigma_s / sigma_t exp(-eta h) z + alpha_s (1 - exp(-(1 + eta) h)) x0``."""
     (_, sigma_t), (alpha_s, sigma_s) = t.like(z), s.like(z)
     shrink = _shrink(t, s)
     return sigma_s / sigma_t * shrink**eta * z + alpha_s * (1 - shrink ** (1 + eta)) * x0
 
 
-def _slope(x0: Tensor, before: Tensor | None, levels: Level, i: int) -> Tensor:
+def _slope(x0: Tensor, before: Tensor | None, levels: NoiseLevel, i: int) -> Tensor:
     """h dx0/dlambda from the last two x0; zero at the first step and where h or the one before is infinite."""
     if before is None or not _positive(levels.alpha[i - 1]) or not _positive(levels.sigma[i + 1]):
         return torch.zeros_like(x0)
@@ -402,7 +408,7 @@ def _slope(x0: Tensor, before: Tensor | None, levels: Level, i: int) -> Tensor:
     return (x0 - before) * float(h / h_before)
 
 
-def _correct(z: Tensor, found: tuple[Tensor | None, Tensor, Tensor], levels: Level, i: int) -> Tensor:
+def _correct(z: Tensor, found: tuple[Tensor | None, Tensor, Tensor], levels: NoiseLevel, i: int) -> Tensor:
     """UniC-1 or UniC-2 over the step i, from x0 before, at and after it (Zhao et al. 2023: R_p rho = b_p)."""
     before, x0, after = found
     t, s = levels[i], levels[i + 1]

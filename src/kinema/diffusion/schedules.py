@@ -22,14 +22,14 @@ Spacing = Literal["uniform", "linspace", "leading", "trailing", "karras", "log-s
 SPACINGS: tuple[str, ...] = get_args(Spacing)
 
 TINY = 1e-15
-"""Below this alpha and sigma count as zero in `Level.log_snr`, which therefore stays within ±69.1."""
+"""Below this alpha and sigma count as zero in `NoiseLevel.log_snr`, which therefore stays within ±69.1."""
 KARRAS_RHO = 7.0
 KARRAS_RANGE = 0.002, 80.0
 EXTREME_LOG_SNR = 20.0
 """How far log-SNR spacing reaches towards ends where it is infinite (the range VDM clips to)."""
 
 
-def over(value: Tensor, z: Tensor) -> Tensor:
+def broadcast(value: Tensor, z: Tensor) -> Tensor:
     """One number per batch item, [B], or per item and frame, [B, T], shaped to multiply z (BCT…) and of its dtype.
 
     Raises ValueError where z has another number of frames.
@@ -43,7 +43,7 @@ def over(value: Tensor, z: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Level:
+class NoiseLevel:
     """Noise levels: ``alpha`` and ``sigma``, both [N], of N batch items or of a list of N levels.
 
     Both may be [B, T] instead: a level for each frame of each item, where frames differ (`overwrite.CleanFrames`).
@@ -70,11 +70,11 @@ class Level:
         self._must_be_a_list()
         return len(self.alpha)
 
-    def __getitem__(self, index: int | slice) -> Level:
+    def __getitem__(self, index: int | slice) -> NoiseLevel:
         self._must_be_a_list()
         if isinstance(index, int):
             index = slice(index, index + 1 or None)
-        return Level(self.alpha[index], self.sigma[index])
+        return NoiseLevel(self.alpha[index], self.sigma[index])
 
     def _must_be_a_list(self) -> None:
         if self.per_frame:
@@ -83,14 +83,14 @@ class Level:
                 f"a level per frame ({shape}) was used as a list of levels; expected alpha and sigma as [N]"
             )
 
-    def batch(self, size: int) -> Level:
+    def batch(self, size: int) -> NoiseLevel:
         """One level, [1] or [1, T], for every item of a batch: [size] or [size, T]."""
         shape = (size, *self.alpha.shape[1:])
-        return Level(self.alpha.expand(shape), self.sigma.expand(shape))
+        return NoiseLevel(self.alpha.expand(shape), self.sigma.expand(shape))
 
     def like(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) in z's dtype and device, shaped to multiply z: [N,1,1,1,1], or [B,1,T,1,1] per frame."""
-        return over(self.alpha, z), over(self.sigma, z)
+        return broadcast(self.alpha, z), broadcast(self.sigma, z)
 
     def add_noise(self, x0: Tensor, eps: Tensor) -> Tensor:
         """``alpha * x0 + sigma * eps``: x0 at this level."""
@@ -98,19 +98,19 @@ class Level:
         return alpha * x0 + sigma * eps
 
 
-def variance_preserving(log_snr: Tensor) -> Level:
+def variance_preserving(log_snr: Tensor) -> NoiseLevel:
     """The level with ``alpha² + sigma² = 1``."""
-    return Level(torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt())
+    return NoiseLevel(torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt())
 
 
-def variance_exploding(log_snr: Tensor) -> Level:
+def variance_exploding(log_snr: Tensor) -> NoiseLevel:
     """The level with ``alpha = 1``."""
-    return Level(torch.ones_like(log_snr), torch.exp(-log_snr / 2))
+    return NoiseLevel(torch.ones_like(log_snr), torch.exp(-log_snr / 2))
 
 
-def flow(log_snr: Tensor) -> Level:
+def flow(log_snr: Tensor) -> NoiseLevel:
     """The level with ``alpha + sigma = 1``."""
-    return Level(torch.sigmoid(log_snr / 2), torch.sigmoid(-log_snr / 2))
+    return NoiseLevel(torch.sigmoid(log_snr / 2), torch.sigmoid(-log_snr / 2))
 
 
 class Schedule(Protocol):
@@ -121,7 +121,7 @@ class Schedule(Protocol):
         """Standard deviation of z at t = 1, for data of unit variance (or as the schedule says)."""
         ...
 
-    def level(self, t: Tensor) -> Level:
+    def level(self, t: Tensor) -> NoiseLevel:
         """The levels at times t, [N] in [0, 1]."""
         ...
 
@@ -129,7 +129,7 @@ class Schedule(Protocol):
         """The inverse: t of a log-SNR, [N]; log-SNRs beyond the schedule give its nearer end."""
         ...
 
-    def at(self, log_snr: Tensor) -> Level:
+    def at(self, log_snr: Tensor) -> NoiseLevel:
         """The level of a log-SNR in this schedule's scaling, also outside its range."""
         ...
 
@@ -153,7 +153,7 @@ class CosineLogSNR:
         b = math.atan(math.exp(-self.log_snr_max / 2))
         return math.atan(math.exp(-self.log_snr_min / 2)) - b, b
 
-    def level(self, t: Tensor) -> Level:
+    def level(self, t: Tensor) -> NoiseLevel:
         a, b = self._line
         return self.at(-2 * torch.tan(a * t + b).log())
 
@@ -161,7 +161,7 @@ class CosineLogSNR:
         a, b = self._line
         return ((torch.atan(torch.exp(-log_snr / 2)) - b) / a).clamp(0, 1)
 
-    def at(self, log_snr: Tensor) -> Level:
+    def at(self, log_snr: Tensor) -> NoiseLevel:
         return variance_preserving(log_snr)
 
 
@@ -198,7 +198,7 @@ class DiscreteBetas:
     def _log_snrs(self) -> Tensor:
         return torch.logit(self.alphas_cumprod)
 
-    def level(self, t: Tensor) -> Level:
+    def level(self, t: Tensor) -> NoiseLevel:
         step = t.clamp(0, 1) * (self.count - 1)
         table = self._log_snrs.to(t)
         low = step.floor().long().clamp_max(self.count - 2)
@@ -214,7 +214,7 @@ class DiscreteBetas:
     def time(self, log_snr: Tensor) -> Tensor:
         return self.timestep(log_snr) / (self.count - 1)
 
-    def at(self, log_snr: Tensor) -> Level:
+    def at(self, log_snr: Tensor) -> NoiseLevel:
         return variance_preserving(log_snr)
 
 
@@ -232,16 +232,16 @@ class EDMSigmas:
     def prior_std(self) -> float:
         return math.hypot(self.sigma_max, self.data_std)
 
-    def level(self, t: Tensor) -> Level:
+    def level(self, t: Tensor) -> NoiseLevel:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         sigma = (low + t * (high - low)) ** self.rho
-        return Level(torch.ones_like(sigma), sigma)
+        return NoiseLevel(torch.ones_like(sigma), sigma)
 
     def time(self, log_snr: Tensor) -> Tensor:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return ((torch.exp(-log_snr / (2 * self.rho)) - low) / (high - low)).clamp(0, 1)
 
-    def at(self, log_snr: Tensor) -> Level:
+    def at(self, log_snr: Tensor) -> NoiseLevel:
         return variance_exploding(log_snr)
 
 
@@ -258,19 +258,19 @@ class RectifiedFlow:
     def prior_std(self) -> float:
         return 1.0
 
-    def level(self, t: Tensor) -> Level:
+    def level(self, t: Tensor) -> NoiseLevel:
         s = self.shift * t / (1 + (self.shift - 1) * t)
-        return Level(1 - s, s)
+        return NoiseLevel(1 - s, s)
 
     def time(self, log_snr: Tensor) -> Tensor:
         s = torch.sigmoid(-log_snr / 2)
         return s / (self.shift - (self.shift - 1) * s)
 
-    def at(self, log_snr: Tensor) -> Level:
+    def at(self, log_snr: Tensor) -> NoiseLevel:
         return flow(log_snr)
 
 
-def spaced(schedule: Schedule, steps: int, spacing: Spacing = "uniform") -> Level:
+def spaced(schedule: Schedule, steps: int, spacing: Spacing = "uniform") -> NoiseLevel:
     """``steps + 1`` levels, float64, from noise to clean; the last is exactly clean (alpha 1, sigma 0).
 
     - ``uniform``: t = 1, 1 - 1/n, …, 1/n, then clean (VDM, rectified flow);
@@ -306,7 +306,7 @@ def _whole_steps(count: int, steps: int, spacing: str) -> Tensor:
     return (count - index * (count / steps)).round() - 1
 
 
-def _between_ends(schedule: Schedule, steps: int, spacing: str) -> Level:
+def _between_ends(schedule: Schedule, steps: int, spacing: str) -> NoiseLevel:
     ends = schedule.level(torch.tensor([1.0, 0.0], dtype=torch.float64))
     even = torch.linspace(0, 1, steps, dtype=torch.float64)
     if spacing == "log-snr":
@@ -319,12 +319,12 @@ def _between_ends(schedule: Schedule, steps: int, spacing: str) -> Level:
         high, low = torch.exp(-ends.log_snr / 2).clamp(*KARRAS_RANGE).pow(1 / KARRAS_RHO).tolist()
         log_snr = -2 * KARRAS_RHO * (high + even * (low - high)).log()
     rest = schedule.at(log_snr)[1:]
-    return Level(torch.cat([ends.alpha[:1], rest.alpha]), torch.cat([ends.sigma[:1], rest.sigma]))
+    return NoiseLevel(torch.cat([ends.alpha[:1], rest.alpha]), torch.cat([ends.sigma[:1], rest.sigma]))
 
 
-def _clean_last(levels: Level) -> Level:
+def _clean_last(levels: NoiseLevel) -> NoiseLevel:
     alpha, sigma = levels.alpha, levels.sigma
-    return Level(torch.cat([alpha, alpha.new_ones(1)]), torch.cat([sigma, sigma.new_zeros(1)]))
+    return NoiseLevel(torch.cat([alpha, alpha.new_ones(1)]), torch.cat([sigma, sigma.new_zeros(1)]))
 
 
 def edit_steps(steps: int, strength: float) -> int:
@@ -335,13 +335,13 @@ def edit_steps(steps: int, strength: float) -> int:
     return min(int(steps * strength), steps)
 
 
-def last_levels(levels: Level, strength: float) -> Level:
+def last_levels(levels: NoiseLevel, strength: float) -> NoiseLevel:
     """The levels of an edit's steps: the last of ``levels``, which end clean. The clean end alone where it has none."""
     steps = len(levels) - 1
     return levels[steps - edit_steps(steps, strength) :]
 
 
-def custom(schedule: Schedule, *, sigmas: Sequence[float] = (), log_snrs: Sequence[float] = ()) -> Level:
+def custom(schedule: Schedule, *, sigmas: Sequence[float] = (), log_snrs: Sequence[float] = ()) -> NoiseLevel:
     """Levels from a list, noise first, in the schedule's scaling; float64.
 
     ``sigmas`` are noise-to-signal ratios sigma / alpha, as k-diffusion and published lists
@@ -356,13 +356,13 @@ def custom(schedule: Schedule, *, sigmas: Sequence[float] = (), log_snrs: Sequen
     if isinstance(schedule, RectifiedFlow):
         if not bool(((sigma >= 0) & (sigma <= 1)).all()):
             raise BadRequest("custom sigmas of a rectified flow must lie in [0, 1]")
-        return _falling(Level(1 - sigma, sigma))
+        return _falling(NoiseLevel(1 - sigma, sigma))
     clean = sigma == 0
     scaled = schedule.at(-2 * sigma.where(~clean, 1).log())
-    return _falling(Level(scaled.alpha.where(~clean, 1), scaled.sigma.where(~clean, 0)))
+    return _falling(NoiseLevel(scaled.alpha.where(~clean, 1), scaled.sigma.where(~clean, 0)))
 
 
-def _falling(levels: Level) -> Level:
+def _falling(levels: NoiseLevel) -> NoiseLevel:
     if len(levels) < 2 or not bool((levels.log_snr.diff() > 0).all()):
         raise BadRequest("custom levels must be at least two and go strictly from noise to clean")
     return levels

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kinema.diffusion.parameterise import Denoiser
-from kinema.diffusion.schedules import Level
+from kinema.diffusion.schedules import NoiseLevel
 from kinema.grid import Lattice
 from kinema.schema import BadRequest, Request, WindowWeights
 
@@ -170,7 +170,7 @@ class Windowed:
         }
         self._parts = [(fs, weight, self._made[tuple(fs)]) for fs, weight in zip(told, blended, strict=True)]
 
-    def _move(self, level: Level) -> None:
+    def _move(self, level: NoiseLevel) -> None:
         """The windows of the next step, when the noise level is another than at the call before."""
         now = float(level.log_snr[0])
         if now != self._level:
@@ -178,7 +178,7 @@ class Windowed:
             self._place(told)
             self._steps, self._level = self._steps + 1, now
 
-    def __call__(self, z: Tensor, level: Level) -> Tensor:
+    def __call__(self, z: Tensor, level: NoiseLevel) -> Tensor:
         if z.shape[2] != self.total:
             raise BadRequest(f"windows were made for {self.total} frames, the video has {z.shape[2]}")
         if self.uniform:

@@ -24,7 +24,7 @@ from kinema.evaluation import measuring, plots
 from kinema.evaluation.options import EvaluateOptions
 from kinema.evaluation.oracle import Figure, Scores
 from kinema.evaluation.results import figure_of, percent, to_json
-from kinema.nn.hollow import hollow
+from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
 from kinema.system import System, Weights, family_of, open_system, with_model
 
@@ -166,7 +166,7 @@ def open_checkpoint(path: Path, device: str | None = None) -> System:
     if note is None:
         return open_system(path, device=device)
     family, config = family_of(note, str(path))
-    with hollow():
+    with on_meta():
         model = family.build(config)
     tensors = {k.removeprefix("ema."): v for k, v in files.read_tensors(path).items() if k.startswith("ema.")}
     files.fill(model, tensors, where=str(path))
@@ -264,7 +264,7 @@ def _read_points(path: Path, run: str) -> list[Point]:
         raise BadRequest(f"{path} is not a curve that kinema wrote; move it away to begin a new one") from None
     if named != run:
         raise BadRequest(
-            f"{path} is the curve of the run {bounds.shown(str(named), 80)}, not of {run}; give another evidence folder"
+            f"{path} is the curve of the run {bounds.printable(str(named), 80)}, not of {run}; give another evidence folder"
         )
     return points
 

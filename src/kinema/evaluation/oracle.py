@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from torch import Tensor
 
-    from kinema.data.playroom import Meaning, Thing
+    from kinema.data.playroom import Meaning, NamedObject
     from kinema.evaluation.outline import Floats
     from kinema.evaluation.sighting import Sighting
 
@@ -208,7 +208,7 @@ def _is(seen: Seen | None, trait: str, wanted: str) -> bool:
     return seen is not None and getattr(seen, trait) == wanted
 
 
-def _match(seen: list[Seen], thing: Thing) -> Seen | None:
+def _match(seen: list[Seen], thing: NamedObject) -> Seen | None:
     """Of several objects the one that is compared: of this colour, else of this shape, else the largest."""
     ranked = sorted(seen, key=lambda each: (each.colour != thing.colour, each.shape != thing.shape))
     return ranked[0] if ranked else None

@@ -40,7 +40,7 @@ _SHOWN, _CLIPS_A_SHEET = 4, 2
 
 
 @dataclass(frozen=True)
-class Clip:
+class MeasuredClip:
     """What was measured on one clip of one arm."""
 
     verdict: Verdict
@@ -54,7 +54,7 @@ class Row:
 
     prompt: str
     seed: int
-    arms: Mapping[str, Clip]
+    arms: Mapping[str, MeasuredClip]
     videos: Mapping[str, Tensor]
 
 
@@ -204,9 +204,9 @@ def report_rows(
     return rows
 
 
-def _measured(video_CTHW: Tensor, prompt: str, fps: float, block: int) -> Clip:
+def _measured(video_CTHW: Tensor, prompt: str, fps: float, block: int) -> MeasuredClip:
     measures = {**temporal(video_CTHW, fps), **borders(video_CTHW, block)}
-    return Clip(judge(video_CTHW, prompt, fps), kept(video_CTHW, prompt).whole, measures)
+    return MeasuredClip(judge(video_CTHW, prompt, fps), kept(video_CTHW, prompt).whole, measures)
 
 
 def _block(system: System) -> int:
@@ -240,7 +240,7 @@ def share_lines(rows: Sequence[Row], seed: int) -> dict[str, Line]:
     return lines
 
 
-def _outcome(clip: Clip, name: str) -> bool | None:
+def _outcome(clip: MeasuredClip, name: str) -> bool | None:
     return clip.kept if name == "kept" else getattr(clip.verdict, f"{name}_right")
 
 

@@ -17,7 +17,7 @@ from kinema import job, rollout
 from kinema.canvas import Canvas
 from kinema.data import playroom
 from kinema.diffusion.parameterise import Denoiser
-from kinema.diffusion.schedules import Level
+from kinema.diffusion.schedules import NoiseLevel
 from kinema.schema import OnEvent, Request, ignore
 from kinema.settle import with_defaults
 from kinema.system import Conditions, System
@@ -43,7 +43,7 @@ class Sampling:
         request = self.request.with_(prompt=prompts[0], seed=seed, clips=len(prompts))
         canvas = Canvas(request.shape) if canvas is None else canvas
         system = _together(self.system, prompts)
-        work = job.work_of(job.Part("base", system, request), canvas)
+        work = job.stage_run(job.SettledStage("base", system, request), canvas)
         draws = system.noise(request)
         with torch.no_grad():
             if not work.stage.at_once:
@@ -90,7 +90,7 @@ class _Together(System):
             return self.family.sampling.denoiser(self, condition, frames)
         each = [self.family.sampling.denoiser(self, one, frames) for one in condition.each]
 
-        def denoise(z_BCTHW: Tensor, level: Level) -> Tensor:
+        def denoise(z_BCTHW: Tensor, level: NoiseLevel) -> Tensor:
             levels = level.batch(len(each)) if len(level) == 1 else level
             return torch.cat([one(z_BCTHW[i : i + 1], levels[i]) for i, one in enumerate(each)])
 

@@ -17,7 +17,7 @@ def existing(path: Path) -> Path:
 
     Else a `BadRequest`: with the nearest names where it is missing, and without a wait where it is a pipe or a device.
     """
-    told = bounds.shown(str(path), 200)
+    told = bounds.printable(str(path), 200)
     try:
         if path.exists():
             if path.is_dir():
@@ -35,9 +35,9 @@ def existing(path: Path) -> Path:
             raise BadRequest(f"there is no file {told}: its folder does not exist")
         names = [p.name for p in path.parent.iterdir() if not p.name.startswith(".")]
     except OSError as error:  # may not be read, no plain file, or a name too long for a file
-        raise BadRequest(f"cannot open {bounds.shown(str(path), 80)}: {error.strerror}") from error
+        raise BadRequest(f"cannot open {bounds.printable(str(path), 80)}: {error.strerror}") from error
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    meant = f"; did you mean {bounds.shown(', '.join(near), 150)}?" if near else ""
+    meant = f"; did you mean {bounds.printable(', '.join(near), 150)}?" if near else ""
     raise BadRequest(f"there is no file {told}{meant}")
 
 

@@ -14,7 +14,7 @@ from kinema.schema import BadRequest, Fit
 
 
 @dataclass(frozen=True)
-class Plan:
+class Fitting:
     """Cut to ``kept`` in the middle, scaled to ``scaled``, put in the middle of ``whole``; each (height, width)."""
 
     source: tuple[int, int]
@@ -32,7 +32,7 @@ class Plan:
         return f"{_by(self.source)} was {cropped}resized to {_by(self.scaled)}{bars}"
 
 
-def plan(new: tuple[int, int], old: Sequence[int], how: Fit) -> Plan:
+def plan(new: tuple[int, int], old: Sequence[int], how: Fit) -> Fitting:
     """How a picture of ``old`` height and width gets ``new`` ones: "crop" cuts the overhang, "pad" adds bars."""
     (old_height, old_width), (height, width) = old, new
     if how not in ("crop", "pad"):
@@ -44,11 +44,11 @@ def plan(new: tuple[int, int], old: Sequence[int], how: Fit) -> Plan:
         # Cutting first, in source pixels, means that no pixel is resized only to be thrown away.
         kept_h = min(old_height, max(1, round(old_width * height / width)))
         kept_w = min(old_width, max(1, round(old_height * width / height)))
-        return Plan(was, (kept_h, kept_w), new, new)
+        return Fitting(was, (kept_h, kept_w), new, new)
     scale = min(height / old_height, width / old_width)
     scaled_h = max(1, min(height, round(old_height * scale)))
     scaled_w = max(1, min(width, round(old_width * scale)))
-    return Plan(was, was, (scaled_h, scaled_w), new)
+    return Fitting(was, was, (scaled_h, scaled_w), new)
 
 
 def fit_note(height: int, width: int, old_height: int, old_width: int, how: Fit = "crop") -> str | None:

@@ -95,7 +95,7 @@ def find_recipe(path: str | Path) -> dict[str, Any] | None:
     told = _find(path)
     if told is None:
         return None
-    recipe = bounds.from_json(told, f"the recipe in {bounds.shown(path.name, 80)}", infinite=True)
+    recipe = bounds.from_json(told, f"the recipe in {bounds.printable(path.name, 80)}", infinite=True)
     if not isinstance(recipe, dict):
         raise BadRequest(f"the recipe in {path.name} is not a list of named values")
     return recipe

@@ -14,8 +14,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from kinema.bounds import shown
-from kinema.canvas import Heard
+from kinema.bounds import printable
+from kinema.canvas import SoundSource
 from kinema.media.containers import opened, sniff
 from kinema.media.timing import MAX_FRAME_PIXELS
 from kinema.schema import Note, OnEvent
@@ -39,7 +39,7 @@ class _Span:
     later: Fraction
 
 
-def carried(heard: Heard | None, seconds: float, on_event: OnEvent) -> bytes | None:
+def carried(heard: SoundSource | None, seconds: float, on_event: OnEvent) -> bytes | None:
     """What is heard of a clip that lasts so long, as an mp4 without pictures; None where there is nothing.
 
     Says what is left out: sound whose times do not stand, further tracks, and what is damaged; none of it is an error.
@@ -73,7 +73,7 @@ def add(container: Any, heard: bytes) -> None:
                 container.mux(packet)
 
 
-def _taken(path: Path, heard: Heard, seconds: float, *, copy: bool) -> tuple[bytes | None, str]:
+def _taken(path: Path, heard: SoundSource, seconds: float, *, copy: bool) -> tuple[bytes | None, str]:
     """What is heard, if anything is, and the sentence that there is to say."""
     import av
 
@@ -101,10 +101,10 @@ def _undecoded(path: Path) -> str:
 
 
 def _named(path: Path) -> str:
-    return shown(path.name, 80)
+    return printable(path.name, 80)
 
 
-def _span(container: Any, heard: Heard, seconds: float) -> _Span:
+def _span(container: Any, heard: SoundSource, seconds: float) -> _Span:
     """The part that is heard on the clock of the packets, which the first frame that is shown need not begin."""
     pictures = [s for s in container.streams.video if s.codec_context and not int(s.disposition) & _COVER]
     best = max(pictures, key=lambda s: s.codec_context.height * s.codec_context.width, default=None)

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from kinema.checkpoints.stream import Stream
 from kinema.memory.free import free_bytes, unified
-from kinema.memory.plan import SHARE, Plan
-from kinema.memory.turns import Read, Turns
+from kinema.memory.offload import Read, WeightOffloader
+from kinema.memory.plan import SHARE, MemoryPlan
 from kinema.nn.ldm_unet import chunk_feed_forward
 from kinema.system import System
 
 
-def place(system: System, plan: Plan) -> None:
+def place(system: System, plan: MemoryPlan) -> None:
     """Fill the system's network, if it is not, with its weights coming and going as the plan says."""
     runtime = system.runtime
-    turning = cast("Turns | None", runtime.offloader)
+    turning = cast("WeightOffloader | None", runtime.offloader)
     if plan.offload == "none":
         if runtime.model is not None and turning is not None:
             turning.begin("none")  # without LoRAs, which are then merged as into any network
@@ -32,7 +32,9 @@ def place(system: System, plan: Plan) -> None:
         if turning is None:
             runtime.loras.release(runtime.model)
             blocks = system.family.blocks(runtime.model)
-            turning = Turns(runtime.model, blocks, resting(system, runtime.model), system.device, system.policy)
+            turning = WeightOffloader(
+                runtime.model, blocks, resting(system, runtime.model), system.device, system.policy
+            )
             runtime.offloader = turning
         state = (plan.offload, runtime.loras.files)
         if turning.state != state:  # other LoRAs too: weights that are here have the old ones in them
@@ -42,7 +44,7 @@ def place(system: System, plan: Plan) -> None:
     runtime.at_once = plan.at_once
 
 
-def roomy(system: System) -> bool:
+def can_run_branches_together(system: System) -> bool:
     """Whether branches of guidance may be in memory at once: as the last plan had it; without one, on a CPU."""
     return system.device.type == "cpu" and system.runtime.at_once
 

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from kinema.canvas import Canvas
-from kinema.memory import turns
+from kinema.memory import offload
 from kinema.memory.free import free_bytes, gib, held_bytes, unified
-from kinema.memory.rehearsal import Phase, Rehearsal
-from kinema.memory.turns import LEVELS, Offload
-from kinema.nn.hollow import hollow
+from kinema.memory.offload import LEVELS, Offload
+from kinema.memory.rehearsal import MemoryUse, Rehearsal
 from kinema.nn.ldm_unet import FeedForward, channels_last, chunk_feed_forward
+from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest, Request
 from kinema.system import DECODING, System, decoding_of, with_model
 from kinema.vae.placing import placed
@@ -46,7 +46,7 @@ class TooLarge(BadRequest):
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """How a request runs: ``need`` and ``budget`` in bytes; ``need`` is None where there is plenty of room."""
 
     offload: Offload = "none"
@@ -71,7 +71,7 @@ class Plan:
         return request.with_(extra={**request.extra, **told})
 
 
-def choose(system: System, request: Request, canvas: Canvas, *, measured: bool = False, taken: int = 0) -> Plan:
+def choose(system: System, request: Request, canvas: Canvas, *, measured: bool = False, taken: int = 0) -> MemoryPlan:
     """The first plan that fits, of those that the system's `MemoryOptions` leave open.
 
     The request is settled, the way to hold what is given in the canvas's block; ``measured`` is whether guidance draws
@@ -84,7 +84,7 @@ def choose(system: System, request: Request, canvas: Canvas, *, measured: bool =
     if told.offload in ("auto", "none") and told.tokens is None and needs.at_most < budget:
         # Two threads that come to a block at the same time would both compile it.
         together = system.device.type == "cpu" and not system.compiled
-        return Plan(budget=budget, at_once=together and needs.at_once_most < budget)
+        return MemoryPlan(budget=budget, at_once=together and needs.at_once_most < budget)
     if told.tokens is not None and not needs.has_feed_forward:
         raise BadRequest(f"{system.name} has no feed-forward layers that work on some of the tokens at a time")
     if told.offload not in ("auto", *needs.levels):
@@ -114,20 +114,20 @@ def room(system: System) -> int:
 
 def weight_bytes(system: System) -> int:
     """Bytes of all of a system's weights."""
-    with hollow():
+    with on_meta():
         return system.policy.bytes(sum(p.numel() for p in system.family.build(system.config).parameters()))
 
 
-def _plans(needs: Needs, levels: tuple[Offload, ...], tokens: int | None) -> Iterator[Plan]:
+def _plans(needs: Needs, levels: tuple[Offload, ...], tokens: int | None) -> Iterator[MemoryPlan]:
     """Exact plans first, the least slow first."""
     some = (tokens,) if tokens is not None or not needs.has_feed_forward else (None, TOKENS)
     for decoding in chain(({},), needs.leaner()):
         for level in levels:
             for chunk in some:
-                yield Plan(level, chunk, decoding)
+                yield MemoryPlan(level, chunk, decoding)
 
 
-def _refusal(needs: Needs, budget: int, need: int, plan: Plan) -> str:
+def _refusal(needs: Needs, budget: int, need: int, plan: MemoryPlan) -> str:
     told = needs.system.memory
     size = needs.request.shape
     what = f"{size.batch} × {size.frames} frames of {size.width}×{size.height}"
@@ -142,7 +142,7 @@ def _refusal(needs: Needs, budget: int, need: int, plan: Plan) -> str:
     return f"{start}, even with {describe(plan)}; ask for{halves} fewer frames, a smaller size or fewer clips"
 
 
-def describe(plan: Plan) -> str:
+def describe(plan: MemoryPlan) -> str:
     """The plan in a few words."""
     words = {
         "none": "all weights in memory",
@@ -158,10 +158,10 @@ def describe(plan: Plan) -> str:
     return ", ".join(parts)
 
 
-def explain(needs: Needs, plan: Plan) -> Iterator[str]:
+def explain(needs: Needs, plan: MemoryPlan) -> Iterator[str]:
     """Each choice in a sentence: what it is, and what it avoids."""
     assert plan.need is not None
-    plain = Plan(decoding={})
+    plain = MemoryPlan(decoding={})
     yield f"memory: about {gib(plan.need)} at the peak of {gib(plan.budget)} that may be used"
     if plan.offload != "none":
         where = "on disk" if unified(needs.system.device) else "in the host's memory"
@@ -197,13 +197,13 @@ class Needs:
 
     def __init__(self, system: System, request: Request, canvas: Canvas, measured: bool = False) -> None:
         self.system, self.request, self.canvas, self.measured = system, request, canvas, measured
-        self._steps: dict[int | None, Phase] = {}
-        self._decodes: dict[tuple[tuple[str, int], ...], Phase] = {}
+        self._steps: dict[int | None, MemoryUse] = {}
+        self._decodes: dict[tuple[tuple[str, int], ...], MemoryUse] = {}
 
     @cached_property
     def outline(self) -> System:
         """The system on the meta device: every shape and no numbers."""
-        with hollow():
+        with on_meta():
             model = self.system.family.build(self.system.config)
         model = self.system.policy.placed(model, torch.device("meta")).eval().requires_grad_(False)
         channels_last(model)  # as families have them when they run: else the change would count as the step's
@@ -211,13 +211,13 @@ class Needs:
 
     @cached_property
     def rehearsal(self) -> Rehearsal:
-        return Rehearsal(turns.networks(self.outline.model))
+        return Rehearsal(offload.networks(self.outline.model))
 
     @cached_property
     def units(self) -> dict[str, tuple[int, list[int]]]:
         """Bytes of each network outside its blocks, and of each block."""
         model = self.outline.model
-        found = turns.units(model, self.system.family.blocks(model))
+        found = offload.units(model, self.system.family.blocks(model))
         return {name: (own.bytes, [block.bytes for block in blocks]) for name, (own, blocks) in found.items()}
 
     @property
@@ -269,7 +269,7 @@ class Needs:
             z = self.system.latent_shape(self.request)
             yield from self.outline.codec.leaner(z.frames, z.height, z.width)
 
-    def bytes(self, plan: Plan) -> int:
+    def bytes(self, plan: MemoryPlan) -> int:
         """The peak under a plan."""
         step = self.step(plan.tokens)
         most = self._resident(step, plan.offload, kept=self.differentiates) + int(KERNELS * step.peak)
@@ -284,7 +284,7 @@ class Needs:
         held = self.canvas.block.way == "reconstruction" and not self.canvas.empty
         return self.measured or (held and self.request.reconstruction_weight > 0)
 
-    def _resident(self, phase: Phase, level: Offload, *, kept: bool = False) -> int:
+    def _resident(self, phase: MemoryUse, level: Offload, *, kept: bool = False) -> int:
         """Bytes of weights; ``kept`` where the way back of a gradient needs those of all blocks again."""
         if level == "none":
             return self.weights
@@ -299,7 +299,7 @@ class Needs:
     # ----------------------------------------------------------------------------------- the phases
 
     @cached_property
-    def condition(self) -> Phase:
+    def condition(self) -> MemoryUse:
         """Conditioning, and the encoding of what is given or edited."""
         outline, canvas = self.outline, self.canvas
         with torch.no_grad(), self.rehearsal.phase("condition"):
@@ -310,7 +310,7 @@ class Needs:
                 placed(outline.encode, outline.lattice.grid, piece.video, piece.mask)
         return self.rehearsal.phases["condition"]
 
-    def step(self, tokens: int | None) -> Phase:
+    def step(self, tokens: int | None) -> MemoryUse:
         """One call of the denoiser, with the gradient where guidance needs it."""
         if tokens not in self._steps:
             _ = self.condition
@@ -337,7 +337,7 @@ class Needs:
             if grad:
                 torch.autograd.grad(x0.sum(), z)
 
-    def decode(self, decoding: Mapping[str, int]) -> Phase:
+    def decode(self, decoding: Mapping[str, int]) -> MemoryUse:
         key = tuple(sorted(decoding.items()))
         if key not in self._decodes:
             system, told = self.outline, {**decoding_of(self.request), **decoding}

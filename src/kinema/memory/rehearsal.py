@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 
 @dataclass
-class Phase:
+class MemoryUse:
     """One stretch of work: the peak of what it made, and the networks that it ran."""
 
     peak: int = 0
@@ -34,13 +34,13 @@ class Rehearsal:
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
         self.networks = networks
-        self.phases: dict[str, Phase] = {}
+        self.phases: dict[str, MemoryUse] = {}
         self._living = _Living()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """What is made in here, and still lives from the phases before, counts towards this phase's peak."""
-        phase = self.phases.setdefault(name, Phase())
+        phase = self.phases.setdefault(name, MemoryUse())
         hooks = [
             module.register_forward_pre_hook(lambda *_told, name=name: phase.networks.add(name))
             for name, network in self.networks.items()

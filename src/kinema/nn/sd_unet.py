@@ -30,14 +30,14 @@ EPS, TRANSFORMER_EPS = 1e-5, 1e-6
 
 
 @dataclass(frozen=True, eq=False)
-class Told:
+class BlockInputs:
     """What every block of one forward pass is told."""
 
     emb_BE: Tensor
     context_RLC: Tensor
 
 
-AnyTold = TypeVar("AnyTold", bound=Told)
+AnyInputs = TypeVar("AnyInputs", bound=BlockInputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +66,10 @@ def clips(x_NCHW: Tensor, frames: int) -> Tensor:
 # ---------------------------------------------------------------------------------------- running
 
 
-def run_down(levels: nn.ModuleList, x_NCHW: Tensor, told: Told) -> tuple[Tensor, list[Tensor]]:
+def run_down(levels: nn.ModuleList, x_NCHW: Tensor, told: BlockInputs) -> tuple[Tensor, list[Tensor]]:
     """The way down, and the map after every block, the first included."""
     skips = [x_NCHW]
-    for level in cast(Sequence[Level[Any]], levels):
+    for level in cast(Sequence[UNetLevel[Any]], levels):
         for index in range(len(level.resnets)):
             x_NCHW = level(index, x_NCHW, told)
             skips.append(x_NCHW)
@@ -79,14 +79,14 @@ def run_down(levels: nn.ModuleList, x_NCHW: Tensor, told: Told) -> tuple[Tensor,
     return x_NCHW, skips
 
 
-def run_mid(level: Level[AnyTold], x_NCHW: Tensor, told: AnyTold) -> Tensor:
+def run_mid(level: UNetLevel[AnyInputs], x_NCHW: Tensor, told: AnyInputs) -> Tensor:
     """Residual block, transformer and what follows it; residual block."""
     return level.residual(1, level(0, x_NCHW, told), told)
 
 
-def run_up(levels: nn.ModuleList, x_NCHW: Tensor, skips: list[Tensor], told: Told) -> Tensor:
+def run_up(levels: nn.ModuleList, x_NCHW: Tensor, skips: list[Tensor], told: BlockInputs) -> Tensor:
     """The way up; takes the skips from the end, and leaves none."""
-    for level in cast(Sequence[Level[Any]], levels):
+    for level in cast(Sequence[UNetLevel[Any]], levels):
         for index in range(len(level.resnets)):
             x_NCHW = level(index, torch.cat([x_NCHW, skips.pop()], dim=1), told)
         if level.upsamplers is not None:
@@ -97,7 +97,7 @@ def run_up(levels: nn.ModuleList, x_NCHW: Tensor, skips: list[Tensor], told: Tol
 # ------------------------------------------------------------------------------------------ parts
 
 
-class Level(nn.Module, Generic[AnyTold]):
+class UNetLevel(nn.Module, Generic[AnyInputs]):
     """One resolution: residual blocks, each followed by a transformer where there are any."""
 
     def __init__(
@@ -118,15 +118,15 @@ class Level(nn.Module, Generic[AnyTold]):
         self.downsamplers = nn.ModuleList([down]) if down else None
         self.upsamplers = nn.ModuleList([up]) if up else None
 
-    def forward(self, index: int, x_NCHW: Tensor, told: AnyTold) -> Tensor:
+    def forward(self, index: int, x_NCHW: Tensor, told: AnyInputs) -> Tensor:
         """Residual block ``index`` and its transformer."""
         x_NCHW = self.residual(index, x_NCHW, told)
         return self.attention(index, x_NCHW, told) if len(self.attentions) else x_NCHW
 
-    def residual(self, index: int, x_NCHW: Tensor, told: AnyTold) -> Tensor:
+    def residual(self, index: int, x_NCHW: Tensor, told: AnyInputs) -> Tensor:
         return self.resnets[index](x_NCHW, told.emb_BE)
 
-    def attention(self, index: int, x_NCHW: Tensor, told: AnyTold) -> Tensor:
+    def attention(self, index: int, x_NCHW: Tensor, told: AnyInputs) -> Tensor:
         return self.attentions[index](x_NCHW, told.context_RLC)
 
 

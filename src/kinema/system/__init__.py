@@ -13,18 +13,18 @@ from kinema.system.family import (
     Sampling,
     decoding_of,
 )
-from kinema.system.files import Checkpoints, Found, Slots
+from kinema.system.files import Checkpoints, FoundCheckpoint, Slots
 from kinema.system.opening import HUB, family_of, fetched, is_hub_id, open_system
 from kinema.system.precision import Asked, WeightPolicy, chosen, described, name_of, policy_for
 from kinema.system.runtime import Runtime
 from kinema.system.system import MemoryOptions, System, with_model
-from kinema.system.training import Batch, Recipe, Training, Tuning
-from kinema.system.weights import Added, Weights
+from kinema.system.training import Batch, Training, TrainingSettings, Tuning
+from kinema.system.weights import AddOn, Weights
 
 __all__ = [
     "DECODING",
     "HUB",
-    "Added",
+    "AddOn",
     "Asked",
     "Batch",
     "Checkpoints",
@@ -32,11 +32,11 @@ __all__ = [
     "Conditions",
     "Defaults",
     "Family",
-    "Found",
+    "FoundCheckpoint",
     "MemoryOptions",
     "Opened",
     "Process",
-    "Recipe",
+    "TrainingSettings",
     "Sampling",
     "Training",
     "Runtime",

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from kinema.bounds import shown
+from kinema.bounds import printable
 from kinema.schema import BadRequest
 
 Forward = Callable[..., Any]
@@ -88,6 +88,6 @@ def check_compiler(device: torch.device) -> None:
     name = os.environ.get("CXX", usual)
     if shutil.which(name) is None:
         raise BadRequest(
-            f"compile needs a C++ compiler on a CPU, and there is no {shown(name, 60)} here: install one, name another "
+            f"compile needs a C++ compiler on a CPU, and there is no {printable(name, 60)} here: install one, name another "
             "in the environment variable CXX, or leave out compile"
         )

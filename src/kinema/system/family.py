@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kinema.canvas import Canvas
 from kinema.diffusion.guidance import Guidance
 from kinema.diffusion.parameterise import Denoiser, Parameterisation
-from kinema.diffusion.schedules import Level, Schedule, Spacing
+from kinema.diffusion.schedules import NoiseLevel, Schedule, Spacing
 from kinema.grid import Lattice
 from kinema.schema import OnEvent, Request, Shape
 from kinema.system.files import Checkpoints
@@ -123,7 +123,7 @@ class Opened(Protocol):
     def offline(self) -> bool:
         """Whether text encoders and vocabularies are looked for on this machine alone."""
 
-    def levels(self, request: Request) -> Level:
+    def levels(self, request: Request) -> NoiseLevel:
         """Noise levels from the noise end to clean, ``steps + 1`` of them."""
 
     def encode(self, video_BCTHW: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from kinema.checkpoints.source import Source
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCheckpoint:
     """What a family sees in a foreign file or folder."""
 
     config: Any
@@ -29,7 +29,7 @@ class Slots(Protocol):
     names: tuple[str, ...]
     """Of its slots; one that takes several files has a name behind a point (``controlnet.depth``)."""
 
-    def open(self, config: Any, slot: str, source: Source) -> Found:
+    def open(self, config: Any, slot: str, source: Source) -> FoundCheckpoint:
         """The config with this in it; BadRequest for what does not belong there, saying what it is."""
 
     def convert(self, config: Any, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -39,7 +39,7 @@ class Slots(Protocol):
 class Checkpoints(Protocol):
     """What a family's files are, and how their tensors become the network's. A family inherits what it does not say."""
 
-    def recognise(self, source: Source) -> Found | None:  # noqa: ARG002
+    def recognise(self, source: Source) -> FoundCheckpoint | None:  # noqa: ARG002
         """What a foreign file (`Source.header`) or folder (`Source.pipeline`) is, or None if it is not ours."""
         return None
 

@@ -17,16 +17,16 @@ import torch
 from kinema import bounds, processor, registry
 from kinema.checkpoints import files, hub
 from kinema.checkpoints.lora_formats import is_lora
-from kinema.checkpoints.settings import checked, made, readable
+from kinema.checkpoints.settings import build_config, checked, readable
 from kinema.checkpoints.signatures import refused
 from kinema.checkpoints.source import Source
-from kinema.nn.hollow import hollow
+from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest
 from kinema.system.blocks import COMPILED, check_compiler
 from kinema.system.family import Family
 from kinema.system.precision import Asked, WeightPolicy, chosen, policy_for
 from kinema.system.system import MemoryOptions, System
-from kinema.system.weights import Added, Weights
+from kinema.system.weights import AddOn, Weights
 from kinema.values import quoted
 
 HUB = "hub:"
@@ -112,9 +112,9 @@ def _here(told: str | Path) -> Path | None:
 
 def _add(
     family: Family, config: Any, add: Mapping[str, str | Path], offline: bool | None
-) -> tuple[tuple[Added, ...], Any, tuple[str, ...]]:
+) -> tuple[tuple[AddOn, ...], Any, tuple[str, ...]]:
     """The additions in the order told, the config with them, and what was decided for them."""
-    added: list[Added] = []
+    added: list[AddOn] = []
     notes: list[str] = []
     slots = family.checkpoints.slots
     for slot, named in add.items():
@@ -130,7 +130,7 @@ def _add(
         with readable(str(source.path)):
             found = slots.open(config, slot, source)
         config = checked(found.config, f"the config with {slot}")
-        added.append(Added(slot, source, found.parts, name if here is None else ""))
+        added.append(AddOn(slot, source, found.parts, name if here is None else ""))
         notes += found.notes
     return tuple(added), config, tuple(notes)
 
@@ -219,7 +219,7 @@ def family_of(note: str, where: str) -> tuple[Family, Any]:
 
 def _override(family: Family, config: Any, overrides: Mapping[str, Any]) -> Any:
     own = {f.name: getattr(config, f.name) for f in fields(config)}
-    config = made(type(config), {**own, **overrides}, f"overrides of {family.name}")
-    with hollow():  # what cannot be built is refused now, not when the network is first used
+    config = build_config(type(config), {**own, **overrides}, f"overrides of {family.name}")
+    with on_meta():  # what cannot be built is refused now, not when the network is first used
         family.build(config)
     return config

@@ -85,7 +85,7 @@ def policy_for(dtype: torch.dtype, device: torch.device, *, fits_float16: bool =
     how = f"weights are rounded to {name}, and the network computes in float32"
     if dtype == torch.float16 and not fits_float16:
         return WeightPolicy(dtype, torch.float32, f"this model leaves float16's range: {how}")
-    if device.type == "cpu" and dtype in HALVES and processor.has_units(dtype) is False:
+    if device.type == "cpu" and dtype in HALVES and processor.is_native(dtype) is False:
         return WeightPolicy(dtype, torch.float32, f"{what} has no native {name}: {how}")
     return WeightPolicy(dtype, dtype)
 

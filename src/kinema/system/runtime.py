@@ -37,7 +37,7 @@ class Runtime:
         self.own_loras: tuple[LoraFile, ...] = ()
         """Those of the model itself, for a request that names none."""
         self.offloader: Any = None
-        """What has weights take turns (`kinema.memory.turns`), while a plan asks for it."""
+        """What has weights take turns (`kinema.memory.offload`), while a plan asks for it."""
         self.changed: set[str] = set()
         """Weights that were changed by hand since they were read, and so are in no file."""
         self.at_once = True

@@ -19,9 +19,9 @@ from kinema.checkpoints.settings import readable
 from kinema.diffusion.guidance import Guidance, classifier_free
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser
-from kinema.diffusion.schedules import Level, spaced
+from kinema.diffusion.schedules import NoiseLevel, spaced
 from kinema.grid import Lattice
-from kinema.nn.hollow import hollow
+from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest, OnEvent, Request, Shape, ignore
 from kinema.system.blocks import compile_blocks
 from kinema.system.family import Codec, Conditions, Family, Process, decoding_of
@@ -124,7 +124,7 @@ class System:
 
     def _hollow(self) -> nn.Module:
         """The network without numbers: its names and shapes."""
-        with hollow():
+        with on_meta():
             return self.family.build(self.config)
 
     def use_loras(self, loras: Mapping[str | Path, float]) -> None:
@@ -200,7 +200,7 @@ class System:
             raise RuntimeError("this request has no seed yet")
         return Noise([request.seed + i for i in range(request.clips)])
 
-    def levels(self, request: Request) -> Level:
+    def levels(self, request: Request) -> NoiseLevel:
         """Noise levels from the noise end to clean, ``steps + 1`` of them."""
         own = self.family.sampling.defaults(self.config)
         return spaced(self.process(request).schedule, request.steps or own.steps, own.spacing)

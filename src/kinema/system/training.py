@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from kinema.checkpoints.lora_formats import Lora
-from kinema.diffusion.schedules import Level
+from kinema.diffusion.schedules import NoiseLevel
 
 if TYPE_CHECKING:
     from kinema.data.playroom import Playroom
     from kinema.data.playroom.scene import Scene
 
-Drawn = TypeVar("Drawn", Tensor, Level, list[Tensor], list[int])
+Drawn = TypeVar("Drawn", Tensor, NoiseLevel, list[Tensor], list[int])
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ _OF_CLIPS = ("video", "captions", "mask", "images", "image_captions", "scenes", 
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingSettings:
     """How a family's preset is trained: what `training.loop` needs besides the loss itself."""
 
     steps: int
@@ -126,7 +126,7 @@ class Tuning(Protocol):
 class Training(Protocol):
     """How a family is trained."""
 
-    def recipe(self, config: Any) -> Recipe: ...
+    def recipe(self, config: Any) -> TrainingSettings: ...
 
     def loss(self, model: nn.Module, config: Any, batch: Batch, generator: torch.Generator) -> Tensor:
         """The training loss of each item of the batch, ``[B]``, none of which may depend on the others.

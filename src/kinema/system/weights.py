@@ -16,7 +16,7 @@ from kinema.checkpoints.source import Source
 
 
 @dataclass(frozen=True)
-class Added:
+class AddOn:
     """A file or folder in one slot of a model."""
 
     slot: str
@@ -48,7 +48,7 @@ class Weights:
     """Of a pipeline's folder, the parts that are read."""
     model: str | None = None
     """The published model that the user says it is, where weights do not tell."""
-    added: tuple[Added, ...] = ()
+    added: tuple[AddOn, ...] = ()
 
     @property
     def source(self) -> Source:

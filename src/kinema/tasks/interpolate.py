@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kinema.canvas import Canvas, Heard
+from kinema.canvas import Canvas, SoundSource
 from kinema.media.timing import RATES
 from kinema.schema import MAX_FRAMES, BadRequest, Note, OnEvent, Request
 from kinema.tasks.known import blank, first_frame, heard_of, source, source_frames
@@ -63,7 +63,7 @@ def canvas(request: Request, on_event: OnEvent) -> Canvas:
     return Canvas.of(video, mask, heard=heard(request, probe.fps))
 
 
-def heard(request: Request, own_fps: float) -> Heard:
+def heard(request: Request, own_fps: float) -> SoundSource:
     """The clip's sound, where it plays as fast as it was: at ``every`` times its own rate."""
     assert request.fps is not None
     speed = request.fps / (own_fps * (request.every or 2))

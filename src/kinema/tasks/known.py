@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kinema.canvas import Canvas, Heard
+from kinema.canvas import Canvas, SoundSource
 from kinema.media import read
 from kinema.media.first import read_first
 from kinema.media.pictures import is_picture
@@ -67,15 +67,15 @@ def source_frames(
 
 def heard_of(
     request: Request, begin: float = 0.0, seconds: float | None = None, at: float = 0.0, unfit: str = ""
-) -> Heard:
-    """The sound of the clip that `source` describes, of which second ``begin`` is heard at ``at``; see `Heard`."""
+) -> SoundSource:
+    """The sound of the clip that `source` describes, of which second ``begin`` is heard at ``at``; see `SoundSource`."""
     assert request.video is not None
     if request.start is None and request.end is None:
-        return Heard(request.video, begin, seconds, at, unfit)
+        return SoundSource(request.video, begin, seconds, at, unfit)
     clip = source(request)
     begin += clip.begin
     most = [each for each in (seconds, None if clip.end is None else clip.end - begin) if each is not None]
-    return Heard(request.video, begin, min(most, default=None), at, unfit)
+    return SoundSource(request.video, begin, min(most, default=None), at, unfit)
 
 
 def natural(request: Request) -> Request:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kinema.canvas import Canvas, Small
+from kinema.canvas import Canvas, LowResolution
 from kinema.media.timing import RATES
 from kinema.schema import MAX_FRAMES, BadRequest, OnEvent, Request, Shape
 from kinema.tasks.interpolate import heard
@@ -58,6 +58,6 @@ def canvas(request: Request, on_event: OnEvent) -> Canvas:
     small = request.with_(height=shape.height // times, width=shape.width // times)
     video = source_frames(small, on_event, frames=-(-shape.frames // every))
     video = video.expand(request.clips, -1, -1, -1, -1).contiguous()
-    told = Small(video, times, every, request.super_resolution_weight)
+    told = LowResolution(video, times, every, request.super_resolution_weight)
     own = heard_of(request) if every == 1 else heard(request, source(request).fps)
     return Canvas(shape, small=told, heard=own)

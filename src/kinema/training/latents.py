@@ -18,7 +18,7 @@ from torch import Tensor
 from kinema.data import shards
 from kinema.data.folder import Folder
 from kinema.data.listing import Entry
-from kinema.data.shards import Made, Window
+from kinema.data.shards import EncodingSettings, Window
 from kinema.provenance import file_hash
 from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
 from kinema.system import System, Tuning, open_system
@@ -135,8 +135,8 @@ def _folder(options: LatentsOptions, system: System) -> Folder:
     )
 
 
-def _made(options: LatentsOptions, system: System, special: Tuning, clips: Folder) -> Made:
-    return Made(
+def _made(options: LatentsOptions, system: System, special: Tuning, clips: Folder) -> EncodingSettings:
+    return EncodingSettings(
         family=system.family.name,
         networks=shards.hash_of(special.frozen(system.model)),
         frames=clips.frames,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kinema.checkpoints import files, lora_formats
 from kinema.checkpoints.lora_formats import Adapter
-from kinema.nn.hollow import hollow
+from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest
 from kinema.system import System, with_model
 from kinema.training import checkpoint, lora
@@ -25,18 +25,18 @@ KOHYA = "lora-kohya.safetensors"
 
 
 @dataclass(frozen=True)
-class Low:
+class LoraSize:
     """Rank and alpha of a LoRA, as ``--lora 16`` or ``--lora 16:8`` says them."""
 
     rank: int
     alpha: float
 
     @staticmethod
-    def of(told: str) -> Low:
+    def of(told: str) -> LoraSize:
         match = re.fullmatch(r"(\d+)(?::(\d+(?:\.\d+)?))?", told)
         if match is None or not 1 <= int(match[1]) <= 1024 or (match[2] and float(match[2]) == 0):
             raise BadRequest(f"lora is {told!r}; expected a rank from 1 to 1024, or rank:alpha such as 16:8")
-        return Low(int(match[1]), float(match[2] or match[1]))
+        return LoraSize(int(match[1]), float(match[2] or match[1]))
 
 
 def with_options(system: System, options: TrainOptions) -> System:
@@ -46,7 +46,7 @@ def with_options(system: System, options: TrainOptions) -> System:
     """
     config, special = system.config, system.family.training.tuning
     if options.lora is not None:
-        Low.of(options.lora)
+        LoraSize.of(options.lora)
     if options.stage is not None:
         if special is None:
             raise BadRequest(f"{system.family.name} has no training stages; leave out stage")
@@ -75,7 +75,7 @@ def untrained(system: System) -> bool:
 
 def _grows(before: System, after: System) -> bool:
     """Whether the network of a stage has tensors that the one before has not."""
-    with hollow():
+    with on_meta():
         there, here = (set(s.family.build(s.config).state_dict()) for s in (before, after))
     return bool(here - there)
 
@@ -94,7 +94,7 @@ def limit(system: System, model: nn.Module, options: TrainOptions) -> list[str]:
         return [name for name, p in model.named_parameters() if p.requires_grad] + sorted(buffers)
     if special is None:
         raise BadRequest(f"{system.family.name} is trained whole; leave out lora")
-    low, learnt = Low.of(options.lora), {name for name, p in model.named_parameters() if p.requires_grad}
+    low, learnt = LoraSize.of(options.lora), {name for name, p in model.named_parameters() if p.requires_grad}
 
     def wanted(name: str) -> bool:
         return re.fullmatch(special.adapted, name) is not None and f"{name}.weight" in learnt
@@ -124,7 +124,7 @@ def export(path: Path, shadow: Mapping[str, Tensor], model: nn.Module, options: 
     """The averaged weights as users open them: the whole model, or the LoRA alone (in the layout of diffusers)."""
     if options.lora is None:
         return checkpoint.export(path, model.state_dict() | dict(shadow), note)
-    lora_formats.write_lora(path, adapters(shadow, Low.of(options.lora)), "diffusers")
+    lora_formats.write_lora(path, adapters(shadow, LoraSize.of(options.lora)), "diffusers")
     return path
 
 
@@ -132,7 +132,7 @@ def export_last(folder: Path, shadow: Mapping[str, Tensor], model: nn.Module, op
     """``model.safetensors``, or ``lora.safetensors`` and the same in kohya's layout."""
     if options.lora is None:
         return export(folder / "model.safetensors", shadow, model, options, note)
-    lora_formats.write_lora(folder / KOHYA, adapters(shadow, Low.of(options.lora)), "kohya")
+    lora_formats.write_lora(folder / KOHYA, adapters(shadow, LoraSize.of(options.lora)), "kohya")
     return export(folder / "lora.safetensors", shadow, model, options, note)
 
 
@@ -141,7 +141,7 @@ def export_parts(folder: Path, shadow: Mapping[str, Tensor], system: System, opt
     special, made = system.family.training.tuning, []
     if special is None:
         return []
-    low = None if options.lora is None else adapters(shadow, Low.of(options.lora))
+    low = None if options.lora is None else adapters(shadow, LoraSize.of(options.lora))
     for name, tensors in special.files(system.config, shadow, low).items():
         made.append(folder / f"{name}.safetensors")
         halves = {key: tensor.half().contiguous() for key, tensor in tensors.items()}
@@ -149,7 +149,7 @@ def export_parts(folder: Path, shadow: Mapping[str, Tensor], system: System, opt
     return made
 
 
-def adapters(tensors: Mapping[str, Tensor], low: Low) -> dict[str, Adapter]:
+def adapters(tensors: Mapping[str, Tensor], low: LoraSize) -> dict[str, Adapter]:
     """A LoRA by module name, from the parameters of `training.lora`."""
     names = [name.removesuffix(f".{lora.DOWN}") for name in tensors if name.endswith(f".{lora.DOWN}")]
     return {n: Adapter(tensors[f"{n}.{lora.DOWN}"], tensors[f"{n}.{lora.UP}"], low.alpha) for n in names}

@@ -13,14 +13,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from kinema import processor
-from kinema.bounds import quoted, shown
+from kinema.bounds import printable, quoted
 from kinema.checkpoints import files
 from kinema.checkpoints.files import RUN_OPTIONS
 from kinema.checkpoints.source import read_json
 from kinema.data.playroom import Playroom
-from kinema.nn.hollow import hollow
+from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest, Note, OnEvent, Phase
-from kinema.system import Batch, Recipe, System, family_of, open_system
+from kinema.system import Batch, System, TrainingSettings, family_of, open_system
 from kinema.system.blocks import check_compiler, checkpoint_blocks, compile_blocks
 from kinema.training import checkpoint, learning, optim
 from kinema.training.checkpoint import State
@@ -41,7 +41,7 @@ class Run:
     options: TrainOptions
     folder: Path
     system: System
-    recipe: Recipe
+    recipe: TrainingSettings
     model: nn.Module
     ema: EMA
     optimisers: list[Optimizer]
@@ -53,7 +53,7 @@ class Run:
     log: Log
 
 
-def prepare(options: TrainOptions) -> tuple[System, Recipe]:
+def prepare(options: TrainOptions) -> tuple[System, TrainingSettings]:
     """The system to train and its recipe with the options' figures in place."""
     path = Path(options.model)
     if path.suffix == ".safetensors" and path.is_file() and "kinema-training" in files.metadata(path):
@@ -165,11 +165,11 @@ def agree(path: Path, options: TrainOptions, system: System, wanted: State, on_e
     for name, (then, now) in told.items():
         if then != now:
             raise BadRequest(
-                f"the run in {path.parent} has {name} {shown(str(then), 80)}, not {shown(str(now), 80)}; {hint}"
+                f"the run in {path.parent} has {name} {printable(str(then), 80)}, not {printable(str(now), 80)}; {hint}"
             )
 
 
-def changes(folder: Path, recipe: Recipe) -> list[str]:
+def changes(folder: Path, recipe: TrainingSettings) -> list[str]:
     """What a run that is taken up is now to do otherwise, in words: its learning rate, and the steps in all."""
     try:
         before = read_json(folder / RUN_OPTIONS)["recipe"]
@@ -188,7 +188,7 @@ def trainable(system: System, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         return system.family.build(system.config).to(system.device).train()
     model = copy.deepcopy(system.model)  # off the file's memory map
-    with hollow():
+    with on_meta():
         built = system.family.build(system.config)
     for own, fresh in zip(model.parameters(), built.parameters(), strict=True):
         own.requires_grad_(fresh.requires_grad)
@@ -202,4 +202,4 @@ def precision(wanted: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     arm = processor.told().get("bf16")  # its units were never measured here, and PyTorch does not use Apple's
-    return "bf16" if processor.has_units(torch.bfloat16) and not arm else "fp32"
+    return "bf16" if processor.is_native(torch.bfloat16) and not arm else "fp32"

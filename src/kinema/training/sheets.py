@@ -16,7 +16,7 @@ from kinema.checkpoints.files import RUN_OPTIONS
 from kinema.generate import generate
 from kinema.media.write import contact_sheet, save_clip
 from kinema.schema import BadRequest, Clip, Note, OnEvent, Request, TrainStep
-from kinema.system import Recipe, System, with_model
+from kinema.system import System, TrainingSettings, with_model
 from kinema.training.checkpoint import State
 from kinema.training.options import TrainOptions
 from kinema.training.place import trim_log
@@ -31,7 +31,7 @@ class Log:
     A resumed run takes its log up after ``step``: what came later in it is to be done again.
     """
 
-    def __init__(self, folder: Path, options: TrainOptions, recipe: Recipe, step: int) -> None:
+    def __init__(self, folder: Path, options: TrainOptions, recipe: TrainingSettings, step: int) -> None:
         with replacing(folder / RUN_OPTIONS) as part:
             part.write_text(json.dumps({"options": asdict(options), "recipe": asdict(recipe)}, indent=2))
         trim_log(folder / "log.jsonl", step)

@@ -15,7 +15,7 @@ from kinema.data.folder import Folder, first_part
 from kinema.data.playroom import Playroom
 from kinema.data.playroom.rendered import Rendered
 from kinema.schema import BadRequest
-from kinema.system import Recipe, System
+from kinema.system import System, TrainingSettings
 from kinema.training.options import TrainOptions
 from kinema.training.stream import Clips
 
@@ -33,7 +33,9 @@ class Source:
     identity: Mapping[str, Any]
 
 
-def open_source(options: TrainOptions, system: System, recipe: Recipe, model: nn.Module | None = None) -> Source:
+def open_source(
+    options: TrainOptions, system: System, recipe: TrainingSettings, model: nn.Module | None = None
+) -> Source:
     """The clips that the options name, at the system's native size; ``model`` is the network to be trained."""
     own = system.family.sampling.defaults(system.config)
     if options.data == "playroom":

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kinema.data.clip import Clip
-from kinema.system import Batch, Recipe
+from kinema.data.clip import TrainingClip
+from kinema.system import Batch, TrainingSettings
 
 _EPOCH_STRIDE = 1_000_003
 """Keeps the random draws of neighbouring positions and seeds apart."""
@@ -31,7 +31,7 @@ class Clips(Protocol):
     @property
     def skipped(self) -> Sequence[str]: ...
 
-    def clip(self, index: int) -> Clip: ...
+    def clip(self, index: int) -> TrainingClip: ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Stream:
     """Batches of a source under a recipe's drops and canvases."""
 
     clips: Clips
-    recipe: Recipe
+    recipe: TrainingSettings
     batch: int
     seed: int = 0
 
@@ -69,7 +69,7 @@ class Stream:
         return "" if torch.rand((), generator=g).item() < self.recipe.text_drop else caption
 
 
-def _told(clips: Sequence[Clip]) -> dict[str, Any]:
+def _told(clips: Sequence[TrainingClip]) -> dict[str, Any]:
     """What is known of clips besides pixels and words, as `Batch` holds it."""
     encoded = [clip.encoded for clip in clips if clip.encoded is not None]
     return {

@@ -34,7 +34,7 @@ class SpaceAttention(Attention):
         return add_(places(h_NSC, x_NCHW.shape[2]), x_NCHW)
 
 
-class Middle(nn.Module):
+class MiddleBlock(nn.Module):
     """Residual block, attention, residual block."""
 
     def __init__(self, width: int) -> None:
@@ -46,7 +46,7 @@ class Middle(nn.Module):
         return self.resnets[1](self.attentions[0](self.resnets[0](x_NCHW)))
 
 
-class Stage(nn.Module):
+class ResolutionBlocks(nn.Module):
     """Residual blocks at one resolution, and the change to the next."""
 
     def __init__(
@@ -73,13 +73,13 @@ class Encoder(nn.Module):
         last = len(channels) - 1
         self.conv_in = nn.Conv2d(3, channels[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
-            Stage(
+            ResolutionBlocks(
                 [ResBlock(channels[max(i - 1, 0)] if j == 0 else out, out, eps=EPS) for j in range(layers)],
                 down=Downsample(out, codec=True) if i < last else None,
             )
             for i, out in enumerate(channels)
         )
-        self.mid_block = Middle(channels[-1])
+        self.mid_block = MiddleBlock(channels[-1])
         self.conv_norm_out = group_norm(channels[-1], EPS)
         self.conv_out = nn.Conv2d(channels[-1], 2 * latent, 3, padding=1)
 
@@ -97,9 +97,9 @@ class Decoder(nn.Module):
         super().__init__()
         last = len(channels) - 1
         self.conv_in = nn.Conv2d(latent, channels[-1], 3, padding=1)
-        self.mid_block = Middle(channels[-1])
+        self.mid_block = MiddleBlock(channels[-1])
         self.up_blocks = nn.ModuleList(
-            Stage(
+            ResolutionBlocks(
                 [
                     ResBlock(channels[min(i + 1, last)] if j == 0 else channels[i], channels[i], eps=EPS)
                     for j in range(layers + 1)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinema.data import playroom
-from kinema.data.playroom import Meaning, Thing, parse, phrase, prompts
+from kinema.data.playroom import Meaning, NamedObject, parse, phrase, prompts
 from kinema.data.playroom.grammar import combinations, draw, in_split, is_held_out
 from kinema.schema import BadRequest
 
@@ -65,7 +65,7 @@ def test_the_vocabulary_has_no_word_that_no_caption_uses():
         ("blue letter a hops", Meaning("blue", "letter", "bounces", "A")),
         (
             "a red ball is chasing a blue box",
-            Meaning("red", "ball", "chases", relation="chases", second=Thing("blue", "box")),
+            Meaning("red", "ball", "chases", relation="chases", second=NamedObject("blue", "box")),
         ),
         ("a small red ball goes left quickly behind a big box", None),
         (
@@ -76,7 +76,7 @@ def test_the_vocabulary_has_no_word_that_no_caption_uses():
                 "collides",
                 direction="right",
                 relation="collides",
-                second=Thing("green", "star"),
+                second=NamedObject("green", "star"),
                 background="plain grey",
                 camera="zooms in",
             ),
@@ -119,7 +119,9 @@ def test_the_held_out_rule_is_the_one_that_weights_were_trained_with():
 
 
 def test_a_chase_counts_as_both_objects_moving():
-    meaning = Meaning("red", "ball", "chases", direction="left", relation="chases", second=Thing("blue", "letter", "B"))
+    meaning = Meaning(
+        "red", "ball", "chases", direction="left", relation="chases", second=NamedObject("blue", "letter", "B")
+    )
     assert ("red", "ball", "moves left") in combinations(meaning)
     assert ("blue", "B", "moves left") in combinations(meaning)
 

@@ -13,7 +13,7 @@ from kinema import registry
 from kinema.api import load
 from kinema.canvas import Canvas, Piece, Release
 from kinema.diffusion.guidance import Guided
-from kinema.diffusion.schedules import Level, spaced
+from kinema.diffusion.schedules import NoiseLevel, spaced
 from kinema.families.svd import conditioning, recipe
 from kinema.families.svd.config import PRESETS, TINY
 from kinema.families.svd.family import FAMILY
@@ -295,7 +295,7 @@ def test_an_orbit_starts_at_the_given_view_and_the_network_sees_it_last():
     condition = conditioning.Condition(torch.zeros(1, 1, 32), torch.zeros(1, 4, 1, 8, 8), told)
     system.model.unet.forward = unet
     z = torch.randn(1, 4, 8, 8, 8)
-    level = Level(torch.ones(1), torch.ones(1))
+    level = NoiseLevel(torch.ones(1), torch.ones(1))
     x0 = FAMILY.sampling.denoiser(system, condition, None)(z, level)
     assert seen["azimuth"][-1] == 0
     assert torch.all(seen["azimuth"][:-1].diff() > 0)
@@ -320,7 +320,7 @@ def test_guidance_of_an_orbit_goes_with_the_views_as_the_network_sees_them(shape
 
     system.model.unet.forward = unet
     told = system.condition(None, request, first_frame(torch.full((1, 3, 16, 16), 0.5), 8))
-    z, level = torch.zeros(1, 4, 8, 8, 8), Level(torch.ones(1), torch.ones(1))
+    z, level = torch.zeros(1, 4, 8, 8, 8), NoiseLevel(torch.ones(1), torch.ones(1))
     guided = guide(system, told, request, system.guidance(request), system.levels(request))(z, level)
     scales = (guided / FAMILY.sampling.denoiser(system, told.branches["positive"], None)(z, level))[0, 0, :, 0, 0]
     published = {

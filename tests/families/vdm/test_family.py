@@ -10,11 +10,11 @@ from kinema.canvas import Canvas
 from kinema.conditioning import bert
 from kinema.diffusion.guidance import Measurement, Reconstruction
 from kinema.diffusion.samplers import SAMPLERS, options
-from kinema.diffusion.schedules import Level
+from kinema.diffusion.schedules import NoiseLevel
 from kinema.families.vdm.condition import Condition
 from kinema.families.vdm.config import Config, presets
 from kinema.families.vdm.family import FAMILY
-from kinema.families.vdm.model import Stage, VideoUNet
+from kinema.families.vdm.model import UNetLevel, VideoUNet
 from kinema.guide import guide
 from kinema.schema import BadRequest, Note, OnEvent, Request, Shape, ignore
 from kinema.settle import with_defaults
@@ -31,7 +31,7 @@ def conditioned(model: System, request: Request, on_event: OnEvent = ignore) -> 
     return model.condition(model.encode_prompt(request, on_event), request, Canvas(Shape(*SHAPE)), on_event)
 
 
-def level(model: System, t: float = 0.5) -> Level:
+def level(model: System, t: float = 0.5) -> NoiseLevel:
     return model.process(with_defaults(model, Request())).schedule.level(torch.tensor([t], dtype=torch.float64))
 
 
@@ -172,7 +172,7 @@ def test_what_an_unconditional_model_cannot_do_is_refused(tiny: Config, request_
 def test_blocks_are_the_stages_and_hold_most_of_the_weights(tiny: Config) -> None:
     model = FAMILY.build(tiny)
     blocks = FAMILY.blocks(model)
-    assert all(isinstance(block, Stage) for block in blocks)
+    assert all(isinstance(block, UNetLevel) for block in blocks)
     held = sum(p.numel() for block in blocks for p in block.parameters())
     assert held > 0.5 * sum(p.numel() for p in model.parameters())
 

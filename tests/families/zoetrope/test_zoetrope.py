@@ -99,10 +99,12 @@ def test_reading_is_cross_entropy_of_the_scene_and_clips_without_one_count_nothi
     classes = [torch.from_numpy(labels.on_grid(scene, grid)).flatten(1) for scene in made]
     even = torch.zeros(2, classes[0].shape[1], sum(labels.CLASSES))
     chance = sum(math.log(n) for n in labels.CLASSES)
-    assert reading.misread(even, made, grid, camera=False).tolist() == pytest.approx([chance, chance], rel=1e-5)
+    assert reading.reading_loss(even, made, grid, camera=False).tolist() == pytest.approx([chance, chance], rel=1e-5)
     told = torch.cat([F.one_hot(torch.stack([c[i] for c in classes]), n) for i, n in enumerate(labels.CLASSES)], -1)
-    assert reading.misread(50.0 * told, made, grid, camera=False).max() < 1e-6
-    assert reading.misread(even, [None, made[1]], grid, camera=False).tolist() == pytest.approx([0, chance], rel=1e-5)
+    assert reading.reading_loss(50.0 * told, made, grid, camera=False).max() < 1e-6
+    assert reading.reading_loss(even, [None, made[1]], grid, camera=False).tolist() == pytest.approx(
+        [0, chance], rel=1e-5
+    )
 
 
 def test_a_folders_clips_train_every_parameter_and_scenes_change_the_loss() -> None:

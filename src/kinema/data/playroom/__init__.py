@@ -28,8 +28,8 @@ from kinema.data.playroom.grammar import (
     SPEEDS,
     Grammar,
     Meaning,
+    NamedObject,
     Split,
-    Thing,
     draw,
     phrase,
     vocabulary,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKGROUNDS", "CAMERAS", "COLOURS", "DIRECTIONS", "LETTERS", "MOTIONS", "RELATIONS", "RGB", "SHAPES",
-    "Meaning", "Playroom", "Sample", "Scene", "Thing", "Track", "parse", "phrase", "prompts", "sample", "vocabulary",
+    "Meaning", "Playroom", "Sample", "Scene", "NamedObject", "Track", "parse", "phrase", "prompts", "sample", "vocabulary",
 ]  # fmt: skip
 
 _FIXED: dict[str, Sequence[str]] = {

@@ -98,7 +98,7 @@ LETTER_SHARE = 0.16
 
 
 @dataclass(frozen=True)
-class Thing:
+class NamedObject:
     """An object as a caption names it: a colour and a shape, with its letter if it is one."""
 
     colour: str
@@ -126,14 +126,14 @@ class Meaning:
     size: str | None = None
     speed: str | None = None
     relation: str | None = None
-    second: Thing | None = None
+    second: NamedObject | None = None
     background: str | None = None
     camera: str | None = None
 
     @property
-    def thing(self) -> Thing:
+    def thing(self) -> NamedObject:
         """The first object."""
-        return Thing(self.colour, self.shape, self.letter)
+        return NamedObject(self.colour, self.shape, self.letter)
 
 
 def pick(rng: np.random.Generator, choices: Sequence[Word]) -> Word:
@@ -188,12 +188,12 @@ def draw(rng: np.random.Generator, grammar: Grammar, split: Split, fixed: Mappin
     raise BadRequest(f"playroom: no clip with {said} is in the {split!r} split, take split='all'")
 
 
-def _thing(rng: np.random.Generator, fixed: Mapping[str, str | None]) -> Thing:
+def _thing(rng: np.random.Generator, fixed: Mapping[str, str | None]) -> NamedObject:
     colour = fixed.get("colour") or pick(rng, COLOURS)
     shape = "letter" if rng.random() < LETTER_SHARE else pick(rng, SHAPES[:-1])
     letter = pick(rng, LETTERS)
     shape = fixed.get("shape") or ("letter" if fixed.get("letter") else shape)
-    return Thing(colour, shape, (fixed.get("letter") or letter) if shape == "letter" else None)
+    return NamedObject(colour, shape, (fixed.get("letter") or letter) if shape == "letter" else None)
 
 
 def _motion(rng: np.random.Generator) -> str:
@@ -308,7 +308,7 @@ def phrase(meaning: Meaning, rng: np.random.Generator | None = None, synonyms: f
             return ways[0]
         return pick(rng, ways[1:])
 
-    def noun(thing: Thing, size: str | None = None) -> str:
+    def noun(thing: NamedObject, size: str | None = None) -> str:
         words = [say(COLOUR_WORDS, thing.colour), say(SHAPE_WORDS, thing.shape)]
         words = [say(SIZE_WORDS, size), *words] if size else words
         words = [*words, thing.letter] if thing.letter else words

@@ -17,7 +17,7 @@ from kinema.data.playroom.grammar import (
     VERB_WORDS,
     WAY_WORDS,
     Meaning,
-    Thing,
+    NamedObject,
 )
 
 
@@ -82,11 +82,11 @@ def parse(caption: str) -> Meaning | None:
     return _meaning(clip, background, camera) if clip else None
 
 
-def _thing(clip: re.Match[str], mark: str) -> Thing | None:
+def _thing(clip: re.Match[str], mark: str) -> NamedObject | None:
     shape, letter = _SHAPES[clip[f"shape{mark}"]], clip[f"letter{mark}"]
     if (shape == "letter") != (letter is not None):
         return None
-    return Thing(_COLOURS[clip[f"colour{mark}"]], shape, letter.upper() if letter else None)
+    return NamedObject(_COLOURS[clip[f"colour{mark}"]], shape, letter.upper() if letter else None)
 
 
 def _meaning(clip: re.Match[str], background: str | None, camera: str | None) -> Meaning | None:

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Coat:
+class Surface:
     """An object's surface: the kind of its mark, and the colour of it."""
 
     mark: str
     tone: tuple[float, float, float]
 
 
-def draw_coat(track: Track, rng: np.random.Generator) -> Coat:
+def draw_coat(track: Track, rng: np.random.Generator) -> Surface:
     """A mark in a lighter or darker tone of the object's own colour."""
     u = rng.random(2)
     kinds = ("band", "quarters", "wedge", "stripes") if track.shape == "ring" else MARKS
@@ -37,7 +37,7 @@ def draw_coat(track: Track, rng: np.random.Generator) -> Coat:
     # Strokes are thin and white has only grey to go to: there the second tone stays closer.
     dark, light = (0.78, 0.3) if track.letter or track.colour == "white" else (0.68, 0.42)
     red, green, blue = (c + light * (1 - c) if lighter else dark * c for c in track.rgb)
-    return Coat(kinds[int(u[0] * len(kinds))], (red, green, blue))
+    return Surface(kinds[int(u[0] * len(kinds))], (red, green, blue))
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class _Layer:
 
 
 def render(
-    tracks: list[Track], coats: list[Coat], backdrop: Backdrop, camera: Camera, view: View, order: list[int]
+    tracks: list[Track], coats: list[Surface], backdrop: Backdrop, camera: Camera, view: View, order: list[int]
 ) -> tuple[Floats, list[Track]]:
     """The video ``[3, T, H, W]`` in [-1, 1], and the tracks with the share of each that is seen.
 
@@ -71,7 +71,7 @@ def render(
     return video, [replace(track, visible_T=share) for track, share in zip(tracks, shares, strict=True)]
 
 
-def _layer(track: Track, coat: Coat, view: View) -> _Layer:
+def _layer(track: Track, coat: Surface, view: View) -> _Layer:
     radius = np.maximum(track.size_T * np.float32(0.5 * view.short), np.float32(0.25))
     side = int(2 * EXTENT * float(radius.max())) + 4
     x, y = track.position_T2[:, 0] * view.width, track.position_T2[:, 1] * view.height

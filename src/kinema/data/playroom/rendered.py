@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kinema.data import motion, playroom, styles
-from kinema.data.clip import Clip
+from kinema.data.clip import TrainingClip
 from kinema.data.playroom.settings import Playroom
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Rendered:
     def skipped(self) -> Sequence[str]:
         return ()
 
-    def clip(self, index: int) -> Clip:
+    def clip(self, index: int) -> TrainingClip:
         rng = np.random.default_rng([self.seed, index, _PACE])
         pace = float(np.exp(rng.random() * np.log(self.how.slow)))
         frames = round((self.frames if self.frames > 1 else _MOMENTS) * pace)
@@ -54,7 +54,7 @@ class Rendered:
         scene = _during(made.scene, shown, self.fps) if part else made.scene
         caption = made.caption.partition(" while the camera ")[0] if self.how.camera else made.caption
         how_much = float(moving.mean()) if len(moving) else 0.0
-        return Clip(styles.apply(self.how.style, video), caption, scene, self.fps, how_much)
+        return TrainingClip(styles.apply(self.how.style, video), caption, scene, self.fps, how_much)
 
     def _sample(self, index: int, frames: int, fps: float) -> playroom.Sample:
         grammar, fixed = self.how.grammar, self._fixed(index)

@@ -18,7 +18,7 @@ from kinema.data.playroom.grammar import DIRECTED, GROUND
 from kinema.data.playroom.shapes import Floats
 
 if TYPE_CHECKING:
-    from kinema.data.playroom.grammar import Meaning, Thing
+    from kinema.data.playroom.grammar import Meaning, NamedObject
 
 TAU = 2 * np.pi
 Draws: TypeAlias = NDArray[np.float64]
@@ -351,7 +351,7 @@ def tint(colour: str, rng: np.random.Generator) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def make_track(thing: Thing, motion: str, raw: dict[str, Floats], rgb: tuple[float, float, float]) -> Track:
+def make_track(thing: NamedObject, motion: str, raw: dict[str, Floats], rgb: tuple[float, float, float]) -> Track:
     """A raw track with its names; all of it counts as visible until it is rendered."""
     return Track(thing.shape, thing.colour, motion, thing.letter, visible_T=np.ones_like(raw["size_T"]), rgb=rgb, **raw)
 

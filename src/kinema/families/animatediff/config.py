@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal
 
-from kinema.checkpoints.settings import made
+from kinema.checkpoints.settings import build_config
 from kinema.conditioning.clip_text import BIG_G, ClipTextSize
 from kinema.diffusion.schedules import Spacing
 
@@ -262,4 +262,4 @@ def to_json(config: Config) -> dict[str, Any]:
 
 def from_json(told: Mapping[str, Any]) -> Config:
     """Raises BadRequest for a setting this version does not know, and for one of another type or size."""
-    return made(Config, told, "the config of this file")
+    return build_config(Config, told, "the config of this file")

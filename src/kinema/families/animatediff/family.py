@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kinema.canvas import Canvas
 from kinema.checkpoints.convert import Layouts
 from kinema.diffusion.parameterise import Denoiser
-from kinema.diffusion.schedules import Level
+from kinema.diffusion.schedules import NoiseLevel
 from kinema.families.animatediff import conditioning, recipe
 from kinema.families.animatediff.conditioning import Condition, Words
 from kinema.families.animatediff.config import PRESETS, Config, from_json, to_json
@@ -161,7 +161,7 @@ class AnimateDiffSampling(Sampling):
             }
         )
 
-    def _levels(self, system: Opened, request: Request, canvas: Canvas) -> Level:
+    def _levels(self, system: Opened, request: Request, canvas: Canvas) -> NoiseLevel:
         """Those of the steps that are made: an edit leaves out the first ones."""
         return system.levels(request)[canvas.skipped :]
 

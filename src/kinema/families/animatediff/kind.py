@@ -10,10 +10,10 @@ from torch import Generator, Tensor, nn
 
 from kinema.conditioning.clip_text import ClipText
 from kinema.diffusion.parameterise import Parameterisation
-from kinema.diffusion.schedules import DiscreteBetas, Level
+from kinema.diffusion.schedules import DiscreteBetas, NoiseLevel
 from kinema.families.animatediff.config import Config, Motion, Stage
 from kinema.families.animatediff.unet import UNet
-from kinema.system import Batch, Recipe
+from kinema.system import Batch, TrainingSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class Aim:
     parameterisation: Parameterisation
     x0: Tensor
     eps: Tensor
-    level: Level
+    level: NoiseLevel
 
 
 class Network(Protocol):
@@ -43,7 +43,7 @@ class Kind(Protocol):
     """One kind of image model."""
 
     @property
-    def recipes(self) -> Mapping[Stage, Recipe]:
+    def recipes(self) -> Mapping[Stage, TrainingSettings]:
         """Figures of the stages that are trained otherwise than the authors train them."""
 
     def codec(self, config: Config) -> Any:
@@ -58,7 +58,9 @@ class Kind(Protocol):
     def motion_preset(self, motion: Motion) -> Config:
         """How a motion module of this kind is sampled in such a model."""
 
-    def draw(self, schedule: DiscreteBetas, count: int, generator: Generator, *, moves: bool) -> tuple[Level, Tensor]:
+    def draw(
+        self, schedule: DiscreteBetas, count: int, generator: Generator, *, moves: bool
+    ) -> tuple[NoiseLevel, Tensor]:
         """Levels to train at, of clips (``moves``) or single frames, and the steps they are told as, [B]."""
 
     def error(self, network: Network, batch: Batch, aim: Aim, predict: Callable[[], Tensor]) -> Tensor:

@@ -8,18 +8,18 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from kinema.diffusion.schedules import DiscreteBetas, Level
+from kinema.diffusion.schedules import DiscreteBetas, NoiseLevel
 from kinema.families.animatediff.config import PRESETS, Config, Motion, Stage
 from kinema.families.animatediff.kind import Aim, Kind, Network
 from kinema.families.animatediff.pocket.kind import Pocket
-from kinema.system import Batch, Recipe
+from kinema.system import Batch, TrainingSettings
 from kinema.vae.kl2d import Autoencoder
 
 
 class Latent:
     """Stable Diffusion's: a VAE of its own, and the training that the authors describe."""
 
-    recipes: Mapping[Stage, Recipe] = {}
+    recipes: Mapping[Stage, TrainingSettings] = {}
 
     def codec(self, config: Config) -> Autoencoder:
         return Autoencoder(config.vae_channels, config.vae_layers, config.latent_channels)
@@ -40,7 +40,7 @@ class Latent:
         generator: Generator,
         *,
         moves: bool,  # noqa: ARG002
-    ) -> tuple[Level, Tensor]:
+    ) -> tuple[NoiseLevel, Tensor]:
         """Whole steps, evenly."""
         step = torch.randint(schedule.count, (count,), generator=generator)
         return schedule.level(step.double() / (schedule.count - 1)), step

@@ -20,7 +20,7 @@ from kinema import processor
 from kinema.conditioning.clip_text import rows
 from kinema.data import styles
 from kinema.diffusion.parameterise import EPS, X0, Parameterisation
-from kinema.diffusion.schedules import DiscreteBetas, Level
+from kinema.diffusion.schedules import DiscreteBetas, NoiseLevel
 from kinema.families.animatediff import conditioning
 from kinema.families.animatediff.conditioning import Condition
 from kinema.families.animatediff.config import Config
@@ -29,10 +29,10 @@ from kinema.families.animatediff.kind import Aim
 from kinema.families.animatediff.kinds import kind_of
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.nn.ldm_unet import channels_last
-from kinema.system import Batch, Recipe
+from kinema.system import Batch, TrainingSettings
 from kinema.vae.kl2d import ImageCodec
 
-RECIPE = Recipe(
+RECIPE = TrainingSettings(
     steps=500_000,
     batch=4,
     learning_rate=1e-4,
@@ -49,7 +49,7 @@ TINY = replace(
 )
 
 
-def recipe(config: Config) -> Recipe:
+def recipe(config: Config) -> TrainingSettings:
     """The figures of the config's stage; small ones for small networks."""
     if config.trains in (own := kind_of(config).recipes):
         return own[config.trains]
@@ -74,7 +74,7 @@ def predicted(config: Config) -> Parameterisation:
     return X0 if config.predicts == "x0" else EPS
 
 
-def run_unet(model: AnimateDiff, config: Config, z_BCTHW: Tensor, level: Level, condition: Condition) -> Tensor:
+def run_unet(model: AnimateDiff, config: Config, z_BCTHW: Tensor, level: NoiseLevel, condition: Condition) -> Tensor:
     """The U-Net's output. A single frame is told its noise level as the image model was trained: on its own betas."""
     schedule = schedule_of(config) if condition.motion else image_schedule_of(config)
     dtype, batch = model.unet.conv_in.weight.dtype, len(z_BCTHW)

@@ -23,10 +23,10 @@ from kinema.nn.embeddings import sinusoidal
 from kinema.nn.ldm_unet import Downsample, ResBlock, TimestepEmbedding, Upsample, add_, group_norm, silu_
 from kinema.nn.sd_unet import (
     EPS,
-    Level,
+    BlockInputs,
     Residuals,
-    Told,
     Transformer,
+    UNetLevel,
     clips,
     down_inputs,
     images,
@@ -41,7 +41,7 @@ from kinema.schema import BadRequest
 
 
 @dataclass(frozen=True, eq=False)
-class MovingTold(Told):
+class MotionBlockInputs(BlockInputs):
     """What every block of one forward pass is told, with how its frames move and the pictures beside the prompt."""
 
     frames: int
@@ -91,7 +91,7 @@ class UNet(nn.Module):
         _, c, frames, _, _ = z_BCTHW.shape
         if c != self.conv_in.in_channels:
             raise BadRequest(f"the U-Net takes {self.conv_in.in_channels} channels, got {c}")
-        told = MovingTold(silu_(self._embed(step_B, added_BV)), context_RLC, frames, motion, moving, pictures)
+        told = MotionBlockInputs(silu_(self._embed(step_B, added_BV)), context_RLC, frames, motion, moving, pictures)
         x = self.conv_in(images(z_BCTHW))
         if first_BCTHW is not None and self.conv_first is not None:
             x = add_(x, self.conv_first(images(first_BCTHW)).repeat(len(z_BCTHW) // len(first_BCTHW), 1, 1, 1))
@@ -129,7 +129,7 @@ class ClipResBlock(ResBlock):
         return self.added(x_NCHW, h, overwrite)
 
 
-class MovingLevel(Level[MovingTold]):
+class MotionLevel(UNetLevel[MotionBlockInputs]):
     """A level whose residual blocks and transformers are each followed by a motion module where there are any."""
 
     def __init__(
@@ -145,7 +145,7 @@ class MovingLevel(Level[MovingTold]):
         self.motion_modules = nn.ModuleList(motions)
         self.end(down, up)
 
-    def forward(self, index: int, x_NCHW: Tensor, told: MovingTold) -> Tensor:
+    def forward(self, index: int, x_NCHW: Tensor, told: MotionBlockInputs) -> Tensor:
         """Residual block ``index``, its transformer and its motion module."""
         x_NCHW = super().forward(index, x_NCHW, told)
         if told.motion and len(self.motion_modules):
@@ -153,13 +153,13 @@ class MovingLevel(Level[MovingTold]):
             x_NCHW = module(beside_frozen(module, x_NCHW), told.frames, told.moving)
         return x_NCHW
 
-    def residual(self, index: int, x_NCHW: Tensor, told: MovingTold) -> Tensor:
+    def residual(self, index: int, x_NCHW: Tensor, told: MotionBlockInputs) -> Tensor:
         block = self.resnets[index]
         if isinstance(block, ClipResBlock) and told.motion:
             return block(x_NCHW, told.emb_BE, told.frames)
         return super().residual(index, x_NCHW, told)
 
-    def attention(self, index: int, x_NCHW: Tensor, told: MovingTold) -> Tensor:
+    def attention(self, index: int, x_NCHW: Tensor, told: MotionBlockInputs) -> Tensor:
         if not told.pictures:
             return super().attention(index, x_NCHW, told)
         return self.attentions[index](x_NCHW, told.context_RLC, told.pictures)
@@ -168,10 +168,10 @@ class MovingLevel(Level[MovingTold]):
 # ---------------------------------------------------------------------------------------- building
 
 
-def down_level(config: Config, level: int, *, double: bool = True) -> MovingLevel:
+def down_level(config: Config, level: int, *, double: bool = True) -> MotionLevel:
     """A level of the way down; ``double`` is for its motion modules (a control network has single ones)."""
     out = config.channels[level]
-    return MovingLevel(
+    return MotionLevel(
         [resnet(config, into, out) for into in down_inputs(config.channels, config.layers, level)],
         _transformers(config, level, config.layers),
         _motions(config, out, config.layers, double=double),
@@ -179,16 +179,16 @@ def down_level(config: Config, level: int, *, double: bool = True) -> MovingLeve
     )
 
 
-def mid_level(config: Config, motion: bool) -> MovingLevel:
+def mid_level(config: Config, motion: bool) -> MotionLevel:
     width, depth = config.channels[-1], middle_depth(config.depths)
     transformer = _transformer(config, -1, depth)
     resnets = [resnet(config, width, width) for _ in range(2)]
-    return MovingLevel(resnets, [transformer] if depth else [], _motions(config, width, int(motion)))
+    return MotionLevel(resnets, [transformer] if depth else [], _motions(config, width, int(motion)))
 
 
-def _up(config: Config, level: int) -> MovingLevel:
+def _up(config: Config, level: int) -> MotionLevel:
     out = config.channels[level]
-    return MovingLevel(
+    return MotionLevel(
         [resnet(config, into, out) for into in up_inputs(config.channels, config.layers, level)],
         _transformers(config, level, config.layers + 1),
         _motions(config, out, config.layers + 1),

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from kinema.checkpoints import files, lora_formats
-from kinema.checkpoints.convert import File, Plan, cast
+from kinema.checkpoints.convert import Conversion, TargetFile, cast
 from kinema.checkpoints.files import Header, listed
 from kinema.checkpoints.lora_formats import Lora, is_lora
 from kinema.checkpoints.source import Source
@@ -313,7 +313,7 @@ class Layouts:
             return OpenedLora(read_lora(source))
         return open_own(source, variant) or open_sgm(source, variant)
 
-    def plan(self, opened: Opened | OpenedLora, layout: str, dtype: torch.dtype | None) -> Plan:
+    def plan(self, opened: Opened | OpenedLora, layout: str, dtype: torch.dtype | None) -> Conversion:
         if isinstance(opened, OpenedLora):
             if layout not in lora_formats.LAYOUTS:
                 raise BadRequest(f"a LoRA has no layout {layout}; expected {' or '.join(lora_formats.LAYOUTS)}")
@@ -330,7 +330,7 @@ class Layouts:
 LAYOUTS = Layouts()
 
 
-def plan_sgm(opened: Opened, dtype: torch.dtype | None) -> Plan:
+def plan_sgm(opened: Opened, dtype: torch.dtype | None) -> Conversion:
     """The single file. What the folder never held is written from its stand-in, or left out, and the plan says so."""
     known = table(opened.outline)
     header = _sgm_header(known, opened.ours, opened.extra)
@@ -340,11 +340,11 @@ def plan_sgm(opened: Opened, dtype: torch.dtype | None) -> Plan:
         return cast(tensor, dtype)
 
     text = opened.text if dtype is None else None
-    whole = File("", cast(header, dtype), make, {"format": "pt"}, text or None)
-    return Plan((whole,), {}, _notes(known, opened))
+    whole = TargetFile("", cast(header, dtype), make, {"format": "pt"}, text or None)
+    return Conversion((whole,), {}, _notes(known, opened))
 
 
-def plan_folder(opened: Opened, dtype: torch.dtype | None) -> Plan:
+def plan_folder(opened: Opened, dtype: torch.dtype | None) -> Conversion:
     """The folder as diffusers reads it, and what it has no place for in ``kinema_extra/``."""
     files = []
     for part, stem in folder.PARTS.items():
@@ -352,7 +352,7 @@ def plan_folder(opened: Opened, dtype: torch.dtype | None) -> Plan:
         tail = ".fp16" if dtype is torch.float16 else ""
         inner = {name.partition(".")[2]: entry for name, entry in cast(own, dtype).items()}
         make = _within(opened, part, dtype)
-        files.append(File(f"{part}/{stem}{tail}.safetensors", inner, make, {"format": "pt"}))
+        files.append(TargetFile(f"{part}/{stem}{tail}.safetensors", inner, make, {"format": "pt"}))
     notes: tuple[str, ...] = ()
     if opened.extra:
         told = {"about": "Tensors of the original single file that the folder has no place for; nothing reads them."}
@@ -362,17 +362,17 @@ def plan_folder(opened: Opened, dtype: torch.dtype | None) -> Plan:
         def extra(name: str) -> Tensor:
             return cast(opened.read(name), dtype)
 
-        files.append(File(f"{EXTRA}/model.safetensors", cast(opened.extra, dtype), extra, told))
+        files.append(TargetFile(f"{EXTRA}/model.safetensors", cast(opened.extra, dtype), extra, told))
         notes = (f"{len(opened.extra)} tensors that this layout has no place for are kept in {EXTRA}/",)
-    return Plan(tuple(files), folder.configs(opened.outline, opened.frames), notes)
+    return Conversion(tuple(files), folder.configs(opened.outline, opened.frames), notes)
 
 
-def plan_lora(lora: Lora, layout: str, dtype: torch.dtype | None) -> Plan:
+def plan_lora(lora: Lora, layout: str, dtype: torch.dtype | None) -> Conversion:
     """One file; adapters are small enough to be made at once."""
     made, told = lora_formats.laid_out(lora, layout)
     tensors = {name: cast(tensor, dtype) for name, tensor in made.items()}
     header = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-    return Plan((File("", header, tensors.__getitem__, told),), {})
+    return Conversion((TargetFile("", header, tensors.__getitem__, told),), {})
 
 
 def _within(opened: Opened, part: str, dtype: torch.dtype | None) -> Callable[[str], Tensor]:

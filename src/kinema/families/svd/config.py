@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from kinema.checkpoints.settings import made
+from kinema.checkpoints.settings import build_config
 from kinema.data.motion import MIDDLE
 
 Scalar = Literal["fps", "motion_bucket", "augmentation", "polar", "azimuth"]
@@ -143,4 +143,4 @@ def to_json(config: Config) -> dict[str, Any]:
 
 def from_json(told: Mapping[str, Any]) -> Config:
     """Raises BadRequest for a setting this version does not know, and for one of another type or size."""
-    return made(Config, told, "the config of this file")
+    return build_config(Config, told, "the config of this file")

@@ -18,7 +18,7 @@ from kinema.families.svd.config import Config
 from kinema.families.svd.layers import Mixer, Scratch, TemporalResBlock, conv_over_time, fold, over_time, unfold
 from kinema.nn.ldm_unet import ResBlock, Upsample, group_norm, silu_, twice_as_large
 from kinema.vae import strips
-from kinema.vae.kl2d import EPS, Decoder, Encoder, SpaceAttention, Stage
+from kinema.vae.kl2d import EPS, Decoder, Encoder, ResolutionBlocks, SpaceAttention
 from kinema.vae.latent_rgb import LatentRGB, published
 from kinema.vae.precision import upcast
 from kinema.vae.tiling import FRAMES, by_images, faded, tiled
@@ -74,7 +74,7 @@ class TemporalDecoder(nn.Module):
         self.conv_in = nn.Conv2d(latent, channels[-1], 3, padding=1)
         self.mid_block = VideoMiddle(channels[-1], layers)
         self.up_blocks = nn.ModuleList(
-            Stage(
+            ResolutionBlocks(
                 [
                     VideoBlock(channels[min(i + 1, last)] if j == 0 else channels[i], channels[i])
                     for j in range(layers + 1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kinema.canvas import Canvas
 from kinema.diffusion.guidance import Guidance, classifier_free
 from kinema.diffusion.parameterise import Denoiser, V
-from kinema.diffusion.schedules import Level
+from kinema.diffusion.schedules import NoiseLevel
 from kinema.families.svd import checkpoint, conditioning, lora, opening, recipe
 from kinema.families.svd.conditioning import Condition
 from kinema.families.svd.config import PRESETS, Config, from_json, to_json
@@ -124,7 +124,7 @@ class SVDSampling(Sampling):
         # Our clips begin with the given view; the network was trained on orbits that end with it.
         turned = Condition(told.context_B1C, told.picture_BCTHW, told.scalars_BTV.roll(-1, dims=1))
 
-        def network(z_BCTHW: Tensor, level: Level) -> Tensor:
+        def network(z_BCTHW: Tensor, level: NoiseLevel) -> Tensor:
             return recipe.run_unet(model.unet, z_BCTHW.roll(-1, dims=2), level, turned).roll(1, dims=2)
 
         return V.denoiser(network)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import gcd
 from typing import Any
 
-from kinema.bounds import MAX_QUOTED, quoted, shown
+from kinema.bounds import MAX_QUOTED, printable, quoted
 from kinema.checkpoints.settings import checked
 from kinema.checkpoints.source import INDEX, Source
 from kinema.families.svd.layout import Outline
@@ -172,7 +172,7 @@ def check(source: Source) -> None:
         found = source.config(*place).get(what, default)
         if found != wanted:
             raise BadRequest(
-                f"{'/'.join(place)} of {source.path} has {what} {shown(str(found), MAX_QUOTED)}; expected {wanted}"
+                f"{'/'.join(place)} of {source.path} has {what} {printable(str(found), MAX_QUOTED)}; expected {wanted}"
             )
 
 

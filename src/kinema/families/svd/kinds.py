@@ -10,14 +10,14 @@ from torch import nn
 from kinema.families.svd.config import Config
 from kinema.families.svd.model import SVD
 from kinema.families.svd.pocket.kind import Pocket
-from kinema.families.svd.stages import FULL, STAGES, Stage
+from kinema.families.svd.stages import FULL, STAGES, TrainingStage
 
 
 class Kind(Protocol):
     """One kind of model."""
 
     @property
-    def stages(self) -> Mapping[str, Stage]:
+    def stages(self) -> Mapping[str, TrainingStage]:
         """The stages of its training."""
 
     @property
@@ -38,7 +38,7 @@ class Kind(Protocol):
 class Published:
     """SD 2.1's autoencoder and CLIP, frozen."""
 
-    stages: Mapping[str, Stage] = STAGES
+    stages: Mapping[str, TrainingStage] = STAGES
     first = ("native", "replacement", "reconstruction")
     own = False
 

@@ -97,7 +97,7 @@ class VideoUNet(nn.Module):
         # Channels last from here to the end: one copy instead of one per layer.
         x = self.conv_in(z_BCTHW.permute(0, 2, 3, 4, 1).reshape(b * frames, height, width, c).permute(0, 3, 1, 2))
         skips = [x]
-        for level in cast(Sequence[Level], self.down_blocks):
+        for level in cast(Sequence[UNetLevel], self.down_blocks):
             for index in range(len(level.resnets)):
                 x = level(index, x, emb_BTE, context_BLC, frames, image_only_BT)
                 skips.append(x)
@@ -107,7 +107,7 @@ class VideoUNet(nn.Module):
         x = self.mid_block.resnets[0](x, emb_BTE, frames, image_only_BT)
         x = self.mid_block.attentions[0](x, context_BLC, frames, image_only_BT)
         x = self.mid_block.resnets[1](x, emb_BTE, frames, image_only_BT)
-        for level in cast(Sequence[Level], self.up_blocks):
+        for level in cast(Sequence[UNetLevel], self.up_blocks):
             for index in range(len(level.resnets)):
                 x = level(index, torch.cat([x, skips.pop()], dim=1), emb_BTE, context_BLC, frames, image_only_BT)
             if level.upsamplers is not None:
@@ -123,7 +123,7 @@ class VideoUNet(nn.Module):
         return level_BE[:, None] + self.add_embedding(torch.cat(waves, dim=-1).to(dtype))
 
 
-class Level(nn.Module):
+class UNetLevel(nn.Module):
     """One resolution of the U-Net: residual blocks, each followed by a transformer where there is attention."""
 
     def __init__(
@@ -156,32 +156,32 @@ class Level(nn.Module):
         return self.attentions[index](x_NCHW, context_BLC, frames, image_only_BT)
 
 
-def _down(config: Config, level: int) -> Level:
+def _down(config: Config, level: int) -> UNetLevel:
     out, attends = config.channels[level], level < len(config.channels) - 1
     first = config.channels[max(level - 1, 0)]
     eps = DIFFUSERS_EPS if config.norm_eps == "diffusers" and attends else OFFICIAL_EPS
     emb = 4 * config.channels[0]
-    return Level(
+    return UNetLevel(
         [VideoResBlock(first if i == 0 else out, out, emb, eps) for i in range(config.layers)],
         [_transformer(config, level) for _ in range(config.layers)] if attends else [],
         down=Downsample(out) if attends else None,
     )
 
 
-def _middle(config: Config) -> Level:
+def _middle(config: Config) -> UNetLevel:
     width, emb = config.channels[-1], 4 * config.channels[0]
     resnets = [VideoResBlock(width, width, emb, OFFICIAL_EPS) for _ in range(2)]
-    return Level(resnets, [_transformer(config, len(config.channels) - 1)])
+    return UNetLevel(resnets, [_transformer(config, len(config.channels) - 1)])
 
 
-def _up(config: Config, level: int) -> Level:
+def _up(config: Config, level: int) -> UNetLevel:
     """Its inputs are what the level below made, and the skips: of this level, the last one of the level above it."""
     top = len(config.channels) - 1
     out, emb = config.channels[level], 4 * config.channels[0]
     eps = DIFFUSERS_EPS if config.norm_eps == "diffusers" else OFFICIAL_EPS
     below = [config.channels[min(level + 1, top)]] + [out] * config.layers
     skips = [out] * config.layers + [config.channels[max(level - 1, 0)]]
-    return Level(
+    return UNetLevel(
         [VideoResBlock(x + skip, out, emb, eps) for x, skip in zip(below, skips, strict=True)],
         [_transformer(config, level) for _ in range(config.layers + 1)] if level < top else [],
         up=Upsample(out) if level else None,

@@ -18,14 +18,14 @@ from kinema.families.svd.checkpoint import from_sgm, networks_own, recognise, si
 from kinema.families.svd.config import PRESETS, Config
 from kinema.families.svd.layout import Outline, table
 from kinema.schema import BadRequest, plain
-from kinema.system import Found
+from kinema.system import FoundCheckpoint
 
 SVD_MODELS = ("svd", "svd-xt", "svd-xt-1.1")
 """Published models of one size."""
 OTHERWISE = "say --variant svd or svd-xt if it is the other"
 
 
-def open_source(source: Source) -> Found | None:
+def open_source(source: Source) -> FoundCheckpoint | None:
     """What SVD sees in a source, by headers and JSON alone; None when it is not of this family.
 
     Raises `BadRequest` for a folder that lacks a network or whose tensors do not agree with its configs, for a
@@ -37,10 +37,10 @@ def open_source(source: Source) -> Found | None:
     if outline is None:
         return None
     model, note = _published(outline, source, None)
-    return Found(sized(PRESETS[model], outline), notes=(note,) if note else ())
+    return FoundCheckpoint(sized(PRESETS[model], outline), notes=(note,) if note else ())
 
 
-def _open_folder(source: Source) -> Found | None:
+def _open_folder(source: Source) -> FoundCheckpoint | None:
     told = folder.read_configs(source)
     if told is None:
         return None
@@ -54,7 +54,7 @@ def _open_folder(source: Source) -> Found | None:
     config = replace(config, heads=heads, clip_heads=clip_heads, latent_scale=folder.scaling(told))
     if source.model is None:
         config = replace(config, frames=frames)
-    return Found(config, parts, tuple(filter(None, (note, folder.scheduler_note(source)))))
+    return FoundCheckpoint(config, parts, tuple(filter(None, (note, folder.scheduler_note(source)))))
 
 
 def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

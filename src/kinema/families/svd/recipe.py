@@ -19,14 +19,14 @@ from kinema import processor
 from kinema.data.motion import bucket
 from kinema.diffusion import losses
 from kinema.diffusion.parameterise import V
-from kinema.diffusion.schedules import EDMSigmas, Level, over
+from kinema.diffusion.schedules import EDMSigmas, NoiseLevel, broadcast
 from kinema.families.svd.conditioning import Condition
 from kinema.families.svd.config import Config
 from kinema.families.svd.kinds import kind_of
 from kinema.families.svd.model import SVD, VideoUNet
 from kinema.families.svd.stages import FULL
 from kinema.schema import BadRequest
-from kinema.system import Batch, Recipe
+from kinema.system import Batch, TrainingSettings
 
 SCHEDULE = EDMSigmas(sigma_min=0.002, sigma_max=700.0, rho=7.0)
 NOISE_MEAN, NOISE_STD = -3.0, 0.5
@@ -52,11 +52,11 @@ def staged(config: Config, name: str) -> Config:
     return replace(config, frames=max(frames, config.frames) if frames > 1 else 1, height=height, width=width)
 
 
-def recipe(config: Config) -> Recipe:
+def recipe(config: Config) -> TrainingSettings:
     """The figures of the config's stage."""
     kind = kind_of(config)
     stage = kind.stages[config.stage]
-    told = Recipe(
+    told = TrainingSettings(
         steps=stage.steps,
         batch=stage.batch,
         learning_rate=stage.learning_rate,
@@ -73,13 +73,13 @@ def recipe(config: Config) -> Recipe:
 # ---------------------------------------------------------------------------------------- the loss
 
 
-def c_noise(level: Level) -> Tensor:
+def c_noise(level: NoiseLevel) -> Tensor:
     """What the network is told of the level: a quarter of ln sigma, [B]."""
     return -level.log_snr / 8
 
 
 def run_unet(
-    unet: VideoUNet, z_BCTHW: Tensor, level: Level, condition: Condition, image_only_BT: Tensor | None = None
+    unet: VideoUNet, z_BCTHW: Tensor, level: NoiseLevel, condition: Condition, image_only_BT: Tensor | None = None
 ) -> Tensor:
     """The raw output for scaled noisy latents, beside which the picture's latents stand in every frame."""
     picture = condition.picture_BCTHW.to(z_BCTHW).expand(-1, -1, z_BCTHW.shape[2], -1, -1)
@@ -105,7 +105,7 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
     condition = replace(
         condition,
         context_B1C=condition.context_B1C * kept[:, None, None],
-        picture_BCTHW=condition.picture_BCTHW * over(kept * stage.given, x0),
+        picture_BCTHW=condition.picture_BCTHW * broadcast(kept * stage.given, x0),
     )
     draw_levels = losses.draw_levels("edm-lognormal", p_mean=stage.p_mean, p_std=stage.p_std, stratified=True)
     level = batch.own(draw_levels(SCHEDULE, batch.count, generator))
@@ -114,7 +114,7 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
     alone = torch.ones(count, x0.shape[2], dtype=torch.bool, device=x0.device) if stage.images else None
     # A gradient nobody reads: where the first layers are frozen, torch 2.13 crashes in the backward pass of a CPU group
     # norm in channels-last memory whose weight needs a gradient and whose input needs none.
-    scaled = (over(V.scalings(level)[2], z) * z).requires_grad_(torch.is_grad_enabled())
+    scaled = (broadcast(V.scalings(level)[2], z) * z).requires_grad_(torch.is_grad_enabled())
     output = run_unet(network.unet, scaled, level, condition, alone)
     return V.loss(output.float(), x0, eps, level)
 

@@ -11,7 +11,7 @@ from kinema.system import Batch
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     """One stage of the paper's training: ``ln sigma ~ N(p_mean, p_std²)``, its size and its figures.
 
     ``drop`` is the share of clips whose picture is dropped, embedding and latents together: the branch that
@@ -37,16 +37,16 @@ class Stage:
     """The loss [B] of a stage that trains another network than the U-Net."""
 
 
-STAGES: dict[str, Stage] = {
+STAGES: dict[str, TrainingStage] = {
     # I. From SD 2.1 to EDM: 1k steps of the time embedding alone, then 30k. Batch and rate are not told: those of II.
-    "image": Stage(-1.2, 1.0, (1, 256, 384), 31_000, 1536, 1e-4, given=False, images=True),
+    "image": TrainingStage(-1.2, 1.0, (1, 256, 384), 31_000, 1536, 1e-4, given=False, images=True),
     # II. 14 frames at low and then at middle resolution, where more noise is needed.
-    "video": Stage(-1.2, 1.0, (14, 256, 384), 150_000, 1536, 1e-4, given=False),
-    "video-large": Stage(0.0, 1.0, (14, 320, 576), 100_000, 768, 1e-4, given=False),
+    "video": TrainingStage(-1.2, 1.0, (14, 256, 384), 150_000, 1536, 1e-4, given=False),
+    "video-large": TrainingStage(0.0, 1.0, (14, 320, 576), 100_000, 768, 1e-4, given=False),
     # III. High quality: text to video; image to video at low resolution; and from there the published models.
-    "text": Stage(0.5, 1.4, (14, 576, 1024), 50_000, 768, 3e-5, given=False),
-    "base": Stage(0.7, 1.6, (14, 320, 576), 50_000, 768, 3e-5),
-    "finetune": Stage(1.0, 1.6, (14, 576, 1024), 50_000, 768, 3e-5),
+    "text": TrainingStage(0.5, 1.4, (14, 576, 1024), 50_000, 768, 3e-5, given=False),
+    "base": TrainingStage(0.7, 1.6, (14, 320, 576), 50_000, 768, 3e-5),
+    "finetune": TrainingStage(1.0, 1.6, (14, 576, 1024), 50_000, 768, 3e-5),
 }
 
 FULL = 320

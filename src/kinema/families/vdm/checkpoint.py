@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kinema.families.vdm.config import Config
 from kinema.families.vdm.model import VideoUNet
-from kinema.nn.hollow import hollow
+from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest
 
 _SHOWN = 3
@@ -19,7 +19,7 @@ def convert(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises BadRequest that names what is missing, left over or of another shape.
     """
-    with hollow():
+    with on_meta():
         own = VideoUNet(config).state_dict()
     for what, names in (("lacks", own.keys() - tensors.keys()), ("has, beyond vdm's,", tensors.keys() - own.keys())):
         if names:

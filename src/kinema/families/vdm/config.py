@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
-from kinema.checkpoints.settings import made
+from kinema.checkpoints.settings import build_config
 from kinema.data import playroom
 from kinema.schema import BadRequest
 
@@ -182,4 +182,4 @@ def to_json(config: Config) -> dict[str, Any]:
 def from_json(told: Mapping[str, Any]) -> Config:
     """The config a file's metadata tells of. Raises BadRequest for a setting this version does not know, and for one
     of another type or size."""
-    return made(Config, told, "the config of this file")
+    return build_config(Config, told, "the config of this file")

@@ -12,11 +12,11 @@ from kinema import processor, registry
 from kinema.canvas import Canvas
 from kinema.conditioning.pocket import PocketTokenizer, say_unknown
 from kinema.diffusion.parameterise import Denoiser
-from kinema.diffusion.schedules import Level
+from kinema.diffusion.schedules import NoiseLevel
 from kinema.families.vdm import checkpoint, recipe
 from kinema.families.vdm.condition import Condition, class_index, encode
 from kinema.families.vdm.config import Config, from_json, presets, to_json
-from kinema.families.vdm.model import Stage, VideoUNet
+from kinema.families.vdm.model import UNetLevel, VideoUNet
 from kinema.grid import LatentGrid, Lattice
 from kinema.schema import BadRequest, OnEvent, Request, Shape
 from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training
@@ -108,7 +108,7 @@ class VDMSampling(Sampling):
         """Positions are relative and the condition belongs to the whole clip: any frames are denoised alike."""
         model = system.model
 
-        def network(z_BCTHW: Tensor, level: Level) -> Tensor:
+        def network(z_BCTHW: Tensor, level: NoiseLevel) -> Tensor:
             independent = z_BCTHW.shape[2] if condition.per_frame else 0
             z = z_BCTHW.to(system.dtype)  # the sampler's own state stays in float32
             log_snr = processor.moved(level.log_snr, z_BCTHW.device)
@@ -148,7 +148,7 @@ class VDM:
         return VideoUNet(config)
 
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
-        return [module for module in model.modules() if isinstance(module, Stage)]
+        return [module for module in model.modules() if isinstance(module, UNetLevel)]
 
     to_json = staticmethod(to_json)
     from_json = staticmethod(from_json)

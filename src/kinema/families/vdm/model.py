@@ -97,7 +97,7 @@ class VideoUNet(nn.Module):
         for layer in self.middle:
             x_NCHW = layer(x_NCHW, e_NE, frames, clip)
         for layer in self.up:
-            if isinstance(layer, Stage):
+            if isinstance(layer, UNetLevel):
                 x_NCHW = torch.cat([x_NCHW, skips.pop()], dim=1)
             x_NCHW = layer(x_NCHW, e_NE, frames, clip)
         x_NCHW = self.head(F.silu(self.norm(x_NCHW)))
@@ -131,7 +131,7 @@ class VideoUNet(nn.Module):
         return F.silu(e_BTE).expand(batch, frames, -1).flatten(0, 1)
 
 
-class Stage(nn.Module):
+class UNetLevel(nn.Module):
     """A residual block, then attention over space, then over time."""
 
     def __init__(self, block: ResBlock, space: SpatialAttention | None, time: TemporalAttention | None) -> None:
@@ -267,12 +267,12 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x_NCHW, scale_factor=2, mode="nearest"))
 
 
-def _stage(config: Config, wide_in: int, wide_out: int, *, attend: bool) -> Stage:
+def _stage(config: Config, wide_in: int, wide_out: int, *, attend: bool) -> UNetLevel:
     block = ResBlock(wide_in, wide_out, 4 * config.channels, config.dropout)
     if not attend:
-        return Stage(block, None, None)
+        return UNetLevel(block, None, None)
     space = SpatialAttention(wide_out, config.head_dim)
-    return Stage(block, space, TemporalAttention(wide_out, config.head_dim, config.frames - 1))
+    return UNetLevel(block, space, TemporalAttention(wide_out, config.head_dim, config.frames - 1))
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:

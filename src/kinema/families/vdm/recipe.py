@@ -14,7 +14,7 @@ from kinema.diffusion.parameterise import EPS, Parameterisation, V
 from kinema.diffusion.schedules import CosineLogSNR
 from kinema.families.vdm.condition import encode
 from kinema.families.vdm.config import Config
-from kinema.system import Batch, Recipe
+from kinema.system import Batch, TrainingSettings
 
 SCHEDULE = CosineLogSNR()
 
@@ -23,10 +23,10 @@ def parameterisation(config: Config) -> Parameterisation:
     return EPS if config.target == "eps" else V
 
 
-def recipe(config: Config) -> Recipe:
+def recipe(config: Config) -> TrainingSettings:
     """The preset's own training as `training.loop` takes it."""
     told = config.training
-    return Recipe(
+    return TrainingSettings(
         steps=told.steps,
         batch=told.batch,
         learning_rate=told.learning_rate,

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from kinema.canvas import Canvas
-from kinema.checkpoints.settings import made
+from kinema.checkpoints.settings import build_config
 from kinema.conditioning.pocket import PocketTokenizer, say_unknown
 from kinema.data import playroom
 from kinema.diffusion.parameterise import X0, Denoiser
-from kinema.diffusion.schedules import Level, RectifiedFlow
+from kinema.diffusion.schedules import NoiseLevel, RectifiedFlow
 from kinema.families.zoetrope import recipe
 from kinema.families.zoetrope.config import PRESETS, Config
 from kinema.families.zoetrope.model import Zoetrope, blocks
 from kinema.grid import FrameGrid, LatentGrid, Lattice
 from kinema.schema import BadRequest, Note, OnEvent, Request, Shape
-from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Recipe, Sampling, Training
+from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training, TrainingSettings
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
 
@@ -121,7 +121,7 @@ class ZoetropeSampling(Sampling):
             given, mask = given[:, :, list(frames)], mask[:, :, list(frames)]
         model = system.model
 
-        def network(z_BCTHW: Tensor, level: Level) -> Tensor:
+        def network(z_BCTHW: Tensor, level: NoiseLevel) -> Tensor:
             z = z_BCTHW.to(system.dtype)  # the sampler's own state stays in float32
             log_snr = level.log_snr.to(z_BCTHW.device, torch.float32)
             made = model(z, log_snr, condition.ids_BL, given, mask, per_frame=condition.per_frame)
@@ -145,7 +145,7 @@ class ZoetropeTraining(Training):
     tuning = None
     loss = staticmethod(recipe.loss)
 
-    def recipe(self, config: Config) -> Recipe:
+    def recipe(self, config: Config) -> TrainingSettings:
         return recipe.TINY if config.width < 64 else recipe.RECIPE
 
 
@@ -169,7 +169,7 @@ class ZoetropeFamily:
     to_json = staticmethod(asdict)
 
     def from_json(self, told: Mapping[str, Any]) -> Config:
-        return made(Config, told, "the config of this file")
+        return build_config(Config, told, "the config of this file")
 
 
 FAMILY = ZoetropeFamily()

@@ -27,7 +27,7 @@ from kinema.families.zoetrope.config import Config, Drawing
 from kinema.families.zoetrope.layers import ConvBlock, PlaceBlock, over_space
 from kinema.families.zoetrope.sprite import Drawn, Seen, Sprite
 from kinema.nn.embeddings import LogSNREmbedding
-from kinema.nn.hollow import placed
+from kinema.nn.meta import placed
 
 _CELLS = "b c t (h p) (w q) -> b t h w (c p q)"
 

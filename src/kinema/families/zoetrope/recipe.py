@@ -13,16 +13,16 @@ from torch.nn import functional as F
 from kinema.conditioning.pocket import PocketTokenizer
 from kinema.data.playroom import Playroom, labels
 from kinema.data.playroom.scene import Scene
-from kinema.data.reading import EMPTY, about, misread
+from kinema.data.reading import EMPTY, about, reading_loss
 from kinema.diffusion import losses
 from kinema.diffusion.parameterise import X0
-from kinema.diffusion.schedules import Level, RectifiedFlow, over
+from kinema.diffusion.schedules import NoiseLevel, RectifiedFlow, broadcast
 from kinema.families.zoetrope import lessons
 from kinema.families.zoetrope.config import Config
 from kinema.families.zoetrope.sprite import Seen
-from kinema.system import Batch, Recipe
+from kinema.system import Batch, TrainingSettings
 
-RECIPE = Recipe(
+RECIPE = TrainingSettings(
     steps=6000,
     batch=16,
     learning_rate=3e-3,
@@ -56,7 +56,7 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
     z = level.add_noise(x0, eps).to(x0)
     _, _, c_in = X0.scalings(level)
     ids = PocketTokenizer(config.words).encode(batch.captions, config.text_length).to(x0.device)
-    made = model(over(c_in, z) * z, level.log_snr.to(x0), ids, x0, batch.mask)
+    made = model(broadcast(c_in, z) * z, level.log_snr.to(x0), ids, x0, batch.mask)
     counts = 1 - batch.mask
     taught = any(batch.scenes)
     if taught:
@@ -70,7 +70,7 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
             s = made.sprite
             unused = unused + sum(part.sum() for part in (s.laid_BCTHW, s.turn_BTA, s.cover_B1THW, s.alone_B))
         return drawn + 0 * unused  # every parameter has a gradient, whatever the clips
-    misnamed = misread(made.read.float(), batch.scenes, config.grid, camera=False)
+    misnamed = reading_loss(made.read.float(), batch.scenes, config.grid, camera=False)
     misdrawn = SKETCHING * misplaced(made.sketch.float(), cover, near, batch.scenes)
     still_B = torch.tensor([s is not None and s.camera == "still" for s in batch.scenes], device=x0.device)
     ground = spread(cover == 0, x0)
@@ -116,7 +116,7 @@ def spread(cells_B1Thw: Tensor, like_BCTHW: Tensor) -> Tensor:
     return repeat(cells_B1Thw.to(like_BCTHW), "b c t h w -> b c t (h p) (w q)", p=height, q=width)
 
 
-def found(level: Level) -> Tensor:
+def found(level: NoiseLevel) -> Tensor:
     """How far the place of an object is known at a level, 0 to 1, ``[B, 1, 1, 1, 1]``: see ``FOUND``."""
     return ((FOUND - level.sigma) / 0.1).clamp(0, 1)[:, None, None, None, None]
 
@@ -157,5 +157,5 @@ BEHIND, PARTING = 0.5, 0.02
 camera is still. Left to the drawing alone, neither was learnt (the share kept its start for a hundred steps)."""
 
 
-def velocity(level: Level) -> Tensor:
+def velocity(level: NoiseLevel) -> Tensor:
     return level.sigma.clamp(min=LEAST_SIGMA).pow(-2)

@@ -125,7 +125,7 @@ def test_what_is_read_stays_on_the_device_of_the_network():
 def test_reading_counts_nothing_for_clips_without_a_scene_graph():
     read = torch.randn(2, 8 * 8, sum(reading.READ))
     scene = Rendered(1, 32, 32, 8.0, Playroom("simple")).clip(0).scene
-    one, none = reading.misread(read, [scene, None], (1, 8, 8))
+    one, none = reading.reading_loss(read, [scene, None], (1, 8, 8))
     assert float(one) > 0
     assert float(none) == 0
     assert not reading.about([None], torch.zeros(1, 3, 1, 8, 8)).any()
@@ -152,18 +152,20 @@ def test_every_place_is_asked_how_far_off_the_object_is():
                     read[:, place, axis * reading.AWAY[0] + i] = float(np.log(share))
         return read
 
-    even, none = reading.mislocated(torch.zeros(2, 32, sum(reading.AWAY)), [at(0.5, 0.5), None], grid)
+    even, none = reading.location_loss(torch.zeros(2, 32, sum(reading.AWAY)), [at(0.5, 0.5), None], grid)
     assert float(even) == pytest.approx(0.5 * 2 * np.log(reading.AWAY[0]), rel=1e-6)  # one of two frames is seen
     assert float(none) == 0
     quarter = [{most + 1 - cell: 0.75, most + 2 - cell: 0.25} for cell in range(4)]
     half = [{most + 1 - cell: 0.5, most + 2 - cell: 0.5} for cell in range(4)]
     doubt = np.log(2) - 0.75 * np.log(0.75) - 0.25 * np.log(0.25)
-    wrong = reading.mislocated(told(quarter, half), [at(0.4375, 0.5)], grid)
+    wrong = reading.location_loss(told(quarter, half), [at(0.4375, 0.5)], grid)
     assert float(wrong) == pytest.approx(0.5 * doubt, rel=1e-5)
     last = [{2 * most: 1.0}] * 4
-    assert float(reading.mislocated(told(last, half), [at(3.0, 0.5)], grid)) == pytest.approx(0.5 * np.log(2), rel=1e-5)
+    assert float(reading.location_loss(told(last, half), [at(3.0, 0.5)], grid)) == pytest.approx(
+        0.5 * np.log(2), rel=1e-5
+    )
     first = [{0: 1.0}] * 4
-    assert float(reading.mislocated(told(first, half), [at(-3.0, 0.5)], grid)) == pytest.approx(
+    assert float(reading.location_loss(told(first, half), [at(-3.0, 0.5)], grid)) == pytest.approx(
         0.5 * np.log(2), rel=1e-5
     )
 

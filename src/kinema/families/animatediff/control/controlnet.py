@@ -18,7 +18,7 @@ from kinema.families.animatediff.control.sparse import Drawing, zero
 from kinema.families.animatediff.unet import resnet
 from kinema.nn.embeddings import sinusoidal
 from kinema.nn.ldm_unet import Downsample, TimestepEmbedding, add_, silu_
-from kinema.nn.sd_unet import Level, Residuals, Told, Transformer, down_inputs, images, run_down, run_mid
+from kinema.nn.sd_unet import BlockInputs, Residuals, Transformer, UNetLevel, down_inputs, images, run_down, run_mid
 
 
 class ControlNet(nn.Module):
@@ -39,7 +39,7 @@ class ControlNet(nn.Module):
         middle = _transformers(image, len(channels) - 1, size.middle, 1)
         # diffusers' small ones, whose middle has no transformer, have one residual block there.
         resnets = [resnet(image, channels[-1], channels[-1]) for _ in range(2 if middle else 1)]
-        self.mid_block: Level[Told] = Level(resnets, middle)
+        self.mid_block: UNetLevel[BlockInputs] = UNetLevel(resnets, middle)
         self.controlnet_mid_block = zero(nn.Conv2d(channels[-1], channels[-1], 1))
 
     def embed(self, shown_BCTHW: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class ControlNet(nn.Module):
         emb_BE = self.time_embedding(sinusoidal(step_B, self.conv_in.out_channels).to(dtype))
         if self.add_embedding is not None and added_BV is not None:
             emb_BE = emb_BE + self.add_embedding(added_BV.to(dtype))
-        told = Told(silu_(emb_BE), context_RLC)
+        told = BlockInputs(silu_(emb_BE), context_RLC)
         x = self.conv_in(images(z_BCTHW.to(dtype)))
         x = add_(x, hint_NCHW if len(hint_NCHW) == 1 else hint_NCHW.repeat(len(x) // len(hint_NCHW), 1, 1, 1))
         x, skips = run_down(self.down_blocks, x, told)
@@ -75,9 +75,9 @@ class ControlNet(nn.Module):
         return Residuals(maps[:-1], maps[-1])
 
 
-def _down(image: Config, level: int, depth: int | None) -> Level[Told]:
+def _down(image: Config, level: int, depth: int | None) -> UNetLevel[BlockInputs]:
     out = image.channels[level]
-    return Level(
+    return UNetLevel(
         [resnet(image, into, out) for into in down_inputs(image.channels, image.layers, level)],
         _transformers(image, level, depth, image.layers),
         down=Downsample(out) if level < len(image.channels) - 1 else None,

@@ -25,7 +25,7 @@ from kinema.families.animatediff.control.ip_adapter import per_image
 from kinema.families.animatediff.files import motion_file
 from kinema.families.animatediff.files.motion_file import MotionLayout
 from kinema.families.animatediff.motion.module import Moving
-from kinema.families.animatediff.unet import MovingTold, down_level, mid_level
+from kinema.families.animatediff.unet import MotionBlockInputs, down_level, mid_level
 from kinema.nn.embeddings import sinusoidal
 from kinema.nn.ldm_unet import TimestepEmbedding, silu_
 from kinema.nn.sd_unet import Residuals, images, run_down, run_mid
@@ -94,7 +94,7 @@ class SparseCtrl(nn.Module):
         """``scale``: how much of it is added, a number or one a frame, [T]."""
         dtype = self.conv_in.weight.dtype
         emb_BE = self.time_embedding(sinusoidal(step_B, self.first).to(dtype))
-        told = MovingTold(silu_(emb_BE), context_RLC, given_BCTHW.shape[2], moving=Moving(views=views))
+        told = MotionBlockInputs(silu_(emb_BE), context_RLC, given_BCTHW.shape[2], moving=Moving(views=views))
         shown = images(torch.cat([given_BCTHW, mask_B1THW], dim=1).to(dtype))
         assert self.conv_in.bias is not None
         x = self.controlnet_cond_embedding(shown) + self.conv_in.bias[:, None, None]

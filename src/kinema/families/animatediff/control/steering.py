@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kinema import registry
 from kinema.cancel import checkpoint
-from kinema.diffusion.schedules import Level
+from kinema.diffusion.schedules import NoiseLevel
 from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.control.controlnet import ControlNet
 from kinema.families.animatediff.model import AnimateDiff
@@ -48,12 +48,15 @@ class Steering:
         hint, scale = (x[list(frames)] if len(x) > 1 else x for x in (self.hint_TChw, self.scale_T))
         return replace(self, hint_TChw=hint, scale_T=scale)
 
-    def acts(self, level: Level) -> bool:
+    def acts(self, level: NoiseLevel) -> bool:
         return self.hottest <= float(level.log_snr[0]) < self.coldest
 
 
 def steer(
-    model: AnimateDiff, steerings: Sequence[Steering], told: tuple[Tensor, Tensor, Tensor, Tensor | None], level: Level
+    model: AnimateDiff,
+    steerings: Sequence[Steering],
+    told: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    level: NoiseLevel,
 ) -> Residuals | None:
     """What all ControlNets that act at this level add; ``told`` are z, step, context and added vector of the U-Net."""
     z, step, context, added = told
@@ -156,7 +159,7 @@ def _check_clip(file: Any, name: str, frames: int) -> None:
 
 
 def steerings(
-    model: AnimateDiff, config: Config, request: Request, levels: Level, on_event: OnEvent
+    model: AnimateDiff, config: Config, request: Request, levels: NoiseLevel, on_event: OnEvent
 ) -> tuple[Steering, ...]:
     """The ControlNets that the request shows something; ``levels`` are those of its steps, and the last.
 
@@ -201,7 +204,7 @@ def _pictures(request: Request, file: str, on_event: OnEvent) -> Tensor:
     return (video + 1) / 2
 
 
-def _bounds(levels: Level, start: float, end: float) -> tuple[float, float]:
+def _bounds(levels: NoiseLevel, start: float, end: float) -> tuple[float, float]:
     """Log-SNR of the first step that lies whole in a share of them, and of the one after the last.
 
     Of n steps, step i reaches from i/n to (i + 1)/n.

@@ -12,7 +12,7 @@ from typing import cast as as_cast
 import torch
 from torch import Tensor
 
-from kinema.checkpoints.convert import File, Plan, cast
+from kinema.checkpoints.convert import Conversion, TargetFile, cast
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.stable_diffusion import heads_of
 from kinema.families.animatediff.control import sparse
@@ -45,7 +45,7 @@ class Layouts:
         seen = Source(source, variant)
         return image_files.open_image(seen) or lora_files.open_lora(seen) or _open(seen)
 
-    def plan(self, opened: Opened | OpenedImage | OpenedLora, layout: str, dtype: torch.dtype | None) -> Plan:
+    def plan(self, opened: Opened | OpenedImage | OpenedLora, layout: str, dtype: torch.dtype | None) -> Conversion:
         """One file of the authors' layout, or a folder that diffusers opens (of an IP-Adapter one file in any case)."""
         if isinstance(opened, OpenedImage):
             return image_files.plan(opened, layout, dtype)
@@ -82,7 +82,7 @@ def _open(seen: Source) -> Opened | None:
     return Opened(motion, motion_file.convert(motion, tensors) | first)
 
 
-def _plan(opened: Opened, layout: MotionLayout, dtype: torch.dtype | None) -> Plan:
+def _plan(opened: Opened, layout: MotionLayout, dtype: torch.dtype | None) -> Conversion:
     told = opened.told
     if layout == "hotshot" and not isinstance(told, MotionFile):
         raise BadRequest("hotshot is a layout of motion modules; expected official or diffusers")
@@ -92,10 +92,10 @@ def _plan(opened: Opened, layout: MotionLayout, dtype: torch.dtype | None) -> Pl
     if isinstance(told, MotionFile | SparseFile) and told.positions is None:
         notes = (f"the file has no positions; sinusoids of {UNTOLD} frames were written",)
     if isinstance(told, AdapterFile) or layout != "diffusers":
-        return Plan((File("", header, tensors.__getitem__, {"format": "pt"}),), {}, notes)
+        return Conversion((TargetFile("", header, tensors.__getitem__, {"format": "pt"}),), {}, notes)
     tail = ".fp16" if dtype is torch.float16 else ""
-    file = File(f"{WEIGHTS}{tail}.safetensors", header, tensors.__getitem__, {"format": "pt"})
-    return Plan((file,), {"config.json": _config(told, opened.tensors)}, notes)
+    file = TargetFile(f"{WEIGHTS}{tail}.safetensors", header, tensors.__getitem__, {"format": "pt"})
+    return Conversion((file,), {"config.json": _config(told, opened.tensors)}, notes)
 
 
 def layout_of(layout: MotionLayout) -> Literal["official", "diffusers"]:

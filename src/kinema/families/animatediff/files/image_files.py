@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kinema.checkpoints.convert import File, Plan, cast
+from kinema.checkpoints.convert import Conversion, TargetFile, cast
 from kinema.checkpoints.files import Header, listed
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.stable_diffusion import is_unused, usual
@@ -139,7 +139,7 @@ def _listed(text: bytes) -> Header:
 # ---------------------------------------------------------------------------------------- writing
 
 
-def plan(opened: OpenedImage, kind: str, dtype: torch.dtype | None) -> Plan:
+def plan(opened: OpenedImage, kind: str, dtype: torch.dtype | None) -> Conversion:
     """Raises `BadRequest` for a layout that image models have not, and for a folder that would lack a network."""
     if kind == "official":
         return plan_single(opened, dtype)
@@ -150,7 +150,7 @@ def plan(opened: OpenedImage, kind: str, dtype: torch.dtype | None) -> Plan:
     return plan_folder(opened, dtype)
 
 
-def plan_single(opened: OpenedImage, dtype: torch.dtype | None) -> Plan:
+def plan_single(opened: OpenedImage, dtype: torch.dtype | None) -> Conversion:
     """The single file; with the header of the file that it was, if it was one."""
     header = _single_header(opened, _listed(opened.text))
 
@@ -159,7 +159,7 @@ def plan_single(opened: OpenedImage, dtype: torch.dtype | None) -> Plan:
         return cast(opened.read(name) if kept else opened.table.make_theirs(usual(name), opened.read), dtype)
 
     text = opened.text if dtype is None else b""
-    return Plan((File("", cast(header, dtype), make, {"format": "pt"}, text or None),), {})
+    return Conversion((TargetFile("", cast(header, dtype), make, {"format": "pt"}, text or None),), {})
 
 
 def _single_header(opened: OpenedImage, told: Header) -> Header:
@@ -169,14 +169,14 @@ def _single_header(opened: OpenedImage, told: Header) -> Header:
     return {spelt.get(name, name): entry for name, entry in rows.items()} | opened.extra
 
 
-def plan_folder(opened: OpenedImage, dtype: torch.dtype | None) -> Plan:
+def plan_folder(opened: OpenedImage, dtype: torch.dtype | None) -> Conversion:
     """The folder as diffusers reads it, and what it has no place for in ``kinema_extra/``."""
     config, tail = opened.image.config, ".fp16" if dtype is torch.float16 else ""
     files = []
     for part in folder.parts(config):
         own = {n.partition(".")[2]: e for n, e in cast(opened.ours, dtype).items() if n.startswith(f"{part}.")}
         place = f"{part}/{folder.PARTS[part]}{tail}.safetensors"
-        files.append(File(place, own, _inside(opened, part, dtype), {"format": "pt"}))
+        files.append(TargetFile(place, own, _inside(opened, part, dtype), {"format": "pt"}))
     notes = ["no weight file holds CLIP's vocabulary: diffusers looks for it in tokenizer/, where it is to be put"]
     if opened.extra or opened.text:
         about = "Tensors and header of the single file that the folder has no place for; nothing reads them."
@@ -187,9 +187,9 @@ def plan_folder(opened: OpenedImage, dtype: torch.dtype | None) -> Plan:
         def extra(name: str) -> Tensor:
             return cast(opened.read(name), dtype)
 
-        files.append(File(f"{EXTRA}/model.safetensors", cast(opened.extra, dtype), extra, told))
+        files.append(TargetFile(f"{EXTRA}/model.safetensors", cast(opened.extra, dtype), extra, told))
         notes.append(f"{len(opened.extra)} tensors that this layout has no place for are kept in {EXTRA}/")
-    return Plan(tuple(files), folder.configs(config), tuple(notes))
+    return Conversion(tuple(files), folder.configs(config), tuple(notes))
 
 
 def _inside(opened: OpenedImage, part: str, dtype: torch.dtype | None) -> Callable[[str], Tensor]:

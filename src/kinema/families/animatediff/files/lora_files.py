@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kinema.bounds import few
 from kinema.checkpoints import lora_formats
-from kinema.checkpoints.convert import File, Plan, cast
+from kinema.checkpoints.convert import Conversion, TargetFile, cast
 from kinema.checkpoints.files import listed
 from kinema.checkpoints.lora_formats import KOHYA, Lora, PeftAlphas, is_lora, placed, read_lora
 from kinema.checkpoints.signatures import lora_kind
@@ -25,7 +25,7 @@ from kinema.checkpoints.stream import Stream
 from kinema.families.animatediff.config import PRESETS
 from kinema.families.animatediff.files import lora
 from kinema.families.animatediff.model import AnimateDiff
-from kinema.nn.hollow import hollow
+from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest
 
 LAYOUTS = ("official", *lora_formats.LAYOUTS)
@@ -48,7 +48,7 @@ class Names:
 
     @cached_property
     def modules(self) -> list[str]:
-        with hollow():
+        with on_meta():
             model = AnimateDiff(PRESETS[self.preset])
         return [n.removesuffix(".weight") for n, p in model.named_parameters() if n.endswith(".weight") and p.ndim > 1]
 
@@ -83,24 +83,24 @@ def open_lora(source: Source) -> OpenedLora | None:
     return OpenedLora(found, names, tuple(filter(None, (Stream(source.path).text, kept))))
 
 
-def plan(opened: OpenedLora, layout: str, dtype: torch.dtype | None) -> Plan:
+def plan(opened: OpenedLora, layout: str, dtype: torch.dtype | None) -> Conversion:
     """One file; adapters are small enough to be made at once."""
     if layout not in LAYOUTS:
         raise BadRequest(f"a LoRA has no layout {layout}; expected {', '.join(LAYOUTS)}")
     for text in opened.texts if dtype is None else ():
         if (made := as_it_was(opened, text, layout)) is not None:
-            return Plan((_file(made, {}, text),), {})
+            return Conversion((_file(made, {}, text),), {})
     made, told = _official(opened.lora) if layout == "official" else lora_formats.laid_out(opened.lora, layout)
     if opened.texts and dtype is None:
         told[NOTE] = opened.texts[-1].decode()
     folded = layout == "official" and any(adapter.scale != 1 for adapter in opened.lora.values())
     notes = ("the authors' layout has no alphas: the layers' up was multiplied by alpha / rank",) if folded else ()
-    return Plan((_file({name: cast(tensor, dtype) for name, tensor in made.items()}, told),), {}, notes)
+    return Conversion((_file({name: cast(tensor, dtype) for name, tensor in made.items()}, told),), {}, notes)
 
 
-def _file(tensors: Mapping[str, Tensor], told: Mapping[str, str], text: bytes | None = None) -> File:
+def _file(tensors: Mapping[str, Tensor], told: Mapping[str, str], text: bytes | None = None) -> TargetFile:
     header = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-    return File("", header, tensors.__getitem__, told, text)
+    return TargetFile("", header, tensors.__getitem__, told, text)
 
 
 def _official(low: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kinema.bounds import MAX_QUOTED, quoted, shown
+from kinema.bounds import MAX_QUOTED, printable, quoted
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.stable_diffusion import UNET, VAE, cleaned, is_unused, usual
@@ -20,7 +20,7 @@ from kinema.conditioning.clip_text import BIG_G, ClipTextSize
 from kinema.families.animatediff.config import IMAGE, PRESETS, SDXL_IMAGE, Config
 from kinema.families.animatediff.files import layout, motion_file
 from kinema.schema import BadRequest
-from kinema.system import Found
+from kinema.system import FoundCheckpoint
 
 PIPELINES = re.compile(r"(StableDiffusion(XL)?|AnimateDiff\w*|LatentConsistencyModel|PIA)Pipeline")
 CONV_IN = "unet.conv_in.weight"
@@ -29,7 +29,7 @@ _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", "
 """The codec's attention as diffusers named it until 2023, which Stable Diffusion's own folders still have."""
 
 
-def open_source(source: Source) -> Found | None:
+def open_source(source: Source) -> FoundCheckpoint | None:
     """What AnimateDiff sees in a source, by headers and JSON alone; None when it is not of this family.
 
     Raises `BadRequest` for an image model that no motion module is for, a folder that lacks a part, and for a
@@ -42,7 +42,7 @@ def open_source(source: Source) -> Found | None:
         return None
     image.table.check_theirs({name: shape for name, (shape, _) in cleaned(source.header).items()}, source.name)
     config = replace(image.config, absent=(*(() if image.vae else ("vae",)), *(() if image.text else ("text",))))
-    return Found(_as_told(config, source))
+    return FoundCheckpoint(_as_told(config, source))
 
 
 def convert(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -88,7 +88,7 @@ def _as_told(config: Config, source: Source) -> Config:
 # ---------------------------------------------------------------------------------------- folders
 
 
-def _open_folder(source: Source) -> Found:
+def _open_folder(source: Source) -> FoundCheckpoint:
     parts = ["unet", "vae", "text_encoder"]
     if (source.path / "text_encoder_2").is_dir():
         parts.append("text_encoder_2")
@@ -107,7 +107,7 @@ def _open_folder(source: Source) -> Found:
         config, notes = told.into(config), (*told.notes(source.name), *notes)
         heads = source.config("unet").get("motion_num_attention_heads", config.motion_heads)
         config = replace(config, motion_heads=_each(heads, 1)[0])
-    return Found(_as_told(_scheduled(config, source), source), tuple(parts), notes)
+    return FoundCheckpoint(_as_told(_scheduled(config, source), source), tuple(parts), notes)
 
 
 def _beside(source: Source) -> tuple[str, ...]:
@@ -203,7 +203,7 @@ def _scheduled(config: Config, source: Source) -> Config:
     told = source.config("scheduler", "scheduler_config.json")
     if (predicts := told.get("prediction_type", "epsilon")) != "epsilon":
         raise BadRequest(
-            f"{source.path} predicts {shown(str(predicts), MAX_QUOTED)}; the models of this family predict epsilon"
+            f"{source.path} predicts {printable(str(predicts), MAX_QUOTED)}; the models of this family predict epsilon"
         )
     kind = told.get("beta_schedule", config.betas[0])
     if kind not in ("linear", "scaled_linear"):

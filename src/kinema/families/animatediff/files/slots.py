@@ -18,9 +18,9 @@ from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.control import sparse
 from kinema.families.animatediff.files import controlnet_file, ip_adapter_file, motion_file
 from kinema.families.animatediff.unet import UNet
-from kinema.nn.hollow import hollow
+from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest
-from kinema.system import Found
+from kinema.system import FoundCheckpoint
 
 
 class Slots:
@@ -28,7 +28,7 @@ class Slots:
 
     names: tuple[str, ...] = ("motion", "vae", "sparsectrl", "controlnet", "ip-adapter", "image-encoder", "style")
 
-    def open(self, config: Config, slot: str, source: Source) -> Found:
+    def open(self, config: Config, slot: str, source: Source) -> FoundCheckpoint:
         """The config with this in it. Raises `BadRequest` for what does not belong there, and says what it is.
 
 
@@ -98,13 +98,13 @@ def _header(tensors: Mapping[str, Tensor]) -> Header:
 # ----------------------------------------------------------------------------------------- motion
 
 
-def _open_motion(config: Config, source: Source) -> Found:
+def _open_motion(config: Config, source: Source) -> FoundCheckpoint:
     told = motion_file.recognise(source.header, source.name)
     if told is None:
         raise _wrong(source, "motion module")
     if config.motion != "none":
         raise BadRequest(f"the model has the motion module {config.motion} already; add one to an image model")
-    return Found(told.into(config), notes=told.notes(source.name))
+    return FoundCheckpoint(told.into(config), notes=told.notes(source.name))
 
 
 def _motion(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -117,11 +117,11 @@ def _motion(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 # ------------------------------------------------------------------------------------- SparseCtrl
 
 
-def _open_sparse(config: Config, source: Source) -> Found:
+def _open_sparse(config: Config, source: Source) -> FoundCheckpoint:
     told = sparse.recognise(source.header)
     if told is None:
         raise _wrong(source, "SparseCtrl")
-    return Found(told.into(config))
+    return FoundCheckpoint(told.into(config))
 
 
 def _sparse(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -131,11 +131,11 @@ def _sparse(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 # ------------------------------------------------------------------------------------- ControlNet
 
 
-def _open_control(config: Config, source: Source, name: str) -> Found:
+def _open_control(config: Config, source: Source, name: str) -> FoundCheckpoint:
     told = controlnet_file.recognise(source.header, source.config(""), source.name)
     if told is None:
         raise _wrong(source, "ControlNet")
-    return Found(told.into(config, name), notes=tuple(f"{source.name}: {note}" for note in told.notes))
+    return FoundCheckpoint(told.into(config, name), notes=tuple(f"{source.name}: {note}" for note in told.notes))
 
 
 def _control(config: Config, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -148,11 +148,11 @@ def _control(config: Config, name: str, tensors: Mapping[str, Tensor]) -> dict[s
 # ------------------------------------------------------------------------- IP-Adapter and its encoder
 
 
-def _open_adapter(config: Config, source: Source, name: str) -> Found:
+def _open_adapter(config: Config, source: Source, name: str) -> FoundCheckpoint:
     told = ip_adapter_file.recognise(source.header)
     if told is None:
         raise _wrong(source, "IP-Adapter")
-    return Found(told.into(config, name))
+    return FoundCheckpoint(told.into(config, name))
 
 
 def _adapter(config: Config, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -163,13 +163,13 @@ def _adapter(config: Config, name: str, tensors: Mapping[str, Tensor]) -> dict[s
     return {f"unet.{key}": tensor for key, tensor in made.items()}
 
 
-def _open_vision(config: Config, source: Source) -> Found:
+def _open_vision(config: Config, source: Source) -> FoundCheckpoint:
     told = ip_adapter_file.vision(source.header, source.config(""))
     if told is None:
         raise _wrong(source, "image encoder of CLIP")
     config = replace(config, vision=told)
     ip_adapter_file.check_fit(config)
-    return Found(config)
+    return FoundCheckpoint(config)
 
 
 def _vision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -179,14 +179,14 @@ def _vision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 # ------------------------------------------------------------------------------------------ style
 
 
-def _open_style(config: Config, source: Source) -> Found:
+def _open_style(config: Config, source: Source) -> FoundCheckpoint:
     """Layers of the U-Net that were fine-tuned, in place of its own."""
-    with hollow():
+    with on_meta():
         ours = {f"unet.{name}": tuple(p.shape) for name, p in UNet(config).named_parameters()}
     told = {name: shape for name, (shape, _) in source.header.items()}
     if not told or any(ours.get(name) != shape for name, shape in told.items()):
         raise _wrong(source, "style of this model")
-    return Found(config)
+    return FoundCheckpoint(config)
 
 
 def _style(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -196,7 +196,7 @@ def _style(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 # -------------------------------------------------------------------------------------------- VAE
 
 
-def _open_vae(config: Config, source: Source) -> Found:
+def _open_vae(config: Config, source: Source) -> FoundCheckpoint:
     header = {
         _bare(name): entry for name, entry in source.header.items() if not stable_diffusion.is_unused(_prefixed(name))
     }
@@ -210,7 +210,7 @@ def _open_vae(config: Config, source: Source) -> Found:
     if sizes["latent_channels"] != config.latent_channels:
         theirs, ours = sizes["latent_channels"], config.latent_channels
         raise BadRequest(f"{source.path} is a VAE of {theirs} latent channels; the U-Net has {ours}")
-    return Found(replace(config, **sizes, absent=tuple(part for part in config.absent if part != "vae")))
+    return FoundCheckpoint(replace(config, **sizes, absent=tuple(part for part in config.absent if part != "vae")))
 
 
 def _vae(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

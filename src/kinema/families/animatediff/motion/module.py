@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.diffusion.windows import View
-from kinema.nn.hollow import placed
 from kinema.nn.ldm_unet import Attention, FeedForward, add_, group_norm, places, tokens
+from kinema.nn.meta import placed
 from kinema.schema import BadRequest
 
 EPS = 1e-6

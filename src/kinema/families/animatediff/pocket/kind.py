@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterator, Mapping
 
 from torch import Generator, Tensor, nn
 
-from kinema.diffusion.schedules import DiscreteBetas, Level
+from kinema.diffusion.schedules import DiscreteBetas, NoiseLevel
 from kinema.families.animatediff.config import Config, Motion, Stage
 from kinema.families.animatediff.kind import Aim, Network
 from kinema.families.animatediff.pocket import losses, parts
 from kinema.families.animatediff.pocket.presets import POCKET_MOTION
 from kinema.families.animatediff.pocket.recipe import RECIPES
-from kinema.system import Batch, Recipe
+from kinema.system import Batch, TrainingSettings
 
 
 class Pocket:
     """Pixels in place of a VAE's latents, a text encoder that is trained too, and a reading beside the drawing."""
 
-    recipes: Mapping[Stage, Recipe] = RECIPES
+    recipes: Mapping[Stage, TrainingSettings] = RECIPES
 
     def codec(self, config: Config) -> parts.Patches:
         return parts.Patches(config.patch)
@@ -43,7 +43,9 @@ class Pocket:
     def motion_preset(self, motion: Motion) -> Config:  # noqa: ARG002
         return POCKET_MOTION
 
-    def draw(self, schedule: DiscreteBetas, count: int, generator: Generator, *, moves: bool) -> tuple[Level, Tensor]:
+    def draw(
+        self, schedule: DiscreteBetas, count: int, generator: Generator, *, moves: bool
+    ) -> tuple[NoiseLevel, Tensor]:
         return losses.draw(schedule, count, generator, moves=moves)
 
     def error(self, network: Network, batch: Batch, aim: Aim, predict: Callable[[], Tensor]) -> Tensor:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from kinema.data.reading import AWAY, READ, about, mislocated, misread
+from kinema.data.reading import AWAY, READ, about, location_loss, reading_loss
 from kinema.diffusion import losses
 from kinema.diffusion.parameterise import X0
-from kinema.diffusion.schedules import DiscreteBetas, Level
+from kinema.diffusion.schedules import DiscreteBetas, NoiseLevel
 from kinema.families.animatediff.kind import Network
 from kinema.families.animatediff.pocket.parts import Reader, reader_of
 from kinema.system import Batch
@@ -31,13 +31,13 @@ READING = 0.01
 """Weight of naming what stands where, beside drawing it."""
 
 
-def draw(schedule: DiscreteBetas, count: int, generator: Generator, *, moves: bool) -> tuple[Level, Tensor]:
+def draw(schedule: DiscreteBetas, count: int, generator: Generator, *, moves: bool) -> tuple[NoiseLevel, Tensor]:
     """Levels where words are decided, and the steps they are told as, [B]."""
     level = (CLIP_LEVELS if moves else PICTURE_LEVELS)(schedule, count, generator)
     return level, schedule.timestep(level.log_snr)
 
 
-def error(network: Network, batch: Batch, level: Level, predict: Callable[[], Tensor]) -> Tensor:
+def error(network: Network, batch: Batch, level: NoiseLevel, predict: Callable[[], Tensor]) -> Tensor:
     """What one forward pass draws and reads wrong, [B]."""
     reader = reader_of(network)
     with reader.watching(network.unet) as seen:
@@ -45,7 +45,7 @@ def error(network: Network, batch: Batch, level: Level, predict: Callable[[], Te
     return drawn(network, batch, output, level) + READING * unread(reader, batch, seen)
 
 
-def drawn(network: Network, batch: Batch, output_BCTHW: Tensor, level: Level) -> Tensor:
+def drawn(network: Network, batch: Batch, output_BCTHW: Tensor, level: NoiseLevel) -> Tensor:
     """Weighted error of the pixels, [B]."""
     picture = ImageCodec(network.vae, network.unet.config.latent_scale).decode(output_BCTHW).float()
     sigma = level.sigma / (level.alpha + level.sigma)
@@ -68,5 +68,5 @@ def unread(reader: Reader, batch: Batch, seen: list[Tensor]) -> Tensor:
     grid = (frames, *seen[0].shape[-2:])
     for x in read:
         what, where = x.split((sum(READ), sum(AWAY)), dim=-1)
-        told = told + misread(what, batch.scenes, grid) + mislocated(where, batch.scenes, grid)
+        told = told + reading_loss(what, batch.scenes, grid) + location_loss(where, batch.scenes, grid)
     return told

@@ -22,7 +22,7 @@ from kinema.conditioning.clip_text import ClipText
 from kinema.data.reading import AWAY, READ
 from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.kind import Network
-from kinema.families.animatediff.unet import MovingLevel, UNet
+from kinema.families.animatediff.unet import MotionLevel, UNet
 from kinema.nn.ldm_unet import ResBlock
 
 
@@ -63,7 +63,7 @@ class Reader(nn.Module):
         def keep(at: int, out: Tensor) -> None:
             found[at : at + 1] = [out]
 
-        middle, above = unet.mid_block, cast(MovingLevel, unet.up_blocks[0])
+        middle, above = unet.mid_block, cast(MotionLevel, unet.up_blocks[0])
         last = [layers[-1] for layers in (above.resnets, above.attentions, above.motion_modules) if len(layers)]
         watched = [(0, middle.resnets[-1]), *((1, layer) for layer in last)]  # a single frame leaves motion modules out
         handles = [layer.register_forward_hook(lambda _m, _a, out, at=at: keep(at, out)) for at, layer in watched]

@@ -6,17 +6,17 @@ from dataclasses import replace
 
 from kinema.data.playroom import Playroom
 from kinema.families.animatediff.config import Stage
-from kinema.system import Recipe
+from kinema.system import TrainingSettings
 
 # Low-rank matrices are AdamW's.
 _LORA = {
     "steps": 300, "batch": 8, "learning_rate": 2e-3, "optimiser": "adamw", "warmup": 10, "cooldown": 0.5, "ema": 0.98,
 }  # fmt: skip
-_POCKET = Recipe(
+_POCKET = TrainingSettings(
     steps=1000, batch=64, learning_rate=3e-3, optimiser="muon", weight_decay=0.01, warmup=50, cooldown=0.4, ema=0.995,
     text_drop=0.1, playroom=Playroom("scenic"), lora=_LORA,
 )  # fmt: skip
-RECIPES: dict[Stage, Recipe] = {
+RECIPES: dict[Stage, TrainingSettings] = {
     "image": _POCKET,
     # A short way from the base, so that the base's motion module still finds what it knows.
     "style": replace(_POCKET, steps=960, learning_rate=1e-3, warmup=10, cooldown=0.7, ema=0.98),

@@ -6,13 +6,13 @@ from typing import Any
 
 from kinema.data.playroom import Playroom
 from kinema.families.svd.pocket.losses import codec_loss
-from kinema.families.svd.stages import Stage
+from kinema.families.svd.stages import TrainingStage
 
-STAGES: dict[str, Stage] = {
-    "codec": Stage(0.0, 1.0, (14, 64, 64), 900, 8, 2e-3, ema=0.99, loss=codec_loss),
+STAGES: dict[str, TrainingStage] = {
+    "codec": TrainingStage(0.0, 1.0, (14, 64, 64), 900, 8, 2e-3, ema=0.99, loss=codec_loss),
     # 8×8 latents show their content through more noise than SVD's do through theirs, and a clip of 14 frames through
     # more than an image; motion is decided at the noise end.
-    "playroom": Stage(0.3, 1.4, (14, 64, 64), 3400, 8, 2e-3, ema=0.995, optimiser="muon"),
+    "playroom": TrainingStage(0.3, 1.4, (14, 64, 64), 3400, 8, 2e-3, ema=0.995, optimiser="muon"),
 }
 SLOW = 4.0
 """So that one picture has been seen at every motion bucket."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module
 from torch.overrides import TorchFunctionMode
 
-from kinema.bounds import shown
+from kinema.bounds import printable
 from kinema.schema import BadRequest
 
 MOST_TENSORS = 20_000
@@ -60,7 +60,7 @@ class _Bound:
 
 
 @contextmanager
-def hollow() -> Iterator[None]:
+def on_meta() -> Iterator[None]:
     """Build networks here to know their names and shapes.
 
     Raises `BadRequest` for a network that is larger than any we know, and for sizes of which none can be built.
@@ -72,7 +72,7 @@ def hollow() -> Iterator[None]:
     except BadRequest:
         raise
     except (RuntimeError, TypeError, ValueError, ArithmeticError, LookupError, AssertionError) as error:
-        said = shown((str(error).strip().splitlines() or ["no further word"])[0], 160)
+        said = printable((str(error).strip().splitlines() or ["no further word"])[0], 160)
         raise BadRequest(f"no network can be built from this config: {said}") from error
     finally:
         counted.remove()
@@ -81,7 +81,7 @@ def hollow() -> Iterator[None]:
 def placed(shape: Sequence[int], make: Callable[[], Tensor]) -> Tensor:
     """A table of this shape that ``make`` computes on the CPU, where tensors are made now.
 
-    Within `hollow` it is its shape alone, and nothing is computed.
+    Within `on_meta` it is its shape alone, and nothing is computed.
     """
     device = torch.get_default_device()
     if device.type == "meta":

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kinema import registry
-from kinema.memory.turns import LEVELS, Turns, networks, units
+from kinema.memory.offload import LEVELS, WeightOffloader, networks, units
 from kinema.system import WeightPolicy
 
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ class Two(nn.Module):
 def turning(model, level, device=CPU):
     blocks = [b for net in networks(model).values() for b in net.blocks]
     rest = {name: p.detach().clone() for name, p in model.named_parameters()}
-    turns = Turns(model, blocks, rest.__getitem__, device, WeightPolicy())
+    turns = WeightOffloader(model, blocks, rest.__getitem__, device, WeightPolicy())
     turns.begin(level)
     return turns
 
@@ -110,7 +110,7 @@ def test_the_next_block_is_read_ahead_in_the_order_they_really_run():
         read.append(name)
         return rest[name]
 
-    turns = Turns(model, list(model.blocks), reading, CPU, WeightPolicy())
+    turns = WeightOffloader(model, list(model.blocks), reading, CPU, WeightPolicy())
     turns.begin("block")
     with torch.no_grad():
         model(torch.randn(1, 4), [2, 0, 1])  # learns the order, and reads in vain
@@ -125,7 +125,7 @@ def test_the_next_block_is_read_ahead_in_the_order_they_really_run():
 
 def test_a_weight_of_another_shape_is_refused():
     model = Net()
-    turns = Turns(model, list(model.blocks), lambda _name: torch.zeros(1), CPU, WeightPolicy())
+    turns = WeightOffloader(model, list(model.blocks), lambda _name: torch.zeros(1), CPU, WeightPolicy())
     with pytest.raises(RuntimeError, match="waits as"):
         turns.begin("none")
 
@@ -133,7 +133,7 @@ def test_a_weight_of_another_shape_is_refused():
 def test_precision_and_order_in_memory_are_those_of_the_network():
     conv = nn.Sequential(nn.Conv2d(3, 4, 3)).to(memory_format=torch.channels_last)
     rest = {name: p.detach().half().contiguous() for name, p in conv.named_parameters()}
-    turns = Turns(conv, [conv[0]], rest.__getitem__, CPU, WeightPolicy())
+    turns = WeightOffloader(conv, [conv[0]], rest.__getitem__, CPU, WeightPolicy())
     turns.begin("sequential")
     seen = []
     conv[0].register_forward_hook(lambda m, *_: seen.append(m.weight))
@@ -190,7 +190,7 @@ def test_a_part_deep_inside_may_be_the_first_that_is_called():
     model, x = nn.ModuleList([Deep(), Deep()]), torch.randn(2, 4)
     expected = model[0].net[0][0](x)
     rest = {name: p.detach().clone() for name, p in model.named_parameters()}
-    Turns(model, [], rest.__getitem__, CPU, WeightPolicy()).begin("model")
+    WeightOffloader(model, [], rest.__getitem__, CPU, WeightPolicy()).begin("model")
     with torch.no_grad():
         assert torch.equal(model[0].net[0][0](x), expected)
 

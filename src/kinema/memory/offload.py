@@ -30,7 +30,7 @@ Change = Callable[[str], Callable[[Tensor], Tensor] | None]
 """What is done to the weight of a name as it comes, such as merging a LoRA into it; None leaves it as it is."""
 
 
-class Waiting(nn.Parameter):
+class OffloadedParameter(nn.Parameter):
     """Stands for a weight that is elsewhere: its shape, precision and order in memory, without numbers.
 
     Its device is the one that the weight comes to: there whoever asks a network where it is puts the inputs. Whoever
@@ -45,10 +45,14 @@ class Waiting(nn.Parameter):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG003
-        if func is Tensor.to and isinstance(args[-1], Waiting) and not isinstance(args[0], Waiting):
+        if (
+            func is Tensor.to
+            and isinstance(args[-1], OffloadedParameter)
+            and not isinstance(args[0], OffloadedParameter)
+        ):
             return args[0].to(args[-1].goes_to, args[-1].dtype)
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if any(not isinstance(x, Waiting) and not x.is_meta for x in given):
+        if any(not isinstance(x, OffloadedParameter) and not x.is_meta for x in given):
             raise RuntimeError("a layer was asked for its weights while they wait: it was not called as a module")
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
@@ -115,7 +119,7 @@ def _unit(module: nn.Module, name: str, taken: Iterable[str]) -> Unit:
     return Unit(module, tuple(slots))
 
 
-class Turns:
+class WeightOffloader:
     """Has the weights of a model take turns on ``device``, until `close`.
 
     ``read`` gives a weight from where it waits, ``policy`` makes it ready for its turn. The numbers that the model
@@ -128,10 +132,10 @@ class Turns:
         self.model, self.read, self.device, self.policy = model, read, device, policy
         self._change: Change | None = None
         self._all = units(model, blocks)
-        self._resting: dict[str, Waiting] = {}
+        self._resting: dict[str, OffloadedParameter] = {}
         self._hooks: list[Any] = []
         self._in_turn: Unit | None = None
-        self._ahead: _Ahead | None = None
+        self._ahead: _Prefetcher | None = None
         self._after: dict[Unit, Unit] = {}
         self._before: Unit | None = None
         self.state: Any = None
@@ -165,7 +169,7 @@ class Turns:
             # is called after the block, and may be compiled with it, where hooks are in the way.
             for module in (m for m in unit.module.modules() if m not in inside):
                 self._hooks.append(module.register_forward_pre_hook(self._turn_of(unit)))
-        self._ahead = _Ahead(self._fetch, self.device) if level == "block" else None
+        self._ahead = _Prefetcher(self._fetch, self.device) if level == "block" else None
         self._after = dict(zip(streamed, streamed[1:], strict=False))
         for unit in streamed:
             self._hooks.append(unit.module.register_forward_pre_hook(self._come(unit)))
@@ -243,7 +247,7 @@ class Turns:
             rest = self._resting.get(slot.name)
             if rest is None or rest.stride() != slot.tensor.stride():  # a family may lay out what is in turn anew
                 like = torch.empty_like(slot.tensor, device="meta", dtype=self.policy.computed)
-                self._resting[slot.name] = Waiting(like, requires_grad=False)
+                self._resting[slot.name] = OffloadedParameter(like, requires_grad=False)
                 self._resting[slot.name].goes_to = self.device
             slot.owner._parameters[slot.key] = self._resting[slot.name]
 
@@ -252,7 +256,7 @@ def _merged(unit: Unit, blocks: Sequence[Unit]) -> Unit:
     return Unit(unit.module, tuple(slot for part in (unit, *blocks) for slot in part.slots))
 
 
-class _Ahead:
+class _Prefetcher:
     """Fetches the next unit's weights while this one computes; on a GPU in a stream of its own."""
 
     def __init__(self, fetch: Callable[[Unit], dict[str, Tensor]], device: torch.device) -> None:

@@ -7,39 +7,39 @@ import torch
 from torch import nn
 
 import kinema
-from kinema.nn import hollow as module
-from kinema.nn.hollow import hollow, placed
+from kinema.nn import meta as module
+from kinema.nn.meta import on_meta, placed
 from kinema.schema import BadRequest
 
 
 def test_a_network_of_too_many_weights_is_refused_while_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_TENSORS", 10)
     built: list[nn.Module] = []
-    with pytest.raises(BadRequest, match="more than 10 weights"), hollow():
+    with pytest.raises(BadRequest, match="more than 10 weights"), on_meta():
         built.extend(nn.Linear(2, 2) for _ in range(100))
     assert len(built) == 5
 
 
 def test_a_network_of_too_many_numbers_is_refused() -> None:
-    with pytest.raises(BadRequest, match="numbers"), hollow():
+    with pytest.raises(BadRequest, match="numbers"), on_meta():
         nn.Linear(2**20, 2**20)
 
 
 def test_the_count_ends_with_the_building(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_TENSORS", 2)
-    with hollow():
+    with on_meta():
         nn.Linear(1, 1)
     for _ in range(3):
         nn.Linear(1, 1)
 
 
 def test_sizes_of_which_nothing_can_be_built_are_one_sentence() -> None:
-    with pytest.raises(BadRequest, match="no network can be built from this config"), hollow():
+    with pytest.raises(BadRequest, match="no network can be built from this config"), on_meta():
         nn.GroupNorm(3, 4)
 
 
 def test_a_table_is_not_computed_where_only_its_shape_is_wanted() -> None:
-    with hollow():
+    with on_meta():
         assert placed((3, 10**9), lambda: pytest.fail("it was computed")).shape == (3, 10**9)
     assert placed((2,), lambda: torch.arange(2.0)).tolist() == [0, 1]
 

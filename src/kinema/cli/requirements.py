@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kinema import registry
-from kinema.bounds import is_regular, quoted, shown
+from kinema.bounds import is_regular, printable, quoted
 from kinema.cli.verbs import additions
 from kinema.schema import BadRequest, Request
 
@@ -26,7 +26,7 @@ MOST = 4
 
 
 @dataclass(frozen=True)
-class Want:
+class Requirement:
     """One thing that a recipe wants: ``what`` it is for people, its ``name`` and hash, and the option that gives it.
 
     ``source`` is where it may come from: "ships", "hub", or "user" for what only the user has.
@@ -43,22 +43,22 @@ class Want:
     """Of an input of the request's own, what `Request.files` calls it; of an addition, its slot."""
 
     def __str__(self) -> str:
-        return f"{self.what} {shown(self.name, TOLD)}{' from the hub' if self.source == 'hub' else ''}"
+        return f"{self.what} {printable(self.name, TOLD)}{' from the hub' if self.source == 'hub' else ''}"
 
 
 @dataclass(frozen=True)
-class Wants:
+class Requirements:
     """All that a recipe wants; ``weights`` of its LoRAs by name are in their order."""
 
-    model: Want
-    added: tuple[Want, ...]
-    loras: tuple[Want, ...]
+    model: Requirement
+    added: tuple[Requirement, ...]
+    loras: tuple[Requirement, ...]
     weights: tuple[float, ...]
-    inputs: tuple[Want, ...]
-    upper: Want | None = None
+    inputs: tuple[Requirement, ...]
+    upper: Requirement | None = None
     """The model of the second stage, where there is one."""
 
-    def __iter__(self) -> Iterator[Want]:
+    def __iter__(self) -> Iterator[Requirement]:
         return iter((self.model, *self.added, *self.loras, *([self.upper] if self.upper else []), *self.inputs))
 
     def told(self) -> str:
@@ -69,7 +69,7 @@ class Wants:
 
 
 @dataclass(frozen=True)
-class Given:
+class ReplayInputs:
     """What will be opened: a model by name, additions by slot, LoRAs with weights, and requests with the user's files.
 
     The request of the second stage names its model.
@@ -87,7 +87,7 @@ class Given:
 # ---------------------------------------------------------------------------------------- listing
 
 
-def wants_of(recipe: Mapping[str, Any], requests: Sequence[Request]) -> Wants:
+def wants_of(recipe: Mapping[str, Any], requests: Sequence[Request]) -> Requirements:
     """What a recipe (a `checked` one) wants, by its own words alone. Raises `BadRequest` where they are damaged."""
     base, *others = recipe["stages"]
     hashes = weights_of(base)
@@ -96,7 +96,7 @@ def wants_of(recipe: Mapping[str, Any], requests: Sequence[Request]) -> Wants:
     for each in base.get("added", ()):
         slot = each["slot"]
         told = each.get("hash", hashes.get(slot))
-        added.append(replace(_from(each["file"], slot, told, f"--add {shown(slot, TOLD)}=PATH"), key=slot))
+        added.append(replace(_from(each["file"], slot, told, f"--add {printable(slot, TOLD)}=PATH"), key=slot))
     for each in base.get("loras", ()):
         option = f"--lora PATH:{each['weight']:g}"
         loras.append(_from(each["file"], "LoRA", each["hash"], option, hub=False))
@@ -105,7 +105,7 @@ def wants_of(recipe: Mapping[str, Any], requests: Sequence[Request]) -> Wants:
         _from(str(stage["model"]), "model", weights_of(stage).get(""), "--super-resolution PATH") for stage in others
     ]
     inputs = tuple(_inputs(recipe, requests))
-    return Wants(model, tuple(added), tuple(loras), tuple(weights), inputs, *uppers)
+    return Requirements(model, tuple(added), tuple(loras), tuple(weights), inputs, *uppers)
 
 
 def weights_of(stage: Mapping[str, Any]) -> dict[str, str]:
@@ -115,7 +115,7 @@ def weights_of(stage: Mapping[str, Any]) -> dict[str, str]:
     return {"": own, **told} if own else told
 
 
-def _from(name: str, what: str, told: Any, option: str, *, hub: bool = True) -> Want:
+def _from(name: str, what: str, told: Any, option: str, *, hub: bool = True) -> Requirement:
     """A model, an addition or a LoRA of this name, and where it comes from."""
     from kinema.system import is_hub_id
 
@@ -130,10 +130,10 @@ def _from(name: str, what: str, told: Any, option: str, *, hub: bool = True) -> 
         source = "hub"
     else:
         name = registry.file_name(name)
-    return Want(what, name, told if isinstance(told, str) and told else None, option, source)
+    return Requirement(what, name, told if isinstance(told, str) and told else None, option, source)
 
 
-def _inputs(recipe: Mapping[str, Any], requests: Sequence[Request]) -> list[Want]:
+def _inputs(recipe: Mapping[str, Any], requests: Sequence[Request]) -> list[Requirement]:
     """The pictures and clips of all requests and of the options of any family: none can hide behind another's."""
     from kinema.provenance import names
 
@@ -143,11 +143,11 @@ def _inputs(recipe: Mapping[str, Any], requests: Sequence[Request]) -> list[Want
         raise BadRequest("the recipe is damaged: its stages are of other pictures or clips")
     for key, value in told.items():
         name, option = registry.file_name(value), f'"{key}=PATH"' if " " in key else f"{key}=PATH"
-        wants.append(Want(key, name, own.get(key), f"--input {option}", value=value, key=key))
+        wants.append(Requirement(key, name, own.get(key), f"--input {option}", value=value, key=key))
     asked = [(family, request) for request in requests for family in families()]
     files = dict.fromkeys(file for family, request in asked for file in family.sampling.files(request))
     for value, name in names(files).items():
-        wants.append(Want("input", name, extra.get(value), f"--input {shown(name, TOLD)}=PATH", value=value))
+        wants.append(Requirement("input", name, extra.get(value), f"--input {printable(name, TOLD)}=PATH", value=value))
     known = {*files, *(want.key for want in wants)}
     for name in (*own, *extra):
         if name not in known:
@@ -164,7 +164,7 @@ def families() -> list[Any]:
 # ----------------------------------------------------------------------------------------- giving
 
 
-def given(wants: Wants, requests: Sequence[Request], told: Mapping[str, Any], clip: Path) -> Given:
+def given(wants: Requirements, requests: Sequence[Request], told: Mapping[str, Any], clip: Path) -> ReplayInputs:
     """What the user gives, and what ships or is in the hub's cache; one sentence of what is missing then.
 
     ``told`` are the options of the command line: ``model``, ``super_resolution``, ``add``, ``lora``, ``input``,
@@ -174,7 +174,7 @@ def given(wants: Wants, requests: Sequence[Request], told: Mapping[str, Any], cl
 
     model, upper, adds = told.get("model"), told.get("super_resolution"), additions(told.get("add", ()))
     if upper and not wants.upper:
-        raise BadRequest(f"{shown(clip.name, TOLD)} was made in one stage: leave --super-resolution out")
+        raise BadRequest(f"{printable(clip.name, TOLD)} was made in one stage: leave --super-resolution out")
     inputs = _files(wants.inputs, told.get("input", ()))
     need = _on_hub("model", model, "--model PATH") if model else [wants.model]
     if wants.upper:
@@ -193,7 +193,7 @@ def given(wants: Wants, requests: Sequence[Request], told: Mapping[str, Any], cl
     made = [replaced(request, families(), own, others) for request in requests]
     if wants.upper:
         made[1] = made[1].with_(super_resolution=upper or _opened_as(wants.upper))
-    return Given(
+    return ReplayInputs(
         model or _opened_as(wants.model),
         {**{want.key: _opened_as(want) for want in wants.added}, **adds},
         lora_weights(told.get("lora", ())) or dict(zip(map(_opened_as, wants.loras), wants.weights, strict=True)),
@@ -202,13 +202,13 @@ def given(wants: Wants, requests: Sequence[Request], told: Mapping[str, Any], cl
     )
 
 
-def _on_hub(what: str, name: str, option: str) -> list[Want]:
+def _on_hub(what: str, name: str, option: str) -> list[Requirement]:
     """What the user names, where that is on the hub: any hash will do."""
     want = _from(name, what, "any", option)
     return [want] if want.source == "hub" and not Path(name).exists() else []
 
 
-def _is_here(want: Want, told: Mapping[str, Any]) -> bool:
+def _is_here(want: Requirement, told: Mapping[str, Any]) -> bool:
     if want.source != "hub":
         return want.source == "ships"
     if told.get("allow_download"):
@@ -221,36 +221,36 @@ def _is_here(want: Want, told: Mapping[str, Any]) -> bool:
         return False
 
 
-def _opened_as(want: Want) -> str:
+def _opened_as(want: Requirement) -> str:
     from kinema.system import HUB
 
     return HUB + want.name if want.source == "hub" else want.name
 
 
-def _missing(missing: Sequence[Want], clip: Path) -> str:
+def _missing(missing: Sequence[Requirement], clip: Path) -> str:
     """One sentence on what a replay does not look for, and the options that give it."""
     few = missing[:MOST]
-    names = ", ".join(shown(want.name, TOLD) for want in few)
+    names = ", ".join(printable(want.name, TOLD) for want in few)
     more = f" and {len(missing) - MOST} more" if len(missing) > MOST else ""
     options = ", ".join(dict.fromkeys(want.option for want in few))
     hub = ", or pass --allow-download" if any(want.source == "hub" for want in missing) else ""
     it = "it" if len(missing) == 1 else "them"
-    made = f"{shown(clip.name, TOLD)} was made from {names}{more}, which a replay does not look for"
+    made = f"{printable(clip.name, TOLD)} was made from {names}{more}, which a replay does not look for"
     return f"{made}; give {it} with {options}{hub}"
 
 
-def _files(wants: Sequence[Want], words: Sequence[str]) -> dict[Want, Path]:
+def _files(wants: Sequence[Requirement], words: Sequence[str]) -> dict[Requirement, Path]:
     """``["image=a.png"]`` as inputs and files; a path alone is the input of that name.
 
     What is given for one input is given for all that were the same file.
     """
-    found: dict[Want, Path] = {}
+    found: dict[Requirement, Path] = {}
     for word in words:
         want, path = _input(wants, word)
         if want in found:
-            raise BadRequest(f"--input {shown(want.name, 100)} is given twice; give it once")
+            raise BadRequest(f"--input {printable(want.name, 100)} is given twice; give it once")
         if not (is_regular(path) or path.is_dir()):
-            raise BadRequest(f"--input {shown(word, 200)} is no file or folder of frames that can be read")
+            raise BadRequest(f"--input {printable(word, 200)} is no file or folder of frames that can be read")
         found[want] = path
     for want, path in list(found.items()):
         same = (each for each in wants if want.hash and (each.name, each.hash) == (want.name, want.hash))
@@ -258,7 +258,7 @@ def _files(wants: Sequence[Want], words: Sequence[str]) -> dict[Want, Path]:
     return found
 
 
-def _input(wants: Sequence[Want], word: str) -> tuple[Want, Path]:
+def _input(wants: Sequence[Requirement], word: str) -> tuple[Requirement, Path]:
     """What a word gives, by what the request calls it or by the name of the file that the clip was made from."""
     if not wants:
         raise BadRequest("the clip was made from no picture or clip: leave out --input")
@@ -269,15 +269,15 @@ def _input(wants: Sequence[Want], word: str) -> tuple[Want, Path]:
             return by_name[name], Path(word[len(name) + 1 :])
     if want := by_name.get(registry.file_name(word)):
         return want, Path(word)
-    known = ", ".join(shown(want.key or want.name, TOLD) for want in wants[:MOST])
-    raise BadRequest(f"--input {shown(word, 100)} is no input of the clip; expected NAME=PATH, NAME out of {known}")
+    known = ", ".join(printable(want.key or want.name, TOLD) for want in wants[:MOST])
+    raise BadRequest(f"--input {printable(word, 100)} is no input of the clip; expected NAME=PATH, NAME out of {known}")
 
 
-def _compared(want: Want, path: Path) -> list[str]:
+def _compared(want: Requirement, path: Path) -> list[str]:
     from kinema.provenance import file_hash
 
     if file_hash(path) == want.hash:
         return []
     if want.hash is None:
-        return [f"nothing tells whether {shown(str(path))} is the file that the clip was made from: it has no hash"]
-    return [f"{shown(str(path))} is not the file that the clip was made from"]
+        return [f"nothing tells whether {printable(str(path))} is the file that the clip was made from: it has no hash"]
+    return [f"{printable(str(path))} is not the file that the clip was made from"]
