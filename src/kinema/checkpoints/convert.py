@@ -121,7 +121,7 @@ def convert(
     else:
         written = beside(target, lambda free: _write(plan, free, exclusive=True))
     if written != target:
-        on_event(Note(f"{target} was created by another process meanwhile and was kept; the weights were written to {written}"))
+        on_event(Note(f"{target} was created by another process and was kept; the weights were written to {written}"))
     count, size = sum(len(file.header) for file in plan.files), sum(file.bytes for file in plan.files)
     return Converted(written, family, count, size, plan.notes)
 
@@ -164,14 +164,18 @@ def _check_target(source: Path, target: Path, plan: Conversion, overwrite: bool)
         if not overwrite:
             raise BadRequest(f"{target} already exists; choose another target or use --overwrite")
         if target.is_dir() and any(target.iterdir()) and not (target / "model_index.json").is_file():
-            raise BadRequest(f"{target} is a folder of other files, all of which would be deleted; choose another target")
+            raise BadRequest(
+                f"{target} is a folder of other files, all of which would be deleted; choose another target"
+            )
     if not plan.is_folder and target.suffix != ".safetensors":
         raise BadRequest(f"{target.name} is not a name for a single weight file; expected one ending in .safetensors")
     if plan.is_folder and target.suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin"):
         raise BadRequest(f"{target.name} is not a name for a folder; expected one without {target.suffix}")
     need, free = sum(file.bytes for file in plan.files), shutil.disk_usage(target.parent).free
     if need > free:
-        raise BadRequest(f"{target.name} needs {need:,} bytes but only {free:,} are free on its disk; nothing was written")
+        raise BadRequest(
+            f"{target.name} needs {need:,} bytes but only {free:,} are free on its disk; nothing was written"
+        )
 
 
 def _write(plan: Conversion, target: Path, *, exclusive: bool) -> Path:

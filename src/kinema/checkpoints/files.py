@@ -270,11 +270,15 @@ def _of_index(path: Path) -> list[Path]:
     try:
         shards = sorted(set(index["weight_map"].values()))
     except (KeyError, TypeError, AttributeError) as error:
-        raise BadRequest(f"{path.name} is not an index of weights: expected a weight_map from tensor names to files") from error
+        raise BadRequest(
+            f"{path.name} is not an index of weights: expected a weight_map from tensor names to files"
+        ) from error
     files = []
     for name in shards:
         if not isinstance(name, str) or Path(name).name != name or "\\" in name or len(name) > MAX_NAME:
-            raise BadRequest(f"{path.name} names the shard {quoted(name)}; expected the name of a file in its own folder")
+            raise BadRequest(
+                f"{path.name} names the shard {quoted(name)}; expected the name of a file in its own folder"
+            )
         files.append(path.parent / name)
     if not files:
         raise BadRequest(f"{path.name} names no shards; expected at least one")
@@ -308,7 +312,9 @@ class Layout:
                     f"expected at most {MAX_HEADER:,}"
                 )
             if 8 + length > size:
-                raise BadRequest(f"{file.name} is cut short: its header ends at byte {8 + length:,}, the file at {size:,}")
+                raise BadRequest(
+                    f"{file.name} is cut short: its header ends at byte {8 + length:,}, the file at {size:,}"
+                )
             text = opened.read(length)
         table = _parse(file.name, text)
         metadata = _pop_metadata(file.name, table)
@@ -373,7 +379,9 @@ def _check_extent(file: Path, entries: Mapping[str, tuple], size: int) -> None:
     at = 0
     for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != at:
-            raise BadRequest(f"{file.name} has a damaged header: {quoted(name)} begins at byte {begin:,}; expected {at:,}")
+            raise BadRequest(
+                f"{file.name} has a damaged header: {quoted(name)} begins at byte {begin:,}; expected {at:,}"
+            )
         at = end
     if at > size:
         raise BadRequest(f"{file.name} is cut short: its tensors need {at:,} bytes and it has {size:,}")
@@ -399,7 +407,9 @@ def merge(found: dict[str, Any], new: Mapping[str, Any], file: Path) -> None:
     """Add a shard's entries to those of earlier shards. Raises BadRequest for a duplicate."""
     duplicates = [name for name in new if name in found]
     if duplicates:
-        raise BadRequest(f"{file.name} has {len(duplicates)} tensors that are also in another shard ({few(duplicates)})")
+        raise BadRequest(
+            f"{file.name} has {len(duplicates)} tensors that are also in another shard ({few(duplicates)})"
+        )
     found.update(new)
 
 

@@ -27,7 +27,7 @@ def fetch_model(name: str, offline: bool | None = None, variant: str | None = No
     ``variant``: repositories often have every precision and single-file copies. For a repository of single files,
     downloads its only weight file. Raises `BadRequest` as `fetch` does, and if there are several weight files.
     """
-    if variant and not re.fullmatch(r"\w[\w-]*", variant):  # part of a file pattern, and possibly from a stranger's recipe
+    if variant and not re.fullmatch(r"\w[\w-]*", variant):  # used in file patterns; may be untrusted
         raise BadRequest(f"variant is {quoted(variant)}; expected a name such as fp16")
     owner, _, rest = name.partition("/")
     repository, _, file = rest.partition("/")

@@ -97,7 +97,9 @@ def _check_zip(file: Path, opened: IO[bytes]) -> None:
             raise BadRequest(f"{file.name} lists {len(entries):,} entries; expected at most {_ENTRIES:,}")
         packed = [entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
         if packed or sum(entry.file_size for entry in entries) > size:
-            raise BadRequest(f"{file.name} is compressed; expected an uncompressed file, as PyTorch writes, or .safetensors")
+            raise BadRequest(
+                f"{file.name} is compressed; expected an uncompressed file, as PyTorch writes, or .safetensors"
+            )
         for entry in entries:
             if entry.filename.endswith(".pkl"):
                 with archive.open(entry) as content:
@@ -109,7 +111,9 @@ def _check_pickles(file: Path, opened: IO[bytes], count: int) -> None:
     for _ in range(count):
         for _code, argument, _at in pickletools.genops(limited):  # type: ignore[arg-type]
             if argument in _BYTEARRAYS:
-                raise BadRequest(f"{file.name} contains a bytearray, which could be of any size; expected named tensors")
+                raise BadRequest(
+                    f"{file.name} contains a bytearray, which could be of any size; expected named tensors"
+                )
             left -= 1
             if left < 0:
                 raise BadRequest(f"{file.name} has a pickle of over {MAX_OPCODES:,} opcodes; expected a weight file")
@@ -142,7 +146,9 @@ def _check_tensors(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     total = 0
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_quantized:
-            raise BadRequest(f"{file.name} has a sparse or quantised tensor, {printable(name, MAX_QUOTED)}; expected dense ones")
+            raise BadRequest(
+                f"{file.name} has a sparse or quantised tensor, {printable(name, MAX_QUOTED)}; expected dense ones"
+            )
         size = tensor.numel() * tensor.element_size()
         total += size
         if size > tensor.untyped_storage().nbytes():
@@ -151,7 +157,9 @@ def _check_tensors(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
                 f"{file.name} stores fewer values for {printable(name, MAX_QUOTED)} than its shape {shape} needs"
             )
     if total > _SHARED * file.stat().st_size:
-        raise BadRequest(f"{file.name} has tensors of {total:,} bytes in total, many times its own size; expected weights")
+        raise BadRequest(
+            f"{file.name} has tensors of {total:,} bytes in total, many times its own size; expected weights"
+        )
     return tensors
 
 
@@ -159,11 +167,10 @@ def _refusal(file: Path, reason: str) -> str:
     found = re.search(r"(?:GLOBAL|class|global:?)\s+([\w.]+\.[\w.]+)", reason)
     name = printable(found[1] if found else _first_global(file) or "", MAX_QUOTED)
     if not name:
-        return f"{file.name} cannot be read: it is damaged, or contains more than tensors; get the weights as .safetensors"
-    return (
-        f"{file.name} contains Python code ({name}), which loading would run; "
-        "get the weights as .safetensors"
-    )
+        return (
+            f"{file.name} cannot be read: it is damaged, or contains more than tensors; get the weights as .safetensors"
+        )
+    return f"{file.name} contains Python code ({name}), which loading would run; get the weights as .safetensors"
 
 
 def _first_global(file: Path) -> str | None:

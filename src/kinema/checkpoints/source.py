@@ -29,7 +29,7 @@ MAX_JSON = 16 * 2**20
 
 @dataclass(frozen=True)
 class Source:
-    """A path; ``variant`` selects among a folder's files ("fp16"), ``model`` is the published model named by the user."""
+    """``variant`` selects among a folder's files ("fp16"); ``model`` is the published model that the user named."""
 
     path: Path
     variant: str | None = None

@@ -65,7 +65,9 @@ class Table:
     def __init__(self, rows: Iterable[Row]) -> None:
         self.rows = tuple(islice(rows, MAX_ENTRIES + 1))
         if len(self.rows) > MAX_ENTRIES:
-            raise BadRequest(f"this config describes a model of more than {MAX_ENTRIES:,} tensors; expected at most {MAX_ENTRIES:,}")
+            raise BadRequest(
+                f"this config describes a model of more than {MAX_ENTRIES:,} tensors; expected at most {MAX_ENTRIES:,}"
+            )
         self.by_theirs = {row.theirs: row for row in self.rows}
         self.by_ours = {name: (row, i) for row in self.rows for i, name in enumerate(row.ours)}
         if len(self.by_theirs) != len(self.rows) or len(self.by_ours) != sum(len(row.ours) for row in self.rows):

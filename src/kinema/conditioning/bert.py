@@ -36,7 +36,7 @@ class BertText:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
-        """Return ``(text_BLD, keep_BL)``: last hidden states, cut or padded to ``length``, and a mask, True on tokens."""
+        """Return ``(text_BLD, keep_BL)``: last hidden states, cut or padded to ``length``; ``keep`` is True on tokens."""
         tokens = self.tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
@@ -67,7 +67,7 @@ def load(source: str = LARGE, *, device: str = "cpu", offline: bool = False) -> 
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise BadRequest(
-            f"the BERT text encoder {source} cannot be loaded or downloaded ({first}); go online once, or name a folder "
-            "with its weights as .safetensors"
+            f"the BERT text encoder {source} cannot be loaded or downloaded ({first}); go online once, or name a "
+            "folder with its weights as .safetensors"
         ) from None
     return BertText(tokenizer, encoder.to(device).eval().requires_grad_(False))

@@ -23,10 +23,10 @@ Encode = Callable[[Tensor], Tensor]
 def placed(encode: Encode, grid: LatentGrid, video_B3THW: Tensor, mask_B1THW: Tensor) -> tuple[Tensor, Tensor]:
     """Return the latents of the given pixels, zero in unknown cells, and their mask, 1 in known cells.
 
-    Frames without given pixels are never read. A cell is known if all of its pixels are given; its latent is that of its
-    own frames, as far as the codec can encode them without their neighbours: see `_parts`. A single given frame
-    in a cell of several frames (a keyframe, the last frame of a clip) is encoded alone and represents the cell, with
-    codecs that encode single frames (`FrameGrid.cells`).
+    Frames without given pixels are never read. A cell is known if all of its pixels are given; its latent is that of
+    its own frames, as far as the codec can encode them without their neighbours: see `_parts`. With codecs that encode
+    single frames, one given frame of a partly known cell (a keyframe, the last frame of a clip) is encoded alone and
+    represents the cell (`FrameGrid.cells`).
 
     Raises ValueError if the codec returns latents that do not fit the grid.
     """
@@ -42,7 +42,9 @@ def placed(encode: Encode, grid: LatentGrid, video_B3THW: Tensor, mask_B1THW: Te
         checkpoint()
         z = encode(video_B3THW[:, :, part.frames])
         if z.shape[2] != (expected := grid.time.latent(len(part.frames))):
-            raise ValueError(f"the codec encoded {len(part.frames)} frames to {z.shape[2]} latent frames; expected {expected}")
+            raise ValueError(
+                f"{len(part.frames)} frames were encoded to {z.shape[2]} latent frames; expected {expected}"
+            )
         content = z.new_zeros(shape.bcthw) if content is None else content
         content[:, :, part.cells] = z[:, :, part.kept]
     content = video_B3THW.new_zeros(shape.bcthw) if content is None else content

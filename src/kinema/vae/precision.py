@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def upcast(codec: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return ``run(x)``, a call of the codec, in float32 if its weights are float16, else in the dtype of its weights."""
+    """Return ``run(x)``, a call of the codec, in float32 if its weights are float16, else in their dtype."""
     dtype = next(codec.parameters()).dtype
     if dtype != torch.float16:
         return run(x.to(dtype))
@@ -31,10 +31,10 @@ def in_float32(network: nn.Module) -> Iterator[None]:
     kept: dict[nn.Module, list[tuple[nn.Module, str, nn.Parameter]]] = {}
 
     def widen(part: nn.Module, _inputs: Any) -> None:
-        parameters = [(owner, key, p) for owner in part.modules() for key, p in owner._parameters.items() if p is not None]
-        for owner, key, p in parameters:
+        owned = [(owner, key, p) for owner in part.modules() for key, p in owner._parameters.items() if p is not None]
+        for owner, key, p in owned:
             owner._parameters[key] = nn.Parameter(p.detach().float(), requires_grad=False)
-        kept[part] = parameters
+        kept[part] = owned
 
     def restore(part: nn.Module, *_outputs: Any) -> None:
         for owner, key, p in kept.pop(part, ()):

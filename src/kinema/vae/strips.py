@@ -1,7 +1,7 @@
 """A codec's residual block on a large feature map, computed in strips of rows: `nn.ldm_unet.ResBlock` in less memory.
 
-Only the norms depend on more than adjacent rows. After computing their statistics, a strip passes through norm, SiLU and
-convolution while it is in the CPU's cache. A single intermediate map is kept, in a buffer that all images reuse:
+Only the norms depend on more than adjacent rows. Once their statistics are known, a strip passes through norm, SiLU
+and convolution while it is in the CPU's cache. A single intermediate map is kept, in a buffer that all images reuse:
 on a CPU, allocating fresh pages costs more than writing to them.
 
 Letters: C input channels, K output channels, H rows, W columns, R rows of a strip.
@@ -27,9 +27,9 @@ Convolution = Callable[[Tensor], Tensor]
 
 
 def pays(block: ResBlock, values: int, x: Tensor) -> bool:
-    """Return whether strips are supported and faster for a block on a map of ``values`` elements with x's dtype and device.
+    """Return whether strips work and pay off for a block on a map of ``values`` elements with x's dtype and device.
 
-    Only on CPUs, without gradients, in float32 or wider: half-precision maps are half as large and their convolutions
+    They do only on CPUs, without gradients, in float32 or wider: half-precision maps are half as large and their convolutions
     too fast for strips to pay off.
     """
     recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
