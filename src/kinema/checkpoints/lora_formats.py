@@ -167,9 +167,7 @@ class PeftAlphas:
                 elif setting == "alpha_pattern":
                     self.patterns[part] = {str(name): float(alpha) for name, alpha in (value or {}).items()}
                 elif setting in ("use_rslora", "use_dora") and value:
-                    raise BadRequest(
-                        f"{where} is a rank-stabilised or weight-decomposed LoRA; expected a plain one ({setting} false)"
-                    )
+                    raise BadRequest(f"{where} is a rank-stabilised or weight-decomposed LoRA; expected a plain LoRA")
         except (ValueError, TypeError, AttributeError) as error:
             if isinstance(error, BadRequest):
                 raise

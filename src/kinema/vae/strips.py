@@ -29,8 +29,8 @@ Convolution = Callable[[Tensor], Tensor]
 def pays(block: ResBlock, values: int, x: Tensor) -> bool:
     """Return whether strips work and pay off for a block on a map of ``values`` elements with x's dtype and device.
 
-    They do only on CPUs, without gradients, in float32 or wider: half-precision maps are half as large and their convolutions
-    too fast for strips to pay off.
+    They do only on CPUs, without gradients, in float32 or wider: half-precision maps are half as large and their
+    convolutions too fast for strips to pay off.
     """
     recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
     if recorded or not x.is_cpu or x.dtype.itemsize < 4 or values < LEAST or block._forward_hooks:

@@ -67,13 +67,13 @@ def test_impossible_values(words, told, capsys):
     [
         (
             ["model.diffusion_model.input_blocks.0.0.weight", "cond_stage_model.x"],
-            "file of Stable Diffusion lacks",
+            "this Stable Diffusion file lacks",
         ),
         (["conditioner.embedders.1.model.transformer.resblocks.0.ln_1.bias"], "a Stable Diffusion XL checkpoint"),
         (["down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"], "an AnimateDiff motion module"),
-        (["model.diffusion_model.input_blocks.1.0.time_stack.x"], "a video checkpoint of sgm without its conditioner"),
+        (["model.diffusion_model.input_blocks.1.0.time_stack.x"], "an sgm video checkpoint without its conditioner"),
         (["control_model.input_blocks.0.0.weight"], "a ControlNet"),
-        (["something"], "its 1 tensor begins something"),
+        (["something"], "its 1 tensor is something"),
     ],
 )
 def test_a_checkpoint_of_another_family_is_named(keys, what, capsys):
@@ -84,7 +84,7 @@ def test_a_checkpoint_of_another_family_is_named(keys, what, capsys):
 def test_a_folder_of_another_pipeline_is_named(capsys):
     Path("other").mkdir()
     Path("other/model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    assert "which a StableDiffusionPipeline is made of" in refused(
+    assert "which the pipeline StableDiffusionPipeline needs" in refused(
         capsys, "animate", "picture.png", "--model", "./other"
     )
     assert "StableDiffusionPipeline" in refused(capsys, "inspect", "other")
@@ -107,7 +107,7 @@ def test_a_lora_as_a_model_and_a_model_as_a_lora(capsys):
     save_file({"cond_stage_model.x": torch.ones(1)}, "model.safetensors")
     told = refused(capsys, "animate", "picture.png", *SVD, "--lora", "model.safetensors")
     assert (
-        "model.safetensors is no LoRA: it is a Stable Diffusion checkpoint; a model goes in the model's place" in told
+        "model.safetensors is not a LoRA: it is a Stable Diffusion checkpoint; expected a LoRA file" in told
     )
 
 

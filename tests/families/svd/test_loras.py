@@ -153,7 +153,7 @@ MOTION = (
     ("tensors", "what", "why"),
     [
         (kohya((SD15, 320, 768)), "a LoRA of Stable Diffusion 1.5", "320×768 at unet.down_blocks.0"),
-        (kohya((SD15, 320, 1024)), "a LoRA of Stable Diffusion 2", "where this model has 32×32"),
+        (kohya((SD15, 320, 1024)), "a LoRA of Stable Diffusion 2", "expected 32×32"),
         (kohya((XL, 640, 640)), "a LoRA of Stable Diffusion XL", "2 of its tensors fit no layer"),
         (kohya((LAYERS[0].replace("unet.", "lora_unet_").replace(".", "_"), 32, 48)), "a LoRA", "32×48 at unet"),
         (
@@ -221,9 +221,9 @@ def test_a_weight_that_is_none_is_refused(saved, files, weight, told):
 
 def test_a_model_as_a_lora_and_a_lora_as_a_model_are_named(saved, files, tmp_path):
     unet = saved / "unet/diffusion_pytorch_model.safetensors"
-    with pytest.raises(BadRequest, match="is no LoRA: it is one part of a folder of Stable Video Diffusion"):
+    with pytest.raises(BadRequest, match="is not a LoRA: it is one component of a Stable Video Diffusion folder"):
         load(saved, loras={unet: 1.0})
-    with pytest.raises(BadRequest, match="is no LoRA: it is a folder of StableVideoDiffusionPipeline"):
+    with pytest.raises(BadRequest, match="is not a LoRA: it is a folder of the pipeline StableVideoDiffusionPipeline"):
         load(saved, loras={saved: 1.0})
     with pytest.raises(BadRequest, match="it is a LoRA of Stable Video Diffusion; name a model, and this with --lora"):
         load(files[0])

@@ -397,13 +397,13 @@ def test_a_truncated_file_is_said_to_be_cut_short_and_nothing_is_written(tmp_pat
         (["down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"], "this motion module lacks"),
         (
             ["model.diffusion_model.input_blocks.0.0.weight", "cond_stage_model.x"],
-            "this file of Stable Diffusion lacks",
+            "this Stable Diffusion file lacks",
         ),
         (["conditioner.embedders.1.model.transformer.resblocks.0.ln_1.bias"], "a Stable Diffusion XL checkpoint"),
         (["model.diffusion_model.input_blocks.1.0.time_stack.x", "model.diffusion_model.x.time_mix_blocks.0.y"], "4D"),
-        (["vision_model.post_layernorm.bias"], "an image encoder of CLIP"),
+        (["vision_model.post_layernorm.bias"], "a CLIP image encoder"),
         (["double_blocks.0.img_mod.lin.weight"], "Open-Sora"),
-        (["something"], "nothing known"),
+        (["something"], "of an unknown kind"),
     ],
 )
 def test_a_file_of_another_family_is_named_for_what_it_is(tmp_path, keys, what):
@@ -415,15 +415,15 @@ def test_a_file_of_another_family_is_named_for_what_it_is(tmp_path, keys, what):
 def test_a_folder_of_another_pipeline_is_named(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other/model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
-    with pytest.raises(BadRequest, match="a folder of KandinskyPipeline"):
+    with pytest.raises(BadRequest, match="a folder of the pipeline KandinskyPipeline"):
         convert(tmp_path / "other", tmp_path / "b.safetensors", "sgm")
 
 
 @pytest.mark.parametrize(
     ("target", "layout", "what"),
     [
-        ("out.safetensors", "diffusers", "is to be a folder"),
-        ("out", "sgm", r"ends in \.safetensors"),
+        ("out.safetensors", "diffusers", "is not a name for a folder"),
+        ("out", "sgm", r"ending in \.safetensors"),
         ("missing/out", "diffusers", "does not exist"),
         ("out", "difusers", "did you mean diffusers"),
         ("out", "kohya", "a checkpoint has no layout kohya"),
@@ -436,7 +436,7 @@ def test_an_impossible_target_or_layout_is_refused(tmp_path, made, target, layou
 
 def test_an_existing_target_stays_unless_overwriting_is_asked_for(tmp_path, made):
     (tmp_path / "b.safetensors").write_text("mine")
-    with pytest.raises(BadRequest, match="exists already"):
+    with pytest.raises(BadRequest, match="already exists"):
         convert(made / "converted", tmp_path / "b.safetensors", "sgm")
     assert (tmp_path / "b.safetensors").read_text() == "mine"
     convert(made / "converted", tmp_path / "b.safetensors", "sgm", overwrite=True)
@@ -446,7 +446,7 @@ def test_an_existing_target_stays_unless_overwriting_is_asked_for(tmp_path, made
 def test_a_folder_of_other_things_is_never_replaced(tmp_path, made):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("years")
-    with pytest.raises(BadRequest, match="other things in it"):
+    with pytest.raises(BadRequest, match="a folder of other files"):
         convert(made / "svd.safetensors", tmp_path / "mine", "diffusers", overwrite=True)
     assert (tmp_path / "mine/thesis.txt").read_text() == "years"
 

@@ -79,7 +79,7 @@ def test_offline_reaches_the_text_encoder(tiny: Config, monkeypatch: pytest.Monk
 def test_unknown_words_are_said(tiny: Config) -> None:
     said: list[object] = []
     conditioned(system(tiny), Request(prompt="a red zeppelin", seed=0), said.append)
-    assert [note.message for note in said if isinstance(note, Note)] == ["vdm/tiny was not taught the word(s) zeppelin"]
+    assert [note.message for note in said if isinstance(note, Note)] == ["unknown words for vdm/tiny: zeppelin"]
 
 
 def test_per_frame_denoises_every_frame_by_itself(tiny: Config, lively: Callable[..., VideoUNet]) -> None:

@@ -229,7 +229,7 @@ def test_wrong_files_and_slots_are_named(saved, tmp_path):
         open_system(tiny, add={"sparsectrl": saved / "canny.pth"})
     with pytest.raises(BadRequest, match=r"is no motion module: it is a ControlNet"):
         open_system("animatediff/image", add={"motion": saved / "depth"})
-    with pytest.raises(BadRequest, match=r"it is a ControlNet, which an image model takes \(add controlnet=FILE\)"):
+    with pytest.raises(BadRequest, match=r"it is a ControlNet, an add-on to an image model \(add controlnet=FILE\)"):
         open_system(saved / "canny.pth")
     with pytest.raises(
         BadRequest, match=r"for a model .*64/128 channels.* and the image model is Stable Diffusion 1.5"

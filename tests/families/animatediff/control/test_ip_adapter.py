@@ -184,13 +184,13 @@ def test_wrong_files_are_named(saved, tmp_path):
         torch.save({name: torch.zeros(1)}, tmp_path / "face.bin")
         with pytest.raises(BadRequest, match=rf"\({what}\), which reads more than CLIP's view"):
             open_system(tiny, add={"ip-adapter": tmp_path / "face.bin"})
-    with pytest.raises(BadRequest, match="is no IP-Adapter: it is an image encoder of CLIP"):
+    with pytest.raises(BadRequest, match="is no IP-Adapter: it is a CLIP image encoder"):
         open_system(tiny, add={"ip-adapter": saved / "vision.safetensors"})
     with pytest.raises(BadRequest, match=r"is no image encoder of CLIP: it is an IP-Adapter \(add ip-adapter=FILE\)"):
         open_system(tiny, add={"image-encoder": saved / "plain.safetensors"})
     with pytest.raises(BadRequest, match="is no ControlNet: it is an IP-Adapter"):
         open_system(tiny, add={"controlnet": saved / "plus.bin"})
-    with pytest.raises(BadRequest, match=r"it is an IP-Adapter, which an image model takes \(add ip-adapter=FILE\)"):
+    with pytest.raises(BadRequest, match=r"it is an IP-Adapter, an add-on to an image model \(add ip-adapter=FILE\)"):
         open_system(saved / "plain.safetensors")
     with pytest.raises(BadRequest, match="for another model .* and the image model has 16 to prompts 768 wide"):
         open_system("animatediff/v3", add={"ip-adapter": saved / "plain.safetensors"})

@@ -150,7 +150,7 @@ def test_drawings_steer_a_clip_from_the_frames_they_are_told_for(saved, tmp_path
 
 def test_wrong_files_and_orders_are_named(saved):
     tiny = saved / "tiny.safetensors"
-    with pytest.raises(BadRequest, match="is no SparseCtrl: it is animatediff weights of kinema's own"):
+    with pytest.raises(BadRequest, match="is no SparseCtrl: it is a Kinema weight file of the family animatediff"):
         open_system(tiny, add={"sparsectrl": tiny})
     with pytest.raises(BadRequest, match=r"is no motion module: it is SparseCtrl for frames \(add sparsectrl=FILE\)"):
         open_system("animatediff/image", add={"motion": saved / "rgb.ckpt"})
