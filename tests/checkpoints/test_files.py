@@ -249,7 +249,7 @@ def test_a_sharded_folder_reads_like_one_file(tmp_path: Path) -> None:
 def test_a_missing_shard_and_a_shard_outside_the_folder_are_refused(tmp_path: Path) -> None:
     sharded(tmp_path / "m")
     (tmp_path / "m" / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(BadRequest, match=r"names 2 shards, of which 1 are missing \(model-00002"):
+    with pytest.raises(BadRequest, match=r"names 2 shards but model-00002\S* is missing"):
         read_tensors(tmp_path / "m")
     write_tensors(tmp_path / "secret.safetensors", TENSORS)
     for name in ("../secret.safetensors", str(tmp_path / "secret.safetensors"), "..", 3):

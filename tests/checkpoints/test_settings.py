@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from kinema import registry
-from kinema.checkpoints.settings import LONGEST, MOST, build_config, checked, readable
+from kinema.checkpoints.settings import LONGEST, MOST, FileFault, build_config, checked, readable
 from kinema.schema import BadRequest
 
 
@@ -85,3 +85,8 @@ def test_errors_from_untrusted_names_and_shapes_become_one_line(error: Exception
     with pytest.raises(BadRequest, match="it is damaged") as refused, readable("it"):
         raise error
     assert len(str(refused.value)) < 300
+
+
+def test_a_fault_in_a_file_gets_its_name() -> None:
+    with pytest.raises(BadRequest, match=r"^a\.safetensors lacks x$"), readable("a.safetensors"):
+        raise FileFault("lacks x")

@@ -29,6 +29,6 @@ def test_modules_are_counted_up_to_a_limit() -> None:
     assert count(header(0, 1, 2), "a.") == 3
     assert count(header("x"), "a.") == 0
     for far in (MOST_MODULES, 10**9, "9" * 5000):
-        with pytest.raises(BadRequest, match="has a module numbered .*; expected 0 to 255") as refused:
+        with pytest.raises(BadRequest, match=r"has a module numbered .* at a\.; expected 0 to 255") as refused:
             count(header(0, far), "a.")
         assert len(str(refused.value)) < 200

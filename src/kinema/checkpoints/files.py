@@ -23,6 +23,7 @@ from kinema.atomic import replacing
 from kinema.bounds import MAX_QUOTED, few, printable, quoted
 from kinema.checkpoints.pickles import SUFFIXES, read_pickle
 from kinema.schema import BadRequest
+from kinema.values import counted
 
 WEIGHTS = (".safetensors", *SUFFIXES)
 """Suffixes of weight files."""
@@ -283,7 +284,8 @@ def _of_index(path: Path) -> list[Path]:
     if not files:
         raise BadRequest(f"{path.name} names no shards; expected at least one")
     if absent := [file.name for file in files if not file.is_file()]:
-        raise BadRequest(f"{path.name} names {len(files)} shards, of which {len(absent)} are missing ({few(absent)})")
+        verb = "is" if len(absent) == 1 else "are"
+        raise BadRequest(f"{path.name} names {counted(len(files), 'shard')} but {few(absent)} {verb} missing")
     return files
 
 
@@ -408,7 +410,7 @@ def merge(found: dict[str, Any], new: Mapping[str, Any], file: Path) -> None:
     duplicates = [name for name in new if name in found]
     if duplicates:
         raise BadRequest(
-            f"{file.name} has {len(duplicates)} tensors that are also in another shard ({few(duplicates)})"
+            f"{file.name} has {counted(len(duplicates), 'tensor')} that another shard also has ({few(duplicates)})"
         )
     found.update(new)
 

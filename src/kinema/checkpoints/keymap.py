@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kinema.bounds import few
 from kinema.schema import BadRequest
+from kinema.values import counted
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class _Rules:
                 raise ValueError(f"{name!r} and another key both become {target!r}")
             renamed[target] = rule.transform.forward(tensor) if rule.transform else tensor
         if unmapped:
-            raise BadRequest(f"{where} has {len(unmapped)} unknown keys ({few(unmapped)})")
+            raise BadRequest(f"{where} has {counted(len(unmapped), 'unknown key')} ({few(unmapped)})")
         return renamed
 
 

@@ -23,6 +23,7 @@ from kinema.bounds import few, from_json
 from kinema.checkpoints.files import header, metadata, read_tensors, write_tensors
 from kinema.checkpoints.signatures import lora_kind
 from kinema.schema import BadRequest
+from kinema.values import counted
 
 LAYOUTS = ("diffusers", "kohya")
 PEFT_NOTE = "lora_adapter_metadata"
@@ -309,7 +310,9 @@ class Merged:
     def _checked(self, loras: Sequence[tuple[Lora, float]], weights: Iterable[str]) -> dict[str, nn.Parameter]:
         parameters = dict(self.model.named_parameters())
         if absent := sorted(name for name in weights if name not in parameters):
-            raise BadRequest(f"the LoRA has {len(absent)} layers that this model does not have ({few(absent)})")
+            raise BadRequest(
+                f"the LoRA has {counted(len(absent), 'layer')} that this model does not have ({few(absent)})"
+            )
         for lora, _ in loras:
             check_shapes(lora, {name: p.shape for name, p in parameters.items()}, "the LoRA is for another model: it")
         return parameters

@@ -53,11 +53,21 @@ def checked(config: T, where: str) -> T:
     return build_config(type(config), {f.name: getattr(config, f.name) for f in fields(config)}, where)  # type: ignore[arg-type]
 
 
+class FileFault(BadRequest):
+    """What is wrong with a file, raised where its name is not known; `readable` adds the name."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(f"this file {fault}")
+        self.fault = fault
+
+
 @contextmanager
 def readable(where: str) -> Iterator[None]:
-    """Turn the errors of code that reads untrusted names, shapes and settings into a `BadRequest`."""
+    """Turn errors from reading untrusted names, shapes and settings into a `BadRequest` that names ``where``."""
     try:
         yield
+    except FileFault as error:
+        raise BadRequest(f"{where} {error.fault}") from error
     except BadRequest:
         raise
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError) as error:

@@ -137,7 +137,7 @@ def unet_sizes(header: Header, xl: bool) -> dict[str, Any]:
 
 
 def heads_of(channels: tuple[int, ...], xl: bool) -> tuple[int, ...]:
-    """Return the published numbers of attention heads, or the largest that divide a smaller network."""
+    """Return the published numbers of attention heads, or ones that divide the widths of a smaller network."""
     if xl:
         head = gcd(HEAD, *channels)
         return tuple(width // head for width in channels)

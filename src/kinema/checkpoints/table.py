@@ -18,6 +18,7 @@ from torch import Tensor
 from kinema.bounds import few, printable, quoted
 from kinema.checkpoints.files import MAX_ENTRIES, Header
 from kinema.checkpoints.keymap import Transform
+from kinema.checkpoints.settings import FileFault
 from kinema.schema import BadRequest
 
 Shape = tuple[int, ...]
@@ -155,21 +156,21 @@ def _times(shape: Shape) -> str:
 
 
 def count(header: Header, prefix: str) -> int:
-    """Count the numbered modules under a prefix. Raises BadRequest for a number out of range."""
+    """Count the numbered modules under a prefix. Raises FileFault for a number out of range."""
     found = {name[len(prefix) :].partition(".")[0] for name in header if name.startswith(prefix)}
     numbers = [n for n in found if n.isdecimal()]
     if far := [n for n in numbers if len(n) > 3 or int(n) >= MOST_MODULES]:
-        raise BadRequest(
-            f"{printable(prefix)} has a module numbered {quoted(far[0])}; expected 0 to {MOST_MODULES - 1}"
+        raise FileFault(
+            f"has a module numbered {quoted(far[0])} at {printable(prefix)}; expected 0 to {MOST_MODULES - 1}"
         )
     return 1 + max(map(int, numbers), default=-1)
 
 
 def shape_in(model: str, header: Header, name: str, rank: int) -> tuple[int, ...]:
-    """Return a tensor's shape. Raises BadRequest, naming the ``model``, if it is missing or of another rank."""
+    """Return a tensor's shape. Raises FileFault, naming the ``model``, if it is missing or of another rank."""
     if name not in header:
-        raise BadRequest(f"this {model} file lacks {name}")
+        raise FileFault(f"lacks {name}, which {model} files have")
     shape = header[name][0]
     if len(shape) != rank:
-        raise BadRequest(f"{name} has {len(shape)} axes; expected {rank}")
+        raise FileFault(f"has {name} with {len(shape)} axes; expected {rank}")
     return shape

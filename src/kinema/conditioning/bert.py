@@ -36,7 +36,7 @@ class BertText:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
-        """Return ``(text_BLD, keep_BL)``: last hidden states, cut or padded to ``length``, and True on tokens."""
+        """Return ``(text_BLD, keep_BL)``: last hidden states, cut or padded to ``length``, and a token mask."""
         tokens = self.tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )

@@ -26,7 +26,7 @@ _RESERVED = 2
 
 @dataclass(frozen=True)
 class PocketTokenizer:
-    """Lower-cased words to integers; a letter named in the text is a capital, distinct from the article "a".
+    """Lower-cased words to integers; the name of a letter stays a capital, distinct from the article "a".
 
     Id 0 is padding, id 1 an unknown word, then come ``words`` in order.
     """

@@ -67,7 +67,7 @@ def test_impossible_values(words, told, capsys):
     [
         (
             ["model.diffusion_model.input_blocks.0.0.weight", "cond_stage_model.x"],
-            "this Stable Diffusion file lacks",
+            "which Stable Diffusion files have",
         ),
         (["conditioner.embedders.1.model.transformer.resblocks.0.ln_1.bias"], "a Stable Diffusion XL checkpoint"),
         (["down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"], "an AnimateDiff motion module"),
