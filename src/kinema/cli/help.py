@@ -33,8 +33,8 @@ def page(
         members = [named.pop(name) for name in names if name in named]
         if members:
             parts.append(_section(heading, members, width))
-    heading = OTHER if groups else "options"
-    parts.append("\n".join(filter(None, [_section(heading, named.values(), width), _row("-h, --help", "", width)])))
+    if named:
+        parts.append(_section(OTHER if groups else "options", named.values(), width))
     return "\n\n".join(parts) + "\n"
 
 

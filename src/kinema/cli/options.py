@@ -82,7 +82,9 @@ class Option:
             return "{" + ",".join(map(str, get_args(self.kind))) + "}"
         if get_origin(self.kind) is tuple:
             return ",".join("X" for _ in get_args(self.kind))
-        return "KEY=VALUE" if self.repeated else _METAVARS.get(self.kind, "TEXT")
+        if self.repeated:
+            return "KEY=VALUE"
+        return "PATH" if self.path else _METAVARS.get(self.kind, "TEXT")
 
 
 def from_dataclass(cls: type, names: Iterable[str] | None = None, positional: Sequence[str] = ()) -> list[Option]:
