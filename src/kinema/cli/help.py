@@ -28,7 +28,7 @@ def page(
     if example:
         parts.append(f"example:\n  {example}")
     if positional:
-        parts.append("\n".join(_row(o.name.upper(), o.help, width) for o in positional))
+        parts.append("\n".join(_row(o.name.upper(), o.help + _default(o), width) for o in positional))
     for heading, names in (groups or {}).items():
         members = [named.pop(name) for name in names if name in named]
         if members:

@@ -26,13 +26,13 @@ FEW = 16
 COUNTS = {"bytes", "tensors", "network_tensors", "parameters", "motion_parameters"}
 """Values printed with thousands separators."""
 VARIANT = Option("variant", str | None, None, "file variant in a model folder, such as fp16", metavar="NAME")
-SECTIONS = (
-    ("included, trained", "embedded, trained"),
-    ("included, for animatediff-pocket", "embedded, trained; "),
-    ("published models, by alias (downloaded when first used)", "alias of "),
-    ("architectures without weights, to train (kinema train) or to try", "preset, untrained"),
-)
-"""Headings of ``kinema models`` and what ``kind`` begins with in each; the first match counts."""
+SECTIONS = {
+    "embedded, trained": "included, trained",
+    "embedded, trained; ": "included add-ons and LoRAs",
+    "alias of ": "published models, downloaded when first used",
+    "preset, untrained": "architectures without weights, for training",
+}
+"""What ``kind`` of a row starts with (the longest match counts), and the heading of these rows."""
 
 
 def models(argv: Sequence[str]) -> int:
@@ -89,21 +89,26 @@ def catalogue() -> list[dict[str, Any]]:
 
 def _sections(rows: Sequence[Mapping[str, Any]]) -> str:
     """The catalogue as text, one table per section."""
-    by_heading: dict[str, list[Mapping[str, Any]]] = {heading: [] for heading, _ in SECTIONS}
+    by_kind: dict[str, list[Mapping[str, Any]]] = {kind: [] for kind in SECTIONS}
     for row in rows:
-        exact = [heading for heading, kind in SECTIONS if row["kind"] == kind]
-        heading = (exact or [heading for heading, kind in SECTIONS if row["kind"].startswith(kind)])[-1]
-        by_heading[heading].append(row)
+        by_kind[max((kind for kind in SECTIONS if row["kind"].startswith(kind)), key=len)].append(row)
     parts = []
-    for heading, members in by_heading.items():
-        if members and members[0]["parameters"] is None:
-            cells = [(row["name"], row["kind"].removeprefix("embedded, trained; ")) for row in members]
-            parts.append(f"{heading}:\n{table(('name', 'use'), cells)}")
-        elif members:
-            head = ("model", "parameters", "frames×height×width", "sampling")
-            figures = [(row["name"], _count(row["parameters"]), row["native"], row["sampling"]) for row in members]
-            parts.append(f"{heading}:\n{table(head, figures)}")
+    for kind, members in by_kind.items():
+        head: tuple[str, ...] = ("model", "parameters", "frames×height×width", "sampling")
+        cells = [(row["name"], _count(row["parameters"]), row["native"], row["sampling"]) for row in members]
+        if kind == "alias of ":
+            head, cells = ("name", "model"), [(row["name"], row["kind"].removeprefix(kind)) for row in members]
+        elif kind == "embedded, trained; ":
+            head, cells = ("name", "use"), [(row["name"], _use(row["name"], row["kind"])) for row in members]
+        if members:
+            parts.append(f"{SECTIONS[kind]}:\n{table(head, cells)}")
     return "\n\n".join(parts)
+
+
+def _use(name: str, kind: str) -> str:
+    """The option that loads an add-on: ``--add motion=NAME`` or ``--lora NAME``."""
+    option = kind.partition("; ")[2]
+    return f"{option}{name}" if option.endswith("=") else f"{option} {name}"
 
 
 def weights(path: Path, variant: str | None = None) -> dict[str, Any]:

@@ -122,8 +122,8 @@ def parse(  # noqa: PLR0917
 ) -> dict[str, Any]:
     """The options the user passed, by name; the command line overrides the config file.
 
-    Options that were not passed are absent. ``elsewhere`` maps the flags of other commands to the names of those
-    commands, for error messages. Raises BadRequest for unknown options and invalid values; ``--help`` prints the page
+    Options that were not passed are absent. ``elsewhere`` maps the flags of other commands to those commands, for
+    error messages. Raises BadRequest for unknown options and invalid values; ``--help`` prints the page
     (`kinema.cli.help.page`) and raises SystemExit(0).
     """
     end = argv.index("--") if "--" in argv else len(argv)
@@ -231,7 +231,7 @@ def _unexpected(token: str, options: Sequence[Option], prog: str, elsewhere: Map
     """The error message for a token that is no option or value of this command."""
     flag = token.partition("=")[0]
     if commands := elsewhere.get(flag):
-        others = " or ".join(f"`kinema {command}`" for command in commands)
+        others = " or ".join(f"`{command}`" for command in commands)
         return f"`{prog}` has no option {flag}; use {others}"
     if token.startswith("-"):
         return registry.unknown(f"option of `{prog}`", flag, [o.flag for o in options if not o.positional])

@@ -262,7 +262,7 @@ def upscale(argv: Sequence[str]) -> int:
 
 def run(task: TaskName, argv: Sequence[str]) -> int:
     """Run a verb and print the paths written."""
-    given = read_options(task, [*request_options(task), *MODEL, *WRITING, *REPORTING, CONFIG], argv, f"kinema {task}")
+    given = read_options(task, [*request_options(task), *MODEL, *WRITING, *REPORTING, CONFIG], argv, "kinema")
     settings = with_defaults([*WRITING, *REPORTING], given)
     request = request_from(task, given)
     output = output_for(request, settings)
@@ -283,12 +283,16 @@ def run(task: TaskName, argv: Sequence[str]) -> int:
 
 
 def read_options(
-    task: TaskName, options: Sequence[Option], argv: Sequence[str], prog: str, about: str = ""
+    task: TaskName, options: Sequence[Option], argv: Sequence[str], command: str, about: str = ""
 ) -> dict[str, Any]:
-    """`parse` for a verb, with its help page; an option that only other verbs have is refused with their names."""
+    """`parse` for a verb, with its help page; an option that only other verbs have is refused with their names.
+
+    ``command`` is what comes before the verb: "kinema", "kinema plan".
+    """
     verb = VERBS[task]
-    example = verb.example.replace(f"kinema {task}", prog, 1) if prog == f"kinema plan {task}" else verb.example
-    return parse(options, argv, prog, about or verb.about, example, GROUPS, options_of_other_verbs(task))
+    example = verb.example if command == "kinema" else verb.example.partition(" -o ")[0].replace("kinema", command, 1)
+    others = {flag: [f"{command} {name}" for name in names] for flag, names in options_of_other_verbs(task).items()}
+    return parse(options, argv, f"{command} {task}", about or verb.about, example, GROUPS, others)
 
 
 def options_of_other_verbs(task: TaskName) -> dict[str, list[str]]:
