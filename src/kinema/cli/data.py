@@ -74,7 +74,7 @@ def shots(argv: Sequence[str]) -> int:
 
 MOTION = [
     Option("clips", list[str], [], "clips, or folders of clips", positional=True, path=True),
-    Option("middle", float | None, None, "motion that the middle bucket stands for; by default 0.1, svd-pocket uses 0.015"),
+    Option("middle", float | None, None, "motion of the middle bucket; by default 0.1; svd-pocket uses 0.015"),
     _FOLLOW,
     Option("json", bool, False, "print the table as JSON"),
 ]

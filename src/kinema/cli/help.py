@@ -17,7 +17,11 @@ OTHER = "other options"
 
 
 def page(
-    options: Sequence[Option], prog: str, about: str, example: str = "", groups: Mapping[str, Sequence[str]] | None = None
+    options: Sequence[Option],
+    prog: str,
+    about: str,
+    example: str = "",
+    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     """The help page. ``groups`` maps a heading to option names, in order; an option in no group goes under `OTHER`."""
     width = min(WIDEST, shutil.get_terminal_size().columns)

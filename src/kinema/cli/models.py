@@ -18,9 +18,7 @@ MODELS_ABOUT = "List models, add-ons and LoRAs by the names that --model, --add 
 INSPECT_ABOUT = "Show what a clip, image or weight file contains: format, size, recipe; family, layout, parameters."
 JSON = Option("json", bool, False, "print as JSON")
 LISTING = [JSON, Option("samplers", bool, False, "list the samplers and their options instead")]
-FILE = Option(
-    "file", str, "", "clip, image, folder of frames, weight file or model folder", positional=True, path=True
-)
+FILE = Option("file", str, "", "clip, image, folder of frames, weight file or model folder", positional=True, path=True)
 FEW = 16
 """Longest list whose items are printed one by one, such as stages and blocks of frames."""
 COUNTS = {"bytes", "tensors", "network_tensors", "parameters", "motion_parameters"}
@@ -95,7 +93,9 @@ def _sections(rows: Sequence[Mapping[str, Any]]) -> str:
     parts = []
     for kind, members in by_kind.items():
         head: tuple[str, ...] = ("model", "parameters", "frames×height×width", "sampling")
-        cells = [(row["name"], _count(row["parameters"]), row["native"], row["sampling"]) for row in members]
+        cells: list[tuple[str, ...]] = [
+            (row["name"], _count(row["parameters"]), row["native"], row["sampling"]) for row in members
+        ]
         if kind == "alias of ":
             head, cells = ("name", "model"), [(row["name"], row["kind"].removeprefix(kind)) for row in members]
         elif kind == "embedded, trained; ":

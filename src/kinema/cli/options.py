@@ -24,6 +24,8 @@ from kinema.schema import BadRequest
 
 _FROM_HOME = re.compile(r"(?P<name>(?:[\w. -]+=)?)(?P<path>~|~[^/]*/.*)", re.DOTALL)
 _ABSENT = "\0absent"
+_MISSING = re.compile(r"Missing value for argument '(?:-\w/)?(?P<flag>[\w-]+)'")
+"""tyro's message for an option at the end of the command line."""
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?inf", re.IGNORECASE)
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
@@ -206,8 +208,9 @@ def _annotation(o: Option) -> Any:
         return bool
     arg = tyro.conf.arg(name=o.word or None, metavar=o.value_name, aliases=(o.short,) if o.short else None)
     if o.positional:
-        kind: Any = list[str] if o.repeated else str
-        return Annotated[tyro.conf.Positional[kind], arg]
+        if o.repeated:
+            return Annotated[tyro.conf.Positional[list[str]], arg]
+        return Annotated[tyro.conf.Positional[str], arg]
     if o.repeated:
         return Annotated[tyro.conf.UseAppendAction[list[str]], arg]
     return Annotated[str, arg]
@@ -224,6 +227,8 @@ def _one_sentence(box: str) -> str:
     lines = [line.strip("│ ").strip() for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     ruled = next((i for i, line in enumerate(lines) if line.startswith("─")), len(lines))
     text = " ".join(line for line in lines[:ruled] if line)
+    if missing := _MISSING.match(text):
+        return f"{missing['flag']} needs a value"
     return re.sub(r"\.$", "", text[:1].lower() + text[1:]) or "the options could not be read"
 
 
@@ -231,7 +236,8 @@ def _unexpected(token: str, options: Sequence[Option], prog: str, elsewhere: Map
     """The error message for a token that is no option or value of this command."""
     flag = token.partition("=")[0]
     if commands := elsewhere.get(flag):
-        others = " or ".join(f"`{command}`" for command in commands)
+        *first, last = (f"`{command}`" for command in commands)
+        others = f"{', '.join(first)} or {last}" if first else last
         return f"`{prog}` has no option {flag}; use {others}"
     if token.startswith("-"):
         return registry.unknown(f"option of `{prog}`", flag, [o.flag for o in options if not o.positional])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,14 @@ REPLAY_GROUPS = {
 MAX_THREADS = 16
 """Threads per core that a recipe may ask for."""
 CLIP = Option("clip", str, "", "clip written by kinema", positional=True, path=True)
+OTHER_DEFAULTS = {
+    "model": "another model or weight file than the recipe's",
+    "output": "file to write: .mp4, .gif, .webp or .png; by default named after the clip",
+    "device": "cpu, cuda:0, mps, …; by default the recorded one",
+    "dtype": "compute precision; by default the recorded one",
+    "zoom": "enlarge every pixel to N×N when saving; by default the recorded one",
+}
+"""Help of the options whose default is the recipe's value."""
 INPUTS = [
     Option(
         "input",
@@ -60,9 +69,7 @@ INPUTS = [
 
 def replay(argv: Sequence[str]) -> int:
     """Exit code 0 if a clip was generated, whether or not it equals the first; stderr states which."""
-    given = parse(
-        [CLIP, *INPUTS, *MODEL, *WRITING, *REPORTING], argv, "kinema replay", ABOUT, EXAMPLE, REPLAY_GROUPS
-    )
+    given = parse(replay_options(), argv, "kinema replay", ABOUT, EXAMPLE, REPLAY_GROUPS)
     if not given.get("clip"):
         raise BadRequest("kinema replay needs a clip: kinema replay ball.mp4")
     if given.get("offline") and given.get("allow_download"):
@@ -110,6 +117,12 @@ def replay(argv: Sequence[str]) -> int:
     result = about_partial(recipe["partial"], path) if "partial" in recipe else verdict(same, replayed, path)
     sys.stderr.write(f"kinema: {result}\n")
     return 0
+
+
+def replay_options() -> list[Option]:
+    """The options of a replay; those in `OTHER_DEFAULTS` have no default of their own."""
+    options = [CLIP, *INPUTS, *MODEL, *WRITING, *REPORTING]
+    return [replace(o, default=None, help=OTHER_DEFAULTS[o.name]) if o.name in OTHER_DEFAULTS else o for o in options]
 
 
 def compared(recipe: Mapping[str, Any], replayed: Mapping[str, Any]) -> tuple[bool | None, str]:

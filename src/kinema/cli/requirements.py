@@ -179,9 +179,7 @@ def replay_inputs(
     inputs = _files(requirements.inputs, given.get("input", ()))
     needed = _on_hub("model", model, "--model PATH") if model else [requirements.model]
     if requirements.super_resolution:
-        needed += (
-            _on_hub("model", second, "--super-resolution PATH") if second else [requirements.super_resolution]
-        )
+        needed += _on_hub("model", second, "--super-resolution PATH") if second else [requirements.super_resolution]
     needed += [each for each in requirements.added if each.key not in adds]
     needed += [each for slot, name in adds.items() for each in _on_hub(slot, str(name), f"--add {slot}=PATH")]
     needed += [] if "lora" in given else requirements.loras
@@ -235,7 +233,7 @@ def _source_of(requirement: Requirement) -> str:
 def _missing(missing: Sequence[Requirement], clip: Path) -> str:
     """The error message that names missing files and the options that give them."""
     few = missing[:MAX_NAMES]
-    names = ", ".join(printable(each.name, MAX_NAME) for each in few)
+    names = ", ".join(dict.fromkeys(printable(each.name, MAX_NAME) for each in few))
     more = f" and {len(missing) - MAX_NAMES} more" if len(missing) > MAX_NAMES else ""
     options = ", ".join(dict.fromkeys(each.option for each in few))
     hub = ", or pass --allow-download" if any(each.source == "hub" for each in missing) else ""

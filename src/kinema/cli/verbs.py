@@ -89,9 +89,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "FreeInit": ("free_init", "free_init_filter", "free_init_order", "free_init_stop", "free_init_fast"),
     "super-resolution": ("super_resolution", "super_resolution_weight"),
     "LoRAs and add-ons": ("lora", "add", "control", "ip_image", "extra", "variant"),
-    "device and memory": (
-        *("device", "dtype", "threads", "memory", "offload", "chunk_tokens", "compile", "offline"),
-    ),
+    "device and memory": (*("device", "dtype", "threads", "memory", "offload", "chunk_tokens", "compile", "offline"),),
     "output": ("overwrite", "preview", "keep_partial", "contact_sheet", "zoom", "record_paths"),
     "progress and configuration": ("quiet", "json_events", "config"),
 }
@@ -343,7 +341,7 @@ def is_prompt(text: str) -> bool:
 
 
 def conditioning_files(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The files of --control and --ip-image as family options: ``["depth=a.mp4"]`` to ``{"control.depth": "a.mp4"}``."""
+    """--control and --ip-image as family options: ``["depth=a.mp4"]`` to ``{"control.depth": "a.mp4"}``."""
     found: dict[str, list[str]] = {}
     for option in (CONTROL, IP_IMAGE):
         for text in given.get(option.name) or ():
