@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kinema.cli.options import parse
-from kinema.cli.verbs import additions, request_from, request_options, conditioning_files
+from kinema.cli.verbs import additions, conditioning_files, request_from, request_options
 from kinema.schema import BadRequest
 
 
