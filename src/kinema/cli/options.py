@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from kinema import bounds, registry, values
 from kinema.bounds import quoted
+from kinema.cli.help import Entry, page
 from kinema.schema import BadRequest
 
 _FROM_HOME = re.compile(r"(?P<name>(?:[\w. -]+=)?)(?P<path>~|~[^/]*/.*)", re.DOTALL)
@@ -126,18 +127,32 @@ def parse(  # noqa: PLR0917
 
     Options that were not passed are absent. ``elsewhere`` maps the flags of other commands to those commands, for
     error messages. Raises BadRequest for unknown options and invalid values; ``--help`` prints the page
-    (`kinema.cli.help.page`) and raises SystemExit(0).
+    (`help.page`) and raises SystemExit(0).
     """
     end = argv.index("--") if "--" in argv else len(argv)
     if {"-h", "--help"} & set(argv[:end]):
-        from kinema.cli.help import page
-
-        sys.stdout.write(page(options, prog, about, example, groups))
+        positional = [o for o in options if o.positional]
+        usage = " ".join([prog, *(f"[{o.label.upper()} …]" if o.repeated else o.label.upper() for o in positional)])
+        named = [_entry(o) for o in options if not o.positional]
+        sys.stdout.write(page(f"{usage} [OPTIONS]", about, example, list(map(_entry, positional)), named, groups or {}))
         raise SystemExit(0)
     given = _command_line(options, argv, prog, elsewhere or {})
     if "config" in given:
         given = {**_config_file(options, Path(given["config"])), **given}
     return given
+
+
+def _entry(o: Option) -> Entry:
+    """The row of an option in the help page."""
+    if o.positional:
+        label = o.label.upper()
+    else:
+        flag = f"--no-{o.flag[2:]}" if o.kind is bool and o.default else o.flag
+        label = (f"{o.short}, " if o.short else "") + flag + ("" if o.kind is bool else f" {o.value_name}")
+    if o.kind is bool or o.repeated or o.default in (None, "", (), {}):
+        return Entry(o.name, label, o.help)
+    default = ",".join(f"{v:g}" for v in o.default) if isinstance(o.default, tuple) else str(o.default)
+    return Entry(o.name, label, f"{o.help} (default: {default})")
 
 
 def with_defaults(options: Iterable[Option], given: Mapping[str, Any]) -> dict[str, Any]:

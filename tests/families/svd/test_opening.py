@@ -328,7 +328,7 @@ def test_the_command_line_animates_inspects_plans_and_replays_a_folder(folder, p
     given = ["--model", "folder", "--input", f"image={picture}"]
     assert main(["replay", "made.mp4", "-o", "again.mp4", *given]) == 0
     assert "are not identical" not in (err := capsys.readouterr().err)
-    assert "other weights" not in err
+    assert "are not those of the clip" not in err
 
 
 def test_a_changed_folder_is_replayed_only_where_it_is_given_and_that_is_said(
