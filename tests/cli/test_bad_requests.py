@@ -206,7 +206,7 @@ def test_an_image_of_30000_by_30000_is_refused(capsys):
 
 
 def test_a_text_file_named_png_is_refused(capsys):
-    Path("words.png").write_text("not a picture")
+    Path("words.png").write_text("not an image")
     assert "words.png" in refused(capsys, "animate", "words.png", "a ball", *TINY)
 
 

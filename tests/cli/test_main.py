@@ -184,11 +184,11 @@ def test_arguments_after_two_dashes_are_not_options(command, word):
 
 def test_a_message_that_is_too_long_keeps_its_end(command, capsys):
     def refuse(_rest):
-        raise BadRequest(f"the file {'x' * 10**5} is a folder; expected a picture")
+        raise BadRequest(f"the file {'x' * 10**5} is a folder; expected an image")
 
     command(refuse)
     assert cli.main(["try"]) == 2
     err = capsys.readouterr().err
     assert len(err) < 400
     assert err.startswith("kinema: the file xxx")
-    assert err.endswith("xxx is a folder; expected a picture\n")
+    assert err.endswith("xxx is a folder; expected an image\n")

@@ -360,7 +360,7 @@ def test_a_cache_path_in_an_old_recipe_becomes_a_hub_name():
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("picture=a.png", "matches no input of the clip; expected --input image=PATH"),
+        ("photo=a.png", "matches no input of the clip; expected --input image=PATH"),
         ("image=nowhere.png", "is not a readable file or folder of frames"),
         ("image=/dev/zero", "is not a readable file or folder of frames"),
         ("image=", "matches no input of the clip"),

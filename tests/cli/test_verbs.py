@@ -447,8 +447,8 @@ def test_a_preview_file_is_written_and_kept(capsys):
     events = [json.loads(line) for line in lines]
     lines = {"event": "preview", "index": 2, "total": 2, "stage": "base", "file": "look.png"}
     assert [event for event in events if event["event"] == "preview"][-1] == lines
-    with Image.open("look.png") as picture:
-        assert picture.size == (48, 16)
+    with Image.open("look.png") as image:
+        assert image.size == (48, 16)
 
 
 def test_an_existing_preview_file_is_replaced_only_with_overwrite(capsys):
@@ -483,5 +483,5 @@ def test_an_unwritable_preview_does_not_end_the_run(capsys, monkeypatch):
 def test_a_replay_writes_previews(capsys):
     kinema(capsys, "generate", "a red ball", *TINY, "--seed", "5", "-o", "written.gif")
     kinema(capsys, "replay", "written.gif", "--quiet", "--preview", "look.webp", "-o", "again.gif")
-    with Image.open("look.webp") as picture:
-        assert picture.format == "WEBP"
+    with Image.open("look.webp") as image:
+        assert image.format == "WEBP"
