@@ -114,13 +114,13 @@ def test_the_command_line_uses_them_and_replay_honours_them(saved, files, pictur
     given = ["--model", str(saved), "--input", f"image={picture}"]
     assert main(["replay", "made.mp4", "-o", "again.mp4", *given, *loras]) == 0
     assert "are not identical" not in (err := capsys.readouterr().err)
-    assert "other LoRAs" not in err
+    assert "the LoRAs are not those" not in err
     assert main(["replay", "made.mp4", "-o", "third.mp4", *given]) == 2
     assert "give them with --lora PATH:0.7, --lora PATH:1" in capsys.readouterr().err
     write_lora(one, adapters(5), "kohya")
     assert main(["replay", "made.mp4", "-o", "third.mp4", *given, *loras]) == 0
     err = capsys.readouterr().err
-    assert "other LoRAs than the clip's" in err
+    assert "the LoRAs are not those of the clip" in err
     assert "are not identical to" in err
 
 

@@ -328,7 +328,7 @@ def test_the_command_line_animates_inspects_plans_and_replays_a_folder(folder, p
     given = ["--model", "folder", "--input", f"image={picture}"]
     assert main(["replay", "made.mp4", "-o", "again.mp4", *given]) == 0
     assert "are not identical" not in (err := capsys.readouterr().err)
-    assert "other weights" not in err
+    assert "are not those of the clip" not in err
 
 
 def test_a_changed_folder_is_replayed_only_where_it_is_given_and_that_is_said(
@@ -341,9 +341,9 @@ def test_a_changed_folder_is_replayed_only_where_it_is_given_and_that_is_said(
     save_file(held | {"quant_conv.bias": held["quant_conv.bias"] + 1}, file)
     given = ["--input", f"image={picture}"]
     assert main(["replay", "made.mp4", "-o", "again.mp4", *given]) == 2
-    assert "made from folder, which a replay does not look for; give it with --model PATH" in capsys.readouterr().err
+    assert "needs folder; give it with --model PATH" in capsys.readouterr().err
     assert main(["replay", "made.mp4", "-o", "again.mp4", *given, "--model", "folder"]) == 0
-    assert "other weights than the clip's" in capsys.readouterr().err
+    assert "are not those of the clip" in capsys.readouterr().err
 
 
 def test_the_told_variant_is_in_the_recipe(saved, picture):

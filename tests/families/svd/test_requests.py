@@ -309,7 +309,7 @@ def test_motion_is_short_for_the_motion_bucket(media, tmp_path, capsys):
     assert main([*words, "--motion", "40", "-o", str(tmp_path / "a.mp4")]) == 0
     assert read_recipe(tmp_path / "a.mp4")["stages"][0]["request"]["extra"] == {"motion_bucket": 40}
     assert main([*words, "--motion", "40", "--extra", "motion-bucket=3", "-o", str(tmp_path / "b.mp4")]) == 2
-    assert "one option" in capsys.readouterr().err
+    assert "set the same option" in capsys.readouterr().err
     assert (
         main(["generate", "a ball", "--model", "zoetrope/tiny", "--motion", "40", "-o", str(tmp_path / "c.mp4")]) == 2
     )
