@@ -1,6 +1,6 @@
 """Open-Sora 2.0's transformer: Flux's MMDiT over space and time, with a second input for conditioning latents.
 
-Peng et al. 2025 (arXiv 2503.09642), section 4; the blocks are those of Flux and of Stable Diffusion 3 (Esser et al. 2024).
+Peng et al. 2025 (arXiv 2503.09642), section 4; its blocks are those of Flux and Stable Diffusion 3 (Esser et al. 2024).
 Parameter names are those of the published files.
 
 Letters: B batch, T H W latent frames, rows and columns, C latent channels, N video tokens, M text tokens, L = M + N,
