@@ -41,12 +41,6 @@ class Velocity(FlowPrediction):
 VELOCITY = Velocity()
 
 
-def text_guidance(scale: float, rescale: float, interval: tuple[float, float] | None, *, oscillate: bool) -> Guidance:
-    """Two branches, for a clip of which nothing is given: the three below are then equal to it, exactly."""
-    text = oscillating(scale) if oscillate else scale
-    return Guidance("negative", (Difference("positive", "negative", text),), rescale, "positive", interval)
-
-
 def guidance(  # noqa: PLR0917
     scale: float,
     image: Scale,
