@@ -195,7 +195,9 @@ def record_sampling(model: nn.Module) -> dict[str, Tensor]:
     found["timesteps"] = torch.tensor(timesteps, dtype=torch.float64)
     for kind in KINDS:
         count = frames_of.get(kind, 1)
-        refs = [[normal(20 + i, 5, count, height, width), normal(30 + i, 5, count, height, width)] for i in range(clips)]
+        refs = [
+            [normal(20 + i, 5, count, height, width), normal(30 + i, 5, count, height, width)] for i in range(clips)
+        ]
         masks, given = prepare_inference_condition(z, kind, refs, causal=True)
         found[f"{kind}.mask"], found[f"{kind}.given"] = masks, given
         prepared = prepare_ids(
