@@ -86,7 +86,7 @@ def _encoded(system: Opened, prompts: Sequence[str], on_event: OnEvent) -> Text:
         say_unknown(PocketTokenizer(config.words), system.name, prompts, on_event)
         return read_words(cast(OpenSora, system.model), config, prompts)
     place = t5.Place(system.weights.path, system.device, offline=system.offline)
-    return t5.encode(prompts, config.text_length, place, on_event)
+    return t5.encode(prompts, config.text_length, _widths(config), place, on_event)
 
 
 def training_text(model: OpenSora, config: Config, batch: Batch) -> Text:
@@ -94,7 +94,11 @@ def training_text(model: OpenSora, config: Config, batch: Batch) -> Text:
     if config.words:
         return read_words(model, config, batch.captions)
     device = next(model.transformer.parameters()).device
-    return t5.encode(batch.captions, config.text_length, t5.Place(batch.weights, device), ignore)
+    return t5.encode(batch.captions, config.text_length, _widths(config), t5.Place(batch.weights, device), ignore)
+
+
+def _widths(config: Config) -> tuple[int, int]:
+    return config.transformer.text, config.transformer.vector
 
 
 def given(system: Opened, canvas: Canvas) -> Tensor | None:
@@ -104,8 +108,7 @@ def given(system: Opened, canvas: Canvas) -> Tensor | None:
     """
     if canvas.empty:
         return None
-    grid = system.lattice.grid
-    content, mask = placed(system.encode, grid, canvas.video, canvas.mask)
+    content, mask = placed(system.encode, latent_grid(system.config), canvas.video, canvas.mask)
     return torch.cat([mask.to(content), content * mask.to(content)], dim=1)
 
 
@@ -118,8 +121,9 @@ def conditions(system: Opened, words: Mapping[str, Text], request: Request, canv
     shown = given(system, canvas) if native else None
     found: dict[str, Condition] = {}
     for name, (states, pooled) in words.items():
-        text = states.expand(request.clips, -1, -1), pooled.expand(request.clips, -1)
-        found[name] = Condition(*(x.to(system.device, system.dtype) for x in text), shown)
+        to = {"device": system.device, "dtype": system.dtype}
+        text = states.expand(request.clips, -1, -1).to(**to)
+        found[name] = Condition(text, pooled.expand(request.clips, -1).to(**to), shown)
     if shown is None:
         return Conditions({**found, "blank": found["negative"]})
     blank = replace(found["negative"], given_BCThw=None)

@@ -90,6 +90,9 @@ class OpenSoraSampling(Sampling):
 class OpenSoraCheckpoints(Checkpoints):
     """What its files are called."""
 
+    def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
+        return dict(tensors)
+
 
 class OpenSoraTraining(Training):
     """How it is trained."""

@@ -135,8 +135,8 @@ def split_heads(x_BLD: Tensor, heads: int) -> Tensor:
 def attend(q_BLhK: Tensor, k_BLhK: Tensor, v_BLhK: Tensor, rotation: Rotation) -> Tensor:
     """Attention over all tokens, heads joined again, B×L×D."""
     cos, sin = rotation.cos_LP[:, None], rotation.sin_LP[:, None]
-    q, k = (rotate(x, cos, sin, rotation.layout) for x in (q_BLhK, k_BLhK))
-    out_BhLK = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v_BLhK)))
+    q, k = (rotate(x, cos, sin, rotation.layout).transpose(1, 2) for x in (q_BLhK, k_BLhK))
+    out_BhLK = F.scaled_dot_product_attention(q, k, v_BLhK.transpose(1, 2))
     return rearrange(out_BhLK, "b h l k -> b l (h k)")
 
 
@@ -197,7 +197,8 @@ class SingleBlock(nn.Module):
         x = modulated(x_BLD, shift, scale)
         v_BLD, hidden_BLF = self.v_mlp(x).split([x.shape[-1], self.hidden], dim=-1)
         q, k, v = (split_heads(y, self.heads) for y in (self.q_proj(x), self.k_proj(x), v_BLD))
-        out_BLD = attend(*self.norm(q, k), v, rotation)
+        q, k = self.norm(q, k)
+        out_BLD = attend(q, k, v, rotation)
         joined = torch.cat([out_BLD, F.gelu(hidden_BLF, approximate="tanh")], dim=-1)
         return torch.addcmul(x_BLD, gate, self.linear2(joined))
 
