@@ -79,7 +79,7 @@ def sample(  # noqa: PLR0917
 
 
 def with_given(z: Tensor, conditions: Conditions) -> Tensor:
-    """The finished latents with those of given frames in their place, where the family has them (`Conditions.given`)."""
+    """The finished latents with those of given frames in their place (`Conditions.given`)."""
     if conditions.given is None:
         return z
     content, mask = (x.to(z) for x in conditions.given)

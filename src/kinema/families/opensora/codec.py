@@ -17,7 +17,7 @@ from kinema.families.opensora.config import Config
 from kinema.families.opensora.model import OpenSora
 from kinema.schema import BadRequest
 from kinema.vae.latent_rgb import LatentRGB
-from kinema.vae.tiling import COLUMNS, ROWS, faded
+from kinema.vae.tiling import COLUMNS, ROWS, faded, starts
 
 
 class VideoCoder(Protocol):
@@ -94,9 +94,8 @@ class VideoCodec:
         stride, total = self.vae.stride[0], z_BCTHW.shape[2]
         out: Tensor | None = None
         done = 0  # pixel frames that are settled
-        for start in range(0, total - shared, chunk - shared):
+        for start in starts(total, chunk, shared):
             checkpoint()
-            start = min(start, total - chunk)
             part = self._in_space(z_BCTHW[:, :, start : start + chunk], tile)
             begin = start * stride
             if self.causal and start:

@@ -1,4 +1,4 @@
-"""What Open-Sora 2.0's transformer is conditioned on: T5 states, CLIP's pooled embedding, and given frames with their mask.
+"""What Open-Sora 2.0 is conditioned on: T5 states, CLIP's pooled embedding, and given frames with their mask.
 
 Letters: B clips, M text tokens, F text features, C latent channels, T h w latent frames, rows and columns.
 """
@@ -121,9 +121,9 @@ def conditions(system: Opened, words: Mapping[str, Text], request: Request, canv
     shown = given(system, canvas) if native else None
     found: dict[str, Condition] = {}
     for name, (states, pooled) in words.items():
-        to = {"device": system.device, "dtype": system.dtype}
-        text = states.expand(request.clips, -1, -1).to(**to)
-        found[name] = Condition(text, pooled.expand(request.clips, -1).to(**to), shown)
+        text_BMF = states.expand(request.clips, -1, -1).to(system.device, system.dtype)
+        pooled_BF = pooled.expand(request.clips, -1).to(system.device, system.dtype)
+        found[name] = Condition(text_BMF, pooled_BF, shown)
     if shown is None:
         return Conditions({**found, "blank": found["negative"]})
     blank = replace(found["negative"], given_BCThw=None)
@@ -150,7 +150,7 @@ def guidance(config: Config, request: Request) -> Guidance:
 # ---------------------------------------------------------------------------------------- options
 
 
-def check_extra(config: Config, request: Request) -> None:
+def check_extra(request: Request) -> None:
     """Refuse, by name, options that this model does not have and values out of range."""
     for name, value in request.extra.items():
         if name in SWITCHES:

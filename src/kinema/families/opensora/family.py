@@ -56,8 +56,8 @@ class OpenSoraSampling(Sampling):
         own = ("native",) if config.transformer.conditioned and kind != "region" else ()
         return (*own, "replacement", "reconstruction")
 
-    def check(self, config: Config, request: Request) -> None:
-        conditioning.check_extra(config, request)
+    def check(self, config: Config, request: Request) -> None:  # noqa: ARG002
+        conditioning.check_extra(request)
 
     def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> Mapping[str, conditioning.Text]:
         return conditioning.encode_prompt(system, request, on_event)
