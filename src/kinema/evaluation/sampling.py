@@ -74,7 +74,10 @@ class _Together(System):
         condition = self.family.sampling.condition
         told = zip(words, self._each(request), canvas.items(), strict=True)
         each = [condition(self, own, asked, item, on_event) for own, asked, item in told]
-        return Conditions({name: self._join([one.branches[name] for one in each]) for name in each[0].branches})
+        given = [one.given for one in each if one.given is not None]
+        together = (torch.cat([z for z, _ in given]), torch.cat([mask for _, mask in given])) if given else None
+        branches = {name: self._join([one.branches[name] for one in each]) for name in each[0].branches}
+        return Conditions(branches, together)
 
     def _each(self, request: Request) -> list[Request]:
         """The request of each clip: clip i has seed + i."""
