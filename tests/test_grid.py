@@ -17,12 +17,15 @@ GRIDS = st.one_of(
     st.builds(FrameGrid, STRIDES, causal=st.just(True), run=st.just(17)),
     st.builds(FrameGrid, STRIDES, run=st.sampled_from([16, 32])),
     st.builds(FrameGrid, st.integers(2, 8), causal=st.just(True), run=st.integers(1, 40)),
+    st.builds(FrameGrid, STRIDES, image=st.just(True)),
 )
 untimed = settings(deadline=None)
 
 
 def brute_force(grid: FrameGrid, frames: int) -> list[set[int]]:
     """Run by run: frames in a row, blanks before them, cut into cells."""
+    if grid.image and frames == 1:
+        return [{0}]
     cells: list[set[int]] = []
     for begin in range(0, frames, grid.run or frames):
         row: list[int | None] = list(range(begin, min(begin + (grid.run or frames), frames)))
@@ -97,7 +100,8 @@ def test_frames_of_latent_frames_is_the_inverse(grid: FrameGrid, asked: int) -> 
 def test_made_frames_are_the_least_that_hold_the_asked(grid: FrameGrid, asked: int) -> None:
     made = grid.ceil(asked)
     assert asked <= made == grid.ceil(made)
-    assert made < asked + grid.stride * grid.multiple
+    shortest = grid.stride if grid.image and 1 < asked <= grid.stride else 0  # one latent frame more
+    assert made < asked + grid.stride * grid.multiple + shortest
     if made <= 200:
         assert set().union(*brute_force(grid, made)) == set(range(made))
 
@@ -110,6 +114,24 @@ def test_runs_of_a_codec_without_a_stride_are_cells_of_one_frame(grid: FrameGrid
 def test_runs_that_are_no_whole_cells_are_refused_unless_causal() -> None:
     with pytest.raises(ValueError, match="runs of 17 frames are no whole cells of 4"):
         FrameGrid(4, run=17)
+
+
+def test_a_codec_of_images_and_clips_has_one_frame_or_two_latent_frames_and_more() -> None:
+    """The Video DC-AE of Open-Sora 2.0."""
+    grid = FrameGrid(4, image=True)
+    assert [grid.ceil(frames) for frames in (1, 2, 4, 5, 8, 9, 128)] == [1, 8, 8, 8, 8, 12, 128]
+    assert [grid.latent(frames) for frames in (1, 4, 8, 128)] == [1, 1, 2, 32]
+    assert [grid.frames(latent) for latent in (1, 2, 32)] == [1, 8, 128]
+    assert grid.spans(1) == [range(1)]
+    assert grid.spans(8) == [range(4), range(4, 8)]
+    found = grid.cells(12, [frame in (0, 4, 5, 6, 7, 11) for frame in range(12)])
+    assert (found.whole, found.lone) == ((1,), {0: 0, 2: 11})
+
+
+@pytest.mark.parametrize("other", [{"causal": True}, {"run": 16}, {"multiple": 2}])
+def test_an_image_of_its_own_goes_with_no_other_geometry(other: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="image is of codecs that are not causal"):
+        FrameGrid(4, image=True, **other)
 
 
 # ------------------------------------------------------------------------------- what is given
@@ -126,7 +148,7 @@ def test_a_given_frame_is_in_a_whole_cell_or_may_stand_alone_for_its_own(
     on = {frame for frame in range(frames) if known[frame]}
     assert set(found.whole) == {i for i, cell in enumerate(cells) if cell <= on}
     partly = {i: cell & on for i, cell in enumerate(cells) if cell & on and not cell <= on}
-    assert dict(found.lone) == ({i: max(cell) for i, cell in partly.items()} if grid.causal else {})
+    assert dict(found.lone) == ({i: max(cell) for i, cell in partly.items()} if grid.causal or grid.image else {})
 
 
 def test_keyframes_and_a_lone_last_frame_have_a_cell_under_a_causal_codec() -> None:

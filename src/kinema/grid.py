@@ -30,15 +30,20 @@ class FrameGrid:
     ``stride`` pixel frames become one latent frame. ``causal``: what is missing to whole cells is filled in before the
     first frame, which so has a latent frame of its own (``4k + 1`` frames make ``k + 1``). ``run``: so many frames are
     encoded at a time, each run by itself (Open-Sora 1.2: 17 frames make 5). ``multiple``: what a model makes without
-    either is a whole multiple of so many latent frames.
+    either is a whole multiple of so many latent frames. ``image``: a codec that is not causal and codes a single frame
+    as an image, in one latent frame; one latent frame then decodes to one frame, so clips have two or more (Video
+    DC-AE: 1, 8, 12… frames).
     """
 
     stride: int = 1
     causal: bool = False
     run: int | None = None
     multiple: int = 1
+    image: bool = False
 
     def __post_init__(self) -> None:
+        if self.image and (self.causal or self.run is not None or self.multiple > 1):
+            raise ValueError("image is of codecs that are not causal and have neither runs nor multiples")
         if self.run is not None and not self.causal and self.run % self.stride:
             raise ValueError(f"runs of {self.run} frames are no whole cells of {self.stride}, unless they are causal")
 
@@ -49,10 +54,14 @@ class FrameGrid:
         step = self.stride * self.multiple
         if self.causal:
             return max(math.ceil((frames - 1) / step), 0) * step + 1
+        if self.image:
+            return 1 if frames <= 1 else max(math.ceil(frames / step), 2) * step
         return max(math.ceil(frames / step), 1) * step
 
     def latent(self, frames: int) -> int:
         """Latent frames of so many pixel frames."""
+        if self.image and frames == 1:
+            return 1
         whole, rest = divmod(frames, self.run) if self.run is not None else (0, frames)
         cells = math.ceil(rest / self.stride) if self.causal else rest // self.stride
         return whole * math.ceil((self.run or 0) / self.stride) + cells
@@ -62,10 +71,14 @@ class FrameGrid:
         if self.run is not None:
             whole, rest = divmod(latent, math.ceil(self.run / self.stride))
             return whole * self.run + min(rest * self.stride, self.run)
+        if self.image and latent == 1:
+            return 1
         return (latent - 1) * self.stride + 1 if self.causal else latent * self.stride
 
     def spans(self, frames: int) -> list[range]:
         """The pixel frames of each latent frame of a clip of so many."""
+        if self.image and frames == 1:
+            return [range(1)]
         made: list[range] = []
         for run in self.runs(frames):
             first = run.start - (-len(run) % self.stride if self.causal else 0)
@@ -89,7 +102,7 @@ class FrameGrid:
         """Where given frames of a clip of so many belong on the latent grid.
 
         A cell that is not wholly given may have the latent of a frame that is encoded alone, where the codec makes one
-        of a single frame (a causal one does): so keyframes, and a lone last frame, have a place. Of several given
+        of a single frame (a causal one does, and one with ``image``): so keyframes, and a lone last frame, have a place. Of several given
         frames in such a cell it is the last.
         """
         if len(given) != frames:

@@ -85,8 +85,20 @@ def _encoded(system: Opened, prompts: Sequence[str], on_event: OnEvent) -> Text:
     if config.words:
         say_unknown(PocketTokenizer(config.words), system.name, prompts, on_event)
         return read_words(cast(OpenSora, system.model), config, prompts)
-    place = t5.Place(system.weights.path, system.device, offline=system.offline)
-    return t5.encode(prompts, config.text_length, _widths(config), place, on_event)
+    return t5.encode(prompts, config.text_length, _widths(config), place(system), on_event)
+
+
+def place(system: Opened) -> t5.Place:
+    """Where the model's text encoders are looked for: files that the user added, beside its weights, the hub's cache."""
+    added = {each.slot: each.source.path for each in system.weights.added if each.slot in (t5.T5.slot, t5.CLIP.slot)}
+    return t5.Place(system.weights.path, system.device, offline=system.offline, named=added)
+
+
+def check_encoders(system: Opened) -> None:
+    """Raises BadRequest for a text encoder or tokenizer that is not on this machine."""
+    config: Config = system.config
+    for encoder in () if config.words else (t5.T5, t5.CLIP):
+        t5.find(encoder, place(system))
 
 
 def training_text(model: OpenSora, config: Config, batch: Batch) -> Text:

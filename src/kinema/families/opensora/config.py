@@ -90,6 +90,7 @@ V2_DC_AE = replace(
     transformer=MMDiTConfig(channels=128, patch=1),
     vae="dc-ae",
 )  # transformer 11,891,971,200 in 1082; Video DC-AE 459,462,147 in 339
+_WORDS = "a the red blue green ball star square rolls bounces spins left right fps motion score"
 TINY = replace(
     V2,
     frames=9,
@@ -108,8 +109,8 @@ TINY = replace(
         axes=(4, 6, 6),
     ),
     hunyuan=HunyuanConfig(latent=4, channels=(32, 32, 32), layers=1),
-    text_length=12,
-    words=tuple("a the red blue green ball star square rolls bounces spins left right".split()),
+    text_length=16,
+    words=(*_WORDS.split(), *map(str, range(31))),
 )
 TINY_DC_AE = replace(
     TINY,
