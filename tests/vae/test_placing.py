@@ -13,6 +13,7 @@ from kinema.vae.placing import latent_mask, placed
 SIDE, CELL = 4, 2
 PLAIN, MEAN = FrameGrid(), FrameGrid(4)
 CAUSAL, SEVENTEEN = FrameGrid(4, causal=True), FrameGrid(4, causal=True, run=17)
+IMAGE = FrameGrid(4, image=True)
 untimed = settings(deadline=None)
 
 
@@ -26,6 +27,8 @@ class Toy:
         assert bool(video.isfinite().all()), "unknown frames must not be encoded"
         self.seen.append(video.shape[2])
         time = self.grid.time
+        if time.image and video.shape[2] == 1:
+            return self.means(video, 1)
         if not time.causal:
             assert video.shape[2] % time.stride == 0
             return self.means(video, time.stride)
@@ -72,7 +75,7 @@ def cells_by_hand(time, frames):
 
 
 @untimed
-@given(st.sampled_from([PLAIN, MEAN, CAUSAL, SEVENTEEN]), st.integers(1, 40), st.data())
+@given(st.sampled_from([PLAIN, MEAN, CAUSAL, SEVENTEEN, IMAGE]), st.integers(1, 40), st.data())
 def test_a_given_cell_is_encoded_from_its_own_frames_without_unknown_ones(time, asked, data):
     frames = time.ceil(asked)
     pattern = data.draw(st.lists(st.sampled_from([True, True, True, False]), min_size=frames, max_size=frames))
@@ -80,10 +83,10 @@ def test_a_given_cell_is_encoded_from_its_own_frames_without_unknown_ones(time, 
     video, mask = clip(frames, *known)
     toy = Toy(time)
     content, found = placed(toy, toy.grid, video, mask)
-    cells = cells_by_hand(time, frames)
+    cells, alone = cells_by_hand(time, frames), time.causal or time.image
     assert content.shape == (1, 3, len(cells), SIDE // CELL, SIDE // CELL)
     for i, cell in enumerate(cells):
-        encoded = cell if cell <= known else {max(cell & known)} if cell & known and time.causal else set()
+        encoded = cell if cell <= known else {max(cell & known)} if cell & known and alone else set()
         expected = own(video, sorted(encoded)) if encoded else torch.zeros(1, 3, 2, 2, dtype=torch.float64)
         torch.testing.assert_close(content[:, :, i], expected)
         assert bool((found[:, :, i] == bool(encoded)).all())
@@ -99,7 +102,7 @@ def test_a_codec_of_single_frames_encodes_only_the_given_ones_in_one_call():
 
 
 def test_without_given_frames_nothing_is_encoded():
-    for time in (PLAIN, MEAN, CAUSAL, SEVENTEEN):
+    for time in (PLAIN, MEAN, CAUSAL, SEVENTEEN, IMAGE):
         video, mask = clip(time.ceil(9))
         toy = Toy(time)
         content, found = placed(toy, toy.grid, video, mask)
@@ -115,8 +118,9 @@ def test_later_causal_cells_are_encoded_after_their_preceding_frame():
     whole = toy(video.nan_to_num())
     toy.seen.clear()
     content, found = placed(toy, toy.grid, video, mask)
-    assert toy.seen == [9, 5, 1]  # frames 4 to 12; 17 and 17 to 20, as 16 is unknown; 4 alone
+    assert toy.seen == [9, 5]  # frames 4 to 12; 17 and 17 to 20, as 16 is unknown
     torch.testing.assert_close(content[:, :, 2:4], whole[:, :, 2:4])
+    torch.testing.assert_close(content[:, :, 1], 1.5 * own(video, [4]))  # of the first piece, which it begins
     repeated = own(video, range(17, 21)) + 0.5 * own(video, [17])
     torch.testing.assert_close(content[:, :, 5], repeated)
     assert found[0, 0, :, 0, 0].tolist() == [0, 1, 1, 1, 0, 1]

@@ -5,7 +5,7 @@ Shapes: video B3THW in [-1, 1]; mask B1THW, 1 at given pixels; latents BCThw and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,9 +33,11 @@ def placed(encode: Encode, grid: LatentGrid, video_B3THW: Tensor, mask_B1THW: Te
     total, shape = video_B3THW.shape[2], grid.latent(Shape.of(video_B3THW))
     known = (mask_B1THW.amax((0, 1, 3, 4)) > 0).tolist()
     cells, mask = grid.time.cells(total, known), latent_mask(grid, mask_B1THW)
-    parts = list(_parts(grid.time, known, cells.whole))
+    parts = list(_parts(grid.time, known, cells.whole, cells.lone))
+    placed_together = {cell for part in parts for cell in part.cells}
     for cell, frame in cells.lone.items():
-        parts.append(_Part([frame], [0], [cell]))
+        if cell not in placed_together:
+            parts.append(_Part([frame], [0], [cell]))
         mask[:, :, cell] = _pooled(grid, mask_B1THW[:, :, frame : frame + 1])[:, :, 0]
     content: Tensor | None = None
     for part in parts:
@@ -71,12 +73,15 @@ class _Part:
     cells: Sequence[int]
 
 
-def _parts(time: FrameGrid, known: Sequence[bool], whole: Sequence[int]) -> Iterator[_Part]:
+def _parts(
+    time: FrameGrid, known: Sequence[bool], whole: Sequence[int], lone: Mapping[int, int]
+) -> Iterator[_Part]:
     """Yield how to encode the completely given cells, to match their latents in a complete clip.
 
     - Cells of one frame are encoded together, without other frames.
     - Adjacent cells of a causal codec after the start of the clip are preceded by the frame before them, or by a copy
-      of their own first frame if that is unknown. The codec encodes it as a first frame, whose latent is dropped.
+      of their own first frame if that is unknown. The codec encodes it as a first frame, whose latent is dropped, or
+      kept for the cell before that the frame represents: the given end of a clip is encoded in one piece.
     - With a codec that encodes runs of frames, the whole run is encoded, each unknown frame replaced by the nearest
       given one. A given first frame without other given cells is encoded alone.
     """
@@ -94,6 +99,9 @@ def _parts(time: FrameGrid, known: Sequence[bool], whole: Sequence[int]) -> Iter
             for cells in _neighbours(inside):
                 start, stop = spans[cells[0]].start, spans[cells[-1]].stop
                 before = [start - 1 if known[start - 1] else start] if time.causal and cells[0] > first else []
+                if before and lone.get(cells[0] - 1) == start - 1:
+                    yield _Part([start - 1, *range(start, stop)], range(len(cells) + 1), [cells[0] - 1, *cells])
+                    continue
                 yield _Part([*before, *range(start, stop)], range(len(before), len(before) + len(cells)), cells)
         first += count
 
