@@ -31,7 +31,7 @@ from torch import Tensor
 from kinema.atomic import replacing
 from kinema.checkpoints import files
 from kinema.data import motion, playroom
-from kinema.evaluation.kept import kept
+from kinema.evaluation.kept import object_consistency
 from kinema.evaluation.measuring import first_frames
 from kinema.evaluation.oracle import judge
 from kinema.evaluation.sampling import Sampling
@@ -155,7 +155,7 @@ def rows_of(
 
 def measures(clip_CTHW: Tensor, real_CTHW: Tensor, prompt: str, fps: float) -> dict[str, float]:
     error = (clip_CTHW[:, 0] - real_CTHW[:, 0]).square().mean().clamp_min(1e-10) / 4
-    stays = kept(clip_CTHW, prompt)
+    stays = object_consistency(clip_CTHW, prompt)
     return {
         "flow": motion.of_frames(list(to_uint8(clip_CTHW[None])[0]), fps),
         "change": float(clip_CTHW.diff(dim=1).abs().mean() / 2 * fps),

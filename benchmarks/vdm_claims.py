@@ -32,7 +32,7 @@ from kinema.checkpoints import files
 from kinema.data import playroom
 from kinema.evaluation import metrics, report
 from kinema.evaluation.claims import Claim, Outcome
-from kinema.evaluation.kept import kept
+from kinema.evaluation.kept import object_consistency
 from kinema.evaluation.oracle import judge
 from kinema.evaluation.sampling import Sampling
 from kinema.evaluation.temporal import STILL
@@ -271,7 +271,7 @@ def prefix_canvas(prefix_BCTHW: torch.Tensor) -> Canvas:
 
 
 def extension_measures(video_CTHW: torch.Tensor, prompt: str) -> dict[str, float]:
-    stays = kept(video_CTHW, prompt)
+    stays = object_consistency(video_CTHW, prompt)
     change_T = video_CTHW.double().diff(dim=1).abs().mean(dim=(0, 2, 3))
     first_new = torch.zeros(len(change_T), dtype=torch.bool)
     first_new[GIVEN - 1 :: FRAMES - GIVEN] = True

@@ -32,13 +32,13 @@ def test_flow_measures_are_there_where_opencv_is() -> None:
 def test_a_jump_at_every_block_border_is_measured_as_a_multiple_of_the_change_inside() -> None:
     steps = torch.tensor([0.01, 0.01, 0.01, 0.05, 0.01, 0.01, 0.01])
     video = torch.cat([torch.zeros(1), steps.cumsum(0)])[None, :, None, None].expand(3, 8, 4, 4)
-    assert temporal.borders(video, 4)["block_borders"] == pytest.approx(5, rel=1e-4)
+    assert temporal.border_change(video, 4)["block_borders"] == pytest.approx(5, rel=1e-4)
 
 
 def test_blocks_of_one_frame_and_clips_of_one_block_have_no_borders_to_compare() -> None:
     video = torch.zeros(3, 8, 4, 4)
-    assert temporal.borders(video, 1) == temporal.borders(video, 8) == {}
+    assert temporal.border_change(video, 1) == temporal.border_change(video, 8) == {}
 
 
 def test_a_still_clip_has_finite_borders() -> None:
-    assert temporal.borders(torch.zeros(3, 8, 4, 4), 4) == {"block_borders": 0}
+    assert temporal.border_change(torch.zeros(3, 8, 4, 4), 4) == {"block_borders": 0}
