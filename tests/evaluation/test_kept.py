@@ -19,7 +19,7 @@ def test_a_real_clip_keeps_its_colour_and_outline_in_every_frame(caption: str) -
     assert found.frames >= 8
 
 
-def test_one_frame_of_another_colour_is_noticed() -> None:
+def test_one_frame_of_another_colour_is_detected() -> None:
     video = clip("a red ball rolls right")
     video[:, 7] = clip("a blue ball rolls right")[:, 7]
     found = object_consistency(video, "a red ball rolls right")
@@ -27,7 +27,7 @@ def test_one_frame_of_another_colour_is_noticed() -> None:
     assert found.colour < 1
 
 
-def test_an_outline_that_changes_half_way_is_noticed() -> None:
+def test_an_outline_that_changes_half_way_is_detected() -> None:
     video = clip("a red ball rolls right")
     video[:, 8:] = clip("a red star moves right")[:, 8:]
     found = object_consistency(video, "a red ball rolls right")
@@ -35,7 +35,7 @@ def test_an_outline_that_changes_half_way_is_noticed() -> None:
     assert found.shape < 0.8
 
 
-def test_a_clip_without_an_object_keeps_nothing() -> None:
+def test_a_clip_without_an_object_is_not_consistent() -> None:
     assert not object_consistency(torch.zeros(3, 16, 64, 64), "a red ball rolls right").complete
 
 
