@@ -1,4 +1,4 @@
-"""AnimateDiff beside diffusers' `AnimateDiffPipeline`."""
+"""AnimateDiff against diffusers' `AnimateDiffPipeline`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class AnimateDiffPair(Pair):
         return {"unet": self._unet(), "vae": self._vae(), "text_encoder": self._text()}
 
     def own_name(self, network: str, key: str) -> str:
-        """Transformers has named its tower with a part in front, and without."""
+        """The text encoder's weights have a prefix in some versions of transformers and none in others."""
         part = "text_encoder.text_model" if network == "text_encoder" else network
         return f"{part}.{key.removeprefix('text_model.')}"
 
@@ -64,8 +64,8 @@ class AnimateDiffPair(Pair):
         normal, frames, size = normals(1), self.config.frames, self.config.text[0]
         request = with_defaults(system, Request(prompt=PROMPT, seed=1, steps=STEPS))
         contexts = [normal(1, size.length, self.config.context) for _ in range(2)]
-        wanted, unwanted = (conditioning.Condition(context[None].to(system.dtype)) for context in contexts)
-        conditions = Conditions({"positive": wanted, "negative": unwanted})
+        positive, negative = (conditioning.Condition(context[None].to(system.dtype)) for context in contexts)
+        conditions = Conditions({"positive": positive, "negative": negative})
         levels = system.levels(request)
         denoise = guide(system, conditions, request, system.guidance(request), levels)
         z = normal(1, 4, frames, self.cells, self.cells)
@@ -73,7 +73,7 @@ class AnimateDiffPair(Pair):
         def ours() -> Tensor:
             return SAMPLERS["ddim"](denoise, z, levels[AT : AT + 2], noise=system.noise(request))
 
-        # The body of AnimateDiffPipeline's loop, on its scheduler and its network.
+        # The loop body of AnimateDiffPipeline, with its scheduler and network.
         scheduler = self._scheduler()
         scheduler.set_timesteps(STEPS)
         latents = z.to(dtype)
@@ -88,8 +88,8 @@ class AnimateDiffPair(Pair):
         return Work(theirs, ours)
 
     def decoded(self, vae: nn.Module, z_NCHW: Tensor) -> Tensor:
-        at_once = 16  # what the pipeline decodes at a time
-        return torch.cat([vae.decode(part).sample for part in z_NCHW.split(at_once)])
+        chunk = 16  # frames that the pipeline decodes at a time
+        return torch.cat([vae.decode(part).sample for part in z_NCHW.split(chunk)])
 
     # --------------------------------------------------------------------------------- cold start
 
@@ -199,7 +199,7 @@ model.run(request, output="latents")
 
 
 def write_vocabulary(folder: Path) -> int:
-    """Byte pairs about as many as CLIP's: all runs of two and three letters, inside and at the end of a word."""
+    """Write about as many byte pairs as CLIP: all runs of two and three letters, inside and at the end of words."""
     letters, ends = list(ascii_lowercase), [f"{letter}</w>" for letter in ascii_lowercase]
     merges = [(a, b) for a, b in product(letters, letters + ends)]
     merges += [(a + b, c) for a, b, c in product(letters, letters, letters + ends)]

@@ -64,7 +64,7 @@ def test_sound_keeps_its_timing(
     source = with_sound(tmp_path / name, codec)
     before = beep(source)
     audio, notes = heard(SoundSource(str(source)), 2.0)
-    path = written(audio, 2.0, tmp_path / "path.mp4")
+    path = written(audio, 2.0, tmp_path / "out.mp4")
     assert beep(path) == pytest.approx(before, abs=TOLERANCE)
     assert about(path)[0] == after
     assert read_video(path).video.shape[2] == 16
@@ -82,7 +82,7 @@ def test_a_part_of_the_sound_keeps_its_position(
 ) -> None:
     source = with_sound(tmp_path / name, "pcm_s16le" if name == "a.avi" else "aac")
     audio, _ = heard(SoundSource(str(source), *part), seconds)
-    path = written(audio, seconds, tmp_path / "path.mp4")
+    path = written(audio, seconds, tmp_path / "out.mp4")
     assert beep(path) == pytest.approx(at, abs=TOLERANCE)
 
 
@@ -90,7 +90,7 @@ def test_a_part_of_the_sound_keeps_its_position(
 def test_sound_ends_with_the_clip(tmp_path: Path, with_sound: WithSound, name: str, codec: str) -> None:
     source = with_sound(tmp_path / name, codec)
     audio, _ = heard(SoundSource(str(source)), 1.0)
-    assert about(written(audio, 1.0, tmp_path / "path.mp4"))[1] == pytest.approx(1.0, abs=1e-3)
+    assert about(written(audio, 1.0, tmp_path / "out.mp4"))[1] == pytest.approx(1.0, abs=1e-3)
 
 
 def test_a_part_without_sound_has_none(tmp_path: Path, with_sound: WithSound) -> None:
@@ -136,7 +136,7 @@ def test_sound_with_incompatible_packets_is_re_encoded(
         raise av.error.InvalidDataError(1, "malformed")
 
     monkeypatch.setattr(sound, "_copied", refused)
-    path = written(heard(SoundSource(str(source)), 2.0)[0], 2.0, tmp_path / "path.mp4")
+    path = written(heard(SoundSource(str(source)), 2.0)[0], 2.0, tmp_path / "out.mp4")
     assert about(path)[0] == "aac"
     assert beep(path) == pytest.approx(0.5, abs=TOLERANCE)
 

@@ -25,10 +25,10 @@ from kinema.media.pictures import (
     animated_frames,
     count_frames,
     folder_frames,
+    image_format,
     is_animated_avif,
     is_picture,
     read_image,
-    image_format,
 )
 from kinema.media.streams import check_count, stream_frames, survey
 from kinema.media.structure import animation, check_whole

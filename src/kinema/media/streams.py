@@ -15,7 +15,7 @@ import numpy as np
 
 from kinema.media.alpha import frames_with_alpha
 from kinema.media.containers import opened
-from kinema.media.frames import DecodedFrame, ColourTags
+from kinema.media.frames import ColourTags, DecodedFrame
 from kinema.media.timing import DEFAULT_FPS, MAX_FRAME_PIXELS, Budget, Limits, Part, Timed
 from kinema.schema import BadRequest
 
