@@ -234,11 +234,11 @@ def extension(options: Options, weights: Path, steps: int) -> Claim:
     ]  # fmt: skip
     method = (
         f"The first {GIVEN} frames of real {FRAMES}-frame clips with endless motion ({', '.join(LASTING)}) are "
-        f"extended to {TOTAL} frames in blocks of {FRAMES}, each conditioned on the last {GIVEN} frames of the previous "
-        "one, by reconstruction guidance (with replacement, as in the paper) or by replacement alone, from the same noise. "
-        "Seam: the change into each block's first new frame over the clip's other changes. Colour and outline are "
-        "compared with the prompt in the frames in which the object is fully visible. Intervals are over prompts only; "
-        "each arm uses the same short training run."
+        f"extended to {TOTAL} frames in blocks of {FRAMES}, each conditioned on the last {GIVEN} frames of the one "
+        "before, by reconstruction guidance (with replacement, as in the paper) or by replacement alone, from the same "
+        "noise. Seam: the change into each block's first new frame over the clip's other changes. Colour and outline "
+        "are compared with the prompt in the frames in which the object is fully visible. Intervals are over prompts "
+        "only; each arm uses the same short training run."
     )
     request = samplings[arms[0]].request
     more = {

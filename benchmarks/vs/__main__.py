@@ -142,14 +142,14 @@ def timed(
                 progress.save()
                 clock.tick(row.what, options.runs / runs / len(variants))
         else:
-            clock.pass_over(options.runs / len(variants))
+            clock.skip(options.runs / len(variants))
         yield row
 
 
 def peaks(pair: Pair, dtype: str, progress: Progress, options: argparse.Namespace, clock: Clock) -> Row:
     """Peak extra memory of one decoding, each in its own process."""
     row, runs = progress.row(f"decode, peak extra memory, {dtype}", unit="bytes"), min(options.runs, FEW)
-    clock.pass_over(min(len(row.ours), runs) * options.runs / runs)
+    clock.skip(min(len(row.ours), runs) * options.runs / runs)
     while row.lacks(runs):
         results = {}
         for side in ("theirs", "ours"):
@@ -172,7 +172,7 @@ def memory_of(pair: Pair, side: str, dtype: str) -> int | None:
 
 def cold_start(pair: Pair, progress: Progress, options: argparse.Namespace, clock: Clock) -> Row:
     row = progress.row("cold start: process, imports, loading, one step")
-    clock.pass_over(min(len(row.ours), options.runs))
+    clock.skip(min(len(row.ours), options.runs))
     if not row.lacks(options.runs):
         return row
     with tempfile.TemporaryDirectory() as scratch:

@@ -363,7 +363,7 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(output, words,
 def test_what_a_gif_leaves_out_is_said_before_the_work(no_weights, capsys):
     main(["generate", "a ball", *TINY[:-1], "--fps", "60", "--frames", "12", "-o", "a.gif"])
     said = capsys.readouterr().err
-    assert "a gif shows at most 50 frames a second: 10 of 12 frames are written" in said
+    assert "a gif shows at most 50 frames per second: 10 of 12 frames are written" in said
     assert "the work began" in said
 
 
