@@ -30,7 +30,7 @@ from training_progress import TrainingProgress
 from kinema.atomic import replacing
 from kinema.checkpoints import files
 from kinema.data import motion, playroom
-from kinema.evaluation.kept import object_consistency
+from kinema.evaluation.consistency import object_consistency
 from kinema.evaluation.measuring import first_frames
 from kinema.evaluation.oracle import judge
 from kinema.evaluation.sampling import Sampling

@@ -32,7 +32,7 @@ from kinema.checkpoints import files
 from kinema.data import playroom
 from kinema.evaluation import metrics, report
 from kinema.evaluation.claims import Claim, Outcome
-from kinema.evaluation.kept import object_consistency
+from kinema.evaluation.consistency import object_consistency
 from kinema.evaluation.oracle import judge
 from kinema.evaluation.sampling import Sampling
 from kinema.evaluation.temporal import STILL

@@ -70,7 +70,7 @@ class AnimateDiffPair(Pair):
         denoise = guide(system, conditions, request, system.guidance(request), levels)
         z = normal(1, 4, frames, self.cells, self.cells)
 
-        def ours() -> Tensor:
+        def kinema_step() -> Tensor:
             return SAMPLERS["ddim"](denoise, z, levels[AT : AT + 2], noise=system.noise(request))
 
         # The loop body of AnimateDiffPipeline, with its scheduler and network.
@@ -79,13 +79,13 @@ class AnimateDiffPair(Pair):
         latents = z.to(dtype)
         hidden = torch.cat(contexts[::-1]).to(dtype).repeat_interleave(frames, dim=0)
 
-        def theirs() -> Tensor:
+        def diffusers_step() -> Tensor:
             t = scheduler.timesteps[AT]
             x = scheduler.scale_model_input(torch.cat([latents] * 2), t)
             null, cond = unet(x, t, encoder_hidden_states=hidden).sample.chunk(2)
             return scheduler.step(null + self.config.guidance * (cond - null), t, latents).prev_sample
 
-        return Work(theirs, ours)
+        return Work(diffusers_step, kinema_step)
 
     def decoded(self, vae: nn.Module, z_NCHW: Tensor) -> Tensor:
         chunk = 16  # frames that the pipeline decodes at a time
@@ -97,7 +97,7 @@ class AnimateDiffPair(Pair):
         from diffusers import AnimateDiffPipeline, MotionAdapter
         from transformers import CLIPTokenizer
 
-        _, theirs = self.parts(torch.float32)
+        _, networks = self.parts(torch.float32)
         adapter = MotionAdapter(
             block_out_channels=self.config.channels,
             motion_layers_per_block=self.config.layers,
@@ -106,14 +106,14 @@ class AnimateDiffPair(Pair):
             use_motion_mid_block=self.config.motion_mid,
         )
         size = write_vocabulary(path / "tokenizer")
-        text = theirs["text_encoder"]
+        text = networks["text_encoder"]
         text.config.bos_token_id, text.config.eos_token_id = size - 2, size - 1
         tokenizer = CLIPTokenizer.from_pretrained(str(path / "tokenizer"), model_max_length=self.config.text[0].length)
         AnimateDiffPipeline(
-            vae=theirs["vae"],
+            vae=networks["vae"],
             text_encoder=text,
             tokenizer=tokenizer,
-            unet=theirs["unet"],
+            unet=networks["unet"],
             motion_adapter=adapter,
             scheduler=self._scheduler(),
         ).save_pretrained(path)

@@ -78,39 +78,39 @@ class Pair(ABC):
 
     def parts(self, dtype: torch.dtype) -> Both:
         torch.manual_seed(0)
-        theirs = self.networks()
+        networks = self.networks()
         state = {}
-        for name, module in theirs.items():
+        for name, module in networks.items():
             randomise(module)
             found = module.state_dict().items()
             state |= {self.own_name(name, key): value for key, value in found if "position_ids" not in key}
         system = filled(self.family, self.config, state, dtype)
-        for module in theirs.values():
+        for module in networks.values():
             module.to(dtype)
-        return system, theirs
+        return system, networks
 
     def step(self, dtype: torch.dtype) -> dict[str, Work]:
         """A guided step, by variant name."""
-        system, theirs = self.parts(dtype)
-        return variants("step", system, dtype, lambda one: self.one_step(one, theirs["unet"], dtype))
+        system, networks = self.parts(dtype)
+        return variants("step", system, dtype, lambda one: self.one_step(one, networks["unet"], dtype))
 
     def compiled(self, dtype: torch.dtype) -> dict[str, Work]:
         """A guided step with Kinema's blocks compiled and diffusers eager."""
-        system, theirs = self.parts(dtype)
-        work = self.one_step(with_compiled_blocks(system), theirs["unet"], dtype)
+        system, networks = self.parts(dtype)
+        work = self.one_step(with_compiled_blocks(system), networks["unet"], dtype)
         return {"step, ours compiled, theirs eager": work}
 
     def decode(self, dtype: torch.dtype) -> dict[str, Work]:
         """Decoding of one clip."""
-        system, theirs = self.parts(dtype)
+        system, networks = self.parts(dtype)
         z = normals(1)(1, 4, self.config.frames, self.cells, self.cells)
         folded = (z / self.config.latent_scale).transpose(1, 2).flatten(0, 1).to(dtype)
 
-        def of_theirs() -> Tensor:
-            return self.decoded(theirs["vae"], folded).unflatten(0, (1, -1)).transpose(1, 2)
+        def diffusers_decode() -> Tensor:
+            return self.decoded(networks["vae"], folded).unflatten(0, (1, -1)).transpose(1, 2)
 
         def both(one: System) -> Work:
-            return Work(of_theirs, lambda: one.codec.decode(z.to(one.dtype)))
+            return Work(diffusers_decode, lambda: one.codec.decode(z.to(one.dtype)))
 
         return variants("decode", system, dtype, both)
 

@@ -74,7 +74,7 @@ class SVDPair(Pair):
         denoise = guide(system, conditions, request, system.guidance(request), levels)
         z = normal(1, 4, frames, cells, cells) * levels.sigma[AT]
 
-        def ours() -> Tensor:
+        def kinema_step() -> Tensor:
             return SAMPLERS["euler"](denoise, z, levels[AT : AT + 2], noise=system.noise(request))
 
         # The loop body of StableVideoDiffusionPipeline, with its scheduler and network.
@@ -91,14 +91,14 @@ class SVDPair(Pair):
         ids = torch.cat([scalars[:, 0]] * 2).to(dtype)
         weight = conditioning.guidance(self.config, request).reshape(1, -1, 1, 1, 1).to(dtype)
 
-        def theirs() -> Tensor:
+        def diffusers_step() -> Tensor:
             scheduler._step_index, t = AT, scheduler.timesteps[AT]
             x = scheduler.scale_model_input(torch.cat([latents] * 2), t)
             out = unet(torch.cat([x, image], dim=2), t, hidden, added_time_ids=ids, return_dict=False)[0]
             null, cond = out.chunk(2)
             return scheduler.step(null + weight * (cond - null), t, latents).prev_sample.transpose(1, 2)
 
-        return Work(theirs, ours)
+        return Work(diffusers_step, kinema_step)
 
     def decoded(self, vae: nn.Module, z_NCHW: Tensor) -> Tensor:
         return vae.decode(z_NCHW, num_frames=self.config.frames).sample
@@ -109,9 +109,9 @@ class SVDPair(Pair):
         from diffusers import StableVideoDiffusionPipeline
         from transformers import CLIPImageProcessor
 
-        _, theirs = self.parts(torch.float32)
+        _, networks = self.parts(torch.float32)
         StableVideoDiffusionPipeline(
-            theirs["vae"], theirs["image_encoder"], theirs["unet"], self._scheduler(), CLIPImageProcessor()
+            networks["vae"], networks["image_encoder"], networks["unet"], self._scheduler(), CLIPImageProcessor()
         ).save_pretrained(path)
         side = self.config.height
         Image.effect_noise((side, side), 64).convert("RGB").save(path / IMAGE)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kinema.media import formats
-from kinema.media.formats import CLOCKS, check, paced, rate_of
+from kinema.media.formats import CLOCKS, check, frame_timing, rate_of
 from kinema.media.metadata import read_recipe
 from kinema.schema import BadRequest, Clip, Shape
 
@@ -61,7 +61,7 @@ def test_an_mp4_lasts_as_long_as_the_clip(tmp_path: Path, frames: int, fps: floa
 @given(st.integers(1, 600), st.floats(0.1, 240), st.sampled_from([".gif", ".webp"]))
 def test_written_frames_are_in_order_and_long_enough(frames: int, fps: float, suffix: str) -> None:
     clock, rate = CLOCKS[suffix], rate_of(fps)
-    written, ticks = paced(clock, frames, rate)
+    written, ticks = frame_timing(clock, frames, rate)
     assert written == sorted(set(written))
     assert 0 <= written[0]
     assert written[-1] < frames

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kinema.media.containers import existing, opened
+from kinema.media.containers import existing, open_container
 from kinema.media.metadata import read_recipe
 from kinema.media.read import facts, probe, read_image, read_video
 from kinema.media.write import save_clip
@@ -63,7 +63,7 @@ def test_a_playlist_is_not_followed(
     (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile {tmp_path}/a.mp4\n")
     with pytest.raises(BadRequest, match="not a supported video"):
         read_video(tmp_path / "list.mp4")
-    with pytest.raises(av.FFmpegError), opened(tmp_path / "list.mp4", "mov", 10_000):
+    with pytest.raises(av.FFmpegError), open_container(tmp_path / "list.mp4", "mov", 10_000):
         pass
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kinema.evaluation.sighting import dilate, find_objects
+from kinema.evaluation.objects import dilate, find_objects
 
 MOST_PAN, PAN_STEP = 0.064, 0.004
 """Widths per frame."""

@@ -19,7 +19,7 @@ from kinema import __version__
 from kinema.canvas import Canvas
 from kinema.data import playroom
 from kinema.evaluation import metrics
-from kinema.evaluation.kept import Consistency, object_consistency
+from kinema.evaluation.consistency import Consistency, object_consistency
 from kinema.evaluation.options import EvaluateOptions
 from kinema.evaluation.oracle import Figure, Verdict, judge, spread, summarise, wilson
 from kinema.evaluation.results import Compared, Evaluation, ImageToVideo, TextToVideo

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from kinema.evaluation.objects import TrackedObject
     from kinema.evaluation.outline import Floats
-    from kinema.evaluation.sighting import TrackedObject
 
 _ANGLES = np.deg2rad(np.arange(-78, 79, 6)).astype(np.float32)
 _GAIN = 0.12

@@ -15,8 +15,8 @@ import numpy as np
 
 from kinema.data.playroom import parse
 from kinema.evaluation.motion import Path, direction_of_path, motion_of_path
+from kinema.evaluation.objects import find_objects
 from kinema.evaluation.outline import GLYPHS, LETTERS, SHAPES, TURNS, centroids_and_radii, crops, similarity
-from kinema.evaluation.sighting import find_objects
 from kinema.schema import BadRequest
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kinema.data.playroom import Meaning, NamedObject
+    from kinema.evaluation.objects import TrackedObject
     from kinema.evaluation.outline import Floats
-    from kinema.evaluation.sighting import TrackedObject
 
 _MOST_PIXELS = 96
 """Larger clips are downscaled to about this shorter side; the templates need no more detail."""
@@ -156,7 +156,7 @@ def _trust(tracked: TrackedObject) -> Floats:
 
 
 def _glyph(cosines: Floats, trust: Floats, visible: NDArray[np.intp]) -> str:
-    """The outline with the best mean similarity; letters equal up to rotation are told apart by their upright start."""
+    """The outline with the best mean similarity; letters equal up to rotation are judged by their start."""
     votes = (cosines.max(axis=2) * trust[:, None]).sum(axis=0) / max(float(trust.sum()), 1e-6)
     best = GLYPHS[int(np.argmax(votes))]
     if best in SHAPES or not len(visible):

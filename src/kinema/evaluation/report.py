@@ -19,8 +19,8 @@ from kinema.checkpoints.settings import readable
 from kinema.checkpoints.source import read_json
 from kinema.data import playroom
 from kinema.evaluation import claims, measuring, pages, plots
+from kinema.evaluation.consistency import object_consistency
 from kinema.evaluation.intervals import paired_difference, paired_ratio
-from kinema.evaluation.kept import object_consistency
 from kinema.evaluation.options import EvaluateOptions
 from kinema.evaluation.oracle import Figure, Verdict, judge, spread, wilson
 from kinema.evaluation.results import to_json

@@ -27,13 +27,13 @@ class Compared:
 
     @classmethod
     def of(
-        cls, made: Sequence[float], real: Sequence[float], control: Sequence[float] | None = None, seed: int = 0
+        cls, generated: Sequence[float], real: Sequence[float], control: Sequence[float] | None = None, seed: int = 0
     ) -> Compared:
-        first, second = spread(made), spread(real)
+        first, second = spread(generated), spread(real)
         if first is None or second is None:
             raise ValueError("no clips were measured")
-        again = None if control is None else paired_ratio(control, real, seed)
-        return cls(first, second, paired_ratio(made, real, seed), again)
+        control_ratio = None if control is None else paired_ratio(control, real, seed)
+        return cls(first, second, paired_ratio(generated, real, seed), control_ratio)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def to_uint8(video_BCTHW: Tensor) -> np.ndarray:
     return levels.permute(0, 2, 3, 4, 1).contiguous().numpy()
 
 
-def exact() -> int:
+def swscale_flags() -> int:
     """swscale flags for accurate YUV↔RGB conversion: the default rounds down by a level (38 dB PSNR instead of 51)."""
     from av.video.reformatter import Interpolation
 

@@ -58,12 +58,12 @@ def sniff(path: Path) -> str | None:
     return "gif" if head[:6] in (b"GIF87a", b"GIF89a") else None
 
 
-def located(path: Path) -> str:
+def file_url(path: Path) -> str:
     """Return ``path`` as an FFmpeg file URL: FFmpeg would take the ``a:`` of ``a:b.mp4`` for a protocol."""
     return f"file:{os.fspath(path)}"
 
 
-def opened(path: Path, kind: str, max_pixels: int) -> Any:
+def open_container(path: Path, kind: str, max_pixels: int) -> Any:
     """Open a PyAV container of format ``kind`` for reading; FFmpeg rejects frames of more than ``max_pixels``.
 
     The fixed format and the file-only protocol whitelist prevent the content from making FFmpeg open anything else.
@@ -72,4 +72,4 @@ def opened(path: Path, kind: str, max_pixels: int) -> Any:
 
     # Opening may decode a frame to detect its format, so the limit must already be set.
     options = {"max_pixels": str(max_pixels), "protocol_whitelist": "file"}
-    return av.open(located(path), format=kind, options=options, metadata_errors="replace")
+    return av.open(file_url(path), format=kind, options=options, metadata_errors="replace")

@@ -12,9 +12,9 @@ from kinema.media.colour import to_float
 from kinema.media.containers import existing, sniff
 from kinema.media.fitting import fit, fit_frame, fit_note
 from kinema.media.pictures import animated_first, is_picture, read_image
-from kinema.media.read import check_all_there, timed_frames, unkept
+from kinema.media.read import check_stream, decode_limits, timed_frames
 from kinema.media.streams import stream_frames
-from kinema.media.structure import cut_later
+from kinema.media.structure import cut_after_first_frame
 from kinema.media.timing import Part
 from kinema.schema import BadRequest, Fit
 
@@ -39,22 +39,22 @@ def _is_still(path: Path, kind: str) -> bool:
     try:
         return is_picture(path)
     except BadRequest:
-        if kind in ("gif", "apng") and cut_later(path, kind):
+        if kind in ("gif", "apng") and cut_after_first_frame(path, kind):
             return False
         raise
 
 
 def _first(path: Path, kind: str | None) -> tuple[np.ndarray, list[str]]:
     """Return the first frame of a clip, uint8 H×W×3, and notes."""
-    limits, part = unkept(), Part(frames=1)
+    limits, part = decode_limits(), Part(frames=1)
     if kind is None:
         return next(timed_frames(path, limits, part)[1]).pixels(), []
-    cut = cut_later(path, kind) if kind in ("gif", "apng") else ""
+    cut = cut_after_first_frame(path, kind) if kind in ("gif", "apng") else ""
     if kind in ("webp", "apng"):
         frame_HWC, note = animated_first(path, limits), ""
     else:
         try:
-            check_all_there(path, kind)
+            check_stream(path, kind)
         except BadRequest as error:
             cut = cut or str(error)
             if kind != "gif" and not _first_is_whole(path, kind):
@@ -70,6 +70,6 @@ def _first(path: Path, kind: str | None) -> tuple[np.ndarray, list[str]]:
 def _first_is_whole(path: Path, kind: str) -> bool:
     """Whether the first frame of a truncated video is whole, i.e. followed by another."""
     try:
-        return len(list(islice(stream_frames(path, kind, unkept(), Part(frames=2)), 2))) > 1
+        return len(list(islice(stream_frames(path, kind, decode_limits(), Part(frames=2)), 2))) > 1
     except BadRequest:
         return False

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kinema.media import metadata, sound
-from kinema.media.colour import exact
-from kinema.media.containers import located
+from kinema.media.colour import swscale_flags
+from kinema.media.containers import file_url
 from kinema.media.timing import RATES
 from kinema.schema import BadRequest, Shape
 
@@ -97,7 +97,7 @@ def even(height: int, width: int) -> tuple[tuple[int, int], str | None]:
 
 def dropped_note(suffix: str, frames: int, rate: Fraction) -> list[str]:
     """Return a note on the frames that the format drops because of its frame rate limit, if any."""
-    kept = len(paced(CLOCKS[suffix], frames, rate)[0])
+    kept = len(frame_timing(CLOCKS[suffix], frames, rate)[0])
     if kept == frames:
         return []
     clock = CLOCKS[suffix]
@@ -107,13 +107,13 @@ def dropped_note(suffix: str, frames: int, rate: Fraction) -> list[str]:
     ]
 
 
-def paced(clock: Clock, frames: int, rate: Fraction) -> tuple[list[int], list[int]]:
+def frame_timing(clock: Clock, frames: int, rate: Fraction) -> tuple[list[int], list[int]]:
     """Return (indices of the frames to write, ticks per frame); the ticks add up to the clip's duration."""
     whole = max(Fraction(frames * clock.ticks) / rate, Fraction(clock.least))
     count = min(frames, int(whole / clock.least))
     ends = [math.floor(whole * (index + 1) / count + Fraction(1, 2)) for index in range(count)]
-    shown = [(2 * index + 1) * frames // (2 * count) for index in range(count)]
-    return shown, [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    indices = [(2 * index + 1) * frames // (2 * count) for index in range(count)]
+    return indices, [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 def _try(add: Callable[[Any], Any], name: str, height: int, width: int) -> None:
@@ -150,7 +150,7 @@ def write_mp4(
     # `use_metadata_tags` allows custom tag names in mp4; without a limit on the interleaving delay, audio and video
     # packets stay interleaved however long the clip is.
     options = {"movflags": "use_metadata_tags+faststart", "max_interleave_delta": "0"}
-    with av.open(located(part), "w", format="mp4", options=options) as container:
+    with av.open(file_url(part), "w", format="mp4", options=options) as container:
         container.metadata.update(tags)
         height, width = frames_THWC.shape[1:3]
         stream = _x264(container, height, width, rate, CRF if crf is None else crf)
@@ -160,7 +160,7 @@ def write_mp4(
                 format="yuv420p",
                 dst_colorspace=Colorspace.ITU709,
                 dst_color_range=ColorRange.MPEG,
-                interpolation=exact(),
+                interpolation=swscale_flags(),
             )
             converted.colorspace, converted.color_range = _BT709, _LIMITED
             return converted
@@ -187,8 +187,8 @@ def write_gif(frames_THWC: np.ndarray, rate: Fraction, part: Path, tags: Tags) -
     import av
 
     clock = CLOCKS[".gif"]
-    shown, holds = paced(clock, len(frames_THWC), rate)
-    frames_THWC = frames_THWC[shown]
+    indices, holds = frame_timing(clock, len(frames_THWC), rate)
+    frames_THWC = frames_THWC[indices]
     starts = [sum(holds[:index]) for index in range(len(holds))]
     with io.BytesIO() as raw:
         # A gif delay is the time to the next frame, so the last frame's is set separately.
@@ -253,8 +253,8 @@ class _Palette:
 
 def write_webp(frames_THWC: np.ndarray, rate: Fraction, part: Path, tags: Tags, method: int = 4) -> None:
     """Write a lossy, looping webp. ``method`` is the encoder's effort, 0 (fastest) to 6 (smallest)."""
-    shown, holds = paced(CLOCKS[".webp"], len(frames_THWC), rate)
-    first, *rest = _images(frames_THWC, shown)
+    indices, holds = frame_timing(CLOCKS[".webp"], len(frames_THWC), rate)
+    first, *rest = _images(frames_THWC, indices)
     first.save(
         part,
         format="WEBP",
@@ -306,7 +306,7 @@ def _encode(
     container.mux(stream.encode())
 
 
-def _images(frames_THWC: np.ndarray, shown: Sequence[int]) -> list[Image]:
+def _images(frames_THWC: np.ndarray, indices: Sequence[int]) -> list[Image]:
     from PIL import Image
 
-    return [Image.fromarray(frames_THWC[index]) for index in shown]
+    return [Image.fromarray(frames_THWC[index]) for index in indices]

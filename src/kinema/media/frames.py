@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from kinema.media import hdr
-from kinema.media.colour import exact, over_black
+from kinema.media.colour import over_black, swscale_flags
 from kinema.media.hdr import Look
 from kinema.media.profiles import frame_in_srgb
 from kinema.schema import BadRequest
@@ -141,7 +141,7 @@ def _signal(frame: Any, tags: ColourTags, look: Look, size: dict[str, int]) -> n
     frame.colorspace, frame.color_range = _scaled(tags), tags.range if tags.range in (_LIMITED, _FULL) else 0
     has_alpha = any(c.is_alpha for c in frame.format.components) or frame.format.name == "pal8"
     kind = ("rgba" if has_alpha else "rgb24") if look.plain else ("rgba64le" if has_alpha else "rgb48le")
-    return frame.to_ndarray(format=kind, interpolation=exact(), **size)
+    return frame.to_ndarray(format=kind, interpolation=swscale_flags(), **size)
 
 
 def _scaled(tags: ColourTags) -> int:
@@ -158,7 +158,12 @@ def _by_hand(frame: Any, tags: ColourTags, look: Look, size: dict[str, int]) -> 
     full = tags.range == _FULL or frame.format.name.startswith("yuvj")
     has_alpha = any(c.is_alpha for c in frame.format.components)
     frame.colorspace, frame.color_range = 1, _FULL if full else _LIMITED
-    options = {"dst_colorspace": 1, "dst_color_range": _FULL if full else _LIMITED, "interpolation": exact(), **size}
+    options = {
+        "dst_colorspace": 1,
+        "dst_color_range": _FULL if full else _LIMITED,
+        "interpolation": swscale_flags(),
+        **size,
+    }
     stored_HWC = frame.reformat(format="yuv444p16le", **options).to_ndarray(channel_last=True)
     origin = np.array([0 if full else 4096, 32768, 32768], np.float32)
     unit = np.array([65535] * 3 if full else [219 * 256, 224 * 256, 224 * 256], np.float32)
@@ -168,7 +173,7 @@ def _by_hand(frame: Any, tags: ColourTags, look: Look, size: dict[str, int]) -> 
     signal_HWC = (values_HWC @ matrix.T.astype(np.float32) * 65535).round().clip(0, 65535).astype(np.uint16)
     if not has_alpha:
         return signal_HWC
-    alpha_HW = frame.to_ndarray(format="rgba64le", interpolation=exact(), **size)[..., 3]
+    alpha_HW = frame.to_ndarray(format="rgba64le", interpolation=swscale_flags(), **size)[..., 3]
     return np.dstack([signal_HWC, alpha_HW])
 
 
@@ -199,7 +204,7 @@ def _levels_of_alpha(alpha: Any, frame: Any, size: dict[str, int]) -> np.ndarray
     """Return uint8 H×W alpha from the luma of an alpha frame, which is full range whatever its tags."""
     alpha.color_range = _FULL
     size = size or {"width": frame.width, "height": frame.height}
-    return alpha.to_ndarray(format="gray", interpolation=exact(), dst_color_range=_FULL, **size)
+    return alpha.to_ndarray(format="gray", interpolation=swscale_flags(), dst_color_range=_FULL, **size)
 
 
 def _read_side_data(frame: Any, decoder: str) -> dict[str, bytes]:

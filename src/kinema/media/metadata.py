@@ -16,7 +16,7 @@ from typing import Any
 
 from kinema import bounds
 from kinema.media.ancillary import gif_comments, png_texts, webp_exif
-from kinema.media.containers import existing, opened, sniff
+from kinema.media.containers import existing, open_container, sniff
 from kinema.media.structure import check_whole
 from kinema.media.timing import MAX_FRAME_PIXELS
 from kinema.schema import BadRequest
@@ -115,7 +115,7 @@ def _from_mp4(path: Path) -> str | None:
     import av
 
     try:
-        with opened(path, "mov", bounds.pixels(MAX_FRAME_PIXELS)) as container:
+        with open_container(path, "mov", bounds.pixels(MAX_FRAME_PIXELS)) as container:
             text = container.metadata.get(KEY)
     except av.FFmpegError as error:
         check_whole(path, "mov")  # reports where it is cut

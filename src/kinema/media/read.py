@@ -129,11 +129,11 @@ def read_video(
         part = found.part.at_most(frames)
         rate = found.fps if part.origin is None else None
 
-    def opened() -> tuple[float | None, Iterator[Timed]]:
+    def start_decoding() -> tuple[float | None, Iterator[Timed]]:
         own, timed = timed_frames(path, keep.limits(limits), part)
         return own if rate is None else rate, timed
 
-    frames_HWC, rate = _collect(path.name, opened, part, limits, keep)
+    frames_HWC, rate = _collect(path.name, start_decoding, part, limits, keep)
     return Clip(to_float(frames_HWC), rate)
 
 
@@ -161,7 +161,7 @@ def _probed(path: Path, fps: float | None, trim: Trim, state: tuple[int, ...]) -
     """Cached, since every task step that reads a clip probes it first."""
     if trim:
         return _trimmed(path, fps, trim, state)
-    own, times, shape = _decoded(path, Part(fps=fps), unkept())
+    own, times, shape = _decoded(path, Part(fps=fps), decode_limits())
     frames, rate = _counted(path.name, times, own, fps)
     return Probe(frames, rate, shape[0], shape[1], _note(times), part=Part(fps=fps))
 
@@ -185,8 +185,8 @@ def _note(times: list[Timed]) -> str:
 
 def _trimmed(path: Path, fps: float | None, trim: Trim, state: tuple[int, ...]) -> Probe:
     Part(fps=fps)  # validates fps before anything is opened
-    located = _located.__wrapped__ if path.is_dir() else _located
-    whole, taken, shape, note = located(path, fps if path.is_dir() else None, trim, state)
+    locate = _located.__wrapped__ if path.is_dir() else _located
+    whole, taken, shape, note = locate(path, fps if path.is_dir() else None, trim, state)
     part = part_of(taken, whole, fps)
     frames, rate = len(taken), part.fps or whole.rate
     if part.origin is not None:
@@ -209,7 +209,7 @@ def _located(
         taken = trim.frames(path.name, whole.frames, whole.rate)
         part = part_of(taken, whole, fps)
         needed = whole.needed(part)
-        _, times, shape = _decoded(path, part, unkept(), len(needed))
+        _, times, shape = _decoded(path, part, decode_limits(), len(needed))
         if [frame.time for frame in times] == [frame.time for frame in needed]:
             break
     return whole, taken, shape, _note(times)
@@ -217,7 +217,7 @@ def _located(
 
 def _timelines(path: Path, fps: float | None) -> Iterator[Timeline]:
     """Yield timelines of a whole file: first by its packets, then by its decoded frames."""
-    kind, limits = None if path.is_dir() else sniff(path), replace(unkept(), seconds=float("inf"))
+    kind, limits = None if path.is_dir() else sniff(path), replace(decode_limits(), seconds=float("inf"))
     own, timed = timed_frames(path, limits, Part(fps=fps))
     keys: list[tuple[float, int]] = []
     if kind in (*STREAMED, "gif"):
@@ -237,7 +237,7 @@ def _timeline(name: str, times: list[Timed], own: float | None, keys: list[tuple
     return Timeline(times, frames, rate, own is not None or even_rate(times)[0], own, keys)
 
 
-def unkept() -> Limits:
+def decode_limits() -> Limits:
     """Decoding limits when no frames are kept."""
     return Limits(MAX_FRAMES, bounds.pixels(MAX_FRAME_PIXELS), MAX_SECONDS)
 
@@ -274,23 +274,23 @@ def facts(path: str | Path) -> dict[str, Any]:
     if kind is None:
         height, width = read_image(path).shape[-2:]
         entry = {"codec": image_format(path), "frames": count_frames(path), "width": width, "height": height}
-        return entry | {"refused": _refusal(lambda: timed_frames(path, unkept(), Part()))}
+        return entry | {"refused": _refusal(lambda: timed_frames(path, decode_limits(), Part()))}
     return _facts_of_animation(path, kind) if kind in ("webp", "apng") else _facts(path, kind)
 
 
 def _facts_of_animation(path: Path, kind: str) -> dict[str, Any]:
     found = animation(path, kind)
-    unkept().check_frame(path.name, found.height, found.width)
-    height, width = animated_first(path, unkept()).shape[:2]
+    decode_limits().check_frame(path.name, found.height, found.width)
+    height, width = animated_first(path, decode_limits()).shape[:2]
     starts = np.cumsum([0.0, *found.holds]).tolist()
     timed = [Timed(at, hold, _nothing, clock=1e-3) for at, hold in zip(starts, found.holds, strict=False)]
     return {"codec": kind, **_timing(path, kind, timed, (len(timed), height, width)), "width": width, "height": height}
 
 
 def _facts(path: Path, kind: str) -> dict[str, Any]:
-    check_all_there(path, kind)
-    found = survey(path, kind, unkept())
-    first = next(stream_frames(path, kind, unkept(), Part(frames=1)), None)
+    check_stream(path, kind)
+    found = survey(path, kind, decode_limits())
+    first = next(stream_frames(path, kind, decode_limits(), Part(frames=1)), None)
     if first is None or not found.timed:
         raise BadRequest(f"{path.name} contains no video frames")
     height, width = first.pixels().shape[:2]
@@ -314,9 +314,9 @@ def _timing(path: Path, kind: str, timed: list[Timed], stored: tuple[int, int, i
     counted: list[tuple[int, float]] = []
 
     def read() -> None:
-        check_count(path, stored[0], unkept())
+        check_count(path, stored[0], decode_limits())
         Budget.of(path.name, path.stat().st_size, "video" if kind in STREAMED else "images").check(*stored)
-        for _ in within(path.name, iter(timed), None, unkept()):
+        for _ in within(path.name, iter(timed), None, decode_limits()):
             pass
         counted.append(_counted(path.name, timed, None, None))
 
@@ -334,13 +334,13 @@ def _refusal(read: Callable[[], object]) -> str:
     return ""
 
 
-def check_all_there(path: Path, kind: str) -> None:
+def check_stream(path: Path, kind: str) -> None:
     """Reject a truncated file of stream ``kind``, or a gif with too large a canvas."""
     if kind != "gif":
         check_whole(path, kind)
         return
     found = animation(path, kind)
-    unkept().check_frame(path.name, found.height, found.width)
+    decode_limits().check_frame(path.name, found.height, found.width)
 
 
 def timed_frames(path: Path, limits: Limits, part: Part) -> tuple[float | None, Iterator[Timed]]:
@@ -354,19 +354,19 @@ def timed_frames(path: Path, limits: Limits, part: Part) -> tuple[float | None, 
         raise BadRequest(f"{path.name} is not a supported video; expected mp4, mov, mkv, webm, avi, gif, webp")
     if kind in ("webp", "apng"):
         return None, animated_frames(path, kind, limits)
-    check_all_there(path, kind)
+    check_stream(path, kind)
     return None, stream_frames(path, kind, limits, part)
 
 
 def _collect(
     name: str,
-    opened: Callable[[], tuple[float | None, Iterator[Timed]]],
+    start_decoding: Callable[[], tuple[float | None, Iterator[Timed]]],
     part: Part,
     limits: Limits,
     keep: Keep,
 ) -> tuple[list[np.ndarray], float]:
     """Decode and select frames: uint8 H×W×3 each, and their rate."""
-    rate, timed = opened()
+    rate, timed = start_decoding()
     if part.fps is not None and part.fps != rate:
         return _at_rate(name, timed, part, limits, keep), part.fps
     times: list[Timed] = []
@@ -386,7 +386,7 @@ def _collect(
         return frames_HWC, rate
     if keep.last is not None:
         # Which frames are the last ones at the even rate was unknown while the others were discarded.
-        return _at_rate(name, opened()[1], replace(part, fps=rate), limits, keep), rate
+        return _at_rate(name, start_decoding()[1], replace(part, fps=rate), limits, keep), rate
     most = limits.frames + 1  # the extra one is rejected below
     places = (replace(frame, pixels=partial(np.array, i)) for i, frame in enumerate(times))
     index = [int(frame.pixels()) for frame in resampled(places, rate, min(part.frames or most, most))]
@@ -395,8 +395,8 @@ def _collect(
 
 
 def _at_rate(name: str, timed: Iterator[Timed], part: Part, limits: Limits, keep: Keep) -> list[np.ndarray]:
-    shown = within(name, timed, part.begin, limits)
-    chosen = resampled(shown, part.fps or DEFAULT_FPS, part.frames, part.origin, part.skip)
+    frames = within(name, timed, part.begin, limits)
+    chosen = resampled(frames, part.fps or DEFAULT_FPS, part.frames, part.origin, part.skip)
     return _taken(name, (t.pixels for t in chosen), limits, keep)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from kinema.bounds import printable
 from kinema.canvas import SoundSource
-from kinema.media.containers import opened, sniff
+from kinema.media.containers import open_container, sniff
 from kinema.media.timing import MAX_FRAME_PIXELS
 from kinema.schema import Note, OnEvent
 
@@ -78,7 +78,7 @@ def _extract(path: Path, source: SoundSource, seconds: float, *, copy: bool) -> 
     import av
 
     try:
-        with opened(path, str(sniff(path)), MAX_FRAME_PIXELS) as container:
+        with open_container(path, str(sniff(path)), MAX_FRAME_PIXELS) as container:
             tracks = list(container.streams.audio)
             if not tracks:
                 return None, ""

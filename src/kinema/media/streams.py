@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from kinema.media.alpha import frames_with_alpha
-from kinema.media.containers import opened
+from kinema.media.containers import open_container
 from kinema.media.frames import ColourTags, DecodedFrame
 from kinema.media.timing import DEFAULT_FPS, MAX_FRAME_PIXELS, Budget, Limits, Part, Timed
 from kinema.schema import BadRequest
@@ -62,7 +62,7 @@ def stream_frames(path: Path, kind: str, limits: Limits, part: Part) -> Iterator
         check_count(path, found.packets, limits)
         budget.check(found.packets, found.height, found.width)
     try:
-        with opened(path, kind, limits.frame) as container:
+        with open_container(path, kind, limits.frame) as container:
             stream = _best(path, container)
             codec = stream.codec_context
             limits.check_frame(path.name, codec.height, codec.width)
@@ -88,7 +88,7 @@ def survey(path: Path, kind: str, limits: Limits) -> Survey:
     import av
 
     try:
-        with opened(path, kind, limits.frame) as container:
+        with open_container(path, kind, limits.frame) as container:
             stream = _best(path, container)
             codec = stream.codec_context
             limits.check_frame(path.name, codec.height, codec.width)
@@ -97,9 +97,9 @@ def survey(path: Path, kind: str, limits: Limits) -> Survey:
             every = [
                 (_stamp(p, kind), p.duration, p.is_discard, p.is_keyframe) for p in packets if _is_displayed(p, codec)
             ]
-            shown = sorted((stamp, hold or 0) for stamp, hold, hidden, _ in every if not hidden)
+            displayed = sorted((stamp, hold or 0) for stamp, hold, hidden, _ in every if not hidden)
             keys = [stamp for stamp, _, _, key in every if key]
-            timed = _without_pixels(shown, stream)
+            timed = _without_pixels(displayed, stream)
             sound = [_sound(s.codec_context) for s in container.streams.audio[:MAX_TRACKS]]
             starts = [(_time(stamp, stream), stamp) for stamp in keys]
             return Survey(codec.name, len(every), codec.height, codec.width, rate, timed, sound, starts)
@@ -114,12 +114,12 @@ def _packets(path: Path, container: Any, stream: Any) -> Iterator[Any]:
         yield packet
 
 
-def _without_pixels(shown: list[tuple[int, int]], stream: Any) -> list[Timed]:
+def _without_pixels(displayed: list[tuple[int, int]], stream: Any) -> list[Timed]:
     """Frames without pixels for each (time stamp, duration), at exactly the times that `_timed` gives them."""
     base, declared = stream.time_base or Fraction(0), float(stream.average_rate or 0)
     step = 1 / float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
     before, frames = float("-inf"), []
-    for stamp, duration in shown:
+    for stamp, duration in displayed:
         time = _time(stamp, stream)
         time = before = time if time > before else before + step
         frames.append(Timed(time, float(duration * base) or step, _no_pixels, float(base), declared))
@@ -197,8 +197,8 @@ def _timed(
         time = before + step if stamp is None else float(stamp * frame.time_base) - origin
         time = before = time if time > before else before + step
         hold = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else step
-        shown = DecodedFrame(path.name, frame, ColourTags.of(frame).over(tags), ratio, alpha, decoder)
-        yield Timed(time, hold, shown.pixels, clock, declared, shown.look.note, shown.nature)
+        decoded = DecodedFrame(path.name, frame, ColourTags.of(frame).over(tags), ratio, alpha, decoder)
+        yield Timed(time, hold, decoded.pixels, clock, declared, decoded.look.note, decoded.nature)
 
 
 def check_count(path: Path, frames: int, limits: Limits) -> None:

@@ -69,7 +69,7 @@ def animation(path: Path, kind: str) -> Animation:
     return found
 
 
-def cut_later(path: Path, kind: str) -> str:
+def cut_after_first_frame(path: Path, kind: str) -> str:
     """Describe where a "gif" or "apng" with a complete first frame is truncated; empty if it is not.
 
     A webp without its end cannot be decoded at all.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kinema.data import playroom
-from kinema.evaluation.kept import object_consistency
+from kinema.evaluation.consistency import object_consistency
 from kinema.schema import BadRequest
 
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kinema.data.playroom import parse
+from kinema.evaluation.objects import find_objects
 from kinema.evaluation.outline import GLYPHS, centroids_and_radii, crops, similarity
-from kinema.evaluation.sighting import find_objects
 from kinema.schema import BadRequest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kinema.evaluation.objects import TrackedObject
     from kinema.evaluation.outline import Floats
-    from kinema.evaluation.sighting import TrackedObject
 
 _SIMILAR = 0.9
 """An outline matches if its similarity is at least this share of the best template's."""
