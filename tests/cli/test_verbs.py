@@ -348,7 +348,7 @@ def no_weights(monkeypatch):
     ("output", "words", "part"),
     [
         ("a.webp", ("--zoom", "1100", "--frames", "2"), "16,383 pixels"),
-        ("a.mp4", ("--zoom", "1100", "--frames", "2"), "H.264 cannot hold"),
+        ("a.mp4", ("--zoom", "1100", "--frames", "2"), "H.264 encoder does not support"),
         (f"{'x' * 250}.mp4", ("--clips", "2"), "cannot write"),
         (f"{'x' * 248}.mp4", ("--contact-sheet",), "cannot write"),
     ],

@@ -105,7 +105,7 @@ def test_the_file_has_figures_clips_and_a_protocol_without_date(untrained: tuple
     data = json.loads(output.read_text())
     assert data == json.loads(result.to_json())
     protocol = data["protocol"]
-    wanted = {
+    expected = {
         "prompts": 3,
         "measured": 3,
         "seed": 0,
@@ -114,7 +114,7 @@ def test_the_file_has_figures_clips_and_a_protocol_without_date(untrained: tuple
         "weights": "seed:0",
         "split": "held-out",
     }
-    assert wanted.items() <= protocol.items()
+    assert expected.items() <= protocol.items()
     assert not {"date", "time", "created"} & protocol.keys()
     assert [clip["seed"] for clip in data["clips"]] == [0, 1, 2, 0, 1, 2]
     assert data["partial"] is False

@@ -40,9 +40,9 @@ def webp(path: Path, count: int, width: int, height: int) -> Path:
     def three(value: int) -> bytes:
         return struct.pack("<I", value)[:3]
 
-    held = io.BytesIO()
-    Image.new("RGBA", (1, 1), (255, 0, 0, 255)).save(held, "WEBP", lossless=True)
-    frame = three(0) * 4 + three(100) + b"\0" + held.getvalue()[12:]
+    buffer = io.BytesIO()
+    Image.new("RGBA", (1, 1), (255, 0, 0, 255)).save(buffer, "WEBP", lossless=True)
+    frame = three(0) * 4 + three(100) + b"\0" + buffer.getvalue()[12:]
     body = chunk(b"VP8X", b"\x12\0\0\0" + three(width - 1) + three(height - 1)) + chunk(b"ANIM", bytes(6))
     body += chunk(b"ANMF", frame) * count
     path.write_bytes(b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body)

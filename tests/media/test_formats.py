@@ -44,7 +44,7 @@ RATES = [(1, 8.0), (1, 0.1), (3, 0.1), (7, 1 / 3), (10, 23.976), (10, 24.0), (10
 def test_an_animation_lasts_as_long_as_the_clip(tmp_path: Path, suffix: str, frames: int, fps: float) -> None:
     (path,) = clip(frames, fps).save(tmp_path / f"a{suffix}")
     tick = 1000 / CLOCKS[suffix].ticks
-    if frames > 1 or suffix == ".gif":  # a webp of one frame is a image
+    if frames > 1 or suffix == ".gif":  # a webp of one frame is an image
         assert sum(holds(path)) == pytest.approx(1000 * frames / fps, abs=tick / 2 + 1e-6)
         assert min(holds(path)) >= CLOCKS[suffix].least * tick
 

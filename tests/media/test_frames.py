@@ -57,9 +57,9 @@ def planar(pix_fmt: str, values: np.ndarray) -> Any:
     for index, component in enumerate(frame.format.components):
         plane, kind = frame.planes[index], np.dtype("<u2" if component.bits > 8 else np.uint8)
         down, across = values.shape[0] // component.height, values.shape[1] // component.width
-        held = np.zeros((component.height, plane.line_size // kind.itemsize), kind)
-        held[:, : component.width] = values[::down, ::across, index]
-        plane.update(held.tobytes())
+        padded = np.zeros((component.height, plane.line_size // kind.itemsize), kind)
+        padded[:, : component.width] = values[::down, ::across, index]
+        plane.update(padded.tobytes())
     return frame
 
 
@@ -186,8 +186,8 @@ def test_alpha_of_a_video_is_over_black(tmp_path: Path, codec: str, pix_fmt: str
     straight = np.dstack([np.full((2, 4, 3), 200), np.array([[0, 255, 128, 0], [255, 64, 192, 255]])])
     frame = av.VideoFrame.from_ndarray(squares(straight).astype(np.uint8), format="rgba").reformat(format=pix_fmt)
     path = encoded(tmp_path / name, frame, codec, ColourTags(6, 0) if pix_fmt.startswith("yuv") else ColourTags())
-    wanted = straight[..., :3] * straight[..., 3:] / 255
-    assert np.abs(levels(path) - wanted).max() <= 3
+    expected = straight[..., :3] * straight[..., 3:] / 255
+    assert np.abs(levels(path) - expected).max() <= 3
 
 
 def test_a_palette_shows_its_colours(tmp_path: Path, encode: Any) -> None:

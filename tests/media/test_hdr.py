@@ -100,9 +100,9 @@ def test_ictcp_decodes_to_the_same_colours_as_rgb(transfer: int, encode: object)
     stored = (ictcp * [876, 896, 896] + [64, 512, 512]).round().astype(np.uint16)
     frame = av.VideoFrame(96, 16, "yuv444p10le")
     for plane, values in zip(frame.planes, stored.T, strict=True):
-        held = np.zeros((16, plane.line_size // 2), np.uint16)
-        held[:, :96] = values.repeat(16)
-        plane.update(held.tobytes())
+        padded = np.zeros((16, plane.line_size // 2), np.uint16)
+        padded[:, :96] = values.repeat(16)
+        plane.update(padded.tobytes())
     got = DecodedFrame("a", frame, ColourTags(14, 1, transfer, 9)).pixels()[8, 8::16]
     expected = to_sdr(encode(light), Look(transfer, hdr.BT2020))  # type: ignore[operator]
     assert np.abs(got.astype(int) - expected).max() <= 2

@@ -136,17 +136,17 @@ def motion(path: Path, codec: str, pix_fmt: str, image: bytes) -> Path:
 
 
 def test_images_in_a_video_follow_their_profile(tmp_path: Path) -> None:
-    held = io.BytesIO()
-    MODES["RGB"]().save(held, "JPEG", icc_profile=display_p3(), quality=100, subsampling=0)
-    path = motion(tmp_path / "a.mov", "mjpeg", "yuvj444p", held.getvalue())
+    buffer = io.BytesIO()
+    MODES["RGB"]().save(buffer, "JPEG", icc_profile=display_p3(), quality=100, subsampling=0)
+    path = motion(tmp_path / "a.mov", "mjpeg", "yuvj444p", buffer.getvalue())
     srgb = read_video(path).video[0, :, 0, 12, 16].add(1).mul(127.5).numpy()
     assert np.abs(srgb - IN_SRGB).max() <= 3
 
 
 def test_a_png_frame_with_a_named_profile_does_not_crash(tmp_path: Path) -> None:
-    held = io.BytesIO()
-    MODES["RGB"]().save(held, "PNG", icc_profile=display_p3())
-    path = motion(tmp_path / "a.mov", "png", "rgb24", held.getvalue())
+    buffer = io.BytesIO()
+    MODES["RGB"]().save(buffer, "PNG", icc_profile=display_p3())
+    path = motion(tmp_path / "a.mov", "png", "rgb24", buffer.getvalue())
     code = f"import gc; from kinema.media.read import read_video; read_video({str(path)!r}); gc.collect()"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

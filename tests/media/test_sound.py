@@ -101,7 +101,7 @@ def test_a_part_without_sound_has_none(tmp_path: Path, with_sound: WithSound) ->
 def test_the_default_of_several_tracks_is_kept_with_a_note(tmp_path: Path, with_sound: WithSound) -> None:
     source = with_sound(tmp_path / "a.mp4", tracks=3)
     audio, notes = heard(SoundSource(str(source)), 2.0)
-    with av.open(str(written(audio, 2.0, tmp_path / "made.mp4"))) as container:
+    with av.open(str(written(audio, 2.0, tmp_path / "out.mp4"))) as container:
         assert len(container.streams.audio) == 1
     assert notes == ["a.mp4 has 3 sound tracks; only the default one is kept"]
 
