@@ -113,9 +113,9 @@ def of_scene(scene: Scene, height: int, width: int) -> NDArray[np.float64]:
 
 def _camera(name: str, frames: int, height: int, width: int) -> NDArray[np.float64]:
     """The displacement of the background from frame to frame, in shorter sides."""
-    from kinema.data.playroom.scene import View, film
+    from kinema.data.playroom.scene import View, make_camera
 
-    camera = film(name if name != "still" else None, View(frames, height, width, 1.0))
+    camera = make_camera(name if name != "still" else None, View(frames, height, width, 1.0))
     y, x = (np.square(np.linspace(-0.5, 0.5, n) * n / min(height, width)).mean() for n in (height, width))
     pan = np.diff(camera.pan_T) * camera.zoom_T[:-1] * width / min(height, width)
     zoom = np.square(np.diff(np.log(camera.zoom_T))) * (x + y)

@@ -59,7 +59,7 @@ def location_loss(logits_BSK: Tensor, scenes: Sequence[Scene | None], grid: tupl
     offset_B2S, seen_BT = logits_BSK.new_zeros(len(scenes), 2, t * h * w), logits_BSK.new_zeros(len(scenes), t)
     for i, scene in enumerate(scenes):
         if scene is not None:
-            offset, seen = labels.away(scene, grid)
+            offset, seen = labels.offsets(scene, grid)
             offset_B2S[i], seen_BT[i] = torch.from_numpy(offset).flatten(1), torch.from_numpy(seen)
     at_B2S = offset_B2S.clamp(-FAR, FAR) + FAR
     low_B2S = at_B2S.floor().clamp(max=2 * FAR - 1)
@@ -75,5 +75,5 @@ def about(scenes: Sequence[Scene | None], like_BCTHW: Tensor) -> Tensor:
     on = like_BCTHW.new_zeros(len(scenes), 1, *like_BCTHW.shape[2:])
     for own, scene in zip(on, scenes, strict=True):
         if scene is not None:
-            own[0] = torch.from_numpy(labels.around(scene, *like_BCTHW.shape[-2:]))
+            own[0] = torch.from_numpy(labels.object_mask(scene, *like_BCTHW.shape[-2:]))
     return on
