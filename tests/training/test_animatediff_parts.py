@@ -43,7 +43,7 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def told(small):
+def options_for(small):
     """Options of a run of four steps, with a learning rate whose updates are visible in fp16."""
     return lambda out="run", **more: small(
         out, **{"steps": 4, "validate_every": 0, "learning_rate": 1e-2, "threads": 1, **more}
@@ -86,8 +86,8 @@ def test_each_training_stage_trains_only_its_part():
     assert all(n.startswith(finest) for n in of(pocket, "style")[1])
 
 
-def test_training_a_motion_module_keeps_the_image_model(runs, told, models, tmp_path):
-    result, _ = runs[0](told(model=str(models["image"]), stage="motion"))
+def test_training_a_motion_module_keeps_the_image_model(runs, options_for, models, tmp_path):
+    result, _ = runs[0](options_for(model=str(models["image"]), stage="motion"))
     assert raw(result)
     assert all(".motion_modules." in k for k in raw(result) | moved(result, models["image"]))
     # Its file has the authors' layout: it adds motion to the image model, and converts to diffusers.
@@ -103,8 +103,8 @@ def test_training_a_motion_module_keeps_the_image_model(runs, told, models, tmp_
     assert all(torch.equal(w, trained[f"unet.{k}"]) for k, w in adapter.items())
 
 
-def test_frozen_weights_are_bit_exact_after_steps_in_fp32(told, models, tmp_path, heard):
-    options = TrainOptions(**told(model=str(models["moving"]), stage="motion"))
+def test_frozen_weights_are_bit_exact_after_steps_in_fp32(options_for, models, tmp_path, heard):
+    options = TrainOptions(**options_for(model=str(models["moving"]), stage="motion"))
     (tmp_path / "run").mkdir()
     run = setup.begin(options, tmp_path / "run", heard)
     run.log.close()
@@ -137,8 +137,8 @@ def test_a_fresh_motion_module_is_the_identity_and_depends_on_the_seed(models):
 
 
 @pytest.mark.parametrize(("stage", "inside"), [("motion", ".motion_modules."), ("image", ".attentions.")])
-def test_a_lora_adapts_the_attention_of_its_stage_and_exports_to_the_authors_layout(runs, told, models, stage, inside):
-    result, _ = runs[0](told(model=str(models["moving"]), stage=stage, lora="4:2"))
+def test_a_lora_adapts_the_attention_of_its_stage_and_exports_to_the_authors_layout(runs, options_for, models, stage, inside):
+    result, _ = runs[0](options_for(model=str(models["moving"]), stage=stage, lora="4:2"))
     names = raw(result)
     assert names
     assert all(inside in n and ".attn" in n and n.endswith((".lora_down", ".lora_up")) for n in names)
@@ -162,24 +162,24 @@ def test_a_lora_adapts_the_attention_of_its_stage_and_exports_to_the_authors_lay
     assert any(not torch.equal(v, plain[k]) for k, v in systems[0].model.state_dict().items())
 
 
-def test_a_motion_lora_trains_on_an_image_model_with_a_motion_module_added(runs, told, models):
-    moving, _ = runs[0](told("motion", model=str(models["image"]), stage="motion"))
+def test_a_motion_lora_trains_on_an_image_model_with_a_motion_module_added(runs, options_for, models):
+    moving, _ = runs[0](options_for("motion", model=str(models["image"]), stage="motion"))
     add = f"motion={moving.folder / 'motion.safetensors'}"
     more = {"model": str(models["image"]), "add": add, "stage": "motion", "lora": "2", "camera": "pans left"}
-    result, _ = runs[0](told("lora", **more))
+    result, _ = runs[0](options_for("lora", **more))
     assert all(".motion_modules." in n for n in raw(result))
     options = json.loads((result.folder / "options.json").read_text())
     assert options["recipe"]["playroom"]["camera"] == "pans left"
     with pytest.raises(BadRequest, match="has other frozen weights"):
-        runs[0](told("lora", **{**more, "model": str(moving.weights), "add": None}))
+        runs[0](options_for("lora", **{**more, "model": str(moving.weights), "add": None}))
     with pytest.raises(BadRequest, match="expected SLOT=FILE"):
-        runs[0](told("x", **{**more, "add": "motion"}))
+        runs[0](options_for("x", **{**more, "add": "motion"}))
 
 
 # ------------------------------------------------------------------------------------- vocabulary
 
 
-def test_captions_use_the_vocabulary_next_to_the_weights(told, tmp_path, heard, monkeypatch):
+def test_captions_use_the_vocabulary_next_to_the_weights(options_for, tmp_path, heard, monkeypatch):
     """As in generation, neither the hub nor its cache is needed."""
 
     def unreachable(*_, **__):
@@ -195,7 +195,7 @@ def test_captions_use_the_vocabulary_next_to_the_weights(told, tmp_path, heard, 
     place.mkdir()
     (place / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     (place / "merges.txt").write_text("#version: 0.2\n")
-    options = TrainOptions(**told(model=str(model), stage="motion"))
+    options = TrainOptions(**options_for(model=str(model), stage="motion"))
     (tmp_path / "run").mkdir()
     run = setup.begin(options, tmp_path / "run", heard)
     run.log.close()
@@ -208,14 +208,14 @@ def test_captions_use_the_vocabulary_next_to_the_weights(told, tmp_path, heard, 
 # -------------------------------------------------------------------------------------- SparseCtrl
 
 
-def test_sparsectrl_starts_from_the_encoder_and_keeps_the_model(runs, told, models):
+def test_sparsectrl_starts_from_the_encoder_and_keeps_the_model(runs, options_for, models):
     config = TRAINING.staged(MOVING, "sparsectrl")
     grown = TRAINING.grown(open_system(models["moving"]).model, config, 0)
     sparse, unet = grown.sparse.state_dict(), grown.unet.state_dict()
     copied = {k for k, v in sparse.items() if k in unet and torch.equal(v, unet[k])}
     assert {k for k in sparse if ".motion_modules." not in k and not k.startswith("controlnet")} <= copied
     assert not grown.sparse.controlnet_mid_block.weight.any()
-    result, _ = runs[0](told(model=str(models["moving"]), stage="sparsectrl"))
+    result, _ = runs[0](options_for(model=str(models["moving"]), stage="sparsectrl"))
     assert all(k.startswith("sparse.") for k in raw(result) | moved(result, models["moving"]))
     file = result.folder / "sparsectrl.safetensors"
     put = open_system(models["moving"], add={"sparsectrl": file})
@@ -224,13 +224,13 @@ def test_sparsectrl_starts_from_the_encoder_and_keeps_the_model(runs, told, mode
     assert all(torch.equal(v, whole[k]) for k, v in put.model.state_dict().items())
 
 
-def test_unsupported_sparsectrl_training_is_refused(runs, told, models):
+def test_unsupported_sparsectrl_training_is_refused(runs, options_for, models):
     with pytest.raises(BadRequest, match="has none: add motion=FILE first"):
-        runs[0](told(model=str(models["image"]), stage="sparsectrl"))
+        runs[0](options_for(model=str(models["image"]), stage="sparsectrl"))
     with pytest.raises(BadRequest, match="no training stage 'codec' of animatediff"):
-        runs[0](told(model=str(models["image"]), stage="codec"))
+        runs[0](options_for(model=str(models["image"]), stage="codec"))
     with pytest.raises(BadRequest, match="an eighth as large, and this model's are a 2th"):
-        runs[0](told(model=str(models["moving"]), stage="scribble"))
+        runs[0](options_for(model=str(models["moving"]), stage="scribble"))
 
 
 def test_scribbles_are_not_trained_on_precomputed_latents(tmp_path):
@@ -266,15 +266,15 @@ def test_scribbles_are_not_trained_on_precomputed_latents(tmp_path):
         {"stage": "image", "model": "animatediff/pocket"},
     ],
 )
-def test_resuming_after_kill_9_gives_the_losses_and_file_of_the_uninterrupted_run(runs, told, models, tmp_path, more):
+def test_resuming_after_kill_9_gives_the_losses_and_file_of_the_uninterrupted_run(runs, options_for, models, tmp_path, more):
     name = more.pop("model", "image")
     more = {"model": str(models.get(name, name)), **more}
-    whole, heard = runs[0](told("whole", **more))
+    whole, heard = runs[0](options_for("whole", **more))
     expected = heard.losses
-    code, before = runs[1](told("cut", **more), tmp_path / "losses", die_at=3)
+    code, before = runs[1](options_for("cut", **more), tmp_path / "losses", die_at=3)
     assert code == -9
     assert sorted(before) == [1, 2, 3]
-    result, heard = runs[0](told("cut", **more))
+    result, heard = runs[0](options_for("cut", **more))
     assert sorted(heard.losses) == [3, 4]
     assert {**before, **heard.losses} == expected
     assert result.weights.read_bytes() == whole.weights.read_bytes()
@@ -284,11 +284,11 @@ def test_resuming_after_kill_9_gives_the_losses_and_file_of_the_uninterrupted_ru
 # ----------------------------------------------------------------------------------- pocket files
 
 
-def test_a_pocket_model_combines_a_style_and_a_motion_module_trained_separately(runs, told):
-    base, _ = runs[0](told("base", model="animatediff/pocket", stage="image", steps=1))
+def test_a_pocket_model_combines_a_style_and_a_motion_module_trained_separately(runs, options_for):
+    base, _ = runs[0](options_for("base", model="animatediff/pocket", stage="image", steps=1))
     how = {"model": str(base.weights), "steps": 1}
-    style, _ = runs[0](told("night", **how, stage="style", style="night"))
-    motion, _ = runs[0](told("motion", **how, stage="motion"))
+    style, _ = runs[0](options_for("night", **how, stage="style", style="night"))
+    motion, _ = runs[0](options_for("motion", **how, stage="motion"))
     files_of = {"style": style.folder / "style.safetensors", "motion": motion.folder / "motion.safetensors"}
     combined = open_system(base.weights, add=files_of).model.state_dict()
     styled, moving = (open_system(r.weights).model.state_dict() for r in (style, motion))
