@@ -137,7 +137,9 @@ def test_a_fresh_motion_module_is_the_identity_and_depends_on_the_seed(models):
 
 
 @pytest.mark.parametrize(("stage", "inside"), [("motion", ".motion_modules."), ("image", ".attentions.")])
-def test_a_lora_adapts_the_attention_of_its_stage_and_exports_to_the_authors_layout(runs, options_for, models, stage, inside):
+def test_a_lora_adapts_the_attention_of_its_stage_and_exports_to_the_authors_layout(
+    runs, options_for, models, stage, inside
+):
     result, _ = runs[0](options_for(model=str(models["moving"]), stage=stage, lora="4:2"))
     names = raw(result)
     assert names
@@ -266,7 +268,9 @@ def test_scribbles_are_not_trained_on_precomputed_latents(tmp_path):
         {"stage": "image", "model": "animatediff/pocket"},
     ],
 )
-def test_resuming_after_kill_9_gives_the_losses_and_file_of_the_uninterrupted_run(runs, options_for, models, tmp_path, more):
+def test_resuming_after_kill_9_gives_the_losses_and_file_of_the_uninterrupted_run(
+    runs, options_for, models, tmp_path, more
+):
     name = more.pop("model", "image")
     more = {"model": str(models.get(name, name)), **more}
     whole, heard = runs[0](options_for("whole", **more))
