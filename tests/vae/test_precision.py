@@ -76,7 +76,7 @@ def test_svd_noises_and_encodes_the_picture_in_float32():
     whole.load_state_dict({name: x.float() for name, x in half.state_dict().items()})
     picture, noise = torch.rand(1, 3, 16, 16) * 2 - 1, torch.randn(1, 3, 16, 16)
     told = conditioning.encode(half, picture, noise, torch.zeros(1, 1, 3), torch.tensor([0.02]))
-    assert torch.equal(told.picture_BCTHW[:, :, 0], whole.vae.encode(picture + 0.02 * noise))
+    assert torch.equal(told.image_BCTHW[:, :, 0], whole.vae.encode(picture + 0.02 * noise))
     video = picture[:, :, None].half()
     exact = family.sampling.codec(TINY, whole).encode(video.float())
     assert torch.equal(family.sampling.codec(TINY, half).encode(video), exact)

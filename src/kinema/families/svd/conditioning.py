@@ -148,7 +148,7 @@ def check_extra(config: Config, extra: Mapping[str, Any]) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             raise BadRequest(f"{name} is {quoted(value)}; expected a number from {least:g} to {most:g}")
         if name.startswith("decode_") and not isinstance(value, int):
-            raise BadRequest(f"{name} is {quoted(value)}; expected an integer")
+            raise BadRequest(f"{name} is {quoted(value)}; expected a whole number")
     chunk, overlap = extra.get("decode_chunk", config.decode_chunk), extra.get("decode_overlap", 0)
     if overlap and overlap >= (chunk or 0):
         limit = f"{chunk:g}" if chunk else "not set"

@@ -258,7 +258,7 @@ def scaling(configs: Configs) -> float:
 def _positive_integer(configs: Configs, part: str, name: str, default: int) -> int:
     value = configs[part].get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise BadRequest(f"{name} of the {part} is {quoted(value)}; expected an integer of at least 1")
+        raise BadRequest(f"{name} of the {part} is {quoted(value)}; expected a whole number of at least 1")
     return value
 
 

@@ -235,8 +235,8 @@ def _decoder(o: Outline, temporal: bool) -> Iterator[Row]:
     into, last = o.vae_widths[-1], len(o.vae_widths) - 1
     resnet = _vae_video_resnet if temporal else _vae_resnet
     yield from _conv("decoder.conv_in", "decoder.conv_in", into, o.latent, 3, 3)
-    # The temporal decoder's middle has two blocks in sgm, and a level's number of layers in diffusers; they are equal for
-    # published sizes.
+    # The temporal decoder's middle has two blocks in sgm, and a level's number of layers in diffusers; published sizes
+    # agree.
     for j in range(o.vae_resnets if temporal else 2):
         yield from resnet(f"decoder.mid.block_{j + 1}", f"decoder.mid_block.resnets.{j}", into, into)
     yield from _vae_attention("decoder", into)
