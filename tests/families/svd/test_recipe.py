@@ -133,7 +133,7 @@ def test_latents_are_sampled_from_their_posterior():
     moments = torch.cat(
         [torch.full((1, 2, 4, 16, 16), 3.0), torch.full((1, 2, 4, 16, 16), 2 * torch.tensor(0.5).log())], 1
     )
-    latents = recipe.draw(moments, Batch(moments, [""] * len(moments), moments), g)
+    latents = recipe.sample_posterior(moments, Batch(moments, [""] * len(moments), moments), g)
     assert float(latents.mean()) == pytest.approx(3, abs=0.05)
     assert float(latents.std()) == pytest.approx(0.5, abs=0.03)
 

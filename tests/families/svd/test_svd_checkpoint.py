@@ -80,7 +80,7 @@ def test_the_single_file_has_the_published_tensors_and_bytes():
 
 
 @pytest.mark.parametrize(
-    ("outline", "part", "tensors", "numbers"),
+    ("outline", "part", "tensors", "parameters"),
     [
         (SVD, "unet", 1428, 1_524_623_082),
         (SVD, "vae", 374, 97_742_847),

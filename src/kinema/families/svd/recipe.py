@@ -1,7 +1,7 @@
 """SVD training (Blattmann et al. 2023, §4 and appendix D): EDM noise levels, v-prediction, conditioning dropout.
 
-The x0 loss weight is ``(1 + sigma²) / sigma²``, which is the mean squared error of the network's output.
-Only the U-Net is trained; codec and image encoder are frozen.
+The x0 error is weighted by ``(1 + sigma²) / sigma²``, which makes the loss the mean squared error of the network's
+output. Only the U-Net is trained; codec and image encoder are frozen.
 
 Letters: B clips, T frames, C channels, h w latent rows and columns.
 """
@@ -102,7 +102,7 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
     if stage.images:
         batch = _one_frame(batch, generator)
     encoded = batch.encoded or encode(network, batch.video)
-    x0 = draw(encoded["moments"].to(network.unet.conv_in.weight), batch, generator) * config.latent_scale
+    x0 = sample_posterior(encoded["moments"].to(network.unet.conv_in.weight), batch, generator) * config.latent_scale
     count = len(x0)
     condition = _condition(network, config, batch, encoded, generator)
     keep_B = batch.own(torch.rand(batch.count, generator=generator) >= stage.drop).to(x0)
@@ -145,7 +145,7 @@ def encode(model: SVD, video_BCTHW: Tensor) -> dict[str, Tensor]:
     return {"moments": moments.unflatten(0, (count, frames)).transpose(1, 2), "context": context}
 
 
-def draw(moments_BCTHW: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+def sample_posterior(moments_BCTHW: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
     """Sample latents from their posterior, as sgm's first stage does in training."""
     mean, log_variance = moments_BCTHW.chunk(2, dim=1)
     noise = batch.own(torch.randn(batch.count, *mean.shape[1:], generator=generator))
