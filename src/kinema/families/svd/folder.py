@@ -218,6 +218,8 @@ def outline(configs: Configs) -> Outline:
             patch=patch,
             embedding=int(clip.get("projection_dim", 512)),
         )
+    except BadRequest:  # a ValueError that needs no wrapping
+        raise
     except (TypeError, ValueError, ArithmeticError) as error:
         reason = quoted(str(error), MAX_QUOTED)
         raise BadRequest(f"a config of this folder contains an invalid value: {reason}") from error
