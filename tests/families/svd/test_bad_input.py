@@ -84,7 +84,7 @@ def test_a_checkpoint_of_another_family_is_identified(keys, what, capsys):
 def test_a_folder_of_another_pipeline_is_identified(capsys):
     Path("other").mkdir()
     Path("other/model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    assert "which a StableDiffusionPipeline is made of" in rejected(
+    assert "which the pipeline StableDiffusionPipeline needs" in rejected(
         capsys, "animate", "image.png", "--model", "./other"
     )
     assert "StableDiffusionPipeline" in rejected(capsys, "inspect", "other")
@@ -107,7 +107,7 @@ def test_a_lora_as_a_model_and_a_model_as_a_lora_are_rejected(capsys):
     save_file({"cond_stage_model.x": torch.ones(1)}, "model.safetensors")
     message = rejected(capsys, "animate", "image.png", *SVD, "--lora", "model.safetensors")
     assert (
-        "model.safetensors is no LoRA: it is a Stable Diffusion checkpoint; a model goes in the model's place"
+        "model.safetensors is not a LoRA: it is a Stable Diffusion checkpoint; expected a LoRA file"
         in message
     )
 

@@ -167,7 +167,7 @@ def test_a_scheduler_and_a_feature_extractor_are_not_needed(folder):
         ("feature_extractor/preprocessor_config.json", {"image_mean": [0.5, 0.5, 0.5]}, r"image_mean \[0.5, 0.5"),
         ("unet/config.json", {"num_attention_heads": [3, 2]}, r"num_attention_heads of the unet is \[3, 2\]"),
         ("unet/config.json", {"num_frames": 0}, "num_frames of the unet is 0"),
-        ("unet/config.json", {"block_out_channels": [32, 32]}, "does not fit"),
+        ("unet/config.json", {"block_out_channels": [32, 32]}, "does not match its layout"),
         ("unet/config.json", {"transformer_layers_per_block": [1, 2]}, "expected the same number for all levels"),
         ("vae/config.json", {"scaling_factor": "much"}, "scaling_factor of the vae is 'much'"),
         ("image_encoder/config.json", {"num_attention_heads": 5}, "num_attention_heads of the image_encoder is 5"),
@@ -341,7 +341,7 @@ def test_replaying_a_changed_folder_needs_the_model_and_is_reported(folder, imag
     save_file(tensors | {"quant_conv.bias": tensors["quant_conv.bias"] + 1}, file)
     given = ["--input", f"image={image_path}"]
     assert main(["replay", "clip.mp4", "-o", "again.mp4", *given]) == 2
-    assert "made from folder, which a replay does not look for; give it with --model PATH" in capsys.readouterr().err
+    assert "needs folder; give it with --model PATH" in capsys.readouterr().err
     assert main(["replay", "clip.mp4", "-o", "again.mp4", *given, "--model", "folder"]) == 0
     assert "other weights than the clip's" in capsys.readouterr().err
 

@@ -80,7 +80,7 @@ def test_unknown_words_are_reported(tiny: Config) -> None:
     events: list[object] = []
     conditioned(system(tiny), Request(prompt="a red zeppelin", seed=0), events.append)
     assert [note.message for note in events if isinstance(note, Note)] == [
-        "vdm/tiny was not taught the word(s) zeppelin"
+        "unknown words for vdm/tiny: zeppelin"
     ]
 
 
