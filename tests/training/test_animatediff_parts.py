@@ -13,7 +13,7 @@ from kinema.api import load
 from kinema.checkpoints import files, hub
 from kinema.checkpoints.convert import convert
 from kinema.data import shards, styles
-from kinema.families.animatediff import recipe
+from kinema.families.animatediff import objective
 from kinema.families.animatediff.family import FAMILY
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.families.animatediff.training import TRAINING
@@ -227,7 +227,7 @@ def test_sparsectrl_begins_as_the_way_down_and_leaves_the_model_alone(runs, told
 
 
 def test_what_sparsectrl_cannot_be_trained_on_is_said(runs, told, models):
-    with pytest.raises(BadRequest, match="has none: add motion=FILE first"):
+    with pytest.raises(BadRequest, match="has none; add motion=FILE first"):
         runs[0](told(model=str(models["image"]), stage="sparsectrl"))
     with pytest.raises(BadRequest, match="no training stage 'codec' of animatediff"):
         runs[0](told(model=str(models["image"]), stage="codec"))
@@ -251,7 +251,7 @@ def test_drawings_are_not_trained_on_clips_encoded_beforehand(tmp_path):
     assert "vae.encoder.conv_in.weight" in frozen
     system = replace(open_system("animatediff/tiny"), config=config)
     options = TrainOptions(data=str(folder))
-    with pytest.raises(BadRequest, match="SparseCtrl learns drawings from the pixels of every frame"):
+    with pytest.raises(BadRequest, match="scribble SparseCtrl needs the pixels of every frame"):
         sources.open_source(options, system, FAMILY.training.recipe(config), setup.trainable(system, 0))
 
 
@@ -300,7 +300,7 @@ def test_a_pocket_is_styled_and_moved_by_files_that_were_trained_apart(runs, tol
     clip = model.generate("a red ball rolls right", seed=1, steps=2)
     assert clip.video.shape == (1, 3, 8, 64, 64)
     assert load(base.weights).generate("a red ball", seed=1, steps=2).video.shape == (1, 3, 1, 64, 64)
-    with pytest.raises(BadRequest, match="is no style of this model"):
+    with pytest.raises(BadRequest, match="expected a style of this model"):
         open_system(base.weights, add={"style": files_of["motion"]})
 
 
@@ -309,7 +309,7 @@ def test_drawings_to_learn_from_are_the_lines_of_pixels_from_0_to_1():
     config = FAMILY.presets["tiny"]
     video = torch.full((8, 3, 4, 8, 8), -0.2)
     video[..., 4:] = 0.2
-    shown, mask = recipe.show(
+    shown, mask = objective.sparse_input(
         replace(config, sparse="scribble"), Batch(video, [""] * 8, video), video, torch.Generator().manual_seed(0)
     )
     drawn = (0.8 * 3**0.5 * 0.2 - styles.FAINT) / (styles.FULL - styles.FAINT)
