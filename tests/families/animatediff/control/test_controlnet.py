@@ -296,7 +296,7 @@ def test_invalid_options_raise_before_weights_are_loaded(saved, tmp_path, image_
         (none, {"control_span": [0, 1]}, "control_span needs ControlNet and this model has none"),
         (two, {"control": still}, "use control.canny, control.depth"),
         (two, {"control.pose": still}, "there is no ControlNet 'pose'"),
-        (one, {"control": "nothing.png"}, "control.canny nothing.png does not exist"),
+        (one, {"control": "nothing.png"}, "control file nothing.png does not exist"),
         (one, {"control": short}, "has 2 frames and the request 4"),
         (one, {"control": still, "control_scale": -1}, "control_scale is -1; expected a number from 0 to 10"),
         (one, {"control": still, "control_scale": [1, 2]}, "or one per frame (4)"),

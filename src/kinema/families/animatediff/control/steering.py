@@ -148,10 +148,10 @@ def files_of(extra: Mapping[str, Any]) -> list[str]:
 
 def _check_clip(file: Any, name: str, frames: int) -> None:
     if not isinstance(file, str | Path):
-        raise BadRequest(f"control.{name} is {quoted(file)}; expected an image, a clip or a folder of images")
+        raise BadRequest(f"control of {name} is {quoted(file)}; expected an image, a clip or a folder of images")
     path = Path(file)
     if not path.exists():
-        raise BadRequest(f"control.{name} {path} does not exist")
+        raise BadRequest(f"control file {path} does not exist")
     if not (path.is_file() and is_picture(path)) and (found := read.probe(path).frames) < frames:
         raise BadRequest(
             f"the control clip {path} has {found} frames and the request {frames}; every frame needs a control image"
