@@ -13,7 +13,7 @@ from kinema.api import load
 from kinema.checkpoints import files, hub
 from kinema.checkpoints.convert import convert
 from kinema.data import shards, styles
-from kinema.families.animatediff import objective
+from kinema.families.animatediff import recipe
 from kinema.families.animatediff.family import FAMILY
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.families.animatediff.training import TRAINING
@@ -309,7 +309,7 @@ def test_drawings_to_learn_from_are_the_lines_of_pixels_from_0_to_1():
     config = FAMILY.presets["tiny"]
     video = torch.full((8, 3, 4, 8, 8), -0.2)
     video[..., 4:] = 0.2
-    shown, mask = objective.sparse_input(
+    shown, mask = recipe.sparse_input(
         replace(config, sparse="scribble"), Batch(video, [""] * 8, video), video, torch.Generator().manual_seed(0)
     )
     drawn = (0.8 * 3**0.5 * 0.2 - styles.FAINT) / (styles.FULL - styles.FAINT)

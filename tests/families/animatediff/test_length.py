@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from kinema.api import load
 from kinema.diffusion.windows import views, windows
-from kinema.families.animatediff import conditioning, objective
+from kinema.families.animatediff import conditioning, recipe
 from kinema.families.animatediff.control.ip_adapter import ImagePrompt
 from kinema.families.animatediff.control.steering import Steering
 from kinema.families.animatediff.motion.module import MotionControl, MotionModule
@@ -225,19 +225,19 @@ def test_windows_of_16_frames_need_the_memory_of_16_frames():
 def test_the_prompt_is_encoded_once_however_many_windows_and_passes(model, monkeypatch):
     from kinema.families.animatediff import conditioning
 
-    asked = []
+    encoded_prompts = []
     real = conditioning.encode_text
 
     def counting(*args):
-        asked.append(args[3])
+        encoded_prompts.append(args[3])
         return real(*args)
 
     monkeypatch.setattr(conditioning, "encode_text", counting)
     model.run(ask(frames=30, window=8, steps=2, free_init=2), output="latents")
-    once = len(asked)
-    asked.clear()
+    once = len(encoded_prompts)
+    encoded_prompts.clear()
     model.run(ask(frames=8, steps=1), output="latents")
-    assert once == len(asked)
+    assert once == len(encoded_prompts)
 
 
 # ------------------------------------------------------------------------------------------ requests
@@ -312,13 +312,13 @@ def test_the_command_line_generates_long_clips_with_a_complete_recipe(tmp_path):
 def test_prompt_spans_count_frames_of_the_whole_clip_across_blocks(monkeypatch):
     """Blocks of frames 0 to 15 and 4 to 19 get the same prompt rows as in one pass."""
     tiny, contexts = load("animatediff", preset="tiny"), []
-    run_unet = objective.run_unet
+    run_unet = recipe.run_unet
 
     def recording(model, config, z, level, condition):
         contexts.append(condition.context_BKLC[0])
         return run_unet(model, config, z, level, condition)
 
-    monkeypatch.setattr(objective, "run_unet", recording)
+    monkeypatch.setattr(recipe, "run_unet", recording)
     request = Request(
         prompt="a red ball", seed=1, steps=1, guidance=1.0, frames=20, prompt_spans={8: "a blue star", 19: "spins"}
     )
@@ -333,9 +333,9 @@ def test_prompt_spans_count_frames_of_the_whole_clip_across_blocks(monkeypatch):
 
 
 def test_scribbles_of_a_block_wise_clip_go_to_the_block_with_their_frame(tmp_path):
-    Image.new("RGB", (16, 16), "white").save(tmp_path / "drawing.png")
-    drawing = str(tmp_path / "drawing.png")
-    request = Request(frames=16, height=16, width=16, extra={"scribble": {2: drawing, 19: drawing}})
+    Image.new("RGB", (16, 16), "white").save(tmp_path / "scribble.png")
+    scribble = str(tmp_path / "scribble.png")
+    request = Request(frames=16, height=16, width=16, extra={"scribble": {2: scribble, 19: scribble}})
     at = [
         conditioning.scribble_input(request, start).mask_B1THW[0, 0, :, 0, 0].nonzero().flatten().tolist()
         for start in (0, 4)

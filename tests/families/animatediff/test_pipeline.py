@@ -143,9 +143,12 @@ def test_contexts_are_interpolated_between_neighbouring_prompts(model):
     system = model.system
 
     def conditions_of(request, canvas):
-        return system.condition(system.encode_prompt(asked("a", request.prompt_spans)), request, canvas)
+        return system.condition(system.encode_prompt(request_of("a", request.prompt_spans)), request, canvas)
 
-    by_text = {text: system.condition(system.encode_prompt(asked(text)), asked(text), canvas_of(12)) for text in "abc"}
+    by_text = {
+        text: system.condition(system.encode_prompt(request_of(text)), request_of(text), canvas_of(12))
+        for text in "abc"
+    }
     row = {text: conditions.branches["positive"].context_BKLC[0] for text, conditions in by_text.items()}
     stops = {0: "a", 4: "b", 9: "c"}
     rows = []
@@ -154,14 +157,14 @@ def test_contexts_are_interpolated_between_neighbouring_prompts(model):
         after = min((stop for stop in stops if stop > frame), default=before)
         share = (frame - before) / (after - before) if after > before else 0.0
         rows.append(torch.lerp(row[stops[before]], row[stops[after]], share))
-    conditions = conditions_of(asked("a", {4: "b", 9: "c"}), canvas_of(12))
+    conditions = conditions_of(request_of("a", {4: "b", 9: "c"}), canvas_of(12))
     assert torch.equal(conditions.branches["positive"].context_BKLC[0], torch.cat(rows))
-    part = asked("a", {4: "b", 9: "c"}).with_(frames=5)
+    part = request_of("a", {4: "b", 9: "c"}).with_(frames=5)
     later = conditions_of(part, replace(canvas_of(5), block=Block(6, 5)))
     assert torch.equal(later.branches["positive"].context_BKLC[0], torch.cat(rows[6:11]))
 
 
-def asked(prompt, spans=None):
+def request_of(prompt, spans=None):
     return Request(prompt=prompt, prompt_spans=spans or {}, frames=12, height=16, width=16, steps=1, seed=1)
 
 

@@ -177,9 +177,9 @@ def pad_rows(contexts: Sequence[Tensor], empty: Tensor) -> list[Tensor]:
 
 
 def sizes(config: Config, height: int, width: int) -> Tensor:
-    """SDXL's original size, crop and target size as sinusoids, 1×6V: a whole picture of this size."""
-    told = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
-    return sinusoidal(told, config.size_embedding).flatten()[None]
+    """Sinusoidal embedding of SDXL's original size, crop and target size for an uncropped image, 1×6V."""
+    values = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
+    return sinusoidal(values, config.size_embedding).flatten()[None]
 
 
 # --------------------------------------------------------------------------------------- options
@@ -249,7 +249,7 @@ def scribble_input(request: Request, start: int) -> SparseInput | None:
 
 
 def frame_input(request: Request, canvas: Canvas, z_BCTHW: Tensor) -> SparseInput:
-    """Latents ``z`` of the canvas at frames that are known completely, zeros elsewhere."""
+    """Latents ``z`` at fully known frames of the canvas, zeros elsewhere."""
     whole_BT = (canvas.mask.flatten(3).amin(-1)[:, 0] > 0).to(z_BCTHW)
     mask = whole_BT[:, None, :, None, None].expand(-1, -1, -1, *z_BCTHW.shape[-2:])
     return SparseInput(z_BCTHW * mask, mask, control_scale(request))

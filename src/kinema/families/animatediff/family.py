@@ -13,7 +13,7 @@ from kinema.canvas import Canvas
 from kinema.checkpoints.convert import Layouts
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import NoiseLevel
-from kinema.families.animatediff import conditioning, objective
+from kinema.families.animatediff import conditioning, recipe
 from kinema.families.animatediff.conditioning import Condition, EncodedPrompts
 from kinema.families.animatediff.config import PRESETS, Config, from_json, to_json
 from kinema.families.animatediff.control import image_prompts, pia, steering
@@ -60,7 +60,7 @@ class AnimateDiffSampling(Sampling):
         )
 
     def process(self, config: Config, shape: Shape) -> Process:  # noqa: ARG002
-        return Process(objective.schedule_of(config), objective.parameterisation_of(config))
+        return Process(recipe.schedule_of(config), recipe.parameterisation_of(config))
 
     def codec(self, config: Config, model: nn.Module) -> ImageCodec:
         vae = cast(AnimateDiff, model).vae
@@ -165,7 +165,7 @@ class AnimateDiffSampling(Sampling):
         return system.levels(request)[canvas.skipped :]
 
     def _first(self, system: Opened, request: Request, canvas: Canvas, on_event: OnEvent) -> Tensor | None:
-        """PIA's input: the first frame, if it is known completely."""
+        """PIA's input, or None with a note if the first frame is not fully known."""
         if not bool(canvas.mask[:, :, 0].all()):
             on_event(Note("PIA was trained to animate an image and got none; use animate with an image"))
             return None
@@ -182,10 +182,10 @@ class AnimateDiffSampling(Sampling):
         for network in (model.sparse, *model.controls):
             if network is not None:
                 channels_last(network)
-        parameterisation = objective.parameterisation_of(system.config)
+        parameterisation = recipe.parameterisation_of(system.config)
 
         def predict(z: Tensor, level: NoiseLevel) -> Tensor:
-            return objective.run_unet(model, system.config, z, level, part).to(z.dtype)
+            return recipe.run_unet(model, system.config, z, level, part).to(z.dtype)
 
         return parameterisation.denoiser(predict)
 
@@ -213,8 +213,8 @@ class AnimateDiffCheckpoints(Checkpoints):
 class AnimateDiffTraining(Training):
     """Training objective, settings and stages."""
 
-    loss = staticmethod(objective.loss)
-    recipe = staticmethod(objective.settings_of)
+    loss = staticmethod(recipe.loss)
+    recipe = staticmethod(recipe.settings_of)
 
     @property
     def tuning(self) -> Tuning:

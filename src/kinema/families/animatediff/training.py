@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kinema.checkpoints.lora_formats import Lora
-from kinema.families.animatediff import objective
+from kinema.families.animatediff import recipe
 from kinema.families.animatediff.config import Config, Stage
 from kinema.families.animatediff.control import sparse
 from kinema.families.animatediff.files import lora, motion_file
@@ -95,7 +95,7 @@ class AnimateDiffTraining:
 
     def encode(self, model: nn.Module, video_BCTHW: Tensor) -> dict[str, Tensor]:
         network = cast(AnimateDiff, model)
-        return {"latents": objective.encode(network, network.unet.config, video_BCTHW)}
+        return {"latents": recipe.encode(network, network.unet.config, video_BCTHW)}
 
 
 def with_motion(config: Config) -> Config:

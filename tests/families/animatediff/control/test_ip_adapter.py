@@ -157,7 +157,7 @@ def saved(oracle, tmp_path_factory, adapter_of, nested):
 @pytest.mark.parametrize("file", ["plain.safetensors", "plus.bin"])
 def test_files_of_both_layouts_convert_both_ways(saved, tmp_path, monkeypatch, file):
     monkeypatch.setattr(ip_adapter_file, "BASES", (SIZE,))
-    native, again = tmp_path / "ours.safetensors", tmp_path / "again.safetensors"
+    native, again = tmp_path / "native.safetensors", tmp_path / "again.safetensors"
     convert(saved / file, native, "diffusers")
     convert(native, again, "official")
     before, after = files.read_tensors(saved / file), files.read_tensors(again)

@@ -172,7 +172,7 @@ def test_control_spans_of_an_edit_cover_its_remaining_steps(parts, saved, size, 
     reference.set_progress_bar_config(disable=True)
     monkeypatch.setattr(module, "randn_tensor", lambda *_a, **_k: noise_of().transpose(1, 2))
     source, paths = write_images(tmp_path / "source", FRAMES, SIDE, seed=7)
-    images, _ = write_images(tmp_path / "shown", FRAMES, SIDE)
+    images, _ = write_images(tmp_path / "control", FRAMES, SIDE)
     expected = reference(
         video=source,
         conditioning_frames=images,
@@ -191,7 +191,7 @@ def test_control_spans_of_an_edit_cover_its_remaining_steps(parts, saved, size, 
     model = load(
         saved / "pipeline", add={"controlnet.n0": saved / "net0.safetensors"}, overrides={"norms": "diffusers"}
     )
-    extra = {"control.n0": str(tmp_path / "shown"), "control_scale.n0": 0.8, "control_span.n0": list(span)}
+    extra = {"control.n0": str(tmp_path / "control"), "control_scale.n0": 0.8, "control_span.n0": list(span)}
     request = Request(task="edit", frames=FRAMES, steps=5, strength=0.75, extra=extra, **ASK)
     result = model.run(request, noise=noise_of(), output="latents").video
     assert (result - expected).abs().max() <= 1e-4

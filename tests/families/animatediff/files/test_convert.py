@@ -145,13 +145,13 @@ def loaded(kind, folder):
 
 def test_a_folder_converts_to_a_single_file_and_back_in_half_precision(tmp_path):
     single_file(STILL, tmp_path / "a.safetensors")
-    convert(tmp_path / "a.safetensors", tmp_path / "made", "diffusers", dtype="fp16")
-    assert (tmp_path / "made" / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
-    convert(tmp_path / "made", tmp_path / "b.safetensors", "official")
+    convert(tmp_path / "a.safetensors", tmp_path / "half", "diffusers", dtype="fp16")
+    assert (tmp_path / "half" / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
+    convert(tmp_path / "half", tmp_path / "b.safetensors", "official")
     assert {dtype for _, dtype in files.header(tmp_path / "b.safetensors").values()} == {torch.float16}
     convert(tmp_path / "b.safetensors", tmp_path / "again", "diffusers")
     for part in ("unet", "vae", "text_encoder"):
-        one, two = (files.read_tensors(tmp_path / name / part) for name in ("made", "again"))
+        one, two = (files.read_tensors(tmp_path / name / part) for name in ("half", "again"))
         assert equal(one, two)
 
 

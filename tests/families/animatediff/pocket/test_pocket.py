@@ -15,7 +15,7 @@ from kinema.checkpoints.convert import convert
 from kinema.data import reading
 from kinema.data.playroom import Playroom
 from kinema.data.playroom.rendered import Rendered
-from kinema.families.animatediff import objective
+from kinema.families.animatediff import recipe
 from kinema.families.animatediff.config import from_json, to_json
 from kinema.families.animatediff.family import FAMILY
 from kinema.families.animatediff.model import AnimateDiff
@@ -79,7 +79,7 @@ def test_the_loss_of_a_repeated_batch_falls_and_trained_weights_change(stage):
     optimiser = torch.optim.AdamW(trained.values(), lr=3e-3)
     losses = []
     for _ in range(25):
-        loss = objective.loss(model, config, clips, torch.Generator().manual_seed(1)).mean()
+        loss = recipe.loss(model, config, clips, torch.Generator().manual_seed(1)).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -98,7 +98,7 @@ def test_reading_teaches_the_image_model_words_of_motion():
 
     def read_loss():
         with reader_of(model).watching(model.unet) as features:
-            context, _ = objective._captions(model, config, clips)
+            context, _ = recipe._captions(model, config, clips)
             model.unet(torch.zeros(8, 48, 1, 8, 8), torch.full((8,), 999.0), context, motion=False)
         return reader_loss(reader_of(model), clips, features)
 
@@ -183,7 +183,7 @@ def test_norms_have_the_config_groups_and_a_fresh_network_predicts_grey():
     output = model.unet(torch.randn(1, 48, 1, 8, 8), torch.tensor([3.0]), torch.randn(1, 24, 32), motion=False)
     assert not output.any()
     end = FAMILY.sampling.process(config, Shape(1, 3, 8, 64, 64)).schedule.level(torch.ones(1))
-    assert objective.parameterisation_of(config).x0(output, output, end).sum() == 0
+    assert recipe.parameterisation_of(config).x0(output, output, end).sum() == 0
 
 
 def test_a_pocket_model_cannot_be_pre_encoded():

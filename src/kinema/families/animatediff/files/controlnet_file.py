@@ -144,8 +144,8 @@ def _of_diffusers(header: Header, data: Mapping[str, Any]) -> ControlFile:
             raise BadRequest(f"this ControlNet lacks {key}")
         return header[key][0]
 
-    def depth(place: str) -> int | None:
-        return count(header, f"{place}.transformer_blocks.") if f"{place}.norm.weight" in header else None
+    def depth(prefix: str) -> int | None:
+        return count(header, f"{prefix}.transformer_blocks.") if f"{prefix}.norm.weight" in header else None
 
     order = data.get("controlnet_conditioning_channel_order", "rgb")
     if order not in ("rgb", "bgr"):

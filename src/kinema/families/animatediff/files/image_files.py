@@ -88,9 +88,9 @@ def open_folder(source: Source) -> OpenedImage | None:
         )
     streams = {part: Stream(source.path / part, source.variant) for part in found.parts}
     named = {opening.native_name(f"{part}.{name}"): (part, name) for part, stream in streams.items() for name in stream}
-    named = {name: place for name, place in named.items() if not is_unused(name)}
+    named = {name: location for name, location in named.items() if not is_unused(name)}
     image = ImageFile(found.config, vae=True, text=True)
-    table, native = image.table, {name: streams[part].header[own] for name, (part, own) in named.items()}
+    table, native = image.table, {name: streams[part].header[key] for name, (part, key) in named.items()}
     table.check_ours(shapes_of(native), source.path.name)
     extras = Stream(source.path / EXTRA) if (source.path / EXTRA).is_dir() else None
     extra = extras.header if extras is not None else {}
@@ -98,8 +98,8 @@ def open_folder(source: Source) -> OpenedImage | None:
     def read(name: str) -> Tensor:
         if extras is not None and name in extra:
             return extras[name]
-        part, own = named[name]
-        return streams[part][own]
+        part, key = named[name]
+        return streams[part][key]
 
     text = extras.metadata.get("original_header", "").encode() if extras is not None else b""
     opened = OpenedImage(image, table, native, extra, read, text)
@@ -173,9 +173,9 @@ def plan_folder(opened: OpenedImage, dtype: torch.dtype | None) -> Conversion:
     config, tail = opened.image.config, ".fp16" if dtype is torch.float16 else ""
     files = []
     for part in folder.parts(config):
-        own = {n.partition(".")[2]: e for n, e in cast(opened.native, dtype).items() if n.startswith(f"{part}.")}
-        place = f"{part}/{folder.PARTS[part]}{tail}.safetensors"
-        files.append(TargetFile(place, own, _reader(opened, part, dtype), {"format": "pt"}))
+        header = {n.partition(".")[2]: e for n, e in cast(opened.native, dtype).items() if n.startswith(f"{part}.")}
+        path = f"{part}/{folder.PARTS[part]}{tail}.safetensors"
+        files.append(TargetFile(path, header, _reader(opened, part, dtype), {"format": "pt"}))
     notes = ["weight files do not contain CLIP's vocabulary: copy it into tokenizer/ for diffusers"]
     if opened.extra or opened.text:
         about = "Tensors and header of the original single file that a diffusers folder cannot contain."

@@ -138,18 +138,18 @@ def _size(shapes: Mapping[str, tuple[int, ...]]) -> AdapterSize:
 def cross_attentions(c: Config) -> Iterator[tuple[str, int]]:
     """Name and width of every cross-attention, in the order of diffusers' U-Nets: down, up, middle."""
 
-    def of(place: str, width: int, depth: int) -> Iterator[tuple[str, int]]:
-        return ((f"{place}.transformer_blocks.{i}.attn2", width) for i in range(depth))
+    def blocks(prefix: str, width: int, depth: int) -> Iterator[tuple[str, int]]:
+        return ((f"{prefix}.transformer_blocks.{i}.attn2", width) for i in range(depth))
 
     last = len(c.channels) - 1
     for level, (width, depth) in enumerate(zip(c.channels, c.depths, strict=True)):
         for j in range(c.layers):
-            yield from of(f"down_blocks.{level}.attentions.{j}", width, depth)
+            yield from blocks(f"down_blocks.{level}.attentions.{j}", width, depth)
     for level in range(last + 1):
         for j in range(c.layers + 1):
-            yield from of(f"up_blocks.{level}.attentions.{j}", c.channels[last - level], c.depths[last - level])
+            yield from blocks(f"up_blocks.{level}.attentions.{j}", c.channels[last - level], c.depths[last - level])
     deepest = next((depth for depth in reversed(c.depths) if depth), 0)
-    yield from of("mid_block.attentions.0", c.channels[-1], deepest)
+    yield from blocks("mid_block.attentions.0", c.channels[-1], deepest)
 
 
 def rows(c: Config, size: AdapterSize, index: int) -> Iterator[Row]:

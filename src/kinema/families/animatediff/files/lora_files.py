@@ -116,15 +116,15 @@ def restored(opened: OpenedLora, text: bytes, layout: str) -> dict[str, Tensor] 
     """The tensors that a header lists; None if it has another layout or does not match this LoRA."""
     header, metadata = listed(text, "the original header")
     names, low = opened.names, opened.lora
-    places, unknown = placed(header, names.modules, names.aliases)
-    if unknown or layout_of(header) != layout or {module for module, _ in places.values()} != low.keys():
+    keys, unknown = placed(header, names.modules, names.aliases)
+    if unknown or layout_of(header) != layout or {module for module, _ in keys.values()} != low.keys():
         return None
-    with_alpha = {module for module, role in places.values() if role == "alpha"}
+    with_alpha = {module for module, role in keys.values() if role == "alpha"}
     alphas = PeftAlphas(metadata, "this LoRA")
     if any((alphas.of(m) or a.rank) != (a.alpha or a.rank) for m, a in low.items() if m not in with_alpha):
         return None
     tensors = {}
-    for key, (module, role) in places.items():
+    for key, (module, role) in keys.items():
         adapter, (shape, dtype) = low[module], header[key]
         if role == "alpha":
             tensors[key] = torch.full(shape, adapter.alpha or adapter.rank, dtype=dtype)

@@ -11,7 +11,7 @@ from torch import nn
 from kinema.checkpoints.lora_formats import Adapter
 from kinema.data.playroom import Playroom
 from kinema.data.playroom.rendered import Rendered
-from kinema.families.animatediff import objective
+from kinema.families.animatediff import recipe
 from kinema.families.animatediff.family import FAMILY
 from kinema.families.animatediff.files import lora
 from kinema.families.animatediff.model import AnimateDiff
@@ -31,13 +31,13 @@ def test_the_image_stage_trains_on_single_frames_without_motion_modules():
     torch.manual_seed(0)
     model = AnimateDiff(config)
     clips = batch(config, 3)
-    one = objective.single_frames(clips, torch.Generator().manual_seed(0))
+    one = recipe.single_frames(clips, torch.Generator().manual_seed(0))
     assert one.video.shape == (3, 3, 1, 16, 16)
     assert all(any(torch.equal(one.video[b, :, 0], clips.video[b, :, t]) for t in range(8)) for b in range(3))
-    losses = objective.loss(model, config, clips, torch.Generator().manual_seed(0))
+    losses = recipe.loss(model, config, clips, torch.Generator().manual_seed(0))
     for module in model.motion_modules:  # would change the loss if they ran
         nn.init.normal_(module.proj_out.weight)
-    torch.testing.assert_close(objective.loss(model, config, clips, torch.Generator().manual_seed(0)), losses)
+    torch.testing.assert_close(recipe.loss(model, config, clips, torch.Generator().manual_seed(0)), losses)
 
 
 def test_pre_encoded_clips_give_the_same_loss():
@@ -45,7 +45,7 @@ def test_pre_encoded_clips_give_the_same_loss():
     torch.manual_seed(0)
     model, clips = AnimateDiff(config), batch(config, 2)
     encoded = replace(clips, encoded=TRAINING.encode(model, clips.video), video=clips.video[:, :, :1])
-    losses = [objective.loss(model, config, b, torch.Generator().manual_seed(0)) for b in (clips, encoded)]
+    losses = [recipe.loss(model, config, b, torch.Generator().manual_seed(0)) for b in (clips, encoded)]
     torch.testing.assert_close(*losses)
     names = TRAINING.frozen(model)
     assert "vae.encoder.conv_in.weight" in names
@@ -54,7 +54,7 @@ def test_pre_encoded_clips_give_the_same_loss():
 
 def test_sparsectrl_trains_with_few_or_no_conditioning_frames():
     generator = torch.Generator().manual_seed(0)
-    kept = torch.stack([objective.keyframes(8, generator) for _ in range(600)])
+    kept = torch.stack([recipe.keyframes(8, generator) for _ in range(600)])
     counts = kept.sum(1)
     assert 0.06 < float((counts == 0).float().mean()) < 0.14
     assert counts.max() <= 4
@@ -69,7 +69,7 @@ def test_sparse_input_is_zero_outside_the_mask(sparse, channels, side):
     config = replace(FAMILY.presets["tiny"], sparse=sparse, stage="sparsectrl")
     video, latents = batch(config, 2).video, torch.randn(2, 4, 8, 8, 8)
     clips, generator = Batch(video, [""] * len(video), video), torch.Generator().manual_seed(3)
-    frames, mask = objective.sparse_input(config, clips, latents, generator)
+    frames, mask = recipe.sparse_input(config, clips, latents, generator)
     assert frames.shape == (2, channels, 8, side, side)
     assert mask.shape == (2, 1, 8, side, side)
     assert set(mask.unique().tolist()) <= {0.0, 1.0}
