@@ -251,7 +251,7 @@ def test_drawings_are_not_trained_on_clips_encoded_beforehand(tmp_path):
     assert "vae.encoder.conv_in.weight" in frozen
     system = replace(open_system("animatediff/tiny"), config=config)
     options = TrainOptions(data=str(folder))
-    with pytest.raises(BadRequest, match="scribble SparseCtrl needs the pixels of every frame"):
+    with pytest.raises(BadRequest, match="SparseCtrl for scribbles needs the pixels of every frame"):
         sources.open_source(options, system, FAMILY.training.recipe(config), setup.trainable(system, 0))
 
 

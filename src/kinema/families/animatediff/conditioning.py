@@ -207,7 +207,7 @@ def check_extra(config: Config, request: Request) -> None:
         if not Path(file).is_file():
             raise BadRequest(f"scribble image {file} does not exist")
     options.check(request, config.longest)
-    if options.in_blocks(request, config.longest):
+    if options.is_block_wise(request, config.longest):
         for name, value in extra.items():
             if name.partition(".")[0] in ("affinity", "control_scale") and isinstance(value, list | tuple):
                 raise BadRequest(options.no_per_frame(name, config.longest))
@@ -257,5 +257,5 @@ def frame_input(request: Request, canvas: Canvas, z_BCTHW: Tensor) -> SparseInpu
 
 def control_scale(request: Request) -> Tensor:
     """Scale of SparseCtrl's residuals, [1] or [T]."""
-    scale = steering.of_name(request.extra, "control_scale", steering.SPARSE, only=True)
+    scale = steering.named_option(request.extra, "control_scale", steering.SPARSE, only=True)
     return steering.scale_of(1.0 if scale is None else scale, request.shape.frames, "control_scale")

@@ -84,13 +84,13 @@ class AnimateDiffSampling(Sampling):
             raise BadRequest(
                 f"frames is {frames}; an image model generates 1: add a motion module (motion=FILE) for clips"
             )
-        in_blocks = options.in_blocks(request, config.longest)
-        if in_blocks and request.overlap is None:
+        is_block_wise = options.is_block_wise(request, config.longest)
+        if is_block_wise and request.overlap is None:
             raise BadRequest(
                 f"frames is {frames}; the motion module handles {config.longest} at a time: set window (up to "
                 f"{config.longest}), overlap to generate block-wise, or overrides stretch={frames}"
             )
-        if in_blocks and (config.controls or config.adapters):
+        if is_block_wise and (config.controls or config.adapters):
             raise BadRequest(
                 f"frames is {frames}; ControlNets and IP-Adapters do not work block-wise: set window (up to "
                 f"{config.longest}) instead of only overlap"

@@ -43,9 +43,7 @@ class AnimateDiffTraining:
             return replace(config, stage=cast(Stage, name))
         kind = "rgb" if name == "sparsectrl" else "scribble"
         if config.sparse not in (None, kind):
-            raise BadRequest(
-                f"this model already has a {config.sparse} SparseCtrl; expected a model without one or with {kind}"
-            )
+            raise BadRequest(f"this model already has SparseCtrl of kind {config.sparse}; expected none or {kind}")
         if config.motion == "none":
             raise BadRequest("SparseCtrl needs a motion module and this image model has none; add motion=FILE first")
         if kind == "scribble" and config.stride != 8:
@@ -75,9 +73,9 @@ class AnimateDiffTraining:
         if low is not None:
             return {"motion-lora" if config.trains == "motion" else "adapter": lora.official(low)}
         if config.trains == "motion":
-            return {"motion": motion_file.export("official", _inside(tensors, "unet.", ".motion_modules."))}
+            return {"motion": motion_file.export("official", _select(tensors, "unet.", ".motion_modules."))}
         if config.trains == "sparsectrl":
-            return {"sparsectrl": sparse.export("official", _inside(tensors, "sparse."))}
+            return {"sparsectrl": sparse.export("official", _select(tensors, "sparse."))}
         return kind_of(config).files(config.trains, tensors)
 
     def frozen(self, model: nn.Module) -> dict[str, Tensor]:
@@ -88,7 +86,7 @@ class AnimateDiffTraining:
         trains_sparse = network.sparse is not None and any(p.requires_grad for p in network.sparse.parameters())
         if trains_sparse and network.unet.config.sparse == "scribble":
             raise BadRequest(
-                "scribble SparseCtrl needs the pixels of every frame, which pre-encoded clips lack: "
+                "SparseCtrl for scribbles needs the pixels of every frame, which pre-encoded clips lack: "
                 "train the stage scribble on the folder of clips"
             )
         return {f"vae.{k}": w for k, w in network.vae.state_dict().items() if not k.startswith(("decoder.", "post_"))}
@@ -108,7 +106,7 @@ def with_motion(config: Config) -> Config:
     return replace(config, motion_heads=gcd(preset.motion_heads, *config.channels), **values)
 
 
-def _inside(tensors: Mapping[str, Tensor], prefix: str, part: str = "") -> dict[str, Tensor]:
+def _select(tensors: Mapping[str, Tensor], prefix: str, part: str = "") -> dict[str, Tensor]:
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()

@@ -1,4 +1,4 @@
-"""ControlNet (Zhang et al. 2023, arXiv 2302.05543): a copy of the image U-Net's encoder with a control image.
+"""ControlNet (Zhang et al. 2023, arXiv 2302.05543): a copy of the U-Net's encoder that reads a control image.
 
 It has no motion modules and treats frames as independent images, each with its own control image. Names are those of
 diffusers' ``ControlNetModel``.

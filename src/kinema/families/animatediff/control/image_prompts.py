@@ -17,7 +17,7 @@ from kinema.cancel import checkpoint
 from kinema.conditioning.clip_vision import MEAN, STD, ClipVision
 from kinema.families.animatediff.config import AdapterSize, Config
 from kinema.families.animatediff.control.ip_adapter import ImagePrompt, Projections
-from kinema.families.animatediff.control.steering import check_frames, check_names, of_name, scale_of
+from kinema.families.animatediff.control.steering import check_frames, check_names, named_option, scale_of
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.media import read
 from kinema.schema import BadRequest, Note, OnEvent, Request
@@ -44,7 +44,7 @@ def check(config: Config, request: Request) -> None:
 
 def images_of(request: Request, name: str, *, only: bool) -> dict[int, tuple[str, ...]] | None:
     """One adapter's image files by frame; a constant prompt has frame 0 alone."""
-    setting = of_name(request.extra, "ip_image", name, only=only)
+    setting = named_option(request.extra, "ip_image", name, only=only)
     if setting is None:
         return None
     by_frame = _by_frame(setting)
@@ -90,7 +90,7 @@ def encode(
         if by_frame is None:
             on_event(Note(f"IP-Adapter {size.name} has no image and adds nothing; set ip_image.{size.name}=IMAGE"))
             continue
-        scale = of_name(request.extra, "ip_scale", size.name, only=True)
+        scale = named_option(request.extra, "ip_scale", size.name, only=True)
         scale_T = scale_of(1.0 if scale is None else scale, request.shape.frames, "ip_scale")
         at = {frame: _tokens(model, size, index, files) for frame, files in by_frame.items()}
         tokens, blank = {frame: image for frame, (image, _) in at.items()}, next(iter(at.values()))[1]

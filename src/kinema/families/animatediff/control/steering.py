@@ -74,7 +74,7 @@ def steer(
 # ---------------------------------------------------------------------------------------- options
 
 
-def of_name(extra: Mapping[str, Any], option: str, name: str, *, only: bool = False) -> Any:
+def named_option(extra: Mapping[str, Any], option: str, name: str, *, only: bool = False) -> Any:
     """Value of ``option.name``; with ``only``, falls back to ``option`` itself."""
     return extra.get(f"{option}.{name}", extra.get(option) if only else None)
 
@@ -92,7 +92,7 @@ def check(config: Config, request: Request) -> None:
     for key in [key for key in extra if key.partition(".")[0] == "control_span"]:
         span_of(extra[key], key)
     for name in names:
-        if (file := of_name(extra, "control", name, only=len(names) == 1)) is not None:
+        if (file := named_option(extra, "control", name, only=len(names) == 1)) is not None:
             _check_clip(file, name, frames)
 
 
@@ -110,7 +110,7 @@ def check_names(  # noqa: PLR0917
             raise BadRequest(registry.unknown(what, name, names))
         if not dot and len(names) > 1 and not for_all:
             choices = ", ".join(f"{option}.{each}" for each in names)
-            raise BadRequest(f"{option} is ambiguous with {len(names)} of them; use {choices}")
+            raise BadRequest(f"{option} is ambiguous, as the model has {len(names)} {what}s; use {choices}")
 
 
 def check_frames(option: str, frames: Iterable[int], request: Request) -> None:
@@ -171,7 +171,7 @@ def steerings(
     active = []
     for index, size in enumerate(config.controls):
         only = len(config.controls) == 1
-        file = of_name(request.extra, "control", size.name, only=only)
+        file = named_option(request.extra, "control", size.name, only=only)
         if file is None:
             on_event(Note(f"ControlNet {size.name} has no input and adds nothing; set control.{size.name}=FILE"))
             continue
@@ -180,8 +180,8 @@ def steerings(
         channels_last(net)  # as in every later run
         weight = net.conv_in.weight
         hint = net.embed(_control_images(request, str(file), on_event).to(weight.device, weight.dtype))
-        scale = of_name(request.extra, "control_scale", size.name, only=True)
-        span = of_name(request.extra, "control_span", size.name, only=True)
+        scale = named_option(request.extra, "control_scale", size.name, only=True)
+        span = named_option(request.extra, "control_span", size.name, only=True)
         start, end = span_of(span, "control_span") if span is not None else (0.0, 1.0)
         first_log_snr, end_log_snr = _bounds(levels, start, end)
         if weight.device.type == "meta":  # a memory forecast measures a step in which all of them act

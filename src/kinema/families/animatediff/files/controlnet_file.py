@@ -106,7 +106,7 @@ def recognise(header: Header, data: Mapping[str, Any] | None = None, name: str =
     prefix = next((p for p in (PREFIX, "") if f"{p}{_HINT_BLOCK}.0.weight" in header), None)
     if prefix is None:
         return None
-    inside = _inside(header, prefix)
+    inside = _without_prefix(header, prefix)
     control = replace(_of_ldm(inside, name), prefix=prefix)
     if len(inside) < len(header):
         control = replace(control, notes=("the file also contains an image model; only the ControlNet is used",))
@@ -114,7 +114,7 @@ def recognise(header: Header, data: Mapping[str, Any] | None = None, name: str =
     return control
 
 
-def _inside(named: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def _without_prefix(named: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in named.items() if key.startswith(prefix)}
 
 
@@ -213,7 +213,7 @@ def convert(control: ControlFile, tensors: Mapping[str, Tensor]) -> dict[str, Te
     """Convert a file's tensors to the names of `ControlNet`."""
     if control.layout == "diffusers":
         return dict(tensors)
-    return control.table.forward(_inside(tensors, control.prefix), "this ControlNet")
+    return control.table.forward(_without_prefix(tensors, control.prefix), "this ControlNet")
 
 
 def export(control: ControlFile, layout: ControlLayout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -52,7 +52,7 @@ def convert(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return image.table.forward(file_tensors, "this file")
     native = {native_name(name): tensor for name, tensor in tensors.items() if not is_unused(name)}
     image_part = {name: tensor for name, tensor in native.items() if not _is_motion(name)}
-    motion_tensors = {_inside(name): tensor for name, tensor in native.items() if _is_motion(name)}
+    motion_tensors = {_without_part(name): tensor for name, tensor in native.items() if _is_motion(name)}
     conv_in = native.get(CONV_IN)
     if config.motion == "pia" and conv_in is not None and conv_in.shape[1] > config.in_channels:
         # A U-Net saved by diffusers with PIA: its first layer combines the image model's and PIA's.
@@ -96,7 +96,7 @@ def _open_folder(source: Source) -> FoundCheckpoint:
         parts.append(MOTION_PART)
         header |= source.headers([MOTION_PART])
     config = _sized(header, source)
-    motion_header = {_inside(name): entry for name, entry in header.items() if _is_motion(name)}
+    motion_header = {_without_part(name): entry for name, entry in header.items() if _is_motion(name)}
     if motion_header and config.in_channels == 2 * motion_file.LATENT_CHANNELS + 1:
         motion_header[motion_file.CONV_IN[0]] = header[CONV_IN]
         config = replace(config, in_channels=motion_file.LATENT_CHANNELS)
@@ -133,7 +133,7 @@ def _is_motion(name: str) -> bool:
     return name.startswith(f"{MOTION_PART}.") or (name.startswith("unet.") and ".motion_modules." in name)
 
 
-def _inside(name: str) -> str:
+def _without_part(name: str) -> str:
     return name.partition(".")[2]
 
 

@@ -33,7 +33,7 @@ class Slots:
 
         ``controlnet`` and ``ip-adapter`` can be added several times, with names: ``controlnet.depth``.
         """
-        kind, name = _named(slot)
+        kind, name = _split_slot(slot)
         if kind in SEVERAL:
             return {"controlnet": _open_control, "ip-adapter": _open_adapter}[kind](config, source, name)
         if name != kind:
@@ -49,7 +49,7 @@ class Slots:
 
     def convert(self, config: Config, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Convert an add-on's tensors to the network's names."""
-        kind, name = _named(slot)
+        kind, name = _split_slot(slot)
         if kind in SEVERAL:
             return {"controlnet": _control, "ip-adapter": _adapter}[kind](config, name, tensors)
         convert = {"motion": _motion, "vae": _vae, "sparsectrl": _sparse, "image-encoder": _vision, "style": _style}
@@ -60,7 +60,7 @@ SLOTS = Slots()
 SEVERAL = ("controlnet", "ip-adapter")
 
 
-def _named(slot: str) -> tuple[str, str]:
+def _split_slot(slot: str) -> tuple[str, str]:
     """Split ``controlnet.depth`` into kind and name; the default name is the kind."""
     kind, dot, name = slot.partition(".")
     name = name.replace("-", "_")
@@ -69,7 +69,7 @@ def _named(slot: str) -> tuple[str, str]:
     return kind, name if dot else kind.replace("-", "_") if kind in SEVERAL else kind
 
 
-def _wrong(source: Source, expected: str) -> BadRequest:
+def _wrong_file(source: Source, expected: str) -> BadRequest:
     advice = " (add with --lora FILE)" if is_lora(source.header) else ""
     return BadRequest(f"{source.path} is {kind_of(source)}{advice}; expected {expected}")
 
@@ -100,7 +100,7 @@ def _header(tensors: Mapping[str, Tensor]) -> Header:
 def _open_motion(config: Config, source: Source) -> FoundCheckpoint:
     module = motion_file.recognise(source.header, source.name)
     if module is None:
-        raise _wrong(source, "a motion module")
+        raise _wrong_file(source, "a motion module")
     if config.motion != "none":
         raise BadRequest(f"the model already has motion module {config.motion}; add motion to an image model")
     return FoundCheckpoint(module.into(config), notes=module.notes(source.name))
@@ -119,7 +119,7 @@ def _motion(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _open_sparse(config: Config, source: Source) -> FoundCheckpoint:
     sparse_file = sparse.recognise(source.header)
     if sparse_file is None:
-        raise _wrong(source, "SparseCtrl")
+        raise _wrong_file(source, "SparseCtrl")
     return FoundCheckpoint(sparse_file.into(config))
 
 
@@ -133,7 +133,7 @@ def _sparse(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _open_control(config: Config, source: Source, name: str) -> FoundCheckpoint:
     control = controlnet_file.recognise(source.header, source.config(""), source.name)
     if control is None:
-        raise _wrong(source, "a ControlNet")
+        raise _wrong_file(source, "a ControlNet")
     return FoundCheckpoint(control.into(config, name), notes=tuple(f"{source.name}: {note}" for note in control.notes))
 
 
@@ -150,7 +150,7 @@ def _control(config: Config, name: str, tensors: Mapping[str, Tensor]) -> dict[s
 def _open_adapter(config: Config, source: Source, name: str) -> FoundCheckpoint:
     adapter_file = ip_adapter_file.recognise(source.header)
     if adapter_file is None:
-        raise _wrong(source, "an IP-Adapter")
+        raise _wrong_file(source, "an IP-Adapter")
     return FoundCheckpoint(adapter_file.into(config, name))
 
 
@@ -165,7 +165,7 @@ def _adapter(config: Config, name: str, tensors: Mapping[str, Tensor]) -> dict[s
 def _open_vision(config: Config, source: Source) -> FoundCheckpoint:
     size = ip_adapter_file.vision(source.header, source.config(""))
     if size is None:
-        raise _wrong(source, "a CLIP image encoder")
+        raise _wrong_file(source, "a CLIP image encoder")
     config = replace(config, vision=size)
     ip_adapter_file.check_fit(config)
     return FoundCheckpoint(config)
@@ -184,7 +184,7 @@ def _open_style(config: Config, source: Source) -> FoundCheckpoint:
         known = {f"unet.{name}": tuple(p.shape) for name, p in UNet(config).named_parameters()}
     shapes = {name: shape for name, (shape, _) in source.header.items()}
     if not shapes or any(known.get(name) != shape for name, shape in shapes.items()):
-        raise _wrong(source, "a style of this model")
+        raise _wrong_file(source, "a style of this model")
     return FoundCheckpoint(config)
 
 
@@ -200,7 +200,7 @@ def _open_vae(config: Config, source: Source) -> FoundCheckpoint:
         _bare(name): entry for name, entry in source.header.items() if not stable_diffusion.is_unused(_prefixed(name))
     }
     if "decoder.conv_in.weight" not in header or "encoder.conv_in.weight" not in header:
-        raise _wrong(source, "a VAE")
+        raise _wrong_file(source, "a VAE")
     sizes = stable_diffusion.vae_sizes(header) if _is_ldm(header) else _vae_sizes(header)
     differ = {name: value for name, value in sizes.items() if getattr(config, name) != value}
     if differ and "vae" not in config.absent:

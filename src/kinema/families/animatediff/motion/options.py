@@ -57,7 +57,7 @@ def check(request: Request, longest: int) -> None:
                 _values(name, value, frames)
             if region != ELSEWHERE and _box(name, region) is None:
                 per_frame |= not _is_image_mask(name, region)
-            if per_frame and in_blocks(request, longest):
+            if per_frame and is_block_wise(request, longest):
                 raise BadRequest(no_per_frame(name, longest))
 
 
@@ -71,7 +71,7 @@ def _regions(setting: Any) -> Mapping[Any, Any]:
     return setting if isinstance(setting, Mapping) else {ELSEWHERE: setting}
 
 
-def in_blocks(request: Request, longest: int) -> bool:
+def is_block_wise(request: Request, longest: int) -> bool:
     """Whether the clip is generated block-wise."""
     return (request.frames or 1) > longest and request.window is None
 
@@ -123,7 +123,9 @@ def _option_map(name: str, request: Request, lattice: Lattice) -> Tensor | None:
     for region, value in setting.items():
         if region != ELSEWHERE:
             box = _box(name, region)
-            mask = _mask(name, region, request, lattice) if box is None else _covered(box, *_grid(request, lattice))
+            mask = (
+                _mask(name, region, request, lattice) if box is None else _box_coverage(box, *_grid(request, lattice))
+            )
             option_map = torch.lerp(option_map, _values(name, value, frames), mask)
     return option_map
 
@@ -133,7 +135,7 @@ def _grid(request: Request, lattice: Lattice) -> tuple[int, int]:
     return shape.height, shape.width
 
 
-def _covered(box: tuple[float, ...], rows: int, columns: int) -> Tensor:
+def _box_coverage(box: tuple[float, ...], rows: int, columns: int) -> Tensor:
     """Share of each latent cell inside a box, [1, 1, h, w]."""
     left, top, right, bottom = box
 
