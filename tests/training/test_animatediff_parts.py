@@ -229,7 +229,7 @@ def test_sparsectrl_begins_as_the_way_down_and_leaves_the_model_alone(runs, told
 def test_what_sparsectrl_cannot_be_trained_on_is_said(runs, told, models):
     with pytest.raises(BadRequest, match="has none; add motion=FILE first"):
         runs[0](told(model=str(models["image"]), stage="sparsectrl"))
-    with pytest.raises(BadRequest, match="no training stage 'codec' of animatediff"):
+    with pytest.raises(BadRequest, match="animatediff has no training stage 'codec'"):
         runs[0](told(model=str(models["image"]), stage="codec"))
     with pytest.raises(BadRequest, match="an eighth as large, and this model's are a 2th"):
         runs[0](told(model=str(models["moving"]), stage="scribble"))
