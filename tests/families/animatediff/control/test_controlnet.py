@@ -299,7 +299,7 @@ def test_invalid_options_raise_before_weights_are_loaded(saved, tmp_path, image_
         (one, {"control": "nothing.png"}, "control file nothing.png does not exist"),
         (one, {"control": short}, "has 2 frames and the request 4"),
         (one, {"control": still, "control_scale": -1}, "control_scale is -1; expected a number from 0 to 10"),
-        (one, {"control": still, "control_scale": [1, 2]}, "or one per frame (4)"),
+        (one, {"control": still, "control_scale": [1, 2]}, "or one per frame"),
         (one, {"control": still, "control_span": [0.5, 0.5]}, "expected 0 <= start < end <= 1"),
         (one, {"control": still, "control_span": 0.5}, "expected two fractions of the steps"),
         (one, {"controls": still}, "no option of animatediff 'controls'"),
