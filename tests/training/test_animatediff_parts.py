@@ -231,7 +231,7 @@ def test_what_sparsectrl_cannot_be_trained_on_is_said(runs, told, models):
         runs[0](told(model=str(models["image"]), stage="sparsectrl"))
     with pytest.raises(BadRequest, match="animatediff has no training stage 'codec'"):
         runs[0](told(model=str(models["image"]), stage="codec"))
-    with pytest.raises(BadRequest, match="an eighth as large, and this model's are a 2th"):
+    with pytest.raises(BadRequest, match="latents are 1/2 of the frame size; SparseCtrl for scribbles needs 1/8"):
         runs[0](told(model=str(models["moving"]), stage="scribble"))
 
 
