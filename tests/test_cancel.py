@@ -24,12 +24,13 @@ from kinema.cancel import Cancel, cancellable, checking, checkpoint
 from kinema.checkpoints import files
 from kinema.checkpoints.lora_formats import Adapter, write_lora
 from kinema.checkpoints.source import Source
+from kinema.events import Event, Note, Phase, Step
 from kinema.families.svd.config import TINY
 from kinema.families.vdm.config import presets
 from kinema.families.vdm.family import FAMILY as VDM
 from kinema.memory.offload import WeightOffloader
 from kinema.recipes import checked
-from kinema.schema import BadRequest, Cancelled, Clip, Event, Note, Phase, Request, Step
+from kinema.schema import BadRequest, Cancelled, Clip, Request
 from kinema.system import MemoryOptions, System, Weights
 from kinema.vae import tiling
 

@@ -15,10 +15,11 @@ from kinema.canvas import Canvas, Piece, Release
 from kinema.checkpoints import files
 from kinema.checkpoints.lora_formats import Adapter, write_lora
 from kinema.data import playroom
+from kinema.events import Event, Note, Step
 from kinema.generate import generate
 from kinema.grid import FrameGrid, LatentGrid, Lattice
 from kinema.job import honour
-from kinema.schema import BadRequest, Event, Note, Request, Shape, Step
+from kinema.schema import BadRequest, Request, Shape
 from kinema.settle import with_defaults
 from kinema.system import Batch, System, open_system
 

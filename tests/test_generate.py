@@ -15,10 +15,11 @@ from kinema import registry, tasks
 from kinema.api import Model, load
 from kinema.canvas import Block, Canvas, Piece, Release
 from kinema.diffusion.parameterise import Denoiser
+from kinema.events import Event, Memory, Note, Phase, Step
 from kinema.grid import FrameGrid, LatentGrid, Lattice
 from kinema.guide import sample
 from kinema.provenance import frames_hash
-from kinema.schema import BadRequest, Clip, Event, Memory, Note, Phase, Request, Shape, Step
+from kinema.schema import BadRequest, Clip, Request, Shape
 from kinema.settle import with_defaults
 from kinema.system import System
 

@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from kinema import previews, registry
 from kinema.api import Model, load
 from kinema.data import playroom
+from kinema.events import Event, Preview, Step, ignore
 from kinema.families.vdm.config import presets
 from kinema.families.vdm.family import FAMILY
 from kinema.previews import Previewed, PreviewFile, Previews, fitted, latent_rgb, pictured
-from kinema.schema import BadRequest, Clip, Event, Preview, Shape, Step, ignore
+from kinema.schema import BadRequest, Clip, Shape
 from kinema.system import System, Weights
 from kinema.vae.latent_rgb import PIXELS, LatentRGB
 

@@ -13,7 +13,8 @@ import torch
 
 from kinema.api import Model, load
 from kinema.canvas import Canvas, Piece, Release
-from kinema.schema import BadRequest, Clip, Event, Note, Request, Shape
+from kinema.events import Event, Note
+from kinema.schema import BadRequest, Clip, Request, Shape
 
 RED, BLUE = "a red ball", "a blue box"
 ASK: dict[str, Any] = {"prompt": RED, "seed": 3, "steps": 2, "sampler": "ddim", "guidance": 2.0}

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from kinema.api import Model, load
+from kinema.events import Event, Note
 from kinema.provenance import frames_hash
 from kinema.recipes import checked, recorded, requests_of, upgraded
-from kinema.schema import BadRequest, Clip, Event, Note, Request
+from kinema.schema import BadRequest, Clip, Request
 
 CLIP = Path("clip.mp4")
 FIRST = {

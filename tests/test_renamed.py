@@ -6,9 +6,10 @@ import pytest
 
 from kinema.api import load
 from kinema.cli.main import main
+from kinema.events import Note
 from kinema.media.metadata import read_recipe
 from kinema.renamed import renamed
-from kinema.schema import BadRequest, Note, Request
+from kinema.schema import BadRequest, Request
 
 SAID = "travel is now prompt_spans; the old name goes in the next version"
 

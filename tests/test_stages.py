@@ -17,13 +17,14 @@ from kinema.api import Model
 from kinema.canvas import Block, LowResolution
 from kinema.diffusion.overwrite import KnownRegion
 from kinema.diffusion.schedules import NoiseLevel
+from kinema.events import Event, Note, Phase
 from kinema.families.vdm.config import Config, presets
 from kinema.families.vdm.family import FAMILY
 from kinema.families.zoetrope.family import ZoetropeSampling
 from kinema.grid import LatentGrid, Lattice
 from kinema.guide import Drawn, smaller
 from kinema.job import drawn_up
-from kinema.schema import BadRequest, Clip, Event, Note, Phase, Request
+from kinema.schema import BadRequest, Clip, Request
 from kinema.stages import ReplayedStage, _side, replayed, stages_of
 from kinema.system import System, Weights
 

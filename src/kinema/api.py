@@ -10,13 +10,14 @@ from typing import Any, Literal
 import torch
 
 from kinema.cancel import Cancel
+from kinema.events import OnEvent, ignore
 from kinema.generate import Noise, OnSettled, accept, generate
 from kinema.job import Asked
 from kinema.memory.free import parse_bytes
 from kinema.memory.offload import LEVELS
 from kinema.previews import Previews
 from kinema.registry import unknown
-from kinema.schema import BadRequest, Clip, OnEvent, Request, TaskName, ignore
+from kinema.schema import BadRequest, Clip, Request, TaskName
 from kinema.system import MemoryOptions, System, open_system
 
 Preview = bool | Previews

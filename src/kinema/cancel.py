@@ -11,7 +11,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kinema.schema import Cancelled, Event, OnEvent
+from kinema.events import Event, OnEvent
+from kinema.schema import Cancelled
 
 
 class Cancel:

@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 
 from kinema.cancel import Cancel, cancellable, checking
+from kinema.events import Memory, OnEvent, Phase, ignore
 from kinema.job import Asked, Noise, OnSettled, StageRun, accept, draw_up, latents_wanted, noises_of
 from kinema.media.sound import carried
 from kinema.memory.placing import place
 from kinema.previews import Previewed, Previews
 from kinema.provenance import frames_hash, recipe
 from kinema.rollout import enlarged, latents, pixels
-from kinema.schema import Cancelled, Clip, Memory, OnEvent, Phase, ignore
+from kinema.schema import Cancelled, Clip
 from kinema.system import System
 
 

@@ -24,8 +24,9 @@ from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.samplers import SAMPLERS, OnStep
 from kinema.diffusion.schedules import NoiseLevel
 from kinema.diffusion.windows import Windowed, window_sizes
+from kinema.events import OnEvent, Phase, Step, ignore
 from kinema.memory.placing import can_run_branches_together
-from kinema.schema import OnEvent, Phase, Request, Step, ignore
+from kinema.schema import Request
 from kinema.settle import free_init, sampler_options
 from kinema.spans import Spans, spans_of
 from kinema.system import Conditions, System

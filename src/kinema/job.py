@@ -16,8 +16,9 @@ from torch import Tensor
 from kinema.canvas import Block, Canvas, Piece, Way, kind_of
 from kinema.diffusion.overwrite import by_level, by_ratio
 from kinema.diffusion.schedules import edit_steps
+from kinema.events import Note, OnEvent, ignore
 from kinema.memory.plan import MemoryPlan, choose, weight_bytes
-from kinema.schema import BadRequest, Note, OnEvent, Request, ignore
+from kinema.schema import BadRequest, Request
 from kinema.settle import rolls_out
 from kinema.spans import later, spans_of
 from kinema.stages import ReplayedStage, SettledStage, Stages, Upscaling, replayed, stages_of

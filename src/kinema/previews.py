@@ -27,8 +27,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kinema.atomic import check_folder, replacing
+from kinema.events import Event, OnEvent, Phase, Preview, Step
 from kinema.media import formats, metadata
-from kinema.schema import MAX_FRAMES, MAX_SIDE, BadRequest, Event, OnEvent, Phase, Preview, Shape, Step
+from kinema.schema import MAX_FRAMES, MAX_SIDE, BadRequest, Shape
 from kinema.system import System
 from kinema.vae.latent_rgb import LatentRGB, Row
 from kinema.values import quoted

@@ -12,10 +12,11 @@ from torch import Tensor
 from kinema.cancel import cancellable, checkpoint
 from kinema.canvas import Block, Canvas, LowResolution, Piece
 from kinema.diffusion.noise import Noise
+from kinema.events import Event, Note, OnEvent, Phase, Step
 from kinema.guide import sample
 from kinema.job import StageRun
 from kinema.media.matching import match_colours
-from kinema.schema import Cancelled, Clip, Event, Note, OnEvent, Phase, Step
+from kinema.schema import Cancelled, Clip
 from kinema.spans import spans_of
 
 

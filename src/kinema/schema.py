@@ -1,4 +1,4 @@
-"""The nouns of the package: shapes, clips, requests, events and the one user error.
+"""Shapes, clips, requests and the errors that callers see.
 
 Everything here is a frozen dataclass that imports without torch, so that the command line, the
 registry and a web form can describe a request before any heavy library is loaded.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from operator import index
@@ -399,72 +399,3 @@ def _plain_data(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain_data(each) for each in value]
     return str(value) if isinstance(value, Path) else value
-
-
-# --------------------------------------------------------------------------------------- events
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of work began: "load", "condition", "sample", "decode", "write"."""
-
-    name: str
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class Step:
-    """Sampling step ``index`` of ``total`` is done (1-based); ``x0`` the clean estimate (latent)."""
-
-    index: int
-    total: int
-    log_snr: float
-    x0: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something was decided for the user: a snapped size, a cropped picture, an unknown word."""
-
-    message: str
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Peak resident (CPU) or allocated (GPU) bytes so far."""
-
-    peak_bytes: int
-
-
-@dataclass(frozen=True)
-class TrainStep:
-    """Optimiser step ``index`` of ``total`` is done; ``loss`` is the batch mean, ``rate`` clips per second."""
-
-    index: int
-    total: int
-    loss: float
-    learning_rate: float
-    grad_norm: float
-    rate: float
-    validation: float | None = None
-
-
-@dataclass(frozen=True)
-class Preview:
-    """Frames of x0 after `Step` ``index`` of ``total`` of this stage ("base" or "super-resolution"), in small.
-
-    ``picture`` is T×H×W×3 uint8 on the CPU, of the first clip of a batch.
-    """
-
-    index: int
-    total: int
-    picture: Tensor
-    stage: str = "base"
-
-
-Event = Phase | Step | Preview | Note | Memory | TrainStep
-OnEvent = Callable[[Event], None]
-
-
-def ignore(_event: Event) -> None:
-    """The listener that listens to nothing."""

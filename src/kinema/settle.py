@@ -16,8 +16,9 @@ from kinema.diffusion import samplers
 from kinema.diffusion.freeinit import FreeInit
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import edit_steps
+from kinema.events import Note, OnEvent, ignore
 from kinema.renamed import renamed
-from kinema.schema import FREE_INIT, TAKES, BadRequest, Note, OnEvent, Request, ignore
+from kinema.schema import FREE_INIT, TAKES, BadRequest, Request
 from kinema.system import System
 from kinema.tasks import TASKS
 from kinema.tasks.known import need_prompt

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from kinema.canvas import Block
+from kinema.events import Event, Note, OnEvent, ignore
 from kinema.grid import Lattice
 from kinema.media.timing import RATES
-from kinema.schema import TAKES, BadRequest, Event, Note, OnEvent, Request, ignore
+from kinema.schema import TAKES, BadRequest, Request
 from kinema.settle import in_windows, rolls_out, settle
 from kinema.system import MemoryOptions, System, open_system
 from kinema.tasks.upscale import factor

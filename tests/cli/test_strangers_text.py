@@ -17,8 +17,9 @@ from kinema.cli.models import FILE, _lines, _write
 from kinema.cli.options import Option, parse
 from kinema.cli.progress import JsonLines, Lines
 from kinema.cli.verbs import CONFIG, MODEL, WRITING, request_options
+from kinema.events import Note
 from kinema.registry import unknown
-from kinema.schema import BadRequest, Note
+from kinema.schema import BadRequest
 
 EVERY = [*request_options("edit"), *MODEL, *WRITING, CONFIG]
 CONTROLS = "\x1b[2J\x07\x9b\u202e"

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from kinema.canvas import Canvas, Release
+from kinema.events import Event, Note, ignore
 from kinema.media import read
-from kinema.schema import BadRequest, Clip, Event, Note, Request, ignore
+from kinema.schema import BadRequest, Clip, Request
 from kinema.tasks import TASKS
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from kinema.canvas import Canvas
-from kinema.schema import TAKES, BadRequest, Clip, Event, Note, Request, ignore
+from kinema.events import Event, Note, ignore
+from kinema.schema import TAKES, BadRequest, Clip, Request
 from kinema.tasks import TASKS
 
 SIDE = 16

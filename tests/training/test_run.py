@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from kinema.checkpoints import files
-from kinema.schema import BadRequest, TrainStep
+from kinema.events import TrainStep
+from kinema.schema import BadRequest
 from kinema.system import open_system
 from kinema.training import checkpoint, setup
 from kinema.training import run as loop

@@ -13,7 +13,8 @@ from kinema.bounds import as_json, printable
 from kinema.cli import machine
 from kinema.cli.options import Option, parse, with_defaults
 from kinema.cli.verbs import CONFIG, MODEL, VERBS, model_options, open_model, request_from, request_options
-from kinema.schema import Event, Note, Phase, Request, Step, TaskName
+from kinema.events import Event, Note, Phase, Step
+from kinema.schema import Request, TaskName
 
 if TYPE_CHECKING:
     from kinema.api import Model

@@ -8,10 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from kinema.canvas import Canvas
+from kinema.events import OnEvent
 from kinema.media import read
 from kinema.media.containers import existing
 from kinema.media.pictures import is_picture
-from kinema.schema import BadRequest, OnEvent, Request
+from kinema.schema import BadRequest, Request
 from kinema.tasks.inpaint import check_region, wanted
 from kinema.tasks.known import blank, first_frame, one_of
 from kinema.values import quoted

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from kinema.canvas import Canvas, Piece, Release
-from kinema.schema import OnEvent, Request
+from kinema.events import OnEvent
+from kinema.schema import Request
 from kinema.tasks.known import heard_of, natural, need, source_frames
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kinema.canvas import Canvas
-from kinema.schema import MAX_FRAMES, BadRequest, Note, OnEvent, Request
+from kinema.events import Note, OnEvent
+from kinema.schema import MAX_FRAMES, BadRequest, Request
 from kinema.tasks.known import blank, heard_of, need, one_of, source, source_frames
 
 NEW_FRAMES = 12

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kinema.canvas import Canvas
-from kinema.schema import OnEvent, Request
+from kinema.events import OnEvent
+from kinema.schema import Request
 
 
 def plan(request: Request) -> Request:

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kinema.canvas import Canvas
-from kinema.schema import BadRequest, OnEvent, Request
+from kinema.events import OnEvent
+from kinema.schema import BadRequest, Request
 from kinema.tasks.known import blank, frames_of, heard_of, natural, need, one_of, source, source_frames
 
 

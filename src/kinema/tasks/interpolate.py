@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from kinema.canvas import Canvas, SoundSource
+from kinema.events import Note, OnEvent
 from kinema.media.timing import RATES
-from kinema.schema import MAX_FRAMES, BadRequest, Note, OnEvent, Request
+from kinema.schema import MAX_FRAMES, BadRequest, Request
 from kinema.tasks.known import blank, first_frame, heard_of, source, source_frames
 
 SAME_SPEED = 1e-3

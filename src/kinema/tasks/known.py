@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from kinema.canvas import Canvas, SoundSource
+from kinema.events import Note, OnEvent
 from kinema.media import read
 from kinema.media.first import read_first
 from kinema.media.pictures import is_picture
-from kinema.schema import MAX_FRAMES, BadRequest, Note, OnEvent, Request
+from kinema.schema import MAX_FRAMES, BadRequest, Request
 
 
 @dataclass(frozen=True)

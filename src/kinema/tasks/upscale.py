@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from kinema.canvas import Canvas, LowResolution
+from kinema.events import OnEvent
 from kinema.media.timing import RATES
-from kinema.schema import MAX_FRAMES, BadRequest, OnEvent, Request, Shape
+from kinema.schema import MAX_FRAMES, BadRequest, Request, Shape
 from kinema.tasks.interpolate import heard
 from kinema.tasks.known import heard_of, need, source, source_frames
 

@@ -18,8 +18,9 @@ from kinema.checkpoints import files
 from kinema.checkpoints.files import RUN_OPTIONS
 from kinema.checkpoints.source import read_json
 from kinema.data.playroom import Playroom
+from kinema.events import Note, OnEvent, Phase
 from kinema.nn.meta import on_meta
-from kinema.schema import BadRequest, Note, OnEvent, Phase
+from kinema.schema import BadRequest
 from kinema.system import Batch, System, TrainingSettings, family_of, open_system
 from kinema.system.blocks import check_compiler, checkpoint_blocks, compile_blocks
 from kinema.training import checkpoint, learning, optim

@@ -282,7 +282,7 @@ def test_a_family_without_windows_in_attention_says_so_and_an_edit_takes_no_free
 
 
 def test_steps_of_all_passes_are_counted_through(model):
-    from kinema.schema import Step
+    from kinema.events import Step
 
     events = []
     model.run(ask(frames=2, steps=4, free_init=2, free_init_fast=True), on_event=events.append)

@@ -12,10 +12,11 @@ from PIL import Image
 from kinema.api import Model, load
 from kinema.canvas import Canvas
 from kinema.cli.main import main
+from kinema.events import Event, Note, Step
 from kinema.families.svd import conditioning
 from kinema.media.metadata import read_recipe
 from kinema.media.read import read_image, read_video
-from kinema.schema import BadRequest, Clip, Event, Note, Request, Step
+from kinema.schema import BadRequest, Clip, Request
 from kinema.settle import with_defaults
 
 QUICK = {"steps": 2, "seed": 3}
