@@ -288,7 +288,7 @@ def test_an_edit_takes_the_whole_steps_of_its_strength(
     untouched = torch.equal(clip, system.encode(source))
     assert untouched == (count == 0)
     said = [event.message for event in events if isinstance(event, Note)]
-    assert any("is less than one step, so nothing is changed" in note for note in said) == (count == 0)
+    assert any("is less than one step, so the clip is not changed" in note for note in said) == (count == 0)
 
 
 # ------------------------------------------------------------------------------------------ length

@@ -211,7 +211,7 @@ def test_an_unknown_sampler_is_refused_with_the_nearest(model: Model) -> None:
 
 
 def test_eta_with_a_sampler_that_has_none_is_refused_not_ignored(model: Model) -> None:
-    with pytest.raises(BadRequest, match="takes no eta"):
+    with pytest.raises(BadRequest, match="has no option eta"):
         model.generate("a red ball", sampler="euler", eta=0.5, steps=2)
 
 

@@ -81,9 +81,9 @@ def test_it_is_said_how_prompts_change(model: Model) -> None:
 @pytest.mark.parametrize(
     ("name", "told", "said"),
     [
-        ("zoetrope", {"frames": 8}, "sees the clip at once, under one prompt for up to 8 frames: give a window"),
-        ("vdm", {"frames": 8, "window": 8}, "sees the clip at once, under one prompt for up to 8 frames"),
-        ("svd", {"frames": 8}, "takes no prompt: leave prompt_spans out"),
+        ("zoetrope", {"frames": 8}, "uses one prompt for clips up to 8 frames: give a --window"),
+        ("vdm", {"frames": 8, "window": 8}, "uses one prompt for clips up to 8 frames"),
+        ("svd", {"frames": 8}, "does not support prompts: leave prompt spans"),
     ],
 )
 def test_where_no_prompt_can_change_it_is_refused_by_name(name: str, told: dict[str, Any], said: str) -> None:

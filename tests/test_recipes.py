@@ -119,16 +119,16 @@ BLOCK = {"start": 0, "frames": 8, "way": "native"}
 @pytest.mark.parametrize(
     ("blocks", "said"),
     [
-        ([{**BLOCK, "start": -1}], "none of this clip"),
-        ([{**BLOCK, "start": 10**6}], "none of this clip"),
-        ([{**BLOCK, "frames": 10**6}], "none of this clip"),
-        ([{**BLOCK, "frames": 4}], "do not make all of the 8 frames"),
-        ([{**BLOCK, "way": "continuation"}], "another way or prompt"),
-        ([{**BLOCK, "releases": [1]}], "lets go of other pieces"),
-        ([{**BLOCK, "prompt": "x"}], "another way or prompt"),
-        ([BLOCK] * 3, "the recipe has 3 blocks; this clip is made in 1"),
+        ([{**BLOCK, "start": -1}], "does not fit this clip"),
+        ([{**BLOCK, "start": 10**6}], "does not fit this clip"),
+        ([{**BLOCK, "frames": 10**6}], "does not fit this clip"),
+        ([{**BLOCK, "frames": 4}], "do not cover all 8 frames"),
+        ([{**BLOCK, "way": "continuation"}], "a way or prompt that this clip does not use"),
+        ([{**BLOCK, "releases": [1]}], "has invalid releases"),
+        ([{**BLOCK, "prompt": "x"}], "a way or prompt that this clip does not use"),
+        ([BLOCK] * 3, "the recipe has 3 blocks; this clip has 1"),
         ([BLOCK] * 9000, "9,000 blocks"),
-        ([{"start": 0}], "none of this clip"),
+        ([{"start": 0}], "does not fit this clip"),
         ([{**BLOCK, "start": 1.5}], "its blocks is"),
         ([{**BLOCK, "releases": "all"}], "its blocks is"),
         (7, "its blocks is 7"),
@@ -256,7 +256,7 @@ def test_stages_that_do_not_follow_from_each_other_are_refused_before_anything_i
     told = {**upgraded(FIRST), "stages": [{"model": "vdm/tiny", "request": each} for each in (base, large)]}
     told = checked(told, CLIP)
     events: list[Event] = []
-    with pytest.raises(BadRequest, match="its second stage does not enlarge the clip of the first"):
+    with pytest.raises(BadRequest, match="its super-resolution stage does not match its base stage"):
         pair.run(recorded(told, requests_of(told, CLIP)), on_event=events.append)
     assert not [event for event in events if not isinstance(event, Note)]
 

@@ -82,8 +82,8 @@ def test_the_size_says_how_many_times_and_scale_says_it_itself(large: Model, cli
         ({"scale": 3}, "these sides are not 3 times whole ones"),
         ({"every": 40}, "makes 320 fps of the 8"),
         ({"scale": 1}, "scale is 1; expected 2 to 16"),
-        ({"super_resolution": "large"}, "upscale makes no use of super_resolution"),
-        ({"strength": 0.5}, "upscale makes no use of strength"),
+        ({"super_resolution": "large"}, "upscale does not support --super-resolution"),
+        ({"strength": 0.5}, "upscale does not support --strength"),
     ],
 )
 def test_what_enlarges_nothing_is_refused(large: Model, clip: Path, told: dict[str, Any], said: str) -> None:

@@ -63,7 +63,7 @@ def _stage(work: StageRun, shown: Mapping[str, str]) -> dict[str, Any]:
     request = named(work.stage.request, system.family, shown).with_(loras=None)
     if request.super_resolution is not None:
         request = request.with_(super_resolution=system.name)
-    told = {**work.stage.told(), "family": system.family.name, "request": json.loads(request.to_json())}
+    told = {**work.stage.to_dict(), "family": system.family.name, "request": json.loads(request.to_json())}
     if variant := system.weights.variant or system.weights.model:
         told["variant"] = variant
     if system.loras.files:

@@ -132,7 +132,7 @@ def test_prompts_travel_and_the_effect_of_motion_is_told(model):
 
 
 def test_frames_of_a_prompt_that_the_clip_has_not_are_refused(model):
-    with pytest.raises(BadRequest, match="prompt_spans names frame 9; this clip has frames 0 to 3"):
+    with pytest.raises(BadRequest, match="there is a prompt at frame 9; this clip has frames 0 to 3"):
         model.run(ask(frames=4, prompt_spans={9: "x"}))
 
 

@@ -171,7 +171,7 @@ def test_both_ends_are_held_by_guidance_and_natively_refused(model, media, way):
         assert torch.equal(clip.video[:, :, place], read_image(media / f"{name}.png")[:, :, 0])
     free = model.animate(media / "one.png", **QUICK).video
     assert (clip.video[:, :, 1:-1] - free[:, :, 1:-1]).abs().max() > 1e-3
-    with pytest.raises(BadRequest, match="does not hold a canvas by native; it offers replacement, reconstruction"):
+    with pytest.raises(BadRequest, match="does not support --honour native here; it supports replacement, reconstruction"):
         model.interpolate(honour="native", **ask)
 
 
@@ -233,7 +233,7 @@ def test_a_long_clip_is_made_natively_where_that_is_asked_for(model, media):
     ask = {"image": media / "one.png", "frames": 12, **QUICK}
     assert torch.equal(model.animate(honour="native", **ask).video, model.animate(**ask).video)
     said: list[Event] = []
-    with pytest.raises(BadRequest, match="does not hold a canvas by native; it offers replacement, reconstruction"):
+    with pytest.raises(BadRequest, match="does not support --honour native here; it supports replacement, reconstruction"):
         model.animate(honour="native", overlap=4, on_event=said.append, **ask)
     assert not any(isinstance(event, Step) for event in said)
 
@@ -246,7 +246,7 @@ def test_an_overlap_or_another_way_holds_more_frames_by_guidance(model, media):
     said: list[str] = []
     model.extend(media / "clip.gif", frames=18, overlap=4, on_event=lambda e: said.append(str(e)), **QUICK)
     assert sum("block" in line for line in said) == 4
-    with pytest.raises(BadRequest, match="continuation goes on from one frame"):
+    with pytest.raises(BadRequest, match="continuation starts from one frame"):
         model.extend(media / "clip.gif", frames=18, overlap=4, honour="continuation", **QUICK)
 
 
@@ -286,7 +286,7 @@ def test_colours_of_a_single_pass_are_those_of_its_picture(model, media):
     picture = read_video(media / "clip.gif").video[:, :, 0]
     clip = model.animate(media / "one.png", colours="anchor", **QUICK).video
     assert (clip.mean((2, 3, 4)) - picture.mean((2, 3))).abs().max() < 0.1
-    with pytest.raises(BadRequest, match="colours are of given frames"):
+    with pytest.raises(BadRequest, match="--colours applies only to clips with given frames"):
         model.generate("x", colours="anchor", **QUICK)
 
 
