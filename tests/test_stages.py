@@ -22,7 +22,7 @@ from kinema.families.vdm.config import Config, presets
 from kinema.families.vdm.family import FAMILY
 from kinema.families.zoetrope.family import ZoetropeSampling
 from kinema.grid import LatentGrid, Lattice
-from kinema.guide import Drawn, smaller
+from kinema.guide import ReconstructionTargets, downsampled
 from kinema.job import drawn_up
 from kinema.schema import BadRequest, Clip, Request
 from kinema.stages import ReplayedStage, _side, replayed, stages_of
@@ -57,21 +57,22 @@ def model() -> Model:
 
 def test_downsampling_selects_frames_and_averages_pixels() -> None:
     video = random(1, 3, 9, 8, 8)
-    small = smaller([0, 4, 8], 2, video)
+    small = downsampled([0, 4, 8], 2, video)
     assert small.shape == (1, 3, 3, 4, 4)
     torch.testing.assert_close(small[0, 1, 2, 1, 3], video[0, 1, 8, 2:4, 6:8].mean())
 
 
 @pytest.mark.parametrize("frames", [range(5), range(3, 5), range(1, 4)])
 def test_a_window_is_guided_by_the_small_clips_frames_within_it(frames: range) -> None:
-    """x0 = c z and a mean over 4 pixels: the gradient of the squared error is -2 c (low - small(x0)) / 4."""
+    """With x0 = c z and a mean over 4 pixels, the gradient of the squared error is -2 c (low - downsampled(x0)) / 4."""
     z, low, c, weight = random(1, 3, 5, 8, 8), random(1, 3, 2, 4, 4, seed=1), 0.7, 3.0
     part = z[:, :, list(frames)]
-    got = Drawn(None, LowResolution(low, 2, 4, weight), weight).around(lambda z, _level: c * z, frames)(part, HALF)
-    want = c * z
-    missing = low - smaller([0, 4], 2, c * z)
-    want[:, :, ::4] += weight * 0.6 * c * missing.repeat_interleave(2, -1).repeat_interleave(2, -2) / 4
-    torch.testing.assert_close(got, want[:, :, list(frames)], rtol=0, atol=1e-14)
+    targets = ReconstructionTargets(None, LowResolution(low, 2, 4, weight), weight)
+    got = targets.around(lambda z, _level: c * z, frames)(part, HALF)
+    expected = c * z
+    residual = low - downsampled([0, 4], 2, c * z)
+    expected[:, :, ::4] += weight * 0.6 * c * residual.repeat_interleave(2, -1).repeat_interleave(2, -2) / 4
+    torch.testing.assert_close(got, expected[:, :, list(frames)], rtol=0, atol=1e-14)
 
 
 def test_given_large_frames_enter_the_gradient_together_with_the_small_clip() -> None:
@@ -84,7 +85,8 @@ def test_given_large_frames_enter_the_gradient_together_with_the_small_clip() ->
         return torch.einsum("st,bcthw->bcshw", mixing, z)
 
     known = [KnownRegion(random(1, 3, 5, 8, 8, seed=seed), mask, None) for seed in (3, 4)]
-    got = [Drawn(each, LowResolution(low, 2, 4, 9.0), 9.0).around(denoise, range(5))(z, HALF) for each in known]
+    small = LowResolution(low, 2, 4, 9.0)
+    got = [ReconstructionTargets(each, small, 9.0).around(denoise, range(5))(z, HALF) for each in known]
     assert (got[0] - got[1])[:, :, 1:].abs().max() > 1e-3
 
 
@@ -101,7 +103,7 @@ def test_a_higher_weight_brings_super_resolution_closer_to_the_small_clip(model:
         base = model.run(ask, output="latents:base").video
         large = model.run(ask).video
         assert large.shape == (1, 3, 8, 32, 32)
-        apart.append((smaller(range(8), 2, large) - base.clamp(-1, 1)).square().mean().item())
+        apart.append((downsampled(range(8), 2, large) - base.clamp(-1, 1)).square().mean().item())
     assert apart[1] < 0.8 * apart[0]
 
 
@@ -157,7 +159,7 @@ def test_strength_zero_enlarges_the_given_clip(model: Model, tmp_path) -> None: 
     )
     assert near.shape.bcthw == (1, 3, 8, 32, 32)
     known = video.clamp(-1, 1)
-    apart = [(smaller(range(8), 2, clip.video) - known).square().mean() for clip in (far, near)]
+    apart = [(downsampled(range(8), 2, clip.video) - known).square().mean() for clip in (far, near)]
     assert apart[1] < 0.8 * apart[0]
 
 
@@ -238,7 +240,7 @@ def test_a_backward_clip_is_guided_by_the_small_clip_at_its_frames(
     model = paired(upper={"side": 32}, families=("vdm", "zoetrope"))
     base = model.extend(source, prompt="a red ball", height=16, width=16, **ask).video
     weight = {"super_resolution": "large", "super_resolution_weight": 4.0}
-    large = smaller(range(17), 2, model.extend(source, prompt="a red ball", **ask, **weight).video)
+    large = downsampled(range(17), 2, model.extend(source, prompt="a red ball", **ask, **weight).video)
     apart = [(large[:, :, :6] - base[:, :, late : 6 + late]).square().mean().item() for late in (0, 3)]
     assert apart[0] < 0.7 * apart[1]
 

@@ -21,7 +21,7 @@ from kinema.renamed import renamed
 from kinema.schema import FREE_INIT, TAKES, BadRequest, Request, flag
 from kinema.system import System
 from kinema.tasks import TASKS
-from kinema.tasks.known import need_prompt
+from kinema.tasks.known import require_prompt
 from kinema.values import quoted
 
 WINDOW_OPTIONS = ("window_places", "window_weights", "window_stride", "window_in", "noise_type")
@@ -42,7 +42,7 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
         if getattr(request, name) != getattr(blank, name):
             raise BadRequest(f"{request.task} does not support {flag(name)}: leave it out")
     if request.task in ("generate", "edit") and system.family.sampling.defaults(system.config).takes_prompt:
-        need_prompt(request)
+        require_prompt(request)
     request = with_defaults(system, TASKS[request.task].plan(request), on_event)
     if request.loop and request.task == "generate" and not (request.window and request.window < request.shape.frames):
         raise BadRequest("generate with --loop needs windows that wrap around: give a --window shorter than the clip")

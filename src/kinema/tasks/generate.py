@@ -1,4 +1,4 @@
-"""Text to video: nothing is known."""
+"""Text to video: no pixels are given."""
 
 from __future__ import annotations
 
