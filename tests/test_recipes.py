@@ -144,8 +144,8 @@ def test_blocks_that_do_not_make_the_clip_are_refused(model: Model, blocks: Any,
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"recipe": 3}, "is of version 3, and this kinema reads up to 2: install a later one"),
-        ({"recipe": 0}, "is of version 0, and this kinema reads up to 2: it is damaged"),
+        ({"recipe": 3}, "has version 3; expected 1 to 2: install a newer kinema"),
+        ({"recipe": 0}, "has version 0; expected 1 to 2: the recipe is damaged"),
         ({"recipe": "two"}, "its recipe is"),
         ({"stages": []}, "has 0 stages"),
         ({"stages": [{}] * 3}, "has 3 stages"),
@@ -168,7 +168,7 @@ def test_only_a_second_stage_names_a_model_that_enlarges() -> None:
     base = {**told["stages"][0], "request": {"prompt": "x"}}
     large = {**base, "request": {"prompt": "x", "super_resolution": "/etc/passwd"}}
     for stages in ([large], [large, base], [base, base], [large, large]):
-        with pytest.raises(BadRequest, match="of two stages the second one"):
+        with pytest.raises(BadRequest, match="only the second of two stages"):
             requests_of(checked({**told, "stages": stages}, CLIP), CLIP)
 
 

@@ -192,7 +192,7 @@ def line(row: Row) -> str:
 
 
 def machine() -> dict[str, Any]:
-    told = processor.told()
+    told = processor.describe()
     units = [n for n in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve", "bf16") if told.get(n)]
     return {
         "processor": f"{told.get('cpu_name', '')} {platform.machine()}".strip(),

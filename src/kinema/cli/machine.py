@@ -145,7 +145,7 @@ def facts() -> dict[str, str]:
 
     from kinema import processor
 
-    told = processor.told()
+    told = processor.describe()
     units = [name for name in TOLD_UNITS if told.get(name) is True]
     return {
         "torch": torch.__version__,

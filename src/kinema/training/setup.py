@@ -202,5 +202,5 @@ def precision(wanted: str, device: torch.device) -> str:
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    arm = processor.told().get("bf16")  # its units were never measured here, and PyTorch does not use Apple's
+    arm = processor.describe().get("bf16")  # its units were never measured here, and PyTorch does not use Apple's
     return "bf16" if processor.is_native(torch.bfloat16) and not arm else "fp32"
