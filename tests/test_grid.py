@@ -76,7 +76,7 @@ def test_a_frame_and_its_cell_are_inverses(grid: FrameGrid, asked: int) -> None:
 
 
 def test_a_frame_beyond_the_clip_has_no_cell() -> None:
-    with pytest.raises(ValueError, match="no latent frame stands for frame 9 of 9"):
+    with pytest.raises(ValueError, match="frame 9 has no latent frame in a clip of 9 frames"):
         FrameGrid(4, causal=True).cell(9, 9)
 
 
@@ -108,7 +108,7 @@ def test_runs_of_a_codec_without_a_stride_are_cells_of_one_frame(grid: FrameGrid
 
 
 def test_runs_that_are_no_whole_cells_are_refused_unless_causal() -> None:
-    with pytest.raises(ValueError, match="runs of 17 frames are no whole cells of 4"):
+    with pytest.raises(ValueError, match="run is 17; expected a multiple of the stride 4"):
         FrameGrid(4, run=17)
 
 
@@ -139,7 +139,7 @@ def test_keyframes_and_a_lone_last_frame_have_a_cell_under_a_causal_codec() -> N
 
 
 def test_frames_given_for_another_clip_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 frames are given or not; expected all 5"):
+    with pytest.raises(ValueError, match="given has 2 entries; expected one for each of 5 frames"):
         FrameGrid(4, causal=True).cells(5, [True, False])
 
 

@@ -202,10 +202,10 @@ def test_a_fitted_map_looks_like_what_the_codec_decodes(name: str) -> None:
 @pytest.mark.parametrize(
     ("ask", "says"),
     [
-        (lambda: Previews(rate=0), "rate of previews is 0"),
-        (lambda: Previews(rate=float("nan")), "rate of previews is nan"),
-        (lambda: Previews(side=0), "side of previews is 0"),
-        (lambda: Previews(frames=2.5), "frames of previews is 2.5"),  # type: ignore[arg-type]
+        (lambda: Previews(rate=0), "preview rate is 0"),
+        (lambda: Previews(rate=float("nan")), "preview rate is nan"),
+        (lambda: Previews(side=0), "preview side is 0"),
+        (lambda: Previews(frames=2.5), "preview frames is 2.5"),  # type: ignore[arg-type]
         (lambda: load("zoetrope", preset="tiny").generate("a ball", preview="yes"), "preview is 'yes'"),
     ],
 )

@@ -200,7 +200,7 @@ class Canvas:
         return [item(i) for i in range(self.shape.batch)]
 
 
-def kind_of(mask_B1THW: Tensor) -> str:  # noqa: PLR0911 (one line a kind reads better than a ladder)
+def kind_of(mask_B1THW: Tensor) -> str:  # noqa: PLR0911 (one return per kind)
     """Classify a mask: nothing | first | ends | prefix | suffix | frames (another pattern of whole frames) | region |
     all."""
     given = mask_B1THW.flatten(3).amin(-1).amin(0)[0] > 0  # whole frames

@@ -28,8 +28,8 @@ class FrameGrid:
 
     ``stride`` pixel frames become one latent frame. ``causal``: incomplete cells are padded before the first frame,
     which therefore has its own latent frame (``4k + 1`` frames become ``k + 1``). ``run``: frames are encoded in
-    independent runs of this length (Open-Sora 1.2: 17 frames become 5). ``multiple``: without ``run``, latent frame
-    counts are multiples of this (beyond the first frame if causal).
+    independent runs of this length (Open-Sora 1.2: 17 frames become 5). ``multiple``: latent frame counts are multiples
+    of this (plus one if causal); ignored for causal runs.
     """
 
     stride: int = 1

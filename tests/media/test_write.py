@@ -221,7 +221,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_kept(tmp_path: Path, name: s
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, usual[1]))
     try:
-        with pytest.raises(BadRequest, match=r"is full: .* nothing of it was kept"):
+        with pytest.raises(BadRequest, match=r"is full: .* was not written"):
             save_clip(noise, tmp_path / name)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)

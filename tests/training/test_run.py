@@ -257,7 +257,7 @@ def test_a_full_disk_stops_the_run_in_one_sentence_and_keeps_the_old_checkpoint(
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
 
     try:
-        with pytest.raises(BadRequest, match="is full: step-00000004.safetensors is not written"):
+        with pytest.raises(BadRequest, match="is full: step-00000004.safetensors was not written"):
             runs[0](small(validate_every=0), listen)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
