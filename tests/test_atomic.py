@@ -75,7 +75,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypa
         with pytest.raises(BadRequest, match=expected):
             check_folder(path)
     monkeypatch.setattr("kinema.atomic.os.access", lambda *a: False)
-    with pytest.raises(BadRequest, match="may not be written"):
+    with pytest.raises(BadRequest, match="no write permission"):
         check_folder(tmp_path / "a")
 
 
@@ -95,7 +95,7 @@ def test_a_name_too_long_is_refused_before_the_work(tmp_path: Path) -> None:
 
 def test_a_file_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("mine")
-    with pytest.raises(BadRequest, match="it is a file"), replacing(tmp_path / "a", folder=True):
+    with pytest.raises(BadRequest, match="a file of that name exists"), replacing(tmp_path / "a", folder=True):
         pass
     assert (tmp_path / "a").read_text() == "mine"
 

@@ -62,7 +62,7 @@ def test_bfloat16_is_native_from_a_hardware_generation_on(monkeypatch: pytest.Mo
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device, major=generation: (major, 5))
         assert processor.native(cuda, torch.bfloat16) is has
     for macos, has in ((13, False), (14, True)):
-        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, _minor, version=macos: version >= major)
+        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, _minor, here=macos: here >= major)
         assert processor.native(mps, torch.bfloat16) is has
     for device, dtype in ((cuda, torch.float16), (mps, torch.float16), (cuda, torch.float32)):
         assert processor.native(device, dtype)

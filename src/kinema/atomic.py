@@ -1,7 +1,7 @@
 """Atomic writes: write a temporary file next to the target, flush it, then rename it.
 
-Media, checkpoints and training write this way. Temporary files of a killed process (``.name.0123abcd.part``) are removed
-by the next process that writes into the folder.
+Media, checkpoints and training write this way. Temporary files of a killed process (``.name.0123abcd.part``) are
+removed by the next process that writes into the folder.
 """
 
 from __future__ import annotations
@@ -127,13 +127,13 @@ def beside(path: Path, write: Callable[[Path], T], taken: Callable[[Path], objec
     raise AssertionError("unreachable: numbered() is infinite")
 
 
-def refuse_foreign(folder: Path, ours: Callable[[str], object], what: str, expected: str) -> None:
-    """Raise `BadRequest` if a folder to be replaced or written into has names that ``ours`` does not accept.
+def refuse_foreign(folder: Path, accepts: Callable[[str], object], what: str, expected: str) -> None:
+    """Raise `BadRequest` if a folder to be replaced or written into has names that ``accepts`` rejects.
 
     ``what`` is what belongs there ("a training run"), ``expected`` the folder to give instead.
     """
     names = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
-    if foreign := next((name for name in names if not ours(name)), None):
+    if foreign := next((name for name in names if not accepts(name)), None):
         where, other = cut_middle(str(folder), 120), cut_middle(foreign, 80)
         raise BadRequest(f"{where} holds {other}, which does not belong to {what}; expected {expected}")
 
@@ -208,8 +208,8 @@ def _claim(part: Path, path: Path) -> None:
 def tidy(folder: Path, older_than: float) -> None:
     """Remove temporary files of killed processes from a folder, and restore a folder that one had moved aside.
 
-    Only this user's files with names of this module, untouched for ``older_than`` seconds, are removed. Use 0 only if no
-    other process writes there.
+    Only this user's files with names of this module, untouched for ``older_than`` seconds, are removed. Use 0 only if
+    no other process writes there.
     """
     with contextlib.suppress(OSError):
         for left in list(folder.iterdir()):

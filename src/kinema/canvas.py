@@ -101,8 +101,8 @@ class LowResolution:
 class Canvas:
     """A partly known video.
 
-    ``pieces`` are the known regions, all B×3×T×H×W of ``shape``; later ones cover earlier ones. ``block`` is the part of
-    the whole clip that this canvas covers; options of single frames count from its start. ``small`` is the clip that
+    ``pieces`` are the known regions, all B×3×T×H×W of ``shape``; later ones cover earlier ones. ``block`` is the part
+    of the whole clip that this canvas covers; options of single frames count from its start. ``small`` is the clip that
     super-resolution enlarges. ``heard`` is the sound of the given frames.
     """
 

@@ -103,7 +103,8 @@ def _partial(clip: Clip | None, works: Sequence[StageRun], record: Mapping[str, 
     """Return a cancelled clip with its sound and a recipe that states where it was cancelled."""
     if clip is None:
         return None
-    stages = [entry | {"weights": work.system.weights_hash} for entry, work in zip(record["stages"], works, strict=True)]
+    pairs = zip(record["stages"], works, strict=True)
+    stages = [entry | {"weights": work.system.weights_hash} for entry, work in pairs]
     heard = None if clip.recipe["partial"]["start"] else works[0].canvas.heard
     sound = carried(heard, clip.shape.frames / clip.fps, ignore)
     return replace(clip, recipe={**record, **clip.recipe, "stages": stages}, sound=sound)

@@ -118,9 +118,8 @@ class ReconstructionTargets:
             known.append(Measurement.of_piece(self.given.content[:, :, at], held, self.weight))
         if self.small is not None:
             here, there = self.small.among(frames)
-            known.append(
-                Measurement(partial(downsampled, here, self.small.factor), self.small.video[:, :, there], self.small.weight)
-            )
+            downsample = partial(downsampled, here, self.small.factor)
+            known.append(Measurement(downsample, self.small.video[:, :, there], self.small.weight))
         return Reconstruction(denoise, known, held)
 
 

@@ -1,7 +1,7 @@
 """Turn a request into a job: a list of stages, each with its size, blocks, release states and memory plan.
 
-Stages are plain data: the recipe of a clip stores them and `kinema replay` reads them. Every choice is made here, before
-any weight is loaded; modules below do not choose again.
+Stages are plain data: the recipe of a clip stores them and `kinema replay` reads them. Every choice is made here,
+before any weight is loaded; modules below do not choose again.
 """
 
 from __future__ import annotations
@@ -355,8 +355,7 @@ def block_starts(system: System, request: Request, canvas: Canvas, length: int) 
 
 
 def rehearsed(work: StageRun) -> Canvas:
-    """Return the canvas to plan memory for: the whole canvas, or a block with the frames shared with its predecessor.
-    """
+    """Return the canvas to plan memory for: the whole one, or a block with the frames that it shares."""
     stage, canvas = work.stage, work.canvas
     if stage.at_once or not stage.blocks:
         return canvas
@@ -371,8 +370,7 @@ def rehearsed(work: StageRun) -> Canvas:
 
 
 def with_memory_plan(work: StageRun, taken: int = 0) -> MemoryPlan:
-    """Choose the memory plan of a stage; other stages take ``taken`` bytes. Raises BadRequest if the stage does not fit.
-    """
+    """Choose the memory plan of a stage; other stages take ``taken`` bytes. Raises BadRequest if it does not fit."""
     if not work.stage.blocks:
         return MemoryPlan()
     canvas, measured = rehearsed(work), work.stage.enlarging is not None

@@ -159,8 +159,8 @@ def latent_rgb(system: System) -> LatentRGB:
 
 @torch.no_grad()
 def fitted(system: System) -> LatentRGB:
-    """Fit the linear map by ridge regression from latents of rendered playroom images to the mean decoded colour of each
-    cell. Deterministic for a codec; takes a fraction of a second for small ones.
+    """Fit the linear map by ridge regression from latents of rendered playroom images to the mean decoded colour of
+    each cell. Deterministic for a codec; takes a fraction of a second for small ones.
     """
     from kinema.data import playroom
 

@@ -194,7 +194,7 @@ def with_small_clip(work: StageRun, low_BCTHW: Tensor) -> StageRun:
     """Return a super-resolution stage with the small clip that it enlarges."""
     stage = work.stage
     assert stage.enlarging is not None
-    # A backward clip has its surplus frames at the start; the small clip has none there, so its first frame is repeated.
+    # A backward clip has its surplus frames at the start; the small clip has none, so its first frame is repeated.
     more = stage.frames - stage.request.shape.frames if stage.request.backward else 0
     low_BCTHW = torch.cat([low_BCTHW[:, :, :1].expand(-1, -1, more, -1, -1), low_BCTHW], dim=2)
     return replace(work, canvas=replace(work.canvas, small=LowResolution(low_BCTHW, **asdict(stage.enlarging))))
