@@ -30,11 +30,11 @@ KINDS = ("first", "ends", "prefix", "suffix", "frames", "region")
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request: pytest.FixtureRequest) -> Model:
     torch.set_num_threads(1)
-    made = load(request.param, preset="tiny")
+    result = load(request.param, preset="tiny")
     with torch.no_grad():  # untrained heads are zero, which would make every claim trivially true
-        for p in made.system.model.parameters():
+        for p in result.system.model.parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.05)
-    return made
+    return result
 
 
 def ask(**options: object) -> Request:
@@ -255,11 +255,11 @@ def test_an_unknown_model_is_refused_with_the_nearest_names() -> None:
         open_system("zoetrop")
 
 
-@pytest.mark.parametrize(("asked", "made"), [(1, 1), (2, 5), (5, 5), (6, 9), (17, 17)])
-def test_a_causal_lattice_makes_frames_to_4k_plus_1(asked: int, made: int) -> None:
+@pytest.mark.parametrize(("asked", "result"), [(1, 1), (2, 5), (5, 5), (6, 9), (17, 17)])
+def test_a_causal_lattice_makes_frames_to_4k_plus_1(asked: int, result: int) -> None:
     lattice = Lattice(LatentGrid(FrameGrid(4, causal=True), (8, 8), channels=16))
-    assert lattice.grid.time.ceil(asked) == made
-    assert lattice.latent(Shape(1, 3, made, 64, 64)).frames == (made - 1) // 4 + 1
+    assert lattice.grid.time.ceil(asked) == result
+    assert lattice.latent(Shape(1, 3, result, 64, 64)).frames == (result - 1) // 4 + 1
 
 
 def test_a_system_is_opened_without_building_its_network() -> None:
@@ -310,7 +310,7 @@ def test_free_init_samples_again_or_says_that_nothing_is_left_to_begin_with(mode
         with pytest.raises(BadRequest, match="free_init carries over"):
             model.run(ask(free_init=2))
         return
-    made = model.run(ask(free_init=2)).video
-    assert made.shape == model.run(ask(free_init=1)).video.shape
-    assert not torch.equal(made, model.run(ask(free_init=1)).video)
+    result = model.run(ask(free_init=2)).video
+    assert result.shape == model.run(ask(free_init=1)).video.shape
+    assert not torch.equal(result, model.run(ask(free_init=1)).video)
     assert torch.equal(model.run(ask(free_init=1)).video, model.run(ask()).video)

@@ -1,4 +1,4 @@
-"""The benchmark beside diffusers, at a size that takes a second: what it writes, and what it refuses to time."""
+"""The comparison with diffusers, at a tiny size: its results, and what it refuses to time."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def bench(monkeypatch, tmp_path):
     monkeypatch.setattr(animatediff.AnimateDiffPair, "config", ANIMATEDIFF)
 
     def run(*words, family="svd"):
-        told = ["benchmarks.vs", "--family", family, "--threads", "1", "--out", str(tmp_path), *words]
-        monkeypatch.setattr(sys, "argv", told)
+        argv = ["benchmarks.vs", "--family", family, "--threads", "1", "--out", str(tmp_path), *words]
+        monkeypatch.setattr(sys, "argv", argv)
         code = importlib.import_module("benchmarks.vs.__main__").main()
         written = list(tmp_path.glob(f"20*-{family}.json"))
         if code:
@@ -66,11 +66,11 @@ def bench(monkeypatch, tmp_path):
 
 
 def stopped_after(vs, monkeypatch, pairs):
-    """Has the run interrupted once so many pairs were measured, as Ctrl-C would."""
+    """Interrupt the run after this many measured pairs, as Ctrl-C would."""
     alternate, left = vs.measure.alternate, [pairs]
 
-    def stopping(*told):
-        for _ in alternate(*told):
+    def stopping(*args):
+        for _ in alternate(*args):
             if not left[0]:
                 raise KeyboardInterrupt
             left[0] -= 1
@@ -80,41 +80,41 @@ def stopped_after(vs, monkeypatch, pairs):
 
 
 @pytest.mark.parametrize("family", ["svd", "animatediff"])
-def test_both_sides_give_the_same_numbers_and_every_run_is_kept(bench, family):
+def test_both_sides_give_the_same_results_and_every_run_is_kept(bench, family):
     run, vs, folder = bench
-    code, told, page = run("--runs", "2", "--only", "step", "decode", family=family)
+    code, results, page = run("--runs", "2", "--only", "step", "decode", family=family)
     assert code == 0
-    rows = {row["what"]: row for row in told["rows"]}
+    rows = {row["what"]: row for row in results["rows"]}
     measured = {f"{what}, {dtype}" for what, dtype in vs.PAIRS[family].goals if what in ("step", "decode")}
     assert {"step, fp32", "step, bf16"} <= measured <= set(rows)
     assert all(row["difference"] < 1e-4 for name, row in rows.items() if name.endswith("fp32"))
     assert all(len(row["theirs"]) == len(row["ours"]) == 2 and row["ratio"] > 0 for row in rows.values())
     assert all(rows[f"{what}, {dtype}"]["goal"] == goal for (what, dtype), goal in vs.PAIRS[family].goals.items()
                if what in ("step", "decode"))  # fmt: skip
-    assert told["date"] in page
-    assert told["machine"]["cores"] >= 1
-    assert "cold: left out" in told["to be known"]
+    assert results["date"] in page
+    assert results["machine"]["cores"] >= 1
+    assert "cold: left out" in results["to be known"]
     assert "step, fp32" in page
     assert not any(home in page for home in ("/home/", f"{Path.home()}/", f"{folder}", tempfile.gettempdir()))
     assert not list(folder.glob("*.partial.json"))
 
 
-def test_the_other_animatediff_work_gives_the_same_numbers(bench):
+def test_the_other_animatediff_workloads_give_the_same_results(bench):
     _, vs, _ = bench
     with torch.no_grad():
         work = vs.PAIRS["animatediff"]().decode(torch.float32)["decode"]
         assert torch.allclose(work.theirs(), work.ours(), atol=1e-4)
 
 
-def test_other_numbers_are_not_timed(bench, monkeypatch):
+def test_different_results_are_not_timed(bench, monkeypatch):
     run, vs, _ = bench
     monkeypatch.setattr(vs, "SAME", {"fp32": 0.0, "bf16": 0.0})
-    _, told, _ = run("--runs", "2", "--only", "decode", "--dtype", "fp32")
-    assert told["rows"][0]["note"] == "not the same numbers: not timed"
-    assert "theirs" not in told["rows"][0]
+    _, results, _ = run("--runs", "2", "--only", "decode", "--dtype", "fp32")
+    assert results["rows"][0]["note"] == "not the same numbers: not timed"
+    assert "theirs" not in results["rows"][0]
 
 
-def test_the_same_command_goes_on_where_it_was_stopped(bench, monkeypatch):
+def test_the_same_command_resumes_an_interrupted_run(bench, monkeypatch):
     run, vs, folder = bench
     words = ("--runs", "3", "--only", "step", "decode", "--dtype", "fp32")
     with monkeypatch.context() as stopping:
@@ -124,14 +124,14 @@ def test_the_same_command_goes_on_where_it_was_stopped(bench, monkeypatch):
     assert [len(row["ours"]) for row in kept] == [3, 1]
     other, _, _ = run("--runs", "1", "--only", "decode", "--dtype", "bf16")  # leaves what was stopped where it is
     assert other == 0
-    code, told, _ = run(*words)
+    code, results, _ = run(*words)
     assert code == 0
-    assert [len(row["ours"]) for row in told["rows"]] == [3, 3]
-    assert told["rows"][0] == kept[0] | {"goal": 1.3}
-    assert told["rows"][1]["theirs"][:1] == kept[1]["theirs"]
+    assert [len(row["ours"]) for row in results["rows"]] == [3, 3]
+    assert results["rows"][0] == kept[0] | {"goal": 1.3}
+    assert results["rows"][1]["theirs"][:1] == kept[1]["theirs"]
 
 
-def test_what_other_code_measured_is_not_gone_on_with(bench, monkeypatch, capsys):
+def test_results_of_other_code_are_not_resumed(bench, monkeypatch, capsys):
     run, vs, _ = bench
     words = ("--runs", "3", "--only", "decode", "--dtype", "fp32")
     with monkeypatch.context() as stopping:
@@ -154,9 +154,9 @@ def test_figures_are_of_the_package_and_of_every_script_of_the_comparison(bench,
 
 @pytest.mark.parametrize("family", ["svd", "animatediff"])
 def test_both_sides_start_from_nothing(bench, family):
-    """The folder that is written loads in both, and both programs run to their end."""
+    """The written folder loads in both, and both programs finish."""
     run, _, _ = bench
-    _, told, _ = run("--runs", "1", "--only", "cold", family=family)
-    (row,) = told["rows"]
+    _, results, _ = run("--runs", "1", "--only", "cold", family=family)
+    (row,) = results["rows"]
     assert row["note"].startswith("a folder of"), row["note"]
     assert row["ratio"] > 0

@@ -121,7 +121,7 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> MemoryPlan:
     try:
         for number, work in enumerate(works):
             how = with_memory_plan(work, bytes_of_other_stages(works, number))
-            stages.append(replace(work.stage, memory=how).told())
+            stages.append(replace(work.stage, memory=how).to_dict())
     except TooLarge as error:
         refusal = str(error)
     steps = [(work.stage.request.steps or 0) - work.canvas.skipped for work in works]
