@@ -126,7 +126,7 @@ def test_the_first_gpu_by_number_is_the_gpu():
 def test_a_clip_of_the_callers_own_noise_is_refused(said):
     code, err = said({**PLAIN, "noise": "0" * 64})
     assert code == 2
-    assert "noise that its caller gave" in err
+    assert "noise given by the caller" in err
 
 
 @pytest.mark.parametrize("zoom", [0, -1, 65, "2", 2.5, True])
