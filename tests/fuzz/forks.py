@@ -143,7 +143,7 @@ def ended(seed, folder: Path) -> int:
 
     try:
         code = seed.read(folder)
-        return code if isinstance(told, int) else 0
+        return code if isinstance(code, int) else 0
     except BaseException as error:
         if os.environ.get("FUZZ_DEBUG"):
             import traceback

@@ -206,8 +206,8 @@ def run() -> dict[str, bytes]:
     from kinema.training.run import train
 
     with tempfile.TemporaryDirectory() as folder:
-        options = {"model": "vdm/tiny", "data": "playroom", "out": f"{folder}/run", "steps": 2, "batch": 1, "threads": 1}
-        train(TrainOptions(**options), lambda _event: None)
+        run = {"model": "vdm/tiny", "data": "playroom", "out": f"{folder}/run", "steps": 2, "batch": 1, "threads": 1}
+        train(TrainOptions(**run), lambda _event: None)
         return {p.name: p.read_bytes() for p in Path(folder, "run").iterdir() if p.is_file() and p.name != ".lock"}
 
 
