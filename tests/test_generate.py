@@ -219,7 +219,7 @@ def test_sampler_options_reach_the_sampler_and_unknown_ones_are_refused(model: M
     ask = {"sampler": "vdm-ancestral", "seed": 1, "steps": 3}
     low, high = (model.generate("a red ball", sampler_options={"gamma": g}, **ask).video for g in (0.0, 1.0))
     assert not torch.equal(low, high)
-    with pytest.raises(BadRequest, match="it takes gamma"):
+    with pytest.raises(BadRequest, match="it has gamma"):
         model.generate("a red ball", sampler_options={"churn": 1.0}, **ask)
 
 
