@@ -29,7 +29,8 @@ import torch
 import kinema
 from kinema.atomic import replacing
 from kinema.data import playroom
-from kinema.schema import Clip, Event, Note
+from kinema.events import Event, Note
+from kinema.schema import Clip
 
 LASTING = ("spins", "swings", "orbits", "bounces")
 MODES = ("free", "seam", "anchor")

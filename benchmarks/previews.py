@@ -21,9 +21,9 @@ import torch
 
 import kinema
 from kinema.data import playroom
+from kinema.events import Event, Preview, Step
 from kinema.previews import PreviewFile, Previews, latent_rgb, pictured
 from kinema.schema import Clip as Written
-from kinema.schema import Event, Preview, Step
 
 RATE, SIDE = 4.0, 128
 

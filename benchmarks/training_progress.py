@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kinema.schema import Event, Note, TrainStep
+from kinema.events import Event, Note, TrainStep
 
 
 class TrainingProgress:

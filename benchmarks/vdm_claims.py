@@ -36,7 +36,7 @@ from kinema.evaluation.consistency import object_consistency
 from kinema.evaluation.oracle import judge
 from kinema.evaluation.sampling import Sampling
 from kinema.evaluation.temporal import STILL
-from kinema.schema import Event, Note, TrainStep
+from kinema.events import Event, Note, TrainStep
 from kinema.system import Batch, System, Weights, open_system
 from kinema.training.options import TrainOptions
 from kinema.training.run import train

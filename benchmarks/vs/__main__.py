@@ -204,7 +204,7 @@ def line(row: Row) -> str:
 
 
 def machine() -> dict[str, Any]:
-    found = processor.told()
+    found = processor.describe()
     units = [n for n in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve", "bf16") if found.get(n)]
     return {
         "processor": f"{found.get('cpu_name', '')} {platform.machine()}".strip(),

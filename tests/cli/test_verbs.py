@@ -423,7 +423,7 @@ def test_an_edit_of_no_steps_reports_that_nothing_is_sampled(capsys):
     words = ("-m", "zoetrope/tiny", "--strength", "0", "--steps", "2", "--seed", "1", "-o", "same.mp4")
     assert main(["edit", "ball.mp4", "a ball", *words]) == 0
     err = capsys.readouterr().err
-    assert "nothing to sample: what is known is kept to the end" in err
+    assert "no steps: the known regions are held to the end" in err
     assert "0 steps" not in err
 
 

@@ -12,7 +12,8 @@ from kinema.evaluation import curve, measuring, temporal
 from kinema.evaluation.curve import Curve, LogRow, Point
 from kinema.evaluation.oracle import Figure
 from kinema.evaluation.run import EvaluateOptions, evaluate
-from kinema.schema import BadRequest, Event, Note
+from kinema.events import Event, Note
+from kinema.schema import BadRequest
 from kinema.system import open_system
 
 

@@ -12,7 +12,8 @@ from kinema.evaluation import measuring, temporal
 from kinema.evaluation.results import Evaluation
 from kinema.evaluation.run import EvaluateOptions, evaluate
 from kinema.evaluation.sampling import Sampling
-from kinema.schema import BadRequest, Event, Note, Phase, Request, Step
+from kinema.events import Event, Note, Phase, Step
+from kinema.schema import BadRequest, Request
 from kinema.system import System, open_system
 
 

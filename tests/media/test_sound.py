@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from kinema.canvas import SoundSource
+from kinema.events import Note
 from kinema.media import sound
 from kinema.media.read import read_video
 from kinema.media.sound import carried
-from kinema.schema import Clip, Note
+from kinema.schema import Clip
 
 WithSound = Callable[..., Path]
 Beep = Callable[[Path | bytes], float | None]

@@ -221,7 +221,7 @@ def test_a_full_disk_gives_a_one_line_error_and_leaves_no_file(tmp_path: Path, n
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, usual[1]))
     try:
-        with pytest.raises(BadRequest, match=r"is full: .* nothing of it was kept"):
+        with pytest.raises(BadRequest, match=r"is full: .* was not written"):
             save_clip(noise, tmp_path / name)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)

@@ -14,6 +14,7 @@ from kinema.api import load
 from kinema.canvas import Block
 from kinema.checkpoints import files
 from kinema.checkpoints.source import Source
+from kinema.events import Note, Step
 from kinema.families.animatediff.config import ControlSize
 from kinema.families.svd.config import TINY
 from kinema.families.svd.pocket.presets import POCKET as SVD_POCKET
@@ -22,7 +23,7 @@ from kinema.job import drawn_up, rehearsed, with_memory_plan
 from kinema.memory import free
 from kinema.memory.placing import can_run_branches_together, place
 from kinema.memory.plan import SHARE, MemoryPlan, Needs, TooLarge, choose
-from kinema.schema import BadRequest, Note, Request, Step
+from kinema.schema import BadRequest, Request
 from kinema.system import AddOn, MemoryOptions, System, Weights
 
 ASK = {"prompt": "a red ball rolls right", "seed": 5, "steps": 2}

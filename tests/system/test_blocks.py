@@ -11,8 +11,9 @@ from torch import nn
 
 from kinema import registry
 from kinema.api import load
+from kinema.events import Note
 from kinema.provenance import frames_hash
-from kinema.schema import BadRequest, Note, Request
+from kinema.schema import BadRequest, Request
 from kinema.system import blocks as module
 from kinema.system.blocks import check_compiler, checkpoint_blocks, compile_blocks
 

@@ -15,12 +15,13 @@ from kinema import processor, registry
 from kinema.api import load
 from kinema.checkpoints import files
 from kinema.cli import replay
+from kinema.events import Note
 from kinema.guide import sample
 from kinema.job import draw_up, drawn_up, rehearsed
 from kinema.memory.plan import Needs, weight_bytes
 from kinema.nn import ldm_unet
 from kinema.provenance import recipe
-from kinema.schema import BadRequest, Note, Request
+from kinema.schema import BadRequest, Request
 from kinema.system import WeightPolicy, chosen, name_of, open_system, policy_for
 
 ASK = Request(prompt="a red ball rolls right", seed=1, steps=1)

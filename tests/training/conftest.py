@@ -9,14 +9,14 @@ import sys
 import pytest
 import torch
 
-from kinema.schema import Note, TrainStep
+from kinema.events import Note, TrainStep
 from kinema.training.options import TrainOptions
 from kinema.training.run import train
 
 CHILD = """
 import json, os, signal, sys
 from kinema.checkpoints import files
-from kinema.schema import TrainStep
+from kinema.events import TrainStep
 from kinema.training.options import TrainOptions
 from kinema.training.run import train
 

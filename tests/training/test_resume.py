@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from kinema.checkpoints import files
-from kinema.schema import BadRequest, Note, TrainStep
+from kinema.events import Note, TrainStep
+from kinema.schema import BadRequest
 from kinema.training import checkpoint
 from kinema.training.options import TrainOptions
 from kinema.training.run import train

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from kinema.checkpoints import files
-from kinema.schema import BadRequest, TrainStep
+from kinema.events import TrainStep
+from kinema.schema import BadRequest
 from kinema.system import open_system
 from kinema.training import checkpoint, setup
 from kinema.training import run as loop
@@ -256,7 +257,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(small, runs, tm
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
 
     try:
-        with pytest.raises(BadRequest, match="is full: step-00000004.safetensors is not written"):
+        with pytest.raises(BadRequest, match="is full: step-00000004.safetensors was not written"):
             runs[0](small(validate_every=0), listen)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -9,7 +9,8 @@ import pytest
 
 from kinema import registry
 from kinema.checkpoints import files
-from kinema.schema import BadRequest, Note
+from kinema.events import Note
+from kinema.schema import BadRequest
 from kinema.system.legs import Leg, Shipped
 from kinema.training import shipped
 

@@ -21,8 +21,9 @@ from kinema.data.claim import locked
 from kinema.data.frames import read_frames
 from kinema.data.inside import ABSENT, Inside, size
 from kinema.data.listing import Entry, scan
+from kinema.events import Note, OnEvent, ignore
 from kinema.media.read import probe
-from kinema.schema import BadRequest, Note, OnEvent, ignore
+from kinema.schema import BadRequest
 
 NAME = "motion.json"
 MAX_LIST = 2**26

@@ -21,9 +21,10 @@ from kinema.bounds import is_regular, printable
 from kinema.data import cutting
 from kinema.data.frames import read_frames
 from kinema.data.listing import Entry, scan
+from kinema.events import Note, OnEvent, ignore
 from kinema.media.fitting import scaled
 from kinema.media.write import save_clip
-from kinema.schema import BadRequest, Clip, Note, OnEvent, ignore
+from kinema.schema import BadRequest, Clip
 from kinema.values import counted
 
 LEAST = 0.06

@@ -24,8 +24,9 @@ from kinema.evaluation import measuring, plots
 from kinema.evaluation.options import EvaluateOptions
 from kinema.evaluation.oracle import Figure, Scores
 from kinema.evaluation.results import figure_of, percent, to_json
+from kinema.events import Note, OnEvent, Phase, ignore
 from kinema.nn.meta import on_meta
-from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
+from kinema.schema import BadRequest
 from kinema.system import System, Weights, family_of, open_system, with_model
 
 GOALS = {"colour": 0.95, "shape": 0.80, "direction": 0.90}

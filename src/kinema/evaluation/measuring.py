@@ -25,7 +25,8 @@ from kinema.evaluation.oracle import Figure, Verdict, judge, spread, summarise, 
 from kinema.evaluation.results import Compared, Evaluation, ImageToVideo, TextToVideo
 from kinema.evaluation.sampling import Sampling
 from kinema.evaluation.temporal import STILL, has_flow, temporal
-from kinema.schema import BadRequest, Note, OnEvent, Phase, Step, ignore
+from kinema.events import Note, OnEvent, Phase, Step, ignore
+from kinema.schema import BadRequest
 from kinema.system import System
 
 PROMPTS = 128

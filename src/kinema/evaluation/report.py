@@ -26,7 +26,8 @@ from kinema.evaluation.oracle import Figure, Verdict, judge, spread, wilson
 from kinema.evaluation.results import to_json
 from kinema.evaluation.sampling import Sampling
 from kinema.evaluation.temporal import border_change, temporal
-from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
+from kinema.events import Note, OnEvent, Phase, ignore
+from kinema.schema import BadRequest
 from kinema.system import System
 
 PROMPTS = 64

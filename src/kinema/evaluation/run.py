@@ -13,7 +13,8 @@ from kinema.evaluation.curve import Curve
 from kinema.evaluation.options import EvaluateOptions
 from kinema.evaluation.report import Report
 from kinema.evaluation.results import Evaluation
-from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
+from kinema.events import Note, OnEvent, Phase, ignore
+from kinema.schema import BadRequest
 from kinema.system import open_system
 
 __all__ = ["EvaluateOptions", "Evaluation", "evaluate"]

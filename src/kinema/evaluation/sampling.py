@@ -18,7 +18,8 @@ from kinema.canvas import Canvas
 from kinema.data import playroom
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import NoiseLevel
-from kinema.schema import OnEvent, Request, ignore
+from kinema.events import OnEvent, ignore
+from kinema.schema import Request
 from kinema.settle import with_defaults
 from kinema.system import Conditions, System
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from kinema.bounds import printable
 from kinema.canvas import SoundSource
+from kinema.events import Note, OnEvent
 from kinema.media.containers import open_container, sniff
 from kinema.media.timing import MAX_FRAME_PIXELS
-from kinema.schema import Note, OnEvent
 
 COPIED = frozenset({"aac", "mp3", "ac3", "eac3", "opus", "alac", "flac"})
 """Codecs that are valid in mp4 and widely supported by players."""

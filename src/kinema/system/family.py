@@ -13,8 +13,9 @@ from kinema.canvas import Canvas
 from kinema.diffusion.guidance import Guidance
 from kinema.diffusion.parameterise import Denoiser, Parameterisation
 from kinema.diffusion.schedules import NoiseLevel, Schedule, Spacing
+from kinema.events import OnEvent
 from kinema.grid import Lattice
-from kinema.schema import OnEvent, Request, Shape
+from kinema.schema import Request, Shape
 from kinema.system.files import Checkpoints
 from kinema.system.training import Training
 from kinema.system.weights import Weights

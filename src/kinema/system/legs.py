@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from kinema.schema import OnEvent
+from kinema.events import OnEvent
 
 Grow = Callable[[Path, Path, OnEvent], None]
 """Makes of one model's file another, with layers that the first has not."""

@@ -20,9 +20,10 @@ from kinema.diffusion.guidance import Guidance, classifier_free
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import NoiseLevel, spaced
+from kinema.events import OnEvent, ignore
 from kinema.grid import Lattice
 from kinema.nn.meta import on_meta
-from kinema.schema import BadRequest, OnEvent, Request, Shape, ignore
+from kinema.schema import BadRequest, Request, Shape
 from kinema.system.blocks import compile_blocks
 from kinema.system.family import Codec, Conditions, Family, Process, decoding_of
 from kinema.system.precision import WeightPolicy

@@ -22,7 +22,8 @@ from torch.optim import Optimizer
 from kinema.bounds import few, from_json, quoted
 from kinema.checkpoints import files
 from kinema.checkpoints.settings import readable
-from kinema.schema import BadRequest, Note, OnEvent
+from kinema.events import Note, OnEvent
+from kinema.schema import BadRequest
 from kinema.training.ema import EMA
 from kinema.values import misfit
 

@@ -18,8 +18,9 @@ from kinema.data import shards
 from kinema.data.folder import Folder
 from kinema.data.listing import Entry
 from kinema.data.shards import EncodingSettings, Window
+from kinema.events import Note, OnEvent, Phase, ignore
 from kinema.provenance import file_hash
-from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
+from kinema.schema import BadRequest
 from kinema.system import System, Tuning, open_system
 from kinema.training import learning
 from kinema.training.options import TrainOptions, check_ranges, option

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from kinema import heap
-from kinema.schema import BadRequest, Note, OnEvent, Phase, TrainStep, ignore
+from kinema.events import Note, OnEvent, Phase, TrainStep, ignore
+from kinema.schema import BadRequest
 from kinema.system import Batch, System
 from kinema.training import checkpoint, learning, optim, sheets
 from kinema.training.options import TrainOptions

@@ -18,8 +18,9 @@ from kinema.checkpoints import files
 from kinema.checkpoints.files import RUN_OPTIONS
 from kinema.checkpoints.source import read_json
 from kinema.data.playroom import Playroom
+from kinema.events import Note, OnEvent, Phase
 from kinema.nn.meta import on_meta
-from kinema.schema import BadRequest, Note, OnEvent, Phase
+from kinema.schema import BadRequest
 from kinema.system import Batch, System, TrainingSettings, family_of, open_system
 from kinema.system.blocks import check_compiler, checkpoint_blocks, compile_blocks
 from kinema.training import checkpoint, learning, optim
@@ -205,5 +206,5 @@ def precision(wanted: str, device: torch.device) -> str:
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    arm = processor.told().get("bf16")  # not measured on Arm, and PyTorch does not use Apple's bfloat16 units
+    arm = processor.describe().get("bf16")  # not measured on Arm, and PyTorch does not use Apple's bfloat16 units
     return "bf16" if processor.is_native(torch.bfloat16) and not arm else "fp32"

@@ -13,9 +13,10 @@ from torch import nn
 
 from kinema.atomic import replacing
 from kinema.checkpoints.files import RUN_OPTIONS
+from kinema.events import Note, OnEvent, TrainStep
 from kinema.generate import generate
 from kinema.media.write import contact_sheet, save_clip
-from kinema.schema import BadRequest, Clip, Note, OnEvent, Request, TrainStep
+from kinema.schema import BadRequest, Clip, Request
 from kinema.system import System, TrainingSettings, with_model
 from kinema.training.checkpoint import State
 from kinema.training.options import TrainOptions

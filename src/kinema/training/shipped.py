@@ -12,7 +12,8 @@ from typing import Any
 
 from kinema import registry
 from kinema.atomic import replacing
-from kinema.schema import BadRequest, Note, OnEvent, ignore
+from kinema.events import Note, OnEvent, ignore
+from kinema.schema import BadRequest
 from kinema.system.legs import Leg
 from kinema.training.options import TrainOptions
 from kinema.training.run import TrainResult, train

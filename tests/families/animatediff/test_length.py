@@ -254,14 +254,14 @@ def test_every_kind_of_window_generates_every_frame(model, weights, places):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"window_weights": "flat"}, "window_weights is of a window: give one"),
-        ({"window_in": "attention"}, "window_in is of a window"),
-        ({"noise_type": "shuffle-context"}, "noise_type is of a window"),
-        ({"window_stride": 2}, "window_stride is of a window"),
-        ({"window": 8, "window_stride": 2}, "give window_places uniform"),
-        ({"window": 8, "window_in": "attention", "window_places": "uniform"}, "inside attention stay"),
-        ({"window": 20, "window_in": "attention"}, "window is 20 frames; .* sees at most 16"),
-        ({"free_init_filter": "box"}, "free_init_filter is of a free_init"),
+        ({"window_weights": "flat"}, "--window-weights applies only with --window: give --window"),
+        ({"window_in": "attention"}, "--window-in applies only with --window"),
+        ({"noise_type": "shuffle-context"}, "--noise-type applies only with --window"),
+        ({"window_stride": 2}, "--window-stride applies only with --window"),
+        ({"window": 8, "window_stride": 2}, "needs --window-places uniform"),
+        ({"window": 8, "window_in": "attention", "window_places": "uniform"}, "supports only static windows"),
+        ({"window": 20, "window_in": "attention"}, "window is 20 frames; .* handles at most 16 at a time"),
+        ({"free_init_filter": "box"}, "--free-init-filter applies only with --free-init"),
         ({"free_init": 0}, "free_init is 0"),
         ({"free_init": 2, "free_init_stop": (0.2, 2)}, "free_init_stop is"),
     ],
@@ -273,16 +273,16 @@ def test_incompatible_options_raise_by_name(model, fields, message):
 
 def test_families_without_attention_windows_and_edits_with_free_init_raise(tmp_path):
     other = load("zoetrope", preset="tiny")
-    with pytest.raises(BadRequest, match="attention over time of zoetrope/tiny does not work in windows"):
+    with pytest.raises(BadRequest, match="zoetrope/tiny does not support --window-in attention"):
         other.generate("a red ball", frames=16, window=8, window_in="attention")
     with pytest.raises(BadRequest, match="leaves nothing"):
         other.generate("a red ball", free_init=2)
-    with pytest.raises(BadRequest, match="edit makes no use of free_init"):
+    with pytest.raises(BadRequest, match="edit does not support --free-init"):
         other.edit(tmp_path / "clip.mp4", "a red ball", free_init=2)
 
 
 def test_step_events_count_all_passes(model):
-    from kinema.schema import Step
+    from kinema.events import Step
 
     events = []
     model.run(ask(frames=2, steps=4, free_init=2, free_init_fast=True), on_event=events.append)

@@ -134,7 +134,7 @@ def test_prompt_spans_and_effect_change_the_clip(model):
 
 
 def test_prompt_frames_outside_the_clip_raise(model):
-    with pytest.raises(BadRequest, match="prompt_spans names frame 9; this clip has frames 0 to 3"):
+    with pytest.raises(BadRequest, match="there is a prompt at frame 9; this clip has frames 0 to 3"):
         model.run(ask(frames=4, prompt_spans={9: "x"}))
 
 

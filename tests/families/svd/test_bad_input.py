@@ -52,7 +52,7 @@ def test_an_invalid_image_is_rejected(content, capsys):
         (["--extra", "guidance-shape=square"], "there are linear"),
         (["--colours", "blue"], "free or seam or anchor"),
         (["--honour", "reconstruct"], "reconstruction"),
-        (["--overlap", "4"], "overlap is of windows, or of the blocks"),
+        (["--overlap", "4"], "--overlap applies only to windows and to block-wise clips"),
         (["--variant", "fp16"], "variant fp16 is of weights"),
         (["--lora", "nowhere.safetensors:0.5"], "there is no LoRA file nowhere.safetensors"),
         (["--lora", "a", "--lora", "a:2"], "--lora a is given twice"),

@@ -14,12 +14,13 @@ from kinema.api import load
 from kinema.canvas import Canvas, Piece, Release
 from kinema.diffusion.guidance import Guided
 from kinema.diffusion.schedules import NoiseLevel, spaced
+from kinema.events import Note
 from kinema.families.svd import conditioning, recipe
 from kinema.families.svd.config import PRESETS, TINY
 from kinema.families.svd.family import FAMILY
 from kinema.generate import generate
 from kinema.guide import guide
-from kinema.schema import BadRequest, Note, Request, Shape
+from kinema.schema import BadRequest, Request, Shape
 from kinema.settle import settle, with_defaults
 from kinema.system import System, Weights, with_model
 

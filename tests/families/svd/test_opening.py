@@ -16,9 +16,10 @@ from kinema.api import load
 from kinema.checkpoints.convert import convert
 from kinema.checkpoints.source import Source
 from kinema.cli.main import main
+from kinema.events import Note
 from kinema.families.svd.config import PRESETS, SVD, SVD_XT
 from kinema.media.metadata import read_recipe
-from kinema.schema import BadRequest, Note, Request
+from kinema.schema import BadRequest, Request
 from kinema.settle import settle
 from kinema.system import System, policy_for
 from kinema.training.options import TrainOptions

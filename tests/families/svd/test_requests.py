@@ -12,10 +12,11 @@ from PIL import Image
 from kinema.api import Model, load
 from kinema.canvas import Canvas
 from kinema.cli.main import main
+from kinema.events import Event, Note, Step
 from kinema.families.svd import conditioning
 from kinema.media.metadata import read_recipe
 from kinema.media.read import read_image, read_video
-from kinema.schema import BadRequest, Clip, Event, Note, Request, Step
+from kinema.schema import BadRequest, Clip, Request
 from kinema.settle import with_defaults
 
 QUICK = {"steps": 2, "seed": 3}
@@ -170,7 +171,7 @@ def test_both_ends_are_held_by_guidance_but_not_natively(model, media, way):
         assert torch.equal(clip.video[:, :, place], read_image(media / f"{name}.png")[:, :, 0])
     free = model.animate(media / "one.png", **QUICK).video
     assert (clip.video[:, :, 1:-1] - free[:, :, 1:-1]).abs().max() > 1e-3
-    with pytest.raises(BadRequest, match="does not hold a canvas by native; it offers replacement, reconstruction"):
+    with pytest.raises(BadRequest, match="--honour native here; it supports replacement, reconstruction"):
         model.interpolate(honour="native", **ask)
 
 
@@ -232,7 +233,7 @@ def test_long_clips_support_native_conditioning(model, media):
     ask = {"image": media / "one.png", "frames": 12, **QUICK}
     assert torch.equal(model.animate(honour="native", **ask).video, model.animate(**ask).video)
     messages: list[Event] = []
-    with pytest.raises(BadRequest, match="does not hold a canvas by native; it offers replacement, reconstruction"):
+    with pytest.raises(BadRequest, match="--honour native here; it supports replacement, reconstruction"):
         model.animate(honour="native", overlap=4, on_event=messages.append, **ask)
     assert not any(isinstance(event, Step) for event in messages)
 
@@ -245,7 +246,7 @@ def test_an_overlap_or_another_honour_holds_more_frames_by_guidance(model, media
     messages: list[str] = []
     model.extend(media / "clip.gif", frames=18, overlap=4, on_event=lambda e: messages.append(str(e)), **QUICK)
     assert sum("block" in line for line in messages) == 4
-    with pytest.raises(BadRequest, match="continuation goes on from one frame"):
+    with pytest.raises(BadRequest, match="continuation starts from one frame"):
         model.extend(media / "clip.gif", frames=18, overlap=4, honour="continuation", **QUICK)
 
 
@@ -285,7 +286,7 @@ def test_colours_of_a_single_pass_match_its_image(model, media):
     image = read_video(media / "clip.gif").video[:, :, 0]
     clip = model.animate(media / "one.png", colours="anchor", **QUICK).video
     assert (clip.mean((2, 3, 4)) - image.mean((2, 3))).abs().max() < 0.1
-    with pytest.raises(BadRequest, match="colours are of given frames"):
+    with pytest.raises(BadRequest, match="--colours applies only to clips with given frames"):
         model.generate("x", colours="anchor", **QUICK)
 
 

@@ -15,12 +15,13 @@ from kinema.checkpoints.convert import convert
 from kinema.checkpoints.files import header
 from kinema.checkpoints.source import Source
 from kinema.cli.main import main
+from kinema.events import Note
 from kinema.families.svd import checkpoint
 from kinema.families.svd.checkpoint import from_sgm, recognise, sized, variant
 from kinema.families.svd.config import PRESETS, SVD_XT
 from kinema.families.svd.family import FAMILY
 from kinema.families.svd.layout import SV3D_P, SV3D_U, SVD, SVD_IMAGE_DECODER, Outline, table
-from kinema.schema import BadRequest, Note
+from kinema.schema import BadRequest
 
 TINY = Outline(
     widths=(32, 64),

@@ -11,12 +11,13 @@ from kinema.conditioning import bert
 from kinema.diffusion.guidance import Measurement, Reconstruction
 from kinema.diffusion.samplers import SAMPLERS, options
 from kinema.diffusion.schedules import NoiseLevel
+from kinema.events import Note, OnEvent, ignore
 from kinema.families.vdm.condition import Condition
 from kinema.families.vdm.config import Config, presets
 from kinema.families.vdm.family import FAMILY
 from kinema.families.vdm.model import UNetLevel, VideoUNet
 from kinema.guide import guide
-from kinema.schema import BadRequest, Note, OnEvent, Request, Shape, ignore
+from kinema.schema import BadRequest, Request, Shape
 from kinema.settle import with_defaults
 from kinema.system import Conditions, System, WeightPolicy, Weights, open_system
 

@@ -19,6 +19,7 @@ from kinema.cancel import checkpoint
 from kinema.canvas import Canvas
 from kinema.conditioning import pocket
 from kinema.conditioning.clip_text import ClipTokenizer, Tokenizer, WordTokenizer, encode, find_vocabulary
+from kinema.events import OnEvent
 from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.control import image_prompts, pia, steering
 from kinema.families.animatediff.control.ip_adapter import ImagePrompt
@@ -29,7 +30,7 @@ from kinema.families.animatediff.motion.module import AS_TRAINED, MotionControl
 from kinema.families.animatediff.motion.options import OPTIONS as MOTION_OPTIONS
 from kinema.media import read
 from kinema.nn.embeddings import sinusoidal
-from kinema.schema import BadRequest, OnEvent, Request
+from kinema.schema import BadRequest, Request
 from kinema.spans import Spans
 from kinema.values import quoted
 

@@ -13,6 +13,7 @@ from kinema.canvas import Canvas
 from kinema.checkpoints.convert import Layouts
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import NoiseLevel
+from kinema.events import Note, OnEvent
 from kinema.families.animatediff import conditioning, recipe
 from kinema.families.animatediff.conditioning import Condition, EncodedPrompts
 from kinema.families.animatediff.config import PRESETS, Config, from_json, to_json
@@ -26,7 +27,7 @@ from kinema.families.animatediff.pocket.presets import PRESETS as POCKETS
 from kinema.families.animatediff.pocket.presets import with_playroom_words
 from kinema.grid import LatentGrid, Lattice
 from kinema.nn.ldm_unet import channels_last
-from kinema.schema import BadRequest, Note, OnEvent, Request, Shape
+from kinema.schema import BadRequest, Request, Shape
 from kinema.spans import Spans, Stop, spans_of
 from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Slots, Training, Tuning
 from kinema.vae.kl2d import ImageCodec

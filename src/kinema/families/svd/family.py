@@ -12,6 +12,7 @@ from kinema.canvas import Canvas
 from kinema.diffusion.guidance import Guidance, classifier_free
 from kinema.diffusion.parameterise import Denoiser, V
 from kinema.diffusion.schedules import NoiseLevel
+from kinema.events import Note, OnEvent
 from kinema.families.svd import checkpoint, conditioning, lora, opening, recipe
 from kinema.families.svd.conditioning import Condition
 from kinema.families.svd.config import PRESETS, Config, from_json, to_json
@@ -21,7 +22,7 @@ from kinema.families.svd.model import SVD, blocks
 from kinema.families.svd.pocket.presets import PRESETS as POCKETS
 from kinema.grid import LatentGrid, Lattice
 from kinema.nn.ldm_unet import channels_last
-from kinema.schema import BadRequest, Note, OnEvent, Request, Shape
+from kinema.schema import BadRequest, Request, Shape
 from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training, Tuning
 
 

@@ -13,12 +13,13 @@ from kinema.canvas import Canvas
 from kinema.conditioning.pocket import PocketTokenizer, say_unknown
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import NoiseLevel
+from kinema.events import OnEvent
 from kinema.families.vdm import checkpoint, recipe
 from kinema.families.vdm.condition import Condition, class_index, encode
 from kinema.families.vdm.config import Config, from_json, presets, to_json
 from kinema.families.vdm.model import UNetLevel, VideoUNet
 from kinema.grid import LatentGrid, Lattice
-from kinema.schema import BadRequest, OnEvent, Request, Shape
+from kinema.schema import BadRequest, Request, Shape
 from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted

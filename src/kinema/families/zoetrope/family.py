@@ -16,11 +16,12 @@ from kinema.conditioning.pocket import PocketTokenizer, say_unknown
 from kinema.data import playroom
 from kinema.diffusion.parameterise import X0, Denoiser
 from kinema.diffusion.schedules import NoiseLevel, RectifiedFlow
+from kinema.events import Note, OnEvent
 from kinema.families.zoetrope import recipe
 from kinema.families.zoetrope.config import PRESETS, Config
 from kinema.families.zoetrope.model import Zoetrope, blocks
 from kinema.grid import FrameGrid, LatentGrid, Lattice
-from kinema.schema import BadRequest, Note, OnEvent, Request, Shape
+from kinema.schema import BadRequest, Request, Shape
 from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training, TrainingSettings
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted

@@ -23,10 +23,11 @@ from kinema.checkpoints import files
 from kinema.conditioning.pocket import PocketTokenizer
 from kinema.data import playroom
 from kinema.diffusion.schedules import RectifiedFlow
+from kinema.events import Note, OnEvent
 from kinema.families.zoetrope.config import BASE, Config
 from kinema.families.zoetrope.family import FAMILY
 from kinema.families.zoetrope.model import TokenBlock, Zoetrope
-from kinema.schema import BadRequest, Note, OnEvent
+from kinema.schema import BadRequest
 from kinema.system import open_system
 
 SIGMAS = (0.15, 0.4, 0.6, 0.8, 0.9, 0.96, 0.985, 0.998)

@@ -15,12 +15,13 @@ from torch.nn import functional as F
 
 from kinema.cancel import checkpoint
 from kinema.conditioning.clip_vision import MEAN, STD, ClipVision
+from kinema.events import Note, OnEvent
 from kinema.families.animatediff.config import AdapterSize, Config
 from kinema.families.animatediff.control.ip_adapter import ImagePrompt, Projections
 from kinema.families.animatediff.control.steering import check_frames, check_names, named_option, scale_of
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.media import read
-from kinema.schema import BadRequest, Note, OnEvent, Request
+from kinema.schema import BadRequest, Request
 from kinema.values import quoted
 
 MAX_IMAGES = 16

@@ -16,6 +16,7 @@ from torch import Tensor
 from kinema import registry
 from kinema.cancel import checkpoint
 from kinema.diffusion.schedules import NoiseLevel
+from kinema.events import Note, OnEvent
 from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.control.controlnet import ControlNet
 from kinema.families.animatediff.model import AnimateDiff
@@ -23,7 +24,7 @@ from kinema.media import read
 from kinema.media.pictures import is_picture
 from kinema.nn.ldm_unet import channels_last
 from kinema.nn.sd_unet import Residuals
-from kinema.schema import BadRequest, Note, OnEvent, Request
+from kinema.schema import BadRequest, Request
 from kinema.values import quoted
 
 MAX_SCALE = 10.0
