@@ -73,7 +73,7 @@ def test_a_misspelt_part_is_told_its_name():
 def test_a_part_in_the_model_s_place_is_told_where_it_goes():
     with pytest.raises(
         BadRequest,
-        match="is no model but a part: give it to animatediff-pocket as --add motion=animatediff-pocket-motion ",
+        match="is an add-on, not a model; pass it to animatediff-pocket as --add motion=animatediff-pocket-motion ",
     ):
         load("animatediff-pocket-motion")
     with pytest.raises(BadRequest, match="--lora animatediff-pocket-pans-left "):

@@ -174,7 +174,7 @@ def test_a_scheduler_and_a_feature_extractor_are_not_needed(folder):
         (
             "model_index.json",
             {"_class_name": "WanPipeline"},
-            "not a model of any family we know: it is a folder of Wan",
+            "not a supported model: it is a folder of Wan",
         ),
     ],
 )
@@ -278,9 +278,9 @@ def test_training_may_be_told_which_model_a_file_is(single, tmp_path):
 def test_a_model_of_other_sizes_and_a_variant_without_weights_are_refused(single):
     with pytest.raises(BadRequest, match=r"cannot be sv3d-u: its sizes are those of svd or svd-xt or svd-xt-1\.1"):
         load(single, variant="sv3d-u")
-    with pytest.raises(BadRequest, match="variant fp16 is of weights, and svd/tiny has none"):
+    with pytest.raises(BadRequest, match="variant fp16 selects weight files, but svd/tiny is untrained"):
         load("svd/tiny", variant="fp16")
-    with pytest.raises(BadRequest, match="preset tiny is of a family"):
+    with pytest.raises(BadRequest, match="preset tiny applies only to a family"):
         load(single, preset="tiny")
 
 
