@@ -114,7 +114,7 @@ def test_a_file_s_half_precision_is_planned_for_recorded_and_reported(gpu, tmp_p
     needs = Needs(system, works[0].stage.whole, rehearsed(works[0]))
     wide = Needs(replace(system, policy=WeightPolicy()), needs.request, needs.canvas)
     assert needs.weights == weight_bytes(system) == 2 * count
-    assert wide.at_most - needs.at_most == system.weights.path.stat().st_size
+    assert wide.upper_bound - needs.upper_bound == system.weights.path.stat().st_size
     assert recipe(works)["dtype"] == "float16"
     assert replay.as_it_was(recipe(works))["dtype"] == "fp16"
     notes = [e.message for e in events if type(e) is Note]

@@ -183,7 +183,7 @@ def test_what_is_in_the_wrong_slot_is_named_for_what_it_is(tiny, tmp_path):
     pan = written(tmp_path / "pan.ckpt", {f"{PAN}.to_q_lora.{x}.weight": torch.zeros(4, 4) for x in ("down", "up")})
     with pytest.raises(BadRequest, match=r"is no motion module: it is a LoRA of an Anim.* module, .*\(--lora FILE\)"):
         open_system(image, add={"motion": pan})
-    with pytest.raises(BadRequest, match="a LoRA of an AnimateDiff motion module; name a model and pass this file with"):
+    with pytest.raises(BadRequest, match="a LoRA of an AnimateDiff motion module; name a model and pass this"):
         open_system(pan)
     with pytest.raises(BadRequest, match="is no VAE: it is an AnimateDiff motion module"):
         open_system(image, add={"vae": mm})
