@@ -44,8 +44,8 @@ def never(z, level):
     raise AssertionError("this denoiser must not be called")
 
 
-def guided(cond, null, scale, rescale=0.0, interval=None, at_once=False):
-    return Guided({"positive": cond, "negative": null}, classifier_free(scale, rescale, interval), at_once)
+def guided(cond, null, scale, rescale=0.0, interval=None, parallel=False):
+    return Guided({"positive": cond, "negative": null}, classifier_free(scale, rescale, interval), parallel)
 
 
 Z = random(2, 3, FRAMES, 4, 4)
@@ -198,7 +198,7 @@ def test_both_halves_run_at_the_same_time_each_on_half_of_the_threads():
         return call
 
     with torch.no_grad():
-        found = guided(waiting(cond), waiting(null), 3.0, at_once=True)(Z, LEVEL_2)
+        found = guided(waiting(cond), waiting(null), 3.0, parallel=True)(Z, LEVEL_2)
         assert torch.equal(found, guided(cond, null, 3.0)(Z, LEVEL_2))
     assert seen == [(1, False)] * 2
     assert torch.get_num_threads() == 2
@@ -215,7 +215,7 @@ def test_an_interrupt_while_the_other_half_is_started_is_an_interrupt(monkeypatc
 
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     with torch.no_grad(), pytest.raises(KeyboardInterrupt):
-        guided(cond, null, 3.0, at_once=True)(Z, LEVEL_2)
+        guided(cond, null, 3.0, parallel=True)(Z, LEVEL_2)
     assert told == [1, 2]
 
 
@@ -226,10 +226,10 @@ def test_halves_at_once_keep_the_callers_threads_when_one_fails_and_gradients_ar
 
     for halves in ((broken, null), (cond, broken)):
         with torch.no_grad(), pytest.raises(ValueError, match="no such half"):
-            guided(*halves, 3.0, at_once=True)(Z, LEVEL_2)
+            guided(*halves, 3.0, parallel=True)(Z, LEVEL_2)
         assert torch.get_num_threads() == 2
     z = Z.clone().requires_grad_()
-    guided(cond, null, 3.0, at_once=True)(z, LEVEL_2).sum().backward()
+    guided(cond, null, 3.0, parallel=True)(z, LEVEL_2).sum().backward()
     torch.testing.assert_close(z.grad, 3 * Z.cos() - 2 * 0.5)
 
 

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from kinema.diffusion.noise import Noise
-from kinema.diffusion.overwrite import CAMERA, CleanFrames, KnownRegion, Overwrite, by_level, by_ratio, time_to_move
+from kinema.diffusion.overwrite import (
+    CAMERA_MOTION,
+    CleanFrames,
+    KnownRegion,
+    Overwrite,
+    by_level,
+    by_ratio,
+    time_to_move,
+)
 from kinema.diffusion.parameterise import EDM, EPS, FLOW, X0, V
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import (
@@ -278,7 +286,7 @@ def shifted(shift):
 def test_time_to_moves_indices_come_from_nearest_noise_levels():
     """Published for 50 steps: Wan 3 and 7, for a camera 2 and 5; SVD 16 and 21."""
     assert time_to_move(shifted(5.0)) == (3, 7)
-    assert time_to_move(shifted(5.0), CAMERA) == (2, 5)
+    assert time_to_move(shifted(5.0), CAMERA_MOTION) == (2, 5)
     assert time_to_move(spaced(EDMSigmas(0.002, 700.0), 50, "karras")) == (16, 21)
 
 

@@ -167,7 +167,7 @@ def test_what_has_no_weight_is_not_measured():
 def test_a_target_of_another_shape_than_its_measurement_is_refused():
     measured = Measurement(pool, random(1, 2, 4, 1, 2), 1.0)
     with pytest.raises(
-        BadRequest, match=r"the target of a measurement is \(1, 2, 4, 1, 2\); expected .*\(1, 2, 4, 1, 1\)"
+        BadRequest, match=r"the target of a measurement has shape \(1, 2, 4, 1, 2\); expected .*\(1, 2, 4, 1, 1\)"
     ):
         Reconstruction(linear(random(SIZE, SIZE), SHAPE), [measured])(random(*SHAPE), LEVEL)
 

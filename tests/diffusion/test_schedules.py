@@ -200,7 +200,7 @@ def test_unknown_spacing_steps_and_betas_are_refused():
         spaced(EDMSigmas(), 0)
     with pytest.raises(BadRequest, match="betas"):
         DiscreteBetas("cosine", 0.1, 0.2)
-    with pytest.raises(BadRequest, match="whole steps"):
+    with pytest.raises(BadRequest, match="timesteps, with"):
         spaced(DiscreteBetas("linear", 0.1, 0.2, count=10), 11, "trailing")
 
 

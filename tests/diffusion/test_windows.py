@@ -162,7 +162,7 @@ def test_impossible_windows_and_other_lengths_are_refused():
             windows(total, length, overlap)
     with pytest.raises(BadRequest, match="weights"):
         blend([[0, 1]], "gaussian")
-    with pytest.raises(BadRequest, match="12 frames"):
+    with pytest.raises(BadRequest, match="11 frames; expected 12"):
         Windowed(lambda frames: mixing, 12, 8, 2)(video(11), LEVEL)
 
 
@@ -241,7 +241,7 @@ def test_moving_windows_keep_only_the_denoisers_of_now():
     levels = spaced(CosineLogSNR(), 6)
     for i in range(6):
         moving(video(40), levels[i])
-        assert len(moving._made) == len(moving._parts) <= 5
+        assert len(moving._denoisers) == len(moving._parts) <= 5
 
 
 # ------------------------------------------------------------------------------------------- views

@@ -148,7 +148,7 @@ def test_attention_by_plain_products_is_attention(batch, queries, keys, monkeypa
 def test_attention_of_halves_by_heads_is_attention(deviation, monkeypatch):
     """In parts the last of which is smaller, and as exact as halves are, also where logits are large."""
     monkeypatch.setattr(ldm_unet, "FEWEST", 50)
-    monkeypatch.setattr(ldm_unet, "fused_has_units", lambda: False)
+    monkeypatch.setattr(ldm_unet, "fused_uses_amx", lambda: False)
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, n, 3, 16).transpose(1, 2) for n in (130, 90, 90))
     q, k, v = (x.bfloat16() for x in (q * deviation**0.5, k * deviation**0.5, v))
@@ -164,7 +164,7 @@ def test_attention_of_halves_by_heads_is_attention(deviation, monkeypatch):
 
 def test_attention_of_halves_by_heads_is_one_operation_to_a_compiler(monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(ldm_unet, "fused_has_units", lambda: False)
+    monkeypatch.setattr(ldm_unet, "fused_uses_amx", lambda: False)
     q, k, v = (torch.randn(2, n, 3, 16).bfloat16().transpose(1, 2) for n in (130, 90, 90))
     seen = []
 

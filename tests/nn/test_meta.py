@@ -15,13 +15,13 @@ from kinema.schema import BadRequest
 def test_a_network_of_too_many_weights_is_refused_while_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_TENSORS", 10)
     built: list[nn.Module] = []
-    with pytest.raises(BadRequest, match="more than 10 weights"), on_meta():
+    with pytest.raises(BadRequest, match="more than 10 weight tensors"), on_meta():
         built.extend(nn.Linear(2, 2) for _ in range(100))
     assert len(built) == 5
 
 
 def test_a_network_of_too_many_numbers_is_refused() -> None:
-    with pytest.raises(BadRequest, match="numbers"), on_meta():
+    with pytest.raises(BadRequest, match="parameters"), on_meta():
         nn.Linear(2**20, 2**20)
 
 
