@@ -72,10 +72,10 @@ def test_shuffled_noise_equals_diffusers():
     pytest.importorskip("diffusers")
     from diffusers.pipelines.free_noise_utils import AnimateDiffFreeNoiseMixin
 
-    theirs = AnimateDiffFreeNoiseMixin()
-    theirs._free_noise_context_length, theirs._free_noise_context_stride = 8, 3
-    theirs._free_noise_noise_type, theirs.vae_scale_factor = "shuffle_context", 8
+    mixin = AnimateDiffFreeNoiseMixin()
+    mixin._free_noise_context_length, mixin._free_noise_context_stride = 8, 3
+    mixin._free_noise_noise_type, mixin.vae_scale_factor = "shuffle_context", 8
     generator = torch.Generator().manual_seed(6)
-    expected = theirs._prepare_latents_free_noise(1, 4, 21, 16, 16, torch.float32, torch.device("cpu"), generator)
+    expected = mixin._prepare_latents_free_noise(1, 4, 21, 16, 16, torch.float32, torch.device("cpu"), generator)
     draws = Noise([6])
     assert torch.equal(rescheduled(draws.normal((4, 21, 2, 2)), "shuffle-context", 8, 3, draws), expected)

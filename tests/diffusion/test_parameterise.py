@@ -164,12 +164,12 @@ def test_a_level_per_frame_equals_separate_frames(name, form, data):
     level, p = form(LOG_SNR_BT), ALL[name]
     z = level.add_noise(x0, eps)
     denoise = p.denoiser(lambda z, _: z.tanh())
-    made = (z, p.x0(output, z, level), p.target(x0, eps, level), p.eps_from_x0(x0, z, level), denoise(z, level))
+    results = (z, p.x0(output, z, level), p.target(x0, eps, level), p.eps_from_x0(x0, z, level), denoise(z, level))
     for t in range(4):
         own, cut = of_frame(level, t), slice(t, t + 1)
         z_t, x0_t, eps_t = own.add_noise(x0[:, :, cut], eps[:, :, cut]), x0[:, :, cut], eps[:, :, cut]
         ends = p.x0(output[:, :, cut], z_t, own), p.target(x0_t, eps_t, own), p.eps_from_x0(x0_t, z_t, own)
-        for found, expected in zip(made, (z_t, *ends, denoise(z_t, own)), strict=True):
+        for found, expected in zip(results, (z_t, *ends, denoise(z_t, own)), strict=True):
             torch.testing.assert_close(found[:, :, cut], expected, atol=1e-12, rtol=1e-12)
 
 

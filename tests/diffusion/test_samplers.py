@@ -217,8 +217,8 @@ def test_ddim_euler_and_rectified_flow_agree_step_by_step():
         final = SAMPLERS[name](mixture, z, levels, noise=Noise([0]), on_step=keep)
         trajectories.append([*seen, final / levels.alpha[-1]])
     for other in trajectories[1:]:
-        for ours, theirs in zip(trajectories[0], other, strict=True):
-            torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
+        for first, second in zip(trajectories[0], other, strict=True):
+            torch.testing.assert_close(first, second, atol=1e-12, rtol=1e-12)
 
 
 def test_one_step_matches_each_papers_formula():
@@ -416,9 +416,9 @@ def test_the_common_scale_of_levels_only_scales_z(name):
     own = {"gamma": 0.0} if "gamma" in options(name) else {}
     vp, rf = stretch(variance_preserving, 6), stretch(flow, 6)
     z = torch.randn(1, 1, 2, 3, 3, dtype=torch.float64)
-    ours = SAMPLERS[name](mixture, z * vp.alpha[0], vp, noise=Noise([7]), **own) / vp.alpha[-1]
-    theirs = SAMPLERS[name](mixture, z * rf.alpha[0], rf, noise=Noise([7]), **own) / rf.alpha[-1]
-    torch.testing.assert_close(ours, theirs, atol=1e-11, rtol=1e-11)
+    first = SAMPLERS[name](mixture, z * vp.alpha[0], vp, noise=Noise([7]), **own) / vp.alpha[-1]
+    second = SAMPLERS[name](mixture, z * rf.alpha[0], rf, noise=Noise([7]), **own) / rf.alpha[-1]
+    torch.testing.assert_close(first, second, atol=1e-11, rtol=1e-11)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

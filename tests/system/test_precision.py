@@ -60,7 +60,7 @@ def saved(folder, name, dtype):
 
 
 @pytest.mark.parametrize(
-    ("stored", "generation", "fits", "wanted", "why"),
+    ("stored", "generation", "fits", "expected", "why"),
     [
         (FP16, 8, True, FP16, "weights are stored in float16"),
         (FP16, 7, True, FP16, "weights are stored in float16"),
@@ -74,24 +74,24 @@ def saved(folder, name, dtype):
         (None, 8, True, FP32, "the model is untrained"),
     ],
 )
-def test_a_gpu_uses_the_precision_of_the_file(stored, generation, fits, wanted, why, gpu):
+def test_a_gpu_uses_the_precision_of_the_file(stored, generation, fits, expected, why, gpu):
     gpu(generation)
     policy = chosen(GPU, stored, fits_float16=fits)
-    assert policy.precision == policy.computed == wanted
-    assert policy.note.startswith(f"computes in {name_of(wanted)}, ")
+    assert policy.precision == policy.computed == expected
+    assert policy.note.startswith(f"computes in {name_of(expected)}, ")
     assert why in policy.note
 
 
 @pytest.mark.parametrize(
-    ("stored", "generation", "wanted"), [(FP16, 8, FP16), (FP32, 8, BF16), (FP32, 7, FP32), (None, 8, BF16)]
+    ("stored", "generation", "expected"), [(FP16, 8, FP16), (FP32, 8, BF16), (FP32, 7, FP32), (None, 8, BF16)]
 )
-def test_auto_uses_bfloat16_on_a_gpu_unless_the_file_is_in_half_precision(stored, generation, wanted, gpu):
+def test_auto_uses_bfloat16_on_a_gpu_unless_the_file_is_in_half_precision(stored, generation, expected, gpu):
     gpu(generation)
-    assert chosen(GPU, stored, auto=True).computed == wanted
+    assert chosen(GPU, stored, auto=True).computed == expected
 
 
 @pytest.mark.parametrize(
-    ("units", "auto", "wanted", "note"),
+    ("units", "auto", "expected", "note"),
     [
         ({"avx512_bf16": True}, False, FP32, ""),
         ({"avx512_bf16": True}, True, BF16, "computes in bfloat16, which this CPU has natively"),
@@ -99,9 +99,9 @@ def test_auto_uses_bfloat16_on_a_gpu_unless_the_file_is_in_half_precision(stored
         ({}, True, FP32, "computes in float32: this CPU has no native bfloat16"),
     ],
 )
-def test_a_cpu_uses_float32_and_with_auto_native_bfloat16(units, auto, wanted, note, cpu):
+def test_a_cpu_uses_float32_and_with_auto_native_bfloat16(units, auto, expected, note, cpu):
     cpu(**units)
-    assert chosen(CPU, FP16, auto=auto) == WeightPolicy(wanted, wanted, note)
+    assert chosen(CPU, FP16, auto=auto) == WeightPolicy(expected, expected, note)
 
 
 def test_a_file_s_half_precision_is_planned_for_recorded_and_reported(gpu, tmp_path, monkeypatch):
