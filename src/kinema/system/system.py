@@ -141,7 +141,7 @@ class System:
             return ()
         shapes = {name: p.shape for name, p in self._on_meta().named_parameters()}
         if any(not str(name).strip() for name in loras):
-            raise BadRequest("a LoRA's name is empty; expected a file")
+            raise BadRequest("the name of a LoRA is empty; expected a file")
         missing = [name for name in loras if not Path(registry.part(name)).exists()]
         if missing:
             raise BadRequest(f"there is no LoRA file {missing[0]}{registry.near_part(missing[0], 'lora')}")
