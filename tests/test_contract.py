@@ -307,7 +307,7 @@ def test_the_noise_of_a_clip_in_windows_may_be_that_of_the_first_shuffled(model:
 def test_free_init_samples_again_or_says_that_nothing_is_left_to_begin_with(model: Model) -> None:
     end = model.system.process(with_defaults(model.system, ask())).schedule.level(torch.ones(1))
     if float(end.alpha / end.sigma) < 1e-3:
-        with pytest.raises(BadRequest, match="free_init carries over"):
+        with pytest.raises(BadRequest, match="free_init has no effect"):
             model.run(ask(free_init=2))
         return
     result = model.run(ask(free_init=2)).video

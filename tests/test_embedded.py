@@ -73,7 +73,7 @@ def test_a_misspelt_add_on_gets_a_suggestion():
 def test_an_add_on_given_as_the_model_is_refused_with_its_option():
     with pytest.raises(
         BadRequest,
-        match="is no model but a part: give it to animatediff-pocket as --add motion=animatediff-pocket-motion ",
+        match="is an add-on, not a model; pass it to animatediff-pocket as --add motion=animatediff-pocket-motion ",
     ):
         load("animatediff-pocket-motion")
     with pytest.raises(BadRequest, match="--lora animatediff-pocket-pans-left "):

@@ -225,7 +225,7 @@ def test_a_model_as_a_lora_and_a_lora_as_a_model_are_identified(saved, files, tm
         load(saved, loras={unet: 1.0})
     with pytest.raises(BadRequest, match="is not a LoRA: it is a folder of the pipeline StableVideoDiffusionPipeline"):
         load(saved, loras={saved: 1.0})
-    with pytest.raises(BadRequest, match="it is a LoRA of Stable Video Diffusion; name a model, and this with --lora"):
+    with pytest.raises(BadRequest, match="LoRA of Stable Video Diffusion; name a model and pass this file with --lora"):
         load(files[0])
     with pytest.raises(BadRequest, match="there is no LoRA file nowhere.safetensors"):
         load(saved, loras={"nowhere.safetensors": 1.0})

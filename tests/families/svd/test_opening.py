@@ -279,9 +279,9 @@ def test_training_supports_variant(single, tmp_path):
 def test_a_variant_of_other_sizes_or_without_weights_is_rejected(single):
     with pytest.raises(BadRequest, match=r"is not sv3d-u: its tensors have the sizes of svd or svd-xt or svd-xt-1\.1"):
         load(single, variant="sv3d-u")
-    with pytest.raises(BadRequest, match="variant fp16 is of weights, and svd/tiny has none"):
+    with pytest.raises(BadRequest, match="variant fp16 selects weight files, but svd/tiny is untrained"):
         load("svd/tiny", variant="fp16")
-    with pytest.raises(BadRequest, match="preset tiny is of a family"):
+    with pytest.raises(BadRequest, match="preset tiny applies only to a family"):
         load(single, preset="tiny")
 
 

@@ -166,7 +166,7 @@ def test_an_image_model_from_training_converts_to_both_layouts(tmp_path):
     for path in ("single.safetensors", "folder"):
         assert equal(open_system(tmp_path / path).model.state_dict(), model.state_dict())
     files.write_tensors(tmp_path / "bad.safetensors", {"x": torch.zeros(1)}, {"kinema": '{"family": "animatediff"}'})
-    with pytest.raises(BadRequest, match="has a damaged note of its family"):
+    with pytest.raises(BadRequest, match="is damaged; expected a family and its config"):
         convert(tmp_path / "bad.safetensors", tmp_path / "out", "diffusers")
     with pytest.raises(BadRequest, match="is an image model with add-ons"):
         convert(tmp_path / "moving.safetensors", tmp_path / "out", "diffusers")

@@ -183,7 +183,7 @@ def test_a_file_in_the_wrong_slot_is_named(tiny, tmp_path):
     pan = written(tmp_path / "pan.ckpt", {f"{PAN}.to_q_lora.{x}.weight": torch.zeros(4, 4) for x in ("down", "up")})
     with pytest.raises(BadRequest, match=r"is a LoRA of an Anim.* \(add with --lora FILE\); expected a motion"):
         open_system(image, add={"motion": pan})
-    with pytest.raises(BadRequest, match="it is a LoRA of an AnimateDiff motion module; name a model, and this with"):
+    with pytest.raises(BadRequest, match="a LoRA of an AnimateDiff motion module; name a model and pass this"):
         open_system(pan)
     with pytest.raises(BadRequest, match="is an AnimateDiff motion module.*; expected a VAE"):
         open_system(image, add={"vae": mm})
@@ -191,7 +191,7 @@ def test_a_file_in_the_wrong_slot_is_named(tiny, tmp_path):
         open_system(image, add={"moton": mm})
     with pytest.raises(BadRequest, match=r"there is no file .*nothing.ckpt to add as motion"):
         open_system(image, add={"motion": tmp_path / "nothing.ckpt"})
-    with pytest.raises(BadRequest, match="svd takes nothing in addition"):
+    with pytest.raises(BadRequest, match="svd does not support add-ons"):
         open_system("svd/tiny", add={"motion": mm})
 
 
