@@ -1,9 +1,9 @@
-# make demo   a video from a sentence, in an environment of its own
-# make test   the tests
-# make check  what CI runs besides the tests: style, types, layers
-# make dev    an environment for working on kinema, with git hooks
-# make fuzz   damaged files, 20,000 of them: every reader succeeds or refuses in one sentence
-# make report the temporal-consistency report of docs/evidence
+# make demo   create .venv and generate a video from a prompt
+# make test   run the tests
+# make check  run the other checks of CI: style, types, layers
+# make dev    create .venv for development, with git hooks
+# make fuzz   read 20,000 damaged files: every reader succeeds or refuses in one line
+# make report write the temporal-consistency report in docs/evidence
 VENV ?= .venv
 PYTHON ?= python3
 JOBS ?= 2
@@ -17,7 +17,7 @@ GROUND := pyproject.toml constraints.txt
 demo: $(VENV)/.core
 	$(BIN)/kinema generate "a red ball rolls right" -o ball.mp4 --overwrite
 
-# One thread a worker: the tests' tensors are small, and JOBS workers already fill the cores.
+# One thread per worker: the tests' tensors are small, and JOBS workers already use all cores.
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
 

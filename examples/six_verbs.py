@@ -1,6 +1,6 @@
-"""The six verbs in Python, each on the clip of the one before.
+"""Six verbs in Python: a generated clip, and five others that start from it.
 
-Run: python examples/six_verbs.py [model] [folder]. The embedded model and ./clips are the defaults.
+Run: python examples/six_verbs.py [model] [folder]. By default the embedded model and ./clips.
 """
 
 from __future__ import annotations

@@ -243,7 +243,7 @@ def test_a_prompt_of_emoji_or_signs_is_said_to_hold_no_known_word(model: Model) 
         events: list[Event] = []
         model.generate(prompt, seed=0, steps=1, on_event=events.append)
         notes = [e.message for e in events if isinstance(e, Note)]
-        assert notes == [f'the prompt "{prompt}" holds no word that {model.system.name} knows']
+        assert notes == [f'{model.system.name} knows no word of the prompt "{prompt}"']
 
 
 def test_guidance_one_is_the_conditional_model_and_per_frame_ends_agree(model: Model) -> None:

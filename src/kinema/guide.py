@@ -75,7 +75,15 @@ def sample(  # noqa: PLR0917
         options = {**sampler_options(system, request), "state": over.run(over.first)}
         left = levels[over.first :]
         z = SAMPLERS[cast(str, request.sampler)](denoise, z, left, noise=draws, on_step=report, **options)
-    return z
+    return with_given(z, next(iter(told.values())))
+
+
+def with_given(z: Tensor, conditions: Conditions) -> Tensor:
+    """The finished latents with those of given frames in their place (`Conditions.given`)."""
+    if conditions.given is None:
+        return z
+    content, mask = (x.to(z) for x in conditions.given)
+    return torch.lerp(z, content, mask.expand_as(z))
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,11 +210,12 @@ def guide(  # noqa: PLR0917
 
     def make(frames: Sequence[int] | None) -> Denoiser:
         told = conditions.of(frames) if isinstance(conditions, InWindows) else conditions
-        branches = {name: checked(system.denoiser(told.branches[name], frames)) for name in guidance.branches}
+        merged = guidance.merged(told.branches)
+        branches = {name: checked(system.denoiser(told.branches[name], frames)) for name in merged.branches}
         if clean is not None:
             at = slice(None) if frames is None else list(frames)
             branches = {name: CleanFrames(one, lambda level: clean(level)[:, at]) for name, one in branches.items()}
-        denoise: Denoiser = Guided(branches, guidance.of(frames), can_run_branches_together(system), levels)
+        denoise: Denoiser = Guided(branches, merged.of(frames), can_run_branches_together(system), levels)
         denoise = denoise if drawn is None else drawn.around(denoise, range(total) if frames is None else frames)
         return denoise if limit is None else Thresholded(denoise, limit)
 

@@ -17,6 +17,7 @@ from kinema.values import MAX_QUOTED, quoted, resolve
 
 FAMILIES: dict[str, str] = {
     "animatediff": "kinema.families.animatediff.family:FAMILY",
+    "opensora": "kinema.families.opensora.family:FAMILY",
     "svd": "kinema.families.svd.family:FAMILY",
     "vdm": "kinema.families.vdm.family:FAMILY",
     "zoetrope": "kinema.families.zoetrope.family:FAMILY",

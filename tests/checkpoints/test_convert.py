@@ -1,4 +1,4 @@
-"""What becomes of a target whose name is taken while weights are converted."""
+"""Conversion when the target already exists or appears meanwhile."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from kinema.schema import BadRequest, Note
 
 
 @pytest.mark.parametrize(("name", "inside"), [("b.safetensors", ""), ("b", "unet/weights.safetensors")])
-def test_a_target_taken_meanwhile_is_kept_and_the_weights_are_beside_it(
+def test_a_target_created_meanwhile_is_kept_and_the_weights_get_another_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, inside: str
 ) -> None:
     source, target = tmp_path / "a.safetensors", tmp_path / name
     source.write_text("weights")
 
     def make(_: str) -> torch.Tensor:
-        if not target.exists():  # another writer, while this one is at work
-            target.mkdir() if inside else target.write_text("another's")
+        if not target.exists():  # another process writes it meanwhile
+            target.mkdir() if inside else target.write_text("foreign")
         return torch.ones(2)
 
     plan = Conversion((TargetFile(inside, {"w": ((2,), torch.float32)}, make, {}),), {})
     layouts = SimpleNamespace(names=("l",), plan=lambda *_: plan)
     monkeypatch.setattr(converting, "_open", lambda *_: ("f", layouts, None))
-    said: list[str] = []
-    done = convert(source, target, "l", on_event=lambda e: said.append(e.message) if isinstance(e, Note) else None)
-    beside = tmp_path / name.replace("b", "b-2", 1)
-    assert done.path == beside
-    assert (beside / inside).is_file()
-    assert said == [f"{target} appeared meanwhile and was kept; these weights are {beside}"]
-    assert not list(target.iterdir()) if inside else target.read_text() == "another's"
+    notes: list[str] = []
+    done = convert(source, target, "l", on_event=lambda e: notes.append(e.message) if isinstance(e, Note) else None)
+    renamed = tmp_path / name.replace("b", "b-2", 1)
+    assert done.path == renamed
+    assert (renamed / inside).is_file()
+    assert notes == [f"{target} was created by another process and was kept; the weights were written to {renamed}"]
+    assert not list(target.iterdir()) if inside else target.read_text() == "foreign"
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_link_that_leads_nowhere_is_a_target_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_symlink_counts_as_an_existing_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.safetensors").write_text("weights")
-    (tmp_path / "b.safetensors").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "b.safetensors").symlink_to(tmp_path / "missing")
     plan = Conversion((TargetFile("", {}, lambda _: torch.ones(2), {}),), {})
     layouts = SimpleNamespace(names=("l",), plan=lambda *_: plan)
     monkeypatch.setattr(converting, "_open", lambda *_: ("f", layouts, None))
-    with pytest.raises(BadRequest, match="exists already"):
+    with pytest.raises(BadRequest, match="already exists"):
         convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "l")

@@ -42,15 +42,15 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def raw_file(path: Path, table: object, body: bytes = b"", length: int | None = None) -> Path:
-    told = table if isinstance(table, bytes) else json.dumps(table).encode()
-    path.write_bytes(struct.pack("<Q", len(told) if length is None else length) + told + body)
+    text = table if isinstance(table, bytes) else json.dumps(table).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + body)
     return path
 
 
 # ------------------------------------------------------------------------------------ safetensors
 
 
-def test_what_is_written_is_what_is_read_by_us_and_by_the_library(tmp_path: Path) -> None:
+def test_written_tensors_are_read_back_by_us_and_by_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_tensors(path, TENSORS, {"kind": "test", "é": "ü"})
     assert same(read_tensors(path), TENSORS)
@@ -59,7 +59,7 @@ def test_what_is_written_is_what_is_read_by_us_and_by_the_library(tmp_path: Path
     assert header(path) == {name: (tuple(t.shape), t.dtype) for name, t in TENSORS.items()}
 
 
-def test_a_file_of_the_library_is_read(tmp_path: Path) -> None:
+def test_a_file_written_by_safetensors_is_read(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "a.safetensors", {"format": "pt"})
     assert same(read_tensors(tmp_path / "a.safetensors"), TENSORS)
     assert metadata(tmp_path / "a.safetensors") == {"format": "pt"}
@@ -72,16 +72,16 @@ def test_the_same_tensors_give_the_same_bytes_in_any_order(tmp_path: Path) -> No
     assert weight_hash(tmp_path / "a.safetensors") == weight_hash(tmp_path / "b.safetensors")
 
 
-def test_views_and_shared_tensors_are_written_each_for_itself(tmp_path: Path) -> None:
+def test_views_and_shared_tensors_are_written_separately(tmp_path: Path) -> None:
     base = torch.arange(6.0).reshape(2, 3)
-    held = {"turned": base.T, "row": base[1], "same": base, "parameter": nn.Parameter(base)}
-    write_tensors(tmp_path / "a.safetensors", held)
-    assert all(torch.equal(read_tensors(tmp_path / "a.safetensors")[k], v) for k, v in held.items())
+    tensors = {"transposed": base.T, "row": base[1], "same": base, "parameter": nn.Parameter(base)}
+    write_tensors(tmp_path / "a.safetensors", tensors)
+    assert all(torch.equal(read_tensors(tmp_path / "a.safetensors")[k], v) for k, v in tensors.items())
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to tell mapped from private memory")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to measure private memory")
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
-def test_a_large_file_is_mapped_not_copied(tmp_path: Path, name: str) -> None:
+def test_a_large_file_is_memory_mapped(tmp_path: Path, name: str) -> None:
     def private_kib() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
@@ -96,7 +96,7 @@ def test_a_large_file_is_mapped_not_copied(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("share", [0, 4, 8, 20, 0.3, 0.6, 0.99])
-def test_a_safetensors_file_cut_short_is_one_sentence(tmp_path: Path, share: float) -> None:
+def test_a_truncated_safetensors_file_is_refused_in_one_line(tmp_path: Path, share: float) -> None:
     write_tensors(tmp_path / "a.safetensors", TENSORS)
     raw = (tmp_path / "a.safetensors").read_bytes()
     keep = share if isinstance(share, int) else int(len(raw) * share)
@@ -114,16 +114,16 @@ def entry(shape: object = (2,), offsets: object = (0, 8), dtype: object = "F32")
 @pytest.mark.parametrize(
     ("table", "body", "expected"),
     [
-        ({"a": entry([2**40, 2**40])}, bytes(8), "needs others"),
-        ({"a": entry([2], [0, 2**60])}, bytes(8), "needs others"),
+        ({"a": entry([2**40, 2**40])}, bytes(8), "do not match its dtype F32 and shape"),
+        ({"a": entry([2], [0, 2**60])}, bytes(8), "do not match its dtype F32 and shape"),
         ({"a": entry([-2], [0, -8])}, bytes(8), "damaged header at 'a'"),
         ({"a": entry([2.0])}, bytes(8), "damaged header at 'a'"),
         ({"a": entry([True, 2])}, bytes(8), "damaged header at 'a'"),
-        ({"a": entry(dtype="F3")}, bytes(8), "as F3"),
+        ({"a": entry(dtype="F3")}, bytes(8), "of dtype F3; expected one of"),
         ({"a": entry(dtype=["F32"])}, bytes(8), "a.safetensors"),
         ({"a": {"dtype": "F32"}}, bytes(8), "damaged header at 'a'"),
-        ({"a": entry(), "b": entry()}, bytes(8), "'b' begins at 0, expected 8"),
-        ({"a": entry(), "b": entry([2], [12, 20])}, bytes(20), "begins at 12, expected 8"),
+        ({"a": entry(), "b": entry()}, bytes(8), "'b' begins at byte 0; expected 8"),
+        ({"a": entry(), "b": entry([2], [12, 20])}, bytes(20), "begins at byte 12; expected 8"),
         ({"a": entry()}, bytes(12), "4 bytes follow"),
         ([1, 2], b"", "damaged header"),
         (b'{"a": 1, "a": 2}', b"", "header of a.safetensors is damaged"),
@@ -139,20 +139,18 @@ def test_a_hostile_header_is_refused_before_anything_is_allocated(
         read_tensors(path)
 
 
-def test_the_size_and_the_number_of_entries_of_a_header_are_capped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_header_size_and_entries_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadRequest, match="its header claims"):
         header(raw_file(tmp_path / "a.safetensors", {}, length=2**62))
     monkeypatch.setattr(files, "MAX_ENTRIES", 3)
     many = {f"t{i}": entry([0], [0, 0]) for i in range(4)}
-    with pytest.raises(BadRequest, match="lists 4 tensors; at most 3"):
+    with pytest.raises(BadRequest, match="lists 4 tensors; expected at most 3"):
         header(raw_file(tmp_path / "b.safetensors", many))
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=200))
-def test_random_bytes_are_refused_in_one_sentence(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
+def test_random_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
     folder = tmp_path_factory.mktemp("random", numbered=True)
     for name in ("a.safetensors", "a.pt"):
         (folder / name).write_bytes(raw)
@@ -165,7 +163,7 @@ def test_random_bytes_are_refused_in_one_sentence(tmp_path_factory: pytest.TempP
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin"])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_pytorch_files_are_read_whatever_their_age(tmp_path: Path, suffix: str, zipped: bool) -> None:
+def test_old_and_new_pytorch_files_are_read(tmp_path: Path, suffix: str, zipped: bool) -> None:
     torch.save(TENSORS, tmp_path / f"a{suffix}", _use_new_zipfile_serialization=zipped)
     assert same(read_tensors(tmp_path / f"a{suffix}"), TENSORS)
     assert header(tmp_path / f"a{suffix}") == {name: (tuple(t.shape), t.dtype) for name, t in TENSORS.items()}
@@ -182,7 +180,7 @@ def test_pytorch_files_are_read_whatever_their_age(tmp_path: Path, suffix: str, 
         lambda t: {**t, "global_step": 5},
     ],
 )
-def test_wrappers_and_the_module_prefix_come_off(tmp_path: Path, wrap: Callable[[dict], dict]) -> None:
+def test_wrappers_and_the_module_prefix_are_removed(tmp_path: Path, wrap: Callable[[dict], dict]) -> None:
     torch.save(wrap(TENSORS), tmp_path / "a.ckpt")
     assert same(read_tensors(tmp_path / "a.ckpt"), TENSORS)
 
@@ -196,26 +194,26 @@ class Hostile:
 
 
 @pytest.mark.parametrize("how", ["zip", "legacy", "pickle"])
-def test_a_pickle_with_code_is_refused_by_name_and_never_run(tmp_path: Path, how: str) -> None:
+def test_a_pickle_with_code_is_refused_and_never_run(tmp_path: Path, how: str) -> None:
     bad = {"weight": torch.zeros(2), "code": Hostile(tmp_path / "ran")}
     if how == "pickle":
         (tmp_path / "a.pt").write_bytes(pickle.dumps({"code": Hostile(tmp_path / "ran")}))
     else:
         torch.save(bad, tmp_path / "a.pt", _use_new_zipfile_serialization=how == "zip")
     for read in (read_tensors, header):
-        with pytest.raises(BadRequest, match=r"a\.pt holds Python code \(\w+\.mkdir\)") as caught:
+        with pytest.raises(BadRequest, match=r"a\.pt contains Python code \(\w+\.mkdir\)") as caught:
             read(tmp_path / "a.pt")
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
 
 
-def test_pytorch_files_that_hold_no_weights_are_one_sentence(tmp_path: Path) -> None:
-    for held, expected in (
-        ([1, 2], "holds a list"),
-        ({"a": {"b": torch.zeros(1)}}, "holds a"),
+def test_pytorch_files_without_weights_are_refused(tmp_path: Path) -> None:
+    for content, expected in (
+        ([1, 2], "contains a list"),
+        ({"a": {"b": torch.zeros(1)}}, r"contains nested tables \(a\)"),
         ({"x": 1}, "no tensors"),
     ):
-        torch.save(held, tmp_path / "a.pt")
+        torch.save(content, tmp_path / "a.pt")
         with pytest.raises(BadRequest, match=expected):
             read_tensors(tmp_path / "a.pt")
     torch.save(TENSORS, tmp_path / "b.pt")
@@ -251,7 +249,7 @@ def test_a_sharded_folder_reads_like_one_file(tmp_path: Path) -> None:
 def test_a_missing_shard_and_a_shard_outside_the_folder_are_refused(tmp_path: Path) -> None:
     sharded(tmp_path / "m")
     (tmp_path / "m" / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(BadRequest, match=r"names 2 files and 1 are missing \(model-00002"):
+    with pytest.raises(BadRequest, match=r"names 2 shards but model-00002\S* is missing"):
         read_tensors(tmp_path / "m")
     write_tensors(tmp_path / "secret.safetensors", TENSORS)
     for name in ("../secret.safetensors", str(tmp_path / "secret.safetensors"), "..", 3):
@@ -260,12 +258,12 @@ def test_a_missing_shard_and_a_shard_outside_the_folder_are_refused(tmp_path: Pa
             read_tensors(tmp_path / "m")
 
 
-def test_the_variant_is_chosen_by_name_and_else_the_plain_file(tmp_path: Path) -> None:
+def test_the_variant_selects_the_file(tmp_path: Path) -> None:
     for name in ("model.safetensors", "model.fp16.safetensors", "model.bin"):
         (tmp_path / name).touch()
     assert weight_files(tmp_path) == [tmp_path / "model.safetensors"]
     assert weight_files(tmp_path, "fp16") == [tmp_path / "model.fp16.safetensors"]
-    with pytest.raises(BadRequest, match="variant 'bf16'; there is fp16"):
+    with pytest.raises(BadRequest, match="variant 'bf16'; its variants: fp16"):
         weight_files(tmp_path, "bf16")
     (tmp_path / "model.safetensors").unlink()
     assert weight_files(tmp_path) == [tmp_path / "model.fp16.safetensors"]
@@ -273,7 +271,7 @@ def test_the_variant_is_chosen_by_name_and_else_the_plain_file(tmp_path: Path) -
     assert len(weight_files(tmp_path / "m", "fp16")) == len(weight_files(tmp_path / "m")) == 2
 
 
-def test_shards_of_one_kind_and_a_whole_file_of_another_lie_side_by_side(tmp_path: Path) -> None:
+def test_shards_and_a_single_file_of_another_variant_coexist(tmp_path: Path) -> None:
     sharded(tmp_path / "m")
     write_tensors(tmp_path / "m" / "model.fp16.safetensors", TENSORS)
     assert len(weight_files(tmp_path / "m")) == 2
@@ -284,8 +282,8 @@ def test_shards_of_one_kind_and_a_whole_file_of_another_lie_side_by_side(tmp_pat
     assert len(weight_files(tmp_path / "n", "fp16")) == 2
 
 
-def test_a_folder_without_weights_or_with_a_choice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadRequest, match="holds no weights"):
+def test_a_folder_without_weights_or_with_several_files_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="has no weights"):
         weight_files(tmp_path)
     for name in ("one.safetensors", "two.safetensors"):
         (tmp_path / name).touch()
@@ -301,7 +299,7 @@ def test_a_folder_without_weights_or_with_a_choice_is_refused(tmp_path: Path) ->
 # ---------------------------------------------------------------------------------------- hashes
 
 
-def test_the_hash_sees_every_byte_of_a_small_file(tmp_path: Path) -> None:
+def test_the_hash_covers_every_byte_of_a_small_file(tmp_path: Path) -> None:
     write_tensors(tmp_path / "a.safetensors", TENSORS)
     first = weight_hash(tmp_path / "a.safetensors")
     raw = bytearray((tmp_path / "a.safetensors").read_bytes())
@@ -311,7 +309,9 @@ def test_the_hash_sees_every_byte_of_a_small_file(tmp_path: Path) -> None:
     assert weight_hash(tmp_path / "a.safetensors") != first
 
 
-def test_the_hash_of_a_large_file_says_that_it_is_of_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hash_of_a_large_file_covers_its_ends_and_states_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(files, "WHOLE", 1000)
     monkeypatch.setattr(files, "_BLOCK", 100)
     seen = set()
@@ -328,7 +328,7 @@ def test_the_hash_of_a_large_file_says_that_it_is_of_parts(tmp_path: Path, monke
 
 
 def test_a_full_disk_keeps_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    """The kernel itself says no: a file size limit stands in for a small disk (both are in `atomic.FULL`)."""
+    """A file size limit simulates a full disk (both errors are in `atomic.FULL`)."""
     resource = pytest.importorskip("resource")
     write_tensors(tmp_path / "a.safetensors", TENSORS)
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -342,7 +342,7 @@ def test_a_full_disk_keeps_the_old_file_and_nothing_else(tmp_path: Path) -> None
     assert same(read_tensors(tmp_path / "a.safetensors"), TENSORS)
 
 
-def test_a_loaded_file_may_be_written_over(tmp_path: Path) -> None:
+def test_a_loaded_file_can_be_overwritten(tmp_path: Path) -> None:
     write_tensors(tmp_path / "a.safetensors", TENSORS)
     held = read_tensors(tmp_path / "a.safetensors")
     write_tensors(tmp_path / "a.safetensors", {**held, "more": torch.ones(3)})
@@ -357,7 +357,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
 
 
-def test_fill_gives_a_meta_model_the_file_s_own_memory(tmp_path: Path) -> None:
+def test_fill_shares_memory_with_the_mapped_file(tmp_path: Path) -> None:
     source = network().eval()
     write_tensors(tmp_path / "a.safetensors", source.state_dict())
     tensors = read_tensors(tmp_path / "a.safetensors")
@@ -370,7 +370,7 @@ def test_fill_gives_a_meta_model_the_file_s_own_memory(tmp_path: Path) -> None:
     assert torch.equal(model(x), source(x))
 
 
-def test_fill_names_every_kind_of_fault_at_once() -> None:
+def test_fill_reports_all_faults_together() -> None:
     tensors = dict(network().state_dict())
     del tensors["0.bias"]
     tensors["extra"] = torch.zeros(1)
@@ -379,16 +379,16 @@ def test_fill_names_every_kind_of_fault_at_once() -> None:
         fill(network(), tensors, "my.ckpt")
     assert str(caught.value) == (
         "my.ckpt does not fit this model: 1 missing (0.bias); 1 unexpected (extra); "
-        "1 of another shape (2.weight is 2×5, expected 2×4)"
+        "1 with the wrong shape (2.weight is 2×5, expected 2×4)"
     )
 
 
-def test_fill_counts_but_does_not_list_a_thousand_keys() -> None:
+def test_fill_lists_only_the_first_keys() -> None:
     with pytest.raises(BadRequest, match=r"1000 unexpected \(k0, k1, k2, …\)"):
         fill(network(), {**network().state_dict(), **{f"k{i}": torch.zeros(1) for i in range(1000)}}, "x")
 
 
-def test_fill_refuses_to_leave_a_buffer_without_content() -> None:
+def test_fill_refuses_to_leave_a_buffer_on_the_meta_device() -> None:
     class Table(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -412,7 +412,7 @@ def test_training_a_filled_model_never_changes_the_file(tmp_path: Path) -> None:
     assert (tmp_path / "a.safetensors").read_bytes() == before
 
 
-def test_a_training_run_stands_for_its_result_not_for_its_checkpoints(tmp_path: Path) -> None:
+def test_a_training_run_loads_as_its_result(tmp_path: Path) -> None:
     for name in ("model.safetensors", "best.safetensors", "step-00000002.safetensors"):
         save_file({"a": torch.zeros(1)}, tmp_path / name)
     with pytest.raises(BadRequest):
@@ -421,22 +421,22 @@ def test_a_training_run_stands_for_its_result_not_for_its_checkpoints(tmp_path: 
     assert files.weight_files(tmp_path) == [tmp_path / "model.safetensors"]
 
 
-def test_weights_that_are_whole_numbers_are_refused_by_name() -> None:
+def test_weights_that_are_not_floating_point_are_refused() -> None:
     model = nn.Linear(2, 2, device="meta")
     for kind in (torch.int64, torch.bool, torch.uint8, torch.complex64):
-        told = {"weight": torch.ones(2, 2).to(kind), "bias": torch.zeros(2)}
+        tensors = {"weight": torch.ones(2, 2).to(kind), "bias": torch.zeros(2)}
         with pytest.raises(BadRequest, match=f"1 not floating-point .weight is {kind}"):
-            fill(model, told, "a.safetensors")
+            fill(model, tensors, "a.safetensors")
 
 
-def test_a_shape_of_many_axes_is_refused_before_it_is_multiplied(tmp_path: Path) -> None:
+def test_a_shape_with_many_axes_is_refused_before_it_is_multiplied(tmp_path: Path) -> None:
     table = {"a": {"dtype": "F32", "shape": [10**19] * 10_000, "data_offsets": [0, 4]}}
     with pytest.raises(BadRequest, match="damaged header at 'a'") as refused:
         header(raw_file(tmp_path / "a.safetensors", table, bytes(4)))
     assert len(str(refused.value)) < 200
 
 
-def test_names_of_tensors_are_told_short_and_without_control_characters(tmp_path: Path) -> None:
+def test_messages_cut_tensor_names_and_escape_control_characters(tmp_path: Path) -> None:
     table = {"\x1b[2J" * 10**5: {"dtype": "F3", "shape": [1], "data_offsets": [0, 4]}}
     with pytest.raises(BadRequest) as refused:
         header(raw_file(tmp_path / "a.safetensors", table, bytes(4)))
@@ -444,7 +444,7 @@ def test_names_of_tensors_are_told_short_and_without_control_characters(tmp_path
     assert "\x1b" not in str(refused.value)
 
 
-def test_a_pipe_is_no_weight_file(tmp_path: Path) -> None:
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.safetensors")
     with pytest.raises(BadRequest, match="not a regular file"):
         header(tmp_path / "a.safetensors")

@@ -12,7 +12,7 @@ from kinema.system import open_system
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub cache of our own with one repository in it, as the library lays it out."""
+    """A temporary hub cache with one repository."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -30,14 +30,14 @@ def test_a_cached_repository_is_found_offline(cache: Path) -> None:
     assert fetch("someone/something", offline=True, patterns=["*.safetensors"]) == cache
 
 
-def test_what_is_not_cached_is_one_sentence_offline(cache: Path) -> None:
+def test_missing_files_are_refused_offline(cache: Path) -> None:
     with pytest.raises(BadRequest, match="someone/else is not in the local cache and offline mode is on"):
         fetch("someone/else", offline=True)
-    with pytest.raises(BadRequest, match=r"holds none of \*\.bin"):
+    with pytest.raises(BadRequest, match=r"has no \*\.bin"):
         fetch("someone/something", offline=True, patterns=["*.bin"])
 
 
-def test_a_name_that_is_none_is_one_sentence(cache: Path) -> None:
+def test_an_invalid_repository_name_is_refused(cache: Path) -> None:
     for name in ("a/b/c", "../etc", "bad name"):
         with pytest.raises(BadRequest, match="expected owner/name"):
             fetch(name, offline=True)
@@ -45,7 +45,7 @@ def test_a_name_that_is_none_is_one_sentence(cache: Path) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, list[str]], list[str]]:
-    """(repositories by name, files that were fetched): the library's call, without the network."""
+    """(repositories by name, downloaded files): replaces the library's download function."""
     repositories: dict[str, list[str]] = {}
     fetched: list[str] = []
 
@@ -79,7 +79,7 @@ SVD = [
 ]
 
 
-def test_of_a_pipeline_only_configs_and_one_kind_of_weights_are_fetched(hub) -> None:  # noqa: ANN001
+def test_only_the_configs_and_one_variant_of_a_pipeline_are_downloaded(hub) -> None:  # noqa: ANN001
     repositories, fetched = hub
     repositories["a/svd"] = SVD
     fetch_model("a/svd")
@@ -90,14 +90,14 @@ def test_of_a_pipeline_only_configs_and_one_kind_of_weights_are_fetched(hub) -> 
     assert set(fetched) == common | {"unet/diffusion_pytorch_model.fp16.safetensors"}
 
 
-def test_halves_are_fetched_where_there_is_nothing_else(hub) -> None:  # noqa: ANN001
+def test_fp16_weights_are_downloaded_if_there_are_no_others(hub) -> None:  # noqa: ANN001
     repositories, fetched = hub
     repositories["a/half"] = [file for file in SVD if file != "unet/diffusion_pytorch_model.safetensors"]
     fetch_model("a/half")
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in fetched
 
 
-def test_of_one_network_only_its_config_and_one_kind_of_weights_are_fetched(hub) -> None:  # noqa: ANN001
+def test_only_the_config_and_one_variant_of_a_network_are_downloaded(hub) -> None:  # noqa: ANN001
     repositories, fetched = hub
     weights = ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"]
     repositories["a/net"] = ["config.json", *weights, "diffusion_pytorch_model.bin", "show.gif"]
@@ -112,30 +112,30 @@ def test_of_one_network_only_its_config_and_one_kind_of_weights_are_fetched(hub)
     assert set(fetched) == {"config.json", "diffusion_pytorch_model.bin"}
 
 
-def test_of_several_single_files_one_has_to_be_named(hub) -> None:  # noqa: ANN001
+def test_one_of_several_single_files_must_be_named(hub) -> None:  # noqa: ANN001
     repositories, fetched = hub
     repositories["a/sv3d"] = ["sv3d_u.safetensors", "sv3d_p.safetensors", "README.md"]
     assert fetch_model("a/sv3d/sv3d_p.safetensors").name == "sv3d_p.safetensors"
     assert fetched == ["sv3d_p.safetensors"]
     fetched.clear()
-    with pytest.raises(BadRequest, match=r"holds 2 weight files .*name one, as a/sv3d/sv3d_p.safetensors"):
+    with pytest.raises(BadRequest, match=r"has 2 weight files .*name one, such as a/sv3d/sv3d_p.safetensors"):
         fetch_model("a/sv3d")
     repositories["a/motion"] = ["motion.ckpt", "README.md"]
     assert fetch_model("a/motion").name == "motion.ckpt"
     assert fetched == ["motion.ckpt"]
     repositories["a/none"] = ["README.md"]
-    with pytest.raises(BadRequest, match="no weight file"):
+    with pytest.raises(BadRequest, match="neither a pipeline nor a weight file"):
         fetch_model("a/none")
 
 
-def test_the_cache_says_which_files_there_are_where_the_hub_cannot_be_asked(cache: Path) -> None:
+def test_offline_the_files_are_listed_from_the_cache(cache: Path) -> None:
     assert fetch_model("someone/something", offline=True) == cache / "model.safetensors"
     (cache / "other.ckpt").touch()
-    with pytest.raises(BadRequest, match="name one, as someone/something/model.safetensors"):
+    with pytest.raises(BadRequest, match="name one, such as someone/something/model.safetensors"):
         fetch_model("someone/something", offline=True)
 
 
-def test_a_name_with_points_and_a_file_of_a_repository_are_names_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_names_may_contain_dots_and_name_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def fetched(name: str, **_options: object) -> Path:
@@ -164,6 +164,6 @@ def test_a_name_with_points_and_a_file_of_a_repository_are_names_of_the_hub(monk
 
 
 @pytest.mark.parametrize("variant", ["a**", "../../x", "fp16/*", "*"])
-def test_a_variant_that_is_a_pattern_is_refused(cache: Path, variant: str) -> None:
-    with pytest.raises(BadRequest, match="is no name; expected one such as fp16"):
+def test_a_variant_with_wildcards_is_refused(cache: Path, variant: str) -> None:
+    with pytest.raises(BadRequest, match="expected a name such as fp16"):
         fetch_model("someone/something", offline=True, variant=variant)

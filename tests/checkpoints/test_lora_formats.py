@@ -1,4 +1,4 @@
-"""LoRA files in every layout, merged as the formula says and taken out to the bit."""
+"""LoRA files in every layout, merged by the formula and removed bit for bit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kinema.families.svd.lora import read as read_svd
 from kinema.schema import BadRequest
 
 LINEAR, CONV = "unet.block.attn1.to_q", "unet.block.attn1.to_out.0"
-THEIRS = {"input_blocks.1.1.attn1.to_q": LINEAR}
+ALIASES = {"input_blocks.1.1.attn1.to_q": LINEAR}
 QUERY = "down_blocks.0.attentions.0.temporal_transformer_blocks.0.attn1.to_q"
 
 
@@ -33,12 +33,12 @@ class Network(nn.Module):
 def adapters(alpha=None):
     random = torch.Generator().manual_seed(1)
 
-    def draw(*shape):
+    def normal(*shape):
         return torch.randn(shape, generator=random)
 
     return {
-        LINEAR: Adapter(draw(2, 6), draw(8, 2), alpha),
-        CONV: Adapter(draw(3, 4, 3, 3), draw(5, 3, 1, 1), alpha),
+        LINEAR: Adapter(normal(2, 6), normal(8, 2), alpha),
+        CONV: Adapter(normal(3, 4, 3, 3), normal(5, 3, 1, 1), alpha),
     }
 
 
@@ -50,7 +50,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
 @pytest.mark.parametrize("alpha", [None, 1.0, 7.5])
-def test_every_layout_is_read_back_as_it_was_written_with_its_alphas(tmp_path, layout, alpha):
+def test_every_layout_is_read_back_with_its_alphas(tmp_path, layout, alpha):
     write_lora(tmp_path / "a.safetensors", adapters(alpha), layout)
     assert same(read_lora(tmp_path / "a.safetensors", [LINEAR, CONV]), adapters(alpha))
 
@@ -70,14 +70,14 @@ def test_every_layout_is_read_back_as_it_was_written_with_its_alphas(tmp_path, l
         ("unet.block.attn1.processor.to_q_lora.down.weight", "unet.block.attn1.processor.to_q_lora.up.weight"),
     ],
 )
-def test_a_layer_is_found_under_every_name_people_have(tmp_path, pattern):
+def test_a_layer_is_found_under_every_common_name(tmp_path, pattern):
     down, up = adapters()[LINEAR].down, adapters()[LINEAR].up
     save_file({pattern[0]: down, pattern[1]: up}, tmp_path / "a.safetensors")
-    found = read_lora(tmp_path / "a.safetensors", [LINEAR, CONV], THEIRS)
+    found = read_lora(tmp_path / "a.safetensors", [LINEAR, CONV], ALIASES)
     assert same(found, {LINEAR: Adapter(down, up)})
 
 
-def test_alphas_of_peft_s_settings_are_honoured(tmp_path):
+def test_alphas_in_peft_settings_are_used(tmp_path):
     tensors = {
         "unet.block.attn1.to_q.lora_A.weight": torch.ones(2, 6),
         "unet.block.attn1.to_q.lora_B.weight": torch.ones(8, 2),
@@ -87,22 +87,22 @@ def test_alphas_of_peft_s_settings_are_honoured(tmp_path):
     assert read_lora(tmp_path / "a.safetensors", [LINEAR])[LINEAR].scale == 3.0
 
 
-def test_merging_adds_the_weighted_product_to_a_matrix_and_to_a_kernel():
+def test_merging_adds_the_weighted_product_to_linear_and_conv_layers():
     model, lora = Network(), adapters(alpha=1.0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    x, picture = torch.randn(3, 6), torch.randn(1, 4, 5, 5)
+    x, image = torch.randn(3, 6), torch.randn(1, 4, 5, 5)
     Merged(model).set([(lora, 0.5)])
     layer, kernel = lora[LINEAR], lora[CONV]
     linear = x @ before[f"{LINEAR}.weight"].T + before[f"{LINEAR}.bias"] + 0.5 / 2 * (x @ layer.down.T) @ layer.up.T
-    low = nn.functional.conv2d(nn.functional.conv2d(picture, kernel.down), kernel.up)
-    conv = nn.functional.conv2d(picture, before[f"{CONV}.weight"], before[f"{CONV}.bias"]) + 0.5 / 3 * low
+    low = nn.functional.conv2d(nn.functional.conv2d(image, kernel.down), kernel.up)
+    conv = nn.functional.conv2d(image, before[f"{CONV}.weight"], before[f"{CONV}.bias"]) + 0.5 / 3 * low
     attention = model.unet["block"]["attn1"]
     torch.testing.assert_close(attention["to_q"](x), linear)
-    torch.testing.assert_close(attention["to_out"][0](picture), conv)
+    torch.testing.assert_close(attention["to_out"][0](image), conv)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_taking_adapters_out_restores_every_bit(dtype):
+def test_removing_adapters_restores_every_bit(dtype):
     model = Network(dtype)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     merged = Merged(model)
@@ -113,7 +113,7 @@ def test_taking_adapters_out_restores_every_bit(dtype):
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
-def test_setting_again_replaces_what_was_merged_before():
+def test_setting_again_replaces_the_merged_adapters():
     once, twice = Network(), Network()
     Merged(once).set([(adapters(), 0.4)])
     merged = Merged(twice)
@@ -122,33 +122,36 @@ def test_setting_again_replaces_what_was_merged_before():
     assert all(torch.equal(a, b) for a, b in zip(once.parameters(), twice.parameters(), strict=True))
 
 
-def test_an_adapter_of_another_shape_is_refused_and_no_weight_is_touched():
+def test_an_adapter_of_the_wrong_shape_is_refused_before_any_weight_changes():
     model = Network()
     before = [p.detach().clone() for p in model.parameters()]
     wrong = {**adapters(), LINEAR: Adapter(torch.ones(2, 7), torch.ones(8, 2))}
-    with pytest.raises(BadRequest, match=f"it is 8×7 at {LINEAR}, where this model has 8×6"):
+    with pytest.raises(BadRequest, match=f"it is 8×7 at {LINEAR}; expected 8×6"):
         Merged(model).set([(wrong, 1.0)])
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(
-    ("tensors", "what"),
+    ("tensors", "message"),
     [
         ({"lora_unet_elsewhere.lora_down.weight": torch.ones(2, 6)}, r"fit no layer of this model \(lora_unet_else"),
         ({"unet.block.attn1.to_q.dora_scale": torch.ones(8)}, "to_q.dora_scale"),
-        ({"unet.block.attn1.to_q.lora_A.weight": torch.ones(2, 6)}, "half a LoRA at .*: its up is missing"),
+        (
+            {"unet.block.attn1.to_q.lora_A.weight": torch.ones(2, 6)},
+            "an incomplete LoRA at .*: its up matrix is missing",
+        ),
         (
             {
                 "unet.block.attn1.to_q.lora_A.weight": torch.ones(2, 6),
                 "unet.block.attn1.to_q.lora_B.weight": torch.ones(8, 3),
             },
-            "ranks that disagree",
+            r"mismatched ranks at .*: down is 2×6, up is 8×3",
         ),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused_by_name(tmp_path, tensors, what):
+def test_a_file_that_does_not_fit_is_refused(tmp_path, tensors, message):
     save_file(tensors, tmp_path / "a.safetensors")
-    with pytest.raises(BadRequest, match=what):
+    with pytest.raises(BadRequest, match=message):
         read_lora(tmp_path / "a.safetensors", [LINEAR, CONV])
 
 
@@ -163,7 +166,7 @@ def test_kohya_to_diffusers_and_back_is_byte_identical(tmp_path):
         convert(tmp_path / "b.safetensors", tmp_path / "d.safetensors", "sgm")
 
 
-def test_kohya_s_names_of_sgm_layers_reach_our_layers(tmp_path):
+def test_kohya_names_of_sgm_layers_map_to_native_ones(tmp_path):
     stem = "lora_unet_input_blocks_1_1_time_stack_0_attn1_to_q"
     tensors = {f"{stem}.lora_down.weight": torch.ones(4, 320), f"{stem}.lora_up.weight": torch.ones(320, 4)}
     save_file(tensors, tmp_path / "a.safetensors")

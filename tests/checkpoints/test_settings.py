@@ -1,4 +1,4 @@
-"""Configs made of what a stranger's file says."""
+"""Configs from untrusted data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from kinema import registry
-from kinema.checkpoints.settings import LONGEST, MOST, build_config, checked, readable
+from kinema.checkpoints.settings import LONGEST, MOST, FileFault, build_config, checked, readable
 from kinema.schema import BadRequest
 
 
@@ -34,13 +34,13 @@ class Sizes:
             raise ValueError("thirteen")
 
 
-def test_lists_and_tables_of_json_become_the_tuples_and_dataclasses_of_the_config() -> None:
-    told = {"widths": [1, 2], "pair": ["b", 2], "inner": {"width": 3}, "extra": 0}
-    assert build_config(Sizes, told, "it") == Sizes(widths=(1, 2), pair=("b", 2), inner=Inner(3))
+def test_json_becomes_tuples_and_dataclasses() -> None:
+    data = {"widths": [1, 2], "pair": ["b", 2], "inner": {"width": 3}, "extra": 0}
+    assert build_config(Sizes, data, "it") == Sizes(widths=(1, 2), pair=("b", 2), inner=Inner(3))
 
 
 @pytest.mark.parametrize(
-    ("told", "sentence"),
+    ("data", "message"),
     [
         ({"layers": 10**9}, "layers in it is 1000000000; expected a whole number from 1"),
         ({"layers": 0}, "expected a whole number from 1"),
@@ -57,21 +57,21 @@ def test_lists_and_tables_of_json_become_the_tuples_and_dataclasses_of_the_confi
         ({"inner": 5}, "expected a table"),
         ({"on": 1}, "expected true or false"),
         ({"rate": float("inf")}, "expected a number"),
-        ({"nope\x1b": 1}, "does not know"),
-        ({"layers": 13}, "do not go together: 'thirteen'"),
+        ({"nope\x1b": 1}, "unknown setting"),
+        ({"layers": 13}, "inconsistent values: 'thirteen'"),
         ([1], "expected a table of settings"),
     ],
 )
-def test_a_setting_that_no_model_has_is_one_short_sentence(told: Any, sentence: str) -> None:
+def test_an_invalid_setting_is_refused_in_one_short_line(data: Any, message: str) -> None:
     with pytest.raises(BadRequest) as refused:
-        build_config(Sizes, told, "it")
-    assert sentence in str(refused.value)
+        build_config(Sizes, data, "it")
+    assert message in str(refused.value)
     assert len(str(refused.value)) < 300
     assert "\x1b" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", registry.FAMILIES)
-def test_every_preset_passes_and_survives_json(name: str) -> None:
+def test_every_preset_is_valid_and_survives_json(name: str) -> None:
     family = registry.family(name)
     for config in family.presets.values():
         assert checked(config, "it") == config
@@ -81,7 +81,12 @@ def test_every_preset_passes_and_survives_json(name: str) -> None:
 @pytest.mark.parametrize(
     "error", [KeyError("a"), IndexError(), ValueError("x" * 10**6), ZeroDivisionError(), TypeError()]
 )
-def test_whatever_a_strangers_names_and_shapes_lead_to_is_one_sentence(error: Exception) -> None:
+def test_errors_from_untrusted_names_and_shapes_become_one_line(error: Exception) -> None:
     with pytest.raises(BadRequest, match="it is damaged") as refused, readable("it"):
         raise error
     assert len(str(refused.value)) < 300
+
+
+def test_a_fault_in_a_file_gets_its_name() -> None:
+    with pytest.raises(BadRequest, match=r"^a\.safetensors lacks x$"), readable("a.safetensors"):
+        raise FileFault("lacks x")

@@ -1,4 +1,4 @@
-"""What a file, a folder of one network and a pipeline show before their weights are read."""
+"""Sources: a weight file, the folder of a network and a pipeline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VAE = {"conv.weight": torch.ones(4), "norm.bias": torch.zeros(2)}
 
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Path:
-    """A pipeline of two networks, with a scheduler beside them."""
+    """A pipeline of two networks and a scheduler."""
     folder = tmp_path / "mine"
     for part, tensors in (("unet", UNET), ("vae", VAE)):
         (folder / part).mkdir(parents=True)
@@ -32,7 +32,7 @@ def pipeline(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_file_is_its_header_and_its_metadata(tmp_path: Path) -> None:
+def test_a_file_has_a_header_and_metadata(tmp_path: Path) -> None:
     write_tensors(tmp_path / "a.safetensors", UNET, {"kinema": "{}"})
     source = Source(tmp_path / "a.safetensors")
     assert source.header == files.header(tmp_path / "a.safetensors")
@@ -42,14 +42,14 @@ def test_a_file_is_its_header_and_its_metadata(tmp_path: Path) -> None:
     assert source.hash() == files.weight_hash(tmp_path / "a.safetensors")
 
 
-def test_a_folder_of_one_network_is_like_its_file(pipeline: Path) -> None:
+def test_the_folder_of_a_network_reads_like_its_file(pipeline: Path) -> None:
     source = Source(pipeline / "unet")
     assert source.header.keys() == UNET.keys()
     assert source.pipeline == ""
     assert source.files() == [pipeline / "unet/model.safetensors"]
 
 
-def test_the_parts_of_a_pipeline_stand_before_their_tensors(pipeline: Path) -> None:
+def test_tensor_names_of_a_pipeline_start_with_the_component(pipeline: Path) -> None:
     source = Source(pipeline)
     assert source.pipeline == "SomePipeline"
     assert (source.header, source.metadata) == ({}, {})
@@ -60,35 +60,35 @@ def test_the_parts_of_a_pipeline_stand_before_their_tensors(pipeline: Path) -> N
     assert source.config("scheduler", "scheduler_config.json") == {"steps": 3}
 
 
-def test_the_hash_of_a_pipeline_sees_weights_and_configs_of_the_parts_that_are_used(pipeline: Path) -> None:
-    def now() -> str:
+def test_the_hash_of_a_pipeline_covers_the_weights_and_configs_of_its_components(pipeline: Path) -> None:
+    def current() -> str:
         return Source(pipeline).hash(["unet", "vae"])
 
-    first = now()
+    first = current()
     assert first.startswith("sha256-pipeline:")
     (pipeline / "unet/config.json").write_text(json.dumps({"part": "unet"}, indent=4))
     (pipeline / "scheduler/scheduler_config.json").write_text("{}")
-    assert now() == first
+    assert current() == first
     write_tensors(pipeline / "vae/model.safetensors", {**VAE, "norm.bias": torch.tensor([0.0, 1e-7])})
-    second = now()
+    second = current()
     (pipeline / "unet/config.json").write_text('{"part": "other"}')
-    assert len({first, second, now()}) == 3
+    assert len({first, second, current()}) == 3
 
 
 @pytest.mark.parametrize(
-    ("parts", "told"),
+    ("parts", "message"),
     [
-        (["text_encoder"], "lacks text_encoder/, which a SomePipeline is made of"),
+        (["text_encoder"], "lacks text_encoder/, which the pipeline SomePipeline needs"),
         (["unet", "scheduler", "a", "b"], "lacks a/, b/ and scheduler/config.json, which"),
     ],
 )
-def test_all_that_a_pipeline_lacks_is_one_sentence(pipeline: Path, parts: list[str], told: str) -> None:
+def test_missing_components_are_named_together(pipeline: Path, parts: list[str], message: str) -> None:
     Source(pipeline).need(["unet", "vae"])
-    with pytest.raises(BadRequest, match=told):
+    with pytest.raises(BadRequest, match=message):
         Source(pipeline).need(parts)
 
 
-def test_it_is_called_by_its_name_also_in_the_hub_s_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_in_the_hub_cache_is_that_of_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = tmp_path / "models--someone--video-xt" / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "svd_xt.safetensors").touch()
@@ -99,22 +99,22 @@ def test_it_is_called_by_its_name_also_in_the_hub_s_cache(tmp_path: Path, monkey
     assert Source(Path()).name == "video-xt"
 
 
-def test_a_pipeline_without_a_class_is_still_one(pipeline: Path) -> None:
+def test_a_pipeline_without_a_class_is_recognised(pipeline: Path) -> None:
     (pipeline / "model_index.json").write_text('{"unet": ["diffusers", "U"]}')
-    assert Source(pipeline).pipeline == "a pipeline without a class"
+    assert Source(pipeline).pipeline == "of an unknown class"
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
-    [("{", "is damaged"), ("[1]", "no table"), ("[" * 10**5, "is nested deeper"), ("\xff", "is not UTF-8")],
+    ("text", "message"),
+    [("{", "is damaged"), ("[1]", "is not a JSON object"), ("[" * 10**5, "is nested deeper"), ("\xff", "is not UTF-8")],
 )
-def test_json_that_is_none_is_refused_by_name(tmp_path: Path, text: str, told: str) -> None:
+def test_invalid_json_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.json").write_text(text, encoding="latin-1")
-    with pytest.raises(BadRequest, match=f"config.json .*{told}"):
+    with pytest.raises(BadRequest, match=f"config.json .*{message}"):
         read_json(tmp_path / "config.json")
 
 
-def test_a_config_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+def test_an_oversized_config_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(MAX_JSON + 1)
     with pytest.raises(BadRequest, match="at most .* are read; expected a config"):

@@ -1,4 +1,4 @@
-"""Names, sizes and rows of Stable Diffusion's single files, for any config that has its sizes."""
+"""Names, sizes and table rows of Stable Diffusion's single-file layout."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def header_of(name):
 
 
 @pytest.mark.parametrize(("name", "unet"), [("sd15", 686), ("sdxl", 1680)])
-def test_a_file_has_as_many_tensors_as_the_published_ones(name, unet):
+def test_tables_have_the_tensor_counts_of_the_published_files(name, unet):
     header = header_of(name)
     texts = [TEXT] if name == "sd15" else list(XL_TEXT)
     assert sum(key.startswith(UNET) for key in header) == unet
@@ -38,28 +38,28 @@ def test_a_file_has_as_many_tensors_as_the_published_ones(name, unet):
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
-def test_sizes_are_told_by_the_header_alone(name):
+def test_sizes_are_inferred_from_the_header(name):
     header, model = header_of(name), MODELS[name]
-    told = stable_diffusion.unet_sizes(header, name == "sdxl")
+    sizes = stable_diffusion.unet_sizes(header, name == "sdxl")
     vae = {key.removeprefix(VAE): entry for key, entry in header.items() if key.startswith(VAE)}
-    told |= stable_diffusion.vae_sizes(vae)
-    assert told == {size: getattr(model, size) for size in told}
-    assert {"channels", "depths", "heads", "context", "vae_channels"} <= set(told)
+    sizes |= stable_diffusion.vae_sizes(vae)
+    assert sizes == {size: getattr(model, size) for size in sizes}
+    assert {"channels", "depths", "heads", "context", "vae_channels"} <= set(sizes)
     first = stable_diffusion.text_sizes(header, TEXT if name == "sd15" else XL_TEXT[0])
     assert SimpleNamespace(**first) == CLIP
     second = stable_diffusion.open_clip_sizes(header, XL_TEXT[1])
     assert second is None if name == "sd15" else SimpleNamespace(**second) == BIG
 
 
-def test_what_training_left_in_a_file_is_not_read():
+def test_unused_tensors_from_training_are_skipped():
     header = header_of("sd15")
-    left = ("model_ema.decay", "alphas_cumprod", "first_stage_model.loss.logvar", "cond_stage_model.logit_scale")
-    more = {name: ((1,), torch.float32) for name in left}
+    unused = ("model_ema.decay", "alphas_cumprod", "first_stage_model.loss.logvar", "cond_stage_model.logit_scale")
+    more = {name: ((1,), torch.float32) for name in unused}
     assert stable_diffusion.cleaned(header | more) == header
     assert stable_diffusion.is_image_model(header)
     assert not stable_diffusion.is_image_model(more)
 
 
-def test_a_text_encoder_without_text_model_in_its_names_is_the_same():
+def test_names_without_text_model_are_normalised():
     name = f"{TEXT}text_model.encoder.layers.0.mlp.fc1.weight"
     assert stable_diffusion.usual(name.replace("text_model.", "")) == name == stable_diffusion.usual(name)

@@ -23,7 +23,7 @@ TENSORS = {
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
-def test_every_tensor_is_read_as_it_was_written(tmp_path, name):
+def test_every_tensor_is_read_back(tmp_path, name):
     if name.endswith(".pt"):
         torch.save(TENSORS, tmp_path / name)
     else:
@@ -34,7 +34,7 @@ def test_every_tensor_is_read_as_it_was_written(tmp_path, name):
     assert all(torch.equal(stream[name], TENSORS[name]) for name in TENSORS)
 
 
-def test_shards_read_as_one_and_a_tensor_in_two_is_refused(tmp_path):
+def test_shards_read_as_one_file_and_duplicates_are_refused(tmp_path):
     names = {name: f"model-0000{1 + (name > 'b')}-of-00002.safetensors" for name in TENSORS}
     for file in set(names.values()):
         save_file({n: TENSORS[n] for n in names if names[n] == file}, tmp_path / file)
@@ -42,11 +42,11 @@ def test_shards_read_as_one_and_a_tensor_in_two_is_refused(tmp_path):
     stream = Stream(tmp_path)
     assert all(torch.equal(stream[name], TENSORS[name]) for name in TENSORS)
     save_file({"a": TENSORS["a"], "c": TENSORS["c"]}, tmp_path / names["a"])
-    with pytest.raises(BadRequest, match="another shard holds too"):
+    with pytest.raises(BadRequest, match="another shard also has"):
         Stream(tmp_path)
 
 
-def test_a_file_that_is_cut_short_while_it_is_open_is_refused(tmp_path):
+def test_a_file_truncated_after_opening_is_refused(tmp_path):
     save_file(TENSORS, tmp_path / "a.safetensors")
     stream = Stream(tmp_path / "a.safetensors")
     whole = (tmp_path / "a.safetensors").read_bytes()
@@ -60,7 +60,7 @@ def test_writing_holds_one_tensor_at_a_time(tmp_path):
 
     def make(name):
         tensor = torch.full((100,), float(name))
-        most.append(len(alive))  # those of earlier names that are still there
+        most.append(len(alive))  # earlier tensors still in memory
         alive.add(tensor)
         return tensor
 
@@ -77,8 +77,8 @@ def test_an_earlier_header_gives_the_same_file(tmp_path):
     assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
 
 
-def test_a_tensor_that_is_not_as_promised_leaves_no_file(tmp_path):
-    with pytest.raises(RuntimeError, match="was promised"):
+def test_a_tensor_that_contradicts_the_header_leaves_no_file(tmp_path):
+    with pytest.raises(RuntimeError, match="its header states"):
         write_streamed(tmp_path / "a.safetensors", {"a": ((3,), torch.float32)}, lambda _: torch.ones(2))
     assert not list(tmp_path.iterdir())
 
@@ -90,19 +90,19 @@ def test_streamed_and_whole_writing_give_the_same_bytes(tmp_path):
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
-def test_what_is_read_lies_as_what_is_mapped_and_begins_where_products_do_not_change(tmp_path):
-    """To a line of the cache, in a file of somebody else's order too; halves after a single number, and odd sizes."""
+def test_read_and_mapped_tensors_have_the_same_alignment(tmp_path):
+    """To the cache line, also in a file with another order; with odd sizes and float16 after a single float32 value."""
     shapes = {"a": ((3, 8), torch.float32), "b": ((1,), torch.float32)}
     shapes |= {"c": ((5, 8), torch.float16), "d": ((3,), torch.float16)}
     tensors = {name: torch.randn(shape).to(dtype) for name, (shape, dtype) in shapes.items()}
-    ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
-    write_tensors(ours, tensors)
-    save_file(tensors, theirs)
-    for path in (ours, theirs):
+    native, foreign = tmp_path / "native.safetensors", tmp_path / "foreign.safetensors"
+    write_tensors(native, tensors)
+    save_file(tensors, foreign)
+    for path in (native, foreign):
         mapped, read = read_tensors(path), Stream(path)
         for name, tensor in tensors.items():
             assert torch.equal(read[name], tensor)
             assert (read[name].data_ptr() - mapped[name].data_ptr()) % 64 == 0
-    mapped = read_tensors(ours)
+    mapped = read_tensors(native)
     assert [mapped[name].data_ptr() % 16 for name in "ac"] == [0, 0]
-    assert read_tensors(theirs)["c"].data_ptr() % 16 != 0  # so the order counts
+    assert read_tensors(foreign)["c"].data_ptr() % 16 != 0  # so the order matters

@@ -1,4 +1,4 @@
-"""What a user can get wrong on the command line: one sentence on stderr, exit code 2, nothing written."""
+"""User errors on the command line: one line on stderr, exit code 2, nothing written."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def _folder(tmp_path, monkeypatch):
 
 
 def refused(capsys, *words: str) -> str:
-    """Run a command that must be refused; the sentence, checked to be one."""
+    """Run a command that must be refused and return its one-line error message."""
     before = sorted(Path().rglob("*"))
     code = main(list(words))
     said = capsys.readouterr()
     assert code == 2, said.err
     assert said.out == ""
-    sentences = said.err.splitlines()
-    assert len(sentences) == 1, said.err
-    assert sentences[0].startswith("kinema: ")
+    lines = said.err.splitlines()
+    assert len(lines) == 1, said.err
+    assert lines[0].startswith("kinema: ")
     assert sorted(Path().rglob("*")) == before
-    return sentences[0]
+    return lines[0]
 
 
 def huge_png(path: Path, side: int) -> None:
-    """A png of a few hundred bytes whose header promises side × side pixels."""
+    """A png of a few hundred bytes whose header claims side × side pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -56,22 +56,22 @@ def huge_png(path: Path, side: int) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["", "   ", "\n\t"])
-def test_an_empty_prompt(prompt, capsys):
+def test_an_empty_prompt_is_refused(prompt, capsys):
     assert "prompt" in refused(capsys, "generate", prompt, *TINY)
 
 
-def test_no_prompt_at_all(capsys):
+def test_a_missing_prompt_is_refused(capsys):
     assert "prompt" in refused(capsys, "generate", *TINY)
 
 
 @pytest.mark.parametrize("name", ["zoetrop", "zeotrope"])
-def test_an_unknown_model_names_the_nearest(name, capsys):
-    sentence = refused(capsys, "generate", "a ball", "--model", name)
-    assert repr(name) in sentence
-    assert "did you mean zoetrope" in sentence
+def test_an_unknown_model_gets_the_nearest_name(name, capsys):
+    message = refused(capsys, "generate", "a ball", "--model", name)
+    assert repr(name) in message
+    assert "did you mean zoetrope" in message
 
 
-def test_an_unknown_preset_names_the_nearest(capsys):
+def test_an_unknown_preset_gets_the_nearest_name(capsys):
     assert "tiny" in refused(capsys, "generate", "a ball", "--model", "zoetrope/tinny")
 
 
@@ -101,10 +101,10 @@ def test_an_unknown_preset_names_the_nearest(capsys):
         (("--frames", "many"), ("whole number",)),
     ],
 )
-def test_impossible_options(words, parts, capsys):
-    sentence = refused(capsys, "generate", "a ball", *TINY, *words)
+def test_an_option_out_of_range_is_refused(words, parts, capsys):
+    message = refused(capsys, "generate", "a ball", *TINY, *words)
     for part in parts:
-        assert part in sentence
+        assert part in message
 
 
 @pytest.mark.parametrize(
@@ -124,20 +124,20 @@ def test_impossible_options(words, parts, capsys):
         (("generate", "a ball", "--model", "./nowhere.safetensors"), "nowhere.safetensors"),
     ],
 )
-def test_a_missing_file(words, part, capsys):
+def test_a_missing_file_is_refused_by_name(words, part, capsys):
     words = words if "--model" in words or words[0] == "inspect" else (*words, "--model", "zoetrope/tiny")
     assert part in refused(capsys, *words)
 
 
 @pytest.fixture
 def closed(monkeypatch):
-    """Files named ``closed.*`` may not be read, as after ``chmod 000`` (which does not stop the superuser)."""
+    """Files named ``closed.*`` cannot be opened, as after ``chmod 000`` (which does not stop root)."""
     opened = Path.open
 
-    def refuse(path, *told, **named):
+    def refuse(path, *args, **kwargs):
         if path.stem == "closed":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return opened(path, *told, **named)
+        return opened(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "open", refuse)
 
@@ -153,34 +153,34 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize("words", UNREADABLE)
-def test_a_file_that_may_not_be_read(words, capsys, closed):
+def test_an_unreadable_file_is_refused(words, capsys, closed):
     for suffix in ("png", "mp4", "safetensors"):
         Path(f"closed.{suffix}").touch()
         os.truncate(f"closed.{suffix}", 9)
     words = [word.format("closed") for word in words]
-    sentence = refused(capsys, *words, *(() if words[0] in ("replay", "inspect") or "-m" in words else TINY))
-    assert "closed." in sentence
-    assert "Permission denied" in sentence
+    message = refused(capsys, *words, *(() if words[0] in ("replay", "inspect") or "-m" in words else TINY))
+    assert "closed." in message
+    assert "Permission denied" in message
 
 
 @pytest.mark.parametrize("words", [*UNREADABLE, ("generate", "a ball", *TINY, "-o", "{}.mp4")])
-def test_a_name_too_long_for_a_file(words, capsys):
+def test_a_file_name_that_is_too_long_is_refused(words, capsys):
     words = [word.format("x" * 300) for word in words]
     bare = words[0] in ("replay", "inspect") or "-m" in words or "-o" in words
     assert "too long" in refused(capsys, *words, *(() if bare else TINY))
 
 
-def test_a_batch_whose_names_are_too_long(capsys):
+def test_a_batch_with_too_long_file_names_is_refused(capsys):
     assert "too long" in refused(capsys, "generate", "a ball", *TINY, "--clips", "2", "-o", "x" * 251 + ".mp4")
 
 
 @pytest.mark.parametrize("task", ["animate", "extend", "replay"])
-def test_a_folder_where_a_file_was_expected(task, capsys):
+def test_a_folder_in_place_of_a_file_is_refused(task, capsys):
     Path("folder").mkdir()
     assert "folder" in refused(capsys, task, "folder", *(() if task == "replay" else TINY))
 
 
-def test_an_output_that_is_a_folder_or_a_file_in_the_place_of_one(capsys):
+def test_an_output_that_is_a_folder_or_blocks_one_is_refused(capsys):
     Path("ball.mp4").mkdir()
     assert "is a folder" in refused(capsys, "generate", "a ball", *TINY, "-o", "ball.mp4", "--overwrite")
     Path("frames").write_text("mine")
@@ -190,7 +190,7 @@ def test_an_output_that_is_a_folder_or_a_file_in_the_place_of_one(capsys):
 
 @pytest.mark.parametrize("keep", [0.5, 0.02, 0])
 @pytest.mark.parametrize("task", ["extend", "edit"])
-def test_a_truncated_mp4(task, keep, capsys):
+def test_a_truncated_mp4_is_refused(task, keep, capsys):
     torch.manual_seed(0)
     Clip(torch.rand(1, 3, 8, 32, 32) * 2 - 1, 8.0).save("whole.mp4")
     data = Path("whole.mp4").read_bytes()
@@ -198,15 +198,15 @@ def test_a_truncated_mp4(task, keep, capsys):
     assert "cut.mp4" in refused(capsys, task, "cut.mp4", "a ball", *TINY)
 
 
-def test_an_image_of_thirty_thousand_by_thirty_thousand(capsys):
+def test_an_image_of_30000_by_30000_is_refused(capsys):
     huge_png(Path("huge.png"), 30_000)
-    sentence = refused(capsys, "animate", "huge.png", "a ball", *TINY)
-    assert "huge.png" in sentence
-    assert "pixels" in sentence
+    message = refused(capsys, "animate", "huge.png", "a ball", *TINY)
+    assert "huge.png" in message
+    assert "pixels" in message
 
 
-def test_a_text_file_named_as_a_picture(capsys):
-    Path("words.png").write_text("not a picture")
+def test_a_text_file_named_png_is_refused(capsys):
+    Path("words.png").write_text("not an image")
     assert "words.png" in refused(capsys, "animate", "words.png", "a ball", *TINY)
 
 
@@ -216,33 +216,33 @@ class Evil:
 
 
 @pytest.mark.parametrize("name", ["evil.pt", "evil.ckpt", "evil.safetensors", "evil.bin"])
-def test_a_pickle_with_code_in_it_is_refused_and_not_run(name, capsys):
+def test_a_pickle_with_code_is_refused_and_not_run(name, capsys):
     Path(name).write_bytes(pickle.dumps({"weight": Evil()}))
     assert name in refused(capsys, "generate", "a ball", "--model", f"./{name}")
     assert name in refused(capsys, "inspect", name)
 
 
-def test_a_pickle_with_code_in_a_torch_archive_is_refused_and_not_run(capsys):
+def test_a_torch_archive_with_code_is_refused_and_not_run(capsys):
     torch.save({"weight": Evil()}, "evil.pt")
     assert "evil.pt" in refused(capsys, "generate", "a ball", "--model", "./evil.pt")
 
 
-def test_an_output_folder_that_does_not_exist(capsys):
+def test_a_missing_output_folder_is_refused(capsys):
     assert "nowhere" in refused(capsys, "generate", "a ball", *TINY, "-o", "nowhere/ball.mp4")
 
 
-def test_an_output_folder_that_cannot_be_written(capsys):
+def test_a_read_only_output_folder_is_refused(capsys):
     folder = Path("/proc") if os.geteuid() == 0 and Path("/proc").is_dir() else Path("closed")
     if folder.name == "closed":
         folder.mkdir(mode=0o500)
     assert str(folder) in refused(capsys, "generate", "a ball", *TINY, "-o", str(folder / "ball.mp4"))
 
 
-def test_an_output_of_an_unknown_kind(capsys):
+def test_an_unknown_output_format_is_refused(capsys):
     assert ".mp4" in refused(capsys, "generate", "a ball", *TINY, "-o", "ball.avi")
 
 
-def test_an_output_that_exists(capsys):
+def test_an_existing_output_is_refused(capsys):
     Path("ball.mp4").write_text("mine")
     assert "--overwrite" in refused(capsys, "generate", "a ball", *TINY, "-o", "ball.mp4")
     assert Path("ball.mp4").read_text() == "mine"
@@ -253,18 +253,18 @@ def test_a_clip_without_a_recipe_cannot_be_replayed(capsys):
     assert "plain.mp4" in refused(capsys, "replay", "plain.mp4")
 
 
-def test_a_clip_of_other_weights_is_not_replayed_unless_asked(capsys, monkeypatch):
+def test_a_replay_with_other_weights_needs_the_model_option(capsys, monkeypatch):
     assert main(["generate", "a ball", *TINY, "-o", "ball.mp4"]) == 0
     capsys.readouterr()
     monkeypatch.setattr("kinema.system.Weights.hash", property(lambda _self: "f" * 64))
     assert "pass --model" in refused(capsys, "replay", "ball.mp4")
     assert main(["replay", "ball.mp4", "--model", "zoetrope/tiny", "-o", "again.mp4"]) == 0
-    assert "other weights" in capsys.readouterr().err
+    assert "are not those of the clip" in capsys.readouterr().err
 
 
-def started(*words: str, limit: int | None = None, threads: int = 1) -> subprocess.Popen:
+def start(*words: str, limit: int | None = None, threads: int = 1) -> subprocess.Popen:
     def settle() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs, and theirs, are born deaf to it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # background jobs of a shell inherit an ignored SIGINT
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
@@ -279,9 +279,9 @@ def started(*words: str, limit: int | None = None, threads: int = 1) -> subproce
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webp"])
-def test_a_full_disk(suffix):
-    """A file may grow to 600 bytes only: the write fails part-way, as on a full disk."""
-    process = started("generate", "a ball", *TINY, "-o", f"ball{suffix}", limit=600)
+def test_a_full_disk_is_one_line_and_leaves_no_file(suffix):
+    """Files are limited to 600 bytes: the write fails part-way, as on a full disk."""
+    process = start("generate", "a ball", *TINY, "-o", f"ball{suffix}", limit=600)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 2, err
     assert out == ""
@@ -294,9 +294,9 @@ def test_a_full_disk(suffix):
     ("number", "code", "threads"), [(signal.SIGINT, 130, 1), (signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 2)]
 )
 def test_interrupting_exits_130_and_leaves_no_file(number, code, threads):
-    """With two threads the halves of guidance run at once: a process that ends while one computes is aborted."""
+    """With two threads the guidance branches run concurrently: exiting while one computes would abort the process."""
     words = ("generate", "a ball", "--model", "zoetrope/tiny", "--steps", "10000", "--json-events")
-    process = started(*words, threads=threads)
+    process = start(*words, threads=threads)
     for line in process.stdout:
         if '"step"' in line:
             break

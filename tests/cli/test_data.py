@@ -1,4 +1,4 @@
-"""``kinema data``: steps, tables, JSON, and what is refused."""
+"""``kinema data``: steps, tables, JSON output and refused requests."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def clips(tmp_path):
     folder = tmp_path / "clips"
     folder.mkdir()
     for i in range(2):
-        made = playroom.sample(i, frames=12, height=32, width=32, fps=7.0)
-        save_clip(Clip(torch.from_numpy(made.video_CTHW)[None], 7.0), folder / f"{i}.mp4", generated=False)
+        sample = playroom.sample(i, frames=12, height=32, width=32, fps=7.0)
+        save_clip(Clip(torch.from_numpy(sample.video_CTHW)[None], 7.0), folder / f"{i}.mp4", generated=False)
     return folder
 
 
-def test_motion_bucket_prints_a_table_and_keeps_the_figures(clips, capsys):
+def test_motion_bucket_prints_a_table_and_writes_motion_json(clips, capsys):
     assert main(["data", "motion-bucket", str(clips), "--quiet"]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split() == ["clip", "fps", "seconds", "motion", "bucket"]
@@ -33,7 +33,7 @@ def test_motion_bucket_prints_a_table_and_keeps_the_figures(clips, capsys):
     assert set(json.loads((clips / "motion.json").read_text())["clips"]) == {"0.mp4", "1.mp4"}
 
 
-def test_motion_bucket_takes_files_json_and_a_scale(clips, capsys):
+def test_motion_bucket_accepts_files_json_and_middle(clips, capsys):
     files = [str(clips / "0.mp4"), str(clips / "1.mp4")]
     assert main(["data", "motion-bucket", *files, "--json", "--quiet", "--middle", "0.015"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -53,32 +53,32 @@ def test_shots_then_latents_from_the_command_line(clips, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["motion"], "there is no step of `kinema data` 'motion'"),
         (["motion-bucket"], "name a folder of clips, or clips"),
         (["motion-bucket", "nothing.mp4"], "there is no file or folder nothing.mp4"),
-        (["motion-bucket", ".", "--middle", "0"], "middle is 0; expected more than 0"),
-        (["shots", "films"], "name clips and a folder"),
+        (["motion-bucket", ".", "--middle", "0"], "--middle is 0; expected more than 0"),
+        (["shots", "films"], "needs clips and --out"),
         (["shots", "nothing", "--out", "x"], "there is no file or folder nothing"),
-        (["shots", ".", "--out", "x", "--side", "2"], "side is 2; expected 16 pixels or more"),
+        (["shots", ".", "--out", "x", "--side", "2"], "--side is 2; expected 16 pixels or more"),
         (["latents", ".", "--out", "x"], "model is missing"),
         (["latents", ".", "--model", "svd/tiny", "--out", "x", "--shard", "0"], "shard is 0; expected 1"),
     ],
 )
-def test_what_cannot_be_is_refused_with_code_2(words, said, capsys, tmp_path, monkeypatch):
+def test_a_bad_request_exits_with_code_2(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["data", *words]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["latents", "--help"]])
-def test_help_answers(words, capsys):
+def test_help_is_printed(words, capsys):
     assert main(["data", *words]) == 0
     assert "usage: kinema data" in capsys.readouterr().out
 
 
-def test_links_are_followed_where_the_command_line_asks_for_it(clips, tmp_path, capsys):
+def test_links_are_followed_with_follow_links_only(clips, tmp_path, capsys):
     linked = tmp_path / "linked"
     linked.mkdir()
     (linked / "0.mp4").symlink_to(clips / "0.mp4")

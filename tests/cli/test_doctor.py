@@ -8,7 +8,7 @@ from kinema.cli import doctor
 from kinema.cli.main import main
 
 
-def test_every_check_is_listed_with_a_verdict(capsys, monkeypatch):
+def test_every_check_has_a_verdict(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "CHECKS", {k: v for k, v in doctor.CHECKS.items() if k not in ("weights", "sample")})
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -16,20 +16,20 @@ def test_every_check_is_listed_with_a_verdict(capsys, monkeypatch):
     assert {f["verdict"] for f in found} <= {"ok", "warn"}
 
 
-def test_the_embedded_model_is_whole_and_samples(capsys, monkeypatch):
+def test_the_embedded_weights_are_complete_and_sample(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "CHECKS", {k: doctor.CHECKS[k] for k in ("weights", "sample")})
     assert main(["doctor"]) == 0
     assert capsys.readouterr().out.count("ok ") == 2
 
 
 @pytest.mark.parametrize(("verdict", "code"), [("ok", 0), ("warn", 0), ("bad", 1)])
-def test_only_a_bad_finding_fails(verdict, code, capsys, monkeypatch):
-    monkeypatch.setattr(doctor, "CHECKS", {"thing": lambda: (verdict, "told")})
+def test_only_a_bad_finding_exits_with_1(verdict, code, capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "CHECKS", {"thing": lambda: (verdict, "details")})
     assert main(["doctor"]) == code
-    assert "told" in capsys.readouterr().out
+    assert "details" in capsys.readouterr().out
 
 
-def test_a_check_that_crashes_is_a_finding(capsys, monkeypatch):
+def test_a_check_that_raises_is_a_bad_finding(capsys, monkeypatch):
     def broken() -> tuple[str, str]:
         raise RuntimeError("no such library\nand more")
 

@@ -1,7 +1,7 @@
-"""Recipes of strangers: whatever they name, a replay opens no socket and no file but the clip and what ships.
+"""Hostile recipes: whatever they name, a replay opens no socket and no file except the clip and what ships.
 
-An audit hook hears every open, socket and process of a Python that replays all of them. What FFmpeg and safetensors
-open themselves is not heard, but each of these follows an open in Python, which looks at the file first.
+An audit hook records every open, socket and process of a Python process that replays them all. Files that FFmpeg and
+safetensors open in C are not recorded, but Python opens and checks each of them first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ASK = {"task": "generate", "prompt": "a ball", "frames": 2, "steps": 1, "seed": 
 SVD = "stabilityai/stable-video-diffusion-img2vid"
 POCKET = "animatediff-pocket"
 
-LISTENER = """
+AUDIT = """
 import contextlib, io, json, os, sys, sysconfig, tempfile
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from kinema.cli.main import main
 libraries = [sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), *map(os.path.dirname, sys.path)]
 inside = [os.path.realpath(p) for p in [*libraries, Path(kinema.__file__).parent, os.environ["HF_HOME"]] if p]
 inside += ["/proc", "/sys", "/etc/ssl", "/usr", "/lib", "/dev/null", "/dev/urandom", "/dev/shm", str(work / "out")]
-state = {"clip": "", "heard": []}
+state = {"clip": "", "events": []}
 
 def allowed(path):
     if isinstance(path, int):
@@ -45,33 +45,33 @@ def allowed(path):
     probe = os.path.dirname(path) in (str(work), str(work / "out")) and os.path.basename(path).startswith((".", "tmp"))
     return path == state["clip"] or probe or any(path == p or path.startswith(p + os.sep) for p in inside)
 
-def hear(event, told):
-    if event in ("open", "os.listdir", "os.scandir") and told[0] is not None:
-        if not allowed(told[0]):
-            state["heard"].append(f"{event} {told[0]!r}")
+def audit(event, args):
+    if event in ("open", "os.listdir", "os.scandir") and args[0] is not None:
+        if not allowed(args[0]):
+            state["events"].append(f"{event} {args[0]!r}")
     elif event.startswith(("socket.", "subprocess.", "urllib.")) or event in ("os.system", "os.exec", "os.posix_spawn"):
-        state["heard"].append(f"{event} {told!r}")
+        state["events"].append(f"{event} {args!r}")
 
-sys.addaudithook(hear)
+sys.addaudithook(audit)
 results = {}
 for clip in sorted(root.iterdir()):
-    state["clip"], state["heard"] = str(clip), []
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    state["clip"], state["events"] = str(clip), []
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
         code = main(["replay", str(clip), "-o", str(work / "out" / f"{clip.stem}.mp4"), "--quiet"])
-    results[clip.stem] = {"code": code, "said": said.getvalue(), "heard": state["heard"]}
+    results[clip.stem] = {"code": code, "stderr": stderr.getvalue(), "events": state["events"]}
 print(json.dumps(results))
 """
-"""Replays every clip of a folder, and tells of each its exit code, what it said, and what was heard."""
+"""Replays every clip of a folder; prints the exit code, stderr and audit events of each as JSON."""
 
 
 def hostile(secret: Path) -> dict[str, dict[str, Any]]:
-    """Recipes by name; ``secret`` is a picture that none of them may open."""
+    """Recipes by name; ``secret`` is an image that none of them may open."""
     plain = {"model": "zoetrope/tiny", "request": ASK}
     pocket = {"model": POCKET, "request": ASK}
     path, animate = str(secret), {**ASK, "task": "animate"}
 
-    def asking(**fields: Any) -> dict[str, Any]:
+    def animating(**fields: Any) -> dict[str, Any]:
         return {**plain, "request": {**animate, **fields}}
 
     def extra(model: str, **options: Any) -> dict[str, Any]:
@@ -89,22 +89,22 @@ def hostile(secret: Path) -> dict[str, dict[str, Any]]:
         "model-file": {**plain, "model": path},
         "model-folder": {**plain, "model": str(secret.parent)},
         "model-relative": {**plain, "model": f"./{secret.name}"},
-        "image": asking(image=path),
-        "image-hash": {**asking(image=path), "inputs": {"image": "00"}},
-        "image-relative": asking(image=f"{secret.parent.name}/{secret.name}"),
-        "image-zero": {**asking(image="/dev/zero"), "inputs": {"image": "00"}},
-        "image-url": asking(image="http://example.org/ball.png"),
+        "image": animating(image=path),
+        "image-hash": {**animating(image=path), "inputs": {"image": "00"}},
+        "image-relative": animating(image=f"{secret.parent.name}/{secret.name}"),
+        "image-zero": {**animating(image="/dev/zero"), "inputs": {"image": "00"}},
+        "image-url": animating(image="http://example.org/ball.png"),
         "image-in-generate": {**plain, "request": {**ASK, "image": path}},
-        "last-image": asking(last_image=path),
-        "mask": asking(mask=path),
-        "keyframe": asking(keyframes={"1": path}),
+        "last-image": animating(last_image=path),
+        "mask": animating(mask=path),
+        "keyframe": animating(keyframes={"1": path}),
         "keyframe-hash": {
-            **asking(keyframes={"0": path, "1": path}),
+            **animating(keyframes={"0": path, "1": path}),
             "inputs": {"keyframe 0": "00", "keyframe 1": "00"},
         },
         "keyframe-in-generate": {**plain, "request": {**ASK, "keyframes": {"0": path}}},
-        "keyframe-name": asking(keyframes={f"0={path}": path}),
-        "keyframes-typed": asking(keyframes=[[path] * 99]),
+        "keyframe-name": animating(keyframes={f"0={path}": path}),
+        "keyframes-typed": animating(keyframes=[[path] * 99]),
         "video": {**plain, "request": {**ASK, "task": "extend", "video": path}},
         "video-folder": {**plain, "request": {**ASK, "task": "edit", "video": str(secret.parent)}},
         "hash-alone": {**plain, "inputs": {"image": "00"}, "extra_inputs": {path: "00"}},
@@ -144,11 +144,11 @@ def hostile(secret: Path) -> dict[str, dict[str, Any]]:
 
 
 GOOD = {"paths", "plain", "threads"}
-"""The recipes that ask for nothing that they may not have."""
+"""The recipes that name nothing they may not open."""
 
 
-def carried(recipe: dict[str, Any], path: Path) -> None:
-    """A small file with this recipe in it, of the kind that its name ends in."""
+def write_clip(recipe: dict[str, Any], path: Path) -> None:
+    """Write a small file with this recipe, in the format of its suffix."""
     if path.suffix == ".png":
         chunks = PngImagePlugin.PngInfo()
         chunks.add_text("kinema", json.dumps(recipe))
@@ -158,8 +158,8 @@ def carried(recipe: dict[str, Any], path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def heard(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What each of the hostile recipes led to."""
+def replayed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Exit code, stderr and audit events of each hostile recipe."""
     base = tmp_path_factory.mktemp("hostile")
     clips, work = base / "clips", base / "work"
     for folder in (clips, work / "out", work / "mine", base / "hub"):
@@ -167,27 +167,27 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     secret = work / "mine" / "diary.png"
     Image.new("RGB", (64, 64), "red").save(secret)
     for number, (name, recipe) in enumerate(hostile(secret).items()):
-        carried(recipe, clips / f"{name}.{'png' if number % 5 else 'mp4'}")
+        write_clip(recipe, clips / f"{name}.{'png' if number % 5 else 'mp4'}")
 
-    places = {"HF_HOME": str(base / "hub"), "TMPDIR": str(work / "out")}
-    ran = subprocess.run(
-        [sys.executable, "-c", LISTENER, str(clips), str(work)],
+    environment = {"HF_HOME": str(base / "hub"), "TMPDIR": str(work / "out")}
+    process = subprocess.run(
+        [sys.executable, "-c", AUDIT, str(clips), str(work)],
         check=False,
         capture_output=True,
         text=True,
-        env={name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | places,
+        env={name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | environment,
     )
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
 
 
-def test_no_recipe_makes_a_replay_open_a_socket_or_a_file_of_the_users(heard):
-    assert len(heard) >= 40
-    assert {name: told["heard"] for name, told in heard.items() if told["heard"]} == {}
+def test_no_recipe_opens_a_socket_or_a_file_of_the_user(replayed):
+    assert len(replayed) >= 40
+    assert {name: result["events"] for name, result in replayed.items() if result["events"]} == {}
 
 
-def test_each_is_made_or_refused_in_one_short_sentence(heard):
-    for name, told in heard.items():
-        assert told["code"] == (0 if name in GOOD else 2), (name, told)
-        assert told["said"].count("\n") == 1, (name, told)
-        assert len(told["said"]) < 400, (name, told)
+def test_each_is_replayed_or_refused_in_one_short_line(replayed):
+    for name, result in replayed.items():
+        assert result["code"] == (0 if name in GOOD else 2), (name, result)
+        assert result["stderr"].count("\n") == 1, (name, result)
+        assert len(result["stderr"]) < 400, (name, result)

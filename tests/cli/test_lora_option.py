@@ -1,4 +1,4 @@
-"""``--lora``: files and weights as words, and out of a config file."""
+"""``--lora``: files and weights, from the command line and a config file."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def test_one_file_twice_is_refused():
         lora_weights(["a", "a:0.5"])
 
 
-def test_the_option_may_be_repeated_and_stand_in_a_config_file(tmp_path):
+def test_the_option_is_repeated_or_a_list_in_a_config_file(tmp_path):
     options = [*MODEL, CONFIG]
     assert model_options(parse(options, ["--lora", "a:2", "--lora", "b"], "p", "a")).lora == ["a:2", "b"]
     (tmp_path / "c.yaml").write_text("lora: [a:2, b]\nvariant: svd-xt\n")
-    told = model_options(parse(options, ["--config", str(tmp_path / "c.yaml")], "p", "a"))
-    assert (told.lora, told.variant) == (["a:2", "b"], "svd-xt")
+    options_read = model_options(parse(options, ["--config", str(tmp_path / "c.yaml")], "p", "a"))
+    assert (options_read.lora, options_read.variant) == (["a:2", "b"], "svd-xt")
     (tmp_path / "c.yaml").write_text("lora: a:2\n")
     assert model_options(parse(options, ["--config", str(tmp_path / "c.yaml")], "p", "a")).lora == ["a:2"]
     (tmp_path / "c.yaml").write_text("lora: {a: 2}\n")

@@ -1,4 +1,4 @@
-"""What the command line says of devices and precisions; accelerators are made up."""
+"""Devices and precisions on the command line; accelerators are simulated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PLAN = ["plan", "a red ball", "--no-measure"]
 
 @pytest.fixture
 def devices(monkeypatch):
-    """Accelerators of these names, with 3 of 4 GiB free and without bfloat16 where it is not said."""
+    """Simulated accelerators of these names, with 3 of 4 GiB free; bfloat16 needs ``generation`` 8 or ``macos`` 14."""
 
     def of(*names, generation=7, macos=13):
         monkeypatch.setattr(processor, "accelerators", lambda: list(names))
@@ -30,7 +30,7 @@ def devices(monkeypatch):
     return of
 
 
-def test_a_gpu_is_described_by_what_it_has_and_what_models_take(devices):
+def test_a_gpu_is_described_by_memory_and_precisions(devices):
     devices("cuda:0", generation=8)
     assert machine.about_device("cuda:0") == (
         "The cuda, 3.00 GiB free of 4.00 GiB; cuda:0 has native bfloat16 and float16; models compute in the precision "
@@ -41,9 +41,9 @@ def test_a_gpu_is_described_by_what_it_has_and_what_models_take(devices):
 
 def test_an_older_gpu_computes_bfloat16_files_in_float32(devices):
     devices("cuda:0")
-    said, _ = machine.about_device("cuda:0")
-    assert "cuda:0 has native float16 but no native bfloat16" in said
-    assert "models compute in float16 for float16 files, float32 for bfloat16 and float32 files" in said
+    text, _ = machine.about_device("cuda:0")
+    assert "cuda:0 has native float16 but no native bfloat16" in text
+    assert "models compute in float16 for float16 files, float32 for bfloat16 and float32 files" in text
 
 
 @pytest.mark.parametrize(
@@ -51,30 +51,30 @@ def test_an_older_gpu_computes_bfloat16_files_in_float32(devices):
     [
         ({"avx512_bf16": False, "avx512_fp16": False}, "this CPU has no native bfloat16 or float16; models compute in"),
         ({"avx512_bf16": True, "avx512_fp16": False}, "float32, and with --dtype auto in bfloat16"),
-        ({}, "PyTorch does not say whether this CPU has native bfloat16 or float16"),
+        ({}, "PyTorch does not report whether this CPU has native bfloat16 or float16"),
     ],
 )
-def test_a_cpu_s_halves_are_told_in_plain_words(units, sentence, devices, monkeypatch):
+def test_native_half_precisions_of_a_cpu_are_reported(units, sentence, devices, monkeypatch):
     devices()
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
     assert sentence in machine.about_device("cpu")[0]
 
 
-def test_what_an_apple_gpu_lacks_is_named(devices, monkeypatch):
+def test_operators_and_precisions_that_an_apple_gpu_lacks_are_listed(devices, monkeypatch):
     devices("mps")
-    said, whole = machine.about_device("mps")
-    assert whole
-    assert "it has no float64, so schedules are computed on the CPU" in said
-    assert "no native bfloat16" in said
+    text, complete = machine.about_device("mps")
+    assert complete
+    assert "it lacks float64, so schedules are computed on the CPU" in text
+    assert "no native bfloat16" in text
     monkeypatch.setattr(machine, "lacking", lambda _device: ["conv3d", "fft"])
-    said, whole = machine.about_device("mps")
-    assert not whole
-    assert "lacks operators there that some models need: conv3d, fft; set PYTORCH_ENABLE_MPS_FALLBACK=1" in said
+    text, complete = machine.about_device("mps")
+    assert not complete
+    assert "lacks operators for it that some models need: conv3d, fft; set PYTORCH_ENABLE_MPS_FALLBACK=1" in text
     devices("mps", macos=14)
     assert "mps has native bfloat16 and float16" in machine.about_device("mps")[0]
 
 
-def test_operators_that_do_not_run_are_found(monkeypatch):
+def test_operators_that_raise_are_found(monkeypatch):
     assert machine.lacking(torch.device("cpu")) == []
 
     def broken(_device):
@@ -93,20 +93,20 @@ def test_doctor_has_a_line_for_every_device(devices, capsys, monkeypatch):
     assert "The mps, 3.00 GiB free of 4.00 GiB" in lines[3]
 
 
-def test_a_plan_says_which_precision_was_taken_and_counts_it(devices, capsys):
+def test_a_plan_reports_and_counts_the_chosen_precision(devices, capsys):
     devices("cuda:0", generation=8)
     assert main([*PLAN, "-m", "animatediff-pocket"]) == 0
-    said = capsys.readouterr().out
-    assert " on cuda:0 in float16, " in said
-    assert "computes in float16, as its weights are stored in float16" in said
-    assert "parameters × 2 bytes" in said
+    text = capsys.readouterr().out
+    assert " on cuda:0 in float16, " in text
+    assert "computes in float16, as its weights are stored in float16" in text
+    assert "parameters × 2 bytes" in text
     assert main([*PLAN, "-m", "animatediff-pocket", "--dtype", "fp32"]) == 0
-    said = capsys.readouterr().out
-    assert " on cuda:0 in float32, " in said
-    assert "computes in" not in said
+    text = capsys.readouterr().out
+    assert " on cuda:0 in float32, " in text
+    assert "computes in" not in text
 
 
-def test_auto_is_a_precision_of_the_command_line(capsys, monkeypatch):
+def test_auto_is_an_option_of_dtype(capsys, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False)
     assert main([*PLAN, "-m", "vdm/tiny", "--device", "cpu", "--dtype", "auto"]) == 0
     assert "computes in float32: this CPU has no native bfloat16" in capsys.readouterr().out
@@ -114,6 +114,6 @@ def test_auto_is_a_precision_of_the_command_line(capsys, monkeypatch):
     assert machine.dtype("bf16") == torch.bfloat16
 
 
-def test_a_device_that_is_not_here_is_one_sentence(capsys):
+def test_a_missing_device_is_one_line(capsys):
     assert main(["generate", "a", "--device", "xpu:7"]) == 2
     assert "this machine has no device 'xpu:7'; expected cpu" in capsys.readouterr().err

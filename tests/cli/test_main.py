@@ -16,7 +16,7 @@ from kinema.schema import BadRequest
 
 @pytest.fixture
 def command(monkeypatch):
-    """A command ``try`` that does what the test says."""
+    """Install a function as the command ``try``."""
 
     def install(function):
         monkeypatch.setitem(cli.COMMANDS, "try", ("somewhere:something", "a try"))
@@ -43,14 +43,14 @@ def raiser(error):
         (IsADirectoryError(errno.EISDIR, "Is a directory", "ball"), 2, "ball: Is a directory"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 5000), 2, "File name too long"),
         (MemoryError(), 1, "out of memory"),
-        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA: tried to allocate 2 GiB"), 1, "ask for fewer frames"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "ask for fewer frames"),
-        (RuntimeError("first line\nsecond line"), 1, "RuntimeError: first line (--debug"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA: tried to allocate 2 GiB"), 1, "use fewer frames"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "use fewer frames"),
+        (RuntimeError("first line\nsecond line"), 1, "RuntimeError: first line (run with --debug"),
         (RuntimeError(), 1, "RuntimeError"),
         (AssertionError("never"), 1, "AssertionError: never"),
     ],
 )
-def test_every_ending_is_one_line_and_a_code(command, capsys, error, code, part):
+def test_every_error_is_one_line_and_an_exit_code(command, capsys, error, code, part):
     command(raiser(error))
     assert cli.main(["try"]) == code
     err = capsys.readouterr().err
@@ -59,7 +59,7 @@ def test_every_ending_is_one_line_and_a_code(command, capsys, error, code, part)
     assert err.count("\n") == 1
 
 
-def test_debug_adds_the_traceback_and_is_not_passed_on(command, capsys):
+def test_debug_prints_the_traceback_and_is_not_passed_on(command, capsys):
     seen = []
 
     def fail(words):
@@ -74,8 +74,8 @@ def test_debug_adds_the_traceback_and_is_not_passed_on(command, capsys):
     assert err.rstrip().splitlines()[-1].startswith("kinema: RuntimeError: deep")
 
 
-def test_an_interrupt_that_comes_out_as_another_error_is_still_one(command, capsys):
-    """As C code does that Python calls back from: the exception is lost, and another one raised."""
+def test_an_interrupt_that_surfaces_as_another_error_exits_with_130(command, capsys):
+    """C code that calls back into Python may swallow the exception and raise another one."""
 
     def interrupted(_words):
         with contextlib.suppress(KeyboardInterrupt):
@@ -83,7 +83,7 @@ def test_an_interrupt_that_comes_out_as_another_error_is_still_one(command, caps
         raise ValueError("could not determine the shape")
 
     command(interrupted)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore SIGINT
     try:
         assert cli.main(["try"]) == 130
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -92,7 +92,7 @@ def test_an_interrupt_that_comes_out_as_another_error_is_still_one(command, caps
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_terminate_unwinds_so_that_temporary_files_go(command):
+def test_sigterm_unwinds_so_that_temporary_files_are_removed(command):
     cleaned = []
 
     def work(_words):
@@ -108,20 +108,20 @@ def test_terminate_unwinds_so_that_temporary_files_go(command):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_no_command_and_help_print_the_table(capsys):
+def test_no_command_prints_the_help(capsys):
     assert cli.main([]) == 0
     first = capsys.readouterr().out
     assert cli.main(["--help"]) == 0
     assert capsys.readouterr().out == first
-    assert all(name in first for name in cli.COMMANDS)
+    assert all(f"  {name} " in first for name in cli.COMMANDS)
 
 
-def test_version_is_the_packages(capsys):
+def test_version_is_that_of_the_package(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"kinema {kinema.__version__}\n"
 
 
-def test_an_unknown_command_names_the_nearest(capsys):
+def test_an_unknown_command_gets_the_nearest_name(capsys):
     assert cli.main(["generte"]) == 2
     assert "did you mean generate" in capsys.readouterr().err
 
@@ -132,7 +132,7 @@ def test_every_command_in_the_table_exists_and_has_help(name, capsys):
     assert f"usage: kinema {name}" in capsys.readouterr().out
 
 
-def test_a_closed_pipe_is_no_error():
+def test_a_closed_pipe_is_not_an_error():
     code = "import sys\nfrom kinema.cli.main import main\nsys.exit(main(['generate', '--help']))"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -144,10 +144,10 @@ def test_a_closed_pipe_is_no_error():
     assert "BrokenPipe" not in err
 
 
-def test_an_interrupt_while_the_command_line_is_imported_is_one_line(monkeypatch, capsys):
+def test_an_interrupt_during_the_import_is_one_line(monkeypatch, capsys):
     class Interrupted:
         @staticmethod
-        def find_spec(name, *_told):
+        def find_spec(name, *_args):
             if name == "kinema.cli.main":
                 raise KeyboardInterrupt
             return None
@@ -159,7 +159,7 @@ def test_an_interrupt_while_the_command_line_is_imported_is_one_line(monkeypatch
 
 
 @pytest.mark.parametrize("words", [["--max-pixels", "4e9"], ["--max-pixels=4_000_000_000"], ["--max_pixels=4e9"]])
-def test_max_pixels_raises_the_bound_for_any_command_and_only_while_it_runs(command, words):
+def test_max_pixels_raises_the_bound_of_any_command_while_it_runs(command, words):
     seen = []
     command(lambda rest: seen.append((rest, bounds.pixels(100))) or 0)
     assert cli.main(["try", "a", *words, "b"]) == 0
@@ -167,28 +167,28 @@ def test_max_pixels_raises_the_bound_for_any_command_and_only_while_it_runs(comm
     assert bounds.pixels(100) == 100
 
 
-@pytest.mark.parametrize("told", ["many", "-1", "nan", "1e400", ""])
-def test_max_pixels_that_is_no_number_is_refused(command, capsys, told):
+@pytest.mark.parametrize("value", ["many", "-1", "nan", "1e400", ""])
+def test_an_invalid_max_pixels_is_refused(command, capsys, value):
     command(lambda _rest: 0)
-    assert cli.main(["try", "--max-pixels", told]) == 2
-    assert f"--max-pixels is {told!r}; expected a whole number" in capsys.readouterr().err
+    assert cli.main(["try", "--max-pixels", value]) == 2
+    assert f"--max-pixels is {value!r}; expected a whole number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("word", ["--max-pixels", "--max-pixels=x", "--debug"])
-def test_what_follows_two_dashes_is_no_option_of_ours(command, word):
+def test_arguments_after_two_dashes_are_not_options(command, word):
     seen = []
     command(lambda rest: seen.append(rest) or 0)
     assert cli.main(["try", "--max-pixels", "4e9", "a", "--", word, "3"]) == 0
     assert seen == [["a", "--", word, "3"]]
 
 
-def test_a_sentence_that_is_too_long_keeps_its_end(command, capsys):
+def test_a_message_that_is_too_long_keeps_its_end(command, capsys):
     def refuse(_rest):
-        raise BadRequest(f"the file {'x' * 10**5} is a folder; expected a picture")
+        raise BadRequest(f"the file {'x' * 10**5} is a folder; expected an image")
 
     command(refuse)
     assert cli.main(["try"]) == 2
     err = capsys.readouterr().err
     assert len(err) < 400
     assert err.startswith("kinema: the file xxx")
-    assert err.endswith("xxx is a folder; expected a picture\n")
+    assert err.endswith("xxx is a folder; expected an image\n")

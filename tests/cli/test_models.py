@@ -1,4 +1,4 @@
-"""``kinema models``: what there is, counted on the meta device."""
+"""``kinema models``: the catalogue, counted on the meta device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kinema.cli.main import main
 
 @pytest.fixture(scope="module")
 def listed() -> dict[str, dict]:
-    """The page as JSON, by name; printed once, as every network is built for it."""
+    """The catalogue by name; built once, since it builds every network on the meta device."""
     import contextlib
     import io
 
@@ -32,11 +32,11 @@ def listed() -> dict[str, dict]:
         ("svd/sv3d-p", "unet", 1_525_278_442, 1428),
     ],
 )
-def test_the_parts_of_a_model_have_the_published_counts(listed, model, part, parameters, tensors):
+def test_the_modules_of_a_model_have_the_published_counts(listed, model, part, parameters, tensors):
     assert listed[model]["parts"][part] == {"parameters": parameters, "tensors": tensors}
 
 
-def test_the_counts_of_the_parts_are_those_of_the_whole(listed):
+def test_the_counts_of_the_modules_add_up(listed):
     counted = [row for row in listed.values() if row["parameters"] is not None]
     assert counted
     for row in counted:
@@ -44,5 +44,5 @@ def test_the_counts_of_the_parts_are_those_of_the_whole(listed):
             assert sum(part[what] for part in row["parts"].values()) == row[what]
 
 
-def test_names_of_published_models_are_listed_with_where_they_are(listed):
+def test_aliases_are_listed_with_their_repository(listed):
     assert listed["svd-xt"]["kind"] == "alias of stabilityai/stable-video-diffusion-img2vid-xt"

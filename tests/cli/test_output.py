@@ -29,16 +29,16 @@ def _inside(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_name_is_made_from_the_prompt(clip):
+def test_the_name_comes_from_the_prompt(clip):
     assert Output(None, "A red ball, rolls right!").save(clip) == [Path("a-red-ball-rolls-right.mp4")]
 
 
-def test_a_made_name_never_overwrites(clip):
+def test_a_derived_name_never_overwrites(clip):
     names = [Output(None, "a ball").save(clip)[0].name for _ in range(3)]
     assert names == ["a-ball.mp4", "a-ball-2.mp4", "a-ball-3.mp4"]
 
 
-def test_a_told_name_that_exists_is_refused_before_the_work(clip):
+def test_a_given_name_that_exists_is_refused_before_any_work(clip):
     Path("ball.mp4").write_text("mine")
     with pytest.raises(BadRequest, match=r"ball\.mp4 exists.*--overwrite"):
         Output(Path("ball.mp4"), "x").check()
@@ -53,7 +53,7 @@ def test_overwrite_replaces(clip):
     assert read_recipe("ball.mp4")["model"] == "m"
 
 
-def test_a_name_taken_while_the_model_worked_is_stepped_over(clip):
+def test_a_name_taken_meanwhile_gets_the_next_free_one(clip):
     output = Output(Path("ball.mp4"), "x")
     output.check()
     Path("ball.mp4").write_text("another run's")
@@ -62,7 +62,7 @@ def test_a_name_taken_while_the_model_worked_is_stepped_over(clip):
 
 
 @pytest.mark.parametrize("existing", ["ball-1.mp4", "ball.sheet.png"])
-def test_every_file_that_would_be_written_is_looked_at(existing):
+def test_every_file_of_a_batch_is_checked(existing):
     Path(existing).write_text("mine")
     with pytest.raises(BadRequest, match=existing):
         Output(Path("ball.mp4"), "x", clips=2, contact_sheet=True).check()
@@ -77,13 +77,13 @@ def test_a_folder_of_frames_that_exists_is_refused():
 @pytest.mark.parametrize(
     ("path", "part"), [("nowhere/ball.mp4", "does not exist"), ("ball.avi", ".mp4"), ("file/ball.mp4", "not a folder")]
 )
-def test_an_output_that_cannot_be_is_refused_before_the_work(path, part):
+def test_an_impossible_output_is_refused_before_any_work(path, part):
     Path("file").write_text("")
     with pytest.raises(BadRequest, match=part):
         Output(Path(path), "x").check()
 
 
-def test_zoom_makes_squares_of_pixels_and_is_in_the_recipe(clip):
+def test_zoom_enlarges_pixels_and_is_recorded(clip):
     Output(Path("big.webp"), "x", zoom=3).save(clip)
     Output(Path("big.mp4"), "x", zoom=3).save(clip)
     assert read_video("big.mp4").video.shape[-2:] == (48, 48)
@@ -102,11 +102,11 @@ def test_a_slug_is_always_a_plain_file_name(title):
     assert slug(name) == name
 
 
-# --------------------------------------------------------------------------------- two at one time
+# --------------------------------------------------------------------------------- concurrent writers --
 
 
 def both(first, second):
-    """Two functions at the same moment, each in a thread of its own; what they returned."""
+    """Run two functions concurrently, each in its own thread, and return their results."""
     start, results = threading.Barrier(2), {}
 
     def run(number, work):
@@ -131,33 +131,33 @@ KINDS = {
     "frames as png": {"path": Path("a.png")},
     "sheet": {"path": Path("a.gif"), "contact_sheet": True},
     "batch": {"path": Path("a.webp"), "clips": 2, "contact_sheet": True},
-    "made name": {"path": None},
+    "derived name": {"path": None},
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fifty_pairs_of_writers_of_one_name_lose_no_clip(kind, tmp_path, monkeypatch):
-    told = {"title": "a ball", **KINDS[kind]}
-    clips = told.get("clips", 1)
+def test_fifty_pairs_of_concurrent_writers_lose_no_clip(kind, tmp_path, monkeypatch):
+    options = {"title": "a ball", **KINDS[kind]}
+    clips = options.get("clips", 1)
     for pair in range(50):
         (tmp_path / str(pair)).mkdir()
         monkeypatch.chdir(tmp_path / str(pair))
-        said = []
-        outputs = [Output(**told), Output(**told)]
+        notes = []
+        outputs = [Output(**options), Output(**options)]
         for output in outputs:
             output.check()
-        saving = [partial(output.save, shade(n, clips), said.append) for n, output in enumerate(outputs)]
+        saving = [partial(output.save, shade(n, clips), notes.append) for n, output in enumerate(outputs)]
         one, two = both(*saving)
         assert not set(one) & set(two)
         assert {p.name for p in Path.cwd().iterdir()} == {p.name for p in one + two}
         for level, paths in enumerate((one, two)):
             assert {read_recipe(path)["model"] for path in paths} == {str(level)}
-        if told["path"] is not None:
-            assert len(said) == 1
-            assert "appeared meanwhile and was kept; this clip is a-2" in said[0].message
+        if options["path"] is not None:
+            assert len(notes) == 1
+            assert "was created meanwhile and is kept; this clip is a-2" in notes[0].message
 
 
-def test_two_processes_that_write_one_name_keep_both_clips():
+def test_three_processes_writing_one_name_keep_all_clips():
     code = """
 import sys, torch
 from pathlib import Path
@@ -184,27 +184,28 @@ output.save(Clip(torch.full((1, 3, 2, 16, 16), float(sys.argv[1])), 8.0, {"model
     assert {read_recipe(path)["model"] for path in Path.cwd().iterdir()} == {"0", "1", "2"}
 
 
-# ------------------------------------------------------------------------------- before the work
+# ------------------------------------------------------------------------------- before any work
 
 
-def test_a_zoom_beyond_what_a_format_holds_is_refused_before_the_work():
-    for name, zoom, part in (("a.webp", 34, "16,383"), ("a.mp4", 34, "H.264 cannot hold"), ("a", 64, "smaller zoom")):
+def test_a_zoom_beyond_the_limits_of_a_format_is_refused():
+    limits = (("a.webp", 34, "16,383"), ("a.mp4", 34, "H.264 encoder does not support"), ("a", 64, "smaller zoom"))
+    for name, zoom, part in limits:
         shape = Shape(1, 3, 4 if name != "a" else 4000, 512, 512)
         with pytest.raises(BadRequest, match=part):
             Output(Path(name), "x", zoom=zoom).check_clip(shape, 8.0)
 
 
-def test_what_a_format_changes_of_a_clip_is_said_before_the_work():
-    said = []
-    Output(Path("a.gif"), "x").check_clip(Shape(1, 3, 60, 16, 16), 60.0, said.append)
-    Output(Path("a.mp4"), "x").check_clip(Shape(1, 3, 60, 15, 16), 60.0, said.append)
-    assert ["50 of 60 frames" in said[0].message, "16×15 was padded to 16×16" in said[1].message] == [True, True]
+def test_what_a_format_changes_is_reported_before_any_work():
+    notes = []
+    Output(Path("a.gif"), "x").check_clip(Shape(1, 3, 60, 16, 16), 60.0, notes.append)
+    Output(Path("a.mp4"), "x").check_clip(Shape(1, 3, 60, 15, 16), 60.0, notes.append)
+    assert ["50 of 60 frames" in notes[0].message, "16×15 was padded to 16×16" in notes[1].message] == [True, True]
 
 
 @pytest.mark.parametrize(("name", "what"), [("a.gif", "a gif"), ("a.webp", "a webp"), ("a", "a folder of frames")])
-def test_a_format_without_sound_says_so_once(clip, name, what):
-    said = []
-    Output(Path(name), "x").save(replace(clip, sound=b"some"), said.append)
-    assert [note.message for note in said] == [
-        f"{what} holds no sound, so that of the clip is left out; name an .mp4 to keep it"
+def test_dropped_sound_is_reported_once(clip, name, what):
+    notes = []
+    Output(Path(name), "x").save(replace(clip, sound=b"some"), notes.append)
+    assert [note.message for note in notes] == [
+        f"{what} holds no sound, so the clip's sound is dropped; write an .mp4 to keep it"
     ]

@@ -22,7 +22,7 @@ EVENTS = [
 ]
 
 
-def test_json_lines_are_json_and_hold_no_tensors():
+def test_json_lines_are_json_without_tensors():
     stream = io.StringIO()
     with JsonLines(stream) as show:
         for event in EVENTS:
@@ -42,21 +42,21 @@ def test_json_lines_are_json_and_hold_no_tensors():
     assert lines[6]["validation"] == 0.3
 
 
-def test_plain_lines_say_phases_notes_and_the_last_step():
+def test_plain_lines_have_phases_notes_and_the_last_step():
     stream = io.StringIO()
     with Lines(stream) as show:
         for event in EVENTS:
             show(event)
     text = stream.getvalue()
-    assert "opening the model (zoetrope)" in text
+    assert "loading the model (zoetrope)" in text
     assert "height 65 snapped to 64" in text
     assert "step 2/2" in text
     assert "step 1/2" not in text
-    assert "1.00 GiB of memory at the peak" in text
+    assert "1.00 GiB peak memory" in text
     assert "\x1b" not in text
 
 
-def test_a_peak_is_told_again_only_when_it_grew():
+def test_a_memory_peak_is_reported_again_only_if_it_grew():
     stream = io.StringIO()
     with Lines(stream) as show:
         for peak in (2**30, 2**30, 2**30 + 1, 2**31):
@@ -64,15 +64,15 @@ def test_a_peak_is_told_again_only_when_it_grew():
     assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["1.00", "2.00"]
 
 
-def test_a_bar_shows_the_phase_and_takes_every_event(capsys):
+def test_a_bar_shows_the_phase_and_accepts_every_event(capsys):
     with Bar() as show:
         for event in EVENTS:
             show(event)
         assert show.progress.tasks[-1].description == "sampling"
         assert (show.progress.tasks[-1].completed, show.progress.tasks[-1].total) == (5, 10)
-    said = capsys.readouterr().err
-    assert "height 65 snapped" in said
-    assert "1.00 GiB of memory at the peak" in said
+    err = capsys.readouterr().err
+    assert "height 65 snapped" in err
+    assert "1.00 GiB peak memory" in err
 
 
 def test_stdout_stays_clean_for_the_result(capsys):
@@ -83,13 +83,13 @@ def test_stdout_stays_clean_for_the_result(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_the_display_suits_the_options():
+def test_the_display_follows_the_options():
     assert isinstance(display(quiet=True), Silent)
     assert isinstance(display(json_events=True, quiet=True), JsonLines)
-    assert isinstance(display(), Lines)  # under pytest stderr is no terminal
+    assert isinstance(display(), Lines)  # under pytest stderr is not a terminal
 
 
-def test_a_failure_is_the_last_line_of_a_program_s_events():
+def test_a_failure_is_the_last_json_line():
     stream = io.StringIO()
 
     def fail():

@@ -26,14 +26,14 @@ def _folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def ctrl_c(monkeypatch):
-    """Press Ctrl-C at events for which this is true."""
+    """Press Ctrl-C at the events for which a predicate is true."""
 
-    def at(wanted):
+    def at(matches):
         hear = progress.Lines.__call__
 
         def heard(self, event):
             hear(self, event)
-            if wanted(event):
+            if matches(event):
                 signal.raise_signal(signal.SIGINT)
 
         monkeypatch.setattr(progress.Lines, "__call__", heard)
@@ -49,21 +49,21 @@ def test_without_the_option_nothing_is_written(ctrl_c, tmp_path, capsys):
     ctrl_c(step_2)
     assert main(WORDS) == 130
     assert not list(tmp_path.iterdir())
-    assert capsys.readouterr().err.endswith("kinema: interrupted; no half file is left behind\n")
+    assert capsys.readouterr().err.endswith("kinema: interrupted; no partial file was written\n")
 
 
-def test_the_clip_so_far_is_written_beside_the_output_and_said(ctrl_c, tmp_path, capsys):
+def test_the_partial_clip_is_written_next_to_the_output_and_reported(ctrl_c, tmp_path, capsys):
     ctrl_c(step_2)
     assert main([*WORDS, "--keep-partial"]) == 130
     assert [path.name for path in tmp_path.iterdir()] == ["ball.partial.mp4"]
-    told = capsys.readouterr()
-    assert told.out == "ball.partial.mp4\n"
-    assert told.err.endswith("kinema: interrupted at step 2 of 4; the clip so far is ball.partial.mp4\n")
+    captured = capsys.readouterr()
+    assert captured.out == "ball.partial.mp4\n"
+    assert captured.err.endswith("kinema: interrupted at step 2 of 4; the partial clip is ball.partial.mp4\n")
     assert read_recipe(tmp_path / "ball.partial.mp4")["partial"]["step"] == 2
     assert read_video(tmp_path / "ball.partial.mp4").video.shape[2] == 8
 
 
-def test_nothing_is_replaced_even_where_the_output_may_be(ctrl_c, tmp_path):
+def test_a_partial_clip_replaces_nothing_even_with_overwrite(ctrl_c, tmp_path):
     for name in ("ball.mp4", "ball.partial.mp4"):
         (tmp_path / name).write_text("mine")
     ctrl_c(step_2)
@@ -72,29 +72,29 @@ def test_nothing_is_replaced_even_where_the_output_may_be(ctrl_c, tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_frames_are_kept_in_a_folder_of_their_own(ctrl_c, tmp_path):
+def test_partial_frames_go_to_their_own_folder(ctrl_c, tmp_path):
     ctrl_c(step_2)
-    for name, wanted in (("ball.png", "ball-partial"), ("frames", "frames-partial")):
+    for name, folder in (("ball.png", "ball-partial"), ("frames", "frames-partial")):
         assert main([*WORDS[:-1], name, "--keep-partial"]) == 130
-        assert len(list((tmp_path / wanted).glob("*.png"))) == 8
+        assert len(list((tmp_path / folder).glob("*.png"))) == 8
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_second_one_ends_at_once(ctrl_c, tmp_path, capsys):
+def test_a_second_interrupt_exits_immediately(ctrl_c, tmp_path, capsys):
     ctrl_c(lambda event: step_2(event) or (isinstance(event, Phase) and event.detail.startswith("what there is")))
     assert main([*WORDS, "--keep-partial"]) == 130
     assert not list(tmp_path.iterdir())
-    assert "no half file" in capsys.readouterr().err
+    assert "no partial file" in capsys.readouterr().err
 
 
-def test_before_the_first_step_there_is_nothing_to_keep(ctrl_c, tmp_path, capsys):
+def test_an_interrupt_before_the_first_step_keeps_nothing(ctrl_c, tmp_path, capsys):
     ctrl_c(lambda event: isinstance(event, Phase) and event.name == "condition")
     assert main([*WORDS, "--keep-partial"]) == 130
     assert not list(tmp_path.iterdir())
     assert "interrupted before the first step; there are no frames to keep" in capsys.readouterr().err
 
 
-def test_json_events_end_with_what_was_saved_and_the_code(monkeypatch, capsys):
+def test_json_events_end_with_the_saved_paths_and_the_code(monkeypatch, capsys):
     hear = Rollout.hear
 
     def heard(self, event):
@@ -109,7 +109,7 @@ def test_json_events_end_with_what_was_saved_and_the_code(monkeypatch, capsys):
     assert (failed["event"], failed["code"]) == ("failed", 130)
 
 
-def test_handlers_are_as_before_afterwards():
+def test_signal_handlers_are_restored():
     before = signal.getsignal(signal.SIGINT)
     with interruptible(keep=True) as token:
         assert isinstance(token, Cancel)

@@ -17,19 +17,19 @@ def _folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_train_prints_the_weights_which_generate_and_inspect_take(capsys):
+def test_train_prints_weights_that_generate_and_inspect_accept(capsys):
     assert main([*WORDS, "--steps", "2", "--quiet"]) == 0
     weights = capsys.readouterr().out.strip()
     assert Path(weights).is_file()
     assert main(["inspect", weights, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["family"] == "zoetrope"
-    assert told["tensors"] == told["network_tensors"]
+    page = json.loads(capsys.readouterr().out)
+    assert page["family"] == "zoetrope"
+    assert page["tensors"] == page["network_tensors"]
     assert main(["generate", "a red ball", "-m", weights, "--steps", "1", "--quiet", "-o", "ball.mp4"]) == 0
     assert Path("ball.mp4").is_file()
 
 
-def test_the_same_command_goes_on_with_a_run(capsys):
+def test_the_same_command_resumes_a_run(capsys):
     assert main([*WORDS, "--steps", "1", "--quiet"]) == 0
     capsys.readouterr()
     assert main([*WORDS, "--steps", "2", "--json-events"]) == 0
@@ -51,7 +51,7 @@ def test_the_same_command_goes_on_with_a_run(capsys):
         (("evaluate", "--grammar", "latin"), "simple"),
     ],
 )
-def test_a_bad_request_is_one_sentence(words, part, capsys):
+def test_a_bad_request_is_one_line(words, part, capsys):
     assert main([*words, "--quiet"]) == 2
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
@@ -60,7 +60,7 @@ def test_a_bad_request_is_one_sentence(words, part, capsys):
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation returns, as far as the command line is concerned."""
+    """The part of an evaluation result that the command line uses."""
 
     partial: bool = False
 
@@ -73,28 +73,37 @@ class Result:
 
 @pytest.mark.parametrize(("partial", "code"), [(False, 0), (True, 130)])
 def test_evaluate_prints_the_table_and_an_interrupted_one_exits_130(partial, code, capsys, monkeypatch):
-    told = []
+    received = []
     resolve = registry.resolve
 
-    def instead(target: str):
+    def replacement(target: str):
         if target == "kinema.evaluation.run:evaluate":
-            return lambda options, on_event: told.append(options) or Result(partial)
+            return lambda options, on_event: received.append(options) or Result(partial)
         return resolve(target)
 
-    monkeypatch.setattr(registry, "resolve", instead)
+    monkeypatch.setattr(registry, "resolve", replacement)
     assert main(["evaluate", "zoetrope", "--prompts", "3", "--quiet"]) == code
     assert capsys.readouterr().out == "colour 100 %\n"
-    assert (told[0].model, told[0].prompts) == ("zoetrope", 3)
+    assert (received[0].model, received[0].prompts) == ("zoetrope", 3)
     assert main(["evaluate", "zoetrope", "--json-events"]) == code
     assert json.loads(capsys.readouterr().out) == {"event": "result", "colour": 1.0}
 
 
-def test_runs_of_what_ships_are_listed_and_nothing_is_trained(capsys):
+def test_a_dry_run_lists_the_runs_and_trains_nothing(capsys):
     assert main(["train", "--shipped", "svd-pocket", "--steps", "2", "--dry-run"]) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert told[0] == "kinema train svd/pocket --out runs/svd-pocket/codec --steps 2 --stage codec"
-    assert len(told) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "kinema train svd/pocket --out runs/svd-pocket/codec --steps 2 --stage codec"
+    assert len(lines) == 2
     assert not Path("runs").exists()
+
+
+def test_a_dry_run_with_json_events_prints_one_event_per_run(capsys):
+    words = ["train", "--shipped", "svd-pocket", "--dry-run"]
+    assert main(words) == 0
+    commands = capsys.readouterr().out.splitlines()
+    assert main([*words, "--json-events"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert events == [{"event": "run", "command": command} for command in commands]
 
 
 @pytest.mark.parametrize(
@@ -105,6 +114,6 @@ def test_runs_of_what_ships_are_listed_and_nothing_is_trained(capsys):
         (["zoetrope/base", "--shipped", "zoetrope", "--dry-run"], "model is set by the runs"),
     ],
 )
-def test_options_that_do_not_go_with_what_ships_are_refused(words, part, capsys):
+def test_options_set_by_the_shipped_runs_are_refused(words, part, capsys):
     assert main(["train", *words, "--quiet"]) == 2
     assert part in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The verbs from the words to the file, with the untrained tiny model."""
+"""The verbs from command line to file, with the untrained tiny model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TINY = ("--model", "zoetrope/tiny", "--steps", "2", "--quiet")
 
 @pytest.fixture(autouse=True)
 def _media(tmp_path, monkeypatch):
-    """A folder with a clip and two pictures, where the command runs."""
+    """Run in a folder with a clip and two images."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     video = (torch.rand(1, 3, 8, 16, 16) * 2 - 1).cumsum(2).clamp(-1, 1)
@@ -33,11 +33,11 @@ def _media(tmp_path, monkeypatch):
 
 
 def kinema(capsys, *words: str) -> list[str]:
-    """Run a command that must succeed; the lines it printed."""
+    """Run a command that must succeed; the lines of its output."""
     code = main(list(words))
-    said = capsys.readouterr()
-    assert code == 0, said.err
-    return said.out.splitlines()
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return captured.out.splitlines()
 
 
 WORDS = {
@@ -52,24 +52,24 @@ WORDS = {
 
 def test_upscale_writes_a_larger_clip(capsys):
     words = ("clip.mp4", "a red ball", "--model", "vdm/tiny", "--steps", "1", "--height", "32", "--width", "32")
-    assert kinema(capsys, "upscale", *words, "--quiet", "-o", "made.mp4") == ["made.mp4"]
-    assert read_video("made.mp4").video.shape[-2:] == (32, 32)
+    assert kinema(capsys, "upscale", *words, "--quiet", "-o", "written.mp4") == ["written.mp4"]
+    assert read_video("written.mp4").video.shape[-2:] == (32, 32)
     assert set(VERBS) == {*WORDS, "upscale"}
 
 
 @pytest.mark.parametrize("task", sorted(WORDS))
 def test_a_verb_writes_a_clip_and_prints_its_path(task, capsys):
-    assert kinema(capsys, task, *WORDS[task], *TINY, "-o", "made.mp4") == ["made.mp4"]
-    clip = read_video("made.mp4")
+    assert kinema(capsys, task, *WORDS[task], *TINY, "-o", "written.mp4") == ["written.mp4"]
+    clip = read_video("written.mp4")
     assert clip.video.isfinite().all()
-    recipe = read_recipe("made.mp4")
+    recipe = read_recipe("written.mp4")
     assert recipe["stages"][0]["model"] == "zoetrope/tiny"
     assert task in json.dumps(recipe["stages"][0]["request"])
 
 
-def test_without_trained_weights_it_is_said_that_the_clip_is_noise(capsys):
-    assert main(["generate", "a red ball", *TINY[:-1], "-o", "made.mp4"]) == 0
-    assert "zoetrope/tiny has no trained weights: what it makes is noise" in capsys.readouterr().err
+def test_without_trained_weights_a_note_says_that_the_clip_is_noise(capsys):
+    assert main(["generate", "a red ball", *TINY[:-1], "-o", "written.mp4"]) == 0
+    assert "zoetrope/tiny has no trained weights: the clip is noise" in capsys.readouterr().err
 
 
 def test_the_name_comes_from_the_prompt_and_nothing_is_overwritten(capsys):
@@ -87,9 +87,9 @@ def test_the_same_seed_is_the_same_file(capsys):
 
 
 def test_a_batch_and_a_contact_sheet_are_all_listed(capsys):
-    told = kinema(capsys, "generate", "a ball", *TINY, "--clips", "2", "--contact-sheet", "-o", "b.mp4")
-    assert told == ["b-0.mp4", "b-1.mp4", "b.sheet.png"]
-    assert all(Path(name).is_file() for name in told)
+    lines = kinema(capsys, "generate", "a ball", *TINY, "--clips", "2", "--contact-sheet", "-o", "b.mp4")
+    assert lines == ["b-0.mp4", "b-1.mp4", "b.sheet.png"]
+    assert all(Path(name).is_file() for name in lines)
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".mp4"])
@@ -106,34 +106,34 @@ def test_json_events_are_lines_of_json_that_end_with_the_paths(capsys):
     assert events[-1] == {"event": "saved", "paths": ["j.mp4"]}
 
 
-def test_progress_is_on_stderr_and_says_what_was_snapped(capsys):
+def test_progress_goes_to_stderr_and_reports_snapped_sizes(capsys):
     assert main(["generate", "a ball", *TINY[:-1], "--height", "17", "--frames", "9", "-o", "s.mp4"]) == 0
-    said = capsys.readouterr()
-    assert said.out == "s.mp4\n"
-    assert "height 17 snapped to 16" in said.err
-    assert read_video("s.mp4").shape.bcthw == (1, 3, 9, 16, 16)  # frames are never snapped: made whole, then cut
+    captured = capsys.readouterr()
+    assert captured.out == "s.mp4\n"
+    assert "height 17 snapped to 16" in captured.err
+    assert read_video("s.mp4").shape.bcthw == (1, 3, 9, 16, 16)  # frames are never snapped: generated in full, then cut
 
 
-def test_a_config_file_gives_what_the_command_line_leaves_out(capsys):
+def test_a_config_file_fills_in_missing_options(capsys):
     Path("c.yaml").write_text("model: zoetrope/tiny\nsteps: 2\nseed: 3\noutput: c.mp4\nquiet: true\nprompt: a ball\n")
     assert kinema(capsys, "generate", "--config", "c.yaml", "--seed", "4") == ["c.mp4"]
     assert '"seed": 4' in json.dumps(read_recipe("c.mp4")["stages"][0]["request"])
 
 
-def test_between_two_pictures_the_word_is_the_prompt(capsys):
+def test_between_two_images_the_argument_is_the_prompt(capsys):
     request = request_from("interpolate", {"video": "a ball", "image": "first.png", "last_image": "last.png"})
     assert (request.prompt, request.video) == ("a ball", None)
-    told = kinema(capsys, "interpolate", "a ball", "--image", "first.png", "--last-image", "last.png", *TINY)
-    assert told == ["a-ball.mp4"]
+    lines = kinema(capsys, "interpolate", "a ball", "--image", "first.png", "--last-image", "last.png", *TINY)
+    assert lines == ["a-ball.mp4"]
 
 
-def test_replay_makes_the_same_frames_and_says_so(capsys):
+def test_replay_generates_the_same_frames_and_reports_it(capsys):
     kinema(capsys, "generate", "a ball", *TINY, "--seed", "1", "-o", "first.mp4")
     assert main(["replay", "first.mp4", "-o", "again.mp4", "--quiet"]) == 0
-    said = capsys.readouterr()
-    assert said.out == "again.mp4\n"
-    assert "are identical to" in said.err
-    assert "are not identical" not in said.err
+    captured = capsys.readouterr()
+    assert captured.out == "again.mp4\n"
+    assert "are identical to" in captured.err
+    assert "are not identical" not in captured.err
     assert Path("again.mp4").read_bytes() == Path("first.mp4").read_bytes()
 
 
@@ -145,7 +145,7 @@ def test_replay_keeps_zoom_and_works_on_every_format(capsys):
         assert read_video(f"again{suffix}").video.shape == read_video(f"z{suffix}").video.shape
 
 
-def test_replay_of_drawn_seeds_works_because_they_are_recorded(capsys):
+def test_replay_uses_the_recorded_random_seed(capsys):
     kinema(capsys, "generate", "a ball", *TINY, "-o", "first.mp4")
     assert main(["replay", "first.mp4", "-o", "again.mp4", "--quiet"]) == 0
     assert "are not identical" not in capsys.readouterr().err
@@ -154,7 +154,7 @@ def test_replay_of_drawn_seeds_works_because_they_are_recorded(capsys):
 KEYED = ("animate", "a red ball", "--keyframe", "0=first.png", "--keyframe", "5=last.png", *TINY, "--frames", "8")
 
 
-def test_a_clip_with_keyframes_has_them_to_the_bit_and_is_named_by_its_prompt(capsys):
+def test_keyframes_are_exact_and_the_clip_is_named_after_its_prompt(capsys):
     assert kinema(capsys, *KEYED, "--fps", "8", "-o", "keyed.png") == ["keyed"]
     given = torch.cat([read_image(name) for name in ("first.png", "last.png")], dim=2)
     assert torch.equal(read_video("keyed").video[:, :, [0, 5]], given)
@@ -178,7 +178,7 @@ def test_a_clip_with_keyframes_has_them_to_the_bit_and_is_named_by_its_prompt(ca
     "given",
     [
         ("keyframe 0=photos/first.png", "keyframe 5=photos/last.png", "keyframe 7=photos/first.png"),
-        ("photos/first.png", "photos/last.png"),  # one file was two keyframes
+        ("photos/first.png", "photos/last.png"),  # one file for two keyframes
     ],
 )
 def test_a_clip_with_keyframes_is_replayed_from_them(given, capsys):
@@ -190,24 +190,24 @@ def test_a_clip_with_keyframes_is_replayed_from_them(given, capsys):
     for name in ("first.png", "last.png"):
         Path(name).rename(f"photos/{name}")
     assert main(["replay", "keyed.mp4", "-o", "again.mp4", "--quiet"]) == 2
-    said = capsys.readouterr().err
-    assert 'give them with --input "keyframe 0=PATH", --input "keyframe 5=PATH"' in said
+    err = capsys.readouterr().err
+    assert 'give them with --input "keyframe 0=PATH", --input "keyframe 5=PATH"' in err
     words = [word for each in given for word in ("--input", each)]
     assert main(["replay", "keyed.mp4", "-o", "again.mp4", *words]) == 0
-    said = " ".join(capsys.readouterr().err.split())
-    assert "are identical to" in said
-    assert "is not the file" not in said
+    err = " ".join(capsys.readouterr().err.split())
+    assert "are identical to" in err
+    assert "is not the file" not in err
     assert read_recipe("again.mp4")["frames_hash"] == recipe["frames_hash"]
 
 
-def test_the_full_paths_of_keyframes_are_kept_where_that_is_asked_for(capsys, tmp_path):
+def test_the_full_paths_of_keyframes_are_recorded_on_request(capsys, tmp_path):
     kinema(capsys, *KEYED, "--record-paths", "-o", "keyed.mp4")
-    told = read_recipe("keyed.mp4")
-    assert told["paths"] == {"keyframe 0": str(tmp_path / "first.png"), "keyframe 5": str(tmp_path / "last.png")}
-    assert told["stages"][0]["request"]["keyframes"] == {"0": "first.png", "5": "last.png"}
+    recipe = read_recipe("keyed.mp4")
+    assert recipe["paths"] == {"keyframe 0": str(tmp_path / "first.png"), "keyframe 5": str(tmp_path / "last.png")}
+    assert recipe["stages"][0]["request"]["keyframes"] == {"0": "first.png", "5": "last.png"}
 
 
-def test_replay_with_other_settings_says_that_it_differs(capsys):
+def test_replay_with_other_settings_reports_the_difference(capsys):
     kinema(capsys, "generate", "a ball", *TINY, "--seed", "1", "-o", "first.mp4")
     assert main(["replay", "first.mp4", "-o", "again.mp4", "--quiet", "--dtype", "bf16"]) == 0
     assert "are not identical to" in capsys.readouterr().err
@@ -215,8 +215,8 @@ def test_replay_with_other_settings_says_that_it_differs(capsys):
 
 def test_inspect_shows_the_recipe(capsys):
     kinema(capsys, "generate", "a ball", *TINY, "-o", "i.mp4")
-    told = json.loads("\n".join(kinema(capsys, "inspect", "i.mp4", "--json")))
-    assert told["recipe"]["stages"][0]["model"] == "zoetrope/tiny"
+    result = json.loads("\n".join(kinema(capsys, "inspect", "i.mp4", "--json")))
+    assert result["recipe"]["stages"][0]["model"] == "zoetrope/tiny"
     assert "zoetrope/tiny" in "\n".join(kinema(capsys, "inspect", "i.mp4"))
 
 
@@ -224,20 +224,20 @@ def test_inspect_shows_the_recipe(capsys):
     ("name", "frames", "codec"),
     [("a.mp4", 5, "h264"), ("a.gif", 5, "gif"), ("a.webp", 5, "webp"), ("a.png", 1, "png"), ("frames", 5, "folder")],
 )
-def test_inspect_tells_what_a_clip_is_also_without_a_recipe(capsys, name, frames, codec):
+def test_inspect_describes_a_clip_without_a_recipe(capsys, name, frames, codec):
     shades = torch.linspace(-1, 1, frames)[:, None, None]  # a webp holds equal frames once
     Clip(shades.expand(1, 3, frames, 32, 48).contiguous(), 10.0).save(name)
     for recipe in Path(name).glob("recipe.json"):
         recipe.unlink()
     (line,) = ["".join(kinema(capsys, "inspect", name, "--json"))]
-    told = json.loads(line)
-    assert (told["frames"], told["width"], told["height"]) == (frames, 48, 32)
-    assert codec in told["codec"]
+    result = json.loads(line)
+    assert (result["frames"], result["width"], result["height"]) == (frames, 48, 32)
+    assert codec in result["codec"]
     if frames > 1:
-        assert told["fps"] == (8.0 if name == "frames" else 10.0)  # a folder has no rate of its own
+        assert result["fps"] == (8.0 if name == "frames" else 10.0)  # a folder has no frame rate
 
 
-def test_inspect_says_that_a_file_of_others_has_no_recipe(capsys):
+def test_inspect_reports_a_missing_recipe(capsys):
     Image.new("RGB", (20, 10)).save("photo.jpg")
     page = "\n".join(kinema(capsys, "inspect", "photo.jpg"))
     assert "jpeg" in page
@@ -246,22 +246,22 @@ def test_inspect_says_that_a_file_of_others_has_no_recipe(capsys):
     assert main(["inspect", "notes.txt"]) == 2
 
 
-def test_the_help_of_plan_says_that_each_verb_has_its_own(capsys):
+def test_the_help_of_plan_names_the_other_verbs(capsys):
     with pytest.raises(SystemExit):
         plan.plan(["--help"])
-    page = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "kinema plan [VERB]" in page
+    page = " ".join(capsys.readouterr().out.split())
+    assert "where generate may be left out" in page
     assert "animate, interpolate, extend, inpaint, edit" in page
     with pytest.raises(SystemExit):
         plan.plan(["animate", "--help"])
     assert "usage: kinema plan animate" in capsys.readouterr().out
 
 
-def test_png_is_a_picture_of_one_frame_and_a_folder_of_several(capsys):
-    made = kinema(capsys, "generate", "a ball", *TINY, "--frames", "1", "-o", "one.png")
-    assert (made, Path("one.png").is_file()) == (["one.png"], True)
-    made = kinema(capsys, "generate", "a ball", *TINY, "-o", "many.png")
-    assert (made, Path("many").is_dir()) == (["many"], True)
+def test_png_is_a_file_for_one_frame_and_a_folder_for_several(capsys):
+    lines = kinema(capsys, "generate", "a ball", *TINY, "--frames", "1", "-o", "one.png")
+    assert (lines, Path("one.png").is_file()) == (["one.png"], True)
+    lines = kinema(capsys, "generate", "a ball", *TINY, "-o", "many.png")
+    assert (lines, Path("many").is_dir()) == (["many"], True)
 
 
 def test_models_lists_every_preset_with_its_size(capsys):
@@ -278,41 +278,41 @@ def test_models_lists_the_samplers_with_their_options(capsys):
     assert "ddim" in "\n".join(kinema(capsys, "models", "--samplers"))
 
 
-def test_plan_says_size_and_calls_without_running(capsys):
+def test_plan_reports_the_size_without_running(capsys):
     words = ("plan", "generate", "a ball", "--model", "zoetrope/tiny", "--steps", "7", "--height", "17", "--no-measure")
-    told = json.loads("\n".join(kinema(capsys, *words, "--json")))
-    assert told["steps"] == 7
-    assert told["fits"] is True
-    assert told["seconds"] is None
-    assert any("snapped" in reason for reason in told["reasons"])
-    assert "16×16" in told["size"]
+    result = json.loads("\n".join(kinema(capsys, *words, "--json")))
+    assert result["steps"] == 7
+    assert result["fits"] is True
+    assert result["seconds"] is None
+    assert any("snapped" in reason for reason in result["reasons"])
+    assert "16×16" in result["size"]
 
 
-@pytest.mark.parametrize(("steps", "strength", "made"), [("25", "0.75", 18), ("5", "0.9", 4), ("5", "0.1", 0)])
-def test_plan_of_an_edit_counts_the_steps_that_the_edit_takes(capsys, steps, strength, made):
+@pytest.mark.parametrize(("steps", "strength", "count"), [("25", "0.75", 18), ("5", "0.9", 4), ("5", "0.1", 0)])
+def test_plan_of_an_edit_counts_the_steps_it_runs(capsys, steps, strength, count):
     words = ("edit", "clip.mp4", "a ball", "--model", "zoetrope/tiny", "--steps", steps, "--strength", strength)
-    told = json.loads("\n".join(kinema(capsys, "plan", *words, "--no-measure", "--json")))
-    assert told["steps"] == made
-    assert any("less than one step" in reason for reason in told["reasons"]) == (made == 0)
+    result = json.loads("\n".join(kinema(capsys, "plan", *words, "--no-measure", "--json")))
+    assert result["steps"] == count
+    assert any("less than one step" in reason for reason in result["reasons"]) == (count == 0)
     done = [json.loads(line) for line in kinema(capsys, *words, "--json-events", "-o", "edited.mp4")]
-    assert len([event for event in done if event["event"] == "step"]) == made
+    assert len([event for event in done if event["event"] == "step"]) == count
 
 
 def test_plan_measures_time_and_memory(capsys):
-    told = json.loads("\n".join(kinema(capsys, "plan", "a ball", "--model", "zoetrope/tiny", "--json")))
-    assert told["seconds"] >= told["seconds_a_step"] > 0
-    assert told["peak_bytes"] > told["weight_bytes"]
+    result = json.loads("\n".join(kinema(capsys, "plan", "a ball", "--model", "zoetrope/tiny", "--json")))
+    assert result["seconds"] >= result["seconds_a_step"] > 0
+    assert result["peak_bytes"] > result["weight_bytes"]
     assert not list(Path().glob("*ball*"))
 
 
-def test_plan_of_a_model_that_does_not_fit_says_so_and_runs_nothing(capsys, monkeypatch):
+def test_plan_of_a_model_that_does_not_fit_runs_nothing(capsys, monkeypatch):
     monkeypatch.setattr("kinema.memory.plan.free_bytes", lambda _device: 1000)
     assert main(["plan", "a ball", "--model", "zoetrope/tiny"]) == 1
     assert "does not fit" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("task", sorted(VERBS))
-def test_a_verb_takes_what_the_schema_says_and_the_sampling_options(task):
+def test_a_verb_has_the_options_of_the_schema_and_of_sampling(task):
     names = {o.name for o in request_options(task)}
     somewhere = {name for taken in TAKES.values() for name in taken}
     assert names & somewhere == set(TAKES[task])
@@ -323,48 +323,48 @@ def test_a_verb_takes_what_the_schema_says_and_the_sampling_options(task):
     }
 
 
-def test_generate_makes_a_loop_of_windows(capsys):
+def test_generate_loops_a_clip_in_windows(capsys):
     words = ("generate", "a red ball rolls right", *TINY, "--loop", "-o", "loop.mp4")
     kinema(capsys, *words, "--frames", "16", "--window", "8")
     assert read_recipe("loop.mp4")["stages"][0]["request"]["loop"] is True
 
 
-# ----------------------------------------------------------------------------- before the work, and sound
+# ----------------------------------------------------------------------------- checks before any work, sound
 
 
 @pytest.fixture
 def no_weights(monkeypatch):
-    """Media are not read and no network is built."""
+    """Reading media or loading weights fails."""
 
     def fail(*_, **__):
-        raise AssertionError("the work began")
+        raise AssertionError("work began")
 
     monkeypatch.setattr("kinema.system.System.filled", fail)
     monkeypatch.setattr("kinema.media.read.read_video", fail)
-    monkeypatch.setattr("kinema.cli.output.MAX_ZOOM", 2000)  # the tiny model makes nothing large by itself
+    monkeypatch.setattr("kinema.cli.output.MAX_ZOOM", 2000)  # the tiny model generates small frames
 
 
 @pytest.mark.parametrize(
     ("output", "words", "part"),
     [
         ("a.webp", ("--zoom", "1100", "--frames", "2"), "16,383 pixels"),
-        ("a.mp4", ("--zoom", "1100", "--frames", "2"), "H.264 cannot hold"),
+        ("a.mp4", ("--zoom", "1100", "--frames", "2"), "H.264 encoder does not support"),
         (f"{'x' * 250}.mp4", ("--clips", "2"), "cannot write"),
         (f"{'x' * 248}.mp4", ("--contact-sheet",), "cannot write"),
     ],
 )
-def test_an_output_that_cannot_be_written_is_told_before_the_work(output, words, part, no_weights, capsys):
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(output, words, part, no_weights, capsys):
     assert main(["edit", "clip.mp4", "a ball", *TINY, "-o", output, *words]) == 2
-    said = capsys.readouterr().err
-    assert part in said
-    assert len(said) < 400
+    err = capsys.readouterr().err
+    assert part in err
+    assert len(err) < 400
 
 
-def test_what_a_gif_leaves_out_is_said_before_the_work(no_weights, capsys):
+def test_frames_that_a_gif_drops_are_reported_before_any_work(no_weights, capsys):
     main(["generate", "a ball", *TINY[:-1], "--fps", "60", "--frames", "12", "-o", "a.gif"])
-    said = capsys.readouterr().err
-    assert "a gif shows at most 50 frames a second: 10 of 12 frames are written" in said
-    assert "the work began" in said
+    err = capsys.readouterr().err
+    assert "a gif shows at most 50 frames per second: 10 of 12 frames are written" in err
+    assert "work began" in err
 
 
 @pytest.mark.parametrize(
@@ -379,24 +379,24 @@ def test_what_a_gif_leaves_out_is_said_before_the_work(no_weights, capsys):
         (("extend", "talk.mp4", "--frames", "20", "--keep", "8", "--backward"), 2.0),
     ],
 )
-def test_sound_is_heard_with_the_frames_it_was_recorded_with(words, at, with_sound, beep, capsys):
+def test_sound_stays_in_sync_with_its_frames(words, at, with_sound, beep, capsys):
     with_sound(Path("talk.mp4"))
-    kinema(capsys, *words, *TINY, "-o", "made.mp4")
-    assert beep(Path("made.mp4")) == pytest.approx(at, abs=0.003)
+    kinema(capsys, *words, *TINY, "-o", "written.mp4")
+    assert beep(Path("written.mp4")) == pytest.approx(at, abs=0.003)
 
 
-def test_a_replay_has_the_sound_too(with_sound, beep, capsys):
+def test_a_replay_keeps_the_sound(with_sound, beep, capsys):
     with_sound(Path("talk.mp4"))
-    kinema(capsys, "edit", "talk.mp4", "a ball", *TINY, "-o", "made.mp4")
-    kinema(capsys, "replay", "made.mp4", "--input", "video=talk.mp4", "-o", "again.mp4", "--quiet")
+    kinema(capsys, "edit", "talk.mp4", "a ball", *TINY, "-o", "written.mp4")
+    kinema(capsys, "replay", "written.mp4", "--input", "video=talk.mp4", "-o", "again.mp4", "--quiet")
     assert beep(Path("again.mp4")) == pytest.approx(0.5, abs=0.003)
 
 
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (("interpolate", "talk.mp4", "--fps", "8", "-o", "made.mp4"), "the clip plays 2 times slower"),
-        (("edit", "talk.mp4", "a ball", "-o", "made.gif"), "a gif holds no sound"),
+        (("interpolate", "talk.mp4", "--fps", "8", "-o", "written.mp4"), "the clip plays 2 times slower"),
+        (("edit", "talk.mp4", "a ball", "-o", "written.gif"), "a gif holds no sound"),
     ],
 )
 def test_sound_that_cannot_be_kept_is_one_note(words, part, with_sound, beep, capsys):
@@ -407,18 +407,18 @@ def test_sound_that_cannot_be_kept_is_one_note(words, part, with_sound, beep, ca
     assert part in notes[0]
 
 
-def test_a_path_that_is_no_text_is_printed_as_the_bytes_that_it_is(tmp_path):
+def test_a_path_that_is_not_text_is_printed_as_its_bytes(tmp_path):
     import subprocess
     import sys
 
     name = b"caf\xe9.mp4"
     words = ["generate", "a ball", *TINY, "--frames", "2", "-o", name]
-    made = subprocess.run([sys.executable, "-m", "kinema", *words], capture_output=True, check=True)
-    assert made.stdout == name + b"\n"
+    process = subprocess.run([sys.executable, "-m", "kinema", *words], capture_output=True, check=True)
+    assert process.stdout == name + b"\n"
     assert name in [entry.name for entry in os.scandir(os.fsencode(tmp_path))]
 
 
-def test_an_edit_of_no_steps_says_that_nothing_is_sampled(capsys):
+def test_an_edit_of_no_steps_reports_that_nothing_is_sampled(capsys):
     Clip(torch.zeros(1, 3, 2, 64, 64)).save("ball.mp4")
     words = ("-m", "zoetrope/tiny", "--strength", "0", "--steps", "2", "--seed", "1", "-o", "same.mp4")
     assert main(["edit", "ball.mp4", "a ball", *words]) == 0
@@ -427,7 +427,7 @@ def test_an_edit_of_no_steps_says_that_nothing_is_sampled(capsys):
     assert "0 steps" not in err
 
 
-def test_inspect_rounds_a_rate_in_text_and_not_in_json(capsys):
+def test_inspect_rounds_the_frame_rate_in_text_only(capsys):
     Clip(torch.zeros(1, 3, 2, 64, 64), fps=24000 / 1001).save("ball.mp4")
     capsys.readouterr()
     assert main(["inspect", "ball.mp4"]) == 0
@@ -437,21 +437,21 @@ def test_inspect_rounds_a_rate_in_text_and_not_in_json(capsys):
 
 
 @pytest.mark.parametrize("name", ["a.ini", "a"])
-def test_a_config_of_another_kind_is_refused_by_its_name(capsys, name):
+def test_a_config_with_another_suffix_is_refused_by_name(capsys, name):
     assert main(["generate", "a ball", "--config", name]) == 2
     assert capsys.readouterr().err == f"kinema: {name} is not a config file: expected .yaml, .toml or .json\n"
 
 
-def test_a_preview_file_shows_the_run_and_stays(capsys):
+def test_a_preview_file_is_written_and_kept(capsys):
     lines = kinema(capsys, "generate", "a red ball", *TINY[:-1], "--json-events", "--preview", "look.png")
     events = [json.loads(line) for line in lines]
-    told = {"event": "preview", "index": 2, "total": 2, "stage": "base", "file": "look.png"}
-    assert [event for event in events if event["event"] == "preview"][-1] == told
-    with Image.open("look.png") as picture:
-        assert picture.size == (48, 16)
+    lines = {"event": "preview", "index": 2, "total": 2, "stage": "base", "file": "look.png"}
+    assert [event for event in events if event["event"] == "preview"][-1] == lines
+    with Image.open("look.png") as image:
+        assert image.size == (48, 16)
 
 
-def test_a_preview_file_that_exists_is_replaced_only_when_that_is_asked_for(capsys):
+def test_an_existing_preview_file_is_replaced_only_with_overwrite(capsys):
     before = Path("first.png").read_bytes()
     assert main(["generate", "a red ball", *TINY, "--preview", "first.png"]) == 2
     assert "first.png exists; choose another name for previews" in capsys.readouterr().err
@@ -460,13 +460,13 @@ def test_a_preview_file_that_exists_is_replaced_only_when_that_is_asked_for(caps
     assert Path("first.png").read_bytes() != before
 
 
-@pytest.mark.parametrize("output", ["made.png", "./made.png"])
-def test_previews_do_not_go_where_the_clip_goes(output, capsys):
-    assert main(["generate", "a red ball", *TINY, "-o", output, "--preview", "made.png"]) == 2
-    assert "made.png is the clip's own file; give --preview another name" in capsys.readouterr().err
+@pytest.mark.parametrize("output", ["written.png", "./written.png"])
+def test_a_preview_cannot_be_the_output_file(output, capsys):
+    assert main(["generate", "a red ball", *TINY, "-o", output, "--preview", "written.png"]) == 2
+    assert "written.png is the clip's own file; give --preview another name" in capsys.readouterr().err
 
 
-def test_a_preview_that_can_no_longer_be_written_does_not_end_the_clip(capsys, monkeypatch):
+def test_an_unwritable_preview_does_not_end_the_run(capsys, monkeypatch):
     from kinema.previews import PreviewFile
 
     def full(*_):
@@ -475,13 +475,13 @@ def test_a_preview_that_can_no_longer_be_written_does_not_end_the_clip(capsys, m
 
     tried = []
     monkeypatch.setattr(PreviewFile, "write", full)
-    assert main(["generate", "a red ball", *TINY[:-1], "--preview", "look.png", "-o", "made.mp4"]) == 0
-    assert capsys.readouterr().err.count("there are no more previews: the disk is full") == 1
-    assert (len(tried), Path("made.mp4").is_file()) == (1, True)
+    assert main(["generate", "a red ball", *TINY[:-1], "--preview", "look.png", "-o", "written.mp4"]) == 0
+    assert capsys.readouterr().err.count("previews stopped: the disk is full") == 1
+    assert (len(tried), Path("written.mp4").is_file()) == (1, True)
 
 
-def test_a_replay_shows_previews_too(capsys):
-    kinema(capsys, "generate", "a red ball", *TINY, "--seed", "5", "-o", "made.gif")
-    kinema(capsys, "replay", "made.gif", "--quiet", "--preview", "look.webp", "-o", "again.gif")
-    with Image.open("look.webp") as picture:
-        assert picture.format == "WEBP"
+def test_a_replay_writes_previews(capsys):
+    kinema(capsys, "generate", "a red ball", *TINY, "--seed", "5", "-o", "written.gif")
+    kinema(capsys, "replay", "written.gif", "--quiet", "--preview", "look.webp", "-o", "again.gif")
+    with Image.open("look.webp") as image:
+        assert image.format == "WEBP"

@@ -15,7 +15,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "ball", "roll
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny BERT with random weights in the layout of the hub's folders."""
-    transformers = pytest.importorskip("transformers")  # here, not above: it takes seconds to import
+    transformers = pytest.importorskip("transformers")  # imported here because it takes seconds
     where = tmp_path_factory.mktemp("bert")
     config = transformers.BertConfig(
         vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-def test_texts_become_one_padded_sequence_each(folder: Path) -> None:
+def test_each_text_becomes_one_padded_sequence(folder: Path) -> None:
     text, keep = bert.load(str(folder), offline=True).encode(["a red ball", ""], 8)
     assert text.shape == (2, 8, 16)
     assert keep.sum(1).tolist() == [5, 2]  # the words between [CLS] and [SEP]
@@ -48,11 +48,11 @@ def test_a_long_text_is_cut_to_length(folder: Path) -> None:
     assert bool(keep.all())
 
 
-def test_missing_weights_are_one_clear_sentence(tmp_path: Path) -> None:
+def test_missing_weights_are_refused_in_one_line(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    with pytest.raises(BadRequest, match="neither in the local cache nor could it be fetched") as told:
-        bert.load(str(tmp_path / "nowhere"), offline=True)
-    assert "\n" not in str(told.value)
+    with pytest.raises(BadRequest, match="cannot be loaded or downloaded") as refused:
+        bert.load(str(tmp_path / "missing"), offline=True)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_folder_with_pickled_weights_only_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -64,18 +64,18 @@ def test_a_folder_with_pickled_weights_only_is_refused(folder: Path, tmp_path: P
         bert.load(str(tmp_path), offline=True)
 
 
-def test_without_transformers_the_sentence_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_transformers_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(BadRequest, match="transformers"):
         bert.load("anything", offline=True)
 
 
 @pytest.mark.parametrize("offline", [True, False])
-def test_a_name_on_the_hub_is_loaded_from_a_folder_that_our_own_hub_module_finds(folder, monkeypatch, offline):
+def test_a_hub_name_is_downloaded_by_our_hub_module(folder, monkeypatch, offline):
     asked = []
 
-    def fetch(name, told, _patterns):
-        asked.append((name, told))
+    def fetch(name, offline, _patterns):
+        asked.append((name, offline))
         return folder
 
     monkeypatch.setattr("kinema.checkpoints.hub.fetch", fetch)

@@ -1,4 +1,4 @@
-"""CLIP's text encoders against transformers', their tokenizer, and prompts longer than a row."""
+"""CLIP text encoders against transformers, the tokenizer, and prompts longer than a row."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ POOLED = replace(SIZE, activation="gelu", projection=24)
 WORDS = WordTokenizer(tuple("abcdefghijklmnop"))
 
 
-def theirs(size: ClipTextSize, ours: ClipText) -> torch.nn.Module:
+def reference(size: ClipTextSize, network: ClipText) -> torch.nn.Module:
     transformers = pytest.importorskip("transformers")
     kind = transformers.CLIPTextModelWithProjection if size.projection else transformers.CLIPTextModel
-    told = transformers.CLIPTextConfig(
+    config = transformers.CLIPTextConfig(
         vocab_size=size.vocabulary,
         hidden_size=size.width,
         intermediate_size=size.mlp,
@@ -32,62 +32,62 @@ def theirs(size: ClipTextSize, ours: ClipText) -> torch.nn.Module:
         eos_token_id=WORDS.end,
         bos_token_id=WORDS.begin,
     )
-    made = kind(told).eval()
-    prefix = "" if size.projection else "text_model."  # this class has none of its own in transformers 5
-    made.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in ours.state_dict().items()})
-    return made
+    result = kind(config).eval()
+    prefix = "" if size.projection else "text_model."  # transformers 5 has no prefix in this class
+    result.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in network.state_dict().items()})
+    return result
 
 
 def randomised(size: ClipTextSize) -> ClipText:
     torch.manual_seed(0)
-    made = ClipText(size)
+    network = ClipText(size)
     with torch.no_grad():
-        for p in made.parameters():
+        for p in network.parameters():
             p.add_(torch.randn_like(p) * 0.1)
-    return made.eval().requires_grad_(False)
+    return network.eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("size", [SIZE, POOLED], ids=["vit-l", "big-g"])
 @pytest.mark.parametrize("skip", [0, 1])
 def test_states_and_pooled_equal_transformers(size, skip):
-    ours = randomised(size)
-    oracle = theirs(size, ours)
+    network = randomised(size)
+    oracle = reference(size, network)
     ids = rows(WORDS, "a b c d e", size.length)
-    told = oracle(ids, output_hidden_states=True)
+    expected = oracle(ids, output_hidden_states=True)
     final = dict(oracle.named_modules())[next(n for n, _ in oracle.named_modules() if n.endswith("final_layer_norm"))]
-    states, pooled = ours(ids, WORDS.end, skip=skip)
-    assert (states - final(told.hidden_states[-1 - skip])).abs().max() <= 1e-5
-    raw, _ = ours(ids, WORDS.end, skip=skip, norm=False)
-    assert (raw - told.hidden_states[-1 - skip]).abs().max() <= 1e-5
+    states, pooled = network(ids, WORDS.end, skip=skip)
+    assert (states - final(expected.hidden_states[-1 - skip])).abs().max() <= 1e-5
+    raw, _ = network(ids, WORDS.end, skip=skip, norm=False)
+    assert (raw - expected.hidden_states[-1 - skip]).abs().max() <= 1e-5
     if size.projection:
-        assert (pooled - told.text_embeds).abs().max() <= 1e-5
+        assert (pooled - expected.text_embeds).abs().max() <= 1e-5
 
 
-def test_a_prompt_longer_than_a_row_becomes_rows_that_each_begin_and_end():
+def test_a_long_prompt_becomes_rows_with_start_and_end_tokens():
     text = "a b c d e f g h i j k l m n o p a b c d e f"  # 22 words, 18 to a row
     ids = rows(WORDS, text, SIZE.length)
     assert ids.shape == (2, SIZE.length)
     assert ids[:, 0].tolist() == [WORDS.begin] * 2
     assert ids[0, -1] == WORDS.end
     assert ids[1, 5:].eq(WORDS.end).all()
-    told = [WORDS.tokens(text)[i] for i in range(22)]
-    assert [*ids[0, 1:-1].tolist(), *ids[1, 1:5].tolist()] == told
+    tokens = [WORDS.tokens(text)[i] for i in range(22)]
+    assert [*ids[0, 1:-1].tolist(), *ids[1, 1:5].tolist()] == tokens
 
 
-def test_rows_of_a_long_prompt_are_encoded_apart_and_laid_end_to_end():
-    ours = randomised(SIZE)
+def test_rows_of_a_long_prompt_are_encoded_separately_and_concatenated():
+    network = randomised(SIZE)
     first, second = "a b c d e f g h i j k l m n o p a b", "c d e f"
-    whole, _ = encode([(ours, SIZE, None)], WORDS, f"{first} {second}")
-    parts = [encode([(ours, SIZE, None)], WORDS, text)[0] for text in (first, second)]
+    whole, _ = encode([(network, SIZE, None)], WORDS, f"{first} {second}")
+    parts = [encode([(network, SIZE, None)], WORDS, text)[0] for text in (first, second)]
     assert torch.allclose(whole, torch.cat(parts, dim=1), atol=1e-6)
 
 
-def test_an_empty_prompt_is_one_row_and_padding_is_as_told():
+def test_an_empty_prompt_is_one_row_with_the_given_padding():
     ids = rows(WORDS, "", SIZE.length, pad=0)
     assert ids.tolist() == [[WORDS.begin, WORDS.end, *[0] * 18]]
 
 
-def test_two_encoders_stand_side_by_side_and_the_second_pools():
+def test_two_encoders_are_concatenated_and_the_second_pools():
     one, two = randomised(SIZE), randomised(POOLED)
     states, pooled = encode([(one, SIZE, None), (two, POOLED, 0)], WORDS, "a b", penultimate=True)
     assert states.shape == (1, 20, 64)
@@ -99,7 +99,7 @@ def test_two_encoders_stand_side_by_side_and_the_second_pools():
 
 
 def write_vocabulary(folder):
-    """A small alphabet and two merges, in the files that every CLIP model has."""
+    """Write a vocabulary of a small alphabet and two merges in CLIP's files."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     words = [*letters, *(f"{c}</w>" for c in letters), ",</w>", "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def write_vocabulary(folder):
     return words
 
 
-def test_a_vocabulary_beside_the_weights_is_found_and_used(tmp_path):
+def test_a_vocabulary_next_to_the_weights_is_found_and_used(tmp_path):
     pytest.importorskip("transformers")
     words = write_vocabulary(tmp_path / "tokenizer")
     tokenizer = ClipTokenizer(clip_text.find_vocabulary(tmp_path / "weights.safetensors"))
@@ -118,14 +118,14 @@ def test_a_vocabulary_beside_the_weights_is_found_and_used(tmp_path):
     assert words[tokenizer.end] == "<|endoftext|>"
 
 
-def test_a_prompt_of_any_length_is_tokenized_whole(tmp_path):
+def test_a_long_prompt_is_tokenized_completely(tmp_path):
     pytest.importorskip("transformers")
     write_vocabulary(tmp_path)
     assert len(ClipTokenizer(tmp_path).tokens("cat " * 200)) == 200
 
 
-def test_a_missing_vocabulary_is_named_in_one_sentence(tmp_path, monkeypatch):
-    def gone(*_told, **_named):
+def test_a_missing_vocabulary_is_named(tmp_path, monkeypatch):
+    def gone(*_args, **_options):
         raise BadRequest("offline")
 
     monkeypatch.setattr(clip_text.hub, "fetch", gone)
@@ -133,10 +133,10 @@ def test_a_missing_vocabulary_is_named_in_one_sentence(tmp_path, monkeypatch):
         clip_text.find_vocabulary(tmp_path / "weights.safetensors")
 
 
-def test_offline_a_vocabulary_is_looked_for_in_the_cache_alone(monkeypatch):
+def test_offline_only_the_cache_is_searched_for_a_vocabulary(monkeypatch):
     asked = []
 
-    def gone(*_told, offline, **_named):
+    def gone(*_args, offline, **_options):
         asked.append(offline)
         raise BadRequest("gone")
 
@@ -155,17 +155,17 @@ def test_a_damaged_vocabulary_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("files", [("vocab.json", "merges.txt"), ("tokenizer.json",)], ids=["published", "saved"])
-def test_tokens_are_those_of_transformers(files, tmp_path):
-    """Its fast tokenizer, on words, contractions, digits, marks, other scripts, signs and odd white space."""
+def test_tokens_equal_transformers(files, tmp_path):
+    """On words, contractions, digits, special tokens, other scripts, symbols and unusual white space."""
     transformers = pytest.importorskip("transformers")
     write_vocabulary(tmp_path / "all")
-    theirs = transformers.CLIPTokenizer.from_pretrained(str(tmp_path / "all"))
-    theirs.save_pretrained(str(tmp_path / "all"))
+    expected = transformers.CLIPTokenizer.from_pretrained(str(tmp_path / "all"))
+    expected.save_pretrained(str(tmp_path / "all"))
     folder = tmp_path / "some"
     folder.mkdir()
     for name in files:
         (folder / name).write_bytes((tmp_path / "all" / name).read_bytes())
-    ours = ClipTokenizer(folder)
+    tokenizer = ClipTokenizer(folder)
     for text in (
         "a red ball rolls right",
         "  Don't   stop: it's 2024!!! we've I'm they'll he'd 'Re",
@@ -175,5 +175,5 @@ def test_tokens_are_those_of_transformers(files, tmp_path):
         "a\tb\nc\u00a0d (masterpiece:1.2), best_quality--ar",
         "",
     ):
-        assert ours.tokens(text) == theirs(text, add_special_tokens=False)["input_ids"], text
-    assert (ours.begin, ours.end) == (theirs.bos_token_id, theirs.eos_token_id)
+        assert tokenizer.tokens(text) == expected(text, add_special_tokens=False)["input_ids"], text
+    assert (tokenizer.begin, tokenizer.end) == (expected.bos_token_id, expected.eos_token_id)

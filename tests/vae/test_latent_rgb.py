@@ -8,7 +8,7 @@ from kinema.vae.kl2d import ImageCodec
 from kinema.vae.latent_rgb import PIXELS, SD1, SDXL, LatentRGB, published
 
 
-def test_a_map_is_a_weighted_sum_of_channels_and_a_bias() -> None:
+def test_a_map_is_a_weighted_sum_of_channels_plus_a_bias() -> None:
     rgb = LatentRGB(((1.0, 2.0, 3.0), (10.0, 20.0, 30.0)), (0.1, 0.2, 0.3))
     z = torch.tensor([1.0, -2.0])[:, None, None, None].expand(2, 1, 1, 2)
     assert torch.allclose(rgb(z)[:, 0, 0, 1], torch.tensor([-18.9, -37.8, -56.7]))
@@ -19,7 +19,7 @@ def test_a_map_is_a_weighted_sum_of_channels_and_a_bias() -> None:
     ("channels", "stride", "scale", "rgb"),
     [(4, 8, 0.18215, SD1), (4, 8, 0.13025, SDXL), (4, 8, 0.5, None), (16, 8, 0.18215, None), (4, 4, 0.18215, None)],
 )
-def test_published_maps_are_of_published_latents_only(
+def test_published_maps_apply_only_to_published_latents(
     channels: int, stride: int, scale: float, rgb: LatentRGB | None
 ) -> None:
     assert published(channels, stride, scale) is rgb

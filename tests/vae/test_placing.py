@@ -1,4 +1,4 @@
-"""Given pieces on the latent grid, with toy codecs whose encoder can be written out, against brute force."""
+"""Encoding given pixels to the latent grid, with toy codecs, against brute force."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ untimed = settings(deadline=None)
 
 
 class Toy:
-    """Latents that are the mean of their cell's pixels; says which frames it was given, and refuses unknown ones."""
+    """Encodes each cell to the mean of its pixels; records the frame counts and refuses unknown frames."""
 
     def __init__(self, time: FrameGrid, memory: float = 0.0) -> None:
         self.grid, self.memory, self.seen = LatentGrid(time, (CELL, CELL), channels=3), memory, []
 
     def __call__(self, video: torch.Tensor) -> torch.Tensor:
-        assert bool(video.isfinite().all()), "frames of which nothing is given are never encoded"
+        assert bool(video.isfinite().all()), "unknown frames must not be encoded"
         self.seen.append(video.shape[2])
         time = self.grid.time
         if not time.causal:
@@ -35,7 +35,7 @@ class Toy:
         return self.run(video)
 
     def run(self, video):
-        """What is missing to whole cells is missing in front. ``memory`` of the frame before each cell."""
+        """Encode a run whose first cell may be shorter; adds ``memory`` times the frame before each cell."""
         stride, total = self.grid.time.stride, video.shape[2]
         ends = range((total - 1) % stride + 1, total + 1, stride)
         cells = [video[:, :, max(end - stride, 0) : end].mean(2) for end in ends]
@@ -47,7 +47,7 @@ class Toy:
 
 
 def clip(frames, *known, batch=1):
-    """A clip of noise with NaN in frames that are not known, and its mask."""
+    """Return a clip of noise, with NaN in unknown frames, and its mask."""
     video = torch.randn(batch, 3, frames, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(batch, 1, frames, SIDE, SIDE, dtype=torch.float64)
     mask[:, :, list(known)] = 1
@@ -55,25 +55,25 @@ def clip(frames, *known, batch=1):
 
 
 def own(video, frames):
-    """The mean of these frames' pixels, by latent cell."""
+    """Return the mean of these frames' pixels in each latent cell."""
     return torch.nn.functional.avg_pool2d(torch.stack([video[:, :, f] for f in frames]).mean(0), CELL)
 
 
 def cells_by_hand(time, frames):
-    """Which frames each latent frame is made of, from the numbers of an encoder: frame f is the number f + 1."""
-    toy, numbers = Toy(time), torch.arange(1, frames + 1, dtype=torch.float64)
-    made = []
+    """Return the frames that each latent frame depends on, by changing the frames one by one."""
+    toy, values = Toy(time), torch.arange(1, frames + 1, dtype=torch.float64)
+    depends = []
     for frame in range(frames):
-        changed = numbers.clone()
+        changed = values.clone()
         changed[frame] += 1
-        pair = [toy(each.reshape(1, 1, -1, 1, 1).expand(1, 3, -1, SIDE, SIDE)) for each in (numbers, changed)]
-        made.append((pair[1] != pair[0])[0, 0, :, 0, 0].tolist())
-    return [{f for f in range(frames) if made[f][cell]} for cell in range(len(made[0]))]
+        pair = [toy(each.reshape(1, 1, -1, 1, 1).expand(1, 3, -1, SIDE, SIDE)) for each in (values, changed)]
+        depends.append((pair[1] != pair[0])[0, 0, :, 0, 0].tolist())
+    return [{f for f in range(frames) if depends[f][cell]} for cell in range(len(depends[0]))]
 
 
 @untimed
 @given(st.sampled_from([PLAIN, MEAN, CAUSAL, SEVENTEEN]), st.integers(1, 40), st.data())
-def test_a_cell_that_is_wholly_given_is_encoded_as_its_own_frames_and_nothing_unknown_leaks_in(time, asked, data):
+def test_a_given_cell_is_encoded_from_its_own_frames_without_unknown_ones(time, asked, data):
     frames = time.ceil(asked)
     pattern = data.draw(st.lists(st.sampled_from([True, True, True, False]), min_size=frames, max_size=frames))
     known = {frame for frame in range(frames) if pattern[frame]}
@@ -83,13 +83,13 @@ def test_a_cell_that_is_wholly_given_is_encoded_as_its_own_frames_and_nothing_un
     cells = cells_by_hand(time, frames)
     assert content.shape == (1, 3, len(cells), SIDE // CELL, SIDE // CELL)
     for i, cell in enumerate(cells):
-        stands = cell if cell <= known else {max(cell & known)} if cell & known and time.causal else set()
-        expected = own(video, sorted(stands)) if stands else torch.zeros(1, 3, 2, 2, dtype=torch.float64)
+        encoded = cell if cell <= known else {max(cell & known)} if cell & known and time.causal else set()
+        expected = own(video, sorted(encoded)) if encoded else torch.zeros(1, 3, 2, 2, dtype=torch.float64)
         torch.testing.assert_close(content[:, :, i], expected)
-        assert bool((found[:, :, i] == bool(stands)).all())
+        assert bool((found[:, :, i] == bool(encoded)).all())
 
 
-def test_a_codec_of_single_frames_encodes_the_given_ones_at_once_and_no_others():
+def test_a_codec_of_single_frames_encodes_only_the_given_ones_in_one_call():
     video, mask = clip(9, 0, 3, 8)
     toy = Toy(PLAIN)
     content, found = placed(toy, toy.grid, video, mask)
@@ -98,7 +98,7 @@ def test_a_codec_of_single_frames_encodes_the_given_ones_at_once_and_no_others()
     assert bool((content[:, :, 1:3] == 0).all())
 
 
-def test_nothing_given_is_nothing_encoded():
+def test_without_given_frames_nothing_is_encoded():
     for time in (PLAIN, MEAN, CAUSAL, SEVENTEEN):
         video, mask = clip(time.ceil(9))
         toy = Toy(time)
@@ -108,8 +108,8 @@ def test_nothing_given_is_nothing_encoded():
         assert not bool(content.any() | found.any())
 
 
-def test_causal_cells_that_begin_later_are_encoded_after_the_frame_before_them():
-    """As in the whole clip, for a codec that remembers that frame."""
+def test_later_causal_cells_are_encoded_after_their_preceding_frame():
+    """The latents equal those of the whole clip, for a codec that depends on that frame."""
     toy = Toy(CAUSAL, memory=0.5)
     video, mask = clip(21, *range(3, 13), *range(17, 21))
     whole = toy(video.nan_to_num())
@@ -132,7 +132,7 @@ def test_the_first_frame_and_keyframes_are_encoded_alone():
     assert found[0, 0, :, 0, 0].tolist() == [1, 0, 1, 1]
 
 
-def test_runs_are_encoded_whole_with_the_nearest_given_frame_where_one_is_missing():
+def test_runs_are_encoded_whole_with_unknown_frames_replaced_by_the_nearest():
     toy = Toy(SEVENTEEN, memory=0.5)
     video, mask = clip(40, 0, *range(5, 12), *range(34, 40))
     content, found = placed(toy, toy.grid, video, mask)
@@ -143,8 +143,8 @@ def test_runs_are_encoded_whole_with_the_nearest_given_frame_where_one_is_missin
     assert found[0, 0, :, 0, 0].tolist() == [1, 0, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1]
 
 
-def test_a_first_picture_is_encoded_alone_by_a_codec_of_runs():
-    """Open-Sora 1.2 encodes an image as one frame: its norms look at a whole run."""
+def test_a_codec_of_runs_encodes_a_first_image_alone():
+    """As in Open-Sora 1.2, whose norms depend on the whole run."""
     video, mask = clip(34, 0, 17)
     toy = Toy(SEVENTEEN)
     content, _ = placed(toy, toy.grid, video, mask)
@@ -153,7 +153,7 @@ def test_a_first_picture_is_encoded_alone_by_a_codec_of_runs():
 
 
 @pytest.mark.parametrize("time", [PLAIN, MEAN, CAUSAL, SEVENTEEN])
-def test_a_region_is_the_clip_with_all_its_pixels_and_a_mask_of_the_cells_that_are_all_given(time):
+def test_a_region_masks_only_completely_given_cells(time):
     frames = time.ceil(16)
     video = clip(frames, *range(frames))[0]
     mask = torch.ones(1, 1, frames, SIDE, SIDE, dtype=torch.float64)
@@ -167,7 +167,7 @@ def test_a_region_is_the_clip_with_all_its_pixels_and_a_mask_of_the_cells_that_a
     assert torch.equal(found, expected)
 
 
-def test_a_region_of_a_lone_frame_stands_for_its_part_of_the_cell():
+def test_a_region_of_a_single_frame_represents_its_part_of_the_cell():
     video, mask = clip(9, 0, 8)
     mask[:, :, 8, :, :CELL] = 0
     toy = Toy(CAUSAL)
@@ -176,7 +176,7 @@ def test_a_region_of_a_lone_frame_stands_for_its_part_of_the_cell():
     assert found[0, 0, :, 0].tolist() == [[1, 1], [0, 0], [0, 1]]
 
 
-def test_items_of_a_batch_keep_their_own_content():
+def test_batch_items_are_independent():
     video, mask = clip(9, 0, *range(5, 9), batch=2)
     toy = Toy(CAUSAL)
     content, _ = placed(toy, toy.grid, video, mask)
@@ -185,23 +185,23 @@ def test_items_of_a_batch_keep_their_own_content():
         torch.testing.assert_close(content[item : item + 1], single)
 
 
-def test_latents_are_of_the_codecs_type():
+def test_latents_have_the_codecs_dtype():
     video, mask = clip(5, 0)
     toy = Toy(CAUSAL)
     content, _ = placed(lambda frames: toy(frames).half(), toy.grid, video, mask)
     assert content.dtype == torch.float16
 
 
-def test_a_codec_that_disagrees_with_its_grid_is_refused():
+def test_a_codec_that_contradicts_its_grid_is_refused():
     video, mask = clip(9, *range(9))
-    with pytest.raises(ValueError, match="9 frames became 2 latent frames; the grid says 3"):
+    with pytest.raises(ValueError, match="9 frames were encoded to 2 latent frames; expected 3"):
         placed(lambda frames: Toy(CAUSAL)(frames)[:, :, :2], Toy(CAUSAL).grid, video, mask)
 
 
-def test_the_latent_mask_gives_a_cell_only_when_all_of_it_is_given():
+def test_the_latent_mask_is_1_only_in_completely_given_cells():
     mask = torch.zeros(1, 1, 9, 16, 16)
     mask[:, :, :5, :, :8] = 1
     mask[:, :, 5:8] = 1  # three of the last cell's four frames
-    made = latent_mask(LatentGrid(CAUSAL, (8, 8), channels=4), mask)
-    assert made.shape == (1, 1, 3, 2, 2)
-    assert made[0, 0, :, 0].tolist() == [[1, 0], [1, 0], [0, 0]]
+    result = latent_mask(LatentGrid(CAUSAL, (8, 8), channels=4), mask)
+    assert result.shape == (1, 1, 3, 2, 2)
+    assert result[0, 0, :, 0].tolist() == [[1, 0], [1, 0], [0, 0]]

@@ -1,4 +1,4 @@
-"""A codec's residual block in strips of rows: the same numbers as `ResBlock` gives."""
+"""A codec's residual block in strips of rows, against `ResBlock`."""
 
 import pytest
 import torch
@@ -10,10 +10,10 @@ from kinema.vae import strips
 
 def block(channels, out):
     torch.manual_seed(3)
-    made = ResBlock(channels, out, eps=1e-6).eval().requires_grad_(False)
-    for p in made.parameters():
+    result = ResBlock(channels, out, eps=1e-6).eval().requires_grad_(False)
+    for p in result.parameters():
         p.add_(torch.randn_like(p) * 0.1)
-    return made.to(memory_format=torch.channels_last)
+    return result.to(memory_format=torch.channels_last)
 
 
 def image(channels, height, width):
@@ -23,17 +23,17 @@ def image(channels, height, width):
 @pytest.mark.parametrize("size", [(32, 20), (30, 14), (3, 5)])
 @pytest.mark.parametrize(("channels", "out"), [(32, 32), (64, 32)])
 @torch.no_grad()
-def test_strips_give_what_the_whole_map_gives(monkeypatch, size, channels, out):
-    """Also where the last strip is a short one, and where there is one only."""
+def test_strips_equal_the_whole_map(monkeypatch, size, channels, out):
+    """Also with a shorter last strip and with a single strip."""
     monkeypatch.setattr(strips, "STRIP", 8 * size[1] * channels)
     layer, x = block(channels, out), image(channels, *size)
-    made = torch.full((*size, out), torch.nan)
-    strips.residual(layer, *size)(x[0].permute(1, 2, 0), made, torch.full((made.numel(),), torch.nan))
-    torch.testing.assert_close(made, layer(x)[0].permute(1, 2, 0), atol=2e-5, rtol=1e-5)
+    result = torch.full((*size, out), torch.nan)
+    strips.residual(layer, *size)(x[0].permute(1, 2, 0), result, torch.full((result.numel(),), torch.nan))
+    torch.testing.assert_close(result, layer(x)[0].permute(1, 2, 0), atol=2e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_strips_use_the_convolutions_with_fewer_products_where_the_whole_map_does(monkeypatch):
+def test_strips_use_winograd_when_the_whole_map_does(monkeypatch):
     monkeypatch.setattr(strips, "STRIP", 16 * 64 * 128)
     monkeypatch.setattr(winograd, "products_are_fast", lambda: True)
     layer, x = block(128, 128), image(128, 64, 64)
@@ -41,15 +41,15 @@ def test_strips_use_the_convolutions_with_fewer_products_where_the_whole_map_doe
     of_padded = winograd.of_padded
     monkeypatch.setattr(winograd, "of_padded", lambda conv: used.append(conv) or of_padded(conv))
     run = strips.residual(layer, 64, 64)
-    own, room = x[0].permute(1, 2, 0), torch.empty(x.numel())
-    run(own.clone(), own.clone(), room)
-    run(own, own, room)
-    assert used == [layer.conv1, layer.conv2]  # their weights are made ready once, not once an image
-    torch.testing.assert_close(own, expected[0].permute(1, 2, 0), atol=5e-5, rtol=1e-5)
+    inplace, buffer = x[0].permute(1, 2, 0), torch.empty(x.numel())
+    run(inplace.clone(), inplace.clone(), buffer)
+    run(inplace, inplace, buffer)
+    assert used == [layer.conv1, layer.conv2]  # the weights are prepared once, not for each image
+    torch.testing.assert_close(inplace, expected[0].permute(1, 2, 0), atol=5e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_a_norm_told_by_parts_is_that_of_the_whole():
+def test_norm_statistics_from_parts_equal_those_of_the_whole():
     norm = block(64, 64).norm1
     x = image(64, 12, 10) * 3 + 5
     scale, shift = scale_and_shift(norm, x.permute(0, 2, 3, 1).split([5, 1, 6], dim=1))
@@ -58,17 +58,17 @@ def test_a_norm_told_by_parts_is_that_of_the_whole():
 
 @pytest.mark.parametrize("part", [1, 2**10, 2**30])
 @torch.no_grad()
-def test_enlarging_by_rows_gives_the_enlarged_map(monkeypatch, part):
+def test_upsampling_by_rows_equals_upsampling_the_whole_map(monkeypatch, part):
     monkeypatch.setattr("kinema.nn.ldm_unet.PART", part)
     conv, x = block(32, 32).conv1, torch.cat([image(32, 7, 6), image(32, 7, 6)])
     expected = conv(torch.nn.functional.interpolate(x, scale_factor=2))
-    room = torch.full((expected.numel(),), torch.nan)
-    made = twice_as_large(conv, x, room)
-    torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-5)
-    assert made.data_ptr() == room.data_ptr()
+    buffer = torch.full((expected.numel(),), torch.nan)
+    result = twice_as_large(conv, x, buffer)
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
+    assert result.data_ptr() == buffer.data_ptr()
 
 
-def test_only_a_processor_that_samples_works_in_strips():
+def test_strips_are_used_only_for_cpu_inference():
     layer, x = block(32, 32), image(32, 8, 8)
     with torch.no_grad():
         assert strips.pays(layer, strips.LEAST, x)

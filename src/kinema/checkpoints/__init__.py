@@ -1,1 +1,1 @@
-"""Weights in and out of files: safe reading, key maps, the hub's cache."""
+"""Weight files: safe reading and writing, key maps between layouts, downloads from the Hugging Face hub."""

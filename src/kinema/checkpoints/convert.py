@@ -1,6 +1,6 @@
-"""Weights from one layout to another, one tensor at a time, whole or not at all.
+"""Convert weights between layouts, one tensor at a time; the target is written completely or not at all.
 
-A family's `Layouts` opens a source and plans a target; this module writes the plan.
+A family's `Layouts` opens the source and plans the target; this module writes it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class TargetFile:
-    """One weight file of a target: its place in the folder ("" for a single file) and how its tensors are made.
+    """One weight file of a target: its path in the folder ("" for a single file) and how to compute each tensor.
 
-    ``text`` is the header of an earlier file, to be written as it is.
+    ``text`` is a safetensors header to write verbatim, taken from an earlier file.
     """
 
     path: str
@@ -48,7 +48,7 @@ class TargetFile:
 
 @dataclass(frozen=True)
 class Conversion:
-    """Everything a target holds: one file without a path, or the files and JSON texts of a folder."""
+    """The contents of a target: one file without a path, or a folder's weight files and JSON files (``texts``)."""
 
     files: tuple[TargetFile, ...]
     texts: Mapping[str, Any]
@@ -60,23 +60,23 @@ class Conversion:
 
 
 class Layouts(Protocol):
-    """The layouts in which a family's weights exist."""
+    """The layouts of a family's weight files."""
 
     names: tuple[str, ...]
 
     def open(self, source: Path, variant: str | None) -> Any | None:
-        """The family's own view of a file or folder, or None for one that is not of this family."""
+        """Return the family's view of a file or folder; None if it belongs to another family."""
 
     def plan(self, opened: Any, layout: str, dtype: torch.dtype | None) -> Conversion:
-        """The target that `open`'s view makes in a layout. Raises BadRequest for one that it does not have."""
+        """Plan the target for what `open` returned. Raises BadRequest for a layout that these weights do not have."""
 
     def reader(self, source: Path, variant: str | None) -> Callable[[str], Tensor] | None:
-        """Reads one tensor at a time by the network's own name; None for a file that only converts as a whole."""
+        """Return a reader of single tensors by native name; None for a file that only converts as a whole."""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written."""
+    """The result of a conversion."""
 
     path: Path
     family: str
@@ -98,9 +98,9 @@ def convert(
     """Write the weights of ``source`` (a file or folder) to ``target`` in another layout.
 
     ``dtype`` ("fp32", "fp16", "bf16") casts every floating-point tensor; None keeps them bit for bit.
-    ``variant`` picks ``name.fp16.safetensors`` and the like in a source folder. Raises `BadRequest` for a
-    source that is missing, damaged or of no family with layouts (and says what it is), an unknown layout or
-    dtype, a target that exists, lies in the source, or cannot be written, and a disk that is too small.
+    ``variant`` selects files such as ``name.fp16.safetensors`` in a source folder. Raises `BadRequest` for a
+    source that is missing, damaged or of an unsupported kind (naming the kind), an unknown layout or dtype,
+    a target that exists, overlaps the source or cannot be written, and a full disk.
     """
     source, target = Path(source), Path(target)
     if not source.exists():
@@ -121,26 +121,26 @@ def convert(
     else:
         written = beside(target, lambda free: _write(plan, free, exclusive=True))
     if written != target:
-        on_event(Note(f"{target} appeared meanwhile and was kept; these weights are {written}"))
+        on_event(Note(f"{target} was created by another process and was kept; the weights were written to {written}"))
     count, size = sum(len(file.header) for file in plan.files), sum(file.bytes for file in plan.files)
     return Converted(written, family, count, size, plan.notes)
 
 
 @overload
-def cast(what: Tensor, dtype: torch.dtype | None) -> Tensor: ...
+def cast(source: Tensor, dtype: torch.dtype | None) -> Tensor: ...
 @overload
-def cast(what: Header, dtype: torch.dtype | None) -> Header: ...
-def cast(what: Tensor | Header, dtype: torch.dtype | None) -> Tensor | Header:
-    """A tensor, or the header of many, in another floating-point type; None and whole numbers stay."""
+def cast(source: Header, dtype: torch.dtype | None) -> Header: ...
+def cast(source: Tensor | Header, dtype: torch.dtype | None) -> Tensor | Header:
+    """Cast a tensor, or the dtypes in a header, to a floating-point type; integers stay, as does all with None."""
     if dtype is None:
-        return what
-    if isinstance(what, Tensor):
-        return what.to(dtype) if what.is_floating_point() else what
-    return {name: (shape, dtype if kind.is_floating_point else kind) for name, (shape, kind) in what.items()}
+        return source
+    if isinstance(source, Tensor):
+        return source.to(dtype) if source.is_floating_point() else source
+    return {name: (shape, dtype if kind.is_floating_point else kind) for name, (shape, kind) in source.items()}
 
 
 def _open(source: Path, variant: str | None) -> tuple[str, Layouts, Any]:
-    """The family whose file or folder this is, its layouts, and what they make of it."""
+    """Return the source's family, its layouts and its view of the source."""
     known: list[str] = []
     for name in registry.FAMILIES:
         layouts: Layouts | None = registry.family(name).checkpoints.layouts
@@ -151,27 +151,31 @@ def _open(source: Path, variant: str | None) -> tuple[str, Layouts, Any]:
             opened = layouts.open(source, variant)
         if opened is not None:
             return name, layouts, opened
-    told = describe(Source(source, variant))
-    raise BadRequest(f"{source} cannot be converted: layouts are known of {', '.join(known)}, and this is {told}")
+    kind = describe(Source(source, variant))
+    raise BadRequest(f"cannot convert {source}: it is {kind}; expected weights of {', '.join(known)}")
 
 
 def _check_target(source: Path, target: Path, plan: Conversion, overwrite: bool) -> None:
     check_folder(target)
-    here, there = source.resolve(), target.resolve()
-    if there == here or here in there.parents or there in here.parents:
-        raise BadRequest(f"{target} and the source {source} are not apart; name another target")
+    old, new = source.resolve(), target.resolve()
+    if new == old or old in new.parents or new in old.parents:
+        raise BadRequest(f"the target {target} overlaps the source {source}; choose another target")
     if os.path.lexists(target):
         if not overwrite:
-            raise BadRequest(f"{target} exists already; name another target, or use --overwrite")
+            raise BadRequest(f"{target} already exists; choose another target or use --overwrite")
         if target.is_dir() and any(target.iterdir()) and not (target / "model_index.json").is_file():
-            raise BadRequest(f"{target} is a folder with other things in it, and would be replaced whole")
+            raise BadRequest(
+                f"{target} is a folder of other files, all of which would be deleted; choose another target"
+            )
     if not plan.is_folder and target.suffix != ".safetensors":
-        raise BadRequest(f"{target.name} is to be a single file; expected a name that ends in .safetensors")
+        raise BadRequest(f"{target.name} is not a name for a single weight file; expected one ending in .safetensors")
     if plan.is_folder and target.suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin"):
-        raise BadRequest(f"{target.name} is to be a folder; expected a name without {target.suffix}")
+        raise BadRequest(f"{target.name} is not a name for a folder; expected one without {target.suffix}")
     need, free = sum(file.bytes for file in plan.files), shutil.disk_usage(target.parent).free
     if need > free:
-        raise BadRequest(f"{target.name} needs {need:,} bytes and the disk has {free:,}; nothing was written")
+        raise BadRequest(
+            f"{target.name} needs {need:,} bytes but only {free:,} are free on its disk; nothing was written"
+        )
 
 
 def _write(plan: Conversion, target: Path, *, exclusive: bool) -> Path:
@@ -181,10 +185,10 @@ def _write(plan: Conversion, target: Path, *, exclusive: bool) -> Path:
             write_streamed(part, file.header, file.make, file.metadata, file.text)
         return target
     with replacing(target, folder=True, exclusive=exclusive) as part:
-        for path, told in _sorted(plan.texts):
+        for path, text in _sorted(plan.texts):
             place = part / path
             place.parent.mkdir(exist_ok=True)
-            place.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+            place.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
         for file in plan.files:
             place = part / file.path
             place.parent.mkdir(exist_ok=True)

@@ -1,8 +1,7 @@
-"""Weight files, read safely and written whole.
+"""Weight files: safe reading, atomic writing.
 
-safetensors is read through a memory map after its header has been checked against the file; PyTorch's
-own files only with ``weights_only=True``, never anything else. A folder with an index, or with one
-weight file among others, reads like a file.
+A safetensors file is memory-mapped after its header has been checked against the file; PyTorch's own files are
+only ever loaded with ``weights_only=True``. A folder with an index, or with a single weight file, reads like a file.
 """
 
 from __future__ import annotations
@@ -24,20 +23,21 @@ from kinema.atomic import replacing
 from kinema.bounds import MAX_QUOTED, few, printable, quoted
 from kinema.checkpoints.pickles import SUFFIXES, read_pickle
 from kinema.schema import BadRequest
+from kinema.values import counted
 
 WEIGHTS = (".safetensors", *SUFFIXES)
-"""How a weight file's name ends."""
+"""Suffixes of weight files."""
 RUN_OPTIONS = "options.json"
-"""What a training run was asked for; a folder without it is no run's."""
+"""The settings of a training run; marks a folder as a run's."""
 MAX_HEADER = 16 * 2**20
-"""Bytes of a safetensors header: the largest known models stay under one MiB."""
+"""Limit on the bytes of a safetensors header; the largest known models stay under 1 MiB."""
 MAX_ENTRIES = 100_000
 MAX_AXES = 16
 MAX_NAME = 255
 LENGTH, ALIGNED = 8, 16
-"""Bytes before the header, which tell its length, and what tensors that are written begin at multiples of."""
+"""Bytes of the length field before the header, and the alignment in bytes of the tensors that we write."""
 WHOLE = 2**30
-"""Files up to here are hashed whole; larger ones by their size, header, head and tail."""
+"""Files of up to this many bytes are hashed completely; larger ones by size, header, head and tail."""
 
 DTYPES = {
     "F64": torch.float64,
@@ -66,7 +66,7 @@ Header = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 def header(path: str | Path, variant: str | None = None) -> Header:
-    """Names, shapes and dtypes of all tensors, without reading one of them."""
+    """Return names, shapes and dtypes of all tensors without reading any data."""
     found: Header = {}
     for file in weight_files(path, variant):
         if file.suffix == ".safetensors":
@@ -78,12 +78,12 @@ def header(path: str | Path, variant: str | None = None) -> Header:
 
 
 def read_tensors(path: str | Path, variant: str | None = None) -> dict[str, Tensor]:
-    """All tensors of a file or folder, memory-mapped: pages are read when they are used.
+    """Return all tensors of a file or folder, memory-mapped: pages are read on first use.
 
-    A PyTorch file may wrap its tensors as ``ema``, ``state_dict`` or ``model`` (the first there is
-    wins: published results are sampled from the average); counters beside them are left out, and
-    ``module.`` before every name goes. ``variant`` picks ``name.fp16.safetensors`` and the like in a folder.
-    Raises `BadRequest` for a file that is missing, cut short, hostile, or holds code.
+    A PyTorch file may wrap its tensors in ``ema``, ``state_dict`` or ``model``, tried in this order because published
+    results are sampled from the averaged weights; counters next to them are skipped, and a ``module.`` prefix on
+    all names is removed. ``variant`` selects files such as ``name.fp16.safetensors`` in a folder. Raises `BadRequest`
+    for a file that is missing, cut short or hostile, or that contains code.
     """
     found: dict[str, Tensor] = {}
     for file in weight_files(path, variant):
@@ -92,19 +92,19 @@ def read_tensors(path: str | Path, variant: str | None = None) -> dict[str, Tens
 
 
 def metadata(path: str | Path, variant: str | None = None) -> dict[str, str]:
-    """The text a safetensors file carries beside its tensors; empty for other formats."""
-    told: dict[str, str] = {}
+    """Return the metadata of safetensors files; empty for other formats."""
+    found: dict[str, str] = {}
     for file in weight_files(path, variant):
         if file.suffix == ".safetensors":
-            told |= Layout.read(file).metadata
-    return told
+            found |= Layout.read(file).metadata
+    return found
 
 
 def weight_hash(path: str | Path, variant: str | None = None) -> str:
-    """A name for exactly these weights; what was hashed is its prefix.
+    """Return a hash that identifies these weights; its prefix states what was hashed.
 
-    ``sha256:`` the whole file; ``sha256-parts:`` of a file over 1 GiB its size, header and the first
-    and last 16 MiB; ``sha256-shards:`` the names and hashes of several files.
+    ``sha256:`` the whole file; ``sha256-parts:`` the size, the header and the first and last 16 MiB of a file over
+    1 GiB; ``sha256-shards:`` the names and hashes of several files.
     """
     files = weight_files(path, variant)
     if len(files) == 1:
@@ -114,10 +114,10 @@ def weight_hash(path: str | Path, variant: str | None = None) -> str:
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Give a model, usually built on the meta device, exactly these tensors, without a copy.
+    """Load exactly these tensors into a model, usually built on the meta device, without copying.
 
-    Every key must be there, none may be left over and every shape must agree; otherwise a `BadRequest`
-    names ``where`` and the first few. Parameters take the dtype of the file.
+    Raises `BadRequest`, starting with ``where`` and naming the first few keys, if any is missing, unexpected or of the
+    wrong shape. Parameters take the dtype of the file.
     """
     expected = model.state_dict()
     missing = [name for name in expected if name not in tensors]
@@ -127,34 +127,36 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
         for name in expected
         if name in tensors and tensors[name].shape != expected[name].shape
     ]
-    whole = [
+    integers = [
         f"{name} is {tensors[name].dtype}"
         for name in expected
         if name in tensors and expected[name].is_floating_point() and not tensors[name].is_floating_point()
     ]
-    told = (
+    found = (
         ("missing", missing),
         ("unexpected", unexpected),
-        ("of another shape", wrong),
-        ("not floating-point", whole),
+        ("with the wrong shape", wrong),
+        ("not floating-point", integers),
     )
-    faults = [f"{len(names)} {what} ({few(names)})" for what, names in told if names]
+    faults = [f"{len(names)} {fault} ({few(names)})" for fault, names in found if names]
     if faults:
         raise BadRequest(f"{where} does not fit this model: {'; '.join(faults)}")
     model.load_state_dict(dict(tensors), strict=True, assign=True)
-    hollow = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
-    if hollow:
-        raise RuntimeError(f"{few(hollow)} are not in the state dict and stayed on the meta device: make them there")
+    unfilled = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
+    if unfilled:
+        raise RuntimeError(
+            f"{few(unfilled)} are not in the state dict and are still on the meta device; create them on a real one"
+        )
 
 
 # ----------------------------------------------------------------------------------------- writing
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, whole or not at all; the same tensors give the same bytes.
+    """Write a safetensors file atomically; the same tensors always give the same bytes.
 
-    Tensors that share memory are written each for itself. Raises `BadRequest` where the folder is
-    missing or not writable, or the disk is full; the file that was there stays.
+    Tensors that share memory are written separately. Raises `BadRequest` if the folder is missing or not
+    writable or the disk is full; an existing file is then kept.
     """
     header = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     write_streamed(path, header, tensors.__getitem__, metadata)
@@ -167,23 +169,24 @@ def write_streamed(
     metadata: Mapping[str, str] | None = None,
     text: bytes | None = None,
 ) -> None:
-    """`write_tensors` with each tensor made when its turn comes, so that one is in memory at a time.
+    """`write_tensors`, computing one tensor at a time with ``make(name)`` so that only one is in memory.
 
-    ``text`` is the header of an earlier file, written as it is: its order, its spelling and its metadata.
+    ``text`` is the header of an earlier file, written verbatim: its order, formatting and metadata are kept.
     """
-    names, told = _laid_out(header, metadata) if text is None else (_order(text), text)
+    names, encoded = _encode_header(header, metadata) if text is None else (_order(text), text)
     with replacing(Path(path)) as part, part.open("wb") as file:
-        file.write(struct.pack("<Q", len(told)) + told)
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
         for name in names:
             tensor = make(name)
             if (tuple(tensor.shape), tensor.dtype) != header[name]:
-                raise RuntimeError(f"{name} was promised as {header[name]} and is {tensor.shape}, {tensor.dtype}")
+                raise RuntimeError(f"{name} is {tensor.shape}, {tensor.dtype}; its header states {header[name]}")
             file.write(tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _laid_out(header: Header, metadata: Mapping[str, str] | None) -> tuple[list[str], bytes]:
-    # Whole multiples of ALIGNED first, so that they begin at such: the last bits of a product can depend on where its
-    # weight begins (MKL on AMD). Then wide types, so that each is aligned to its own size, which a memory map needs.
+def _encode_header(header: Header, metadata: Mapping[str, str] | None) -> tuple[list[str], bytes]:
+    # Sizes that are multiples of ALIGNED first, so that those tensors stay aligned: the last bits of a matrix product
+    # can depend on the address of the weight (MKL on AMD). Then wide dtypes first: a memory map needs each tensor
+    # aligned to its dtype.
     size = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in header.items()}
     names = sorted(header, key=lambda name: (size[name] % ALIGNED != 0, -header[name][1].itemsize, name))
     table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
@@ -191,11 +194,11 @@ def _laid_out(header: Header, metadata: Mapping[str, str] | None) -> tuple[list[
     for name in names:
         shape, dtype = header[name]
         if dtype not in _NAMES:
-            raise ValueError(f"{name} is {dtype}, which safetensors cannot hold")
+            raise ValueError(f"{name} is {dtype}, which safetensors cannot store")
         table[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, at + size[name]]}
         at += size[name]
-    told = json.dumps(table, separators=(",", ":")).encode()
-    return names, told + b" " * (-(len(told) + LENGTH) % ALIGNED)
+    text = json.dumps(table, separators=(",", ":")).encode()
+    return names, text + b" " * (-(len(text) + LENGTH) % ALIGNED)
 
 
 def _order(text: bytes) -> list[str]:
@@ -207,11 +210,11 @@ def _order(text: bytes) -> list[str]:
 
 
 def weight_files(path: str | Path, variant: str | None = None) -> list[Path]:
-    """The files that hold the weights of ``path``: itself, the shards of an index, or a folder's own.
+    """Return the weight files of ``path``: the file itself, the shards of an index, or the weights in a folder.
 
-    In a folder an index comes first, then safetensors, then PyTorch's files; without ``variant`` the
-    plain names are taken, or the only variant there is; of a training run its ``model.safetensors``. Raises
-    `BadRequest` where there is none, or a choice.
+    In a folder, an index is preferred to a single file, and safetensors to PyTorch's files. Without ``variant``, files
+    without a variant suffix are chosen, or the only variant present; in a training run's folder, ``model.safetensors``.
+    Raises `BadRequest` if there is no file or more than one candidate.
     """
     path = Path(path)
     if path.is_dir():
@@ -219,30 +222,30 @@ def weight_files(path: str | Path, variant: str | None = None) -> list[Path]:
     if not path.exists():
         raise BadRequest(f"there is no weight file {path}")
     if not bounds.is_regular(path):
-        raise BadRequest(f"{path} is not a regular file; expected weights")
+        raise BadRequest(f"{path} is not a regular file; expected a weight file")
     if path.suffix == ".json":
         return _of_index(path)
     if path.suffix not in WEIGHTS:
-        raise BadRequest(f"{path.name} is no weight file; expected .safetensors, {', '.join(SUFFIXES)} or a folder")
+        raise BadRequest(f"{path.name} is not a weight file; expected .safetensors, {', '.join(SUFFIXES)} or a folder")
     return [path]
 
 
 def _of_folder(folder: Path, variant: str | None) -> list[Path]:
     names = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     if variant is None and {RUN_OPTIONS, "model.safetensors"} <= set(names):
-        return [folder / "model.safetensors"]  # a training run: its result, among checkpoints and best weights
+        return [folder / "model.safetensors"]  # a training run's result, next to its checkpoints and best weights
     for kind in (r"\.safetensors", "|".join(re.escape(s) for s in SUFFIXES)):
         # model.safetensors, model.fp16.safetensors; model.safetensors.index.json, …index.fp16.json
         single = re.compile(rf"(?P<stem>[^.]+?)(?:\.(?P<variant>\w+))?(?:{kind})")
         index = re.compile(rf"(?P<stem>[^.]+)(?:{kind})\.index(?:\.(?P<variant>\w+))?\.json")
         found = [(m["variant"], name) for name in names if (m := index.fullmatch(name))]
         sharded = {kind for kind, _ in found}
-        whole = [(m["variant"], name) for name in names if (m := single.fullmatch(name)) and not _is_shard(name)]
-        found += [(kind, name) for kind, name in whole if kind not in sharded]
+        single_files = [(m["variant"], name) for name in names if (m := single.fullmatch(name)) and not _is_shard(name)]
+        found += [(kind, name) for kind, name in single_files if kind not in sharded]
         if found:
             chosen = folder / _choose(folder, found, variant)
             return _of_index(chosen) if chosen.suffix == ".json" else [chosen]
-    raise BadRequest(f"the folder {folder} holds no weights; expected a .safetensors file, its index or a pipeline")
+    raise BadRequest(f"the folder {folder} has no weights; expected a .safetensors file, an index or a pipeline")
 
 
 def _is_shard(name: str) -> bool:
@@ -255,28 +258,34 @@ def _choose(folder: Path, found: list[tuple[str | None, str]], variant: str | No
         variant = kinds[0]
     names = [name for kind, name in found if kind == variant]
     if not names:
-        there = ", ".join(kinds) or "only plain files"
-        raise BadRequest(f"the folder {folder} has no weights of the variant {variant or 'plain'!r}; there is {there}")
+        missing = f"weights of the variant {variant!r}" if variant else "weights without a variant"
+        raise BadRequest(f"the folder {folder} has no {missing}; its variants: {', '.join(kinds) or 'none'}")
     if len(names) > 1:
-        raise BadRequest(f"the folder {folder} holds {len(names)} weight files ({few(names)}); name the one to load")
+        raise BadRequest(f"the folder {folder} has {len(names)} weight files ({few(names)}); name the one to load")
     return names[0]
 
 
 def _of_index(path: Path) -> list[Path]:
-    """The shards an index names, all of them in its own folder and all of them there."""
-    told = bounds.from_json(bounds.read_bytes(path, MAX_HEADER, "an index of weights"), path.name)
+    """Return the shards that an index names; all must exist in its own folder."""
+    index = bounds.from_json(bounds.read_bytes(path, MAX_HEADER, "an index of weights"), path.name)
     try:
-        shards = sorted(set(told["weight_map"].values()))
+        shards = sorted(set(index["weight_map"].values()))
     except (KeyError, TypeError, AttributeError) as error:
-        raise BadRequest(f"{path.name} is not an index of weights: expected a weight_map of names to files") from error
+        raise BadRequest(
+            f"{path.name} is not an index of weights: expected a weight_map from tensor names to files"
+        ) from error
     files = []
     for name in shards:
         if not isinstance(name, str) or Path(name).name != name or "\\" in name or len(name) > MAX_NAME:
-            raise BadRequest(f"{path.name} points outside its folder ({quoted(name)}); expected plain file names")
+            raise BadRequest(
+                f"{path.name} names the shard {quoted(name)}; expected the name of a file in its own folder"
+            )
         files.append(path.parent / name)
-    absent = [file.name for file in files if not file.is_file()]
-    if absent or not files:
-        raise BadRequest(f"{path.name} names {len(files)} files and {len(absent)} are missing ({few(absent)})")
+    if not files:
+        raise BadRequest(f"{path.name} names no shards; expected at least one")
+    if absent := [file.name for file in files if not file.is_file()]:
+        verb = "is" if len(absent) == 1 else "are"
+        raise BadRequest(f"{path.name} names {counted(len(files), 'shard')} but {few(absent)} {verb} missing")
     return files
 
 
@@ -284,12 +293,12 @@ def _of_index(path: Path) -> list[Path]:
 
 
 class Layout:
-    """A checked safetensors header: every tensor lies inside the file, none overlaps another."""
+    """A checked safetensors header: all tensors are inside the file, without gaps or overlaps."""
 
     def __init__(
-        self, file: Path, text: bytes, entries: dict[str, tuple[tuple[int, ...], torch.dtype, int, int]], told: dict
+        self, file: Path, text: bytes, entries: dict[str, tuple[tuple[int, ...], torch.dtype, int, int]], metadata: dict
     ) -> None:
-        self.file, self.text, self.entries, self.metadata = file, text, entries, told
+        self.file, self.text, self.entries, self.metadata = file, text, entries, metadata
         self.begin = 8 + len(text)
 
     @staticmethod
@@ -298,53 +307,56 @@ class Layout:
         with file.open("rb") as opened:
             length = struct.unpack("<Q", opened.read(8))[0] if size >= 8 else 0
             if size < 8 or length < 2:
-                raise BadRequest(f"{file.name} is not a safetensors file: it holds {size} bytes and no header")
+                raise BadRequest(f"{file.name} is not a safetensors file: it has {size} bytes and no header")
             if length > MAX_HEADER:
                 raise BadRequest(
-                    f"{file.name} is not a safetensors file, or a hostile one: its header claims {length:,} bytes"
+                    f"{file.name} is not a valid safetensors file: its header claims {length:,} bytes; "
+                    f"expected at most {MAX_HEADER:,}"
                 )
             if 8 + length > size:
-                raise BadRequest(f"{file.name} is cut short: its header needs {8 + length:,} bytes of {size:,}")
+                raise BadRequest(
+                    f"{file.name} is cut short: its header ends at byte {8 + length:,}, the file at {size:,}"
+                )
             text = opened.read(length)
         table = _parse(file.name, text)
-        told = _metadata(file.name, table)
+        metadata = _pop_metadata(file.name, table)
         if len(table) > MAX_ENTRIES:
-            raise BadRequest(f"{file.name} lists {len(table):,} tensors; at most {MAX_ENTRIES:,} are read")
+            raise BadRequest(f"{file.name} lists {len(table):,} tensors; expected at most {MAX_ENTRIES:,}")
         entries = {name: _entry(file.name, name, entry) for name, entry in table.items()}
         _check_extent(file, entries, size - 8 - length)
-        return Layout(file, text, entries, told)
+        return Layout(file, text, entries, metadata)
 
 
 def listed(text: bytes, where: str) -> tuple[Header, dict[str, str]]:
-    """What the text of a header lists, and its metadata, where the file itself is not at hand; raises `BadRequest`."""
+    """Parse the text of a safetensors header, without its file, to the header and metadata; raises `BadRequest`."""
     table = _parse(where, text)
-    told = _metadata(where, table)
-    return {name: _entry(where, name, entry)[:2] for name, entry in table.items()}, told
+    metadata = _pop_metadata(where, table)
+    return {name: _entry(where, name, entry)[:2] for name, entry in table.items()}, metadata
 
 
-def _metadata(where: str, table: dict[str, Any]) -> dict[str, str]:
-    """Taken out of the table of a header."""
-    told = table.pop("__metadata__", {})
-    if not isinstance(told, dict) or not all(isinstance(v, str) for v in told.values()):
-        raise BadRequest(f"{where} has metadata that is not text")
-    return told
+def _pop_metadata(where: str, table: dict[str, Any]) -> dict[str, str]:
+    """Remove the metadata from a header's table and return it."""
+    metadata = table.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise BadRequest(f"{where} has metadata that is not text; expected names and texts")
+    return metadata
 
 
 def _parse(where: str, text: bytes) -> dict[str, Any]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) != len(pairs):
-            raise ValueError("a name twice")
-        return made
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        entries = dict(pairs)
+        if len(entries) != len(pairs):
+            raise ValueError("a duplicate name")
+        return entries
 
-    table = bounds.from_json(text, f"the header of {where}", pairs=once)
+    table = bounds.from_json(text, f"the header of {where}", pairs=unique)
     if not isinstance(table, dict):
-        raise BadRequest(f"{where} has a damaged header: it is not the list of tensors expected")
+        raise BadRequest(f"{where} has a damaged header: expected a table of tensors")
     return table
 
 
 def _entry(where: str, name: str, entry: Any) -> tuple[tuple[int, ...], torch.dtype, int, int]:
-    """(shape, dtype, begin, end) of one tensor, its byte count checked before anything is allocated."""
+    """Return (shape, dtype, begin, end) of one tensor; checks its byte count before anything is allocated."""
     try:
         shape, (begin, end), kind = tuple(entry["shape"]), entry["data_offsets"], entry["dtype"]
         sound = all(type(n) is int and n >= 0 for n in (*shape, begin, end)) and isinstance(kind, str)
@@ -355,11 +367,13 @@ def _entry(where: str, name: str, entry: Any) -> tuple[tuple[int, ...], torch.dt
         raise BadRequest(f"{where} has a damaged header at {quoted(name)}: expected dtype, shape and data_offsets")
     if kind not in DTYPES:
         raise BadRequest(
-            f"{where} holds {quoted(name)} as {printable(kind, MAX_QUOTED)}; expected one of {', '.join(DTYPES)}"
+            f"{where} has {quoted(name)} of dtype {printable(kind, MAX_QUOTED)}; expected one of {', '.join(DTYPES)}"
         )
     if math.prod(shape) * DTYPES[kind].itemsize != end - begin:
-        told = f"{end - begin:,} bytes, and its shape {quoted(list(shape))} needs others"
-        raise BadRequest(f"{where} gives {quoted(name)} {told}")
+        raise BadRequest(
+            f"{where} has a damaged header at {quoted(name)}: its {end - begin:,} bytes do not match its dtype {kind} "
+            f"and shape {quoted(list(shape))}"
+        )
     return shape, DTYPES[kind], begin, end
 
 
@@ -367,10 +381,12 @@ def _check_extent(file: Path, entries: Mapping[str, tuple], size: int) -> None:
     at = 0
     for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != at:
-            raise BadRequest(f"{file.name} has a damaged header: {quoted(name)} begins at {begin:,}, expected {at:,}")
+            raise BadRequest(
+                f"{file.name} has a damaged header: {quoted(name)} begins at byte {begin:,}; expected {at:,}"
+            )
         at = end
     if at > size:
-        raise BadRequest(f"{file.name} is cut short: its tensors need {at:,} bytes and {size:,} are there")
+        raise BadRequest(f"{file.name} is cut short: its tensors need {at:,} bytes and it has {size:,}")
     if at < size:
         raise BadRequest(f"{file.name} is damaged: {size - at:,} bytes follow its last tensor")
 
@@ -390,10 +406,12 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def merge(found: dict[str, Any], new: Mapping[str, Any], file: Path) -> None:
-    """Put a shard's entries to those of the shards before. Raises BadRequest where one is in both."""
-    twice = [name for name in new if name in found]
-    if twice:
-        raise BadRequest(f"{file.name} holds {len(twice)} tensors that another shard holds too ({few(twice)})")
+    """Add a shard's entries to those of earlier shards. Raises BadRequest for a duplicate."""
+    duplicates = [name for name in new if name in found]
+    if duplicates:
+        raise BadRequest(
+            f"{file.name} has {counted(len(duplicates), 'tensor')} that another shard also has ({few(duplicates)})"
+        )
     found.update(new)
 
 

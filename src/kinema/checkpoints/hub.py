@@ -1,4 +1,4 @@
-"""Weights from the Hugging Face hub, through its own cache (``HF_HOME``) and its own offline mode."""
+"""Downloads from the Hugging Face hub, with its cache (``HF_HOME``) and its offline mode."""
 
 from __future__ import annotations
 
@@ -13,57 +13,57 @@ from kinema.checkpoints.pickles import SUFFIXES
 from kinema.checkpoints.source import INDEX
 from kinema.schema import BadRequest
 
-BESIDE = ("*/*.json", "*/*.txt", "*/*.model")
-"""What a pipeline's parts have besides weights: configs and vocabularies."""
-KINDS = ("*/*.fp16*", "*/*.bf16*", "*/*.non_ema*", "*/*.onnx*", "*/*.msgpack")
-"""Weights of other kinds than the plain ones, which lie beside them."""
+EXTRAS = ("*/*.json", "*/*.txt", "*/*.model")
+"""Files of a pipeline's components other than weights: configs and vocabularies."""
+VARIANTS = ("*/*.fp16*", "*/*.bf16*", "*/*.non_ema*", "*/*.onnx*", "*/*.msgpack")
+"""Other variants and formats of the same weights, skipped by default."""
 CONFIG = "config.json"
 
 
 def fetch_model(name: str, offline: bool | None = None, variant: str | None = None) -> Path:
-    """The local folder of a model on the hub, or its file: ``owner/name`` or ``owner/name/file``.
+    """Return the local folder or file of a model on the hub, ``owner/name`` or ``owner/name/file``.
 
-    Of a pipeline, or of one network with its config, only what loading it reads: configs and the weights of one
-    ``variant``, as repositories often hold every precision, and single files besides. Of a repository of single files
-    the only one there is. Raises `BadRequest` as `fetch` does, and for one of several files, which has to be named.
+    For a pipeline or a network with its config, downloads only what loading reads, configs and the weights of one
+    ``variant``: repositories often have every precision and single-file copies. For a repository of single files,
+    downloads its only weight file. Raises `BadRequest` as `fetch` does, and if there are several weight files.
     """
-    if variant and not re.fullmatch(r"\w[\w-]*", variant):  # it becomes a pattern of names, and a recipe may tell it
-        raise BadRequest(f"variant {quoted(variant)} is no name; expected one such as fp16")
+    if variant and not re.fullmatch(r"\w[\w-]*", variant):  # used in file patterns; may be untrusted
+        raise BadRequest(f"variant is {quoted(variant)}; expected a name such as fp16")
     owner, _, rest = name.partition("/")
     repository, _, file = rest.partition("/")
     if file:
         return fetch(f"{owner}/{repository}", offline, [file]) / file
     folder = _snapshot(name, offline, [INDEX, CONFIG])
     if (folder / INDEX).is_file():
-        below, told = "*/", [INDEX, *BESIDE]
+        below, others = "*/", [INDEX, *EXTRAS]
     elif (folder / CONFIG).is_file():
-        below, told = "", ["*.json", "*.txt"]
+        below, others = "", ["*.json", "*.txt"]
     else:
         return _only_file(name, folder, offline)
     weights = f"{below}*.{variant}*" if variant else f"{below}*.safetensors"
-    unwanted = [kind.removeprefix("*/") if not below else kind for kind in KINDS]
-    folder = _snapshot(name, offline, [*told, weights], None if variant else unwanted)
+    unwanted = [kind.removeprefix("*/") if not below else kind for kind in VARIANTS]
+    folder = _snapshot(name, offline, [*others, weights], None if variant else unwanted)
     if variant is None and not any(folder.glob(weights)):
-        folder = _snapshot(name, offline, [*told, weights])
-    if not below and not any(folder.glob(weights)):  # older ones have PyTorch's files alone
-        folder = _snapshot(name, offline, [*told, *(f"*{kind}" for kind in SUFFIXES)], None if variant else unwanted)
+        folder = _snapshot(name, offline, [*others, weights])
+    if not below and not any(folder.glob(weights)):  # older repositories only have PyTorch files
+        folder = _snapshot(name, offline, [*others, *(f"*{kind}" for kind in SUFFIXES)], None if variant else unwanted)
     return folder
 
 
 def _only_file(name: str, folder: Path, offline: bool | None) -> Path:
-    """The one weight file of a repository; the names of some where there are more."""
+    """Download the only weight file of a repository. Raises BadRequest if there is none or more than one."""
     names = sorted(file for file in _names(name, folder, offline) if file.endswith(WEIGHTS))
     if len(names) == 1:
         return fetch(name, offline, names) / names[0]
     if not names:
-        raise BadRequest(f"{name} on the hub holds no pipeline and no weight file")
+        raise BadRequest(f"the hub repository {name} has neither a pipeline nor a weight file")
     raise BadRequest(
-        f"{name} on the hub holds {len(names)} weight files ({few(names)}); name one, as {name}/{names[0]}"
+        f"the hub repository {name} has {len(names)} weight files ({few(names)}); name one, such as {name}/{names[0]}"
     )
 
 
 def _names(name: str, folder: Path, offline: bool | None) -> list[str]:
-    """The files of a repository: as the hub tells them, or those in the cache where it cannot be asked."""
+    """List the files of a repository: all on the hub, or those in the cache if the hub cannot be reached."""
     from huggingface_hub import list_repo_files
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -76,16 +76,16 @@ def _names(name: str, folder: Path, offline: bool | None) -> list[str]:
 
 
 def fetch(repo_id: str, offline: bool | None = None, patterns: Sequence[str] | None = None) -> Path:
-    """The local folder of a hub repository, downloaded where it is not in the cache.
+    """Return the local folder of a hub repository, downloading it unless it is in the cache.
 
-    ``patterns`` limits the files (``["unet/*.safetensors"]``). ``offline=True`` never asks the network;
-    None leaves that to ``HF_HUB_OFFLINE``. Raises `BadRequest` where the name is not one, the
-    repository does not exist, is gated, cannot be reached, or is not in the cache when offline.
+    ``patterns`` limits the files (``["unet/*.safetensors"]``). ``offline=True`` never uses the network;
+    None leaves that to ``HF_HUB_OFFLINE``. Raises `BadRequest` if the name is invalid, or if the repository
+    does not exist, is gated, cannot be reached, or is not in the cache when offline.
     """
     folder = _snapshot(repo_id, offline, patterns)
     files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
     if patterns and not any(fnmatch(file, pattern) for file in files for pattern in patterns):
-        raise BadRequest(f"{repo_id} holds none of {', '.join(patterns)}; there are {len(files)} files in the cache")
+        raise BadRequest(f"{repo_id} has no {' or '.join(patterns)}; {len(files)} of its files are in the cache")
     return folder
 
 
@@ -108,13 +108,13 @@ def _snapshot(
             snapshot_download(repo_id, allow_patterns=wanted, ignore_patterns=unwanted, local_files_only=bool(offline))
         )
     except HFValidationError as error:
-        raise BadRequest(f"{repo_id!r} is not a hub name; expected owner/name") from error
+        raise BadRequest(f"{repo_id!r} is not a hub repository; expected owner/name") from error
     except GatedRepoError as error:
         raise BadRequest(f"{repo_id} is gated: accept its terms on the hub and log in with `hf auth login`") from error
     except RepositoryNotFoundError as error:
         raise BadRequest(f"there is no repository {repo_id} on the hub, or it is private") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        how = "and offline mode is on" if offline else "and the hub cannot be reached"
-        raise BadRequest(f"{repo_id} is not in the local cache {how}; fetch it once while online") from error
+        reason = "and offline mode is on" if offline else "and the hub cannot be reached"
+        raise BadRequest(f"{repo_id} is not in the local cache {reason}; download it once while online") from error
     except (HfHubHTTPError, OSError) as error:
-        raise BadRequest(f"{repo_id} cannot be fetched from the hub: {type(error).__name__}") from error
+        raise BadRequest(f"{repo_id} cannot be downloaded from the hub: {type(error).__name__}") from error

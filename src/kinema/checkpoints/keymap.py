@@ -1,12 +1,12 @@
-"""Names of one checkpoint layout to the names of another, as data that reads both ways.
+"""Two-way maps between the tensor names of two checkpoint layouts, declared as data.
 
     KEYS = KeyMap([
         ("model.diffusion_model.input_blocks.{}.0.in_layers.0.weight", "down.{}.norm1.weight"),
         ("cond.{}.proj.weight", "text.{}.proj.weight", linear_from_conv(2)),
     ])
 
-``{}`` stands for one stretch without a dot, and the same number of them, in the same order, stands on
-both sides. Every key must be matched by exactly one pair: what is left over is named, never dropped.
+``{}`` matches one or more characters without a dot; both sides have the same number of them, in the same order.
+Every key must match exactly one pair: unmatched keys are an error, never dropped.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from torch import Tensor
 
 from kinema.bounds import few
 from kinema.schema import BadRequest
+from kinema.values import counted
 
 
 @dataclass(frozen=True)
 class Transform:
-    """A change of layout that loses nothing: ``backward(forward(x))`` is ``x``."""
+    """An invertible change of a tensor's layout: ``backward(forward(x))`` is ``x``."""
 
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor], Tensor]
@@ -35,13 +36,13 @@ class Transform:
 
 
 def permuted(*axes: int) -> Transform:
-    """Axes in another order, as `Tensor.permute` takes them."""
+    """Permute axes, in the order of `Tensor.permute`."""
     back = tuple(axes.index(axis) for axis in range(len(axes)))
     return Transform(lambda x: x.permute(axes).contiguous(), lambda x: x.permute(back).contiguous())
 
 
 def linear_from_conv(dims: int) -> Transform:
-    """A 1×1 convolution's weight O×I×1… (``dims`` ones) as a linear layer's O×I."""
+    """Turn a 1×1 convolution's weight O×I×1… (``dims`` ones) into a linear layer's O×I."""
     return Transform(lambda x: x.reshape(x.shape[: x.ndim - dims]), lambda x: x.reshape(*x.shape, *(1,) * dims))
 
 
@@ -57,39 +58,37 @@ class _Rule:
 
 
 class KeyMap:
-    """Renames tensors by pairs ``(theirs, ours)`` or ``(theirs, ours, transform)``."""
+    """Renames tensors by pairs ``(foreign, native)`` or ``(foreign, native, transform)``."""
 
     def __init__(self, pairs: Iterable[Pair]) -> None:
         self.pairs: tuple[Pair, ...] = tuple(pairs)
-        for theirs, ours, *_ in self.pairs:
-            if theirs.count("{}") != ours.count("{}"):
-                raise ValueError(f"{theirs!r} and {ours!r} have different numbers of {{}}")
-        self._forward = _Rules((theirs, ours, _transform(pair)) for pair in self.pairs for theirs, ours in [pair[:2]])
+        for foreign, native, *_ in self.pairs:
+            if foreign.count("{}") != native.count("{}"):
+                raise ValueError(f"{foreign!r} and {native!r} have different numbers of {{}}")
+        self._forward = _Rules((pair[0], pair[1], _transform(pair)) for pair in self.pairs)
         self._backward = _Rules(
-            (ours, theirs, t.inverse if (t := _transform(pair)) else None)
-            for pair in self.pairs
-            for theirs, ours in [pair[:2]]
+            (pair[1], pair[0], t.inverse if (t := _transform(pair)) else None) for pair in self.pairs
         )
 
     def forward(self, tensors: Mapping[str, Tensor], where: str = "this checkpoint") -> dict[str, Tensor]:
-        """Their names and layouts to ours. A key that no pair matches is a `BadRequest` that names it."""
+        """Convert foreign names and layouts to native ones. Raises `BadRequest` naming the keys that match no pair."""
         return self._forward.apply(tensors, where)
 
     def backward(self, tensors: Mapping[str, Tensor], where: str = "this model") -> dict[str, Tensor]:
-        """Our names and layouts to theirs, the exact reverse of `forward`."""
+        """Convert native names and layouts to foreign ones, the exact inverse of `forward`."""
         return self._backward.apply(tensors, where)
 
     def rename(self, name: str) -> str | None:
-        """Our name for their ``name``, or None where no pair matches."""
+        """Return the native name for a foreign one, or None if no pair matches."""
         return self._forward.rename(name)
 
     def rename_back(self, name: str) -> str | None:
-        """Their name for our ``name``, or None where no pair matches."""
+        """Return the foreign name for a native one, or None if no pair matches."""
         return self._backward.rename(name)
 
 
 class _Rules:
-    """One direction of a map; patterns are looked up by their number of dots and last part."""
+    """One direction of a map. Patterns are indexed by their number of dots and last component."""
 
     def __init__(self, rules: Iterable[tuple[str, str, Transform | None]]) -> None:
         self.buckets: dict[tuple[int, str], list[_Rule]] = defaultdict(list)
@@ -129,7 +128,7 @@ class _Rules:
                 raise ValueError(f"{name!r} and another key both become {target!r}")
             renamed[target] = rule.transform.forward(tensor) if rule.transform else tensor
         if unmapped:
-            raise BadRequest(f"{where} holds {len(unmapped)} keys that are not known here ({few(unmapped)})")
+            raise BadRequest(f"{where} has {counted(len(unmapped), 'unknown key')} ({few(unmapped)})")
         return renamed
 
 

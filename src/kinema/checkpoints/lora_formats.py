@@ -1,9 +1,9 @@
-"""Low-rank adapters (Hu et al. 2021) in the layouts people have, merged into a network and taken out exactly.
+"""Low-rank adapters (LoRA, Hu et al. 2021) in all common layouts, merged into a network and removed bit for bit.
 
-A layer's weight becomes ``W + w · (alpha / rank) · up @ down``; ``w`` is the user's. Layouts:
-kohya ``lora_unet_{module with _ for .}.lora_down.weight`` and ``.alpha``; diffusers and peft
+A layer's weight becomes ``W + w · (alpha / rank) · up @ down`` with the user's weight ``w``. Layouts:
+kohya ``lora_unet_{module with _ for .}.lora_down.weight`` and ``.alpha``; diffusers and PEFT
 ``unet.{module}.lora_A.weight``, alphas in the file's metadata; older diffusers ``.lora.down.weight`` and
-``.processor.to_q_lora.down.weight``. Modules may carry our names or those of an original layout.
+``.processor.to_q_lora.down.weight``. Module names may be native or those of an original layout.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from kinema.bounds import few, from_json
 from kinema.checkpoints.files import header, metadata, read_tensors, write_tensors
 from kinema.checkpoints.signatures import lora_kind
 from kinema.schema import BadRequest
+from kinema.values import counted
 
 LAYOUTS = ("diffusers", "kohya")
 PEFT_NOTE = "lora_adapter_metadata"
-"""Key of the file's metadata under which diffusers keeps the settings of peft."""
+"""Metadata key of PEFT's settings in diffusers files."""
 
 KOHYA = {
     "lora_unet_": "unet",
@@ -34,7 +35,7 @@ KOHYA = {
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
 }
-"""Kohya's prefix to the part of a model; SDXL's files number their two text encoders."""
+"""Kohya's prefixes and the components they stand for; SDXL files number the two text encoders."""
 _ENDS = {
     ".lora_down.weight": "down",
     ".lora_up.weight": "up",
@@ -52,7 +53,7 @@ _ENDS = {
 
 @dataclass(frozen=True)
 class Adapter:
-    """One layer's ``down`` (rank × in…) and ``up`` (out × rank…); ``alpha`` None means equal to the rank."""
+    """The ``down`` (rank × in…) and ``up`` (out × rank…) matrices of a layer; without ``alpha``, alpha is the rank."""
 
     down: Tensor
     up: Tensor
@@ -67,13 +68,13 @@ class Adapter:
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
     def delta(self, shape: torch.Size) -> Tensor:
-        """What is added to a weight of this shape, in fp32. For a convolution ``up`` is 1×1."""
+        """Return the fp32 update of a weight of this shape. For a convolution, ``up`` is 1×1."""
         product = self.up.flatten(1).float() @ self.down.flatten(1).float()
         return (self.scale * product).reshape(shape)
 
 
 Lora = Mapping[str, Adapter]
-"""Module name (``unet.down_blocks.0.attentions.0.….to_q``) to its adapter."""
+"""Adapters by module name (``unet.down_blocks.0.attentions.0.….to_q``)."""
 
 
 def is_lora(names: Iterable[str]) -> bool:
@@ -84,12 +85,12 @@ def is_lora(names: Iterable[str]) -> bool:
 
 
 def read_lora(path: str | Path, modules: Iterable[str], aliases: Mapping[str, str] | None = None) -> dict[str, Adapter]:
-    """A LoRA file by our module names.
+    """Read a LoRA file; returns its adapters by native module name.
 
-    ``modules`` are all names that there are, part of the model first; names without a part are the U-Net's.
-    ``aliases`` are names of an original layout (``input_blocks.1.1.…``) to ours. Raises `BadRequest` that names
-    what cannot be used: a module that is not there (and of what model the LoRA is), a tensor that is no part of
-    a LoRA (LoCon, DoRA), half a pair, ranks that disagree.
+    ``modules`` are all module names of the model, starting with the component; names in the file without a component
+    belong to the U-Net. ``aliases`` maps names of an original layout (``input_blocks.1.1.…``) to native ones. Raises
+    `BadRequest` for an unknown module (naming the model that the LoRA is for), a tensor that is not part of a plain
+    LoRA (LoCon, DoRA), an incomplete pair and mismatched ranks.
     """
     tensors = read_tensors(path)
     places, unknown = placed(tensors, modules, aliases or {})
@@ -100,17 +101,17 @@ def read_lora(path: str | Path, modules: Iterable[str], aliases: Mapping[str, st
     if unknown:
         faults = f"{len(unknown)} of its tensors fit no layer of this model ({few(unknown)})"
         raise BadRequest(f"{where} is {lora_kind(header(path))}: {faults}")
-    told = PeftAlphas(metadata(path), where)
-    made = {module: _adapter(parts, module, told, where) for module, parts in found.items()}
-    if not made:
-        raise BadRequest(f"{where} holds no LoRA")
-    return made
+    alphas = PeftAlphas(metadata(path), where)
+    adapters = {module: _adapter(parts, module, alphas, where) for module, parts in found.items()}
+    if not adapters:
+        raise BadRequest(f"{where} has no LoRA weights")
+    return adapters
 
 
 def placed(
     keys: Iterable[str], modules: Iterable[str], aliases: Mapping[str, str]
 ) -> tuple[dict[str, tuple[str, str]], list[str]]:
-    """Each tensor's module of ours and what it is there ("down", "up", "alpha"); and the names that fit none."""
+    """Map keys to (native module, role "down", "up" or "alpha"); also returns the keys that match no module."""
     names = _Names(modules, aliases)
     found: dict[str, tuple[str, str]] = {}
     taken: set[tuple[str, str]] = set()
@@ -134,12 +135,12 @@ def _split(key: str) -> tuple[str, str]:
 
 
 class _Names:
-    """Finds our module of a name in any layout."""
+    """Looks up the native module for a name in any layout."""
 
     def __init__(self, modules: Iterable[str], aliases: Mapping[str, str]) -> None:
-        ours = {name: name for name in modules}
-        bare = {name.removeprefix("unet."): name for name in ours if name.startswith("unet.")}
-        self.dotted = ours | bare | dict(aliases)
+        native = {name: name for name in modules}
+        bare = {name.removeprefix("unet."): name for name in native if name.startswith("unet.")}
+        self.dotted = native | bare | dict(aliases)
         self.flat = {name.replace(".", "_"): module for name, module in self.dotted.items()}
 
     def find(self, stem: str) -> str | None:
@@ -147,31 +148,31 @@ class _Names:
             if stem.startswith(prefix):
                 inner = stem.removeprefix(prefix)
                 return self.flat.get(f"{part}_{inner}") or (self.flat.get(inner) if part == "unet" else None)
-        # Older diffusers keeps the four projections beside each other in the attention processor.
+        # Older diffusers versions keep the four projections in the attention processor.
         stem = re.sub(r"\.processor\.(to_[qkv]|0|proj)$", r".\1", stem)
         stem = re.sub(r"\.processor\.to_out$", ".to_out.0", stem)
         return self.dotted.get(stem.removeprefix("base_model.model."))
 
 
 class PeftAlphas:
-    """The alphas that peft's settings in a file's metadata give, by part: one for all, and patterns for some."""
+    """The alphas in the PEFT settings of a file's metadata: a default and name patterns for each component."""
 
-    def __init__(self, told: Mapping[str, str], where: str) -> None:
+    def __init__(self, metadata: Mapping[str, str], where: str) -> None:
         self.default: dict[str, float] = {}
         self.patterns: dict[str, dict[str, float]] = defaultdict(dict)
         try:
-            for key, value in from_json(told.get(PEFT_NOTE, "{}"), f"the settings of peft in {where}").items():
+            for key, value in from_json(metadata.get(PEFT_NOTE, "{}"), f"the PEFT settings in {where}").items():
                 part, _, setting = key.rpartition(".")
                 if setting == "lora_alpha":
                     self.default[part] = float(value)
                 elif setting == "alpha_pattern":
                     self.patterns[part] = {str(name): float(alpha) for name, alpha in (value or {}).items()}
                 elif setting in ("use_rslora", "use_dora") and value:
-                    raise BadRequest(f"{where} is a rank-stabilised or weight-decomposed LoRA; expected a plain one")
+                    raise BadRequest(f"{where} is a rank-stabilised or weight-decomposed LoRA; expected a plain LoRA")
         except (ValueError, TypeError, AttributeError) as error:
             if isinstance(error, BadRequest):
                 raise
-            raise BadRequest(f"{where} has damaged settings of peft in its metadata") from error
+            raise BadRequest(f"{where} has damaged PEFT settings in its metadata") from error
 
     def of(self, module: str) -> float | None:
         part, _, inner = module.partition(".")
@@ -181,31 +182,35 @@ class PeftAlphas:
         return patterns.get(inner, next(ends, self.default.get(part)))
 
 
-def _adapter(parts: dict[str, Tensor], module: str, told: PeftAlphas, where: str) -> Adapter:
+def _adapter(parts: dict[str, Tensor], module: str, alphas: PeftAlphas, where: str) -> Adapter:
     if absent := [role for role in ("down", "up") if role not in parts]:
-        raise BadRequest(f"{where} has half a LoRA at {module}: its {absent[0]} is missing")
+        raise BadRequest(f"{where} has an incomplete LoRA at {module}: its {absent[0]} matrix is missing")
     down, up = parts["down"], parts["up"]
     if down.ndim < 2 or up.ndim < 2 or up.shape[1] != down.shape[0]:
-        raise BadRequest(f"{where} has ranks that disagree at {module}: {list(down.shape)} and {list(up.shape)}")
+        raise BadRequest(f"{where} has mismatched ranks at {module}: down is {_times(down)}, up is {_times(up)}")
     if not (down.is_floating_point() and up.is_floating_point()):
-        raise BadRequest(f"{where} holds {down.dtype} at {module}; expected floating-point numbers")
+        raise BadRequest(f"{where} has {down.dtype} weights at {module}; expected floating-point")
     alpha = parts.get("alpha")
     if alpha is not None and alpha.numel() != 1:
-        raise BadRequest(f"{where} has an alpha of {alpha.numel()} numbers at {module}; expected one")
-    return Adapter(down, up, float(alpha) if alpha is not None else told.of(module))
+        raise BadRequest(f"{where} has an alpha of {alpha.numel()} values at {module}; expected one")
+    return Adapter(down, up, float(alpha) if alpha is not None else alphas.of(module))
+
+
+def _times(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "a scalar"
 
 
 # ---------------------------------------------------------------------------------------- writing
 
 
 def write_lora(path: str | Path, lora: Lora, layout: str) -> None:
-    """A LoRA file that diffusers (peft) or kohya's tools read; alphas are kept in both."""
-    tensors, told = laid_out(lora, layout)
-    write_tensors(path, tensors, told)
+    """Write a LoRA file for diffusers (PEFT) or kohya's tools; both layouts keep the alphas."""
+    tensors, text = laid_out(lora, layout)
+    write_tensors(path, tensors, text)
 
 
 def laid_out(lora: Lora, layout: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a LoRA file."""
+    """Return the tensors and the metadata of a LoRA file in a layout."""
     if layout not in LAYOUTS:
         raise BadRequest(f"there is no LoRA layout {layout!r}; expected {' or '.join(LAYOUTS)}")
     if layout == "kohya":
@@ -214,42 +219,42 @@ def laid_out(lora: Lora, layout: str) -> tuple[dict[str, Tensor], dict[str, str]
 
 
 def kohya(lora: Lora) -> dict[str, Tensor]:
-    """kohya's names and tensors; every adapter says its alpha."""
+    """Return the tensors in kohya's layout, with an alpha for every adapter."""
     prefixes = {part: prefix for prefix, part in reversed(KOHYA.items())}
     if any(module.startswith("text_encoder_2.") for module in lora):
         prefixes["text_encoder"] = "lora_te1_"
-    made = {}
+    tensors = {}
     for module, adapter in lora.items():
         part, _, inner = module.partition(".")
         stem = (prefixes[part] + inner if part in prefixes else "lora_unet_" + module).replace(".", "_")
-        made[f"{stem}.lora_down.weight"], made[f"{stem}.lora_up.weight"] = adapter.down, adapter.up
+        tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = adapter.down, adapter.up
         alpha = adapter.rank if adapter.alpha is None else adapter.alpha
-        made[f"{stem}.alpha"] = torch.tensor(float(alpha), dtype=adapter.down.dtype)
-    return made
+        tensors[f"{stem}.alpha"] = torch.tensor(float(alpha), dtype=adapter.down.dtype)
+    return tensors
 
 
 def diffusers(lora: Lora) -> dict[str, Tensor]:
-    """The names and tensors of diffusers; the alphas go into `peft_note`."""
-    made = {}
+    """Return the tensors in diffusers' layout; the alphas go into `peft_note`."""
+    tensors = {}
     for module, adapter in lora.items():
-        made[f"{module}.lora_A.weight"], made[f"{module}.lora_B.weight"] = adapter.down, adapter.up
-    return made
+        tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = adapter.down, adapter.up
+    return tensors
 
 
 def peft_note(lora: Lora) -> str:
-    """peft's settings as diffusers keeps them, for each part: the commonest rank and alpha, and what differs."""
+    """Return diffusers' PEFT settings as JSON: the most common rank and alpha of each component, and the exceptions."""
     parts: dict[str, dict[str, Adapter]] = defaultdict(dict)
     for module, adapter in lora.items():
         part, _, inner = module.partition(".")
         parts[part][inner] = adapter
-    note = {f"{part}.{name}": value for part, held in parts.items() for name, value in _settings(held).items()}
+    note = {f"{part}.{name}": value for part, adapters in parts.items() for name, value in _settings(adapters).items()}
     return json.dumps(note, sort_keys=True)
 
 
 def _settings(part: Lora) -> dict[str, Any]:
     ranks = {module: adapter.rank for module, adapter in part.items()}
     alphas = {module: a.rank if a.alpha is None else a.alpha for module, a in part.items()}
-    rank, alpha = _commonest(ranks), _commonest(alphas)
+    rank, alpha = _most_common(ranks), _most_common(alphas)
     return {
         "lora_alpha": alpha,
         "r": rank,
@@ -259,7 +264,7 @@ def _settings(part: Lora) -> dict[str, Any]:
     }
 
 
-def _commonest(values: Mapping[str, Any]) -> Any:
+def _most_common(values: Mapping[str, Any]) -> Any:
     return max(sorted(set(values.values())), key=list(values.values()).count)
 
 
@@ -267,9 +272,9 @@ def _commonest(values: Mapping[str, Any]) -> Any:
 
 
 class Merged:
-    """Adapters in a network's weights. The weights before are kept, so taking them out is exact.
+    """Adapters merged into a network's weights; removes them exactly by keeping the original weights.
 
-    Adding and subtracting would not be: ``(W + d) - d`` is not ``W`` in floating point.
+    Subtracting would not be exact: ``(W + d) - d`` is not ``W`` in floating point.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -278,44 +283,45 @@ class Merged:
 
     @torch.no_grad()
     def set(self, loras: Sequence[tuple[Lora, float]]) -> None:
-        """Have exactly these in the network, each with its weight, whatever was there before.
+        """Replace all merged adapters by these, given with their weights.
 
-        Raises `BadRequest` for an adapter of another shape, before any weight is touched.
+        Raises `BadRequest` for an adapter of the wrong shape, before any weight changes.
         """
         weights = {f"{module}.weight" for lora, _ in loras for module in lora}
-        held = self._checked(loras, weights)
+        parameters = self._checked(loras, weights)
         self.clear()
         for name in weights:
-            before = held[name].detach().clone()
+            before = parameters[name].detach().clone()
             total = before.float()
             for lora, weight in loras:
                 if adapter := lora.get(name.removesuffix(".weight")):
                     total = total + weight * adapter.delta(before.shape).to(total.device)
             self.before[name] = before
-            held[name].copy_(total.to(before.dtype))
+            parameters[name].copy_(total.to(before.dtype))
 
     @torch.no_grad()
     def clear(self) -> None:
-        """Every weight as it was before the first `set`, bit for bit."""
-        held = dict(self.model.named_parameters())
+        """Restore every weight, bit for bit."""
+        parameters = dict(self.model.named_parameters())
         for name, before in self.before.items():
-            held[name].copy_(before)
+            parameters[name].copy_(before)
         self.before.clear()
 
     def _checked(self, loras: Sequence[tuple[Lora, float]], weights: Iterable[str]) -> dict[str, nn.Parameter]:
-        held = dict(self.model.named_parameters())
-        if absent := sorted(name for name in weights if name not in held):
-            raise BadRequest(f"the LoRA has {len(absent)} layers that this model lacks ({few(absent)})")
+        parameters = dict(self.model.named_parameters())
+        if absent := sorted(name for name in weights if name not in parameters):
+            raise BadRequest(
+                f"the LoRA has {counted(len(absent), 'layer')} that this model does not have ({few(absent)})"
+            )
         for lora, _ in loras:
-            check_shapes(lora, {name: p.shape for name, p in held.items()}, "the LoRA is for another model: it")
-        return held
+            check_shapes(lora, {name: p.shape for name, p in parameters.items()}, "the LoRA is for another model: it")
+        return parameters
 
 
 def check_shapes(lora: Lora, shapes: Mapping[str, torch.Size], where: str) -> None:
-    """Refuse adapters that do not fit weights of these shapes, by parameter; ``where`` begins the sentence."""
+    """Raise `BadRequest`, starting with ``where``, for adapters that do not fit these shapes, by parameter name."""
     for module, adapter in lora.items():
         shape = shapes[f"{module}.weight"]
         rows, columns = adapter.up.shape[0], adapter.down.flatten(1).shape[1]
         if rows != shape[0] or columns != shape[1:].numel() or adapter.up.flatten(1).shape[1] != adapter.rank:
-            told = f"{rows}×{columns} at {module}, where this model has {'×'.join(map(str, shape))}"
-            raise BadRequest(f"{where} is {told}")
+            raise BadRequest(f"{where} is {rows}×{columns} at {module}; expected {'×'.join(map(str, shape))}")

@@ -1,4 +1,4 @@
-"""LoRA files as a user names them: read, checked against one model, and remembered for the recipe."""
+"""LoRA files that a user names: reading, checks against the model, merging and recipe entries."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from kinema.checkpoints.source import Source
 from kinema.schema import BadRequest, plain
 
 MOST = 100.0
-"""Largest size of a weight: people use -2 to 2."""
+"""Largest absolute weight; typical weights are -2 to 2."""
 
 
 @dataclass(frozen=True, eq=False)
 class LoraFile:
-    """A LoRA in use: its file, its weight, and the adapters in it by our module names.
+    """A LoRA in use: its file, its weight, and its adapters by native module name.
 
-    Two readings of one file are two: it may have changed between them.
+    Compares by identity: the file may have changed between two reads.
     """
 
     path: Path
@@ -39,47 +39,47 @@ class LoraFile:
         return files.weight_hash(self.path)
 
     def told(self) -> dict[str, Any]:
-        """What the recipe says of it."""
+        """Return its entry in a recipe."""
         return {"file": registry.called(self.path), "weight": self.weight, "hash": self.hash}
 
 
 class Loras:
-    """The LoRAs in use: all of a system that may change after it was opened (`kinema.system.System.use_loras`)."""
+    """The LoRAs in use, the only part of an open system that may change (`kinema.system.System.use_loras`)."""
 
     def __init__(self) -> None:
         self.files: tuple[LoraFile, ...] = ()
         self.settled = True
-        """Whether the networks have exactly these in them; not where a change was broken off."""
+        """Whether all networks have exactly these merged; False after an interrupted change."""
         self._networks: list[Merged] = []
 
     def use(self, files: tuple[LoraFile, ...]) -> None:
-        """These and no others, in every network filled so far."""
+        """Merge these LoRAs, and no others, into every network filled so far."""
         self.settled = False
         for merged in self._networks:
             merged.set([(file.lora, file.weight) for file in files])
         self.files, self.settled = files, True
 
     def fill(self, model: nn.Module) -> nn.Module:
-        """Merge them into a network that has none in it, and keep it for the next change."""
+        """Merge the LoRAs into a network without any, and register it for later changes."""
         merged = Merged(model)
         merged.set([(file.lora, file.weight) for file in self.files])
         self._networks = [*(other for other in self._networks if other.model is not model), merged]
         return model
 
     def has(self, model: nn.Module) -> bool:
-        """Whether a network has them in it, and will have the next ones."""
+        """Return whether a network is registered, and so has the LoRAs merged."""
         return any(merged.model is model for merged in self._networks)
 
     def release(self, model: nn.Module) -> None:
-        """Take them out of a network, to the bit, and leave it alone from now on."""
+        """Remove the LoRAs from a network, bit for bit, and unregister it."""
         for merged in [m for m in self._networks if m.model is model]:
             merged.clear()
             self._networks.remove(merged)
 
     def merging(self, name: str) -> Callable[[Tensor], Tensor] | None:
-        """What adds them to one weight, in float32; None where none of them changes it.
+        """Return a function that merges the LoRAs into one weight, in float32; None if none of them changes it.
 
-        For networks that are never in memory as a whole: the numbers of `fill`.
+        For networks that are never completely in memory; gives the same values as `fill`.
         """
         module = name.removesuffix(".weight")
         found = [(file.lora[module], file.weight) for file in self.files if module in file.lora]
@@ -96,18 +96,18 @@ class Loras:
 
 
 def read_loras(
-    told: Mapping[str | Path, float], shapes: Mapping[str, torch.Size], aliases: Mapping[str, str], model: str
+    weights: Mapping[str | Path, float], shapes: Mapping[str, torch.Size], aliases: Mapping[str, str], model: str
 ) -> tuple[LoraFile, ...]:
-    """LoRA files for the network whose parameters have these shapes, in the order told.
+    """Read LoRA files, given with their weights, for the network whose parameters have these shapes.
 
-    ``aliases`` are other names of its modules. Raises `BadRequest` for a file that is damaged, a model
-    or a LoRA of another one (and says what it is), and for a weight that is no number.
+    ``aliases`` maps other names of its modules. Raises `BadRequest` for a damaged file, a model or a LoRA of another
+    model (naming it), and an invalid weight.
     """
     modules = [n.removesuffix(".weight") for n, shape in shapes.items() if n.endswith(".weight") and len(shape) > 1]
-    return tuple(_read(Path(path), weight, modules, shapes, aliases, model) for path, weight in told.items())
+    return tuple(_read(Path(path), weight, modules, shapes, aliases, model) for path, weight in weights.items())
 
 
-def _read(  # noqa: PLR0917 (each is one thing that the file must agree with)
+def _read(  # noqa: PLR0917 (all that a file is checked against)
     path: Path,
     weight: float,
     modules: list[str],
@@ -121,7 +121,7 @@ def _read(  # noqa: PLR0917 (each is one thing that the file must agree with)
         raise BadRequest(f"the weight of the LoRA {path} is {plain(weight)}; expected {plain(-MOST)} to {plain(MOST)}")
     source = Source(path)
     if not is_lora(source.header):
-        raise BadRequest(f"{path} is no LoRA: it is {describe(source)}; a model goes in the model's place")
+        raise BadRequest(f"{path} is not a LoRA: it is {describe(source)}; expected a LoRA file")
     lora = read_lora(path, modules, aliases)
     check_shapes(lora, shapes, f"{path.name} is {lora_kind(source.header)}, not of {model}: it")
     return LoraFile(path, float(weight), lora)

@@ -1,7 +1,7 @@
-"""A config made of what a stranger's file says: each value of its field's type, and none beyond what a model has.
+"""Configs from untrusted data: every value is checked for type and size.
 
-A config comes out of a file's metadata, a folder's JSON, a recipe or ``overrides``. Whatever reads one makes it here,
-so that a wrong type or an absurd size is one sentence before any network is built of it.
+A config comes from a file's metadata, a folder's JSON, a recipe or ``overrides``. All of them are built here, so that
+a wrong type or an absurd size is one clear error before any network is built.
 """
 
 from __future__ import annotations
@@ -18,52 +18,61 @@ from kinema.bounds import MAX_QUOTED, quoted
 from kinema.schema import BadRequest
 
 MOST = 2**20
-"""Of a whole number: the largest vocabulary and the longest published training stay below."""
+"""Largest integer; above the largest vocabulary and the longest published training."""
 MOST_FLOAT = 1e9
 LONGEST = 64
-"""Entries of a list of sizes: published models have ten."""
+"""Longest list of sizes; published models have ten entries."""
 MOST_WORDS = 2**17
 
 T = TypeVar("T")
 _KINDS = {bool: "true or false", str: "text", float: "a number"}
 
 
-def build_config(kind: type[T], told: Any, where: str) -> T:
-    """The dataclass ``kind`` of plain values by name, JSON's lists and tables among them.
+def build_config(kind: type[T], data: Any, where: str) -> T:
+    """Build the dataclass ``kind`` from plain values by name, such as parsed JSON.
 
-    ``where`` begins the sentence of the `BadRequest` for a name that ``kind`` lacks, a value of another type or
-    size, and values that do not go together. Whole numbers may be 0 where the default is, or where the field's
-    metadata has ``least=0``.
+    Raises `BadRequest`, starting with ``where``, for an unknown name, a value of the wrong type or out of range, and
+    inconsistent values. Integers may be 0 if the default is, or if the field's metadata has ``least=0``.
     """
-    if not isinstance(told, Mapping):
-        raise BadRequest(f"{where} is {quoted(told)}; expected a table of settings")
+    if not isinstance(data, Mapping):
+        raise BadRequest(f"{where} is {quoted(data)}; expected a table of settings")
     hints, known = _hints(kind), {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-    if unknown := [name for name in told if name not in known]:
-        raise BadRequest(f"{where} has {quoted(unknown[0])}, which this version of kinema does not know")
-    values = {n: _value(hints[n], value, f"{n} in {where}", _least(known[n])) for n, value in told.items()}
+    if unknown := [name for name in data if name not in known]:
+        raise BadRequest(f"{where} has the unknown setting {quoted(unknown[0])}; it may need a newer version of Kinema")
+    values = {n: _value(hints[n], value, f"{n} in {where}", _least(known[n])) for n, value in data.items()}
     try:
         return kind(**values)
     except BadRequest:
         raise
     except (TypeError, ValueError, ArithmeticError, LookupError) as error:
-        raise BadRequest(f"{where} holds values that do not go together: {quoted(str(error), 160)}") from error
+        raise BadRequest(f"{where} has inconsistent values: {quoted(str(error), 160)}") from error
 
 
 def checked(config: T, where: str) -> T:
-    """The same config, refused as `build_config` refuses its values."""
+    """Return the config unchanged, after the checks of `build_config`."""
     return build_config(type(config), {f.name: getattr(config, f.name) for f in fields(config)}, where)  # type: ignore[arg-type]
+
+
+class FileFault(BadRequest):
+    """What is wrong with a file, raised where its name is not known; `readable` adds the name."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(f"this file {fault}")
+        self.fault = fault
 
 
 @contextmanager
 def readable(where: str) -> Iterator[None]:
-    """Read names, shapes and settings of a stranger here: whatever their absence or kind leads to is a `BadRequest`."""
+    """Turn errors from reading untrusted names, shapes and settings into a `BadRequest` that names ``where``."""
     try:
         yield
+    except FileFault as error:
+        raise BadRequest(f"{where} {error.fault}") from error
     except BadRequest:
         raise
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError) as error:
-        said = quoted(str(error), MAX_QUOTED) if str(error) else type(error).__name__
-        raise BadRequest(f"{where} is damaged: a name, shape or setting in it is impossible ({said})") from error
+        reason = quoted(str(error), MAX_QUOTED) if str(error) else type(error).__name__
+        raise BadRequest(f"{where} is damaged: a name, shape or setting in it is invalid ({reason})") from error
 
 
 @cache

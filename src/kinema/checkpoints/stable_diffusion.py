@@ -1,6 +1,7 @@
-"""The single-file layout of Stable Diffusion 1.5 and XL (what CivitAI has): its names, sizes and rows.
+"""The single-file layout of Stable Diffusion 1.5 and XL (CivitAI's): names, sizes and table rows.
 
-Theirs is ldm's or sgm's (``model.diffusion_model.…``); ours is the diffusers folder, its components in front.
+Foreign names are those of ldm and sgm (``model.diffusion_model.…``); native ones are those of a diffusers folder,
+prefixed with the component.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT = "cond_stage_model.transformer."
 XL_TEXT = ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.")
 HEADS, HEAD = 8, 64
-"""Heads of every level in 1.5, channels of a head in XL and in CLIP; weights tell neither."""
+"""Heads at every level of 1.5, channels per head in XL and CLIP; the weights determine neither."""
 
 UNUSED = (
     re.compile(r"model_ema\..*"),
@@ -29,11 +30,11 @@ UNUSED = (
     re.compile(r"posterior_(variance|log_variance_clipped|mean_coef[12])|lvlb_weights|denoiser\.(log_)?sigmas"),
     re.compile(r"cond_stage_model\.(logit_scale|text_projection)|first_stage_model\.(loss|model_ema)\..*"),
 )
-"""Tensors that training left in files and nothing reads: averages, schedules, counters."""
+"""Unused tensors left over from training: averaged weights, schedules, counters."""
 
 
 class TextSizes(Protocol):
-    """What rows ask of a text encoder's sizes."""
+    """The sizes of a text encoder that rows need."""
 
     @property
     def width(self) -> int: ...
@@ -50,7 +51,7 @@ class TextSizes(Protocol):
 
 
 class ImageSizes(Protocol):
-    """What rows ask of the config of a model that has this image model in it."""
+    """The sizes that rows need from the config of a model that contains this image model."""
 
     @property
     def channels(self) -> tuple[int, ...]: ...
@@ -83,7 +84,7 @@ def is_unused(name: str) -> bool:
 
 
 def usual(name: str) -> str:
-    """A tensor's usual name: some files leave ``text_model.`` out of the text encoder's."""
+    """Return a tensor's usual name: some files omit ``text_model.`` in the text encoder."""
     if name.startswith(f"{TEXT}embeddings.") or name.startswith((f"{TEXT}encoder.", f"{TEXT}final_layer_norm.")):
         return f"{TEXT}text_model.{name.removeprefix(TEXT)}"
     return name
@@ -94,7 +95,7 @@ def is_image_model(header: Header) -> bool:
 
 
 def cleaned(header: Header) -> Header:
-    """What of a file's header is read, under the usual names."""
+    """Return a header without unused tensors, under the usual names."""
     return {usual(name): entry for name, entry in header.items() if not is_unused(name)}
 
 
@@ -104,7 +105,7 @@ _shape = partial(shape_in, "Stable Diffusion")
 
 
 def unet_sizes(header: Header, xl: bool) -> dict[str, Any]:
-    """Sizes of the image U-Net, told by keys and shapes."""
+    """Infer the sizes of the image U-Net from names and shapes."""
     channels: list[int] = []
     depths: list[int] = []
     layers = run = 0
@@ -119,7 +120,7 @@ def unet_sizes(header: Header, xl: bool) -> dict[str, Any]:
         run += 1
     middle = f"{UNET}middle_block.1."
     context = _shape(header, f"{middle}transformer_blocks.0.attn2.to_k.weight", 2)[1]
-    told: dict[str, Any] = {
+    sizes: dict[str, Any] = {
         "in_channels": _shape(header, f"{UNET}input_blocks.0.0.weight", 4)[1],
         "channels": tuple(channels),
         "layers": layers or run,
@@ -127,16 +128,16 @@ def unet_sizes(header: Header, xl: bool) -> dict[str, Any]:
         "context": context,
         "linear": len(header[f"{middle}proj_in.weight"][0]) == 2 if f"{middle}proj_in.weight" in header else xl,
     }
-    told["heads"] = heads_of(told["channels"], xl)
+    sizes["heads"] = heads_of(sizes["channels"], xl)
     if xl:
         vector = _shape(header, f"{UNET}label_emb.0.0.weight", 2)[1]
         pooled = next((s[1] for name, (s, _) in header.items() if name == f"{XL_TEXT[1]}text_projection"), 1280)
-        told["size_embedding"] = (vector - pooled) // 6
-    return told
+        sizes["size_embedding"] = (vector - pooled) // 6
+    return sizes
 
 
 def heads_of(channels: tuple[int, ...], xl: bool) -> tuple[int, ...]:
-    """Attention heads as published, or as many as divide a smaller network."""
+    """Return the published numbers of attention heads, or ones that divide the widths of a smaller network."""
     if xl:
         head = gcd(HEAD, *channels)
         return tuple(width // head for width in channels)
@@ -144,7 +145,7 @@ def heads_of(channels: tuple[int, ...], xl: bool) -> tuple[int, ...]:
 
 
 def vae_sizes(header: Header) -> dict[str, Any]:
-    """Sizes of a KL codec under ldm's names, without a prefix."""
+    """Infer the sizes of a KL codec from ldm's names, without a prefix."""
     levels = count(header, "decoder.up.")
     return {
         "vae_channels": tuple(_shape(header, f"decoder.up.{i}.block.0.conv2.weight", 4)[0] for i in range(levels)),
@@ -154,7 +155,7 @@ def vae_sizes(header: Header) -> dict[str, Any]:
 
 
 def text_sizes(header: Header, prefix: str) -> dict[str, Any] | None:
-    """Sizes of a text encoder under transformers' names behind a prefix; None where there is none."""
+    """Infer the sizes of a text encoder from transformers' names after a prefix; None if there is none."""
     tower = f"{prefix}text_model."
     if f"{tower}embeddings.token_embedding.weight" not in header:
         return None
@@ -172,7 +173,7 @@ def text_sizes(header: Header, prefix: str) -> dict[str, Any] | None:
 
 
 def open_clip_sizes(header: Header, prefix: str) -> dict[str, Any] | None:
-    """The same of a text encoder under OpenCLIP's names."""
+    """Infer the sizes of a text encoder from OpenCLIP's names after a prefix; None if there is none."""
     if f"{prefix}token_embedding.weight" not in header:
         return None
     vocabulary, width = _shape(header, f"{prefix}token_embedding.weight", 2)
@@ -188,7 +189,7 @@ def open_clip_sizes(header: Header, prefix: str) -> dict[str, Any] | None:
 
 
 def text_heads(width: int) -> int:
-    """Heads of CLIP's text encoders, as published, or as many as divide a smaller one."""
+    """Return the published number of heads of CLIP's text encoders, or one that divides a smaller encoder."""
     return width // gcd(HEAD, width) if width >= HEAD else 2
 
 
@@ -196,7 +197,7 @@ def text_heads(width: int) -> int:
 
 
 def rows(c: ImageSizes, *, vae: bool = True, text: bool = True) -> Iterator[Row]:
-    """Every tensor of a single file with these parts."""
+    """Yield every tensor of a single file with these components."""
     yield from inside(UNET, "unet.", unet_rows(c))
     if vae:
         yield from inside(VAE, "vae.", vae_rows(c))
@@ -219,7 +220,7 @@ def text_rows(c: ImageSizes) -> Iterator[Row]:
 
 
 def unet_rows(c: ImageSizes) -> Iterator[Row]:
-    """The image U-Net, without motion modules."""
+    """Yield the image U-Net, without motion modules."""
     deepest = next((depth for depth in reversed(c.depths) if depth), None)
     yield from encoder_rows(c, [depth or None for depth in c.depths], deepest)
     yield from _up(c)
@@ -228,27 +229,27 @@ def unet_rows(c: ImageSizes) -> Iterator[Row]:
 
 
 def encoder_rows(c: ImageSizes, depths: Sequence[int | None], middle: int | None) -> Iterator[Row]:
-    """What a ControlNet copies: the first layer, the embeddings, the way down and the middle.
+    """Yield what a ControlNet copies: the input layer, the embeddings, the down blocks and the middle block.
 
-    Levels and middle have so many transformer blocks, None where they have no transformer.
+    ``depths`` and ``middle`` are numbers of transformer blocks, None without a transformer.
     """
     base, time, last = c.channels[0], 4 * c.channels[0], len(c.channels) - 1
     yield from layer("input_blocks.0.0", "conv_in", base, c.in_channels, 3, 3)
     embeddings = [("time_embed", "time_embedding", base)]
     if c.size_embedding:
         embeddings.append(("label_emb.0", "add_embedding", 6 * c.size_embedding + c.pooled))
-    for theirs, ours, into in embeddings:
-        yield from layer(f"{theirs}.0", f"{ours}.linear_1", time, into)
-        yield from layer(f"{theirs}.2", f"{ours}.linear_2", time, time)
+    for foreign, native, into in embeddings:
+        yield from layer(f"{foreign}.0", f"{native}.linear_1", time, into)
+        yield from layer(f"{foreign}.2", f"{native}.linear_2", time, time)
     n, into = 1, base
     for level, width in enumerate(c.channels):
-        ours = f"down_blocks.{level}"
+        native = f"down_blocks.{level}"
         for j in range(c.layers):
-            yield from _resnet(f"input_blocks.{n}.0", f"{ours}.resnets.{j}", into, width, time)
-            yield from _transformer(c, f"input_blocks.{n}.1", f"{ours}.attentions.{j}", width, depths[level])
+            yield from _resnet(f"input_blocks.{n}.0", f"{native}.resnets.{j}", into, width, time)
+            yield from _transformer(c, f"input_blocks.{n}.1", f"{native}.attentions.{j}", width, depths[level])
             n, into = n + 1, width
         if level < last:
-            yield from layer(f"input_blocks.{n}.0.op", f"{ours}.downsamplers.0.conv", width, width, 3, 3)
+            yield from layer(f"input_blocks.{n}.0.op", f"{native}.downsamplers.0.conv", width, width, 3, 3)
             n += 1
     yield from _resnet("middle_block.0", "mid_block.resnets.0", into, into, time)
     yield from _transformer(c, "middle_block.1", "mid_block.attentions.0", into, middle)
@@ -258,29 +259,29 @@ def encoder_rows(c: ImageSizes, depths: Sequence[int | None], middle: int | None
 def _up(c: ImageSizes) -> Iterator[Row]:
     into, last, time = c.channels[-1], len(c.channels) - 1, 4 * c.channels[0]
     for level, width in enumerate(reversed(c.channels)):
-        ours, depth = f"up_blocks.{level}", c.depths[last - level] or None
+        native, depth = f"up_blocks.{level}", c.depths[last - level] or None
         skips = [width] * c.layers + [c.channels[max(last - level - 1, 0)]]
         for j, skip in enumerate(skips):
-            theirs = f"output_blocks.{level * (c.layers + 1) + j}"
-            yield from _resnet(f"{theirs}.0", f"{ours}.resnets.{j}", into + skip, width, time)
+            foreign = f"output_blocks.{level * (c.layers + 1) + j}"
+            yield from _resnet(f"{foreign}.0", f"{native}.resnets.{j}", into + skip, width, time)
             into = width
-            yield from _transformer(c, f"{theirs}.1", f"{ours}.attentions.{j}", width, depth)
+            yield from _transformer(c, f"{foreign}.1", f"{native}.attentions.{j}", width, depth)
             if j == c.layers and level < last:
-                place = f"{theirs}.{2 if depth else 1}.conv"
-                yield from layer(place, f"{ours}.upsamplers.0.conv", width, width, 3, 3)
+                place = f"{foreign}.{2 if depth else 1}.conv"
+                yield from layer(place, f"{native}.upsamplers.0.conv", width, width, 3, 3)
 
 
-def _resnet(theirs: str, ours: str, into: int, out: int, time: int) -> Iterator[Row]:
-    return inside(f"{theirs}.", f"{ours}.", ldm.resnet(ldm.RESNET, into, out, time))
+def _resnet(foreign: str, native: str, into: int, out: int, time: int) -> Iterator[Row]:
+    return inside(f"{foreign}.", f"{native}.", ldm.resnet(ldm.RESNET, into, out, time))
 
 
-def _transformer(c: ImageSizes, theirs: str, ours: str, width: int, depth: int | None) -> Iterator[Row]:
+def _transformer(c: ImageSizes, foreign: str, native: str, width: int, depth: int | None) -> Iterator[Row]:
     if depth is None:
         return
-    yield from inside(f"{theirs}.", f"{ours}.", layer("norm", "norm", width))
+    yield from inside(f"{foreign}.", f"{native}.", layer("norm", "norm", width))
     for name in ("proj_in", "proj_out"):
         shape = (width, width) if c.linear else (width, width, 1, 1)
-        yield from layer(f"{theirs}.{name}", f"{ours}.{name}", *shape)
+        yield from layer(f"{foreign}.{name}", f"{native}.{name}", *shape)
     for i in range(depth):
-        names = (f"{theirs}.transformer_blocks.{i}.", f"{ours}.transformer_blocks.{i}.")
+        names = (f"{foreign}.transformer_blocks.{i}.", f"{native}.transformer_blocks.{i}.")
         yield from inside(*names, ldm.transformer_block(width, c.context))

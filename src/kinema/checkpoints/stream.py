@@ -1,4 +1,4 @@
-"""Tensors of a file, one at a time: for files that are larger than the memory."""
+"""Tensors of a file, one at a time: for files larger than memory."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from kinema.checkpoints.pickles import read_pickle
 from kinema.schema import BadRequest
 
 LINE = 64
+"""Bytes of a cache line."""
 
 
 class Stream(Mapping[str, Tensor]):
-    """The tensors of a file or folder by name, each read from disk when it is asked for and then forgotten.
+    """The tensors of a file or folder by name, each read from disk on access and not cached.
 
-    A memory map would do for most uses (`files.read_tensors`), but its pages count as this process's
-    memory for as long as it is open, and a conversion reads every page. PyTorch's own files are mapped.
-    Raises `BadRequest` for a file that is missing, cut short, hostile, or holds code.
+    The pages of a memory map (`files.read_tensors`) count as this process's memory while it is open, and a conversion
+    reads every page. PyTorch's own files are mapped nevertheless. Raises `BadRequest` for a file that is missing, cut
+    short or hostile, or that contains code.
     """
 
     def __init__(self, path: str | Path, variant: str | None = None) -> None:
@@ -28,7 +29,7 @@ class Stream(Mapping[str, Tensor]):
         self.header: Header = {}
         self.metadata: dict[str, str] = {}
         self.text = b""
-        """The header as it stands in the file; empty for several files and for PyTorch's own."""
+        """The raw header of the file; empty for several files and for PyTorch's own."""
         self._places: dict[str, tuple[Path, int, int]] = {}
         self._mapped: dict[str, Tensor] = {}
         for file in self.files:
@@ -52,12 +53,12 @@ class Stream(Mapping[str, Tensor]):
             return self._mapped[name]
         file, begin, size = self._places[name]
         shape, dtype = self.header[name]
-        held = _as_mapped(size, begin, dtype)
+        data = _aligned_like_map(size, begin, dtype)
         with file.open("rb") as opened:
             opened.seek(begin)
-            if opened.readinto(held.numpy().data) != size:
-                raise BadRequest(f"{file.name} is cut short: {name} could not be read")
-        return held.view(dtype).reshape(shape)
+            if opened.readinto(data.numpy().data) != size:
+                raise BadRequest(f"{file.name} is cut short: it ends within the tensor {name}")
+        return data.view(dtype).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.header)
@@ -66,12 +67,12 @@ class Stream(Mapping[str, Tensor]):
         return len(self.header)
 
 
-def _as_mapped(size: int, begin: int, dtype: torch.dtype) -> Tensor:
-    """Bytes that lie to a cache's line as those of a map of the file do, which begins at ``begin``.
+def _aligned_like_map(size: int, begin: int, dtype: torch.dtype) -> Tensor:
+    """Allocate bytes with the same cache line offset as a memory map of the file would have at ``begin``.
 
-    MKL on AMD sums a product of one row in an order that depends on where the weight begins, and a clip is to be the
-    same to the bit whether its weights are mapped or read.
+    MKL on AMD sums matrix-vector products in an order that depends on the address of the weight, and clips must be
+    bit-identical whether weights are mapped or read.
     """
-    held = torch.empty(size + LINE, dtype=torch.uint8)
-    at = (begin - held.data_ptr()) % LINE
-    return held[at : at + size] if at % dtype.itemsize == 0 else held[:size]
+    data = torch.empty(size + LINE, dtype=torch.uint8)
+    offset = (begin - data.data_ptr()) % LINE
+    return data[offset : offset + size] if offset % dtype.itemsize == 0 else data[:size]

@@ -1,1 +1,1 @@
-"""The command line: a thin skin over the Python API; every module of it imports without torch."""
+"""The command line: a thin layer over the Python API. Its modules import without torch."""

@@ -13,44 +13,46 @@ from kinema.cli.progress import JsonLines, display
 from kinema.cli.verbs import REPORTING
 from kinema.schema import BadRequest
 
+ABOUT = (
+    "Convert weights from one layout to another. Without --dtype the tensors are unchanged, so converting there and "
+    "back gives the same bytes."
+)
+EXAMPLE = "kinema convert svd.safetensors -o svd --layout diffusers"
 OPTIONS = [
-    Option("source", str, "", "weight file, or folder of a pipeline", positional=True, path=True),
+    Option("source", str, "", "weight file, or folder of a diffusers pipeline", positional=True, path=True),
     Option("output", Path | None, None, "file (.safetensors) or folder to write", short="-o"),
     Option(
         "layout",
         str | None,
         None,
-        "sgm or official (one file) or diffusers (folder); of a LoRA diffusers, kohya or official",
+        "of a model: sgm or official (one file), or diffusers (folder); of a LoRA: diffusers, kohya or official",
+        metavar="NAME",
     ),
-    Option("dtype", Literal["fp32", "fp16", "bf16"] | None, None, "precision to write; else bit for bit as it is"),
-    Option("variant", str | None, None, "which files of a source folder, such as fp16"),
-    Option("overwrite", bool, False, "replace the output where it exists"),
+    Option("dtype", Literal["fp32", "fp16", "bf16"] | None, None, "precision to write; by default that of the source"),
+    Option("variant", str | None, None, "file variant in the source folder, such as fp16", metavar="NAME"),
+    Option("overwrite", bool, False, "replace the output if it exists"),
 ]
 
 
-def convert(words: Sequence[str]) -> int:
-    """Convert, and print what was written."""
-    about = "Weights from one layout to another; without --dtype, there and back gives the same bytes."
-    told = parse([*OPTIONS, *REPORTING], words, "kinema convert", about)
-    own = with_defaults([*OPTIONS, *REPORTING], told)
-    for name, example in (("source", "svd.safetensors"), ("output", "-o svd"), ("layout", "--layout diffusers")):
-        if not own[name]:
-            raise BadRequest(f"kinema convert needs {example.split()[0] if name != 'source' else 'a source'}: {_USAGE}")
-    with display(quiet=own["quiet"], json_events=own["json_events"]) as show:
-        done = registry.resolve("kinema.checkpoints.convert:convert")(
-            own["source"],
-            own["output"],
-            own["layout"],
-            dtype=own["dtype"],
-            variant=own["variant"],
-            overwrite=own["overwrite"],
+def convert(argv: Sequence[str]) -> int:
+    """Convert weights and print the path written."""
+    given = parse([*OPTIONS, *REPORTING], argv, "kinema convert", ABOUT, EXAMPLE)
+    settings = with_defaults([*OPTIONS, *REPORTING], given)
+    for name, label in (("source", "a source"), ("output", "-o"), ("layout", "--layout")):
+        if not settings[name]:
+            raise BadRequest(f"kinema convert needs {label}: {EXAMPLE}")
+    with display(quiet=settings["quiet"], json_events=settings["json_events"]) as show:
+        result = registry.resolve("kinema.checkpoints.convert:convert")(
+            settings["source"],
+            settings["output"],
+            settings["layout"],
+            dtype=settings["dtype"],
+            variant=settings["variant"],
+            overwrite=settings["overwrite"],
             on_event=show,
         )
         if isinstance(show, JsonLines):
-            show.write("saved", {"paths": [str(done.path)], "tensors": done.tensors, "bytes": done.bytes})
+            show.write("saved", {"paths": [str(result.path)], "tensors": result.tensors, "bytes": result.bytes})
             return 0
-    sys.stdout.write(f"{done.path}\n")
+    sys.stdout.write(f"{result.path}\n")
     return 0
-
-
-_USAGE = "kinema convert svd.safetensors -o svd --layout diffusers"

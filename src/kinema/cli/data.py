@@ -1,4 +1,4 @@
-"""``kinema data``: clips made ready for training. Cut to shots, measured for motion, encoded to latents."""
+"""``kinema data``: prepare clips for training. Cuts them into shots, measures motion, encodes latents."""
 
 from __future__ import annotations
 
@@ -15,50 +15,56 @@ from kinema.cli.progress import JsonLines, display
 from kinema.cli.verbs import CONFIG, REPORTING
 from kinema.schema import BadRequest
 
-_FOLLOW = Option("follow_links", bool, False, "read what links in a folder of clips lead to, outside of it too")
+_FOLLOW = Option("follow_links", bool, False, "follow links in a folder of clips, also to files outside it")
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "shots": ("kinema.cli.data:shots", "clips cut where the film cuts, one file a shot"),
-    "motion-bucket": ("kinema.cli.data:motion_bucket", "how much clips move, kept beside them for training"),
-    "latents": ("kinema.cli.data:latents", "clips encoded by a model's frozen networks, once for every run"),
+    "shots": ("kinema.cli.data:shots", "cut films into shots, one file per shot"),
+    "motion-bucket": ("kinema.cli.data:motion_bucket", "measure how much clips move, for motion-conditioned training"),
+    "latents": ("kinema.cli.data:latents", "encode clips with a model's frozen networks, once for all runs"),
 }
-"""Step name to "module:function" and its help."""
+"""Step name to ("module:function", help)."""
 
 
-def data(words: Sequence[str]) -> int:
+def data(argv: Sequence[str]) -> int:
     """Run one step."""
-    name = words[0] if words else "--help"
+    name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
         rows = "\n".join(f"  {step:<14} {about}" for step, (_, about) in COMMANDS.items())
-        sys.stdout.write(f"usage: kinema data STEP …\n\n{rows}\n\nmore:   kinema data STEP --help\n")
+        about = "Prepare clips for training. The steps, in the usual order:"
+        sys.stdout.write(
+            f"usage: kinema data STEP [OPTIONS]\n\n{about}\n\n{rows}\n\n"
+            "example:\n  kinema data shots films --out clips\n\n"
+            "The options of a step: kinema data STEP --help\n"
+        )
         return 0
     if name not in COMMANDS:
         raise BadRequest(registry.unknown("step of `kinema data`", name, COMMANDS))
-    return registry.resolve(COMMANDS[name][0])(words[1:])
+    return registry.resolve(COMMANDS[name][0])(argv[1:])
 
 
 SHOTS = [
     Option("clips", str, "", "clip, or folder of clips", positional=True, path=True),
-    Option("out", str | None, None, "folder to write the shots to, with their metadata.jsonl", path=True),
-    Option("least_seconds", float, 1.0, "leave out shots shorter than this"),
-    Option("most_seconds", float, 5.0, "cut longer ones into equal parts"),
-    Option("side", int, 576, "bring larger shots to this shorter side"),
+    Option("out", str | None, None, "folder for the shots and their metadata.jsonl", path=True),
+    Option("least_seconds", float, 1.0, "skip shots shorter than this many seconds"),
+    Option("most_seconds", float, 5.0, "cut shots longer than this many seconds into equal parts"),
+    Option("side", int, 576, "downscale larger shots to this shorter side, in pixels"),
     _FOLLOW,
 ]
 
 
-def shots(words: Sequence[str]) -> int:
-    """Cut clips to shots and print the files."""
-    own, show_options = _read(SHOTS, words, "shots", "Cut clips where the film cuts, one mp4 a shot.")
-    if not own["clips"] or not own["out"]:
-        raise BadRequest("name clips and a folder: kinema data shots my-films --out my-shots")
-    if own["side"] < 16:
-        raise BadRequest(f"side is {own['side']}; expected 16 pixels or more")
-    clips, out = Path(own.pop("clips")), Path(own.pop("out"))
+def shots(argv: Sequence[str]) -> int:
+    """Cut clips into shots and print the files written."""
+    example = "kinema data shots films --out clips"
+    settings, show_options = _read(SHOTS, argv, "shots", "Cut films into shots, one mp4 per shot.", example)
+    if not settings["clips"] or not settings["out"]:
+        raise BadRequest(f"kinema data shots needs clips and --out: {example}")
+    if settings["side"] < 16:
+        raise BadRequest(f"--side is {settings['side']}; expected 16 pixels or more")
+    clips, out = Path(settings.pop("clips")), Path(settings.pop("out"))
     if not clips.exists():
         raise BadRequest(f"there is no file or folder {clips}; expected clips")
     with display(**show_options) as show:
-        written = registry.resolve("kinema.data.shots:cut")(clips, out, on_event=show, **own)
+        written = registry.resolve("kinema.data.shots:cut")(clips, out, on_event=show, **settings)
         if isinstance(show, JsonLines):
             show.write("saved", {"paths": [str(path) for path in written]})
             return 0
@@ -67,23 +73,24 @@ def shots(words: Sequence[str]) -> int:
 
 
 MOTION = [
-    Option("clips", list[str], [], "folders of clips, or clips", positional=True, path=True),
-    Option("middle", float | None, None, "motion of the middle bucket (0.1; the model svd-pocket has 0.015)"),
+    Option("clips", list[str], [], "clips, or folders of clips", positional=True, path=True),
+    Option("middle", float | None, None, "motion of the middle bucket; by default 0.1; svd-pocket uses 0.015"),
     _FOLLOW,
-    Option("json", bool, False, "the table as JSON"),
+    Option("json", bool, False, "print the table as JSON"),
 ]
 
 
-def motion_bucket(words: Sequence[str]) -> int:
-    """Measure clips, keep the figures beside them, and print the table."""
-    about = "Estimate the motion bucket of clips by optical flow, and write motion.json beside them for `kinema train`."
-    own, show_options = _read(MOTION, words, "motion-bucket", about)
-    middle = own["middle"] if own["middle"] is not None else registry.resolve("kinema.data.motion:MIDDLE")
+def motion_bucket(argv: Sequence[str]) -> int:
+    """Measure clips, write motion.json next to them, and print the table."""
+    about = "Estimate the motion bucket of clips by optical flow and write motion.json next to them for `kinema train`."
+    settings, show_options = _read(MOTION, argv, "motion-bucket", about, "kinema data motion-bucket clips")
+    default = registry.resolve("kinema.data.motion:MIDDLE")
+    middle = default if settings["middle"] is None else settings["middle"]
     if not middle > 0:
-        raise BadRequest(f"middle is {middle:g}; expected more than 0")
+        raise BadRequest(f"--middle is {middle:g}; expected more than 0")
     with display(**show_options) as show:
         found = registry.resolve("kinema.data.moved:measure")(
-            own["clips"], middle, on_event=show, follow_links=own["follow_links"]
+            settings["clips"], middle, on_event=show, follow_links=settings["follow_links"]
         )
     rows = [
         {
@@ -96,7 +103,7 @@ def motion_bucket(words: Sequence[str]) -> int:
         for folder, measured in found.items()
         for row in measured
     ]
-    if own["json"]:
+    if settings["json"]:
         sys.stdout.write(json.dumps(rows, indent=1) + "\n")
         return 0
     names = [printable(row["clip"]) for row in rows]
@@ -108,17 +115,25 @@ def motion_bucket(words: Sequence[str]) -> int:
     return 0
 
 
-def latents(words: Sequence[str]) -> int:
-    """Encode clips, or go on with what stands in --out."""
-    about = "Encode clips with a model's frozen networks; the same command goes on with what was stopped."
+def latents(argv: Sequence[str]) -> int:
+    """Encode clips, or resume the encoding in --out."""
+    about = "Encode clips with a model's frozen networks. The same command resumes a run that was stopped."
+    example = "kinema data latents clips --model svd_xt.safetensors --out latents"
     target = "kinema.training.latents:LatentsOptions"
     options = from_dataclass(registry.resolve(target), positional=["clips"])
-    told = parse([*options, *REPORTING, CONFIG], words, "kinema data latents", about)
-    show_options = {o.name: told.pop(o.name, False) for o in REPORTING}
-    told.pop("config", None)
-    made = registry.resolve(target)(**told)
+    groups = {
+        "main options": ("model", "out", "frames", "width", "height"),
+        "clips": ("frameskip", "stride", "follow_links"),
+        "storage": ("dtype", "shard"),
+        "model and device": ("variant", "device", "threads"),
+        "progress and configuration": ("quiet", "json_events", "config"),
+    }
+    given = parse([*options, *REPORTING, CONFIG], argv, "kinema data latents", about, example, groups)
+    show_options = {o.name: given.pop(o.name, False) for o in REPORTING}
+    given.pop("config", None)
+    settings = registry.resolve(target)(**given)
     with display(**show_options) as show:
-        result = registry.resolve("kinema.training.latents:encode")(made, on_event=show)
+        result = registry.resolve("kinema.training.latents:encode")(settings, on_event=show)
         if isinstance(show, JsonLines):
             show.write("saved", {"paths": [str(result.folder)], "windows": result.windows, "clips": result.clips})
             return 0
@@ -126,8 +141,10 @@ def latents(words: Sequence[str]) -> int:
     return 0
 
 
-def _read(options: list[Option], words: Sequence[str], step: str, about: str) -> tuple[dict[str, Any], dict[str, bool]]:
-    """(what was told, over the defaults; how to show progress)."""
-    told = parse([*options, *REPORTING], words, f"kinema data {step}", about)
-    show = {o.name: told.pop(o.name, False) for o in REPORTING}
-    return with_defaults(options, told), show
+def _read(
+    options: list[Option], argv: Sequence[str], step: str, about: str, example: str
+) -> tuple[dict[str, Any], dict[str, bool]]:
+    """(all options of the step, the options of `display`)."""
+    given = parse([*options, *REPORTING], argv, f"kinema data {step}", about, example)
+    show_options = {o.name: given.pop(o.name, False) for o in REPORTING}
+    return with_defaults(options, given), show_options

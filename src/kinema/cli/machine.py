@@ -1,4 +1,4 @@
-"""What the command line asks of the machine; the one module of it that reaches for torch, when called."""
+"""Facts about this machine for the command line. Its only module that imports torch, inside functions."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
     from kinema.system import Asked
 
-TOLD_UNITS = ("neon", "sve", "avx2", "avx512_f", "avx512_bf16", "amx_bf16", "bf16")
-"""Vector units that decide how fast a CPU samples, as torch names them."""
+CPU_UNITS = ("neon", "sve", "avx2", "avx512_f", "avx512_bf16", "amx_bf16", "bf16")
+"""Vector instructions that decide how fast a CPU samples, as torch names them."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def dtype(name: str | None) -> Asked:
-    """``fp32``, ``bf16`` or ``fp16`` as torch calls it; ``auto`` and None as they are."""
+    """The torch dtype of ``fp32``, ``bf16`` or ``fp16``; ``auto`` and None unchanged."""
     if name is None or name == "auto":
         return cast("Asked", name)
     if name not in DTYPES:
@@ -35,7 +35,7 @@ def dtype(name: str | None) -> Asked:
 
 
 def device(name: str | None) -> str | None:
-    """The device's name, refused where this machine has no such device."""
+    """The device's name. Raises BadRequest if this machine has no such device."""
     if name is None:
         return None
     from kinema import processor
@@ -45,14 +45,14 @@ def device(name: str | None) -> str | None:
 
 
 def can_compile(name: str | None) -> bool:
-    """Whether PyTorch finds a compiler for this device here."""
+    """Whether PyTorch finds a compiler for this device."""
     import torch
 
     from kinema.system.blocks import check_compiler
 
     try:
         check_compiler(torch.device(name or "cpu"))
-    except (BadRequest, RuntimeError):  # or it is no device
+    except (BadRequest, RuntimeError):  # RuntimeError: not a device
         return False
     return True
 
@@ -68,40 +68,40 @@ def set_threads(count: int | None) -> None:
 
 
 def parameters(family: Any, config: Any) -> tuple[int, int]:
-    """(parameters, tensors) of a family's network, counted on the meta device: no memory is taken."""
-    counted = parts(family, config).values()
-    return sum(part["parameters"] for part in counted), sum(part["tensors"] for part in counted)
+    """(parameters, tensors) of a family's network, counted on the meta device, so without using memory."""
+    counts = parts(family, config).values()
+    return sum(part["parameters"] for part in counts), sum(part["tensors"] for part in counts)
 
 
 def parts(family: Any, config: Any) -> dict[str, dict[str, int]]:
-    """The same of each module at the top of the network (``unet``, ``vae``), and of what lies beside them."""
+    """Parameters and tensors of each top-level module (``unet``, ``vae``) and each top-level tensor of the network."""
     from kinema.nn.meta import on_meta
 
     with on_meta():
         model = family.build(config)
-    numbers = {name: p.numel() for name, p in model.named_parameters()}
-    counted: dict[str, dict[str, int]] = {}
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    counts: dict[str, dict[str, int]] = {}
     for name in model.state_dict():
         top = name.partition(".")[0]
-        part = counted.setdefault(top, {"parameters": 0, "tensors": 0})
+        part = counts.setdefault(top, {"parameters": 0, "tensors": 0})
         part["tensors"] += 1
-        part["parameters"] += numbers.get(name, 0)
-        if ".motion_modules." in name and name in numbers:
-            part["motion_parameters"] = part.get("motion_parameters", 0) + numbers[name]
-    return counted
+        part["parameters"] += sizes.get(name, 0)
+        if ".motion_modules." in name and name in sizes:
+            part["motion_parameters"] = part.get("motion_parameters", 0) + sizes[name]
+    return counts
 
 
 def free_memory(device_name: str) -> int:
-    """Bytes that are free on the device now (CPU: what the system says is available)."""
+    """Free bytes on the device now (CPU: available memory as reported by the system)."""
     from kinema.memory.free import free_bytes
 
     return free_bytes(device_name)
 
 
 def peak_memory(device_name: str) -> int:
-    """Peak bytes so far: allocated on a GPU, resident on a CPU (0 where the system does not say).
+    """Peak bytes so far: allocated on a GPU, resident on a CPU (0 where the system does not report it).
 
-    Apple's driver keeps no peak; what it holds now, with what torch keeps of tensors that are gone, is near it.
+    Apple's driver records no peak; its current allocation, which includes torch's cache, is close to it.
     """
     import torch
 
@@ -123,47 +123,47 @@ def free_disk(folder: Path) -> int:
 
 
 def versions() -> dict[str, str]:
-    """What a recipe records of the software and the processor, as `kinema.provenance.recipe` names it."""
+    """Software versions and processor, under the names a recipe records (`kinema.provenance.recipe`)."""
     import torch
 
     return {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
 
 
 def count_calls(module: Any) -> tuple[list[int], Any]:
-    """(a counter of the module's forward calls, the handle whose ``remove()`` ends the counting)."""
+    """(counter of the module's forward calls, handle whose ``remove()`` stops counting)."""
     calls = [0]
 
-    def count(*_told: Any) -> None:
+    def count(*_args: Any) -> None:
         calls[0] += 1
 
     return calls, module.register_forward_hook(count)
 
 
 def facts() -> dict[str, str]:
-    """torch's version, threads and vector units, as a person reads them."""
+    """torch's version, threads and vector instructions, as text."""
     import torch
 
     from kinema import processor
 
-    told = processor.told()
-    units = [name for name in TOLD_UNITS if told.get(name) is True]
+    capabilities = processor.told()
+    units = [name for name in CPU_UNITS if capabilities.get(name) is True]
     return {
         "torch": torch.__version__,
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
-        "cpu": ", ".join(units) or "of no kind that matters here",
+        "cpu": ", ".join(units) or "none that speeds up sampling",
     }
 
 
 def devices() -> list[str]:
-    """The CPU and the accelerators by name."""
+    """Names of the CPU and the accelerators."""
     from kinema import processor
 
     return ["cpu", *processor.accelerators()]
 
 
 def about_device(name: str) -> tuple[str, bool]:
-    """A device as a person reads it (name, memory, native precisions, which one a model gets), and whether all that
-    models need runs there.
+    """(text on the device's name, memory, native precisions and the default one, whether it runs every operator that
+    models need).
     """
     import torch
 
@@ -173,37 +173,37 @@ def about_device(name: str) -> tuple[str, bool]:
     device = processor.device_of(name)
     total = total_bytes(name)
     memory = f"{gib(free_bytes(name))} free" + ("" if total is None else f" of {gib(total)}")
-    told = [f"{processor.title(device)}, {memory}", _native(device), _taken(device)]
+    parts = [f"{processor.title(device)}, {memory}", _native(device), _precision(device)]
     if not processor.native(device, torch.float64):
-        told.append("it has no float64, so schedules are computed on the CPU and long sums in float32")
+        parts.append("it lacks float64, so schedules are computed on the CPU and long sums in float32")
     missing = [] if device.type == "cpu" else lacking(device)
     if missing:
         instead = "; set PYTORCH_ENABLE_MPS_FALLBACK=1 to run them on the CPU" if device.type == "mps" else ""
-        told.append(f"PyTorch lacks operators there that some models need: {', '.join(missing)}{instead}")
-    return "; ".join(told), not missing
+        parts.append(f"PyTorch lacks operators for it that some models need: {', '.join(missing)}{instead}")
+    return "; ".join(parts), not missing
 
 
 def _native(device: torch.device) -> str:
-    """Which halves are native: ``this CPU has no native bfloat16 or float16``."""
+    """Which half precisions are native: ``this CPU has no native bfloat16 or float16``."""
     from kinema import processor
     from kinema.system import described, name_of
 
     has = [name_of(kind) for kind in processor.HALVES if processor.native(device, kind)]
     lacks = [name_of(kind) for kind in processor.HALVES if name_of(kind) not in has]
-    told = [f"native {' and '.join(has)}"] if has else []
-    told += [f"no native {' or '.join(lacks)}"] if lacks else []
+    parts = [f"native {' and '.join(has)}"] if has else []
+    parts += [f"no native {' or '.join(lacks)}"] if lacks else []
     if device.type == "cpu" and not any(processor.is_native(kind) is not None for kind in processor.HALVES):
-        return f"PyTorch does not say whether {described(device)} has native {' or '.join(lacks)}"
-    return f"{described(device)} has {' but '.join(told)}"
+        return f"PyTorch does not report whether {described(device)} has native {' or '.join(lacks)}"
+    return f"{described(device)} has {' but '.join(parts)}"
 
 
-def _taken(device: torch.device) -> str:
-    """What a model computes in there: where no precision is named, and with ``--dtype auto``."""
+def _precision(device: torch.device) -> str:
+    """The precision models compute in on the device: by default, and with ``--dtype auto``."""
     import torch
 
     from kinema.system import chosen, name_of
 
-    def told(*, auto: bool) -> str:
+    def text(*, auto: bool) -> str:
         files: dict[str, list[str]] = {}
         for stored in (torch.float16, torch.bfloat16, torch.float32):
             files.setdefault(name_of(chosen(device, stored, auto=auto).computed), []).append(name_of(stored))
@@ -213,18 +213,18 @@ def _taken(device: torch.device) -> str:
             return "the precision of their files"
         return ", ".join(f"{computed} for {' and '.join(stored)} files" for computed, stored in files.items())
 
-    return f"models compute in {told(auto=False)}, and with --dtype auto in {told(auto=True)}"
+    return f"models compute in {text(auto=False)}, and with --dtype auto in {text(auto=True)}"
 
 
 def probes() -> dict[str, Callable[[torch.device], Any]]:
-    """Operators that models need and that not every accelerator has, each as a small call."""
+    """Operators that models need and some accelerators lack, each as a small call."""
     import torch
     from torch.nn import functional as F
 
     def ones(*shape: int) -> Callable[[torch.device], torch.Tensor]:
         return lambda device: torch.ones(shape, device=device)
 
-    clip, picture, square = ones(1, 1, 2, 4, 4), ones(1, 1, 4, 4), ones(1, 2, 2)
+    clip, image, square = ones(1, 1, 2, 4, 4), ones(1, 1, 4, 4), ones(1, 2, 2)
     grid = ones(1, 4, 4, 2)
     return {
         "attention": lambda on: F.scaled_dot_product_attention(square(on), square(on), square(on)),
@@ -232,15 +232,15 @@ def probes() -> dict[str, Callable[[torch.device], Any]]:
         "group_norm": lambda on: F.group_norm(clip(on), 1),
         "max_pool3d": lambda on: F.max_pool3d(clip(on), 2),
         "avg_pool3d": lambda on: F.avg_pool3d(clip(on), 2),
-        "grid_sample": lambda on: F.grid_sample(picture(on), grid(on), padding_mode="border", align_corners=False),
-        "bicubic": lambda on: F.interpolate(picture(on), scale_factor=2, mode="bicubic"),
+        "grid_sample": lambda on: F.grid_sample(image(on), grid(on), padding_mode="border", align_corners=False),
+        "bicubic": lambda on: F.interpolate(image(on), scale_factor=2, mode="bicubic"),
         "fft": lambda on: torch.fft.ifftn(torch.fft.fftn(clip(on), dim=(2, 3, 4)), dim=(2, 3, 4)),
         "solve": lambda on: torch.linalg.solve_ex(torch.eye(2, device=on), square(on)[0]),
     }
 
 
 def lacking(device: torch.device) -> list[str]:
-    """The operators of `probes` that do not run on the device."""
+    """Names of the operators in `probes` that fail on the device."""
     missing = []
     for name, probe in probes().items():
         try:
@@ -251,24 +251,24 @@ def lacking(device: torch.device) -> list[str]:
 
 
 def bf16_speed(side: int = 768) -> float:
-    """How many times faster a bf16 matrix product is than an fp32 one on the CPU, timed now."""
+    """Speed of a bf16 matrix product over an fp32 one on the CPU, measured now. ``side``: of the square matrices."""
     import time
 
     import torch
 
-    took = {}
+    seconds = {}
     for kind in (torch.float32, torch.bfloat16):
         a = torch.randn(side, side).to(kind)
         a @ a
         began = time.perf_counter()
         for _ in range(5):
             a @ a
-        took[kind] = time.perf_counter() - began
-    return took[torch.float32] / took[torch.bfloat16]
+        seconds[kind] = time.perf_counter() - began
+    return seconds[torch.float32] / seconds[torch.bfloat16]
 
 
 def codecs() -> dict[str, bool]:
-    """Which of the encoders and decoders that kinema uses this PyAV carries."""
+    """Which of the encoders and decoders that kinema uses are in this PyAV build."""
     import av
 
     names = {"libx264": "w", "h264": "r", "gif": "w", "webp": "r", "vp9": "r", "hevc": "r"}

@@ -1,7 +1,7 @@
-"""``kinema``: picks the command, and turns every ending into one line and an exit code.
+"""``kinema``: dispatches to a command and turns every failure into one line and an exit code.
 
-0 done, 1 failed, 2 a request that cannot be answered, 130 interrupted. The table below is all that
-``kinema --help`` loads; a command's module is imported when it is called.
+0 done, 1 failed, 2 bad request, 130 interrupted. ``kinema --help`` needs only the table below; a command's module is
+imported when the command runs.
 """
 
 from __future__ import annotations
@@ -22,61 +22,68 @@ from kinema import __version__, bounds, registry
 from kinema.schema import BadRequest, Cancelled
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "generate": ("kinema.cli.verbs:generate", "a video from a sentence"),
-    "animate": ("kinema.cli.verbs:animate", "a video that begins with a picture"),
-    "interpolate": ("kinema.cli.verbs:interpolate", "the frames between the given ones"),
-    "extend": ("kinema.cli.verbs:extend", "what comes after a clip, or before it"),
-    "inpaint": ("kinema.cli.verbs:inpaint", "new content in a region of a clip"),
-    "edit": ("kinema.cli.verbs:edit", "a clip remade from another one"),
-    "upscale": ("kinema.cli.verbs:upscale", "a clip made larger"),
-    "replay": ("kinema.cli.replay:replay", "make a clip again from the recipe it carries"),
-    "plan": ("kinema.cli.plan:plan", "what a request would do and cost, before it runs"),
-    "models": ("kinema.cli.models:models", "the models, families and samplers there are"),
-    "inspect": ("kinema.cli.models:inspect", "what a weight file or a clip holds"),
-    "convert": ("kinema.cli.convert:convert", "weights from one layout to another"),
-    "data": ("kinema.cli.data:data", "clips made ready for training: shots, motion, latents"),
-    "train": ("kinema.cli.train:train", "train a model, or resume a run"),
+    "generate": ("kinema.cli.verbs:generate", "generate a clip from a text prompt"),
+    "animate": ("kinema.cli.verbs:animate", "generate a clip from an image"),
+    "interpolate": ("kinema.cli.verbs:interpolate", "generate the frames in between"),
+    "extend": ("kinema.cli.verbs:extend", "continue a clip, forwards or backwards"),
+    "inpaint": ("kinema.cli.verbs:inpaint", "replace a region of a clip"),
+    "edit": ("kinema.cli.verbs:edit", "change a clip by a prompt"),
+    "upscale": ("kinema.cli.verbs:upscale", "enlarge a clip"),
+    "replay": ("kinema.cli.replay:replay", "generate a clip again from its recipe"),
+    "inspect": ("kinema.cli.models:inspect", "show what a clip, image or weight file contains"),
+    "plan": ("kinema.cli.plan:plan", "forecast time and memory of a request"),
+    "models": ("kinema.cli.models:models", "list models and samplers"),
+    "doctor": ("kinema.cli.doctor:doctor", "check that this machine can run kinema"),
+    "data": ("kinema.cli.data:data", "prepare clips for training"),
+    "train": ("kinema.cli.train:train", "train or fine-tune a model, or resume a run"),
     "evaluate": ("kinema.cli.train:evaluate", "measure a model"),
-    "doctor": ("kinema.cli.doctor:doctor", "whether this machine has what kinema needs"),
+    "convert": ("kinema.cli.convert:convert", "convert weights between layouts"),
 }
-"""Command name to "module:function" (takes the words after the name, returns the exit code) and its help."""
+"""Command name to ("module:function", help); the function takes the arguments and returns the exit code."""
+
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "make clips": ("generate", "animate", "interpolate", "extend", "inpaint", "edit", "upscale"),
+    "look and check": ("replay", "inspect", "plan", "models", "doctor"),
+    "train": ("data", "train", "evaluate", "convert"),
+}
+"""Headings of ``kinema --help`` and the commands under each."""
 
 FAILED, BAD_REQUEST, INTERRUPTED = 1, 2, 130
 UNREADABLE = frozenset(
     {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS}
 )
-"""What is wrong with a name that the user gave, not with the machine."""
+"""Errors caused by a path the user gave, not by the machine."""
 NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory")
-"""How torch's allocators word it, the CPU's in a plain RuntimeError."""
+"""How torch's allocators report it; the CPU's raises a plain RuntimeError."""
 
-LONGEST = 380
-"""Characters of the last sentence."""
-MOST_PIXELS = 10**15
+MAX_MESSAGE = 380
+"""Characters of an error message."""
+PIXEL_LIMIT = 10**15
 FIRST = 'kinema generate "a red ball rolls right" -o ball.mp4'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; the exit code is returned, nothing is raised."""
+    """Run one command line and return the exit code; never raises."""
     words = list(sys.argv[1:] if argv is None else argv)
     end = words.index("--") if "--" in words else len(words)
-    words, after = words[:end], words[end:]  # what follows "--" is no option
+    words, after = words[:end], words[end:]  # nothing after "--" is an option
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     stopped: list[int] = []
     for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
-            # A name may hold what this terminal's encoding cannot show: a path is printed as the bytes that it is.
+            # The terminal's encoding may not cover a path: print its bytes unchanged.
             stream.reconfigure(errors=errors)
     try:
         words, pixels = _max_pixels(words)
         with _stopping_gently(stopped), warnings.catch_warnings(), bounds.raised(pixels):
             if not (debug or sys.warnoptions):
-                warnings.simplefilter("ignore")  # a library's advice to programmers is no answer to a user
+                warnings.simplefilter("ignore")  # warnings of libraries address programmers, not users
             return _dispatch(words + after)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except BrokenPipeError:
-        # The reader of our output went away (`kinema models | head`); Python must not complain again at exit.
+        # The reader closed the pipe (`kinema models | head`); keep Python from reporting it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (Exception, KeyboardInterrupt) as error:
@@ -84,16 +91,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
-        # C code that is interrupted may raise what it likes instead.
+        # Interrupted C code may raise another exception instead.
         message, code = ending(KeyboardInterrupt() if stopped else error)
         sys.stderr.write(f"kinema: {message}\n")
         return code
 
 
 def ending(error: BaseException) -> tuple[str, int]:
-    """The sentence, on one line that a terminal may print, and the exit code of what went wrong."""
+    """(error message, on one line and safe for a terminal; exit code)."""
     message, code = _ending(error)
-    return bounds.printable(" ".join(message.split()), LONGEST), code
+    return bounds.printable(" ".join(message.split()), MAX_MESSAGE), code
 
 
 def _ending(error: BaseException) -> tuple[str, int]:
@@ -101,7 +108,7 @@ def _ending(error: BaseException) -> tuple[str, int]:
         case BadRequest():
             return str(error), BAD_REQUEST
         case KeyboardInterrupt():
-            return "interrupted; no half file is left behind", INTERRUPTED
+            return "interrupted; no partial file was written", INTERRUPTED
         case Cancelled():
             return str(error), INTERRUPTED
         case OSError():
@@ -111,37 +118,37 @@ def _ending(error: BaseException) -> tuple[str, int]:
             refused = error.errno in FULL or error.errno in UNREADABLE
             return f"{where}{error.strerror or error}", BAD_REQUEST if refused else FAILED
     if _out_of_memory(error):
-        return "out of memory; ask for fewer frames, a smaller size or fewer clips", FAILED
-    first = (str(error).strip().splitlines() or ["no further word"])[0]
-    return f"{type(error).__name__}: {first} (--debug shows where)", FAILED
+        return "out of memory; use fewer frames, a smaller size or fewer clips", FAILED
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {first} (run with --debug for the traceback)", FAILED
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """Python's own error, or torch's by name: this module does without torch."""
+    """Whether it is Python's or torch's out-of-memory error; torch's by name, to avoid importing torch."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    said = str(error).lower()
-    return isinstance(error, RuntimeError) and any(word in said for word in NO_MEMORY)
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and any(text in message for text in NO_MEMORY)
 
 
 def _max_pixels(words: Sequence[str]) -> tuple[list[str], int]:
-    """The words without ``--max-pixels N``, and that N, which holds for every command that reads files."""
-    left, told = [], "0"
-    rest = iter(words)
-    for word in rest:
+    """(arguments without ``--max-pixels N``, N). The option applies to every command that reads files."""
+    rest, given = [], "0"
+    remaining = iter(words)
+    for word in remaining:
         name, equals, value = word.partition("=")
         if name in ("--max-pixels", "--max_pixels"):
-            told = value if equals else next(rest, "")
+            given = value if equals else next(remaining, "")
         else:
-            left.append(word)
+            rest.append(word)
     try:
-        pixels = int(float(told))
+        pixels = int(float(given))
     except (ValueError, OverflowError):
         pixels = -1
-    if not 0 <= pixels <= MOST_PIXELS:
-        said = f"expected a whole number up to {MOST_PIXELS:,}, such as 4e9"
-        raise BadRequest(f"--max-pixels is {bounds.quoted(told)}; {said}")
-    return left, pixels
+    if not 0 <= pixels <= PIXEL_LIMIT:
+        expected = f"expected a whole number up to {PIXEL_LIMIT:,}, such as 4e9"
+        raise BadRequest(f"--max-pixels is {bounds.quoted(given)}; {expected}")
+    return rest, pixels
 
 
 def _dispatch(words: list[str]) -> int:
@@ -158,14 +165,20 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _help() -> str:
-    rows = "\n".join(f"  {name:<12} {about}" for name, (_, about) in COMMANDS.items())
+    sections = "\n\n".join(
+        "\n".join([f"{heading}:", *(f"  {name:<12} {COMMANDS[name][1]}" for name in names)])
+        for heading, names in SECTIONS.items()
+    )
     return (
         f"kinema {__version__}: video diffusion in one package\n\n"
-        f"usage: kinema COMMAND …\n\n{rows}\n\n"
-        f"first:  {FIRST}\n"
-        "more:   kinema COMMAND --help\n"
-        "also:   --version, and with any command --debug for a full traceback,\n"
-        "        or --max-pixels N (frames × height × width) to read a file that is refused for its size\n"
+        "usage: kinema COMMAND [OPTIONS]\n\n"
+        f"start here:\n  {FIRST}\n\n"
+        f"{sections}\n\n"
+        "The options of a command: kinema COMMAND --help\n\n"
+        "with every command:\n"
+        "  --debug         print the traceback of an error\n"
+        "  --max-pixels N  read larger files (N = frames × height × width), such as 4e9\n\n"
+        "kinema --version prints the version.\n"
     )
 
 
@@ -173,7 +186,7 @@ def _help() -> str:
 def _stopping_gently(stopped: list[int]) -> Iterator[None]:
     """While a command runs, SIGTERM unwinds like an exception, so that temporary files are removed.
 
-    Signals by which a user ends a command are added to ``stopped``, where nobody else handles them.
+    SIGINT is recorded in ``stopped``, unless someone else handles it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -187,14 +200,14 @@ def _stopping_gently(stopped: list[int]) -> Iterator[None]:
         signal.default_int_handler(number, frame)
 
     before = signal.signal(signal.SIGTERM, stop)
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if ours:
+    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if default:
         signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        if ours:
+        if default:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

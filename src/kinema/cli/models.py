@@ -1,4 +1,4 @@
-"""``kinema models`` and ``kinema inspect``: what there is, and what a file holds."""
+"""``kinema models`` and ``kinema inspect``: what models are available, and what a file contains."""
 
 from __future__ import annotations
 
@@ -14,52 +14,58 @@ from kinema.cli import machine
 from kinema.cli.options import Option, parse, with_defaults
 from kinema.schema import BadRequest
 
-JSON = Option("json", bool, False, "as JSON")
-LISTING = [JSON, Option("samplers", bool, False, "the samplers and their own options instead")]
-FILE = Option(
-    "file", str, "", "weight file, folder of a model, clip, picture or folder of frames", positional=True, path=True
-)
+MODELS_ABOUT = "List models, add-ons and LoRAs by the names that --model, --add and --lora accept."
+INSPECT_ABOUT = "Show what a clip, image or weight file contains: format, size, recipe; family, layout, parameters."
+JSON = Option("json", bool, False, "print as JSON")
+LISTING = [JSON, Option("samplers", bool, False, "list the samplers and their options instead")]
+FILE = Option("file", str, "", "clip, image, folder of frames, weight file or model folder", positional=True, path=True)
 FEW = 16
-"""Tables of a list that are shown one by one, such as stages and blocks."""
+"""Longest list whose items are printed one by one, such as stages and blocks of frames."""
 COUNTS = {"bytes", "tensors", "network_tensors", "parameters", "motion_parameters"}
-"""Figures that are printed with separators."""
-VARIANT = Option("variant", str | None, None, "which files of a folder, such as fp16")
+"""Values printed with thousands separators."""
+VARIANT = Option("variant", str | None, None, "file variant in a model folder, such as fp16", metavar="NAME")
+SECTIONS = {
+    "embedded, trained": "included, trained",
+    "embedded, trained; ": "included add-ons and LoRAs",
+    "alias of ": "published models, downloaded when first used",
+    "preset, untrained": "architectures without weights, for training",
+}
+"""What ``kind`` of a row starts with (the longest match counts), and the heading of these rows."""
 
 
-def models(words: Sequence[str]) -> int:
-    own = with_defaults(LISTING, parse(LISTING, words, "kinema models", "The models, families and samplers there are."))
-    if own["samplers"]:
+def models(argv: Sequence[str]) -> int:
+    """Print the catalogue, or the samplers."""
+    settings = with_defaults(LISTING, parse(LISTING, argv, "kinema models", MODELS_ABOUT))
+    if settings["samplers"]:
         found = samplers()
-        pairs = [(name, " ".join(f"{k}={v}" for k, v in told.items())) for name, told in found.items()]
-        return _write(found if own["json"] else table(("sampler", "its own options"), pairs))
-    listed = catalogue()
-    if own["json"]:
-        return _write(listed)
-    rows = [(m["name"], m["kind"], _count(m["parameters"]), m["native"], m["sampling"]) for m in listed]
-    return _write(table(("model", "kind", "parameters", "frames×height×width", "sampling"), rows))
+        pairs = [(name, " ".join(f"{k}={v}" for k, v in own.items())) for name, own in found.items()]
+        return _write(found if settings["json"] else table(("sampler", "options and defaults"), pairs))
+    rows = catalogue()
+    return _write(rows if settings["json"] else _sections(rows))
 
 
-def inspect(words: Sequence[str]) -> int:
+def inspect(argv: Sequence[str]) -> int:
+    """Print what a file contains."""
     options = [FILE, VARIANT, JSON]
-    own = with_defaults(options, parse(options, words, "kinema inspect", "What a weight file or a clip holds."))
-    if not own["file"]:
+    settings = with_defaults(options, parse(options, argv, "kinema inspect", INSPECT_ABOUT, "kinema inspect ball.mp4"))
+    if not settings["file"]:
         raise BadRequest("kinema inspect needs a file: kinema inspect ball.mp4")
-    path = Path(own["file"])
+    path = Path(settings["file"])
     if not path.exists():
         raise BadRequest(f"there is no file {path}")
-    told = weights(path, own["variant"]) if _holds_weights(path) else media(path)
-    return _write(told if own["json"] else "\n".join(_lines(told)))
+    entries = weights(path, settings["variant"]) if _holds_weights(path) else media(path)
+    return _write(entries if settings["json"] else "\n".join(_lines(entries)))
 
 
 def samplers() -> dict[str, dict[str, Any]]:
-    """Sampler name to its own options and their defaults."""
+    """Sampler name to its options and their defaults."""
     from kinema.diffusion.samplers import SAMPLERS, options
 
     return {name: options(name) for name in SAMPLERS}
 
 
 def catalogue() -> list[dict[str, Any]]:
-    """Embedded weights, aliases, and every preset of every family, with their sizes."""
+    """Embedded weights, add-ons, aliases and the presets of every family, with their sizes."""
     rows = []
     for name, (family_name, file) in registry.EMBEDDED.items():
         if registry.weights(file).is_file():
@@ -79,8 +85,34 @@ def catalogue() -> list[dict[str, Any]]:
     return rows
 
 
+def _sections(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The catalogue as text, one table per section."""
+    by_kind: dict[str, list[Mapping[str, Any]]] = {kind: [] for kind in SECTIONS}
+    for row in rows:
+        by_kind[max((kind for kind in SECTIONS if row["kind"].startswith(kind)), key=len)].append(row)
+    parts = []
+    for kind, members in by_kind.items():
+        head: tuple[str, ...] = ("model", "parameters", "frames×height×width", "sampling")
+        cells: list[tuple[str, ...]] = [
+            (row["name"], _count(row["parameters"]), row["native"], row["sampling"]) for row in members
+        ]
+        if kind == "alias of ":
+            head, cells = ("name", "model"), [(row["name"], row["kind"].removeprefix(kind)) for row in members]
+        elif kind == "embedded, trained; ":
+            head, cells = ("name", "use"), [(row["name"], _use(row["name"], row["kind"])) for row in members]
+        if members:
+            parts.append(f"{SECTIONS[kind]}:\n{table(head, cells)}")
+    return "\n\n".join(parts)
+
+
+def _use(name: str, kind: str) -> str:
+    """The option that loads an add-on: ``--add motion=NAME`` or ``--lora NAME``."""
+    option = kind.partition("; ")[2]
+    return f"{option}{name}" if option.endswith("=") else f"{option} {name}"
+
+
 def weights(path: Path, variant: str | None = None) -> dict[str, Any]:
-    """Family, configuration, sizes and hash of a weight file or folder; refused if no family knows it."""
+    """Family, configuration, sizes and hash of a weight file or folder. Raises BadRequest if no family can read it."""
     from kinema.system import open_system
 
     system = open_system(path, variant=variant)
@@ -88,7 +120,7 @@ def weights(path: Path, variant: str | None = None) -> dict[str, Any]:
     header = source.headers(parts) if parts else source.header
     layout = "kinema" if system.weights.own else f"folder of {source.pipeline}" if parts else "single file"
     counts = _counts(system.family, system.config)
-    told = {
+    entries = {
         "file": str(path),
         "bytes": sum(file.stat().st_size for file in source.files(parts)),
         "family": system.family.name,
@@ -101,12 +133,12 @@ def weights(path: Path, variant: str | None = None) -> dict[str, Any]:
         "hash": system.weights.hash,
     }
     if system.notes:
-        told["notes"] = list(system.notes)
-    return {**told, "config": {k: _short(v) for k, v in system.family.to_json(system.config).items()}}
+        entries["notes"] = list(system.notes)
+    return {**entries, "config": {k: _short(v) for k, v in system.family.to_json(system.config).items()}}
 
 
 def _holds_weights(path: Path) -> bool:
-    """A folder of frames has pictures, and no weights or configs beside them."""
+    """Whether it is a weight file or model folder; a folder of frames has images and neither weights nor configs."""
     from kinema.checkpoints.files import WEIGHTS
     from kinema.media.pictures import FRAME_SUFFIXES
 
@@ -119,7 +151,7 @@ def _holds_weights(path: Path) -> bool:
 
 
 def media(path: Path) -> dict[str, Any]:
-    """What a clip or picture is, and the recipe in it where it has one."""
+    """Format of a clip or image, and its recipe if it has one."""
     from kinema.media.metadata import NONE, find_recipe
     from kinema.media.read import facts
 
@@ -128,10 +160,10 @@ def media(path: Path) -> dict[str, Any]:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns by spaces, so that it reads on a terminal and cuts in a pipe."""
-    every = [list(head), *map(list, rows)]
-    widths = [max(len(row[i]) for row in every) for i in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in every)
+    """Columns aligned with spaces."""
+    lines = [list(head), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
 def _opened(name: str) -> tuple[Any, Any]:
@@ -142,19 +174,19 @@ def _opened(name: str) -> tuple[Any, Any]:
 
 
 def _figures(family: Any, config: Any) -> dict[str, Any]:
-    own = family.sampling.defaults(config)
+    defaults = family.sampling.defaults(config)
     return {
         **_counts(family, config),
-        "native": f"{own.frames}×{own.height}×{own.width}",
-        "sampling": f"{own.sampler}, {own.steps} steps, guidance {own.guidance:g}",
+        "native": f"{defaults.frames}×{defaults.height}×{defaults.width}",
+        "sampling": f"{defaults.sampler}, {defaults.steps} steps, guidance {defaults.guidance:g}",
     }
 
 
 def _counts(family: Any, config: Any) -> dict[str, Any]:
-    """Parameters and tensors of the network and of each of its parts, from the meta device."""
+    """Parameters and tensors of the network and each of its modules, counted on the meta device."""
     parts = machine.parts(family, config)
-    every = {what: sum(count[what] for count in parts.values()) for what in ("parameters", "tensors")}
-    return {**every, "parts": parts}
+    totals = {what: sum(count[what] for count in parts.values()) for what in ("parameters", "tensors")}
+    return {**totals, "parts": parts}
 
 
 def _count(number: int | None) -> str:
@@ -162,13 +194,13 @@ def _count(number: int | None) -> str:
 
 
 def _short(value: Any) -> Any:
-    """Long lists (a vocabulary) by their length; the file itself has them whole."""
+    """A long list (a vocabulary) as its length."""
     return f"{len(value)} entries" if isinstance(value, list | tuple) and len(value) > 16 else value
 
 
-def _lines(told: Mapping[str, Any], indent: str = "") -> Iterable[str]:
-    """One a value. Counts have separators; a seed, or whatever else may be an identifier, can be pasted."""
-    for name, value in told.items():
+def _lines(entries: Mapping[str, Any], indent: str = "") -> Iterable[str]:
+    """One line per value. Only counts have separators, so that a seed can be pasted."""
+    for name, value in entries.items():
         if isinstance(value, Mapping) and value:
             yield f"{indent}{printable(name)}"
             yield from _lines(value, indent + "  ")
@@ -187,7 +219,7 @@ def _lines(told: Mapping[str, Any], indent: str = "") -> Iterable[str]:
             yield f"{indent}{printable(name):<16} {printable(text)}"
 
 
-def _write(told: Any) -> int:
-    text = told if isinstance(told, str) else as_json(told, indent=2)
+def _write(output: Any) -> int:
+    text = output if isinstance(output, str) else as_json(output, indent=2)
     sys.stdout.write(text + "\n")
     return 0

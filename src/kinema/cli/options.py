@@ -1,8 +1,8 @@
-"""Options of a command, made from dataclass fields, and read from the command line and a config file.
+"""Command options: derived from dataclass fields, read from the command line and a config file.
 
-The dataclass that Python users fill (`Request`, `TrainOptions`…) is the one definition: its field names,
-types, defaults, help and ranges become the options. tyro does the words and the help page; values from
-the command line and from a config file pass the same checks here, so both give the same sentences.
+The dataclass that Python users fill in (`Request`, `TrainOptions`…) is the single definition: its field names, types,
+defaults, help and ranges become the options. tyro splits the command line; values from the command line and from a
+config file then pass the same checks here, so both give the same error messages.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from pathlib import Path
@@ -19,10 +20,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from kinema import bounds, registry, values
 from kinema.bounds import quoted
+from kinema.cli.help import Entry, page
 from kinema.schema import BadRequest
 
 _FROM_HOME = re.compile(r"(?P<name>(?:[\w. -]+=)?)(?P<path>~|~[^/]*/.*)", re.DOTALL)
-_UNTOLD = "\0untold"
+_ABSENT = "\0absent"
+_MISSING = re.compile(r"Missing value for argument '(?:-\w/)?(?P<flag>[\w-]+)'")
+"""tyro's message for an option at the end of the command line."""
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?inf", re.IGNORECASE)
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
@@ -30,7 +34,7 @@ _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 @dataclass(frozen=True)
 class Option:
-    """One option: its Python name, type, default and help; ``positional`` ones are given without a name."""
+    """One option: its Python name, type, default and help; a ``positional`` one is passed without its name."""
 
     name: str
     type: Any
@@ -40,140 +44,184 @@ class Option:
     short: str | None = None
     metavar: str = ""
     path: bool = False
-    """Whether its text names files or folders, where ``~/`` is the user's home."""
+    """Whether its value is a path, in which ``~/`` expands to the user's home."""
     word: str = ""
-    """What the command line calls it, where that is another name: one of several, such as keyframe of keyframes."""
+    """Its command-line name where that differs from ``name``, such as keyframe for keyframes."""
 
     @property
     def flag(self) -> str:
         return "--" + (self.word or self.name.replace("_", "-"))
 
     @property
-    def shown(self) -> str:
-        """How error sentences call it."""
+    def label(self) -> str:
+        """Its name in error messages."""
         return self.name.replace("_", " ") if self.positional else self.flag
 
     @property
     def kinds(self) -> list[Any]:
-        """The types that a value may have, without ``None``."""
+        """The types a value may have, without ``None``."""
         if get_origin(self.type) in (Union, UnionType):
             return [each for each in get_args(self.type) if each is not NoneType]
         return [self.type]
 
     @property
     def kind(self) -> Any:
-        """What a word of the command line becomes: the first of its types."""
+        """The type that command-line text is converted to: the first of `kinds`."""
         return self.kinds[0]
 
     @property
     def repeated(self) -> bool:
-        """Whether it may be given several times (a mapping's ``key=value``, or a list)."""
+        """Whether it may be passed several times (``key=value`` of a mapping, or items of a list)."""
         return get_origin(self.kind) in (Mapping, dict, list) or self.kind in (dict, list)
+
+    @property
+    def value_name(self) -> str:
+        """The placeholder of its value in help pages."""
+        if self.metavar:
+            return self.metavar
+        if self.positional:
+            return self.name.upper()
+        if get_origin(self.kind) is Literal:
+            return "{" + ",".join(map(str, get_args(self.kind))) + "}"
+        if get_origin(self.kind) is tuple:
+            return ",".join("X" for _ in get_args(self.kind))
+        if self.repeated:
+            return "KEY=VALUE"
+        return "PATH" if self.path else _METAVARS.get(self.kind, "TEXT")
 
 
 def from_dataclass(cls: type, names: Iterable[str] | None = None, positional: Sequence[str] = ()) -> list[Option]:
     """Options for these fields of a dataclass (all by default), positional ones first and in their order."""
     hints = get_type_hints(cls)
-    made = {f.name: f for f in fields(cls)}
-    wanted = [*positional, *(n for n in (names or made) if n not in positional)]
+    by_name = {f.name: f for f in fields(cls)}
+    ordered = [*positional, *(n for n in (names or by_name) if n not in positional)]
     options = []
-    for name in wanted:
-        f = made[name]
+    for name in ordered:
+        f = by_name[name]
         default = f.default_factory() if f.default_factory is not MISSING else f.default
-        default = None if default is MISSING else default
-        told = {"path": bool(f.metadata.get("path")), "metavar": f.metadata.get("metavar", "")}
-        word = f.metadata.get("word", "")
         options.append(
-            Option(name, hints[name], default, f.metadata.get("help", ""), name in positional, word=word, **told)
+            Option(
+                name,
+                hints[name],
+                None if default is MISSING else default,
+                f.metadata.get("help", ""),
+                positional=name in positional,
+                metavar=f.metadata.get("metavar", ""),
+                path=bool(f.metadata.get("path")),
+                word=f.metadata.get("word", ""),
+            )
         )
     return options
 
 
-def parse(options: Sequence[Option], argv: Sequence[str], prog: str, about: str) -> dict[str, Any]:
-    """What the user told, by name: the config file's values under the command line's.
+def parse(  # noqa: PLR0917
+    options: Sequence[Option],
+    argv: Sequence[str],
+    prog: str,
+    about: str,
+    example: str = "",
+    groups: Mapping[str, Sequence[str]] | None = None,
+    elsewhere: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Any]:
+    """The options the user passed, by name; the command line overrides the config file.
 
-    Options that were not told are absent. Raises BadRequest for unknown options and impossible values;
-    ``--help`` prints the page and raises SystemExit(0).
+    Options that were not passed are absent. ``elsewhere`` maps the flags of other commands to those commands, for
+    error messages. Raises BadRequest for unknown options and invalid values; ``--help`` prints the page
+    (`help.page`) and raises SystemExit(0).
     """
-    told = _command_line(options, argv, prog, about)
-    if "config" in told:
-        told = {**_config_file(options, Path(told["config"])), **told}
-    return told
+    end = argv.index("--") if "--" in argv else len(argv)
+    if {"-h", "--help"} & set(argv[:end]):
+        positional = [o for o in options if o.positional]
+        usage = " ".join([prog, *(f"[{o.label.upper()} …]" if o.repeated else o.label.upper() for o in positional)])
+        named = [_entry(o) for o in options if not o.positional]
+        sys.stdout.write(page(f"{usage} [OPTIONS]", about, example, list(map(_entry, positional)), named, groups or {}))
+        raise SystemExit(0)
+    given = _command_line(options, argv, prog, elsewhere or {})
+    if "config" in given:
+        given = {**_config_file(options, Path(given["config"])), **given}
+    return given
 
 
-def with_defaults(options: Iterable[Option], told: Mapping[str, Any]) -> dict[str, Any]:
-    return {o.name: told.get(o.name, o.default) for o in options}
+def _entry(o: Option) -> Entry:
+    """The row of an option in the help page."""
+    if o.positional:
+        label = o.label.upper()
+    else:
+        flag = f"--no-{o.flag[2:]}" if o.kind is bool and o.default else o.flag
+        label = (f"{o.short}, " if o.short else "") + flag + ("" if o.kind is bool else f" {o.value_name}")
+    if o.kind is bool or o.repeated or o.default in (None, "", (), {}):
+        return Entry(o.name, label, o.help)
+    default = ",".join(f"{v:g}" for v in o.default) if isinstance(o.default, tuple) else str(o.default)
+    return Entry(o.name, label, f"{o.help} (default: {default})")
 
 
-# ------------------------------------------------------------------------------------- the words
+def with_defaults(options: Iterable[Option], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The value of every option: as passed, or its default."""
+    return {o.name: given.get(o.name, o.default) for o in options}
 
 
-def _command_line(options: Sequence[Option], argv: Sequence[str], prog: str, about: str) -> dict[str, Any]:
+# --------------------------------------------------------------------------------- the command line
+
+
+def _command_line(
+    options: Sequence[Option], argv: Sequence[str], prog: str, elsewhere: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
     import tyro
 
     end = argv.index("--") if "--" in argv else len(argv)
-    own = _joined(options, [_dashes(token) for token in argv[:end]])
+    flags = _joined(options, [_dashes(token) for token in argv[:end]])
     command: Any = make_dataclass("Command", [(o.name, _annotation(o), _tyro_default(o)) for o in options], frozen=True)
     printed = io.StringIO()
-    words: Any
+    parsed: Any
     unknown: list[str]
     try:
         with contextlib.redirect_stderr(printed):
-            words, unknown = tyro.cli(
-                command, args=[*own, *argv[end:]], prog=prog, description=about, return_unknown_args=True
-            )
+            parsed, unknown = tyro.cli(command, args=[*flags, *argv[end:]], prog=prog, return_unknown_args=True)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise BadRequest(_one_sentence(printed.getvalue())) from None
     if unknown:
-        raise BadRequest(_stray(unknown[0], options, prog))
-    told = {}
+        raise BadRequest(_unexpected(unknown[0], options, prog, elsewhere))
+    given = {}
     for o in options:
-        word = getattr(words, o.name)
+        value = getattr(parsed, o.name)
         if o.kind is bool:
-            if o.flag in own or f"--no-{o.flag[2:]}" in own:
-                told[o.name] = word
-        elif word not in (_UNTOLD, []):
-            told[o.name] = convert(o, word)
-    return told
+            if o.flag in flags or f"--no-{o.flag[2:]}" in flags:
+                given[o.name] = value
+        elif value not in (_ABSENT, []):
+            given[o.name] = convert(o, value)
+    return given
 
 
 def _dashes(token: str) -> str:
-    """``--negative_prompt=x`` as ``--negative-prompt=x``: both spellings are one option."""
+    """``--negative_prompt=x`` as ``--negative-prompt=x``: both spellings are accepted."""
     name, equals, value = token.partition("=")
     return name.replace("_", "-") + equals + value if name.startswith("--") else token
 
 
 def _joined(options: Sequence[Option], argv: Sequence[str]) -> list[str]:
-    """``--region 0 0 1 1`` as ``--region 0,0,1,1``: both are natural to write."""
+    """``--region 0 0 1 1`` as ``--region 0,0,1,1``: both forms are accepted."""
     sizes = {o.flag: len(get_args(o.kind)) for o in options if get_origin(o.kind) is tuple}
-    made: list[str] = []
+    joined: list[str] = []
     rest = list(argv)
     while rest:
         token = rest.pop(0)
-        made.append(token)
+        joined.append(token)
         numbers: list[str] = []
         while token in sizes and rest and len(numbers) < sizes[token] and _NUMBER.fullmatch(rest[0]):
             numbers.append(rest.pop(0))
         if numbers:
-            made.append(",".join(numbers))
-    return made
+            joined.append(",".join(numbers))
+    return joined
 
 
 def _annotation(o: Option) -> Any:
     import tyro
 
     if o.kind is bool:
-        return Annotated[bool, tyro.conf.arg(help=o.help, help_behavior_hint="(default: on)" if o.default else "")]
-    default = "" if o.default in (None, "", (), {}) or o.repeated else f"(default: {_plain(o.default)})"
-    arg = tyro.conf.arg(
-        name=o.word or None,
-        help=o.help,
-        metavar=_metavar(o),
-        aliases=(o.short,) if o.short else None,
-        help_behavior_hint=default,
-    )
+        return bool
+    arg = tyro.conf.arg(name=o.word or None, metavar=o.value_name, aliases=(o.short,) if o.short else None)
     if o.positional:
         if o.repeated:
             return Annotated[tyro.conf.Positional[list[str]], arg]
@@ -186,23 +234,7 @@ def _annotation(o: Option) -> Any:
 def _tyro_default(o: Option) -> Any:
     if o.kind is bool:
         return field(default=bool(o.default))
-    return field(default_factory=list) if o.repeated else field(default=_UNTOLD)
-
-
-def _metavar(o: Option) -> str:
-    if o.metavar:
-        return o.metavar
-    if o.positional:
-        return o.name.upper()
-    if get_origin(o.kind) is Literal:
-        return "{" + ",".join(map(str, get_args(o.kind))) + "}"
-    if get_origin(o.kind) is tuple:
-        return ",".join("X" for _ in get_args(o.kind))
-    return "KEY=VALUE" if o.repeated else _METAVARS.get(o.kind, "TEXT")
-
-
-def _plain(value: Any) -> str:
-    return ",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+    return field(default_factory=list) if o.repeated else field(default=_ABSENT)
 
 
 def _one_sentence(box: str) -> str:
@@ -210,15 +242,22 @@ def _one_sentence(box: str) -> str:
     lines = [line.strip("│ ").strip() for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     ruled = next((i for i, line in enumerate(lines) if line.startswith("─")), len(lines))
     text = " ".join(line for line in lines[:ruled] if line)
+    if missing := _MISSING.match(text):
+        return f"{missing['flag']} needs a value"
     return re.sub(r"\.$", "", text[:1].lower() + text[1:]) or "the options could not be read"
 
 
-def _stray(token: str, options: Sequence[Option], prog: str) -> str:
+def _unexpected(token: str, options: Sequence[Option], prog: str, elsewhere: Mapping[str, Sequence[str]]) -> str:
+    """The error message for a token that is no option or value of this command."""
+    flag = token.partition("=")[0]
+    if commands := elsewhere.get(flag):
+        *first, last = (f"`{command}`" for command in commands)
+        others = f"{', '.join(first)} or {last}" if first else last
+        return f"`{prog}` has no option {flag}; use {others}"
     if token.startswith("-"):
-        flags = [o.flag for o in options if not o.positional]
-        return registry.unknown(f"option of `{prog}`", token.partition("=")[0], flags)
+        return registry.unknown(f"option of `{prog}`", flag, [o.flag for o in options if not o.positional])
     if any(o.name == "prompt" for o in options):
-        return f"unexpected {token!r}; a prompt of several words goes in quotes"
+        return f"unexpected {token!r}; put a prompt of several words in quotes"
     return f"unexpected {token!r}; see `{prog} --help`"
 
 
@@ -226,7 +265,7 @@ def _stray(token: str, options: Sequence[Option], prog: str) -> str:
 
 
 def convert(o: Option, value: Any, where: str = "") -> Any:
-    """A word of the command line, or a value of a config file, as the option's type."""
+    """A value of the command line or a config file, converted to the option's type."""
     kind = o.kind
     if o.path or kind is Path:
         value = _at_home(value)
@@ -234,8 +273,8 @@ def convert(o: Option, value: Any, where: str = "") -> Any:
         if o.repeated:
             if get_origin(kind) is list or kind is list:
                 return _list(value)
-            told = _texts(o, value) if get_args(kind) == (str, str) else _mapping(value)
-            return _at_home(told) if o.path else told
+            mapping = _texts(o, value) if get_args(kind) == (str, str) else _mapping(value)
+            return _at_home(mapping) if o.path else mapping
         if get_origin(kind) is Literal:
             return _choice(value, get_args(kind))
         if get_origin(kind) is tuple:
@@ -246,17 +285,23 @@ def convert(o: Option, value: Any, where: str = "") -> Any:
     except BadRequest:
         raise
     except (TypeError, ValueError):
-        raise BadRequest(f"{where}{o.shown} is {quoted(value)}; expected {_expected(o)}") from None
+        raise BadRequest(f"{where}{o.label} is {quoted(_offending(o, value))}; expected {_expected(o)}") from None
+
+
+def _offending(o: Option, value: Any) -> Any:
+    """The item of a repeated option that could not be read; any other value as a whole."""
+    items = value if o.repeated and isinstance(value, list) else ()
+    return next((item for item in items if isinstance(item, str) and "=" not in item), value)
 
 
 def _at_home(value: Any) -> Any:
-    """Paths that begin with ``~`` from the user's home, also behind ``NAME=``; a file of that name is ``./~``.
+    """Paths with a leading ``~`` expanded, also after ``NAME=``; a file named ``~`` is written ``./~``.
 
-    The shell does this only where ``~`` begins a word, and nobody does it for a config file.
+    The shell expands ``~`` only at the start of a word, and never in a config file.
     """
     if isinstance(value, str):
         found = _FROM_HOME.fullmatch(value)
-        with contextlib.suppress(RuntimeError):  # nobody of that name has a home here
+        with contextlib.suppress(RuntimeError):  # no such user
             return value if found is None else found["name"] + str(Path(found["path"]).expanduser())
         return value
     if isinstance(value, Mapping):
@@ -282,41 +327,41 @@ def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
 
 
 def _list(value: Any) -> list[str]:
-    """Words of the command line, or a list or single text of a config file."""
+    """Values of the command line, or a list or single text of a config file."""
     if isinstance(value, Mapping):
         raise TypeError
     return [value] if isinstance(value, str) else [str(v) for v in value]
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    """``["motion-bucket=127"]`` or a table of a config file, as names to plain values."""
+    """``["motion-bucket=127"]`` or a table of a config file, as a mapping of names to plain values."""
     if isinstance(value, Mapping):
         return {str(k).replace("-", "_"): v for k, v in value.items()}
     pairs = [str(v).split("=", 1) for v in value]
-    return {name.replace("-", "_"): _literal(word) for name, word in pairs}
+    return {name.replace("-", "_"): _literal(text) for name, text in pairs}
 
 
 def _texts(o: Option, value: Any) -> dict[str, str]:
-    """``["8-15=a blue ball"]`` or a table of a config file as texts by name, as they are; each name once."""
+    """``["8-15=a blue ball"]`` or a table of a config file, as texts by name; a repeated name is refused."""
     pairs = list(value.items()) if isinstance(value, Mapping) else [str(v).split("=", 1) for v in value]
-    told: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for name, text in pairs:
         if not isinstance(text, str):
             raise TypeError
-        if str(name) in told:
+        if str(name) in texts:
             raise BadRequest(f"{o.flag} {bounds.printable(str(name), 40)} is given twice; give it once")
-        told[str(name)] = text
-    return told
+        texts[str(name)] = text
+    return texts
 
 
-def _literal(word: str) -> Any:
+def _literal(text: str) -> Any:
     try:
-        json.loads(word)
+        json.loads(text)
     except ValueError:
-        return word  # words need no quotes
+        return text  # plain text needs no quotes
     except RecursionError:
         pass
-    return bounds.from_json(word, "an option's value")
+    return bounds.from_json(text, "an option's value")
 
 
 def _expected(o: Option) -> str:
@@ -325,7 +370,7 @@ def _expected(o: Option) -> str:
     if get_origin(o.kind) is Literal:
         return " or ".join(map(str, get_args(o.kind)))
     if get_origin(o.kind) is tuple:
-        return f"{len(get_args(o.kind))} numbers with commas between them"
+        return f"{len(get_args(o.kind))} numbers separated by commas"
     return _WORDS.get(o.kind, "another value")
 
 
@@ -334,13 +379,13 @@ def _expected(o: Option) -> str:
 
 def _config_file(options: Sequence[Option], path: Path) -> dict[str, Any]:
     by_name = {o.name: o for o in options if o.name != "config"}
-    told = {}
+    given = {}
     for key, value in _table(path).items():
         name = str(key).replace("-", "_")
         if name not in by_name:
             raise BadRequest(f"{path}: {registry.unknown('option', str(key), by_name)}")
-        told[name] = convert(by_name[name], value, where=f"{path}: ")
-    return told
+        given[name] = convert(by_name[name], value, where=f"{path}: ")
+    return given
 
 
 def _table(path: Path) -> Mapping[str, Any]:
@@ -352,7 +397,7 @@ def _table(path: Path) -> Mapping[str, Any]:
     text = bounds.decoded(bounds.read_bytes(path, bounds.MAX_CONFIG, "a config"), where)
     table = readers[path.suffix.lower()](text, where)
     if not isinstance(table, Mapping):
-        raise BadRequest(f"{where} holds no table of names and values")
+        raise BadRequest(f"{where} has no table of option names and values")
     return table
 
 

@@ -1,4 +1,4 @@
-"""``kinema plan``: what a request would do and cost, with the reason for every figure, before it runs."""
+"""``kinema plan``: forecast the size, time and memory of a request, with a reason for each."""
 
 from __future__ import annotations
 
@@ -11,8 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from kinema.bounds import as_json, printable
 from kinema.cli import machine
-from kinema.cli.options import Option, parse, with_defaults
-from kinema.cli.verbs import CONFIG, MODEL, VERBS, model_options, open_model, request_from, request_options
+from kinema.cli.options import Option, with_defaults
+from kinema.cli.verbs import (
+    CONFIG,
+    MODEL,
+    VERBS,
+    model_options,
+    open_model,
+    read_options,
+    request_from,
+    request_options,
+)
 from kinema.schema import Event, Note, Phase, Request, Step, TaskName
 
 if TYPE_CHECKING:
@@ -20,130 +29,130 @@ if TYPE_CHECKING:
     from kinema.job import StageRun
 
 OWN = [
-    Option("measure", bool, True, "run a few steps and time them (loads the weights)"),
-    Option("json", bool, False, "as JSON"),
+    Option("measure", bool, True, "do not load the model to time a few steps"),
+    Option("json", bool, False, "print the forecast as JSON"),
 ]
 MEASURED_STEPS = (1, 3)
-"""Two runs of so many steps tell the cost of a step from the cost of everything around it."""
+"""Steps of the two timed runs; their difference separates the cost of a step from the fixed cost."""
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
-    """``None`` where nothing was measured. Bytes and seconds."""
+class Forecast:
+    """What a request would do and cost. Bytes and seconds; ``None`` where nothing was measured."""
 
     task: str
     model: str
     device: str
     dtype: str
-    """What the first stage's network computes in."""
+    """Compute precision of the first stage's network."""
     size: str
     latent: str
     steps: int
     sampling: str
-    """Of each stage, for people; ``steps``, ``sampler`` and ``guidance`` are the first one's."""
+    """Sampling of every stage, as text; ``steps``, ``sampler`` and ``guidance`` are those of the first stage."""
     sampler: str
     guidance: float
     parameters: int
     weight_bytes: int
     free_bytes: int
     budget_bytes: int
-    """What may be used: most of what is free, or what --memory says."""
+    """Memory that may be used: most of what is free, or --memory."""
     needed_bytes: int | None
-    """At the peak, told beforehand; None where there is plenty, or nothing fits."""
+    """Estimated peak; None if memory is plentiful or nothing fits."""
     offload: str
     chunk_tokens: int | None
     compiled: bool
-    """Of all stages."""
     network_calls: int | None
     seconds: float | None
     seconds_a_step: float | None
+    """Over all stages."""
     peak_bytes: int | None
     fits: bool
     stages: tuple[dict[str, Any], ...]
-    """What the recipe will hold of each: frames, blocks, memory."""
+    """What the recipe will record of each stage: frames, blocks of frames, memory plan."""
     reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one step of each stage and of everything around the steps; calls of the networks in all."""
+    """Seconds of one step of each stage, fixed seconds besides the steps, and network calls in total."""
 
     a_step: tuple[float, ...]
     around: float
     calls: int
 
 
-def plan(words: Sequence[str]) -> int:
-    """Exit code 0 when the request fits this machine, 1 when it does not, 2 when it is refused."""
-    task, words, named = _task(words)
+def plan(argv: Sequence[str]) -> int:
+    """Exit code 0 if the request fits in memory, 1 if not; BadRequest if it is invalid."""
+    task, argv, named = _task(argv)
     options = [*request_options(task), *MODEL, *OWN, CONFIG]
-    about = f"What this would do and cost: {VERBS[task].about}"
+    about = f"Forecast size, time and memory, without writing anything, of: {VERBS[task].about}"
     if not named:
         others = ", ".join(verb for verb in VERBS if verb != task)
         about = (
-            f"What a request would do and cost, before it runs. VERB is {task} where it is left out, as here, or one "
-            f"of {others}, which have options of their own: kinema plan animate --help."
+            "Forecast the size, time and memory of a request, without writing anything. These are the options of "
+            f"`kinema plan {task}`, where {task} may be left out; the other verbs are {others} "
+            "(see kinema plan animate --help)."
         )
-    told = parse(options, words, f"kinema plan {task if named else '[VERB]'}", about)
-    own = with_defaults(OWN, told)
-    request = request_from(task, told)
-    made = draw_up(open_model(model_options(told)), request, measure=own["measure"])
-    sys.stdout.write((as_json(asdict(made), indent=2) if own["json"] else describe(made)) + "\n")
-    return 0 if made.fits else 1
+    given = read_options(task, options, argv, "kinema plan", about)
+    settings = with_defaults(OWN, given)
+    request = request_from(task, given)
+    result = forecast(open_model(model_options(given)), request, measure=settings["measure"])
+    sys.stdout.write((as_json(asdict(result), indent=2) if settings["json"] else describe(result)) + "\n")
+    return 0 if result.fits else 1
 
 
-def _task(words: Sequence[str]) -> tuple[TaskName, Sequence[str], bool]:
-    """The verb and the words after it, and whether it was named; a prompt alone means `generate`."""
+def _task(argv: Sequence[str]) -> tuple[TaskName, Sequence[str], bool]:
+    """(verb, remaining arguments, whether the verb was named); without a verb it is `generate`."""
     for task in VERBS:
-        if words and words[0] == task:
-            return task, words[1:], True
-    return "generate", words, False
+        if argv and argv[0] == task:
+            return task, argv[1:], True
+    return "generate", argv, False
 
 
-def draw_up(model: Model, request: Request, *, measure: bool) -> MemoryPlan:
-    """Draw the job up, find what it needs and how it fits, and time a few steps of it where it does."""
+def forecast(model: Model, request: Request, *, measure: bool) -> Forecast:
+    """Plan the job and its memory, and time a few steps if it fits."""
     from kinema.job import bytes_of_other_stages, drawn_up, precision_notes, with_memory_plan
-    from kinema.memory.plan import MemoryPlan as Fitting
-    from kinema.memory.plan import TooLarge
+    from kinema.memory.plan import MemoryPlan, TooLarge
     from kinema.stages import NotesOnce
 
     system = model.system
     notes: list[str] = []
 
-    works = drawn_up(
+    runs = drawn_up(
         system, request, NotesOnce(lambda event: notes.append(event.message) if isinstance(event, Note) else None)
     )
-    count = sum(machine.parameters(work.system.family, work.system.config)[0] for work in works)
+    count = sum(machine.parameters(run.system.family, run.system.config)[0] for run in runs)
     device = str(system.device)
-    how, refusal = Fitting(), ""
+    memory, refusal = MemoryPlan(), ""
     stages = []
     try:
-        for number, work in enumerate(works):
-            how = with_memory_plan(work, bytes_of_other_stages(works, number))
-            stages.append(replace(work.stage, memory=how).told())
+        for number, run in enumerate(runs):
+            memory = with_memory_plan(run, bytes_of_other_stages(runs, number))
+            stages.append(replace(run.stage, memory=memory).told())
     except TooLarge as error:
         refusal = str(error)
-    steps = [(work.stage.request.steps or 0) - work.canvas.skipped for work in works]
-    cost = _measure(model, request, works, steps) if measure and not refusal else None
-    notes += [*precision_notes(system), *how.reasons]
+    steps = [(run.stage.request.steps or 0) - run.canvas.skipped for run in runs]
+    cost = _measure(model, request, runs, steps) if measure and not refusal else None
+    notes += [*precision_notes(system), *memory.reasons]
     figures: dict[str, Any] = {
         "seconds": cost.around + sum(map(mul, cost.a_step, steps)) if cost else None,
         "seconds_a_step": sum(cost.a_step) if cost else None,
         "network_calls": cost.calls if cost else None,
         "peak_bytes": machine.peak_memory(device) or None if cost else None,
     }
-    return MemoryPlan(
-        **told_of(works, steps),
+    return Forecast(
+        **job_fields(runs, steps),
         **figures,
         device=device,
         dtype=str(system.dtype).removeprefix("torch."),
         parameters=count,
         weight_bytes=count * system.dtype.itemsize,
         free_bytes=machine.free_memory(device),
-        budget_bytes=how.budget,
-        needed_bytes=how.need,
-        offload=how.offload,
-        chunk_tokens=how.tokens,
+        budget_bytes=memory.budget,
+        needed_bytes=memory.need,
+        offload=memory.offload,
+        chunk_tokens=memory.tokens,
         compiled=system.compiled,
         fits=not refusal,
         stages=tuple(stages),
@@ -151,22 +160,22 @@ def draw_up(model: Model, request: Request, *, measure: bool) -> MemoryPlan:
     )
 
 
-def told_of(works: Sequence[StageRun], steps: Sequence[int]) -> dict[str, Any]:
-    """What a plan says of the job itself: the finished clip, and how each stage is sampled."""
-    requests = [work.stage.request for work in works]
+def job_fields(runs: Sequence[StageRun], steps: Sequence[int]) -> dict[str, Any]:
+    """The fields of a `Forecast` that describe the job: the finished clip and the sampling of each stage."""
+    requests = [run.stage.request for run in runs]
     first, last = requests[0], requests[-1]
     b, _, t, h, w = last.shape.bcthw
-    sampled = [
+    sampling = [
         f"{request.sampler}, {count} steps, guidance {request.guidance or 0.0:g}"
         for request, count in zip(requests, steps, strict=True)
     ]
     return {
         "task": last.task,
-        "model": " then ".join(work.system.name for work in works),
+        "model": " then ".join(run.system.name for run in runs),
         "size": f"{b} × {t} frames of {w}×{h} at {last.fps:g} fps",
-        "latent": " then ".join("×".join(map(str, work.latent)) for work in works),
+        "latent": " then ".join("×".join(map(str, run.latent)) for run in runs),
         "steps": steps[0],
-        "sampling": ", then ".join(sampled),
+        "sampling": ", then ".join(sampling),
         "sampler": first.sampler or "",
         "guidance": first.guidance or 0.0,
     }
@@ -179,50 +188,48 @@ def _reasons(count: int, width: int, steps: Sequence[int], cost: Cost | None, re
         sampling = " + ".join(f"{count} × {each:.3g} s" for count, each in zip(steps, cost.a_step, strict=True))
         return [
             *reasons,
-            f"time: {sampling} + {cost.around:.3g} s, timed just now over {few} and {more} steps",
-            "memory: the peak of those runs, libraries included; more steps need no more",
+            f"time: {sampling} + {cost.around:.3g} s, measured just now over {few} and {more} steps",
+            "memory: the peak of those runs, including libraries; more steps need no more",
         ]
     if refusal:
         return [*reasons, f"memory: {refusal}", "nothing was loaded"]
-    return [*reasons, "time and calls of the steps: not measured, as --no-measure asks"]
+    return [*reasons, "time: not measured (--no-measure)"]
 
 
-def _measure(model: Model, request: Request, works: Sequence[StageRun], steps: Sequence[int]) -> Cost:
-    """Time two short runs after a warm one; what they differ by is the cost of a step, of both stages where there are
-    two.
-    """
+def _measure(model: Model, request: Request, runs: Sequence[StageRun], steps: Sequence[int]) -> Cost:
+    """Time two short runs after a warm-up; their difference is the cost of a step, summed over the stages."""
     few, more = MEASURED_STEPS
     if request.task == "edit":
-        request = request.with_(strength=1.0)  # an edit skips its first steps; here every step counts
+        request = request.with_(strength=1.0)  # an edit skips its first steps; measure all of them
     model.run(request.with_(steps=few))
     from kinema.memory.offload import networks
 
     counters = []
-    for system in (work.system for work in works):
+    for system in (run.system for run in runs):
         last = system.family.blocks(system.model)[-1]
         counters.append(machine.count_calls(next(n for n in networks(system.model).values() if last in n.modules())))
-    seconds, called = [], []
+    seconds, calls = [], []
     try:
-        for some in MEASURED_STEPS:
-            clock, before, began = Clock(), [calls[0] for calls, _ in counters], time.perf_counter()
-            model.run(request.with_(steps=some), on_event=clock)
+        for number in MEASURED_STEPS:
+            clock, before, began = StepClock(), [counter[0] for counter, _ in counters], time.perf_counter()
+            model.run(request.with_(steps=number), on_event=clock)
             seconds.append(time.perf_counter() - began)
-            called.append([calls[0] - was for (calls, _), was in zip(counters, before, strict=True)])
+            calls.append([counter[0] - start for (counter, _), start in zip(counters, before, strict=True)])
     finally:
-        for _, counting in counters:
-            counting.remove()
-    both = max((seconds[1] - seconds[0]) / (more - few), 1e-6)
-    more_calls = [(many - one) / (more - few) for one, many in zip(*called, strict=True)]
-    counted = zip(called[0], more_calls, steps, strict=True)
+        for _, handle in counters:
+            handle.remove()
+    a_step = max((seconds[1] - seconds[0]) / (more - few), 1e-6)
+    calls_a_step = [(long - short) / (more - few) for short, long in zip(*calls, strict=True)]
+    counts = zip(calls[0], calls_a_step, steps, strict=True)
     return Cost(
-        a_step=tuple(both * share for share in clock.shares()),
-        around=max(seconds[0] - both * few, 0.0),
-        calls=round(sum(one + each * (count - few) for one, each, count in counted)),
+        a_step=tuple(a_step * share for share in clock.shares()),
+        around=max(seconds[0] - a_step * few, 0.0),
+        calls=round(sum(short + each * (count - few) for short, each, count in counts)),
     )
 
 
-class Clock:
-    """Hears when the steps of each stage are done."""
+class StepClock:
+    """Event listener that records when each step of each stage ends."""
 
     def __init__(self) -> None:
         self.stages: list[list[float]] = []
@@ -234,45 +241,44 @@ class Clock:
             self.stages[-1].append(time.perf_counter())
 
     def shares(self) -> list[float]:
-        """The share of a step of all stages that each of them takes."""
+        """Each stage's share of the time of one step of all stages."""
         spent = [stage[-1] - stage[0] if stage else 0.0 for stage in self.stages]
         return [each / sum(spent) if sum(spent) else 1 / len(spent) for each in spent]
 
 
-def describe(made: MemoryPlan) -> str:
-    """The plan as a person reads it: the answer first, then the figures, then the reasons."""
+def describe(result: Forecast) -> str:
+    """The forecast as text: the verdict, the figures, the reasons."""
     gib = 2**30
-    room = (
-        f"{made.budget_bytes / gib:.2f} GiB may be used"
-        if made.budget_bytes
-        else f"{made.free_bytes / gib:.2f} GiB free"
+    free = (
+        f"{result.budget_bytes / gib:.2f} GiB may be used"
+        if result.budget_bytes
+        else f"{result.free_bytes / gib:.2f} GiB free"
     )
-    if not made.fits:
-        head = f"does not fit: {made.weight_bytes / gib:.2f} GiB of weights, {made.free_bytes / gib:.2f} GiB free"
-    elif made.seconds is None or made.peak_bytes is None:
-        needed = "" if made.needed_bytes is None else f", about {made.needed_bytes / gib:.2f} GiB at the peak"
-        head = f"fits: {made.weight_bytes / gib:.2f} GiB of weights{needed}, {room}"
+    weights = f"{result.weight_bytes / gib:.2f} GiB of weights"
+    if not result.fits:
+        head = f"does not fit: {weights}, {result.free_bytes / gib:.2f} GiB free"
+    elif result.seconds is None or result.peak_bytes is None:
+        needed = "" if result.needed_bytes is None else f", about {result.needed_bytes / gib:.2f} GiB peak memory"
+        head = f"fits: {weights}{needed}, {free}"
     else:
-        head = f"fits: about {made.seconds:.1f} s, {made.peak_bytes / gib:.2f} GiB at the peak"
+        head = f"fits: about {result.seconds:.1f} s, {result.peak_bytes / gib:.2f} GiB peak memory"
+    calls = "" if result.network_calls is None else f": {result.network_calls} network calls"
     rows = [
-        ("model", f"{made.model} on {made.device} in {made.dtype}, {made.parameters:,} parameters"),
-        ("makes", made.size),
-        ("latents", made.latent),
-        (
-            "sampling",
-            made.sampling + ("" if made.network_calls is None else f": {made.network_calls} network calls"),
-        ),
-        ("memory", _settings(made)),
-        *(("because", reason) for reason in made.reasons),
+        ("model", f"{result.model} on {result.device} in {result.dtype}, {result.parameters:,} parameters"),
+        ("clip", result.size),
+        ("latents", result.latent),
+        ("sampling", result.sampling + calls),
+        ("options", _memory_options(result)),
+        *(("reason", reason) for reason in result.reasons),
     ]
     return "\n".join([head, *(f"  {name:<10} {printable(value)}" for name, value in rows)])
 
 
-def _settings(made: MemoryPlan) -> str:
-    """The options that this plan comes to, to be given again."""
-    told = [f"--offload {made.offload}"]
-    if made.chunk_tokens:
-        told.append(f"--chunk-tokens {made.chunk_tokens}")
-    if made.compiled:
-        told.append("--compile")
-    return " ".join(told)
+def _memory_options(result: Forecast) -> str:
+    """The memory options that reproduce this plan."""
+    options = [f"--offload {result.offload}"]
+    if result.chunk_tokens:
+        options.append(f"--chunk-tokens {result.chunk_tokens}")
+    if result.compiled:
+        options.append("--compile")
+    return " ".join(options)

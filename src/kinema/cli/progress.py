@@ -1,4 +1,4 @@
-"""Events on the screen: a bar where someone looks, plain lines in a log, JSON lines for a program."""
+"""Display of events: a progress bar on a terminal, plain lines in a log, JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ LINE_EVERY = 5.0
 """Seconds between plain progress lines."""
 
 NOTABLE = 1.1
-"""How many times the peak last told a new one must be: many clips in a row do not each repeat it."""
+"""A new memory peak is reported if it exceeds the last reported one by this factor."""
 
 TENSORS = ("x0", "picture")
-"""Fields of events that are no text."""
+"""Tensor fields of events, left out of JSON."""
 
 PHASES = {
-    "load": "opening the model",
-    "condition": "reading the request",
+    "load": "loading the model",
+    "condition": "preparing inputs",
     "sample": "sampling",
     "decode": "decoding",
     "write": "writing",
@@ -41,13 +41,13 @@ PHASES = {
 
 
 class Display(AbstractContextManager["Display"], Protocol):
-    """Listens to events while a command runs; leaving it puts the screen in order."""
+    """Event listener while a command runs; leaving the context restores the terminal."""
 
     def __call__(self, event: Event) -> None: ...
 
 
 def display(*, quiet: bool = False, json_events: bool = False) -> Display:
-    """The display that suits the options and the terminal. All but JSON lines go to stderr."""
+    """The display for these options and this terminal. All except JSON lines write to stderr."""
     if json_events:
         return JsonLines(sys.stdout)
     if quiet:
@@ -56,7 +56,7 @@ def display(*, quiet: bool = False, json_events: bool = False) -> Display:
 
 
 class Silent:
-    """Says nothing."""
+    """Displays nothing."""
 
     def __call__(self, event: Event) -> None:
         pass
@@ -71,7 +71,7 @@ class Silent:
 
 
 class JsonLines(Silent):
-    """One JSON object a line: ``{"event": "step", "index": 3, "total": 20, …}``; a failure is the last of them."""
+    """One JSON object per line: ``{"event": "step", "index": 3, "total": 20, …}``; a failure is the last line."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -85,7 +85,7 @@ class JsonLines(Silent):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            from kinema.cli.main import ending  # which imports the commands, which import this
+            from kinema.cli.main import ending  # a circular import at module level
 
             message, code = ending(error)
             self.write("failed", {"message": message, "code": code})
@@ -96,10 +96,10 @@ class JsonLines(Silent):
         self.stream.flush()
 
 
-class Watching:
-    """Hears events for a display, and writes previews to their file before it says so in JSON lines.
+class PreviewWriter:
+    """Event listener that writes previews to their file and passes all other events to a display.
 
-    A file that cannot be written ends the previews, not the clip.
+    If the file cannot be written, previews stop and the clip continues.
     """
 
     def __init__(self, show: Display, file: PreviewFile | None) -> None:
@@ -113,48 +113,48 @@ class Watching:
                 self.file.write(event)
             except (BadRequest, OSError) as error:
                 self.file = None
-                self.show(Note(f"there are no more previews: {error}"))
+                self.show(Note(f"previews stopped: {error}"))
                 return
             if isinstance(self.show, JsonLines):
-                told = {"index": event.index, "total": event.total, "stage": event.stage}
-                self.show.write("preview", {**told, "file": str(self.file.path)})
+                values = {"index": event.index, "total": event.total, "stage": event.stage}
+                self.show.write("preview", {**values, "file": str(self.file.path)})
 
 
 class Lines(Silent):
-    """Phases and notes as they come, steps every few seconds: for logs and pipes."""
+    """Plain lines for logs and pipes: every phase and note, and a step every few seconds."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.began = self.last = time.monotonic()
         self.peak = 0
-        self.before: int | None = None
-        """Steps that were done before this phase began: a resumed run does not begin at 0."""
+        self.first: int | None = None
+        """Steps completed before this phase: a resumed run does not start at 0."""
 
     def __call__(self, event: Event) -> None:
         now = time.monotonic()
-        if self.before is None and isinstance(event, Step | TrainStep):
-            self.before = event.index - 1
+        if self.first is None and isinstance(event, Step | TrainStep):
+            self.first = event.index - 1
         if isinstance(event, Phase):
             self.began = self.last = now
-            self.before = None
-            self._say(f"{_phase(event)} …")
+            self.first = None
+            self._print(f"{_phase(event)} …")
         elif isinstance(event, Note):
-            self._say(event.message)
+            self._print(event.message)
         elif isinstance(event, Memory) and event.peak_bytes > NOTABLE * self.peak:
             self.peak = event.peak_bytes
-            self._say(_peak(event))
+            self._print(_peak(event))
         elif isinstance(event, Step | TrainStep) and (now - self.last >= LINE_EVERY or event.index == event.total):
             self.last = now
-            left = (now - self.began) / (event.index - (self.before or 0)) * (event.total - event.index)
-            self._say(f"step {event.index}/{event.total}{_figures(event)}, {_duration(left)} to go")
+            remaining = (now - self.began) / (event.index - (self.first or 0)) * (event.total - event.index)
+            self._print(f"step {event.index}/{event.total}{_figures(event)}, {_duration(remaining)} left")
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self.stream.write(f"kinema: {printable(text)}\n")
         self.stream.flush()
 
 
 class Bar(Silent):
-    """A bar of steps with the time left, on the terminal."""
+    """A progress bar with the remaining time, on a terminal."""
 
     def __init__(self) -> None:
         self.progress = _bar()
@@ -206,7 +206,7 @@ def _phase(event: Phase) -> str:
 
 
 def _peak(event: Memory) -> str:
-    return f"{event.peak_bytes / 2**30:.2f} GiB of memory at the peak, libraries included"
+    return f"{event.peak_bytes / 2**30:.2f} GiB peak memory, including libraries"
 
 
 def _figures(event: Step | TrainStep) -> str:

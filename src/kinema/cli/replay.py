@@ -1,10 +1,11 @@
-"""``kinema replay``: the clip again, from the recipe that its file carries."""
+"""``kinema replay``: generate a clip again from the recipe in its file."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,9 @@ from kinema.cli import machine
 from kinema.cli.options import Option, parse, with_defaults
 from kinema.cli.output import Output
 from kinema.cli.progress import JsonLines, display
-from kinema.cli.requirements import ReplayInputs, Requirements, given, wants_of, weights_of
+from kinema.cli.requirements import ReplayInputs, Requirements, replay_inputs, requirements_of, weights_of
 from kinema.cli.stopping import run_once
-from kinema.cli.verbs import MODEL, REPORTING, WRITING, model_options, open_model, preview_file
+from kinema.cli.verbs import GROUPS, MODEL, REPORTING, WRITING, model_options, open_model, preview_file
 from kinema.schema import BadRequest, Note, Phase
 
 if TYPE_CHECKING:
@@ -24,61 +25,87 @@ if TYPE_CHECKING:
     from kinema.system import System
 
 ABOUT = (
-    "Make a clip again from the recipe in its metadata, and say whether it is the same to the bit. A recipe opens only "
-    "what ships, what is in the hub's cache with the hash that it tells, and what you give."
+    "Generate a clip again from the recipe in its metadata, and report whether its frames are identical to the last "
+    "bit. A recipe may open only models that ship with Kinema and files in the Hugging Face cache with the recorded "
+    "hash; give everything else with --input, --model, --lora and --add."
 )
-MOST_THREADS = 16
-"""Threads a core that a recipe may ask for."""
+EXAMPLE = "kinema replay box.mp4 --input image=photo.png -o again.mp4"
+REPLAY_GROUPS = {
+    "main options": ("output", "input", "model", "super_resolution", "allow_download"),
+    **{heading: names for heading, names in GROUPS.items() if heading not in ("main options", "super-resolution")},
+}
+MAX_THREADS = 16
+"""Threads per core that a recipe may ask for."""
 CLIP = Option("clip", str, "", "clip written by kinema", positional=True, path=True)
-GIVING = [
+OTHER_DEFAULTS = {
+    "model": "another model or weight file than the recipe's",
+    "output": "file to write: .mp4, .gif, .webp or .png; by default named after the clip",
+    "device": "cpu, cuda:0, mps, …; by default the recorded one",
+    "dtype": "compute precision; by default the recorded one",
+    "zoom": "enlarge every pixel to N×N when saving; by default the recorded one",
+}
+"""Help of the options whose default is the recipe's value."""
+INPUTS = [
     Option(
         "input",
         list[str],
         [],
-        "a picture or clip that the clip was made from, by the option that takes it (image=PATH) or its file's name; "
-        "another file than it was is said; may be repeated",
+        "an image or clip that the clip was generated from: NAME is the option it was passed to (image=PATH, "
+        '"keyframe 8=PATH") or its file name; a different file is reported; may be repeated',
         metavar="NAME=PATH",
         path=True,
     ),
-    Option("super_resolution", str | None, None, "model of the second stage, where it is none that ships", path=True),
-    Option("allow_download", bool, False, "ask the hub for models that the recipe names and the cache lacks"),
+    Option(
+        "super_resolution",
+        str | None,
+        None,
+        "model of the super-resolution stage, if it does not ship with Kinema",
+        metavar="NAME|PATH",
+        path=True,
+    ),
+    Option("allow_download", bool, False, "download models that the recipe names and the cache lacks"),
 ]
 
 
-def replay(words: Sequence[str]) -> int:
-    """Exit code 0 when a clip was made, whether or not it equals the first; the answer is said."""
-    told = parse([CLIP, *GIVING, *MODEL, *WRITING, *REPORTING], words, "kinema replay", ABOUT)
-    if not told.get("clip"):
+def replay(argv: Sequence[str]) -> int:
+    """Exit code 0 if a clip was generated, whether or not it equals the first; stderr states which."""
+    given = parse(replay_options(), argv, "kinema replay", ABOUT, EXAMPLE, REPLAY_GROUPS)
+    if not given.get("clip"):
         raise BadRequest("kinema replay needs a clip: kinema replay ball.mp4")
-    if told.get("offline") and told.get("allow_download"):
-        raise BadRequest("--offline and --allow-download do not go together: give one of them")
-    own = with_defaults([*WRITING, *REPORTING], told)
+    if given.get("offline") and given.get("allow_download"):
+        raise BadRequest("--offline and --allow-download exclude each other; give one of them")
+    settings = with_defaults([*WRITING, *REPORTING], given)
     from kinema.media.metadata import read_recipe
     from kinema.recipes import checked, recorded, requests_of
 
-    path = Path(told["clip"])
+    path = Path(given["clip"])
     recipe = checked(read_recipe(path), path)
     requests = requests_of(recipe, path)
-    zoom = own["zoom"] if "zoom" in told else recipe.get("zoom", 1)
+    zoom = settings["zoom"] if "zoom" in given else recipe.get("zoom", 1)
     output = Output(
-        own["output"], f"{path.stem} replay", requests[0].clips, own["overwrite"], own["contact_sheet"], zoom
+        settings["output"],
+        f"{path.stem} replay",
+        requests[0].clips,
+        settings["overwrite"],
+        settings["contact_sheet"],
+        zoom,
     )
     output.check()
-    preview = preview_file(own["preview"], output)
-    with display(quiet=own["quiet"], json_events=own["json_events"]) as show:
-        wants = wants_of(recipe, requests)
-        gives = given(wants, requests, {"variant": recipe["stages"][0].get("variant"), **told}, path)
-        if any(want.source != "ships" for want in wants):
-            show(Note(wants.told()))
-        model = reopened(recipe, gives, told)
-        changed = differences(recipe, wants, model.system, told) + _upper(recipe, gives, model, told)
-        for note in (*gives.notes, *changed):
+    preview = preview_file(settings["preview"], output)
+    with display(quiet=settings["quiet"], json_events=settings["json_events"]) as show:
+        requirements = requirements_of(recipe, requests)
+        variant = {"variant": recipe["stages"][0].get("variant")}
+        inputs = replay_inputs(requirements, requests, {**variant, **given}, path)
+        if any(each.source != "ships" for each in requirements):
+            show(Note(requirements.summary()))
+        model = reopened(recipe, inputs, given)
+        changes = differences(recipe, requirements, model.system, given)
+        for note in (*inputs.notes, *changes, *_super_resolution_differences(recipe, inputs, model, given)):
             show(Note(note))
-        asked = recorded(recipe, gives.requests)
-        clip = run_once(model, asked, gives.requests[0], output, own, show, preview)
-        same, why = compared(recipe, clip.recipe)
-        if why:
-            show(Note(why))
+        clip = run_once(model, recorded(recipe, inputs.requests), inputs.requests[0], output, settings, show, preview)
+        same, cause = compared(recipe, clip.recipe)
+        if cause:
+            show(Note(cause))
         show(Phase("write"))
         paths = output.save(clip, show)
         if isinstance(show, JsonLines):
@@ -86,76 +113,84 @@ def replay(words: Sequence[str]) -> int:
         else:
             sys.stdout.writelines(f"{p}\n" for p in paths)
     number = recipe.get("clip", 0) if isinstance(recipe.get("clip", 0), int) else 0
-    other = paths[min(number, len(paths) - 1)]
-    ending = about_partial(recipe["partial"], path) if "partial" in recipe else verdict(same, other, path)
-    sys.stderr.write(f"kinema: {ending}\n")
+    replayed = paths[min(number, len(paths) - 1)]
+    result = about_partial(recipe["partial"], path) if "partial" in recipe else verdict(same, replayed, path)
+    sys.stderr.write(f"kinema: {result}\n")
     return 0
 
 
-def compared(recipe: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[bool | None, str]:
-    """Whether the frames are the same (None where nothing tells), and a known cause where they are not."""
-    before, at_once = recipe.get("frames_hash"), _at_once(recipe)
-    same = now.get("frames_hash") == before if before else None
-    if same is not False or _at_once(now) == at_once:
+def replay_options() -> list[Option]:
+    """The options of a replay; those in `OTHER_DEFAULTS` have no default of their own."""
+    options = [CLIP, *INPUTS, *MODEL, *WRITING, *REPORTING]
+    return [replace(o, default=None, help=OTHER_DEFAULTS[o.name]) if o.name in OTHER_DEFAULTS else o for o in options]
+
+
+def compared(recipe: Mapping[str, Any], replayed: Mapping[str, Any]) -> tuple[bool | None, str]:
+    """(whether the frames are identical, None if the recipe has no hash; a known cause if they differ)."""
+    before, in_one_batch = recipe.get("frames_hash"), _in_one_batch(recipe)
+    same = replayed.get("frames_hash") == before if before else None
+    if same is not False or _in_one_batch(replayed) == in_one_batch:
         return same, ""
-    then = "at the same time, in more memory," if at_once else "one after the other"
-    return same, f"both halves of guidance ran {then} then, which can change the last bits"
+    how = "in one batch, which needs more memory" if in_one_batch else "one after the other"
+    return same, f"the guidance branches of the first clip ran {how}; this can change the last bits"
 
 
-def _at_once(recipe: Mapping[str, Any]) -> bool:
-    """Whether branches of guidance were computed at the same time."""
+def _in_one_batch(recipe: Mapping[str, Any]) -> bool:
+    """Whether the guidance branches were computed in one batch."""
     return bool(recipe["stages"][0].get("memory", {}).get("at_once", False))
 
 
-def verdict(same: bool | None, made: Path, then: Path) -> str:
-    """The last sentence of a replay: whether the frames of the two clips are the same, None where nothing tells."""
-    one, other = printable(made.name, 100), printable(then.name, 100)
+def verdict(same: bool | None, replayed: Path, original: Path) -> str:
+    """The last line of a replay: whether the frames are identical; ``same`` is None if that is unknown."""
+    one, other = printable(replayed.name, 100), printable(original.name, 100)
     if same is None:
-        return f"{other} records no hash of its frames, so nothing tells whether those of {one} are identical to them"
+        return f"{other} records no frame hash, so {one} cannot be compared with it"
     how = "are identical to" if same else "are not identical to"
     return f"the frames of {one} {how} those of {other}, bit for bit"
 
 
-def about_partial(partial: Mapping[str, Any], then: Path) -> str:
-    """The last sentence of a replay of a clip that was cancelled."""
+def about_partial(partial: Mapping[str, Any], original: Path) -> str:
+    """The last line of a replay of a partial clip."""
     step = f"step {partial.get('step', 0):,} of {partial.get('steps', 0):,}"
-    name = printable(then.name, 100)
+    name = printable(original.name, 100)
     return (
-        f"{name} is a partial clip, cancelled at {step}; this replay made the whole clip, which is not bit-equal to it"
+        f"{name} is a partial clip, cancelled at {step}; this replay generated the whole clip, which is not bit-equal "
+        "to it"
     )
 
 
 # ---------------------------------------------------------------------------------------- opening
 
 
-def reopened(recipe: Mapping[str, Any], gives: ReplayInputs, told: Mapping[str, Any]) -> Model:
-    """The model as it was, but for what the command line says; a device that is not here is refused."""
-    given_by_name = {name: value for name, value in told.items() if name not in ("lora", "add")}
-    offline = not told.get("allow_download")
-    options = model_options({**as_it_was(recipe), **given_by_name, "model": gives.model, "offline": offline})
-    if "device" not in told and options.device is not None:
+def reopened(recipe: Mapping[str, Any], inputs: ReplayInputs, given: Mapping[str, Any]) -> Model:
+    """The model with the recorded options, overridden by the command line. Raises BadRequest for a missing device."""
+    overriding = {name: value for name, value in given.items() if name not in ("lora", "add")}
+    offline = not given.get("allow_download")
+    options = model_options({**as_it_was(recipe), **overriding, "model": inputs.model, "offline": offline})
+    if "device" not in given and options.device is not None:
         try:
             machine.device(options.device)
         except BadRequest as error:
-            raise BadRequest(f"the clip was made on another machine: {error}; pass --device to choose one") from None
+            message = f"the clip was generated on another machine: {error}; choose a device with --device"
+            raise BadRequest(message) from None
     overrides = _tuples(recipe["stages"][0].get("overrides") or {})
-    return open_model(options, overrides=overrides, loras=gives.loras, add=gives.add)
+    return open_model(options, overrides=overrides, loras=inputs.loras, add=inputs.add)
 
 
 def as_it_was(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The model options that were in force: device, precision; threads and compiled blocks where this machine can."""
+    """The recorded model options: device, precision, variant; threads and compilation if this machine supports them."""
     names = {long: short for short, long in machine.DTYPES.items()}
-    told = {name: recipe.get(name) for name in ("device", "threads")}
-    told["variant"] = recipe["stages"][0].get("variant")
-    told["dtype"] = names[recipe.get("dtype", "float32")]
-    if (told["threads"] or 0) > MOST_THREADS * (os.cpu_count() or 1):
-        del told["threads"]
-    told["compile"] = bool(recipe.get("compiled")) and machine.can_compile(told["device"])
-    return {name: value for name, value in told.items() if value is not None}
+    options = {name: recipe.get(name) for name in ("device", "threads")}
+    options["variant"] = recipe["stages"][0].get("variant")
+    options["dtype"] = names[recipe.get("dtype", "float32")]
+    if (options["threads"] or 0) > MAX_THREADS * (os.cpu_count() or 1):
+        del options["threads"]
+    options["compile"] = bool(recipe.get("compiled")) and machine.can_compile(options["device"])
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _tuples(value: Any) -> Any:
-    """A config's values out of JSON, which knows no tuples."""
+    """A config read from JSON, with its lists as tuples."""
     if isinstance(value, Mapping):
         return {name: _tuples(inner) for name, inner in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
@@ -164,98 +199,101 @@ def _tuples(value: Any) -> Any:
 # -------------------------------------------------------------------------------------- comparing
 
 
-def differences(recipe: Mapping[str, Any], wants: Requirements, system: System, told: Mapping[str, Any]) -> list[str]:
-    """What is not as it was when the clip was made; other weights are refused where the user did not name them."""
-    notes = _other_weights(recipe, wants, system, told) + _other_loras(wants, system, told)
+def differences(
+    recipe: Mapping[str, Any], requirements: Requirements, system: System, given: Mapping[str, Any]
+) -> list[str]:
+    """Notes on what differs from the recipe. Raises BadRequest for other weights that the user did not name."""
+    notes = _other_weights(recipe, requirements, system, given) + _other_loras(requirements, system, given)
     now, then = {"kinema": __version__, **machine.versions()}, dict(recipe.get("versions") or {})
     then["kinema"] = recipe.get("kinema", __version__)
-    notes += [
-        f"{name} is {now[name]} now and was {printable(was, 60)} then"
-        for name, was in then.items()
-        if now.get(name, was) != was
-    ]
+    notes += [_changed(name, now[name], was) for name, was in then.items() if now.get(name, was) != was]
     return notes + other_settings(recipe, system)
 
 
+def _changed(name: str, now: str, recorded: Any) -> str:
+    return f"{name} is {now} now and {printable(recorded, 60)} in the recipe"
+
+
 def _other_weights(
-    recipe: Mapping[str, Any], wants: Requirements, system: System, told: Mapping[str, Any]
+    recipe: Mapping[str, Any], requirements: Requirements, system: System, given: Mapping[str, Any]
 ) -> list[str]:
     now = weights_of({"weights": system.weights.hash})
-    before = weights_of(recipe["stages"][0]) | {want.key: want.hash for want in wants.added if want.hash}
-    named = {*(word.partition("=")[0] for word in told.get("add", ())), *([""] if "model" in told else [])}
+    hashes = {each.key: each.hash for each in requirements.added if each.hash}
+    recorded = weights_of(recipe["stages"][0]) | hashes
+    named = {*(value.partition("=")[0] for value in given.get("add", ())), *([""] if "model" in given else [])}
     ships = {each.slot for each in system.weights.added if registry.called(each.source.path) in registry.PARTS}
-    ships |= {""} if wants.model.source == "ships" else set()
+    ships |= {""} if requirements.model.source == "ships" else set()
     notes = []
-    for slot, is_now in now.items():
-        was = before.get(slot, is_now if slot in ships else "none")
-        if was == is_now:
+    for slot, current in now.items():
+        was = recorded.get(slot, current if slot in ships else "none")
+        if was == current:
             continue
-        hashes = f"{_brief(is_now)} now, {_brief(was)} then"
+        what = f"add-on {printable(slot, 60)}" if slot else printable(str(recipe["stages"][0]["model"]), 100)
         if slot not in named:
-            of = (
-                f"of {printable(str(recipe['stages'][0]['model']), 100)}"
-                if not slot
-                else f"added as {printable(slot, 60)}"
-            )
-            option = f"--add {printable(slot, 60)}=PATH" if slot else "--model"
-            if was == "none" and told.get("allow_download"):
-                notes.append(f"nothing tells whether the weights {of} are those of the clip: they have no hash")
+            if was == "none" and given.get("allow_download"):
+                notes.append(f"the recipe has no hash of the weights of {what}, so they may not be those of the clip")
                 continue
+            option = f"--add {printable(slot, 60)}=PATH" if slot else "--model"
             raise BadRequest(
-                f"the weights {of} are not those the clip was made with ({hashes}); "
+                f"the weights of {what} are not those the clip was generated with ({_both(current, was)}); "
                 f"pass {option} to name the file, or to accept these"
             )
-        notes.append(f"other weights than the clip's{f' in {slot}' if slot else ''} ({hashes})")
+        notes.append(f"the weights of {what} are not those of the clip ({_both(current, was)})")
     return notes
 
 
-def _upper(recipe: Mapping[str, Any], gives: ReplayInputs, model: Model, told: Mapping[str, Any]) -> list[str]:
-    """What is not as it was of the second stage's model; other weights are refused where the user did not name it."""
-    if len(gives.requests) < 2:
+def _super_resolution_differences(
+    recipe: Mapping[str, Any], inputs: ReplayInputs, model: Model, given: Mapping[str, Any]
+) -> list[str]:
+    """Notes on the model of the super-resolution stage. Raises BadRequest for other weights the user did not name."""
+    if len(inputs.requests) < 2:
         return []
     from kinema.stages import beside
 
-    now = weights_of({"weights": beside(model.system, str(gives.requests[1].super_resolution)).weights.hash})
+    now = weights_of({"weights": beside(model.system, str(inputs.requests[1].super_resolution)).weights.hash})
     was = weights_of(recipe["stages"][1])
     if now == was or not was:
         return []
-    hashes = f"{_brief(now[''])} now, {_brief(was[''])} then"
-    if "super_resolution" not in told:
+    hashes = _both(now[""], was[""])
+    if "super_resolution" not in given:
         raise BadRequest(
-            f"the weights of the second stage are not those the clip was made with ({hashes}); pass --super-resolution "
-            "to name the file, or to accept these"
+            f"the weights of the super-resolution model are not those the clip was generated with ({hashes}); pass "
+            "--super-resolution to name the file, or to accept these"
         )
-    return [f"other weights than the clip's in the second stage ({hashes})"]
+    return [f"the weights of the super-resolution model are not those of the clip ({hashes})"]
 
 
-def _other_loras(wants: Requirements, system: System, told: Mapping[str, Any]) -> list[str]:
-    """Whether LoRA files are others than they were, which is refused of those that `--lora` does not name."""
-    then = [want.hash for want in wants.loras]
+def _other_loras(requirements: Requirements, system: System, given: Mapping[str, Any]) -> list[str]:
+    """Notes on other LoRA files. Raises BadRequest for those that ``--lora`` does not name."""
+    recorded = [each.hash for each in requirements.loras]
     now = [file.hash for file in system.loras.files]
-    if now == then:
+    if now == recorded:
         return []
-    if "lora" in told:
-        return [f"other LoRAs than the clip's ({len(now)} now, {len(then)} then)"]
-    wrong = next(file for file, was in zip(system.loras.files, then, strict=True) if file.hash != was)
+    if "lora" in given:
+        return [f"the LoRAs are not those of the clip ({len(now)} now, {len(recorded)} in the recipe)"]
+    wrong = next(file for file, was in zip(system.loras.files, recorded, strict=True) if file.hash != was)
     raise BadRequest(f"{registry.called(wrong.path)} is not the LoRA of the clip; pass --lora to accept another")
 
 
 def other_settings(recipe: Mapping[str, Any], system: System) -> list[str]:
-    """What is other of how the model ran: any of it can change the last bits."""
+    """Notes on device, precision, compilation and threads that differ; each can change the last bits."""
     now = {"device": str(system.device), "dtype": str(system.policy.precision).removeprefix("torch.")}
     notes = [
-        f"{name} is {value} now and was {printable(recipe[name], 60)} then"
+        _changed(name, value, recipe[name])
         for name, value in now.items()
         if name in recipe and value.removesuffix(":0") != recipe[name].removesuffix(":0")
     ]
     if bool(recipe.get("compiled")) != system.compiled:
-        now_and_then = ("are not now and were then", "are now and were not then")[system.compiled]
-        notes.append(f"the network's blocks {now_and_then} compiled")
-    if (threads := recipe.get("threads") or 0) > MOST_THREADS * (os.cpu_count() or 1):
-        notes.append(f"the clip was made with {threads:,} threads, which are more than this machine can run")
+        notes.append(_changed("compilation", *("on", "off") if system.compiled else ("off", "on")))
+    if (threads := recipe.get("threads") or 0) > MAX_THREADS * (os.cpu_count() or 1):
+        notes.append(f"the clip was generated with {threads:,} threads, more than this machine can run")
     return notes
 
 
+def _both(now: str, recorded: str) -> str:
+    return f"{_brief(now)} now, {_brief(recorded)} in the recipe"
+
+
 def _brief(weights_hash: str) -> str:
-    """Enough of a hash to tell two apart by eye, without the name of what was hashed."""
+    """The first characters of a hash, without the name in front of it."""
     return printable(weights_hash.rpartition(":")[2], 12)

@@ -1,4 +1,4 @@
-"""Ctrl-C that keeps what there is of a clip: the first one ends the run, the next one ends the command at once."""
+"""Ctrl-C with --keep-partial: the first one stops sampling and keeps the partial clip, the second one exits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kinema.bounds import printable
 from kinema.cancel import Cancel
 from kinema.cli.options import Option
 from kinema.cli.output import Output
-from kinema.cli.progress import Display, JsonLines, Watching
+from kinema.cli.progress import Display, JsonLines, PreviewWriter
 from kinema.schema import Cancelled, Clip, Phase, Request
 
 if TYPE_CHECKING:
@@ -27,53 +27,53 @@ KEEP = Option(
     "keep_partial",
     bool,
     False,
-    "on Ctrl-C, write what there is of the clip beside the output (ball.partial.mp4); the next Ctrl-C ends at once",
+    "on Ctrl-C, write the unfinished clip next to the output (ball.partial.mp4); a second Ctrl-C exits immediately",
 )
 
 
 def run_once(  # noqa: PLR0917
     model: Model,
-    asked: Asked,
+    job: Asked,
     request: Request,
     output: Output,
-    own: Mapping[str, Any],
+    settings: Mapping[str, Any],
     show: Display,
     preview: PreviewFile | None = None,
 ) -> Clip:
-    """The clip of a verb. With ``keep_partial`` in ``own``, Ctrl-C writes a partial clip and raises `Cancelled`.
+    """Run a job and return its clip. With ``keep_partial``, Ctrl-C writes a partial clip and raises `Cancelled`.
 
-    ``request`` names the files of the clip, for a recipe that tells where they lie.
+    ``request`` names the input files, for ``record_paths``.
     """
     try:
-        with interruptible(keep=own["keep_partial"]) as token:
+        with interruptible(keep=settings["keep_partial"]) as token:
             clip = model.run(
-                asked,
-                on_event=Watching(show, preview),
-                on_settled=lambda told: output.check_clip(told.shape, told.fps or 0, show),
+                job,
+                on_event=PreviewWriter(show, preview),
+                on_settled=lambda settled: output.check_clip(settled.shape, settled.fps or 0, show),
                 preview=preview is not None and preview.asked,
                 cancel=token,
             )
-            return with_paths(clip, model, request) if own["record_paths"] else clip
+            return with_paths(clip, model, request) if settings["record_paths"] else clip
     except Cancelled as cancelled:
-        said, partial = str(cancelled).replace("cancelled", "interrupted"), cancelled.clip
+        message, partial = str(cancelled).replace("cancelled", "interrupted"), cancelled.clip
     if partial is None:
-        raise Cancelled(f"{said}; there are no frames to keep")
+        raise Cancelled(f"{message}; there are no frames to keep")
     show(Phase("write"))
-    partial = with_paths(partial, model, request) if own["record_paths"] else partial
+    partial = with_paths(partial, model, request) if settings["record_paths"] else partial
     paths = output.save_partial(partial, show)
     if isinstance(show, JsonLines):
         show.write("saved", {"paths": [str(path) for path in paths], "partial": True})
     else:
         sys.stdout.writelines(f"{path}\n" for path in paths)
-    raise Cancelled(f"{said}; the clip so far is {printable(str(paths[0]), 200)}")
+    raise Cancelled(f"{message}; the partial clip is {printable(str(paths[0]), 200)}")
 
 
 @contextmanager
 def interruptible(*, keep: bool) -> Iterator[Cancel | None]:
-    """A token that the first Ctrl-C sets, to ``keep`` a partial clip; else None, and Ctrl-C does what it did."""
+    """With ``keep``, a token that the first Ctrl-C sets; otherwise None, and Ctrl-C keeps its handler."""
     before = signal.getsignal(signal.SIGINT)
-    elsewhere = threading.current_thread() is not threading.main_thread()
-    if not keep or elsewhere or before in (None, signal.SIG_IGN):
+    in_thread = threading.current_thread() is not threading.main_thread()
+    if not keep or in_thread or before in (None, signal.SIG_IGN):
         yield None
         return
     token = Cancel(keep_partial=True)
@@ -90,7 +90,7 @@ def interruptible(*, keep: bool) -> Iterator[Cancel | None]:
 
 
 def with_paths(clip: Clip, model: Model, request: Request) -> Clip:
-    """The clip with a recipe that tells where its files lie on this machine, for those who ask for that."""
+    """The clip with the full paths of its files in the recipe (``--record-paths``)."""
     from kinema.provenance import paths
 
     return replace(clip, recipe={**clip.recipe, "paths": paths(model.system, request)})

@@ -1,4 +1,4 @@
-"""The verbs: words to a `Request`, one call of the Python API, and a file."""
+"""The verbs (generate, animate, …): command line to `Request`, one call of the Python API, one file written."""
 
 from __future__ import annotations
 
@@ -28,30 +28,77 @@ SEVERAL = ("controlnet", "ip-adapter")
 
 @dataclass(frozen=True)
 class Verb:
-    """What its help says, and the fields of `Request` that are given without a name."""
+    """Its help, an example, and the fields of `Request` that are positional."""
 
     about: str
+    example: str
     positional: tuple[str, ...]
 
 
 VERBS: dict[TaskName, Verb] = {
-    "generate": Verb("A video from a sentence.", ("prompt",)),
+    "generate": Verb(
+        "Generate a clip from a text prompt.",
+        'kinema generate "a red ball rolls right" --seed 7 -o ball.mp4',
+        ("prompt",),
+    ),
     "animate": Verb(
-        "A video that begins with a picture, ends with one, or has one at any frame (--keyframe, with or without an "
-        "image), or that moves only in a region of it.",
+        "Generate a clip from an image: the image is the first frame, the last one (--last-image) or any frame "
+        "(--keyframe, with or without IMAGE); --region limits the motion to a part of it.",
+        'kinema animate photo.png "a blue box slides left" -o box.mp4',
         ("image", "prompt"),
     ),
-    "interpolate": Verb("The frames between the given ones: of a clip, or between two pictures.", ("video", "prompt")),
-    "extend": Verb("What comes after a clip, or before it.", ("video", "prompt")),
-    "inpaint": Verb("New content in a region of a clip, or around it.", ("video", "prompt")),
-    "edit": Verb("A clip remade from another one.", ("video", "prompt")),
-    "upscale": Verb("A clip made larger, with frames between its own if wanted (--every).", ("video", "prompt")),
+    "interpolate": Verb(
+        "Generate the frames in between: of a clip, or between two images (--image and --last-image).",
+        "kinema interpolate clip.mp4 --every 4 -o smooth.mp4",
+        ("video", "prompt"),
+    ),
+    "extend": Verb(
+        "Continue a clip past its end, or generate what comes before it (--backward).",
+        'kinema extend clip.mp4 "a red ball rolls right" --keep 8 -o longer.mp4',
+        ("video", "prompt"),
+    ),
+    "inpaint": Verb(
+        "Generate new content inside a region of a clip, or outside it (--outside).",
+        'kinema inpaint clip.mp4 "a green star spins" --region 0.25,0.25,0.75,0.75 -o star.mp4',
+        ("video", "prompt"),
+    ),
+    "edit": Verb(
+        "Regenerate a clip from a noised version of it; --strength sets how much may change.",
+        'kinema edit clip.mp4 "a yellow ring bounces" --strength 0.6 -o ring.mp4',
+        ("video", "prompt"),
+    ),
+    "upscale": Verb(
+        "Enlarge a clip, and optionally generate frames between its own (--every).",
+        'kinema upscale small.mp4 "a red ball rolls right" -o large.mp4',
+        ("video", "prompt"),
+    ),
 }
+GROUPS: dict[str, tuple[str, ...]] = {
+    "main options": (
+        *("output", "model", "last_image", "keyframes", "region", "mask", "outside", "every", "keep", "backward"),
+        *("strength", "scale", "motion", "seed", "frames", "width", "height", "steps", "guidance", "negative_prompt"),
+    ),
+    "clip": ("image", "start", "end", "prompt_spans", "fps", "loop", "clips", "fit"),
+    "sampling": (
+        *("sampler", "sampler_options", "eta", "guidance_end", "guidance_rescale", "guidance_interval"),
+        *("honour", "reconstruction_weight", "colours"),
+    ),
+    "clips longer than the model's frame window": (
+        *("window", "overlap", "window_places", "window_weights", "window_stride", "window_in", "noise_type"),
+    ),
+    "FreeInit": ("free_init", "free_init_filter", "free_init_order", "free_init_stop", "free_init_fast"),
+    "super-resolution": ("super_resolution", "super_resolution_weight"),
+    "LoRAs and add-ons": ("lora", "add", "control", "ip_image", "extra", "variant"),
+    "device and memory": (*("device", "dtype", "threads", "memory", "offload", "chunk_tokens", "compile", "offline"),),
+    "output": ("overwrite", "preview", "keep_partial", "contact_sheet", "zoom", "record_paths"),
+    "progress and configuration": ("quiet", "json_events", "config"),
+}
+"""Headings of the help pages and the options under each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Which model runs, and on what."""
+    """Which model runs, and on which device."""
 
     model: str = DEFAULT_MODEL
     variant: str | None = None
@@ -72,16 +119,23 @@ MODEL = [
         "model",
         str,
         DEFAULT_MODEL,
-        "embedded name, family/preset, alias, hub id, folder or file",
+        "name listed by `kinema models`, Hugging Face repository, folder or weight file",
         short="-m",
+        metavar="NAME|PATH",
         path=True,
     ),
-    Option("variant", str | None, None, "files of a folder (fp16), or the published model that weights are (svd-xt)"),
+    Option(
+        "variant",
+        str | None,
+        None,
+        "file variant in a model folder (fp16), or which published model a weight file is (svd-xt)",
+        metavar="NAME",
+    ),
     Option(
         "lora",
         list[str],
         [],
-        "LoRA file, and its weight after a colon where it is not 1; may be repeated",
+        "LoRA file, optionally with a weight (default 1) after a colon; may be repeated",
         metavar="PATH[:WEIGHT]",
         path=True,
     ),
@@ -89,124 +143,134 @@ MODEL = [
         "add",
         list[str],
         [],
-        "file in a slot of the model, such as a motion module in an image model (motion=FILE, controlnet.depth=FILE); "
-        "may be repeated",
+        "load an add-on into a slot of the model: motion=FILE, controlnet.depth=FILE; may be repeated",
         metavar="SLOT=PATH",
         path=True,
     ),
-    Option("device", str | None, None, "device, such as cpu, cuda:0 or mps; the GPU when there is one"),
+    Option(
+        "device",
+        str | None,
+        None,
+        "cpu, cuda:0, mps, …; by default the GPU if there is one",
+        metavar="NAME",
+    ),
     Option(
         "dtype",
         Literal["auto", "fp32", "bf16", "fp16"] | None,
         None,
-        "precision to compute in; else the file's own on a GPU, fp32 on a CPU; auto is bf16 where that is native",
+        "compute precision; by default that of the weight file on a GPU and fp32 on a CPU; auto also uses bf16 on CPUs "
+        "that support it natively",
     ),
     Option("threads", int | None, None, "CPU threads"),
-    Option("offline", bool, False, "fetch nothing: only files of this machine"),
-    Option("memory", str | None, None, "how much may be used, such as 8GiB; most of what is free"),
+    Option("offline", bool, False, "never download; use only files on this machine"),
+    Option(
+        "memory", str | None, None, "memory limit, such as 8GiB; by default most of the free memory", metavar="SIZE"
+    ),
     Option(
         "offload",
         Literal["auto", "none", "model", "block", "sequential"],
         "auto",
-        "have networks, or blocks of them, take turns in memory; by itself only where a request would not fit",
+        "which weights to load only while they run; auto offloads only when the request would not fit otherwise",
     ),
-    Option("chunk_tokens", int | None, None, "tokens that feed-forward layers take at a time"),
-    Option("compile", bool, False, "compile the network's blocks: faster steps after a slow first one"),
+    Option("chunk_tokens", int | None, None, "tokens that feed-forward layers process at a time, to save memory"),
+    Option("compile", bool, False, "compile the network's blocks: a slow first step, then faster ones"),
 ]
 WRITING = [
     Option(
         "output",
         Path | None,
         None,
-        "file to write (.mp4 .gif .webp .png); several frames as .png are a folder of that name without the ending; "
-        "else named by the prompt",
+        "file to write: .mp4, .gif, .webp or .png (several frames as .png become a folder); by default named after the "
+        "prompt",
         short="-o",
     ),
-    Option("overwrite", bool, False, "replace the output where it exists"),
+    Option("overwrite", bool, False, "replace existing files"),
     Option(
         "preview",
         Path | None,
         None,
-        "picture file (.png, or .webp, which moves) rewritten up to 4 times a second with what is being made; it stays "
-        "afterwards",
+        "image file (.png, or .webp for an animation) that shows the clip during sampling; rewritten up to 4 times a "
+        "second, kept afterwards",
         metavar="FILE",
         path=True,
     ),
-    Option("contact_sheet", bool, False, "also write all frames on one picture"),
-    Option("zoom", int, 1, "enlarge every pixel to a square of this side when saving"),
-    Option("record_paths", bool, False, "keep the full paths of inputs and models in the clip's recipe, beside names"),
+    Option("contact_sheet", bool, False, "also write all frames as one image"),
+    Option("zoom", int, 1, "enlarge every pixel to N×N when saving"),
+    Option("record_paths", bool, False, "record full paths of inputs and models in the recipe, not only names"),
     KEEP,
 ]
 REPORTING = [
-    Option("quiet", bool, False, "no progress, only the paths written"),
-    Option("json_events", bool, False, "events as JSON lines on stdout"),
+    Option("quiet", bool, False, "no progress; print only the paths written"),
+    Option("json_events", bool, False, "print progress as JSON lines on stdout"),
 ]
 MOTION = Option(
-    "motion", float | None, None, "how much moves, where a model is told it; short for --extra motion-bucket=N"
+    "motion",
+    float | None,
+    None,
+    "amount of motion, for models conditioned on it; same as --extra motion-bucket=X",
 )
 CONTROL = Option(
     "control",
     list[str],
     [],
-    "ready control clip or picture (edges, depth, poses) for a ControlNet, with its NAME= where there are several; "
-    "it is used as it is: no edges, depth or poses are found in pictures here; short for --extra control.NAME=PATH",
+    "control clip or image (edges, depth, poses) for a ControlNet, with NAME= if there are several; Kinema does not "
+    "extract edges, depth or poses itself; same as --extra control.NAME=PATH",
     metavar="[NAME=]PATH",
     path=True,
 )
-LOOK = Option(
+IP_IMAGE = Option(
     "ip_image",
     list[str],
     [],
-    "picture for an IP-Adapter to look at, with its NAME= where there are several; may be repeated; short for "
+    "reference image for an IP-Adapter, with NAME= if there are several; may be repeated; same as "
     "--extra ip-image.NAME=PATH",
     metavar="[NAME=]PATH",
     path=True,
 )
-CONFIG = Option("config", Path | None, None, "YAML, TOML or JSON file of these options; the command line wins")
+CONFIG = Option("config", Path | None, None, "YAML, TOML or JSON file of options; the command line overrides it")
 
 
-def generate(words: Sequence[str]) -> int:
-    return run("generate", words)
+def generate(argv: Sequence[str]) -> int:
+    return run("generate", argv)
 
 
-def animate(words: Sequence[str]) -> int:
-    return run("animate", words)
+def animate(argv: Sequence[str]) -> int:
+    return run("animate", argv)
 
 
-def interpolate(words: Sequence[str]) -> int:
-    return run("interpolate", words)
+def interpolate(argv: Sequence[str]) -> int:
+    return run("interpolate", argv)
 
 
-def extend(words: Sequence[str]) -> int:
-    return run("extend", words)
+def extend(argv: Sequence[str]) -> int:
+    return run("extend", argv)
 
 
-def inpaint(words: Sequence[str]) -> int:
-    return run("inpaint", words)
+def inpaint(argv: Sequence[str]) -> int:
+    return run("inpaint", argv)
 
 
-def edit(words: Sequence[str]) -> int:
-    return run("edit", words)
+def edit(argv: Sequence[str]) -> int:
+    return run("edit", argv)
 
 
-def upscale(words: Sequence[str]) -> int:
-    return run("upscale", words)
+def upscale(argv: Sequence[str]) -> int:
+    return run("upscale", argv)
 
 
-def run(task: TaskName, words: Sequence[str]) -> int:
-    """Make a clip and print where it is."""
-    options = [*request_options(task), *MODEL, *WRITING, *REPORTING, CONFIG]
-    told = parse(options, words, f"kinema {task}", VERBS[task].about)
-    own = with_defaults([*WRITING, *REPORTING], told)
-    request = request_from(task, told)
-    output = output_for(request, own)
+def run(task: TaskName, argv: Sequence[str]) -> int:
+    """Run a verb and print the paths written."""
+    given = read_options(task, [*request_options(task), *MODEL, *WRITING, *REPORTING, CONFIG], argv, "kinema")
+    settings = with_defaults([*WRITING, *REPORTING], given)
+    request = request_from(task, given)
+    output = output_for(request, settings)
     output.check()
-    preview = preview_file(own["preview"], output)
-    with display(quiet=own["quiet"], json_events=own["json_events"]) as show:
-        model = open_model(model_options(told))
-        clip = run_once(model, request, request, output, own, show, preview)
+    preview = preview_file(settings["preview"], output)
+    with display(quiet=settings["quiet"], json_events=settings["json_events"]) as show:
+        model = open_model(model_options(given))
+        clip = run_once(model, request, request, output, settings, show, preview)
         if model.system.weights.path is None:
-            show(Note(f"{model.system.name} has no trained weights: what it makes is noise"))
+            show(Note(f"{model.system.name} has no trained weights: the clip is noise"))
         show(Phase("write"))
         paths = output.save(clip, show)
         if isinstance(show, JsonLines):
@@ -216,79 +280,105 @@ def run(task: TaskName, words: Sequence[str]) -> int:
     return 0
 
 
+def read_options(
+    task: TaskName, options: Sequence[Option], argv: Sequence[str], command: str, about: str = ""
+) -> dict[str, Any]:
+    """`parse` for a verb, with its help page; an option that only other verbs have is refused with their names.
+
+    ``command`` is what comes before the verb: "kinema", "kinema plan".
+    """
+    verb = VERBS[task]
+    example = verb.example if command == "kinema" else verb.example.partition(" -o ")[0].replace("kinema", command, 1)
+    others = {flag: [f"{command} {name}" for name in names] for flag, names in options_of_other_verbs(task).items()}
+    return parse(options, argv, f"{command} {task}", about or verb.about, example, GROUPS, others)
+
+
+def options_of_other_verbs(task: TaskName) -> dict[str, list[str]]:
+    """Flags that ``task`` does not have, with the verbs that do."""
+    by_name: dict[str, list[str]] = {}
+    for verb, names in TAKES.items():
+        for name in names:
+            by_name.setdefault(name, []).append(verb)
+    options = from_dataclass(Request, [name for name in by_name if name not in TAKES[task]])
+    return {o.flag: by_name[o.name] for o in options}
+
+
 def request_options(task: TaskName) -> list[Option]:
-    """The options of a verb that are fields of `Request`: those of sampling, and what `TAKES` gives it."""
-    others = {name for taken in TAKES.values() for name in taken} - set(TAKES[task])
-    others |= {"task", "loras"}  # the verb itself, and what --lora says of the model
+    """The options of a verb that are fields of `Request`: the sampling options and those `TAKES` lists for it."""
+    others = {name for names in TAKES.values() for name in names} - set(TAKES[task])
+    others |= {"task", "loras"}  # the verb itself; LoRAs come from --lora
     order = [f.name for f in fields(Request) if f.name not in others]
-    return [*from_dataclass(Request, order, positional=VERBS[task].positional), MOTION, CONTROL, LOOK]
+    return [*from_dataclass(Request, order, positional=VERBS[task].positional), MOTION, CONTROL, IP_IMAGE]
 
 
-def request_from(task: TaskName, told: Mapping[str, Any]) -> Request:
-    """The request that was told; between two pictures, or keyframes, the one positional word is the prompt."""
-    if task == "interpolate" and {"image", "last_image", "video"} <= told.keys() and "prompt" not in told:
-        told = {**told, "prompt": told["video"], "video": None}
-    if task == "animate" and {"image", "keyframes"} <= told.keys() and "prompt" not in told:
-        told = {**told, "prompt": told["image"], "image": None} if is_prompt(told["image"]) else told
-    if told.get("motion") is not None:
-        extra = told.get("extra", {})
+def request_from(task: TaskName, given: Mapping[str, Any]) -> Request:
+    """The request of these options; with two images or keyframes, a single positional argument is the prompt."""
+    if task == "interpolate" and {"image", "last_image", "video"} <= given.keys() and "prompt" not in given:
+        given = {**given, "prompt": given["video"], "video": None}
+    if task == "animate" and {"image", "keyframes"} <= given.keys() and "prompt" not in given:
+        given = {**given, "prompt": given["image"], "image": None} if is_prompt(given["image"]) else given
+    if given.get("motion") is not None:
+        extra = given.get("extra", {})
         if "motion_bucket" in extra:
-            raise BadRequest("--motion and --extra motion-bucket are one option: give one of them")
-        told = {**told, "extra": {**extra, "motion_bucket": told["motion"]}}
-    if shown := shown_files(told):
-        extra = told.get("extra", {})
-        if both := sorted(set(shown) & set(extra)):
-            raise BadRequest(f"{both[0]} is given twice, by an option of its own and by --extra; give it once")
-        told = {**told, "extra": {**extra, **shown}}
-    names = {o.name for o in request_options(task)} - {MOTION.name, CONTROL.name, LOOK.name}
-    return Request(task=task, **{name: value for name, value in told.items() if name in names})
+            raise BadRequest("--motion and --extra motion-bucket set the same option; give one of them")
+        given = {**given, "extra": {**extra, "motion_bucket": given["motion"]}}
+    if files := conditioning_files(given):
+        extra = given.get("extra", {})
+        if both := sorted(set(files) & set(extra)):
+            raise BadRequest(f"{both[0]} is given twice, by its own option and by --extra; give it once")
+        given = {**given, "extra": {**extra, **files}}
+    names = {o.name for o in request_options(task)} - {MOTION.name, CONTROL.name, IP_IMAGE.name}
+    return Request(task=task, **{name: value for name, value in given.items() if name in names})
 
 
-def is_prompt(word: str) -> bool:
-    """Whether a word that could be a picture's file is none: there is no such file, and it does not end like one."""
+def is_prompt(text: str) -> bool:
+    """Whether text that could be a path is a prompt: no such file exists, and it has no file suffix."""
     try:
-        here = Path(word).exists()
-    except OSError:  # longer than the name of any file
-        here = False
-    return not here and not re.search(r"\.\w{2,4}$", word)
+        exists = Path(text).exists()
+    except OSError:  # too long for a file name
+        exists = False
+    return not exists and not re.search(r"\.\w{2,4}$", text)
 
 
-def shown_files(told: Mapping[str, Any]) -> dict[str, Any]:
-    """``["depth=a.mp4"]`` of --control and --ip-image as options of a family: ``{"control.depth": "a.mp4"}``."""
+def conditioning_files(given: Mapping[str, Any]) -> dict[str, Any]:
+    """--control and --ip-image as family options: ``["depth=a.mp4"]`` to ``{"control.depth": "a.mp4"}``."""
     found: dict[str, list[str]] = {}
-    for option in (CONTROL, LOOK):
-        for word in told.get(option.name) or ():
-            name, equals, path = word.partition("=")
-            named = equals and name.replace("-", "_").isidentifier() and not Path(word).exists()
+    for option in (CONTROL, IP_IMAGE):
+        for text in given.get(option.name) or ():
+            name, equals, path = text.partition("=")
+            named = equals and name.replace("-", "_").isidentifier() and not Path(text).exists()
             key = f"{option.name}.{name.replace('-', '_')}" if named else option.name
-            found.setdefault(key, []).append(path if named else word)
+            found.setdefault(key, []).append(path if named else text)
     if several := [key for key, files in found.items() if key.startswith(CONTROL.name) and len(files) > 1]:
         raise BadRequest(f"--control gives {len(found[several[0]])} clips for one ControlNet; give NAME=PATH for each")
     return {key: files[0] if len(files) == 1 else files for key, files in found.items()}
 
 
-def output_for(request: Request, own: Mapping[str, Any]) -> Output:
+def output_for(request: Request, settings: Mapping[str, Any]) -> Output:
+    """Where the clip goes; without --output, the name comes from the prompt or from the first input file."""
     source, spans = next(iter(request.files().values()), None), spans_of(request)
     title = request.prompt or (spans.texts[0] if spans else "")
     title = title or (f"{Path(source).stem} {request.task}" if source else request.task)
-    return Output(own["output"], title, request.clips, own["overwrite"], own["contact_sheet"], own["zoom"])
+    return Output(
+        settings["output"], title, request.clips, settings["overwrite"], settings["contact_sheet"], settings["zoom"]
+    )
 
 
 def preview_file(path: Path | None, output: Output) -> PreviewFile | None:
-    """The file of ``--preview``, checked before any work. Raises BadRequest where the clip itself goes there."""
+    """The file of ``--preview``, checked before any work. Raises BadRequest if it is the clip's own file."""
     if path is None:
         return None
     from kinema.previews import PreviewFile
 
-    if path.resolve() in {target.resolve() for target in (output.wanted, *output.targets(output.wanted))}:
+    if path.resolve() in {target.resolve() for target in (output.target, *output.targets(output.target))}:
         raise BadRequest(f"{path} is the clip's own file; give --preview another name")
     file = PreviewFile(path, output.overwrite)
     file.check()
     return file
 
 
-def model_options(told: Mapping[str, Any]) -> ModelOptions:
-    return ModelOptions(**with_defaults(MODEL, told))
+def model_options(given: Mapping[str, Any]) -> ModelOptions:
+    return ModelOptions(**with_defaults(MODEL, given))
 
 
 def open_model(
@@ -298,7 +388,7 @@ def open_model(
     loras: Mapping[str | Path, float] | None = None,
     add: Mapping[str, str | Path] | None = None,
 ) -> Model:
-    """`kinema.load` with the options of the command line, and with what a recipe says besides."""
+    """`kinema.load` with the command line's options; a recipe supplies the overrides, LoRAs and add-ons not given."""
     machine.set_threads(options.threads)
     device, dtype = machine.device(options.device), machine.dtype(options.dtype)
     loras = lora_weights(options.lora) or loras
@@ -320,35 +410,35 @@ def open_model(
     )
 
 
-def additions(words: Sequence[str]) -> dict[str, str | Path]:
-    """``["motion=mm_sd_v15_v2.ckpt"]`` as slots and files."""
-    told: dict[str, str | Path] = {}
-    for word in words:
-        slot, equals, path = word.partition("=")
+def additions(values: Sequence[str]) -> dict[str, str | Path]:
+    """``["motion=mm_sd_v15_v2.ckpt"]`` as add-on files by slot."""
+    files: dict[str, str | Path] = {}
+    for text in values:
+        slot, equals, path = text.partition("=")
         if not (slot and equals and path):
-            raise BadRequest(f"--add {word} names no slot; expected SLOT=PATH, such as motion=mm_sd_v15_v2.ckpt")
-        if slot in told:
+            raise BadRequest(f"--add {text} has no slot; expected SLOT=PATH, such as motion=mm_sd_v15_v2.ckpt")
+        if slot in files:
             more = f", or name each: --add {slot}.NAME=PATH" if slot in SEVERAL else ""
             raise BadRequest(f"--add {slot} is given twice; give it once{more}")
-        told[slot] = path
-    return told
+        files[slot] = path
+    return files
 
 
-def lora_weights(words: Sequence[str]) -> dict[str | Path, float]:
-    """``["style.safetensors:0.8"]`` as files and weights; 1 where none is told, and for a name that has a colon."""
+def lora_weights(values: Sequence[str]) -> dict[str | Path, float]:
+    """``["style.safetensors:0.8"]`` as files and weights; without a weight it is 1. File names may contain colons."""
     weights: dict[str | Path, float] = {}
-    for word in words:
-        path, colon, tail = word.rpartition(":")
-        weight = _number(tail) if colon and path and not Path(word).exists() else None
-        name = word if weight is None else path
+    for text in values:
+        path, colon, tail = text.rpartition(":")
+        weight = _number(tail) if colon and path and not Path(text).exists() else None
+        name = text if weight is None else path
         if name in weights:
             raise BadRequest(f"--lora {name} is given twice; give it once, with one weight")
         weights[name] = 1.0 if weight is None else weight
     return weights
 
 
-def _number(word: str) -> float | None:
+def _number(text: str) -> float | None:
     try:
-        return float(word)
+        return float(text)
     except ValueError:
         return None

@@ -1,1 +1,1 @@
-"""Encoders of prompts and pictures."""
+"""Text and image encoders."""

@@ -1,4 +1,4 @@
-"""BERT embeddings of prompts, frozen, from the transformers library (VDM's text models use BERT-large).
+"""Frozen BERT text encoder from the transformers library (VDM's text models use BERT-large).
 
 Letters: B texts, L tokens, D width.
 """
@@ -18,14 +18,14 @@ from kinema.checkpoints import hub
 from kinema.schema import BadRequest
 
 LARGE = "google-bert/bert-large-uncased"
-"""1024 wide, 24 layers. The paper says "BERT-large" and no more; uncased is our reading."""
+"""Width 1024, 24 layers. The paper only states "BERT-large"; uncased is our choice."""
 FILES = ("*.json", "*.txt", "model.safetensors")
-"""What of its repository is read."""
+"""Files to download from its repository."""
 
 
 @dataclass(frozen=True, eq=False)
 class BertText:
-    """A tokenizer and its encoder; `load` makes one."""
+    """A tokenizer and its encoder, loaded by `load`."""
 
     tokenizer: Any
     encoder: Any
@@ -36,7 +36,7 @@ class BertText:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
-        """``(text_BLD, keep_BL)``: the last layer for each token, cut or padded to ``length``, True on tokens."""
+        """Return ``(text_BLD, keep_BL)``: last hidden states, cut or padded to ``length``, and a token mask."""
         tokens = self.tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
@@ -46,19 +46,19 @@ class BertText:
 
 @lru_cache(maxsize=2)
 def load(source: str = LARGE, *, device: str = "cpu", offline: bool = False) -> BertText:
-    """BERT from a hub id or a local folder (safetensors only), kept for the next call.
+    """Load BERT from a hub id or a local folder (safetensors only); cached.
 
-    ``offline`` looks in the local cache alone, as does ``HF_HUB_OFFLINE=1``. Raises BadRequest where the
-    weights, or the transformers library, are missing.
+    ``offline`` only looks in the local cache, as does ``HF_HUB_OFFLINE=1``. Raises BadRequest if the weights or the
+    transformers library are missing.
     """
     try:
         from transformers import AutoTokenizer, BertModel  # noqa: PLC0415 (heavy)
     except ImportError as error:
         raise BadRequest(
-            f"this model reads prompts with BERT, which needs the transformers package ({error})"
+            f"this model encodes prompts with BERT, which needs transformers: pip install 'kinema[text]' ({error})"
         ) from None
     try:
-        # From a folder, so that nobody but our own module of the hub can ask the network.
+        # Load from a folder, so that only `checkpoints.hub` can use the network.
         folder = source if Path(source).is_dir() else hub.fetch(source, offline or None, FILES)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         encoder = BertModel.from_pretrained(
@@ -67,7 +67,7 @@ def load(source: str = LARGE, *, device: str = "cpu", offline: bool = False) -> 
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise BadRequest(
-            f"the BERT text encoder {source} is neither in the local cache nor could it be fetched; connect once, or "
-            f"name a folder that holds it ({first})"
+            f"the BERT text encoder {source} cannot be loaded or downloaded ({first}); go online once, or name a "
+            "folder with its weights as .safetensors"
         ) from None
     return BertText(tokenizer, encoder.to(device).eval().requires_grad_(False))

@@ -1,9 +1,9 @@
-"""CLIP's text encoders (Radford et al. 2021; OpenCLIP) under the names of transformers, and prompts of any length.
+"""CLIP's text encoders (Radford et al. 2021; OpenCLIP) with transformers' weight names, for prompts of any length.
 
-The tower is written here, as `clip_vision` is: importing the library's takes longer than a model takes to load.
-The tokenizer is the tokenizers library's, imported where it is used.
+Reimplemented, like `clip_vision`, because importing transformers takes longer than loading a model. The tokenizer
+uses the tokenizers library, imported on first use.
 
-Letters: N rows of tokens, L tokens of a row, C width, P width of the pooled embedding.
+Letters: N rows of tokens, L tokens per row, C width, P width of the pooled embedding.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from kinema.conditioning.pocket import PocketTokenizer
 from kinema.schema import BadRequest
 
 HUB_NAME = "openai/clip-vit-large-patch14"
-"""Where the vocabulary of every published CLIP text encoder can be fetched: all have the same."""
+"""Hub repository of the vocabulary that all published CLIP text encoders share."""
 VOCABULARIES = (("vocab.json", "merges.txt"), ("tokenizer.json",))
-"""The files of a vocabulary, as they were published and as transformers 5 saves them."""
+"""The files of a vocabulary, as published and as saved by transformers 5."""
 
 
 @dataclass(frozen=True)
 class ClipTextSize:
-    """One text encoder; the defaults are ViT-L/14's, of Stable Diffusion 1.5 (123,060,480 parameters)."""
+    """Sizes of a text encoder; the defaults are ViT-L/14's in Stable Diffusion 1.5 (123,060,480 parameters)."""
 
     width: int = 768
     layers: int = 12
@@ -44,7 +44,7 @@ class ClipTextSize:
     """Width of the pooled embedding; None for an encoder without one."""
     vocabulary: int = 49408
     length: int = 77
-    """Tokens of a row, the first and the last of which only say that it begins and ends."""
+    """Tokens per row, including the start and end tokens."""
 
 
 BIG_G = ClipTextSize(width=1280, layers=32, heads=20, mlp=5120, activation="gelu", projection=1280)  # 694,659,840
@@ -59,9 +59,9 @@ class ClipText(nn.Module):
         self.text_projection = nn.Linear(size.width, size.projection, bias=False) if size.projection else None
 
     def forward(self, ids_NL: Tensor, end: int, *, skip: int = 0, norm: bool = True) -> tuple[Tensor, Tensor | None]:
-        """States after all layers but the last ``skip``, through the final norm if ``norm``.
+        """Return the states after all but the last ``skip`` layers, with the final norm applied if ``norm``.
 
-        Pooled is the projection of the last layer's state at the first token ``end``.
+        The pooled embedding is the projected state of the last layer at the first ``end`` token.
         """
         tower = self.text_model
         states = tower.states(ids_NL)
@@ -82,7 +82,7 @@ class _Tower(nn.Module):
         self.final_layer_norm = nn.LayerNorm(size.width)
 
     def states(self, ids_NL: Tensor) -> list[Tensor]:
-        """The embedded tokens and what each layer made of them."""
+        """Return the token embeddings and the output of each layer."""
         states = [self.embeddings(ids_NL)]
         for layer in self.encoder["layers"]:  # type: ignore[attr-defined]
             states.append(layer(states[-1]))
@@ -100,7 +100,7 @@ class _Embeddings(nn.Module):
 
 
 class _Layer(nn.Module):
-    """Causal self-attention and two linear layers, each on a layer norm and added to the tokens."""
+    """Pre-norm transformer layer: causal self-attention and an MLP."""
 
     def __init__(self, size: ClipTextSize) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 class Tokenizer(Protocol):
-    """Text to tokens, without those that begin and end a row."""
+    """Text to tokens, without the start and end tokens of a row."""
 
     @property
     def begin(self) -> int: ...
@@ -144,24 +144,24 @@ class Tokenizer(Protocol):
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = rf"{re.escape(BEGIN)}|{re.escape(END)}|'(?:s|t|re|ve|m|ll|d)|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+"
-"""What is one word to CLIP: a mark, the end of a contraction, letters, one digit, or other signs."""
+"""CLIP's pre-tokenization: a special token, a contraction's ending, letters, one digit, or other symbols."""
 
 
 @dataclass(frozen=True)
 class ClipTokenizer:
     """CLIP's byte-pair encoding, from a folder with its vocabulary (`find_vocabulary`).
 
-    Composed here of the parts of the tokenizers library, as transformers does, whose import takes a second.
+    Built from the tokenizers library as in transformers, whose import takes a second.
     """
 
     folder: Path
 
     @cached_property
-    def _theirs(self) -> Any:
+    def _tokenizer(self) -> Any:
         try:
             from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
         except ImportError as error:
-            raise BadRequest("words need the tokenizers library: pip install 'kinema[text]'") from error
+            raise BadRequest("CLIP prompts need the tokenizers library: pip install 'kinema[text]'") from error
         try:
             vocabulary, merges = self._read()
             parts = models.BPE(
@@ -169,30 +169,30 @@ class ClipTokenizer:
             )
         except BadRequest as error:
             raise BadRequest(f"the vocabulary in {self.folder} is damaged: {error}") from error
-        except Exception as error:  # the library raises whatever a damaged file leads it to
+        except Exception as error:  # the library can raise anything for a damaged file
             raise BadRequest(f"the vocabulary in {self.folder} is damaged; expected CLIP's") from error
         if BEGIN not in vocabulary or END not in vocabulary:
-            raise BadRequest(f"the vocabulary in {self.folder} is not CLIP's: it has no marks of beginning and end")
-        made: Any = Tokenizer(parts)
-        made.normalizer = normalizers.Sequence(
+            raise BadRequest(f"the vocabulary in {self.folder} is not CLIP's: expected the tokens {BEGIN} and {END}")
+        tokenizer: Any = Tokenizer(parts)
+        tokenizer.normalizer = normalizers.Sequence(
             [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
         )
-        made.pre_tokenizer = pre_tokenizers.Sequence(
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
                 pre_tokenizers.ByteLevel(add_prefix_space=False),
             ]
         )
-        made.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in (BEGIN, END)])
-        return made
+        tokenizer.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in (BEGIN, END)])
+        return tokenizer
 
     def _read(self) -> tuple[dict[str, int], list[tuple[str, str]]]:
-        """Ids of the parts of words, and which two parts become one, the most frequent first."""
+        """Read the ids of the subwords and the merges, most frequent first."""
         (vocab, lines), (whole,) = VOCABULARIES
         if (self.folder / vocab).is_file() and (self.folder / lines).is_file():
             text = read_bytes(self.folder / lines, MAX_JSON, "CLIP's merges")
-            told = decoded(text, str(self.folder / lines)).splitlines()
-            vocabulary, pairs = read_json(self.folder / vocab), [x for x in told if x and not x.startswith("#version")]
+            rules = decoded(text, str(self.folder / lines)).splitlines()
+            vocabulary, pairs = read_json(self.folder / vocab), [x for x in rules if x and not x.startswith("#version")]
         else:
             model = read_json(self.folder / whole)["model"]
             vocabulary, pairs = model["vocab"], model["merges"]
@@ -201,19 +201,19 @@ class ClipTokenizer:
 
     @property
     def begin(self) -> int:
-        return int(self._theirs.token_to_id(BEGIN))
+        return int(self._tokenizer.token_to_id(BEGIN))
 
     @property
     def end(self) -> int:
-        return int(self._theirs.token_to_id(END))
+        return int(self._tokenizer.token_to_id(END))
 
     def tokens(self, text: str) -> list[int]:
-        return list(self._theirs.encode(text, add_special_tokens=False).ids)
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 @dataclass(frozen=True)
 class WordTokenizer:
-    """Whole words, for pocket models: the words of the config, then the marks of beginning and end."""
+    """Whole words, for pocket models: ids of the config's words, then of the start and end tokens."""
 
     words: tuple[str, ...]
 
@@ -239,9 +239,9 @@ class WordTokenizer:
 
 
 def find_vocabulary(weights: Path | None, *, offline: bool = False) -> Path:
-    """The folder with CLIP's vocabulary: of the model's folder, beside its file, or from the hub (its cache first).
+    """Find the folder with CLIP's vocabulary: in the model's folder, next to its file, or on the hub (cache first).
 
-    ``offline`` looks in that cache alone. Raises `BadRequest` that says what is missing and where it was looked for.
+    ``offline`` only looks in that cache. Raises `BadRequest` naming the missing files and the places searched.
     """
     places: list[Path] = []
     if weights is not None:
@@ -250,15 +250,16 @@ def find_vocabulary(weights: Path | None, *, offline: bool = False) -> Path:
     for place in places:
         if any(all((place / name).is_file() for name in names) for names in VOCABULARIES):
             return place
-    for cache_alone in (True,) if offline else (True, None):
+    for cache_only in (True,) if offline else (True, None):
         try:
-            return hub.fetch(HUB_NAME, offline=cache_alone, patterns=VOCABULARIES[0])
+            return hub.fetch(HUB_NAME, offline=cache_only, patterns=VOCABULARIES[0])
         except BadRequest:
             continue
-    looked = f"in {places[0]}, beside the weights or " if places else ""
+    searched = f"in {places[0]}, next to the weights or " if places else ""
+    fix = f"put the two files into {places[0]}" if places else "go online once"
     raise BadRequest(
-        f"CLIP's vocabulary ({' and '.join(VOCABULARIES[0])}) is not {looked}in the hub's cache, and {HUB_NAME} "
-        "cannot be fetched; put the two files there"
+        f"CLIP's vocabulary ({' and '.join(VOCABULARIES[0])}) is not {searched}in the hub's cache, and {HUB_NAME} "
+        f"cannot be downloaded; {fix}"
     )
 
 
@@ -266,16 +267,16 @@ def find_vocabulary(weights: Path | None, *, offline: bool = False) -> Path:
 
 
 def rows(tokenizer: Tokenizer, text: str, length: int, pad: int | None = None) -> Tensor:
-    """Tokens of a text in as many rows of ``length`` as it needs, at least one: ids R×L.
+    """Return the ids R×L of a text, split into as many rows of ``length`` tokens as it needs.
 
-    Every row begins and ends as CLIP was trained; what is left over is filled with ``pad`` (the end mark, unless
-    told otherwise: OpenCLIP's tokenizer in SDXL has 0).
+    Every row has CLIP's start and end tokens and is padded with ``pad``; None pads with the end token (SDXL's OpenCLIP
+    tokenizer pads with 0).
     """
-    told, room = tokenizer.tokens(text), length - 2
-    parts = [told[at : at + room] for at in range(0, len(told), room)] or [[]]
+    tokens, size = tokenizer.tokens(text), length - 2
+    parts = [tokens[at : at + size] for at in range(0, len(tokens), size)] or [[]]
     fill = tokenizer.end if pad is None else pad
     return torch.tensor(
-        [[tokenizer.begin, *part, tokenizer.end, *[fill] * (room - len(part))] for part in parts], dtype=torch.long
+        [[tokenizer.begin, *part, tokenizer.end, *[fill] * (size - len(part))] for part in parts], dtype=torch.long
     )
 
 
@@ -287,10 +288,10 @@ def encode(
     skip: int = 0,
     penultimate: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """A prompt by one or more encoders, side by side: states 1×(R·L)×C and the pooled embedding 1×P of the first row.
+    """Encode a prompt with one or more encoders; returns concatenated states 1×(R·L)×C and the first row's pooled 1×P.
 
-    ``encoders`` are (network, size, pad). ``skip`` layers are left out at the end (CivitAI's clip skip less one);
-    ``penultimate`` is SDXL's way: one layer fewer, and no final norm.
+    ``encoders`` are (network, size, pad). ``skip`` omits that many last layers (CivitAI's clip skip minus one);
+    ``penultimate`` omits one more layer and the final norm, as in SDXL.
     """
     widths, pooled = [], None
     for network, size, pad in encoders:

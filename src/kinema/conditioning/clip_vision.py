@@ -1,9 +1,9 @@
-"""CLIP's image encoder (Radford et al. 2021) with its projection, under the names transformers gives it.
+"""CLIP's image encoder (Radford et al. 2021) with its projection, with transformers' weight names.
 
-Sixty lines instead of the library's class: importing that takes longer than a whole model takes to load, and
-generation would need an extra that is otherwise only for text. A test holds the two equal.
+Reimplemented because importing transformers takes longer than loading a model, and because generation should not need
+the extra for text. A test checks that both agree.
 
-Letters: B pictures, S tokens (one class token, then the patches), C width, P patch side.
+Letters: B images, S tokens (one class token, then the patches), C width, P patch side.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch.nn import functional as F
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of CLIP's training pictures in [0, 1], by channel (its preprocessing)."""
+"""Statistics of CLIP's training images in [0, 1], by channel (its preprocessing)."""
 
 
 class ClipVision(nn.Module):
     """``forward(pixels B×3×side×side, normalised) -> embedding B×projection``. ViT-H/14 has 632,076,800 parameters.
 
-    ``activation``: "gelu", or "quick_gelu" as in OpenAI's own.
+    ``activation``: "gelu", or "quick_gelu" as in OpenAI's models.
     """
 
     def __init__(  # noqa: PLR0913
@@ -47,12 +47,12 @@ class ClipVision(nn.Module):
         return self.visual_projection(self.vision_model(pixels_B3HW))
 
     def patches(self, pixels_B3HW: Tensor) -> Tensor:
-        """The class token and the patches as they are before the last layer, B×S×C: what IP-Adapter plus reads."""
+        """Return the class and patch tokens before the last layer, B×S×C, the input of IP-Adapter Plus."""
         return self.vision_model.before_last(pixels_B3HW)
 
-    def embed(self, picture_B3HW: Tensor) -> Tensor:
-        """The embedding [B, projection] of pictures of any size in [-1, 1]."""
-        small = resize(picture_B3HW.float(), self.side)
+    def embed(self, image_B3HW: Tensor) -> Tensor:
+        """Return the embeddings B×projection of images of any size in [-1, 1]."""
+        small = resize(image_B3HW.float(), self.side)
         mean, std = (torch.tensor(values, device=small.device)[:, None, None] for values in (MEAN, STD))
         return self((((small + 1) / 2 - mean) / std).to(self.visual_projection.weight.dtype))
 
@@ -63,7 +63,7 @@ class _Tower(nn.Module):
     ) -> None:
         super().__init__()
         self.embeddings = _Embeddings(width, patch, side)
-        self.pre_layrnorm = nn.LayerNorm(width)  # the name as it is in every file
+        self.pre_layrnorm = nn.LayerNorm(width)  # spelled like this in every file
         self.encoder = _Layers(width, heads, mlp, layers, quick)
         self.post_layernorm = nn.LayerNorm(width)
 
@@ -131,17 +131,17 @@ class _Attention(nn.Module):
         return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-# ----------------------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------------------------- images
 
 
-def resize(picture_B3HW: Tensor, side: int) -> Tensor:
-    """To side×side as SVD's authors do (kornia's antialiased resize): Gaussian blur, then bicubic, corners aligned.
+def resize(image_B3HW: Tensor, side: int) -> Tensor:
+    """Resize to side×side as in SVD's code (kornia, antialiased): Gaussian blur, then bicubic with aligned corners.
 
-    Blur of sigma ``(factor - 1) / 2`` along each axis, at least 0.001, in an odd window of about four sigmas.
+    The blur has sigma ``(factor - 1) / 2`` along each axis, at least 0.001, and an odd window of about four sigmas.
     """
     for axis in (-1, -2):
-        picture_B3HW = _blur(picture_B3HW, picture_B3HW.shape[axis] / side, axis)
-    return F.interpolate(picture_B3HW, size=(side, side), mode="bicubic", align_corners=True)
+        image_B3HW = _blur(image_B3HW, image_B3HW.shape[axis] / side, axis)
+    return F.interpolate(image_B3HW, size=(side, side), mode="bicubic", align_corners=True)
 
 
 def _blur(x_B3HW: Tensor, factor: float, axis: int) -> Tensor:

@@ -1,8 +1,8 @@
 """The pocket models' text encoder: a word tokenizer and a two-layer transformer, trained with the model.
 
-The words live in the model's config, so the tokenizer travels with the weights.
+The vocabulary is part of the model's config, so the tokenizer is saved with the weights.
 
-B batch, L words, D width, N heads.
+Letters: B batch, L words, D width, N heads.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _RESERVED = 2
 
 @dataclass(frozen=True)
 class PocketTokenizer:
-    """Lower-cased words to integers; a single letter keeps its case apart from the article "a".
+    """Lower-cased words to integers; the name of a letter stays a capital, distinct from the article "a".
 
-    Id 0 is padding, id 1 an unknown word, then ``words`` in order.
+    Id 0 is padding, id 1 an unknown word, then come ``words`` in order.
     """
 
     words: tuple[str, ...]
@@ -43,7 +43,7 @@ class PocketTokenizer:
 
     @staticmethod
     def split(text: str) -> list[str]:
-        """Words of a caption; the name after "letter" is a capital, so "letter A" is not the article."""
+        """Split a caption into words; the name after "letter" is a capital, so "letter A" is not the article."""
         words: list[str] = []
         for word in re.findall(r"[^\W_]+", text.lower()):
             named = len(word) == 1 and words[-1:] == ["letter"]
@@ -51,7 +51,7 @@ class PocketTokenizer:
         return words
 
     def encode(self, texts: Sequence[str], length: int) -> Tensor:
-        """Ids ``B×L``, cut or padded to ``length`` words."""
+        """Return ids ``B×L``, cut or padded to ``length`` words."""
         ids = torch.full((len(texts), length), PAD, dtype=torch.long)
         for row, text in zip(ids, texts, strict=True):
             found = [self._index.get(word, UNKNOWN) for word in self.split(text)][:length]
@@ -59,29 +59,29 @@ class PocketTokenizer:
         return ids
 
     def unknown(self, text: str) -> list[str]:
-        """The words of ``text`` that the model never saw."""
+        """Return the words of ``text`` that are not in the vocabulary."""
         return [word for word in self.split(text) if word not in self._index]
 
 
 def say_unknown(tokenizer: PocketTokenizer, name: str, texts: Sequence[str], on_event: OnEvent) -> None:
-    """Say which words of prompts the model called ``name`` was not taught, and of which prompts it knows no word.
+    """Emit notes on words of prompts that the model called ``name`` does not know.
 
-    Signs and emoji are no words. An empty prompt means nothing on purpose, and nothing is said of it.
+    Symbols and emoji are not words. Empty prompts are deliberate and get no note.
     """
     for text in texts:
         words, unknown = tokenizer.split(text), tokenizer.unknown(text)
         if text.strip() and len(unknown) == len(words):
-            on_event(Note(f'the prompt "{bounds.printable(text.strip(), 80)}" holds no word that {name} knows'))
+            on_event(Note(f'{name} knows no word of the prompt "{bounds.printable(text.strip(), 80)}"'))
         elif unknown:
-            told = bounds.printable(", ".join(dict.fromkeys(unknown)), 200)
-            on_event(Note(f"{name} was not taught the word(s) {told}"))
+            listed = bounds.printable(", ".join(dict.fromkeys(unknown)), 200)
+            on_event(Note(f"unknown words for {name}: {listed}"))
 
 
 class PocketText(nn.Module):
     """Bidirectional pre-norm transformer over words.
 
     ``forward(ids_BL) -> (text_BLD, keep_BL)``; ``keep`` is True on words, False on padding. A caption
-    without words keeps its first (padding) position, whose embedding is therefore the trained null.
+    without words keeps its first (padding) position, whose embedding is thereby trained as the null embedding.
     """
 
     def __init__(self, vocab_size: int, width: int = 128, depth: int = 2, length: int = 20) -> None:
@@ -111,8 +111,8 @@ class _Layer(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.up, self.down = nn.Linear(width, 3 * width), nn.Linear(3 * width, width)
-        # The layers start near the identity. Trained from random layers, the encoder collapsed: while the words
-        # told the model nothing yet, all captions grew one common vector that the last norm then divided by.
+        # The layers start near the identity. With the default initialisation the encoder collapsed: before the model
+        # used the text, all captions grew a common vector that dominated the final norm.
         with torch.no_grad():
             self.out.weight.mul_(0.02)
             self.down.weight.mul_(0.02)

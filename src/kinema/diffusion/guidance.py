@@ -61,6 +61,19 @@ class Guidance:
             return (self.differences[0].of,)
         return tuple(names)
 
+    def merged(self, branches: Mapping[str, object]) -> Guidance:
+        """The same sum where several names stand for one condition: its first name is used, and differences between
+        equal branches vanish. So Open-Sora's three branches are two, exactly, for a clip of which nothing is given.
+        """
+        first = {name: next(other for other in branches if branches[other] is branches[name]) for name in branches}
+        renamed = [replace(each, of=first[each.of], over=first[each.over]) for each in self.differences]
+        return replace(
+            self,
+            base=first[self.base],
+            differences=tuple(each for each in renamed if each.of != each.over),
+            reference=first[self.reference] if self.reference else "",
+        )
+
     def of(self, frames: Sequence[int] | None) -> Guidance:
         """The same for some frames of the clip, in windows and blocks: those beyond its end have the last one's."""
         if frames is None:

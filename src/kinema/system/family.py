@@ -68,6 +68,10 @@ class Conditions:
     """A family's own conditioning of each branch that its guidance names (`Sampling.guidance`)."""
 
     branches: Mapping[str, Any]
+    """By name. One object under several names is computed once (`Guidance.merged`)."""
+    given: tuple[Tensor, Tensor] | None = None
+    """Latents B×c×T×h×w that the finished clip has where their mask B×1×T×h×w is 1: given frames, which a network that
+    is conditioned on them only comes close to, decode as they were encoded."""
 
 
 DECODING = {"chunk": "decode_chunk", "overlap": "decode_overlap", "tile": "decode_tile"}

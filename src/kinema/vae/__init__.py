@@ -1,1 +1,1 @@
-"""Codecs between pixels and latents that have two users; others stay in their family."""
+"""Codecs between pixels and latents that several families share; others are in their family's package."""

@@ -1,8 +1,8 @@
-"""The KL image codec of latent diffusion (Rombach et al. 2022), under diffusers' parameter names.
+"""The KL image codec of latent diffusion (Rombach et al. 2022), with diffusers' parameter names.
 
-Written for two users: Stable Video Diffusion (whose temporal decoder shares the encoder) and, next, AnimateDiff.
+Used by AnimateDiff and by Stable Video Diffusion, whose temporal decoder has the same encoder.
 
-Letters: N images, C channels, H W pixel rows and columns, h w latent ones, S places.
+Letters: N images, C channels, H W pixel rows and columns, h w latent rows and columns, S spatial positions.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ EPS = 1e-6
 
 
 class SpaceAttention(Attention):
-    """Single-head attention over the places of an image, added to it."""
+    """Single-head spatial self-attention with a residual connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, heads=1, bias=True)
         self.group_norm = group_norm(width, EPS)
 
-    def forward(self, x_NCHW: Tensor, context_NLC: Tensor | None = None) -> Tensor:  # noqa: ARG002 (an image has none)
+    def forward(self, x_NCHW: Tensor, context_NLC: Tensor | None = None) -> Tensor:  # noqa: ARG002 (unused)
         h_NSC = super().forward(tokens(self.group_norm(x_NCHW)))
         return add_(places(h_NSC, x_NCHW.shape[2]), x_NCHW)
 
@@ -47,7 +47,7 @@ class MiddleBlock(nn.Module):
 
 
 class ResolutionBlocks(nn.Module):
-    """Residual blocks at one resolution, and the change to the next."""
+    """Residual blocks at one resolution level, followed by the down- or upsampler."""
 
     def __init__(
         self, resnets: Sequence[nn.Module], *, down: Downsample | None = None, up: Upsample | None = None
@@ -60,13 +60,13 @@ class ResolutionBlocks(nn.Module):
     def forward(self, x_NCHW: Tensor) -> Tensor:
         for block in self.resnets:
             x_NCHW = block(x_NCHW)
-        for change in self.downsamplers or self.upsamplers or ():
-            x_NCHW = change(x_NCHW)
+        for resample in self.downsamplers or self.upsamplers or ():
+            x_NCHW = resample(x_NCHW)
         return x_NCHW
 
 
 class Encoder(nn.Module):
-    """``forward(pixels N×3×H×W in [-1, 1]) -> mean and log-variance, N×2c×h×w`` before ``quant_conv``."""
+    """``forward(pixels N×3×H×W in [-1, 1]) -> mean and log-variance N×2c×h×w``, before ``quant_conv``."""
 
     def __init__(self, channels: Sequence[int], layers: int, latent: int) -> None:
         super().__init__()
@@ -85,13 +85,13 @@ class Encoder(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         x = self.conv_in(x_NCHW)
-        for stage in self.down_blocks:
-            x = stage(x)
+        for block in self.down_blocks:
+            x = block(x)
         return self.conv_out(silu_(self.conv_norm_out(self.mid_block(x))))
 
 
 class Decoder(nn.Module):
-    """``forward(latents N×c×h×w) -> pixels N×3×H×W``, every image by itself."""
+    """``forward(latents N×c×h×w) -> pixels N×3×H×W``, each image independently."""
 
     def __init__(self, channels: Sequence[int], layers: int, latent: int) -> None:
         super().__init__()
@@ -113,16 +113,16 @@ class Decoder(nn.Module):
 
     def forward(self, z_NCHW: Tensor) -> Tensor:
         x = self.mid_block(self.conv_in(z_NCHW))
-        for stage in self.up_blocks:
-            x = stage(x)
+        for block in self.up_blocks:
+            x = block(x)
         return self.conv_out(silu_(self.conv_norm_out(x)))
 
 
-# ------------------------------------------------------------------------------------------ the whole
+# -------------------------------------------------------------------------------------- autoencoder
 
 
 class Autoencoder(nn.Module):
-    """``AutoencoderKL`` of diffusers: encoder and decoder, each with its 1×1 convolution."""
+    """Diffusers' ``AutoencoderKL``: encoder and decoder, each with its 1×1 convolution."""
 
     def __init__(self, channels: Sequence[int], layers: int, latent: int) -> None:
         super().__init__()
@@ -133,13 +133,13 @@ class Autoencoder(nn.Module):
         self.stride = 2 ** (len(channels) - 1)
 
     def encode(self, image_NCHW: Tensor) -> Tensor:
-        """The mode of the latents, N×c×h×w, not scaled."""
+        """Return the mode of the latents, N×c×h×w, unscaled."""
         growth = self.encoder.conv_in.out_channels // image_NCHW.shape[1]
         moments = by_images(lambda x: self.quant_conv(self.encoder(channels_last_(x))), image_NCHW, growth)
         return moments.chunk(2, dim=1)[0]
 
     def decode(self, z_NCHW: Tensor) -> Tensor:
-        """Pixels N×3×H×W of unscaled latents."""
+        """Decode unscaled latents to pixels N×3×H×W."""
         growth = 4 ** (len(self.decoder.up_blocks) - 1) * self.decoder.conv_out.in_channels // z_NCHW.shape[1]
         return by_images(lambda z: self.decoder(self.post_quant_conv(channels_last_(z))), z_NCHW, growth)
 
@@ -149,7 +149,7 @@ def channels_last_(x_NCHW: Tensor) -> Tensor:
 
 
 class ImageCoder(Protocol):
-    """Images N×3×H×W to latents, not scaled, and back; ``stride`` is the pixels along a side of one latent cell."""
+    """Images N×3×H×W to unscaled latents and back; ``stride`` is the side of a latent cell in pixels."""
 
     stride: int
 
@@ -160,9 +160,9 @@ class ImageCoder(Protocol):
 
 @dataclass(frozen=True)
 class ImageCodec:
-    """Pixels B×3×T×H×W in [-1, 1] to latents B×c×T×h×w of about unit variance and back, every frame by itself.
+    """Pixels B×3×T×H×W in [-1, 1] to latents B×c×T×h×w of about unit variance and back, frame by frame.
 
-    ``wide``: in float32 where the weights are float16 (SDXL's, whose maps leave their range).
+    ``wide`` computes in float32 if the weights are float16 (for SDXL's, whose activations overflow float16).
     """
 
     vae: ImageCoder
@@ -173,11 +173,11 @@ class ImageCodec:
         return self._each(lambda x: self.vae.encode(x) * self.scale, video_BCTHW)
 
     def decode(self, z_BCTHW: Tensor, chunk: int | None = None, *, tile: int | None = None) -> Tensor:  # noqa: ARG002
-        """Frames are always decoded a few at a time; with ``tile``, in squares of so many latent cells, faded."""
+        """Decode a few frames at a time; with ``tile``, in blended square tiles of that many latent cells per side."""
         return self._whole(z_BCTHW) if tile is None else tiled(self._whole, z_BCTHW, tile, self.vae.stride)
 
     def leaner(self, frames: int, height: int, width: int) -> Sequence[Mapping[str, int]]:  # noqa: ARG002
-        """Ways to decode in less memory, the mildest first: smaller and smaller tiles."""
+        """Return options that decode in less memory, by decreasing tile size."""
         return [{"tile": tile} for tile in (64, 32, 16) if tile < max(height, width)]
 
     def rgb(self, channels: int) -> LatentRGB | None:
@@ -186,7 +186,7 @@ class ImageCodec:
     def _whole(self, z_BCTHW: Tensor) -> Tensor:
         return self._each(lambda z: self.vae.decode(z / self.scale), z_BCTHW)
 
-    def _each(self, of: Callable[[Tensor], Tensor], x_BCTHW: Tensor) -> Tensor:
+    def _each(self, function: Callable[[Tensor], Tensor], x_BCTHW: Tensor) -> Tensor:
         x_NCHW = x_BCTHW.transpose(1, 2).flatten(0, 1)
-        made_NCHW = upcast(cast(nn.Module, self.vae), of, x_NCHW) if self.wide else of(x_NCHW)
-        return made_NCHW.unflatten(0, (len(x_BCTHW), -1)).transpose(1, 2)
+        out_NCHW = upcast(cast(nn.Module, self.vae), function, x_NCHW) if self.wide else function(x_NCHW)
+        return out_NCHW.unflatten(0, (len(x_BCTHW), -1)).transpose(1, 2)

@@ -1,6 +1,6 @@
-"""Linear maps from latents to colours: what a preview shows without running a decoder.
+"""Linear maps from latents to colours, for previews without a decoder.
 
-The published maps were fitted by users of Stable Diffusion and map latents scaled to about unit variance to [-1, 1].
+The published maps were fitted by users of Stable Diffusion; they map latents of about unit variance to [-1, 1].
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ Row = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class LatentRGB:
-    """``colour = factors · latent + bias`` in [-1, 1]: a row of red, green and blue for each latent channel."""
+    """``colour = factors · latent + bias`` in [-1, 1], with a row of RGB factors for each latent channel."""
 
     factors: tuple[Row, ...]
     bias: Row = (0.0, 0.0, 0.0)
 
     def __call__(self, z_CTHW: Tensor) -> Tensor:
-        """Colours 3×T×H×W of latents C×T×h×w, in float32."""
+        """Return float32 colours 3×T×h×w of latents C×T×h×w."""
         factors_C3, bias_3 = torch.tensor(self.factors).to(z_CTHW.device), torch.tensor(self.bias).to(z_CTHW.device)
         return torch.einsum("cthw,cr->rthw", z_CTHW.float(), factors_C3) + bias_3[:, None, None, None]
 
 
 PIXELS = LatentRGB(((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
-"""Of pixel-space models, whose latents are the colours."""
+"""The identity, for pixel-space models."""
 
 SD1 = LatentRGB(
     ((0.3444, 0.1385, 0.0670), (0.1247, 0.4027, 0.1494), (-0.3192, 0.2513, 0.2103), (-0.1307, -0.1874, -0.7445))
@@ -44,5 +44,5 @@ _PUBLISHED = {0.18215: SD1, 0.13025: SDXL}
 
 
 def published(channels: int, stride: int, scale: float) -> LatentRGB | None:
-    """The published map of an image autoencoder with these latents, told by its scaling factor; None for others."""
+    """Return the published map for an image autoencoder, identified by its scaling factor; None for others."""
     return _PUBLISHED.get(scale) if (channels, stride) == (4, 8) else None

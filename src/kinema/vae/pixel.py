@@ -1,4 +1,4 @@
-"""The codec of pixel-space models: pixels are the latents."""
+"""The identity codec of pixel-space models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PixelCodec:
         return z_BCTHW
 
     def leaner(self, frames: int, height: int, width: int) -> Sequence[Mapping[str, int]]:  # noqa: ARG002
-        """None: pixels take no work."""
+        """Return no options: nothing is decoded."""
         return ()
 
     def rgb(self, channels: int) -> LatentRGB:  # noqa: ARG002 (always 3)

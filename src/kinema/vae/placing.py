@@ -1,6 +1,6 @@
-"""What is given of a clip, on the latent grid: only that is encoded, and put into the cells that it stands for.
+"""Encode the given pixels of a clip to the latent grid, without reading unknown ones.
 
-Shapes: video B3THW in [-1, 1]; mask B1THW, 1 where the pixel is given; latents BCThw, and their mask B1Thw.
+Shapes: video B3THW in [-1, 1]; mask B1THW, 1 at given pixels; latents BCThw and their mask B1Thw.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from kinema.grid import FrameGrid, LatentGrid
 from kinema.schema import Shape
 
 Encode = Callable[[Tensor], Tensor]
-"""Pixels BCTHW to latents BCThw: a codec's, for any frame count that it can make."""
+"""A codec's map from pixels BCTHW to latents BCThw, for any frame count that it supports."""
 
 
 def placed(encode: Encode, grid: LatentGrid, video_B3THW: Tensor, mask_B1THW: Tensor) -> tuple[Tensor, Tensor]:
-    """The latents of what is given, zeros in cells of which nothing is, and their mask: 1 where a cell is given.
+    """Return the latents of the given pixels, zero in unknown cells, and their mask, 1 in known cells.
 
-    Frames of which nothing is given are never looked at. A cell counts as given where all of its pixels are. It has the
-    latent of its own frames, as far as the codec lets them be encoded without those around them: see `_parts`. A frame
-    in a cell that has other frames too which are not given is encoded alone and stands for the cell, under codecs that
-    encode single frames (`FrameGrid.cells`): a keyframe, or the last frame of a clip.
+    Frames without given pixels are never read. A cell is known if all of its pixels are given; its latent is that of
+    its own frames, as far as the codec can encode them without their neighbours: see `_parts`. With codecs that encode
+    single frames, one given frame of a partly known cell (a keyframe, the last frame of a clip) is encoded alone and
+    represents the cell (`FrameGrid.cells`).
 
-    Raises ValueError where the codec returns latents that do not fit the grid.
+    Raises ValueError if the codec returns latents that do not fit the grid.
     """
     total, shape = video_B3THW.shape[2], grid.latent(Shape.of(video_B3THW))
     known = (mask_B1THW.amax((0, 1, 3, 4)) > 0).tolist()
@@ -42,7 +42,9 @@ def placed(encode: Encode, grid: LatentGrid, video_B3THW: Tensor, mask_B1THW: Te
         checkpoint()
         z = encode(video_B3THW[:, :, part.frames])
         if z.shape[2] != (expected := grid.time.latent(len(part.frames))):
-            raise ValueError(f"{len(part.frames)} frames became {z.shape[2]} latent frames; the grid says {expected}")
+            raise ValueError(
+                f"{len(part.frames)} frames were encoded to {z.shape[2]} latent frames; expected {expected}"
+            )
         content = z.new_zeros(shape.bcthw) if content is None else content
         content[:, :, part.cells] = z[:, :, part.kept]
     content = video_B3THW.new_zeros(shape.bcthw) if content is None else content
@@ -50,7 +52,7 @@ def placed(encode: Encode, grid: LatentGrid, video_B3THW: Tensor, mask_B1THW: Te
 
 
 def latent_mask(grid: LatentGrid, mask_B1THW: Tensor) -> Tensor:
-    """The mask on the latent grid, B1Thw: 1 where every pixel of the cell is given."""
+    """Return the mask on the latent grid, B1Thw: 1 where every pixel of the cell is given."""
     spans = grid.time.spans(mask_B1THW.shape[2])
     cells = torch.stack([mask_B1THW[:, :, span.start : span.stop].amin(2) for span in spans], dim=2)
     return _pooled(grid, cells)
@@ -62,7 +64,7 @@ def _pooled(grid: LatentGrid, mask_B1THW: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Part:
-    """Frames to encode together, which of their latents are kept, and the cells that these belong to."""
+    """Frames to encode together, the indices of the latents to keep, and the cells of these latents."""
 
     frames: Sequence[int]
     kept: Sequence[int]
@@ -70,13 +72,13 @@ class _Part:
 
 
 def _parts(time: FrameGrid, known: Sequence[bool], whole: Sequence[int]) -> Iterator[_Part]:
-    """How the cells that are wholly given are encoded, as cells like those of a whole clip.
+    """Yield how to encode the completely given cells, to match their latents in a complete clip.
 
-    - Cells of one frame: all of them together, and no other frames.
-    - Neighbouring cells of a causal codec that begin later than the clip: after the frame before them, or their first
-      once more where that is not given. The codec makes of it the latent of a first frame, which is dropped.
-    - Of a codec that encodes so many frames at a time: the whole run, where frames that are not given are the nearest
-      that are; a first frame that stands by itself, alone.
+    - Cells of one frame are encoded together, without other frames.
+    - Adjacent cells of a causal codec after the start of the clip are preceded by the frame before them, or by a copy
+      of their own first frame if that is unknown. The codec encodes it as a first frame, whose latent is dropped.
+    - With a codec that encodes runs of frames, the whole run is encoded, each unknown frame replaced by the nearest
+      given one. A given first frame without other given cells is encoded alone.
     """
     if time.stride == 1:
         if whole:
@@ -85,11 +87,11 @@ def _parts(time: FrameGrid, known: Sequence[bool], whole: Sequence[int]) -> Iter
     spans, first = time.spans(len(known)), 0
     for run in time.runs(len(known)):
         count = time.latent(len(run))
-        here = [cell for cell in whole if first <= cell < first + count]
-        if here and time.run is not None and [len(spans[cell]) for cell in here] != [1]:
-            yield _Part(_nearest(run, known), [cell - first for cell in here], here)
+        inside = [cell for cell in whole if first <= cell < first + count]
+        if inside and time.run is not None and [len(spans[cell]) for cell in inside] != [1]:
+            yield _Part(_nearest(run, known), [cell - first for cell in inside], inside)
         else:
-            for cells in _neighbours(here):
+            for cells in _neighbours(inside):
                 start, stop = spans[cells[0]].start, spans[cells[-1]].stop
                 before = [start - 1 if known[start - 1] else start] if time.causal and cells[0] > first else []
                 yield _Part([*before, *range(start, stop)], range(len(before), len(before) + len(cells)), cells)
@@ -97,13 +99,13 @@ def _parts(time: FrameGrid, known: Sequence[bool], whole: Sequence[int]) -> Iter
 
 
 def _nearest(run: range, known: Sequence[bool]) -> list[int]:
-    """Each frame of the run, or the nearest known one in its place; the earlier of two as near."""
+    """Return the run with unknown frames replaced by the nearest known ones; of two equally near, the earlier."""
     given = torch.tensor([frame for frame in run if known[frame]])
     return [int(given[(given - frame).abs().argmin()]) for frame in run]
 
 
 def _neighbours(cells: Sequence[int]) -> list[list[int]]:
-    """Cells in groups that follow each other without a gap."""
+    """Group adjacent cells."""
     groups: list[list[int]] = []
     for cell in cells:
         if groups and groups[-1][-1] == cell - 1:

@@ -1,6 +1,6 @@
-"""Codecs in float32 where their weights are float16: maps of the published ones leave the range of halves.
+"""Run float16 codecs in float32: activations of some published codecs overflow float16.
 
-What diffusers calls ``force_upcast``: of SVD the encoder, of SDXL the whole codec.
+Diffusers' ``force_upcast``; needed for SVD's encoder and for SDXL's whole codec.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def upcast(codec: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``run(x)``, a call of the codec, in float32 where its weights are float16, and else as precise as they are."""
+    """Return ``run(x)``, a call of the codec, in float32 if its weights are float16, else in their dtype."""
     dtype = next(codec.parameters()).dtype
     if dtype != torch.float16:
         return run(x.to(dtype))
@@ -24,19 +24,19 @@ def upcast(codec: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> Tens
 
 @contextmanager
 def in_float32(network: nn.Module) -> Iterator[None]:
-    """Each part of the network has its weights as floats while it runs; afterwards it has its own again.
+    """Cast the weights of each child module to float32 while it runs, and restore them afterwards.
 
-    Part by part, as weights that take turns come when a part is called.
+    Works per child because offloaded weights are loaded only when a child is called.
     """
     kept: dict[nn.Module, list[tuple[nn.Module, str, nn.Parameter]]] = {}
 
-    def widen(part: nn.Module, _given: Any) -> None:
-        here = [(owner, key, p) for owner in part.modules() for key, p in owner._parameters.items() if p is not None]
-        for owner, key, p in here:
+    def widen(part: nn.Module, _inputs: Any) -> None:
+        owned = [(owner, key, p) for owner in part.modules() for key, p in owner._parameters.items() if p is not None]
+        for owner, key, p in owned:
             owner._parameters[key] = nn.Parameter(p.detach().float(), requires_grad=False)
-        kept[part] = here
+        kept[part] = owned
 
-    def restore(part: nn.Module, *_told: Any) -> None:
+    def restore(part: nn.Module, *_outputs: Any) -> None:
         for owner, key, p in kept.pop(part, ()):
             owner._parameters[key] = p
 

@@ -1,7 +1,7 @@
-"""Coding in parts, for less memory: images a few at a time, which is exact, and parts that fade into each other.
+"""Encode and decode in parts to save memory: a few images at a time, which is exact, or in blended tiles.
 
-A part of a clip or of a picture does not see what lies beyond it, so its rim is the least true of it; fading gives
-the rim the least weight and leaves no seam. Works along any axis of B×C×T×H×W latents, and nested, along several.
+A tile lacks the context beyond its border, so it is least accurate there; blending gives the border the lowest
+weight and hides seams. Works along any axis of B×C×T×H×W latents, and nested along several.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Decode = Callable[[Tensor], Tensor]
 
 FRAMES, ROWS, COLUMNS = 2, 3, 4
 AT_ONCE = 2**22
-"""Numbers of the largest map that layers over space take at a time where no gradient is needed."""
+"""Limit on the elements of the largest map of a spatial layer when no gradient is needed."""
 
 
 def by_images(layer: Callable[[Tensor], Tensor], x_NCHW: Tensor, growth: int = 1, *, overwrite: bool = False) -> Tensor:
-    """A layer over space, a few images at a time where no gradient is recorded.
+    """Apply a spatial layer to a few images at a time if no gradient is recorded.
 
-    ``growth`` is how many times larger than x its maps are. With ``overwrite``, what comes out may take the place of
-    what went in, where their shapes are the same.
+    ``growth`` is the size of its largest map relative to x. With ``overwrite``, the output may overwrite the input if
+    their shapes agree.
     """
     checkpoint()
     few = max(1, AT_ONCE // (growth * x_NCHW[0].numel()))
@@ -35,35 +35,35 @@ def by_images(layer: Callable[[Tensor], Tensor], x_NCHW: Tensor, growth: int = 1
     out = x_NCHW if overwrite else None
     for at in range(0, len(x_NCHW), few):
         checkpoint()
-        made = layer(x_NCHW[at : at + few])
-        if out is None or out.shape[1:] != made.shape[1:]:
-            shape = (len(x_NCHW), *made.shape[1:])
-            out = torch.empty(shape, dtype=made.dtype, device=made.device, memory_format=torch.channels_last)
-        if made.data_ptr() != out[at].data_ptr():  # a layer may have done it already
-            out[at : at + few] = made
-        del made  # else it is held while the next is made
+        part = layer(x_NCHW[at : at + few])
+        if out is None or out.shape[1:] != part.shape[1:]:
+            shape = (len(x_NCHW), *part.shape[1:])
+            out = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=torch.channels_last)
+        if part.data_ptr() != out[at].data_ptr():  # unless the layer worked in place
+            out[at : at + few] = part
+        del part  # free it before the next is computed
     return cast(Tensor, out)
 
 
 def starts(total: int, size: int, overlap: int) -> list[int]:
-    """Where parts of ``size`` begin that together cover ``total``, neighbours sharing ``overlap`` or more.
+    """Return the starts of parts of ``size`` that cover ``total``, neighbours sharing at least ``overlap``.
 
-    With an overlap the last part is moved back to be whole; without one it is what is left, as diffusers has it.
+    With an overlap, the last part is moved back to full size; without one it is shorter, as in diffusers.
     """
     if size >= total:
         return [0]
-    begun = list(range(0, total - overlap, size - overlap))
-    return [min(at, total - size) for at in begun] if overlap else begun
+    begin = list(range(0, total - overlap, size - overlap))
+    return [min(at, total - size) for at in begin] if overlap else begin
 
 
 def faded(decode: Decode, z_BCTHW: Tensor, axis: int, size: int, overlap: int, stride: int = 1) -> Tensor:
-    """Pixels of latents decoded ``size`` cells at a time along ``axis``; ``stride`` is the pixels of a cell there.
+    """Decode latents ``size`` cells at a time along ``axis``, where a cell has ``stride`` pixels, and blend the parts.
 
-    The k-th of o shared pixels has weight ``k / (o + 1)`` in the later part. Raises ValueError for an overlap that
-    is not smaller than a part.
+    The k-th of o shared pixels has weight ``k / (o + 1)`` in the later part. Raises ValueError unless the overlap is
+    smaller than a part.
     """
     if not 0 <= overlap < size:
-        raise ValueError(f"parts of {size} cannot share {overlap}")
+        raise ValueError(f"overlap is {overlap}; expected 0 to {size - 1}, less than the part size")
     total = z_BCTHW.shape[axis]
     if size >= total:
         checkpoint()
@@ -90,7 +90,7 @@ def faded(decode: Decode, z_BCTHW: Tensor, axis: int, size: int, overlap: int, s
 
 
 def tiled(decode: Decode, z_BCTHW: Tensor, tile: int, stride: int) -> Tensor:
-    """Pixels of latents decoded in squares of ``tile`` cells, which share a quarter."""
+    """Decode latents in square tiles of ``tile`` cells per side with a quarter overlap."""
     share = tile // 4
 
     def row(z: Tensor) -> Tensor:

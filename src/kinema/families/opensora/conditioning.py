@@ -1,0 +1,170 @@
+"""What Open-Sora 2.0 is conditioned on: T5 states, CLIP's pooled embedding, and given frames with their mask.
+
+Letters: B clips, M text tokens, F text features, C latent channels, T h w latent frames, rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from kinema import registry
+from kinema.canvas import Canvas
+from kinema.conditioning import t5
+from kinema.conditioning.pocket import PocketTokenizer, say_unknown
+from kinema.diffusion.guidance import Guidance
+from kinema.families.opensora import process
+from kinema.families.opensora.config import Config
+from kinema.families.opensora.layout import latent_grid
+from kinema.families.opensora.model import OpenSora, read_words
+from kinema.families.opensora.prompts import completed
+from kinema.schema import BadRequest, OnEvent, Request, ignore
+from kinema.system import Batch, Conditions, Opened
+from kinema.vae.placing import placed
+from kinema.values import quoted
+
+Text = tuple[Tensor, Tensor]
+"""``(states B×M×F, pooled B×F)``."""
+
+RANGES: dict[str, tuple[float, float]] = {
+    "image_guidance": (0, 100),
+    "motion_score": (0, 100),
+    "flow_shift": (0.01, 100),
+    "decode_chunk": (1, 4096),
+    "decode_overlap": (1, 4095),
+    "decode_tile": (8, 4096),
+}
+"""Numbers a request's ``extra`` may hold, with the least and the most."""
+SWITCHES = ("oscillate", "oscillate_image", "dynamic_image")
+"""Guidance as published has all three on; ``extra`` turns them off."""
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """One branch of guidance; ``given_BCThw`` has C + 1 channels: the mask, then what is given. None: nothing is."""
+
+    text_BMF: Tensor
+    pooled_BF: Tensor
+    given_BCThw: Tensor | None = None
+
+    def of(self, frames: Sequence[int] | None) -> Condition:
+        """The part of it that belongs to these latent frames."""
+        if frames is None or self.given_BCThw is None:
+            return self
+        return replace(self, given_BCThw=self.given_BCThw[:, :, list(frames)])
+
+
+def join(conditions: Sequence[Condition]) -> Condition | None:
+    """Those of several clips as that of a batch; None where only some have given frames."""
+    given = [each.given_BCThw for each in conditions]
+    some = [each for each in given if each is not None]
+    if some and len(some) < len(given):
+        return None
+    return Condition(
+        torch.cat([each.text_BMF for each in conditions]),
+        torch.cat([each.pooled_BF for each in conditions]),
+        torch.cat(some) if some else None,
+    )
+
+
+def encode_prompt(system: Opened, request: Request, on_event: OnEvent) -> Mapping[str, Text]:
+    """The prompt, completed with frame rate and motion score, and the negative one as it is, in one pass."""
+    config: Config = system.config
+    score = request.extra.get("motion_score", config.motion_score)
+    prompts = [completed(request.prompt, request.fps or config.fps, score), request.negative_prompt.strip()]
+    states_BMF, pooled_BF = _encoded(system, prompts, on_event)
+    return {name: (states_BMF[i : i + 1], pooled_BF[i : i + 1]) for i, name in enumerate(("positive", "negative"))}
+
+
+def _encoded(system: Opened, prompts: Sequence[str], on_event: OnEvent) -> Text:
+    config: Config = system.config
+    if config.words:
+        say_unknown(PocketTokenizer(config.words), system.name, prompts, on_event)
+        return read_words(cast(OpenSora, system.model), config, prompts)
+    place = t5.Place(system.weights.path, system.device, offline=system.offline)
+    return t5.encode(prompts, config.text_length, _widths(config), place, on_event)
+
+
+def training_text(model: OpenSora, config: Config, batch: Batch) -> Text:
+    """States and pooled embeddings of a batch's captions."""
+    if config.words:
+        return read_words(model, config, batch.captions)
+    device = next(model.transformer.parameters()).device
+    return t5.encode(batch.captions, config.text_length, _widths(config), t5.Place(batch.weights, device), ignore)
+
+
+def _widths(config: Config) -> tuple[int, int]:
+    return config.transformer.text, config.transformer.vector
+
+
+def given(system: Opened, canvas: Canvas) -> Tensor | None:
+    """Mask and latents of what a canvas gives, B×(C + 1)×T×h×w, zeros elsewhere; None for a canvas that gives nothing.
+
+    A cell counts as given where all of its pixels are; a lone last frame is encoded alone and stands for its cell.
+    """
+    if canvas.empty:
+        return None
+    content, mask = placed(system.encode, latent_grid(system.config), canvas.video, canvas.mask)
+    return torch.cat([mask.to(content), content * mask.to(content)], dim=1)
+
+
+def conditions(system: Opened, words: Mapping[str, Text], request: Request, canvas: Canvas) -> Conditions:
+    """``positive`` and ``negative`` with what is given, and ``blank``: the negative prompt with nothing given.
+
+    Where nothing is given, ``blank`` is the negative branch itself.
+    """
+    native = system.config.transformer.conditioned and canvas.block.way == "native"
+    shown = given(system, canvas) if native else None
+    found: dict[str, Condition] = {}
+    for name, (states, pooled) in words.items():
+        text_BMF = states.expand(request.clips, -1, -1).to(system.device, system.dtype)
+        pooled_BF = pooled.expand(request.clips, -1).to(system.device, system.dtype)
+        found[name] = Condition(text_BMF, pooled_BF, shown)
+    if shown is None:
+        return Conditions({**found, "blank": found["negative"]})
+    blank = replace(found["negative"], given_BCThw=None)
+    return Conditions({**found, "blank": blank}, given=(shown[:, 1:], shown[:, :1]))
+
+
+def guidance(config: Config, request: Request) -> Guidance:
+    """Three branches, with oscillating scales and image guidance that grows over the frames, unless turned off."""
+    on = {name: bool(request.extra.get(name, True)) for name in SWITCHES}
+    steps, frames = request.steps or config.steps, latent_grid(config).latent(request.shape).frames
+    image = float(request.extra.get("image_guidance", config.image_guidance))
+    scale = float(config.guidance if request.guidance is None else request.guidance)
+    stills = request.task in ("animate", "interpolate")  # published for images alone, not for the ends of clips
+    dynamic = on["dynamic_image"] and stills
+    return process.guidance(
+        scale,
+        process.image_scale(image, frames, steps, oscillate=on["oscillate_image"], dynamic=dynamic),
+        request.guidance_rescale,
+        request.guidance_interval,
+        oscillate=on["oscillate"],
+    )
+
+
+# ---------------------------------------------------------------------------------------- options
+
+
+def check_extra(request: Request) -> None:
+    """Refuse, by name, options that this model does not have and values out of range."""
+    for name, value in request.extra.items():
+        if name in SWITCHES:
+            if not isinstance(value, bool):
+                raise BadRequest(f"{name} is {quoted(value)}; expected true or false")
+        elif name in RANGES:
+            _check_range(name, value)
+        else:
+            raise BadRequest(registry.unknown("option of open-sora", name, [*RANGES, *SWITCHES]))
+
+
+def _check_range(name: str, value: Any) -> None:
+    least, most = RANGES[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise BadRequest(f"{name} is {quoted(value)}; expected a number from {least:g} to {most:g}")
+    if name.startswith("decode_") and not isinstance(value, int):
+        raise BadRequest(f"{name} is {quoted(value)}; expected a whole number of latent frames or cells")

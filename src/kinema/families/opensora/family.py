@@ -1,0 +1,124 @@
+"""What `kinema.system.Family` asks of Open-Sora 2.0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from torch import Tensor, nn
+
+from kinema.canvas import Canvas
+from kinema.diffusion.guidance import Guidance
+from kinema.diffusion.parameterise import Denoiser
+from kinema.diffusion.schedules import NoiseLevel, RectifiedFlow
+from kinema.families.opensora import conditioning, layout, process, training
+from kinema.families.opensora.codec import VideoCodec, codec_of
+from kinema.families.opensora.conditioning import Condition
+from kinema.families.opensora.config import PRESETS, Config, from_json, to_json
+from kinema.families.opensora.model import OpenSora, blocks, run
+from kinema.grid import Lattice
+from kinema.schema import OnEvent, Request, Shape
+from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training
+
+
+class OpenSoraSampling(Sampling):
+    """How its clips are generated."""
+
+    def lattice(self, config: Config) -> Lattice:
+        return layout.lattice(config)
+
+    def defaults(self, config: Config) -> Defaults:
+        return Defaults(
+            frames=config.frames,
+            height=config.height,
+            width=config.width,
+            fps=config.fps,
+            steps=config.steps,
+            sampler="euler",
+            guidance=config.guidance,
+            fits_float16=False,
+        )
+
+    def process(self, config: Config, shape: Shape) -> Process:
+        """A flow whose shift grows with the tokens of a frame and with the latent frames."""
+        if config.shift is not None:
+            return Process(RectifiedFlow(config.shift), process.VELOCITY)
+        frames = layout.latent_grid(config).latent(shape).frames
+        return Process(process.flow(config.tokens(shape.height, shape.width), frames), process.VELOCITY)
+
+    def codec(self, config: Config, model: nn.Module) -> VideoCodec:
+        return codec_of(config, cast(OpenSora, model))
+
+    def honours(self, config: Config, kind: str) -> tuple[str, ...]:
+        """Whole frames by the transformer's own input where it has one, regions by guidance."""
+        if kind == "nothing":
+            return ("native",)
+        own = ("native",) if config.transformer.conditioned and kind != "region" else ()
+        return (*own, "replacement", "reconstruction")
+
+    def check(self, config: Config, request: Request) -> None:  # noqa: ARG002
+        conditioning.check_extra(request)
+
+    def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> Mapping[str, conditioning.Text]:
+        return conditioning.encode_prompt(system, request, on_event)
+
+    def condition(  # noqa: PLR0917
+        self,
+        system: Opened,
+        words: Mapping[str, conditioning.Text],
+        request: Request,
+        canvas: Canvas,
+        on_event: OnEvent,  # noqa: ARG002
+    ) -> Conditions:
+        return conditioning.conditions(system, words, request, canvas)
+
+    def guidance(self, config: Config, request: Request) -> Guidance:
+        return conditioning.guidance(config, request)
+
+    def join(self, conditions: Sequence[Condition]) -> Condition | None:
+        return conditioning.join(conditions)
+
+    def denoiser(self, system: Opened, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
+        transformer, here = cast(OpenSora, system.model).transformer, condition.of(frames)
+
+        def network(z_BCTHW: Tensor, level: NoiseLevel) -> Tensor:
+            return run(transformer, z_BCTHW, level, here.text_BMF, here.pooled_BF, here.given_BCThw)
+
+        return process.VELOCITY.denoiser(network)
+
+
+class OpenSoraCheckpoints(Checkpoints):
+    """What its files are called."""
+
+    def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
+        return dict(tensors)
+
+
+class OpenSoraTraining(Training):
+    """How it is trained."""
+
+    loss = staticmethod(training.loss)
+    recipe = staticmethod(training.settings)
+
+
+class OpenSoraFamily:
+    """Open-Sora 2.0 (Peng et al. 2025): text and frames to video with a multimodal diffusion transformer."""
+
+    name = "opensora"
+    sampling = OpenSoraSampling()
+    checkpoints = OpenSoraCheckpoints()
+    training = OpenSoraTraining()
+
+    @property
+    def presets(self) -> Mapping[str, Config]:
+        return PRESETS
+
+    def build(self, config: Config) -> OpenSora:
+        return OpenSora(config)
+
+    blocks = staticmethod(blocks)
+    to_json = staticmethod(to_json)
+    from_json = staticmethod(from_json)
+
+
+FAMILY = OpenSoraFamily()

@@ -1,0 +1,17 @@
+"""The geometry of a model's latents: which pixels a cell stands for, and which sizes can be generated."""
+
+from __future__ import annotations
+
+from kinema.families.opensora.config import Config
+from kinema.grid import FrameGrid, LatentGrid, Lattice
+
+
+def latent_grid(config: Config) -> LatentGrid:
+    """4k + 1 frames become k + 1 latent frames, of HunyuanVideo's codec; 4k become k, of the Video DC-AE."""
+    time, rows, columns = config.stride
+    frames = FrameGrid(time, causal=config.vae == "hunyuan")
+    return LatentGrid(frames, (rows, columns), config.transformer.channels)
+
+
+def lattice(config: Config) -> Lattice:
+    return Lattice(latent_grid(config), config.multiple, min_side=config.multiple, max_frames=config.frames)

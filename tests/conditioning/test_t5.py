@@ -1,0 +1,184 @@
+"""T5 and CLIP through transformers: streamed block by block, equal to the whole model, read once a prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from kinema.conditioning import remembered, streamed, t5
+from kinema.conditioning.t5 import CLIP, T5, Place
+from kinema.schema import BadRequest, Event, Phase, ignore
+
+WORDS = "a red blue ball rolls right slowly".split()
+LENGTH = 9
+WIDTHS = (24, 20)
+
+
+def tokenizer(folder: Path, *, begin: str = "") -> None:
+    names = ["<pad>", "</s>", "<unk>", *([begin] if begin else []), *WORDS]
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(names)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    template = f"{begin} $A </s>".strip()
+    marks = [("</s>", 1), *([(begin, 3)] if begin else [])]
+    made.post_processor = processors.TemplateProcessing(single=template, special_tokens=marks)
+    PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=77
+    ).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model's file and both encoders beside it, as the hub has them."""
+    root = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=16, d_model=24, d_kv=5, d_ff=40, num_layers=3, num_heads=3, feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    T5EncoderModel(config).save_pretrained(root / "google" / "t5-v1_1-xxl")
+    tokenizer(root / "google" / "t5-v1_1-xxl")
+    clip = CLIPTextConfig(
+        vocab_size=16, hidden_size=20, intermediate_size=28, num_hidden_layers=2, num_attention_heads=2, eos_token_id=1
+    )
+    CLIPTextModel(clip).save_pretrained(root / "openai" / "clip-vit-large-patch14")
+    tokenizer(root / "openai" / "clip-vit-large-patch14", begin="<s>")
+    save_file({"x": torch.zeros(1)}, root / "model.safetensors")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KINEMA_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def place(root: Path, **named: Path) -> Place:
+    return Place(root / "model.safetensors", torch.device("cpu"), offline=True, named=named)
+
+
+def encode(root: Path, *prompts: str, on_event: Any = ignore) -> tuple[Tensor, Tensor]:
+    return t5.encode(prompts, LENGTH, WIDTHS, place(root), on_event)
+
+
+def test_streamed_states_equal_those_of_the_whole_model_with_padding_attended(encoders: Path) -> None:
+    folder = encoders / "google" / "t5-v1_1-xxl"
+    states, pooled = encode(encoders, "a red ball", "")
+    ids = PreTrainedTokenizerFast.from_pretrained(folder)(
+        ["a red ball", ""], padding="max_length", max_length=LENGTH, return_tensors="pt"
+    )
+    whole = T5EncoderModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        assert torch.equal(states, whole(ids["input_ids"]).last_hidden_state)
+        masked = whole(ids["input_ids"], attention_mask=ids["attention_mask"]).last_hidden_state
+    assert not torch.allclose(states, masked, atol=1e-3)
+    assert pooled.shape == (2, 20)
+
+
+def test_pooled_is_that_of_clip(encoders: Path) -> None:
+    folder = encoders / "openai" / "clip-vit-large-patch14"
+    ids = PreTrainedTokenizerFast.from_pretrained(folder)(
+        ["a red ball"], padding="max_length", max_length=77, return_tensors="pt"
+    )
+    with torch.no_grad():
+        theirs = CLIPTextModel.from_pretrained(folder).eval()(ids["input_ids"]).pooler_output
+    assert torch.equal(encode(encoders, "a red ball")[1], theirs)
+
+
+def test_at_most_one_block_has_weights_at_a_time(encoders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks: list[torch.nn.Module] = []
+    most = []
+
+    def drop(self: Any, module: torch.nn.Module) -> None:
+        most.append(sum(any(not p.is_meta for p in block.parameters()) for block in blocks))
+        dropped(self, module)
+
+    def noted(model: torch.nn.Module, some: Any, *rest: Any) -> Any:
+        blocks.extend(some)
+        return streamed.streamed(model, some, *rest)
+
+    dropped = streamed._Held.drop
+    monkeypatch.setattr(streamed._Held, "drop", drop)
+    monkeypatch.setattr(t5, "streamed", noted)
+    encode(encoders, "a blue ball")
+    assert len(blocks) == 3
+    assert max(most) == 1
+    assert all(parameter.is_meta for block in blocks for parameter in block.parameters())
+
+
+def test_a_prompt_is_read_once(encoders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[Event] = []
+    first = encode(encoders, "a red ball", "", on_event=events.append)
+    assert [e.detail for e in events if isinstance(e, Phase)] == ["T5-XXL reads the prompt", "CLIP-L reads the prompt"]
+    monkeypatch.setattr(t5, "_run", lambda *_: pytest.fail("the encoder ran again"))
+    again = encode(encoders, "a red ball", "")
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert remembered.size().prompts == 4
+
+
+def test_other_weights_or_another_length_read_it_again(encoders: Path) -> None:
+    encode(encoders, "a red ball")
+    before = remembered.size().prompts
+    t5.encode(["a red ball"], LENGTH + 1, WIDTHS, place(encoders), ignore)
+    assert remembered.size().prompts == before + 1  # CLIP's is kept
+    file = encoders / "google" / "t5-v1_1-xxl" / "model.safetensors"
+    tensors = load_file(file)
+    save_file({name: x * 2 for name, x in tensors.items()}, file)
+    try:
+        encode(encoders, "a red ball")
+        assert remembered.size().prompts == before + 2
+    finally:
+        save_file(tensors, file)
+
+
+def test_the_cache_is_bounded_and_the_least_recently_used_goes_first(
+    encoders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = LENGTH * WIDTHS[0] * 4 + 20 * 4 + 1024
+    monkeypatch.setenv("KINEMA_CACHE_BYTES", str(3 * one))
+    for i in range(8):
+        encode(encoders, f"a red ball {i}")
+    assert remembered.size().bytes <= 3 * one
+    monkeypatch.setenv("KINEMA_CACHE_BYTES", "many")
+    with pytest.raises(BadRequest, match="KINEMA_CACHE_BYTES"):
+        encode(encoders, "a blue ball")
+
+
+def test_a_damaged_entry_is_read_again(encoders: Path) -> None:
+    first = encode(encoders, "a red ball")[0]
+    for file in remembered.folder().iterdir():
+        file.write_bytes(b"nothing")
+    assert torch.equal(encode(encoders, "a red ball")[0], first)
+
+
+@pytest.mark.parametrize("encoder", [T5, CLIP], ids=lambda each: each.slot)
+def test_a_missing_encoder_is_named_with_the_way_to_get_it(encoder: Any, tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match=rf"{encoder.title}.*hf download {encoder.hub}.*--add {encoder.slot}=PATH"):
+        t5.find(encoder, Place(tmp_path / "model.safetensors", torch.device("cpu"), offline=True))
+
+
+def test_a_single_file_is_given_by_name_and_its_missing_tokenizer_is_named(encoders: Path, tmp_path: Path) -> None:
+    file = tmp_path / "t5xxl.safetensors"
+    save_file(load_file(encoders / "google" / "t5-v1_1-xxl" / "model.safetensors"), file)
+    found = t5.find(T5, place(encoders, t5=file))
+    assert found.weights == file
+    assert found.tokenizer == encoders / "google" / "t5-v1_1-xxl"  # beside the model
+    with pytest.raises(BadRequest, match="no tokenizer"):
+        t5.find(T5, Place(None, torch.device("cpu"), offline=True, named={"t5": file}))
+
+
+def test_an_encoder_of_another_width_is_refused(encoders: Path) -> None:
+    with pytest.raises(BadRequest, match="24 features; the model needs 4096"):
+        t5.encode(["a"], LENGTH, (4096, 20), place(encoders), ignore)
+
+
+def test_on_the_meta_device_nothing_is_looked_for() -> None:
+    states, pooled = t5.encode(["a", ""], 512, (4096, 768), Place(None, torch.device("meta")), ignore)
+    assert states.shape == (2, 512, 4096)
+    assert pooled.shape == (2, 768)
