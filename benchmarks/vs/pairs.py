@@ -148,7 +148,7 @@ def variants(name: str, system: System, dtype: torch.dtype, work: Callable[[Syst
 
 
 def with_compiled_blocks(system: System) -> System:
-    """Compile each transformer block with frozen weights; residual blocks get slower on a CPU (0006).
+    """Compile each transformer block with frozen weights; residual blocks get slower on a CPU (docs/notes/0006).
 
     Compiler settings made in Python apply to one thread only, and each guidance branch has its own.
     """

@@ -1,4 +1,4 @@
-"""Auxiliary losses that predict the scene graphs of rendered clips: see docs/decisions/0002, 5 and 6.
+"""Auxiliary losses that predict the scene graphs of rendered clips: see docs/notes/0002, entries 5 and 6.
 
 Letters: B clips, T frames, H W rows and columns, S places (frames × rows × columns of a grid), K classes.
 """

@@ -1,7 +1,7 @@
 """The static background, estimated once for all frames.
 
 As in "Generating Videos with Scene Dynamics" (Vondrick et al. 2016), where a clip is ``m f + (1 - m) b`` with a static
-``b``: static content is estimated from all frames together, so it cannot flicker. See docs/decisions/0002, point 9.
+``b``: static content is estimated from all frames together, so it cannot flicker. See docs/notes/0002, entry 9.
 Letters as in `model`.
 """
 

@@ -73,7 +73,7 @@ TINY = replace(
 )
 
 SPRITE = replace(BASE, sprite=32, mlp=736)
-"""The network that ``base`` weights are grown into (docs/decisions/0002, point 10): under 12.0 MB in float16."""
+"""The network that ``base`` weights are grown into (docs/notes/0002, entry 10): under 12.0 MB in float16."""
 TINY_SPRITE = replace(TINY, sprite=16)
 
 PRESETS = {"tiny": TINY, "base": BASE, "sprite": SPRITE, "tiny-sprite": TINY_SPRITE}

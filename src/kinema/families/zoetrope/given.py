@@ -1,6 +1,6 @@
 """Anchor the shared images (backdrop and sprite) to given pixels instead of generating them.
 
-See docs/decisions/0002, point 11. Letters as in `model`; N is the sprite's side.
+See docs/notes/0002, entry 11. Letters as in `model`; N is the sprite's side.
 """
 
 from __future__ import annotations

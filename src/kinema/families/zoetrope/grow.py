@@ -1,4 +1,4 @@
-"""Grow the weights of ``zoetrope/base`` into initial weights of ``zoetrope/sprite`` (docs/decisions/0002, point 10).
+"""Grow the weights of ``zoetrope/base`` into initial weights of ``zoetrope/sprite`` (docs/notes/0002, entry 10).
 
 The sprite's layers are freshly initialised, with a share of a tenth. To make room for them, hidden units of the token
 blocks' MLPs are pruned where that costs least, and the remaining weights are refitted by least squares ("optimal brain

@@ -1,4 +1,4 @@
-"""Losses of the sprite against the scene graph: see docs/decisions/0002, point 10.
+"""Losses of the sprite against the scene graph: see docs/notes/0002, entry 10.
 
 A clip has a sprite if it shows a single object and its camera is static. Letters as in `sprite`.
 """

@@ -2,7 +2,7 @@
 
 Represents a clip as moving layers that are one image each, as in "Layered Neural Atlases for Consistent Video Editing"
 (Kasten et al. 2021). There the image is fitted to one clip; here it is the mean of the per-frame estimates in object
-coordinates, refined by a small network conditioned on the prompt. See docs/decisions/0002, point 10.
+coordinates, refined by a small network conditioned on the prompt. See docs/notes/0002, entry 10.
 
 Letters as in `model`; N is the sprite's side, P places along its packed side, E the code's width. Geometry is in
 float32 or better, also under autocast: a bfloat16 pose is off by a quarter of a pixel.

@@ -1,4 +1,4 @@
-"""Training settings of the pocket model on playroom, per training stage, for two CPU cores (docs/decisions/0009)."""
+"""Training settings of the pocket model on playroom, per training stage, for two CPU cores (docs/notes/0009)."""
 
 from __future__ import annotations
 

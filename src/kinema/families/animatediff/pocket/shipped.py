@@ -1,7 +1,7 @@
 """Training of ``animatediff-pocket`` from scratch, with its motion module, styles and MotionLoRAs.
 
 The motion module trains in five legs: camera motion is learned from clips in which the whole ground moves, and a zoom
-takes longer than a pan (docs/decisions/0009).
+takes longer than a pan (docs/notes/0009).
 """
 
 from __future__ import annotations
