@@ -11,13 +11,14 @@ from kinema.canvas import Canvas
 from kinema.diffusion.guidance import Guidance
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import NoiseLevel, RectifiedFlow
+from kinema.events import OnEvent
 from kinema.families.opensora import conditioning, layout, process, training
 from kinema.families.opensora.codec import VideoCodec, codec_of
 from kinema.families.opensora.conditioning import Condition
 from kinema.families.opensora.config import PRESETS, Config, from_json, to_json
 from kinema.families.opensora.model import OpenSora, blocks, run
 from kinema.grid import Lattice
-from kinema.schema import OnEvent, Request, Shape
+from kinema.schema import Request, Shape
 from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training
 
 
