@@ -100,8 +100,8 @@ class FrameGrid:
     def cells(self, frames: int, given: Sequence[bool]) -> Cells:
         """Return the latent cells of the given frames, where ``given`` has one entry per frame of the clip.
 
-        If the codec can encode a single frame (as causal codecs can, and those with ``image``), a cell with some given frames is represented by
-        the last of them, encoded alone. This covers keyframes and a single last frame.
+        If the codec can encode a single frame (causal codecs, and those with ``image``), a cell with some given frames
+        is represented by the last of them, encoded alone. This covers keyframes and a single last frame.
         """
         if len(given) != frames:
             raise ValueError(f"given has {len(given)} entries; expected one for each of {frames} frames")

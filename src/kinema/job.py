@@ -123,6 +123,8 @@ def draw_up(system: System, asked: Asked, on_event: OnEvent = ignore, on_settled
     """Build a job with its memory plans and report each choice. Raises BadRequest for unsupported requests."""
     works: list[StageRun] = []
     stages = drawn_up(system, asked, on_event, on_settled)
+    for work in stages:
+        work.system.family.sampling.check_ready(work.system, work.stage.request)
     for number, work in enumerate(stages):
         plan = with_memory_plan(work, bytes_of_other_stages(stages, number))
         for reason in (*plan.reasons, *precision_notes(work.system)):
@@ -336,7 +338,8 @@ def block_starts(system: System, request: Request, canvas: Canvas, length: int) 
     """Return the first frames of a clip's blocks, in sampling order.
 
     With continuation, blocks share one frame, the first block starts at the last given frame, and the last block may
-    extend beyond the clip. Otherwise blocks share half their frames, or ``overlap``, and the last ends with the clip.
+    extend beyond the clip. Otherwise blocks share half their frames or a little more (whole latent frames), or
+    ``overlap``, and the last ends with the clip.
     """
     total, honours = request.shape.frames, system.family.sampling.honours
     if request.honour == "continuation" and request.overlap not in (None, 1):
@@ -346,7 +349,9 @@ def block_starts(system: System, request: Request, canvas: Canvas, length: int) 
         continues = canvas.kind in ("nothing", "first", "prefix") and "continuation" in honours(system.config, "prefix")
         if continues:
             return list(range(max(given - 1, 0), total - 1, max(length - 1, 1)))
-    keep = length // 2 if request.overlap is None else request.overlap
+    step, stride = length - length // 2, system.lattice.grid.time.stride
+    step = step // stride * stride or step  # whole latent frames are shared
+    keep = length - step if request.overlap is None else request.overlap
     if not 0 < keep < length:
         raise BadRequest(f"overlap is {keep} frames; blocks of {length} share 1 to {length - 1}")
     starts = [min(s, total - length) for s in range(0, total - keep, length - keep)]

@@ -186,6 +186,8 @@ class Request:
     frames: int | None = option("frames to generate", None, least=1, most=MAX_FRAMES)
     height: int | None = option("height in pixels", None, least=1, most=MAX_SIDE)
     width: int | None = option("width in pixels", None, least=1, most=MAX_SIDE)
+    size: str | None = option("named size of the model, such as 768px:16:9 (see `kinema models NAME`)")
+    """A name in `Defaults.sizes`; settling replaces it by ``height`` and ``width``."""
     fps: float | None = option("frames per second of the clip", None, least=0.1, most=240)
 
     steps: int | None = option("sampling steps", None, least=1, most=10_000)

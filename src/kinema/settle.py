@@ -67,15 +67,31 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
     return request
 
 
+def sized(system: System, request: Request) -> Request:
+    """Return the request with the height and width of its named size. Raises BadRequest for an unknown name."""
+    if request.size is None:
+        return request
+    sizes = system.family.sampling.defaults(system.config).sizes
+    if request.height is not None or request.width is not None:
+        raise BadRequest("--size sets height and width: give it, or --height and --width")
+    if not sizes:
+        raise BadRequest(f"{system.name} has no named sizes: give --height and --width")
+    if request.size not in sizes:
+        raise BadRequest(registry.unknown(f"size of {system.name}", request.size, sizes))
+    height, width = sizes[request.size]
+    return replace(request, size=None, height=height, width=width)
+
+
 def with_defaults(system: System, request: Request, on_event: OnEvent = ignore) -> Request:
     """Return the request with the model's defaults and its sides snapped to the model's lattice, with notes.
 
-    The frame count is not snapped: a clip is generated at the lattice's next count and cut. Raises BadRequest for
-    requests that the family does not support. Needs no weights.
+    The frame count is not snapped: a clip is generated at the lattice's next count and cut, with a note. Raises
+    BadRequest for requests that the family does not support. Needs no weights.
     """
     own, lattice = system.family.sampling.defaults(system.config), system.lattice
     for note in system.notes:
         on_event(Note(note))
+    request = sized(system, request)
 
     def snapped(what: str, asked: int, value: int) -> int:
         if asked != value:
@@ -94,10 +110,13 @@ def with_defaults(system: System, request: Request, on_event: OnEvent = ignore) 
     sampler = request.sampler or own.sampler
     if sampler not in SAMPLERS:
         raise BadRequest(registry.unknown("sampler", sampler, SAMPLERS))
+    frames = request.frames or own.frames
+    if (generated := lattice.grid.time.ceil(frames)) != frames:
+        on_event(Note(f"{system.name} generates {generated} frames, the next supported count; {frames} are kept"))
     unguided = request.guidance is None and request.guidance_end is None
     request = replace(
         request,
-        frames=request.frames or own.frames,
+        frames=frames,
         window=window,
         height=snapped("height", height, lattice.snap_side(height)),
         width=snapped("width", width, lattice.snap_side(width)),

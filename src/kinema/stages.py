@@ -12,7 +12,7 @@ from kinema.events import Event, Note, OnEvent, ignore
 from kinema.grid import Lattice
 from kinema.media.timing import RATES
 from kinema.schema import TAKES, BadRequest, Request
-from kinema.settle import in_windows, rolls_out, settle
+from kinema.settle import in_windows, rolls_out, settle, sized
 from kinema.system import MemoryOptions, System, open_system
 from kinema.tasks.upscale import factor
 
@@ -55,6 +55,7 @@ def stages_of(system: System, request: Request, on_event: OnEvent = ignore) -> l
     The request describes the finished clip, so its size, frames and rate are those of super-resolution. ``overlap``
     applies to the base stage's blocks; blocks of super-resolution share one frame.
     """
+    request = sized(system, request)
     if request.super_resolution is None or "super_resolution" not in TAKES.get(request.task, ()):
         if request.task == "generate" and request.every is not None:
             raise BadRequest("--every needs --super-resolution, whose model generates the frames in between")

@@ -69,6 +69,8 @@ class Defaults:
     """Whether temporal attention can run in windows (``window_in="attention"``)."""
     fits_float16: bool = True
     """Whether all activations stay within float16's range; otherwise bfloat16 or float32 is used."""
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Named sizes, (height, width), for ``Request.size``."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,8 @@ class Sampling(Protocol):
     def defaults(self, config: Any) -> Defaults:
         """Return the model's native size, recommended sampling and capabilities."""
 
-    def process(self, config: Any, shape: Shape) -> Process:
-        """Return the diffusion process for clips of this pixel shape (a flow's shift may depend on it)."""
+    def process(self, config: Any, request: Request) -> Process:
+        """Return the diffusion process of a settled request (a flow's shift may depend on its shape and ``extra``)."""
 
     def codec(self, config: Any, model: nn.Module) -> Codec:
         """Return the codec of this network, or an identity codec for a pixel-space model."""
@@ -180,6 +182,16 @@ class Sampling(Protocol):
 
         Called before weights are loaded.
         """
+
+    def check_ready(self, system: Opened, request: Request) -> None:
+        """Raise BadRequest for files besides the weights that the request needs and this machine lacks.
+
+        Called before weights are loaded; text encoders and vocabularies are such files.
+        """
+
+    def extra_help(self, config: Any) -> Mapping[str, str]:  # noqa: ARG002
+        """Return one line of help for each option in ``extra``, by name."""
+        return {}
 
     def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
         """Return the files and folders named in ``extra``; the recipe records their hashes."""

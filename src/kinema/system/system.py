@@ -160,7 +160,7 @@ class System:
 
     def process(self, request: Request) -> Process:
         """The diffusion process of a resolved request (a flow's shift may depend on the shape)."""
-        return self.family.sampling.process(self.config, request.shape)
+        return self.family.sampling.process(self.config, request)
 
     @property
     def codec(self) -> Codec:

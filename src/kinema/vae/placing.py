@@ -73,9 +73,7 @@ class _Part:
     cells: Sequence[int]
 
 
-def _parts(
-    time: FrameGrid, known: Sequence[bool], whole: Sequence[int], lone: Mapping[int, int]
-) -> Iterator[_Part]:
+def _parts(time: FrameGrid, known: Sequence[bool], whole: Sequence[int], lone: Mapping[int, int]) -> Iterator[_Part]:
     """Yield how to encode the completely given cells, to match their latents in a complete clip.
 
     - Cells of one frame are encoded together, without other frames.

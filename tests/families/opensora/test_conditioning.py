@@ -126,18 +126,14 @@ def test_each_kind_of_conditioning_is_where_the_original_has_it(
 
 @pytest.mark.parametrize("vae", LONG)
 @pytest.mark.parametrize("kind", KINDS[1:])
-def test_given_frames_are_in_the_clip_to_the_bit(
-    kind: str, vae: str, systems: dict[str, System], media: Path
-) -> None:
+def test_given_frames_are_in_the_clip_to_the_bit(kind: str, vae: str, systems: dict[str, System], media: Path) -> None:
     """Also a lone last frame, which a causal codec cannot encode by itself at its place."""
     system, request = systems[vae], asked(media, kind, vae).with_(steps=1)
     clip = Model(system).run(request).video
     [work] = draw_up(system, request)
     given = work.canvas.given
     held = given.mask.expand_as(clip) > 0
-    assert int(given.mask[0, 0, :, 0, 0].sum()) == sum(
-        piece.shape[2] for piece in pieces(media, kind, vae).values()
-    )
+    assert int(given.mask[0, 0, :, 0, 0].sum()) == sum(piece.shape[2] for piece in pieces(media, kind, vae).values())
     assert torch.equal(clip[held], given.video[held])
     assert clip.shape.numel() > held.sum()
 

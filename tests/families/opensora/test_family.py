@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from einops import EinopsError
 from torch import Tensor
 
 from kinema.api import Model, load
@@ -43,13 +44,13 @@ def test_the_grid_has_the_frame_counts_of_the_codec(model: Model) -> None:
             legal = time.ceil(frames) == frames
             try:
                 z = codec.encode(torch.zeros(1, 3, frames, 16, 24))
-                back = codec.decode(z).shape[2]
-            except Exception:
+            except EinopsError:  # what halves in time needs an even number of frames
                 assert not legal, frames
                 continue
-            assert z.shape[2] == time.latent(frames)
-            assert (back == frames) == legal, frames
-            assert time.frames(z.shape[2]) == back
+            if legal:
+                assert z.shape[2] == time.latent(frames)
+            assert (codec.decode(z).shape[2] == frames) == legal, frames
+            assert codec.decode(z).shape[2] == time.frames(z.shape[2])
 
 
 @pytest.mark.parametrize("frames", range(1, 14))
@@ -172,12 +173,15 @@ def test_the_mix_of_given_frames_is_that_of_the_image_to_video_stage() -> None:
         ({"flow_shift": 0}, "flow_shift is 0; expected a number from 0.01 to 100"),
         ({"decode_chunk": 2.5}, "decode_chunk is 2.5; expected a whole number"),
         ({"decode_overlap": 0}, "decode_overlap is 0; expected a number from 1"),
-        ({"decode_chunk": 2, "decode_overlap": 2}, "decode_overlap is 2; expected 1 to 1, fewer than decode_chunk"),
-        ({"decode_overlap": 1}, "decode_overlap is of chunks: give decode_chunk, or leave it out"),
+        ({"decode_chunk": 2, "decode_overlap": 2}, "decode_overlap is 2; expected less than the decode_chunk of 2"),
+        ({"decode_overlap": 1}, "decode_overlap applies only with decode_chunk"),
         ({"oscillate": 1}, "oscillate is 1; expected true or false"),
-        ({"oscilate": True}, "there is no option of open-sora 'oscilate'; did you mean oscillate"),
-        ({"dynamic_image": False}, "dynamic_image is of given images"),
-        ({"image_guidance": 2.0}, "image_guidance is of given frames"),
+        ({"oscilate": True}, "there is no option of opensora 'oscilate'; did you mean oscillate"),
+        (
+            {"dynamic_image": False},
+            "dynamic_image applies only to frames that the network is given: leave it out of generate",
+        ),
+        ({"image_guidance": 2.0}, "image_guidance applies only to frames that the network is given"),
     ],
 )
 def test_options_that_cannot_be_are_refused_before_weights_are_read(extra: dict[str, Any], said: str) -> None:
@@ -205,4 +209,6 @@ def test_a_request_may_set_the_shift(shift: float) -> None:
     request = Request(frames=9, steps=2, extra={"flow_shift": shift}, **SMALL)
     assert system.levels(request).sigma.tolist() == pytest.approx([1, shift / (1 + shift), 0])
     own = replace(TINY, shift=2.0)
-    assert System("opensora", FAMILY, own, Weights(seed=0)).levels(request).sigma[1] == pytest.approx(shift / (1 + shift))
+    assert System("opensora", FAMILY, own, Weights(seed=0)).levels(request).sigma[1] == pytest.approx(
+        shift / (1 + shift)
+    )

@@ -27,7 +27,7 @@ from kinema.families.animatediff.pocket.presets import PRESETS as POCKETS
 from kinema.families.animatediff.pocket.presets import with_playroom_words
 from kinema.grid import LatentGrid, Lattice
 from kinema.nn.ldm_unet import channels_last
-from kinema.schema import BadRequest, Request, Shape
+from kinema.schema import BadRequest, Request
 from kinema.spans import Spans, Stop, spans_of
 from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Slots, Training, Tuning
 from kinema.vae.kl2d import ImageCodec
@@ -60,7 +60,7 @@ class AnimateDiffSampling(Sampling):
             prompt_spans=True,
         )
 
-    def process(self, config: Config, shape: Shape) -> Process:  # noqa: ARG002
+    def process(self, config: Config, request: Request) -> Process:  # noqa: ARG002
         return Process(recipe.schedule_of(config), recipe.parameterisation_of(config))
 
     def codec(self, config: Config, model: nn.Module) -> ImageCodec:

@@ -22,6 +22,7 @@ from kinema.families.opensora import process
 from kinema.families.opensora.config import Config
 from kinema.families.opensora.layout import latent_grid
 from kinema.families.opensora.model import OpenSora, read_words
+from kinema.families.opensora.options import OF_IMAGES, SWITCHES
 from kinema.families.opensora.prompts import completed
 from kinema.schema import BadRequest, Request
 from kinema.system import Batch, Conditions, Opened
@@ -30,18 +31,6 @@ from kinema.values import quoted
 
 Text = tuple[Tensor, Tensor]
 """``(states B×M×F, pooled B×F)``."""
-
-RANGES: dict[str, tuple[float, float]] = {
-    "image_guidance": (0, 100),
-    "motion_score": (0, 100),
-    "flow_shift": (0.01, 100),
-    "decode_chunk": (1, 4096),
-    "decode_overlap": (1, 4095),
-    "decode_tile": (8, 4096),
-}
-"""Numbers a request's ``extra`` may hold, with the least and the most."""
-SWITCHES = ("oscillate", "oscillate_image", "dynamic_image")
-"""Guidance as published has all three on; ``extra`` turns them off."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,36 +137,19 @@ def guidance(config: Config, request: Request) -> Guidance:
     on = {name: bool(request.extra.get(name, True)) for name in SWITCHES}
     steps, frames = request.steps or config.steps, latent_grid(config).latent(request.shape).frames
     image = float(request.extra.get("image_guidance", config.image_guidance))
-    scale = float(config.guidance if request.guidance is None else request.guidance)
-    stills = request.task in ("animate", "interpolate")  # published for images alone, not for the ends of clips
-    dynamic = on["dynamic_image"] and stills
+    scale: float | Tensor = float(config.guidance if request.guidance is None else request.guidance)
+    if request.guidance_end is not None and request.guidance_end != scale:
+        scale = torch.linspace(scale, request.guidance_end, frames)
     return process.guidance(
         scale,
-        process.image_scale(image, frames, steps, oscillate=on["oscillate_image"], dynamic=dynamic),
+        process.image_scale(
+            image,
+            frames,
+            steps,
+            oscillate=on["oscillate_image"],
+            dynamic=on["dynamic_image"] and request.task in OF_IMAGES,
+        ),
         request.guidance_rescale,
         request.guidance_interval,
         oscillate=on["oscillate"],
     )
-
-
-# ---------------------------------------------------------------------------------------- options
-
-
-def check_extra(request: Request) -> None:
-    """Refuse, by name, options that this model does not have and values out of range."""
-    for name, value in request.extra.items():
-        if name in SWITCHES:
-            if not isinstance(value, bool):
-                raise BadRequest(f"{name} is {quoted(value)}; expected true or false")
-        elif name in RANGES:
-            _check_range(name, value)
-        else:
-            raise BadRequest(registry.unknown("option of open-sora", name, [*RANGES, *SWITCHES]))
-
-
-def _check_range(name: str, value: Any) -> None:
-    least, most = RANGES[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise BadRequest(f"{name} is {quoted(value)}; expected a number from {least:g} to {most:g}")
-    if name.startswith("decode_") and not isinstance(value, int):
-        raise BadRequest(f"{name} is {quoted(value)}; expected a whole number of latent frames or cells")

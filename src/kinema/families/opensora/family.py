@@ -12,13 +12,13 @@ from kinema.diffusion.guidance import Guidance
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import NoiseLevel, RectifiedFlow
 from kinema.events import OnEvent
-from kinema.families.opensora import conditioning, layout, process, training
+from kinema.families.opensora import conditioning, layout, options, process, sizes, training
 from kinema.families.opensora.codec import VideoCodec, codec_of
 from kinema.families.opensora.conditioning import Condition
 from kinema.families.opensora.config import PRESETS, Config, from_json, to_json
 from kinema.families.opensora.model import OpenSora, blocks, run
 from kinema.grid import Lattice
-from kinema.schema import Request, Shape
+from kinema.schema import Request
 from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training
 
 
@@ -38,12 +38,14 @@ class OpenSoraSampling(Sampling):
             sampler="euler",
             guidance=config.guidance,
             fits_float16=False,
+            sizes=sizes.named(config.multiple),
         )
 
-    def process(self, config: Config, shape: Shape) -> Process:
-        """A flow whose shift grows with the tokens of a frame and with the latent frames."""
-        if config.shift is not None:
-            return Process(RectifiedFlow(config.shift), process.VELOCITY)
+    def process(self, config: Config, request: Request) -> Process:
+        """A flow whose shift grows with the tokens of a frame and with the latent frames, unless one is set."""
+        shift, shape = request.extra.get("flow_shift", config.shift), request.shape
+        if shift is not None:
+            return Process(RectifiedFlow(float(shift)), process.VELOCITY)
         frames = layout.latent_grid(config).latent(shape).frames
         return Process(process.flow(config.tokens(shape.height, shape.width), frames), process.VELOCITY)
 
@@ -57,8 +59,14 @@ class OpenSoraSampling(Sampling):
         own = ("native",) if config.transformer.conditioned and kind != "region" else ()
         return (*own, "replacement", "reconstruction")
 
-    def check(self, config: Config, request: Request) -> None:  # noqa: ARG002
-        conditioning.check_extra(request)
+    def check(self, config: Config, request: Request) -> None:
+        options.check(config, request)
+
+    def check_ready(self, system: Opened, request: Request) -> None:  # noqa: ARG002 (the same for every prompt)
+        conditioning.check_encoders(system)
+
+    def extra_help(self, config: Config) -> Mapping[str, str]:
+        return options.helped(config)
 
     def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> Mapping[str, conditioning.Text]:
         return conditioning.encode_prompt(system, request, on_event)

@@ -42,7 +42,7 @@ VELOCITY = Velocity()
 
 
 def guidance(  # noqa: PLR0917
-    scale: float,
+    scale: float | Tensor,
     image: Scale,
     rescale: float,
     interval: tuple[float, float] | None,

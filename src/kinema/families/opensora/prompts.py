@@ -23,3 +23,8 @@ def completed(prompt: str, fps: float, motion: float | None) -> str:
     if rate is None:
         text = f"{text} {plain(fps)} FPS."
     return text if score is not None or motion is None else f"{text} {plain(motion)} motion score."
+
+
+def has_motion_score(prompt: str) -> bool:
+    """Whether the prompt states a motion score."""
+    return _MOTION.search(prompt) is not None

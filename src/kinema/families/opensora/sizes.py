@@ -36,6 +36,20 @@ def size(resolution: str, ratio: str, multiple: int = 16, *, training: bool = Fa
     return table[ratio]
 
 
+RESOLUTIONS = ("256px", "768px")
+"""Those of the published models."""
+
+
+def named(multiple: int = 16) -> Mapping[str, tuple[int, int]]:
+    """(height, width) by names such as ``768px:16:9``; sides are multiples of ``multiple``, and of 16 as published."""
+    multiple = math.lcm(multiple, 16)
+    return {
+        f"{resolution}:{ratio}": size
+        for resolution in RESOLUTIONS
+        for ratio, size in sizes(pixels(resolution), multiple).items()
+    }
+
+
 def sizes(total: int, multiple: int = 16, *, training: bool = False) -> Mapping[str, tuple[int, int]]:
     """(height, width) for each ratio, of about ``total`` pixels."""
     found: dict[str, tuple[int, int]] = {}

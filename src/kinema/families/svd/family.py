@@ -22,7 +22,7 @@ from kinema.families.svd.model import SVD, blocks
 from kinema.families.svd.pocket.presets import PRESETS as POCKETS
 from kinema.grid import LatentGrid, Lattice
 from kinema.nn.ldm_unet import channels_last
-from kinema.schema import BadRequest, Request, Shape
+from kinema.schema import BadRequest, Request
 from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training, Tuning
 
 
@@ -52,7 +52,7 @@ class SVDSampling(Sampling):
             takes_prompt=False,
         )
 
-    def process(self, config: Config, shape: Shape) -> Process:  # noqa: ARG002
+    def process(self, config: Config, request: Request) -> Process:  # noqa: ARG002
         return Process(recipe.schedule(config), V)
 
     def codec(self, config: Config, model: nn.Module) -> SVDCodec:

@@ -19,7 +19,7 @@ from kinema.families.vdm.condition import Condition, class_index, encode
 from kinema.families.vdm.config import Config, from_json, presets, to_json
 from kinema.families.vdm.model import UNetLevel, VideoUNet
 from kinema.grid import LatentGrid, Lattice
-from kinema.schema import BadRequest, Request, Shape
+from kinema.schema import BadRequest, Request
 from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
@@ -51,7 +51,7 @@ class VDMSampling(Sampling):
             threshold=1.0 if config.clips_x0 else None,  # eps estimates divide by alpha, 5e-5 at the noise end
         )
 
-    def process(self, config: Config, shape: Shape) -> Process:  # noqa: ARG002
+    def process(self, config: Config, request: Request) -> Process:  # noqa: ARG002
         return Process(recipe.SCHEDULE, recipe.parameterisation(config))
 
     def codec(self, config: Config, model: nn.Module) -> PixelCodec:  # noqa: ARG002

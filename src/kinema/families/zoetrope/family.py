@@ -21,7 +21,7 @@ from kinema.families.zoetrope import recipe
 from kinema.families.zoetrope.config import PRESETS, Config
 from kinema.families.zoetrope.model import Zoetrope, blocks
 from kinema.grid import FrameGrid, LatentGrid, Lattice
-from kinema.schema import BadRequest, Request, Shape
+from kinema.schema import BadRequest, Request
 from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training, TrainingSettings
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
@@ -68,7 +68,7 @@ class ZoetropeSampling(Sampling):
             options={"gamma": 0.3},
         )
 
-    def process(self, config: Config, shape: Shape) -> Process:  # noqa: ARG002
+    def process(self, config: Config, request: Request) -> Process:  # noqa: ARG002
         return Process(RectifiedFlow(config.shift), X0)
 
     def codec(self, config: Config, model: nn.Module) -> PixelCodec:  # noqa: ARG002

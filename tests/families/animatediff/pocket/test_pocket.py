@@ -23,7 +23,7 @@ from kinema.families.animatediff.pocket.losses import reader_loss
 from kinema.families.animatediff.pocket.parts import Patches, reader_of
 from kinema.families.animatediff.pocket.presets import POCKET, POCKET_MOTION
 from kinema.families.animatediff.training import TRAINING
-from kinema.schema import BadRequest, Shape
+from kinema.schema import BadRequest, Request
 from kinema.training.stream import Stream
 
 SMALL = replace(
@@ -182,7 +182,7 @@ def test_norms_have_the_config_groups_and_a_fresh_network_predicts_grey():
     assert {m.num_groups for m in model.modules() if isinstance(m, nn.GroupNorm)} == {8}
     output = model.unet(torch.randn(1, 48, 1, 8, 8), torch.tensor([3.0]), torch.randn(1, 24, 32), motion=False)
     assert not output.any()
-    end = FAMILY.sampling.process(config, Shape(1, 3, 8, 64, 64)).schedule.level(torch.ones(1))
+    end = FAMILY.sampling.process(config, Request(frames=8, height=64, width=64)).schedule.level(torch.ones(1))
     assert recipe.parameterisation_of(config).x0(output, output, end).sum() == 0
 
 
