@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from kinema import registry
 from kinema.cli.main import main
+from kinema.schema import BadRequest, Request
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +48,28 @@ def test_the_counts_of_the_modules_add_up(listed):
 
 def test_aliases_are_listed_with_their_repository(listed):
     assert listed["svd-xt"]["kind"] == "alias of stabilityai/stable-video-diffusion-img2vid-xt"
+
+
+def test_one_model_is_shown_with_its_sizes_and_options(capsys):
+    assert main(["models", "opensora/v2-dc-ae", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["sizes"]["768px:2:1"] == "544×1056"
+    assert shown["extra"]["image-guidance"] == "guidance scale of given frames; default 3 (0 to 100)"
+    assert (shown["longest"], shown["side_multiple"]) == (128, 32)
+    assert main(["models", "opensora/tiny"]) == 0
+    assert "768px:16:9       576×1024" in capsys.readouterr().out
+    assert main(["models", "opensora/v3"]) == 2
+    assert main(["models", "zoetrope", "--samplers"]) == 2
+
+
+@pytest.mark.parametrize("name", sorted(registry.FAMILIES))
+def test_every_option_that_is_shown_is_one_that_the_model_accepts(name):
+    """A wrong value is refused for its value, or the option for what it needs, never for its name."""
+    family = registry.family(name)
+    for preset, config in family.presets.items():
+        for option in family.sampling.extra_help(config):
+            request = Request(task="animate", prompt="a", frames=1, height=64, width=64, extra={option: object()})
+            with pytest.raises(BadRequest) as refused:
+                family.sampling.check(config, request)
+            assert "there is no option" not in str(refused.value), (preset, option)
+            assert "has no option" not in str(refused.value), (preset, option)

@@ -32,7 +32,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "replay": ("kinema.cli.replay:replay", "generate a clip again from its recipe"),
     "inspect": ("kinema.cli.models:inspect", "show what a clip, image or weight file contains"),
     "plan": ("kinema.cli.plan:plan", "forecast time and memory of a request"),
-    "models": ("kinema.cli.models:models", "list models and samplers"),
+    "models": ("kinema.cli.models:models", "list models and samplers, or show one model"),
+    "cache": ("kinema.cli.cache:cache", "show or clear stored text embeddings"),
     "doctor": ("kinema.cli.doctor:doctor", "check that this machine can run kinema"),
     "data": ("kinema.cli.data:data", "prepare clips for training"),
     "train": ("kinema.cli.train:train", "train or fine-tune a model, or resume a run"),
@@ -43,7 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "make clips": ("generate", "animate", "interpolate", "extend", "inpaint", "edit", "upscale"),
-    "look and check": ("replay", "inspect", "plan", "models", "doctor"),
+    "look and check": ("replay", "inspect", "plan", "models", "cache", "doctor"),
     "train": ("data", "train", "evaluate", "convert"),
 }
 """Headings of ``kinema --help`` and the commands under each."""

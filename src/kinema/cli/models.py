@@ -14,10 +14,14 @@ from kinema.cli import machine
 from kinema.cli.options import Option, parse, with_defaults
 from kinema.schema import BadRequest
 
-MODELS_ABOUT = "List models, add-ons and LoRAs by the names that --model, --add and --lora accept."
+MODELS_ABOUT = (
+    "List models, add-ons and LoRAs by the names that --model, --add and --lora accept; with NAME, show one model: its "
+    "sampling, its named sizes (--size) and its own options (--extra)."
+)
 INSPECT_ABOUT = "Show what a clip, image or weight file contains: format, size, recipe; family, layout, parameters."
 JSON = Option("json", bool, False, "print as JSON")
-LISTING = [JSON, Option("samplers", bool, False, "list the samplers and their options instead")]
+NAME = Option("name", str | None, None, "model to show", positional=True)
+LISTING = [NAME, JSON, Option("samplers", bool, False, "list the samplers and their options instead")]
 FILE = Option("file", str, "", "clip, image, folder of frames, weight file or model folder", positional=True, path=True)
 FEW = 16
 """Longest list whose items are printed one by one, such as stages and blocks of frames."""
@@ -34,8 +38,14 @@ SECTIONS = {
 
 
 def models(argv: Sequence[str]) -> int:
-    """Print the catalogue, or the samplers."""
-    settings = with_defaults(LISTING, parse(LISTING, argv, "kinema models", MODELS_ABOUT))
+    """Print the catalogue, one model, or the samplers."""
+    example = "kinema models opensora/v2"
+    settings = with_defaults(LISTING, parse(LISTING, argv, "kinema models", MODELS_ABOUT, example))
+    if settings["name"] and settings["samplers"]:
+        raise BadRequest("--samplers lists the samplers of all models: leave NAME out")
+    if settings["name"]:
+        entries = details(settings["name"])
+        return _write(entries if settings["json"] else "\n".join(_lines(entries)))
     if settings["samplers"]:
         found = samplers()
         pairs = [(name, " ".join(f"{k}={v}" for k, v in own.items())) for name, own in found.items()]
@@ -85,6 +95,29 @@ def catalogue() -> list[dict[str, Any]]:
     return rows
 
 
+def details(name: str) -> dict[str, Any]:
+    """One model: its size, sampling, named sizes and options. Raises BadRequest for an unknown name.
+
+    Nothing is downloaded: a published model is shown once its files are on this machine.
+    """
+    from kinema.system import open_system
+
+    system = open_system(name, offline=True)
+    sampling, config = system.family.sampling, system.config
+    defaults, lattice = sampling.defaults(config), system.lattice
+    entries = {
+        "name": name,
+        "family": system.family.name,
+        **_figures(system.family, config),
+        "fps": defaults.fps,
+        "longest": lattice.max_frames,
+        "side_multiple": lattice.side_multiple,
+        "sizes": {each: f"{height}×{width}" for each, (height, width) in defaults.sizes.items()},
+        "extra": {each.replace("_", "-"): text for each, text in sampling.extra_help(config).items()},
+    }
+    return {key: value for key, value in entries.items() if value not in (None, {})}
+
+
 def _sections(rows: Sequence[Mapping[str, Any]]) -> str:
     """The catalogue as text, one table per section."""
     by_kind: dict[str, list[Mapping[str, Any]]] = {kind: [] for kind in SECTIONS}
@@ -102,6 +135,7 @@ def _sections(rows: Sequence[Mapping[str, Any]]) -> str:
             head, cells = ("name", "use"), [(row["name"], _use(row["name"], row["kind"])) for row in members]
         if members:
             parts.append(f"{SECTIONS[kind]}:\n{table(head, cells)}")
+    parts.append("named sizes (--size) and own options (--extra) of a model: kinema models NAME")
     return "\n\n".join(parts)
 
 

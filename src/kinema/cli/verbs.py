@@ -77,7 +77,19 @@ VERBS: dict[TaskName, Verb] = {
 GROUPS: dict[str, tuple[str, ...]] = {
     "main options": (
         *("output", "model", "last_image", "keyframes", "region", "mask", "outside", "every", "keep", "backward"),
-        *("strength", "scale", "motion", "seed", "frames", "width", "height", "size", "steps", "guidance", "negative_prompt"),
+        *(
+            "strength",
+            "scale",
+            "motion",
+            "seed",
+            "frames",
+            "width",
+            "height",
+            "size",
+            "steps",
+            "guidance",
+            "negative_prompt",
+        ),
     ),
     "clip": ("image", "start", "end", "prompt_spans", "fps", "loop", "clips", "fit"),
     "sampling": (

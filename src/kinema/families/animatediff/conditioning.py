@@ -186,6 +186,23 @@ def sizes(config: Config, height: int, width: int) -> Tensor:
 # --------------------------------------------------------------------------------------- options
 
 
+def extra_help(config: Config) -> dict[str, str]:
+    """One line of help for each option."""
+    return {
+        "clip_skip": f"last layers of CLIP to skip, minus one; default 1, nothing (1 to {max_clip_skip(config)})",
+        "effect": "scale of the motion module's output: a number, one per frame, or by region; default 1",
+        "motion_scale": "scale of its attention keys, in the same forms; above 1 gives more motion; default 1",
+        "scribble": "scribble image, or a mapping of frames to images, with SparseCtrl for scribbles",
+        "affinity": "likeness to the first frame, with PIA: small, moderate, large, loop-…, style-…, or a list",
+        "control": "control clip or image of a ControlNet; control.NAME of one of several; same as --control",
+        "control_scale": "scale of a ControlNet or SparseCtrl: a number, or one per frame; default 1",
+        "control_span": "part of the steps in which a ControlNet acts, such as [0,0.5]; default all",
+        "ip_image": "reference image of an IP-Adapter, a list, or a mapping of frames to images; same as --ip-image",
+        "ip_scale": "scale of an IP-Adapter; default 1",
+        "decode_tile": "side of the squares decoded at a time, in latent cells (8 to 4096); default the whole frame",
+    }
+
+
 def check_extra(config: Config, request: Request) -> None:
     """Raise `BadRequest` for unknown options and values out of range."""
     extra = request.extra

@@ -100,6 +100,9 @@ class AnimateDiffSampling(Sampling):
     def files(self, request: Request) -> tuple[str, ...]:
         return conditioning.files_of(request)
 
+    def extra_help(self, config: Config) -> Mapping[str, str]:
+        return conditioning.extra_help(config)
+
     def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> EncodedPrompts:
         config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
         tokenizer = conditioning.tokenizer_of(config, system.weights.path, offline=system.offline)

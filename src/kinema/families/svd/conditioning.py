@@ -19,7 +19,7 @@ from kinema.canvas import Canvas
 from kinema.diffusion.noise import Noise
 from kinema.families.svd.config import Config
 from kinema.families.svd.model import SVD
-from kinema.schema import BadRequest, Request
+from kinema.schema import BadRequest, Request, plain
 from kinema.vae.precision import upcast
 from kinema.values import quoted
 
@@ -128,11 +128,37 @@ def augmentation(config: Config, request: Request) -> float:
     return float(request.extra.get("augmentation", config.augmentation))
 
 
-def check_extra(config: Config, extra: Mapping[str, Any]) -> None:
-    """Raise BadRequest for options that this model does not have and for values out of range."""
+def options_of(config: Config) -> list[str]:
+    """Return the names of this model's options."""
     names = {name for name, _ in config.scalars}
     needs = {"motion_bucket": "motion_bucket", "fps_id": "fps", "elevation": "polar"}
-    options = [name for name in RANGES if needs.get(name) is None or needs[name] in names] + [SHAPE, ANCHOR]
+    return [name for name in RANGES if needs.get(name) is None or needs[name] in names] + [SHAPE, ANCHOR]
+
+
+def extra_help(config: Config) -> dict[str, str]:
+    """Return one line of help for each option."""
+    about = {
+        "motion_bucket": f"how much moves; default {plain(config.motion_bucket)}; same as --motion",
+        "augmentation": f"noise added to the image; default {plain(config.augmentation)}",
+        "fps_id": "frame rate that the network is given; default the clip's minus one",
+        "elevation": f"elevation of the camera in degrees; default {plain(ELEVATION)}",
+        "decode_chunk": "frames decoded at a time; default all, fewer if memory is short",
+        "decode_overlap": "frames shared by neighbouring chunks, which fade; default 0",
+        "decode_tile": "side of the squares decoded at a time, in latent cells; default the whole frame",
+    }
+    shapes = ", ".join(SHAPES)
+    ranged = {name: f"{text} ({plain(RANGES[name][0])} to {plain(RANGES[name][1])})" for name, text in about.items()}
+    every = {
+        **ranged,
+        SHAPE: f"how guidance changes over the frames: {shapes}; default {config.guidance_shape}",
+        ANCHOR: "CLIP embeds the first frame of the whole clip in every block; default true",
+    }
+    return {name: every[name] for name in options_of(config)}
+
+
+def check_extra(config: Config, extra: Mapping[str, Any]) -> None:
+    """Raise BadRequest for options that this model does not have and for values out of range."""
+    options = options_of(config)
     for name, value in extra.items():
         if name not in options:
             raise BadRequest(registry.unknown("option of this svd model", name, options))

@@ -76,6 +76,9 @@ class SVDSampling(Sampling):
         if config.orbit and request.frames is not None and request.frames > config.frames:
             raise BadRequest(f"frames is {request.frames}; this svd model generates at most {config.frames} views")
 
+    def extra_help(self, config: Config) -> Mapping[str, str]:
+        return conditioning.extra_help(config)
+
     def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> None:
         if request.prompt.strip() or request.negative_prompt.strip():
             on_event(Note(f"{system.name} has no text conditioning and ignores the prompt"))

@@ -76,6 +76,9 @@ class VDMSampling(Sampling):
             if config.classes and prompt.strip():
                 class_index(config, prompt)
 
+    def extra_help(self, config: Config) -> Mapping[str, str]:  # noqa: ARG002
+        return {"per_frame": "process every frame by itself, as an image model; default false"}
+
     def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> dict[str, Tensor | None]:
         config = system.config
         if config.text == "pocket":

@@ -84,6 +84,9 @@ class ZoetropeSampling(Sampling):
         if not isinstance(per_frame := request.extra.get("per_frame", False), bool):
             raise BadRequest(f"per_frame is {quoted(per_frame)}; expected true or false")
 
+    def extra_help(self, config: Config) -> Mapping[str, str]:  # noqa: ARG002
+        return {"per_frame": "process every frame by itself, as an image model; default false"}
+
     def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> dict[str, Tensor]:
         config: Config = system.config
         tokenizer = PocketTokenizer(config.words)
