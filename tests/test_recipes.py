@@ -168,7 +168,7 @@ def test_only_the_second_stage_may_name_a_super_resolution_model() -> None:
     base = {**data["stages"][0], "request": {"prompt": "x"}}
     large = {**base, "request": {"prompt": "x", "super_resolution": "/etc/passwd"}}
     for stages in ([large], [large, base], [base, base], [large, large]):
-        with pytest.raises(BadRequest, match="only the second of two stages"):
+        with pytest.raises(BadRequest, match="only the stage after the base stage"):
             requests_of(checked({**data, "stages": stages}, CLIP), CLIP)
 
 
@@ -246,9 +246,7 @@ def test_recorded_super_resolution_blocks_are_used(pair: Model) -> None:
         (0, {"clips": 2}),
     ],
 )
-def test_stages_that_do_not_match_are_refused_before_sampling(
-    pair: Model, stage: int, changes: dict[str, Any]
-) -> None:
+def test_stages_that_do_not_match_are_refused_before_sampling(pair: Model, stage: int, changes: dict[str, Any]) -> None:
     request = {"task": "generate", "prompt": "a red ball", "seed": 7, "steps": 1}
     base, large = ({**request, "frames": f, "height": side, "width": side} for f, side in ((3, 16), (12, 32)))
     large |= {"super_resolution": "large", "every": 4}

@@ -2,7 +2,7 @@
 
     request ─ draw_up ────────── the job: settled requests, canvases, memory plans; invalid requests are refused
        │
-    for each stage ───────────── base, then super-resolution if requested
+    for each stage ───────────── an image if requested, base, super-resolution if requested
        │   runtime.running ───── weights placed; one job at a time
        │   rollout.pixels ────── encode prompts once, then condition, sample and decode block by block
        │
@@ -23,7 +23,18 @@ from torch import Tensor
 
 from kinema.cancel import Cancel, cancellable, checking
 from kinema.events import Memory, OnEvent, Phase, ignore
-from kinema.job import Asked, Noise, OnSettled, StageRun, accept, draw_up, latents_stage, noise_by_stage
+from kinema.job import (
+    Asked,
+    Noise,
+    OnSettled,
+    StageRun,
+    accept,
+    base_of,
+    draw_up,
+    latents_stage,
+    noise_by_stage,
+    with_image,
+)
 from kinema.media.sound import carried
 from kinema.memory.placing import place
 from kinema.previews import Previewed, Previews
@@ -46,9 +57,9 @@ def generate(
 ) -> Clip:
     """Generate a clip from a request or from the stages of a recipe.
 
-    ``noise`` is standard normal noise of the latent shape (B, C, T, h, w) that replaces the seed's; with two stages,
-    a mapping from "base" and "super-resolution". ``output="latents"`` returns latents in the clip's ``video``; with two
-    stages "latents:base" or "latents:super-resolution". ``on_settled`` is called with the settled request, which has
+    ``noise`` is standard normal noise of the latent shape (B, C, T, h, w) that replaces the seed's; with several
+    stages, a mapping from "image", "base" and "super-resolution". ``output="latents"`` returns latents in the clip's
+    ``video``; with several stages "latents:base" and so on. ``on_settled`` is called with the settled request, which has
     the clip's size and rate, before any file is read; an exception from it ends the run. ``preview`` adds `Preview`
     events (`kinema.previews`), which do not change the clip. Runs of the same system from other threads wait.
 
@@ -60,18 +71,19 @@ def generate(
         works = draw_up(system, asked, hear, on_settled)
         noises, latents_of = noise_by_stage(works, noise), latents_stage(works, output)
         record = recipe(works, noises)  # hashes the inputs before sampling, while they are unchanged
-        first, last = works[0], works[-1]
+        base, last = base_of(works), works[-1]
         fps = cast(float, last.stage.request.fps)
-        sound = carried(first.canvas.heard, last.stage.request.shape.frames / fps, hear)
-        video = torch.empty(0)
+        sound = carried(base.canvas.heard, last.stage.request.shape.frames / fps, hear)
+        videos: dict[str, Tensor] = {}
         for work in works:
             work.system.begin_hash()  # in the background; missing files are reported now
         for number, work in enumerate(works):
-            work = with_small_clip(work, video) if number else work  # noqa: PLW2901
+            work = _after(work, videos, hear)  # noqa: PLW2901
             try:
                 video = _run_stage(work, noises, latents_of, with_previews(hear, work, previews))
             except Cancelled as cancelled:
                 raise Cancelled(str(cancelled), _partial(cancelled.clip, works, record)) from None
+            videos[work.stage.name] = video
             if latents_of == work.stage.name:
                 break
             record["stages"][number]["weights"] = work.system.weights_hash
@@ -79,6 +91,13 @@ def generate(
         if latents_of:
             return Clip(video, fps, record)
         return Clip(video, fps, record | {"frames_hash": frames_hash(video)}, sound)
+
+
+def _after(work: StageRun, videos: Mapping[str, Tensor], on_event: OnEvent) -> StageRun:
+    """Return a stage with what earlier stages generated, by their names."""
+    if "image" in videos:
+        work = with_image(work, videos["image"], ignore if "base" in videos else on_event)
+    return with_small_clip(work, videos["base"]) if "base" in videos else work
 
 
 def with_previews(on_event: OnEvent, work: StageRun, previews: Previews | None) -> OnEvent:
@@ -105,7 +124,7 @@ def _partial(clip: Clip | None, works: Sequence[StageRun], record: Mapping[str, 
         return None
     pairs = zip(record["stages"], works, strict=True)
     stages = [entry | {"weights": work.system.weights_hash} for entry, work in pairs]
-    heard = None if clip.recipe["partial"]["start"] else works[0].canvas.heard
+    heard = None if clip.recipe["partial"]["start"] else base_of(works).canvas.heard
     sound = carried(heard, clip.shape.frames / clip.fps, ignore)
     return replace(clip, recipe={**record, **clip.recipe, "stages": stages}, sound=sound)
 

@@ -17,13 +17,14 @@ from kinema.canvas import Block, Canvas, Piece, Way, kind_of
 from kinema.diffusion.overwrite import by_level, by_ratio
 from kinema.diffusion.schedules import edit_steps
 from kinema.events import Note, OnEvent, ignore
+from kinema.media.fitting import fit
 from kinema.memory.plan import MemoryPlan, choose, weight_bytes
 from kinema.schema import BadRequest, Request
 from kinema.settle import rolls_out
 from kinema.spans import later, spans_of
 from kinema.stages import ReplayedStage, SettledStage, StageName, Upscaling, replayed, stages_of
 from kinema.system import System
-from kinema.tasks import TASKS
+from kinema.tasks import TASKS, animate
 from kinema.values import quoted
 
 OnSettled = Callable[[Request], None]
@@ -149,7 +150,8 @@ def drawn_up(
     on_settled(parts[-1].request)
     works = []
     for number, part in enumerate(parts):
-        work = stage_run(part, _given(part) if number else TASKS[part.request.task].canvas(part.request, on_event))
+        enlarges = number > 0 and parts[number - 1].name == "base"
+        work = stage_run(part, _given(part) if enlarges else TASKS[part.request.task].canvas(part.request, on_event))
         if recorded is not None and recorded[number].blocks:
             work = with_blocks(work, recorded[number].blocks)
         works.append(work)
@@ -172,6 +174,17 @@ def stage_run(part: SettledStage, canvas: Canvas) -> StageRun:
     blocks = blocks_of(system, with_generated_frames(request, frames), canvas, part.enlarging)
     stage = Stage(part.name, system.name, request, frames, blocks, part.enlarging)
     return StageRun(stage, system, replace(canvas, block=blocks[0]) if blocks else canvas)
+
+
+def with_image(work: StageRun, image_B3THW: Tensor, on_event: OnEvent = ignore) -> StageRun:
+    """Return a stage with the first frame that the image stage generated, resized to the stage's size."""
+    stage, request = work.stage, work.stage.request
+    image_B3THW, note = fit(image_B3THW, request.shape.height, request.shape.width, request.fit)
+    if note:
+        on_event(Note(f"the generated image {note}"))
+    canvas = animate.canvas(request, ignore, image_B3THW).longer(stage.frames - request.shape.frames)
+    pieces = canvas.pieces if stage.enlarging is None else (canvas.given,)
+    return replace(work, canvas=replace(canvas, pieces=pieces, block=work.canvas.block))
 
 
 def with_blocks(work: StageRun, blocks: tuple[Block, ...]) -> StageRun:
@@ -199,6 +212,11 @@ def with_blocks(work: StageRun, blocks: tuple[Block, ...]) -> StageRun:
     return replace(work, stage=replace(stage, blocks=blocks), canvas=replace(work.canvas, block=blocks[0]))
 
 
+def base_of(works: Sequence[StageRun]) -> StageRun:
+    """Return the stage that the user's model and inputs belong to: the first, or the one after an image stage."""
+    return works[1] if works[0].stage.name == "image" else works[0]
+
+
 # ---------------------------------------------------------------------- noise and latents by stage
 
 
@@ -208,7 +226,9 @@ def noise_by_stage(works: Sequence[StageRun], noise: Noise) -> dict[str, Tensor]
     if noise is not None and not isinstance(noise, Tensor | Mapping):
         raise BadRequest(f"noise is {quoted(noise)}; expected a tensor, or tensors by stage name")
     if isinstance(noise, Tensor) and len(works) > 1:
-        raise BadRequest(f"noise is one tensor but this job has two stages; give tensors by name: {', '.join(names)}")
+        raise BadRequest(
+            f"noise is one tensor but this job has several stages; give tensors by name: {', '.join(names)}"
+        )
     by_stage: dict[str, Tensor] = {names[0]: noise} if isinstance(noise, Tensor) else {**(noise or {})}
     for name, own in by_stage.items():
         if name not in names:

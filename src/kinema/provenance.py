@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from kinema import __version__, bounds, registry
-from kinema.job import StageRun
+from kinema.job import StageRun, base_of
 from kinema.schema import BadRequest, Request
-from kinema.stages import beside
+from kinema.stages import beside, image_model
 from kinema.system import Family, System, name_of
 
 MAX_INPUT = 2**36
@@ -35,13 +35,13 @@ def recipe(works: Sequence[StageRun], noises: Mapping[str, Tensor] | None = None
 
     `generate` adds the hashes of each stage's weights and of the clip's frames.
     """
-    first = works[0]
-    system, request = first.system, first.stage.request
+    base = base_of(works)
+    system, request = base.system, base.stage.request
     extra_names = names_of(system.family, request)
     record: dict[str, Any] = {
         "recipe": VERSION,
         "kinema": __version__,
-        "stages": [_stage(work, extra_names) for work in works],
+        "stages": [_stage(work, extra_names, works[0].system.name) for work in works],
         "inputs": {name: file_hash(Path(file)) for name, file in request.files().items()},
         "device": str(system.device),
         "dtype": name_of(system.policy.precision),
@@ -57,12 +57,17 @@ def recipe(works: Sequence[StageRun], noises: Mapping[str, Tensor] | None = None
     return record
 
 
-def _stage(work: StageRun, extra_names: Mapping[str, str]) -> dict[str, Any]:
-    """Return the entry of one stage: its model, its request with file names, and its settled values."""
+def _stage(work: StageRun, extra_names: Mapping[str, str], first: str) -> dict[str, Any]:
+    """Return the entry of one stage: its model, its request with file names, and its settled values.
+
+    ``first`` is the name of the first stage's model: the image model, if the request names one.
+    """
     system = work.system
     request = named(work.stage.request, system.family, extra_names).with_(loras=None)
     if request.super_resolution is not None:
         request = request.with_(super_resolution=system.name)
+    if request.image_model is not None:
+        request = request.with_(image_model=first)
     entry = {**work.stage.to_dict(), "family": system.family.name, "request": json.loads(request.to_json())}
     if variant := system.weights.variant or system.weights.model:
         entry["variant"] = variant
@@ -82,6 +87,8 @@ def paths(system: System, request: Request) -> dict[str, str]:
     files |= {f"lora {number}": file.path for number, file in enumerate(system.loras.files, 1)}
     if request.super_resolution is not None and (upper := beside(system, request.super_resolution).weights.path):
         files["super_resolution"] = upper
+    if request.image_model is not None and (painter := image_model(system, request).weights.path):
+        files["image_model"] = painter
     files |= {name: Path(file) for name, file in request.files().items()}
     files |= {name: Path(file) for file, name in names_of(system.family, request).items()}
     return {name: str(path.absolute()) for name, path in files.items()}

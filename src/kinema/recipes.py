@@ -22,6 +22,7 @@ MOST = 2**31
 """Maximum of a whole number in a recipe."""
 MOST_BLOCKS = 8192
 """Maximum number of blocks: two per frame of the longest clip."""
+MAX_STAGES = 3
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -124,8 +125,8 @@ def checked(recipe: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
 
 
 def _check_stages(stages: Sequence[Any], where: str) -> None:
-    if not 1 <= len(stages) <= 2:
-        raise BadRequest(f"{where} has {len(stages):,} stages; expected 1 or 2")
+    if not 1 <= len(stages) <= MAX_STAGES:
+        raise BadRequest(f"{where} has {len(stages):,} stages; expected 1 to {MAX_STAGES}")
     for stage in stages:
         if not isinstance(stage, Mapping):
             raise BadRequest(f"{where} is damaged: a stage is {quoted(stage)}; expected a table")
@@ -150,6 +151,12 @@ def upgraded(recipe: Mapping[str, Any], where: str = "the request") -> dict[str,
     return {"recipe": VERSION, **upgrade, "stages": [stage]}
 
 
+def base_of(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the stage that the user's model and inputs belong to: the first, or the one after an image stage."""
+    stages = recipe["stages"]
+    return stages[1] if len(stages) > 1 and stages[0].get("stage") == "image" else stages[0]
+
+
 def requests_of(recipe: Mapping[str, Any], path: Path) -> list[Request]:
     """Return the request of each stage of a `checked` recipe."""
     requests, damaged = [], f"the recipe in {printable(path.name, 60)} is damaged"
@@ -161,9 +168,13 @@ def requests_of(recipe: Mapping[str, Any], path: Path) -> list[Request]:
         if request.loras is not None:  # sampling would open these paths
             raise BadRequest(f"{damaged}: its request names LoRAs; expected them under loras")
         requests.append(request)
-    enlarges = [request.super_resolution is not None for request in requests]
-    if enlarges != [False, True][: len(requests)]:
-        raise BadRequest(f"{damaged}: only the second of two stages may name a super-resolution model")
+    names_image = [request.image_model is not None for request in requests]
+    image = recipe["stages"][0].get("stage") == "image" and len(requests) > 1
+    if names_image != [not image or number > 0 for number in range(len(requests))] if image else any(names_image):
+        raise BadRequest(f"{damaged}: only the stages after an image stage may name an image model")
+    enlarges = [request.super_resolution is not None for request in requests][image:]
+    if enlarges != [False, True][: len(enlarges)] or (image and requests[0].super_resolution is not None):
+        raise BadRequest(f"{damaged}: only the stage after the base stage may name a super-resolution model")
     return requests
 
 

@@ -124,7 +124,18 @@ _VIDEO = ("video", "start", "end")
 FREE_INIT = ("free_init", "free_init_filter", "free_init_order", "free_init_stop", "free_init_fast")
 TAKES: dict[TaskName, tuple[str, ...]] = {
     "generate": ("loop", "every", *FREE_INIT, *_SUPER_RESOLUTION),
-    "animate": ("image", "start", "last_image", "keyframes", "loop", *_REGION, *_GIVEN, *FREE_INIT, *_SUPER_RESOLUTION),
+    "animate": (
+        "image",
+        "image_model",
+        "start",
+        "last_image",
+        "keyframes",
+        "loop",
+        *_REGION,
+        *_GIVEN,
+        *FREE_INIT,
+        *_SUPER_RESOLUTION,
+    ),
     "interpolate": (*_VIDEO, "image", "last_image", "every", *_GIVEN, *FREE_INIT, *_SUPER_RESOLUTION),
     "extend": (*_VIDEO, "keep", "backward", "loop", *_GIVEN, *FREE_INIT, *_SUPER_RESOLUTION),
     "inpaint": (*_VIDEO, *_REGION, *_GIVEN, *FREE_INIT, *_SUPER_RESOLUTION),
@@ -207,6 +218,9 @@ class Request:
     loras: Mapping[str, float] | None = option("LoRA files and their weights; default: the model's own", None)
 
     image: str | None = option("image or clip whose first frame starts the video", None, path=True)
+    image_model: str | None = option(
+        "animate: model that generates the first frame from the prompt, in place of an image", None, path=True
+    )
     last_image: str | None = option("image that ends the video", None, path=True)
     keyframes: Mapping[str, str] = by_frame(
         "image, or clip whose first frame is used, at a frame (counted from 0); may be repeated",

@@ -112,7 +112,11 @@ def with_defaults(system: System, request: Request, on_event: OnEvent = ignore) 
         raise BadRequest(registry.unknown("sampler", sampler, SAMPLERS))
     frames = request.frames or own.frames
     if (generated := lattice.grid.time.ceil(frames)) != frames:
-        on_event(Note(f"{system.name} generates {generated} frames, the next supported count; {frames} are kept"))
+        on_event(
+            Note(
+                f"{system.name} generates {generated} frames, the next supported count, and the clip is cut to {frames}"
+            )
+        )
     unguided = request.guidance is None and request.guidance_end is None
     request = replace(
         request,

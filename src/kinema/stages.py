@@ -1,4 +1,4 @@
-"""The stages of a request: the base stage and, optionally, super-resolution, each with its settled request."""
+"""The stages of a request, each with its settled request: the base stage, an image before it, super-resolution after it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from kinema.grid import Lattice
 from kinema.media.timing import RATES
 from kinema.schema import TAKES, BadRequest, Request
 from kinema.settle import in_windows, rolls_out, settle, sized
+from kinema.spans import spans_of
 from kinema.system import MemoryOptions, System, open_system
 from kinema.tasks.upscale import factor
 
-StageName = Literal["base", "super-resolution"]
+StageName = Literal["image", "base", "super-resolution"]
+"""In the order in which they run."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,41 @@ class ReplayedStage:
 
 
 def stages_of(system: System, request: Request, on_event: OnEvent = ignore) -> list[SettledStage]:
-    """Return the base stage of a request, followed by its super-resolution stage if requested.
+    """Return the stages of a request, in the order in which they run: the base stage, preceded by an image stage and
+    followed by a super-resolution stage if requested.
 
     The request describes the finished clip, so its size, frames and rate are those of super-resolution. ``overlap``
     applies to the base stage's blocks; blocks of super-resolution share one frame.
     """
-    request = sized(system, request)
+    stages = _clip_stages(system, sized(system, request), on_event)
+    if request.image_model is None:
+        return stages
+    return [_image_stage(system, stages[0].request, on_event), *stages]
+
+
+def _image_stage(system: System, base: Request, on_event: OnEvent) -> SettledStage:
+    """Return the stage that generates the base stage's first frame, from its prompt and seed.
+
+    The image has the clip's aspect ratio and as many pixels as the image model's own size; it is then resized.
+    """
+    painter = image_model(system, base)
+    own, (_, _, _, height, width) = painter.family.sampling.defaults(painter.config), base.shape.bcthw
+    scale = math.sqrt(own.height * own.width / (height * width))
+    spans = spans_of(base)
+    request = Request(
+        prompt=base.prompt if spans is None else spans.at(0),
+        negative_prompt=base.negative_prompt,
+        seed=base.seed,
+        clips=base.clips,
+        frames=1,
+        height=painter.lattice.snap_side(round(height * scale)),
+        width=painter.lattice.snap_side(round(width * scale)),
+    )
+    return SettledStage("image", painter, settle(painter, request, on_event))
+
+
+def _clip_stages(system: System, request: Request, on_event: OnEvent) -> list[SettledStage]:
+    """Return the base stage of a request, followed by its super-resolution stage if requested."""
     if request.super_resolution is None or "super_resolution" not in TAKES.get(request.task, ()):
         if request.task == "generate" and request.every is not None:
             raise BadRequest("--every needs --super-resolution, whose model generates the frames in between")
@@ -92,9 +123,16 @@ def stages_of(system: System, request: Request, on_event: OnEvent = ignore) -> l
 def replayed(system: System, recorded: Sequence[ReplayedStage], on_event: OnEvent = ignore) -> list[SettledStage]:
     """Return the stages of a recipe. Their requests are settled, but checked again because recipes are untrusted."""
     on_event = NotesOnce(on_event)
-    base = settle(system, recorded[0].request, on_event)
+    image, first, others = split_off_image(recorded)
+    base = settle(system, first.request, on_event)
     parts = [_single_stage(system, base)]
-    for each in recorded[1:]:
+    if image is not None:
+        painter = image_model(system, base)
+        frame = settle(painter, image.request, on_event)
+        if (frame.task, frame.frames, frame.clips) != ("generate", 1, base.clips):
+            raise BadRequest("the recipe is damaged: its image stage does not generate the first frame of its clip")
+        parts.insert(0, SettledStage("image", painter, frame))
+    for each in others:
         upper, every = beside(system, str(each.request.super_resolution)), _every(each.request)
         large, factor = settle(upper, each.request, on_event), _factor(system, upper)
         b, _, t, h, w = base.shape.bcthw
@@ -168,8 +206,7 @@ def _side(asked: int | None, small: Lattice, large: Lattice, factor: int) -> int
 
 
 def _upper_request(system: System, upper: System, request: Request, on_event: OnEvent) -> Request:
-    """Return the request of super-resolution, without its size and without options that only the base model supports.
-    """
+    """Return the request of super-resolution, without its size and without options that only the base model supports."""
     own, changes = upper.family.sampling.defaults(upper.config), dict[str, Any](loras=None, overlap=None)
     if upper.family.name != system.family.name:
         changes["extra"] = {}  # options of the other family
@@ -194,8 +231,36 @@ def _in_parts(upper: System, request: Request) -> bool:
     return in_windows(sized) or rolls_out(upper, sized)
 
 
+def split_off_image(
+    recorded: Sequence[ReplayedStage],
+) -> tuple[ReplayedStage | None, ReplayedStage, Sequence[ReplayedStage]]:
+    """Return the image stage if there is one, the base stage, and those that follow."""
+    names_image = [each.request.image_model is not None for each in recorded]
+    if names_image[:2] == [False, True]:
+        return recorded[0], recorded[1], recorded[2:]
+    if names_image[0]:
+        raise BadRequest("the recipe is damaged: it names an image model, and has no image stage")
+    return None, recorded[0], recorded[1:]
+
+
+def image_model(system: System, base: Request) -> System:
+    """Return the model of the image stage. Raises BadRequest for one that generates nothing from a prompt."""
+    painter = opened_beside(system, str(base.image_model))
+    if not painter.family.sampling.defaults(painter.config).takes_prompt:
+        raise BadRequest(f"{painter.name} does not support prompts: choose another --image-model")
+    return painter
+
+
 def beside(system: System, name: str) -> System:
-    """Return the super-resolution model, opened once, with the base model's device and precision."""
+    """Return the super-resolution model. Raises BadRequest for a model of another kind."""
+    upper = opened_beside(system, name)
+    if not upper.family.sampling.defaults(upper.config).enlarges:
+        raise BadRequest(f"{upper.name} is not a super-resolution model; vdm models and zoetrope are")
+    return upper
+
+
+def opened_beside(system: System, name: str) -> System:
+    """Return the model of another stage, opened once, with the base model's device and precision."""
     options = MemoryOptions(budget=system.memory.budget)  # offloading options apply to the base model only
 
     def opened() -> System:
@@ -208,10 +273,7 @@ def beside(system: System, name: str) -> System:
             compile=system.compiled,
         )
 
-    upper = system.runtime.beside(name, opened)
-    if not upper.family.sampling.defaults(upper.config).enlarges:
-        raise BadRequest(f"{upper.name} is not a super-resolution model; vdm models and zoetrope are")
-    return upper
+    return system.runtime.beside(name, opened)
 
 
 def _factor(system: System, upper: System) -> int:

@@ -164,7 +164,8 @@ def forecast(model: Model, request: Request, *, measure: bool) -> Forecast:
 def job_fields(runs: Sequence[StageRun], steps: Sequence[int]) -> dict[str, Any]:
     """The fields of a `Forecast` that describe the job: the finished clip and the sampling of each stage."""
     requests = [run.stage.request for run in runs]
-    first, last = requests[0], requests[-1]
+    base = next(number for number, run in enumerate(runs) if run.stage.name != "image")
+    first, last = requests[base], requests[-1]
     b, _, t, h, w = last.shape.bcthw
     sampling = [
         f"{request.sampler}, {count} steps, guidance {request.guidance or 0.0:g}"
@@ -175,7 +176,7 @@ def job_fields(runs: Sequence[StageRun], steps: Sequence[int]) -> dict[str, Any]
         "model": " then ".join(run.system.name for run in runs),
         "size": f"{b} × {t} frames of {w}×{h} at {last.fps:g} fps",
         "latent": " then ".join("×".join(map(str, run.latent)) for run in runs),
-        "steps": steps[0],
+        "steps": steps[base],
         "sampling": ", then ".join(sampling),
         "sampler": first.sampler or "",
         "guidance": first.guidance or 0.0,
@@ -186,7 +187,8 @@ def _reasons(count: int, width: int, steps: Sequence[int], cost: Cost | None, re
     reasons = [f"weights: {count:,} parameters × {width} bytes"]
     if cost:
         few, more = MEASURED_STEPS
-        sampling = " + ".join(f"{count} × {each:.3g} s" for count, each in zip(steps, cost.a_step, strict=True))
+        pairs = zip(steps, cost.a_step, strict=True)
+        sampling = " + ".join(f"{count} × {each:.3g} s" for count, each in pairs if each)
         return [
             *reasons,
             f"time: {sampling} + {cost.around:.3g} s, measured just now over {few} and {more} steps",
@@ -219,11 +221,12 @@ def _measure(model: Model, request: Request, runs: Sequence[StageRun], steps: Se
     finally:
         for _, handle in counters:
             handle.remove()
+    fixed = [number for number, run in enumerate(runs) if run.stage.name == "image"]  # its steps are its own
     a_step = max((seconds[1] - seconds[0]) / (more - few), 1e-6)
     calls_a_step = [(long - short) / (more - few) for short, long in zip(*calls, strict=True)]
     counts = zip(calls[0], calls_a_step, steps, strict=True)
     return Cost(
-        a_step=tuple(a_step * share for share in clock.shares()),
+        a_step=tuple(a_step * share for share in clock.shares(fixed)),
         around=max(seconds[0] - a_step * few, 0.0),
         calls=round(sum(short + each * (count - few) for short, each, count in counts)),
     )
@@ -241,10 +244,13 @@ class StepClock:
         elif isinstance(event, Step):
             self.stages[-1].append(time.perf_counter())
 
-    def shares(self) -> list[float]:
-        """Each stage's share of the time of one step of all stages."""
+    def shares(self, fixed: Sequence[int] = ()) -> list[float]:
+        """Each stage's share of the time of one step of all stages, without those at ``fixed``."""
         spent = [stage[-1] - stage[0] if stage else 0.0 for stage in self.stages]
-        return [each / sum(spent) if sum(spent) else 1 / len(spent) for each in spent]
+        if not sum(each for number, each in enumerate(spent) if number not in fixed):
+            spent = [1.0] * len(spent)
+        spent = [0.0 if number in fixed else each for number, each in enumerate(spent)]
+        return [each / sum(spent) for each in spent]
 
 
 def describe(result: Forecast) -> str:

@@ -19,7 +19,7 @@ from kinema.cli.requirements import ReplayInputs, Requirements, replay_inputs, r
 from kinema.cli.stopping import run_once
 from kinema.cli.verbs import GROUPS, MODEL, REPORTING, WRITING, model_options, open_model, preview_file
 from kinema.events import Note, Phase
-from kinema.schema import BadRequest
+from kinema.schema import BadRequest, flag
 
 if TYPE_CHECKING:
     from kinema.api import Model
@@ -32,7 +32,7 @@ ABOUT = (
 )
 EXAMPLE = "kinema replay box.mp4 --input image=photo.png -o again.mp4"
 REPLAY_GROUPS = {
-    "main options": ("output", "input", "model", "super_resolution", "allow_download"),
+    "main options": ("output", "input", "model", "image_model", "super_resolution", "allow_download"),
     **{heading: names for heading, names in GROUPS.items() if heading not in ("main options", "super-resolution")},
 }
 MAX_THREADS = 16
@@ -57,6 +57,14 @@ INPUTS = [
         path=True,
     ),
     Option(
+        "image_model",
+        str | None,
+        None,
+        "model that generated the first frame, if it does not ship with Kinema",
+        metavar="NAME|PATH",
+        path=True,
+    ),
+    Option(
         "super_resolution",
         str | None,
         None,
@@ -77,7 +85,7 @@ def replay(argv: Sequence[str]) -> int:
         raise BadRequest("--offline and --allow-download exclude each other; give one of them")
     settings = with_defaults([*WRITING, *REPORTING], given)
     from kinema.media.metadata import read_recipe
-    from kinema.recipes import checked, recorded, requests_of
+    from kinema.recipes import base_of, checked, recorded, requests_of
 
     path = Path(given["clip"])
     recipe = checked(read_recipe(path), path)
@@ -95,15 +103,16 @@ def replay(argv: Sequence[str]) -> int:
     preview = preview_file(settings["preview"], output)
     with display(quiet=settings["quiet"], json_events=settings["json_events"]) as show:
         requirements = requirements_of(recipe, requests)
-        variant = {"variant": recipe["stages"][0].get("variant")}
+        variant = {"variant": base_of(recipe).get("variant")}
         inputs = replay_inputs(requirements, requests, {**variant, **given}, path)
         if any(each.source != "ships" for each in requirements):
             show(Note(requirements.summary()))
         model = reopened(recipe, inputs, given)
         changes = differences(recipe, requirements, model.system, given)
-        for note in (*inputs.notes, *changes, *_super_resolution_differences(recipe, inputs, model, given)):
+        for note in (*inputs.notes, *changes, *_other_stage_differences(recipe, inputs, model, given)):
             show(Note(note))
-        clip = run_once(model, recorded(recipe, inputs.requests), inputs.requests[0], output, settings, show, preview)
+        base = inputs.requests[1 if base_of(recipe) is not recipe["stages"][0] else 0]
+        clip = run_once(model, recorded(recipe, inputs.requests), base, output, settings, show, preview)
         same, cause = compared(recipe, clip.recipe)
         if cause:
             show(Note(cause))
@@ -138,7 +147,9 @@ def compared(recipe: Mapping[str, Any], replayed: Mapping[str, Any]) -> tuple[bo
 
 def _in_one_batch(recipe: Mapping[str, Any]) -> bool:
     """Whether the guidance branches were computed in one batch."""
-    return bool(recipe["stages"][0].get("memory", {}).get("at_once", False))
+    from kinema.recipes import base_of
+
+    return bool(base_of(recipe).get("memory", {}).get("at_once", False))
 
 
 def verdict(same: bool | None, replayed: Path, original: Path) -> str:
@@ -174,7 +185,9 @@ def reopened(recipe: Mapping[str, Any], inputs: ReplayInputs, given: Mapping[str
         except BadRequest as error:
             message = f"the clip was generated on another machine: {error}; choose a device with --device"
             raise BadRequest(message) from None
-    overrides = _tuples(recipe["stages"][0].get("overrides") or {})
+    from kinema.recipes import base_of
+
+    overrides = _tuples(base_of(recipe).get("overrides") or {})
     return open_model(options, overrides=overrides, loras=inputs.loras, add=inputs.add)
 
 
@@ -182,7 +195,9 @@ def as_it_was(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recorded model options: device, precision, variant; threads and compilation if this machine supports them."""
     names = {long: short for short, long in machine.DTYPES.items()}
     options = {name: recipe.get(name) for name in ("device", "threads")}
-    options["variant"] = recipe["stages"][0].get("variant")
+    from kinema.recipes import base_of
+
+    options["variant"] = base_of(recipe).get("variant")
     options["dtype"] = names[recipe.get("dtype", "float32")]
     if (options["threads"] or 0) > MAX_THREADS * (os.cpu_count() or 1):
         del options["threads"]
@@ -218,9 +233,11 @@ def _changed(name: str, now: str, recorded: Any) -> str:
 def _other_weights(
     recipe: Mapping[str, Any], requirements: Requirements, system: System, given: Mapping[str, Any]
 ) -> list[str]:
-    now = weights_of({"weights": system.weights.hash})
+    from kinema.recipes import base_of
+
+    base, now = base_of(recipe), weights_of({"weights": system.weights.hash})
     hashes = {each.key: each.hash for each in requirements.added if each.hash}
-    recorded = weights_of(recipe["stages"][0]) | hashes
+    recorded = weights_of(base) | hashes
     named = {*(value.partition("=")[0] for value in given.get("add", ())), *([""] if "model" in given else [])}
     ships = {each.slot for each in system.weights.added if registry.called(each.source.path) in registry.PARTS}
     ships |= {""} if requirements.model.source == "ships" else set()
@@ -229,7 +246,7 @@ def _other_weights(
         was = recorded.get(slot, current if slot in ships else "none")
         if was == current:
             continue
-        what = f"add-on {printable(slot, 60)}" if slot else printable(str(recipe["stages"][0]["model"]), 100)
+        what = f"add-on {printable(slot, 60)}" if slot else printable(str(base["model"]), 100)
         if slot not in named:
             if was == "none" and given.get("allow_download"):
                 notes.append(f"the recipe has no hash of the weights of {what}, so they may not be those of the clip")
@@ -243,25 +260,32 @@ def _other_weights(
     return notes
 
 
-def _super_resolution_differences(
+def _other_stage_differences(
     recipe: Mapping[str, Any], inputs: ReplayInputs, model: Model, given: Mapping[str, Any]
 ) -> list[str]:
-    """Notes on the model of the super-resolution stage. Raises BadRequest for other weights the user did not name."""
-    if len(inputs.requests) < 2:
-        return []
-    from kinema.stages import beside
+    """Notes on the models of other stages than the base. Raises BadRequest for other weights the user did not name."""
+    from kinema.stages import beside, image_model
 
-    now = weights_of({"weights": beside(model.system, str(inputs.requests[1].super_resolution)).weights.hash})
-    was = weights_of(recipe["stages"][1])
-    if now == was or not was:
-        return []
-    hashes = _both(now[""], was[""])
-    if "super_resolution" not in given:
-        raise BadRequest(
-            f"the weights of the super-resolution model are not those the clip was generated with ({hashes}); pass "
-            "--super-resolution to name the file, or to accept these"
-        )
-    return [f"the weights of the super-resolution model are not those of the clip ({hashes})"]
+    notes = []
+    for stage, request in zip(recipe["stages"], inputs.requests, strict=True):
+        if stage.get("stage") == "image" and len(inputs.requests) > 1:
+            name, what, system = "image_model", "image", image_model(model.system, inputs.requests[1])
+        elif request.super_resolution is not None:
+            name, what = "super_resolution", "super-resolution"
+            system = beside(model.system, request.super_resolution)
+        else:
+            continue
+        now, was = weights_of({"weights": system.weights.hash}), weights_of(stage)
+        if now == was or not was:
+            continue
+        hashes = _both(now[""], was[""])
+        if name not in given:
+            raise BadRequest(
+                f"the weights of the {what} model are not those the clip was generated with ({hashes}); pass "
+                f"{flag(name)} to name the file, or to accept these"
+            )
+        notes.append(f"the weights of the {what} model are not those of the clip ({hashes})")
+    return notes
 
 
 def _other_loras(requirements: Requirements, system: System, given: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from kinema import registry
 from kinema.bounds import is_regular, printable, quoted
 from kinema.cli.verbs import additions
-from kinema.schema import BadRequest, Request
+from kinema.schema import BadRequest, Request, flag
 
 CACHED = re.compile(r"(?:.*[\\/])?models--([\w.-]+?)--([\w.-]+)[\\/]snapshots[\\/][^\\/]+(?:[\\/](.+))?")
 """A path in the Hugging Face cache, as the first recipes recorded it."""
@@ -57,10 +57,12 @@ class Requirements:
     inputs: tuple[Requirement, ...]
     super_resolution: Requirement | None = None
     """The model of the super-resolution stage, if there is one."""
+    image_model: Requirement | None = None
+    """The model of the image stage, if there is one."""
 
     def __iter__(self) -> Iterator[Requirement]:
-        second = [self.super_resolution] if self.super_resolution else []
-        return iter((self.model, *self.added, *self.loras, *second, *self.inputs))
+        others = [each for each in (self.image_model, self.super_resolution) if each]
+        return iter((self.model, *self.added, *self.loras, *others, *self.inputs))
 
     def summary(self) -> str:
         """The list as a note."""
@@ -73,7 +75,7 @@ class Requirements:
 class ReplayInputs:
     """What a replay opens: a model by name, add-ons by slot, LoRAs with weights, requests with the user's files.
 
-    The request of the second stage names its model. ``notes`` list inputs that are, or may be, other files than those
+    The requests name the models of other stages. ``notes`` list inputs that are, or may be, other files than those
     of the clip.
     """
 
@@ -89,7 +91,9 @@ class ReplayInputs:
 
 def requirements_of(recipe: Mapping[str, Any], requests: Sequence[Request]) -> Requirements:
     """The files a recipe (a `checked` one) needs, from its text alone. Raises `BadRequest` for a damaged recipe."""
-    base, *others = recipe["stages"]
+    from kinema.recipes import base_of
+
+    base = base_of(recipe)
     hashes = weights_of(base)
     model = _from(str(base["model"]), "model", hashes.get(""), "--model PATH")
     added, loras, weights = [], [], []
@@ -101,11 +105,24 @@ def requirements_of(recipe: Mapping[str, Any], requests: Sequence[Request]) -> R
         option = f"--lora PATH:{each['weight']:g}"
         loras.append(_from(each["file"], "LoRA", each["hash"], option, hub=False))
         weights.append(float(each["weight"]))
-    second = [
-        _from(str(stage["model"]), "model", weights_of(stage).get(""), "--super-resolution PATH") for stage in others
-    ]
+    others = {
+        field: _from(str(stage["model"]), "model", weights_of(stage).get(""), f"{option} PATH")
+        for field, (option, stage) in _other_stages(recipe).items()
+    }
     inputs = tuple(_inputs(recipe, requests))
-    return Requirements(model, tuple(added), tuple(loras), tuple(weights), inputs, *second)
+    return Requirements(model, tuple(added), tuple(loras), tuple(weights), inputs, **others)
+
+
+def _other_stages(recipe: Mapping[str, Any]) -> dict[str, tuple[str, Mapping[str, Any]]]:
+    """The stages before and after the base stage: the request's field that names their model, to its option and the
+    stage.
+    """
+    from kinema.recipes import base_of
+
+    stages, base = recipe["stages"], base_of(recipe)
+    at = next(number for number, stage in enumerate(stages) if stage is base)
+    before = {"image_model": ("--image-model", stage) for stage in stages[:at]}
+    return before | {"super_resolution": ("--super-resolution", stage) for stage in stages[at + 1 :]}
 
 
 def weights_of(stage: Mapping[str, Any]) -> dict[str, str]:
@@ -138,8 +155,9 @@ def _inputs(recipe: Mapping[str, Any], requests: Sequence[Request]) -> list[Requ
     from kinema.provenance import names
 
     own, extra = recipe.get("inputs") or {}, recipe.get("extra_inputs") or {}
-    inputs, files_by_key = [], requests[0].files()
-    if any(request.files() != files_by_key for request in requests):
+    clips = [request for request in requests if request.image_model is not None] or requests  # not the image stage
+    inputs, files_by_key = [], clips[0].files()
+    if any(request.files() != files_by_key for request in clips):
         raise BadRequest("the recipe is damaged: its stages have different images or clips")
     for key, value in files_by_key.items():
         name, option = registry.file_name(value), f'"{key}=PATH"' if " " in key else f"{key}=PATH"
@@ -168,18 +186,23 @@ def replay_inputs(
 ) -> ReplayInputs:
     """What the user gives, what ships and what is cached. Raises `BadRequest` for files that are missing.
 
-    ``given`` are the options of the command line: ``model``, ``super_resolution``, ``add``, ``lora``, ``input``,
+    ``given`` are the options of the command line: ``model``, ``image_model``, ``super_resolution``, ``add``, ``lora``, ``input``,
     ``allow_download``.
     """
     from kinema.cli.verbs import lora_weights
 
-    model, second, adds = given.get("model"), given.get("super_resolution"), additions(given.get("add", ()))
-    if second and not requirements.super_resolution:
-        raise BadRequest(f"{printable(clip.name, MAX_NAME)} has no super-resolution stage; omit --super-resolution")
+    model, adds = given.get("model"), additions(given.get("add", ()))
+    models = {name: getattr(requirements, name) for name in ("image_model", "super_resolution")}
+    for name, requirement in models.items():
+        if given.get(name) and not requirement:
+            stage = "image" if name == "image_model" else "super-resolution"
+            raise BadRequest(f"{printable(clip.name, MAX_NAME)} has no {stage} stage; omit {flag(name)}")
     inputs = _files(requirements.inputs, given.get("input", ()))
     needed = _on_hub("model", model, "--model PATH") if model else [requirements.model]
-    if requirements.super_resolution:
-        needed += _on_hub("model", second, "--super-resolution PATH") if second else [requirements.super_resolution]
+    for name, requirement in models.items():
+        if requirement:
+            other = given.get(name)
+            needed += _on_hub("model", other, requirement.option) if other else [requirement]
     needed += [each for each in requirements.added if each.key not in adds]
     needed += [each for slot, name in adds.items() for each in _on_hub(slot, str(name), f"--add {slot}=PATH")]
     needed += [] if "lora" in given else requirements.loras
@@ -192,8 +215,10 @@ def replay_inputs(
     from kinema.provenance import replaced
 
     completed = [replaced(request, families(), own, others) for request in requests]
-    if requirements.super_resolution:
-        completed[1] = completed[1].with_(super_resolution=second or _source_of(requirements.super_resolution))
+    for name, requirement in models.items():
+        if requirement:
+            source = given.get(name) or _source_of(requirement)
+            completed = [each.with_(**{name: source}) if getattr(each, name) else each for each in completed]
     loras = zip(map(_source_of, requirements.loras), requirements.weights, strict=True)
     return ReplayInputs(
         model or _source_of(requirements.model),

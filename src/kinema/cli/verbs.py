@@ -44,7 +44,7 @@ VERBS: dict[TaskName, Verb] = {
     ),
     "animate": Verb(
         "Generate a clip from an image: the image is the first frame, the last one (--last-image) or any frame "
-        "(--keyframe, with or without IMAGE); --region limits the motion to a part of it.",
+        "(--keyframe, with or without IMAGE), or is generated from the prompt first (--image-model); --region limits the motion to a part of it.",
         'kinema animate photo.png "a blue box slides left" -o box.mp4',
         ("image", "prompt"),
     ),
@@ -76,7 +76,19 @@ VERBS: dict[TaskName, Verb] = {
 }
 GROUPS: dict[str, tuple[str, ...]] = {
     "main options": (
-        *("output", "model", "last_image", "keyframes", "region", "mask", "outside", "every", "keep", "backward"),
+        *(
+            "output",
+            "model",
+            "image_model",
+            "last_image",
+            "keyframes",
+            "region",
+            "mask",
+            "outside",
+            "every",
+            "keep",
+            "backward",
+        ),
         *(
             "strength",
             "scale",
@@ -325,10 +337,13 @@ def request_options(task: TaskName) -> list[Option]:
 
 
 def request_from(task: TaskName, given: Mapping[str, Any]) -> Request:
-    """The request of these options; with two images or keyframes, a single positional argument is the prompt."""
+    """The request of these options; with other images given, or a model for them, a single positional argument is the
+    prompt.
+    """
     if task == "interpolate" and {"image", "last_image", "video"} <= given.keys() and "prompt" not in given:
         given = {**given, "prompt": given["video"], "video": None}
-    if task == "animate" and {"image", "keyframes"} <= given.keys() and "prompt" not in given:
+    others = {"keyframes", "image_model"} & given.keys()
+    if task == "animate" and "image" in given and others and "prompt" not in given:
         given = {**given, "prompt": given["image"], "image": None} if is_prompt(given["image"]) else given
     if given.get("motion") is not None:
         extra = given.get("extra", {})

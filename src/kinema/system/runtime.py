@@ -43,7 +43,7 @@ class Runtime:
         self.at_once = True
         """Whether the last memory plan allows two guidance branches in memory at the same time."""
         self.lock = threading.RLock()
-        self._other_stage: dict[str, Any] = {}
+        self._other_stages: dict[str, Any] = {}
         self._hash: Future[str] | None = None
         self._thread, self._threads = threading.get_ident(), torch.get_num_threads()
 
@@ -94,11 +94,15 @@ class Runtime:
                 self.loras.use(requested)
 
     def beside(self, name: str, opened: Callable[[], Any]) -> Any:
-        """Return the model of another generation stage, opening it if it is not the one cached."""
+        """Return the model of another generation stage, opening it if it is not cached.
+
+        Two are cached: an image model and a super-resolution model.
+        """
         with self.lock:
-            if name not in self._other_stage:
-                self._other_stage = {name: opened()}
-            return self._other_stage[name]
+            if name not in self._other_stages:
+                kept = list(self._other_stages.items())[-1:]
+                self._other_stages = {**dict(kept), name: opened()}
+            return self._other_stages[name]
 
     # ------------------------------------------------------------------------------ weight hashes
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import Tensor
+
 from kinema.canvas import Canvas
 from kinema.events import OnEvent
 from kinema.media import read
@@ -14,22 +16,31 @@ from kinema.media.containers import existing
 from kinema.media.pictures import is_picture
 from kinema.schema import BadRequest, Request
 from kinema.tasks.inpaint import check_region, generated_area
-from kinema.tasks.known import blank, first_frame, refuse_both
+from kinema.tasks.known import blank, first_frame, refuse_both, require_prompt
 from kinema.values import quoted
 
 
 def plan(request: Request) -> Request:
     """Check the images. Raises `BadRequest` without any, with two for frame 0, and for a loop without frame 0."""
-    if request.image is None and not request.keyframes:
+    if request.image_model is not None:
+        check_image_model(request)
+    elif request.image is None and not request.keyframes:
         raise BadRequest("animate needs an image or a keyframe: give its file")
     refuse_both(request, "last_image", "loop")
     check_region(request)
     check_start(request)
     if request.image is not None and "0" in request.keyframes:
         raise BadRequest("frame 0 is given twice, by the image and by keyframe 0: give one of them")
-    if request.loop and request.image is None and "0" not in request.keyframes:
+    if request.loop and request.image is None and request.image_model is None and "0" not in request.keyframes:
         raise BadRequest("--loop repeats frame 0 at the end, but frame 0 is not given: give an image or keyframe 0")
     return request
+
+
+def check_image_model(request: Request) -> None:
+    """Raise `BadRequest` if frame 0 is given besides the model that generates it, or if there is no prompt."""
+    if request.image is not None or "0" in request.keyframes:
+        raise BadRequest("frame 0 is given twice, by --image-model and by an image or keyframe 0: give one of them")
+    require_prompt(request)
 
 
 def check_start(request: Request) -> None:
@@ -43,9 +54,11 @@ def check_start(request: Request) -> None:
     read.probe(request.image, start=request.start)
 
 
-def canvas(request: Request, on_event: OnEvent) -> Canvas:
+def canvas(request: Request, on_event: OnEvent, image_B3THW: Tensor | None = None) -> Canvas:
+    """Return the canvas; ``image_B3THW`` is the frame that ``image_model`` generated, black before there is one."""
     video, mask = blank(request)
-    given = {
+    given = {} if request.image_model is None else {0: video[:, :, :1] - 1 if image_B3THW is None else image_B3THW}
+    given |= {
         frame: first_frame(request, file, on_event, None if frame or request.image is None else request.start)
         for frame, file in given_files(request).items()
     }
@@ -66,7 +79,7 @@ def given_files(request: Request) -> dict[int, str]:
     last = request.shape.frames - 1
     if beyond := [frame for frame in request.keyframes if int(frame) > last]:
         raise BadRequest(f"keyframe {beyond[0]} is beyond the end of the clip; expected 0 to {last}")
-    if last == 0 and request.last_image and request.image:
+    if last == 0 and request.last_image and (request.image or request.image_model):
         raise BadRequest("the only frame is given twice, by the image and by --last-image: ask for more --frames")
     end = "--last-image" if request.last_image else "--loop" if request.loop else ""
     if end and str(last) in request.keyframes:

@@ -242,7 +242,9 @@ def test_frames_that_are_not_4k_plus_1_are_said(model: Model, frames: int, gener
     assert clip.video.shape[2] == frames
     notes = [event.message for event in heard if isinstance(event, Note)]
     told = [note for note in notes if "the next supported count" in note]
-    expected = f"tiny.safetensors generates {generated} frames, the next supported count; {frames} are kept"
+    expected = (
+        f"tiny.safetensors generates {generated} frames, the next supported count, and the clip is cut to {frames}"
+    )
     assert told == ([] if generated is None else [expected])
     assert "height 26 snapped to 24, the nearest that tiny.safetensors supports" in notes
 
