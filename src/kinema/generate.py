@@ -59,8 +59,8 @@ def generate(
 
     ``noise`` is standard normal noise of the latent shape (B, C, T, h, w) that replaces the seed's; with several
     stages, a mapping from "image", "base" and "super-resolution". ``output="latents"`` returns latents in the clip's
-    ``video``; with several stages "latents:base" and so on. ``on_settled`` is called with the settled request, which has
-    the clip's size and rate, before any file is read; an exception from it ends the run. ``preview`` adds `Preview`
+    ``video``; with several stages "latents:base" and so on. ``on_settled`` is called with the settled request, which
+    has the clip's size and rate, before any file is read; an exception from it ends the run. ``preview`` adds `Preview`
     events (`kinema.previews`), which do not change the clip. Runs of the same system from other threads wait.
 
     Raises BadRequest for unsupported requests, before weights are loaded, and Cancelled once ``cancel`` is set

@@ -121,21 +121,11 @@ _GIVEN = ("honour", "reconstruction_weight", "fit")
 _REGION = ("mask", "region", "outside")
 _SUPER_RESOLUTION = ("super_resolution", "super_resolution_weight")
 _VIDEO = ("video", "start", "end")
+_IMAGES = ("image", "image_model", "last_image", "keyframes")
 FREE_INIT = ("free_init", "free_init_filter", "free_init_order", "free_init_stop", "free_init_fast")
 TAKES: dict[TaskName, tuple[str, ...]] = {
     "generate": ("loop", "every", *FREE_INIT, *_SUPER_RESOLUTION),
-    "animate": (
-        "image",
-        "image_model",
-        "start",
-        "last_image",
-        "keyframes",
-        "loop",
-        *_REGION,
-        *_GIVEN,
-        *FREE_INIT,
-        *_SUPER_RESOLUTION,
-    ),
+    "animate": (*_IMAGES, "start", "loop", *_REGION, *_GIVEN, *FREE_INIT, *_SUPER_RESOLUTION),
     "interpolate": (*_VIDEO, "image", "last_image", "every", *_GIVEN, *FREE_INIT, *_SUPER_RESOLUTION),
     "extend": (*_VIDEO, "keep", "backward", "loop", *_GIVEN, *FREE_INIT, *_SUPER_RESOLUTION),
     "inpaint": (*_VIDEO, *_REGION, *_GIVEN, *FREE_INIT, *_SUPER_RESOLUTION),

@@ -1,4 +1,4 @@
-"""The stages of a request, each with its settled request: the base stage, an image before it, super-resolution after it."""
+"""The stages of a request, each with its settled request: an optional image, the base, optional super-resolution."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def _side(asked: int | None, small: Lattice, large: Lattice, factor: int) -> int
 
 
 def _upper_request(system: System, upper: System, request: Request, on_event: OnEvent) -> Request:
-    """Return the request of super-resolution, without its size and without options that only the base model supports."""
+    """Return the request of super-resolution, without its size and without the base model's own options."""
     own, changes = upper.family.sampling.defaults(upper.config), dict[str, Any](loras=None, overlap=None)
     if upper.family.name != system.family.name:
         changes["extra"] = {}  # options of the other family

@@ -38,7 +38,7 @@ def cache(argv: Sequence[str]) -> int:
         sys.stdout.write(as_json(entries, indent=2) + "\n")
     else:
         sys.stdout.writelines(
-            f"{name:<12} {value:,}\n" if isinstance(value, int) else f"{name:<12} {printable(value)}\n"
+            f"{name:<12} {value:,}\n" if isinstance(value, int) else f"{name:<12} {printable(str(value))}\n"
             for name, value in entries.items()
         )
     return 0

@@ -121,8 +121,8 @@ def _other_stages(recipe: Mapping[str, Any]) -> dict[str, tuple[str, Mapping[str
 
     stages, base = recipe["stages"], base_of(recipe)
     at = next(number for number, stage in enumerate(stages) if stage is base)
-    before = {"image_model": ("--image-model", stage) for stage in stages[:at]}
-    return before | {"super_resolution": ("--super-resolution", stage) for stage in stages[at + 1 :]}
+    found = {"image_model": ("--image-model", stages[0])} if at else {}
+    return found | ({"super_resolution": ("--super-resolution", stages[-1])} if len(stages) > at + 1 else {})
 
 
 def weights_of(stage: Mapping[str, Any]) -> dict[str, str]:
@@ -186,8 +186,8 @@ def replay_inputs(
 ) -> ReplayInputs:
     """What the user gives, what ships and what is cached. Raises `BadRequest` for files that are missing.
 
-    ``given`` are the options of the command line: ``model``, ``image_model``, ``super_resolution``, ``add``, ``lora``, ``input``,
-    ``allow_download``.
+    ``given`` are the options of the command line: ``model``, ``image_model``, ``super_resolution``, ``add``, ``lora``,
+    ``input``, ``allow_download``.
     """
     from kinema.cli.verbs import lora_weights
 

@@ -44,7 +44,8 @@ VERBS: dict[TaskName, Verb] = {
     ),
     "animate": Verb(
         "Generate a clip from an image: the image is the first frame, the last one (--last-image) or any frame "
-        "(--keyframe, with or without IMAGE), or is generated from the prompt first (--image-model); --region limits the motion to a part of it.",
+        "(--keyframe, with or without IMAGE), or another model generates it first (--image-model); --region limits the "
+        "motion to a part of it.",
         'kinema animate photo.png "a blue box slides left" -o box.mp4',
         ("image", "prompt"),
     ),
@@ -76,32 +77,9 @@ VERBS: dict[TaskName, Verb] = {
 }
 GROUPS: dict[str, tuple[str, ...]] = {
     "main options": (
-        *(
-            "output",
-            "model",
-            "image_model",
-            "last_image",
-            "keyframes",
-            "region",
-            "mask",
-            "outside",
-            "every",
-            "keep",
-            "backward",
-        ),
-        *(
-            "strength",
-            "scale",
-            "motion",
-            "seed",
-            "frames",
-            "width",
-            "height",
-            "size",
-            "steps",
-            "guidance",
-            "negative_prompt",
-        ),
+        *("output", "model", "image_model", "last_image", "keyframes", "region", "mask", "outside", "every", "keep"),
+        *("backward", "strength", "scale", "motion", "seed", "frames", "width", "height", "size", "steps", "guidance"),
+        "negative_prompt",
     ),
     "clip": ("image", "start", "end", "prompt_spans", "fps", "loop", "clips", "fit"),
     "sampling": (
@@ -337,9 +315,7 @@ def request_options(task: TaskName) -> list[Option]:
 
 
 def request_from(task: TaskName, given: Mapping[str, Any]) -> Request:
-    """The request of these options; with other images given, or a model for them, a single positional argument is the
-    prompt.
-    """
+    """The request of these options; with other images or an image model, a single positional argument is the prompt."""
     if task == "interpolate" and {"image", "last_image", "video"} <= given.keys() and "prompt" not in given:
         given = {**given, "prompt": given["video"], "video": None}
     others = {"keyframes", "image_model"} & given.keys()

@@ -22,7 +22,7 @@ from kinema.diffusion.parameterise import Denoiser, Parameterisation
 from kinema.diffusion.schedules import NoiseLevel, Schedule, Spacing
 from kinema.events import OnEvent
 from kinema.grid import Lattice
-from kinema.schema import Request, Shape
+from kinema.schema import Request
 from kinema.system.files import Checkpoints
 from kinema.system.training import Training
 from kinema.system.weights import Weights
@@ -183,11 +183,12 @@ class Sampling(Protocol):
         Called before weights are loaded.
         """
 
-    def check_ready(self, system: Opened, request: Request) -> None:
+    def check_ready(self, system: Opened, request: Request) -> None:  # noqa: ARG002
         """Raise BadRequest for files besides the weights that the request needs and this machine lacks.
 
         Called before weights are loaded; text encoders and vocabularies are such files.
         """
+        return
 
     def extra_help(self, config: Any) -> Mapping[str, str]:  # noqa: ARG002
         """Return one line of help for each option in ``extra``, by name."""

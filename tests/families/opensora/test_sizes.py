@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from kinema.families.opensora.config import PRESETS
-from kinema.families.opensora.family import FAMILY
 from kinema.families.opensora.sizes import RATIOS, WIDE, pixels, size, sizes
 from kinema.schema import BadRequest
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from kinema import registry
 from kinema.canvas import Canvas
 from kinema.conditioning import t5
 from kinema.conditioning.pocket import PocketTokenizer, say_unknown
@@ -24,10 +23,9 @@ from kinema.families.opensora.layout import latent_grid
 from kinema.families.opensora.model import OpenSora, read_words
 from kinema.families.opensora.options import OF_IMAGES, SWITCHES
 from kinema.families.opensora.prompts import completed
-from kinema.schema import BadRequest, Request
+from kinema.schema import Request
 from kinema.system import Batch, Conditions, Opened
 from kinema.vae.placing import placed
-from kinema.values import quoted
 
 Text = tuple[Tensor, Tensor]
 """``(states B×M×F, pooled B×F)``."""
@@ -79,7 +77,9 @@ def _encoded(system: Opened, prompts: Sequence[str], on_event: OnEvent) -> Text:
 
 
 def place(system: Opened) -> t5.Place:
-    """Where the model's text encoders are looked for: files that the user added, beside its weights, the hub's cache."""
+    """Where the model's text encoders are looked for: files that the user added, then beside its weights, then the
+    hub's cache.
+    """
     added = {each.slot: each.source.path for each in system.weights.added if each.slot in (t5.T5.slot, t5.CLIP.slot)}
     return t5.Place(system.weights.path, system.device, offline=system.offline, named=added)
 

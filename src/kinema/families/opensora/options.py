@@ -60,10 +60,9 @@ def check(config: Config, request: Request) -> None:
     _check_image_options(config, request)
     if "decode_overlap" in extra and "decode_chunk" not in extra:
         raise BadRequest("decode_overlap applies only with decode_chunk: give decode_chunk, or leave it out")
-    if extra.get("decode_overlap", 0) >= extra.get("decode_chunk", 4097):
-        raise BadRequest(
-            f"decode_overlap is {extra['decode_overlap']}; expected less than the decode_chunk of {extra['decode_chunk']}"
-        )
+    chunk, overlap = extra.get("decode_chunk"), extra.get("decode_overlap", 0)
+    if chunk is not None and overlap >= chunk:
+        raise BadRequest(f"decode_overlap is {overlap}; expected less than the decode_chunk of {chunk}")
     if "motion_score" in extra:
         _check_motion_score(request)
 
