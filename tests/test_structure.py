@@ -93,7 +93,7 @@ def test_a_family_is_where_the_registry_says_and_has_its_pages(name):
 
 
 AWAITED = {
-    "kinema.nn.rope": "Wan's transformer turns its queries and keys over frames, rows and columns as Open-Sora 2.0's does",
+    "kinema.nn.rope": "Wan's transformer rotates queries and keys over space and time, as Open-Sora 2.0's does",
     "kinema.nn.sd_unet": "Lumiere inflates the image model that AnimateDiff moves, and families never meet",
 }
 """Blocks of ``nn`` that one owner uses as yet, and why they are there already."""

@@ -13,7 +13,7 @@ from einops import EinopsError
 from torch import Tensor
 
 from kinema.api import Model, load
-from kinema.families.opensora import conditioning, training
+from kinema.families.opensora import conditioning, recipe
 from kinema.families.opensora.config import TINY, TINY_DC_AE, Config
 from kinema.families.opensora.family import FAMILY
 from kinema.families.opensora.layout import latent_grid
@@ -105,7 +105,7 @@ def test_the_loss_is_its_closed_form_for_a_network_of_constant_output(preset: Co
 
     model.transformer = Constant()
     with torch.no_grad():
-        found = training.loss(model, preset, told, torch.Generator().manual_seed(7))
+        found = recipe.loss(model, preset, told, torch.Generator().manual_seed(7))
         x0 = model.vae.encode(told.video) * preset.scale
     t, eps = drawn(preset, x0, torch.Generator().manual_seed(7))
     t5 = t[:, None, None, None, None]
@@ -121,7 +121,7 @@ def test_given_frames_are_conditioned_on_and_count_in_the_loss(fill: Any) -> Non
     forward = model.transformer.forward
     model.transformer.forward = lambda *args: seen.append(args[4]) or forward(*args)
     for given in (0, 1, 9):
-        training.loss(model, TINY, batch(TINY, given=given), torch.Generator().manual_seed(7))
+        recipe.loss(model, TINY, batch(TINY, given=given), torch.Generator().manual_seed(7))
     none, first, every = (each[:, :1, :, 0, 0].tolist() for each in seen)
     assert none == [[[0, 0, 0]]] * 3
     assert first == [[[1, 0, 0]]] * 3
@@ -135,7 +135,7 @@ def test_given_frames_are_conditioned_on_and_count_in_the_loss(fill: Any) -> Non
 def test_only_the_transformer_and_the_words_learn(fill: Any) -> None:
     model = FAMILY.build(TINY)
     fill(model, 3, std=0.1)
-    training.loss(model, TINY, batch(TINY), torch.Generator().manual_seed(7)).sum().backward()
+    recipe.loss(model, TINY, batch(TINY), torch.Generator().manual_seed(7)).sum().backward()
     learning = {name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad}
     moved = {name.partition(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert learning == moved == {"transformer", "words"}
@@ -156,7 +156,7 @@ def test_an_empty_caption_is_the_negative_prompt(fill: Any) -> None:
 
 def test_the_mix_of_given_frames_is_that_of_the_image_to_video_stage() -> None:
     """t2v 1, i2v head 5, loop 1, tail 1, of 8."""
-    told = training.settings(TINY)
+    told = recipe.settings(TINY)
     assert told.canvas_mix == {"nothing": 1 / 8, "first": 5 / 8, "ends": 1 / 8, "suffix": 1 / 8}
     assert told.learning_rate == 5e-5
 

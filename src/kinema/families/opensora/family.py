@@ -12,7 +12,7 @@ from kinema.diffusion.guidance import Guidance
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import NoiseLevel, RectifiedFlow
 from kinema.events import OnEvent
-from kinema.families.opensora import conditioning, layout, options, process, sizes, training
+from kinema.families.opensora import conditioning, layout, options, process, recipe, sizes
 from kinema.families.opensora.codec import VideoCodec, codec_of
 from kinema.families.opensora.conditioning import Condition
 from kinema.families.opensora.config import PRESETS, Config, from_json, to_json
@@ -106,8 +106,8 @@ class OpenSoraCheckpoints(Checkpoints):
 class OpenSoraTraining(Training):
     """How it is trained."""
 
-    loss = staticmethod(training.loss)
-    recipe = staticmethod(training.settings)
+    loss = staticmethod(recipe.loss)
+    recipe = staticmethod(recipe.settings)
 
 
 class OpenSoraFamily:
