@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kinema import atomic
-from kinema.atomic import AlreadyExists, beside, check_folder, numbered, refuse_foreign, replacing, sync, tidy
+from kinema.atomic import AlreadyExists, check_folder, numbered, refuse_foreign, replacing, sync, tidy, write_numbered
 from kinema.schema import BadRequest
 
 
@@ -288,7 +288,7 @@ def test_a_taken_name_is_replaced_by_the_next_number(tmp_path: Path) -> None:
         written(path, text, folder=False)
         return path
 
-    names = [beside(tmp_path / "a", partial(write, text=text)) for text in "xyz"]
+    names = [write_numbered(tmp_path / "a", partial(write, text=text)) for text in "xyz"]
     assert [path.name for path in names] == ["a", "a-2", "a-3"]
     assert [path.read_text() for path in names] == ["x", "y", "z"]
 
