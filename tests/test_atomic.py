@@ -146,9 +146,7 @@ def test_an_exclusive_writer_does_not_follow_a_dangling_link(tmp_path: Path) -> 
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_exclusive_writes_work_without_hard_links(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exclusive_writes_work_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, "no links here")
 

@@ -246,9 +246,7 @@ def test_recorded_super_resolution_blocks_are_used(pair: Model) -> None:
         (0, {"clips": 2}),
     ],
 )
-def test_stages_that_do_not_match_are_refused_before_sampling(
-    pair: Model, stage: int, changes: dict[str, Any]
-) -> None:
+def test_stages_that_do_not_match_are_refused_before_sampling(pair: Model, stage: int, changes: dict[str, Any]) -> None:
     request = {"task": "generate", "prompt": "a red ball", "seed": 7, "steps": 1}
     base, large = ({**request, "frames": f, "height": side, "width": side} for f, side in ((3, 16), (12, 32)))
     large |= {"super_resolution": "large", "every": 4}

@@ -339,9 +339,7 @@ def lattices(small: int, large: int) -> tuple[Lattice, Lattice]:
     large=st.sampled_from([4, 16, 24]),
     factor=st.integers(2, 5),
 )
-def test_the_base_side_is_the_nearest_that_both_models_support(
-    asked: int, small: int, large: int, factor: int
-) -> None:
+def test_the_base_side_is_the_nearest_that_both_models_support(asked: int, small: int, large: int, factor: int) -> None:
     one, other = lattices(small, large)
     side = _side(asked, one, other, factor)
     assert side is not None

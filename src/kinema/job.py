@@ -119,7 +119,9 @@ class StageRun:
 # -------------------------------------------------------------------------------- building a job
 
 
-def plan_job(system: System, asked: JobSource, on_event: OnEvent = ignore, on_settled: OnSettled = accept) -> list[StageRun]:
+def plan_job(
+    system: System, asked: JobSource, on_event: OnEvent = ignore, on_settled: OnSettled = accept
+) -> list[StageRun]:
     """Build a job with its memory plans and report each choice. Raises BadRequest for unsupported requests."""
     works: list[StageRun] = []
     stages = build_job(system, asked, on_event, on_settled)

@@ -80,7 +80,9 @@ def paths(system: System, request: Request) -> dict[str, str]:
     files = {"model": system.weights.path} if system.weights.path else {}
     files |= {f"added {each.slot}": each.source.path for each in system.weights.added}
     files |= {f"lora {number}": file.path for number, file in enumerate(system.loras.files, 1)}
-    if request.super_resolution is not None and (upper := super_resolution_model(system, request.super_resolution).weights.path):
+    if request.super_resolution is not None and (
+        upper := super_resolution_model(system, request.super_resolution).weights.path
+    ):
         files["super_resolution"] = upper
     files |= {name: Path(file) for name, file in request.files().items()}
     files |= {name: Path(file) for file, name in names_of(system.family, request).items()}

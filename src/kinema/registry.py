@@ -79,8 +79,7 @@ def weight_file(file: str) -> Path:
 
 
 def add_on_file(name: str | Path) -> str | Path:
-    """Return the path of an included add-on by name; other names unchanged. Write ``./name`` for a file of that name.
-    """
+    """Return the path of an included add-on by name; other names unchanged. ``./name`` is a file of that name."""
     return weight_file(f"{name}.safetensors") if isinstance(name, str) and name in ADD_ONS else name
 
 

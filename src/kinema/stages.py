@@ -167,8 +167,7 @@ def _side(asked: int | None, small: Lattice, large: Lattice, factor: int) -> int
 
 
 def _upper_request(system: System, upper: System, request: Request, on_event: OnEvent) -> Request:
-    """Return the request of super-resolution, without its size and without options that only the base model supports.
-    """
+    """Return the request of super-resolution, without size and without options that only the base model supports."""
     own, changes = upper.family.sampling.defaults(upper.config), dict[str, Any](loras=None, overlap=None)
     if upper.family.name != system.family.name:
         changes["extra"] = {}  # options of the other family

@@ -108,7 +108,9 @@ def matches(value: Any, hint: Any) -> bool:  # noqa: PLR0911 (one return per kin
             return all(matches(each, inner[0]) for each in value)
         return len(value) == len(inner) and all(map(matches, value, inner))
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(matches(k, inner[0]) and matches(v, inner[1]) for k, v in value.items())
+        return isinstance(value, Mapping) and all(
+            matches(k, inner[0]) and matches(v, inner[1]) for k, v in value.items()
+        )
     if hint is float:
         return isinstance(value, float) or (type(value) is int and value.bit_length() < 1024)
     if hint is int:

@@ -35,7 +35,9 @@ def enlarged(z_BCTHW):
 def test_parts_of_a_local_decoder_equal_the_whole(size, overlap):
     z = torch.randn(2, 4, 11, 5, 6, dtype=torch.float64)
     assert torch.allclose(decode_blended(enlarged, z, FRAMES, size, overlap), enlarged(z), atol=1e-12)
-    assert torch.allclose(decode_blended(enlarged, z, COLUMNS, min(size, 5), overlap % 3, stride=8), enlarged(z), atol=1e-12)
+    assert torch.allclose(
+        decode_blended(enlarged, z, COLUMNS, min(size, 5), overlap % 3, stride=8), enlarged(z), atol=1e-12
+    )
     assert torch.allclose(decode_tiled(enlarged, z, 4, 8), enlarged(z), atol=1e-12)
 
 

@@ -145,7 +145,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     unfilled = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
     if unfilled:
         raise RuntimeError(
-            f"{first_names(unfilled)} are not in the state dict and are still on the meta device; create them on a real one"
+            f"{first_names(unfilled)} are not in the state dict and still on the meta device; create them on a real one"
         )
 
 
@@ -261,7 +261,9 @@ def _choose(folder: Path, found: list[tuple[str | None, str]], variant: str | No
         missing = f"weights of the variant {variant!r}" if variant else "weights without a variant"
         raise BadRequest(f"the folder {folder} has no {missing}; its variants: {', '.join(kinds) or 'none'}")
     if len(names) > 1:
-        raise BadRequest(f"the folder {folder} has {len(names)} weight files ({first_names(names)}); name the one to load")
+        raise BadRequest(
+            f"the folder {folder} has {len(names)} weight files ({first_names(names)}); name the one to load"
+        )
     return names[0]
 
 
@@ -410,7 +412,7 @@ def merge(found: dict[str, Any], new: Mapping[str, Any], file: Path) -> None:
     duplicates = [name for name in new if name in found]
     if duplicates:
         raise BadRequest(
-            f"{file.name} has {counted(len(duplicates), 'tensor')} that another shard also has ({first_names(duplicates)})"
+            f"{file.name} has {counted(len(duplicates), 'tensor')} that another shard has too ({first_names(duplicates)})"
         )
     found.update(new)
 

@@ -58,7 +58,8 @@ def _only_file(name: str, folder: Path, offline: bool | None) -> Path:
     if not names:
         raise BadRequest(f"the hub repository {name} has neither a pipeline nor a weight file")
     raise BadRequest(
-        f"the hub repository {name} has {len(names)} weight files ({first_names(names)}); name one, such as {name}/{names[0]}"
+        f"the hub repository {name} has {len(names)} weight files ({first_names(names)}); name one, such as "
+        f"{name}/{names[0]}"
     )
 
 

@@ -118,7 +118,10 @@ def _read(  # noqa: PLR0917 (all that a file is checked against)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
         raise BadRequest(f"the weight of the LoRA {path} is {weight!r}; expected a number")
     if abs(weight) > MOST:
-        raise BadRequest(f"the weight of the LoRA {path} is {plain_number(weight)}; expected {plain_number(-MOST)} to {plain_number(MOST)}")
+        raise BadRequest(
+            f"the weight of the LoRA {path} is {plain_number(weight)}; expected {plain_number(-MOST)} to "
+            f"{plain_number(MOST)}"
+        )
     source = Source(path)
     if not is_lora(source.header):
         raise BadRequest(f"{path} is not a LoRA: it is {describe(source)}; expected a LoRA file")

@@ -213,7 +213,9 @@ def text_rows(c: ImageSizes) -> Iterator[Row]:
     for n, size in enumerate(c.text):
         sizes = (size.width, size.mlp, size.layers, size.vocabulary, size.length)
         if n == 1:
-            yield from prefixed(XL_TEXT[1], "text_encoder_2.", ldm.open_clip_text(*sizes, size.projection or size.width))
+            yield from prefixed(
+                XL_TEXT[1], "text_encoder_2.", ldm.open_clip_text(*sizes, size.projection or size.width)
+            )
         else:
             prefix = TEXT if len(c.text) == 1 else XL_TEXT[0]
             yield from prefixed(prefix, "text_encoder.", ldm.hugging_face_text(*sizes))

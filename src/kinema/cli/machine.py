@@ -206,7 +206,9 @@ def _precision(device: torch.device) -> str:
     def text(*, auto: bool) -> str:
         files: dict[str, list[str]] = {}
         for stored in (torch.float16, torch.bfloat16, torch.float32):
-            files.setdefault(dtype_name(default_policy(device, stored, auto=auto).computed), []).append(dtype_name(stored))
+            files.setdefault(dtype_name(default_policy(device, stored, auto=auto).computed), []).append(
+                dtype_name(stored)
+            )
         if len(files) == 1:
             return next(iter(files))
         if all(stored == [computed] for computed, stored in files.items()):

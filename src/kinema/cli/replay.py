@@ -103,7 +103,9 @@ def replay(argv: Sequence[str]) -> int:
         changes = differences(recipe, requirements, model.system, given)
         for note in (*inputs.notes, *changes, *_super_resolution_differences(recipe, inputs, model, given)):
             show(Note(note))
-        clip = run_once(model, replayed_stages(recipe, inputs.requests), inputs.requests[0], output, settings, show, preview)
+        clip = run_once(
+            model, replayed_stages(recipe, inputs.requests), inputs.requests[0], output, settings, show, preview
+        )
         same, cause = compared(recipe, clip.recipe)
         if cause:
             show(Note(cause))
@@ -251,7 +253,9 @@ def _super_resolution_differences(
         return []
     from kinema.stages import super_resolution_model
 
-    now = weights_of({"weights": super_resolution_model(model.system, str(inputs.requests[1].super_resolution)).weights.hash})
+    now = weights_of(
+        {"weights": super_resolution_model(model.system, str(inputs.requests[1].super_resolution)).weights.hash}
+    )
     was = weights_of(recipe["stages"][1])
     if now == was or not was:
         return []

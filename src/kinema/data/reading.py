@@ -31,7 +31,7 @@ EMPTY_WEIGHT = 0.1
 def reading_loss(
     logits_BSK: Tensor, scenes: Sequence[Scene | None], grid: tuple[int, int, int], *, camera: bool = True
 ) -> Tensor:
-    """Cross-entropy of the `READING_CLASSES` logits at every place against the scene graphs, [B]; 0 for a clip without one.
+    """Cross-entropy of the `READING_CLASSES` logits at every place against the scene graphs, [B]; 0 without a graph.
 
     With ``camera`` False, K excludes the camera's classes.
     """
@@ -50,7 +50,7 @@ def reading_loss(
 
 
 def location_loss(logits_BSK: Tensor, scenes: Sequence[Scene | None], grid: tuple[int, int, int]) -> Tensor:
-    """Cross-entropy of the `OFFSET_CLASSES` logits against the first object's offset, [B]; 0 for a clip without a scene graph.
+    """Cross-entropy of the `OFFSET_CLASSES` logits against the first object's offset, [B]; 0 without a scene graph.
 
     The target is interpolated linearly between the two nearest classes; frames are weighted by the object's
     visibility.

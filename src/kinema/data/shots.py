@@ -64,8 +64,8 @@ def cut(
     ``follow_links`` as in `kinema.data.listing.scan`.
 
     No file in ``out`` is overwritten. The same call resumes interrupted work; the list gets its final name when all
-    shots are written (`kinema.data.shot_folder`). Raises BadRequest if there is no clip, if ``out`` holds a list or a file
-    whose name is needed, or while another process writes shots into it.
+    shots are written (`kinema.data.shot_folder`). Raises BadRequest if there is no clip, if ``out`` holds a list or a
+    file whose name is needed, or while another process writes shots into it.
     """
     if not 0 < least_seconds <= most_seconds:
         raise BadRequest(

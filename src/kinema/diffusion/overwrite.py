@@ -179,7 +179,7 @@ STEP_FRACTIONS = 4 / 50, 9 / 50
 def time_to_move(levels: NoiseLevel, noise: tuple[float, float] = OBJECT_MOTION) -> tuple[int, int]:
     """Return the last states that hold the background and the moving objects (Time-to-Move, published code).
 
-    They are the states closest to the given noise levels (`release_at_level`), so that one rule serves every schedule and
+    They are the states closest to the given noise levels (`release_at_level`), so one rule serves every schedule and
     number of steps. If no level is as noisy as the first one (Stable Diffusion's betas end near 0.936), both would be
     the same state; then CogVideoX's fractions of the steps are used.
     """

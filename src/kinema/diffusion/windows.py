@@ -125,12 +125,16 @@ class AttentionWindow:
     weight_T: Tensor
 
 
-def attention_windows(total: int, length: int, overlap: int, weights: WindowWeights, looped: bool = False) -> tuple[AttentionWindow, ...]:
+def attention_windows(
+    total: int, length: int, overlap: int, weights: WindowWeights, looped: bool = False
+) -> tuple[AttentionWindow, ...]:
     """Return the windows as `AttentionWindow`s; an empty tuple if the clip fits in one window."""
     placed = windows(total, length, overlap, looped)
     if len(placed) == 1:
         return ()
-    return tuple(AttentionWindow(frames, weight) for frames, weight in zip(placed, blend(placed, weights, looped), strict=True))
+    return tuple(
+        AttentionWindow(frames, weight) for frames, weight in zip(placed, blend(placed, weights, looped), strict=True)
+    )
 
 
 @dataclass

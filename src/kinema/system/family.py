@@ -191,7 +191,9 @@ class Sampling(Protocol):
         Called once per clip, however many blocks of frames it has.
         """
 
-    def condition(self, system: OpenedModel, text: Any, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
+    def condition(
+        self, system: OpenedModel, text: Any, request: Request, canvas: Canvas, on_event: OnEvent
+    ) -> Conditions:
         """Return the conditioning of each branch from text, images and scalars.
 
         ``text`` is the result of `encode_prompt`; ``request`` and ``canvas`` describe one block of frames. Batch items

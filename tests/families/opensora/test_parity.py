@@ -1,6 +1,6 @@
-"""Parity with Open-Sora's own code (recorded by tools/record_opensora.py), with diffusers' Flux and its HunyuanVideo VAE.
+"""Parity with Open-Sora's own code (recorded by tools/record_opensora.py) and with diffusers' Flux and HunyuanVideo VAE.
 
-Tolerances are of the largest value. Weights have a deviation of 0.15: with smaller ones a wrong rotary layout hardly shows.
+Tolerances are relative to the largest value. Weights have a deviation of 0.15: smaller ones hide a wrong rotary layout.
 """
 
 from __future__ import annotations

@@ -373,7 +373,9 @@ def test_losses_are_lowest_for_the_true_sprite(tiny: Zoetrope) -> None:
     target = sprite_losses.scene_targets(scenes, seen, 16)
     right = seen.sprite_BCNN.detach().clone()
     right[:, -1] = target.distance_BNN
-    assert sprite_losses.shape_loss(right, target).max() < 1e-6 < sprite_losses.shape_loss(right.roll(1, -1), target).min()
+    assert (
+        sprite_losses.shape_loss(right, target).max() < 1e-6 < sprite_losses.shape_loss(right.roll(1, -1), target).min()
+    )
     turned = target.pose.angle_BT + 2 * math.pi / 5  # to a star's next point, with the same outline
     angle = torch.arange(rotation.STEPS) * (2 * math.pi / rotation.STEPS)
     fives, wrong = torch.tensor([5.0]), []

@@ -60,7 +60,9 @@ class OpenSoraSampling(Sampling):
     def check(self, config: Config, request: Request) -> None:  # noqa: ARG002
         conditioning.check_extra(request)
 
-    def encode_prompt(self, system: OpenedModel, request: Request, on_event: OnEvent) -> Mapping[str, conditioning.Text]:
+    def encode_prompt(
+        self, system: OpenedModel, request: Request, on_event: OnEvent
+    ) -> Mapping[str, conditioning.Text]:
         return conditioning.encode_prompt(system, request, on_event)
 
     def condition(  # noqa: PLR0917

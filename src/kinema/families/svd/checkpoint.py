@@ -217,7 +217,9 @@ def open_sgm(path: Path, variant_name: str | None = None) -> Opened | None:
         return None
     mapping = table(outline)
     mapping.check_foreign(shapes_of(source.header), path.name)
-    native = {name: (shape, source.header[mapping.by_native[name][0].foreign][1]) for name, shape in mapping.native.items()}
+    native = {
+        name: (shape, source.header[mapping.by_native[name][0].foreign][1]) for name, shape in mapping.native.items()
+    }
     extra = {name: entry for name, entry in source.header.items() if not mapping.by_foreign[name].native}
 
     def read(name: str) -> Tensor:

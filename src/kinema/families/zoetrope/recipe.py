@@ -91,10 +91,14 @@ def sprite_loss(
     """Loss of the sprite, ``[B]``; only coverage and outline count while noise still hides the object."""
     target = sprite_losses.scene_targets(scenes, estimate, estimate.composite_BCTHW.shape[-1])
     cover = cover_targets(scenes, estimate.cover_logits_B1THW.detach())
-    cover_B = sprite_losses.COVER_WEIGHT * placement_loss(estimate.cover_logits_B1THW, cover, object_mask(scenes, cover), scenes)
+    cover_B = sprite_losses.COVER_WEIGHT * placement_loss(
+        estimate.cover_logits_B1THW, cover, object_mask(scenes, cover), scenes
+    )
     single_B = sprite_losses.SINGLE_WEIGHT * sprite_losses.single_object_loss(estimate, scenes, target)
     shape_B = sprite_losses.SHAPE_WEIGHT * sprite_losses.shape_loss(estimate.sprite_BCNN, target)
-    pose_B = sprite_losses.COMPOSITE_WEIGHT * composite_B + sprite_losses.POSE_WEIGHT * sprite_losses.pose_loss(estimate, target)
+    pose_B = sprite_losses.COMPOSITE_WEIGHT * composite_B + sprite_losses.POSE_WEIGHT * sprite_losses.pose_loss(
+        estimate, target
+    )
     return cover_B + single_B + shape_B + target.single_B * localised_B * pose_B
 
 

@@ -153,7 +153,9 @@ def test_every_position_predicts_the_offset_of_the_object():
         return read
 
     even, none = reading.location_loss(torch.zeros(2, 32, sum(reading.OFFSET_CLASSES)), [at(0.5, 0.5), None], grid)
-    assert float(even) == pytest.approx(0.5 * 2 * np.log(reading.OFFSET_CLASSES[0]), rel=1e-6)  # visible in one of two frames
+    assert float(even) == pytest.approx(
+        0.5 * 2 * np.log(reading.OFFSET_CLASSES[0]), rel=1e-6
+    )  # visible in one of two frames
     assert float(none) == 0
     quarter = [{farthest + 1 - cell: 0.75, farthest + 2 - cell: 0.25} for cell in range(4)]
     half = [{farthest + 1 - cell: 0.5, farthest + 2 - cell: 0.5} for cell in range(4)]

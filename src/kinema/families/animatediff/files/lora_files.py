@@ -90,7 +90,9 @@ def plan(opened: OpenedLora, layout: str, dtype: torch.dtype | None) -> Conversi
     for text in opened.texts if dtype is None else ():
         if (tensors := restored(opened, text, layout)) is not None:
             return Conversion((_file(tensors, {}, text),), {})
-    tensors, metadata = _official(opened.lora) if layout == "official" else lora_formats.lora_tensors(opened.lora, layout)
+    tensors, metadata = (
+        _official(opened.lora) if layout == "official" else lora_formats.lora_tensors(opened.lora, layout)
+    )
     if opened.texts and dtype is None:
         metadata[NOTE] = opened.texts[-1].decode()
     folded = layout == "official" and any(adapter.scale != 1 for adapter in opened.lora.values())

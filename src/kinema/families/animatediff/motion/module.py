@@ -130,7 +130,9 @@ class MotionBlock(nn.Module):
         self.ff = FeedForward(width)
         self.pos_embed = Positions(width, positions, stretch)
 
-    def forward(self, x_BTSC: Tensor, scale_TS: Tensor | None = None, windows: Sequence[AttentionWindow] = ()) -> Tensor:
+    def forward(
+        self, x_BTSC: Tensor, scale_TS: Tensor | None = None, windows: Sequence[AttentionWindow] = ()
+    ) -> Tensor:
         """``x`` may be overwritten if no gradient is needed; ``scale`` is [T or 1, S or 1]."""
         x = self._attend_in_windows(x_BTSC, scale_TS, windows) if windows else self._attend(x_BTSC, scale_TS)
         return self.ff(self.norm3(x), onto=x)

@@ -48,7 +48,9 @@ class Reader(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(nn.Linear(config.channels[-1], sum(READING_CLASSES) + sum(OFFSET_CLASSES)) for _ in range(2))
+        self.heads = nn.ModuleList(
+            nn.Linear(config.channels[-1], sum(READING_CLASSES) + sum(OFFSET_CLASSES)) for _ in range(2)
+        )
 
     def forward(self, maps_NCHW: list[Tensor]) -> list[Tensor]:
         """Class logits N×HW×K for each of the two maps."""
