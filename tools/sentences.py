@@ -1,7 +1,7 @@
 """Collect every sentence that `kinema` can print into one page, for reading aloud: python tools/sentences.py > page.md
 
-A sentence is a string of the package with at least three words that is not a docstring: error messages, notes, help texts,
-labels. Expressions of f-strings stay in braces. ``--help`` adds the help page of each command.
+A sentence is a string of the package with at least three words that is not a docstring: error messages, notes, help
+texts, labels. Expressions of f-strings stay in braces. ``--help`` adds the help page of each command.
 """
 
 from __future__ import annotations

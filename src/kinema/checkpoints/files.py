@@ -412,7 +412,7 @@ def merge(found: dict[str, Any], new: Mapping[str, Any], file: Path) -> None:
     duplicates = [name for name in new if name in found]
     if duplicates:
         raise BadRequest(
-            f"{file.name} has {counted(len(duplicates), 'tensor')} that another shard has too ({first_names(duplicates)})"
+            f"{file.name} has {counted(len(duplicates), 'tensor')} that another shard has ({first_names(duplicates)})"
         )
     found.update(new)
 

@@ -181,7 +181,7 @@ def explain(needs: Needs, plan: MemoryPlan) -> Iterator[str]:
         more = needs.decode(plain.decoding or {}).peak
         yield (
             f"the clip is decoded in parts ({', '.join(_decoding_parts(plan.decoding))}) that are blended where they "
-            f"overlap, which changes its pixels slightly; decoding it whole needs {format_bytes(more)} more than weights"
+            f"overlap, which changes its pixels slightly; decoding it whole needs {format_bytes(more)} besides weights"
         )
 
 

@@ -1,4 +1,4 @@
-"""Parity with Open-Sora's own code (recorded by tools/record_opensora.py) and with diffusers' Flux and HunyuanVideo VAE.
+"""Parity with Open-Sora's own code (recorded by tools/record_opensora.py) and diffusers' Flux and HunyuanVideo VAE.
 
 Tolerances are relative to the largest value. Weights have a deviation of 0.15: smaller ones hide a wrong rotary layout.
 """
