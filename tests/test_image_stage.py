@@ -14,7 +14,7 @@ from kinema.api import Model, load
 from kinema.canvas import Canvas
 from kinema.cli.main import main
 from kinema.events import Event, Note, Phase, Step
-from kinema.job import draw_up, with_image
+from kinema.job import plan_job, with_image
 from kinema.media.metadata import read_recipe
 from kinema.media.read import read_video
 from kinema.schema import BadRequest, Cancelled, Clip, Request
@@ -88,7 +88,7 @@ def test_a_loop_and_a_region_use_the_image(model: Model) -> None:
 
 def test_the_canvas_is_planned_with_the_same_kind_that_it_has_later(model: Model) -> None:
     request = Request(task="animate", prompt=PROMPT, image_model="opensora/tiny", **OPTIONS)
-    _, base = draw_up(model.system, request)
+    _, base = plan_job(model.system, request)
     later = with_image(base, torch.rand(1, 3, 1, 24, 40))
     assert base.canvas.kind == later.canvas.kind == "first"
     assert isinstance(later.canvas, Canvas)

@@ -11,7 +11,7 @@ from kinema.canvas import Block
 from kinema.events import Event, Note, OnEvent, ignore
 from kinema.grid import Lattice
 from kinema.media.timing import RATES
-from kinema.schema import TAKES, BadRequest, Request
+from kinema.schema import TASK_FIELDS, BadRequest, Request
 from kinema.settle import in_windows, rolls_out, settle, sized
 from kinema.spans import spans_of
 from kinema.system import MemoryOptions, System, open_system
@@ -87,12 +87,12 @@ def _image_stage(system: System, base: Request, on_event: OnEvent) -> SettledSta
 
 def _clip_stages(system: System, request: Request, on_event: OnEvent) -> list[SettledStage]:
     """Return the base stage of a request, followed by its super-resolution stage if requested."""
-    if request.super_resolution is None or "super_resolution" not in TAKES.get(request.task, ()):
+    if request.super_resolution is None or "super_resolution" not in TASK_FIELDS.get(request.task, ()):
         if request.task == "generate" and request.every is not None:
             raise BadRequest("--every needs --super-resolution, whose model generates the frames in between")
         return [_single_stage(system, settle(system, request, on_event))]
     once = NotesOnce(on_event)
-    upper, every = beside(system, request.super_resolution), _every(request)
+    upper, every = super_resolution_model(system, request.super_resolution), _every(request)
     factor = _factor(system, upper)
     if request.prompt_spans and every > 1:
         raise BadRequest("prompt spans (--prompt-at) cannot be combined with --every: leave one of them out")
@@ -133,7 +133,7 @@ def replayed(system: System, recorded: Sequence[ReplayedStage], on_event: OnEven
             raise BadRequest("the recipe is damaged: its image stage does not generate the first frame of its clip")
         parts.insert(0, SettledStage("image", painter, frame))
     for each in others:
-        upper, every = beside(system, str(each.request.super_resolution)), _every(each.request)
+        upper, every = super_resolution_model(system, str(each.request.super_resolution)), _every(each.request)
         large, factor = settle(upper, each.request, on_event), _factor(system, upper)
         b, _, t, h, w = base.shape.bcthw
         if (b, factor * h, factor * w) != (large.clips, large.height, large.width) or t != math.ceil(
@@ -245,21 +245,21 @@ def split_off_image(
 
 def image_model(system: System, base: Request) -> System:
     """Return the model of the image stage. Raises BadRequest for one that generates nothing from a prompt."""
-    painter = opened_beside(system, str(base.image_model))
+    painter = opened_once(system, str(base.image_model))
     if not painter.family.sampling.defaults(painter.config).takes_prompt:
         raise BadRequest(f"{painter.name} does not support prompts: choose another --image-model")
     return painter
 
 
-def beside(system: System, name: str) -> System:
+def super_resolution_model(system: System, name: str) -> System:
     """Return the super-resolution model. Raises BadRequest for a model of another kind."""
-    upper = opened_beside(system, name)
+    upper = opened_once(system, name)
     if not upper.family.sampling.defaults(upper.config).enlarges:
         raise BadRequest(f"{upper.name} is not a super-resolution model; vdm models and zoetrope are")
     return upper
 
 
-def opened_beside(system: System, name: str) -> System:
+def opened_once(system: System, name: str) -> System:
     """Return the model of another stage, opened once, with the base model's device and precision."""
     options = MemoryOptions(budget=system.memory.budget)  # offloading options apply to the base model only
 

@@ -85,7 +85,7 @@ def replay(argv: Sequence[str]) -> int:
         raise BadRequest("--offline and --allow-download exclude each other; give one of them")
     settings = with_defaults([*WRITING, *REPORTING], given)
     from kinema.media.metadata import read_recipe
-    from kinema.recipes import base_of, checked, recorded, requests_of
+    from kinema.recipes import base_of, checked, replayed_stages, requests_of
 
     path = Path(given["clip"])
     recipe = checked(read_recipe(path), path)
@@ -112,7 +112,7 @@ def replay(argv: Sequence[str]) -> int:
         for note in (*inputs.notes, *changes, *_other_stage_differences(recipe, inputs, model, given)):
             show(Note(note))
         base = inputs.requests[1 if base_of(recipe) is not recipe["stages"][0] else 0]
-        clip = run_once(model, recorded(recipe, inputs.requests), base, output, settings, show, preview)
+        clip = run_once(model, replayed_stages(recipe, inputs.requests), base, output, settings, show, preview)
         same, cause = compared(recipe, clip.recipe)
         if cause:
             show(Note(cause))
@@ -239,7 +239,7 @@ def _other_weights(
     hashes = {each.key: each.hash for each in requirements.added if each.hash}
     recorded = weights_of(base) | hashes
     named = {*(value.partition("=")[0] for value in given.get("add", ())), *([""] if "model" in given else [])}
-    ships = {each.slot for each in system.weights.added if registry.called(each.source.path) in registry.PARTS}
+    ships = {each.slot for each in system.weights.added if registry.recipe_name(each.source.path) in registry.ADD_ONS}
     ships |= {""} if requirements.model.source == "ships" else set()
     notes = []
     for slot, current in now.items():
@@ -264,7 +264,7 @@ def _other_stage_differences(
     recipe: Mapping[str, Any], inputs: ReplayInputs, model: Model, given: Mapping[str, Any]
 ) -> list[str]:
     """Notes on the models of other stages than the base. Raises BadRequest for other weights the user did not name."""
-    from kinema.stages import beside, image_model
+    from kinema.stages import image_model, super_resolution_model
 
     notes = []
     for stage, request in zip(recipe["stages"], inputs.requests, strict=True):
@@ -272,7 +272,7 @@ def _other_stage_differences(
             name, what, system = "image_model", "image", image_model(model.system, inputs.requests[1])
         elif request.super_resolution is not None:
             name, what = "super_resolution", "super-resolution"
-            system = beside(model.system, request.super_resolution)
+            system = super_resolution_model(model.system, request.super_resolution)
         else:
             continue
         now, was = weights_of({"weights": system.weights.hash}), weights_of(stage)
@@ -297,7 +297,7 @@ def _other_loras(requirements: Requirements, system: System, given: Mapping[str,
     if "lora" in given:
         return [f"the LoRAs are not those of the clip ({len(now)} now, {len(recorded)} in the recipe)"]
     wrong = next(file for file, was in zip(system.loras.files, recorded, strict=True) if file.hash != was)
-    raise BadRequest(f"{registry.called(wrong.path)} is not the LoRA of the clip; pass --lora to accept another")
+    raise BadRequest(f"{registry.recipe_name(wrong.path)} is not the LoRA of the clip; pass --lora to accept another")
 
 
 def other_settings(recipe: Mapping[str, Any], system: System) -> list[str]:

@@ -88,7 +88,7 @@ DECODING = {"chunk": "decode_chunk", "overlap": "decode_overlap", "tile": "decod
 """Option of `Codec.decode` to its key in `Request.extra`."""
 
 
-def decoding_of(request: Request) -> dict[str, int]:
+def decode_options(request: Request) -> dict[str, int]:
     """Return the request's decoding options as keyword arguments of `Codec.decode`."""
     return {short: request.extra[long] for short, long in DECODING.items() if long in request.extra}
 
@@ -115,7 +115,7 @@ class Codec(Protocol):
         """
 
 
-class Opened(Protocol):
+class OpenedModel(Protocol):
     """The part of an opened model (`kinema.system.System`) that a family may use."""
 
     @property
@@ -183,7 +183,7 @@ class Sampling(Protocol):
         Called before weights are loaded.
         """
 
-    def check_ready(self, system: Opened, request: Request) -> None:  # noqa: ARG002
+    def check_ready(self, system: OpenedModel, request: Request) -> None:  # noqa: ARG002
         """Raise BadRequest for files besides the weights that the request needs and this machine lacks.
 
         Called before weights are loaded; text encoders and vocabularies are such files.
@@ -198,13 +198,15 @@ class Sampling(Protocol):
         """Return the files and folders named in ``extra``; the recipe records their hashes."""
         return ()
 
-    def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> Any:
+    def encode_prompt(self, system: OpenedModel, request: Request, on_event: OnEvent) -> Any:
         """Encode the request's prompts with the family's text encoders.
 
         Called once per clip, however many blocks of frames it has.
         """
 
-    def condition(self, system: Opened, text: Any, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
+    def condition(
+        self, system: OpenedModel, text: Any, request: Request, canvas: Canvas, on_event: OnEvent
+    ) -> Conditions:
         """Return the conditioning of each branch from text, images and scalars.
 
         ``text`` is the result of `encode_prompt`; ``request`` and ``canvas`` describe one block of frames. Batch items
@@ -225,7 +227,7 @@ class Sampling(Protocol):
         Return None if they cannot share a batch; the clips are then denoised one after another.
         """
 
-    def denoiser(self, system: Opened, condition: Any, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: OpenedModel, condition: Any, frames: Sequence[int] | None) -> Denoiser:
         """Return ``denoise(z_BCTHW, level) -> x0_BCTHW`` for one branch's conditioning.
 
         ``frames`` are the latent frame indices that z holds; None means all.

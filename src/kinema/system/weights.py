@@ -25,9 +25,9 @@ class AddOn:
     hub: str = ""
     """Its hub id, if it comes from the hub."""
 
-    def told(self) -> dict[str, Any]:
+    def to_recipe(self) -> dict[str, Any]:
         """The add-on's entry in a recipe."""
-        return {"slot": self.slot, "file": self.hub or registry.called(self.source.path), "hash": self.hash}
+        return {"slot": self.slot, "file": self.hub or registry.recipe_name(self.source.path), "hash": self.hash}
 
     @cached_property
     def hash(self) -> str:

@@ -18,7 +18,7 @@ from kinema.api import Model
 from kinema.families.opensora import conditioning
 from kinema.families.opensora.config import TINY, TINY_DC_AE, Config
 from kinema.families.opensora.family import FAMILY
-from kinema.job import draw_up
+from kinema.job import plan_job
 from kinema.media.read import read_image, read_video
 from kinema.schema import Clip, Request
 from kinema.system import System, Weights
@@ -104,7 +104,7 @@ def test_each_kind_of_conditioning_is_where_the_original_has_it(
     kind: str, vae: str, systems: dict[str, System], media: Path
 ) -> None:
     system, expected = systems[vae], pieces(media, kind, vae)
-    [work] = draw_up(system, asked(media, kind, vae))
+    [work] = plan_job(system, asked(media, kind, vae))
     assert work.stage.frames == LONG[vae]
     assert work.stage.blocks[0].way == "native"
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_given_frames_are_in_the_clip_to_the_bit(kind: str, vae: str, systems: d
     """Also a lone last frame, which a causal codec cannot encode by itself at its place."""
     system, request = systems[vae], asked(media, kind, vae).with_(steps=1)
     clip = Model(system).run(request).video
-    [work] = draw_up(system, request)
+    [work] = plan_job(system, request)
     given = work.canvas.given
     held = given.mask.expand_as(clip) > 0
     assert int(given.mask[0, 0, :, 0, 0].sum()) == sum(piece.shape[2] for piece in pieces(media, kind, vae).values())
@@ -141,7 +141,7 @@ def test_given_frames_are_in_the_clip_to_the_bit(kind: str, vae: str, systems: d
 def test_what_is_given_reaches_every_clip_of_a_batch(systems: dict[str, System], media: Path) -> None:
     """The original sets the frames of the first clip alone."""
     system = systems["hunyuan"]
-    [work] = draw_up(system, asked(media, "i2v_head", "hunyuan").with_(clips=3))
+    [work] = plan_job(system, asked(media, "i2v_head", "hunyuan").with_(clips=3))
     with torch.no_grad():
         words = conditioning.encode_prompt(system, work.stage.request, lambda _event: None)
         found = conditioning.conditions(system, words, work.stage.request, work.canvas)
@@ -155,7 +155,7 @@ def test_what_is_given_reaches_every_clip_of_a_batch(systems: dict[str, System],
 
 def test_the_negative_branch_is_the_blank_one_where_nothing_is_given(systems: dict[str, System]) -> None:
     system = systems["hunyuan"]
-    [work] = draw_up(system, Request(prompt="a red ball", seed=1, steps=2))
+    [work] = plan_job(system, Request(prompt="a red ball", seed=1, steps=2))
     with torch.no_grad():
         words = conditioning.encode_prompt(system, work.stage.request, lambda _event: None)
         found = conditioning.conditions(system, words, work.stage.request, work.canvas)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kinema.canvas import Canvas
 from kinema.conditioning import t5
-from kinema.conditioning.pocket import PocketTokenizer, say_unknown
+from kinema.conditioning.pocket import PocketTokenizer, note_unknown_words
 from kinema.diffusion.guidance import Guidance
 from kinema.events import OnEvent, ignore
 from kinema.families.opensora import process
@@ -24,8 +24,8 @@ from kinema.families.opensora.model import OpenSora, read_words
 from kinema.families.opensora.options import OF_IMAGES, SWITCHES
 from kinema.families.opensora.prompts import completed
 from kinema.schema import Request
-from kinema.system import Batch, Conditions, Opened
-from kinema.vae.placing import placed
+from kinema.system import Batch, Conditions, OpenedModel
+from kinema.vae.given_pixels import encode_given
 
 Text = tuple[Tensor, Tensor]
 """``(states B×M×F, pooled B×F)``."""
@@ -59,7 +59,7 @@ def join(conditions: Sequence[Condition]) -> Condition | None:
     )
 
 
-def encode_prompt(system: Opened, request: Request, on_event: OnEvent) -> Mapping[str, Text]:
+def encode_prompt(system: OpenedModel, request: Request, on_event: OnEvent) -> Mapping[str, Text]:
     """The prompt, completed with frame rate and motion score, and the negative one as it is, in one pass."""
     config: Config = system.config
     score = request.extra.get("motion_score", config.motion_score)
@@ -68,15 +68,15 @@ def encode_prompt(system: Opened, request: Request, on_event: OnEvent) -> Mappin
     return {name: (states_BMF[i : i + 1], pooled_BF[i : i + 1]) for i, name in enumerate(("positive", "negative"))}
 
 
-def _encoded(system: Opened, prompts: Sequence[str], on_event: OnEvent) -> Text:
+def _encoded(system: OpenedModel, prompts: Sequence[str], on_event: OnEvent) -> Text:
     config: Config = system.config
     if config.words:
-        say_unknown(PocketTokenizer(config.words), system.name, prompts, on_event)
+        note_unknown_words(PocketTokenizer(config.words), system.name, prompts, on_event)
         return read_words(cast(OpenSora, system.model), config, prompts)
     return t5.encode(prompts, config.text_length, _widths(config), place(system), on_event)
 
 
-def place(system: Opened) -> t5.Place:
+def place(system: OpenedModel) -> t5.Place:
     """Where the model's text encoders are looked for: files that the user added, then beside its weights, then the
     hub's cache.
     """
@@ -84,7 +84,7 @@ def place(system: Opened) -> t5.Place:
     return t5.Place(system.weights.path, system.device, offline=system.offline, named=added)
 
 
-def check_encoders(system: Opened) -> None:
+def check_encoders(system: OpenedModel) -> None:
     """Raises BadRequest for a text encoder or tokenizer that is not on this machine."""
     config: Config = system.config
     for encoder in () if config.words else (t5.T5, t5.CLIP):
@@ -103,18 +103,18 @@ def _widths(config: Config) -> tuple[int, int]:
     return config.transformer.text, config.transformer.vector
 
 
-def given(system: Opened, canvas: Canvas) -> Tensor | None:
+def given(system: OpenedModel, canvas: Canvas) -> Tensor | None:
     """Mask and latents of what a canvas gives, B×(C + 1)×T×h×w, zeros elsewhere; None for a canvas that gives nothing.
 
     A cell counts as given where all of its pixels are; a lone last frame is encoded alone and stands for its cell.
     """
     if canvas.empty:
         return None
-    content, mask = placed(system.encode, latent_grid(system.config), canvas.video, canvas.mask)
+    content, mask = encode_given(system.encode, latent_grid(system.config), canvas.video, canvas.mask)
     return torch.cat([mask.to(content), content * mask.to(content)], dim=1)
 
 
-def conditions(system: Opened, words: Mapping[str, Text], request: Request, canvas: Canvas) -> Conditions:
+def conditions(system: OpenedModel, words: Mapping[str, Text], request: Request, canvas: Canvas) -> Conditions:
     """``positive`` and ``negative`` with what is given, and ``blank``: the negative prompt with nothing given.
 
     Where nothing is given, ``blank`` is the negative branch itself.

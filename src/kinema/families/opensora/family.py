@@ -19,7 +19,7 @@ from kinema.families.opensora.config import PRESETS, Config, from_json, to_json
 from kinema.families.opensora.model import OpenSora, blocks, run
 from kinema.grid import Lattice
 from kinema.schema import Request
-from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training
+from kinema.system import Checkpoints, Conditions, Defaults, OpenedModel, Process, Sampling, Training
 
 
 class OpenSoraSampling(Sampling):
@@ -62,18 +62,20 @@ class OpenSoraSampling(Sampling):
     def check(self, config: Config, request: Request) -> None:
         options.check(config, request)
 
-    def check_ready(self, system: Opened, request: Request) -> None:  # noqa: ARG002 (the same for every prompt)
+    def check_ready(self, system: OpenedModel, request: Request) -> None:  # noqa: ARG002 (the same for every prompt)
         conditioning.check_encoders(system)
 
     def extra_help(self, config: Config) -> Mapping[str, str]:
         return options.helped(config)
 
-    def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> Mapping[str, conditioning.Text]:
+    def encode_prompt(
+        self, system: OpenedModel, request: Request, on_event: OnEvent
+    ) -> Mapping[str, conditioning.Text]:
         return conditioning.encode_prompt(system, request, on_event)
 
     def condition(  # noqa: PLR0917
         self,
-        system: Opened,
+        system: OpenedModel,
         words: Mapping[str, conditioning.Text],
         request: Request,
         canvas: Canvas,
@@ -87,7 +89,7 @@ class OpenSoraSampling(Sampling):
     def join(self, conditions: Sequence[Condition]) -> Condition | None:
         return conditioning.join(conditions)
 
-    def denoiser(self, system: Opened, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: OpenedModel, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
         transformer, here = cast(OpenSora, system.model).transformer, condition.of(frames)
 
         def network(z_BCTHW: Tensor, level: NoiseLevel) -> Tensor:
@@ -107,7 +109,7 @@ class OpenSoraTraining(Training):
     """How it is trained."""
 
     loss = staticmethod(recipe.loss)
-    recipe = staticmethod(recipe.settings)
+    settings = staticmethod(recipe.settings)
 
 
 class OpenSoraFamily:

@@ -7,7 +7,7 @@ from typing import Any
 from kinema import registry
 from kinema.families.opensora.config import Config
 from kinema.families.opensora.prompts import has_motion_score
-from kinema.schema import BadRequest, Request, plain
+from kinema.schema import BadRequest, Request, plain_number
 from kinema.values import quoted
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -30,10 +30,10 @@ _IMAGE = ("image_guidance", "oscillate_image", "dynamic_image")
 
 def helped(config: Config) -> dict[str, str]:
     """Return one line of help for each option."""
-    shift = "from the size" if config.shift is None else plain(config.shift)
+    shift = "from the size" if config.shift is None else plain_number(config.shift)
     about = {
-        "motion_score": f"how much moves, as the last sentence of the prompt; default {plain(config.motion_score)}",
-        "image_guidance": f"guidance scale of given frames; default {plain(config.image_guidance)}",
+        "motion_score": f"how much moves, as the last sentence of the prompt; default {plain_number(config.motion_score)}",
+        "image_guidance": f"guidance scale of given frames; default {plain_number(config.image_guidance)}",
         "oscillate": "guidance of the prompt is 1 at every odd step from the tenth on; default true",
         "oscillate_image": "the same for guidance of given frames; default true",
         "dynamic_image": "guidance of given images grows from 1 at the first frame; default true",
@@ -42,7 +42,7 @@ def helped(config: Config) -> dict[str, str]:
         "decode_overlap": "latent frames shared by neighbouring chunks, which fade; default a quarter",
         "decode_tile": "side of the squares decoded at a time, in latent cells; default the whole frame",
     }
-    ranges = {name: f" ({plain(least)} to {plain(most)})" for name, (least, most) in RANGES.items()}
+    ranges = {name: f" ({plain_number(least)} to {plain_number(most)})" for name, (least, most) in RANGES.items()}
     return {name: text + ranges.get(name, " (true or false)") for name, text in about.items()}
 
 
@@ -56,7 +56,7 @@ def check(config: Config, request: Request) -> None:
         elif name in RANGES:
             _check_range(name, value)
         else:
-            raise BadRequest(registry.unknown("option of opensora", name, [*RANGES, *SWITCHES]))
+            raise BadRequest(registry.unknown_name("option of opensora", name, [*RANGES, *SWITCHES]))
     _check_image_options(config, request)
     if "decode_overlap" in extra and "decode_chunk" not in extra:
         raise BadRequest("decode_overlap applies only with decode_chunk: give decode_chunk, or leave it out")

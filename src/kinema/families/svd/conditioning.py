@@ -19,7 +19,7 @@ from kinema.canvas import Canvas
 from kinema.diffusion.noise import Noise
 from kinema.families.svd.config import Config
 from kinema.families.svd.model import SVD
-from kinema.schema import BadRequest, Request, plain
+from kinema.schema import BadRequest, Request, plain_number
 from kinema.vae.precision import upcast
 from kinema.values import quoted
 
@@ -138,16 +138,16 @@ def options_of(config: Config) -> list[str]:
 def extra_help(config: Config) -> dict[str, str]:
     """Return one line of help for each option."""
     about = {
-        "motion_bucket": f"how much moves; default {plain(config.motion_bucket)}; same as --motion",
-        "augmentation": f"noise added to the image; default {plain(config.augmentation)}",
+        "motion_bucket": f"how much moves; default {plain_number(config.motion_bucket)}; same as --motion",
+        "augmentation": f"noise added to the image; default {plain_number(config.augmentation)}",
         "fps_id": "frame rate that the network is given; default the clip's minus one",
-        "elevation": f"elevation of the camera in degrees; default {plain(ELEVATION)}",
+        "elevation": f"elevation of the camera in degrees; default {plain_number(ELEVATION)}",
         "decode_chunk": "frames decoded at a time; default all, fewer if memory is short",
         "decode_overlap": "frames shared by neighbouring chunks, which fade; default 0",
         "decode_tile": "side of the squares decoded at a time, in latent cells; default the whole frame",
     }
     shapes = ", ".join(SHAPES)
-    ranged = {name: f"{text} ({plain(RANGES[name][0])} to {plain(RANGES[name][1])})" for name, text in about.items()}
+    ranged = {name: f"{text} ({plain_number(RANGES[name][0])} to {plain_number(RANGES[name][1])})" for name, text in about.items()}
     every = {
         **ranged,
         SHAPE: f"how guidance changes over the frames: {shapes}; default {config.guidance_shape}",
@@ -161,10 +161,10 @@ def check_extra(config: Config, extra: Mapping[str, Any]) -> None:
     options = options_of(config)
     for name, value in extra.items():
         if name not in options:
-            raise BadRequest(registry.unknown("option of this svd model", name, options))
+            raise BadRequest(registry.unknown_name("option of this svd model", name, options))
         if name == SHAPE:
             if value not in SHAPES:
-                raise BadRequest(registry.unknown("guidance shape", str(value), SHAPES))
+                raise BadRequest(registry.unknown_name("guidance shape", str(value), SHAPES))
             continue
         if name == ANCHOR:
             if not isinstance(value, bool):
