@@ -127,6 +127,7 @@ def load(
     memory: int | str | None = None,
     chunk_tokens: int | None = None,
     compile: bool = False,
+    on_event: OnEvent = ignore,
 ) -> Model:
     """Open a model: "zoetrope" (embedded), an alias, a hub id, a folder or a file.
 
@@ -142,7 +143,8 @@ def load(
     what is free). ``offload`` has weights take turns where that saves memory: "model", "block" or "sequential"
     (`kinema.memory.offload`); "auto" when a request would not fit otherwise. ``chunk_tokens`` is how many feed-forward
     layers take at a time. ``compile`` has PyTorch compile the network's blocks when they first run: faster steps after
-    a slow first one, and last bits may differ. Raises BadRequest for anything that is not a model we know, and where
+    a slow first one, and last bits may differ. ``on_event`` gets a `Note` of the licence terms of some weights before
+    they are first downloaded. Raises BadRequest for anything that is not a model we know, and where
     there is no compiler.
     """
     if offload not in ("auto", *LEVELS):
@@ -165,5 +167,6 @@ def load(
             add=add,
             memory=MemoryOptions(offload, budget, chunk_tokens),
             compile=compile,
+            on_event=on_event,
         )
     )

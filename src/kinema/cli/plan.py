@@ -22,6 +22,7 @@ from kinema.cli.verbs import (
     request_from,
     request_options,
 )
+from kinema.cli.progress import Lines
 from kinema.schema import Event, Note, Phase, Request, Step, TaskName
 
 if TYPE_CHECKING:
@@ -97,7 +98,9 @@ def plan(argv: Sequence[str]) -> int:
     given = read_options(task, options, argv, "kinema plan", about)
     settings = with_defaults(OWN, given)
     request = request_from(task, given)
-    result = forecast(open_model(model_options(given)), request, measure=settings["measure"])
+    result = forecast(
+        open_model(model_options(given), on_event=Lines(sys.stderr)), request, measure=settings["measure"]
+    )
     sys.stdout.write((as_json(asdict(result), indent=2) if settings["json"] else describe(result)) + "\n")
     return 0 if result.fits else 1
 

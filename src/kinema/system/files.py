@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from kinema.checkpoints.convert import Layouts
+from kinema.checkpoints.lora_formats import Alias
 from kinema.checkpoints.source import Source
 
 
@@ -21,6 +23,10 @@ class FoundCheckpoint:
     """The parts of a pipeline's folder that the network is filled from; none for a file."""
     notes: tuple[str, ...] = ()
     """What was decided where weights and configs do not tell; said with every request."""
+    beside: Mapping[str, Path] = field(default_factory=dict)
+    """Files beside this one that the model needs, by slot; added unless the user adds others."""
+    outside: bool = False
+    """For an addition: whether the family reads its file itself, so that no tensor of it is part of the network."""
 
 
 class Slots(Protocol):
@@ -49,8 +55,9 @@ class Checkpoints(Protocol):
         Those of a pipeline's folder come with their part in front (``unet.conv_in.weight``).
         """
 
-    def lora_aliases(self, config: Any) -> Mapping[str, str]:  # noqa: ARG002
-        """Names of an original layout's modules to ours, for LoRA files that use them; ours are known without."""
+    def lora_aliases(self, config: Any) -> Mapping[str, Alias]:  # noqa: ARG002
+        """Names of another layout's modules to ours or to parts of ours, for LoRA files that use them; ours are known
+        without."""
         return {}
 
     @property

@@ -21,9 +21,10 @@ from kinema.checkpoints.settings import build_config, checked, readable
 from kinema.checkpoints.signatures import refused
 from kinema.checkpoints.source import Source
 from kinema.nn.meta import on_meta
-from kinema.schema import BadRequest
+from kinema.schema import BadRequest, Note, OnEvent, ignore
 from kinema.system.blocks import COMPILED, check_compiler
 from kinema.system.family import Family
+from kinema.system.files import FoundCheckpoint
 from kinema.system.precision import Asked, WeightPolicy, chosen, policy_for
 from kinema.system.system import MemoryOptions, System
 from kinema.system.weights import AddOn, Weights
@@ -46,6 +47,7 @@ def open_system(
     add: Mapping[str, str | Path] | None = None,
     memory: MemoryOptions | None = None,
     compile: bool = False,
+    on_event: OnEvent = ignore,
 ) -> System:
     """Open a model: an embedded name, a family (with ``preset``, untrained), an alias, a file, a folder or a hub id.
 
@@ -54,7 +56,8 @@ def open_system(
     ``overrides`` replaces fields of the config by name. ``loras`` are LoRA files and their weights, ``add``
     files in slots of the model (``{"motion": "mm_sd_v15_v2.ckpt"}``). ``dtype`` is float32 unless one is asked for, as
     training and measuring want it; None is what `kinema.load` takes (`precision.chosen`). With ``compile`` the blocks
-    of the network are compiled. Raises BadRequest for anything that is not a model, and where PyTorch cannot compile.
+    of the network are compiled. ``on_event`` gets the licence terms of weights before they are first downloaded. Raises
+    BadRequest for anything that is not a model, and where PyTorch cannot compile.
     """
     on = processor.device_of(device)
     if compile:
@@ -62,8 +65,10 @@ def open_system(
     named = str(source)
     if not named.strip():
         raise BadRequest("the model's name is empty; expected a name, a file, a folder or a hub id")
-    name, family, config, weights, notes = _found(named, preset, variant, offline)
-    added, config, said = _add(family, config, {**registry.ADDED.get(named, {}), **(add or {})}, offline)
+    name, family, config, weights, found = _found(named, preset, variant, offline, on_event)
+    wanted = {**found.beside, **registry.ADDED.get(named.removeprefix(HUB), {}), **(add or {})}
+    added, config, said = _add(family, config, wanted, offline, on_event)
+    notes = found.notes
     weights, notes = replace(weights, added=added), (*notes, *said, *([COMPILED] if compile else []))
     if overrides:
         config = _override(family, config, overrides)
@@ -77,8 +82,8 @@ def open_system(
 
 
 def _found(
-    told: str, preset: str | None, variant: str | None, offline: bool | None
-) -> tuple[str, Family, Any, Weights, tuple[str, ...]]:
+    told: str, preset: str | None, variant: str | None, offline: bool | None, on_event: OnEvent
+) -> tuple[str, Family, Any, Weights, FoundCheckpoint]:
     """What a recipe calls the model of this name, its family, config and weights, and what was decided for it."""
     name = told.removeprefix(HUB)
     family_name, _, slash_preset = name.partition("/")
@@ -86,7 +91,7 @@ def _found(
     if family_name in registry.FAMILIES and (preset or slash_preset):
         if variant:
             raise BadRequest(f"variant {variant} is of weights, and {family_name}/{preset or slash_preset} has none")
-        return (f"{family_name}/{preset or slash_preset}", *_untrained(family_name, preset or slash_preset), ())
+        return (f"{family_name}/{preset or slash_preset}", *_untrained(family_name, preset or slash_preset))
     if preset:
         raise BadRequest(f"preset {preset} is of a family, untrained: {', '.join(registry.FAMILIES)}; not of {name}")
     if name in registry.EMBEDDED:
@@ -94,7 +99,7 @@ def _found(
     if here is not None:
         return (registry.called(here), *_opened(here, variant))
     if name in registry.ALIASES or is_hub_id(name):
-        return (name, *_opened(_fetched(name, offline, variant), variant))
+        return (name, *_opened(_fetched(name, offline, variant, on_event), variant))
     if name in registry.PARTS:
         slot = registry.PARTS[name]
         option, argument = (f"--lora {name}", "loras") if slot == "lora" else (f"--add {slot}={name}", "add")
@@ -111,7 +116,7 @@ def _here(told: str | Path) -> Path | None:
 
 
 def _add(
-    family: Family, config: Any, add: Mapping[str, str | Path], offline: bool | None
+    family: Family, config: Any, add: Mapping[str, str | Path], offline: bool | None, on_event: OnEvent
 ) -> tuple[tuple[AddOn, ...], Any, tuple[str, ...]]:
     """The additions in the order told, the config with them, and what was decided for them."""
     added: list[AddOn] = []
@@ -126,11 +131,11 @@ def _add(
         here, name = _here(told), str(told).removeprefix(HUB)
         if here is None and not is_hub_id(name):
             raise BadRequest(f"there is no file {told} to add as {slot}{registry.near_part(told, slot)}")
-        source = Source(_fetched(name, offline, None) if here is None else here)
+        source = Source(_fetched(name, offline, None, on_event) if here is None else here)
         with readable(str(source.path)):
             found = slots.open(config, slot, source)
         config = checked(found.config, f"the config with {slot}")
-        added.append(AddOn(slot, source, found.parts, name if here is None else ""))
+        added.append(AddOn(slot, source, found.parts, name if here is None else "", found.outside))
         notes += found.notes
     return tuple(added), config, tuple(notes)
 
@@ -154,7 +159,8 @@ def is_hub_id(name: str) -> bool:
     return len(parts) > 2 if Path(name).suffix in files.WEIGHTS else len(parts) == 2
 
 
-def _fetched(name: str, offline: bool | None, variant: str | None) -> Path:
+def _fetched(name: str, offline: bool | None, variant: str | None, on_event: OnEvent) -> Path:
+    _say_terms(name, offline, variant, on_event)
     try:
         return fetched(name, offline, variant)
     except BadRequest as error:
@@ -164,16 +170,27 @@ def _fetched(name: str, offline: bool | None, variant: str | None) -> Path:
         raise BadRequest(f"{error} ({here}, so a hub name was meant)") from error
 
 
+def _say_terms(name: str, offline: bool | None, variant: str | None, on_event: OnEvent) -> None:
+    """The licence terms of weights that are not on this machine yet."""
+    repository = "/".join(registry.ALIASES.get(name, name).split("/")[:2])
+    if offline or repository not in registry.TERMS:
+        return
+    try:
+        fetched(name, True, variant)
+    except BadRequest:
+        on_event(Note(f"{repository}: {registry.TERMS[repository]}"))
+
+
 def fetched(name: str, offline: bool | None, variant: str | None) -> Path:
     """Where a model of the hub lies, by its name there or its alias: `hub.fetch_model`, which says what is raised."""
     return hub.fetch_model(registry.ALIASES.get(name, name), offline=offline, variant=_split(variant)[0])
 
 
-def _untrained(family_name: str, preset: str) -> tuple[Family, Any, Weights]:
+def _untrained(family_name: str, preset: str) -> tuple[Family, Any, Weights, FoundCheckpoint]:
     family: Family = registry.family(family_name)
     if preset not in family.presets:
         raise BadRequest(registry.unknown(f"preset of {family_name}", preset, family.presets))
-    return family, family.presets[preset], Weights(seed=0)
+    return family, family.presets[preset], Weights(seed=0), FoundCheckpoint(family.presets[preset])
 
 
 def _split(variant: str | None) -> tuple[str | None, str | None]:
@@ -182,7 +199,7 @@ def _split(variant: str | None) -> tuple[str | None, str | None]:
     return (None, variant) if variant in presets else (variant, None)
 
 
-def _opened(path: Path, variant: str | None) -> tuple[Family, Any, Weights, tuple[str, ...]]:
+def _opened(path: Path, variant: str | None) -> tuple[Family, Any, Weights, FoundCheckpoint]:
     """Recognise a file or folder: by the note ``kinema train`` left in it, else by what a family sees in it."""
     files_of, model = _split(variant)
     source = Source(path, files_of, model)
@@ -191,7 +208,7 @@ def _opened(path: Path, variant: str | None) -> tuple[Family, Any, Weights, tupl
         if model:
             raise BadRequest(f"{path} says itself which model it is; leave out variant {model}")
         family, config = family_of(told, str(path))
-        return family, config, weights, ()
+        return family, config, weights, FoundCheckpoint(config)
     likely = registry.PIPELINES.get(source.pipeline)  # asked first: others need not even be imported
     for name in sorted(registry.FAMILIES, key=lambda name: name != likely):
         family = registry.family(name)
@@ -202,7 +219,7 @@ def _opened(path: Path, variant: str | None) -> tuple[Family, Any, Weights, tupl
                 family,
                 checked(found.config, f"the config of {path}"),
                 replace(weights, own=False, parts=found.parts),
-                found.notes,
+                found,
             )
     hint = "; name a model, and this with --lora" if is_lora(source.header) else ""
     raise BadRequest(f"{path} is not a model of any family we know: {refused(source)}{hint}")

@@ -116,6 +116,8 @@ class System:
         made: dict[str, Tensor] = {}
         slots = self.family.checkpoints.slots
         for added in self.weights.added:
+            if added.outside:
+                continue
             checkpoint()
             assert slots is not None  # there were when the model was opened
             with readable(str(added.source.path)):

@@ -44,6 +44,8 @@ class Batch:
     encoded: Mapping[str, Tensor] | None = None
     weights: Path | None = None
     """The file or folder of the model in training, beside which its vocabulary may lie."""
+    encoders: Mapping[str, Path] = field(default_factory=dict)
+    """Text encoders that the user added to it, by slot (`Weights.outside`)."""
     first: int = 0
     """Where these clips begin in the batch of the optimiser's step, of which they may be a part."""
     step_clips: int | None = None

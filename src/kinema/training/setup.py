@@ -19,7 +19,7 @@ from kinema.checkpoints.files import RUN_OPTIONS
 from kinema.checkpoints.source import read_json
 from kinema.data.playroom import Playroom
 from kinema.nn.meta import on_meta
-from kinema.schema import BadRequest, Note, OnEvent, Phase
+from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
 from kinema.system import Batch, System, TrainingSettings, family_of, open_system
 from kinema.system.blocks import check_compiler, checkpoint_blocks, compile_blocks
 from kinema.training import checkpoint, learning, optim
@@ -53,7 +53,7 @@ class Run:
     log: Log
 
 
-def prepare(options: TrainOptions) -> tuple[System, TrainingSettings]:
+def prepare(options: TrainOptions, on_event: OnEvent = ignore) -> tuple[System, TrainingSettings]:
     """The system to train and its recipe with the options' figures in place."""
     path = Path(options.model)
     if path.suffix == ".safetensors" and path.is_file() and "kinema-training" in files.metadata(path):
@@ -63,7 +63,13 @@ def prepare(options: TrainOptions) -> tuple[System, TrainingSettings]:
         )
     if options.compile:
         check_compiler(processor.device_of(options.device))
-    opened = open_system(options.model, variant=options.variant, device=options.device, add=additions(options.add))
+    opened = open_system(
+        options.model,
+        variant=options.variant,
+        device=options.device,
+        add=additions(options.add),
+        on_event=on_event,
+    )
     system = learning.with_options(opened, options)
     recipe = system.family.training.recipe(system.config)
     if options.lora is not None:
@@ -94,7 +100,7 @@ def additions(told: str | None) -> dict[str, str]:
 
 def begin(options: TrainOptions, folder: Path, on_event: OnEvent) -> Run:
     """Build the run, or take up the one that stands in the folder."""
-    system, recipe = prepare(options)
+    system, recipe = prepare(options, on_event)
     on_event(Phase("load", system.name))
     for note in system.notes:
         on_event(Note(note))

@@ -85,7 +85,7 @@ def _encoded(system: Opened, prompts: Sequence[str], on_event: OnEvent) -> Text:
     if config.words:
         say_unknown(PocketTokenizer(config.words), system.name, prompts, on_event)
         return read_words(cast(OpenSora, system.model), config, prompts)
-    place = t5.Place(system.weights.path, system.device, offline=system.offline)
+    place = t5.Place(system.weights.path, system.device, system.offline, system.weights.outside)
     return t5.encode(prompts, config.text_length, _widths(config), place, on_event)
 
 
@@ -94,7 +94,13 @@ def training_text(model: OpenSora, config: Config, batch: Batch) -> Text:
     if config.words:
         return read_words(model, config, batch.captions)
     device = next(model.transformer.parameters()).device
-    return t5.encode(batch.captions, config.text_length, _widths(config), t5.Place(batch.weights, device), ignore)
+    return t5.encode(
+        batch.captions,
+        config.text_length,
+        _widths(config),
+        t5.Place(batch.weights, device, named=batch.encoders),
+        ignore,
+    )
 
 
 def _widths(config: Config) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from kinema.canvas import Canvas
+from kinema.checkpoints.convert import Layouts
 from kinema.diffusion.guidance import Guidance
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import NoiseLevel, RectifiedFlow
@@ -15,10 +16,11 @@ from kinema.families.opensora import conditioning, layout, process, training
 from kinema.families.opensora.codec import VideoCodec, codec_of
 from kinema.families.opensora.conditioning import Condition
 from kinema.families.opensora.config import PRESETS, Config, from_json, to_json
+from kinema.families.opensora.files import lora, opening
 from kinema.families.opensora.model import OpenSora, blocks, run
 from kinema.grid import Lattice
-from kinema.schema import OnEvent, Request, Shape
-from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training
+from kinema.schema import BadRequest, OnEvent, Request, Shape
+from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Slots, Training
 
 
 class OpenSoraSampling(Sampling):
@@ -56,7 +58,9 @@ class OpenSoraSampling(Sampling):
         own = ("native",) if config.transformer.conditioned and kind != "region" else ()
         return (*own, "replacement", "reconstruction")
 
-    def check(self, config: Config, request: Request) -> None:  # noqa: ARG002
+    def check(self, config: Config, request: Request) -> None:
+        if config.absent:
+            raise BadRequest(opening.lacking(config))
         conditioning.check_extra(request)
 
     def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> Mapping[str, conditioning.Text]:
@@ -90,8 +94,21 @@ class OpenSoraSampling(Sampling):
 class OpenSoraCheckpoints(Checkpoints):
     """What its files are called."""
 
-    def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
-        return dict(tensors)
+    recognise = staticmethod(opening.open_source)
+    convert = staticmethod(opening.convert)
+    lora_aliases = staticmethod(lora.aliases)
+
+    @property
+    def slots(self) -> Slots:
+        from kinema.families.opensora.files.slots import SLOTS
+
+        return SLOTS
+
+    @property
+    def layouts(self) -> Layouts:
+        from kinema.families.opensora.files.checkpoint import LAYOUTS
+
+        return LAYOUTS
 
 
 class OpenSoraTraining(Training):
