@@ -78,8 +78,8 @@ ADDED: dict[str, dict[str, str]] = {
 """What a name adds to its model, by slot; a user's own addition in a slot takes its place."""
 
 _OPEN_SORA = (
-    "Open-Sora's code is Apache-2.0. Its licence appends the Tencent Hunyuan community licence, which does not apply in "
-    "the European Union, the United Kingdom and South Korea; the transformer was initialised from FLUX.1-dev, whose "
+    "Open-Sora's code is Apache-2.0; its licence appends the Tencent Hunyuan community licence, which grants no rights "
+    "in the European Union, the United Kingdom and South Korea. The transformer was initialised from FLUX.1-dev, whose "
     "weights have a non-commercial licence"
 )
 TERMS: dict[str, str] = {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kinema.bounds import as_json, printable
 from kinema.cli import machine
 from kinema.cli.options import Option, with_defaults
+from kinema.cli.progress import Lines
 from kinema.cli.verbs import (
     CONFIG,
     MODEL,
@@ -22,7 +23,6 @@ from kinema.cli.verbs import (
     request_from,
     request_options,
 )
-from kinema.cli.progress import Lines
 from kinema.schema import Event, Note, Phase, Request, Step, TaskName
 
 if TYPE_CHECKING:

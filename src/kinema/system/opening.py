@@ -160,7 +160,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def _fetched(name: str, offline: bool | None, variant: str | None, on_event: OnEvent) -> Path:
-    _say_terms(name, offline, variant, on_event)
+    _say_terms(name, offline, on_event)
     try:
         return fetched(name, offline, variant)
     except BadRequest as error:
@@ -170,13 +170,13 @@ def _fetched(name: str, offline: bool | None, variant: str | None, on_event: OnE
         raise BadRequest(f"{error} ({here}, so a hub name was meant)") from error
 
 
-def _say_terms(name: str, offline: bool | None, variant: str | None, on_event: OnEvent) -> None:
-    """The licence terms of weights that are not on this machine yet."""
+def _say_terms(name: str, offline: bool | None, on_event: OnEvent) -> None:
+    """The licence terms of the first files that are downloaded from a repository: none of its files is here yet."""
     repository = "/".join(registry.ALIASES.get(name, name).split("/")[:2])
     if offline or repository not in registry.TERMS:
         return
     try:
-        fetched(name, True, variant)
+        hub.fetch(repository, offline=True)
     except BadRequest:
         on_event(Note(f"{repository}: {registry.TERMS[repository]}"))
 

@@ -8,7 +8,7 @@ that the way back gives that file byte for byte.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from kinema.checkpoints.files import Header, listed
 from kinema.checkpoints.settings import checked
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.stream import Stream
-from kinema.families.opensora.config import Config
 from kinema.families.opensora.files import folder, opening, transformer_file, vae_file
 from kinema.families.opensora.files.transformer_file import ROPE_NOTE, Kind, Rope, TransformerFile
 from kinema.families.opensora.files.vae_file import VaeFile

@@ -1,7 +1,7 @@
 """Layouts of the transformer's weights: Open-Sora's own, the fused ones of Open-Sora and Flux, and that of diffusers.
 
-They differ in three ways. Queries, keys and values (and, in single blocks, the MLP's first layer) are separate layers or
-one fused layer. Rotary embeddings turn features i and i + K/2 of a head ("half") or 2i and 2i + 1 ("adjacent"); the
+They differ in three ways. Queries, keys and values (and, in single blocks, the MLP's first layer) are separate layers
+or one fused layer. Rotary embeddings turn features i and i + K/2 of a head ("half") or 2i and 2i + 1 ("adjacent"); the
 rows of the query and key projections and the scales of their norms are ordered accordingly. And diffusers has other
 names, and keeps scale before shift in the last modulation.
 
