@@ -120,8 +120,8 @@ def read_lora(
 
     ``modules`` are all module names of the model, starting with the component; names in the file without a component
     belong to the U-Net. ``aliases`` maps names of another layout (``input_blocks.1.1.…``) to native modules or pieces
-    of them. Raises `BadRequest` for an unknown module (naming the model that the LoRA is for), a tensor that is not part
-    of a plain LoRA (LoCon, DoRA), an incomplete pair and mismatched ranks.
+    of them. Raises `BadRequest` for an unknown module (naming the model that the LoRA is for), a tensor that is not
+    part of a plain LoRA (LoCon, DoRA), an incomplete pair and mismatched ranks.
     """
     tensors = read_tensors(path)
     places, unknown = placed(tensors, modules, aliases or {})

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKLHunyuanVideo, FluxTransformer2DModel
 
 from kinema.checkpoints.convert import convert
 from kinema.checkpoints.files import header, metadata, read_tensors
+from kinema.families.opensora.config import TINY, to_json
 from kinema.families.opensora.mmdit import MMDiT
 from kinema.schema import BadRequest, Note
 from kinema.system import open_system
@@ -113,6 +114,28 @@ def test_the_folder_of_the_dc_ae_model_goes_back_byte_for_byte(tiny_dc_ae, tmp_p
     convert(tmp_path / "folder" / "vae", tmp_path / "vae.safetensors", "open-sora")
     assert (tmp_path / "back.safetensors").read_bytes() == path.read_bytes()
     assert (tmp_path / "vae.safetensors").read_bytes() == vae.read_bytes()
+
+
+@pytest.mark.parametrize("rope", ["half", "adjacent"])
+def test_a_file_that_training_wrote_leaves_in_every_layout(rope, tiny, tmp_path, write, laid_out, of_part):
+    config, model = tiny
+    config = replace(config, transformer=replace(config.transformer, rope=rope))
+    tensors = {f"transformer.{n}": x for n, x in laid_out(model, config, "separate", rope).items()}
+    tensors |= {f"vae.{n}": x for n, x in of_part(model, "vae").items()}
+    path = write(tmp_path / "own.safetensors", tensors, {"kinema": note(config)})
+    assert open_system(path).config == config
+    convert(path, tmp_path / "folder", "diffusers")
+    convert(path, tmp_path / "ours.safetensors", "open-sora")
+    assert equal(tmp_path / "ours.safetensors", of_part(model, "transformer"))
+    assert open_system(tmp_path / "folder").config.hunyuan == config.hunyuan
+    words = replace(TINY, words=("a", "ball"))
+    path = write(tmp_path / "words.safetensors", tensors, {"kinema": note(words)})
+    with pytest.raises(BadRequest, match="has text embeddings of its own"):
+        convert(path, tmp_path / "x.safetensors", "open-sora")
+
+
+def note(config):
+    return json.dumps({"family": "opensora", "config": to_json(config)})
 
 
 def test_a_vae_alone_goes_to_a_folder_of_diffusers_and_back(tiny, repository, tmp_path):

@@ -37,8 +37,10 @@ def open_source(source: Source) -> FoundCheckpoint | None:
     """
     if source.pipeline:
         return _open_folder(source) if source.pipeline == PIPELINE else None
+    if transformer_file.is_flux(source.header):
+        return None
     file = transformer_file.recognise(source.header, source.metadata)
-    if file is None or transformer_file.is_flux(file):
+    if file is None:
         return None
     check(file, source)
     config = replace(_published(file.config, source), absent=("vae",))

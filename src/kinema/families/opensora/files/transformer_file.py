@@ -245,9 +245,9 @@ def kind_of(header: Header) -> Kind | None:
     return None
 
 
-def is_flux(file: TransformerFile) -> bool:
-    """Whether it generates images: Flux's weights have no input for conditioning, and their layers are fused."""
-    return not file.config.conditioned and file.kind != "separate"
+def is_flux(header: Header) -> bool:
+    """Whether a transformer generates images: Flux's has no input for conditioning, and no separate layers of ours."""
+    return kind_of(header) in ("fused", "diffusers") and "cond_in.weight" not in header
 
 
 _shape = partial(shape_in, "Open-Sora 2.0")
