@@ -66,7 +66,7 @@ def open_system(
     if not named.strip():
         raise BadRequest("the model's name is empty; expected a name, a file, a folder or a hub id")
     name, family, config, weights, found = _found(named, preset, variant, offline, on_event)
-    wanted = {**found.beside, **registry.ADDED.get(named.removeprefix(HUB), {}), **(add or {})}
+    wanted = {**_named_beside(named, found), **registry.ADDED.get(named.removeprefix(HUB), {}), **(add or {})}
     added, config, said = _add(family, config, wanted, offline, on_event)
     notes = found.notes
     weights, notes = replace(weights, added=added), (*notes, *said, *([COMPILED] if compile else []))
@@ -113,6 +113,14 @@ def _found(
 def _here(told: str | Path) -> Path | None:
     """The file or folder of this name, None where there is none, or where a name on the hub was meant."""
     return None if str(told).startswith(HUB) or not Path(told).exists() else Path(told)
+
+
+def _named_beside(told: str, found: FoundCheckpoint) -> dict[str, str | Path]:
+    """Files beside a model's by slot; by their names on the hub for a file of it, so that a recipe can name them."""
+    target = registry.ALIASES.get(told.removeprefix(HUB), told.removeprefix(HUB))
+    if _here(told) is not None or not (is_hub_id(target) and Path(target).suffix in files.WEIGHTS):
+        return dict(found.beside)
+    return {slot: f"{HUB}{target.rpartition('/')[0]}/{path.name}" for slot, path in found.beside.items()}
 
 
 def _add(

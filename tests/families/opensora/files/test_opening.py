@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from dataclasses import replace
 
@@ -196,6 +197,36 @@ def test_sizes_that_fit_no_patch_are_refused(tiny, tmp_path, write, of_part):
         open_system(write(tmp_path / "odd.safetensors", tensors))
 
 
+@pytest.mark.parametrize("part", ["transformer", "vae", "dc-ae"])
+def test_damaged_shapes_are_refused_in_a_sentence(part, tiny, tiny_dc_ae, tmp_path, sparse, write, of_part):
+    _, model = tiny_dc_ae if part == "dc-ae" else tiny
+    whole = {
+        name: tuple(x.shape) for name, x in of_part(model, "transformer" if part == "transformer" else "vae").items()
+    }
+    base = write(tmp_path / "model.safetensors", of_part(model, "transformer"))
+    draw = random.Random(5)
+    refused = []
+    for _ in range(40):
+        shapes = dict(whole)
+        name = draw.choice(list(shapes))
+        harm = draw.randrange(4)
+        if harm == 0:
+            del shapes[name]
+        elif harm == 1:
+            shapes[name] = tuple(draw.choice([0, 1, 3, 7, 2**12]) for _ in range(draw.randrange(6)))
+        elif harm == 2:
+            shapes[name.replace("0", "255")] = shapes.pop(name)
+        else:
+            shapes = {n: draw.choice([s[::-1], s, s[:1]]) for n, s in shapes.items()}
+        path = sparse(tmp_path / "damaged.safetensors", shapes)
+        try:
+            open_system(path) if part == "transformer" else open_system(base, add={"vae": path})
+        except BadRequest as error:
+            refused.append(str(error))
+    assert len(refused) > 25
+    assert max(map(len, refused)) < 1000
+
+
 # ---------------------------------------------------------------------------------- text encoders
 
 T5_SHAPES = {
@@ -317,6 +348,14 @@ def test_licence_terms_are_said_before_the_first_download(alias, files, publishe
     events.clear()
     open_system(alias, on_event=events.append)
     assert not any(isinstance(event, Note) for event in events)
+
+
+def test_a_vae_beside_a_file_of_the_hub_has_its_name_there_in_the_recipe(published, monkeypatch):
+    monkeypatch.setattr(
+        "kinema.system.opening.hub.fetch_model", lambda name, **_told: published[name.rpartition("/")[2]]
+    )
+    system = open_system("someone/mirror/Open_Sora_v2.safetensors")
+    assert [each.told()["file"] for each in system.weights.added] == ["someone/mirror/hunyuan_vae.safetensors"]
 
 
 def test_every_repository_with_terms_is_that_of_an_alias():
