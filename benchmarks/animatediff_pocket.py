@@ -1,20 +1,19 @@
-"""The pocket of AnimateDiff: trained on playroom, and the paper's two claims put to the test.
+"""Train the pocket AnimateDiff on playroom and test the paper's two claims.
 
-    python benchmarks/animatediff_pocket.py                        # all of it; the same command goes on
-    python benchmarks/animatediff_pocket.py --only base,motion     # some stages
-    python benchmarks/animatediff_pocket.py --only measure         # figures of what is trained
+    python benchmarks/animatediff_pocket.py                        # everything; resumes where it stopped
+    python benchmarks/animatediff_pocket.py --only base,motion     # some training stages
+    python benchmarks/animatediff_pocket.py --only measure         # measure what is trained
 
-Training is that of `kinema train --shipped`, leg by leg (`--dry-run` lists the runs), in OUT/base, outline, night,
-moved, panned, filmed, zoomed, motion, left, right and zoom.
+Training is that of `kinema train --shipped`, one training stage after another (`--dry-run` lists the runs), in
+OUT/base, outline, night, moved, panned, filmed, zoomed, motion, left, right and zoom.
 
-Measured are, first, clips of held-out prompts by both personalised models, moved by the motion module that saw the
-base alone: how far they keep their style (`kinema.data.styles.share`, beside that of the same image model's single
-pictures), whether things move as the prompt says (the oracle), and flicker beside pictures sampled one by one, by three
-measures (`FLICKERS`). True clips of the same prompts are measured with them, because thin lines that move change pixels
-as flicker does. Second,
-how the camera moves with each MotionLoRA merged (`kinema.evaluation.camera`), and whether taking them out leaves every
-weight as it was. Clips measured are kept in OUT, so that an interrupted run goes on. Figures, a page and a contact
-sheet go to --evidence; the files to ship are named with their sizes.
+First, clips of held-out prompts by both personalised models, with the motion module trained on the base alone, are
+measured: how well they keep their style (`kinema.data.styles.share`, compared with single images of the same image
+model), whether objects move as prompted (the oracle), and three measures of flicker (`FLICKERS`), compared with images
+sampled one by one. Real clips of the same prompts are measured too, since thin moving lines change pixels as flicker
+does. Second, the camera motion with each MotionLoRA merged (`kinema.evaluation.camera`), and whether unmerging restores
+every weight. Measurements are stored in OUT, so that an interrupted run can resume. The results, a page and a contact
+sheet are written to --evidence; the files to ship are listed with their sizes.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pocket_told import Told
 from torch import Tensor
+from training_progress import TrainingProgress
 
 from kinema.atomic import replacing
 from kinema.checkpoints import files
@@ -52,18 +51,18 @@ STYLES = ("outline", "night")
 CAMERAS = {"left": "pans left", "right": "pans right", "zoom": "zooms in"}
 TRAINED = tuple(SHIPPED.legs)
 FILES = tuple(SHIPPED.files.values())
-"""The legs that make a file that ships."""
+"""Training stages that produce a shipped file."""
 PATTERNS = ("checkered", "striped")
 LEAST_DIRECTION, MOST_STYLE, MOST_FLICKER, LEAST_CAMERA, MOST_BYTES = 0.85, 0.1, 1 / 3, 0.9, 10_000_000
 SHARP = 0.5
-"""A camera's motion that leaves less than this share of what no motion leaves also keeps the texture of the ground."""
-FLICKERS = {"pulse": "brightness", "residual": "what steady motion leaves", "flicker": "every pixel"}
+"""A camera motion with less than this share of the error of no motion also preserves the background's texture."""
+FLICKERS = {"pulse": "brightness", "residual": "interpolation residual", "flicker": "every pixel"}
 """Second difference of a frame's brightness; `metrics.interpolation_residual`; second difference of pixels."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """The command line."""
+    """Command line options."""
 
     only: str
     out: Path
@@ -83,7 +82,7 @@ class Options:
         return (*TRAINED, "measure") if self.only == "all" else self.only.split(",")
 
     def file(self, stage: str) -> Path:
-        """What a stage made that the others use."""
+        """The file that a training stage produces for the others."""
         return self.out / stage / SHIPPED.legs[stage].makes
 
 
@@ -104,21 +103,25 @@ def main() -> int:
 
 def read_options() -> Options:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="all", help=f"stages with commas: {', '.join(TRAINED)}, measure; or all")
+    parser.add_argument(
+        "--only", default="all", help=f"comma-separated training stages: {', '.join(TRAINED)}, measure; or all"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/animatediff-pocket"))
     parser.add_argument("--evidence", type=Path, default=Path("docs/evidence"))
-    parser.add_argument("--steps", type=int, help="optimiser steps of each stage; else the recipes'")
-    parser.add_argument("--batch", type=int, help="clips (or pictures) a step; else the recipes'")
-    parser.add_argument("--prompts", type=int, default=64, help="of each style; all of them name a direction")
-    parser.add_argument("--camera-prompts", type=int, default=32, help="of each MotionLoRA")
+    parser.add_argument(
+        "--steps", type=int, help="optimiser steps per training stage; default: the shipped training settings"
+    )
+    parser.add_argument("--batch", type=int, help="clips (or images) per step; default: the shipped training settings")
+    parser.add_argument("--prompts", type=int, default=64, help="prompts per style, all with a direction")
+    parser.add_argument("--camera-prompts", type=int, default=32, help="prompts per MotionLoRA")
     parser.add_argument("--sampling-steps", type=int)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device")
     options = Options(**vars(parser.parse_args()))
-    if odd := set(options.stages) - {*TRAINED, "measure"}:
-        parser.error(f"no stage {min(odd)!r}; there are {', '.join(TRAINED)}, measure")
+    if unknown := set(options.stages) - {*TRAINED, "measure"}:
+        parser.error(f"unknown stage {min(unknown)!r}; expected {', '.join(TRAINED)} or measure")
     return options
 
 
@@ -126,17 +129,23 @@ def read_options() -> Options:
 
 
 def trained(options: Options, stage: str) -> None:
-    """A run of a stage, begun or gone on with."""
-    told = {"out": str(options.out), "seed": options.seed, "save_every": 50, "sample_every": 0, "validate_every": 200}
-    asked = {name: getattr(options, name) for name in ("steps", "batch", "threads", "device")}
-    told |= {"keep": 1} | {name: value for name, value in asked.items() if value is not None}
-    runs = {leg: run for name in SHIPPED.files for leg, run in plan(name, told).items()}
-    if train(runs[stage].options, Told(stage)).interrupted:
+    """Start or resume a training stage."""
+    settings = {
+        "out": str(options.out),
+        "seed": options.seed,
+        "save_every": 50,
+        "sample_every": 0,
+        "validate_every": 200,
+    }
+    overrides = {name: getattr(options, name) for name in ("steps", "batch", "threads", "device")}
+    settings |= {"keep": 1} | {name: value for name, value in overrides.items() if value is not None}
+    runs = {leg: run for name in SHIPPED.files for leg, run in plan(name, settings).items()}
+    if train(runs[stage].options, TrainingProgress(stage)).interrupted:
         raise SystemExit(130)
 
 
 def minutes(options: Options) -> dict[str, float]:
-    """Of training, stage by stage, as the checkpoints count them."""
+    """Training minutes by training stage, from the checkpoints."""
     found = {}
     for stage in TRAINED:
         if steps := sorted((options.out / stage).glob("step-*.safetensors")):
@@ -148,61 +157,65 @@ def minutes(options: Options) -> dict[str, float]:
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """Every clip of both claims, and the figures of it all."""
-    kept = Kept(options)
-    directed = [p for p in playroom.prompts(8 * options.prompts, options.seed, "simple", "held-out") if names_a_way(p)]
+    """Measure every clip of both claims and summarise the results."""
+    store = RowStore(options)
+    directed = [
+        p for p in playroom.prompts(8 * options.prompts, options.seed, "simple", "held-out") if has_direction(p)
+    ]
     few = max(1, options.prompts // 4)  # the base is a control only
     looks = {
-        name: looks_of(options, kept, name, directed[: options.prompts if name in STYLES else few])
+        name: style_rows(options, store, name, directed[: options.prompts if name in STYLES else few])
         for name in ("plain", *STYLES)
     }
     plain = playroom.prompts(options.camera_prompts, options.seed + 1, "simple", "held-out")
     scenes = [f"{p} on a {PATTERNS[i % len(PATTERNS)]} background" for i, p in enumerate(plain)]
     system = opened(options, "plain")
     before = {name: p.clone() for name, p in system.model.named_parameters()}
-    cameras = {name: cameras_of(options, kept, system, name, scenes) for name in ("none", *CAMERAS)}
+    cameras = {name: camera_rows(options, store, system, name, scenes) for name in ("none", *CAMERAS)}
     system.use_loras({})
     exact = all(torch.equal(p, before[name]) for name, p in system.model.named_parameters())
     return summary(options, looks, cameras, exact)
 
 
-def names_a_way(prompt: str) -> bool:
+def has_direction(prompt: str) -> bool:
     meaning = playroom.parse(prompt)
     return meaning is not None and meaning.direction is not None
 
 
 def opened(options: Options, look: str) -> System:
-    """The base, or one of its personalised variants, with the motion module in it."""
+    """The base or a personalised variant, with the motion module."""
     add = {} if look == "plain" else {"style": options.file(look)}
     return open_system(options.file("base"), add={**add, "motion": options.file("motion")}, device=options.device)
 
 
-class Kept:
-    """Rows measured before, by what they depend on: weights, sampling and prompts."""
+class RowStore:
+    """Stored measurements, keyed by weights, sampling options and prompts."""
 
     def __init__(self, options: Options) -> None:
         names = [stage for stage in FILES if options.file(stage).is_file()]
         if missing := [stage for stage in ("base", *STYLES, "motion") if stage not in names]:
-            raise SystemExit(f"nothing to measure: {missing[0]} is not trained yet (--only {missing[0]})")
+            raise SystemExit(f"cannot measure: {missing[0]} is not trained yet; run with --only {missing[0]}")
         self.hashes = {stage: files.weight_hash(options.file(stage)) for stage in names}
-        self.how = {
+        self.sampling = {
             "steps": options.sampling_steps,
             "guidance": options.guidance,
             "measures": [*FLICKERS],
             "camera": "opposite",
         }
         self.path = options.out / "measured.jsonl"
-        held = self.path.read_text().splitlines() if self.path.is_file() else []
-        self.rows = {json.dumps(row["key"], sort_keys=True): row["row"] for row in map(json.loads, held)}
+        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        self.rows = {json.dumps(row["key"], sort_keys=True): row["row"] for row in map(json.loads, lines)}
 
     def rows_of(
         self, about: Mapping[str, Any], prompts: Sequence[str], seed: int, make: Callable[[str, int], dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        """A row a prompt, from the file or made now; prompt i has seed + i."""
+        """One row per prompt, from the file or computed; prompt i has seed + i."""
         rows = []
-        weights = {stage: told for stage, told in self.hashes.items() if stage in ("base", "motion", *about.values())}
+        weights = {
+            stage: digest for stage, digest in self.hashes.items() if stage in ("base", "motion", *about.values())
+        }
         for i, prompt in enumerate(prompts):
-            key = {**self.how, "weights": weights, **about, "prompt": prompt, "seed": seed + i}
+            key = {**self.sampling, "weights": weights, **about, "prompt": prompt, "seed": seed + i}
             name = json.dumps(key, sort_keys=True)
             if name not in self.rows:
                 self.rows[name] = make(prompt, seed + i)
@@ -221,36 +234,42 @@ def clip_of(options: Options, system: System, prompt: str, seed: int, **extra: A
     return generate(system, request).video[0]
 
 
-def looks_of(options: Options, kept: Kept, look: str, prompts: Sequence[str]) -> list[dict[str, Any]]:
+def style_rows(options: Options, store: RowStore, look: str, prompts: Sequence[str]) -> list[dict[str, Any]]:
     system = opened(options, look)
 
     def make(prompt: str, seed: int) -> dict[str, Any]:
         moving = clip_of(options, system, prompt, seed)
-        pictures = clip_of(options, system, prompt, seed, effect=0.0)  # the image model, each frame by itself
+        frames = clip_of(options, system, prompt, seed, effect=0.0)  # the image model, each frame separately
         fps = system.family.sampling.defaults(system.config).fps
-        told, apart = judge(moving, prompt, fps), judge(pictures, prompt, fps)
+        verdict_moving, verdict_frames = judge(moving, prompt, fps), judge(frames, prompt, fps)
         shares = {f"share_{style}": styles.share(style, moving) for style in STYLES}
-        shares |= {f"pictures_{style}": styles.share(style, pictures) for style in STYLES}
-        right = {name: getattr(told, f"{name}_right") for name in ("direction", "motion", "colour", "shape")}
-        true = true_clip(system.config, look, prompt, seed)
-        clips = {"": (moving, told), "_pictures": (pictures, apart), "_true": (true, judge(true, prompt, fps))}
+        shares |= {f"pictures_{style}": styles.share(style, frames) for style in STYLES}
+        right = {name: getattr(verdict_moving, f"{name}_right") for name in ("direction", "motion", "colour", "shape")}
+        true_video = true_clip(system.config, look, prompt, seed)
+        clips = {
+            "": (moving, verdict_moving),
+            "_pictures": (frames, verdict_frames),
+            "_true": (true_video, judge(true_video, prompt, fps)),
+        }
         flicker = {f"flicker{of}": verdict.flicker for of, (_, verdict) in clips.items()}
         flicker |= {f"pulse{of}": float(luma_second_difference(video[None])) for of, (video, _) in clips.items()}
         flicker |= {f"residual{of}": float(interpolation_residual(video[None])) for of, (video, _) in clips.items()}
         return {**right, **flicker, **shares}
 
-    return kept.rows_of({"look": look}, prompts, options.seed, make)
+    return store.rows_of({"look": look}, prompts, options.seed, make)
 
 
 def true_clip(config: Any, look: str, prompt: str, seed: int) -> Tensor:
-    """The prompt as the playroom renders it, in the look, 3×T×H×W."""
-    drawn = playroom.sample(
+    """The prompt as the playroom renders it, in the style, 3×T×H×W."""
+    rendered = playroom.sample(
         seed, frames=config.frames, height=config.height, width=config.width, fps=config.fps, caption=prompt
     )
-    return styles.apply("" if look == "plain" else look, torch.from_numpy(drawn.video_CTHW))
+    return styles.apply("" if look == "plain" else look, torch.from_numpy(rendered.video_CTHW))
 
 
-def cameras_of(options: Options, kept: Kept, system: System, name: str, prompts: Sequence[str]) -> list[dict[str, Any]]:
+def camera_rows(
+    options: Options, store: RowStore, system: System, name: str, prompts: Sequence[str]
+) -> list[dict[str, Any]]:
     if name != "none" and not options.file(name).is_file():
         return []
     system.use_loras({} if name == "none" else {options.file(name): 1.0})
@@ -258,7 +277,7 @@ def cameras_of(options: Options, kept: Kept, system: System, name: str, prompts:
     def make(prompt: str, seed: int) -> dict[str, Any]:
         return vars(camera_of(clip_of(options, system, prompt, seed)))
 
-    return kept.rows_of({"lora": name}, prompts, options.seed, make)
+    return store.rows_of({"lora": name}, prompts, options.seed, make)
 
 
 def summary(
@@ -274,30 +293,30 @@ def summary(
         "seed": options.seed,
         "sampling_steps": options.sampling_steps,
         "guidance": options.guidance,
-        "looks": {name: of_look(rows, name) for name, rows in looks.items()},
-        "cameras": {name: of_camera(rows, name) for name, rows in cameras.items() if rows},
+        "looks": {name: style_summary(rows, name) for name, rows in looks.items()},
+        "cameras": {name: camera_summary(rows, name) for name, rows in cameras.items() if rows},
         "unmerged_exactly": exact,
     }
 
 
-def of_look(rows: Sequence[Mapping[str, Any]], look: str) -> dict[str, Any]:
-    """Means; ``style_off`` is how far the share of a clip's pixels is from that of pictures, relative to theirs."""
-    told = {name: mean([row[name] for row in rows]) for name in rows[0]}
+def style_summary(rows: Sequence[Mapping[str, Any]], look: str) -> dict[str, Any]:
+    """Means; ``style_off`` is the relative difference of the style share between clips and single images."""
+    means = {name: mean([row[name] for row in rows]) for name in rows[0]}
     for flicker in FLICKERS:
         for of in ("", "_true"):
-            told[f"{flicker}_ratio{of}"] = told[f"{flicker}{of}"] / max(told[f"{flicker}_pictures"], 1e-9)
+            means[f"{flicker}_ratio{of}"] = means[f"{flicker}{of}"] / max(means[f"{flicker}_pictures"], 1e-9)
     if look in STYLES:
-        told["style_off"] = abs(told[f"share_{look}"] / max(told[f"pictures_{look}"], 1e-9) - 1)
-    return {"prompts": len(rows), **told}
+        means["style_off"] = abs(means[f"share_{look}"] / max(means[f"pictures_{look}"], 1e-9) - 1)
+    return {"prompts": len(rows), **means}
 
 
-def of_camera(rows: Sequence[Mapping[str, Any]], lora: str) -> dict[str, Any]:
+def camera_summary(rows: Sequence[Mapping[str, Any]], lora: str) -> dict[str, Any]:
     names = [row["name"] for row in rows]
-    wanted = CAMERAS.get(lora, "still")
-    counted = {name: names.count(name) for name in sorted(set(names))}
-    share = names.count(wanted) / len(names)
-    sharp = sum(row["name"] == wanted and row["left_of_still"] < SHARP for row in rows) / len(rows)
-    return {"prompts": len(rows), "wanted": wanted, "share": share, "sharp": sharp, "seen": counted}
+    expected = CAMERAS.get(lora, "still")
+    counts = {name: names.count(name) for name in sorted(set(names))}
+    share = names.count(expected) / len(names)
+    sharp = sum(row["name"] == expected and row["left_of_still"] < SHARP for row in rows) / len(rows)
+    return {"prompts": len(rows), "wanted": expected, "share": share, "sharp": sharp, "seen": counts}
 
 
 def mean(values: Sequence[float]) -> float:
@@ -318,8 +337,10 @@ def write(options: Options, result: Mapping[str, Any]) -> None:
 
 
 def sheet(options: Options, rows: int = 5) -> Image.Image:
-    """Prompts down; across, the clips of the base and of both variants, and below them the MotionLoRAs'."""
-    directed = [p for p in playroom.prompts(8 * rows, options.seed + 2, "simple", "held-out") if names_a_way(p)][:rows]
+    """Contact sheet: a row per prompt with clips of the base and both variants, then a row of the MotionLoRAs."""
+    directed = [p for p in playroom.prompts(8 * rows, options.seed + 2, "simple", "held-out") if has_direction(p)][
+        :rows
+    ]
     clips = [
         [clip_of(options, system, prompt, options.seed + i) for i, prompt in enumerate(directed)]
         for system in (opened(options, look) for look in ("plain", *STYLES))
@@ -334,25 +355,30 @@ def sheet(options: Options, rows: int = 5) -> Image.Image:
             panned.append(strip(clip_of(options, system, prompt, options.seed)))
     if len(panned) == len(CAMERAS):
         lines.append(torch.cat(panned, dim=2))
-    picture = to_uint8(torch.cat(lines, dim=1)[None, :, None])[0, 0]
-    return Image.fromarray(np.asarray(picture))
+    image = to_uint8(torch.cat(lines, dim=1)[None, :, None])[0, 0]
+    return Image.fromarray(np.asarray(image))
 
 
 def strip(video_CTHW: Tensor) -> Tensor:
-    """The frames of a clip side by side, and a margin, 3×(H+2)×W."""
+    """The frames of a clip in a row, with a margin, 3×(H+2)×W."""
     side_by_side = video_CTHW.transpose(1, 2).flatten(2)
     return torch.nn.functional.pad(side_by_side, (0, 8, 0, 2), value=1.0)
 
 
-def page(told: Mapping[str, Any]) -> str:
-    """The evidence as Markdown."""
-    looks, cameras = told["looks"], told["cameras"]
-    head = f"| model | direction | style share, clips | of pictures | off by | {' | '.join(FLICKERS.values())} |"
-    lines = ["# The pocket AnimateDiff, measured", "", "`python benchmarks/animatediff_pocket.py --only measure`", ""]
+def page(result: Mapping[str, Any]) -> str:
+    """The evidence page as Markdown."""
+    looks, cameras = result["looks"], result["cameras"]
+    head = f"| model | direction | style share, clips | images | difference | {' | '.join(FLICKERS.values())} |"
+    lines = [
+        "# Measurements of the pocket AnimateDiff",
+        "",
+        "`python benchmarks/animatediff_pocket.py --only measure`",
+        "",
+    ]
     lines += [
         f"One motion module, trained on the base alone; {looks[STYLES[0]]['prompts']} held-out prompts.",
-        "Flicker, by three measures, is given as a ratio to that of pictures which the same image model draws frame by "
-        "frame, and in brackets the ratio of true clips: lines that move change pixels too.",
+        "Flicker, by three measures, is relative to that of images which the same image model generates frame by "
+        "frame; the ratio of real clips is in parentheses: moving lines change pixels too.",
         "",
         head,
     ]
@@ -368,40 +394,45 @@ def page(told: Mapping[str, Any]) -> str:
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     control = ", ".join(f"{style} {looks['plain'][f'share_{style}']:.3f}" for style in STYLES)
-    lines += ["", f"Control: the same shares of the base's own clips are {control}.", ""]
-    lines += ["| MotionLoRA | asked | seen so | and texture kept | all that was seen |", "|---|---|---|---|---|"]
+    lines += ["", f"Control: the style shares of the base's own clips are {control}.", ""]
+    lines += ["| MotionLoRA | expected | found | and texture kept | all estimates |", "|---|---|---|---|---|"]
     for name, row in cameras.items():
-        seen = ", ".join(f"{view} {count}" for view, count in row["seen"].items())
-        kept = "" if row["wanted"] == "still" else f"{100 * row['sharp']:.0f} %"
-        lines.append(f"| {name} | {row['wanted']} | {100 * row['share']:.0f} % of {row['prompts']} | {kept} | {seen} |")
-    lines += ["", f"Taking the LoRAs out leaves every weight as it was: {'yes' if told['unmerged_exactly'] else 'NO'}."]
+        estimates = ", ".join(f"{view} {count}" for view, count in row["seen"].items())
+        sharp = "" if row["wanted"] == "still" else f"{100 * row['sharp']:.0f} %"
+        lines.append(
+            f"| {name} | {row['wanted']} | {100 * row['share']:.0f} % of {row['prompts']} | {sharp} | {estimates} |"
+        )
+    lines += ["", f"Removing the LoRAs restores every weight: {'yes' if result['unmerged_exactly'] else 'NO'}."]
     for what, unit in (("bytes", "bytes"), ("training_minutes", "minutes of training")):
-        each = ", ".join(f"{name} {value:,}" for name, value in told[what].items())
-        lines.append(f"{sum(told[what].values()):,.0f} {unit} ({each}).")
-    lines += ["", *(f"- {claim}: {'reached' if holds else 'not reached'}" for claim, holds in verdicts(told).items())]
+        each = ", ".join(f"{name} {value:,}" for name, value in result[what].items())
+        lines.append(f"{sum(result[what].values()):,.0f} {unit} ({each}).")
+    lines += [
+        "",
+        *(f"- {claim}: {'reached' if reached else 'not reached'}" for claim, reached in verdicts(result).items()),
+    ]
     return "\n".join(lines) + "\n"
 
 
-def verdicts(told: Mapping[str, Any]) -> dict[str, bool]:
-    looks = {name: told["looks"][name] for name in STYLES}
-    panned = [told["cameras"][name] for name in CAMERAS if name in told["cameras"]]
+def verdicts(result: Mapping[str, Any]) -> dict[str, bool]:
+    looks = {name: result["looks"][name] for name in STYLES}
+    panned = [result["cameras"][name] for name in CAMERAS if name in result["cameras"]]
     return {
-        f"direction right for {100 * LEAST_DIRECTION:.0f} % with both styles": all(
+        f"direction correct for {100 * LEAST_DIRECTION:.0f} % with both styles": all(
             row["direction"] >= LEAST_DIRECTION for row in looks.values()
         ),
         f"style within {100 * MOST_STYLE:.0f} % of the image model's": all(
             row["style_off"] <= MOST_STYLE for row in looks.values()
         ),
         **{
-            f"flicker ({what}) at most a third of frame by frame": all(
+            f"flicker ({what}) at most a third of frame-by-frame sampling": all(
                 row[f"{of}_ratio"] <= MOST_FLICKER for row in looks.values()
             )
             for of, what in FLICKERS.items()
         },
-        f"each MotionLoRA moves the camera its way for {100 * LEAST_CAMERA:.0f} %": len(panned) == len(CAMERAS)
+        f"each MotionLoRA produces its camera motion for {100 * LEAST_CAMERA:.0f} %": len(panned) == len(CAMERAS)
         and all(row["share"] >= LEAST_CAMERA for row in panned),
-        "LoRAs come out exactly": bool(told["unmerged_exactly"]),
-        f"at most {MOST_BYTES:,} bytes": sum(told["bytes"].values()) <= MOST_BYTES,
+        "LoRAs are unmerged exactly": bool(result["unmerged_exactly"]),
+        f"at most {MOST_BYTES:,} bytes": sum(result["bytes"].values()) <= MOST_BYTES,
     }
 
 

@@ -1,14 +1,14 @@
-"""Does a long clip in windows need the memory of a short one? Peak resident memory of 64 frames against 16.
+"""Does a long clip in windows fit in the memory of a short one? Peak resident memory of 64 frames against 16.
 
-An untrained AnimateDiff of a reduced size makes clips from the prompt to pixels, each in a process of its own, the arms
-by turns: 16 frames at once; 64 frames in windows of 16; 64 frames at once (with stretched positions), for comparison.
-Reported are medians of the peak, and of what the peak is above the loaded weights, as ratios to 16 frames. What pixels,
-latents and masks of 64 frames themselves take is in them.
+A reduced, untrained AnimateDiff generates clips from prompt to pixels, each in its own process, alternating between
+the arms: 16 frames in one pass; 64 frames in windows of 16; 64 frames in one pass (with stretched positions), for
+comparison. Reports medians of peak memory, and of peak memory above the loaded weights, as ratios to 16 frames. Both
+include the pixels, latents and masks of all 64 frames.
 
     python benchmarks/long_clip.py                       # about three minutes on one free CPU thread
     python benchmarks/long_clip.py --repeats 3 --side 256
 
-Prints a table, and writes what is in it to --out as JSON.
+Prints a table, and writes it to --out as JSON.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def main() -> int:
         return 0
     measured: dict[str, list[dict[str, int]]] = {arm: [] for arm in ARMS}
     for _ in range(options.repeats):
-        for arm in ARMS:  # by turns, so that what else the machine does falls on all of them
+        for arm in ARMS:  # alternate, so that other load affects all arms
             measured[arm].append(fresh(arm))
             sys.stderr.write(f"{arm}: {measured[arm][-1]}\n")
     results = {arm: summary(runs, measured["16 frames"]) for arm, runs in measured.items()}
     sys.stdout.write(table(results))
     if options.out:
-        told = {name: value for name, value in vars(options).items() if name not in ("arm", "out")}
-        options.out.write_text(json.dumps(told | {"arms": results}, indent=2) + "\n", encoding="utf-8")
+        settings = {name: value for name, value in vars(options).items() if name not in ("arm", "out")}
+        options.out.write_text(json.dumps(settings | {"arms": results}, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
@@ -53,7 +53,7 @@ def read_options() -> argparse.Namespace:
 
 
 def fresh(arm: str) -> dict[str, int]:
-    """One run in a new process, with the options of this one."""
+    """Run once in a new process, with the same options."""
     command = [sys.executable, __file__, *sys.argv[1:], "--arm", arm]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

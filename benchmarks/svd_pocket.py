@@ -1,16 +1,15 @@
-"""The pocket of Stable Video Diffusion: trained on playroom, and its motion bucket put to the test.
+"""Train the pocket Stable Video Diffusion on playroom and test its motion bucket.
 
-    python benchmarks/svd_pocket.py                       # train both stages, then measure; the same command goes on
+    python benchmarks/svd_pocket.py                       # train both training stages, then measure; resumes
     python benchmarks/svd_pocket.py --only train --out runs/svd-pocket
     python benchmarks/svd_pocket.py --only measure --model runs/svd-pocket/playroom/model.safetensors
 
 Training is `kinema train --shipped svd-pocket --out OUT`.
 
-Measured are clips from the first frames of held-out playroom scenes, each at every bucket from the same noise, as the
-codec decodes them, before the picture itself is put in frame 0 (whose latents the model is held to): how much they move
-(optical flow, and mean change of a pixel), how far frame 0 is the picture (PSNR), and whether its object stays itself
-(the oracle). Clips measured are kept in OUT, so that an interrupted
-run goes on. The result goes to svd-pocket.json in --evidence.
+Clips are animated from the first frames of held-out playroom scenes, at every bucket from the same noise, and measured
+as decoded, before the given image is restored in frame 0 (whose latents are held): amount of motion (optical flow, and
+mean pixel change), PSNR of frame 0 against the image, and consistency of the object (the oracle). Measurements are
+stored in OUT, so that an interrupted run can resume. The result is written to svd-pocket.json in --evidence.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from pocket_told import Told
 from torch import Tensor
+from training_progress import TrainingProgress
 
 from kinema.atomic import replacing
 from kinema.checkpoints import files
 from kinema.data import motion, playroom
-from kinema.evaluation.kept import kept
+from kinema.evaluation.consistency import object_consistency
 from kinema.evaluation.measuring import first_frames
 from kinema.evaluation.oracle import judge
 from kinema.evaluation.sampling import Sampling
@@ -45,7 +44,7 @@ LEAST_SPEARMAN, LEAST_PSNR = 0.9, 28.0
 
 @dataclass(frozen=True)
 class Options:
-    """The command line."""
+    """Command line options."""
 
     only: str
     model: Path | None
@@ -84,15 +83,19 @@ def main() -> int:
 def read_options() -> Options:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("both", "train", "measure"), default="both")
-    parser.add_argument("--model", type=Path, help="weights to measure, instead of those trained here")
-    parser.add_argument("--out", type=Path, default=Path("runs/svd-pocket"), help="trainings and measured clips")
+    parser.add_argument("--model", type=Path, help="weights to measure instead of those trained here")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/svd-pocket"), help="folder of training runs and measurements"
+    )
     parser.add_argument("--evidence", type=Path, default=Path("docs/evidence"))
-    parser.add_argument("--steps", type=int, help="optimiser steps of each stage; else the recipe's")
-    parser.add_argument("--batch", type=int, help="clips a step of either; else the recipe's")
-    parser.add_argument("--images", type=int, default=64, help="pictures measured")
+    parser.add_argument(
+        "--steps", type=int, help="optimiser steps per training stage; default: the shipped training settings"
+    )
+    parser.add_argument("--batch", type=int, help="clips per step; default: the shipped training settings")
+    parser.add_argument("--images", type=int, default=64, help="images to measure")
     parser.add_argument("--sampling-steps", type=int)
     parser.add_argument("--guidance", type=float)
-    parser.add_argument("--at-once", type=int, default=16, help="clips sampled at once")
+    parser.add_argument("--at-once", type=int, default=16, help="clips per sampling batch")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device")
@@ -103,40 +106,44 @@ def read_options() -> Options:
 
 
 def trained(options: Options) -> Path:
-    """The weights of both stages, trained or gone on with."""
-    told = {"out": str(options.out), "seed": options.seed, "save_every": 50, "sample_every": 300, "validate_every": 200}
-    asked = {name: getattr(options, name) for name in ("steps", "batch", "threads", "device")}
-    told |= {name: value for name, value in asked.items() if value is not None}
-    made = train_shipped("svd-pocket", told, Told("svd-pocket"))
-    if made.interrupted:
+    """The weights after both training stages, trained or resumed."""
+    settings = {
+        "out": str(options.out),
+        "seed": options.seed,
+        "save_every": 50,
+        "sample_every": 300,
+        "validate_every": 200,
+    }
+    overrides = {name: getattr(options, name) for name in ("steps", "batch", "threads", "device")}
+    settings |= {name: value for name, value in overrides.items() if value is not None}
+    run = train_shipped("svd-pocket", settings, TrainingProgress("svd-pocket"))
+    if run.interrupted:
         raise SystemExit(130)
-    return made.weights
+    return run.weights
 
 
 # --------------------------------------------------------------------------------------- measuring
 
 
 def measure(options: Options, path: Path) -> dict[str, Any]:
-    """Every picture at every bucket, and the figures of it all."""
+    """Measure every image at every bucket and summarise the results."""
     system = open_system(path, device=options.device)
     prompts = [p for p in playroom.prompts(2 * options.images, options.seed, "simple", "held-out") if "fade" not in p]
     prompts = prompts[: options.images]
-    kept_in = options.out / f"measured-{files.weight_hash(path).rpartition(':')[2][:12]}.jsonl"
+    store = options.out / f"measured-{files.weight_hash(path).rpartition(':')[2][:12]}.jsonl"
     rows = []
     for bucket in BUCKETS:
-        rows += rows_of(options, system, prompts, bucket, kept_in)
+        rows += rows_of(options, system, prompts, bucket, store)
     return summary(options, system, path, rows)
 
 
-def rows_of(
-    options: Options, system: System, prompts: Sequence[str], bucket: int, kept_in: Path
-) -> list[dict[str, Any]]:
-    """One row a picture, from the file or sampled now."""
-    how = {"guidance": options.guidance, "steps": options.sampling_steps}
-    sampling = Sampling.of(system, extra={"motion_bucket": bucket}, **how)
-    key = {"bucket": bucket, "seed": options.seed, **how}
-    held = [json.loads(line) for line in kept_in.read_text().splitlines()] if kept_in.is_file() else []
-    rows = [row["row"] for row in held if row["key"] == key][: len(prompts)]
+def rows_of(options: Options, system: System, prompts: Sequence[str], bucket: int, store: Path) -> list[dict[str, Any]]:
+    """One row per image, from the file or sampled."""
+    sampling_options = {"guidance": options.guidance, "steps": options.sampling_steps}
+    sampling = Sampling.of(system, extra={"motion_bucket": bucket}, **sampling_options)
+    key = {"bucket": bucket, "seed": options.seed, **sampling_options}
+    stored = [json.loads(line) for line in store.read_text().splitlines()] if store.is_file() else []
+    rows = [row["row"] for row in stored if row["key"] == key][: len(prompts)]
     while len(rows) < len(prompts):
         first = len(rows)
         words = prompts[first : first + options.at_once]
@@ -146,23 +153,23 @@ def rows_of(
             {"picture": first + i, "bucket": bucket, **measures(clip, true, prompt, float(sampling.request.fps or 7))}
             for i, (clip, true, prompt) in enumerate(zip(clips, real, words, strict=True))
         ]
-        with kept_in.open("a") as file:
+        with store.open("a") as file:
             file.writelines(json.dumps({"key": key, "row": row}) + "\n" for row in new)
         rows += new
-        print(f"bucket {bucket}: {len(rows)} of {len(prompts)} pictures", flush=True)
+        print(f"bucket {bucket}: {len(rows)} of {len(prompts)} images", flush=True)
     return rows
 
 
 def measures(clip_CTHW: Tensor, real_CTHW: Tensor, prompt: str, fps: float) -> dict[str, float]:
     error = (clip_CTHW[:, 0] - real_CTHW[:, 0]).square().mean().clamp_min(1e-10) / 4
-    stays = kept(clip_CTHW, prompt)
+    consistency = object_consistency(clip_CTHW, prompt)
     return {
         "flow": motion.of_frames(list(to_uint8(clip_CTHW[None])[0]), fps),
         "change": float(clip_CTHW.diff(dim=1).abs().mean() / 2 * fps),
         "psnr": float(-10 * error.log10()),
         "identity": judge(clip_CTHW, prompt, fps).identity,
-        "colour_kept": stays.colour,
-        "outline_kept": stays.shape,
+        "colour_kept": consistency.colour,
+        "outline_kept": consistency.shape,
     }
 
 
@@ -194,9 +201,12 @@ def summary(options: Options, system: System, path: Path, rows: list[dict[str, A
     }
 
 
-def table(told: dict[str, Any]) -> str:
-    lines = ["| bucket | motion asked | flow | change a second | frame 0, dB | identity |", "|---|---|---|---|---|---|"]
-    for r in told["buckets"]:
+def table(result: dict[str, Any]) -> str:
+    lines = [
+        "| bucket | requested motion | flow | change per second | frame 0, dB | identity |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in result["buckets"]:
         cells = [
             f"{r['asked']:.4f}",
             f"{r['flow']:.4f}",
@@ -205,14 +215,14 @@ def table(told: dict[str, Any]) -> str:
             f"{r['identity']:.3f}",
         ]
         lines.append(f"| {r['bucket']} | {' | '.join(cells)} |")
-    reached = told["spearman_of_means"] >= LEAST_SPEARMAN and told["psnr_mean"] >= LEAST_PSNR
+    reached = result["spearman_of_means"] >= LEAST_SPEARMAN and result["psnr_mean"] >= LEAST_PSNR
     lines += [
         "",
-        f"Spearman of bucket and flow: {told['spearman_of_means']:.2f} over the five means, mean of each picture's own "
-        f"{told['spearman_of_each_picture']:.2f}, over all clips {told['spearman_pooled']:.2f}",
-        f"Moves more at 160 than at 60: {100 * told['more_at_160_than_at_60']:.0f} % of {told['pictures']} pictures",
-        f"Frame 0: {told['psnr_mean']:.1f} dB mean, {100 * told['psnr_share_28']:.0f} % of clips at 28 dB or above",
-        f"Identity {told['identity']:.3f}; frames with the given colour and outline {told['first_frame_kept']:.3f}",
+        f"Spearman of bucket and flow: {result['spearman_of_means']:.2f} of the five means, "
+        f"{result['spearman_of_each_picture']:.2f} per image, {result['spearman_pooled']:.2f} over all clips",
+        f"More motion at 160 than at 60: {100 * result['more_at_160_than_at_60']:.0f} % of {result['pictures']} images",
+        f"Frame 0: {result['psnr_mean']:.1f} dB mean, {100 * result['psnr_share_28']:.0f} % of clips at 28 dB or above",
+        f"Identity {result['identity']:.3f}; frames with the given colour and outline {result['first_frame_kept']:.3f}",
         f"Targets (Spearman {LEAST_SPEARMAN} of means, {LEAST_PSNR:g} dB): {'reached' if reached else 'not reached'}",
     ]
     return "\n".join(lines)
@@ -223,7 +233,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    """Rank correlation, ties at their mean rank; 0 where one side is constant."""
+    """Rank correlation, ties at their mean rank; 0 if either side is constant."""
     ranks = [_ranks(np.asarray(values, float)) for values in (first, second)]
     if min(np.ptp(r) for r in ranks) == 0:
         return 0.0

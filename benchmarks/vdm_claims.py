@@ -1,15 +1,15 @@
-"""Two claims of Video Diffusion Models (Ho et al. 2022), put to the test on playroom with short trainings.
+"""Test two claims of Video Diffusion Models (Ho et al. 2022) on playroom with short training runs.
 
 1. Reconstruction guidance keeps extensions coherent where replacement does not (§3.2): real prefixes are
-   extended to 64 frames by a 16-frame model, block by block, both ways, from the same noise.
-2. Training jointly on independent images makes better videos (§3.1, table 4): the same network, data, seed and
-   number of steps, with K pictures beside every clip and without.
+      extended to 64 frames by a 16-frame model, block by block, with both methods, from the same noise.
+   2. Joint training on independent images improves videos (§3.1, table 4): the same network, data, seed and
+      number of steps, with and without K images per clip.
 
-    python benchmarks/vdm_claims.py                  # 8 minutes of training an arm, then about 10 of sampling
+    python benchmarks/vdm_claims.py                  # 8 minutes of training per arm, then about 10 of sampling
     python benchmarks/vdm_claims.py --minutes 1 --prompts 8
 
-Trainings resume and measured clips are kept in --out, so an interrupted run goes on where it was. Results go to
-vdm-extension.json and vdm-joint-images.json in --evidence, and into the report's page if there is one.
+Training resumes and measurements are stored in --out, so an interrupted run can be continued. Results are written to
+vdm-extension.json and vdm-joint-images.json in --evidence, and to the report's page if there is one.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from kinema.checkpoints import files
 from kinema.data import playroom
 from kinema.evaluation import metrics, report
 from kinema.evaluation.claims import Claim, Outcome
-from kinema.evaluation.kept import kept
+from kinema.evaluation.consistency import object_consistency
 from kinema.evaluation.oracle import judge
 from kinema.evaluation.sampling import Sampling
 from kinema.evaluation.temporal import STILL
-from kinema.schema import Event, Note, TrainStep
+from kinema.events import Event, Note, TrainStep
 from kinema.system import Batch, System, Weights, open_system
 from kinema.training.options import TrainOptions
 from kinema.training.run import train
@@ -44,14 +44,14 @@ from kinema.training.run import train
 SIDE, FRAMES, TOTAL, GIVEN = 32, 16, 64, 8
 IMAGES = 4
 LASTING = ("spins", "swings", "orbits", "bounces")
-"""Motions that have no end: a clip of them can be 16 frames long or 64."""
+"""Endless motions: a clip of them can have 16 frames or 64."""
 HELD_OUT_CLIPS = 128
 _CALIBRATION = 12
 
 
 @dataclass(frozen=True)
 class Options:
-    """The command line; ``steps`` instead of ``minutes`` makes the training's length exact."""
+    """Command line options; ``steps`` instead of ``minutes`` fixes the length of training."""
 
     minutes: float
     steps: int | None
@@ -91,13 +91,15 @@ def main() -> int:
 
 def read_options() -> Options:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=8.0, help="training an arm")
-    parser.add_argument("--steps", type=int, help="optimiser steps an arm, instead of minutes")
-    parser.add_argument("--prompts", type=int, default=32, help="prompts measured a claim")
+    parser.add_argument("--minutes", type=float, default=8.0, help="training time per arm")
+    parser.add_argument("--steps", type=int, help="optimiser steps per arm, instead of minutes")
+    parser.add_argument("--prompts", type=int, default=32, help="prompts per claim")
     parser.add_argument("--sampling-steps", type=int, default=24)
-    parser.add_argument("--batch", type=int, default=16, help="clips a training step, and sampled at once")
+    parser.add_argument("--batch", type=int, default=16, help="clips per training step and per sampling batch")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/vdm-claims"), help="trainings and measured clips")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/vdm-claims"), help="folder of training runs and measurements"
+    )
     parser.add_argument("--evidence", type=Path, default=Path("docs/evidence"))
     parser.add_argument("--device")
     parser.add_argument("--threads", type=int)
@@ -109,19 +111,19 @@ def read_options() -> Options:
 
 
 def start(options: Options, images: int) -> Path:
-    """The untrained model of an arm as a file: the same first weights for both."""
+    """Write the untrained model of an arm, with the same initial weights for both."""
     path = options.out / f"start-{images}.safetensors"
     if not path.is_file():
         family = registry.family("vdm")
         pocket = family.presets["pocket"]
-        told = replace(pocket.training, batch=options.batch, learning_rate=2e-3, images=images)
+        training_settings = replace(pocket.training, batch=options.batch, learning_rate=2e-3, images=images)
         config = replace(
             pocket, side=SIDE, frames=FRAMES, channels=48, multipliers=(1, 2), head_dim=24, attention_sides=(4, 8),
-            training=told,
+            training=training_settings,
         )  # fmt: skip
         model = System("vdm-claims", family, config, Weights(seed=options.seed)).model
-        note = json.dumps({"family": "vdm", "config": family.to_json(config)})
-        files.write_tensors(path, model.state_dict(), {"kinema": note})
+        header = json.dumps({"family": "vdm", "config": family.to_json(config)})
+        files.write_tensors(path, model.state_dict(), {"kinema": header})
     return path
 
 
@@ -142,12 +144,12 @@ def training(options: Options, images: int, steps: int, out: Path) -> TrainOptio
 
 
 def planned_steps(options: Options) -> int:
-    """Steps that the arm with pictures takes in the minutes given; measured once, then kept for both arms."""
+    """Steps that the arm with images takes in the given minutes; measured once and stored for both arms."""
     plan = options.out / "plan.json"
     if plan.is_file():
-        told = json.loads(plan.read_text(encoding="utf-8"))
-        if told["minutes"] == options.minutes:
-            return int(told["steps"])
+        stored = json.loads(plan.read_text(encoding="utf-8"))
+        if stored["minutes"] == options.minutes:
+            return int(stored["steps"])
     began, seconds = time.perf_counter(), []
 
     def listen(event: Event) -> None:
@@ -159,27 +161,27 @@ def planned_steps(options: Options) -> int:
     steps = max(20, round(options.minutes * 60 / statistics.median(seconds)))
     with replacing(plan) as part:
         part.write_text(json.dumps({"minutes": options.minutes, "steps": steps}), encoding="utf-8")
-    print(f"{steps} steps an arm for {options.minutes:g} minutes (measured in {time.perf_counter() - began:.0f} s)")
+    print(f"{steps} steps per arm for {options.minutes:g} minutes (measured in {time.perf_counter() - began:.0f} s)")
     return steps
 
 
 def trained(options: Options, images: int, steps: int) -> Path:
-    """The averaged weights of an arm: trained, resumed, or found."""
+    """The averaged weights of an arm: loaded, resumed or trained."""
     folder = options.out / f"images-{images}-steps-{steps}"
     weights = folder / "model.safetensors"
     if weights.is_file():
         return weights
-    show = Progress(f"training with {images} pictures a clip")
-    result = train(training(options, images, steps, folder), show)
+    progress = Progress(f"training with {images} images per clip")
+    result = train(training(options, images, steps, folder), progress)
     if result.interrupted:
         weights.unlink(missing_ok=True)
-        print(f"interrupted at step {result.step}; the same command goes on from there")
+        print(f"interrupted at step {result.step}; run the same command to resume")
         sys.exit(130)
     return result.weights
 
 
 class Progress:
-    """A line every few seconds, with the time left."""
+    """Prints progress every few seconds, with the time left."""
 
     def __init__(self, what: str) -> None:
         self.what, self.began, self.last = what, time.monotonic(), 0.0
@@ -197,14 +199,14 @@ class Progress:
         if now - self.last > 10 or done == total:
             self.last = now
             left = (now - self.began) / max(1, done - self.first) * (total - done)
-            print(f"{self.what}: {done}/{total}{more}, {left / 60:.1f} min to go", flush=True)
+            print(f"{self.what}: {done}/{total}{more}, {left / 60:.1f} min left", flush=True)
 
 
 # ------------------------------------------------------------------------- claim 1: extension to 64
 
 
 def extension(options: Options, weights: Path, steps: int) -> Claim:
-    """Real prefixes extended to `TOTAL` frames by both ways of holding what is given, from the same noise."""
+    """Extend real prefixes to `TOTAL` frames with both methods, from the same noise."""
     system = open_system(weights, device=options.device)
     arms = ("reconstruction", "replacement")
     prompts = lasting_prompts(options)
@@ -219,7 +221,7 @@ def extension(options: Options, weights: Path, steps: int) -> Claim:
         videos = torch.lerp(own, canvas.video, canvas.mask.expand_as(own))
         return [extension_measures(v, p) for v, p in zip(videos, prompts[first:last], strict=True)]
 
-    # A block needs the memory of one clip with gradients, so fewer clips at once than text to video.
+    # A block needs the memory of one clip with gradients, so the batch is smaller than for text to video.
     rows = Rows(options, "extension", weights, measured, batch=max(1, options.batch // 4))
     by_arm = {arm: rows.of(arm, len(prompts)) for arm in arms}
     higher = {"identity", "frames with the given colour", "frames with the given outline"}
@@ -231,12 +233,12 @@ def extension(options: Options, weights: Path, steps: int) -> Claim:
         for name in by_arm[arms[0]][0]
     ]  # fmt: skip
     method = (
-        f"The first {GIVEN} frames of real {FRAMES}-frame clips whose motion has no end ({', '.join(LASTING)}) are "
-        f"extended to {TOTAL} frames: blocks of {FRAMES}, each holding the last {GIVEN} frames of the one before, by "
-        "reconstruction guidance (with replacement, as in the paper) or by replacement alone, from the same noise. "
-        "Seam: the change into each block's first new frame over the clip's other changes. Colour and outline are "
-        "those of the prompt, over the frames in which the oracle sees the object whole. Intervals are over prompts, "
-        "each for itself; the model is one short training."
+        f"The first {GIVEN} frames of real {FRAMES}-frame clips with endless motion ({', '.join(LASTING)}) are "
+        f"extended to {TOTAL} frames in blocks of {FRAMES}, each conditioned on the last {GIVEN} frames of the one "
+        "before, by reconstruction guidance (with replacement, as in the paper) or by replacement alone, from the same "
+        "noise. Seam: the change into each block's first new frame over the clip's other changes. Colour and outline "
+        "are compared with the prompt in the frames in which the object is fully visible. Intervals are over prompts "
+        "only; each arm uses the same short training run."
     )
     request = samplings[arms[0]].request
     more = {
@@ -246,24 +248,26 @@ def extension(options: Options, weights: Path, steps: int) -> Claim:
         "guidance": request.guidance,
         "sampler": request.sampler,
     }
-    told = protocol(options, {0: weights}, steps) | more
-    return Claim("Reconstruction guidance against replacement, extending to 64 frames", arms, method, told, outcomes)
+    full_protocol = protocol(options, {0: weights}, steps) | more
+    return Claim(
+        "Reconstruction guidance against replacement, extending to 64 frames", arms, method, full_protocol, outcomes
+    )
 
 
 def lasting_prompts(options: Options) -> list[str]:
-    """The first held-out simple prompts whose motion lasts."""
+    """The first held-out simple prompts with endless motion."""
     many = playroom.prompts(options.prompts * 8, options.seed, "simple", "held-out")
     found = [p for p in many if (meaning := playroom.parse(p)) and meaning.motion in LASTING]
     return found[: options.prompts]
 
 
 def real(prompt: str, seed: int, frames: int) -> torch.Tensor:
-    made = playroom.sample(seed, frames=frames, height=SIDE, width=SIDE, fps=8.0, caption=prompt)
-    return torch.from_numpy(made.video_CTHW)
+    rendered = playroom.sample(seed, frames=frames, height=SIDE, width=SIDE, fps=8.0, caption=prompt)
+    return torch.from_numpy(rendered.video_CTHW)
 
 
 def prefix_canvas(prefix_BCTHW: torch.Tensor) -> Canvas:
-    """`TOTAL` frames, of which the first `GIVEN` are known."""
+    """A canvas of `TOTAL` frames with the first `GIVEN` given."""
     batch = len(prefix_BCTHW)
     video, mask = torch.zeros(batch, 3, TOTAL, SIDE, SIDE), torch.zeros(batch, 1, TOTAL, SIDE, SIDE)
     video[:, :, :GIVEN], mask[:, :, :GIVEN] = prefix_BCTHW[:, :, :GIVEN], 1
@@ -271,7 +275,7 @@ def prefix_canvas(prefix_BCTHW: torch.Tensor) -> Canvas:
 
 
 def extension_measures(video_CTHW: torch.Tensor, prompt: str) -> dict[str, float]:
-    stays = kept(video_CTHW, prompt)
+    consistency = object_consistency(video_CTHW, prompt)
     change_T = video_CTHW.double().diff(dim=1).abs().mean(dim=(0, 2, 3))
     first_new = torch.zeros(len(change_T), dtype=torch.bool)
     first_new[GIVEN - 1 :: FRAMES - GIVEN] = True
@@ -279,8 +283,8 @@ def extension_measures(video_CTHW: torch.Tensor, prompt: str) -> dict[str, float
     return {
         "seam at block borders": float(seam),
         "identity": judge(video_CTHW, prompt).identity,
-        "frames with the given colour": stays.colour,
-        "frames with the given outline": stays.shape,
+        "frames with the given colour": consistency.colour,
+        "frames with the given outline": consistency.shape,
         "jerk": float(metrics.jerk(video_CTHW[None])),
         "high-frequency power": float(metrics.high_frequency_ratio(video_CTHW[None])),
         "luma second difference": float(metrics.luma_second_difference(video_CTHW[None])),
@@ -291,7 +295,7 @@ def extension_measures(video_CTHW: torch.Tensor, prompt: str) -> dict[str, float
 
 
 def joint_images(options: Options, weights: dict[int, Path], steps: int) -> Claim:
-    """Text to video on held-out prompts, and the loss on held-out clips, with and without pictures in training."""
+    """Text to video on held-out prompts, and the loss on held-out clips, with and without images in training."""
     systems = {images: open_system(path, device=options.device) for images, path in weights.items()}
     samplings = {k: Sampling.of(system, steps=options.sampling_steps) for k, system in systems.items()}
     prompts = playroom.prompts(options.prompts, options.seed, "simple", "held-out")
@@ -305,21 +309,21 @@ def joint_images(options: Options, weights: dict[int, Path], steps: int) -> Clai
     losses = [held_out_losses(systems[images], options) for images in (IMAGES, 0)]
     seed = options.seed
     higher = {"colour right", "shape right", "direction right", "identity"}
-    outcomes = [Outcome.of("loss of held-out clips (no pictures)", *losses, higher_is_better=False, seed=seed)]
+    outcomes = [Outcome.of("loss of held-out clips (no images)", *losses, higher_is_better=False, seed=seed)]
     for name in by_arm[0][0]:
-        asked = [i for i, row in enumerate(by_arm[0]) if row[name] is not None]
-        values = [[arm[i][name] for i in asked] for arm in by_arm]
+        applicable = [i for i, row in enumerate(by_arm[0]) if row[name] is not None]
+        values = [[arm[i][name] for i in applicable] for arm in by_arm]
         outcomes.append(Outcome.of(name, *values, higher_is_better=name in higher, seed=seed))
     method = (
-        f"Two trainings from the same first weights on the same clips: with {IMAGES} independent pictures beside "
-        f"every clip of {FRAMES} frames, and without. Steps are equal, as in the paper, so the pictures cost time "
-        "on top. The loss is that of clips alone, with the same noise for both; the rest is text to video. Intervals "
-        "are over clips and prompts, each for itself: they do not cover what another training seed would change."
+        f"Two training runs from the same initial weights on the same clips of {FRAMES} frames: with {IMAGES} "
+        "independent images per clip, and without. The number of steps is equal, as in the paper, so the images cost "
+        "extra time. The loss is that of clips alone, with the same noise for both; the rest is text to video. "
+        "Intervals are over clips and prompts only; they do not include the variation between training seeds."
     )
     request = samplings[0].request
     more = {"held-out clips": HELD_OUT_CLIPS, "guidance": request.guidance, "sampler": request.sampler}
-    told = protocol(options, weights, steps) | more
-    return Claim("Joint training on images", (f"{IMAGES} pictures", "none"), method, told, outcomes)
+    full_protocol = protocol(options, weights, steps) | more
+    return Claim("Joint training on images", (f"{IMAGES} images", "none"), method, full_protocol, outcomes)
 
 
 def text_measures(video_CTHW: torch.Tensor, prompt: str) -> dict[str, Any]:
@@ -337,16 +341,16 @@ def text_measures(video_CTHW: torch.Tensor, prompt: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def held_out_losses(system: System, options: Options) -> list[float]:
-    """The loss of each held-out clip, its noise and level drawn from its number."""
+    """Loss of each held-out clip, with noise and noise level seeded by its index."""
     found: list[float] = []
     for first in range(0, HELD_OUT_CLIPS, options.batch):
         seeds = range(first, min(first + options.batch, HELD_OUT_CLIPS))
-        made = [
+        rendered = [
             playroom.sample([options.seed, 77, i], frames=FRAMES, height=SIDE, width=SIDE, split="held-out")
             for i in seeds
         ]
-        video = torch.stack([torch.from_numpy(each.video_CTHW) for each in made]).to(system.device)
-        batch = Batch(video, [each.caption for each in made], torch.zeros_like(video[:, :1]))
+        video = torch.stack([torch.from_numpy(each.video_CTHW) for each in rendered]).to(system.device)
+        batch = Batch(video, [each.caption for each in rendered], torch.zeros_like(video[:, :1]))
         generator = torch.Generator().manual_seed(options.seed + first)
         found += system.family.training.loss(system.model, system.config, batch, generator).tolist()
     return found
@@ -356,7 +360,7 @@ def held_out_losses(system: System, options: Options) -> list[float]:
 
 
 class Rows:
-    """Measures of clips by arm, kept in a file as they come, so that nothing is sampled twice."""
+    """Measurements by arm, stored as they are computed, so that nothing is sampled twice."""
 
     def __init__(self, options: Options, name: str, weights: Path, measured: Any, batch: int) -> None:
         key = files.weight_hash(weights).rpartition(":")[2][:12]
@@ -365,14 +369,14 @@ class Rows:
         self.name, self.measured, self.batch = name, measured, batch
 
     def of(self, arm: str, count: int) -> list[dict[str, Any]]:
-        rows = [told["row"] for told in self._stored() if told["arm"] == arm][:count]
-        show = Progress(f"{self.name}, {arm}")
+        rows = [entry["row"] for entry in self._stored() if entry["arm"] == arm][:count]
+        progress = Progress(f"{self.name}, {arm}")
         while len(rows) < count:
-            made = self.measured(arm, len(rows), min(count, len(rows) + self.batch))
+            new = self.measured(arm, len(rows), min(count, len(rows) + self.batch))
             with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps({"arm": arm, "row": row}) + "\n" for row in made))
-            rows += made
-            show.show(len(rows), count)
+                file.write("".join(json.dumps({"arm": arm, "row": row}) + "\n" for row in new))
+            rows += new
+            progress.show(len(rows), count)
         return rows
 
     def _stored(self) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Fixtures of several directories."""
+"""Shared fixtures."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _with_sound(
 
 
 def _beep(file: Path | bytes) -> float | None:
-    """The second at which the sound of a file gets loud; None where there is no sound."""
+    """Return the second at which a file's sound gets loud; None without sound."""
     with av.open(io.BytesIO(file) if isinstance(file, bytes) else str(file)) as container:
         if not container.streams.audio:
             return None
@@ -71,7 +71,7 @@ def _paired(
 ) -> Any:
     """A tiny model and the one that enlarges its clips, which requests call "large"; vdm makes 8×16×16, then 9×32×32.
 
-    No weight is where it begins: untrained heads are zero, and would make every claim of clips true.
+    All weights are perturbed: untrained heads are zero, which would satisfy every test.
     """
     import torch
 
@@ -144,7 +144,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Counting, Kinds]
         logging.getLogger("torch.__trace"), "disabled", True
     )  # thousands of records, which pytest keeps
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # else the halves of guidance run at once, and both compile
+    torch.set_num_threads(1)  # else both guidance branches run in parallel, and both compile
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield Counting(), Kinds()

@@ -30,7 +30,7 @@ def test_the_new_content_appears_at_the_end_and_not_before(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError, SystemExit])
-def test_whatever_is_raised_leaves_the_old_content_alone(tmp_path: Path, stop: type[BaseException]) -> None:
+def test_any_exception_leaves_the_old_content(tmp_path: Path, stop: type[BaseException]) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
 
@@ -69,13 +69,13 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_target_is_refused_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     for path, expected in ((tmp_path / "no" / "a", "does not exist"), (tmp_path / "file" / "a", "is a file")):
         with pytest.raises(BadRequest, match=expected):
             check_folder(path)
     monkeypatch.setattr("kinema.atomic.os.access", lambda *a: False)
-    with pytest.raises(BadRequest, match="may not be written"):
+    with pytest.raises(BadRequest, match="no write permission"):
         check_folder(tmp_path / "a")
 
 
@@ -95,12 +95,12 @@ def test_a_name_too_long_is_refused_before_the_work(tmp_path: Path) -> None:
 
 def test_a_file_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("mine")
-    with pytest.raises(BadRequest, match="it is a file"), replacing(tmp_path / "a", folder=True):
+    with pytest.raises(BadRequest, match="a file of that name exists"), replacing(tmp_path / "a", folder=True):
         pass
     assert (tmp_path / "a").read_text() == "mine"
 
 
-def test_a_file_system_that_flushes_no_folders_is_no_error_and_a_file_that_fails_is(
+def test_unflushable_folders_are_accepted_and_unflushable_files_are_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a").touch()
@@ -146,7 +146,7 @@ def test_an_exclusive_writer_does_not_follow_a_dangling_link(tmp_path: Path) -> 
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_where_files_cannot_be_linked_the_name_is_claimed_all_the_same(
+def test_exclusive_writes_work_without_hard_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -160,7 +160,7 @@ def test_where_files_cannot_be_linked_the_name_is_claimed_all_the_same(
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_of_many_writers_at_once_one_gets_the_name(tmp_path: Path, folder: bool) -> None:
+def test_one_of_several_concurrent_writers_succeeds(tmp_path: Path, folder: bool) -> None:
     path, start, got, lost = tmp_path / "a", threading.Barrier(8), [], []
 
     def write(number: int) -> None:
@@ -189,7 +189,7 @@ def test_a_replaced_file_keeps_its_mode(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_file_system_without_modes_costs_no_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_modes_keeps_the_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(self: Path, mode: int) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(self))
 
@@ -210,7 +210,7 @@ def aged(path: Path, seconds: float = 2 * atomic.LEFT_BEHIND) -> Path:
     return path
 
 
-def test_who_is_alone_in_a_folder_tidies_young_parts_too(tmp_path: Path) -> None:
+def test_a_sole_writer_also_removes_recent_temporary_files(tmp_path: Path) -> None:
     young, foreign = tmp_path / ".c.mp4.0123abcd.part", tmp_path / ".d.part"
     for path in (young, foreign):
         path.write_text("x")
@@ -221,8 +221,8 @@ def test_who_is_alone_in_a_folder_tidies_young_parts_too(tmp_path: Path) -> None
     tidy(tmp_path / "nowhere", 0)
 
 
-def test_a_folder_with_a_name_that_is_not_ours_is_refused(tmp_path: Path) -> None:
-    check = partial(refuse_foreign, ours=lambda name: name == "a", what="letters", expected="a new folder")
+def test_a_folder_with_foreign_names_is_refused(tmp_path: Path) -> None:
+    check = partial(refuse_foreign, accepts=lambda name: name == "a", what="letters", expected="a new folder")
     check(tmp_path / "nowhere")
     (tmp_path / "a").touch()
     check(tmp_path)
@@ -231,7 +231,7 @@ def test_a_folder_with_a_name_that_is_not_ours_is_refused(tmp_path: Path) -> Non
         check(tmp_path)
 
 
-def test_old_parts_of_ours_are_tidied_and_nothing_else(tmp_path: Path) -> None:
+def test_only_old_temporary_files_are_removed(tmp_path: Path) -> None:
     old, young, foreign = (tmp_path / name for name in (".b.mp4.0123abcd.part", ".c.mp4.0123abcd.part", ".d.part"))
     folder = tmp_path / ".frames.89abcdef.part"
     folder.mkdir()
@@ -247,7 +247,7 @@ def test_old_parts_of_ours_are_tidied_and_nothing_else(tmp_path: Path) -> None:
     assert foreign.exists()
 
 
-def test_a_folder_that_was_stepping_aside_when_its_writer_was_killed_is_put_back(tmp_path: Path) -> None:
+def test_a_folder_moved_aside_by_a_killed_writer_is_restored(tmp_path: Path) -> None:
     aside = tmp_path / ".frames.0123abcd.part.old"
     aside.mkdir()
     (aside / "frame-0000.png").write_text("mine")
@@ -259,7 +259,7 @@ def test_a_folder_that_was_stepping_aside_when_its_writer_was_killed_is_put_back
     assert not aside.exists()
 
 
-def test_a_link_named_like_a_part_is_left_alone(tmp_path: Path) -> None:
+def test_a_link_named_like_a_temporary_file_is_kept(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     kept.write_text("mine")
     (tmp_path / ".x.0123abcd.part").symlink_to(kept)
@@ -269,7 +269,7 @@ def test_a_link_named_like_a_part_is_left_alone(tmp_path: Path) -> None:
     assert kept.read_text() == "mine"
 
 
-def test_numbers_follow_a_name_that_is_taken(tmp_path: Path) -> None:
+def test_taken_names_are_numbered(tmp_path: Path) -> None:
     names = [path.name for path in itertools.islice(numbered(tmp_path / "a.b.mp4"), 3)]
     assert names == ["a.b.mp4", "a.b-2.mp4", "a.b-3.mp4"]
 
@@ -283,7 +283,7 @@ def test_a_name_as_long_as_the_disk_allows_is_written_and_numbered(tmp_path: Pat
             assert place.exists()
 
 
-def test_who_finds_a_name_taken_writes_beside_it(tmp_path: Path) -> None:
+def test_a_taken_name_is_replaced_by_the_next_number(tmp_path: Path) -> None:
     def write(path: Path, text: str) -> Path:
         written(path, text, folder=False)
         return path

@@ -1,4 +1,4 @@
-"""Text of strangers: every bound is one sentence, whatever the format."""
+"""Untrusted text: exceeding a limit gives one sentence in every format."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ DEEP = {
 
 
 @pytest.mark.parametrize("kind", PARSERS)
-def test_deep_nesting_is_a_sentence(kind: str) -> None:
+def test_deep_nesting_is_refused_in_one_sentence(kind: str) -> None:
     with pytest.raises(BadRequest, match="x is nested deeper than 48 levels"):
         PARSERS[kind](DEEP[kind], "x")
 
 
 @pytest.mark.parametrize("levels", [bounds.MAX_DEPTH, bounds.MAX_DEPTH + 1])
-def test_the_bound_on_depth_is_where_it_says(levels: int) -> None:
+def test_the_depth_limit_is_exact(levels: int) -> None:
     text = "[" * levels + "1" + "]" * levels
     if levels <= bounds.MAX_DEPTH:
         bounds.from_json(text, "x")
@@ -36,7 +36,7 @@ def test_the_bound_on_depth_is_where_it_says(levels: int) -> None:
             bounds.from_json(text, "x")
 
 
-def test_dotted_keys_are_depth_too() -> None:
+def test_dotted_keys_count_as_depth() -> None:
     with pytest.raises(BadRequest, match="nested deeper"):
         bounds.from_toml(".".join("a" * 120_000) + " = 1", "x")
 
@@ -72,7 +72,7 @@ def test_what_yaml_merges_is_counted_over_the_whole_file_before_it_is_copied(tex
         bounds.from_yaml(text, "x")
 
 
-def test_a_table_that_merges_itself_is_a_sentence() -> None:
+def test_a_table_that_merges_itself_is_refused() -> None:
     with pytest.raises(BadRequest, match="nested deeper"):
         bounds.from_yaml("a: &a {<<: *a}", "x")
 
@@ -82,9 +82,9 @@ def test_an_alias_of_itself_is_too_deep() -> None:
         bounds.from_yaml("&a [*a]", "x")
 
 
-def test_anchors_as_people_use_them_are_read() -> None:
-    told = bounds.from_yaml("base: &b {steps: 5, seed: 1}\nmine: {<<: *b, seed: 2}", "x")
-    assert told["mine"] == {"steps": 5, "seed": 2}
+def test_ordinary_anchors_are_read() -> None:
+    parsed = bounds.from_yaml("base: &b {steps: 5, seed: 1}\nmine: {<<: *b, seed: 2}", "x")
+    assert parsed["mine"] == {"steps": 5, "seed": 2}
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,14 @@ def test_anchors_as_people_use_them_are_read() -> None:
         ("toml", "a = "),
     ],
 )
-def test_what_no_config_holds_is_one_short_sentence(kind: str, text: str) -> None:
+def test_implausible_configs_are_refused_in_one_short_sentence(kind: str, text: str) -> None:
     with pytest.raises(BadRequest) as error:
         PARSERS[kind](text, "x")
     assert len(str(error.value)) < 300
     assert "\n" not in str(error.value)
 
 
-def test_infinity_only_where_it_is_asked_for() -> None:
+def test_infinity_is_refused_unless_allowed() -> None:
     assert bounds.from_json("[-Infinity]", "x", infinite=True) == [float("-inf")]
     with pytest.raises(BadRequest, match="NaN"):
         bounds.from_json("[NaN]", "x", infinite=True)
@@ -134,12 +134,12 @@ plain = st.recursive(
 
 @given(plain)
 def test_a_quotation_is_one_short_printable_line(value: object) -> None:
-    told = bounds.quoted(value)
-    assert len(told) <= bounds.MAX_QUOTED
-    assert told.isprintable()
+    parsed = bounds.quoted(value)
+    assert len(parsed) <= bounds.MAX_QUOTED
+    assert parsed.isprintable()
 
 
-def test_a_quotation_never_walks_the_whole_of_a_value() -> None:
+def test_quoting_does_not_traverse_the_whole_value() -> None:
     shared: list = []
     for _ in range(60):
         shared = [shared] * 9  # written out whole it would have 9**60 parts
@@ -148,7 +148,7 @@ def test_a_quotation_never_walks_the_whole_of_a_value() -> None:
     assert bounds.quoted("a") == "'a'"
 
 
-def test_what_is_printed_holds_no_control_characters() -> None:
+def test_printable_text_has_no_control_characters() -> None:
     assert bounds.printable("a\x1b[31m\rb\x9b\u202e\ud800é😀") == "a\\x1b[31m\\rb\\x9b\\u202e\\ud800é😀"
     assert bounds.printable("/home/me/" + "a" * 100 + "/ball.mp4", 20) == "/home/me/a…/ball.mp4"
     assert len(bounds.printable("\x1b" * 10**6, 40)) == 40
@@ -172,12 +172,12 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
-def test_text_is_decoded_for_what_it_is(kind: str) -> None:
+def test_text_is_decoded_by_its_byte_order_mark(kind: str) -> None:
     assert bounds.decoded("ein grüner Ball".encode(kind), "x") == "ein grüner Ball"
 
 
 @pytest.mark.parametrize("data", ["grün".encode("latin-1"), "ab".encode("utf-16-le"), b"\xff\xfea"])
-def test_bytes_that_could_be_anything_are_refused(data: bytes) -> None:
+def test_undecodable_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(BadRequest, match="save it as UTF-8"):
         bounds.decoded(data, "x")
 
@@ -185,16 +185,16 @@ def test_bytes_that_could_be_anything_are_refused(data: bytes) -> None:
 @pytest.mark.parametrize("digits", [30, 5000, 20_000])
 @pytest.mark.parametrize(("kind", "text"), [("json", '{{"a": {}}}'), ("toml", "a = {}"), ("yaml", "a: {}")])
 @pytest.mark.parametrize("sign", ["", "-"])
-def test_a_number_of_too_many_digits_is_the_same_sentence_in_every_format(kind, text, sign, digits) -> None:
+def test_too_many_digits_give_the_same_message_in_every_format(kind, text, sign, digits) -> None:
     with pytest.raises(BadRequest) as error:
         PARSERS[kind](text.format(sign + "9" * digits), "x")
-    said = str(error.value).replace("about ", "")
-    assert said == f"x holds a number of {digits:,} digits; at most 24 digits are read"
+    message = str(error.value).replace("about ", "")
+    assert message == f"x holds a number of {digits:,} digits; at most 24 digits are read"
 
 
-def test_yamls_numbers_of_base_60_and_8_are_the_text_that_they_are() -> None:
-    told = bounds.from_yaml(
+def test_yaml_numbers_of_base_60_and_8_stay_text() -> None:
+    parsed = bounds.from_yaml(
         "[1:30:00, 190:20:30.15, -1:30, 010, 0_7, 0o17, 12, -3, 0, 0.5, 1_000, 0x1f, yes, off]", "x"
     )
-    assert told[:6] == ["1:30:00", "190:20:30.15", "-1:30", "010", "0_7", "0o17"]
-    assert told[6:] == [12, -3, 0, 0.5, 1000, 31, True, False]
+    assert parsed[:6] == ["1:30:00", "190:20:30.15", "-1:30", "010", "0_7", "0o17"]
+    assert parsed[6:] == [12, -3, 0, 0.5, 1000, 31, True, False]

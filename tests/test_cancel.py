@@ -24,12 +24,13 @@ from kinema.cancel import Cancel, cancellable, checking, checkpoint
 from kinema.checkpoints import files
 from kinema.checkpoints.lora_formats import Adapter, write_lora
 from kinema.checkpoints.source import Source
+from kinema.events import Event, Note, Phase, Step
 from kinema.families.svd.config import TINY
 from kinema.families.vdm.config import presets
 from kinema.families.vdm.family import FAMILY as VDM
 from kinema.memory.offload import WeightOffloader
 from kinema.recipes import checked
-from kinema.schema import BadRequest, Cancelled, Clip, Event, Note, Phase, Request, Step
+from kinema.schema import BadRequest, Cancelled, Clip, Request
 from kinema.system import MemoryOptions, System, Weights
 from kinema.vae import tiling
 
@@ -59,7 +60,7 @@ class Calls:
     @contextmanager
     def of(self, modules: dict[str, nn.Module]) -> Iterator[None]:
         hooks = [
-            module.register_forward_pre_hook(lambda *_told, name=name: self.note(name))
+            module.register_forward_pre_hook(lambda *_args, name=name: self.note(name))
             for name, module in modules.items()
         ]
         try:
@@ -70,7 +71,7 @@ class Calls:
 
 
 def elsewhere(act: Callable[[], None]) -> Callable[[], None]:
-    """The same, done by another thread and waited for."""
+    """Run ``act`` in another thread and wait for it."""
 
     def started() -> None:
         thread = threading.Thread(target=act)
@@ -104,7 +105,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stirred(model: Model) -> Model:
-    """Weights with nothing left at zero."""
+    """Perturb all weights, so that none are zero."""
     with torch.no_grad():
         for p in model.system.model.parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.05)
@@ -124,8 +125,8 @@ def parts(model: Model) -> dict[str, nn.Module]:
     network: Any = model.system.model
     if not hasattr(network, "vae"):
         return {"denoiser": network}
-    told = {"denoiser": network.unet, "encoder": network.vae.encoder, "decoder": network.vae.decoder}
-    return told | ({"text": network.text_encoder} if hasattr(network, "text_encoder") else {})
+    modules = {"denoiser": network.unet, "encoder": network.vae.encoder, "decoder": network.vae.decoder}
+    return modules | ({"text": network.text_encoder} if hasattr(network, "text_encoder") else {})
 
 
 @dataclass
@@ -139,8 +140,8 @@ class Scene:
     """Whether codecs take images one by one."""
 
     def request(self, folder: Path) -> Request:
-        told = {"prompt": "a ball", "seed": 5, "steps": 3} | self.ask
-        return Request(**{name: str(folder / value) if name == "video" else value for name, value in told.items()})
+        options = {"prompt": "a ball", "seed": 5, "steps": 3} | self.ask
+        return Request(**{name: str(folder / value) if name == "video" else value for name, value in options.items()})
 
 
 def svd(folder: Path) -> Model:
@@ -169,7 +170,7 @@ PLAIN = Scene(svd, "denoiser", {"steps": 2, "guidance": 2.0})
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_a_run_ends_within_the_call_that_is_under_way(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_ends_within_the_current_call(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scene, draw = SCENES[name], random.Random(name)
     if scene.images:
         monkeypatch.setattr(tiling, "AT_ONCE", 1)
@@ -203,7 +204,7 @@ def decoded_in(way: str, calls: Calls) -> None:
 
 
 @pytest.mark.parametrize("way", ["images", "tiles", "chunks"])
-def test_no_part_is_decoded_after_the_one_under_way(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_part_is_decoded_after_the_current_one(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiling, "AT_ONCE", 1)
     draw, whole = random.Random(way), Calls()
     with torch.no_grad():
@@ -216,7 +217,7 @@ def test_no_part_is_decoded_after_the_one_under_way(way: str, monkeypatch: pytes
             assert calls.after == 0
 
 
-def test_the_second_stage_ends_within_the_call_that_is_under_way() -> None:
+def test_super_resolution_ends_within_the_current_call() -> None:
     model, draw = cascade(), random.Random(0)
     request = Request(prompt="a red ball", seed=7, super_resolution="large", frames=8)
     fresh = model.run(request).video
@@ -233,7 +234,7 @@ def test_the_second_stage_ends_within_the_call_that_is_under_way() -> None:
     assert torch.equal(model.run(request).video, fresh)
 
 
-def test_of_two_stages_the_one_in_progress_is_kept() -> None:
+def test_the_partial_clip_is_that_of_the_current_stage() -> None:
     model = cascade()
     request = Request(prompt="a red ball", seed=7, super_resolution="large", frames=8)
     for stage, side, step in (("base", 16, 2), ("super-resolution", 32, 1)):
@@ -243,7 +244,7 @@ def test_of_two_stages_the_one_in_progress_is_kept() -> None:
 
 
 def at_step(model: Model, request: Request, step: int, second: bool = False) -> Clip:
-    """The partial clip of a run that a listener cancels at a step, of the first stage or the second."""
+    """The partial clip of a run that a listener cancels at a step, in the base stage or super-resolution."""
     token, begun = Cancel(keep_partial=True), []
 
     def hear(event: Event) -> None:
@@ -266,15 +267,15 @@ def test_loading_ends_before_its_next_part(folder: Path, monkeypatch: pytest.Mon
     draw, now = random.Random(1), Calls()
     tensors, fill = Source.tensors, files.fill
 
-    def told(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def noted(*args: Any, **options: Any) -> Any:
             now.note(name)
             return call(*args, **options)
 
         return noted
 
-    monkeypatch.setattr(Source, "tensors", told("tensors", tensors))
-    monkeypatch.setattr(files, "fill", told("fill", fill))
+    monkeypatch.setattr(Source, "tensors", counted("tensors", tensors))
+    monkeypatch.setattr(files, "fill", counted("fill", fill))
     request = PLAIN.request(folder)
     for _ in range(TRIES):
         model, token = load(folder / "svd.safetensors"), Cancel()
@@ -317,7 +318,7 @@ def breaking(request: pytest.FixtureRequest) -> Callable[[], tuple[Callable[[], 
 
 
 @pytest.mark.parametrize("offload", ["none", "model", "block"])
-def test_after_a_broken_off_run_the_next_is_that_of_a_fresh_model(offload: Any, folder: Path, breaking: Any) -> None:
+def test_a_run_after_an_interrupted_one_equals_that_of_a_fresh_model(offload: Any, folder: Path, breaking: Any) -> None:
     """Whatever it is, and with other LoRAs, wherever the weights are."""
     draw = random.Random(offload)
     loras = [{}, {str(folder / "lora.safetensors"): 1.5}]
@@ -338,7 +339,7 @@ def test_after_a_broken_off_run_the_next_is_that_of_a_fresh_model(offload: Any, 
         assert torch.equal(model.run(asked[which]).video, fresh[which])
 
 
-def test_a_change_of_loras_that_is_broken_off_is_made_good(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_change_of_loras_is_repaired(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both where they come in and where they go, before the first weight was changed and after it."""
     own, plain = {str(folder / "lora.safetensors"): 1.5}, PLAIN.request(folder).with_(steps=1)
     with_it = plain.with_(loras=own)
@@ -360,10 +361,10 @@ def test_a_change_of_loras_that_is_broken_off_is_made_good(folder: Path, monkeyp
 
 
 @pytest.mark.parametrize("before", ["none", "block"])
-def test_weights_that_were_on_their_way_arrive_in_the_next_run(
+def test_interrupted_weight_moves_are_completed_in_the_next_run(
     before: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A plan that is broken off between any two weights, in either direction."""
+    """A memory plan interrupted between any two weights, in either direction."""
     asked, own = PLAIN.request(folder).with_(steps=1), {folder / "lora.safetensors": 1.5}
     fresh = load(folder / "svd.safetensors", loras=own).run(asked).video
     after, draw = "block" if before == "none" else "none", random.Random(before)
@@ -400,7 +401,7 @@ def test_a_partial_clip_is_the_last_estimate_decoded(folder: Path) -> None:
     assert not torch.equal(clip.video, model.system.decode(seen[1]))
 
 
-def test_of_blocks_those_before_and_the_one_in_progress_are_kept() -> None:
+def test_finished_blocks_and_the_current_one_are_kept() -> None:
     """8 frames a block, 4 of them new: 20 frames in four blocks of three steps."""
     model = stirred(load("zoetrope", preset="tiny"))
     request = SCENES["blocks"].request(Path())
@@ -414,7 +415,7 @@ def test_of_blocks_those_before_and_the_one_in_progress_are_kept() -> None:
         assert clip.recipe["partial"] == {"stage": "base", "step": step, "steps": 12, "start": 0}
 
 
-def test_a_clip_that_grows_backward_is_cut_at_its_beginning(folder: Path) -> None:
+def test_a_backward_clip_is_cut_at_its_start(folder: Path) -> None:
     model = stirred(load("zoetrope", preset="tiny"))
     request = Request(task="extend", video=str(folder / "clip"), frames=18, backward=True, seed=1, steps=2)
     whole, clip = model.run(request).video, at_step(model, request, 1)
@@ -435,7 +436,7 @@ def test_a_partial_recipe_names_the_step_and_has_no_hash_of_frames(folder: Path)
         checked({**clip.recipe, "partial": {**clip.recipe["partial"], "step": "two"}}, Path("a.mp4"))
 
 
-def test_nothing_is_kept_of_a_run_that_made_no_step(folder: Path) -> None:
+def test_nothing_is_kept_before_the_first_step(folder: Path) -> None:
     token = Cancel(keep_partial=True)
     token.cancel()
     with pytest.raises(Cancelled) as ended:
@@ -449,8 +450,8 @@ def test_a_clip_that_is_finished_when_the_token_is_set_is_returned(
     token, model = Cancel(), svd(folder)
     decode = System.decode
 
-    def last(*told: Any) -> torch.Tensor:
-        made = decode(*told)
+    def last(*args: Any) -> torch.Tensor:
+        made = decode(*args)
         token.cancel()
         return made
 
@@ -463,7 +464,7 @@ def test_a_clip_that_is_finished_when_the_token_is_set_is_returned(
 # ------------------------------------------------------------------------------------ the token
 
 
-def test_a_job_that_waits_for_its_turn_can_be_cancelled_and_others_go_on(folder: Path) -> None:
+def test_a_waiting_job_can_be_cancelled_and_others_continue(folder: Path) -> None:
     model, token, ended = svd(folder), Cancel(), []
 
     def waiting() -> None:
@@ -480,7 +481,7 @@ def test_a_job_that_waits_for_its_turn_can_be_cancelled_and_others_go_on(folder:
     assert model.run(PLAIN.request(folder)).shape.frames == 3
 
 
-def test_a_cancelled_run_lets_other_threads_have_the_model(folder: Path) -> None:
+def test_a_cancelled_run_releases_the_model_to_other_threads(folder: Path) -> None:
     model, made = svd(folder), []
     at_step(model, PLAIN.request(folder), 1)
     thread = threading.Thread(target=lambda: made.append(model.run(PLAIN.request(folder))))
@@ -489,7 +490,7 @@ def test_a_cancelled_run_lets_other_threads_have_the_model(folder: Path) -> None
     assert made
 
 
-def test_a_token_is_that_of_its_thread_and_of_the_innermost_job() -> None:
+def test_a_token_belongs_to_its_thread_and_the_innermost_job() -> None:
     token, seen = Cancel(), []
     token.cancel()
     with cancellable(token):
@@ -511,9 +512,9 @@ def test_a_listener_hears_the_event_at_which_the_run_ends() -> None:
 
 
 @pytest.mark.parametrize("verb", ["generate", "animate", "interpolate", "extend", "inpaint", "edit"])
-def test_every_verb_takes_a_token(verb: str, folder: Path) -> None:
+def test_every_task_accepts_a_token(verb: str, folder: Path) -> None:
     model, token = load("zoetrope", preset="tiny"), Cancel()
     token.cancel()
-    told: dict[str, Any] = {} if verb in ("generate", "animate") else {"video": folder / "clip"}
+    inputs: dict[str, Any] = {} if verb in ("generate", "animate") else {"video": folder / "clip"}
     with pytest.raises(Cancelled):
-        getattr(model, verb)(prompt="a ball", seed=0, cancel=token, **told)
+        getattr(model, verb)(prompt="a ball", seed=0, cancel=token, **inputs)

@@ -1,4 +1,4 @@
-"""What is known of a clip as pieces: what is given and what is held, parts of it, and more of it."""
+"""Canvases: given and held pieces, parts and extensions."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ HALF = Release("strength", 0.5)
 
 
 def piece(value: float, *frames: int, release: Release | None = None) -> Piece:
-    """These frames, all of one value; the others are 9, which no one may see."""
+    """A piece of these frames with a constant value; the others are 9, outside the mask."""
     video, mask = torch.full((1, 3, 4, 2, 2), 9.0), torch.zeros(1, 1, 4, 2, 2)
     video[:, :, list(frames)], mask[:, :, list(frames)] = value, 1
     return Piece(video, mask, release or Release())
 
 
 def by_frame(video: Tensor) -> list[float]:
-    """The value of each frame, which all of its pixels have."""
-    told = video.flatten(3).mean((0, 1, 3))
-    assert torch.equal(told[None, None, :, None, None].expand_as(video), video)
-    return told.tolist()
+    """Return the constant value of each frame."""
+    means = video.flatten(3).mean((0, 1, 3))
+    assert torch.equal(means[None, None, :, None, None].expand_as(video), video)
+    return means.tolist()
 
 
-def test_of_several_given_pieces_later_ones_lie_over_earlier_ones_and_all_of_them_count() -> None:
+def test_given_pieces_are_merged_and_later_ones_cover_earlier_ones() -> None:
     given = Canvas(SHAPE, (piece(1, 0, 1), piece(5, 3, release=HALF), piece(2, 1, 2))).given
     assert by_frame(given.mask) == [1, 1, 1, 0]
     assert by_frame(given.video)[:3] == [1, 2, 2]
@@ -42,7 +42,7 @@ def test_a_canvas_without_a_given_piece_gives_nothing() -> None:
     assert canvas.given.video.shape == (1, 3, 4, 2, 2)
 
 
-def test_more_frames_are_not_given_and_a_released_piece_goes_on_there_with_its_last() -> None:
+def test_added_frames_are_unknown_and_held_pieces_repeat_their_edge_frame() -> None:
     edited = piece(5, 0, 1, 2, 3, release=HALF)
     edited.video[:, :, -1], edited.video[:, :, 0] = 6, 4
     canvas = Canvas(SHAPE, (piece(1, 0, 3), edited))
@@ -57,7 +57,7 @@ def test_more_frames_are_not_given_and_a_released_piece_goes_on_there_with_its_l
     assert canvas.longer(0) is canvas
 
 
-def test_the_canvases_of_a_batch_are_those_of_its_clips() -> None:
+def test_a_batch_splits_into_the_canvases_of_its_clips() -> None:
     pieces = [piece(1, 0), piece(5, 0, 1, 2, 3, release=HALF)]
     pair = tuple(
         replace(each, video=torch.cat([each.video, -each.video]), mask=torch.cat([each.mask, each.mask * number]))
@@ -75,7 +75,7 @@ def test_the_canvases_of_a_batch_are_those_of_its_clips() -> None:
         assert (canvas.block.start, canvas.block.releases) == (2, (1,))
 
 
-def test_a_part_of_a_canvas_has_those_frames_of_what_is_known_by_now_and_of_what_is_held() -> None:
+def test_a_part_of_a_canvas_has_its_frames_of_known_and_held_pieces() -> None:
     edited = piece(5, 0, 1, 2, 3, release=HALF)
     edited.video[:, :, 3] = 6
     small = LowResolution(torch.arange(2.0).reshape(1, 1, 2, 1, 1), 2, 2, 1.0)
@@ -89,7 +89,7 @@ def test_a_part_of_a_canvas_has_those_frames_of_what_is_known_by_now_and_of_what
     assert part.small.video.flatten().tolist() == [1]
 
 
-def test_frames_beyond_the_end_of_the_small_clip_are_not_drawn_to_it() -> None:
+def test_frames_beyond_the_small_clip_have_no_target() -> None:
     small = LowResolution(torch.zeros(1, 3, 2, 1, 1), 2, 4, 1.0)  # frames 0 and 4
     assert small.among(range(12)) == ([0, 4], [0, 1])
     assert small.among(range(4, 12)) == ([0], [1])

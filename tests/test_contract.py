@@ -1,4 +1,4 @@
-"""The contract every family keeps, parametrised over the registry: a new family gets these for nothing."""
+"""The contract every family keeps, parametrised over the registry: so new families are tested too."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from kinema.canvas import Canvas, Piece, Release
 from kinema.checkpoints import files
 from kinema.checkpoints.lora_formats import Adapter, write_lora
 from kinema.data import playroom
+from kinema.events import Event, Note, Step
 from kinema.generate import generate
 from kinema.grid import FrameGrid, LatentGrid, Lattice
 from kinema.job import honour
-from kinema.schema import BadRequest, Event, Note, Request, Shape, Step
+from kinema.schema import BadRequest, Request, Shape
 from kinema.settle import with_defaults
 from kinema.system import Batch, System, open_system
 
@@ -29,11 +30,11 @@ KINDS = ("first", "ends", "prefix", "suffix", "frames", "region")
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request: pytest.FixtureRequest) -> Model:
     torch.set_num_threads(1)
-    made = load(request.param, preset="tiny")
+    result = load(request.param, preset="tiny")
     with torch.no_grad():  # untrained heads are zero, which would make every claim trivially true
-        for p in made.system.model.parameters():
+        for p in result.system.model.parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.05)
-    return made
+    return result
 
 
 def ask(**options: object) -> Request:
@@ -59,7 +60,7 @@ def canvas_of(kind: str, shape: Shape) -> Canvas:
     return Canvas.of(torch.rand(b, 3, t, h, w) * 2 - 1, mask)
 
 
-def test_it_generates_a_clip_in_range_of_the_size_it_says(model: Model) -> None:
+def test_it_generates_a_clip_in_range_and_of_the_stated_size(model: Model) -> None:
     clip = model.run(ask())
     own = model.system.family.sampling.defaults(model.system.config)
     assert clip.shape == Shape(1, 3, own.frames, own.height, own.width)
@@ -92,7 +93,7 @@ def test_given_noise_replaces_the_seed(model: Model) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_canvas_is_held_to_the_bit_or_refused_by_name(
+def test_each_canvas_is_held_bit_identically_or_refused_by_name(
     model: Model, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system = model.system
@@ -134,7 +135,7 @@ def test_an_unknown_family_option_is_refused_before_weights_are_read(model: Mode
     assert system.runtime.model is None
 
 
-def test_sizes_off_the_lattice_are_snapped_and_said(model: Model) -> None:
+def test_sizes_off_the_lattice_are_snapped_with_a_note(model: Model) -> None:
     said: list[str] = []
     settled = with_defaults(model.system, ask(height=37, width=9999 % 701), lambda e: said.append(str(e)))
     lattice = model.system.lattice
@@ -173,7 +174,7 @@ def test_a_file_with_a_wrong_key_is_refused_and_the_key_named(model: Model, harm
 
 
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
-def test_a_lora_of_its_layers_is_merged_and_taken_out_to_the_bit(model: Model, layout: str, tmp_path) -> None:  # noqa: ANN001
+def test_a_lora_is_merged_and_removed_bit_identically(model: Model, layout: str, tmp_path) -> None:  # noqa: ANN001
     fresh = load(model.system.name)
     before = {name: p.clone() for name, p in fresh.system.model.named_parameters()}
     layers = [name.removesuffix(".weight") for name, p in before.items() if name.endswith(".weight") and p.ndim == 2]
@@ -235,7 +236,7 @@ def test_the_lattice_and_latent_shape_agree_with_the_codec(model: Model) -> None
     assert tuple(system.decode(z).shape) == request.shape.bcthw
 
 
-def test_config_survives_json(model: Model) -> None:
+def test_config_round_trips_through_json(model: Model) -> None:
     family = model.system.family
     for config in family.presets.values():
         assert family.from_json(json.loads(json.dumps(family.to_json(config)))) == config
@@ -254,11 +255,11 @@ def test_an_unknown_model_is_refused_with_the_nearest_names() -> None:
         open_system("zoetrop")
 
 
-@pytest.mark.parametrize(("asked", "made"), [(1, 1), (2, 5), (5, 5), (6, 9), (17, 17)])
-def test_a_causal_lattice_makes_frames_to_4k_plus_1(asked: int, made: int) -> None:
+@pytest.mark.parametrize(("asked", "result"), [(1, 1), (2, 5), (5, 5), (6, 9), (17, 17)])
+def test_a_causal_lattice_makes_frames_to_4k_plus_1(asked: int, result: int) -> None:
     lattice = Lattice(LatentGrid(FrameGrid(4, causal=True), (8, 8), channels=16))
-    assert lattice.grid.time.ceil(asked) == made
-    assert lattice.latent(Shape(1, 3, made, 64, 64)).frames == (made - 1) // 4 + 1
+    assert lattice.grid.time.ceil(asked) == result
+    assert lattice.latent(Shape(1, 3, result, 64, 64)).frames == (result - 1) // 4 + 1
 
 
 def test_a_system_is_opened_without_building_its_network() -> None:
@@ -287,7 +288,7 @@ def test_an_edit_takes_the_whole_steps_of_its_strength(
     untouched = torch.equal(clip, system.encode(source))
     assert untouched == (count == 0)
     said = [event.message for event in events if isinstance(event, Note)]
-    assert any("is less than one step, so nothing is changed" in note for note in said) == (count == 0)
+    assert any("is less than one step, so the clip is not changed" in note for note in said) == (count == 0)
 
 
 # ------------------------------------------------------------------------------------------ length
@@ -295,9 +296,9 @@ def test_an_edit_takes_the_whole_steps_of_its_strength(
 
 def test_the_noise_of_a_clip_in_windows_may_be_that_of_the_first_shuffled(model: Model) -> None:
     own = model.system.family.sampling.defaults(model.system.config)
-    told = {"frames": 2 * own.frames, "window": own.frames, "steps": 1}
+    ask_windows = {"frames": 2 * own.frames, "window": own.frames, "steps": 1}
     plain, shuffled, again = (
-        model.run(ask(**told, noise_type=kind)).video for kind in (None, "shuffle-context", "shuffle-context")
+        model.run(ask(**ask_windows, noise_type=kind)).video for kind in (None, "shuffle-context", "shuffle-context")
     )
     assert torch.equal(shuffled, again)
     assert not torch.equal(shuffled, plain)
@@ -306,10 +307,10 @@ def test_the_noise_of_a_clip_in_windows_may_be_that_of_the_first_shuffled(model:
 def test_free_init_samples_again_or_says_that_nothing_is_left_to_begin_with(model: Model) -> None:
     end = model.system.process(with_defaults(model.system, ask())).schedule.level(torch.ones(1))
     if float(end.alpha / end.sigma) < 1e-3:
-        with pytest.raises(BadRequest, match="free_init carries over"):
+        with pytest.raises(BadRequest, match="free_init has no effect"):
             model.run(ask(free_init=2))
         return
-    made = model.run(ask(free_init=2)).video
-    assert made.shape == model.run(ask(free_init=1)).video.shape
-    assert not torch.equal(made, model.run(ask(free_init=1)).video)
+    result = model.run(ask(free_init=2)).video
+    assert result.shape == model.run(ask(free_init=1)).video.shape
+    assert not torch.equal(result, model.run(ask(free_init=1)).video)
     assert torch.equal(model.run(ask(free_init=1)).video, model.run(ask()).video)

@@ -1,4 +1,4 @@
-"""What ships trained, with its parts: opened by name, and made again from a clip's recipe on another machine."""
+"""Included models and add-ons: opened by name, and replayed from a recipe on another machine."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def test_a_model_comes_with_what_its_name_adds_and_parts_are_added_by_name():
 
 
 def test_recipes_tell_parts_by_name_wherever_the_package_is():
-    told = recipe(drawn_up(load("animatediff-pocket", add=PARTS, loras={LORA: 0.5}).system, ASK))
-    assert [each["file"] for each in told["stages"][0]["added"]] == [
+    record = recipe(drawn_up(load("animatediff-pocket", add=PARTS, loras={LORA: 0.5}).system, ASK))
+    assert [each["file"] for each in record["stages"][0]["added"]] == [
         "animatediff-pocket-motion",
         "animatediff-pocket-night",
     ]
-    assert [each["file"] for each in told["stages"][0]["loras"]] == [LORA]
+    assert [each["file"] for each in record["stages"][0]["loras"]] == [LORA]
 
 
-def test_what_lies_in_the_folder_takes_no_parts_place(tmp_path, monkeypatch):
+def test_files_in_the_working_folder_do_not_replace_included_add_ons(tmp_path, monkeypatch):
     """As with embedded models: a run's folder of such a name is no reason to load something else."""
     monkeypatch.chdir(tmp_path)
     for name in (LORA, "animatediff-pocket-motion"):
@@ -47,21 +47,21 @@ def test_what_lies_in_the_folder_takes_no_parts_place(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("stage", ["image", "style", "motion"])
-def test_training_goes_on_from_the_embedded_name_at_every_stage(stage, tmp_path):
+def test_every_training_stage_starts_from_the_embedded_model(stage, tmp_path):
     """Also where single frames leave out the motion module that the name adds."""
     style = {"style": "night"} if stage == "style" else {}
-    told = {"model": "animatediff-pocket", "out": str(tmp_path), "stage": stage, "steps": 1, "batch": 2, **style}
-    assert train(TrainOptions(sample_every=0, **told)).step == 1
+    record = {"model": "animatediff-pocket", "out": str(tmp_path), "stage": stage, "steps": 1, "batch": 2, **style}
+    assert train(TrainOptions(sample_every=0, **record)).step == 1
 
 
 def test_a_part_in_the_wrong_place_is_named_for_what_it_is():
-    with pytest.raises(BadRequest, match="animatediff-pocket-pans-left.safetensors is no motion module"):
+    with pytest.raises(BadRequest, match="animatediff-pocket-pans-left.safetensors is .*; expected a motion module"):
         load("animatediff-pocket", add={"motion": LORA})
     with pytest.raises(BadRequest, match="is not a LoRA"):
         load("animatediff-pocket", loras={"animatediff-pocket-night": 1.0})
 
 
-def test_a_misspelt_part_is_told_its_name():
+def test_a_misspelt_add_on_gets_a_suggestion():
     with pytest.raises(BadRequest, match=r"no file animatediff-pocket-nigth .*did you mean animatediff-pocket-night"):
         load("animatediff-pocket", add={"style": "animatediff-pocket-nigth"})
     with pytest.raises(BadRequest, match=r"no LoRA file animatediff-pocket-pan-left; did you mean .*-pans-left"):
@@ -70,17 +70,17 @@ def test_a_misspelt_part_is_told_its_name():
         load("animatediff-pocket", loras={"mine.safetensors": 1.0})
 
 
-def test_a_part_in_the_model_s_place_is_told_where_it_goes():
+def test_an_add_on_given_as_the_model_is_refused_with_its_option():
     with pytest.raises(
         BadRequest,
-        match="is no model but a part: give it to animatediff-pocket as --add motion=animatediff-pocket-motion ",
+        match="is an add-on, not a model; pass it to animatediff-pocket as --add motion=animatediff-pocket-motion ",
     ):
         load("animatediff-pocket-motion")
     with pytest.raises(BadRequest, match="--lora animatediff-pocket-pans-left "):
         load("animatediff-pocket-pans-left")
 
 
-def test_an_empty_name_is_no_folder():
+def test_an_empty_name_is_refused():
     with pytest.raises(BadRequest, match="name is empty"):
         load("")
     with pytest.raises(BadRequest, match="LoRA is empty"):

@@ -1,4 +1,4 @@
-"""The walk from a request to a clip: long clips, edits, guidance, noise and recipes."""
+"""From a request to a clip: long clips, edits, guidance, noise and recipes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from kinema import registry, tasks
 from kinema.api import Model, load
 from kinema.canvas import Block, Canvas, Piece, Release
 from kinema.diffusion.parameterise import Denoiser
+from kinema.events import Event, Memory, Note, Phase, Step
 from kinema.grid import FrameGrid, LatentGrid, Lattice
 from kinema.guide import sample
 from kinema.provenance import frames_hash
-from kinema.schema import BadRequest, Clip, Event, Memory, Note, Phase, Request, Shape, Step
+from kinema.schema import BadRequest, Clip, Request, Shape
 from kinema.settle import with_defaults
 from kinema.system import System
 
@@ -26,11 +27,11 @@ from kinema.system import System
 @pytest.fixture(scope="module")
 def model() -> Model:
     torch.set_num_threads(1)
-    made = load("zoetrope", preset="tiny")
+    result = load("zoetrope", preset="tiny")
     with torch.no_grad():
-        for p in made.system.model.parameters():
+        for p in result.system.model.parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.05)
-    return made
+    return result
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def clip_file(tmp_path: Path) -> Path:
     return Clip(video, 8.0).save(tmp_path / "known.gif")[0]
 
 
-def test_events_tell_phases_and_every_step_with_its_estimate(model: Model) -> None:
+def test_events_report_phases_and_every_step_with_its_estimate(model: Model) -> None:
     events: list[Event] = []
     model.generate("a red ball", seed=0, steps=3, on_event=events.append)
     steps = [e for e in events if isinstance(e, Step)]
@@ -59,7 +60,7 @@ def test_a_clip_longer_than_the_model_has_all_its_frames_and_is_seeded(model: Mo
 
 
 def test_rolled_out_blocks_hold_the_frames_of_the_block_before(model: Model) -> None:
-    """The first block of a long clip is the short clip itself: the next block must not touch its frames."""
+    """The first block of a long clip equals the short clip; the next block must not change its frames."""
     noise = torch.randn(1, 3, 20, 16, 16)
     long = model.run(Request(prompt="a red ball", seed=3, steps=2, frames=20, overlap=4), noise=noise)
     short = model.run(Request(prompt="a red ball", seed=3, steps=2, frames=8), noise=noise[:, :, :8])
@@ -82,40 +83,40 @@ def test_a_window_longer_than_the_model_is_refused(model: Model) -> None:
         model.generate("a red ball", frames=20, window=12)
 
 
-def test_a_window_off_the_lattice_is_snapped_and_said(model: Model) -> None:
-    said: list[Event] = []
-    clip = model.generate("a red ball", seed=0, steps=1, frames=20, window=6, on_event=said.append)
+def test_a_window_off_the_lattice_is_snapped_with_a_note(model: Model) -> None:
+    events_seen: list[Event] = []
+    clip = model.generate("a red ball", seed=0, steps=1, frames=20, window=6, on_event=events_seen.append)
     assert clip.shape.frames == 20
-    assert any(isinstance(e, Note) and "window 6 snapped to 8" in e.message for e in said)
+    assert any(isinstance(e, Note) and "window 6 snapped to 8" in e.message for e in events_seen)
 
 
-def test_any_frame_count_is_made_whole_and_cut_to_what_was_asked(model: Model) -> None:
+def test_clips_are_generated_at_the_next_supported_length_and_cut(model: Model) -> None:
     noise = torch.randn(1, 3, 8, 16, 16)
     ask = Request(prompt="a red ball", seed=0, steps=2)
     full = model.run(replace(ask, frames=8), noise=noise).video
     assert torch.equal(model.run(replace(ask, frames=6), noise=noise).video, full[:, :, :6])
 
 
-def test_interpolation_keeps_every_given_frame_the_last_one_too(model: Model, clip_file: Path) -> None:
+def test_interpolation_keeps_every_given_frame(model: Model, clip_file: Path) -> None:
     from kinema.media.read import read_video
 
     known = read_video(clip_file).video
-    made = model.interpolate(clip_file, seed=0, steps=1, every=3).video
-    assert made.shape[2] == 22
-    assert torch.allclose(made[:, :, ::3], known, atol=1e-6)
+    result = model.interpolate(clip_file, seed=0, steps=1, every=3).video
+    assert result.shape[2] == 22
+    assert torch.allclose(result[:, :, ::3], known, atol=1e-6)
 
 
 def test_a_backward_extension_keeps_the_clip_at_its_end(model: Model, clip_file: Path) -> None:
     from kinema.media.read import read_video
 
     known = read_video(clip_file).video
-    made = model.extend(clip_file, seed=0, steps=1, frames=13, backward=True).video
-    assert made.shape[2] == 13
-    assert torch.allclose(made[:, :, -8:], known, atol=1e-6)
+    result = model.extend(clip_file, seed=0, steps=1, frames=13, backward=True).video
+    assert result.shape[2] == 13
+    assert torch.allclose(result[:, :, -8:], known, atol=1e-6)
 
 
-def test_one_block_that_is_not_the_clip_has_no_latents_and_noise_of_its_own_beyond_the_callers(clip_file: Path) -> None:
-    """SVD goes on from the last of 3 frames, with a pass of 8 of which the clip of 5 has the first 3."""
+def test_a_single_block_beyond_the_clip_has_no_latents_and_samples_the_missing_noise(clip_file: Path) -> None:
+    """SVD continues from the last of 3 frames with a block of 8, of which the clip of 5 uses the first 3."""
     svd = load("svd", preset="tiny")
     request = Request(task="extend", video=str(clip_file), keep=3, frames=5, steps=1, seed=1, honour="continuation")
     noise = torch.randn(1, 4, 5, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -133,15 +134,15 @@ def test_one_block_that_is_not_the_clip_has_no_latents_and_noise_of_its_own_beyo
 
 def test_inpaint_and_edit_keep_the_length_and_rate_of_the_clip(model: Model, tmp_path: Path) -> None:
     path = Clip(torch.rand(1, 3, 30, 16, 16) * 2 - 1, 30.0).save(tmp_path / "fast.mp4")[0]
-    for made in (
+    for result in (
         model.inpaint(path, "a ball", region=(0, 0, 0.5, 0.5), seed=0, steps=1),
         model.edit(path, "a ball", seed=0, steps=1),
     ):
-        assert (made.shape.frames, made.fps) == (30, 30.0)
+        assert (result.shape.frames, result.fps) == (30, 30.0)
 
 
-def test_held_by_guidance_the_network_itself_sees_no_canvas(model: Model, clip_file: Path) -> None:
-    """Otherwise a comparison of ways would compare the native one with itself."""
+def test_with_guidance_or_replacement_the_network_gets_no_canvas(model: Model, clip_file: Path) -> None:
+    """Otherwise comparisons of the ways would compare native with itself."""
     seen: list[float] = []
     hook = model.system.model.register_forward_pre_hook(lambda _m, args: seen.append(float(args[4].sum())))
     try:
@@ -154,12 +155,12 @@ def test_held_by_guidance_the_network_itself_sees_no_canvas(model: Model, clip_f
 
 
 def test_reconstruction_guidance_moves_the_unknown_frames(model: Model, clip_file: Path) -> None:
-    """Judged on what the sampler returns, before given pixels are put back."""
+    """Tested on the sampler's output, before given pixels are restored."""
     system = model.system
     request = with_defaults(system, Request(task="animate", image=str(clip_file), prompt="a ball", seed=0, steps=2))
     canvas = tasks.TASKS["animate"].canvas(request, lambda _e: None)
     noise = torch.randn(1, 3, 8, 16, 16, generator=torch.Generator().manual_seed(0))
-    made = {
+    result = {
         (way, weight): sample(
             system,
             replace(request, reconstruction_weight=weight),
@@ -171,9 +172,9 @@ def test_reconstruction_guidance_moves_the_unknown_frames(model: Model, clip_fil
         for way, weight in (("replacement", 0.0), ("reconstruction", 0.0), ("reconstruction", 20.0))
     }
     held = canvas.mask.expand_as(canvas.video) > 0
-    assert torch.allclose(made["replacement", 0.0][held], canvas.video[held], atol=1e-5)
-    assert torch.equal(made["reconstruction", 0.0], made["replacement", 0.0])
-    assert not torch.allclose(made["reconstruction", 20.0], made["replacement", 0.0], atol=1e-4)
+    assert torch.allclose(result["replacement", 0.0][held], canvas.video[held], atol=1e-5)
+    assert torch.equal(result["reconstruction", 0.0], result["replacement", 0.0])
+    assert not torch.allclose(result["reconstruction", 20.0], result["replacement", 0.0], atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -185,9 +186,9 @@ def test_reconstruction_guidance_moves_the_unknown_frames(model: Model, clip_fil
         ("animate", {"strength": 0.3}),
     ],  # noqa: E501
 )
-def test_what_a_verb_makes_no_use_of_is_refused(model: Model, task: str, option: dict, clip_file: Path) -> None:
+def test_unsupported_options_of_a_task_are_refused(model: Model, task: str, option: dict, clip_file: Path) -> None:
     own = {"edit": {"video": str(clip_file)}, "animate": {"image": str(clip_file)}}.get(task, {})
-    with pytest.raises(BadRequest, match=f"no use of {next(iter(option))}"):
+    with pytest.raises(BadRequest, match=f"does not support --{next(iter(option))}"):
         model.run(Request(task=task, prompt="a ball", **own, **option))
 
 
@@ -210,7 +211,7 @@ def test_an_unknown_sampler_is_refused_with_the_nearest(model: Model) -> None:
 
 
 def test_eta_with_a_sampler_that_has_none_is_refused_not_ignored(model: Model) -> None:
-    with pytest.raises(BadRequest, match="takes no eta"):
+    with pytest.raises(BadRequest, match="has no option eta"):
         model.generate("a red ball", sampler="euler", eta=0.5, steps=2)
 
 
@@ -218,7 +219,7 @@ def test_sampler_options_reach_the_sampler_and_unknown_ones_are_refused(model: M
     ask = {"sampler": "vdm-ancestral", "seed": 1, "steps": 3}
     low, high = (model.generate("a red ball", sampler_options={"gamma": g}, **ask).video for g in (0.0, 1.0))
     assert not torch.equal(low, high)
-    with pytest.raises(BadRequest, match="it takes gamma"):
+    with pytest.raises(BadRequest, match="it has gamma"):
         model.generate("a red ball", sampler_options={"churn": 1.0}, **ask)
 
 
@@ -314,10 +315,10 @@ def over_frames(kind: str) -> tuple[Canvas, dict[str, Any]]:
     generator = torch.Generator().manual_seed(7)
     video = torch.rand(1, 3, LONG, 16, 16, generator=generator) * 2 - 1
     mask = torch.zeros(1, 1, LONG, 16, 16)
-    told: dict[str, Any] = {"task": "inpaint", "honour": "native"}
+    options: dict[str, Any] = {"task": "inpaint", "honour": "native"}
     match kind:
         case "nothing":
-            told = {"task": "generate"}
+            options = {"task": "generate"}
         case "source":
             edited = Piece(video, torch.ones_like(mask), Release("strength", 0.6))
             return Canvas(Shape.of(video), (edited,)), {"task": "edit", "strength": 0.6}
@@ -326,8 +327,8 @@ def over_frames(kind: str) -> tuple[Canvas, dict[str, Any]]:
         case "region":
             for frame in range(LONG):
                 mask[:, :, frame, frame % 16] = 1
-            told |= {"honour": "reconstruction", "reconstruction_weight": 8.0}
-    return Canvas.of(video * mask, mask), told
+            options |= {"honour": "reconstruction", "reconstruction_weight": 8.0}
+    return Canvas.of(video * mask, mask), options
 
 
 PARTS = {
@@ -347,15 +348,15 @@ def test_each_frame_of_a_clip_in_parts_has_its_own_noise_guidance_source_and_can
     kind: str, parts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guidance changes over the clip; blocks lie at 0, 5, 10 and 12, or the other way round before a given end."""
-    canvas, told = over_frames(kind)
-    monkeypatch.setitem(tasks.TASKS, told["task"], tasks.Task(lambda r: r, lambda _r, _e: canvas))
+    canvas, options = over_frames(kind)
+    monkeypatch.setitem(tasks.TASKS, options["task"], tasks.Task(lambda r: r, lambda _r, _e: canvas))
     noise = torch.randn(1, 3, LONG, 16, 16, generator=torch.Generator().manual_seed(3))
     how = {"prompt": "a red ball", "seed": 3, "steps": 5, "sampler": "euler", "frames": LONG, "guidance": 1.5}
-    request = Request(**how, guidance_end=6.0, **told)
+    request = Request(**how, guidance_end=6.0, **options)
     at_once, in_parts = (load("zoetrope", preset="tiny", overrides={"frames": frames}) for frames in (LONG, 8))
     whole = at_once.run(request, noise=noise).video
-    made = in_parts.run(request.with_(**PARTS[parts]), noise=noise).video
-    assert torch.allclose(made, whole, atol=1e-5)
+    result = in_parts.run(request.with_(**PARTS[parts]), noise=noise).video
+    assert torch.allclose(result, whole, atol=1e-5)
     assert not torch.allclose(whole[:, :, 0], whole[:, :, -1], atol=0.1)
 
 
@@ -365,8 +366,8 @@ def test_guidance_over_the_frames_of_a_loop_goes_round_its_end_with_the_windows(
     how = {"prompt": "a red ball", "seed": 3, "steps": 2, "sampler": "euler", "frames": LONG, "guidance": 1.5}
     request = Request(**how, guidance_end=6.0)
     at_once, in_parts = (load("zoetrope", preset="tiny", overrides={"frames": frames}) for frames in (LONG, 8))
-    made = in_parts.run(request.with_(window=8, overlap=4, loop=True), noise=noise).video
-    assert torch.allclose(made, at_once.run(request, noise=noise).video, atol=1e-5)
+    result = in_parts.run(request.with_(window=8, overlap=4, loop=True), noise=noise).video
+    assert torch.allclose(result, at_once.run(request, noise=noise).video, atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------- temporal codecs

@@ -1,4 +1,4 @@
-"""The geometry of codecs against brute force: rows of frames, blanks before them, cut into cells."""
+"""The geometry of codecs against brute force."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def test_seventeen_frames_at_a_time_padded_in_front(frames: int, latent: int) ->
 
 
 @pytest.mark.parametrize(("latent", "frames"), [(1, 1), (5, 17), (15, 51), (30, 102), (60, 204), (120, 408)])
-def test_published_latent_frames_are_so_many_frames_again(latent: int, frames: int) -> None:
+def test_published_latent_frame_counts_invert_to_frames(latent: int, frames: int) -> None:
     assert SEVENTEEN.latent(SEVENTEEN.frames(latent)) == latent
     assert SEVENTEEN.frames(latent) == (frames if latent > 1 else 4)  # one cell stands for one frame or up to four
 
 
-def test_a_causal_codec_gives_the_first_frame_a_cell_of_its_own() -> None:
+def test_a_causal_codec_gives_the_first_frame_its_own_cell() -> None:
     grid = FrameGrid(4, causal=True)
     assert [grid.ceil(frames) for frames in (1, 2, 5, 6, 129)] == [1, 5, 5, 9, 129]
     assert [grid.latent(frames) for frames in (1, 5, 33, 129)] == [1, 2, 9, 33]
@@ -59,7 +59,7 @@ def test_a_causal_codec_gives_the_first_frame_a_cell_of_its_own() -> None:
 
 @untimed
 @given(GRIDS, st.integers(1, 200))
-def test_cells_stand_for_the_frames_that_an_encoder_puts_into_them(grid: FrameGrid, asked: int) -> None:
+def test_cells_contain_the_frames_that_an_encoder_puts_into_them(grid: FrameGrid, asked: int) -> None:
     frames = grid.ceil(asked)
     cells = brute_force(grid, frames)
     assert [set(span) for span in grid.spans(frames)] == cells
@@ -76,7 +76,7 @@ def test_a_frame_and_its_cell_are_inverses(grid: FrameGrid, asked: int) -> None:
 
 
 def test_a_frame_beyond_the_clip_has_no_cell() -> None:
-    with pytest.raises(ValueError, match="no latent frame stands for frame 9 of 9"):
+    with pytest.raises(ValueError, match="frame 9 has no latent frame in a clip of 9 frames"):
         FrameGrid(4, causal=True).cell(9, 9)
 
 
@@ -94,12 +94,12 @@ def test_frames_of_latent_frames_is_the_inverse(grid: FrameGrid, asked: int) -> 
 
 @untimed
 @given(GRIDS, st.integers(1, 5000))
-def test_made_frames_are_the_least_that_hold_the_asked(grid: FrameGrid, asked: int) -> None:
-    made = grid.ceil(asked)
-    assert asked <= made == grid.ceil(made)
-    assert made < asked + grid.stride * grid.multiple
-    if made <= 200:
-        assert set().union(*brute_force(grid, made)) == set(range(made))
+def test_ceil_is_the_smallest_supported_count(grid: FrameGrid, asked: int) -> None:
+    frames_made = grid.ceil(asked)
+    assert asked <= frames_made == grid.ceil(frames_made)
+    assert frames_made < asked + grid.stride * grid.multiple
+    if frames_made <= 200:
+        assert set().union(*brute_force(grid, frames_made)) == set(range(frames_made))
 
 
 @pytest.mark.parametrize("grid", [FrameGrid(run=17), FrameGrid(1, causal=True, run=17)])
@@ -107,8 +107,8 @@ def test_runs_of_a_codec_without_a_stride_are_cells_of_one_frame(grid: FrameGrid
     assert grid.spans(40) == [range(i, i + 1) for i in range(40)]
 
 
-def test_runs_that_are_no_whole_cells_are_refused_unless_causal() -> None:
-    with pytest.raises(ValueError, match="runs of 17 frames are no whole cells of 4"):
+def test_runs_of_partial_cells_are_refused_unless_causal() -> None:
+    with pytest.raises(ValueError, match="run is 17; expected a multiple of the stride 4"):
         FrameGrid(4, run=17)
 
 
@@ -117,7 +117,7 @@ def test_runs_that_are_no_whole_cells_are_refused_unless_causal() -> None:
 
 @untimed
 @given(GRIDS, st.integers(1, 60), st.data())
-def test_a_given_frame_is_in_a_whole_cell_or_may_stand_alone_for_its_own(
+def test_a_given_frame_is_in_a_whole_cell_or_represents_its_cell_alone(
     grid: FrameGrid, asked: int, data: st.DataObject
 ) -> None:
     frames = grid.ceil(asked)
@@ -129,7 +129,7 @@ def test_a_given_frame_is_in_a_whole_cell_or_may_stand_alone_for_its_own(
     assert dict(found.lone) == ({i: max(cell) for i, cell in partly.items()} if grid.causal else {})
 
 
-def test_keyframes_and_a_lone_last_frame_have_a_cell_under_a_causal_codec() -> None:
+def test_keyframes_and_a_single_last_frame_have_a_cell_with_a_causal_codec() -> None:
     known = [frame in (0, 6, 7, 12) for frame in range(13)]
     found = FrameGrid(4, causal=True).cells(13, known)
     assert found.whole == (0,)
@@ -138,15 +138,15 @@ def test_keyframes_and_a_lone_last_frame_have_a_cell_under_a_causal_codec() -> N
     assert (ends.whole, ends.lone) == ((0,), {14: 50})
 
 
-def test_frames_given_for_another_clip_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 frames are given or not; expected all 5"):
+def test_given_frames_of_another_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="given has 2 entries; expected one for each of 5 frames"):
         FrameGrid(4, causal=True).cells(5, [True, False])
 
 
 # ------------------------------------------------------------------------------------- lattice
 
 
-def test_the_latent_shape_is_the_codecs() -> None:
+def test_latent_shapes() -> None:
     lattice = Lattice(LatentGrid(SEVENTEEN, (8, 16), channels=4))
     assert lattice.latent(Shape(2, 3, 51, 64, 64)) == Shape(2, 4, 15, 8, 4)
 

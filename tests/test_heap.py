@@ -1,4 +1,4 @@
-"""Memory that is kept, and memory that is given back: page faults and pages counted, not time."""
+"""Keeping and returning heap memory, measured in page faults and pages, not time."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ print(heap.give_back(), before, held())
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
-def test_what_is_free_between_blocks_goes_back_to_the_system() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is supported")
+def test_free_memory_between_blocks_returns_to_the_system() -> None:
     done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
-    told, before, after = done.stdout.split()
-    assert told == "True"
+    configured, before, after = done.stdout.split()
+    assert configured == "True"
     assert int(before) - int(after) > 100
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
-def test_what_a_step_frees_the_next_one_takes_without_a_page_fault() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is supported")
+def test_steps_reuse_freed_memory_without_page_faults() -> None:
     done = subprocess.run([sys.executable, "-c", WORK], capture_output=True, text=True, check=True)
-    told, before, after = done.stdout.split()
-    assert told == "True"
+    configured, before, after = done.stdout.split()
+    assert configured == "True"
     assert int(after) < int(before) / 10
 
 
-def test_elsewhere_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_c_libraries_are_not_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     from kinema import heap
 
     monkeypatch.setattr(sys, "platform", "darwin")

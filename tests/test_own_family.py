@@ -1,4 +1,4 @@
-"""A family in one file: everything that a new one has to say, and nothing more."""
+"""A minimal model family in one file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Config:
 
 
 class Grey(of.Sampling):
-    """How its clips are made: every clip is grey, whatever is asked for."""
+    """Sampling that generates grey clips."""
 
     lattice = staticmethod(lambda config: Lattice(min_side=config.side, max_frames=4))
     defaults = staticmethod(lambda config: of.Defaults(4, config.side, config.side, steps=2, takes_prompt=False))
@@ -60,15 +60,15 @@ class Nothing:
     def build(self, config: Config) -> nn.Module:
         return nn.Conv3d(3, 3, 1)
 
-    def from_json(self, told: Mapping[str, Any]) -> Config:
-        return Config(**told)
+    def from_json(self, args: Mapping[str, Any]) -> Config:
+        return Config(**args)
 
 
 def model() -> Model:
     return Model(of.System("nothing", Nothing(), Config(), of.Weights()))
 
 
-def test_a_family_of_one_short_file_answers_requests() -> None:
+def test_a_minimal_family_generates_clips() -> None:
     clip = model().run(Request(seed=1))
     assert clip.shape.bcthw == (1, 3, 4, 16, 16)
     assert torch.equal(clip.video, model().run(Request(seed=1)).video)

@@ -1,4 +1,4 @@
-"""Previews: pictures of x0 as events, which change nothing of the clip, and the file that shows the last of them."""
+"""Previews: x0 images as events, which do not change the clip, and the preview file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from kinema import previews, registry
 from kinema.api import Model, load
 from kinema.data import playroom
+from kinema.events import Event, Preview, Step, ignore
 from kinema.families.vdm.config import presets
 from kinema.families.vdm.family import FAMILY
 from kinema.previews import Previewed, PreviewFile, Previews, fitted, latent_rgb, pictured
-from kinema.schema import BadRequest, Clip, Event, Preview, Shape, Step, ignore
+from kinema.schema import BadRequest, Clip, Shape
 from kinema.system import System, Weights
 from kinema.vae.latent_rgb import PIXELS, LatentRGB
 
@@ -51,7 +52,7 @@ def tiny(family: str, **options: Any) -> Model:
 
 
 def run(model: Model, image: Path, preview: Any = False, **options: Any) -> tuple[Tensor, list[Event]]:
-    """A clip of few steps, and what was told of it."""
+    """Return a clip of few steps and its events."""
     heard: list[Event] = []
     ask = {"seed": 5, "steps": 3, "prompt": "a red ball", **options}
     return model.animate(image, on_event=heard.append, preview=preview, **ask).video, heard
@@ -63,7 +64,7 @@ def shown(heard: list[Event]) -> list[Preview]:
 
 @pytest.mark.parametrize("how", RUNS)
 @pytest.mark.parametrize("family", sorted(registry.FAMILIES))
-def test_the_clip_is_the_same_to_the_bit_with_and_without_previews(family: str, how: str, image: Path) -> None:
+def test_the_clip_is_bit_identical_with_and_without_previews(family: str, how: str, image: Path) -> None:
     options = {"steps": 2, **RUNS[how]}
     if how == "in blocks" and family == "svd":
         del options["overlap"]  # it goes on from one frame
@@ -74,7 +75,7 @@ def test_the_clip_is_the_same_to_the_bit_with_and_without_previews(family: str, 
 
 
 @pytest.mark.parametrize("offload", ["model", "block", "sequential"])
-def test_previews_change_nothing_where_weights_take_turns(offload: Any, image: Path) -> None:
+def test_previews_do_not_change_clips_with_offloaded_weights(offload: Any, image: Path) -> None:
     short = {"frames": 2, "steps": 2}
     alone, _ = run(load("svd-pocket"), image, **short)
     watched, heard = run(load("svd-pocket", offload=offload), image, ALL, **short)
@@ -90,7 +91,7 @@ def test_free_init_counts_the_steps_of_all_its_passes(image: Path) -> None:
     assert [(event.index, event.total) for event in shown(heard)] == [(i, 6) for i in range(1, 7)]
 
 
-def test_nothing_is_fitted_or_shown_unless_it_is_asked_for(image: Path) -> None:
+def test_nothing_is_fitted_or_shown_by_default(image: Path) -> None:
     model = load("svd", preset="tiny")
     _, heard = run(model, image)
     assert not shown(heard)
@@ -113,7 +114,7 @@ def test_a_map_is_fitted_once_and_before_the_first_step(image: Path, monkeypatch
 # ------------------------------------------------------------------------------------------- when
 
 
-def test_previews_come_at_the_rate_asked_for_and_after_the_last_step(
+def test_previews_come_at_the_requested_rate_and_after_the_last_step(
     image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a clock that a step takes a tenth of a second of; the last preview does not wait for its turn."""
@@ -169,12 +170,12 @@ def test_frames_are_spread_from_the_first_to_the_last(frames: int, kept: list[in
 
 
 @pytest.mark.parametrize(("side", "size"), [(8, (8, 4)), (16, (16, 8)), (512, (32, 16))])
-def test_pictures_keep_the_clips_shape_and_are_never_larger_than_it(side: int, size: tuple[int, int]) -> None:
+def test_previews_keep_the_aspect_ratio_and_are_not_enlarged(side: int, size: tuple[int, int]) -> None:
     system, shape = load("zoetrope", preset="tiny").system, Shape(1, 3, 4, 32, 16)
     assert Previewed(ignore, system, "base", shape, Previews(side=side)).size == size
 
 
-def test_numbers_that_are_not_finite_are_shown_all_the_same() -> None:
+def test_values_that_are_not_finite_are_shown() -> None:
     x0 = torch.tensor([float("nan"), float("inf"), -float("inf")]).expand(1, 3, 1, 1, 3)
     assert pictured(x0, PIXELS, (1, 3), 3)[0, 0, :, 0].tolist() == [128, 255, 0]
 
@@ -199,17 +200,17 @@ def test_a_fitted_map_looks_like_what_the_codec_decodes(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ask", "says"),
+    ("ask", "message"),
     [
-        (lambda: Previews(rate=0), "rate of previews is 0"),
-        (lambda: Previews(rate=float("nan")), "rate of previews is nan"),
-        (lambda: Previews(side=0), "side of previews is 0"),
-        (lambda: Previews(frames=2.5), "frames of previews is 2.5"),  # type: ignore[arg-type]
+        (lambda: Previews(rate=0), "preview rate is 0"),
+        (lambda: Previews(rate=float("nan")), "preview rate is nan"),
+        (lambda: Previews(side=0), "preview side is 0"),
+        (lambda: Previews(frames=2.5), "preview frames is 2.5"),  # type: ignore[arg-type]
         (lambda: load("zoetrope", preset="tiny").generate("a ball", preview="yes"), "preview is 'yes'"),
     ],
 )
-def test_what_is_no_preview_is_refused(ask: Callable[[], Any], says: str) -> None:
-    with pytest.raises(BadRequest, match=says):
+def test_invalid_previews_are_refused(ask: Callable[[], Any], message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
         ask()
 
 
@@ -231,7 +232,7 @@ def test_a_png_shows_the_frames_of_the_last_preview_side_by_side(tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["look.png"]
 
 
-def test_a_webp_moves(tmp_path: Path) -> None:
+def test_a_webp_is_animated(tmp_path: Path) -> None:
     file = PreviewFile(tmp_path / "look.webp")
     file.write(preview(0, frames=4))
     with Image.open(file.path) as picture:
@@ -239,7 +240,7 @@ def test_a_webp_moves(tmp_path: Path) -> None:
     assert file.asked.frames > PreviewFile(tmp_path / "look.png").asked.frames
 
 
-def test_a_viewer_finds_a_whole_picture_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_viewer_always_finds_a_complete_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = PreviewFile(tmp_path / "look.png")
     file.write(preview(0))
     before, write = file.path.read_bytes(), previews.formats.write_png
@@ -254,7 +255,7 @@ def test_a_viewer_finds_a_whole_picture_at_any_moment(tmp_path: Path, monkeypatc
     assert file.path.read_bytes() != before
 
 
-def test_a_file_that_was_there_is_kept_unless_it_may_be_replaced(tmp_path: Path) -> None:
+def test_an_existing_file_is_kept_unless_overwriting(tmp_path: Path) -> None:
     path = tmp_path / "look.png"
     path.write_text("mine")
     with pytest.raises(BadRequest, match="exists; choose another name for previews, or pass --overwrite"):
@@ -270,10 +271,10 @@ def test_a_file_that_was_there_is_kept_unless_it_may_be_replaced(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [("look.jpg", "ending in .png or .webp"), ("none/look.png", "does not exist"), ("f.png", "folder")],
 )
-def test_a_file_that_could_not_be_written_is_refused_before_any_work(name: str, says: str, tmp_path: Path) -> None:
+def test_an_unwritable_file_is_refused_before_sampling(name: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "f.png").mkdir()
-    with pytest.raises(BadRequest, match=says):
+    with pytest.raises(BadRequest, match=message):
         PreviewFile(tmp_path / name, overwrite=True).check()

@@ -1,4 +1,4 @@
-"""What is told of the CPU, with and without PyTorch's own account of it (from 2.11 on)."""
+"""CPU and accelerator capabilities, with and without PyTorch's report (2.11 and later)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from kinema import processor
 from kinema.schema import BadRequest
 
 
-def test_the_maker_is_told_where_pytorch_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_vendor_is_found_without_pytorchs_report(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [name in processor.maker() for name in ("Intel", "AMD")]
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert [name in processor.maker() for name in ("Intel", "AMD")] == expected
 
 
 @pytest.mark.parametrize(
-    ("told", "halves"),
+    ("reported", "native"),
     [
         ({}, None),
         ({"avx2": True}, None),
@@ -25,11 +25,11 @@ def test_the_maker_is_told_where_pytorch_does_not(monkeypatch: pytest.MonkeyPatc
         ({"bf16": True}, True),
     ],
 )
-def test_units_are_those_that_are_told_of(
-    told: dict[str, bool], halves: bool | None, monkeypatch: pytest.MonkeyPatch
+def test_native_precision_follows_the_reported_capabilities(
+    reported: dict[str, bool], native: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
-    assert processor.is_native(torch.bfloat16) is halves
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: reported, raising=False)
+    assert processor.is_native(torch.bfloat16) is native
 
 
 # ------------------------------------------------------------------------------------- devices
@@ -48,7 +48,7 @@ def test_accelerators_come_before_the_cpu(monkeypatch: pytest.MonkeyPatch) -> No
     assert processor.device_of(None) == torch.device("cuda")
 
 
-def test_devices_that_hold_no_numbers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processor, "accelerators", lambda: ["mps"])
     for name in ("meta", "cpu:x", "tpu", "cpu\n"):
         with pytest.raises(BadRequest, match="expected cpu or mps"):
@@ -56,24 +56,24 @@ def test_devices_that_hold_no_numbers_are_refused(monkeypatch: pytest.MonkeyPatc
     assert processor.device_of("cpu") == processor.device_of(torch.device("cpu")) == torch.device("cpu")
 
 
-def test_bfloat16_is_native_from_a_generation_of_each_maker_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_native_from_a_hardware_generation_on(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda, mps = torch.device("cuda", 1), torch.device("mps")
     for generation, has in ((7, False), (8, True), (9, True)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device, told=generation: (told, 5))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device, major=generation: (major, 5))
         assert processor.native(cuda, torch.bfloat16) is has
     for macos, has in ((13, False), (14, True)):
-        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, _minor, told=macos: told >= major)
+        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, _minor, here=macos: here >= major)
         assert processor.native(mps, torch.bfloat16) is has
     for device, dtype in ((cuda, torch.float16), (mps, torch.float16), (cuda, torch.float32)):
         assert processor.native(device, dtype)
 
 
-def test_apple_s_gpus_have_no_float64() -> None:
+def test_apple_gpus_lack_float64() -> None:
     assert processor.widest(torch.device("mps")) == torch.float32
     assert processor.widest(torch.device("cuda")) == processor.widest(torch.device("cpu")) == torch.float64
 
 
-def test_only_float64_becomes_narrower_on_the_way_to_a_device_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_float64_is_narrowed_for_a_device_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     meta = torch.device("meta")
     assert processor.moved(torch.zeros(1, dtype=torch.float64), meta).dtype == torch.float64
     monkeypatch.setattr(processor, "NO_FLOAT64", ("meta",))

@@ -13,7 +13,8 @@ import torch
 
 from kinema.api import Model, load
 from kinema.canvas import Canvas, Piece, Release
-from kinema.schema import BadRequest, Clip, Event, Note, Request, Shape
+from kinema.events import Event, Note
+from kinema.schema import BadRequest, Clip, Request, Shape
 
 RED, BLUE = "a red ball", "a blue box"
 ASK: dict[str, Any] = {"prompt": RED, "seed": 3, "steps": 2, "sampler": "ddim", "guidance": 2.0}
@@ -22,24 +23,24 @@ ASK: dict[str, Any] = {"prompt": RED, "seed": 3, "steps": 2, "sampler": "ddim", 
 @pytest.fixture(scope="module")
 def model() -> Model:
     torch.set_num_threads(1)
-    made = load("zoetrope", preset="tiny")
-    with torch.no_grad():  # untrained heads are zero, and would make every claim true
-        for p in made.system.model.parameters():
+    loaded = load("zoetrope", preset="tiny")
+    with torch.no_grad():  # untrained heads are zero, which would satisfy every test
+        for p in loaded.system.model.parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.05)
-    return made
+    return loaded
 
 
-def test_each_window_has_the_prompt_of_its_middle(model: Model) -> None:
-    told = {"frames": 24, "window": 8, "overlap": 0}
-    mixed = model.generate(**ASK, **told, prompt_spans={"10-17": BLUE, "18-23": RED}).video
-    red, blue = (model.generate(**ASK | {"prompt": prompt}, **told).video for prompt in (RED, BLUE))
+def test_each_window_has_the_prompt_of_its_middle_frame(model: Model) -> None:
+    options = {"frames": 24, "window": 8, "overlap": 0}
+    mixed = model.generate(**ASK, **options, prompt_spans={"10-17": BLUE, "18-23": RED}).video
+    red, blue = (model.generate(**ASK | {"prompt": prompt}, **options).video for prompt in (RED, BLUE))
     assert torch.equal(mixed[:, :, :8], red[:, :, :8])
     assert torch.equal(mixed[:, :, 8:16], blue[:, :, 8:16])
     assert torch.equal(mixed[:, :, 16:], red[:, :, 16:])
     assert not torch.allclose(red[:, :, 8:16], blue[:, :, 8:16], atol=1e-3)
 
 
-def test_each_block_has_the_prompt_of_its_middle(model: Model) -> None:
+def test_each_block_has_the_prompt_of_its_middle_frame(model: Model) -> None:
     noise = torch.randn(1, 3, 20, 16, 16, generator=torch.Generator().manual_seed(1))
     request = Request(**ASK, frames=20, overlap=4, prompt_spans={"8-19": BLUE})
     clip = model.run(request, noise=noise)
@@ -55,13 +56,13 @@ def test_each_block_has_the_prompt_of_its_middle(model: Model) -> None:
     assert "prompt" not in red.recipe["stages"][0]["blocks"][0]
 
 
-def test_prompts_of_a_backward_clip_stay_where_they_were_asked_for(model: Model, tmp_path: Path) -> None:
-    """20 frames are made and the last 17 of them kept: what is asked for at frame 7 is at 10 of those made."""
+def test_prompt_spans_of_a_backward_clip_keep_their_frames(model: Model, tmp_path: Path) -> None:
+    """20 frames are generated and the last 17 kept, so requested frame 7 is generated frame 10."""
     source = Clip(torch.zeros(1, 3, 8, 16, 16), 8.0).save(tmp_path / "ball.gif")[0]
     ask = Request(**ASK, task="extend", video=str(source), frames=17, backward=True)
     clip = model.run(ask.with_(prompt_spans={"0-6": RED, "7-16": BLUE}))
-    told = [(block["start"], block["prompt"]) for block in clip.recipe["stages"][0]["blocks"]]
-    assert told == [(8, BLUE), (4, RED), (0, RED)]  # their middles are 12, 8 and 4
+    prompts = [(block["start"], block["prompt"]) for block in clip.recipe["stages"][0]["blocks"]]
+    assert prompts == [(8, BLUE), (4, RED), (0, RED)]  # their middles are 12, 8 and 4
     assert clip.recipe["stages"][0]["frames"] == 20
     assert clip.recipe["stages"][0]["request"]["prompt_spans"] == {"0-6": RED, "7-16": BLUE}
     for later, prompts in ((5, [BLUE, RED, RED]), (6, [RED, RED, RED]), (1, [BLUE, BLUE, RED])):
@@ -70,28 +71,28 @@ def test_prompts_of_a_backward_clip_stay_where_they_were_asked_for(model: Model,
         assert [block["prompt"] for block in clip.recipe["stages"][0]["blocks"]] == prompts
 
 
-def test_it_is_said_how_prompts_change(model: Model) -> None:
-    for told, said in (({"frames": 20}, "blocks"), ({"frames": 16, "window": 8}, "windows")):
+def test_a_note_states_how_prompts_change(model: Model) -> None:
+    for options, message in (({"frames": 20}, "blocks"), ({"frames": 16, "window": 8}, "windows")):
         events: list[Event] = []
-        model.generate(**ASK, **told, prompt_spans={"8": BLUE}, on_event=events.append)
-        assert Note(f"the prompt changes with the {said}") in events
+        model.generate(**ASK, **options, prompt_spans={"8": BLUE}, on_event=events.append)
+        assert Note(f"the prompt changes with the {message}") in events
 
 
 @pytest.mark.parametrize(
-    ("name", "told", "said"),
+    ("name", "options", "message"),
     [
-        ("zoetrope", {"frames": 8}, "sees the clip at once, under one prompt for up to 8 frames: give a window"),
-        ("vdm", {"frames": 8, "window": 8}, "sees the clip at once, under one prompt for up to 8 frames"),
-        ("svd", {"frames": 8}, "takes no prompt: leave prompt_spans out"),
+        ("zoetrope", {"frames": 8}, "uses one prompt for clips up to 8 frames: give a --window"),
+        ("vdm", {"frames": 8, "window": 8}, "uses one prompt for clips up to 8 frames"),
+        ("svd", {"frames": 8}, "does not support prompts: leave prompt spans"),
     ],
 )
-def test_where_no_prompt_can_change_it_is_refused_by_name(name: str, told: dict[str, Any], said: str) -> None:
-    with pytest.raises(BadRequest, match=f"{name}/tiny {said}"):
-        load(name, preset="tiny").run(Request(prompt=RED, prompt_spans={"4": BLUE}, **told))
+def test_prompt_spans_are_refused_if_the_prompt_cannot_change(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadRequest, match=f"{name}/tiny {message}"):
+        load(name, preset="tiny").run(Request(prompt=RED, prompt_spans={"4": BLUE}, **options))
 
 
 @pytest.mark.parametrize("family", ["zoetrope", "vdm", "animatediff"])
-def test_prompts_are_encoded_once_however_many_blocks_there_are(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_are_encoded_once_for_all_blocks(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(family, preset="tiny")
     sampling, asked = type(model.system.family.sampling), []
     encode = sampling.encode_prompt
@@ -106,7 +107,7 @@ def test_prompts_are_encoded_once_however_many_blocks_there_are(family: str, mon
     assert asked == [RED]
 
 
-def test_a_model_that_sees_frames_clean_gets_their_own_level_and_no_noise_on_them(
+def test_conditioning_frames_have_their_own_noise_level_and_no_noise(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Given frames to the end; those of a piece that is released, until then."""

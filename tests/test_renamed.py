@@ -1,4 +1,4 @@
-"""Options under their old names: they mean what they meant, and it is said."""
+"""Deprecated option names: same meaning, with a note."""
 
 from __future__ import annotations
 
@@ -6,58 +6,59 @@ import pytest
 
 from kinema.api import load
 from kinema.cli.main import main
+from kinema.events import Note
 from kinema.media.metadata import read_recipe
 from kinema.renamed import renamed
-from kinema.schema import BadRequest, Note, Request
+from kinema.schema import BadRequest, Request
 
-SAID = "travel is now prompt_spans; the old name goes in the next version"
+NOTE = "travel is now --prompt-at (prompt_spans in Python); the next version removes the old name"
 
 
 @pytest.mark.parametrize(
-    "told",
+    "travel",
     [{8: "autumn", 15: "winter"}, {"15": "winter", " 8 ": "autumn"}, "8: autumn | 15: winter", " 8:autumn|15 :winter "],
 )
-def test_travel_is_prompt_spans_as_a_mapping_and_as_text(told: object) -> None:
-    request, notes = renamed(Request(prompt="spring", extra={"travel": told, "effect": 0.5}))
+def test_travel_becomes_prompt_spans(travel: object) -> None:
+    request, notes = renamed(Request(prompt="spring", extra={"travel": travel, "effect": 0.5}))
     assert request == Request(prompt="spring", prompt_spans={8: "autumn", 15: "winter"}, extra={"effect": 0.5})
-    assert notes == (SAID,)
+    assert notes == (NOTE,)
 
 
-def test_a_request_without_old_names_stays_as_it_is() -> None:
+def test_a_request_without_old_names_is_unchanged() -> None:
     request = Request(prompt_spans={8: "autumn"}, extra={"effect": 0.5})
     assert renamed(request) == (request, ())
 
 
 @pytest.mark.parametrize(
-    ("told", "says"),
+    ("travel", "message"),
     [
         ("autumn", "travel is 'autumn'; expected frames and prompts"),
         (["autumn"], r"travel is \['autumn'\]; expected a mapping"),
-        ({"soon": "autumn"}, "expected whole frame numbers"),
+        ({"soon": "autumn"}, "travel has a frame that is not a whole number"),
     ],
 )
-def test_an_old_value_that_cannot_be_read_is_refused(told: object, says: str) -> None:
-    with pytest.raises(BadRequest, match=says):
-        renamed(Request(extra={"travel": told}))
+def test_an_invalid_old_value_is_refused(travel: object, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        renamed(Request(extra={"travel": travel}))
 
 
-def test_both_names_at_once_are_refused() -> None:
-    with pytest.raises(BadRequest, match="travel is the old name of prompt_spans: give prompt_spans alone"):
+def test_both_names_together_are_refused() -> None:
+    with pytest.raises(BadRequest, match="travel is the old name of --prompt-at: give only --prompt-at"):
         renamed(Request(prompt_spans={8: "autumn"}, extra={"travel": {8: "winter"}}))
 
 
-def test_a_clip_of_the_old_name_is_that_of_the_new_one_and_it_is_said() -> None:
-    model, said = load("animatediff", preset="tiny"), []
-    told = {"steps": 1, "seed": 1, "frames": 4}
-    old = model.generate("a red ball", extra={"travel": "3: a blue star"}, on_event=said.append, **told)
-    new = model.generate("a red ball", prompt_spans={3: "a blue star"}, **told)
-    assert Note(SAID) in said
+def test_the_old_name_gives_the_same_clip_and_a_note() -> None:
+    model, events = load("animatediff", preset="tiny"), []
+    ask = {"steps": 1, "seed": 1, "frames": 4}
+    old = model.generate("a red ball", extra={"travel": "3: a blue star"}, on_event=events.append, **ask)
+    new = model.generate("a red ball", prompt_spans={3: "a blue star"}, **ask)
+    assert Note(NOTE) in events
     assert old.recipe["frames_hash"] == new.recipe["frames_hash"]
     assert old.recipe["stages"][0]["request"] == new.recipe["stages"][0]["request"]
 
 
-def test_the_command_line_still_takes_the_old_name(tmp_path, capsys) -> None:  # noqa: ANN001
+def test_the_command_line_accepts_the_old_name(tmp_path, capsys) -> None:  # noqa: ANN001
     words = ["generate", "a red ball", "-m", "animatediff/tiny", "--steps", "1", "--frames", "4", "--extra"]
     assert main([*words, "travel=3: a blue star", "-o", str(tmp_path / "a.mp4")]) == 0
-    assert SAID in " ".join(capsys.readouterr().err.split())
+    assert NOTE in " ".join(capsys.readouterr().err.split())
     assert read_recipe(tmp_path / "a.mp4")["stages"][0]["request"]["prompt_spans"] == {"3": "a blue star"}

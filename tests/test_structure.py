@@ -1,4 +1,4 @@
-"""The architecture's promises that import-linter cannot see: lightness, the registry, two users for shared blocks."""
+"""Architecture rules beyond import-linter: light imports, the registry, and two users for shared blocks."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_no_block_is_awaited_that_has_two_users():
     assert not [name for name in AWAITED if len(found[name]) != 1]
 
 
-def test_no_circle_of_imports():
+def test_no_circular_imports():
     """Imports inside functions and for type checkers count; only what `import kinema` gives is left out."""
     imports = {name: imported_by(path) for name, path in modules().items() if name != "kinema"}
     left = set(imports)
@@ -138,7 +138,7 @@ def test_no_circle_of_imports():
     assert not left
 
 
-def test_tests_lie_in_folders_named_as_those_of_what_they_test():
+def test_test_folders_mirror_the_package():
     tests = Path(__file__).parent
     folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")} - {Path("fuzz")}  # of all files
     assert {"nn", "families"} <= {folder.parts[0] for folder in folders if folder.parts}
@@ -158,17 +158,17 @@ def test_embedded_weights_ship_in_the_package():
         assert sum((PACKAGE / "weights" / f).stat().st_size for f in model) <= 12 * 2**20
 
 
-def test_the_package_says_that_it_is_typed():
+def test_the_package_is_marked_as_typed():
     assert (PACKAGE / "py.typed").is_file()
 
 
 def test_no_path_of_one_machine_is_written_into_the_package():
-    told = {str(p): p.read_text(encoding="utf-8") for p in modules().values()}
+    texts = {str(p): p.read_text(encoding="utf-8") for p in modules().values()}
     homes = ("/home/", "/Users/", f"{Path.home()}/", f"{Path(__file__).parents[1]}/")
-    assert not [path for path, text in told.items() if any(home in text for home in homes)]
+    assert not [path for path, text in texts.items() if any(home in text for home in homes)]
 
 
-def test_networks_without_numbers_are_built_without_torchs_compiler():
+def test_meta_networks_are_built_without_torchs_compiler():
     """Its first use on the meta device takes a second: of every first clip, plan and table of models."""
     code = (
         "from kinema import registry\nfrom kinema.nn.meta import on_meta\n"

@@ -1,4 +1,4 @@
-"""Which values an annotation takes, and how it is said in words."""
+"""Matching values against annotations, and describing annotations."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ class Ball:
         (Any, [object()], [], "another value"),
     ],
 )
-def test_an_annotation_takes_its_own_values_and_says_them(hint: Any, right: list, wrong: list, words: str) -> None:
+def test_annotations_match_their_values_and_are_described(hint: Any, right: list, wrong: list, words: str) -> None:
     assert all(fits(value, hint) for value in right)
     assert not any(fits(value, hint) for value in wrong)
     assert expected(hint) == words
 
 
-def test_the_first_value_that_does_not_fit_a_dataclass_is_said() -> None:
+def test_the_first_mismatch_with_a_dataclass_is_described() -> None:
     assert misfit(Ball, {"colour": "red", "size": None, "other": 3}) == ""
     assert misfit(Ball, {"colour": None}) == "its colour is null; expected text"
     assert misfit(Ball, {"size": "big"}) == "its size is 'big'; expected a number"
 
 
-def test_one_of_a_thing_is_not_several() -> None:
+def test_counts_use_singular_and_plural() -> None:
     assert [counted(n, "step") for n in (0, 1, 2, 2000)] == ["0 steps", "1 step", "2 steps", "2,000 steps"]

@@ -1,4 +1,4 @@
-"""The benchmark beside diffusers, at a size that takes a second: what it writes, and what it refuses to time."""
+"""The benchmark against diffusers, at a size that takes a second: its output, and when it skips timing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SVD = replace(
     norm_eps="diffusers",
     guidance=(1.0, 3.0),
     vae_channels=(32, 32, 32, 64),
-    clip_side=224,  # whatever its config says, diffusers' pipeline shows the encoder 224 pixels
+    clip_side=224,  # diffusers' pipeline always feeds the encoder 224 pixels
     clip_patch=56,
 )
 ANIMATEDIFF = replace(
@@ -53,8 +53,8 @@ def bench(monkeypatch, tmp_path):
     monkeypatch.setattr(animatediff.AnimateDiffPair, "config", ANIMATEDIFF)
 
     def run(*words, family="svd"):
-        told = ["benchmarks.vs", "--family", family, "--threads", "1", "--out", str(tmp_path), *words]
-        monkeypatch.setattr(sys, "argv", told)
+        arguments = ["benchmarks.vs", "--family", family, "--threads", "1", "--out", str(tmp_path), *words]
+        monkeypatch.setattr(sys, "argv", arguments)
         code = importlib.import_module("benchmarks.vs.__main__").main()
         written = list(tmp_path.glob(f"20*-{family}.json"))
         if code:
@@ -66,11 +66,11 @@ def bench(monkeypatch, tmp_path):
 
 
 def stopped_after(vs, monkeypatch, pairs):
-    """Has the run interrupted once so many pairs were measured, as Ctrl-C would."""
+    """Interrupt the run after ``pairs`` pairs, as Ctrl-C would."""
     alternate, left = vs.measure.alternate, [pairs]
 
-    def stopping(*told):
-        for _ in alternate(*told):
+    def stopping(*arguments):
+        for _ in alternate(*arguments):
             if not left[0]:
                 raise KeyboardInterrupt
             left[0] -= 1
@@ -80,58 +80,58 @@ def stopped_after(vs, monkeypatch, pairs):
 
 
 @pytest.mark.parametrize("family", ["svd", "animatediff"])
-def test_both_sides_give_the_same_numbers_and_every_run_is_kept(bench, family):
+def test_both_sides_give_equal_results_and_every_run_is_stored(bench, family):
     run, vs, folder = bench
-    code, told, page = run("--runs", "2", "--only", "step", "decode", family=family)
+    code, result, page = run("--runs", "2", "--only", "step", "decode", family=family)
     assert code == 0
-    rows = {row["what"]: row for row in told["rows"]}
+    rows = {row["what"]: row for row in result["rows"]}
     measured = {f"{what}, {dtype}" for what, dtype in vs.PAIRS[family].goals if what in ("step", "decode")}
     assert {"step, fp32", "step, bf16"} <= measured <= set(rows)
     assert all(row["difference"] < 1e-4 for name, row in rows.items() if name.endswith("fp32"))
     assert all(len(row["theirs"]) == len(row["ours"]) == 2 and row["ratio"] > 0 for row in rows.values())
     assert all(rows[f"{what}, {dtype}"]["goal"] == goal for (what, dtype), goal in vs.PAIRS[family].goals.items()
                if what in ("step", "decode"))  # fmt: skip
-    assert told["date"] in page
-    assert told["machine"]["cores"] >= 1
-    assert "cold: left out" in told["to be known"]
+    assert result["date"] in page
+    assert result["machine"]["cores"] >= 1
+    assert "cold: skipped" in result["to be known"]
     assert "step, fp32" in page
     assert not any(home in page for home in ("/home/", f"{Path.home()}/", f"{folder}", tempfile.gettempdir()))
     assert not list(folder.glob("*.partial.json"))
 
 
-def test_the_other_animatediff_work_gives_the_same_numbers(bench):
+def test_animatediff_decoding_gives_equal_results(bench):
     _, vs, _ = bench
     with torch.no_grad():
         work = vs.PAIRS["animatediff"]().decode(torch.float32)["decode"]
         assert torch.allclose(work.theirs(), work.ours(), atol=1e-4)
 
 
-def test_other_numbers_are_not_timed(bench, monkeypatch):
+def test_differing_results_are_not_timed(bench, monkeypatch):
     run, vs, _ = bench
     monkeypatch.setattr(vs, "SAME", {"fp32": 0.0, "bf16": 0.0})
-    _, told, _ = run("--runs", "2", "--only", "decode", "--dtype", "fp32")
-    assert told["rows"][0]["note"] == "not the same numbers: not timed"
-    assert "theirs" not in told["rows"][0]
+    _, result, _ = run("--runs", "2", "--only", "decode", "--dtype", "fp32")
+    assert result["rows"][0]["note"] == "results differ: not timed"
+    assert "theirs" not in result["rows"][0]
 
 
-def test_the_same_command_goes_on_where_it_was_stopped(bench, monkeypatch):
+def test_the_same_command_resumes_where_it_was_stopped(bench, monkeypatch):
     run, vs, folder = bench
     words = ("--runs", "3", "--only", "step", "decode", "--dtype", "fp32")
     with monkeypatch.context() as stopping:
         stopped_after(vs, stopping, 4)
         assert run(*words)[0] == 130
-    kept = json.loads((folder / "svd.partial.json").read_text())["rows"]
-    assert [len(row["ours"]) for row in kept] == [3, 1]
-    other, _, _ = run("--runs", "1", "--only", "decode", "--dtype", "bf16")  # leaves what was stopped where it is
+    stored = json.loads((folder / "svd.partial.json").read_text())["rows"]
+    assert [len(row["ours"]) for row in stored] == [3, 1]
+    other, _, _ = run("--runs", "1", "--only", "decode", "--dtype", "bf16")  # leaves the interrupted runs in place
     assert other == 0
-    code, told, _ = run(*words)
+    code, result, _ = run(*words)
     assert code == 0
-    assert [len(row["ours"]) for row in told["rows"]] == [3, 3]
-    assert told["rows"][0] == kept[0] | {"goal": 1.3}
-    assert told["rows"][1]["theirs"][:1] == kept[1]["theirs"]
+    assert [len(row["ours"]) for row in result["rows"]] == [3, 3]
+    assert result["rows"][0] == stored[0] | {"goal": 1.3}
+    assert result["rows"][1]["theirs"][:1] == stored[1]["theirs"]
 
 
-def test_what_other_code_measured_is_not_gone_on_with(bench, monkeypatch, capsys):
+def test_measurements_of_other_code_are_discarded(bench, monkeypatch, capsys):
     run, vs, _ = bench
     words = ("--runs", "3", "--only", "decode", "--dtype", "fp32")
     with monkeypatch.context() as stopping:
@@ -139,10 +139,10 @@ def test_what_other_code_measured_is_not_gone_on_with(bench, monkeypatch, capsys
         run(*words)
     monkeypatch.setattr(vs, "code_hash", lambda: "another")
     assert run(*words)[0] == 0
-    assert "of other code" in capsys.readouterr().err
+    assert "with other code" in capsys.readouterr().err
 
 
-def test_figures_are_of_the_package_and_of_every_script_of_the_comparison(bench, monkeypatch):
+def test_the_code_hash_covers_the_package_and_every_script(bench, monkeypatch):
     _, vs, _ = bench
     read, real = [], Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or real(path))
@@ -153,10 +153,10 @@ def test_figures_are_of_the_package_and_of_every_script_of_the_comparison(bench,
 
 
 @pytest.mark.parametrize("family", ["svd", "animatediff"])
-def test_both_sides_start_from_nothing(bench, family):
-    """The folder that is written loads in both, and both programs run to their end."""
+def test_both_sides_cold_start(bench, family):
+    """Both sides load the written folder and run their program to the end."""
     run, _, _ = bench
-    _, told, _ = run("--runs", "1", "--only", "cold", family=family)
-    (row,) = told["rows"]
+    _, result, _ = run("--runs", "1", "--only", "cold", family=family)
+    (row,) = result["rows"]
     assert row["note"].startswith("a folder of"), row["note"]
     assert row["ratio"] > 0

@@ -1,1 +1,1 @@
-"""Kinema beside diffusers: `python -m benchmarks.vs` measures both, by turns."""
+"""Kinema against diffusers: `python -m benchmarks.vs` measures both in alternating runs."""

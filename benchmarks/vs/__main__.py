@@ -1,18 +1,18 @@
-"""Kinema beside diffusers: the same weights, the same numbers, alternating runs in one process.
+"""Kinema against diffusers: the same weights and settings, in alternating runs in one process.
 
     python -m benchmarks.vs --family svd
     python -m benchmarks.vs --family animatediff
     python -m benchmarks.vs --family svd --only step decode --runs 3
 
-Each side runs a guided step as its own pipeline does: diffusers with both halves of guidance in one batch, Kinema
-with both at the same time, each on half of the threads. Before anything is timed, both results are compared. What is
-measured: a guided step, eager and with our transformers compiled (theirs eager), and the decoding of a clip (seconds);
-peak extra memory of the decoding (a fresh process a run); and a cold start (process start, imports, loading a folder
-of 500 MB, one step; fresh processes). A ratio is theirs over ours, run by run, and its median counts; only ratios of
-one machine, measured by turns, mean anything where others compute too. Compiling asks for PyTorch 2.12 or newer.
+Each side runs a guided step as its own pipeline does: diffusers with both guidance branches in one batch, Kinema with
+both in parallel, each on half of the threads. Both results are compared before timing. Measured are a guided step,
+eager and with Kinema's transformer blocks compiled (diffusers eager); decoding of a clip (seconds); peak extra memory
+of decoding (in fresh processes); and a cold start (process start, imports, loading a folder of 500 MB, one step; in
+fresh processes). A ratio is diffusers over Kinema for each pair of runs; the median counts. With other load on the
+machine, only ratios of alternating runs are meaningful. Compiling requires PyTorch 2.12 or newer.
 
-Every pair of runs is kept as soon as it is measured: the same command goes on after Ctrl-C or a kill, unless the code
-or a library has changed since. The table and its figures are written with date and machine when all is measured.
+Every pair of runs is stored as soon as it is measured: the same command resumes after Ctrl-C or a kill, unless the code
+or a library has changed. The table and its values are written with date and machine when everything is measured.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ["TORCHINDUCTOR_FREEZING"] = "1"  # read as torch._dynamo is imported
+os.environ["TORCHINDUCTOR_FREEZING"] = "1"  # read when torch._dynamo is imported
 
 import torch
 import torch._dynamo
 
 from benchmarks.vs import measure
 from benchmarks.vs.animatediff import AnimateDiffPair
-from benchmarks.vs.kept import Kept, code_hash
 from benchmarks.vs.measure import Clock, Row
 from benchmarks.vs.pairs import Pair, Work
+from benchmarks.vs.progress import Progress, code_hash
 from benchmarks.vs.svd import SVDPair
 from kinema import processor
 from kinema.atomic import replacing
@@ -47,9 +47,9 @@ PAIRS: dict[str, Any] = {"svd": SVDPair, "animatediff": AnimateDiffPair}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WHAT = ("step", "decode", "memory", "cold", "compiled")
 SAME = {"fp32": 1e-3, "bf16": 0.5}
-"""Largest difference, in standard deviations, up to which results count as the same numbers."""
+"""Largest difference, in standard deviations, at which results count as equal."""
 FEW = 2
-"""Pairs of what hardly varies (memory), or has no goal (rows that both compute in bf16 arithmetic)."""
+"""Number of pairs for rows that hardly vary (memory) or have no goal (both in bf16 arithmetic)."""
 
 
 def main() -> int:
@@ -60,19 +60,19 @@ def main() -> int:
         print(memory_of(pair, *options.memory_of.split(",")))
         return 0
     jobs = [job for job in pair.goals if job[0] in options.only and job[1] in ("", *options.dtype)]
-    kept = Kept(options.out / f"{pair.name}.partial.json", settings(options))
+    progress = Progress(options.out / f"{pair.name}.partial.json", settings(options))
     clock, rows = Clock(len(jobs) * options.runs), []
     try:
         for what, dtype in jobs:
-            for row in measured(pair, what, dtype, kept, options, clock):
+            for row in measured(pair, what, dtype, progress, options, clock):
                 row.goal = pair.goals[what, dtype] if "both in" not in row.what else None
                 rows.append(row)
                 print(line(row), flush=True)
     except KeyboardInterrupt:
-        print(f"\n{table(rows)}\ninterrupted; the same command goes on: what was measured is in {kept.path}")
+        print(f"\n{table(rows)}\ninterrupted; run the same command to resume from {progress.path}")
         return 130
     write(pair, rows, options)
-    kept.done(row.what for row in rows)
+    progress.done(row.what for row in rows)
     return 0
 
 
@@ -84,70 +84,82 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=5, help="alternating runs of each comparison")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", choices=sorted(DTYPES), nargs="+", default=list(DTYPES))
-    parser.add_argument("--only", choices=WHAT, nargs="+", default=list(WHAT), help="of what the family's goals name")
+    parser.add_argument(
+        "--only",
+        choices=WHAT,
+        nargs="+",
+        default=list(WHAT),
+        help="measurements to run, of those that the family has goals for",
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What must be the same for runs to be continued: more runs, or other rows, may be asked for."""
-    told = {"family": options.family, "threads": options.threads, "versions": versions(), "machine": machine()}
-    return told | {"code": code_hash()}
+    """Settings that must match for stored runs to be continued; the number of runs and rows may differ."""
+    data = {"family": options.family, "threads": options.threads, "versions": versions(), "machine": machine()}
+    return data | {"code": code_hash()}
 
 
-def measured(pair: Pair, what: str, dtype: str, kept: Kept, options: argparse.Namespace, clock: Clock) -> Iterator[Row]:
-    """The rows of one job, as soon as each stands."""
+def measured(
+    pair: Pair, what: str, dtype: str, progress: Progress, options: argparse.Namespace, clock: Clock
+) -> Iterator[Row]:
+    """Yield the rows of one job as they are completed."""
     with torch.no_grad():
         if what == "cold":
-            yield cold_start(pair, kept, options, clock)
+            yield cold_start(pair, progress, options, clock)
         elif what == "memory":
-            yield peaks(pair, dtype, kept, options, clock)
+            yield peaks(pair, dtype, progress, options, clock)
         else:
-            yield from timed(getattr(pair, what), dtype, kept, options, clock)
+            yield from timed(getattr(pair, what), dtype, progress, options, clock)
 
 
 def timed(
-    works: Callable[[torch.dtype], dict[str, Work]], dtype: str, kept: Kept, options: argparse.Namespace, clock: Clock
+    works: Callable[[torch.dtype], dict[str, Work]],
+    dtype: str,
+    progress: Progress,
+    options: argparse.Namespace,
+    clock: Clock,
 ) -> Iterator[Row]:
-    made = works(DTYPES[dtype])
-    for name, work in made.items():
-        row = kept.row(f"{name}, {dtype}")
+    variants = works(DTYPES[dtype])
+    for name, work in variants.items():
+        row = progress.row(f"{name}, {dtype}")
         runs = options.runs if "both in" not in name else min(options.runs, FEW)
         if row.lacks(runs):
             try:
-                theirs, ours = work.theirs().float(), work.ours().float()  # also warms both, and compiles
+                theirs, ours = work.theirs().float(), work.ours().float()  # also warms up and compiles
             except torch._dynamo.exc.TorchDynamoException as error:
                 row.note = f"not measured: {type(error).__name__}, {str(error).strip().splitlines()[0]}"
                 yield row
                 continue
             row.difference = float((theirs - ours).abs().max() / theirs.std())
             if not row.difference <= SAME[dtype]:
-                row.note, row.theirs, row.ours = "not the same numbers: not timed", [], []
+                row.note, row.theirs, row.ours = "results differ: not timed", [], []
                 yield row
                 continue
             for _ in measure.alternate(row, {"theirs": work.theirs, "ours": work.ours}, runs):
-                kept.save()
-                clock.tick(row.what, options.runs / runs / len(made))
+                progress.save()
+                clock.tick(row.what, options.runs / runs / len(variants))
         else:
-            clock.pass_over(options.runs / len(made))
+            clock.skip(options.runs / len(variants))
         yield row
 
 
-def peaks(pair: Pair, dtype: str, kept: Kept, options: argparse.Namespace, clock: Clock) -> Row:
-    """Peak extra memory of one decoding, each in a process of its own."""
-    row, runs = kept.row(f"decode, peak extra memory, {dtype}", unit="bytes"), min(options.runs, FEW)
-    clock.pass_over(min(len(row.ours), runs) * options.runs / runs)
+def peaks(pair: Pair, dtype: str, progress: Progress, options: argparse.Namespace, clock: Clock) -> Row:
+    """Peak extra memory of one decoding, each in its own process."""
+    row, runs = progress.row(f"decode, peak extra memory, {dtype}", unit="bytes"), min(options.runs, FEW)
+    clock.skip(min(len(row.ours), runs) * options.runs / runs)
     while row.lacks(runs):
-        told = {}
+        results = {}
         for side in ("theirs", "ours"):
             words = ["--family", pair.name, "--memory-of", f"{side},{dtype}", "--threads", str(options.threads)]
-            told[side] = measure.in_fresh_process(words, options.threads)
-        if "None" in told.values():
-            row.note = "not measured: this system does not tell a process its high-water mark"
+            results[side] = measure.in_fresh_process(words, options.threads)
+        if "None" in results.values():
+            row.note = "not measured: this system does not report peak memory"
             return row
-        row.add(float(told["theirs"]), float(told["ours"]))
-        kept.save()
+        row.add(float(results["theirs"]), float(results["ours"]))
+        progress.save()
         clock.tick(row.what)
     return row
 
@@ -158,9 +170,9 @@ def memory_of(pair: Pair, side: str, dtype: str) -> int | None:
         return measure.peak_extra(getattr(work, side))
 
 
-def cold_start(pair: Pair, kept: Kept, options: argparse.Namespace, clock: Clock) -> Row:
-    row = kept.row("cold start: process, imports, loading, one step")
-    clock.pass_over(min(len(row.ours), options.runs))
+def cold_start(pair: Pair, progress: Progress, options: argparse.Namespace, clock: Clock) -> Row:
+    row = progress.row("cold start: process, imports, loading, one step")
+    clock.skip(min(len(row.ours), options.runs))
     if not row.lacks(options.runs):
         return row
     with tempfile.TemporaryDirectory() as scratch:
@@ -170,11 +182,11 @@ def cold_start(pair: Pair, kept: Kept, options: argparse.Namespace, clock: Clock
         row.note = f"a folder of {size / 1e6:.0f} MB, read before (in the page cache)"
         programs = [pair.cold(side, folder) for side in ("theirs", "ours")]
         try:
-            for program in programs:  # fills the caches of the disk
+            for program in programs:  # fills the disk cache
                 measure.fresh(program, options.threads)
             while row.lacks(options.runs):
                 row.add(*(measure.fresh(program, options.threads) for program in programs))
-                kept.save()
+                progress.save()
                 clock.tick(row.what)
         except RuntimeError as error:
             row.note, row.theirs, row.ours = f"not measured: {error}", [], []
@@ -187,15 +199,15 @@ def cold_start(pair: Pair, kept: Kept, options: argparse.Namespace, clock: Clock
 def line(row: Row) -> str:
     if not row.ratios:
         return f"{row.what}: {row.note}"
-    told = f"{row.what}: diffusers {measure.spread(row.theirs)}, kinema {measure.spread(row.ours)} {row.unit}"
-    return f"{told}; ratio {measure.spread(row.ratios)}" + ("" if row.goal is None else f", goal {row.goal:.2f}")
+    text = f"{row.what}: diffusers {measure.spread(row.theirs)}, kinema {measure.spread(row.ours)} {row.unit}"
+    return f"{text}; ratio {measure.spread(row.ratios)}" + ("" if row.goal is None else f", goal {row.goal:.2f}")
 
 
 def machine() -> dict[str, Any]:
-    told = processor.told()
-    units = [n for n in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve", "bf16") if told.get(n)]
+    found = processor.describe()
+    units = [n for n in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve", "bf16") if found.get(n)]
     return {
-        "processor": f"{told.get('cpu_name', '')} {platform.machine()}".strip(),
+        "processor": f"{found.get('cpu_name', '')} {platform.machine()}".strip(),
         "cores": os.cpu_count(),
         "units": units,
         "system": platform.system(),
@@ -208,24 +220,24 @@ def versions() -> dict[str, str]:
     return {"torch": torch.__version__, "diffusers": diffusers.__version__, "python": platform.python_version()}
 
 
-def kind(told: dict[str, Any], threads: int) -> str:
-    """The machine in a file's name."""
-    finest = [n for n in ("amx_bf16", "avx512_bf16", "avx512_f", "avx2", "sve", "neon") if n in told["units"]]
+def kind(description: dict[str, Any], threads: int) -> str:
+    """The machine's part of a file name."""
+    finest = [n for n in ("amx_bf16", "avx512_bf16", "avx512_f", "avx2", "sve", "neon") if n in description["units"]]
     return f"cpu{threads}-{finest[0] if finest else platform.machine()}"
 
 
 def unmeasured(pair: Pair, options: argparse.Namespace, rows: list[Row]) -> list[str]:
-    """What this run does not say."""
-    told = ["GPUs: nothing here was run on one"] if not torch.cuda.is_available() else ["the GPU of this machine"]
+    """What this run does not cover."""
+    gaps = ["GPUs: not measured"] if not torch.cuda.is_available() else ["the GPU of this machine"]
     if "bf16" in options.dtype and policy_for(torch.bfloat16, torch.device("cpu")).computed != torch.bfloat16:
-        told.append(
-            "bf16 units: this processor has none. Kinema then computes in float32 from weights rounded to bf16, which "
-            "diffusers does not; the rows 'both in bfloat16 arithmetic' compare like with like, without units"
+        gaps.append(
+            "native bf16: this CPU lacks it. Kinema then computes in float32 from weights rounded to bf16, which "
+            "diffusers does not; the rows 'both in bfloat16 arithmetic' compare the same computation"
         )
     for what, dtype in pair.goals:
         if what not in options.only or dtype not in ("", *options.dtype):
-            told.append(f"{what}{dtype and ', ' + dtype}: left out")
-    return told + [f"{row.what}: {row.note}" for row in rows if row.note]
+            gaps.append(f"{what}{dtype and ', ' + dtype}: skipped")
+    return gaps + [f"{row.what}: {row.note}" for row in rows if row.note]
 
 
 def table(rows: list[Row]) -> str:
@@ -245,22 +257,22 @@ def table(rows: list[Row]) -> str:
 
 
 def write(pair: Pair, rows: list[Row], options: argparse.Namespace) -> None:
-    told = machine()
+    description = machine()
     date = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     gaps = unmeasured(pair, options, rows)
     result = {
-        "date": date, "family": pair.name, "about": pair.about, "machine": told, "threads": options.threads,
+        "date": date, "family": pair.name, "about": pair.about, "machine": description, "threads": options.threads,
         "runs": options.runs, "versions": versions(), "rows": [row.to_json() for row in rows], "to be known": gaps,
     }  # fmt: skip
-    units, libraries = ", ".join(told["units"]), ", ".join(map(" ".join, versions().items()))
+    units, libraries = ", ".join(description["units"]), ", ".join(map(" ".join, versions().items()))
     text = "\n".join([
-        f"# {pair.name} beside diffusers, {date}", "",
-        f"{pair.about}. {options.threads} threads, {options.runs} alternating runs or more; median [least, most].",
-        f"Machine: {told['processor']}, {told['cores']} cores, {units}; {libraries}.",
-        "", table(rows), "", "Not measured, or to be read with care:", *(f"- {gap}" for gap in gaps), "",
+        f"# {pair.name} against diffusers, {date}", "",
+        f"{pair.about}. {options.threads} threads, {options.runs} alternating runs or more; median [min, max].",
+        f"Machine: {description['processor']}, {description['cores']} cores, {units}; {libraries}.",
+        "", table(rows), "", "Not measured, or limited:", *(f"- {gap}" for gap in gaps), "",
     ])  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
-    stem = f"{date}-{kind(told, options.threads)}-{pair.name}"
+    stem = f"{date}-{kind(description, options.threads)}-{pair.name}"
     for suffix, content in ((".json", json.dumps(result, indent=2) + "\n"), (".md", text)):
         with replacing(options.out / (stem + suffix)) as part:
             part.write_text(content, encoding="utf-8")

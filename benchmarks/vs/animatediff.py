@@ -1,4 +1,4 @@
-"""AnimateDiff beside diffusers' `AnimateDiffPipeline`."""
+"""AnimateDiff against diffusers' `AnimateDiffPipeline`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class AnimateDiffPair(Pair):
         return {"unet": self._unet(), "vae": self._vae(), "text_encoder": self._text()}
 
     def own_name(self, network: str, key: str) -> str:
-        """Transformers has named its tower with a part in front, and without."""
+        """The text encoder's weights have a prefix in some versions of transformers and none in others."""
         part = "text_encoder.text_model" if network == "text_encoder" else network
         return f"{part}.{key.removeprefix('text_model.')}"
 
@@ -64,32 +64,32 @@ class AnimateDiffPair(Pair):
         normal, frames, size = normals(1), self.config.frames, self.config.text[0]
         request = with_defaults(system, Request(prompt=PROMPT, seed=1, steps=STEPS))
         contexts = [normal(1, size.length, self.config.context) for _ in range(2)]
-        wanted, unwanted = (conditioning.Condition(context[None].to(system.dtype)) for context in contexts)
-        conditions = Conditions({"positive": wanted, "negative": unwanted})
+        positive, negative = (conditioning.Condition(context[None].to(system.dtype)) for context in contexts)
+        conditions = Conditions({"positive": positive, "negative": negative})
         levels = system.levels(request)
         denoise = guide(system, conditions, request, system.guidance(request), levels)
         z = normal(1, 4, frames, self.cells, self.cells)
 
-        def ours() -> Tensor:
+        def kinema_step() -> Tensor:
             return SAMPLERS["ddim"](denoise, z, levels[AT : AT + 2], noise=system.noise(request))
 
-        # The body of AnimateDiffPipeline's loop, on its scheduler and its network.
+        # The loop body of AnimateDiffPipeline, with its scheduler and network.
         scheduler = self._scheduler()
         scheduler.set_timesteps(STEPS)
         latents = z.to(dtype)
         hidden = torch.cat(contexts[::-1]).to(dtype).repeat_interleave(frames, dim=0)
 
-        def theirs() -> Tensor:
+        def diffusers_step() -> Tensor:
             t = scheduler.timesteps[AT]
             x = scheduler.scale_model_input(torch.cat([latents] * 2), t)
             null, cond = unet(x, t, encoder_hidden_states=hidden).sample.chunk(2)
             return scheduler.step(null + self.config.guidance * (cond - null), t, latents).prev_sample
 
-        return Work(theirs, ours)
+        return Work(diffusers_step, kinema_step)
 
     def decoded(self, vae: nn.Module, z_NCHW: Tensor) -> Tensor:
-        at_once = 16  # what the pipeline decodes at a time
-        return torch.cat([vae.decode(part).sample for part in z_NCHW.split(at_once)])
+        chunk = 16  # frames that the pipeline decodes at a time
+        return torch.cat([vae.decode(part).sample for part in z_NCHW.split(chunk)])
 
     # --------------------------------------------------------------------------------- cold start
 
@@ -97,7 +97,7 @@ class AnimateDiffPair(Pair):
         from diffusers import AnimateDiffPipeline, MotionAdapter
         from transformers import CLIPTokenizer
 
-        _, theirs = self.parts(torch.float32)
+        _, networks = self.parts(torch.float32)
         adapter = MotionAdapter(
             block_out_channels=self.config.channels,
             motion_layers_per_block=self.config.layers,
@@ -106,14 +106,14 @@ class AnimateDiffPair(Pair):
             use_motion_mid_block=self.config.motion_mid,
         )
         size = write_vocabulary(path / "tokenizer")
-        text = theirs["text_encoder"]
+        text = networks["text_encoder"]
         text.config.bos_token_id, text.config.eos_token_id = size - 2, size - 1
         tokenizer = CLIPTokenizer.from_pretrained(str(path / "tokenizer"), model_max_length=self.config.text[0].length)
         AnimateDiffPipeline(
-            vae=theirs["vae"],
+            vae=networks["vae"],
             text_encoder=text,
             tokenizer=tokenizer,
-            unet=theirs["unet"],
+            unet=networks["unet"],
             motion_adapter=adapter,
             scheduler=self._scheduler(),
         ).save_pretrained(path)
@@ -199,7 +199,7 @@ model.run(request, output="latents")
 
 
 def write_vocabulary(folder: Path) -> int:
-    """Byte pairs about as many as CLIP's: all runs of two and three letters, inside and at the end of a word."""
+    """Write about as many byte pairs as CLIP: all runs of two and three letters, inside and at the end of words."""
     letters, ends = list(ascii_lowercase), [f"{letter}</w>" for letter in ascii_lowercase]
     merges = [(a, b) for a, b in product(letters, letters + ends)]
     merges += [(a + b, c) for a, b, c in product(letters, letters, letters + ends)]

@@ -1,4 +1,4 @@
-"""Measuring two things against each other on a machine that others use too: they alternate, and only ratios count."""
+"""Compare two implementations on a shared machine: they alternate, and only ratios count."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Sides = dict[str, Callable[[], Any]]
 
 @dataclass
 class Row:
-    """One comparison. Seconds or bytes of each side, run by run; ``ratio`` is theirs over ours: above 1 we are ahead.
+    """One comparison, with seconds or bytes of diffusers (``theirs``) and Kinema (``ours``) for each run.
 
-    A run's two sides were measured one right after the other, so each run has a ratio of its own, and the row's is
-    their median.
+    A ratio is diffusers over Kinema: above 1, Kinema is better. The two sides of a run are measured one right after the
+    other, so each run has its own ratio, and the row's is their median.
     """
 
     what: str
@@ -30,10 +30,10 @@ class Row:
     theirs: list[float] = field(default_factory=list)
     ours: list[float] = field(default_factory=list)
     difference: float | None = None
-    """Largest difference between the two results, in standard deviations of theirs."""
+    """Largest difference between the two results, in standard deviations of diffusers' result."""
     note: str = ""
     goal: float | None = None
-    """What the ratio is to reach."""
+    """Target for the ratio."""
 
     @property
     def ratios(self) -> list[float]:
@@ -44,44 +44,46 @@ class Row:
         return statistics.median(self.ratios) if self.ratios else None
 
     def lacks(self, runs: int) -> bool:
-        """Whether fewer pairs than so many were measured."""
+        """Whether fewer pairs than ``runs`` were measured."""
         return len(self.ours) < runs
 
     def add(self, theirs: float, ours: float) -> None:
-        """One pair, measured one right after the other."""
+        """Add one pair, measured one right after the other."""
         self.theirs.append(theirs)
         self.ours.append(ours)
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> Row:
-        return cls(**{name: value for name, value in told.items() if name != "ratio"})
+    def from_json(cls, data: dict[str, Any]) -> Row:
+        return cls(**{name: value for name, value in data.items() if name != "ratio"})
 
     def to_json(self) -> dict[str, Any]:
-        told = {k: v for k, v in vars(self).items() if v not in (None, "", [])}
-        return told | ({} if self.ratio is None else {"ratio": self.ratio})
+        data = {k: v for k, v in vars(self).items() if v not in (None, "", [])}
+        return data | ({} if self.ratio is None else {"ratio": self.ratio})
 
 
 class Clock:
-    """Says how far a run is, and about how long it will still take."""
+    """Prints the progress of a run and the estimated time left."""
 
     def __init__(self, total: float) -> None:
         self.total, self.done, self.began = total, 0.0, time.monotonic()
         self.skipped = 0.0
 
-    def pass_over(self, share: float) -> None:
-        """Work that was done before."""
+    def skip(self, share: float) -> None:
+        """Count work that was done before."""
         self.skipped += share
 
     def tick(self, what: str, share: float = 1) -> None:
         self.done += share
-        gone = time.monotonic() - self.began
-        left = gone / self.done * max(0, self.total - self.skipped - self.done)
-        line = f"[{self.skipped + self.done:.3g}/{self.total:g}] {what}: {gone:.0f} s gone, about {left:.0f} s left"
+        elapsed = time.monotonic() - self.began
+        left = elapsed / self.done * max(0, self.total - self.skipped - self.done)
+        line = (
+            f"[{self.skipped + self.done:.3g}/{self.total:g}] {what}: {elapsed:.0f} s elapsed, about {left:.0f} s left"
+        )
         print(line, file=sys.stderr, flush=True)
 
 
 def alternate(row: Row, sides: Sides, runs: int) -> Iterator[None]:
-    """Time both sides turn by turn, ``theirs`` first, until the row has so many runs; yields after each pair."""
+    """Time both sides alternately, ``theirs`` first, until the row has ``runs`` pairs; yields after each pair."""
     while row.lacks(runs):
         took = {}
         for name, call in sides.items():
@@ -93,7 +95,7 @@ def alternate(row: Row, sides: Sides, runs: int) -> Iterator[None]:
 
 
 def fresh(program: str, threads: int) -> float:
-    """Seconds a Python program takes from the start of its process to the end of its last line."""
+    """Seconds that a Python program takes from process start to the end of its last line."""
     began = time.perf_counter()
     with subprocess.Popen([sys.executable, "-c", program + MARK], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           text=True, env=environment(threads)) as process:  # fmt: skip
@@ -114,32 +116,34 @@ MARK = '\nprint("done", flush=True)\n'
 
 def environment(threads: int) -> dict[str, str]:
     path = [str(Path(p)) for p in sys.path if p]
-    ours = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}  # pip compiles what it installs
-    return ours | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(path)}
+    variables = {
+        k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"
+    }  # pip compiles installed packages to bytecode
+    return variables | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(path)}
 
 
 def peak_extra(call: Callable[[], Any]) -> int | None:
-    """Bytes that a call takes beyond what its process held before: the kernel's own high-water mark (Linux only)."""
+    """Peak memory of a call beyond what the process held before, from the kernel's high-water mark (Linux only)."""
     status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not status.exists():
         return None
 
-    def told(name: str) -> int:
+    def memory(name: str) -> int:
         line = next(line for line in status.read_text().splitlines() if line.startswith(name))
         return int(line.split()[1]) * 1024
 
-    heap.give_back()  # what building the networks left free is neither side's
-    before = told("VmRSS")
+    heap.give_back()  # exclude memory freed after building the networks
+    before = memory("VmRSS")
     try:
-        clear.write_text("5")  # sets the mark to what is held now
+        clear.write_text("5")  # resets the mark to current usage
     except OSError:
         return None
     call()
-    return told("VmHWM") - before
+    return memory("VmHWM") - before
 
 
 def in_fresh_process(arguments: Sequence[str], threads: int) -> str:
-    """The last line that `benchmarks.vs` prints with these arguments in a process of its own."""
+    """The last line printed by `benchmarks.vs` with these arguments in a new process."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.vs", *arguments],
         capture_output=True,
@@ -148,7 +152,7 @@ def in_fresh_process(arguments: Sequence[str], threads: int) -> str:
         check=False,
     )
     if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or ["it said nothing"])[-1])
+        raise RuntimeError((done.stderr.strip().splitlines() or ["no error output"])[-1])
     return done.stdout.strip().splitlines()[-1]
 
 

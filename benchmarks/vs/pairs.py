@@ -1,6 +1,6 @@
-"""What a family brings to the comparison with diffusers: the same random weights on both sides, and what each does.
+"""A family's side of the comparison with diffusers: the same random weights, and equivalent computations.
 
-Configurations are reduced and realistic: every kind of block is there, and a guided step is about 200 GFLOP.
+Configurations are reduced but realistic: they have every kind of block, and a guided step is about 200 GFLOP.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from kinema.system import System, WeightPolicy, Weights, policy_for, with_model
 
 FRAMES, CELLS = 8, 32
 STEPS, AT = 20, 8
-"""The step that is timed: this one of so many."""
+"""Index of the timed step, and the number of steps."""
 
 Goals = Mapping[tuple[str, str], float]
-"""What is measured of a family, in which precision ("" where that does not matter), and the ratio to be reached."""
+"""Measurements of a family by precision ("" if irrelevant), with target ratios."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """One thing that both do: calls that return the same numbers."""
+    """A computation of both sides: calls that return equal results."""
 
     theirs: Callable[[], Tensor]
     ours: Callable[[], Tensor]
 
 
 Both = tuple[System, dict[str, nn.Module]]
-"""Our system, and diffusers' networks with its weights."""
+"""Kinema's system, and diffusers' networks with the same weights."""
 
 
 class Pair(ABC):
-    """One family beside diffusers' pipeline of it. ``dtype`` is the precision both are asked for."""
+    """A family and diffusers' pipeline for it. ``dtype`` is the precision requested of both."""
 
     name: str
     about: str
@@ -54,11 +54,11 @@ class Pair(ABC):
 
     @abstractmethod
     def one_step(self, system: System, unet: nn.Module, dtype: torch.dtype) -> Work:
-        """A guided sampling step, each as its own pipeline does it."""
+        """A guided sampling step, as each side's pipeline does it."""
 
     @abstractmethod
     def decoded(self, vae: nn.Module, z_NCHW: Tensor) -> Tensor:
-        """The frames N×3×H×W that diffusers' pipeline makes of these latents."""
+        """The frames N×3×H×W that diffusers' pipeline decodes from these latents."""
 
     @abstractmethod
     def folder(self, path: Path) -> None:
@@ -66,10 +66,10 @@ class Pair(ABC):
 
     @abstractmethod
     def cold(self, side: str, folder: Path) -> str:
-        """A Python program that loads the folder and takes one step, from nothing."""
+        """A Python program that loads the folder and takes one step, for a cold start."""
 
     def own_name(self, network: str, key: str) -> str:
-        """What our model calls a weight of theirs."""
+        """Kinema's name for a weight of diffusers."""
         return f"{network}.{key}"
 
     @property
@@ -78,45 +78,45 @@ class Pair(ABC):
 
     def parts(self, dtype: torch.dtype) -> Both:
         torch.manual_seed(0)
-        theirs = self.networks()
+        networks = self.networks()
         state = {}
-        for name, module in theirs.items():
-            spread_out(module)
+        for name, module in networks.items():
+            randomise(module)
             found = module.state_dict().items()
             state |= {self.own_name(name, key): value for key, value in found if "position_ids" not in key}
         system = filled(self.family, self.config, state, dtype)
-        for module in theirs.values():
+        for module in networks.values():
             module.to(dtype)
-        return system, theirs
+        return system, networks
 
     def step(self, dtype: torch.dtype) -> dict[str, Work]:
-        """A guided step, by the name of the variant."""
-        system, theirs = self.parts(dtype)
-        return variants("step", system, dtype, lambda one: self.one_step(one, theirs["unet"], dtype))
+        """A guided step, by variant name."""
+        system, networks = self.parts(dtype)
+        return variants("step", system, dtype, lambda one: self.one_step(one, networks["unet"], dtype))
 
     def compiled(self, dtype: torch.dtype) -> dict[str, Work]:
-        """The same with our blocks compiled, theirs as it is."""
-        system, theirs = self.parts(dtype)
-        work = self.one_step(with_compiled_blocks(system), theirs["unet"], dtype)
+        """A guided step with Kinema's blocks compiled and diffusers eager."""
+        system, networks = self.parts(dtype)
+        work = self.one_step(with_compiled_blocks(system), networks["unet"], dtype)
         return {"step, ours compiled, theirs eager": work}
 
     def decode(self, dtype: torch.dtype) -> dict[str, Work]:
-        """The decoding of one clip."""
-        system, theirs = self.parts(dtype)
+        """Decoding of one clip."""
+        system, networks = self.parts(dtype)
         z = normals(1)(1, 4, self.config.frames, self.cells, self.cells)
         folded = (z / self.config.latent_scale).transpose(1, 2).flatten(0, 1).to(dtype)
 
-        def of_theirs() -> Tensor:
-            return self.decoded(theirs["vae"], folded).unflatten(0, (1, -1)).transpose(1, 2)
+        def diffusers_decode() -> Tensor:
+            return self.decoded(networks["vae"], folded).unflatten(0, (1, -1)).transpose(1, 2)
 
         def both(one: System) -> Work:
-            return Work(of_theirs, lambda: one.codec.decode(z.to(one.dtype)))
+            return Work(diffusers_decode, lambda: one.codec.decode(z.to(one.dtype)))
 
         return variants("decode", system, dtype, both)
 
 
-def spread_out(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights with nothing left at its start: norms, biases and blends all count."""
+def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Randomise all weights, so that norms, biases and blend factors matter."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in module.parameters():
@@ -125,9 +125,9 @@ def spread_out(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def filled(family: Any, config: Any, state: dict[str, Tensor], dtype: torch.dtype) -> System:
-    """Our system with these weights, as `kinema.load` has it.
+    """Kinema's system with these weights, as `kinema.load` builds it.
 
-    Where the CPU does not have the precision natively, weights are only rounded to it.
+    If the CPU lacks native support for the precision, weights are only rounded to it.
     """
     with torch.device("meta"):
         model = family.build(config)
@@ -139,7 +139,7 @@ def filled(family: Any, config: Any, state: dict[str, Tensor], dtype: torch.dtyp
 
 
 def variants(name: str, system: System, dtype: torch.dtype, work: Callable[[System], Work]) -> dict[str, Work]:
-    """What `kinema.load` would run, and where that computes in another precision, both in the one asked for."""
+    """What `kinema.load` would run and, if it computes in another precision, both in the requested one."""
     found = {name: work(system)}
     if system.dtype != dtype:
         exact = with_model(replace(system, policy=WeightPolicy(dtype, dtype)), deepcopy(system.model).to(dtype))
@@ -148,12 +148,12 @@ def variants(name: str, system: System, dtype: torch.dtype, work: Callable[[Syst
 
 
 def with_compiled_blocks(system: System) -> System:
-    """Transformer by transformer, their weights laid out beforehand; residual blocks lose on a CPU (0006).
+    """Compile each transformer block with frozen weights; residual blocks get slower on a CPU (docs/notes/0006).
 
-    Settings of the compiler that are made in Python hold for one thread, and the halves of guidance have one each.
+    Compiler settings made in Python apply to one thread only, and each guidance branch has its own.
     """
     if not import_module("torch._inductor.config").freezing:
-        raise RuntimeError("weights are not frozen: TORCHINDUCTOR_FREEZING=1 was not set before torch._dynamo came")
+        raise RuntimeError("weights are not frozen: set TORCHINDUCTOR_FREEZING=1 before importing torch._dynamo")
     for block in system.family.blocks(system.model):
         if any(isinstance(part, Attention) for part in block.modules()):
             block.compile(dynamic=False, isolate_recompiles=True, recompile_limit=64)

@@ -1,4 +1,4 @@
-"""Stable Video Diffusion beside diffusers' `StableVideoDiffusionPipeline`."""
+"""Stable Video Diffusion against diffusers' `StableVideoDiffusionPipeline`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kinema.schema import Request
 from kinema.settle import with_defaults
 from kinema.system import Conditions, System
 
-PICTURE = "picture.png"
+IMAGE = "image.png"
 
 
 class SVDPair(Pair):
@@ -66,34 +66,39 @@ class SVDPair(Pair):
     def one_step(self, system: System, unet: nn.Module, dtype: torch.dtype) -> Work:
         normal, frames, cells = normals(1), self.config.frames, self.cells
         request = with_defaults(system, Request(prompt=" ", seed=1, steps=STEPS))
-        context, picture = normal(1, 1, self.config.context), normal(1, 4, 1, cells, cells)
-        told = conditioning.scalars(self.config, request)
-        wanted = conditioning.Condition(context.to(system.dtype), picture.to(system.dtype), told)
-        conditions = Conditions({"positive": wanted, "negative": wanted.null()})
+        context, image_latents = normal(1, 1, self.config.context), normal(1, 4, 1, cells, cells)
+        scalars = conditioning.scalars(self.config, request)
+        positive = conditioning.Condition(context.to(system.dtype), image_latents.to(system.dtype), scalars)
+        conditions = Conditions({"positive": positive, "negative": positive.null()})
         levels = system.levels(request)
         denoise = guide(system, conditions, request, system.guidance(request), levels)
         z = normal(1, 4, frames, cells, cells) * levels.sigma[AT]
 
-        def ours() -> Tensor:
+        def kinema_step() -> Tensor:
             return SAMPLERS["euler"](denoise, z, levels[AT : AT + 2], noise=system.noise(request))
 
-        # The body of StableVideoDiffusionPipeline's loop, on its scheduler and its network.
+        # The loop body of StableVideoDiffusionPipeline, with its scheduler and network.
         scheduler = self._scheduler()
         scheduler.set_timesteps(STEPS)
         latents = z.transpose(1, 2).to(dtype)
-        image = torch.cat([torch.zeros_like(picture), picture]).transpose(1, 2).to(dtype).repeat(1, frames, 1, 1, 1)
+        image = (
+            torch.cat([torch.zeros_like(image_latents), image_latents])
+            .transpose(1, 2)
+            .to(dtype)
+            .repeat(1, frames, 1, 1, 1)
+        )
         hidden = torch.cat([torch.zeros_like(context), context]).to(dtype)
-        ids = torch.cat([told[:, 0]] * 2).to(dtype)
+        ids = torch.cat([scalars[:, 0]] * 2).to(dtype)
         weight = conditioning.guidance(self.config, request).reshape(1, -1, 1, 1, 1).to(dtype)
 
-        def theirs() -> Tensor:
+        def diffusers_step() -> Tensor:
             scheduler._step_index, t = AT, scheduler.timesteps[AT]
             x = scheduler.scale_model_input(torch.cat([latents] * 2), t)
             out = unet(torch.cat([x, image], dim=2), t, hidden, added_time_ids=ids, return_dict=False)[0]
             null, cond = out.chunk(2)
             return scheduler.step(null + weight * (cond - null), t, latents).prev_sample.transpose(1, 2)
 
-        return Work(theirs, ours)
+        return Work(diffusers_step, kinema_step)
 
     def decoded(self, vae: nn.Module, z_NCHW: Tensor) -> Tensor:
         return vae.decode(z_NCHW, num_frames=self.config.frames).sample
@@ -104,12 +109,12 @@ class SVDPair(Pair):
         from diffusers import StableVideoDiffusionPipeline
         from transformers import CLIPImageProcessor
 
-        _, theirs = self.parts(torch.float32)
+        _, networks = self.parts(torch.float32)
         StableVideoDiffusionPipeline(
-            theirs["vae"], theirs["image_encoder"], theirs["unet"], self._scheduler(), CLIPImageProcessor()
+            networks["vae"], networks["image_encoder"], networks["unet"], self._scheduler(), CLIPImageProcessor()
         ).save_pretrained(path)
         side = self.config.height
-        Image.effect_noise((side, side), 64).convert("RGB").save(path / PICTURE)
+        Image.effect_noise((side, side), 64).convert("RGB").save(path / IMAGE)
 
     def cold(self, side: str, folder: Path) -> str:
         size, frames = self.config.height, self.config.frames
@@ -119,13 +124,13 @@ from diffusers import StableVideoDiffusionPipeline
 from diffusers.utils import load_image
 pipe = StableVideoDiffusionPipeline.from_pretrained({str(folder)!r})
 pipe.set_progress_bar_config(disable=True)
-pipe(load_image({str(folder / PICTURE)!r}), height={size}, width={size}, num_frames={frames}, num_inference_steps=1,
+pipe(load_image({str(folder / IMAGE)!r}), height={size}, width={size}, num_frames={frames}, num_inference_steps=1,
      output_type="latent")
 """
         return f"""
 import kinema
 model = kinema.load({str(folder)!r}, overrides=dict(frames={frames}, height={size}, width={size}))
-request = kinema.Request(task="animate", image={str(folder / PICTURE)!r}, steps=1, seed=0)
+request = kinema.Request(task="animate", image={str(folder / IMAGE)!r}, steps=1, seed=0)
 model.run(request, output="latents")
 """
 

@@ -4,7 +4,7 @@
 >>> clip = kinema.load("zoetrope").generate("a red ball rolls right")
 >>> clip.save("ball.mp4")
 
-Names are resolved at first use, so that ``import kinema`` alone loads neither torch nor any family.
+Names are resolved at first use, so ``import kinema`` loads neither torch nor any model family.
 """
 
 from __future__ import annotations

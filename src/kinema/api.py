@@ -1,4 +1,4 @@
-"""What ``import kinema`` gives: `load`, and the `Model` that it returns."""
+"""The public API: `load` and the `Model` that it returns."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from typing import Any, Literal
 import torch
 
 from kinema.cancel import Cancel
+from kinema.events import OnEvent, ignore
 from kinema.generate import Noise, OnSettled, accept, generate
 from kinema.job import Asked
 from kinema.memory.free import parse_bytes
 from kinema.memory.offload import LEVELS
 from kinema.previews import Previews
 from kinema.registry import unknown
-from kinema.schema import BadRequest, Clip, OnEvent, Request, TaskName, ignore
+from kinema.schema import BadRequest, Clip, Request, TaskName
 from kinema.system import MemoryOptions, System, open_system
 
 Preview = bool | Previews
-"""Whether events with pictures of x0 come during sampling; `kinema.previews.Previews` says how many and how large."""
+"""Whether to report previews of x0 during sampling; `kinema.previews.Previews` sets their rate and size."""
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What `load` returns: a system with the verbs. Every verb takes `Request`'s options by name.
+    """A loaded model with one method per task. Every method takes the options of `Request` by name.
 
-    As `run`, each also takes ``on_event`` (a listener), ``preview`` (events with small pictures of the clip so far) and
+    Like `run`, each also takes ``on_event`` (a listener), ``preview`` (report downscaled frames of the clip so far) and
     ``cancel`` (a token that another thread may set: ``cancel=kinema.Cancel()``).
     """
 
@@ -44,7 +45,7 @@ class Model:
         preview: Preview = False,
         cancel: Cancel | None = None,
     ) -> Clip:
-        """See `generate`."""
+        """Generate a clip from a `Request`; see `kinema.generate.generate`."""
         return generate(
             self.system,
             request,
@@ -57,7 +58,7 @@ class Model:
         )
 
     def use_loras(self, loras: Mapping[str | Path, float]) -> None:
-        """Have exactly these LoRA files in force, each with its weight; ``{}`` gives back the model's own weights."""
+        """Set the active LoRA files and their weights; ``{}`` restores the model's own weights."""
         self.system.use_loras(loras)
 
     def generate(self, prompt: str, **options: Any) -> Clip:
@@ -65,29 +66,31 @@ class Model:
         return self._run("generate", prompt=prompt, **options)
 
     def animate(self, image: str | Path | None = None, prompt: str = "", **options: Any) -> Clip:
-        """Image to video; ``last_image`` or ``loop`` fix the end too, ``keyframes={5: "a.png"}`` any frame, with or
-        without an image, and ``region`` makes a cinemagraph.
+        """Image to video. ``last_image`` or ``loop`` set the last frame, ``keyframes={5: "a.png"}`` any frame, with or
+        without an image; ``region`` makes a cinemagraph.
         """
         return self._run("animate", image=image, prompt=prompt, **options)
 
     def interpolate(self, video: str | Path | None = None, **options: Any) -> Clip:
-        """Frames between those of a clip (``every``), or between ``image`` and ``last_image``."""
+        """Add frames between those of a clip (``every``), or between ``image`` and ``last_image``."""
         return self._run("interpolate", video=video, **options)
 
     def extend(self, video: str | Path, **options: Any) -> Clip:
-        """More of a clip: ``frames`` counts the whole; ``backward`` leads to it; ``loop`` closes it."""
+        """Extend a clip to ``frames`` frames in total, at its end, or at its start with ``backward``; ``loop`` leads
+        back to its first frame.
+        """
         return self._run("extend", video=video, **options)
 
     def inpaint(self, video: str | Path, prompt: str = "", **options: Any) -> Clip:
-        """New content in ``region`` or ``mask`` of a clip; ``outside`` of it for outpainting."""
+        """Generate new content in the ``region`` or ``mask`` of a clip; with ``outside``, around it (outpainting)."""
         return self._run("inpaint", video=video, prompt=prompt, **options)
 
     def edit(self, video: str | Path, prompt: str, **options: Any) -> Clip:
-        """The clip changed to fit the prompt, as far as ``strength`` lets it."""
+        """Change a clip to match the prompt; ``strength`` controls how much (SDEdit)."""
         return self._run("edit", video=video, prompt=prompt, **options)
 
     def upscale(self, video: str | Path, prompt: str = "", **options: Any) -> Clip:
-        """The clip ``scale`` times as large; ``every`` also makes the frames between its own."""
+        """Enlarge a clip by ``scale``; ``every`` also adds frames in between."""
         return self._run("upscale", video=video, prompt=prompt, **options)
 
     def _run(
@@ -109,7 +112,7 @@ def _request(task: TaskName, **options: Any) -> Request:
     try:
         return Request(task=task, **values)
     except TypeError as error:
-        raise BadRequest(f"{task} takes no such option: {str(error).split(') ')[-1]}") from None
+        raise BadRequest(f"{task} does not have this option: {str(error).split(') ')[-1]}") from None
 
 
 def load(
@@ -131,21 +134,19 @@ def load(
 ) -> Model:
     """Open a model: "zoetrope" (embedded), an alias, a hub id, a folder or a file.
 
-    ``preset`` builds an untrained one: ``load("vdm", preset="tiny")``. ``variant`` picks among the files of a
-    folder ("fp16"), or says which published model the weights are ("svd-xt"), where they do not tell. ``loras`` are
-    LoRA files and their weights: ``{"style.safetensors": 0.8}``; `Model.use_loras` changes them later, and a request
-    with ``loras`` of its own has those instead.
-    ``device`` is "cpu", "cuda:0", "mps" or "xpu"; None is the first accelerator, or the CPU. ``dtype`` is the precision
-    to compute in. None takes that of the model's file on an accelerator (bfloat16 where float16 would overflow) and
-    float32 on a CPU; "auto" takes bfloat16 for float32 files and on a CPU too, where the device has it natively.
-    ``add`` are files in slots of the model, such as a motion module in an image model:
-    ``{"motion": "mm_sd_v15_v2.ckpt"}``. ``memory`` is how much may be used, in bytes or as "8GiB" (most of
-    what is free). ``offload`` has weights take turns where that saves memory: "model", "block" or "sequential"
-    (`kinema.memory.offload`); "auto" when a request would not fit otherwise. ``chunk_tokens`` is how many feed-forward
-    layers take at a time. ``compile`` has PyTorch compile the network's blocks when they first run: faster steps after
-    a slow first one, and last bits may differ. ``on_event`` gets a `Note` of the licence terms of some weights before
-    they are first downloaded. Raises BadRequest for anything that is not a model we know, and where
-    there is no compiler.
+    ``preset`` builds an untrained model: ``load("vdm", preset="tiny")``. ``variant`` selects files of a folder ("fp16")
+    or the published model that ambiguous weights belong to ("svd-xt"). ``loras`` are LoRA files and their weights:
+    ``{"style.safetensors": 0.8}``; `Model.use_loras` changes them, and a request's own ``loras`` replace them.
+    ``device`` is "cpu", "cuda:0", "mps" or "xpu"; None selects the first accelerator, or the CPU. ``dtype`` is the
+    precision of computation. None uses the weight file's precision on an accelerator (bfloat16 where float16 would
+    overflow) and float32 on a CPU; "auto" uses bfloat16 also for float32 files and on a CPU, if natively supported.
+    ``add`` are add-ons by slot, such as a motion module: ``{"motion": "mm_sd_v15_v2.ckpt"}``. ``memory`` is the memory
+    budget, in bytes or as "8GiB" (default: most of the free memory). ``offload`` moves weights to the device in turn to
+    save memory: "model", "block" or "sequential" (`kinema.memory.offload`); "auto" if a request would not fit
+    otherwise. ``chunk_tokens`` is the number of tokens that feed-forward layers process at a time. ``compile`` compiles
+    the network's blocks at their first run: the first step is slow, later ones are faster, and the last bits may
+    differ. ``on_event`` receives a `Note` with the licence terms of some weights before their first download. Raises
+    BadRequest for unknown models, and for ``compile`` without a compiler.
     """
     if offload not in ("auto", *LEVELS):
         raise BadRequest(unknown("offload", offload, ("auto", *LEVELS)))

@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all: written beside their name, flushed, then renamed.
+"""Atomic writes: write a temporary file next to the target, flush it, then rename it.
 
-Media, checkpoints and training all write this way, so it lives on the lowest layer. What a killed process left
-beside its target (``.name.0123abcd.part``) is tidied by the next one that writes into the same folder.
+Media, checkpoints and training write this way. Temporary files of a killed process (``.name.0123abcd.part``) are
+removed by the next process that writes into the folder.
 """
 
 from __future__ import annotations
@@ -24,52 +24,51 @@ from kinema.schema import BadRequest
 from kinema.values import cut_middle
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""What the kernel says when bytes no longer fit: no space, quota reached, file size limit."""
+"""Errors of a full disk: no space, quota exceeded, file size limit."""
 _UNLINKED = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK})
-"""What file systems without hard links say when one is asked for."""
+"""Errors of file systems without hard links."""
 LEFT_BEHIND = 3600.0
-"""Seconds after which a ``.part`` that nobody has touched is taken for what a killed process left."""
+"""Seconds after which an untouched ``.part`` counts as left behind by a killed process."""
 _PART = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.part(?P<old>\.old)?", re.DOTALL)
 _NAME = 80
-"""Bytes of the target's name in that of its part, and of a name that a number makes no longer: limits are near."""
+"""Maximum bytes of the target's name in temporary and numbered names, because file systems limit name lengths."""
 _tidied: set[Path] = set()
 
 T = TypeVar("T")
 
 
 class AlreadyExists(BadRequest):
-    """The name that was to be written exists: another writer was faster, and what it wrote stays."""
+    """The target exists, such as one that another process wrote meanwhile; it is kept."""
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a file name whose folder is missing, is a file, or cannot be written.
+    """Raise `BadRequest` if the folder of ``path`` is missing, is a file, or is not writable.
 
-    Cheap enough to call before minutes of sampling, so that the answer does not come after them.
+    Call it before sampling, so that such errors do not come after minutes of work.
     """
     folder = path.parent
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
-        pass  # nothing is there yet, or the folder is at fault: said below
-    except OSError as error:  # a name too long, or a folder that may not be looked into
+        pass  # a new file, or a problem with the folder, which is reported below
+    except OSError as error:  # the name is too long, or the folder is not readable
         raise BadRequest(f"cannot write {str(path)[:80]}: {error.strerror}") from error
     if not folder.exists():
         raise BadRequest(f"cannot write {path.name}: the folder {folder} does not exist")
     if not folder.is_dir():
         raise BadRequest(f"cannot write {path.name}: {folder} is a file, not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise BadRequest(f"cannot write {path.name}: the folder {folder} may not be written by this user")
+        raise BadRequest(f"cannot write {path.name}: this user has no write permission for the folder {folder}")
 
 
 @contextmanager
 def replacing(path: Path, *, folder: bool = False, exclusive: bool = False, flush: bool = True) -> Iterator[Path]:
-    """Yield a hidden path beside ``path`` to write to; on success it becomes ``path`` in one step.
+    """Yield a hidden path next to ``path`` to write to; on success it is renamed to ``path`` atomically.
 
-    The old content stays until then, and a file that is replaced hands its mode on; whatever is raised inside, an
-    interrupt included, the hidden file is removed. ``folder`` makes a folder instead of a file. With ``exclusive``
-    nothing is replaced: of several writers of one name one gets it, and the others raise `AlreadyExists`. Without ``flush`` the
-    bytes reach the disk when the system writes them, for what need not outlive a power cut. Raises `BadRequest` where
-    the place cannot be written or the disk fills up.
+    The old content stays until then, and its file mode is kept. The hidden file is removed on any exception, including
+    interrupts. ``folder`` creates a folder instead of a file. With ``exclusive`` nothing is replaced: if several
+    processes write the same name, one succeeds and the others raise `AlreadyExists`. Without ``flush`` the data may be
+    lost in a power cut. Raises `BadRequest` if the target is not writable or the disk is full.
     """
     flushed = sync if flush else _unflushed
     check_folder(path)
@@ -80,9 +79,9 @@ def replacing(path: Path, *, folder: bool = False, exclusive: bool = False, flus
     part = path.with_name(f".{_cut(path.name, _NAME)}.{secrets.token_hex(4)}.part")
     try:
         if path.is_dir() and not folder:
-            raise BadRequest(f"cannot write {path}: it is a folder, and a file name was expected")
+            raise BadRequest(f"cannot write {path}: it is a folder; expected a file name")
         if folder and path.is_file():
-            raise BadRequest(f"cannot write {path}: it is a file, and a folder of that name was to be made")
+            raise BadRequest(f"cannot write the folder {path}: a file of that name exists")
         if folder:
             part.mkdir()
         else:
@@ -107,7 +106,7 @@ def replacing(path: Path, *, folder: bool = False, exclusive: bool = False, flus
 
 
 def numbered(path: Path) -> Iterator[Path]:
-    """``path``, then ``name-2``, ``name-3``… beside it. A long name gets no longer."""
+    """Yield ``path``, then ``name-2``, ``name-3``…; long names are shortened to keep their length."""
     yield path
     size = len(os.fsencode(path.stem))
     for number in itertools.count(2):
@@ -117,46 +116,46 @@ def numbered(path: Path) -> Iterator[Path]:
 
 
 def beside(path: Path, write: Callable[[Path], T], taken: Callable[[Path], object] = os.path.lexists) -> T:
-    """What ``write`` returns for the first of the `numbered` names that it gets for itself.
+    """Call ``write`` with the first free one of the `numbered` names and return its result.
 
-    Names that are ``taken`` are passed over, and those for which ``write`` raises `AlreadyExists`: another writer came first.
+    Names that are ``taken``, or for which ``write`` raises `AlreadyExists`, are skipped.
     """
     for name in numbered(path):
         if not taken(name):
             with contextlib.suppress(AlreadyExists):
                 return write(name)
-    raise AssertionError("numbers do not end")
+    raise AssertionError("unreachable: numbered() is infinite")
 
 
-def refuse_foreign(folder: Path, ours: Callable[[str], object], what: str, expected: str) -> None:
-    """Refuse a folder that is about to be replaced or written into where not all names in it are ``ours``.
+def refuse_foreign(folder: Path, accepts: Callable[[str], object], what: str, expected: str) -> None:
+    """Raise `BadRequest` if a folder to be replaced or written into has names that ``accepts`` rejects.
 
-    ``what`` is what belongs there ("a training run"), ``expected`` the folder to name instead.
+    ``what`` is what belongs there ("a training run"), ``expected`` the folder to give instead.
     """
     names = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
-    if foreign := next((name for name in names if not ours(name)), None):
+    if foreign := next((name for name in names if not accepts(name)), None):
         where, other = cut_middle(str(folder), 120), cut_middle(foreign, 80)
         raise BadRequest(f"{where} holds {other}, which does not belong to {what}; expected {expected}")
 
 
 def _cut(name: str, size: int) -> str:
-    """A name cut to so many bytes, which is what file systems count, between two characters."""
+    """Shorten a name to at most ``size`` bytes, the unit of file systems' limits, at a character boundary."""
     data = os.fsencode(name)
     return name if len(data) <= size else data[:size].decode(errors="ignore")
 
 
 def sync(path: Path) -> None:
-    """Flush a file's bytes, or a folder's names, to the disk; of a folder as far as the file system can."""
+    """Flush a file, or the entries of a folder if the file system supports it, to the disk."""
     if not path.is_dir():
         _flush(path, os.O_RDWR)
         return
-    # Windows opens no folders, and some network and user-space file systems flush none: the rename stands.
+    # Windows cannot open folders, and some network and user-space file systems cannot flush them.
     with contextlib.suppress(OSError):
         _flush(path, os.O_RDONLY)
 
 
 def _unflushed(_path: Path) -> None:
-    """Leave the bytes to the system."""
+    """Do not flush."""
 
 
 def _flush(path: Path, mode: int) -> None:
@@ -169,13 +168,13 @@ def _flush(path: Path, mode: int) -> None:
 
 def _swap(part: Path, path: Path) -> None:
     if not path.is_dir():
-        with contextlib.suppress(OSError):  # none is there, or its file system keeps no modes: the content counts
+        with contextlib.suppress(OSError):  # no old file, or a file system without modes
             before = path.lstat()
             if stat.S_ISREG(before.st_mode):
                 part.chmod(stat.S_IMODE(before.st_mode))
         part.replace(path)
         return
-    # A rename cannot replace a folder that holds files: step the old one aside first, put it back on failure.
+    # A rename cannot replace a folder with content: move the old one aside first, and back on failure.
     aside = path.with_name(f"{part.name}.old")
     path.replace(aside)
     try:
@@ -187,11 +186,11 @@ def _swap(part: Path, path: Path) -> None:
 
 
 def _claim(part: Path, path: Path) -> None:
-    """Give ``part`` the name ``path`` unless anything has it: a link and ``mkdir`` fail where a rename replaces."""
+    """Rename ``part`` to ``path`` unless it exists; unlike a rename, a link and ``mkdir`` fail in that case."""
     try:
         if part.is_dir():
             path.mkdir()
-            part.replace(path)  # over the empty folder just made
+            part.replace(path)  # replaces the new empty folder
             return
         try:
             os.link(part, path, follow_symlinks=False)
@@ -202,15 +201,15 @@ def _claim(part: Path, path: Path) -> None:
             part.replace(path)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-            raise AlreadyExists(f"{path} exists; it was written while this was at work") from error
+            raise AlreadyExists(f"{path} exists; another process wrote it meanwhile") from error
         raise
 
 
 def tidy(folder: Path, older_than: float) -> None:
-    """Remove what killed writers left in a folder; a folder that one had stepped aside is put back.
+    """Remove temporary files of killed processes from a folder, and restore a folder that one had moved aside.
 
-    Only files of this user and of our own naming, untouched for ``older_than`` seconds: 0 is for who knows that
-    nobody else writes there.
+    Only this user's files with names of this module, untouched for ``older_than`` seconds, are removed. Use 0 only if
+    no other process writes there.
     """
     with contextlib.suppress(OSError):
         for left in list(folder.iterdir()):
@@ -224,11 +223,11 @@ def tidy(folder: Path, older_than: float) -> None:
 
 
 def _is_left_behind(left: Path, older_than: float) -> bool:
-    told = left.lstat()
-    own = not hasattr(os, "getuid") or told.st_uid == os.getuid()
-    plain = stat.S_ISREG(told.st_mode) or stat.S_ISDIR(told.st_mode)
-    inner = max((p.lstat().st_mtime for p in left.iterdir()), default=0.0) if stat.S_ISDIR(told.st_mode) else 0.0
-    return own and plain and (not older_than or time.time() - max(told.st_mtime, inner) > older_than)
+    status = left.lstat()
+    own = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+    plain = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+    inner = max((p.lstat().st_mtime for p in left.iterdir()), default=0.0) if stat.S_ISDIR(status.st_mode) else 0.0
+    return own and plain and (not older_than or time.time() - max(status.st_mtime, inner) > older_than)
 
 
 def _remove(path: Path) -> None:
@@ -239,4 +238,4 @@ def _remove(path: Path) -> None:
 
 
 def _full(path: Path) -> str:
-    return f"the disk that holds {path.parent.resolve()} is full: {path.name} is not written and nothing of it was kept"
+    return f"the disk of {path.parent.resolve()} is full: {path.name} was not written"

@@ -1,8 +1,7 @@
-"""What a stranger's file may make us read, hold, compute or say.
+"""Limits for untrusted files, and parsers that apply them.
 
-Configs, lists, headers and recipes come from people we do not know. Whatever reads them goes through here, so that
-each bound is written once: only regular files, so many bytes, so deep, so many values, numbers of so many digits, and
-no more of any of it quoted back than fits on a line.
+Configs, lists, headers and recipes may come from anyone. All of them are read here, within limits on file type, size,
+nesting, number of values and digits, and on what messages quote.
 """
 
 from __future__ import annotations
@@ -18,37 +17,37 @@ from pathlib import Path
 from typing import Any
 
 from kinema.schema import BadRequest
-from kinema.values import MAX_QUOTED, cut, cut_middle, quoted  # noqa: F401 (whoever quotes a stranger does it from here)
+from kinema.values import MAX_QUOTED, cut, cut_middle, quoted  # noqa: F401 (re-exported for callers that quote untrusted text)
 
 MAX_DEPTH = 48
-"""Tables and lists inside each other: a diffusers config has four."""
+"""Maximum nesting of tables and lists; a diffusers config has four levels."""
 MAX_VALUES = 2_000_000
-"""Values in one file, those of a shared part (a YAML alias) counted as often as they are reached."""
+"""Maximum values in one file; values shared by a YAML alias count each time they are reached."""
 MAX_DIGITS = 24
-"""Digits of a whole number: a 64-bit one has twenty."""
+"""Maximum digits of a whole number; 64-bit integers have twenty."""
 MAX_TEXT = 2**20
-"""Characters of one text."""
+"""Maximum characters of one text."""
 MAX_CONFIG = 2**18
-"""Bytes of a config that people write by hand."""
+"""Maximum bytes of a hand-written config."""
 
 _DOTTED = re.compile(rf"(?:[^\s.#]{{1,80}}\s*\.\s*){{{MAX_DEPTH},}}")
 _MERGED = 10_000
-"""Pairs that YAML's merge keys may bring into the tables of one file."""
+"""Maximum pairs that YAML merge keys may add to the tables of one file."""
 _MERGE = "tag:yaml.org,2002:merge"
 _TEXT = "tag:yaml.org,2002:str"
 _NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
 _SURPRISING = re.compile(r".*:.*|[-+]?0[0-9_]+")
 _DIGITS = re.compile(r"value has (\d+) digits")
-"""How Python words that an integer is too long for it."""
+"""Python's message for an integer with too many digits."""
 
 
-# -------------------------------------------------------------------------------------- saying
+# ------------------------------------------------------------------------------------- printing
 
 
 def printable(text: str, most: int | None = None) -> str:
-    """Text as a terminal may print it: control characters and lone surrogates escaped.
+    """Escape control characters and lone surrogates, so the text is safe to print on a terminal.
 
-    Of more than ``most`` characters the middle is left out, since the end says as much: a path's own name is there.
+    Text longer than ``most`` characters is shortened in the middle, which keeps the file name of a path.
     """
     text = text if most is None else cut_middle(text, most)
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -56,12 +55,12 @@ def printable(text: str, most: int | None = None) -> str:
 
 
 def few(names: Sequence[str], most: int = 110) -> str:
-    """The first three of many names, each of at most so many characters, for a sentence."""
+    """Join the first three names, each of at most ``most`` characters, for a message."""
     return ", ".join(printable(name, most) for name in names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def as_json(value: Any, indent: int | None = None) -> str:
-    """JSON as people read it: their letters as they are, and what a terminal would act on escaped."""
+    """Return readable JSON: printable characters unescaped, control characters escaped."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
@@ -72,13 +71,13 @@ _raised = [0]
 
 
 def pixels(most: int) -> int:
-    """How many pixels may be decoded where ``most`` is the bound: more where the user raised it (``--max-pixels``)."""
+    """Return the maximum number of pixels to decode: ``most``, or the user's higher limit (``--max-pixels``)."""
     return max(most, *_raised)
 
 
 @contextmanager
 def raised(most: int) -> Iterator[None]:
-    """Until it is left, every bound on pixels of files (of a frame, a picture, a clip) is at least ``most``."""
+    """Raise every limit on decoded pixels (of a frame, an image, a clip) to at least ``most`` within the context."""
     _raised.append(most)
     try:
         yield
@@ -90,7 +89,7 @@ def raised(most: int) -> Iterator[None]:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether ``path`` is, or leads to, a regular file: nothing that blocks, never ends or acts when it is read."""
+    """Whether ``path`` is, or links to, a regular file, which reading cannot block on or trigger actions of."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except OSError:
@@ -98,32 +97,32 @@ def is_regular(path: Path) -> bool:
 
 
 def read_bytes(path: Path, most: int, what: str = "") -> bytes:
-    """All of a regular file. Raises `BadRequest` for anything else, one of more than ``most`` bytes, or unreadable.
+    """Read a regular file. Raises `BadRequest` for other or unreadable files, and for more than ``most`` bytes.
 
-    ``what`` is what was expected ("a config"), for the sentence.
+    ``what`` names the expected content in the message ("a config").
     """
     expected = f"; expected {what}" if what else ""
     try:
-        # Opened without waiting (a FIFO would wait for a writer), and looked at once it is open, not before.
+        # Open without blocking (a FIFO would wait for a writer), and check the type of the open file, not of the path.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:
         raise BadRequest(f"{printable(str(path), 200)} cannot be read: {error.strerror}") from error
-    told = os.fstat(handle)
-    if not stat.S_ISREG(told.st_mode):
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
         os.close(handle)
         raise BadRequest(f"{printable(str(path), 200)} is not a regular file{expected}")
     with os.fdopen(handle, "rb") as file:
-        if told.st_size > most:
+        if status.st_size > most:
             raise BadRequest(
-                f"{printable(str(path), 200)} is {told.st_size:,} bytes long; at most {most:,} are read{expected}"
+                f"{printable(str(path), 200)} is {status.st_size:,} bytes long; at most {most:,} are read{expected}"
             )
         return file.read(most)
 
 
 def decoded(data: bytes, where: str) -> str:
-    """Text as it was written: UTF-8, or UTF-16 or UTF-32 that begins with a byte order mark.
+    """Decode UTF-8, or UTF-16 or UTF-32 with a byte order mark.
 
-    Raises `BadRequest` for any other bytes: a guess would put words there that nobody wrote.
+    Raises `BadRequest` for any other bytes rather than guess an encoding.
     """
     marks = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
     kind = next((name for mark, name in marks if data.startswith(mark)), "utf-8-sig")
@@ -146,17 +145,17 @@ def from_json(
     infinite: bool = False,
     pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
 ) -> Any:
-    """JSON within the bounds above. ``infinite`` lets ±Infinity through, NaN never. Raises `BadRequest`.
+    """Parse JSON within the limits above. ``infinite`` allows ±Infinity; NaN is refused. Raises `BadRequest`.
 
-    ``pairs`` is `json.loads`'s ``object_pairs_hook``; a `ValueError` of its makes the text damaged.
+    ``pairs`` is the ``object_pairs_hook`` of `json.loads`; a `ValueError` from it counts as damaged JSON.
     """
     comma, opened = (b",", (b"[", b"{")) if isinstance(text, bytes) else (",", ("[", "{"))
     if text.count(comma) + sum(map(text.count, opened)) > MAX_VALUES:  # type: ignore[arg-type]
-        raise BadRequest(f"{where} holds more than {MAX_VALUES:,} values, which is more than are read")
+        raise BadRequest(f"{where} holds more than {MAX_VALUES:,} values; at most that many are read")
 
     def constant(name: str) -> float:
         if name == "NaN" or not infinite:
-            raise ValueError(f"{name} is no number")
+            raise ValueError(f"{name} is not a number")
         return float(name)
 
     def whole(word: str) -> int:
@@ -166,86 +165,86 @@ def from_json(
         return int(word)
 
     try:
-        told = json.loads(text, parse_int=whole, parse_float=_finite, parse_constant=constant, object_pairs_hook=pairs)
+        data = json.loads(text, parse_int=whole, parse_float=_finite, parse_constant=constant, object_pairs_hook=pairs)
     except RecursionError as error:
         raise BadRequest(f"{where} is nested deeper than {MAX_DEPTH} levels") from error
     except ValueError as error:
         if isinstance(error, BadRequest):
             raise
-        said = error.msg.lower() if isinstance(error, json.JSONDecodeError) else str(error)
+        reason = error.msg.lower() if isinstance(error, json.JSONDecodeError) else str(error)
         at = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise BadRequest(f"{where} is damaged: it is not JSON ({said}{at})") from error
-    check(told, where, infinite=infinite)
-    return told
+        raise BadRequest(f"{where} is damaged: it is not JSON ({reason}{at})") from error
+    check(data, where, infinite=infinite)
+    return data
 
 
 def from_toml(text: str, where: str) -> dict[str, Any]:
-    """TOML within the bounds above; raises `BadRequest`."""
+    """Parse TOML within the limits above; raises `BadRequest`."""
     import tomllib
 
-    if _DOTTED.search(text):  # tomllib takes quadratic time over a key of many parts
+    if _DOTTED.search(text):  # tomllib is quadratic in the number of parts of a dotted key
         raise BadRequest(f"{where} is nested deeper than {MAX_DEPTH} levels")
     try:
-        told = tomllib.loads(text)
+        data = tomllib.loads(text)
     except RecursionError as error:
         raise BadRequest(f"{where} is nested deeper than {MAX_DEPTH} levels") from error
     except ValueError as error:
         if digits := _DIGITS.search(str(error)):
             raise _too_long(int(digits[1]), where) from error
-        said = cut(printable(str(error).splitlines()[0]), 160)
-        raise BadRequest(f"{where} is damaged: it is not TOML ({said})") from error
-    check(told, where)
-    return told
+        reason = cut(printable(str(error).splitlines()[0]), 160)
+        raise BadRequest(f"{where} is damaged: it is not TOML ({reason})") from error
+    check(data, where)
+    return data
 
 
 def from_yaml(text: str, where: str) -> Any:
-    """YAML of plain values within the bounds above, aliases and merge keys included; raises `BadRequest`."""
+    """Parse YAML of plain values, with aliases and merge keys, within the limits above; raises `BadRequest`."""
     import yaml
 
     class Loader(yaml.SafeLoader):
         left = _MERGED
 
         def flatten_mapping(self, node: Any) -> None:
-            # Counted before PyYAML copies them, over the whole file: a line can merge the same large table again.
-            for told in [value for name, value in node.value if name.tag == _MERGE]:
-                for each in told.value if isinstance(told, yaml.SequenceNode) else [told]:
+            # Counted over the whole file, before PyYAML copies them: each line can merge the same large table again.
+            for merged in [value for name, value in node.value if name.tag == _MERGE]:
+                for each in merged.value if isinstance(merged, yaml.SequenceNode) else [merged]:
                     if isinstance(each, yaml.MappingNode):
-                        self.flatten_mapping(each)  # what it merges itself is copied with it
+                        self.flatten_mapping(each)  # its own merges are copied too
                     self.left -= max(1, len(each.value))
                     if self.left < 0:
                         raise BadRequest(f"{where} merges more than {_MERGED:,} values into its tables")
             super().flatten_mapping(node)
 
         def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
-            # To YAML 1.1 an unquoted 1:30 is 90 and 010 is 8. Nobody means that: both are the text that they are.
+            # YAML 1.1 reads an unquoted 1:30 as 90 and 010 as 8; here both stay text.
             tag = super().resolve(kind, value, implicit)
             return _TEXT if tag in _NUMBERS and _SURPRISING.fullmatch(value) else tag
 
     try:
-        told = yaml.load(text, Loader)  # noqa: S506 (a SafeLoader)
+        data = yaml.load(text, Loader)  # noqa: S506 (a SafeLoader)
     except RecursionError as error:
         raise BadRequest(f"{where} is nested deeper than {MAX_DEPTH} levels") from error
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)  # its own text speaks of scanners and tokens
+        mark = getattr(error, "problem_mark", None)  # PyYAML's message is about scanners and tokens
         raise BadRequest(f"{where} is damaged: {f'line {mark.line + 1}' if mark else 'it'} is not YAML") from error
     except (ValueError, OverflowError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, BadRequest):
             raise
         if digits := _DIGITS.search(str(error)):
             raise _too_long(int(digits[1]), where) from error
-        raise BadRequest(f"{where} is damaged: it holds a value that YAML cannot stand for") from error
-    check(told, where)
-    return told
+        raise BadRequest(f"{where} is damaged: it has an invalid YAML value") from error
+    check(data, where)
+    return data
 
 
 def check(value: Any, where: str, *, infinite: bool = False) -> None:
-    """Refuse a value of parsed text that is too deep, too large, or no plain data."""
+    """Raise `BadRequest` for parsed data that is too deep, too large, or not plain data."""
     stack: list[tuple[Any, int]] = [(value, 0)]
     count = 0
     while stack:
         each, depth = stack.pop()
         if count > MAX_VALUES:
-            raise BadRequest(f"{where} holds more than {MAX_VALUES:,} values, which is more than are read")
+            raise BadRequest(f"{where} holds more than {MAX_VALUES:,} values; at most that many are read")
         if depth > MAX_DEPTH:
             raise BadRequest(f"{where} is nested deeper than {MAX_DEPTH} levels")
         count += 1
@@ -258,7 +257,7 @@ def check(value: Any, where: str, *, infinite: bool = False) -> None:
         else:
             _scalar(each, where, infinite=infinite)
         if len(stack) > MAX_VALUES:
-            raise BadRequest(f"{where} holds more than {MAX_VALUES:,} values, which is more than are read")
+            raise BadRequest(f"{where} holds more than {MAX_VALUES:,} values; at most that many are read")
 
 
 def _scalar(value: Any, where: str, *, infinite: bool) -> None:
@@ -284,5 +283,5 @@ def _too_long(digits: int, where: str) -> BadRequest:
 def _finite(word: str) -> float:
     value = float(word[:400])
     if not math.isfinite(value):
-        raise ValueError(f"{cut(word, 20)} is no finite number")
+        raise ValueError(f"{cut(word, 20)} is not a finite number")
     return value

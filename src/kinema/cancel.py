@@ -1,8 +1,8 @@
-"""Cancelling a run from any thread: the token, and the places where the work looks at it.
+"""Cancel a run from any thread: the token, and the checks during a run.
 
-A token belongs to the thread that does the work, as PyTorch's no_grad does: `cancellable` sets it for a whole job, and
-whatever takes long calls `checkpoint` between its parts. So nothing hands a token from layer to layer, a second stage
-has that of the first, and code that runs outside of a job (training, planning) has none.
+The token is thread-local, like PyTorch's no_grad: `cancellable` sets it for a whole job, and long operations call
+`checkpoint` between their parts. So no layer passes a token on, all stages share one, and code outside of a job
+(training, planning) has none.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kinema.schema import Cancelled, Event, OnEvent
+from kinema.events import Event, OnEvent
+from kinema.schema import Cancelled
 
 
 class Cancel:
-    """Ends a run of a model, from any thread. One token is for one run: once set, it stays set.
+    """A token that cancels a run from any thread. Use one token per run: once set, it stays set.
 
     >>> token = kinema.Cancel(keep_partial=True)
     >>> threading.Timer(60, token.cancel).start()
@@ -24,9 +25,9 @@ class Cancel:
     ... except kinema.Cancelled as cancelled:
     ...     clip = cancelled.clip
 
-    The run ends with `Cancelled` after the call of the network, or the part of encoding or decoding, that is under
-    way, and the model is as usable as before. With ``keep_partial`` the clip is decoded from the last estimate first;
-    it may be changed until the token is set.
+    The run raises `Cancelled` after the current call of the network, or the current part of encoding or decoding; the
+    model stays usable. With ``keep_partial`` the clip is first decoded from the last x0 estimate; this may be changed
+    until the token is set.
     """
 
     def __init__(self, *, keep_partial: bool = False) -> None:
@@ -34,7 +35,7 @@ class Cancel:
         self._set = threading.Event()
 
     def cancel(self) -> None:
-        """End the run. May be called more than once, before the run begins, and from a signal handler."""
+        """Cancel the run. May be called repeatedly, before the run starts, and from a signal handler."""
         self._set.set()
 
     @property
@@ -51,7 +52,7 @@ _here = _Here()
 
 @contextmanager
 def cancellable(token: Cancel | None) -> Iterator[None]:
-    """Have `checkpoint` look at this token, in this thread; with None it looks at none."""
+    """Set the token that `checkpoint` checks in this thread; None disables checks."""
     before, _here.token = _here.token, token
     try:
         yield
@@ -60,17 +61,17 @@ def cancellable(token: Cancel | None) -> Iterator[None]:
 
 
 def checkpoint() -> None:
-    """Raise `Cancelled` if the job of this thread is to end. Call it before each part of what takes long."""
+    """Raise `Cancelled` if this thread's job was cancelled. Call it before each part of a long operation."""
     token = _here.token
     if token is not None and token.cancelled:
         raise Cancelled(keep_partial=token.keep_partial)
 
 
 def checking(on_event: OnEvent) -> OnEvent:
-    """The listener, with a checkpoint after each event: between steps, blocks, passes and phases."""
+    """Return a listener that checks for cancellation after each event: between steps, blocks, passes and phases."""
 
-    def told(event: Event) -> None:
+    def checked(event: Event) -> None:
         on_event(event)
         checkpoint()
 
-    return told
+    return checked

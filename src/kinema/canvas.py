@@ -1,6 +1,6 @@
-"""A partly known video, which is the one shape that every task takes: pieces, and when sampling lets go of each.
+"""The canvas: a partly known video, the common input of every task. Its pieces are held until their release.
 
-Letters: B batch, T frames, H height, W width in pixels; pixels are float in [-1, 1].
+Shapes: B batch, T frames, H height, W width in pixels; pixels are float in [-1, 1].
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from kinema.schema import Shape
 
 @dataclass(frozen=True)
 class SoundSource:
-    """Which sound belongs to a clip: from second ``begin`` of ``file``, for ``seconds`` (None: to its end), at ``at``.
+    """A clip's sound: from second ``begin`` of ``file``, for ``seconds`` (None: to its end), placed at second ``at``.
 
-    ``unfit`` is a clause that says why none does: frames are shown at other times than the sound was recorded with.
+    ``unfit`` is the reason, as a clause, why the sound cannot be used: the clip plays at another speed.
     """
 
     file: str
@@ -33,11 +33,11 @@ class SoundSource:
 
 @dataclass(frozen=True)
 class Release:
-    """When sampling lets go of a piece of a canvas: never, or at an ``amount`` by one of three rules.
+    """When sampling releases a piece: never, or at an ``amount`` in [0, 1] by one of three rules.
 
-    "strength": before the last ``amount`` of the steps (diffusers' truncation). "ratio": at the first level at or below
-    that time of the process, 1 its noise end (Open-Sora's edit ratio). "level": at the level whose noise
-    ``sigma / (alpha + sigma)`` is nearest (Time-to-Move). All are in [0, 1].
+    "strength": before the last fraction ``amount`` of the steps (diffusers' truncation). "ratio": at the first noise
+    level at or below that time of the process, where 1 is the noise end (Open-Sora's edit ratio). "level": at the noise
+    level whose ``sigma / (alpha + sigma)`` is nearest (Time-to-Move).
     """
 
     by: Literal["never", "strength", "ratio", "level"] = "never"
@@ -46,7 +46,7 @@ class Release:
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """Something known of a video: ``video`` B×3×T×H×W in [-1, 1] where ``mask`` B×1×T×H×W is 1, until its release."""
+    """A known region: ``video`` B×3×T×H×W in [-1, 1] where ``mask`` B×1×T×H×W is 1, held until its release."""
 
     video: Tensor
     mask: Tensor
@@ -58,11 +58,11 @@ Way = Literal["native", "continuation", "replacement", "reconstruction"]
 
 @dataclass(frozen=True)
 class Block:
-    """What is made in one pass: ``frames`` frames from ``start`` on, and what a later part knows of the whole clip.
+    """A block of frames that is sampled in one pass: ``frames`` frames starting at ``start``.
 
-    ``way`` is how given pixels are held. ``releases`` are the states after which the pieces that are released are free,
-    in their order: 0 is the noise end, the number of steps the clip. ``prompt`` is the block's own, where prompts
-    change with blocks. ``anchor`` B×3×H×W is the whole's first frame, once there is one.
+    ``way`` is how given pixels are held. ``releases`` are the sampler states after which each held piece is released:
+    0 is the noise end, the number of steps is the clip. ``prompt`` is set if prompts change with blocks. ``anchor``
+    B×3×H×W is the first frame of the whole clip, if known.
     """
 
     start: int = 0
@@ -75,9 +75,9 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class LowResolution:
-    """A small clip B×3×t×h×w, which the video made small again is to be: ``weight`` is that of guidance by it.
+    """The small clip B×3×t×h×w that guides super-resolution with weight ``weight``.
 
-    Made small, it has every ``every``-th frame, and ``factor``×``factor`` pixels averaged into one.
+    The generated video is downsampled to it: every ``every``-th frame, ``factor``×``factor`` pixels averaged into one.
     """
 
     video: Tensor
@@ -86,24 +86,24 @@ class LowResolution:
     weight: float
 
     def part(self, block: Block) -> LowResolution:
-        """What of it belongs to a block, which begins at a frame that it has."""
+        """Return the part for a block, which must start at a frame of the small clip."""
         first, last = block.start // self.every, (block.start + block.frames - 1) // self.every
         return replace(self, video=self.video[:, :, first : last + 1])
 
     def among(self, frames: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Which of these frames of the video it has, and where in it they are."""
-        told = [(i, f // self.every) for i, f in enumerate(frames) if f % self.every == 0]
-        known = [(i, at) for i, at in told if at < self.video.shape[2]]
+        """Return which of these video frames the small clip has (as indices into ``frames``), and its own indices."""
+        aligned = [(i, f // self.every) for i, f in enumerate(frames) if f % self.every == 0]
+        known = [(i, at) for i, at in aligned if at < self.video.shape[2]]
         return [i for i, _ in known], [at for _, at in known]
 
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """A partly known video: the one shape that every task takes.
+    """A partly known video.
 
-    ``pieces`` are what is known, later ones over earlier ones, all B×3×T×H×W of ``shape``. ``block`` is which part of
-    the whole clip this is: options of single frames count from its start. ``small`` is the clip that super-resolution
-    enlarges. ``heard`` is the sound of what is given.
+    ``pieces`` are the known regions, all B×3×T×H×W of ``shape``; later ones cover earlier ones. ``block`` is the part
+    of the whole clip that this canvas covers; options of single frames count from its start. ``small`` is the clip that
+    super-resolution enlarges. ``heard`` is the sound of the given frames.
     """
 
     shape: Shape
@@ -114,12 +114,12 @@ class Canvas:
 
     @staticmethod
     def of(video_BCTHW: Tensor, mask_B1THW: Tensor, *held: Piece, heard: SoundSource | None = None) -> Canvas:
-        """A canvas on which ``video`` is given where the mask is 1, and other pieces are held for a while."""
+        """Build a canvas with ``video`` given where the mask is 1, and further pieces that are held until release."""
         return Canvas(Shape.of(video_BCTHW), (Piece(video_BCTHW, mask_B1THW), *held), heard=heard)
 
     @cached_property
     def given(self) -> Piece:
-        """All that is never released, as one piece."""
+        """All pieces that are never released, merged."""
         first, *others = [piece for piece in self.pieces if piece.release.by == "never"] or [self._nothing()]
         for piece in others:
             whole = piece.mask.expand_as(piece.video)
@@ -132,7 +132,7 @@ class Canvas:
 
     @property
     def held(self) -> tuple[Piece, ...]:
-        """The pieces that sampling lets go of."""
+        """The pieces that sampling releases."""
         return tuple(piece for piece in self.pieces if piece.release.by != "never")
 
     @property
@@ -145,36 +145,36 @@ class Canvas:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is given for good."""
+        """Whether no pixel is given permanently."""
         return not bool(self.mask.any())
 
     @property
     def skipped(self) -> int:
-        """Steps that have nothing to do, since pieces that cover the whole video are held over them."""
-        told = zip(self.held, self.block.releases, strict=True)
-        return max((release for piece, release in told if bool(piece.mask.all())), default=0)
+        """The number of initial steps to skip because a piece that covers the whole video is held during them."""
+        pieces = zip(self.held, self.block.releases, strict=True)
+        return max((release for piece, release in pieces if bool(piece.mask.all())), default=0)
 
     @property
     def first(self) -> Tensor | None:
-        """The first frame that is given whole, B×3×H×W."""
+        """The first frame that is entirely given, B×3×H×W."""
         whole = (self.mask.flatten(3).amin(-1).amin(0)[0] > 0).nonzero().flatten()
         return self.video[:, :, int(whole[0])] if len(whole) else None
 
     @property
     def kind(self) -> str:
-        """What is given, in the words families use: see `kind_of`."""
+        """The pattern of the given pixels; see `kind_of`."""
         return kind_of(self.mask)
 
     def part(self, block: Block, known: Piece) -> Canvas:
-        """What of it a block is made from, where ``known`` is what is given of the whole by now."""
+        """Return the canvas of a block, where ``known`` holds the pixels of the whole clip known so far."""
         frames = slice(block.start, block.start + block.frames)
-        told = [known, *self.held]
-        pieces = [replace(each, video=each.video[:, :, frames], mask=each.mask[:, :, frames]) for each in told]
+        whole = [known, *self.held]
+        pieces = [replace(each, video=each.video[:, :, frames], mask=each.mask[:, :, frames]) for each in whole]
         small = None if self.small is None else self.small.part(block)
         return Canvas(replace(self.shape, frames=block.frames), tuple(pieces), block, small)
 
     def longer(self, more: int, *, before: bool = False) -> Canvas:
-        """The canvas with so many unknown frames more behind it, or before it; pieces that are released go on there."""
+        """Return the canvas with ``more`` unknown frames at the end or start; held pieces repeat their edge frame."""
         if more <= 0:
             return self
         ends = (more, 0) if before else (0, more)
@@ -188,7 +188,7 @@ class Canvas:
         return replace(self, shape=shape, pieces=tuple(map(padded, self.pieces)))
 
     def items(self) -> list[Canvas]:
-        """The canvas of each clip of the batch."""
+        """Return the canvas of each clip of the batch."""
 
         def item(i: int) -> Canvas:
             one = slice(i, i + 1)
@@ -200,9 +200,9 @@ class Canvas:
         return [item(i) for i in range(self.shape.batch)]
 
 
-def kind_of(mask_B1THW: Tensor) -> str:  # noqa: PLR0911 (one line a kind reads better than a ladder)
-    """What a mask gives: nothing | first | ends | prefix | suffix | frames (whole frames, any other pattern) |
-    region | all."""
+def kind_of(mask_B1THW: Tensor) -> str:  # noqa: PLR0911 (one return per kind)
+    """Classify a mask: nothing | first | ends | prefix | suffix | frames (another pattern of whole frames) | region |
+    all."""
     given = mask_B1THW.flatten(3).amin(-1).amin(0)[0] > 0  # whole frames
     touched = mask_B1THW.flatten(3).amax(-1).amax(0)[0] > 0
     if not touched.any():

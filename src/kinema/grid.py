@@ -1,7 +1,6 @@
-"""The geometry of a codec and of a model: which pixels each latent cell stands for, and which sizes can be made.
+"""The geometry of codecs and models: the pixels of each latent cell, and the supported sizes.
 
-The only place where frame arithmetic is written. Imports without torch. "Frames" are those of pixels; "cells" are
-latent frames.
+All frame arithmetic is here. "Frames" are pixel frames, "cells" are latent frames. Imports without torch.
 """
 
 from __future__ import annotations
@@ -15,22 +14,22 @@ from kinema.schema import MAX_SIDE, Shape
 
 @dataclass(frozen=True)
 class Cells:
-    """What given frames come to on the latent grid: see `FrameGrid.cells`."""
+    """The latent cells of given frames; see `FrameGrid.cells`."""
 
     whole: tuple[int, ...]
-    """The cells of which every frame is given."""
+    """Cells whose frames are all given."""
     lone: Mapping[int, int]
-    """For each other cell that a given frame stands for: that frame."""
+    """Other cells that a single given frame represents, mapped to that frame."""
 
 
 @dataclass(frozen=True)
 class FrameGrid:
-    """Which pixel frames each latent frame stands for: a codec's geometry in time.
+    """A codec's geometry in time: the pixel frames of each latent frame.
 
-    ``stride`` pixel frames become one latent frame. ``causal``: what is missing to whole cells is filled in before the
-    first frame, which so has a latent frame of its own (``4k + 1`` frames make ``k + 1``). ``run``: so many frames are
-    encoded at a time, each run by itself (Open-Sora 1.2: 17 frames make 5). ``multiple``: what a model makes without
-    either is a whole multiple of so many latent frames.
+    ``stride`` pixel frames become one latent frame. ``causal``: incomplete cells are padded before the first frame,
+    which therefore has its own latent frame (``4k + 1`` frames become ``k + 1``). ``run``: frames are encoded in
+    independent runs of this length (Open-Sora 1.2: 17 frames become 5). ``multiple``: latent frame counts are multiples
+    of this (plus one if causal); ignored for causal runs.
     """
 
     stride: int = 1
@@ -40,10 +39,10 @@ class FrameGrid:
 
     def __post_init__(self) -> None:
         if self.run is not None and not self.causal and self.run % self.stride:
-            raise ValueError(f"runs of {self.run} frames are no whole cells of {self.stride}, unless they are causal")
+            raise ValueError(f"run is {self.run}; expected a multiple of the stride {self.stride}, or a causal grid")
 
     def ceil(self, frames: int) -> int:
-        """The least frame count that can be made and holds ``frames``: a clip is made whole, then cut."""
+        """Return the smallest supported frame count of at least ``frames``; the generated clip is then cut."""
         if self.run is not None and self.causal:
             return max(frames, 1)
         step = self.stride * self.multiple
@@ -52,52 +51,51 @@ class FrameGrid:
         return max(math.ceil(frames / step), 1) * step
 
     def latent(self, frames: int) -> int:
-        """Latent frames of so many pixel frames."""
+        """Return the number of latent frames of ``frames`` pixel frames."""
         whole, rest = divmod(frames, self.run) if self.run is not None else (0, frames)
         cells = math.ceil(rest / self.stride) if self.causal else rest // self.stride
         return whole * math.ceil((self.run or 0) / self.stride) + cells
 
     def frames(self, latent: int) -> int:
-        """The most pixel frames that so many latent frames stand for: the inverse of `latent` for what can be made."""
+        """Return the largest number of pixel frames of ``latent`` latent frames: the inverse of `latent`."""
         if self.run is not None:
             whole, rest = divmod(latent, math.ceil(self.run / self.stride))
             return whole * self.run + min(rest * self.stride, self.run)
         return (latent - 1) * self.stride + 1 if self.causal else latent * self.stride
 
     def spans(self, frames: int) -> list[range]:
-        """The pixel frames of each latent frame of a clip of so many."""
-        made: list[range] = []
+        """Return the pixel frames of each latent frame of a clip of ``frames`` frames."""
+        spans: list[range] = []
         for run in self.runs(frames):
             first = run.start - (-len(run) % self.stride if self.causal else 0)
             cells = range(first, run.stop - self.stride + 1, self.stride)
-            made += [range(max(cell, run.start), cell + self.stride) for cell in cells]
-        return made
+            spans += [range(max(cell, run.start), cell + self.stride) for cell in cells]
+        return spans
 
     def runs(self, frames: int) -> list[range]:
-        """The pixel frames that are encoded together; the last run may be a shorter one."""
+        """Return the pixel frames that are encoded together; the last run may be shorter."""
         length = self.run or max(frames, 1)
         return [range(begin, min(begin + length, frames)) for begin in range(0, frames, length)]
 
     def cell(self, frame: int, frames: int) -> int:
-        """The latent frame that stands for this pixel frame of a clip of so many, from 0; the inverse of `spans`."""
+        """Return the latent frame that contains this pixel frame: the inverse of `spans`."""
         for index, span in enumerate(self.spans(frames)):
             if frame in span:
                 return index
-        raise ValueError(f"no latent frame stands for frame {frame} of {frames}")
+        raise ValueError(f"frame {frame} has no latent frame in a clip of {frames} frames")
 
     def cells(self, frames: int, given: Sequence[bool]) -> Cells:
-        """Where given frames of a clip of so many belong on the latent grid.
+        """Return the latent cells of the given frames, where ``given`` has one entry per frame of the clip.
 
-        A cell that is not wholly given may have the latent of a frame that is encoded alone, where the codec makes one
-        of a single frame (a causal one does): so keyframes, and a lone last frame, have a place. Of several given
-        frames in such a cell it is the last.
+        If the codec can encode a single frame (as causal codecs can), a cell with some given frames is represented by
+        the last of them, encoded alone. This covers keyframes and a single last frame.
         """
         if len(given) != frames:
-            raise ValueError(f"{len(given)} frames are given or not; expected all {frames} of the clip")
-        told = [[frame for frame in span if given[frame]] for span in self.spans(frames)]
-        whole = tuple(i for i, span in enumerate(self.spans(frames)) if len(told[i]) == len(span))
+            raise ValueError(f"given has {len(given)} entries; expected one for each of {frames} frames")
+        by_cell = [[frame for frame in span if given[frame]] for span in self.spans(frames)]
+        whole = tuple(i for i, span in enumerate(self.spans(frames)) if len(by_cell[i]) == len(span))
         alone = self.latent(1) == 1
-        return Cells(whole, {i: each[-1] for i, each in enumerate(told) if alone and each and i not in whole})
+        return Cells(whole, {i: each[-1] for i, each in enumerate(by_cell) if alone and each and i not in whole})
 
 
 @dataclass(frozen=True)
@@ -109,14 +107,14 @@ class LatentGrid:
     channels: int = 3
 
     def latent(self, shape: Shape) -> Shape:
-        """The latent shape of a video of this shape."""
+        """Return the latent shape of a video of this shape."""
         h, w = self.stride
         return Shape(shape.batch, self.channels, self.time.latent(shape.frames), shape.height // h, shape.width // w)
 
 
 @dataclass(frozen=True)
 class Lattice:
-    """The sizes a model can make: what its codec's `LatentGrid` holds, sides a multiple of ``side_multiple``."""
+    """The sizes a model supports: those of its codec's `LatentGrid`, with sides a multiple of ``side_multiple``."""
 
     grid: LatentGrid = LatentGrid()
     side_multiple: int = 1
@@ -125,11 +123,11 @@ class Lattice:
     max_frames: int | None = None
 
     def latent(self, shape: Shape) -> Shape:
-        """The latent shape of a video of this shape."""
+        """Return the latent shape of a video of this shape."""
         return self.grid.latent(shape)
 
     def snap_side(self, side: int) -> int:
-        """The nearest side on the lattice, within ``min_side`` and ``max_side`` (ties go up)."""
+        """Return the nearest supported side, within ``min_side`` and ``max_side`` (ties round up)."""
         m = self.side_multiple
         least, most = math.ceil(self.min_side / m) * m, self.max_side // m * m
         return min(max(math.floor(side / m + 0.5) * m, least), most)

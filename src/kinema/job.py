@@ -1,7 +1,7 @@
-"""A request made definite: each stage with its size, blocks, releases and memory plan; or refused.
+"""Turn a request into a job: a list of stages, each with its size, blocks, release states and memory plan.
 
-A job is a list of stages, each of them plain data, which the recipe of a clip holds and `kinema replay` takes up again.
-Everything in it is settled before a weight is read, and travels down from here: nothing below asks again.
+Stages are plain data: the recipe of a clip stores them and `kinema replay` reads them. Every choice is made here,
+before any weight is loaded; modules below do not choose again.
 """
 
 from __future__ import annotations
@@ -16,33 +16,34 @@ from torch import Tensor
 from kinema.canvas import Block, Canvas, Piece, Way, kind_of
 from kinema.diffusion.overwrite import by_level, by_ratio
 from kinema.diffusion.schedules import edit_steps
+from kinema.events import Note, OnEvent, ignore
 from kinema.memory.plan import MemoryPlan, choose, weight_bytes
-from kinema.schema import BadRequest, Note, OnEvent, Request, ignore
+from kinema.schema import BadRequest, Request
 from kinema.settle import rolls_out
 from kinema.spans import later, spans_of
-from kinema.stages import ReplayedStage, SettledStage, Stages, Upscaling, replayed, stages_of
+from kinema.stages import ReplayedStage, SettledStage, StageName, Upscaling, replayed, stages_of
 from kinema.system import System
 from kinema.tasks import TASKS
 from kinema.values import quoted
 
 OnSettled = Callable[[Request], None]
 Noise = Tensor | Mapping[str, Tensor] | None
-"""Standard normal B×C×T×h×w of the one stage, or of stages by name."""
+"""Standard normal noise B×C×T×h×w of the only stage, or of stages by name."""
 
 
 def accept(_request: Request) -> None:
-    """The check that everything passes."""
+    """Accept every settled request: the default check."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One model's part of a job. ``request`` is settled, and has the frames that were asked for.
+    """One generation stage of a job. ``request`` is settled and has the requested frame count.
 
-    ``frames`` are those that are made: the next count on the model's lattice. They are made in ``blocks``, one for a
-    clip that is made at once. ``enlarging`` is of a stage of super-resolution.
+    ``frames`` is the generated frame count: the next one on the model's lattice. They are sampled in ``blocks``, a
+    single one unless the clip is block-wise. ``enlarging`` is set for the super-resolution stage.
     """
 
-    name: Stages
+    name: StageName
     model: str
     request: Request
     frames: int
@@ -52,39 +53,39 @@ class Stage:
 
     @property
     def whole(self) -> Request:
-        """The request with the frames that are made."""
-        return made_whole(self.request, self.frames)
+        """The request with the generated frame count."""
+        return with_generated_frames(self.request, self.frames)
 
     def of(self, block: Block) -> Request:
-        """The request of one block."""
+        """Return the request of one block."""
         return self.whole if self.at_once else replace(self.request, frames=block.frames, loop=False)
 
     @property
     def at_once(self) -> bool:
-        """Whether the clip is made in one pass."""
+        """Whether the clip is generated in one pass."""
         return len(self.blocks) == 1 and self.blocks[0].frames == self.frames
 
-    def told(self) -> dict[str, Any]:
-        """As JSON holds it; whoever writes it says how the request names its files."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the stage as JSON data, without its request."""
         enlarging = {} if self.enlarging is None else {"enlarging": asdict(self.enlarging)}
-        blocks, memory = [_told(block) for block in self.blocks], self.memory.told()
+        blocks, memory = [_block_dict(block) for block in self.blocks], self.memory.told()
         return {"stage": self.name, "model": self.model, "frames": self.frames, "blocks": blocks, "memory": memory} | (
             enlarging
         )
 
 
-def made_whole(request: Request, frames: int) -> Request:
-    """The request with the frames that are made. A backward clip has those beyond the asked before it: its prompts over
-    frames come so much later.
+def with_generated_frames(request: Request, frames: int) -> Request:
+    """Return the request with the generated frame count. A backward clip has the surplus frames at its start, so its
+    prompt spans are shifted by their number.
     """
     more = frames - request.shape.frames if request.backward else 0
     return replace(request, frames=frames, prompt_spans=later(request.prompt_spans, more))
 
 
-def _told(block: Block) -> dict[str, Any]:
-    told: dict[str, Any] = {"start": block.start, "frames": block.frames, "way": block.way}
-    told |= {"releases": list(block.releases)} if block.releases else {}
-    return told | ({} if block.prompt is None else {"prompt": block.prompt})
+def _block_dict(block: Block) -> dict[str, Any]:
+    data: dict[str, Any] = {"start": block.start, "frames": block.frames, "way": block.way}
+    data |= {"releases": list(block.releases)} if block.releases else {}
+    return data | ({} if block.prompt is None else {"prompt": block.prompt})
 
 
 Asked = Request | Sequence[ReplayedStage]
@@ -92,7 +93,7 @@ Asked = Request | Sequence[ReplayedStage]
 
 @dataclass(frozen=True, eq=False)
 class StageRun:
-    """A stage with what it works on: an opened model, and a canvas of the frames that are made."""
+    """A stage with its model and the canvas of its generated frames."""
 
     stage: Stage
     system: System
@@ -100,26 +101,26 @@ class StageRun:
 
     @property
     def latent(self) -> tuple[int, int, int, int, int]:
-        """B×C×T×h×w."""
+        """The latent shape, B×C×T×h×w."""
         return self.system.latent_shape(self.stage.whole).bcthw
 
     def finished(self, video_BCTHW: Tensor) -> Tensor:
-        """The frames that were asked for, with what was given in them as it was, to the bit."""
+        """Return the requested frames, in which the given pixels are bit-identical to the input."""
         given = self.canvas.given
-        return self.asked(torch.lerp(video_BCTHW, given.video, given.mask.expand_as(video_BCTHW)))
+        return self.requested(torch.lerp(video_BCTHW, given.video, given.mask.expand_as(video_BCTHW)))
 
-    def asked(self, x_BCTHW: Tensor) -> Tensor:
-        """Of something for each frame that is made, that of the frames that were asked for."""
+    def requested(self, x_BCTHW: Tensor) -> Tensor:
+        """Cut a tensor over the generated frames to the requested frames."""
         request = self.stage.request
-        asked = request.shape.frames
-        return x_BCTHW[:, :, -asked:] if request.backward else x_BCTHW[:, :, :asked]
+        count = request.shape.frames
+        return x_BCTHW[:, :, -count:] if request.backward else x_BCTHW[:, :, :count]
 
 
-# ------------------------------------------------------------------------------------ drawing up
+# -------------------------------------------------------------------------------- building a job
 
 
 def draw_up(system: System, asked: Asked, on_event: OnEvent = ignore, on_settled: OnSettled = accept) -> list[StageRun]:
-    """The job of a request, with each choice said, and what it works on. Raises BadRequest for what cannot be done."""
+    """Build a job with its memory plans and report each choice. Raises BadRequest for unsupported requests."""
     works: list[StageRun] = []
     stages = drawn_up(system, asked, on_event, on_settled)
     for number, work in enumerate(stages):
@@ -134,12 +135,12 @@ def draw_up(system: System, asked: Asked, on_event: OnEvent = ignore, on_settled
 def drawn_up(
     system: System, asked: Asked, on_event: OnEvent = ignore, on_settled: OnSettled = accept
 ) -> list[StageRun]:
-    """The job of a request before its memory is planned.
+    """Build a job without memory plans. Loads no weights.
 
-    ``asked`` may be the stages of a recipe, which are taken as they were settled. No weight is read. The LoRAs that
-    are asked for are in force after it: they belong to the job, and the caller holds the runtime's lock.
+    ``asked`` is a request, or the settled stages of a recipe. The job's LoRAs are active afterwards, so the caller must
+    hold the runtime's lock.
     """
-    told = None if isinstance(asked, Request) else asked
+    recorded = None if isinstance(asked, Request) else asked
     loras = asked.loras if isinstance(asked, Request) else asked[0].request.loras
     system.runtime.use_loras(None if loras is None else system.read_loras({**loras}))
     parts = stages_of(system, asked, on_event) if isinstance(asked, Request) else replayed(system, asked, on_event)
@@ -147,14 +148,14 @@ def drawn_up(
     works = []
     for number, part in enumerate(parts):
         work = stage_run(part, _given(part) if number else TASKS[part.request.task].canvas(part.request, on_event))
-        if told is not None and told[number].blocks:
-            work = with_blocks(work, told[number].blocks)
+        if recorded is not None and recorded[number].blocks:
+            work = with_blocks(work, recorded[number].blocks)
         works.append(work)
     return works
 
 
 def _given(part: SettledStage) -> Canvas:
-    """The canvas of a second stage: what is given at its size. What is released in between is of the first stage."""
+    """Return the canvas of the super-resolution stage: the given pixels only; the base stage has released the rest."""
     if part.request.task == "edit":
         return Canvas(part.request.shape)
     canvas = TASKS[part.request.task].canvas(part.request, ignore)
@@ -162,77 +163,78 @@ def _given(part: SettledStage) -> Canvas:
 
 
 def stage_run(part: SettledStage, canvas: Canvas) -> StageRun:
-    """A stage whose canvas is drawn, with its blocks; the memory plan is still to be chosen."""
+    """Return the stage with its canvas and blocks, without a memory plan."""
     system, request = part.system, part.request
     frames = system.lattice.grid.time.ceil(request.shape.frames)
     canvas = canvas.longer(frames - request.shape.frames, before=request.backward)
-    blocks = blocks_of(system, made_whole(request, frames), canvas, part.enlarging)
+    blocks = blocks_of(system, with_generated_frames(request, frames), canvas, part.enlarging)
     stage = Stage(part.name, system.name, request, frames, blocks, part.enlarging)
     return StageRun(stage, system, replace(canvas, block=blocks[0]) if blocks else canvas)
 
 
 def with_blocks(work: StageRun, blocks: tuple[Block, ...]) -> StageRun:
-    """The work with the blocks of a recipe. Raises BadRequest for those that cannot make this clip."""
+    """Return the stage with the blocks of a recipe. Raises BadRequest for blocks that do not fit this clip."""
     stage, own = work.stage, work.stage.blocks
     if len(blocks) > 2 * len(own):
-        raise BadRequest(f"the recipe has {len(blocks):,} blocks; this clip is made in {len(own):,}")
+        raise BadRequest(f"the recipe has {len(blocks):,} blocks; this clip has {len(own):,}")
     every = 1 if stage.enlarging is None else stage.enlarging.every
     most = max((block.start + block.frames for block in own), default=0)
     ways, prompts = {block.way for block in own}, {block.prompt for block in own}
-    made: set[int] = set()
+    covered: set[int] = set()
     for block in blocks:
         frames = range(block.start, block.start + block.frames)
+        where = f"the recipe's block at frame {block.start}"
         if block.start < 0 or block.start % every or not 0 < block.frames <= own[0].frames or frames.stop > most:
-            raise BadRequest(f"a block of {block.frames} frames from {block.start} on is none of this clip")
+            raise BadRequest(f"{where} with {block.frames} frames does not fit this clip")
         if block.way not in ways or block.prompt not in prompts:
-            raise BadRequest(f"the block from {block.start} on has another way or prompt than this clip's blocks")
+            raise BadRequest(f"{where} has a way or prompt that this clip does not use")
         steps, held = cast(int, stage.request.steps), len(work.canvas.held)
         if len(block.releases) != held or not all(0 <= release <= steps for release in block.releases):
-            raise BadRequest(f"the block from {block.start} on lets go of other pieces; expected {held}, 0 to {steps}")
-        made.update(frames)
-    if not made >= {frame for block in own for frame in range(block.start, block.start + block.frames)}:
-        raise BadRequest(f"the blocks do not make all of the {stage.frames} frames of this clip")
+            raise BadRequest(f"{where} has invalid releases; expected {held}, each 0 to {steps}")
+        covered.update(frames)
+    if not covered >= {frame for block in own for frame in range(block.start, block.start + block.frames)}:
+        raise BadRequest(f"the recipe's blocks do not cover all {stage.frames} frames of this clip")
     return replace(work, stage=replace(stage, blocks=blocks), canvas=replace(work.canvas, block=blocks[0]))
 
 
-# --------------------------------------------------------------------------- what callers name
+# ---------------------------------------------------------------------- noise and latents by stage
 
 
-def noises_of(works: Sequence[StageRun], noise: Noise) -> dict[str, Tensor]:
-    """The caller's noise by stage. Raises BadRequest for a stage that is not there, or another shape."""
+def noise_by_stage(works: Sequence[StageRun], noise: Noise) -> dict[str, Tensor]:
+    """Return the caller's noise by stage. Raises BadRequest for an unknown stage or the wrong shape."""
     names = [work.stage.name for work in works]
     if noise is not None and not isinstance(noise, Tensor | Mapping):
-        raise BadRequest(f"noise is {quoted(noise)}; expected a tensor, or one of each stage by its name")
+        raise BadRequest(f"noise is {quoted(noise)}; expected a tensor, or tensors by stage name")
     if isinstance(noise, Tensor) and len(works) > 1:
-        raise BadRequest(f"this job has two stages, so noise is of one by name: {' or '.join(names)}")
-    told: dict[str, Tensor] = {names[0]: noise} if isinstance(noise, Tensor) else {**(noise or {})}
-    for name, own in told.items():
+        raise BadRequest(f"noise is one tensor but this job has two stages; give tensors by name: {', '.join(names)}")
+    by_stage: dict[str, Tensor] = {names[0]: noise} if isinstance(noise, Tensor) else {**(noise or {})}
+    for name, own in by_stage.items():
         if name not in names:
-            raise BadRequest(f"noise is of a stage {name!r}; this job has {' and '.join(names)}")
+            raise BadRequest(f"noise names the stage {name!r}; this job has {' and '.join(names)}")
         work = works[names.index(cast(Any, name))]
         if not isinstance(own, Tensor):
             raise BadRequest(f"noise is {quoted(own)}; expected a tensor of shape {work.latent}")
         if not bool(own.isfinite().all()):
-            raise BadRequest("noise has values that are infinite or no numbers; expected a standard normal")
+            raise BadRequest("noise has infinite or NaN values; expected standard normal noise")
         if tuple(own.shape) != work.latent:
             raise BadRequest(
                 f"noise has shape {tuple(own.shape)}; this request to {work.system.name} needs {work.latent}"
             )
-    return told
+    return by_stage
 
 
-def latents_wanted(works: Sequence[StageRun], output: str) -> str:
-    """The stage of which latents are asked for, "" where none are."""
+def latents_stage(works: Sequence[StageRun], output: str) -> str:
+    """Return the stage whose latents ``output`` requests; "" for a clip."""
     if output == "clip":
         return ""
     names = [work.stage.name for work in works]
     ways = ["latents"] if len(works) == 1 else [f"latents:{name}" for name in names]
     if output not in (*ways, f"latents:{names[0]}"):
         raise BadRequest(f"output is {output!r}; expected clip or {' or '.join(ways)}")
-    wanted = works[names.index(cast(Any, output.partition(":")[2] or names[0]))]
-    if not wanted.stage.at_once:
+    stage = works[names.index(cast(Any, output.partition(":")[2] or names[0]))].stage
+    if not stage.at_once:
         raise BadRequest("block-wise clips cannot return latents; ask for a window or fewer frames")
-    return wanted.stage.name
+    return stage.name
 
 
 # ---------------------------------------------------------------------------------------- blocks
@@ -241,95 +243,108 @@ def latents_wanted(works: Sequence[StageRun], output: str) -> str:
 def blocks_of(
     system: System, request: Request, canvas: Canvas, enlarging: Upscaling | None = None
 ) -> tuple[Block, ...]:
-    """The passes that a clip is made in, each with the way that it holds what is known by then.
+    """Return the blocks of frames that a clip is sampled in, each with the way it holds the frames known so far.
 
-    None where all of a clip that is longer than the model is given. Refuses, by name, a canvas the family cannot hold,
-    or a way that it does not offer.
+    The result is empty if the clip is longer than the model's limit and entirely given. Raises BadRequest if the family
+    does not support the canvas or the requested way.
     """
     total, length = request.shape.frames, system.lattice.max_frames or request.shape.frames
-    releases, strict = released(system, request, canvas), enlarging is None
+    releases, strict = release_states(system, request, canvas), enlarging is None
     way = honour(system, request, canvas.kind, strict=strict)
     if way != "continuation" and not rolls_out(system, request):
         return (Block(0, total, way, releases),)
     if enlarging is None:
         starts = [(start, length) for start in block_starts(system, request, canvas, length)]
     else:
-        starts = _meeting(system, total, length, enlarging.every)
+        starts = _sharing_one_frame(system, total, length, enlarging.every)
     mask = canvas.longer(max(start + frames for start, frames in starts) - total).mask.clone()
-    # Each block has the prompt of its middle, unless the family tells each frame its own.
+    # A block uses the prompt of its middle frame, unless the family supports a prompt per frame.
     spans = None if system.family.sampling.defaults(system.config).prompt_spans else spans_of(request)
-    made = []
+    blocks = []
     for start, frames in starts:
         kind = kind_of(mask[:, :, start : start + frames])
         if kind != "all" or canvas.held:
             way = honour(system, request, kind, one_pass=True, strict=strict)
             prompt = None if spans is None else spans.at(start + frames // 2)
-            made.append(Block(start, frames, way, releases, prompt))
+            blocks.append(Block(start, frames, way, releases, prompt))
         mask[:, :, start : start + frames] = 1
-    return tuple(made)
+    return tuple(blocks)
 
 
-def _meeting(system: System, total: int, length: int, every: int) -> list[tuple[int, int]]:
-    """First frames and lengths of the blocks of super-resolution: each begins with the last frame of the one before,
-    or a little earlier, where the small clip has a frame too. The last is as short as the model can make it.
+def _sharing_one_frame(system: System, total: int, length: int, every: int) -> list[tuple[int, int]]:
+    """Return first frames and lengths of super-resolution blocks.
+
+    Each starts at the last frame of the previous block that the small clip has. The last block has the smallest
+    supported length.
     """
     step, time = (length - 1) // every * every, system.lattice.grid.time
     if step < 1:
-        raise BadRequest(f"{system.name} sees {length} frames, too few to make those between frames {every} apart")
+        raise BadRequest(f"{system.name} handles {length} frames at a time, too few for --every {every}")
     return [(start, time.ceil(min(step + 1, total - start))) for start in range(0, max(total - 1, 1), step)]
 
 
-def released(system: System, request: Request, canvas: Canvas) -> tuple[int, ...]:
-    """The states after which the canvas's pieces are free, by the rule that each release names."""
-    steps, levels, made = cast(int, request.steps), system.levels(request), []
+def release_states(system: System, request: Request, canvas: Canvas) -> tuple[int, ...]:
+    """Return the sampler state after which each piece of the canvas is released."""
+    steps, levels, states = cast(int, request.steps), system.levels(request), []
     for piece in canvas.held:
         by, amount = piece.release.by, piece.release.amount
         if by == "strength":
-            made.append(steps - edit_steps(steps, amount))
+            states.append(steps - edit_steps(steps, amount))
         elif by == "level":
-            made.append(by_level(amount, levels))
+            states.append(by_level(amount, levels))
         else:
-            made.append(by_ratio(amount, system.process(request).schedule.time(levels.log_snr)))
-    return tuple(made)
+            states.append(by_ratio(amount, system.process(request).schedule.time(levels.log_snr)))
+    return tuple(states)
+
+
+KINDS = {
+    "nothing": "no given frames",
+    "first": "a given first frame",
+    "ends": "given first and last frames",
+    "prefix": "given frames at the start",
+    "suffix": "given frames at the end",
+    "frames": "given frames in between",
+    "region": "a given region",
+    "all": "given frames throughout",
+}
+"""Descriptions of the kinds of `kinema.canvas.kind_of`, for error messages."""
 
 
 def honour(system: System, request: Request, kind: str, *, one_pass: bool = False, strict: bool = True) -> Way:
-    """How a canvas of this kind will be held.
+    """Choose how to hold the given pixels of a canvas of this kind.
 
-    The way that is asked for is the first stage's: one that is not ``strict`` takes its own where it offers another.
-
-    Continuation goes on from the last given frame, as `rollout` does: it is no way for ``one_pass`` of the sampler.
-    Refuses, by name, a canvas the family cannot hold, or a way that it does not offer.
+    Unless ``strict``, a way that the family does not offer is replaced by the family's first. Continuation is a
+    block-wise way (see `rollout`), so it is excluded if the sampler runs in ``one_pass``. Raises BadRequest if the
+    family does not support the kind or the requested way.
     """
     ways, asked = system.family.sampling.honours(system.config, kind), request.honour
     if one_pass or request.window is not None:
         ways = tuple(way for way in ways if way != "continuation")
-        asked = "auto" if one_pass and asked == "continuation" else asked  # a block goes on by itself
+        asked = "auto" if one_pass and asked == "continuation" else asked  # blocks continue each other anyway
     if not ways:
-        what = f"a canvas of the kind {kind!r}"
-        raise BadRequest(f"{system.name} cannot hold {what} that this {request.task} needs")
+        raise BadRequest(f"{system.name} does not support {KINDS[kind]}, which this {request.task} needs")
     if asked == "auto" or kind == "nothing":
         return cast(Way, ways[0])
     if asked not in ways and not strict:
         return cast(Way, ways[0])
     if asked not in ways:
-        raise BadRequest(f"{system.name} does not hold a canvas by {asked}; it offers {', '.join(ways)}")
+        raise BadRequest(f"{system.name} does not support --honour {asked} here; it supports {', '.join(ways)}")
     return asked
 
 
 def block_starts(system: System, request: Request, canvas: Canvas, length: int) -> list[int]:
-    """First frames of the blocks of a clip, in the order they are made.
+    """Return the first frames of a clip's blocks, in sampling order.
 
-    A family that goes on from one frame shares that one, from the last that is given, and its last block may be longer
-    than the clip; others share half their frames, or ``overlap``, and the last block ends with the clip.
+    With continuation, blocks share one frame, the first block starts at the last given frame, and the last block may
+    extend beyond the clip. Otherwise blocks share half their frames, or ``overlap``, and the last ends with the clip.
     """
     total, honours = request.shape.frames, system.family.sampling.honours
     if request.honour == "continuation" and request.overlap not in (None, 1):
-        raise BadRequest(f"overlap is {request.overlap}; continuation goes on from one frame")
+        raise BadRequest(f"overlap is {request.overlap}; continuation starts from one frame: leave --overlap out")
     if request.overlap in (None, 1) and request.honour in ("auto", "native", "continuation"):
-        given = int(canvas.mask.flatten(3).amin(-1).amin(0)[0].cumprod(0).sum())  # whole frames at the beginning
-        ahead = canvas.kind in ("nothing", "first", "prefix") and "continuation" in honours(system.config, "prefix")
-        if ahead:
+        given = int(canvas.mask.flatten(3).amin(-1).amin(0)[0].cumprod(0).sum())  # whole frames at the start
+        continues = canvas.kind in ("nothing", "first", "prefix") and "continuation" in honours(system.config, "prefix")
+        if continues:
             return list(range(max(given - 1, 0), total - 1, max(length - 1, 1)))
     keep = length // 2 if request.overlap is None else request.overlap
     if not 0 < keep < length:
@@ -340,7 +355,7 @@ def block_starts(system: System, request: Request, canvas: Canvas, length: int) 
 
 
 def rehearsed(work: StageRun) -> Canvas:
-    """What memory is planned for: the whole canvas, or a block that holds what it shares with the one before."""
+    """Return the canvas to plan memory for: the whole one, or a block with the frames that it shares."""
     stage, canvas = work.stage, work.canvas
     if stage.at_once or not stage.blocks:
         return canvas
@@ -355,9 +370,7 @@ def rehearsed(work: StageRun) -> Canvas:
 
 
 def with_memory_plan(work: StageRun, taken: int = 0) -> MemoryPlan:
-    """How a stage will run within the memory there is, of which so many bytes are ``taken`` by other stages; refuses
-    one that cannot, before anything is loaded.
-    """
+    """Choose the memory plan of a stage; other stages take ``taken`` bytes. Raises BadRequest if it does not fit."""
     if not work.stage.blocks:
         return MemoryPlan()
     canvas, measured = rehearsed(work), work.stage.enlarging is not None
@@ -365,16 +378,16 @@ def with_memory_plan(work: StageRun, taken: int = 0) -> MemoryPlan:
 
 
 def bytes_of_other_stages(works: Sequence[StageRun], number: int) -> int:
-    """Bytes that the weights of other stages take while this one runs, and that are not counted as used already."""
-    told, taken = works[number].system.memory.budget is not None, 0
+    """Return the bytes of other stages' weights while this one runs, unless they already count as used memory."""
+    budgeted, taken = works[number].system.memory.budget is not None, 0
     for other in range(len(works)):
         system = works[other].system
         loaded = system.runtime.model is not None
-        if other != number and (told if loaded else other < number):
+        if other != number and (budgeted if loaded else other < number):
             taken += weight_bytes(system)
     return taken
 
 
 def precision_notes(system: System) -> list[str]:
-    """In which precision it computes and why, where there is something to say."""
+    """Return the note on a precision that was chosen for the user, if any."""
     return [system.policy.note] if system.policy.note else []

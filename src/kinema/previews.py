@@ -1,14 +1,13 @@
-"""Previews: small RGB pictures of what the sampler takes the finished clip to be (x0), while it is at work.
+"""Previews: small RGB images of the sampler's x0 estimate during sampling.
 
-`Previewed` stands between the sampler and the caller's listener: it sees x0 in each `Step` and adds a `Preview` when
-one is due. It only reads, so clips are the same to the bit with and without it.
+`Previewed` wraps the caller's listener: it reads x0 from each `Step` and adds a `Preview` when one is due. It changes
+nothing, so clips are bit-identical with and without previews.
 
-Latents are coloured by a linear map. Pixel-space models show x0 itself. Stable Diffusion 1.x, SDXL and SVD have
-published factors (`kinema.vae.latent_rgb`). For all other codecs (the pocket models', and any whose scaling factor is
-another) the map is `fitted` when it is first needed, and kept in the runtime. A clip in blocks shows the block that is
-sampled, a clip in windows the whole of it.
+Latents are converted to RGB by a linear map. Pixel-space models show x0 itself. Stable Diffusion 1.x, SDXL and SVD have
+published factors (`kinema.vae.latent_rgb`). For other codecs, such as the pocket models', the map is `fitted` at first
+use and cached in the runtime. A block-wise clip shows the current block; a clip in windows is shown whole.
 
-Letters: B clips, C latent channels, T frames, h w rows and columns of latents, H W of pixels.
+Shapes: B clips, C latent channels, T frames, h w latent height and width, H W pixel height and width.
 """
 
 from __future__ import annotations
@@ -27,27 +26,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kinema.atomic import check_folder, replacing
+from kinema.events import Event, OnEvent, Phase, Preview, Step
 from kinema.media import formats, metadata
-from kinema.schema import MAX_FRAMES, MAX_SIDE, BadRequest, Event, OnEvent, Phase, Preview, Shape, Step
+from kinema.schema import MAX_FRAMES, MAX_SIDE, BadRequest, Shape
 from kinema.system import System
 from kinema.vae.latent_rgb import LatentRGB, Row
 from kinema.values import quoted
 
 FITTED_SIDE = 64
-"""Pixels along a side of the pictures that a map is fitted to, or the nearest that the codec takes."""
+"""Side in pixels of the images that a map is fitted to, snapped to the codec's lattice."""
 FITTED_ON = 8
-"""How many of them."""
+"""Number of images that a map is fitted to."""
 PACE = Fraction(4)
-"""Frames a second of previews that move."""
+"""Frame rate of animated previews, per second."""
 RIDGE = 1e-3
-"""Weight of small factors, for latents of about unit variance: channels that hardly vary then have little say."""
+"""Ridge regularisation, for latents of about unit variance: suppresses channels with little variance."""
 _FAR = 1e6
 
 
 @dataclass(frozen=True)
 class Previews:
-    """What is shown: at most ``rate`` previews a second and one of the last step, pictures of at most ``side`` pixels a
-    side, ``frames`` of the clip evenly spaced from the first to the last (one is the middle frame).
+    """Preview options: at most ``rate`` previews per second and one for the last step, images with sides up to ``side``
+    pixels, and ``frames`` evenly spaced frames from the first to the last (1 shows the middle frame).
     """
 
     rate: float = 4.0
@@ -56,15 +56,15 @@ class Previews:
 
     def __post_init__(self) -> None:
         if not isinstance(self.rate, int | float) or not 0 < self.rate < math.inf:
-            raise BadRequest(f"the rate of previews is {quoted(self.rate)}; expected a number a second over 0")
+            raise BadRequest(f"preview rate is {quoted(self.rate)}; expected a number of previews per second over 0")
         for name, most in (("side", MAX_SIDE), ("frames", MAX_FRAMES)):
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= most:
-                raise BadRequest(f"{name} of previews is {quoted(value)}; expected a whole number from 1 to {most}")
+                raise BadRequest(f"preview {name} is {quoted(value)}; expected a whole number from 1 to {most}")
 
     @staticmethod
     def asked(preview: Any) -> Previews | None:
-        """The previews that a caller asks for: ``True`` is the defaults, ``False`` none. Raises BadRequest."""
+        """Parse a ``preview`` argument: ``True`` selects the defaults, ``False`` none. Raises BadRequest."""
         if isinstance(preview, Previews):
             return preview
         if not isinstance(preview, bool):
@@ -77,10 +77,10 @@ FILES = (".png", ".webp")
 
 @dataclass
 class PreviewFile:
-    """A picture file that always shows the last preview: its frames side by side (.png) or one after the other (.webp).
+    """An image file that shows the last preview: frames side by side (.png) or animated (.webp).
 
-    Each preview replaces the file in one step, so a viewer finds a whole picture whenever it looks. A file that is
-    there already is refused, unless ``overwrite``; the last preview stays when the run has ended.
+    Each preview replaces the file atomically, so viewers always find a complete image. An existing file is refused
+    unless ``overwrite``; the last preview stays after the run.
     """
 
     path: Path
@@ -89,21 +89,21 @@ class PreviewFile:
 
     @property
     def asked(self) -> Previews:
-        """The previews that suit it: one that moves shows more frames."""
+        """The preview options for this file: more frames if animated."""
         return Previews(frames=8 if self.path.suffix.lower() == ".webp" else 3)
 
     def check(self) -> None:
-        """Refuse, before any work, a file that could not be written, or that exists."""
+        """Raise BadRequest if the file cannot be written, or exists."""
         if self.path.suffix.lower() not in FILES:
             raise BadRequest(f"cannot write previews to {self.path.name}: expected a name ending in .png or .webp")
         check_folder(self.path)
         if self.path.is_dir():
-            raise BadRequest(f"cannot write previews to {self.path}: it is a folder, and a file name was expected")
+            raise BadRequest(f"cannot write previews to {self.path}: it is a folder; expected a file name")
         if os.path.lexists(self.path) and not self.overwrite:
             raise BadRequest(f"{self.path} exists; choose another name for previews, or pass --overwrite to replace it")
 
     def write(self, preview: Preview) -> None:
-        """Replace the file. Raises BadRequest or OSError where that fails, such as on a full disk."""
+        """Replace the file. Raises BadRequest or OSError on failure, such as a full disk."""
         frames_THWC = preview.picture.numpy()
         tags = metadata.tags({"preview": {"step": preview.index, "of": preview.total, "stage": preview.stage}})
         with replacing(self.path, exclusive=not (self.overwrite or self.written), flush=False) as part:
@@ -115,7 +115,7 @@ class PreviewFile:
 
 
 class Previewed:
-    """Passes on what happens in one stage, with previews of it."""
+    """A listener of one stage that passes events on and adds previews."""
 
     def __init__(self, on_event: OnEvent, system: System, stage: str, shape: Shape, asked: Previews) -> None:
         self.on_event, self.system, self.stage, self.asked = on_event, system, stage, asked
@@ -126,21 +126,21 @@ class Previewed:
     def __call__(self, event: Event) -> None:
         self.on_event(event)
         if isinstance(event, Phase) and event.name == "sample":
-            latent_rgb(self.system)  # before the first step: weights that take turns are not called in between
+            latent_rgb(self.system)  # before the first step, so that offloaded weights are not moved during sampling
         if isinstance(event, Step) and event.x0 is not None:
             if time.monotonic() >= self.due or event.index == event.total:
-                picture = pictured(event.x0, latent_rgb(self.system), self.size, self.asked.frames)
-                self.on_event(Preview(event.index, event.total, picture, self.stage))
+                frames = pictured(event.x0, latent_rgb(self.system), self.size, self.asked.frames)
+                self.on_event(Preview(event.index, event.total, frames, self.stage))
                 self.due = time.monotonic() + 1 / self.asked.rate
 
 
 @torch.no_grad()
 def pictured(x0_BCTHW: Tensor, rgb: LatentRGB, size: tuple[int, int], frames: int) -> Tensor:
-    """A few frames of the first clip, T×H×W×3 uint8 on the CPU, in the size (H, W)."""
+    """Convert frames of the first clip's x0 to RGB: T×H×W×3 uint8 on the CPU, of size (H, W)."""
     total = x0_BCTHW.shape[2]
     at = [round(i * (total - 1) / (frames - 1)) for i in range(frames)] if 1 < frames < total else list(range(total))
     at = [total // 2] if frames == 1 else at
-    z_CTHW = x0_BCTHW[0, :, at].float().nan_to_num(0.0, _FAR, -_FAR)  # a run gone wrong is worth seeing too
+    z_CTHW = x0_BCTHW[0, :, at].float().nan_to_num(0.0, _FAR, -_FAR)  # show diverged runs too
     colours_TCHW = rearrange(rgb(z_CTHW), "c t h w -> t c h w")
     if colours_TCHW.shape[2:] != size:
         colours_TCHW = F.interpolate(colours_TCHW, size, mode="bilinear", antialias=True)
@@ -149,7 +149,7 @@ def pictured(x0_BCTHW: Tensor, rgb: LatentRGB, size: tuple[int, int], frames: in
 
 
 def latent_rgb(system: System) -> LatentRGB:
-    """How latents of this model are coloured: known, or fitted when it is first needed; kept in the runtime."""
+    """Return the model's latent-to-RGB map: published, or fitted at first use and cached in the runtime."""
     runtime = system.runtime
     with runtime.lock:
         if runtime.rgb is None:
@@ -159,8 +159,8 @@ def latent_rgb(system: System) -> LatentRGB:
 
 @torch.no_grad()
 def fitted(system: System) -> LatentRGB:
-    """The linear map by least squares, from latents of playroom's pictures to the mean colour of what each cell decodes
-    to. Always the same for the same codec; a fraction of a second for small ones.
+    """Fit the linear map by ridge regression from latents of rendered playroom images to the mean decoded colour of
+    each cell. Deterministic for a codec; takes a fraction of a second for small ones.
     """
     from kinema.data import playroom
 

@@ -1,4 +1,4 @@
-"""What the CPU and the accelerators of this machine are and which precisions they have natively, as PyTorch tells."""
+"""The CPU and accelerators of this machine and their native precisions, as PyTorch reports them."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from kinema.schema import BadRequest
 from kinema.values import quoted
 
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,3})?")
-"""Devices that hold numbers: PyTorch has others (``meta``) that hold none."""
+"""Supported devices; others, such as ``meta``, hold no data."""
 HALVES = (torch.bfloat16, torch.float16)
 NO_FLOAT64 = ("mps", "xpu")
-"""Apple's GPUs have no float64, and of Intel's not all have it."""
+"""Device types without float64: Apple's GPUs, and some of Intel's."""
 _MACOS = 14, 0
-"""From which on Apple's GPUs have bfloat16."""
+"""First macOS version with bfloat16 on Apple's GPUs."""
 _AMPERE = 8
-"""The generation of NVIDIA's GPUs from which on they have bfloat16; before, PyTorch emulates it."""
+"""First major compute capability of NVIDIA GPUs with native bfloat16; PyTorch emulates it on older ones."""
 _UNITS = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"),
     torch.float16: ("avx512_fp16", "amx_fp16", "fp16"),
 }
 
 
-def told() -> dict[str, Any]:
-    """The CPU's capabilities by PyTorch's names, from 2.11 on; empty before."""
+def describe() -> dict[str, Any]:
+    """Return the CPU's capabilities as PyTorch 2.11 or later reports them; empty before."""
     return dict(getattr(torch.cpu, "get_capabilities", dict)())
 
 
 def is_native(dtype: torch.dtype) -> bool | None:
-    """Whether the CPU multiplies matrices of halves in units of its own; None where PyTorch does not tell."""
-    here = told()
-    known = [bool(here[name]) for name in _UNITS[dtype] if name in here]
+    """Whether the CPU has native matrix products in this 16-bit precision; None if PyTorch does not report it."""
+    reported = describe()
+    known = [bool(reported[name]) for name in _UNITS[dtype] if name in reported]
     return any(known) if known else None
 
 
 def maker() -> str:
-    """The processor's name or its maker's, as far as it is told: by PyTorch from 2.11 on, else by the system."""
+    """Return the CPU's name from PyTorch 2.11 or later, else its vendor from the operating system; "" if unknown."""
     cpuinfo = Path("/proc/cpuinfo")
-    if name := told().get("cpu_name"):
+    if name := describe().get("cpu_name"):
         return str(name)
     if not cpuinfo.is_file():
         return platform.processor()
@@ -55,15 +55,15 @@ def maker() -> str:
 
 
 def accelerators() -> list[str]:
-    """The accelerators by name, the preferred one first: ``cuda:0``, ``cuda:1``, ``xpu:0``, ``mps``."""
+    """Return the names of the accelerators, the preferred one first: ``cuda:0``, ``cuda:1``, ``xpu:0``, ``mps``."""
     found = [f"{kind}:{i}" for kind in ("cuda", "xpu") for i in range(getattr(torch, kind).device_count())]
     return [*found, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 def device_of(name: str | torch.device | None) -> torch.device:
-    """The device of this name; None is the first accelerator, or the CPU where there is none.
+    """Return the device of this name; None selects the first accelerator, or the CPU without one.
 
-    Raises BadRequest for a device that is not here.
+    Raises BadRequest for a device that this machine lacks.
     """
     here = accelerators()
     if name is None:
@@ -79,14 +79,14 @@ def device_of(name: str | torch.device | None) -> torch.device:
 
 
 def title(device: torch.device) -> str:
-    """What the device is called by its maker."""
+    """Return the product name of the device."""
     if device.type == "cpu":
-        return maker() or "a CPU of an unknown maker"
+        return maker() or "unknown CPU"
     return "Apple GPU" if device.type == "mps" else str(getattr(torch, device.type).get_device_name(device))
 
 
 def native(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the device computes in this precision natively. A CPU of which nothing is told has no halves."""
+    """Whether the device supports this precision natively. 16-bit precisions of unknown CPUs count as unsupported."""
     if dtype == torch.float64:
         return device.type not in NO_FLOAT64
     if dtype not in HALVES:
@@ -105,13 +105,13 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def widest(device: torch.device) -> torch.dtype:
-    """The precision for sums that want float64: float32 on a device that has none."""
+    """Return float64, or float32 on a device without it."""
     return torch.float64 if native(device, torch.float64) else torch.float32
 
 
 def moved(value: Tensor, device: torch.device) -> Tensor:
-    """A tensor on the device; a float64 one becomes float32 where the device has no float64.
+    """Move a tensor to the device; float64 becomes float32 if the device lacks float64.
 
-    Schedules and levels are computed on the CPU in float64; networks are told of them.
+    Used for schedules and noise levels, which are computed on the CPU in float64.
     """
     return value.to(device, widest(device)) if value.dtype == torch.float64 else value.to(device)

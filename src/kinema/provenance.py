@@ -1,7 +1,7 @@
-"""The recipe of a clip: what `kinema replay` needs to make it again, and no more of its maker's disk than names.
+"""Write the recipe of a clip: what `kinema replay` needs to generate it again.
 
-A clip travels with its recipe, so files are told by name and hash, without their folders: the pictures and clips of
-``request`` by name (`Request.files`) in ``inputs``, those of the family's options by their name in ``extra_inputs``.
+A clip is shared with its recipe, so files are recorded by name and hash, without folders: the request's files by role
+(`Request.files`) in ``inputs``, those of the family's options by name in ``extra_inputs``.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from kinema.stages import beside
 from kinema.system import Family, System, name_of
 
 MAX_INPUT = 2**36
-"""Bytes of an input that are hashed: an hour of film has less."""
+"""Maximum size of an input in bytes; an hour of video is smaller."""
 
 
 VERSION = 2
-"""Of recipes that are written; `kinema.recipes` reads older ones."""
+"""Version of new recipes; `kinema.recipes` also reads older ones."""
 
 
 def recipe(works: Sequence[StageRun], noises: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
-    """What `kinema replay` needs to make the clip again, and to say whether it is the same to the bit: the job as JSON.
+    """Return the job as JSON data for `kinema replay`.
 
-    Without what `generate` adds: the hashes of the weights of each stage, and of the clip.
+    `generate` adds the hashes of each stage's weights and of the clip's frames.
     """
     first = works[0]
     system, request = first.system, first.stage.request
-    shown = names_of(system.family, request)
-    told: dict[str, Any] = {
+    extra_names = names_of(system.family, request)
+    record: dict[str, Any] = {
         "recipe": VERSION,
         "kinema": __version__,
-        "stages": [_stage(work, shown) for work in works],
+        "stages": [_stage(work, extra_names) for work in works],
         "inputs": {name: file_hash(Path(file)) for name, file in request.files().items()},
         "device": str(system.device),
         "dtype": name_of(system.policy.precision),
@@ -49,82 +49,83 @@ def recipe(works: Sequence[StageRun], noises: Mapping[str, Tensor] | None = None
         "versions": {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()},
     }
     if system.compiled:
-        told["compiled"] = True
-    if shown:
-        told["extra_inputs"] = {name: file_hash(Path(file)) for file, name in shown.items()}
+        record["compiled"] = True
+    if extra_names:
+        record["extra_inputs"] = {name: file_hash(Path(file)) for file, name in extra_names.items()}
     if noises:
-        told["noise"] = {name: frames_hash(noise) for name, noise in noises.items()}
-    return told
+        record["noise"] = {name: frames_hash(noise) for name, noise in noises.items()}
+    return record
 
 
-def _stage(work: StageRun, shown: Mapping[str, str]) -> dict[str, Any]:
-    """One stage: its model, its request with files by name, and what was settled of it."""
+def _stage(work: StageRun, extra_names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the entry of one stage: its model, its request with file names, and its settled values."""
     system = work.system
-    request = named(work.stage.request, system.family, shown).with_(loras=None)
+    request = named(work.stage.request, system.family, extra_names).with_(loras=None)
     if request.super_resolution is not None:
         request = request.with_(super_resolution=system.name)
-    told = {**work.stage.told(), "family": system.family.name, "request": json.loads(request.to_json())}
+    entry = {**work.stage.to_dict(), "family": system.family.name, "request": json.loads(request.to_json())}
     if variant := system.weights.variant or system.weights.model:
-        told["variant"] = variant
+        entry["variant"] = variant
     if system.loras.files:
-        told["loras"] = [file.told() for file in system.loras.files]
+        entry["loras"] = [file.told() for file in system.loras.files]
     if system.weights.added:
-        told["added"] = [each.told() for each in system.weights.added]
+        entry["added"] = [each.told() for each in system.weights.added]
     if system.overrides:
-        told["overrides"] = dict(system.overrides)
-    return told
+        entry["overrides"] = dict(system.overrides)
+    return entry
 
 
 def paths(system: System, request: Request) -> dict[str, str]:
-    """Where the files of a recipe lie, by the names that it has for them: kept only for a user who asks for it."""
-    told = {"model": system.weights.path} if system.weights.path else {}
-    told |= {f"added {each.slot}": each.source.path for each in system.weights.added}
-    told |= {f"lora {number}": file.path for number, file in enumerate(system.loras.files, 1)}
+    """Return the absolute paths of a recipe's files by role; stored only if the user asks for it."""
+    files = {"model": system.weights.path} if system.weights.path else {}
+    files |= {f"added {each.slot}": each.source.path for each in system.weights.added}
+    files |= {f"lora {number}": file.path for number, file in enumerate(system.loras.files, 1)}
     if request.super_resolution is not None and (upper := beside(system, request.super_resolution).weights.path):
-        told["super_resolution"] = upper
-    told |= {name: Path(file) for name, file in request.files().items()}
-    told |= {name: Path(file) for file, name in names_of(system.family, request).items()}
-    return {name: str(path.absolute()) for name, path in told.items()}
+        files["super_resolution"] = upper
+    files |= {name: Path(file) for name, file in request.files().items()}
+    files |= {name: Path(file) for file, name in names_of(system.family, request).items()}
+    return {name: str(path.absolute()) for name, path in files.items()}
 
 
 # ------------------------------------------------------------------------------------- the names
 
 
 def names(files: Iterable[str]) -> dict[str, str]:
-    """Each of these files to a name without folders that no other of them has: ``a/x.png`` and ``b/x.png`` are
-    ``x.png`` and ``x-2.png``.
-    """
-    told: dict[str, str] = {}
+    """Map each file to a unique name without folders: ``a/x.png`` and ``b/x.png`` become ``x.png`` and ``x-2.png``."""
+    unique: dict[str, str] = {}
     for file in files:
         name = registry.file_name(file)
         stem, point, suffix = name.rpartition(".")
         count = 1
-        while name in told.values():
+        while name in unique.values():
             count += 1
             name = f"{stem}-{count}.{suffix}" if point else f"{suffix}-{count}"
-        told.setdefault(file, name)
-    return told
+        unique.setdefault(file, name)
+    return unique
 
 
 def names_of(family: Family, request: Request) -> dict[str, str]:
-    """The names of the files in a family's options, such that they are taken for files in their turn."""
-    told = names(family.sampling.files(request))
-    again = family.sampling.files(named(request, family, told))
-    return told if set(again) == set(told.values()) else {file: f"./{name}" for file, name in told.items()}
+    """Map the files in a family's options to names that the family also recognises as files."""
+    unique = names(family.sampling.files(request))
+    recognised = family.sampling.files(named(request, family, unique))
+    return unique if set(recognised) == set(unique.values()) else {file: f"./{name}" for file, name in unique.items()}
 
 
-def named(request: Request, family: Family, shown: Mapping[str, str]) -> Request:
-    """The request with the names of its files in their place; ``shown`` are those of the family's options."""
+def named(request: Request, family: Family, extra_names: Mapping[str, str]) -> Request:
+    """Replace the request's files with their names; ``extra_names`` are those of the family's options."""
     own = {name: registry.file_name(file) for name, file in request.files().items()}
-    return replaced(request, [family], own, shown)
+    return replaced(request, [family], own, extra_names)
 
 
-def replaced(request: Request, families: Iterable[Family], own: Mapping[str, str], shown: Mapping[str, str]) -> Request:
-    """The request with these files of its own (by what `Request.files` calls them), and these for files that the
-    ``extra`` of any of the families names: other values stay as they are, also where they spell the same.
+def replaced(
+    request: Request, families: Iterable[Family], own: Mapping[str, str], extra_names: Mapping[str, str]
+) -> Request:
+    """Replace the request's own files by role (see `Request.files`), and the files in options of these families.
+
+    Other option values are kept, even if they equal a file name.
     """
     extra = {
-        key: _with(value, {file: shown[file] for family in families for file in _files(family, key, value)})
+        key: _with(value, {file: extra_names[file] for family in families for file in _files(family, key, value)})
         for key, value in request.extra.items()
     }
     return request.with_files(own).with_(extra=extra)
@@ -135,7 +136,7 @@ def _files(family: Family, key: str, value: Any) -> tuple[str, ...]:
 
 
 def _with(value: Any, names: Mapping[str, str]) -> Any:
-    """A value of any shape with files in it replaced, also where they are the names of a table."""
+    """Replace files in a nested value, including the keys of mappings."""
     if isinstance(value, Mapping):
         return {_with(key, names): _with(inner, names) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -147,25 +148,25 @@ def _with(value: Any, names: Mapping[str, str]) -> Any:
 
 
 def frames_hash(video: Tensor) -> str:
-    """Hash of a clip's float pixels, before any codec: what "bit-equal" is measured on."""
+    """Hash the clip's float32 pixels before encoding; clips with equal hashes are bit-identical."""
     return sha256(video.detach().float().contiguous().cpu().numpy().tobytes()).hexdigest()
 
 
 def file_hash(path: Path) -> str:
-    """Hash of an input file, or of the files of a folder of frames, read in pieces.
+    """Hash an input file or a folder of frames.
 
-    Raises `BadRequest` for what is not a regular file, and for more than `MAX_INPUT` bytes.
+    Raises `BadRequest` for anything but regular files, and for more than `MAX_INPUT` bytes.
     """
     digest, count = sha256(), 0
     for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
         if not bounds.is_regular(file):
-            raise BadRequest(f"{bounds.printable(str(file), 200)} is not a regular file; expected a picture or a clip")
+            raise BadRequest(f"{bounds.printable(str(file), 200)} is not a regular file; expected an image or clip")
         with file.open("rb") as stream:
             while piece := stream.read(1 << 20):
                 digest.update(piece)
                 count += len(piece)
                 if count > MAX_INPUT:
                     raise BadRequest(
-                        f"{bounds.printable(str(path), 200)} is longer than the {MAX_INPUT:,} bytes of a clip"
+                        f"{bounds.printable(str(path), 200)} has more than {MAX_INPUT:,} bytes; use a shorter clip"
                     )
     return digest.hexdigest()

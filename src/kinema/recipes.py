@@ -1,7 +1,6 @@
-"""The recipe that a clip carries, which a stranger may have written: each value of its kind, or one sentence.
+"""Read and validate the recipe of a clip. Recipes are untrusted; invalid values raise `BadRequest`.
 
-`kinema.provenance` writes recipes. Those of older versions are brought to the present one, so that what was made
-then can be made again.
+`kinema.provenance` writes recipes. Older versions are upgraded to the current one, so older clips can be replayed.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from kinema.stages import ReplayedStage, Upscaling
 from kinema.values import misfit
 
 MOST = 2**31
-"""Of a whole number in a recipe."""
+"""Maximum of a whole number in a recipe."""
 MOST_BLOCKS = 8192
-"""Blocks of a clip: two for each of the most frames."""
+"""Maximum number of blocks: two per frame of the longest clip."""
 DTYPES = ("bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA that was in use."""
+    """A LoRA of the recipe."""
 
     file: str
     weight: float
@@ -37,7 +36,7 @@ class Lora:
 
 @dataclass(frozen=True)
 class RecordedAddOn:
-    """An addition to the model, such as a motion module; where its hash is not here, it is among the weights'."""
+    """An add-on, such as a motion module. Without a hash of its own, it is covered by the hash of the weights."""
 
     slot: str
     file: str
@@ -46,7 +45,7 @@ class RecordedAddOn:
 
 @dataclass(frozen=True)
 class RecordedStage:
-    """One model's part. Any name may be absent."""
+    """One generation stage. Any key may be absent."""
 
     stage: str
     model: str
@@ -65,7 +64,7 @@ class RecordedStage:
 
 @dataclass(frozen=True)
 class Partial:
-    """Where a clip was cancelled: the stage, its last step of how many, and the first frame that the file has."""
+    """Where a clip was cancelled: the stage, its last step, its number of steps, and the first frame of the file."""
 
     stage: str
     step: int
@@ -75,12 +74,12 @@ class Partial:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `kinema.provenance` writes. Any name may be absent; only some may be null."""
+    """A recipe as `kinema.provenance` writes it. Any key may be absent; only ``frames_hash`` may be null."""
 
     recipe: int
     kinema: str
     stages: list[Any]
-    """Each a `RecordedStage`."""
+    """One `RecordedStage` each."""
     inputs: Mapping[str, str]
     extra_inputs: Mapping[str, str]
     paths: Mapping[str, str]
@@ -93,35 +92,33 @@ class Recipe:
     frames_hash: str | None
     zoom: int
     partial: Partial
-    """Only of a clip that was cancelled."""
+    """Present in cancelled clips only."""
 
 
-OF_STAGE = ("model", "family", "weights", "variant", "overrides", "added", "loras", "request")
+STAGE_KEYS = ("model", "family", "weights", "variant", "overrides", "added", "loras", "request")
 
 
 def checked(recipe: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """The recipe of the clip ``path``, of the present version. Raises `BadRequest` for a value of another kind than is
-    written.
-    """
+    """Validate the recipe of the clip ``path`` and upgrade it to the current version. Raises `BadRequest`."""
     where = f"the recipe in {printable(path.name, 100)}"
     bounds.check(recipe, where, infinite=True)
     version = recipe.get("recipe", 1)
     if isinstance(version, int) and not 1 <= version <= VERSION:
-        told = "install a later one" if version > VERSION else "it is damaged"
-        raise BadRequest(f"{where} is of version {quoted(version)}, and this kinema reads up to {VERSION}: {told}")
+        hint = "install a newer kinema" if version > VERSION else "the recipe is damaged"
+        raise BadRequest(f"{where} has version {quoted(version)}; expected 1 to {VERSION}: {hint}")
     if "recipe" not in recipe:
         recipe = upgraded(recipe, f"the request in {printable(path.name, 100)}")
     if wrong := misfit(Recipe, recipe):
         raise BadRequest(f"{where} is damaged: {wrong}")
     _check_stages(recipe.get("stages", ()), where)
     if abs(recipe.get("threads", 1)) > MOST:
-        raise BadRequest(f"{where} is damaged: its threads is {quoted(recipe['threads'])}")
+        raise BadRequest(f"{where} is damaged: its threads is {quoted(recipe['threads'])}; expected at most {MOST:,}")
     if recipe.get("dtype", DTYPES[0]) not in DTYPES:
         raise BadRequest(f"{where} is damaged: its dtype is {quoted(recipe['dtype'])}; expected {' or '.join(DTYPES)}")
     if recipe.get("noise"):
         raise BadRequest(
-            f"{printable(path.name, 100)} was made from noise that its caller gave, which a recipe does not hold, "
-            "so it cannot be made again"
+            f"{printable(path.name, 100)} cannot be replayed: it was generated from noise given by the caller, which "
+            "recipes do not store"
         )
     return recipe
 
@@ -135,44 +132,44 @@ def _check_stages(stages: Sequence[Any], where: str) -> None:
         if wrong := misfit(RecordedStage, stage):
             raise BadRequest(f"{where} is damaged: {wrong}")
         if not stage.get("model") or not stage.get("request"):
-            raise BadRequest(f"{where} names no model or no request, so it cannot be made again")
-        if len(told := stage.get("blocks", ())) > MOST_BLOCKS:
-            raise BadRequest(f"{where} has {len(told):,} blocks; expected at most {MOST_BLOCKS:,}")
+            raise BadRequest(f"{where} has no model or no request, so the clip cannot be replayed")
+        if len(blocks := stage.get("blocks", ())) > MOST_BLOCKS:
+            raise BadRequest(f"{where} has {len(blocks):,} blocks; expected at most {MOST_BLOCKS:,}")
 
 
 def upgraded(recipe: Mapping[str, Any], where: str = "the request") -> dict[str, Any]:
-    """A recipe of version 1, which told no version, as one of the present: one stage, of which blocks were not told."""
-    told = {name: value for name, value in recipe.items() if name not in (*OF_STAGE, "halves_at_once", "noise")}
-    stage = {"stage": "base"} | {name: recipe[name] for name in OF_STAGE if name in recipe}
-    if isinstance(request := recipe.get("request"), str):  # once it was kept as its own JSON text
+    """Upgrade a recipe of version 1, which has no version key, one stage and no blocks."""
+    upgrade = {name: value for name, value in recipe.items() if name not in (*STAGE_KEYS, "halves_at_once", "noise")}
+    stage = {"stage": "base"} | {name: recipe[name] for name in STAGE_KEYS if name in recipe}
+    if isinstance(request := recipe.get("request"), str):  # some recipes hold the request as JSON text
         stage["request"] = bounds.from_json(request, where, infinite=True)
     if "halves_at_once" in recipe:
         stage["memory"] = {"at_once": recipe["halves_at_once"]}
     if recipe.get("noise") is not None:
-        told["noise"] = {"base": recipe["noise"]}
-    return {"recipe": VERSION, **told, "stages": [stage]}
+        upgrade["noise"] = {"base": recipe["noise"]}
+    return {"recipe": VERSION, **upgrade, "stages": [stage]}
 
 
 def requests_of(recipe: Mapping[str, Any], path: Path) -> list[Request]:
-    """The request of each stage of a `checked` recipe."""
-    made, damaged = [], f"the recipe in {printable(path.name, 60)} is damaged"
+    """Return the request of each stage of a `checked` recipe."""
+    requests, damaged = [], f"the recipe in {printable(path.name, 60)} is damaged"
     for stage in recipe["stages"]:
         try:
             request = Request.from_table(stage["request"])
         except BadRequest as error:
             raise BadRequest(f"{damaged}: {error}") from None
-        if request.loras is not None:  # sampling would open them by their paths
-            raise BadRequest(f"{damaged}: its request names LoRAs, which a recipe lists under loras")
-        made.append(request)
-    second = [request.super_resolution is not None for request in made]
-    if second != [False, True][: len(made)]:
-        raise BadRequest(f"{damaged}: of two stages the second one, and no other, names a model of super-resolution")
-    return made
+        if request.loras is not None:  # sampling would open these paths
+            raise BadRequest(f"{damaged}: its request names LoRAs; expected them under loras")
+        requests.append(request)
+    enlarges = [request.super_resolution is not None for request in requests]
+    if enlarges != [False, True][: len(requests)]:
+        raise BadRequest(f"{damaged}: only the second of two stages may name a super-resolution model")
+    return requests
 
 
 def recorded(recipe: Mapping[str, Any], requests: Sequence[Request]) -> list[ReplayedStage]:
-    """The stages of a recipe, with requests whose files are here."""
-    made = []
+    """Return the stages of a recipe, with requests that name local files."""
+    stages = []
     for stage, request in zip(recipe["stages"], requests, strict=True):
         blocks = tuple(
             Block(
@@ -181,5 +178,5 @@ def recorded(recipe: Mapping[str, Any], requests: Sequence[Request]) -> list[Rep
             )
             for each in stage.get("blocks", ())
         )  # fmt: skip
-        made.append(ReplayedStage(request, blocks))
-    return made
+        stages.append(ReplayedStage(request, blocks))
+    return stages

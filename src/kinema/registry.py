@@ -1,6 +1,6 @@
-"""Names to ``module:object`` strings, and nothing else: the only place that points upward.
+"""Registered names as ``module:object`` strings: the only module that refers to higher layers.
 
-Importing this module costs nothing: no torch, no family is imported until `resolve` is called.
+Imports without torch; families are imported when `resolve` is called.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ PIPELINES: dict[str, str] = {
     "StableDiffusionXLPipeline": "animatediff",
     "StableVideoDiffusionPipeline": "svd",
 }
-"""Which family to ask first about a folder, by the class its ``model_index.json`` names; the others come after it."""
+"""The family that is tried first for a folder, by the pipeline class in its ``model_index.json``."""
 
 EMBEDDED: dict[str, tuple[str, str]] = {
     "zoetrope": ("zoetrope", "zoetrope.safetensors"),
     "svd-pocket": ("svd", "svd-pocket.safetensors"),
     "animatediff-pocket": ("animatediff", "animatediff-pocket.safetensors"),
 }
-"""Weights that ship in the package: name to (family, file under ``kinema/weights``)."""
+"""Models included in the package: name to (family, file under ``kinema/weights``)."""
 
 PARTS: dict[str, str] = {
     "animatediff-pocket-motion": "motion",
@@ -48,14 +48,14 @@ PARTS: dict[str, str] = {
     "animatediff-pocket-pans-right": "lora",
     "animatediff-pocket-zooms-in": "lora",
 }
-"""What ships beside them, ``NAME.safetensors``: name to the slot that it is added in, or "lora"."""
+"""Included add-ons and LoRAs, ``NAME.safetensors``: name to slot, or "lora"."""
 
 SHIPPED: dict[str, str] = {
     "animatediff": "kinema.families.animatediff.pocket.shipped:SHIPPED",
     "svd": "kinema.families.svd.pocket.shipped:SHIPPED",
     "zoetrope": "kinema.families.zoetrope.shipped:SHIPPED",
 }
-"""Families whose weights ship, to how those are trained from scratch."""
+"""Training settings of the included weights, by family."""
 
 ALIASES: dict[str, str] = {
     "animatediff-v3": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -67,7 +67,7 @@ ALIASES: dict[str, str] = {
     "sv3d-u": "stabilityai/sv3d/sv3d_u.safetensors",
     "sv3d-p": "stabilityai/sv3d/sv3d_p.safetensors",
 }
-"""Short names to a repository of the hub, or to one file of it."""
+"""Short names of hub repositories, or of files in them."""
 
 ADDED: dict[str, dict[str, str]] = {
     "animatediff-pocket": {"motion": "animatediff-pocket-motion"},
@@ -75,7 +75,7 @@ ADDED: dict[str, dict[str, str]] = {
     "open-sora-2": {"vae": "hpcai-tech/Open-Sora-v2/hunyuan_vae.safetensors"},
     "open-sora-2-dc-ae": {"vae": "hpcai-tech/Open-Sora-v2-Video-DC-AE/F32T4C128_AE.safetensors"},
 }
-"""What a name adds to its model, by slot; a user's own addition in a slot takes its place."""
+"""Default add-ons of a model name, by slot; an add-on given by the user replaces the default in its slot."""
 
 _OPEN_SORA = (
     "Open-Sora's code is Apache-2.0; its licence appends the Tencent Hunyuan community licence, which grants no rights "
@@ -90,25 +90,26 @@ TERMS: dict[str, str] = {
 
 
 def weights(file: str) -> Path:
-    """Where a file of weights that ships lies."""
+    """Return the path of an included weight file."""
     return Path(str(resources.files("kinema") / "weights" / file))
 
 
 def part(name: str | Path) -> str | Path:
-    """The file of a part that ships, by its name; any other name as it is. A file of such a name is ``./name``."""
+    """Return the path of an included add-on by name; other names unchanged. Write ``./name`` for a file of that name.
+    """
     return weights(f"{name}.safetensors") if isinstance(name, str) and name in PARTS else name
 
 
 def near_part(name: str | Path, slot: str) -> str:
-    """The end of a sentence that says a file is not there: which parts of a slot that ship have such a name."""
+    """Return the end of a "no such file" message: included add-ons of the slot with a similar name, if any."""
     near = difflib.get_close_matches(str(name), [part for part, of in PARTS.items() if of == slot], n=3, cutoff=0.7)
     return f"; did you mean {', '.join(near)}?" if near else ""
 
 
 def called(path: str | Path) -> str:
-    """What a recipe calls a file: a part that ships by its name, any other by its own name without its folder.
+    """Return the name of a file in recipes: an included add-on's name, or the file name without its folder.
 
-    A file that is called like something else of ours is ``./name``, so that it is never taken for that.
+    A file name that equals a registered name becomes ``./name``, so the two are not confused.
     """
     stem = Path(path).stem
     if stem in PARTS and Path(path) == weights(f"{stem}.safetensors"):
@@ -118,22 +119,22 @@ def called(path: str | Path) -> str:
 
 
 def file_name(path: str | Path) -> str:
-    """The last part of a path of any system, Windows' too: nothing of the folders above it."""
+    """Return the last component of a POSIX or Windows path."""
     parts = [part for part in re.split(r"[\\/]", str(path)) if part not in ("", ".", "..")]
     return parts[-1] if parts else "folder"
 
 
 def family(name: str) -> Any:
-    """The family registered under ``name``; an unknown one is refused with the nearest names."""
+    """Return the family registered under ``name``. Raises `BadRequest` with similar names if unknown."""
     if name not in FAMILIES:
         raise BadRequest(unknown("family", name, FAMILIES))
     return resolve(FAMILIES[name])
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """One sentence: what was not found, and the names that are near it or else the ones there are."""
+    """Return a message about an unknown name with similar names, or else the known ones."""
     names = sorted(known)
-    told, more = quoted(name), f" and {len(names) - 8} more" if len(names) > 8 else ""
+    shown, more = quoted(name), f" and {len(names) - 8} more" if len(names) > 8 else ""
     if near := difflib.get_close_matches(name[:MAX_QUOTED], names, n=3, cutoff=0.55):
-        return f"there is no {what} {told}; did you mean {', '.join(near)}?"
-    return f"there is no {what} {told}; there are {', '.join(names[:8])}{more}"
+        return f"there is no {what} {shown}; did you mean {', '.join(near)}?"
+    return f"there is no {what} {shown}; there are {', '.join(names[:8])}{more}"

@@ -1,10 +1,10 @@
-"""The nouns of the package: shapes, clips, requests, events and the one user error.
+"""Shapes, clips, requests and the errors that callers see.
 
-Everything here is a frozen dataclass that imports without torch, so that the command line, the
-registry and a web form can describe a request before any heavy library is loaded.
+These are frozen dataclasses that import without torch, so the command line and the registry can describe a request
+before any heavy library is loaded.
 
-Letters: B batch, C channels, T frames, H height, W width (pixels unless a latent is named).
-Pixels are float in [-1, 1] and ``BCTHW`` at every public boundary.
+Shapes: B batch, C channels, T frames, H height, W width, in pixels unless stated otherwise. Videos are ``BCTHW`` floats
+in [-1, 1] at every public boundary.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from operator import index
@@ -36,15 +36,15 @@ LowPass = Literal["butterworth", "gaussian", "ideal", "box"]
 MAX_FRAMES = 4096
 MAX_SIDE = 8192
 MAX_PIXELS = 2**31
-"""Frames × height × width a request may ask for: beyond it nothing we run could answer."""
+"""Maximum clips × frames × height × width of a request."""
 
 
 class BadRequest(ValueError):
-    """The user asked for something impossible: one clear sentence, exit code 2, no traceback."""
+    """An invalid request. The message is one sentence; the command line prints it and exits with code 2."""
 
 
 class Cancelled(Exception):
-    """A run was ended by its `kinema.Cancel`. ``clip`` is what there was of it; None unless that was asked for."""
+    """A run was cancelled by its `kinema.Cancel`. ``clip`` is the partial clip, if it was to be kept."""
 
     def __init__(self, message: str = "cancelled", clip: Clip | None = None, *, keep_partial: bool = False) -> None:
         super().__init__(message)
@@ -56,7 +56,7 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class Shape:
-    """A video's shape, in pixels or latent cells (`kinema.grid` goes from one to the other)."""
+    """A video's shape, in pixels or latent cells (`kinema.grid` converts between them)."""
 
     batch: int
     channels: int
@@ -69,17 +69,17 @@ class Shape:
         return (self.batch, self.channels, self.frames, self.height, self.width)
 
     def grid(self, patch: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Tokens along (T, H, W) when the video is cut into ``patch``-sized boxes."""
+        """Return the number of patches along (T, H, W). Raises BadRequest unless ``patch`` divides the video."""
         sides = (self.frames, self.height, self.width)
         for side, size in zip(sides, patch, strict=True):
             if side % size:
-                raise BadRequest(f"a video of {self.bcthw} does not divide into patches of {patch}")
+                raise BadRequest(f"video shape {self.bcthw} does not divide into patches of {patch}")
         return (self.frames // patch[0], self.height // patch[1], self.width // patch[2])
 
     @staticmethod
     def of(video_bcthw: Tensor) -> Shape:
         if video_bcthw.ndim != 5:
-            raise BadRequest(f"a video must be B×C×T×H×W, this one is {tuple(video_bcthw.shape)}")
+            raise BadRequest(f"video has shape {tuple(video_bcthw.shape)}; expected B×C×T×H×W")
         return Shape(*video_bcthw.shape)
 
 
@@ -88,9 +88,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Clip:
-    """A finished video: ``video`` B×3×T×H×W in [-1, 1], frames per second, and how it was made.
+    """A finished video: ``video`` B×3×T×H×W in [-1, 1], frames per second and the recipe.
 
-    ``sound`` is an mp4 without pictures (`kinema.media.sound`), as long as the clip or shorter; only an mp4 keeps it.
+    ``sound`` is an audio-only mp4 (`kinema.media.sound`), at most as long as the clip; only mp4 output keeps it.
     """
 
     video: Tensor
@@ -103,13 +103,13 @@ class Clip:
         return Shape.of(self.video)
 
     def save(self, path: str | Path, **options: Any) -> list[Path]:
-        """Write an mp4, gif, webp or a folder of png frames, by suffix; one file per batch item.
+        """Write an mp4, gif, webp or a folder of png frames, chosen by suffix: one file per clip of the batch.
 
-        The recipe goes into the file's metadata. Returns the paths written. The file is written
-        beside its name and renamed, so a stopped run leaves the old one or none; with ``exclusive=True`` nothing
-        that exists is replaced, which raises `kinema.atomic.AlreadyExists`.
+        The recipe is stored in the file's metadata. Returns the paths written. Files are written atomically, so an
+        interrupted run leaves the old file or none. With ``exclusive=True`` an existing file raises
+        `kinema.atomic.AlreadyExists`.
         """
-        # schema is the lowest layer: it reaches the media layer by name only, as the registry does.
+        # This module is below the media layer, so it resolves the writer by name.
         return values.resolve("kinema.media.write:save_clip")(self, Path(path), **options)
 
 
@@ -117,172 +117,188 @@ class Clip:
 
 _FILES = ("image", "last_image", "video", "mask")
 _FRAME = re.compile(r"[0-9]{1,4}")
-_HELD = ("honour", "reconstruction_weight", "fit")
+_GIVEN = ("honour", "reconstruction_weight", "fit")
 _REGION = ("mask", "region", "outside")
-_SECOND = ("super_resolution", "super_resolution_weight")
-_CLIP = ("video", "start", "end")
+_SUPER_RESOLUTION = ("super_resolution", "super_resolution_weight")
+_VIDEO = ("video", "start", "end")
 FREE_INIT = ("free_init", "free_init_filter", "free_init_order", "free_init_stop", "free_init_fast")
 TAKES: dict[TaskName, tuple[str, ...]] = {
-    "generate": ("loop", "every", *FREE_INIT, *_SECOND),
-    "animate": ("image", "start", "last_image", "keyframes", "loop", *_REGION, *_HELD, *FREE_INIT, *_SECOND),
-    "interpolate": (*_CLIP, "image", "last_image", "every", *_HELD, *FREE_INIT, *_SECOND),
-    "extend": (*_CLIP, "keep", "backward", "loop", *_HELD, *FREE_INIT, *_SECOND),
-    "inpaint": (*_CLIP, *_REGION, *_HELD, *FREE_INIT, *_SECOND),
-    "edit": (*_CLIP, "strength", "fit", *_SECOND),
-    "upscale": (*_CLIP, "scale", "every", "fit", "super_resolution_weight"),
+    "generate": ("loop", "every", *FREE_INIT, *_SUPER_RESOLUTION),
+    "animate": ("image", "start", "last_image", "keyframes", "loop", *_REGION, *_GIVEN, *FREE_INIT, *_SUPER_RESOLUTION),
+    "interpolate": (*_VIDEO, "image", "last_image", "every", *_GIVEN, *FREE_INIT, *_SUPER_RESOLUTION),
+    "extend": (*_VIDEO, "keep", "backward", "loop", *_GIVEN, *FREE_INIT, *_SUPER_RESOLUTION),
+    "inpaint": (*_VIDEO, *_REGION, *_GIVEN, *FREE_INIT, *_SUPER_RESOLUTION),
+    "edit": (*_VIDEO, "strength", "fit", *_SUPER_RESOLUTION),
+    "upscale": (*_VIDEO, "scale", "every", "fit", "super_resolution_weight"),
 }
-"""The fields of a `Request` that mean something to a verb, beyond those of sampling; others are refused."""
+"""The `Request` fields that each task uses in addition to the sampling fields; others are refused."""
 
 
 def option(
     help_: str, default: Any = None, *, least: float | None = None, most: float | None = None, path: bool = False
 ) -> Any:
-    """A request field with its help, its range, and whether it names a file: read by the checks and the CLI."""
+    """Declare a request field with its help, its range, and whether it is a path, for the checks and the CLI."""
     return field(default=default, metadata={"help": help_, "least": least, "most": most, "path": path})
 
 
-def by_frame(help_: str, word: str, metavar: str, wanted: str, *, path: bool = False) -> Any:
-    """A request field of frames with texts: what the command line calls one of them, and what errors say it wants."""
-    told = {"help": help_, "word": word, "metavar": metavar, "wanted": wanted, "path": path}
-    return field(default_factory=dict, metadata=told)
+def by_frame(help_: str, word: str, metavar: str, expected: str, *, path: bool = False) -> Any:
+    """Declare a request field that maps frames to text.
+
+    ``word`` and ``metavar`` are the option's name and form on the command line; ``expected`` is for error messages.
+    """
+    metadata = {"help": help_, "word": word, "metavar": metavar, "expected": expected, "path": path}
+    return field(default_factory=dict, metadata=metadata)
 
 
 def plain(value: float) -> str:
-    """A number as people write it: whole ones without a point, and without an exponent up to 15 digits."""
+    """Format a number: integers without a decimal point, and without an exponent up to 15 digits."""
     return str(int(value)) if abs(value) < 1e15 and value == int(value) else f"{value:g}"
+
+
+def flag(name: str) -> str:
+    """Return the command-line option of a `Request` field, such as ``--prompt-at`` for ``prompt_spans``."""
+    word = next((f.metadata.get("word") for f in fields(Request) if f.name == name), None)
+    return f"--{word or name.replace('_', '-')}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the user asks for. ``None`` means "the model's own default"; `System.settle` fills it.
+    """What the user asks for. ``None`` means the model's default, which `System.settle` fills in.
 
-    Paths stay paths here; tasks read them. A request of plain values survives JSON unchanged, which
-    is what the metadata of an mp4 holds and ``kinema replay`` reads.
+    Files are stored as paths; tasks read them. A request round-trips through JSON, which the recipe in a clip's
+    metadata stores and ``kinema replay`` reads.
     """
 
     task: TaskName = "generate"
-    prompt: str = option("what to show", "")
+    prompt: str = option("text that describes the clip", "")
     prompt_spans: Mapping[str, str] = by_frame(
-        "prompt at a frame (8) or over frames (8-15), after PROMPT, which is that of frame 0; the last holds to the "
-        "end; may be repeated",
+        "prompt at a frame (8) or over a range of frames (8-15); PROMPT applies at frame 0, and the last prompt holds "
+        "to the end; may be repeated",
         word="prompt-at",
         metavar="FRAMES=TEXT",
-        wanted="frames with texts",
+        expected="frames mapped to prompts",
     )
-    """`kinema.spans` reads it; in Python a single frame may be a number."""
-    negative_prompt: str = option("what to steer away from", "")
-    seed: int | None = option("random seed; drawn and recorded when left out", None, least=0, most=2**63 - 1)
-    clips: int = option("clips to make in one batch", 1, least=1, most=64)
+    """Parsed by `kinema.spans`; in Python a single frame may be an int."""
+    negative_prompt: str = option("text that describes what to avoid", "")
+    seed: int | None = option("random seed; default: random, and stored in the recipe", None, least=0, most=2**63 - 1)
+    clips: int = option("clips to generate in one batch", 1, least=1, most=64)
 
-    frames: int | None = option("frames to make", None, least=1, most=MAX_FRAMES)
+    frames: int | None = option("frames to generate", None, least=1, most=MAX_FRAMES)
     height: int | None = option("height in pixels", None, least=1, most=MAX_SIDE)
     width: int | None = option("width in pixels", None, least=1, most=MAX_SIDE)
     fps: float | None = option("frames per second of the clip", None, least=0.1, most=240)
 
     steps: int | None = option("sampling steps", None, least=1, most=10_000)
-    sampler: str | None = option("sampler, by name (see `kinema models --samplers`)", None)
+    sampler: str | None = option("name of the sampler (see `kinema models --samplers`)", None)
     guidance: float | None = option("classifier-free guidance scale; 1 is off", None, least=-100, most=1000)
     guidance_end: float | None = option(
-        "guidance at the last frame, when it changes over frames", None, least=-100, most=1000
+        "guidance scale at the last frame, if it changes over the frames", None, least=-100, most=1000
     )
-    guidance_rescale: float = option("pull guided contrast back to the unguided (0..1)", 0.0, least=0, most=1)
-    guidance_interval: tuple[float, float] | None = option("log-SNR range in which guidance acts", None)
-    eta: float | None = option("noise put back at each step (0 is deterministic)", None, least=0, most=1)
+    guidance_rescale: float = option("guidance rescale, 0 to 1 (Lin et al. 2023)", 0.0, least=0, most=1)
+    guidance_interval: tuple[float, float] | None = option("log-SNR range in which guidance is applied", None)
+    eta: float | None = option("noise added at each step (0 is deterministic)", None, least=0, most=1)
     sampler_options: Mapping[str, float] = field(
         default_factory=dict,
-        metadata={"help": "an option of the sampler, such as gamma=0.3 or delta=0.1; may be repeated"},
+        metadata={"help": "sampler option, such as gamma=0.3 or delta=0.1; may be repeated"},
     )
 
-    loras: Mapping[str, float] | None = option("LoRA files and their weights; left out, those that the model has", None)
+    loras: Mapping[str, float] | None = option("LoRA files and their weights; default: the model's own", None)
 
-    image: str | None = option("picture or clip whose first frame starts the video", None, path=True)
-    last_image: str | None = option("picture that ends the video", None, path=True)
+    image: str | None = option("image or clip whose first frame starts the video", None, path=True)
+    last_image: str | None = option("image that ends the video", None, path=True)
     keyframes: Mapping[str, str] = by_frame(
-        "picture, or clip whose first frame is taken, to be at a frame (the first is 0); may be repeated",
+        "image, or clip whose first frame is used, at a frame (counted from 0); may be repeated",
         word="keyframe",
         metavar="FRAME=PATH",
-        wanted="frames with files",
+        expected="frames mapped to files",
         path=True,
     )
-    """In order. In Python a frame may be a number and a file a path."""
+    """Sorted by frame. In Python a frame may be an int and a file a `Path`."""
     video: str | None = option("clip to interpolate, extend, inpaint or edit", None, path=True)
-    start: str | float | None = option("trim the clip (a mask clip too): begin at 1.5 or 0:01.5 (seconds) or 36f")
+    start: str | float | None = option(
+        "start of the part of the clip (and mask clip) to use: 1.5 or 0:01.5 (seconds) or 36f (frame)"
+    )
     end: str | float | None = option(
-        "trim the clip: stop before 2.5 or 60f, which is left out; frames count from 0f once an uneven rate is even"
+        "end of the part of the clip to use, exclusive: 2.5 or 60f; frames count from 0f, at a constant frame rate"
     )
-    mask: str | None = option("picture or clip, white where new content is wanted", None, path=True)
+    mask: str | None = option("image or clip that is white where new content is generated", None, path=True)
     region: tuple[float, float, float, float] | None = option(
-        "box left,top,right,bottom in fractions of the frame, where new content is wanted", None
+        "box left,top,right,bottom, as fractions of the frame, where new content is generated", None
     )
-    outside: bool = option("make new content outside the region instead of inside", False)
+    outside: bool = option("generate new content outside the region or mask instead of inside", False)
     every: int | None = option(
-        "one frame in this many is given (interpolate) or made by the first stage (generate), and the rest filled in",
+        "interval of the frames that are given (interpolate) or generated by the first stage (generate); the others "
+        "are filled in",
         None,
         least=2,
         most=MAX_FRAMES,
     )
     keep: int | None = option("extend: frames of the clip to continue from", None, least=1, most=MAX_FRAMES)
-    backward: bool = option("extend to before the clip instead of after it", False)
-    loop: bool = option("make the last frame lead back to the first", False)
-    strength: float = option("edit: 0 keeps the source, 1 forgets it", 0.6, least=0, most=1)
-    fit: Fit = option("how a picture of another shape is fitted: crop or pad", "crop")
+    backward: bool = option("extend: add frames before the clip instead of after it", False)
+    loop: bool = option("let the last frame lead back to the first", False)
+    strength: float = option("edit: 0 keeps the source, 1 ignores it", 0.6, least=0, most=1)
+    fit: Fit = option("how to fit images of another aspect ratio: crop or pad", "crop")
 
     honour: Honour = option(
-        "how given pixels are held: the model's own way, going on from the last, or guidance", "auto"
+        "how given pixels are held: native (the model's own), continuation, replacement or reconstruction (guidance)",
+        "auto",
     )
     reconstruction_weight: float = option("w_r of reconstruction guidance", 2.0, least=0, most=1000)
     colours: Colours = option(
-        "against drift: new frames take the colours of the given ones beside (seam), or of the first (anchor)", "free"
+        "reduce colour drift: match new frames to the adjacent given frames (seam) or to the first frame (anchor)",
+        "free",
     )
-    window: int | None = option("frames seen at once, for clips longer than the model", None, least=1, most=MAX_FRAMES)
+    window: int | None = option(
+        "frames per window, for clips longer than the model's limit", None, least=1, most=MAX_FRAMES
+    )
     overlap: int | None = option("frames shared by neighbouring windows", None, least=0, most=MAX_FRAMES)
-    window_places: Literal["static", "uniform"] = option("whether windows stay, or move at each step", "static")
+    window_places: Literal["static", "uniform"] = option("whether windows are fixed or move at each step", "static")
     window_weights: WindowWeights = option("how windows are blended", "pyramid")
     window_stride: int = option(
-        "2: uniform windows also of every second frame; 3: also of every fourth; and so on", 1, least=1, most=8
+        "2: uniform windows also over every second frame; 3: also over every fourth; and so on", 1, least=1, most=8
     )
     window_in: Literal["denoiser", "attention"] = option(
-        "what works in windows: the whole network, or only its attention over time (FreeNoise, views)", "denoiser"
+        "apply windows to the whole network or only to its temporal attention (FreeNoise, views)", "denoiser"
     )
     noise_type: NoiseType | None = option(
-        "noise of a clip in windows: that of the first window, shuffled (FreeNoise) or repeated, all along", None
+        "initial noise of a clip in windows: the first window's, shuffled (FreeNoise) or repeated", None
     )
     free_init: int | None = option(
-        "FreeInit: times to sample, each from noise with the low frequencies of what came before",
+        "FreeInit: sampling passes; each starts from noise with the low frequencies of the previous result",
         None,
         least=1,
         most=20,
     )
-    free_init_filter: LowPass = option("FreeInit: what parts low frequencies from high ones", "butterworth")
+    free_init_filter: LowPass = option("FreeInit: low-pass filter", "butterworth")
     free_init_order: int = option("FreeInit: order of the butterworth filter", 4, least=1, most=64)
     free_init_stop: tuple[float, float] = option(
-        "FreeInit: stop frequencies over space and over time, 0 to 1", (0.25, 0.25)
+        "FreeInit: spatial and temporal stop frequencies, 0 to 1", (0.25, 0.25)
     )
-    free_init_fast: bool = option("FreeInit: fewer steps at first, all of them the last time", False)
+    free_init_fast: bool = option("FreeInit: fewer steps in the first passes, all steps in the last", False)
 
-    super_resolution: str | None = option("model of a second stage that makes the clip larger", None, path=True)
+    super_resolution: str | None = option("super-resolution model that enlarges the clip", None, path=True)
     scale: int | None = option(
-        "upscale: times the clip's sides; left out, those that the size makes", None, least=2, most=16
+        "upscale: enlargement factor of the sides; default: from the size of the output", None, least=2, most=16
     )
     super_resolution_weight: float = option("w_r of super-resolution by guidance", 9.0, least=0, most=1000)
 
     extra: Mapping[str, Any] = field(
         default_factory=dict,
-        metadata={"help": "an option of one model family, such as motion-bucket=127; may be repeated", "path": True},
+        metadata={"help": "option of the model family, such as motion-bucket=127; may be repeated", "path": True},
     )
-    """Options of one family (motion bucket, noise augmentation…); an unknown one is refused by it."""
+    """Options of the model family (motion bucket, noise augmentation…); the family refuses unknown ones."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            told = getattr(self, f.name)
-            value = _kept(f, told)
-            if value is not told:
+            given = getattr(self, f.name)
+            value = _normalised(f, given)
+            if value is not given:
                 object.__setattr__(self, f.name, value)
             _check(f, value)
-        object.__setattr__(self, "keyframes", _in_order(self.keyframes))
+        object.__setattr__(self, "keyframes", _sorted_keyframes(self.keyframes))
         if self.frames and self.height and self.width and self.pixels > MAX_PIXELS:
             raise BadRequest(
-                f"{self.clips} clip(s) of {self.frames} frames at {self.width}×{self.height} is more than "
+                f"{values.counted(self.clips, 'clip')} of {self.frames} frames at {self.width}×{self.height} exceed "
                 f"{MAX_PIXELS:,} pixels; ask for fewer frames or a smaller size"
             )
         if self.guidance_interval and not self.guidance_interval[0] <= self.guidance_interval[1]:
@@ -292,8 +308,8 @@ class Request:
         if self.region is not None:
             left, top, right, bottom = self.region
             if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-                wanted = "expected 0 <= left < right <= 1 and 0 <= top < bottom <= 1"
-                raise BadRequest(f"region is {quoted(self.region)}; {wanted}")
+                expected = "expected 0 <= left < right <= 1 and 0 <= top < bottom <= 1"
+                raise BadRequest(f"region is {quoted(self.region)}; {expected}")
 
     @property
     def pixels(self) -> int:
@@ -301,49 +317,49 @@ class Request:
 
     @property
     def shape(self) -> Shape:
-        """The pixel shape asked for; only after `System.settle`."""
+        """The requested shape in pixels; available after `System.settle`."""
         if self.frames is None or self.height is None or self.width is None:
-            raise RuntimeError("this request has no size yet: call System.settle first")
+            raise RuntimeError("request has no size: call System.settle first")
         return Shape(self.clips, 3, self.frames, self.height, self.width)
 
     def with_(self, **changes: Any) -> Request:
         return replace(self, **changes)
 
     def files(self) -> dict[str, str]:
-        """The files and folders it names, by "image", "last_image", "video", "mask" or "keyframe 5".
+        """Return the input files by role: "image", "last_image", "video", "mask" or "keyframe 5".
 
-        Those of a family's options are in ``extra``, and only the family can tell them.
+        Files in ``extra`` are not included: only the family knows which of its options are files.
         """
         own = {name: value for name in _FILES if (value := getattr(self, name))}
         return own | {f"keyframe {frame}": file for frame, file in self.keyframes.items()}
 
     def with_files(self, files: Mapping[str, str]) -> Request:
-        """The request with other files for those of these names, which are as in `files`."""
+        """Return the request with files replaced by role; see `files`."""
         own: dict[str, Any] = {name: files[name] for name in _FILES if name in files}
         keyframes = {frame: files.get(f"keyframe {frame}", file) for frame, file in self.keyframes.items()}
         return replace(self, **own, keyframes=keyframes)
 
     def to_json(self) -> str:
-        """Only what differs from the defaults, in a stable order."""
+        """Return the task and the fields that differ from the defaults as JSON with sorted keys."""
         default = Request()
-        told = {k: v for k, v in asdict(self).items() if v != getattr(default, k) or k == "task"}
-        return json.dumps(_plain_data(told), sort_keys=True, ensure_ascii=False)
+        changed = {k: v for k, v in asdict(self).items() if v != getattr(default, k) or k == "task"}
+        return json.dumps(_plain_data(changed), sort_keys=True, ensure_ascii=False)
 
     @staticmethod
     def from_json(text: str) -> Request:
-        """The request that `to_json` wrote; raises as `from_table` does."""
+        """Parse the output of `to_json`; raises as `from_table` does."""
         return Request.from_table(json.loads(text))
 
     @staticmethod
-    def from_table(told: Any) -> Request:
-        """A request of names and plain values. Raises `BadRequest` for an unknown name or a value of another kind."""
-        if not isinstance(told, Mapping):
-            raise BadRequest(f"the request is {quoted(told)}; expected a table of options")
+    def from_table(data: Any) -> Request:
+        """Build a request from parsed JSON. Raises `BadRequest` for unknown options and values of the wrong type."""
+        if not isinstance(data, Mapping):
+            raise BadRequest(f"the request is {quoted(data)}; expected a table of options")
         known = {f.name for f in fields(Request)}
-        for name in told:
+        for name in data:
             if name not in known:
-                raise BadRequest(f"the request has an option {quoted(name)} that this version does not know")
-        return Request(**told)
+                raise BadRequest(f"the request has the option {quoted(name)}, which this version does not know")
+        return Request(**data)
 
 
 @lru_cache(maxsize=1)
@@ -351,120 +367,71 @@ def _hints() -> Mapping[str, Any]:
     return get_type_hints(Request)
 
 
-def _kept(f: Field[Any], value: Any) -> Any:
-    """A field's value as a request keeps it: files and frame numbers as text, lists as tuples."""
-    if "wanted" in f.metadata and isinstance(value, Mapping):
-        made = {_frame(frame): str(text) if isinstance(text, Path) else text for frame, text in value.items()}
-        return made if len(made) == len(value) else value
+def _normalised(f: Field[Any], value: Any) -> Any:
+    """Convert a field's value to the stored form: paths and frame numbers as text, lists as tuples."""
+    if "expected" in f.metadata and isinstance(value, Mapping):
+        by_text = {_frame(frame): str(text) if isinstance(text, Path) else text for frame, text in value.items()}
+        return by_text if len(by_text) == len(value) else value
     if isinstance(value, Path) and f.name in _FILES:
         return str(value)
     return tuple(value) if isinstance(value, list) else value
 
 
-def _frame(told: Any) -> Any:
-    """A frame's number as text; what is no such number, `_check` refuses."""
-    whole = isinstance(told, SupportsIndex) and not isinstance(told, bool)
-    return str(index(told)) if whole and index(told).bit_length() < 64 else told
+def _frame(number: Any) -> Any:
+    """Return an integer as text; other values unchanged, for `_check` to refuse."""
+    whole = isinstance(number, SupportsIndex) and not isinstance(number, bool)
+    return str(index(number)) if whole and index(number).bit_length() < 64 else number
 
 
-def _in_order(keyframes: Mapping[str, str]) -> dict[str, str]:
-    """Keyframes by number, written one way. Raises `BadRequest` for what is no frame, or one twice."""
+def _sorted_keyframes(keyframes: Mapping[str, str]) -> dict[str, str]:
+    """Return keyframes sorted by frame, without leading zeros. Raises `BadRequest` for invalid or repeated frames."""
     for frame, file in keyframes.items():
-        if not _FRAME.fullmatch(frame) or int(frame) >= MAX_FRAMES or not file:
-            wanted = f"frames from 0 to {MAX_FRAMES - 1} with files"
-            raise BadRequest(f"keyframes is {quoted(keyframes)}; expected {wanted}")
-    made = {str(int(frame)): keyframes[frame] for frame in sorted(keyframes, key=int)}
-    if len(made) < len(keyframes):
-        raise BadRequest(f"keyframes is {quoted(keyframes)}; expected each frame once")
-    return made
+        if not _FRAME.fullmatch(frame) or int(frame) >= MAX_FRAMES:
+            raise BadRequest(f"keyframe {quoted(frame)} is not a frame; expected 0 to {MAX_FRAMES - 1}")
+        if not file:
+            raise BadRequest(f"keyframe {int(frame)} has no file; expected an image or clip")
+    ordered: dict[str, str] = {}
+    for frame in sorted(keyframes, key=int):
+        if (number := str(int(frame))) in ordered:
+            raise BadRequest(f"keyframe {number} is given twice; give it once")
+        ordered[number] = keyframes[frame]
+    return ordered
 
 
 def _check(f: Field[Any], value: Any) -> None:
-    """Refuse a field's value of another type than its annotation, or out of its range, in one sentence."""
+    """Raise `BadRequest` for a value of the wrong type or out of range."""
     hint, least, most = _hints()[f.name], f.metadata.get("least"), f.metadata.get("most")
     within = "" if least is None or most is None else f"{plain(least)} to {plain(most)}"
     infinite = isinstance(value, float) and not math.isfinite(value)
     if not values.fits(value, hint) or (within and infinite):
-        wanted = f.metadata.get("wanted") or values.expected(hint) + (f" from {within}" if within else "")
-        raise BadRequest(f"{f.name} is {quoted(value)}; expected {wanted}")
+        if "expected" in f.metadata and isinstance(value, Mapping):
+            _check_entries(f, value)
+        expected = f.metadata.get("expected") or values.expected(hint) + (f" from {within}" if within else "")
+        raise BadRequest(f"{f.name} is {quoted(value)}; expected {expected}")
     if within and value is not None and not least <= value <= most:
-        told = plain(value) if isinstance(value, float) else quoted(value)
-        raise BadRequest(f"{f.name} is {told}; expected {within}")
+        number = plain(value) if isinstance(value, float) else quoted(value)
+        raise BadRequest(f"{f.name} is {number}; expected {within}")
+
+
+def _check_entries(f: Field[Any], value: Mapping[Any, Any]) -> None:
+    """Raise `BadRequest` for an entry that does not map a frame to text, or a frame that is given twice."""
+    one, seen = f.metadata["word"].replace("-", " "), set()
+    for frame, text in value.items():
+        number = _frame(frame)
+        if not isinstance(number, str):
+            raise BadRequest(f"{one} {quoted(frame)}: expected a frame number")
+        shown = number if _FRAME.fullmatch(number) else quoted(number)
+        if not isinstance(text, str | Path):
+            raise BadRequest(f"{one} {shown} is {quoted(text)}; expected {'a file' if f.metadata['path'] else 'text'}")
+        if number in seen:
+            raise BadRequest(f"{one} {shown} is given twice; give it once")
+        seen.add(number)
 
 
 def _plain_data(value: Any) -> Any:
-    """What JSON can hold: paths as text, also as names; frame numbers as names as they are read back."""
+    """Convert a value to JSON types: paths to text, and the frame numbers and paths of mappings' keys too."""
     if isinstance(value, Mapping):
         return {str(name) if isinstance(name, Path | int) else name: _plain_data(v) for name, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain_data(each) for each in value]
     return str(value) if isinstance(value, Path) else value
-
-
-# --------------------------------------------------------------------------------------- events
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of work began: "load", "condition", "sample", "decode", "write"."""
-
-    name: str
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class Step:
-    """Sampling step ``index`` of ``total`` is done (1-based); ``x0`` the clean estimate (latent)."""
-
-    index: int
-    total: int
-    log_snr: float
-    x0: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something was decided for the user: a snapped size, a cropped picture, an unknown word."""
-
-    message: str
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Peak resident (CPU) or allocated (GPU) bytes so far."""
-
-    peak_bytes: int
-
-
-@dataclass(frozen=True)
-class TrainStep:
-    """Optimiser step ``index`` of ``total`` is done; ``loss`` is the batch mean, ``rate`` clips per second."""
-
-    index: int
-    total: int
-    loss: float
-    learning_rate: float
-    grad_norm: float
-    rate: float
-    validation: float | None = None
-
-
-@dataclass(frozen=True)
-class Preview:
-    """Frames of x0 after `Step` ``index`` of ``total`` of this stage ("base" or "super-resolution"), in small.
-
-    ``picture`` is T×H×W×3 uint8 on the CPU, of the first clip of a batch.
-    """
-
-    index: int
-    total: int
-    picture: Tensor
-    stage: str = "base"
-
-
-Event = Phase | Step | Preview | Note | Memory | TrainStep
-OnEvent = Callable[[Event], None]
-
-
-def ignore(_event: Event) -> None:
-    """The listener that listens to nothing."""

@@ -1,6 +1,6 @@
-"""A request with every choice made: the task's defaults, then the model's, a seed; or refused, by name.
+"""Settle a request: fill in the defaults of the task and the model, and a seed, or refuse it.
 
-Nothing is read here but the headers of media: no pixel and no weight.
+Only the headers of media files are read: no pixels and no weights.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from kinema.diffusion import samplers
 from kinema.diffusion.freeinit import FreeInit
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import edit_steps
+from kinema.events import Note, OnEvent, ignore
 from kinema.renamed import renamed
-from kinema.schema import FREE_INIT, TAKES, BadRequest, Note, OnEvent, Request, ignore
+from kinema.schema import FREE_INIT, TAKES, BadRequest, Request, flag
 from kinema.system import System
 from kinema.tasks import TASKS
-from kinema.tasks.known import need_prompt
+from kinema.tasks.known import require_prompt
 from kinema.values import quoted
 
-OF_WINDOWS = ("window_places", "window_weights", "window_stride", "window_in", "noise_type")
+WINDOW_OPTIONS = ("window_places", "window_weights", "window_stride", "window_in", "noise_type")
 
 
 def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Request:
-    """The request with the task's and the model's defaults and a seed: nothing is ``None`` that matters.
+    """Return the request with the task's and the model's defaults and a seed.
 
-    Refuses what the verb makes no use of: nothing that is asked for is passed over. A settled request is itself again.
+    Raises BadRequest for options that the task does not use, rather than ignoring them. Settling is idempotent.
     """
     request, notes = renamed(request)
     for note in notes:
@@ -37,62 +38,63 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
     if request.task not in TASKS:
         raise BadRequest(f"there is no task {request.task!r}; expected one of {', '.join(TASKS)}")
     blank = Request()
-    for name in sorted({field for taken in TAKES.values() for field in taken} - set(TAKES[request.task])):
+    for name in sorted({field for names in TAKES.values() for field in names} - set(TAKES[request.task])):
         if getattr(request, name) != getattr(blank, name):
-            raise BadRequest(f"{request.task} makes no use of {name}: leave it out")
+            raise BadRequest(f"{request.task} does not support {flag(name)}: leave it out")
     if request.task in ("generate", "edit") and system.family.sampling.defaults(system.config).takes_prompt:
-        need_prompt(request)
+        require_prompt(request)
     request = with_defaults(system, TASKS[request.task].plan(request), on_event)
     if request.loop and request.task == "generate" and not (request.window and request.window < request.shape.frames):
-        raise BadRequest("generate makes a loop of windows that wrap around: give a window shorter than the clip")
+        raise BadRequest("generate with --loop needs windows that wrap around: give a --window shorter than the clip")
     in_blocks = rolls_out(system, replace(request, frames=system.lattice.grid.time.ceil(request.shape.frames)))
     if request.overlap is not None and request.window is None and not in_blocks:
-        raise BadRequest("overlap is of windows, or of the blocks of a clip longer than the model: leave it out")
+        limit = f" of more than {system.lattice.max_frames} frames" if system.lattice.max_frames else ""
+        raise BadRequest(f"--overlap applies only to windows and to block-wise clips{limit}: leave it out")
     check_length(request)
     if request.super_resolution_weight != blank.super_resolution_weight and request.task != "upscale":
         if request.super_resolution is None:
-            raise BadRequest("super_resolution_weight goes with super_resolution, or with upscale: leave it out")
+            raise BadRequest("--super-resolution-weight applies only with --super-resolution or upscale: leave it out")
     check_prompts(system, request, in_blocks=in_blocks)
     if request.colours != "free" and request.task in ("generate", "edit") and not in_blocks:
-        raise BadRequest("colours are of given frames, or of a clip longer than the model: leave it out")
+        raise BadRequest("--colours applies only to clips with given frames and to block-wise clips: leave it out")
     sampler_options(system, request)
     free_init(system, request)
     if request.task == "edit" and request.strength > 0 and not edit_steps(cast(int, request.steps), request.strength):
         what = f"strength {request.strength:g} of {request.steps} steps is less than one step"
-        on_event(Note(f"{what}, so nothing is changed: give more steps or a higher strength"))
+        on_event(Note(f"{what}, so the clip is not changed: give more steps or a higher strength"))
     if request.seed is None:
         request = replace(request, seed=secrets.randbelow(2**31))
     return request
 
 
 def with_defaults(system: System, request: Request, on_event: OnEvent = ignore) -> Request:
-    """The request with the model's own defaults and its sides on the model's lattice, saying what moved.
+    """Return the request with the model's defaults and its sides snapped to the model's lattice, with notes.
 
-    Frames stay as asked: a clip is made at the lattice's next frame count and cut. Raises BadRequest for
-    what the family cannot do; needs no weights.
+    The frame count is not snapped: a clip is generated at the lattice's next count and cut. Raises BadRequest for
+    requests that the family does not support. Needs no weights.
     """
     own, lattice = system.family.sampling.defaults(system.config), system.lattice
     for note in system.notes:
         on_event(Note(note))
 
-    def snapped(what: str, asked: int, made: int) -> int:
-        if asked != made:
-            on_event(Note(f"{what} {asked} snapped to {made}, the nearest that {system.name} can make"))
-        return made
+    def snapped(what: str, asked: int, value: int) -> int:
+        if asked != value:
+            on_event(Note(f"{what} {asked} snapped to {value}, the nearest that {system.name} supports"))
+        return value
 
     height, width, window = request.height or own.height, request.width or own.width, request.window
     if window is not None:
         window = snapped("window", window, lattice.grid.time.ceil(window))
         if lattice.max_frames and window > lattice.max_frames:
-            raise BadRequest(f"window is {window} frames; {system.name} sees at most {lattice.max_frames} at once")
+            raise BadRequest(f"window is {window} frames; {system.name} handles at most {lattice.max_frames} at a time")
         if request.overlap is not None and request.overlap >= window:
-            raise BadRequest(f"overlap is {request.overlap} frames of a window of {window}; expected fewer")
+            raise BadRequest(f"overlap is {request.overlap}; expected less than the window of {window} frames")
     if request.window_in == "attention" and not own.attention_windows:
-        raise BadRequest(f"the attention over time of {system.name} does not work in windows: leave window_in out")
+        raise BadRequest(f"{system.name} does not support --window-in attention: leave it out")
     sampler = request.sampler or own.sampler
     if sampler not in SAMPLERS:
         raise BadRequest(registry.unknown("sampler", sampler, SAMPLERS))
-    silent = request.guidance is None and request.guidance_end is None
+    unguided = request.guidance is None and request.guidance_end is None
     request = replace(
         request,
         frames=request.frames or own.frames,
@@ -103,7 +105,7 @@ def with_defaults(system: System, request: Request, on_event: OnEvent = ignore) 
         steps=request.steps or own.steps,
         sampler=sampler,
         guidance=own.guidance if request.guidance is None else request.guidance,
-        guidance_end=own.guidance_end if silent else request.guidance_end,
+        guidance_end=own.guidance_end if unguided else request.guidance_end,
         guidance_interval=request.guidance_interval or own.guidance_interval,
     )
     system.family.sampling.check(system.config, request)
@@ -111,62 +113,62 @@ def with_defaults(system: System, request: Request, on_event: OnEvent = ignore) 
 
 
 def sampler_options(system: System, request: Request) -> dict[str, float]:
-    """The request's options of its sampler over the model's own; one the sampler does not take is refused."""
+    """Return the request's sampler options over the model's. Raises BadRequest for options the sampler lacks."""
     own = system.family.sampling.defaults(system.config)
     name = request.sampler or own.sampler
-    told = dict(request.sampler_options) | ({} if request.eta is None else {"eta": request.eta})
+    given = dict(request.sampler_options) | ({} if request.eta is None else {"eta": request.eta})
     known = samplers.options(name)
-    for option, value in told.items():
+    for option, value in given.items():
         if option not in known:
-            raise BadRequest(f"sampler {name} takes no {option}; it takes {', '.join(known) or 'no options'}")
+            raise BadRequest(f"sampler {name} has no option {option}; it has {', '.join(known) or 'no options'}")
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-            raise BadRequest(f"{option} of the sampler is {quoted(value)}; expected a number, 0 or more")
-    return {**(own.options if name == own.sampler else {}), **told}
+            raise BadRequest(f"sampler option {option} is {quoted(value)}; expected a number, 0 or more")
+    return {**(own.options if name == own.sampler else {}), **given}
 
 
 def rolls_out(system: System, request: Request) -> bool:
-    """Whether the clip is longer than the model sees and is made block by block."""
+    """Whether the clip exceeds the model's frame limit and is generated block by block."""
     longest = system.lattice.max_frames
     return bool(longest) and request.shape.frames > cast(int, longest) and request.window is None
 
 
 def check_length(request: Request) -> None:
-    """Refuse options of windows or FreeInit where there is none of them, or that do not go together."""
+    """Raise BadRequest for options of windows or FreeInit without them, and for options that conflict."""
     blank = Request()
-    for whole, parts in (("window", OF_WINDOWS), ("free_init", FREE_INIT[1:])):
-        for name in parts if getattr(request, whole) is None else ():
+    for main, options in (("window", WINDOW_OPTIONS), ("free_init", FREE_INIT[1:])):
+        for name in options if getattr(request, main) is None else ():
             if getattr(request, name) != getattr(blank, name):
-                raise BadRequest(f"{name} is of a {whole}: give one, or leave it out")
+                raise BadRequest(f"{flag(name)} applies only with {flag(main)}: give {flag(main)}, or leave it out")
     if request.window_stride > 1 and request.window_places != "uniform":
-        raise BadRequest("window_stride is of windows that move: give window_places uniform, or leave it out")
+        raise BadRequest("--window-stride needs --window-places uniform: give it, or leave --window-stride out")
     if request.window_in == "attention" and request.window_places != "static":
-        raise BadRequest("windows inside attention stay where they are: leave window_places out")
+        raise BadRequest("--window-in attention supports only static windows: leave --window-places out")
 
 
 def check_prompts(system: System, request: Request, *, in_blocks: bool) -> None:
-    """Refuse prompts over frames that are damaged, or where nothing can change with them."""
+    """Raise BadRequest for invalid prompt spans, and for models that cannot change the prompt over this clip."""
     spans.check(request)
     own = system.family.sampling.defaults(system.config)
     if not request.prompt_spans or own.prompt_spans:
         return
     if not own.takes_prompt:
-        raise BadRequest(f"{system.name} takes no prompt: leave prompt_spans out")
+        raise BadRequest(f"{system.name} does not support prompts: leave prompt spans (--prompt-at) out")
     if not in_blocks and not in_windows(request):
-        most = f" for up to {longest} frames" if (longest := system.lattice.max_frames) else ""
+        most = f" up to {longest} frames" if (longest := system.lattice.max_frames) else ""
         raise BadRequest(
-            f"{system.name} sees the clip at once, under one prompt{most}: give a window shorter than the clip to "
-            "change the prompt over its frames, or leave prompt_spans out"
+            f"{system.name} uses one prompt for clips{most}: give a --window shorter than the clip to change the "
+            "prompt, or leave prompt spans (--prompt-at) out"
         )
 
 
 def in_windows(request: Request) -> bool:
-    """Whether the network sees a part of the clip at a time."""
+    """Whether the network runs on windows of the clip."""
     window = request.window
     return window is not None and request.window_in == "denoiser" and window < request.shape.frames
 
 
 def free_init(system: System, request: Request) -> FreeInit | None:
-    """What makes the noise of the next pass, where the request has several."""
+    """Return the FreeInit filter that derives the noise of each later pass, if the request uses FreeInit."""
     if request.free_init is None:
         return None
     end = system.process(request).schedule.level(torch.ones(1, dtype=torch.float64))

@@ -1,8 +1,7 @@
-"""Prompts over the frames of a clip: which prompt each frame has, and how one turns into the next.
+"""Prompt spans: the prompt of each frame, and the interpolation between prompts.
 
-A request's ``prompt_spans`` are stops on the line of frames. Inside a stop the prompt is constant; between two it goes
-in a straight line from the one to the other; after the last it is held. This module loads nothing heavy: what a share
-between two prompts means is the family's.
+A request's ``prompt_spans`` are stops on the timeline. The prompt is constant within a stop, is interpolated linearly
+between stops and is held after the last one. The family decides how to blend two prompts. Imports without torch.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from kinema.schema import MAX_FRAMES, BadRequest, Request
 from kinema.values import cut, quoted
 
 MOST = 256
-"""Prompts that a clip may have."""
+"""Maximum prompts per clip."""
 _FRAMES = re.compile(r"\s*([0-9]{1,9})\s*(?:-\s*([0-9]{1,9})\s*)?")
-_TOLD = 24
-"""Characters of a stranger's frames in a sentence."""
+_QUOTED = 24
+"""Characters of an untrusted frame range that an error message quotes."""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """``text`` is the prompt of the frames ``first`` to ``last``, both included."""
+    """``text`` is the prompt of frames ``first`` to ``last``, inclusive."""
 
     first: int
     last: int
@@ -36,17 +35,17 @@ class Stop:
 
 @dataclass(frozen=True)
 class Spans:
-    """At least one stop, in order; none overlap. Frames are of the whole clip, also where it is made in blocks."""
+    """One or more stops, sorted and disjoint. Frames are numbered over the whole clip, not per block."""
 
     stops: tuple[Stop, ...]
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The different prompts, in the order in which they are first shown."""
+        """The distinct prompts, in order of first use."""
         return tuple(dict.fromkeys(stop.text for stop in self.stops))
 
     def mix(self, frame: int) -> tuple[str, str, float]:
-        """The prompts before and after a frame, and the share in [0, 1) of the one after."""
+        """Return the prompts before and after a frame, and the weight in [0, 1) of the second."""
         before = max((stop for stop in self.stops if stop.first <= frame), key=_first, default=self.stops[0])
         after = min((stop for stop in self.stops if stop.first > frame), key=_first, default=before)
         if after is before or frame <= before.last:
@@ -54,57 +53,57 @@ class Spans:
         return before.text, after.text, (frame - before.last) / (after.first - before.last)
 
     def at(self, frame: int) -> str:
-        """The prompt of a frame where prompts do not blend: each holds until the next one begins."""
+        """Return the prompt of a frame without blending: each prompt holds until the next one starts."""
         return self.mix(frame)[0]
 
 
 def spans_of(request: Request) -> Spans | None:
-    """The prompts over frames that a request asks for; None where it has one prompt for all.
+    """Parse a request's prompt spans; None if one prompt applies to all frames.
 
-    ``prompt`` is that of frame 0, unless it is empty or a span covers that frame. Raises `BadRequest` for frames that
-    cannot be read, are in two spans or run backwards, for an empty text, and for more than `MOST` spans. Whether
-    the clip has these frames is another question (`check`): a block of a clip has only some of them.
+    ``prompt`` applies at frame 0, unless it is empty or a span covers that frame. Raises `BadRequest` for invalid,
+    overlapping or reversed frame ranges, empty prompts and more than `MOST` spans. `check` compares the frames with
+    the length of the clip; a block of a clip has only some of them.
     """
-    told = request.prompt_spans
-    if not told:
+    given = request.prompt_spans
+    if not given:
         return None
-    if len(told) > MOST:
-        raise BadRequest(f"prompt_spans has {len(told):,} prompts; expected at most {MOST}")
-    stops = sorted((_stop(frames, text) for frames, text in told.items()), key=_first)
+    if len(given) > MOST:
+        raise BadRequest(f"there are {len(given):,} prompt spans; expected at most {MOST}")
+    stops = sorted((_stop(frames, text) for frames, text in given.items()), key=_first)
     for one, other in pairwise(stops):
         if other.first <= one.last:
-            raise BadRequest(f"prompt_spans has two prompts for frame {other.first}: those at {one} and at {other}")
+            raise BadRequest(f"frame {other.first} has two prompts: those at {one} and {other}")
     if stops[0].first > 0 and request.prompt.strip():
         stops.insert(0, Stop(0, 0, request.prompt))
     return Spans(tuple(stops))
 
 
-def later(told: Mapping[str, str], frames: int) -> dict[str, str]:
-    """Prompt spans that come so many frames later."""
-    stops = [_stop(frames_of, text) for frames_of, text in told.items()] if frames else []
-    moved = {str(Stop(stop.first + frames, stop.last + frames, "")): stop.text for stop in stops}
-    return moved if frames else dict(told)
+def later(spans: Mapping[str, str], frames: int) -> dict[str, str]:
+    """Return prompt spans shifted by ``frames``."""
+    stops = [_stop(where, text) for where, text in spans.items()] if frames else []
+    shifted = {str(Stop(stop.first + frames, stop.last + frames, "")): stop.text for stop in stops}
+    return shifted if frames else dict(spans)
 
 
 def check(request: Request) -> None:
-    """Refuse prompt spans that `spans_of` refuses, and those of frames that the clip does not have (if it is known)."""
+    """Raise `BadRequest` for invalid prompt spans, including those beyond the end of a clip of known length."""
     spans = spans_of(request)
     if spans is None or request.frames is None:
         return
     if (last := spans.stops[-1].last) >= request.frames:
-        raise BadRequest(f"prompt_spans names frame {last}; this clip has frames 0 to {request.frames - 1}")
+        raise BadRequest(f"there is a prompt at frame {last}; this clip has frames 0 to {request.frames - 1}")
 
 
 def _stop(frames: str, text: str) -> Stop:
     found = _FRAMES.fullmatch(frames)
     first, last = (int(found[1]), int(found[2] or found[1])) if found else (MAX_FRAMES, MAX_FRAMES)
     if max(first, last) >= MAX_FRAMES:
-        wanted = f"a frame such as 8, or frames such as 8-15, from 0 to {MAX_FRAMES - 1}"
-        raise BadRequest(f"prompt_spans has a prompt at {quoted(frames, _TOLD)}; expected {wanted}")
+        expected = f"a frame such as 8, or frames such as 8-15, from 0 to {MAX_FRAMES - 1}"
+        raise BadRequest(f"there is a prompt at {quoted(frames, _QUOTED)}; expected {expected}")
     if last < first:
-        raise BadRequest(f"prompt_spans has a prompt at {cut(frames, _TOLD)}, which ends before it starts")
+        raise BadRequest(f"prompt span {cut(frames, _QUOTED)} ends before it starts; expected {last}-{first}")
     if not text.strip():
-        raise BadRequest(f"prompt_spans has an empty prompt at {cut(frames, _TOLD)}; say what to show")
+        raise BadRequest(f"the prompt at {cut(frames, _QUOTED)} is empty; expected text that describes the clip")
     return Stop(first, last, text)
 
 

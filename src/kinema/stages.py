@@ -1,4 +1,4 @@
-"""Which models make a clip, and what each of them is asked for: a small clip, then its super-resolution."""
+"""The stages of a request: the base stage and, optionally, super-resolution, each with its settled request."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from kinema.canvas import Block
+from kinema.events import Event, Note, OnEvent, ignore
 from kinema.grid import Lattice
 from kinema.media.timing import RATES
-from kinema.schema import TAKES, BadRequest, Event, Note, OnEvent, Request, ignore
+from kinema.schema import TAKES, BadRequest, Request
 from kinema.settle import in_windows, rolls_out, settle
 from kinema.system import MemoryOptions, System, open_system
 from kinema.tasks.upscale import factor
 
-Stages = Literal["base", "super-resolution"]
+StageName = Literal["base", "super-resolution"]
 
 
 @dataclass(frozen=True)
 class Upscaling:
-    """How a stage enlarges the clip of the one before: ``factor`` times the sides, ``every`` times the frames.
+    """How super-resolution enlarges the small clip: ``factor`` times the sides and ``every`` times the frames.
 
-    ``weight`` is that of guidance by the small clip (w_r of VDM, section 3.1).
+    ``weight`` is the weight of guidance by the small clip (w_r of VDM, section 3.1).
     """
 
     factor: int
@@ -32,9 +33,9 @@ class Upscaling:
 
 @dataclass(frozen=True, eq=False)
 class SettledStage:
-    """One stage, of which only the request is settled."""
+    """A stage whose request is settled; its canvas and blocks are not built yet."""
 
-    name: Stages
+    name: StageName
     system: System
     request: Request
     enlarging: Upscaling | None = None
@@ -42,32 +43,35 @@ class SettledStage:
 
 @dataclass(frozen=True)
 class ReplayedStage:
-    """One stage of a recipe: its request, settled and with files that are here, and its blocks where they are told."""
+    """One stage of a recipe: its settled request, with local files, and its blocks if the recipe states them."""
 
     request: Request
     blocks: tuple[Block, ...] = ()
 
 
 def stages_of(system: System, request: Request, on_event: OnEvent = ignore) -> list[SettledStage]:
-    """The stages of a request: one, or a small clip and its super-resolution.
+    """Return the base stage of a request, followed by its super-resolution stage if requested.
 
-    What is asked for is the finished clip: its size, frames and rate are the second stage's. ``overlap`` is of the
-    first stage's blocks; those of the second meet in one frame.
+    The request describes the finished clip, so its size, frames and rate are those of super-resolution. ``overlap``
+    applies to the base stage's blocks; blocks of super-resolution share one frame.
     """
     if request.super_resolution is None or "super_resolution" not in TAKES.get(request.task, ()):
         if request.task == "generate" and request.every is not None:
-            raise BadRequest("every goes with super_resolution, whose model makes the frames in between: give both")
-        return [_alone(system, settle(system, request, on_event))]
-    said = NotesOnce(on_event)
+            raise BadRequest("--every needs --super-resolution, whose model generates the frames in between")
+        return [_single_stage(system, settle(system, request, on_event))]
+    once = NotesOnce(on_event)
     upper, every = beside(system, request.super_resolution), _every(request)
     factor = _factor(system, upper)
     if request.prompt_spans and every > 1:
-        raise BadRequest("prompt_spans and every do not go together: leave one of them out")
-    base = settle(system, _small(system, upper, request, factor), said)
+        raise BadRequest("prompt spans (--prompt-at) cannot be combined with --every: leave one of them out")
+    base = settle(system, _base_request(system, upper, request, factor), once)
     fps = cast(float, base.fps) * every
     if not RATES[0] <= fps <= RATES[1]:
-        raise BadRequest(f"every {every} makes {fps:g} fps of the {base.fps:g} of the first stage; use a smaller one")
-    large = _large(system, upper, request, said).with_(
+        raise BadRequest(
+            f"--every {every} turns the {base.fps:g} fps of the base stage into {fps:g}; expected at most "
+            f"{RATES[1]:g}: use a smaller --every"
+        )
+    large = _upper_request(system, upper, request, once).with_(
         seed=base.seed,
         height=factor * base.shape.height,
         width=factor * base.shape.width,
@@ -75,20 +79,20 @@ def stages_of(system: System, request: Request, on_event: OnEvent = ignore) -> l
         fps=fps,
     )
     for what in ("height", "width"):
-        if (wanted := getattr(request, what)) not in (None, made := getattr(large, what)):
-            said(Note(f"{what} {wanted} snapped to {made}, the nearest that both models can make"))
-    settled = settle(upper, large, said)
+        if (asked := getattr(request, what)) not in (None, snapped := getattr(large, what)):
+            once(Note(f"{what} {asked} snapped to {snapped}, the nearest that both models support"))
+    settled = settle(upper, large, once)
     if (settled.height, settled.width) != (large.height, large.width):
-        raise BadRequest(f"{upper.name} cannot make {large.width}×{large.height}; ask for another size")
+        raise BadRequest(f"{upper.name} does not support {large.width}×{large.height}; ask for another size")
     enlarging = Upscaling(factor, every, request.super_resolution_weight)
     return [SettledStage("base", system, base), SettledStage("super-resolution", upper, settled, enlarging)]
 
 
 def replayed(system: System, recorded: Sequence[ReplayedStage], on_event: OnEvent = ignore) -> list[SettledStage]:
-    """The stages of a recipe. They are settled already; what somebody else wrote is checked again."""
+    """Return the stages of a recipe. Their requests are settled, but checked again because recipes are untrusted."""
     on_event = NotesOnce(on_event)
     base = settle(system, recorded[0].request, on_event)
-    parts = [_alone(system, base)]
+    parts = [_single_stage(system, base)]
     for each in recorded[1:]:
         upper, every = beside(system, str(each.request.super_resolution)), _every(each.request)
         large, factor = settle(upper, each.request, on_event), _factor(system, upper)
@@ -96,45 +100,45 @@ def replayed(system: System, recorded: Sequence[ReplayedStage], on_event: OnEven
         if (b, factor * h, factor * w) != (large.clips, large.height, large.width) or t != math.ceil(
             cast(int, large.frames) / every
         ):
-            raise BadRequest("the recipe is damaged: its second stage does not enlarge the clip of the first")
+            raise BadRequest("the recipe is damaged: its super-resolution stage does not match its base stage")
         parts.append(
             SettledStage("super-resolution", upper, large, Upscaling(factor, every, large.super_resolution_weight))
         )
     return parts
 
 
-def _alone(system: System, request: Request) -> SettledStage:
-    """The only stage of a request, or the first: super-resolution where a clip that there is becomes larger."""
+def _single_stage(system: System, request: Request) -> SettledStage:
+    """Return the base stage, or for ``upscale`` the super-resolution stage of the user's clip."""
     if request.task != "upscale":
         return SettledStage("base", system, request)
     if not system.family.sampling.defaults(system.config).enlarges:
-        raise BadRequest(f"{system.name} cannot enlarge a clip; vdm models and zoetrope can")
+        raise BadRequest(f"{system.name} cannot upscale clips; vdm models and zoetrope can")
     enlarging = Upscaling(factor(request), request.every or 1, request.super_resolution_weight)
     return SettledStage("super-resolution", system, request, enlarging)
 
 
 class NotesOnce:
-    """A listener that hears each note once, though two stages say it."""
+    """A listener that passes each note on once, even if both stages report it."""
 
     def __init__(self, on_event: OnEvent) -> None:
         self.on_event = on_event
-        self.said: set[str] = set()
+        self.seen: set[str] = set()
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Note):
-            if event.message in self.said:
+            if event.message in self.seen:
                 return
-            self.said.add(event.message)
+            self.seen.add(event.message)
         self.on_event(event)
 
 
 def _every(request: Request) -> int:
-    """How many frames the finished clip has for each of the first stage's."""
+    """Return the number of finished frames per frame of the base stage."""
     return (request.every or 1) if request.task == "generate" else 1
 
 
-def _small(system: System, upper: System, request: Request, factor: int) -> Request:
-    """What the first stage is asked for."""
+def _base_request(system: System, upper: System, request: Request, factor: int) -> Request:
+    """Return the request of the base stage."""
     every = _every(request)
     return replace(
         request,
@@ -149,21 +153,22 @@ def _small(system: System, upper: System, request: Request, factor: int) -> Requ
 
 
 def _side(asked: int | None, small: Lattice, large: Lattice, factor: int) -> int | None:
-    """The first stage's side for a finished one: the nearest that both models can make."""
+    """Return the base stage's side for a finished side: the nearest that both models support."""
     if asked is None:
         return None
     step = small.side_multiple
     middle = small.snap_side(max(round(asked / factor), 1))
-    reach = range(-large.side_multiple, large.side_multiple + 1)
-    sides = [side for away in reach if (side := middle + away * step) > 0 and small.snap_side(side) == side]
+    offsets = range(-large.side_multiple, large.side_multiple + 1)
+    sides = [side for offset in offsets if (side := middle + offset * step) > 0 and small.snap_side(side) == side]
     sides = [side for side in sides if large.snap_side(factor * side) == factor * side]
     if not sides:
-        raise BadRequest(f"the two models have no side in common near {asked}; ask for another size")
+        raise BadRequest(f"no side near {asked} is supported by both models; ask for another size")
     return min(sides, key=lambda side: (abs(factor * side - asked), -side))
 
 
-def _large(system: System, upper: System, request: Request, on_event: OnEvent) -> Request:
-    """What the second stage is asked for, before sizes: without what only the first model knows."""
+def _upper_request(system: System, upper: System, request: Request, on_event: OnEvent) -> Request:
+    """Return the request of super-resolution, without its size and without options that only the base model supports.
+    """
     own, changes = upper.family.sampling.defaults(upper.config), dict[str, Any](loras=None, overlap=None)
     if upper.family.name != system.family.name:
         changes["extra"] = {}  # options of the other family
@@ -174,23 +179,23 @@ def _large(system: System, upper: System, request: Request, on_event: OnEvent) -
         blank = Request()
         names = ("window", "window_places", "window_weights", "window_stride", "window_in", "noise_type", "loop")
         changes |= {name: getattr(blank, name) for name in names}
-        on_event(Note(f"{upper.name} sees {longest} frames at once: the second stage is made in blocks, not windows"))
+        on_event(Note(f"{upper.name} handles {longest} frames at a time: super-resolution runs in blocks, not windows"))
     large = replace(request, **changes)
-    if large.prompt_spans and not own.prompt_spans and not _parted(upper, large):
-        on_event(Note(f"{upper.name} sees the whole clip at once: the second stage has one prompt for all of it"))
+    if large.prompt_spans and not own.prompt_spans and not _in_parts(upper, large):
+        on_event(Note(f"{upper.name} handles the clip in one pass: super-resolution uses its first prompt throughout"))
         large = replace(large, prompt_spans={}, prompt=large.prompt or next(iter(large.prompt_spans.values())))
     return large
 
 
-def _parted(upper: System, request: Request) -> bool:
-    """Whether the second stage is made in windows or blocks."""
+def _in_parts(upper: System, request: Request) -> bool:
+    """Whether super-resolution runs in windows or blocks."""
     sized = replace(request, frames=request.frames or 1, height=request.height or 1, width=request.width or 1)
     return in_windows(sized) or rolls_out(upper, sized)
 
 
 def beside(system: System, name: str) -> System:
-    """The model of the second stage, opened once, where and as precise as the first."""
-    options = MemoryOptions(budget=system.memory.budget)  # which weights take turns is asked of the first alone
+    """Return the super-resolution model, opened once, with the base model's device and precision."""
+    options = MemoryOptions(budget=system.memory.budget)  # offloading options apply to the base model only
 
     def opened() -> System:
         return open_system(
@@ -204,17 +209,17 @@ def beside(system: System, name: str) -> System:
 
     upper = system.runtime.beside(name, opened)
     if not upper.family.sampling.defaults(upper.config).enlarges:
-        raise BadRequest(f"{upper.name} cannot enlarge the clip of another model; vdm models and zoetrope can")
+        raise BadRequest(f"{upper.name} is not a super-resolution model; vdm models and zoetrope are")
     return upper
 
 
 def _factor(system: System, upper: System) -> int:
-    """How many times the second model's sides are the first one's."""
+    """Return the ratio of the models' sides."""
     small, large = (each.family.sampling.defaults(each.config) for each in (system, upper))
     factor, rest = divmod(large.height, small.height)
     if rest or large.width != factor * small.width or factor < 2:
         raise BadRequest(
-            f"{upper.name} makes {large.width}×{large.height}, which is not 2, 3 or more times the "
-            f"{small.width}×{small.height} of {system.name}: name another model to enlarge its clips"
+            f"{upper.name} generates {large.width}×{large.height}, which is not a multiple (2 or more) of the "
+            f"{small.width}×{small.height} of {system.name}: choose another --super-resolution model"
         )
     return factor

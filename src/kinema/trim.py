@@ -1,7 +1,7 @@
-"""The part of a clip that a request takes: ``start`` and ``end``, in seconds or frames.
+"""Trimming: parse ``start`` and ``end``, in seconds or frames, and select the frames of a clip.
 
-Frames are those of the clip as it is read, at its own even rate: the first is 0, and that of the end is left out.
-Seconds mean the nearest frame, so that two parts that meet at a time share no frame and lose none.
+Frames are counted from 0 at the clip's constant rate as it is decoded; the end is exclusive. Seconds are rounded to the
+nearest frame, so adjacent parts neither share nor lose a frame.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ _FRAME = re.compile(r"\s*([0-9]{1,9})\s*f\s*")
 _SECONDS = re.compile(r"\s*([0-9]{1,9}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})\s*s?\s*")
 _CLOCK = re.compile(r"\s*(?:([0-9]{1,3}):)?([0-9]{1,4}):([0-9]{1,2}(?:\.[0-9]{0,12})?)\s*")
 _MOST = 10**9
-_WANTED = "expected seconds (1.5 or 0:01.5) or a frame (36f)"
-_NAMED = 100
-"""Characters of a file's name in a sentence."""
+_EXPECTED = "expected seconds (1.5 or 0:01.5) or a frame (36f)"
+_MAX_NAME = 100
+"""Characters of a file name in an error message."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A place in a clip: so many seconds, or frames, after its first frame."""
+    """A position in a clip, in seconds or frames from its first frame."""
 
     amount: float
     of_frames: bool = False
 
     def frame(self, fps: float) -> int:
-        """The frame that is meant, or the nearest one to a time."""
+        """Return the frame number, rounding seconds to the nearest frame."""
         return int(self.amount) if self.of_frames else math.floor(self.amount * fps + 0.5)
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Trim:
-    """What is taken of a clip: from ``start`` until before ``end``; None is the clip's own."""
+    """A part of a clip: from ``start`` until before ``end``; None means the clip's own start or end."""
 
     start: Mark | None = None
     end: Mark | None = None
@@ -49,27 +49,28 @@ class Trim:
         return self.start is not None or self.end is not None
 
     def frames(self, name: str, count: int, fps: float) -> range:
-        """Which of the ``count`` frames of the clip ``name`` are taken. Raises `BadRequest` for those that it lacks."""
+        """Return the selected frames of the clip ``name``. Raises `BadRequest` if they exceed its ``count`` frames."""
         first, stop = 0 if self.start is None else self.start.frame(fps), count
-        told = f"{cut(name, _NAMED)} has {counted(count, 'frame')} ({count / fps:.4g} s)"
+        length = f"{cut(name, _MAX_NAME)} has {counted(count, 'frame')} ({count / fps:.4g} s)"
         if first >= count:
-            raise BadRequest(f"start is {self.start}, but {told}; expected an earlier start")
+            raise BadRequest(f"start is {self.start}, but {length}; expected an earlier start")
         if self.end is not None:
             stop = self.end.frame(fps)
             if stop > count:
-                raise BadRequest(f"end is {self.end}, but {told}; expected an earlier end, or none")
+                raise BadRequest(f"end is {self.end}, but {length}; expected an earlier end, or none")
             if stop <= first:
                 begins = "" if self.start is None else f"start is {self.start} and "
                 raise BadRequest(
-                    f"{begins}end is {self.end}, which leaves no frame of {cut(name, _NAMED)} at {fps:.4g} fps; "
+                    f"{begins}end is {self.end}, which leaves no frame of {cut(name, _MAX_NAME)} at {fps:.4g} fps; "
                     "expected a later end"
                 )
         return range(first, stop)
 
 
 def trim_of(start: Any, end: Any) -> Trim:
-    """The part that two fields of a request ask for: numbers are seconds, texts are ``1.5``, ``1.5s``, ``0:01.5`` or
-    ``36f``, and None asks for nothing. Raises `BadRequest` for anything else, and for an end that is before the start.
+    """Parse a request's start and end: numbers are seconds, text is ``1.5``, ``1.5s``, ``0:01.5`` or ``36f``.
+
+    Raises `BadRequest` for anything else but None, and for an end that is not after the start.
     """
     trim = Trim(_mark("start", start), _mark("end", end))
     if trim.start and trim.end and trim.start.of_frames == trim.end.of_frames and trim.end.amount <= trim.start.amount:
@@ -77,17 +78,17 @@ def trim_of(start: Any, end: Any) -> Trim:
     return trim
 
 
-def _mark(name: str, told: Any) -> Mark | None:
-    if told is None:
+def _mark(name: str, value: Any) -> Mark | None:
+    if value is None:
         return None
-    if isinstance(told, str):
-        if found := _FRAME.fullmatch(told):
+    if isinstance(value, str):
+        if found := _FRAME.fullmatch(value):
             return Mark(int(found[1]), of_frames=True)
-        if found := _SECONDS.fullmatch(told):
+        if found := _SECONDS.fullmatch(value):
             return Mark(float(found[1]))
-        found = _CLOCK.fullmatch(told)
+        found = _CLOCK.fullmatch(value)
         if found and float(found[3]) < 60 and (found[1] is None or int(found[2]) < 60):
             return Mark(3600 * int(found[1] or 0) + 60 * int(found[2]) + float(found[3]))
-    elif isinstance(told, int | float) and not isinstance(told, bool) and 0 <= told < _MOST:
-        return Mark(float(told))
-    raise BadRequest(f"{name} is {quoted(told)}; {_WANTED}, from 0")
+    elif isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _MOST:
+        return Mark(float(value))
+    raise BadRequest(f"{name} is {quoted(value)}; {_EXPECTED}, 0 or later")

@@ -1,6 +1,6 @@
-"""Plain values of any origin: whether one fits a type annotation, and how a sentence quotes it.
+"""Plain values: check them against type annotations, and quote them in messages.
 
-The lowest layer: `kinema.schema` checks the fields of a request with it before anything else is loaded.
+The lowest layer: `kinema.schema` checks request fields with it before anything else is loaded.
 """
 
 from __future__ import annotations
@@ -13,73 +13,73 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 MAX_QUOTED = 80
-"""Characters of a stranger's value that a sentence quotes."""
+"""Maximum characters of an untrusted value that a message quotes."""
 
 _NAMES = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 _SEVERAL = {str: "texts", int: "whole numbers", float: "numbers"}
 
 
-# -------------------------------------------------------------------------------------- saying
+# ------------------------------------------------------------------------------------- quoting
 
 
 def quoted(value: Any, most: int = MAX_QUOTED) -> str:
-    """``repr`` of a stranger's value on one line of at most ``most`` characters; the whole of it is never written."""
+    """Return a ``repr`` of an untrusted value on one line of at most ``most`` characters, without building it whole."""
     return cut(_brief(value, most, 3), most)
 
 
 def cut(text: str, most: int) -> str:
-    """The text, or its beginning and an ellipsis: at most ``most`` characters."""
+    """Shorten text to at most ``most`` characters, with an ellipsis at the end."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def cut_middle(text: str, most: int) -> str:
-    """The text, or both its ends about an ellipsis: of a path the file's own name, of a sentence what was expected."""
+    """Shorten text with an ellipsis in the middle, keeping the end: a path's file name, or what a message expected."""
     end = (most - 1) // 2
     return text if len(text) <= most else f"{text[: most - 1 - end]}…{text[len(text) - end :]}"
 
 
 def counted(count: int, what: str) -> str:
-    """So many of a thing: "1 step", "2,000 steps"."""
+    """Return a count with its noun: "1 step", "2,000 steps"."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _brief(value: Any, most: int, depth: int) -> str:
     match value:
         case str():
-            told = repr(value if len(value) <= most else value[:most] + "…")
+            text = repr(value if len(value) <= most else value[:most] + "…")
         case bytes():
-            told = repr(value[:most])
+            text = repr(value[:most])
         case bool() | float() | None:
-            told = repr(value)
+            text = repr(value)
         case int() if value.bit_length() > 80:
-            told = f"a number of about {value.bit_length() * 3 // 10:,} digits"
+            text = f"a number of about {value.bit_length() * 3 // 10:,} digits"
         case int():
-            told = str(value)
+            text = str(value)
         case Mapping():
             pairs = (f"{_brief(k, most, 0)}: {_brief(v, most, depth - 1)}" for k, v in value.items())
-            told = _inside("{}", pairs, len(value), most, depth)
+            text = _inside("{}", pairs, len(value), most, depth)
         case list() | tuple():
-            told = _inside("[]", (_brief(v, most, depth - 1) for v in value), len(value), most, depth)
+            text = _inside("[]", (_brief(v, most, depth - 1) for v in value), len(value), most, depth)
         case _:
-            told = f"a {type(value).__name__}"
-    return told
+            text = f"a {type(value).__name__}"
+    return text
 
 
 def _inside(ends: str, parts: Iterable[str], count: int, most: int, depth: int) -> str:
     if count and depth < 1:
         return f"{ends[0]}…{ends[1]}"
-    told, size = [], 0
+    shown, size = [], 0
     for part in parts:
         if size > most:
-            told.append("…")
+            shown.append("…")
             break
-        told.append(part)
+        shown.append(part)
         size += len(part) + 2
-    return ends[0] + ", ".join(told) + ends[1]
+    return ends[0] + ", ".join(shown) + ends[1]
 
 
 def resolve(target: str) -> Any:
-    """The object that a ``module:object`` string names. The module is imported when it is asked for, wherever it is."""
+    """Import the module of a ``module:object`` string and return the object."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -87,10 +87,10 @@ def resolve(target: str) -> Any:
 # ------------------------------------------------------------------------------------ checking
 
 
-def fits(value: Any, hint: Any) -> bool:  # noqa: PLR0911 (one line a kind reads better than a ladder)
-    """Whether a value is what an annotation says. A whole number is a number too, true and false are none.
+def fits(value: Any, hint: Any) -> bool:  # noqa: PLR0911 (one return per kind)
+    """Whether a value matches an annotation. Integers match float; booleans do not match numbers.
 
-    Lists do where tuples are meant, as JSON knows no others, and tables where dataclasses are.
+    As in JSON, lists match tuples, and mappings match dataclasses.
     """
     if hint is Any:
         return True
@@ -114,19 +114,19 @@ def fits(value: Any, hint: Any) -> bool:  # noqa: PLR0911 (one line a kind reads
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if is_dataclass(hint):
-        wanted = [f.name for f in fields(hint) if f.default is f.default_factory is MISSING]
-        named = isinstance(value, Mapping) and all(name in value for name in wanted)
-        return named and not misfit(hint, value)
+        required = [f.name for f in fields(hint) if f.default is f.default_factory is MISSING]
+        complete = isinstance(value, Mapping) and all(name in value for name in required)
+        return complete and not misfit(hint, value)
     return isinstance(value, hint) if isinstance(hint, type) else True
 
 
-def misfit(kind: Any, told: Mapping[str, Any]) -> str:
-    """What in a table is not as the dataclass ``kind`` says: "its device is null; expected text". "" where all is.
+def misfit(kind: Any, table: Mapping[str, Any]) -> str:
+    """Return the first mismatch of a table with the dataclass ``kind``, such as "its device is null; expected text".
 
-    Only names that both have are looked at.
+    Only keys that both have are checked. Returns "" if all match.
     """
     for name, hint in _hints(kind).items():
-        if name in told and not fits(value := told[name], hint):
+        if name in table and not fits(value := table[name], hint):
             return f"its {name} is {'null' if value is None else quoted(value)}; expected {expected(hint)}"
     return ""
 
@@ -137,7 +137,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def expected(hint: Any) -> str:
-    """What an annotation asks for, as the end of a sentence: "a whole number", "crop or pad", "2 numbers"."""
+    """Describe an annotation for the end of a message: "a whole number", "crop or pad", "2 numbers"."""
     origin, inner = get_origin(hint), [each for each in get_args(hint) if each is not NoneType]
     if origin in (Union, UnionType):
         return " or ".join(map(expected, inner))
@@ -147,8 +147,8 @@ def expected(hint: Any) -> str:
     if origin is list:
         return f"a list of {_SEVERAL.get(inner[0], 'tables')}"
     if origin is tuple:
-        many = _SEVERAL.get(inner[0], "values")
-        return many if inner[-1] is Ellipsis else f"{len(inner)} {many}"
+        plural = _SEVERAL.get(inner[0], "values")
+        return plural if inner[-1] is Ellipsis else f"{len(inner)} {plural}"
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         return f"names with {_SEVERAL.get(inner[1], 'values')}"
     return _NAMES.get(hint, "another value")

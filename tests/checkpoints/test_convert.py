@@ -10,7 +10,8 @@ import torch
 
 from kinema.checkpoints import convert as converting
 from kinema.checkpoints.convert import Conversion, TargetFile, convert
-from kinema.schema import BadRequest, Note
+from kinema.events import Note
+from kinema.schema import BadRequest
 
 
 @pytest.mark.parametrize(("name", "inside"), [("b.safetensors", ""), ("b", "unet/weights.safetensors")])

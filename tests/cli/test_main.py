@@ -155,7 +155,7 @@ def test_an_interrupt_during_the_import_is_one_line(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "kinema.cli.main")
     monkeypatch.setattr(sys, "meta_path", [Interrupted, *sys.meta_path])
     assert __main__.main() == 130
-    assert capsys.readouterr().err == "kinema: interrupted; nothing was begun\n"
+    assert capsys.readouterr().err == "kinema: interrupted before the command started\n"
 
 
 @pytest.mark.parametrize("words", [["--max-pixels", "4e9"], ["--max-pixels=4_000_000_000"], ["--max_pixels=4e9"]])

@@ -244,7 +244,7 @@ def test_a_tilde_expands_in_the_path_of_a_keyframe():
         (("--keyframe", "a.png"), "--keyframe is 'a.png'; expected FRAME=PATH"),
         (("--prompt-at", "8"), "--prompt-at is '8'; expected FRAMES=TEXT"),
         (("--keyframe", "5=a", "--keyframe", "5=a"), "--keyframe 5 is given twice; give it once"),
-        (("--keyframe", "x=a"), "keyframes is {'x': 'a'}; expected frames from 0 to 4095 with files"),
+        (("--keyframe", "x=a"), "keyframe 'x' is not a frame; expected 0 to 4095"),
         (("--keyframes", "5=a"), "did you mean --keyframe"),
     ],
 )

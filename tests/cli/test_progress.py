@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from kinema.cli.progress import Bar, JsonLines, Lines, Silent, display
-from kinema.schema import BadRequest, Memory, Note, Phase, Preview, Step, TrainStep
+from kinema.events import Memory, Note, Phase, Preview, Step, TrainStep
+from kinema.schema import BadRequest
 
 EVENTS = [
     Phase("load", "zoetrope"),

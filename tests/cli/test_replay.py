@@ -125,7 +125,7 @@ def test_cuda_and_cuda_0_are_the_same_device():
 def test_a_clip_from_custom_noise_is_refused(replayed):
     code, err = replayed({**PLAIN, "noise": "0" * 64})
     assert code == 2
-    assert "noise that its caller gave" in err
+    assert "noise given by the caller" in err
 
 
 @pytest.mark.parametrize("zoom", [0, -1, 65, "2", 2.5, True])

@@ -17,8 +17,9 @@ from kinema.checkpoints import files
 from kinema.cli import plan
 from kinema.cli.main import main
 from kinema.cli.requirements import requirements_of
+from kinema.events import Phase, Step
 from kinema.media.metadata import read_recipe
-from kinema.schema import BadRequest, Clip, Phase, Request, Step
+from kinema.schema import BadRequest, Clip, Request
 
 MAKE = ("generate", "a red ball", "--model", "vdm/tiny", "--steps", "1", "--frames", "4", "--seed", "3", "--quiet")
 Replay = Callable[..., tuple[int, str]]

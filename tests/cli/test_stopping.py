@@ -11,10 +11,10 @@ from kinema.cancel import Cancel
 from kinema.cli import progress
 from kinema.cli.main import main
 from kinema.cli.stopping import interruptible
+from kinema.events import Phase, Step
 from kinema.media.metadata import read_recipe
 from kinema.media.read import read_video
 from kinema.rollout import Rollout
-from kinema.schema import Phase, Step
 
 WORDS = ["generate", "a red ball", "-m", "zoetrope/tiny", "--seed", "1", "--steps", "4", "-o", "ball.mp4"]
 

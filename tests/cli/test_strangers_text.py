@@ -17,8 +17,9 @@ from kinema.cli.models import FILE, _lines, _write
 from kinema.cli.options import Option, parse
 from kinema.cli.progress import JsonLines, Lines
 from kinema.cli.verbs import CONFIG, MODEL, WRITING, request_options
+from kinema.events import Note
 from kinema.registry import unknown
-from kinema.schema import BadRequest, Note
+from kinema.schema import BadRequest
 
 OPTIONS = [*request_options("edit"), *MODEL, *WRITING, CONFIG]
 CONTROLS = "\x1b[2J\x07\x9b\u202e"
@@ -58,7 +59,7 @@ ALIASES = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
         ("a.yaml", "prompt: " + "[" * 3000, "nested deeper"),
         ("a.json", '{"prompt": ' + "[" * 100_000, "nested deeper"),
         ("a.toml", "prompt = " + "[" * 5000, "nested deeper"),
-        ("a.json", '{"frames": 1e999}', "no finite number"),
+        ("a.json", '{"frames": 1e999}', "not a finite number"),
         ("a.toml", "frames = 1e999", "frames is inf|not finite"),
         ("a.json", '{"frames": ' + "9" * 5000 + "}", "a number of 5,000 digits"),
         ("a.json", json.dumps({"sampler": ["x" * 10**5] * 2}), "sampler is"),

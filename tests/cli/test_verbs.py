@@ -348,7 +348,7 @@ def no_weights(monkeypatch):
     ("output", "words", "part"),
     [
         ("a.webp", ("--zoom", "1100", "--frames", "2"), "16,383 pixels"),
-        ("a.mp4", ("--zoom", "1100", "--frames", "2"), "H.264 cannot hold"),
+        ("a.mp4", ("--zoom", "1100", "--frames", "2"), "H.264 encoder does not support"),
         (f"{'x' * 250}.mp4", ("--clips", "2"), "cannot write"),
         (f"{'x' * 248}.mp4", ("--contact-sheet",), "cannot write"),
     ],
@@ -363,7 +363,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(output, wor
 def test_frames_that_a_gif_drops_are_reported_before_any_work(no_weights, capsys):
     main(["generate", "a ball", *TINY[:-1], "--fps", "60", "--frames", "12", "-o", "a.gif"])
     err = capsys.readouterr().err
-    assert "a gif shows at most 50 frames a second: 10 of 12 frames are written" in err
+    assert "a gif shows at most 50 frames per second: 10 of 12 frames are written" in err
     assert "work began" in err
 
 
@@ -423,7 +423,7 @@ def test_an_edit_of_no_steps_reports_that_nothing_is_sampled(capsys):
     words = ("-m", "zoetrope/tiny", "--strength", "0", "--steps", "2", "--seed", "1", "-o", "same.mp4")
     assert main(["edit", "ball.mp4", "a ball", *words]) == 0
     err = capsys.readouterr().err
-    assert "nothing to sample: what is known is kept to the end" in err
+    assert "no steps: the known regions are held to the end" in err
     assert "0 steps" not in err
 
 

@@ -14,7 +14,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast,
 
 from kinema.conditioning import remembered, streamed, t5
 from kinema.conditioning.t5 import CLIP, T5, Place
-from kinema.schema import BadRequest, Event, Phase, ignore
+from kinema.events import Event, Phase, ignore
+from kinema.schema import BadRequest
 
 WORDS = "a red blue ball rolls right slowly".split()
 LENGTH = 9

@@ -10,12 +10,12 @@ from kinema.data.cutting import stems
 from kinema.data.listing import Entry
 
 
-def named(*names):
+def stems_of(*names):
     return stems([Entry(Path("/none") / n, n) for n in names])
 
 
-def test_a_source_alone_with_its_name_gives_it_to_its_shots():
-    assert named("film.mp4", "x/b.v2.mp4") == {"film.mp4": "film", "x/b.v2.mp4": "x-b.v2"}
+def test_a_unique_source_name_is_the_prefix_of_its_shots():
+    assert stems_of("film.mp4", "x/b.v2.mp4") == {"film.mp4": "film", "x/b.v2.mp4": "x-b.v2"}
 
 
 @pytest.mark.parametrize(
@@ -33,13 +33,13 @@ def test_a_source_alone_with_its_name_gives_it_to_its_shots():
     ],
     ids=repr,
 )
-def test_sources_that_a_disk_might_take_for_one_another_get_names_that_stay_apart(names):
-    found = named(*names)
+def test_sources_with_colliding_names_get_distinct_prefixes(names):
+    found = stems_of(*names)
     assert len({stem.casefold() for stem in found.values()}) == len(names)
-    assert found == dict(reversed(named(*reversed(names)).items()))  # whatever comes first
+    assert found == dict(reversed(stems_of(*reversed(names)).items()))  # independent of the order
     assert all(stem.isprintable() and len(f".{stem}-000000.mp4".encode()) < 200 for stem in found.values())
 
 
-def test_a_dot_in_the_name_of_a_folder_of_frames_is_no_suffix(tmp_path):
+def test_a_dot_in_a_folder_name_does_not_start_a_suffix(tmp_path):
     (tmp_path / "walk.one").mkdir()
     assert stems([Entry(tmp_path / "walk.one", "walk.one")]) == {"walk.one": "walk.one"}

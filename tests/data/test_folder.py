@@ -1,4 +1,4 @@
-"""Clips of a folder by index: time, space, order, and what is left out."""
+"""Clips of a folder by index: time, space, order, and skipped clips."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kinema.schema import BadRequest, Clip
 
 
 def make(path, levels, *, size=(8, 8), hold=125, caption=None):
-    """A gif whose frame t is filled with grey level ``levels[t]`` (0..255), at 8 frames a second."""
+    """Write a gif whose frame t has grey level ``levels[t]`` (0..255), at 8 frames per second."""
     frames = [Image.fromarray(np.full((*size, 3), level, np.uint8)) for level in levels]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=hold, loop=0)
     if caption is not None:
@@ -31,7 +31,7 @@ def opened(tmp_path, **changes):
 
 
 def levels(video_CTHW):
-    """The grey level of each frame, where the frame is of one level."""
+    """The grey level of each frame; asserts that every frame is uniform."""
     assert torch.equal(video_CTHW, video_CTHW[:, :, :1, :1].expand_as(video_CTHW))
     return (video_CTHW[0, :, 0, 0] + 1).mul(127.5).round().int().tolist()
 
@@ -39,7 +39,7 @@ def levels(video_CTHW):
 # --------------------------------------------------------------------------------------- order
 
 
-def test_every_index_is_served_and_each_pass_takes_every_clip_once_in_another_order(tmp_path):
+def test_each_pass_visits_every_clip_once_in_a_different_order(tmp_path):
     for i in range(7):
         make(tmp_path / f"{i}.gif", [i * 20 + t for t in range(5)], caption=f"clip {i}")
     clips = opened(tmp_path)
@@ -49,7 +49,7 @@ def test_every_index_is_served_and_each_pass_takes_every_clip_once_in_another_or
     assert clips.clip(10**9)[0].shape == (3, 4, 8, 8)
 
 
-def test_a_clip_is_a_function_of_seed_and_index_not_of_what_was_read_before(tmp_path):
+def test_a_clip_depends_only_on_seed_and_index(tmp_path):
     for i in range(3):
         make(tmp_path / f"{i}.gif", ramp(12), caption=f"clip {i}")
     one, other, third = opened(tmp_path, seed=5), opened(tmp_path, seed=5), opened(tmp_path, seed=6)
@@ -59,7 +59,7 @@ def test_a_clip_is_a_function_of_seed_and_index_not_of_what_was_read_before(tmp_
     assert any(not torch.equal(third.clip(i)[0], forwards[i][0]) for i in range(9))
 
 
-def test_training_and_held_out_clips_share_none_and_lose_none(tmp_path):
+def test_training_and_held_out_parts_are_disjoint_and_complete(tmp_path):
     for i in range(10):
         make(tmp_path / f"{i}.gif", ramp(4))
     train, held_out = opened(tmp_path).split(0.8)
@@ -70,17 +70,17 @@ def test_training_and_held_out_clips_share_none_and_lose_none(tmp_path):
     assert again[0].entries == train.entries
 
 
-def test_two_clips_are_split_one_and_one_and_a_single_clip_serves_both(tmp_path):
+def test_two_clips_are_split_and_a_single_clip_is_in_both_parts(tmp_path):
     make(tmp_path / "a.gif", ramp(4))
     train, held_out = opened(tmp_path).split(0.9)
     assert train.entries == held_out.entries
-    assert "one clip only" in held_out.skipped[0]
+    assert "only one clip" in held_out.skipped[0]
     make(tmp_path / "b.gif", ramp(4))
     assert [len(part) for part in opened(tmp_path).split(0.9)] == [1, 1]
 
 
 @pytest.mark.parametrize("clips", [1, 2, 3])
-def test_a_clip_that_is_listed_twice_is_trained_on_or_held_out_never_both(tmp_path, clips):
+def test_a_clip_listed_twice_is_in_one_part_only(tmp_path, clips):
     rows = []
     for i in range(clips):
         make(tmp_path / f"{i}.gif", ramp(4))
@@ -94,7 +94,7 @@ def test_a_clip_that_is_listed_twice_is_trained_on_or_held_out_never_both(tmp_pa
     assert opened(tmp_path).fingerprint == whole.fingerprint
 
 
-def test_the_fingerprint_tells_names_and_captions(tmp_path):
+def test_the_fingerprint_depends_on_names_and_captions(tmp_path):
     make(tmp_path / "a.gif", ramp(4), caption="one")
     first = opened(tmp_path).fingerprint
     assert opened(tmp_path).fingerprint == first
@@ -107,53 +107,53 @@ def test_the_fingerprint_tells_names_and_captions(tmp_path):
 # ---------------------------------------------------------------------------------------- time
 
 
-def test_the_start_is_random_and_every_start_comes(tmp_path):
+def test_every_start_frame_occurs(tmp_path):
     make(tmp_path / "a.gif", ramp(7))
     clips = opened(tmp_path)
     seen = {tuple(levels(clips.clip(i)[0])) for i in range(60)}
     assert seen == {tuple(ramp(7)[s : s + 4]) for s in range(4)}
 
 
-def test_frameskip_takes_every_nth_frame_as_filmed(tmp_path):
+def test_frameskip_takes_every_nth_source_frame(tmp_path):
     make(tmp_path / "a.gif", ramp(10), hold=40)
     clips = opened(tmp_path, fps=None, frameskip=3)
     assert {tuple(levels(clips.clip(i)[0])) for i in range(9)} == {(10, 40, 70, 100)}
 
 
-def test_clips_are_brought_to_the_rate_by_nearest_time(tmp_path):
-    make(tmp_path / "a.gif", ramp(16), hold=60)  # 16.7 a second, brought to 8
+def test_clips_are_resampled_by_nearest_time_stamp(tmp_path):
+    make(tmp_path / "a.gif", ramp(16), hold=60)  # 16.7 frames per second, resampled to 8
     clips = opened(tmp_path, frames=7)
     expected = [ramp(16)[round(t / 8 / 0.06)] for t in range(8)]
     assert levels(clips.clip(0)[0]) in (expected[:7], expected[1:])
 
 
-def test_a_short_clip_holds_its_last_frame(tmp_path):
+def test_a_short_clip_repeats_its_last_frame(tmp_path):
     make(tmp_path / "a.gif", ramp(3))
     assert levels(opened(tmp_path).clip(0)[0]) == [10, 20, 30, 30]
 
 
-def test_a_clip_of_less_than_half_the_frames_is_left_out_and_said(tmp_path):
+def test_a_clip_with_less_than_half_of_the_frames_is_skipped_and_reported(tmp_path):
     make(tmp_path / "a.gif", ramp(1))
     make(tmp_path / "b.gif", ramp(4), caption="b")
     clips = opened(tmp_path)
     assert {clips.clip(i)[1] for i in range(6)} == {"b"}
-    (said,) = [s for s in clips.skipped if s.startswith("a.gif")]
-    assert "1 of the 4 frames wanted" in said
+    (message,) = [s for s in clips.skipped if s.startswith("skipped a.gif")]
+    assert "1 frames at 8 per second; expected 4, at least 2" in message
 
 
-def test_of_a_very_long_clip_the_beginning_is_used_and_that_is_said(tmp_path, monkeypatch):
+def test_a_very_long_clip_is_truncated_and_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LONGEST", 5)
     make(tmp_path / "a.gif", ramp(9), caption="x")
     clips = opened(tmp_path)
     assert max(max(levels(clips.clip(i)[0])) for i in range(20)) == 50
-    assert clips.skipped == ["a.gif is longer than 5 frames: what comes after them is left out"]
+    assert clips.skipped == ["a.gif is longer than 5 frames: the rest is ignored"]
 
 
 # --------------------------------------------------------------------------------------- space
 
 
 def striped(path, width=24, frames=6, caption=None):
-    """Columns of brightness 10·x, the same in every frame."""
+    """Write frames whose column x has brightness 10·x."""
     row = (np.arange(width) * 10).astype(np.uint8)
     path.mkdir()
     for t in range(frames):
@@ -164,17 +164,17 @@ def striped(path, width=24, frames=6, caption=None):
 
 def columns(video_CTHW):
     rows = (video_CTHW + 1).mul(127.5).round().int()
-    assert (rows == rows[:1, :1, :1]).all()  # alike in all channels, frames and rows
+    assert (rows == rows[:1, :1, :1]).all()  # equal in all channels, frames and rows
     return (rows[0, 0, 0] // 10).tolist()
 
 
-def test_the_centre_is_cut_for_all_frames_alike(tmp_path):
+def test_centre_crops_are_the_same_for_all_frames(tmp_path):
     striped(tmp_path / "wide")
     clips = opened(tmp_path)
     assert all(columns(clips.clip(i)[0]) == list(range(8, 16)) for i in range(3))
 
 
-def test_a_random_cut_is_the_same_for_all_frames_and_goes_everywhere(tmp_path):
+def test_random_crops_are_the_same_for_all_frames_and_cover_all_positions(tmp_path):
     striped(tmp_path / "wide")
     clips = opened(tmp_path, crop="random")
     seen = [columns(clips.clip(i)[0]) for i in range(120)]
@@ -182,7 +182,7 @@ def test_a_random_cut_is_the_same_for_all_frames_and_goes_everywhere(tmp_path):
     assert {c[0] for c in seen} == set(range(17))
 
 
-def test_mirroring_is_off_by_default_for_whole_clips_and_never_where_the_caption_names_a_side(tmp_path):
+def test_mirroring_is_optional_per_clip_and_skips_captions_that_name_a_side(tmp_path):
     striped(tmp_path / "wide", width=8, caption="a ball rolls")
     plain, mirrored = opened(tmp_path), opened(tmp_path, flip=True)
     assert {tuple(columns(plain.clip(i)[0])) for i in range(12)} == {tuple(range(8))}
@@ -192,8 +192,8 @@ def test_mirroring_is_off_by_default_for_whole_clips_and_never_where_the_caption
     assert {tuple(columns(sided.clip(i)[0])) for i in range(12)} == {tuple(range(8))}
 
 
-def test_frames_are_scaled_with_their_aspect_kept_and_antialiased(tmp_path):
-    """A 64×128 chequerboard of single pixels becomes even grey, not a pattern."""
+def test_resizing_keeps_the_aspect_ratio_and_is_antialiased(tmp_path):
+    """A 64×128 chequerboard of single pixels becomes uniform grey."""
     board = np.indices((64, 128)).sum(0) % 2 * 255
     (tmp_path / "board").mkdir()
     for t in range(4):
@@ -210,16 +210,16 @@ def test_pixels_are_float_in_minus_one_to_one(tmp_path):
     assert video[0, :, 0, 0].tolist() == [-1, 1, -1, 1]
 
 
-def test_an_mp4_of_playroom_comes_back(tmp_path):
-    made = sample(3, frames=8, height=32, width=32, caption="a red ball rolls right")
-    save_clip(Clip(torch.from_numpy(made.video_CTHW)[None], 8.0), tmp_path / "a.mp4", crf=4)
-    (tmp_path / "a.txt").write_text(made.caption)
+def test_a_playroom_mp4_round_trips(tmp_path):
+    rendered = sample(3, frames=8, height=32, width=32, caption="a red ball rolls right")
+    save_clip(Clip(torch.from_numpy(rendered.video_CTHW)[None], 8.0), tmp_path / "a.mp4", crf=4)
+    (tmp_path / "a.txt").write_text(rendered.caption)
     video, caption, *_ = Folder.scan(tmp_path, frames=8, height=32, width=32, fps=8.0).clip(0)
     assert caption == "a red ball rolls right"
-    assert float((video - torch.from_numpy(made.video_CTHW)).abs().mean()) < 0.05
+    assert float((video - torch.from_numpy(rendered.video_CTHW)).abs().mean()) < 0.05
 
 
-def test_one_of_several_captions_is_drawn(tmp_path):
+def test_captions_are_chosen_at_random(tmp_path):
     make(tmp_path / "a.gif", ramp(4))
     (tmp_path / "videos2caption.json").write_text('[{"path": "a.gif", "cap": ["one", "two"]}]')
     clips = opened(tmp_path)
@@ -230,7 +230,7 @@ def test_one_of_several_captions_is_drawn(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "noise", "empty", "text"])
-def test_a_corrupt_clip_is_said_once_and_its_place_is_taken_by_another(tmp_path, damage):
+def test_a_corrupt_clip_is_reported_once_and_replaced(tmp_path, damage):
     for i in range(3):
         make(tmp_path / f"{i}.gif", ramp(4), caption=f"clip {i}")
     whole = (tmp_path / "1.gif").read_bytes()
@@ -239,20 +239,20 @@ def test_a_corrupt_clip_is_said_once_and_its_place_is_taken_by_another(tmp_path,
     clips = opened(tmp_path)
     served = [clips.clip(i)[1] for i in range(12)]
     assert set(served) == {"clip 0", "clip 2"}
-    assert len([s for s in clips.skipped if s.startswith("1.gif is left out")]) == 1
-    # What is served in its place does not hang on when the damage was found.
+    assert len([s for s in clips.skipped if s.startswith("skipped 1.gif")]) == 1
+    # The replacement does not depend on when the damage was found.
     assert [opened(tmp_path).clip(i)[1] for i in range(12)] == served
 
 
-def test_a_failure_of_a_decoder_that_nobody_foresaw_is_no_end_either(tmp_path, monkeypatch):
+def test_an_unexpected_decoder_error_skips_the_clip(tmp_path, monkeypatch):
     for name in "ab":
         make(tmp_path / f"{name}.gif", ramp(4), caption=name)
     read = module.read_frames
 
-    def failing(path, *told):
+    def failing(path, *args):
         if path.name == "a.gif":
             raise ZeroDivisionError("in the decoder")
-        return read(path, *told)
+        return read(path, *args)
 
     monkeypatch.setattr(module, "read_frames", failing)
     clips = opened(tmp_path)
@@ -260,14 +260,14 @@ def test_a_failure_of_a_decoder_that_nobody_foresaw_is_no_end_either(tmp_path, m
     assert "ZeroDivisionError: in the decoder" in clips.skipped[-1]
 
 
-def test_when_no_clip_is_left_the_request_is_refused_with_the_reasons(tmp_path):
+def test_a_folder_without_a_usable_clip_is_refused_with_reasons(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"nothing")
-    with pytest.raises(BadRequest, match=r"none of the 1 clips can be used: .*a\.mp4 is left out"):
+    with pytest.raises(BadRequest, match=r"0 of 1 clips are usable: .*skipped a\.mp4"):
         opened(tmp_path).clip(0)
 
 
 @pytest.mark.parametrize("changes", [{"frames": 0}, {"height": 0}, {"frameskip": 0}, {"crop": "left"}], ids=str)
-def test_impossible_figures_are_refused(tmp_path, changes):
+def test_invalid_values_are_refused(tmp_path, changes):
     make(tmp_path / "a.gif", ramp(4))
     with pytest.raises(BadRequest, match="expected"):
         opened(tmp_path, **changes)
@@ -276,24 +276,24 @@ def test_impossible_figures_are_refused(tmp_path, changes):
 # --------------------------------------------------------------------------------------- cache
 
 
-def test_a_clip_is_decoded_once_while_the_cache_holds_it(tmp_path, monkeypatch):
+def test_a_cached_clip_is_decoded_once(tmp_path, monkeypatch):
     make(tmp_path / "a.gif", ramp(6))
     reads = []
     read = module.read_frames
-    monkeypatch.setattr(module, "read_frames", lambda path, *told: (reads.append(path), read(path, *told))[1])
+    monkeypatch.setattr(module, "read_frames", lambda path, *args: (reads.append(path), read(path, *args))[1])
     clips = opened(tmp_path)
     for i in range(5):
         clips.clip(i)
     assert len(reads) == 1
 
 
-def test_the_cache_stays_within_its_bytes_and_drops_the_longest_unused(tmp_path):
+def test_the_cache_is_bounded_and_evicts_the_least_recently_used(tmp_path):
     cache, clip = Cache(most=250), torch.zeros(100, dtype=torch.uint8)
     cache.put(tmp_path / "a", clip)
     cache.put(tmp_path / "b", clip)
     assert cache.get(tmp_path / "a") is not None
     cache.put(tmp_path / "c", clip)
     assert [cache.get(tmp_path / n) is not None for n in "abc"] == [True, False, True]
-    assert cache.held == 200
+    assert cache.bytes == 200
     cache.put(tmp_path / "huge", torch.zeros(300, dtype=torch.uint8))
-    assert cache.held == 200
+    assert cache.bytes == 200

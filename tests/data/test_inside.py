@@ -1,4 +1,4 @@
-"""Which files of a data set are read."""
+"""Which files of a data set may be read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kinema.schema import BadRequest
 
 @pytest.fixture
 def places(tmp_path):
-    """A data set and, beside it, what it must not reach."""
+    """A data set, and a folder next to it that it must not reach."""
     root, outside = tmp_path / "set", tmp_path / "outside"
     root.mkdir()
     outside.mkdir()
@@ -24,11 +24,11 @@ def places(tmp_path):
     return root, outside
 
 
-def found(root, **told):
-    return {e.name: e.captions for e in scan(root, **told).entries}
+def found(root, **options):
+    return {e.name: e.captions for e in scan(root, **options).entries}
 
 
-def test_a_link_out_of_the_folder_is_read_only_where_that_was_asked_for(places):
+def test_links_out_of_the_folder_are_read_only_with_follow_links(places):
     root, outside = places
     (root / "link.mp4").symlink_to(outside / "secret.mp4")
     (root / "inner.mp4").symlink_to(root / "a.mp4")
@@ -37,7 +37,7 @@ def test_a_link_out_of_the_folder_is_read_only_where_that_was_asked_for(places):
     assert Inside(root, follow_links=True).fault(root / "link.mp4") is None
 
 
-def test_a_folder_whose_name_begins_like_the_data_sets_is_outside(places):
+def test_a_folder_that_shares_the_name_prefix_is_outside(places):
     root, _ = places
     other = root.with_name("set-2")
     other.mkdir()
@@ -47,7 +47,7 @@ def test_a_folder_whose_name_begins_like_the_data_sets_is_outside(places):
 
 
 @pytest.mark.parametrize("follow_links", [False, True])
-def test_what_is_no_regular_file_is_never_read(places, follow_links):
+def test_only_regular_files_are_read(places, follow_links):
     root, _ = places
     os.mkfifo(root / "pipe.mp4")
     (root / "zero.mp4").symlink_to("/dev/zero")
@@ -58,7 +58,7 @@ def test_what_is_no_regular_file_is_never_read(places, follow_links):
 
 
 @pytest.mark.parametrize("kind", ["clip", "caption", "folder", "list", "frame", "listed", "videos"])
-def test_nothing_of_a_data_set_leads_out_of_it_unasked_and_what_would_is_named(places, kind):
+def test_no_part_of_a_data_set_leads_out_of_it_and_links_are_reported(places, kind):
     root, outside = places
     (root / "b.mp4").write_bytes(b"b")
     if kind == "clip":
@@ -83,13 +83,13 @@ def test_nothing_of_a_data_set_leads_out_of_it_unasked_and_what_would_is_named(p
         (root / "metadata.csv").write_text("file_name,text\na.mp4,x\nlink.mp4,a secret\n")
     plain, followed = scan(root), found(root, follow_links=True)
     name = {"caption": "b.txt", "frame": "walk/2.png", "list": "metadata.jsonl", "folder": "link"}.get(kind, "link.mp4")
-    assert any(name in sentence for sentence in plain.left_out)
+    assert any(name in message for message in plain.skipped)
     assert {e.name for e in plain.entries} <= {"a.mp4", "b.mp4"}
     assert all("a secret" not in e.captions for e in plain.entries)
     assert set(followed) - {e.name for e in plain.entries}
 
 
-def test_links_between_folders_end_and_every_clip_is_there_once_by_its_own_name(places):
+def test_circular_links_end_and_every_clip_is_found_once_by_its_own_name(places):
     root, _ = places
     for name in "pq":
         (root / name).mkdir()
@@ -101,7 +101,7 @@ def test_links_between_folders_end_and_every_clip_is_there_once_by_its_own_name(
         assert set(found(root, follow_links=follow_links)) == {"a.mp4", "q/z.mp4"}
 
 
-def test_folders_are_looked_into_so_deep_and_files_counted_so_far(places, monkeypatch):
+def test_depth_and_number_of_files_are_bounded(places, monkeypatch):
     root, _ = places
     deep = root / "1" / "2" / "3"
     deep.mkdir(parents=True)
@@ -109,13 +109,13 @@ def test_folders_are_looked_into_so_deep_and_files_counted_so_far(places, monkey
     monkeypatch.setattr("kinema.data.listing.MAX_DEPTH", 2)
     listing = scan(root)
     assert [e.name for e in listing.entries] == ["a.mp4"]
-    assert "more than 2 folders deep (1/2/3)" in listing.left_out[0]
+    assert "more than 2 levels deep (1/2/3)" in listing.skipped[0]
     monkeypatch.setattr(module, "MAX_FILES", 3)
     with pytest.raises(BadRequest, match="holds more than 3 files"):
         scan(root)
 
 
-def test_a_file_is_itself_by_all_of_its_names(places):
+def test_all_names_of_a_file_have_the_same_identity(places):
     root, _ = places
     (root / "hard.mp4").hardlink_to(root / "a.mp4")
     (root / "soft.mp4").symlink_to("a.mp4")

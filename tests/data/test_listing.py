@@ -26,19 +26,19 @@ def jsonl(path, *rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_a_caption_stands_beside_its_clip(tmp_path):
+def test_a_text_file_next_to_a_clip_is_its_caption(tmp_path):
     touch(tmp_path, "b.mp4", "a.GIF", "deep/er/c.webm", "notes.md", ".hidden.mp4")
     (tmp_path / "a.txt").write_text("\ufeff  a red ball\n rolls right \n", encoding="utf-8")
     assert found(tmp_path) == {"a.GIF": ("a red ball rolls right",), "b.mp4": (), "deep/er/c.webm": ()}
     assert [e.name for e in scan(tmp_path).entries] == ["a.GIF", "b.mp4", "deep/er/c.webm"]
 
 
-def test_a_folder_of_numbered_pictures_is_a_clip_and_other_pictures_are_left_out_and_said(tmp_path):
+def test_a_folder_of_numbered_images_is_a_clip_and_other_images_are_skipped(tmp_path):
     touch(tmp_path, "walk/frame-1.png", "walk/frame-2.png", "cover.jpg", "photos/cat.png", "photos/dog.png", "v.mp4")
     (tmp_path / "walk.txt").write_text("a walk")
     listing = scan(tmp_path)
     assert {e.name: e.captions for e in listing.entries} == {"walk": ("a walk",), "v.mp4": ()}
-    assert "3 pictures are left out" in listing.left_out[0]
+    assert "3 images are skipped" in listing.skipped[0]
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,10 @@ def test_json_lists_are_read(tmp_path, name, row):
     assert found(tmp_path) == {"a.mp4": ("one",)}
 
 
-@pytest.mark.parametrize("told", [{"a.mp4": "one"}, {"a.mp4": {"caption": "one"}}])
-def test_a_json_object_of_names_to_captions_is_read(tmp_path, told):
+@pytest.mark.parametrize("content", [{"a.mp4": "one"}, {"a.mp4": {"caption": "one"}}])
+def test_a_json_object_of_names_to_captions_is_read(tmp_path, content):
     touch(tmp_path, "a.mp4")
-    (tmp_path / "metadata.json").write_text(json.dumps(told))
+    (tmp_path / "metadata.json").write_text(json.dumps(content))
     assert found(tmp_path) == {"a.mp4": ("one",)}
 
 
@@ -75,7 +75,7 @@ def test_csv_lists_are_read(tmp_path, name, head):
     assert found(tmp_path) == {"a.mp4": ('one, "two" lines',), "b.mp4": ()}
 
 
-def test_videos_and_prompts_line_by_line_are_read(tmp_path):
+def test_videos_and_prompts_files_are_matched_line_by_line(tmp_path):
     touch(tmp_path, "videos/a.mp4", "videos/b.mp4")
     (tmp_path / "videos.txt").write_text("videos/a.mp4\nvideos/b.mp4\n")
     (tmp_path / "prompt.txt").write_text("one\ntwo\n")
@@ -85,42 +85,42 @@ def test_videos_and_prompts_line_by_line_are_read(tmp_path):
         scan(tmp_path)
 
 
-def test_a_list_beside_a_folder_of_videos_is_read_and_lists_of_subfolders_too(tmp_path):
+def test_a_list_next_to_a_folder_of_videos_and_lists_of_subfolders_are_read(tmp_path):
     touch(tmp_path, "one/videos/a.mp4", "two/b.mp4")
     (tmp_path / "one" / "videos2caption.json").write_text('[{"path": "a.mp4", "cap": ["x", "y"]}]')
     jsonl(tmp_path / "two" / "metadata.jsonl", {"file_name": "b.mp4", "text": "z"})
     assert found(tmp_path) == {"one/videos/a.mp4": ("x", "y"), "two/b.mp4": ("z",)}
 
 
-@pytest.mark.parametrize("told", ["../out.mp4", "a/../../out.mp4", "..\\out.mp4", "/etc/hosts", "C:\\out.mp4", "."])
-def test_a_path_that_leads_out_of_the_folder_is_refused(tmp_path, told):
+@pytest.mark.parametrize("path", ["../out.mp4", "a/../../out.mp4", "..\\out.mp4", "/etc/hosts", "C:\\out.mp4", "."])
+def test_a_path_outside_the_folder_is_refused(tmp_path, path):
     folder = tmp_path / "clips"
     touch(tmp_path, "out.mp4", "clips/a.mp4", "clips/a/x.mp4")
-    jsonl(folder / "metadata.jsonl", {"file_name": "a.mp4"}, {"file_name": told})
-    with pytest.raises(BadRequest, match=re.escape(f"line 2 names {told!r}, which is outside the folder")):
+    jsonl(folder / "metadata.jsonl", {"file_name": "a.mp4"}, {"file_name": path})
+    with pytest.raises(BadRequest, match=re.escape(f"line 2 names {path!r}, which is outside the folder")):
         scan(folder)
 
 
-def test_an_absolute_path_inside_the_folder_is_inside(tmp_path):
+def test_an_absolute_path_inside_the_folder_is_accepted(tmp_path):
     touch(tmp_path, "a.mp4")
     jsonl(tmp_path / "metadata.jsonl", {"video_path": str(tmp_path.resolve() / "a.mp4"), "caption": "one"})
     assert found(tmp_path) == {"a.mp4": ("one",)}
 
 
-def test_a_list_of_pictures_and_absent_clips_says_what_is_left_out(tmp_path):
+def test_images_and_missing_clips_of_a_list_are_reported(tmp_path):
     touch(tmp_path, "a.mp4", "b.png")
     jsonl(tmp_path / "metadata.jsonl", *({"file_name": n, "text": "t"} for n in ("a.mp4", "b.png", "c.mp4", "d.mp4")))
     listing = scan(tmp_path)
     assert [e.name for e in listing.entries] == ["a.mp4"]
-    assert listing.left_out == (
-        "1 picture is left out, since a picture shows no motion (b.png)",
-        "2 listed clips are not there (c.mp4, d.mp4)",
+    assert listing.skipped == (
+        "1 image is skipped: an image has no motion (b.png)",
+        "2 listed clips are missing (c.mp4, d.mp4)",
     )
 
 
 def test_clips_without_captions_are_counted(tmp_path):
     touch(tmp_path, "a.mp4", "b.mp4", "b.txt")
-    assert scan(tmp_path).left_out == ("1 of 2 clips without a caption: the model learns them without text",)
+    assert scan(tmp_path).skipped == ("1 of 2 clips have no caption: they are trained with empty text",)
 
 
 @pytest.mark.parametrize(
@@ -128,13 +128,13 @@ def test_clips_without_captions_are_counted(tmp_path):
     [
         ("metadata.jsonl", '{"file_name": "a.mp4"}\n{"file', "line 2 is damaged: it is not JSON"),
         ("metadata.jsonl", '["a.mp4"]', "line 1 is not a JSON object"),
-        ("metadata.json", "[1]", "expected a list of objects"),
+        ("metadata.json", "[1]", "is not a list of objects"),
         ("metadata.json", "[" * 100_000, "is nested deeper than 48 levels"),
-        ("metadata.csv", "name,words\na.mp4,b\n", "names no clip (it has name, words)"),
-        ("metadata.csv", "file_name,text\nmissing.mp4,b\n", "1 listed clip is not there"),
+        ("metadata.csv", "name,words\na.mp4,b\n", "names no clip (its columns: name, words)"),
+        ("metadata.csv", "file_name,text\nmissing.mp4,b\n", "1 listed clip is missing"),
     ],
 )
-def test_a_list_that_cannot_be_used_is_one_sentence(tmp_path, name, text, sentence):
+def test_an_unusable_list_is_reported_in_one_sentence(tmp_path, name, text, sentence):
     touch(tmp_path, "a.mp4")
     (tmp_path / name).write_text(text)
     with pytest.raises(BadRequest, match=re.escape(sentence)):
@@ -159,20 +159,20 @@ def test_a_folder_without_clips_is_refused(tmp_path, place):
         scan(tmp_path / place)
 
 
-def test_a_link_back_to_where_it_stands_is_not_followed_for_ever(tmp_path):
+def test_a_circular_link_is_not_followed(tmp_path):
     touch(tmp_path, "deep/a.mp4")
     (tmp_path / "deep" / "again").symlink_to(tmp_path, target_is_directory=True)
     assert list(found(tmp_path)) == ["deep/a.mp4"]
 
 
-def test_the_listing_holds_paths_that_exist(tmp_path):
+def test_entries_hold_existing_paths(tmp_path):
     touch(tmp_path, "x/a.mp4")
     assert [e.path for e in scan(Path(tmp_path)).entries] == [tmp_path / "x" / "a.mp4"]
 
 
-def test_one_link_and_several_that_lead_nowhere_are_said_in_their_number(tmp_path):
+def test_broken_links_are_reported_in_singular_and_plural(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"")
     (tmp_path / "a.txt").write_text("a ball")
-    for number, said in ((1, "1 link is left out, since it leads"), (2, "2 links are left out, since they lead")):
+    for number, text in ((1, "1 broken link is skipped"), (2, "2 broken links are skipped")):
         (tmp_path / f"lost-{number}.mp4").symlink_to(tmp_path / "nowhere")
-        assert any(sentence.startswith(f"{said} nowhere (lost-1.mp4") for sentence in scan(tmp_path).left_out)
+        assert any(message.startswith(f"{text} (lost-1.mp4") for message in scan(tmp_path).skipped)

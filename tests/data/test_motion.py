@@ -1,4 +1,4 @@
-"""Motion of clips: against motion that is known, and against the scene graph."""
+"""Motion scores of clips, compared with known motion and with scene graphs."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ pytest.importorskip("cv2")
 
 
 def panning(speed: float, frames: int = 9, side: int = 96, fps: float = 8.0) -> list[np.ndarray]:
-    """A smooth random texture that moves right by ``speed`` sides a second."""
+    """A smooth random texture that moves right by ``speed`` sides per second."""
     rng = np.random.default_rng(0)
     waves = rng.normal(size=(12, 2)) * 12
     phases, colours = rng.random(12) * 6.28, rng.random((12, 3))
     y, x = np.mgrid[0:side, 0:side] / side
-    made = []
+    textures = []
     for t in range(frames):
         at = x - speed * t / fps
         value = sum(
             np.sin(a * at + b * y + p)[..., None] * c for (a, b), p, c in zip(waves, phases, colours, strict=True)
         )
-        made.append(np.clip(127 + 25 * value, 0, 255).astype(np.uint8))
-    return made
+        textures.append(np.clip(127 + 25 * value, 0, 255).astype(np.uint8))
+    return textures
 
 
 @pytest.mark.parametrize("speed", [0.05, 0.2, 0.6])
@@ -40,7 +40,7 @@ def test_a_pan_of_known_speed_is_measured_at_any_size(speed, side):
     assert 0.65 * speed < motion.of_frames(panning(speed, side=side), 8.0) < 0.9 * speed
 
 
-def test_the_measure_is_per_second_whatever_the_frame_rate():
+def test_the_score_is_independent_of_the_frame_rate():
     slow, fast = (motion.of_frames(panning(0.2, frames=n, fps=fps), fps) for n, fps in ((5, 4.0), (17, 16.0)))
     assert slow == pytest.approx(fast, rel=0.1)
 
@@ -51,7 +51,7 @@ def test_a_still_clip_and_a_single_frame_have_no_motion():
     assert motion.of_frames(still[:1], 8.0) == 0
 
 
-def test_buckets_rise_stay_within_255_and_turn_back_into_motion():
+def test_buckets_increase_stay_within_255_and_invert():
     values = [0.0, 0.01, 0.1, 1.0, 100.0]
     buckets = [motion.bucket(v) for v in values]
     assert buckets == sorted(buckets)
@@ -65,15 +65,15 @@ def test_buckets_rise_stay_within_255_and_turn_back_into_motion():
 def test_flow_orders_playroom_clips_as_their_scene_graphs_do():
     from scipy.stats import spearmanr
 
-    exact, seen = [], []
+    exact, measured = [], []
     for i in range(40):
-        made = sample(i, frames=16, height=64, width=64, fps=8.0)
-        if made.scene.objects[0].motion == "fades":
+        rendered = sample(i, frames=16, height=64, width=64, fps=8.0)
+        if rendered.scene.objects[0].motion == "fades":
             continue
-        exact.append(motion.of_scene(made.scene, 64, 64).mean())
-        frames = ((made.video_CTHW + 1) * 127.5).round().astype(np.uint8).transpose(1, 2, 3, 0)
-        seen.append(motion.of_frames(list(np.ascontiguousarray(frames)), 8.0))
-    assert spearmanr(exact, seen).statistic > 0.8
+        exact.append(motion.of_scene(rendered.scene, 64, 64).mean())
+        frames = ((rendered.video_CTHW + 1) * 127.5).round().astype(np.uint8).transpose(1, 2, 3, 0)
+        measured.append(motion.of_frames(list(np.ascontiguousarray(frames)), 8.0))
+    assert spearmanr(exact, measured).statistic > 0.8
 
 
 def test_a_scene_counts_translation_rotation_growth_and_the_camera():
@@ -83,8 +83,8 @@ def test_a_scene_counts_translation_rotation_growth_and_the_camera():
     still = replace(still, size_T=np.full(8, 0.4), opacity_T=np.ones(8), visible_T=np.ones(8))
     area = np.pi * 0.2**2
 
-    def of(track, **told):
-        return motion.of_scene(replace(scene, objects=(track,), fps=8.0, **told), 64, 64)
+    def of(track, **changes):
+        return motion.of_scene(replace(scene, objects=(track,), fps=8.0, **changes), 64, 64)
 
     steps = np.arange(8)
     moving = replace(still, position_T2=np.stack([0.3 + 0.01 * steps, np.full(8, 0.5)], 1))
@@ -98,7 +98,7 @@ def test_a_scene_counts_translation_rotation_growth_and_the_camera():
     assert of(still, camera="zooms in").min() > 0.01
 
 
-# ------------------------------------------------------------------------------------ kept beside
+# ------------------------------------------------------------------------------------ motion.json
 
 
 def clip(path, speed, frames=9):
@@ -119,7 +119,7 @@ def opened(folder):
     return Folder.scan(folder, frames=4, height=32, width=32, fps=4.0)
 
 
-def test_what_was_measured_reaches_training_with_the_rate_clips_are_served_at(folder):
+def test_measured_motion_and_rate_reach_training(folder):
     assert {c.motion for c in map(opened(folder).clip, range(2))} == {None}
     rows = {row.name: row for row in moved.measure([folder])[folder]}
     assert rows["a.mp4"].fps == 8
@@ -133,7 +133,7 @@ def test_what_was_measured_reaches_training_with_the_rate_clips_are_served_at(fo
     assert filmed.clip(0).fps == 4.0
 
 
-def test_a_single_file_is_entered_beside_what_stands_in_its_folder(folder):
+def test_a_single_file_is_added_to_the_list_of_its_folder(folder):
     moved.measure([folder / "a.mp4"])
     moved.measure([folder / "sub" / "b.mp4"])
     clip(folder / "c.mp4", 0.1)
@@ -142,15 +142,15 @@ def test_a_single_file_is_entered_beside_what_stands_in_its_folder(folder):
     assert None not in {c.motion for c in map(opened(folder).clip, range(3))}
 
 
-def test_a_clip_that_changed_counts_as_unmeasured_and_that_is_said(folder):
+def test_a_changed_clip_counts_as_unmeasured_and_is_reported(folder):
     moved.measure([folder])
     clip(folder / "a.mp4", 0.3, frames=16)
     clips = opened(folder)
     assert sorted(str(c.motion is None) for c in map(clips.clip, range(2))) == ["False", "True"]
-    assert "1 of 2 clips have no motion measured, or changed since (a.mp4)" in clips.skipped[-1]
+    assert "1 of 2 clips have no motion score, or changed since (a.mp4)" in clips.skipped[-1]
 
 
-def test_a_damaged_list_and_what_cannot_be_measured_are_refused_in_a_sentence(folder, tmp_path):
+def test_a_damaged_list_and_missing_clips_are_refused(folder, tmp_path):
     (folder / moved.NAME).write_text('{"clips": {"a.mp4": {"motion": "fast", "bytes": 3}}}')
     with pytest.raises(BadRequest, match="is damaged"):
         opened(folder)
@@ -160,16 +160,16 @@ def test_a_damaged_list_and_what_cannot_be_measured_are_refused_in_a_sentence(fo
         moved.measure([])
 
 
-def test_a_clip_that_cannot_be_read_is_said_and_left_out(folder):
+def test_an_unreadable_clip_is_reported_and_skipped(folder):
     (folder / "bad.mp4").write_bytes(b"nothing")
     heard = []
     rows = moved.measure([folder], on_event=heard.append)[folder]
     assert {row.name for row in rows} == {"a.mp4", "sub/b.mp4"}
-    assert any("bad.mp4 is left out" in event.message for event in heard)
+    assert any("skipped bad.mp4" in event.message for event in heard)
 
 
 @pytest.mark.parametrize("text", ['{"bones": [1, 2]}', "[1]", "not JSON", "link"])
-def test_a_file_of_that_name_that_something_else_wrote_is_kept(folder, text):
+def test_a_foreign_motion_json_is_kept(folder, text):
     if text == "link":
         (folder / "mine.json").write_text('{"clips": {}}')
         (folder / moved.NAME).symlink_to(folder / "mine.json")
@@ -182,9 +182,9 @@ def test_a_file_of_that_name_that_something_else_wrote_is_kept(folder, text):
     assert (folder / moved.NAME).is_symlink() == (text == "link")
 
 
-def test_training_goes_without_a_list_that_is_none_of_ours_and_says_so(folder, tmp_path_factory):
+def test_training_skips_and_reports_a_foreign_list(folder, tmp_path_factory):
     (folder / moved.NAME).write_text('{"bones": []}')
-    assert any("motion.json is left out: it was not written by" in s for s in opened(folder).skipped)
+    assert any("skipped motion.json: not written by" in s for s in opened(folder).skipped)
     (folder / moved.NAME).unlink()
     moved.measure([folder])
     outside = tmp_path_factory.mktemp("outside") / "motion.json"
@@ -192,25 +192,25 @@ def test_training_goes_without_a_list_that_is_none_of_ours_and_says_so(folder, t
     (folder / moved.NAME).symlink_to(outside)
     clips = opened(folder)
     assert {clips.clip(i).motion for i in range(2)} == {None}
-    assert any("motion.json is left out: outside the folder" in s for s in clips.skipped)
+    assert any("skipped motion.json: outside the folder" in s for s in clips.skipped)
     assert len(Folder.scan(folder, frames=4, height=32, width=32, follow_links=True).motions) == 2
 
 
-def test_what_another_process_enters_while_clips_are_measured_stays(folder, monkeypatch):
+def test_rows_added_by_another_process_meanwhile_are_kept(folder, monkeypatch):
     of_frames = motion.of_frames
 
-    def meanwhile(*told):
+    def meanwhile(*args):
         if not (folder / moved.NAME).exists():
             moved._write(folder, [moved.Measured("sub/b.mp4", 8.0, 1.0, 0.5, 100.0)])
-        return of_frames(*told)
+        return of_frames(*args)
 
     monkeypatch.setattr(motion, "of_frames", meanwhile)
     moved.measure([folder / "a.mp4"])
     assert set(json.loads((folder / moved.NAME).read_text())["clips"]) == {"a.mp4", "sub/b.mp4"}
 
 
-def test_writers_of_one_list_wait_for_each_other(folder):
-    """Each reads what is there and adds a row: without the lock rows of the others would go."""
+def test_concurrent_writers_wait_for_each_other(folder):
+    """Each writer reads the list and adds a row; without the lock, rows would be lost."""
     from concurrent.futures import ThreadPoolExecutor
 
     names = [f"{i}.mp4" for i in range(8)]

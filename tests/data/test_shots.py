@@ -1,4 +1,4 @@
-"""Clips cut where the film cuts."""
+"""Shot detection and cutting."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kinema.schema import BadRequest, Clip
 
 
 def film(path, lengths, fps=8.0, side=32):
-    """Shots of slowly brightening colours, one after the other."""
+    """Write consecutive shots of slowly brightening colours."""
     rng = np.random.default_rng(3)
     frames = []
     for length in lengths:
@@ -31,20 +31,20 @@ def film(path, lengths, fps=8.0, side=32):
     save_clip(Clip(video, fps), path, generated=False)
 
 
-def test_shots_are_found_where_the_film_cuts(tmp_path):
+def test_shots_start_at_cuts(tmp_path):
     film(tmp_path / "film.mp4", [12, 20, 9])
     found = shots.find(tmp_path / "film.mp4", 0.5, 60)
     assert [(s.start, s.end) for s in found] == [(0, 12), (12, 32), (32, 41)]
     assert found[0].fps == 8
 
 
-def test_short_shots_are_left_out_and_long_ones_cut_evenly(tmp_path):
+def test_short_shots_are_dropped_and_long_ones_split_evenly(tmp_path):
     film(tmp_path / "film.mp4", [4, 20, 9])
     found = shots.find(tmp_path / "film.mp4", 1.0, 1.5)
     assert [(s.start, s.end) for s in found] == [(4, 14), (14, 24), (24, 33)]
 
 
-def test_steady_motion_and_flicker_are_no_cut():
+def test_steady_motion_and_flicker_are_not_cuts():
     rng = np.random.default_rng(0)
     noisy = 0.5 + 0.2 * rng.normal(size=(20, 8, 8, 3))
     assert shots.cuts(noisy.astype(np.float32)) == []
@@ -52,7 +52,7 @@ def test_steady_motion_and_flicker_are_no_cut():
     assert shots.cuts(np.zeros((1, 8, 8, 3), np.float32)) == []
 
 
-def test_the_files_hold_the_shots_at_their_rate_and_the_list_serves_training(tmp_path):
+def test_files_hold_the_shots_at_their_rate_and_the_list_is_usable_for_training(tmp_path):
     source = tmp_path / "films"
     source.mkdir()
     film(source / "film.mp4", [12, 20, 9], side=48)
@@ -61,36 +61,36 @@ def test_the_files_hold_the_shots_at_their_rate_and_the_list_serves_training(tmp
     heard = []
     written = shots.cut(source, tmp_path / "shots", side=32, on_event=heard.append)
     assert [p.name for p in written] == [f"film-{i:03d}.mp4" for i in range(3)]
-    made, whole = read_video(written[1]), read_video(source / "film.mp4")
-    assert made.fps == 8
-    assert made.video.shape == (1, 3, 20, 32, 32)
-    assert float((made.video.mean((3, 4)) - whole.video[:, :, 12:32].mean((3, 4))).abs().max()) < 0.05
+    shot, whole = read_video(written[1]), read_video(source / "film.mp4")
+    assert shot.fps == 8
+    assert shot.video.shape == (1, 3, 20, 32, 32)
+    assert float((shot.video.mean((3, 4)) - whole.video[:, :, 12:32].mean((3, 4))).abs().max()) < 0.05
     rows = [json.loads(line) for line in (tmp_path / "shots" / shots.LIST).read_text().splitlines()]
     assert rows[1]["start"] == 1.5
-    assert any("bad.mp4 is left out" in e.message for e in heard)
+    assert any("skipped bad.mp4" in e.message for e in heard)
     clips = Folder.scan(tmp_path / "shots", frames=4, height=16, width=16)
     assert len(clips) == 3
     assert clips.clip(0).caption == "colours"
     assert read_recipe(written[0])["source"] == "film.mp4"
 
 
-def test_a_folder_that_holds_a_list_and_films_without_a_shot_are_refused(tmp_path):
+def test_an_existing_list_and_films_without_shots_are_refused(tmp_path):
     film(tmp_path / "film.mp4", [4])
     with pytest.raises(BadRequest, match="no shot lasts 1 s or longer"):
         shots.cut(tmp_path / "film.mp4", tmp_path / "shots")
     assert not (tmp_path / "shots").exists()
     (tmp_path / "shots").mkdir()
     (tmp_path / "shots" / shots.LIST).write_text("")
-    with pytest.raises(BadRequest, match="exists already"):
+    with pytest.raises(BadRequest, match="already exists"):
         shots.cut(tmp_path / "film.mp4", tmp_path / "shots")
-    with pytest.raises(BadRequest, match="shots cannot be 3 to 2 seconds long; give the shorter length first"):
+    with pytest.raises(BadRequest, match="least_seconds is 3 and most_seconds is 2; expected 0 < least_seconds"):
         shots.cut(tmp_path / "film.mp4", tmp_path / "other", least_seconds=3, most_seconds=2)
 
 
-def test_what_goes_wrong_in_writing_is_not_blamed_on_the_film(tmp_path, monkeypatch):
+def test_write_errors_are_not_attributed_to_the_film(tmp_path, monkeypatch):
     film(tmp_path / "a.mp4", [12])
 
-    def full(*_told, **_named):
+    def full(*_args, **_options):
         raise BadRequest("no space left for a-000.mp4")
 
     monkeypatch.setattr(shots, "save_clip", full)
@@ -100,14 +100,14 @@ def test_what_goes_wrong_in_writing_is_not_blamed_on_the_film(tmp_path, monkeypa
     assert not heard
 
 
-# ------------------------------------------------------------------------- nothing is lost
+# ------------------------------------------------------------------ existing files and resuming
 
 
 def listed(out):
     return [json.loads(line) for line in (out / shots.LIST).read_text().splitlines()]
 
 
-def test_clips_that_differ_in_folder_or_suffix_keep_their_shots_apart(tmp_path):
+def test_clips_that_differ_in_folder_or_suffix_get_distinct_shots(tmp_path):
     source = tmp_path / "films"
     (source / "x").mkdir(parents=True)
     for name in ("a.mp4", "a.gif", "x/b.mp4", "x-b.gif"):
@@ -121,25 +121,25 @@ def test_clips_that_differ_in_folder_or_suffix_keep_their_shots_apart(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["film-000.mp4", "FILM-007.mp4", "metadata.jsonl", ".shots.jsonl"])
-def test_a_file_of_the_users_is_kept_and_named_before_the_work(tmp_path, name, monkeypatch):
+def test_existing_files_are_kept_and_refused_before_work_starts(tmp_path, name, monkeypatch):
     film(tmp_path / "film.mp4", [9])
     out = tmp_path / "out"
     out.mkdir()
     (out / name).write_text('"mine"\n')
-    monkeypatch.setattr(shots, "find", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr(shots, "find", lambda *_: pytest.fail("work started"))
     with pytest.raises(BadRequest, match="name another folder"):
         shots.cut(tmp_path / "film.mp4", out)
     assert {path.name: path.read_text() for path in out.iterdir()} == {name: '"mine"\n'}
 
 
-def test_a_file_that_comes_up_during_the_work_is_kept(tmp_path, monkeypatch):
+def test_a_file_created_meanwhile_is_kept(tmp_path, monkeypatch):
     film(tmp_path / "film.mp4", [9])
     out = tmp_path / "out"
     find = shots.find
 
-    def late(*told):
+    def late(*args):
         (out / "film-000.mp4").write_text("mine")
-        return find(*told)
+        return find(*args)
 
     monkeypatch.setattr(shots, "find", late)
     with pytest.raises(BadRequest, match="exists"):
@@ -148,7 +148,7 @@ def test_a_file_that_comes_up_during_the_work_is_kept(tmp_path, monkeypatch):
     assert (out / "film-000.mp4").read_text() == "mine"
 
 
-def test_work_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+def test_interrupted_work_resumes_to_the_same_result(tmp_path, monkeypatch):
     source = tmp_path / "films"
     source.mkdir()
     for name in "abc":
@@ -156,25 +156,25 @@ def test_work_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(tmp_path, 
     whole = shots.cut(source, tmp_path / "whole")
     save, saved, heard = shots.save_clip, [], []
 
-    def stopping(clip, path, **told):
+    def stopping(clip, path, **options):
         if len(saved) == 3:
             raise KeyboardInterrupt
         saved.append(path.name)
-        return save(clip, path, **told)
+        return save(clip, path, **options)
 
     monkeypatch.setattr(shots, "save_clip", stopping)
     with pytest.raises(KeyboardInterrupt):
         shots.cut(source, tmp_path / "out", on_event=heard.append)
     assert "3 shots so far in" in heard[-1].message
-    with (tmp_path / "out" / cutting.WORK).open("a") as notes:
-        notes.write('{"file_name": "b-001')  # as a killed process leaves it
-    with pytest.raises(BadRequest, match="cut with other options"):
+    with (tmp_path / "out" / cutting.WORK).open("a") as journal:
+        journal.write('{"file_name": "b-001')  # a row cut short by a kill
+    with pytest.raises(BadRequest, match="other options"):
         shots.cut(source, tmp_path / "out", side=32)
     monkeypatch.setattr(
-        shots, "save_clip", lambda clip, path, **told: (saved.append(path.name), save(clip, path, **told))[1]
+        shots, "save_clip", lambda clip, path, **options: (saved.append(path.name), save(clip, path, **options))[1]
     )
     again = shots.cut(source, tmp_path / "out")
-    assert saved == [path.name for path in whole]  # none was written twice
+    assert saved == [path.name for path in whole]  # no shot was written twice
     assert [p.read_bytes() for p in again] == [p.read_bytes() for p in whole]
     assert listed(tmp_path / "out") == listed(tmp_path / "whole")
     assert not (tmp_path / "out" / cutting.WORK).exists()
@@ -196,7 +196,7 @@ except BadRequest as error:
 """
 
 
-def test_of_two_processes_one_cuts_all_shots_and_the_other_is_told(tmp_path):
+def test_of_two_processes_one_cuts_all_shots_and_the_other_is_refused(tmp_path):
     films = []
     for i, lengths in enumerate(([9, 9], [9, 9, 9])):
         films.append(tmp_path / str(i) / "film.mp4")
@@ -213,15 +213,15 @@ def test_of_two_processes_one_cuts_all_shots_and_the_other_is_told(tmp_path):
     while not all(path.exists() for path in ready):
         time.sleep(0.01)
     go.touch()
-    said = [process.communicate(timeout=120)[0] for process in both]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
     codes = [process.returncode for process in both]
     assert sorted(codes) == [0, 2]
-    assert "name another folder" in said[codes.index(2)]
+    assert "name another folder" in outputs[codes.index(2)]
     assert len(listed(out)) == (2, 3)[codes.index(0)]
     assert {p.name for p in out.glob("*.mp4")} == {row["file_name"] for row in listed(out)}
 
 
-def test_a_pipe_is_no_film(tmp_path):
+def test_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "film.mp4")
     with pytest.raises(BadRequest, match="is not a regular file"):
         shots.cut(tmp_path / "film.mp4", tmp_path / "out")

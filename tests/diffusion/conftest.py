@@ -1,4 +1,4 @@
-"""Property tests are not timed: a busy machine must not fail them."""
+"""Disables Hypothesis deadlines, which a busy machine would miss."""
 
 from __future__ import annotations
 

@@ -44,8 +44,8 @@ def never(z, level):
     raise AssertionError("this denoiser must not be called")
 
 
-def guided(cond, null, scale, rescale=0.0, interval=None, at_once=False):
-    return Guided({"positive": cond, "negative": null}, classifier_free(scale, rescale, interval), at_once)
+def guided(cond, null, scale, rescale=0.0, interval=None, parallel=False):
+    return Guided({"positive": cond, "negative": null}, classifier_free(scale, rescale, interval), parallel)
 
 
 Z = random(2, 3, FRAMES, 4, 4)
@@ -58,7 +58,7 @@ def test_guidance_is_null_plus_scale_times_the_difference():
     torch.testing.assert_close(guided(cond, null, 1 + w)(Z, LEVEL_2), (1 + w) * Z.sin() - w * 0.5 * Z)
 
 
-def test_guiding_x0_guides_the_networks_own_output_alike():
+def test_guiding_x0_equals_guiding_the_networks_output():
     outputs = random(2, *Z.shape, seed=1)
     expected = outputs[1] + 3.0 * (outputs[0] - outputs[1])
     ends = [lambda z, level, out=out: V.x0(out, z, level) for out in outputs]
@@ -88,7 +88,7 @@ def of_three(guidance, called=None, levels=None):
     return Guided({name: branch(name, called) for name in ("none", "image", "both")}, guidance, levels=levels)
 
 
-def test_three_branches_are_the_written_formula():
+def test_three_branches_match_the_formula():
     found = of_three(opensora(7.5, 3.0))(Z, LEVEL_2)
     torch.testing.assert_close(found, Z.cos() + 3.0 * (Z.sin() - Z.cos()) + 7.5 * (0.5 * Z - Z.sin()))
 
@@ -100,7 +100,7 @@ def test_scales_of_three_branches_may_differ_by_frame():
 
 
 @pytest.mark.parametrize(
-    ("text", "image", "counting", "formula"),
+    ("text", "image", "contributing", "formula"),
     [
         (7.5, 1.0, {"image", "both"}, lambda z: z.sin() + 7.5 * (0.5 * z - z.sin())),
         (1.0, 1.0, {"both"}, lambda z: 0.5 * z),
@@ -109,15 +109,15 @@ def test_scales_of_three_branches_may_differ_by_frame():
         (1.0, 3.0, {"none", "image", "both"}, lambda z: z.cos() + 3 * (z.sin() - z.cos()) + (0.5 * z - z.sin())),
     ],
 )
-def test_a_branch_that_does_not_count_is_never_called(text, image, counting, formula):
+def test_a_branch_that_does_not_contribute_is_never_called(text, image, contributing, formula):
     called = []
     found = of_three(opensora(text, image), called)(Z, LEVEL_2)
-    assert set(called) == counting
-    assert len(called) == len(counting)
+    assert set(called) == contributing
+    assert len(called) == len(contributing)
     torch.testing.assert_close(found, formula(Z))
 
 
-def test_branches_by_name_are_those_that_may_count():
+def test_branches_are_those_that_may_contribute():
     assert opensora(7.5, 3.0).branches == ("none", "image", "both")
     assert opensora(0.0, 3.0).branches == ("none", "image")
     assert classifier_free(3.0).branches == ("negative", "positive")
@@ -127,13 +127,13 @@ def test_branches_by_name_are_those_that_may_count():
 
 def test_oscillation_is_the_published_list_of_scales():
     scale = oscillating(7.5)
-    told = [scale(step, LEVELS[step]) for step in range(16)]
-    assert told == [7.5] * 11 + [1.0, 7.5, 1.0, 7.5, 1.0]
+    scales = [scale(step, LEVELS[step]) for step in range(16)]
+    assert scales == [7.5] * 11 + [1.0, 7.5, 1.0, 7.5, 1.0]
 
 
 @pytest.mark.parametrize("step", [0, 10, 11, 12, 19])
-def test_the_step_is_that_which_leaves_the_level(step):
-    """Also where a sampler looks between two levels, the step before counts."""
+def test_the_step_index_is_found_from_the_level(step):
+    """For a level between two of the run's levels, it is the earlier step."""
     between = LEVELS.log_snr[step : step + 2].clamp(-30, 30).mean()[None]
     for level in (LEVELS[step], RectifiedFlow().level(torch.sigmoid(-between / 2))):
         called = []
@@ -141,8 +141,8 @@ def test_the_step_is_that_which_leaves_the_level(step):
         assert set(called) == ({"both"} if step in (11, 19) else {"none", "image", "both"})
 
 
-def test_a_run_with_oscillation_is_the_written_loop():
-    """Open-Sora: three branches while both scales are on, the conditional one alone at odd steps from 11."""
+def test_a_run_with_oscillation_matches_the_written_loop():
+    """Open-Sora: three branches, but only the conditional one at odd steps from 11."""
     text, image, called = [7.5] * 11 + [1, 7.5] * 4 + [1], [3.0] * 11 + [1, 3.0] * 4 + [1], []
     denoise = of_three(opensora(oscillating(7.5), oscillating(3.0)), called, LEVELS)
     found = SAMPLERS["euler"](denoise, Z, LEVELS, noise=Noise([0, 1]))
@@ -154,7 +154,7 @@ def test_a_run_with_oscillation_is_the_written_loop():
     assert len(called) == 3 * 15 + 5
 
 
-def test_outside_the_interval_only_what_is_wanted_is_computed():
+def test_outside_the_interval_only_the_conditional_branch_is_computed():
     called = []
     outside = variance_preserving(torch.tensor([3.0, 3.0], dtype=torch.float64))
     found = of_three(opensora(7.5, 3.0, interval=(-1.0, 1.0)), called)(Z, outside)
@@ -162,13 +162,13 @@ def test_outside_the_interval_only_what_is_wanted_is_computed():
     assert torch.equal(found, 0.5 * Z)
 
 
-def test_a_rescale_takes_its_contrast_from_the_reference_that_is_named():
+def test_rescale_uses_the_named_reference():
     for name, reference in (("both", 0.5 * Z), ("", Z.sin())):
         found = of_three(opensora(7.5, 3.0, rescale=1.0, reference=name))(Z, LEVEL_2)
         torch.testing.assert_close(found.flatten(1).std(1), reference.flatten(1).std(1))
 
 
-def test_guidance_of_some_frames_has_their_scales_and_the_last_ones_beyond_the_end():
+def test_guidance_of_some_frames_selects_their_scales_and_repeats_the_last():
     whole = classifier_free(torch.arange(FRAMES, dtype=torch.float64))
     assert whole.of([2, 3, 7]).differences[0].scale.tolist() == [2, 3, 5]
     assert whole.of(None) is whole
@@ -186,50 +186,50 @@ def two_threads():
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_both_halves_run_at_the_same_time_each_on_half_of_the_threads():
+def test_parallel_branches_run_at_the_same_time_on_half_of_the_threads_each():
     meet, seen = threading.Barrier(2, timeout=20), []
 
     def waiting(denoise):
         def call(z, level):
-            meet.wait()  # passes only when the other half is there too
+            meet.wait()  # passes only once both branches are running
             seen.append((torch.get_num_threads(), torch.is_grad_enabled()))
             return denoise(z, level)
 
         return call
 
     with torch.no_grad():
-        found = guided(waiting(cond), waiting(null), 3.0, at_once=True)(Z, LEVEL_2)
+        found = guided(waiting(cond), waiting(null), 3.0, parallel=True)(Z, LEVEL_2)
         assert torch.equal(found, guided(cond, null, 3.0)(Z, LEVEL_2))
     assert seen == [(1, False)] * 2
     assert torch.get_num_threads() == 2
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_an_interrupt_while_the_other_half_is_started_is_an_interrupt(monkeypatch):
+def test_an_interrupt_while_the_second_thread_starts_is_raised(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    told = []
-    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    counts = []
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
 
     def interrupted(_thread):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     with torch.no_grad(), pytest.raises(KeyboardInterrupt):
-        guided(cond, null, 3.0, at_once=True)(Z, LEVEL_2)
-    assert told == [1, 2]
+        guided(cond, null, 3.0, parallel=True)(Z, LEVEL_2)
+    assert counts == [1, 2]
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_halves_at_once_keep_the_callers_threads_when_one_fails_and_gradients_are_recorded():
+def test_parallel_branches_restore_the_thread_count_on_errors_and_support_gradients():
     def broken(z, level):
-        raise ValueError("no such half")
+        raise ValueError("broken branch")
 
-    for halves in ((broken, null), (cond, broken)):
-        with torch.no_grad(), pytest.raises(ValueError, match="no such half"):
-            guided(*halves, 3.0, at_once=True)(Z, LEVEL_2)
+    for branches in ((broken, null), (cond, broken)):
+        with torch.no_grad(), pytest.raises(ValueError, match="broken branch"):
+            guided(*branches, 3.0, parallel=True)(Z, LEVEL_2)
         assert torch.get_num_threads() == 2
     z = Z.clone().requires_grad_()
-    guided(cond, null, 3.0, at_once=True)(z, LEVEL_2).sum().backward()
+    guided(cond, null, 3.0, parallel=True)(z, LEVEL_2).sum().backward()
     torch.testing.assert_close(z.grad, 3 * Z.cos() - 2 * 0.5)
 
 
@@ -238,7 +238,7 @@ def test_null_is_skipped_where_the_scale_is_1(scale):
     assert torch.equal(guided(cond, never, scale)(Z, LEVEL_2), Z.sin())
 
 
-def test_a_scale_per_frame_is_each_frames_own_guidance():
+def test_a_scale_per_frame_guides_each_frame_separately():
     scale = torch.linspace(1, 3, FRAMES, dtype=torch.float64)
     found = guided(cond, null, scale)(Z, LEVEL_2)
     for i in range(FRAMES):
@@ -248,7 +248,7 @@ def test_a_scale_per_frame_is_each_frames_own_guidance():
         guided(cond, null, scale[:-1])(Z, LEVEL_2)
 
 
-def test_a_schedule_of_scales_sees_the_level():
+def test_a_scale_function_receives_the_level():
     guide = guided(cond, null, lambda _step, level: 1 + 4 * float(level.sigma[0]) ** 2)
     for log_snr in (-3.0, 0.0, 3.0):
         level = variance_preserving(torch.full((2,), log_snr, dtype=torch.float64))
@@ -256,7 +256,7 @@ def test_a_schedule_of_scales_sees_the_level():
         torch.testing.assert_close(guide(Z, level), guided(cond, null, scale)(Z, level))
 
 
-def test_guidance_acts_inside_its_interval_only():
+def test_guidance_is_applied_only_inside_its_interval():
     guide = guided(cond, null, 5.0, interval=(-1.0, 1.0))
     inside, outside = (variance_preserving(torch.full((2,), v, dtype=torch.float64)) for v in (0.0, 4.0))
     torch.testing.assert_close(guide(Z, inside), guided(cond, null, 5.0)(Z, inside))

@@ -1,4 +1,4 @@
-"""Weightings against their formulas, level draws against their distributions."""
+"""Weightings against their formulas, sampled levels against their distributions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_weightings_are_their_formulas():
+def test_weightings_match_their_formulas():
     ratio = LEVEL.alpha**2 / LEVEL.sigma**2
     torch.testing.assert_close(snr(LEVEL), ratio)
     torch.testing.assert_close(truncated_snr(LEVEL), ratio.clamp_min(1))
@@ -61,12 +61,12 @@ def test_same_generator_state_gives_the_same_levels(name, stratified):
     assert len(first) == 16
 
 
-def test_an_unknown_draw_is_refused():
+def test_an_unknown_distribution_is_rejected():
     with pytest.raises(BadRequest, match="uniform, logit-normal"):
         draw_levels("gaussian")
 
 
-def test_stratified_quantiles_fall_one_in_each_part_in_random_order():
+def test_stratified_quantiles_have_one_per_stratum_in_random_order():
     u = quantiles(32, generator(), stratified=True)
     assert sorted((u * 32).long().tolist()) == list(range(32))
     assert (u * 32).long().tolist() != list(range(32))
@@ -77,7 +77,7 @@ def test_uniform_levels_have_uniform_times():
     assert float((time - torch.linspace(0, 1, 20_000)).abs().max()) < 0.015
 
 
-def test_logit_normal_levels_have_the_asked_mean_and_std():
+def test_logit_normal_levels_have_the_requested_mean_and_std():
     schedule = RectifiedFlow()
     level = logit_normal_levels(schedule, 20_000, generator(), mean=0.5, std=0.8)
     logit = torch.logit(schedule.time(level.log_snr))

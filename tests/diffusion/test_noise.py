@@ -1,4 +1,4 @@
-"""Noise per batch item."""
+"""Noise per batch item, and FreeNoise's rescheduling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_item_i_of_a_batch_equals_its_single_run():
         assert torch.equal(both.like(z)[1:], second.like(z[1:]))
 
 
-def test_same_seeds_give_the_same_numbers_in_every_precision():
+def test_same_seeds_give_the_same_noise_in_every_precision():
     z = torch.zeros(1, 2, 3, 4, 4)
     single = Noise([5]).like(z)
     assert torch.equal(Noise([5]).like(z.double()).float(), single)
@@ -32,7 +32,7 @@ def test_successive_draws_differ_and_are_standard_normal():
     assert float(draws.std()) == pytest.approx(1, abs=0.01)
 
 
-def test_a_batch_of_another_size_is_an_error():
+def test_a_batch_of_the_wrong_size_is_an_error():
     with pytest.raises(ValueError, match="2 seeds"):
         Noise([0, 1]).like(torch.zeros(3, 1))
 
@@ -41,27 +41,27 @@ def test_a_batch_of_another_size_is_an_error():
 
 
 def numbered(batch, frames):
-    """Noise whose value is the number of its frame."""
+    """Noise whose value is its frame's index."""
     return torch.arange(frames).float().reshape(1, 1, -1, 1, 1).expand(batch, 2, -1, 3, 3).clone()
 
 
-def test_repeated_noise_is_that_of_the_first_frames_over_and_over():
-    made = rescheduled(numbered(1, 10), "repeat-context", 4, 1, Noise([0]))
-    assert made[0, 0, :, 0, 0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+def test_repeat_context_repeats_the_first_frames():
+    long = rescheduled(numbered(1, 10), "repeat-context", 4, 1, Noise([0]))
+    assert long[0, 0, :, 0, 0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
 
 
 @pytest.mark.parametrize(("frames", "length", "stride"), [(64, 16, 4), (19, 8, 3), (12, 16, 4), (16, 8, 8)])
-def test_shuffled_noise_is_that_of_a_length_before_in_another_order(frames, length, stride):
-    made = rescheduled(numbered(1, frames), "shuffle-context", length, stride, Noise([0]))[0, 0, :, 0, 0]
-    assert made[:length].tolist() == list(range(min(length, frames)))
+def test_shuffle_context_permutes_the_noise_of_earlier_frames(frames, length, stride):
+    long = rescheduled(numbered(1, frames), "shuffle-context", length, stride, Noise([0]))[0, 0, :, 0, 0]
+    assert long[:length].tolist() == list(range(min(length, frames)))
     for start in range(length, frames, stride):
-        here, before = made[start : start + stride], made[start - length : start - length + stride]
+        here, before = long[start : start + stride], long[start - length : start - length + stride]
         assert set(here.tolist()) <= set(before.tolist())
         assert len(set(here.tolist())) == len(here)
-    assert frames <= length or made[length:].tolist() != made[: frames - length].tolist()
+    assert frames <= length or long[length:].tolist() != long[: frames - length].tolist()
 
 
-def test_each_clip_of_a_batch_is_shuffled_as_it_would_be_alone():
+def test_each_clip_of_a_batch_is_shuffled_independently():
     noise = Noise([3, 9]).normal((2, 32, 3, 3))
     both = rescheduled(noise, "shuffle-context", 8, 4, Noise([3, 9]))
     assert torch.equal(both[1:], rescheduled(noise[1:], "shuffle-context", 8, 4, Noise([9])))
@@ -72,10 +72,10 @@ def test_shuffled_noise_equals_diffusers():
     pytest.importorskip("diffusers")
     from diffusers.pipelines.free_noise_utils import AnimateDiffFreeNoiseMixin
 
-    theirs = AnimateDiffFreeNoiseMixin()
-    theirs._free_noise_context_length, theirs._free_noise_context_stride = 8, 3
-    theirs._free_noise_noise_type, theirs.vae_scale_factor = "shuffle_context", 8
+    mixin = AnimateDiffFreeNoiseMixin()
+    mixin._free_noise_context_length, mixin._free_noise_context_stride = 8, 3
+    mixin._free_noise_noise_type, mixin.vae_scale_factor = "shuffle_context", 8
     generator = torch.Generator().manual_seed(6)
-    expected = theirs._prepare_latents_free_noise(1, 4, 21, 16, 16, torch.float32, torch.device("cpu"), generator)
+    expected = mixin._prepare_latents_free_noise(1, 4, 21, 16, 16, torch.float32, torch.device("cpu"), generator)
     draws = Noise([6])
     assert torch.equal(rescheduled(draws.normal((4, 21, 2, 2)), "shuffle-context", 8, 3, draws), expected)

@@ -1,4 +1,4 @@
-"""One primitive for inpainting, edits and Time-to-Move: each against its own formula, with every kind of sampler."""
+"""Overwriting known regions: inpainting, edits and Time-to-Move against their formulas, with every sampler."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from kinema.diffusion.noise import Noise
-from kinema.diffusion.overwrite import CAMERA, CleanFrames, KnownRegion, Overwrite, by_level, by_ratio, time_to_move
+from kinema.diffusion.overwrite import (
+    CAMERA_MOTION,
+    CleanFrames,
+    KnownRegion,
+    Overwrite,
+    by_level,
+    by_ratio,
+    time_to_move,
+)
 from kinema.diffusion.parameterise import EDM, EPS, FLOW, X0, V
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import (
@@ -43,20 +51,20 @@ def overwrite(*pieces, levels=LEVELS, seeds=(5, 6)):
 
 
 def mixing(z, level):
-    """A denoiser that mixes frames, so that what is known reaches what is not."""
+    """A denoiser that mixes frames, so that known frames influence unknown ones."""
     return 0.5 * z.roll(1, 2) + 0.3 * z.tanh()
 
 
 # ------------------------------------------------------------------------------- the two replacements
 
 
-@pytest.mark.parametrize("drawn", ["fresh", "posterior"])
+@pytest.mark.parametrize("region_noise", ["fresh", "posterior"])
 @pytest.mark.parametrize("schedule", [CosineLogSNR(), RectifiedFlow()], ids=repr)
-def test_given_pixels_have_their_marginal_at_every_state(drawn, schedule):
-    """Mean alpha x and variance sigma² along a whole run; the posterior's also hang together over the steps."""
+def test_given_pixels_have_the_right_marginal_in_every_state(region_noise, schedule):
+    """Mean alpha x and variance sigma² in every state; "posterior" noise is also correlated between states."""
     shape, levels = (1, 1, 2, 100, 100), spaced(schedule, 8)
     given, mask = torch.full(shape, 0.7, dtype=torch.float64), torch.ones(1, 1, *shape[2:], dtype=torch.float64)
-    over = Overwrite([KnownRegion(given, mask, None, drawn)], levels, Noise([5]), given)
+    over = Overwrite([KnownRegion(given, mask, None, region_noise)], levels, Noise([5]), given)
     eps = []
     for i in range(8):
         noise = (over.state(torch.zeros_like(given), i) - levels.alpha[i] * given) / levels.sigma[i]
@@ -65,28 +73,28 @@ def test_given_pixels_have_their_marginal_at_every_state(drawn, schedule):
         eps.append(noise.flatten())
     for i, (before, after) in enumerate(zip(eps, eps[1:], strict=False)):
         kept = float(levels.alpha[i] * levels.sigma[i + 1] / (levels.alpha[i + 1] * levels.sigma[i]))  # q(z_s | x, z_t)
-        assert float((before * after).mean()) == pytest.approx(kept if drawn == "posterior" else 0, abs=0.03)
+        assert float((before * after).mean()) == pytest.approx(kept if region_noise == "posterior" else 0, abs=0.03)
 
 
-def test_a_given_piece_leaves_the_rest_of_the_state_alone():
+def test_overwriting_leaves_the_rest_of_the_state_unchanged():
     z, mask = random(*SHAPE, seed=1), first_frames()
     found = overwrite(KnownRegion(CONTENT, mask, None)).state(z, 2)
     noised = LEVELS[2].batch(2).add_noise(CONTENT, Noise([5, 6]).like(CONTENT))
     assert torch.equal(found, torch.where(mask > 0, noised, z))
 
 
-@pytest.mark.parametrize("drawn", ["fresh", "posterior", "fixed"])
-def test_a_state_that_is_asked_for_twice_is_the_same(drawn):
-    """Heun, UniPC and Langevin look at a state more than once: it must not change between."""
-    over = overwrite(KnownRegion(CONTENT, first_frames(), None, drawn))
+@pytest.mark.parametrize("region_noise", ["fresh", "posterior", "fixed"])
+def test_repeated_calls_for_a_state_use_the_same_noise(region_noise):
+    """Heun, UniPC and Langevin samplers evaluate a state more than once."""
+    over = overwrite(KnownRegion(CONTENT, first_frames(), None, region_noise))
     first, again = (over.state(random(*SHAPE, seed=seed), 3) for seed in (1, 2))
     assert torch.equal(first[:, :, :GIVEN], again[:, :, :GIVEN])
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("drawn", ["fresh", "posterior", "fixed"])
-def test_every_sampler_returns_what_is_given_exactly(name, drawn):
-    over = overwrite(KnownRegion(CONTENT, first_frames(), None, drawn))
+@pytest.mark.parametrize("region_noise", ["fresh", "posterior", "fixed"])
+def test_every_sampler_returns_given_pixels_exactly(name, region_noise):
+    over = overwrite(KnownRegion(CONTENT, first_frames(), None, region_noise))
     run = {"noise": Noise([0, 1]), "state": over.run()}
     found = SAMPLERS[name](over.around(mixing), over.start(FIXED), LEVELS, **run)
     torch.testing.assert_close(found[:, :, :GIVEN], CONTENT[:, :, :GIVEN], atol=1e-12, rtol=0)
@@ -94,8 +102,8 @@ def test_every_sampler_returns_what_is_given_exactly(name, drawn):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_call_of_the_network_sees_what_is_given_at_that_level(name):
-    """Also the second calls of a step (VDM, section 3.1: before the network sees it)."""
+def test_every_network_call_gets_given_pixels_at_its_level(name):
+    """Including second calls within a step (VDM, section 3.1)."""
     seen = []
 
     def denoise(z, level):
@@ -112,8 +120,8 @@ def test_every_call_of_the_network_sees_what_is_given_at_that_level(name):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_piece_over_everything_with_one_noise_is_sdedit(name):
-    """Meng et al. 2022, alg. 1: start from the noised clip at the level of the release; the sampler does the rest."""
+def test_a_region_of_everything_with_fixed_noise_is_sdedit(name):
+    """Meng et al. 2022, alg. 1: sample from the noised clip at the release's level."""
     over = overwrite(KnownRegion(CONTENT, torch.ones(1, 1, *SHAPE[2:]), 2, "fixed"))
     assert over.first == 2
     run = {"noise": Noise([0, 1]), "state": over.run(over.first)}
@@ -122,19 +130,19 @@ def test_a_piece_over_everything_with_one_noise_is_sdedit(name):
     assert torch.equal(found, SAMPLERS[name](mixing, noised, LEVELS[2:], noise=Noise([0, 1])))
 
 
-def test_an_edit_that_is_never_released_is_the_clip():
+def test_an_edit_released_at_the_clean_end_is_the_source():
     over = overwrite(KnownRegion(CONTENT, torch.ones(1, 1, *SHAPE[2:]), 6, "fixed"))
     assert over.first == 6
     torch.testing.assert_close(over.start(FIXED), CONTENT, atol=1e-12, rtol=0)
 
 
-def test_frames_of_an_edit_ratio_are_held_until_their_time_and_then_free():
-    """Open-Sora's edit ratio: frames stay as they are while t is above it, and take part from there."""
+def test_frames_with_an_edit_ratio_are_held_until_their_release():
+    """Open-Sora's edit ratio: frames are held while t is above it, then sampled."""
     levels = spaced(RectifiedFlow(), 10)
     release = by_ratio(0.4, levels.sigma)
     assert release == 6
     over, seen = overwrite(KnownRegion(CONTENT, first_frames(), release, "fixed"), levels=levels), []
-    run = {"noise": Noise([0, 1]), "state": over.run(), "on_step": lambda *told: seen.append(told)}
+    run = {"noise": Noise([0, 1]), "state": over.run(), "on_step": lambda *step: seen.append(step)}
     found = SAMPLERS["euler"](over.around(mixing), over.start(FIXED), levels, **run)
     z = over.start(FIXED)
     for i in range(10):
@@ -150,7 +158,7 @@ def test_frames_of_an_edit_ratio_are_held_until_their_time_and_then_free():
 
 
 def published_loop(step, weak, strong, levels, mask, noise=None):
-    """The published loop, written out: ``step(z, i)`` is one step of a solver."""
+    """The published loop; ``step(z, i)`` is one step of a solver."""
     n = len(levels) - 1
     x = levels[weak].batch(2).add_noise(CONTENT, FIXED)
     for i in range(weak, n):
@@ -183,7 +191,7 @@ def test_two_releases_are_time_to_move(weak, strong, schedule):
     torch.testing.assert_close(found, published_loop(step, weak, strong, levels, mask), atol=1e-12, rtol=1e-10)
 
 
-# ------------------------------------------------------------------------- frames that are seen clean
+# ------------------------------------------------------------------------- clean conditioning frames
 
 
 HELD = torch.tensor([[True, True, False, False, False]])
@@ -194,15 +202,15 @@ KINDS = {"eps": EPS, "v": V, "x0": X0, "flow": FLOW, "edm": EDM(0.5)}
     ("kind", "level"),
     [(kind, LEVELS[3]) for kind in KINDS] + [(kind, spaced(RectifiedFlow(), 6)[0]) for kind in KINDS if kind != "eps"],
 )
-def test_a_frame_held_clean_comes_out_as_it_is_and_the_others_as_without_it(kind, level):
-    """Also at the noise end of a flow, where alpha is 0 for the others."""
+def test_clean_frames_are_returned_unchanged_and_the_others_as_without_them(kind, level):
+    """Including the noise end of a flow, where the others' alpha is 0."""
     z, net = random(*SHAPE, seed=1), KINDS[kind].denoiser(lambda z, _: z.tanh())
     found = CleanFrames(net, HELD)(z, level.batch(2))
     assert torch.equal(found[:, :, :GIVEN], z[:, :, :GIVEN])
     torch.testing.assert_close(found[:, :, GIVEN:], net(z, level.batch(2))[:, :, GIVEN:])
 
 
-def test_the_network_is_told_the_level_of_every_frame():
+def test_the_network_gets_a_level_per_frame():
     seen = []
     held = torch.tensor([[True, False, False, False, False], [False, False, False, False, True]])
     CleanFrames(lambda z, level: seen.append(level) or z, held)(CONTENT, LEVELS[2].batch(2))
@@ -214,8 +222,8 @@ def test_the_network_is_told_the_level_of_every_frame():
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_frames_held_clean_in_the_state_are_those_replaced_at_the_networks_input(name):
-    """Wan's TI2V-5B: the same other frames, either way; the network sees what is given without noise."""
+def test_clean_frames_in_the_state_equal_replacement_at_the_networks_input(name):
+    """Wan's TI2V-5B: the other frames are the same either way, and the network gets given frames without noise."""
 
     def denoise(z, level):
         torch.testing.assert_close(z[:, :, :GIVEN], CONTENT[:, :, :GIVEN], atol=0, rtol=0)
@@ -234,14 +242,14 @@ def test_frames_held_clean_in_the_state_are_those_replaced_at_the_networks_input
     torch.testing.assert_close(found[:, :, GIVEN:], alone[:, :, GIVEN:])
 
 
-def test_a_clean_piece_that_is_released_is_open_sora_1_2s_edit():
-    """Frames stay clean while t is above the ratio, are noised to the first t at or below it, and go on from there."""
+def test_a_released_clean_region_is_open_sora_1_2s_edit():
+    """Frames stay clean while t is above the ratio, then are noised to the first t below it and sampled from there."""
     levels = spaced(RectifiedFlow(), 10)
-    times, told = levels.sigma.tolist(), []
+    times, sigmas = levels.sigma.tolist(), []
     over = overwrite(KnownRegion(CONTENT, first_frames(), by_ratio(0.4, levels.sigma), "clean"), levels=levels)
 
     def denoise(z, level):
-        told.append(level.sigma[0].tolist())
+        sigmas.append(level.sigma[0].tolist())
         return mixing(z, level)
 
     run = {"noise": Noise([0, 1]), "state": over.run()}
@@ -255,10 +263,10 @@ def test_a_clean_piece_that_is_released_is_open_sora_1_2s_edit():
         stepped = z - (t - times[i + 1]) * velocity
         z = stepped if updated else torch.where(first_frames() > 0, z, stepped)
     torch.testing.assert_close(found, z)
-    assert told == [[0.0, 0.0, t, t, t] if t > 0.4 else [t] * 5 for t in times[:-1]]
+    assert sigmas == [[0.0, 0.0, t, t, t] if t > 0.4 else [t] * 5 for t in times[:-1]]
 
 
-def test_only_frames_of_which_all_is_held_clean_are_seen_clean():
+def test_only_entirely_clean_frames_are_clean_frames():
     part = first_frames()
     part[:, :, 1, 0, 0] = 0
     noisy = first_frames().flip(2)
@@ -266,7 +274,7 @@ def test_only_frames_of_which_all_is_held_clean_are_seen_clean():
     assert over.clean(LEVELS[2].batch(2)).tolist() == [[True, False, False, False, False]]
 
 
-# ------------------------------------------------------------------------------- when pieces go
+# ------------------------------------------------------------------------------- releases
 
 
 def shifted(shift):
@@ -275,33 +283,33 @@ def shifted(shift):
     return NoiseLevel(1 - (t := shift * t / (1 + (shift - 1) * t)), t)
 
 
-def test_time_to_moves_indices_come_from_nearest_noise_levels():
-    """Published for 50 steps: Wan 3 and 7, for a camera 2 and 5; SVD 16 and 21."""
+def test_time_to_moves_published_steps_follow_from_noise_levels():
+    """Published for 50 steps: Wan 3 and 7, with camera motion 2 and 5; SVD 16 and 21."""
     assert time_to_move(shifted(5.0)) == (3, 7)
-    assert time_to_move(shifted(5.0), CAMERA) == (2, 5)
+    assert time_to_move(shifted(5.0), CAMERA_MOTION) == (2, 5)
     assert time_to_move(spaced(EDMSigmas(0.002, 700.0), 50, "karras")) == (16, 21)
 
 
-@pytest.mark.parametrize(("steps", "told"), [(50, (4, 9)), (25, (2, 4)), (100, (8, 18)), (4, (0, 1))])
+@pytest.mark.parametrize(("steps", "releases"), [(50, (4, 9)), (25, (2, 4)), (100, (8, 18)), (4, (0, 1))])
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
-def test_time_to_move_takes_shares_of_the_steps_where_no_level_is_noisy_enough(steps, told, spacing):
+def test_time_to_move_uses_fractions_of_the_steps_if_no_level_is_noisy_enough(steps, releases, spacing):
     """Stable Diffusion's betas end near 0.936; CogVideoX's 4 and 9 of 50 steps are published."""
     levels = spaced(DiscreteBetas("scaled_linear", 0.00085, 0.012), steps, spacing)
     assert float((levels.sigma / (levels.alpha + levels.sigma)).max()) < 0.94
-    assert time_to_move(levels) == told
+    assert time_to_move(levels) == releases
 
 
-def test_a_schedule_that_never_reaches_a_level_gives_its_noisiest():
+def test_a_noise_level_beyond_the_schedule_maps_to_its_noisiest_state():
     levels = variance_preserving(torch.tensor([-1.0, 0.0, 2.0, 40.0], dtype=torch.float64))
     assert by_level(0.987, levels) == 0
 
 
-def test_a_ratio_below_every_time_holds_to_the_end():
+def test_the_release_is_the_first_time_at_or_below_the_ratio():
     assert by_ratio(0.0, torch.tensor([1.0, 0.5, 0.1])) == 2
     assert by_ratio(0.5, torch.tensor([1.0, 0.5, 0.1])) == 1
     assert by_ratio(1.0, torch.tensor([1.0, 0.5, 0.1])) == 0
 
 
-def test_a_release_beyond_the_run_is_refused():
+def test_a_release_beyond_the_run_is_rejected():
     with pytest.raises(BadRequest, match="expected 0 to 6"):
         overwrite(KnownRegion(CONTENT, first_frames(), 7))

@@ -1,4 +1,4 @@
-"""Each use of overwriting against its formula, written out together with the solver: multistep and stochastic ones."""
+"""Uses of overwriting against written-out formulas of the use and the solver, for multistep and stochastic solvers."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ TIMES = torch.linspace(1, 0, 7)
 
 
 def mixing(z):
-    """A network that mixes frames, so that what is known reaches what is not."""
+    """A denoiser that mixes frames, so that known frames influence unknown ones."""
     return 0.5 * z.roll(1, 2) + 0.3 * z.tanh()
 
 
 def written(name, denoise, draws):
-    """One step of a solver over `LEVELS`, ``step(z, i, hold)``: its paper's formula; ``hold(z, i)`` is the state there.
+    """A solver's ``step(z, i, hold)`` over `LEVELS` by its paper's formula; ``hold(z, i)`` overwrites a state.
 
-    Histories are what the network said, also in cells that are overwritten after.
+    Histories keep the network's outputs, even where the state is overwritten afterwards.
     """
     alpha, sigma = LEVELS.alpha.tolist(), LEVELS.sigma.tolist()
     half = (LEVELS.log_snr / 2).tolist()
     history = []
 
     def second_order(i, x0):
-        """h dx0/dlambda, from the x0 before."""
+        """h dx0/dlambda, from the previous x0."""
         if not history or sigma[i + 1] == 0:
             return 0
         return (x0 - history[-1]) * (half[i + 1] - half[i]) / (half[i] - half[i - 1])
@@ -53,9 +53,9 @@ def written(name, denoise, draws):
     def multistep(z, i, hold):
         """DPM-Solver++(2M)."""
         x0 = denoise(z)
-        made = exponential(z, x0 + second_order(i, x0) / 2, i)
+        result = exponential(z, x0 + second_order(i, x0) / 2, i)
         history.append(x0)
-        return made
+        return result
 
     def unipc(z, i, hold):
         """UniPC as diffusers writes it: R rho = b with phi functions of -h."""
@@ -113,22 +113,22 @@ def noised(eps, i):
     return LEVELS.alpha[i] * CONTENT + LEVELS.sigma[i] * eps
 
 
-def replacement(drawn):
-    """VDM's two, section 3.1: q(z_s | x^a) or q(z_s | x^a, z_t), over the first frames of every state."""
+def replacement(region_noise):
+    """VDM's replacement methods (section 3.1): the first frames from q(z_s | x^a) or q(z_s | x^a, z_t)."""
     draws, states = Noise((5, 6)), {}
 
     def hold(z, i):
         if i not in states:
             if float(LEVELS.sigma[i]) == 0:
                 states[i] = CONTENT
-            elif drawn == "posterior" and i:
+            elif region_noise == "posterior" and i:
                 mean, variance = combined(states[i - 1], CONTENT, i - 1, i)
                 states[i] = mean + math.sqrt(variance) * draws.like(z)
             else:
                 states[i] = noised(draws.like(z), i)
         return torch.where(FIRST > 0, states[i], z)
 
-    return [KnownRegion(CONTENT, FIRST, None, drawn)], 0, hold
+    return [KnownRegion(CONTENT, FIRST, None, region_noise)], 0, hold
 
 
 def sdedit():
@@ -137,7 +137,7 @@ def sdedit():
 
 
 def edit_ratio():
-    """Open-Sora: frames are the source's, noised, at every time above the ratio."""
+    """Open-Sora: frames are the source's, noised, while the time is above the ratio."""
     release = by_ratio(0.5, TIMES)
     assert release == 3
 
@@ -148,7 +148,7 @@ def edit_ratio():
 
 
 def moving():
-    """Time-to-Move: all of the clip until state 2, what moves until state 4."""
+    """Time-to-Move: the whole clip until state 2, moving objects until state 4."""
 
     def hold(z, i):
         return noised(FIXED, 2) if i == 2 else torch.where(FIRST > 0, noised(FIXED, i), z) if i <= 4 else z
@@ -167,7 +167,7 @@ USES = {
 
 @pytest.mark.parametrize("name", ["dpmpp-2m", "unipc", "ddim", "vdm-ancestral"])
 @pytest.mark.parametrize("use", USES)
-def test_every_use_is_its_written_formula_with_multistep_and_stochastic_solvers(use, name):
+def test_every_use_matches_its_formula_with_multistep_and_stochastic_solvers(use, name):
     pieces, first, hold = USES[use]()
     over, start = Overwrite(pieces, LEVELS, Noise((5, 6)), FIXED), random(*SHAPE, seed=9)
     assert over.first == first

@@ -69,14 +69,14 @@ def test_both_ends_of_a_flow_are_finite(name, data):
     assert bool((eps_from_x0(x0, z, level)[1] == 0).all())
 
 
-def test_eps_prediction_refuses_pure_noise():
+def test_eps_prediction_rejects_pure_noise():
     with pytest.raises(BadRequest, match="alpha 0"):
         EPS.scalings(NoiseLevel(torch.zeros(1), torch.ones(1)))
 
 
 @pytest.mark.parametrize("name", ["v", "eps", "edm"])
 def test_network_input_and_target_have_unit_variance(name):
-    """c_in and c_out do what EDM asks of them, for data of the standard deviation each assumes."""
+    """EDM's requirement on c_in and c_out, for data of the assumed standard deviation."""
     std = 0.5 if name == "edm" else 1.0
     generator = torch.Generator().manual_seed(1)
     x0, eps = torch.randn(2, 3, 1, 1, 200, 500, generator=generator, dtype=torch.float64)
@@ -104,7 +104,7 @@ def test_v_on_exploding_levels_is_the_scaling_of_svd():
     torch.testing.assert_close(c_in, 1 / (sigma**2 + 1).sqrt())
 
 
-def test_denoiser_is_scale_network_and_decode(data):
+def test_a_denoiser_scales_calls_the_network_and_decodes(data):
     _, _, z = data
     level = variance_preserving(LOG_SNR)
     c_skip, c_out, c_in = (c.reshape(-1, 1, 1, 1, 1) for c in V.scalings(level))
@@ -123,7 +123,7 @@ def test_weighted_loss_is_the_weight_times_the_x0_error(name, weighting, data):
     torch.testing.assert_close(p.loss(output, x0, eps, level, weighting), expected)
 
 
-def test_snr_weight_on_eps_is_the_plain_loss(data):
+def test_snr_weighting_of_eps_prediction_is_the_unweighted_loss(data):
     x0, eps, output = data
     level = variance_preserving(LOG_SNR)
     plain = (output - eps).square().flatten(1).mean(1)
@@ -131,7 +131,7 @@ def test_snr_weight_on_eps_is_the_plain_loss(data):
     torch.testing.assert_close(EPS.loss(output, x0, eps, level, snr), plain)
 
 
-def test_masked_loss_is_the_mean_over_what_counts(data):
+def test_masked_loss_is_the_mean_over_the_mask(data):
     x0, eps, output = data
     level = variance_preserving(LOG_SNR)
     mask = torch.zeros(3, 1, 4, 1, 1)
@@ -159,23 +159,23 @@ def of_frame(level, t):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ALL)
-def test_a_level_per_frame_is_each_frames_own_level(name, form, data):
+def test_a_level_per_frame_equals_separate_frames(name, form, data):
     x0, eps, output = data
     level, p = form(LOG_SNR_BT), ALL[name]
     z = level.add_noise(x0, eps)
     denoise = p.denoiser(lambda z, _: z.tanh())
-    made = (z, p.x0(output, z, level), p.target(x0, eps, level), p.eps_from_x0(x0, z, level), denoise(z, level))
+    results = (z, p.x0(output, z, level), p.target(x0, eps, level), p.eps_from_x0(x0, z, level), denoise(z, level))
     for t in range(4):
         own, cut = of_frame(level, t), slice(t, t + 1)
         z_t, x0_t, eps_t = own.add_noise(x0[:, :, cut], eps[:, :, cut]), x0[:, :, cut], eps[:, :, cut]
         ends = p.x0(output[:, :, cut], z_t, own), p.target(x0_t, eps_t, own), p.eps_from_x0(x0_t, z_t, own)
-        for found, expected in zip(made, (z_t, *ends, denoise(z_t, own)), strict=True):
+        for found, expected in zip(results, (z_t, *ends, denoise(z_t, own)), strict=True):
             torch.testing.assert_close(found[:, :, cut], expected, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("weighting", [None, snr, min_snr(5.0)])
 @pytest.mark.parametrize("name", ALL)
-def test_the_loss_at_a_level_per_frame_is_the_mean_of_the_frames_losses(name, weighting, data):
+def test_the_loss_with_a_level_per_frame_is_the_mean_over_frames(name, weighting, data):
     x0, eps, output = data
     level, p = variance_preserving(LOG_SNR_BT), ALL[name]
     cuts = [(of_frame(level, t), slice(t, t + 1)) for t in range(4)]
@@ -184,8 +184,8 @@ def test_the_loss_at_a_level_per_frame_is_the_mean_of_the_frames_losses(name, we
 
 
 @pytest.mark.parametrize("name", ["v", "flow", "edm", "edm-1", "eps"])
-def test_a_frame_at_the_clean_level_comes_out_as_it_is(name, data):
-    """Whatever the network says there; what predicts x0 itself has only the network's word (`CleanFrames`)."""
+def test_a_frame_at_the_clean_level_is_returned_unchanged(name, data):
+    """For any network output, except with x0-prediction, which returns the output itself (`CleanFrames`)."""
     _, output, z = data
     level = variance_preserving(LOG_SNR_BT)
     level = NoiseLevel(level.alpha.index_fill(1, torch.tensor([1]), 1), level.sigma.index_fill(1, torch.tensor([1]), 0))

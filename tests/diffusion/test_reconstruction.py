@@ -124,7 +124,7 @@ def test_guidance_runs_through_a_network_under_no_grad_and_inference_mode():
 
 
 def test_guidance_passes_through_classifier_free_guidance():
-    """Guidance of the guided denoiser, not of one of its halves."""
+    """Reconstruction guidance applies to the guided denoiser, not to one branch."""
     matrices = random(2, SIZE, SIZE) / 9
     halves = [linear(matrix, SHAPE) for matrix in matrices]
     guided = Guided(dict(zip(("positive", "negative"), halves, strict=True)), classifier_free(3.0))
@@ -134,7 +134,7 @@ def test_guidance_passes_through_classifier_free_guidance():
     torch.testing.assert_close(found, steered(whole, given, mask, 2.0)(z, LEVEL))
 
 
-def test_measurements_of_several_weights_are_one_sum():
+def test_measurements_with_different_weights_add_up():
     """x0~ = x0 + alpha Σ w_k (A_k K)^T (y_k - A_k x0), on the free pixels."""
     matrix, z = random(SIZE, SIZE) / 9, random(*SHAPE, seed=1)
     denoise = linear(matrix, SHAPE)
@@ -154,7 +154,7 @@ def test_measurements_of_several_weights_are_one_sum():
     torch.testing.assert_close(flat(found), x0 + moved * flat(1 - mask.expand(SHAPE)), atol=1e-12, rtol=1e-12)
 
 
-def test_what_has_no_weight_is_not_measured():
+def test_measurements_without_weight_are_skipped():
     denoise, given, mask = linear(random(SIZE, SIZE) / 9, SHAPE), random(*SHAPE, seed=2), first_frames(SHAPE)
     z, unmeasured = random(*SHAPE, seed=1), Measurement(never, given, 0.0)
     alone = steered(denoise, given, mask, 2.0)(z, LEVEL)
@@ -164,10 +164,10 @@ def test_what_has_no_weight_is_not_measured():
     assert torch.equal(Reconstruction(denoise, [], mask)(z, LEVEL), denoise(z, LEVEL))
 
 
-def test_a_target_of_another_shape_than_its_measurement_is_refused():
+def test_a_target_of_the_wrong_shape_is_rejected():
     measured = Measurement(pool, random(1, 2, 4, 1, 2), 1.0)
     with pytest.raises(
-        BadRequest, match=r"the target of a measurement is \(1, 2, 4, 1, 2\); expected .*\(1, 2, 4, 1, 1\)"
+        BadRequest, match=r"the target of a measurement has shape \(1, 2, 4, 1, 2\); expected .*\(1, 2, 4, 1, 1\)"
     ):
         Reconstruction(linear(random(SIZE, SIZE), SHAPE), [measured])(random(*SHAPE), LEVEL)
 
@@ -175,8 +175,8 @@ def test_a_target_of_another_shape_than_its_measurement_is_refused():
 # ------------------------------------------------------------------------------ the Gaussian oracle
 
 
-def gaussian_world():
-    """Frames of one pixel, correlated over time: covariance S, and its denoiser E[x | z]."""
+def gaussian_covariance():
+    """Covariance of one-pixel frames correlated over time."""
     index = torch.arange(FRAMES, dtype=torch.float64)
     return torch.exp(-((index - index[:, None]) ** 2) / 8) + 1e-3 * torch.eye(FRAMES, dtype=torch.float64)
 
@@ -204,7 +204,7 @@ def given_both(covariance, level, z, x):
 def test_the_exact_score_gives_the_exact_conditional_mean(log_snr):
     """E[x^b | z, x^a] = x0^b + (sigma²/alpha) grad_{z^b} log q(x^a | z): the term replacement lacks (VDM, 3.1)."""
     level = variance_preserving(torch.tensor([log_snr], dtype=torch.float64))
-    covariance, a = gaussian_world(), slice(0, GIVEN)
+    covariance, a = gaussian_covariance(), slice(0, GIVEN)
     x, z = random(FRAMES, 1, seed=4), random(FRAMES, 1, seed=5)
     gain = posterior_gain(covariance, level)
     left = covariance - level.alpha * gain @ covariance  # covariance of x given z
@@ -219,7 +219,7 @@ def test_the_exact_score_gives_the_exact_conditional_mean(log_snr):
 @pytest.mark.parametrize("log_snr", [-1.0, 0.0, 1.0])
 def test_reconstruction_guidance_comes_closer_to_the_conditional_mean_than_replacement(log_snr):
     level = variance_preserving(torch.tensor([log_snr], dtype=torch.float64))
-    covariance = gaussian_world()
+    covariance = gaussian_covariance()
     draws = 400
     x = torch.linalg.cholesky(covariance) @ random(FRAMES, draws, seed=6)
     z = level.alpha * x + level.sigma * random(FRAMES, draws, seed=7)
@@ -240,10 +240,10 @@ def test_reconstruction_guidance_comes_closer_to_the_conditional_mean_than_repla
     assert errors[1] < 0.75 * errors[0], errors
 
 
-@pytest.mark.parametrize("drawn", ["fresh", "posterior"])
-def test_extensions_hang_together_with_reconstruction_and_not_with_replacement_alone(drawn):
-    """VDM's claim over whole runs: squared distance to p(x^b | x^a) in its own metric, 1 per frame when exact."""
-    covariance, draws = gaussian_world(), 300
+@pytest.mark.parametrize("region_noise", ["fresh", "posterior"])
+def test_extensions_are_consistent_with_reconstruction_but_not_with_replacement_alone(region_noise):
+    """VDM's claim over whole runs: squared Mahalanobis distance to p(x^b | x^a), 1 per frame if exact."""
+    covariance, draws = gaussian_covariance(), 300
     x = (torch.linalg.cholesky(covariance) @ random(FRAMES, draws, seed=3)).T.reshape(draws, 1, FRAMES, 1, 1)
     mask = first_frames(tuple(x.shape))
     regress = covariance[GIVEN:, :GIVEN] @ torch.linalg.inv(covariance[:GIVEN, :GIVEN])
@@ -255,7 +255,7 @@ def test_extensions_hang_together_with_reconstruction_and_not_with_replacement_a
     def distance(weight):
         noise, levels = Noise(range(draws)), spaced(CosineLogSNR(), 20)
         z = noise.normal(x.shape[1:]).double()
-        over = Overwrite([KnownRegion(x, mask, None, drawn)], levels, Noise(range(draws, 2 * draws)), z)
+        over = Overwrite([KnownRegion(x, mask, None, region_noise)], levels, Noise(range(draws, 2 * draws)), z)
         held = over.around(steered(denoise, x, mask, weight))
         run = {"noise": noise, "gamma": 0.0, "state": over.run()}
         found = SAMPLERS["vdm-ancestral"](held, z, levels, **run).flatten(1)

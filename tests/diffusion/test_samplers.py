@@ -1,4 +1,4 @@
-"""Samplers on distributions whose score is known: orders, limits, agreement of the three forms."""
+"""Samplers on distributions with known scores: convergence orders, limits, agreement of the three formulations."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def distance(samples, level):
 
 
 def stretch(form, steps):
-    """Levels from sigma / alpha = 12 to 0.1, Karras-spaced, at whose refinement only the order counts."""
+    """Karras-spaced levels from sigma / alpha = 12 to 0.1, fine enough that the order dominates."""
     even = torch.linspace(12 ** (1 / 3), 0.1 ** (1 / 3), steps + 1, dtype=torch.float64)
     return form(-2 * 3 * even.log())
 
@@ -106,7 +106,7 @@ def test_deterministic_samplers_converge_at_their_order(name, order, form):
     [("ddim", 200, 0.02), ("euler", 200, 0.02)] + [(name, 100, 0.01) for name in ("heun", "dpmpp-2m", "unipc")],
 )
 def test_deterministic_samplers_reach_the_data_from_every_schedule(name, steps, bound, schedule):
-    """To the clean end itself, from pure noise, with alpha 0 or sigma 0 at the ends."""
+    """From pure noise to the clean end, including ends with alpha 0 or sigma 0."""
     spacing = "karras" if isinstance(schedule, EDMSigmas) else "uniform"
     levels = spaced(schedule, steps, spacing)
     z = as_video(quantile(U, levels[0]))
@@ -135,13 +135,13 @@ def test_stochastic_samplers_sample_the_mixture(name, own, schedule):
     noise = Noise([1, 2])
     z = schedule.prior_std * noise.normal((1, 1, 64, 64)).double()
     found = SAMPLERS[name](mixture, z, levels, noise=noise, **own)
-    # 8,192 draws stay below 0.0215 with probability 0.999; the rest is left to the discretisation.
+    # Exact sampling stays below 0.0215 with probability 0.999 (8,192 samples); the rest allows for discretisation.
     assert distance(found, levels[-1]) < 0.025
     assert float(found.mean()) == pytest.approx(float((SHARES * MEANS).sum()), abs=0.05)
 
 
 def test_the_bound_on_the_distance_would_catch_a_wrong_sampler():
-    """DDIM's step with the noise of eta 1 but without giving up its share of eps_hat: too wide."""
+    """DDIM's step with the noise of eta 1 but without reducing eps_hat accordingly: too wide."""
     levels = spaced(CosineLogSNR(), 128)
     noise = Noise([1, 2])
     z = noise.normal((1, 1, 64, 64)).double()
@@ -154,11 +154,11 @@ def test_the_bound_on_the_distance_would_catch_a_wrong_sampler():
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp-sde"])
-def test_more_steps_bring_the_stochastic_samplers_closer(name):
+def test_stochastic_samplers_improve_with_more_steps(name):
     """Exact second moment: for Gaussian data a step is linear, so its spread follows without sampling."""
 
     class Exact:
-        """Noise orthogonal to everything before it: variances add without sampling error."""
+        """Noise orthogonal to all earlier noise, so that variances add without sampling error."""
 
         def __init__(self, size):
             self.axis, self.size = 0, size
@@ -200,11 +200,11 @@ def test_lcm_with_a_consistency_function_samples_the_mixture_in_any_number_of_st
     assert distance(SAMPLERS["lcm"](consistency, z, levels, noise=noise), clean) < 0.035
 
 
-# ------------------------------------------------------------------------- one step in three forms
+# ------------------------------------------------------------------------- one step in three formulations
 
 
 def test_ddim_euler_and_rectified_flow_agree_step_by_step():
-    """z / alpha against sigma / alpha: one trajectory, whatever the scaling (Shows 5)."""
+    """z / alpha as a function of sigma / alpha is one trajectory for any scaling."""
     trajectories = []
     for form, name in ((variance_preserving, "ddim"), (variance_exploding, "euler"), (flow, "euler")):
         levels = stretch(form, 12)
@@ -217,11 +217,11 @@ def test_ddim_euler_and_rectified_flow_agree_step_by_step():
         final = SAMPLERS[name](mixture, z, levels, noise=Noise([0]), on_step=keep)
         trajectories.append([*seen, final / levels.alpha[-1]])
     for other in trajectories[1:]:
-        for ours, theirs in zip(trajectories[0], other, strict=True):
-            torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
+        for first, second in zip(trajectories[0], other, strict=True):
+            torch.testing.assert_close(first, second, atol=1e-12, rtol=1e-12)
 
 
-def test_one_step_is_each_papers_own_formula():
+def test_one_step_matches_each_papers_formula():
     z = torch.linspace(-3, 3, 20, dtype=torch.float64).reshape(1, 1, 1, 4, 5)
     log_snr = torch.tensor([-1.5, 0.7], dtype=torch.float64)
 
@@ -294,7 +294,7 @@ def test_dpmpp_sde_with_eta_0_is_dpmpp_2m():
     torch.testing.assert_close(found, SAMPLERS["dpmpp-2m"](mixture, z, levels, noise=Noise([0])))
 
 
-# ---------------------------------------------------------------------------------- VDM's own parts
+# ---------------------------------------------------------------------------------- VDM's samplers
 
 
 def test_posterior_is_bayes():
@@ -362,7 +362,7 @@ def test_langevin_drifts_a_gaussians_variance_by_exactly_delta2_sigma4_over_4_s4
     assert variance / s2 - 1 == pytest.approx(delta**2 * sigma**4 / (4 * s2**2), rel=1e-9, abs=1e-15)
 
 
-def test_langevin_calls_the_network_twice_but_once_at_the_end():
+def test_langevin_calls_the_network_twice_per_step_but_once_in_the_last():
     calls = []
 
     def counted(z, level):
@@ -375,13 +375,13 @@ def test_langevin_calls_the_network_twice_but_once_at_the_end():
     assert min(calls) > 0
 
 
-# ------------------------------------------------------------------------------- the shared manners
+# ------------------------------------------------------------------------------- shared behaviour
 
 CALLS = {"heun": 11, "vdm-langevin": 11}
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_reports_each_step_and_ends_on_its_x0(name):
+def test_every_sampler_reports_each_step_and_returns_the_last_x0(name):
     levels, seen, calls = spaced(EDMSigmas(0.01, 20.0), 6, "karras"), [], []
 
     def counted(z, level):
@@ -412,17 +412,17 @@ def test_an_item_of_a_batch_equals_its_single_run(name):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_common_scale_of_levels_only_scales_z(name):
-    """Two scalings with one log-SNR are one process; gamma > 0 alone mixes variances of two scales."""
+    """Scalings with the same log-SNR are the same process; only gamma > 0 mixes variances of two scales."""
     own = {"gamma": 0.0} if "gamma" in options(name) else {}
     vp, rf = stretch(variance_preserving, 6), stretch(flow, 6)
     z = torch.randn(1, 1, 2, 3, 3, dtype=torch.float64)
-    ours = SAMPLERS[name](mixture, z * vp.alpha[0], vp, noise=Noise([7]), **own) / vp.alpha[-1]
-    theirs = SAMPLERS[name](mixture, z * rf.alpha[0], rf, noise=Noise([7]), **own) / rf.alpha[-1]
-    torch.testing.assert_close(ours, theirs, atol=1e-11, rtol=1e-11)
+    first = SAMPLERS[name](mixture, z * vp.alpha[0], vp, noise=Noise([7]), **own) / vp.alpha[-1]
+    second = SAMPLERS[name](mixture, z * rf.alpha[0], rf, noise=Noise([7]), **own) / rf.alpha[-1]
+    torch.testing.assert_close(first, second, atol=1e-11, rtol=1e-11)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_one_step_from_the_noise_end_of_a_flow_is_the_x0_it_finds(name):
+def test_one_step_from_a_flows_noise_end_returns_its_x0(name):
     levels = spaced(RectifiedFlow(), 1)
     z = torch.randn(1, 1, 2, 3, 3, dtype=torch.float64)
     found = SAMPLERS[name](mixture, z, levels, noise=Noise([7]))
@@ -430,7 +430,7 @@ def test_one_step_from_the_noise_end_of_a_flow_is_the_x0_it_finds(name):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_samplers_keep_no_graph(name):
+def test_samplers_record_no_graph(name):
     weight = torch.ones((), requires_grad=True)
     found = SAMPLERS[name](
         lambda z, lv: weight * mixture(z, lv), torch.randn(1, 1, 1, 2, 2), spaced(CosineLogSNR(), 3), noise=Noise([0])
@@ -438,19 +438,19 @@ def test_samplers_keep_no_graph(name):
     assert not found.requires_grad
 
 
-def test_levels_that_rise_or_number_one_are_refused():
+def test_levels_that_do_not_decrease_or_are_fewer_than_two_are_rejected():
     z = torch.randn(1, 1, 1, 2, 2)
     for levels in (variance_preserving(torch.tensor([1.0, -1.0])), variance_preserving(torch.tensor([1.0]))):
         with pytest.raises(BadRequest, match="noise levels"):
             SAMPLERS["euler"](mixture, z, levels, noise=Noise([0]))
 
 
-def test_an_eta_that_no_step_allows_is_refused():
+def test_an_eta_that_is_too_large_is_rejected():
     with pytest.raises(BadRequest, match="eta"):
         SAMPLERS["ddim"](mixture, torch.randn(1, 1, 1, 2, 2), spaced(CosineLogSNR(), 4), noise=Noise([0]), eta=2.0)
 
 
-def test_options_are_each_samplers_own():
+def test_options_are_those_of_the_sampler():
     assert options("ddim") == {"eta": 0.0}
     assert options("vdm-langevin") == {"gamma": 0.0, "delta": 0.1}
     assert options("euler") == {}

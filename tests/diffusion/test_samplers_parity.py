@@ -27,7 +27,7 @@ def start():
 
 
 def network(z, timestep):
-    """Any smooth eps(z, t): not a real denoiser, so that every term of a step is exercised."""
+    """A smooth eps(z, t), not a real denoiser, so that every term of a step matters."""
     t = float(timestep) / 1000
     return 0.8 * torch.sin(1.3 * z) * (0.3 + t) + 0.4 * z * t + 0.1
 
@@ -54,14 +54,14 @@ def run_ve(scheduler, steps, z, alpha):
     return x
 
 
-def close(ours, theirs):
-    torch.testing.assert_close(ours, theirs.to(ours), atol=2e-4, rtol=2e-4)
+def close(own, reference):
+    torch.testing.assert_close(own, reference.to(own), atol=2e-4, rtol=2e-4)
 
 
 @pytest.mark.parametrize("kind", ["linear", "scaled_linear"])
 def test_alphas_cumprod_are_diffusers(kind):
-    theirs = diffusers.DDIMScheduler(beta_schedule=kind, beta_start=0.00085, beta_end=0.012).alphas_cumprod
-    torch.testing.assert_close(DiscreteBetas(kind, 0.00085, 0.012).alphas_cumprod.float(), theirs, rtol=2e-5, atol=0)
+    reference = diffusers.DDIMScheduler(beta_schedule=kind, beta_start=0.00085, beta_end=0.012).alphas_cumprod
+    torch.testing.assert_close(DiscreteBetas(kind, 0.00085, 0.012).alphas_cumprod.float(), reference, rtol=2e-5, atol=0)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
@@ -91,8 +91,8 @@ def test_edm_sigmas_are_diffusers():
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_ddim_is_diffusers(spacing, start):
     scheduler = diffusers.DDIMScheduler(**CONFIG, clip_sample=False, timestep_spacing=spacing, steps_offset=1)
-    ours = SAMPLERS["ddim"](denoise, start, spaced(BETAS, 20, spacing), noise=Noise([0]))
-    close(ours, run_vp(scheduler, 20, start))
+    own = SAMPLERS["ddim"](denoise, start, spaced(BETAS, 20, spacing), noise=Noise([0]))
+    close(own, run_vp(scheduler, 20, start))
 
 
 def test_ddim_with_eta_is_diffusers(start):
@@ -101,16 +101,16 @@ def test_ddim_with_eta_is_diffusers(start):
     noise, z = Noise([4]), start
     for t in scheduler.timesteps:
         z = scheduler.step(network(z, t), t, z, eta=0.7, variance_noise=noise.like(z)).prev_sample
-    ours = SAMPLERS["ddim"](denoise, start, spaced(BETAS, 10, "trailing"), noise=Noise([4]), eta=0.7)
-    close(ours, z)
+    own = SAMPLERS["ddim"](denoise, start, spaced(BETAS, 10, "trailing"), noise=Noise([4]), eta=0.7)
+    close(own, z)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
 def test_euler_is_diffusers(spacing, start):
     levels = spaced(BETAS, 20, spacing)
     scheduler = diffusers.EulerDiscreteScheduler(**CONFIG, timestep_spacing=spacing, steps_offset=1)
-    ours = SAMPLERS["euler"](denoise, start, levels, noise=Noise([0]))
-    close(ours, run_ve(scheduler, 20, start, levels.alpha[0]))
+    own = SAMPLERS["euler"](denoise, start, levels, noise=Noise([0]))
+    close(own, run_ve(scheduler, 20, start, levels.alpha[0]))
 
 
 def test_euler_ancestral_is_diffusers(start):
@@ -127,8 +127,8 @@ def test_euler_ancestral_is_diffusers(start):
 def test_heun_is_diffusers(start):
     levels = spaced(BETAS, 12, "linspace")
     scheduler = diffusers.HeunDiscreteScheduler(**CONFIG, timestep_spacing="linspace")
-    ours = SAMPLERS["heun"](denoise, start, levels, noise=Noise([0]))
-    close(ours, run_ve(scheduler, 12, start, levels.alpha[0]))
+    own = SAMPLERS["heun"](denoise, start, levels, noise=Noise([0]))
+    close(own, run_ve(scheduler, 12, start, levels.alpha[0]))
 
 
 @pytest.mark.parametrize("steps", [6, 20])
@@ -137,10 +137,10 @@ def test_dpmpp_2m_is_diffusers(spacing, steps, start):
     scheduler = diffusers.DPMSolverMultistepScheduler(
         **CONFIG, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing=spacing, steps_offset=1
     )
-    theirs = run_vp(scheduler, steps, start)
+    reference = run_vp(scheduler, steps, start)
     # Their multistep solvers divide "leading" by steps + 1, unlike their DDIM and Euler: take their own sigmas.
     levels = spaced(BETAS, steps, spacing) if spacing == "trailing" else custom(BETAS, sigmas=scheduler.sigmas.tolist())
-    close(SAMPLERS["dpmpp-2m"](denoise, start, levels, noise=Noise([0])), theirs)
+    close(SAMPLERS["dpmpp-2m"](denoise, start, levels, noise=Noise([0])), reference)
 
 
 def test_dpmpp_sde_is_diffusers(start):
@@ -151,8 +151,8 @@ def test_dpmpp_sde_is_diffusers(start):
     noise, z = Noise([4]), start
     for t in scheduler.timesteps:
         z = scheduler.step(network(z, t), t, z, variance_noise=noise.like(z)).prev_sample
-    ours = SAMPLERS["dpmpp-sde"](denoise, start, spaced(BETAS, 12, "trailing"), noise=Noise([4]))
-    close(ours, z)
+    own = SAMPLERS["dpmpp-sde"](denoise, start, spaced(BETAS, 12, "trailing"), noise=Noise([4]))
+    close(own, z)
 
 
 @pytest.mark.parametrize("steps", [6, 20])
@@ -160,8 +160,8 @@ def test_unipc_is_diffusers(steps, start):
     scheduler = diffusers.UniPCMultistepScheduler(
         **CONFIG, solver_order=2, solver_type="bh2", timestep_spacing="trailing", final_sigmas_type="zero"
     )
-    ours = SAMPLERS["unipc"](denoise, start, spaced(BETAS, steps, "trailing"), noise=Noise([0]))
-    close(ours, run_vp(scheduler, steps, start))
+    own = SAMPLERS["unipc"](denoise, start, spaced(BETAS, steps, "trailing"), noise=Noise([0]))
+    close(own, run_vp(scheduler, steps, start))
 
 
 def test_lcm_is_diffusers_with_their_boundary_condition_in_the_denoiser(start):

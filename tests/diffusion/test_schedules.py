@@ -99,7 +99,7 @@ def test_last_alphas_cumprod_is_the_published_one(kind, end, expected):
 
 
 @given(step=st.integers(0, 999))
-def test_whole_steps_of_betas_are_the_discrete_ones(step):
+def test_integer_timesteps_have_the_discrete_betas_levels(step):
     betas = DiscreteBetas("scaled_linear", 0.00085, 0.012)
     level = betas.level(f64(step / 999))
     torch.testing.assert_close(level.alpha**2, betas.alphas_cumprod[step : step + 1], rtol=1e-9, atol=0)
@@ -112,7 +112,7 @@ def test_timesteps_between_steps_interpolate_log_snr():
     torch.testing.assert_close(betas.timestep(ends.mean().reshape(1)), f64(10.5))
 
 
-def test_edm_sigmas_are_the_closed_form():
+def test_edm_sigmas_match_the_closed_form():
     levels = spaced(EDMSigmas(0.002, 80.0), 18, "karras")
     i = torch.arange(18, dtype=torch.float64)
     expected = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
@@ -156,7 +156,7 @@ def test_spacings_fall_from_noise_to_exactly_clean(schedule, spacing):
 
 
 @pytest.mark.parametrize(("spacing", "first", "last"), [("leading", 961, 1), ("trailing", 999, 39)])
-def test_leading_and_trailing_are_whole_steps(spacing, first, last):
+def test_leading_and_trailing_are_integer_timesteps(spacing, first, last):
     betas = DiscreteBetas("scaled_linear", 0.00085, 0.012)
     steps = betas.timestep(spaced(betas, 25, spacing).log_snr[:-1])
     torch.testing.assert_close(steps, steps.round(), atol=1e-6, rtol=0)
@@ -179,7 +179,7 @@ def test_custom_sigmas_are_ratios_in_the_schedules_scaling():
 
 
 @pytest.mark.parametrize(
-    "told",
+    "options",
     [
         {},
         {"sigmas": [1.0, 2.0]},
@@ -188,23 +188,23 @@ def test_custom_sigmas_are_ratios_in_the_schedules_scaling():
         {"log_snrs": [2.0, 1.0]},
     ],
 )
-def test_custom_levels_that_make_no_sense_are_refused(told):
+def test_invalid_custom_levels_are_rejected(options):
     with pytest.raises(BadRequest):
-        custom(EDMSigmas(), **told)
+        custom(EDMSigmas(), **options)
 
 
-def test_unknown_spacing_steps_and_betas_are_refused():
+def test_invalid_spacing_steps_and_betas_are_rejected():
     with pytest.raises(BadRequest, match="spacing"):
         spaced(EDMSigmas(), 4, "quadratic")
     with pytest.raises(BadRequest, match="steps"):
         spaced(EDMSigmas(), 0)
     with pytest.raises(BadRequest, match="betas"):
         DiscreteBetas("cosine", 0.1, 0.2)
-    with pytest.raises(BadRequest, match="whole steps"):
+    with pytest.raises(BadRequest, match="timesteps, with"):
         spaced(DiscreteBetas("linear", 0.1, 0.2, count=10), 11, "trailing")
 
 
-def test_level_indexes_batches_and_shapes():
+def test_levels_support_indexing_batching_and_shaping():
     levels = spaced(RectifiedFlow(), 4)
     assert len(levels[-1]) == 1
     assert levels[-1].sigma == 0
@@ -246,7 +246,7 @@ def test_levels_keep_float32_for_training():
         (10, 1.0, 10),
     ],
 )
-def test_an_edit_takes_the_whole_steps_of_its_strength(steps, strength, taken):
+def test_an_edit_runs_its_share_of_the_steps_rounded_down(steps, strength, taken):
     assert edit_steps(steps, strength) == taken
     levels = spaced(RectifiedFlow(), steps)
     kept = last_levels(levels, strength)
@@ -254,7 +254,7 @@ def test_an_edit_takes_the_whole_steps_of_its_strength(steps, strength, taken):
     assert kept.sigma[-1] == 0
 
 
-def test_an_edit_takes_the_steps_that_diffusers_takes_at_any_strength():
+def test_an_edit_runs_the_same_steps_as_diffusers():
     diffusers = pytest.importorskip("diffusers")
     steps_left = diffusers.AnimateDiffVideoToVideoPipeline.get_timesteps
     pipeline = SimpleNamespace(scheduler=SimpleNamespace(order=1))
@@ -271,7 +271,7 @@ def test_an_edit_takes_the_steps_that_diffusers_takes_at_any_strength():
 PER_FRAME = variance_preserving(torch.tensor([[-3.0, 0.0, 2.0]], dtype=torch.float64))
 
 
-def test_a_level_per_frame_multiplies_frame_by_frame_and_repeats_over_a_batch():
+def test_a_level_per_frame_multiplies_each_frame_and_expands_to_a_batch():
     x0, eps = torch.ones(2, 4, 3, 2, 2), torch.full((2, 4, 3, 2, 2), 10.0)
     level = PER_FRAME.batch(2)
     assert level.log_snr.shape == (2, 3)
@@ -282,7 +282,7 @@ def test_a_level_per_frame_multiplies_frame_by_frame_and_repeats_over_a_batch():
         torch.testing.assert_close(noised[:, :, t], torch.full((2, 4, 2, 2), expected))
 
 
-def test_a_level_per_frame_is_no_list_of_levels():
+def test_a_level_per_frame_is_not_a_list_of_levels():
     for use in (len, lambda level: level[0], lambda level: level[:1], list):
         with pytest.raises(
             TypeError, match=r"a level per frame \(1×3\) was used as a list of levels; expected .* \[N\]"
@@ -290,6 +290,6 @@ def test_a_level_per_frame_is_no_list_of_levels():
             use(PER_FRAME)
 
 
-def test_a_level_per_frame_of_another_clip_is_refused():
+def test_a_level_per_frame_for_another_number_of_frames_is_rejected():
     with pytest.raises(ValueError, match="for 3 frames"):
         PER_FRAME.like(torch.zeros(1, 4, 5, 2, 2))

@@ -23,13 +23,13 @@ def video(frames, seed=0):
 
 
 def mixing(z, level):
-    """A denoiser in which every frame sees every other."""
+    """A denoiser in which every frame depends on every other."""
     alpha, sigma = level.like(z)
     return alpha * z.sin() + sigma * z.cumsum(2) - z.mean(2, keepdim=True) ** 2
 
 
 @pytest.mark.parametrize(
-    ("told", "starts"),
+    ("spans", "starts"),
     [
         ((64, 16, 4), [0, 12, 24, 36, 48]),
         ((20, 16, 4), [0, 4]),
@@ -39,10 +39,10 @@ def mixing(z, level):
         ((5, 2, 1), [0, 1, 2, 3]),
     ],
 )
-def test_static_starts(told, starts):
-    found = windows(*told)
+def test_static_starts(spans, starts):
+    found = windows(*spans)
     assert [w[0] for w in found] == starts
-    assert all(w == list(range(w[0], w[0] + min(told[0], told[1]))) for w in found)
+    assert all(w == list(range(w[0], w[0] + min(spans[0], spans[1]))) for w in found)
 
 
 def test_looped_windows_wrap_around():
@@ -64,21 +64,21 @@ def test_every_frame_is_covered_and_neighbours_overlap(total, length, share, loo
 @given(total=st.integers(1, 60), length=st.integers(2, 16), share=st.floats(0, 0.9), kind=st.sampled_from(KINDS))
 def test_weights_of_every_frame_sum_to_1_and_are_positive(total, length, share, kind):
     for looped in (False, True):
-        told = windows(total, length, int(share * length), looped)
-        weights = blend(told, kind, looped)
+        spans = windows(total, length, int(share * length), looped)
+        weights = blend(spans, kind, looped)
         covered = torch.zeros(total, dtype=torch.float64)
-        for window, weight in zip(told, weights, strict=True):
+        for window, weight in zip(spans, weights, strict=True):
             assert bool((weight > 0).all())
             covered[window] += weight
         torch.testing.assert_close(covered, torch.ones_like(covered))
 
 
-def test_weights_are_flat_pyramids_or_ramps_over_the_overlap():
-    told = windows(10, 6, 2)
-    assert told == [[0, 1, 2, 3, 4, 5], [4, 5, 6, 7, 8, 9]]
-    assert blend(told, "flat")[0].tolist() == [1, 1, 1, 1, 0.5, 0.5]
-    torch.testing.assert_close(blend(told, "pyramid")[0], torch.tensor([1, 1, 1, 1, 2 / 3, 1 / 3]).double())
-    torch.testing.assert_close(blend(told, "overlap-linear")[0], torch.tensor([1, 1, 1, 1, 2 / 3, 1 / 3]).double())
+def test_weights_are_flat_pyramids_or_linear_ramps():
+    spans = windows(10, 6, 2)
+    assert spans == [[0, 1, 2, 3, 4, 5], [4, 5, 6, 7, 8, 9]]
+    assert blend(spans, "flat")[0].tolist() == [1, 1, 1, 1, 0.5, 0.5]
+    torch.testing.assert_close(blend(spans, "pyramid")[0], torch.tensor([1, 1, 1, 1, 2 / 3, 1 / 3]).double())
+    torch.testing.assert_close(blend(spans, "overlap-linear")[0], torch.tensor([1, 1, 1, 1, 2 / 3, 1 / 3]).double())
     wide = blend(windows(8, 6, 4), "overlap-linear")[0]  # frames 2..5 are shared
     torch.testing.assert_close(wide, torch.tensor([1, 1, 0.8, 0.6, 0.4, 0.2]).double())
     pyramid = blend(windows(8, 6, 4), "pyramid")[0]  # 1 2 3 3 2 1 against 0 0 1 2 3 3
@@ -90,15 +90,15 @@ def test_relative_weights_are_1_in_the_middle_and_a_hundredth_at_the_ends():
     first, last = blend(windows(12, 8, 4), "relative")
     bias = [max(0.01, 1 - abs(i - 3.5) / (7.01 / 2)) for i in range(8)]
     for i in range(4):
-        told = bias[4 + i] / (bias[4 + i] + bias[i])
+        spans = bias[4 + i] / (bias[4 + i] + bias[i])
         assert first[:4].tolist() == [1] * 4
-        assert (float(first[4 + i]), float(last[i])) == pytest.approx((told, 1 - told))
+        assert (float(first[4 + i]), float(last[i])) == pytest.approx((spans, 1 - spans))
     assert float(last[0]) < 0.02
 
 
-def test_a_loops_first_window_blends_with_its_last():
-    told = windows(12, 6, 2, looped=True)
-    assert bool((blend(told, "overlap-linear", looped=True)[0][:2] < 1).all())
+def test_a_looped_clips_first_window_blends_with_its_last():
+    spans = windows(12, 6, 2, looped=True)
+    assert bool((blend(spans, "overlap-linear", looped=True)[0][:2] < 1).all())
     assert bool((blend(windows(12, 6, 2), "overlap-linear")[0][:4] == 1).all())
 
 
@@ -127,13 +127,13 @@ def test_one_window_is_the_plain_model(total):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_average_minimises_the_weighted_least_squares(kind, looped):
     """Random denoisers per window: the gradient of sum w |x0 restricted - window|² is 0 at the answer."""
-    told = windows(14, 6, 3, looped)
-    answers = {tuple(frames): video(len(frames), seed=i) for i, frames in enumerate(told)}
+    spans = windows(14, 6, 3, looped)
+    answers = {tuple(frames): video(len(frames), seed=i) for i, frames in enumerate(spans)}
     windowed = Windowed(lambda frames: lambda z, level: answers[tuple(frames)], 14, 6, 3, kind, looped)
     x0 = windowed(video(14), LEVEL).requires_grad_(True)
     loss = sum(
         (weight.reshape(-1, 1, 1) * (x0[:, :, frames] - answers[tuple(frames)]) ** 2).sum()
-        for frames, weight in zip(told, blend(told, kind, looped), strict=True)
+        for frames, weight in zip(spans, blend(spans, kind, looped), strict=True)
     )
     (grad,) = torch.autograd.grad(loss, x0)
     assert float(grad.abs().max()) < 1e-14
@@ -141,36 +141,36 @@ def test_the_average_minimises_the_weighted_least_squares(kind, looped):
 
 
 def test_make_is_called_once_per_window_and_samplers_run_through_it():
-    made = []
+    calls = []
 
     def make(frames):
-        made.append(frames)
+        calls.append(frames)
         return lambda z, level: 0.3 * z
 
     windowed = Windowed(make, 20, 8, 2)
     z = video(20)
     levels = spaced(CosineLogSNR(), 5)
     found = SAMPLERS["euler"](windowed, z, levels, noise=Noise([0]))
-    assert made == windows(20, 8, 2)
+    assert calls == windows(20, 8, 2)
     plain = SAMPLERS["euler"](lambda z, level: 0.3 * z, z, levels, noise=Noise([0]))
     torch.testing.assert_close(found, plain, atol=1e-13, rtol=1e-13)
 
 
-def test_impossible_windows_and_other_lengths_are_refused():
+def test_invalid_windows_and_lengths_are_rejected():
     for total, length, overlap in ((10, 4, 4), (10, 0, 0), (0, 4, 1), (10, 4, -1)):
         with pytest.raises(BadRequest, match="windows"):
             windows(total, length, overlap)
     with pytest.raises(BadRequest, match="weights"):
         blend([[0, 1]], "gaussian")
-    with pytest.raises(BadRequest, match="12 frames"):
+    with pytest.raises(BadRequest, match="11 frames; expected 12"):
         Windowed(lambda frames: mixing, 12, 8, 2)(video(11), LEVEL)
 
 
 # ---------------------------------------------------------------------------------------- uniform
 
 
-def starts_of(told):
-    return [window[0] for window in told]
+def starts_of(spans):
+    return [window[0] for window in spans]
 
 
 def test_uniform_looped_windows_start_where_published():
@@ -184,16 +184,16 @@ def test_uniform_looped_windows_start_where_published():
 def test_uniform_windows_cover_every_frame_at_every_step_and_move(looped):
     for total in (17, 20, 32, 45, 64):
         placed = [uniform_windows(total, 16, 4, step, looped) for step in range(9)]
-        for told in placed:
-            assert {frame for window in told for frame in window} == set(range(total)), total
-            assert all(len(window) == 16 for window in told)
-        assert any(told != placed[0] for told in placed[1:]) or total == 17
+        for spans in placed:
+            assert {frame for window in spans for frame in window} == set(range(total)), total
+            assert all(len(window) == 16 for window in spans)
+        assert any(spans != placed[0] for spans in placed[1:]) or total == 17
         if not looped:
-            assert all(window == sorted(window) for told in placed for window in told)
+            assert all(window == sorted(window) for spans in placed for window in spans)
     assert uniform_windows(12, 16, 4, 3, looped) == [list(range(12))]
 
 
-def test_a_per_frame_denoiser_is_exact_also_in_windows_that_move():
+def test_a_per_frame_denoiser_is_exact_with_uniform_windows():
     seen = []
 
     def make(frames):
@@ -208,17 +208,17 @@ def test_a_per_frame_denoiser_is_exact_also_in_windows_that_move():
     for i in range(3):
         assert torch.allclose(moving(z, levels[i]), 2 * z, atol=1e-6)
         first = len(seen)
-        moving(z, levels[i])  # a second look at one level (Heun) sees the same windows
+        moving(z, levels[i])  # a second call at the same level (Heun) uses the same windows
         assert seen[first:] == seen[first - (len(seen) - first) : first]
     assert seen[:3] != seen[-3:]
 
 
 def test_strided_windows_start_where_published():
-    """AnimateDiff-Evolved's context stride 2 for 64/16/4: windows of every second frame beside the plain ones."""
-    told = uniform_windows(64, 16, 4, 0, looped=True, stride=2)
-    plain = [w for w in told if w[1] - w[0] == 1]
+    """AnimateDiff-Evolved's context stride 2 for 64/16/4 adds windows of every second frame."""
+    spans = uniform_windows(64, 16, 4, 0, looped=True, stride=2)
+    plain = [w for w in spans if w[1] - w[0] == 1]
     assert starts_of(plain) == [0, 12, 24, 36, 48, 60]
-    assert [w for w in told if w not in plain] == [
+    assert [w for w in spans if w not in plain] == [
         [*range(0, 32, 2)],
         [*range(28, 60, 2)],
         [*range(56, 64, 2), *range(0, 24, 2)],
@@ -227,34 +227,34 @@ def test_strided_windows_start_where_published():
 
 
 @pytest.mark.parametrize("looped", [False, True])
-def test_strided_windows_have_each_frame_once_and_fit_the_clip(looped):
+def test_strided_windows_cover_the_clip_without_duplicate_frames(looped):
     for total, stride in ((20, 3), (33, 2), (48, 3), (64, 4)):
         for step in range(5):
-            told = uniform_windows(total, 16, 4, step, looped, stride)
-            assert {frame for window in told for frame in window} == set(range(total))
-            assert all(len(set(window)) == 16 for window in told)
-            assert looped or all(window == sorted(window) for window in told)
+            spans = uniform_windows(total, 16, 4, step, looped, stride)
+            assert {frame for window in spans for frame in window} == set(range(total))
+            assert all(len(set(window)) == 16 for window in spans)
+            assert looped or all(window == sorted(window) for window in spans)
 
 
-def test_moving_windows_keep_only_the_denoisers_of_now():
+def test_uniform_windows_keep_only_the_current_denoisers():
     moving = Windowed(lambda frames: lambda z, level: z, 40, 16, 4, uniform=True)
     levels = spaced(CosineLogSNR(), 6)
     for i in range(6):
         moving(video(40), levels[i])
-        assert len(moving._made) == len(moving._parts) <= 5
+        assert len(moving._denoisers) == len(moving._parts) <= 5
 
 
 # ------------------------------------------------------------------------------------------- views
 
 
-def test_views_are_the_windows_with_their_weights_and_none_where_one_holds_all():
-    told = views(20, 8, 4, "pyramid")
-    assert [view.frames for view in told] == windows(20, 8, 4)
-    assert all(torch.equal(v.weight_T, w) for v, w in zip(told, blend(windows(20, 8, 4), "pyramid"), strict=True))
+def test_views_are_windows_with_weights_and_empty_for_a_single_window():
+    spans = views(20, 8, 4, "pyramid")
+    assert [view.frames for view in spans] == windows(20, 8, 4)
+    assert all(torch.equal(v.weight_T, w) for v, w in zip(spans, blend(windows(20, 8, 4), "pyramid"), strict=True))
     assert views(8, 8, 4, "pyramid") == ()
 
 
-def test_window_sizes_are_in_latent_frames_and_share_more_inside_attention():
+def test_window_sizes_are_latent_frames_with_more_overlap_in_attention():
     plain = Lattice()
     assert window_sizes(Request(window=16), plain) == (16, 4)
     assert window_sizes(Request(window=16, window_in="attention"), plain) == (16, 12)

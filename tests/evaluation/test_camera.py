@@ -1,4 +1,4 @@
-"""The camera of a clip, measured on scenes whose camera is known."""
+"""Estimated camera motion in scenes with a known camera."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ def clip(seed, **fixed):
 
 @pytest.mark.parametrize("background", ["checkered", "striped", "speckled"])
 @pytest.mark.parametrize("camera", playroom.CAMERAS)
-def test_a_camera_motion_is_named_with_its_speed(camera, background):
+def test_camera_motion_and_speed_are_estimated(camera, background):
     for seed in range(2):
-        seen = camera_of(clip(seed, background=background, camera=camera))
-        assert seen.name == camera
+        estimate = camera_of(clip(seed, background=background, camera=camera))
+        assert estimate.name == camera
         if camera.startswith("pans"):
-            assert abs(seen.pan) == pytest.approx(0.26 / 8, abs=0.003)
-            assert (seen.pan > 0, seen.zoom) == (camera == "pans right", 0)
+            assert abs(estimate.pan) == pytest.approx(0.26 / 8, abs=0.003)
+            assert (estimate.pan > 0, estimate.zoom) == (camera == "pans right", 0)
         else:
-            assert abs(seen.zoom) == pytest.approx(0.55 / 8, abs=0.02)
-            assert (seen.zoom > 0, seen.pan) == (camera == "zooms in", 0)
+            assert abs(estimate.zoom) == pytest.approx(0.55 / 8, abs=0.02)
+            assert (estimate.zoom > 0, estimate.pan) == (camera == "zooms in", 0)
 
 
 @pytest.mark.parametrize("background", ["checkered", "plain grey", "gradient"])
-def test_a_still_camera_is_still_whatever_moves_before_it(background):
+def test_a_still_camera_is_still_despite_moving_objects(background):
     for seed, motion in enumerate(("rolls right", "slides left", "grows", "orbits")):
-        seen = camera_of(clip(seed, background=background, motion=motion, split="all"))
-        assert (seen.name, seen.pan, seen.zoom) == ("still", 0.0, 0.0)
+        estimate = camera_of(clip(seed, background=background, motion=motion, split="all"))
+        assert (estimate.name, estimate.pan, estimate.zoom) == ("still", 0.0, 0.0)
 
 
 @pytest.mark.parametrize(("background", "least"), [("checkered", 24), ("striped", 17)])
-def test_noise_is_no_motion_and_hides_few(background, least):
-    """A tenth of the range, which a motion smooths between pixels. Pans along stripes do not show in it."""
+def test_noise_is_not_motion_and_hides_little_of_it(background, least):
+    """Noise of a tenth of the range, which motion smooths by interpolation. Pans along stripes are missed in it."""
     torch.manual_seed(0)
     right = 0
     for seed in range(6):
@@ -48,7 +48,7 @@ def test_noise_is_no_motion_and_hides_few(background, least):
     assert right >= least
 
 
-def test_noise_and_nothing_are_still():
+def test_pure_noise_and_nan_are_still():
     torch.manual_seed(0)
     assert camera_of(torch.randn(3, 8, 64, 64)).name == "still"
     assert camera_of(torch.full((3, 2, 64, 64), torch.nan)).name == "still"

@@ -18,13 +18,11 @@ def outcome(first: float, second: float, *, higher: bool) -> Outcome:
     ("first", "second", "higher", "favoured"),
     [(2, 1, True, "first"), (2, 1, False, "second"), (1, 2, False, "first"), (1, 1, True, "neither")],
 )
-def test_the_favoured_arm_is_the_better_one_and_only_beyond_the_interval(
-    first: float, second: float, higher: bool, favoured: str
-) -> None:
+def test_an_arm_is_favoured_only_beyond_the_interval(first: float, second: float, higher: bool, favoured: str) -> None:
     assert outcome(first, second, higher=higher).favours == favoured
 
 
-def test_a_claim_written_to_a_folder_is_read_back_as_it_was(tmp_path: Path) -> None:
+def test_a_claim_is_read_back_unchanged(tmp_path: Path) -> None:
     claim = Claim("It holds", ("a", "b"), "How.", {"seed": 0}, [outcome(2, 1, higher=False)])
     (tmp_path / "vdm-test.json").write_text(claim.to_json(), encoding="utf-8")
     (tmp_path / "other.json").write_text("{}", encoding="utf-8")
@@ -34,7 +32,7 @@ def test_a_claim_written_to_a_folder_is_read_back_as_it_was(tmp_path: Path) -> N
     assert found.table().endswith("| b |")
 
 
-def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
+def test_an_invalid_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "vdm-bad.json").write_text('{"claim": 1}', encoding="utf-8")
-    with pytest.raises(BadRequest, match="vdm-bad.json is not a result"):
+    with pytest.raises(BadRequest, match="vdm-bad.json was not written by"):
         claims.read(tmp_path)

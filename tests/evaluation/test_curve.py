@@ -12,7 +12,8 @@ from kinema.evaluation import curve, measuring, temporal
 from kinema.evaluation.curve import Curve, LogRow, Point
 from kinema.evaluation.oracle import Figure
 from kinema.evaluation.run import EvaluateOptions, evaluate
-from kinema.schema import BadRequest, Event, Note
+from kinema.events import Event, Note
+from kinema.schema import BadRequest
 from kinema.system import open_system
 
 
@@ -23,7 +24,7 @@ def _without_flow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def checkpoint(run: Path, step: int, gain: float) -> Path:
-    """A training checkpoint of the tiny model whose average is ``gain`` times the raw weights."""
+    """A training checkpoint of the tiny model whose averaged weights are ``gain`` times the raw ones."""
     system = open_system("zoetrope", preset="tiny", device="cpu")
     raw = system.model.state_dict()
     tensors = {f"raw.{k}": v for k, v in raw.items()} | {f"ema.{k}": v * gain for k, v in raw.items()}
@@ -44,7 +45,7 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_log_cut_short_by_a_kill_and_resumed_gives_each_step_once(run: Path) -> None:
+def test_a_truncated_and_resumed_log_gives_each_step_once(run: Path) -> None:
     with (run / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write('\n{"step": 30, "seconds": 70.0, "loss": 0.5}\n')
     rows = curve.read_log(run)
@@ -66,7 +67,7 @@ def test_a_training_checkpoint_opens_with_its_averaged_weights(run: Path) -> Non
     assert opened.weights.hash == files.weight_hash(path)
 
 
-def test_checkpoints_are_scored_once_and_stay_on_the_curve_when_the_run_drops_them(run: Path, tmp_path: Path) -> None:
+def test_checkpoints_are_scored_once_and_stay_when_deleted(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     evidence = tmp_path / "evidence"
     options = EvaluateOptions(curve=str(run), evidence=str(evidence), prompts=1, steps=1, device="cpu")
@@ -79,16 +80,16 @@ def test_checkpoints_are_scored_once_and_stay_on_the_curve_when_the_run_drops_th
     result = evaluate(options, events.append)
     assert isinstance(result, Curve)
     assert [(p.step, p.seconds) for p in result.points] == [(10, 20.0), (20, 40.0)]
-    assert any(isinstance(e, Note) and "on the curve already" in e.message for e in events)
+    assert any(isinstance(e, Note) and "already on the curve" in e.message for e in events)
     page = (evidence / "curve.md").read_text(encoding="utf-8")
     assert "| 20 | 320 | 0.7 |" in page
     assert (evidence / "curve.png").stat().st_size > 1000
     other = run.rename(run.with_name("other-run"))
-    with pytest.raises(BadRequest, match="is the curve of the run my-run, not of other-run"):
+    with pytest.raises(BadRequest, match="is the curve of run my-run, not of other-run"):
         evaluate(EvaluateOptions(curve=str(other), evidence=str(evidence), prompts=1))
 
 
-def test_an_interruption_leaves_the_checkpoints_scored_so_far(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_keeps_the_checkpoints_scored_so_far(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint(run, 10, gain=1.0)
     checkpoint(run, 20, gain=2.0)
     original, calls = measuring.measure, []
@@ -115,16 +116,16 @@ def test_the_forecast_continues_a_line_in_log_odds_over_log_compute() -> None:
     assert four == pytest.approx(figure(8000).mean, abs=1e-3)
 
 
-def test_two_checkpoints_are_too_few_for_a_forecast_and_full_marks_do_not_break_it() -> None:
+def test_a_forecast_requires_three_checkpoints_and_allows_full_marks() -> None:
     full = Figure(1.0, 0.9, 1.0, 64)
     assert math.isnan(curve.forecast([(1.0, full), (2.0, full)])[0])
     assert curve.forecast([(1.0, full), (2.0, full), (4.0, full)])[0] > 0.9
 
 
-def test_the_table_tells_clips_seen_and_what_more_would_buy() -> None:
+def test_the_table_has_clips_seen_and_the_forecast() -> None:
     figures = [Figure(x, x - 0.1, x + 0.1, 64) for x in (0.4, 0.6, 0.75)]
     points = [Point(f"h{i}", "f", 100 * 2**i, 60.0 * 2**i, 64, {"colour": f}) for i, f in enumerate(figures)]
     table = Curve("run", 16, [], points).table()
     assert "| 100 | 1,600 | 1.0 | 40.0 % (30.0 to 50.0, 64 clips) |" in table
-    assert "If the trend goes on" in table
+    assert "If the trend continues" in table
     assert "colour 8" in table

@@ -12,11 +12,11 @@ def test_equal_measurements_have_a_ratio_of_one_and_no_width() -> None:
     assert (figure.mean, figure.low, figure.high, figure.count) == (1, 1, 1, 3)
 
 
-def test_the_ratio_is_of_means_so_one_still_clip_cannot_carry_it() -> None:
+def test_the_ratio_of_means_is_robust_to_one_still_clip() -> None:
     assert paired_ratio([1.0, 1.0], [2.0, 1e-9]).mean == pytest.approx(1, rel=1e-6)
 
 
-def test_pairs_stay_together_when_clips_are_drawn() -> None:
+def test_pairs_stay_together_in_resampling() -> None:
     reference = np.random.default_rng(0).uniform(0.01, 100, 40)
     figure = paired_ratio(3 * reference, reference)
     assert (figure.low, figure.high) == (pytest.approx(3), pytest.approx(3))
@@ -36,6 +36,6 @@ def test_the_interval_of_a_difference_is_that_of_the_paired_t_statistic() -> Non
     assert figure.high == pytest.approx(noise.mean() + half, abs=0.01)
 
 
-def test_nothing_measured_is_an_error() -> None:
+def test_no_measurements_are_an_error() -> None:
     with pytest.raises(ValueError, match="at least one pair"):
         paired_ratio([], [])

@@ -30,7 +30,7 @@ Corrupt = Callable[[torch.Tensor], torch.Tensor]
 
 
 def texture(frames: int = 10, side: int = 64, speed: float = 0.8) -> torch.Tensor:
-    """A band-limited texture that drifts by ``speed`` pixels a frame, exactly (a phase for every frequency)."""
+    """A band-limited texture that drifts by exactly ``speed`` pixels per frame (a phase shift per frequency)."""
     noise = torch.randn(3, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     fy, fx = torch.fft.fftfreq(side).double()[:, None], torch.fft.fftfreq(side).double()[None]
     spectrum = torch.fft.fft2(noise) * torch.exp(-((fy**2 + fx**2) / (2 * 0.06**2)))
@@ -40,7 +40,7 @@ def texture(frames: int = 10, side: int = 64, speed: float = 0.8) -> torch.Tenso
 
 
 def shifted(video: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """Every frame moved by its own offset (x, y) in pixels, the edge repeated."""
+    """Every frame shifted by its own (x, y) offset in pixels, edges replicated."""
     side = video.shape[-1]
     grid = functional.affine_grid(torch.eye(2, 3).expand(len(offsets), 2, 3), (len(offsets), 3, side, side), False)
     frames = video[0].transpose(0, 1)
@@ -76,13 +76,13 @@ def blur(video: torch.Tensor) -> torch.Tensor:
 
 
 def temporal_measures(video: torch.Tensor) -> dict[str, torch.Tensor]:
-    """All measures in time of each clip, by name."""
+    """All temporal metrics of each clip, by name."""
     measures = (jerk, metrics.high_frequency_ratio, metrics.interpolation_residual, metrics.luma_second_difference,
                 metrics.warp_error, flickering, dynamic_degree, sharpness)  # fmt: skip
     return {measure.__name__: measure(video) for measure in measures}
 
 
-MADE = {"flicker": flicker, "jitter": jitter, "swap": swap, "freeze": freeze, "blur": blur, "clean": lambda v: v}
+CORRUPTIONS = {"flicker": flicker, "jitter": jitter, "swap": swap, "freeze": freeze, "blur": blur, "clean": lambda v: v}
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +91,11 @@ def measured() -> dict[str, dict[str, float]]:
     clean = texture()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "FLOW_SIDE", 128)  # half the side is a quarter of the time
-        told = {name: temporal_measures(corrupt(clean)) for name, corrupt in MADE.items()}
-    # Flickering is 1 − the mean change; as in the table, what rises with a corruption is the change.
+        measured_values = {name: temporal_measures(corrupt(clean)) for name, corrupt in CORRUPTIONS.items()}
+    # Flickering is 1 − the mean change; compare the change, which rises with a corruption.
     return {
-        name: {k: float(1 - v if k == "flickering" else v) for k, v in values.items()} for name, values in told.items()
+        name: {k: float(1 - v if k == "flickering" else v) for k, v in values.items()}
+        for name, values in measured_values.items()
     }
 
 
@@ -114,7 +115,7 @@ RAISED = {
 
 
 @pytest.mark.parametrize(("corruption", "measure"), [(c, m) for c, names in RAISED.items() for m in names])
-def test_a_corruption_raises_the_measures_that_detect_it(
+def test_a_corruption_raises_the_metrics_that_detect_it(
     measured: dict[str, dict[str, float]], corruption: str, measure: str
 ) -> None:
     assert measured[corruption][measure] > 1.02 * measured["clean"][measure]
@@ -123,18 +124,18 @@ def test_a_corruption_raises_the_measures_that_detect_it(
 @pytest.mark.parametrize(
     "measure", ["flickering", "warp_error", "jerk", "high_frequency_ratio", "interpolation_residual"]
 )
-def test_blur_raises_none_of_them(measured: dict[str, dict[str, float]], measure: str) -> None:
+def test_blur_raises_none_of_the_metrics(measured: dict[str, dict[str, float]], measure: str) -> None:
     assert measured["blur"][measure] <= 1.02 * measured["clean"][measure]
 
 
 @pytest.mark.parametrize("measure", ["flickering", "warp_error"])
-def test_frozen_frames_are_rewarded_by_the_two_measures_said_to_be_blind(
+def test_frozen_frames_are_rewarded_by_flickering_and_warp_error(
     measured: dict[str, dict[str, float]], measure: str
 ) -> None:
     assert measured["freeze"][measure] < measured["clean"][measure]
 
 
-def test_blur_lowers_sharpness_and_freezing_lowers_no_frame(measured: dict[str, dict[str, float]]) -> None:
+def test_blur_lowers_sharpness_and_freezing_does_not(measured: dict[str, dict[str, float]]) -> None:
     assert measured["blur"]["sharpness"] < 0.5 * measured["clean"]["sharpness"]
     assert measured["freeze"]["sharpness"] == pytest.approx(measured["clean"]["sharpness"], rel=0.05)
 
@@ -148,7 +149,7 @@ def test_dynamic_degree_is_the_speed_in_pixels_at_a_side_of_256() -> None:
     for speed in (0.5, 1.5):
         expected = speed * math.hypot(1, 0.4) * 256 / 64
         assert dynamic_degree(texture(4, speed=speed)).item() == pytest.approx(expected, rel=0.25)
-    # Three times the frames a second is three times the speed for the same picture change.
+    # Three times the frames per second is three times the speed for the same change between frames.
     assert dynamic_degree(texture(3), fps=24).item() == pytest.approx(3 * dynamic_degree(texture(3)).item())
 
 
@@ -156,14 +157,14 @@ def test_a_still_clip_has_no_motion_and_no_flicker(monkeypatch: pytest.MonkeyPat
     pytest.importorskip("cv2")
     monkeypatch.setattr(metrics, "FLOW_SIDE", 128)
     still = texture(1).expand(-1, -1, 8, -1, -1)
-    told = {name: float(value) for name, value in temporal_measures(still).items()}
-    assert told.pop("sharpness") > 0
-    assert told.pop("flickering") == 1
-    assert told.pop("warp_error") < 1e-3
-    assert told == pytest.approx(dict.fromkeys(told, 0.0), abs=1e-3)
+    values = {name: float(value) for name, value in temporal_measures(still).items()}
+    assert values.pop("sharpness") > 0
+    assert values.pop("flickering") == 1
+    assert values.pop("warp_error") < 1e-3
+    assert values == pytest.approx(dict.fromkeys(values, 0.0), abs=1e-3)
 
 
-def test_every_clip_of_a_batch_is_measured_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_clip_of_a_batch_is_measured_separately(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cv2")
     monkeypatch.setattr(metrics, "FLOW_SIDE", 64)
     clips = [texture(5, 32), flicker(texture(5, 32)), texture(5, 32, speed=0.2)]
@@ -174,7 +175,7 @@ def test_every_clip_of_a_batch_is_measured_alone(monkeypatch: pytest.MonkeyPatch
             assert float(together[name][index]) == pytest.approx(float(value), rel=1e-9), name
 
 
-def test_closed_forms_of_the_measures_in_time() -> None:
+def test_closed_forms_of_the_temporal_metrics() -> None:
     ramp = torch.linspace(-1, 1, 5).view(1, 1, 5, 1, 1).expand(1, 3, 5, 16, 16)
     assert jerk(ramp).item() == pytest.approx(0, abs=1e-6)
     assert flickering(ramp).item() == pytest.approx(1 - 0.25)
@@ -195,7 +196,7 @@ def test_a_clip_too_short_or_of_another_shape_is_refused() -> None:
         jerk(torch.zeros(3, 8, 8, 8))
 
 
-def test_without_opencv_the_answer_is_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_opencv_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def no_cv2(name: str, *args: object) -> object:
@@ -208,15 +209,15 @@ def test_without_opencv_the_answer_is_how_to_get_it(monkeypatch: pytest.MonkeyPa
         metrics.warp_error(texture(2))
 
 
-# ------------------------------------------------------------------------------- paired measures
+# ------------------------------------------------------------------------------- paired metrics
 
 
 def test_psnr_has_its_closed_form() -> None:
     clean = torch.zeros(2, 3, 2, 16, 16)
-    made = clean.clone()
-    made[1] += 0.2
-    assert psnr(made, clean)[0] == math.inf
-    assert psnr(made, clean)[1].item() == pytest.approx(20)
+    noisy = clean.clone()
+    noisy[1] += 0.2
+    assert psnr(noisy, clean)[0] == math.inf
+    assert psnr(noisy, clean)[1].item() == pytest.approx(20)
 
 
 def test_ssim_is_one_for_equal_clips_and_has_its_closed_form_for_constant_ones() -> None:
@@ -246,8 +247,8 @@ def test_ssim_agrees_with_its_definition_at_one_window() -> None:
     assert ssim(2 * a - 1, 2 * b - 1).item() == pytest.approx(float(sum(values) / 3), rel=1e-9)
 
 
-def test_paired_measures_refuse_clips_of_two_shapes_or_too_small() -> None:
-    with pytest.raises(BadRequest, match="one shape"):
+def test_paired_metrics_refuse_different_shapes_and_small_frames() -> None:
+    with pytest.raises(BadRequest, match="equal shapes"):
         psnr(torch.zeros(1, 3, 2, 16, 16), torch.zeros(1, 3, 1, 16, 16))
     with pytest.raises(BadRequest, match="at least 11×11"):
         ssim(torch.zeros(1, 3, 1, 8, 16), torch.zeros(1, 3, 1, 8, 16))
@@ -257,7 +258,7 @@ def test_paired_measures_refuse_clips_of_two_shapes_or_too_small() -> None:
 
 
 def gaussian(count: int, mean: torch.Tensor, root: torch.Tensor, seed: int) -> torch.Tensor:
-    """``count`` samples whose mean and covariance are exactly ``mean`` and ``root @ root.T``."""
+    """``count`` samples with mean exactly ``mean`` and covariance exactly ``root @ root.T``."""
     z = torch.randn(count, len(mean), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     z = z - z.mean(0)
     z = z @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(z.T))).T
@@ -288,16 +289,16 @@ def test_frechet_of_fewer_clips_than_features_stays_finite_and_not_negative() ->
 
 
 def test_the_kernel_distance_is_unbiased_at_small_n_where_frechet_is_not() -> None:
-    def drawn(seed: int, shift: float = 0.0) -> torch.Tensor:
+    def samples(seed: int, shift: float = 0.0) -> torch.Tensor:
         return torch.randn(24, 16, generator=torch.Generator().manual_seed(seed)) + shift
 
-    equal = torch.tensor([kernel_distance(drawn(2 * i), drawn(2 * i + 1)) for i in range(200)])
+    equal = torch.tensor([kernel_distance(samples(2 * i), samples(2 * i + 1)) for i in range(200)])
     error = equal.std() / len(equal) ** 0.5
     assert equal.mean().abs() < 3 * error
     assert (equal < 0).any()
-    moved = torch.tensor([kernel_distance(drawn(2 * i), drawn(2 * i + 1, 0.5)) for i in range(20)])
+    moved = torch.tensor([kernel_distance(samples(2 * i), samples(2 * i + 1, 0.5)) for i in range(20)])
     assert moved.mean() > 20 * error
-    frechet = torch.tensor([frechet_distance(drawn(2 * i), drawn(2 * i + 1)) for i in range(10)])
+    frechet = torch.tensor([frechet_distance(samples(2 * i), samples(2 * i + 1)) for i in range(10)])
     assert frechet.mean() > 5
 
 
@@ -312,7 +313,7 @@ PROTOCOL = Protocol(
 )
 
 
-def test_a_score_carries_its_protocol_and_never_prints_without_n() -> None:
+def test_a_score_has_its_protocol_and_prints_its_sample_size() -> None:
     def clips(count: int) -> Iterator[torch.Tensor]:
         for i in range(0, count, 4):
             yield torch.randn(4, 3, 2, 8, 8, generator=torch.Generator().manual_seed(i))
@@ -325,8 +326,8 @@ def test_a_score_carries_its_protocol_and_never_prints_without_n() -> None:
         assert json.loads(json.dumps(score.record()))["protocol"]["extractor"] == "mean colour"
 
 
-def test_clips_that_break_the_protocol_and_empty_sets_are_refused() -> None:
-    with pytest.raises(BadRequest, match="says 2 frames and a clip has 3"):
+def test_clips_that_violate_the_protocol_and_empty_sets_are_refused() -> None:
+    with pytest.raises(BadRequest, match="a clip has 3 frames; the protocol requires 2"):
         distribution_scores([torch.zeros(4, 3, 3, 8, 8)], [], lambda v: v.mean((2, 3, 4)), PROTOCOL)
     with pytest.raises(BadRequest, match="no clips"):
         distribution_scores([], [], lambda v: v.mean((2, 3, 4)), PROTOCOL)

@@ -1,4 +1,4 @@
-"""The oracle both ways: right on real clips, at chance on others, and not to be talked round."""
+"""The oracle is right on real clips, at chance with other prompts, and independent of the prompt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def real():
 
 
 def softened(video: np.ndarray, seed: int) -> np.ndarray:
-    """Blur of about 0.7 pixels and noise of 0.03, as a generated clip might have."""
+    """Blur of about 0.7 pixels and noise of 0.03, as in a typical generated clip."""
     kernel = np.exp(-(np.arange(-2, 3) ** 2) / (2 * 0.7**2))
     kernel /= kernel.sum()
     for axis in (2, 3):
@@ -29,7 +29,7 @@ def softened(video: np.ndarray, seed: int) -> np.ndarray:
     return video + 0.03 * np.random.default_rng(seed).standard_normal(video.shape)
 
 
-def test_real_clips_are_judged_right(real):
+def test_real_clips_are_judged_correctly(real):
     scores = summarise([judge(s.video_CTHW, s.caption) for s in real])
     assert scores.colour.mean >= 0.97
     assert scores.shape.mean >= 0.95
@@ -39,14 +39,14 @@ def test_real_clips_are_judged_right(real):
     assert scores.identity.mean >= 0.95
 
 
-def test_soft_and_noisy_clips_are_judged_right(real):
+def test_soft_and_noisy_clips_are_judged_correctly(real):
     verdicts = [judge(softened(s.video_CTHW, i), s.caption) for i, s in enumerate(real)]
     scores = summarise(verdicts)
     assert min(scores.colour.mean, scores.shape.mean, scores.direction.mean) >= 0.95
     assert scores.motion.mean >= 0.9
 
 
-def test_clips_with_the_prompts_of_others_score_near_chance(real):
+def test_clips_with_other_prompts_score_near_chance(real):
     verdicts = [judge(s.video_CTHW, other.caption) for s, other in zip(real, real[7:] + real[:7], strict=True)]
     scores = summarise(verdicts)
     assert scores.colour.mean < 0.3
@@ -54,14 +54,14 @@ def test_clips_with_the_prompts_of_others_score_near_chance(real):
     assert scores.direction.mean < 0.4
 
 
-def test_what_is_measured_does_not_depend_on_the_prompt(real):
-    for made, other in zip(real[:6], real[6:12], strict=True):
-        own, asked = judge(made.video_CTHW, made.caption), judge(made.video_CTHW, other.caption)
+def test_measurements_do_not_depend_on_the_prompt(real):
+    for sampled, other in zip(real[:6], real[6:12], strict=True):
+        own, with_other_prompt = judge(sampled.video_CTHW, sampled.caption), judge(sampled.video_CTHW, other.caption)
         measured = ("colour", "shape", "letter", "direction", "motion", "count", "identity")
-        assert [getattr(own, name) for name in measured] == [getattr(asked, name) for name in measured]
+        assert [getattr(own, name) for name in measured] == [getattr(with_other_prompt, name) for name in measured]
 
 
-def test_a_mirrored_clip_goes_the_other_way():
+def test_a_mirrored_clip_has_the_opposite_direction():
     video = sample(0, caption="a green ball rolls right").video_CTHW
     assert judge(video, "a green ball rolls right").direction_right
     mirrored = judge(video[:, :, :, ::-1], "a green ball rolls right")
@@ -87,7 +87,7 @@ def test_swapped_channels_are_another_colour():
 
 
 @pytest.mark.parametrize("motion", ["rolls left", "moves left", "slides left"])
-def test_rolling_moving_and_sliding_are_told_apart(motion: str):
+def test_rolling_moving_and_sliding_are_distinguished(motion: str):
     verdicts = [judge(sample(seed, motion=motion, split="all").video_CTHW, f"a red ball {motion}") for seed in range(8)]
     assert sum(verdict.motion_right for verdict in verdicts) >= 7
 
@@ -103,9 +103,9 @@ def test_an_object_that_changes_loses_its_identity():
 
 
 def test_flicker_rises_with_noise_between_frames():
-    made = sample(5, split="all")
-    noise = np.random.default_rng(0).standard_normal(made.video_CTHW.shape)
-    levels = [judge(made.video_CTHW + amount * noise, made.caption).flicker for amount in (0.0, 0.02, 0.08)]
+    sampled = sample(5, split="all")
+    noise = np.random.default_rng(0).standard_normal(sampled.video_CTHW.shape)
+    levels = [judge(sampled.video_CTHW + amount * noise, sampled.caption).flicker for amount in (0.0, 0.02, 0.08)]
     assert levels[0] < levels[1] < levels[2]
 
 
@@ -121,7 +121,7 @@ def test_two_objects_are_counted_and_the_second_is_named():
     assert not judge(single, "a red ball moves right above a blue star").count_right
 
 
-def test_two_objects_of_one_colour_are_two():
+def test_two_objects_of_one_colour_count_as_two():
     video = sample(0, caption="a small red ball moves right on a plain grey background").video_CTHW
     doubled = np.concatenate([video, video], axis=2)
     verdict = judge(doubled, "a red ball moves right")
@@ -130,7 +130,7 @@ def test_two_objects_of_one_colour_are_two():
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan])
-def test_an_empty_clip_shows_nothing(value: float):
+def test_an_empty_clip_has_no_objects(value: float):
     verdict = judge(np.full((3, 16, 32, 32), value), "a red ball rolls right")
     assert verdict.count == 0
     assert verdict.colour is None
@@ -154,12 +154,12 @@ def test_torch_clips_larger_clips_and_single_frames_are_judged_too():
     ("shape", "prompt"),
     [((3, 64, 64), "a red ball spins"), ((1, 4, 8, 8), "a red ball spins"), ((3, 4, 8, 8), "a cat")],
 )
-def test_what_cannot_be_judged_is_refused(shape: tuple[int, ...], prompt: str):
-    with pytest.raises(BadRequest, match="oracle"):
+def test_invalid_clips_and_prompts_are_refused(shape: tuple[int, ...], prompt: str):
+    with pytest.raises(BadRequest, match="expected 3×T×H×W|not in the playroom grammar"):
         judge(np.zeros(shape), prompt)
 
 
-def test_intervals_are_wilsons():
+def test_intervals_are_wilson_intervals():
     # Wilson 1927: 8 of 10 has the 95 % interval 0.490 to 0.943.
     figure = wilson([True] * 8 + [False] * 2 + [None])
     assert (figure.mean, figure.count) == (0.8, 10)
@@ -170,7 +170,7 @@ def test_intervals_are_wilsons():
     assert measured.high - measured.mean == pytest.approx(1.959964 / 3**0.5, rel=1e-5)
 
 
-def test_the_table_has_a_row_for_each_figure_there_is():
+def test_the_table_has_a_row_for_each_available_score():
     verdict = judge(sample(0, caption="a red ball spins").video_CTHW, "a red ball spins")
     assert "inf" not in summarise([verdict]).table()
     table = summarise([verdict, verdict]).table()

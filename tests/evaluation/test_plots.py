@@ -13,18 +13,18 @@ from kinema.evaluation.oracle import Figure
 pytest.importorskip("matplotlib")
 
 
-def test_a_forest_with_figures_that_no_axis_can_hold_is_still_drawn(tmp_path: Path) -> None:
+def test_a_forest_with_non_finite_figures_is_still_plotted(tmp_path: Path) -> None:
     rows = {
         "jerk": {"a": Figure(1.2, 1.0, 1.5, 9), "b": Figure(4.0, 2.0, math.inf, 9)},
         "luma": {"a": Figure(0.0, 0.0, 0.0, 9), "b": Figure(math.inf, 1.0, math.inf, 9)},
     }
     path = plots.forest(rows, tmp_path / "forest.png", title="t", axis="ratio", at_most=1.5)
-    with Image.open(path) as picture:
-        assert picture.width > 600
-        assert len(set(picture.convert("RGB").resize((80, 60)).getdata())) > 10
+    with Image.open(path) as image:
+        assert image.width > 600
+        assert len(set(image.convert("RGB").resize((80, 60)).getdata())) > 10
 
 
-def test_a_curve_without_scores_or_losses_is_still_drawn(tmp_path: Path) -> None:
+def test_a_curve_without_scores_or_losses_is_still_plotted(tmp_path: Path) -> None:
     path = plots.curves([], {}, tmp_path / "curve.png", title="t", goals={})
     assert path.stat().st_size < plots.MOST_BYTES
 
@@ -34,14 +34,14 @@ def test_a_sheet_shows_every_frame_of_every_row_in_place(tmp_path: Path) -> None
     red[0], blue[2] = 1, 1
     path = plots.sheet([("# a prompt|red", red), ("blue", blue)], tmp_path / "sheet.png")
     with Image.open(path) as opened:
-        picture = opened.convert("RGB")
+        image = opened.convert("RGB")
     for t in range(4):
         x = 96 + t * 18 + 8
-        assert picture.getpixel((x, 18 + 8)) == (255, 0, 0)
-        assert picture.getpixel((x, 18 + 18 + 8)) == (0, 0, 255)
+        assert image.getpixel((x, 18 + 8)) == (255, 0, 0)
+        assert image.getpixel((x, 18 + 18 + 8)) == (0, 0, 255)
 
 
-def test_pictures_stay_small_even_when_they_are_noise(tmp_path: Path) -> None:
+def test_noise_images_stay_below_the_size_limit(tmp_path: Path) -> None:
     noise = torch.rand(3, 16, 96, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
     path = plots.sheet([("noise", noise)] * 3, tmp_path / "sheet.png")
     assert path.stat().st_size <= plots.MOST_BYTES

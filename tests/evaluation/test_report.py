@@ -29,17 +29,17 @@ def _without_flow() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
-    """A report on clips that are real as videos, and real ones of two seeds in turn frame by frame."""
+    """A report whose video arm has real clips, and whose frame-by-frame arm alternates frames of two real clips."""
 
     def clips(self: Sampling, prompts: Sequence[str], seed: int, canvas: Canvas | None = None) -> torch.Tensor:
-        apart = self.request.extra.get("per_frame", False)
-        made = []
+        per_frame_option = self.request.extra.get("per_frame", False)
+        videos = []
         for i, prompt in enumerate(prompts):
             video, other = self.real(prompt, seed + i), self.real(prompt, seed + i + 100)
-            if apart:
+            if per_frame_option:
                 video[:, 4:8], video[:, 12:] = other[:, 4:8], other[:, 12:]
-            made.append(video)
-        return torch.stack(made)
+            videos.append(video)
+        return torch.stack(videos)
 
     def sampling_of(system: System, options: EvaluateOptions, *_: object, **__: object) -> Sampling:
         return Sampling.of(system, frames=16, height=16, width=16, steps=options.steps)
@@ -54,7 +54,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
     return result, evidence
 
 
-def test_breaks_between_blocks_show_in_the_measures_and_real_clips_have_ratios_of_one(written: tuple) -> None:
+def test_alternating_frames_raise_the_measures_and_real_clips_have_ratio_one(written: tuple) -> None:
     measures = written[0].measures
     assert {"jerk", "high_frequency_ratio", "sharpness"} < measures.keys()
     assert all(line.against["as a video / real"].mean == pytest.approx(1) for line in measures.values())
@@ -64,7 +64,7 @@ def test_breaks_between_blocks_show_in_the_measures_and_real_clips_have_ratios_o
     assert kept["frame by frame"].mean <= kept["as a video"].mean == kept["real"].mean
 
 
-def test_the_page_says_what_was_masked_which_model_and_how_to_do_it_again(written: tuple) -> None:
+def test_the_page_states_the_mask_the_model_and_the_command(written: tuple) -> None:
     page = (written[1] / "temporal-consistency.md").read_text(encoding="utf-8")
     for words in (
         "per_frame=True, where nothing passes between groups of 4 frames",
@@ -77,50 +77,50 @@ def test_the_page_says_what_was_masked_which_model_and_how_to_do_it_again(writte
         assert words in page
 
 
-def test_pictures_are_there_small_and_on_the_page(written: tuple) -> None:
-    pictures = sorted(written[1].glob("*.png"))
-    assert {"temporal-consistency.png", "temporal-consistency-1.png"} <= {p.name for p in pictures}
-    assert all(1000 < p.stat().st_size <= 300_000 for p in pictures)
+def test_images_are_small_and_on_the_page(written: tuple) -> None:
+    images = sorted(written[1].glob("*.png"))
+    assert {"temporal-consistency.png", "temporal-consistency-1.png"} <= {p.name for p in images}
+    assert all(1000 < p.stat().st_size <= 300_000 for p in images)
     page = (written[1] / "temporal-consistency.md").read_text(encoding="utf-8")
-    assert all(f"({p.name})" in page for p in pictures)
+    assert all(f"({p.name})" in page for p in images)
 
 
-def test_results_of_experiments_beside_the_report_join_its_page(written: tuple, tmp_path: Path) -> None:
-    told = (written[1] / "temporal-consistency.json").read_text(encoding="utf-8")
-    (tmp_path / "temporal-consistency.json").write_text(told, encoding="utf-8")
+def test_experiment_results_in_the_folder_are_added_to_the_page(written: tuple, tmp_path: Path) -> None:
+    data = (written[1] / "temporal-consistency.json").read_text(encoding="utf-8")
+    (tmp_path / "temporal-consistency.json").write_text(data, encoding="utf-8")
     page = report.render(tmp_path)
-    assert "VDM's own claims" not in page.read_text(encoding="utf-8")
+    assert "VDM's claims" not in page.read_text(encoding="utf-8")
     outcome = Outcome.of("seam", [1.0, 1.1], [3.0, 3.2], higher_is_better=False)
     claim = Claim(
         "Reconstruction against replacement", ("reconstruction", "replacement"), "How.", {"seed": 0}, [outcome]
     )
     (tmp_path / "vdm-extension.json").write_text(claim.to_json(), encoding="utf-8")
     text = report.render(tmp_path).read_text(encoding="utf-8")
-    assert "## VDM's own claims on playroom" in text
+    assert "## VDM's claims on playroom" in text
     assert "### Reconstruction against replacement" in text
     assert claim.table() in text
 
 
-def test_the_json_holds_every_figure_and_no_date(written: tuple) -> None:
-    told = json.loads((written[1] / "temporal-consistency.json").read_text(encoding="utf-8"))
-    assert told == json.loads(written[0].to_json())
-    assert told["protocol"]["measured"] == 4
-    assert not {"date", "time"} & told["protocol"].keys()
-    assert told["shares"]["kept"]["arms"]["real"]["count"] == 4
+def test_the_json_has_every_figure_and_no_date(written: tuple) -> None:
+    data = json.loads((written[1] / "temporal-consistency.json").read_text(encoding="utf-8"))
+    assert data == json.loads(written[0].to_json())
+    assert data["protocol"]["measured"] == 4
+    assert not {"date", "time"} & data["protocol"].keys()
+    assert data["shares"]["kept"]["arms"]["real"]["count"] == 4
 
 
-def test_both_ways_start_from_the_same_noise_and_differ_only_by_the_mask() -> None:
+def test_both_arms_start_from_the_same_noise_and_differ_only_by_the_mask() -> None:
     system = open_system("zoetrope", preset="tiny", device="cpu")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in system.model.parameters():
             p.add_(0.2 * torch.randn(p.shape, generator=generator))
-    option, _ = report.apart(system)
+    option, _ = report.per_frame_option(system)
     video = Sampling.of(system, steps=1, frames=8)
     single = Sampling.of(system, steps=1, frames=8, extra={option: True})
-    together, apart = (s.clips(["a red ball rolls right"], 0) for s in (video, single))
-    assert not torch.allclose(together, apart)
-    # One group of frames has nothing to be kept apart from.
+    together, per_frame_option = (s.clips(["a red ball rolls right"], 0) for s in (video, single))
+    assert not torch.allclose(together, per_frame_option)
+    # A single group of frames has no other group to be separated from.
     short = [
         Sampling.of(system, steps=1, frames=4, extra=extra).clips(["a red ball spins"], 0)
         for extra in ({}, {option: True})
@@ -129,9 +129,9 @@ def test_both_ways_start_from_the_same_noise_and_differ_only_by_the_mask() -> No
 
 
 @pytest.mark.parametrize("family", ["zoetrope", "vdm"])
-def test_the_option_named_for_a_family_is_one_it_takes(family: str) -> None:
+def test_the_per_frame_option_is_supported_by_its_family(family: str) -> None:
     system = open_system(family, preset="tiny", device="cpu")
-    option, sentence = report.apart(system)
+    option, sentence = report.per_frame_option(system)
     assert Sampling.of(system, extra={option: True}).request.extra == {option: True}
     assert "frame" in sentence
 
@@ -141,22 +141,22 @@ def test_a_page_without_measurements_is_refused(tmp_path: Path) -> None:
         report.render(tmp_path)
 
 
-def test_an_evidence_folder_that_cannot_be_made_is_refused_first(tmp_path: Path) -> None:
+def test_an_evidence_folder_that_cannot_be_created_is_refused_first(tmp_path: Path) -> None:
     options = EvaluateOptions(preset="tiny", report=True, evidence=str(tmp_path / "no" / "evidence"), device="cpu")
     with pytest.raises(BadRequest, match="does not exist"):
         evaluate(options)
 
 
-def test_a_report_that_exists_is_replaced_only_when_asked(written: tuple) -> None:
+def test_an_existing_report_is_replaced_only_with_overwrite(written: tuple) -> None:
     evidence = written[1]
     before = (evidence / f"{report.NAME}.json").read_bytes()
-    with pytest.raises(BadRequest, match="holds a report; .* --overwrite"):
+    with pytest.raises(BadRequest, match="already has a report; .* --overwrite"):
         evaluate(EvaluateOptions(preset="tiny", report=True, evidence=str(evidence), device="cpu"))
     assert (evidence / f"{report.NAME}.json").read_bytes() == before
 
 
-def test_of_two_reports_into_one_folder_both_are_kept(written: tuple, tmp_path: Path) -> None:
+def test_two_simultaneous_reports_are_both_kept(written: tuple, tmp_path: Path) -> None:
     evidence = tmp_path / "evidence"
-    places = [report._claimed(written[0], evidence, overwrite=overwrite) for overwrite in (False, False, True)]
+    places = [report._claim_folder(written[0], evidence, overwrite=overwrite) for overwrite in (False, False, True)]
     assert places == [evidence, tmp_path / "evidence-2", evidence]
     assert all((place / f"{report.NAME}.json").read_text() == written[0].to_json() for place in places)

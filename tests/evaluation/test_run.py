@@ -12,13 +12,14 @@ from kinema.evaluation import measuring, temporal
 from kinema.evaluation.results import Evaluation
 from kinema.evaluation.run import EvaluateOptions, evaluate
 from kinema.evaluation.sampling import Sampling
-from kinema.schema import BadRequest, Event, Note, Phase, Request, Step
+from kinema.events import Event, Note, Phase, Step
+from kinema.schema import BadRequest, Request
 from kinema.system import System, open_system
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _without_flow() -> Iterator[None]:
-    """Optical flow takes half a second a clip, and has tests of its own."""
+    """Optical flow takes half a second per clip and has its own tests."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (measuring, temporal):
             patch.setattr(module, "has_flow", lambda: False)
@@ -31,7 +32,7 @@ def tiny() -> System:
 
 @pytest.fixture
 def perfect(monkeypatch: pytest.MonkeyPatch) -> System:
-    """A model whose clips are the real ones, at 16 frames of 64×64."""
+    """A model whose clips are real ones, at 16 frames of 64×64."""
     system = tiny()
     full = Request(frames=16, height=64, width=64, fps=8.0, steps=1, sampler="euler", guidance=1.0)
 
@@ -44,7 +45,7 @@ def perfect(monkeypatch: pytest.MonkeyPatch) -> System:
 
 
 def test_real_clips_score_full_marks_and_ratios_of_one(perfect: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "REALS", 1)  # the very clip that the perfect model makes
+    monkeypatch.setattr(measuring, "REALS", 1)  # the same clip that the perfect model generates
     result = measuring.measure(perfect, EvaluateOptions(prompts=4, batch=2, animate=True))
     assert result.text_to_video is not None
     scores = result.text_to_video.scores
@@ -62,7 +63,7 @@ def test_real_clips_score_full_marks_and_ratios_of_one(perfect: System, monkeypa
     assert image.exact_after.mean == image.kept.mean == image.colour.mean == image.shape.mean == 1
     assert image.seam.ratio.mean == 1
     assert {compared.ratio.mean for compared in image.temporal.values()} == {1}
-    assert result.table().count("| over time |") == 2
+    assert result.table().count("| temporal measure |") == 2
 
 
 def test_a_clip_is_measured_against_the_mean_of_several_real_ones(perfect: System) -> None:
@@ -100,12 +101,12 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Pat
     return result, output, events
 
 
-def test_the_file_holds_figures_clips_and_a_protocol_that_has_no_date(untrained: tuple) -> None:
+def test_the_file_has_figures_clips_and_a_protocol_without_date(untrained: tuple) -> None:
     result, output, _ = untrained
-    told = json.loads(output.read_text())
-    assert told == json.loads(result.to_json())
-    protocol = told["protocol"]
-    wanted = {
+    data = json.loads(output.read_text())
+    assert data == json.loads(result.to_json())
+    protocol = data["protocol"]
+    expected = {
         "prompts": 3,
         "measured": 3,
         "seed": 0,
@@ -114,13 +115,13 @@ def test_the_file_holds_figures_clips_and_a_protocol_that_has_no_date(untrained:
         "weights": "seed:0",
         "split": "held-out",
     }
-    assert wanted.items() <= protocol.items()
+    assert expected.items() <= protocol.items()
     assert not {"date", "time", "created"} & protocol.keys()
-    assert [clip["seed"] for clip in told["clips"]] == [0, 1, 2, 0, 1, 2]
-    assert told["partial"] is False
+    assert [clip["seed"] for clip in data["clips"]] == [0, 1, 2, 0, 1, 2]
+    assert data["partial"] is False
 
 
-def test_the_own_first_frame_is_measured_before_the_given_one_is_put_back(untrained: tuple) -> None:
+def test_psnr_uses_frame_0_before_the_given_one_is_restored(untrained: tuple) -> None:
     image = untrained[0].image_to_video
     assert image.psnr_own.mean < 30
     assert image.psnr_own_least <= image.psnr_own.mean
@@ -159,7 +160,9 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
     monkeypatch.setattr(measuring, name, rows)
 
 
-def test_an_interruption_keeps_what_was_measured_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_interruption_keeps_what_was_measured_and_reports_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     interrupt_at(monkeypatch, "text_rows", 2)
     events: list[Event] = []
     output = tmp_path / "scores.json"
@@ -168,9 +171,9 @@ def test_an_interruption_keeps_what_was_measured_and_says_so(monkeypatch: pytest
     )
     result = evaluate(options, events.append)
     assert result.partial
-    told = json.loads(output.read_text())
-    assert (told["partial"], told["protocol"]["prompts"], told["protocol"]["measured"]) == (True, 5, 2)
-    assert told["image_to_video"] is None
+    data = json.loads(output.read_text())
+    assert (data["partial"], data["protocol"]["prompts"], data["protocol"]["measured"]) == (True, 5, 2)
+    assert data["image_to_video"] is None
     assert "Interrupted" in result.table()
     assert any(isinstance(e, Note) and "2 of 5 clips" in e.message for e in events)
 
@@ -184,7 +187,7 @@ def test_an_interruption_of_the_second_task_keeps_the_first(monkeypatch: pytest.
     assert result.image_to_video is None
 
 
-def test_an_interruption_before_anything_was_measured_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_interruption_before_any_measurement_is_raised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     interrupt_at(monkeypatch, "text_rows", 1)
     output = tmp_path / "scores.json"
     with pytest.raises(KeyboardInterrupt):
@@ -193,30 +196,30 @@ def test_an_interruption_before_anything_was_measured_goes_on(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("told", "sentence"),
+    ("options", "sentence"),
     [
         ({"prompts": 0}, "prompts is 0; expected 1"),
         ({"batch": 10**6}, "batch is 1e\\+06; expected 1 to 256"),
         ({"grammar": "french"}, "grammar is 'french'; expected simple, full, mixed"),
-        ({"report": True, "curve": "run"}, "report or curve, not both"),
+        ({"report": True, "curve": "run"}, "report and curve cannot be combined"),
         ({"report": True, "animate": True}, "animate"),
     ],
 )
-def test_impossible_options_are_refused_in_a_sentence(told: dict, sentence: str) -> None:
+def test_invalid_options_are_refused(options: dict, sentence: str) -> None:
     with pytest.raises(BadRequest, match=sentence):
-        EvaluateOptions(**told)
+        EvaluateOptions(**options)
 
 
-def test_an_output_that_cannot_be_written_is_refused_before_anything_is_sampled(tmp_path: Path) -> None:
+def test_an_unwritable_output_is_refused_before_sampling(tmp_path: Path) -> None:
     events: list[Event] = []
     with pytest.raises(BadRequest, match="does not exist"):
         evaluate(EvaluateOptions(preset="tiny", output=str(tmp_path / "no" / "scores.json")), events.append)
-    with pytest.raises(BadRequest, match="a folder; expected the name of a JSON file"):
+    with pytest.raises(BadRequest, match="is a folder; expected the name of a JSON file"):
         evaluate(EvaluateOptions(preset="tiny", output=str(tmp_path)), events.append)
     assert not events
 
 
-def test_without_opencv_the_rest_is_measured_and_that_is_said() -> None:
+def test_without_opencv_the_rest_is_measured_with_a_note() -> None:
     events: list[Event] = []
     result = measuring.measure(tiny(), EvaluateOptions(prompts=1, steps=1), events.append)
     assert result.text_to_video is not None
@@ -226,7 +229,7 @@ def test_without_opencv_the_rest_is_measured_and_that_is_said() -> None:
 
 
 def test_a_model_without_text_is_refused() -> None:
-    with pytest.raises(BadRequest, match="vdm/ucf101 was trained without text"):
+    with pytest.raises(BadRequest, match="vdm/ucf101 has no text conditioning"):
         evaluate(EvaluateOptions(model="vdm", preset="ucf101", prompts=1, device="cpu"))
 
 
@@ -235,7 +238,7 @@ def test_an_unknown_sampler_is_refused_with_the_nearest_names() -> None:
         evaluate(EvaluateOptions(preset="tiny", prompts=1, sampler="eulr", device="cpu"))
 
 
-def test_figures_that_exist_are_replaced_only_when_asked(tmp_path: Path) -> None:
+def test_existing_results_are_replaced_only_with_overwrite(tmp_path: Path) -> None:
     output = tmp_path / "scores.json"
     output.write_text("mine")
     with pytest.raises(BadRequest, match="pass --overwrite"):
@@ -243,19 +246,17 @@ def test_figures_that_exist_are_replaced_only_when_asked(tmp_path: Path) -> None
     assert output.read_text() == "mine"
 
 
-def test_figures_whose_name_was_taken_meanwhile_are_written_beside_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output, made = tmp_path / "scores.json", measuring.measure
+def test_results_whose_name_was_taken_meanwhile_get_a_new_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, measure = tmp_path / "scores.json", measuring.measure
     events: list[Event] = []
 
-    def measured(*told: object, **named: object) -> Evaluation:
+    def measured(*arguments: object, **named: object) -> Evaluation:
         output.write_text("another's")
-        return made(*told, **named)
+        return measure(*arguments, **named)
 
     monkeypatch.setattr(measuring, "measure", measured)
     evaluate(EvaluateOptions(preset="tiny", prompts=1, steps=1, output=str(output), device="cpu"), events.append)
     assert output.read_text() == "another's"
     assert "protocol" in json.loads((tmp_path / "scores-2.json").read_text())
-    said = [e.message for e in events if isinstance(e, Note)]
-    assert f"{output} appeared meanwhile and was kept; these figures are in {tmp_path / 'scores-2.json'}" in said
+    notes = [e.message for e in events if isinstance(e, Note)]
+    assert f"{output} was created meanwhile; these results are in {tmp_path / 'scores-2.json'}" in notes

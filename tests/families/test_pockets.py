@@ -1,4 +1,4 @@
-"""Pocket models are configurations: published families' code reaches what is theirs through one module alone."""
+"""Pocket models are configurations: a family's code imports its pocket folder only in ``kinds`` and ``family``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from kinema import families, registry
 
 FOLDERS = sorted(p.parent for p in Path(families.__file__).parent.glob("*/pocket/__init__.py"))
-SEAMS = {"kinds.py", "family.py"}
-"""What kinds of model there are, and the list of presets."""
+ALLOWED = {"kinds.py", "family.py"}
+"""The modules that list the kinds of model and the presets."""
 
 
-def reaches_in(path):
+def uses_pocket(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -26,14 +26,14 @@ def reaches_in(path):
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: p.parent.name)
-def test_only_the_kinds_and_the_presets_reach_into_a_pocket(folder):
+def test_only_kinds_and_presets_import_the_pocket(folder):
     family = folder.parent
     published = [p for p in family.rglob("*.py") if folder not in p.parents]
-    assert {p.name for p in published if reaches_in(p)} == SEAMS
+    assert {p.name for p in published if uses_pocket(p)} == ALLOWED
 
 
 @pytest.mark.parametrize("name", ["animatediff", "svd"])
-def test_pocket_presets_are_of_the_pockets_kind_and_published_ones_are_not(name):
+def test_exactly_the_pocket_presets_have_the_pocket_kind(name):
     family = registry.family(name)
     kinds = registry.resolve(f"kinema.families.{name}.kinds:kind_of")
     own = {preset for preset, config in family.presets.items() if type(kinds(config)).__name__ == "Pocket"}

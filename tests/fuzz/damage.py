@@ -1,4 +1,4 @@
-"""What is done to a whole file: bytes changed, cut, doubled or swapped, and values put in place of values."""
+"""Damage to a valid file: bytes changed, cut, doubled or swapped, and values replaced."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HOSTILE = (
     '"\\u001b[31m"', '"' + "x" * 5000 + '"', "[" * 3000, "[[[[[[[[[[1]]]]]]]]]]", '{"a": {"a": {"a": 1}}}',
     "[1,2,3,4,5,6,7,8,9]", '"BF16"', '"hf/hub-id"', "[0, 18446744073709551615]",
 )  # fmt: skip
-"""What takes the place of a value in text."""
+"""Replacements of values in text."""
 NUMBERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1000, 65536)
 TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?|true|false|null')
 
@@ -34,8 +34,8 @@ edits = st.lists(
 )
 
 
-def damaged(content: bytes, told: list[tuple[str, float, int]]) -> bytes:
-    for kind, where, amount in told:
+def damaged(content: bytes, edits: list[tuple[str, float, int]]) -> bytes:
+    for kind, where, amount in edits:
         content = _edited(bytearray(content), kind, int(where * len(content)), amount)
     return content
 

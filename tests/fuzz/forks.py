@@ -67,9 +67,9 @@ class Server:
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps([seed, content.hex()]) + "\n")
         self.process.stdin.flush()
-        told = self.process.stdout.readline()
-        assert told, "the server is gone"
-        return Ending(**json.loads(told))
+        answer = self.process.stdout.readline()
+        assert answer, "the server is gone"
+        return Ending(**json.loads(answer))
 
     def close(self) -> None:
         self.process.stdin.close()  # type: ignore[union-attr]
@@ -142,8 +142,8 @@ def ended(seed, folder: Path) -> int:
     from kinema.cli.main import ending
 
     try:
-        told = seed.read(folder)
-        return told if isinstance(told, int) else 0
+        code = seed.read(folder)
+        return code if isinstance(code, int) else 0
     except BaseException as error:
         if os.environ.get("FUZZ_DEBUG"):
             import traceback

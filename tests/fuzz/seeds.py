@@ -1,4 +1,4 @@
-"""Small whole files of every kind that kinema reads, made from nothing, and the reader of each.
+"""Small valid files of every kind that kinema reads, and their readers.
 
 A `Seed` is the text or the bytes that are damaged, ``wrap`` what makes a file of the text (a header with its length, a
 chunk with its checksum), so that damage reaches the parser behind them; ``read`` is what a user would do with it.
@@ -75,8 +75,8 @@ def picture(kind: str, *, moving: bool = False, **options: Any) -> bytes:
     return raw.getvalue()
 
 
-def told(kind: str) -> bytes:
-    """A picture with Exif that turns it, and a profile."""
+def rotated(kind: str) -> bytes:
+    """An image with an Exif rotation and a colour profile."""
     from PIL import Image, ImageCms
 
     exif = Image.Exif()
@@ -86,7 +86,7 @@ def told(kind: str) -> bytes:
 
 
 def deep_apng() -> bytes:
-    """An animated png of grey in 16 bits, put together by hand: Pillow writes none."""
+    """An animated 16-bit grey png, assembled by hand because Pillow cannot write one."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -103,7 +103,7 @@ def deep_apng() -> bytes:
 
 
 def held_mkv() -> bytes:
-    """An mkv whose blocks have durations of their own."""
+    """An mkv with block durations."""
     import av
 
     raw = io.BytesIO()
@@ -118,7 +118,7 @@ def held_mkv() -> bytes:
 
 
 def chunked(text: bytes) -> bytes:
-    """A png that carries a recipe."""
+    """A png with a recipe."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -128,7 +128,7 @@ def chunked(text: bytes) -> bytes:
 
 
 def with_header(body: bytes) -> Callable[[bytes], bytes]:
-    """A safetensors file of a header that may be damaged, its length told as it is."""
+    """A safetensors file with a header that may be damaged; the stated length matches."""
     return lambda text: struct.pack("<Q", len(text)) + text + body
 
 
@@ -139,7 +139,7 @@ def parted(whole: bytes) -> tuple[bytes, bytes]:
 
 @cache
 def tiny_model() -> bytes:
-    """A model file of ours, untrained."""
+    """A native, untrained model file."""
     import torch
 
     from kinema import registry
@@ -206,8 +206,8 @@ def run() -> dict[str, bytes]:
     from kinema.training.run import train
 
     with tempfile.TemporaryDirectory() as folder:
-        told = {"model": "vdm/tiny", "data": "playroom", "out": f"{folder}/run", "steps": 2, "batch": 1, "threads": 1}
-        train(TrainOptions(**told), lambda _event: None)
+        run = {"model": "vdm/tiny", "data": "playroom", "out": f"{folder}/run", "steps": 2, "batch": 1, "threads": 1}
+        train(TrainOptions(**run), lambda _event: None)
         return {p.name: p.read_bytes() for p in Path(folder, "run").iterdir() if p.is_file() and p.name != ".lock"}
 
 
@@ -259,7 +259,7 @@ def encoded(folder: Path) -> None:
 
 
 def weights(name: str) -> Callable[[Path], Any]:
-    """Open and fill, as a first clip would."""
+    """Open a model and load its weights."""
 
     def read(folder: Path) -> None:
         from kinema.system import open_system
@@ -289,8 +289,8 @@ def resumed(folder: Path) -> None:
     from kinema.training.options import TrainOptions
     from kinema.training.run import train
 
-    told = {"model": "vdm/tiny", "data": "playroom", "out": str(folder), "steps": 2, "batch": 1, "threads": 1}
-    train(TrainOptions(**told), lambda _event: None)
+    options = {"model": "vdm/tiny", "data": "playroom", "out": str(folder), "steps": 2, "batch": 1, "threads": 1}
+    train(TrainOptions(**options), lambda _event: None)
 
 
 def vocabulary(folder: Path) -> None:
@@ -352,7 +352,7 @@ def pictures() -> dict[str, Seed]:
     made |= {
         f"TIFF {packed}": picture("TIFF", compression=packed) for packed in ("tiff_lzw", "tiff_adobe_deflate", "jpeg")
     }
-    made |= {f"{kind} told": told(kind) for kind in ("PNG", "JPEG", "WEBP", "TIFF")}
+    made |= {f"{kind} told": rotated(kind) for kind in ("PNG", "JPEG", "WEBP", "TIFF")}
     if features.check("avif"):
         made |= {"AVIF": picture("AVIF"), "AVIF moving": picture("AVIF", moving=True)}
     return {f"picture {kind}": Seed("a.img", data, whole_picture("a.img")) for kind, data in made.items()}
@@ -363,9 +363,9 @@ def texts() -> dict[str, Seed]:
     plan = ("plan", "--no-measure", "--config")
     made = {f"config {kind}": Seed(f"c.{kind}", t.encode(), command(*plan, f"c.{kind}")) for kind, t in CONFIG.items()}
     made |= {f"list {name}": Seed(name, t.encode(), data_set, beside=both) for name, t in LISTS.items()}
-    told = json.dumps(RECIPE).encode()
-    made["recipe"] = Seed("r.png", told, command("inspect", "r.png"), chunked)
-    made["replay"] = Seed("r.png", told, command("replay", "r.png", "--quiet"), chunked)
+    text = json.dumps(RECIPE).encode()
+    made["recipe"] = Seed("r.png", text, command("inspect", "r.png"), chunked)
+    made["replay"] = Seed("r.png", text, command("replay", "r.png", "--quiet"), chunked)
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     single = [chr(b) for b in plain] + [chr(256 + n) for n in range(256 - len(plain))]
     names = [*single, *(f"{letter}</w>" for letter in single), "ab", "<|startoftext|>", "<|endoftext|>"]
@@ -379,7 +379,7 @@ def texts() -> dict[str, Seed]:
 
 @cache
 def pipeline() -> dict[str, bytes]:
-    """A folder of diffusers' layout, of a tiny untrained model."""
+    """A folder in diffusers' layout with a tiny untrained model."""
     import tempfile
 
     from kinema.checkpoints.convert import convert

@@ -18,13 +18,13 @@ RECIPE = {"request": {"prompt": "a réd ball\x00 rolls", "seed": 7}, "weights": 
 def _moving(frames: int = 6, height: int = 32, width: int = 48) -> np.ndarray:
     """uint8 T×H×W×3: a soft bright blob that crosses a grey gradient from left to right."""
     y, x = np.mgrid[0:height, 0:width]
-    made = []
+    frames_HWC = []
     for t in range(frames):
         centre = width * (t + 1) / (frames + 1)
         blob = 150 * np.exp(-((x - centre) ** 2 + (y - height / 2) ** 2) / (2 * (height / 6) ** 2))
         grey = 40 + 50 * x / width + blob
-        made.append(np.stack([grey, grey * 0.8, 200 - grey * 0.7], axis=-1))
-    return np.clip(made, 0, 255).astype(np.uint8)
+        frames_HWC.append(np.stack([grey, grey * 0.8, 200 - grey * 0.7], axis=-1))
+    return np.clip(frames_HWC, 0, 255).astype(np.uint8)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def _encode(
     form: str | None = None,
     prepare: Callable[[Any], None] = lambda stream: None,
 ) -> Path:
-    """A foreign file: written with PyAV alone, ``times`` in seconds for an uneven rate."""
+    """Write a file with PyAV alone, as other programs do; ``times`` in seconds gives an uneven rate."""
     import av
 
     clock = Fraction(1, 1000)

@@ -1,4 +1,4 @@
-"""Alpha beside the colours of VP8 and VP9 in webm."""
+"""Alpha of VP8 and VP9 in webm."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from kinema.media.read import read_video
 
 @pytest.fixture
 def webm(tmp_path: Path) -> Callable[[str], Path]:
-    """``webm(codec)``: a green square that moves over red that is wholly transparent."""
+    """``webm(codec)``: a green square that moves over fully transparent red."""
 
-    def made(codec: str) -> Path:
+    def write(codec: str) -> Path:
         import av
 
         path = tmp_path / f"{codec}.webm"
@@ -36,7 +36,7 @@ def webm(tmp_path: Path) -> Callable[[str], Path]:
             out.mux(stream.encode())
         return path
 
-    return made
+    return write
 
 
 def levels(path: Path, **part: Any) -> np.ndarray:
@@ -44,7 +44,7 @@ def levels(path: Path, **part: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
-def test_colours_that_alpha_hides_are_black_in_every_frame(webm: Callable[[str], Path], codec: str) -> None:
+def test_transparent_pixels_are_black_in_every_frame(webm: Callable[[str], Path], codec: str) -> None:
     frames_THWC = levels(webm(codec))
     assert len(frames_THWC) == 6
     for t, frame_HWC in enumerate(frames_THWC):
@@ -52,7 +52,7 @@ def test_colours_that_alpha_hides_are_black_in_every_frame(webm: Callable[[str],
         assert np.abs(frame_HWC[32, 12 + 4 * t] - [0, 200, 0]).max() <= 12
 
 
-def test_alpha_is_that_of_the_same_frame_from_the_middle_on(webm: Callable[[str], Path]) -> None:
+def test_alpha_matches_its_frame_after_a_seek(webm: Callable[[str], Path]) -> None:
     path = webm("libvpx-vp9")
     assert np.array_equal(levels(path, start=0.5), levels(path)[4:])
 
@@ -60,7 +60,7 @@ def test_alpha_is_that_of_the_same_frame_from_the_middle_on(webm: Callable[[str]
 @pytest.mark.parametrize(
     "damage", [lambda data: b"", lambda data: data[:9], lambda data: data[:8] + bytes(max(0, len(data) - 8))]
 )
-def test_damaged_alpha_keeps_no_colours_from_being_read(
+def test_damaged_alpha_is_ignored(
     webm: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
 ) -> None:
     monkeypatch.setattr(alphas, "_addition", lambda packet, real=alphas._addition: damage(real(packet)))

@@ -1,4 +1,4 @@
-"""Odd, oversized or damaged metadata never keeps pixels from being read."""
+"""Unusual, oversized or damaged metadata does not prevent images from being read."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ ODD = {
 
 
 def png(path: Path, odd: bytes, *, last: bool = False, moving: bool = False) -> Path:
-    picture = Image.fromarray(PIXELS)
+    image = Image.fromarray(PIXELS)
     more = {"save_all": True, "append_images": [Image.fromarray(PIXELS[::-1].copy())], "duration": 125}
-    picture.save(path, "PNG", **(more if moving else {}))
+    image.save(path, "PNG", **(more if moving else {}))
     whole = path.read_bytes()
     at = len(whole) - 12 if last else 33
     path.write_bytes(whole[:at] + odd + whole[at:])
@@ -58,7 +58,7 @@ def png(path: Path, odd: bytes, *, last: bool = False, moving: bool = False) -> 
 
 @pytest.mark.parametrize("last", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("name", ODD)
-def test_a_png_is_read_whatever_stands_beside_its_pixels(tmp_path: Path, name: str, last: bool) -> None:
+def test_a_png_is_read_despite_odd_metadata(tmp_path: Path, name: str, last: bool) -> None:
     path = png(tmp_path / "a.png", ODD[name], last=last)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -69,7 +69,7 @@ def test_a_png_is_read_whatever_stands_beside_its_pixels(tmp_path: Path, name: s
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_so_is_an_animated_png(tmp_path: Path, name: str) -> None:
+def test_an_animated_png_is_read_despite_odd_metadata(tmp_path: Path, name: str) -> None:
     path = png(tmp_path / "a.png", ODD[name], moving=True)
     found = read_video(path).video
     assert found.shape[2] == 2
@@ -77,7 +77,7 @@ def test_so_is_an_animated_png(tmp_path: Path, name: str) -> None:
     assert facts(path)["frames"] == 2
 
 
-def test_what_shows_the_pixels_stays(tmp_path: Path) -> None:
+def test_chunks_that_affect_display_are_kept(tmp_path: Path) -> None:
     useful = chunk(b"gAMA", struct.pack(">I", 45455)) + chunk(b"iCCP", b"a\0\0" + zlib.compress(SRGB))
     assert without_clutter(png(tmp_path / "a.png", useful)) is None
     left = without_clutter(png(tmp_path / "b.png", useful + ODD["wrong checksum"]))
@@ -85,7 +85,7 @@ def test_what_shows_the_pixels_stays(tmp_path: Path) -> None:
     assert left.getvalue() == (tmp_path / "a.png").read_bytes()
 
 
-def test_a_gif_of_a_long_comment_is_read_without_it(tmp_path: Path) -> None:
+def test_a_gif_is_read_without_its_long_comment(tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "a.gif", comment=LONG)
     left = without_clutter(tmp_path / "a.gif")
     assert left is not None
@@ -96,7 +96,7 @@ def test_a_gif_of_a_long_comment_is_read_without_it(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", ["jpeg", "webp", "tiff"])
-def test_other_pictures_are_read_with_much_metadata(tmp_path: Path, kind: str) -> None:
+def test_other_images_with_large_metadata_are_read(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"a.{kind}"
     Image.fromarray(PIXELS).save(
         path, icc_profile=SRGB + LONG, xmp=LONG[:60_000], exif=b"Exif\0\0MM\0*" + b"\xff" * 60_000
@@ -110,7 +110,7 @@ def test_other_pictures_are_read_with_much_metadata(tmp_path: Path, kind: str) -
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", ["a.webp", "a.jpg", "a.png", "a.tiff"])
-def test_broken_exif_is_no_warning(tmp_path: Path, name: str) -> None:
+def test_broken_exif_causes_no_warning(tmp_path: Path, name: str) -> None:
     exif = b"Exif\0\0II*\0\x08\0\0\0\x03\0" + b"\x12\x01\x03\0\xff\xff\0\0\xff\xff\xff\xff" * 2 + b"\x69\x87"
     Image.fromarray(PIXELS).save(tmp_path / name, exif=exif)
     with warnings.catch_warnings():
@@ -120,7 +120,7 @@ def test_broken_exif_is_no_warning(tmp_path: Path, name: str) -> None:
         assert find_recipe(tmp_path / name) is None
 
 
-def test_a_damaged_picture_is_told_in_words_of_ours(tmp_path: Path) -> None:
+def test_a_damaged_image_raises_our_own_error(tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "a.webp")
     (tmp_path / "a.webp").write_bytes((tmp_path / "a.webp").read_bytes()[:60])
     Image.fromarray(PIXELS).save(tmp_path / "a.tiff")
@@ -131,7 +131,7 @@ def test_a_damaged_picture_is_told_in_words_of_ours(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
-def test_an_avif_of_damaged_pixels_is_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_an_avif_with_damaged_pixels_is_refused(tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "a.avif")
     whole = bytearray((tmp_path / "a.avif").read_bytes())
     at = whole.index(b"mdat") + 4

@@ -1,4 +1,4 @@
-"""Animated gifs, webps and pngs: their rates, their first frames, and how much of them is decoded."""
+"""Animated gifs, webps and pngs: rates, first frames, and limits on decoding."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Moving = Callable[..., np.ndarray]
 
 
 def gif(path: Path, delays: Sequence[int], width: int = 2, height: int = 2) -> Path:
-    """A gif of frames of one pixel with these delays in hundredths of a second; its canvas is what it says."""
+    """A gif of one-pixel frames with these delays in hundredths of a second and any declared canvas."""
     data = b"GIF89a" + struct.pack("<HH", width, height) + b"\x80\0\0" + bytes([0, 0, 0, 255, 255, 255])
     for delay in delays:
         data += b"\x21\xf9\x04\x01" + struct.pack("<H", delay) + b"\0\0"
@@ -32,7 +32,7 @@ def gif(path: Path, delays: Sequence[int], width: int = 2, height: int = 2) -> P
 
 
 def webp(path: Path, count: int, width: int, height: int) -> Path:
-    """A webp of frames of one pixel on a canvas of any size."""
+    """A webp of one-pixel frames on a canvas of any size."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return name + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
@@ -40,9 +40,9 @@ def webp(path: Path, count: int, width: int, height: int) -> Path:
     def three(value: int) -> bytes:
         return struct.pack("<I", value)[:3]
 
-    held = io.BytesIO()
-    Image.new("RGBA", (1, 1), (255, 0, 0, 255)).save(held, "WEBP", lossless=True)
-    frame = three(0) * 4 + three(100) + b"\0" + held.getvalue()[12:]
+    buffer = io.BytesIO()
+    Image.new("RGBA", (1, 1), (255, 0, 0, 255)).save(buffer, "WEBP", lossless=True)
+    frame = three(0) * 4 + three(100) + b"\0" + buffer.getvalue()[12:]
     body = chunk(b"VP8X", b"\x12\0\0\0" + three(width - 1) + three(height - 1)) + chunk(b"ANIM", bytes(6))
     body += chunk(b"ANMF", frame) * count
     path.write_bytes(b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body)
@@ -101,13 +101,13 @@ def test_an_apng_is_a_clip_with_its_own_delays(tmp_path: Path, moving: Moving) -
     assert facts(path) == {"codec": "apng", "frames": 6, "fps": 8.0, "width": 48, "height": 32}
 
 
-def test_the_first_frame_of_an_apng_is_its_picture(tmp_path: Path, moving: Moving) -> None:
+def test_an_apng_as_image_is_its_first_frame(tmp_path: Path, moving: Moving) -> None:
     path = apng(tmp_path / "a.png", moving(6), duration=125)
     assert np.array_equal(to_uint8(read_image(path))[0, 0], moving(6)[0])
     assert np.array_equal(to_uint8(read_video(path, frames=1).video)[0, 0], moving(6)[0])
 
 
-def test_a_default_picture_is_no_frame_of_the_animation(tmp_path: Path, moving: Moving) -> None:
+def test_a_default_image_outside_the_animation_is_skipped(tmp_path: Path, moving: Moving) -> None:
     frames = moving(4)
     path = apng(tmp_path / "a.png", frames, duration=100, default_image=True)
     clip = read_video(path)
@@ -116,14 +116,14 @@ def test_a_default_picture_is_no_frame_of_the_animation(tmp_path: Path, moving: 
     assert np.array_equal(to_uint8(read_image(path))[0, 0], frames[0])
 
 
-def test_parts_of_an_apng_are_those_of_the_whole(tmp_path: Path, moving: Moving) -> None:
+def test_parts_of_an_apng_match_the_whole(tmp_path: Path, moving: Moving) -> None:
     path = apng(tmp_path / "a.png", moving(6), duration=125)
     assert np.array_equal(to_uint8(read_video(path, start=0.25, frames=2).video)[0], moving(6)[2:4])
     assert np.array_equal(to_uint8(read_video(path, last=1).video)[0], moving(6)[5:])
     assert np.array_equal(to_uint8(read_video(path, fps=4).video)[0], moving(6)[::2])
 
 
-def test_one_frame_or_pages_are_a_picture(tmp_path: Path, moving: Moving) -> None:
+def test_a_single_frame_or_pages_count_as_an_image(tmp_path: Path, moving: Moving) -> None:
     first, second = (Image.fromarray(f) for f in moving(2))
     for name in ("a.gif", "a.webp", "a.png"):
         first.save(tmp_path / name, save_all=True)
@@ -139,13 +139,13 @@ def test_one_frame_or_pages_are_a_picture(tmp_path: Path, moving: Moving) -> Non
 
 @pytest.fixture
 def decoders(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which of Pillow's pictures were opened."""
+    """Images that Pillow opened."""
     seen: list[str] = []
-    whole = pictures._identified
+    identified = pictures._identified
 
     def noted(source: object) -> object:
         seen.append(str(source))
-        return whole(source)  # type: ignore[arg-type]
+        return identified(source)  # type: ignore[arg-type]
 
     monkeypatch.setattr(pictures, "_identified", noted)
     return seen
@@ -158,7 +158,7 @@ def test_many_frames_of_a_large_canvas_are_refused_before_decoding(
 ) -> None:
     path = make(tmp_path / "bomb")
     assert path.stat().st_size < 40_000
-    with pytest.raises(BadRequest, match=r"bomb holds 400 frames of 3000×3000, .*--max-pixels raises that"):
+    with pytest.raises(BadRequest, match=r"bomb has 400 frames of 3000×3000, .*--max-pixels raises that"):
         reader(path)
     assert not decoders
 
@@ -168,19 +168,19 @@ def test_many_frames_of_a_large_canvas_are_refused_before_decoding(
 def test_a_huge_canvas_is_refused_before_decoding(
     tmp_path: Path, decoders: list[str], make: Callable[[Path], Path], reader: Callable[[Path], object]
 ) -> None:
-    with pytest.raises(BadRequest, match=r"bomb is \d+×\d+; at most 33,554,432 pixels a frame"):
+    with pytest.raises(BadRequest, match=r"bomb is \d+×\d+; frames are limited to 33,554,432 pixels"):
         reader(make(tmp_path / "bomb"))
     assert not decoders
 
 
 def test_an_ordinary_gif_is_within_the_bound() -> None:
-    timing.Budget.of("a.gif", 10_000, "pictures").check(500, 480, 854)
+    timing.Budget.of("a.gif", 10_000, "images").check(500, 480, 854)
     for frames, height, width in ((300, 1080, 1920), (150, 2160, 3840)):
         timing.Budget.of("a.mp4", 10_000, "video").check(frames, height, width)
 
 
 def test_the_bound_can_be_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "DECODED", {"pictures": (100, 0)})
+    monkeypatch.setattr(timing, "DECODED", {"images": (100, 0)})
     path = gif(tmp_path / "a.gif", [4] * 10, 8, 8)
     with pytest.raises(BadRequest, match="more than the 100 pixels"):
         read_video(path)
@@ -193,14 +193,14 @@ def test_the_bound_can_be_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_folder_is_counted_as_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moving: Moving) -> None:
     for index, frame in enumerate(moving(4)):
         Image.fromarray(frame).save(tmp_path / f"{index}.png")
-    monkeypatch.setattr(timing, "DECODED", {"pictures": (3 * 32 * 48, 0)})
+    monkeypatch.setattr(timing, "DECODED", {"images": (3 * 32 * 48, 0)})
     with pytest.raises(BadRequest, match="decodes to more than the 4,608 pixels"):
         read_video(tmp_path)
     assert read_video(tmp_path, frames=3).video.shape[2] == 3
 
 
 @pytest.mark.parametrize("most", [40_000, 2**20])
-def test_frames_are_counted_and_not_only_declared(tmp_path: Path, moving: Moving, most: int) -> None:
+def test_a_missing_frame_is_detected(tmp_path: Path, moving: Moving, most: int) -> None:
     raw = apng(tmp_path / "a.png", moving(4), duration=100).read_bytes()
     at = raw.index(b"acTL") + 4
     (tmp_path / "b.png").write_bytes(raw[:at] + most.to_bytes(4, "big") + raw[at + 4 :])
@@ -208,7 +208,7 @@ def test_frames_are_counted_and_not_only_declared(tmp_path: Path, moving: Moving
         read_video(tmp_path / "b.png")
 
 
-def test_grey_of_16_bits_is_the_same_in_a_clip_as_in_a_picture(tmp_path: Path) -> None:
+def test_16_bit_grey_reads_the_same_as_clip_and_image(tmp_path: Path) -> None:
     frames = np.stack([np.full((8, 8), value, np.uint16) for value in (0x8000, 0xC000)])
     path = apng(tmp_path / "a.png", frames)
     levels = to_uint8(read_video(path).video)[0, :, 0, 0, 0]

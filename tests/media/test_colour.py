@@ -21,7 +21,7 @@ def test_black_is_minus_one_and_white_is_plus_one() -> None:
     assert video[:, :, 1].unique().tolist() == [1.0]
 
 
-def test_channels_and_axes_keep_their_places() -> None:
+def test_channels_and_axes_keep_their_order() -> None:
     frames_THWC = np.zeros((2, 4, 5, 3), np.uint8)
     frames_THWC[1, 3, 2, 0] = 255
     assert to_float(frames_THWC)[0, 0, 1, 3, 2] == 1.0
@@ -35,7 +35,7 @@ def test_values_outside_the_range_are_clamped_not_wrapped() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_pixels_that_are_not_finite_are_refused(value: float) -> None:
-    with pytest.raises(BadRequest, match="not finite"):
+    with pytest.raises(BadRequest, match="NaN or infinite"):
         to_uint8(torch.full((1, 3, 1, 2, 2), value))
 
 

@@ -1,4 +1,4 @@
-"""`facts` tells what a read gives, and what the file stores beside it where the two differ."""
+"""`facts` reports what a read returns, and what the file stores if that differs."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ Moving = Callable[..., np.ndarray]
 
 
 def agrees(path: Path) -> bool:
-    told, found, clip = facts(path), probe(path), read_video(path)
+    reported, found, clip = facts(path), probe(path), read_video(path)
     frames, height, width = clip.video.shape[2:]
     return (
-        (told["frames"], told["fps"], told["height"], told["width"])
+        (reported["frames"], reported["fps"], reported["height"], reported["width"])
         == (found.frames, found.fps, found.height, found.width)
         == (frames, clip.fps, height, width)
     )
 
 
 def refused(path: Path) -> None:
-    """Raise the sentence with which `facts` tells that a read refuses the file."""
-    told = facts(path)
-    assert told["frames"] > 0
-    if "refused" in told:
-        raise BadRequest(told["refused"])
+    """Raise the error message that `facts` reports for a file that a read rejects."""
+    reported = facts(path)
+    assert reported["frames"] > 0
+    if "refused" in reported:
+        raise BadRequest(reported["refused"])
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def refused(path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("rate", [Fraction(8), Fraction(30000, 1001)])
-def test_the_packets_say_what_a_read_gives(
+def test_facts_from_packets_match_a_read(
     tmp_path: Path, encode: Encode, moving: Moving, name: str, codec: str, pix_fmt: str, options: dict, rate: Fraction
 ) -> None:
     def prepare(stream: object) -> None:
@@ -77,15 +77,15 @@ def test_an_edit_list_hides_frames(tmp_path: Path, encode: Encode) -> None:
     assert facts(path)["stored"] == {"frames": 12}
 
 
-def test_a_clip_on_its_side_is_told_upright(tmp_path: Path, encode: Encode, moving: Moving) -> None:
+def test_a_rotated_clip_is_reported_upright(tmp_path: Path, encode: Encode, moving: Moving) -> None:
     path = encode(tmp_path / "a.mov", moving(4), prepare=lambda s: s.set_display_rotation(90))
     assert agrees(path)
-    told = facts(path)
-    assert (told["width"], told["height"]) == (32, 48)
-    assert told["stored"] == {"width": 48, "height": 32}
+    reported = facts(path)
+    assert (reported["width"], reported["height"]) == (32, 48)
+    assert reported["stored"] == {"width": 48, "height": 32}
 
 
-def test_an_uneven_rate_is_told_as_it_is_read(tmp_path: Path, encode: Encode, moving: Moving) -> None:
+def test_an_uneven_rate_is_reported_as_read(tmp_path: Path, encode: Encode, moving: Moving) -> None:
     path = encode(tmp_path / "a.mkv", moving(6), codec="ffv1", times=(0.0, 0.125, 0.25, 0.75, 0.875, 1.0))
     assert agrees(path)
     assert facts(path)["frames"] == 9
@@ -106,11 +106,13 @@ def test_sound_is_named(tmp_path: Path, moving: Moving) -> None:
             heard = av.AudioFrame.from_ndarray(np.zeros((1, 2048), np.int16), format="s16", layout="stereo")
             heard.sample_rate = track.rate
             container.mux(track.encode(heard))
-    told = facts(tmp_path / "a.mkv")["sound"]
-    assert told == "pcm_s16le, 2 channels, 16,000 Hz; pcm_s16le, 2 channels, 44,100 Hz"
+    reported = facts(tmp_path / "a.mkv")["sound"]
+    assert reported == "pcm_s16le, 2 channels, 16,000 Hz; pcm_s16le, 2 channels, 44,100 Hz"
 
 
-def test_one_frame_is_decoded(tmp_path: Path, encode: Encode, moving: Moving, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_frame_is_decoded(
+    tmp_path: Path, encode: Encode, moving: Moving, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
     monkeypatch.setattr(read, "stream_frames", lambda *a: (seen.append(f) or f for f in stream_frames(*a)))
     assert facts(encode(tmp_path / "a.mp4", moving(20)))["frames"] == 20
@@ -123,7 +125,7 @@ def test_frames_an_hour_apart_are_refused_and_not_filled(
 ) -> None:
     path = encode(tmp_path / "a.mkv", moving(4), codec="ffv1", times=(0.0, 0.1, 0.2, gap))
     for reader in (refused, probe, read_video):
-        with pytest.raises(BadRequest, match="stands still for|longer than"):
+        with pytest.raises(BadRequest, match="has a frame that lasts|longer than"):
             reader(path)
 
 
@@ -133,25 +135,25 @@ def test_a_last_frame_that_lasts_for_years_is_refused_and_not_filled(tmp_path: P
         stream = container.add_stream("ffv1", rate=8)
         stream.height, stream.width = moving(1).shape[1:3]
         stream.pix_fmt = "yuv420p"
-        made = [stream.encode(av.VideoFrame.from_ndarray(f, format="rgb24")) for f in moving(4)]
-        packets = [packet for some in (*made, stream.encode(None)) for packet in some]
+        encoded = [stream.encode(av.VideoFrame.from_ndarray(f, format="rgb24")) for f in moving(4)]
+        packets = [packet for some in (*encoded, stream.encode(None)) for packet in some]
         packets[-1].duration = round(1e8 / packets[-1].time_base)
         container.mux(packets)
     for reader in (refused, probe, read_video, partial(read_video, last=2)):
-        with pytest.raises(BadRequest, match="stands still for 100,000,000 seconds"):
+        with pytest.raises(BadRequest, match="has a frame that lasts 100,000,000 seconds"):
             reader(path)
 
 
-def test_stills_that_stand_for_hours_in_all_are_counted_no_further_than_the_bound(
+def test_counting_of_long_stills_stops_at_the_limit(
     tmp_path: Path, encode: Encode, moving: Moving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = encode(tmp_path / "a.mkv", moving(4), codec="ffv1", times=(0.0, 0.1, 0.2, 60.0))
     monkeypatch.setattr(read, "MAX_SHOWN", 100)
-    with pytest.raises(BadRequest, match="more than 100 frames at its rate of"):
+    with pytest.raises(BadRequest, match="more than 100 frames at"):
         refused(path)
 
 
-def test_packets_are_counted_no_further_than_the_bound(
+def test_counting_of_packets_stops_at_the_limit(
     tmp_path: Path, encode: Encode, moving: Moving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = encode(tmp_path / "a.mkv", moving(8), codec="ffv1")
@@ -160,21 +162,21 @@ def test_packets_are_counted_no_further_than_the_bound(
         facts(path)
 
 
-def test_a_rate_that_is_too_slow_or_too_fast_keeps_its_length_and_its_frames(tmp_path: Path) -> None:
+def test_an_out_of_range_rate_keeps_the_duration(tmp_path: Path) -> None:
     from PIL import Image
 
-    pictures = [Image.fromarray(np.full((16, 16, 3), 60 * t, np.uint8)) for t in range(4)]
+    images = [Image.fromarray(np.full((16, 16, 3), 60 * t, np.uint8)) for t in range(4)]
     slow, fast = tmp_path / "slow.gif", tmp_path / "fast.webp"
-    pictures[0].save(slow, save_all=True, append_images=pictures[1:], duration=65_530)
-    pictures[0].save(fast, save_all=True, append_images=pictures[1:], duration=2, lossless=True)
+    images[0].save(slow, save_all=True, append_images=images[1:], duration=65_530)
+    images[0].save(fast, save_all=True, append_images=images[1:], duration=2, lossless=True)
     assert agrees(slow)
     assert agrees(fast)
     for path, fps, seconds in ((slow, 0.1, 262.12), (fast, 240.0, 0.008)):
-        told = probe(path)
-        assert told.fps == fps
-        assert told.frames / fps == pytest.approx(seconds, abs=0.6 / fps)
+        reported = probe(path)
+        assert reported.fps == fps
+        assert reported.frames / fps == pytest.approx(seconds, abs=0.6 / fps)
         again = read_video(path, fps=fps).video
-        assert again.shape[2] == told.frames
+        assert again.shape[2] == reported.frames
     assert read_video(slow).video[0, 0, -1].mean() == pytest.approx(180 / 127.5 - 1, abs=0.05)
 
 
@@ -182,14 +184,14 @@ def test_too_many_frames_are_refused_before_one_is_decoded(
     tmp_path: Path, encode: Encode, moving: Moving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = encode(tmp_path / "a.mkv", moving(40), codec="ffv1")
-    monkeypatch.setattr(streams, "decoded", lambda *_: pytest.fail("a frame was decoded"))
+    monkeypatch.setattr(streams, "frames_with_alpha", lambda *_: pytest.fail("a frame was decoded"))
     with pytest.raises(BadRequest, match="more than 32 frames; cut it"):
         read_video(path, max_frames=2)
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.mp4", "a.mkv"])
 @pytest.mark.parametrize("bound", ["pixels", "seconds"])
-def test_what_a_read_refuses_is_described_with_the_sentence_of_the_read(
+def test_a_rejected_file_is_described_with_the_error_of_the_read(
     tmp_path: Path, encode: Encode, moving: Moving, name: str, bound: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from PIL import Image
@@ -203,24 +205,24 @@ def test_what_a_read_refuses_is_described_with_the_sentence_of_the_read(
     whole = facts(path)
     assert "refused" not in whole
     if bound == "pixels":
-        monkeypatch.setattr("kinema.media.timing.DECODED", {"video": (2000, 0), "pictures": (2000, 0)})
+        monkeypatch.setattr("kinema.media.timing.DECODED", {"video": (2000, 0), "images": (2000, 0)})
     else:
         monkeypatch.setattr(read, "MAX_SECONDS", 0.5)
     with pytest.raises(BadRequest) as refusal:
         read_video(path)
-    told = facts(path)
-    assert told.pop("refused") == str(refusal.value)
-    assert told == whole
+    reported = facts(path)
+    assert reported.pop("refused") == str(refusal.value)
+    assert reported == whole
 
 
-@pytest.mark.parametrize(("transfer", "told"), [(16, "PQ"), (18, "HLG"), (1, None)])
-def test_hdr_is_named(tmp_path: Path, encode: Encode, moving: Moving, transfer: int, told: str | None) -> None:
+@pytest.mark.parametrize(("transfer", "reported"), [(16, "PQ"), (18, "HLG"), (1, None)])
+def test_hdr_is_named(tmp_path: Path, encode: Encode, moving: Moving, transfer: int, reported: str | None) -> None:
     def prepare(stream: av.VideoStream) -> None:
         codec = stream.codec_context
         codec.color_trc, codec.color_primaries, codec.colorspace = transfer, 9, 9
 
     path = encode(tmp_path / "a.mp4", moving(2), pix_fmt="yuv420p10le", prepare=prepare)
-    assert facts(path).get("hdr") == told
+    assert facts(path).get("hdr") == reported
     assert "alpha" not in facts(path)
 
 

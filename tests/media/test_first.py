@@ -1,4 +1,4 @@
-"""The first frame of a clip is read whatever follows it."""
+"""The first frame of a clip is read independently of what follows it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def animation(path: Path, frames_THWC: np.ndarray, **options: object) -> Path:
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.mp4", "a.mkv", "a.avi"])
-def test_it_is_that_of_the_whole_clip(tmp_path: Path, encode: Encode, moving: Moving, name: str) -> None:
+def test_it_matches_the_first_frame_of_the_whole_clip(
+    tmp_path: Path, encode: Encode, moving: Moving, name: str
+) -> None:
     path = tmp_path / name
     if name in ("a.gif", "a.webp", "a.png"):
         animation(path, moving(4))
@@ -40,12 +42,12 @@ def test_it_is_that_of_the_whole_clip(tmp_path: Path, encode: Encode, moving: Mo
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.mkv"])
-def test_a_clip_that_is_too_large_or_too_long_has_one(
+def test_it_is_read_from_a_clip_that_is_too_large_or_too_long(
     tmp_path: Path, encode: Encode, moving: Moving, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / name
     encode(path, moving(6), codec="ffv1") if name == "a.mkv" else animation(path, moving(6))
-    monkeypatch.setattr("kinema.media.timing.DECODED", {"video": (2000, 0), "pictures": (2000, 0)})
+    monkeypatch.setattr("kinema.media.timing.DECODED", {"video": (2000, 0), "images": (2000, 0)})
     monkeypatch.setattr(read, "MAX_SECONDS", 0.2)
     with pytest.raises(BadRequest):
         read_video(path)
@@ -53,7 +55,7 @@ def test_a_clip_that_is_too_large_or_too_long_has_one(
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.mkv", "a.avi", "a.mp4"])
-def test_a_clip_cut_after_it_has_one_and_says_where_it_is_cut(
+def test_it_is_read_from_a_truncated_clip_with_a_note(
     tmp_path: Path, encode: Encode, moving: Moving, name: str
 ) -> None:
     path = tmp_path / name
@@ -86,29 +88,29 @@ def test_a_clip_cut_after_it_has_one_and_says_where_it_is_cut(
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp"])
-def test_a_clip_cut_inside_it_is_refused(tmp_path: Path, moving: Moving, name: str) -> None:
+def test_a_clip_truncated_inside_it_is_refused(tmp_path: Path, moving: Moving, name: str) -> None:
     path = animation(tmp_path / name, moving(6))
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(BadRequest, match="cut short"):
         read_first(path, SIZE)
 
 
-def test_a_default_picture_ahead_of_the_animation_is_not_it(tmp_path: Path, moving: Moving) -> None:
+def test_a_default_image_before_the_animation_is_skipped(tmp_path: Path, moving: Moving) -> None:
     path = animation(tmp_path / "a.png", moving(4), default_image=True)
     assert torch.equal(read_first(path, SIZE)[0], read_video(path, frames=1, size=SIZE).video)
 
 
-def test_a_picture_is_its_own_first_frame(tmp_path: Path, moving: Moving) -> None:
+def test_an_image_is_its_own_first_frame(tmp_path: Path, moving: Moving) -> None:
     Image.fromarray(moving(1)[0]).save(tmp_path / "a.png")
     assert torch.equal(read_first(tmp_path / "a.png", SIZE)[0], fit(read_image(tmp_path / "a.png"), *SIZE)[0])
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
-def test_an_animated_avif_has_a_first_frame_and_is_no_clip(tmp_path: Path, moving: Moving) -> None:
+def test_an_animated_avif_is_an_image_but_not_a_clip(tmp_path: Path, moving: Moving) -> None:
     path = animation(tmp_path / "a.avif", moving(4))
     assert read_first(path, SIZE)[0].shape == (1, 3, 1, 16, 24)
-    with pytest.raises(BadRequest, match="is an animated AVIF, which is not supported as a clip"):
+    with pytest.raises(BadRequest, match="is an animated AVIF, which is not supported"):
         read_video(path)
-    told = facts(path)
-    assert (told["codec"], told["frames"], told["width"], told["height"]) == ("avif", 4, 48, 32)
-    assert "animated AVIF" in told["refused"]
+    found = facts(path)
+    assert (found["codec"], found["frames"], found["width"], found["height"]) == ("avif", 4, 48, 32)
+    assert "animated AVIF" in found["refused"]

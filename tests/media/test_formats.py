@@ -1,4 +1,4 @@
-"""What a format can hold: rates, sizes and times."""
+"""Limits of output formats: rates, sizes and timing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kinema.media import formats
-from kinema.media.formats import CLOCKS, check, paced, rate_of
+from kinema.media.formats import CLOCKS, check, frame_timing, rate_of
 from kinema.media.metadata import read_recipe
 from kinema.schema import BadRequest, Clip, Shape
 
@@ -26,13 +26,13 @@ def clip(frames: int, fps: float) -> Clip:
 
 
 def holds(path: Path) -> list[float]:
-    """Milliseconds for which each frame is shown, as the file itself says."""
-    with Image.open(path) as picture:
+    """Display time of each frame in milliseconds, as stored in the file."""
+    with Image.open(path) as image:
         times = []
-        for index in range(getattr(picture, "n_frames", 1)):
-            picture.seek(index)
-            picture.load()
-            times.append(picture.info["duration"])
+        for index in range(getattr(image, "n_frames", 1)):
+            image.seek(index)
+            image.load()
+            times.append(image.info["duration"])
         return times
 
 
@@ -44,7 +44,7 @@ RATES = [(1, 8.0), (1, 0.1), (3, 0.1), (7, 1 / 3), (10, 23.976), (10, 24.0), (10
 def test_an_animation_lasts_as_long_as_the_clip(tmp_path: Path, suffix: str, frames: int, fps: float) -> None:
     (path,) = clip(frames, fps).save(tmp_path / f"a{suffix}")
     tick = 1000 / CLOCKS[suffix].ticks
-    if frames > 1 or suffix == ".gif":  # a webp of one frame is a picture
+    if frames > 1 or suffix == ".gif":  # a webp of one frame is an image
         assert sum(holds(path)) == pytest.approx(1000 * frames / fps, abs=tick / 2 + 1e-6)
         assert min(holds(path)) >= CLOCKS[suffix].least * tick
 
@@ -59,24 +59,24 @@ def test_an_mp4_lasts_as_long_as_the_clip(tmp_path: Path, frames: int, fps: floa
 
 
 @given(st.integers(1, 600), st.floats(0.1, 240), st.sampled_from([".gif", ".webp"]))
-def test_frames_that_are_written_are_in_order_and_none_is_too_short(frames: int, fps: float, suffix: str) -> None:
+def test_written_frames_are_in_order_and_long_enough(frames: int, fps: float, suffix: str) -> None:
     clock, rate = CLOCKS[suffix], rate_of(fps)
-    shown, ticks = paced(clock, frames, rate)
-    assert shown == sorted(set(shown))
-    assert 0 <= shown[0]
-    assert shown[-1] < frames
+    written, ticks = frame_timing(clock, frames, rate)
+    assert written == sorted(set(written))
+    assert 0 <= written[0]
+    assert written[-1] < frames
     assert min(ticks) >= clock.least
     assert sum(ticks) == max(clock.least, math.floor(frames * clock.ticks / rate + Fraction(1, 2)))
     if rate <= clock.ticks // clock.least:
-        assert len(shown) == frames
+        assert len(written) == frames
 
 
-def test_frames_that_a_gif_has_no_time_for_are_said_before_and_in_the_recipe(tmp_path: Path) -> None:
-    said = check(".gif", Shape(1, 3, 60, 16, 16), 60.0)
-    assert said == ["a gif shows at most 50 frames a second: 50 of 60 frames are written, and the clip still lasts 1 s"]
+def test_dropped_gif_frames_are_noted_before_and_in_the_recipe(tmp_path: Path) -> None:
+    notes = check(".gif", Shape(1, 3, 60, 16, 16), 60.0)
+    assert notes == ["a gif shows at most 50 frames per second: 50 of 60 frames are written; the duration stays 1 s"]
     (path,) = clip(60, 60.0).save(tmp_path / "a.gif")
     assert len(holds(path)) == 50
-    assert read_recipe(path)["notes"] == said
+    assert read_recipe(path)["notes"] == notes
     assert check(".gif", Shape(1, 3, 60, 16, 16), 50.0) == []
 
 
@@ -90,15 +90,15 @@ def test_a_rate_that_no_format_plays_is_refused(tmp_path: Path, fps: float) -> N
 @pytest.mark.parametrize(
     ("fps", "exact"), [(30000 / 1001, (30000, 1001)), (1 / 3, (1, 3)), (0.1, (1, 10)), (29.97, (2997, 100))]
 )
-def test_a_rate_is_the_fraction_that_is_meant(fps: float, exact: tuple[int, int]) -> None:
+def test_a_rate_becomes_its_nominal_fraction(fps: float, exact: tuple[int, int]) -> None:
     assert rate_of(fps) == Fraction(*exact)
 
 
 SIZES = [
-    (".mp4", 16, 16386, "H.264 cannot hold"),
-    (".mp4", 16384, 16384, "H.264 cannot hold"),
+    (".mp4", 16, 16386, "H.264 encoder does not support"),
+    (".mp4", 16384, 16384, "H.264 encoder does not support"),
     (".gif", 16, 65536, "65,535"),
-    (".gif", 16384, 16384, "GIF cannot hold"),
+    (".gif", 16384, 16384, "GIF encoder does not support"),
     (".webp", 16384, 16, "16,383"),
 ]
 
@@ -114,15 +114,15 @@ def test_a_size_that_a_format_cannot_hold_is_refused(suffix: str, height: int, w
     [(".mp4", 1, 1), (".gif", 1, 1), (".webp", 1, 1), (".mp4", 2, 16384), (".webp", 2, 16383)],
 )
 def test_the_least_and_the_largest_sizes_are_written(tmp_path: Path, suffix: str, height: int, width: int) -> None:
-    made = Clip(torch.zeros(1, 3, 2, height, width), 8.0)
-    check(suffix, made.shape, 8.0)
-    assert made.save(tmp_path / f"a{suffix}")[0].stat().st_size > 0
+    clip_ = Clip(torch.zeros(1, 3, 2, height, width), 8.0)
+    check(suffix, clip_.shape, 8.0)
+    assert clip_.save(tmp_path / f"a{suffix}")[0].stat().st_size > 0
 
 
-def test_a_pyav_without_the_encoder_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_encoder_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object) -> None:
         raise av.codec.codec.UnknownCodecError("libx264")
 
     monkeypatch.setattr(formats, "_x264", missing)
-    with pytest.raises(BadRequest, match=r"no encoder for H\.264"):
+    with pytest.raises(BadRequest, match=r"no H\.264 encoder"):
         check(".mp4", Shape(1, 3, 4, 16, 16), 8.0)

@@ -1,4 +1,4 @@
-"""Eight known colours, laid out in planes by the definition of each format, encoded, and read back."""
+"""Eight known colours, stored in planes by each format's definition, encoded and read back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kinema.media.frames import Shown, Tags
+from kinema.media.frames import ColourTags, DecodedFrame
 from kinema.media.read import read_video
 from kinema.schema import BadRequest
 
@@ -30,14 +30,14 @@ def squares(values: np.ndarray) -> np.ndarray:
 
 
 def levels(path: Path) -> np.ndarray:
-    """The middle of each of the eight squares of a clip's first frame: 2×4×3 levels."""
+    """Centre of each of the eight squares of a clip's first frame: 2×4×3 levels."""
     frame = read_video(path).video[0, :, 0].permute(1, 2, 0).add(1).mul(127.5).round().int().numpy()
     assert frame.shape == (2 * SIDE, 4 * SIDE, 3)
     return frame[SIDE // 2 :: SIDE, SIDE // 2 :: SIDE]
 
 
 def ycbcr(rgb: np.ndarray, matrix: str, top: int, *, full: bool) -> np.ndarray:
-    """R'G'B' of 0..1 to integers of 0..top, by BT.601, BT.709 or BT.2020."""
+    """Convert R'G'B' in 0..1 to integers in 0..top by BT.601, BT.709 or BT.2020."""
     red, blue = WEIGHTS[matrix]
     luma = red * rgb[..., 0] + (1 - red - blue) * rgb[..., 1] + blue * rgb[..., 2]
     chroma = [(rgb[..., 2] - luma) / (2 - 2 * blue), (rgb[..., 0] - luma) / (2 - 2 * red)]
@@ -50,29 +50,29 @@ def ycbcr(rgb: np.ndarray, matrix: str, top: int, *, full: bool) -> np.ndarray:
 
 
 def planar(pix_fmt: str, values: np.ndarray) -> Any:
-    """A frame whose planes hold the components of ``values``, H×W×C integers, at the format's own subsampling."""
+    """A frame with the H×W×C integers ``values`` in its planes, at the format's own subsampling."""
     import av
 
     frame = av.VideoFrame(values.shape[1], values.shape[0], pix_fmt)
     for index, component in enumerate(frame.format.components):
         plane, kind = frame.planes[index], np.dtype("<u2" if component.bits > 8 else np.uint8)
         down, across = values.shape[0] // component.height, values.shape[1] // component.width
-        held = np.zeros((component.height, plane.line_size // kind.itemsize), kind)
-        held[:, : component.width] = values[::down, ::across, index]
-        plane.update(held.tobytes())
+        padded = np.zeros((component.height, plane.line_size // kind.itemsize), kind)
+        padded[:, : component.width] = values[::down, ::across, index]
+        plane.update(padded.tobytes())
     return frame
 
 
-def encoded(path: Path, frame: Any, codec: str, tags: Tags, **options: str) -> Path:
+def encoded(path: Path, frame: Any, codec: str, tags: ColourTags, **options: str) -> Path:
     import av
 
     with av.open(str(path), "w") as out:
         stream: Any = out.add_stream(codec, rate=Fraction(8), options=options)
         stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, frame.format.name
         context = stream.codec_context
-        for told in (context, frame):
-            told.colorspace, told.color_range = tags.matrix, tags.range
-            told.color_trc, told.color_primaries = tags.transfer, tags.primaries
+        for target in (context, frame):
+            target.colorspace, target.color_range = tags.matrix, tags.range
+            target.color_trc, target.color_primaries = tags.transfer, tags.primaries
         for index in range(2):
             frame.pts, frame.time_base = index, Fraction(1, 8)
             out.mux(stream.encode(frame))
@@ -88,23 +88,21 @@ YUV = [
 GREY = ["gray", "gray9le", "gray10le", "gray12le", "gray14le", "gray16le"]
 
 
-@pytest.mark.parametrize("told", [LIMITED, FULL])
+@pytest.mark.parametrize("range_", [LIMITED, FULL])
 @pytest.mark.parametrize("pix_fmt", YUV + GREY)
-def test_every_planar_format_gives_the_colours_that_were_laid_out_in_it(
-    tmp_path: Path, pix_fmt: str, told: int
-) -> None:
+def test_every_planar_format_decodes_to_its_colours(tmp_path: Path, pix_fmt: str, range_: int) -> None:
     import av
 
     components = av.VideoFormat(pix_fmt).components
     top = 2 ** components[0].bits - 1
     colours = COLOURS[..., 1:2].repeat(3, -1) if pix_fmt in GREY else COLOURS
-    values = ycbcr(colours / 255, "709", top, full=told == FULL)
+    values = ycbcr(colours / 255, "709", top, full=range_ == FULL)
     values = np.dstack([values, np.full(values.shape[:2], top)])
-    path = encoded(tmp_path / "a.mkv", planar(pix_fmt, squares(values)), "ffv1", Tags(1, told, 1, 1))
+    path = encoded(tmp_path / "a.mkv", planar(pix_fmt, squares(values)), "ffv1", ColourTags(1, range_, 1, 1))
     assert np.abs(levels(path) - colours).max() <= 2
 
 
-@pytest.mark.parametrize("told", [LIMITED, FULL])
+@pytest.mark.parametrize("range_", [LIMITED, FULL])
 @pytest.mark.parametrize("matrix", ["601", "709", "2020"])
 @pytest.mark.parametrize(
     ("codec", "pix_fmt", "name"),
@@ -117,21 +115,21 @@ def test_every_planar_format_gives_the_colours_that_were_laid_out_in_it(
         ("libsvtav1", "yuv420p10le", "a.mp4"),
     ],
 )
-def test_matrix_and_range_are_those_that_the_stream_names(
-    tmp_path: Path, codec: str, pix_fmt: str, name: str, matrix: str, told: int
+def test_matrix_and_range_follow_the_stream_tags(
+    tmp_path: Path, codec: str, pix_fmt: str, name: str, matrix: str, range_: int
 ) -> None:
     import av
 
     top = 2 ** av.VideoFormat(pix_fmt).components[0].bits - 1
-    frame = planar(pix_fmt, squares(ycbcr(COLOURS / 255, matrix, top, full=told == FULL)))
-    path = encoded(tmp_path / name, frame, codec, Tags(NUMBER[matrix], told, 1, 1), crf="2")
+    frame = planar(pix_fmt, squares(ycbcr(COLOURS / 255, matrix, top, full=range_ == FULL)))
+    path = encoded(tmp_path / name, frame, codec, ColourTags(NUMBER[matrix], range_, 1, 1), crf="2")
     assert np.abs(levels(path) - COLOURS).max() <= 5
 
 
 @pytest.mark.parametrize("matrix", ["709", "601"])
-def test_the_containers_tags_count_where_the_frames_say_nothing(tmp_path: Path, matrix: str) -> None:
+def test_container_tags_apply_to_untagged_frames(tmp_path: Path, matrix: str) -> None:
     frame = planar("yuv422p10le", squares(ycbcr(COLOURS / 255, matrix, 1023, full=True)))
-    path = encoded(tmp_path / "a.mkv", frame, "ffv1", Tags(NUMBER[matrix], FULL))
+    path = encoded(tmp_path / "a.mkv", frame, "ffv1", ColourTags(NUMBER[matrix], FULL))
     assert np.abs(levels(path) - COLOURS).max() <= 2
 
 
@@ -159,11 +157,11 @@ def test_the_containers_tags_count_where_the_frames_say_nothing(tmp_path: Path, 
         ("utvideo", "gbrp", "a.avi", 0),
     ],
 )
-def test_rgb_in_a_video_is_shown_as_it_is(tmp_path: Path, codec: str, pix_fmt: str, name: str, off: int) -> None:
+def test_rgb_in_a_video_is_unchanged(tmp_path: Path, codec: str, pix_fmt: str, name: str, off: int) -> None:
     import av
 
     frame = av.VideoFrame.from_ndarray(squares(COLOURS).astype(np.uint8), format="rgb24").reformat(format=pix_fmt)
-    path = encoded(tmp_path / name, frame, codec, Tags(), **({"crf": "1"} if codec == "libx264rgb" else {}))
+    path = encoded(tmp_path / name, frame, codec, ColourTags(), **({"crf": "1"} if codec == "libx264rgb" else {}))
     assert np.abs(levels(path) - COLOURS).max() <= off
 
 
@@ -187,9 +185,9 @@ def test_alpha_of_a_video_is_over_black(tmp_path: Path, codec: str, pix_fmt: str
 
     straight = np.dstack([np.full((2, 4, 3), 200), np.array([[0, 255, 128, 0], [255, 64, 192, 255]])])
     frame = av.VideoFrame.from_ndarray(squares(straight).astype(np.uint8), format="rgba").reformat(format=pix_fmt)
-    path = encoded(tmp_path / name, frame, codec, Tags(6, 0) if pix_fmt.startswith("yuv") else Tags())
-    wanted = straight[..., :3] * straight[..., 3:] / 255
-    assert np.abs(levels(path) - wanted).max() <= 3
+    path = encoded(tmp_path / name, frame, codec, ColourTags(6, 0) if pix_fmt.startswith("yuv") else ColourTags())
+    expected = straight[..., :3] * straight[..., 3:] / 255
+    assert np.abs(levels(path) - expected).max() <= 3
 
 
 def test_a_palette_shows_its_colours(tmp_path: Path, encode: Any) -> None:
@@ -199,66 +197,64 @@ def test_a_palette_shows_its_colours(tmp_path: Path, encode: Any) -> None:
 
 
 @pytest.mark.parametrize("pix_fmt", ["rgb555be", "bgr555be", "rgb565be", "bgr565be"])
-def test_two_bytes_a_pixel_are_read_in_their_order(pix_fmt: str) -> None:
+def test_two_byte_pixels_are_read_in_the_right_byte_order(pix_fmt: str) -> None:
     import av
 
     green = 6 if "565" in pix_fmt else 5
     shift = 5 + green if pix_fmt.startswith("rgb") else 0
     frame = av.VideoFrame(37, 5, pix_fmt)
     frame.planes[0].update(np.full(frame.planes[0].buffer_size // 2, 31 << shift, ">u2").tobytes())
-    assert (Shown("a", frame, Tags()).pixels() == [255, 0, 0]).all()
+    assert (DecodedFrame("a", frame, ColourTags()).pixels() == [255, 0, 0]).all()
 
 
 @pytest.mark.parametrize("pix_fmt", ["yaf32le", "gray32le", "rgb96le"])
-def test_a_format_that_cannot_be_shown_is_refused_by_name(pix_fmt: str) -> None:
+def test_an_unsupported_pixel_format_is_refused_by_name(pix_fmt: str) -> None:
     import av
 
-    with pytest.raises(BadRequest, match=f"pixel format {pix_fmt}, which cannot be shown"):
-        Shown("a", av.VideoFrame(16, 16, pix_fmt), Tags()).pixels()
+    with pytest.raises(BadRequest, match=f"pixel format {pix_fmt}, which is not supported"):
+        DecodedFrame("a", av.VideoFrame(16, 16, pix_fmt), ColourTags()).pixels()
 
 
 @pytest.mark.parametrize("number", [0, 2, 3, 15, 17, 77, 255])
-def test_tags_that_mean_nothing_leave_the_pixels_as_they_are(number: int) -> None:
+def test_undefined_tags_leave_the_pixels_unchanged(number: int) -> None:
     frame = planar("yuv420p", squares(ycbcr(COLOURS / 255, "601", 255, full=False)))
     frame.colorspace = frame.color_trc = frame.color_primaries = number
     frame.color_range = number if number > 2 else 0
-    shown = Shown("a", frame, Tags.of(frame).over(Tags())).pixels()
-    assert np.abs(shown[SIDE // 2 :: SIDE, SIDE // 2 :: SIDE].astype(int) - COLOURS).max() <= 2
+    pixels = DecodedFrame("a", frame, ColourTags.of(frame).over(ColourTags())).pixels()
+    assert np.abs(pixels[SIDE // 2 :: SIDE, SIDE // 2 :: SIDE].astype(int) - COLOURS).max() <= 2
 
 
-def test_tags_that_mean_nothing_give_way_to_the_containers() -> None:
-    assert Tags(3, 9, 77, 200).over(Tags(9, 2, 16, 12)) == Tags(9, 2, 16, 12)
-    assert Tags(1, 1, 1, 1).over(Tags(9, 2, 16, 12)) == Tags(1, 1, 1, 1)
+def test_undefined_tags_are_replaced_by_the_containers() -> None:
+    assert ColourTags(3, 9, 77, 200).over(ColourTags(9, 2, 16, 12)) == ColourTags(9, 2, 16, 12)
+    assert ColourTags(1, 1, 1, 1).over(ColourTags(9, 2, 16, 12)) == ColourTags(1, 1, 1, 1)
 
 
-@pytest.mark.parametrize("told", [LIMITED, FULL])
+@pytest.mark.parametrize("range_", [LIMITED, FULL])
 @pytest.mark.parametrize("bits", [8, 10])
-def test_ycgco_is_turned_back_to_rgb(bits: int, told: int) -> None:
+def test_ycgco_is_converted_to_rgb(bits: int, range_: int) -> None:
     red, green, blue = np.moveaxis(COLOURS / 255, -1, 0)
     luma, cg, co = green / 2 + (red + blue) / 4, green / 2 - (red + blue) / 4, (red - blue) / 2
     top, unit = 2**bits - 1, 2 ** (bits - 8)
-    scale, chroma, origin = (top, top, 0) if told == FULL else (219 * unit, 224 * unit, 16 * unit)
+    scale, chroma, origin = (top, top, 0) if range_ == FULL else (219 * unit, 224 * unit, 16 * unit)
     values = np.stack([luma * scale + origin, *(c * chroma + 128 * unit for c in (cg, co))], -1).round().clip(0, top)
     frame = planar("yuv444p" if bits == 8 else "yuv444p10le", squares(values))
-    shown = Shown("a", frame, Tags(8, told, 1, 1)).pixels()
-    assert np.abs(shown[SIDE // 2 :: SIDE, SIDE // 2 :: SIDE].astype(int) - COLOURS).max() <= 2
+    pixels = DecodedFrame("a", frame, ColourTags(8, range_, 1, 1)).pixels()
+    assert np.abs(pixels[SIDE // 2 :: SIDE, SIDE // 2 :: SIDE].astype(int) - COLOURS).max() <= 2
 
 
 @pytest.mark.parametrize("name", ["bayer_rggb8", "bayer_bggr16le", "xyz12le", "nv12", "p010le", "uyvy422", "yuyv422"])
-def test_formats_that_are_not_planar_are_shown(name: str) -> None:
+def test_non_planar_formats_are_decoded(name: str) -> None:
     import av
 
     frame = av.VideoFrame(32, 16, name)
     for plane in frame.planes:
         plane.update(bytes([128]) * plane.buffer_size)
-    assert Shown("a", frame, Tags()).pixels().shape == (16, 32, 3)
+    assert DecodedFrame("a", frame, ColourTags()).pixels().shape == (16, 32, 3)
 
 
 @pytest.mark.parametrize("codec", ["png", "qtrle"])
 @pytest.mark.parametrize(("turn", "first"), [((0, 1, -1, 0), 4), ((0, -1, 1, 0), 3), ((-1, 0, 0, -1), 7)])
-def test_a_turned_clip_of_pngs_is_upright_as_any_other(
-    tmp_path: Path, codec: str, turn: tuple[int, ...], first: int
-) -> None:
+def test_a_rotated_clip_of_pngs_is_read_upright(tmp_path: Path, codec: str, turn: tuple[int, ...], first: int) -> None:
     import av
 
     pixels = squares(COLOURS).astype(np.uint8)
@@ -271,5 +267,5 @@ def test_a_turned_clip_of_pngs_is_upright_as_any_other(
         frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pix_fmt)
         frame.pts = 0
         out.mux([*stream.encode(frame), *stream.encode()])
-    shown = read_video(path).video[0, :, 0].add(1).mul(127.5).round().int()
-    assert shown[:, 8, 8].tolist() == COLOURS.reshape(8, 3)[first].tolist()
+    pixels = read_video(path).video[0, :, 0].add(1).mul(127.5).round().int()
+    assert pixels[:, 8, 8].tolist() == COLOURS.reshape(8, 3)[first].tolist()

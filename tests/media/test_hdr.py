@@ -1,4 +1,4 @@
-"""PQ, HLG and wide primaries against the formulas of BT.2100, and curves that roll off."""
+"""PQ, HLG and wide primaries against the formulas of BT.2100, and the highlight roll-off."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from kinema.media import hdr
-from kinema.media.frames import Shown, Tags
+from kinema.media.frames import ColourTags, DecodedFrame
 from kinema.media.hdr import Look
 
 GREYS = np.linspace(0, 1, 11)
 TO_2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])
-"""Light of BT.709 to that of BT.2020, as BT.2087 prints it."""
+"""Matrix from linear BT.709 to BT.2020, as printed in BT.2087."""
 COLOURS = np.array([[220, 40, 30], [40, 190, 60], [40, 60, 210], [200, 180, 60], [90, 30, 120], [128, 128, 128]]) / 255
 
 
@@ -25,28 +25,28 @@ def hlg(scene: np.ndarray) -> np.ndarray:
     return np.where(scene <= 1 / 12, np.sqrt(3 * scene), bright)
 
 
-def shown(signal: np.ndarray, look: Look) -> np.ndarray:
-    return hdr.shown((signal * 65535).round().astype(np.uint16).reshape(1, -1, 3), look)[0].astype(int)
+def to_sdr(signal: np.ndarray, look: Look) -> np.ndarray:
+    return hdr.to_sdr((signal * 65535).round().astype(np.uint16).reshape(1, -1, 3), look)[0].astype(int)
 
 
 def grey(signal: float | np.ndarray, look: Look) -> np.ndarray:
-    return shown(np.repeat(np.atleast_1d(signal), 3), look)[:, 0]
+    return to_sdr(np.repeat(np.atleast_1d(signal), 3), look)[:, 0]
 
 
-def test_pq_of_sdr_colours_at_203_nits_gives_these_colours() -> None:
+def test_pq_restores_sdr_colours_at_203_nits() -> None:
     light = COLOURS**2.4 @ TO_2020.T
-    assert np.abs(shown(pq(light * 203), Look(hdr.PQ, hdr.BT2020)) - COLOURS * 255).max() <= 1.5
+    assert np.abs(to_sdr(pq(light * 203), Look(hdr.PQ, hdr.BT2020)) - COLOURS * 255).max() <= 1.5
 
 
-def test_hlg_of_sdr_colours_gives_these_colours_on_a_display_of_1000_nits() -> None:
+def test_hlg_restores_sdr_colours_on_a_1000_nit_display() -> None:
     light = COLOURS**2.4 @ TO_2020.T * 203 / 1000
     luminance = light @ [0.2627, 0.6780, 0.0593]
     scene = light * luminance[:, None] ** (1 / 1.2 - 1)
-    assert np.abs(shown(hlg(scene), Look(hdr.HLG, hdr.BT2020)) - COLOURS * 255).max() <= 1.5
+    assert np.abs(to_sdr(hlg(scene), Look(hdr.HLG, hdr.BT2020)) - COLOURS * 255).max() <= 1.5
 
 
 @pytest.mark.parametrize(("look", "white"), [(Look(hdr.PQ, hdr.BT2020), pq(np.array(203))), (Look(hdr.HLG), 0.75)])
-def test_white_stays_white_and_what_is_brighter_rolls_off(look: Look, white: float) -> None:
+def test_white_is_preserved_and_highlights_roll_off(look: Look, white: float) -> None:
     levels = grey(np.linspace(0, 1, 200), look)
     assert 235 <= grey(float(white), look)[0] <= 245
     assert (np.diff(levels) >= 0).all()
@@ -54,21 +54,21 @@ def test_white_stays_white_and_what_is_brighter_rolls_off(look: Look, white: flo
     assert 251 <= levels[-1] <= 255
 
 
-def test_highlights_of_pq_are_told_apart() -> None:
+def test_pq_highlights_remain_distinct() -> None:
     levels = grey(pq(np.array([203.0, 300, 450, 700, 1000])), Look(hdr.PQ, hdr.BT2020))
     assert (np.diff(levels) >= 1).all()
 
 
 @pytest.mark.parametrize("primaries", [hdr.BT2020, hdr.P3_D65, hdr.P3_DCI])
 @pytest.mark.parametrize("transfer", [hdr.BT709, hdr.SRGB])
-def test_wide_primaries_leave_grey_as_it_is(primaries: int, transfer: int) -> None:
+def test_wide_primaries_leave_grey_unchanged(primaries: int, transfer: int) -> None:
     assert np.abs(grey(GREYS, Look(transfer, primaries)) - GREYS * 255).max() <= 0.8
 
 
-def test_sdr_of_wide_primaries_is_brought_to_those_of_bt709() -> None:
+def test_wide_gamut_sdr_is_converted_to_bt709() -> None:
     signal = (COLOURS**2.4 @ TO_2020.T) ** (1 / 2.4)
-    assert np.abs(shown(signal, Look(hdr.BT709, hdr.BT2020)) - COLOURS * 255).max() <= 1.5
-    assert np.abs(shown(np.array([220, 40, 30]) / 255, Look(hdr.SRGB, hdr.P3_D65)) - [241, 0, 0]).max() <= 3
+    assert np.abs(to_sdr(signal, Look(hdr.BT709, hdr.BT2020)) - COLOURS * 255).max() <= 1.5
+    assert np.abs(to_sdr(np.array([220, 40, 30]) / 255, Look(hdr.SRGB, hdr.P3_D65)) - [241, 0, 0]).max() <= 3
 
 
 def test_linear_light_is_encoded() -> None:
@@ -76,7 +76,7 @@ def test_linear_light_is_encoded() -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12])
-def test_grey_of_limited_range_is_stretched(bits: int) -> None:
+def test_limited_range_grey_is_expanded(bits: int) -> None:
     unit, top = 2 ** (bits - 8), 2**bits - 1
     look = Look(black=16 * unit / top, white=235 * unit / top)
     stored = (16 + 219 * GREYS) * unit / top
@@ -84,8 +84,8 @@ def test_grey_of_limited_range_is_stretched(bits: int) -> None:
 
 
 @pytest.mark.parametrize(("transfer", "encode"), [(hdr.PQ, pq), (hdr.HLG, hlg)])
-def test_ictcp_gives_the_colours_of_rgb(transfer: int, encode: object) -> None:
-    """BT.2100, table 7: light of BT.2020 to L'M'S' to I, Ct, Cp of 10 bits."""
+def test_ictcp_decodes_to_the_same_colours_as_rgb(transfer: int, encode: object) -> None:
+    """BT.2100, table 7: BT.2020 light to L'M'S' to 10-bit I, Ct, Cp."""
     import av
 
     scale = 203.0 if transfer == hdr.PQ else 0.265
@@ -100,15 +100,15 @@ def test_ictcp_gives_the_colours_of_rgb(transfer: int, encode: object) -> None:
     stored = (ictcp * [876, 896, 896] + [64, 512, 512]).round().astype(np.uint16)
     frame = av.VideoFrame(96, 16, "yuv444p10le")
     for plane, values in zip(frame.planes, stored.T, strict=True):
-        held = np.zeros((16, plane.line_size // 2), np.uint16)
-        held[:, :96] = values.repeat(16)
-        plane.update(held.tobytes())
-    got = Shown("a", frame, Tags(14, 1, transfer, 9)).pixels()[8, 8::16]
-    wanted = shown(encode(light), Look(transfer, hdr.BT2020))  # type: ignore[operator]
-    assert np.abs(got.astype(int) - wanted).max() <= 2
+        padded = np.zeros((16, plane.line_size // 2), np.uint16)
+        padded[:, :96] = values.repeat(16)
+        plane.update(padded.tobytes())
+    got = DecodedFrame("a", frame, ColourTags(14, 1, transfer, 9)).pixels()[8, 8::16]
+    expected = to_sdr(encode(light), Look(transfer, hdr.BT2020))  # type: ignore[operator]
+    assert np.abs(got.astype(int) - expected).max() <= 2
 
 
-def test_only_hdr_is_told_of() -> None:
+def test_only_hdr_has_a_note() -> None:
     assert "HDR (PQ)" in Look(hdr.PQ).note
     assert "HDR (HLG)" in Look(hdr.HLG).note
     assert Look().note == Look(hdr.SRGB, hdr.P3_D65).note == ""

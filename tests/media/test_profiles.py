@@ -1,4 +1,4 @@
-"""ICC profiles, made here by the ICC's own format, in every mode that carries one."""
+"""ICC profiles, built from the ICC specification, in every mode that supports them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def grey_of_gamma(gamma: float) -> bytes:
 
 
 def inks_without_hue() -> bytes:
-    """A printer whose cyan, magenta and yellow are the same grey, of a third of black."""
+    """A printer profile whose cyan, magenta and yellow are the same grey, a third of black."""
     corners = np.indices((2, 2, 2, 2)).reshape(4, -1)
     lightness = (255 * (1 - corners[3]) * (1 - corners[:3].mean(0))).round().astype(np.uint8)
     lab = np.stack([lightness, np.full(16, 128), np.full(16, 128)], -1).astype(np.uint8).tobytes()
@@ -76,11 +76,11 @@ def flat(mode: str, colour: Any) -> Image.Image:
     return Image.new(mode, (32, 24), colour)
 
 
-def paletted(*, see_through: bool) -> Image.Image:
-    picture = flat("P", 1)
-    picture.putpalette([0, 0, 0, *P3, 10, 200, 10])
-    picture.info.update({"transparency": 2} if see_through else {})
-    return picture
+def paletted(*, transparent: bool) -> Image.Image:
+    image = flat("P", 1)
+    image.putpalette([0, 0, 0, *P3, 10, 200, 10])
+    image.info.update({"transparency": 2} if transparent else {})
+    return image
 
 
 def middle(path: Path) -> list[int]:
@@ -90,25 +90,25 @@ def middle(path: Path) -> list[int]:
 MODES: dict[str, Callable[[], Image.Image]] = {
     "RGB": lambda: flat("RGB", P3),
     "RGBA": lambda: flat("RGBA", (*P3, 255)),
-    "palette": lambda: paletted(see_through=False),
-    "palette with a transparent colour": lambda: paletted(see_through=True),
+    "palette": lambda: paletted(transparent=False),
+    "palette with a transparent colour": lambda: paletted(transparent=True),
 }
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_display_p3_is_one_colour_in_every_mode(tmp_path: Path, mode: str) -> None:
+def test_display_p3_is_the_same_colour_in_every_mode(tmp_path: Path, mode: str) -> None:
     MODES[mode]().save(tmp_path / "a.png", icc_profile=display_p3())
     assert np.abs(np.subtract(middle(tmp_path / "a.png"), IN_SRGB)).max() <= 2
 
 
 @pytest.mark.parametrize(("name", "mode"), [("a.jpg", "RGB"), ("a.webp", "RGBA"), ("a.tif", "RGB"), ("a.tif", "RGBA")])
-def test_display_p3_is_one_colour_in_every_format(tmp_path: Path, name: str, mode: str) -> None:
+def test_display_p3_is_the_same_colour_in_every_format(tmp_path: Path, name: str, mode: str) -> None:
     options = {"lossless": True} if name == "a.webp" else {"quality": 100, "subsampling": 0} if name == "a.jpg" else {}
     MODES[mode]().save(tmp_path / name, icc_profile=display_p3(), **options)
     assert np.abs(np.subtract(middle(tmp_path / name), IN_SRGB)).max() <= 3
 
 
-def test_what_is_half_transparent_is_over_black_once_it_is_in_srgb(tmp_path: Path) -> None:
+def test_alpha_is_applied_after_conversion_to_srgb(tmp_path: Path) -> None:
     flat("RGBA", (*P3, 128)).save(tmp_path / "a.png", icc_profile=display_p3())
     assert np.abs(np.subtract(middle(tmp_path / "a.png"), [121, 0, 0])).max() <= 2
 
@@ -123,38 +123,38 @@ def test_frames_of_an_animated_webp_follow_its_profile(tmp_path: Path) -> None:
     assert np.abs(video[0, :, :, 12, 16].add(1).mul(127.5).T.numpy() - IN_SRGB).max() <= 2
 
 
-def motion(path: Path, codec: str, pix_fmt: str, picture: bytes) -> Path:
-    """A clip whose one frame is a whole picture file, as cameras and screen recorders write."""
+def motion(path: Path, codec: str, pix_fmt: str, image: bytes) -> Path:
+    """A clip whose single frame is a complete image file, as cameras and screen recorders write."""
     import av
 
     with av.open(str(path), "w") as out:
         stream = out.add_stream(codec, rate=8, width=32, height=24, pix_fmt=pix_fmt)
-        packet = av.Packet(picture)
+        packet = av.Packet(image)
         packet.stream, packet.pts, packet.dts, packet.time_base = stream, 0, 0, Fraction(1, 8)
         out.mux(packet)
     return path
 
 
-def test_pictures_in_a_video_follow_their_profile(tmp_path: Path) -> None:
-    held = io.BytesIO()
-    MODES["RGB"]().save(held, "JPEG", icc_profile=display_p3(), quality=100, subsampling=0)
-    path = motion(tmp_path / "a.mov", "mjpeg", "yuvj444p", held.getvalue())
-    shown = read_video(path).video[0, :, 0, 12, 16].add(1).mul(127.5).numpy()
-    assert np.abs(shown - IN_SRGB).max() <= 3
+def test_images_in_a_video_follow_their_profile(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    MODES["RGB"]().save(buffer, "JPEG", icc_profile=display_p3(), quality=100, subsampling=0)
+    path = motion(tmp_path / "a.mov", "mjpeg", "yuvj444p", buffer.getvalue())
+    srgb = read_video(path).video[0, :, 0, 12, 16].add(1).mul(127.5).numpy()
+    assert np.abs(srgb - IN_SRGB).max() <= 3
 
 
-def test_a_png_in_a_video_that_names_its_profile_does_not_end_the_process(tmp_path: Path) -> None:
-    held = io.BytesIO()
-    MODES["RGB"]().save(held, "PNG", icc_profile=display_p3())
-    path = motion(tmp_path / "a.mov", "png", "rgb24", held.getvalue())
+def test_a_png_frame_with_a_named_profile_does_not_crash(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    MODES["RGB"]().save(buffer, "PNG", icc_profile=display_p3())
+    path = motion(tmp_path / "a.mov", "png", "rgb24", buffer.getvalue())
     code = f"import gc; from kinema.media.read import read_video; read_video({str(path)!r}); gc.collect()"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_frames_of_a_folder_follow_their_profiles(tmp_path: Path) -> None:
     flat("RGBA", (*P3, 255)).save(tmp_path / "1.png", icc_profile=display_p3())
-    shown = read_video(tmp_path).video[0, :, 0, 12, 16].add(1).mul(127.5).numpy()
-    assert np.abs(shown - IN_SRGB).max() <= 2
+    srgb = read_video(tmp_path).video[0, :, 0, 12, 16].add(1).mul(127.5).numpy()
+    assert np.abs(srgb - IN_SRGB).max() <= 2
 
 
 @pytest.mark.parametrize("mode", ["L", "LA"])
@@ -163,14 +163,14 @@ def test_grey_follows_a_grey_profile(tmp_path: Path, mode: str) -> None:
     assert np.abs(np.subtract(middle(tmp_path / "a.png"), [188, 188, 188])).max() <= 2
 
 
-def test_grey_of_16_bits_follows_its_profile_and_keeps_them(tmp_path: Path) -> None:
+def test_16_bit_grey_follows_its_profile_at_full_depth(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 4096).astype(np.uint16)[None].repeat(2, 0)
     Image.fromarray(ramp).save(tmp_path / "a.png", icc_profile=grey_of_gamma(1.0))
-    shown = read_image(tmp_path / "a.png")[0, 0, 0, 0].add(1).div(2).numpy()
+    srgb = read_image(tmp_path / "a.png")[0, 0, 0, 0].add(1).div(2).numpy()
     light = ramp[0] / 65535
-    wanted = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
-    assert np.abs(shown - wanted)[16:].max() <= 4 / 255  # one of the 256 steps that a profile is asked at
-    assert len(np.unique(shown)) > 2500
+    expected = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    assert np.abs(srgb - expected)[16:].max() <= 4 / 255  # one of the 256 steps at which the profile is sampled
+    assert len(np.unique(srgb)) > 2500
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.tif"])
@@ -179,7 +179,7 @@ def test_cmyk_follows_its_profile(tmp_path: Path, name: str) -> None:
     assert np.abs(np.subtract(middle(tmp_path / name), [162, 162, 162])).max() <= 3
 
 
-def test_cie_lab_is_shown(tmp_path: Path) -> None:
+def test_cie_lab_is_converted(tmp_path: Path) -> None:
     from PIL import ImageCms
 
     to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
@@ -192,20 +192,20 @@ def test_cie_lab_is_shown(tmp_path: Path) -> None:
     [b"", b"none", b"\0" * 200, display_p3()[:200], display_p3()[:-40], grey_of_gamma(1.0), inks_without_hue()],
 )
 @pytest.mark.parametrize("mode", MODES)
-def test_a_damaged_profile_or_one_of_other_colours_is_ignored(tmp_path: Path, mode: str, broken: bytes) -> None:
+def test_a_damaged_or_mismatched_profile_is_ignored(tmp_path: Path, mode: str, broken: bytes) -> None:
     MODES[mode]().save(tmp_path / "a.png", icc_profile=broken)
-    shown = np.array(middle(tmp_path / "a.png"))
-    assert min(np.abs(shown - P3).max(), np.abs(shown - IN_SRGB).max()) <= 2
+    srgb = np.array(middle(tmp_path / "a.png"))
+    assert min(np.abs(srgb - P3).max(), np.abs(srgb - IN_SRGB).max()) <= 2
 
 
 @pytest.mark.parametrize(("mode", "colour"), [("L", 128), ("LA", (128, 255))])
-def test_a_profile_of_rgb_on_grey_is_ignored(tmp_path: Path, mode: str, colour: Any) -> None:
+def test_an_rgb_profile_on_grey_is_ignored(tmp_path: Path, mode: str, colour: Any) -> None:
     flat(mode, colour).save(tmp_path / "a.png", icc_profile=display_p3())
     assert middle(tmp_path / "a.png") == [128, 128, 128]
 
 
 def associated_tiff(samples: bytes) -> bytes:
-    """A TIFF of 8×8 equal pixels whose last sample is an alpha that is multiplied into the others."""
+    """A TIFF of 8×8 equal pixels whose last sample is premultiplied alpha."""
     count = len(samples)
     bits = struct.pack("<4H", 8, 8, 8, 8)
     entries = [
@@ -225,22 +225,22 @@ def associated_tiff(samples: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("samples", [[60, 128], [60, 30, 10, 128]])
-def test_alpha_that_was_multiplied_in_is_not_multiplied_in_again(tmp_path: Path, samples: list[int]) -> None:
+def test_premultiplied_alpha_is_applied_only_once(tmp_path: Path, samples: list[int]) -> None:
     path = tmp_path / "a.tif"
     path.write_bytes(associated_tiff(bytes(samples)))
-    shown = read_image(path)[0, :, 0, 4, 4].add(1).mul(127.5).round().int().tolist()
-    wanted = (samples[:-1] * 3)[:3]
-    assert np.abs(np.subtract(shown, wanted)).max() <= 1
+    srgb = read_image(path)[0, :, 0, 4, 4].add(1).mul(127.5).round().int().tolist()
+    expected = (samples[:-1] * 3)[:3]
+    assert np.abs(np.subtract(srgb, expected)).max() <= 1
 
 
-def test_the_gamma_of_a_png_is_followed_where_nothing_better_is_told(tmp_path: Path) -> None:
+def test_png_gamma_applies_without_a_better_description(tmp_path: Path) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     def saved(name: str, gamma: int, *chunks: tuple[bytes, bytes], **more: Any) -> list[int]:
-        told = PngInfo()
+        info = PngInfo()
         for chunk, data in (*chunks, (b"gAMA", struct.pack(">I", gamma))):
-            told.add(chunk, data)
-        flat("RGB", (128, 0, 255)).save(tmp_path / name, pnginfo=told, **more)
+            info.add(chunk, data)
+        flat("RGB", (128, 0, 255)).save(tmp_path / name, pnginfo=info, **more)
         return middle(tmp_path / name)
 
     assert saved("linear.png", 100_000) == [188, 0, 255]

@@ -26,7 +26,7 @@ Psnr = Callable[[torch.Tensor, torch.Tensor], float]
 
 
 def numbered(count: int) -> np.ndarray:
-    """Frames that say which they are: frame t is grey 10·t + 20."""
+    """Numbered frames: frame t is grey 10·t + 20."""
     return np.stack([np.full((32, 32, 3), 10 * t + 20, np.uint8) for t in range(count)])
 
 
@@ -66,11 +66,11 @@ def test_an_avi_with_reordered_frames_is_even_and_in_order(tmp_path: Path, encod
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, -90])
-def test_a_turned_video_is_read_upright(
+def test_a_rotated_video_is_read_upright(
     tmp_path: Path, encode: Encode, moving: Moving, psnr: Psnr, degrees: int
 ) -> None:
     upright = moving(3, 32, 48)
-    # The phone stores the picture turned, and a matrix that turns it back, counter-clockwise by `degrees`.
+    # Phones store the frame rotated, with a matrix that rotates it back, counter-clockwise by `degrees`.
     stored = np.rot90(upright, -degrees // 90, axes=(1, 2))
     path = encode(tmp_path / "a.mp4", np.ascontiguousarray(stored), prepare=lambda s: s.set_display_rotation(degrees))
     clip = read_video(path)
@@ -86,14 +86,14 @@ def test_a_mirrored_video_is_read_mirrored(tmp_path: Path, encode: Encode, movin
     assert psnr(clip.video, to_float(moving(2)).flip(-1)) > 28
 
 
-def test_pixels_that_are_not_square_are_made_square(tmp_path: Path, encode: Encode, moving: Moving) -> None:
+def test_non_square_pixels_are_made_square(tmp_path: Path, encode: Encode, moving: Moving) -> None:
     def wide(stream: object) -> None:
         stream.codec_context.sample_aspect_ratio = Fraction(4, 3)  # type: ignore[attr-defined]
 
     assert read_video(encode(tmp_path / "a.mp4", moving(2), prepare=wide)).video.shape[-2:] == (32, 64)
 
 
-def test_alpha_is_over_black_in_a_video(tmp_path: Path, encode: Encode) -> None:
+def test_alpha_in_a_video_is_over_black(tmp_path: Path, encode: Encode) -> None:
     frames = np.full((2, 32, 32, 4), 255, np.uint8)
     frames[:, :, 16:, 3] = 0
     clip = read_video(encode(tmp_path / "a.mov", frames, codec="png", pix_fmt="rgba"))
@@ -121,7 +121,7 @@ def test_the_best_of_several_streams_is_read(tmp_path: Path, moving: Moving) -> 
 # ------------------------------------------------------------------------------------------- timing
 
 
-def test_start_frames_and_fps_choose_the_nearest_frames(tmp_path: Path, encode: Encode) -> None:
+def test_start_frames_and_fps_select_the_nearest_frames(tmp_path: Path, encode: Encode) -> None:
     path = encode(tmp_path / "a.mp4", numbered(20))
     assert numbers(read_video(path)) == list(range(20))
     assert numbers(read_video(path, start=0.5, frames=3)) == [4, 5, 6]
@@ -149,7 +149,7 @@ def test_resampling_takes_the_nearest_frame_for_as_long_as_the_clip_lasts(count:
         assert abs(k / fps - index / rate) == pytest.approx(best, abs=1e-9)
 
 
-def test_an_uneven_rate_is_made_even_and_keeps_its_time(tmp_path: Path, encode: Encode) -> None:
+def test_an_uneven_rate_is_made_even_and_keeps_its_timing(tmp_path: Path, encode: Encode) -> None:
     times = [0.0, 0.125, 0.25, 0.75, 0.875, 1.0]  # two frames are missing between the third and the fourth
     clip = read_video(encode(tmp_path / "a.mkv", numbered(6), codec="ffv1", times=times))
     assert clip.fps == pytest.approx(8)
@@ -181,7 +181,7 @@ def test_frames_pixels_and_seconds_are_counted(tmp_path: Path, encode: Encode, m
     assert read_video(path, max_frames=4, max_pixels=5000, frames=4).video.shape[2] == 4
 
 
-def test_frames_that_are_skipped_are_bounded_too(tmp_path: Path, encode: Encode) -> None:
+def test_skipped_frames_are_limited_too(tmp_path: Path, encode: Encode) -> None:
     path = encode(tmp_path / "a.mp4", np.repeat(numbered(4), 10, axis=0))
     with pytest.raises(BadRequest, match="more than 32 frames"):
         read_video(path, fps=0.1, max_frames=2)
@@ -190,7 +190,7 @@ def test_frames_that_are_skipped_are_bounded_too(tmp_path: Path, encode: Encode)
 @pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv"])
 def test_a_frame_beyond_the_limit_is_refused_by_its_header(tmp_path: Path, encode: Encode, name: str) -> None:
     path = encode(tmp_path / name, [np.zeros((1024, 2048, 3), np.uint8)])
-    with pytest.raises(BadRequest, match=rf"{name} is 2048×1024; at most 1,000,000 pixels a frame"):
+    with pytest.raises(BadRequest, match=rf"{name} is 2048×1024; frames are limited to 1,000,000 pixels"):
         read_video(path, max_pixels=1_000_000)
 
 
@@ -208,7 +208,7 @@ def test_a_size_that_the_header_hides_is_refused_by_the_decoder(tmp_path: Path, 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm", "a.avi", "a.gif", "a.webp"])
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.97])
-def test_a_file_cut_short_is_one_sentence(
+def test_a_truncated_file_gives_a_one_line_error(
     tmp_path: Path, clip: Clip, encode: Encode, moving: Moving, name: str, share: float
 ) -> None:
     whole = tmp_path / name
@@ -232,15 +232,19 @@ def test_an_mp4_whose_index_comes_last_is_refused_when_cut(tmp_path: Path, encod
         read_video(tmp_path / "b.mp4")
 
 
-def test_files_that_are_no_video_are_one_sentence(tmp_path: Path) -> None:
+def test_files_that_are_not_videos_give_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("#EXTM3U\nhttp://127.0.0.1/secret\n" * 10)
     (tmp_path / "zeros.mp4").write_bytes(bytes(4096))
-    for name, expected in (("empty", "is empty"), ("text", "not a video"), ("zeros", "not a video")):
+    for name, expected in (
+        ("empty", "is empty"),
+        ("text", "not a supported video"),
+        ("zeros", "not a supported video"),
+    ):
         with pytest.raises(BadRequest, match=expected):
             read_video(tmp_path / f"{name}.mp4")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(BadRequest, match="holds no pictures"):
+    with pytest.raises(BadRequest, match="contains no images"):
         read_video(tmp_path / "folder")
 
 
@@ -267,7 +271,7 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
         read_image(tmp_path / ("a" * 300))
 
 
-def test_bytes_turned_at_random_never_escape_as_another_error(tmp_path: Path, clip: Clip) -> None:
+def test_random_corruption_only_raises_bad_request(tmp_path: Path, clip: Clip) -> None:
     random = np.random.default_rng(0)
     for name in ("a.mp4", "a.gif", "a.webp"):
         raw = np.frombuffer(save_clip(clip, tmp_path / name)[0].read_bytes(), np.uint8)
@@ -284,7 +288,7 @@ def test_bytes_turned_at_random_never_escape_as_another_error(tmp_path: Path, cl
 # ------------------------------------------------------------------------------------------ folders
 
 
-def test_a_folder_of_pictures_is_a_clip_in_natural_order(tmp_path: Path) -> None:
+def test_a_folder_of_images_is_a_clip_in_natural_order(tmp_path: Path) -> None:
     for index in (0, 2, 10, 1):
         Image.fromarray(numbered(11)[index]).save(tmp_path / f"f{index}.png")
     clip = read_video(tmp_path)
@@ -307,14 +311,14 @@ def test_a_folder_of_several_sizes_is_refused(tmp_path: Path, moving: Moving) ->
         read_video(tmp_path)
 
 
-# ----------------------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------------------------- images
 
 
-def test_every_mode_of_picture_becomes_rgb(tmp_path: Path, moving: Moving) -> None:
-    picture = Image.fromarray(moving(1)[0])
+def test_every_image_mode_becomes_rgb(tmp_path: Path, moving: Moving) -> None:
+    image = Image.fromarray(moving(1)[0])
     for mode in ("1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "I;16", "F"):
         path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr", "F") else "a.png")
-        picture.convert("L" if mode == "I;16" else mode).convert(mode).save(path)
+        image.convert("L" if mode == "I;16" else mode).convert(mode).save(path)
         video = read_image(path)
         assert video.shape == (1, 3, 1, 32, 48)
         assert video.min() >= -1
@@ -324,7 +328,7 @@ def test_every_mode_of_picture_becomes_rgb(tmp_path: Path, moving: Moving) -> No
 def test_exif_orientation_is_honoured(tmp_path: Path, moving: Moving) -> None:
     upright = moving(1)[0]
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90° clockwise to show
+    exif[0x0112] = 6  # rotate by 90° clockwise for display
     Image.fromarray(np.ascontiguousarray(np.rot90(upright))).save(tmp_path / "a.png", exif=exif)
     assert np.array_equal(to_uint8(read_image(tmp_path / "a.png"))[0, 0], upright)
 
@@ -337,12 +341,12 @@ def test_sixteen_bits_keep_more_than_eight(tmp_path: Path) -> None:
     assert video[0, 0].unique().numel() == 4096
 
 
-def test_a_dark_sixteen_bit_picture_stays_dark(tmp_path: Path) -> None:
+def test_a_dark_sixteen_bit_image_stays_dark(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 200, np.uint16)).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png").max() < -0.99
 
 
-def test_a_picture_and_a_clip_of_it_agree_on_alpha(tmp_path: Path) -> None:
+def test_an_image_and_a_clip_of_it_agree_on_alpha(tmp_path: Path) -> None:
     rgba = np.full((8, 8, 4), 255, np.uint8)
     rgba[:, 4:, 3] = 0
     Image.fromarray(rgba).save(tmp_path / "0.png")
@@ -350,7 +354,7 @@ def test_a_picture_and_a_clip_of_it_agree_on_alpha(tmp_path: Path) -> None:
     assert read_image(tmp_path / "0.png")[0, :, 0, 0, 7].tolist() == [-1.0] * 3
 
 
-def test_a_profile_that_is_srgb_changes_nothing(tmp_path: Path, moving: Moving) -> None:
+def test_an_srgb_profile_changes_nothing(tmp_path: Path, moving: Moving) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.fromarray(moving(1)[0]).save(tmp_path / "a.png", icc_profile=profile)
     assert np.abs(to_uint8(read_image(tmp_path / "a.png"))[0, 0].astype(int) - moving(1)[0]).max() <= 1
@@ -358,7 +362,7 @@ def test_a_profile_that_is_srgb_changes_nothing(tmp_path: Path, moving: Moving) 
     assert np.array_equal(to_uint8(read_image(tmp_path / "b.png"))[0, 0], moving(1)[0])
 
 
-def test_a_picture_of_30000_by_30000_is_refused_before_decoding(tmp_path: Path) -> None:
+def test_a_30000_by_30000_image_is_refused_before_decoding(tmp_path: Path) -> None:
     raw = io.BytesIO()
     Image.new("1", (8, 8)).save(raw, "PNG")
     data = bytearray(raw.getvalue())
@@ -369,13 +373,13 @@ def test_a_picture_of_30000_by_30000_is_refused_before_decoding(tmp_path: Path) 
         data[16:24] = struct.pack(">II", side, side)
         data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
         (tmp_path / f"{name}.png").write_bytes(data)
-        with pytest.raises(BadRequest, match=rf"{name}\.png is .*at most 50,331,648 pixels"):
+        with pytest.raises(BadRequest, match=rf"{name}\.png is .*limited to 50,331,648 pixels"):
             read_image(tmp_path / f"{name}.png")
 
 
-def test_what_is_no_picture_is_one_sentence(tmp_path: Path, moving: Moving) -> None:
+def test_a_file_that_is_not_an_image_gives_a_one_line_error(tmp_path: Path, moving: Moving) -> None:
     (tmp_path / "a.png").write_text("hello")
-    with pytest.raises(BadRequest, match="not a picture"):
+    with pytest.raises(BadRequest, match="not a supported image"):
         read_image(tmp_path / "a.png")
     (tmp_path / "empty.png").touch()
     with pytest.raises(BadRequest, match="is empty"):
@@ -388,7 +392,7 @@ def test_what_is_no_picture_is_one_sentence(tmp_path: Path, moving: Moving) -> N
             read_image(tmp_path / name)
 
 
-def test_media_is_told_by_content_not_by_name(tmp_path: Path, clip: Clip, moving: Moving) -> None:
+def test_media_is_identified_by_content_not_by_name(tmp_path: Path, clip: Clip, moving: Moving) -> None:
     Image.fromarray(moving(1)[0]).save(tmp_path / "photo.mp4", format="JPEG")
     assert is_picture(tmp_path / "photo.mp4")
     assert read_image(tmp_path / "photo.mp4").shape[2] == 1
@@ -402,40 +406,40 @@ def test_media_is_told_by_content_not_by_name(tmp_path: Path, clip: Clip, moving
 
 
 def test_fit_returns_the_same_tensor_when_sizes_agree(clip: Clip) -> None:
-    video, said = fit(clip.video, 32, 48)
+    video, note = fit(clip.video, 32, 48)
     assert video is clip.video
-    assert said is None
+    assert note is None
 
 
 @pytest.mark.parametrize("how", ["crop", "pad"])
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (64, 64), (20, 90), (7, 3)])
-def test_fit_gives_the_size_asked_for_in_range_and_says_so(clip: Clip, how: str, height: int, width: int) -> None:
-    video, said = fit(clip.video, height, width, how)  # type: ignore[arg-type]
+def test_fit_gives_the_requested_size_and_a_note(clip: Clip, how: str, height: int, width: int) -> None:
+    video, note = fit(clip.video, height, width, how)  # type: ignore[arg-type]
     assert video.shape == (1, 3, 6, height, width)
     assert video.min() >= -1
     assert video.max() <= 1
-    assert said is not None
-    assert said.startswith("48×32 was")
+    assert note is not None
+    assert note.startswith("48×32 was")
 
 
 def test_crop_keeps_the_middle_and_pad_keeps_everything() -> None:
     video = torch.full((1, 3, 1, 10, 20), -0.5)
     video[..., 5:15] = 0.5
-    cropped, said = fit(video, 10, 10)
+    cropped, note = fit(video, 10, 10)
     assert cropped.unique().tolist() == [0.5]
-    assert said == "20×10 was cropped to 10×10 and resized to 10×10"
-    padded, said = fit(video, 20, 20, "pad")
+    assert note == "20×10 was cropped to 10×10 and resized to 10×10"
+    padded, note = fit(video, 20, 20, "pad")
     assert torch.equal(padded[..., 5:15, :], video)
     assert padded[..., :5, :].unique().tolist() == [-1.0]
-    assert said == "20×10 was resized to 20×10 and padded with black to 20×20"
+    assert note == "20×10 was resized to 20×10 and padded with black to 20×20"
 
 
-def test_a_fine_pattern_shrinks_to_its_mean_not_to_an_alias() -> None:
+def test_a_fine_pattern_shrinks_to_its_mean_without_aliasing() -> None:
     checks = ((torch.arange(64)[:, None] + torch.arange(64)) % 2).float().mul(2).sub(1)
     small, _ = fit(checks.expand(1, 3, 1, 64, 64), 16, 16)
     assert small.abs().max() < 0.05
 
 
-def test_an_unknown_way_to_fit_is_refused(clip: Clip) -> None:
+def test_an_unknown_fit_is_refused(clip: Clip) -> None:
     with pytest.raises(BadRequest, match="crop or pad"):
         fit(clip.video, 8, 8, "stretch")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A part of a clip is what the whole clip gives there, and no more of the file is decoded than it takes."""
+"""A part of a clip equals the same frames of the whole clip, and no more of the file is decoded than needed."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ HOLDS = [*[100, 100, 350, 100] * 4, 100, 100, 350, 180]
 LATE = tuple(5 + t / 8 for t in range(FRAMES))
 
 
-def options(**told: str) -> Callable[[Any], None]:
-    return lambda stream: stream.options.update({name.replace("_", "-"): value for name, value in told.items()})
+def options(**options_: str) -> Callable[[Any], None]:
+    return lambda stream: stream.options.update({name.replace("_", "-"): value for name, value in options_.items()})
 
 
 def key_frames(every: int) -> Callable[[Any], None]:
@@ -62,20 +62,20 @@ def _file(tmp_path: Path, encode: Encode, frames: np.ndarray, kind: str) -> Path
     if kind == "folder":
         return save_clip(Clip(to_float(frames), 12.0), tmp_path / "a.png")[0]
     if kind in ANIMATIONS:
-        name, told = ANIMATIONS[kind]
-        return _animation(tmp_path / name, frames, **told)
-    name, told = VIDEOS[kind]
-    return encode(tmp_path / name, frames, **told)
+        name, options_ = ANIMATIONS[kind]
+        return _animation(tmp_path / name, frames, **options_)
+    name, options_ = VIDEOS[kind]
+    return encode(tmp_path / name, frames, **options_)
 
 
-def _animation(path: Path, frames: np.ndarray, **told: object) -> Path:
+def _animation(path: Path, frames: np.ndarray, **options_: object) -> Path:
     first, *rest = [Image.fromarray(f) for f in frames]
-    first.save(path, save_all=True, append_images=rest, **told)
+    first.save(path, save_all=True, append_images=rest, **options_)
     return path
 
 
 @pytest.mark.parametrize("kind", [*VIDEOS, *ANIMATIONS, "folder"])
-def test_a_part_is_that_of_the_whole(tmp_path: Path, encode: Encode, moving: Moving, kind: str) -> None:
+def test_a_part_equals_that_of_the_whole(tmp_path: Path, encode: Encode, moving: Moving, kind: str) -> None:
     path = _file(tmp_path, encode, moving(FRAMES), kind)
     natural = read_video(path)
     own, total = natural.fps, natural.shape.frames
@@ -88,7 +88,7 @@ def test_a_part_is_that_of_the_whole(tmp_path: Path, encode: Encode, moving: Mov
             assert torch.equal(part.video, expected)
             if stop < total:
                 assert part.shape.frames == times * (stop - first)
-            else:  # the last frame lasts as long as it says
+            else:  # the last frame lasts for its own duration
                 assert part.shape.frames == whole.shape.frames - times * first
             found = probe(path, fps, f"{first}f", f"{stop}f")
             assert (found.frames, found.fps) == (part.shape.frames, part.fps)
@@ -104,7 +104,7 @@ def test_another_rate_counts_from_the_start(tmp_path: Path, encode: Encode, movi
     assert torch.equal(read_video(path, start="3f", frames=2).video, whole[:, :, 3:5])
 
 
-def test_a_folder_without_a_rate_has_that_of_the_request(tmp_path: Path, moving: Moving) -> None:
+def test_a_folder_without_a_rate_uses_the_requested_one(tmp_path: Path, moving: Moving) -> None:
     for index, frame in enumerate(moving(FRAMES)):
         Image.fromarray(frame).save(tmp_path / f"f{index:03}.png")
     whole = read_video(tmp_path).video
@@ -116,15 +116,15 @@ def test_frames_that_an_edit_list_hides_are_not_counted(tmp_path: Path, encode: 
     whole = encode(tmp_path / "a.mp4", moving(FRAMES), prepare=key_frames(6))
     cut = tmp_path / "b.mp4"
     _from(whole, cut, 8)
-    shown = read_video(cut)
-    assert shown.shape.frames == FRAMES - 8
+    visible = read_video(cut)
+    assert visible.shape.frames == FRAMES - 8
     for first, stop in ((0, 2), (3, 5), (5, 11), (11, 12)):
         part = read_video(cut, start=f"{first}f", end=f"{stop}f")
-        assert torch.equal(part.video, shown.video[:, :, first:stop])
+        assert torch.equal(part.video, visible.video[:, :, first:stop])
 
 
 def _from(source: Path, target: Path, first: int) -> None:
-    """A copy of the packets from the key frame before ``first`` on, of which an edit list hides those before it."""
+    """Copy the packets from the key frame before ``first`` on, with an edit list that hides those before it."""
     import av
 
     with av.open(str(source)) as one, av.open(str(target), "w") as other:
@@ -140,17 +140,17 @@ def _from(source: Path, target: Path, first: int) -> None:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The times of the frames that the decoder gave."""
-    told: list[float] = []
+    """Times of the decoded frames."""
+    times: list[float] = []
     timed = streams._timed
 
     def counting(*given: Any) -> Iterator[Any]:
         for frame in timed(*given):
-            told.append(frame.time)
+            times.append(frame.time)
             yield frame
 
     monkeypatch.setattr(streams, "_timed", counting)
-    return told
+    return times
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
@@ -169,13 +169,13 @@ def test_only_the_part_is_decoded(
     assert max(decoded) <= 37 / 8
 
 
-def test_a_gif_is_decoded_up_to_the_end_only(tmp_path: Path, moving: Moving, decoded: list[float]) -> None:
+def test_a_gif_is_decoded_only_up_to_the_end(tmp_path: Path, moving: Moving, decoded: list[float]) -> None:
     path = _animation(tmp_path / "a.gif", moving(FRAMES), duration=100)
     read_video(path, start="4f", end="6f")
     assert max(decoded) <= 0.6
 
 
-def test_a_demuxer_that_goes_too_far_is_started_again(
+def test_a_demuxer_that_seeks_too_far_is_restarted(
     tmp_path: Path, encode: Encode, moving: Moving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = encode(tmp_path / "a.mp4", moving(FRAMES), prepare=key_frames(6))
@@ -188,10 +188,10 @@ def test_a_demuxer_that_goes_too_far_is_started_again(
     monkeypatch.setattr(streams, "_seek", too_far)
     assert torch.equal(read_video(path, start="13f", end="15f").video, whole[:, :, 13:15])
     assert gone
-    assert probe(path, None, "13f", "15f").part.seek is not None  # what was found there is trusted
+    assert probe(path, None, "13f", "15f").part.seek is not None  # the located key frame is still used
 
 
-def test_a_file_whose_packets_are_not_its_frames_is_counted_by_its_frames(
+def test_a_file_whose_packets_differ_from_its_frames_is_decoded(
     tmp_path: Path, encode: Encode, moving: Moving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = encode(tmp_path / "a.mp4", moving(FRAMES), prepare=key_frames(6))
@@ -206,13 +206,13 @@ def test_a_file_whose_packets_are_not_its_frames_is_counted_by_its_frames(
     assert torch.equal(read_video(path, start="7f", end="9f").video, whole[:, :, 7:9])
 
 
-def test_a_short_part_of_a_film_that_is_too_long_can_be_read(
+def test_a_short_part_of_a_too_long_film_can_be_read(
     tmp_path: Path, encode: Encode, moving: Moving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = encode(tmp_path / "a.mp4", moving(FRAMES), prepare=key_frames(6))
     monkeypatch.setattr(read, "MAX_SECONDS", 1.0)
     monkeypatch.setattr(timing, "MAX_STILL", 1.0)
-    with pytest.raises(BadRequest, match="longer than 1 seconds; take a part of it with start and end"):
+    with pytest.raises(BadRequest, match="longer than 1 seconds; select a part with start and end"):
         read_video(path)
     assert read_video(path, start="14f").shape.frames == 6
     assert read_video(path, start="14f", end="16f").shape.frames == 2

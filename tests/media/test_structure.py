@@ -1,4 +1,4 @@
-"""Whether a file is all there, by its own blocks, chunks and boxes: cut anywhere, or with anything behind its end."""
+"""Whether a file is complete, by its blocks, chunks and boxes: truncated anywhere, or with trailing data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from kinema.media.read import read_image, read_video
-from kinema.media.structure import UNTOLD, animation
+from kinema.media.structure import DEFAULT_DELAY, animation
 from kinema.schema import BadRequest
 
 Encode = Callable[..., Path]
@@ -31,8 +31,8 @@ TAILS = {
 
 
 @pytest.fixture
-def made(tmp_path: Path, encode: Encode, moving: Moving) -> Callable[[str], Path]:
-    """A file of 8 frames written by others than Kinema."""
+def sample_file(tmp_path: Path, encode: Encode, moving: Moving) -> Callable[[str], Path]:
+    """An 8-frame file written by other programs."""
 
     def make(name: str) -> Path:
         path, frames = tmp_path / name, moving(8)
@@ -62,8 +62,8 @@ def made(tmp_path: Path, encode: Encode, moving: Moving) -> Callable[[str], Path
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_whatever_follows_the_end_is_no_damage(made: Callable[[str], Path], name: str) -> None:
-    path = made(name)
+def test_trailing_data_is_ignored(sample_file: Callable[[str], Path], name: str) -> None:
+    path = sample_file(name)
     raw, whole = path.read_bytes(), read_video(path).video
     for what, tail in TAILS.items():
         path.write_bytes(raw + tail)
@@ -71,7 +71,7 @@ def test_whatever_follows_the_end_is_no_damage(made: Callable[[str], Path], name
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.webp"])
-def test_whatever_follows_the_end_of_a_picture_is_no_damage(tmp_path: Path, moving: Moving, name: str) -> None:
+def test_trailing_data_of_an_image_is_ignored(tmp_path: Path, moving: Moving, name: str) -> None:
     path = tmp_path / name
     Image.fromarray(moving(1)[0]).save(path)
     raw, whole = path.read_bytes(), read_image(path)
@@ -81,8 +81,8 @@ def test_whatever_follows_the_end_of_a_picture_is_no_damage(tmp_path: Path, movi
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "parts.mp4"])
-def test_a_file_cut_anywhere_is_refused(made: Callable[[str], Path], name: str) -> None:
-    path = made(name)
+def test_a_truncated_file_is_refused(sample_file: Callable[[str], Path], name: str) -> None:
+    path = sample_file(name)
     raw = path.read_bytes()
     for share in (*np.linspace(0.01, 0.99, 23), 0.999):
         path.write_bytes(raw[: min(int(share * len(raw)), len(raw) - 2)])
@@ -91,8 +91,8 @@ def test_a_file_cut_anywhere_is_refused(made: Callable[[str], Path], name: str) 
         assert len(str(caught.value)) < 400
 
 
-def test_an_mp4_of_fragments_cut_inside_one_is_refused(made: Callable[[str], Path]) -> None:
-    path = made("parts.mp4")
+def test_a_fragmented_mp4_cut_inside_a_fragment_is_refused(sample_file: Callable[[str], Path]) -> None:
+    path = sample_file("parts.mp4")
     raw = path.read_bytes()
     last = raw.rindex(b"moof") - 4
     for end in (last + 40, raw.rindex(b"mdat") + 5, len(raw) - 1):
@@ -100,20 +100,20 @@ def test_an_mp4_of_fragments_cut_inside_one_is_refused(made: Callable[[str], Pat
         with pytest.raises(BadRequest, match="cut short"):
             read_video(path)
     second = raw.index(b"moof", raw.index(b"moof") + 4) - 4
-    path.write_bytes(raw[:second])  # nothing in a file of fragments says how many follow
+    path.write_bytes(raw[:second])  # a fragmented file does not declare its number of fragments
     assert 1 <= read_video(path).video.shape[2] < 8
 
 
 @pytest.mark.parametrize("end", [b"", b"\0\0\0", b"\n<p>and more</p>", b"\0;"])
-def test_a_gif_may_lack_its_end_mark(made: Callable[[str], Path], end: bytes) -> None:
-    path = made("a.gif")
+def test_a_gif_may_lack_its_trailer(sample_file: Callable[[str], Path], end: bytes) -> None:
+    path = sample_file("a.gif")
     raw, whole = path.read_bytes(), read_video(path).video
     path.write_bytes(raw[:-1] + end)
     assert (read_video(path).video == whole).all()
 
 
-def test_a_gif_damaged_in_its_middle_is_refused(made: Callable[[str], Path]) -> None:
-    path = made("a.gif")
+def test_a_gif_damaged_in_its_middle_is_refused(sample_file: Callable[[str], Path]) -> None:
+    path = sample_file("a.gif")
     raw = path.read_bytes()
     at = raw.rindex(b"\x21\xf9\x04")
     path.write_bytes(raw[:at] + b"<" + raw[at:])
@@ -121,8 +121,8 @@ def test_a_gif_damaged_in_its_middle_is_refused(made: Callable[[str], Path]) -> 
         read_video(path)
 
 
-def test_an_index_that_names_bytes_past_the_end_is_a_cut(made: Callable[[str], Path]) -> None:
-    path = made("fast.mp4")
+def test_an_index_past_the_end_means_a_truncated_file(sample_file: Callable[[str], Path]) -> None:
+    path = sample_file("fast.mp4")
     raw = bytearray(path.read_bytes())
     at = raw.index(b"stco") + 12
     raw[at : at + 4] = (int.from_bytes(raw[at : at + 4], "big") + 1).to_bytes(4, "big")
@@ -131,16 +131,16 @@ def test_an_index_that_names_bytes_past_the_end_is_a_cut(made: Callable[[str], P
         read_video(path)
 
 
-def test_the_delays_of_a_gif_are_those_of_its_blocks(tmp_path: Path, moving: Moving) -> None:
+def test_gif_delays_come_from_its_blocks(tmp_path: Path, moving: Moving) -> None:
     first, *rest = [Image.fromarray(f) for f in moving(4)]
     first.save(tmp_path / "a.gif", save_all=True, append_images=rest, duration=[120, 130, 0, 10])
-    assert animation(tmp_path / "a.gif", "gif").holds == (0.12, 0.13, UNTOLD, 0.01)
+    assert animation(tmp_path / "a.gif", "gif").holds == (0.12, 0.13, DEFAULT_DELAY, 0.01)
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
-def test_the_structure_says_what_pillow_decodes(made: Callable[[str], Path], name: str) -> None:
-    path = made(name)
+def test_the_structure_agrees_with_pillow(sample_file: Callable[[str], Path], name: str) -> None:
+    path = sample_file(name)
     found = animation(path, {"a.png": "apng"}.get(name, name[2:]))
-    with Image.open(path) as picture:
-        assert (found.width, found.height, len(found.holds)) == (*picture.size, picture.n_frames)
+    with Image.open(path) as image:
+        assert (found.width, found.height, len(found.holds)) == (*image.size, image.n_frames)
     assert set(found.holds) == {0.12}

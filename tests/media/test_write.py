@@ -26,7 +26,7 @@ NAMES = ["clip.mp4", "clip.gif", "clip.webp", "clip.png", "frames"]
 
 
 @pytest.mark.parametrize(("name", "least"), [("a.mp4", 38), ("a.gif", 33), ("a.webp", 38), ("a.png", 90), ("a", 90)])
-def test_what_is_written_is_what_is_read(tmp_path: Path, clip: Clip, psnr: Psnr, name: str, least: float) -> None:
+def test_a_clip_survives_writing_and_reading(tmp_path: Path, clip: Clip, psnr: Psnr, name: str, least: float) -> None:
     (written,) = save_clip(clip, tmp_path / name)
     again = read_video(written)
     assert again.video.shape == clip.video.shape
@@ -38,7 +38,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path, clip: Clip, psnr: Psnr,
 @pytest.mark.parametrize("name", ["a.mp4", "a.webp", "a"])
 def test_the_frame_rate_survives(tmp_path: Path, clip: Clip, name: str, fps: float) -> None:
     (written,) = save_clip(replace(clip, fps=fps), tmp_path / name)
-    # A webp counts whole milliseconds, so over six frames 30 and 29.97 are one rate.
+    # A webp counts whole milliseconds, so 30 and 29.97 fps are equal over six frames.
     assert read_video(written).fps == pytest.approx(fps, rel=2e-3 if name == "a.webp" else 1e-5)
 
 
@@ -67,18 +67,20 @@ def test_the_same_clip_is_written_as_the_same_bytes(tmp_path: Path, clip: Clip) 
         assert one == two
 
 
-def test_odd_sides_gain_a_repeated_edge_and_the_recipe_says_so(tmp_path: Path, moving: Moving, psnr: Psnr) -> None:
+def test_odd_sides_are_padded_and_noted_in_the_recipe(tmp_path: Path, moving: Moving, psnr: Psnr) -> None:
     odd = Clip(to_float(moving(4, 33, 47)))
     (written,) = save_clip(odd, tmp_path / "a.mp4")
     video = read_video(written).video
     assert video.shape[-2:] == (34, 48)
     assert psnr(video[..., :33, :47], odd.video) > 36
     assert psnr(video[..., 33, :47], odd.video[..., 32, :]) > 34
-    assert read_recipe(written)["notes"] == ["47×33 was padded to 48×34 by repeating the edge: an mp4 needs even sides"]
+    assert read_recipe(written)["notes"] == [
+        "47×33 was padded to 48×34 by repeating the edge: an mp4 requires even sides"
+    ]
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
-def test_odd_sides_stay_where_the_format_allows_them(tmp_path: Path, moving: Moving, name: str) -> None:
+def test_odd_sides_are_kept_if_the_format_allows_them(tmp_path: Path, moving: Moving, name: str) -> None:
     (written,) = save_clip(Clip(to_float(moving(3, 33, 47))), tmp_path / name)
     assert read_video(written).video.shape[-2:] == (33, 47)
     assert read_recipe(written) == {}
@@ -95,19 +97,19 @@ def test_a_batch_is_one_file_for_each_item(tmp_path: Path, clip: Clip, psnr: Psn
 
 def test_a_gif_and_a_webp_loop(tmp_path: Path, clip: Clip) -> None:
     for name in ("a.gif", "a.webp"):
-        with Image.open(save_clip(clip, tmp_path / name)[0]) as picture:
-            assert picture.info["loop"] == 0
-            assert picture.n_frames == clip.video.shape[2]
+        with Image.open(save_clip(clip, tmp_path / name)[0]) as image:
+            assert image.info["loop"] == 0
+            assert image.n_frames == clip.video.shape[2]
 
 
-def test_a_still_part_of_a_gif_does_not_shimmer(tmp_path: Path, moving: Moving) -> None:
+def test_a_still_part_of_a_gif_does_not_flicker(tmp_path: Path, moving: Moving) -> None:
     still = Clip(to_float(np.repeat(moving(1), 5, axis=0)))
     video = read_video(save_clip(still, tmp_path / "a.gif")[0]).video
     assert video.shape[2] == 5
     assert (video - video[:, :, :1]).abs().max() == 0
 
 
-def test_frozen_frames_that_webp_merges_come_back_at_the_same_time(tmp_path: Path, moving: Moving, psnr: Psnr) -> None:
+def test_frozen_frames_merged_by_webp_keep_their_timing(tmp_path: Path, moving: Moving, psnr: Psnr) -> None:
     frames = moving(6)
     frames[3] = frames[2]
     (written,) = save_clip(Clip(to_float(frames)), tmp_path / "a.webp")
@@ -116,7 +118,7 @@ def test_frozen_frames_that_webp_merges_come_back_at_the_same_time(tmp_path: Pat
     assert psnr(again.video, to_float(frames)) > 38
 
 
-def test_one_frame_as_png_is_a_picture_and_more_are_a_folder(tmp_path: Path, clip: Clip) -> None:
+def test_one_png_frame_is_an_image_and_several_are_a_folder(tmp_path: Path, clip: Clip) -> None:
     assert save_clip(clip, tmp_path / "a.png") == [tmp_path / "a"]
     names = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert names == [*(f"frame-{i:04d}.png" for i in range(6)), "recipe.json"]
@@ -125,7 +127,7 @@ def test_one_frame_as_png_is_a_picture_and_more_are_a_folder(tmp_path: Path, cli
     assert read_recipe(single) == clip.recipe
 
 
-def test_a_folder_of_frames_is_replaced_whole_but_never_one_with_other_files(tmp_path: Path, clip: Clip) -> None:
+def test_a_folder_is_replaced_only_if_it_has_nothing_but_frames(tmp_path: Path, clip: Clip) -> None:
     save_clip(clip, tmp_path / "a")
     save_clip(replace(clip, video=clip.video[:, :, :2]), tmp_path / "a")
     assert len(list((tmp_path / "a").glob("*.png"))) == 2
@@ -145,7 +147,7 @@ def test_a_contact_sheet_shows_every_frame_in_order(tmp_path: Path, clip: Clip) 
     assert read_recipe(tmp_path / "a.sheet.png") == clip.recipe
 
 
-def test_an_unknown_suffix_is_refused_with_those_there_are(tmp_path: Path, clip: Clip) -> None:
+def test_an_unknown_suffix_is_refused_with_the_supported_ones(tmp_path: Path, clip: Clip) -> None:
     with pytest.raises(BadRequest, match=r"\.mp4, \.gif, \.webp or \.png"):
         save_clip(clip, tmp_path / "a.mkv")
 
@@ -161,10 +163,8 @@ def test_a_missing_folder_and_a_folder_that_is_a_file_are_refused(tmp_path: Path
         save_clip(clip, tmp_path / "folder.mp4")
 
 
-def test_a_folder_that_may_not_be_written_is_refused(
-    tmp_path: Path, clip: Clip, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Tests may run as root, whom no mode bits stop, so the system call is what says no.
+def test_a_read_only_folder_is_refused(tmp_path: Path, clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Tests may run as root, which ignores mode bits, so the system call is made to fail.
     def no(self: Path, *args: object, **kwargs: object) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -173,21 +173,21 @@ def test_a_folder_that_may_not_be_written_is_refused(
         save_clip(clip, tmp_path / "a.mp4")
 
 
-def test_crf_is_refused_where_it_means_nothing(tmp_path: Path, clip: Clip) -> None:
+def test_crf_is_refused_for_other_formats_and_out_of_range(tmp_path: Path, clip: Clip) -> None:
     for name, crf in (("a.gif", 12), ("a.mp4", 52)):
         with pytest.raises(BadRequest, match="crf is"):
             save_clip(clip, tmp_path / name, crf=crf)
 
 
-def test_a_lower_crf_is_a_better_picture(tmp_path: Path, clip: Clip, psnr: Psnr) -> None:
+def test_a_lower_crf_gives_better_quality(tmp_path: Path, clip: Clip, psnr: Psnr) -> None:
     good, bad = (read_video(save_clip(clip, tmp_path / "a.mp4", crf=crf)[0]).video for crf in (4, 40))
     assert psnr(good, clip.video) > psnr(bad, clip.video) + 3
 
 
-def test_pixels_that_are_no_numbers_leave_the_old_file(tmp_path: Path, clip: Clip) -> None:
+def test_non_finite_pixels_leave_the_old_file(tmp_path: Path, clip: Clip) -> None:
     save_clip(clip, tmp_path / "a.mp4")
     before = (tmp_path / "a.mp4").read_bytes()
-    with pytest.raises(BadRequest, match="not finite"):
+    with pytest.raises(BadRequest, match="NaN or infinite"):
         save_clip(replace(clip, video=clip.video * float("nan")), tmp_path / "a.mp4")
     assert (tmp_path / "a.mp4").read_bytes() == before
 
@@ -203,7 +203,7 @@ def test_an_interrupt_leaves_the_old_file_and_nothing_else(
     def stopped(*args: object, **kwargs: object) -> None:
         raise stop
 
-    for inner in ("_frame", "_pictures"):
+    for inner in ("_frame", "_images"):
         monkeypatch.setattr(formats, inner, stopped)
     monkeypatch.setattr(Image.Image, "save", stopped)
     with pytest.raises(stop):
@@ -214,21 +214,21 @@ def test_an_interrupt_leaves_the_old_file_and_nothing_else(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_full_disk_is_one_sentence_and_nothing_is_kept(tmp_path: Path, name: str) -> None:
-    """The kernel itself says no: a file size limit stands in for a small disk (both are in `atomic.FULL`)."""
+def test_a_full_disk_gives_a_one_line_error_and_leaves_no_file(tmp_path: Path, name: str) -> None:
+    """A file size limit stands in for a small disk: the kernel fails the write (both errors are in `atomic.FULL`)."""
     resource = pytest.importorskip("resource")
     noise = Clip(torch.randn(1, 3, 4, 64, 64, generator=torch.Generator().manual_seed(0)))
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, usual[1]))
     try:
-        with pytest.raises(BadRequest, match=r"is full: .* nothing of it was kept"):
+        with pytest.raises(BadRequest, match=r"is full: .* was not written"):
             save_clip(noise, tmp_path / name)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_generated_media_says_so_and_other_media_does_not(tmp_path: Path, clip: Clip) -> None:
+def test_only_generated_media_is_marked_as_generated(tmp_path: Path, clip: Clip) -> None:
     for generated in (True, False):
         (written,) = save_clip(clip, tmp_path / f"{generated}.mp4", generated=generated)
         with av.open(str(written)) as container:
@@ -247,12 +247,12 @@ def test_an_empty_clip_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [".", "..", "/"])
-def test_a_folder_that_exists_is_no_name_for_an_output(name: str) -> None:
-    with pytest.raises(BadRequest, match="a folder that exists"):
+def test_an_existing_folder_is_refused_as_output(name: str) -> None:
+    with pytest.raises(BadRequest, match="an existing folder"):
         check_output(name)
 
 
-def test_a_folder_with_other_files_is_refused_before_the_work(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused_before_sampling(tmp_path: Path) -> None:
     (tmp_path / "frames").mkdir()
     (tmp_path / "frames" / "notes.txt").write_text("mine")
     with pytest.raises(BadRequest, match=r"holds notes.txt, which does not belong to a clip of png frames"):
@@ -273,7 +273,7 @@ def test_an_exclusive_clip_replaces_nothing(tmp_path: Path, clip: Clip, name: st
 
 
 @pytest.mark.parametrize("taken", ["a-1.mp4", "a.sheet.png"])
-def test_a_batch_is_written_whole_or_not_at_all(tmp_path: Path, clip: Clip, taken: str) -> None:
+def test_a_batch_is_written_completely_or_not_at_all(tmp_path: Path, clip: Clip, taken: str) -> None:
     (tmp_path / taken).write_text("mine")
     both = replace(clip, video=torch.cat([clip.video, -clip.video]))
     with pytest.raises(AlreadyExists):
@@ -283,7 +283,7 @@ def test_a_batch_is_written_whole_or_not_at_all(tmp_path: Path, clip: Clip, take
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
-def test_a_disk_that_is_full_halfway_through_a_batch_leaves_none_of_an_exclusive_one(
+def test_a_disk_full_halfway_leaves_nothing_of_an_exclusive_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: Clip, exclusive: bool
 ) -> None:
     def write(_frames: object, _rate: object, path: Path, *_: object) -> None:
@@ -301,9 +301,7 @@ AWKWARD = ["2026-11-28T16:20:05.mp4", "100%d.mp4", "-x.mp4", "a\nb.mp4", "file:x
 
 
 @pytest.mark.parametrize("name", AWKWARD)
-def test_any_name_that_the_disk_allows_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: Clip, name: str
-) -> None:
+def test_any_legal_file_name_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: Clip, name: str) -> None:
     (tmp_path / "a:b %d").mkdir()
     monkeypatch.chdir(tmp_path)
     for place in (Path(name), Path("a:b %d") / name):
@@ -313,13 +311,13 @@ def test_any_name_that_the_disk_allows_is_written(
 
 
 @pytest.mark.parametrize("name", ["a-1.mp4", "a.sheet.png"])
-def test_every_name_of_a_batch_is_looked_at_before_the_work(tmp_path: Path, name: str) -> None:
+def test_every_name_of_a_batch_is_checked_before_sampling(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     with pytest.raises(BadRequest, match="it is a folder"):
         check_output(tmp_path / "a.mp4", Shape(2, 3, 4, 16, 16), contact_sheet=True)
 
 
-def test_the_folder_of_several_png_frames_is_looked_at_before_the_work(tmp_path: Path) -> None:
+def test_the_folder_of_png_frames_is_checked_before_sampling(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "notes.txt").write_text("mine")
     with pytest.raises(BadRequest, match=r"holds notes.txt, which does not belong to a clip of png frames"):

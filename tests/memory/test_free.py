@@ -1,4 +1,4 @@
-"""Memory of accelerators, as PyTorch tells it: none is here, so what it tells is made up."""
+"""Memory of accelerators, with PyTorch's answers faked."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ MPS = torch.device("mps")
 
 @pytest.fixture
 def apple(monkeypatch):
-    told = {"recommended_max_memory": 1000, "driver_allocated_memory": 300, "current_allocated_memory": 200}
-    for name, amount in told.items():
+    amounts = {"recommended_max_memory": 1000, "driver_allocated_memory": 300, "current_allocated_memory": 200}
+    for name, amount in amounts.items():
         monkeypatch.setattr(torch.mps, name, lambda amount=amount: amount)
 
 
-def test_what_torch_keeps_of_tensors_that_are_gone_is_free(apple):
+def test_memory_cached_by_torch_s_allocator_is_free(apple):
     assert free.free_bytes("mps") == 1000 - 300 + 100
     assert free.total_bytes("mps") == 1000
     assert machine.peak_memory("mps") == 300
 
 
 @pytest.mark.parametrize("kind", ["cuda", "xpu"])
-def test_gpus_of_other_makers_tell_the_same(kind, monkeypatch):
-    told = SimpleNamespace(
+def test_other_gpus_report_free_total_and_peak_memory(kind, monkeypatch):
+    gpu = SimpleNamespace(
         mem_get_info=lambda _device: (500, 900),
         memory_reserved=lambda _device: 80,
         memory_allocated=lambda _device: 50,
         max_memory_allocated=lambda _device: 70,
     )
-    monkeypatch.setattr(torch, kind, told)
+    monkeypatch.setattr(torch, kind, gpu)
     assert free.free_bytes(f"{kind}:1") == 530
     assert free.total_bytes(kind) == 900
     assert machine.peak_memory(kind) == 70
 
 
-def test_a_cpu_s_total_is_not_told():
+def test_a_cpu_has_no_total():
     assert free.total_bytes("cpu") is None
 
 
-def test_weights_of_an_apple_gpu_wait_in_their_file_as_those_of_a_cpu():
+def test_an_apple_gpu_offloads_to_the_weight_file_like_a_cpu():
     levels = {}
     for device in ("cpu", "mps", "cuda"):
         system = load("svd", preset="tiny").system

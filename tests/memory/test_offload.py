@@ -1,4 +1,4 @@
-"""Weights that take turns: the same numbers, and never more of them in memory than said."""
+"""Weight offloading: outputs are unchanged, and no more weights are loaded than the level allows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Net(nn.Module):
 
 
 class Two(nn.Module):
-    """Holds two networks; the second is entered by a method."""
+    """A container of two networks; the second is also called through a method."""
 
     def __init__(self):
         super().__init__()
@@ -38,103 +38,103 @@ class Two(nn.Module):
         return self.b.blocks[0](x)
 
 
-def turning(model, level, device=CPU):
+def offloaded(model, level, device=CPU):
     blocks = [b for net in networks(model).values() for b in net.blocks]
-    rest = {name: p.detach().clone() for name, p in model.named_parameters()}
-    turns = WeightOffloader(model, blocks, rest.__getitem__, device, WeightPolicy())
-    turns.begin(level)
-    return turns
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    offloader = WeightOffloader(model, blocks, weights.__getitem__, device, WeightPolicy())
+    offloader.begin(level)
+    return offloader
 
 
-def here(model):
+def loaded(model):
     return {name for name, p in model.named_parameters() if not p.is_meta}
 
 
-def test_a_model_that_only_holds_networks_has_its_children_for_networks():
+def test_the_networks_of_a_container_are_its_children():
     assert set(networks(Two())) == {"a", "b"}
     assert set(networks(Net())) == {""}
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_the_numbers_stay_whatever_takes_turns(level):
+def test_outputs_are_unchanged_at_every_level(level):
     torch.manual_seed(0)
     model, x = Two(), torch.randn(2, 4)
     expected = model.b(model.a(x))
-    turns = turning(model, level)
+    offloader = offloaded(model, level)
     with torch.no_grad():
         for _ in range(3):
             assert torch.equal(model.b(model.a(x)), expected)
             assert torch.equal(model.encode(x), Two.encode(model, x))
-    turns.close()
+    offloader.close()
 
 
-def test_networks_take_turns():
+def test_level_model_keeps_one_network_loaded():
     model, x = Two(), torch.randn(2, 4)
-    turning(model, "model")
-    assert here(model) == set()
+    offloaded(model, "model")
+    assert loaded(model) == set()
     with torch.no_grad():
         model.a(x)
-        assert here(model) == {n for n, _ in model.named_parameters() if n.startswith("a.")}
+        assert loaded(model) == {n for n, _ in model.named_parameters() if n.startswith("a.")}
         model.encode(x)
-        assert here(model) == {n for n, _ in model.named_parameters() if n.startswith("b.")}
+        assert loaded(model) == {n for n, _ in model.named_parameters() if n.startswith("b.")}
 
 
 @pytest.mark.parametrize("level", ["block", "sequential"])
-def test_a_block_is_here_only_while_it_runs(level):
+def test_a_block_is_loaded_only_while_it_runs(level):
     model = Net()
-    turning(model, level)
+    offloaded(model, level)
     seen = []
     for block in model.blocks:
-        block[0].register_forward_hook(lambda *_: seen.append(here(model)))
+        block[0].register_forward_hook(lambda *_: seen.append(loaded(model)))
     with torch.no_grad():
         model(torch.randn(2, 4))
-    own = {"first.weight", "first.bias"}
-    assert seen == [own | {f"blocks.{i}.0.weight", f"blocks.{i}.0.bias"} for i in range(3)]
-    assert here(model) == own
+    outside = {"first.weight", "first.bias"}
+    assert seen == [outside | {f"blocks.{i}.0.weight", f"blocks.{i}.0.bias"} for i in range(3)]
+    assert loaded(model) == outside
 
 
-def test_a_block_that_fails_leaves_too():
+def test_a_block_that_fails_is_offloaded_too():
     model = Net()
-    turning(model, "sequential")
+    offloaded(model, "sequential")
     with pytest.raises(RuntimeError):
         model.blocks[0](torch.randn(2, 3))
-    assert not [name for name in here(model) if name.startswith("blocks")]
+    assert not [name for name in loaded(model) if name.startswith("blocks")]
 
 
-def test_the_next_block_is_read_ahead_in_the_order_they_really_run():
+def test_blocks_are_prefetched_in_the_order_they_run():
     model = Net()
-    rest = {name: p.detach().clone() for name, p in model.named_parameters()}
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     read = []
 
     def reading(name):
         read.append(name)
-        return rest[name]
+        return weights[name]
 
-    turns = WeightOffloader(model, list(model.blocks), reading, CPU, WeightPolicy())
-    turns.begin("block")
+    offloader = WeightOffloader(model, list(model.blocks), reading, CPU, WeightPolicy())
+    offloader.begin("block")
     with torch.no_grad():
-        model(torch.randn(1, 4), [2, 0, 1])  # learns the order, and reads in vain
-        turns._ahead.waiting[1].result()
+        model(torch.randn(1, 4), [2, 0, 1])  # learns the order; its prefetches are discarded
+        offloader._prefetcher.pending[1].result()
         read.clear()
         model(torch.randn(1, 4), [2, 0, 1])
-        turns._ahead.waiting[1].result()  # the first block of the next call; closing would call it off
-    turns.close()
-    weights = [name for name in read if name.endswith("weight") and name.startswith("blocks")]
-    assert sorted(weights) == ["blocks.0.0.weight", "blocks.1.0.weight", "blocks.2.0.weight"]
+        offloader._prefetcher.pending[1].result()  # the first block of the next call, which closing would cancel
+    offloader.close()
+    names = [name for name in read if name.endswith("weight") and name.startswith("blocks")]
+    assert sorted(names) == ["blocks.0.0.weight", "blocks.1.0.weight", "blocks.2.0.weight"]
 
 
-def test_a_weight_of_another_shape_is_refused():
+def test_a_weight_of_the_wrong_shape_is_rejected():
     model = Net()
-    turns = WeightOffloader(model, list(model.blocks), lambda _name: torch.zeros(1), CPU, WeightPolicy())
-    with pytest.raises(RuntimeError, match="waits as"):
-        turns.begin("none")
+    offloader = WeightOffloader(model, list(model.blocks), lambda _name: torch.zeros(1), CPU, WeightPolicy())
+    with pytest.raises(RuntimeError, match="the offloaded weight first.weight is .*; expected"):
+        offloader.begin("none")
 
 
-def test_precision_and_order_in_memory_are_those_of_the_network():
+def test_loaded_weights_have_the_network_s_precision_and_strides():
     conv = nn.Sequential(nn.Conv2d(3, 4, 3)).to(memory_format=torch.channels_last)
-    rest = {name: p.detach().half().contiguous() for name, p in conv.named_parameters()}
-    turns = WeightOffloader(conv, [conv[0]], rest.__getitem__, CPU, WeightPolicy())
-    turns.begin("sequential")
+    weights = {name: p.detach().half().contiguous() for name, p in conv.named_parameters()}
+    offloader = WeightOffloader(conv, [conv[0]], weights.__getitem__, CPU, WeightPolicy())
+    offloader.begin("sequential")
     seen = []
     conv[0].register_forward_hook(lambda m, *_: seen.append(m.weight))
     with torch.no_grad():
@@ -143,25 +143,25 @@ def test_precision_and_order_in_memory_are_those_of_the_network():
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_gradients_flow_through_blocks_that_come_and_go():
+def test_gradients_flow_through_offloaded_blocks():
     """Reconstruction guidance differentiates the denoiser."""
     torch.manual_seed(0)
     model, x = Net(), torch.randn(2, 4, requires_grad=True)
     (expected,) = torch.autograd.grad(model(x).sum(), x)
-    turning(model, "block")
-    (made,) = torch.autograd.grad(model(x).sum(), x)
-    assert torch.equal(made, expected)
+    offloaded(model, "block")
+    (grad,) = torch.autograd.grad(model(x).sum(), x)
+    assert torch.equal(grad, expected)
 
 
-def test_any_device_will_do():
+def test_weights_are_loaded_to_any_device():
     model = Net()
-    turning(model, "block", torch.device("meta"))
+    offloaded(model, "block", torch.device("meta"))
     with torch.no_grad():
         assert model(torch.empty(2, 4, device="meta")).is_meta
 
 
 @pytest.mark.parametrize("name", sorted(registry.FAMILIES))
-def test_every_family_has_its_weights_in_units(name):
+def test_every_parameter_of_a_family_is_in_exactly_one_unit(name):
     family = registry.family(name)
     with torch.device("meta"):
         model = family.build(family.presets["tiny"])
@@ -171,14 +171,14 @@ def test_every_family_has_its_weights_in_units(name):
     assert any(blocks for _, blocks in found.values())
 
 
-def test_a_weight_that_waits_says_the_device_it_comes_to():
-    """Code that puts inputs where a weight is must not put them where there are no numbers."""
+def test_an_offloaded_weight_reports_the_device_it_is_loaded_to():
+    """Code that moves inputs to a parameter's device must not move them to the meta device."""
     model = Two()
-    turning(model, "model")
+    offloaded(model, "model")
     assert all(p.is_meta and p.device == CPU for p in model.parameters())
 
 
-def test_a_part_deep_inside_may_be_the_first_that_is_called():
+def test_a_nested_submodule_may_be_called_first():
     class Deep(nn.Module):
         def __init__(self):
             super().__init__()
@@ -189,23 +189,23 @@ def test_a_part_deep_inside_may_be_the_first_that_is_called():
 
     model, x = nn.ModuleList([Deep(), Deep()]), torch.randn(2, 4)
     expected = model[0].net[0][0](x)
-    rest = {name: p.detach().clone() for name, p in model.named_parameters()}
-    WeightOffloader(model, [], rest.__getitem__, CPU, WeightPolicy()).begin("model")
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    WeightOffloader(model, [], weights.__getitem__, CPU, WeightPolicy()).begin("model")
     with torch.no_grad():
         assert torch.equal(model[0].net[0][0](x), expected)
 
 
-def test_inputs_go_where_a_waiting_weight_goes():
+def test_to_an_offloaded_weight_moves_a_tensor_to_its_target():
     model = Two()
-    turning(model, "model")
+    offloaded(model, "model")
     moved = torch.ones(2, dtype=torch.float64).to(model.a.first.weight)
     assert moved.device == CPU
     assert moved.dtype == torch.float32
 
 
-def test_nothing_is_computed_with_a_weight_that_waits():
-    """torch takes tensors without numbers beside others and says nothing."""
+def test_computing_with_an_offloaded_weight_raises():
+    """torch mixes meta and real tensors without an error."""
     model = Two()
-    turning(model, "model")
-    with pytest.raises(RuntimeError, match="while they wait"):
+    offloaded(model, "model")
+    with pytest.raises(RuntimeError, match="used while offloaded"):
         torch.nn.functional.linear(torch.ones(2, 4), model.a.first.weight)

@@ -1,4 +1,4 @@
-"""LoRAs in weights that take turns: the clips of a network that is in memory as a whole, to the bit."""
+"""LoRAs in offloaded weights: clips equal those of a resident network bit for bit."""
 
 from __future__ import annotations
 
@@ -40,27 +40,27 @@ def model_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loras(model_file):
-    """Two files that share layers, so that the order of adding counts."""
-    made = []
+    """Two files that share layers, so that the order of merging matters."""
+    paths = []
     for seed in (1, 2):
         random = torch.Generator().manual_seed(seed)
         down, up = (torch.randn(shape, generator=random) for shape in ((4, 32), (32, 4)))
         block = "unet.down_blocks.0.attentions.0.transformer_blocks.0"
-        made.append(model_file.parent / f"{seed}.safetensors")
-        write_lora(made[-1], {f"{block}.{layer}": Adapter(down, up, 2.0) for layer in LAYERS}, "kohya")
-    return {made[0]: 0.7, made[1]: -0.4}
+        paths.append(model_file.parent / f"{seed}.safetensors")
+        write_lora(paths[-1], {f"{block}.{layer}": Adapter(down, up, 2.0) for layer in LAYERS}, "kohya")
+    return {paths[0]: 0.7, paths[1]: -0.4}
 
 
 def clip(model, offload="none"):
     system = replace(model.system, memory=MemoryOptions(offload=offload))
-    object.__setattr__(system, "runtime", model.system.runtime)  # the network, wherever its weights are, goes on
+    object.__setattr__(system, "runtime", model.system.runtime)  # the same network, wherever its weights are
     return generate(system, ASK).video
 
 
 @pytest.fixture(scope="module")
 def expected(model_file, loras):
     first = dict(list(loras.items())[:1])
-    clips = {name: load(model_file, loras=told).run(ASK).video for name, told in
+    clips = {name: load(model_file, loras=some).run(ASK).video for name, some in
              (("both", loras), ("first", first), ("none", {}))}  # fmt: skip
     assert not torch.equal(clips["both"], clips["none"])
     assert not torch.equal(clips["both"], clips["first"])
@@ -68,7 +68,7 @@ def expected(model_file, loras):
 
 
 @pytest.mark.parametrize("offload", ["model", "block", "sequential"])
-def test_weights_come_with_their_loras_and_without_them_again(model_file, loras, expected, offload):
+def test_offloaded_weights_follow_changes_of_loras(model_file, loras, expected, offload):
     model = load(model_file, loras=loras, offload=offload)
     assert torch.equal(model.run(ASK).video, expected["both"])
     model.use_loras(dict(list(loras.items())[:1]))
@@ -77,13 +77,13 @@ def test_weights_come_with_their_loras_and_without_them_again(model_file, loras,
     assert torch.equal(model.run(ASK).video, expected["none"])
 
 
-def test_rounded_weights_take_them_as_networks_in_memory_do(model_file, loras):
-    whole = load(model_file, loras=loras, dtype=torch.bfloat16).run(ASK).video
-    assert torch.equal(load(model_file, loras=loras, dtype=torch.bfloat16, offload="block").run(ASK).video, whole)
+def test_loras_merge_into_rounded_weights_as_in_a_resident_network(model_file, loras):
+    resident = load(model_file, loras=loras, dtype=torch.bfloat16).run(ASK).video
+    assert torch.equal(load(model_file, loras=loras, dtype=torch.bfloat16, offload="block").run(ASK).video, resident)
 
 
-def test_plans_may_change_while_loras_are_in_use(model_file, loras, expected):
-    """Whatever was merged in one place is not merged again in the next."""
+def test_plans_may_change_while_loras_are_active(model_file, loras, expected):
+    """LoRAs merged under one plan are not merged again under the next."""
     model = load(model_file, loras=loras)
     for offload in ("none", "block", "none", "model", "sequential", "none"):
         assert torch.equal(clip(model, offload), expected["both"])

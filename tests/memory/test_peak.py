@@ -1,4 +1,4 @@
-"""What offloading is for, seen by the kernel: the peak resident memory of a process."""
+"""Offloading lowers a process's peak resident memory, as the kernel reports it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kinema.checkpoints import files
 from kinema.families.svd.config import TINY
 
 STATUS = Path("/proc/self/status")
-pytestmark = pytest.mark.skipif(not STATUS.exists(), reason="this system does not tell a process its own peak")
+pytestmark = pytest.mark.skipif(not STATUS.exists(), reason="this system does not report a process's peak memory")
 
 RUN = """
 import torch
@@ -32,7 +32,7 @@ print(int(peak) * 1024, clip.recipe["frames_hash"])
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """A model of some 230 MB that makes a clip of two frames."""
+    """A model of about 230 MB that generates two frames."""
     config = replace(TINY, frames=2, channels=(256, 384), heads=(4, 6))
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("large") / "model.safetensors"
@@ -47,14 +47,14 @@ def run(path, offload):
         [sys.executable, "-c", RUN.format(path=str(path), offload=offload)],
         capture_output=True, text=True, check=True, timeout=280, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    peak, told = done.stdout.split()
-    return int(peak), told
+    peak, frames_hash = done.stdout.split()
+    return int(peak), frames_hash
 
 
 @pytest.mark.parametrize("offload", ["block", "sequential"])
-def test_a_process_that_reads_block_by_block_never_holds_the_weights(large, offload):
+def test_block_wise_offloading_never_holds_all_weights(large, offload):
     size = large.stat().st_size
     assert size > 120e6
-    (whole, first), (some, second) = run(large, "none"), run(large, offload)
+    (resident, first), (offloaded, second) = run(large, "none"), run(large, offload)
     assert first == second
-    assert whole - some > 0.6 * size
+    assert resident - offloaded > 0.6 * size

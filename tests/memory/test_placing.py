@@ -1,4 +1,4 @@
-"""Where weights wait: those of a foreign file are read one by one, whatever its layout."""
+"""Offloaded weights of a foreign file are read one by one, whatever its layout."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from kinema.system import open_system
 
 
 @pytest.mark.parametrize(
-    ("name", "layout", "told"),
+    ("name", "layout", "changes"),
     [("svd", "sgm", {}), ("animatediff", "official", {"motion": "none", "motion_mid": False})],
 )
-def test_a_foreign_file_is_never_converted_whole_for_one_weight(tmp_path, monkeypatch, name, layout, told):
+def test_reading_one_weight_does_not_convert_the_whole_file(tmp_path, monkeypatch, name, layout, changes):
     family = registry.family(name)
-    config = replace(family.presets["tiny"], **told)
+    config = replace(family.presets["tiny"], **changes)
     note = json.dumps({"family": name, "config": family.to_json(config)})
     weights = {key: tensor.contiguous() for key, tensor in family.build(config).state_dict().items()}
     save_file(weights, tmp_path / "own.safetensors", {"kinema": note})

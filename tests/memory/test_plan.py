@@ -1,4 +1,4 @@
-"""The plan that fits is found before anything is loaded, said in sentences, and changes no number."""
+"""Memory plans: chosen before anything is loaded, explained in sentences, without changing the clip."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from kinema.api import load
 from kinema.canvas import Block
 from kinema.checkpoints import files
 from kinema.checkpoints.source import Source
+from kinema.events import Note, Step
 from kinema.families.animatediff.config import ControlSize
 from kinema.families.svd.config import TINY
 from kinema.families.svd.pocket.presets import POCKET as SVD_POCKET
@@ -22,14 +23,14 @@ from kinema.job import drawn_up, rehearsed, with_memory_plan
 from kinema.memory import free
 from kinema.memory.placing import can_run_branches_together, place
 from kinema.memory.plan import SHARE, MemoryPlan, Needs, TooLarge, choose
-from kinema.schema import BadRequest, Note, Request, Step
+from kinema.schema import BadRequest, Request
 from kinema.system import AddOn, MemoryOptions, System, Weights
 
 ASK = {"prompt": "a red ball rolls right", "seed": 5, "steps": 2}
 
 
 def saved(family_name, folder, config=None):
-    """A tiny model with nothing left at its start, in a file."""
+    """A file with a tiny model without zero-initialised weights."""
     family = registry.family(family_name)
     config = config or family.presets["tiny"]
     torch.manual_seed(0)
@@ -83,16 +84,16 @@ POCKET = replace(SVD_POCKET, frames=4, height=32, width=32, channels=(32, 32), h
 
 
 @pytest.mark.parametrize(("name", "config"), [("animatediff", None), ("svd", POCKET)])
-def test_buffers_are_as_precise_as_the_weights_beside_them(name, config, tmp_path):
-    """Positions of AnimateDiff, statistics of the pocket's latents: they stay, and are rounded all the same."""
+def test_buffers_have_the_precision_of_the_weights(name, config, tmp_path):
+    """Buffers (AnimateDiff's positions, the pocket model's latent statistics) are not offloaded, but rounded too."""
     path = saved(name, tmp_path, config)
     expected = load(path, dtype=torch.bfloat16).run(Request(**ASK)).video
-    made = load(path, dtype=torch.bfloat16, offload="block").run(Request(**ASK)).video
-    assert torch.equal(made, expected)
+    offloaded = load(path, dtype=torch.bfloat16, offload="block").run(Request(**ASK)).video
+    assert torch.equal(offloaded, expected)
     assert expected.isfinite().all()
 
 
-def test_the_pockets_codec_decodes_in_parts_too(tmp_path):
+def test_the_pocket_model_s_codec_decodes_in_parts_too(tmp_path):
     model = load(saved("svd", tmp_path, POCKET))
     clip = model.run(Request(**ASK, extra={"decode_tile": 8, "decode_chunk": 2})).video
     assert clip.shape == (1, 3, 4, 32, 32)
@@ -100,7 +101,7 @@ def test_the_pockets_codec_decodes_in_parts_too(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(registry.FAMILIES))
-def test_every_family_can_be_asked_what_a_request_needs(name, tmp_path):
+def test_needs_are_measured_for_every_family(name, tmp_path):
     system = load(saved(name, tmp_path)).system
     needs = needs_of(system)
     small, large = (needs_of(system, clips=clips) for clips in (1, 8))
@@ -108,24 +109,24 @@ def test_every_family_can_be_asked_what_a_request_needs(name, tmp_path):
     assert needs.step(None).peak > 0
     assert large.step(None).peak > 6 * small.step(None).peak
     assert needs.bytes(MemoryPlan("sequential")) < needs.bytes(MemoryPlan("none"))
-    assert needs.bytes(MemoryPlan("none")) <= needs.at_most
+    assert needs.bytes(MemoryPlan("none")) <= needs.upper_bound
 
 
-def test_halves_of_guidance_run_at_once_only_where_both_have_room(svd):
+def test_guidance_branches_run_at_the_same_time_only_if_both_fit(svd):
     model = load(svd)
     needs = needs_of(model.system)
-    both = needs.at_most + needs.step_most
-    for budget, at_once in ((both + 1, True), (both, False), (needs.at_most, False), (None, True)):
+    both = needs.upper_bound + needs.step_upper_bound
+    for budget, at_once in ((both + 1, True), (both, False), (needs.upper_bound, False), (None, True)):
         plan = choose(within(model.system, budget), needs.request, needs.canvas)
         assert plan.at_once == at_once, budget
         place(model.system, plan)
         assert can_run_branches_together(model.system) == at_once
-    made = [load(svd, memory=told).run(Request(**ASK)) for told in (None, both)]
-    assert [clip.recipe["stages"][0]["memory"]["at_once"] for clip in made] == [True, False]
-    assert torch.allclose(made[0].video, made[1].video, atol=1e-5)
+    clips = [load(svd, memory=budget).run(Request(**ASK)) for budget in (None, both)]
+    assert [clip.recipe["stages"][0]["memory"]["at_once"] for clip in clips] == [True, False]
+    assert torch.allclose(clips[0].video, clips[1].video, atol=1e-5)
 
 
-def test_weights_that_are_gone_are_told_before_the_clip_is_made(svd, tmp_path):
+def test_missing_weights_are_reported_before_sampling(svd, tmp_path):
     path = tmp_path / "gone.safetensors"
     shutil.copy(svd, path)
     model = load(path)
@@ -141,8 +142,8 @@ def test_weights_that_are_gone_are_told_before_the_clip_is_made(svd, tmp_path):
     )  # the failure is not kept
 
 
-def test_weights_that_could_not_be_read_once_are_read_again(svd, monkeypatch):
-    """A hash that failed beside a run that was broken off is not the next run's."""
+def test_a_failed_hash_is_computed_again(svd, monkeypatch):
+    """A background hash that failed during an interrupted job is not reused by the next."""
     system = load(svd).system
     with monkeypatch.context() as broken:
         broken.setattr(Source, "hash", lambda *_: (_ for _ in ()).throw(OSError("input/output error")))
@@ -152,7 +153,7 @@ def test_weights_that_could_not_be_read_once_are_read_again(svd, monkeypatch):
     assert system.weights_hash.startswith("sha256")
 
 
-def test_a_step_held_by_reconstruction_needs_more():
+def test_a_step_with_reconstruction_guidance_needs_more():
     system = load("svd", preset="tiny").system
     plain = needs_of(system)
     held = Needs(system, plain.request, replace(plain.canvas, block=Block(way="reconstruction")))
@@ -160,7 +161,7 @@ def test_a_step_held_by_reconstruction_needs_more():
     assert held.step(None).peak > 2 * plain.step(None).peak
 
 
-def test_the_gradient_of_reconstruction_keeps_the_weights_that_came(svd):
+def test_the_gradient_of_reconstruction_keeps_all_blocks_weights(svd):
     plain = needs_of(load(svd).system)
     held = Needs(plain.system, plain.request, replace(plain.canvas, block=Block(way="reconstruction")))
     held.canvas.mask[:, :, 0] = 1
@@ -169,13 +170,13 @@ def test_the_gradient_of_reconstruction_keeps_the_weights_that_came(svd):
     assert held.bytes(MemoryPlan("sequential")) >= unet + held.step(None).peak
 
 
-def test_with_plenty_of_room_nothing_is_rehearsed(svd):
+def test_with_plentiful_memory_nothing_is_measured(svd):
     plan = chosen(load(svd).system, 2**40)
     assert plan == MemoryPlan(budget=2**40, at_once=True)
 
 
-def test_weights_that_are_here_already_are_not_asked_for_twice(monkeypatch):
-    """The second run finds less memory free, by the weights that the first one brought."""
+def test_loaded_weights_are_not_counted_twice(monkeypatch):
+    """The second run finds less memory free, as the first one loaded the weights."""
     system = load("svd", preset="tiny").system
     needs = needs_of(system)
     free_then = int(needs.bytes(MemoryPlan("none")) / SHARE) + 1
@@ -187,59 +188,58 @@ def test_weights_that_are_here_already_are_not_asked_for_twice(monkeypatch):
     assert with_memory_plan(work).offload == "none"
 
 
-def test_weights_in_the_map_of_their_file_are_free_memory_already(svd):
-    files_own = load(svd).system.filled()
-    assert free.held_bytes(files_own.parameters(), "cpu") == 0
-    copies = [p.detach().clone() for p in files_own.parameters()]
+def test_memory_mapped_weights_count_as_free(svd):
+    mapped = load(svd).system.filled()
+    assert free.held_bytes(mapped.parameters(), "cpu") == 0
+    copies = [p.detach().clone() for p in mapped.parameters()]
     assert free.held_bytes(copies, "cpu") == sum(x.nbytes for x in copies) > 10**5
     assert free.held_bytes(copies, "cuda:0") == 0
 
 
-def test_pages_of_files_in_a_container_are_free(tmp_path):
-    for name, told in (("max", "1000"), ("current", "900"), ("stat", "anon 300\ninactive_file 400\nactive_file 20\n")):
-        (tmp_path / f"memory.{name}").write_text(told)
-    assert free._container_room(tmp_path) == 520
+def test_a_container_s_page_cache_is_free(tmp_path):
+    for name, text in (("max", "1000"), ("current", "900"), ("stat", "anon 300\ninactive_file 400\nactive_file 20\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert free._container_free(tmp_path) == 520
     (tmp_path / "memory.max").write_text("max")
-    assert free._container_room(tmp_path) == 2**62
+    assert free._container_free(tmp_path) == 2**62
 
 
-def test_windows_in_attention_leave_the_rest_of_the_network_whole():
+def test_attention_windows_run_the_rest_of_the_network_on_all_frames():
     system = load("animatediff", preset="tiny").system
     whole, windows, inside = (
-        needs_of(system, frames=16, **told).step(None).peak
-        for told in ({}, {"window": 8}, {"window": 8, "window_in": "attention"})
+        needs_of(system, frames=16, **options).step(None).peak
+        for options in ({}, {"window": 8}, {"window": 8, "window_in": "attention"})
     )
     assert windows < 0.7 * whole
     assert inside > 0.9 * whole
 
 
-def test_a_controlnet_that_acts_late_is_rehearsed_all_the_same(tmp_path):
+def test_a_controlnet_is_measured_even_if_it_is_active_only_late(tmp_path):
     from PIL import Image
 
-    shown = tmp_path / "shown.png"
-    Image.new("RGB", (16, 16), (200, 10, 10)).save(shown)
+    path = tmp_path / "control.png"
+    Image.new("RGB", (16, 16), (200, 10, 10)).save(path)
     config = registry.family("animatediff").presets["tiny"]
     config = replace(config, controls=(ControlSize(depths=(1, None), middle=1),), vae_channels=(32, 32, 32, 32))
     system = replace(load("animatediff", preset="tiny").system, config=config)
     early, late = (
-        needs_of(system, extra={"control": str(shown), "control_span": span}).step(None)
-        for span in ([0, 0.5], [0.5, 1])
+        needs_of(system, extra={"control": str(path), "control_span": span}).step(None) for span in ([0, 0.5], [0.5, 1])
     )
     assert "controls" in early.networks
     assert late == early
 
 
-def test_files_that_were_added_count_as_the_models_own(svd, tmp_path):
+def test_add_on_files_count_towards_the_upper_bound(svd, tmp_path):
     system = load(svd).system
     (tmp_path / "more").mkdir()
     for name in ("a", "b"):
         (tmp_path / "more" / name).write_bytes(b"x" * 500)
     more = (AddOn("controlnet", Source(tmp_path / "more")), AddOn("motion", Source(tmp_path / "more" / "a")))
-    fuller = replace(system, weights=replace(system.weights, added=more))
-    assert needs_of(fuller).at_most - needs_of(system).at_most == 2 * 1500
+    extended = replace(system, weights=replace(system.weights, added=more))
+    assert needs_of(extended).upper_bound - needs_of(system).upper_bound == 2 * 1500
 
 
-def test_less_and_less_memory_gives_plans_that_save_more_and_more(svd):
+def test_smaller_budgets_give_plans_that_save_more(svd):
     system = load(svd).system
     needs = needs_of(system)
     costs = [needs.bytes(MemoryPlan(level)) for level in ("none", "model", "block", "sequential")]
@@ -252,7 +252,7 @@ def test_less_and_less_memory_gives_plans_that_save_more_and_more(svd):
     assert plan.decoding == {}
 
 
-def test_decoding_in_parts_comes_last_and_belongs_to_the_recipe(svd):
+def test_decoding_in_parts_comes_last_and_is_recorded_in_the_recipe(svd):
     system = load(svd).system
     needs = needs_of(system)
     least = min(needs.bytes(MemoryPlan("sequential", tokens)) for tokens in (None, 2**14))
@@ -260,27 +260,27 @@ def test_decoding_in_parts_comes_last_and_belongs_to_the_recipe(svd):
     assert plan.decoding
     assert any("decoded in parts" in reason for reason in plan.reasons)
     clip = generate(within(system, least - 1), Request(**ASK))
-    told = clip.recipe["stages"][0]["request"]["extra"]
-    assert told["decode_chunk"] == plan.decoding["chunk"]
+    extra = clip.recipe["stages"][0]["request"]["extra"]
+    assert extra["decode_chunk"] == plan.decoding["chunk"]
     again = generate(system, Request.from_json(json.dumps(clip.recipe["stages"][0]["request"])))
-    assert torch.equal(again.video, clip.video)  # replayed where there is room
+    assert torch.equal(again.video, clip.video)  # replayed with plentiful memory
 
 
-def test_what_is_asked_of_decoding_is_left_alone(svd):
+def test_requested_decoding_options_are_kept(svd):
     system = load(svd).system
     assert list(needs_of(system).leaner())
     assert not list(needs_of(system, extra={"decode_chunk": 3}).leaner())
 
 
-def test_a_request_that_cannot_fit_is_refused_before_loading_with_what_would_help(svd):
+def test_a_request_that_cannot_fit_is_rejected_before_loading_with_advice(svd):
     system = within(load(svd).system, 2**20)
-    with pytest.raises(TooLarge, match="fewer frames") as told:
+    with pytest.raises(TooLarge, match="fewer frames") as error:
         generate(system, Request(**ASK))
-    assert "1 MiB may be used" in str(told.value)
+    assert "only 1 MiB may be used" in str(error.value)
     assert system.runtime.model is None
 
 
-def test_an_offload_that_was_asked_for_and_does_not_fit_is_refused_with_the_one_that_would(svd):
+def test_a_requested_offload_level_that_does_not_fit_is_rejected_naming_one_that_does(svd):
     system = load(svd).system
     needs = needs_of(system)
     budget = (needs.bytes(MemoryPlan("model")) + needs.bytes(MemoryPlan("none"))) // 2
@@ -289,25 +289,25 @@ def test_an_offload_that_was_asked_for_and_does_not_fit_is_refused_with_the_one_
     assert chosen(system, budget, offload="model").offload == "model"
 
 
-def test_the_reasons_say_what_was_done_and_what_it_avoids(svd):
+def test_the_reasons_state_each_choice_and_what_it_saves(svd):
     system = load(svd).system
-    said = []
+    events = []
     budget = needs_of(system).bytes(MemoryPlan("block"))
-    generate(within(system, budget), Request(**ASK), on_event=said.append)
-    notes = " ".join(event.message for event in said if isinstance(event, Note))
+    generate(within(system, budget), Request(**ASK), on_event=events.append)
+    notes = " ".join(event.message for event in events if isinstance(event, Note))
     assert "may be used" in notes
-    assert "all at once would need" in notes
+    assert "without offloading" in notes
     assert "on disk" in notes
 
 
-def test_feed_forward_in_chunks_where_the_model_has_none_is_refused():
+def test_chunk_tokens_is_rejected_for_a_model_without_chunkable_feed_forward_layers():
     with pytest.raises(BadRequest, match="feed-forward"):
         load("zoetrope", preset="tiny", chunk_tokens=64).run(Request(**ASK))
 
 
-def test_feed_forward_in_chunks_needs_less_and_gives_the_same_clip(svd):
-    whole, some = load(svd), load(svd, chunk_tokens=16)
-    assert torch.allclose(some.run(Request(**ASK)).video, whole.run(Request(**ASK)).video, atol=1e-5)
+def test_chunked_feed_forward_layers_need_less_memory_and_give_the_same_clip(svd):
+    whole, chunked = load(svd), load(svd, chunk_tokens=16)
+    assert torch.allclose(chunked.run(Request(**ASK)).video, whole.run(Request(**ASK)).video, atol=1e-5)
     needs = needs_of(whole.system)
     assert needs.step(16).peak < needs.step(None).peak
 
@@ -321,8 +321,8 @@ def test_a_model_may_change_its_plan_between_requests(svd):
         assert torch.equal(generate(system, Request(**ASK)).video, expected)
 
 
-def test_a_weight_that_was_changed_after_loading_keeps_its_change(svd):
-    """A merged LoRA is in no file."""
+def test_a_weight_modified_after_loading_keeps_its_value(svd):
+    """Modified weights are in no file."""
     model = load(svd)
     with torch.no_grad():
         dict(model.system.model.named_parameters())["unet.conv_in.weight"].mul_(1.5)
@@ -333,7 +333,7 @@ def test_a_weight_that_was_changed_after_loading_keeps_its_change(svd):
     assert not torch.equal(load(svd).run(Request(**ASK)).video, expected)
 
 
-def test_an_untrained_model_on_a_cpu_has_no_file_to_wait_in():
+def test_an_untrained_model_cannot_be_offloaded_on_a_cpu():
     system = System("svd", registry.family("svd"), TINY, Weights())
     assert needs_of(system).levels == ("none",)
     with pytest.raises(BadRequest, match="no file"):
@@ -343,21 +343,21 @@ def test_an_untrained_model_on_a_cpu_has_no_file_to_wait_in():
 @pytest.mark.parametrize(
     ("text", "size"), [("8GiB", 2**33), ("8G", 2**33), ("512 mb", 2**29), ("1.5g", 3 * 2**29), ("4096", 4096)]
 )
-def test_amounts_of_memory_are_read_as_people_write_them(text, size):
+def test_memory_sizes_are_parsed(text, size):
     assert free.parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "much", "-3G", "0", "8 apples"])
-def test_amounts_that_are_none_are_refused(text):
+def test_invalid_memory_sizes_are_rejected(text):
     with pytest.raises(BadRequest, match="8GiB"):
         free.parse_bytes(text)
 
 
-def test_some_memory_is_free_here():
+def test_this_machine_has_free_memory():
     assert 2**20 < free.free_bytes("cpu") < 2**50
 
 
 @pytest.mark.parametrize("options", [{"offload": "disk"}, {"chunk_tokens": 0}, {"memory": "none"}, {"memory": -1}])
-def test_impossible_options_are_refused(options):
+def test_invalid_options_are_rejected(options):
     with pytest.raises(BadRequest):
         load("svd", preset="tiny", **options)

@@ -1,4 +1,4 @@
-"""What a call needs, told from shapes alone."""
+"""Peak memory of a call, from shapes only."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ MB = 2**20
 
 
 def peak(call, networks=None):
-    told = Rehearsal(networks or {})
-    with torch.no_grad(), told.phase("it"):
+    rehearsal = Rehearsal(networks or {})
+    with torch.no_grad(), rehearsal.phase("it"):
         call()
-    return told.phases["it"].peak
+    return rehearsal.phases["it"].peak
 
 
 def meta(*shape, dtype=torch.float32):
     return torch.empty(shape, device="meta", dtype=dtype)
 
 
-def test_the_peak_is_what_lives_at_once():
-    x = meta(MB // 4)  # a MiB, made outside: not counted
+def test_the_peak_counts_tensors_alive_at_the_same_time():
+    x = meta(MB // 4)  # one MiB created outside: not counted
     assert peak(lambda: x + 1) == MB
     assert peak(lambda: (x + 1) * 2 + 1) == 2 * MB
     assert peak(lambda: [x + 1, x + 2, x + 3]) == 3 * MB
@@ -38,17 +38,17 @@ def test_views_and_weights_take_nothing():
     assert peak(lambda: layer(x)) == 8 * 64 * 4
 
 
-def test_half_precision_takes_half():
+def test_half_precision_needs_half_the_memory():
     x = meta(MB // 4)
     assert peak(lambda: x.half()) == MB // 2
 
 
-def test_fused_attention_makes_no_matrix_of_all_pairs():
+def test_fused_attention_allocates_no_attention_matrix():
     q = meta(1, 1, 4096, 64)
     assert peak(lambda: F.scaled_dot_product_attention(q, q, q)) < 4 * q.nbytes
 
 
-def test_a_number_read_off_a_tensor_stops_nothing():
+def test_item_of_a_meta_tensor_returns_a_value():
     def call():
         words = int(meta(3, 8).sum(1).max())
         return meta(4, words) if bool((meta(2) > 0).all()) else meta(1)
@@ -56,29 +56,29 @@ def test_a_number_read_off_a_tensor_stops_nothing():
     assert peak(call) > 0
 
 
-def test_each_phase_has_its_own_peak_and_counts_what_still_lives():
-    told = Rehearsal({})
-    with told.phase("first"):
+def test_each_phase_has_its_own_peak_and_counts_tensors_still_alive():
+    rehearsal = Rehearsal({})
+    with rehearsal.phase("first"):
         kept = meta(MB // 4) + 1
-    with told.phase("second"):
+    with rehearsal.phase("second"):
         (meta(MB // 4) + 1) * 2
-    assert told.phases["first"].peak >= MB
-    assert told.phases["second"].peak >= 3 * MB
+    assert rehearsal.phases["first"].peak >= MB
+    assert rehearsal.phases["second"].peak >= 3 * MB
     del kept
-    with told.phase("third"):
+    with rehearsal.phase("third"):
         meta(10) + 1
-    assert told.phases["third"].peak < MB
+    assert rehearsal.phases["third"].peak < MB
 
 
 def test_gradients_are_counted():
     x = meta(MB // 4).requires_grad_(True)
-    told = Rehearsal({})
-    with told.phase("with"):
+    rehearsal = Rehearsal({})
+    with rehearsal.phase("with"):
         torch.autograd.grad(x.sin().cos().exp().sum(), x)
-    assert told.phases["with"].peak >= 3 * MB > peak(lambda: x.detach().sin_())
+    assert rehearsal.phases["with"].peak >= 3 * MB > peak(lambda: x.detach().sin_())
 
 
-def test_it_says_which_networks_ran():
+def test_it_records_which_networks_ran():
     class Holder(nn.Module):
         def __init__(self):
             super().__init__()
@@ -86,7 +86,7 @@ def test_it_says_which_networks_ran():
 
     with torch.device("meta"):
         model = Holder()
-    told = Rehearsal(dict(model.named_children()))
-    with told.phase("only a"):
+    rehearsal = Rehearsal(dict(model.named_children()))
+    with rehearsal.phase("only a"):
         model.a[0](meta(1, 2))
-    assert told.phases["only a"].networks == {"a"}
+    assert rehearsal.phases["only a"].networks == {"a"}

@@ -8,17 +8,17 @@ import torch
 from kinema.nn.embeddings import LogSNREmbedding, sinusoidal
 
 
-def test_sinusoids_are_the_formula() -> None:
+def test_sinusoids_match_the_formula() -> None:
     found = sinusoidal(torch.tensor([3.0]), 4, max_period=100.0)[0]
     torch.testing.assert_close(found, torch.tensor([math.cos(3), math.cos(0.3), math.sin(3), math.sin(0.3)]))
 
 
-def test_an_odd_width_is_refused() -> None:
+def test_an_odd_width_is_rejected() -> None:
     with pytest.raises(ValueError, match="even width"):
         sinusoidal(torch.zeros(1), 3)
 
 
-def test_log_snr_beyond_twenty_counts_as_twenty() -> None:
+def test_log_snr_is_clamped_to_twenty() -> None:
     torch.manual_seed(0)
     embed = LogSNREmbedding(16)
     out = embed(torch.tensor([-69.0, -20.0, 0.0, 20.0, 69.0]))
@@ -27,7 +27,7 @@ def test_log_snr_beyond_twenty_counts_as_twenty() -> None:
     assert not torch.allclose(out[1], out[2])
 
 
-def test_close_levels_stay_apart_and_leading_axes_are_kept() -> None:
+def test_close_levels_are_distinguished_and_leading_axes_kept() -> None:
     torch.manual_seed(0)
     embed = LogSNREmbedding(16, features=32)
     out = embed(torch.linspace(-20, 20, 400).reshape(2, 200))

@@ -1,4 +1,4 @@
-"""Shared layers of latent-diffusion U-Nets: shortcuts that give the same numbers."""
+"""Shared layers of latent-diffusion U-Nets: optimised paths give the same results."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from kinema.nn.ldm_unet import TransformerBlock, Upsample
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_enlarging_by_four_small_convolutions_is_the_convolution_of_the_enlarged_map(layout):
+def test_upsampling_by_four_small_convolutions_equals_convolving_the_upsampled_map(layout):
     torch.manual_seed(0)
     up = Upsample(6).double()
     x = torch.randn(2, 6, 5, 3, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_(True)
     expected = up.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
-    made = up(x)
-    assert made.shape == expected.shape
-    assert (made - expected).abs().max() <= 1e-12
-    grads = [torch.autograd.grad(y.square().sum(), [x, *up.parameters()]) for y in (made, expected)]
+    out = up(x)
+    assert out.shape == expected.shape
+    assert (out - expected).abs().max() <= 1e-12
+    grads = [torch.autograd.grad(y.square().sum(), [x, *up.parameters()]) for y in (out, expected)]
     assert all((a - b).abs().max() <= 1e-9 for a, b in zip(*grads, strict=True))
 
 
-def test_a_size_that_is_not_twice_is_made_as_asked():
+def test_upsampling_to_a_given_size():
     up = Upsample(4)
     assert up(torch.randn(1, 4, 3, 3), size=(5, 6)).shape == (1, 4, 5, 6)
 
 
-def test_frames_share_the_keys_and_values_of_their_clip():
-    """Two clips of three frames, a context each: as if every frame had its clip's context."""
+def test_frames_share_the_context_of_their_clip():
+    """Two clips of three frames with one context per clip equal six frames with a context each."""
     torch.manual_seed(0)
     block = TransformerBlock(8, 2, 5).double().requires_grad_(False)
     x, context = torch.randn(6, 4, 8, dtype=torch.float64), torch.randn(2, 7, 5, dtype=torch.float64)
-    made = block(x.clone(), context)
-    apart = torch.cat([block(x[i : i + 1].clone(), context[i // 3 : i // 3 + 1]) for i in range(6)])
-    assert (made - apart).abs().max() <= 1e-12
+    out = block(x.clone(), context)
+    separate = torch.cat([block(x[i : i + 1].clone(), context[i // 3 : i // 3 + 1]) for i in range(6)])
+    assert (out - separate).abs().max() <= 1e-12
 
 
-def small_parts(monkeypatch) -> list[int]:
-    """Seven rows of 16 channels are as many as a core keeps near; the rows of each part that is added by itself."""
+def small_cache(monkeypatch) -> list[int]:
+    """Set the cache size to seven rows of 16 channels; return the rows of each chunk added in place."""
     monkeypatch.setattr(ldm_unet, "CACHED", 8 * 16 * 7)
     monkeypatch.setattr(ldm_unet, "CACHED_HALVES", 8 * 16 * 7)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
@@ -56,38 +56,38 @@ def small_parts(monkeypatch) -> list[int]:
 
 @pytest.mark.parametrize(("chunk", "rows"), [(None, [7] * 5 + [1]), (5, [5] * 7 + [1])])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_feed_forward_in_parts_gives_what_it_gives_at_once(chunk, rows, dtype, monkeypatch):
-    parts = small_parts(monkeypatch)
+def test_chunked_feed_forward_equals_one_pass(chunk, rows, dtype, monkeypatch):
+    parts = small_cache(monkeypatch)
     torch.manual_seed(0)
     layer, x = ldm_unet.FeedForward(16).to(dtype), torch.randn(2, 3, 6, 16, dtype=dtype)
     layer.chunk = chunk
     before, residual = x.clone(), torch.randn_like(x)
-    at_once = residual + layer.net[2](layer.net[0](x))
+    one_pass = residual + layer.net[2](layer.net[0](x))
     with torch.no_grad():
-        made = layer(x, onto=residual)
+        out = layer(x, onto=residual)
     assert torch.equal(x, before)
-    assert made is residual
-    assert parts == (rows if dtype == torch.float32 else [])  # halves take the general way, in parts too
-    assert torch.allclose(made, at_once, atol=1e-6 if dtype == torch.float32 else 0.01)
+    assert out is residual
+    assert parts == (rows if dtype == torch.float32 else [])  # half precision uses the general path
+    assert torch.allclose(out, one_pass, atol=1e-6 if dtype == torch.float32 else 0.01)
 
 
-def test_feed_forward_of_halves_is_as_exact_in_parts_as_at_once(monkeypatch):
-    small_parts(monkeypatch)
+def test_half_precision_feed_forward_is_as_accurate_in_chunks_as_in_one_pass(monkeypatch):
+    small_cache(monkeypatch)
     torch.manual_seed(0)
     layer, x, residual = ldm_unet.FeedForward(16), torch.randn(512, 16), 3 * torch.randn(512, 16)
     layer, x, residual = layer.bfloat16(), x.bfloat16(), residual.bfloat16()
-    at_once = (residual + layer.net[2](layer.net[0](x))).detach()
+    one_pass = (residual + layer.net[2](layer.net[0](x))).detach()
     with torch.no_grad():
-        made = layer(x, onto=residual.clone())
+        out = layer(x, onto=residual.clone())
         exact = residual.double() + layer.double()(x.double(), torch.zeros(512, 16).double())
-    error, most = ((y.double() - exact).abs().mean() for y in (made, at_once))
+    error, most = ((y.double() - exact).abs().mean() for y in (out, one_pass))
     assert error <= 1.05 * most
 
 
 @pytest.mark.parametrize("kind", ["strided", "autocast", "gradient"])
-def test_feed_forward_is_added_where_its_parts_cannot_be(kind, monkeypatch):
-    """Where a gradient is recorded as a sum of its own, else in the residual's place."""
-    parts = small_parts(monkeypatch)
+def test_feed_forward_falls_back_where_chunks_cannot_be_added_in_place(kind, monkeypatch):
+    """With a gradient the sum is a new tensor, otherwise it overwrites the residual."""
+    parts = small_cache(monkeypatch)
     torch.manual_seed(0)
     layer, x, residual = ldm_unet.FeedForward(16), torch.randn(2, 3, 6, 16), torch.randn(2, 3, 6, 16)
     expected = residual.double() + layer.double().net[2](layer.net[0](x.double()))
@@ -96,75 +96,75 @@ def test_feed_forward_is_added_where_its_parts_cannot_be(kind, monkeypatch):
         residual = residual.transpose(1, 2).contiguous().transpose(1, 2)
     if kind == "gradient":
         residual.requires_grad_(True)
-        made = layer(x, onto=residual)
-        made.sum().backward()
+        out = layer(x, onto=residual)
+        out.sum().backward()
         assert torch.equal(residual.grad, torch.ones_like(residual))
         assert layer.net[2].bias.grad.eq(36).all()
     else:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
-            made = layer(x, onto=residual)
-        assert made.data_ptr() == residual.data_ptr()
+            out = layer(x, onto=residual)
+        assert out.data_ptr() == residual.data_ptr()
     assert not parts
-    assert made.dtype == torch.float32
-    assert torch.allclose(made.double(), expected, atol=0.02 if kind == "autocast" else 1e-6)
+    assert out.dtype == torch.float32
+    assert torch.allclose(out.double(), expected, atol=0.02 if kind == "autocast" else 1e-6)
 
 
-def test_feed_forward_in_parts_asks_layers_that_are_not_plain_for_what_they_give(monkeypatch):
-    """Hooks and layers put in place of the linear ones are obeyed."""
-    parts = small_parts(monkeypatch)
+def test_feed_forward_calls_layers_that_are_hooked_or_replaced(monkeypatch):
+    """The optimised path must not bypass hooks or replaced layers."""
+    parts = small_cache(monkeypatch)
     torch.manual_seed(0)
     layer, x = ldm_unet.FeedForward(16), torch.randn(40, 16)
 
-    def given() -> torch.Tensor:
+    def output() -> torch.Tensor:
         return layer(x, onto=torch.zeros(40, 16))
 
     with torch.no_grad():
-        hook = layer.net[0].register_forward_hook(lambda _layer, _given, made: torch.zeros_like(made))
-        assert torch.allclose(given(), layer.net[2].bias.expand(40, -1))
+        hook = layer.net[0].register_forward_hook(lambda _layer, _inputs, out: torch.zeros_like(out))
+        assert torch.allclose(output(), layer.net[2].bias.expand(40, -1))
         hook.remove()
     layer.net[2] = torch.nn.Sequential(layer.net[2], torch.nn.Tanh())
     with torch.no_grad():
-        assert given().abs().max() <= 1
-        assert torch.allclose(given(), layer.net[2](layer.net[0](x)), atol=1e-6)
+        assert output().abs().max() <= 1
+        assert torch.allclose(output(), layer.net[2](layer.net[0](x)), atol=1e-6)
     assert not parts
 
 
 @pytest.mark.parametrize(
     ("batch", "queries", "keys"), [((1, 2), 9, 8), ((1, 2), 700, 77), ((3, 2), 40, 77), ((2,), 5, 81)]
 )
-def test_attention_by_plain_products_is_attention(batch, queries, keys, monkeypatch):
-    """Few keys; a prompt's keys, in parts the last of which is smaller; many heads; more keys than either."""
+def test_attention_by_plain_products_is_correct(batch, queries, keys, monkeypatch):
+    """Few keys; a prompt's keys with a smaller last chunk; many heads; more keys."""
     monkeypatch.setattr(ldm_unet, "WEIGHTS", 77 * 2 * 300)
     torch.manual_seed(0)
     q, k, v = (torch.randn(*batch, n, 6) for n in (queries, keys, keys))
     with torch.no_grad():
-        made = ldm_unet.attend(q, k, v)
+        out = ldm_unet.attend(q, k, v)
     expected = (q.double() @ k.double().transpose(-1, -2) / 6**0.5).softmax(-1) @ v.double()
-    assert torch.allclose(made.double(), expected, atol=1e-5)
+    assert torch.allclose(out.double(), expected, atol=1e-5)
     assert torch.allclose(ldm_unet.attend(q.requires_grad_(), k, v).double(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("deviation", [0.5, 1, 4, 16])
-def test_attention_of_halves_by_heads_is_attention(deviation, monkeypatch):
-    """In parts the last of which is smaller, and as exact as halves are, also where logits are large."""
+def test_half_precision_attention_by_heads_is_correct(deviation, monkeypatch):
+    """With a smaller last chunk, and as accurate as fused attention even for large logits."""
     monkeypatch.setattr(ldm_unet, "FEWEST", 50)
-    monkeypatch.setattr(ldm_unet, "fused_has_units", lambda: False)
+    monkeypatch.setattr(ldm_unet, "fused_uses_amx", lambda: False)
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, n, 3, 16).transpose(1, 2) for n in (130, 90, 90))
     q, k, v = (x.bfloat16() for x in (q * deviation**0.5, k * deviation**0.5, v))
     fused = F.scaled_dot_product_attention(q, k, v)
     monkeypatch.setattr(F, "scaled_dot_product_attention", None)
     with torch.no_grad():
-        made = ldm_unet.attend(q, k, v)
+        out = ldm_unet.attend(q, k, v)
     expected = (q.double() @ k.double().transpose(-1, -2) / 4).softmax(-1) @ v.double()
-    assert (made.shape, made.dtype) == (expected.shape, torch.bfloat16)
-    error, of_fused = ((x.double() - expected).square().mean().sqrt() for x in (made, fused))
-    assert error <= 3 * of_fused
+    assert (out.shape, out.dtype) == (expected.shape, torch.bfloat16)
+    error, fused_error = ((x.double() - expected).square().mean().sqrt() for x in (out, fused))
+    assert error <= 3 * fused_error
 
 
-def test_attention_of_halves_by_heads_is_one_operation_to_a_compiler(monkeypatch):
+def test_half_precision_attention_by_heads_compiles_to_one_operator(monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(ldm_unet, "fused_has_units", lambda: False)
+    monkeypatch.setattr(ldm_unet, "fused_uses_amx", lambda: False)
     q, k, v = (torch.randn(2, n, 3, 16).bfloat16().transpose(1, 2) for n in (130, 90, 90))
     seen = []
 
@@ -173,29 +173,29 @@ def test_attention_of_halves_by_heads_is_one_operation_to_a_compiler(monkeypatch
         return graph
 
     with torch.no_grad():
-        made = torch.compile(ldm_unet.attend, backend=backend, fullgraph=True)(q, k, v)
-        assert torch.equal(made, ldm_unet.attend(q, k, v))
+        out = torch.compile(ldm_unet.attend, backend=backend, fullgraph=True)(q, k, v)
+        assert torch.equal(out, ldm_unet.attend(q, k, v))
     assert [name for name in seen if name.startswith("kinema")] == ["kinema.attend_by_heads"]
 
 
 @pytest.mark.parametrize(
-    ("grad", "places", "computed"),
+    ("grad", "size", "computed"),
     [(False, (6, 5), torch.float32), (False, (16, 33), torch.bfloat16), (True, (6, 5), torch.bfloat16)],
     ids=["small", "large", "trained"],
 )
-def test_norm_of_a_map_of_halves_is_a_norm(grad, places, computed, monkeypatch):
+def test_half_precision_group_norm_is_correct(grad, size, computed, monkeypatch):
     torch.manual_seed(0)
     norm = ldm_unet.group_norm(64, 1e-5).bfloat16()
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
-    x = torch.randn(2, 64, *places).bfloat16().contiguous(memory_format=torch.channels_last)
+    x = torch.randn(2, 64, *size).bfloat16().contiguous(memory_format=torch.channels_last)
     expected = F.group_norm(x.double(), 32, norm.weight.double(), norm.bias.double(), norm.eps)
     seen, plain = [], F.group_norm
     monkeypatch.setattr(F, "group_norm", lambda x, *rest: seen.append(x.dtype) or plain(x, *rest))
     with torch.set_grad_enabled(grad):
-        made = norm(x)
+        out = norm(x)
     assert seen == [computed]
-    assert made.dtype == torch.bfloat16
-    assert made.is_contiguous(memory_format=torch.channels_last)
-    assert made.requires_grad == grad
-    assert torch.allclose(made.double(), expected, rtol=2**-7, atol=1e-3)
+    assert out.dtype == torch.bfloat16
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert out.requires_grad == grad
+    assert torch.allclose(out.double(), expected, rtol=2**-7, atol=1e-3)

@@ -1,4 +1,4 @@
-"""Networks without numbers: what a config may ask for."""
+"""Networks on the meta device, and the size limits of configs."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from kinema.nn.meta import on_meta, placed
 from kinema.schema import BadRequest
 
 
-def test_a_network_of_too_many_weights_is_refused_while_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_with_too_many_tensors_is_rejected_while_being_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_TENSORS", 10)
     built: list[nn.Module] = []
-    with pytest.raises(BadRequest, match="more than 10 weights"), on_meta():
+    with pytest.raises(BadRequest, match="more than 10 weight tensors"), on_meta():
         built.extend(nn.Linear(2, 2) for _ in range(100))
     assert len(built) == 5
 
 
-def test_a_network_of_too_many_numbers_is_refused() -> None:
-    with pytest.raises(BadRequest, match="numbers"), on_meta():
+def test_a_network_with_too_many_parameters_is_rejected() -> None:
+    with pytest.raises(BadRequest, match="parameters"), on_meta():
         nn.Linear(2**20, 2**20)
 
 
-def test_the_count_ends_with_the_building(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counting_ends_with_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_TENSORS", 2)
     with on_meta():
         nn.Linear(1, 1)
@@ -33,12 +33,12 @@ def test_the_count_ends_with_the_building(monkeypatch: pytest.MonkeyPatch) -> No
         nn.Linear(1, 1)
 
 
-def test_sizes_of_which_nothing_can_be_built_are_one_sentence() -> None:
+def test_sizes_that_cannot_be_built_are_reported_in_one_sentence() -> None:
     with pytest.raises(BadRequest, match="no network can be built from this config"), on_meta():
         nn.GroupNorm(3, 4)
 
 
-def test_a_table_is_not_computed_where_only_its_shape_is_wanted() -> None:
+def test_a_table_is_not_computed_on_the_meta_device() -> None:
     with on_meta():
         assert placed((3, 10**9), lambda: pytest.fail("it was computed")).shape == (3, 10**9)
     assert placed((2,), lambda: torch.arange(2.0)).tolist() == [0, 1]
@@ -58,7 +58,7 @@ def test_a_table_is_not_computed_where_only_its_shape_is_wanted() -> None:
         ("svd/tiny", {"nope": 1}),
     ],
 )
-def test_overrides_that_no_model_has_are_refused_at_opening(model: str, overrides: dict[str, object]) -> None:
-    with pytest.raises(BadRequest) as refused:
+def test_invalid_overrides_are_rejected_at_opening(model: str, overrides: dict[str, object]) -> None:
+    with pytest.raises(BadRequest) as error:
         kinema.load(model, overrides=overrides)
-    assert len(str(refused.value)) < 300
+    assert len(str(error.value)) < 300

@@ -1,4 +1,4 @@
-"""The parts of Stable Diffusion's image U-Net, put together by themselves."""
+"""Building blocks of Stable Diffusion's image U-Net, assembled without motion modules."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SIZES = replace(
 
 
 class Plain(nn.Module):
-    """An image U-Net of these parts and nothing else."""
+    """An image U-Net of these building blocks only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,14 +60,14 @@ class Plain(nn.Module):
         return UNetLevel(resnets, [Transformer(*sizes) for _ in inputs] if depth else [], **ends)
 
     def forward(self, z_NCHW, step_N, context_NLC):
-        told = BlockInputs(silu_(self.time_embedding(sinusoidal(step_N, SIZES.channels[0]))), context_NLC)
-        x, skips = run_down(self.down_blocks, self.conv_in(z_NCHW), told)
-        x = run_up(self.up_blocks, run_mid(self.mid_block, x, told), skips, told)
+        inputs = BlockInputs(silu_(self.time_embedding(sinusoidal(step_N, SIZES.channels[0]))), context_NLC)
+        x, skips = run_down(self.down_blocks, self.conv_in(z_NCHW), inputs)
+        x = run_up(self.up_blocks, run_mid(self.mid_block, x, inputs), skips, inputs)
         assert not skips
         return self.conv_out(silu_(self.conv_norm_out(x)))
 
 
-def test_the_parts_alone_are_the_image_model_of_the_family_that_puts_motion_between_them():
+def test_the_building_blocks_form_animatediffs_image_model():
     torch.manual_seed(0)
     plain, family = Plain().eval(), UNet(SIZES).eval()
     assert list(plain.state_dict()) == list(family.state_dict())
@@ -78,7 +78,7 @@ def test_the_parts_alone_are_the_image_model_of_the_family_that_puts_motion_betw
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_residual_blocks_of_the_way_up_are_given_what_came_below_and_the_skips_from_the_last(layers):
+def test_decoder_inputs_are_the_previous_output_and_the_skips(layers):
     sizes = replace(SIZES, layers=layers, channels=(3, 5, 7, 7))
     skips, into = skip_widths(sizes), sizes.channels[-1]
     for level in reversed(range(4)):
@@ -90,21 +90,21 @@ def test_residual_blocks_of_the_way_up_are_given_what_came_below_and_the_skips_f
     assert not skips
 
 
-def test_residual_blocks_of_the_way_down_begin_with_what_the_level_above_made():
+def test_encoder_levels_start_with_the_previous_levels_channels():
     assert [down_inputs((3, 5, 7), 2, level) for level in range(3)] == [[3, 3], [3, 5], [5, 7]]
     assert down_inputs((3, 5), 1, 1) == [3]
 
 
-def test_the_middle_has_the_depth_of_the_lowest_level_that_has_transformers():
+def test_the_middle_has_the_depth_of_the_coarsest_level_with_attention():
     assert [middle_depth(depths) for depths in ((1, 1, 1, 0), (1, 2, 0), (0, 2, 10), (0, 0))] == [1, 2, 10, 0]
 
 
-def test_a_transformers_blocks_are_told_what_comes_after_the_context():
-    class Heard(sd_unet.TransformerBlock):
+def test_transformer_blocks_get_all_arguments_after_the_context():
+    class Recording(sd_unet.TransformerBlock):
         def forward(self, x_NSC, context_RLC, *more):
-            self.heard = more
+            self.extra = more
             return super().forward(x_NSC, context_RLC)
 
-    transformer = Transformer(32, 2, 16, 2, True, Heard)
-    transformer(torch.randn(1, 32, 4, 4), torch.randn(1, 3, 16), "pictures")
-    assert [block.heard for block in transformer.transformer_blocks] == [("pictures",)] * 2
+    transformer = Transformer(32, 2, 16, 2, True, Recording)
+    transformer(torch.randn(1, 32, 4, 4), torch.randn(1, 3, 16), "extra")
+    assert [block.extra for block in transformer.transformer_blocks] == [("extra",)] * 2

@@ -1,4 +1,4 @@
-"""Blocks compiled in place: as many graphs as there are kinds of them, and nothing else of the model changed."""
+"""Blocks compiled in place: one graph per kind of block, and the rest of the model unchanged."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import nn
 
 from kinema import registry
 from kinema.api import load
+from kinema.events import Note
 from kinema.provenance import frames_hash
-from kinema.schema import BadRequest, Note, Request
+from kinema.schema import BadRequest, Request
 from kinema.system import blocks as module
 from kinema.system.blocks import check_compiler, checkpoint_blocks, compile_blocks
 
@@ -31,18 +32,18 @@ class Block(nn.Module):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_sampling_compiles_as_many_graphs_as_there_are_kinds_of_blocks_without_breaks(name, counting):
+def test_sampling_compiles_one_graph_per_kind_of_block_without_breaks(name, counting):
     backend, kinds = counting
     model = load(name, preset="tiny")
     plain = model.run(ASK).video
     blocks = model.system.family.blocks(model.system.model)
     kinds.watch(blocks)
     compile_blocks(blocks, backend)
-    with torch._dynamo.config.patch(automatic_dynamic_shapes=False):  # each size by itself, so that they can be counted
-        made = model.run(ASK).video
+    with torch._dynamo.config.patch(automatic_dynamic_shapes=False):  # one graph per size, so that they can be counted
+        compiled = model.run(ASK).video
     assert backend.graphs == len(kinds) > 1
     assert backend.breaks() == 0
-    torch.testing.assert_close(made, plain, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(compiled, plain, atol=1e-4, rtol=1e-4)
     model.run(ASK.with_(seed=6))
     assert backend.graphs == len(kinds)
 
@@ -59,17 +60,17 @@ def test_a_second_size_is_compiled_once_more_and_a_third_not_at_all(counting):
     assert counts[2] == counts[1]
 
 
-def test_blocks_of_one_class_share_a_graph_where_weights_and_inputs_have_one_shape(counting):
+def test_blocks_of_one_class_with_equal_shapes_share_a_graph(counting):
     backend, _ = counting
     blocks = [Block(4), Block(4), *(Block(4, out) for out in range(5, 17))]
     compile_blocks(blocks, backend)
     for block in blocks:
         torch.testing.assert_close(block(torch.ones(2, 4)), Block.forward(block, torch.ones(2, 4)))
         torch.testing.assert_close(block(torch.ones(2, 4)), block(torch.ones(2, 4), twice=True) / 2)
-    assert backend.graphs == 2 * 13  # more than the eight that PyTorch compiles of one function
+    assert backend.graphs == 2 * 13  # beyond PyTorch's recompilation limit of eight
 
 
-def test_names_weights_and_copies_are_as_they_were(counting):
+def test_names_weights_and_copies_are_unaffected(counting):
     backend, _ = counting
     model = nn.Sequential(Block(4), Block(4))
     names = list(model.state_dict())
@@ -87,23 +88,23 @@ def test_names_weights_and_copies_are_as_they_were(counting):
 
 
 @pytest.mark.parametrize("offload", ["model", "block", "sequential"])
-def test_compiled_blocks_whose_weights_take_turns_are_compiled_once_and_give_the_same(offload, counting, monkeypatch):
+def test_offloaded_blocks_are_compiled_once_and_give_the_same_clip(offload, counting, monkeypatch):
     backend, _ = counting
     ask = ASK.with_(prompt=" ", height=32, width=32, frames=2)
     compiled = compile_blocks
     monkeypatch.setattr("kinema.system.system.compile_blocks", lambda blocks: compiled(blocks, backend))
     monkeypatch.setattr("kinema.system.opening.check_compiler", lambda device: None)
-    stays, turns = (load("svd-pocket", offload=how, compile=True) for how in ("none", offload))
-    plain = frames_hash(stays.run(ask).video)
-    made = backend.graphs
-    assert made > 1
+    resident, offloaded = (load("svd-pocket", offload=how, compile=True) for how in ("none", offload))
+    expected = frames_hash(resident.run(ask).video)
+    graphs = backend.graphs
+    assert graphs > 1
     for _ in range(2):
-        assert frames_hash(turns.run(ask).video) == plain
-        assert backend.graphs <= 2 * made  # of the second model, compiled once
+        assert frames_hash(offloaded.run(ask).video) == expected
+        assert backend.graphs <= 2 * graphs  # the second model's blocks are compiled once
     assert backend.breaks() == 0
 
 
-def test_a_compiled_clip_says_so_and_its_recipe_too(counting, monkeypatch):
+def test_compilation_is_reported_and_recorded_in_the_recipe(counting, monkeypatch):
     backend, _ = counting
     compiled = compile_blocks
     monkeypatch.setattr("kinema.system.system.compile_blocks", lambda blocks: compiled(blocks, backend))
@@ -116,13 +117,13 @@ def test_a_compiled_clip_says_so_and_its_recipe_too(counting, monkeypatch):
     assert "compiled" not in load("zoetrope", preset="tiny").run(ASK).recipe
 
 
-def test_no_compiler_is_one_sentence_before_the_model_is_looked_for(monkeypatch):
+def test_a_missing_compiler_is_reported_before_the_model_is_opened(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(BadRequest, match=r"compile needs a C\+\+ compiler .* no no-such-compiler here"):
+    with pytest.raises(BadRequest, match=r"compile needs a C\+\+ compiler .* no-such-compiler was not found"):
         load("no-such-model", device="cpu", compile=True)
 
 
-def test_a_gpu_needs_triton_and_no_other_compiler(monkeypatch):
+def test_a_gpu_needs_only_triton(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(BadRequest, match="needs Triton on cuda"):

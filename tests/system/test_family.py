@@ -1,4 +1,4 @@
-"""The protocols of a family: few members each, and what a family has is whole."""
+"""The protocols of a family are small, and families implement them completely."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def test_no_protocol_of_a_family_has_more_than_twelve_members(protocol: type) ->
 
 
 @pytest.mark.parametrize("name", registry.FAMILIES)
-def test_what_a_family_says_it_has_is_all_there(name: str) -> None:
+def test_optional_protocols_are_implemented_completely(name: str) -> None:
     family = registry.family(name)
-    offered = {
+    implemented = {
         Slots: family.checkpoints.slots,
         Layouts: family.checkpoints.layouts,
         Tuning: family.training.tuning,
     }
-    lacks = {p.__name__: members(p) - set(dir(told)) for p, told in offered.items() if told is not None}
-    assert not any(lacks.values()), lacks
+    missing = {p.__name__: members(p) - set(dir(part)) for p, part in implemented.items() if part is not None}
+    assert not any(missing.values()), missing

@@ -1,4 +1,4 @@
-"""Legs of a training: which a file needs, and what stands in their options."""
+"""Training runs of shipped weights: which runs a file needs, and how references in options are filled in."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SHIPPED = Shipped(
 )
 
 
-def test_a_file_needs_its_leg_and_all_that_go_into_it_in_order():
+def test_a_file_needs_its_run_and_all_earlier_runs_it_builds_on_in_order():
     assert list(SHIPPED.towards("moves")) == ["base", "motion", "lora"]
     assert list(SHIPPED.towards("whole")) == ["base"]
 
 
-def test_files_of_earlier_legs_stand_in_options_and_the_rest_is_as_told():
+def test_references_become_files_and_other_options_are_unchanged():
     files = {"base": Path("a/{x}.safetensors"), "motion": Path("m.safetensors")}
     assert SHIPPED.legs["lora"].filled(files) == {"model": "family/other", "add": "motion=m.safetensors"}
     assert SHIPPED.legs["motion"].filled(files) == {"model": "a/{x}.safetensors", "steps": 3}

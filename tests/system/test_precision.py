@@ -1,4 +1,4 @@
-"""Which precision a model computes in, by its file and the device, and how its weights get there."""
+"""Choice of precision by weight file and device, and the conversion of weights."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from kinema import processor, registry
 from kinema.api import load
 from kinema.checkpoints import files
 from kinema.cli import replay
+from kinema.events import Note
 from kinema.guide import sample
 from kinema.job import draw_up, drawn_up, rehearsed
 from kinema.memory.plan import Needs, weight_bytes
 from kinema.nn import ldm_unet
 from kinema.provenance import recipe
-from kinema.schema import BadRequest, Note, Request
+from kinema.schema import BadRequest, Request
 from kinema.system import WeightPolicy, chosen, name_of, open_system, policy_for
 
 ASK = Request(prompt="a red ball rolls right", seed=1, steps=1)
@@ -30,7 +31,7 @@ FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
 
 @pytest.fixture
 def cpu(monkeypatch):
-    """The CPU's units, by PyTorch's names."""
+    """Sets the CPU's capabilities, by PyTorch's names."""
 
     def of(**units):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
@@ -40,7 +41,7 @@ def cpu(monkeypatch):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A GPU that is only told of: weights never get there. Generation 8 has native bfloat16, 7 has not."""
+    """Fakes a GPU that never receives weights. Compute capability 8 has native bfloat16, 7 does not."""
 
     def of(generation):
         monkeypatch.setattr(processor, "accelerators", lambda: ["cuda:0"])
@@ -60,12 +61,12 @@ def saved(folder, name, dtype):
 
 
 @pytest.mark.parametrize(
-    ("stored", "generation", "fits", "wanted", "why"),
+    ("stored", "generation", "fits", "expected", "why"),
     [
         (FP16, 8, True, FP16, "weights are stored in float16"),
         (FP16, 7, True, FP16, "weights are stored in float16"),
-        (FP16, 8, False, BF16, "stored in float16, whose range this model leaves"),
-        (FP16, 7, False, FP32, "range this model leaves, and cuda has no native bfloat16"),
+        (FP16, 8, False, BF16, "stored in float16, whose range this model exceeds"),
+        (FP16, 7, False, FP32, "range this model exceeds, and cuda has no native bfloat16"),
         (BF16, 8, True, BF16, "weights are stored in bfloat16"),
         (BF16, 7, True, FP32, "cuda has no native bfloat16"),
         (FP32, 8, True, FP32, "weights are stored in float32"),
@@ -74,24 +75,24 @@ def saved(folder, name, dtype):
         (None, 8, True, FP32, "the model is untrained"),
     ],
 )
-def test_a_gpu_takes_the_precision_of_the_file(stored, generation, fits, wanted, why, gpu):
+def test_a_gpu_uses_the_precision_of_the_file(stored, generation, fits, expected, why, gpu):
     gpu(generation)
     policy = chosen(GPU, stored, fits_float16=fits)
-    assert policy.precision == policy.computed == wanted
-    assert policy.note.startswith(f"computes in {name_of(wanted)}, ")
+    assert policy.precision == policy.computed == expected
+    assert policy.note.startswith(f"computes in {name_of(expected)}, ")
     assert why in policy.note
 
 
 @pytest.mark.parametrize(
-    ("stored", "generation", "wanted"), [(FP16, 8, FP16), (FP32, 8, BF16), (FP32, 7, FP32), (None, 8, BF16)]
+    ("stored", "generation", "expected"), [(FP16, 8, FP16), (FP32, 8, BF16), (FP32, 7, FP32), (None, 8, BF16)]
 )
-def test_auto_takes_bfloat16_on_a_gpu_where_the_file_has_no_half(stored, generation, wanted, gpu):
+def test_auto_uses_bfloat16_on_a_gpu_unless_the_file_is_in_half_precision(stored, generation, expected, gpu):
     gpu(generation)
-    assert chosen(GPU, stored, auto=True).computed == wanted
+    assert chosen(GPU, stored, auto=True).computed == expected
 
 
 @pytest.mark.parametrize(
-    ("units", "auto", "wanted", "note"),
+    ("units", "auto", "expected", "note"),
     [
         ({"avx512_bf16": True}, False, FP32, ""),
         ({"avx512_bf16": True}, True, BF16, "computes in bfloat16, which this CPU has natively"),
@@ -99,28 +100,29 @@ def test_auto_takes_bfloat16_on_a_gpu_where_the_file_has_no_half(stored, generat
         ({}, True, FP32, "computes in float32: this CPU has no native bfloat16"),
     ],
 )
-def test_a_cpu_takes_float32_and_bfloat16_where_auto_finds_it(units, auto, wanted, note, cpu):
+def test_a_cpu_uses_float32_and_with_auto_native_bfloat16(units, auto, expected, note, cpu):
     cpu(**units)
-    assert chosen(CPU, FP16, auto=auto) == WeightPolicy(wanted, wanted, note)
+    assert chosen(CPU, FP16, auto=auto) == WeightPolicy(expected, expected, note)
 
 
-def test_a_file_s_half_is_what_is_planned_for_recorded_and_said(gpu, tmp_path, monkeypatch):
+def test_a_file_s_half_precision_is_planned_for_recorded_and_reported(gpu, tmp_path, monkeypatch):
     gpu(8)
-    monkeypatch.setattr(files, "read_tensors", None)  # headers tell all of it
+    monkeypatch.setattr(files, "read_tensors", None)  # headers suffice
     system = load(saved(tmp_path, "svd", FP16)).system
-    said = []
-    works = draw_up(system, ASK, said.append)
-    count = sum(p.numel() for p in system._hollow().parameters())
+    events = []
+    works = draw_up(system, ASK, events.append)
+    count = sum(p.numel() for p in system._on_meta().parameters())
     needs = Needs(system, works[0].stage.whole, rehearsed(works[0]))
     wide = Needs(replace(system, policy=WeightPolicy()), needs.request, needs.canvas)
     assert needs.weights == weight_bytes(system) == 2 * count
-    assert wide.at_most - needs.at_most == system.weights.path.stat().st_size
+    assert wide.upper_bound - needs.upper_bound == system.weights.path.stat().st_size
     assert recipe(works)["dtype"] == "float16"
     assert replay.as_it_was(recipe(works))["dtype"] == "fp16"
-    assert "computes in float16, as its weights are stored in float16" in [e.message for e in said if type(e) is Note]
+    notes = [e.message for e in events if type(e) is Note]
+    assert "computes in float16, as its weights are stored in float16" in notes
 
 
-def test_most_of_a_file_s_numbers_say_its_precision(tmp_path):
+def test_the_stored_precision_is_that_of_most_floating_point_values(tmp_path):
     mixed = {
         "few": torch.zeros(3, 4),
         "many": torch.zeros(8, 8, dtype=BF16),
@@ -134,23 +136,23 @@ def test_most_of_a_file_s_numbers_say_its_precision(tmp_path):
     assert type(weights)(path).stored == BF16
 
 
-def test_a_model_that_leaves_float16_s_range_does_not_compute_in_it(gpu):
+def test_a_model_that_exceeds_float16_s_range_does_not_compute_in_it(gpu):
     gpu(8)
     assert load("zoetrope").system.policy.computed == BF16  # its file is float16
     gpu(7)
     assert load("zoetrope").system.policy.computed == FP32
-    told = load("zoetrope", dtype=FP16).system.policy
-    assert (told.precision, told.computed) == (FP16, FP32)
-    assert "leaves float16's range" in told.note
+    policy = load("zoetrope", dtype=FP16).system.policy
+    assert (policy.precision, policy.computed) == (FP16, FP32)
+    assert "exceeds float16's range" in policy.note
 
 
-def test_training_and_measuring_stay_in_float32_on_a_gpu(gpu):
+def test_open_system_defaults_to_float32_on_a_gpu(gpu):
     gpu(8)
     assert open_system("svd-pocket").policy == WeightPolicy()
     assert load("svd-pocket").system.dtype == FP16
 
 
-def test_a_recipe_without_a_precision_is_of_float32(gpu):
+def test_a_recipe_without_a_precision_is_replayed_in_float32(gpu):
     gpu(8)
     assert replay.as_it_was({"stages": [{}]})["dtype"] == "fp32"
 
@@ -164,22 +166,22 @@ def test_a_recipe_without_a_precision_is_of_float32(gpu):
         (None, "meta", "this machine has no device 'meta'; expected cpu"),
     ],
 )
-def test_what_is_no_precision_or_no_device_is_refused(asked, device, sentence):
+def test_invalid_precisions_and_devices_are_rejected(asked, device, sentence):
     with pytest.raises(BadRequest, match=sentence):
         load("svd/tiny", dtype=asked, device=device)
 
 
-def test_float64_is_refused_where_there_is_none():
-    with pytest.raises(BadRequest, match="mps has no float64; ask for float32, bfloat16 or float16"):
+def test_float64_is_rejected_on_devices_without_it():
+    with pytest.raises(BadRequest, match="mps does not support float64; use float32, bfloat16 or float16"):
         policy_for(torch.float64, torch.device("mps"))
     assert policy_for(torch.float64, CPU).computed == torch.float64
 
 
-def test_halves_are_computed_in_where_they_are_native(cpu):
+def test_half_precision_is_computed_in_where_it_is_native(cpu):
     cpu(avx512_bf16=False, amx_bf16=False)
     assert policy_for(BF16, CPU).computed == FP32
     assert policy_for(BF16, GPU).computed == BF16
-    assert policy_for(FP16, CPU).computed == FP16  # nothing is told of it: left as asked
+    assert policy_for(FP16, CPU).computed == FP16  # support unknown: used as requested
     cpu(avx512_bf16=True, amx_bf16=False)
     assert policy_for(BF16, CPU).computed == BF16
     cpu()
@@ -191,10 +193,10 @@ def test_halves_are_computed_in_where_they_are_native(cpu):
 
 def test_a_weight_is_rounded_then_merged_then_cast():
     third = torch.tensor([1 / 3])
-    policy, seen = WeightPolicy(BF16, FP32), []
-    made = policy.ready(third, CPU, merge=lambda weight: seen.append(weight) or weight.float() + third)
-    assert seen[0].dtype == BF16
-    assert torch.equal(made, third.to(BF16).float() + third)
+    policy, merged = WeightPolicy(BF16, FP32), []
+    ready = policy.ready(third, CPU, merge=lambda weight: merged.append(weight) or weight.float() + third)
+    assert merged[0].dtype == BF16
+    assert torch.equal(ready, third.to(BF16).float() + third)
     assert policy.ready(third.double(), CPU).dtype == FP32
     assert WeightPolicy(FP16, FP16).ready(third.double(), CPU).dtype == FP16
     assert policy.ready(torch.tensor([3]), CPU).dtype == torch.int64
@@ -204,42 +206,42 @@ def test_a_weight_that_is_ready_already_is_not_copied():
     weight = torch.ones(2, 3)
     assert WeightPolicy().ready(weight, CPU) is weight
     assert WeightPolicy().ready(weight, CPU, like=weight) is weight
-    turned = WeightPolicy().ready(weight, CPU, like=torch.empty(3, 2).t())
-    assert torch.equal(turned, weight)
-    assert turned.stride() == (1, 2)
+    restrided = WeightPolicy().ready(weight, CPU, like=torch.empty(3, 2).t())
+    assert torch.equal(restrided, weight)
+    assert restrided.stride() == (1, 2)
 
 
-def test_weights_are_rounded_and_it_is_said_and_recorded(cpu):
+def test_rounding_of_weights_is_reported_and_recorded(cpu):
     cpu(avx512_bf16=False)
     model, plain = load("zoetrope", dtype=BF16), load("zoetrope")
-    said = []
-    clip = model.run(ASK, on_event=said.append)
-    for ours, exact in zip(model.system.model.parameters(), plain.system.model.parameters(), strict=True):
-        assert ours.dtype == FP32
-        assert torch.equal(ours, exact.to(BF16).float())
+    events = []
+    clip = model.run(ASK, on_event=events.append)
+    for rounded, exact in zip(model.system.model.parameters(), plain.system.model.parameters(), strict=True):
+        assert rounded.dtype == FP32
+        assert torch.equal(rounded, exact.to(BF16).float())
     assert clip.recipe["dtype"] == "bfloat16"
-    assert any("this CPU has no native bfloat16" in event.message for event in said if isinstance(event, Note))
+    assert any("this CPU has no native bfloat16" in event.message for event in events if isinstance(event, Note))
 
 
-def test_weights_that_take_turns_are_rounded_too(cpu):
+def test_offloaded_weights_are_rounded_too(cpu):
     cpu(avx512_bf16=False)
-    whole, turns = load("zoetrope", dtype=BF16), load("zoetrope", dtype=BF16, offload="block")
-    assert torch.equal(whole.run(ASK).video, turns.run(ASK).video)
+    resident, offloaded = load("zoetrope", dtype=BF16), load("zoetrope", dtype=BF16, offload="block")
+    assert torch.equal(resident.run(ASK).video, offloaded.run(ASK).video)
 
 
 # -------------------------------------------------------------------- a device without float64
 
 
 class WithoutFloat64(TorchDispatchMode):
-    """The meta device as Apple's GPUs are: a float64 tensor on it is an error."""
+    """Rejects float64 tensors on the meta device, as Apple GPUs do."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return 1
-        made = func(*args, **(kwargs or {}))
-        if any(isinstance(x, torch.Tensor) and x.is_meta and x.dtype == torch.float64 for x in tree_leaves(made)):
-            raise TypeError(f"{func} makes float64 on the device")
-        return made
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(x, torch.Tensor) and x.is_meta and x.dtype == torch.float64 for x in tree_leaves(result)):
+            raise TypeError(f"{func} creates float64 on the device")
+        return result
 
 
 @pytest.mark.parametrize("name", sorted(registry.FAMILIES))
@@ -251,8 +253,8 @@ def test_no_family_needs_float64_on_the_device(name, monkeypatch):
     on_device = Needs(system, request, canvas).outline
     with WithoutFloat64(), torch.no_grad():
         noise = torch.zeros(on_device.latent_shape(request).bcthw)
-        words = {None: on_device.encode_prompt(request)}
-        z = sample(on_device, request, words, canvas, noise, system.noise(request))
+        text = {None: on_device.encode_prompt(request)}
+        z = sample(on_device, request, text, canvas, noise, system.noise(request))
         on_device.codec.decode(z)
 
 
@@ -263,5 +265,5 @@ def test_the_sums_of_a_norm_over_parts_need_no_float64(monkeypatch):
     monkeypatch.setattr(processor, "NO_FLOAT64", ("cpu", "meta"))
     torch.testing.assert_close(ldm_unet.scale_and_shift(norm, parts), wide)
     with WithoutFloat64():
-        made = ldm_unet.scale_and_shift(norm.to("meta"), [part.to("meta") for part in parts])
-    assert [each.dtype for each in made] == [FP32, FP32]
+        scale_and_shift = ldm_unet.scale_and_shift(norm.to("meta"), [part.to("meta") for part in parts])
+    assert [each.dtype for each in scale_and_shift] == [FP32, FP32]

@@ -1,4 +1,4 @@
-"""One model, any number of threads: each clip is what its request gives alone."""
+"""One model used from many threads: each clip is the same as if its request ran alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_v"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny SVD in a file, and three LoRAs for it."""
+    """A file with a tiny SVD, and three LoRAs for it."""
     folder, family = tmp_path_factory.mktemp("model"), registry.family("svd")
     torch.manual_seed(0)
     model = family.build(SMALL)
@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def asked(folder, count):
+def requests_of(folder, count):
     """Requests with different seeds and LoRAs, some with none."""
     loras = [None, {}, *({str(folder / f"{i}.safetensors"): 0.5 + i} for i in range(3))]
     return [ASK.with_(seed=i % 7, loras=loras[i % len(loras)]) for i in range(count)]
@@ -49,15 +49,15 @@ def asked(folder, count):
 
 @pytest.fixture(scope="module")
 def alone(folder):
-    """Hashes of the clips of ten requests, each from a model of its own."""
-    made = [frames_hash(load(folder / "svd.safetensors").run(request).video) for request in asked(folder, 10)]
-    assert len(set(made)) > 6
-    return made
+    """Hashes of the clips of ten requests, each run on a fresh model."""
+    hashes = [frames_hash(load(folder / "svd.safetensors").run(request).video) for request in requests_of(folder, 10)]
+    assert len(set(hashes)) > 6
+    return hashes
 
 
 @pytest.mark.parametrize("offload", ["none", "block", "sequential"])
-def test_threads_with_different_loras_get_what_each_would_have_got_alone(folder, alone, offload):
-    requests = asked(folder, 10)
+def test_threads_with_different_loras_get_the_same_clips_as_alone(folder, alone, offload):
+    requests = requests_of(folder, 10)
     model = load(folder / "svd.safetensors", offload=offload)
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda request: frames_hash(model.run(request).video), requests))
@@ -65,9 +65,9 @@ def test_threads_with_different_loras_get_what_each_would_have_got_alone(folder,
 
 
 def test_a_hundred_runs_from_eight_threads_end(folder):
-    """Also where some are refused, and where the LoRAs of the model itself change meanwhile."""
+    """Even if some requests are rejected and the model's own LoRAs change meanwhile."""
     model = load(folder / "svd.safetensors", offload="block")
-    requests = [*asked(folder, 90), *(ASK.with_(loras={"nowhere.safetensors": 1.0}) for _ in range(10))]
+    requests = [*requests_of(folder, 90), *(ASK.with_(loras={"nowhere.safetensors": 1.0}) for _ in range(10))]
 
     def run(number_and_request):
         number, request = number_and_request
@@ -84,32 +84,32 @@ def test_a_hundred_runs_from_eight_threads_end(folder):
     assert set(ended) == {None, (1, 3, 3, 32, 32)}
 
 
-def test_a_request_without_loras_has_those_of_the_model_and_one_with_none_has_none(folder):
+def test_a_request_that_sets_no_loras_uses_the_model_s_and_an_empty_mapping_uses_none(folder):
     own = {folder / "0.safetensors": 1.0}
-    plain, with_it = load(folder / "svd.safetensors"), load(folder / "svd.safetensors", loras=own)
-    bare, merged = plain.run(ASK).video, with_it.run(ASK).video
+    plain, adapted = load(folder / "svd.safetensors"), load(folder / "svd.safetensors", loras=own)
+    bare, merged = plain.run(ASK).video, adapted.run(ASK).video
     assert not torch.equal(bare, merged)
-    assert torch.equal(with_it.run(ASK.with_(loras={})).video, bare)
-    assert torch.equal(with_it.run(ASK).video, merged)
+    assert torch.equal(adapted.run(ASK.with_(loras={})).video, bare)
+    assert torch.equal(adapted.run(ASK).video, merged)
     assert torch.equal(plain.run(ASK.with_(loras={str(path): 1.0 for path in own})).video, merged)
     assert torch.equal(plain.run(ASK).video, bare)
 
 
-def test_loras_of_a_request_stand_in_the_recipe_by_name_and_hash(folder):
+def test_the_recipe_records_a_request_s_loras_by_name_and_hash(folder):
     recipe = load(folder / "svd.safetensors").run(ASK.with_(loras={str(folder / "1.safetensors"): 0.5})).recipe
     assert [(each["file"], each["weight"]) for each in recipe["stages"][0]["loras"]] == [("1.safetensors", 0.5)]
     assert "loras" not in recipe["stages"][0]["request"]
     assert str(folder) not in json.dumps(recipe)
 
 
-def test_no_seed_and_no_number_of_threads_leaks_out(folder):
+def test_neither_random_state_nor_thread_count_leaks_out(folder):
     before, state = torch.get_num_threads(), torch.get_rng_state()
     model, seen = load("svd", preset="tiny"), []
 
     def elsewhere():
-        own = torch.get_num_threads()
+        threads = torch.get_num_threads()
         model.run(ASK)
-        seen.append((own, torch.get_num_threads()))
+        seen.append((threads, torch.get_num_threads()))
 
     thread = threading.Thread(target=elsewhere)
     thread.start()
@@ -120,7 +120,7 @@ def test_no_seed_and_no_number_of_threads_leaks_out(folder):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_another_thread_computes_with_the_threads_that_the_model_was_opened_with(folder):
+def test_another_thread_computes_with_the_thread_count_the_model_was_opened_with(folder):
     model, seen = load("svd", preset="tiny"), []
     opened_with = torch.get_num_threads()
 

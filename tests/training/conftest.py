@@ -1,4 +1,4 @@
-"""Training runs small enough for tests, in this process or in one that may be killed."""
+"""Small training runs, in this process or in a child that may be killed."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import sys
 import pytest
 import torch
 
-from kinema.schema import Note, TrainStep
+from kinema.events import Note, TrainStep
 from kinema.training.options import TrainOptions
 from kinema.training.run import train
 
 CHILD = """
 import json, os, signal, sys
 from kinema.checkpoints import files
-from kinema.schema import TrainStep
+from kinema.events import TrainStep
 from kinema.training.options import TrainOptions
 from kinema.training.run import train
 
-told = json.loads(sys.argv[1])
-die_at, die_writing = told.pop("die_at", None), told.pop("die_writing", None)
-losses = open(told.pop("losses"), "a", buffering=1)
+options = json.loads(sys.argv[1])
+die_at, die_writing = options.pop("die_at", None), options.pop("die_writing", None)
+losses = open(options.pop("losses"), "a", buffering=1)
 
 class Deadly(dict):
     reads = 0
     def __getitem__(self, key):
         Deadly.reads += 1
-        if Deadly.reads > 0.5 * len(self):  # by name a tensor is read only to be written
+        if Deadly.reads > 0.5 * len(self):  # tensors are looked up only when written
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(key)
 
@@ -43,7 +43,7 @@ def listen(event):
         if event.index == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-train(TrainOptions(**told), listen)
+train(TrainOptions(**options), listen)
 """
 
 
@@ -56,18 +56,18 @@ def _threads():
 
 @pytest.fixture
 def small(tmp_path):
-    """``small(out, **changes)``: options of a run of a few tiny steps."""
+    """``small(out, **changes)``: options of a run with a few tiny steps."""
 
     def make(out="run", **changes):
-        told = {"model": "zoetrope/tiny", "steps": 6, "batch": 2, "threads": 1, "precision": "fp32"}
-        told |= {"save_every": 2, "sample_every": 0, "validate_every": 3}
-        return {**told, "out": str(tmp_path / out), **changes}
+        options = {"model": "zoetrope/tiny", "steps": 6, "batch": 2, "threads": 1, "precision": "fp32"}
+        options |= {"save_every": 2, "sample_every": 0, "validate_every": 3}
+        return {**options, "out": str(tmp_path / out), **changes}
 
     return make
 
 
 class Heard(list):
-    """Listens to events; ``losses`` are {step: (loss, gradient norm, validation)}."""
+    """An event listener; ``losses`` are {step: (loss, gradient norm, validation)}."""
 
     def __call__(self, event):
         self.append(event)
@@ -86,15 +86,15 @@ def heard():
     return Heard()
 
 
-def run(told, heard=None):
-    """(result, what was heard) of a run in this process."""
+def run(options, heard=None):
+    """Train in this process; returns (result, events)."""
     heard = Heard() if heard is None else heard
-    return train(TrainOptions(**told), heard), heard
+    return train(TrainOptions(**options), heard), heard
 
 
-def run_elsewhere(told, losses, **deaths):
-    """Run in a process of its own; its exit code, and losses by step in the file ``losses``."""
-    argument = json.dumps({**told, **deaths, "losses": str(losses)})
+def run_elsewhere(options, losses, **deaths):
+    """Train in a child process; returns its exit code and the losses by step from the file ``losses``."""
+    argument = json.dumps({**options, **deaths, "losses": str(losses)})
     done = subprocess.run([sys.executable, "-c", CHILD, argument], capture_output=True, text=True, timeout=200)
     rows = [json.loads(line) for line in losses.read_text().splitlines()]
     return done.returncode, {index: tuple(rest) for index, *rest in rows}
@@ -102,5 +102,5 @@ def run_elsewhere(told, losses, **deaths):
 
 @pytest.fixture
 def runs():
-    """The two ways to run."""
+    """(run in this process, run in a child process)."""
     return run, run_elsewhere

@@ -1,4 +1,4 @@
-"""The average of the weights against its closed form."""
+"""The moving average of the weights, compared with its closed form."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Weights(nn.Module):
         self.register_buffer("count", torch.tensor(0))
 
 
-def test_average_of_constant_weights_is_the_closed_form():
+def test_average_of_constant_weights_matches_the_closed_form():
     """From 0 towards 1: after n updates 1 - Π d_k, d_k = min(decay, (1 + k) / (10 + k))."""
     model = Weights(0)
     ema = EMA(model, 0.9)
@@ -30,7 +30,7 @@ def test_average_of_constant_weights_is_the_closed_form():
     assert ema.updates == 120
 
 
-def test_average_of_changing_weights_is_the_recursion():
+def test_average_of_changing_weights_matches_the_recursion():
     model, generator = Weights(0), torch.Generator().manual_seed(0)
     ema, expected = EMA(model, 0.5), torch.zeros(3, dtype=torch.float64)
     for k in range(30):
@@ -50,19 +50,19 @@ def test_counters_are_copied_not_averaged():
     assert int(ema.shadow["count"]) == 7
 
 
-def test_applied_gives_the_average_for_a_while_and_the_weights_back_to_the_bit():
+def test_applied_uses_the_average_and_restores_the_weights_bit_exactly():
     model = Weights(0)
     ema = EMA(model, 0.5)
     nn.init.constant_(model.w, 0.1)
 
-    def look_and_fail():
+    def check_and_fail():
         with ema.applied(model):
             assert not model.training
             assert torch.equal(model.w.detach(), torch.zeros(3))
             raise RuntimeError("inside")
 
     with pytest.raises(RuntimeError, match="inside"):
-        look_and_fail()
+        check_and_fail()
     assert model.training
     assert torch.equal(model.w.detach(), torch.full((3,), 0.1))
     assert torch.equal(ema.shadow["w"], torch.zeros(3))

@@ -1,4 +1,4 @@
-"""Clips encoded beforehand: made once, gone on with, refused where they do not belong, and worth their pixels."""
+"""Precomputed latents: encoding, resuming, compatibility checks, and equality to encoding on the fly."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from kinema.training.latents import LatentsOptions
 from kinema.training.stream import Stream
 
 FRAMES = 20
-"""Two windows of eight frames, and four frames left."""
+"""Two windows of eight frames, and four unused frames."""
 
 
 def film(path, seed, frames=FRAMES, caption=None):
-    made = playroom.sample(seed, frames=frames, height=24, width=16, fps=7.0)
-    save_clip(Clip(torch.from_numpy(made.video_CTHW)[None], 7.0), path, generated=False)
-    path.with_suffix(".txt").write_text(caption or made.caption)
+    clip = playroom.sample(seed, frames=frames, height=24, width=16, fps=7.0)
+    save_clip(Clip(torch.from_numpy(clip.video_CTHW)[None], 7.0), path, generated=False)
+    path.with_suffix(".txt").write_text(caption or clip.caption)
 
 
 @pytest.fixture
@@ -39,21 +39,21 @@ def clips(tmp_path):
     folder.mkdir()
     for i in range(4):
         film(folder / f"{i}.mp4", i)
-    told = {f"{i}.mp4": {"bytes": (folder / f"{i}.mp4").stat().st_size, "fps": 7, "motion": 0.1 * i} for i in range(4)}
-    (folder / "motion.json").write_text(json.dumps({"clips": told}))
+    rows = {f"{i}.mp4": {"bytes": (folder / f"{i}.mp4").stat().st_size, "fps": 7, "motion": 0.1 * i} for i in range(4)}
+    (folder / "motion.json").write_text(json.dumps({"clips": rows}))
     return folder
 
 
 @pytest.fixture
 def options(clips, tmp_path):
-    def make(**told):
+    def make(**changes):
         base = {"clips": str(clips), "model": "svd/tiny", "out": str(tmp_path / "latents"), "threads": 1, "shard": 4}
-        return LatentsOptions(**{**base, **told})
+        return LatentsOptions(**{**base, **changes})
 
     return make
 
 
-def test_every_window_of_every_clip_is_there_with_what_training_is_told_of_it(options, clips, tmp_path):
+def test_every_window_of_every_clip_is_stored_with_its_conditioning(options, clips, tmp_path):
     done = latents.encode(options())
     assert (done.windows, done.clips, done.added) == (8, 4, 8)
     opened = Latents.open(tmp_path / "latents")
@@ -68,7 +68,7 @@ def test_every_window_of_every_clip_is_there_with_what_training_is_told_of_it(op
     assert len({tuple(c.tolist()) for c in order}) == 8
 
 
-def test_the_loss_is_that_of_encoding_on_the_fly(options, clips, tmp_path):
+def test_the_loss_equals_that_of_encoding_on_the_fly(options, clips, tmp_path):
     """Tolerance 2e-3 of the loss for fp16, 1e-5 for fp32."""
     system = open_system("svd/tiny")
     folder = Folder.scan(clips, frames=8, height=16, width=16, fps=7.0)
@@ -76,10 +76,10 @@ def test_the_loss_is_that_of_encoding_on_the_fly(options, clips, tmp_path):
     for dtype, tolerance in (("fp16", 2e-3), ("fp32", 1e-5)):
         out = tmp_path / dtype
         latents.encode(options(out=str(out), dtype=dtype))
-        made = Latents.open(out)
-        recipe = system.family.training.recipe(system.config)
-        beforehand = Stream(made, recipe, 4).at(1)
-        rows = [made.windows[shards.shuffled(8, 0, 0)[i]][2] for i in range(4, 8)]
+        stored = Latents.open(out)
+        settings = system.family.training.recipe(system.config)
+        precomputed = Stream(stored, settings, 4).at(1)
+        rows = [stored.windows[shards.shuffled(8, 0, 0)[i]][2] for i in range(4, 8)]
 
         class Same:
             skipped = ()
@@ -87,11 +87,12 @@ def test_the_loss_is_that_of_encoding_on_the_fly(options, clips, tmp_path):
             def clip(self, index, rows=rows):
                 return plain[rows[index - 4].clip, rows[index - 4].start]
 
-        whole = Stream(Same(), recipe, 4).at(1)
-        assert torch.equal(whole.video[:, :, :1], beforehand.video)
-        assert torch.equal(whole.motion, beforehand.motion)
+        whole = Stream(Same(), settings, 4).at(1)
+        assert torch.equal(whole.video[:, :, :1], precomputed.video)
+        assert torch.equal(whole.motion, precomputed.motion)
         losses = [
-            loop.losses(system.model, system, batch, seed=3, precision="fp32").detach() for batch in (whole, beforehand)
+            loop.losses(system.model, system, batch, seed=3, precision="fp32").detach()
+            for batch in (whole, precomputed)
         ]
         torch.testing.assert_close(*losses, rtol=tolerance, atol=tolerance)
 
@@ -110,10 +111,10 @@ latents.encode(latents.LatentsOptions(**json.loads(sys.argv[1])))
 """
 
 
-def test_work_that_was_killed_goes_on_after_the_last_whole_shard(options, tmp_path):
+def test_killed_work_resumes_after_the_last_complete_shard(options, tmp_path):
     latents.encode(options(out=str(tmp_path / "whole")))
-    told = vars(options())
-    done = subprocess.run([sys.executable, "-c", KILL, json.dumps(told)], timeout=200, check=False, env=os.environ)
+    given = vars(options())
+    done = subprocess.run([sys.executable, "-c", KILL, json.dumps(given)], timeout=200, check=False, env=os.environ)
     assert done.returncode == -signal.SIGKILL
     assert not shards.is_latents(tmp_path / "latents")
     assert len(list((tmp_path / "latents").glob("shard-*"))) == 1
@@ -125,7 +126,7 @@ def test_work_that_was_killed_goes_on_after_the_last_whole_shard(options, tmp_pa
     assert latents.encode(options()).added == 0
 
 
-def test_clips_that_are_added_later_join_and_those_that_changed_are_refused(options, clips):
+def test_added_clips_are_encoded_and_changed_ones_refused(options, clips):
     latents.encode(options())
     film(clips / "new.mp4", 9)
     assert latents.encode(options()).added == 2
@@ -134,7 +135,7 @@ def test_clips_that_are_added_later_join_and_those_that_changed_are_refused(opti
         latents.encode(options())
 
 
-def test_clips_of_another_model_size_or_precision_do_not_mix(options, small, runs, clips, tmp_path):
+def test_latents_of_another_model_size_or_precision_are_refused(options, small, runs, clips, tmp_path):
     latents.encode(options())
     with pytest.raises(BadRequest, match="were encoded with dtype fp16, not fp32"):
         latents.encode(options(dtype="fp32"))
@@ -143,16 +144,16 @@ def test_clips_of_another_model_size_or_precision_do_not_mix(options, small, run
     run = small(model="svd/tiny", data=str(tmp_path / "latents"), steps=1, validate_every=0)
     with pytest.raises(BadRequest, match="were encoded with frames 8, not 4"):
         runs[0]({**run, "frames": 4})
-    with pytest.raises(BadRequest, match="by the networks of another model"):
-        runs[0]({**run, "seed": 1})  # untrained, another seed is another codec
+    with pytest.raises(BadRequest, match="were encoded by another model"):
+        runs[0]({**run, "seed": 1})  # with another seed an untrained codec differs
     with pytest.raises(BadRequest, match="encoded for svd, not for zoetrope"):
         runs[0]({**run, "model": "zoetrope/tiny"})
-    for told in ({"crop": "random"}, {"flip": True}, {"frameskip": 2}):
-        with pytest.raises(BadRequest, match=f"{next(iter(told))} is decided when clips are encoded"):
-            runs[0]({**run, **told})
+    for option in ({"crop": "random"}, {"flip": True}, {"frameskip": 2}):
+        with pytest.raises(BadRequest, match=f"{next(iter(option))} does not apply to precomputed latents"):
+            runs[0]({**run, **option})
 
 
-def test_what_has_nothing_to_encode_or_misses_a_word_is_refused(options, tmp_path):
+def test_models_without_latents_and_missing_options_are_refused(options, tmp_path):
     with pytest.raises(BadRequest, match="zoetrope works on pixels"):
         latents.encode(options(model="zoetrope/tiny"))
     with pytest.raises(BadRequest, match="image encoder is trained with the U-Net"):
@@ -163,42 +164,42 @@ def test_what_has_nothing_to_encode_or_misses_a_word_is_refused(options, tmp_pat
         latents.encode(options(clips=str(tmp_path / "none")))
 
 
-def test_an_index_and_shards_that_disagree_are_refused(options, tmp_path):
+def test_shards_that_do_not_match_the_index_are_refused(options, tmp_path):
     latents.encode(options())
     folder = tmp_path / "latents"
     (folder / "shard-00001.safetensors").unlink()
-    with pytest.raises(BadRequest, match="are not those of its index"):
+    with pytest.raises(BadRequest, match="do not match its index"):
         Latents.open(folder)
     files.write_tensors(folder / "shard-00001.safetensors", {"x": torch.zeros(1)})
-    with pytest.raises(BadRequest, match="is no shard of encoded clips"):
+    with pytest.raises(BadRequest, match="is not a shard of encoded clips"):
         Latents.open(folder)
 
 
-def test_training_on_latents_resumes_after_kill_9_bit_for_bit(options, small, runs, tmp_path):
+def test_training_on_latents_resumes_bit_exactly_after_kill_9(options, small, runs, tmp_path):
     latents.encode(options())
-    told = {"model": "svd/tiny", "data": str(tmp_path / "latents"), "steps": 4, "validate_every": 2}
-    _, heard = runs[0](small("whole", **told))
-    code, before = runs[1](small("cut", **told), tmp_path / "losses", die_at=3)
+    options = {"model": "svd/tiny", "data": str(tmp_path / "latents"), "steps": 4, "validate_every": 2}
+    _, heard = runs[0](small("whole", **options))
+    code, before = runs[1](small("cut", **options), tmp_path / "losses", die_at=3)
     assert code == -9
-    _, after = runs[0](small("cut", **told))
+    _, after = runs[0](small("cut", **options))
     assert {**before, **after.losses} == heard.losses
 
 
-def test_held_out_windows_are_of_other_clips(options, small, tmp_path):
+def test_held_out_windows_belong_to_other_clips(options, small, tmp_path):
     from kinema.training.options import TrainOptions
     from kinema.training.setup import prepare
     from kinema.training.sources import open_source
 
     latents.encode(options())
-    told = TrainOptions(model="svd/tiny", data=str(tmp_path / "latents"))
-    source = open_source(told, *prepare(told))
+    train = TrainOptions(model="svd/tiny", data=str(tmp_path / "latents"))
+    source = open_source(train, *prepare(train))
     parts = [{w.clip for _, _, w in part.windows} for part in (source.train, source.held_out)]
     assert [len(p) for p in parts] == [3, 1]
     assert not parts[0] & parts[1]
 
 
 @pytest.mark.parametrize("name", ["index.json", "holiday.mp4"])
-def test_a_folder_of_somebody_elses_files_is_refused_and_stays_as_it_is(options, tmp_path, name):
+def test_a_folder_with_other_files_is_refused_and_kept(options, tmp_path, name):
     out = tmp_path / "latents"
     out.mkdir()
     (out / name).write_text('{"kind": "mine"}')
@@ -207,7 +208,7 @@ def test_a_folder_of_somebody_elses_files_is_refused_and_stays_as_it_is(options,
     assert {p.name: p.read_text() for p in out.iterdir()} == {name: '{"kind": "mine"}'}
 
 
-def test_a_new_shard_takes_no_name_of_one_that_is_there(options, clips, tmp_path):
+def test_a_new_shard_gets_an_unused_name(options, clips, tmp_path):
     latents.encode(options())
     last = tmp_path / "latents" / "shard-00001.safetensors"
     (tmp_path / "latents" / "shard-00000.safetensors").unlink()
@@ -217,13 +218,16 @@ def test_a_new_shard_takes_no_name_of_one_that_is_there(options, clips, tmp_path
     assert Latents.open(tmp_path / "latents").fingerprint
 
 
-def test_shards_and_index_that_are_links_out_of_the_folder_are_read_only_where_asked(options, tmp_path):
+def test_links_out_of_the_folder_are_read_only_with_follow_links(options, tmp_path):
     latents.encode(options())
     folder = tmp_path / "latents"
-    for name, said in (("shard-00001.safetensors", "is outside the folder"), ("index.json", "holds no encoded clips")):
+    for name, message in (
+        ("shard-00001.safetensors", "is outside the folder"),
+        ("index.json", "holds no encoded clips"),
+    ):
         (folder / name).rename(tmp_path / name)
         (folder / name).symlink_to(tmp_path / name)
-        with pytest.raises(BadRequest, match=said):
+        with pytest.raises(BadRequest, match=message):
             Latents.open(folder)
     assert len(Latents.open(folder, follow_links=True)) == 8
 
@@ -231,25 +235,25 @@ def test_shards_and_index_that_are_links_out_of_the_folder_are_read_only_where_a
 @pytest.mark.parametrize(
     "change",
     [
-        lambda told: told["made"].pop("fps"),
-        lambda told: told["made"].update(frames="8"),
-        lambda told: told["windows"][0].update(captions=[3]),
-        lambda told: told["windows"][0].update(start=True),
-        lambda told: told["windows"].append(told["windows"][0]),
-        lambda told: told.update(windows=3),
+        lambda data: data["made"].pop("fps"),
+        lambda data: data["made"].update(frames="8"),
+        lambda data: data["windows"][0].update(captions=[3]),
+        lambda data: data["windows"][0].update(start=True),
+        lambda data: data["windows"].append(data["windows"][0]),
+        lambda data: data.update(windows=3),
     ],
 )
-def test_a_shard_whose_note_is_damaged_is_one_sentence(options, tmp_path, change):
+def test_a_shard_with_damaged_metadata_is_refused(options, tmp_path, change):
     latents.encode(options())
     path = tmp_path / "latents" / "shard-00001.safetensors"
-    told = json.loads(files.metadata(path)["kinema-windows"])
-    change(told)
-    files.write_tensors(path, dict(files.read_tensors(path)), {"kinema-windows": json.dumps(told)})
+    data = json.loads(files.metadata(path)["kinema-windows"])
+    change(data)
+    files.write_tensors(path, dict(files.read_tensors(path)), {"kinema-windows": json.dumps(data)})
     with pytest.raises(BadRequest, match="is damaged"):
         Latents.open(tmp_path / "latents")
 
 
-def test_a_clip_that_is_listed_twice_is_encoded_once(options, clips, tmp_path):
+def test_a_clip_listed_twice_is_encoded_once(options, clips, tmp_path):
     rows = [{"file_name": f"{i}.mp4", "text": word} for i in range(4) for word in ("one", "two")]
     (clips / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = latents.encode(options())

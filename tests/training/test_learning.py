@@ -1,4 +1,4 @@
-"""Training a part of a network, or a LoRA: what moves, what is kept, and what the files are good for elsewhere."""
+"""Training a part of a network or a LoRA: trained tensors, checkpoints, and exported layouts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kinema.training.options import TrainOptions
 @pytest.fixture
 def svd(small):
     """Options of a run of SVD's tiny preset."""
-    return lambda out="run", **told: small(out, **{"model": "svd/tiny", "steps": 4, "validate_every": 0, **told})
+    return lambda out="run", **more: small(out, **{"model": "svd/tiny", "steps": 4, "validate_every": 0, **more})
 
 
 def last(folder):
@@ -36,7 +36,7 @@ def lora_run(runs, svd):
 # ------------------------------------------------------------------------------------------ parts
 
 
-def test_only_the_layers_over_time_move_and_only_they_are_kept(runs, svd):
+def test_only_temporal_layers_are_trained_and_stored(runs, svd):
     result, _ = runs[0](svd(only="temporal", steps=2))
     held = files.header(last(result.folder))
     trained = {k.removeprefix("raw.") for k in held if k.startswith("raw.")}
@@ -45,42 +45,42 @@ def test_only_the_layers_over_time_move_and_only_they_are_kept(runs, svd):
     assert trained == {k.removeprefix("ema.") for k in held if k.startswith("ema.")}
     momenta = {k.split(".")[2] for k in held if k.startswith("optim.")}
     assert len(momenta) == len(trained)
-    # The exported file is whole, and differs from where it began in the trained tensors alone.
+    # The exported file is complete and differs from the initial weights only in the trained tensors.
     torch.manual_seed(0)
-    began = open_system("svd/tiny").family.build(open_system("svd/tiny").config).state_dict()
-    made = files.read_tensors(result.weights)
-    assert made.keys() == began.keys()
-    moved = {k for k, v in made.items() if not torch.equal(v, began[k].half())}
+    initial = open_system("svd/tiny").family.build(open_system("svd/tiny").config).state_dict()
+    exported = files.read_tensors(result.weights)
+    assert exported.keys() == initial.keys()
+    moved = {k for k, v in exported.items() if not torch.equal(v, initial[k].half())}
     assert moved
     assert moved <= trained
 
 
-def test_a_frozen_codec_is_in_no_checkpoint_of_a_whole_run(runs, svd):
+def test_checkpoints_exclude_the_frozen_codec(runs, svd):
     result, _ = runs[0](svd(steps=1))
     names = {k for k in files.header(last(result.folder)) if not k.startswith("optim.")}
     assert all(k == "rng" or ".unet." in k for k in names)
 
 
 @pytest.mark.parametrize(
-    ("told", "said"),
+    ("options", "message"),
     [
-        ({"only": "spatial"}, "svd has no part 'spatial' to train alone; expected temporal"),
-        ({"only": "temporal", "model": "zoetrope/tiny"}, "it is trained whole"),
-        ({"lora": "4", "model": "zoetrope/tiny"}, "zoetrope is trained whole; leave out lora"),
+        ({"only": "spatial"}, "svd cannot train only 'spatial'; expected temporal"),
+        ({"only": "temporal", "model": "zoetrope/tiny"}, "zoetrope cannot train only 'temporal'; leave out only"),
+        ({"lora": "4", "model": "zoetrope/tiny"}, "zoetrope does not support LoRA training; leave out lora"),
         ({"lora": "0"}, "lora is '0'; expected a rank"),
         ({"lora": "4:0"}, "expected a rank from 1 to 1024, or rank:alpha"),
         ({"stage": "base", "model": "vdm/tiny"}, "vdm has no training stages"),
         ({"stage": "codec"}, "there is no training stage 'codec'"),
         ({"height": 18}, "height is 18; expected a multiple of 4"),
-        ({"height": 32, "model": "zoetrope/tiny"}, "zoetrope has sizes of its own; leave out height"),
+        ({"height": 32, "model": "zoetrope/tiny"}, "zoetrope has a fixed size; leave out height"),
     ],
 )
-def test_what_cannot_be_trained_so_is_refused_in_a_sentence(runs, svd, told, said):
-    with pytest.raises(BadRequest, match=said):
-        runs[0]({**svd(), **told})
+def test_unsupported_training_options_are_refused(runs, svd, options, message):
+    with pytest.raises(BadRequest, match=message):
+        runs[0]({**svd(), **options})
 
 
-def test_a_stage_and_a_size_reach_the_model_that_is_written(runs, svd):
+def test_the_exported_model_has_the_training_stage_and_size(runs, svd):
     result, _ = runs[0](svd(stage="base", frames=3, height=32, width=24, steps=1))
     opened = open_system(result.weights)
     assert (opened.config.stage, opened.config.frames, opened.config.height, opened.config.width) == ("base", 3, 32, 24)
@@ -89,7 +89,7 @@ def test_a_stage_and_a_size_reach_the_model_that_is_written(runs, svd):
 # ------------------------------------------------------------------------------------------- LoRA
 
 
-def test_a_lora_run_trains_and_keeps_the_additions_alone(lora_run):
+def test_a_lora_run_trains_and_stores_only_the_lora(lora_run):
     result, _ = lora_run
     held = files.header(last(result.folder))
     names = {k.split(".", 1)[1] for k in held if k.startswith(("raw.", "ema."))}
@@ -102,7 +102,7 @@ def test_a_lora_run_trains_and_keeps_the_additions_alone(lora_run):
     )
 
 
-def test_both_layouts_hold_the_averaged_lora_and_load_as_one(lora_run):
+def test_both_layouts_hold_the_averaged_lora(lora_run):
     result, _ = lora_run
     modules = svd_lora.modules(svd_lora.SVD).values()
     diffusers = learning.lora_formats.read_lora(result.folder / "lora.safetensors", modules)
@@ -116,32 +116,32 @@ def test_both_layouts_hold_the_averaged_lora_and_load_as_one(lora_run):
         assert torch.equal(kohya[name].up, adapter.up)
 
 
-def test_both_files_are_loras_in_use_of_an_opened_model(lora_run):
+def test_both_files_load_as_loras(lora_run):
     result, _ = lora_run
     models = [
         open_system("svd/tiny", loras={result.folder / f: 1.0}).model for f in ("lora.safetensors", learning.KOHYA)
     ]
-    plain, (ours, kohya) = open_system("svd/tiny").model.state_dict(), (m.state_dict() for m in models)
-    changed = {k for k, v in ours.items() if not torch.equal(v, plain[k])}
+    plain, (diffusers, kohya) = open_system("svd/tiny").model.state_dict(), (m.state_dict() for m in models)
+    changed = {k for k, v in diffusers.items() if not torch.equal(v, plain[k])}
     assert len(changed) == len([k for k in files.header(result.weights) if k.endswith("lora_A.weight")])
-    assert all(torch.equal(ours[k], kohya[k]) for k in changed)
+    assert all(torch.equal(diffusers[k], kohya[k]) for k in changed)
 
 
 def test_a_lora_converts_to_the_other_layout_and_back(lora_run, tmp_path):
     result, _ = lora_run
     convert(result.folder / "lora.safetensors", tmp_path / "k.safetensors", "kohya")
-    ours = files.read_tensors(result.folder / "lora-kohya.safetensors")
-    theirs = files.read_tensors(tmp_path / "k.safetensors")
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[k].float(), theirs[k].float()) for k in ours)
+    trained = files.read_tensors(result.folder / "lora-kohya.safetensors")
+    converted = files.read_tensors(tmp_path / "k.safetensors")
+    assert trained.keys() == converted.keys()
+    assert all(torch.equal(trained[k].float(), converted[k].float()) for k in trained)
     convert(tmp_path / "k.safetensors", tmp_path / "d.safetensors", "diffusers")
     back, first = files.read_tensors(tmp_path / "d.safetensors"), files.read_tensors(result.folder / "lora.safetensors")
     assert back.keys() == first.keys()
     assert all(torch.equal(first[k], back[k]) for k in first)
 
 
-def test_the_network_in_training_is_the_base_with_the_lora_merged(svd, tmp_path, heard, lora_run):
-    """Also what tells when a faster path of the network passes a layer by."""
+def test_the_network_in_training_equals_the_base_with_the_lora_merged(svd, tmp_path, heard, lora_run):
+    """Fails if an optimised path of the network bypasses an adapted layer."""
     run = setup.begin(TrainOptions(**svd("lora", lora="4:2", learning_rate=1e-2)), tmp_path / "lora", heard)
     run.log.close()
     lora = learning.adapters(dict(run.model.named_parameters()), learning.LoraSize(4, 2.0))
@@ -162,55 +162,55 @@ def test_the_network_in_training_is_the_base_with_the_lora_merged(svd, tmp_path,
     assert float((plain - losses[0]).abs().max()) > 1e-4
 
 
-@pytest.mark.parametrize("told", [{"lora": "4"}, {"only": "temporal"}])
-def test_kill_9_then_resume_gives_the_losses_and_the_file_of_the_uninterrupted_run(runs, svd, tmp_path, told):
-    whole, heard = runs[0](svd("whole", **told))
+@pytest.mark.parametrize("options", [{"lora": "4"}, {"only": "temporal"}])
+def test_resuming_after_kill_9_gives_the_losses_and_file_of_the_uninterrupted_run(runs, svd, tmp_path, options):
+    whole, heard = runs[0](svd("whole", **options))
     expected = heard.losses
-    code, before = runs[1](svd("cut", **told), tmp_path / "losses", die_at=3)
+    code, before = runs[1](svd("cut", **options), tmp_path / "losses", die_at=3)
     assert code == -9
     assert sorted(before) == [1, 2, 3]
-    result, heard = runs[0](svd("cut", **told))
+    result, heard = runs[0](svd("cut", **options))
     assert {**before, **heard.losses} == expected
     assert result.weights.read_bytes() == whole.weights.read_bytes()
 
 
-def test_a_lora_run_is_not_taken_up_as_another_or_over_other_weights(runs, svd, lora_run, tmp_path):
-    for told in ({}, {"lora": "8:2"}, {"lora": "4:2", "only": "temporal"}):
+def test_a_lora_run_is_not_resumed_with_another_lora_or_base(runs, svd, lora_run, tmp_path):
+    for options in ({}, {"lora": "8:2"}, {"lora": "4:2", "only": "temporal"}):
         with pytest.raises(BadRequest, match="has trains lora 4:2"):
-            runs[0](svd("lora", **told))
+            runs[0](svd("lora", **options))
     base, _ = runs[0](svd("base", steps=1))
     first = svd("on-base", model=str(base.weights), lora="4")
     runs[0](first)
     other, _ = runs[0](svd("other", steps=2))
     (tmp_path / "base" / "model.safetensors").write_bytes(other.weights.read_bytes())
-    with pytest.raises(BadRequest, match="stands on other frozen weights"):
+    with pytest.raises(BadRequest, match="has other frozen weights"):
         runs[0](first)
 
 
-def test_training_state_says_what_is_trained(lora_run):
-    state, note = checkpoint.peek(last(lora_run[0].folder))
+def test_the_run_state_names_the_trained_part(lora_run):
+    state, description = checkpoint.peek(last(lora_run[0].folder))
     assert state.trains == "lora 4:2"
     assert state.base == "seed:0"
-    assert json.dumps(note)
+    assert json.dumps(description)
 
 
-# ----------------------------------------------------------------------------- the other layouts
+# --------------------------------------------------------------------------------- other layouts
 
 
-def test_a_trained_model_is_written_as_sgm_and_as_a_folder_that_diffusers_loads(runs, svd, tmp_path):
+def test_a_trained_model_converts_to_sgm_and_to_a_diffusers_folder(runs, svd, tmp_path):
     pytest.importorskip("diffusers")
     from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 
     result, _ = runs[0](svd(steps=1))
-    ours = files.read_tensors(result.weights)
+    exported = files.read_tensors(result.weights)
     convert(result.weights, tmp_path / "sgm.safetensors", "sgm")
     opened = open_system(tmp_path / "sgm.safetensors")
-    assert all(torch.equal(v, ours[k].float()) for k, v in opened.model.state_dict().items())
+    assert all(torch.equal(v, exported[k].float()) for k, v in opened.model.state_dict().items())
     convert(result.weights, tmp_path / "folder", "diffusers")
     for part, kind in (("unet", UNetSpatioTemporalConditionModel), ("vae", AutoencoderKLTemporalDecoder)):
-        theirs = kind.from_pretrained(tmp_path / "folder", subfolder=part).state_dict()
-        assert {f"{part}.{k}" for k in theirs} == {k for k in ours if k.startswith(f"{part}.")}
-        assert all(torch.equal(v, ours[f"{part}.{k}"].float()) for k, v in theirs.items())
+        loaded = kind.from_pretrained(tmp_path / "folder", subfolder=part).state_dict()
+        assert {f"{part}.{k}" for k in loaded} == {k for k in exported if k.startswith(f"{part}.")}
+        assert all(torch.equal(v, exported[f"{part}.{k}"].float()) for k, v in loaded.items())
 
 
 def test_a_pocket_model_has_no_other_layout(tmp_path):
@@ -221,13 +221,13 @@ def test_a_pocket_model_has_no_other_layout(tmp_path):
         convert(tmp_path / "pocket.safetensors", tmp_path / "sgm.safetensors", "sgm")
 
 
-def test_a_lora_has_figures_of_its_own_under_those_that_are_told():
-    def figures(model, **told):
-        _, recipe = setup.prepare(TrainOptions(model=model, lora="4", **told))
-        return recipe.steps, recipe.batch, recipe.learning_rate, recipe.optimiser
+def test_lora_training_settings_apply_below_given_options():
+    def values(model, **options):
+        _, settings = setup.prepare(TrainOptions(model=model, lora="4", **options))
+        return settings.steps, settings.batch, settings.learning_rate, settings.optimiser
 
-    assert figures("animatediff/v3") == (5000, 4, 1e-4, "adamw")
-    assert figures("animatediff/tiny") == (200, 4, 1e-4, "adamw")
-    assert figures("animatediff/pocket") == (300, 8, 2e-3, "adamw")
-    assert figures("svd/svd", stage="base") == (5000, 8, 1e-4, "adamw")
-    assert figures("svd/tiny", steps=7, learning_rate=0.5) == (7, 4, 0.5, "adamw")
+    assert values("animatediff/v3") == (5000, 4, 1e-4, "adamw")
+    assert values("animatediff/tiny") == (200, 4, 1e-4, "adamw")
+    assert values("animatediff/pocket") == (300, 8, 2e-3, "adamw")
+    assert values("svd/svd", stage="base") == (5000, 8, 1e-4, "adamw")
+    assert values("svd/tiny", steps=7, learning_rate=0.5) == (7, 4, 0.5, "adamw")

@@ -1,4 +1,4 @@
-"""Layers with a low-rank addition."""
+"""Linear layers with a low-rank update."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def adapted(wanted=r"more\.0|one", rank=2, alpha=1.0):
     return model, adapt(model, wanted, rank, alpha, torch.Generator().manual_seed(1))
 
 
-def test_a_network_that_was_just_adapted_is_the_network_it_was():
+def test_a_freshly_adapted_network_computes_the_same_function():
     x = torch.randn(3, 6)
     model, names = adapted()
     assert sorted(names) == ["more.0", "one"]
     assert torch.equal(run(model, x), run(network(), x))
 
 
-def test_only_the_additions_are_trained_and_the_layers_keep_their_names():
+def test_only_the_updates_are_trained_and_layers_keep_their_names():
     model, _ = adapted("one")
     assert {n for n, p in model.named_parameters() if p.requires_grad} == {"one.lora_down", "one.lora_up"}
     assert set(network().state_dict()) < set(model.state_dict())
 
 
-def test_the_addition_equals_the_merged_weight():
+def test_the_update_equals_the_merged_weight():
     x = torch.randn(3, 6)
     model, names = adapted()
     for name in names:
@@ -49,7 +49,7 @@ def test_the_addition_equals_the_merged_weight():
     torch.testing.assert_close(run(model, x), run(merged, x), atol=1e-6, rtol=1e-6)
 
 
-def test_the_same_seed_gives_the_same_start_and_the_weight_is_shared_not_copied():
+def test_initialisation_depends_on_the_seed_and_the_weight_is_shared():
     (first, _), (second, _) = adapted(), adapted()
     assert torch.equal(first["one"].lora_down, second["one"].lora_down)
     base = network()
@@ -59,6 +59,6 @@ def test_the_same_seed_gives_the_same_start_and_the_weight_is_shared_not_copied(
     assert base["one"].weight is weight
 
 
-def test_no_layer_at_all_is_an_error():
+def test_selecting_no_layer_is_refused():
     with pytest.raises(ValueError, match="no linear layer"):
         adapt(network(), "two", 2, 2, torch.Generator())

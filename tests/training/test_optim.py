@@ -1,4 +1,4 @@
-"""Muon against its definition, the choice of parameters, and the learning rate."""
+"""Muon, the assignment of parameters to optimisers, and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_fused_matrix_is_orthogonalised_block_by_block():
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (32, 64), (96, 32), (16, 8, 3, 3)])
-def test_muon_moves_by_a_fifth_of_the_learning_rate_root_mean_square(shape):
+def test_muon_updates_have_a_root_mean_square_of_a_fifth_of_the_learning_rate(shape):
     """The scale of AdamW's updates (arXiv 2502.16982, eq. 4)."""
     p = nn.Parameter(torch.zeros(shape))
     p.grad = torch.randn(shape, generator=torch.Generator().manual_seed(4)) * 1e-4
@@ -52,8 +52,8 @@ def test_weight_decay_is_decoupled_from_the_gradient():
     torch.testing.assert_close(p.detach(), torch.full((8, 8), 0.95), atol=1e-6, rtol=0)
 
 
-def test_momentum_is_an_average_of_gradients_looked_ahead():
-    """buffer = m·buffer + (1 - m)·g; the update is of m·buffer + (1 - m)·g."""
+def test_momentum_is_a_nesterov_average_of_gradients():
+    """buffer = m·buffer + (1 - m)·g; the update uses m·buffer + (1 - m)·g."""
     generator = torch.Generator().manual_seed(5)
     grads = [torch.randn(8, 8, generator=generator) for _ in range(3)]
     p = nn.Parameter(torch.zeros(8, 8))
@@ -76,19 +76,19 @@ class Small(nn.Module):
         self.blocks = nn.ModuleList([nn.Linear(8, 8), nn.Conv2d(8, 8, 3)])
 
 
-def test_muon_takes_the_blocks_matrices_and_adamw_everything_else():
+def test_muon_trains_the_blocks_matrices_and_adamw_the_rest():
     model = Small()
     muon, adam = optim.build("muon", model, model.blocks, 1e-3, 0.01)
-    held = {id(p) for group in muon.param_groups for p in group["params"]}
-    assert held == {id(model.blocks[0].weight), id(model.blocks[1].weight)}
+    matrices = {id(p) for group in muon.param_groups for p in group["params"]}
+    assert matrices == {id(model.blocks[0].weight), id(model.blocks[1].weight)}
     others = {id(p) for group in adam.param_groups for p in group["params"]}
-    assert held.isdisjoint(others)
-    assert held | others == {id(p) for p in model.parameters()}
+    assert matrices.isdisjoint(others)
+    assert matrices | others == {id(p) for p in model.parameters()}
     assert [g["share"] for g in adam.param_groups] == [pytest.approx(0.3)]
     assert [type(o).__name__ for o in optim.build("adamw", model, model.blocks, 1e-3, 0.0)] == ["AdamW"]
 
 
-def test_optimiser_state_survives_a_checkpoint_to_the_bit(tmp_path):
+def test_optimiser_state_round_trips_bit_exactly(tmp_path):
     def steps(model, optimisers, seeds):
         for seed in seeds:
             for p in model.parameters():
@@ -98,19 +98,19 @@ def test_optimiser_state_survives_a_checkpoint_to_the_bit(tmp_path):
 
     torch.manual_seed(0)
     one, other = Small(), Small()
-    ours = optim.build("muon", one, one.blocks, 1e-2, 0.01)
-    theirs = optim.build("muon", other, other.blocks, 1e-2, 0.01)
+    first = optim.build("muon", one, one.blocks, 1e-2, 0.01)
+    second = optim.build("muon", other, other.blocks, 1e-2, 0.01)
     emas = [checkpoint.EMA(m, 0.9) for m in (one, other)]
-    steps(one, ours, (1, 2))
-    path = checkpoint.save(tmp_path, checkpoint.State(step=2, seed=3), one, emas[0], ours, '{"family": "x"}', 1)
-    state = checkpoint.load(path, other, emas[1], theirs)
+    steps(one, first, (1, 2))
+    path = checkpoint.save(tmp_path, checkpoint.State(step=2, seed=3), one, emas[0], first, '{"family": "x"}', 1)
+    state = checkpoint.load(path, other, emas[1], second)
     assert (state.step, state.seed) == (2, 3)
-    steps(one, ours, (3, 4))
-    steps(other, theirs, (3, 4))
+    steps(one, first, (3, 4))
+    steps(other, second, (3, 4))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-def test_rate_warms_up_stays_and_falls_to_zero():
+def test_rate_warms_up_stays_constant_and_decays_to_zero():
     found = [optim.rate(step, 100, 10, 0.4) for step in range(101)]
     assert found[0] == pytest.approx(0.1)
     assert found[9:61] == [1.0] * 52
@@ -125,9 +125,9 @@ def test_rate_without_warmup_or_cooldown_is_one_until_the_end():
     assert [optim.rate(step, 4, 0, 0.0) for step in range(4)] == [1, 1, 1, 1]
 
 
-def test_a_part_that_lies_in_no_block_is_trained_by_adamw_alone():
-    """As a pocket's SparseCtrl, whose recipe says muon."""
-    model = nn.ModuleDict({"block": nn.Linear(4, 4).requires_grad_(False), "beside": nn.Linear(4, 4)})
+def test_parameters_outside_blocks_are_trained_by_adamw_alone():
+    """As a pocket model's SparseCtrl, whose settings select muon."""
+    model = nn.ModuleDict({"block": nn.Linear(4, 4).requires_grad_(False), "outside": nn.Linear(4, 4)})
     (only,) = optim.build("muon", model, [model["block"]], 1e-3, 0.0)
     assert isinstance(only, torch.optim.AdamW)
     assert sum(p.numel() for group in only.param_groups for p in group["params"]) == 20

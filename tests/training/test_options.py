@@ -1,4 +1,4 @@
-"""Options that cannot be are refused by name, before anything is opened."""
+"""Invalid options are refused by name before anything is opened."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kinema.training.options import TrainOptions
 
 
 @pytest.mark.parametrize(
-    "told",
+    "options",
     [
         {"steps": 0},
         {"batch": -1},
@@ -30,18 +30,18 @@ from kinema.training.options import TrainOptions
     ],
     ids=str,
 )
-def test_an_impossible_option_is_refused_by_name(told):
-    with pytest.raises(BadRequest, match=list(told)[-1]):
-        TrainOptions(**told)
+def test_an_invalid_option_is_refused_by_name(options):
+    with pytest.raises(BadRequest, match=list(options)[-1]):
+        TrainOptions(**options)
 
 
-@pytest.mark.parametrize("told", [{"frameskip": 2}, {"flip": True}, {"crop": "random"}], ids=str)
-def test_options_of_real_clips_are_refused_with_playroom(told):
-    with pytest.raises(BadRequest, match="option of real clips"):
-        TrainOptions(**told)
-    assert TrainOptions(data="clips", **told)
+@pytest.mark.parametrize("options", [{"frameskip": 2}, {"flip": True}, {"crop": "random"}], ids=str)
+def test_options_of_real_clips_are_refused_with_playroom(options):
+    with pytest.raises(BadRequest, match="applies only to real clips"):
+        TrainOptions(**options)
+    assert TrainOptions(data="clips", **options)
 
 
 def test_grammar_is_refused_with_real_clips():
-    with pytest.raises(BadRequest, match="grammar is an option of playroom"):
+    with pytest.raises(BadRequest, match="grammar applies only to playroom"):
         TrainOptions(data="clips", grammar="full")

@@ -1,4 +1,4 @@
-"""What a step does to the network's blocks and to its batch: compiled blocks, checkpointed activations, parts."""
+"""Compiled blocks, activation checkpointing and gradient accumulation."""
 
 from __future__ import annotations
 
@@ -27,13 +27,12 @@ STAGES = [
 
 @pytest.fixture
 def begun(small, tmp_path, heard):
-    """``begun(**options)``: a run before its first step, in doubles, none of its layers zero."""
-    made = []
+    """``begun(**options)``: a run before its first step, in float64, without zero weights."""
+    runs = []
 
     def make(**options):
-        told = {"validate_every": 0, "batch": 4, **options}
-        run = setup.begin(TrainOptions(**small(**told)), tmp_path, heard)
-        made.append(run)
+        run = setup.begin(TrainOptions(**small(**{"validate_every": 0, "batch": 4, **options})), tmp_path, heard)
+        runs.append(run)
         noise = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for p in run.model.parameters():
@@ -42,13 +41,13 @@ def begun(small, tmp_path, heard):
         return run
 
     yield make
-    for run in made:
+    for run in runs:
         run.log.close()
 
 
 @pytest.fixture(autouse=True)
 def _doubles():
-    """New tensors are doubles, noise too; clips are cast by `doubled`."""
+    """New tensors, including noise, are float64; `batch_of` casts clips."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -61,10 +60,10 @@ def batch_of(run, step=0):
 
 
 def gradients(run, batch, parts=1):
-    """Loss, norm, and the gradient of every parameter that has one."""
+    """(loss, gradient norm, gradients by parameter name)."""
     run.model.zero_grad(set_to_none=True)
-    told = loop.replace(run, options=loop.replace(run.options, accumulate=parts))
-    loss, norm = loop.gradients(told, batch)
+    split = loop.replace(run, options=loop.replace(run.options, accumulate=parts))
+    loss, norm = loop.gradients(split, batch)
     return loss, norm, {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
 
 
@@ -77,25 +76,25 @@ def assert_equal(one, other, within=1e-12):
         torch.testing.assert_close(gradient, other[2][name], atol=within, rtol=within, msg=name)
 
 
-@pytest.mark.parametrize("told", STAGES, ids=lambda told: " ".join(told.values()))
-def test_training_compiles_as_many_graphs_as_there_are_kinds_of_blocks_without_breaks(told, begun, counting):
+@pytest.mark.parametrize("options", STAGES, ids=lambda options: " ".join(options.values()))
+def test_training_compiles_one_graph_per_kind_of_block_without_breaks(options, begun, counting):
     backend, kinds = counting
-    run = begun(batch=1, **told)
+    run = begun(batch=1, **options)
     batch = batch_of(run)
     plain = gradients(run, batch)
     blocks = run.system.family.blocks(run.model)
     kinds.watch(blocks)
     compile_blocks(blocks, backend)
     with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
-        made = gradients(run, batch)
+        compiled = gradients(run, batch)
     assert backend.graphs == len(kinds) > 1
     assert backend.breaks() == 0
-    assert_equal(made, plain)
+    assert_equal(compiled, plain)
 
 
-@pytest.mark.parametrize("told", STAGES, ids=lambda told: " ".join(told.values()))
-def test_checkpointed_blocks_give_the_same_gradients_and_keep_less(told, begun):
-    run = begun(batch=2, **told)
+@pytest.mark.parametrize("options", STAGES, ids=lambda options: " ".join(options.values()))
+def test_checkpointed_blocks_give_the_same_gradients_and_store_less(options, begun):
+    run = begun(batch=2, **options)
     batch, kept, weights = batch_of(run), [], {p.untyped_storage().data_ptr() for p in run.model.parameters()}
 
     def keep(x):
@@ -103,10 +102,10 @@ def test_checkpointed_blocks_give_the_same_gradients_and_keep_less(told, begun):
             kept[-1] += x.numel()
         return x
 
-    def enter(_block, inputs):  # what a checkpointed block keeps
+    def enter(_block, inputs):  # inputs that a checkpointed block stores
         keep(inputs[0])
 
-    made = []
+    results = []
     for checkpointed in (False, True):
         kept.append(0)
         if checkpointed:
@@ -115,14 +114,14 @@ def test_checkpointed_blocks_give_the_same_gradients_and_keep_less(told, begun):
                 block.register_forward_pre_hook(enter)
             checkpoint_blocks(blocks)
         with saved_tensors_hooks(keep, lambda x: x):
-            made.append(gradients(run, batch))
-    assert_equal(*made)
+            results.append(gradients(run, batch))
+    assert_equal(*results)
     assert kept[1] < 0.6 * kept[0]
 
 
-@pytest.mark.parametrize("told", STAGES, ids=lambda told: " ".join(told.values()))
-def test_four_parts_of_one_clip_are_one_batch_of_four(told, begun):
-    run = begun(**told)
+@pytest.mark.parametrize("options", STAGES, ids=lambda options: " ".join(options.values()))
+def test_four_parts_of_one_clip_equal_one_batch_of_four(options, begun):
+    run = begun(**options)
     batch = batch_of(run)
     whole, parted = gradients(run, batch), gradients(run, batch, parts=4)
     assert_equal(whole, parted)

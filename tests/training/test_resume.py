@@ -1,4 +1,4 @@
-"""Killed, stopped, cut short: a run goes on as if nothing had happened."""
+"""Killed and interrupted runs resume exactly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from kinema.checkpoints import files
-from kinema.schema import BadRequest, Note, TrainStep
+from kinema.events import Note, TrainStep
+from kinema.schema import BadRequest
 from kinema.training import checkpoint
 from kinema.training.options import TrainOptions
 from kinema.training.run import train
@@ -22,18 +23,18 @@ def checkpoints(folder):
 
 
 def same_tensors(first, second):
-    ours, theirs = files.read_tensors(first), files.read_tensors(second)
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    a, b = files.read_tensors(first), files.read_tensors(second)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture
 def whole(runs, small):
-    """An uninterrupted run: (its folder, losses by step)."""
+    """An uninterrupted run: (folder, losses by step)."""
     result, heard = runs[0](small("whole"))
     return result.folder, heard.losses
 
 
-def test_kill_9_during_training_then_resume_gives_the_losses_of_the_uninterrupted_run(runs, small, whole, tmp_path):
+def test_resuming_after_kill_9_gives_the_losses_of_the_uninterrupted_run(runs, small, whole, tmp_path):
     folder, expected = whole
     code, before = runs[1](small("killed"), tmp_path / "losses", die_at=5)
     assert code == -signal.SIGKILL
@@ -46,7 +47,7 @@ def test_kill_9_during_training_then_resume_gives_the_losses_of_the_uninterrupte
     assert same_tensors(result.folder / checkpoint.name(6), folder / checkpoint.name(6))
 
 
-def test_kill_9_while_a_checkpoint_is_written_leaves_the_one_before_which_loads(runs, small, whole, tmp_path):
+def test_kill_9_while_writing_a_checkpoint_keeps_the_previous_one(runs, small, whole, tmp_path):
     code, _ = runs[1](small("killed"), tmp_path / "losses", die_writing="step-00000004.safetensors")
     assert code == -signal.SIGKILL
     run = tmp_path / "killed"
@@ -58,27 +59,27 @@ def test_kill_9_while_a_checkpoint_is_written_leaves_the_one_before_which_loads(
     assert not list(run.glob(".*.part"))
 
 
-def test_a_truncated_newest_checkpoint_is_set_aside_and_the_one_before_loads(runs, small, tmp_path):
+def test_a_truncated_checkpoint_is_renamed_and_the_previous_one_loads(runs, small, tmp_path):
     runs[0](small(steps=4))
     newest = tmp_path / "run" / "step-00000004.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1000])
     _, heard = runs[0](small())
     assert any("cut short" in note and "step-00000004.damaged" in note for note in heard.notes)
-    assert any("going on from step 2" in note for note in heard.notes)
+    assert any("resuming from step 2" in note for note in heard.notes)
     assert list(heard.losses) == [3, 4, 5, 6]
     assert "step-00000004.safetensors" in checkpoints(tmp_path / "run")
 
 
-def test_a_folder_of_damaged_checkpoints_only_is_refused_not_overwritten(runs, small, tmp_path):
+def test_a_folder_with_only_damaged_checkpoints_is_refused(runs, small, tmp_path):
     runs[0](small(steps=2))
     (tmp_path / "run" / "step-00000002.safetensors").write_bytes(b"nothing")
-    for _attempt in range(2):  # the second finds the file set aside, and must not take that for a fresh folder
-        with pytest.raises(BadRequest, match="none of the 1 checkpoints"):
+    for _attempt in range(2):  # the second attempt finds the renamed file and must not restart
+        with pytest.raises(BadRequest, match=r"only damaged checkpoints \(1\)"):
             runs[0](small())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_finishes_the_step_and_saves_and_the_run_goes_on_exactly(small, heard, whole, tmp_path, number):
+def test_a_signal_finishes_the_step_and_saves_and_the_run_resumes_exactly(small, heard, whole, tmp_path, number):
     def listen(event):
         heard(event)
         if isinstance(event, TrainStep) and event.index == 3:
@@ -94,21 +95,21 @@ def test_a_signal_finishes_the_step_and_saves_and_the_run_goes_on_exactly(small,
     assert heard.losses == whole[1]
 
 
-def test_a_run_in_parts_with_checkpointed_activations_goes_on_exactly(runs, small, heard):
-    told = {"accumulate": 2, "checkpoint_activations": True}
-    expected = runs[0](small("whole", **told))[1].losses
+def test_a_run_with_accumulation_and_activation_checkpointing_resumes_exactly(runs, small, heard):
+    options = {"accumulate": 2, "checkpoint_activations": True}
+    expected = runs[0](small("whole", **options))[1].losses
 
     def listen(event):
         heard(event)
         if isinstance(event, TrainStep) and event.index == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    assert train(TrainOptions(**small(**told)), listen).interrupted
-    train(TrainOptions(**small(**told)), heard)
+    assert train(TrainOptions(**small(**options)), listen).interrupted
+    train(TrainOptions(**small(**options)), heard)
     assert heard.losses == expected
 
 
-def test_a_second_signal_stops_at_once(small, tmp_path):
+def test_a_second_signal_stops_immediately(small, tmp_path):
     def listen(event):
         if isinstance(event, TrainStep) and event.index == 3:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -130,7 +131,7 @@ def test_steps_may_grow_and_may_shrink(runs, small):
     assert (list(heard.losses), result.step) == ([3, 4], 4)
     result, heard = runs[0](small(steps=3))
     assert (list(heard.losses), result.step, result.interrupted) == ([], 4, False)
-    assert any("3 steps asked for already" in note for note in heard.notes)
+    assert any("all 3 steps are complete" in note for note in heard.notes)
 
 
 @pytest.mark.parametrize(
@@ -144,26 +145,26 @@ def test_steps_may_grow_and_may_shrink(runs, small):
         ({"model": "vdm/tiny"}, "trains zoetrope, not vdm"),
     ],
 )
-def test_a_resume_under_other_options_that_matter_is_refused(runs, small, changes, sentence):
+def test_resuming_with_incompatible_options_is_refused(runs, small, changes, sentence):
     runs[0](small(steps=1, validate_every=0))
     with pytest.raises(BadRequest, match=re.escape(sentence)):
         runs[0](small(**changes))
 
 
-def test_a_checkpoint_from_before_batch_and_data_were_noted_goes_on(runs, small, whole, tmp_path):
+def test_a_checkpoint_without_batch_and_data_resumes(runs, small, whole, tmp_path):
     runs[0](small(save_every=4))
     path = tmp_path / "run" / checkpoint.name(4)
-    told = files.metadata(path)
+    metadata = files.metadata(path)
     kept = ("step", "seed", "precision", "best", "bad_steps", "ema_updates", "seconds", "history")
     state = checkpoint.peek(path)[0]
-    told["kinema-training"] = json.dumps({k: getattr(state, k) for k in kept})
-    files.write_tensors(path, {k: v.clone() for k, v in files.read_tensors(path).items()}, told)
+    metadata["kinema-training"] = json.dumps({k: getattr(state, k) for k in kept})
+    files.write_tensors(path, {k: v.clone() for k, v in files.read_tensors(path).items()}, metadata)
     (tmp_path / "run" / checkpoint.name(6)).unlink()
     _, heard = runs[0](small())
     assert heard.losses == {step: whole[1][step] for step in (5, 6)}
 
 
-def test_a_folder_that_holds_other_files_is_refused_and_they_stay(tmp_path):
+def test_a_folder_with_other_files_is_refused_and_they_are_kept(tmp_path):
     (tmp_path / "options.json").write_text("mine")
     (tmp_path / "model.safetensors").write_text("precious")
     with pytest.raises(BadRequest, match=r"holds model\.safetensors, which does not belong to a training run"):
@@ -171,16 +172,16 @@ def test_a_folder_that_holds_other_files_is_refused_and_they_stay(tmp_path):
     assert (tmp_path / "model.safetensors").read_text() == "precious"
     (tmp_path / "options.json").write_text('{"recipe": {}}')
     for source in (tmp_path / "model.safetensors", tmp_path):
-        with pytest.raises(BadRequest, match="the model to go on from"):
+        with pytest.raises(BadRequest, match="the model to fine-tune"):
             train(TrainOptions(model=str(source), steps=1, out=str(tmp_path)))
     assert (tmp_path / "model.safetensors").read_text() == "precious"
 
 
-def test_a_run_taken_up_tells_what_it_now_does_otherwise(tmp_path):
-    told = {"model": "vdm/tiny", "out": str(tmp_path / "run"), "batch": 1, "validate_every": 0, "sample_every": 0}
-    train(TrainOptions(**told, steps=1, learning_rate=0.5))
+def test_a_resumed_run_reports_changed_settings(tmp_path):
+    options = {"model": "vdm/tiny", "out": str(tmp_path / "run"), "batch": 1, "validate_every": 0, "sample_every": 0}
+    train(TrainOptions(**options, steps=1, learning_rate=0.5))
     events = []
-    train(TrainOptions(**told, steps=2, learning_rate=0.25), events.append)
+    train(TrainOptions(**options, steps=2, learning_rate=0.25), events.append)
     notes = [e.message for e in events if isinstance(e, Note)]
     assert "learning rate 0.5 becomes 0.25 from step 1" in notes
     assert "steps 1 becomes 2 from step 1" in notes
@@ -198,7 +199,7 @@ def test_a_run_taken_up_tells_what_it_now_does_otherwise(tmp_path):
         ({"later": 1}, "later version"),
     ],
 )
-def test_a_damaged_state_of_a_run_is_one_sentence(tmp_path, changes, sentence):
+def test_a_damaged_run_state_is_reported_in_one_sentence(tmp_path, changes, sentence):
     path = tmp_path / checkpoint.name(1)
     state = {**vars(checkpoint.State()), **changes}
     files.write_tensors(path, {"a": torch.zeros(1)}, {"kinema-training": json.dumps(state), "kinema-model": "{}"})
@@ -214,17 +215,17 @@ def test_a_damaged_state_of_a_run_is_one_sentence(tmp_path, changes, sentence):
         (lambda t: t.update(rng=torch.zeros(3)), "random generator"),
         (lambda t: t.update({"optim.x": torch.zeros(1)}), "another optimiser"),
         (lambda t: t.update({"optim.0.99999.exp_avg": torch.zeros(1)}), "another optimiser"),
-        (lambda t: [t.pop(k) for k in list(t) if k.endswith(".exp_avg")][:0] or t, "not whole"),
+        (lambda t: [t.pop(k) for k in list(t) if k.endswith(".exp_avg")][:0] or t, "is incomplete"),
         (lambda t: t.update({k: v.long() for k, v in t.items() if k.startswith("raw.")}), "is torch.int64"),
         (lambda t: t.update({k: v.long() for k, v in t.items() if k.endswith(".exp_avg")}), "is torch.int64"),
-        (lambda t: t.update({k: v.sum() for k, v in t.items() if k.endswith(".exp_avg")}), "with 0 axes"),
+        (lambda t: t.update({k: v.sum() for k, v in t.items() if k.endswith(".exp_avg")}), "with 0 dimensions"),
     ],
 )
-def test_damaged_tensors_of_a_run_are_refused_before_anything_is_changed(runs, small, tmp_path, damage, sentence):
+def test_damaged_checkpoint_tensors_are_refused(runs, small, tmp_path, damage, sentence):
     runs[0](small(steps=1, validate_every=0))
     path = tmp_path / "run" / checkpoint.name(1)
-    tensors, told = {k: v.clone() for k, v in files.read_tensors(path).items()}, files.metadata(path)
+    tensors, metadata = {k: v.clone() for k, v in files.read_tensors(path).items()}, files.metadata(path)
     damage(tensors)
-    files.write_tensors(path, tensors, told)
+    files.write_tensors(path, tensors, metadata)
     with pytest.raises(BadRequest, match=sentence):
         runs[0](small(steps=2, validate_every=0))

@@ -1,4 +1,4 @@
-"""The loop's faults and figures."""
+"""The training loop: non-finite steps, loss, precision, weight files and faults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from kinema.checkpoints import files
-from kinema.schema import BadRequest, TrainStep
+from kinema.events import TrainStep
+from kinema.schema import BadRequest
 from kinema.system import open_system
 from kinema.training import checkpoint, setup
 from kinema.training import run as loop
@@ -21,9 +22,9 @@ from kinema.training.options import TrainOptions
 @pytest.fixture
 def ready(small, tmp_path, heard):
     """A run before its first step."""
-    made = setup.begin(TrainOptions(**small()), tmp_path, heard)
-    yield made
-    made.log.close()
+    run = setup.begin(TrainOptions(**small()), tmp_path, heard)
+    yield run
+    run.log.close()
 
 
 def weights(run):
@@ -37,7 +38,7 @@ def equal(first, second):
 # ------------------------------------------------------------------------------- non-finite steps
 
 
-def test_a_step_of_non_finite_loss_is_skipped_and_reported_and_changes_nothing(ready, heard):
+def test_a_step_with_a_non_finite_loss_is_skipped_and_reported(ready, heard):
     loop.step(ready, iter([ready.stream.at(0)]), heard)
     before, average, updates = weights(ready), dict(ready.ema.shadow), ready.ema.updates
     bad = ready.stream.at(1)
@@ -53,7 +54,7 @@ def test_a_step_of_non_finite_loss_is_skipped_and_reported_and_changes_nothing(r
     assert (ready.state.bad_steps, ready.state.bad_in_row) == (1, 0)
 
 
-def test_a_step_of_finite_loss_but_non_finite_gradient_is_skipped(ready, heard):
+def test_a_step_with_a_non_finite_gradient_is_skipped(ready, heard):
     before = weights(ready)
     victim = next(iter(ready.model.parameters()))
     hook = victim.register_hook(lambda grad: grad * math.inf)
@@ -65,11 +66,11 @@ def test_a_step_of_finite_loss_but_non_finite_gradient_is_skipped(ready, heard):
     assert "skipped" in heard.notes[-1]
 
 
-def test_too_many_bad_steps_in_a_row_end_the_run_with_the_last_checkpoint_standing(runs, small, monkeypatch, tmp_path):
-    lost = loop.losses
+def test_too_many_bad_steps_in_a_row_end_the_run_and_keep_the_last_checkpoint(runs, small, monkeypatch, tmp_path):
+    losses = loop.losses
 
     def failing(*args, seed, **kwargs):
-        return lost(*args, seed=seed, **kwargs) * (math.nan if seed >= 2 else 1)
+        return losses(*args, seed=seed, **kwargs) * (math.nan if seed >= 2 else 1)
 
     monkeypatch.setattr(loop, "losses", failing)
     with pytest.raises(RuntimeError, match="3 steps in a row were not finite"):
@@ -86,39 +87,39 @@ def test_the_log_stays_json_when_a_loss_is_not_finite(runs, small, monkeypatch, 
 
     rows = [json.loads(r, parse_constant=refuse) for r in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows] == [1, 2]
-    told = files.metadata(tmp_path / "run" / checkpoint.name(2))["kinema-training"]
-    assert json.loads(told, parse_constant=refuse)["history"][0]["validation"] is None
+    state = files.metadata(tmp_path / "run" / checkpoint.name(2))["kinema-training"]
+    assert json.loads(state, parse_constant=refuse)["history"][0]["validation"] is None
 
 
-def test_a_part_of_a_batch_that_is_not_finite_drops_the_whole_batch(ready, heard):
+def test_a_non_finite_part_skips_the_whole_batch(ready, heard):
     run = replace(ready, options=replace(ready.options, accumulate=2))
     before, bad = weights(run), run.stream.at(0)
-    bad.video[0, 0, 0, 0, 0] = math.nan  # of the first clip; the second would change weights
+    bad.video[0, 0, 0, 0, 0] = math.nan  # in the first clip; the second alone would change weights
     event = loop.step(run, iter([bad]), heard)
     assert math.isnan(event.loss)
     assert equal(before, weights(run))
     assert (run.state.step, run.state.bad_steps) == (1, 1)
 
 
-# ----------------------------------------------------------------------------------- the figures
+# ------------------------------------------------------------------------- loss, rate, precision
 
 
-def test_a_rate_counts_the_clips_of_all_parts(ready, heard, monkeypatch):
+def test_the_rate_counts_the_clips_of_all_parts(ready, heard, monkeypatch):
     clock = iter([0.0, 2.0])
     monkeypatch.setattr(loop.time, "perf_counter", lambda: next(clock))
     run = replace(ready, options=replace(ready.options, accumulate=2))
-    assert loop.step(run, iter([run.stream.at(0)]), heard).rate == ready.recipe.batch / 2
+    assert loop.step(run, iter([run.stream.at(0)]), heard).rate == ready.settings.batch / 2
 
 
-def test_parts_of_a_batch_are_equal_ones(small):
-    with pytest.raises(BadRequest, match="accumulate is 3; expected a number of equal parts of a step's 2 clips"):
+def test_accumulate_must_divide_the_batch(small):
+    with pytest.raises(BadRequest, match="accumulate is 3; expected a divisor of the batch of 2 clips"):
         setup.prepare(TrainOptions(**small(accumulate=3)))
 
 
 def test_loss_falls_when_one_batch_is_repeated(ready, heard):
-    batch, recipe = ready.stream.at(0), replace(ready.recipe, warmup=1, steps=1000)
+    batch, settings = ready.stream.at(0), replace(ready.settings, warmup=1, steps=1000)
     batch.mask.zero_()
-    fixed = replace(ready, recipe=recipe)
+    fixed = replace(ready, settings=settings)
 
     @torch.no_grad()
     def measure():
@@ -130,19 +131,19 @@ def test_loss_falls_when_one_batch_is_repeated(ready, heard):
     assert measure() < first / 2
 
 
-def test_gradients_are_clipped_to_the_recipes_norm(ready):
-    run = replace(ready, recipe=replace(ready.recipe, clip_norm=1e-3))
+def test_gradients_are_clipped_to_the_norm_of_the_settings(ready):
+    run = replace(ready, settings=replace(ready.settings, clip_norm=1e-3))
     _, before = loop.gradients(run, ready.stream.at(0))
     after = torch.stack([p.grad.norm() for p in ready.model.parameters() if p.grad is not None]).norm()
     assert before > 1e-3
     assert float(after) == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_validation_is_the_loss_of_the_averaged_weights_and_leaves_the_raw_ones(ready, heard):
+def test_validation_uses_the_averaged_weights_and_restores_the_raw_ones(ready, heard):
     for i in range(3):
         loop.step(ready, iter([ready.stream.at(i)]), heard)
     before = weights(ready)
-    found = loop.validate(ready)
+    validation = loop.validate(ready)
     assert equal(before, weights(ready))
     assert ready.model.training
 
@@ -152,33 +153,33 @@ def test_validation_is_the_loss_of_the_averaged_weights_and_leaves_the_raw_ones(
             each = [loop.losses(model, ready.system, b, seed=i, precision="fp32").mean() for i, b in batches]
         return float(torch.stack(each).double().mean())
 
-    assert found != pytest.approx(mean(ready.model.eval()), rel=1e-6)
+    assert validation != pytest.approx(mean(ready.model.eval()), rel=1e-6)
     ready.model.load_state_dict(ready.ema.shadow)
-    assert found == pytest.approx(mean(ready.model.eval()), rel=1e-6)
+    assert validation == pytest.approx(mean(ready.model.eval()), rel=1e-6)
 
 
-def test_best_is_the_averaged_weights_of_the_lowest_validation(runs, small, monkeypatch, tmp_path):
-    """Validations 3, 1, 2: the file is of the second."""
-    lost, told = loop.losses, {2: 3.0, 4: 1.0, 6: 2.0}
-    seen = {}
+def test_best_holds_the_averaged_weights_of_the_lowest_validation(runs, small, monkeypatch, tmp_path):
+    """With validation losses 3, 1, 2 the file is from the second."""
+    losses, scores = loop.losses, {2: 3.0, 4: 1.0, 6: 2.0}
+    best = {}
 
     def listen(event):
         if isinstance(event, TrainStep) and event.validation is not None:
-            seen[event.index] = {k: v.clone() for k, v in files.read_tensors(tmp_path / "run/best.safetensors").items()}
+            best[event.index] = {k: v.clone() for k, v in files.read_tensors(tmp_path / "run/best.safetensors").items()}
 
     def scored(model, system, batch, *, seed, precision):
         if model.training:
-            return lost(model, system, batch, seed=seed, precision=precision)
-        return torch.tensor([told[2 * (len(seen) + 1)]])
+            return losses(model, system, batch, seed=seed, precision=precision)
+        return torch.tensor([scores[2 * (len(best) + 1)]])
 
     monkeypatch.setattr(loop, "losses", scored)
     result, _ = runs[0](small(validate_every=2), listen)
-    assert not equal(seen[2], seen[4])
-    assert equal(seen[4], seen[6])
-    assert not equal(seen[6], files.read_tensors(result.weights))
+    assert not equal(best[2], best[4])
+    assert equal(best[4], best[6])
+    assert not equal(best[6], files.read_tensors(result.weights))
 
 
-def test_bf16_autocast_runs_its_matrix_products_in_bf16(runs, small, monkeypatch):
+def test_bf16_autocast_runs_matrix_products_in_bf16(runs, small, monkeypatch):
     kinds = set()
     linear = torch.nn.Linear.forward
     monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: (y := linear(self, x), kinds.add(y.dtype))[0])
@@ -187,29 +188,29 @@ def test_bf16_autocast_runs_its_matrix_products_in_bf16(runs, small, monkeypatch
     assert all(math.isfinite(x) for loss in heard.losses.values() for x in loss if x is not None)
 
 
-def test_precision_is_bf16_only_where_asked_or_fast(monkeypatch):
+def test_precision_is_bf16_only_if_requested_or_fast(monkeypatch):
     cpu = torch.device("cpu")
     assert setup.precision("bf16", cpu) == "bf16"
-    for told, expected in (
+    for capabilities, expected in (
         ({}, "fp32"),
         ({"avx512_bf16": True}, "bf16"),
         ({"amx_tile": True}, "bf16"),
         ({"bf16": True}, "fp32"),
     ):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda told=told: told, raising=False)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
         assert setup.precision("auto", cpu) == expected
 
 
-def test_joint_training_gives_the_family_pictures_of_their_own(runs, small, monkeypatch):
+def test_joint_training_gives_the_family_independent_images(runs, small, monkeypatch):
     batches = []
     family = open_system("vdm/tiny").family
     loss = family.training.loss
 
-    def noted(model, config, batch, generator):
+    def recorded(model, config, batch, generator):
         batches.append(batch)
         return loss(model, config, batch, generator)
 
-    monkeypatch.setattr(family.training, "loss", noted)
+    monkeypatch.setattr(family.training, "loss", recorded)
     _, heard = runs[0](small(model="vdm/tiny", steps=2, validate_every=0))
     assert batches[0].images.shape[:3] == (2, 2, 3)
     assert [len(row) for row in batches[0].image_captions] == [2, 2]
@@ -228,13 +229,13 @@ def test_the_exported_model_opens_with_the_averaged_weights(runs, small, tmp_pat
         torch.testing.assert_close(value, stored[f"ema.{name}"].half().float(), atol=0, rtol=0)
 
 
-def test_fine_tuning_starts_from_a_weights_file_and_leaves_it_alone(runs, small, tmp_path, heard):
+def test_fine_tuning_starts_from_a_weight_file_and_keeps_it(runs, small, tmp_path, heard):
     first, _ = runs[0](small(steps=2))
     bytes_before = first.weights.read_bytes()
-    begun = setup.begin(TrainOptions(**small("tuned", model=str(first.weights))), tmp_path, heard)
-    begun.log.close()
-    held = files.read_tensors(first.weights)
-    assert all(torch.equal(v, held[k].float()) for k, v in begun.model.state_dict().items())
+    run = setup.begin(TrainOptions(**small("tuned", model=str(first.weights))), tmp_path, heard)
+    run.log.close()
+    weights = files.read_tensors(first.weights)
+    assert all(torch.equal(v, weights[k].float()) for k, v in run.model.state_dict().items())
     result, heard = runs[0](small("tuned", model=str(first.weights), steps=2, learning_rate=1e-4))
     assert result.step == 2
     assert first.weights.read_bytes() == bytes_before
@@ -242,13 +243,13 @@ def test_fine_tuning_starts_from_a_weights_file_and_leaves_it_alone(runs, small,
     assert list(heard.losses) == [3]
 
 
-def test_a_training_checkpoint_given_as_the_model_is_refused_with_what_to_give(runs, small, tmp_path):
+def test_a_training_checkpoint_as_the_model_is_refused(runs, small, tmp_path):
     runs[0](small(steps=1))
     with pytest.raises(BadRequest, match="is a checkpoint of a training run"):
         runs[0](small("other", model=str(tmp_path / "run" / checkpoint.name(1))))
 
 
-def test_a_full_disk_stops_the_run_in_one_sentence_and_keeps_the_old_checkpoint(small, runs, tmp_path):
+def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(small, runs, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def listen(event):
@@ -256,7 +257,7 @@ def test_a_full_disk_stops_the_run_in_one_sentence_and_keeps_the_old_checkpoint(
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
 
     try:
-        with pytest.raises(BadRequest, match="is full: step-00000004.safetensors is not written"):
+        with pytest.raises(BadRequest, match="is full: step-00000004.safetensors was not written"):
             runs[0](small(validate_every=0), listen)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -267,7 +268,7 @@ def test_a_full_disk_stops_the_run_in_one_sentence_and_keeps_the_old_checkpoint(
     assert list(heard.losses) == [3, 4, 5, 6]
 
 
-def test_nothing_old_is_deleted_before_the_new_checkpoint_stands(runs, small, monkeypatch, tmp_path):
+def test_old_checkpoints_are_deleted_only_after_the_new_one_is_written(runs, small, monkeypatch, tmp_path):
     write = files.write_tensors
 
     def full(path, *rest):
@@ -281,11 +282,11 @@ def test_nothing_old_is_deleted_before_the_new_checkpoint_stands(runs, small, mo
     assert (tmp_path / "run" / checkpoint.name(2)).is_file()
 
 
-def test_clips_left_out_are_said_once(ready, heard):
+def test_skipped_clips_are_reported_once(ready, heard):
     class Source:
-        skipped = ("a.mp4 is left out: damaged",)
+        skipped = ("skipped a.mp4: damaged",)
 
-    run, told = replace(ready, source=replace(ready.source, train=Source())), set()
+    run, reported = replace(ready, source=replace(ready.source, train=Source())), set()
     for _ in range(3):
-        loop.tell_skipped(run, told, heard)
-    assert heard.notes == ["a.mp4 is left out: damaged"]
+        loop.report_skipped(run, reported, heard)
+    assert heard.notes == ["skipped a.mp4: damaged"]

@@ -1,4 +1,4 @@
-"""Weights that ship, trained from scratch: which runs make them, and that these follow one another."""
+"""Reproducing shipped weights: the runs of each file and their order."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pytest
 
 from kinema import registry
 from kinema.checkpoints import files
-from kinema.schema import BadRequest, Note
+from kinema.events import Note
+from kinema.schema import BadRequest
 from kinema.system.legs import Leg, Shipped
 from kinema.training import shipped
 
-TOLD = {"batch": 1, "validate_every": 0, "sample_every": 0}
+OPTIONS = {"batch": 1, "validate_every": 0, "sample_every": 0}
 LEGS = {
     "first": Leg({"model": "zoetrope/tiny", "steps": 2}),
     "second": Leg({"model": "{first}", "steps": 1, "seed": 3}),
@@ -22,7 +23,7 @@ LEGS = {
 
 @pytest.fixture
 def small(monkeypatch):
-    """Two short runs in place of what ships."""
+    """Replace the shipped weights by two short runs."""
     resolve = registry.resolve
     monkeypatch.setattr(registry, "SHIPPED", {"zoetrope": "here:SMALL"})
     monkeypatch.setattr(registry, "resolve", lambda target: SMALL if target == "here:SMALL" else resolve(target))
@@ -31,24 +32,24 @@ def small(monkeypatch):
 SMALL = Shipped(LEGS, {"small": "second"})
 
 
-def test_every_file_that_ships_is_told_how_to_be_made():
-    told = [name for target in registry.SHIPPED.values() for name in registry.resolve(target).files]
-    assert sorted(told) == sorted([*registry.EMBEDDED, *registry.PARTS])
+def test_every_shipped_file_has_runs():
+    names = [name for target in registry.SHIPPED.values() for name in registry.resolve(target).files]
+    assert sorted(names) == sorted([*registry.EMBEDDED, *registry.PARTS])
 
 
 @pytest.mark.parametrize("name", [*registry.EMBEDDED, *registry.PARTS])
-def test_runs_stand_in_folders_of_their_own_and_take_what_earlier_ones_made(name):
-    runs = shipped.plan(name, {"out": "made", "batch": 2, "seed": 10})
-    made = set()
+def test_runs_have_separate_folders_and_use_outputs_of_earlier_runs(name):
+    runs = shipped.plan(name, {"out": "runs", "batch": 2, "seed": 10})
+    outputs = set()
     for leg, run in runs.items():
-        assert (run.options.out, run.options.batch) == (f"made/{leg}", 2)
+        assert (run.options.out, run.options.batch) == (f"runs/{leg}", 2)
         assert run.options.seed >= 10
-        taken = [run.grown_from or run.options.model, (run.options.add or "").partition("=")[2]]
-        assert {str(file) for file in taken if "safetensors" in str(file)} <= made
-        made.add(str(run.made))
+        inputs = [run.grown_from or run.options.model, (run.options.add or "").partition("=")[2]]
+        assert {str(file) for file in inputs if "safetensors" in str(file)} <= outputs
+        outputs.add(str(run.output))
 
 
-def test_a_camera_lora_needs_every_leg_of_its_motion_module():
+def test_a_camera_lora_needs_every_run_of_its_motion_module():
     legs = list(shipped.plan("animatediff-pocket-pans-left", {}))
     assert legs == ["base", "moved", "panned", "filmed", "zoomed", "motion", "left"]
 
@@ -63,53 +64,53 @@ def test_runs_are_listed_as_commands():
 
 
 @pytest.mark.parametrize(
-    ("name", "told", "part"),
+    ("name", "options", "message"),
     [("svd-pockt", {}, "did you mean svd-pocket"), ("svd-pocket", {"stage": "codec"}, "stage is set by the runs")],
 )
-def test_what_does_not_ship_and_options_of_the_runs_are_refused(name, told, part):
-    with pytest.raises(BadRequest, match=part):
-        shipped.plan(name, told)
+def test_unknown_files_and_options_of_the_runs_are_refused(name, options, message):
+    with pytest.raises(BadRequest, match=message):
+        shipped.plan(name, options)
 
 
 @pytest.mark.usefixtures("small")
-def test_the_file_is_what_the_last_run_made_and_a_second_call_makes_it_again(tmp_path):
+def test_the_file_is_the_output_of_the_last_run_and_a_second_call_restores_it(tmp_path):
     heard = []
-    told = {**TOLD, "out": str(tmp_path)}
-    made = shipped.train_shipped("small", told, heard.append)
-    assert made.weights == tmp_path / "small.safetensors"
-    assert made.weights.read_bytes() == (tmp_path / "second/model.safetensors").read_bytes()
-    assert files.weight_hash(made.weights) != files.weight_hash(tmp_path / "first/model.safetensors")
+    options = {**OPTIONS, "out": str(tmp_path)}
+    result = shipped.train_shipped("small", options, heard.append)
+    assert result.weights == tmp_path / "small.safetensors"
+    assert result.weights.read_bytes() == (tmp_path / "second/model.safetensors").read_bytes()
+    assert files.weight_hash(result.weights) != files.weight_hash(tmp_path / "first/model.safetensors")
     assert [e.message for e in heard if isinstance(e, Note)][0] == "small: first, run 1 of 2"
-    before = made.weights.read_bytes()
-    made.weights.unlink()
-    again = shipped.train_shipped("small", told)
+    before = result.weights.read_bytes()
+    result.weights.unlink()
+    again = shipped.train_shipped("small", options)
     assert (again.step, again.weights.read_bytes()) == (1, before)
 
 
 @pytest.mark.usefixtures("small")
-def test_an_interrupted_run_is_the_last(tmp_path, monkeypatch):
-    train, begun = shipped.train, []
+def test_no_run_follows_an_interrupted_one(tmp_path, monkeypatch):
+    train, started = shipped.train, []
 
     def interrupted(options, on_event):
-        begun.append(Path(options.out).name)
+        started.append(Path(options.out).name)
         return replace(train(options, on_event), interrupted=True)
 
     monkeypatch.setattr(shipped, "train", interrupted)
-    result = shipped.train_shipped("small", {**TOLD, "out": str(tmp_path)})
+    result = shipped.train_shipped("small", {**OPTIONS, "out": str(tmp_path)})
     assert result.interrupted
-    assert begun == ["first"]
+    assert started == ["first"]
     assert not (tmp_path / "small.safetensors").exists()
 
 
 @pytest.mark.usefixtures("small")
-def test_a_model_is_grown_once_from_what_the_leg_names(tmp_path, monkeypatch):
-    asked = []
+def test_a_model_is_grown_once_from_the_named_file(tmp_path, monkeypatch):
+    calls = []
 
     def grow(base, out, on_event):
-        asked.append((base, out))
+        calls.append((base, out))
         out.write_bytes(base.read_bytes())
 
     monkeypatch.setitem(LEGS, "second", replace(LEGS["second"], grow=grow))
     for _ in range(2):
-        shipped.train_shipped("small", {**TOLD, "out": str(tmp_path)})
-    assert asked == [(tmp_path / "first/model.safetensors", tmp_path / "second-start.safetensors")]
+        shipped.train_shipped("small", {**OPTIONS, "out": str(tmp_path)})
+    assert calls == [(tmp_path / "first/model.safetensors", tmp_path / "second-start.safetensors")]

@@ -1,4 +1,4 @@
-"""Batches as functions of the step, dropped captions, canvases."""
+"""Batches by step, caption dropout, canvas masks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from kinema.data.clip import TrainingClip
 from kinema.data.playroom.rendered import Rendered
 from kinema.system import TrainingSettings
-from kinema.training.stream import Stream, ahead, draw_mask
+from kinema.training.stream import Stream, draw_mask, prefetch
 
 MIX = {"nothing": 0.4, "first": 0.3, "ends": 0.2, "region": 0.1}
 
 
 class Counted:
-    """Clip i is filled with i and called "clip i"."""
+    """Clip i is filled with i and captioned "clip i"."""
 
     skipped = ()
 
@@ -24,7 +24,7 @@ class Counted:
         return TrainingClip(torch.full((3, 4, 8, 8), float(index)), f"clip {index}")
 
 
-def recipe(**changes):
+def settings(**changes):
     return TrainingSettings(
         steps=10, batch=2, learning_rate=1e-3, **{"text_drop": 0.0, "canvas_mix": {"nothing": 1.0}, **changes}
     )
@@ -41,65 +41,65 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("images", [0, 2])
-def test_a_batch_is_a_function_of_its_step(images):
+def test_a_batch_depends_only_on_its_step(images):
     clips = Rendered(frames=4, height=16, width=16, seed=3)
-    told = recipe(text_drop=0.5, canvas_mix=MIX, images=images)
-    forwards = [Stream(clips, told, 2, 3).at(step) for step in range(4)]
-    again = Stream(clips, told, 2, 3)
+    mixed = settings(text_drop=0.5, canvas_mix=MIX, images=images)
+    forwards = [Stream(clips, mixed, 2, 3).at(step) for step in range(4)]
+    again = Stream(clips, mixed, 2, 3)
     backwards = [again.at(step) for step in (3, 2, 1, 0)][::-1]
     assert all(same(a, b) for a, b in zip(forwards, backwards, strict=True))
     assert not same(forwards[0], forwards[1])
 
 
 def test_every_clip_is_used_once():
-    stream = Stream(Counted(), recipe(), 3)
+    stream = Stream(Counted(), settings(), 3)
     seen = [int(v[0, 0, 0, 0]) for step in range(4) for v in stream.at(step).video]
     assert seen == list(range(12))
 
 
-def test_batches_made_ahead_are_the_batches():
-    stream = Stream(Counted(), recipe(text_drop=0.5), 2)
-    made = list(ahead(stream, 2, 5))
-    assert len(made) == 3
-    assert all(same(batch, stream.at(step)) for step, batch in zip((2, 3, 4), made, strict=True))
-    assert list(ahead(stream, 5, 5)) == []
+def test_prefetched_batches_equal_direct_ones():
+    stream = Stream(Counted(), settings(text_drop=0.5), 2)
+    batches = list(prefetch(stream, 2, 5))
+    assert len(batches) == 3
+    assert all(same(batch, stream.at(step)) for step, batch in zip((2, 3, 4), batches, strict=True))
+    assert list(prefetch(stream, 5, 5)) == []
 
 
-def test_an_error_of_the_source_arrives_where_the_batch_is_taken():
+def test_errors_of_the_source_are_raised_with_their_batch():
     class Broken(Counted):
         def clip(self, index):
             if index >= 4:
                 raise ValueError("clip 4")
             return super().clip(index)
 
-    batches = ahead(Stream(Broken(), recipe(), 2), 0, 4)
+    batches = prefetch(Stream(Broken(), settings(), 2), 0, 4)
     next(batches), next(batches)
     with pytest.raises(ValueError, match="clip 4"):
         next(batches)
 
 
-def test_pictures_are_frames_of_other_clips_with_their_own_captions():
-    batch = Stream(Counted(), recipe(images=2), 2).at(1)
+def test_images_are_frames_of_other_clips_with_their_own_captions():
+    batch = Stream(Counted(), settings(images=2), 2).at(1)
     assert batch.images.shape == (2, 2, 3, 8, 8)
-    shown = batch.images[:, :, 0, 0, 0].int()
-    assert [[f"clip {i}" for i in row] for row in shown.tolist()] == batch.image_captions
-    assert set(shown.flatten().tolist()).isdisjoint(batch.video[:, 0, 0, 0, 0].int().tolist())
+    values = batch.images[:, :, 0, 0, 0].int()
+    assert [[f"clip {i}" for i in row] for row in values.tolist()] == batch.image_captions
+    assert set(values.flatten().tolist()).isdisjoint(batch.video[:, 0, 0, 0, 0].int().tolist())
 
 
 @pytest.mark.parametrize(("drop", "low", "high"), [(0.0, 0, 0), (0.1, 0.07, 0.13), (1.0, 1, 1)])
-def test_captions_are_dropped_at_the_recipes_rate(drop, low, high):
-    stream = Stream(Counted(), recipe(text_drop=drop), 4)
+def test_captions_are_dropped_at_the_rate_of_the_settings(drop, low, high):
+    stream = Stream(Counted(), settings(text_drop=drop), 4)
     captions = [c for step in range(250) for c in stream.at(step).captions]
     assert low <= captions.count("") / len(captions) <= high
 
 
-def test_canvases_come_at_the_frequencies_of_the_mix():
+def test_canvas_kinds_occur_at_the_frequencies_of_the_mix():
     g = torch.Generator().manual_seed(0)
 
     def kind(mask):
         frames = mask.flatten(2).mean(-1)[0].tolist()
-        told = {(0, 0, 0, 0): "nothing", (1, 0, 0, 0): "first", (1, 0, 0, 1): "ends"}
-        return told.get(tuple(frames), "region")
+        kinds = {(0, 0, 0, 0): "nothing", (1, 0, 0, 0): "first", (1, 0, 0, 1): "ends"}
+        return kinds.get(tuple(frames), "region")
 
     found = Counter(kind(draw_mask(MIX, (4, 8, 8), g)) for _ in range(3000))
     for name, share in MIX.items():
@@ -107,7 +107,7 @@ def test_canvases_come_at_the_frequencies_of_the_mix():
 
 
 @pytest.mark.parametrize("kind", ["nothing", "first", "ends", "prefix", "suffix", "every", "region"])
-def test_a_canvas_of_each_kind_is_what_it_says(kind):
+def test_each_kind_of_canvas_has_its_shape(kind):
     g = torch.Generator().manual_seed(1)
     for _ in range(30):
         mask = draw_mask({kind: 1.0}, (8, 16, 16), g)
@@ -134,6 +134,6 @@ def test_a_canvas_of_each_kind_is_what_it_says(kind):
             assert len({b - a for a, b in zip(given, given[1:], strict=False)}) == 1
 
 
-def test_an_unknown_kind_of_canvas_is_an_error():
+def test_an_unknown_kind_of_canvas_is_refused():
     with pytest.raises(ValueError, match="sideways"):
         draw_mask({"sideways": 1.0}, (4, 8, 8), torch.Generator())

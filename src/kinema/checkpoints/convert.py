@@ -23,7 +23,8 @@ from kinema.checkpoints.files import Header, write_streamed
 from kinema.checkpoints.settings import readable
 from kinema.checkpoints.signatures import describe
 from kinema.checkpoints.source import Source
-from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
+from kinema.events import Note, OnEvent, Phase, ignore
+from kinema.schema import BadRequest
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -145,7 +145,7 @@ def facts() -> dict[str, str]:
 
     from kinema import processor
 
-    capabilities = processor.told()
+    capabilities = processor.describe()
     units = [name for name in CPU_UNITS if capabilities.get(name) is True]
     return {
         "torch": torch.__version__,

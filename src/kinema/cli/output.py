@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kinema.atomic import beside
-from kinema.schema import MAX_PIXELS, BadRequest, Clip, Note, OnEvent, Shape, ignore
+from kinema.events import Note, OnEvent, ignore
+from kinema.schema import MAX_PIXELS, BadRequest, Clip, Shape
 
 MAX_SLUG = 60
 MAX_ZOOM = 64

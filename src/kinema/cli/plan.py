@@ -23,7 +23,8 @@ from kinema.cli.verbs import (
     request_from,
     request_options,
 )
-from kinema.schema import Event, Note, Phase, Request, Step, TaskName
+from kinema.events import Event, Note, Phase, Step
+from kinema.schema import Request, TaskName
 
 if TYPE_CHECKING:
     from kinema.api import Model
@@ -132,7 +133,7 @@ def forecast(model: Model, request: Request, *, measure: bool) -> Forecast:
     try:
         for number, run in enumerate(runs):
             memory = with_memory_plan(run, bytes_of_other_stages(runs, number))
-            stages.append(replace(run.stage, memory=memory).told())
+            stages.append(replace(run.stage, memory=memory).to_dict())
     except TooLarge as error:
         refusal = str(error)
     steps = [(run.stage.request.steps or 0) - run.canvas.skipped for run in runs]

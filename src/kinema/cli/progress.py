@@ -10,7 +10,8 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from kinema.bounds import as_json, printable
-from kinema.schema import BadRequest, Event, Memory, Note, Phase, Preview, Step, TrainStep
+from kinema.events import Event, Memory, Note, Phase, Preview, Step, TrainStep
+from kinema.schema import BadRequest
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -18,7 +18,8 @@ from kinema.cli.progress import JsonLines, display
 from kinema.cli.requirements import ReplayInputs, Requirements, replay_inputs, requirements_of, weights_of
 from kinema.cli.stopping import run_once
 from kinema.cli.verbs import GROUPS, MODEL, REPORTING, WRITING, model_options, open_model, preview_file
-from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
+from kinema.events import Note, OnEvent, Phase, ignore
+from kinema.schema import BadRequest
 
 if TYPE_CHECKING:
     from kinema.api import Model

@@ -16,7 +16,8 @@ from kinema.cancel import Cancel
 from kinema.cli.options import Option
 from kinema.cli.output import Output
 from kinema.cli.progress import Display, JsonLines, PreviewWriter
-from kinema.schema import Cancelled, Clip, Phase, Request
+from kinema.events import Phase
+from kinema.schema import Cancelled, Clip, Request
 
 if TYPE_CHECKING:
     from kinema.api import Model

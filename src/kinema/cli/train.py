@@ -11,7 +11,8 @@ from kinema import registry
 from kinema.cli.options import Option, from_dataclass, parse
 from kinema.cli.progress import JsonLines, display
 from kinema.cli.verbs import CONFIG, REPORTING
-from kinema.schema import BadRequest, Note
+from kinema.events import Note
+from kinema.schema import BadRequest
 
 INTERRUPTED = 130
 TRAIN_ABOUT = "Train or fine-tune a model. The same command resumes the run in --out."

@@ -14,7 +14,8 @@ from kinema.cli.options import Option, from_dataclass, parse, with_defaults
 from kinema.cli.output import Output
 from kinema.cli.progress import JsonLines, display
 from kinema.cli.stopping import KEEP, run_once
-from kinema.schema import TAKES, BadRequest, Note, OnEvent, Phase, Request, TaskName, ignore
+from kinema.events import Note, OnEvent, Phase, ignore
+from kinema.schema import TAKES, BadRequest, Request, TaskName
 from kinema.spans import spans_of
 
 if TYPE_CHECKING:

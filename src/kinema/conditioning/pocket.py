@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema import bounds
-from kinema.schema import Note, OnEvent
+from kinema.events import Note, OnEvent
 
 PAD, UNKNOWN = 0, 1
 _RESERVED = 2

@@ -22,7 +22,8 @@ from kinema.checkpoints.source import read_json
 from kinema.checkpoints.stream import Stream
 from kinema.conditioning import remembered
 from kinema.conditioning.streamed import streamed
-from kinema.schema import BadRequest, OnEvent, Phase
+from kinema.events import OnEvent, Phase
+from kinema.schema import BadRequest
 
 CLIP_LENGTH = 77
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")

@@ -1,1 +1,1 @@
-"""Where training clips come from: the procedural playroom, and folders of captioned videos."""
+"""Sources of training clips: the procedural playroom and folders of captioned videos."""

@@ -1,4 +1,4 @@
-"""One process at a time at work on a file or in a folder: the lock of the kernel, which ends with the process."""
+"""File and folder locks between processes; the kernel releases a lock when its process ends."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from kinema.schema import BadRequest
 
 
 @contextmanager
-def alone(path: Path, busy: str, *, wait: bool = False) -> Iterator[int]:
-    """The open handle of ``path``, a folder or a file that is made if need be, while no other process has it.
+def locked(path: Path, busy: str, *, wait: bool = False) -> Iterator[int]:
+    """Lock ``path``, a folder or a file (created if missing), and yield its open file descriptor.
 
-    Raises BadRequest: with the sentence ``busy`` while another has it (``wait`` waits for it instead), or where the
-    file is a link, a FIFO or anything else than a regular file. Windows, and file systems without locks, let all in.
+    Raises BadRequest with the message ``busy`` if another process holds the lock (``wait`` blocks instead), or if the
+    file is a link, a FIFO or otherwise not a regular file. Windows and file systems without locks do not lock.
     """
-    handle = _opened(path)
+    handle = _open(path)
     try:
         _lock(handle, busy, wait)
-        if not _is(handle, path):  # the other process ended and took its file with it
+        if not _is_current(handle, path):  # the previous owner ended and removed the file
             raise BadRequest(busy)
         yield handle
     finally:
         os.close(handle)
 
 
-def _opened(path: Path) -> int:
+def _open(path: Path) -> int:
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT | os.O_APPEND
-    # Nothing that is a link, or that would wait for another process, is opened.
+    # Do not follow links or block on a FIFO.
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
         handle = os.open(path, flags, 0o666)
@@ -57,7 +57,7 @@ def _lock(handle: int, busy: str, wait: bool) -> None:
         return  # a file system without locks
 
 
-def _is(handle: int, path: Path) -> bool:
+def _is_current(handle: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except OSError:

@@ -1,4 +1,4 @@
-"""What every source of training clips hands out."""
+"""The training clip that every source returns."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class TrainingClip(NamedTuple):
-    """``video`` 3×T×H×W in [-1, 1], its caption and, where the world is known, its scene graph.
+    """A video 3×T×H×W in [-1, 1] with its caption and, for rendered clips, its scene graph.
 
-    ``fps`` is the rate at which these frames play, ``motion`` how much the clip moves (`kinema.data.motion`); None is
-    unknown. ``encoded`` is what a family's frozen networks made of it beforehand; then ``video`` is its first frame.
+    ``fps`` is the playback rate of these frames and ``motion`` the motion score (`kinema.data.motion`); None means
+    unknown. ``encoded`` holds precomputed outputs of a family's frozen networks; ``video`` is then the first frame.
     """
 
     video: Tensor

@@ -1,22 +1,22 @@
 """A folder of the user's own clips as training data.
 
-How a clip is served, so that nothing has to be guessed:
+Preprocessing of a clip:
 
-- order: each pass goes through all clips once, in an order drawn from (seed, pass);
-- time: the clip is brought to ``fps`` by nearest time stamp (the file's own frames when ``fps`` is
-  None), then every ``frameskip``-th frame is taken from a start drawn from (seed, index);
-- short clips hold their last frame; with less than half of the frames wanted they are left out,
+- order: each pass visits all clips once, in an order that depends on (seed, pass);
+- time: resampled to ``fps`` by nearest time stamp (the file's own frames if ``fps`` is None), then
+  every ``frameskip``-th frame from a random start that depends on (seed, index);
+- short clips repeat their last frame; clips with less than half of the requested frames are skipped,
   since a model trained on stills learns to stand still;
-- space: scaled (antialiased, aspect kept) until it covers height×width, then cut there, in the centre
-  or at a place drawn from (seed, index); all frames alike;
-- mirrored, where asked for, half of the time, the whole clip, and never one whose caption names a side;
-- several captions: one is drawn. None: the empty caption.
-- rate and motion: each clip comes with the rate it is served at, and with its motion where
-  `kinema data motion-bucket` has written it beside the clips.
-- pictures are left out: for joint training on pictures (VDM §3.1) frames of clips serve.
+- space: resized (antialiased, aspect ratio kept) to cover height×width, then cropped, in the centre
+  or at a random position that depends on (seed, index), the same for all frames;
+- mirrored, if enabled, half of the time as a whole, unless its caption names a side;
+- captions: one at random if there are several, the empty caption if there is none;
+- rate and motion: the frame rate after resampling, and the motion score if `kinema data motion-bucket`
+  has written one;
+- images are skipped: joint image training (VDM §3.1) uses frames of clips.
 
-Everything is a pure function of (seed, index) and the files, so that a resumed run goes on exactly.
-A file that cannot be decoded is reported once and its place is taken by the next.
+Everything is a pure function of (seed, index) and the files, so a resumed run continues exactly.
+A file that cannot be decoded is reported once and replaced by the next clip.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ _SIDED = re.compile(r"\b(left|right|(anti|counter)?-?clockwise|letters?|text|wor
 
 
 class Cache:
-    """Decoded clips (uint8 T×3×h×w), the longest unused first to go when ``most`` bytes are reached."""
+    """LRU cache of decoded clips (uint8 T×3×h×w), at most ``most`` bytes."""
 
     def __init__(self, most: int = CACHE_BYTES) -> None:
-        self.most, self.held = most, 0
+        self.most, self.bytes = most, 0
         self._clips: OrderedDict[Path, Tensor] = OrderedDict()
 
     def get(self, path: Path) -> Tensor | None:
@@ -65,14 +65,14 @@ class Cache:
         if clip.nbytes > self.most:
             return
         self._clips[path] = clip
-        self.held += clip.nbytes
-        while self.held > self.most:
-            self.held -= self._clips.popitem(last=False)[1].nbytes
+        self.bytes += clip.nbytes
+        while self.bytes > self.most:
+            self.bytes -= self._clips.popitem(last=False)[1].nbytes
 
 
 @dataclass(frozen=True, eq=False)
 class Folder:
-    """Captioned clips by index, see the top of this file. ``skipped`` gathers sentences on what was left out."""
+    """Captioned clips by index, preprocessed as described above; ``skipped`` collects messages on skipped clips."""
 
     entries: tuple[Entry, ...]
     frames: int
@@ -88,7 +88,7 @@ class Folder:
     bad: set[Path] = field(default_factory=set)
     motions: Mapping[str, float] = field(default_factory=dict)
     rates: dict[Path, float] = field(default_factory=dict)
-    """Frames a second of the clips that were read."""
+    """Frame rates of the clips read so far."""
 
     @staticmethod
     def scan(
@@ -104,9 +104,9 @@ class Folder:
         flip: bool = False,
         follow_links: bool = False,
     ) -> Folder:
-        """The clips of a folder at one size; nothing is decoded yet. ``follow_links`` as in `kinema.data.listing.scan`.
+        """Find the clips of a folder, without decoding them. ``follow_links`` as in `kinema.data.listing.scan`.
 
-        Raises BadRequest where there is no clip, a list cannot be used, or a figure is out of range.
+        Raises BadRequest if there is no clip, a list is unusable, or a value is out of range.
         """
         if min(frames, height, width, frameskip) < 1:
             raise BadRequest(
@@ -116,7 +116,7 @@ class Folder:
             raise BadRequest(f"crop is {crop!r}; expected centre or random")
         found = scan(Path(folder), follow_links=follow_links)
         motions, stale = moved.read(Path(folder), found.entries, follow_links=follow_links)
-        skipped = [*found.left_out, *stale]
+        skipped = [*found.skipped, *stale]
         return Folder(
             found.entries, frames, height, width, fps, frameskip, seed, crop, flip, skipped=skipped, motions=motions
         )
@@ -126,28 +126,28 @@ class Folder:
 
     @property
     def fingerprint(self) -> str:
-        """A name for exactly this set of clips and captions (not for their pixels)."""
-        moves = {name: f"\t{motion}" for name, motion in self.motions.items()}
-        told = "\n".join(f"{e.name}\t{e.captions}{moves.get(e.name, '')}" for e in self.entries)
-        return hashlib.sha256(told.encode(errors="surrogatepass")).hexdigest()[:16]
+        """A hash of the clips' names, captions and motion, not of their pixels."""
+        motions = {name: f"\t{motion}" for name, motion in self.motions.items()}
+        rows = "\n".join(f"{e.name}\t{e.captions}{motions.get(e.name, '')}" for e in self.entries)
+        return hashlib.sha256(rows.encode(errors="surrogatepass")).hexdigest()[:16]
 
     def split(self, share: float) -> tuple[Folder, Folder]:
-        """(training, held-out) parts, ``share`` of the clips in the first.
+        """Split into (training, held-out) parts, with ``share`` of the clips in the first.
 
-        Which clip goes where is decided by its name, so a clip that is added moves few of the others.
-        Both parts have at least one clip; a single clip is in both.
+        Clips are assigned by a hash of their names, so adding a clip moves few others. Each part has at least one
+        clip; a single clip is in both.
         """
         names = {e.name for e in self.entries}
         if len(names) == 1:
-            return self, replace(self, skipped=["there is one clip only: it is trained on and held out at once"])
+            return self, replace(self, skipped=["there is only one clip: it is used for both training and validation"])
         first = first_part(names, share)
-        inside, outside = ([e for e in self.entries if (e.name in first) is told] for told in (True, False))
+        inside, outside = ([e for e in self.entries if (e.name in first) is chosen] for chosen in (True, False))
         return replace(self, entries=tuple(inside)), replace(self, entries=tuple(outside), skipped=[])
 
     def clip(self, index: int) -> TrainingClip:
-        """Clip ``index`` >= 0 of an endless sequence: video 3×T×H×W float32 in [-1, 1], caption, rate and motion.
+        """Return clip ``index`` >= 0 of an endless sequence: video 3×T×H×W float32 in [-1, 1], caption, rate, motion.
 
-        Raises BadRequest when no clip of the folder can be used.
+        Raises BadRequest if no clip of the folder is usable.
         """
         count = len(self.entries)
         order = shuffled(count, self.seed, index // count)
@@ -155,24 +155,24 @@ class Folder:
             entry = self.entries[order[place % count]]
             frames_TCHW = self._decoded(entry)
             if frames_TCHW is not None:
-                return self._cut(frames_TCHW, entry, torch.Generator().manual_seed(self.seed * _STRIDE + index))
+                return self._augmented(frames_TCHW, entry, torch.Generator().manual_seed(self.seed * _STRIDE + index))
         reasons = "; ".join(self.skipped[-3:])
-        raise BadRequest(f"none of the {count} clips can be used: {reasons}")
+        raise BadRequest(f"0 of {count} clips are usable: {reasons}")
 
     def _decoded(self, entry: Entry) -> Tensor | None:
-        """The whole clip, small, as uint8 T×3×h×w; None where it cannot be used, which is reported once."""
+        """The whole clip, downscaled, as uint8 T×3×h×w; None if it is unusable, which is reported once."""
         if entry.path in self.bad:
             return None
-        held = self.cache.get(entry.path)
-        if held is not None:
-            return held
+        cached = self.cache.get(entry.path)
+        if cached is not None:
+            return cached
         try:
             frames_TCHW = self._read(entry)
         except (ImportError, MemoryError):
             raise
-        except Exception as error:  # decoders meet whatever bytes people have; one file must not end a long run
-            said = str(error) if isinstance(error, BadRequest) else f"{entry.name}: {type(error).__name__}: {error}"
-            self.skipped.append(f"{entry.name} is left out: {said}")
+        except Exception as error:  # decoders raise anything on damaged files; one file must not end a long run
+            reason = str(error) if isinstance(error, BadRequest) else f"{entry.name}: {type(error).__name__}: {error}"
+            self.skipped.append(f"skipped {entry.name}: {reason}")
             self.bad.add(entry.path)
             return None
         self.cache.put(entry.path, frames_TCHW)
@@ -185,15 +185,15 @@ class Folder:
         taken, least = -(-len(small) // self.frameskip), -(-self.frames // 2)
         if taken < least:
             rate = f" at {self.fps:g} per second" if self.fps else ""
-            raise BadRequest(f"it has {taken} of the {self.frames} frames wanted{rate}, and {least} are the least")
+            raise BadRequest(f"it has {taken} frames{rate}; expected {self.frames}, at least {least}")
         if len(small) > LONGEST:
-            self.skipped.append(f"{entry.name} is longer than {LONGEST} frames: what comes after them is left out")
+            self.skipped.append(f"{entry.name} is longer than {LONGEST} frames: the rest is ignored")
         if any(frame.shape != small[0].shape for frame in small):
-            raise BadRequest("its frames change their size")
+            raise BadRequest("its frames differ in size")
         return torch.stack(small[:LONGEST])
 
     def _cover(self, frame_HWC: np.ndarray) -> Tensor:
-        """One frame scaled to cover height×width, uint8 3×h×w: small before it is kept."""
+        """One frame resized to cover height×width, uint8 3×h×w."""
         height, width = frame_HWC.shape[:2]
         scale = max(self.height / height, self.width / width)
         size = (max(self.height, round(height * scale)), max(self.width, round(width * scale)))
@@ -201,9 +201,9 @@ class Folder:
         return scaled(frame_CHW, size)
 
     def windows(self, entry: Entry, stride: int) -> Iterator[tuple[int, TrainingClip]]:
-        """A clip from end to end: (first frame, clip of training length) every ``stride`` frames, cut in the centre.
+        """Yield (first frame, clip of training length) every ``stride`` frames of a clip, cropped in the centre.
 
-        A clip shorter than one window holds its last frame, as in training; none where it cannot be used.
+        A clip shorter than one window repeats its last frame, as in training; an unusable one yields nothing.
         """
         frames_TCHW = self._decoded(entry)
         if frames_TCHW is None:
@@ -211,33 +211,34 @@ class Folder:
         last = len(frames_TCHW) - (self.frames - 1) * self.frameskip
         for start in range(0, max(last, 1), stride * self.frameskip):
             middle = [
-                (have - want) // 2 for have, want in zip(frames_TCHW.shape[2:], (self.height, self.width), strict=True)
+                (source - target) // 2
+                for source, target in zip(frames_TCHW.shape[2:], (self.height, self.width), strict=True)
             ]
             yield start, self._clip(self._pixels(frames_TCHW, start, *middle), entry, 0)
 
-    def _cut(self, frames_TCHW: Tensor, entry: Entry, g: torch.Generator) -> TrainingClip:
-        def draw(count: int) -> int:
+    def _augmented(self, frames_TCHW: Tensor, entry: Entry, g: torch.Generator) -> TrainingClip:
+        def random_index(count: int) -> int:
             return int(torch.randint(max(1, count), (), generator=g))
 
         total, _, height, width = frames_TCHW.shape
-        start = draw(total - (self.frames - 1) * self.frameskip)
-        place = (draw(height - self.height + 1), draw(width - self.width + 1))
-        mirrored, which = draw(2) == 1, draw(len(entry.captions))
+        start = random_index(total - (self.frames - 1) * self.frameskip)
+        place = (random_index(height - self.height + 1), random_index(width - self.width + 1))
+        mirrored, which = random_index(2) == 1, random_index(len(entry.captions))
         if self.crop == "centre":
             place = ((height - self.height) // 2, (width - self.width) // 2)
-        cut = self._pixels(frames_TCHW, start, *place)
+        cropped = self._pixels(frames_TCHW, start, *place)
         if self.flip and mirrored and not any(_SIDED.search(c) for c in entry.captions):
-            cut = cut.flip(-1)
-        return self._clip(cut, entry, which)
+            cropped = cropped.flip(-1)
+        return self._clip(cropped, entry, which)
 
     def _pixels(self, frames_TCHW: Tensor, start: int, top: int, left: int) -> Tensor:
-        """The frames of one clip from ``start``, cut to size; the last one is held where there are too few."""
+        """Frames from ``start``, cropped; the last frame is repeated if there are too few."""
         times = torch.arange(start, start + self.frames * self.frameskip, self.frameskip)
         times = times.clamp(max=len(frames_TCHW) - 1)
         return frames_TCHW[times, :, top : top + self.height, left : left + self.width]
 
-    def _clip(self, cut_TCHW: Tensor, entry: Entry, which: int) -> TrainingClip:
-        video_CTHW = cut_TCHW.permute(1, 0, 2, 3).float().div_(127.5).sub_(1).contiguous()
+    def _clip(self, cropped_TCHW: Tensor, entry: Entry, which: int) -> TrainingClip:
+        video_CTHW = cropped_TCHW.permute(1, 0, 2, 3).float().div_(127.5).sub_(1).contiguous()
         return TrainingClip(
             video_CTHW,
             entry.captions[which] if entry.captions else "",
@@ -247,13 +248,13 @@ class Folder:
 
 
 def first_part(names: Iterable[str], share: float) -> set[str]:
-    """``share`` of the names, decided by each alone, but for at least one on either side; a name counts once."""
+    """Choose ``share`` of the distinct names by their hashes, with at least one name chosen and one left."""
     ranked = sorted(set(names), key=lambda name: hashlib.sha256(name.encode(errors="surrogatepass")).digest())
     return set(ranked[: min(max(round(len(ranked) * share), 1), len(ranked) - 1)])
 
 
 @lru_cache(maxsize=4)
 def shuffled(count: int, seed: int, epoch: int) -> Sequence[int]:
-    """The order of one pass over ``count`` clips."""
+    """The order of ``count`` clips in one pass."""
     g = torch.Generator().manual_seed(seed * _STRIDE + epoch)
     return np.asarray(torch.randperm(count, generator=g)).tolist()

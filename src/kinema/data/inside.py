@@ -1,7 +1,7 @@
-"""Which files of a data set are read: regular ones that lie inside its folder.
+"""Which files of a data set may be read: regular files inside its folder.
 
-A data set may come from a stranger, so a link that leads out of the folder is left out (``follow_links`` reads it),
-and so is, always, what is not a regular file: a FIFO would wait for ever, a device might never end.
+A data set may be untrusted, so links that lead out of the folder are skipped unless ``follow_links`` is set. Other
+files than regular ones are always skipped: reading a FIFO would block, and a device may never end.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from kinema.bounds import printable
 from kinema.schema import BadRequest
 
 MAX_DEPTH = 32
-"""Folders inside each other that are looked into."""
+"""Levels of nested folders that are searched."""
 MAX_FILES = 500_000
-"""Files and folders of one data set, or rows of one list."""
+"""Limit on the files and folders of a data set, and on the rows of a list."""
 
-ABSENT = "not there"
+ABSENT = "missing"
 OUTSIDE = "outside the folder (--follow-links reads it)"
 ODD = "not a regular file"
 
@@ -35,37 +35,37 @@ class Inside:
         self._count = 0
 
     def fault(self, path: Path) -> str | None:
-        """Why ``path`` is not read (`ABSENT`, `OUTSIDE` or `ODD`); None for a file or folder that is."""
+        """Why ``path`` may not be read (`ABSENT`, `OUTSIDE` or `ODD`); None if it may."""
         try:
-            told = path.lstat()
-            linked = stat.S_ISLNK(told.st_mode)
+            status = path.lstat()
+            linked = stat.S_ISLNK(status.st_mode)
             if linked:
-                told = path.stat()
-        except (OSError, ValueError):  # a link that leads nowhere or in a circle, or a name that no disk can hold
+                status = path.stat()
+        except (OSError, ValueError):  # a broken or circular link, or an invalid name
             return ABSENT
-        if not (stat.S_ISREG(told.st_mode) or stat.S_ISDIR(told.st_mode)):
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             return ODD
-        if self.follow_links or (self._holds(path) if linked else self._holds_folder(path.parent)):
+        if self.follow_links or (self._contains(path) if linked else self._contains_folder(path.parent)):
             return None
         return OUTSIDE
 
     def file(self, path: Path) -> str | None:
-        """As `fault`, and a folder is not a regular file either."""
+        """As `fault`, but a folder counts as `ODD`."""
         return self.fault(path) or (ODD if is_folder(path) else None)
 
-    def _holds(self, path: Path) -> bool:
+    def _contains(self, path: Path) -> bool:
         real = os.path.realpath(path)
         return real == self._real or real.startswith(self._real.rstrip(os.sep) + os.sep)
 
-    def _holds_folder(self, folder: Path) -> bool:
+    def _contains_folder(self, folder: Path) -> bool:
         if folder not in self._folders:
-            self._folders[folder] = self._holds(folder)
+            self._folders[folder] = self._contains(folder)
         return self._folders[folder]
 
     def names(self, folder: Path) -> list[Path]:
-        """What stands in a folder by name, hidden names aside.
+        """The paths in a folder, sorted, without hidden ones.
 
-        Raises `OSError` for a folder that may not be read, `BadRequest` once `MAX_FILES` were seen in all.
+        Raises `OSError` for an unreadable folder, `BadRequest` beyond `MAX_FILES` paths in all.
         """
         found = []
         with os.scandir(folder) as inside:
@@ -82,7 +82,7 @@ class Inside:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a path is, or leads to, a folder; what cannot be looked at is none."""
+    """Whether a path is a folder or a link to one; False if it cannot be accessed."""
     try:
         return stat.S_ISDIR(path.stat().st_mode)
     except (OSError, ValueError):
@@ -90,11 +90,11 @@ def is_folder(path: Path) -> bool:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of all files of a folder."""
+    """Size in bytes of a file, or of all files of a folder."""
     return sum(file.stat().st_size for file in (sorted(path.iterdir()) if path.is_dir() else [path]))
 
 
 def identity(path: Path) -> Hashable:
-    """What is equal for two names of one file: on disks that ignore case, through links, or by a hard link."""
-    told = path.stat()
-    return (told.st_dev, told.st_ino) if told.st_ino else os.path.normcase(os.path.realpath(path))
+    """A key that is equal for all names of one file: differing in case, through links, or hard-linked."""
+    status = path.stat()
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.normcase(os.path.realpath(path))

@@ -1,7 +1,7 @@
-"""Lists of clips and captions: jsonl, csv, json, and two files line by line; and what counts as a caption.
+"""Lists of clips and captions: jsonl, csv, json, and pairs of text files; and what counts as a caption.
 
-Nothing is learnt that nobody wrote. Text is taken for what it is (`kinema.bounds.decoded`), a caption is text and
-taken whole, and what is neither is named instead of being turned into words.
+Captions are taken only from valid text (`kinema.bounds.decoded`), and whole; anything else is reported rather than
+converted to text.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from kinema.data.inside import MAX_FILES
 from kinema.schema import BadRequest
 
 NAMED = ("metadata.jsonl", "metadata.csv", "metadata.json", "captions.json", "videos2caption.json")
-"""Lists known by their names; besides, a folder's only ``.jsonl`` or ``.csv`` is its list."""
+"""Known names of lists; otherwise the only ``.jsonl`` or ``.csv`` of a folder is its list."""
 PATH_COLUMNS = ("file_name", "video_file_name", "video_path", "video", "path", "file_path", "file", "filename")
 TEXT_COLUMNS = ("text", "caption", "prompt", "cap", "captions")
 MAX_LIST = 2**25
-"""Bytes of a list: a quarter of a million captions of a usual length, read in seconds; more go in several folders."""
+"""Limit on the bytes of a list: about 250,000 captions of usual length; split larger sets into several folders."""
 MAX_CELLS = 4_000_000
-"""Cells of a csv: a line of commas alone would cost sixty times its bytes."""
+"""Limit on the cells of a csv: parsing a line of commas takes sixty times its bytes."""
 MAX_CAPTION = 20_000
-"""Characters of a caption; text encoders read far fewer."""
+"""Limit on the characters of a caption; text encoders read far fewer."""
 _NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _EXTRA: Any = object()
-"""Where csv puts cells beyond the header's: no column, and no name in JSON, is equal to it."""
+"""Key under which csv collects cells beyond the header's; no column or JSON name equals it."""
 
 Row = tuple[str, Mapping[str, Any]]
-"""Where it stands ("metadata.csv line 3") and what it says."""
+"""Location ("metadata.csv line 3") and values by column."""
 
 
 class UnusableCaptions(BadRequest):
-    """Captions that cannot be taken as they stand: their clips are left out, since words were meant."""
+    """Captions that exist but cannot be read; their clips are skipped rather than trained without text."""
 
 
 def rows(path: Path) -> Iterator[Row]:
-    """The rows of a list. Raises Unfit where it is no text, BadRequest where it is damaged or too large."""
+    """The rows of a list. Raises UnusableCaptions if it is not text, BadRequest if it is damaged or too large."""
     read = {".jsonl": _jsonl, ".csv": _csv, ".json": _json}[path.suffix]
     return read(path, text(path))
 
 
 def text(path: Path) -> str:
-    """All of a list. Raises Unfit where it is no text, BadRequest where it cannot be read or is too large."""
+    """The text of a list. Raises UnusableCaptions if it is not text, BadRequest if it is unreadable or too large."""
     data = bounds.read_bytes(path, MAX_LIST, "a list of clips and captions")
     try:
         return bounds.decoded(data, bounds.printable(path.name, 80))
@@ -56,114 +56,112 @@ def text(path: Path) -> str:
 
 
 def pairs(videos: Path, prompts: Path) -> Iterator[Row]:
-    """Rows of two files that go together line by line; raises as `text` does."""
+    """The rows of two files that match line by line; raises as `text` does."""
     where = f"{bounds.printable(str(videos), 200)} and {prompts.name}"
     return _paired(where, videos.name, text(videos), text(prompts))
 
 
-def beside(path: Path) -> tuple[str, ...]:
-    """The caption in a text file. Raises Unfit where it is no text, or longer than `MAX_CAPTION`."""
+def caption_file(path: Path) -> tuple[str, ...]:
+    """The caption in a text file. Raises UnusableCaptions if it is not text or longer than `MAX_CAPTION`."""
     name = bounds.printable(path.name, 80)
     try:
-        told = bounds.decoded(bounds.read_bytes(path, 4 * MAX_CAPTION + 4, "a caption"), name)
+        caption = bounds.decoded(bounds.read_bytes(path, 4 * MAX_CAPTION + 4, "a caption"), name)
     except BadRequest as error:
         raise UnusableCaptions(str(error)) from error
-    return _texts([told], name)
+    return _texts([caption], name)
 
 
 def captions(where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The captions of a row: none, one or several. Raises Unfit for anything that is no text."""
-    if any(c.isalpha() for cell in row.get(_EXTRA, ()) for c in cell):  # a caption cut at its comma
+    """The captions of a row, zero or more. Raises UnusableCaptions for anything that is not text."""
+    if any(c.isalpha() for cell in row.get(_EXTRA, ()) for c in cell):  # an unquoted caption split at a comma
         raise UnusableCaptions(
-            f"{where} has more words than the header has columns; put a caption with commas in quotes"
+            f"{where} has more cells than the header has columns; put captions with commas in quotes"
         )
-    told: Any = next((row[c] for c in TEXT_COLUMNS if c in row and not _is_empty(row[c])), [])
-    return _texts(told if isinstance(told, list) else [told], where)
+    value: Any = next((row[c] for c in TEXT_COLUMNS if c in row and not _is_empty(row[c])), [])
+    return _texts(value if isinstance(value, list) else [value], where)
 
 
 def clip(where: str, row: Mapping[str, Any]) -> str:
-    """The path that a row names, as it stands there; raises BadRequest where it names none."""
+    """The path in a row, unresolved; raises BadRequest if it has none."""
     column = next((c for c in PATH_COLUMNS if not _is_empty(row.get(c))), None)
     if column is None:
         known = bounds.printable(", ".join([name for name in row if name is not _EXTRA][:20]), 80) or "nothing"
-        raise BadRequest(f"{where} names no clip (it has {known}); expected one of {', '.join(PATH_COLUMNS)}")
-    told = row[column]
-    if not isinstance(told, str) or not told.strip():
-        raise BadRequest(f"{where} has {bounds.quoted(told, 60)} for {column}; expected the path of a clip")
-    return told.strip()
+        raise BadRequest(f"{where} names no clip (its columns: {known}); expected one of {', '.join(PATH_COLUMNS)}")
+    path = row[column]
+    if not isinstance(path, str) or not path.strip():
+        raise BadRequest(f"{column} is {bounds.quoted(path, 60)} in {where}; expected the path of a clip")
+    return path.strip()
 
 
-# ---------------------------------------------------------------------------------------- inside
+# --------------------------------------------------------------------------------------- parsing
 
 
-def _is_empty(told: Any) -> bool:
-    return told is None or (isinstance(told, str | list) and not told)
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str | list) and not value)
 
 
-def _texts(told: list[Any], where: str) -> tuple[str, ...]:
+def _texts(values: list[Any], where: str) -> tuple[str, ...]:
     found = []
-    for each in told:
+    for each in values:
         if each is None:
             continue
         if not isinstance(each, str):
-            raise UnusableCaptions(f"{where} has {bounds.quoted(each, 60)} for a caption; expected text")
-        words = " ".join(each.split())
-        if len(words) > MAX_CAPTION:
+            raise UnusableCaptions(f"a caption in {where} is {bounds.quoted(each, 60)}; expected text")
+        caption = " ".join(each.split())
+        if len(caption) > MAX_CAPTION:
             raise UnusableCaptions(
-                f"{where} has a caption of {len(words):,} characters; at most {MAX_CAPTION:,} are learnt"
+                f"a caption in {where} has {len(caption):,} characters; expected at most {MAX_CAPTION:,}"
             )
-        if odd := _NO_TEXT.search(words):
-            raise UnusableCaptions(
-                f"{where} has a character in its caption that is no text ({bounds.printable(odd[0])})"
-            )
-        found.append(words)
+        if odd := _NO_TEXT.search(caption):
+            raise UnusableCaptions(f"a caption in {where} has a control character ({bounds.printable(odd[0])})")
+        found.append(caption)
     return tuple(filter(None, dict.fromkeys(found)))
 
 
-def _lines(told: str) -> Iterator[str]:
-    """Lines as files end them: U+2028 and its like stand inside captions."""
-    for line in io.StringIO(told, newline=None):
+def _lines(text: str) -> Iterator[str]:
+    """Split at newlines only: captions may contain U+2028 and the like."""
+    for line in io.StringIO(text, newline=None):
         yield line.removesuffix("\n")
 
 
 def _paired(where: str, name: str, videos: str, prompts: str) -> Iterator[Row]:
     for number, (video, prompt) in enumerate(zip_longest(_lines(videos), _lines(prompts)), start=1):
         if video is None or prompt is None:
-            raise BadRequest(f"{where} differ in length at line {number}; expected one caption a clip")
+            raise BadRequest(f"{where} differ in length at line {number}; expected one caption per clip")
         if video.strip():
             yield f"{name} line {number}", {"path": video.strip(), "text": prompt}
 
 
-def _jsonl(path: Path, told: str) -> Iterator[Row]:
+def _jsonl(path: Path, content: str) -> Iterator[Row]:
     listed = bounds.printable(str(path), 200)
-    for number, line in enumerate(_lines(told), start=1):
+    for number, line in enumerate(_lines(content), start=1):
         if not line.strip():
             continue
         where = f"{listed} line {number}"
         row = bounds.from_json(line, where, pairs=_pairs)
         if not isinstance(row, dict):
-            raise BadRequest(f"{where} is not a JSON object; expected a file name and a caption by name")
+            raise BadRequest(f"{where} is not a JSON object; expected an object with a file name and a caption")
         yield f"{path.name} line {number}", row
 
 
-def _pairs(told: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose names may come twice: both values are kept, in a list."""
-    made: dict[str, Any] = {}
-    for name, value in told:
-        if name in made:
-            values = [v if isinstance(v, list) else [v] for v in (made[name], value)]
-            made[name] = values[0] + values[1]
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object; the values of a repeated key are joined in a list."""
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            values = [v if isinstance(v, list) else [v] for v in (result[name], value)]
+            result[name] = values[0] + values[1]
         else:
-            made[name] = value
-    return made
+            result[name] = value
+    return result
 
 
-def _csv(path: Path, told: str) -> Iterator[Row]:
+def _csv(path: Path, content: str) -> Iterator[Row]:
     where = bounds.printable(str(path), 200)
-    delimiter = _delimiter(told)
-    if told.count(delimiter) > MAX_CELLS:
+    delimiter = _delimiter(content)
+    if content.count(delimiter) > MAX_CELLS:
         raise BadRequest(f"{where} holds more than {MAX_CELLS:,} cells; expected a list of clips and captions")
-    reader = csv.DictReader(io.StringIO(told, newline=""), delimiter=delimiter, restkey=_EXTRA)
+    reader = csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter, restkey=_EXTRA)
     try:
         reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
         for row in reader:
@@ -172,28 +170,28 @@ def _csv(path: Path, told: str) -> Iterator[Row]:
         raise BadRequest(f"{where} line {reader.line_num} cannot be read as csv: {error}") from error
 
 
-def _delimiter(told: str) -> str:
-    """What parts the header's cells: a comma, or the semicolon or tab that a spreadsheet wrote, where that is sure."""
-    head = told[:4096].lstrip("\r\n").split("\n", 1)[0].strip("\r")
+def _delimiter(content: str) -> str:
+    """The delimiter of the header: a comma, or a semicolon or tab if that gives a known column."""
+    head = content[:4096].lstrip("\r\n").split("\n", 1)[0].strip("\r")
     for mark in ",;\t":
         if len(cells := [c.strip().strip('"') for c in head.split(mark)]) > 1 and set(cells) & set(PATH_COLUMNS):
             return mark
     return ","
 
 
-def _json(path: Path, told: str) -> Iterator[Row]:
-    """A list of objects, or one object of names to captions (or to objects)."""
+def _json(path: Path, content: str) -> Iterator[Row]:
+    """The rows of a list of objects, or of one object that maps names to captions (or to objects)."""
     where = bounds.printable(str(path), 200)
-    found = bounds.from_json(told, where, pairs=_pairs)
+    found = bounds.from_json(content, where, pairs=_pairs)
     if isinstance(found, dict):
         found = [row for name, value in found.items() for row in _named(name, value)]
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        raise BadRequest(f"{where} holds something else; expected a list of objects with a file name and a caption")
+        raise BadRequest(f"{where} is not a list of objects; expected objects with a file name and a caption")
     yield from ((f"{path.name} entry {i}", row) for i, row in enumerate(found, start=1))
 
 
 def _named(name: str, value: Any) -> list[dict[str, Any]]:
-    """Rows of one name in an object: what is told of it, once or several times."""
+    """The rows of one key of an object: one or more."""
     if isinstance(value, dict):
         return [{**value, "file_name": name}]
     if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
@@ -202,7 +200,7 @@ def _named(name: str, value: Any) -> list[dict[str, Any]]:
 
 
 def counted(found: Iterator[Row], folder: Path) -> Iterator[Row]:
-    """The rows, up to `MAX_FILES`; raises BadRequest beyond."""
+    """Yield the rows; raises BadRequest beyond `MAX_FILES`."""
     for number, row in enumerate(found):
         if number >= MAX_FILES:
             raise BadRequest(f"the list in {bounds.printable(str(folder), 200)} has more than {MAX_FILES:,} rows")

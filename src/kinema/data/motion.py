@@ -1,21 +1,21 @@
-"""How much a clip moves, as one number, and the motion bucket that Stable Video Diffusion makes of such a number.
+"""Motion scores of clips, and their mapping to the motion buckets of Stable Video Diffusion.
 
-The number is the mean speed of a pixel, in shorter sides of the frame a second: for flow f (pixels) between
+The score is the mean speed of a pixel, in shorter sides of the frame per second: for flow f (pixels) between
 frames 1/fps apart and a shorter side s,
 
     motion = mean over frames and pixels of |f| · fps / s.
 
-It does not depend on size, length or (for even motion) frame rate. The flow is Farnebäck's, at 8 frames a second and
-a shorter side of 64 pixels; where nothing changes from frame to frame it is taken for 0, since there it is only what
-its smoothness carries over from elsewhere. Blattmann et al. 2023 (§3, appendix C) score clips by the mean of the same
-flow, at 2 frames a second and 16 pixels; what buckets they made of the scores was never published. Ours is
-``bucket = 255 · motion / (motion + middle)``: rising, reversible, within 0..255 and half of it at ``middle``.
+It does not depend on size, length or (for constant motion) frame rate. The flow is Farnebäck's, at 8 frames per second
+and a shorter side of 64 pixels. Unchanged pixels count as 0, since flow there is only smoothed over from elsewhere.
+Blattmann et al. 2023 (§3, appendix C) score clips by the mean of the same flow, at 2 frames per second and 16 pixels;
+they did not publish their mapping to buckets. Kinema uses ``bucket = 255 · motion / (motion + middle)``: increasing,
+invertible, within 0..255, and 127.5 at ``middle``.
 
-Limits. Buckets of published weights mean what their authors' mapping made of them, so ours orders clips much as
-theirs does but need not agree in value. Flow sees no motion on flat surfaces, follows no more than about a
-fifth of the frame between two frames, and takes flicker and fades for a little motion; a shaking camera counts.
-A pan of known speed is measured at 70 to 85 % of it; over rendered clips, against their scene graphs, the rank
-correlation is 0.87 and the median ratio 1.1 (tests/data/test_motion.py).
+Limits. The buckets of published weights follow their authors' mapping, so Kinema's order clips similarly but may
+differ in value. Flow detects no motion on flat surfaces, follows at most about a fifth of the frame between two
+frames, and reads flicker and fades as slight motion; camera shake counts. A pan of known speed is measured at 70 to
+85 % of it; on rendered clips, against their scene graphs, the rank correlation is 0.87 and the median ratio 1.1
+(tests/data/test_motion.py).
 """
 
 from __future__ import annotations
@@ -36,39 +36,39 @@ if TYPE_CHECKING:
     from kinema.data.playroom.scene import Scene
 
 MIDDLE = 0.1
-"""Motion of the middle bucket for filmed clips: a pan that takes ten seconds to cross the shorter side."""
+"""Motion score of the middle bucket for filmed clips: a pan that crosses the shorter side in ten seconds."""
 RATE = 8.0
-"""Frames a second that are looked at: motion between two of them is small enough to follow."""
+"""Frame rate at which flow is computed: motion between frames is then small enough to follow."""
 SHORT = 64
-"""Shorter side that frames are brought to before flow is measured."""
+"""Shorter side to which frames are resized before flow is computed."""
 WINDOW = 9
 UNCHANGED = 2
-"""Levels (of 255) up to which a pixel counts as unchanged."""
+"""Difference (of 255) up to which a pixel counts as unchanged."""
 
 
 _Number = TypeVar("_Number", float, "Tensor")
 
 
 def bucket(motion: _Number, middle: float = MIDDLE) -> _Number:
-    """Motion to its bucket, 0 to 255; for a number or a tensor."""
+    """The bucket of a motion score, 0 to 255; for a float or a tensor."""
     return 255 * motion / (motion + middle)
 
 
 def motion_of(bucket_: float, middle: float = MIDDLE) -> float:
-    """The motion that has this bucket (below 255)."""
+    """The motion score of a bucket (below 255); the inverse of `bucket`."""
     return middle * bucket_ / (255 - bucket_)
 
 
 def of_frames(frames_HWC: Iterable[NDArray[np.uint8]], fps: float) -> float:
-    """Motion of uint8 frames that are 1/fps apart, by Farnebäck's optical flow; 0 for a single frame.
+    """The motion score of uint8 frames 1/fps apart, by Farnebäck's optical flow; 0 for a single frame.
 
-    Raises BadRequest where OpenCV is missing or a frame has another size than the one before.
+    Raises BadRequest if OpenCV is missing or frames differ in size.
     """
     try:
         import cv2
     except ImportError:
-        raise BadRequest("motion is measured by optical flow, which needs OpenCV: pip install 'kinema[eval]'") from None
-    cv2.setNumThreads(1)  # frames this small lose by being shared out
+        raise BadRequest("measuring motion by optical flow needs OpenCV: pip install 'kinema[eval]'") from None
+    cv2.setNumThreads(1)  # threads slow down frames this small
     near = np.ones((3, 3), np.uint8)
 
     def small(frame_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -81,7 +81,7 @@ def of_frames(frames_HWC: Iterable[NDArray[np.uint8]], fps: float) -> float:
     speeds = []
     for before, after in pairwise(map(small, frames_HWC)):
         if before.shape != after.shape:
-            raise BadRequest("its frames change their size")
+            raise BadRequest("its frames differ in size")
         grey, then = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (before, after))
         flow_HW2 = cv2.calcOpticalFlowFarneback(grey, then, None, 0.5, 3, WINDOW, 3, 5, 1.1, 0)
         changed = (cv2.absdiff(before, after).max(-1) > UNCHANGED).astype(np.uint8)
@@ -90,15 +90,15 @@ def of_frames(frames_HWC: Iterable[NDArray[np.uint8]], fps: float) -> float:
 
 
 def of_scene(scene: Scene, height: int, width: int) -> NDArray[np.float64]:
-    """Motion between neighbouring frames of a rendered clip, [T - 1], exact but for outlines taken as discs.
+    """The motion score between neighbouring frames of a rendered clip, [T - 1], with outlines approximated as discs.
 
-    A disc of radius r that moves at v, turns at w and grows at g (of its size a second) has the root-mean-square
-    speed sqrt(v² + (w² + g²) r² / 2); it counts with its visible area and opacity. The camera adds its own
-    motion over what is left of the frame.
+    A disc of radius r that moves at v, turns at w and grows at g (of its size per second) has the root-mean-square
+    speed sqrt(v² + (w² + g²) r² / 2), weighted by its visible area and opacity. The camera's motion counts over the
+    rest of the frame.
     """
     short = min(height, width)
     frames = len(scene.objects[0].size_T)
-    moved, covered = np.zeros(max(frames - 1, 0)), np.zeros(max(frames - 1, 0))
+    motion, covered = np.zeros(max(frames - 1, 0)), np.zeros(max(frames - 1, 0))
     for track in scene.objects:
         place = track.position_T2 * np.array([width, height]) / short
         radius = (track.size_T[1:] + track.size_T[:-1]) / 4
@@ -106,16 +106,16 @@ def of_scene(scene: Scene, height: int, width: int) -> NDArray[np.float64]:
         inside = np.square(np.diff(track.angle_T)) * radius**2 / 2 + np.square(np.diff(track.size_T)) / 8
         area = math.pi * radius**2 * short**2 / (height * width)
         share = area * (track.visible_T * track.opacity_T)[:-1]
-        moved += share * np.sqrt(change + inside)
+        motion += share * np.sqrt(change + inside)
         covered += share
-    return (moved + (1 - covered).clip(0) * _camera(scene.camera, frames, height, width)) * scene.fps
+    return (motion + (1 - covered).clip(0) * _camera(scene.camera, frames, height, width)) * scene.fps
 
 
 def _camera(name: str, frames: int, height: int, width: int) -> NDArray[np.float64]:
-    """How far the background moves from frame to frame, in shorter sides."""
-    from kinema.data.playroom.scene import View, film
+    """The displacement of the background from frame to frame, in shorter sides."""
+    from kinema.data.playroom.scene import View, make_camera
 
-    camera = film(name if name != "still" else None, View(frames, height, width, 1.0))
+    camera = make_camera(name if name != "still" else None, View(frames, height, width, 1.0))
     y, x = (np.square(np.linspace(-0.5, 0.5, n) * n / min(height, width)).mean() for n in (height, width))
     pan = np.diff(camera.pan_T) * camera.zoom_T[:-1] * width / min(height, width)
     zoom = np.square(np.diff(np.log(camera.zoom_T))) * (x + y)

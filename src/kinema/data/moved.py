@@ -1,9 +1,9 @@
-"""How much the clips of a folder move: measured once, kept in ``motion.json`` beside them, read by training.
+"""Motion scores of the clips of a folder: measured once, stored in ``motion.json``, read by training.
 
     {"about": …, "clips": {"river.mp4": {"bytes": 834520, "fps": 30.0, "motion": 0.104, "bucket": 130}}}
 
-``motion`` (see `kinema.data.motion`) is what training reads; ``bucket`` is there for people, since a model may have a
-scale of its own. A clip whose size in bytes has changed counts as unmeasured.
+Training reads ``motion`` (see `kinema.data.motion`); ``bucket`` is for people, since a model may use another scale. A
+clip whose size in bytes has changed counts as unmeasured.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from typing import Any
 from kinema import bounds
 from kinema.atomic import replacing
 from kinema.data import motion
-from kinema.data.claim import alone
+from kinema.data.claim import locked
 from kinema.data.frames import read_frames
 from kinema.data.inside import ABSENT, Inside, size
 from kinema.data.listing import Entry, scan
+from kinema.events import Note, OnEvent, ignore
 from kinema.media.read import probe
-from kinema.schema import BadRequest, Note, OnEvent, ignore
+from kinema.schema import BadRequest
 
 NAME = "motion.json"
 MAX_LIST = 2**26
-"""Bytes of a list: those of half a million clips."""
+"""Limit on the bytes of ``motion.json``: about 500,000 clips."""
 _ABOUT = "How much each clip moves (shorter sides of the frame a second); written by `kinema data motion-bucket`."
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One clip: its frame rate, its length in seconds, its motion and the bucket of that."""
+    """One clip: its frame rate, length in seconds, motion score and motion bucket."""
 
     name: str
     fps: float
@@ -48,47 +49,46 @@ def measure(
     *,
     follow_links: bool = False,
 ) -> dict[Path, list[Measured]]:
-    """Measure folders of clips, or single files, and write each folder's ``motion.json``; folder to what was measured.
+    """Measure folders of clips or single files, write each folder's ``motion.json``, and return the rows by folder.
 
-    A file is entered in the list of its own folder, beside what stands there. A clip that cannot be read is said
-    and left out. ``follow_links`` as in `kinema.data.listing.scan`. Raises BadRequest where there is nothing to
-    measure, or where ``motion.json`` is a file that this command did not write.
+    A file is added to the list of its own folder. An unreadable clip is reported and skipped. ``follow_links`` as in
+    `kinema.data.listing.scan`. Raises BadRequest if there is nothing to measure, or if this command did not write an
+    existing ``motion.json``.
     """
     found: dict[Path, list[Measured]] = {}
     grouped = _grouped(paths, follow_links, on_event)
     for folder in grouped:
-        _ours(folder)
+        _existing(folder)
     for folder, entries in grouped.items():
         rows = []
         for entry in entries:
             try:
-                told = probe(entry.path)
-                moves = motion.of_frames(read_frames(entry.path, motion.RATE), motion.RATE)
+                probed = probe(entry.path)
+                score = motion.of_frames(read_frames(entry.path, motion.RATE), motion.RATE)
             except BadRequest as error:
                 if "OpenCV" in str(error):
                     raise
-                on_event(Note(f"{entry.name} is left out: {error}"))
+                on_event(Note(f"skipped {entry.name}: {error}"))
                 continue
-            bucket = motion.bucket(moves, middle)
-            rows.append(Measured(entry.name, told.fps, told.frames / told.fps, moves, bucket))
-            on_event(Note(f"{entry.name}: motion {moves:.4f}, bucket {bucket:.0f}"))
+            bucket = motion.bucket(score, middle)
+            rows.append(Measured(entry.name, probed.fps, probed.frames / probed.fps, score, bucket))
+            on_event(Note(f"{entry.name}: motion {score:.4f}, bucket {bucket:.0f}"))
         if rows:
             _write(folder, rows)
             found[folder] = rows
     if not found:
-        raise BadRequest("none of these clips can be measured")
+        raise BadRequest("no clip could be measured")
     return found
 
 
 def _grouped(paths: Sequence[str | Path], follow_links: bool, on_event: OnEvent) -> dict[Path, list[Entry]]:
     grouped: dict[Path, dict[str, Entry]] = {}
-    for told in paths:
-        path = Path(told)
+    for path in map(Path, paths):
         if path.is_dir():
             found = scan(path, follow_links=follow_links)
-            for sentence in found.left_out:
-                if "without a caption" not in sentence:  # words are not looked at here
-                    on_event(Note(sentence))
+            for message in found.skipped:
+                if "have no caption" not in message:  # captions do not matter here
+                    on_event(Note(message))
             grouped.setdefault(path, {}).update({entry.name: entry for entry in found.entries})
         elif bounds.is_regular(path):
             grouped.setdefault(path.parent, {})[path.name] = Entry(path, path.name)
@@ -100,40 +100,40 @@ def _grouped(paths: Sequence[str | Path], follow_links: bool, on_event: OnEvent)
 
 
 def _write(folder: Path, rows: Iterable[Measured]) -> None:
-    """Enter rows in a folder's list, beside what other processes have entered by now."""
-    with alone(folder, f"another process writes {folder / NAME}", wait=True):
-        held = _ours(folder)
+    """Merge rows into a folder's list, which other processes may have changed meanwhile."""
+    with locked(folder, f"another process is writing {folder / NAME}", wait=True):
+        clips = _existing(folder)
         for row in rows:
-            told = {"bytes": size(folder / row.name), "fps": row.fps, "seconds": round(row.seconds, 3)}
-            held[row.name] = {**told, "motion": round(row.motion, 6), "bucket": round(row.bucket)}
-        text = json.dumps({"about": _ABOUT, "clips": dict(sorted(held.items()))}, indent=1)
+            entry = {"bytes": size(folder / row.name), "fps": row.fps, "seconds": round(row.seconds, 3)}
+            clips[row.name] = {**entry, "motion": round(row.motion, 6), "bucket": round(row.bucket)}
+        text = json.dumps({"about": _ABOUT, "clips": dict(sorted(clips.items()))}, indent=1)
         with replacing(folder / NAME) as part:
             part.write_text(text, encoding="utf-8")
 
 
-def _ours(folder: Path) -> dict[str, Any]:
-    """What a folder's list holds, to be written again; a file of that name that is none of ours is refused."""
+def _existing(folder: Path) -> dict[str, Any]:
+    """The rows of a folder's list, {} if it has none; raises BadRequest if `kinema` did not write it."""
     fault = Inside(folder).file(folder / NAME)
     if fault == ABSENT and not (folder / NAME).is_symlink():
         return {}
-    if fault is None and not (folder / NAME).is_symlink() and (held := _held(folder)) is not None:
-        return dict(held)
+    if fault is None and not (folder / NAME).is_symlink() and (clips := _rows(folder)) is not None:
+        return dict(clips)
     raise BadRequest(
-        f"{bounds.printable(str(folder / NAME), 200)} was not written by `kinema data motion-bucket` and is not replaced; "
-        "move it away to measure these clips"
+        f"{bounds.printable(str(folder / NAME), 200)} was not written by `kinema data motion-bucket` "
+        "and is not overwritten; move it away to measure these clips"
     )
 
 
 def read(folder: Path, entries: Sequence[Entry], *, follow_links: bool = False) -> tuple[dict[str, float], list[str]]:
-    """(motion by a clip's name in the data set, sentences about clips without one) from the lists in the folders.
+    """Read (motion scores by clip name, messages on clips without one) from the lists in a data set.
 
-    A folder's own list counts before those of the folders in it. No list at all is no fault: nothing is said.
-    A list that lies outside the folder, or that something else wrote, is left out and said. Raises BadRequest for
-    a list that is damaged.
+    The data set's own list takes precedence over those of its subfolders. If there is no list, there is no message.
+    A list outside the folder, or written by something else, is skipped and reported. Raises BadRequest for a damaged
+    list.
     """
-    lists, said = _lists(folder, entries, Inside(folder, follow_links=follow_links))
+    lists, messages = _lists(folder, entries, Inside(folder, follow_links=follow_links))
     if not lists:
-        return {}, said
+        return {}, messages
     motions, unknown = {}, []
     for entry in entries:
         rows = (lists.get(folder, {}).get(entry.name), lists.get(entry.path.parent, {}).get(entry.path.name))
@@ -142,39 +142,42 @@ def read(folder: Path, entries: Sequence[Entry], *, follow_links: bool = False) 
             unknown.append(entry.name)
         else:
             motions[entry.name] = float(row["motion"])
-    told = (
-        f"{len(unknown)} of {len(entries)} clips have no motion measured, or changed since ({', '.join(unknown[:3])})"
-    )
-    return motions, [*said, *([f"{told}: `kinema data motion-bucket` measures them"] if unknown else [])]
+    if unknown:
+        names = ", ".join(unknown[:3])
+        messages.append(
+            f"{len(unknown)} of {len(entries)} clips have no motion score, or changed since ({names}): "
+            "measure them with `kinema data motion-bucket`"
+        )
+    return motions, messages
 
 
 def _lists(folder: Path, entries: Sequence[Entry], inside: Inside) -> tuple[dict[Path, Mapping[str, Any]], list[str]]:
-    """The lists in a data set by their folders, and sentences about files of that name that are not read."""
+    """The lists in a data set by folder, and messages on skipped files of that name."""
     found: dict[Path, Mapping[str, Any]] = {}
-    said = []
+    messages = []
     for place in sorted({folder, *(entry.path.parent for entry in entries)}):
         fault = inside.file(place / NAME)
         if fault == ABSENT:
             continue
-        held = _held(place) if fault is None else None
-        if held is not None:
-            found[place] = held
+        rows = _rows(place) if fault is None else None
+        if rows is not None:
+            found[place] = rows
         else:
             name = bounds.printable((place / NAME).relative_to(folder).as_posix(), 80)
-            said.append(f"{name} is left out: {fault or 'it was not written by `kinema data motion-bucket`'}")
-    return found, said[:3]
+            messages.append(f"skipped {name}: {fault or 'not written by `kinema data motion-bucket`'}")
+    return found, messages[:3]
 
 
-def _held(folder: Path) -> dict[str, Any] | None:
-    """The rows of a list by the names of clips; None for a file that is no list of ours."""
+def _rows(folder: Path) -> dict[str, Any] | None:
+    """The rows of a folder's list by clip name; None if `kinema` did not write the file."""
     where = bounds.printable(str(folder / NAME), 200)
-    told = bounds.from_json(bounds.decoded(bounds.read_bytes(folder / NAME, MAX_LIST), where), where)
-    clips = told.get("clips") if isinstance(told, dict) else None
+    data = bounds.from_json(bounds.decoded(bounds.read_bytes(folder / NAME, MAX_LIST), where), where)
+    clips = data.get("clips") if isinstance(data, dict) else None
     if not isinstance(clips, dict):
         return None
     for row in clips.values():
         if not isinstance(row, dict) or not all(_is_number(row.get(name)) for name in ("motion", "bytes")):
-            raise BadRequest(f"{where} is damaged; measure again after removing it")
+            raise BadRequest(f"{where} is damaged; remove it and measure again")
     return clips
 
 

@@ -1,9 +1,9 @@
-"""Clips cut where the film cuts: one file a shot, with what is known of it in ``metadata.jsonl``.
+"""Shot detection: clips are cut at hard cuts into one file per shot, described in ``metadata.jsonl``.
 
-A cut is a frame that differs from the one before by much more than its neighbours do: with d the mean absolute
-difference of frames brought to 32 pixels (0..1), frame t begins a shot where ``d_t >= LEAST`` and ``d_t`` is ``RATIO``
-times the mean of d over the five frames on either side, or more (the idea of PySceneDetect's adaptive detector).
-Fades and dissolves have no such frame and are not found.
+A cut is a frame that differs from the previous one by much more than its neighbours do. With d the mean absolute
+difference (0..1) of frames resized to 32×32, frame t starts a shot if ``d_t >= LEAST`` and ``d_t`` is at least
+``RATIO`` times the mean of d over the five frames on either side (the idea of PySceneDetect's adaptive detector).
+Fades and dissolves are not detected.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from kinema.bounds import is_regular, printable
 from kinema.data import cutting
 from kinema.data.frames import read_frames
 from kinema.data.listing import Entry, scan
+from kinema.events import Note, OnEvent, ignore
 from kinema.media.fitting import scaled
 from kinema.media.write import save_clip
-from kinema.schema import BadRequest, Clip, Note, OnEvent, ignore
+from kinema.schema import BadRequest, Clip
 from kinema.values import counted
 
 LEAST = 0.06
@@ -35,7 +36,7 @@ LIST = cutting.LIST
 
 @dataclass(frozen=True)
 class Shot:
-    """Frames ``start`` up to ``end`` (not included) of a clip that plays at ``fps``."""
+    """Frames ``start`` to ``end`` (exclusive) of a clip at ``fps``."""
 
     start: int
     end: int
@@ -58,30 +59,29 @@ def cut(
 ) -> list[Path]:
     """Write every shot of a clip, or of a folder of clips, as an mp4 in ``out``; returns the files.
 
-    Shots shorter than ``least_seconds`` are left out, longer than ``most_seconds`` cut into equal parts; shorter sides
-    above ``side`` are brought to it. Captions of a clip go with its shots. ``follow_links`` as in
-    `kinema.data.listing.scan`.
+    Shots shorter than ``least_seconds`` are dropped, and longer ones than ``most_seconds`` are split into equal parts;
+    frames whose shorter side exceeds ``side`` are downscaled to it. Shots inherit the captions of their clip.
+    ``follow_links`` as in `kinema.data.listing.scan`.
 
-    Nothing that is in ``out`` is replaced. Work that was stopped is gone on with by the same call; until all is done,
-    the list has another name there (`kinema.data.cutting`). Raises BadRequest where there is no clip, where ``out``
-    holds a list or a file of a name that is needed, or while another process cuts shots into it.
+    No file in ``out`` is overwritten. The same call resumes interrupted work; the list gets its final name when all
+    shots are written (`kinema.data.cutting`). Raises BadRequest if there is no clip, if ``out`` holds a list or a file
+    whose name is needed, or while another process writes shots into it.
     """
     if not 0 < least_seconds <= most_seconds:
-        wrong = f"shots cannot be {least_seconds:g} to {most_seconds:g} seconds long; give "
-        wrong += "the shorter length first" if least_seconds > most_seconds > 0 else "lengths above 0"
-        raise BadRequest(wrong)
+        raise BadRequest(
+            f"least_seconds is {least_seconds:g} and most_seconds is {most_seconds:g}; "
+            "expected 0 < least_seconds <= most_seconds"
+        )
     entries = _entries(clips, follow_links, on_event)
-    how = {"least_seconds": least_seconds, "most_seconds": most_seconds, "side": side}
-    with cutting.into(out, entries, how) as work:
+    settings = {"least_seconds": least_seconds, "most_seconds": most_seconds, "side": side}
+    with cutting.open_folder(out, entries, settings) as work:
         try:
             for entry in entries:
                 if entry.name not in work.done:
-                    _cut_one(entry, work, how, on_event)
+                    _cut_one(entry, work, settings, on_event)
         except (KeyboardInterrupt, SystemExit):
             if work.rows:
-                on_event(
-                    Note(f"{counted(len(work.rows), 'shot')} so far in {out}; the same command goes on from there")
-                )
+                on_event(Note(f"{counted(len(work.rows), 'shot')} so far in {out}; run the same command to resume"))
             raise
         if not work.rows:
             raise BadRequest(f"no shot lasts {least_seconds:g} s or longer in {printable(str(clips), 200)}")
@@ -89,14 +89,14 @@ def cut(
     return [out / name for name in work.rows]
 
 
-def _cut_one(entry: Entry, work: cutting.Work, how: Mapping[str, Any], on_event: OnEvent) -> None:
-    """Write the shots of one clip that are not there yet."""
-    for number, (shot, clip) in enumerate(_readable(entry, **how, on_event=on_event)):
+def _cut_one(entry: Entry, work: cutting.Work, settings: Mapping[str, Any], on_event: OnEvent) -> None:
+    """Write the missing shots of one clip."""
+    for number, (shot, clip) in enumerate(_readable(entry, **settings, on_event=on_event)):
         name = f"{work.stems[entry.name]}-{number:03d}.mp4"
         if name not in work.rows:
             save_clip(clip, work.out / name, generated=False, exclusive=True)
-            told = {"file_name": name, "text": list(entry.captions), "source": entry.name}
-            work.add({**told, "start": shot.start / shot.fps, "seconds": shot.seconds, "fps": shot.fps})
+            row = {"file_name": name, "text": list(entry.captions), "source": entry.name}
+            work.add({**row, "start": shot.start / shot.fps, "seconds": shot.seconds, "fps": shot.fps})
     work.finish(entry.name)
 
 
@@ -108,29 +108,29 @@ def _entries(clips: Path, follow_links: bool, on_event: OnEvent) -> tuple[Entry,
             )
         return (Entry(clips, clips.name),)
     found = scan(clips, follow_links=follow_links)
-    for sentence in found.left_out:
-        on_event(Note(sentence))
+    for message in found.skipped:
+        on_event(Note(message))
     return found.entries
 
 
 def _readable(
     entry: Entry, least_seconds: float, most_seconds: float, side: int, on_event: OnEvent
 ) -> Iterator[tuple[Shot, Clip]]:
-    """The shots of a clip, up to where it can be read; what goes wrong in writing them is the caller's."""
+    """Yield the shots of a clip until it cannot be read further; errors of the caller pass through."""
     count = 0
     try:
         for found in _clips(entry.path, find(entry.path, least_seconds, most_seconds), side):
             yield found
             count += 1
     except BadRequest as error:
-        how = f"is read no further ({counted(count, 'shot')} kept)" if count else "is left out"
-        on_event(Note(f"{entry.name} {how}: {error}"))
+        how = f"read only part of {entry.name} ({counted(count, 'shot')})" if count else f"skipped {entry.name}"
+        on_event(Note(f"{how}: {error}"))
     else:
         on_event(Note(f"{entry.name}: {counted(count, 'shot')}"))
 
 
 def find(path: Path, least_seconds: float, most_seconds: float) -> list[Shot]:
-    """The shots of a clip, none shorter or longer than told."""
+    """The shots of a clip, split at ``most_seconds`` and without those below ``least_seconds``."""
     rates: list[float] = []
     small = [_small(frame) for frame in read_frames(path, None, rates)]
     fps, starts = rates[0], [0, *cuts(np.stack(small)), len(small)]
@@ -143,7 +143,7 @@ def find(path: Path, least_seconds: float, most_seconds: float) -> list[Shot]:
 
 
 def cuts(small_THWC: np.ndarray) -> list[int]:
-    """The frames that begin a new shot, of small frames in 0..1."""
+    """The indices of frames that start a new shot, from downscaled frames in 0..1."""
     change = np.abs(np.diff(small_THWC, axis=0)).mean(axis=(1, 2, 3))
     found: list[int] = []
     for t, value in enumerate(change):
@@ -159,17 +159,17 @@ def _small(frame_HWC: np.ndarray) -> np.ndarray:
 
 
 def _clips(path: Path, shots: Sequence[Shot], side: int) -> Iterator[tuple[Shot, Clip]]:
-    """The shots of a clip, which are in order, in one pass over its frames."""
+    """Yield the shots of a clip, which must be in order, in one pass over its frames."""
     frames, at = read_frames(path, None), 0
     for shot in shots:
         part = islice(frames, shot.start - at, shot.end - at)
         at = shot.end
-        video_CTHW = torch.stack(list(_brought(part, side)), dim=1).float().div_(127.5).sub_(1)
+        video_CTHW = torch.stack(list(_resized(part, side)), dim=1).float().div_(127.5).sub_(1)
         yield shot, Clip(video_CTHW[None], shot.fps, {"source": path.name, "start": shot.start / shot.fps})
 
 
-def _brought(frames: Iterator[np.ndarray], side: int) -> Iterator[torch.Tensor]:
-    """Frames 3×H×W, their shorter side at most ``side``, their sides even as mp4 wants them."""
+def _resized(frames: Iterator[np.ndarray], side: int) -> Iterator[torch.Tensor]:
+    """Frames 3×H×W with the shorter side at most ``side`` and even sides, as mp4 requires."""
     for frame_HWC in frames:
         height, width = frame_HWC.shape[:2]
         scale = min(1.0, side / min(height, width))

@@ -1,7 +1,7 @@
-"""Two ways to draw the playroom anew, each a fixed function of a frame's pixels, and how far a frame is drawn that way.
+"""Styles of playroom clips, each a fixed function of a frame's pixels, and a statistic that detects each.
 
-``outline``: coloured chalk on a dark board, a line where colours change. ``night``: the room is dark and blue, vivid
-and white things glow. Objects keep their place, outline and colour, so that the oracle can judge such clips.
+``outline``: coloured chalk on a dark board, with a line where colours change. ``night``: dark and blue, with glowing
+vivid and white objects. Objects keep their position, outline and colour, so the oracle can judge such clips.
 
 Letters: C channels, T frames, H W rows and columns.
 """
@@ -18,28 +18,28 @@ from kinema.schema import BadRequest
 
 BOARD = (0.06, 0.07, 0.08)
 FAINT, FULL = 0.22, 0.45
-"""Changes of colour across two pixels (in `_opponent`'s space) where a line begins to show, and where it is full."""
+"""Colour differences across two pixels (in the opponent space of `lines`) where a line starts and is opaque."""
 DARK = (0.24, 0.30, 0.42)
-"""By how much red, green and blue are dimmed at night."""
+"""Factors of red, green and blue at night."""
 GLOOM = (0.0, 0.02, 0.14)
 
 
 def apply(style: str, video_CTHW: Tensor) -> Tensor:
-    """A clip 3×T×H×W in [-1, 1] in a style, "" as it is. Raises BadRequest for a style that is not there."""
+    """Render a clip 3×T×H×W in [-1, 1] in a style ("" for none). Raises BadRequest for an unknown style."""
     if not style:
         return video_CTHW
     if style not in STYLES:
-        raise BadRequest(f"there is no style {style!r}; there are {', '.join(STYLES)}")
+        raise BadRequest(f"unknown style {style!r}; expected one of {', '.join(STYLES)}")
     return STYLES[style][0]((video_CTHW + 1) / 2) * 2 - 1
 
 
 def share(style: str, video_CTHW: Tensor) -> float:
-    """The style statistic: the share of pixels that are the style's ground (board, or night), 0 to 1."""
+    """The style statistic: the share of background pixels (board or night) of the style, 0 to 1."""
     return float(STYLES[style][1](((video_CTHW + 1) / 2).clamp(0, 1)).float().mean())
 
 
 def lines(pixels_CTHW: Tensor) -> Tensor:
-    """How much of a line is at each pixel, [T, H, W] in 0..1: a scribble of pixels in 0..1."""
+    """The opacity of outlines at each pixel, [T, H, W] in 0..1, from pixels in 0..1: a scribble."""
     grey = pixels_CTHW.mean(0, keepdim=True)
     opponent = (0.8 * grey + 1.7 * (pixels_CTHW - grey)).transpose(0, 1)
     around = F.pad(opponent, (1, 1, 1, 1), mode="replicate")
@@ -56,7 +56,7 @@ def _outline(pixels_CTHW: Tensor) -> Tensor:
 
 
 def _chalk(pixels_CTHW: Tensor) -> Tensor:
-    """At each pixel the most vivid colour of its neighbours, made light."""
+    """The most vivid colour in the 3×3 neighbourhood of each pixel, brightened."""
     frames, height, width = pixels_CTHW.shape[1:]
     around = F.pad(pixels_CTHW.transpose(0, 1), (1, 1, 1, 1), mode="replicate")
     near_TC9HW = F.unfold(around, 3).view(frames, 3, 9, height, width)
@@ -91,4 +91,4 @@ STYLES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]
     "outline": (_outline, _is_board),
     "night": (_night, _is_night),
 }
-"""Name to what draws pixels in 0..1 anew, and to where such pixels are its ground."""
+"""Style name to its renderer and its background mask, both of pixels in 0..1."""

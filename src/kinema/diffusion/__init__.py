@@ -1,1 +1,1 @@
-"""Schedules, parameterisations, samplers, guidance and windows: what every family samples and trains with."""
+"""Noise schedules, parameterisations, losses, samplers, guidance, windows and known regions, shared by all families."""

@@ -1,7 +1,7 @@
-"""FreeInit (Wu et al. 2023, arXiv 2312.07537): sample again from noise that knows the clip's low frequencies.
+"""FreeInit (Wu et al. 2023, arXiv 2312.07537): resample from noise that contains the clip's low frequencies.
 
-A model is trained on clips that are never wholly noise, and is started from noise that is. So a clip is sampled, noised
-to the end of the schedule again, and its low frequencies replace those of fresh noise for the next pass.
+In training even the noisiest level keeps some of the clip; sampling starts from pure noise. FreeInit closes this gap:
+it samples a clip, diffuses it to the noise end, and starts the next pass from its low and fresh high frequencies.
 
 Letters: B clips, C channels, T frames, H W rows and columns of latents.
 """
@@ -18,13 +18,13 @@ from kinema.diffusion.noise import Noise
 from kinema.diffusion.schedules import NoiseLevel, variance_preserving
 from kinema.schema import BadRequest, LowPass
 
-LEAST_SIGNAL = 1e-3
-"""alpha (with alpha² + sigma² = 1) at the noise end below which a clip leaves nothing in its noise."""
+MIN_SIGNAL = 1e-3
+"""Smallest alpha (with alpha² + sigma² = 1) at the noise end for which FreeInit has an effect."""
 
 
 @dataclass(frozen=True, eq=False)
 class FreeInit:
-    """Noise for the next pass. ``end`` is the noise end of the schedule, [1]; ``stop`` are `low_pass`'s frequencies."""
+    """Initial noise of the next pass. ``end`` is the schedule's noise end, [1]; ``stop`` as in `low_pass`."""
 
     end: NoiseLevel
     kind: LowPass = "butterworth"
@@ -32,41 +32,41 @@ class FreeInit:
     stop: tuple[float, float] = (0.25, 0.25)
 
     def __post_init__(self) -> None:
-        if float(self._level.alpha) < LEAST_SIGNAL:
+        if float(self._level.alpha) < MIN_SIGNAL:
             raise BadRequest(
-                "free_init carries over what is left of a clip at the noise end, and this model's schedule leaves "
-                "nothing there: leave it out"
+                "free_init has no effect with this model, whose schedule leaves nothing of a clip at the noise end; "
+                "leave it out"
             )
 
     @cached_property
     def _level(self) -> NoiseLevel:
-        """The noise end for noise of unit variance, whatever the schedule's scaling."""
+        """The noise end in variance-preserving scaling."""
         return variance_preserving(self.end.log_snr)
 
     def __call__(self, first_BCTHW: Tensor, x0_BCTHW: Tensor, draws: Noise) -> Tensor:
-        """From the noise of the first pass and what the last one made."""
+        """Return the next noise from the first pass's noise and the last pass's clip."""
         noised = self._level.add_noise(x0_BCTHW, first_BCTHW)
         mask_THW = low_pass(self.kind, tuple(first_BCTHW.shape[2:]), self.stop, self.order).to(first_BCTHW)
-        return mixed(noised, draws.like(first_BCTHW), mask_THW)
+        return mix_frequencies(noised, draws.like(first_BCTHW), mask_THW)
 
 
-def mixed(low_BCTHW: Tensor, high_BCTHW: Tensor, mask_THW: Tensor) -> Tensor:
-    """The frequencies of ``low`` where the mask is 1 and of ``high`` where it is 0."""
+def mix_frequencies(low_BCTHW: Tensor, high_BCTHW: Tensor, mask_THW: Tensor) -> Tensor:
+    """Take the frequencies of ``low`` where the mask is 1 and of ``high`` where it is 0."""
     axes = (-3, -2, -1)
     difference = torch.fft.fftn(low_BCTHW - high_BCTHW, dim=axes)
     return high_BCTHW + torch.fft.ifftn(difference * torch.fft.ifftshift(mask_THW), dim=axes).real
 
 
 def low_pass(kind: LowPass, shape_THW: tuple[int, ...], stop: tuple[float, float], order: int = 4) -> Tensor:
-    """How much of each frequency passes, [T, H, W] in [0, 1], float64; the constant is in the middle, as of fftshift.
+    """Return a low-pass filter, [T, H, W] in [0, 1], float64, with zero frequency in the centre (as after fftshift).
 
-    With d² the squared distance from the middle, where 1 is half the sampling rate and time is stretched so that both
-    stop frequencies ``stop`` (space s, time) are at d = s:
+    ``stop`` are the stop frequencies of space (s) and time. d is the distance from the centre in units of the Nyquist
+    frequency, with time rescaled so that both stop frequencies are at d = s:
 
-    - butterworth ``1 / (1 + (d² / s²)^order)``, gaussian ``exp(-d² / 2s²)``;
-    - ideal: 1 where ``d² <= 2s``, which is what the authors' code has, and not ``s²``;
-    - box: 1 in a block around the middle that reaches ``s`` of the way over rows (and as far over columns) and
-      the time's stop over frames.
+    - butterworth: ``1 / (1 + (d² / s²)^order)``; gaussian: ``exp(-d² / 2s²)``;
+    - ideal: 1 where ``d² <= 2s`` (as in the authors' code, not ``s²``);
+    - box: 1 in a box around the centre whose half-widths are s of half the rows, the same number of columns, and the
+      temporal stop frequency of half the frames.
 
     A stop frequency of 0 passes nothing.
     """
@@ -94,7 +94,7 @@ def _box(shape_THW: tuple[int, ...], stop: tuple[float, float]) -> Tensor:
 
 
 def passes(iterations: int, steps: int, *, fast: bool) -> list[int]:
-    """Steps of every pass. ``fast``: few at first, all in the last (the paper's coarse-to-fine sampling)."""
+    """Return the steps of each pass; ``fast`` increases them pass by pass (the paper's coarse-to-fine sampling)."""
     if not fast:
         return [steps] * iterations
     return [max(1, steps * (i + 1) // iterations) for i in range(iterations)]

@@ -1,7 +1,8 @@
-"""Guidance: wrappers around a denoiser that are denoisers again, so that they compose.
+"""Guidance as composable wrappers: each takes denoisers and is itself a denoiser.
 
-Order from the inside out: `Guided` (with its rescale), `Reconstruction`, `Thresholded`, windows, overwriting.
-Shapes: z and x0 BCTHW; held B1THW (or broadcastable), 1 where the video is given; level [B], or [B, T] per frame.
+Order from the inside out: `Guided` (with rescale), `Reconstruction`, `Thresholded`, windows, overwriting of known
+regions. Shapes: z and x0 BCTHW; held B1THW (or broadcastable), 1 where the video is given; level [B], or [B, T] per
+frame.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from kinema.diffusion.schedules import NoiseLevel, broadcast
 from kinema.schema import BadRequest
 
 Scale = float | Tensor | Callable[[int, NoiseLevel], float | Tensor]
-"""A number; one per frame, [T]; or a function of the step (from 0) and its level that gives either."""
+"""A scalar; a scale per frame, [T]; or a function of the step (from 0) and its level that returns either."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """``scale * (of - over)`` between two branches, by name."""
+    """A guidance term ``scale * (of - over)`` between two named branches."""
 
     of: str
     over: str
@@ -34,16 +35,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Guidance:
-    """``base + Σ scale_k (of_k - over_k)`` over named branches, in this order.
+    """``base + Σ scale_k (of_k - over_k)`` over named branches, evaluated in this order.
 
-    x0 is affine in any other prediction at one z and level, so guiding x0 guides eps, v or the flow alike. A branch
-    that does not count at a step is not computed: those of a difference whose scale is 0, and the base where a scale
-    of 1 puts another branch in its place, ``base + 1 (of - base) = of``.
+    x0 is affine in every other prediction at a given z and level, so guiding x0 is the same as guiding eps, v or the
+    flow. Branches that do not contribute at a step are not computed: those of a difference with scale 0, and the base
+    if a scale of 1 replaces it, ``base + 1 (of - base) = of``.
 
-    rescale: 0..1, how far each item's standard deviation is pulled back to that of ``reference`` (Lin et al. 2023,
-    eq. 15 and 16, here on x0); the reference is the first difference's ``of`` where it is not named.
-    interval: log-SNR range, ends included, in which guidance acts (Kynkäänniemi et al. 2024), None for all of it;
-    outside all scales are 1.
+    rescale: in [0, 1], how far each item's standard deviation is pulled back to that of ``reference`` (Lin et al. 2023,
+    eq. 15 and 16, here on x0). The default reference is the first difference's ``of``.
+    interval: log-SNR range, inclusive, in which guidance is applied (Kynkäänniemi et al. 2024); outside it all scales
+    are 1. None: everywhere.
     """
 
     base: str
@@ -54,7 +55,7 @@ class Guidance:
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """Every branch that a step may need: those that count at some scale."""
+        """Every branch that may contribute at some step."""
         ends = [name for each in self.differences if not _is(each.scale, 0) for name in (each.of, each.over)]
         names = dict.fromkeys([self.base, *ends])
         if len(self.differences) == 1 and _is(self.differences[0].scale, 1) and self.base == self.differences[0].over:
@@ -75,7 +76,10 @@ class Guidance:
         )
 
     def of(self, frames: Sequence[int] | None) -> Guidance:
-        """The same for some frames of the clip, in windows and blocks: those beyond its end have the last one's."""
+        """Select the scales of these frames, for windows and blocks of frames.
+
+        Frames past the clip's end use the last scale.
+        """
         if frames is None:
             return self
 
@@ -88,65 +92,67 @@ class Guidance:
 
 
 def classifier_free(scale: Scale, rescale: float = 0.0, interval: tuple[float, float] | None = None) -> Guidance:
-    """``negative + scale (positive - negative)`` (Ho & Salimans 2022). scale = 1 + w of VDM: 1 is unguided."""
+    """``negative + scale (positive - negative)`` (Ho & Salimans 2022); scale is VDM's 1 + w, and 1 is unguided."""
     return Guidance("negative", (Difference("positive", "negative", scale),), rescale, "positive", interval)
 
 
 def oscillating(scale: float | Tensor, first: int = 10) -> Scale:
-    """Open-Sora's oscillation: from step ``first`` on every odd step has scale 1 (g×11, 1, g, 1, … for 10)."""
+    """Open-Sora's oscillating guidance: odd steps from step ``first`` on have scale 1 (g×11, 1, g, 1, … for 10)."""
     return lambda step, _level: 1.0 if step >= first and step % 2 else scale
 
 
 @dataclass(frozen=True, eq=False)
 class Guided:
-    """A denoiser from those of the branches; `Guidance` says how, ``levels`` are those of the run, for its steps.
+    """Combines the branches' denoisers according to a `Guidance`.
 
-    at_once: two branches at the same time, each on half of the processor's cores; see `both`.
+    ``parallel`` runs two branches at the same time, each on half of the CPU's threads; see `run_in_parallel`.
+    ``levels`` are the run's levels, from which scales that depend on the step find its index.
     """
 
     branches: Mapping[str, Denoiser]
     guidance: Guidance
-    at_once: bool = False
+    parallel: bool = False
     levels: NoiseLevel | None = None
 
     def __call__(self, z: Tensor, level: NoiseLevel) -> Tensor:
-        base, told = self._counting(z, level)
-        names = list(dict.fromkeys([*(n for each, _ in told for n in (each.of, each.over)), base]))
-        rescaled = self.guidance.rescale and bool(told)
-        reference = self.guidance.reference or (told[0][0].of if told else base)
+        base, terms = self._contributing(z, level)
+        names = list(dict.fromkeys([*(n for each, _ in terms for n in (each.of, each.over)), base]))
+        rescaled = self.guidance.rescale and bool(terms)
+        reference = self.guidance.reference or (terms[0][0].of if terms else base)
         if rescaled and reference not in names:
             names.append(reference)
         x0 = self._denoised(names, z, level)
         guided = x0[base]
-        for each, scale in told:
+        for each, scale in terms:
             guided = guided + scale * (x0[each.of] - x0[each.over])
         return _match_contrast(guided, x0[reference], self.guidance.rescale) if rescaled else guided
 
     def _denoised(self, names: Sequence[str], z: Tensor, level: NoiseLevel) -> dict[str, Tensor]:
-        if self.at_once and len(names) == 2:
+        if self.parallel and len(names) == 2:
             first, second = (self.branches[name] for name in names)
-            return dict(zip(names, both(lambda: first(z, level), lambda: second(z, level)), strict=True))
+            x0s = run_in_parallel(lambda: first(z, level), lambda: second(z, level))
+            return dict(zip(names, x0s, strict=True))
         return {name: self.branches[name](z, level) for name in names}
 
-    def _counting(self, z: Tensor, level: NoiseLevel) -> tuple[str, list[tuple[Difference, Tensor]]]:
-        """The base, and the differences that count here with their scales broadcastable to z."""
+    def _contributing(self, z: Tensor, level: NoiseLevel) -> tuple[str, list[tuple[Difference, Tensor]]]:
+        """The base and the differences that contribute at this level, with scales broadcastable to z."""
         low, high = self.guidance.interval or (-math.inf, math.inf)
         inside = (level.log_snr >= low) & (level.log_snr <= high)
         base, step = self.guidance.base, self._step(level)
-        told: list[tuple[Difference, Tensor]] = []
+        terms: list[tuple[Difference, Tensor]] = []
         for each in self.guidance.differences:
             scale = torch.as_tensor(each.scale(step, level) if callable(each.scale) else each.scale)
             if bool((scale == 1).all()) or not bool(inside.any()):
-                if each.over == base and not told:
+                if each.over == base and not terms:
                     base = each.of
                     continue
                 scale = torch.ones(())
             elif bool((scale == 0).all()) and bool(inside.all()):
                 continue
-            told.append((each, self._over(scale, inside, z)))
-        return base, told
+            terms.append((each, self._broadcast(scale, inside, z)))
+        return base, terms
 
-    def _over(self, scale: Tensor, inside: Tensor, z: Tensor) -> Tensor:
+    def _broadcast(self, scale: Tensor, inside: Tensor, z: Tensor) -> Tensor:
         if scale.ndim == 1:
             if len(scale) != z.shape[2]:
                 raise BadRequest(f"guidance has {len(scale)} scales; expected one per frame, {z.shape[2]}")
@@ -154,7 +160,7 @@ class Guided:
         return torch.where(broadcast(inside, z) > 0, scale.to(z), 1)
 
     def _step(self, level: NoiseLevel) -> int:
-        """The step that leaves this level, or the last noisier one (a sampler may look between two)."""
+        """The index of the step from this level, or from the next noisier one for intermediate levels."""
         if self.levels is None:
             return 0
         return max(int((self.levels.log_snr <= level.log_snr.min().to(self.levels.log_snr)).sum()) - 1, 0)
@@ -170,35 +176,35 @@ def _frames(scale: float | Tensor, frames: Sequence[int]) -> float | Tensor:
     return scale[torch.as_tensor(list(frames)).clamp_max(len(scale) - 1)]
 
 
-def both(first: Callable[[], Tensor], second: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-    """Two results, made at the same time on half of PyTorch's threads each, where the caller loses nothing by it.
+def run_in_parallel(first: Callable[[], Tensor], second: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    """Run two functions at the same time, each on half of PyTorch's threads.
 
-    Threads that share an operation wait for each other at its end, thousands of times in a step; two computations of
-    the same kind, each with half of the threads, wait once. One after the other where gradients are recorded or
-    autocast is on, which a thread has for itself, or where there are not two equal halves.
+    Threads that share an operation synchronise at its end, thousands of times per step; two computations on half of the
+    threads each synchronise only once. Runs them sequentially if gradients are recorded or autocast is on, as these are
+    thread-local, or if the number of threads is odd.
     """
     threads = torch.get_num_threads()
     if threads % 2 or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return first(), second()
-    quiet = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
-    later: Future[Tensor] = Future()
+    without_grad = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
+    future: Future[Tensor] = Future()
 
-    def aside() -> None:
-        torch.set_num_threads(threads // 2)  # a thread that has computed before keeps its own number
+    def run_second() -> None:
+        torch.set_num_threads(threads // 2)  # PyTorch's thread count is per calling thread
         try:
-            with quiet():
-                later.set_result(second())
-        except BaseException as error:  # the caller's to see
-            later.set_exception(error)
+            with without_grad():
+                future.set_result(second())
+        except BaseException as error:  # re-raised in the caller
+            future.set_exception(error)
 
-    other = threading.Thread(target=aside, name="guidance")
+    other = threading.Thread(target=run_second, name="guidance")
     try:
         torch.set_num_threads(threads // 2)
         other.start()
-        return first(), later.result()
+        return first(), future.result()
     finally:
-        if other.is_alive():  # not where an interrupt came while it was started: that one is waited for at exit
-            other.join()  # also when interrupted: a process that ends while a thread computes is aborted
+        if other.is_alive():  # false if start() was interrupted; the interpreter then waits at exit
+            other.join()  # even when interrupted: exiting while a thread computes aborts the process
         torch.set_num_threads(threads)
 
 
@@ -211,7 +217,7 @@ def _match_contrast(guided: Tensor, cond: Tensor, amount: float) -> Tensor:
 class Thresholded:
     """x0 clipped to [-limit, limit]; with ``quantile`` < 1, dynamic thresholding (Saharia et al. 2022).
 
-    Dynamic: each item is clipped at the quantile of |x0| (at least ``limit``) and scaled back to the limit.
+    Dynamic: each item is clipped at the quantile of |x0| (at least ``limit``), then scaled to the limit.
     """
 
     denoise: Denoiser
@@ -230,9 +236,9 @@ class Thresholded:
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """Something known of a clip: ``operator(x0) = target``, held with this weight.
+    """A measurement of the clip, ``operator(x0) = target``, with its guidance weight.
 
-    The operator is differentiable and takes x0 BCTHW, in float32 or wider; the target has the shape of its result.
+    The operator is differentiable and takes x0 BCTHW in float32 or wider; the target has the shape of its result.
     """
 
     operator: Callable[[Tensor], Tensor]
@@ -241,29 +247,29 @@ class Measurement:
 
     @staticmethod
     def of_piece(content: Tensor, mask: Tensor, weight: float) -> Measurement:
-        """A given piece: ``mask x0 = mask content``; mask B1THW, 1 where it is given."""
+        """The measurement of given pixels, ``mask x0 = mask content``; mask B1THW, 1 where they are given."""
         return Measurement(lambda x0: mask.to(x0) * x0, mask.to(content) * content, weight)
 
-    def miss(self, x0: Tensor) -> Tensor:
+    def error(self, x0: Tensor) -> Tensor:
         """``|target - operator(x0)|²``, summed over the batch."""
-        found = self.operator(x0)
-        if found.shape != self.target.shape:
-            told, wanted = tuple(self.target.shape), tuple(found.shape)
-            raise BadRequest(f"the target of a measurement is {told}; expected its operator's {wanted}")
-        return (self.target.to(x0) - found).square().sum()
+        measured = self.operator(x0)
+        if measured.shape != self.target.shape:
+            shape, expected = tuple(self.target.shape), tuple(measured.shape)
+            raise BadRequest(f"the target of a measurement has shape {shape}; expected its operator's {expected}")
+        return (self.target.to(x0) - measured).square().sum()
 
 
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
-    """Reconstruction guidance (VDM, section 3.1): unknown pixels move so that what is known comes out right.
+    """Reconstruction guidance (VDM, section 3.1): adjusts unknown pixels so that x0 agrees with the measurements.
 
-    ``x0 - (alpha / 2) grad_z Σ weight_k |target_k - operator_k(x0)|²``, on the pixels that ``held`` leaves free (on all
-    without one). Given frames and a low-resolution clip are both measurements; what has weight 0 is not measured, and
-    with nothing measured the denoiser is left alone.
+    ``x0 - (alpha / 2) grad_z Σ weight_k |target_k - operator_k(x0)|²``, on pixels where ``held`` is 0 (everywhere
+    without it). Given frames and a low-resolution clip are both measurements. Those with weight 0 are skipped, and
+    without any the denoiser is unchanged.
 
-    Meant beside overwriting of the held pixels (`kinema.diffusion.overwrite`), as in VDM. The denoiser is
-    differentiated once a call, also under no_grad; its weights and conditioning, and those of the operators, must not
-    have been made under inference_mode.
+    Use it together with overwriting of the held pixels (`kinema.diffusion.overwrite`), as in VDM. Each call
+    differentiates the denoiser once, even under no_grad; tensors of the denoiser and the operators must not be
+    inference tensors.
     """
 
     denoise: Denoiser
@@ -271,16 +277,16 @@ class Reconstruction:
     held: Tensor | None = None
 
     def __call__(self, z: Tensor, level: NoiseLevel) -> Tensor:
-        counting = [each for each in self.measurements if each.weight]
-        if not counting:
+        weighted = [each for each in self.measurements if each.weight]
+        if not weighted:
             return self.denoise(z, level)
-        # The loss is of relative weights, so that a large weight does not overflow the gradient of an fp16 network.
-        weight = max(abs(each.weight) for each in counting)
+        # The loss uses relative weights, so that a large weight does not overflow the gradient of an fp16 network.
+        weight = max(abs(each.weight) for each in weighted)
         with torch.inference_mode(False), torch.enable_grad():
             z_in = z.detach().clone().requires_grad_(True)
             x0 = self.denoise(z_in, level)
             wide = x0.to(torch.promote_types(x0.dtype, torch.float32))  # a sum over a clip overflows fp16
-            loss = sum((each.weight / weight * each.miss(wide) for each in counting), start=wide.new_zeros(()))
+            loss = sum((each.weight / weight * each.error(wide) for each in weighted), start=wide.new_zeros(()))
             (grad,) = torch.autograd.grad(loss, z_in)
         if self.held is not None:
             grad = grad * (1 - self.held.to(grad))

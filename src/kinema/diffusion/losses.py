@@ -1,7 +1,7 @@
-"""Loss weightings and the distributions that training draws noise levels from.
+"""Loss weightings, and distributions of training noise levels.
 
-Weightings are in x0-space: w(level) multiplies |x0_hat - x0|² (see `Parameterisation.loss`). In these
-terms a plain noise-prediction loss is w = SNR.
+Weightings apply in x0-space: w(level) multiplies |x0_hat - x0|² (see `Parameterisation.loss`). An unweighted
+noise-prediction loss is w = SNR.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from kinema.schema import BadRequest
 # ------------------------------------------------------------------------------------ weightings
 
 UNIFORM: Weighting = None
-"""Plain mean-squared error of whatever the network predicts."""
+"""Unweighted mean squared error of the network's own prediction."""
 
 
 def snr(level: NoiseLevel) -> Tensor:
-    """w = SNR, [B]: the same as a plain noise-prediction loss."""
+    """w = SNR, [B]: equal to an unweighted noise-prediction loss."""
     return level.log_snr.exp()
 
 
@@ -34,12 +34,12 @@ def truncated_snr(level: NoiseLevel) -> Tensor:
 
 
 def min_snr(gamma: float = 5.0) -> Callable[[NoiseLevel], Tensor]:
-    """w = min(SNR, gamma) (Hang et al. 2023, as for a network that predicts x0)."""
+    """w = min(SNR, gamma) (Hang et al. 2023, for x0-prediction)."""
     return lambda level: level.log_snr.exp().clamp_max(gamma)
 
 
 def sigmoid(bias: float = 0.0) -> Callable[[NoiseLevel], Tensor]:
-    """w = SNR * sigmoid(bias - log SNR) (Kingma & Gao 2023; sigmoid(bias - log SNR) on the noise)."""
+    """w = SNR * sigmoid(bias - log SNR) (Kingma & Gao 2023, where sigmoid(bias - log SNR) weights the noise)."""
     # SNR * sigmoid(b - l) = e^b * sigmoid(l - b), which cannot overflow.
     return lambda level: torch.sigmoid(level.log_snr - bias) * torch.exp(torch.as_tensor(bias))
 
@@ -51,20 +51,20 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
     "min-snr": min_snr,
     "sigmoid": sigmoid,
 }
-"""By name, for configurations: ``WEIGHTINGS["min-snr"](gamma=5.0)``."""
+"""Weightings by name: ``WEIGHTINGS["min-snr"](gamma=5.0)``."""
 
 
 # ---------------------------------------------------------------------------------- noise levels
 
 
 class DrawLevels(Protocol):
-    """Draws ``count`` training levels of a schedule; same generator state, same levels."""
+    """Samples ``count`` training levels of a schedule, determined by the generator's state."""
 
     def __call__(self, schedule: Schedule, count: int, generator: Generator) -> NoiseLevel: ...
 
 
 def quantiles(count: int, generator: Generator, *, stratified: bool = False) -> Tensor:
-    """``count`` uniform numbers in (0, 1), float64; stratified: one in each of ``count`` equal parts, shuffled."""
+    """Sample ``count`` values uniform in (0, 1), float64; stratified: one per each of ``count`` strata, shuffled."""
     u = torch.rand(count, generator=generator, dtype=torch.float64, device=generator.device)
     if stratified:
         u = (torch.randperm(count, generator=generator, device=generator.device) + u) / count
@@ -72,7 +72,7 @@ def quantiles(count: int, generator: Generator, *, stratified: bool = False) -> 
 
 
 def uniform_levels(schedule: Schedule, count: int, generator: Generator, *, stratified: bool = False) -> NoiseLevel:
-    """Levels at times uniform in (0, 1), [count]."""
+    """Sample levels at times uniform in (0, 1), [count]."""
     return schedule.level(quantiles(count, generator, stratified=stratified))
 
 
@@ -85,7 +85,7 @@ def logit_normal_levels(
     std: float = 1.0,
     stratified: bool = False,
 ) -> NoiseLevel:
-    """Levels at times ``sigmoid(mean + std n)``, n standard normal, [count] (Esser et al. 2024, section 3.1)."""
+    """Sample levels at times ``sigmoid(mean + std n)``, n ~ N(0, 1), [count] (Esser et al. 2024, section 3.1)."""
     normal = torch.special.ndtri(quantiles(count, generator, stratified=stratified))
     return schedule.level(torch.sigmoid(mean + std * normal))
 
@@ -99,12 +99,12 @@ def edm_lognormal_levels(
     p_std: float = 1.2,
     stratified: bool = False,
 ) -> NoiseLevel:
-    """Levels with ``ln(sigma / alpha) ~ N(p_mean, p_std²)``, [count] (Karras et al. 2022, table 1)."""
+    """Sample levels with ``ln(sigma / alpha) ~ N(p_mean, p_std²)``, [count] (Karras et al. 2022, table 1)."""
     normal = torch.special.ndtri(quantiles(count, generator, stratified=stratified))
     return schedule.at(-2 * (p_mean + p_std * normal))
 
 
-_DRAWS: dict[str, Callable[..., NoiseLevel]] = {
+_DISTRIBUTIONS: dict[str, Callable[..., NoiseLevel]] = {
     "uniform": uniform_levels,
     "logit-normal": logit_normal_levels,
     "edm-lognormal": edm_lognormal_levels,
@@ -112,7 +112,7 @@ _DRAWS: dict[str, Callable[..., NoiseLevel]] = {
 
 
 def draw_levels(name: str, **options: float | bool) -> DrawLevels:
-    """A way of drawing levels by name, for configurations: uniform, logit-normal, edm-lognormal."""
-    if name not in _DRAWS:
-        raise BadRequest(f"noise levels are drawn {name!r}; expected one of {', '.join(_DRAWS)}")
-    return partial(_DRAWS[name], **options)
+    """Return a level distribution by name: uniform, logit-normal or edm-lognormal. Raises BadRequest for others."""
+    if name not in _DISTRIBUTIONS:
+        raise BadRequest(f"the distribution of noise levels is {name!r}; expected one of {', '.join(_DISTRIBUTIONS)}")
+    return partial(_DISTRIBUTIONS[name], **options)

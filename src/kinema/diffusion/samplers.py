@@ -1,13 +1,13 @@
-"""Samplers: one function each, all over ``denoise(z, level) -> x0`` and levels in the form (alpha, sigma).
+"""Samplers: one function each, all in terms of ``denoise(z, level) -> x0`` and levels (alpha, sigma).
 
-Each takes ``z_BCTHW`` at ``levels[0]`` through the n steps of ``levels`` (n + 1 of them, noise first) and
-returns z at ``levels[-1]``, which is x0 itself at the clean end (alpha 1, sigma 0). ``on_step(index, total,
-level_after, x0_BCTHW)`` is called after each step, index from 1. Stochastic ones draw from ``noise``. ``state`` writes
-what is known over z, at the start, after each step, and where a step looks at a state in between.
+Each takes ``z_BCTHW`` at ``levels[0]`` through the n steps of ``levels`` (n + 1 levels, noisiest first) and returns z
+at ``levels[-1]``, which is x0 at the clean end (alpha 1, sigma 0). ``on_step(index, total, level_after, x0_BCTHW)`` is
+called after each step, index from 1. Stochastic samplers draw from ``noise``. ``state`` overwrites z with the known
+region at the start, after each step, and at intermediate states within a step.
 
-In the docstrings t is the level a step leaves, s the one it reaches, lambda = log(alpha / sigma) (half the
-log-SNR) and h = lambda_s - lambda_t. Only ``exp(-h) = alpha_t sigma_s / (alpha_s sigma_t)`` is ever formed: it is 0
-where alpha_t is 0 (the noise end of a flow) or sigma_s is 0, and there every method takes its first-order step.
+In the docstrings a step goes from level t to level s; lambda = log(alpha / sigma) (half the log-SNR) and
+h = lambda_s - lambda_t. Only ``exp(-h) = alpha_t sigma_s / (alpha_s sigma_t)`` is computed: it is 0 where alpha_t is 0
+(the noise end of a flow) or sigma_s is 0, and every method then takes its first-order step.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ OnStep = Callable[[int, int, NoiseLevel, Tensor], None]
 
 
 State = Callable[[Tensor, int], Tensor]
-"""``state(z, index)``: the state at ``levels[index]`` with what is known of the clip written over it."""
+"""``state(z, index)``: z at ``levels[index]``, overwritten with the known region."""
 Sampler = Callable[..., Tensor]
-"""``sampler(denoise, z, levels, *, noise, on_step=None, state=free, **its own options) -> z``; see `options`."""
+"""``sampler(denoise, z, levels, *, noise, on_step=None, state=free, **options) -> z``; see `options`."""
 
 
 def free(z: Tensor, _index: int) -> Tensor:
-    """Nothing is known."""
+    """The `State` without a known region: z unchanged."""
     return z
 
 
@@ -54,8 +54,8 @@ def euler(
 ) -> Tensor:
     """``z_s = alpha_s x0 + sigma_s eps_hat``.
 
-    At once DDIM with eta 0 (Song et al. 2021, eq. 12), the Euler step of EDM (Karras et al. 2022, alg. 1
-    without its correction) and the Euler step of a rectified flow.
+    Equal to DDIM with eta 0 (Song et al. 2021, eq. 12), EDM's Euler step (Karras et al. 2022, alg. 1 without the
+    correction) and the Euler step of a rectified flow.
     """
     z = state(z, 0)
     for i, t, s in _steps(levels, z):
@@ -104,9 +104,9 @@ def euler_ancestral(
     state: State = free,
     eta: float = 1.0,
 ) -> Tensor:
-    """k-diffusion's Euler ancestral: down to ``sqrt(sigma_s² - up²)`` along the ODE, then noise of size ``up``.
+    """k-diffusion's Euler ancestral: an ODE step to ``sqrt(sigma_s² - up²)``, then noise of standard deviation ``up``.
 
-    In the shared form that is DDIM with the same eta; the name is kept because users look for it.
+    In this formulation it equals DDIM with the same eta; the name is kept because users look for it.
     """
     return ddim(denoise, z, levels, noise=noise, on_step=on_step, state=state, eta=eta)
 
@@ -124,8 +124,8 @@ def vdm_ancestral(
 ) -> Tensor:
     """Ancestral sampling with interpolated variance (VDM, section 2).
 
-    ``z_s ~ N(mean of q(z_s | z_t, x0), lower^(1-gamma) upper^gamma)`` with the variance's two bounds
-    ``lower = (1 - exp(-2h)) sigma_s²`` and ``upper = (1 - exp(-2h)) sigma_t²``. Nothing is added at sigma_s = 0.
+    ``z_s ~ N(mean of q(z_s | z_t, x0), lower^(1-gamma) upper^gamma)`` with the bounds on the variance
+    ``lower = (1 - exp(-2h)) sigma_s²`` and ``upper = (1 - exp(-2h)) sigma_t²``. No noise is added at sigma_s = 0.
     """
     z = state(z, 0)
     for i, t, s in _steps(levels, z):
@@ -150,7 +150,7 @@ def vdm_langevin(
 ) -> Tensor:
     """Predictor-corrector: `vdm_ancestral`, each step followed by one `langevin_step` (VDM, section 2).
 
-    Two network calls a step, except the last, where sigma is 0 and the corrector does nothing.
+    Two network calls per step, except for the last, which ends at sigma 0 and needs no corrector.
     """
     z = state(z, 0)
     for i, t, s in _steps(levels, z):
@@ -173,10 +173,10 @@ def lcm(
     on_step: OnStep | None = None,
     state: State = free,
 ) -> Tensor:
-    """Multistep consistency sampling (Luo et al. 2023, alg. 3): denoise, then noise afresh to the next level.
+    """Multistep consistency sampling (Luo et al. 2023, alg. 3): denoise, then add fresh noise to the next level.
 
-    diffusers' LCMScheduler also blends ``c_skip(10 t) z`` into x0, below 3e-6 of it at t >= 30; that boundary
-    condition belongs to the distilled model and so to its denoiser, not to the sampler.
+    diffusers' LCMScheduler also blends ``c_skip(10 t) z`` into x0, with a weight below 3e-6 at t >= 30. That boundary
+    condition is part of the distilled model and therefore of its denoiser, not of the sampler.
     """
     z = state(z, 0)
     for i, t, s in _steps(levels, z):
@@ -204,11 +204,11 @@ def heun(
     churn_max: float = math.inf,
     churn_noise: float = 1.0,
 ) -> Tensor:
-    """Heun's method with churn (Karras et al. 2022, alg. 2; S_churn, S_min, S_max, S_noise in its terms).
+    """Heun's method with churn (Karras et al. 2022, alg. 2; its S_churn, S_min, S_max and S_noise).
 
-    Written for z / alpha against sigma / alpha: ``z_s += (sigma_s - alpha_s sigma_t / alpha_t) (eps' - eps) / 2`` after
-    the Euler step. ``churn`` raises sigma / alpha by min(churn / n, sqrt 2 - 1) before a step, alpha unchanged.
-    A step that crosses most of the noise end at once stays an Euler step (see `_trapezoid_helps`).
+    In terms of z / alpha and sigma / alpha: ``z_s += (sigma_s - alpha_s sigma_t / alpha_t) (eps' - eps) / 2`` after the
+    Euler step. ``churn`` raises sigma / alpha by the factor 1 + min(churn / n, sqrt 2 - 1) before a step, at the same
+    alpha. A step that spans most of the noise end remains an Euler step (see `_trapezoid_helps`).
     """
     z = state(z, 0)
     for i, t, s in _steps(levels, z):
@@ -266,7 +266,7 @@ def dpmpp_sde(
     state: State = free,
     eta: float = 1.0,
 ) -> Tensor:
-    """SDE-DPM-Solver++(2M), midpoint form (Lu et al. 2022; eta as in k-diffusion, 0 is `dpmpp_2m`).
+    """SDE-DPM-Solver++(2M), midpoint form (Lu et al. 2022); eta as in k-diffusion, where 0 is `dpmpp_2m`.
 
     ``z_s = sigma_s / sigma_t exp(-eta h) z + alpha_s (1 - exp(-(1 + eta) h)) D + sigma_s sqrt(1 - exp(-2 eta h)) eps``.
     """
@@ -295,10 +295,10 @@ def unipc(
     on_step: OnStep | None = None,
     state: State = free,
 ) -> Tensor:
-    """UniPC of order 2, B_2(h) = exp(h) - 1, predicting x0 (Zhao et al. 2023, alg. 1 and 2).
+    """UniPC of order 2 with B_2(h) = exp(h) - 1 and x0-prediction (Zhao et al. 2023, alg. 1 and 2).
 
-    The predictor is that of `dpmpp_2m`. The x0 found at the predicted point, which serves the next step
-    anyway, also corrects it (UniC, order 1 after the first step, then 2); the last step is only predicted.
+    The predictor is that of `dpmpp_2m`. The x0 at the predicted point, which the next step needs anyway, also corrects
+    that point (UniC, of order 1 in the first step, then 2). The last step has no corrector.
     """
     before: Tensor | None = None
     z = state(z, 0)
@@ -318,11 +318,11 @@ def unipc(
     return z
 
 
-# --------------------------------------------------------------------------------- parts of steps
+# --------------------------------------------------------------------------------- building blocks of steps
 
 
 def ancestral_step(z: Tensor, x0: Tensor, t: NoiseLevel, s: NoiseLevel, noise: Noise, gamma: float) -> Tensor:  # noqa: PLR0917
-    """One draw of q(z_s | z_t, x0) with its variance interpolated towards q(z_t | z_s)'s (VDM, section 2)."""
+    """Sample q(z_s | z_t, x0) with its variance interpolated towards that of q(z_t | z_s) (VDM, section 2)."""
     mean, lower, upper = posterior(z, x0, t, s)
     if not _positive(s.sigma):
         return mean
@@ -332,7 +332,7 @@ def ancestral_step(z: Tensor, x0: Tensor, t: NoiseLevel, s: NoiseLevel, noise: N
 def posterior(z: Tensor, x0: Tensor, t: NoiseLevel, s: NoiseLevel) -> tuple[Tensor, Tensor, Tensor]:
     """Mean of q(z_s | z_t, x0), its variance ``(1 - r) sigma_s²`` and the bound ``(1 - r) sigma_t²`` (VDM, section 2).
 
-    ``r = exp(lambda_t - lambda_s)`` in VDM's notation (its lambda is the log-SNR); the bound is sigma²_{t|s}.
+    ``r = exp(lambda_t - lambda_s)`` in VDM's notation, where lambda is the log-SNR; the bound is sigma²_{t|s}.
     """
     (alpha_t, sigma_t), (alpha_s, sigma_s) = t.like(z), s.like(z)
     r = (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2
@@ -341,18 +341,18 @@ def posterior(z: Tensor, x0: Tensor, t: NoiseLevel, s: NoiseLevel) -> tuple[Tens
 
 
 def langevin_step(denoise: Denoiser, z: Tensor, level: NoiseLevel, noise: Noise, delta: float) -> Tensor:
-    """``z <- z - delta sigma eps_hat / 2 + sqrt(delta) sigma eps`` (VDM, section 2; delta 0.1 there)."""
+    """Langevin corrector ``z <- z - delta sigma eps_hat / 2 + sqrt(delta) sigma eps`` (VDM, section 2, delta = 0.1)."""
     sigma = level.like(z)[1]
     eps = eps_from_x0(denoise(z, level), z, level)
     return z - delta / 2 * sigma * eps + math.sqrt(delta) * sigma * noise.like(z)
 
 
 def _steps(levels: NoiseLevel, z: Tensor) -> Iterator[tuple[int, NoiseLevel, NoiseLevel]]:
-    """(index from 0, level left, level reached), both for the whole batch of z."""
+    """Yield (index from 0, level t, level s) of each step, with the levels expanded to z's batch."""
     if len(levels) < 2:
-        raise BadRequest("sampling needs at least two noise levels")
+        raise BadRequest(f"sampling has {len(levels)} noise levels; expected at least two")
     if not bool((levels.log_snr.diff() > 0).all()):
-        raise BadRequest("noise levels must go strictly from noise to clean")
+        raise BadRequest("the noise levels are not strictly decreasing in noise")
     for i in range(len(levels) - 1):
         yield i, levels[i].batch(len(z)), levels[i + 1].batch(len(z))
 
@@ -371,10 +371,10 @@ def _ratio(level: NoiseLevel) -> float:
 
 
 def _trapezoid_helps(t: NoiseLevel, s: NoiseLevel) -> bool:
-    """False where rho = sigma / alpha falls over tenfold above data scale (also from infinity).
+    """False if rho = sigma / alpha drops more than tenfold above data scale (or from infinity).
 
-    There eps_hat goes as 1 / rho, whose integral over a fall by the factor f the trapezoid gives as
-    (f - 1) / 2 instead of log f: beyond f = 10 that is a larger error than Euler's, which leaves it out.
+    There eps_hat is proportional to 1 / rho. Over a drop by the factor f the trapezoidal rule integrates it to
+    (f - 1) / 2 instead of log f; for f > 10 that error exceeds the Euler step's, which omits the term.
     """
     return _positive(t.alpha) and _ratio(t) <= 10 * max(_ratio(s), 1)
 
@@ -385,32 +385,35 @@ def _shrink(t: NoiseLevel, s: NoiseLevel) -> float:
 
 
 def _split(t: NoiseLevel, s: NoiseLevel, eta: float, z: Tensor) -> tuple[Tensor, Tensor]:
-    """sigma_s as (fresh noise, noise kept), ``up² + down² = sigma_s²``."""
+    """Split sigma_s into (fresh noise ``up``, kept noise ``down``) with ``up² + down² = sigma_s²``."""
     sigma = s.like(z)[1]
     fresh = eta**2 * (1 - _shrink(t, s) ** 2)
     if fresh > 1:
-        raise BadRequest(f"eta is {eta:g}; a step of these levels allows at most {eta / math.sqrt(fresh):.3g}")
+        raise BadRequest(f"eta is {eta:g}; expected at most {eta / math.sqrt(fresh):.3g} for these noise levels")
     return sigma * math.sqrt(fresh), sigma * math.sqrt(1 - fresh)
 
 
 def _exponential(z: Tensor, x0: Tensor, t: NoiseLevel, s: NoiseLevel, eta: float = 0.0) -> Tensor:
-    """The exact step for a constant x0: ``sigma_s / sigma_t exp(-eta h) z + alpha_s (1 - exp(-(1 + eta) h)) x0``."""
+    """Exponential step, exact for constant x0.
+
+    ``sigma_s / sigma_t exp(-eta h) z + alpha_s (1 - exp(-(1 + eta) h)) x0``.
+    """
     (_, sigma_t), (alpha_s, sigma_s) = t.like(z), s.like(z)
     shrink = _shrink(t, s)
     return sigma_s / sigma_t * shrink**eta * z + alpha_s * (1 - shrink ** (1 + eta)) * x0
 
 
 def _slope(x0: Tensor, before: Tensor | None, levels: NoiseLevel, i: int) -> Tensor:
-    """h dx0/dlambda from the last two x0; zero at the first step and where h or the one before is infinite."""
+    """h dx0/dlambda from the last two x0; zero in the first step and where h or the previous h is infinite."""
     if before is None or not _positive(levels.alpha[i - 1]) or not _positive(levels.sigma[i + 1]):
         return torch.zeros_like(x0)
     h, h_before = levels.log_snr[i + 1] - levels.log_snr[i], levels.log_snr[i] - levels.log_snr[i - 1]
     return (x0 - before) * float(h / h_before)
 
 
-def _correct(z: Tensor, found: tuple[Tensor | None, Tensor, Tensor], levels: NoiseLevel, i: int) -> Tensor:
-    """UniC-1 or UniC-2 over the step i, from x0 before, at and after it (Zhao et al. 2023: R_p rho = b_p)."""
-    before, x0, after = found
+def _correct(z: Tensor, x0s: tuple[Tensor | None, Tensor, Tensor], levels: NoiseLevel, i: int) -> Tensor:
+    """UniC-1 or UniC-2 for step i, from the x0 before, at and after it (Zhao et al. 2023: R_p rho = b_p)."""
+    before, x0, after = x0s
     t, s = levels[i], levels[i + 1]
     slope = _slope(x0, before, levels, i)
     if before is None or not _positive(levels.alpha[i - 1]):
@@ -426,11 +429,11 @@ def _correct(z: Tensor, found: tuple[Tensor | None, Tensor, Tensor], levels: Noi
 
 
 def options(name: str) -> dict[str, Any]:
-    """A sampler's own options with their defaults: {"eta": 0.0} for "ddim"."""
+    """Return a sampler's options with their defaults: {"eta": 0.0} for "ddim"."""
     if name not in SAMPLERS:
-        raise BadRequest(f"there is no sampler {name!r}; there are {', '.join(SAMPLERS)}")
-    told = inspect.signature(SAMPLERS[name]).parameters.values()
-    return {p.name: p.default for p in told if p.kind is p.KEYWORD_ONLY and p.name not in ("noise", "on_step", "state")}
+        raise BadRequest(f"there is no sampler {name!r}; expected one of {', '.join(SAMPLERS)}")
+    keywords = [p for p in inspect.signature(SAMPLERS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return {p.name: p.default for p in keywords if p.name not in ("noise", "on_step", "state")}
 
 
 SAMPLERS: dict[str, Sampler] = {

@@ -1,8 +1,8 @@
-"""Noise levels and the schedules that name them by time, all in one form: ``z = alpha * x0 + sigma * eps``.
+"""Noise levels and schedules, all in the form ``z = alpha * x0 + sigma * eps``.
 
 Variance preserving (``alpha² + sigma² = 1``), variance exploding (``alpha = 1``) and rectified flow
-(``alpha + sigma = 1``) are three scalings of the same path: z / alpha at one log-SNR is the same
-variable in each. Nothing here forms ``sigma / alpha``, which is infinite at the noise end of a flow.
+(``alpha + sigma = 1``) are three scalings of the same path: at a given log-SNR, z / alpha is the same variable in each.
+No code here computes ``sigma / alpha``, which is infinite at the noise end of a flow.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ Spacing = Literal["uniform", "linspace", "leading", "trailing", "karras", "log-s
 SPACINGS: tuple[str, ...] = get_args(Spacing)
 
 TINY = 1e-15
-"""Below this alpha and sigma count as zero in `NoiseLevel.log_snr`, which therefore stays within ±69.1."""
+"""Lower clamp on alpha and sigma in `NoiseLevel.log_snr`, which bounds it to ±69.1."""
 KARRAS_RHO = 7.0
 KARRAS_RANGE = 0.002, 80.0
 EXTREME_LOG_SNR = 20.0
-"""How far log-SNR spacing reaches towards ends where it is infinite (the range VDM clips to)."""
+"""Limit of log-SNR spacing towards infinite ends (VDM clips to the same range)."""
 
 
 def broadcast(value: Tensor, z: Tensor) -> Tensor:
-    """One number per batch item, [B], or per item and frame, [B, T], shaped to multiply z (BCT…) and of its dtype.
+    """Reshape values per batch item, [B], or per item and frame, [B, T], to multiply z (BCT…), in z's dtype.
 
-    Raises ValueError where z has another number of frames.
+    Raises ValueError if the number of frames differs from z's.
     """
     value = value.to(z)
     if value.ndim < 2:
         return value.reshape((-1,) + (1,) * (z.ndim - 1))
     if z.ndim < 3 or value.shape[1] not in (1, z.shape[2]):
-        raise ValueError(f"levels per frame are for {value.shape[1]} frames; the video is {tuple(z.shape)}")
+        raise ValueError(f"the level per frame is for {value.shape[1]} frames; the video has shape {tuple(z.shape)}")
     return value.reshape((len(value), 1, value.shape[1]) + (1,) * (z.ndim - 3))
 
 
 @dataclass(frozen=True, eq=False)
 class NoiseLevel:
-    """Noise levels: ``alpha`` and ``sigma``, both [N], of N batch items or of a list of N levels.
+    """Noise levels ``alpha`` and ``sigma``, both [N]: one per batch item, or a list of N levels.
 
-    Both may be [B, T] instead: a level for each frame of each item, where frames differ (`overwrite.CleanFrames`).
-    Such a level is not a list: its length and its items raise TypeError.
+    Both may instead be [B, T], a level per frame (`overwrite.CleanFrames`). Such a level is not a list: ``len`` and
+    indexing raise TypeError.
 
-    The common scale of the two says nothing new: (k alpha, k sigma) with k z is the same state, and
-    parameterisations and samplers treat it so.
+    A common scale of the two is immaterial: (k alpha, k sigma) with k z is the same state, and parameterisations and
+    samplers respect this.
     """
 
     alpha: Tensor
@@ -58,25 +58,25 @@ class NoiseLevel:
 
     @property
     def per_frame(self) -> bool:
-        """Whether the frames of an item have levels of their own."""
+        """Whether each frame has its own level."""
         return self.alpha.ndim == 2
 
     @property
     def log_snr(self) -> Tensor:
-        """log(alpha² / sigma²), [N] or [B, T]; finite, also where alpha or sigma is 0 (see `TINY`)."""
+        """log(alpha² / sigma²), [N] or [B, T]; finite even where alpha or sigma is 0 (see `TINY`)."""
         return 2 * (self.alpha.clamp_min(TINY).log() - self.sigma.clamp_min(TINY).log())
 
     def __len__(self) -> int:
-        self._must_be_a_list()
+        self._require_list()
         return len(self.alpha)
 
     def __getitem__(self, index: int | slice) -> NoiseLevel:
-        self._must_be_a_list()
+        self._require_list()
         if isinstance(index, int):
             index = slice(index, index + 1 or None)
         return NoiseLevel(self.alpha[index], self.sigma[index])
 
-    def _must_be_a_list(self) -> None:
+    def _require_list(self) -> None:
         if self.per_frame:
             shape = "×".join(map(str, self.alpha.shape))
             raise TypeError(
@@ -84,61 +84,61 @@ class NoiseLevel:
             )
 
     def batch(self, size: int) -> NoiseLevel:
-        """One level, [1] or [1, T], for every item of a batch: [size] or [size, T]."""
+        """Expand a single level, [1] or [1, T], to a batch: [size] or [size, T]."""
         shape = (size, *self.alpha.shape[1:])
         return NoiseLevel(self.alpha.expand(shape), self.sigma.expand(shape))
 
     def like(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) in z's dtype and device, shaped to multiply z: [N,1,1,1,1], or [B,1,T,1,1] per frame."""
+        """(alpha, sigma) with z's dtype and device, shaped to multiply z: [N,1,1,1,1], or [B,1,T,1,1] per frame."""
         return broadcast(self.alpha, z), broadcast(self.sigma, z)
 
     def add_noise(self, x0: Tensor, eps: Tensor) -> Tensor:
-        """``alpha * x0 + sigma * eps``: x0 at this level."""
+        """Diffuse x0 to this level: ``alpha * x0 + sigma * eps``."""
         alpha, sigma = self.like(x0)
         return alpha * x0 + sigma * eps
 
 
 def variance_preserving(log_snr: Tensor) -> NoiseLevel:
-    """The level with ``alpha² + sigma² = 1``."""
+    """The level of a log-SNR with ``alpha² + sigma² = 1``."""
     return NoiseLevel(torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt())
 
 
 def variance_exploding(log_snr: Tensor) -> NoiseLevel:
-    """The level with ``alpha = 1``."""
+    """The level of a log-SNR with ``alpha = 1``."""
     return NoiseLevel(torch.ones_like(log_snr), torch.exp(-log_snr / 2))
 
 
 def flow(log_snr: Tensor) -> NoiseLevel:
-    """The level with ``alpha + sigma = 1``."""
+    """The level of a log-SNR with ``alpha + sigma = 1``."""
     return NoiseLevel(torch.sigmoid(log_snr / 2), torch.sigmoid(-log_snr / 2))
 
 
 class Schedule(Protocol):
-    """Noise levels by time: t in [0, 1], 0 the clean end and 1 the noise end."""
+    """Noise levels as a function of time t in [0, 1]: 0 is the clean end, 1 the noise end."""
 
     @property
     def prior_std(self) -> float:
-        """Standard deviation of z at t = 1, for data of unit variance (or as the schedule says)."""
+        """Standard deviation of z at t = 1, for data of unit variance unless the schedule sets another."""
         ...
 
     def level(self, t: Tensor) -> NoiseLevel:
-        """The levels at times t, [N] in [0, 1]."""
+        """The levels at times t, [N], in [0, 1]."""
         ...
 
     def time(self, log_snr: Tensor) -> Tensor:
-        """The inverse: t of a log-SNR, [N]; log-SNRs beyond the schedule give its nearer end."""
+        """The inverse of `level`: times of log-SNRs, [N]; values outside the schedule's range map to its nearer end."""
         ...
 
     def at(self, log_snr: Tensor) -> NoiseLevel:
-        """The level of a log-SNR in this schedule's scaling, also outside its range."""
+        """The level of a log-SNR in this schedule's scaling, even outside its range."""
         ...
 
 
 @dataclass(frozen=True)
 class CosineLogSNR:
-    """Continuous cosine schedule with a bounded log-SNR (VDM, section 2; Kingma et al. 2021).
+    """Continuous cosine schedule with bounded log-SNR (VDM, section 2; Kingma et al. 2021).
 
-    ``log_snr(t) = -2 log tan(a t + b)``, with a and b such that the ends are the two bounds.
+    ``log_snr(t) = -2 log tan(a t + b)``, with a and b such that t = 0 and t = 1 give the two bounds.
     """
 
     log_snr_min: float = -20.0
@@ -167,10 +167,10 @@ class CosineLogSNR:
 
 @dataclass(frozen=True)
 class DiscreteBetas:
-    """``count`` discrete steps (DDPM), made continuous by interpolating log-SNR between them.
+    """``count`` discrete timesteps (DDPM), extended to continuous time by interpolating log-SNR.
 
-    ``linear``: betas evenly spaced from start to end; ``scaled_linear``: their square roots are
-    (what LDM code calls "linear"). Time t is the step ``t * (count - 1)``.
+    ``linear``: betas evenly spaced from start to end. ``scaled_linear``: their square roots are evenly spaced (LDM code
+    calls this "linear"). Time t is timestep ``t * (count - 1)``.
     """
 
     kind: Literal["linear", "scaled_linear"]
@@ -188,7 +188,7 @@ class DiscreteBetas:
 
     @cached_property
     def alphas_cumprod(self) -> Tensor:
-        """Products of 1 - beta, [count], float64: alpha² of each step."""
+        """Cumulative products of 1 - beta, [count], float64: alpha² of each timestep."""
         power = 1 if self.kind == "linear" else 2
         ends = self.start ** (1 / power), self.end ** (1 / power)
         betas = torch.linspace(*ends, self.count, dtype=torch.float64) ** power
@@ -205,7 +205,7 @@ class DiscreteBetas:
         return self.at(torch.lerp(table[low], table[low + 1], step - low))
 
     def timestep(self, log_snr: Tensor) -> Tensor:
-        """The fractional step in [0, count - 1] a network trained on these betas expects."""
+        """The fractional timestep in [0, count - 1] that a network trained on these betas expects."""
         table = self._log_snrs.to(log_snr)
         high = torch.searchsorted(-table, -log_snr.contiguous()).clamp(1, self.count - 1)
         before, after = table[high - 1], table[high]
@@ -226,7 +226,7 @@ class EDMSigmas:
     sigma_max: float = 80.0
     rho: float = KARRAS_RHO
     data_std: float = 1.0
-    """Standard deviation of the data, for `prior_std`; 0 starts from sigma_max alone, as k-diffusion does."""
+    """Standard deviation of the data, for `prior_std`; with 0 it is sigma_max, as in k-diffusion."""
 
     @property
     def prior_std(self) -> float:
@@ -247,7 +247,7 @@ class EDMSigmas:
 
 @dataclass(frozen=True)
 class RectifiedFlow:
-    """Straight path ``z = (1 - s) x0 + s eps``; ``shift`` > 1 spends more time near the noise.
+    """Straight path ``z = (1 - s) x0 + s eps``; ``shift`` > 1 spends more time at high noise.
 
     ``s = shift t / (1 + (shift - 1) t)`` (Esser et al. 2024, section 5.3.2; shift 1 is ``s = t``).
     """
@@ -271,17 +271,17 @@ class RectifiedFlow:
 
 
 def spaced(schedule: Schedule, steps: int, spacing: Spacing = "uniform") -> NoiseLevel:
-    """``steps + 1`` levels, float64, from noise to clean; the last is exactly clean (alpha 1, sigma 0).
+    """Return ``steps + 1`` levels, float64, from noise to clean; the last is exactly clean (alpha 1, sigma 0).
 
     - ``uniform``: t = 1, 1 - 1/n, …, 1/n, then clean (VDM, rectified flow);
-    - ``linspace``: n times from 1 to 0 with both ends, then clean (uniform where t = 0 is itself clean);
-    - ``trailing``, ``leading``: whole steps of `DiscreteBetas` as diffusers counts them (Lin et al. 2023,
-      table 2; leading with offset 1); uniform for a continuous schedule, which has no whole steps;
-    - ``karras``: (sigma / alpha)^(1/7) even between the schedule's ends (EDM eq. 5), at most from 80 to 0.002;
+    - ``linspace``: n times from 1 to 0 inclusive, then clean (equal to uniform if t = 0 is clean);
+    - ``trailing``, ``leading``: integer timesteps of `DiscreteBetas` as in diffusers (Lin et al. 2023, table 2; leading
+      with offset 1); uniform for continuous schedules;
+    - ``karras``: (sigma / alpha)^(1/7) evenly spaced between the schedule's ends (EDM eq. 5), within 80 to 0.002;
       `EDMSigmas` keeps its own range and rho;
-    - ``log-snr``: even in log-SNR between the schedule's ends, at most from -20 to 20.
+    - ``log-snr``: evenly spaced in log-SNR between the schedule's ends, within -20 to 20.
 
-    The last two still begin at t = 1 exactly, however noisy it is.
+    The last two still start exactly at t = 1, however noisy it is.
     """
     if steps < 1:
         raise BadRequest(f"steps is {steps}; expected at least 1")
@@ -293,13 +293,13 @@ def spaced(schedule: Schedule, steps: int, spacing: Spacing = "uniform") -> Nois
     if spacing == "linspace" and bool(schedule.level(times.new_zeros(1)).sigma > 0):
         times = torch.linspace(1, 0, steps, dtype=torch.float64)
     elif spacing in ("leading", "trailing") and isinstance(schedule, DiscreteBetas):
-        times = _whole_steps(schedule.count, steps, spacing) / (schedule.count - 1)
+        times = _timesteps(schedule.count, steps, spacing) / (schedule.count - 1)
     return _clean_last(schedule.level(times))
 
 
-def _whole_steps(count: int, steps: int, spacing: str) -> Tensor:
+def _timesteps(count: int, steps: int, spacing: str) -> Tensor:
     if steps > count:
-        raise BadRequest(f"steps is {steps}; {spacing} spacing has only {count} whole steps")
+        raise BadRequest(f"steps is {steps}; expected at most {count}, the model's timesteps, with {spacing} spacing")
     index = torch.arange(steps, dtype=torch.float64)
     if spacing == "leading":
         return ((steps - 1 - index) * (count // steps) + 1).clamp_max(count - 1)
@@ -315,7 +315,7 @@ def _between_ends(schedule: Schedule, steps: int, spacing: str) -> NoiseLevel:
     elif isinstance(schedule, EDMSigmas):
         return schedule.level(1 - even)
     else:
-        # sigma / alpha beyond EDM's own range would take most of the steps and do nothing.
+        # Beyond EDM's own range of sigma / alpha most steps would have no effect.
         high, low = torch.exp(-ends.log_snr / 2).clamp(*KARRAS_RANGE).pow(1 / KARRAS_RHO).tolist()
         log_snr = -2 * KARRAS_RHO * (high + even * (low - high)).log()
     rest = schedule.at(log_snr)[1:]
@@ -328,41 +328,41 @@ def _clean_last(levels: NoiseLevel) -> NoiseLevel:
 
 
 def edit_steps(steps: int, strength: float) -> int:
-    """How many of the steps an edit takes: ``steps * strength`` in whole steps, cut and not rounded, as in diffusers.
+    """Return the number of steps an edit runs: ``steps * strength`` rounded down, as in diffusers.
 
-    ``strength`` is in [0, 1]. Less than one step is none, which leaves the source as it is.
+    ``strength`` is in [0, 1]. With 0 steps the source is returned unchanged.
     """
     return min(int(steps * strength), steps)
 
 
 def last_levels(levels: NoiseLevel, strength: float) -> NoiseLevel:
-    """The levels of an edit's steps: the last of ``levels``, which end clean. The clean end alone where it has none."""
+    """Return the levels of an edit's steps: the last of ``levels``; only the clean end if it runs no steps."""
     steps = len(levels) - 1
     return levels[steps - edit_steps(steps, strength) :]
 
 
 def custom(schedule: Schedule, *, sigmas: Sequence[float] = (), log_snrs: Sequence[float] = ()) -> NoiseLevel:
-    """Levels from a list, noise first, in the schedule's scaling; float64.
+    """Return levels from an explicit list, noisiest first, in the schedule's scaling; float64.
 
-    ``sigmas`` are noise-to-signal ratios sigma / alpha, as k-diffusion and published lists
-    (Align Your Steps) write them; a final 0 is the clean end. For a `RectifiedFlow` they are the flow's
-    own sigmas in [0, 1]. Or give ``log_snrs``; then the clean end is added.
+    ``sigmas`` are noise-to-signal ratios sigma / alpha, as in k-diffusion and published lists (Align Your Steps); a
+    final 0 is the clean end. For a `RectifiedFlow` they are the flow's own sigmas in [0, 1]. Alternatively give
+    ``log_snrs``, to which the clean end is appended.
     """
     if bool(sigmas) == bool(log_snrs):
-        raise BadRequest("custom levels need either sigmas or log_snrs, and not both")
+        raise BadRequest("custom levels need either sigmas or log_snrs, not both")
     if log_snrs:
-        return _falling(_clean_last(schedule.at(torch.tensor(log_snrs, dtype=torch.float64))))
+        return _denoising(_clean_last(schedule.at(torch.tensor(log_snrs, dtype=torch.float64))))
     sigma = torch.tensor(sigmas, dtype=torch.float64)
     if isinstance(schedule, RectifiedFlow):
         if not bool(((sigma >= 0) & (sigma <= 1)).all()):
-            raise BadRequest("custom sigmas of a rectified flow must lie in [0, 1]")
-        return _falling(NoiseLevel(1 - sigma, sigma))
+            raise BadRequest("custom sigmas of a rectified flow must be in [0, 1]")
+        return _denoising(NoiseLevel(1 - sigma, sigma))
     clean = sigma == 0
     scaled = schedule.at(-2 * sigma.where(~clean, 1).log())
-    return _falling(NoiseLevel(scaled.alpha.where(~clean, 1), scaled.sigma.where(~clean, 0)))
+    return _denoising(NoiseLevel(scaled.alpha.where(~clean, 1), scaled.sigma.where(~clean, 0)))
 
 
-def _falling(levels: NoiseLevel) -> NoiseLevel:
+def _denoising(levels: NoiseLevel) -> NoiseLevel:
     if len(levels) < 2 or not bool((levels.log_snr.diff() > 0).all()):
-        raise BadRequest("custom levels must be at least two and go strictly from noise to clean")
+        raise BadRequest("custom levels must be at least two, with strictly decreasing noise")
     return levels

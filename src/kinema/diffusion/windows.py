@@ -1,7 +1,7 @@
 """Clips longer than the model: temporal MultiDiffusion around any denoiser (Bar-Tal et al. 2023, Lumiere).
 
-At each step every window is denoised by itself and the results are averaged per frame: the minimiser over x0 of
-``sum_i sum_f w_if |x0_f - x0_if|²``, where x0_if is frame f as window i sees it and w_if its weight.
+Each step denoises every window separately and averages the results per frame. The average minimises
+``sum_i sum_f w_if |x0_f - x0_if|²`` over x0, where x0_if is window i's estimate of frame f and w_if its weight.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from kinema.grid import Lattice
 from kinema.schema import BadRequest, Request, WindowWeights
 
 RELATIVE_EDGE = 0.01
-"""The "relative" weight of a window's first and last frame, where its middle has 1."""
+"""Weight of a window's first and last frame with "relative" weights; the middle has 1."""
 
 
 def window_sizes(request: Request, lattice: Lattice) -> tuple[int, int]:
-    """Length and overlap of a request's windows, in latent frames.
+    """Return the length and overlap of a request's windows, in latent frames.
 
-    Left out, windows share a quarter of their frames; inside attention three quarters, FreeNoise's 12 of 16, since
-    there only attention is computed more than once.
+    By default windows overlap by a quarter of their frames, and in attention by three quarters (FreeNoise's 12 of 16),
+    as there only attention is computed more than once.
     """
     assert request.window is not None
     length = lattice.grid.time.latent(request.window)
@@ -37,14 +37,14 @@ def window_sizes(request: Request, lattice: Lattice) -> tuple[int, int]:
 
 
 def windows(total: int, length: int, overlap: int, looped: bool = False) -> list[list[int]]:
-    """Frame indices of windows of ``length`` frames that together cover ``total``, neighbours sharing ``overlap``.
+    """Return the frame indices of windows of ``length`` frames that cover ``total`` frames, overlapping by ``overlap``.
 
-    The last window is moved back to end with the clip (64/16/4 starts at 0, 12, 24, 36, 48; 20/16/4 at 0, 4);
-    looped, windows wrap around instead. A clip that fits in one window is one window.
+    The last window is moved back to end with the clip (64/16/4 starts at 0, 12, 24, 36, 48; 20/16/4 at 0, 4). If
+    ``looped``, windows wrap around instead. A clip no longer than ``length`` is one window.
     """
     if total < 1 or length < 1 or not 0 <= overlap < length:
         raise BadRequest(
-            f"windows of {length} frames overlapping by {overlap} over {total} frames; expected overlap below length"
+            f"windows of {length} frames overlap by {overlap} in a clip of {total}; expected an overlap below {length}"
         )
     if total <= length:
         return [list(range(total))]
@@ -59,17 +59,17 @@ def windows(total: int, length: int, overlap: int, looped: bool = False) -> list
 def uniform_windows(
     total: int, length: int, overlap: int, step: int, looped: bool = False, stride: int = 1
 ) -> list[list[int]]:
-    """Windows that lie elsewhere at every ``step``, so that no frame is at a seam throughout (AnimateDiff's "uniform").
+    """Return windows that shift at every ``step``, so that seams do not stay in place (AnimateDiff's "uniform").
 
-    They begin at ``round(total h)`` and every ``length - overlap`` frames on, where h is the step's bits read backwards
-    (0, 1/2, 1/4, 3/4, …). Looped, they wrap around (32/16/4 starts at 0, 12, 24, then at 16, 28, 8); else those that
-    would are moved back to end with the clip, and one begins it. With ``stride`` 2 there are also windows of every
-    second frame, with 3 also of every fourth, and so on, as far as the clip is long enough for them.
+    They start at ``round(total h)`` and then every ``length - overlap`` frames, where h is the step's bit-reversed
+    fraction (0, 1/2, 1/4, 3/4, …). If ``looped``, they wrap around (32/16/4 starts at 0, 12, 24, then at 16, 28, 8);
+    otherwise windows past the end are moved back, and one window starts at frame 0. ``stride`` 2 adds windows of every
+    second frame, 3 also of every fourth, and so on, where the clip is long enough.
     """
     if total <= length or not 0 <= overlap < length:
         return windows(total, length, overlap, looped)
     share = int(f"{step:032b}"[::-1], 2) / 2**32
-    first, told = round(total * share), []
+    first, result = round(total * share), []
     for skip in (1 << i for i in range(stride)):
         span = (length - 1) * skip + 1
         if span > total:
@@ -79,26 +79,26 @@ def uniform_windows(
         if not looped:
             ends = {0, total - span} if skip == 1 else set()
             starts = sorted({min(start, total - span) for start in starts} | ends)
-        told += [[(start + i * skip) % total for i in range(length)] for start in starts]
-    return told
+        result += [[(start + i * skip) % total for i in range(length)] for start in starts]
+    return result
 
 
-def blend(told: Sequence[Sequence[int]], weights: WindowWeights, looped: bool = False) -> list[Tensor]:
-    """Each window's weight per frame, float64, normalised so that every frame's weights sum to 1.
+def blend(placed: Sequence[Sequence[int]], weights: WindowWeights, looped: bool = False) -> list[Tensor]:
+    """Return each window's weight per frame, float64, normalised so that every frame's weights sum to 1.
 
-    flat: the plain mean; pyramid: 1, 2, …, 2, 1 (length 16: 1..8, 8..1); relative: from 1 in the middle down to 0.01
-    at both ends; overlap-linear: 1, falling linearly over the frames shared with the next window and rising over
-    those shared with the one before. ``looped``: the first window follows the last.
+    flat: the plain mean. pyramid: 1, 2, …, 2, 1 (length 16: 1..8, 8..1). relative: 1 in the middle, decreasing to 0.01
+    at both ends. overlap-linear: 1, with linear ramps over the frames shared with the neighbouring windows.
+    ``looped``: the first window follows the last.
     """
     if weights not in get_args(WindowWeights):
         raise BadRequest(f"window weights are {weights!r}; expected one of {', '.join(get_args(WindowWeights))}")
-    ends = (told[-1], told[0]) if looped and len(told) > 1 else ((), ())
-    befores, afters = [ends[0], *told[:-1]], [*told[1:], ends[1]]
-    raw = [_raw(*near, weights) for near in zip(befores, told, afters, strict=True)]
-    total = torch.zeros(1 + max(frame for window in told for frame in window), dtype=torch.float64)
-    for window, weight in zip(told, raw, strict=True):
+    ends = (placed[-1], placed[0]) if looped and len(placed) > 1 else ((), ())
+    befores, afters = [ends[0], *placed[:-1]], [*placed[1:], ends[1]]
+    raw = [_raw(*near, weights) for near in zip(befores, placed, afters, strict=True)]
+    total = torch.zeros(1 + max(frame for window in placed for frame in window), dtype=torch.float64)
+    for window, weight in zip(placed, raw, strict=True):
         total[window] += weight
-    return [weight / total[window] for window, weight in zip(told, raw, strict=True)]
+    return [weight / total[window] for window, weight in zip(placed, raw, strict=True)]
 
 
 def _raw(before: Sequence[int], window: Sequence[int], after: Sequence[int], weights: WindowWeights) -> Tensor:
@@ -119,29 +119,29 @@ def _raw(before: Sequence[int], window: Sequence[int], after: Sequence[int], wei
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A window for layers that see all frames: its frames, and the weight of each, [T]."""
+    """A window inside a layer that takes all frames: its frames, and their weights, [T]."""
 
     frames: list[int]
     weight_T: Tensor
 
 
 def views(total: int, length: int, overlap: int, weights: WindowWeights, looped: bool = False) -> tuple[View, ...]:
-    """The windows as `View`s; none where one window holds the clip."""
-    told = windows(total, length, overlap, looped)
-    if len(told) == 1:
+    """Return the windows as `View`s; an empty tuple if the clip fits in one window."""
+    placed = windows(total, length, overlap, looped)
+    if len(placed) == 1:
         return ()
-    return tuple(View(frames, weight) for frames, weight in zip(told, blend(told, weights, looped), strict=True))
+    return tuple(View(frames, weight) for frames, weight in zip(placed, blend(placed, weights, looped), strict=True))
 
 
 @dataclass
 class Windowed:
-    """A denoiser of ``total`` frames from denoisers of windows: one full clip at every step.
+    """A denoiser of ``total`` frames that averages denoisers of windows at every step.
 
-    ``make(frames)`` builds the denoiser of those frame indices, so that whatever is per frame (conditioning,
-    guidance scales, masks) is sliced by them; it is called once per window. Exact for a denoiser that treats
-    each frame by itself. z is B, C, total, H, W. ``uniform``: other windows at every noise level (`uniform_windows`);
-    such a wrapper remembers one sampling run. Windows run one after the other into one sum, so that beyond z and x0
-    a long clip needs the memory of one window.
+    ``make(frames)`` builds the denoiser of those frame indices, slicing whatever is per frame (conditioning, guidance
+    scales, masks); it is called once per window. The average is exact for denoisers that treat frames independently.
+    z is B, C, total, H, W. ``uniform`` uses other windows at every noise level (`uniform_windows`); such an instance
+    serves one sampling run. Windows run one after another and accumulate, so a long clip needs the memory of one
+    window in addition to z and x0.
     """
 
     make: Callable[[list[int]], Denoiser]
@@ -153,34 +153,33 @@ class Windowed:
     uniform: bool = False
     stride: int = 1
     _parts: list[tuple[list[int], Tensor, Denoiser]] = field(init=False, repr=False)
-    _made: dict[tuple[int, ...], Denoiser] = field(default_factory=dict, init=False, repr=False)
+    _denoisers: dict[tuple[int, ...], Denoiser] = field(default_factory=dict, init=False, repr=False)
     _steps: int = field(default=0, init=False, repr=False)
-    _level: float | None = field(default=None, init=False, repr=False)
+    _log_snr: float | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._place(windows(self.total, self.length, self.overlap, self.looped))
 
-    def _place(self, told: list[list[int]]) -> None:
-        """Windows over these frames, with denoisers made once for each."""
-        blended = blend(told, self.weights, self.looped)
-        # Only the windows of now are kept: each holds a copy of its part of the conditioning.
-        self._made = {
-            tuple(frames): self._made[tuple(frames)] if tuple(frames) in self._made else self.make(frames)
-            for frames in told
+    def _place(self, placed: list[list[int]]) -> None:
+        """Use these windows, building denoisers only for new ones."""
+        blended = blend(placed, self.weights, self.looped)
+        # Denoisers of other windows are dropped, as each holds a copy of its part of the conditioning.
+        self._denoisers = {
+            tuple(frames): self._denoisers[tuple(frames)] if tuple(frames) in self._denoisers else self.make(frames)
+            for frames in placed
         }
-        self._parts = [(fs, weight, self._made[tuple(fs)]) for fs, weight in zip(told, blended, strict=True)]
+        self._parts = [(fs, weight, self._denoisers[tuple(fs)]) for fs, weight in zip(placed, blended, strict=True)]
 
     def _move(self, level: NoiseLevel) -> None:
-        """The windows of the next step, when the noise level is another than at the call before."""
-        now = float(level.log_snr[0])
-        if now != self._level:
-            told = uniform_windows(self.total, self.length, self.overlap, self._steps, self.looped, self.stride)
-            self._place(told)
-            self._steps, self._level = self._steps + 1, now
+        """Move to the next step's windows if the noise level has changed since the last call."""
+        log_snr = float(level.log_snr[0])
+        if log_snr != self._log_snr:
+            self._place(uniform_windows(self.total, self.length, self.overlap, self._steps, self.looped, self.stride))
+            self._steps, self._log_snr = self._steps + 1, log_snr
 
     def __call__(self, z: Tensor, level: NoiseLevel) -> Tensor:
         if z.shape[2] != self.total:
-            raise BadRequest(f"windows were made for {self.total} frames, the video has {z.shape[2]}")
+            raise BadRequest(f"the video has {z.shape[2]} frames; expected {self.total}, as given to the windows")
         if self.uniform:
             self._move(level)
         if len(self._parts) == 1:

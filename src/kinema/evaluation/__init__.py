@@ -1,1 +1,1 @@
-"""What a clip is worth: the playroom oracle, metrics and reports."""
+"""Evaluation: the playroom oracle, temporal metrics, reports and plots."""

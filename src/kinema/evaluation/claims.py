@@ -1,6 +1,6 @@
-"""Results of experiments that stand beside a report as JSON: two arms, the same prompts, paired differences.
+"""Results of paired experiments, stored as JSON next to a report: two arms, the same prompts.
 
-``benchmarks/vdm_claims.py`` writes them; the report only shows them.
+``benchmarks/vdm_claims.py`` writes them; the report only displays them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PATTERN = "vdm-*.json"
 
 @dataclass(frozen=True)
 class Outcome:
-    """One measure under both arms; ``difference`` is first minus second over the same prompts."""
+    """One measure under both arms; ``difference`` is first minus second, paired by prompt."""
 
     measure: str
     higher_is_better: bool
@@ -35,12 +35,12 @@ class Outcome:
     ) -> Outcome:
         a, b = spread(first), spread(second)
         if a is None or b is None:
-            raise ValueError("nothing was measured")
+            raise ValueError("no clips were measured")
         return cls(measure, higher_is_better, a, b, paired_difference(first, second, seed))
 
     @property
     def favours(self) -> str:
-        """ "first", "second" or "neither": which arm the interval of the difference speaks for."""
+        """ "first", "second" or "neither": the arm that the confidence interval of the difference favours."""
         if self.difference.low <= 0 <= self.difference.high:
             return "neither"
         return "first" if (self.difference.mean > 0) == self.higher_is_better else "second"
@@ -48,7 +48,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim put to the test: what it says, the two arms, how it was measured, what came out."""
+    """One tested claim: its text, the two arms, the method and the outcomes."""
 
     claim: str
     arms: tuple[str, str]
@@ -57,7 +57,7 @@ class Claim:
     outcomes: Sequence[Outcome]
 
     def table(self) -> str:
-        """Markdown, one line a measure, with the arm that its interval favours."""
+        """Markdown, one row per measure, with the favoured arm."""
         a, b = self.arms
         lines = [f"| measure | {a} | {b} | {a} − {b} | favours |", "|---|---|---|---|---|"]
         named = {"first": a, "second": b, "neither": "neither"}
@@ -76,17 +76,17 @@ class Claim:
 
 
 def read(folder: Path) -> list[Claim]:
-    """The claims of ``vdm-*.json`` in a folder, by file name. Raises BadRequest for a file that holds none."""
+    """Read the claims of ``vdm-*.json`` in a folder, by file name. Raises BadRequest for an invalid file."""
     return [_read(path) for path in sorted(folder.glob(_PATTERN))]
 
 
 def _read(path: Path) -> Claim:
     try:
-        told = read_json(path)
+        data = read_json(path)
         outcomes = [
             Outcome(o["measure"], o["higher_is_better"], *(figure_of(o[k]) for k in ("first", "second", "difference")))
-            for o in told["outcomes"]
+            for o in data["outcomes"]
         ]
-        return Claim(told["claim"], tuple(told["arms"]), told["method"], told["protocol"], outcomes)
+        return Claim(data["claim"], tuple(data["arms"]), data["method"], data["protocol"], outcomes)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise BadRequest(f"{path} is not a result that benchmarks/vdm_claims.py wrote") from None
+        raise BadRequest(f"{path} was not written by benchmarks/vdm_claims.py") from None

@@ -1,7 +1,7 @@
-"""Scores against compute: a run's losses over time, with the oracle's scores of its checkpoints.
+"""Scores against compute: a run's losses over time, with oracle scores of its checkpoints.
 
-Scores are kept in ``curve.json`` by weight hash, so the curve can be drawn again and again while a run
-goes on: checkpoints that the run has since deleted stay on it.
+Scores are kept in ``curve.json`` by weight hash, so the curve can be updated while a run is in progress, and
+checkpoints that the run has deleted stay on it.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ from kinema.evaluation import measuring, plots
 from kinema.evaluation.options import EvaluateOptions
 from kinema.evaluation.oracle import Figure, Scores
 from kinema.evaluation.results import figure_of, percent, to_json
+from kinema.events import Note, OnEvent, Phase, ignore
 from kinema.nn.meta import on_meta
-from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
+from kinema.schema import BadRequest
 from kinema.system import System, Weights, family_of, open_system, with_model
 
 GOALS = {"colour": 0.95, "shape": 0.80, "direction": 0.90}
 SHARES = ("colour", "shape", "direction", "motion")
 MAX_LOG = 2**30
-"""Bytes of a log that are read."""
+"""Largest log that is read, in bytes."""
 _STATE = "step-*.safetensors"
 
 
 @dataclass(frozen=True)
 class LogRow:
-    """One line of a run's log; ``seconds`` of training until then."""
+    """One line of a run's log; ``seconds`` is the training time so far."""
 
     step: int
     seconds: float
@@ -47,7 +48,7 @@ class LogRow:
 
 @dataclass(frozen=True)
 class Point:
-    """The scores of one checkpoint; ``prompts`` of them were measured."""
+    """Scores of one checkpoint over ``prompts`` prompts."""
 
     weights: str
     file: str
@@ -59,7 +60,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """A run's log and the scores of its checkpoints, by step."""
+    """A run's log and its checkpoints' scores, by step."""
 
     run: str
     clips_a_step: int
@@ -68,18 +69,18 @@ class Curve:
     partial: bool = False
 
     def table(self) -> str:
-        """Markdown: scores by checkpoint, and what more training would buy if the trend went on."""
+        """Markdown: scores by checkpoint, and an extrapolation to more training."""
         lines = ["| step | clips seen | minutes | " + " | ".join(SHARES) + " |", "|---|---|---|" + "---|" * len(SHARES)]
         for p in self.points:
             cells = " | ".join(percent(p.scores.get(name)) for name in SHARES)
             lines.append(f"| {p.step} | {p.step * self.clips_a_step:,} | {p.seconds / 60:.1f} | {cells} |")
-        said = []
+        parts = []
         for name in SHARES:
             two, four = forecast([(p.seconds, p.scores[name]) for p in self.points if name in p.scores])
             if math.isfinite(two):
-                said.append(f"{name} {100 * two:.0f} % at twice and {100 * four:.0f} % at four times")
-        if said:
-            lines += ["", f"If the trend goes on (log-odds linear in log compute): {'; '.join(said)} the compute."]
+                parts.append(f"{name} {100 * two:.0f} % at twice and {100 * four:.0f} % at four times")
+        if parts:
+            lines += ["", f"If the trend continues (log-odds linear in log compute): {'; '.join(parts)} the compute."]
         if self.partial:
             lines += ["", "**Interrupted: some checkpoints are not scored yet.**"]
         return "\n".join(lines)
@@ -98,8 +99,8 @@ def write(options: EvaluateOptions, on_event: OnEvent = ignore) -> Curve:
     check_folder(evidence.absolute())
     evidence.mkdir(exist_ok=True)
     log = read_log(run)
-    kept = _read_points(evidence / "curve.json", run.name)
-    points, partial = score_checkpoints(run, options, on_event, known=kept)
+    known = _read_points(evidence / "curve.json", run.name)
+    points, partial = score_checkpoints(run, options, on_event, known=known)
     curve = Curve(run.name, _clips_a_step(run), log, sorted(points, key=lambda p: (p.step, p.file)), partial)
     on_event(Phase("write", str(evidence / "curve.md")))
     _write(evidence / "curve.json", curve.to_json())
@@ -109,20 +110,20 @@ def write(options: EvaluateOptions, on_event: OnEvent = ignore) -> Curve:
 
 
 def read_log(run: Path) -> list[LogRow]:
-    """The rows of ``log.jsonl`` by step; where a resumed run logged a step again, the later line counts.
+    """Read ``log.jsonl``, sorted by step; if a resumed run logged a step twice, the later line counts.
 
-    Raises BadRequest where there is no log. A last line cut short by a kill is left out.
+    Raises BadRequest if there is no log. An incomplete last line is ignored.
     """
     path = run / "log.jsonl"
     if not path.is_file():
-        raise BadRequest(f"{run} holds no log.jsonl; expected the folder of a training run")
+        raise BadRequest(f"{run} has no log.jsonl; expected the folder of a training run")
     rows: dict[int, LogRow] = {}
     for line in bounds.read_bytes(path, MAX_LOG, "a run's log").decode(errors="replace").splitlines():
         try:
-            told = bounds.from_json(line, path.name)
-            held_out = told.get("validation")
-            held_out = None if held_out is None else float(held_out)
-            row = LogRow(int(told["step"]), float(told["seconds"]), float(told["loss"]), held_out)
+            entry = bounds.from_json(line, path.name)
+            validation = entry.get("validation")
+            validation = None if validation is None else float(validation)
+            row = LogRow(int(entry["step"]), float(entry["seconds"]), float(entry["loss"]), validation)
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
         rows[row.step] = row
@@ -132,24 +133,24 @@ def read_log(run: Path) -> list[LogRow]:
 def score_checkpoints(
     run: Path, options: EvaluateOptions, on_event: OnEvent = ignore, known: Sequence[Point] = ()
 ) -> tuple[list[Point], bool]:
-    """Scores of a run's ``step-*.safetensors`` and exported ``model.safetensors``, and whether it was interrupted.
+    """Score a run's ``step-*.safetensors`` and exported ``model.safetensors``; also returns whether it was interrupted.
 
-    Checkpoints among ``known`` (by weight hash and number of prompts) are not measured again.
+    Checkpoints in ``known`` (by weight hash and number of prompts) are not measured again.
     """
     points = list(known)
     log = read_log(run)
     count = options.prompts or measuring.PROMPTS
-    told = replace(options, animate=False, prompts=count)
+    settings = replace(options, animate=False, prompts=count)
     exported = [path for path in (run / "model.safetensors",) if path.is_file()]
     for path in [*sorted(run.glob(_STATE)), *exported]:
         digest = files.weight_hash(path)
         if any(p.weights == digest and p.prompts >= count for p in points):
-            on_event(Note(f"{path.name} is on the curve already"))
+            on_event(Note(f"{path.name} is already on the curve"))
             continue
         on_event(Phase("load", path.name))
-        step, seconds = _moment(path, log)
+        step, seconds = _step_and_seconds(path, log)
         try:
-            result = measuring.measure(open_checkpoint(path, options.device), told, on_event)
+            result = measuring.measure(open_checkpoint(path, options.device), settings, on_event)
         except KeyboardInterrupt:
             return points, True
         if result.partial or result.text_to_video is None:
@@ -161,11 +162,11 @@ def score_checkpoints(
 
 
 def open_checkpoint(path: Path, device: str | None = None) -> System:
-    """A system from an exported model, or from a training checkpoint with its averaged weights."""
-    note = files.metadata(path).get("kinema-model")
-    if note is None:
+    """Open an exported model, or a training checkpoint with its averaged weights."""
+    header = files.metadata(path).get("kinema-model")
+    if header is None:
         return open_system(path, device=device)
-    family, config = family_of(note, str(path))
+    family, config = family_of(header, str(path))
     with on_meta():
         model = family.build(config)
     tensors = {k.removeprefix("ema."): v for k, v in files.read_tensors(path).items() if k.startswith("ema.")}
@@ -176,10 +177,10 @@ def open_checkpoint(path: Path, device: str | None = None) -> System:
 
 
 def forecast(points: Sequence[tuple[float, Figure]]) -> tuple[float, float]:
-    """Shares at two and four times the last point's compute, by a line through log-odds over log compute.
+    """Extrapolate shares to two and four times the last point's compute, log-odds linear in log compute.
 
-    Weighted least squares with the binomial weight n·p·(1 - p); NaN with fewer than three points.
-    Shares are first moved off 0 and 1 by half a clip (Agresti's correction).
+    Weighted least squares with the binomial weight n·p·(1 - p); NaN with fewer than three points. Half a clip is added
+    to both outcomes to keep shares off 0 and 1 (Agresti's correction).
     """
     points = [(x, f) for x, f in points if x > 0]
     if len({x for x, _ in points}) < 3:
@@ -195,7 +196,7 @@ def forecast(points: Sequence[tuple[float, Figure]]) -> tuple[float, float]:
 
 
 def draw(curve: Curve, path: Path) -> Path:
-    """The curve as a PNG: held-out loss at the left, scores at the right."""
+    """Draw the curve as a PNG: held-out loss on the left, scores on the right."""
     loss = [(row.seconds / 60, row.validation) for row in curve.log if row.validation is not None]
     shares = {
         name: found
@@ -208,16 +209,16 @@ def draw(curve: Curve, path: Path) -> Path:
 
 
 def page(curve: Curve, options: EvaluateOptions) -> str:
-    """The page ``curve.md``."""
+    """Text of the page ``curve.md``."""
     count = options.prompts or measuring.PROMPTS
     return "\n".join(
         [
             "# Scores against compute",
             "",
             f"Written by `kinema evaluate --curve`: {count} {options.split} prompts of the {options.grammar} grammar, "
-            f"seed {options.seed}, averaged weights, 95 % Wilson intervals. Minutes are those of the training loop "
-            "on the machine that trained it. The learning rate falls to zero at the end of a run, and most of the "
-            "last gain comes then: points before it are lower than a run that had been planned to stop there.",
+            f"seed {options.seed}, averaged weights, 95 % Wilson intervals. Minutes are training time on the run's "
+            "machine. The learning rate falls to zero at the end of a run, which is when scores improve most, so "
+            "earlier points are lower than those of a run scheduled to stop there.",
             "",
             "![held-out loss and oracle scores against minutes of training](curve.png)",
             "",
@@ -230,11 +231,11 @@ def page(curve: Curve, options: EvaluateOptions) -> str:
 # ------------------------------------------------------------------------------------------ shared
 
 
-def _moment(path: Path, log: Sequence[LogRow]) -> tuple[int, float]:
-    """(step, seconds) of a checkpoint: what it says of itself, else the end of the log."""
-    told = files.metadata(path).get("kinema-training")
-    if told is not None:
-        state = bounds.from_json(told, f"where the run stands in {path}")
+def _step_and_seconds(path: Path, log: Sequence[LogRow]) -> tuple[int, float]:
+    """(step, seconds) of a checkpoint from its own header, else the end of the log."""
+    header = files.metadata(path).get("kinema-training")
+    if header is not None:
+        state = bounds.from_json(header, f"the training state in {path}")
         with readable(str(path)):
             return int(state["step"]), float(state["seconds"])
     return (log[-1].step, log[-1].seconds) if log else (0, 0.0)
@@ -255,16 +256,16 @@ def _read_points(path: Path, run: str) -> list[Point]:
     if not path.is_file():
         return []
     try:
-        told: dict[str, Any] = read_json(path)
+        data: dict[str, Any] = read_json(path)
         points = [
-            Point(**{**row, "scores": {k: figure_of(v) for k, v in row["scores"].items()}}) for row in told["points"]
+            Point(**{**row, "scores": {k: figure_of(v) for k, v in row["scores"].items()}}) for row in data["points"]
         ]
-        named = told["run"]
+        name = data["run"]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise BadRequest(f"{path} is not a curve that kinema wrote; move it away to begin a new one") from None
-    if named != run:
+        raise BadRequest(f"{path} is not a curve written by Kinema; move it away to start a new one") from None
+    if name != run:
         raise BadRequest(
-            f"{path} is the curve of the run {bounds.printable(str(named), 80)}, not of {run}; give another evidence folder"
+            f"{path} is the curve of run {bounds.printable(str(name), 80)}, not of {run}; use another evidence folder"
         )
     return points
 

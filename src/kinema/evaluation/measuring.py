@@ -1,6 +1,6 @@
-"""Sampling clips for prompts and measuring them: text to video, and image to video.
+"""Sample clips for prompts and measure them: text to video and image to video.
 
-Prompt i has seed + i, whatever the batch, so a figure can be had again clip by clip.
+Prompt i has seed + i, whatever the batch size, so every result can be reproduced clip by clip.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ from kinema import __version__
 from kinema.canvas import Canvas
 from kinema.data import playroom
 from kinema.evaluation import metrics
-from kinema.evaluation.kept import Kept, kept
+from kinema.evaluation.consistency import Consistency, object_consistency
 from kinema.evaluation.options import EvaluateOptions
 from kinema.evaluation.oracle import Figure, Verdict, judge, spread, summarise, wilson
 from kinema.evaluation.results import Compared, Evaluation, ImageToVideo, TextToVideo
 from kinema.evaluation.sampling import Sampling
 from kinema.evaluation.temporal import STILL, has_flow, temporal
-from kinema.schema import BadRequest, Note, OnEvent, Phase, Step, ignore
+from kinema.events import Note, OnEvent, Phase, Step, ignore
+from kinema.schema import BadRequest
 from kinema.system import System
 
 PROMPTS = 128
 _MOST_DB = 100.0
-"""Given to equal pictures, whose signal-to-noise ratio is infinite, so that a mean can be taken."""
+"""PSNR of identical images, in place of infinity, so that a mean can be taken."""
 REALS, _CONTROL = 4, 500_009
-"""Real clips of a prompt that a generated one is measured against, and what is added to the seed for the next one, of
-which the last is the control: by chance one real clip pulses five times as much as another of the same prompt."""
+"""Real clips per prompt to compare with, and the seed offset between them. One more is the control: by chance one real
+clip can pulse five times as much as another of the same prompt."""
 _Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt, its seed, and the temporal measures of the clip made, of real ones (means) and of one more."""
+    """One prompt and seed, and temporal measures of the generated clip, of real ones (means) and of a control."""
 
     prompt: str
     seed: int
@@ -51,15 +52,15 @@ class Row:
 
 @dataclass(frozen=True)
 class ImageRow:
-    """One animated picture; ``real`` is the clip that the picture is the first frame of. ``temporal`` are the measures
-    of the clip made and of that one, which share what stands in the picture."""
+    """One animated image; ``real`` is the clip whose first frame is the image. ``temporal`` measures the generated
+    clip, ``temporal_real`` the real one, which has the same background and object."""
 
     prompt: str
     seed: int
     verdict: Verdict
     real: Verdict
-    kept: Kept
-    kept_real: Kept
+    kept: Consistency
+    kept_real: Consistency
     psnr_own: float
     exact_after: bool
     seam: float
@@ -69,16 +70,17 @@ class ImageRow:
 
 
 def measure(system: System, options: EvaluateOptions, on_event: OnEvent = ignore) -> Evaluation:
-    """Text to video, and image to video where ``options.animate`` asks for it.
+    """Measure text to video, and image to video if ``options.animate`` is set.
 
-    An interruption (KeyboardInterrupt) keeps what was measured and marks the result as partial; it goes
-    on as an exception only if there is nothing to keep.
+    On KeyboardInterrupt, returns what was measured so far, marked as partial, or raises if there is nothing.
     """
     sampling = sampling_of(system, options, on_event)
     prompts = prompts_of(options)
     on_event(Phase("measure", f"text to video, {len(prompts)} clips"))
     if not has_flow():
-        on_event(Note("OpenCV is missing, so nothing is measured by optical flow; pip install 'kinema[eval]' adds it"))
+        on_event(
+            Note("OpenCV is not installed, so optical-flow metrics are skipped; pip install 'kinema[eval]' adds it")
+        )
 
     def texts(i: int, j: int) -> list[Row]:
         return text_rows(sampling, prompts[i:j], options.seed + i)
@@ -87,23 +89,23 @@ def measure(system: System, options: EvaluateOptions, on_event: OnEvent = ignore
         return image_rows(sampling, prompts[i:j], options.seed + i)
 
     rows, stopped = gather(texts, len(prompts), options.batch, on_event)
-    pictures: list[ImageRow] = []
+    animated: list[ImageRow] = []
     if options.animate and not stopped:
         on_event(Phase("measure", f"image to video, {len(prompts)} clips"))
-        pictures, stopped = gather(images, len(prompts), options.batch, on_event, keep=True)
+        animated, stopped = gather(images, len(prompts), options.batch, on_event, keep=True)
     return Evaluation(
         protocol={**protocol(sampling, options, len(prompts)), "measured": len(rows)},
         text_to_video=text_figures(rows, options.seed),
-        image_to_video=image_figures(pictures, options.seed) if pictures else None,
-        clips=[*map(asdict, rows), *map(asdict, pictures)],
+        image_to_video=image_figures(animated, options.seed) if animated else None,
+        clips=[*map(asdict, rows), *map(asdict, animated)],
         partial=stopped,
     )
 
 
 def sampling_of(system: System, options: EvaluateOptions, on_event: OnEvent = ignore, **more: Any) -> Sampling:
-    """How the options sample a system. Raises BadRequest for a model without text: there is nothing to judge it by."""
+    """How the options sample a system. Raises BadRequest for a model without text conditioning."""
     if not system.family.sampling.defaults(system.config).takes_prompt:
-        raise BadRequest(f"{system.name} was trained without text; evaluate measures how a clip answers its prompt")
+        raise BadRequest(f"{system.name} has no text conditioning; evaluate requires a text-to-video model")
     return Sampling.of(
         system, on_event, steps=options.steps, sampler=options.sampler, guidance=options.guidance, **more
     )
@@ -114,7 +116,7 @@ def prompts_of(options: EvaluateOptions, count: int = PROMPTS) -> list[str]:
 
 
 def protocol(sampling: Sampling, options: EvaluateOptions, count: int) -> dict[str, Any]:
-    """What the figures depend on; nothing in it changes from day to day."""
+    """Everything that the results depend on; nothing that changes between runs."""
     request, system = sampling.request, sampling.system
     return {
         "model": plain_name(system.name),
@@ -139,33 +141,33 @@ def protocol(sampling: Sampling, options: EvaluateOptions, count: int) -> dict[s
 
 
 def plain_name(model: str) -> str:
-    """A model's name without the folders of this machine; hub ids and presets keep their slash."""
+    """A model's name without local folders; hub ids and presets keep their slash."""
     return Path(model).name if Path(model).exists() else model
 
 
 def versions() -> dict[str, str]:
-    """Of what the figures depend on."""
-    told = {"kinema": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    """Versions of the software that affects results."""
+    found = {"kinema": __version__, "torch": torch.__version__, "python": platform.python_version()}
     if has_flow():
         import cv2
 
-        told["opencv"] = cv2.__version__
-    return told
+        found["opencv"] = cv2.__version__
+    return found
 
 
 def gather(
     measure_: Callable[[int, int], Sequence[_Row]], count: int, batch: int, on_event: OnEvent, *, keep: bool = False
 ) -> tuple[list[_Row], bool]:
-    """Rows of clips ``i`` to ``j``, batch by batch, and whether it was interrupted.
+    """Measure clips ``i`` to ``j`` batch by batch; returns the rows and whether it was interrupted.
 
-    With ``keep`` an interruption before the first batch gives no rows instead of going on.
+    With ``keep``, an interruption before the first batch returns no rows instead of raising.
     """
     rows: list[_Row] = []
     try:
         for start in range(0, count, batch):
             rows += measure_(start, min(start + batch, count))
             on_event(Step(len(rows), count, math.nan))
-    except (KeyboardInterrupt, SystemExit):  # SIGTERM is the second
+    except (KeyboardInterrupt, SystemExit):  # SIGTERM raises SystemExit
         if not rows and not keep:
             raise
         on_event(Note(f"interrupted: {len(rows)} of {count} clips were measured and are kept"))
@@ -177,12 +179,12 @@ def gather(
 
 
 def text_rows(sampling: Sampling, prompts: Sequence[str], seed: int) -> list[Row]:
-    """Clips of these prompts, judged, beside real clips of the same prompts."""
+    """Judge clips of these prompts and compare them with real clips of the same prompts."""
     fps = sampling.request.fps or 8.0
     rows = []
     for i, (prompt, video) in enumerate(zip(prompts, sampling.clips(prompts, seed), strict=True)):
         *reals, control = (temporal(sampling.real(prompt, seed + i + k * _CONTROL), fps) for k in range(REALS + 1))
-        real = {name: sum(told[name] for told in reals) / REALS for name in control}
+        real = {name: sum(measures[name] for measures in reals) / REALS for name in control}
         rows.append(Row(prompt, seed + i, judge(video, prompt, fps), temporal(video, fps), real, control))
     return rows
 
@@ -204,12 +206,12 @@ def text_figures(rows: Sequence[Row], seed: int) -> TextToVideo:
 
 
 def image_rows(sampling: Sampling, prompts: Sequence[str], seed: int) -> list[ImageRow]:
-    """Clips from the first frames of real clips, with their prompts."""
+    """Measure clips generated from the first frames of real clips, with their prompts."""
     fps = sampling.request.fps or 8.0
     reals = [sampling.real(prompt, seed + i) for i, prompt in enumerate(prompts)]
     canvas = first_frames(torch.stack(reals))
     own = sampling.clips(prompts, seed, canvas)
-    # What `kinema animate` gives: the given pixels put back.
+    # As in `kinema animate`, the given pixels are restored.
     videos = torch.lerp(own, canvas.video, canvas.mask.expand_as(own))
     return [
         ImageRow(
@@ -217,8 +219,8 @@ def image_rows(sampling: Sampling, prompts: Sequence[str], seed: int) -> list[Im
             seed=seed + i,
             verdict=judge(videos[i], prompt, fps),
             real=judge(reals[i], prompt, fps),
-            kept=kept(videos[i], prompt),
-            kept_real=kept(reals[i], prompt),
+            kept=object_consistency(videos[i], prompt),
+            kept_real=object_consistency(reals[i], prompt),
             psnr_own=min(_MOST_DB, float(metrics.psnr(own[i : i + 1, :, :1], canvas.video[i : i + 1, :, :1]))),
             exact_after=bool(torch.equal(videos[i, :, 0], reals[i][:, 0])),
             seam=seam(videos[i]),
@@ -231,16 +233,16 @@ def image_rows(sampling: Sampling, prompts: Sequence[str], seed: int) -> list[Im
 
 
 def first_frames(video_BCTHW: Tensor) -> Canvas:
-    """A canvas of which only frame 0 is given."""
+    """A canvas with only frame 0 given."""
     video, mask = torch.zeros_like(video_BCTHW), torch.zeros_like(video_BCTHW[:, :1])
     video[:, :, 0], mask[:, :, 0] = video_BCTHW[:, :, 0], 1
     return Canvas.of(video, mask)
 
 
 def seam(video_CTHW: Tensor) -> float:
-    """The mean change from frame 0 to 1 over the mean change of the later frames; 1 is no seam."""
+    """Mean change from frame 0 to 1 over the mean change of later frames; 1 means no seam."""
     if video_CTHW.shape[1] < 3:
-        raise BadRequest(f"a seam needs 3 frames or more, this clip has {video_CTHW.shape[1]}")
+        raise BadRequest(f"the clip has {video_CTHW.shape[1]} frames; measuring a seam requires at least 3")
     change_T = video_CTHW.diff(dim=1).abs().mean(dim=(0, 2, 3))
     return float(change_T[0] / change_T[1:].mean().clamp(min=STILL))
 
@@ -253,8 +255,8 @@ def image_figures(rows: Sequence[ImageRow], seed: int) -> ImageToVideo:
         psnr_own_least=min(row.psnr_own for row in rows),
         exact_after=_share([row.exact_after for row in rows]),
         identity=Compared.of([row.verdict.identity for row in rows], [row.real.identity for row in rows], seed=seed),
-        kept=_share([row.kept.whole for row in rows]),
-        kept_real=_share([row.kept_real.whole for row in rows]),
+        kept=_share([row.kept.complete for row in rows]),
+        kept_real=_share([row.kept_real.complete for row in rows]),
         colour=_share([row.verdict.colour == row.real.colour for row in rows]),
         shape=_share([(row.verdict.shape, row.verdict.letter) == (row.real.shape, row.real.letter) for row in rows]),
         direction=wilson([row.verdict.direction_right for row in rows]),
@@ -271,5 +273,5 @@ def image_figures(rows: Sequence[ImageRow], seed: int) -> ImageToVideo:
 def _share(outcomes: Sequence[bool]) -> Figure:
     figure = wilson(outcomes)
     if figure is None:
-        raise ValueError("nothing was measured")
+        raise ValueError("no clips were measured")
     return figure

@@ -1,13 +1,12 @@
-"""Measures of video that need no weights, and distribution distances over any feature extractor.
+"""Video metrics that need no weights, and distribution distances over any feature extractor.
 
 B batch, C channels, T frames, H height, W width, N clips, D features. Videos are B×3×T×H×W float in
-[-1, 1]; a measure of clips returns one float64 value a clip, [B].
+[-1, 1]; a clip metric returns one float64 value per clip, [B].
 
-What to trust (measured on ten real and generated clips, each beside its own corruption): flickering
-and warp error *reward* blur, compression and frozen frames, and warp error misses camera jitter. So
-jerk, high-frequency ratio, interpolation residual and luma second difference are reported together,
-always beside dynamic degree and sharpness, and compared on paired content only: unpaired, they partly
-measure what is in the clips.
+What to trust (tested on ten real and generated clips, each against corrupted versions of itself): flickering and warp
+error *reward* blur, compression and frozen frames, and warp error misses camera jitter. So jerk, high-frequency ratio,
+interpolation residual and luma second difference are reported together, always with dynamic degree and sharpness, and
+compared only on paired content: unpaired, they partly measure the content.
 """
 
 from __future__ import annotations
@@ -24,25 +23,25 @@ from torch.nn import functional
 from kinema.schema import BadRequest
 
 FLOW_SIDE = 256
-"""The shorter side at which optical flow is measured, so that its numbers compare across sizes."""
+"""Shorter side for optical flow, so that values are comparable across sizes."""
 _LUMA = (0.2126, 0.7152, 0.0722)  # BT.709
 _OCCLUDED = (0.01, 0.5)
 
 Extractor = Callable[[Tensor], Tensor]
-"""A video B×3×T×H×W in [-1, 1] to features B×D."""
+"""Maps a video B×3×T×H×W in [-1, 1] to features B×D."""
 
 
-# ----------------------------------------------------------------------------- measures in time
+# ------------------------------------------------------------------------------ temporal metrics
 
 
 def flickering(video_BCTHW: Tensor) -> Tensor:
-    """VBench temporal flickering: 1 − mean |I_t − I_t+1| / 255; 1 is a still clip. Higher is calmer, not better."""
+    """VBench temporal flickering: 1 − mean |I_t − I_t+1| / 255; 1 is a still clip. Higher is stiller, not better."""
     video = _frames(video_BCTHW, 2)
     return 1 - video.diff(dim=2).abs().mean((1, 2, 3, 4)) / 2
 
 
 def jerk(video_BCTHW: Tensor) -> Tensor:
-    """Mean |I_t+1 − 2 I_t + I_t−1| over mean |I_t+1 − I_t|: how much of the change is not steady; 0 for a still."""
+    """Mean |I_t+1 − 2 I_t + I_t−1| over mean |I_t+1 − I_t|: the unsteady share of the change; 0 for a still clip."""
     change = _frames(video_BCTHW, 3).diff(dim=2)
     first, second = change.abs().mean((1, 2, 3, 4)), change.diff(dim=2).abs().mean((1, 2, 3, 4))
     return torch.where(first > 0, second / first.clamp_min(1e-12), 0.0)
@@ -53,7 +52,7 @@ def high_frequency_ratio(video_BCTHW: Tensor) -> Tensor:
     grey = luma(_frames(video_BCTHW, 4))
     small = functional.interpolate(grey, (64, 64), mode="bilinear", antialias=True)
     frames = small.shape[1]
-    # Without the mean first, the window would spread DC over the lowest bin.
+    # If the mean were not removed first, the window would leak DC into the lowest bin.
     windowed = (small - small.mean(1, keepdim=True)) * torch.hann_window(frames, periodic=False).double()[:, None, None]
     power = torch.fft.rfft(windowed, dim=1).abs().square().sum((2, 3))
     high = torch.fft.rfftfreq(frames) > 0.25
@@ -62,13 +61,13 @@ def high_frequency_ratio(video_BCTHW: Tensor) -> Tensor:
 
 
 def luma_second_difference(video_BCTHW: Tensor) -> Tensor:
-    """Mean |second difference of the mean luma|, luma in [0, 1]: brightness that pumps."""
+    """Mean |second difference of the mean luma|, luma in [0, 1]: brightness pumping."""
     brightness = luma(_frames(video_BCTHW, 3)).mean((2, 3))
     return brightness.diff(n=2, dim=1).abs().mean(1)
 
 
 def sharpness(video_BCTHW: Tensor) -> Tensor:
-    """Variance of the Laplacian of the luma in grey levels (0 to 255), mean over frames: falls with blur."""
+    """Variance of the Laplacian of the luma in grey levels (0 to 255), mean over frames; drops with blur."""
     grey = luma(_frames(video_BCTHW, 1)) * 255
     kernel = grey.new_tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
     edges = functional.conv2d(grey.flatten(0, 1)[:, None], kernel)
@@ -81,30 +80,29 @@ def luma(video_BCTHW: Tensor) -> Tensor:
     return (torch.einsum("bcthw,c->bthw", video_BCTHW, weights) + 1) / 2
 
 
-# ------------------------------------------------------------------------ measures by optical flow
+# -------------------------------------------------------------------------- optical-flow metrics
 
 
 def warp_error(video_BCTHW: Tensor) -> Tensor:
-    """Mean |I_t − I_t+1 warped back along the flow| in [0, 1], occlusions left out (Lai et al. 2018)."""
+    """Mean |I_t − I_t+1 warped back along the flow| in [0, 1], without occlusions (Lai et al. 2018)."""
     return _each(video_BCTHW, 2, [_warp_error])[0]
 
 
 def interpolation_residual(video_BCTHW: Tensor) -> Tensor:
-    """Mean |I_t − flow midpoint of I_t−1 and I_t+1| in [0, 1]: what steady motion does not explain."""
+    """Mean |I_t − flow midpoint of I_t−1 and I_t+1| in [0, 1]: change that steady motion does not explain."""
     return _each(video_BCTHW, 3, [_interpolation_residual])[0]
 
 
 def dynamic_degree(video_BCTHW: Tensor, fps: float = 8.0) -> Tensor:
     """Mean flow of the fastest 5 % of pixels between frames 1/8 s apart, in pixels at a shorter side of 256.
 
-    VBench counts a clip as dynamic from 6 on; the number itself says more. Flow between
-    neighbouring frames is scaled to 1/8 s by ``fps``.
+    VBench counts a clip as dynamic from 6 on. Flow between adjacent frames is scaled to 1/8 s by ``fps``.
     """
     return _each(video_BCTHW, 2, [_fastest])[0] * fps / 8.0
 
 
 class _Flows:
-    """The grey frames of one clip, uint8 T×H×W, and the flow between any two, found once.
+    """Grey frames of one clip, uint8 T×H×W, and cached optical flow between pairs of them.
 
     Dense inverse search (Kroeger et al. 2016), H×W×2 in pixels: I_i(x) = I_j(x + flow(x)).
     """
@@ -113,7 +111,7 @@ class _Flows:
         try:
             import cv2
         except ImportError as error:
-            raise BadRequest("optical flow needs OpenCV, which is not installed: pip install 'kinema[eval]'") from error
+            raise BadRequest("optical flow requires OpenCV; install it with: pip install 'kinema[eval]'") from error
         self.cv2: Any = cv2
         self.search = self.cv2.DISOpticalFlow_create(self.cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         self.grey_THW = grey_THW
@@ -126,7 +124,7 @@ class _Flows:
         return self.found[i, j]
 
     def sample(self, values: np.ndarray, flow: np.ndarray) -> np.ndarray:
-        """``values`` H×W or H×W×2 at every pixel moved by ``flow``, bilinear, the edge repeated."""
+        """Sample ``values`` H×W or H×W×2 at every pixel displaced by ``flow``, bilinear, edges replicated."""
         return self.cv2.remap(
             values.astype(np.float32),
             self.x + flow[..., 0],
@@ -142,18 +140,18 @@ def _warp_error(flows: _Flows) -> float:
     for t in range(len(flows.grey_THW) - 1):
         forward = flows.between(t, t + 1)
         back = flows.sample(flows.between(t + 1, t), forward)
-        apart = np.square(forward + back).sum(-1)
-        seen = apart <= scale * (np.square(forward).sum(-1) + np.square(back).sum(-1)) + floor
-        if seen.any():
+        inconsistency = np.square(forward + back).sum(-1)
+        visible = inconsistency <= scale * (np.square(forward).sum(-1) + np.square(back).sum(-1)) + floor
+        if visible.any():
             change = flows.grey_THW[t].astype(np.float32) - flows.sample(flows.grey_THW[t + 1], forward)
-            errors.append(np.abs(change)[seen].mean() / 255)
+            errors.append(np.abs(change)[visible].mean() / 255)
     return float(np.mean(errors)) if errors else float("nan")
 
 
 def _interpolation_residual(flows: _Flows) -> float:
     errors = []
     for t in range(1, len(flows.grey_THW) - 1):
-        # With steady motion the flow at the midpoint is that at the start, so half of it leads back to either end.
+        # With steady motion the flow at the midpoint equals that at the start, so half of it leads back to either end.
         before = flows.sample(flows.grey_THW[t - 1], -flows.between(t - 1, t + 1) / 2)
         after = flows.sample(flows.grey_THW[t + 1], -flows.between(t + 1, t - 1) / 2)
         errors.append(np.abs(flows.grey_THW[t] - (before + after) / 2).mean() / 255)
@@ -169,7 +167,7 @@ def _fastest(flows: _Flows) -> float:
 
 
 def _each(video_BCTHW: Tensor, least: int, measures: Sequence[Callable[[_Flows], float]]) -> list[Tensor]:
-    """Flow measures of every clip, [B] each, on grey frames whose shorter side is `FLOW_SIDE`."""
+    """Flow metrics of every clip, [B] each, on grey frames whose shorter side is `FLOW_SIDE`."""
     grey_BTHW = luma(_frames(video_BCTHW, least).float())
     scale = FLOW_SIDE / min(grey_BTHW.shape[-2:])
     size = [max(1, round(side * scale)) for side in grey_BTHW.shape[-2:]]
@@ -180,23 +178,23 @@ def _each(video_BCTHW: Tensor, least: int, measures: Sequence[Callable[[_Flows],
     return list(torch.tensor(found, dtype=torch.float64).unbind(1))
 
 
-# ------------------------------------------------------------------------------ paired measures
+# ------------------------------------------------------------------------------ paired metrics
 
 
-def psnr(made_BCTHW: Tensor, true_BCTHW: Tensor) -> Tensor:
-    """Peak signal to noise in dB over each whole clip (peak to peak 2, for [-1, 1]); infinite where equal."""
-    _alike(made_BCTHW, true_BCTHW)
-    error = (made_BCTHW.double() - true_BCTHW.double()).square().mean((1, 2, 3, 4))
+def psnr(generated_BCTHW: Tensor, real_BCTHW: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB over each clip (peak to peak 2, for [-1, 1]); infinite if identical."""
+    _check_same_shape(generated_BCTHW, real_BCTHW)
+    error = (generated_BCTHW.double() - real_BCTHW.double()).square().mean((1, 2, 3, 4))
     return 10 * torch.log10(4 / error)
 
 
-def ssim(made_BCTHW: Tensor, true_BCTHW: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004) in [-1, 1]: 11×11 Gaussian of σ 1.5, channel by channel, unpadded."""
-    _alike(made_BCTHW, true_BCTHW)
-    if min(made_BCTHW.shape[-2:]) < 11:
-        raise BadRequest(f"SSIM needs frames of at least 11×11, these are {tuple(made_BCTHW.shape[-2:])}")
-    # Its luminance term depends on where black is, so it is measured on [0, 1].
-    x, y = (((v.double() + 1) / 2).transpose(1, 2).flatten(0, 2)[:, None] for v in (made_BCTHW, true_BCTHW))
+def ssim(generated_BCTHW: Tensor, real_BCTHW: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004) in [-1, 1]: 11×11 Gaussian with σ 1.5, per channel, unpadded."""
+    _check_same_shape(generated_BCTHW, real_BCTHW)
+    if min(generated_BCTHW.shape[-2:]) < 11:
+        raise BadRequest(f"the frames are {_shape(generated_BCTHW.shape[-2:])}; SSIM requires at least 11×11")
+    # The luminance term depends on the black level, so SSIM is computed on [0, 1].
+    x, y = (((v.double() + 1) / 2).transpose(1, 2).flatten(0, 2)[:, None] for v in (generated_BCTHW, real_BCTHW))
     taps = torch.exp(-((torch.arange(11, dtype=x.dtype, device=x.device) - 5) ** 2) / (2 * 1.5**2))
     taps = taps / taps.sum()
 
@@ -207,7 +205,7 @@ def ssim(made_BCTHW: Tensor, true_BCTHW: Tensor) -> Tensor:
     vx, vy, cov = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
     c1, c2 = 0.01**2, 0.03**2
     index = (2 * mx * my + c1) * (2 * cov + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
-    return index.mean((1, 2, 3)).unflatten(0, (made_BCTHW.shape[0], -1)).mean(1)
+    return index.mean((1, 2, 3)).unflatten(0, (generated_BCTHW.shape[0], -1)).mean(1)
 
 
 # ------------------------------------------------------------------------------- distributions
@@ -215,10 +213,10 @@ def ssim(made_BCTHW: Tensor, true_BCTHW: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How a score was taken. Two scores compare only where all of this agrees.
+    """How a score was computed; scores are comparable only if all of this matches.
 
-    ``resize`` in words ("shorter side 224 bilinear, centre crop"); ``count`` generated clips against
-    ``reference_count`` real ones; ``weights`` the hash of the extractor's weights.
+    ``resize`` is a description ("shorter side 224 bilinear, centre crop"); ``count`` generated clips against
+    ``reference_count`` real ones; ``weights`` is the hash of the extractor's weights.
     """
 
     extractor: str
@@ -234,7 +232,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Score:
-    """A number with the protocol that it means nothing without; printed, it always names its sample size."""
+    """A value with the protocol needed to interpret it; its text always states the sample size."""
 
     name: str
     value: float
@@ -246,48 +244,48 @@ class Score:
         return f"{self.name} {self.value:.4g} ({size}; {p.extractor}, {p.frames} frames at {p.fps:g} fps, {p.resize})"
 
     def record(self) -> dict[str, Any]:
-        """Plain data for a report's JSON."""
+        """Plain data for JSON."""
         return {"name": self.name, "value": self.value, "protocol": asdict(self.protocol)}
 
 
 def distribution_scores(
-    made: Iterable[Tensor], real: Iterable[Tensor], extract: Extractor, protocol: Protocol
+    generated: Iterable[Tensor], real: Iterable[Tensor], extract: Extractor, protocol: Protocol
 ) -> tuple[Score, Score]:
-    """(FVD, KVD) of generated against real clips, given as batches B×3×T×H×W, over one extractor.
+    """(FVD, KVD) of generated against real clips, given as batches B×3×T×H×W, with one extractor.
 
-    Both are returned because the Fréchet distance of equal distributions is far from 0 at small N (92
-    at 256 and 17 at 2048 in 400 dimensions, where a visible shift adds 19), and the kernel distance is not.
+    Both are returned because the Fréchet distance of equal distributions is far from 0 at small N (92 at N = 256 and 17
+    at 2048 in 400 dimensions, where a visible shift adds 19), unlike the kernel distance.
     """
-    made_ND, real_ND = features(made, extract, protocol), features(real, extract, protocol)
-    told = replace(protocol, count=len(made_ND), reference_count=len(real_ND))
+    generated_ND, real_ND = features(generated, extract, protocol), features(real, extract, protocol)
+    measured = replace(protocol, count=len(generated_ND), reference_count=len(real_ND))
     return (
-        Score("FVD", frechet_distance(made_ND, real_ND), told),
-        Score("KVD", kernel_distance(made_ND, real_ND), told),
+        Score("FVD", frechet_distance(generated_ND, real_ND), measured),
+        Score("KVD", kernel_distance(generated_ND, real_ND), measured),
     )
 
 
 def features(batches: Iterable[Tensor], extract: Extractor, protocol: Protocol) -> Tensor:
-    """Features N×D (float64, on the CPU) of clips that hold to the protocol's number of frames."""
+    """Features N×D (float64, on the CPU) of clips with the protocol's number of frames."""
 
     def checked() -> Iterator[Tensor]:
         for video_BCTHW in batches:
             frames = _frames(video_BCTHW, 1).shape[2]
             if frames != protocol.frames:
-                raise BadRequest(f"the protocol says {protocol.frames} frames and a clip has {frames}")
+                raise BadRequest(f"a clip has {frames} frames; the protocol requires {protocol.frames}")
             with torch.no_grad():
                 yield extract(video_BCTHW).detach().double().cpu().flatten(1)
 
     found = list(checked())
     if not found:
-        raise BadRequest("there are no clips to take features of")
+        raise BadRequest("no clips to extract features from")
     return torch.cat(found)
 
 
 def frechet_distance(a_ND: Tensor, b_ND: Tensor) -> float:
-    """Fréchet distance of two Gaussians fitted to features: |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½).
+    """Fréchet distance of Gaussians fitted to features: |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½).
 
-    Covariances are over N − 1. The trace of the root is the sum of the roots of the eigenvalues of
-    Σ₁Σ₂, which are real and not negative for covariances; no matrix root is taken.
+    Covariances use N − 1. The trace of the matrix root is the sum of the square roots of the eigenvalues of Σ₁Σ₂, which
+    are real and non-negative for covariances, so no matrix root is computed.
     """
     a, b = _features(a_ND, b_ND)
     first, second = (torch.cov(x.T).reshape(x.shape[1], x.shape[1]) for x in (a, b))
@@ -297,7 +295,7 @@ def frechet_distance(a_ND: Tensor, b_ND: Tensor) -> float:
 
 
 def kernel_distance(a_ND: Tensor, b_ND: Tensor) -> float:
-    """Unbiased squared MMD under the cubic kernel (x·y / D + 1)³: 0 in the mean for equal distributions, at any N."""
+    """Unbiased squared MMD with the cubic kernel (x·y / D + 1)³: expectation 0 for equal distributions at any N."""
     a, b = _features(a_ND, b_ND)
     within = sum(_off_diagonal_mean(_cubic(x, x)) for x in (a, b))
     return float(within - 2 * _cubic(a, b).mean())
@@ -317,22 +315,26 @@ def _off_diagonal_mean(kernel_NN: Tensor) -> Tensor:
 
 def _frames(video_BCTHW: Tensor, least: int) -> Tensor:
     if video_BCTHW.ndim != 5 or video_BCTHW.shape[1] != 3:
-        raise BadRequest(f"a clip to measure must be B×3×T×H×W, this one is {tuple(video_BCTHW.shape)}")
+        raise BadRequest(f"the clip has shape {_shape(video_BCTHW.shape)}; expected B×3×T×H×W")
     if video_BCTHW.shape[2] < least:
-        raise BadRequest(f"this measure needs at least {least} frames, the clip has {video_BCTHW.shape[2]}")
+        raise BadRequest(f"the clip has {video_BCTHW.shape[2]} frames; this metric requires at least {least}")
     return video_BCTHW.detach().double()
 
 
-def _alike(a: Tensor, b: Tensor) -> None:
+def _check_same_shape(a: Tensor, b: Tensor) -> None:
     _frames(a, 1)
     if a.shape != b.shape:
-        raise BadRequest(f"clips to compare must have one shape, these are {tuple(a.shape)} and {tuple(b.shape)}")
+        raise BadRequest(f"the clips have shapes {_shape(a.shape)} and {_shape(b.shape)}; expected equal shapes")
 
 
 def _features(a_ND: Tensor, b_ND: Tensor) -> tuple[Tensor, Tensor]:
     if a_ND.ndim != 2 or b_ND.ndim != 2 or a_ND.shape[1] != b_ND.shape[1] or min(len(a_ND), len(b_ND)) < 2:
         raise BadRequest(
-            f"a distance needs two sets of features N×D with N at least 2, got {tuple(a_ND.shape)} and "
-            f"{tuple(b_ND.shape)}"
+            f"the features have shapes {_shape(a_ND.shape)} and {_shape(b_ND.shape)}; expected N×D with equal D and "
+            "N of at least 2"
         )
     return a_ND.double(), b_ND.double()
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return "×".join(map(str, sizes))

@@ -1,4 +1,4 @@
-"""What ``kinema evaluate`` takes: one dataclass for Python, the command line and config files."""
+"""Options of ``kinema evaluate``: one dataclass for Python, the command line and config files."""
 
 from __future__ import annotations
 
@@ -17,24 +17,28 @@ def _option(
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """Options of an evaluation; ``None`` means the model's own figure, or what the help says."""
+    """Options of an evaluation; ``None`` means the model's default, or what the help states."""
 
-    model: str = _option("embedded name, alias, hub id, folder or file", "zoetrope", path=True)
-    preset: str | None = _option("an untrained model of this preset, to try the measuring itself", None)
-    prompts: int | None = _option("prompts to measure; 128, in the report 64", None, least=1, most=100_000)
-    grammar: Literal["simple", "full", "mixed"] = _option("playroom: simple, full or mixed", "simple")
-    split: Literal["held-out", "train", "all"] = _option("which combinations the prompts come from", "held-out")
+    model: str = _option("bundled model name, alias, hub id, folder or file", "zoetrope", path=True)
+    preset: str | None = _option("untrained model of this preset, to test the evaluation itself", None)
+    prompts: int | None = _option("number of prompts; default 128, or 64 for the report", None, least=1, most=100_000)
+    grammar: Literal["simple", "full", "mixed"] = _option("playroom grammar: simple, full or mixed", "simple")
+    split: Literal["held-out", "train", "all"] = _option(
+        "playroom split of the prompts: held-out, train or all", "held-out"
+    )
     seed: int = _option("seed of prompts, clips and resampling; prompt i has seed + i", 0, least=0, most=2**31)
     steps: int | None = _option("sampling steps", None, least=1, most=10_000)
     sampler: str | None = _option("sampler, by name", None)
     guidance: float | None = _option("classifier-free guidance scale; 1 is off", None, least=-100, most=1000)
-    batch: int = _option("clips sampled at once; the figures hardly depend on it", 4, least=1, most=256)
-    device: str | None = _option("device; the GPU when there is one", None)
+    batch: int = _option("clips per batch; results hardly depend on it", 4, least=1, most=256)
+    device: str | None = _option("device; default: the GPU if there is one", None)
     threads: int | None = _option("CPU threads", None, least=1, most=1024)
-    animate: bool = _option("measure image to video as well", False)
-    output: str | None = _option("JSON file for every figure and the protocol", None, path=True)
-    overwrite: bool = _option("replace the output where it exists", False)
-    report: bool = _option("write the report on temporal consistency instead: as a video against frame by frame", False)
+    animate: bool = _option("also measure image to video", False)
+    output: str | None = _option("JSON file for all results and the protocol", None, path=True)
+    overwrite: bool = _option("replace an existing output", False)
+    report: bool = _option(
+        "write the temporal consistency report instead: video against frame-by-frame sampling", False
+    )
     curve: str | None = _option(
         "folder of a training run: write its curve of scores against compute instead", None, path=True
     )
@@ -50,6 +54,6 @@ class EvaluateOptions:
             if f.name in ("grammar", "split") and value not in choices:
                 raise BadRequest(f"{f.name} is {value!r}; expected {', '.join(choices)}")
         if self.report and self.curve is not None:
-            raise BadRequest("evaluate takes report or curve, not both")
+            raise BadRequest("report and curve cannot be combined")
         if self.animate and (self.report or self.curve is not None):
-            raise BadRequest("animate is measured by itself: leave out report and curve")
+            raise BadRequest("animate cannot be combined with report or curve")

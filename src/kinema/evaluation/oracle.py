@@ -1,7 +1,7 @@
-"""The playroom oracle: what a clip shows, measured without learned weights, against its prompt.
+"""The playroom oracle: measures a clip's content without learned weights and compares it with the prompt.
 
-``judge`` first measures the clip on its own (which of 8 colours, 32 outlines, 4 directions and 10
-kinds of motion are in it) and only then looks at the prompt. ``score`` does so for many clips.
+``judge`` first measures the clip alone (which of 8 colours, 32 outlines, 4 directions and 10 kinds of motion it has)
+and only then looks at the prompt. ``summarise`` combines many verdicts.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 
 from kinema.data.playroom import parse
 from kinema.evaluation.motion import Path, direction_of_path, motion_of_path
-from kinema.evaluation.outline import GLYPHS, LETTERS, SHAPES, TURNS, crops, frames_of, likeness
-from kinema.evaluation.sighting import sight
+from kinema.evaluation.objects import find_objects
+from kinema.evaluation.outline import GLYPHS, LETTERS, SHAPES, TURNS, centroids_and_radii, crops, similarity
 from kinema.schema import BadRequest
 
 if TYPE_CHECKING:
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kinema.data.playroom import Meaning, NamedObject
+    from kinema.evaluation.objects import TrackedObject
     from kinema.evaluation.outline import Floats
-    from kinema.evaluation.sighting import Sighting
 
 _MOST_PIXELS = 96
-"""Larger clips are averaged down to about this shorter side: the templates need no more."""
+"""Larger clips are downscaled to about this shorter side; the templates need no more detail."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One object as it was measured; ``shape`` is "letter" for letters, ``direction`` may be None.
+class MeasuredObject:
+    """One measured object; ``shape`` is "letter" for letters, ``direction`` may be None.
 
-    ``pieces`` is how many objects of its colour there are.
+    ``pieces`` is the number of objects of its colour.
     """
 
     colour: str
@@ -50,13 +50,13 @@ class Seen:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a clip answers its prompt, and what was measured in it.
+    """How well a clip matches its prompt, and what was measured.
 
-    ``direction_right`` is None where the prompt names no direction, ``letter_right`` where it names
-    no letter, ``second_right`` (colour and shape) where it names one object. ``identity`` is 0 to 1:
-    how far colour and outline stay the same over the frames. ``motion_amount`` is the mean absolute
-    change of a pixel (0 to 1) in a second. ``flicker`` is the mean absolute second difference in
-    time of a pixel, and ``jerk`` the same as a ratio to the mean first difference.
+    ``direction_right`` is None if the prompt names no direction, ``letter_right`` if it names no letter,
+    ``second_right`` (colour and shape) if it names only one object. ``identity`` is 0 to 1: how constant colour and
+    outline are over the frames. ``motion_amount`` is the mean absolute change of a pixel (0 to 1) per second.
+    ``flicker`` is the mean absolute second difference in time of a pixel, and ``jerk`` its ratio to the mean absolute
+    first difference.
     """
 
     colour_right: bool
@@ -79,24 +79,24 @@ class Verdict:
 
 
 def judge(video_CTHW: ArrayLike | Tensor, prompt: str, fps: float = 8.0) -> Verdict:
-    """Judge a clip ``[3, T, H, W]`` in [-1, 1] (numpy or torch) by a prompt of the playroom's grammar.
+    """Judge a clip ``[3, T, H, W]`` in [-1, 1] (numpy or torch) by a prompt in the playroom grammar.
 
-    Raises ``BadRequest`` for another shape of array or a prompt that ``playroom.parse`` cannot read.
+    Raises ``BadRequest`` for another array shape or a prompt that ``playroom.parse`` does not accept.
     """
     meaning = parse(prompt)
     if meaning is None:
-        raise BadRequest(f"oracle: prompt {prompt!r} is not in the playroom grammar")
+        raise BadRequest(f"prompt {prompt!r} is not in the playroom grammar")
     video = _pixels(video_CTHW)
-    seen = [_measure(video, sighting) for sighting in sight(video)]
-    return _compare(meaning, seen, _temporal(video, fps))
+    objects = [_measure(video, tracked) for tracked in find_objects(video)]
+    return _compare(meaning, objects, _temporal(video, fps))
 
 
 def _pixels(video_CTHW: ArrayLike | Tensor) -> Floats:
     """The clip as numpy in [0, 1], at most about 96 pixels on its shorter side."""
     array = video_CTHW.detach().float().cpu().numpy() if hasattr(video_CTHW, "detach") else np.asarray(video_CTHW)
     if array.ndim != 4 or array.shape[0] != 3 or min(array.shape) < 1:
-        raise BadRequest(f"oracle: a clip is an array of shape [3, T, H, W], got {list(array.shape)}")
-    # A model that diverged makes NaN: grey, in which nothing is found.
+        raise BadRequest(f"the clip has shape {'×'.join(map(str, array.shape))}; expected 3×T×H×W")
+    # A diverged model outputs NaN: replaced by grey, in which no object is found.
     pixels: Floats = np.clip((np.nan_to_num(array.astype(np.float32)) + 1) / 2, 0, 1)
     factor = max(1, min(pixels.shape[2:]) // _MOST_PIXELS)
     if factor > 1:
@@ -117,53 +117,55 @@ def _temporal(video: Floats, fps: float) -> tuple[float, float, float]:
 # ------------------------------------------------------------------------------- measurement
 
 
-def _measure(video: Floats, sighting: Sighting) -> Seen:
-    """What one object is and does."""
+def _measure(video: Floats, tracked: TrackedObject) -> MeasuredObject:
+    """Measure one object's appearance and motion."""
     height, width = video.shape[2:]
-    centres, radius = frames_of(sighting.cover_THW)
-    there = np.flatnonzero(np.isfinite(centres[:, 0]))
-    covers = crops(sighting.cover_THW[None], np.nan_to_num(centres), np.nan_to_num(radius, nan=1.0))[0]
-    cosines = likeness(covers)
-    trust = _trust(sighting)
-    glyph = _glyph(cosines, trust, there)
-    looks = crops(video, np.nan_to_num(centres), np.nan_to_num(radius, nan=1.0))
-    path = Path.of(centres, radius, sighting, looks, covers, (height, width))
-    same_colour = np.array([name == sighting.colour for name in sighting.colour_T], np.float32)
+    centres, radius = centroids_and_radii(tracked.cover_THW)
+    visible = np.flatnonzero(np.isfinite(centres[:, 0]))
+    covers = crops(tracked.cover_THW[None], np.nan_to_num(centres), np.nan_to_num(radius, nan=1.0))[0]
+    cosines = similarity(covers)
+    trust = _trust(tracked)
+    glyph = _glyph(cosines, trust, visible)
+    patches = crops(video, np.nan_to_num(centres), np.nan_to_num(radius, nan=1.0))
+    path = Path.of(centres, radius, tracked, patches, covers, (height, width))
+    same_colour = np.array([name == tracked.colour for name in tracked.colour_T], np.float32)
     best = np.maximum(cosines.max(axis=(1, 2)), 1e-6)
     same_shape = np.clip(cosines[:, GLYPHS.index(glyph)].max(axis=1) / best, 0, 1)
-    # A frame without the object breaks its identity, unless the object was fading away.
+    # Frames without the object lower its identity, unless it was fading away.
     motion, direction = motion_of_path(path), direction_of_path(path)
-    counted = there if motion == "fades" else np.arange(video.shape[1])
-    return Seen(
-        colour=sighting.colour,
+    scored = visible if motion == "fades" else np.arange(video.shape[1])
+    return MeasuredObject(
+        colour=tracked.colour,
         shape=glyph if glyph in SHAPES else "letter",
         letter=glyph if glyph in LETTERS else None,
         motion=motion,
         direction=direction,
-        identity=float((same_colour * same_shape)[counted].mean()) if len(counted) else 0.0,
+        identity=float((same_colour * same_shape)[scored].mean()) if len(scored) else 0.0,
         path=path,
-        pieces=sighting.pieces,
+        pieces=tracked.pieces,
     )
 
 
-def _trust(sighting: Sighting) -> Floats:
-    """The weight of each frame's outline: large, clear and clear of the border counts most."""
-    mask = sighting.mask_THW
+def _trust(tracked: TrackedObject) -> Floats:
+    """Weight of each frame's outline: highest where the object is large, clear and away from the border."""
+    mask = tracked.mask_THW
     cut = mask[:, 0].any(1) | mask[:, -1].any(1) | mask[:, :, 0].any(1) | mask[:, :, -1].any(1)
-    clear = sighting.contrast_T / max(float(sighting.contrast_T.max()), 1e-6)
-    large = np.sqrt(sighting.area_T / max(float(sighting.area_T.max()), 1.0))
+    clear = tracked.contrast_T / max(float(tracked.contrast_T.max()), 1e-6)
+    large = np.sqrt(tracked.area_T / max(float(tracked.area_T.max()), 1.0))
     return (clear**2 * large**2 * np.where(cut, 0.1, 1.0)).astype(np.float32)
 
 
-def _glyph(cosines: Floats, trust: Floats, there: NDArray[np.intp]) -> str:
-    """The outline with the best mean likeness; letters alike but for a rotation start upright."""
+def _glyph(cosines: Floats, trust: Floats, visible: NDArray[np.intp]) -> str:
+    """The outline with the best mean similarity; letters equal up to rotation are judged by their start."""
     votes = (cosines.max(axis=2) * trust[:, None]).sum(axis=0) / max(float(trust.sum()), 1e-6)
     best = GLYPHS[int(np.argmax(votes))]
-    if best in SHAPES or not len(there):
+    if best in SHAPES or not len(visible):
         return best
     tilt = round(TURNS / 16)
     upright = (
-        np.concatenate([cosines[there[:2], :, :tilt], cosines[there[:2], :, -tilt:]], axis=2).max(axis=2).mean(axis=0)
+        np.concatenate([cosines[visible[:2], :, :tilt], cosines[visible[:2], :, -tilt:]], axis=2)
+        .max(axis=2)
+        .mean(axis=0)
     )
     merit = np.where(votes > votes.max() - 0.04, votes + 0.5 * upright, -1)
     merit[: len(SHAPES)] = -1
@@ -173,20 +175,20 @@ def _glyph(cosines: Floats, trust: Floats, there: NDArray[np.intp]) -> str:
 # -------------------------------------------------------------------------------- comparison
 
 
-def _compare(meaning: Meaning, seen: list[Seen], temporal: tuple[float, float, float]) -> Verdict:
+def _compare(meaning: Meaning, objects: list[MeasuredObject], temporal: tuple[float, float, float]) -> Verdict:
     amount, flicker, jerk = temporal
-    first = _match(seen, meaning.thing) if meaning.second else (seen[0] if seen else None)
-    others = [each for each in seen if each is not first]
+    first = _match(objects, meaning.thing) if meaning.second else (objects[0] if objects else None)
+    others = [each for each in objects if each is not first]
     second = _match(others, meaning.second) if meaning.second else None
-    wanted = "moves" if meaning.relation in ("chases", "collides") else meaning.motion.split(" ")[0]
+    verb_expected = "moves" if meaning.relation in ("chases", "collides") else meaning.motion.split(" ")[0]
     verb = first.motion.split(" ")[0] if first else None
-    count = sum(each.pieces for each in seen)
+    count = sum(each.pieces for each in objects)
     return Verdict(
         colour_right=_is(first, "colour", meaning.colour),
         shape_right=_is(first, "shape", meaning.shape),
         letter_right=_is(first, "letter", meaning.letter) if meaning.letter else None,
         direction_right=_is(first, "direction", meaning.direction) if meaning.direction else None,
-        motion_right=verb == wanted,
+        motion_right=verb == verb_expected,
         count_right=count == (2 if meaning.second else 1),
         second_right=_is(second, "colour", meaning.second.colour) and _is(second, "shape", meaning.second.shape)
         if meaning.second
@@ -204,13 +206,13 @@ def _compare(meaning: Meaning, seen: list[Seen], temporal: tuple[float, float, f
     )
 
 
-def _is(seen: Seen | None, trait: str, wanted: str) -> bool:
-    return seen is not None and getattr(seen, trait) == wanted
+def _is(found: MeasuredObject | None, trait: str, expected: str) -> bool:
+    return found is not None and getattr(found, trait) == expected
 
 
-def _match(seen: list[Seen], thing: NamedObject) -> Seen | None:
-    """Of several objects the one that is compared: of this colour, else of this shape, else the largest."""
-    ranked = sorted(seen, key=lambda each: (each.colour != thing.colour, each.shape != thing.shape))
+def _match(objects: list[MeasuredObject], thing: NamedObject) -> MeasuredObject | None:
+    """The object to compare with the prompt's: same colour if possible, else same shape, else the largest."""
+    ranked = sorted(objects, key=lambda each: (each.colour != thing.colour, each.shape != thing.shape))
     return ranked[0] if ranked else None
 
 
@@ -229,9 +231,9 @@ class Figure:
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over many verdicts: shares with Wilson intervals, measures with normal ones.
+    """Means over many verdicts: shares with Wilson intervals, other measures with normal ones.
 
-    A share counts only the clips whose prompt asks for it; it is None where none does.
+    A share counts only clips whose prompt specifies it; None if none does.
     """
 
     colour: Figure | None
@@ -247,7 +249,7 @@ class Scores:
     jerk: Figure | None
 
     def table(self) -> str:
-        """A Markdown table of the figures."""
+        """Markdown table of the scores."""
         lines = ["| measure | mean | 95 % interval | clips |", "|---|---|---|---|"]
         for name, share in [(f.name, f.name in _SHARES) for f in fields(self)]:
             figure = getattr(self, name)
@@ -263,7 +265,7 @@ _SHARES = ("colour", "shape", "letter", "direction", "motion", "count", "second"
 
 
 def summarise(verdicts: Sequence[Verdict]) -> Scores:
-    """The scores of verdicts."""
+    """Combine verdicts into scores."""
     shares = {name: wilson([getattr(v, f"{name}_right") for v in verdicts]) for name in _SHARES}
     measures = {
         name: spread([getattr(v, name) for v in verdicts]) for name in ("identity", "motion_amount", "flicker", "jerk")
@@ -272,7 +274,7 @@ def summarise(verdicts: Sequence[Verdict]) -> Scores:
 
 
 def wilson(outcomes: Sequence[bool | None]) -> Figure | None:
-    """The share of true outcomes with Wilson's 95 % interval; None outcomes do not count."""
+    """Share of true outcomes with Wilson's 95 % interval; None outcomes are ignored."""
     known = [bool(outcome) for outcome in outcomes if outcome is not None]
     if not known:
         return None
@@ -283,7 +285,7 @@ def wilson(outcomes: Sequence[bool | None]) -> Figure | None:
 
 
 def spread(values: Sequence[float]) -> Figure | None:
-    """The mean with the normal 95 % interval of the mean; None without values."""
+    """Mean with its normal 95 % interval; None without values."""
     if not values:
         return None
     mean = float(np.mean(values))

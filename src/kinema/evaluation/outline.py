@@ -1,7 +1,7 @@
-"""Naming an outline: normalised masks against templates of every shape and letter, all rotations.
+"""Classify an outline: normalised masks against templates of every shape and letter in all rotations.
 
-A mask is moved to its centroid, scaled by its root-mean-square radius and sampled on a grid, so
-place and size fall out; the cosine with each (mean-free) template is its likeness.
+A mask is centred on its centroid, scaled by its root-mean-square radius and sampled on a grid, which removes position
+and size; its similarity is the cosine with each mean-free template.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 GLYPHS = (*SHAPES, *LETTERS)
 GRID = 26
 _REACH = 2.2
-"""The grid covers this many root-mean-square radii on each side."""
+"""Half-width of the grid in root-mean-square radii."""
 TURNS = 48
 _SOFT = 0.16
 
@@ -51,12 +51,12 @@ def templates() -> Floats:
 
 
 def unit(vectors: Floats) -> Floats:
-    """Mean-free vectors of length one along the last axis (zero stays zero)."""
+    """Mean-free vectors of unit length along the last axis (zero stays zero)."""
     free = vectors - vectors.mean(axis=-1, keepdims=True)
     return free / np.maximum(np.linalg.norm(free, axis=-1, keepdims=True), np.float32(1e-6))
 
 
-def frames_of(cover_THW: Floats) -> tuple[Floats, Floats]:
+def centroids_and_radii(cover_THW: Floats) -> tuple[Floats, Floats]:
     """Centroids ``[T, 2]`` (x, y in pixels) and root-mean-square radii ``[T]`` of soft masks.
 
     Both are NaN where the mask is empty.
@@ -72,7 +72,7 @@ def frames_of(cover_THW: Floats) -> tuple[Floats, Floats]:
 
 
 def crops(image_KTHW: Floats, centres_T2: Floats, radius_T: Floats) -> Floats:
-    """Each frame on the normalised grid ``[K, T, grid, grid]``, bilinear; outside the frame is edge."""
+    """Sample each frame on the normalised grid ``[K, T, grid, grid]``, bilinear; edges are replicated."""
     height, width = image_KTHW.shape[2:]
     x, y = _grid()
     px = np.clip(centres_T2[:, 0, None, None] + x * radius_T[:, None, None] - 0.5, 0, width - 1.001)
@@ -86,8 +86,8 @@ def crops(image_KTHW: Floats, centres_T2: Floats, radius_T: Floats) -> Floats:
     return high + (low - high) * fy
 
 
-def likeness(crops_TGG: Floats) -> Floats:
-    """Cosines ``[T, glyphs, turns]`` of normalised masks with every template."""
+def similarity(crops_TGG: Floats) -> Floats:
+    """Cosine similarities ``[T, glyphs, turns]`` of normalised masks with every template."""
     vectors = unit(crops_TGG.reshape(len(crops_TGG), -1))
     every = templates()
     return (vectors @ every.reshape(-1, every.shape[-1]).T).reshape(len(vectors), len(GLYPHS), TURNS)

@@ -1,4 +1,4 @@
-"""The text of the report on temporal consistency, made from its JSON alone."""
+"""Text of the temporal consistency report, generated from its JSON."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kinema.evaluation.claims import Claim
-from kinema.evaluation.results import figure_of, number, told
+from kinema.evaluation.results import describe, figure_of, number
 
 FLICKER = ("jerk", "high_frequency_ratio", "luma_second_difference", "interpolation_residual", "block_borders")
-"""Measures of which more is worse, in the order of the plot."""
+"""Measures where higher is worse, in plotting order."""
 LABELS = {
     "jerk": "jerk",
     "high_frequency_ratio": "high-frequency power",
@@ -19,30 +19,29 @@ LABELS = {
     "flickering": "VBench flickering (1 is still)",
     "sharpness": "sharpness",
     "dynamic_degree": "dynamic degree (px)",
-    "motion_amount": "change of a pixel a second",
+    "motion_amount": "pixel change per second",
     "identity": "identity (0 to 1)",
-    "kept": "colour and outline kept in every frame",
-    "colour": "colour right",
-    "shape": "shape right",
-    "direction": "direction right",
-    "motion": "kind of motion right",
+    "kept": "colour and outline right in every frame",
+    "colour": "colour correct",
+    "shape": "shape correct",
+    "direction": "direction correct",
+    "motion": "motion correct",
 }
 _MEANINGS = """\
-- **jerk**: mean |Iₜ₊₁ − 2Iₜ + Iₜ₋₁| over mean |Iₜ₊₁ − Iₜ|. How much of the change is not steady.
-- **high-frequency power**: share of temporal power (DC left out, Hann window, 64×64 grey) above half Nyquist. It
-  sees flicker from frame to frame; a jump every few frames has most of its power below and can lower it.
-- **luma second difference**: mean |second difference of the mean luma|. Brightness that pumps.
-- **interpolation residual**: mean |Iₜ − flow midpoint of Iₜ₋₁ and Iₜ₊₁| (OpenCV DIS flow). What steady motion does
+- **jerk**: mean |Iₜ₊₁ − 2Iₜ + Iₜ₋₁| over mean |Iₜ₊₁ − Iₜ|. The unsteady share of the change.
+- **high-frequency power**: share of temporal power (without DC, Hann window, 64×64 grey) above half Nyquist. It detects
+  frame-to-frame flicker; a jump every few frames has most of its power below that and can lower it.
+- **luma second difference**: mean |second difference of the mean luma|. Brightness pumping. - **interpolation
+residual**: mean |Iₜ − flow midpoint of Iₜ₋₁ and Iₜ₊₁| (OpenCV DIS flow). Change that steady motion does
   not explain.
-- **change at block borders**: mean change between blocks of frames that were made apart, over the change inside.
-- **identity**: the oracle's share of frames in which the main object keeps its colour and outline. **Kept** asks it
-  of every judged frame of a clip, against the prompt.
-- VBench flickering rewards blur and stillness, so it stands beside dynamic degree, sharpness and motion, and says
-  nothing alone."""
+- **change at block borders**: mean change between separately generated blocks of frames, over the change inside them.
+- **identity**: the oracle's share of frames in which the main object keeps its colour and outline. **Colour and outline
+  right in every frame** compares them with the prompt in every judged frame.
+- VBench flickering rewards blur and stillness; read it only together with dynamic degree, sharpness and motion."""
 
 
 def page(report: Mapping[str, Any], claims: Sequence[Claim]) -> str:
-    """The whole page; ``report`` is what ``temporal-consistency.json`` holds."""
+    """The whole page; ``report`` is the content of ``temporal-consistency.json``."""
     protocol = report["protocol"]
     count = protocol["measured"]
     parts = [
@@ -50,41 +49,41 @@ def page(report: Mapping[str, Any], claims: Sequence[Claim]) -> str:
         _finding(report),
         f"![temporal measures as multiples of real clips]({_name(report)}.png)",
         "## What was compared",
-        f"One model, `{protocol['model']}` (weights `{protocol['weights']}`), nothing trained. Each of {count} "
+        f"One model, `{protocol['model']}` (weights `{protocol['weights']}`), without training. Each of {count} "
         f"{protocol['split']} prompts of the {protocol['grammar']} grammar was sampled twice from the same noise "
-        f"(prompt i has seed {protocol['seed']} + i): once as it is, and once with {protocol['masked by']}, where "
-        f"{report['masked']}. Text, guidance, noise, steps and weights are the same; the network was not trained "
-        "for the masked way, which is the point: what it knows of a still picture is kept, and what connects the "
-        "frames is taken away. Real clips are playroom renderings of the same prompts.",
-        f"Protocol: {told({k: v for k, v in protocol.items() if k not in ('command', 'weights', 'masked by')})}.",
-        f"Again: `{protocol['command']}`",
+        f"(prompt i has seed {protocol['seed']} + i): once normally, and once with {protocol['masked by']}, where "
+        f"{report['masked']}. Text, guidance, noise, steps and weights are the same. The network was not trained for "
+        "the masked mode; this is intended: it keeps what it learned of single frames and loses what connects them. "
+        "Real clips are playroom renderings of the same prompts.",
+        f"Protocol: {describe({k: v for k, v in protocol.items() if k not in ('command', 'weights', 'masked by')})}.",
+        f"Reproduce with: `{protocol['command']}`",
     ]
     if report["partial"]:
         parts.append(f"**Interrupted: {count} of {protocol['prompts']} prompts were measured.**")
-    parts += ["## Figures", tables(report), _MEANINGS]
+    parts += ["## Results", tables(report), _MEANINGS]
     if report["sheets"]:
-        parts += ["## Frames", *(f"![frames of both ways and of a real clip]({name})" for name in report["sheets"])]
+        parts += ["## Frames", *(f"![frames of both modes and of a real clip]({name})" for name in report["sheets"])]
     if claims:
-        parts += ["## VDM's own claims on playroom", *(_claim(claim) for claim in claims)]
+        parts += ["## VDM's claims on playroom", *(_claim(claim) for claim in claims)]
     return "\n\n".join(parts) + "\n"
 
 
 def tables(report: Mapping[str, Any]) -> str:
-    """Temporal measures with paired ratios, then identity and the oracle's shares with paired differences."""
+    """Temporal measures with paired ratios, then identity and oracle scores with paired differences."""
     arms = list(next(iter(report["shares"].values()))["arms"])
     versus = list(next(iter(report["shares"].values()))["against"])
     rule = "|---" * (1 + len(arms) + len(versus)) + "|"
-    head = "| " + " | ".join(["over time", *arms, *versus]) + " |"
+    head = "| " + " | ".join(["temporal measure", *arms, *versus]) + " |"
     lines = [head, rule, *(_line(name, line, percent=False) for name, line in report["measures"].items())]
-    apart = [v.replace(" / ", " − ") for v in versus]
-    head = "| " + " | ".join(["share of clips (%) or identity", *arms, *apart]) + " |"
+    differences = [v.replace(" / ", " − ") for v in versus]
+    head = "| " + " | ".join(["share of clips (%) or identity", *arms, *differences]) + " |"
     lines += [
         "",
         head,
         rule,
         *(_line(name, line, percent=name != "identity") for name, line in report["shares"].items()),
     ]
-    note = "In brackets 95 % intervals: normal for means, Wilson for shares, paired bootstrap for comparisons."
+    note = "95 % intervals in parentheses: normal for means, Wilson for shares, paired bootstrap for comparisons."
     return "\n".join([*lines, "", note])
 
 
@@ -93,32 +92,32 @@ def _line(name: str, line: Mapping[str, Any], *, percent: bool) -> str:
     return f"| {' | '.join([LABELS.get(name, name.replace('_', ' ')), *cells])} |"
 
 
-def _cell(told_: Any, percent: bool) -> str:
-    figure = figure_of(told_)
+def _cell(data: Any, percent: bool) -> str:
+    figure = figure_of(data)
     if not percent:
         return number(figure)
     return f"{100 * figure.mean:.1f} ({100 * figure.low:.1f} to {100 * figure.high:.1f})"
 
 
 def _finding(report: Mapping[str, Any]) -> str:
-    """The first paragraph: what came out, in the figures themselves."""
+    """First paragraph: the main results."""
     key = "frame by frame / as a video"
     ratios = {name: figure_of(line["against"][key]) for name, line in report["measures"].items() if name in FLICKER}
     parts = [f"{LABELS[name]} ×{number(figure)}" for name, figure in ratios.items()]
     real = {name: figure_of(report["measures"][name]["against"]["as a video / real"]) for name in ratios}
-    beside = [f"{LABELS[name]} ×{number(figure)}" for name, figure in real.items()]
+    relative = [f"{LABELS[name]} ×{number(figure)}" for name, figure in real.items()]
     kept = report["shares"]["kept"]["arms"]
     shares = {arm: f"{100 * figure_of(figure).mean:.0f} %" for arm, figure in kept.items()}
     return (
-        f"Sampled frame by frame, the same weights give, against sampling as a video: {'; '.join(parts)} "
+        f"Sampled frame by frame, the same weights score, relative to video sampling: {'; '.join(parts)} "
         f"(paired ratios with 95 % intervals). The main object keeps its colour and outline in every frame in "
         f"{shares['frame by frame']} of clips, as a video in {shares['as a video']}, real clips in {shares['real']}. "
-        f"As a video, against real clips of the same prompts: {'; '.join(beside)}."
+        f"Video sampling relative to real clips of the same prompts: {'; '.join(relative)}."
     )
 
 
 def _claim(claim: Claim) -> str:
-    protocol = told(claim.protocol)
+    protocol = describe(claim.protocol)
     return "\n\n".join([f"### {claim.claim}", claim.method, claim.table(), f"Protocol: {protocol}."])
 
 

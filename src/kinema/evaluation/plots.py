@@ -1,6 +1,6 @@
-"""Plots and contact sheets for the evidence pages: small PNGs with labels, units and intervals.
+"""Plots and contact sheets for evidence pages: small PNGs with labels, units and intervals.
 
-matplotlib is imported by the functions that draw; it comes with the extras ``eval`` and ``train``.
+matplotlib, from the extras ``eval`` and ``train``, is imported only when a plot is drawn.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_BYTES = 300_000
-"""A picture of an evidence page stays under this: it lives in the repository."""
+"""Largest image of an evidence page, in bytes, since it is committed to the repository."""
 _COLOURS = ("#0b6e99", "#d1495b", "#6b7280", "#3a7d44")
 _MARKS = ("o", "s", "D", "^")
 _DPI = 110
@@ -35,9 +35,9 @@ def forest(
     axis: str,
     at_most: float | None = None,
 ) -> Path:
-    """A dot with its interval for every row and arm, on a logarithmic axis with a line at 1.
+    """Plot a dot with its interval for every row and arm, on a logarithmic axis with a line at 1.
 
-    ``rows`` maps a measure to its figure by arm; ``at_most`` shades the range from 1 to there.
+    ``rows`` maps a measure to its figure by arm; ``at_most`` shades the range from 1 to that value.
     """
     arms = list(next(iter(rows.values())))
     figure, axes = _figure(7.6, 1.5 + 0.62 * len(rows))
@@ -53,8 +53,8 @@ def forest(
                 continue
             y = len(rows) - 1 - place + 0.16 * ((len(arms) - 1) / 2 - k)
             _dot(axes, f, y, k)
-            place_of_number = {"xytext": (0, 5 if k == 0 else -12), "textcoords": "offset points", "ha": "center"}
-            axes.annotate(f"{f.mean:.2f}", (f.mean, y), fontsize=7, **place_of_number)
+            label_position = {"xytext": (0, 5 if k == 0 else -12), "textcoords": "offset points", "ha": "center"}
+            axes.annotate(f"{f.mean:.2f}", (f.mean, y), fontsize=7, **label_position)
     axes.set_yticks(range(len(rows) - 1, -1, -1), list(rows))
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel(axis)
@@ -79,7 +79,7 @@ def curves(
     title: str,
     goals: Mapping[str, float],
 ) -> Path:
-    """Held-out loss and scores (0 to 1) against minutes of training; ``goals`` are drawn as thin lines."""
+    """Plot held-out loss and scores (0 to 1) against minutes of training; ``goals`` are thin lines."""
     figure, (left, right) = _figure(9.6, 3.8, columns=2)
     if loss:
         left.plot([x for x, _ in loss], [y for _, y in loss], color=_COLOURS[0], marker=".", linewidth=1.2)
@@ -94,10 +94,10 @@ def curves(
         if name in goals:
             right.axhline(100 * goals[name], color=_COLOURS[k % 4], linewidth=0.8, linestyle=":")
     right.set_ylim(0, 104)
-    right.set_ylabel("clips right (%), 95 % interval")
+    right.set_ylabel("correct clips (%), 95 % interval")
     if shares:
         right.legend(fontsize=8, loc="lower right")
-        right.set_title("oracle scores (dotted: the goals)", fontsize=10, loc="left")
+        right.set_title("oracle scores (dotted: goals)", fontsize=10, loc="left")
     for axes in (left, right):
         axes.set_xlabel("minutes of training")
         axes.grid(color="#e5e7eb", linewidth=0.6)
@@ -105,16 +105,16 @@ def curves(
 
 
 def sheet(rows: Sequence[tuple[str, Tensor]], path: Path) -> Path:
-    """Clips 3×T×H×W as labelled rows of frames; a row labelled "" and of no frames is a gap."""
+    """Tile clips 3×T×H×W as labelled rows of frames; a row labelled "" without frames is a gap."""
     from PIL import Image, ImageDraw, ImageFont
 
-    drawn = [(label, to_uint8(video[None])[0]) for label, video in rows]
-    frames, height, width, _ = drawn[0][1].shape
+    clips = [(label, to_uint8(video[None])[0]) for label, video in rows]
+    frames, height, width, _ = clips[0][1].shape
     step_y, step_x = height + _GAP, width + _GAP
-    heads = sum(label.startswith("# ") for label, _ in drawn)
-    picture = Image.new("RGB", (_LABEL + frames * step_x, len(drawn) * step_y + heads * 18 + 16), "white")
-    pen, font, top = ImageDraw.Draw(picture), ImageFont.load_default(11), 0
-    for label, clip_THWC in drawn:
+    heads = sum(label.startswith("# ") for label, _ in clips)
+    image = Image.new("RGB", (_LABEL + frames * step_x, len(clips) * step_y + heads * 18 + 16), "white")
+    pen, font, top = ImageDraw.Draw(image), ImageFont.load_default(11), 0
+    for label, clip_THWC in clips:
         text = label
         if label.startswith("# "):
             head, _, text = label[2:].partition("|")
@@ -122,12 +122,12 @@ def sheet(rows: Sequence[tuple[str, Tensor]], path: Path) -> Path:
             top += 18
         pen.text((2, top + step_y // 2 - 7), text, fill="#374151", font=font)
         for t, frame_HWC in enumerate(clip_THWC):
-            picture.paste(Image.fromarray(frame_HWC), (_LABEL + t * step_x, top))
+            image.paste(Image.fromarray(frame_HWC), (_LABEL + t * step_x, top))
         top += step_y
     pen.text((2, top + 1), "frame", fill="#374151", font=font)
     for t in range(frames):
         pen.text((_LABEL + t * step_x + width // 2 - 5, top + 1), f"{t}", fill="#374151", font=font)
-    return _save_small(picture, path)
+    return _save_small(image, path)
 
 
 # ------------------------------------------------------------------------------------------ shared
@@ -137,13 +137,13 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
     try:
         from matplotlib.figure import Figure as Canvas
     except ImportError:
-        raise BadRequest("plots need matplotlib; install it with: pip install 'kinema[eval]'") from None
+        raise BadRequest("plots require matplotlib; install it with: pip install 'kinema[eval]'") from None
     figure = Canvas(figsize=(width, height), dpi=_DPI, layout="constrained")
     return figure, figure.subplots(1, columns)
 
 
 def _plain_ticks(axis: Any) -> None:
-    """Plain numbers on a logarithmic axis, as many a decade as its range leaves room for."""
+    """Plain numbers on a logarithmic axis, with as many ticks per decade as fit."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
@@ -160,15 +160,15 @@ def _save(figure: Any, path: Path) -> Path:
     raw = io.BytesIO()
     figure.savefig(raw, format="png")
     raw.seek(0)
-    with Image.open(raw) as picture:
-        return _save_small(picture.convert("RGB"), path)
+    with Image.open(raw) as image:
+        return _save_small(image.convert("RGB"), path)
 
 
-def _save_small(picture: Any, path: Path) -> Path:
-    """As PNG, with as many colours as `MOST_BYTES` leaves room for."""
+def _save_small(image: Any, path: Path) -> Path:
+    """Save as PNG with as many colours as fit in `MOST_BYTES`."""
     for colours in (256, 128, 64, 32, 16):
         raw = io.BytesIO()
-        picture.quantize(colours).save(raw, format="PNG", optimize=True)
+        image.quantize(colours).save(raw, format="PNG", optimize=True)
         if raw.tell() <= MOST_BYTES:
             break
     with replacing(path) as part:

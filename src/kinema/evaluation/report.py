@@ -1,7 +1,7 @@
-"""The report on temporal consistency: the same weights as a video model and frame by frame.
+"""The temporal consistency report: the same weights sampled as a video and frame by frame.
 
-It trains nothing. ``write`` samples and measures, and leaves ``temporal-consistency.json``, a plot and
-contact sheets; ``render`` makes the page from those files and from the results of experiments beside them.
+Nothing is trained. ``write`` samples and measures, and writes ``temporal-consistency.json``, a plot and contact sheets;
+``render`` builds the page from those files and the experiment results next to them.
 """
 
 from __future__ import annotations
@@ -19,29 +19,30 @@ from kinema.checkpoints.settings import readable
 from kinema.checkpoints.source import read_json
 from kinema.data import playroom
 from kinema.evaluation import claims, measuring, pages, plots
+from kinema.evaluation.consistency import object_consistency
 from kinema.evaluation.intervals import paired_difference, paired_ratio
-from kinema.evaluation.kept import kept
 from kinema.evaluation.options import EvaluateOptions
 from kinema.evaluation.oracle import Figure, Verdict, judge, spread, wilson
 from kinema.evaluation.results import to_json
 from kinema.evaluation.sampling import Sampling
-from kinema.evaluation.temporal import borders, temporal
-from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
+from kinema.evaluation.temporal import border_change, temporal
+from kinema.events import Note, OnEvent, Phase, ignore
+from kinema.schema import BadRequest
 from kinema.system import System
 
 PROMPTS = 64
 NAME = "temporal-consistency"
 ARMS = ("as a video", "frame by frame", "real")
 _OPTION = "per_frame"
-"""The option by which a family forbids its frames to see each other."""
-_APART = ("zoetrope", "vdm")
-"""The families that have it."""
+"""The family option that prevents frames from attending to each other."""
+_SUPPORTED = ("zoetrope", "vdm")
+"""Families with that option."""
 _SHOWN, _CLIPS_A_SHEET = 4, 2
 
 
 @dataclass(frozen=True)
 class MeasuredClip:
-    """What was measured on one clip of one arm."""
+    """Measurements of one clip of one arm."""
 
     verdict: Verdict
     kept: bool
@@ -50,7 +51,7 @@ class MeasuredClip:
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt and its seed under the arms, by name; ``videos`` 3×T×H×W where they are to be shown."""
+    """One prompt and seed with clips by arm; ``videos`` 3×T×H×W only if they are shown on the page."""
 
     prompt: str
     seed: int
@@ -60,7 +61,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Line:
-    """One measure: its figure by arm, and the paired comparisons by name (ratios, or differences of shares)."""
+    """One measure: figures by arm, and paired comparisons by name (ratios, or differences of shares)."""
 
     arms: Mapping[str, Figure]
     against: Mapping[str, Figure]
@@ -68,7 +69,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Report:
-    """The figures of the report; ``page`` and ``sheets`` are files in the evidence folder."""
+    """Results of the report; ``page`` and ``sheets`` are files in the evidence folder."""
 
     protocol: Mapping[str, Any]
     masked: str
@@ -90,24 +91,24 @@ class Report:
 
 
 def write(system: System, options: EvaluateOptions, on_event: OnEvent = ignore) -> Report:
-    """Sample every prompt twice from the same noise, measure, and write the page with its pictures.
+    """Sample every prompt twice from the same noise, measure, and write the page with its images.
 
-    Raises BadRequest for a family that cannot be sampled frame by frame.
+    Raises BadRequest for a family without frame-by-frame sampling.
     """
-    option, masked = apart(system)
+    option, masked = per_frame_option(system)
     evidence = Path(options.evidence)
     check_folder(evidence.absolute())
     if (evidence / f"{NAME}.json").exists() and not options.overwrite:
-        raise BadRequest(f"{evidence} holds a report; choose another folder, or pass --overwrite to replace it")
+        raise BadRequest(f"{evidence} already has a report; choose another folder, or pass --overwrite to replace it")
     evidence.mkdir(exist_ok=True)
     video = measuring.sampling_of(system, options, on_event)
     frame_by_frame = replace(video, request=video.request.with_(extra={option: True}))
     prompts = measuring.prompts_of(options, PROMPTS)
     on_event(Phase("measure", f"{len(prompts)} prompts, as a video and frame by frame"))
-    shown = to_show(prompts)
+    displayed = prompts_to_display(prompts)
 
     def measured(i: int, j: int) -> list[Row]:
-        return report_rows(video, frame_by_frame, prompts[i:j], options.seed + i, shown)
+        return report_rows(video, frame_by_frame, prompts[i:j], options.seed + i, displayed)
 
     rows, stopped = measuring.gather(measured, len(prompts), options.batch, on_event)
     on_event(Phase("write", str(evidence / f"{NAME}.md")))
@@ -125,9 +126,9 @@ def write(system: System, options: EvaluateOptions, on_event: OnEvent = ignore) 
         page=f"{NAME}.md",
         sheets=sheet_names(rows),
     )
-    place = _claimed(report, evidence, overwrite=options.overwrite)
+    place = _claim_folder(report, evidence, overwrite=options.overwrite)
     if place != evidence:
-        on_event(Note(f"another report was written to {evidence} meanwhile and was kept; this one is in {place}"))
+        on_event(Note(f"another report was written to {evidence} meanwhile; this one is in {place}"))
     evidence = place
     draw_sheets(rows, evidence)
     draw_plot(report, evidence / f"{NAME}.png")
@@ -135,8 +136,8 @@ def write(system: System, options: EvaluateOptions, on_event: OnEvent = ignore) 
     return report
 
 
-def _claimed(report: Report, evidence: Path, *, overwrite: bool) -> Path:
-    """The folder that the report's figures went to, which makes it the place of all the rest."""
+def _claim_folder(report: Report, evidence: Path, *, overwrite: bool) -> Path:
+    """Write the report's JSON, which claims a folder for the other files; returns the folder."""
     if overwrite:
         _write(evidence / f"{NAME}.json", report.to_json())
         return evidence
@@ -153,7 +154,7 @@ def render(evidence: Path) -> Path:
     """Write the page from ``temporal-consistency.json`` and the experiments' JSON files in the folder."""
     path = evidence / f"{NAME}.json"
     if not path.is_file():
-        raise BadRequest(f"{evidence} holds no {NAME}.json; run `kinema evaluate --report` first")
+        raise BadRequest(f"{evidence} has no {NAME}.json; run `kinema evaluate --report` first")
     report = read_json(path)
     page = evidence / f"{NAME}.md"
     with readable(str(path)):
@@ -162,37 +163,39 @@ def render(evidence: Path) -> Path:
     return page
 
 
-def apart(system: System) -> tuple[str, str]:
-    """(the option that keeps frames apart, a sentence that says what exactly it forbids)."""
+def per_frame_option(system: System) -> tuple[str, str]:
+    """(the option that separates frames, a description of what it masks)."""
     name = system.family.name
-    if name not in _APART:
-        raise BadRequest(f"{name} cannot be sampled frame by frame; the report needs a model of {' or '.join(_APART)}")
+    if name not in _SUPPORTED:
+        raise BadRequest(
+            f"{name} cannot be sampled frame by frame; the report supports {' and '.join(_SUPPORTED)} models"
+        )
     if name == "vdm":
         return _OPTION, (
-            "every temporal attention layer lets a frame attend to itself alone, which is how VDM treats the "
-            "independent images of joint training; nothing else in the network connects frames"
+            "every temporal attention layer restricts each frame to itself, which is how VDM treats the independent "
+            "images of joint training; nothing else in the network connects frames"
         )
     size = _block(system)
     return _OPTION, (
-        f"nothing passes between groups of {size} frames: temporal convolutions see zeros beyond their group, and "
-        f"attention from one group to another is forbidden. A token of zoetrope holds {size} frames, so this is the "
-        f"least its network can make by itself; each group of {size} sees itself and the words, and its place in time"
+        f"nothing passes between groups of {size} frames: temporal convolutions are zero-padded at group borders, and "
+        f"attention between groups is masked. A zoetrope token covers {size} frames, so this is the smallest unit that "
+        f"the network can generate; each group of {size} attends to itself, the text and its position in time"
     )
 
 
 # --------------------------------------------------------------------------------------- measuring
 
 
-def to_show(prompts: Sequence[str]) -> set[str]:
-    """The first prompts that name a direction: chosen before any clip of them is made."""
+def prompts_to_display(prompts: Sequence[str]) -> set[str]:
+    """The first prompts that name a direction, chosen before any clip is generated."""
     directed = [p for p in prompts if (meaning := playroom.parse(p)) is not None and meaning.direction is not None]
     return set((directed or list(prompts))[:_SHOWN])
 
 
 def report_rows(
-    video: Sampling, frame_by_frame: Sampling, prompts: Sequence[str], seed: int, shown: Collection[str] = ()
+    video: Sampling, frame_by_frame: Sampling, prompts: Sequence[str], seed: int, displayed: Collection[str] = ()
 ) -> list[Row]:
-    """Clips of these prompts under every arm; both generated arms start from the same noise."""
+    """Sample and measure these prompts under every arm; both generated arms start from the same noise."""
     together, single = video.clips(prompts, seed), frame_by_frame.clips(prompts, seed)
     fps = video.request.fps or 8.0
     block = _block(video.system)
@@ -200,17 +203,17 @@ def report_rows(
     for i, prompt in enumerate(prompts):
         clips = dict(zip(ARMS, (together[i], single[i], video.real(prompt, seed + i)), strict=True))
         arms = {arm: _measured(clip, prompt, fps, block) for arm, clip in clips.items()}
-        rows.append(Row(prompt, seed + i, arms, clips if prompt in shown else {}))
+        rows.append(Row(prompt, seed + i, arms, clips if prompt in displayed else {}))
     return rows
 
 
 def _measured(video_CTHW: Tensor, prompt: str, fps: float, block: int) -> MeasuredClip:
-    measures = {**temporal(video_CTHW, fps), **borders(video_CTHW, block)}
-    return MeasuredClip(judge(video_CTHW, prompt, fps), kept(video_CTHW, prompt).whole, measures)
+    measures = {**temporal(video_CTHW, fps), **border_change(video_CTHW, block)}
+    return MeasuredClip(judge(video_CTHW, prompt, fps), object_consistency(video_CTHW, prompt).complete, measures)
 
 
 def _block(system: System) -> int:
-    """Frames that the network makes together even when frames are kept apart."""
+    """Frames per token, which are generated together even in frame-by-frame mode."""
     return int(system.config.merge) if system.family.name == "zoetrope" else 1
 
 
@@ -224,7 +227,7 @@ def measure_lines(rows: Sequence[Row], seed: int) -> dict[str, Line]:
 
 
 def share_lines(rows: Sequence[Row], seed: int) -> dict[str, Line]:
-    """Identity (0 to 1) and shares of clips; comparisons are differences."""
+    """Identity (0 to 1) and shares of clips, compared by differences."""
     lines = {}
     identity = {arm: [row.arms[arm].verdict.identity for row in rows] for arm in ARMS}
     differences = {_versus(a, b): paired_difference(identity[a], identity[b], seed) for a, b in _pairs()}
@@ -255,39 +258,39 @@ def _versus(arm: str, reference: str) -> str:
 def _figure(values: Sequence[float]) -> Figure:
     figure = spread(values)
     if figure is None:
-        raise ValueError("nothing was measured")
+        raise ValueError("no clips were measured")
     return figure
 
 
-# ---------------------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------------------------ images
 
 
 def draw_plot(report: Report, path: Path) -> Path:
-    """Every temporal measure as a multiple of real clips, under both ways of sampling."""
+    """Plot every temporal measure as a multiple of real clips, for both sampling modes."""
     rows = {
         pages.LABELS.get(name, name): {arm: line.against[_versus(arm, "real")] for arm in ARMS[:2]}
         for name, line in report.measures.items()
         if name in pages.FLICKER
     }
     count, model = report.protocol["measured"], report.protocol["model"]
-    title = f"The same weights, sampled two ways ({model}, {count} prompts)"
+    title = f"The same weights in two sampling modes ({model}, {count} prompts)"
     axis = "multiple of real clips of the same prompts (log scale; 95 % paired bootstrap interval)"
     return plots.forest(rows, path, title=title, axis=axis, at_most=1.5)
 
 
 def sheet_names(rows: Sequence[Row]) -> list[str]:
-    """The names of the contact sheets of `draw_sheets`."""
+    """File names of the contact sheets of `draw_sheets`."""
     count = sum(bool(row.videos) for row in rows)
     return [f"{NAME}-{number + 1}.png" for number in range(-(-count // _CLIPS_A_SHEET))]
 
 
 def draw_sheets(rows: Sequence[Row], evidence: Path) -> list[Path]:
-    """Contact sheets of the rows whose clips were kept."""
-    shown = [row for row in rows if row.videos]
+    """Draw contact sheets of the rows that have videos."""
+    displayed = [row for row in rows if row.videos]
     paths = []
     for number, name in enumerate(sheet_names(rows)):
         lines = []
-        for row in shown[number * _CLIPS_A_SHEET : (number + 1) * _CLIPS_A_SHEET]:
+        for row in displayed[number * _CLIPS_A_SHEET : (number + 1) * _CLIPS_A_SHEET]:
             head = f"# {row.prompt} (seed {row.seed})|"
             lines += [(f"{head if arm == ARMS[0] else ''}{arm}", video) for arm, video in row.videos.items()]
         paths.append(plots.sheet(lines, evidence / name))
@@ -295,7 +298,7 @@ def draw_sheets(rows: Sequence[Row], evidence: Path) -> list[Path]:
 
 
 def command(options: EvaluateOptions) -> str:
-    """The command line that makes this report again."""
+    """The command line that reproduces this report."""
     default = EvaluateOptions()
     model = [measuring.plain_name(options.model)] if options.model != default.model else []
     words = ["kinema evaluate", *model, "--report"]

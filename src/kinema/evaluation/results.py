@@ -1,4 +1,4 @@
-"""What an evaluation found: figures with intervals, the protocol they hold under, tables and JSON."""
+"""Evaluation results: figures with intervals, their protocol, tables and JSON."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from kinema.evaluation.oracle import Figure, Scores, spread
 
 @dataclass(frozen=True)
 class Compared:
-    """One measure on generated clips beside real ones of the same prompts.
+    """One measure on generated clips compared with real clips of the same prompts.
 
-    ``ratio`` is generated over real, which is the mean of several clips of each prompt where the content may differ.
-    ``control`` is the same ratio for one real clip of another seed: what the measure says when nothing is wrong.
+    ``ratio`` is generated over real, which is the mean of several clips per prompt if their content may differ.
+    ``control`` is the same ratio for one more real clip: the value to expect without any defect.
     """
 
     made: Figure
@@ -27,18 +27,18 @@ class Compared:
 
     @classmethod
     def of(
-        cls, made: Sequence[float], real: Sequence[float], control: Sequence[float] | None = None, seed: int = 0
+        cls, generated: Sequence[float], real: Sequence[float], control: Sequence[float] | None = None, seed: int = 0
     ) -> Compared:
-        first, second = spread(made), spread(real)
+        first, second = spread(generated), spread(real)
         if first is None or second is None:
-            raise ValueError("nothing was measured")
-        again = None if control is None else paired_ratio(control, real, seed)
-        return cls(first, second, paired_ratio(made, real, seed), again)
+            raise ValueError("no clips were measured")
+        control_ratio = None if control is None else paired_ratio(control, real, seed)
+        return cls(first, second, paired_ratio(generated, real, seed), control_ratio)
 
 
 @dataclass(frozen=True)
 class TextToVideo:
-    """Scores of the oracle, and the temporal measures by name."""
+    """Oracle scores, and temporal measures by name."""
 
     scores: Scores
     temporal: Mapping[str, Compared]
@@ -46,13 +46,13 @@ class TextToVideo:
 
 @dataclass(frozen=True)
 class ImageToVideo:
-    """Clips that begin with the first frame of a real one.
+    """Results for clips animated from the first frame of a real clip.
 
-    ``psnr_own`` (dB, with the least of all clips) compares the model's own frame 0, before the given
-    pixels are put back, ``exact_after`` the share of clips whose frame 0 equals the picture after that.
-    ``kept`` is the share of clips whose object has the given colour and outline in every judged frame.
-    ``seam`` is the change from frame 0 to 1 as a multiple of the clip's other changes. ``temporal`` are the measures by
-    name, beside the very clips that the pictures are of: what is compared has the same ground and the same object.
+    ``psnr_own`` (dB; ``psnr_own_least`` is the minimum) compares the model's own frame 0, before the given pixels are
+    restored, with the image; ``exact_after`` is the share of clips whose frame 0 equals the image afterwards.
+    ``kept`` is the share of clips whose object has the given colour and outline in every judged frame. ``seam`` is the
+    change from frame 0 to 1 as a multiple of the clip's other changes. ``temporal`` compares each measure with the real
+    clips that the images come from, which have the same background and object.
     """
 
     psnr_own: Figure
@@ -70,7 +70,7 @@ class ImageToVideo:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that was measured. ``partial`` says that it was interrupted: the figures hold for fewer clips."""
+    """All measurements. ``partial`` means that it was interrupted and covers fewer clips."""
 
     protocol: Mapping[str, Any]
     text_to_video: TextToVideo | None = None
@@ -79,10 +79,10 @@ class Evaluation:
     partial: bool = False
 
     def table(self) -> str:
-        """Markdown: the protocol in one line, then a table a task."""
-        parts = [told(self.protocol)]
+        """Markdown: the protocol in one line, then one table per task."""
+        parts = [describe(self.protocol)]
         if self.partial:
-            parts.append("**Interrupted: the figures are those of the clips measured until then.**")
+            parts.append("**Interrupted: results cover only the clips measured so far.**")
         if self.text_to_video:
             parts += [
                 "## Text to video",
@@ -98,7 +98,7 @@ class Evaluation:
         return "\n\n".join(parts)
 
     def to_json(self) -> str:
-        """The same figures, and those of each clip, as JSON; what is not a finite number is null."""
+        """Results overall and per clip as JSON; non-finite numbers are null."""
         return to_json(self)
 
     def __str__(self) -> str:
@@ -108,7 +108,7 @@ class Evaluation:
 # ------------------------------------------------------------------------------------------ text
 
 
-def told(protocol: Mapping[str, Any]) -> str:
+def describe(protocol: Mapping[str, Any]) -> str:
     """The protocol as one line of text."""
     flat = {k: v for k, v in protocol.items() if not isinstance(v, Mapping) and v is not None}
     flat |= {k: v for inner in protocol.values() if isinstance(inner, Mapping) for k, v in inner.items()}
@@ -120,17 +120,17 @@ def number(figure: Figure) -> str:
     return f"{_digits(figure.mean)} ({_digits(figure.low)} to {_digits(figure.high)})"
 
 
-def figure_of(told_: Mapping[str, Any] | Figure) -> Figure:
-    """A figure from its JSON, where what was not finite is null."""
-    if isinstance(told_, Figure):
-        return told_
-    mean, low, high = (math.inf if told_[k] is None else float(told_[k]) for k in ("mean", "low", "high"))
-    return Figure(mean, low, high, int(told_["count"]))
+def figure_of(data: Mapping[str, Any] | Figure) -> Figure:
+    """Read a figure from its JSON, where null means infinite."""
+    if isinstance(data, Figure):
+        return data
+    mean, low, high = (math.inf if data[k] is None else float(data[k]) for k in ("mean", "low", "high"))
+    return Figure(mean, low, high, int(data["count"]))
 
 
 def percent(figure: Figure | None) -> str:
     if figure is None:
-        return "none asked"
+        return "not applicable"
     return f"{100 * figure.mean:.1f} % ({100 * figure.low:.1f} to {100 * figure.high:.1f}, {figure.count} clips)"
 
 
@@ -140,7 +140,7 @@ def to_json(result: Any) -> str:
 
 def _temporal_table(temporal: Mapping[str, Compared]) -> str:
     controlled = any(c.control is not None for c in temporal.values())
-    heads = ["over time", "generated", "real", "generated / real", *(["real / real"] if controlled else [])]
+    heads = ["temporal measure", "generated", "real", "generated / real", *(["real / real"] if controlled else [])]
     rows = [heads, ["---"] * len(heads)]
     for name, c in temporal.items():
         figures = [c.made, c.real, c.ratio, *([c.control] if c.control else [])]
@@ -151,8 +151,8 @@ def _temporal_table(temporal: Mapping[str, Compared]) -> str:
 def _image_table(image: ImageToVideo) -> str:
     rows = {
         "PSNR of the model's own frame 0 (dB)": f"{number(image.psnr_own)}, least {image.psnr_own_least:.1f}",
-        "frame 0 equals the picture afterwards": percent(image.exact_after),
-        "colour and outline kept in every frame": f"{percent(image.kept)}; real clips {percent(image.kept_real)}",
+        "frame 0 equals the image afterwards": percent(image.exact_after),
+        "colour and outline right in every frame": f"{percent(image.kept)}; real clips {percent(image.kept_real)}",
         "colour": percent(image.colour),
         "shape": percent(image.shape),
         "direction": percent(image.direction),

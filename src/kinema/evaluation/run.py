@@ -1,4 +1,4 @@
-"""``kinema evaluate``: measure a model, or write the report or the curve, with the same options."""
+"""``kinema evaluate``: measure a model, or write the report or the curve."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from kinema.evaluation.curve import Curve
 from kinema.evaluation.options import EvaluateOptions
 from kinema.evaluation.report import Report
 from kinema.evaluation.results import Evaluation
-from kinema.schema import BadRequest, Note, OnEvent, Phase, ignore
+from kinema.events import Note, OnEvent, Phase, ignore
+from kinema.schema import BadRequest
 from kinema.system import open_system
 
 __all__ = ["EvaluateOptions", "Evaluation", "evaluate"]
 
 
 def evaluate(options: EvaluateOptions, on_event: OnEvent = ignore) -> Evaluation | Report | Curve:
-    """Measure, and write what the options ask for: ``output``, the report, or the curve of a run.
+    """Measure a model and write what the options request: ``output``, the report, or a run's curve.
 
-    Every result has ``table()``, ``to_json()`` and ``partial``: True after an interruption that left
-    something to keep. Raises BadRequest before any weights are read for what cannot be done.
+    Every result has ``table()``, ``to_json()`` and ``partial``, which is True after an interruption with some results.
+    Raises BadRequest for invalid options before any weights are read.
     """
     if options.output is not None:
         check_output(Path(options.output), overwrite=options.overwrite)
@@ -40,21 +41,21 @@ def evaluate(options: EvaluateOptions, on_event: OnEvent = ignore) -> Evaluation
         path = Path(options.output)
         written = save(result.to_json(), path, overwrite=options.overwrite)
         if written != path:
-            on_event(Note(f"{path} appeared meanwhile and was kept; these figures are in {written}"))
+            on_event(Note(f"{path} was created meanwhile; these results are in {written}"))
     return result
 
 
 def check_output(path: Path, *, overwrite: bool = False) -> None:
-    """Refuse a file that could not be written, or that exists, before the work is done."""
+    """Reject, before any work, a file that exists or cannot be written."""
     check_folder(path)
     if path.is_dir():
-        raise BadRequest(f"output is {path}, a folder; expected the name of a JSON file")
+        raise BadRequest(f"output {path} is a folder; expected the name of a JSON file")
     if os.path.lexists(path) and not overwrite:
         raise BadRequest(f"{path} exists; choose another name for output, or pass --overwrite to replace it")
 
 
 def save(text: str, path: Path, *, overwrite: bool = False) -> Path:
-    """Write a text file, whole or not at all; where its name was taken meanwhile, beside it. Returns its path."""
+    """Write a text file atomically, under a similar name if its own was taken meanwhile. Returns its path."""
 
     def write(name: Path) -> Path:
         with replacing(name, exclusive=not overwrite) as part:

@@ -1,4 +1,4 @@
-"""The temporal measures of one clip by name: those of `metrics` that this machine can take."""
+"""All temporal measures of one clip, by name, that this machine can compute."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 from kinema.evaluation import metrics
 
 STILL = 0.5 / 255
-"""A mean change below a quarter of a grey level (for pixels in [-1, 1]) counts as that: ratios need a floor."""
+"""Floor for mean change in ratios: a quarter of a grey level, for pixels in [-1, 1]."""
 
 
 def temporal(video_CTHW: Tensor, fps: float) -> dict[str, float]:
-    """Measures of a clip 3×T×H×W in [-1, 1]; those by optical flow only where OpenCV is installed.
+    """Measures of a clip 3×T×H×W in [-1, 1]; optical-flow measures require OpenCV.
 
-    The warp error is left out: it rewards blur and frozen frames and misses camera jitter.
+    Warp error is omitted: it rewards blur and frozen frames and misses camera jitter.
     """
     video = video_CTHW[None].float()
     found = {
@@ -34,10 +34,10 @@ def temporal(video_CTHW: Tensor, fps: float) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def borders(video_CTHW: Tensor, block: int) -> dict[str, float]:
-    """The mean change across the borders of blocks of ``block`` frames over the mean change inside them.
+def border_change(video_CTHW: Tensor, block: int) -> dict[str, float]:
+    """Mean change across the borders of blocks of ``block`` frames over the mean change inside them.
 
-    Empty for blocks of one frame (nothing is inside) and for clips of one block.
+    Empty for blocks of one frame (no inside) and for clips of one block.
     """
     frames = video_CTHW.shape[1]
     if block < 2 or frames <= block:
@@ -50,5 +50,5 @@ def borders(video_CTHW: Tensor, block: int) -> dict[str, float]:
 
 @cache
 def has_flow() -> bool:
-    """Whether OpenCV is there to measure optical flow."""
+    """Whether OpenCV is installed, which optical flow requires."""
     return find_spec("cv2") is not None

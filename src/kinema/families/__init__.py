@@ -1,1 +1,1 @@
-"""The video diffusion systems, one folder each."""
+"""The video diffusion model families, one folder each."""

@@ -1,1 +1,1 @@
-"""Clips and pictures in and out of files; the only place where pixels are uint8 THWC."""
+"""Read and write clips and images; pixels are uint8 THWC only in this package."""

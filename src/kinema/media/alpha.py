@@ -1,7 +1,7 @@
-"""Alpha that a webm holds beside its colours: a second VP8 or VP9 stream, whose luma it is, in each packet's additions.
+"""Alpha in webm files: a second VP8 or VP9 stream in each packet's block additions, whose luma is the alpha.
 
-The decoders of libvpx join the two, but allocate what a frame asks for before anybody can count it. So both streams
-are decoded by FFmpeg's own decoders, which keep to ``max_pixels``.
+libvpx's decoders combine the two streams, but allocate whatever size a frame declares before it can be checked. Both
+streams are therefore decoded by FFmpeg's native decoders, which enforce ``max_pixels``.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from typing import Any
 
 _ADDITION = "matroska_block_additional"
 _ALPHA = (1).to_bytes(8, "big")
-"""BlockAddID of alpha, ahead of its bytes."""
+"""BlockAddID of alpha, which precedes the alpha data."""
 
 
-def decoded(container: Any, stream: Any, max_pixels: str) -> Iterator[tuple[Any, Any]]:
-    """Frames of a stream in order, each with the frame that holds its alpha, or None: where none is told or legible."""
+def frames_with_alpha(container: Any, stream: Any, max_pixels: str) -> Iterator[tuple[Any, Any]]:
+    """Yield the frames of a stream in order, each with its alpha frame; None if alpha is missing or damaged."""
     from av import CodecContext
 
     name = stream.codec_context.name
     if name not in ("vp8", "vp9") or stream.metadata.get("alpha_mode") != "1":
         yield from ((frame, None) for frame in container.decode(stream))
         return
-    beside = CodecContext.create(name, "r")
-    beside.options, beside.thread_type = {"max_pixels": max_pixels}, "NONE"
+    alpha_decoder = CodecContext.create(name, "r")
+    alpha_decoder.options, alpha_decoder.thread_type = {"max_pixels": max_pixels}, "NONE"
     waiting: dict[int | None, Any] = {}
     for packet in container.demux(stream):
-        for alpha in _alphas(beside, packet):
+        for alpha in _alphas(alpha_decoder, packet):
             waiting[alpha.pts] = alpha
         for frame in packet.decode():
             yield frame, waiting.pop(frame.pts, None)
-            # Those of frames that were never shown would pile up.
+            # Alpha of frames that are never displayed would pile up.
             waiting = {pts: a for pts, a in waiting.items() if pts is not None and pts > (frame.pts or 0)}
 
 
 def _alphas(decoder: Any, packet: Any) -> list[Any]:
-    """The alpha that comes with a packet; damaged alpha is none, and its frame is shown whole."""
+    """Decode the alpha in a packet; damaged alpha is discarded and its frame shown opaque."""
     import av
 
     addition = _addition(packet)

@@ -1,7 +1,7 @@
-"""What stands beside the pixels of a picture: texts, comments, profiles and Exif, found without decoding a pixel.
+"""Image metadata (text chunks, comments, ICC profiles, Exif), found without decoding pixels.
 
-Pillow refuses a whole png for one text that unpacks to more than it likes, and takes quadratic time over the comment of
-a gif. Neither says anything about the pixels: `without_clutter` leaves them out before Pillow sees the file.
+Pillow rejects a whole png when one text chunk decompresses past its limit, and takes quadratic time over gif comments.
+`without_clutter` strips such metadata, which does not affect the pixels, before Pillow opens the file.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pathlib import Path
 from kinema.media.structure import Bytes, Cut, Damaged, chunks, mapped, past, riff, table_bytes
 
 MAX_FILE = 2**29
-"""Bytes of a file that is copied to leave something out."""
+"""Largest file, in bytes, that is copied in order to strip metadata."""
 MAX_PROFILE = 2**20
-"""Bytes of an ICC profile in a png once it is unpacked; the largest with tables have half of that."""
+"""Largest decompressed ICC profile in a png, in bytes; the largest table-based profiles are half of that."""
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _MOVING = (b"acTL", b"fcTL", b"fdAT")
 
 
 def without_clutter(path: Path) -> io.BytesIO | None:
-    """The png or gif at ``path`` without texts, comments and damaged ancillary chunks; None where nothing is left out.
+    """Return the png or gif at ``path`` without texts, comments and damaged ancillary chunks; None if it has none.
 
-    The pixels, and the chunks that say how to show them, are those of the file. A damaged structure stays as it is.
+    Pixels and the chunks that affect their display are unchanged. A file with a damaged structure is left as is.
     """
     with path.open("rb") as file:
         head = file.read(8)
@@ -32,20 +32,20 @@ def without_clutter(path: Path) -> io.BytesIO | None:
     if find is None or path.stat().st_size > MAX_FILE:
         return None
     with mapped(path) as data:
-        left_out = list(find(data))
-        if not left_out:
+        cuts = list(find(data))
+        if not cuts:
             return None
-        kept, at = io.BytesIO(), 0
-        for start, end in left_out:
-            kept.write(data[at:start])
+        stripped, at = io.BytesIO(), 0
+        for start, end in cuts:
+            stripped.write(data[at:start])
             at = end
-        kept.write(data[at:])
-    kept.seek(0)
-    return kept
+        stripped.write(data[at:])
+    stripped.seek(0)
+    return stripped
 
 
 def png_texts(path: Path, keyword: str, most: int) -> Iterator[bytes]:
-    """The texts with this keyword in a png: those of at most ``most`` bytes, in the order of the file."""
+    """Yield the texts with this keyword in a png that are at most ``most`` bytes, in file order."""
     with mapped(path) as data:
         try:
             for name, start, length in chunks(data):
@@ -58,7 +58,7 @@ def png_texts(path: Path, keyword: str, most: int) -> Iterator[bytes]:
 
 
 def gif_comments(path: Path, most: int) -> Iterator[bytes]:
-    """The comments before the first frame of a gif: those of at most ``most`` bytes."""
+    """Yield the comments of at most ``most`` bytes before the first frame of a gif."""
     with mapped(path) as data:
         for start, end in _comments(data):
             if end - start <= most + most // 128:
@@ -66,7 +66,7 @@ def gif_comments(path: Path, most: int) -> Iterator[bytes]:
 
 
 def webp_exif(path: Path, most: int) -> bytes | None:
-    """The Exif block of a webp, where it has one of at most ``most`` bytes."""
+    """Return the Exif block of a webp; None if it is missing or larger than ``most`` bytes."""
     with mapped(path) as data:
         try:
             for name, start, length in riff(data, 12, len(data)):
@@ -84,41 +84,42 @@ def _clutter_of_png(data: Bytes) -> Iterator[tuple[int, int]]:
     try:
         for name, start, length in chunks(data):
             ancillary = name[:1].islower() and name not in _MOVING
-            if ancillary and not _serves(name, data, start, length):
+            if ancillary and not _affects_display(name, data, start, length):
                 yield start - 8, start + length + 4
     except (Cut, Damaged):
         return
 
 
-def _serves(name: bytes, data: Bytes, start: int, length: int) -> bool:
-    """Whether an ancillary chunk is whole, and one that says how the pixels are shown."""
+def _affects_display(name: bytes, data: Bytes, start: int, length: int) -> bool:
+    """Whether an ancillary chunk is undamaged and affects how the pixels are displayed."""
     if name not in (b"tRNS", b"gAMA", b"sRGB", b"iCCP", b"eXIf"):
         return False
-    held = data[start : start + length]
-    if zlib.crc32(held, zlib.crc32(name)).to_bytes(4, "big") != data[start + length : start + length + 4]:
+    content = data[start : start + length]
+    if zlib.crc32(content, zlib.crc32(name)).to_bytes(4, "big") != data[start + length : start + length + 4]:
         return False
     if name == b"tRNS":
         return length >= {0: 2, 2: 6}.get(data[25], 1)  # by the colour type of IHDR
     if name == b"iCCP":
-        packed = held[held.find(b"\0") + 1 :]
-        return 0 < held.find(b"\0") < 80 and packed[:1] == b"\0" and _unpacked(packed[1:], MAX_PROFILE) is not None
+        end = content.find(b"\0")
+        packed = content[end + 1 :]
+        return 0 < end < 80 and packed[:1] == b"\0" and _decompressed(packed[1:], MAX_PROFILE) is not None
     return length == {b"gAMA": 4, b"sRGB": 1}.get(name, length)
 
 
-def _text(name: bytes, held: bytes, most: int) -> bytes | None:
+def _text(name: bytes, content: bytes, most: int) -> bytes | None:
     if name == b"tEXt":
-        return held if len(held) <= most else None
+        return content if len(content) <= most else None
     if name == b"zTXt":
-        return _unpacked(held[1:], most)
-    packed = held[:1] == b"\1"
-    parts = held[2:].split(b"\0", 2)  # the language, the keyword in it, the text
+        return _decompressed(content[1:], most)
+    packed = content[:1] == b"\1"
+    parts = content[2:].split(b"\0", 2)  # the language, the keyword in it, the text
     if len(parts) < 3:
         return None
-    return _unpacked(parts[2], most) if packed else parts[2] if len(parts[2]) <= most else None
+    return _decompressed(parts[2], most) if packed else parts[2] if len(parts[2]) <= most else None
 
 
-def _unpacked(packed: bytes, most: int) -> bytes | None:
-    """What zlib packed, or None where that is damaged or more than ``most`` bytes."""
+def _decompressed(packed: bytes, most: int) -> bytes | None:
+    """Decompress zlib data; None if it is damaged or yields more than ``most`` bytes."""
     engine = zlib.decompressobj()
     try:
         found = engine.decompress(packed, most)
@@ -135,7 +136,7 @@ def _clutter_of_gif(data: Bytes) -> Iterator[tuple[int, int]]:
 
 
 def _comments(data: Bytes, *, everywhere: bool = False) -> Iterator[tuple[int, int]]:
-    """(first byte, end) of the comment blocks before the first frame of a gif, or of all."""
+    """Yield (start, end) of the comment blocks before the first frame of a gif, or of all of them if ``everywhere``."""
     at = 13 + table_bytes(data[10]) if len(data) > 13 else len(data)
     try:
         while at + 10 < len(data):
@@ -153,7 +154,7 @@ def _comments(data: Bytes, *, everywhere: bool = False) -> Iterator[tuple[int, i
 
 
 def _joined(blocks: bytes) -> bytes:
-    """The content of sub-blocks, each of which begins with its length."""
+    """Concatenate the contents of length-prefixed sub-blocks."""
     at, found = 0, []
     while at < len(blocks) and blocks[at]:
         found.append(blocks[at + 1 : at + 1 + blocks[at]])

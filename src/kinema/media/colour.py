@@ -1,4 +1,4 @@
-"""uint8 pixels to float in [-1, 1] and back: the only place where either is turned into the other."""
+"""Conversion between uint8 pixels and float in [-1, 1]; no other module converts them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from kinema.schema import BadRequest
 
 
 def to_float(frames_THWC: np.ndarray | Sequence[np.ndarray]) -> Tensor:
-    """uint8 frames H×W×3 in [0, 255] to float32 1×3×T×H×W in [-1, 1]; `to_uint8` gives back the same bytes."""
+    """Convert uint8 H×W×3 frames to float32 1×3×T×H×W in [-1, 1]; `to_uint8` restores the same bytes."""
     height, width = frames_THWC[0].shape[:2]
     video_CTHW = torch.empty(3, len(frames_THWC), height, width)
-    for t, frame_HWC in enumerate(frames_THWC):  # frame by frame: a long clip is held once in float, and no more
+    for t, frame_HWC in enumerate(frames_THWC):  # frame by frame: only one float copy of a long clip fits in memory
         if frame_HWC.dtype != np.uint8 or frame_HWC.shape != (height, width, 3):
             raise ValueError(f"expected uint8 {height}×{width}×3, got {frame_HWC.dtype} {frame_HWC.shape}")
         video_CTHW[:, t] = torch.from_numpy(frame_HWC.transpose(2, 0, 1).copy())
@@ -23,18 +23,18 @@ def to_float(frames_THWC: np.ndarray | Sequence[np.ndarray]) -> Tensor:
 
 
 def to_uint8(video_BCTHW: Tensor) -> np.ndarray:
-    """float B×3×T×H×W in [-1, 1] (clamped) to uint8 B×T×H×W×3, rounded to the nearest level."""
+    """Convert float B×3×T×H×W in [-1, 1] (clamped) to uint8 B×T×H×W×3, rounded to the nearest level."""
     if video_BCTHW.ndim != 5 or video_BCTHW.shape[1] != 3:
-        raise BadRequest(f"a clip must be B×3×T×H×W, this one is {tuple(video_BCTHW.shape)}")
+        raise BadRequest(f"the clip has shape {'×'.join(map(str, video_BCTHW.shape))}; expected B×3×T×H×W")
     pixels_BCTHW = video_BCTHW.detach().to("cpu", torch.float32)
     if not bool(pixels_BCTHW.isfinite().all()):
-        raise BadRequest("the clip holds pixels that are not finite numbers, so there is no picture to write")
+        raise BadRequest("the clip contains NaN or infinite pixels; cannot write it")
     levels = pixels_BCTHW.add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
     return levels.permute(0, 2, 3, 4, 1).contiguous().numpy()
 
 
-def exact() -> int:
-    """swscale flags for YUV to RGB and back: its default rounds down, a whole level darker and 38 dB instead of 51."""
+def swscale_flags() -> int:
+    """swscale flags for accurate YUV↔RGB conversion: the default rounds down by a level (38 dB PSNR instead of 51)."""
     from av.video.reformatter import Interpolation
 
     return int(
@@ -43,8 +43,8 @@ def exact() -> int:
 
 
 def over_black(pixels_HWA: np.ndarray) -> np.ndarray:
-    """uint8 H×W×4 with straight alpha to H×W×3 over black."""
-    if pixels_HWA[..., 3].min(initial=255) == 255:  # as mostly; the arithmetic takes ten times as long as this look
+    """Composite uint8 H×W×4 with straight alpha over black, to H×W×3."""
+    if pixels_HWA[..., 3].min(initial=255) == 255:  # the usual case; compositing takes ten times as long as this check
         return np.ascontiguousarray(pixels_HWA[..., :3])
     alpha = pixels_HWA[..., 3:].astype(np.uint16)
     return ((pixels_HWA[..., :3] * alpha + 127) // 255).astype(np.uint8)

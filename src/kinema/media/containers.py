@@ -1,4 +1,4 @@
-"""Whether a file can be read, what it is by its first bytes, and how FFmpeg is given its name."""
+"""File checks, container detection from the first bytes, and safe opening with FFmpeg."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from kinema.schema import BadRequest
 
 
 def existing(path: Path) -> Path:
-    """``path`` if it is a folder or a regular file that may be read and is not empty.
+    """Return ``path`` if it is a folder or a readable, non-empty regular file.
 
-    Else a `BadRequest`: with the nearest names where it is missing, and without a wait where it is a pipe or a device.
+    Raises `BadRequest` otherwise: with similar names for a missing file, and without blocking on a pipe or device.
     """
-    told = bounds.printable(str(path), 200)
+    name = bounds.printable(str(path), 200)
     try:
         if path.exists():
             if path.is_dir():
@@ -25,24 +25,24 @@ def existing(path: Path) -> Path:
                 return path
             if not bounds.is_regular(path):
                 raise BadRequest(
-                    f"{told} is not a regular file (but a pipe, socket or device); expected a picture or a video"
+                    f"{name} is a pipe, socket or device, not a regular file; expected an image or a video"
                 )
             with path.open("rb") as file:
                 if not file.read(1):
-                    raise BadRequest(f"{told} is empty (0 bytes); expected a picture or a video")
+                    raise BadRequest(f"{name} is empty (0 bytes); expected an image or a video")
             return path
         if not path.parent.is_dir():
-            raise BadRequest(f"there is no file {told}: its folder does not exist")
+            raise BadRequest(f"there is no file {name}: its folder does not exist")
         names = [p.name for p in path.parent.iterdir() if not p.name.startswith(".")]
-    except OSError as error:  # may not be read, no plain file, or a name too long for a file
+    except OSError as error:  # no permission, or a name too long for the file system
         raise BadRequest(f"cannot open {bounds.printable(str(path), 80)}: {error.strerror}") from error
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    meant = f"; did you mean {bounds.printable(', '.join(near), 150)}?" if near else ""
-    raise BadRequest(f"there is no file {told}{meant}")
+    suggestion = f"; did you mean {bounds.printable(', '.join(near), 150)}?" if near else ""
+    raise BadRequest(f"there is no file {name}{suggestion}")
 
 
 def sniff(path: Path) -> str | None:
-    """The container by its first bytes, as its demuxer is called; "webp" and "apng" are Pillow's, None is neither's."""
+    """Detect the container from its first bytes: FFmpeg's demuxer name, "webp" or "apng" (Pillow's), else None."""
     with path.open("rb") as file:
         head = file.read(16)
     if head[4:8] == b"ftyp":
@@ -58,18 +58,18 @@ def sniff(path: Path) -> str | None:
     return "gif" if head[:6] in (b"GIF87a", b"GIF89a") else None
 
 
-def located(path: Path) -> str:
-    """A path as FFmpeg's own address of a plain file: alone it would read ``a:b.mp4`` as a protocol's."""
+def file_url(path: Path) -> str:
+    """Return ``path`` as an FFmpeg file URL: FFmpeg would take the ``a:`` of ``a:b.mp4`` for a protocol."""
     return f"file:{os.fspath(path)}"
 
 
-def opened(path: Path, kind: str, max_pixels: int) -> Any:
-    """A PyAV container to read, of the format ``kind``; frames of more than ``max_pixels`` are refused by FFmpeg.
+def open_container(path: Path, kind: str, max_pixels: int) -> Any:
+    """Open a PyAV container of format ``kind`` for reading; FFmpeg rejects frames of more than ``max_pixels``.
 
-    A format of one file, and no protocol but that of plain files: nothing inside can make FFmpeg open anything else.
+    The fixed format and the file-only protocol whitelist prevent the content from making FFmpeg open anything else.
     """
     import av
 
-    # Opening may decode a frame to learn its format, so the limit has to be there before it.
+    # Opening may decode a frame to detect its format, so the limit must already be set.
     options = {"max_pixels": str(max_pixels), "protocol_whitelist": "file"}
-    return av.open(located(path), format=kind, options=options, metadata_errors="replace")
+    return av.open(file_url(path), format=kind, options=options, metadata_errors="replace")

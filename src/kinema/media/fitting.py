@@ -1,4 +1,4 @@
-"""A picture of one shape brought to another, its aspect kept: where it is cut, how it is scaled, what is said of it."""
+"""Resize frames to another aspect ratio by cropping or padding."""
 
 from __future__ import annotations
 
@@ -15,77 +15,78 @@ from kinema.schema import BadRequest, Fit
 
 @dataclass(frozen=True)
 class Fitting:
-    """Cut to ``kept`` in the middle, scaled to ``scaled``, put in the middle of ``whole``; each (height, width)."""
+    """Crop centrally to ``cropped``, scale to ``scaled``, pad centrally to ``target``; each (height, width)."""
 
     source: tuple[int, int]
-    kept: tuple[int, int]
+    cropped: tuple[int, int]
     scaled: tuple[int, int]
-    whole: tuple[int, int]
+    target: tuple[int, int]
 
     @property
     def note(self) -> str | None:
-        """What it does as a sentence; None where it does nothing."""
-        if self.source == self.whole:
+        """One sentence that describes the change; None if there is none."""
+        if self.source == self.target:
             return None
-        cropped = "" if self.kept == self.source else f"cropped to {_by(self.kept)} and "
-        bars = "" if self.scaled == self.whole else f" and padded with black to {_by(self.whole)}"
-        return f"{_by(self.source)} was {cropped}resized to {_by(self.scaled)}{bars}"
+        crop = "" if self.cropped == self.source else f"cropped to {_by(self.cropped)} and "
+        bars = "" if self.scaled == self.target else f" and padded with black to {_by(self.target)}"
+        return f"{_by(self.source)} was {crop}resized to {_by(self.scaled)}{bars}"
 
 
 def plan(new: tuple[int, int], old: Sequence[int], how: Fit) -> Fitting:
-    """How a picture of ``old`` height and width gets ``new`` ones: "crop" cuts the overhang, "pad" adds bars."""
+    """How to fit a frame of (height, width) ``old`` to ``new``: "crop" cuts the excess, "pad" adds bars."""
     (old_height, old_width), (height, width) = old, new
     if how not in ("crop", "pad"):
         raise BadRequest(f"fit is {how!r}; expected crop or pad")
-    was = (old_height, old_width)
-    if min(*was, *new) < 1:
-        raise BadRequest(f"{_by(was)} cannot become {_by(new)}; expected sides of at least one pixel")
+    source = (old_height, old_width)
+    if min(*source, *new) < 1:
+        raise BadRequest(f"cannot resize {_by(source)} to {_by(new)}; expected sides of at least 1 pixel")
     if how == "crop":
-        # Cutting first, in source pixels, means that no pixel is resized only to be thrown away.
-        kept_h = min(old_height, max(1, round(old_width * height / width)))
-        kept_w = min(old_width, max(1, round(old_height * width / height)))
-        return Fitting(was, (kept_h, kept_w), new, new)
+        # Crop first, in source pixels, so that no pixel is resized and then discarded.
+        crop_h = min(old_height, max(1, round(old_width * height / width)))
+        crop_w = min(old_width, max(1, round(old_height * width / height)))
+        return Fitting(source, (crop_h, crop_w), new, new)
     scale = min(height / old_height, width / old_width)
     scaled_h = max(1, min(height, round(old_height * scale)))
     scaled_w = max(1, min(width, round(old_width * scale)))
-    return Fitting(was, was, (scaled_h, scaled_w), new)
+    return Fitting(source, source, (scaled_h, scaled_w), new)
 
 
 def fit_note(height: int, width: int, old_height: int, old_width: int, how: Fit = "crop") -> str | None:
-    """The sentence that `fit` gives for a video of old_height×old_width brought to height×width, or None."""
+    """Return `fit`'s note for a video of old_height×old_width resized to height×width, or None."""
     return plan((height, width), (old_height, old_width), how).note
 
 
 def fit(video_BCTHW: Tensor, height: int, width: int, how: Fit = "crop") -> tuple[Tensor, str | None]:
-    """Bring a video to height×width with its aspect kept; the second value says what was done, or None.
+    """Resize a video to height×width at its own aspect ratio; also returns a note on what was done, or None.
 
-    "crop" cuts the overhang evenly from both sides, "pad" adds black bars; the resize is antialiased
-    bicubic. A video that has the size already is returned untouched.
+    "crop" cuts the excess evenly from both sides, "pad" adds black bars; resizing is antialiased
+    bicubic. A video that already has the size is returned unchanged.
     """
-    made = plan((height, width), video_BCTHW.shape[-2:], how)
-    if made.note is None:
+    fitting = plan((height, width), video_BCTHW.shape[-2:], how)
+    if fitting.note is None:
         return video_BCTHW, None
     fitted = video_BCTHW.new_full((*video_BCTHW.shape[:-2], height, width), -1.0)
-    inside, cut = _middle(fitted, made.scaled), _middle(video_BCTHW, made.kept)
+    inside, cut = _middle(fitted, fitting.scaled), _middle(video_BCTHW, fitting.cropped)
     for b in range(cut.shape[0]):
-        for t in range(cut.shape[2]):  # frame by frame: a long clip must not be held twice in float
-            inside[b, :, t] = _resized(cut[b, :, t].float(), made.scaled).clamp_(-1, 1)
-    return fitted, made.note
+        for t in range(cut.shape[2]):  # frame by frame: a second float copy of a long clip may not fit in memory
+            inside[b, :, t] = _resized(cut[b, :, t].float(), fitting.scaled).clamp_(-1, 1)
+    return fitted, fitting.note
 
 
 def fit_frame(frame_HWC: np.ndarray, height: int, width: int, how: Fit = "crop") -> np.ndarray:
-    """`fit` of one uint8 frame H×W×3, rounded to whole levels."""
-    made = plan((height, width), frame_HWC.shape[:2], how)
-    if made.note is None:
+    """`fit` for one uint8 H×W×3 frame, rounded to whole levels."""
+    fitting = plan((height, width), frame_HWC.shape[:2], how)
+    if fitting.note is None:
         return frame_HWC
     fitted_CHW = torch.zeros(3, height, width, dtype=torch.uint8)
-    cut_CHW = _middle(torch.from_numpy(np.require(frame_HWC, requirements=("C", "W"))).permute(2, 0, 1), made.kept)
-    _middle(fitted_CHW, made.scaled).copy_(scaled(cut_CHW, made.scaled))
+    frame_CHW = torch.from_numpy(np.require(frame_HWC, requirements=("C", "W"))).permute(2, 0, 1)
+    cut_CHW = _middle(frame_CHW, fitting.cropped)
+    _middle(fitted_CHW, fitting.scaled).copy_(scaled(cut_CHW, fitting.scaled))
     return fitted_CHW.permute(1, 2, 0).contiguous().numpy()
 
 
 def scaled(frame_CHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """A uint8 frame at another (height, width), antialiased bicubic, in whole levels."""
+    """Resize a uint8 frame to (height, width), antialiased bicubic, rounded to whole levels."""
     if frame_CHW.shape[-2:] == size:
         return frame_CHW.contiguous()
     return _resized(frame_CHW.float(), size).round_().clamp_(0, 255).to(torch.uint8)
@@ -98,7 +99,7 @@ def _resized(frame_CHW: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _middle(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """A view of the middle of the last two axes."""
+    """View the centre of the last two axes."""
     top, left = (pixels.shape[-2] - size[0]) // 2, (pixels.shape[-1] - size[1]) // 2
     return pixels[..., top : top + size[0], left : left + size[1]]
 

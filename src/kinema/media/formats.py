@@ -1,6 +1,6 @@
-"""How each format holds a clip: its limits, told before the work, and its encoder.
+"""Output formats: limits, checked before sampling, and encoders.
 
-Frames are uint8 T×H×W×3 here; ``part`` is the hidden file that `kinema.atomic.replacing` gives its name in the end.
+Frames are uint8 T×H×W×3; ``part`` is the temporary file that `kinema.atomic.replacing` renames at the end.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kinema.media import metadata, sound
-from kinema.media.colour import exact
-from kinema.media.containers import located
+from kinema.media.colour import swscale_flags
+from kinema.media.containers import file_url
 from kinema.media.timing import RATES
 from kinema.schema import BadRequest, Shape
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CRF = 12
-"""Visually lossless at the sizes of pocket models, where one macroblock is a good part of the picture."""
+"""Visually lossless at pocket-model sizes, where one macroblock is a large part of the image."""
 WEBP_QUALITY = 95
 MAX_SIDES = {".gif": 65_535, ".webp": 16_383}
-"""What 16 bits and 14 bits can count."""
+"""Largest 16-bit and 14-bit values."""
 _BT709 = 1
 _LIMITED = 1
 
@@ -37,9 +37,9 @@ Tags = dict[str, str]
 
 @dataclass(frozen=True)
 class Clock:
-    """How a format counts time: so many ticks a second, and the fewest that viewers show a frame for.
+    """A format's time base: ticks per second, and the least ticks that viewers honour for a frame.
 
-    Browsers show a frame of 10 ms or less for 100 ms, so that a faster clip would play at a tenth of its speed.
+    Browsers show a frame of 10 ms or less for 100 ms, so a faster clip would play at a tenth of its speed.
     """
 
     ticks: int
@@ -53,22 +53,22 @@ CLOCKS = {".gif": Clock(100, 2), ".webp": Clock(1000, 11)}
 
 
 def rate_of(fps: float) -> Fraction:
-    """Frames per second as a fraction, NTSC's 30000/1001 included. Raises `BadRequest` outside 0.1 to 240."""
+    """Convert frames per second to a fraction, including NTSC's 30000/1001. Raises `BadRequest` outside 0.1 to 240."""
     if not (math.isfinite(fps) and RATES[0] <= fps <= RATES[1]):
         raise BadRequest(f"fps is {fps:g}; expected {RATES[0]:g} to {RATES[1]:g}")
     return Fraction(fps).limit_denominator(1001)
 
 
 def check(suffix: str, shape: Shape, fps: float) -> list[str]:
-    """What a file with this suffix changes of a clip (a row added, frames left out), as sentences for the user.
+    """Return notes on what a file with this suffix changes in a clip (padding, dropped frames).
 
-    Raises `BadRequest` for a clip that the format cannot hold, or for which no encoder is installed.
+    Raises `BadRequest` if the format cannot hold the clip or its encoder is not installed.
     """
     rate, size = rate_of(fps), f"{shape.width}×{shape.height}"
     if max(shape.height, shape.width) > MAX_SIDES.get(suffix, math.inf):
         raise BadRequest(
-            f"a {suffix[1:]} holds sides of at most {MAX_SIDES[suffix]:,} pixels, and this clip is {size}; "
-            "ask for a smaller size or zoom, or write png frames"
+            f"the clip is {size}, but a {suffix[1:]} is limited to {MAX_SIDES[suffix]:,} pixels per side; "
+            "use a smaller size or zoom, or write png frames"
         )
     if suffix == ".mp4":
         padded, note = even(shape.height, shape.width)
@@ -78,57 +78,57 @@ def check(suffix: str, shape: Shape, fps: float) -> list[str]:
         from PIL import features
 
         if not features.check("webp"):
-            raise BadRequest("this Pillow cannot write WebP; name an .mp4, a .gif or a .png")
+            raise BadRequest("the installed Pillow cannot write WebP; write an .mp4, .gif or .png")
     if suffix == ".gif":
         _try(lambda container: _gif(container, shape.height, shape.width), "GIF", shape.height, shape.width)
     if suffix in CLOCKS:
-        return thinned(suffix, shape.frames, rate)
+        return dropped_note(suffix, shape.frames, rate)
     return []
 
 
 def even(height: int, width: int) -> tuple[tuple[int, int], str | None]:
-    """(height, width) as yuv420p holds them, which halves the colour, and a sentence where a side was odd."""
+    """Return the even (height, width) that yuv420p requires, and a note if a side was odd."""
     padded = (height + height % 2, width + width % 2)
     if padded == (height, width):
         return padded, None
     after = f"{padded[1]}×{padded[0]}"
-    return padded, f"{width}×{height} was padded to {after} by repeating the edge: an mp4 needs even sides"
+    return padded, f"{width}×{height} was padded to {after} by repeating the edge: an mp4 requires even sides"
 
 
-def thinned(suffix: str, frames: int, rate: Fraction) -> list[str]:
-    """The sentence that tells of frames which the format has no time for, if there are any."""
-    kept = len(paced(CLOCKS[suffix], frames, rate)[0])
+def dropped_note(suffix: str, frames: int, rate: Fraction) -> list[str]:
+    """Return a note on the frames that the format drops because of its frame rate limit, if any."""
+    kept = len(frame_timing(CLOCKS[suffix], frames, rate)[0])
     if kept == frames:
         return []
     clock = CLOCKS[suffix]
     return [
-        f"a {suffix[1:]} shows at most {clock.ticks // clock.least} frames a second: {kept} of {frames} frames are "
-        f"written, and the clip still lasts {float(frames / rate):.3g} s"
+        f"a {suffix[1:]} shows at most {clock.ticks // clock.least} frames per second: {kept} of {frames} frames are "
+        f"written; the duration stays {float(frames / rate):.3g} s"
     ]
 
 
-def paced(clock: Clock, frames: int, rate: Fraction) -> tuple[list[int], list[int]]:
-    """(the frames that are written, the ticks that each is shown for): as long in all as the clip, to the tick."""
+def frame_timing(clock: Clock, frames: int, rate: Fraction) -> tuple[list[int], list[int]]:
+    """Return (indices of the frames to write, ticks per frame); the ticks add up to the clip's duration."""
     whole = max(Fraction(frames * clock.ticks) / rate, Fraction(clock.least))
     count = min(frames, int(whole / clock.least))
     ends = [math.floor(whole * (index + 1) / count + Fraction(1, 2)) for index in range(count)]
-    shown = [(2 * index + 1) * frames // (2 * count) for index in range(count)]
-    return shown, [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    indices = [(2 * index + 1) * frames // (2 * count) for index in range(count)]
+    return indices, [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 def _try(add: Callable[[Any], Any], name: str, height: int, width: int) -> None:
-    """Open an encoder at its size and rate: only a try tells whether it is installed, and what it takes."""
+    """Open an encoder at this size and rate: only trying shows whether it is installed and supports them."""
     import av
 
     try:
         with av.open(io.BytesIO(), "w", format="mp4" if name == "H.264" else "gif") as container:
             add(container).codec_context.open()
     except av.codec.codec.UnknownCodecError as error:
-        raise BadRequest(f"this PyAV has no encoder for {name}; name an output of another format") from error
+        raise BadRequest(f"the installed PyAV has no {name} encoder; write another format") from error
     except av.FFmpegError as error:
         raise BadRequest(
-            f"{name} cannot hold frames of {width}×{height}: 16,384×8,192 is about the most; "
-            "ask for a smaller size or zoom, or write png frames"
+            f"the {name} encoder does not support {width}×{height} (the limit is about 16,384×8,192); "
+            "use a smaller size or zoom, or write png frames"
         ) from error
 
 
@@ -141,32 +141,32 @@ def write_mp4(
     part: Path,
     tags: Tags,
     crf: float | None = None,
-    heard: bytes | None = None,
+    audio: bytes | None = None,
 ) -> None:
-    """h264 yuv420p BT.709 with the index first, and the sound of `kinema.media.sound`; sides must be even."""
+    """Write h264 yuv420p BT.709 with the index first, and the audio from `kinema.media.sound`; sides must be even."""
     import av
     from av.video.reformatter import ColorRange, Colorspace
 
-    # `use_metadata_tags` lets a container that knows only iTunes atoms carry names of our own.
-    # Without a limit on the wait, sound and pictures lie beside each other however long the clip is.
+    # `use_metadata_tags` allows custom tag names in mp4; without a limit on the interleaving delay, audio and video
+    # packets stay interleaved however long the clip is.
     options = {"movflags": "use_metadata_tags+faststart", "max_interleave_delta": "0"}
-    with av.open(located(part), "w", format="mp4", options=options) as container:
+    with av.open(file_url(part), "w", format="mp4", options=options) as container:
         container.metadata.update(tags)
         height, width = frames_THWC.shape[1:3]
         stream = _x264(container, height, width, rate, CRF if crf is None else crf)
 
         def convert(frame: av.VideoFrame) -> av.VideoFrame:
-            made = frame.reformat(
+            converted = frame.reformat(
                 format="yuv420p",
                 dst_colorspace=Colorspace.ITU709,
                 dst_color_range=ColorRange.MPEG,
-                interpolation=exact(),
+                interpolation=swscale_flags(),
             )
-            made.colorspace, made.color_range = _BT709, _LIMITED
-            return made
+            converted.colorspace, converted.color_range = _BT709, _LIMITED
+            return converted
 
-        if heard is not None:
-            sound.add(container, heard)
+        if audio is not None:
+            sound.add(container, audio)
         _encode(container, stream, frames_THWC, range(len(frames_THWC)), 1 / rate, convert)
 
 
@@ -183,21 +183,21 @@ def _x264(container: Any, height: int, width: int, rate: Fraction, crf: float) -
 
 
 def write_gif(frames_THWC: np.ndarray, rate: Fraction, part: Path, tags: Tags) -> None:
-    """One palette for the whole clip and an ordered dither, which stands still where the picture does."""
+    """Write a gif with one palette for the whole clip; ordered dither does not flicker in still areas."""
     import av
 
     clock = CLOCKS[".gif"]
-    shown, holds = paced(clock, len(frames_THWC), rate)
-    frames_THWC = frames_THWC[shown]
+    indices, holds = frame_timing(clock, len(frames_THWC), rate)
+    frames_THWC = frames_THWC[indices]
     starts = [sum(holds[:index]) for index in range(len(holds))]
     with io.BytesIO() as raw:
-        # A delay is the time to the next frame, so that of the last is told by itself.
+        # A gif delay is the time to the next frame, so the last frame's is set separately.
         options = {"loop": "0", "final_delay": str(holds[-1])}
         with av.open(raw, "w", format="gif", options=options) as container:
             stream = _gif(container, *frames_THWC.shape[1:3])
             _encode(container, stream, frames_THWC, starts, Fraction(1, clock.ticks), _Palette(frames_THWC))
         data = raw.getvalue()
-    # The comment goes where every reader finds it: after the header and its colour table.
+    # Insert the comment where every reader looks for it: after the header and its colour table.
     table = 3 * 2 ** ((data[10] & 7) + 1) if data[10] & 0x80 else 0
     part.write_bytes(data[: 13 + table] + metadata.gif_comment(tags) + data[13 + table :])
 
@@ -210,26 +210,26 @@ def _gif(container: Any, height: int, width: int) -> Any:
 
 
 class _Palette:
-    """Maps RGB frames to one palette of 256 colours made from all of them."""
+    """Maps RGB frames to one palette of 256 colours computed from all of them."""
 
     def __init__(self, frames_THWC: np.ndarray) -> None:
         import av
 
         height, width = frames_THWC.shape[1:3]
-        make = av.filter.Graph()
-        source = make.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=Fraction(1, 25))
-        make.link_nodes(source, make.add("palettegen", "reserve_transparent=0"), make.add("buffersink")).configure()
+        graph = av.filter.Graph()
+        source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=Fraction(1, 25))
+        graph.link_nodes(source, graph.add("palettegen", "reserve_transparent=0"), graph.add("buffersink")).configure()
         for index, frame_HWC in enumerate(frames_THWC):
-            make.push(_frame(frame_HWC, index, Fraction(1, 25)))
-        make.push(None)
-        self.palette: Any = make.pull()
+            graph.push(_frame(frame_HWC, index, Fraction(1, 25)))
+        graph.push(None)
+        self.palette: Any = graph.pull()
         self.height, self.width = height, width
 
     def __call__(self, frame: Any) -> Any:
         import av
 
         graph = av.filter.Graph()
-        picture = graph.add_buffer(
+        video = graph.add_buffer(
             width=self.width, height=self.height, format=av.VideoFormat("rgb24"), time_base=frame.time_base
         )
         colours = graph.add_buffer(
@@ -239,22 +239,22 @@ class _Palette:
             time_base=frame.time_base,
         )
         use = graph.add("paletteuse", "dither=bayer:bayer_scale=3")
-        picture.link_to(use, 0, 0)
+        video.link_to(use, 0, 0)
         colours.link_to(use, 0, 1)
         use.link_to(graph.add("buffersink"))
         graph.configure()
         self.palette.pts, self.palette.time_base = frame.pts, frame.time_base
-        picture.push(frame)
-        picture.push(None)
+        video.push(frame)
+        video.push(None)
         colours.push(self.palette)
         colours.push(None)
         return graph.pull()
 
 
 def write_webp(frames_THWC: np.ndarray, rate: Fraction, part: Path, tags: Tags, method: int = 4) -> None:
-    """Lossy, looping. ``method`` is the encoder's effort, 0 (fastest) to 6 (smallest)."""
-    shown, holds = paced(CLOCKS[".webp"], len(frames_THWC), rate)
-    first, *rest = _pictures(frames_THWC, shown)
+    """Write a lossy, looping webp. ``method`` is the encoder's effort, 0 (fastest) to 6 (smallest)."""
+    indices, holds = frame_timing(CLOCKS[".webp"], len(frames_THWC), rate)
+    first, *rest = _images(frames_THWC, indices)
     first.save(
         part,
         format="WEBP",
@@ -270,7 +270,7 @@ def write_webp(frames_THWC: np.ndarray, rate: Fraction, part: Path, tags: Tags, 
 
 
 def write_png(frame_HWC: np.ndarray, part: Path, tags: Tags) -> None:
-    """One picture."""
+    """Write one image."""
     from PIL import Image, PngImagePlugin
 
     chunks = PngImagePlugin.PngInfo()
@@ -300,13 +300,13 @@ def _encode(
     convert: Callable[[Any], Any],
 ) -> None:
     for start, pixels_HWC in zip(starts, frames_THWC, strict=True):
-        made = convert(_frame(pixels_HWC, start, time_base))
-        made.pts, made.time_base = start, time_base
-        container.mux(stream.encode(made))
+        converted = convert(_frame(pixels_HWC, start, time_base))
+        converted.pts, converted.time_base = start, time_base
+        container.mux(stream.encode(converted))
     container.mux(stream.encode())
 
 
-def _pictures(frames_THWC: np.ndarray, shown: Sequence[int]) -> list[Image]:
+def _images(frames_THWC: np.ndarray, indices: Sequence[int]) -> list[Image]:
     from PIL import Image
 
-    return [Image.fromarray(frames_THWC[index]) for index in shown]
+    return [Image.fromarray(frames_THWC[index]) for index in indices]

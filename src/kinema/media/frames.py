@@ -1,7 +1,7 @@
-"""One decoded frame to upright sRGB pixels, by everything that describes it.
+"""Convert a decoded video frame to upright sRGB pixels.
 
-The frame's own tags come first, then those of its stream, which are the container's. A tag whose number means nothing
-counts as not given: it says nothing about the pixels, and must not keep them from being shown.
+The frame's own tags take precedence over those of its stream, which come from the container. Undefined tag values are
+treated as unspecified, so that they do not keep a frame from being displayed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from kinema.media import hdr
-from kinema.media.colour import exact, over_black
+from kinema.media.colour import over_black, swscale_flags
 from kinema.media.hdr import Look
 from kinema.media.profiles import frame_in_srgb
 from kinema.schema import BadRequest
@@ -22,20 +22,20 @@ from kinema.schema import BadRequest
 _UNSPECIFIED = 2
 _YCGCO, _2020_CL, _BY_PRIMARIES, _BY_PRIMARIES_CL, _ICTCP = 8, 10, 12, 13, 14
 _SCALED = {1, 4, 5, 6, 7, 9}
-"""Matrices that swscale knows: BT.709, FCC, BT.601 (twice), SMPTE 240M, BT.2020."""
+"""Matrices that swscale supports: BT.709, FCC, BT.601 (twice), SMPTE 240M, BT.2020."""
 _FROM_YCGCO = np.array([[1, -1, 1], [1, 1, 0], [1, -1, -1]])
 _FROM_ICTCP_PQ = np.linalg.inv(np.array([[2048, 2048, 0], [6610, -13613, 7003], [17933, -17390, -543]]) / 4096)
 _FROM_ICTCP_HLG = np.linalg.inv(np.array([[2048, 2048, 0], [3625, -7465, 3840], [9500, -9212, -288]]) / 4096)
 _LIMITED, _FULL = 1, 2
 _SWAPPED = {f"{order}{bits}be": f"{order}{bits}le" for order in ("rgb", "bgr") for bits in (555, 565)}
-"""swscale reads these as if their bytes lay the other way round."""
+"""swscale reads these with the wrong byte order."""
 _FATAL = {"yaf32be", "yaf32le"}
-"""swscale aborts the whole process over these."""
+"""swscale aborts the process on these formats."""
 
 
 @dataclass(frozen=True)
-class Tags:
-    """Matrix, transfer and primaries as they are told, by the numbers of H.273; a range of 1 is limited, 2 full."""
+class ColourTags:
+    """Colour matrix, range (1 limited, 2 full), transfer and primaries as H.273 code points."""
 
     matrix: int = _UNSPECIFIED
     range: int = 0
@@ -43,70 +43,70 @@ class Tags:
     primaries: int = _UNSPECIFIED
 
     @classmethod
-    def of(cls, told: Any) -> Tags:
-        """Those of a frame or of a codec's context."""
-        return cls(told.colorspace, told.color_range, told.color_trc, told.color_primaries)
+    def of(cls, source: Any) -> ColourTags:
+        """Tags of a frame or codec context."""
+        return cls(source.colorspace, source.color_range, source.color_trc, source.color_primaries)
 
-    def over(self, under: Tags) -> Tags:
-        """These, and where one of them says nothing that is known, the one ``under`` it."""
-        return Tags(
-            self.matrix if self.matrix in _SCALED | {_YCGCO, 10, 12, 13, _ICTCP} else under.matrix,
-            self.range if self.range in (_LIMITED, _FULL) else under.range,
-            self.transfer if self.transfer in range(1, 19) and self.transfer not in (2, 3) else under.transfer,
-            self.primaries if self.primaries in (*range(4, 13), 1, 22) else under.primaries,
+    def over(self, fallback: ColourTags) -> ColourTags:
+        """These tags, with undefined values taken from ``fallback``."""
+        return ColourTags(
+            self.matrix if self.matrix in _SCALED | {_YCGCO, 10, 12, 13, _ICTCP} else fallback.matrix,
+            self.range if self.range in (_LIMITED, _FULL) else fallback.range,
+            self.transfer if self.transfer in range(1, 19) and self.transfer not in (2, 3) else fallback.transfer,
+            self.primaries if self.primaries in (*range(4, 13), 1, 22) else fallback.primaries,
         )
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A decoded frame, what it is said to be, the shape of its pixels (width by height), and alpha that came apart."""
+class DecodedFrame:
+    """A decoded frame with its colour tags, pixel aspect ratio (width by height) and separately decoded alpha."""
 
     name: str
     frame: Any
-    tags: Tags
+    tags: ColourTags
     ratio: float = 1.0
     alpha: Any = None
     decoder: str = ""
 
     @property
     def look(self) -> Look:
-        profiled = replace(self.tags, transfer=_UNSPECIFIED, primaries=_UNSPECIFIED)  # a profile says it better
-        return _look(self.frame, profiled if "ICC_PROFILE" in self._beside else self.tags)
+        profiled = replace(self.tags, transfer=_UNSPECIFIED, primaries=_UNSPECIFIED)  # an ICC profile takes precedence
+        return _look(self.frame, profiled if "ICC_PROFILE" in self._side_data else self.tags)
 
     @property
     def nature(self) -> dict[str, str]:
-        """HDR and alpha by name, where the frame has them."""
-        light = {hdr.PQ: "PQ", hdr.HLG: "HLG"}.get(self.look.transfer)
-        # Every gif is decoded to pixels with alpha, whether or not one of them is clear.
+        """HDR and alpha by name, if the frame has them."""
+        hdr_name = {hdr.PQ: "PQ", hdr.HLG: "HLG"}.get(self.look.transfer)
+        # Every gif decodes to a format with alpha, even without transparent pixels.
         own = self.decoder != "gif" and any(c.is_alpha for c in self.frame.format.components)
-        sees_through = self.alpha is not None or own
-        return {**({"hdr": light} if light else {}), **({"alpha": "shown over black"} if sees_through else {})}
+        has_alpha = self.alpha is not None or own
+        return {**({"hdr": hdr_name} if hdr_name else {}), **({"alpha": "shown over black"} if has_alpha else {})}
 
     @property
-    def _beside(self) -> dict[str, bytes]:
-        return _side_data(self.frame, self.decoder)
+    def _side_data(self) -> dict[str, bytes]:
+        return _read_side_data(self.frame, self.decoder)
 
     def pixels(self) -> np.ndarray:
-        """uint8 H×W×3: square pixels, sRGB, alpha over black, turned upright. Raises `BadRequest`."""
+        """uint8 H×W×3: square pixels, sRGB, alpha over black, upright. Raises `BadRequest`."""
         import av
 
-        frame, look, size, beside = self.frame, self.look, self._size(), self._beside
+        frame, look, size, side_data = self.frame, self.look, self._size(), self._side_data
         try:
             signal_HWC = _signal(frame, self.tags, look, size)
             alpha_HW = None if self.alpha is None else _levels_of_alpha(self.alpha, frame, size)
         except (av.FFmpegError, ValueError) as error:
             raise BadRequest(
-                f"{self.name} has frames in the pixel format {frame.format.name}, which cannot be shown"
+                f"{self.name} uses the pixel format {frame.format.name}, which is not supported; convert it to yuv420p"
             ) from error
         colours_HWC, own_HW = signal_HWC[..., :3], signal_HWC[..., 3] if signal_HWC.shape[2] == 4 else None
         if signal_HWC.dtype == np.uint16:
-            colours_HWC = hdr.shown(colours_HWC, look)
+            colours_HWC = hdr.to_sdr(colours_HWC, look)
             own_HW = None if own_HW is None else (own_HW >> 8).astype(np.uint8)
-        colours_HWC = frame_in_srgb(colours_HWC, beside.get("ICC_PROFILE", b""))
+        colours_HWC = frame_in_srgb(colours_HWC, side_data.get("ICC_PROFILE", b""))
         for over_HW in (own_HW, alpha_HW):
             if over_HW is not None:
                 colours_HWC = over_black(np.dstack([colours_HWC, over_HW]))
-        return _upright(colours_HWC, _matrix(frame, beside))
+        return _upright(colours_HWC, _matrix(frame, side_data))
 
     def _size(self) -> dict[str, int]:
         if abs(self.ratio - 1) > 0.01 and 0.1 < self.ratio < 10:
@@ -114,24 +114,24 @@ class Shown:
         return {}
 
 
-def _look(frame: Any, tags: Tags) -> Look:
-    """What the tags mean for this frame."""
+def _look(frame: Any, tags: ColourTags) -> Look:
+    """Interpret the tags for this frame."""
     kinds = {hdr.PQ: hdr.PQ, hdr.HLG: hdr.HLG, hdr.LINEAR: hdr.LINEAR, hdr.SRGB: hdr.SRGB}
     transfer = kinds.get(tags.transfer, hdr.BT709)
-    wide = hdr.BT2020 if transfer in (hdr.PQ, hdr.HLG) else hdr.BT709  # BT.2100 has no other primaries
-    told = tags.primaries if tags.primaries != _UNSPECIFIED else wide
-    primaries = told if told in (hdr.BT2020, hdr.P3_DCI, hdr.P3_D65) else hdr.BT709
+    wide = hdr.BT2020 if transfer in (hdr.PQ, hdr.HLG) else hdr.BT709  # BT.2100 defines no others
+    tagged = tags.primaries if tags.primaries != _UNSPECIFIED else wide
+    primaries = tagged if tagged in (hdr.BT2020, hdr.P3_DCI, hdr.P3_D65) else hdr.BT709
     if tags.matrix == _ICTCP and _is_yuv(frame) and transfer in (hdr.PQ, hdr.HLG):
         return Look(transfer, hdr.BT2020, lms=True)
     if tags.range == _LIMITED and _is_grey(frame):
-        # swscale takes every grey to be of full range, whatever the frame says.
+        # swscale treats all grey as full range, whatever the tags.
         unit = 2 ** (frame.format.components[0].bits - 8)
         return Look(transfer, primaries, black=16 * unit / (256 * unit - 1), white=235 * unit / (256 * unit - 1))
     return Look(transfer, primaries)
 
 
-def _signal(frame: Any, tags: Tags, look: Look, size: dict[str, int]) -> np.ndarray:
-    """The frame as H×W×3 or ×4 (alpha) of full range: uint8 where its look is plain, otherwise uint16 or L'M'S'."""
+def _signal(frame: Any, tags: ColourTags, look: Look, size: dict[str, int]) -> np.ndarray:
+    """The frame as full-range H×W×3 (×4 with alpha): uint8 if its look is plain, otherwise uint16 R'G'B' or L'M'S'."""
     if frame.format.name in _FATAL:
         raise ValueError(frame.format.name)
     if frame.format.name in _SWAPPED:
@@ -141,25 +141,30 @@ def _signal(frame: Any, tags: Tags, look: Look, size: dict[str, int]) -> np.ndar
     frame.colorspace, frame.color_range = _scaled(tags), tags.range if tags.range in (_LIMITED, _FULL) else 0
     has_alpha = any(c.is_alpha for c in frame.format.components) or frame.format.name == "pal8"
     kind = ("rgba" if has_alpha else "rgb24") if look.plain else ("rgba64le" if has_alpha else "rgb48le")
-    return frame.to_ndarray(format=kind, interpolation=exact(), **size)
+    return frame.to_ndarray(format=kind, interpolation=swscale_flags(), **size)
 
 
-def _scaled(tags: Tags) -> int:
-    """The matrix for swscale. One that is not given is BT.601's: untagged clips are mostly made from RGB by FFmpeg."""
+def _scaled(tags: ColourTags) -> int:
+    """The matrix for swscale. An unspecified one means BT.601: FFmpeg makes most untagged clips from RGB with it."""
     if tags.matrix in (_BY_PRIMARIES, _BY_PRIMARIES_CL):
         return {hdr.BT709: 1, hdr.BT2020: 9}.get(tags.primaries, _UNSPECIFIED)
-    if tags.matrix == _2020_CL:  # constant luminance, of which no camera or encoder makes use: the nearest
+    if tags.matrix == _2020_CL:  # constant luminance is unused in practice: take the nearest
         return 9
     return tags.matrix if tags.matrix in _SCALED else _UNSPECIFIED
 
 
-def _by_hand(frame: Any, tags: Tags, look: Look, size: dict[str, int]) -> np.ndarray:
-    """YCgCo or ICtCp, of which swscale knows neither, to R'G'B' or L'M'S': uint16 H×W×3 (×4 with alpha)."""
+def _by_hand(frame: Any, tags: ColourTags, look: Look, size: dict[str, int]) -> np.ndarray:
+    """Convert YCgCo or ICtCp, which swscale does not support, to uint16 R'G'B' or L'M'S' H×W×3 (×4 with alpha)."""
     full = tags.range == _FULL or frame.format.name.startswith("yuvj")
     has_alpha = any(c.is_alpha for c in frame.format.components)
     frame.colorspace, frame.color_range = 1, _FULL if full else _LIMITED
-    kept = {"dst_colorspace": 1, "dst_color_range": _FULL if full else _LIMITED, "interpolation": exact(), **size}
-    stored_HWC = frame.reformat(format="yuv444p16le", **kept).to_ndarray(channel_last=True)
+    options = {
+        "dst_colorspace": 1,
+        "dst_color_range": _FULL if full else _LIMITED,
+        "interpolation": swscale_flags(),
+        **size,
+    }
+    stored_HWC = frame.reformat(format="yuv444p16le", **options).to_ndarray(channel_last=True)
     origin = np.array([0 if full else 4096, 32768, 32768], np.float32)
     unit = np.array([65535] * 3 if full else [219 * 256, 224 * 256, 224 * 256], np.float32)
     values_HWC = (stored_HWC - origin) / unit
@@ -168,13 +173,13 @@ def _by_hand(frame: Any, tags: Tags, look: Look, size: dict[str, int]) -> np.nda
     signal_HWC = (values_HWC @ matrix.T.astype(np.float32) * 65535).round().clip(0, 65535).astype(np.uint16)
     if not has_alpha:
         return signal_HWC
-    alpha_HW = frame.to_ndarray(format="rgba64le", interpolation=exact(), **size)[..., 3]
+    alpha_HW = frame.to_ndarray(format="rgba64le", interpolation=swscale_flags(), **size)[..., 3]
     return np.dstack([signal_HWC, alpha_HW])
 
 
 def _is_grey(frame: Any) -> bool:
     name = frame.format.name
-    return name.startswith(("gray", "ya8", "ya16")) and not name.startswith("grayf")  # floats begin at 0
+    return name.startswith(("gray", "ya8", "ya16")) and not name.startswith("grayf")  # float grey has black at 0
 
 
 def _is_yuv(frame: Any) -> bool:
@@ -183,43 +188,43 @@ def _is_yuv(frame: Any) -> bool:
 
 
 def _swapped(frame: Any) -> Any:
-    """The same frame with the two bytes of each pixel swapped."""
+    """The frame with the two bytes of each pixel swapped."""
     import av
 
-    made = av.VideoFrame(frame.width, frame.height, _SWAPPED[frame.format.name])
-    source, to = frame.planes[0], made.planes[0]
+    swapped = av.VideoFrame(frame.width, frame.height, _SWAPPED[frame.format.name])
+    source, target = frame.planes[0], swapped.planes[0]
     rows = np.frombuffer(source, np.uint16).reshape(frame.height, -1)[:, : frame.width].byteswap()
-    held = np.zeros((frame.height, to.line_size // 2), np.uint16)
-    held[:, : frame.width] = rows
-    to.update(held.tobytes())
-    return made
+    padded = np.zeros((frame.height, target.line_size // 2), np.uint16)
+    padded[:, : frame.width] = rows
+    target.update(padded.tobytes())
+    return swapped
 
 
 def _levels_of_alpha(alpha: Any, frame: Any, size: dict[str, int]) -> np.ndarray:
-    """uint8 H×W: the luma of a frame that holds nothing but alpha, which is of full range whatever it is tagged as."""
+    """Return uint8 H×W alpha from the luma of an alpha frame, which is full range whatever its tags."""
     alpha.color_range = _FULL
     size = size or {"width": frame.width, "height": frame.height}
-    return alpha.to_ndarray(format="gray", interpolation=exact(), dst_color_range=_FULL, **size)
+    return alpha.to_ndarray(format="gray", interpolation=swscale_flags(), dst_color_range=_FULL, **size)
 
 
-def _side_data(frame: Any, decoder: str) -> dict[str, bytes]:
-    """What comes beside the pixels, by FFmpeg's names for it."""
-    # PyAV frees a side datum's own dictionary, and the frame frees it again, which ends the process. The name of a
-    # PNG's profile is the only such dictionary that a decoder makes.
+def _read_side_data(frame: Any, decoder: str) -> dict[str, bytes]:
+    """Side data of a frame by FFmpeg type name."""
+    # PyAV frees the dictionary of a side data entry and the frame frees it again, which crashes the process. Only the
+    # png decoders attach such a dictionary (the ICC profile's name).
     if decoder in ("png", "apng"):
         return {}
     try:
         return {data.type.name: bytes(data) for data in frame.side_data}
-    except ValueError:  # a kind of side data that PyAV has no name for
+    except ValueError:  # a type of side data that PyAV does not name
         return {}
 
 
-def _matrix(frame: Any, beside: dict[str, bytes]) -> tuple[float, float, float, float]:
+def _matrix(frame: Any, side_data: dict[str, bytes]) -> tuple[float, float, float, float]:
     """The 2×2 part (a, b, c, d) of the display matrix: x' = a·x + c·y, y' = b·x + d·y."""
-    if "DISPLAYMATRIX" in beside:
-        a, b, _, c, d, *_ = struct.unpack("=9i", beside["DISPLAYMATRIX"])
+    if "DISPLAYMATRIX" in side_data:
+        a, b, _, c, d, *_ = struct.unpack("=9i", side_data["DISPLAYMATRIX"])
         return a, b, c, d
-    turn = math.radians(frame.rotation)  # the same matrix without its flips; 0 where there is none
+    turn = math.radians(frame.rotation)  # the same matrix without flips; 0 if there is none
     return math.cos(turn), -math.sin(turn), math.sin(turn), math.cos(turn)
 
 

@@ -1,9 +1,9 @@
-"""The recipe inside a file: what is written, and how it is read back.
+"""Write recipes into files and read them back.
 
-Every format carries the same small set of tags. `kinema` is the recipe as JSON (ASCII, so that no
-container's idea of text can harm it); `digitalSourceType` is the IPTC term for generated media and
-`comment` says the same to people. mp4 holds them as tags, gif as a comment block, webp as EXIF and
-XMP, png as text chunks and XMP, a folder of frames as ``recipe.json``.
+Every format carries the same tags. `kinema` is the recipe as JSON (ASCII, so that no container's text encoding can
+corrupt it); `digitalSourceType` is the IPTC term for generated media, and `comment` states the same in words. mp4
+stores them as tags, gif as a comment block, webp as EXIF and XMP, png as text chunks and XMP, a folder of frames as
+``recipe.json``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from kinema import bounds
 from kinema.media.ancillary import gif_comments, png_texts, webp_exif
-from kinema.media.containers import existing, opened, sniff
+from kinema.media.containers import existing, open_container, sniff
 from kinema.media.structure import check_whole
 from kinema.media.timing import MAX_FRAME_PIXELS
 from kinema.schema import BadRequest
@@ -27,7 +27,7 @@ GENERATED = "trainedAlgorithmicMedia"
 IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 NONE = "it was not written by Kinema, or its metadata was stripped"
 MAX_RECIPE = 1 << 20
-"""Bytes of JSON that are parsed: a recipe has a few thousand."""
+"""Largest JSON that is parsed, in bytes; a recipe has a few thousand."""
 
 _USER_COMMENT = 0x9286
 _EXIF_IFD = 0x8769
@@ -35,13 +35,13 @@ _ASCII = b"ASCII\0\0\0"
 
 
 def tags(recipe: Mapping[str, Any], *, generated: bool = True) -> dict[str, str]:
-    """The tags of a file: title, comment, recipe and, for generated media, the mark of it."""
+    """Tags of a file: title, comment, recipe and, for generated media, the IPTC marker."""
     try:
-        told = json.dumps(dict(recipe), sort_keys=True)
+        text = json.dumps(dict(recipe), sort_keys=True)
     except (TypeError, ValueError) as error:
-        raise BadRequest(f"the recipe holds something that is not plain data: {error}") from error
+        raise BadRequest(f"the recipe cannot be written as JSON: {error}") from error
     prompt = _printable(_prompt(recipe))
-    written = {"title": prompt or "Kinema clip", KEY: told}
+    written = {"title": prompt or "Kinema clip", KEY: text}
     if generated:
         about = f" Prompt: {prompt}" if prompt else ""
         written["comment"] = f"AI-generated video, made with Kinema.{about}"
@@ -50,7 +50,7 @@ def tags(recipe: Mapping[str, Any], *, generated: bool = True) -> dict[str, str]
 
 
 def xmp(generated: bool) -> bytes:
-    """An XMP packet with the IPTC digital source type, which is where pictures are expected to say it."""
+    """XMP packet with the IPTC digital source type."""
     kind = f' Iptc4xmpExt:DigitalSourceType="{IPTC}{GENERATED}"' if generated else ""
     return (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
@@ -61,7 +61,7 @@ def xmp(generated: bool) -> bytes:
 
 
 def exif(written: Mapping[str, str]) -> bytes:
-    """An EXIF block whose user comment is the tags as JSON."""
+    """EXIF block whose user comment holds the tags as JSON."""
     from PIL import Image
 
     block = Image.Exif()
@@ -72,59 +72,59 @@ def exif(written: Mapping[str, str]) -> bytes:
 
 
 def gif_comment(written: Mapping[str, str]) -> bytes:
-    """A GIF89a comment extension with the tags as JSON, in blocks of at most 255 bytes."""
+    """GIF89a comment extension with the tags as JSON, in blocks of at most 255 bytes."""
     text = json.dumps(dict(written)).encode("ascii")
     blocks = b"".join(bytes([len(text[i : i + 255])]) + text[i : i + 255] for i in range(0, len(text), 255))
     return b"\x21\xfe" + blocks + b"\x00"
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The recipe that Kinema wrote into ``path`` (mp4, gif, webp, png or a folder of frames).
+    """Read the recipe that Kinema wrote into ``path`` (mp4, gif, webp, png or a folder of frames).
 
-    Raises `BadRequest` where the file is missing, cannot be read, or holds none.
+    Raises `BadRequest` if the file is missing, unreadable or has no recipe.
     """
     found = find_recipe(path)
     if found is None:
-        raise BadRequest(f"{Path(path).name} holds no recipe: {NONE}")
+        raise BadRequest(f"{Path(path).name} has no recipe: {NONE}")
     return found
 
 
 def find_recipe(path: str | Path) -> dict[str, Any] | None:
-    """The recipe in ``path``, None where it holds none. Raises `BadRequest` for a missing file or a damaged recipe."""
+    """Read the recipe in ``path``; None if it has none. Raises `BadRequest` for a missing file or a damaged recipe."""
     path = existing(Path(path))
-    told = _find(path)
-    if told is None:
+    text = _find(path)
+    if text is None:
         return None
-    recipe = bounds.from_json(told, f"the recipe in {bounds.printable(path.name, 80)}", infinite=True)
+    recipe = bounds.from_json(text, f"the recipe in {bounds.printable(path.name, 80)}", infinite=True)
     if not isinstance(recipe, dict):
-        raise BadRequest(f"the recipe in {path.name} is not a list of named values")
+        raise BadRequest(f"the recipe in {path.name} is not a JSON object")
     return recipe
 
 
 def _find(path: Path) -> str | None:
     if path.is_dir():
-        beside = path / FOLDER_RECIPE
-        if not bounds.is_regular(beside) or beside.stat().st_size > MAX_RECIPE:
+        file = path / FOLDER_RECIPE
+        if not bounds.is_regular(file) or file.stat().st_size > MAX_RECIPE:
             return None
-        return _from_json(bounds.read_bytes(beside, MAX_RECIPE))
+        return _from_json(bounds.read_bytes(file, MAX_RECIPE))
     kind = sniff(path)
-    return _from_mp4(path) if kind == "mov" else _from_picture(path, kind)
+    return _from_mp4(path) if kind == "mov" else _from_image(path, kind)
 
 
 def _from_mp4(path: Path) -> str | None:
     import av
 
     try:
-        with opened(path, "mov", bounds.pixels(MAX_FRAME_PIXELS)) as container:
-            told = container.metadata.get(KEY)
+        with open_container(path, "mov", bounds.pixels(MAX_FRAME_PIXELS)) as container:
+            text = container.metadata.get(KEY)
     except av.FFmpegError as error:
-        check_whole(path, "mov")  # says where it is cut
+        check_whole(path, "mov")  # reports where it is cut
         raise BadRequest(f"{path.name} cannot be read as a video: it is damaged or cut short") from error
-    return told if told is None or len(told) <= MAX_RECIPE else None
+    return text if text is None or len(text) <= MAX_RECIPE else None
 
 
-def _from_picture(path: Path, kind: str | None) -> str | None:
-    """Found by the structure of the file alone, since Pillow refuses odd metadata, or unpacks all there is of it."""
+def _from_image(path: Path, kind: str | None) -> str | None:
+    """Find the recipe by the file's structure, since Pillow rejects unusual metadata or decompresses all of it."""
     if kind == "gif":
         return next((r for r in map(_from_json, gif_comments(path, MAX_RECIPE)) if r is not None), None)
     if kind == "webp":
@@ -133,8 +133,8 @@ def _from_picture(path: Path, kind: str | None) -> str | None:
     with path.open("rb") as file:
         if file.read(8) != b"\x89PNG\r\n\x1a\n":
             return None
-    told = next(png_texts(path, KEY, MAX_RECIPE), None)
-    return None if told is None else told.decode(errors="replace")
+    text = next(png_texts(path, KEY, MAX_RECIPE), None)
+    return None if text is None else text.decode(errors="replace")
 
 
 def _user_comment(block: bytes | None) -> bytes:
@@ -145,23 +145,23 @@ def _user_comment(block: bytes | None) -> bytes:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            told = Image.Exif()
-            told.load(block)
-            comment = told.get_ifd(_EXIF_IFD).get(_USER_COMMENT, b"")
-    except Exception:  # Pillow meets whatever bytes people have, and damaged metadata is no recipe
+            block_exif = Image.Exif()
+            block_exif.load(block)
+            comment = block_exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT, b"")
+    except Exception:  # Pillow raises anything on damaged metadata
         return b""
     return comment if isinstance(comment, bytes) else b""
 
 
 def _from_json(text: bytes | str) -> str | None:
-    """The recipe inside a JSON object of tags, or none where the text is something else."""
+    """Return the recipe in a JSON object of tags, or None."""
     if len(text) > MAX_RECIPE:
         return None
     try:
-        told = bounds.from_json(text, "its tags", infinite=True)
+        data = bounds.from_json(text, "its tags", infinite=True)
     except ValueError:
         return None
-    found = told.get(KEY) if isinstance(told, dict) else None
+    found = data.get(KEY) if isinstance(data, dict) else None
     if isinstance(found, dict):
         return json.dumps(found)
     return found if isinstance(found, str) else None
@@ -174,6 +174,6 @@ def _prompt(recipe: Mapping[str, Any]) -> str:
 
 
 def _printable(text: str) -> str:
-    """One line that every container can hold: no control characters, no lone surrogates."""
+    """Reduce to one line that every container can store: no control characters or lone surrogates."""
     clean = "".join(c if c.isprintable() else " " for c in text)
     return " ".join(clean.split())[:300]

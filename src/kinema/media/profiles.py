@@ -1,4 +1,4 @@
-"""Pictures in sRGB: by their ICC profile in every mode, by the gamma of a PNG; one that is damaged is ignored."""
+"""Convert images to sRGB by ICC profile or PNG gamma; a damaged profile is ignored."""
 
 from __future__ import annotations
 
@@ -16,79 +16,79 @@ if TYPE_CHECKING:
 
 _ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 _OF_MODE = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "LAB"}
-"""Which colours a profile has to describe to be one of a picture in this mode (ICC's signatures)."""
+"""ICC colour space that a profile must have for an image of this mode."""
 _SRGB_GAMMA = 1 / 2.2
 
 
-def levels(picture: Image) -> np.ndarray:
-    """A picture as uint8 H×W×3 in sRGB, alpha over black."""
-    told = picture.info
+def levels(image: Image) -> np.ndarray:
+    """Convert an image to uint8 H×W×3 sRGB, alpha over black."""
+    info = image.info
     alpha_HW = None
-    if picture.mode == "La":
-        picture = picture.convert("LA")  # the only way that Pillow knows from here
-    if picture.mode in _ALPHA or "transparency" in told:
-        whole = picture.convert("RGBA")  # divides by an alpha that was multiplied in (RGBa)
+    if image.mode == "La":
+        image = image.convert("LA")  # Pillow converts "La" to nothing else
+    if image.mode in _ALPHA or "transparency" in info:
+        whole = image.convert("RGBA")  # undoes premultiplied alpha (RGBa)
         alpha_HW = np.asarray(whole.getchannel("A"))
-        picture = whole.convert("L" if picture.mode in ("L", "LA", "1") else "RGB")
-    elif picture.mode not in _OF_MODE:
-        picture = picture.convert("L" if picture.mode == "1" else "RGB")
-    pixels_HWC = np.asarray(_in_srgb(picture, told))
+        image = whole.convert("L" if image.mode in ("L", "LA", "1") else "RGB")
+    elif image.mode not in _OF_MODE:
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    pixels_HWC = np.asarray(_in_srgb(image, info))
     return pixels_HWC if alpha_HW is None else over_black(np.dstack([pixels_HWC, alpha_HW]))
 
 
-def grey_curve(picture: Image) -> np.ndarray | None:
-    """For grey of more than 8 bits: sRGB of 0..1 at 256 even steps of the signal, or None where it is the signal."""
+def grey_curve(image: Image) -> np.ndarray | None:
+    """sRGB in 0..1 at 256 even steps of a >8-bit grey signal, or None if the signal is already sRGB."""
     from PIL import Image
 
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
-    shown_C = np.asarray(_in_srgb(ramp, picture.info))[0].mean(axis=-1)
-    return None if np.array_equal(shown_C, np.arange(256)) else shown_C / 255
+    srgb_C = np.asarray(_in_srgb(ramp, image.info))[0].mean(axis=-1)
+    return None if np.array_equal(srgb_C, np.arange(256)) else srgb_C / 255
 
 
 def frame_in_srgb(pixels_HWC: np.ndarray, profile: bytes) -> np.ndarray:
-    """uint8 H×W×3 of a video frame that brings an ICC profile (or none: empty), in sRGB."""
+    """Convert a uint8 H×W×3 video frame with an ICC profile (empty: none) to sRGB."""
     from PIL import Image
 
     return np.asarray(_in_srgb(Image.fromarray(pixels_HWC), {"icc_profile": profile})) if profile else pixels_HWC
 
 
-def _in_srgb(picture: Image, told: dict[Any, Any]) -> Image:
-    """A picture of mode L, RGB, CMYK or LAB in RGB and sRGB, by what it was ``told`` (Pillow's ``info``)."""
+def _in_srgb(image: Image, info: dict[Any, Any]) -> Image:
+    """Convert an image of mode L, RGB, CMYK or LAB to sRGB by ``info`` (Pillow's metadata)."""
     from PIL import ImageCms
 
-    profile = told.get("icc_profile")
-    if picture.mode == "LAB" or profile:
-        # A broken profile is common in old files, and the pixels are still a picture.
+    profile = info.get("icc_profile")
+    if image.mode == "LAB" or profile:
+        # Damaged profiles are common in old files whose pixels are fine.
         try:
-            return ImageCms.applyTransform(picture, _transform(profile, picture.mode)) or picture
+            return ImageCms.applyTransform(image, _transform(profile, image.mode)) or image
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
             pass
-    if picture.mode == "LAB":
-        return ImageCms.applyTransform(picture, _transform(None, "LAB")) or picture
-    gamma = told.get("gamma")
-    if not profile and "srgb" not in told and isinstance(gamma, float):
-        picture = _by_gamma(picture, gamma)
-    return picture.convert("RGB")
+    if image.mode == "LAB":
+        return ImageCms.applyTransform(image, _transform(None, "LAB")) or image
+    gamma = info.get("gamma")
+    if not profile and "srgb" not in info and isinstance(gamma, float):
+        image = _by_gamma(image, gamma)
+    return image.convert("RGB")
 
 
 @lru_cache(maxsize=8)
 def _transform(profile: bytes | None, mode: str) -> Any:
-    """From a profile (None is CIE L*a*b*) to sRGB; a `ValueError` where it is none of this mode."""
+    """Transform from a profile (None is CIE L*a*b*) to sRGB; raises `ValueError` if it does not match the mode."""
     from PIL import ImageCms
 
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
     source = lab if profile is None else ImageCms.getOpenProfile(io.BytesIO(profile))
-    described = source.profile.xcolor_space.strip().upper()
-    if described != _OF_MODE[mode]:
-        raise ValueError(f"a profile of {described} on a picture of {mode}")
-    # As littlecms shortens the way from grey, its darkest levels are off by up to ten.
+    space = source.profile.xcolor_space.strip().upper()
+    if space != _OF_MODE[mode]:
+        raise ValueError(f"{space} profile on an image of mode {mode}")
+    # littlecms's optimized path from grey is off by up to ten levels near black.
     flags = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
     return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB", flags=flags)
 
 
-def _by_gamma(picture: Image, gamma: float) -> Image:
-    """The colours of a PNG that gives the exponent of its signal, where that is not about sRGB's own."""
+def _by_gamma(image: Image, gamma: float) -> Image:
+    """Apply a PNG's gamma, unless it is close to sRGB's own."""
     if not 0.1 <= gamma <= 2 or abs(gamma / _SRGB_GAMMA - 1) < 0.05:
-        return picture
+        return image
     table = (srgb_signal((np.arange(256) / 255) ** (1 / gamma)) * 255).round().astype(np.uint8)
-    return picture.point(table.tolist() * len(picture.getbands()))
+    return image.point(table.tolist() * len(image.getbands()))

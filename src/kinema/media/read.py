@@ -1,8 +1,7 @@
-"""Videos and pictures in: any common file to a `Clip` or a tensor, within limits that are counted.
+"""Read videos and images of common formats as a `Clip` or tensor, within enforced limits.
 
-A file says what it likes about its size and length, so nothing here trusts a header: pixels, frames
-and seconds are counted as they are decoded, and only formats that carry pictures are opened (a
-playlist, which could name other files or addresses, is none of them).
+Headers are not trusted: pixels, frames and seconds are counted while decoding. Only media containers are opened, never
+playlists, which could refer to other files or addresses.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from kinema.media.pictures import (
     animated_frames,
     count_frames,
     folder_frames,
+    image_format,
     is_animated_avif,
     is_picture,
     read_image,
-    written_as,
 )
 from kinema.media.streams import check_count, stream_frames, survey
 from kinema.media.structure import animation, check_whole
@@ -52,20 +51,20 @@ from kinema.trim import Trim, trim_of
 __all__ = ["Probe", "facts", "fit", "fit_note", "probe", "read_image", "read_video", "timed_frames"]
 
 MAX_VIDEO_PIXELS = 2**29
-"""Frames × height × width that a clip may bring into memory (1.5 GiB as bytes)."""
+"""Largest frames × height × width of a clip in memory (1.5 GiB as bytes)."""
 STREAMED = ("mov", "matroska", "avi")
-"""Kinds whose frames are coded as video; a gif's are pictures."""
+"""Containers of coded video; a gif's frames are images."""
 MAX_SECONDS = 3600.0
 MAX_SHOWN = 2**21
-"""Frames that are counted where an uneven rate is brought to an even one: as many as a file may have."""
+"""Most frames counted when resampling an uneven rate to an even one; also the most a file may have."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a read would give: how many frames, at which rate, and their size in pixels.
+    """What a read returns: number of frames, rate, and size in pixels.
 
-    ``note`` is what a user is told of how its pixels were made, after the file's name (HDR that was tone-mapped).
-    ``begin`` and ``end`` are where it is in the file, in seconds after its first frame; an end of None is the file's.
+    ``note`` tells the user how pixels were converted (HDR tone mapping), and follows the file name.
+    ``begin`` and ``end`` are seconds after the file's first frame; an end of None is the end of the file.
     """
 
     frames: int
@@ -80,7 +79,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Keep:
-    """What is kept of the frames that come by: brought to ``size``, and the ``last`` ones only."""
+    """Which decoded frames to keep: the ``last`` ones only, resized to ``size``."""
 
     size: tuple[int, int, Fit] | None = None
     last: int | None = None
@@ -90,7 +89,7 @@ class Keep:
             raise BadRequest(f"last is {self.last}; expected at least 1")
 
     def limits(self, most: Limits) -> Limits:
-        """What may be decoded, where ``most`` may be kept."""
+        """Limits for decoding, given the limits ``most`` for what is kept."""
         return most if self.size is None else replace(most, pixels=bounds.pixels(MAX_FRAME_PIXELS))
 
 
@@ -106,23 +105,21 @@ def read_video(
     max_frames: int = MAX_FRAMES,
     max_pixels: int | None = None,
 ) -> Clip:
-    """Read mp4, mov, mkv, webm, avi, gif, webp or a folder of numbered pictures as a clip of batch 1.
+    """Read mp4, mov, mkv, webm, avi, gif, webp or a folder of numbered images as a clip of batch 1.
 
-    ``start`` and ``end`` trim it, as `kinema.trim` says, in seconds or frames: these are the frames that the whole
-    file gives at its own rate, ``[start:end]`` of them. Decoding begins at the key frame before the start where the
-    container can seek, and stops at the end. ``frames`` takes at most that many from there (a shorter clip gives what
-    it has), and nothing after them is decoded; ``fps`` resamples to that rate by nearest time stamp,
-    else the file's own rate is kept. A file of uneven rate is brought to an even one the same way, so
-    that motion keeps its speed. A folder without a recipe has no rate of its own: it is taken to be at
-    ``fps``, or 8. Of all that, ``last`` keeps the last frames only, and ``size`` (height, width, "crop"
-    or "pad") brings each to that size as `fit` does, in whole levels: a long clip costs what is kept.
+    ``start`` and ``end`` trim it (see `kinema.trim`), in seconds or frames, to ``[start:end]`` of the frames of the
+    whole file at its own rate. Decoding begins at the key frame before the start if the container can seek, and stops
+    at the end. ``frames`` limits the number of frames from there; later ones are not decoded. ``fps`` resamples to that
+    rate by nearest time stamp; by default the file's rate is kept. An uneven rate is resampled to an even one, so that
+    motion keeps its speed. A folder without a recipe is read at ``fps``, or 8. Of the result, ``last`` keeps only the
+    last frames, and ``size`` (height, width, "crop" or "pad") resizes each as `fit` does, rounded to whole levels, so
+    that memory use depends only on what is kept.
 
-    Rotation and flips of the display matrix and pixels that are not square are honoured; alpha is
-    over black. The best video stream is read. Returns video 1×3×T×H×W in [-1, 1] and no recipe
-    (`read_recipe` finds that). Raises `BadRequest` for a file that is missing, empty, cut short, no
-    video, longer than an hour, or beyond a limit: ``max_pixels`` counts T·H·W of what is kept (left out,
-    it is `MAX_VIDEO_PIXELS`, or what the user raised it to), and what is decoded is bounded by the
-    file's size, before decoding begins.
+    Rotation, flips and non-square pixels are honoured; alpha is composited over black. The video stream with the
+    largest frames is read. Returns video 1×3×T×H×W in [-1, 1] without a recipe (use `read_recipe`). Raises `BadRequest`
+    for a file that is missing, empty, truncated, not a video, longer than an hour, or over a limit: ``max_pixels``
+    bounds T·H·W of what is kept (default `MAX_VIDEO_PIXELS`, or the user's higher limit); decoding is bounded by the
+    file's size, checked before it begins.
     """
     path, keep = existing(Path(path)), Keep(size, last)
     most = bounds.pixels(MAX_VIDEO_PIXELS) if max_pixels is None else max_pixels
@@ -132,11 +129,11 @@ def read_video(
         part = found.part.at_most(frames)
         rate = found.fps if part.origin is None else None
 
-    def opened() -> tuple[float | None, Iterator[Timed]]:
+    def start_decoding() -> tuple[float | None, Iterator[Timed]]:
         own, timed = timed_frames(path, keep.limits(limits), part)
         return own if rate is None else rate, timed
 
-    frames_HWC, rate = _collect(path.name, opened, part, limits, keep)
+    frames_HWC, rate = _collect(path.name, start_decoding, part, limits, keep)
     return Clip(to_float(frames_HWC), rate)
 
 
@@ -146,24 +143,25 @@ def probe(
     start: str | float | None = None,
     end: str | float | None = None,
 ) -> Probe:
-    """What ``read_video(path, fps=fps, start=start, end=end)`` would give, by its time stamps: the pixels of one frame
-    are looked at, and what is trimmed away is not decoded where `read_video` does not.
+    """Predict ``read_video(path, fps=fps, start=start, end=end)`` from time stamps, decoding one frame.
 
-    A clip of more frames than one read may keep is counted too. Raises `BadRequest` as `read_video` does.
+    Trimmed frames are not decoded unless `read_video` would decode them.
+
+    Clips longer than one read allows are counted too. Raises `BadRequest` as `read_video` does.
     """
     path, trim = existing(Path(path)), trim_of(start, end)
-    if path.is_dir():  # its pictures may change while it does not
+    if path.is_dir():  # its files may change without changing the folder's time
         return _probed.__wrapped__(path, fps, trim, ())
-    told = path.stat()
-    return _probed(path, fps, trim, (told.st_ino, told.st_mtime_ns, told.st_size, bounds.pixels(0)))
+    stat = path.stat()
+    return _probed(path, fps, trim, (stat.st_ino, stat.st_mtime_ns, stat.st_size, bounds.pixels(0)))
 
 
 @lru_cache(maxsize=32)
 def _probed(path: Path, fps: float | None, trim: Trim, state: tuple[int, ...]) -> Probe:
-    """A request is probed by each step that reads its clip; the clip is decoded for the first of them."""
+    """Cached, since every task step that reads a clip probes it first."""
     if trim:
         return _trimmed(path, fps, trim, state)
-    own, times, shape = _decoded(path, Part(fps=fps), unkept())
+    own, times, shape = _decoded(path, Part(fps=fps), decode_limits())
     frames, rate = _counted(path.name, times, own, fps)
     return Probe(frames, rate, shape[0], shape[1], _note(times), part=Part(fps=fps))
 
@@ -171,7 +169,7 @@ def _probed(path: Path, fps: float | None, trim: Trim, state: tuple[int, ...]) -
 def _decoded(
     path: Path, part: Part, limits: Limits, most: int | None = None
 ) -> tuple[float | None, list[Timed], tuple[int, ...]]:
-    """The rate that a clip tells, the frames of a part without their pixels (``most`` of them), and their shape."""
+    """Return the known rate of a clip, at most ``most`` frames of a part without pixels, and the frame shape."""
     own, timed = timed_frames(path, limits, part)
     shape: tuple[int, ...] = ()
     times: list[Timed] = []
@@ -186,9 +184,9 @@ def _note(times: list[Timed]) -> str:
 
 
 def _trimmed(path: Path, fps: float | None, trim: Trim, state: tuple[int, ...]) -> Probe:
-    Part(fps=fps)  # refused before anything is opened
-    located = _located.__wrapped__ if path.is_dir() else _located
-    whole, taken, shape, note = located(path, fps if path.is_dir() else None, trim, state)
+    Part(fps=fps)  # validates fps before anything is opened
+    locate = _located.__wrapped__ if path.is_dir() else _located
+    whole, taken, shape, note = locate(path, fps if path.is_dir() else None, trim, state)
     part = part_of(taken, whole, fps)
     frames, rate = len(taken), part.fps or whole.rate
     if part.origin is not None:
@@ -202,32 +200,32 @@ def _trimmed(path: Path, fps: float | None, trim: Trim, state: tuple[int, ...]) 
 def _located(
     path: Path, fps: float | None, trim: Trim, _state: tuple[int, ...]
 ) -> tuple[Timeline, range, tuple[int, ...], str]:
-    """A clip, which of its frames a part has, the shape of one and a note on them; ``fps`` is a folder's.
+    """Return a clip's timeline, the frame range of the trim, a frame's shape and a note; ``fps`` is for folders.
 
-    Where the part lies is told by packets, and what they say of it is compared with its decoded frames. Where they
-    differ (a picture in two packets, frames that a decoder leaves out) the whole file is decoded.
+    The range is located by packets, then checked against the decoded frames. If they differ (a frame in two packets, or
+    frames that the decoder skips), the whole file is decoded.
     """
     for whole in _timelines(path, fps):
         taken = trim.frames(path.name, whole.frames, whole.rate)
         part = part_of(taken, whole, fps)
         needed = whole.needed(part)
-        _, times, shape = _decoded(path, part, unkept(), len(needed))
+        _, times, shape = _decoded(path, part, decode_limits(), len(needed))
         if [frame.time for frame in times] == [frame.time for frame in needed]:
             break
     return whole, taken, shape, _note(times)
 
 
 def _timelines(path: Path, fps: float | None) -> Iterator[Timeline]:
-    """The frames of a whole file by their times: as its packets tell them, then as they are decoded."""
-    kind, limits = None if path.is_dir() else sniff(path), replace(unkept(), seconds=float("inf"))
+    """Yield timelines of a whole file: first by its packets, then by its decoded frames."""
+    kind, limits = None if path.is_dir() else sniff(path), replace(decode_limits(), seconds=float("inf"))
     own, timed = timed_frames(path, limits, Part(fps=fps))
     keys: list[tuple[float, int]] = []
     if kind in (*STREAMED, "gif"):
         found = survey(path, kind, limits)
         keys = found.keys if kind in STREAMED else []
         timed = iter(found.timed)
-        begun = _decoded(path, Part(frames=1), limits, 1)[1]
-        if [frame.time for frame in begun] == [frame.time for frame in found.timed[:1]]:
+        first = _decoded(path, Part(frames=1), limits, 1)[1]
+        if [frame.time for frame in first] == [frame.time for frame in found.timed[:1]]:
             yield _timeline(path.name, list(within(path.name, timed, None, limits)), own, keys)
         timed = stream_frames(path, kind, limits, Part())
     times = [replace(frame, pixels=_nothing) for frame in within(path.name, timed, None, limits)]
@@ -239,30 +237,30 @@ def _timeline(name: str, times: list[Timed], own: float | None, keys: list[tuple
     return Timeline(times, frames, rate, own is not None or even_rate(times)[0], own, keys)
 
 
-def unkept() -> Limits:
-    """What may be decoded where nothing is kept."""
+def decode_limits() -> Limits:
+    """Decoding limits when no frames are kept."""
     return Limits(MAX_FRAMES, bounds.pixels(MAX_FRAME_PIXELS), MAX_SECONDS)
 
 
 def _counted(name: str, times: list[Timed], own: float | None, fps: float | None) -> tuple[int, float]:
-    """How many frames a read gives, and their rate. Raises `BadRequest` for more than `MAX_SHOWN` at an even rate."""
+    """Number of frames and rate of a read. Raises `BadRequest` for more than `MAX_SHOWN` frames when resampled."""
     even, rate = even_rate(times) if own is None else (True, own)
     if fps in (None, own) and even:
         return len(times), rate
     rate = rate if fps is None else fps
     frames = sum(1 for _ in resampled(iter(times), rate, MAX_SHOWN + 1))
     if frames > MAX_SHOWN:
-        raise BadRequest(f"{name} is more than {MAX_SHOWN:,} frames at its rate of {rate:g} fps; cut it to a part")
+        raise BadRequest(f"{name} has more than {MAX_SHOWN:,} frames at {rate:g} fps; cut it to the part you need")
     return frames, rate
 
 
 def facts(path: str | Path) -> dict[str, Any]:
-    """What a picture, clip or folder of frames is, for people: codec, frames, fps, width, height and sound.
+    """Describe an image, clip or folder of frames: codec, frames, fps, width, height and sound.
 
-    The values are those that a read gives; where a video's file stores others (frames that an edit list hides, a
-    picture on its side, an uneven rate) they stand in ``stored``. Packets are counted, and one frame is decoded. A
-    clip that is whole but refused by `read_video` (too long, too large) is described as it is stored, and ``refused``
-    is the sentence. Raises `BadRequest` for what is damaged, cut short or no clip or picture.
+    Values are those of a read; where the file stores others (frames hidden by an edit list, rotation, an uneven rate),
+    they are in ``stored``. Packets are counted and one frame is decoded. A whole clip that `read_video` rejects (too
+    long, too large) is described as stored, with the error message in ``refused``. Raises `BadRequest` for a file that
+    is damaged, truncated, or not a clip or image.
     """
     path = existing(Path(path))
     if path.is_dir():
@@ -271,39 +269,39 @@ def facts(path: str | Path) -> dict[str, Any]:
         return {"codec": "frames in a folder", "frames": found.frames, "fps": found.fps, **size}
     if is_picture(path):
         height, width = read_image(path).shape[-2:]
-        return {"codec": written_as(path), "frames": 1, "width": width, "height": height}
+        return {"codec": image_format(path), "frames": 1, "width": width, "height": height}
     kind = sniff(path)
     if kind is None:
         height, width = read_image(path).shape[-2:]
-        told = {"codec": written_as(path), "frames": count_frames(path), "width": width, "height": height}
-        return told | {"refused": _refusal(lambda: timed_frames(path, unkept(), Part()))}
+        entry = {"codec": image_format(path), "frames": count_frames(path), "width": width, "height": height}
+        return entry | {"refused": _refusal(lambda: timed_frames(path, decode_limits(), Part()))}
     return _facts_of_animation(path, kind) if kind in ("webp", "apng") else _facts(path, kind)
 
 
 def _facts_of_animation(path: Path, kind: str) -> dict[str, Any]:
     found = animation(path, kind)
-    unkept().check_frame(path.name, found.height, found.width)
-    height, width = animated_first(path, unkept()).shape[:2]
+    decode_limits().check_frame(path.name, found.height, found.width)
+    height, width = animated_first(path, decode_limits()).shape[:2]
     starts = np.cumsum([0.0, *found.holds]).tolist()
     timed = [Timed(at, hold, _nothing, clock=1e-3) for at, hold in zip(starts, found.holds, strict=False)]
     return {"codec": kind, **_timing(path, kind, timed, (len(timed), height, width)), "width": width, "height": height}
 
 
 def _facts(path: Path, kind: str) -> dict[str, Any]:
-    check_all_there(path, kind)
-    found = survey(path, kind, unkept())
-    first = next(stream_frames(path, kind, unkept(), Part(frames=1)), None)
+    check_stream(path, kind)
+    found = survey(path, kind, decode_limits())
+    first = next(stream_frames(path, kind, decode_limits(), Part(frames=1)), None)
     if first is None or not found.timed:
-        raise BadRequest(f"{path.name} holds no video frames")
+        raise BadRequest(f"{path.name} contains no video frames")
     height, width = first.pixels().shape[:2]
     timing = _timing(path, kind, found.timed, (found.packets, found.height, found.width))
     refused = {"refused": timing.pop("refused")} if "refused" in timing else {}
-    told = {**timing, "width": width, "height": height}
+    read_values = {**timing, "width": width, "height": height}
     kept = {"frames": found.packets, "fps": found.rate, "width": found.width, "height": found.height}
-    stored = {name: value for name, value in kept.items() if abs(value - told[name]) > 1e-3 * value}
+    stored = {name: value for name, value in kept.items() if abs(value - read_values[name]) > 1e-3 * value}
     return {
         "codec": found.codec,
-        **told,
+        **read_values,
         **({"stored": stored} if stored else {}),
         **({"sound": "; ".join(found.sound)} if found.sound else {}),
         **first.nature,
@@ -312,13 +310,13 @@ def _facts(path: Path, kind: str) -> dict[str, Any]:
 
 
 def _timing(path: Path, kind: str, timed: list[Timed], stored: tuple[int, int, int]) -> dict[str, Any]:
-    """The frames and rate that a read gives, or what is stored and the sentence by which a read refuses it."""
+    """Frames and rate of a read, or the stored ones and the message with which a read rejects them."""
     counted: list[tuple[int, float]] = []
 
     def read() -> None:
-        check_count(path, stored[0], unkept())
-        Budget.of(path.name, path.stat().st_size, "video" if kind in STREAMED else "pictures").check(*stored)
-        for _ in within(path.name, iter(timed), None, unkept()):
+        check_count(path, stored[0], decode_limits())
+        Budget.of(path.name, path.stat().st_size, "video" if kind in STREAMED else "images").check(*stored)
+        for _ in within(path.name, iter(timed), None, decode_limits()):
             pass
         counted.append(_counted(path.name, timed, None, None))
 
@@ -328,7 +326,7 @@ def _timing(path: Path, kind: str, timed: list[Timed], stored: tuple[int, int, i
 
 
 def _refusal(read: Callable[[], object]) -> str:
-    """The sentence by which something is refused; empty where it is not."""
+    """Return the message of the `BadRequest` that ``read`` raises; empty if none."""
     try:
         read()
     except BadRequest as error:
@@ -336,48 +334,46 @@ def _refusal(read: Callable[[], object]) -> str:
     return ""
 
 
-def check_all_there(path: Path, kind: str) -> None:
-    """Refuse a file of a stream's ``kind`` that is cut short, or a gif of too large a canvas."""
+def check_stream(path: Path, kind: str) -> None:
+    """Reject a truncated file of stream ``kind``, or a gif with too large a canvas."""
     if kind != "gif":
         check_whole(path, kind)
         return
     found = animation(path, kind)
-    unkept().check_frame(path.name, found.height, found.width)
+    decode_limits().check_frame(path.name, found.height, found.width)
 
 
 def timed_frames(path: Path, limits: Limits, part: Part) -> tuple[float | None, Iterator[Timed]]:
-    """(the rate where it is known before decoding, the frames) of a video file or folder that exists."""
+    """Return (rate, if known before decoding; frames) of an existing video file or folder."""
     if path.is_dir():
         return folder_frames(path, limits, part.fps)
     kind = sniff(path)
     if kind is None and is_animated_avif(path):
-        raise BadRequest(
-            f"{path.name} is an animated AVIF, which is not supported as a clip; convert it to mp4, webp or gif"
-        )
+        raise BadRequest(f"{path.name} is an animated AVIF, which is not supported; convert it to mp4, webp or gif")
     if kind is None:
-        raise BadRequest(f"{path.name} is not a video that can be read; expected mp4, mov, mkv, webm, avi, gif, webp")
+        raise BadRequest(f"{path.name} is not a supported video; expected mp4, mov, mkv, webm, avi, gif, webp")
     if kind in ("webp", "apng"):
         return None, animated_frames(path, kind, limits)
-    check_all_there(path, kind)
+    check_stream(path, kind)
     return None, stream_frames(path, kind, limits, part)
 
 
 def _collect(
     name: str,
-    opened: Callable[[], tuple[float | None, Iterator[Timed]]],
+    start_decoding: Callable[[], tuple[float | None, Iterator[Timed]]],
     part: Part,
     limits: Limits,
     keep: Keep,
 ) -> tuple[list[np.ndarray], float]:
-    """Decode and choose frames: uint8 H×W×3 each, and their rate."""
-    rate, timed = opened()
+    """Decode and select frames: uint8 H×W×3 each, and their rate."""
+    rate, timed = start_decoding()
     if part.fps is not None and part.fps != rate:
         return _at_rate(name, timed, part, limits, keep), part.fps
     times: list[Timed] = []
 
     def noted() -> Iterator[Callable[[], np.ndarray]]:
         for frame in within(name, timed, part.begin, limits):
-            times.append(replace(frame, pixels=_nothing))  # its pixels are kept; the decoder's frame may go
+            times.append(replace(frame, pixels=_nothing))  # lets the decoder free the frame
             yield frame.pixels
             if len(times) == part.frames:
                 return
@@ -389,9 +385,9 @@ def _collect(
     if even:
         return frames_HWC, rate
     if keep.last is not None:
-        # Which frames are the last ones at an even rate was not known while the others were let go.
-        return _at_rate(name, opened()[1], replace(part, fps=rate), limits, keep), rate
-    most = limits.frames + 1  # one more is refused below
+        # Which frames are the last ones at the even rate was unknown while the others were discarded.
+        return _at_rate(name, start_decoding()[1], replace(part, fps=rate), limits, keep), rate
+    most = limits.frames + 1  # the extra one is rejected below
     places = (replace(frame, pixels=partial(np.array, i)) for i, frame in enumerate(times))
     index = [int(frame.pixels()) for frame in resampled(places, rate, min(part.frames or most, most))]
     limits.check(name, len(index), len(index) * frames_HWC[0][..., 0].size)
@@ -399,8 +395,8 @@ def _collect(
 
 
 def _at_rate(name: str, timed: Iterator[Timed], part: Part, limits: Limits, keep: Keep) -> list[np.ndarray]:
-    shown = within(name, timed, part.begin, limits)
-    chosen = resampled(shown, part.fps or DEFAULT_FPS, part.frames, part.origin, part.skip)
+    frames = within(name, timed, part.begin, limits)
+    chosen = resampled(frames, part.fps or DEFAULT_FPS, part.frames, part.origin, part.skip)
     return _taken(name, (t.pixels for t in chosen), limits, keep)
 
 
@@ -409,12 +405,12 @@ def _nothing() -> np.ndarray:
 
 
 def _taken(name: str, pixels: Iterator[Callable[[], np.ndarray]], limits: Limits, keep: Keep) -> list[np.ndarray]:
-    """Decode frames one by one, counted against the limits, all of one size."""
+    """Decode frames one by one, checking limits and that all have one size."""
     taken: deque[np.ndarray] = deque(maxlen=keep.last)
     first: tuple[int, ...] = ()
     before: Callable[[], np.ndarray] | None = None
     for count, get in enumerate(pixels):
-        if get is before:  # a rate above the file's own shows a frame more than once
+        if get is before:  # a rate above the file's own repeats frames
             taken.append(taken[-1])
         else:
             frame_HWC = get()

@@ -1,8 +1,8 @@
-"""The sound of a clip: taken from the file that its frames came from, and carried into the mp4 that is written.
+"""Audio of a clip: extracted from the source file and written to the output mp4.
 
-It travels as an audio-only mp4 in memory, which is made and decoded once before the work: nothing can be wrong with
-it when the clip is written, and the file that it came from may be gone by then. Packets are copied where an mp4 can
-hold their codec, and become AAC otherwise.
+It is held in memory as an audio-only mp4, encoded and test-decoded before sampling, so that writing the clip cannot
+fail on it and the source file may disappear. Packets are copied if mp4 supports their codec, otherwise transcoded to
+AAC.
 """
 
 from __future__ import annotations
@@ -16,108 +16,108 @@ from typing import Any
 
 from kinema.bounds import printable
 from kinema.canvas import SoundSource
-from kinema.media.containers import opened, sniff
+from kinema.events import Note, OnEvent
+from kinema.media.containers import open_container, sniff
 from kinema.media.timing import MAX_FRAME_PIXELS
-from kinema.schema import Note, OnEvent
 
 COPIED = frozenset({"aac", "mp3", "ac3", "eac3", "opus", "alac", "flac"})
-"""Codecs that an mp4 holds and players know there."""
+"""Codecs that are valid in mp4 and widely supported by players."""
 AAC_RATES = frozenset({8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000})
 BITS_A_CHANNEL = 96_000
 PREROLL = Fraction(1, 10)
-"""Seconds before the first that is heard: decoders need some packets to begin with, and an edit list hides them."""
+"""Seconds of audio kept before the first audible sample for decoders to start with; an edit list hides them."""
 _DEFAULT = 0x1  # AV_DISPOSITION_DEFAULT
 _COVER = 0x400  # AV_DISPOSITION_ATTACHED_PIC
 
 
 @dataclass(frozen=True)
 class _Span:
-    """Seconds ``begin`` to ``end`` on a track's own clock, which are ``later`` seconds later in the clip."""
+    """Seconds ``begin`` to ``end`` on a track's own clock; ``later`` is the offset to the clip's clock."""
 
     begin: Fraction
     end: Fraction
     later: Fraction
 
 
-def carried(heard: SoundSource | None, seconds: float, on_event: OnEvent) -> bytes | None:
-    """What is heard of a clip that lasts so long, as an mp4 without pictures; None where there is nothing.
+def carried(source: SoundSource | None, seconds: float, on_event: OnEvent) -> bytes | None:
+    """Extract the audio for a clip of this many seconds as an audio-only mp4; None if there is none.
 
-    Says what is left out: sound whose times do not stand, further tracks, and what is damaged; none of it is an error.
+    Reports, without an error, what is dropped: audio that no longer matches the frames, extra tracks, damaged tracks.
     """
-    if heard is None:
+    if source is None:
         return None
-    path = Path(heard.file)
+    path = Path(source.file)
     if not path.is_file() or sniff(path) not in ("mov", "matroska", "avi"):
         return None
-    made, said = _taken(path, heard, seconds, copy=True)
-    if made is None and said == _undecoded(path):  # some containers keep packets as an mp4 does not take them
-        made, said = _taken(path, heard, seconds, copy=False)
-    if said:
-        on_event(Note(said))
-    return made
+    audio, note = _extract(path, source, seconds, copy=True)
+    if audio is None and note == _undecoded(path):  # some containers store packets in a form that mp4 does not allow
+        audio, note = _extract(path, source, seconds, copy=False)
+    if note:
+        on_event(Note(note))
+    return audio
 
 
-def add(container: Any, heard: bytes) -> None:
-    """Give an mp4 that is being written the sound that `carried` returned; its streams of pictures come before."""
+def add(container: Any, audio: bytes) -> None:
+    """Add the audio from `carried` to an mp4 being written, after its video stream."""
     import av
 
-    with av.open(io.BytesIO(heard), format="mov") as source:
+    with av.open(io.BytesIO(audio), format="mov") as source:
         track = source.streams.audio[0]
         stream = container.add_stream_from_template(track)
         end = (track.start_time or 0) + (track.duration or 0)
         for packet in source.demux(track):
             if packet.size:
-                # What the last packet was cut to is in the track's length; some codecs' packets tell their own again.
+                # The last packet's trimmed duration is in the track's length; some codecs restore the full one.
                 packet.duration = max(1, min(packet.duration, end - packet.pts))
                 packet.stream = stream
                 container.mux(packet)
 
 
-def _taken(path: Path, heard: SoundSource, seconds: float, *, copy: bool) -> tuple[bytes | None, str]:
-    """What is heard, if anything is, and the sentence that there is to say."""
+def _extract(path: Path, source: SoundSource, seconds: float, *, copy: bool) -> tuple[bytes | None, str]:
+    """Return the audio, if any, and a note for the user, if any."""
     import av
 
     try:
-        with opened(path, str(sniff(path)), MAX_FRAME_PIXELS) as container:
+        with open_container(path, str(sniff(path)), MAX_FRAME_PIXELS) as container:
             tracks = list(container.streams.audio)
             if not tracks:
                 return None, ""
-            if heard.unfit:
-                return None, f"the sound of {_named(path)} is left out: {heard.unfit}"
+            if source.unfit:
+                return None, f"the sound of {_named(path)} is dropped: {source.unfit}"
             track = next((t for t in tracks if int(t.disposition) & _DEFAULT), tracks[0])
             copy = copy and track.codec_context.codec.canonical_name in COPIED  # "mp3", not the decoder's "mp3float"
-            made = _made(container, track, _span(container, heard, seconds), copy=copy)
-            if made is not None:
-                _check_decodes(made)
-    except (av.FFmpegError, OSError, ValueError, ArithmeticError, AttributeError):  # a codec without decoder is None
+            audio = _audio_mp4(container, track, _span(container, source, seconds), copy=copy)
+            if audio is not None:
+                _check_decodes(audio)
+    except (av.FFmpegError, OSError, ValueError, ArithmeticError, AttributeError):  # a codec without a decoder is None
         return None, _undecoded(path)
-    if made is None or len(tracks) == 1:
-        return made, ""
-    return made, f"{_named(path)} has {len(tracks)} sound tracks, and the default one is carried"
+    if audio is None or len(tracks) == 1:
+        return audio, ""
+    return audio, f"{_named(path)} has {len(tracks)} sound tracks; only the default one is kept"
 
 
 def _undecoded(path: Path) -> str:
-    return f"the sound of {_named(path)} cannot be decoded, so it is left out"
+    return f"the sound of {_named(path)} cannot be decoded and is dropped"
 
 
 def _named(path: Path) -> str:
     return printable(path.name, 80)
 
 
-def _span(container: Any, heard: SoundSource, seconds: float) -> _Span:
-    """The part that is heard on the clock of the packets, which the first frame that is shown need not begin."""
-    pictures = [s for s in container.streams.video if s.codec_context and not int(s.disposition) & _COVER]
-    best = max(pictures, key=lambda s: s.codec_context.height * s.codec_context.width, default=None)
+def _span(container: Any, source: SoundSource, seconds: float) -> _Span:
+    """Convert the audible part to the packets' clock, which may not start at the first displayed frame."""
+    videos = [s for s in container.streams.video if s.codec_context and not int(s.disposition) & _COVER]
+    best = max(videos, key=lambda s: s.codec_context.height * s.codec_context.width, default=None)
     origin = Fraction(0) if best is None or best.start_time is None else best.start_time * best.time_base
-    begin, at = Fraction(heard.begin), Fraction(heard.at)
+    begin, at = Fraction(source.begin), Fraction(source.at)
     length = Fraction(seconds) - at
-    if heard.seconds is not None:
-        length = min(length, Fraction(heard.seconds))
+    if source.seconds is not None:
+        length = min(length, Fraction(source.seconds))
     return _Span(origin + begin, origin + begin + length, at - begin - origin)
 
 
-def _made(container: Any, track: Any, span: _Span, *, copy: bool) -> bytes | None:
-    """The span as an audio-only mp4, or None where nothing sounds in it."""
+def _audio_mp4(container: Any, track: Any, span: _Span, *, copy: bool) -> bytes | None:
+    """Return the span as an audio-only mp4, or None if it has no audio."""
     import av
 
     raw, count = io.BytesIO(), 0
@@ -130,7 +130,7 @@ def _made(container: Any, track: Any, span: _Span, *, copy: bool) -> bytes | Non
             packets = _encoded(container, track, stream, span)
         for packet in packets:
             over = (packet.pts + packet.duration) * packet.time_base - (span.end + span.later)
-            if over > 0:  # the last one ends with the clip
+            if over > 0:  # trim the last packet to the clip
                 packet.duration = max(1, packet.duration - int(over / packet.time_base))
             packet.stream = stream
             out.mux(packet)
@@ -149,7 +149,7 @@ def _copied(container: Any, track: Any, span: _Span) -> Iterator[Any]:
         if begin >= span.end:
             return
         packet.time_base, packet.duration = tick, round(hold / tick)
-        packet.pts = packet.dts = round((begin + span.later) / tick)  # stored in the order in which it is heard
+        packet.pts = packet.dts = round((begin + span.later) / tick)  # audio is stored in presentation order
         yield packet
 
 
@@ -162,7 +162,7 @@ def _encoded(container: Any, track: Any, stream: Any, span: _Span) -> Iterator[A
             continue
         if begin >= span.end:
             break
-        # Counted in samples: the clock of some containers is too coarse for the encoder's packets.
+        # Count in samples: the clock of some containers is too coarse for the encoder's packets.
         frame.time_base = Fraction(1, frame.sample_rate)
         frame.pts = round((begin + span.later) / frame.time_base)
         yield from stream.encode(frame)
@@ -178,9 +178,9 @@ def _aac(out: Any, track: Any) -> Any:
     return stream
 
 
-def _check_decodes(made: bytes) -> None:
+def _check_decodes(audio: bytes) -> None:
     import av
 
-    with av.open(io.BytesIO(made), format="mov") as container:
+    with av.open(io.BytesIO(audio), format="mov") as container:
         for _ in container.decode(audio=0):
             pass

@@ -1,8 +1,8 @@
-"""What a file's own structure says of it, found without decoding a pixel: how many frames, how large, and all there?
+"""Parse file structure without decoding pixels: number of frames, size, and whether the file is complete.
 
-Decoders differ in what they do with a file cut short (some stop in silence) and in what they allocate for one that
-declares a lot. The blocks, chunks and boxes tell both before anything is decoded. What follows the end of a file
-(a line of html, a camera's trailer, padding) is no part of it.
+Decoders differ in how they handle truncated files (some stop silently) and how much they allocate for large declared
+sizes; blocks, chunks and boxes reveal both before decoding. Data after the end of a file (a line of html, a camera's
+trailer, padding) is ignored.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from kinema.schema import BadRequest
 Bytes = bytes | mmap.mmap
 
 MAX_PARTS = 2**21
-"""Blocks, chunks or boxes of one file, and samples of one track: ten hours of frames at 60 per second."""
-UNTOLD = 0.1
-"""Seconds that a frame without a delay of its own is shown, as in browsers and FFmpeg."""
+"""Most blocks, chunks or boxes of a file, or samples of a track: ten hours of frames at 60 per second."""
+DEFAULT_DELAY = 0.1
+"""Seconds for which a frame without a delay is shown, as in browsers and FFmpeg."""
 
 
 class Cut(Exception):
-    """The file ends before what its structure promises; ``frames`` are whole ahead of that."""
+    """The file ends before the structure it declares; ``frames`` complete frames precede the cut."""
 
     def __init__(self, before: str, frames: int = 0) -> None:
         super().__init__(before)
@@ -34,14 +34,14 @@ class Cut(Exception):
 
 
 class Damaged(Exception):
-    """The structure makes no sense; the argument says where."""
+    """The structure is invalid; the argument says where."""
 
 
 @dataclass(frozen=True)
 class Animation:
-    """A gif, animated webp or png: its canvas in pixels, and for how many seconds each frame is shown.
+    """A gif, animated webp or png: canvas in pixels, and seconds per frame.
 
-    ``first`` is 1 where a png's default picture is no frame of the animation, else 0.
+    ``first`` is 1 if a png's default image is not part of the animation, else 0.
     """
 
     height: int
@@ -51,9 +51,9 @@ class Animation:
 
 
 def animation(path: Path, kind: str) -> Animation:
-    """The frames of a "gif", "webp" or "apng" by its blocks or chunks; a still one has one frame.
+    """Return the frames of a "gif", "webp" or "apng" by its blocks or chunks; a still image has one frame.
 
-    Raises `BadRequest` where the file is cut short or its structure is damaged.
+    Raises `BadRequest` if the file is truncated or its structure is damaged.
     """
     with mapped(path) as data:
         try:
@@ -65,14 +65,14 @@ def animation(path: Path, kind: str) -> Animation:
         except (struct.error, IndexError) as error:
             raise _cut(path, len(data), "its first frame") from error
     if not found.holds:
-        raise BadRequest(f"{path.name} holds no frames: it is damaged or cut short")
+        raise BadRequest(f"{path.name} contains no frames: it is damaged or cut short")
     return found
 
 
-def cut_later(path: Path, kind: str) -> str:
-    """Where a "gif" or "apng" whose first frame is whole is cut short, as a sentence; empty where it is another.
+def cut_after_first_frame(path: Path, kind: str) -> str:
+    """Describe where a "gif" or "apng" with a complete first frame is truncated; empty if it is not.
 
-    A webp is not decoded at all where its end is missing.
+    A webp without its end cannot be decoded at all.
     """
     with mapped(path) as data:
         try:
@@ -85,7 +85,7 @@ def cut_later(path: Path, kind: str) -> str:
 
 
 def check_whole(path: Path, kind: str) -> None:
-    """Raise `BadRequest` for a "mov", "matroska" or "avi" whose end is missing."""
+    """Raise `BadRequest` if a "mov", "matroska" or "avi" is truncated."""
     with mapped(path) as data:
         try:
             {"mov": _mov, "matroska": _matroska, "avi": _avi}[kind](data)
@@ -98,7 +98,7 @@ def check_whole(path: Path, kind: str) -> None:
 
 
 def is_animated_png(path: Path) -> bool:
-    """Whether a png says, before its pixels, that it has several frames."""
+    """Whether a png declares several frames, before its pixels."""
     with mapped(path) as data:
         try:
             for name, start, _ in chunks(data):
@@ -120,21 +120,21 @@ def _cut(path: Path, size: int, before: str) -> BadRequest:
     return BadRequest(f"{path.name} is cut short: it ends at byte {size:,}, before {before}; get the whole file")
 
 
-def _counted(parts: int) -> None:
+def _check_parts(parts: int) -> None:
     if parts > MAX_PARTS:
         raise Damaged(f"it has more than {MAX_PARTS:,} parts")
 
 
-# --------------------------------------------------------------------------------- moving pictures
+# ------------------------------------------------------------------------------------- animations
 
 
 def _gif(data: Bytes) -> Animation:
-    """GIF89a, block by block. Only the ``;`` at the end may be missing: many writers forget it."""
+    """Parse GIF89a blocks. Only the final ``;`` may be missing: many writers omit it."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     at, delay = 13 + table_bytes(flags), 0
     holds: list[float] = []
     while at < len(data) and data[at] != 0x3B:
-        _counted(len(holds))
+        _check_parts(len(holds))
         block = data[at]
         if block == 0x21 and at + 1 < len(data):
             if data[at + 1] == 0xF9 and at + 6 <= len(data):
@@ -142,7 +142,7 @@ def _gif(data: Bytes) -> Animation:
             at = past(data, at + 2, len(holds))
         elif block == 0x2C and at + 10 < len(data):
             at = past(data, at + 11 + table_bytes(data[at + 9]), len(holds))
-            holds.append(delay / 100 or UNTOLD)
+            holds.append(delay / 100 or DEFAULT_DELAY)
             delay = 0
         elif block == 0:  # padding, between blocks or at the end
             run = data[at : at + 4096]
@@ -150,19 +150,19 @@ def _gif(data: Bytes) -> Animation:
         elif block in (0x21, 0x2C):
             raise Cut(f"the end of frame {len(holds)}", len(holds))
         elif holds and data.find(b"\x21\xf9\x04", at) < 0:
-            break  # what follows the last frame, where the end mark is missing
+            break  # data after the last frame of a file without a trailer
         else:
             raise Damaged(f"no block begins at byte {at:,}, after {len(holds)} frames")
     return Animation(height, width, tuple(holds))
 
 
 def table_bytes(flags: int) -> int:
-    """Bytes of the colour table that ``flags`` announce."""
+    """Size of the colour table that ``flags`` declare, in bytes."""
     return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
 
 
 def past(data: Bytes, at: int, frames: int = 0) -> int:
-    """Where the sub-blocks that begin at ``at``, after so many whole frames, end."""
+    """Return the end of the sub-blocks that begin at ``at``, after ``frames`` complete frames."""
     size = len(data)
     while at < size and (length := data[at]):
         at += 1 + length
@@ -172,7 +172,7 @@ def past(data: Bytes, at: int, frames: int = 0) -> int:
 
 
 def _webp(data: Bytes) -> Animation:
-    """RIFF chunks of a webp: the canvas of VP8X, and the ANMF of each frame. The canvas of a still is 0×0: untold."""
+    """Parse a webp's RIFF chunks: canvas from VP8X, one ANMF per frame. A still image has canvas 0×0 (unknown)."""
     end = struct.unpack_from("<I", data, 4)[0] + 8
     if end > len(data):
         raise Cut("what its header declares")
@@ -183,12 +183,12 @@ def _webp(data: Bytes) -> Animation:
             width, height = (1 + int.from_bytes(data[start + at : start + at + 3], "little") for at in (4, 7))
         elif name == b"ANMF" and length >= 16:
             milliseconds = int.from_bytes(data[start + 12 : start + 15], "little")
-            holds.append(milliseconds / 1000 or UNTOLD)
-    return Animation(height, width, tuple(holds) or (UNTOLD,))
+            holds.append(milliseconds / 1000 or DEFAULT_DELAY)
+    return Animation(height, width, tuple(holds) or (DEFAULT_DELAY,))
 
 
 def _png(data: Bytes) -> Animation:
-    """The fcTL chunks of an APNG; a picture before the first of them is not part of the animation."""
+    """Parse an APNG's fcTL chunks; an image before the first of them is not part of the animation."""
     height = width = declared = first = 0
     holds: list[float] = []
     try:
@@ -199,18 +199,18 @@ def _png(data: Bytes) -> Animation:
                 declared = struct.unpack_from(">I", data, start)[0]
             elif name == b"fcTL":
                 numerator, denominator = struct.unpack_from(">HH", data, start + 20)
-                holds.append(numerator / (denominator or 100) or UNTOLD)
+                holds.append(numerator / (denominator or 100) or DEFAULT_DELAY)
             elif name == b"IDAT" and not holds:
                 first = 1
     except Cut as cut:
-        raise Cut(str(cut), len(holds) - 1) from cut  # the last of them may be what is cut
+        raise Cut(str(cut), len(holds) - 1) from cut  # the last one may be incomplete
     if len(holds) < declared:
         raise Cut(f"the last of its {declared:,} frames", len(holds))
     return Animation(height, width, tuple(holds[:declared]), first)
 
 
 def chunks(data: Bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(name, first byte, length) of the chunks of a png, up to its IEND."""
+    """Yield (name, first byte, length) of the chunks of a png, up to IEND."""
     at, count = 8, 0
     while True:
         if at + 12 > len(data):
@@ -222,24 +222,24 @@ def chunks(data: Bytes) -> Iterator[tuple[bytes, int, int]]:
         if name == b"IEND":
             return
         at, count = at + 12 + length, count + 1
-        _counted(count)
+        _check_parts(count)
 
 
 def riff(data: Bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """(name, first byte, length) of the chunks between two places of a RIFF file."""
+    """Yield (name, first byte, length) of the RIFF chunks between two offsets."""
     count = 0
     while at + 8 <= end:
         name, length = struct.unpack_from("<4sI", data, at)
         yield name, at + 8, length
         at, count = at + 8 + length + length % 2, count + 1
-        _counted(count)
+        _check_parts(count)
 
 
 # -------------------------------------------------------------------------------------- containers
 
 
 def _avi(data: Bytes) -> None:
-    """Every RIFF of an avi (a long one has several) lies in the file."""
+    """Check that every RIFF of an avi (a long one has several) is complete."""
     at = 0
     while data[at : at + 4] == b"RIFF":
         length = struct.unpack_from("<I", data, at + 4)[0]
@@ -249,7 +249,7 @@ def _avi(data: Bytes) -> None:
 
 
 def _mov(data: Bytes) -> None:
-    """Every sample that the index of an mp4 names lies in the file; where fragments hold them, every fragment does."""
+    """Check that the file contains every sample in an mp4's index and, if fragmented, every fragment."""
     has_index = has_fragments = False
     for name, start, end in _boxes(data, 0, len(data)):
         has_fragments |= name == b"moof"
@@ -267,7 +267,7 @@ def _mov(data: Bytes) -> None:
 
 
 def _boxes(data: Bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """(name, first byte of the content, where it ends) of boxes; the last may end after the file."""
+    """Yield (name, start of content, end) of boxes; the last may end after the file."""
     count = 0
     while at + 8 <= end:
         length, name = struct.unpack_from(">I4s", data, at)
@@ -277,14 +277,14 @@ def _boxes(data: Bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
         if length == 0:  # "to the end of the file"
             length = end - at
         if length < head:
-            return  # no box: what comes after the last one
+            return  # not a box but trailing data
         yield name, at + head, at + length
         at, count = at + length, count + 1
-        _counted(count)
+        _check_parts(count)
 
 
 def _inside(data: Bytes, start: int, end: int, *names: bytes) -> list[tuple[int, int]]:
-    """(first byte, end) of the boxes of this name, or of this path of names, inside another."""
+    """Return (first byte, end) of the boxes with this name, or path of names, inside another."""
     found = [(first, min(last, end)) for name, first, last in _boxes(data, start, end) if name == names[0]]
     if len(names) == 1:
         return found
@@ -292,45 +292,45 @@ def _inside(data: Bytes, start: int, end: int, *names: bytes) -> list[tuple[int,
 
 
 def _end_of_samples(data: Bytes, start: int, end: int) -> int:
-    """Where the last sample of a track ends by its sample table (ISO/IEC 14496-12, 8.7); 0 where it has none."""
+    """End of a track's last sample by its sample table (ISO/IEC 14496-12, 8.7); 0 if it has none."""
     table = {
         name: (first, last)
         for box in _inside(data, start, end, b"mdia", b"minf", b"stbl")
         for name, first, last in _boxes(data, *box)
     }
-    places = table.get(b"stco") or table.get(b"co64")
-    if places is None or b"stsz" not in table or b"stsc" not in table:
+    offsets = table.get(b"stco") or table.get(b"co64")
+    if offsets is None or b"stsz" not in table or b"stsc" not in table:
         return 0
     wide = b"stco" not in table
-    chunks = _numbers(data, places, 8, ">u8" if wide else ">u4").astype(np.int64).clip(0, 2**62)
-    runs = _numbers(data, table[b"stsc"], 8, ">u4", 3).reshape(-1, 3).astype(np.int64)
+    chunks = _table(data, offsets, 8, ">u8" if wide else ">u4").astype(np.int64).clip(0, 2**62)
+    runs = _table(data, table[b"stsc"], 8, ">u4", 3).reshape(-1, 3).astype(np.int64)
     if not len(chunks) or not len(runs):
         return 0
     which = np.arange(1, len(chunks) + 1)
-    held = runs[(np.searchsorted(runs[:, 0], which, side="right") - 1).clip(0), 1]
+    samples = runs[(np.searchsorted(runs[:, 0], which, side="right") - 1).clip(0), 1]
     constant, count = struct.unpack_from(">II", data, table[b"stsz"][0] + 4)
     if constant:
-        # Sound without compression counts each of its samples, of which a file has any number.
+        # Uncompressed sound counts every sample, so there may be any number.
         return int(chunks[-1]) + constant if count else 0
-    sizes = _numbers(data, table[b"stsz"], 12, ">u4").astype(np.int64)
+    sizes = _table(data, table[b"stsz"], 12, ">u4").astype(np.int64)
     ends = np.concatenate([[0], np.cumsum(sizes)])
-    last = np.cumsum(held).clip(max=len(sizes))
+    last = np.cumsum(samples).clip(max=len(sizes))
     first = np.concatenate([[0], last[:-1]])
     return int((chunks + ends[last] - ends[first])[last > first].max(initial=0))
 
 
-def _numbers(data: Bytes, box: tuple[int, int], head: int, kind: str, each: int = 1) -> np.ndarray:
-    """The numbers of a table box, after a count that stands right before ``head`` bytes are over."""
+def _table(data: Bytes, box: tuple[int, int], head: int, kind: str, each: int = 1) -> np.ndarray:
+    """Read a table box whose entry count is in the last four of its first ``head`` bytes."""
     start, end = box
     count = struct.unpack_from(">I", data, start + head - 4)[0] * each
-    _counted(count)
+    _check_parts(count)
     if start + head + count * np.dtype(kind).itemsize > end:
         raise Cut("the end of its index")
     return np.frombuffer(data[start + head : end], kind, count)
 
 
 def _matroska(data: Bytes) -> None:
-    """The segment ends inside the file by its own word; a live recording leaves that open."""
+    """Check that the segment's declared end is inside the file; live recordings declare none."""
     length, at = _vint(data, 4)  # the EBML header, then the segment
     at += max(length, 0)
     if data[at : at + 4] != b"\x18\x53\x80\x67":
@@ -341,7 +341,7 @@ def _matroska(data: Bytes) -> None:
 
 
 def _vint(data: Bytes, at: int) -> tuple[int, int]:
-    """An EBML variable-length number and where the next byte is; -1 for "unknown"."""
+    """Read an EBML variable-length integer and the offset after it; -1 for "unknown"."""
     if at >= len(data) or data[at] == 0:
         return -1, at
     width = 9 - data[at].bit_length()

@@ -1,4 +1,4 @@
-"""Which frames of a video are taken, and when they are shown: limits, parts, even rates."""
+"""Frame timing: limits, parts of a video, resampling to even rates."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from kinema import bounds, heap
 from kinema.schema import BadRequest
 
 MAX_FRAME_PIXELS = 2**25
-"""Height × width of one video frame: 8K fits."""
-DECODED = {"video": (5 * 2**28, 1024), "pictures": (2**28, 64)}
-"""Pixels over all frames that a file may decode to, and how many more for each of its bytes.
+"""Largest height × width of a video frame; 8K fits."""
+DECODED = {"video": (5 * 2**28, 1024), "images": (2**28, 64)}
+"""Pixels over all frames that a file may decode to: a constant, plus a number per byte of the file.
 
-A clip of five seconds in 4K, or a gif of 500 frames in 480p, fits whatever its size; long films have the bytes. Gifs,
-webps, pngs and folders count as pictures: a pixel of theirs takes several times as long.
+Five seconds of 4K, or a gif of 500 frames in 480p, always fit; long films get more by their size. Gifs, webps,
+pngs and folders count as images, which take several times as long to decode per pixel.
 """
 _TRIMMED = 2**26
-"""Pixels after which the memory of decoded frames is given back."""
+"""Decoded pixels after which freed memory is returned to the system."""
 MAX_STILL = 3600.0
-"""Seconds that one frame of a clip may last."""
+"""Longest duration of one frame, in seconds."""
 DEFAULT_FPS = 8.0
-"""The rate of a folder of frames, or of a single frame, that says none."""
+"""Rate of a folder of frames, or a single frame, without a declared rate."""
 RATES = (0.1, 240.0)
 MILLISECOND = 1e-3
-"""The coarsest clock whose declared rate means something: a gif counts in hundredths of a second."""
+"""The coarsest clock whose declared rate is meaningful; a gif counts in hundredths of a second."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one read may use; each is counted while decoding, none is taken from the header."""
+    """Limits of one read, counted while decoding rather than taken from headers."""
 
     frames: int
     pixels: int
@@ -44,48 +44,48 @@ class Limits:
     def check_frame(self, name: str, height: int, width: int) -> None:
         if height * width > self.frame:
             option = "" if self.pixels < MAX_FRAME_PIXELS else "; --max-pixels raises that"
-            raise BadRequest(f"{name} is {width}×{height}; at most {self.frame:,} pixels a frame are read{option}")
+            raise BadRequest(f"{name} is {width}×{height}; frames are limited to {self.frame:,} pixels{option}")
 
     @property
     def frame(self) -> int:
-        """Height × width that a frame may have."""
+        """Largest height × width of a frame."""
         return min(bounds.pixels(MAX_FRAME_PIXELS), self.pixels)
 
     def check(self, name: str, frames: int, pixels: int) -> None:
         if frames > self.frames:
-            raise BadRequest(f"{name} has more than {self.frames} frames; take a part of it with start and end")
+            raise BadRequest(f"{name} has more than {self.frames} frames; select a part with start and end")
         if pixels > self.pixels:
             raise BadRequest(
-                f"{name} is more than {self.pixels:,} pixels over all frames; take a part of it with start and end"
+                f"{name} has more than {self.pixels:,} pixels over all frames; select a part with start and end"
             )
 
 
 @dataclass
 class Budget:
-    """The pixels that one file may decode to, settled by its bytes; what is decoded is counted against it."""
+    """Pixels that a file may decode to, in proportion to its size, and the number used so far."""
 
     name: str
     most: int
     used: int = 0
 
     @staticmethod
-    def of(name: str, size: int, what: Literal["video", "pictures"]) -> Budget:
+    def of(name: str, size: int, what: Literal["video", "images"]) -> Budget:
         base, each = DECODED[what]
         return Budget(name, bounds.pixels(base + each * size))
 
     def check(self, frames: int, height: int, width: int) -> None:
-        """Refuse, before any of it is decoded, a file whose structure says that it holds too much."""
+        """Reject, before decoding, a file whose structure declares too many pixels."""
         if frames * height * width > self.most:
             raise BadRequest(
-                f"{self.name} holds {frames:,} frames of {width}×{height}, more than the {self.most:,} pixels "
+                f"{self.name} has {frames:,} frames of {width}×{height}, more than the {self.most:,} pixels "
                 "allowed for a file of its size; --max-pixels raises that"
             )
 
     def take(self, height: int, width: int) -> None:
-        """Count one frame that is decoded."""
+        """Count one decoded frame."""
         before, self.used = self.used, self.used + height * width
         if before // _TRIMMED != self.used // _TRIMMED:
-            # Small frames that are kept lie between large ones that are freed: 500 frames of 800×660 held 2 GiB.
+            # Small kept frames fragment the heap between large freed ones: 500 frames of 800×660 took 2 GiB.
             heap.give_back()
         if self.used > self.most:
             raise BadRequest(
@@ -96,10 +96,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Timed:
-    """A decoded frame as a promise: ``pixels()`` is uint8 H×W×3; times in seconds.
+    """A lazily decoded frame: ``pixels()`` returns uint8 H×W×3; times in seconds.
 
-    ``clock`` is the step of the container's time stamps, ``declared`` the rate that it claims, if any;
-    ``note`` is what a user is told of its pixels, after the file's name; ``nature`` names HDR and alpha, for `facts`.
+    ``clock`` is the step of the container's time stamps, ``declared`` its declared rate, if any; ``note`` tells the
+    user of pixel conversions, after the file name; ``nature`` names HDR and alpha, for `facts`.
     """
 
     time: float
@@ -113,11 +113,11 @@ class Timed:
 
 @dataclass(frozen=True)
 class Part:
-    """Which part of a video is wanted: at most ``frames``, at ``fps``; all of it where nothing is given.
+    """The requested part of a video: at most ``frames``, at ``fps``; by default all of it.
 
-    A part that begins later has ``begin``, in seconds: nothing before the frame that is shown then is wanted. ``seek``
-    is the time stamp of a key frame that is not after it, where decoding may begin. Where frames are chosen by a rate,
-    they lie on a grid from ``origin`` seconds on, of which the first ``skip`` places are left out.
+    ``begin`` is the start in seconds: frames before the one displayed then are skipped. ``seek`` is the time stamp of a
+    key frame at or before it, where decoding may begin. When resampling, frames are on a grid that starts at ``origin``
+    seconds, with the first ``skip`` grid points left out.
     """
 
     frames: int | None = None
@@ -134,22 +134,22 @@ class Part:
             raise BadRequest(f"fps is {self.fps}; expected 0.1 to 240")
 
     def at_most(self, frames: int | None) -> Part:
-        """The part, cut to so many frames."""
-        told = [count for count in (self.frames, frames) if count is not None]
-        return replace(self, frames=min(told, default=None))
+        """The part, limited to ``frames`` frames."""
+        counts = [count for count in (self.frames, frames) if count is not None]
+        return replace(self, frames=min(counts, default=None))
 
 
 def part_of(taken: range, whole: Timeline, fps: float | None) -> Part:
-    """The part that has the frames ``taken`` of a clip, brought to ``fps`` where one is given.
+    """The part with the frames ``taken`` of a clip, resampled to ``fps`` if given.
 
-    Without a rate, or at its own, it has the very frames that the whole clip has there.
+    Without ``fps``, or at the clip's own rate, these are exactly the frames of the whole clip.
     """
     first, count, rate = taken.start, len(taken), whole.rate
     if whole.even and fps in (None, whole.known):
         begin = whole.times[first].time
         return Part(count, fps, begin, whole.key_before(begin))
     origin, fps = whole.times[0].time, fps or rate
-    # The last frame lasts as long as it says, which is not always what the rate says.
+    # The last frame lasts for its own duration, which may differ from the rate's.
     frames = None if taken.stop == whole.frames else max(1, math.floor(count * (fps / rate) + 0.5))
     begin = origin + first / rate
     return Part(frames, fps, begin, whole.key_before(begin), origin, first * (fps / rate))
@@ -157,10 +157,10 @@ def part_of(taken: range, whole: Timeline, fps: float | None) -> Part:
 
 @dataclass(frozen=True)
 class Timeline:
-    """All frames of a clip by their times, and what they become when it is read: ``frames`` at an even ``rate``.
+    """All frame times of a clip, and its ``frames`` and even ``rate`` when read.
 
-    ``even`` says whether they are read as they are; ``known`` is the rate of a clip that tells it before decoding.
-    ``keys`` are the times of key frames, with their stamps, where decoding can begin in the middle of a file.
+    ``even`` means that frames are read without resampling; ``known`` is the rate if it is known before decoding.
+    ``keys`` are (time, stamp) of key frames, where decoding can begin in the middle of a file.
     """
 
     times: list[Timed]
@@ -171,11 +171,11 @@ class Timeline:
     keys: list[tuple[float, int]] = field(default_factory=list)
 
     def key_before(self, begin: float) -> int | None:
-        """The stamp of the last key frame at or before ``begin``; None where the file is read from its beginning."""
+        """Return the stamp of the last key frame at or before ``begin``; None to read from the beginning."""
         return max((key for key in self.keys if key[0] <= begin), default=(0.0, None))[1]
 
     def needed(self, part: Part) -> list[Timed]:
-        """The frames that have to be decoded for a part."""
+        """Frames that must be decoded for a part."""
         begin = part.begin or 0.0
         first = max((at for at, frame in enumerate(self.times) if frame.time <= begin), default=0)
         if part.frames is None:
@@ -187,7 +187,7 @@ class Timeline:
 
 
 def within(name: str, timed: Iterator[Timed], begin: float | None, limits: Limits) -> Iterator[Timed]:
-    """Frames from the one on that is shown at ``begin``, refused where they last longer than the limit."""
+    """Yield frames from the one displayed at ``begin`` on; rejects a total duration over the limit."""
     last, first, before = begin or 0.0, None, None
     for frame in timed:
         check_still(name, max(frame.time - last, frame.duration))
@@ -202,56 +202,56 @@ def within(name: str, timed: Iterator[Timed], begin: float | None, limits: Limit
             if before is not None and frame.time > first:
                 yield before
         if frame.time - first > limits.seconds:
-            raise BadRequest(f"{name} is longer than {limits.seconds:g} seconds; take a part of it with start and end")
+            raise BadRequest(f"{name} is longer than {limits.seconds:g} seconds; select a part with start and end")
         yield frame
     if first is None and before is None:
-        raise BadRequest(f"{name} holds no video frames")
+        raise BadRequest(f"{name} contains no video frames")
     if first is None and before is not None:
         yield before
 
 
 def check_still(name: str, seconds: float) -> None:
-    """Refuse a gap between two frames, or a last frame, that would have to be filled with copies without end."""
+    """Reject a gap between frames, or a last frame, so long that filling it would take endless copies."""
     if seconds > MAX_STILL:
-        raise BadRequest(f"{name} stands still for {seconds:,.0f} seconds; at most {MAX_STILL:,.0f} are filled")
+        raise BadRequest(f"{name} has a frame that lasts {seconds:,.0f} seconds; the limit is {MAX_STILL:,.0f}")
 
 
 def resampled(
     timed: Iterable[Timed], fps: float, frames: int | None, origin: float | None = None, skip: float = 0.0
 ) -> Iterator[Timed]:
-    """One frame per 1/fps seconds, each the nearest in time; the last one lasts as long as it says.
+    """Yield one frame per 1/fps seconds, each the nearest in time; the last one lasts for its own duration.
 
-    The seconds are counted from ``origin``, or the first frame, and ``skip`` frames at that rate are left out.
+    Seconds count from ``origin`` or the first frame; the first ``skip`` frames at that rate are left out.
     """
-    held, made = None, 0
+    current, count = None, 0
     for frame in timed:
         if origin is None:
             origin = frame.time
-        if held is None:
-            held = frame
+        if current is None:
+            current = frame
             continue
-        while origin + (skip + made) / fps <= (held.time + frame.time) / 2:
-            yield held
-            made += 1
-            if made == frames:  # at once: the next turn would decode a frame that nobody wants
+        while origin + (skip + count) / fps <= (current.time + frame.time) / 2:
+            yield current
+            count += 1
+            if count == frames:  # return now: the next iteration would decode an unneeded frame
                 return
-        held = frame
-    while held is not None and origin is not None and made != frames:
-        if made and origin + (skip + made + 0.5) / fps > held.time + held.duration:
+        current = frame
+    while current is not None and origin is not None and count != frames:
+        if count and origin + (skip + count + 0.5) / fps > current.time + current.duration:
             return
-        yield held
-        made += 1
+        yield current
+        count += 1
 
 
 def even_rate(frames: Sequence[Timed]) -> tuple[bool, float]:
     """Whether the time stamps are even, and the rate: their mean, or one over the median gap.
 
-    A rate outside `RATES` counts as uneven, so that frames are repeated or left out and the clip keeps its length.
+    A rate outside `RATES` counts as uneven, so that frames are repeated or dropped and the duration is kept.
     """
     if len(frames) == 1:
         hold = frames[0].duration
         return True, float(np.clip(1 / hold, *RATES)) if hold > 0 else DEFAULT_FPS
-    # The last hold counts as a gap: a gif that rests on its last picture is uneven, and says how long.
+    # The last frame's duration counts as a gap: a gif that pauses on its last frame is uneven.
     gaps = [b.time - a.time for a, b in pairwise(frames)] + [f.duration for f in frames[-1:] if f.duration > 0]
     typical = statistics.median(gaps)
     if typical <= 0:
@@ -261,20 +261,20 @@ def even_rate(frames: Sequence[Timed]) -> tuple[bool, float]:
     rate = len(gaps) / span if even else 1 / typical
     clock = frames[0].clock
     declared = frames[0].declared if clock <= MILLISECOND else 0.0
-    # A constant delay is meant as it stands; others are rounded to the clock.
+    # A constant delay is exact; others are rounded to the clock.
     constant = not declared and max(gaps) - min(gaps) < 1e-9
     error = 1e-9 if constant else max(4e-4, 2 * clock / span)
     stamps = np.cumsum(gaps) if clock > MILLISECOND and even else np.empty(0)
-    meant = _meant(rate, error, declared, stamps, clock)
-    most = float(np.clip(meant, *RATES))
-    return even and abs(meant - most) < 1e-6 * most, most
+    nominal = _nominal_rate(rate, error, declared, stamps, clock)
+    most = float(np.clip(nominal, *RATES))
+    return even and abs(nominal - most) < 1e-6 * most, most
 
 
-def _meant(rate: float, error: float, declared: float, stamps: np.ndarray, clock: float) -> float:
-    """The rate that a measured one stands for, given the relative error that the container's clock allows.
+def _nominal_rate(rate: float, error: float, declared: float, stamps: np.ndarray, clock: float) -> float:
+    """The nominal rate for a measured one, given the relative error that the container's clock allows.
 
-    ``stamps`` are the ends of the frames where that clock is coarse: each is off by half a step of it at
-    most, the last one by a whole step, since writers guess how long the last frame is shown.
+    ``stamps`` are the frames' end times if that clock is coarse: each is off by at most half a clock step, the last one
+    by a whole step, since writers guess how long the last frame is shown.
     """
     counts = np.arange(1, len(stamps) + 1)
     slack = np.where(counts < len(stamps), 0.501, 1.001) * clock

@@ -1,4 +1,4 @@
-"""Clips out: mp4, gif, webp or png frames, whole or not at all, with the recipe inside."""
+"""Write clips atomically as mp4, gif, webp or png frames, with the recipe inside."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _FRAMES = re.compile(rf"frame-.*\.png|{re.escape(metadata.FOLDER_RECIPE)}", re.D
 def check_output(
     path: str | Path, shape: Shape | None = None, fps: float = 8.0, *, contact_sheet: bool = False
 ) -> list[str]:
-    """Refuse an output that `save_clip` would refuse, before the work is done.
+    """Reject, before sampling, an output that `save_clip` would reject.
 
-    Unknown suffix, missing or unwritable folder, a folder where a file is to be, a file where a folder is to be, or a
-    name that is too long: `BadRequest`. With the clip's ``shape`` and ``fps`` also one of a size or rate that the
-    format cannot hold; the sentences that are returned say what it changes of the clip.
+    Raises `BadRequest` for an unknown suffix, a missing or read-only folder, a folder in place of a file or the
+    reverse, or a name that is too long and, given the clip's ``shape`` and ``fps``, a size or rate that the format does
+    not support. Returns notes on what the format changes in the clip.
     """
     path = Path(path)
     if path.name in ("", ".."):
-        raise BadRequest(f"cannot write {path}: it is a folder that exists, and the name of a new one was expected")
+        raise BadRequest(f"cannot write {path}: it is an existing folder; expected a file name or a new folder")
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES and (path.suffix or path.name.startswith(".")):
         raise BadRequest(
@@ -46,10 +46,10 @@ def check_output(
         check_folder(target)
         if target.suffix.lower() in FILES or target.name.endswith(SHEET):
             if target.is_dir():
-                raise BadRequest(f"cannot write {target}: it is a folder, and a file name was expected")
+                raise BadRequest(f"cannot write {target}: it is a folder; expected a file name")
         elif not target.suffix and (suffix != ".png" or frames is not None):
             if target.is_file():
-                raise BadRequest(f"cannot write {target}: it is a file, and the png frames need a folder of that name")
+                raise BadRequest(f"cannot write {target}: it is a file; png frames need a folder of that name")
             _refuse_foreign(target)
     return [] if shape is None else formats.check(suffix, shape, fps)
 
@@ -58,9 +58,9 @@ SHEET = ".sheet.png"
 
 
 def targets(path: Path, clips: int = 1, frames: int | None = None, *, contact_sheet: bool = False) -> list[Path]:
-    """What `save_clip` writes for so many clips, contact sheet last.
+    """Paths that `save_clip` writes for a batch of ``clips``, contact sheet last.
 
-    One frame as ``.png`` is a picture and several are a folder, so without a number of ``frames`` both are named.
+    One frame as ``.png`` is an image and several are a folder; without ``frames``, both are listed.
     """
     names = [path] if clips == 1 else [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(clips)]
     if path.suffix.lower() == ".png" and frames != 1:
@@ -80,27 +80,25 @@ def save_clip(
 ) -> list[Path]:
     """Write a clip by its suffix and return the paths written, contact sheets last.
 
-    ``.mp4`` is h264 yuv420p BT.709 with the index first, and the clip's sound; ``.gif`` and ``.webp`` loop; ``.png``
-    is a picture for one frame and else the folder of that name without the suffix, as is a name without
-    one. A batch is written as ``name-0``, ``name-1``…. ``crf`` is x264's quality (mp4 only; 0 best,
-    51 worst). A side that is odd gains one repeated row or column in an mp4, and a gif or webp leaves out frames that
-    it has no time for (above 50 and 90 a second), as the recipe's ``notes`` say. ``generated=False`` leaves out the
-    mark of AI-generated media, for clips that are none.
+    ``.mp4`` is h264 yuv420p BT.709 with the index first, and the clip's sound; ``.gif`` and ``.webp`` loop; ``.png`` is
+    an image for one frame, otherwise a folder of that name without the suffix, as is a name without one. A batch is
+    written as ``name-0``, ``name-1``…. ``crf`` is x264's quality (mp4 only; 0 best, 51 worst). An mp4 repeats a row or
+    column to make an odd side even, and a gif or webp drops frames above its frame rate limit (50 and 90 per second);
+    the recipe's ``notes`` report that. ``generated=False`` omits the AI-generated marker.
 
-    What exists is replaced by one rename each at the end; nothing half-written stays behind. With ``exclusive``
-    nothing is replaced, and of a batch all is written or none: where one of the names exists, however late it
-    appeared, `Taken` is raised. Without it, the clips of a batch that were written before the disk was full stay,
-    since what they replaced is gone.
-    Raises `BadRequest` for an unknown suffix, a folder that is missing or not writable, a full disk, a size or rate
-    that the format cannot hold, or pixels that are not finite.
+    Existing files are replaced by a rename at the end, so no partial file remains. With ``exclusive`` nothing is
+    replaced and a batch is written completely or not at all: `Taken` is raised if one of the names exists, even if it
+    appeared meanwhile. Otherwise, if the disk fills up, clips of the batch that are already written stay, since the
+    files they replaced are gone. Raises `BadRequest` for an unknown suffix, a missing or read-only folder, a full disk,
+    a size or rate that the format does not support, or pixels that are not finite.
     """
     path, shape = Path(path), clip.shape
     suffix = path.suffix.lower()
     if clip.video.numel() == 0:
-        raise BadRequest(f"the clip is empty ({tuple(clip.video.shape)}), so there is nothing to write to {path.name}")
+        raise BadRequest(f"cannot write {path.name}: the clip is empty ({'×'.join(map(str, clip.video.shape))})")
     changed = check_output(path, shape, clip.fps, contact_sheet=contact_sheet)
     if crf is not None and (suffix != ".mp4" or not 0 <= crf <= 51):
-        raise BadRequest(f"crf is {crf:g} for {path.name}; expected 0 to 51, and an mp4")
+        raise BadRequest(f"crf is {crf:g} for {path.name}; expected 0 to 51 and an .mp4 file")
     names = targets(path, shape.batch, shape.frames)
     save = _Saver(clip, crf, generated, exclusive)
     try:
@@ -118,7 +116,7 @@ def save_clip(
 
 
 def contact_sheet(clip: Clip, columns: int = 8) -> Image:
-    """All frames of a clip on one picture, left to right, ``columns`` a row; each batch item begins a row."""
+    """Tile all frames of a clip into one image, ``columns`` per row; each batch item starts a new row."""
     from PIL import Image
 
     if columns < 1:
@@ -139,7 +137,7 @@ def contact_sheet(clip: Clip, columns: int = 8) -> Image:
 
 
 class _Saver:
-    """Writes the targets of one clip, and takes them back where they are to be written all or not at all."""
+    """Writes the outputs of one clip; `undo` removes them again."""
 
     def __init__(self, clip: Clip, crf: float | None, generated: bool, exclusive: bool) -> None:
         self.clip, self.crf, self.generated, self.exclusive = clip, crf, generated, exclusive
@@ -171,8 +169,8 @@ class _Saver:
         self._note(path)
 
     def undo(self) -> None:
-        for path, number in self.written:
-            if path.exists() and path.lstat().st_ino == number:  # else it is another's by now
+        for path, inode in self.written:
+            if path.exists() and path.lstat().st_ino == inode:  # skip files that another process has replaced since
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _note(self, path: Path) -> None:
@@ -180,11 +178,11 @@ class _Saver:
 
 
 def _fill_folder(frames_THWC: np.ndarray, fps: float, folder: Path, tags: formats.Tags) -> None:
-    """``frame-0000.png``… and ``recipe.json``."""
-    beside = {**tags, metadata.KEY: json.loads(tags[metadata.KEY]), "fps": fps}
+    """Write ``frame-0000.png``… and ``recipe.json``."""
+    recipe = {**tags, metadata.KEY: json.loads(tags[metadata.KEY]), "fps": fps}
     for index, frame_HWC in enumerate(frames_THWC):
         formats.write_png(frame_HWC, folder / f"frame-{index:04d}.png", tags)
-    (folder / metadata.FOLDER_RECIPE).write_text(json.dumps(beside, indent=2) + "\n")
+    (folder / metadata.FOLDER_RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
 
 
 def _even(frames_THWC: np.ndarray) -> np.ndarray:
@@ -195,5 +193,5 @@ def _even(frames_THWC: np.ndarray) -> np.ndarray:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """A folder is replaced only if it is one of frames: hidden files in it count, they would be lost."""
+    """Raise unless a folder contains only frames and the recipe; hidden files count, since they would be lost."""
     refuse_foreign(folder, _FRAMES.fullmatch, "a clip of png frames", "a new name for the png frames")

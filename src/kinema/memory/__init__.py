@@ -1,1 +1,1 @@
-"""Running within the memory there is: what a request needs, the plan that fits, and weights that take turns."""
+"""Running within the available memory: estimating a request's needs, choosing a memory plan, offloading weights."""

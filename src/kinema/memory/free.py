@@ -1,4 +1,4 @@
-"""How much memory there is, and how much somebody says may be used."""
+"""Free and total memory of a device, and parsing of memory sizes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ if TYPE_CHECKING:
 
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 UNKNOWN = 2**33
-"""Taken where the system does not say."""
+"""Assumed where the operating system does not report free memory."""
 
 
 def unified(device: torch.device) -> bool:
-    """Whether the device's memory is the host's: of a CPU, and of Apple's GPUs."""
+    """Whether the device shares the host's memory: CPUs and Apple GPUs."""
     return device.type in ("cpu", "mps")
 
 
 def free_bytes(device: str) -> int:
-    """Bytes free on a device now. On a CPU: what the system, or a container's limit, says is available.
+    """Return the bytes free on a device now. On a CPU: what the system reports, or a container's limit leaves.
 
-    On a GPU what torch keeps of tensors that are gone is free too. On Apple's, which share the host's memory, as much
-    may be used as Metal recommends.
+    On a GPU this includes memory that torch's allocator caches. On an Apple GPU the limit is Metal's recommendation.
     """
     kind = device.partition(":")[0]
     if kind in ("cuda", "xpu"):
@@ -41,19 +40,19 @@ def free_bytes(device: str) -> int:
         import torch
 
         driver = torch.mps.driver_allocated_memory()
-        kept = driver - torch.mps.current_allocated_memory()
-        return torch.mps.recommended_max_memory() - driver + kept
-    told = Path("/proc/meminfo")
-    if told.exists():
-        line = next(line for line in told.read_text().splitlines() if line.startswith("MemAvailable"))
-        return min(int(line.split()[1]) * 1024, _container_room())
+        cached = driver - torch.mps.current_allocated_memory()
+        return torch.mps.recommended_max_memory() - driver + cached
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+        return min(int(line.split()[1]) * 1024, _container_free())
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return UNKNOWN
 
 
 def total_bytes(device: str) -> int | None:
-    """Bytes that an accelerator has; None for a CPU, of which a container may have a part."""
+    """Return an accelerator's total bytes; None for a CPU, where a container may be limited to a part."""
     kind = device.partition(":")[0]
     if kind == "cpu":
         return None
@@ -62,28 +61,28 @@ def total_bytes(device: str) -> int | None:
     return int(torch.mps.recommended_max_memory() if kind == "mps" else getattr(torch, kind).mem_get_info(device)[1])
 
 
-def _container_room(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """What a container's limit leaves; without one, more than any machine has.
+def _container_free(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the bytes left under a container's limit, or 2**62 without one.
 
-    Pages of files count as used there, but are given back before anything fails.
+    The page cache counts as used there but is reclaimed before an allocation fails.
     """
     try:
-        room = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
-        told = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return room + sum(int(told.get(name, 0)) for name in ("inactive_file", "active_file"))
+        free = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return free + sum(int(stat.get(name, 0)) for name in ("inactive_file", "active_file"))
     except (OSError, ValueError):
         return 2**62
 
 
 def held_bytes(tensors: Iterable[Tensor], device: str) -> int:
-    """Bytes of tensors that are on a device and lack from what is free there.
+    """Return the bytes of the tensors on a device that are not counted as free there.
 
-    What lies in the memory map of a file does not: its pages are counted as free (Linux, which tells the maps).
+    Tensors in a file's memory map are excluded on Linux, since their pages can be reclaimed.
     """
     here = [x for x in tensors if x.device.type == device.partition(":")[0] and not x.is_meta]
     if not device.startswith("cpu"):
         return sum(x.nbytes for x in here)
-    spans = sorted(_of_files())
+    spans = sorted(_file_maps())
     starts = [start for start, _ in spans]
 
     def in_a_file(address: int) -> bool:
@@ -93,25 +92,25 @@ def held_bytes(tensors: Iterable[Tensor], device: str) -> int:
     return sum(x.nbytes for x in here if not in_a_file(x.data_ptr()))
 
 
-def _of_files() -> Iterator[tuple[int, int]]:
-    """The stretches of this process's addresses that are maps of files."""
+def _file_maps() -> Iterator[tuple[int, int]]:
+    """Yield the address ranges of this process that map files."""
     maps = Path("/proc/self/maps")
     for line in maps.read_text().splitlines() if maps.exists() else ():
-        place, *_, name = line.split(maxsplit=5)
+        addresses, *_, name = line.split(maxsplit=5)
         if name.startswith("/") and not name.startswith(("/dev/", "/memfd:")):
-            start, end = place.split("-")
+            start, end = addresses.split("-")
             yield int(start, 16), int(end, 16)
 
 
 def parse_bytes(text: str) -> int:
-    """``"8GiB"``, ``"8 G"``, ``"512MB"`` or plain bytes; a kilobyte is 1024 bytes, however it is written."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text, re.IGNORECASE)
-    amount = float(found[1]) * UNITS[found[2].lower()] if found else 0
+    """Parse ``"8GiB"``, ``"8 G"``, ``"512MB"`` or plain bytes; all units are powers of 1024. Raises BadRequest."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text, re.IGNORECASE)
+    amount = float(match[1]) * UNITS[match[2].lower()] if match else 0
     if amount < 1:
-        raise BadRequest(f"memory is {text!r}; expected an amount such as 8GiB or 512MiB")
+        raise BadRequest(f"memory is {text!r}; expected a size such as 8GiB or 512MiB")
     return int(amount)
 
 
 def gib(size: float) -> str:
-    """Bytes as people read them."""
+    """Format a number of bytes: ``"1.50 GiB"`` or ``"96 MiB"``."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.0f} MiB"

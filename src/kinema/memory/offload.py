@@ -1,8 +1,7 @@
-"""Weights that take turns: a network, or a block of one, has its weights in memory only while it runs.
+"""Weight offloading: a network, or a block of one, has its weights on the device only while it runs.
 
-On a GPU the weights wait in the host's memory; on a CPU they wait on disk, and are read block by block. The device
-does not matter here: a unit that comes gets fresh tensors there, a unit that goes leaves meta tensors behind, which
-remember shape, precision and order in memory.
+GPU weights are offloaded to host memory, CPU weights to disk. The code does not depend on the device: loading a unit
+puts fresh tensors there, offloading it leaves meta tensors that keep shape, precision and strides.
 """
 
 from __future__ import annotations
@@ -20,28 +19,28 @@ from kinema.cancel import checkpoint
 from kinema.system import WeightPolicy
 
 Offload = Literal["none", "model", "block", "sequential"]
-"""none: all weights stay. model: networks take turns. block: so do the blocks of each, the next one read ahead.
-sequential: one block at a time, nothing ahead."""
+"""none: all weights stay on the device. model: one network at a time. block: one block at a time, prefetching the next.
+sequential: one block at a time, without prefetching."""
 LEVELS: tuple[Offload, ...] = get_args(Offload)
 
 Read = Callable[[str], Tensor]
-"""A weight by its name, from where it waits."""
-Change = Callable[[str], Callable[[Tensor], Tensor] | None]
-"""What is done to the weight of a name as it comes, such as merging a LoRA into it; None leaves it as it is."""
+"""Reads an offloaded weight by name."""
+Merging = Callable[[str], Callable[[Tensor], Tensor] | None]
+"""Returns the function that merges LoRAs into the named weight as it is loaded; None leaves the weight unchanged."""
 
 
 class OffloadedParameter(nn.Parameter):
-    """Stands for a weight that is elsewhere: its shape, precision and order in memory, without numbers.
+    """Placeholder for an offloaded weight: its shape, precision and strides, on the meta device.
 
-    Its device is the one that the weight comes to: there whoever asks a network where it is puts the inputs. Whoever
-    computes with it is stopped: what tensors without numbers make of others is not said by torch, and wrong.
+    It reports the device that the weight is loaded to, because callers move inputs to a parameter's device. Computing
+    with it and real tensors raises RuntimeError; torch would silently return wrong results for some operations.
     """
 
-    goes_to: torch.device
+    target: torch.device
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        return self.goes_to
+        return self.target
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG003
@@ -50,17 +49,17 @@ class OffloadedParameter(nn.Parameter):
             and isinstance(args[-1], OffloadedParameter)
             and not isinstance(args[0], OffloadedParameter)
         ):
-            return args[0].to(args[-1].goes_to, args[-1].dtype)
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if any(not isinstance(x, OffloadedParameter) and not x.is_meta for x in given):
-            raise RuntimeError("a layer was asked for its weights while they wait: it was not called as a module")
+            return args[0].to(args[-1].target, args[-1].dtype)
+        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if any(not isinstance(x, OffloadedParameter) and not x.is_meta for x in inputs):
+            raise RuntimeError("a layer's weights were used while offloaded; call the layer as a module to load them")
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
-class Slot:
-    """The place of one parameter: its full name, the module that holds it, and its name there."""
+class ParameterSlot:
+    """The location of one parameter: its full name, the module that owns it, and its name there."""
 
     name: str
     owner: nn.Module
@@ -68,9 +67,9 @@ class Slot:
 
     @property
     def tensor(self) -> nn.Parameter:
-        found = self.owner._parameters[self.key]
-        assert found is not None
-        return found
+        parameter = self.owner._parameters[self.key]
+        assert parameter is not None
+        return parameter
 
     def put(self, tensor: Tensor) -> None:
         self.owner._parameters[self.key] = nn.Parameter(tensor, requires_grad=False)
@@ -78,10 +77,10 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """What comes and goes together."""
+    """Parameters that are loaded and offloaded together."""
 
     module: nn.Module
-    slots: tuple[Slot, ...]
+    slots: tuple[ParameterSlot, ...]
 
     @property
     def bytes(self) -> int:
@@ -89,64 +88,63 @@ class Unit:
 
 
 def networks(model: nn.Module) -> dict[str, nn.Module]:
-    """The networks of a model by name: its children, where it only holds them, or itself under the name ""."""
-    return dict(model.named_children()) if _only_holds(model) else {"": model}
+    """Return a model's networks by name: its children if it has no ``forward`` of its own, else itself under ""."""
+    return dict(model.named_children()) if _is_container(model) else {"": model}
 
 
-def _only_holds(module: nn.Module) -> bool:
+def _is_container(module: nn.Module) -> bool:
     return type(module).forward is nn.Module.forward
 
 
 def units(model: nn.Module, blocks: Iterable[nn.Module]) -> dict[str, tuple[Unit, list[Unit]]]:
-    """Each network's own unit (what lies in no block) and the units of its blocks."""
+    """Return, for each network, the unit of its parameters outside blocks and the units of its blocks."""
     names = {module: name for name, module in model.named_modules()}
-    found: dict[str, tuple[Unit, list[Unit]]] = {}
+    result: dict[str, tuple[Unit, list[Unit]]] = {}
     for name, network in networks(model).items():
         inside = set(network.modules())
         of_blocks = [_unit(block, names[block], ()) for block in blocks if block in inside and block is not network]
-        taken = {slot.name for unit in of_blocks for slot in unit.slots}
-        found[name] = (_unit(network, name, taken), of_blocks)
-    return found
+        in_blocks = {slot.name for unit in of_blocks for slot in unit.slots}
+        result[name] = (_unit(network, name, in_blocks), of_blocks)
+    return result
 
 
-def _unit(module: nn.Module, name: str, taken: Iterable[str]) -> Unit:
+def _unit(module: nn.Module, name: str, exclude: Iterable[str]) -> Unit:
     slots = []
     for inner, owner in module.named_modules():
         for key in owner._parameters:
             full = ".".join(part for part in (name, inner, key) if part)
-            if owner._parameters[key] is not None and full not in taken:
-                slots.append(Slot(full, owner, key))
+            if owner._parameters[key] is not None and full not in exclude:
+                slots.append(ParameterSlot(full, owner, key))
     return Unit(module, tuple(slots))
 
 
 class WeightOffloader:
-    """Has the weights of a model take turns on ``device``, until `close`.
+    """Offloads a model's weights and loads them to ``device`` when needed, until `close`.
 
-    ``read`` gives a weight from where it waits, ``policy`` makes it ready for its turn. The numbers that the model
-    computes stay as they are.
+    ``read`` reads an offloaded weight, ``policy`` converts it. The model's outputs are unchanged.
     """
 
     def __init__(
         self, model: nn.Module, blocks: Sequence[nn.Module], read: Read, device: torch.device, policy: WeightPolicy
     ) -> None:
         self.model, self.read, self.device, self.policy = model, read, device, policy
-        self._change: Change | None = None
+        self._merging: Merging | None = None
         self._all = units(model, blocks)
-        self._resting: dict[str, OffloadedParameter] = {}
+        self._placeholders: dict[str, OffloadedParameter] = {}
         self._hooks: list[Any] = []
-        self._in_turn: Unit | None = None
-        self._ahead: _Prefetcher | None = None
-        self._after: dict[Unit, Unit] = {}
-        self._before: Unit | None = None
+        self._current: Unit | None = None
+        self._prefetcher: _Prefetcher | None = None
+        self._next: dict[Unit, Unit] = {}
+        self._previous: Unit | None = None
         self.state: Any = None
-        """What was in force when they began, for whoever has them begin; None is nothing that may be relied on."""
+        """Set by the caller of `begin` to recognise its settings; None after an interrupted job."""
 
-    def begin(self, level: Offload, change: Change | None = None) -> None:
-        """Take the weights away and let them come as ``level`` says ("none": all come now, and stay), changed."""
+    def begin(self, level: Offload, merging: Merging | None = None) -> None:
+        """Offload all weights, then load them as ``level`` prescribes ("none": all now, to stay), merging LoRAs."""
         self.close()
-        self._change = change
+        self._merging = merging
         for unit in self._units():
-            self._leave(unit)
+            self._offload(unit)
         own, inside = [unit for unit, _ in self._all.values()], self._inside_blocks()
         streamed = [unit for _, blocks in self._all.values() for unit in blocks]
         for module in self.model.modules():
@@ -156,100 +154,102 @@ class WeightOffloader:
         if level == "none":
             for unit in self._units():
                 checkpoint()
-                self._arrive(unit, self._fetch(unit))
+                self._load(unit, self._fetch(unit))
             return
         if level == "model":
             own = [_merged(unit, blocks) for unit, blocks in self._all.values()]
             streamed = []
         for unit in own:
-            if unit.module is self.model:  # the only network: what lies in no block stays
-                self._arrive(unit, self._fetch(unit))
+            if unit.module is self.model:  # the only network: its parameters outside blocks stay
+                self._load(unit, self._fetch(unit))
                 continue
-            # Any part may be the first to be called: a network has methods besides its `forward`. What a block holds
-            # is called after the block, and may be compiled with it, where hooks are in the way.
+            # Any submodule may be called first, as networks have methods besides `forward`. Submodules of blocks run
+            # after their block and may be compiled with it, where hooks would interfere.
             for module in (m for m in unit.module.modules() if m not in inside):
-                self._hooks.append(module.register_forward_pre_hook(self._turn_of(unit)))
-        self._ahead = _Prefetcher(self._fetch, self.device) if level == "block" else None
-        self._after = dict(zip(streamed, streamed[1:], strict=False))
+                self._hooks.append(module.register_forward_pre_hook(self._network_hook(unit)))
+        self._prefetcher = _Prefetcher(self._fetch, self.device) if level == "block" else None
+        self._next = dict(zip(streamed, streamed[1:], strict=False))
         for unit in streamed:
-            self._hooks.append(unit.module.register_forward_pre_hook(self._come(unit)))
-            self._hooks.append(unit.module.register_forward_hook(self._go(unit), always_call=True))
+            self._hooks.append(unit.module.register_forward_pre_hook(self._block_hook(unit)))
+            self._hooks.append(unit.module.register_forward_hook(self._offload_hook(unit), always_call=True))
 
     def close(self) -> None:
-        """Stop; what is in memory stays there, the rest stays away until the next `begin`."""
+        """Stop; loaded weights stay loaded, the others stay offloaded until the next `begin`."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        if self._ahead is not None:
-            self._ahead.close()
-        self._ahead = self._in_turn = self._before = None
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+        self._prefetcher = self._current = self._previous = None
 
     def _inside_blocks(self) -> set[nn.Module]:
-        """The modules that blocks hold, without the blocks themselves."""
+        """The submodules of blocks, without the blocks themselves."""
         blocks = [block.module for _, units in self._all.values() for block in units]
         return {module for block in blocks for module in block.modules() if module is not block}
 
     def _units(self) -> list[Unit]:
         return [unit for own, blocks in self._all.values() for unit in (own, *blocks)]
 
-    # ---------------------------------------------------------------------------------- coming and going
+    # ------------------------------------------------------------------------------ loading and offloading
 
-    def _turn_of(self, unit: Unit) -> Callable[..., None]:
-        def turn(*_told: Any) -> None:
-            if self._in_turn is unit:
+    def _network_hook(self, unit: Unit) -> Callable[..., None]:
+        def load(*_args: Any) -> None:
+            if self._current is unit:
                 return
             checkpoint()
-            before, self._in_turn = self._in_turn, None  # whatever breaks this off, none is taken to be here
-            if before is not None:
-                self._leave(before)
-            self._arrive(unit, self._fetch(unit))
-            self._in_turn = unit
+            previous, self._current = self._current, None  # an interruption below must not count as loaded
+            if previous is not None:
+                self._offload(previous)
+            self._load(unit, self._fetch(unit))
+            self._current = unit
 
-        return turn
+        return load
 
-    def _come(self, unit: Unit) -> Callable[..., None]:
-        def come(*_told: Any) -> None:
+    def _block_hook(self, unit: Unit) -> Callable[..., None]:
+        def load(*_args: Any) -> None:
             checkpoint()
-            if self._before is not None:
-                self._after[self._before] = unit  # the order they run in, learnt as they run
-            self._before = unit
-            self._arrive(unit, self._fetch(unit) if self._ahead is None else self._ahead.take(unit))
-            if self._ahead is not None and unit in self._after:
-                self._ahead.start(self._after[unit])
+            if self._previous is not None:
+                self._next[self._previous] = unit  # learns the order of execution
+            self._previous = unit
+            self._load(unit, self._fetch(unit) if self._prefetcher is None else self._prefetcher.take(unit))
+            if self._prefetcher is not None and unit in self._next:
+                self._prefetcher.start(self._next[unit])
 
-        return come
+        return load
 
-    def _go(self, unit: Unit) -> Callable[..., None]:
-        def go(*_told: Any) -> None:
-            self._leave(unit)
+    def _offload_hook(self, unit: Unit) -> Callable[..., None]:
+        def offload(*_args: Any) -> None:
+            self._offload(unit)
 
-        return go
+        return offload
 
     @torch.no_grad()
     def _fetch(self, unit: Unit) -> dict[str, Tensor]:
-        """The tensors on the device, as the resting ones are laid out. Also runs beside the computation."""
-        made = {}
+        """Read a unit's tensors onto the device, with the placeholders' strides. May run in the prefetch thread."""
+        tensors = {}
         for slot in unit.slots:
-            rest, told = self._resting[slot.name], self.read(slot.name)
-            if told.shape != rest.shape:
-                raise RuntimeError(f"{slot.name} waits as {tuple(told.shape)}, expected {tuple(rest.shape)}")
-            merge = None if self._change is None else self._change(slot.name)
-            made[slot.name] = self.policy.ready(told, self.device, merge=merge, like=rest)
-        return made
+            placeholder, weight = self._placeholders[slot.name], self.read(slot.name)
+            if weight.shape != placeholder.shape:
+                raise RuntimeError(
+                    f"the offloaded weight {slot.name} is {tuple(weight.shape)}; expected {tuple(placeholder.shape)}"
+                )
+            merge = None if self._merging is None else self._merging(slot.name)
+            tensors[slot.name] = self.policy.ready(weight, self.device, merge=merge, like=placeholder)
+        return tensors
 
-    def _arrive(self, unit: Unit, made: Mapping[str, Tensor]) -> None:
+    def _load(self, unit: Unit, tensors: Mapping[str, Tensor]) -> None:
         for slot in unit.slots:
-            slot.put(made[slot.name])
+            slot.put(tensors[slot.name])
 
     @torch.no_grad()
-    def _leave(self, unit: Unit) -> None:
+    def _offload(self, unit: Unit) -> None:
         for slot in unit.slots:
-            rest = self._resting.get(slot.name)
-            if rest is None or rest.stride() != slot.tensor.stride():  # a family may lay out what is in turn anew
+            placeholder = self._placeholders.get(slot.name)
+            if placeholder is None or placeholder.stride() != slot.tensor.stride():  # a family may change the layout
                 like = torch.empty_like(slot.tensor, device="meta", dtype=self.policy.computed)
-                self._resting[slot.name] = OffloadedParameter(like, requires_grad=False)
-                self._resting[slot.name].goes_to = self.device
-            slot.owner._parameters[slot.key] = self._resting[slot.name]
+                self._placeholders[slot.name] = OffloadedParameter(like, requires_grad=False)
+                self._placeholders[slot.name].target = self.device
+            slot.owner._parameters[slot.key] = self._placeholders[slot.name]
 
 
 def _merged(unit: Unit, blocks: Sequence[Unit]) -> Unit:
@@ -257,35 +257,35 @@ def _merged(unit: Unit, blocks: Sequence[Unit]) -> Unit:
 
 
 class _Prefetcher:
-    """Fetches the next unit's weights while this one computes; on a GPU in a stream of its own."""
+    """Fetches the next unit's weights while the current one computes; on a GPU in a separate stream."""
 
     def __init__(self, fetch: Callable[[Unit], dict[str, Tensor]], device: torch.device) -> None:
         self.fetch = fetch
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="weights")
-        self.waiting: tuple[Unit, Future[dict[str, Tensor]]] | None = None
+        self.pending: tuple[Unit, Future[dict[str, Tensor]]] | None = None
 
     def start(self, unit: Unit) -> None:
-        self.waiting = unit, self.pool.submit(self._apart, unit)
+        self.pending = unit, self.pool.submit(self._fetch_in_stream, unit)
 
     def take(self, unit: Unit) -> dict[str, Tensor]:
-        waiting, self.waiting = self.waiting, None
-        if waiting is None:
+        pending, self.pending = self.pending, None
+        if pending is None:
             return self.fetch(unit)
-        made = waiting[1].result()
-        if waiting[0] is not unit:  # another one came than the last time: what was read is let go
+        tensors = pending[1].result()
+        if pending[0] is not unit:  # the order of execution changed: discard what was prefetched
             return self.fetch(unit)
-        for tensor in made.values():
-            if tensor.is_cuda:  # made in another stream: its memory is not for others before this one is through
+        for tensor in tensors.values():
+            if tensor.is_cuda:  # allocated in another stream: do not reuse its memory before this stream is done
                 tensor.record_stream(torch.cuda.current_stream(tensor.device))
-        return made
+        return tensors
 
-    def _apart(self, unit: Unit) -> dict[str, Tensor]:
-        with torch.cuda.stream(self.stream):  # with no stream this does nothing
-            made = self.fetch(unit)
+    def _fetch_in_stream(self, unit: Unit) -> dict[str, Tensor]:
+        with torch.cuda.stream(self.stream):  # no-op for None
+            tensors = self.fetch(unit)
         if self.stream is not None:
             self.stream.synchronize()
-        return made
+        return tensors
 
     def close(self) -> None:
         self.pool.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Puts a system's weights where a plan wants them, and says where those wait that are not in turn."""
+"""Applying a memory plan: loading a system's weights, or offloading them and choosing where they wait."""
 
 from __future__ import annotations
 
@@ -16,45 +16,43 @@ from kinema.system import System
 
 
 def place(system: System, plan: MemoryPlan) -> None:
-    """Fill the system's network, if it is not, with its weights coming and going as the plan says."""
+    """Load the system's network, if necessary, and offload its weights as the plan prescribes."""
     runtime = system.runtime
-    turning = cast("WeightOffloader | None", runtime.offloader)
+    offloader = cast("WeightOffloader | None", runtime.offloader)
     if plan.offload == "none":
-        if runtime.model is not None and turning is not None:
-            turning.begin("none")  # without LoRAs, which are then merged as into any network
+        if runtime.model is not None and offloader is not None:
+            offloader.begin("none")  # without LoRAs; they are merged below
             runtime.loras.fill(runtime.model)
             runtime.offloader = None
         elif runtime.model is not None and not runtime.loras.has(runtime.model):
-            runtime.loras.fill(runtime.model)  # they were taken out for turns that were broken off before they began
+            runtime.loras.fill(runtime.model)  # a job was interrupted between removing LoRAs and offloading
     else:
         if runtime.model is None:
             runtime.model = system.filled()
-        if turning is None:
+        if offloader is None:
             runtime.loras.release(runtime.model)
-            blocks = system.family.blocks(runtime.model)
-            turning = WeightOffloader(
-                runtime.model, blocks, resting(system, runtime.model), system.device, system.policy
-            )
-            runtime.offloader = turning
+            blocks, read = system.family.blocks(runtime.model), weight_reader(system, runtime.model)
+            offloader = WeightOffloader(runtime.model, blocks, read, system.device, system.policy)
+            runtime.offloader = offloader
         state = (plan.offload, runtime.loras.files)
-        if turning.state != state:  # other LoRAs too: weights that are here have the old ones in them
-            turning.begin(plan.offload, runtime.loras.merging)
-            turning.state = state
+        if offloader.state != state:  # also if LoRAs changed, since loaded weights have the old ones merged
+            offloader.begin(plan.offload, runtime.loras.merging)
+            offloader.state = state
     chunk_feed_forward(system.model, plan.tokens)
     runtime.at_once = plan.at_once
 
 
 def can_run_branches_together(system: System) -> bool:
-    """Whether branches of guidance may be in memory at once: as the last plan had it; without one, on a CPU."""
+    """Whether two guidance branches may run at the same time: on a CPU, unless the last plan forbids it."""
     return system.device.type == "cpu" and system.runtime.at_once
 
 
-def resting(system: System, model: nn.Module) -> Read:
-    """Where each weight waits: on disk, or in the host's memory for a GPU with memory of its own.
+def weight_reader(system: System, model: nn.Module) -> Read:
+    """Return the reader of offloaded weights: from disk, or from host memory for a GPU with dedicated memory.
 
-    What was changed by hand since it was read is in no file, and waits in memory.
+    Weights modified since they were read are in no file and stay in host memory.
     """
-    held = held_back(system, model)
+    held = unsaved_weights(system, model)
     if not unified(system.device):
         size = system.policy.bytes(sum(p.numel() for p in model.parameters()))
         if size < SHARE * free_bytes("cpu"):
@@ -68,8 +66,8 @@ def resting(system: System, model: nn.Module) -> Read:
     return lambda name: held[name] if name in held else on_disk(name)
 
 
-def held_back(system: System, model: nn.Module) -> dict[str, Tensor]:
-    """The weights that no file holds: all of an untrained model, and what was changed in memory."""
+def unsaved_weights(system: System, model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights that are in no file: all of an untrained model, and those modified in memory."""
     changed = system.runtime.changed
     changed |= {name for name, p in model.named_parameters() if p._version}
     untrained = system.weights.path is None
@@ -77,7 +75,7 @@ def held_back(system: System, model: nn.Module) -> dict[str, Tensor]:
 
 
 def from_disk(system: System) -> Read:
-    """Reads one weight at a time, whatever layout the file has; additions are views of their memory map."""
+    """Return a reader of single weights from a file of any layout; add-ons are views of their memory map."""
     weights = system.weights
     added = system.additions()
     if weights.own:
@@ -90,5 +88,5 @@ def from_disk(system: System) -> Read:
 def _foreign(system: System) -> Read:
     weights, checkpoints = system.weights, system.family.checkpoints
     read = checkpoints.layouts and checkpoints.layouts.reader(weights.source.path, weights.variant)
-    # A file that only converts as a whole: views of its memory map, whose pages the system takes back when it must.
+    # A layout that converts only as a whole yields views of its memory map, whose pages the system can reclaim.
     return read or checkpoints.convert(system.config, weights.source.tensors(weights.parts)).__getitem__

@@ -1,8 +1,7 @@
-"""What a call needs in memory, found by running it without numbers: on the meta device tensors are only shapes.
+"""Peak memory of a call, measured by running it on the meta device, where tensors have shapes but no storage.
 
-Every tensor that the call makes is counted from its birth to its death, so the peak is that of the real call, but
-for what a kernel takes inside itself. No family has to say a formula, and a model larger than the machine can be
-asked in a second.
+Each tensor counts from its creation until it is freed, so the peak equals the real call's except for workspace inside
+kernels. Families need no formula, and a model larger than the machine is measured within a second.
 """
 
 from __future__ import annotations
@@ -23,41 +22,41 @@ from torch.utils._pytree import tree_leaves
 
 @dataclass
 class MemoryUse:
-    """One stretch of work: the peak of what it made, and the networks that it ran."""
+    """Memory use of one phase: peak bytes of the tensors it creates, and the networks it runs."""
 
     peak: int = 0
     networks: set[str] = field(default_factory=set)
 
 
 class Rehearsal:
-    """Counts what lives on the meta device, phase by phase. ``networks`` are watched for being called."""
+    """Counts live meta tensors, phase by phase, and records which of the ``networks`` are called."""
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
         self.networks = networks
         self.phases: dict[str, MemoryUse] = {}
-        self._living = _Living()
+        self._live = _LiveBytes()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What is made in here, and still lives from the phases before, counts towards this phase's peak."""
+        """Measure a phase; tensors still alive from earlier phases count towards its peak."""
         phase = self.phases.setdefault(name, MemoryUse())
         hooks = [
-            module.register_forward_pre_hook(lambda *_told, name=name: phase.networks.add(name))
+            module.register_forward_pre_hook(lambda *_args, name=name: phase.networks.add(name))
             for name, network in self.networks.items()
             for module in network.modules()
         ]
-        self._living.peak = self._living.now
+        self._live.peak = self._live.now
         try:
-            with _Fused(), self._living:
+            with _Fused(), self._live:
                 yield
         finally:
             for hook in hooks:
                 hook.remove()
-        phase.peak = max(phase.peak, self._living.peak)
+        phase.peak = max(phase.peak, self._live.peak)
 
 
-class _Living(TorchDispatchMode):
-    """Bytes of the meta tensors that are alive, and the most there were."""
+class _LiveBytes(TorchDispatchMode):
+    """Bytes of the live meta tensors, now and at the peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,17 +65,17 @@ class _Living(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return 1  # a number read off a tensor: how many words there are, whether any is masked
-        made = func(*args, **(kwargs or {}))
-        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        for x in tree_leaves(made):
+            return 1  # `.item()` of a meta tensor, such as a token count or "is any masked"
+        result = func(*args, **(kwargs or {}))
+        inputs = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        for x in tree_leaves(result):
             if isinstance(x, Tensor) and x.is_meta:
-                self._note(x.untyped_storage(), given)
-        return made
+                self._count(x.untyped_storage(), inputs)
+        return result
 
-    def _note(self, storage: Any, given: set[int]) -> None:
+    def _count(self, storage: Any, inputs: set[int]) -> None:
         key = storage._cdata
-        if key in self._seen or key in given:
+        if key in self._seen or key in inputs:
             return
         size = storage.nbytes()
         self._seen.add(key)
@@ -90,10 +89,10 @@ class _Living(TorchDispatchMode):
 
 
 class _Fused(TorchFunctionMode):
-    """Fused attention makes its output and nothing else; on the meta device it would be taken apart."""
+    """Counts fused attention as its output only; the meta device would decompose it into a full attention matrix."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention and args[0].is_meta:
             q, k, v = args[:3]
-            return q + k.sum(-2, keepdim=True) + v.sum(-2, keepdim=True)  # of the right shape, and differentiable
+            return q + k.sum(-2, keepdim=True) + v.sum(-2, keepdim=True)  # right shape, and differentiable
         return func(*args, **(kwargs or {}))

@@ -1,1 +1,1 @@
-"""Layers with two users."""
+"""Layers shared by several families."""

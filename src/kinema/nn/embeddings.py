@@ -1,4 +1,4 @@
-"""Embeddings of numbers: sinusoids, and the noise level as a continuous log-SNR.
+"""Embeddings of scalars: sinusoids, and the noise level as a continuous log-SNR.
 
 Letters: B batch (or any leading axes), D width.
 """
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 LOG_SNR_LIMIT = 20.0
-"""VDM clips its schedule to log-SNR in [-20, 20]; beyond it a clip is clean, or noise, to the eye."""
+"""VDM clips its schedule to log-SNR in [-20, 20]; beyond that a clip is visually clean or pure noise."""
 _SCALE = 1000.0
 
 
 def sinusoidal(x_B: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
-    """``[…] -> […, width]``: cosines, then sines, of periods from 2π to 2π·max_period (Vaswani et al. 2017, §3.5).
+    """Embed ``[…] -> […, width]``: cosines, then sines, with periods 2π to 2π·max_period (Vaswani et al. 2017, §3.5).
 
     Raises ValueError for an odd width.
     """
     if width % 2:
-        raise ValueError(f"a sinusoidal embedding has an even width, got {width}")
+        raise ValueError(f"the width of a sinusoidal embedding is {width}; expected an even width")
     half = width // 2
     rate_D = torch.exp(-math.log(max_period) / half * torch.arange(half, device=x_B.device, dtype=torch.float32))
     angle_BD = x_B.float()[..., None] * rate_D
@@ -29,10 +29,9 @@ def sinusoidal(x_B: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
 
 
 class LogSNREmbedding(nn.Module):
-    """``forward(log_snr […]) -> […, width]``: log-SNR in [-20, 20] taken to [0, 1000], sinusoids, a two-layer MLP.
+    """``forward(log_snr […]) -> […, width]``: maps log-SNR from [-20, 20] to [0, 1000], then sinusoids and an MLP.
 
-    ``features`` is the width of the sinusoids (``width`` unless given). Values outside [-20, 20] count as
-    its ends.
+    ``features`` is the width of the sinusoids (default ``width``). Values outside [-20, 20] are clamped.
     """
 
     def __init__(self, width: int, features: int | None = None) -> None:
@@ -42,6 +41,6 @@ class LogSNREmbedding(nn.Module):
 
     def forward(self, log_snr_B: Tensor) -> Tensor:
         unit_B = (log_snr_B.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT) / LOG_SNR_LIMIT + 1) / 2
-        # In the weights' precision only after the sinusoids: half precision would blur levels that are close.
+        # Cast after the sinusoids, since half precision cannot separate close levels.
         wave_BD = sinusoidal(unit_B * _SCALE, self.features).to(next(self.mlp.parameters()).dtype)
         return self.mlp(wave_BD)

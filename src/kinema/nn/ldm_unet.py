@@ -1,11 +1,11 @@
-"""Layers of latent-diffusion U-Nets and their KL codecs (Rombach et al. 2022), under diffusers' parameter names.
+"""Layers of latent-diffusion U-Nets and their KL codecs (Rombach et al. 2022), with diffusers' parameter names.
 
-Written for two users: Stable Video Diffusion (with `vae.kl2d`) and, next, AnimateDiff.
+Used by Stable Video Diffusion (with `vae.kl2d`) and AnimateDiff.
 
-Letters: N images (clips × frames), B clips, T frames, C channels, H W rows and columns, S places or tokens,
-L context tokens, E width of the embedding of the noise level, D channels of one head.
-Feature maps are ``NCHW`` in channels-last memory, so that they are tokens ``NSC`` without a copy.
-Where no gradient is needed, activations that nobody reads again are overwritten.
+Letters: N images (clips × frames), B clips, T frames, C channels, H W rows and columns, S positions or tokens,
+L context tokens, E width of the noise-level embedding, D channels of one head.
+Feature maps are ``NCHW`` in channels-last memory, so that viewing them as tokens ``NSC`` needs no copy.
+Where no gradient is needed, activations are overwritten after their last use.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from kinema.nn.winograd import after_silu
 
 GROUPS = 32
 CACHED, CACHED_HALVES = 2**18, 2**20
-"""Numbers of a layer's widest map that a CPU's core keeps near: feed-forward layers take so many a thread. Products of
-halves are done so much sooner that more of them at a time are worth what leaves the cache."""
+"""Values of a feed-forward layer's widest activation per chunk and CPU thread, in float32 and in half precision. The
+float32 chunk fits the cache; half-precision products are fast enough that larger chunks pay off."""
 PART = 2**19
-"""Numbers that are enlarged at a time where room is scarce."""
+"""Values that `twice_as_large` upsamples at a time into a given buffer."""
 SMALL = 2**9
-"""Places of a map whose norm is computed in floats on a CPU."""
-SHORT, WORDS, WEIGHTS, FEWEST = 64, 80, 2**19, 256
-"""Sequences up to SHORT are attended to as plain batched products on a CPU; those up to WORDS, a prompt's row, with
-so many weights at a time, unless that would be few queries of many heads. Halves are attended to by FEWEST queries."""
+"""Up to this number of positions, a half-precision group norm is computed in float32 on a CPU."""
+SHORT, PROMPT, WEIGHTS, FEWEST = 64, 80, 2**19, 256
+"""CPU attention. Up to SHORT keys: plain batched products. Up to PROMPT keys (a prompt's tokens): the same, WEIGHTS
+attention weights at a time, if these are at least FEWEST queries. In bfloat16: FEWEST queries per thread at a time."""
 STEEP, SAMPLED = 1.0, 16
-"""Deviation of the logits of halves from which what they are rounded by shows, and queries and keys that tell it."""
+"""Standard deviation of half-precision logits above which their rounding error matters, and the number of queries and
+keys that it is estimated from."""
 
 
 def silu_(x: Tensor) -> Tensor:
-    """SiLU, in place where no gradient will need x."""
+    """SiLU, in place unless x requires a gradient."""
     return F.silu(x, inplace=not x.requires_grad)
 
 
@@ -57,7 +58,9 @@ def add_scaled_(x: Tensor, h: Tensor, share: Tensor) -> Tensor:
 
 
 class GroupNorm(nn.GroupNorm):
-    """PyTorch's, whose kernel for small channels-last maps of halves takes up to five times as long as for floats."""
+    """Group norm that uses float32 where PyTorch's half-precision CPU kernel (small channels-last maps) is up to five
+    times slower.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         halves = x.is_cpu and x.dtype.itemsize < 4 and self.weight.dtype == x.dtype and not torch.is_grad_enabled()
@@ -72,7 +75,7 @@ def group_norm(channels: int, eps: float) -> GroupNorm:
 
 
 def scale_and_shift(norm: nn.GroupNorm, parts_NRSC: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """What a group norm multiplies and adds, N×C each in float32 or wider, over a map in parts (rows R, places S)."""
+    """Return the scale and shift of a group norm, N×C each in float32 or wider; parts have R rows of S positions."""
     wide, count = torch.promote_types(norm.weight.dtype, torch.float32), 0
     total_NC = square_NC = norm.weight.new_zeros((), dtype=processor.widest(norm.weight.device))
     for part_NRSC in (part.to(wide) for part in parts_NRSC):
@@ -88,17 +91,16 @@ def scale_and_shift(norm: nn.GroupNorm, parts_NRSC: Iterable[Tensor]) -> tuple[T
 
 
 def _sums(x_NRSC: Tensor) -> Tensor:
-    """Of every channel, N×C, in float64 where there is one; on a CPU by a product with ones, which is 20 times faster
-    than ``sum``.
-    """
+    """Sum each channel, N×C, in float64 if the device has it."""
     if not x_NRSC.is_cpu:
         return x_NRSC.sum((1, 2)).to(processor.widest(x_NRSC.device))
-    with torch.autocast("cpu", enabled=False):  # which would make it a product of halves
+    # A product with ones is 20 times faster than ``sum``.
+    with torch.autocast("cpu", enabled=False):  # autocast would compute the product in half precision
         return torch.matmul(x_NRSC.new_ones(1, x_NRSC.shape[2]), x_NRSC).double().sum((1, 2))
 
 
 def tokens(x_NCHW: Tensor) -> Tensor:
-    """``NCHW -> NSC``; no copy in channels-last memory."""
+    """``NCHW -> NSC``, without a copy in channels-last memory."""
     return x_NCHW.permute(0, 2, 3, 1).flatten(1, 2)
 
 
@@ -108,7 +110,7 @@ def places(x_NSC: Tensor, height: int) -> Tensor:
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers with SiLU between them: sinusoids […, features] to an embedding […, out]."""
+    """Two linear layers with SiLU in between: sinusoids […, features] to an embedding […, out]."""
 
     def __init__(self, features: int, width: int, out: int | None = None) -> None:
         super().__init__()
@@ -120,10 +122,10 @@ class TimestepEmbedding(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """GroupNorm, SiLU, 3×3 convolution, twice, with the noise level added between; plus the input.
+    """Residual block: GroupNorm, SiLU and 3×3 convolution, twice, with the noise-level embedding added in between.
 
-    ``emb`` is the width of the embedding, None for a codec. ``forward`` takes the embedding after its SiLU,
-    one row per image or per clip (then its frames share it).
+    ``emb`` is the width of the embedding, None for a codec. ``forward`` takes the embedding after its SiLU, one row per
+    image, or per clip and shared by its frames.
     """
 
     def __init__(self, channels: int, out: int, emb: int | None = None, eps: float = 1e-5) -> None:
@@ -136,7 +138,7 @@ class ResBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(channels, out, 1) if channels != out else None
 
     def forward(self, x_NCHW: Tensor, emb_NE: Tensor | None = None, *, overwrite: bool = False) -> Tensor:
-        """With ``overwrite`` the result takes the place of x where it can: no gradient, and as many channels."""
+        """``overwrite`` reuses x's memory for the result if no gradient is recorded and there is no shortcut layer."""
         h = after_silu(self.conv1, self.norm1(x_NCHW))
         if self.time_emb_proj is not None and emb_NE is not None:
             shift_NC = self.time_emb_proj(emb_NE)
@@ -152,7 +154,7 @@ class ResBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """3×3 convolution of stride 2; a codec pads only right and below, where its training did."""
+    """3×3 convolution of stride 2; codecs pad only at the right and bottom, as in training."""
 
     def __init__(self, channels: int, *, codec: bool = False) -> None:
         super().__init__()
@@ -164,7 +166,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest neighbours, then a 3×3 convolution. ``size`` (rows, columns) is twice the input's unless given."""
+    """Nearest-neighbour upsampling to ``size`` (rows, columns; default: twice the input's), then a 3×3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -178,20 +180,20 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x_NCHW, size=size, mode="nearest"))
 
 
-def twice_as_large(conv: nn.Conv2d, x_NCHW: Tensor, room: Tensor | None = None) -> Tensor:
-    """Nearest neighbours times two, then a 3×3 convolution: as four 2×2 convolutions of the small map.
+def twice_as_large(conv: nn.Conv2d, x_NCHW: Tensor, buffer: Tensor | None = None) -> Tensor:
+    """Nearest-neighbour upsampling by two and a 3×3 convolution, computed as four 2×2 convolutions of the small map.
 
-    Of the three rows that a row of the large map reads, two are copies of one, so their weights add up: 4/9 of the
-    products, the same numbers, and the enlarged map is never made. ``room``, 4·N·H·W·K numbers, is memory
-    for the result; what is held beside it is then little: some rows at a time.
+    Two of the three rows under the kernel are copies of one, so their weights add up: 4/9 of the multiplications,
+    without the upsampled map. ``buffer``, 4·N·H·W·K values, receives the result; a few rows at a time are then
+    computed, which needs little further memory.
     """
     n, _, h, w = x_NCHW.shape
     around = F.pad(x_NCHW, (1, 1, 1, 1))
     wide = conv.weight.to(torch.promote_types(conv.weight.dtype, torch.float32))
     kernels = [[kernel.to(conv.weight.dtype) for kernel in _pairs(tall, 3)] for tall in _pairs(wide, 2)]
     count = 4 * n * h * w * conv.out_channels
-    out_NHaWbC = (x_NCHW.new_empty(count) if room is None else room).view(n, h, 2, w, 2, conv.out_channels)
-    few = h if room is None else max(1, PART // (n * w * conv.out_channels))
+    out_NHaWbC = (x_NCHW.new_empty(count) if buffer is None else buffer).view(n, h, 2, w, 2, conv.out_channels)
+    few = h if buffer is None else max(1, PART // (n * w * conv.out_channels))
     for at in range(0, h, few):
         end = min(at + few, h)
         for a, b in product((0, 1), (0, 1)):
@@ -201,7 +203,7 @@ def twice_as_large(conv: nn.Conv2d, x_NCHW: Tensor, room: Tensor | None = None) 
 
 
 def _pairs(weight: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Three taps along an axis as two, for the even and for the odd outputs."""
+    """Reduce three taps along an axis to two, for even and for odd outputs."""
     first, middle, last = weight.split(1, axis)
     return torch.cat([first, middle + last], axis), torch.cat([first + middle, last], axis)
 
@@ -210,21 +212,21 @@ def _pairs(weight: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention over […, S, D]; the leading dimensions are the same.
+    """Softmax attention over […, S, D]; the leading dimensions of q, k and v are equal.
 
-    PyTorch's fused attention on a CPU is slow for short sequences, and runs bfloat16 at the speed of float32
-    (facts/performance): there, plain products; to the words of a prompt for a few queries at a time, in bfloat16 to
-    more keys for a few queries of one head.
+    On a CPU, PyTorch's fused attention is slow for short sequences and runs bfloat16 at the speed of float32. There,
+    this uses plain products: for prompts, some queries at a time; for longer bfloat16 sequences, some queries of one
+    head at a time.
     """
     keys = k.shape[-2]
     few = WEIGHTS // (keys * q.shape[:-2].numel())
-    words = SHORT < keys <= WORDS and few >= FEWEST and not torch.is_grad_enabled()
-    if not q.is_cpu or not (keys <= SHORT or words):
+    prompt = SHORT < keys <= PROMPT and few >= FEWEST and not torch.is_grad_enabled()
+    if not q.is_cpu or not (keys <= SHORT or prompt):
         if q.is_cpu and q.dtype == torch.bfloat16 and not torch.is_grad_enabled():
             return torch.ops.kinema.attend_by_heads(q, k, v) if torch.compiler.is_compiling() else _by_heads(q, k, v)
         return F.scaled_dot_product_attention(q, k, v)
     q = q * (1 / math.sqrt(q.shape[-1]))
-    if not words:
+    if not prompt:
         return _plain(q, k, v)
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
     for at in range(0, q.shape[-2], few):
@@ -233,26 +235,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @cache
-def fused_has_units() -> bool:
-    """Whether PyTorch's fused attention computes halves in a processor's own units: tiles (AMX), which it asks for."""
+def fused_uses_amx() -> bool:
+    """Whether PyTorch's fused attention computes bfloat16 natively, which requires AMX tiles."""
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Queries are scaled already. Along an axis but the last, the softmax of up to 14 keys takes half the time."""
+    """Attention by plain products; queries are already scaled."""
     if k.shape[-2] > SHORT:
         return torch.matmul(torch.matmul(q, k.transpose(-1, -2)).softmax(-1), v)
+    # With up to 14 keys, a softmax over any axis but the last takes half the time.
     weight_LS = torch.matmul(k, q.transpose(-1, -2)).softmax(-2)
     return torch.matmul(weight_LS.transpose(-1, -2), v)
 
 
 def _by_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Few queries of one head at a time, so that their weights stay near the processor.
+    """Attention of some queries of one head at a time, so that attention weights stay in cache.
 
-    A product of halves is rounded to eight bits of its size, so large logits lose what softmax looks at. Where they
-    are large, the greatest of a row is taken off inside a second product, before it is rounded.
+    bfloat16 products have 8 significant bits, too few for the differences of large logits. If logits are large, a
+    second product subtracts each row's maximum before rounding.
     """
-    if fused_has_units():
+    if fused_uses_amx():
         return F.scaled_dot_product_attention(q, k, v)
     q = q * (1 / math.sqrt(q.shape[-1]))
     steep = _deviation(q, k) > STEEP
@@ -261,22 +264,22 @@ def _by_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     few = FEWEST * torch.get_num_threads()
     weight = q.new_empty(min(few, q.shape[-2]), k.shape[-2])
     for q_SD, k_LD, v_LD, out_SD in zip(*heads, out.flatten(0, -3), strict=True):
-        for some, made in zip(q_SD.split(few), out_SD.split(few), strict=True):
-            of_some = torch.mm(some, k_LD.T, out=weight[: len(some)])
+        for queries, result in zip(q_SD.split(few), out_SD.split(few), strict=True):
+            logits = torch.mm(queries, k_LD.T, out=weight[: len(queries)])
             if steep:
-                least = of_some.amax(-1, keepdim=True).neg_()
-                torch.addmm(least.expand_as(of_some), some, k_LD.T, out=of_some)
-            torch.mm(of_some.softmax(-1), v_LD, out=made)
+                offset = logits.amax(-1, keepdim=True).neg_()
+                torch.addmm(offset.expand_as(logits), queries, k_LD.T, out=logits)
+            torch.mm(logits.softmax(-1), v_LD, out=result)
     return out
 
 
 def _deviation(q: Tensor, k: Tensor) -> float:
-    """Of some logits of the head where it is largest."""
-    some, others = (x[..., :: max(1, x.shape[-2] // SAMPLED), :] for x in (q, k))
-    return float(torch.matmul(some, others.transpose(-1, -2)).float().std((-2, -1)).max())
+    """Estimate the largest standard deviation of any head's logits, from a sample of queries and keys."""
+    queries, keys = (x[..., :: max(1, x.shape[-2] // SAMPLED), :] for x in (q, k))
+    return float(torch.matmul(queries, keys.transpose(-1, -2)).float().std((-2, -1)).max())
 
 
-# As an operation of its own: a compiler would write its loops out, a hundred products a layer.
+# A custom operator, since a compiler would unroll the loops into a hundred products per layer.
 _library = torch.library.Library("kinema", "FRAGMENT")
 _library.define("attend_by_heads(Tensor q, Tensor k, Tensor v) -> Tensor")
 _library.impl("attend_by_heads", _by_heads, "CPU")
@@ -284,7 +287,7 @@ _library.impl("attend_by_heads", lambda q, _, v: q.new_empty(*q.shape[:-1], v.sh
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens to themselves, or to a context; heads are ``width / heads`` wide."""
+    """Multi-head self-attention, or cross-attention to a context; heads are ``width / heads`` wide."""
 
     def __init__(self, width: int, heads: int, context: int | None = None, *, bias: bool = False) -> None:
         super().__init__()
@@ -300,13 +303,13 @@ class Attention(nn.Module):
         return self.to_out[0](rearrange(attend(q, k, v), "n h s d -> n s (h d)"))
 
     def of_one(self, token_B1C: Tensor) -> Tensor:
-        """What every query gets from a context of one token: its softmax is 1, so queries and keys do not matter."""
+        """Cross-attention to a context of one token: the attention weight is 1, so queries and keys are not needed."""
         return self.to_out[0](self.to_v(token_B1C))
 
     def over_time(self, x_BTSC: Tensor, scale_TS: Tensor | None = None) -> Tensor:
-        """Attention of every place to itself in the other frames; keys are multiplied by ``scale`` [T or 1, S or 1]."""
+        """Temporal attention: each position attends across frames; ``scale`` [T or 1, S or 1] multiplies the keys."""
         q, k, v = (
-            rearrange(of(x_BTSC), "b t s (h d) -> b s h t d", h=self.heads) for of in (self.to_q, self.to_k, self.to_v)
+            rearrange(to(x_BTSC), "b t s (h d) -> b s h t d", h=self.heads) for to in (self.to_q, self.to_k, self.to_v)
         )
         if scale_TS is not None:
             k = k * scale_TS.T[:, None, :, None]
@@ -317,15 +320,15 @@ class Attention(nn.Module):
 
 
 def plain(layer: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether a layer is a product with its weight, of this precision, and no more.
+    """Whether a layer is exactly ``nn.Linear`` in this precision, without forward hooks.
 
-    Hooks before it are of weights that take turns: those of its block bring them too.
+    Forward pre-hooks are allowed: they load offloaded weights, which the block's own hook loads as well.
     """
     return type(layer) is nn.Linear and not layer._forward_hooks and layer.weight.dtype == dtype
 
 
 class GEGLU(nn.Module):
-    """A linear layer to twice the width, one half gating the other by GELU (Shazeer 2020)."""
+    """A linear layer to twice the width; the GELU of one half gates the other (Shazeer 2020)."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -333,22 +336,22 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.is_cpu and x.dtype.itemsize < 4 and not torch.is_grad_enabled() and plain(self.proj, x.dtype):
-            return self._of_halves(x)
+            return self._half_precision(x)
         value, gate = self.proj(x).chunk(2, dim=-1)
         gate = F.gelu(gate)
         return gate * value if gate.requires_grad else gate.mul_(value)
 
-    def _of_halves(self, x: Tensor) -> Tensor:
-        """The same as two products: GELU of halves takes twice as long where gates lie between values."""
+    def _half_precision(self, x: Tensor) -> Tensor:
+        """The same as two products: half-precision GELU takes twice as long on strided gates."""
         (to_value, to_gate), (value_bias, gate_bias) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
         gate = torch.ops.aten.gelu_(F.linear(x, to_gate, gate_bias))
         return gate.mul_(F.linear(x, to_value, value_bias))
 
 
 class FeedForward(nn.Module):
-    """GEGLU four times as wide, then back. ``chunk`` tokens at a time need less memory.
+    """GEGLU of four times the width and a linear layer back. ``chunk`` tokens at a time need less memory.
 
-    With None a CPU that samples takes as many as it keeps near, which is faster; else all are taken at once.
+    None: CPU inference uses chunks that fit the cache, which is faster; otherwise all tokens in one pass.
     """
 
     def __init__(self, width: int) -> None:
@@ -357,7 +360,7 @@ class FeedForward(nn.Module):
         self.chunk: int | None = None
 
     def forward(self, x_etc_C: Tensor, onto: Tensor) -> Tensor:
-        """Added to ``onto``, of x's shape, in its place where no gradient is recorded."""
+        """Return the sum with ``onto``, of x's shape, in place if no gradient is recorded."""
         width, rows = x_etc_C.shape[-1], x_etc_C.numel() // x_etc_C.shape[-1]
         sampling = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         chunk = self.chunk
@@ -369,16 +372,16 @@ class FeedForward(nn.Module):
                 self._add_to(onto.view(rows, width), x_etc_C.reshape(rows, width), min(chunk or rows, rows))
                 return onto
         if chunk is None or chunk >= rows:
-            made = self.net[2](self.net[0](x_etc_C))
+            out = self.net[2](self.net[0](x_etc_C))
         else:
             parts = x_etc_C.reshape(rows, width).split(chunk)
-            made = torch.cat([self.net[2](self.net[0](part)) for part in parts]).view_as(x_etc_C)
-        return add_(onto, made)
+            out = torch.cat([self.net[2](self.net[0](part)) for part in parts]).view_as(x_etc_C)
+        return add_(onto, out)
 
     def _plain(self, dtype: torch.dtype) -> bool:
-        """Whether both layers are no more than their weights, in the tokens' own precision, and that is none of halves.
+        """Whether both layers are `plain` in the tokens' precision, and that is not half precision.
 
-        Every sum in memory would round those once more.
+        In half precision, each in-place sum of `_add_to` would round once more.
         """
         if dtype.itemsize < 4 or torch.is_autocast_enabled("cpu"):
             return False
@@ -387,9 +390,9 @@ class FeedForward(nn.Module):
         return plain(self.net[0].proj, dtype) and plain(self.net[2], dtype)
 
     def _add_to(self, out_RC: Tensor, x_RC: Tensor, chunk: int) -> None:
-        """The same, every part in the memory of the one before: fresh pages cost a CPU more than what is computed.
+        """Add the layer's output to ``out`` in chunks that reuse one buffer: fresh pages cost more than the arithmetic.
 
-        A bias given to ``addmm`` is first copied over the whole result, so it is added here while the part is near.
+        ``addmm`` first copies a bias over the whole result, so it is added separately while the chunk is in cache.
         """
         wide, back = cast(nn.Linear, self.net[0].proj), cast(nn.Linear, self.net[2])
         bias_value, bias_gate = wide.bias.chunk(2)
@@ -401,9 +404,9 @@ class FeedForward(nn.Module):
 
 
 def chunk_feed_forward(model: nn.Module, chunk: int | None) -> None:
-    """Have every feed-forward layer of a model work on ``chunk`` tokens at a time: the same numbers, less memory.
+    """Set all feed-forward layers of a model to process ``chunk`` tokens at a time, for less memory.
 
-    None leaves it to each: see `FeedForward`.
+    None: the default of `FeedForward`.
     """
     for module in model.modules():
         if isinstance(module, FeedForward):
@@ -411,7 +414,7 @@ def chunk_feed_forward(model: nn.Module, chunk: int | None) -> None:
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention and feed-forward, each on a layer norm and added to the tokens."""
+    """Self-attention, cross-attention and feed-forward layer, each with a layer norm and a residual connection."""
 
     def __init__(self, width: int, heads: int, context: int) -> None:
         super().__init__()
@@ -423,9 +426,9 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(width)
 
     def forward(self, x_NSC: Tensor, context_BLC: Tensor) -> Tensor:
-        """The context has one row per clip, shared by its frames. x may be overwritten where no gradient is needed."""
+        """The context has one row per clip, shared by its frames. May overwrite x if no gradient is needed."""
         x_NSC = add_(x_NSC, self.attn1(self.norm1(x_NSC)))
-        # A clip's frames are one sequence to its context: keys and values are made once, not once a frame.
+        # A clip's frames form one sequence, so that keys and values are computed once per clip instead of per frame.
         x_BTSC = x_NSC.unflatten(0, (len(context_BLC), -1))
         if context_BLC.shape[1] == 1:
             x_BTSC = add_(x_BTSC, self.attn2.of_one(context_BLC)[:, None])
@@ -436,7 +439,7 @@ class TransformerBlock(nn.Module):
 
 
 def channels_last(model: nn.Module) -> None:
-    """Store the weights of a network's convolutions as its channels-last maps want them; the numbers stay."""
+    """Store the weights of a network's convolutions in channels-last memory, matching its feature maps."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
-"""Networks without numbers: names and shapes on the meta device, without what torch loads to do arithmetic there.
+"""Building networks on the meta device: parameter names and shapes without storage.
 
-Every config is built so before a network of it takes memory. What a stranger's config asks for is therefore bounded
-here: so many weights, of so many numbers in all.
+Every config is built here before its network takes memory, so this is also where the size of networks from untrusted
+configs is limited.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from kinema.bounds import printable
 from kinema.schema import BadRequest
 
 MOST_TENSORS = 20_000
-"""Weights of one network: Stable Video Diffusion has 2,322."""
-MOST_NUMBERS = 2**36
-"""Numbers in all of them: the largest published video models have a fifth."""
+"""Most parameter tensors of one network; Stable Video Diffusion has 2,322."""
+MOST_PARAMETERS = 2**36
+"""Most parameters of one network; the largest published video models have a fifth."""
 
 
-class _Uncounted(TorchFunctionMode):
-    """Writing in place to tensors without numbers does nothing.
+class _SkipInitialisation(TorchFunctionMode):
+    """Skips in-place writes to meta tensors.
 
-    In torch 2.13 the first ``normal_`` of a meta tensor imports its compiler and sympy: a second or more for an
-    initial value that nobody will see, a fifth of the time to a first clip.
+    In torch 2.13 the first ``normal_`` on a meta tensor imports the compiler and sympy, which takes a second or more: a
+    fifth of the time to the first clip.
     """
 
     def __torch_function__(
@@ -36,52 +36,52 @@ class _Uncounted(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        written = args[0] if args else kwargs.get("tensor")  # the name that `torch.nn.init` gives it
+        written = args[0] if args else kwargs.get("tensor")  # `torch.nn.init` passes it by this name
         in_place = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
         if (in_place or name == "__setitem__") and isinstance(written, Tensor) and written.is_meta:
             return written
         return func(*args, **kwargs)
 
 
-class _Bound:
-    """Counts the weights of a network while it is built."""
+class _SizeLimit:
+    """Counts a network's parameters while it is built. Raises BadRequest beyond the limits."""
 
     def __init__(self) -> None:
-        self.tensors = self.numbers = 0
+        self.tensors = self.parameters = 0
 
     def __call__(self, _owner: nn.Module, _name: str, weight: nn.Parameter | None) -> None:
         if weight is None:
             return
-        self.tensors, self.numbers = self.tensors + 1, self.numbers + weight.numel()
+        self.tensors, self.parameters = self.tensors + 1, self.parameters + weight.numel()
         if self.tensors > MOST_TENSORS:
-            raise BadRequest(f"this config asks for a network of more than {MOST_TENSORS:,} weights")
-        if self.numbers > MOST_NUMBERS:
-            raise BadRequest(f"this config asks for a network of more than {MOST_NUMBERS:,} numbers")
+            raise BadRequest(f"the network of this config has more than {MOST_TENSORS:,} weight tensors")
+        if self.parameters > MOST_PARAMETERS:
+            raise BadRequest(f"the network of this config has more than {MOST_PARAMETERS:,} parameters")
 
 
 @contextmanager
 def on_meta() -> Iterator[None]:
-    """Build networks here to know their names and shapes.
+    """Build networks on the meta device within this context.
 
-    Raises `BadRequest` for a network that is larger than any we know, and for sizes of which none can be built.
+    Raises BadRequest for networks beyond the size limits and for configs that cannot be built.
     """
-    counted = module.register_module_parameter_registration_hook(_Bound())
+    limit = module.register_module_parameter_registration_hook(_SizeLimit())
     try:
-        with torch.device("meta"), _Uncounted():
+        with torch.device("meta"), _SkipInitialisation():
             yield
     except BadRequest:
         raise
     except (RuntimeError, TypeError, ValueError, ArithmeticError, LookupError, AssertionError) as error:
-        said = printable((str(error).strip().splitlines() or ["no further word"])[0], 160)
-        raise BadRequest(f"no network can be built from this config: {said}") from error
+        reason = printable((str(error).strip().splitlines() or [type(error).__name__])[0], 160)
+        raise BadRequest(f"no network can be built from this config: {reason}") from error
     finally:
-        counted.remove()
+        limit.remove()
 
 
 def placed(shape: Sequence[int], make: Callable[[], Tensor]) -> Tensor:
-    """A table of this shape that ``make`` computes on the CPU, where tensors are made now.
+    """Return a constant table that ``make`` computes on the CPU, moved to the current default device.
 
-    Within `on_meta` it is its shape alone, and nothing is computed.
+    Within `on_meta` return an empty meta tensor of this shape without computing it.
     """
     device = torch.get_default_device()
     if device.type == "meta":

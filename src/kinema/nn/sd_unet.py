@@ -1,8 +1,8 @@
-"""The parts of Stable Diffusion's image U-Net, 1.5 and XL (Rombach et al. 2022; Podell et al. 2023), under the names of
-diffusers' ``UNet2DConditionModel``: what a family puts its own layers between.
+"""Building blocks of Stable Diffusion's image U-Net, 1.5 and XL (Rombach et al. 2022; Podell et al. 2023), with the
+parameter names of diffusers' ``UNet2DConditionModel``. Families insert their own layers between them.
 
 Letters: B clips, T frames, N = B·T images, R rows of context (B or N), C channels, H W latent rows and columns,
-S = H·W places, L context tokens, E width of the embedding of the noise level.
+S = H·W positions, L context tokens, E width of the noise-level embedding.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EPS, TRANSFORMER_EPS = 1e-5, 1e-6
 
 @dataclass(frozen=True, eq=False)
 class BlockInputs:
-    """What every block of one forward pass is told."""
+    """Inputs shared by all blocks in one forward pass."""
 
     emb_BE: Tensor
     context_RLC: Tensor
@@ -42,7 +42,7 @@ AnyInputs = TypeVar("AnyInputs", bound=BlockInputs)
 
 @dataclass(frozen=True, eq=False)
 class Residuals:
-    """What a control network adds: to every skip, in the order they are made, and to the middle; N×C×H×W (or 1×1)."""
+    """Residuals of a control network: for each skip connection, in order, and for the middle; N×C×H×W (or 1×1)."""
 
     skips: Sequence[Tensor]
     middle: Tensor
@@ -53,7 +53,7 @@ class Residuals:
 
 
 def images(x_BCTHW: Tensor) -> Tensor:
-    """``BCTHW -> NCHW`` in channels-last memory: one copy here instead of one per layer."""
+    """``BCTHW -> NCHW`` in channels-last memory: one copy here instead of one in each layer."""
     b, c, t, h, w = x_BCTHW.shape
     return x_BCTHW.permute(0, 2, 3, 4, 1).reshape(b * t, h, w, c).permute(0, 3, 1, 2)
 
@@ -66,12 +66,12 @@ def clips(x_NCHW: Tensor, frames: int) -> Tensor:
 # ---------------------------------------------------------------------------------------- running
 
 
-def run_down(levels: nn.ModuleList, x_NCHW: Tensor, told: BlockInputs) -> tuple[Tensor, list[Tensor]]:
-    """The way down, and the map after every block, the first included."""
+def run_down(levels: nn.ModuleList, x_NCHW: Tensor, inputs: BlockInputs) -> tuple[Tensor, list[Tensor]]:
+    """Run the encoder; return its output and the skip connections, starting with the input."""
     skips = [x_NCHW]
     for level in cast(Sequence[UNetLevel[Any]], levels):
         for index in range(len(level.resnets)):
-            x_NCHW = level(index, x_NCHW, told)
+            x_NCHW = level(index, x_NCHW, inputs)
             skips.append(x_NCHW)
         if level.downsamplers is not None:
             x_NCHW = level.downsamplers[0](x_NCHW)
@@ -79,26 +79,26 @@ def run_down(levels: nn.ModuleList, x_NCHW: Tensor, told: BlockInputs) -> tuple[
     return x_NCHW, skips
 
 
-def run_mid(level: UNetLevel[AnyInputs], x_NCHW: Tensor, told: AnyInputs) -> Tensor:
-    """Residual block, transformer and what follows it; residual block."""
-    return level.residual(1, level(0, x_NCHW, told), told)
+def run_mid(level: UNetLevel[AnyInputs], x_NCHW: Tensor, inputs: AnyInputs) -> Tensor:
+    """Run the middle: residual block, transformer, residual block."""
+    return level.residual(1, level(0, x_NCHW, inputs), inputs)
 
 
-def run_up(levels: nn.ModuleList, x_NCHW: Tensor, skips: list[Tensor], told: BlockInputs) -> Tensor:
-    """The way up; takes the skips from the end, and leaves none."""
+def run_up(levels: nn.ModuleList, x_NCHW: Tensor, skips: list[Tensor], inputs: BlockInputs) -> Tensor:
+    """Run the decoder, popping all skip connections from the end of the list."""
     for level in cast(Sequence[UNetLevel[Any]], levels):
         for index in range(len(level.resnets)):
-            x_NCHW = level(index, torch.cat([x_NCHW, skips.pop()], dim=1), told)
+            x_NCHW = level(index, torch.cat([x_NCHW, skips.pop()], dim=1), inputs)
         if level.upsamplers is not None:
             x_NCHW = level.upsamplers[0](x_NCHW, size=skips[-1].shape[-2:])
     return x_NCHW
 
 
-# ------------------------------------------------------------------------------------------ parts
+# ------------------------------------------------------------------------------------------ modules
 
 
 class UNetLevel(nn.Module, Generic[AnyInputs]):
-    """One resolution: residual blocks, each followed by a transformer where there are any."""
+    """One resolution level: residual blocks, each followed by a transformer if the level has attention."""
 
     def __init__(
         self,
@@ -114,24 +114,24 @@ class UNetLevel(nn.Module, Generic[AnyInputs]):
         self.end(down, up)
 
     def end(self, down: Downsample | None, up: Upsample | None) -> None:
-        """How the level is left. Called again by one that has more layers, so that these come last among its names."""
+        """Set the level's resampling layers. A subclass with more layers calls it again, so that these come last."""
         self.downsamplers = nn.ModuleList([down]) if down else None
         self.upsamplers = nn.ModuleList([up]) if up else None
 
-    def forward(self, index: int, x_NCHW: Tensor, told: AnyInputs) -> Tensor:
+    def forward(self, index: int, x_NCHW: Tensor, inputs: AnyInputs) -> Tensor:
         """Residual block ``index`` and its transformer."""
-        x_NCHW = self.residual(index, x_NCHW, told)
-        return self.attention(index, x_NCHW, told) if len(self.attentions) else x_NCHW
+        x_NCHW = self.residual(index, x_NCHW, inputs)
+        return self.attention(index, x_NCHW, inputs) if len(self.attentions) else x_NCHW
 
-    def residual(self, index: int, x_NCHW: Tensor, told: AnyInputs) -> Tensor:
-        return self.resnets[index](x_NCHW, told.emb_BE)
+    def residual(self, index: int, x_NCHW: Tensor, inputs: AnyInputs) -> Tensor:
+        return self.resnets[index](x_NCHW, inputs.emb_BE)
 
-    def attention(self, index: int, x_NCHW: Tensor, told: AnyInputs) -> Tensor:
-        return self.attentions[index](x_NCHW, told.context_RLC)
+    def attention(self, index: int, x_NCHW: Tensor, inputs: AnyInputs) -> Tensor:
+        return self.attentions[index](x_NCHW, inputs.context_RLC)
 
 
 class Pointwise(nn.Conv2d):
-    """A 1×1 convolution of tokens, under the shape its weight has in every file of SD 1.5."""
+    """A linear layer on tokens whose weight has the shape of a 1×1 convolution, as in SD 1.5's weight files."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, width, 1)
@@ -141,9 +141,9 @@ class Pointwise(nn.Conv2d):
 
 
 class Transformer(nn.Module):
-    """Transformer blocks over space between two projections; added to the input.
+    """Spatial transformer blocks between two projections, with a residual connection.
 
-    ``block`` makes one of a width, heads and width of the context; ``forward`` passes it what comes after the context.
+    ``block(width, heads, context_width)`` builds a block; ``forward`` passes it all arguments after the context.
     """
 
     def __init__(  # noqa: PLR0917
@@ -168,18 +168,18 @@ class Transformer(nn.Module):
         return add_(places(self.proj_out(x_NSC), x_NCHW.shape[2]), x_NCHW)
 
 
-# ------------------------------------------------------------------------------------------ sizes
+# ------------------------------------------------------------------------------------------ widths
 
 
 def down_inputs(channels: Sequence[int], layers: int, level: int) -> list[int]:
-    """Channels that each residual block of a level of the way down is given."""
+    """Return the input channels of each residual block of an encoder level."""
     return [channels[level - 1 if level and not i else level] for i in range(layers)]
 
 
 def up_inputs(channels: Sequence[int], layers: int, level: int) -> list[int]:
-    """The same of the way up, where ``level`` counts from the finest.
+    """Return the input channels of each residual block of a decoder level; ``level`` counts from the finest.
 
-    They are what the level below made, and the skips: of this level, the last one of the level above it.
+    Each is the sum of the previous block's output and the skip connection; the last skip comes from the finer level.
     """
     out, top = channels[level], len(channels) - 1
     below = [channels[min(level + 1, top)]] + [out] * layers
@@ -188,5 +188,5 @@ def up_inputs(channels: Sequence[int], layers: int, level: int) -> list[int]:
 
 
 def middle_depth(depths: Sequence[int]) -> int:
-    """Transformer blocks of the middle: those of the lowest level that has any."""
+    """Return the number of transformer blocks in the middle: that of the coarsest level with attention."""
     return next((depth for depth in reversed(depths) if depth), 0)

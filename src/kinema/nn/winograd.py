@@ -1,12 +1,12 @@
-"""Convolutions on a CPU with fewer products, after Winograd (Lavin and Gray 2016): 3×3, and along time.
+"""Winograd convolutions on a CPU (Lavin and Gray 2016): 3×3 in space, and 3 taps in time.
 
-A tile of 4×4 outputs reads 6×6 inputs. With matrices A [6, 4], G [6, 3] and B [6, 6], the tile is
-``Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A``: 36 products a channel where the sum itself has 144. Over channels they are 36 matrix
-products; the transforms are thin matrix products along whole rows of memory.
+A tile of 4×4 outputs depends on 6×6 inputs. With matrices A [6, 4], G [6, 3] and B [6, 6], the tile is
+``Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A``: 36 multiplications per channel instead of 144. Over all channels these are 36 matrix
+products; the transforms are thin matrix products along contiguous rows.
 
-The matrices follow from five points and infinity, where polynomials are multiplied by their values (Toom and Cook).
-The points decide how much is lost to rounding: with the usual 0, ±1, ±2 the deviation from the exact sum is 3.8 times
-that of PyTorch's convolution, with 0, ±1/√2, ±√2 it is 1.8 times (256 channels of unit variance, float32).
+The matrices follow from Toom-Cook interpolation at five points and infinity. The points determine the rounding error:
+with the usual 0, ±1, ±2 it is 3.8 times that of PyTorch's convolution, with 0, ±1/√2, ±√2 it is 1.8 times (256 channels
+of unit variance, float32).
 
 Letters: N images, C and K channels in and out, H W rows and columns, R tiles of one strip.
 """
@@ -27,20 +27,20 @@ TILE, KERNEL = 4, 3
 WIDE = TILE + KERNEL - 1
 POINTS = (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 STRIP = 128
-"""Tiles at a time: their transforms stay near the processor, and the matrix products are large enough."""
-LEAST_CHANNELS, LEAST_PLACES = 128, 4096
-"""With fewer channels the transforms cost more than the products saved, with fewer places those of the weights do."""
+"""Tiles at a time: few enough that transforms stay in cache, enough for efficient matrix products."""
+MIN_CHANNELS, MIN_POSITIONS = 128, 4096
+"""With fewer channels the input transforms cost more than is saved, with fewer positions the weight transforms do."""
 
 
 def after_silu(conv: nn.Module, x_NCHW: Tensor) -> Tensor:
-    """``conv(silu(x))`` of a residual block; x may be overwritten where no gradient is needed."""
+    """Compute ``conv(silu(x))`` of a residual block; may overwrite x if no gradient is needed."""
     if pays(conv, x_NCHW):
         return convolve(cast(nn.Conv2d, conv), x_NCHW, silu=True)
     return conv(F.silu(x_NCHW, inplace=not x_NCHW.requires_grad))
 
 
 def pays(conv: nn.Module, x_NCHW: Tensor) -> bool:
-    """Whether a layer on this map is a convolution that `convolve` computes, and faster than PyTorch does."""
+    """Whether `convolve` supports this layer and input, and is faster than PyTorch."""
     if type(conv) is not nn.Conv2d or not _large(conv, x_NCHW):
         return False
     plain = conv.kernel_size == (3, 3) and conv.stride == conv.dilation == conv.padding == (1, 1) and conv.groups == 1
@@ -48,32 +48,33 @@ def pays(conv: nn.Module, x_NCHW: Tensor) -> bool:
 
 
 def pays_over_time(conv: nn.Module, x_BCTS: Tensor) -> bool:
-    """The same of `over_time`, on a map that it sees in strips: few frames would be padded to four."""
+    """Whether `over_time` supports this layer and input, and is faster than PyTorch."""
+    # Fewer than 7 frames would waste too much of the padding to a multiple of 4.
     return type(conv) is nn.Conv3d and conv.kernel_size == (3, 1, 1) and x_BCTS.shape[2] >= 7 and _large(conv, x_BCTS)
 
 
 @cache
 def products_are_fast() -> bool:
-    """Whether matrix products are as fast as convolutions: MKL's are on Intel's processors, on others half as fast."""
+    """Whether matrix products are as fast as convolutions: with MKL on Intel CPUs; on others they are half as fast."""
     return torch.backends.mkl.is_available() and "Intel" in processor.maker()
 
 
 def _large(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> bool:
-    """Whether there is enough of it to pay, in float32 on a CPU that samples."""
+    """Whether the layer and input are large enough, and this is float32 inference on a suitable CPU."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     if not x.is_cpu or not x.dtype == conv.weight.dtype == torch.float32 or not products_are_fast():
         return False
-    places = x.shape[0] * x.shape[2] * x.shape[3]
+    positions = x.shape[0] * x.shape[2] * x.shape[3]
     return (
         not conv._forward_hooks
-        and min(conv.in_channels, conv.out_channels) >= LEAST_CHANNELS
-        and places >= LEAST_PLACES
+        and min(conv.in_channels, conv.out_channels) >= MIN_CHANNELS
+        and positions >= MIN_POSITIONS
     )
 
 
 def convolve(conv: nn.Conv2d, x_NCHW: Tensor, *, silu: bool = False) -> Tensor:
-    """``conv(x)``, or ``conv(silu(x))``, of a 3×3 convolution with a border of zeros; H and W are multiples of 4.
+    """Compute ``conv(x)`` or ``conv(silu(x))`` for a zero-padded 3×3 convolution; H and W are multiples of 4.
 
     x N×C×H×W -> N×K×H×W in channels-last memory, both float32 on a CPU. No gradient is recorded.
     """
@@ -81,17 +82,17 @@ def convolve(conv: nn.Conv2d, x_NCHW: Tensor, *, silu: bool = False) -> Tensor:
 
 
 def of_padded(conv: nn.Conv2d) -> Callable[[Tensor], Tensor]:
-    """The same without its border, N×(H+2)×(W+2)×C in one piece -> N×H×W×K; the weight is transformed once."""
-    into, _, out_of = matrices()
-    weight_QCK = of_weight(conv.weight)
+    """Return the convolution of padded inputs, contiguous N×(H+2)×(W+2)×C -> N×H×W×K; transforms the weight once."""
+    input_BT, _, output_AT = matrices()
+    weight_QCK = transform_weight(conv.weight)
     out_channels = conv.out_channels
 
     def run(padded_NHWC: Tensor) -> Tensor:
         n, height, width, channels = padded_NHWC.shape
         height, width = height - 2, width - 2
         rows, columns = height // TILE, width // TILE
-        made_NHWK = padded_NHWC.new_empty(n, height, width, out_channels)
-        made = made_NHWK.view(n, rows, TILE, columns, TILE, out_channels)
+        out_NHWK = padded_NHWC.new_empty(n, height, width, out_channels)
+        out_tiles = out_NHWK.view(n, rows, TILE, columns, TILE, out_channels)
         few_rows = min(rows, max(1, STRIP // columns))
         few = max(1, STRIP // (rows * columns)) if few_rows == rows else 1
         step, line, image = channels, channels * (width + 2), channels * (width + 2) * (height + 2)
@@ -109,60 +110,60 @@ def of_padded(conv: nn.Conv2d) -> Callable[[Tensor], Tensor]:
                 size = WIDE**2 * count * channels
                 a, b = one[:size].view(WIDE, WIDE, -1), other[:size].view(WIDE, WIDE, -1)
                 a.view(patches.shape).copy_(patches)
-                torch.bmm(into.expand(WIDE, WIDE, WIDE), a, out=b)
-                torch.mm(into, b.view(WIDE, -1), out=a.view(WIDE, -1))
+                torch.bmm(input_BT.expand(WIDE, WIDE, WIDE), a, out=b)
+                torch.mm(input_BT, b.view(WIDE, -1), out=a.view(WIDE, -1))
                 size = WIDE**2 * count * out_channels
                 b = other[:size].view(WIDE**2, count, out_channels)
                 torch.bmm(a.view(WIDE**2, count, channels), weight_QCK, out=b)
                 a = one[: size * TILE // WIDE].view(TILE, -1)
-                torch.mm(out_of, b.view(WIDE, -1), out=a)
+                torch.mm(output_AT, b.view(WIDE, -1), out=a)
                 b = other[: TILE**2 * count * out_channels].view(TILE, TILE, -1)
-                torch.bmm(out_of.expand(TILE, TILE, WIDE), a.view(TILE, WIDE, -1), out=b)
+                torch.bmm(output_AT.expand(TILE, TILE, WIDE), a.view(TILE, WIDE, -1), out=b)
                 part = b.view(TILE, TILE, *tiles, out_channels)
-                where = made[i : i + few, at : at + few_rows].permute(4, 2, 0, 1, 3, 5)
+                target = out_tiles[i : i + few, at : at + few_rows].permute(4, 2, 0, 1, 3, 5)
                 if conv.bias is None:
-                    where.copy_(part)
+                    target.copy_(part)
                 else:
-                    torch.add(part, conv.bias, out=where)
-        return made_NHWK
+                    torch.add(part, conv.bias, out=target)
+        return out_NHWK
 
     return run
 
 
 def over_time(conv: nn.Conv3d) -> Callable[[Tensor], Tensor]:
-    """A convolution of kernel (3, 1, 1) with a border of zeros, B×C×T×S -> B×K×T×S, with half of the products.
+    """Return a zero-padded convolution of kernel (3, 1, 1), B×C×T×S -> B×K×T×S, with half the multiplications.
 
-    Four frames of a place read six, so its transforms are thin products along whole frames. What is returned may be
-    called for every strip of a map: the weight is transformed once. No gradient is recorded.
+    Four output frames depend on six input frames; the transforms are thin products along whole frames. The weight is
+    transformed once, so the result can be called for each strip of a feature map. No gradient is recorded.
     """
-    into, spread, out_of = matrices()
+    input_BT, weight_G, output_AT = matrices()
     k, c = conv.weight.shape[:2]
     g = conv.weight.detach()[..., 0, 0].permute(2, 0, 1).reshape(KERNEL, k * c)
-    weight_QCK = torch.mm(spread, g).view(WIDE, k, c).transpose(1, 2)
+    weight_QCK = torch.mm(weight_G, g).view(WIDE, k, c).transpose(1, 2)
 
     def convolve_strip(x_BCTS: Tensor) -> Tensor:
-        b, _, frames, places = x_BCTS.shape
+        b, _, frames, positions = x_BCTS.shape
         tiles = -(-frames // TILE)
-        padded = x_BCTS.new_empty(b, TILE * tiles + 2, places * c)
+        padded = x_BCTS.new_empty(b, TILE * tiles + 2, positions * c)
         padded[:, 0] = 0
         padded[:, frames + 1 :] = 0
-        padded[:, 1 : frames + 1].view(b, frames, places, c).copy_(x_BCTS.permute(0, 2, 3, 1))
-        made = x_BCTS.new_empty(b, tiles, TILE, places * k)
-        part = x_BCTS.new_empty(tiles, WIDE, places, k)
-        for clip, out in zip(padded, made, strict=True):
-            six = clip.as_strided((tiles, WIDE, places * c), (TILE * places * c, places * c, 1))
-            read = torch.bmm(into.expand(tiles, WIDE, WIDE), six).view(tiles, WIDE, places, c)
-            for tile, products in zip(read, part, strict=True):
+        padded[:, 1 : frames + 1].view(b, frames, positions, c).copy_(x_BCTS.permute(0, 2, 3, 1))
+        result = x_BCTS.new_empty(b, tiles, TILE, positions * k)
+        part = x_BCTS.new_empty(tiles, WIDE, positions, k)
+        for clip, out in zip(padded, result, strict=True):
+            six = clip.as_strided((tiles, WIDE, positions * c), (TILE * positions * c, positions * c, 1))
+            transformed = torch.bmm(input_BT.expand(tiles, WIDE, WIDE), six).view(tiles, WIDE, positions, c)
+            for tile, products in zip(transformed, part, strict=True):
                 torch.bmm(tile, weight_QCK, out=products)
-            torch.bmm(out_of.expand(tiles, TILE, WIDE), part.view(tiles, WIDE, -1), out=out)
-        made_BTSK = made.view(b, TILE * tiles, places, k)[:, :frames]
-        return (made_BTSK if conv.bias is None else made_BTSK.add_(conv.bias)).permute(0, 3, 1, 2)
+            torch.bmm(output_AT.expand(tiles, TILE, WIDE), part.view(tiles, WIDE, -1), out=out)
+        out_BTSK = result.view(b, TILE * tiles, positions, k)[:, :frames]
+        return (out_BTSK if conv.bias is None else out_BTSK.add_(conv.bias)).permute(0, 3, 1, 2)
 
     return convolve_strip
 
 
 def _padded(x_NCHW: Tensor, silu: bool) -> Tensor:
-    """N×(H+2)×(W+2)×C, a border of zeros around x, or around its SiLU."""
+    """Zero-pad x, or its SiLU, to N×(H+2)×(W+2)×C."""
     n, channels, height, width = x_NCHW.shape
     padded = x_NCHW.new_empty(n, height + 2, width + 2, channels)
     for border in (padded[:, 0], padded[:, -1], padded[:, :, 0], padded[:, :, -1]):
@@ -175,22 +176,22 @@ def _padded(x_NCHW: Tensor, silu: bool) -> Tensor:
     return padded
 
 
-def of_weight(weight_KC33: Tensor) -> Tensor:
-    """``G g Gᵀ`` of every pair of channels, 36×C×K; the columns of the tile come before its rows."""
-    _, spread, _ = matrices()
+def transform_weight(weight_KC33: Tensor) -> Tensor:
+    """``G g Gᵀ`` for each pair of channels, 36×C×K, column-major within the tile."""
+    _, weight_G, _ = matrices()
     k, c = weight_KC33.shape[:2]
     g = weight_KC33.detach().permute(3, 2, 0, 1).reshape(KERNEL, KERNEL, k * c)
-    g = torch.bmm(spread.expand(KERNEL, WIDE, KERNEL), g)
-    return torch.mm(spread, g.view(KERNEL, -1)).view(WIDE**2, k, c).transpose(1, 2)
+    g = torch.bmm(weight_G.expand(KERNEL, WIDE, KERNEL), g)
+    return torch.mm(weight_G, g.view(KERNEL, -1)).view(WIDE**2, k, c).transpose(1, 2)
 
 
 @cache
 def matrices() -> tuple[Tensor, Tensor, Tensor]:
-    """Bᵀ [6, 6], G [6, 3] and Aᵀ [4, 6], float32.
+    """Return Bᵀ [6, 6], G [6, 3] and Aᵀ [4, 6], float32.
 
-    A and G hold the powers of the points, and infinity's highest power; Bᵀ is what then makes the products exact,
-    the transposed inverse of the powers up to the fifth. The scale of a point's row may lie in B or in G: it is
-    shared so that B's rows are those of polynomials with leading coefficient 1, as in Lavin and Gray.
+    A and G contain the powers of the points, and the highest power for infinity. Bᵀ is the transposed inverse of the
+    powers up to the fifth, which makes the result exact. The scale of a point's row can be in B or in G; here B's rows
+    are polynomials with leading coefficient 1, as in Lavin and Gray.
     """
     points = torch.tensor(POINTS, dtype=torch.float64, device="cpu")
 
@@ -199,7 +200,7 @@ def matrices() -> tuple[Tensor, Tensor, Tensor]:
         last[0, -1] = 1
         return torch.cat([points[:, None] ** torch.arange(count, device="cpu"), last])
 
-    apart = points[:, None] - points + torch.eye(len(points)).to(points)
-    scale = torch.cat([apart.prod(1), points.new_ones(1)])[:, None]
-    into = torch.linalg.inv(powers(WIDE)).T * scale
-    return into.float(), (powers(KERNEL) / scale).float(), powers(TILE).T.contiguous().float()
+    differences = points[:, None] - points + torch.eye(len(points)).to(points)
+    scale = torch.cat([differences.prod(1), points.new_ones(1)])[:, None]
+    input_BT = torch.linalg.inv(powers(WIDE)).T * scale
+    return input_BT.float(), (powers(KERNEL) / scale).float(), powers(TILE).T.contiguous().float()

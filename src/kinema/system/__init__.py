@@ -1,4 +1,4 @@
-"""Opened models. `Family` is what a folder under ``families/`` provides; `System` is what `open_system` returns."""
+"""Opened models. Each folder under ``families/`` implements `Family`; `open_system` returns a `System`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What is done to the repeated blocks of a network in place: compile them, or checkpoint their activations.
+"""Compilation and activation checkpointing of a network's repeated blocks, in place.
 
-Both put something around a block's own ``forward`` and leave the module itself alone, so its name, its weights, hooks
-around it (offload) and a copy of it are as they were.
+Both wrap the block's ``forward`` and leave the module alone, so that names, weights, hooks (offloading) and copies
+still work.
 """
 
 from __future__ import annotations
@@ -26,68 +26,63 @@ from kinema.schema import BadRequest
 Forward = Callable[..., Any]
 """A block's ``forward`` as a function of the block and its inputs."""
 
-COMPILED = (
-    "blocks are compiled when they first run, which takes a while; the last bits may differ from those without it"
-)
+COMPILED = "blocks are compiled on their first run, which takes a while; last bits may differ from an uncompiled run"
 
 
 def compile_blocks(blocks: Iterable[nn.Module], backend: str | Callable[..., Any] = "inductor") -> None:
-    """Have every block compiled when it first runs ("regional compilation"); equal ones share what is compiled.
+    """Compile each block on its first run ("regional compilation"); blocks of the same class and shapes share a graph.
 
-    The first size is compiled as it is. When another comes, its blocks are compiled once more, for any size that takes
-    the same way through their code.
+    The first input size gets a static graph. A second size triggers one recompilation with dynamic shapes, which
+    serves every further size.
     """
-    made: dict[Any, Forward] = {}
+    compiled: dict[Any, Forward] = {}
     for block in blocks:
         own = _forward(block)
         kind = (own, tuple((name, tuple(p.shape)) for name, p in block.named_parameters()))
-        if kind not in made:
-            made[kind] = torch.compile(_apart(own, str(kind[1])), backend=backend)
-        block.forward = MethodType(made[kind], block)
+        if kind not in compiled:
+            compiled[kind] = torch.compile(_copy_of(own, str(kind[1])), backend=backend)
+        block.forward = MethodType(compiled[kind], block)
 
 
 def checkpoint_blocks(blocks: Iterable[nn.Module]) -> None:
-    """Have every block keep its inputs alone for the backward pass, which runs it again: less memory, more time.
+    """Checkpoint activations: keep only each block's inputs and recompute the rest in the backward pass.
 
-    Chen et al. 2016 (arXiv 1604.06174). Compiled blocks are compiled before.
+    Chen et al. 2016 (arXiv 1604.06174). Call it after `compile_blocks`.
     """
     for block in blocks:
         block.forward = MethodType(partial(checkpoint, _forward(block), use_reentrant=False), block)
 
 
 def _forward(block: nn.Module) -> Forward:
-    """The block's ``forward`` as it is now, of its class or put around that before."""
+    """The block's current ``forward`` function: its class's, or an earlier wrapper."""
     return block.forward.__func__  # type: ignore[attr-defined]
 
 
-def _apart(forward: Forward, kind: str) -> Forward:
-    """A copy of a method, with code and name of its own.
+def _copy_of(forward: Forward, kind: str) -> Forward:
+    """Copy a method together with its code object, under a name of its own.
 
-    PyTorch counts recompilations by code, eight at most, and remembers by code and name which sizes change. Blocks of
-    different widths share the code of their class, and would use up the eight and have each other's sizes change.
+    PyTorch keys its recompilation limit (8) and its record of dynamic sizes by code object and name. Blocks of
+    different widths share their class's code: they would exhaust the limit and mark each other's sizes as dynamic.
     """
     assert isinstance(forward, FunctionType)
     code: CodeType = forward.__code__.replace(co_name=f"{forward.__name__}_{zlib.crc32(kind.encode()):08x}")
-    made = FunctionType(code, forward.__globals__, forward.__name__, forward.__defaults__, forward.__closure__)
-    made.__kwdefaults__ = forward.__kwdefaults__
-    return made
+    copy = FunctionType(code, forward.__globals__, forward.__name__, forward.__defaults__, forward.__closure__)
+    copy.__kwdefaults__ = forward.__kwdefaults__
+    return copy
 
 
 def check_compiler(device: torch.device) -> None:
-    """Refuse to compile where PyTorch cannot, before anything is loaded: for a CPU it needs a C++ compiler.
-
-    Raises BadRequest that says what is missing.
-    """
+    """Raise BadRequest if ``torch.compile`` lacks Triton (GPU) or a C++ compiler (CPU)."""
     if device.type != "cpu":
         if device.type in ("cuda", "xpu") and find_spec("triton") is None:
             raise BadRequest(
-                f"compile needs Triton on {device.type}, which is not installed; install it or leave it out"
+                f"compile needs Triton on {device.type}, which is not installed; install it or leave out compile"
             )
         return
     usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
     name = os.environ.get("CXX", usual)
     if shutil.which(name) is None:
         raise BadRequest(
-            f"compile needs a C++ compiler on a CPU, and there is no {printable(name, 60)} here: install one, name another "
-            "in the environment variable CXX, or leave out compile"
+            f"compile needs a C++ compiler on a CPU, and {printable(name, 60)} was not found; install it, set the "
+            "environment variable CXX to another, or leave out compile"
         )

@@ -1,4 +1,11 @@
-"""What a folder under ``families/`` provides, and what it hands to the rest of the package."""
+"""The protocols of a model family: what each folder under ``families/`` implements.
+
+`Family` builds the network and groups three parts: `Sampling` (how clips are generated), `Checkpoints` (which weight
+files the family reads) and `Training`. Every method receives the family's own frozen config dataclass, typed ``Any``
+here. A class that inherits from a protocol also inherits the default of each method that has one.
+
+Shapes: pixels and latents are BCTHW; pixels are in [-1, 1].
+"""
 
 from __future__ import annotations
 
@@ -13,8 +20,9 @@ from kinema.canvas import Canvas
 from kinema.diffusion.guidance import Guidance
 from kinema.diffusion.parameterise import Denoiser, Parameterisation
 from kinema.diffusion.schedules import NoiseLevel, Schedule, Spacing
+from kinema.events import OnEvent
 from kinema.grid import Lattice
-from kinema.schema import OnEvent, Request, Shape
+from kinema.schema import Request, Shape
 from kinema.system.files import Checkpoints
 from kinema.system.training import Training
 from kinema.system.weights import Weights
@@ -23,7 +31,7 @@ from kinema.vae.latent_rgb import LatentRGB
 
 @dataclass(frozen=True)
 class Process:
-    """What turns data into noise and a network into a denoiser: a schedule and a parameterisation."""
+    """The diffusion process: a noise schedule and the parameterisation of the network's prediction."""
 
     schedule: Schedule
     parameterisation: Parameterisation
@@ -31,7 +39,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a request's ``None`` becomes for one model: its native size and recommended sampling."""
+    """A model's values for request fields left at None (size, sampler, guidance), and its capabilities."""
 
     frames: int
     height: int
@@ -42,30 +50,30 @@ class Defaults:
     spacing: Spacing = "uniform"
     guidance: float = 1.0
     guidance_end: float | None = None
-    """Where guidance ends over the frames, for a request that says nothing of guidance."""
+    """Guidance scale of the last frame, for requests that set neither guidance nor guidance_end; None: constant."""
     guidance_interval: tuple[float, float] | None = None
-    """Log-SNR range in which guidance acts; None is all of it."""
+    """Log-SNR range in which guidance is applied; None: everywhere."""
     options: Mapping[str, float] = field(default_factory=dict)
     """Keyword options of the default sampler (gamma, delta, eta…)."""
     takes_prompt: bool = True
-    """Whether this model was trained with text; without it, a verb asks for none."""
+    """Whether the model is conditioned on text; otherwise no prompt is required."""
     threshold: float | None = None
-    """Bound on the guided estimate of x0 (static thresholding)."""
+    """Limit of static thresholding of the guided x0; None: no thresholding."""
     enlarges: bool = False
-    """Whether it enlarges the clip of another model, by guidance in pixels (super-resolution)."""
+    """Whether the model is a super-resolution stage, guided in pixel space by another model's clip."""
     prompt_spans: bool = False
-    """Whether each frame is conditioned on its own prompt; else prompts change with windows or blocks."""
+    """Whether each frame is conditioned on its own prompt; otherwise prompts change per window or block of frames."""
     clean_frames: bool = False
-    """Whether its network sees frames that are held clean, at a level of their own (`CleanFrames`)."""
+    """Whether the network takes conditioning frames clean, at a noise level of their own (`CleanFrames`)."""
     attention_windows: bool = False
-    """Whether its attention over time works in windows where a request asks for that (``window_in``)."""
+    """Whether temporal attention can run in windows (``window_in="attention"``)."""
     fits_float16: bool = True
-    """Whether all that it computes stays within float16's range; where it does not, bfloat16 or float32 is used."""
+    """Whether all activations stay within float16's range; otherwise bfloat16 or float32 is used."""
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """A family's own conditioning of each branch that its guidance names (`Sampling.guidance`)."""
+    """Conditioning of each guidance branch (`Sampling.guidance`), in a form that only the family interprets."""
 
     branches: Mapping[str, Any]
     """By name. One object under several names is computed once (`Guidance.merged`)."""
@@ -75,34 +83,38 @@ class Conditions:
 
 
 DECODING = {"chunk": "decode_chunk", "overlap": "decode_overlap", "tile": "decode_tile"}
-"""Options of a codec's `decode`, and what they are called in `Request.extra`."""
+"""Option of `Codec.decode` to its key in `Request.extra`."""
 
 
 def decoding_of(request: Request) -> dict[str, int]:
-    """The request's options of decoding, as a codec calls them."""
+    """Return the request's decoding options as keyword arguments of `Codec.decode`."""
     return {short: request.extra[long] for short, long in DECODING.items() if long in request.extra}
 
 
 class Codec(Protocol):
-    """Pixels to latents and back; the identity for pixel-space models."""
+    """Encodes pixels to latents and decodes them; the identity for pixel-space models."""
 
-    def encode(self, video_BCTHW: Tensor) -> Tensor: ...
+    def encode(self, video_BCTHW: Tensor) -> Tensor:
+        """Encode pixels in [-1, 1] to scaled latents."""
 
     def decode(self, z_BCTHW: Tensor, chunk: int | None = None) -> Tensor:
-        """``chunk`` latent frames at a time, where the codec works over frames; None is its own choice.
+        """Decode latents to pixels, ``chunk`` latent frames at a time; None lets the codec choose.
 
-        A codec may take more options, by the names in `DECODING`; a family's `check` lets only those through.
+        A codec may take the other options of `DECODING` too; the family's `Sampling.check` rejects the rest.
         """
 
     def leaner(self, frames: int, height: int, width: int) -> Sequence[Mapping[str, int]]:
-        """Options of `decode` that need less memory for a clip of this latent size, the mildest first."""
+        """Return options of `decode` that need less memory for this latent size, least intrusive first."""
 
     def rgb(self, channels: int) -> LatentRGB | None:
-        """The known linear map from latents with so many channels to colours; None: `kinema.previews` fits one."""
+        """Return the known linear map from ``channels`` latent channels to RGB, for previews.
+
+        None: `kinema.previews` fits one.
+        """
 
 
 class Opened(Protocol):
-    """What a family sees of an opened model (`kinema.system.System`)."""
+    """The part of an opened model (`kinema.system.System`) that a family may use."""
 
     @property
     def name(self) -> str: ...
@@ -115,78 +127,100 @@ class Opened(Protocol):
 
     @property
     def model(self) -> nn.Module:
-        """The network on its device, filled on first use."""
+        """The network on its device; weights are loaded on first access."""
 
     @property
     def device(self) -> torch.device: ...
 
     @property
-    def dtype(self) -> torch.dtype: ...
+    def dtype(self) -> torch.dtype:
+        """The precision the network computes in."""
 
     @property
     def offline(self) -> bool:
-        """Whether text encoders and vocabularies are looked for on this machine alone."""
+        """Whether text encoders and vocabularies must be found on this machine, without downloads."""
 
     def levels(self, request: Request) -> NoiseLevel:
-        """Noise levels from the noise end to clean, ``steps + 1`` of them."""
+        """Return the ``steps + 1`` noise levels of a run, noisiest first."""
 
     def encode(self, video_BCTHW: Tensor) -> Tensor:
-        """Pixels in [-1, 1] to latents, on the model's device."""
+        """Encode pixels in [-1, 1] to latents on the model's device."""
 
 
 class Sampling(Protocol):
-    """How a family's clips are made. ``config`` is the family's own frozen dataclass. What a family does not say, it
-    inherits.
+    """How a family generates clips.
+
+    For each request the package calls `check` (before weights are loaded), `encode_prompt` once per clip, `condition`
+    once per block of frames, and `denoiser` for each guidance branch and window. The package does the rest: schedules,
+    samplers, guidance, windows and known regions.
     """
 
-    def lattice(self, config: Any) -> Lattice: ...
+    def lattice(self, config: Any) -> Lattice:
+        """Return the grid of allowed clip sizes and its map from pixel shape to latent shape."""
 
-    def defaults(self, config: Any) -> Defaults: ...
+    def defaults(self, config: Any) -> Defaults:
+        """Return the model's native size, recommended sampling and capabilities."""
 
     def process(self, config: Any, shape: Shape) -> Process:
-        """For clips of this pixel shape: a flow's shift may depend on it."""
+        """Return the diffusion process for clips of this pixel shape (a flow's shift may depend on it)."""
 
-    def codec(self, config: Any, model: nn.Module) -> Codec: ...
+    def codec(self, config: Any, model: nn.Module) -> Codec:
+        """Return the codec of this network, or an identity codec for a pixel-space model."""
 
     def honours(self, config: Any, kind: str) -> tuple[str, ...]:
-        """Ways to hold a canvas of this kind (`Canvas.kind`), best first, out of "native",
-        "continuation" (going on from the last given frame), "reconstruction", "replacement"; empty when the family
-        cannot, which refuses the request.
+        """Return the ways this model can condition on a canvas of this kind (`Canvas.kind`), best first.
+
+        The ways are "native" (the network takes the known region as conditioning), "continuation" (start from the last
+        given frame), "reconstruction" (reconstruction guidance) and "replacement" (overwrite the sampler's state). An
+        empty tuple rejects the request.
         """
 
     def check(self, config: Any, request: Request) -> None:
-        """Refuse, by name, what the family cannot do (before weights are loaded); also unknown ``extra``."""
+        """Raise BadRequest for options that this model does not support, including unknown keys of ``extra``.
+
+        Called before weights are loaded.
+        """
 
     def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
-        """The files and folders that the family's own options (``extra``) name, for the recipe to tell their hashes."""
+        """Return the files and folders named in ``extra``; the recipe records their hashes."""
         return ()
 
     def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> Any:
-        """What the family's text encoders make of the request's prompts: once a clip, however many blocks it has."""
+        """Encode the request's prompts with the family's text encoders.
 
-    def condition(self, system: Opened, words: Any, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
-        """Conditions of each branch, from ``words`` (as `encode_prompt` made them), pictures and scalars.
+        Called once per clip, however many blocks of frames it has.
+        """
 
-        ``request`` and ``canvas`` are of one block, and batch items are independent.
+    def condition(self, system: Opened, text: Any, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
+        """Return the conditioning of each branch from text, images and scalars.
+
+        ``text`` is the result of `encode_prompt`; ``request`` and ``canvas`` describe one block of frames. Batch items
+        must not influence each other.
         """
 
     def guidance(self, config: Any, request: Request) -> Guidance | None:  # noqa: ARG002
-        """Which branches there are and how they are put together for this many frames; None is classifier-free
-        guidance of "positive" over "negative" by the request, its scale changing over the whole clip."""
+        """Return the guidance branches and their scales for the request's number of frames.
+
+        None: classifier-free guidance of "positive" over "negative" with the request's scales, interpolated over the
+        whole clip.
+        """
         return None
 
     def join(self, conditions: Sequence[Any]) -> Any | None:
-        """Conditions of one branch, of clips told alike but for prompt, seed and canvas, as that of a batch of them.
+        """Batch one branch's conditioning of several clips whose requests differ only in prompt, seed and canvas.
 
-        None where no batch can hold what differs; those clips are denoised one after the other.
+        Return None if they cannot share a batch; the clips are then denoised one after another.
         """
 
     def denoiser(self, system: Opened, condition: Any, frames: Sequence[int] | None) -> Denoiser:
-        """``denoise(z_BCTHW, level) -> x0_BCTHW`` for these latent frames (``None``: all of them)."""
+        """Return ``denoise(z_BCTHW, level) -> x0_BCTHW`` for one branch's conditioning.
+
+        ``frames`` are the latent frame indices that z holds; None means all.
+        """
 
 
 class Family(Protocol):
-    """What one folder under ``families/`` provides: networks, and how they are sampled, filed and trained."""
+    """One folder under ``families/``: networks, and how they are sampled, loaded and trained."""
 
     name: str
     sampling: Sampling
@@ -195,14 +229,16 @@ class Family(Protocol):
 
     @property
     def presets(self) -> Mapping[str, Any]:
-        """Name to config; always with a ``tiny`` that runs on a CPU in about a second."""
+        """Configs by name; ``tiny`` is required and generates a clip on a CPU in about a second."""
 
     def build(self, config: Any) -> nn.Module:
-        """The network, with freshly initialised weights on the current default device."""
+        """Build the network with freshly initialised weights on the current default device."""
 
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
-        """The repeated blocks, for FSDP2, compile and offload."""
+        """Return the repeated network blocks: the units of FSDP2, compilation and offloading."""
 
-    def to_json(self, config: Any) -> dict[str, Any]: ...
+    def to_json(self, config: Any) -> dict[str, Any]:
+        """Return the config as JSON data, as stored in weight files."""
 
-    def from_json(self, told: Mapping[str, Any]) -> Any: ...
+    def from_json(self, data: Mapping[str, Any]) -> Any:
+        """Parse what `to_json` returned. Raises BadRequest for invalid data."""

@@ -1,4 +1,4 @@
-"""What a family says of its files: which are its own, how their tensors become the network's, what can be added."""
+"""A family's weight files: recognising them, converting their tensors, and add-ons in slots."""
 
 from __future__ import annotations
 
@@ -16,56 +16,56 @@ from kinema.checkpoints.source import Source
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """What a family sees in a foreign file or folder."""
+    """A foreign weight file or folder that a family recognised."""
 
     config: Any
     parts: tuple[str, ...] = ()
-    """The parts of a pipeline's folder that the network is filled from; none for a file."""
+    """Parts of a pipeline folder that hold the network's weights; empty for a file."""
     notes: tuple[str, ...] = ()
-    """What was decided where weights and configs do not tell; said with every request."""
+    """Assumptions made where weights and configs are ambiguous; reported with every request."""
     beside: Mapping[str, Path] = field(default_factory=dict)
-    """Files beside this one that the model needs, by slot; added unless the user adds others."""
+    """Files next to this one that the model needs, by slot; loaded unless the user adds others."""
     outside: bool = False
-    """For an addition: whether the family reads its file itself, so that no tensor of it is part of the network."""
+    """For an add-on: whether the family reads its file itself, so that the network has no tensor of it."""
 
 
 class Slots(Protocol):
-    """What a family takes in addition to its model's own file: a motion module, a ControlNet."""
+    """The add-ons a family accepts: motion modules, ControlNets…"""
 
     names: tuple[str, ...]
-    """Of its slots; one that takes several files has a name behind a point (``controlnet.depth``)."""
+    """Slot names; a slot that takes several files is addressed with a suffix (``controlnet.depth``)."""
 
     def open(self, config: Any, slot: str, source: Source) -> FoundCheckpoint:
-        """The config with this in it; BadRequest for what does not belong there, saying what it is."""
+        """Return the config extended by this add-on. Raises BadRequest if the file does not fit the slot."""
 
     def convert(self, config: Any, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Its tensors under the network's own names, over those of the model's file."""
+        """Rename an add-on's tensors to the network's names; they override those of the model's own file."""
 
 
 class Checkpoints(Protocol):
-    """What a family's files are, and how their tensors become the network's. A family inherits what it does not say."""
+    """The weight files a family reads and writes. Methods with a default are optional."""
 
     def recognise(self, source: Source) -> FoundCheckpoint | None:  # noqa: ARG002
-        """What a foreign file (`Source.header`) or folder (`Source.pipeline`) is, or None if it is not ours."""
+        """Identify a foreign file (`Source.header`) or folder (`Source.pipeline`); None if it is not this family's."""
         return None
 
     def convert(self, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Its tensors under the network's own names; every key used or named in a BadRequest.
+        """Rename a foreign file's tensors to the network's names. Raises BadRequest for unknown keys.
 
-        Those of a pipeline's folder come with their part in front (``unet.conv_in.weight``).
+        Keys from a pipeline folder are prefixed with their part (``unet.conv_in.weight``).
         """
 
     def lora_aliases(self, config: Any) -> Mapping[str, Alias]:  # noqa: ARG002
-        """Names of another layout's modules to ours or to parts of ours, for LoRA files that use them; ours are known
-        without."""
+        """Map module names of foreign layouts to native names or parts of them, for LoRA files; native names need no
+        entry."""
         return {}
 
     @property
     def slots(self) -> Slots | None:
-        """What can be added to a model when it is opened; None for nothing."""
+        """The add-ons a model accepts when opened; None if there are none."""
         return None
 
     @property
     def layouts(self) -> Layouts | None:
-        """The layouts that ``kinema convert`` writes; None for a family with only its own."""
+        """The layouts ``kinema convert`` writes; None if the family has only the native one."""
         return None

@@ -1,6 +1,7 @@
-"""How weights that ship are trained from scratch: runs of `kinema train`, each from what earlier ones made.
+"""How shipped weights are trained from scratch: a sequence of `kinema train` runs that build on each other.
 
-A family tells it beside its recipe, `registry.SHIPPED` names it, and `kinema train --shipped NAME` does it.
+A family defines the sequence next to its training settings, `registry.SHIPPED` lists it, and
+`kinema train --shipped NAME` runs it.
 """
 
 from __future__ import annotations
@@ -11,45 +12,45 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from kinema.schema import OnEvent
+from kinema.events import OnEvent
 
 Grow = Callable[[Path, Path, OnEvent], None]
-"""Makes of one model's file another, with layers that the first has not."""
+"""``grow(source, target, on_event)``: write a copy of a model's file extended by new layers."""
 
 
 @dataclass(frozen=True)
 class Leg:
-    """One run. In the text of an option, ``{base}`` is the file that the leg ``base`` makes."""
+    """One training run. ``{base}`` in a string option stands for the file that the run ``base`` writes."""
 
     options: Mapping[str, Any]
-    """Of `kinema.training.options.TrainOptions`, by name; what is not there is the recipe's."""
+    """Fields of `kinema.training.options.TrainOptions`; missing ones come from the family's training settings."""
     makes: str = "model.safetensors"
-    """The file in the run's folder that ships, or that later legs need."""
+    """The file in the run's folder that ships or that later runs need."""
     grow: Grow | None = None
-    """What is done to ``options["model"]`` before the run."""
+    """Applied to ``options["model"]`` before the run."""
 
     @property
     def needs(self) -> set[str]:
-        """The legs whose files its options name."""
-        told = [value for value in self.options.values() if isinstance(value, str)]
-        return {name for text in told for _, name, _, _ in Formatter().parse(text) if name}
+        """Names of the runs whose files the options refer to."""
+        texts = [value for value in self.options.values() if isinstance(value, str)]
+        return {name for text in texts for _, name, _, _ in Formatter().parse(text) if name}
 
     def filled(self, files: Mapping[str, Path]) -> dict[str, Any]:
-        """Its options, with the files of other legs in them."""
+        """The options with each reference replaced by that run's file."""
         return {k: v.format_map(files) if isinstance(v, str) else v for k, v in self.options.items()}
 
 
 @dataclass(frozen=True)
 class Shipped:
-    """The legs of a family, in order, and which leg makes each file that ships."""
+    """A family's training runs, in order, and the run that writes each shipped file."""
 
     legs: Mapping[str, Leg]
     files: Mapping[str, str]
 
     def towards(self, name: str) -> dict[str, Leg]:
-        """The legs that a file needs, in order."""
-        wanted = {self.files[name]}
+        """The runs that a shipped file needs, in order."""
+        needed = {self.files[name]}
         for leg in reversed([*self.legs]):
-            if leg in wanted:
-                wanted |= self.legs[leg].needs
-        return {name: leg for name, leg in self.legs.items() if name in wanted}
+            if leg in needed:
+                needed |= self.legs[leg].needs
+        return {name: leg for name, leg in self.legs.items() if name in needed}

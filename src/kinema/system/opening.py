@@ -1,7 +1,7 @@
-"""Opening a model: from a name, a file, a folder or a hub id to a `System`, by headers and JSON alone.
+"""Opening a model: from a name, file, folder or hub id to a `System`, reading only headers and JSON.
 
-What is wrong, truncated or foreign fails here, before a byte of the weights is read; the network itself is built and
-filled at its first use.
+Damaged, truncated and unsupported files are rejected here, before any weights are read; the network is built and its
+weights loaded on first use.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from kinema.checkpoints.lora_formats import is_lora
 from kinema.checkpoints.settings import build_config, checked, readable
 from kinema.checkpoints.signatures import refused
 from kinema.checkpoints.source import Source
+from kinema.events import Note, OnEvent, ignore
 from kinema.nn.meta import on_meta
-from kinema.schema import BadRequest, Note, OnEvent, ignore
+from kinema.schema import BadRequest
 from kinema.system.blocks import COMPILED, check_compiler
 from kinema.system.family import Family
 from kinema.system.files import FoundCheckpoint
@@ -31,7 +32,7 @@ from kinema.system.weights import AddOn, Weights
 from kinema.values import quoted
 
 HUB = "hub:"
-"""Before a name that is the hub's, also where a file here is called the same."""
+"""Prefix that marks a hub id, even if a local file has the same name."""
 
 
 def open_system(
@@ -49,31 +50,31 @@ def open_system(
     compile: bool = False,
     on_event: OnEvent = ignore,
 ) -> System:
-    """Open a model: an embedded name, a family (with ``preset``, untrained), an alias, a file, a folder or a hub id.
+    """Open a model: a shipped name, a family (with ``preset``, untrained), an alias, a file, a folder or a hub id.
 
-    A name that begins with ``hub:`` is never a file's. ``variant`` picks among a folder's files ("fp16"), or names the
-    published model that the weights are ("svd-xt"). With ``offline`` the hub is not asked, now or later.
-    ``overrides`` replaces fields of the config by name. ``loras`` are LoRA files and their weights, ``add``
-    files in slots of the model (``{"motion": "mm_sd_v15_v2.ckpt"}``). ``dtype`` is float32 unless one is asked for, as
-    training and measuring want it; None is what `kinema.load` takes (`precision.chosen`). With ``compile`` the blocks
-    of the network are compiled. ``on_event`` gets the licence terms of weights before they are first downloaded. Raises
-    BadRequest for anything that is not a model, and where PyTorch cannot compile.
+    A name with the prefix ``hub:`` is never taken for a file. ``variant`` picks among a folder's files ("fp16") or
+    names the published model of ambiguous weights ("svd-xt"). ``offline`` disables downloads, now and later.
+    ``overrides`` replaces config fields by name. ``loras`` maps LoRA files to their weights, ``add`` slots to add-on
+    files (``{"motion": "mm_sd_v15_v2.ckpt"}``). ``dtype`` defaults to float32, for training and evaluation; None
+    selects the precision that `kinema.load` uses (`precision.chosen`). ``compile`` compiles the network's blocks.
+    ``on_event`` receives the licence terms of weights before their first download. Raises BadRequest for anything that
+    is not a model, and if PyTorch cannot compile on this machine.
     """
-    on = processor.device_of(device)
+    target = processor.device_of(device)
     if compile:
-        check_compiler(on)
-    named = str(source)
-    if not named.strip():
+        check_compiler(target)
+    given = str(source)
+    if not given.strip():
         raise BadRequest("the model's name is empty; expected a name, a file, a folder or a hub id")
-    name, family, config, weights, found = _found(named, preset, variant, offline, on_event)
-    wanted = {**_named_beside(named, found), **registry.ADDED.get(named.removeprefix(HUB), {}), **(add or {})}
-    added, config, said = _add(family, config, wanted, offline, on_event)
-    notes = found.notes
-    weights, notes = replace(weights, added=added), (*notes, *said, *([COMPILED] if compile else []))
+    name, family, config, weights, found = _resolve(given, preset, variant, offline, on_event)
+    slots = {**_neighbours(given, found), **registry.ADDED.get(given.removeprefix(HUB), {}), **(add or {})}
+    added, config, more = _add(family, config, slots, offline, on_event)
+    weights, notes = replace(weights, added=added), (*found.notes, *more, *([COMPILED] if compile else []))
     if overrides:
         config = _override(family, config, overrides)
+    policy = _policy(dtype, target, family, config, weights)
     system = System(
-        name, family, config, weights, on, _policy(dtype, on, family, config, weights), dict(overrides or {}), notes,
+        name, family, config, weights, target, policy, dict(overrides or {}), notes,
         memory=memory or MemoryOptions(), offline=bool(offline), compiled=compile,
     )  # fmt: skip
     if loras:
@@ -81,44 +82,49 @@ def open_system(
     return system
 
 
-def _found(
-    told: str, preset: str | None, variant: str | None, offline: bool | None, on_event: OnEvent
+def _resolve(
+    given: str, preset: str | None, variant: str | None, offline: bool | None, on_event: OnEvent
 ) -> tuple[str, Family, Any, Weights, FoundCheckpoint]:
-    """What a recipe calls the model of this name, its family, config and weights, and what was decided for it."""
-    name = told.removeprefix(HUB)
+    """Return the model's name as recipes record it, its family, config and weights, and what was found with them."""
+    name = given.removeprefix(HUB)
     family_name, _, slash_preset = name.partition("/")
-    here = _here(told)
+    here = _local(given)
     if family_name in registry.FAMILIES and (preset or slash_preset):
         if variant:
-            raise BadRequest(f"variant {variant} is of weights, and {family_name}/{preset or slash_preset} has none")
+            raise BadRequest(
+                f"variant {variant} selects weight files, but {family_name}/{preset or slash_preset} is untrained; "
+                "leave out the variant"
+            )
         return (f"{family_name}/{preset or slash_preset}", *_untrained(family_name, preset or slash_preset))
     if preset:
-        raise BadRequest(f"preset {preset} is of a family, untrained: {', '.join(registry.FAMILIES)}; not of {name}")
+        raise BadRequest(f"preset {preset} applies only to a family ({', '.join(registry.FAMILIES)}), not to {name}")
     if name in registry.EMBEDDED:
-        return (name, *_opened(registry.weights(registry.EMBEDDED[name][1]), variant))
+        return (name, *_recognised(registry.weights(registry.EMBEDDED[name][1]), variant))
     if here is not None:
-        return (registry.called(here), *_opened(here, variant))
+        return (registry.called(here), *_recognised(here, variant))
     if name in registry.ALIASES or is_hub_id(name):
-        return (name, *_opened(_fetched(name, offline, variant, on_event), variant))
+        return (name, *_recognised(_fetched(name, offline, variant, on_event), variant))
     if name in registry.PARTS:
         slot = registry.PARTS[name]
         option, argument = (f"--lora {name}", "loras") if slot == "lora" else (f"--add {slot}={name}", "add")
         model = next((model for model in registry.EMBEDDED if name.startswith(model)), "one")
-        raise BadRequest(f"{name} is no model but a part: give it to {model} as {option} (in Python by {argument})")
+        raise BadRequest(
+            f"{name} is an add-on, not a model; pass it to {model} as {option} (in Python: the argument {argument})"
+        )
     if Path(name).suffix or name.startswith((".", "/")):
         raise BadRequest(f"there is no file {name}; expected a model's file or folder")
     raise BadRequest(registry.unknown("model", name, {*registry.EMBEDDED, *registry.ALIASES, *registry.FAMILIES}))
 
 
-def _here(told: str | Path) -> Path | None:
-    """The file or folder of this name, None where there is none, or where a name on the hub was meant."""
-    return None if str(told).startswith(HUB) or not Path(told).exists() else Path(told)
+def _local(given: str | Path) -> Path | None:
+    """The local file or folder of this name; None if it does not exist or a hub id was given explicitly."""
+    return None if str(given).startswith(HUB) or not Path(given).exists() else Path(given)
 
 
-def _named_beside(told: str, found: FoundCheckpoint) -> dict[str, str | Path]:
-    """Files beside a model's by slot; by their names on the hub for a file of it, so that a recipe can name them."""
-    target = registry.ALIASES.get(told.removeprefix(HUB), told.removeprefix(HUB))
-    if _here(told) is not None or not (is_hub_id(target) and Path(target).suffix in files.WEIGHTS):
+def _neighbours(given: str, found: FoundCheckpoint) -> dict[str, str | Path]:
+    """Files next to a model's by slot; by their names on the hub for a file of it, so that a recipe can name them."""
+    target = registry.ALIASES.get(given.removeprefix(HUB), given.removeprefix(HUB))
+    if _local(given) is not None or not (is_hub_id(target) and Path(target).suffix in files.WEIGHTS):
         return dict(found.beside)
     return {slot: f"{HUB}{target.rpartition('/')[0]}/{path.name}" for slot, path in found.beside.items()}
 
@@ -126,19 +132,19 @@ def _named_beside(told: str, found: FoundCheckpoint) -> dict[str, str | Path]:
 def _add(
     family: Family, config: Any, add: Mapping[str, str | Path], offline: bool | None, on_event: OnEvent
 ) -> tuple[tuple[AddOn, ...], Any, tuple[str, ...]]:
-    """The additions in the order told, the config with them, and what was decided for them."""
+    """Return the add-ons in the given order, the config extended by them, and notes on assumptions made."""
     added: list[AddOn] = []
     notes: list[str] = []
     slots = family.checkpoints.slots
-    for slot, named in add.items():
+    for slot, given in add.items():
         if slots is None:
-            raise BadRequest(f"{family.name} takes nothing in addition to its own file")
-        told = registry.part(named)
+            raise BadRequest(f"{family.name} does not support add-ons; remove {slot}")
+        part = registry.part(given)
         if slot.partition(".")[0] not in slots.names:
             raise BadRequest(registry.unknown(f"slot of {family.name}", slot, slots.names))
-        here, name = _here(told), str(told).removeprefix(HUB)
+        here, name = _local(part), str(part).removeprefix(HUB)
         if here is None and not is_hub_id(name):
-            raise BadRequest(f"there is no file {told} to add as {slot}{registry.near_part(told, slot)}")
+            raise BadRequest(f"there is no file {part} to add as {slot}{registry.near_part(part, slot)}")
         source = Source(_fetched(name, offline, None, on_event) if here is None else here)
         with readable(str(source.path)):
             found = slots.open(config, slot, source)
@@ -149,18 +155,18 @@ def _add(
 
 
 def _policy(asked: Asked, device: torch.device, family: Family, config: Any, weights: Weights) -> WeightPolicy:
-    """As asked for, or as this model and this device have it; headers are read only where a GPU asks for them."""
+    """The requested precision's policy, or the default of this model and device."""
     fits = family.sampling.defaults(config).fits_float16
     if isinstance(asked, torch.dtype):
         return policy_for(asked, device, fits_float16=fits)
     if asked not in (None, "auto"):
         raise BadRequest(f'dtype is {quoted(asked)}; expected a torch.dtype, "auto" or None')
-    stored = None if device.type == "cpu" else weights.stored
+    stored = None if device.type == "cpu" else weights.stored  # a CPU's default does not depend on the file
     return chosen(device, stored, auto=asked == "auto", fits_float16=fits)
 
 
 def is_hub_id(name: str) -> bool:
-    """``owner/name``, or ``owner/name/file`` of a weight file; a repository's name may have points in it."""
+    """Whether a name is ``owner/name`` or ``owner/name/file`` of a weight file; repository names may contain dots."""
     parts = name.split("/")
     if not all(re.fullmatch(r"\w[\w.-]*", part) for part in parts):
         return False
@@ -174,8 +180,9 @@ def _fetched(name: str, offline: bool | None, variant: str | None, on_event: OnE
     except BadRequest as error:
         if name in registry.ALIASES:
             raise
-        here = f"there is no file {name} here" if name.count("/") > 1 else f"{name.partition('/')[0]} is no family here"
-        raise BadRequest(f"{error} ({here}, so a hub name was meant)") from error
+        owner = name.partition("/")[0]
+        reason = f"there is no file {name}" if name.count("/") > 1 else f"there is no family {owner}"
+        raise BadRequest(f"{error} ({reason}, so {name} was taken for a hub id)") from error
 
 
 def _say_terms(name: str, offline: bool | None, on_event: OnEvent) -> None:
@@ -190,7 +197,7 @@ def _say_terms(name: str, offline: bool | None, on_event: OnEvent) -> None:
 
 
 def fetched(name: str, offline: bool | None, variant: str | None) -> Path:
-    """Where a model of the hub lies, by its name there or its alias: `hub.fetch_model`, which says what is raised."""
+    """Return the local path of a model given by hub id or alias, downloading it if needed; see `hub.fetch_model`."""
     return hub.fetch_model(registry.ALIASES.get(name, name), offline=offline, variant=_split(variant)[0])
 
 
@@ -202,22 +209,22 @@ def _untrained(family_name: str, preset: str) -> tuple[Family, Any, Weights, Fou
 
 
 def _split(variant: str | None) -> tuple[str | None, str | None]:
-    """(which files of a folder, which published model): a variant that names a preset is a model."""
+    """Return (variant of a folder's files, published model): a variant that is a preset's name means a model."""
     presets = {name for family in registry.FAMILIES for name in registry.family(family).presets} if variant else ()
     return (None, variant) if variant in presets else (variant, None)
 
 
-def _opened(path: Path, variant: str | None) -> tuple[Family, Any, Weights, FoundCheckpoint]:
-    """Recognise a file or folder: by the note ``kinema train`` left in it, else by what a family sees in it."""
-    files_of, model = _split(variant)
-    source = Source(path, files_of, model)
-    weights = Weights(path, variant=files_of, model=model)
-    if told := source.metadata.get("kinema"):
+def _recognised(path: Path, variant: str | None) -> tuple[Family, Any, Weights, FoundCheckpoint]:
+    """Recognise a file or folder by the metadata that ``kinema train`` writes, else by asking each family."""
+    file_variant, model = _split(variant)
+    source = Source(path, file_variant, model)
+    weights = Weights(path, variant=file_variant, model=model)
+    if note := source.metadata.get("kinema"):
         if model:
-            raise BadRequest(f"{path} says itself which model it is; leave out variant {model}")
-        family, config = family_of(told, str(path))
+            raise BadRequest(f"the metadata of {path} already states the model; leave out variant {model}")
+        family, config = family_of(note, str(path))
         return family, config, weights, FoundCheckpoint(config)
-    likely = registry.PIPELINES.get(source.pipeline)  # asked first: others need not even be imported
+    likely = registry.PIPELINES.get(source.pipeline)  # asked first, so that other families need not be imported
     for name in sorted(registry.FAMILIES, key=lambda name: name != likely):
         family = registry.family(name)
         with readable(str(path)):
@@ -229,22 +236,22 @@ def _opened(path: Path, variant: str | None) -> tuple[Family, Any, Weights, Foun
                 replace(weights, own=False, parts=found.parts),
                 found,
             )
-    hint = "; name a model, and this with --lora" if is_lora(source.header) else ""
-    raise BadRequest(f"{path} is not a model of any family we know: {refused(source)}{hint}")
+    hint = "; name a model and pass this file with --lora" if is_lora(source.header) else ""
+    raise BadRequest(f"{path} is not a supported model: {refused(source)}{hint}")
 
 
 def family_of(note: str, where: str) -> tuple[Family, Any]:
-    """The family and the config that the note in a file of ours tells. Raises BadRequest for one that is damaged."""
-    told = bounds.from_json(note, f"the note in {where}")
-    if not (isinstance(told, Mapping) and isinstance(told.get("family"), str) and "config" in told):
-        raise BadRequest(f"{where} has a damaged note of its family and config; expected one of kinema's")
-    family: Family = registry.family(told["family"])
-    return family, family.from_json(told["config"])
+    """Parse the kinema metadata of a weight file into family and config. Raises BadRequest if it is damaged."""
+    data = bounds.from_json(note, f"the kinema metadata of {where}")
+    if not (isinstance(data, Mapping) and isinstance(data.get("family"), str) and "config" in data):
+        raise BadRequest(f"the kinema metadata of {where} is damaged; expected a family and its config")
+    family: Family = registry.family(data["family"])
+    return family, family.from_json(data["config"])
 
 
 def _override(family: Family, config: Any, overrides: Mapping[str, Any]) -> Any:
-    own = {f.name: getattr(config, f.name) for f in fields(config)}
-    config = build_config(type(config), {**own, **overrides}, f"overrides of {family.name}")
-    with on_meta():  # what cannot be built is refused now, not when the network is first used
+    current = {f.name: getattr(config, f.name) for f in fields(config)}
+    config = build_config(type(config), {**current, **overrides}, f"overrides of {family.name}")
+    with on_meta():  # rejects configs that cannot be built now rather than on first use
         family.build(config)
     return config

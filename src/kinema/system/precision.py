@@ -1,6 +1,6 @@
-"""In which precision a model computes, why, and how its weights are held: the one place that decides.
+"""Choice of a model's precision, and the conversion of its weights to it.
 
-A GPU runs a model in the half precision of its own file. A CPU computes in float32 unless it is asked for another.
+By default a GPU computes in the half precision of the model's file, and a CPU in float32.
 """
 
 from __future__ import annotations
@@ -18,26 +18,25 @@ from kinema.schema import BadRequest
 from kinema.values import quoted
 
 Asked = torch.dtype | Literal["auto"] | None
-"""A precision; "auto", bfloat16 where the device has it natively; or None, what the model's file has on an accelerator
-and float32 on a CPU."""
+"""A dtype; "auto": bfloat16 if the device has it natively; None: the file's precision on an accelerator, float32 on a
+CPU."""
 PRECISIONS = (torch.float32, *HALVES, torch.float64)
 
 
 @dataclass(frozen=True)
 class WeightPolicy:
-    """How a model's weights are held, from its file to the layers that compute with them.
+    """How weights are converted between file and compute.
 
-    A weight lies in its file *as stored*, and may *wait* there or in the host's memory, until it is *ready* on the
-    device: rounded to ``precision``, LoRAs merged, cast to ``computed``. `ready` is the one way there, for networks in
-    memory as a whole and for weights that take turns; quantised weights would be one more step of it.
+    A weight is *stored* in its file; offloaded, it waits there or in host memory. `ready` moves it to the device: it
+    rounds to ``precision``, merges LoRAs and casts to ``computed``. Resident and offloaded weights use the same path.
     """
 
     precision: torch.dtype = torch.float32
-    """What weights are rounded to. Recipes record it."""
+    """Precision that weights are rounded to; recorded in recipes."""
     computed: torch.dtype = torch.float32
-    """What the network computes in: ``precision``, or float32 where that cannot be computed in well."""
+    """Precision the network computes in: ``precision``, or float32 if the device or model does not support that."""
     note: str = ""
-    """Why, in one sentence; empty where there is nothing to say."""
+    """One sentence that explains the choice; may be empty."""
 
     def ready(
         self,
@@ -47,12 +46,12 @@ class WeightPolicy:
         merge: Callable[[Tensor], Tensor] | None = None,
         like: Tensor | None = None,
     ) -> Tensor:
-        """A weight as stored, or as it waits, as the network computes with it on the device.
+        """Convert a stored or offloaded weight to the one the network computes with on the device.
 
-        ``merge`` adds LoRAs to the rounded weight, in float32. The result has the order in memory of ``like``.
+        ``merge`` adds LoRAs to the rounded weight, in float32. The result has the strides of ``like``.
         """
         if weight.is_floating_point():
-            if merge is not None or self.precision != self.computed:  # else rounding and casting are one
+            if merge is not None or self.precision != self.computed:  # otherwise the cast below rounds
                 weight = weight.to(self.precision)
             if merge is not None:
                 weight = merge(weight)
@@ -63,65 +62,67 @@ class WeightPolicy:
         return torch.empty_like(like, device=device).copy_(weight, non_blocking=weight.is_pinned())
 
     def placed(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The model with all of its weights and buffers ready on the device."""
+        """Convert all of a model's weights and buffers, in place, onto the device."""
         return model._apply(lambda tensor: self.ready(tensor, device))
 
     def bytes(self, count: int) -> int:
-        """Bytes of so many weights when they are ready."""
+        """Bytes of ``count`` weight values on the device."""
         return count * self.computed.itemsize
 
 
 def policy_for(dtype: torch.dtype, device: torch.device, *, fits_float16: bool = True) -> WeightPolicy:
-    """The policy for a precision that somebody asks for. Raises BadRequest for one that the device does not have.
+    """Return the policy for a requested precision. Raises BadRequest if the device does not support it.
 
-    The network computes in float32 where a CPU has no native halves, in which a product takes several times as long
-    and is less exact, and where a model leaves float16's range (``Defaults.fits_float16``).
+    The network computes in float32 on a CPU without native support for the half precision, where half-precision
+    products are several times slower and less accurate, and if the model exceeds float16's range
+    (``Defaults.fits_float16``).
     """
     if dtype not in PRECISIONS:
         raise BadRequest(f"dtype is {quoted(str(dtype))}; expected {', '.join(map(name_of, PRECISIONS))} or auto")
-    name, what = name_of(dtype), described(device)
+    name, where = name_of(dtype), described(device)
     if dtype == torch.float64 and not processor.native(device, dtype):
-        raise BadRequest(f"{what} has no float64; ask for float32, bfloat16 or float16")
+        raise BadRequest(f"{where} does not support float64; use float32, bfloat16 or float16")
     how = f"weights are rounded to {name}, and the network computes in float32"
     if dtype == torch.float16 and not fits_float16:
-        return WeightPolicy(dtype, torch.float32, f"this model leaves float16's range: {how}")
+        return WeightPolicy(dtype, torch.float32, f"this model exceeds float16's range: {how}")
     if device.type == "cpu" and dtype in HALVES and processor.is_native(dtype) is False:
-        return WeightPolicy(dtype, torch.float32, f"{what} has no native {name}: {how}")
+        return WeightPolicy(dtype, torch.float32, f"{where} has no native {name}: {how}")
     return WeightPolicy(dtype, dtype)
 
 
 def chosen(
     device: torch.device, stored: torch.dtype | None, *, auto: bool = False, fits_float16: bool = True
 ) -> WeightPolicy:
-    """The policy where no precision is asked for, or "auto". ``stored`` is the file's; None is an untrained model.
+    """Return the policy for no requested precision, or for "auto". ``stored`` is the file's precision; None: untrained.
 
-    A float32 file stays in float32 unless "auto" is asked for: nobody has said that halves are enough for it.
+    A float32 file stays in float32 unless "auto" is requested, since the model may need more than half precision.
     """
-    bf16, what = processor.native(device, torch.bfloat16), described(device)
+    bf16, where = processor.native(device, torch.bfloat16), described(device)
     if device.type == "cpu":
         if auto and bf16:
-            return _same(torch.bfloat16, f"which {what} has natively")
-        return WeightPolicy(note=f"computes in float32: {what} has no native bfloat16" if auto else "")
-    own = "as the model is untrained" if stored is None else f"as its weights are stored in {name_of(stored)}"
+            return _computing_in(torch.bfloat16, f"which {where} has natively")
+        return WeightPolicy(note=f"computes in float32: {where} has no native bfloat16" if auto else "")
+    by_file = "as the model is untrained" if stored is None else f"as its weights are stored in {name_of(stored)}"
     if stored == torch.float16 and fits_float16:
-        return _same(torch.float16, own)
-    why = f"{own}, whose range this model leaves" if stored == torch.float16 else own
+        return _computing_in(torch.float16, by_file)
+    why = f"{by_file}, whose range this model exceeds" if stored == torch.float16 else by_file
     if stored is not None and stored.itemsize <= torch.bfloat16.itemsize:
-        return _same(torch.bfloat16, why) if bf16 else _same(torch.float32, f"{why}, and {what} has no native bfloat16")
+        why_not = f"{why}, and {where} has no native bfloat16"
+        return _computing_in(torch.bfloat16, why) if bf16 else _computing_in(torch.float32, why_not)
     if auto and bf16:
-        return _same(torch.bfloat16, f"which {what} has natively")
-    return _same(torch.float32, f"as {what} has no native bfloat16" if auto else own)
+        return _computing_in(torch.bfloat16, f"which {where} has natively")
+    return _computing_in(torch.float32, f"as {where} has no native bfloat16" if auto else by_file)
 
 
-def _same(dtype: torch.dtype, why: str) -> WeightPolicy:
+def _computing_in(dtype: torch.dtype, why: str) -> WeightPolicy:
     return WeightPolicy(dtype, dtype, f"computes in {name_of(dtype)}, {why}")
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """As people and recipes say it: ``bfloat16``."""
+    """The dtype's name in messages and recipes: ``bfloat16``."""
     return str(dtype).removeprefix("torch.")
 
 
 def described(device: torch.device) -> str:
-    """The device in a sentence: ``this CPU``, ``cuda:1``."""
+    """The device's name in messages: ``this CPU``, ``cuda:1``."""
     return "this CPU" if device.type == "cpu" else str(device)

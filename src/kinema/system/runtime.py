@@ -1,7 +1,7 @@
-"""What of an opened model changes: its network, the LoRAs in force, where weights wait; and one job at a time.
+"""The mutable state of an opened model: its network, active LoRAs and offloading, guarded by a lock.
 
-Everything here is changed by whoever holds the lock, which `running` takes for a whole job: so any number of threads
-may ask one model, and each gets what it would have got alone.
+`running` holds the lock for a whole job, so any number of threads may use one model, and each gets the same result as
+it would alone.
 """
 
 from __future__ import annotations
@@ -20,45 +20,44 @@ from kinema.checkpoints.lora_use import LoraFile, Loras
 from kinema.system.family import Codec
 from kinema.vae.latent_rgb import LatentRGB
 
-LOOK_EVERY = 0.1
-"""Seconds after which a job that waits for its turn looks whether it was cancelled."""
+POLL_INTERVAL = 0.1
+"""Seconds between a queued job's checks for cancellation."""
 
 
 class Runtime:
-    """The network of one `System` (None until it is first used), and the state that belongs to it."""
+    """The network of one `System` (None until first use) and its state."""
 
     def __init__(self, model: nn.Module | None = None) -> None:
         self.model = model
         self.codec: Codec | None = None
         self.rgb: LatentRGB | None = None
-        """How previews colour this codec's latents, once it is known."""
+        """Map from this codec's latents to preview colours, once known."""
         self.loras = Loras()
-        """The LoRAs in force."""
+        """The active LoRAs."""
         self.own_loras: tuple[LoraFile, ...] = ()
-        """Those of the model itself, for a request that names none."""
+        """The model's own LoRAs, for requests that set none."""
         self.offloader: Any = None
-        """What has weights take turns (`kinema.memory.offload`), while a plan asks for it."""
+        """The `WeightOffloader` while a memory plan offloads weights."""
         self.changed: set[str] = set()
-        """Weights that were changed by hand since they were read, and so are in no file."""
+        """Names of weights modified in memory since they were read; no file contains them."""
         self.at_once = True
-        """Whether branches of guidance may be in memory at the same time, as the last plan had it."""
+        """Whether the last memory plan allows two guidance branches in memory at the same time."""
         self.lock = threading.RLock()
-        self._beside: dict[str, Any] = {}
+        self._other_stage: dict[str, Any] = {}
         self._hash: Future[str] | None = None
         self._thread, self._threads = threading.get_ident(), torch.get_num_threads()
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """One job at a time, with the CPU threads that the model was opened with.
+        """Run one job at a time, with the number of CPU threads in effect when the model was opened.
 
-        PyTorch keeps a number of threads for each thread that computes, and last bits depend on it. A job that is
-        cancelled while it waits for its turn ends. Whatever breaks a job off may do so between any two weights, so
-        those that take turns begin anew in the next one.
+        PyTorch's thread count is per calling thread, and last bits depend on it. A queued job can be cancelled. An
+        interrupted job may leave any subset of weights loaded, so the next job sets up offloading again.
         """
-        with self._turn():
+        with self._locked():
             before = torch.get_num_threads()
-            elsewhere = threading.get_ident() != self._thread and before != self._threads
-            if elsewhere:
+            adjust = threading.get_ident() != self._thread and before != self._threads
+            if adjust:
                 torch.set_num_threads(self._threads)
             try:
                 yield
@@ -67,13 +66,13 @@ class Runtime:
                     self.offloader.state = None
                 raise
             finally:
-                if elsewhere:
+                if adjust:
                     torch.set_num_threads(before)
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         checkpoint()
-        while not self.lock.acquire(timeout=LOOK_EVERY):
+        while not self.lock.acquire(timeout=POLL_INTERVAL):
             checkpoint()
         try:
             yield
@@ -81,36 +80,36 @@ class Runtime:
             self.lock.release()
 
     def network(self, fill: Callable[[], nn.Module]) -> nn.Module:
-        """The network, filled on first use, with the LoRAs in force in it."""
+        """Return the network with the active LoRAs merged; ``fill`` loads it on first use."""
         with self.lock:
             if self.model is None:
                 self.model = self.loras.fill(fill())
             return self.model
 
     def use_loras(self, files: tuple[LoraFile, ...] | None) -> None:
-        """Have exactly these in force; None is the model's own."""
+        """Activate exactly these LoRAs; None: the model's own."""
         with self.lock:
-            wanted = self.own_loras if files is None else files
-            if not self.loras.settled or (wanted is not self.loras.files and (wanted or self.loras.files)):
-                self.loras.use(wanted)
+            requested = self.own_loras if files is None else files
+            if not self.loras.settled or (requested is not self.loras.files and (requested or self.loras.files)):
+                self.loras.use(requested)
 
     def beside(self, name: str, opened: Callable[[], Any]) -> Any:
-        """The model of another stage, which is opened once; only the last one is kept."""
+        """Return the model of another generation stage, opening it if it is not the one cached."""
         with self.lock:
-            if name not in self._beside:
-                self._beside = {name: opened()}
-            return self._beside[name]
+            if name not in self._other_stage:
+                self._other_stage = {name: opened()}
+            return self._other_stage[name]
 
-    # ------------------------------------------------------------------------------ hashes of the weights
+    # ------------------------------------------------------------------------------ weight hashes
 
     def begin_hash(self, hashed: Callable[[], str]) -> None:
-        """Hash the files beside what is done until `hash` is asked for: 500 MB take half a second."""
+        """Start hashing the weight files in the background (500 MB take half a second); `hash` waits for the result."""
         with self.lock:
-            broken_off = self._hash is not None and self._hash.done() and self._hash.exception()
-            if self._hash is None or broken_off:
-                with_one = ThreadPoolExecutor(1, "hash of weights")
-                self._hash = with_one.submit(hashed)
-                with_one.shutdown(wait=False)
+            failed = self._hash is not None and self._hash.done() and self._hash.exception()
+            if self._hash is None or failed:
+                pool = ThreadPoolExecutor(1, "hash of weights")
+                self._hash = pool.submit(hashed)
+                pool.shutdown(wait=False)
 
     def hash(self, hashed: Callable[[], str]) -> str:
         self.begin_hash(hashed)

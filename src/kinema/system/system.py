@@ -1,4 +1,4 @@
-"""A system: one family's network with its weights, process and codec, behind one set of calls."""
+"""An opened model: a family's network with its weights, diffusion process and codec."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from kinema.diffusion.guidance import Guidance, classifier_free
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import NoiseLevel, spaced
+from kinema.events import OnEvent, ignore
 from kinema.grid import Lattice
 from kinema.nn.meta import on_meta
-from kinema.schema import BadRequest, OnEvent, Request, Shape, ignore
+from kinema.schema import BadRequest, Request, Shape
 from kinema.system.blocks import compile_blocks
 from kinema.system.family import Codec, Conditions, Family, Process, decoding_of
 from kinema.system.precision import WeightPolicy
@@ -32,18 +33,18 @@ from kinema.system.weights import Weights
 
 @dataclass(frozen=True)
 class MemoryOptions:
-    """How much memory may be used, and what is settled of how; the rest is chosen by `kinema.memory.plan`."""
+    """Memory limit and offloading set by the user; `kinema.memory.plan` chooses what is left open."""
 
     offload: Literal["auto", "none", "model", "block", "sequential"] = "auto"
     budget: int | None = None
-    """Bytes, on the device; None is most of what is free."""
+    """Bytes on the device; None: most of the free memory."""
     tokens: int | None = None
-    """Tokens that feed-forward layers take at a time."""
+    """Tokens that feed-forward layers process at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class System:
-    """One opened model. Its calls are the lines of `kinema.generate.generate`."""
+    """One opened model."""
 
     name: str
     family: Family
@@ -51,27 +52,27 @@ class System:
     weights: Weights
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     policy: WeightPolicy = field(default_factory=WeightPolicy)
-    """In which precision it computes, and how its weights are held."""
+    """Precision of weights and computation."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    """What of the config was replaced at opening: part of the recipe."""
+    """Config fields replaced at opening; part of the recipe."""
     notes: tuple[str, ...] = ()
-    """What was decided at opening, to be said."""
+    """Assumptions made at opening, reported with every request."""
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     offline: bool = False
-    """Whether what is still to be found (text encoders, vocabularies) is looked for on this machine alone."""
+    """Whether text encoders and vocabularies must be found on this machine, without downloads."""
     compiled: bool = False
-    """Whether the network's blocks are compiled when they first run (`kinema.system.blocks`)."""
+    """Whether the network's blocks are compiled on their first run (`kinema.system.blocks`)."""
     runtime: Runtime = field(default_factory=Runtime, init=False, repr=False)
-    """All that changes; a copy of a system has its own."""
+    """All mutable state; a copy of a system gets its own."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the network computes in."""
+        """The precision the network computes in."""
         return self.policy.computed
 
     @property
     def model(self) -> nn.Module:
-        """The network on its device, filled on first use."""
+        """The network on its device; weights are loaded on first access."""
         return self.runtime.network(self._placed)
 
     def _placed(self) -> nn.Module:
@@ -81,23 +82,23 @@ class System:
 
     @property
     def weights_hash(self) -> str:
-        """`Weights.hash`, which may have been begun beside the work."""
+        """`Weights.hash`, possibly computed in the background."""
         return self.runtime.hash(lambda: self.weights.hash)
 
     def begin_hash(self) -> None:
-        """Hash the weights' files from now on. Raises BadRequest where files are gone."""
+        """Start hashing the weight files in the background. Raises BadRequest if files have disappeared."""
         self.weights.check_there()
         self.runtime.begin_hash(lambda: self.weights.hash)
 
     def filled(self) -> nn.Module:
-        """The network in eval mode: built on the meta device, weights assigned as they lie in the file's memory map."""
+        """Return the network in eval mode: built on the meta device, weights assigned from the file's memory map."""
         if self.weights.path is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.weights.seed)
                 model = self.family.build(self.config)
             tensors = dict(model.state_dict()) if self.weights.added else {}
         else:
-            model = self._hollow()
+            model = self._on_meta()
             tensors = self.weights.source.tensors(self.weights.parts)
             checkpoint()
             if not self.weights.own:
@@ -112,36 +113,36 @@ class System:
         return model.eval().requires_grad_(False)
 
     def additions(self) -> dict[str, Tensor]:
-        """The tensors of what was added to the model's own file, under the network's names."""
-        made: dict[str, Tensor] = {}
+        """Return the add-ons' tensors under the network's names."""
+        tensors: dict[str, Tensor] = {}
         slots = self.family.checkpoints.slots
         for added in self.weights.added:
             if added.outside:
                 continue
             checkpoint()
-            assert slots is not None  # there were when the model was opened
+            assert slots is not None  # checked when the model was opened
             with readable(str(added.source.path)):
-                made |= slots.convert(self.config, added.slot, added.source.tensors(added.parts))
-        return made
+                tensors |= slots.convert(self.config, added.slot, added.source.tensors(added.parts))
+        return tensors
 
-    def _hollow(self) -> nn.Module:
-        """The network without numbers: its names and shapes."""
+    def _on_meta(self) -> nn.Module:
+        """The network on the meta device: parameter names and shapes without storage."""
         with on_meta():
             return self.family.build(self.config)
 
     def use_loras(self, loras: Mapping[str | Path, float]) -> None:
-        """Have exactly these LoRA files in the network, each with its weight; with none it is as it was, to the bit.
+        """Activate exactly these LoRA files, with their weights; an empty mapping restores the network bit for bit.
 
-        Raises BadRequest for a file that is no LoRA or one of another model, before any weight is touched or read.
+        Raises BadRequest for files that are not LoRAs or belong to another model, before any weight changes.
         """
         self.runtime.own_loras = self.read_loras(loras)
         self.runtime.use_loras(None)
 
     def read_loras(self, loras: Mapping[Any, float]) -> tuple[LoraFile, ...]:
-        """LoRA files, checked against this network; they are not in force yet. Raises BadRequest as `use_loras`."""
+        """Read LoRA files and check them against this network, without activating them. Raises BadRequest."""
         if not loras:
             return ()
-        shapes = {name: p.shape for name, p in self._hollow().named_parameters()}
+        shapes = {name: p.shape for name, p in self._on_meta().named_parameters()}
         if any(not str(name).strip() for name in loras):
             raise BadRequest("the name of a LoRA is empty; expected a file")
         missing = [name for name in loras if not Path(registry.part(name)).exists()]
@@ -152,7 +153,7 @@ class System:
 
     @property
     def loras(self) -> Loras:
-        """The LoRAs in force."""
+        """The active LoRAs."""
         return self.runtime.loras
 
     @property
@@ -160,7 +161,7 @@ class System:
         return self.family.sampling.lattice(self.config)
 
     def process(self, request: Request) -> Process:
-        """What it is for a settled request: a flow's shift may depend on the shape."""
+        """The diffusion process of a resolved request (a flow's shift may depend on the shape)."""
         return self.family.sampling.process(self.config, request.shape)
 
     @property
@@ -174,10 +175,10 @@ class System:
         return self.lattice.latent(request.shape)
 
     def guidance(self, request: Request) -> Guidance:
-        """How the branches of a clip are put together; scales that change do so over its latent frames."""
-        own = self.family.sampling.guidance(self.config, request)
-        if own is not None:
-            return own
+        """The guidance branches of a clip and their scales; a scale that changes is given per latent frame."""
+        guidance = self.family.sampling.guidance(self.config, request)
+        if guidance is not None:
+            return guidance
         scale: float | Tensor = float(request.guidance or 0.0)
         if request.guidance_end is not None and request.guidance_end != scale:
             scale = torch.linspace(scale, request.guidance_end, self.latent_shape(request).frames)
@@ -186,38 +187,38 @@ class System:
     def encode_prompt(self, request: Request, on_event: OnEvent = ignore) -> Any:
         return self.family.sampling.encode_prompt(self, request, on_event)
 
-    def condition(self, words: Any, request: Request, canvas: Canvas, on_event: OnEvent = ignore) -> Conditions:
-        return self.family.sampling.condition(self, words, request, canvas, on_event)
+    def condition(self, text: Any, request: Request, canvas: Canvas, on_event: OnEvent = ignore) -> Conditions:
+        return self.family.sampling.condition(self, text, request, canvas, on_event)
 
     def denoiser(self, condition: Any, frames: Sequence[int] | None = None) -> Denoiser:
         return self.family.sampling.denoiser(self, condition, frames)
 
     def prior(self, request: Request, noise_BCTHW: Tensor) -> Tensor:
-        """Standard normal noise scaled to the noise end of the schedule."""
+        """Scale standard normal noise to the noise end of the schedule."""
         return noise_BCTHW * self.process(request).schedule.prior_std
 
     def noise(self, request: Request) -> Noise:
-        """One generator per clip, so that clip i of a batch equals the single run with seed + i."""
+        """One generator per clip, so that clip i of a batch equals a single run with seed + i."""
         if request.seed is None:
-            raise RuntimeError("this request has no seed yet")
+            raise RuntimeError("the request has no seed; resolve it first")
         return Noise([request.seed + i for i in range(request.clips)])
 
     def levels(self, request: Request) -> NoiseLevel:
-        """Noise levels from the noise end to clean, ``steps + 1`` of them."""
-        own = self.family.sampling.defaults(self.config)
-        return spaced(self.process(request).schedule, request.steps or own.steps, own.spacing)
+        """The ``steps + 1`` noise levels of a run, noisiest first."""
+        defaults = self.family.sampling.defaults(self.config)
+        return spaced(self.process(request).schedule, request.steps or defaults.steps, defaults.spacing)
 
     def encode(self, video_BCTHW: Tensor) -> Tensor:
         return self.codec.encode(video_BCTHW.to(self.device, self.dtype))
 
     def decode(self, z_BCTHW: Tensor, request: Request | None = None) -> Tensor:
-        """Pixels in [-1, 1] on the CPU; a request may say in which parts to decode."""
-        told: dict[str, Any] = decoding_of(request) if request else {}
-        return self.codec.decode(z_BCTHW.to(self.dtype), **told).float().clamp(-1, 1).cpu()
+        """Decode latents to pixels in [-1, 1] on the CPU, with the request's decoding options."""
+        options: dict[str, Any] = decoding_of(request) if request else {}
+        return self.codec.decode(z_BCTHW.to(self.dtype), **options).float().clamp(-1, 1).cpu()
 
 
 def with_model(system: System, model: nn.Module) -> System:
-    """The same system over a network already in memory (a training run looking at its own samples)."""
-    looking = replace(system)
-    looking.runtime.model = model
-    return looking
+    """Copy a system around a network already in memory (for samples during training)."""
+    copy = replace(system)
+    copy.runtime.model = model
+    return copy

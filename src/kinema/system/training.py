@@ -1,4 +1,4 @@
-"""How a family is trained: what a batch holds, the figures of a recipe, and what a family says of both."""
+"""How a family is trained: batches, training settings, and the protocols a family implements."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from kinema.data.playroom import Playroom
     from kinema.data.playroom.scene import Scene
 
-Drawn = TypeVar("Drawn", Tensor, NoiseLevel, list[Tensor], list[int])
+Sampled = TypeVar("Sampled", Tensor, NoiseLevel, list[Tensor], list[int])
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Training data: ``video`` B×3×T×H×W in [-1, 1], one caption a clip, and what is given of it.
+    """Training data: ``video`` B×3×T×H×W in [-1, 1], one caption per clip, and the ``mask`` of its known region.
 
-    ``images`` B×K×3×H×W are independent pictures for joint training (VDM §3.1), with captions
-    ``image_captions[b][k]``; they never share temporal attention with the clip. ``scenes`` are the scene
-    graphs of clips that were rendered (None for filmed ones): ground truth that a recipe may learn from.
+    ``images`` B×K×3×H×W are independent images for joint training (VDM §3.1), with captions ``image_captions[b][k]``;
+    they never share temporal attention with the clip. ``scenes`` are the scene graphs of rendered clips (None for
+    filmed ones), usable as ground truth.
 
-    ``fps`` and ``motion`` [B] are the rate each clip plays at and how much it moves (`kinema.data.motion`), NaN
-    where that is not known. ``encoded`` is what the family's frozen networks made of the clips beforehand, under its
-    own names; ``video`` then holds their first frames only.
+    ``fps`` and ``motion`` [B] are each clip's frame rate and amount of motion (`kinema.data.motion`), NaN where
+    unknown. ``encoded`` holds outputs of the family's frozen networks computed beforehand (`Tuning.encode`); ``video``
+    then has only the first frames.
     """
 
     video: Tensor
@@ -43,41 +43,41 @@ class Batch:
     motion: Tensor | None = None
     encoded: Mapping[str, Tensor] | None = None
     weights: Path | None = None
-    """The file or folder of the model in training, beside which its vocabulary may lie."""
+    """File or folder of the model in training; its vocabulary may be next to it."""
     encoders: Mapping[str, Path] = field(default_factory=dict)
     """Text encoders that the user added to it, by slot (`Weights.outside`)."""
     first: int = 0
-    """Where these clips begin in the batch of the optimiser's step, of which they may be a part."""
+    """Index of the first clip within the optimiser step's batch, of which this batch may be a part."""
     step_clips: int | None = None
-    """Clips of that batch; None is these."""
+    """Number of clips in the whole step; None: this batch is all of it."""
 
     @property
     def count(self) -> int:
-        """Clips of the optimiser's step: a loss draws noise for all of them, and takes its `own`."""
+        """Number of clips in the optimiser step. A loss samples noise for all of them and keeps its `own`."""
         return len(self.captions) if self.step_clips is None else self.step_clips
 
-    def own(self, drawn: Drawn) -> Drawn:
-        """What belongs to these clips of something drawn for the whole step, as many rows for each of `count`."""
-        each = len(drawn) // self.count
-        return drawn[self.first * each : (self.first + len(self.captions)) * each]
+    def own(self, sampled: Sampled) -> Sampled:
+        """Slice this batch's rows from values sampled for the whole step, with equally many rows per clip."""
+        each = len(sampled) // self.count
+        return sampled[self.first * each : (self.first + len(self.captions)) * each]
 
     def parts(self, number: int) -> Iterator[Batch]:
-        """So many batches of equally many of these clips, one after the other."""
+        """Split into ``number`` batches of equal size."""
         size = len(self.captions) // number
         for first in range(0, len(self.captions), size):
             at = slice(first, first + size)
-            of_clips: dict[str, Any] = {name: x[at] for name in _OF_CLIPS if (x := getattr(self, name)) is not None}
+            part: dict[str, Any] = {name: x[at] for name in _PER_CLIP if (x := getattr(self, name)) is not None}
             if self.encoded is not None:
-                of_clips["encoded"] = {name: x[at] for name, x in self.encoded.items()}
-            yield replace(self, **of_clips, first=self.first + first, step_clips=self.count)
+                part["encoded"] = {name: x[at] for name, x in self.encoded.items()}
+            yield replace(self, **part, first=self.first + first, step_clips=self.count)
 
 
-_OF_CLIPS = ("video", "captions", "mask", "images", "image_captions", "scenes", "fps", "motion")
+_PER_CLIP = ("video", "captions", "mask", "images", "image_captions", "scenes", "fps", "motion")
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a family's preset is trained: what `training.loop` needs besides the loss itself."""
+    """Hyperparameters of a preset's training: all that `training.loop` needs besides the loss."""
 
     steps: int
     batch: int
@@ -86,58 +86,59 @@ class TrainingSettings:
     weight_decay: float = 0.0
     warmup: int = 200
     cooldown: float = 0.3
-    """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
+    """Fraction of the steps, at the end, over which the learning rate decays linearly to zero."""
     ema: float = 0.999
     clip_norm: float = 1.0
     text_drop: float = 0.1
     canvas_mix: Mapping[str, float] = field(default_factory=lambda: {"nothing": 1.0})
     """Probability of each kind of canvas: nothing, first, ends, prefix, suffix, every, region."""
     images: int = 0
-    """Independent pictures appended to every clip (VDM's K)."""
+    """Independent images appended to each clip (VDM's K)."""
     playroom: Playroom | None = None
-    """How clips of the playroom are rendered; None is the defaults."""
+    """How playroom clips are rendered; None: the defaults."""
     frameskip: int = 1
     lora: Mapping[str, Any] = field(default_factory=dict)
-    """Figures of a LoRA that differ, by name."""
+    """Settings, by name, that differ when training a LoRA."""
 
 
 class Tuning(Protocol):
-    """How a family is trained in stages, in part or by a LoRA; regular expressions are of parameters' names."""
+    """Training in stages, of some parameters only, or of a LoRA. Regular expressions match parameter names."""
 
     parts: Mapping[str, str]
-    """For ``--only``: a name to what the parameters of that part have in their names."""
+    """For ``--only``: part name to a regular expression found in its parameters' names."""
     adapted: str
-    """Whole names of the linear layers that a LoRA adapts."""
+    """Regular expression that matches the full names of the linear layers a LoRA adapts."""
 
     def staged(self, config: Any, name: str) -> Any:
-        """The config of a stage of the paper's training; BadRequest for one that the model has not."""
+        """Return the config of a training stage of the paper. Raises BadRequest if the model has no such stage."""
 
     def grown(self, model: nn.Module, config: Any, seed: int) -> nn.Module:
-        """The network of a file in a stage that trains parts which the file lacks: those are made from the seed."""
+        """Extend a loaded network by the parts that the training stage adds, initialised from the seed."""
 
     def files(self, config: Any, tensors: Mapping[str, Tensor], low: Lora | None) -> Mapping[str, Mapping[str, Tensor]]:
-        """Further files of what was trained, in layouts that people have: name to tensors. ``low`` is a run's LoRA."""
+        """Export the trained weights in common foreign layouts: file name to tensors. ``low`` is the run's LoRA."""
 
     def frozen(self, model: nn.Module) -> Mapping[str, Tensor]:
-        """The tensors that make what `encode` gives: clips encoded by others are clips of another model."""
+        """Return the weights that `encode` depends on; clips encoded with other weights are not reusable."""
 
     def encode(self, model: nn.Module, video_BCTHW: Tensor) -> dict[str, Tensor]:
-        """What the frozen networks make of clips, under the names that the family's loss looks for."""
+        """Run the frozen networks on clips; the result is `Batch.encoded`, under names that the loss reads."""
 
 
 class Training(Protocol):
     """How a family is trained."""
 
-    def recipe(self, config: Any) -> TrainingSettings: ...
+    def recipe(self, config: Any) -> TrainingSettings:
+        """Return the training settings of this config."""
 
     def loss(self, model: nn.Module, config: Any, batch: Batch, generator: torch.Generator) -> Tensor:
-        """The training loss of each item of the batch, ``[B]``, none of which may depend on the others.
+        """Return the training loss of each batch item, [B]. Items must not influence each other.
 
-        The batch may be a part of a step's: what is drawn is drawn for `Batch.count` clips, of which a part takes
+        The batch may be a part of an optimiser step: sample noise and levels for `Batch.count` clips, then select with
         `Batch.own`.
         """
 
     @property
     def tuning(self) -> Tuning | None:
-        """Stages, parts, LoRAs and clips encoded beforehand; None for a family that is only trained whole."""
+        """Support for training stages, parts, LoRAs and pre-encoded clips; None: only full training."""
         return None

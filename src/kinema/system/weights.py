@@ -1,4 +1,4 @@
-"""Where a model's numbers come from: files, folders, additions in slots, or a seed."""
+"""Where a model's weights come from: files, folders, add-ons in slots, or a seed."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from kinema.checkpoints.source import Source
 
 @dataclass(frozen=True)
 class AddOn:
-    """A file or folder in one slot of a model."""
+    """A file or folder in one of a model's slots."""
 
     slot: str
     source: Source
     parts: tuple[str, ...] = ()
     hub: str = ""
-    """Its name on the hub, where it comes from there."""
+    """Its hub id, if it comes from the hub."""
     outside: bool = False
     """Whether the family reads it itself, so that it is not part of the network (a text encoder)."""
 
     def told(self) -> dict[str, Any]:
-        """What the recipe says of it."""
+        """The add-on's entry in a recipe."""
         return {"slot": self.slot, "file": self.hub or registry.called(self.source.path), "hash": self.hash}
 
     @cached_property
@@ -38,24 +38,24 @@ class AddOn:
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a model's numbers come from: a file or folder, or a seed for an untrained model."""
+    """Where a model's weights come from: a file or folder, or a seed for an untrained model."""
 
     path: Path | None = None
     seed: int = 0
     own: bool = True
-    """Whether the file uses our own names (written by ``kinema train``) or a foreign layout."""
+    """Whether the file has kinema's native key names (as ``kinema train`` writes) rather than a foreign layout."""
     variant: str | None = None
-    """Which of a folder's files ("fp16"); None takes the plain ones, or the only ones."""
+    """Variant of a folder's files ("fp16"); None: those without a variant, or the only ones."""
     parts: tuple[str, ...] = ()
-    """Of a pipeline's folder, the parts that are read."""
+    """The parts of a pipeline folder to read."""
     model: str | None = None
-    """The published model that the user says it is, where weights do not tell."""
+    """The published model named by the user, where the weights are ambiguous."""
     added: tuple[AddOn, ...] = ()
 
     @property
     def source(self) -> Source:
         if self.path is None:
-            raise RuntimeError("an untrained model has no file")
+            raise RuntimeError("an untrained model has no weight file")
         return Source(self.path, self.variant, self.model)
 
     @property
@@ -65,7 +65,7 @@ class Weights:
 
     @cached_property
     def stored(self) -> torch.dtype | None:
-        """The precision that most numbers of the model's own file have, from headers alone; None without a file."""
+        """The precision of most values in the model's own file, read from headers only; None without a file."""
         if self.path is None:
             return None
         header = self.source.headers(self.parts) if self.parts else self.source.header
@@ -76,12 +76,12 @@ class Weights:
 
     @cached_property
     def hash(self) -> str:
-        """A name for exactly these weights; all of their files are read."""
+        """Identifies exactly these weights; reads all of their files."""
         own = f"seed:{self.seed}" if self.path is None else self.source.hash(self.parts)
         return " ".join([own, *(f"{each.slot}={each.hash}" for each in self.added)])
 
     def check_there(self) -> None:
-        """Raises BadRequest where files are gone since the model was opened."""
+        """Raise BadRequest if files have disappeared since the model was opened."""
         if self.path is not None:
             self.source.files(self.parts)
         for each in self.added:

@@ -1,7 +1,7 @@
-"""Verbs: how a request becomes a canvas.
+"""Tasks: turn a request into a canvas.
 
-A task is two small functions: ``plan`` fills in what the given media imply (frame count, rate) and refuses
-what is missing, before a model's defaults; ``canvas`` reads the media once the size is settled.
+A task is two functions: ``plan`` checks the request and fills in what its media imply (frame count, rate), before the
+model's defaults; ``canvas`` reads the media once the size is settled.
 """
 
 from __future__ import annotations

@@ -1,29 +1,31 @@
-"""Longer: a clip's frames are known and new ones follow (or lead to it, or close a loop)."""
+"""Extend a clip with new frames after it, before it (``backward``), or back to its start (``loop``)."""
 
 from __future__ import annotations
 
 from kinema.canvas import Canvas
-from kinema.schema import MAX_FRAMES, BadRequest, Note, OnEvent, Request
-from kinema.tasks.known import blank, heard_of, need, one_of, source, source_frames
+from kinema.events import Note, OnEvent
+from kinema.schema import MAX_FRAMES, BadRequest, Request
+from kinema.tasks.known import blank, refuse_both, require, sound_of, source, source_frames
 
 NEW_FRAMES = 12
 
 
 def plan(request: Request) -> Request:
-    """``frames`` counts the whole result; left out, `NEW_FRAMES` are added to the clip (or to ``keep`` of it)."""
-    need(request, "video")
-    one_of(request, "backward", "loop")
+    """Default to `NEW_FRAMES` after the kept frames; ``frames`` counts the whole result."""
+    require(request, "video")
+    refuse_both(request, "backward", "loop")
     probe = source(request, request.fps)
     known = min(probe.frames, request.keep or probe.frames)
     frames = request.frames or known + NEW_FRAMES
     if request.frames is None and frames > MAX_FRAMES:
         raise BadRequest(
-            f"{request.video} has {known:,} frames to keep, and a clip has at most {MAX_FRAMES:,} with those that are "
-            "new; keep fewer with --keep"
+            f"{request.video} has {known:,} frames to keep, which with the new frames exceeds the maximum of "
+            f"{MAX_FRAMES:,}; keep fewer with --keep"
         )
     if frames <= known:
         raise BadRequest(
-            f"{request.video} has {known} frames to keep and {frames} are asked for in all; ask for more, or keep fewer"
+            f"frames is {frames}, but {known} frames of {request.video} are kept; ask for more --frames or a smaller "
+            "--keep"
         )
     return request.with_(frames=frames, keep=known, fps=request.fps or probe.fps)
 
@@ -39,11 +41,11 @@ def canvas(request: Request, on_event: OnEvent) -> Canvas:
     whole = source(request, fps).frames
     if whole > k:
         which = "first" if request.backward else "last"
-        on_event(Note(f"the {which} {k} of {whole} frames of {request.video} are kept, and the rest left out"))
+        on_event(Note(f"kept the {which} {k} of {whole} frames of {request.video}; the others are not used"))
     if request.backward:
         video[:, :, -k:], mask[:, :, -k:] = known, 1
-        return Canvas.of(video, mask, heard=heard_of(request, 0.0, k / fps, (request.shape.frames - k) / fps))
+        return Canvas.of(video, mask, heard=sound_of(request, 0.0, k / fps, (request.shape.frames - k) / fps))
     video[:, :, :k], mask[:, :, :k] = known, 1
     if request.loop:
         video[:, :, -1], mask[:, :, -1] = video[:, :, 0], 1
-    return Canvas.of(video, mask, heard=heard_of(request, (whole - k) / fps, k / fps))
+    return Canvas.of(video, mask, heard=sound_of(request, (whole - k) / fps, k / fps))

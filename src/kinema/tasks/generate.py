@@ -1,9 +1,10 @@
-"""Text to video: nothing is known."""
+"""Text to video: no pixels are given."""
 
 from __future__ import annotations
 
 from kinema.canvas import Canvas
-from kinema.schema import OnEvent, Request
+from kinema.events import OnEvent
+from kinema.schema import Request
 
 
 def plan(request: Request) -> Request:

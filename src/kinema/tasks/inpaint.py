@@ -1,4 +1,4 @@
-"""New content inside a region (or outside it: outpainting); the rest of the clip is known."""
+"""Inpaint a region of a clip, or outpaint with ``outside``; the rest of the clip is given."""
 
 from __future__ import annotations
 
@@ -7,23 +7,33 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kinema.canvas import Canvas
-from kinema.schema import BadRequest, OnEvent, Request
-from kinema.tasks.known import blank, frames_of, heard_of, natural, need, one_of, source, source_frames
+from kinema.events import OnEvent
+from kinema.schema import BadRequest, Request
+from kinema.tasks.known import (
+    blank,
+    frames_of,
+    refuse_both,
+    require,
+    sound_of,
+    source,
+    source_frames,
+    with_source_timing,
+)
 
 
 def plan(request: Request) -> Request:
-    """As long and as fast as the clip, unless told otherwise."""
-    need(request, "video")
+    """Default to the clip's frame count and rate."""
+    require(request, "video")
     if request.region is None and request.mask is None:
-        raise BadRequest("inpaint needs a region (left,top,right,bottom in fractions) or a mask file")
+        raise BadRequest("inpaint needs a region (left,top,right,bottom as fractions of the frame) or a mask file")
     check_region(request)
-    return natural(request)
+    return with_source_timing(request)
 
 
 def check_region(request: Request) -> None:
-    one_of(request, "region", "mask")
+    refuse_both(request, "region", "mask")
     if request.outside and request.region is None and request.mask is None:
-        raise BadRequest("outside needs the region or mask that it is the outside of")
+        raise BadRequest("--outside needs a region or mask: give one, or leave --outside out")
 
 
 def canvas(request: Request, on_event: OnEvent) -> Canvas:
@@ -31,15 +41,15 @@ def canvas(request: Request, on_event: OnEvent) -> Canvas:
     known = source_frames(request, on_event, frames=request.shape.frames, fps=request.fps)
     count = known.shape[2]
     video[:, :, :count] = known
-    mask[:, :, :count] = 1 - wanted(request, on_event)[:, :, :count]
-    return Canvas.of(video, mask, heard=heard_of(request))
+    mask[:, :, :count] = 1 - generated_area(request, on_event)[:, :, :count]
+    return Canvas.of(video, mask, heard=sound_of(request))
 
 
-def wanted(request: Request, on_event: OnEvent) -> Tensor:
-    """1 where new content is wanted, 1×1×T×H×W, from the region or the mask file (at the clip's own rate).
+def generated_area(request: Request, on_event: OnEvent) -> Tensor:
+    """Return the mask of new content, 1×1×T×H×W, from the region or the mask file.
 
-    A mask clip is of the whole clip: where that is trimmed, the mask starts at the same second (its nearest frame), and
-    must have begun to be shown by then: `BadRequest` otherwise. A picture is of every frame.
+    A mask image applies to every frame. A mask clip is resampled to the clip's rate and belongs to the untrimmed clip:
+    it starts at the same second. Raises `BadRequest` if it ends before that.
     """
     _, _, t, h, w = request.shape.bcthw
     if request.mask is not None:
@@ -47,7 +57,7 @@ def wanted(request: Request, on_event: OnEvent) -> Tensor:
         light = frames_of(request, request.mask, on_event, frames=t, fps=request.fps, trim=(start, None))
         light = light.mean(1, keepdim=True)
         area = (light > 0).float()
-        # A mask shorter than the clip holds its last picture.
+        # A mask shorter than the clip holds its last frame.
         area = F.pad(area, (0, 0, 0, 0, 0, t - area.shape[2]), mode="replicate")
     else:
         assert request.region is not None

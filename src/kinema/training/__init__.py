@@ -1,1 +1,1 @@
-"""Training: the loop, EMA, checkpoints that survive."""
+"""Training: the loop, EMA, data and resumable checkpoints."""

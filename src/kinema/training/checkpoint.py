@@ -1,9 +1,9 @@
-"""Training checkpoints: one safetensors file each, complete or absent.
+"""Training checkpoints: one safetensors file each, written atomically.
 
-``step-00001000.safetensors`` holds the trained weights (``raw.``), their average (``ema.``), the optimisers'
-state (``optim.``) and the generator (``rng``), and nothing of what stands still; its metadata holds where the
-run stands (``kinema-training``) and the model (``kinema-model``). Files are written beside and renamed, so a
-killed run leaves the previous one; nothing older is deleted before the new one stands.
+``step-00001000.safetensors`` holds the trained weights (``raw.``), their average (``ema.``), the optimiser state
+(``optim.``) and the generator state (``rng``), but no frozen weights; its metadata holds the run state
+(``kinema-training``) and the model (``kinema-model``). Older checkpoints are deleted only after the new one is
+complete.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from torch.optim import Optimizer
 from kinema.bounds import few, from_json, quoted
 from kinema.checkpoints import files
 from kinema.checkpoints.settings import readable
-from kinema.schema import BadRequest, Note, OnEvent
+from kinema.events import Note, OnEvent
+from kinema.schema import BadRequest
 from kinema.training.ema import EMA
 from kinema.values import misfit
 
 _NAMES = "step-*.safetensors"
 MOST = 2**62
-"""Of a counter or a seed."""
+"""Limit of counters and seeds."""
 _SIGNED = ("best", "loss")
-"""The numbers of a `State` that may be below zero."""
+"""Fields of a `State` that may be negative."""
 _MOMENTUM = re.compile(r"optim\.(?P<optimiser>\d{1,3})\.(?P<weight>\d{1,6})\.(?P<what>\w+)")
 _MOMENTA = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}
-"""What each optimiser keeps of a weight."""
+"""The state that each optimiser keeps for a weight."""
 
 
 @dataclass
 class State:
-    """Where a run stands; ``step`` counts finished optimiser steps, which is also the data position."""
+    """The state of a run; ``step`` counts finished optimiser steps, which is also the position in the data."""
 
     step: int = 0
     seed: int = 0
@@ -50,14 +51,14 @@ class State:
     seconds: float = 0.0
     history: list[dict[str, float | None]] = field(default_factory=list)
     loss: float | None = None
-    """Loss of the last step, None where it was not finite."""
+    """Loss of the last step, None if it was not finite."""
     batch: int | None = None
     data: dict[str, Any] = field(default_factory=dict)
-    """What the batches were made of: a resumed run must say the same."""
+    """Identity of the training data; a resumed run must have the same."""
     trains: str = "all"
-    """The part of the network that is trained, and the LoRA."""
+    """The trained part of the network, and the LoRA."""
     base: str | None = None
-    """Hash of the weights that stand still, which checkpoints do not hold; None where all are trained."""
+    """Hash of the frozen weights, which checkpoints do not hold; None if all are trained."""
 
 
 def name(step: int) -> str:
@@ -65,9 +66,9 @@ def name(step: int) -> str:
 
 
 def newest(folder: Path, on_event: OnEvent) -> Path | None:
-    """The newest checkpoint of a run that is whole; a damaged one is set aside, and said so.
+    """The newest intact checkpoint of a run; damaged ones are renamed and reported.
 
-    Raises BadRequest when there are checkpoints and none can be read: starting anew over them would be worse.
+    Raises BadRequest if there are checkpoints but none is readable, rather than restarting over them.
     """
     found = sorted(folder.glob(_NAMES), reverse=True)
     for path in found:
@@ -76,70 +77,68 @@ def newest(folder: Path, on_event: OnEvent) -> Path | None:
         except BadRequest as error:
             aside = path.with_suffix(".damaged")
             path.replace(aside)
-            on_event(Note(f"{error}; it is now {aside.name}, and an older checkpoint is looked for"))
+            on_event(Note(f"{error}; renamed it to {aside.name}, trying an older checkpoint"))
         else:
             return path
     damaged = sorted(folder.glob("step-*.damaged"))
-    if damaged:  # also on the second try: a run that had checkpoints is never begun anew over what is left of it
-        raise BadRequest(
-            f"none of the {len(damaged)} checkpoints in {folder} can be read; begin anew in another folder"
-        )
+    if damaged:  # also on later attempts: never restart a run over its damaged checkpoints
+        raise BadRequest(f"{folder} has only damaged checkpoints ({len(damaged)}); restart in another folder")
     return None
 
 
 def save(
-    folder: Path, state: State, model: nn.Module, ema: EMA, optimisers: Sequence[Optimizer], note: str, keep: int
+    folder: Path, state: State, model: nn.Module, ema: EMA, optimisers: Sequence[Optimizer], description: str, keep: int
 ) -> Path:
-    """Write ``step-N`` and then drop all but the ``keep`` newest."""
+    """Write ``step-N``, then delete all but the ``keep`` newest checkpoints."""
     state.ema_updates = ema.updates
-    held = model.state_dict()
-    tensors = {f"raw.{k}": held[k] for k in ema.shadow}
+    weights = model.state_dict()
+    tensors = {f"raw.{k}": weights[k] for k in ema.shadow}
     tensors |= {f"ema.{k}": v for k, v in ema.shadow.items()}
     tensors |= _optimiser_tensors(optimisers)
     tensors["rng"] = torch.get_rng_state()
     path = folder / name(state.step)
-    files.write_tensors(path, tensors, {"kinema-training": json.dumps(vars(state)), "kinema-model": note})
+    files.write_tensors(path, tensors, {"kinema-training": json.dumps(vars(state)), "kinema-model": description})
     for old in sorted(folder.glob(_NAMES))[:-keep]:
         old.unlink()
     return path
 
 
 def peek(path: Path) -> tuple[State, str]:
-    """Where the run of a checkpoint stands, and its model's note; no tensor is read."""
-    told = files.metadata(path)
-    if "kinema-training" not in told or "kinema-model" not in told:
+    """The run state and the model description of a checkpoint, without reading tensors."""
+    metadata = files.metadata(path)
+    if "kinema-training" not in metadata or "kinema-model" not in metadata:
         raise BadRequest(f"{path} is not a training checkpoint; expected one that `kinema train` wrote")
-    values = from_json(told["kinema-training"], f"where the run stands in {path}")
+    values = from_json(metadata["kinema-training"], f"the run state in {path}")
     if not isinstance(values, dict):
-        raise BadRequest(f"{path} is damaged: where the run stands in it is {quoted(values)}")
+        raise BadRequest(f"{path} is damaged: its run state is {quoted(values)}")
     if unknown := sorted(set(values) - {f.name for f in fields(State)}):
-        raise BadRequest(f"{path} was written by a later version of kinema (it tells of {quoted(unknown[0])})")
+        raise BadRequest(f"{path} was written by a later version of kinema (unknown field {quoted(unknown[0])})")
     if wrong := misfit(State, values):
         raise BadRequest(f"{path} is damaged: {wrong}")
-    for known, value in values.items():  # a resumed run would fail on these after minutes
-        absurd = isinstance(value, int | float) and known not in _SIGNED and not 0 <= value < MOST
-        if absurd or (known == "data" and value and "source" not in value):
+    for known, value in values.items():  # fail now, not minutes into the resumed run
+        out_of_range = isinstance(value, int | float) and known not in _SIGNED and not 0 <= value < MOST
+        if out_of_range or (known == "data" and value and "source" not in value):
             raise BadRequest(f"{path} is damaged: its {known} is {quoted(value)}")
-    return State(**values), told["kinema-model"]
+    return State(**values), metadata["kinema-model"]
 
 
 def load(path: Path, model: nn.Module, ema: EMA, optimisers: Sequence[Optimizer]) -> State:
-    """Restore a run exactly; raises BadRequest when the file is of another model or optimiser."""
+    """Restore a run exactly; raises BadRequest if the file belongs to another model or optimiser."""
     state, _ = peek(path)
     tensors = files.read_tensors(path)
-    held = model.state_dict()
-    weights = {f"raw.{k}": held[k] for k in ema.shadow} | {f"ema.{k}": v for k, v in ema.shadow.items()}
+    current = model.state_dict()
+    weights = {f"raw.{k}": current[k] for k in ema.shadow} | {f"ema.{k}": v for k, v in ema.shadow.items()}
     momenta = {k: v for k, v in tensors.items() if k.startswith("optim.")}
     if odd := (set(tensors) - set(momenta) - {"rng"}) ^ set(weights):
-        raise BadRequest(f"{path} is of another network ({few([min(odd)])} is in one of them only)")
+        raise BadRequest(f"{path} belongs to another network ({few([min(odd)])} is in only one of them)")
     for key, value in weights.items():
         if tensors[key].shape != value.shape:
-            raise BadRequest(f"{path} is of another network ({key} differs in shape)")
+            raise BadRequest(f"{path} belongs to another network ({key} differs in shape)")
         if value.is_floating_point() and not tensors[key].is_floating_point():
             raise BadRequest(f"{path} is damaged: {key} is {tensors[key].dtype}")
     generator = tensors.get("rng")
     if generator is None or (generator.dtype, generator.shape) != (torch.uint8, torch.get_rng_state().shape):
-        raise BadRequest(f"{path} is damaged: it holds no state of the random generator")
+        raise BadRequest(f"{path} is damaged: it has no valid random generator state")
     _restore_optimisers(path, optimisers, momenta)
     model.load_state_dict({k: tensors[f"raw.{k}"] for k in ema.shadow}, strict=False)
     for key, value in ema.shadow.items():
@@ -150,10 +149,10 @@ def load(path: Path, model: nn.Module, ema: EMA, optimisers: Sequence[Optimizer]
     return state
 
 
-def export(path: Path, tensors: Mapping[str, Tensor], note: str) -> Path:
-    """Weights as a model file that `kinema.load` opens; fp16, which halves it at no visible loss."""
+def export(path: Path, tensors: Mapping[str, Tensor], description: str) -> Path:
+    """Write weights as a model file for `kinema.load`, in fp16, which halves its size without visible loss."""
     halves = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
-    files.write_tensors(path, halves, {"kinema": note})
+    files.write_tensors(path, halves, {"kinema": description})
     return path
 
 
@@ -175,9 +174,9 @@ def _restore_optimisers(path: Path, optimisers: Sequence[Optimizer], momenta: Ma
         if found is None or not known or value.shape not in (torch.Size(), owned[i][j].shape):
             raise BadRequest(f"{path} was trained with another optimiser ({few([key])} does not fit)")
         if not value.is_floating_point() or (found["what"] == "step") != (value.ndim == 0 < owned[i][j].ndim):
-            raise BadRequest(f"{path} is damaged: {few([key])} is {value.dtype} with {value.ndim} axes")
+            raise BadRequest(f"{path} is damaged: {few([key])} is {value.dtype} with {value.ndim} dimensions")
         states[i].setdefault(j, {})[found["what"]] = value.clone()
     for optimiser, state in zip(optimisers, states, strict=True):
         if any(entry.keys() != _MOMENTA[type(optimiser).__name__] for entry in state.values()):
-            raise BadRequest(f"{path} is damaged: the state of its optimiser is not whole")
+            raise BadRequest(f"{path} is damaged: its optimiser state is incomplete")
         optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -1,8 +1,8 @@
-"""Linear layers with a low-rank addition that is trained while the layer itself stands still (Hu et al. 2021).
+"""LoRA: frozen linear layers with a trainable low-rank update (Hu et al. 2021).
 
-The layer keeps its name, its weight and its bias; the addition is two parameters more, ``lora_down`` [rank, in] and
-``lora_up`` [out, rank]: ``y = W x + b + (alpha / rank) · up (down x)``. ``up`` begins at zero, so that a network
-that has just been adapted is the network that it was.
+A layer keeps its name, weight and bias, and gains two parameters, ``lora_down`` [rank, in] and ``lora_up``
+[out, rank]: ``y = W x + b + (alpha / rank) · up (down x)``. ``up`` is initialised to zero, so an adapted network
+initially computes the same function.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DOWN, UP = "lora_down", "lora_up"
 
 
 class LoraLinear(nn.Linear):
-    """A linear layer with its addition; shares the weight and bias of the layer it is made of."""
+    """A linear layer with a low-rank update; shares the weight and bias of its base layer."""
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
         super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
@@ -36,22 +36,22 @@ class LoraLinear(nn.Linear):
 def adapt(
     model: nn.Module, wanted: str | Callable[[str], bool], rank: int, alpha: float, generator: torch.Generator
 ) -> list[str]:
-    """Freeze a network and give these linear layers of it an addition, in place; returns their names.
+    """Freeze a network and add a low-rank update to the selected linear layers, in place; returns their names.
 
-    ``wanted`` is a regular expression that a layer's whole name must match, or a function of the name. ``down`` is
-    drawn uniformly from ±1/sqrt(in), as peft and kohya do. Raises ValueError where no layer is wanted.
+    ``wanted`` is a regular expression that a layer's whole name must match, or a predicate on the name. ``down`` is
+    sampled uniformly from ±1/sqrt(in), as in peft and kohya. Raises ValueError if no layer is selected.
     """
     is_wanted = wanted if callable(wanted) else lambda name: re.fullmatch(wanted, name) is not None
     names = [name for name, module in model.named_modules() if type(module) is nn.Linear and is_wanted(name)]
     if not names:
-        raise ValueError("no linear layer of this network is wanted")
+        raise ValueError("no linear layer of this network is selected")
     model.requires_grad_(False)
     for name in names:
         parent, _, last = name.rpartition(".")
         layer = LoraLinear(cast(nn.Linear, model.get_submodule(name)), rank, alpha)
         bound = 1 / math.sqrt(layer.in_features)
-        drawn = torch.rand(layer.lora_down.shape, generator=generator) * (2 * bound) - bound
+        values = torch.rand(layer.lora_down.shape, generator=generator) * (2 * bound) - bound
         with torch.no_grad():
-            layer.lora_down.copy_(drawn)
+            layer.lora_down.copy_(values)
         setattr(model.get_submodule(parent), last, layer)
     return names

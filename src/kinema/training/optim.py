@@ -1,6 +1,6 @@
-"""Optimisers: AdamW, or Muon for the blocks' matrices beside AdamW for the rest.
+"""Optimisers: AdamW alone, or Muon for the blocks' matrices and AdamW for the rest.
 
-Muon: Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/); update scaled to AdamW's root mean
+Muon: Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/); updates are scaled to AdamW's root mean
 square as in "Muon is Scalable for LLM Training" (Liu et al. 2025, arXiv 2502.16982, eq. 4).
 """
 
@@ -16,17 +16,17 @@ from torch.optim import AdamW, Optimizer
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _ROUNDS = 5
-_BESIDE = 0.3
-"""AdamW's share of Muon's learning rate: at the full rate the embeddings and the text encoder run away."""
+_ADAMW_SHARE = 0.3
+"""AdamW's share of Muon's learning rate: at the full rate the embeddings and the text encoder diverge."""
 
 
 class Muon(Optimizer):
-    """Momentum whose matrix updates are orthogonalised by five Newton–Schulz rounds.
+    """Momentum SGD whose matrix updates are orthogonalised by five Newton–Schulz iterations.
 
-    ``torch.optim.Muon`` iterates in bf16, which on CPUs without bf16 units costs as much as the backward
-    pass itself (four times this one, measured); this iterates in the parameter's own precision, all
-    matrices of one shape at once. A matrix taller than wide by a whole factor (a fused q, k, v) is
-    orthogonalised block by block, since its blocks act apart.
+    ``torch.optim.Muon`` iterates in bf16, which on CPUs without native bfloat16 costs as much as the backward
+    pass (measured: four times this one). This one iterates in the parameter's own precision, batching all
+    matrices of a shape. A matrix whose height is a multiple of its width (a fused q, k, v) is orthogonalised
+    in square blocks, since they act independently.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
@@ -35,7 +35,7 @@ class Muon(Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         if closure is not None:
-            raise ValueError("Muon takes no closure")
+            raise ValueError("Muon does not support a closure")
         for group in self.param_groups:
             by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
             for p in group["params"]:
@@ -45,7 +45,7 @@ class Muon(Optimizer):
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(p)
                 buffer = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-                nesterov = p.grad.lerp(buffer, group["momentum"]).flatten(1)  # a convolution is a matrix too
+                nesterov = p.grad.lerp(buffer, group["momentum"]).flatten(1)  # convolutions count as matrices
                 by_shape.setdefault(tuple(nesterov.shape), []).append((p, nesterov))
             for (rows, columns), pairs in by_shape.items():
                 update = orthogonalise(torch.stack([u for _, u in pairs]))
@@ -55,7 +55,7 @@ class Muon(Optimizer):
 
 
 def orthogonalise(x_NRC: Tensor) -> Tensor:
-    """Nearest semi-orthogonal matrices (singular values pulled into about [0.7, 1.2]), same shape."""
+    """Approximate nearest semi-orthogonal matrices (singular values in about [0.7, 1.2]), same shape."""
     n, rows, columns = x_NRC.shape
     parts = rows // columns if rows > columns and rows % columns == 0 else 1
     x = x_NRC.reshape(n * parts, rows // parts, columns)
@@ -72,27 +72,27 @@ def orthogonalise(x_NRC: Tensor) -> Tensor:
 def build(
     name: str, model: nn.Module, blocks: Sequence[nn.Module], learning_rate: float, weight_decay: float
 ) -> list[Optimizer]:
-    """The optimisers of a run: ``adamw`` alone, or ``muon`` for the blocks' matrices and AdamW beside it."""
+    """Build the optimisers of a run: ``adamw`` alone, or ``muon`` for the blocks' matrices and AdamW for the rest."""
 
     def adam(params: Iterable[Tensor]) -> Optimizer:
         return AdamW(params, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
 
-    wanted = [p for p in model.parameters() if p.requires_grad]
+    trainable = [p for p in model.parameters() if p.requires_grad]
     if name == "adamw":
-        return [adam(wanted)]
+        return [adam(trainable)]
     if name != "muon":
         raise ValueError(f"no optimiser {name!r}; expected adamw or muon")
     named = [(n, p) for block in blocks for n, p in block.named_parameters() if p.requires_grad]
-    inside = [p for n, p in named if p.ndim >= 2 and n.endswith("weight")]
-    ids = {id(p) for p in inside}
-    rest = [p for p in wanted if id(p) not in ids]
-    for group in (beside := adam(rest)).param_groups:
-        group["share"] = _BESIDE
-    # A part beside the blocks alone (SparseCtrl) leaves Muon nothing, which torch refuses.
-    return [Muon(inside, lr=learning_rate, weight_decay=weight_decay), beside] if inside else [beside]
+    matrices = [p for n, p in named if p.ndim >= 2 and n.endswith("weight")]
+    ids = {id(p) for p in matrices}
+    rest = [p for p in trainable if id(p) not in ids]
+    for group in (adamw := adam(rest)).param_groups:
+        group["share"] = _ADAMW_SHARE
+    # torch rejects an optimiser without parameters, as when no block is trained (SparseCtrl).
+    return [Muon(matrices, lr=learning_rate, weight_decay=weight_decay), adamw] if matrices else [adamw]
 
 
 def rate(step: int, steps: int, warmup: int, cooldown: float) -> float:
-    """Learning-rate factor at ``step``: linear warm-up, flat, then linear to zero over the last share."""
-    fall = max(1, int(steps * cooldown))
-    return min(1.0, (step + 1) / max(1, warmup), (steps - step) / fall)
+    """Learning-rate factor at ``step``: linear warm-up, constant, then linear decay over the share ``cooldown``."""
+    decay = max(1, int(steps * cooldown))
+    return min(1.0, (step + 1) / max(1, warmup), (steps - step) / decay)

@@ -1,4 +1,4 @@
-"""What ``kinema train`` takes: one dataclass for Python, the command line and config files."""
+"""The options of ``kinema train``, for Python, the command line and config files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def option(
 
 
 def check_ranges(options: Any) -> None:
-    """Refuse a number that is outside the range its field tells."""
+    """Raise BadRequest for a number outside the range of its field."""
     for f in fields(options):
         value, least, most = getattr(options, f.name), f.metadata["least"], f.metadata["most"]
         if value is not None and least is not None and not (math.isfinite(value) and least <= value <= most):
@@ -25,67 +25,67 @@ def check_ranges(options: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """Options of a training run; ``None`` means the recipe's own figure.
+    """Options of a training run; ``None`` means the value of the family's training settings.
 
-    A run that is resumed keeps its model, data, seed, batch and precision; the number of steps, the learning
-    rate and how often something is saved or shown may change.
+    A resumed run keeps its model, data, seed, batch and precision; the number of steps, the learning rate and the
+    intervals between checkpoints, sample sheets and validation may change.
     """
 
     model: str = option(
-        "family/preset, or a file or the folder of a run to go on from (fine-tuning)", "zoetrope/base", path=True
+        "family/preset, or a weight file or the folder of a run to fine-tune", "zoetrope/base", path=True
     )
-    variant: str | None = option("files of a folder (fp16), or the published model that weights are (svd-xt)", None)
+    variant: str | None = option(
+        "file variant in a folder (fp16), or the published model of the weights (svd-xt)", None
+    )
     data: str = option(
         "playroom, a folder of clips with captions, or latents from `kinema data latents`", "playroom", path=True
     )
-    out: str = option("folder of the run; an existing run there is resumed", "runs/train", path=True)
-    steps: int | None = option("optimiser steps in all", None, 1, 1e9)
-    batch: int | None = option("clips a step", None, 1, 1e6)
-    accumulate: int = option("parts that a step's clips are taken in, one after the other, to save memory", 1, 1, 1e6)
+    out: str = option("folder of the run; an existing run is resumed", "runs/train", path=True)
+    steps: int | None = option("total optimiser steps", None, 1, 1e9)
+    batch: int | None = option("clips per step", None, 1, 1e6)
+    accumulate: int = option("split each step into this many parts (gradient accumulation) to save memory", 1, 1, 1e6)
     learning_rate: float | None = option("peak learning rate", None, 1e-12, 1e3)
     stage: str | None = option(
-        "stage of the paper's training: of svd such as base or finetune; of animatediff image, style, motion, "
+        "training stage of the paper: for svd, such as base or finetune; for animatediff, image, style, motion, "
         "sparsectrl or scribble",
         None,
     )
-    only: str | None = option("svd: train a part alone, such as temporal", None)
+    only: str | None = option("svd: train only a part, such as temporal", None)
     add: str | None = option(
-        "animatediff: a file in a slot of the model, such as motion=mm_sd_v15_v2.ckpt; several with commas",
+        "animatediff: add-ons, such as motion=mm_sd_v15_v2.ckpt, separated by commas",
         None,
         path=True,
     )
     lora: str | None = option("train a LoRA of this rank (or rank:alpha) instead of the network", None)
-    frames: int | None = option("frames a clip, where the model takes any number", None, 1, 4096)
-    height: int | None = option("height in pixels, likewise", None, 1, 8192)
-    width: int | None = option("width in pixels, likewise", None, 1, 8192)
+    frames: int | None = option("frames per clip, if the model supports any number", None, 1, 4096)
+    height: int | None = option("height in pixels, if the model supports any size", None, 1, 8192)
+    width: int | None = option("width in pixels, if the model supports any size", None, 1, 8192)
     seed: int = option("seed of weights, data, noise and canvases", 0, 0, 2**31 - 1)
-    precision: Literal["auto", "fp32", "bf16"] = option("bf16 autocast where the device is fast in it", "auto")
-    device: str | None = option("device; the GPU when there is one", None)
+    precision: Literal["auto", "fp32", "bf16"] = option("auto uses bf16 autocast if the device is fast in it", "auto")
+    device: str | None = option("device (default: a GPU if available)", None)
     threads: int | None = option("CPU threads", None, 1, 1024)
-    save_every: int = option("steps between checkpoints; 0 is only the last", 250, 0, 1e9)
-    sample_every: int = option("steps between sample sheets; 0 is never", 1000, 0, 1e9)
-    validate_every: int = option("steps between validation losses; 0 is never", 250, 0, 1e9)
-    keep: int = option("newest checkpoints kept, besides the best", 2, 1, 1e6)
-    checkpoint_activations: bool = option(
-        "keep only what enters each block and compute the rest again backwards: less memory, a slower step", False
-    )
+    save_every: int = option("steps between checkpoints; 0 saves only the last", 250, 0, 1e9)
+    sample_every: int = option("steps between sample sheets; 0 disables them", 1000, 0, 1e9)
+    validate_every: int = option("steps between validation losses; 0 disables them", 250, 0, 1e9)
+    keep: int = option("number of newest checkpoints to keep, besides the best", 2, 1, 1e6)
+    checkpoint_activations: bool = option("activation checkpointing: less memory, slower steps", False)
     compile: bool = option("compile the network's blocks: faster steps after a slow first one", False)
     grammar: Literal["simple", "full", "mixed", "scenic", "filmed"] | None = option(
-        "playroom: simple, full, mixed; scenic or filmed (simple, with patterns, and some or many camera motions)", None
+        "playroom: simple, full, mixed; scenic or filmed (simple, with patterns and some or many camera motions)", None
     )
-    style: Literal["outline", "night"] | None = option("playroom: frames drawn anew, as outline or night", None)
+    style: Literal["outline", "night"] | None = option("playroom: render frames in this style", None)
     camera: Literal["pans left", "pans right", "zooms in", "zooms out"] | None = option(
-        "playroom: the camera moves so in every clip, and no caption says it", None
+        "playroom: camera motion of every clip, not mentioned in captions", None
     )
     frameskip: int | None = option(
-        "real clips: take every n-th frame as filmed; left out, they are brought to the model's frame rate",
+        "real clips: take every n-th source frame (default: resample to the model's frame rate)",
         None,
         1,
         1e4,
     )
-    crop: Literal["centre", "random"] = option("real clips: where the frame is cut to the model's shape", "centre")
-    flip: bool = option("real clips: mirror half of them, but none whose caption names a side", False)
-    follow_links: bool = option("real clips: read what links in the folder of data lead to, outside of it too", False)
+    crop: Literal["centre", "random"] = option("real clips: where frames are cropped to the model's shape", "centre")
+    flip: bool = option("real clips: mirror half of them, except if the caption names a side", False)
+    follow_links: bool = option("real clips: follow links in the data folder, even out of it", False)
     max_bad_steps: int = option("stop after this many non-finite steps in a row", 20, 1, 1e9)
 
     def __post_init__(self) -> None:
@@ -100,12 +100,12 @@ class TrainOptions:
             if getattr(self, name) not in known:
                 expected = ", ".join(k for k in known if k)
                 raise BadRequest(f"{name} is {getattr(self, name)!r}; expected one of {expected}")
-        told = {"frameskip": self.frameskip, "crop": self.crop != "centre", "flip": self.flip}
-        told |= {"follow_links": self.follow_links}
-        if self.data == "playroom" and (extra := [name for name, value in told.items() if value]):
-            raise BadRequest(f"{extra[0]} is an option of real clips; playroom has none: name a folder as data")
+        given = {"frameskip": self.frameskip, "crop": self.crop != "centre", "flip": self.flip}
+        given |= {"follow_links": self.follow_links}
+        if self.data == "playroom" and (extra := [name for name, value in given.items() if value]):
+            raise BadRequest(f"{extra[0]} applies only to real clips; name a folder as data")
         if self.data != "playroom" and self.grammar:
-            raise BadRequest(f"grammar is an option of playroom; the clips of {self.data} have their own captions")
+            raise BadRequest(f"grammar applies only to playroom, not to the clips in {self.data}")
         for name in ("style", "camera"):
             if self.data != "playroom" and getattr(self, name):
-                raise BadRequest(f"{name} is an option of playroom; the clips of {self.data} are taken as they are")
+                raise BadRequest(f"{name} applies only to playroom, not to the clips in {self.data}")

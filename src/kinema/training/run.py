@@ -1,4 +1,4 @@
-"""The training loop: one function that reads top to bottom, its faults handled where they occur."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from kinema import heap
-from kinema.schema import BadRequest, Note, OnEvent, Phase, TrainStep, ignore
+from kinema.events import Note, OnEvent, Phase, TrainStep, ignore
+from kinema.schema import BadRequest
 from kinema.system import Batch, System
 from kinema.training import checkpoint, learning, optim, sheets
 from kinema.training.options import TrainOptions
 from kinema.training.place import check_new, claimed, stopping
 from kinema.training.setup import Run, begin
-from kinema.training.stream import ahead
+from kinema.training.stream import prefetch
 from kinema.values import counted
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """``folder`` of the run, ``weights`` (averaged, loadable), steps done, last loss, whether a signal cut it short."""
+    """The run's ``folder``, averaged ``weights`` for `kinema.load`, steps, last loss, and if a signal stopped it."""
 
     folder: Path
     weights: Path
@@ -35,59 +36,58 @@ class TrainResult:
 
 
 def train(options: TrainOptions, on_event: OnEvent = ignore) -> TrainResult:
-    """Train, or resume the run that stands in ``options.out``.
+    """Train, or resume the run in ``options.out``.
 
-    Resuming is exact: batches, noise and canvases are functions of (seed, step), and the checkpoint holds
-    weights, average, optimiser state and generator, so the losses go on as if nothing had happened.
-    Raises BadRequest for options that cannot be, a folder that cannot be written and a full disk; the
-    last checkpoint then stands. Raises RuntimeError when ``max_bad_steps`` in a row were not finite.
+    Resuming is exact: batches, noise and canvases are functions of (seed, step), and the checkpoint holds weights,
+    average, optimiser state and generator state. Raises BadRequest for invalid options, an unwritable folder or a
+    full disk, keeping the last checkpoint. Raises RuntimeError after ``max_bad_steps`` consecutive non-finite steps.
     """
     if options.threads:
         torch.set_num_threads(options.threads)
     source, out = Path(options.model), Path(options.out).resolve()
     if source.exists() and out in (source.resolve(), source.resolve().parent):
         raise BadRequest(
-            f"out is {options.out}, which holds {source.name}, the model to go on from; name another folder"
+            f"out is {options.out}, which holds {source.name}, the model to fine-tune; name another folder"
         )
     check_new(Path(options.out))
     with claimed(Path(options.out)) as folder, stopping() as stop:
         run = begin(options, folder, on_event)
         if run.system.device.type == "cpu":
             heap.keep()
-        state, steps, told = run.state, run.recipe.steps, set[str]()
-        if state.step < steps:  # else `begin` has said that there is nothing left to do
+        state, steps, reported = run.state, run.settings.steps, set[str]()
+        if state.step < steps:  # else `begin` has reported that the run is complete
             on_event(
-                Phase("train", f"{counted(steps, 'step')} of {counted(run.recipe.batch, 'clip')}, {state.precision}")
+                Phase("train", f"{counted(steps, 'step')} of {counted(run.settings.batch, 'clip')}, {state.precision}")
             )
-        with closing(run.log), closing(ahead(run.stream, state.step, steps)) as batches:
+        with closing(run.log), closing(prefetch(run.stream, state.step, steps)) as batches:
             while state.step < steps and not stop:
                 event = step(run, batches, on_event)
                 if _due(options.validate_every, event):
                     event = replace(event, validation=validate(run))
                 run.log.step(event, state)
                 on_event(event)
-                tell_skipped(run, told, on_event)
+                report_skipped(run, reported, on_event)
                 if _due(options.save_every, event):
                     save(run)
                 if _due(options.sample_every, event) and not stop:
-                    asked = sheets.requests(folder, run.system, run.source)
+                    requests = sheets.requests(folder, run.system, run.source)
                     with run.ema.applied(run.model):
-                        sheets.draw(folder, run.system, run.model, asked, state.step, on_event)
+                        sheets.write(folder, run.system, run.model, requests, state.step, on_event)
             save(run)
-        weights = learning.export_last(folder, run.ema.shadow, run.model, options, run.note)
+        weights = learning.export_last(folder, run.ema.shadow, run.model, options, run.description)
         learning.export_parts(folder, run.ema.shadow, run.system, options)
     loss = math.nan if state.loss is None else state.loss
     return TrainResult(folder, weights, state.step, loss, interrupted=bool(stop) and state.step < steps)
 
 
 def step(run: Run, batches: Iterator[Batch], on_event: OnEvent) -> TrainStep:
-    """One optimiser step on the next batch; one whose loss or gradient is not finite changes no weight."""
-    state, recipe, began = run.state, run.recipe, time.perf_counter()
+    """Take one optimiser step on the next batch; it is skipped if the loss or gradient is not finite."""
+    state, settings, began = run.state, run.settings, time.perf_counter()
     batch = next(batches)
-    rate = optim.rate(state.step, recipe.steps, recipe.warmup, recipe.cooldown)
+    rate = optim.rate(state.step, settings.steps, settings.warmup, settings.cooldown)
     for optimiser in run.optimisers:
         for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * rate * group.get("share", 1.0)
+            group["lr"] = settings.learning_rate * rate * group.get("share", 1.0)
     loss, norm = gradients(run, batch)
     if math.isfinite(loss) and math.isfinite(norm):
         for optimiser in run.optimisers:
@@ -103,13 +103,13 @@ def step(run: Run, batches: Iterator[Batch], on_event: OnEvent) -> TrainStep:
     state.step += 1
     took = time.perf_counter() - began
     state.seconds += took
-    return TrainStep(state.step, recipe.steps, loss, recipe.learning_rate * rate, norm, recipe.batch / took)
+    return TrainStep(state.step, settings.steps, loss, settings.learning_rate * rate, norm, settings.batch / took)
 
 
 def gradients(run: Run, batch: Batch) -> tuple[float, float]:
-    """Forward, backward and clipped gradients of one batch: (loss, gradient norm before clipping).
+    """Compute and clip the gradients of one batch; returns (loss, gradient norm before clipping).
 
-    A batch that is taken in parts has the same gradients, up to rounding: each part sees the noise of its own clips.
+    Splitting a batch into parts gives the same gradients up to rounding: each clip keeps its noise.
     """
     seed = run.state.seed * 1_000_003 + run.state.step
     loss = 0.0
@@ -118,35 +118,35 @@ def gradients(run: Run, batch: Batch) -> tuple[float, float]:
         mean = each.sum() / batch.count
         mean.backward()
         loss += float(mean.detach())
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.settings.clip_norm)
     return loss, float(norm)
 
 
 @torch.no_grad()
 def validate(run: Run) -> float:
-    """Mean loss of the averaged weights on fixed held-out clips with fixed noise; the best are exported."""
+    """Mean loss of the averaged weights on fixed held-out clips with fixed noise; exports the best weights."""
     state = run.state
     with run.ema.applied(run.model):
         each = [
             float(losses(run.model, run.system, batch, seed=i, precision=state.precision).mean())
             for i, batch in enumerate(run.validation)
         ]
-    found = sum(each) / len(each)
-    told = found if math.isfinite(found) else None
-    state.history.append({"step": state.step, "seconds": state.seconds, "validation": told})
-    if told is not None and (state.best is None or told < state.best):
-        state.best = told
-        learning.export(run.folder / "best.safetensors", run.ema.shadow, run.model, run.options, run.note)
-    return found
+    loss = sum(each) / len(each)
+    finite = loss if math.isfinite(loss) else None
+    state.history.append({"step": state.step, "seconds": state.seconds, "validation": finite})
+    if finite is not None and (state.best is None or finite < state.best):
+        state.best = finite
+        learning.export(run.folder / "best.safetensors", run.ema.shadow, run.model, run.options, run.description)
+    return loss
 
 
 def losses(network: nn.Module, system: System, batch: Batch, *, seed: int, precision: str) -> Tensor:
-    """The family's loss of each clip, ``[B]``; noise levels and noise are a function of ``seed``."""
+    """The family's loss of each clip, ``[B]``; noise levels and noise depend only on ``seed``."""
     generator = torch.Generator().manual_seed(seed)
     if batch.first == 0:
-        torch.manual_seed(seed)  # dropout draws from the global generator; later parts of a batch go on with it
+        torch.manual_seed(seed)  # dropout uses the global generator; later parts of a batch continue its sequence
     device = system.device
-    moved = replace(
+    on_device = replace(
         batch,
         video=batch.video.to(device),
         mask=batch.mask.to(device),
@@ -156,21 +156,21 @@ def losses(network: nn.Module, system: System, batch: Batch, *, seed: int, preci
         encoders=system.weights.outside,
     )
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return system.family.training.loss(network, system.config, moved, generator)
+        return system.family.training.loss(network, system.config, on_device, generator)
 
 
 def save(run: Run) -> None:
-    """A checkpoint of where the run stands, unless it is there."""
+    """Write a checkpoint of the current step unless it exists."""
     if not (run.folder / checkpoint.name(run.state.step)).exists():
-        checkpoint.save(run.folder, run.state, run.model, run.ema, run.optimisers, run.note, run.options.keep)
+        checkpoint.save(run.folder, run.state, run.model, run.ema, run.optimisers, run.description, run.options.keep)
 
 
-def tell_skipped(run: Run, told: set[str], on_event: OnEvent) -> None:
-    """Say once what the sources left out."""
-    for sentence in (*run.source.train.skipped, *run.source.held_out.skipped):
-        if sentence not in told:
-            told.add(sentence)
-            on_event(Note(sentence))
+def report_skipped(run: Run, reported: set[str], on_event: OnEvent) -> None:
+    """Report the sources' messages on skipped clips, each once."""
+    for message in (*run.source.train.skipped, *run.source.held_out.skipped):
+        if message not in reported:
+            reported.add(message)
+            on_event(Note(message))
 
 
 def _due(every: int, event: TrainStep) -> bool:

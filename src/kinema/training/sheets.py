@@ -1,4 +1,4 @@
-"""What a run leaves to look at: a log of losses (JSON lines and TensorBoard) and sheets of samples."""
+"""Outputs of a run for people: a log of losses (JSON lines and TensorBoard) and sample sheets."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch import nn
 
 from kinema.atomic import replacing
 from kinema.checkpoints.files import RUN_OPTIONS
+from kinema.events import Note, OnEvent, TrainStep
 from kinema.generate import generate
 from kinema.media.write import contact_sheet, save_clip
-from kinema.schema import BadRequest, Clip, Note, OnEvent, Request, TrainStep
+from kinema.schema import BadRequest, Clip, Request
 from kinema.system import System, TrainingSettings, with_model
 from kinema.training.checkpoint import State
 from kinema.training.options import TrainOptions
@@ -26,14 +27,14 @@ _EVERY = 10
 
 
 class Log:
-    """Writes ``options.json``, ``log.jsonl`` and, where it is installed, TensorBoard events.
+    """Writes ``options.json``, ``log.jsonl`` and, if TensorBoard is installed, its events.
 
-    A resumed run takes its log up after ``step``: what came later in it is to be done again.
+    A resumed run continues its log after ``step``; later rows are deleted, since those steps are repeated.
     """
 
-    def __init__(self, folder: Path, options: TrainOptions, recipe: TrainingSettings, step: int) -> None:
+    def __init__(self, folder: Path, options: TrainOptions, settings: TrainingSettings, step: int) -> None:
         with replacing(folder / RUN_OPTIONS) as part:
-            part.write_text(json.dumps({"options": asdict(options), "recipe": asdict(recipe)}, indent=2))
+            part.write_text(json.dumps({"options": asdict(options), "recipe": asdict(settings)}, indent=2))
         trim_log(folder / "log.jsonl", step)
         self._file = (folder / "log.jsonl").open("a", buffering=1)
         self._board = _tensorboard(folder, step)
@@ -56,47 +57,47 @@ class Log:
 
 
 def requests(folder: Path, system: System, source: Source) -> list[Request]:
-    """What sample sheets show: held-out prompts, or held-out pictures for a model that takes no prompt."""
+    """Requests for sample sheets: held-out prompts, or held-out images for a model without text conditioning."""
     if system.family.sampling.defaults(system.config).takes_prompt:
         return [Request(prompt=prompt, seed=i) for i, prompt in enumerate(source.prompts)]
     samples = folder / "samples"
     samples.mkdir(exist_ok=True)
-    made = []
-    for i in range(PICTURES):
+    result = []
+    for i in range(IMAGES):
         path = samples / f"picture-{i}.png"
         save_clip(Clip(source.held_out.clip(i).video[None, :, :1]), path, generated=False)
-        made.append(Request(task="animate", image=str(path), seed=i))
-    return made
+        result.append(Request(task="animate", image=str(path), seed=i))
+    return result
 
 
-PICTURES = 4
+IMAGES = 4
 
 
-def draw(
-    folder: Path, system: System, model: nn.Module, asked: Sequence[Request], step: int, on_event: OnEvent
+def write(
+    folder: Path, system: System, model: nn.Module, requests: Sequence[Request], step: int, on_event: OnEvent
 ) -> list[Path]:
-    """Contact sheets of a few requests, from the model as it stands: ``samples/step-N-i.png``.
+    """Write a contact sheet for each request with the current weights, ``samples/step-N-i.png``; returns the files.
 
-    A request that the model cannot answer gets no sheet, which is said; the training goes on.
+    A request that the model does not support is reported and skipped.
     """
-    looking, made = with_model(system, model), []
+    system, written = with_model(system, model), []
     (folder / "samples").mkdir(exist_ok=True)
-    for i, request in enumerate(asked):
+    for i, request in enumerate(requests):
         path = folder / "samples" / f"step-{step:08d}-{i}.png"
         try:
-            clip = generate(looking, request)
+            clip = generate(system, request)
         except BadRequest as error:
             on_event(Note(f"no sample sheet for {request.prompt or request.image!r}: {error}"))
             continue
         with replacing(path) as part:
             contact_sheet(clip).save(part, format="PNG")
-        made.append(path)
-    return made
+        written.append(path)
+    return written
 
 
 def _tensorboard(folder: Path, step: int) -> Any | None:
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # an extra: the JSON lines hold the same figures
+    except ImportError:  # optional: the JSON lines hold the same values
         return None
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)

@@ -1,4 +1,4 @@
-"""``kinema train --shipped NAME``: the runs that make a file of weights that ships, one after the other."""
+"""``kinema train --shipped NAME``: the sequence of runs that reproduces a shipped weight file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 
 from kinema import registry
 from kinema.atomic import replacing
-from kinema.schema import BadRequest, Note, OnEvent, ignore
+from kinema.events import Note, OnEvent, ignore
+from kinema.schema import BadRequest
 from kinema.system.legs import Leg
 from kinema.training.options import TrainOptions
 from kinema.training.run import TrainResult, train
@@ -22,59 +23,59 @@ FREE = (
     *("accumulate", "checkpoint_activations"),
     *("save_every", "sample_every", "validate_every", "keep"),
 )
-"""Options that the user may tell; all others are the legs'."""
+"""Options that the user may set; each run defines the others."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A leg and its run; ``options.model`` is what the run begins as, ``grown_from`` what that is made of."""
+    """A run: ``options.model`` is its initial weight file, grown from ``grown_from`` if that is set."""
 
     leg: Leg
     options: TrainOptions
     grown_from: Path | None = None
 
     @property
-    def made(self) -> Path:
+    def output(self) -> Path:
         return Path(self.options.out) / self.leg.makes
 
 
-def plan(name: str, told: Mapping[str, Any]) -> dict[str, Planned]:
-    """The runs, by leg and in order, with what the user tells of all of them (`TrainOptions` by name).
+def plan(name: str, given: Mapping[str, Any]) -> dict[str, Planned]:
+    """The runs by name, in order, with the user's options applied to all (`TrainOptions` by name).
 
-    Raises BadRequest for weights that do not ship, and for options that are the legs'.
+    Raises BadRequest for weights that are not shipped, and for options that the runs define.
     """
-    if odd := sorted(told.keys() - {*FREE}):
-        raise BadRequest(f"{odd[0]} is set by the runs that make {name}; leave it out, or leave out shipped")
+    if odd := sorted(given.keys() - {*FREE}):
+        raise BadRequest(f"{odd[0]} is set by the runs of {name}; leave it out, or leave out --shipped")
     every = [registry.resolve(target) for target in registry.SHIPPED.values()]
     found = next((shipped for shipped in every if name in shipped.files), None)
     if found is None:
-        raise BadRequest(registry.unknown("file of weights that ships", name, [n for s in every for n in s.files]))
-    out = Path(told.get("out", f"runs/{name}"))
+        raise BadRequest(registry.unknown("shipped weight file", name, [n for s in every for n in s.files]))
+    out = Path(given.get("out", f"runs/{name}"))
     legs = found.towards(name)
     files = {of: out / of / leg.makes for of, leg in legs.items()}
-    made = {}
+    runs = {}
     for of, leg in legs.items():
         own = leg.filled(files)
-        seed = own.get("seed", 0) + told.get("seed", 0)
-        options = TrainOptions(**{**own, **told, "seed": seed, "out": str(out / of)})
-        made[of] = Planned(leg, options)
+        seed = own.get("seed", 0) + given.get("seed", 0)
+        options = TrainOptions(**{**own, **given, "seed": seed, "out": str(out / of)})
+        runs[of] = Planned(leg, options)
         if leg.grow:
             start = out / f"{of}-start.safetensors"
-            made[of] = Planned(leg, replace(options, model=str(start)), Path(options.model))
-    return made
+            runs[of] = Planned(leg, replace(options, model=str(start)), Path(options.model))
+    return runs
 
 
-def lines(name: str, told: Mapping[str, Any]) -> list[str]:
-    """The plan as commands, and a remark where a model is grown."""
-    said = []
-    for planned in plan(name, told).values():
+def lines(name: str, given: Mapping[str, Any]) -> list[str]:
+    """The plan as shell commands, with comments for grown models."""
+    result = []
+    for planned in plan(name, given).values():
         if planned.grown_from:
-            said.append(f"# {planned.options.model} is grown from {planned.grown_from}")
+            result.append(f"# {planned.options.model} is grown from {planned.grown_from}")
         plain = TrainOptions()
-        given = {k: v for k, v in vars(planned.options).items() if k != "model" and v != getattr(plain, k)}
-        words = [word for k, v in given.items() for word in _words(k, v)]
-        said.append(shlex.join(["kinema", "train", planned.options.model, *words]))
-    return said
+        options = {k: v for k, v in vars(planned.options).items() if k != "model" and v != getattr(plain, k)}
+        words = [word for k, v in options.items() for word in _words(k, v)]
+        result.append(shlex.join(["kinema", "train", planned.options.model, *words]))
+    return result
 
 
 def _words(name: str, value: Any) -> list[str]:
@@ -82,12 +83,12 @@ def _words(name: str, value: Any) -> list[str]:
     return [flag] if value is True else [flag, value if isinstance(value, str) else json.dumps(value)]
 
 
-def train_shipped(name: str, told: Mapping[str, Any], on_event: OnEvent = ignore) -> TrainResult:
-    """Train leg by leg; called again, go on with what is there. The file stands in ``out`` under its name.
+def train_shipped(name: str, given: Mapping[str, Any], on_event: OnEvent = ignore) -> TrainResult:
+    """Train all runs, resuming finished and interrupted ones, and write the weight file to ``out`` under its name.
 
-    An interruption ends with the result of the leg that it met. Raises what `plan` and `train` raise.
+    An interrupted call returns the result of the interrupted run. Raises what `plan` and `train` raise.
     """
-    planned, result = plan(name, told), None
+    planned, result = plan(name, given), None
     for i, (leg, each) in enumerate(planned.items(), 1):
         on_event(Note(f"{name}: {leg}, run {i} of {len(planned)}"))
         start = Path(each.options.model)
@@ -96,9 +97,9 @@ def train_shipped(name: str, told: Mapping[str, Any], on_event: OnEvent = ignore
         result = train(each.options, on_event)
         if result.interrupted:
             return result
-    assert result is not None  # a file that ships has a leg that makes it
+    assert result is not None  # every shipped file has a run
     last = [*planned.values()][-1]
     target = Path(last.options.out).parent / f"{name}.safetensors"
     with replacing(target) as part:
-        shutil.copyfile(last.made, part)
+        shutil.copyfile(last.output, part)
     return replace(result, folder=target.parent, weights=target)

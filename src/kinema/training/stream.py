@@ -1,7 +1,6 @@
-"""Training batches by position: the same position always gives the same batch, so a resumed run needs
-nothing but its step number to go on exactly.
+"""Training batches by position: each batch depends only on (seed, step), so a run resumes exactly from its step.
 
-``Clips`` is a source of captioned clips by index; a batch adds the dropped captions and the canvas.
+``Clips`` is a source of captioned clips by index; a batch adds caption dropout and canvas masks.
 """
 
 from __future__ import annotations
@@ -19,14 +18,11 @@ from kinema.data.clip import TrainingClip
 from kinema.system import Batch, TrainingSettings
 
 _EPOCH_STRIDE = 1_000_003
-"""Keeps the random draws of neighbouring positions and seeds apart."""
+"""Separates the random seeds of neighbouring positions and run seeds."""
 
 
 class Clips(Protocol):
-    """A source of clips: ``clip(index)``, any index >= 0 is served.
-
-    ``skipped`` are sentences on what was left out so far.
-    """
+    """A source of clips: ``clip(index)`` for any index >= 0; ``skipped`` holds messages on skipped clips."""
 
     @property
     def skipped(self) -> Sequence[str]: ...
@@ -36,56 +32,56 @@ class Clips(Protocol):
 
 @dataclass(frozen=True)
 class Stream:
-    """Batches of a source under a recipe's drops and canvases."""
+    """Batches of a source with the caption dropout and canvas masks of the training settings."""
 
     clips: Clips
-    recipe: TrainingSettings
+    settings: TrainingSettings
     batch: int
     seed: int = 0
 
     def at(self, step: int) -> Batch:
         """The batch of optimiser step ``step``; a pure function of (seed, step)."""
         g = torch.Generator().manual_seed((self.seed * _EPOCH_STRIDE + step) * 2 + 1)
-        per_clip = 1 + self.recipe.images
-        made = [self.clips.clip(step * self.batch * per_clip + i) for i in range(self.batch * per_clip)]
-        videos, captions = [clip.video for clip in made], [self._drop(clip.caption, g) for clip in made]
+        per_clip = 1 + self.settings.images
+        clips = [self.clips.clip(step * self.batch * per_clip + i) for i in range(self.batch * per_clip)]
+        videos, captions = [clip.video for clip in clips], [self._drop(clip.caption, g) for clip in clips]
         video = torch.stack(videos[: self.batch])
-        mask = torch.stack([draw_mask(self.recipe.canvas_mix, tuple(video.shape[2:]), g) for _ in range(self.batch)])
-        batch = Batch(video, captions[: self.batch], mask, **_told(made[: self.batch]))
-        if not self.recipe.images:
+        mask = torch.stack([draw_mask(self.settings.canvas_mix, tuple(video.shape[2:]), g) for _ in range(self.batch)])
+        batch = Batch(video, captions[: self.batch], mask, **_conditioning(clips[: self.batch]))
+        if not self.settings.images:
             return batch
-        # Each picture is one frame of a clip of its own: independent, as VDM §3.1 asks.
-        rest, words = videos[self.batch :], captions[self.batch :]
-        moments = torch.randint(video.shape[2], (len(rest),), generator=g).tolist()
-        images = torch.stack([v[:, t] for v, t in zip(rest, moments, strict=True)])
-        k = self.recipe.images
+        # Each image is a frame of a different clip, since VDM §3.1 uses independent images.
+        rest, image_captions = videos[self.batch :], captions[self.batch :]
+        times = torch.randint(video.shape[2], (len(rest),), generator=g).tolist()
+        images = torch.stack([v[:, t] for v, t in zip(rest, times, strict=True)])
+        k = self.settings.images
         return replace(
             batch,
             images=images.unflatten(0, (self.batch, k)),
-            image_captions=[words[b * k : (b + 1) * k] for b in range(self.batch)],
+            image_captions=[image_captions[b * k : (b + 1) * k] for b in range(self.batch)],
         )
 
     def _drop(self, caption: str, g: torch.Generator) -> str:
-        return "" if torch.rand((), generator=g).item() < self.recipe.text_drop else caption
+        return "" if torch.rand((), generator=g).item() < self.settings.text_drop else caption
 
 
-def _told(clips: Sequence[TrainingClip]) -> dict[str, Any]:
-    """What is known of clips besides pixels and words, as `Batch` holds it."""
+def _conditioning(clips: Sequence[TrainingClip]) -> dict[str, Any]:
+    """The fields of a `Batch` besides pixels and captions."""
     encoded = [clip.encoded for clip in clips if clip.encoded is not None]
     return {
         "scenes": [clip.scene for clip in clips],
-        "fps": _numbers([clip.fps for clip in clips]),
-        "motion": _numbers([clip.motion for clip in clips]),
+        "fps": _tensor([clip.fps for clip in clips]),
+        "motion": _tensor([clip.motion for clip in clips]),
         "encoded": {name: torch.stack([e[name] for e in encoded]) for name in encoded[0]} if encoded else None,
     }
 
 
-def _numbers(values: Sequence[float | None]) -> Tensor:
+def _tensor(values: Sequence[float | None]) -> Tensor:
     return torch.tensor([math.nan if value is None else value for value in values])
 
 
-def ahead(stream: Stream, first: int, last: int) -> Generator[Batch, None, None]:
-    """The batches of steps ``first`` to ``last - 1``, each made in a thread while the one before is trained on."""
+def prefetch(stream: Stream, first: int, last: int) -> Generator[Batch, None, None]:
+    """Yield the batches of steps ``first`` to ``last - 1``, each prepared in a thread during the previous step."""
     if first >= last:
         return
     with ThreadPoolExecutor(1, "batches") as pool:
@@ -98,7 +94,7 @@ def ahead(stream: Stream, first: int, last: int) -> Generator[Batch, None, None]
 
 
 def draw_mask(mix: Mapping[str, float], thw: tuple[int, ...], g: torch.Generator) -> Tensor:
-    """A canvas mask 1×T×H×W drawn from the mix: 1 where the pixel is given."""
+    """Sample a canvas mask 1×T×H×W by kind from the mix: 1 where the pixel is given."""
     frames, height, width = thw
     kinds = list(mix)
     kind = kinds[int(torch.multinomial(torch.tensor([mix[k] for k in kinds]), 1, generator=g))]
@@ -124,5 +120,5 @@ def draw_mask(mix: Mapping[str, float], thw: tuple[int, ...], g: torch.Generator
         if pick(0, 2):
             mask = 1 - mask
     elif kind != "nothing":
-        raise ValueError(f"no canvas kind {kind!r}")
+        raise ValueError(f"unknown canvas kind {kind!r}")
     return mask

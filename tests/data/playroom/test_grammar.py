@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from kinema.data import playroom
 from kinema.data.playroom import Meaning, NamedObject, parse, phrase, prompts
-from kinema.data.playroom.grammar import combinations, draw, in_split, is_held_out
+from kinema.data.playroom.grammar import combinations, in_split, is_held_out, random_meaning
 from kinema.schema import BadRequest
 
 seeds = st.integers(0, 2**31)
 HELD_OUT_RED_BALL = ["slides up"]
 
 
-def drawn(seed: int, split: str = "all", **fixed: str) -> Meaning:
-    return draw(np.random.default_rng(seed), "full", split, fixed)
+def meaning_of(seed: int, split: str = "all", **fixed: str) -> Meaning:
+    return random_meaning(np.random.default_rng(seed), "full", split, fixed)
 
 
 def test_the_simplest_caption_is_article_colour_shape_motion():
@@ -31,30 +31,30 @@ def test_the_simplest_caption_is_article_colour_shape_motion():
 
 @settings(max_examples=200, deadline=None)
 @given(seeds)
-def test_parse_undoes_phrase(seed: int):
-    meaning = drawn(seed)
+def test_parse_inverts_phrase(seed: int):
+    meaning = meaning_of(seed)
     assert parse(phrase(meaning)) == meaning
 
 
 @settings(max_examples=200, deadline=None)
 @given(seeds)
-def test_parse_undoes_phrase_in_synonyms(seed: int):
-    meaning = drawn(seed)
+def test_parse_inverts_phrase_with_synonyms(seed: int):
+    meaning = meaning_of(seed)
     assert parse(phrase(meaning, np.random.default_rng(seed + 1), synonyms=1.0)) == meaning
 
 
 @settings(max_examples=200, deadline=None)
 @given(seeds)
-def test_the_vocabulary_holds_every_word_of_every_caption(seed: int):
-    text = phrase(drawn(seed), np.random.default_rng(seed), synonyms=0.5)
+def test_the_vocabulary_contains_every_word_of_every_caption(seed: int):
+    text = phrase(meaning_of(seed), np.random.default_rng(seed), synonyms=0.5)
     assert set(text.split(" ")) <= set(playroom.vocabulary())
 
 
-def test_the_vocabulary_has_no_word_that_no_caption_uses():
-    said: set[str] = set()
+def test_every_word_of_the_vocabulary_is_used():
+    used: set[str] = set()
     for seed in range(6000):
-        said.update(phrase(drawn(seed), np.random.default_rng(seed), synonyms=0.6).split(" "))
-    assert set(playroom.vocabulary()) == said
+        used.update(phrase(meaning_of(seed), np.random.default_rng(seed), synonyms=0.6).split(" "))
+    assert set(playroom.vocabulary()) == used
 
 
 @pytest.mark.parametrize(
@@ -90,19 +90,19 @@ def test_the_vocabulary_has_no_word_that_no_caption_uses():
         ("", None),
     ],
 )
-def test_what_parse_makes_of_free_text(caption: str, meaning: Meaning | None):
+def test_parsing_free_text(caption: str, meaning: Meaning | None):
     assert parse(caption) == meaning
 
 
 @pytest.mark.parametrize("grammar", ["simple", "full"])
-def test_training_never_shows_a_held_out_combination(grammar: str):
+def test_training_clips_exclude_held_out_combinations(grammar: str):
     for seed in range(400):
         scene = playroom.sample(seed, grammar=grammar, frames=2, height=8, width=8).scene
         for track in scene.objects:
             assert track.motion == "still" or not is_held_out(track.colour, track.glyph, track.motion)
 
 
-def test_the_held_out_split_shows_nothing_else():
+def test_held_out_clips_contain_only_held_out_combinations():
     for seed in range(200):
         scene = playroom.sample(seed, split="held-out", frames=2, height=8, width=8).scene
         assert is_held_out(scene.objects[0].colour, scene.objects[0].glyph, scene.objects[0].motion)
@@ -110,15 +110,15 @@ def test_the_held_out_split_shows_nothing_else():
 
 def test_a_tenth_of_the_combinations_is_held_out():
     glyphs = (*playroom.SHAPES[:-1], *playroom.LETTERS)
-    held = [is_held_out(c, g, m) for c in playroom.COLOURS for g in glyphs for m in playroom.MOTIONS]
-    assert 0.08 < np.mean(held) < 0.12
+    held_out = [is_held_out(c, g, m) for c in playroom.COLOURS for g in glyphs for m in playroom.MOTIONS]
+    assert 0.08 < np.mean(held_out) < 0.12
 
 
-def test_the_held_out_rule_is_the_one_that_weights_were_trained_with():
+def test_the_held_out_split_is_stable():
     assert [m for m in playroom.MOTIONS if is_held_out("red", "ball", m)] == HELD_OUT_RED_BALL
 
 
-def test_a_chase_counts_as_both_objects_moving():
+def test_in_a_chase_both_objects_move():
     meaning = Meaning(
         "red", "ball", "chases", direction="left", relation="chases", second=NamedObject("blue", "letter", "B")
     )
@@ -126,7 +126,7 @@ def test_a_chase_counts_as_both_objects_moving():
     assert ("blue", "B", "moves left") in combinations(meaning)
 
 
-def test_prompts_are_even_in_shapes_and_in_the_split():
+def test_prompts_are_balanced_over_shapes_and_in_the_split():
     found = [parse(prompt) for prompt in prompts(140, 3, "simple", "held-out")]
     assert all(meaning is not None and in_split(meaning, "held-out") for meaning in found)
     assert set(Counter(meaning.shape for meaning in found).values()) == {20}
@@ -135,11 +135,11 @@ def test_prompts_are_even_in_shapes_and_in_the_split():
     assert 50 <= directed <= 90
 
 
-def test_prompts_repeat_only_when_they_must():
+def test_prompts_repeat_only_if_unavoidable():
     assert len(set(prompts(56, 0, "simple", "train"))) == 56
 
 
-def test_prompts_of_the_full_grammar_name_relations_and_backgrounds():
+def test_prompts_of_the_full_grammar_contain_relations_and_backgrounds():
     found = [parse(prompt) for prompt in prompts(64, 0, "full", "train")]
     assert any(meaning.relation for meaning in found)
     assert any(meaning.background for meaning in found)
@@ -147,7 +147,7 @@ def test_prompts_of_the_full_grammar_name_relations_and_backgrounds():
 
 
 def test_a_negative_count_is_refused():
-    with pytest.raises(BadRequest, match="at least 0"):
+    with pytest.raises(BadRequest, match="expected at least 0"):
         prompts(-1)
 
 

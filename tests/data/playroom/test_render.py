@@ -1,4 +1,4 @@
-"""Pixels: anti-aliasing, surfaces, backgrounds, determinism."""
+"""Rendering: anti-aliasing, surfaces, backgrounds, determinism."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from kinema.data.playroom.shapes import EXTENT, distance, letter_grid
 
 
 def vivid(video: np.ndarray) -> np.ndarray:
-    """How much of a saturated object covers each pixel [T, H, W], in a scene on plain grey."""
+    """The coverage of each pixel [T, H, W] by a saturated object on plain grey."""
     chroma = video.max(axis=0) - video.min(axis=0)
     return np.clip(chroma / np.quantile(chroma, 0.995), 0, 1)
 
 
-def test_clips_are_float32_in_range_and_repeat_for_a_seed():
+def test_clips_are_float32_in_range_and_deterministic():
     first, again, other = sample(1, grammar="full"), sample(1, grammar="full"), sample(2, grammar="full")
     assert first.video_CTHW.shape == (3, 16, 64, 64)
     assert first.video_CTHW.dtype == np.float32
@@ -26,7 +26,7 @@ def test_clips_are_float32_in_range_and_repeat_for_a_seed():
 
 
 @pytest.mark.parametrize("size", [(1, 8, 8), (3, 20, 52), (5, 130, 70)])
-def test_any_size_and_length_renders(size: tuple[int, int, int]):
+def test_any_size_and_length_can_be_rendered(size: tuple[int, int, int]):
     frames, height, width = size
     for seed in range(5):
         video = sample(seed, frames=frames, height=height, width=width, grammar="mixed").video_CTHW
@@ -34,18 +34,18 @@ def test_any_size_and_length_renders(size: tuple[int, int, int]):
         assert np.isfinite(video).all()
 
 
-def test_a_ball_covers_the_area_and_place_that_its_track_says():
-    made = sample(0, caption="a red ball moves right on a plain black background", height=64, width=96)
-    (track,) = made.scene.objects
-    # Its mark is another red: anything clearly brighter than black is the ball.
-    seen = (made.video_CTHW[0] > -0.5).astype(float)
+def test_a_ball_covers_the_area_and_position_of_its_track():
+    rendered = sample(0, caption="a red ball moves right on a plain black background", height=64, width=96)
+    (track,) = rendered.scene.objects
+    # Its mark is a different red; anything clearly brighter than black is the ball.
+    ball = (rendered.video_CTHW[0] > -0.5).astype(float)
     x = np.arange(96) + 0.5
     for t in (0, 7, 15):
-        assert seen[t].sum() == pytest.approx(np.pi * (track.size_T[t] * 32) ** 2, rel=0.04)
-        assert (seen[t].sum(axis=0) @ x) / seen[t].sum() / 96 == pytest.approx(track.position_T2[t, 0], abs=0.004)
+        assert ball[t].sum() == pytest.approx(np.pi * (track.size_T[t] * 32) ** 2, rel=0.04)
+        assert (ball[t].sum(axis=0) @ x) / ball[t].sum() / 96 == pytest.approx(track.position_T2[t, 0], abs=0.004)
 
 
-def test_edges_are_anti_aliased_so_a_clip_averages_to_its_smaller_self():
+def test_a_downsampled_clip_equals_a_smaller_rendering():
     for seed in range(6):
         large = sample(seed, height=128, width=128, frames=4).video_CTHW
         small = sample(seed, height=64, width=64, frames=4).video_CTHW
@@ -55,49 +55,49 @@ def test_edges_are_anti_aliased_so_a_clip_averages_to_its_smaller_self():
 
 
 @pytest.mark.parametrize("shape", SHAPES[:-1])
-def test_every_shape_shows_that_it_spins(shape: str):
+def test_rotation_of_every_shape_is_visible(shape: str):
     for seed in range(3):
         video = sample(seed, motion="spins", shape=shape, split="all", background="plain grey").video_CTHW
         assert np.abs(np.diff(video, axis=1)).max() > 0.2
 
 
 @pytest.mark.parametrize("name", BACKGROUNDS)
-def test_named_backgrounds_are_what_they_say(name: str):
-    made = sample(3, background=name, colour="red", split="all")
-    corner = made.video_CTHW[:, 0]
-    assert made.scene.background == name
+def test_named_backgrounds_are_rendered(name: str):
+    rendered = sample(3, background=name, colour="red", split="all")
+    corner = rendered.video_CTHW[:, 0]
+    assert rendered.scene.background == name
     plain = np.ptp(corner[:, :3, :], axis=(1, 2)).max() < 1e-6
     assert plain == name.startswith("plain")
 
 
-def test_unnamed_backgrounds_are_muted_beside_the_object():
+def test_unnamed_backgrounds_are_muted():
     for seed in range(60):
-        made = sample(seed)
-        rim = np.concatenate([made.video_CTHW[:, 0, 0], made.video_CTHW[:, 0, -1]], axis=1)
+        rendered = sample(seed)
+        rim = np.concatenate([rendered.video_CTHW[:, 0, 0], rendered.video_CTHW[:, 0, -1]], axis=1)
         chroma = (rim.max(axis=0) - rim.min(axis=0)) / 2
-        if made.scene.background != "grass and sky":
+        if rendered.scene.background != "grass and sky":
             assert np.median(chroma) < 0.2
-        if made.scene.objects[0].colour == "white":
+        if rendered.scene.objects[0].colour == "white":
             assert np.median(rim) < 0.3
 
 
-def test_fading_goes_most_of_the_way_to_the_background():
+def test_fading_objects_nearly_disappear():
     video = sample(0, caption="a red ball fades on a plain grey background").video_CTHW
     chroma = (video.max(axis=0) - video.min(axis=0)).max(axis=(1, 2))
     assert chroma[-1] < 0.2 * chroma[0]
 
 
-def test_the_front_object_hides_the_one_behind():
-    made = sample(0, caption="a red ball moves right behind a blue box on a plain grey background")
-    first, second = made.scene.objects
+def test_the_front_object_occludes_the_other():
+    rendered = sample(0, caption="a red ball moves right behind a blue box on a plain grey background")
+    first, second = rendered.scene.objects
     t = int(np.argmin(first.visible_T))
     x, y = (second.position_T2[t] * 64).astype(int)
-    red, _, blue = made.video_CTHW[:, t, y, x]
+    red, _, blue = rendered.video_CTHW[:, t, y, x]
     assert blue > red
 
 
 @pytest.mark.parametrize("glyph", [*SHAPES[:-1], "A", "W", "I", "Q"])
-def test_outlines_are_distances_that_stay_within_their_extent(glyph: str):
+def test_outlines_are_distances_within_their_extent(glyph: str):
     line = np.linspace(-1.45, 1.45, 291, dtype=np.float32)
     x, y = np.meshgrid(line, line)
     d = distance(glyph, x, y)
@@ -109,7 +109,7 @@ def test_outlines_are_distances_that_stay_within_their_extent(glyph: str):
     assert np.median(slope) == pytest.approx(1, abs=0.08)
 
 
-def test_no_two_letters_look_alike():
+def test_letters_are_distinguishable():
     masks = {letter: letter_grid(letter) < 0 for letter in LETTERS}
     for i, one in enumerate(LETTERS):
         for other in LETTERS[i + 1 :]:

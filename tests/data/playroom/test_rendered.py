@@ -1,4 +1,4 @@
-"""Clips of the playroom as recipes have them: single frames, cameras, styles, slow motion."""
+"""Playroom training clips: single frames, cameras, styles, slow motion."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from kinema.data.playroom import Playroom
 from kinema.data.playroom.rendered import Rendered
 
 
-def test_a_single_frame_is_of_any_moment_of_its_scene():
+def test_a_single_frame_is_at_a_random_time_of_its_scene():
     source = Rendered(1, 32, 32, 8.0, Playroom("simple"))
     clips = [source.clip(i) for i in range(120)]
     assert all(clip.video.shape == (3, 1, 32, 32) for clip in clips)
     right = [c.scene.objects[0].position_T2[0, 0] for c in clips if c.scene.objects[0].motion.endswith("right")]
-    assert min(right) < 0.4 < 0.6 < max(right)  # its first moment would be on the left
+    assert min(right) < 0.4 < 0.6 < max(right)  # the first frame would be on the left
     assert torch.equal(source.clip(5).video, clips[5].video)
 
 
 @pytest.mark.parametrize(("grammar", "patterns", "cameras"), [("scenic", 0.5, 0.3), ("filmed", 0.8, 0.68)])
-def test_scenic_clips_name_patterns_and_cameras_and_are_simple_otherwise(grammar, patterns, cameras):
+def test_scenic_clips_are_simple_with_patterns_and_camera_motions(grammar, patterns, cameras):
     clips = [Rendered(2, 16, 16, 8.0, Playroom(grammar)).clip(i) for i in range(200)]
     patterned = [c for c in clips if "background" in c.caption]
     moving = [c for c in clips if "while the camera" in c.caption]
@@ -36,20 +36,20 @@ def test_scenic_clips_name_patterns_and_cameras_and_are_simple_otherwise(grammar
     assert all(len(c.scene.objects) == 1 for c in clips)
 
 
-def test_a_camera_of_every_clip_is_not_in_its_words():
+def test_a_fixed_camera_motion_is_not_in_the_caption():
     clips = [Rendered(4, 16, 16, 8.0, Playroom("simple", camera="pans left")).clip(i) for i in range(20)]
     assert {c.scene.camera for c in clips} == {"pans left"}
     assert not any("camera" in c.caption for c in clips)
     assert all("background" in c.caption for c in clips)
 
 
-def test_a_style_is_drawn_over_the_same_scenes():
-    plain, drawn = (Rendered(2, 32, 32, 8.0, Playroom("simple", style=s)).clip(3) for s in ("", "night"))
-    assert plain.caption == drawn.caption
-    assert torch.equal(styles.apply("night", plain.video), drawn.video)
+def test_a_style_applies_to_the_same_scenes():
+    plain, styled = (Rendered(2, 32, 32, 8.0, Playroom("simple", style=s)).clip(3) for s in ("", "night"))
+    assert plain.caption == styled.caption
+    assert torch.equal(styles.apply("night", plain.video), styled.video)
 
 
-def test_slowed_scenes_move_less_and_tell_so():
+def test_slow_motion_lowers_the_motion_score():
     plain = Rendered(8, 32, 32, 8.0, Playroom("simple"))
     slowed = replace(plain, how=Playroom("simple", slow=4.0))
     means = [np.mean([p.clip(i).motion for i in range(60)]) for p in (plain, slowed)]
@@ -61,14 +61,14 @@ def test_slowed_scenes_move_less_and_tell_so():
     assert torch.equal(slowed.clip(3).video, clip.video)
 
 
-def test_a_slowed_clips_motion_is_that_of_the_part_that_is_shown():
+def test_the_motion_score_of_slow_motion_is_that_of_its_frames():
     slowed = Rendered(8, 32, 32, 8.0, Playroom("simple", slow=4.0))
     for i in range(6):
         clip = slowed.clip(i)
         assert clip.motion == pytest.approx(of_scene(clip.scene, 32, 32).mean(), rel=1e-4, abs=1e-7)
 
 
-def test_motions_that_are_left_out_do_not_come():
+def test_excluded_motions_do_not_occur():
     plain = Rendered(2, 16, 16, 8.0, Playroom("simple"))
     without = replace(plain, how=Playroom("simple", without=("fades",)))
     motions = [[p.clip(i).scene.objects[0].motion for i in range(60)] for p in (plain, without)]

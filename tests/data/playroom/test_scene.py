@@ -1,4 +1,4 @@
-"""The scene graph: motions in fractions and seconds, relations, the camera."""
+"""Scene graphs: motions, relations, the camera."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def tracks(seed: int, **fixed):
 @pytest.mark.parametrize("way", ["left", "right", "up", "down"])
 @pytest.mark.parametrize("verb", ["rolls", "moves", "slides"])
 @pytest.mark.parametrize("fps", [4.0, 8.0, 24.0])
-def test_directed_motion_goes_its_way_over_a_third_to_two_thirds_of_the_frame(verb: str, way: str, fps: float):
+def test_directed_motion_covers_a_third_to_two_thirds_of_the_frame(verb: str, way: str, fps: float):
     for seed in range(6):
         (track,) = tracks(seed, motion=f"{verb} {way}", fps=fps, height=16, width=16)
         dx, dy = track.position_T2[-1] - track.position_T2[0]
@@ -26,7 +26,7 @@ def test_directed_motion_goes_its_way_over_a_third_to_two_thirds_of_the_frame(ve
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
-def test_twice_the_frame_rate_shows_the_same_motion_with_frames_between(motion: str):
+def test_doubling_the_frame_rate_interpolates_the_motion(motion: str):
     (slow,) = tracks(5, motion=motion, frames=16, fps=8.0, height=8, width=8)
     (quick,) = tracks(5, motion=motion, frames=32, fps=16.0, height=8, width=8)
     for name in ("position_T2", "size_T", "angle_T", "opacity_T"):
@@ -50,14 +50,14 @@ def test_single_objects_stay_in_view(motion: str, size: tuple[int, int]):
         assert track.visible_T.min() > 0.7
 
 
-def test_rolling_turns_as_far_as_the_object_goes():
+def test_a_rolling_object_rotates_by_the_distance_travelled():
     (track,) = tracks(2, motion="rolls right", height=32, width=64)
     travelled = (track.position_T2[-1, 0] - track.position_T2[0, 0]) * 64
     turned = track.angle_T[-1] - track.angle_T[0]
     assert turned == pytest.approx(travelled / (0.5 * track.size_T[0] * 32), rel=1e-4)
 
 
-def test_each_way_of_staying_in_place_changes_what_its_name_says():
+def test_motions_in_place_change_size_opacity_or_angle():
     (grown,), (shrunk,), (faded,), (spun,) = (tracks(3, motion=m) for m in ("grows", "shrinks", "fades", "spins"))
     assert (np.diff(grown.size_T) > 0).all()
     assert (np.diff(shrunk.size_T) < 0).all()
@@ -66,7 +66,7 @@ def test_each_way_of_staying_in_place_changes_what_its_name_says():
     assert abs(spun.angle_T[-1] - spun.angle_T[0]) > np.pi
 
 
-def test_orbits_keep_their_distance_and_bounces_fall_with_constant_acceleration():
+def test_orbits_are_circular_and_bounces_accelerate_constantly():
     (orbit,) = tracks(4, motion="orbits")
     radius = np.linalg.norm(orbit.position_T2 - 0.5, axis=1)
     assert np.ptp(radius) < 1e-5
@@ -76,7 +76,7 @@ def test_orbits_keep_their_distance_and_bounces_fall_with_constant_acceleration(
     assert np.median(fall) > 0
 
 
-def test_fast_goes_further_than_slowly():
+def test_fast_objects_travel_further_than_slow_ones():
     far, near = (
         np.mean([np.ptp(tracks(s, motion="moves right", size="small", speed=v)[0].position_T2[:, 0]) for s in range(8)])
         for v in ("fast", "slowly")
@@ -84,7 +84,7 @@ def test_fast_goes_further_than_slowly():
     assert far > 1.5 * near
 
 
-def test_behind_means_hidden_while_passing():
+def test_an_object_behind_is_occluded_while_passing():
     for seed in range(4):
         first, second = tracks(seed, grammar="full", relation="behind", camera="zooms in")
         assert first.visible_T.min() < 0.75
@@ -92,14 +92,14 @@ def test_behind_means_hidden_while_passing():
 
 
 @pytest.mark.parametrize(("relation", "sign"), [("above", -1), ("below", 1)])
-def test_above_and_below_are_kept_over_the_whole_clip(relation: str, sign: int):
+def test_above_and_below_hold_over_the_whole_clip(relation: str, sign: int):
     for seed in range(4):
         scene = sample(seed, grammar="full", split="all", relation=relation).scene
         gap = scene.objects[0].position_T2[:, 1] - scene.objects[1].position_T2[:, 1]
         assert (np.sign(gap) == sign).all()
 
 
-def test_a_chase_keeps_its_distance_and_a_collision_hands_over_the_motion():
+def test_a_chase_keeps_its_distance_and_a_collision_transfers_motion():
     chaser, leader = tracks(1, grammar="full", relation="chases", direction="right", background="plain grey")
     assert np.ptp(leader.position_T2[:, 0] - chaser.position_T2[:, 0]) < 1e-5
     assert (np.diff(chaser.position_T2[:, 0]) > 0).all()
@@ -110,7 +110,7 @@ def test_a_chase_keeps_its_distance_and_a_collision_hands_over_the_motion():
     assert second.position_T2[-1, 0] - second.position_T2[0, 0] > 0.15
 
 
-def test_a_pan_to_the_right_carries_still_objects_to_the_left():
+def test_a_pan_to_the_right_moves_objects_to_the_left():
     (still,) = tracks(6, motion="spins")
     (panned,) = tracks(6, motion="spins", camera="pans right", background="checkered")
     assert panned.position_T2[-1, 0] - panned.position_T2[0, 0] < -0.15
@@ -122,16 +122,16 @@ def test_a_zoom_in_makes_objects_larger():
     assert track.size_T[-1] > 1.5 * track.size_T[0]
 
 
-def test_a_caption_gives_the_scene_it_describes():
-    made = sample(0, caption="a blue letter K slides up on a striped background")
-    (track,) = made.scene.objects
+def test_a_caption_determines_its_scene():
+    rendered = sample(0, caption="a blue letter K slides up on a striped background")
+    (track,) = rendered.scene.objects
     assert (track.colour, track.letter, track.motion) == ("blue", "K", "slides up")
-    assert made.scene.background == "striped"
-    assert made.caption == "a blue letter K slides up on a striped background"
+    assert rendered.scene.background == "striped"
+    assert rendered.caption == "a blue letter K slides up on a striped background"
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ({"frames": 0}, "positive"),
         ({"fps": 0.0}, "positive"),
@@ -142,6 +142,6 @@ def test_a_caption_gives_the_scene_it_describes():
         ({"caption": "a red ball spins", "colour": "red"}, "combined"),
     ],
 )
-def test_what_cannot_be_shown_is_refused_in_a_sentence(options: dict, words: str):
-    with pytest.raises(BadRequest, match=words):
+def test_invalid_arguments_are_refused(options: dict, message: str):
+    with pytest.raises(BadRequest, match=message):
         sample(0, **options)

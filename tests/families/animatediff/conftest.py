@@ -1,4 +1,4 @@
-"""Tiny random networks of ours, and the same weights in diffusers' classes: the oracle of these tests."""
+"""Tiny random networks, and the same weights in diffusers' classes as the reference."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from kinema.families.animatediff.files import ip_adapter_file
 from kinema.families.animatediff.model import AnimateDiff
 
 MIDDLE = replace(TINY, channels=(32, 64, 64), depths=(1, 1, 0), heads=(2, 2, 2))
-"""Three levels, so that every kind of block is there: attention, none, up, down, shortcut."""
+"""Three resolution levels, to cover every kind of block: with and without attention, up, down, shortcut."""
 LETTERS = replace(MIDDLE, text=(replace(TINY.text[0], vocabulary=64),), norms="diffusers")
-"""Of whole pipelines, whose words are the letters of `tokenizer`."""
+"""Config for whole pipelines, with the letters of `tokenizer` as vocabulary."""
 TINY_XL = replace(
     SDXL,
     frames=4,
@@ -49,7 +49,7 @@ def _one_thread() -> None:
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights with nothing left at its start: norms, biases and zero layers are all different from 0 and 1."""
+    """Perturb all weights, so that norms, biases and zero-initialised layers differ from 0 and 1."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in module.parameters():
@@ -58,8 +58,8 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def image_sizes(config: Config) -> dict:
-    """Arguments that diffusers' image and motion U-Nets share."""
-    told = {
+    """Constructor arguments shared by diffusers' image and motion U-Nets."""
+    arguments = {
         "in_channels": config.in_channels,
         "out_channels": config.latent_channels,
         "block_out_channels": config.channels,
@@ -69,12 +69,12 @@ def image_sizes(config: Config) -> dict:
         "use_linear_projection": config.linear,
     }
     if config.size_embedding:
-        told |= {
+        arguments |= {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": config.size_embedding,
             "projection_class_embeddings_input_dim": 6 * config.size_embedding + config.pooled,
         }
-    return told
+    return arguments
 
 
 def diffusers_image_unet(config: Config) -> nn.Module:
@@ -83,7 +83,7 @@ def diffusers_image_unet(config: Config) -> nn.Module:
     return UNet2DConditionModel(
         down_block_types=tuple("CrossAttnDownBlock2D" if d else "DownBlock2D" for d in config.depths),
         up_block_types=tuple("CrossAttnUpBlock2D" if d else "UpBlock2D" for d in reversed(config.depths)),
-        attention_head_dim=config.heads,  # diffusers' own name for the number of heads
+        attention_head_dim=config.heads,  # diffusers' name for the number of heads
         **image_sizes(config),
     )
 
@@ -151,20 +151,20 @@ def clip_text(size: ClipTextSize) -> nn.Module:
     )
 
 
-def same_weights(theirs: nn.Module, ours: nn.Module) -> nn.Module:
-    """Theirs with our weights: names and shapes must be the same."""
-    state = ours.state_dict()
-    if not any(name.startswith("text_model.") for name in theirs.state_dict()):
+def same_weights(reference: nn.Module, network: nn.Module) -> nn.Module:
+    """Load a network's weights into the reference; names and shapes must match."""
+    state = network.state_dict()
+    if not any(name.startswith("text_model.") for name in reference.state_dict()):
         state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
-    theirs.load_state_dict(state, strict=True)
-    return theirs.eval().requires_grad_(False)
+    reference.load_state_dict(state, strict=True)
+    return reference.eval().requires_grad_(False)
 
 
 # ------------------------------------------------------------------------------------- pipelines
 
 
 def tokenizer(folder: Path) -> object:
-    """CLIP's tokenizer over a vocabulary of letters, written to an own folder: 53 begins, 54 ends."""
+    """CLIP's tokenizer with a vocabulary of letters, written to a folder: 53 is start, 54 is end."""
     from transformers import CLIPTokenizer
 
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
@@ -190,7 +190,7 @@ def scheduler(betas: Betas = MOTION_BETAS) -> object:
 
 
 def motion_adapter(config: Config) -> nn.Module:
-    """What diffusers' pipelines want beside a U-Net that has its motion modules already."""
+    """The adapter that diffusers' pipelines need in addition to a U-Net with motion modules."""
     from diffusers import MotionAdapter
 
     return MotionAdapter(
@@ -203,21 +203,21 @@ def motion_adapter(config: Config) -> nn.Module:
 
 
 def components(config: Config, folder: Path) -> tuple[AnimateDiff, dict[str, object]]:
-    """A random model, and its networks and tokenizer as the components of diffusers' pipelines."""
-    ours = randomised(AnimateDiff(config))
+    """A random model, and its networks and tokenizer as components of diffusers' pipelines."""
+    model = randomised(AnimateDiff(config))
     text = clip_text(config.text[0])
     text.config.bos_token_id, text.config.eos_token_id = 53, 54
-    return ours, {
-        "vae": same_weights(diffusers_vae(config), ours.vae),
-        "text_encoder": same_weights(text, ours.text_encoder),
+    return model, {
+        "vae": same_weights(diffusers_vae(config), model.vae),
+        "text_encoder": same_weights(text, model.text_encoder),
         "tokenizer": tokenizer(folder),
-        "unet": same_weights(diffusers_motion_unet(config), ours.unet),
+        "unet": same_weights(diffusers_motion_unet(config), model.unet),
     }
 
 
 @pytest.fixture(scope="session")
 def oracle() -> SimpleNamespace:
-    """The builders above: a conftest cannot be imported."""
+    """The builders above, as a fixture because a conftest cannot be imported."""
     pytest.importorskip("diffusers")
     pytest.importorskip("transformers")
     return SimpleNamespace(
@@ -242,8 +242,8 @@ def oracle() -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
-def picture() -> Callable[[Path, int], str]:
-    """``picture(path, shade)`` writes one of a single colour."""
+def image_file() -> Callable[[Path, int], str]:
+    """``image_file(path, shade)`` writes an image of one colour."""
     from PIL import Image
 
     def write(path: Path, shade: int) -> str:
@@ -267,7 +267,7 @@ def adapter_of() -> Callable[..., dict[str, Tensor]]:
 
 @pytest.fixture(scope="session")
 def nested() -> Callable[[Mapping[str, Tensor]], dict[str, dict[str, Tensor]]]:
-    """``nested(adapter)``: the same as `torch.save` has it, in two tables."""
+    """``nested(adapter)``: the same in two tables, as in `torch.save` files."""
 
     def make(flat: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         tables: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}

@@ -1,4 +1,4 @@
-"""How every model of the family is trained: frames, clips encoded beforehand, what SparseCtrl is shown."""
+"""Training objective of the family: single frames, pre-encoded clips, SparseCtrl's conditioning frames."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from kinema.training.stream import Stream
 
 
 def batch(config, count):
-    told = FAMILY.sampling.defaults(config)
-    source = Rendered(told.frames, told.height, told.width, told.fps, Playroom("scenic"))
+    defaults = FAMILY.sampling.defaults(config)
+    source = Rendered(defaults.frames, defaults.height, defaults.width, defaults.fps, Playroom("scenic"))
     return Stream(source, FAMILY.training.recipe(config), count).at(0)
 
 
-def test_the_image_stage_takes_one_frame_of_each_clip_and_no_motion_module():
+def test_the_image_stage_trains_on_single_frames_without_motion_modules():
     config = TRAINING.staged(FAMILY.presets["tiny"], "image")
     torch.manual_seed(0)
     model = AnimateDiff(config)
-    told = batch(config, 3)
-    one = recipe.single(told, torch.Generator().manual_seed(0))
+    clips = batch(config, 3)
+    one = recipe.single_frames(clips, torch.Generator().manual_seed(0))
     assert one.video.shape == (3, 3, 1, 16, 16)
-    assert all(any(torch.equal(one.video[b, :, 0], told.video[b, :, t]) for t in range(8)) for b in range(3))
-    losses = recipe.loss(model, config, told, torch.Generator().manual_seed(0))
-    for module in model.motion_modules:  # were they run, this would be seen
+    assert all(any(torch.equal(one.video[b, :, 0], clips.video[b, :, t]) for t in range(8)) for b in range(3))
+    losses = recipe.loss(model, config, clips, torch.Generator().manual_seed(0))
+    for module in model.motion_modules:  # would change the loss if they ran
         nn.init.normal_(module.proj_out.weight)
-    torch.testing.assert_close(recipe.loss(model, config, told, torch.Generator().manual_seed(0)), losses)
+    torch.testing.assert_close(recipe.loss(model, config, clips, torch.Generator().manual_seed(0)), losses)
 
 
-def test_clips_encoded_beforehand_give_the_loss_of_their_pixels():
+def test_pre_encoded_clips_give_the_same_loss():
     config = replace(FAMILY.presets["tiny"], stage="motion")
     torch.manual_seed(0)
-    model, told = AnimateDiff(config), batch(config, 2)
-    encoded = replace(told, encoded=TRAINING.encode(model, told.video), video=told.video[:, :, :1])
-    losses = [recipe.loss(model, config, b, torch.Generator().manual_seed(0)) for b in (told, encoded)]
+    model, clips = AnimateDiff(config), batch(config, 2)
+    encoded = replace(clips, encoded=TRAINING.encode(model, clips.video), video=clips.video[:, :, :1])
+    losses = [recipe.loss(model, config, b, torch.Generator().manual_seed(0)) for b in (clips, encoded)]
     torch.testing.assert_close(*losses)
     names = TRAINING.frozen(model)
     assert "vae.encoder.conv_in.weight" in names
     assert not any("decoder" in n for n in names)
 
 
-def test_sparsectrl_is_shown_few_frames_and_sometimes_none():
+def test_sparsectrl_trains_with_few_or_no_conditioning_frames():
     generator = torch.Generator().manual_seed(0)
     kept = torch.stack([recipe.keyframes(8, generator) for _ in range(600)])
     counts = kept.sum(1)
@@ -65,27 +65,28 @@ def test_sparsectrl_is_shown_few_frames_and_sometimes_none():
 
 
 @pytest.mark.parametrize(("sparse", "channels", "side"), [("rgb", 4, 8), ("scribble", 3, 16)])
-def test_what_is_shown_is_latents_or_drawings_where_the_mask_is_and_zeros_elsewhere(sparse, channels, side):
+def test_sparse_input_is_zero_outside_the_mask(sparse, channels, side):
     config = replace(FAMILY.presets["tiny"], sparse=sparse, stage="sparsectrl")
     video, latents = batch(config, 2).video, torch.randn(2, 4, 8, 8, 8)
-    given, mask = recipe.show(config, Batch(video, [""] * len(video), video), latents, torch.Generator().manual_seed(3))
-    assert given.shape == (2, channels, 8, side, side)
+    clips, generator = Batch(video, [""] * len(video), video), torch.Generator().manual_seed(3)
+    frames, mask = recipe.sparse_input(config, clips, latents, generator)
+    assert frames.shape == (2, channels, 8, side, side)
     assert mask.shape == (2, 1, 8, side, side)
     assert set(mask.unique().tolist()) <= {0.0, 1.0}
-    assert not given[(mask == 0).expand_as(given)].any()
+    assert not frames[(mask == 0).expand_as(frames)].any()
     if sparse == "scribble":
-        assert 0 <= float(given.min()) <= float(given.max()) <= 1
+        assert 0 <= float(frames.min()) <= float(frames.max()) <= 1
     else:
-        assert torch.equal(given, latents * mask)
+        assert torch.equal(frames, latents * mask)
 
 
-def test_an_authors_lora_has_its_scale_in_up():
+def test_up_includes_the_scale_in_the_authors_lora_layout():
     down, up = torch.randn(2, 32), torch.randn(32, 2)
     name = "unet.down_blocks.0.motion_modules.0.transformer_blocks.0.attn2.to_out.0"
-    made = lora.official({name: Adapter(down, up, alpha=1.0)})
+    tensors = lora.official({name: Adapter(down, up, alpha=1.0)})
     stem = "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.1.processor."
-    assert torch.equal(made[f"{stem}to_out_lora.down.weight"], down)
-    assert torch.equal(made[f"{stem}to_out_lora.up.weight"], up / 2)
+    assert torch.equal(tensors[f"{stem}to_out_lora.down.weight"], down)
+    assert torch.equal(tensors[f"{stem}to_out_lora.up.weight"], up / 2)
     spatial = lora.official({"unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q": Adapter(down, up)})
     assert set(spatial) == {
         f"mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.{x}.weight" for x in ("down", "up")

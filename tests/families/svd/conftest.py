@@ -1,4 +1,4 @@
-"""One tiny random model in our layout and in diffusers', the oracle of these tests."""
+"""Tiny random SVD models, with diffusers models of the same weights as reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kinema.families.svd.config import TINY, Config
 from kinema.families.svd.model import SVD
 
 MIDDLE = replace(TINY, channels=(32, 64, 64), heads=(1, 2, 4), vae_channels=(32, 32, 64))
-"""Three levels, so that every kind of block is there: attention, none, up, down, shortcut."""
+"""Three resolution levels, which cover every kind of block: with and without attention, up, down, shortcut."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,7 +24,7 @@ def _one_thread() -> None:
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights with nothing left at its start: norms, biases and blends are all different from 0 and 1."""
+    """Randomise all weights, so that norms, biases and blends differ from their initial 0 and 1."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in module.named_parameters():
@@ -81,28 +81,28 @@ def clip_vision(config: Config) -> nn.Module:
 
 @pytest.fixture(scope="session")
 def pair() -> Callable[..., SimpleNamespace]:
-    """``pair(config, dtype) -> ours, unet, vae, clip`` with the same weights."""
+    """``pair(config, dtype) -> native, unet, vae, image_encoder`` with the same weights."""
     pytest.importorskip("diffusers")
     pytest.importorskip("transformers")
 
     def make(config: Config = MIDDLE, dtype: torch.dtype = torch.float32) -> SimpleNamespace:
-        ours = randomised(SVD(config)).to(dtype)
-        theirs = {"unet": diffusers_unet(config), "vae": diffusers_vae(config), "image_encoder": clip_vision(config)}
-        for name, module in theirs.items():
-            module.load_state_dict(getattr(ours, name).state_dict())
+        native = randomised(SVD(config)).to(dtype)
+        reference = {"unet": diffusers_unet(config), "vae": diffusers_vae(config), "image_encoder": clip_vision(config)}
+        for name, module in reference.items():
+            module.load_state_dict(getattr(native, name).state_dict())
             module.to(dtype).eval().requires_grad_(False)
-        return SimpleNamespace(ours=ours, config=config, **theirs)
+        return SimpleNamespace(native=native, config=config, **reference)
 
     return make
 
 
-# A codec of stride 8, which the pipeline of diffusers takes for granted, and CLIP at the side that it resizes to.
+# A codec of stride 8, which diffusers' pipeline assumes, and CLIP at the side that it resizes to.
 PIPELINE = replace(TINY, frames=5, height=32, width=32, vae_channels=(32, 32, 32, 64), clip_side=224, clip_patch=56)
 
 
 @pytest.fixture(scope="session")
 def saved(pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that diffusers saved of its own pipeline, with random weights of a tiny configuration."""
+    """A pipeline folder saved by diffusers, with random weights of a tiny config."""
     from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
     from transformers import CLIPImageProcessor
 
@@ -124,12 +124,12 @@ def saved(pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture of 32×32 that is smooth, coloured and nowhere flat."""
+def image_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smooth 32×32 colour gradient."""
     import numpy as np
     from PIL import Image
 
     across, down = np.meshgrid(np.linspace(0, 255, 32), np.linspace(0, 255, 32))
-    path = tmp_path_factory.mktemp("media") / "picture.png"
+    path = tmp_path_factory.mktemp("media") / "image.png"
     Image.fromarray(np.stack([across, down, 255 - across / 2], axis=-1).round().astype("uint8")).save(path)
     return path

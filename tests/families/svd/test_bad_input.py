@@ -1,4 +1,4 @@
-"""What a user can get wrong with SVD: one sentence on stderr, exit code 2, nothing written."""
+"""Invalid use of SVD: one sentence on stderr, exit code 2, no files written."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ SVD = ("--model", "svd/tiny", "--steps", "1", "--quiet")
 @pytest.fixture(autouse=True)
 def _folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (16, 16), (200, 30, 30)).save("picture.png")
+    Image.new("RGB", (16, 16), (200, 30, 30)).save("image.png")
 
 
-def refused(capsys, *words: str) -> str:
+def rejected(capsys, *words: str) -> str:
     before = sorted(Path().rglob("*"))
     code = main(list(words))
-    said = capsys.readouterr()
-    assert code == 2, said.err
-    assert said.out == ""
-    assert len(said.err.splitlines()) == 1, said.err
+    output = capsys.readouterr()
+    assert code == 2, output.err
+    assert output.out == ""
+    assert len(output.err.splitlines()) == 1, output.err
     assert sorted(Path().rglob("*")) == before
-    return said.err
+    return output.err
 
 
-@pytest.mark.parametrize("content", [b"not a picture", b"", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
-def test_a_picture_that_is_none(content, capsys):
+@pytest.mark.parametrize("content", [b"not an image", b"", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
+def test_an_invalid_image_is_rejected(content, capsys):
     Path("words.png").write_bytes(content)
-    assert "words.png" in refused(capsys, "animate", "words.png", *SVD)
+    assert "words.png" in rejected(capsys, "animate", "words.png", *SVD)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--fps", "0"], "fps is 0; expected 0.1 to 240"),
         (["--fps", "-7"], "fps is -7"),
@@ -52,14 +52,14 @@ def test_a_picture_that_is_none(content, capsys):
         (["--extra", "guidance-shape=square"], "there are linear"),
         (["--colours", "blue"], "free or seam or anchor"),
         (["--honour", "reconstruct"], "reconstruction"),
-        (["--overlap", "4"], "overlap is of windows, or of the blocks"),
+        (["--overlap", "4"], "--overlap applies only to windows and to block-wise clips"),
         (["--variant", "fp16"], "variant fp16 is of weights"),
         (["--lora", "nowhere.safetensors:0.5"], "there is no LoRA file nowhere.safetensors"),
         (["--lora", "a", "--lora", "a:2"], "--lora a is given twice"),
     ],
 )
-def test_impossible_values(words, told, capsys):
-    assert told in refused(capsys, "animate", "picture.png", *SVD, *words)
+def test_invalid_values_are_rejected(words, message, capsys):
+    assert message in rejected(capsys, "animate", "image.png", *SVD, *words)
 
 
 @pytest.mark.parametrize(
@@ -76,42 +76,45 @@ def test_impossible_values(words, told, capsys):
         (["something"], "its 1 tensor is something"),
     ],
 )
-def test_a_checkpoint_of_another_family_is_named(keys, what, capsys):
+def test_a_checkpoint_of_another_family_is_identified(keys, what, capsys):
     save_file({key: torch.ones(1) for key in keys}, "other.safetensors")
-    assert what in refused(capsys, "animate", "picture.png", "--model", "./other.safetensors")
+    assert what in rejected(capsys, "animate", "image.png", "--model", "./other.safetensors")
 
 
-def test_a_folder_of_another_pipeline_is_named(capsys):
+def test_a_folder_of_another_pipeline_is_identified(capsys):
     Path("other").mkdir()
     Path("other/model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    assert "which the pipeline StableDiffusionPipeline needs" in refused(
-        capsys, "animate", "picture.png", "--model", "./other"
+    assert "which the pipeline StableDiffusionPipeline needs" in rejected(
+        capsys, "animate", "image.png", "--model", "./other"
     )
-    assert "StableDiffusionPipeline" in refused(capsys, "inspect", "other")
+    assert "StableDiffusionPipeline" in rejected(capsys, "inspect", "other")
 
 
 @pytest.mark.parametrize("keep", [0.9, 0.3, 0.0])
-def test_a_truncated_file_is_named(keep, capsys):
+def test_a_truncated_file_is_rejected_by_name(keep, capsys):
     save_file({"model.diffusion_model.input_blocks.1.0.time_stack.x": torch.ones(999)}, "svd.safetensors")
     data = Path("svd.safetensors").read_bytes()
     Path("svd.safetensors").write_bytes(data[: int(len(data) * keep)])
-    assert "svd.safetensors" in refused(capsys, "animate", "picture.png", "--model", "./svd.safetensors")
-    assert "svd.safetensors" in refused(capsys, "inspect", "svd.safetensors")
+    assert "svd.safetensors" in rejected(capsys, "animate", "image.png", "--model", "./svd.safetensors")
+    assert "svd.safetensors" in rejected(capsys, "inspect", "svd.safetensors")
 
 
-def test_a_lora_as_a_model_and_a_model_as_a_lora(capsys):
+def test_a_lora_as_a_model_and_a_model_as_a_lora_are_rejected(capsys):
     layer = "unet.down_blocks.0.attentions.0.temporal_transformer_blocks.0.attn1.to_q"
     write_lora("lora.safetensors", {layer: Adapter(torch.ones(4, 32), torch.ones(32, 4))}, "kohya")
-    told = refused(capsys, "animate", "picture.png", "--model", "./lora.safetensors")
-    assert "it is a LoRA of Stable Video Diffusion; name a model, and this with --lora" in told
+    message = rejected(capsys, "animate", "image.png", "--model", "./lora.safetensors")
+    assert "it is a LoRA of Stable Video Diffusion; name a model, and this with --lora" in message
     save_file({"cond_stage_model.x": torch.ones(1)}, "model.safetensors")
-    told = refused(capsys, "animate", "picture.png", *SVD, "--lora", "model.safetensors")
-    assert "model.safetensors is not a LoRA: it is a Stable Diffusion checkpoint; expected a LoRA file" in told
+    message = rejected(capsys, "animate", "image.png", *SVD, "--lora", "model.safetensors")
+    assert (
+        "model.safetensors is not a LoRA: it is a Stable Diffusion checkpoint; expected a LoRA file"
+        in message
+    )
 
 
-def test_a_lora_of_another_base_is_named(capsys):
+def test_a_lora_of_another_base_is_identified(capsys):
     stem = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_v"
-    made = {f"{stem}.lora_down.weight": torch.ones(4, 768), f"{stem}.lora_up.weight": torch.ones(320, 4)}
-    save_file(made, "sd15.safetensors")
-    told = refused(capsys, "animate", "picture.png", *SVD, "--lora", "sd15.safetensors:0.8")
-    assert "sd15.safetensors is a LoRA of Stable Diffusion 1.5, not of svd/tiny" in told
+    tensors = {f"{stem}.lora_down.weight": torch.ones(4, 768), f"{stem}.lora_up.weight": torch.ones(320, 4)}
+    save_file(tensors, "sd15.safetensors")
+    message = rejected(capsys, "animate", "image.png", *SVD, "--lora", "sd15.safetensors:0.8")
+    assert "sd15.safetensors is a LoRA of Stable Diffusion 1.5, not of svd/tiny" in message

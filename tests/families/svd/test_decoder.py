@@ -1,4 +1,4 @@
-"""The codec against diffusers' on the same random weights."""
+"""The codec: equality with diffusers on the same random weights."""
 
 from __future__ import annotations
 
@@ -25,59 +25,59 @@ def test_the_encoder_equals_diffusers(pair):
     two = pair(THREE)
     image = torch.rand(5, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
-        made, expected = two.ours.vae.encode(image), two.vae.encode(image).latent_dist.mode()
+        result, expected = two.native.vae.encode(image), two.vae.encode(image).latent_dist.mode()
     assert expected.std() > 0.05
-    assert (made - expected).abs().max() <= 1e-5
+    assert (result - expected).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("strip", [layers.STRIP, 3000])
 @pytest.mark.parametrize("at_once", [tiling.AT_ONCE, 1])
 @pytest.mark.parametrize("least", [strips.LEAST, 1])
 def test_the_temporal_decoder_equals_diffusers(pair, z, strip, at_once, least, monkeypatch):
-    """Also where its maps are so large that they go through in parts, several strips and images."""
+    """Also with several strips and image batches, as for large maps."""
     monkeypatch.setattr(layers, "STRIP", strip)
     monkeypatch.setattr(strips, "LEAST", least)
     monkeypatch.setattr(tiling, "AT_ONCE", at_once)
     taken, residual = [], strips.residual
-    monkeypatch.setattr(strips, "residual", lambda *told: taken.append(told) or residual(*told))
+    monkeypatch.setattr(strips, "residual", lambda *args: taken.append(args) or residual(*args))
     two = pair(THREE)
     with torch.no_grad():
-        made, expected = two.ours.vae.decode(z, FRAMES), two.vae.decode(z, num_frames=FRAMES).sample
+        result, expected = two.native.vae.decode(z, FRAMES), two.vae.decode(z, num_frames=FRAMES).sample
     assert expected.std() > 0.05
-    assert (made - expected).abs().max() <= 1e-5
+    assert (result - expected).abs().max() <= 1e-5
     assert bool(taken) == (least == 1)
 
 
 def test_norms_in_strips_stay_exact_under_autocast(monkeypatch):
-    """Sums of thousands in bfloat16 would be off by a tenth of what they measure."""
+    """Statistics of thousands of values in bfloat16 would be off by a tenth."""
     torch.manual_seed(0)
     x = (2 + 0.3 * torch.randn(1, 32, 4, 4096)).contiguous(memory_format=torch.channels_last)
     norm = torch.nn.GroupNorm(32, 32)
     parts = [x[..., at : at + 512] for at in range(0, 4096, 512)]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        made = layers.normed(norm, parts)(x)
+        result = layers.norm_silu(norm, parts)(x)
     with torch.no_grad():
         expected = torch.nn.functional.silu(norm.double()(x.double()))
-    assert (made - expected).abs().max() <= 1e-4
+    assert (result - expected).abs().max() <= 1e-4
 
 
 def test_the_image_decoder_equals_diffusers(pair, z):
     two = pair(replace(THREE, decoder="image"))
     with torch.no_grad():
-        made, expected = two.ours.vae.decode(z, FRAMES), two.vae.decode(z).sample
-    assert (made - expected).abs().max() <= 1e-5
+        result, expected = two.native.vae.decode(z, FRAMES), two.vae.decode(z).sample
+    assert (result - expected).abs().max() <= 1e-5
 
 
-def test_a_few_images_at_a_time_is_the_same_as_all_with_gradients_recorded(pair, z):
-    vae = pair(THREE).ours.vae
+def test_split_decoding_equals_decoding_with_gradients(pair, z):
+    vae = pair(THREE).native.vae
     with torch.no_grad():
         quick = vae.decode(z, FRAMES)
     assert (vae.decode(z.requires_grad_(True), FRAMES) - quick).abs().max() <= 1e-5
 
 
-def test_a_mix_factor_far_below_zero_decodes_every_frame_by_itself(pair, z):
-    """The decoder's blend is the other way round than the U-Net's."""
-    vae = pair(THREE).ours.vae
+def test_a_very_negative_mix_factor_decodes_frames_independently(pair, z):
+    """The decoder's blend is reversed relative to the U-Net's."""
+    vae = pair(THREE).native.vae
     with torch.no_grad():
         for name, p in vae.decoder.named_parameters():
             if name.endswith("mix_factor"):
@@ -88,8 +88,8 @@ def test_a_mix_factor_far_below_zero_decodes_every_frame_by_itself(pair, z):
         assert (vae.decode(z, FRAMES) - vae.decode(z, 1)).abs().max() <= 1e-5
 
 
-def test_chunks_equal_the_decoding_of_each_part_and_never_mix_clips(pair, z):
-    codec = SVDCodec(pair(THREE).ours.vae, THREE.latent_scale)
+def test_chunks_are_decoded_separately_for_each_clip(pair, z):
+    codec = SVDCodec(pair(THREE).native.vae, THREE.latent_scale)
     z_BCTHW = z.unflatten(0, (2, FRAMES)).transpose(1, 2)
     with torch.no_grad():
         chunked = codec.decode(z_BCTHW, chunk=2)
@@ -98,12 +98,12 @@ def test_chunks_equal_the_decoding_of_each_part_and_never_mix_clips(pair, z):
         single = codec.decode(z_BCTHW[1:], chunk=2)
     assert torch.equal(chunked, parts)
     assert (chunked[1:] - single).abs().max() <= 1e-5
-    assert (chunked - whole).abs().amax((0, 1, 3, 4)).min() > 1e-6  # norms span the frames: every one changes
+    assert (chunked - whole).abs().amax((0, 1, 3, 4)).min() > 1e-6  # norms span all frames, so each frame changes
 
 
 def test_the_codec_encodes_clips_to_scaled_latents(pair):
     two = pair(THREE)
-    codec = SVDCodec(two.ours.vae, THREE.latent_scale)
+    codec = SVDCodec(two.native.vae, THREE.latent_scale)
     video = torch.rand(2, 3, FRAMES, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         z = codec.encode(video)
@@ -112,14 +112,14 @@ def test_the_codec_encodes_clips_to_scaled_latents(pair):
     assert (z[1, :, 3] - one[0]).abs().max() <= 1e-5
 
 
-def seam(made, whole, at):
-    """How much more a frame differs from the one before it at the seam than in the whole clip."""
-    step, expected = ((x[:, :, at] - x[:, :, at - 1]) for x in (made, whole))
+def seam(result, whole, at):
+    """Relative error of the frame difference at the seam."""
+    step, expected = ((x[:, :, at] - x[:, :, at - 1]) for x in (result, whole))
     return float((step - expected).abs().mean() / expected.abs().mean())
 
 
-def test_chunks_that_overlap_leave_smaller_seams_than_chunks_that_only_meet(pair):
-    codec = SVDCodec(pair(THREE).ours.vae, THREE.latent_scale)
+def test_overlapping_chunks_have_smaller_seams(pair):
+    codec = SVDCodec(pair(THREE).native.vae, THREE.latent_scale)
     z = torch.randn(1, 4, 12, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
     z = z[:, :, :1] + 0.3 * z  # frames of one scene
     with torch.no_grad():
@@ -130,21 +130,21 @@ def test_chunks_that_overlap_leave_smaller_seams_than_chunks_that_only_meet(pair
     assert (shared - whole).abs().mean() < (met - whole).abs().mean()
 
 
-def test_tiles_fade_into_each_other(pair):
-    codec = SVDCodec(pair(THREE).ours.vae, THREE.latent_scale)
+def test_tiles_are_cross_faded(pair):
+    codec = SVDCodec(pair(THREE).native.vae, THREE.latent_scale)
     z = torch.randn(1, 4, 3, 16, 24, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        whole, made = codec.decode(z), codec.decode(z, tile=12)
+        whole, result = codec.decode(z), codec.decode(z, tile=12)
         met = torch.cat([codec.decode(part) for part in z.split(12, dim=4)], dim=4)
-    assert made.shape == whole.shape
+    assert result.shape == whole.shape
     edge = 12 * 4
     jump = (met[..., edge] - met[..., edge - 1] - whole[..., edge] + whole[..., edge - 1]).abs().mean()
-    faded = (made.diff(dim=4) - whole.diff(dim=4)).abs().mean((0, 1, 2, 3)).max()
+    faded = (result.diff(dim=4) - whole.diff(dim=4)).abs().mean((0, 1, 2, 3)).max()
     assert faded < 0.7 * jump
 
 
-def test_every_leaner_way_decodes_and_is_smaller_than_the_clip(pair):
-    codec = SVDCodec(pair(THREE).ours.vae, THREE.latent_scale)
+def test_every_leaner_option_decodes(pair):
+    codec = SVDCodec(pair(THREE).native.vae, THREE.latent_scale)
     ways = codec.leaner(14, 72, 128)
     assert ways[0] == {"chunk": 8, "overlap": 2}
     assert {"chunk": 4, "overlap": 1, "tile": 16} == ways[-1]

@@ -1,4 +1,4 @@
-"""SVD from a request to latents against diffusers' pipeline, and how it treats requests and canvases."""
+"""SVD from a request to latents, compared with diffusers' pipeline; requests and canvases."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from kinema.api import load
 from kinema.canvas import Canvas, Piece, Release
 from kinema.diffusion.guidance import Guided
 from kinema.diffusion.schedules import NoiseLevel, spaced
+from kinema.events import Note
 from kinema.families.svd import conditioning, recipe
 from kinema.families.svd.config import PRESETS, TINY
 from kinema.families.svd.family import FAMILY
 from kinema.generate import generate
 from kinema.guide import guide
-from kinema.schema import BadRequest, Note, Request, Shape
+from kinema.schema import BadRequest, Request, Shape
 from kinema.settle import settle, with_defaults
 from kinema.system import System, Weights, with_model
 
@@ -30,25 +31,25 @@ CONFIG = replace(
 
 
 def system_of(config, model=None) -> System:
-    made = System("svd", FAMILY, config, Weights())
-    return with_model(made, model) if model is not None else made
+    result = System("svd", FAMILY, config, Weights())
+    return with_model(result, model) if model is not None else result
 
 
-def first_frame(picture, frames):
-    video = picture[:, :, None].expand(-1, -1, frames, -1, -1) * torch.eye(frames)[0][:, None, None]
-    mask = torch.zeros(len(picture), 1, *video.shape[2:])
+def first_frame(image, frames):
+    video = image[:, :, None].expand(-1, -1, frames, -1, -1) * torch.eye(frames)[0][:, None, None]
+    mask = torch.zeros(len(image), 1, *video.shape[2:])
     mask[:, :, 0] = 1
     return Canvas.of(video, mask)
 
 
 def ask(**options):
-    """The verb ``generate`` wants words, which this family notes and leaves."""
+    """Build a ``generate`` request, which needs a prompt; this family ignores it."""
     return Request(**{"prompt": "anything", **options})
 
 
 @pytest.fixture
 def given(monkeypatch):
-    """Has ``generate`` find this canvas, whatever the request."""
+    """Makes ``generate`` use a given canvas for any request."""
     from kinema import tasks
 
     def give(canvas):
@@ -58,9 +59,9 @@ def given(monkeypatch):
 
 
 @pytest.mark.parametrize("ends", [(1.0, 3.0), (3.0, 1.5)])
-def test_latents_equal_the_pipeline_of_diffusers_from_the_same_noise(pair, given, monkeypatch, ends):
+def test_latents_equal_diffusers_for_the_same_noise(pair, given, monkeypatch, ends):
     from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
-    from diffusers.pipelines.stable_video_diffusion import pipeline_stable_video_diffusion as theirs
+    from diffusers.pipelines.stable_video_diffusion import pipeline_stable_video_diffusion as svd_pipeline
     from transformers import CLIPImageProcessor
 
     two = pair(CONFIG)
@@ -76,24 +77,23 @@ def test_latents_equal_the_pipeline_of_diffusers_from_the_same_noise(pair, given
     processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     pipe = StableVideoDiffusionPipeline(two.vae, two.image_encoder, two.unet, scheduler, processor)
     pipe.set_progress_bar_config(disable=True)
-    monkeypatch.setattr(
-        theirs, "_resize_with_antialiasing", lambda x, size, f=theirs._resize_with_antialiasing: f(x, (32, 32))
-    )
+    resize = svd_pipeline._resize_with_antialiasing
+    monkeypatch.setattr(svd_pipeline, "_resize_with_antialiasing", lambda x, _size: resize(x, (32, 32)))
 
-    picture = (torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3)) * 255).round() / 255
+    image = (torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3)) * 255).round() / 255
     request = ask(
         seed=7, steps=4, guidance=ends[0], guidance_end=ends[1], fps=7, extra={"motion_bucket": 60, "augmentation": 0.1}
     )
-    system = system_of(CONFIG, two.ours)
+    system = system_of(CONFIG, two.native)
     settled = settle(system, request)
     noise = system.noise(settled).normal(system.latent_shape(settled).bcthw[1:])
-    picture_noise = conditioning.picture_noise(settled, SIDE, SIDE)
-    monkeypatch.setattr(theirs, "randn_tensor", lambda *_args, **_more: picture_noise)
+    image_noise = conditioning.image_noise(settled, SIDE, SIDE)
+    monkeypatch.setattr(svd_pipeline, "randn_tensor", lambda *_args, **_more: image_noise)
     from PIL import Image
 
-    image = Image.fromarray((picture[0].permute(1, 2, 0).numpy() * 255).round().astype("uint8"))
+    pil_image = Image.fromarray((image[0].permute(1, 2, 0).numpy() * 255).round().astype("uint8"))
     expected = pipe(
-        image,
+        pil_image,
         height=SIDE,
         width=SIDE,
         num_frames=5,
@@ -106,14 +106,14 @@ def test_latents_equal_the_pipeline_of_diffusers_from_the_same_noise(pair, given
         latents=noise.transpose(1, 2),
         output_type="latent",
     ).frames.transpose(1, 2)
-    given(first_frame(picture * 2 - 1, 5))
-    made = generate(system, request, noise=noise, output="latents").video
+    given(first_frame(image * 2 - 1, 5))
+    result = generate(system, request, noise=noise, output="latents").video
     assert expected.std() > 0.1
-    assert (made - expected).abs().max() <= 1e-4
+    assert (result - expected).abs().max() <= 1e-4
 
 
-def test_levels_are_the_official_ones():
-    """Karras levels from 700 to 0.002, then 0; the network is told a quarter of their logarithm."""
+def test_noise_levels_are_the_official_ones():
+    """Karras levels from 700 to 0.002, then 0; the network's input is ln(sigma) / 4."""
     for steps in (1, 2, 25):
         levels = spaced(recipe.SCHEDULE, steps, "karras")
         ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
@@ -137,18 +137,18 @@ def test_guidance_shapes_are_the_published_ones():
     assert scales("trapezoid-sgm", 1.0, 3.0, 25).tolist() == [1.0, 3.0] + [1.0] * 21 + [3.0, 1.0]
 
 
-def test_guidance_reaches_each_frame_as_its_shape_says():
+def test_guidance_scales_follow_the_shape():
     system = system_of(TINY)
     for extra, expected in (({}, torch.linspace(1, 2.5, 8)), ({"guidance_shape": "triangle"}, None)):
         request = settle(system, ask(seed=1, extra=extra))
-        told = system.condition(None, request, Canvas(Shape(1, 3, 8, 16, 16)))
+        conditions = system.condition(None, request, Canvas(Shape(1, 3, 8, 16, 16)))
         expected = conditioning.frame_scales("triangle", 1, 2.5, 8) if expected is None else expected
-        denoise = guide(system, told, request, system.guidance(request), system.levels(request))
+        denoise = guide(system, conditions, request, system.guidance(request), system.levels(request))
         (difference,) = cast(Guided, denoise).guidance.differences
         assert torch.allclose(cast(torch.Tensor, difference.scale), expected)
 
 
-def test_one_guidance_scale_holds_for_every_frame():
+def test_a_single_guidance_scale_applies_to_every_frame():
     system = system_of(TINY)
     request = settle(system, ask(seed=1, guidance=2.0))
     assert conditioning.guidance(TINY, request).tolist() == [2.0] * 8
@@ -164,63 +164,63 @@ def test_one_guidance_scale_holds_for_every_frame():
         ("sv3d-p", 21, (576, 576), (1.0, 2.5)),
     ],
 )
-def test_a_request_without_wishes_gets_the_official_sampling(preset, frames, size, ends):
+def test_defaults_are_the_official_sampling(preset, frames, size, ends):
     request = settle(system_of(PRESETS[preset]), ask(seed=1))
     assert (request.frames, request.height, request.width) == (frames, *size)
     assert (request.guidance, request.guidance_end) == ends
 
 
-def test_any_multiple_of_64_is_made_and_other_sizes_are_snapped_and_said():
-    said: list[Note] = []
+def test_sizes_are_snapped_to_multiples_of_64_with_a_note():
+    notes: list[Note] = []
     system = system_of(PRESETS["svd"])
-    assert with_defaults(system, Request(height=320, width=448), said.append).shape.bcthw == (1, 3, 14, 320, 448)
-    assert not said
-    assert with_defaults(system, Request(height=333, width=448), said.append).height == 320
-    assert len(said) == 1
+    assert with_defaults(system, Request(height=320, width=448), notes.append).shape.bcthw == (1, 3, 14, 320, 448)
+    assert not notes
+    assert with_defaults(system, Request(height=333, width=448), notes.append).height == 320
+    assert len(notes) == 1
 
 
 # ------------------------------------------------------------------------------------ conditioning
 
 
-def test_the_network_is_told_fps_less_one_the_motion_bucket_and_the_noise():
+def test_scalars_are_fps_minus_one_motion_bucket_and_augmentation():
     request = settle(system_of(TINY), ask(seed=1, fps=7, clips=2, extra={"motion_bucket": 40, "augmentation": 0.3}))
     assert torch.allclose(conditioning.scalars(TINY, request), torch.tensor([[[6.0, 40.0, 0.3]]]).expand(2, 1, 3))
     request = request.with_(extra={"fps_id": 12})
     assert torch.allclose(conditioning.scalars(TINY, request)[0, 0], torch.tensor([12.0, 127.0, 0.02]))
 
 
-def test_clip_sees_the_clean_picture_and_the_codec_the_noised_one():
+def test_clip_gets_the_clean_image_and_the_codec_the_noised_one():
     model = load("svd", preset="tiny").system.model
-    picture, noise = torch.rand(1, 3, 16, 16) * 2 - 1, torch.randn(1, 3, 16, 16)
+    image, noise = torch.rand(1, 3, 16, 16) * 2 - 1, torch.randn(1, 3, 16, 16)
     with torch.no_grad():
-        told = conditioning.encode(model, picture, noise, torch.zeros(1, 1, 3), torch.tensor([0.5]))
-        assert torch.equal(told.context_B1C[:, 0], model.image_encoder.embed(picture))
-        assert torch.allclose(told.picture_BCTHW[:, :, 0], model.vae.encode(picture + 0.5 * noise), atol=1e-6)
-    null = told.null()
+        condition = conditioning.encode(model, image, noise, torch.zeros(1, 1, 3), torch.tensor([0.5]))
+        assert torch.equal(condition.context_B1C[:, 0], model.image_encoder.embed(image))
+        assert torch.allclose(condition.image_BCTHW[:, :, 0], model.vae.encode(image + 0.5 * noise), atol=1e-6)
+    null = condition.null()
     assert not null.context_B1C.any()
-    assert not null.picture_BCTHW.any()
-    assert null.scalars_BTV is told.scalars_BTV
+    assert not null.image_BCTHW.any()
+    assert null.scalars_BTV is condition.scalars_BTV
 
 
-def test_the_noise_of_a_picture_is_not_that_of_the_latents_and_belongs_to_its_clip():
+def test_image_noise_depends_on_the_clip_and_differs_from_latent_noise():
     request = settle(system_of(TINY), ask(seed=4, clips=2))
-    noise = conditioning.picture_noise(request, 16, 16)
-    assert torch.equal(noise[1:], conditioning.picture_noise(request.with_(seed=5, clips=1), 16, 16))
+    noise = conditioning.image_noise(request, 16, 16)
+    assert torch.equal(noise[1:], conditioning.image_noise(request.with_(seed=5, clips=1), 16, 16))
     assert not torch.equal(noise, system_of(TINY).noise(request).normal((3, 16, 16)))
 
 
-def test_the_picture_is_the_first_whole_frame_or_what_is_given_of_the_first():
+def test_the_conditioning_image_is_the_first_whole_frame_or_frame_0():
     video = torch.rand(1, 3, 4, 8, 8)
     mask = torch.zeros(1, 1, 4, 8, 8)
-    assert conditioning.picture_of(Canvas.of(video, mask)) is None
+    assert conditioning.image_of(Canvas.of(video, mask)) is None
     assert torch.equal(
-        conditioning.picture_of(Canvas.of(video, mask, Piece(video, mask + 1, Release("strength", 0.5)))),
+        conditioning.image_of(Canvas.of(video, mask, Piece(video, mask + 1, Release("strength", 0.5)))),
         video[:, :, 0],
     )
     mask[..., :4] = 1
-    assert torch.equal(conditioning.picture_of(Canvas.of(video, mask)), video[:, :, 0] * mask[:, :, 0])
+    assert torch.equal(conditioning.image_of(Canvas.of(video, mask)), video[:, :, 0] * mask[:, :, 0])
     mask[:, :, 2:] = 1
-    assert torch.equal(conditioning.picture_of(Canvas.of(video, mask)), video[:, :, 2])
+    assert torch.equal(conditioning.image_of(Canvas.of(video, mask)), video[:, :, 2])
 
 
 @pytest.mark.parametrize(
@@ -238,108 +238,107 @@ def test_the_picture_is_the_first_whole_frame_or_what_is_given_of_the_first():
         ({"elevation": 10}, "no option of this svd model"),
     ],
 )
-def test_options_it_has_not_and_values_out_of_range_are_refused_by_name(extra, names):
+def test_unknown_options_and_invalid_values_are_rejected_by_name(extra, names):
     with pytest.raises(BadRequest, match=names):
         with_defaults(system_of(TINY), Request(extra=extra))
 
 
-def test_decoding_in_chunks_is_asked_for_by_the_request():
+def test_decode_chunk_splits_decoding():
     model = load("svd", preset="tiny")
     z = torch.randn(1, 4, 8, 8, 8)
     request = settle(model.system, ask(seed=1, extra={"decode_chunk": 3}))
     with torch.no_grad():
-        made = model.system.decode(z, request)
+        result = model.system.decode(z, request)
         expected = torch.cat([model.system.decode(part) for part in z.split(3, dim=2)], dim=2)
-    assert torch.equal(made, expected)
+    assert torch.equal(result, expected)
 
 
-def test_decoded_chunks_share_as_many_frames_as_are_asked_for():
-    """Chunks begin at 0, 2 and 4; of two shared frames a third and two thirds are the later chunk's."""
+def test_decode_overlap_cross_fades_chunks():
+    """Chunks begin at 0, 2 and 4; in two shared frames the later chunk has weights 1/3 and 2/3."""
     model = load("svd", preset="tiny")
     z = torch.randn(1, 4, 8, 8, 8, generator=torch.Generator().manual_seed(1))
     request = settle(model.system, ask(seed=1, extra={"decode_chunk": 4, "decode_overlap": 2}))
     with torch.no_grad():
-        made = model.system.decode(z, request)
+        result = model.system.decode(z, request)
         first, second, third = (model.system.codec.decode(z[:, :, at : at + 4]).clone() for at in (0, 2, 4))
     share = torch.tensor([1, 2])[:, None, None] / 3
     joints = [torch.lerp(a[:, :, 2:], b[:, :, :2], share) for a, b in ((first, second), (second, third))]
     expected = torch.cat([first[:, :, :2], *joints, third[:, :, 2:]], dim=2).clamp(-1, 1)
-    assert (made - expected).abs().max() <= 1e-5
+    assert (result - expected).abs().max() <= 1e-5
 
 
-def test_a_window_is_told_the_numbers_of_its_own_frames():
-    told = torch.arange(18.0).reshape(1, 6, 3)
-    condition = conditioning.Condition(torch.zeros(1, 1, 32), torch.zeros(1, 4, 1, 8, 8), told)
-    assert torch.equal(condition.of([4, 5, 0]).scalars_BTV, told[:, [4, 5, 0]])
-    shared = replace(condition, scalars_BTV=told[:, :1])
+def test_a_window_gets_the_scalars_of_its_frames():
+    scalars = torch.arange(18.0).reshape(1, 6, 3)
+    condition = conditioning.Condition(torch.zeros(1, 1, 32), torch.zeros(1, 4, 1, 8, 8), scalars)
+    assert torch.equal(condition.of([4, 5, 0]).scalars_BTV, scalars[:, [4, 5, 0]])
+    shared = replace(condition, scalars_BTV=scalars[:, :1])
     assert shared.of([4, 5, 0]) is shared
 
 
 # -------------------------------------------------------------------------------------------- SV3D
 
 
-def test_an_orbit_starts_at_the_given_view_and_the_network_sees_it_last():
+def test_an_orbit_starts_at_the_given_view_which_is_last_for_the_network():
     config = replace(TINY, orbit=True, scalars=(("augmentation", 32), ("polar", 32), ("azimuth", 32)), decoder="image")
     system = system_of(config)
     request = settle(system, ask(seed=1, extra={"elevation": 30}))
-    told = conditioning.scalars(config, request)
-    assert told.shape == (1, 8, 3)
-    assert torch.allclose(told[0, :, 1], torch.full((8,), math.radians(60)))
-    assert torch.allclose(told[0, :, 2], torch.arange(8) * math.pi / 4)
-    seen = {}
+    expected = conditioning.scalars(config, request)
+    assert expected.shape == (1, 8, 3)
+    assert torch.allclose(expected[0, :, 1], torch.full((8,), math.radians(60)))
+    assert torch.allclose(expected[0, :, 2], torch.arange(8) * math.pi / 4)
+    calls = {}
 
     def unet(x, _c_noise, _context, scalars, *_):
-        seen["azimuth"] = scalars[0, :, 2]
+        calls["azimuth"] = scalars[0, :, 2]
         return x[:, :4].clone()
 
-    condition = conditioning.Condition(torch.zeros(1, 1, 32), torch.zeros(1, 4, 1, 8, 8), told)
+    condition = conditioning.Condition(torch.zeros(1, 1, 32), torch.zeros(1, 4, 1, 8, 8), expected)
     system.model.unet.forward = unet
     z = torch.randn(1, 4, 8, 8, 8)
     level = NoiseLevel(torch.ones(1), torch.ones(1))
     x0 = FAMILY.sampling.denoiser(system, condition, None)(z, level)
-    assert seen["azimuth"][-1] == 0
-    assert torch.all(seen["azimuth"][:-1].diff() > 0)
-    assert torch.allclose(x0, z / 2 - z / 2, atol=1e-6)  # c_skip z + c_out c_in z: frames come back in their places
+    assert calls["azimuth"][-1] == 0
+    assert torch.all(calls["azimuth"][:-1].diff() > 0)
+    assert torch.allclose(x0, z / 2 - z / 2, atol=1e-6)  # c_skip z + c_out c_in z, with frames in their original order
 
 
 @pytest.mark.parametrize("shape", ["triangle", "linear", "trapezoid"])
-def test_guidance_of_an_orbit_goes_with_the_views_as_the_network_sees_them(shape):
-    """The network's first view has the first scale and the given view, its last, the last one; our clip begins there.
+def test_guidance_of_an_orbit_follows_the_networks_order_of_views(shape):
+    """The network's first view has the first scale; its last, the given view, has the last, and is Kinema's frame 0.
 
-    The network predicts 1 where it is shown a picture and 0 where it is not, so that guided frames are as many times
-    the frames without guidance as their scales say.
+    The network predicts 1 with the image and 0 without it, so guided frames are the unguided ones times their scales.
     """
     config = replace(TINY, orbit=True, scalars=(("augmentation", 32), ("polar", 32), ("azimuth", 32)), decoder="image")
     system = system_of(config)
     request = settle(system, ask(seed=1, guidance=1.5, guidance_end=4.0, extra={"guidance_shape": shape}))
-    seen = []
+    calls = []
 
     def unet(x, _c_noise, context, scalars, *_):
-        seen.append(scalars[0, :, 2])
+        calls.append(scalars[0, :, 2])
         return torch.full_like(x[:, :4], float(context.any()))
 
     system.model.unet.forward = unet
-    told = system.condition(None, request, first_frame(torch.full((1, 3, 16, 16), 0.5), 8))
+    conditions = system.condition(None, request, first_frame(torch.full((1, 3, 16, 16), 0.5), 8))
     z, level = torch.zeros(1, 4, 8, 8, 8), NoiseLevel(torch.ones(1), torch.ones(1))
-    guided = guide(system, told, request, system.guidance(request), system.levels(request))(z, level)
-    scales = (guided / FAMILY.sampling.denoiser(system, told.branches["positive"], None)(z, level))[0, 0, :, 0, 0]
+    guided = guide(system, conditions, request, system.guidance(request), system.levels(request))(z, level)
+    scales = (guided / FAMILY.sampling.denoiser(system, conditions.branches["positive"], None)(z, level))[0, 0, :, 0, 0]
     published = {
         "triangle": 4 - 2.5 * (2 * torch.arange(8) / 7 - 1).abs(),
         "linear": 1.5 + 2.5 * torch.arange(8) / 7,
-        "trapezoid": torch.full((8,), 4.0),  # a tenth of eight views is none: no slope
+        "trapezoid": torch.full((8,), 4.0),  # a tenth of eight views rounds to 0: no slope
     }[shape]
-    views = seen[0].argsort()  # by azimuth: the given view, at 0, is last in the network
+    views = calls[0].argsort()  # by azimuth: the given view, at 0, is last for the network
     assert views.tolist() == [7, 0, 1, 2, 3, 4, 5, 6]
     assert torch.allclose(scales, published[views], atol=1e-5)
 
 
-def test_orbits_in_windows_or_longer_than_the_model_are_refused():
+def test_windows_and_long_orbits_are_rejected():
     system = system_of(PRESETS["sv3d-p"])
     with pytest.raises(BadRequest, match="window"):
         with_defaults(system, Request(window=8))
-    with pytest.raises(BadRequest, match="up to 21 views"):
+    with pytest.raises(BadRequest, match="at most 21 views"):
         with_defaults(system, Request(frames=30))
 
 
-def test_it_is_registered():
+def test_the_family_is_registered():
     assert registry.family("svd") is FAMILY

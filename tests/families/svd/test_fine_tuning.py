@@ -1,4 +1,4 @@
-"""Fine-tuning as a user does it, by commands: film to shots to weights and LoRA that other programs load."""
+"""Fine-tuning by commands: from a film to shots to weights and LoRAs that other programs load."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def film(path: Path, seeds: range) -> None:
-    """One file of several scenes, a cut between them."""
+    """Write one file of several scenes with cuts in between."""
     shots = [playroom.sample(seed, frames=16, height=64, width=64, fps=8.0).video_CTHW for seed in seeds]
     video_CTHW = torch.cat([torch.from_numpy(shot) for shot in shots], 1)
     save_clip(Clip(video_CTHW[None], 8.0), path, generated=False)
 
 
 def kinema(*words: str | Path) -> list[str]:
-    """The paths a command prints."""
-    told = [sys.executable, "-m", "kinema", *map(str, words), "--quiet"]
-    made = subprocess.run(told, env=ENV, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr
-    return made.stdout.splitlines()
+    """Run a command and return the paths it prints."""
+    command = [sys.executable, "-m", "kinema", *map(str, words), "--quiet"]
+    completed = subprocess.run(command, env=ENV, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout.splitlines()
 
 
-def test_a_film_becomes_shots_weights_and_a_lora_in_every_layout_also_after_kill_9(tmp_path: Path) -> None:
+def test_a_film_becomes_shots_weights_and_a_lora_even_after_sigkill(tmp_path: Path) -> None:
     film(tmp_path / "film.mp4", range(3))
     kinema("data", "shots", tmp_path / "film.mp4", "--out", tmp_path / "shots", "--side", "64")
     assert len(list((tmp_path / "shots").glob("*.mp4"))) == 3
@@ -44,8 +44,8 @@ def test_a_film_becomes_shots_weights_and_a_lora_in_every_layout_also_after_kill
 
     training = ["train", "svd/tiny", "--data", tmp_path / "shots", "--steps", "8", "--batch", "1", "--save-every", "2"]
     training += ["--threads", "1", "--sample-every", "0"]
-    told = [sys.executable, "-m", "kinema", *map(str, training), "--out", str(tmp_path / "run")]
-    child = subprocess.Popen(told, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "kinema", *map(str, training), "--out", str(tmp_path / "run")]
+    child = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list((tmp_path / "run").glob("step-*")) and child.poll() is None:
         time.sleep(0.01)
     child.kill()
@@ -59,9 +59,9 @@ def test_a_film_becomes_shots_weights_and_a_lora_in_every_layout_also_after_kill
     kinema("convert", weights, "-o", tmp_path / "folder", "--layout", "diffusers")
     kinema("convert", weights, "-o", tmp_path / "sgm.safetensors", "--layout", "sgm")
     trained = open_system(weights).model.state_dict()
-    theirs = StableVideoDiffusionPipeline.from_pretrained(tmp_path / "folder").unet.state_dict()
-    assert {f"unet.{k}" for k in theirs} == {k for k in trained if k.startswith("unet.")}
-    assert all(torch.equal(trained[f"unet.{k}"], v) for k, v in theirs.items())
+    loaded = StableVideoDiffusionPipeline.from_pretrained(tmp_path / "folder").unet.state_dict()
+    assert {f"unet.{k}" for k in loaded} == {k for k in trained if k.startswith("unet.")}
+    assert all(torch.equal(trained[f"unet.{k}"], v) for k, v in loaded.items())
     again = open_system(tmp_path / "sgm.safetensors").model.state_dict()
     assert all(torch.equal(trained[k], again[k]) for k in trained)
 

@@ -1,4 +1,4 @@
-"""LoRAs in use: merged as told, recorded, replayed, taken out to the bit, refused where they are of another model."""
+"""LoRAs: merging, recipes, replay, exact removal, and rejection of LoRAs for other models."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def adapters(seed: int) -> dict[str, Adapter]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> tuple[Path, Path]:
-    """One LoRA in kohya's layout, another in that of diffusers."""
+    """One LoRA in kohya's layout and one in diffusers'."""
     folder = tmp_path_factory.mktemp("loras")
     write_lora(folder / "one.safetensors", adapters(1), "kohya")
     write_lora(folder / "two.safetensors", adapters(2), "diffusers")
@@ -42,13 +42,13 @@ def files(tmp_path_factory) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("when", ["at opening", "later"])
-def test_several_are_added_with_their_weights(saved, files, when):
+def test_loras_are_merged_with_their_weights(saved, files, when):
     plain = load(saved).system.model.state_dict()
-    told = {files[0]: 0.5, str(files[1]): -1.5}
-    model = load(saved, loras=told if when == "at opening" else None)
+    weights = {files[0]: 0.5, str(files[1]): -1.5}
+    model = load(saved, loras=weights if when == "at opening" else None)
     if when == "later":
         _ = model.system.model
-        model.use_loras(told)
+        model.use_loras(weights)
     held = model.system.model.state_dict()
     for name, one in adapters(1).items():
         two = adapters(2)[name]
@@ -58,7 +58,7 @@ def test_several_are_added_with_their_weights(saved, files, when):
     assert all(torch.equal(held[name], plain[name]) for name in other)
 
 
-def test_taking_them_out_restores_every_bit_and_the_files_are_never_written(saved, files):
+def test_removing_loras_restores_the_weights_exactly(saved, files):
     before = {p: weight_hash(p) for p in saved.rglob("*.safetensors")}
     model = load(saved, loras={files[0]: 1.0})
     plain = load(saved).system.model.state_dict()
@@ -69,11 +69,11 @@ def test_taking_them_out_restores_every_bit_and_the_files_are_never_written(save
     assert {p: weight_hash(p) for p in saved.rglob("*.safetensors")} == before
 
 
-def test_they_change_the_clip_and_the_recipe_says_them(saved, files, picture):
+def test_loras_change_the_clip_and_are_in_the_recipe(saved, files, image_path):
     model = load(saved)
-    plain = model.animate(picture, **ASK)
+    plain = model.animate(image_path, **ASK)
     model.use_loras({files[0]: 0.7})
-    changed = model.animate(picture, **ASK)
+    changed = model.animate(image_path, **ASK)
     assert (changed.video - plain.video).abs().max() > 1e-3
     assert "loras" not in plain.recipe
     assert changed.recipe["stages"][0]["loras"] == [
@@ -81,16 +81,16 @@ def test_they_change_the_clip_and_the_recipe_says_them(saved, files, picture):
     ]
     assert changed.recipe["stages"][0]["weights"] == plain.recipe["stages"][0]["weights"]
     model.use_loras({})
-    assert torch.equal(model.animate(picture, **ASK).video, plain.video)
+    assert torch.equal(model.animate(image_path, **ASK).video, plain.video)
 
 
-def test_the_command_line_uses_them_and_replay_honours_them(saved, files, picture, tmp_path, monkeypatch, capsys):
+def test_the_command_line_and_replay_support_loras(saved, files, image_path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     one = Path("one.safetensors")
     one.write_bytes(files[0].read_bytes())
     words = [
         "animate",
-        str(picture),
+        str(image_path),
         "--model",
         str(saved),
         "--steps",
@@ -103,29 +103,29 @@ def test_the_command_line_uses_them_and_replay_honours_them(saved, files, pictur
     ]
     assert main([*words, "--seed", "1", "-o", "plain.mp4"]) == 0
     loras = ["--lora", "one.safetensors:0.7", "--lora", str(files[1])]
-    assert main([*words, "--seed", "1", "-o", "made.mp4", *loras]) == 0
-    told = read_recipe("made.mp4")
-    assert [(each["file"], each["weight"]) for each in told["stages"][0]["loras"]] == [
+    assert main([*words, "--seed", "1", "-o", "clip.mp4", *loras]) == 0
+    recipe = read_recipe("clip.mp4")
+    assert [(each["file"], each["weight"]) for each in recipe["stages"][0]["loras"]] == [
         ("one.safetensors", 0.7),
         (files[1].name, 1.0),
     ]
-    assert told["frames_hash"] != read_recipe("plain.mp4")["frames_hash"]
+    assert recipe["frames_hash"] != read_recipe("plain.mp4")["frames_hash"]
     capsys.readouterr()
-    given = ["--model", str(saved), "--input", f"image={picture}"]
-    assert main(["replay", "made.mp4", "-o", "again.mp4", *given, *loras]) == 0
+    given = ["--model", str(saved), "--input", f"image={image_path}"]
+    assert main(["replay", "clip.mp4", "-o", "again.mp4", *given, *loras]) == 0
     assert "are not identical" not in (err := capsys.readouterr().err)
-    assert "the LoRAs are not those" not in err
-    assert main(["replay", "made.mp4", "-o", "third.mp4", *given]) == 2
+    assert "other LoRAs" not in err
+    assert main(["replay", "clip.mp4", "-o", "third.mp4", *given]) == 2
     assert "give them with --lora PATH:0.7, --lora PATH:1" in capsys.readouterr().err
     write_lora(one, adapters(5), "kohya")
-    assert main(["replay", "made.mp4", "-o", "third.mp4", *given, *loras]) == 0
+    assert main(["replay", "clip.mp4", "-o", "third.mp4", *given, *loras]) == 0
     err = capsys.readouterr().err
     assert "the LoRAs are not those of the clip" in err
     assert "are not identical to" in err
 
 
 @pytest.mark.parametrize("loras", [[{"file": "x"}], ["x"], [{"file": "x", "weight": "much", "hash": ""}], {"x": 1}])
-def test_a_recipe_with_damaged_loras_is_refused(loras, tmp_path, monkeypatch, capsys):
+def test_a_recipe_with_damaged_loras_is_rejected(loras, tmp_path, monkeypatch, capsys):
     from kinema.schema import Clip
 
     monkeypatch.chdir(tmp_path)
@@ -136,10 +136,10 @@ def test_a_recipe_with_damaged_loras_is_refused(loras, tmp_path, monkeypatch, ca
 
 
 def kohya(*shapes: tuple[str, int, int]) -> dict[str, torch.Tensor]:
-    made = {}
+    result = {}
     for stem, out, into in shapes:
-        made |= {f"{stem}.lora_down.weight": torch.ones(4, into), f"{stem}.lora_up.weight": torch.ones(out, 4)}
-    return made
+        result |= {f"{stem}.lora_down.weight": torch.ones(4, into), f"{stem}.lora_up.weight": torch.ones(out, 4)}
+    return result
 
 
 SD15 = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -171,17 +171,17 @@ MOTION = (
         ),
     ],
 )
-def test_a_lora_of_another_model_is_named_and_refused_before_weights_are_read(saved, tmp_path, tensors, what, why):
+def test_a_lora_of_another_model_is_rejected_before_weights_are_read(saved, tmp_path, tensors, what, why):
     save_file(tensors, tmp_path / "other.safetensors")
     model = load(saved)
-    with pytest.raises(BadRequest, match=what) as refused:
+    with pytest.raises(BadRequest, match=what) as error:
         model.use_loras({tmp_path / "other.safetensors": 1.0})
-    assert why in str(refused.value)
+    assert why in str(error.value)
     assert model.system.runtime.model is None
     assert model.system.loras.files == ()
 
 
-def test_a_refused_lora_leaves_those_in_use(saved, files, tmp_path):
+def test_a_rejected_lora_keeps_those_in_use(saved, files, tmp_path):
     save_file(kohya((SD15, 320, 768)), tmp_path / "other.safetensors")
     model = load(saved, loras={files[0]: 1.0})
     before = {name: tensor.clone() for name, tensor in model.system.model.state_dict().items()}
@@ -191,14 +191,14 @@ def test_a_refused_lora_leaves_those_in_use(saved, files, tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.system.model.state_dict().items())
 
 
-def test_layers_under_sgm_s_names_are_found(saved, tmp_path):
+def test_sgm_layer_names_are_found(saved, tmp_path):
     stem = "lora_unet_input_blocks_1_1_time_stack_0_attn1_to_v"
     save_file(kohya((stem, 32, 32)), tmp_path / "sgm.safetensors")
     model = load(saved, loras={tmp_path / "sgm.safetensors": 1.0})
     assert set(model.system.loras.files[0].lora) == {LAYERS[1]}
 
 
-def test_a_family_without_another_layout_takes_loras_by_its_own_names(tmp_path):
+def test_native_layer_names_work_for_other_families(tmp_path):
     model = load("zoetrope", preset="tiny")
     shapes = {n: tuple(p.shape) for n, p in model.system.model.named_parameters() if p.ndim == 2}
     name, (out, into) = sorted(shapes.items())[0]
@@ -211,21 +211,21 @@ def test_a_family_without_another_layout_takes_loras_by_its_own_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("weight", "told"),
+    ("weight", "message"),
     [(float("nan"), "nan; expected a number"), (1e6, "expected -100 to 100"), ("1", "'1'"), (True, "True")],
 )
-def test_a_weight_that_is_none_is_refused(saved, files, weight, told):
-    with pytest.raises(BadRequest, match=told):
+def test_an_invalid_lora_weight_is_rejected(saved, files, weight, message):
+    with pytest.raises(BadRequest, match=message):
         load(saved, loras={files[0]: weight})
 
 
-def test_a_model_as_a_lora_and_a_lora_as_a_model_are_named(saved, files, tmp_path):
+def test_a_model_as_a_lora_and_a_lora_as_a_model_are_identified(saved, files, tmp_path):
     unet = saved / "unet/diffusion_pytorch_model.safetensors"
     with pytest.raises(BadRequest, match="is not a LoRA: it is one component of a Stable Video Diffusion folder"):
         load(saved, loras={unet: 1.0})
     with pytest.raises(BadRequest, match="is not a LoRA: it is a folder of the pipeline StableVideoDiffusionPipeline"):
         load(saved, loras={saved: 1.0})
-    with pytest.raises(BadRequest, match="it is a LoRA of Stable Video Diffusion; name a model, and this with --lora"):
+    with pytest.raises(BadRequest, match="LoRA of Stable Video Diffusion; name a model and pass this file with --lora"):
         load(files[0])
     with pytest.raises(BadRequest, match="there is no LoRA file nowhere.safetensors"):
         load(saved, loras={"nowhere.safetensors": 1.0})
@@ -235,18 +235,18 @@ def test_a_model_as_a_lora_and_a_lora_as_a_model_are_named(saved, files, tmp_pat
         load(saved, loras={cut: 1.0})
 
 
-def test_adapters_in_another_precision_are_merged_in_full(saved, files, tmp_path):
+def test_float16_adapters_are_merged_in_float32(saved, files, tmp_path):
     half = {name: tensor.half() for name, tensor in load_file(files[0]).items()}
     save_file(half, tmp_path / "half.safetensors")
     name = f"{LAYERS[0]}.weight"
-    full, made = (
+    full, result = (
         load(saved, loras={path: 1.0}).system.model.get_parameter(name)
         for path in (files[0], tmp_path / "half.safetensors")
     )
-    assert made.dtype == torch.float32
-    torch.testing.assert_close(made, full, atol=2e-2, rtol=2e-2)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, full, atol=2e-2, rtol=2e-2)
 
 
-def test_recipes_with_loras_are_plain_json(saved, files, picture):
-    clip = load(saved, loras={files[0]: 1}).animate(picture, **{**ASK, "steps": 1})
+def test_recipes_with_loras_are_json(saved, files, image_path):
+    clip = load(saved, loras={files[0]: 1}).animate(image_path, **{**ASK, "steps": 1})
     assert json.loads(json.dumps(clip.recipe["stages"][0]["loras"]))[0]["weight"] == 1.0

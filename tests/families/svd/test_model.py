@@ -1,4 +1,4 @@
-"""The video U-Net against diffusers' on the same random weights, and its own promises."""
+"""The video U-Net: equality with diffusers on the same random weights, and its invariants."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def inputs(config: Config, dtype: torch.dtype, batch: int = 2, frames: int = 5, 
     return normal(batch, 8, frames, side, side), c_noise, normal(batch, length, config.context), scalars
 
 
-def theirs(unet: nn.Module, z, c_noise, context, scalars):
+def run_diffusers(unet: nn.Module, z, c_noise, context, scalars):
     out = unet(z.transpose(1, 2), c_noise, context, scalars[:, 0], return_dict=False)[0]
     return out.transpose(1, 2)
 
 
 def patch_to_official(unet: nn.Module) -> None:
-    """The eps that sgm's residual blocks have, put into diffusers' model."""
+    """Set the eps of sgm's residual blocks in diffusers' model."""
     for name, module in unet.named_modules():
         if isinstance(module, nn.GroupNorm) and "res_block" in name:
             module.eps = 1e-5
@@ -43,50 +43,50 @@ def patch_to_official(unet: nn.Module) -> None:
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize(("length", "strip"), [(1, layers.STRIP), (3, layers.STRIP), (1, 500)])
-def test_it_equals_diffusers_with_the_eps_of_diffusers(pair, dtype, most, length, strip, monkeypatch):
-    """Also where maps are so large that layers over time take them in strips."""
+def test_the_unet_equals_diffusers_with_its_eps(pair, dtype, most, length, strip, monkeypatch):
+    """Also with strips in temporal layers, as for large maps."""
     monkeypatch.setattr(layers, "STRIP", strip)
     two = pair(replace(THREE, norm_eps="diffusers"), dtype)
-    channels_last(two.ours)
+    channels_last(two.native)
     given = inputs(two.config, dtype, length=length)
     with torch.no_grad():
-        made, expected = two.ours.unet(*given), theirs(two.unet, *given)
+        result, expected = two.native.unet(*given), run_diffusers(two.unet, *given)
     assert expected.std() > 0.1
-    assert (made - expected).abs().max() <= most
+    assert (result - expected).abs().max() <= most
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-def test_with_official_eps_it_equals_diffusers_patched_to_official_and_not_unpatched(pair, dtype, most):
+def test_official_eps_equals_patched_diffusers_only(pair, dtype, most):
     two = pair(THREE, dtype)
     given = inputs(two.config, dtype)
     with torch.no_grad():
-        made, unpatched = two.ours.unet(*given), theirs(two.unet, *given)
+        result, unpatched = two.native.unet(*given), run_diffusers(two.unet, *given)
         patch_to_official(two.unet)
-        patched = theirs(two.unet, *given)
-    assert (made - patched).abs().max() <= most
+        patched = run_diffusers(two.unet, *given)
+    assert (result - patched).abs().max() <= most
     if dtype == torch.float64:
-        assert (made - unpatched).abs().max() > 1e-8
+        assert (result - unpatched).abs().max() > 1e-8
 
 
 def test_sizes_that_do_not_halve_evenly_equal_diffusers(pair):
     two = pair(replace(THREE, norm_eps="diffusers"), torch.float64)
     given = inputs(two.config, torch.float64, side=7)
     with torch.no_grad():
-        assert (two.ours.unet(*given) - theirs(two.unet, *given)).abs().max() <= 1e-10
+        assert (two.native.unet(*given) - run_diffusers(two.unet, *given)).abs().max() <= 1e-10
 
 
 def test_gradients_equal_those_of_diffusers(pair):
     two = pair(replace(THREE, norm_eps="diffusers"), torch.float64)
     given = inputs(two.config, torch.float64)
-    two.ours.unet.requires_grad_(True)
+    two.native.unet.requires_grad_(True)
     two.unet.requires_grad_(True)
-    two.ours.unet(*given).square().sum().backward()
-    theirs(two.unet, *given).square().sum().backward()
+    two.native.unet(*given).square().sum().backward()
+    run_diffusers(two.unet, *given).square().sum().backward()
     expected = {name: p.grad for name, p in two.unet.named_parameters()}
-    two.ours.unet.requires_grad_(False)
+    two.native.unet.requires_grad_(False)
     two.unet.requires_grad_(False)
-    for name, p in two.ours.unet.named_parameters():
-        if p.grad is None:  # what a context of one token never reaches
+    for name, p in two.native.unet.named_parameters():
+        if p.grad is None:  # no gradient with a context of one token
             assert ".attn2." in name or ".norm2." in name, name
             assert expected[name] is None or expected[name].abs().max() <= 1e-12, name
         else:
@@ -94,86 +94,86 @@ def test_gradients_equal_those_of_diffusers(pair):
             assert (p.grad - expected[name]).abs().max() <= 1e-9 * scale, name
 
 
-def test_frames_marked_as_images_equal_the_clip_made_frame_by_frame(pair):
-    """The indicator leaves out what layers over time add: T images at once are T single images."""
-    ours = pair(THREE).ours.unet
+def test_image_only_frames_equal_single_images(pair):
+    """The indicator disables temporal layers: T images in one pass equal T single images."""
+    native = pair(THREE).native.unet
     z, c_noise, context, scalars = inputs(THREE, torch.float32)
     marked = torch.ones(2, 5, dtype=torch.bool)
     with torch.no_grad():
-        together = ours(z, c_noise, context, scalars, marked)
-        apart = [ours(z[:, :, i : i + 1], c_noise, context, scalars, marked[:, :1]) for i in range(5)]
-        video = ours(z, c_noise, context, scalars)
+        together = native(z, c_noise, context, scalars, marked)
+        apart = [native(z[:, :, i : i + 1], c_noise, context, scalars, marked[:, :1]) for i in range(5)]
+        video = native(z, c_noise, context, scalars)
     assert (together - torch.cat(apart, dim=2)).abs().max() <= 1e-5
     assert (together - video).abs().max() > 1e-2
 
 
-def test_a_mix_factor_far_above_zero_is_the_image_network(pair):
-    ours = pair(THREE).ours.unet
+def test_a_large_mix_factor_gives_the_image_network(pair):
+    native = pair(THREE).native.unet
     given = inputs(THREE, torch.float32)
     with torch.no_grad():
-        expected = ours(*given, torch.ones(2, 5, dtype=torch.bool))
-        for name, p in ours.named_parameters():
+        expected = native(*given, torch.ones(2, 5, dtype=torch.bool))
+        for name, p in native.named_parameters():
             if name.endswith("mix_factor"):
                 p.fill_(1e4)
-        assert (ours(*given) - expected).abs().max() <= 1e-5
+        assert (native(*given) - expected).abs().max() <= 1e-5
 
 
 def test_clips_of_a_batch_are_independent(pair):
-    ours = pair(THREE).ours.unet
+    native = pair(THREE).native.unet
     given = inputs(THREE, torch.float32)
     with torch.no_grad():
-        both = ours(*given)
+        both = native(*given)
         for i in range(2):
-            single = ours(*(x[i : i + 1] for x in given))
+            single = native(*(x[i : i + 1] for x in given))
             assert (both[i : i + 1] - single).abs().max() <= 1e-5
 
 
-def test_frames_in_reverse_do_not_give_the_clip_in_reverse(pair):
-    ours = pair(THREE).ours.unet
+def test_the_network_depends_on_the_order_of_frames(pair):
+    native = pair(THREE).native.unet
     z, *rest = inputs(THREE, torch.float32)
     with torch.no_grad():
-        assert (ours(z.flip(2), *rest).flip(2) - ours(z, *rest)).abs().max() > 1e-2
+        assert (native(z.flip(2), *rest).flip(2) - native(z, *rest)).abs().max() > 1e-2
 
 
-def test_feed_forward_layers_in_chunks_give_the_same_numbers(pair, monkeypatch):
-    ours = pair(THREE).ours.unet
+def test_chunked_feed_forward_layers_give_the_same_result(pair, monkeypatch):
+    native = pair(THREE).native.unet
     given = inputs(THREE, torch.float32)
     with torch.no_grad():
-        whole = ours(*given)
-        chunk_feed_forward(ours, 7)
-        assert (ours(*given) - whole).abs().max() <= 1e-5
-        chunk_feed_forward(ours, None)
-        monkeypatch.setattr(ldm_unet, "CACHED", 2000)  # so that a CPU takes parts of its own accord, a few tokens each
-        assert (ours(*given) - whole).abs().max() <= 1e-5
+        whole = native(*given)
+        chunk_feed_forward(native, 7)
+        assert (native(*given) - whole).abs().max() <= 1e-5
+        chunk_feed_forward(native, None)
+        monkeypatch.setattr(ldm_unet, "CACHED", 2000)  # small enough for the CPU to split by itself
+        assert (native(*given) - whole).abs().max() <= 1e-5
         sizes = []
-        layer = next(m for m in ours.modules() if isinstance(m, ldm_unet.FeedForward))
+        layer = next(m for m in native.modules() if isinstance(m, ldm_unet.FeedForward))
         layer.net[2].register_forward_hook(lambda _m, args, _out: sizes.append(args[0].shape))
-        ours(*given)
+        native(*given)
     assert len(sizes) > 1
     assert all(shape[0] * 2 * shape[1] <= 2000 for shape in sizes)  # GEGLU's map before its gate is twice as wide
 
 
-def test_recording_gradients_gives_the_same_numbers_as_overwriting(pair):
-    ours = pair(THREE).ours.unet
+def test_recording_gradients_gives_the_same_result_as_in_place(pair):
+    native = pair(THREE).native.unet
     z, *rest = inputs(THREE, torch.float32)
     with torch.no_grad():
-        quick = ours(z, *rest)
+        quick = native(z, *rest)
     kept = z.clone()
-    slow = ours(z.requires_grad_(True), *rest)
+    slow = native(z.requires_grad_(True), *rest)
     assert torch.equal(z.detach(), kept)
     assert (quick - slow).abs().max() <= 1e-5
 
 
 def test_a_scalar_per_frame_reaches_its_frame(pair):
-    """SV3D: camera angles change over the frames."""
-    ours = pair(THREE).ours.unet
+    """SV3D's camera angles vary over the frames."""
+    native = pair(THREE).native.unet
     z, c_noise, context, scalars = inputs(THREE, torch.float32)
     per_frame = scalars.expand(-1, 5, -1).clone()
     with torch.no_grad():
-        same = ours(z, c_noise, context, per_frame)
-        assert (same - ours(z, c_noise, context, scalars)).abs().max() <= 1e-5
+        same = native(z, c_noise, context, per_frame)
+        assert (same - native(z, c_noise, context, scalars)).abs().max() <= 1e-5
         per_frame[:, 3, 1] += 40
-        moved = (ours(z, c_noise, context, per_frame) - same).abs().amax((0, 1, 3, 4))
+        moved = (native(z, c_noise, context, per_frame) - same).abs().amax((0, 1, 3, 4))
     assert moved.argmax() == 3
 
 
@@ -188,14 +188,14 @@ def test_a_scalar_per_frame_reaches_its_frame(pair):
 )
 def test_parameter_and_tensor_counts_are_the_published_ones(preset, unet, vae, tensors):
     with torch.device("meta"):
-        made = SVD(PRESETS[preset])
+        result = SVD(PRESETS[preset])
 
     def count(module):
         return sum(p.numel() for p in module.parameters()), len(module.state_dict())
 
-    assert count(made.unet) == (unet, 1428)
-    assert count(made.vae) == (vae, tensors)
-    assert count(made.image_encoder) == (632_076_800, 520)
+    assert count(result.unet) == (unet, 1428)
+    assert count(result.vae) == (vae, tensors)
+    assert count(result.image_encoder) == (632_076_800, 520)
 
 
 def test_the_image_decoder_of_svd_has_the_published_counts():
@@ -204,7 +204,7 @@ def test_the_image_decoder_of_svd_has_the_published_counts():
     assert (sum(p.numel() for p in vae.parameters()), len(vae.state_dict())) == (83_653_863, 248)
 
 
-def test_the_temporal_layers_have_the_parameters_the_paper_counts():
+def test_temporal_layers_have_the_published_parameter_count():
     with torch.device("meta"):
         unet = SVD(PRESETS["svd"]).unet
     over_time = ("temporal_", "time_pos_embed", "time_mixer")
@@ -212,20 +212,20 @@ def test_the_temporal_layers_have_the_parameters_the_paper_counts():
     assert sum(isinstance(m, VideoResBlock) for m in unet.modules()) == 22
 
 
-def test_weights_leave_in_the_order_of_files_whatever_their_order_in_memory():
-    made = SVD(TINY)
-    before = made.state_dict()
-    channels_last(made)
-    assert not made.unet.conv_in.weight.is_contiguous()
-    after = made.state_dict()
+def test_state_dicts_are_contiguous_for_any_memory_format():
+    result = SVD(TINY)
+    before = result.state_dict()
+    channels_last(result)
+    assert not result.unet.conv_in.weight.is_contiguous()
+    after = result.state_dict()
     assert all(x.is_contiguous() for x in after.values())
     assert all(torch.equal(before[name], x) for name, x in after.items())
 
 
-def test_only_what_can_learn_is_trained():
-    made = SVD(TINY)
-    assert not any(p.requires_grad for p in (*made.vae.parameters(), *made.image_encoder.parameters()))
-    idle = {n for n, p in made.unet.named_parameters() if not p.requires_grad}
+def test_parameters_without_gradient_are_frozen():
+    result = SVD(TINY)
+    assert not any(p.requires_grad for p in (*result.vae.parameters(), *result.image_encoder.parameters()))
+    idle = {n for n, p in result.unet.named_parameters() if not p.requires_grad}
     assert idle
     assert all(".attn2.to_q." in n or ".attn2.to_k." in n or ".norm2." in n for n in idle)
     assert not any("res_block" in n for n in idle)

@@ -1,4 +1,4 @@
-"""Both layouts of SVD's weights: complete, recognised, strict, and converted there and back to the byte."""
+"""Both layouts of SVD's weights: completeness, recognition, strictness, and byte-exact round trips."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from kinema.checkpoints.convert import convert
 from kinema.checkpoints.files import header
 from kinema.checkpoints.source import Source
 from kinema.cli.main import main
+from kinema.events import Note
 from kinema.families.svd import checkpoint
 from kinema.families.svd.checkpoint import from_sgm, recognise, sized, variant
 from kinema.families.svd.config import PRESETS, SVD_XT
 from kinema.families.svd.family import FAMILY
 from kinema.families.svd.layout import SV3D_P, SV3D_U, SVD, SVD_IMAGE_DECODER, Outline, table
-from kinema.schema import BadRequest, Note
+from kinema.schema import BadRequest
 
 TINY = Outline(
     widths=(32, 64),
@@ -62,8 +63,8 @@ def tensors_of(outline, dtype=torch.float32, without=()):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A whole synthetic single file, and the folder it was converted to."""
+def converted(tmp_path_factory):
+    """A complete synthetic single file and the folder converted from it."""
     folder = tmp_path_factory.mktemp("svd")
     save_file(tensors_of(TINY), folder / "svd.safetensors", {"format": "pt", "author": "someone"})
     convert(folder / "svd.safetensors", folder / "converted", "diffusers")
@@ -73,14 +74,14 @@ def made(tmp_path_factory):
 # ------------------------------------------------------------------------------- the full layouts
 
 
-def test_the_published_single_file_has_2446_tensors_and_its_published_bytes():
+def test_the_single_file_has_the_published_tensors_and_bytes():
     theirs = table(SVD).theirs
     assert len(theirs) == 2446
     assert 4 * sum(math.prod(shape) for shape in theirs.values()) == 9_559_279_140
 
 
 @pytest.mark.parametrize(
-    ("outline", "part", "tensors", "numbers"),
+    ("outline", "part", "tensors", "parameters"),
     [
         (SVD, "unet", 1428, 1_524_623_082),
         (SVD, "vae", 374, 97_742_847),
@@ -90,34 +91,34 @@ def test_the_published_single_file_has_2446_tensors_and_its_published_bytes():
         (SV3D_P, "unet", 1428, 1_525_278_442),
     ],
 )
-def test_each_part_has_the_published_count_of_tensors_and_parameters(outline, part, tensors, numbers):
+def test_parts_have_the_published_tensor_and_parameter_counts(outline, part, tensors, parameters):
     own = [shape for name, shape in table(outline).ours.items() if name.startswith(f"{part}.")]
-    assert (len(own), sum(map(math.prod, own))) == (tensors, numbers)
+    assert (len(own), sum(map(math.prod, own))) == (tensors, parameters)
 
 
 def reference(outline):
-    """Names and shapes of the networks as diffusers and transformers build them, without weights."""
+    """Names and shapes of the networks that diffusers and transformers build, without weights."""
     from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    told = checkpoint.folder.configs(outline, 14)
+    configs = checkpoint.folder.configs(outline, 14)
     vae = AutoencoderKLTemporalDecoder if outline.decoder == "temporal" else AutoencoderKL
     with torch.device("meta"):
         parts = {
-            "unet": UNetSpatioTemporalConditionModel.from_config(told["unet/config.json"]),
-            "vae": vae.from_config(told["vae/config.json"]),
-            "image_encoder": CLIPVisionModelWithProjection(CLIPVisionConfig(**told["image_encoder/config.json"])),
+            "unet": UNetSpatioTemporalConditionModel.from_config(configs["unet/config.json"]),
+            "vae": vae.from_config(configs["vae/config.json"]),
+            "image_encoder": CLIPVisionModelWithProjection(CLIPVisionConfig(**configs["image_encoder/config.json"])),
         }
     return {f"{part}.{n}": tuple(t.shape) for part, m in parts.items() for n, t in m.state_dict().items()}
 
 
 @pytest.mark.parametrize("outline", [SVD, SVD_IMAGE_DECODER, SV3D_P, TINY, ORBIT], ids=NAMES.get)
-def test_the_folder_s_names_and_shapes_are_those_of_diffusers(outline):
+def test_folder_names_and_shapes_match_diffusers(outline):
     assert table(outline).ours == reference(outline)
 
 
 @pytest.mark.parametrize("outline", NAMES, ids=NAMES.get)
-def test_our_network_for_a_file_takes_exactly_its_tensors(outline):
+def test_the_built_network_has_exactly_a_files_tensors(outline):
     with torch.device("meta"):
         model = FAMILY.build(sized(PRESETS[variant(outline)], outline))
     assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == table(outline).ours
@@ -152,12 +153,12 @@ def test_known_names_map_as_published():
 
 
 @pytest.mark.parametrize("outline", [SVD, SVD_IMAGE_DECODER, SV3D_U, SV3D_P, TINY, IMAGE, ORBIT], ids=NAMES.get)
-def test_a_file_s_sizes_are_read_off_its_keys_and_shapes(outline):
-    told = {name: (shape, torch.float16) for name, shape in table(outline).theirs.items()}
-    assert recognise(told) == outline
+def test_sizes_are_read_from_keys_and_shapes(outline):
+    file_header = {name: (shape, torch.float16) for name, shape in table(outline).theirs.items()}
+    assert recognise(file_header) == outline
 
 
-def test_the_model_is_told_by_its_sizes_and_the_frames_by_its_name():
+def test_models_are_identified_by_sizes_and_name():
     names = {"svd": "svd", "svd_xt": "svd-xt", "svd_xt_1_1": "svd-xt-1.1", "svd_xt_image_decoder": "svd-xt"}
     assert {name: variant(SVD, name) for name in names} == names
     assert (variant(SV3D_U), variant(SV3D_P), variant(SVD, "mysvdxtra")) == ("sv3d-u", "sv3d-p", "svd")
@@ -174,18 +175,18 @@ def test_the_configuration_of_a_published_file_is_the_preset(outline, name, pres
     assert sized(PRESETS[variant(outline, name)], outline) == PRESETS[preset]
 
 
-def test_a_network_that_is_not_built_here_is_refused_by_what_differs():
+def test_an_unsupported_network_is_rejected_with_its_differences():
     with pytest.raises(BadRequest, match="in_channels 9, expected 8"):
         sized(PRESETS["svd"], replace(SVD, in_channels=9))
 
 
-def test_frames_of_xt_are_written_into_the_folder(tmp_path):
+def test_num_frames_of_xt_is_written_to_the_folder(tmp_path):
     save_file(tensors_of(TINY), tmp_path / "svd_xt.safetensors")
     convert(tmp_path / "svd_xt.safetensors", tmp_path / "out", "diffusers")
     assert json.loads((tmp_path / "out/unet/config.json").read_text())["num_frames"] == SVD_XT.frames
 
 
-# --------------------------------------------------------------------------------- there and back
+# ------------------------------------------------------------------------------------- round trips
 
 
 @pytest.mark.parametrize(
@@ -194,16 +195,16 @@ def test_frames_of_xt_are_written_into_the_folder(tmp_path):
     ids=["svd", "image decoder", "sv3d", "no text side", "no encoder"],
 )
 def test_single_file_to_folder_and_back_is_byte_identical(tmp_path, outline, without):
-    held = tensors_of(outline, torch.float16, without)
-    held |= {name: held[name].float() for name in list(held)[::7]}  # a file of mixed precision
-    save_file(held, tmp_path / "a.safetensors", {"format": "pt", "modelspec.title": "é"})
+    tensors = tensors_of(outline, torch.float16, without)
+    tensors |= {name: tensors[name].float() for name in list(tensors)[::7]}  # a file of mixed precision
+    save_file(tensors, tmp_path / "a.safetensors", {"format": "pt", "modelspec.title": "é"})
     convert(tmp_path / "a.safetensors", tmp_path / "folder", "diffusers")
     convert(tmp_path / "folder", tmp_path / "b.safetensors", "sgm")
     assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
 
 
-def test_every_key_of_the_full_layout_survives_byte_by_byte(tmp_path):
-    """All 2,446 tensors of the published file, of the depth that it has and of small widths."""
+def test_the_full_layout_round_trips_byte_for_byte(tmp_path):
+    """All 2,446 tensors of the published file, with its depth and small widths."""
     narrow = replace(
         SVD,
         widths=(4, 8, 16, 16),
@@ -226,8 +227,8 @@ def test_every_key_of_the_full_layout_survives_byte_by_byte(tmp_path):
     assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
 
 
-def test_a_file_with_tensors_in_an_unusual_order_comes_back_in_that_order(tmp_path, made):
-    data = load_file(made / "svd.safetensors")
+def test_the_order_of_tensors_in_a_file_round_trips(tmp_path, converted):
+    data = load_file(converted / "svd.safetensors")
     table_, blob = {}, b""
     for name in reversed(sorted(data)):
         bytes_ = data[name].numpy().tobytes()
@@ -240,43 +241,43 @@ def test_a_file_with_tensors_in_an_unusual_order_comes_back_in_that_order(tmp_pa
     assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
 
 
-def test_changed_weights_are_exported_beside_the_kept_ones(tmp_path, made):
+def test_changed_weights_are_exported_with_the_kept_ones(tmp_path, converted):
     import shutil
 
-    shutil.copytree(made / "converted", tmp_path / "tuned")
+    shutil.copytree(converted / "converted", tmp_path / "tuned")
     file = tmp_path / "tuned/unet/diffusion_pytorch_model.safetensors"
     unet = load_file(file)
     save_file(unet | {"conv_in.bias": unet["conv_in.bias"] + 1}, file)
     convert(tmp_path / "tuned", tmp_path / "b.safetensors", "sgm")
-    before, after = load_file(made / "svd.safetensors"), load_file(tmp_path / "b.safetensors")
+    before, after = load_file(converted / "svd.safetensors"), load_file(tmp_path / "b.safetensors")
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert changed == ["model.diffusion_model.input_blocks.0.0.bias"]
 
 
-def test_a_folder_without_the_kept_tensors_is_exported_and_what_is_lost_is_said(tmp_path, made):
+def test_exporting_without_the_kept_tensors_reports_what_is_lost(tmp_path, converted):
     import shutil
 
-    shutil.copytree(made / "converted", tmp_path / "plain", ignore=shutil.ignore_patterns("kinema_extra"))
+    shutil.copytree(converted / "converted", tmp_path / "plain", ignore=shutil.ignore_patterns("kinema_extra"))
     events = []
     convert(tmp_path / "plain", tmp_path / "b.safetensors", "sgm", on_event=events.append)
     after = load_file(tmp_path / "b.safetensors")
-    told = [event.message for event in events if isinstance(event, Note)]
-    assert any("first stage's encoder" in message and "copied" in message for message in told)
-    assert any("text side" in message and "left out" in message for message in told)
+    messages = [event.message for event in events if isinstance(event, Note)]
+    assert any("first stage's encoder" in message and "copied" in message for message in messages)
+    assert any("text side" in message and "left out" in message for message in messages)
     image = "conditioner.embedders.3.encoder."
     assert torch.equal(after["first_stage_model.encoder.conv_in.weight"], after[f"{image}encoder.conv_in.weight"])
     kept = [row.theirs for row in table(TINY).rows if row.ours]
-    before = load_file(made / "svd.safetensors")
+    before = load_file(converted / "svd.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in kept)
     assert recognise(header(tmp_path / "b.safetensors")) is not None
 
 
-def held_by(folder, variant=None):
+def read_folder(folder, variant=None):
     return Source(folder, variant).tensors(("unet", "vae", "image_encoder"))
 
 
-def test_values_arrive_where_they_belong(made):
-    theirs, ours = load_file(made / "svd.safetensors"), held_by(made / "converted")
+def test_values_are_converted_correctly(converted):
+    theirs, ours = load_file(converted / "svd.safetensors"), read_folder(converted / "converted")
     clip = "conditioner.embedders.0.open_clip.model.visual."
     layer = "image_encoder.vision_model.encoder.layers.1.self_attn"
     packed = theirs[f"{clip}transformer.resblocks.1.attn.in_proj_weight"]
@@ -286,17 +287,17 @@ def test_values_arrive_where_they_belong(made):
     assert torch.equal(ours["vae.decoder.mid_block.attentions.0.to_k.weight"], attention[:, :, 0, 0])
 
 
-def test_loading_either_layout_gives_the_same_tensors(made):
-    single = from_sgm(TINY, load_file(made / "svd.safetensors"))
-    folder = held_by(made / "converted")
+def test_loading_either_layout_gives_the_same_tensors(converted):
+    single = from_sgm(TINY, load_file(converted / "svd.safetensors"))
+    folder = read_folder(converted / "converted")
     assert single.keys() == folder.keys()
     assert all(torch.equal(single[name], folder[name]) for name in single)
 
 
 @pytest.mark.parametrize("outline", [TINY, IMAGE, ORBIT], ids=NAMES.get)
 def test_every_kind_of_file_and_its_folder_fill_the_same_network(tmp_path, outline):
-    held = tensors_of(outline, without=(ENCODER,) if outline is ORBIT else ())
-    save_file(held, tmp_path / "a.safetensors")
+    tensors = tensors_of(outline, without=(ENCODER,) if outline is ORBIT else ())
+    save_file(tensors, tmp_path / "a.safetensors")
     convert(tmp_path / "a.safetensors", tmp_path / "folder", "diffusers")
     file, folder = (load(tmp_path / name).system for name in ("a.safetensors", "folder"))
     assert (file.config.decoder, file.config.orbit) == (outline.decoder, outline is ORBIT)
@@ -306,30 +307,30 @@ def test_every_kind_of_file_and_its_folder_fill_the_same_network(tmp_path, outli
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_diffusers_opens_the_converted_folder_as_its_pipeline(made):
+def test_diffusers_opens_the_converted_folder_as_its_pipeline(converted):
     from diffusers import StableVideoDiffusionPipeline
 
-    pipeline = StableVideoDiffusionPipeline.from_pretrained(made / "converted", local_files_only=True)
-    ours = held_by(made / "converted")
+    pipeline = StableVideoDiffusionPipeline.from_pretrained(converted / "converted", local_files_only=True)
+    ours = read_folder(converted / "converted")
     for part in ("unet", "vae", "image_encoder"):
         held = getattr(pipeline, part).state_dict()
         assert all(torch.equal(held[name], ours[f"{part}.{name}"]) for name in held)
 
 
-def test_a_folder_that_diffusers_saved_converts(tmp_path, made):
+def test_a_folder_that_diffusers_saved_converts(tmp_path, converted):
     from diffusers import StableVideoDiffusionPipeline
 
-    pipeline = StableVideoDiffusionPipeline.from_pretrained(made / "converted", local_files_only=True)
+    pipeline = StableVideoDiffusionPipeline.from_pretrained(converted / "converted", local_files_only=True)
     pipeline.save_pretrained(tmp_path / "saved", variant="fp16")
     convert(tmp_path / "saved", tmp_path / "b.safetensors", "sgm", variant="fp16")
-    before, after = load_file(made / "svd.safetensors"), load_file(tmp_path / "b.safetensors")
+    before, after = load_file(converted / "svd.safetensors"), load_file(tmp_path / "b.safetensors")
     assert all(torch.equal(before[row.theirs], after[row.theirs]) for row in table(TINY).rows if row.ours)
 
 
-def test_fp16_writes_the_variant_s_names_and_every_number_rounded_once(tmp_path, made):
-    convert(made / "svd.safetensors", tmp_path / "half", "diffusers", dtype="fp16")
+def test_fp16_writes_variant_names_and_rounds_once(tmp_path, converted):
+    convert(converted / "svd.safetensors", tmp_path / "half", "diffusers", dtype="fp16")
     assert all((tmp_path / f"half/{stem}.fp16.safetensors").is_file() for stem in FILES)
-    half, full = held_by(tmp_path / "half", "fp16"), held_by(made / "converted")
+    half, full = read_folder(tmp_path / "half", "fp16"), read_folder(converted / "converted")
     assert all(torch.equal(half[name], full[name].half()) for name in full)
     convert(tmp_path / "half", tmp_path / "half.safetensors", "sgm")
     assert {dtype for _, dtype in header(tmp_path / "half.safetensors").values()} == {torch.float16}
@@ -349,32 +350,32 @@ def test_fp16_writes_the_variant_s_names_and_every_number_rounded_once(tmp_path,
         "first_stage_model.decoder.conv_in.weight",
     ],
 )
-def test_a_missing_key_is_named_and_nothing_is_written(tmp_path, name):
-    held = tensors_of(TINY)
-    held.pop(name)
-    save_file(held, tmp_path / "svd.safetensors")
+def test_a_missing_key_is_rejected_and_nothing_is_written(tmp_path, name):
+    tensors = tensors_of(TINY)
+    tensors.pop(name)
+    save_file(tensors, tmp_path / "svd.safetensors")
     with pytest.raises(BadRequest, match=name.replace(".", r"\.")):
         convert(tmp_path / "svd.safetensors", tmp_path / "out", "diffusers")
     assert [p.name for p in tmp_path.iterdir()] == ["svd.safetensors"]
 
 
-def test_an_extra_key_is_named(tmp_path):
+def test_an_unexpected_key_is_rejected_by_name(tmp_path):
     save_file({**tensors_of(TINY), "model.diffusion_model.mystery": torch.ones(2)}, tmp_path / "svd.safetensors")
     with pytest.raises(BadRequest, match=r"1 unexpected \(model\.diffusion_model\.mystery\)"):
         convert(tmp_path / "svd.safetensors", tmp_path / "out", "diffusers")
 
 
-def test_a_wrong_shape_is_named_with_what_was_expected(tmp_path):
+def test_a_wrong_shape_is_rejected_with_the_expected_one(tmp_path):
     name = "conditioner.embedders.3.encoder.quant_conv.bias"
     save_file({**tensors_of(TINY), name: torch.ones(9)}, tmp_path / "svd.safetensors")
     with pytest.raises(BadRequest, match=rf"{name} is 9, expected 8"):
         convert(tmp_path / "svd.safetensors", tmp_path / "out", "diffusers")
 
 
-def test_a_key_missing_or_extra_in_a_folder_is_named(tmp_path, made):
+def test_missing_and_unexpected_keys_of_a_folder_are_rejected(tmp_path, converted):
     import shutil
 
-    shutil.copytree(made / "converted", tmp_path / "folder")
+    shutil.copytree(converted / "converted", tmp_path / "folder")
     file = tmp_path / "folder/vae/diffusion_pytorch_model.safetensors"
     vae = load_file(file)
     bias = vae.pop("quant_conv.bias")
@@ -383,8 +384,8 @@ def test_a_key_missing_or_extra_in_a_folder_is_named(tmp_path, made):
         convert(tmp_path / "folder", tmp_path / "b.safetensors", "sgm")
 
 
-def test_a_truncated_file_is_said_to_be_cut_short_and_nothing_is_written(tmp_path, made):
-    whole = (made / "svd.safetensors").read_bytes()
+def test_a_truncated_file_is_rejected_and_nothing_is_written(tmp_path, converted):
+    whole = (converted / "svd.safetensors").read_bytes()
     (tmp_path / "svd.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BadRequest, match="cut short"):
         convert(tmp_path / "svd.safetensors", tmp_path / "out", "diffusers")
@@ -406,13 +407,13 @@ def test_a_truncated_file_is_said_to_be_cut_short_and_nothing_is_written(tmp_pat
         (["something"], "of an unknown kind"),
     ],
 )
-def test_a_file_of_another_family_is_named_for_what_it_is(tmp_path, keys, what):
+def test_a_file_of_another_family_is_identified(tmp_path, keys, what):
     save_file({key: torch.ones(1) for key in keys}, tmp_path / "other.safetensors")
     with pytest.raises(BadRequest, match=what):
         convert(tmp_path / "other.safetensors", tmp_path / "out", "diffusers")
 
 
-def test_a_folder_of_another_pipeline_is_named(tmp_path):
+def test_a_folder_of_another_pipeline_is_identified(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other/model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
     with pytest.raises(BadRequest, match="a folder of the pipeline KandinskyPipeline"):
@@ -429,36 +430,38 @@ def test_a_folder_of_another_pipeline_is_named(tmp_path):
         ("out", "kohya", "a checkpoint has no layout kohya"),
     ],
 )
-def test_an_impossible_target_or_layout_is_refused(tmp_path, made, target, layout, what):
+def test_an_invalid_target_or_layout_is_rejected(tmp_path, converted, target, layout, what):
     with pytest.raises(BadRequest, match=what):
-        convert(made / "svd.safetensors", tmp_path / target, layout)
+        convert(converted / "svd.safetensors", tmp_path / target, layout)
 
 
-def test_an_existing_target_stays_unless_overwriting_is_asked_for(tmp_path, made):
+def test_an_existing_target_is_kept_without_overwrite(tmp_path, converted):
     (tmp_path / "b.safetensors").write_text("mine")
     with pytest.raises(BadRequest, match="already exists"):
-        convert(made / "converted", tmp_path / "b.safetensors", "sgm")
+        convert(converted / "converted", tmp_path / "b.safetensors", "sgm")
     assert (tmp_path / "b.safetensors").read_text() == "mine"
-    convert(made / "converted", tmp_path / "b.safetensors", "sgm", overwrite=True)
-    assert (tmp_path / "b.safetensors").read_bytes() == (made / "svd.safetensors").read_bytes()
+    convert(converted / "converted", tmp_path / "b.safetensors", "sgm", overwrite=True)
+    assert (tmp_path / "b.safetensors").read_bytes() == (converted / "svd.safetensors").read_bytes()
 
 
-def test_a_folder_of_other_things_is_never_replaced(tmp_path, made):
+def test_a_folder_with_other_files_is_never_replaced(tmp_path, converted):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("years")
-    with pytest.raises(BadRequest, match="a folder of other files"):
-        convert(made / "svd.safetensors", tmp_path / "mine", "diffusers", overwrite=True)
+    with pytest.raises(BadRequest, match="folder of other files"):
+        convert(converted / "svd.safetensors", tmp_path / "mine", "diffusers", overwrite=True)
     assert (tmp_path / "mine/thesis.txt").read_text() == "years"
 
 
-def test_the_command_line_converts_both_ways(tmp_path, made, capsys):
-    assert main(["convert", str(made / "svd.safetensors"), "-o", str(tmp_path / "f"), "--layout", "diffusers"]) == 0
+def test_the_command_line_converts_both_ways(tmp_path, converted, capsys):
+    assert (
+        main(["convert", str(converted / "svd.safetensors"), "-o", str(tmp_path / "f"), "--layout", "diffusers"]) == 0
+    )
     assert main(["convert", str(tmp_path / "f"), "-o", str(tmp_path / "b.safetensors"), "--layout", "sgm"]) == 0
-    assert (tmp_path / "b.safetensors").read_bytes() == (made / "svd.safetensors").read_bytes()
+    assert (tmp_path / "b.safetensors").read_bytes() == (converted / "svd.safetensors").read_bytes()
     assert capsys.readouterr().out.split() == [str(tmp_path / "f"), str(tmp_path / "b.safetensors")]
 
 
 @pytest.mark.parametrize("words", [[], ["x.safetensors"], ["x.safetensors", "-o", "y"]])
-def test_the_command_line_says_what_is_not_told(words, capsys):
+def test_the_command_line_reports_missing_arguments(words, capsys):
     assert main(["convert", *words]) == 2
     assert "kinema convert svd.safetensors -o svd --layout diffusers" in capsys.readouterr().err

@@ -18,7 +18,7 @@ def tiny() -> Config:
 
 @pytest.fixture
 def lively(tiny: Config) -> Callable[..., VideoUNet]:
-    """Makes tiny networks in float64 with no branch near zero: what could leak would show."""
+    """Builds tiny float64 networks with no branch near zero, so that any leak between frames shows."""
 
     def make(**changes: Any) -> VideoUNet:
         torch.manual_seed(0)

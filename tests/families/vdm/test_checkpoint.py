@@ -19,28 +19,28 @@ def tensors(tiny: Config) -> dict[str, torch.Tensor]:
     return dict(VideoUNet(tiny).state_dict())
 
 
-def test_our_own_names_pass_unchanged(tiny: Config, tensors: dict[str, torch.Tensor]) -> None:
+def test_convert_returns_the_networks_tensors_unchanged(tiny: Config, tensors: dict[str, torch.Tensor]) -> None:
     got = convert(tiny, tensors)
     assert got.keys() == tensors.keys()
     assert all(got[name] is tensors[name] for name in tensors)
 
 
-def test_a_missing_tensor_is_named(tiny: Config, tensors: dict[str, torch.Tensor]) -> None:
+def test_a_missing_tensor_is_rejected_by_name(tiny: Config, tensors: dict[str, torch.Tensor]) -> None:
     del tensors["null"]
-    with pytest.raises(BadRequest, match="lacks 1 tensors: null"):
+    with pytest.raises(BadRequest, match=r"lacks tensors \(1\): null"):
         convert(tiny, tensors)
 
 
-def test_a_tensor_too_many_is_named(tiny: Config, tensors: dict[str, torch.Tensor]) -> None:
-    with pytest.raises(BadRequest, match="lora_up"):
+def test_an_unexpected_tensor_is_rejected_by_name(tiny: Config, tensors: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(BadRequest, match="unexpected tensors.*lora_up"):
         convert(tiny, {**tensors, "lora_up": torch.zeros(1)})
 
 
-def test_a_wrong_shape_is_named_with_the_expected_one(tiny: Config, tensors: dict[str, torch.Tensor]) -> None:
+def test_a_wrong_shape_is_rejected_with_the_expected_one(tiny: Config, tensors: dict[str, torch.Tensor]) -> None:
     with pytest.raises(BadRequest, match=r"null is \(3,\).*\(48,\)"):
         convert(tiny, {**tensors, "null": torch.zeros(3)})
 
 
-def test_a_file_without_our_note_is_not_taken_for_ours(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_a_file_without_kinema_metadata_is_not_recognised(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "vdm.safetensors")
     assert FAMILY.checkpoints.recognise(Source(tmp_path / "vdm.safetensors")) is None

@@ -22,30 +22,30 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_the_papers_networks_have_the_recorded_parameter_counts(name: str) -> None:
+def test_paper_presets_have_the_recorded_parameter_counts(name: str) -> None:
     with torch.device("meta"):
         model = VideoUNet(presets()[name])
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize(("name", "least", "most"), [("tiny", 50_000, 200_000), ("pocket", 4_000_000, 5_000_000)])
-def test_our_own_networks_stay_in_their_size(name: str, least: int, most: int) -> None:
+def test_kinema_presets_stay_within_their_size(name: str, least: int, most: int) -> None:
     with torch.device("meta"):
         model = VideoUNet(presets()[name])
     assert least < sum(p.numel() for p in model.parameters()) < most
 
 
 @pytest.mark.parametrize("name", presets())
-def test_a_config_survives_json(name: str) -> None:
+def test_a_config_round_trips_through_json(name: str) -> None:
     config = presets()[name]
     assert from_json(json.loads(json.dumps(to_json(config)))) == config
 
 
-def test_the_pocket_tokenizer_knows_every_word_of_the_playroom() -> None:
+def test_the_pocket_vocabulary_covers_the_playroom() -> None:
     assert set(presets()["pocket"].words) == set(playroom.vocabulary())
 
 
-def test_attention_stands_at_8_16_and_32_in_the_papers_networks() -> None:
+def test_paper_presets_attend_at_8_16_and_32() -> None:
     for name in PARAMETERS:
         config = presets()[name]
         sides = [config.side // 2**i for i in range(len(config.widths))]
@@ -53,19 +53,19 @@ def test_attention_stands_at_8_16_and_32_in_the_papers_networks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"head_dim": 7}, "heads of 7"),
+        ({"head_dim": 7}, "multiple of head_dim 7"),
         ({"side": 18}, "multiple of 4"),
         ({"words": ()}, "words"),
-        ({"classes": ("jump",)}, "not both"),
+        ({"classes": ("jump",)}, "both text"),
     ],
 )
-def test_an_impossible_config_is_refused_in_a_sentence(changes: dict[str, object], said: str) -> None:
-    with pytest.raises(BadRequest, match=said):
+def test_an_invalid_config_is_rejected(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
         replace(presets()["tiny"], **changes)
 
 
-def test_an_unknown_setting_in_a_file_is_refused_by_name() -> None:
+def test_an_unknown_setting_is_rejected_by_name() -> None:
     with pytest.raises(BadRequest, match="flux_capacitor"):
         from_json({**to_json(presets()["tiny"]), "flux_capacitor": 1})

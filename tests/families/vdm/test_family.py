@@ -11,12 +11,13 @@ from kinema.conditioning import bert
 from kinema.diffusion.guidance import Measurement, Reconstruction
 from kinema.diffusion.samplers import SAMPLERS, options
 from kinema.diffusion.schedules import NoiseLevel
+from kinema.events import Note, OnEvent, ignore
 from kinema.families.vdm.condition import Condition
 from kinema.families.vdm.config import Config, presets
 from kinema.families.vdm.family import FAMILY
 from kinema.families.vdm.model import UNetLevel, VideoUNet
 from kinema.guide import guide
-from kinema.schema import BadRequest, Note, OnEvent, Request, Shape, ignore
+from kinema.schema import BadRequest, Request, Shape
 from kinema.settle import with_defaults
 from kinema.system import Conditions, System, WeightPolicy, Weights, open_system
 
@@ -39,7 +40,7 @@ def noisy(seed: int = 0) -> torch.Tensor:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def test_every_preset_names_a_sampler_with_its_own_options() -> None:
+def test_every_preset_has_a_sampler_and_valid_options() -> None:
     for config in presets().values():
         own = FAMILY.sampling.defaults(config)
         assert own.sampler in SAMPLERS
@@ -52,7 +53,7 @@ def test_the_papers_samplers_are_the_defaults() -> None:
     assert (bair.sampler, dict(bair.options), bair.steps) == ("vdm-langevin", {"gamma": 0.0, "delta": 0.1}, 256)
 
 
-def test_an_empty_prompt_is_the_trained_null_and_words_are_not(tiny: Config) -> None:
+def test_an_empty_prompt_is_the_trained_null(tiny: Config) -> None:
     model = system(tiny)
     conditions = conditioned(model, Request(prompt="a red ball", seed=0), ignore)
     null = conditioned(model, Request(prompt="  ", seed=0), ignore)
@@ -63,26 +64,28 @@ def test_an_empty_prompt_is_the_trained_null_and_words_are_not(tiny: Config) -> 
 
 @pytest.mark.parametrize("offline", [True, False])
 def test_offline_reaches_the_text_encoder(tiny: Config, monkeypatch: pytest.MonkeyPatch, offline: bool) -> None:
-    asked: list[bool] = []
+    passed: list[bool] = []
 
     def load(*, device: str, offline: bool) -> None:
-        asked.append(offline)
+        passed.append(offline)
         raise BadRequest(f"no BERT on {device}")
 
     monkeypatch.setattr(bert, "load", load)
     model = open_system("vdm", preset="tiny", offline=offline, overrides={"text": "bert"})
     with pytest.raises(BadRequest, match="no BERT"):
         conditioned(model, Request(prompt="a red ball", seed=0), ignore)
-    assert asked == [offline]
+    assert passed == [offline]
 
 
-def test_unknown_words_are_said(tiny: Config) -> None:
-    said: list[object] = []
-    conditioned(system(tiny), Request(prompt="a red zeppelin", seed=0), said.append)
-    assert [note.message for note in said if isinstance(note, Note)] == ["unknown words for vdm/tiny: zeppelin"]
+def test_unknown_words_are_reported(tiny: Config) -> None:
+    events: list[object] = []
+    conditioned(system(tiny), Request(prompt="a red zeppelin", seed=0), events.append)
+    assert [note.message for note in events if isinstance(note, Note)] == [
+        "unknown words for vdm/tiny: zeppelin"
+    ]
 
 
-def test_per_frame_denoises_every_frame_by_itself(tiny: Config, lively: Callable[..., VideoUNet]) -> None:
+def test_per_frame_denoises_each_frame_independently(tiny: Config, lively: Callable[..., VideoUNet]) -> None:
     model = replace(system(tiny), policy=WeightPolicy(torch.float64, torch.float64))
     model.__dict__["model"] = lively()
     z, other = noisy().double(), noisy().double()
@@ -96,14 +99,14 @@ def test_per_frame_denoises_every_frame_by_itself(tiny: Config, lively: Callable
         assert moved[3] > 0
 
 
-def test_per_frame_in_a_request_reaches_the_condition(tiny: Config) -> None:
+def test_per_frame_of_a_request_reaches_the_condition(tiny: Config) -> None:
     conditions = conditioned(system(tiny), Request(extra={"per_frame": True}, seed=0), ignore)
     assert conditions.branches["positive"].per_frame
     assert conditions.branches["negative"].per_frame
 
 
-def test_an_eps_networks_guided_estimate_stays_in_range(tiny: Config) -> None:
-    """Bounded after guidance, which would leave the range again: eps estimates divide by a tiny alpha."""
+def test_a_guided_eps_estimate_stays_in_range(tiny: Config) -> None:
+    """The estimate is clipped after guidance, which would leave the range: eps estimates divide by a tiny alpha."""
     scale = Request(prompt="a red ball", guidance=5.0, seed=0)
     for target, bounded in (("eps", True), ("v", False)):
         model = system(replace(tiny, target=target))
@@ -115,7 +118,7 @@ def test_an_eps_networks_guided_estimate_stays_in_range(tiny: Config) -> None:
 
 
 def test_reconstruction_guidance_runs_through_the_network(tiny: Config) -> None:
-    """The gradient reaches the frames not given through the network's temporal attention."""
+    """The gradient reaches unknown frames through temporal attention."""
     model = system(tiny)
     denoise = FAMILY.sampling.denoiser(model, Condition(), None)
     given, mask = torch.zeros(SHAPE), torch.zeros(1, 1, *SHAPE[2:])
@@ -127,7 +130,7 @@ def test_reconstruction_guidance_runs_through_the_network(tiny: Config) -> None:
     assert all(parameter.grad is None for parameter in model.model.parameters())
 
 
-def test_reconstruction_guidance_does_nothing_to_a_model_that_sees_frames_alone(tiny: Config) -> None:
+def test_reconstruction_guidance_has_no_effect_on_other_frames_with_per_frame(tiny: Config) -> None:
     model = system(tiny)
     denoise = FAMILY.sampling.denoiser(model, Condition(per_frame=True), None)
     given, mask = torch.zeros(SHAPE), torch.zeros(1, 1, *SHAPE[2:])
@@ -140,11 +143,11 @@ def test_reconstruction_guidance_does_nothing_to_a_model_that_sees_frames_alone(
 
 
 @pytest.mark.parametrize("kind", ["first", "ends", "prefix", "suffix", "frames", "region", "all"])
-def test_what_is_given_is_held_by_guidance(tiny: Config, kind: str) -> None:
+def test_given_pixels_are_held_by_guidance(tiny: Config, kind: str) -> None:
     assert FAMILY.sampling.honours(tiny, kind) == ("reconstruction", "replacement")
 
 
-def test_a_class_conditional_model_takes_its_class_names_as_prompts(tiny: Config) -> None:
+def test_a_class_conditional_model_accepts_class_names_as_prompts(tiny: Config) -> None:
     config = replace(tiny, text="none", words=(), classes=("juggling", "archery"))
     model = system(config)
     FAMILY.sampling.check(config, Request(prompt="Archery"))
@@ -155,21 +158,23 @@ def test_a_class_conditional_model_takes_its_class_names_as_prompts(tiny: Config
 
 
 @pytest.mark.parametrize(
-    ("request_", "said"),
+    ("request_", "message"),
     [
         (Request(prompt="a ball"), "without text"),
         (Request(negative_prompt="blur"), "without text"),
-        (Request(guidance=3.0), "guidance must be 1"),
+        (Request(guidance=3.0), "supports no guidance"),
         (Request(extra={"motion_bucket": 3}), "motion_bucket"),
         (Request(extra={"per_frame": "yes"}), "true or false"),
     ],
 )
-def test_what_an_unconditional_model_cannot_do_is_refused(tiny: Config, request_: Request, said: str) -> None:
-    with pytest.raises(BadRequest, match=said):
+def test_unsupported_options_of_an_unconditional_model_are_rejected(
+    tiny: Config, request_: Request, message: str
+) -> None:
+    with pytest.raises(BadRequest, match=message):
         FAMILY.sampling.check(replace(tiny, text="none", words=()), request_)
 
 
-def test_blocks_are_the_stages_and_hold_most_of_the_weights(tiny: Config) -> None:
+def test_blocks_are_the_resolution_levels_and_hold_most_of_the_weights(tiny: Config) -> None:
     model = FAMILY.build(tiny)
     blocks = FAMILY.blocks(model)
     assert all(isinstance(block, UNetLevel) for block in blocks)
@@ -177,7 +182,7 @@ def test_blocks_are_the_stages_and_hold_most_of_the_weights(tiny: Config) -> Non
     assert held > 0.5 * sum(p.numel() for p in model.parameters())
 
 
-def test_tiny_samples_a_finite_clip_with_its_own_defaults(tiny: Config) -> None:
+def test_tiny_samples_a_finite_clip_with_its_defaults(tiny: Config) -> None:
     model = system(tiny)
     request = with_defaults(model, Request(seed=1))
     denoise = model.denoiser(conditioned(model, request).branches["positive"])

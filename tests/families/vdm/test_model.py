@@ -30,7 +30,7 @@ def moved(z_BCTHW: Tensor, frame: int) -> Tensor:
 
 
 def change(model: VideoUNet, frame: int, **options: int) -> list[float]:
-    """How much each output frame changes (largest absolute difference) when one input frame does."""
+    """Largest absolute change of each output frame when one input frame changes."""
     z = noisy()
     with torch.no_grad():
         before, after = model(z, level(), **options), model(moved(z, frame), level(), **options)
@@ -38,16 +38,14 @@ def change(model: VideoUNet, frame: int, **options: int) -> list[float]:
 
 
 @pytest.mark.parametrize("frame", range(FRAMES))
-def test_with_all_frames_independent_a_changed_one_changes_the_others_by_exactly_zero(
-    lively: Lively, frame: int
-) -> None:
+def test_independent_frames_do_not_affect_each_other(lively: Lively, frame: int) -> None:
     found = change(lively(), frame, independent=FRAMES)
     assert found[frame] > 1e-3
     assert [c for i, c in enumerate(found) if i != frame] == [0.0] * (FRAMES - 1)
 
 
 @pytest.mark.parametrize("frame", range(FRAMES))
-def test_appended_images_and_the_clip_leak_exactly_nothing_into_each_other(lively: Lively, frame: int) -> None:
+def test_appended_images_and_the_clip_do_not_affect_each_other(lively: Lively, frame: int) -> None:
     clip = 3
     found = change(lively(), frame, independent=FRAMES - clip)
     reached = [i < clip if frame < clip else i == frame for i in range(FRAMES)]
@@ -55,7 +53,7 @@ def test_appended_images_and_the_clip_leak_exactly_nothing_into_each_other(livel
     assert all(c == 0.0 for c, r in zip(found, reached, strict=True) if not r)
 
 
-def test_frames_of_a_clip_do_see_each_other(lively: Lively) -> None:
+def test_frames_of_a_clip_affect_each_other(lively: Lively) -> None:
     assert min(change(lively(), 2)) > 1e-6
 
 
@@ -75,7 +73,7 @@ def test_an_appended_image_equals_the_image_alone(lively: Lively) -> None:
         )
 
 
-def test_a_still_clip_gives_equal_frames(lively: Lively) -> None:
+def test_a_static_clip_gives_equal_frames(lively: Lively) -> None:
     z = noisy(1).expand(-1, -1, FRAMES, -1, -1)
     with torch.no_grad():
         out = lively()(z, level())
@@ -89,7 +87,7 @@ def test_the_order_of_frames_matters(lively: Lively) -> None:
 
 
 def test_convolutions_and_norms_never_mix_frames(lively: Lively) -> None:
-    """Without the temporal attentions nothing is left through which frames could meet."""
+    """With temporal attention zeroed, frames cannot interact."""
     model = lively()
     for module in model.modules():
         if isinstance(module, TemporalAttention):
@@ -115,7 +113,7 @@ def test_batch_items_are_independent(lively: Lively) -> None:
             torch.testing.assert_close(both[i : i + 1], alone, rtol=0, atol=1e-12)
 
 
-def test_one_level_and_condition_a_clip_equal_the_same_given_frame_by_frame(lively: Lively) -> None:
+def test_per_clip_and_per_frame_levels_and_conditions_agree(lively: Lively) -> None:
     model, z = lively(), noisy()
     cond = torch.randn(1, 48, dtype=torch.float64)
     with torch.no_grad():
@@ -131,8 +129,8 @@ def test_the_output_depends_continuously_on_log_snr(lively: Lively) -> None:
     assert 0 < (near - at).abs().max() < 0.05 * (far - at).abs().max()
 
 
-def test_relative_positions_are_shaws_logits_clipped_at_reach() -> None:
-    """Against the formula written out, one head and position at a time."""
+def test_temporal_attention_matches_shaws_formula() -> None:
+    """Compares with the formula written out for one head and position at a time."""
     torch.manual_seed(0)
     frames, reach, channels, head = 6, 3, 8, 4
     attention = TemporalAttention(channels, head, reach).double()
@@ -155,18 +153,18 @@ def test_relative_positions_are_shaws_logits_clipped_at_reach() -> None:
     torch.testing.assert_close(attention(x, frames, frames), x + attention.out(mixed), rtol=0, atol=1e-12)
 
 
-def test_pooled_text_ignores_padding_and_sees_every_word() -> None:
+def test_pooling_ignores_padding_and_uses_every_word() -> None:
     torch.manual_seed(0)
     pool = AttentionPool(32, 16).double()
     text, keep = torch.randn(1, 4, 32, dtype=torch.float64), torch.tensor([[True, True, True, False]])
-    for i, seen in enumerate(keep[0].tolist()):
+    for i, kept in enumerate(keep[0].tolist()):
         other = text.clone()
         other[:, i] += torch.randn(32, dtype=torch.float64)
         moved_by = (pool(other, keep) - pool(text, keep)).abs().max().item()
-        assert (moved_by > 0) == seen
+        assert (moved_by > 0) == kept
 
 
-def test_dropped_captions_are_the_null_itself(lively: Lively) -> None:
+def test_dropped_captions_encode_as_the_null(lively: Lively) -> None:
     model = lively()
     ids = torch.tensor([[5, 6, 0], [5, 6, 0]])
     cond = model.encode(*model.reader(ids), drop_B=torch.tensor([True, False]))
@@ -176,7 +174,7 @@ def test_dropped_captions_are_the_null_itself(lively: Lively) -> None:
         torch.testing.assert_close(model(noisy(), level(), cond[:1]), model(noisy(), level()), rtol=0, atol=0)
 
 
-def test_an_unconditional_network_has_no_null_and_runs(lively: Lively) -> None:
+def test_an_unconditional_network_has_no_conditioning_layers(lively: Lively) -> None:
     model = lively(text="none", words=())
     assert not [name for name, _ in model.named_parameters() if name.startswith(("null", "mix", "pool", "reader"))]
     assert model(noisy(), level()).shape == noisy().shape
@@ -189,7 +187,7 @@ def test_other_frame_counts_and_sizes_run(lively: Lively, frames: int, height: i
         assert lively()(z, level(0.0, 1.0)).shape == z.shape
 
 
-def test_the_very_first_step_has_a_gradient_for_every_parameter(tiny: Config) -> None:
+def test_every_parameter_has_a_gradient_at_the_first_step(tiny: Config) -> None:
     torch.manual_seed(0)
     model = VideoUNet(tiny)
     ids = torch.tensor([[5, 6, 7], [8, 9, 0]])
@@ -199,8 +197,8 @@ def test_the_very_first_step_has_a_gradient_for_every_parameter(tiny: Config) ->
     assert without == []
 
 
-def test_tiny_gives_the_recorded_numbers(tiny: Config) -> None:
-    """An accidental change of the network shows here. Every weight is from a closed formula, no generator."""
+def test_tiny_gives_the_recorded_values(tiny: Config) -> None:
+    """Detects accidental changes of the network. Every weight comes from a closed formula, not a generator."""
     model = VideoUNet(tiny).double().eval()
     with torch.no_grad():
         for i, parameter in enumerate(model.parameters()):

@@ -20,15 +20,15 @@ def batch(size: int = 2, images: int = 0, frames: int = 4, captions: tuple[str, 
     mask = torch.zeros(size, 1, frames, 16, 16)
     if not images:
         return Batch(video, captions[:size], mask)
-    pictures = torch.rand(size, images, 3, 16, 16, generator=g, dtype=torch.float64) * 2 - 1
-    return Batch(video, captions[:size], mask, pictures, [["a blue box", ""][:images]] * size)
+    image_BKCHW = torch.rand(size, images, 3, 16, 16, generator=g, dtype=torch.float64) * 2 - 1
+    return Batch(video, captions[:size], mask, image_BKCHW, [["a blue box", ""][:images]] * size)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_one_training_step_with_dropped_text_moves_the_null_condition(tiny: Config) -> None:
+def test_dropped_captions_train_the_null_condition(tiny: Config) -> None:
     torch.manual_seed(0)
     model = VideoUNet(tiny).double()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -39,7 +39,7 @@ def test_one_training_step_with_dropped_text_moves_the_null_condition(tiny: Conf
     assert model.null.abs().max() > 0
 
 
-def test_without_dropped_text_the_null_condition_is_not_trained(tiny: Config) -> None:
+def test_the_null_condition_is_not_trained_without_dropped_captions(tiny: Config) -> None:
     torch.manual_seed(0)
     model = VideoUNet(tiny).double()
     recipe.loss(model, tiny, batch(captions=("a red ball", "a blue box")), seeded()).mean().backward()
@@ -48,7 +48,7 @@ def test_without_dropped_text_the_null_condition_is_not_trained(tiny: Config) ->
 
 @pytest.mark.parametrize("images", [0, 2])
 @pytest.mark.parametrize("target", ["eps", "v"])
-def test_the_loss_has_one_number_a_clip_and_is_seeded(tiny: Config, lively: Lively, target: str, images: int) -> None:
+def test_the_loss_is_per_clip_and_deterministic(tiny: Config, lively: Lively, target: str, images: int) -> None:
     config, model = replace(tiny, target=target), lively()
     first, again, other = (recipe.loss(model, config, batch(images=images), seeded(s)) for s in (0, 0, 1))
     assert first.shape == (2,)
@@ -57,10 +57,10 @@ def test_the_loss_has_one_number_a_clip_and_is_seeded(tiny: Config, lively: Live
 
 
 def test_eps_and_v_losses_of_a_perfect_network_are_zero(tiny: Config) -> None:
-    told = batch(images=2)
+    data = batch(images=2)
 
     class Perfect(torch.nn.Module):
-        """Knows the data: answers with the exact target of what it is shown."""
+        """Returns the exact target, computed from the clean data."""
 
         def __init__(self, config: Config) -> None:
             super().__init__()
@@ -69,7 +69,7 @@ def test_eps_and_v_losses_of_a_perfect_network_are_zero(tiny: Config) -> None:
         def forward(self, z: torch.Tensor, log_snr: torch.Tensor, cond: None, *, independent: int) -> torch.Tensor:
             assert cond is None
             assert independent == 2
-            x0 = torch.cat([told.video, told.images.transpose(1, 2)], dim=2)
+            x0 = torch.cat([data.video, data.images.transpose(1, 2)], dim=2)
             level = recipe.SCHEDULE.at(log_snr.flatten())
             alpha, sigma = (part.reshape(2, 1, -1, 1, 1) for part in (level.alpha, level.sigma))
             eps = (z - alpha * x0) / sigma
@@ -77,31 +77,31 @@ def test_eps_and_v_losses_of_a_perfect_network_are_zero(tiny: Config) -> None:
 
     for target in ("eps", "v"):
         config = replace(tiny, target=target, text="none", words=(), min_snr=0.0)
-        assert recipe.loss(Perfect(config), config, told, seeded()).max() < 1e-6
+        assert recipe.loss(Perfect(config), config, data, seeded()).max() < 1e-6
 
 
-def test_other_pictures_leave_the_clips_prediction_the_same_to_the_last_bit(tiny: Config, lively: Lively) -> None:
-    model, told, seen = lively(), batch(images=2), []
-    model.register_forward_hook(lambda _module, _input, output: seen.append(output[:, :, : told.video.shape[2]]))
-    losses = [recipe.loss(model, tiny, each, seeded()) for each in (told, replace(told, images=-told.images))]
-    assert torch.equal(seen[0], seen[1])
+def test_appended_images_do_not_change_the_clips_prediction(tiny: Config, lively: Lively) -> None:
+    model, data, outputs = lively(), batch(images=2), []
+    model.register_forward_hook(lambda _module, _input, output: outputs.append(output[:, :, : data.video.shape[2]]))
+    losses = [recipe.loss(model, tiny, each, seeded()) for each in (data, replace(data, images=-data.images))]
+    assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(losses[0], losses[1])
 
 
-def test_min_snr_weighting_lowers_the_weight_of_nearly_clean_clips(tiny: Config, lively: Lively) -> None:
-    model, told = lively(), batch()
-    plain, weighted = (recipe.loss(model, replace(tiny, min_snr=g), told, seeded()) for g in (0.0, 5.0))
+def test_min_snr_weighting_lowers_the_loss_of_nearly_clean_clips(tiny: Config, lively: Lively) -> None:
+    model, data = lively(), batch()
+    plain, weighted = (recipe.loss(model, replace(tiny, min_snr=g), data, seeded()) for g in (0.0, 5.0))
     assert bool((weighted < plain).all())
 
 
-def test_steps_on_one_draw_of_noise_lower_its_loss(tiny: Config) -> None:
+def test_training_on_fixed_noise_lowers_the_loss(tiny: Config) -> None:
     torch.manual_seed(0)
-    model, told = VideoUNet(tiny), batch()
-    told = replace(told, video=told.video.float())
+    model, data = VideoUNet(tiny), batch()
+    data = replace(data, video=data.video.float())
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(12):
-        loss = recipe.loss(model, tiny, told, seeded()).mean()
+        loss = recipe.loss(model, tiny, data, seeded()).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -109,7 +109,7 @@ def test_steps_on_one_draw_of_noise_lower_its_loss(tiny: Config) -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_the_papers_training_is_in_the_recipes() -> None:
+def test_training_settings_match_the_paper() -> None:
     large, ucf = recipe.recipe(presets()["text-large"]), recipe.recipe(presets()["ucf101"])
     assert (large.steps, large.images, large.text_drop) == (700_000, 8, 0.1)
     assert (ucf.steps, ucf.batch, ucf.learning_rate, ucf.text_drop) == (60_000, 128, 3e-4, 0.0)

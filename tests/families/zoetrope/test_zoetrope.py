@@ -1,4 +1,4 @@
-"""Zoetrope: its network's claims."""
+"""Zoetrope's network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tiny() -> Zoetrope:
     torch.manual_seed(0)
     model = FAMILY.build(FAMILY.presets["tiny"]).double().eval()
     with torch.no_grad():
-        for p in model.parameters():  # zero-initialised layers would make every claim trivially true
+        for p in model.parameters():  # zero-initialised layers would make the tests trivial
             p.add_(torch.randn_like(p) * 0.1)
     return model
 
@@ -53,7 +53,7 @@ def inputs(batch: int = 2) -> dict[str, torch.Tensor]:
     }
 
 
-def test_parameters_of_the_embedded_size_fit_twelve_megabytes_in_half_precision() -> None:
+def test_float16_weights_are_under_twelve_megabytes() -> None:
     with torch.device("meta"):
         count = sum(p.numel() for p in FAMILY.build(FAMILY.presets["base"]).parameters())
     assert count * 2 < 12_000_000
@@ -68,7 +68,7 @@ def test_padding_changes_nothing(tiny: Zoetrope) -> None:
         assert torch.allclose(both[row : row + 1], alone, atol=1e-10)
 
 
-def test_pixels_not_given_do_not_enter_through_the_canvas(tiny: Zoetrope) -> None:
+def test_unknown_canvas_pixels_are_ignored(tiny: Zoetrope) -> None:
     given = inputs()
     other = {**given, "given_BCTHW": given["given_BCTHW"] + 1}
     assert torch.equal(x0(tiny, **given), x0(tiny, **other))
@@ -76,7 +76,7 @@ def test_pixels_not_given_do_not_enter_through_the_canvas(tiny: Zoetrope) -> Non
     assert not torch.allclose(x0(tiny, **given), x0(tiny, **other))
 
 
-def test_per_frame_keeps_temporal_patches_exactly_apart(tiny: Zoetrope) -> None:
+def test_per_frame_isolates_temporal_patches(tiny: Zoetrope) -> None:
     given = inputs()
     moved = {**given, "z_BCTHW": given["z_BCTHW"].clone()}
     moved["z_BCTHW"][:, :, 4:] += 1  # the second temporal patch of four frames
@@ -87,71 +87,71 @@ def test_per_frame_keeps_temporal_patches_exactly_apart(tiny: Zoetrope) -> None:
     assert (joined[:4] > 0).all()
 
 
-def test_the_prompt_reaches_the_output_through_both_ways(tiny: Zoetrope) -> None:
+def test_the_prompt_changes_the_output(tiny: Zoetrope) -> None:
     given = inputs()
     other = {**given, "ids_BL": given["ids_BL"].roll(1, 0)}
     assert not torch.allclose(x0(tiny, **given), x0(tiny, **other))
 
 
-def test_reading_is_cross_entropy_of_the_scene_and_clips_without_one_count_nothing() -> None:
-    made = [playroom.sample(i, frames=8, height=16, width=16).scene for i in range(2)]
+def test_reading_loss_is_cross_entropy_and_zero_without_a_scene() -> None:
+    samples = [playroom.sample(i, frames=8, height=16, width=16).scene for i in range(2)]
     grid = FAMILY.presets["tiny"].grid
-    classes = [torch.from_numpy(labels.on_grid(scene, grid)).flatten(1) for scene in made]
+    classes = [torch.from_numpy(labels.on_grid(scene, grid)).flatten(1) for scene in samples]
     even = torch.zeros(2, classes[0].shape[1], sum(labels.CLASSES))
     chance = sum(math.log(n) for n in labels.CLASSES)
-    assert reading.reading_loss(even, made, grid, camera=False).tolist() == pytest.approx([chance, chance], rel=1e-5)
-    told = torch.cat([F.one_hot(torch.stack([c[i] for c in classes]), n) for i, n in enumerate(labels.CLASSES)], -1)
-    assert reading.reading_loss(50.0 * told, made, grid, camera=False).max() < 1e-6
-    assert reading.reading_loss(even, [None, made[1]], grid, camera=False).tolist() == pytest.approx(
+    assert reading.reading_loss(even, samples, grid, camera=False).tolist() == pytest.approx([chance, chance], rel=1e-5)
+    expected = torch.cat([F.one_hot(torch.stack([c[i] for c in classes]), n) for i, n in enumerate(labels.CLASSES)], -1)
+    assert reading.reading_loss(50.0 * expected, samples, grid, camera=False).max() < 1e-6
+    assert reading.reading_loss(even, [None, samples[1]], grid, camera=False).tolist() == pytest.approx(
         [0, chance], rel=1e-5
     )
 
 
-def test_a_folders_clips_train_every_parameter_and_scenes_change_the_loss() -> None:
+def test_clips_without_scenes_train_every_parameter() -> None:
     config = FAMILY.presets["tiny"]
     model = FAMILY.build(config)
-    made = [playroom.sample(i, frames=8, height=16, width=16) for i in range(2)]
-    video = torch.stack([torch.from_numpy(sample.video_CTHW) for sample in made])
-    plain = Batch(video, [sample.caption for sample in made], torch.zeros(2, 1, 8, 16, 16))
+    samples = [playroom.sample(i, frames=8, height=16, width=16) for i in range(2)]
+    video = torch.stack([torch.from_numpy(sample.video_CTHW) for sample in samples])
+    plain = Batch(video, [sample.caption for sample in samples], torch.zeros(2, 1, 8, 16, 16))
 
     def loss(batch: Batch) -> torch.Tensor:
         return recipe.loss(model, config, batch, torch.Generator().manual_seed(0)).mean()
 
     loss(plain).backward()
     assert all(p.grad is not None for p in model.parameters())
-    assert loss(replace(plain, scenes=[sample.scene for sample in made])) > loss(plain)
+    assert loss(replace(plain, scenes=[sample.scene for sample in samples])) > loss(plain)
 
 
-def test_pixels_about_an_object_count_more_once_it_is_found() -> None:
+def test_pixels_near_an_object_count_more_at_lower_noise() -> None:
     level = RectifiedFlow(1.0).level(torch.tensor([0.99, 0.97, 0.92, 0.5], dtype=torch.float64))
-    assert recipe.found(level).flatten().tolist() == pytest.approx([0, 0, 0.5, 1])
-    made = playroom.sample(0, frames=8, height=16, width=16)
-    on = reading.about([None, made.scene], torch.zeros(2, 3, 8, 16, 16))
+    assert recipe.localisation(level).flatten().tolist() == pytest.approx([0, 0, 0.5, 1])
+    samples = playroom.sample(0, frames=8, height=16, width=16)
+    on = reading.about([None, samples.scene], torch.zeros(2, 3, 8, 16, 16))
     assert on.shape == (2, 1, 8, 16, 16)
     assert not on[0].any()
     assert 0 < on[1].mean() < 0.6
 
 
-def test_the_sketch_is_cross_entropy_of_the_cover_and_clips_without_a_scene_count_nothing() -> None:
-    made = [playroom.sample(i, frames=8, height=16, width=16).scene for i in range(2)]
+def test_placement_loss_is_cross_entropy_and_zero_without_a_scene() -> None:
+    samples = [playroom.sample(i, frames=8, height=16, width=16).scene for i in range(2)]
     even = torch.zeros(2, 1, 8, 8, 8)
-    cover, near = recipe.covers(made, even), reading.about(made, even)
-    assert recipe.misplaced(even, cover, near, made).tolist() == pytest.approx([math.log(2)] * 2, rel=1e-5)
+    cover, near = recipe.cover_targets(samples, even), reading.about(samples, even)
+    assert recipe.placement_loss(even, cover, near, samples).tolist() == pytest.approx([math.log(2)] * 2, rel=1e-5)
     right = torch.logit(cover, 1e-6)
-    least = recipe.misplaced(right, cover, near, made)
+    least = recipe.placement_loss(right, cover, near, samples)
     for other in (right + 0.5, right - 0.5, right.roll(1, -1), right.roll(1, -2)):
-        assert (recipe.misplaced(other, cover, near, made) > least).all()
-    assert recipe.misplaced(even, cover, near, [None, made[1]])[0] == 0
+        assert (recipe.placement_loss(other, cover, near, samples) > least).all()
+    assert recipe.placement_loss(even, cover, near, [None, samples[1]])[0] == 0
 
 
-def test_pixels_count_by_the_cell_they_lie_in_and_most_where_an_outline_runs() -> None:
+def test_pixel_emphasis_is_largest_on_outlines() -> None:
     cover, near = torch.tensor([[0.0, 0.3], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 1.0]])
-    more = recipe.emphasis(cover[None, None, None], near[None, None, None], torch.zeros(1, 3, 1, 4, 4))[0, 0, 0]
-    on, edge = recipe.OBJECT, recipe.OBJECT + recipe.EDGE
+    more = recipe.pixel_emphasis(cover[None, None, None], near[None, None, None], torch.zeros(1, 3, 1, 4, 4))[0, 0, 0]
+    on, edge = recipe.OBJECT_EMPHASIS, recipe.OBJECT_EMPHASIS + recipe.EDGE_EMPHASIS
     assert more.tolist() == [[0, 0, edge, edge]] * 2 + [[on, on, on, on]] * 2
 
 
-def test_a_tokens_sketch_lies_over_its_own_frames_and_pixels(tiny: Zoetrope) -> None:
+def test_a_tokens_sketch_covers_its_frames_and_pixels(tiny: Zoetrope) -> None:
     numbered = copy.deepcopy(tiny)
     nn.init.zeros_(numbered.sketch.weight)
     with torch.no_grad():
@@ -161,16 +161,16 @@ def test_a_tokens_sketch_lies_over_its_own_frames_and_pixels(tiny: Zoetrope) -> 
 
 
 @pytest.mark.parametrize("log_snr", [-6.0, 0.0, 4.0, 12.0])
-def test_input_and_drawing_are_weighted_by_their_inverse_variances(tiny: Zoetrope, log_snr: float) -> None:
+def test_input_and_estimate_are_weighted_by_inverse_variance(tiny: Zoetrope, log_snr: float) -> None:
     given = {**inputs(), "log_snr_B": torch.full((2,), log_snr, dtype=torch.float64)}
-    silent = _silent(tiny, shown=-1e9)
+    silent = _without_estimate(tiny, shown=-1e9)
     alpha2, sigma2 = 1 / (1 + math.exp(-log_snr)), 1 / (1 + math.exp(log_snr))
     weight = (alpha2 / sigma2) / (alpha2 / sigma2 + 1 / 0.02**2)
     assert torch.allclose(x0(silent, **given), given["z_BCTHW"] * weight / alpha2**0.5, atol=1e-12)
 
 
-def _silent(model: Zoetrope, shown: float) -> Zoetrope:
-    """The model that draws nothing, with ``shown`` for the logits of the backdrop's share."""
+def _without_estimate(model: Zoetrope, shown: float) -> Zoetrope:
+    """Copy the model with zero estimates and with ``shown`` as the logits of the backdrop's share."""
     silent = copy.deepcopy(model)
     for layer in (silent.out, silent.backdrop.out, silent.backdrop.share):
         nn.init.zeros_(layer.weight)
@@ -179,23 +179,25 @@ def _silent(model: Zoetrope, shown: float) -> Zoetrope:
     return silent
 
 
-def test_the_backdrop_keeps_the_mean_of_the_frames_by_its_inverse_variance(tiny: Zoetrope) -> None:
+def test_the_backdrop_weights_the_mean_of_frames_by_inverse_variance(tiny: Zoetrope) -> None:
     given = {**inputs(), "log_snr_B": torch.full((2,), 5.0, dtype=torch.float64)}
     alpha2, sigma2 = 1 / (1 + math.exp(-5)), 1 / (1 + math.exp(5))
     weight = (alpha2 / sigma2 * 8) / (
         alpha2 / sigma2 * 8 + 1 / 0.02**2
     )  # the mean of 8 frames has an eighth of the noise
     mean = given["z_BCTHW"].mean(2, keepdim=True).expand_as(given["z_BCTHW"])
-    assert torch.allclose(x0(_silent(tiny, shown=1e3), **given), mean * weight / alpha2**0.5, atol=1e-12)
+    assert torch.allclose(x0(_without_estimate(tiny, shown=1e3), **given), mean * weight / alpha2**0.5, atol=1e-12)
 
 
-def test_what_the_backdrop_shows_is_alike_in_all_frames_or_in_those_that_see_each_other(tiny: Zoetrope) -> None:
-    changes = [tiny(**inputs(), per_frame=apart).still.diff(dim=2).abs().amax((0, 1, 3, 4)) for apart in (False, True)]
+def test_the_backdrop_is_equal_in_all_frames_that_are_processed_together(tiny: Zoetrope) -> None:
+    changes = [
+        tiny(**inputs(), per_frame=apart).backdrop.diff(dim=2).abs().amax((0, 1, 3, 4)) for apart in (False, True)
+    ]
     assert changes[0].eq(0).all()
     assert (changes[1] > 0).nonzero().tolist() == [[3]]  # from the fourth frame to the fifth
 
 
-def test_the_clip_is_drawing_and_backdrop_by_the_backdrops_share(tiny: Zoetrope) -> None:
+def test_the_clip_blends_estimate_and_backdrop_by_the_share(tiny: Zoetrope) -> None:
     given, logit = inputs(), math.log(3)
     shown = {}
     for name, value in (("drawing", -1e9), ("both", logit), ("backdrop", 1e3)):
@@ -208,7 +210,7 @@ def test_the_clip_is_drawing_and_backdrop_by_the_backdrops_share(tiny: Zoetrope)
     assert not torch.allclose(shown["drawing"], shown["backdrop"], atol=0.1)
 
 
-def test_the_backdrops_share_starts_as_where_the_sketch_has_no_object() -> None:
+def test_the_initial_share_is_the_complement_of_the_sketch() -> None:
     backdrop = FAMILY.build(FAMILY.presets["tiny"]).backdrop
     sketch = torch.randn(1, 8, 4, 4, 4)
     fine = torch.randn(1, 8, 4, 4, 16)
@@ -218,14 +220,14 @@ def test_the_backdrops_share_starts_as_where_the_sketch_has_no_object() -> None:
         assert torch.allclose(share[0, 0, :, y, x], expected, atol=1e-6)
 
 
-def test_the_share_is_taught_as_cross_entropy_mostly_about_objects() -> None:
+def test_share_loss_is_cross_entropy_weighted_toward_objects() -> None:
     ground, near = torch.tensor([0.0, 1.0, 1.0, 1.0]), torch.tensor([1.0, 1.0, 0.0, 0.0])
     logits = torch.tensor([-50.0, 0.0, 50.0, 0.0])
-    made = recipe.unparted(*(t.view(1, 1, 1, 2, 2) for t in (logits, ground, near)))
-    assert made.item() == pytest.approx(math.log(2) * 1.1 / 2.2, rel=1e-5)
+    samples = recipe.share_loss(*(t.view(1, 1, 1, 2, 2) for t in (logits, ground, near)))
+    assert samples.item() == pytest.approx(math.log(2) * 1.1 / 2.2, rel=1e-5)
 
 
-def test_a_place_block_sees_no_other_place_and_starts_near_the_identity() -> None:
+def test_a_place_block_is_local_and_starts_near_the_identity() -> None:
     torch.manual_seed(0)
     block, cond = PlaceBlock(16, 64, 8).double(), torch.randn(1, 8, dtype=torch.float64)
     x = torch.randn(1, 2, 3, 3, 16, dtype=torch.float64)
@@ -238,25 +240,25 @@ def test_a_place_block_sees_no_other_place_and_starts_near_the_identity() -> Non
 
 
 @pytest.mark.parametrize(("how", "starts"), [({"window": 8, "overlap": 4}, (0, 4, 8)), ({"overlap": 4}, (0, 4, 8))])
-def test_a_part_of_a_long_clip_is_shown_what_is_given_of_its_own_frames(how, starts, monkeypatch) -> None:  # noqa: ANN001
-    """In every second frame a row is given, in each another."""
+def test_windows_and_blocks_are_conditioned_on_their_own_given_frames(how, starts, monkeypatch) -> None:  # noqa: ANN001
+    """Every second frame has one given row, a different one each time."""
     mask = torch.zeros(1, 1, 16, 16, 16)
     for frame in range(0, 16, 2):
         mask[:, :, frame, frame] = 1
     canvas = Canvas.of(torch.randn(1, 3, 16, 16, 16).clamp(-1, 1) * mask, mask)
     monkeypatch.setitem(tasks.TASKS, "inpaint", tasks.Task(lambda r: r, lambda _r, _e: canvas))
-    model, seen = load("zoetrope", preset="tiny"), []
-    model.system.model.register_forward_pre_hook(lambda _m, args: seen.append([x.clone() for x in args[3:5]]))
+    model, inputs_ = load("zoetrope", preset="tiny"), []
+    model.system.model.register_forward_pre_hook(lambda _m, args: inputs_.append([x.clone() for x in args[3:5]]))
     model.run(
         Request(task="inpaint", prompt="a ball", steps=1, seed=1, guidance=1.0, frames=16, sampler="euler", **how)
     )
-    assert len(seen) == 3
-    made = torch.zeros(16, dtype=torch.bool)  # by the block before, which is given whole
-    for (given, told), start in zip(seen, starts, strict=True):
+    assert len(inputs_) == 3
+    generated = torch.zeros(16, dtype=torch.bool)  # frames of earlier blocks are fully given
+    for (given, known), start in zip(inputs_, starts, strict=True):
         frames = torch.arange(start, start + 8)
-        own = frames[~made[frames]]
+        own = frames[~generated[frames]]
         assert torch.equal(given[:, :, own - start], canvas.video[:, :, own])
-        assert torch.equal(told[:, :, own - start], mask[:, :, own])
+        assert torch.equal(known[:, :, own - start], mask[:, :, own])
         if "window" not in how:
-            assert bool(told[:, :, made[frames]].all())
-            made[frames] = True
+            assert bool(known[:, :, generated[frames]].all())
+            generated[frames] = True

@@ -1,8 +1,8 @@
-"""The playroom: a procedural world of short captioned clips with known scene graphs.
+"""The playroom: procedurally rendered short clips with captions and scene graphs.
 
 ``sample(seed)`` renders a clip of textured shapes and letters that roll, bounce, swing, orbit,
 spin, grow, shrink, fade, chase and collide, at any size, frame count and fps, with its caption and
-its scene graph. It needs numpy and Pillow only.
+its scene graph. It needs only numpy and Pillow.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kinema.data.playroom.backdrop import draw_backdrop
+from kinema.data.playroom.backdrop import random_backdrop
 from kinema.data.playroom.grammar import (
     BACKGROUNDS,
     CAMERAS,
@@ -30,14 +30,25 @@ from kinema.data.playroom.grammar import (
     Meaning,
     NamedObject,
     Split,
-    draw,
     phrase,
+    random_meaning,
     vocabulary,
 )
 from kinema.data.playroom.parse import parse
 from kinema.data.playroom.prompts import prompts
-from kinema.data.playroom.render import draw_coat, render
-from kinema.data.playroom.scene import RGB, Scene, Track, View, film, layout, make_track, motions, seen, tint
+from kinema.data.playroom.render import random_surface, render
+from kinema.data.playroom.scene import (
+    RGB,
+    Scene,
+    Track,
+    View,
+    layout,
+    make_camera,
+    make_track,
+    motions,
+    through_camera,
+    tint,
+)
 from kinema.data.playroom.settings import Playroom
 from kinema.schema import BadRequest
 
@@ -48,7 +59,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKGROUNDS", "CAMERAS", "COLOURS", "DIRECTIONS", "LETTERS", "MOTIONS", "RELATIONS", "RGB", "SHAPES",
-    "Meaning", "Playroom", "Sample", "Scene", "NamedObject", "Track", "parse", "phrase", "prompts", "sample", "vocabulary",
+    "Meaning", "NamedObject", "Playroom", "Sample", "Scene", "Track",
+    "parse", "phrase", "prompts", "sample", "vocabulary",
 ]  # fmt: skip
 
 _FIXED: dict[str, Sequence[str]] = {
@@ -70,7 +82,7 @@ _FIXED: dict[str, Sequence[str]] = {
 
 @dataclass(frozen=True)
 class Sample:
-    """A clip: pixels ``[3, T, H, W]`` float32 in [-1, 1], its caption and its scene graph."""
+    """A clip: pixels ``[3, T, H, W]`` float32 in [-1, 1], caption and scene graph."""
 
     video_CTHW: Floats
     caption: str
@@ -88,59 +100,60 @@ def sample(
     split: Split = "train",
     **fixed: str,
 ) -> Sample:
-    """One clip of the playroom; the same arguments give the same clip everywhere.
+    """Render one clip; the same arguments give the same clip on every platform.
 
-    ``fixed`` sets parts of the meaning by name (``colour="red"``, ``motion="rolls right"``, see
-    ``Meaning``), or all of it with ``caption="a red ball rolls right"``, which is then kept word for
-    word and not held to the split. A seed shows the same scene at every size, length and fps: a
-    directed motion takes the whole clip, periods are in seconds. Raises ``BadRequest`` for sizes
-    below 1, unknown names, and a combination that is not in the split.
+    ``fixed`` sets fields of the meaning by name (``colour="red"``, ``motion="rolls right"``, see
+    ``Meaning``), or all of them with ``caption="a red ball rolls right"``, which is kept verbatim and
+    not restricted to the split. A seed gives the same scene at every size, length and fps: a directed
+    motion spans the whole clip, periods are in seconds. Raises ``BadRequest`` for sizes below 1,
+    unknown names, and a combination that is not in the split.
     """
     if min(frames, height, width) < 1 or fps <= 0:
         raise BadRequest(
-            f"playroom: frames, height, width and fps must be positive, got {frames}, {height}, {width}, {fps}"
+            f"playroom: frames, height, width and fps are {frames}, {height}, {width}, {fps}; expected positive values"
         )
     if grammar not in ("simple", "full", "mixed") or split not in ("train", "held-out", "all"):
         raise BadRequest(
-            f"playroom: grammar is simple, full or mixed and split train, held-out or all, got {grammar!r}, {split!r}"
+            f"playroom: grammar is {grammar!r} and split {split!r}; "
+            "expected simple, full or mixed, and train, held-out or all"
         )
     rng = np.random.default_rng(seed)
     caption = fixed.pop("caption", None)
     if caption is not None:
-        said = parse(caption)
-        if said is None or fixed:
+        parsed = parse(caption)
+        if parsed is None or fixed:
             raise BadRequest(
                 f"playroom: caption {caption!r} is not in the grammar"
-                if said is None
+                if parsed is None
                 else f"playroom: caption cannot be combined with {', '.join(fixed)}"
             )
-        meaning = said
+        meaning = parsed
     else:
         _check(fixed)
-        meaning = draw(rng, grammar, split, fixed)
+        meaning = random_meaning(rng, grammar, split, fixed)
         caption = phrase(meaning, rng, RARE_SYNONYM if grammar == "simple" else COMMON_SYNONYM)
-    return stage(meaning, caption, View(frames, height, width, fps), rng)
+    return render_meaning(meaning, caption, View(frames, height, width, fps), rng)
 
 
-def stage(meaning: Meaning, caption: str, view: View, rng: np.random.Generator) -> Sample:
-    """A clip of this meaning: what the meaning leaves open is drawn from ``rng``."""
+def render_meaning(meaning: Meaning, caption: str, view: View, rng: np.random.Generator) -> Sample:
+    """Render a clip of a meaning; everything the meaning leaves open is sampled from ``rng``."""
     things = [meaning.thing, *([meaning.second] if meaning.second else [])]
-    backdrop = draw_backdrop(meaning.background, [thing.colour for thing in things], meaning.camera is not None, rng)
+    backdrop = random_backdrop(meaning.background, [thing.colour for thing in things], meaning.camera is not None, rng)
     raw = layout(meaning, backdrop.name, view, rng)
-    camera = film(meaning.camera, view)
+    camera = make_camera(meaning.camera, view)
     tracks = [
-        seen(make_track(thing, motion, track, tint(thing.colour, rng)), camera)
+        through_camera(make_track(thing, motion, track, tint(thing.colour, rng)), camera)
         for thing, motion, track in zip(things, motions(meaning, raw), raw, strict=True)
     ]
-    coats = [draw_coat(track, rng) for track in tracks]
+    surfaces = [random_surface(track, rng) for track in tracks]
     order = [0, 1][: len(tracks)]
-    video, tracks = render(tracks, coats, backdrop, camera, view, order)
+    video, tracks = render(tracks, surfaces, backdrop, camera, view, order)
     return Sample(video, caption, Scene(tuple(tracks), backdrop.name, camera.name, meaning.relation, view.fps))
 
 
 def _check(fixed: dict[str, str]) -> None:
     for key, value in fixed.items():
         if key not in _FIXED:
-            raise BadRequest(f"playroom: {key!r} cannot be fixed, expected one of {', '.join([*_FIXED, 'caption'])}")
+            raise BadRequest(f"playroom: {key!r} cannot be fixed; expected one of {', '.join([*_FIXED, 'caption'])}")
         if value not in _FIXED[key]:
-            raise BadRequest(f"playroom: {key} {value!r} is unknown, expected one of {', '.join(_FIXED[key])}")
+            raise BadRequest(f"playroom: unknown {key} {value!r}; expected one of {', '.join(_FIXED[key])}")

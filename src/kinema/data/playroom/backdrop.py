@@ -1,6 +1,6 @@
-"""Backgrounds: a mix of two colours over the plane, fixed to the world while the camera moves.
+"""Backgrounds: patterns of two colours that stay fixed in the scene while the camera moves.
 
-Points are measured from the middle of the frame in shorter sides, y down.
+Coordinates are relative to the centre of the frame, in shorter sides, y down.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PLAIN: dict[str, Colour] = {
 
 @dataclass(frozen=True)
 class Backdrop:
-    """A background: its kind, its two colours, and the numbers that place its pattern."""
+    """A background: its name, two colours, and the parameters of its pattern."""
 
     name: str
     first: Colour
@@ -49,14 +49,14 @@ class Backdrop:
         return self.name.split(" ")[0] if self.name.startswith("plain") else self.name
 
 
-def draw_backdrop(named: str | None, colours: list[str], lively: bool, rng: np.random.Generator) -> Backdrop:
-    """The named background, or one that suits the objects' colours and leaves them easy to see.
+def random_backdrop(named: str | None, colours: list[str], patterned: bool, rng: np.random.Generator) -> Backdrop:
+    """A background of the given name, or a random one that contrasts with the objects' colours.
 
-    ``lively`` keeps to patterns, so that a camera motion shows.
+    ``patterned`` excludes plain backgrounds, so that camera motion is visible.
     """
     u = rng.random(10)
     table = rng.random((3, 16, 16), dtype=np.float32)
-    name = named or _unnamed(colours, lively, u)
+    name = named or _unnamed(colours, patterned, u)
     first = _muted(colours, u[1], u[2], u[3])
     if name.startswith("plain "):
         first = second = _PLAIN[name[6:]]
@@ -72,9 +72,9 @@ def draw_backdrop(named: str | None, colours: list[str], lively: bool, rng: np.r
     )
 
 
-def _unnamed(colours: list[str], lively: bool, u: Draws) -> str:
+def _unnamed(colours: list[str], patterned: bool, u: Draws) -> str:
     clash = {"green", "blue", "cyan", "white"} & set(colours)
-    if lively:
+    if patterned:
         return TEXTURES[int(u[0] * len(TEXTURES))] if clash or u[9] < 0.7 else GROUND
     if u[0] < 0.42 or (u[0] >= 0.87 and clash):
         return "plain"
@@ -86,7 +86,7 @@ def _unnamed(colours: list[str], lively: bool, u: Draws) -> str:
 
 
 def _muted(colours: list[str], tone: float, hue: float, value: float) -> Colour:
-    """A low-saturation colour, far in hue from the first object's and darker than white."""
+    """A low-saturation colour, distant in hue from the first object and darker than white."""
     bright = 0.55 if "white" in colours else 0.85
     own = colorsys.rgb_to_hsv(*RGB[colours[0]])[0]
     saturation = 0.0 if tone < 0.3 else 0.16 * tone
@@ -99,7 +99,7 @@ def _near(colour: Colour, u: float) -> Colour:
 
 
 def _other_tone(colour: Colour, contrast: float, colours: list[str]) -> Colour:
-    """A lighter or darker tone, whichever has room; never near white beside a white object."""
+    """A lighter or darker tone, whichever is in range; never near white with a white object."""
     top = 0.6 if "white" in colours else 0.9
     up = max(colour) + contrast <= top
     target = (contrast if up else -contrast) / max(*colour, 0.05)
@@ -108,7 +108,7 @@ def _other_tone(colour: Colour, contrast: float, colours: list[str]) -> Colour:
 
 
 def paint(backdrop: Backdrop, view: View, camera: Camera) -> Floats:
-    """The background ``[3, T or 1, H, W]`` in 0 to 1: one frame where the camera stands still."""
+    """Render the background ``[3, T or 1, H, W]`` in 0 to 1: a single frame if the camera is still."""
     x = (np.arange(view.width, dtype=np.float32) + 0.5) / view.short - np.float32(0.5 * view.width / view.short)
     y = (np.arange(view.height, dtype=np.float32) + 0.5) / view.short - np.float32(0.5 * view.height / view.short)
     zoom = camera.zoom_T if camera.moves else np.ones(1, np.float32)
@@ -124,7 +124,7 @@ def paint(backdrop: Backdrop, view: View, camera: Camera) -> Floats:
 
 
 def _pattern(backdrop: Backdrop, x: Floats, y: Floats, pixels: Floats) -> Floats:
-    """How much of the second colour shows, 0 to 1; ``pixels`` is pixels a shorter side."""
+    """The weight of the second colour, 0 to 1; ``pixels`` is pixels per shorter side."""
     kind = backdrop.kind
     cos, sin = np.float32(np.cos(backdrop.angle)), np.float32(np.sin(backdrop.angle))
     if kind == "plain":
@@ -149,12 +149,12 @@ def _pattern(backdrop: Backdrop, x: Floats, y: Floats, pixels: Floats) -> Floats
 
 
 def _wave(u: Floats, pixels: Floats) -> Floats:
-    """A square wave of period 2 with anti-aliased edges; ``pixels`` is pixels a unit of u."""
+    """A square wave of period 2 with anti-aliased edges; ``pixels`` is pixels per unit of u."""
     return np.clip((np.float32(0.5) - np.abs(u - 2 * np.round(u / 2))) * pixels + np.float32(0.5), 0, 1)
 
 
 def _speckles(backdrop: Backdrop, x: Floats, y: Floats, pixels: Floats) -> Floats:
-    """One dot in each cell of a grid, at its own place and of its own size."""
+    """One dot in each cell of a grid, with random position and size."""
     cell = np.float32(backdrop.cell * 0.9)
     u, v = np.broadcast_arrays(x / cell + np.float32(backdrop.shift[0]), y / cell + np.float32(backdrop.shift[1]))
     column, row = np.floor(u), np.floor(v)

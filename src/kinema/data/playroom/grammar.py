@@ -1,8 +1,8 @@
-"""What can be said in the playroom: meanings, captions and the held-out split.
+"""The grammar of the playroom: meanings, captions and the held-out split.
 
-A ``Meaning`` is the plan of a clip; ``phrase`` turns it into a caption and ``parse`` back again.
-The simplest caption is ``a {colour} {shape} {motion}``: "a red ball rolls right". Whatever is
-random comes from the generator that is passed in, so captions are the same on every platform.
+A ``Meaning`` describes a clip; ``phrase`` turns it into a caption and ``parse`` inverts that. The
+simplest caption is ``a {colour} {shape} {motion}``: "a red ball rolls right". All randomness comes
+from the generator passed in, so captions are the same on every platform.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SPEEDS = ("fast", "slowly")
 TIMED = (*DIRECTED_MOTIONS, "bounces", "swings", "orbits", "spins")
 """The motions that can be fast or slow."""
 
-# The first way of saying a thing is the usual one.
+# The first phrase of each is the canonical one.
 COLOUR_WORDS: dict[str, tuple[str, ...]] = {name: (name,) for name in COLOURS} | {
     "purple": ("purple", "violet"),
     "cyan": ("cyan", "turquoise"),
@@ -92,14 +92,14 @@ CAMERA_WORDS: dict[str, tuple[str, ...]] = {name: (f"while the camera {name}",) 
 RARE_SYNONYM = 0.04
 COMMON_SYNONYM = 0.3
 RICH = 0.3
-"""Share of the whole grammar in the mixed one: what is asked of it most is the simplest sentence."""
+"""Share of the full grammar in the mixed one; most prompts are simple sentences."""
 LETTER_SHARE = 0.16
-"""Letters are 26 shapes in one class, so training clips show them more often than one in seven."""
+"""Share of letters in training clips: more than one in seven, since the class has 26 shapes."""
 
 
 @dataclass(frozen=True)
 class NamedObject:
-    """An object as a caption names it: a colour and a shape, with its letter if it is one."""
+    """An object as named in a caption: colour and shape, and the letter if it is one."""
 
     colour: str
     shape: str
@@ -107,15 +107,15 @@ class NamedObject:
 
     @property
     def glyph(self) -> str:
-        """The shape, or the letter itself for letters: what tells two outlines apart."""
+        """The shape, or the letter for letters: identifies the outline."""
         return self.letter or self.shape
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a caption says. ``motion`` is canonical ("rolls right"); unsaid things are None.
+    """The content of a caption. ``motion`` is canonical ("rolls right"); unspecified fields are None.
 
-    A chase or a collision has the relation's name as its motion.
+    The motion of a chase or a collision is the relation's name.
     """
 
     colour: str
@@ -137,7 +137,7 @@ class Meaning:
 
 
 def pick(rng: np.random.Generator, choices: Sequence[Word]) -> Word:
-    """One of the choices, evenly (``Generator.choice`` is ten times slower for short lists)."""
+    """A uniformly random choice (``Generator.choice`` is ten times slower for short lists)."""
     return choices[int(rng.random() * len(choices))]
 
 
@@ -146,13 +146,13 @@ def pick(rng: np.random.Generator, choices: Sequence[Word]) -> Word:
 
 @lru_cache(maxsize=8192)
 def is_held_out(colour: str, glyph: str, motion: str) -> bool:
-    """Whether training never shows this combination: a fixed tenth of them, by a stable hash."""
+    """Whether this combination is excluded from training: a fixed tenth of them, by a stable hash."""
     digest = hashlib.blake2s(f"{colour}/{glyph}/{motion}".encode()).digest()
     return int.from_bytes(digest[:4], "little") % 10 == 0
 
 
 def combinations(meaning: Meaning) -> list[tuple[str, str, str]]:
-    """The (colour, glyph, motion) combinations that a clip of this meaning shows."""
+    """The (colour, glyph, motion) combinations in a clip of this meaning."""
     first = meaning.thing
     if meaning.motion in MOTIONS:
         return [(first.colour, first.glyph, meaning.motion)]
@@ -164,28 +164,30 @@ def combinations(meaning: Meaning) -> list[tuple[str, str, str]]:
 
 
 def in_split(meaning: Meaning, split: Split) -> bool:
-    """Whether a clip of this meaning may be shown in this split."""
+    """Whether a clip of this meaning belongs to this split."""
     if split == "all":
         return True
-    held = [is_held_out(*combination) for combination in combinations(meaning)]
-    return not any(held) if split == "train" else any(held)
+    held_out = [is_held_out(*combination) for combination in combinations(meaning)]
+    return not any(held_out) if split == "train" else any(held_out)
 
 
-# ----------------------------------------------------------------------------------- drawing
+# ---------------------------------------------------------------------------------- sampling
 
 
-def draw(rng: np.random.Generator, grammar: Grammar, split: Split, fixed: Mapping[str, str | None]) -> Meaning:
-    """A random meaning of the grammar and the split, with the ``fixed`` fields as they are given.
+def random_meaning(
+    rng: np.random.Generator, grammar: Grammar, split: Split, fixed: Mapping[str, str | None]
+) -> Meaning:
+    """Sample a meaning of the grammar and the split, with the ``fixed`` fields set.
 
-    Raises ``BadRequest`` when no meaning of the split has these fields.
+    Raises ``BadRequest`` if no meaning of the split has these fields.
     """
     rich = grammar == "full" or (grammar == "mixed" and rng.random() < RICH)
     for _ in range(2000):
         meaning = _full(rng, fixed) if rich else _simple(rng, fixed)
         if in_split(meaning, split):
             return meaning
-    said = ", ".join(f"{key}={value}" for key, value in fixed.items())
-    raise BadRequest(f"playroom: no clip with {said} is in the {split!r} split, take split='all'")
+    fields = ", ".join(f"{key}={value}" for key, value in fixed.items())
+    raise BadRequest(f"playroom: no clip with {fields} is in the {split!r} split; use split='all'")
 
 
 def _thing(rng: np.random.Generator, fixed: Mapping[str, str | None]) -> NamedObject:
@@ -202,8 +204,8 @@ def _motion(rng: np.random.Generator) -> str:
 
 def _simple(rng: np.random.Generator, fixed: Mapping[str, str | None]) -> Meaning:
     thing = _thing(rng, fixed)
-    drawn = _motion(rng)
-    motion = fixed.get("motion") or drawn
+    sampled = _motion(rng)
+    motion = fixed.get("motion") or sampled
     return Meaning(
         thing.colour,
         thing.shape,
@@ -268,7 +270,7 @@ def _full(rng: np.random.Generator, fixed: Mapping[str, str | None]) -> Meaning:
 
 
 def _suitable_camera(rng: np.random.Generator, meaning: Meaning) -> str | None:
-    """A camera motion that shows: something in the background moves, and no pan follows the object."""
+    """A camera motion that is visible: over a patterned background, and not a pan that follows the object."""
     if meaning.background and meaning.background.startswith("plain"):
         return None
     ways = ("left", "right") if meaning.motion in ("chases", "collides") else (meaning.direction,)
@@ -276,10 +278,10 @@ def _suitable_camera(rng: np.random.Generator, meaning: Meaning) -> str | None:
 
 
 def _related(rng: np.random.Generator, meaning: Meaning, fixed: Mapping[str, str | None]) -> Meaning:
-    """The meaning with a second object, in a relation that suits a fixed motion if there is one."""
-    drawn = pick(rng, RELATIONS)
+    """Add a second object, in a relation that fits a fixed motion if there is one."""
+    sampled = pick(rng, RELATIONS)
     suited = [name for name in RELATIONS if fixed.get("motion") in (None, *RELATED_MOTIONS[name])]
-    relation = fixed.get("relation") or (drawn if drawn in suited or not suited else pick(rng, suited))
+    relation = fixed.get("relation") or (sampled if sampled in suited or not suited else pick(rng, suited))
     motion = fixed.get("motion") or pick(rng, RELATED_MOTIONS[relation])
     colour = pick(rng, [name for name in COLOURS if name != meaning.colour])
     second = _thing(
@@ -300,7 +302,7 @@ def _related(rng: np.random.Generator, meaning: Meaning, fixed: Mapping[str, str
 
 
 def phrase(meaning: Meaning, rng: np.random.Generator | None = None, synonyms: float = 0.0) -> str:
-    """The caption of a meaning; with ``rng``, each word is a synonym with this probability."""
+    """The caption of a meaning; with ``rng``, each phrase is replaced by a synonym with this probability."""
 
     def say(words: dict[str, tuple[str, ...]], name: str) -> str:
         ways = words[name]
@@ -334,7 +336,7 @@ def phrase(meaning: Meaning, rng: np.random.Generator | None = None, synonyms: f
 
 @lru_cache(maxsize=1)
 def vocabulary() -> list[str]:
-    """Every word that any caption can contain, sorted; letters are single capitals."""
+    """All words that captions can contain, sorted; letters are single capitals."""
     tables = (
         COLOUR_WORDS,
         SHAPE_WORDS,

@@ -1,4 +1,4 @@
-"""The scene graph on a grid: what stands at each place of a clip, as class numbers, and which pixels are about it."""
+"""Scene graphs on a grid: classes of the object at each cell, object positions and masks."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 GLYPHS = (*SHAPES[:-1], *LETTERS)
 KINDS = (("glyph", GLYPHS), ("colour", COLOURS), ("motion", (*MOTIONS, "still")))
-"""What is said of a place, and the values it can take; class 0 is "nothing here", so value i is class i + 1."""
+"""Attributes of a cell and their values; class 0 means no object, so value i is class i + 1."""
 CLASSES = tuple(len(values) + 1 for _, values in KINDS)
 _REACH = 0.4
-"""Of the diameter: an outline fills most of its disc within this radius."""
+"""Share of the diameter: an outline covers most of its disc within this radius."""
 _MARGIN = 0.7
-"""Of the diameter: every outline lies within this radius (a square's corners at 0.5·√2)."""
+"""Share of the diameter: every outline is within this radius (a square's corners are at 0.5·√2)."""
 _TURNS = {"ball": 0, "ring": 0, "box": 4, "triangle": 3, "star": 5}
-"""Outlines that a turn of less than a circle leaves alike. No letter: its middle is not where it turns."""
+"""Orders of rotational symmetry above 1. No letter has one, since it does not rotate about its centre."""
 
 
 def on_grid(scene: Scene, grid: tuple[int, int, int]) -> NDArray[np.int64]:
-    """Classes ``[3, t, h, w]`` (glyph, colour, motion) of what covers each cell for half its frames or more.
+    """Classes ``[3, t, h, w]`` (glyph, colour, motion) of the object that covers each cell in half its frames or more.
 
-    The clip's frames must be a multiple of t. An object has a cell however small it is. Of two objects at
-    one cell the later one of the scene counts, which is the one in front.
+    The number of frames must be a multiple of t. Every object covers at least one cell. Later objects of the
+    scene are in front and take precedence.
     """
     t, h, w = grid
     classes = np.zeros((3, t, h, w), np.int64)
@@ -44,9 +44,9 @@ def on_grid(scene: Scene, grid: tuple[int, int, int]) -> NDArray[np.int64]:
     return classes
 
 
-def away(scene: Scene, grid: tuple[int, int, int]) -> tuple[Floats, Floats]:
-    """How far off the first object's centre is from every cell, ``[2, t, h, w]`` cells to the right and downwards, and
-    how much of it is seen, ``[t]`` in 0 to 1. The clip's frames must be a multiple of t.
+def offsets(scene: Scene, grid: tuple[int, int, int]) -> tuple[Floats, Floats]:
+    """The offset from every cell to the first object's centre, ``[2, t, h, w]`` cells to the right and down, and the
+    object's visibility, ``[t]`` in 0 to 1. The number of frames must be a multiple of t.
     """
     t, h, w = grid
     track = scene.objects[0]
@@ -57,8 +57,8 @@ def away(scene: Scene, grid: tuple[int, int, int]) -> tuple[Floats, Floats]:
     return np.stack([right, down]).astype(np.float32), seen_T.astype(np.float32)
 
 
-def around(scene: Scene, height: int, width: int) -> NDArray[np.bool_]:
-    """The pixels ``[T, H, W]`` on the scene's objects and just around them, where outlines are decided."""
+def object_mask(scene: Scene, height: int, width: int) -> NDArray[np.bool_]:
+    """A mask ``[T, H, W]`` of the pixels on the objects and just around them, including outlines."""
     inside = [
         _distances(track.position_T2, height, width) < _MARGIN * track.size_T[:, None, None] for track in scene.objects
     ]
@@ -66,9 +66,9 @@ def around(scene: Scene, height: int, width: int) -> NDArray[np.bool_]:
 
 
 def covered(scene: Scene, height: int, width: int) -> Floats:
-    """The share of each cell that the scene's objects cover, ``[T, height, width]`` in 0 to 1, however opaque they are.
+    """The share of each cell covered by objects, ``[T, height, width]`` in 0 to 1, regardless of opacity.
 
-    Cells are at least a pixel of the clip; one that an outline crosses is measured at its middle.
+    Cells must be at least one pixel of the clip; coverage at outlines is measured at the cell's centre.
     """
     short = min(height, width)
     cover = np.zeros((len(scene.objects[0].size_T), height, width), np.float32)
@@ -83,7 +83,7 @@ def covered(scene: Scene, height: int, width: int) -> Floats:
 
 
 def poses(scene: Scene) -> Floats:
-    """The first object's centre, diameter, angle and opacity, ``[T, 5]``: fractions, radians, and a share."""
+    """The first object's centre (x, y) and diameter as fractions, angle in radians and opacity, ``[T, 5]``."""
     track = scene.objects[0]
     return np.column_stack([track.position_T2, track.size_T, track.angle_T, track.opacity_T]).astype(np.float32)
 
@@ -96,7 +96,7 @@ def upright(glyph: str, side: int, reach: float) -> Floats:
 
 
 def turns(glyph: str) -> int:
-    """By how many turns of a circle an outline falls on itself; 0 where every turn does."""
+    """The order of an outline's rotational symmetry; 0 for circular symmetry."""
     return _TURNS.get(glyph, 1)
 
 
@@ -105,4 +105,4 @@ def _distances(position_T2: Floats, height: int, width: int) -> Floats:
     short = min(height, width)
     x = ((np.arange(width) + 0.5 - position_T2[:, :1] * width) / short).astype(np.float32)
     y = ((np.arange(height) + 0.5 - position_T2[:, 1:] * height) / short).astype(np.float32)
-    return np.sqrt(np.square(y)[:, :, None] + np.square(x)[:, None, :])  # a fifth of the time of np.hypot
+    return np.sqrt(np.square(y)[:, :, None] + np.square(x)[:, None, :])  # five times faster than np.hypot

@@ -1,4 +1,4 @@
-"""Captions back to meanings, whoever wrote them: synonyms, -ing forms and missing articles too."""
+"""Parse captions into meanings, including synonyms, -ing forms and missing articles."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kinema.data.playroom.grammar import (
 
 
 def _forms(words: str) -> list[str]:
-    """A verb phrase as it stands, bare, and in its -ing form: rolls, roll, rolling."""
+    """The inflected, bare and -ing forms of a verb phrase: rolls, roll, rolling."""
     verb, *rest = words.split(" ")
     bare = {"goes": "go", "hits": "hit", "gets": "get"}.get(verb, verb[:-1])
     stem = bare[:-1] if bare.endswith("e") else bare
@@ -65,7 +65,7 @@ _GROUND = re.compile(r" on (?:the )?grass under an? blue sky$")
 
 
 def parse(caption: str) -> Meaning | None:
-    """The meaning of a caption, or None where it is not in the playroom's grammar."""
+    """The meaning of a caption, None if it is not in the playroom's grammar."""
     text = " ".join(caption.lower().replace(",", " ").split()).rstrip(" .!")
     camera = background = None
     if found := _CAMERA.search(text):

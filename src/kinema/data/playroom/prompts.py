@@ -1,4 +1,4 @@
-"""Lists of prompts for evaluation: canonical wording, classes drawn evenly."""
+"""Balanced lists of prompts for evaluation, in canonical wording."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from kinema.data.playroom.grammar import (
     SHAPES,
     Meaning,
     direction_of,
-    draw,
     in_split,
     phrase,
+    random_meaning,
 )
 from kinema.schema import BadRequest
 
@@ -26,26 +26,26 @@ if TYPE_CHECKING:
 
 
 def prompts(count: int, seed: int = 0, grammar: Grammar = "simple", split: Split = "held-out") -> list[str]:
-    """``count`` captions of the split in canonical words, the same for the same arguments.
+    """``count`` captions of the split in canonical wording, the same for the same arguments.
 
-    Shapes come round by turns (letters are one class of seven, the letter itself drawn evenly),
-    half of the motions have a direction, and colours, motions and whole captions are as even as the
-    split allows: nothing repeats before it must. Raises ``BadRequest`` for a negative count.
+    Shapes alternate (letters are one class of seven, with uniformly sampled letters), half of the
+    motions have a direction, and colours, motions and captions are as balanced as the split allows,
+    with repetitions only if unavoidable. Raises ``BadRequest`` for a negative count.
     """
     if count < 0:
-        raise BadRequest(f"playroom: count must be at least 0, got {count}")
+        raise BadRequest(f"playroom: count is {count}; expected at least 0")
     rng = np.random.default_rng([seed, 7919])
     used: Counter[str] = Counter()
     found: list[str] = []
-    for turn in range(count):
-        shape = SHAPES[turn % len(SHAPES)]
+    for i in range(count):
+        shape = SHAPES[i % len(SHAPES)]
         if grammar == "simple":
             meaning = _least_used(rng, used, shape, split)
         else:
-            meaning = draw(rng, grammar, split, {"colour": COLOURS[(turn + turn // 7) % 8], "shape": shape})
+            meaning = random_meaning(rng, grammar, split, {"colour": COLOURS[(i + i // 7) % 8], "shape": shape})
         found.append(phrase(meaning))
         used.update([found[-1], meaning.colour, meaning.motion])
-    return [found[i] for i in rng.permutation(count)]
+    return [found[j] for j in rng.permutation(count)]
 
 
 def _least_used(rng: np.random.Generator, used: Counter[str], shape: str, split: Split) -> Meaning:
@@ -57,7 +57,7 @@ def _least_used(rng: np.random.Generator, used: Counter[str], shape: str, split:
 
 @lru_cache(maxsize=32)
 def _simple_meanings(shape: str, split: Split) -> list[Meaning]:
-    """Every simple meaning of a shape that the split allows."""
+    """Every simple meaning of a shape in the split."""
     letters = LETTERS if shape == "letter" else (None,)
     meanings = [
         Meaning(colour, shape, motion, letter, direction_of(motion))

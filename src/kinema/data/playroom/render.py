@@ -1,4 +1,4 @@
-"""Scenes to pixels: every object is evaluated once, over all frames, in its bounding box.
+"""Rendering of scenes: each object is evaluated for all frames in one pass, in its bounding box.
 
 Letters: C channels, T frames, H height, W width, N the side of an object's box in pixels.
 """
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Surface:
-    """An object's surface: the kind of its mark, and the colour of it."""
+    """An object's surface: the kind and colour of its mark."""
 
     mark: str
     tone: tuple[float, float, float]
 
 
-def draw_coat(track: Track, rng: np.random.Generator) -> Surface:
-    """A mark in a lighter or darker tone of the object's own colour."""
+def random_surface(track: Track, rng: np.random.Generator) -> Surface:
+    """A random mark in a lighter or darker tone of the object's colour."""
     u = rng.random(2)
     kinds = ("band", "quarters", "wedge", "stripes") if track.shape == "ring" else MARKS
     if track.letter:
         kinds = ("wedge", "half")
     lighter = u[1] < 0.45 and track.colour not in ("white", "yellow", "cyan")
-    # Strokes are thin and white has only grey to go to: there the second tone stays closer.
+    # Letters have thin strokes and white can only turn grey, so their second tone is closer.
     dark, light = (0.78, 0.3) if track.letter or track.colour == "white" else (0.68, 0.42)
     red, green, blue = (c + light * (1 - c) if lighter else dark * c for c in track.rgb)
     return Surface(kinds[int(u[0] * len(kinds))], (red, green, blue))
@@ -51,27 +51,27 @@ class _Layer:
 
 
 def render(
-    tracks: list[Track], coats: list[Surface], backdrop: Backdrop, camera: Camera, view: View, order: list[int]
+    tracks: list[Track], surfaces: list[Surface], backdrop: Backdrop, camera: Camera, view: View, order: list[int]
 ) -> tuple[Floats, list[Track]]:
-    """The video ``[3, T, H, W]`` in [-1, 1], and the tracks with the share of each that is seen.
+    """Render the video ``[3, T, H, W]`` in [-1, 1]; also returns the tracks with their visible shares.
 
-    ``order`` lists the objects from the back to the front.
+    ``order`` lists the objects from back to front.
     """
     ground = paint(backdrop, view, camera)
     video = np.empty((3, view.frames, view.height, view.width), np.float32)
     np.multiply(ground, np.float32(2), out=video)
     video -= np.float32(1)
-    layers = [_layer(track, coat, view) for track, coat in zip(tracks, coats, strict=True)]
+    layers = [_layer(track, surface, view) for track, surface in zip(tracks, surfaces, strict=True)]
     shares = [np.ones(view.frames, np.float32) for _ in tracks]
     hidden: Floats | None = np.zeros((view.frames, view.height, view.width), np.float32) if len(tracks) > 1 else None
     for index in reversed(order):
-        shares[index] = _seen(layers[index], hidden, view)
+        shares[index] = _visible(layers[index], hidden, view)
     for index in order:
         _compose(video, layers[index], tracks[index].opacity_T, view)
     return video, [replace(track, visible_T=share) for track, share in zip(tracks, shares, strict=True)]
 
 
-def _layer(track: Track, coat: Surface, view: View) -> _Layer:
+def _layer(track: Track, surface: Surface, view: View) -> _Layer:
     radius = np.maximum(track.size_T * np.float32(0.5 * view.short), np.float32(0.25))
     side = int(2 * EXTENT * float(radius.max())) + 4
     x, y = track.position_T2[:, 0] * view.width, track.position_T2[:, 1] * view.height
@@ -86,16 +86,16 @@ def _layer(track: Track, coat: Surface, view: View) -> _Layer:
     cover *= -radius[:, None, None]
     cover += np.float32(0.5)
     np.clip(cover, 0, 1, out=cover)
-    tone = mark(coat.mark, u, v, float(radius.mean()))
+    tone = mark(surface.mark, u, v, float(radius.mean()))
     base = np.array(track.rgb, np.float32) * 2 - 1
-    step = np.array(coat.tone, np.float32) * 2 - 1 - base
+    step = np.array(surface.tone, np.float32) * 2 - 1 - base
     colour = tone[None] * step[:, None, None, None]
     colour += base[:, None, None, None]
     return _Layer(cover, colour, left.tolist(), top.tolist())
 
 
 def _windows(layer: _Layer, view: View) -> list[tuple[int, slice, slice, slice, slice]]:
-    """For each frame in which the box meets the frame: t, rows and columns there and in the box."""
+    """For each frame that the box overlaps: t, then the rows and columns in the frame and in the box."""
     side, found = layer.cover.shape[-1], []
     for t, (left, top) in enumerate(zip(layer.left, layer.top, strict=True)):
         x0, x1, y0, y1 = max(left, 0), min(left + side, view.width), max(top, 0), min(top + side, view.height)
@@ -111,8 +111,8 @@ def _compose(video: Floats, layer: _Layer, opacity_T: Floats, view: View) -> Non
         part += cover[t, box_rows, box_columns] * (layer.colour[:, t, box_rows, box_columns] - part)
 
 
-def _seen(layer: _Layer, hidden: Floats | None, view: View) -> Floats:
-    """The share of the outline in the frame and not under ``hidden``, to which the layer is added."""
+def _visible(layer: _Layer, hidden: Floats | None, view: View) -> Floats:
+    """The share of the outline that is in the frame and not under ``hidden``; adds the layer to ``hidden``."""
     area = layer.cover.sum(axis=(1, 2))
     side = layer.cover.shape[-1]
     inside = all(0 <= x <= view.width - side for x in layer.left) and all(
@@ -120,13 +120,13 @@ def _seen(layer: _Layer, hidden: Floats | None, view: View) -> Floats:
     )
     if hidden is None and inside:
         return np.ones_like(area)
-    shown = np.zeros_like(area)
+    visible = np.zeros_like(area)
     for t, rows, columns, box_rows, box_columns in _windows(layer, view):
         cover = layer.cover[t, box_rows, box_columns]
         if hidden is None:
-            shown[t] = cover.sum()
+            visible[t] = cover.sum()
             continue
         above = hidden[t, rows, columns]
-        shown[t] = (cover * (1 - above)).sum()
+        visible[t] = (cover * (1 - above)).sum()
         np.maximum(above, cover, out=above)
-    return shown / np.maximum(area, np.float32(1e-6))
+    return visible / np.maximum(area, np.float32(1e-6))

@@ -1,4 +1,4 @@
-"""Clips of the playroom rendered on the fly, each a function of its index."""
+"""Playroom clips rendered on the fly, each a function of its index."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _SEED_STRIDE = 1_000_003
 
 @dataclass(frozen=True)
 class Rendered:
-    """Clips at a size and rate, as ``how`` says; ``split`` keeps the held-out prompts out of training.
+    """Clips at a size and frame rate, rendered with the settings ``how``; ``split`` excludes the held-out prompts.
 
-    A small model has most to learn from the simplest sentences, which are also what most people type: hence ``mixed``.
-    One frame is of any moment of a scene, and not its first.
+    The default grammar, ``mixed``, favours simple sentences: small models learn most from them, and most prompts are
+    simple. A single frame is taken at a random time of its scene.
     """
 
     frames: int
@@ -44,17 +44,17 @@ class Rendered:
     def clip(self, index: int) -> TrainingClip:
         rng = np.random.default_rng([self.seed, index, _PACE])
         pace = float(np.exp(rng.random() * np.log(self.how.slow)))
-        frames = round((self.frames if self.frames > 1 else _MOMENTS) * pace)
+        frames = round((self.frames if self.frames > 1 else _TIMES) * pace)
         start = int(rng.integers(frames - self.frames + 1))
-        made = self._sample(index, frames, self.fps * pace)
-        shown = slice(start, start + self.frames)
-        moving = motion.of_scene(made.scene, self.height, self.width)[shown][: self.frames - 1] / pace
-        part = frames != self.frames
-        video = torch.from_numpy(made.video_CTHW[:, shown].copy() if part else made.video_CTHW)
-        scene = _during(made.scene, shown, self.fps) if part else made.scene
-        caption = made.caption.partition(" while the camera ")[0] if self.how.camera else made.caption
-        how_much = float(moving.mean()) if len(moving) else 0.0
-        return TrainingClip(styles.apply(self.how.style, video), caption, scene, self.fps, how_much)
+        sample = self._sample(index, frames, self.fps * pace)
+        part = slice(start, start + self.frames)
+        moving = motion.of_scene(sample.scene, self.height, self.width)[part][: self.frames - 1] / pace
+        cropped = frames != self.frames
+        video = torch.from_numpy(sample.video_CTHW[:, part].copy() if cropped else sample.video_CTHW)
+        scene = _during(sample.scene, part, self.fps) if cropped else sample.scene
+        caption = sample.caption.partition(" while the camera ")[0] if self.how.camera else sample.caption
+        score = float(moving.mean()) if len(moving) else 0.0
+        return TrainingClip(styles.apply(self.how.style, video), caption, scene, self.fps, score)
 
     def _sample(self, index: int, frames: int, fps: float) -> playroom.Sample:
         grammar, fixed = self.how.grammar, self._fixed(index)
@@ -62,7 +62,7 @@ class Rendered:
             grammar = "full" if grammar == "mixed" and index % 8 == 7 else "simple"
         seed: int | list[int] = self.seed * _SEED_STRIDE + index
         while True:
-            made = playroom.sample(
+            sample = playroom.sample(
                 seed,
                 frames=frames,
                 height=self.height,
@@ -72,12 +72,12 @@ class Rendered:
                 split=cast("Split", self.split),
                 **fixed,
             )
-            if made.scene.objects[0].motion not in self.how.without:
-                return made
+            if sample.scene.objects[0].motion not in self.how.without:
+                return sample
             seed = [seed, 1] if isinstance(seed, int) else [*seed[:-1], seed[-1] + 1]
 
     def _fixed(self, index: int) -> dict[str, str]:
-        """What of a clip's meaning is not left to the grammar."""
+        """The fields of a clip's meaning that the grammar does not sample."""
         chance, which, moves, way = np.random.default_rng([self.seed, index, _SCENIC]).random(4)
         patterns, cameras = _NAMED.get(self.how.grammar, (0.0, 0.0))
         if not self.how.camera and chance >= patterns:
@@ -89,16 +89,16 @@ class Rendered:
 
 
 PATTERNS = ("checkered", "striped")
-"""Backgrounds whose every motion shows, at the size of pockets."""
+"""Backgrounds on which all camera motion is visible at the size of pocket models."""
 _NAMED = {"scenic": (0.5, 0.6), "filmed": (0.8, 0.85)}
-"""Of clips, the share that names a pattern, and of those the share that names a camera motion."""
+"""The share of clips with a named pattern, and the share of those with a camera motion."""
 _PACE, _SCENIC = 0x9ACE, 0x5CE9
-_MOMENTS = 16
-"""Moments of a scene of which a single frame is one."""
+_TIMES = 16
+"""Number of frames of a scene from which a single frame is taken."""
 
 
-def _during(scene: Scene, shown: slice, fps: float) -> Scene:
-    """The part of a scene graph that is shown, at the rate it is shown at."""
+def _during(scene: Scene, part: slice, fps: float) -> Scene:
+    """The scene graph of a range of frames, at a new frame rate."""
     arrays = ("position_T2", "size_T", "angle_T", "visible_T", "opacity_T")
-    tracks = [replace(t, **{name: getattr(t, name)[shown] for name in arrays}) for t in scene.objects]
+    tracks = [replace(t, **{name: getattr(t, name)[part] for name in arrays}) for t in scene.objects]
     return replace(scene, objects=tuple(tracks), fps=fps)

@@ -1,9 +1,9 @@
-"""From a meaning to a scene graph: where every object is, how big, how turned and how opaque.
+"""Scene graphs of meanings: position, size, rotation and opacity of every object over time.
 
-Positions are fractions of the width and height, sizes fractions of the shorter side, time is in
-seconds, and every random number is drawn before any of them is used: the same seed gives the same
-scene at any size, frame count and fps. A directed motion takes the whole clip, however long it is;
-periodic motions have periods in seconds. y grows downwards and angles are clockwise.
+Positions are fractions of the width and height, sizes fractions of the shorter side, and time is in
+seconds. All random numbers are sampled first, so a seed gives the same scene at any size, frame count
+and fps. A directed motion spans the whole clip; periodic motions have periods in seconds. y points
+down and angles are clockwise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TAU = 2 * np.pi
 Draws: TypeAlias = NDArray[np.float64]
-"""Uniform numbers in [0, 1), one for each thing that is left to chance."""
+"""Uniform random numbers in [0, 1), one for each random choice."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Track:
 
     ``position_T2`` is x, y in fractions of the width and height; ``size_T`` the diameter as a
     fraction of the shorter side; ``angle_T`` radians clockwise; ``visible_T`` the share of the
-    outline that is inside the frame and not hidden; ``opacity_T`` 0 to 1; ``rgb`` 0 to 1.
+    outline inside the frame and not occluded; ``opacity_T`` 0 to 1; ``rgb`` 0 to 1.
     """
 
     shape: str
@@ -47,13 +47,13 @@ class Track:
 
     @property
     def glyph(self) -> str:
-        """The shape, or the letter itself for letters."""
+        """The shape, or the letter for letters."""
         return self.letter or self.shape
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The scene graph: objects in the order the caption names them, and what is around them.
+    """The scene graph: objects in the order of the caption, background, camera, relation and frame rate.
 
     ``camera`` is "still" or a camera motion; ``relation`` is None for a single object.
     """
@@ -67,7 +67,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class View:
-    """The size, length and time step of the clip that a scene is laid out for."""
+    """The size, length and frame rate of a clip."""
 
     frames: int
     height: int
@@ -81,22 +81,22 @@ class View:
 
     @property
     def seconds_T(self) -> Floats:  # noqa: N802 - shape suffix
-        """The time of each frame."""
+        """The time of each frame in seconds."""
         return (np.arange(self.frames) / self.fps).astype(np.float32)
 
     @property
     def progress_T(self) -> Floats:  # noqa: N802 - shape suffix
-        """The share of the clip that has passed at each frame, 0 to just under 1."""
+        """The elapsed share of the clip at each frame, in [0, 1)."""
         return (np.arange(self.frames) / self.frames).astype(np.float32)
 
     def margins(self, size: float) -> tuple[float, float]:
-        """How far an object of this size must stay from the left and the top edge, in fractions."""
+        """The minimum distance of an object of this size from the left and top edges, in fractions."""
         reach = 0.57 * size * self.short
         return reach / self.width, reach / self.height
 
 
 def between(low: float, high: float, share: float) -> float:
-    """The point at this share of the way from low to high; their middle where low is the higher."""
+    """Interpolate from low to high; their mean if low exceeds high."""
     return low + (high - low) * share if high > low else (low + high) / 2
 
 
@@ -127,7 +127,7 @@ def _rate(meaning: Meaning) -> float:
 
 
 def layout(meaning: Meaning, background: str, view: View, rng: np.random.Generator) -> list[dict[str, Floats]]:
-    """The raw track of each object, in the order the caption names them."""
+    """The raw track of each object, in the order of the caption."""
     u = rng.random(12)
     size = _draw_size(meaning, u[0])
     angle = (u[1] - 0.5) * 0.3
@@ -139,7 +139,7 @@ def layout(meaning: Meaning, background: str, view: View, rng: np.random.Generat
         return _encounter(meaning, (size, other), angle, view, u)
     if meaning.relation == "behind":
         return _behind(meaning, (size, max(other, 0.28)), angle, view, u)
-    return _beside(meaning, (size, other), angle, view, u)
+    return _adjacent(meaning, (size, other), angle, view, u)
 
 
 # ------------------------------------------------------------------------------- single objects
@@ -166,7 +166,7 @@ def _travel(
     u: Draws,
     share: tuple[float, float] = (0.38, 0.6),
 ) -> dict[str, Floats]:
-    """Along a straight line for the whole clip; rolling turns as far as the way it has gone."""
+    """A straight line over the whole clip; a rolling object rotates by the distance travelled."""
     verb, way = meaning.motion.split(" ")
     across, sign = way in ("left", "right"), 1 if way in ("right", "down") else -1
     margin = view.margins(size)[0 if across else 1]
@@ -175,7 +175,7 @@ def _travel(
     middle = 0.5 + (u[6] - 0.5) * (room - distance)
     passed = view.progress_T
     if verb == "slides":
-        # A push and then friction: the object comes to rest at the end.
+        # Friction decelerates the object until it stops at the end.
         passed = 1 - (1 - passed) ** 2
     track = _still(line, line, size, angle, view)
     track["position_T2"][:, 0 if across else 1] = middle + sign * distance * (passed - 0.5)
@@ -189,7 +189,7 @@ def _travel(
 def _in_place(
     meaning: Meaning, size: float, angle: float, centre: tuple[float, float], view: View, u: Draws
 ) -> dict[str, Floats]:
-    """The motions that go nowhere in the end."""
+    """Motions without net displacement."""
     verb, (x, y) = meaning.motion, centre
     seconds, passed = view.seconds_T * _rate(meaning), view.progress_T
     mx, my = view.margins(size)
@@ -233,7 +233,7 @@ def _in_place(
 def _behind(
     meaning: Meaning, sizes: tuple[float, float], angle: float, view: View, u: Draws
 ) -> list[dict[str, Floats]]:
-    """The first passes behind the second, which stands near the middle."""
+    """The first object passes behind the second, which is near the centre."""
     x, y = between(0.42, 0.58, u[3]), between(0.42, 0.58, u[4])
     line = (y if meaning.direction in ("left", "right") else x) + (u[8] - 0.5) * 0.1
     middle = np.array(u)
@@ -242,10 +242,10 @@ def _behind(
     return [first, _still(x, y, sizes[1], (u[7] - 0.5) * 0.3, view)]
 
 
-def _beside(
+def _adjacent(
     meaning: Meaning, sizes: tuple[float, float], angle: float, view: View, u: Draws
 ) -> list[dict[str, Floats]]:
-    """The first moves above, below or next to the second, which stands still."""
+    """The first object moves above, below or next to the second, which is still."""
     near, far = between(0.27, 0.3, u[3]), between(0.72, 0.75, u[4])
     if meaning.motion in ("grows", "shrinks"):
         sizes = (sizes[0] * 0.8, sizes[1])
@@ -267,7 +267,7 @@ def _beside(
 def _encounter(
     meaning: Meaning, sizes: tuple[float, float], angle: float, view: View, u: Draws
 ) -> list[dict[str, Floats]]:
-    """A chase, where both keep their distance, or a collision, where the first hands over its speed."""
+    """A chase at constant distance, or a collision in which the first object transfers its speed."""
     way = meaning.direction or ("right" if u[10] < 0.5 else "left")
     short = min(1.0, 0.3 / max(sizes))
     sizes = (sizes[0] * short, sizes[1] * short)
@@ -299,7 +299,7 @@ def _encounter(
 
 @dataclass(frozen=True)
 class Camera:
-    """Where the camera looks: ``pan_T`` in widths to the right of the middle, and ``zoom_T``."""
+    """The camera over time: ``pan_T`` in widths to the right of the centre, and ``zoom_T``."""
 
     name: str
     pan_T: Floats
@@ -307,12 +307,12 @@ class Camera:
 
     @property
     def moves(self) -> bool:
-        """Whether frames see the background differently."""
+        """Whether the camera moves."""
         return self.name != "still"
 
 
-def film(name: str | None, view: View) -> Camera:
-    """The camera motion of a name; None stands still."""
+def make_camera(name: str | None, view: View) -> Camera:
+    """The camera motion of a name; still for None."""
     passed = view.progress_T
     pan, zoom = np.zeros_like(passed), np.ones_like(passed)
     if name in ("pans left", "pans right"):
@@ -322,8 +322,8 @@ def film(name: str | None, view: View) -> Camera:
     return Camera(name or "still", pan.astype(np.float32), zoom.astype(np.float32))
 
 
-def seen(track: Track, camera: Camera) -> Track:
-    """The track as the camera sees it."""
+def through_camera(track: Track, camera: Camera) -> Track:
+    """The track in the coordinates of the camera."""
     position = (track.position_T2 - 0.5 - np.stack([camera.pan_T, 0 * camera.pan_T], 1)) * camera.zoom_T[:, None] + 0.5
     return replace(track, position_T2=position.astype(np.float32), size_T=track.size_T * camera.zoom_T)
 
@@ -352,12 +352,12 @@ def tint(colour: str, rng: np.random.Generator) -> tuple[float, float, float]:
 
 
 def make_track(thing: NamedObject, motion: str, raw: dict[str, Floats], rgb: tuple[float, float, float]) -> Track:
-    """A raw track with its names; all of it counts as visible until it is rendered."""
+    """A track with names and colour; it counts as fully visible until rendered."""
     return Track(thing.shape, thing.colour, motion, thing.letter, visible_T=np.ones_like(raw["size_T"]), rgb=rgb, **raw)
 
 
 def motions(meaning: Meaning, tracks: list[dict[str, Floats]]) -> list[str]:
-    """The motion of each object in words: a chase moves both, a collision sets off the second."""
+    """The name of each object's motion; in chases and collisions both objects move."""
     if meaning.second is None:
         return [meaning.motion]
     if meaning.relation not in ("chases", "collides"):

@@ -1,4 +1,4 @@
-"""How the playroom is rendered for training: data that a recipe holds."""
+"""Settings of playroom clips for training."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Playroom:
-    """What clips of the playroom say, and how they are filmed and drawn."""
+    """Captions, camera and rendering of playroom clips."""
 
     grammar: str = "mixed"
-    """``simple``, ``full`` or ``mixed``: seven simple clips and then one of the full grammar. Of ``scenic``, simple
-    clips, half name a pattern behind the object, and three in five of these a camera motion; of ``filmed`` four in
-    five, and 85 in a hundred of these."""
+    """``simple``, ``full`` or ``mixed``: seven simple clips for each one of the full grammar. ``scenic`` clips are
+    simple, but 50 % name a background pattern, and 60 % of these a camera motion; for ``filmed``, 80 % and 85 %."""
     camera: str = ""
-    """How the camera moves in every clip, before a pattern that is named, while the camera is not: that motion is to be
-    learnt, whatever is said. "" leaves it to the grammar."""
+    """Camera motion of every clip, over a pattern that the caption names, while the caption omits the camera: the model
+    learns it for any prompt. "" leaves the camera to the grammar."""
     style: str = ""
-    """How frames are drawn (`kinema.data.styles`); "" as they are."""
+    """Style of the frames (`kinema.data.styles`); "" for none."""
     slow: float = 1.0
-    """Above 1, a part of each scene is shown in slow motion, by a factor of 1 to this, even in its logarithm."""
+    """Above 1, each clip is a part of a scene in slow motion, by a log-uniform factor between 1 and this."""
     without: tuple[str, ...] = ()
-    """Motions that are left out."""
+    """Excluded motions."""

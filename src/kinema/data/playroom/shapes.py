@@ -1,7 +1,7 @@
-"""Outlines as signed distances, and the marks on objects that make their rotation visible.
+"""Outlines as signed distances, and the marks that make rotation visible.
 
 Local coordinates: x to the right, y down, in units of the object's radius (half its diameter), so a
-ball is the unit disc and every outline lies within ``EXTENT``. Distances are negative inside.
+ball is the unit disc and every outline is within ``EXTENT``. Distances are negative inside.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EXTENT = 1.25
 _GRID = 97
 _REACH = 1.5
 _BOLD = 0.09
-"""Letters are thickened by this much: a regular stroke is two pixels wide at 64 × 64."""
+"""Letters are thickened by this; a regular stroke would be two pixels wide at 64 × 64."""
 
 
 def distance(glyph: str, x: Floats, y: Floats) -> Floats:
@@ -35,13 +35,13 @@ def _box(x: Floats, y: Floats) -> Floats:
 
 
 def _triangle(x: Floats, y: Floats) -> Floats:
-    # The centroid sits at the origin, as the centre of rotation: inradius 0.6, circumradius 1.2.
+    # The centroid is at the origin, the centre of rotation: inradius 0.6, circumradius 1.2.
     sides = np.abs(x) * np.float32(np.sqrt(3) / 2) - y * np.float32(0.5)
     return np.maximum(sides, y) - np.float32(0.6)
 
 
 def _star(x: Floats, y: Floats) -> Floats:
-    # Folded into a tenth of the turn, the outline is one straight edge from a tip to a notch.
+    # Folded into a tenth of a full turn, the outline is one straight edge from a tip to a notch.
     tip, notch, half = 1.2, 0.52, np.pi / 5
     turn = np.arctan2(x, -y)
     turn = np.abs(turn - np.round(turn / np.float32(2 * half)) * np.float32(2 * half))
@@ -57,7 +57,7 @@ def _ring(x: Floats, y: Floats) -> Floats:
 
 
 def _heart(x: Floats, y: Floats) -> Floats:
-    # A square on its corner with a disc on each of its upper sides.
+    # A square rotated by 45° with a disc on each of its upper sides.
     half = 0.63
     reach = np.float32(half / np.sqrt(2))
     side, y = np.abs(x), y - np.float32(0.146 * half)
@@ -101,13 +101,13 @@ def letter_grid(letter: str) -> Floats:
     ImageDraw.Draw(image).text(((side - left - right) / 2, (side - top - bottom) / 2), letter, fill=255, font=font)
     inside = np.asarray(image) > 127
     signed = np.pad((_to_nearest(inside) - _to_nearest(~inside)) / unit, 1, mode="edge")
-    # Grid points lie on the corners of every second pixel.
+    # Grid points are the corners of every second pixel.
     corners = (signed[:-1, :-1] + signed[1:, :-1] + signed[:-1, 1:] + signed[1:, 1:])[::2, ::2] / 4
     return (corners - _BOLD).astype(np.float32)
 
 
 def _to_nearest(mask: NDArray[np.bool_], most: int = 48) -> Floats:
-    """Distance in pixels to the nearest true pixel's centre, up to ``most``: rows first, then columns."""
+    """Distance in pixels to the nearest true pixel's centre, up to ``most``, by rows and then columns."""
     squares = np.where(mask, np.float32(0), np.float32(most * most))
     for axis in (0, 1):
         source = np.moveaxis(squares.copy(), axis, 0)
@@ -122,7 +122,7 @@ def _to_nearest(mask: NDArray[np.bool_], most: int = 48) -> Floats:
 
 
 def mark(kind: str, x: Floats, y: Floats, sharp: float) -> Floats:
-    """How much of the second tone shows at local points, 0 to 1; ``sharp`` is pixels a radius."""
+    """The weight of the second tone at local points, 0 to 1; ``sharp`` is pixels per radius."""
     return _MARKS[kind](x, y, np.float32(sharp))
 
 

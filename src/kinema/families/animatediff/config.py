@@ -1,6 +1,6 @@
-"""Sizes and sampling of AnimateDiff's image models and motion modules; published figures beside the presets.
+"""Sizes and sampling settings of AnimateDiff's image models and motion modules.
 
-Parameter counts are those of `build` on the meta device, held by a test.
+The parameter counts next to the presets are those of `build` on the meta device; tests check them.
 """
 
 from __future__ import annotations
@@ -20,50 +20,50 @@ Betas = tuple[Literal["linear", "scaled_linear"], float, float]
 Stage = Literal["", "image", "style", "motion", "sparsectrl"]
 
 IMAGE_BETAS: Betas = ("scaled_linear", 0.00085, 0.012)
-"""Of the image models, with which one frame is made; what LDM's code calls "linear"."""
+"""Betas of the image models, also used for single frames; LDM's code calls them "linear"."""
 MOTION_BETAS: Betas = ("linear", 0.00085, 0.012)
-"""Of motion modules v1 to v3; what ComfyUI calls "sqrt_linear"."""
+"""Betas of motion modules v1 to v3; ComfyUI calls them "sqrt_linear"."""
 
 
 @dataclass(frozen=True)
 class ControlSize:
-    """A ControlNet beside the image model, whose channels and layers it shares."""
+    """A ControlNet; it has the image model's channels and layers."""
 
     name: str = "controlnet"
-    """What requests call it."""
+    """Its name in requests."""
     depths: tuple[int | None, ...] = field(default=(1, 1, 1, None), metadata={"least": 0})
-    """Transformer blocks of each level; None where a level has no transformers (0: their projections alone)."""
+    """Transformer blocks per resolution level; 0 for projections alone, None for no transformers."""
     middle: int | None = field(default=1, metadata={"least": 0})
     linear: bool = False
     hint: int = 3
-    """Channels of the control picture."""
+    """Channels of the control image."""
     bgr: bool = False
-    """Whether it was trained on pictures with red and blue exchanged."""
+    """Whether it was trained on BGR images."""
     pooled: bool = False
-    """Whether what it adds is averaged over the picture and left out of the unwanted branch (v1.1's "shuffle")."""
+    """Whether its residuals are averaged over the image and left out of the negative branch (v1.1's "shuffle")."""
 
 
 @dataclass(frozen=True)
 class AdapterSize:
-    """An IP-Adapter: pictures as further tokens of cross-attention."""
+    """An IP-Adapter: image prompts as additional cross-attention tokens."""
 
     name: str = "ip_adapter"
-    """What requests call it."""
+    """Its name in requests."""
     kind: Literal["plain", "plus"] = "plain"
-    """Whether it reads CLIP's one embedding of a picture, or its patches."""
+    """Whether it reads CLIP's image embedding ("plain") or its patch embeddings ("plus")."""
     embedding: int = 1024
-    """Width of what it reads."""
+    """Width of that input."""
     tokens: int = 4
     width: int = 768
-    """Of the resampler ("plus")."""
+    """Width of the resampler ("plus")."""
     inner: int = 768
-    """Of its attention: heads of 64."""
+    """Width of the resampler's attention, in heads of 64."""
     layers: int = 4
 
 
 @dataclass(frozen=True)
 class VisionSize:
-    """CLIP's image encoder, which IP-Adapters look through; these sizes are ViT-H/14's."""
+    """CLIP's image encoder for IP-Adapters; defaults are ViT-H/14."""
 
     width: int = 1280
     layers: int = 32
@@ -77,7 +77,7 @@ class VisionSize:
 
 @dataclass(frozen=True)
 class Config:
-    """An image model, a motion module in it, and how the two are sampled."""
+    """An image model, its motion module, and their sampling settings."""
 
     frames: int = 16
     height: int = 512
@@ -91,19 +91,19 @@ class Config:
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
     layers: int = 2
     depths: tuple[int, ...] = (1, 1, 1, 0)
-    """Transformer blocks of each level, 0 for none; the middle has the last that is not 0."""
+    """Transformer blocks per resolution level, 0 for none; the middle block has the last nonzero number."""
     heads: tuple[int, ...] = (8, 8, 8, 8)
     context: int = 768
-    """Width of a token of the prompt."""
+    """Width of a prompt token."""
     linear: bool = False
-    """Whether the projections around transformers are stored as linear layers (SDXL) or 1×1 convolutions."""
+    """Whether transformer projections are stored as linear layers (SDXL) rather than 1×1 convolutions."""
     size_embedding: int = 0
-    """SDXL: width of the sinusoids of each of the six numbers that tell size and crop; 0 for none."""
+    """SDXL: width of the sinusoidal embedding of each of the six size and crop values; 0 for none."""
     in_channels: int = 4
 
     text: tuple[ClipTextSize, ...] = (ClipTextSize(),)
     words: tuple[str, ...] = ()
-    """A vocabulary of the model's own, which then has no byte pairs."""
+    """Word-level vocabulary that replaces CLIP's byte pairs; empty for CLIP's."""
 
     latent_channels: int = 4
     latent_scale: float = 0.18215
@@ -112,82 +112,81 @@ class Config:
 
     motion: Motion = "v3"
     positions: int = 32
-    """Frames the motion module was trained to place."""
+    """Positions of the motion module, in frames."""
     stretch: int | None = None
-    """Frames over which the positions are stretched (interpolated); None leaves them as trained."""
+    """Number of frames that the positions are interpolated to; None leaves them as trained."""
     motion_mid: bool = False
     motion_heads: int = 8
     norms: Norms = "official"
-    """Over what the motion module and the image layers normalise: as trained, or as diffusers does."""
+    """Whether norms cover a frame or a clip as in training ("official") or as in diffusers."""
     betas: Betas = MOTION_BETAS
 
     sparse: Literal["rgb", "scribble"] | None = None
-    """What SparseCtrl is shown: frames of the clip, or drawings; None for a model without it."""
+    """SparseCtrl's input: frames ("rgb") or scribbles; None for a model without SparseCtrl."""
     sparse_positions: int = 32
 
     controls: tuple[ControlSize, ...] = ()
     adapters: tuple[AdapterSize, ...] = ()
     vision: VisionSize | None = None
     patch: int = 0
-    """Of a model that works on pixels: those along a side of one latent cell; 0 for a model with a VAE."""
+    """Side of a latent cell in pixels for a pixel-space model; 0 for a model with a VAE."""
     groups: int = 32
-    """Of the group norms. Few channels in 32 groups would be normalised almost one by one, and lose brightness."""
+    """Groups of the group norms; 32 groups of few channels would normalise each almost alone and lose brightness."""
     predicts: Literal["eps", "x0"] = "eps"
     image_betas: Betas = IMAGE_BETAS
-    """Of the noise levels that the image model is told."""
+    """Betas of the image model's noise levels."""
     stage: Stage = ""
-    """What training changes: the image model ("image"; in "style" what of it makes a style), the motion module,
-    SparseCtrl; "" is the motion module where there is one. With a LoRA, "image" makes a domain adapter and "motion" a
-    MotionLoRA."""
+    """Training stage: the image model ("image"), its finest layers ("style"), the motion module or SparseCtrl. "" means
+    the motion module if there is one. With a LoRA, "image" trains a domain adapter and "motion" a MotionLoRA."""
 
     absent: tuple[Literal["vae", "text"], ...] = ()
-    """What the image model's file lacked and nothing was added for: such a model can be opened, not run."""
+    """Parts still missing from the image model's file; such a model can be opened but not run."""
 
     @property
     def codec(self) -> Literal["vae", "pixels"]:
-        """What makes latents of frames: a VAE, or squares of ``patch`` pixels as they are."""
+        """Codec between frames and latents: a VAE, or squares of ``patch`` pixels."""
         return "pixels" if self.patch else "vae"
 
     @property
     def stride(self) -> int:
-        """Pixels along a side of one latent cell."""
+        """Side of a latent cell in pixels."""
         return self.patch or 2 ** (len(self.vae_channels) - 1)
 
     @property
     def multiple(self) -> int:
-        """Sides must be a multiple of this, so that every level of the U-Net halves evenly."""
+        """Factor that frame sides must be a multiple of, so that every resolution level halves evenly."""
         return self.stride * 2 ** (len(self.channels) - 1)
 
     @property
     def trains(self) -> Stage:
-        """The stage, also where none is told."""
+        """Training stage, with the default for an empty ``stage``."""
         return self.stage or ("image" if self.motion == "none" else "motion")
 
     @property
     def longest(self) -> int:
-        """Frames seen at once."""
+        """Number of frames handled at a time."""
         return 1 if self.motion == "none" else self.stretch or self.positions
 
     @property
     def image_norm_over_clip(self) -> bool:
-        """Whether residual blocks and the last norm see all frames together: v1, PIA and HotShot-XL were trained so."""
+        """Whether image norms cover the whole clip, as v1, PIA and HotShot-XL were trained."""
         return self.norms == "official" and self.motion in ("v1", "pia", "hotshot")
 
     @property
     def motion_norm_over_clip(self) -> bool:
-        """Whether motion modules normalise all frames together: SDXL's was trained so, and diffusers does it always."""
+        """Whether motion norms cover the whole clip, as SDXL's was trained and diffusers always does."""
         return self.norms == "diffusers" or self.motion == "sdxl"
 
     @property
     def pooled(self) -> int:
-        """Width of the pooled embedding of the prompt, 0 without."""
+        """Width of the pooled prompt embedding; 0 for none."""
         return self.text[-1].projection or 0 if self.size_embedding else 0
 
 
 V3 = Config()  # motion 417,137,600 in 520 tensors; whole U-Net 1,276,658,564
 V1 = replace(V3, motion="v1", positions=24)  # the same sizes
 V2 = replace(V3, motion="v2", motion_mid=True)  # motion 453,209,280 in 546; whole U-Net 1,312,730,244
-PIA = replace(V3, motion="pia")  # and 14,400 weights that read the first frame
+PIA = replace(V3, motion="pia")  # plus 14,400 weights for the first frame
 V3_RGB = replace(V3, sparse="rgb")  # SparseCtrl 496,730,880 in 478
 V3_SCRIBBLE = replace(V3, sparse="scribble")  # 497,802,784 in 492
 LCM = replace(V2, motion="lcm", steps=6, sampler="lcm", guidance=1.5, spacing="trailing")
@@ -250,7 +249,7 @@ PRESETS: dict[str, Config] = {
 
 
 def skip_widths(config: Config) -> list[int]:
-    """Channels of the maps that the way down leaves for the way up, in the order they are made."""
+    """Channels of the U-Net's skip connections, in encoder order."""
     last = len(config.channels) - 1
     each = ([width] * (config.layers + (level < last)) for level, width in enumerate(config.channels))
     return [config.channels[0], *chain.from_iterable(each)]
@@ -260,6 +259,6 @@ def to_json(config: Config) -> dict[str, Any]:
     return asdict(config)
 
 
-def from_json(told: Mapping[str, Any]) -> Config:
-    """Raises BadRequest for a setting this version does not know, and for one of another type or size."""
-    return build_config(Config, told, "the config of this file")
+def from_json(data: Mapping[str, Any]) -> Config:
+    """Parse a config; raises `BadRequest` for an unknown setting or one of the wrong type or size."""
+    return build_config(Config, data, "the config of this file")

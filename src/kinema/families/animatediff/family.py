@@ -1,4 +1,4 @@
-"""What `kinema.system.Family` asks of AnimateDiff."""
+"""AnimateDiff's implementation of `kinema.system.Family`."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from kinema.canvas import Canvas
 from kinema.checkpoints.convert import Layouts
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import NoiseLevel
+from kinema.events import Note, OnEvent
 from kinema.families.animatediff import conditioning, recipe
-from kinema.families.animatediff.conditioning import Condition, Words
+from kinema.families.animatediff.conditioning import Condition, EncodedPrompts
 from kinema.families.animatediff.config import PRESETS, Config, from_json, to_json
-from kinema.families.animatediff.control import pia, pictures, steering
-from kinema.families.animatediff.control.ip_adapter import Picture
+from kinema.families.animatediff.control import image_prompts, pia, steering
+from kinema.families.animatediff.control.ip_adapter import ImagePrompt
 from kinema.families.animatediff.control.steering import Steering
 from kinema.families.animatediff.files import lora, opening
 from kinema.families.animatediff.model import AnimateDiff, blocks
-from kinema.families.animatediff.motion import amounts
+from kinema.families.animatediff.motion import options
 from kinema.families.animatediff.pocket.presets import PRESETS as POCKETS
-from kinema.families.animatediff.pocket.presets import taught
+from kinema.families.animatediff.pocket.presets import with_playroom_words
 from kinema.grid import LatentGrid, Lattice
 from kinema.nn.ldm_unet import channels_last
-from kinema.schema import BadRequest, Note, OnEvent, Request, Shape
+from kinema.schema import BadRequest, Request, Shape
 from kinema.spans import Spans, Stop, spans_of
 from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Slots, Training, Tuning
 from kinema.vae.kl2d import ImageCodec
 
-_ABSENT = {"vae": "VAE, add one (vae=FILE)", "text": "text encoder, take a checkpoint with one"}
+_ABSENT = {"vae": "VAE; add vae=FILE", "text": "text encoder; use a file with one"}
 
 
 class AnimateDiffSampling(Sampling):
-    """How its clips are made."""
+    """Sampling of clips."""
 
     def lattice(self, config: Config) -> Lattice:
         return Lattice(
@@ -60,7 +61,7 @@ class AnimateDiffSampling(Sampling):
         )
 
     def process(self, config: Config, shape: Shape) -> Process:  # noqa: ARG002
-        return Process(recipe.schedule_of(config), recipe.predicted(config))
+        return Process(recipe.schedule_of(config), recipe.parameterisation_of(config))
 
     def codec(self, config: Config, model: nn.Module) -> ImageCodec:
         vae = cast(AnimateDiff, model).vae
@@ -68,127 +69,130 @@ class AnimateDiffSampling(Sampling):
         return ImageCodec(vae, config.latent_scale, wide=bool(config.size_embedding))
 
     def honours(self, config: Config, kind: str) -> tuple[str, ...]:
-        """Whole frames natively where SparseCtrl is shown them, the first by PIA; all else by guidance, in latents."""
+        """Native for whole frames with SparseCtrl and for the first frame with PIA; guidance in latents otherwise."""
         if kind == "nothing":
             return ("native",)
-        held = ("replacement", "reconstruction")
+        guided = ("replacement", "reconstruction")
         native = (config.sparse == "rgb" and kind != "region") or (config.motion == "pia" and kind == "first")
-        return ("native", *held) if native else held
+        return ("native", *guided) if native else guided
 
     def check(self, config: Config, request: Request) -> None:
         if config.absent:
-            raise BadRequest(f"this image model's file has no {_ABSENT[config.absent[0]]}")
+            raise BadRequest(f"the image model's file has no {_ABSENT[config.absent[0]]}")
         conditioning.check_extra(config, request)
         frames = request.frames or 1
         if config.motion == "none" and frames > 1:
             raise BadRequest(
-                f"frames is {frames}; this is an image model, which makes one: "
-                "add a motion module (motion=FILE) to move it"
+                f"frames is {frames}; an image model generates 1: add a motion module (motion=FILE) for clips"
             )
-        in_blocks = amounts.in_blocks(request, config.longest)
-        if in_blocks and request.overlap is None:
+        is_block_wise = options.is_block_wise(request, config.longest)
+        if is_block_wise and request.overlap is None:
             raise BadRequest(
-                f"frames is {frames}, and this motion module sees {config.longest} at once: give a window (up to that) "
-                "to slide over the clip, an overlap to make it block by block, or load it with overrides stretch="
-                f"{frames}"
+                f"frames is {frames}; the motion module handles {config.longest} at a time: set window (up to "
+                f"{config.longest}), overlap to generate block-wise, or overrides stretch={frames}"
             )
-        if in_blocks and (config.controls or config.adapters):
+        if is_block_wise and (config.controls or config.adapters):
             raise BadRequest(
-                f"frames is {frames}, and ControlNets and IP-Adapters steer a clip that is made at once or in windows: "
-                f"give a window (up to {config.longest}), not only an overlap"
+                f"frames is {frames}; ControlNets and IP-Adapters do not work block-wise: set window (up to "
+                f"{config.longest}) instead of only overlap"
             )
 
     def files(self, request: Request) -> tuple[str, ...]:
         return conditioning.files_of(request)
 
-    def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> Words:
+    def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> EncodedPrompts:
         config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
         tokenizer = conditioning.tokenizer_of(config, system.weights.path, offline=system.offline)
         spans = spans_of(request) or Spans((Stop(0, 0, request.prompt),))
-        conditioning.say_unknown(tokenizer, system.name, [*spans.texts, request.negative_prompt], on_event)
+        conditioning.note_unknown_words(tokenizer, system.name, [*spans.texts, request.negative_prompt], on_event)
         skip = int(request.extra.get("clip_skip", 1))
 
         def encode(text: str) -> tuple[Tensor, Tensor | None]:
             return conditioning.encode_text(model, config, tokenizer, text, skip)
 
-        told = {text: encode(text) for text in spans.texts}
-        contexts = conditioning.level_rows([context for context, _ in told.values()], encode("")[0])
-        unwanted, pooled_negative = encode(request.negative_prompt)
-        pooled = told[spans.texts[0]][1]
+        encoded = {text: encode(text) for text in spans.texts}
+        contexts = conditioning.pad_rows([context for context, _ in encoded.values()], encode("")[0])
+        negative, pooled_negative = encode(request.negative_prompt)
+        pooled = encoded[spans.texts[0]][1]
         if pooled is not None and not request.negative_prompt.strip():
-            # SDXL was trained with zeros, not with the empty prompt.
-            unwanted, pooled_negative = torch.zeros_like(unwanted), torch.zeros_like(pooled)
-        return Words(spans, dict(zip(told, contexts, strict=True)), pooled, unwanted, pooled_negative)
+            # SDXL was trained with zeros for the empty prompt.
+            negative, pooled_negative = torch.zeros_like(negative), torch.zeros_like(pooled)
+        return EncodedPrompts(spans, dict(zip(encoded, contexts, strict=True)), pooled, negative, pooled_negative)
 
     def condition(  # noqa: PLR0917
-        self, system: Opened, words: Words, request: Request, canvas: Canvas, on_event: OnEvent
+        self, system: Opened, prompts: EncodedPrompts, request: Request, canvas: Canvas, on_event: OnEvent
     ) -> Conditions:
         config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
         start = canvas.block.start
-        wanted = conditioning.over_frames(words.spans, words.contexts, range(start, start + request.shape.frames))
+        positive = conditioning.over_frames(prompts.spans, prompts.contexts, range(start, start + request.shape.frames))
         motion = config.motion != "none" and request.shape.frames > 1
-        moving = amounts.moving_of(request, self.lattice(config))
+        motion_control = options.motion_control_of(request, self.lattice(config))
 
-        shown = conditioning.drawn(request, start) if config.sparse == "scribble" else None
+        sparse = conditioning.scribble_input(request, start) if config.sparse == "scribble" else None
         if config.sparse == "rgb" and canvas.block.way == "native" and not canvas.empty:
-            shown = conditioning.frames_shown(request, canvas, system.encode(canvas.video))
-        if shown is not None:
-            shown = replace(
-                shown,
-                given_BCTHW=shown.given_BCTHW.to(system.device, system.dtype),
-                mask_B1THW=shown.mask_B1THW.to(system.device, system.dtype),
+            sparse = conditioning.frame_input(request, canvas, system.encode(canvas.video))
+        if sparse is not None:
+            sparse = replace(
+                sparse,
+                frames_BCTHW=sparse.frames_BCTHW.to(system.device, system.dtype),
+                mask_B1THW=sparse.mask_B1THW.to(system.device, system.dtype),
             )
 
         steerings = steering.steerings(model, config, request, self._levels(system, request, canvas), on_event)
-        # What is averaged over the picture is left out of the unwanted branch.
+        # Pooled residuals are left out of the negative branch.
         unpooled = tuple(each for each in steerings if not config.controls[each.index].pooled)
-        seen, unseen = pictures.pictures(model, config, request, on_event)
+        positive_images, negative_images = image_prompts.encode(model, config, request, on_event)
         first = self._first(system, request, canvas, on_event) if motion and config.motion == "pia" else None
 
         def branch(
-            context: Tensor, vector: Tensor | None, steered: tuple[Steering, ...], looks: tuple[Picture, ...]
+            context: Tensor, vector: Tensor | None, steered: tuple[Steering, ...], images: tuple[ImagePrompt, ...]
         ) -> Condition:
             added = None
             if vector is not None:
-                told_sizes = conditioning.sizes(config, request.shape.height, request.shape.width)
-                added = torch.cat([vector, told_sizes.to(vector)], dim=1)
-            return Condition(context[None], added, motion, moving, shown if motion else None, steered, looks, first)
+                sizes = conditioning.sizes(config, request.shape.height, request.shape.width)
+                added = torch.cat([vector, sizes.to(vector)], dim=1)
+            hint = sparse if motion else None
+            return Condition(context[None], added, motion, motion_control, hint, steered, images, first)
 
         return Conditions(
             {
-                "positive": branch(wanted, words.pooled, steerings, seen),
-                "negative": branch(words.unwanted, words.pooled_unwanted, unpooled, unseen),
+                "positive": branch(positive, prompts.pooled, steerings, positive_images),
+                "negative": branch(prompts.negative, prompts.pooled_negative, unpooled, negative_images),
             }
         )
 
     def _levels(self, system: Opened, request: Request, canvas: Canvas) -> NoiseLevel:
-        """Those of the steps that are made: an edit leaves out the first ones."""
+        """Noise levels of the sampled steps; an edit skips the first ones."""
         return system.levels(request)[canvas.skipped :]
 
     def _first(self, system: Opened, request: Request, canvas: Canvas, on_event: OnEvent) -> Tensor | None:
-        """What PIA is shown: the first frame where it is given whole, beside whatever else is held."""
+        """PIA's input, or None with a note if the first frame is not fully known."""
         if not bool(canvas.mask[:, :, 0].all()):
-            on_event(Note("PIA was trained to go on from a picture and is shown none: animate one"))
+            on_event(Note("PIA was trained to animate an image and got none; use animate with an image"))
             return None
         affinity = pia.affinity_of(cast(Config, system.config), request)
         first = system.encode(canvas.video[:, :, :1])[:, :, 0].to(system.device, system.dtype)
-        return pia.shown(first, affinity.to(first))
+        return pia.first_frame_input(first, affinity.to(first))
 
     def join(self, conditions: Sequence[Condition]) -> Condition | None:
-        return conditioning.joined(conditions)
+        return conditioning.join(conditions)
 
     def denoiser(self, system: Opened, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
-        model, told = cast(AnimateDiff, system.model), condition.of(frames)
+        model, part = cast(AnimateDiff, system.model), condition.of(frames)
         channels_last(model.unet)
-        for controlling in (model.sparse, *model.controls):
-            if controlling is not None:
-                channels_last(controlling)
-        predicted = recipe.predicted(system.config)
-        return predicted.denoiser(lambda z, level: recipe.run_unet(model, system.config, z, level, told).to(z.dtype))
+        for network in (model.sparse, *model.controls):
+            if network is not None:
+                channels_last(network)
+        parameterisation = recipe.parameterisation_of(system.config)
+
+        def predict(z: Tensor, level: NoiseLevel) -> Tensor:
+            return recipe.run_unet(model, system.config, z, level, part).to(z.dtype)
+
+        return parameterisation.denoiser(predict)
 
 
 class AnimateDiffCheckpoints(Checkpoints):
-    """What its files are called."""
+    """File layouts, add-on slots and LoRA names."""
 
     recognise = staticmethod(opening.open_source)
     convert = staticmethod(opening.convert)
@@ -208,10 +212,10 @@ class AnimateDiffCheckpoints(Checkpoints):
 
 
 class AnimateDiffTraining(Training):
-    """How it is trained."""
+    """Training objective, settings and stages."""
 
     loss = staticmethod(recipe.loss)
-    recipe = staticmethod(recipe.recipe)
+    recipe = staticmethod(recipe.settings_of)
 
     @property
     def tuning(self) -> Tuning:
@@ -221,7 +225,7 @@ class AnimateDiffTraining(Training):
 
 
 class AnimateDiffFamily:
-    """A personalised image model that moves (Guo et al. 2023); with one frame, the image model itself."""
+    """A personalised image model with a motion module (Guo et al. 2023); a single frame uses the image model alone."""
 
     name = "animatediff"
     sampling = AnimateDiffSampling()
@@ -230,7 +234,7 @@ class AnimateDiffFamily:
 
     @property
     def presets(self) -> Mapping[str, Config]:
-        return PRESETS | {"tiny": taught(PRESETS["tiny"])} | POCKETS
+        return PRESETS | {"tiny": with_playroom_words(PRESETS["tiny"])} | POCKETS
 
     def build(self, config: Config) -> AnimateDiff:
         return AnimateDiff(config)

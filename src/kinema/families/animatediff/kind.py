@@ -1,4 +1,4 @@
-"""What a kind of image model is asked for; `kinema.families.animatediff.kinds` looks one up."""
+"""Interface of a kind of image model; `kinema.families.animatediff.kinds` looks one up."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from kinema.system import Batch, TrainingSettings
 
 
 @dataclass(frozen=True, eq=False)
-class Aim:
-    """What a network in training is to find: the latents x0 (B×C×T×H×W) under the noise eps, at a level each."""
+class Target:
+    """Training target: latents x0 (B×C×T×H×W), noise eps, and one noise level per clip."""
 
     parameterisation: Parameterisation
     x0: Tensor
@@ -27,13 +27,13 @@ class Aim:
 
 
 class Network(Protocol):
-    """What a kind sees of the network (`kinema.families.animatediff.model.AnimateDiff`)."""
+    """The attributes of `kinema.families.animatediff.model.AnimateDiff` that a kind uses."""
 
     unet: UNet
     vae: Any
     text_encoder: ClipText
     reader: Any
-    """What reads the U-Net's features while it is trained, of kinds that have one."""
+    """Auxiliary head on the U-Net's features during training, for kinds that have one."""
 
     @property
     def sparse(self) -> nn.Module | None: ...
@@ -43,28 +43,28 @@ class Kind(Protocol):
     """One kind of image model."""
 
     @property
-    def recipes(self) -> Mapping[Stage, TrainingSettings]:
-        """Figures of the stages that are trained otherwise than the authors train them."""
+    def training_settings(self) -> Mapping[Stage, TrainingSettings]:
+        """Settings of the training stages that differ from the authors'."""
 
     def codec(self, config: Config) -> Any:
-        """Latents of images and back, as `kinema.vae.kl2d.ImageCodec` asks for them."""
+        """Image codec with the interface that `kinema.vae.kl2d.ImageCodec` expects."""
 
-    def complete(self, network: Network, config: Config) -> None:
-        """Add what it has besides the networks of a diffusers folder, and let fresh layers begin as it needs them."""
+    def finish(self, network: Network, config: Config) -> None:
+        """Add the kind's own networks and initialise fresh layers."""
 
     def image_parameters(self, network: Network, stage: Stage) -> Iterator[nn.Parameter]:
-        """What the stages ``image`` and ``style`` train."""
+        """Parameters that the training stages ``image`` and ``style`` update."""
 
     def motion_preset(self, motion: Motion) -> Config:
-        """How a motion module of this kind is sampled in such a model."""
+        """Preset with the sampling settings of a motion module."""
 
-    def draw(
-        self, schedule: DiscreteBetas, count: int, generator: Generator, *, moves: bool
+    def sample_levels(
+        self, schedule: DiscreteBetas, count: int, generator: Generator, *, on_clips: bool
     ) -> tuple[NoiseLevel, Tensor]:
-        """Levels to train at, of clips (``moves``) or single frames, and the steps they are told as, [B]."""
+        """Sample training noise levels for clips or single frames; returns them and their timesteps, [B]."""
 
-    def error(self, network: Network, batch: Batch, aim: Aim, predict: Callable[[], Tensor]) -> Tensor:
-        """Error of what the U-Net predicts in one forward pass, [B]."""
+    def loss(self, network: Network, batch: Batch, target: Target, predict: Callable[[], Tensor]) -> Tensor:
+        """Loss of one forward pass of the U-Net, [B]."""
 
     def files(self, stage: Stage, tensors: Mapping[str, Tensor]) -> Mapping[str, Mapping[str, Tensor]]:
-        """Files of what a stage trained, beside those in the authors' layouts: name to tensors."""
+        """Further files of a training stage besides those in the authors' layouts: name to tensors."""

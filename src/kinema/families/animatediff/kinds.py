@@ -1,4 +1,4 @@
-"""In what image models differ beside their sizes, looked up by what makes their latents (`Config.codec`)."""
+"""Implementations of `Kind`, looked up by `Config.codec`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Generator, Tensor, nn
 
 from kinema.diffusion.schedules import DiscreteBetas, NoiseLevel
 from kinema.families.animatediff.config import PRESETS, Config, Motion, Stage
-from kinema.families.animatediff.kind import Aim, Kind, Network
+from kinema.families.animatediff.kind import Kind, Network, Target
 from kinema.families.animatediff.pocket.kind import Pocket
 from kinema.system import Batch, TrainingSettings
 from kinema.vae.kl2d import Autoencoder
 
 
 class Latent:
-    """Stable Diffusion's: a VAE of its own, and the training that the authors describe."""
+    """Latent diffusion: Stable Diffusion's VAE and the authors' training."""
 
-    recipes: Mapping[Stage, TrainingSettings] = {}
+    training_settings: Mapping[Stage, TrainingSettings] = {}
 
     def codec(self, config: Config) -> Autoencoder:
         return Autoencoder(config.vae_channels, config.vae_layers, config.latent_channels)
 
-    def complete(self, network: Network, config: Config) -> None:
+    def finish(self, network: Network, config: Config) -> None:
         pass
 
     def image_parameters(self, network: Network, stage: Stage) -> Iterator[nn.Parameter]:  # noqa: ARG002
@@ -33,20 +33,26 @@ class Latent:
     def motion_preset(self, motion: Motion) -> Config:
         return PRESETS[motion]
 
-    def draw(
+    def sample_levels(
         self,
         schedule: DiscreteBetas,
         count: int,
         generator: Generator,
         *,
-        moves: bool,  # noqa: ARG002
+        on_clips: bool,  # noqa: ARG002
     ) -> tuple[NoiseLevel, Tensor]:
-        """Whole steps, evenly."""
+        """Uniform integer steps."""
         step = torch.randint(schedule.count, (count,), generator=generator)
         return schedule.level(step.double() / (schedule.count - 1)), step
 
-    def error(self, network: Network, batch: Batch, aim: Aim, predict: Callable[[], Tensor]) -> Tensor:  # noqa: ARG002
-        return aim.parameterisation.loss(predict().float(), aim.x0, aim.eps, aim.level)
+    def loss(
+        self,
+        network: Network,  # noqa: ARG002
+        batch: Batch,  # noqa: ARG002
+        target: Target,
+        predict: Callable[[], Tensor],
+    ) -> Tensor:
+        return target.parameterisation.loss(predict().float(), target.x0, target.eps, target.level)
 
     def files(self, stage: Stage, tensors: Mapping[str, Tensor]) -> Mapping[str, Mapping[str, Tensor]]:  # noqa: ARG002
         return {}

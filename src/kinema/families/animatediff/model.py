@@ -1,4 +1,4 @@
-"""The networks of AnimateDiff under the names of a diffusers folder; training changes one part at a time."""
+"""AnimateDiff's networks, named as in a diffusers folder; each training stage trains one part."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kinema.nn.sd_unet import Transformer
 
 
 class AnimateDiff(nn.Module):
-    """U-Net, codec, one text encoder, or two for SDXL; SparseCtrl, ControlNets and an image encoder where there are."""
+    """U-Net, VAE, text encoder (two for SDXL), and optional SparseCtrl, ControlNets and image encoder."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -31,14 +31,14 @@ class AnimateDiff(nn.Module):
         self.sparse = SparseCtrl(config) if config.sparse else None
         self.controls = nn.ModuleList(ControlNet(config, size) for size in config.controls)
         self.image_encoder = ClipVision(**asdict(config.vision)) if config.vision else None
-        kind_of(config).complete(self, config)
+        kind_of(config).finish(self, config)
         self.register_state_dict_post_hook(_contiguous)
         self.requires_grad_(False)
         for parameter in self.trained(config.trains):
             parameter.requires_grad_(True)
 
     def trained(self, stage: Stage) -> Iterator[nn.Parameter]:
-        """The paper's claim is that motion is learnt once, beside an image model that stays as it is."""
+        """Parameters that a training stage updates; the rest stay frozen."""
         if stage == "sparsectrl" and self.sparse is not None:
             yield from self.sparse.parameters()
         elif stage == "motion":
@@ -56,8 +56,8 @@ class AnimateDiff(nn.Module):
         return [self.text_encoder] if self.text_encoder_2 is None else [self.text_encoder, self.text_encoder_2]
 
 
-def _contiguous(_module: nn.Module, state: dict[str, Tensor], _prefix: str, _told: object) -> None:
-    """Weights leave in the order of files, also where the network holds them channels-last."""
+def _contiguous(_module: nn.Module, state: dict[str, Tensor], _prefix: str, _metadata: object) -> None:
+    """Export contiguous weights, even where the network holds them channels-last."""
     for name, tensor in state.items():
         if not tensor.is_contiguous():
             state[name] = tensor.detach().contiguous()
@@ -65,5 +65,5 @@ def _contiguous(_module: nn.Module, state: dict[str, Tensor], _prefix: str, _tol
 
 def blocks(model: nn.Module) -> Sequence[nn.Module]:
     """The repeated blocks of the U-Net."""
-    inside = model.unet if isinstance(model, AnimateDiff) else model
-    return [m for m in inside.modules() if isinstance(m, ResBlock | Transformer | MotionModule)]
+    network = model.unet if isinstance(model, AnimateDiff) else model
+    return [m for m in network.modules() if isinstance(m, ResBlock | Transformer | MotionModule)]

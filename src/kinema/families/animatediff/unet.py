@@ -1,10 +1,10 @@
-"""The image U-Net of Stable Diffusion 1.5 and XL (Rombach et al. 2022; Podell et al. 2023) with motion modules in it.
+"""The image U-Net of Stable Diffusion 1.5 and XL (Rombach et al. 2022; Podell et al. 2023) with motion modules.
 
 Names and shapes of the parameters are those of diffusers' ``UNetMotionModel``, and without motion modules those of
 ``UNet2DConditionModel``.
 
 Letters: B clips, T frames, N = B·T images, R rows of context (B or N), C channels, H W latent rows and columns,
-L context tokens, E width of the embedding of the noise level.
+L context tokens, E width of the noise-level embedding.
 """
 
 from __future__ import annotations
@@ -17,8 +17,14 @@ from typing import cast
 from torch import Tensor, nn
 
 from kinema.families.animatediff.config import Config
-from kinema.families.animatediff.control.ip_adapter import PictureBlock, Pictures, Projections
-from kinema.families.animatediff.motion.module import AS_TRAINED, MotionModule, Moving, beside_frozen, norm_over_clip
+from kinema.families.animatediff.control.ip_adapter import ImagePromptBlock, ImagePrompts, Projections
+from kinema.families.animatediff.motion.module import (
+    AS_TRAINED,
+    MotionControl,
+    MotionModule,
+    norm_over_clip,
+    with_input_grad,
+)
 from kinema.nn.embeddings import sinusoidal
 from kinema.nn.ldm_unet import Downsample, ResBlock, TimestepEmbedding, Upsample, add_, group_norm, silu_
 from kinema.nn.sd_unet import (
@@ -42,20 +48,20 @@ from kinema.schema import BadRequest
 
 @dataclass(frozen=True, eq=False)
 class MotionBlockInputs(BlockInputs):
-    """What every block of one forward pass is told, with how its frames move and the pictures beside the prompt."""
+    """Inputs shared by all blocks of one forward pass, including motion control and image prompts."""
 
     frames: int
     motion: bool = True
-    moving: Moving = AS_TRAINED
-    pictures: Pictures = ()
+    motion_control: MotionControl = AS_TRAINED
+    image_prompts: ImagePrompts = ()
 
 
 class UNet(nn.Module):
     """``forward(z, step, context) -> predicted noise`` B×4×T×H×W.
 
-    z B×C×T×H×W, scaled noisy latents; ``step_B`` the training step the noise level is (0 to 999, may be
-    fractional); ``context_RLC`` the prompt, one row a clip or one a frame; ``added_BV`` SDXL's pooled prompt and
-    sizes. Without ``motion`` the frames are images by themselves.
+    z B×C×T×H×W are scaled noisy latents; ``step_B`` the timestep of the noise level (0 to 999, may be fractional);
+    ``context_RLC`` the prompt, one row per clip or per frame; ``added_BV`` SDXL's pooled prompt and sizes. Without
+    ``motion`` the frames are independent images.
     """
 
     def __init__(self, config: Config) -> None:
@@ -82,31 +88,32 @@ class UNet(nn.Module):
         added_BV: Tensor | None = None,
         *,
         motion: bool = True,
-        moving: Moving = AS_TRAINED,
+        motion_control: MotionControl = AS_TRAINED,
         control: Residuals | None = None,
-        pictures: Pictures = (),
+        image_prompts: ImagePrompts = (),
         first_BCTHW: Tensor | None = None,
     ) -> Tensor:
-        """``pictures`` is what IP-Adapters made of pictures; ``first`` PIA's mask and first frame (`pia.shown`)."""
+        """``image_prompts`` are the IP-Adapters' tokens; ``first`` is PIA's mask and first frame."""
         _, c, frames, _, _ = z_BCTHW.shape
         if c != self.conv_in.in_channels:
-            raise BadRequest(f"the U-Net takes {self.conv_in.in_channels} channels, got {c}")
-        told = MotionBlockInputs(silu_(self._embed(step_B, added_BV)), context_RLC, frames, motion, moving, pictures)
+            raise BadRequest(f"the latents have {c} channels; the U-Net expects {self.conv_in.in_channels}")
+        emb_BE = silu_(self._embed(step_B, added_BV))
+        inputs = MotionBlockInputs(emb_BE, context_RLC, frames, motion, motion_control, image_prompts)
         x = self.conv_in(images(z_BCTHW))
         if first_BCTHW is not None and self.conv_first is not None:
             x = add_(x, self.conv_first(images(first_BCTHW)).repeat(len(z_BCTHW) // len(first_BCTHW), 1, 1, 1))
-        x, skips = run_down(self.down_blocks, x, told)
-        x = run_mid(self.mid_block, x, told)
+        x, skips = run_down(self.down_blocks, x, inputs)
+        x = run_mid(self.mid_block, x, inputs)
         if control is not None:
-            skips = [skip + more for skip, more in zip(skips, control.skips, strict=True)]
+            skips = [skip + residual for skip, residual in zip(skips, control.skips, strict=True)]
             x = x + control.middle
-        x = run_up(self.up_blocks, x, skips, told)
+        x = run_up(self.up_blocks, x, skips, inputs)
         over_clip = self.config.image_norm_over_clip and motion
         x = norm_over_clip(self.conv_norm_out, x, frames) if over_clip else self.conv_norm_out(x)
         return clips(self.conv_out(silu_(x)), frames)
 
     def _embed(self, step_B: Tensor, added_BV: Tensor | None) -> Tensor:
-        """The noise level, and SDXL's pooled prompt and sizes, [B, E]; sinusoids in float32, whatever the weights."""
+        """Embed the noise level and SDXL's pooled prompt and sizes, [B, E]; sinusoids are always float32."""
         dtype = self.conv_in.weight.dtype
         emb_BE = self.time_embedding(sinusoidal(step_B, self.config.channels[0]).to(dtype))
         if self.add_embedding is None or added_BV is None:
@@ -115,7 +122,7 @@ class UNet(nn.Module):
 
 
 class ClipResBlock(ResBlock):
-    """A residual block whose norms see all ``frames`` of a clip together (v1, HotShot-XL); each image without."""
+    """A residual block whose norms cover ``frames`` frames of a clip (v1, PIA, HotShot-XL); per image without it."""
 
     def forward(
         self, x_NCHW: Tensor, emb_BE: Tensor | None = None, frames: int | None = None, *, overwrite: bool = False
@@ -130,7 +137,7 @@ class ClipResBlock(ResBlock):
 
 
 class MotionLevel(UNetLevel[MotionBlockInputs]):
-    """A level whose residual blocks and transformers are each followed by a motion module where there are any."""
+    """A resolution level with an optional motion module after each residual block and its transformer."""
 
     def __init__(
         self,
@@ -145,31 +152,31 @@ class MotionLevel(UNetLevel[MotionBlockInputs]):
         self.motion_modules = nn.ModuleList(motions)
         self.end(down, up)
 
-    def forward(self, index: int, x_NCHW: Tensor, told: MotionBlockInputs) -> Tensor:
-        """Residual block ``index``, its transformer and its motion module."""
-        x_NCHW = super().forward(index, x_NCHW, told)
-        if told.motion and len(self.motion_modules):
+    def forward(self, index: int, x_NCHW: Tensor, inputs: MotionBlockInputs) -> Tensor:
+        """Run residual block ``index``, its transformer and its motion module."""
+        x_NCHW = super().forward(index, x_NCHW, inputs)
+        if inputs.motion and len(self.motion_modules):
             module = cast(MotionModule, self.motion_modules[index])
-            x_NCHW = module(beside_frozen(module, x_NCHW), told.frames, told.moving)
+            x_NCHW = module(with_input_grad(module, x_NCHW), inputs.frames, inputs.motion_control)
         return x_NCHW
 
-    def residual(self, index: int, x_NCHW: Tensor, told: MotionBlockInputs) -> Tensor:
+    def residual(self, index: int, x_NCHW: Tensor, inputs: MotionBlockInputs) -> Tensor:
         block = self.resnets[index]
-        if isinstance(block, ClipResBlock) and told.motion:
-            return block(x_NCHW, told.emb_BE, told.frames)
-        return super().residual(index, x_NCHW, told)
+        if isinstance(block, ClipResBlock) and inputs.motion:
+            return block(x_NCHW, inputs.emb_BE, inputs.frames)
+        return super().residual(index, x_NCHW, inputs)
 
-    def attention(self, index: int, x_NCHW: Tensor, told: MotionBlockInputs) -> Tensor:
-        if not told.pictures:
-            return super().attention(index, x_NCHW, told)
-        return self.attentions[index](x_NCHW, told.context_RLC, told.pictures)
+    def attention(self, index: int, x_NCHW: Tensor, inputs: MotionBlockInputs) -> Tensor:
+        if not inputs.image_prompts:
+            return super().attention(index, x_NCHW, inputs)
+        return self.attentions[index](x_NCHW, inputs.context_RLC, inputs.image_prompts)
 
 
 # ---------------------------------------------------------------------------------------- building
 
 
 def down_level(config: Config, level: int, *, double: bool = True) -> MotionLevel:
-    """A level of the way down; ``double`` is for its motion modules (a control network has single ones)."""
+    """An encoder level; ``double`` gives its motion modules two attention layers (SparseCtrl's have one)."""
     out = config.channels[level]
     return MotionLevel(
         [resnet(config, into, out) for into in down_inputs(config.channels, config.layers, level)],
@@ -180,6 +187,7 @@ def down_level(config: Config, level: int, *, double: bool = True) -> MotionLeve
 
 
 def mid_level(config: Config, motion: bool) -> MotionLevel:
+    """The middle block."""
     width, depth = config.channels[-1], middle_depth(config.depths)
     transformer = _transformer(config, -1, depth)
     resnets = [resnet(config, width, width) for _ in range(2)]
@@ -197,11 +205,12 @@ def _up(config: Config, level: int) -> MotionLevel:
 
 
 def first_frame_layer(config: Config) -> nn.Conv2d:
-    """PIA's columns of the first convolution, which read a mask and the first frame; the image model keeps its own."""
+    """PIA's input channels of the first convolution: the mask and the first frame; the image model keeps its own."""
     return nn.Conv2d(1 + config.latent_channels, config.channels[0], 3, padding=1, bias=False)
 
 
 def resnet(config: Config, into: int, out: int) -> ResBlock:
+    """A residual block with the config's norms."""
     kind = ClipResBlock if config.image_norm_over_clip else ResBlock
     return kind(into, out, 4 * config.channels[0], EPS)
 
@@ -215,7 +224,7 @@ def _transformer(config: Config, level: int, depth: int) -> Transformer:
     sizes = (config.channels[level], config.heads[level], config.context, depth, config.linear)
     if not config.adapters:
         return Transformer(*sizes)
-    return Transformer(*sizes, partial(PictureBlock, adapters=len(config.adapters)))
+    return Transformer(*sizes, partial(ImagePromptBlock, adapters=len(config.adapters)))
 
 
 def _motions(config: Config, width: int, count: int, *, double: bool = True) -> list[MotionModule]:

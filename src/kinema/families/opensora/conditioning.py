@@ -17,12 +17,13 @@ from kinema.canvas import Canvas
 from kinema.conditioning import t5
 from kinema.conditioning.pocket import PocketTokenizer, say_unknown
 from kinema.diffusion.guidance import Guidance
+from kinema.events import OnEvent, ignore
 from kinema.families.opensora import process
 from kinema.families.opensora.config import Config
 from kinema.families.opensora.layout import latent_grid
 from kinema.families.opensora.model import OpenSora, read_words
 from kinema.families.opensora.prompts import completed
-from kinema.schema import BadRequest, OnEvent, Request, ignore
+from kinema.schema import BadRequest, Request
 from kinema.system import Batch, Conditions, Opened
 from kinema.vae.placing import placed
 from kinema.values import quoted

@@ -12,6 +12,7 @@ from kinema.checkpoints.convert import Layouts
 from kinema.diffusion.guidance import Guidance
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import NoiseLevel, RectifiedFlow
+from kinema.events import OnEvent
 from kinema.families.opensora import conditioning, layout, process, training
 from kinema.families.opensora.codec import VideoCodec, codec_of
 from kinema.families.opensora.conditioning import Condition
@@ -19,7 +20,7 @@ from kinema.families.opensora.config import PRESETS, Config, from_json, to_json
 from kinema.families.opensora.files import lora, opening
 from kinema.families.opensora.model import OpenSora, blocks, run
 from kinema.grid import Lattice
-from kinema.schema import BadRequest, OnEvent, Request, Shape
+from kinema.schema import BadRequest, Request, Shape
 from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Slots, Training
 
 

@@ -1,8 +1,8 @@
-"""SVD's weights in and out: what a file is, its tensors under our names, and either layout written from the other.
+"""SVD's weight files: recognition, renaming of tensors, and conversion between the single file and the folder.
 
-The folder holds less than the single file: the file has two VAEs (one encodes the picture, one decodes the
-video) and remnants of CLIP's text side. Conversion to a folder keeps these in ``kinema_extra/``, with the
-file's own header, so that converting back gives the file again byte for byte.
+The folder contains less than the single file, which has two VAEs (one encodes the image, one decodes the video) and
+remnants of CLIP's text encoder. Conversion to a folder keeps these and the file's header in ``kinema_extra/``, so that
+converting back reproduces the file byte for byte.
 """
 
 from __future__ import annotations
@@ -38,32 +38,32 @@ T = TypeVar("T")
 EXTRA = "kinema_extra"
 LAYOUT_NAMES = ("sgm", "diffusers")
 _POSITION_IDS = "image_encoder.vision_model.embeddings.position_ids"
-"""A counter that transformers before 4.31 saved with the weights; it is 0, 1, 2, … always."""
+"""Indices 0, 1, 2, … that transformers before 4.31 saved with the weights."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint of either layout, seen as ours: headers without data, and a way to read one tensor."""
+    """A weight file of either layout with native tensor names: headers, and a function that reads one tensor."""
 
     outline: Outline
-    ours: Header
+    native: Header
     extra: Header
-    """Tensors of the single file that have no place in ours, by their names there."""
+    """Tensors of the single file without a native name, by their sgm names."""
     read: Callable[[str], Tensor]
     where: str
     frames: int
     text: bytes = b""
-    """The header of the single file this is, or was converted from; empty when that is not known."""
+    """The header of the single file, or of the one this was converted from; empty if unknown."""
 
 
 # ------------------------------------------------------------------------------- recognising
 
 
 def recognise(header: Header) -> Outline | None:
-    """The sizes of an sgm single file of SVD or SV3D, read off its keys and shapes; None for any other file.
+    """Read the sizes of an sgm single file of SVD or SV3D from its keys and shapes; None for any other file.
 
-    Frames, steps and guidance are not in the weights. Raises `BadRequest` that names a tensor which must
-    be there to tell the size.
+    Frames, steps and guidance are not in the weights. Raises `BadRequest` naming a missing tensor that is needed to
+    determine the sizes.
     """
     if not any(name.startswith(f"{UNET}input_blocks.1.0.time_stack.") for name in header):
         return None
@@ -140,35 +140,38 @@ def _clip_sizes(header: Header) -> dict[str, Any]:
 
 
 def variant(outline: Outline, name: str = "") -> str:
-    """The published model this is: by its sizes, and by its name where those agree (svd, svd-xt, svd-xt-1.1)."""
+    """Identify the published model: by its sizes, and by name among models of equal sizes (svd, svd-xt, svd-xt-1.1)."""
     if outline.kind == "sv3d":
         return "sv3d-p" if outline.vector % 5 == 0 else "sv3d-u"
-    told = words(name)
-    if "xt" not in told:
+    name_words = words(name)
+    if "xt" not in name_words:
         return "svd"
-    return "svd-xt-1.1" if ("1", "1") in pairwise(told) else "svd-xt"
+    return "svd-xt-1.1" if ("1", "1") in pairwise(name_words) else "svd-xt"
 
 
 def words(name: str) -> list[str]:
-    """What a file's name is made of: ``svd_xt.fp16`` is svd, xt and fp16."""
+    """Split a file's name into words: ``svd_xt.fp16`` into svd, xt and fp16."""
     return re.split(r"[_.\-\s]+", name.lower())
 
 
 def sized(preset: Config, outline: Outline) -> Config:
-    """A published model's sampling with the sizes of this network.
+    """Return a published model's config with the sizes of this network.
 
-    Heads are not told by weights: 64 channels each in the U-Net and 80 in CLIP, as published, or the
-    largest part of these that divides a smaller network. Raises `BadRequest` for a network that is not built here.
+    Weights do not determine the number of heads: a head has 64 channels in the U-Net and 80 in CLIP, as published, or
+    the largest divisor of these that fits a smaller network. Raises `BadRequest` for an unsupported network.
     """
-    plain = (*(True for _ in outline.widths[1:]), False)
-    odd = {
+    attention = (*(True for _ in outline.widths[1:]), False)
+    checks = {
         "in_channels": (outline.in_channels, 2 * outline.latent),
         "out_channels": (outline.out_channels, outline.latent),
         "transformer layers": (outline.depth, 1),
-        "levels with attention": (outline.attention, plain),
+        "levels with attention": (_indices(outline.attention), _indices(attention)),
     }
-    if faults := [f"{what} {found}, expected {wanted}" for what, (found, wanted) in odd.items() if found != wanted]:
-        raise BadRequest(f"this network of Stable Video Diffusion is not one that is built here: {'; '.join(faults)}")
+    differences = [
+        f"{name} {found}, expected {expected}" for name, (found, expected) in checks.items() if found != expected
+    ]
+    if differences:
+        raise BadRequest(f"this Stable Video Diffusion network is not supported: {'; '.join(differences)}")
     unit = outline.vector * 256 // sum(width for _, width in preset.scalars)
     head, clip_head = gcd(64, *outline.widths), gcd(80, outline.clip_width)
     return replace(
@@ -191,61 +194,65 @@ def sized(preset: Config, outline: Outline) -> Config:
     )
 
 
+def _indices(flags: tuple[bool, ...]) -> str:
+    return " ".join(str(i) for i, flag in enumerate(flags) if flag) or "none"
+
+
 # ---------------------------------------------------------------------------------- loading
 
 
 def from_sgm(outline: Outline, tensors: Mapping[str, Tensor], where: str = "this file") -> dict[str, Tensor]:
-    """A single file's tensors as ``unet.…``, ``vae.…`` and ``image_encoder.…``, views where that is possible.
+    """Rename a single file's tensors to ``unet.…``, ``vae.…`` and ``image_encoder.…``, as views where possible.
 
-    Every key is used, known to be unused, or named in a `BadRequest`; so is one that is missing.
+    Raises `BadRequest` naming missing and unexpected keys.
     """
     return table(outline).forward(tensors, where)
 
 
 def open_sgm(path: Path, variant_name: str | None = None) -> Opened | None:
-    """A single file, checked from its header alone; None when it is not SVD's."""
+    """Open a single file, checked from its header alone; None if it is not SVD's."""
     source = Stream(path, variant_name)
     outline = recognise(source.header)
     if outline is None:
         return None
-    known = table(outline)
-    known.check_theirs(shapes_of(source.header), path.name)
-    ours = {name: (shape, source.header[known.by_ours[name][0].theirs][1]) for name, shape in known.ours.items()}
-    extra = {name: entry for name, entry in source.header.items() if not known.by_theirs[name].ours}
+    mapping = table(outline)
+    mapping.check_theirs(shapes_of(source.header), path.name)
+    native = {name: (shape, source.header[mapping.by_ours[name][0].theirs][1]) for name, shape in mapping.ours.items()}
+    extra = {name: entry for name, entry in source.header.items() if not mapping.by_theirs[name].ours}
 
     def read(name: str) -> Tensor:
-        return source[name] if name in extra else known.make_ours(name, source.__getitem__)
+        return source[name] if name in extra else mapping.make_ours(name, source.__getitem__)
 
     frames = PRESETS[variant(outline, path.stem)].frames
-    return Opened(outline, ours, extra, read, path.name, frames, source.text)
+    return Opened(outline, native, extra, read, path.name, frames, source.text)
 
 
 def open_own(path: Path, variant_name: str | None = None) -> Opened | None:
-    """A file that `kinema train` wrote, checked from its header alone; None when it is not SVD's."""
-    told = read_own(path, variant_name)
-    if told is None:
+    """Open a file that `kinema train` wrote, checked from its header alone; None if it is not SVD's."""
+    found = read_own(path, variant_name)
+    if found is None:
         return None
-    outline, source, frames = told
+    outline, source, frames = found
     return Opened(outline, dict(source.header), {}, source.__getitem__, path.name, frames)
 
 
 def open_folder(source: Source) -> Opened | None:
-    """A diffusers folder, checked from its configs and headers alone; None when it is not SVD's.
+    """Open a diffusers folder, checked from its configs and headers alone; None if it is not SVD's.
 
-    Raises `BadRequest` for a folder that lacks a part, or whose tensors do not agree with its configs.
+    Raises `BadRequest` for a folder that lacks a part or whose tensors do not match its configs.
     """
     configs = folder.read_configs(source)
     if configs is None:
         return None
     path = source.path
     sources = {part: Stream(path / part, source.variant) for part in folder.PARTS}
-    ours = networks_own(
-        {f"{part}.{name}": entry for part, held in sources.items() for name, entry in held.header.items()}
+    native = without_position_ids(
+        {f"{part}.{name}": entry for part, stream in sources.items() for name, entry in stream.header.items()}
     )
     extras = Stream(path / EXTRA) if (path / EXTRA).is_dir() else None
     outline = _with_extra(folder.outline(configs), extras)
-    known = table(outline)
-    known.check_ours(shapes_of(ours), path.name)
+    mapping = table(outline)
+    mapping.check_ours(shapes_of(native), path.name)
 
     def read(name: str) -> Tensor:
         if extras is not None and name in extras:
@@ -254,18 +261,18 @@ def open_folder(source: Source) -> Opened | None:
         return sources[part][inner]
 
     extra = extras.header if extras is not None else {}
-    _check_extra(known, extra, f"{path.name}/{EXTRA}")
-    text = _kept_text(extras, known, ours) if extras is not None else b""
-    return Opened(outline, ours, extra, read, path.name, folder.frames(configs), text)
+    _check_extra(mapping, extra, f"{path.name}/{EXTRA}")
+    text = _kept_text(extras, mapping, native) if extras is not None else b""
+    return Opened(outline, native, extra, read, path.name, folder.frames(configs), text)
 
 
-def networks_own(named: Mapping[str, T]) -> dict[str, T]:
-    """What a folder's parts hold, without the counter that older files of CLIP have."""
+def without_position_ids(named: Mapping[str, T]) -> dict[str, T]:
+    """Drop the position indices that older CLIP files contain."""
     return {name: value for name, value in named.items() if name != _POSITION_IDS}
 
 
 def _with_extra(outline: Outline, extras: Stream | None) -> Outline:
-    """The outline with the sizes that only the kept remnants tell."""
+    """Add the sizes that only the tensors in ``kinema_extra/`` determine."""
     if extras is None:
         return outline
     shapes = shapes_of(extras.header)
@@ -274,20 +281,20 @@ def _with_extra(outline: Outline, extras: Stream | None) -> Outline:
     return replace(outline, vocabulary=vocabulary, text_width=width, text_length=length)
 
 
-def _check_extra(known: Table, extra: Header, where: str) -> None:
-    aside = Table(row for row in known.rows if not row.ours)
+def _check_extra(mapping: Table, extra: Header, where: str) -> None:
+    aside = Table(row for row in mapping.rows if not row.ours)
     aside.check_theirs(shapes_of(extra), where)
 
 
-def _kept_text(extras: Stream, known: Table, ours: Header) -> bytes:
-    """The header of the original file, if the tensors it lists are exactly those that are here."""
+def _kept_text(extras: Stream, mapping: Table, native: Header) -> bytes:
+    """Return the original file's header if it lists exactly the present tensors."""
     text = extras.metadata.get("original_header", "").encode()
     if not text:
         return b""
-    told, _ = listed(text, "the header that was kept")
-    now = _sgm_header(known, ours, extras.header)
-    whole = all(row.theirs in told for row in known.rows if row.ours or row.theirs in extras.header)
-    same = all(now.get(name) == entry for name, entry in told.items())
+    original, _ = listed(text, "the header of the original file")
+    now = _sgm_header(mapping, native, extras.header)
+    whole = all(row.theirs in original for row in mapping.rows if row.ours or row.theirs in extras.header)
+    same = all(now.get(name) == entry for name, entry in original.items())
     return text if whole and same else b""
 
 
@@ -302,7 +309,7 @@ class OpenedLora:
 
 
 class Layouts:
-    """What `kinema.checkpoints.convert` asks of a family."""
+    """SVD's layouts for `kinema.checkpoints.convert`."""
 
     names: tuple[str, ...] = ("sgm", "diffusers", "kohya")
 
@@ -331,67 +338,67 @@ LAYOUTS = Layouts()
 
 
 def plan_sgm(opened: Opened, dtype: torch.dtype | None) -> Conversion:
-    """The single file. What the folder never held is written from its stand-in, or left out, and the plan says so."""
-    known = table(opened.outline)
-    header = _sgm_header(known, opened.ours, opened.extra)
+    """Plan the single file. Tensors missing in the folder are copied from equivalents or left out, with a note."""
+    mapping = table(opened.outline)
+    header = _sgm_header(mapping, opened.native, opened.extra)
 
     def make(name: str) -> Tensor:
-        tensor = opened.read(name) if name in opened.extra else known.make_theirs(name, opened.read)
+        tensor = opened.read(name) if name in opened.extra else mapping.make_theirs(name, opened.read)
         return cast(tensor, dtype)
 
     text = opened.text if dtype is None else None
     whole = TargetFile("", cast(header, dtype), make, {"format": "pt"}, text or None)
-    return Conversion((whole,), {}, _notes(known, opened))
+    return Conversion((whole,), {}, _notes(mapping, opened))
 
 
 def plan_folder(opened: Opened, dtype: torch.dtype | None) -> Conversion:
-    """The folder as diffusers reads it, and what it has no place for in ``kinema_extra/``."""
+    """Plan a diffusers folder, with the tensors it does not support in ``kinema_extra/``."""
     files = []
     for part, stem in folder.PARTS.items():
-        own = {name: entry for name, entry in opened.ours.items() if name.startswith(f"{part}.")}
+        own = {name: entry for name, entry in opened.native.items() if name.startswith(f"{part}.")}
         tail = ".fp16" if dtype is torch.float16 else ""
         inner = {name.partition(".")[2]: entry for name, entry in cast(own, dtype).items()}
         make = _within(opened, part, dtype)
         files.append(TargetFile(f"{part}/{stem}{tail}.safetensors", inner, make, {"format": "pt"}))
     notes: tuple[str, ...] = ()
     if opened.extra:
-        told = {"about": "Tensors of the original single file that the folder has no place for; nothing reads them."}
+        metadata = {"about": "Tensors of the original single file that diffusers does not use."}
         if opened.text and dtype is None:
-            told["original_header"] = opened.text.decode()
+            metadata["original_header"] = opened.text.decode()
 
         def extra(name: str) -> Tensor:
             return cast(opened.read(name), dtype)
 
-        files.append(TargetFile(f"{EXTRA}/model.safetensors", cast(opened.extra, dtype), extra, told))
-        notes = (f"{len(opened.extra)} tensors that this layout has no place for are kept in {EXTRA}/",)
+        files.append(TargetFile(f"{EXTRA}/model.safetensors", cast(opened.extra, dtype), extra, metadata))
+        notes = (f"{len(opened.extra)} tensors that this layout does not support are kept in {EXTRA}/",)
     return Conversion(tuple(files), folder.configs(opened.outline, opened.frames), notes)
 
 
 def plan_lora(lora: Lora, layout: str, dtype: torch.dtype | None) -> Conversion:
-    """One file; adapters are small enough to be made at once."""
-    made, told = lora_formats.laid_out(lora, layout)
-    tensors = {name: cast(tensor, dtype) for name, tensor in made.items()}
+    """Plan one LoRA file; its tensors are small enough to convert in memory."""
+    converted, metadata = lora_formats.laid_out(lora, layout)
+    tensors = {name: cast(tensor, dtype) for name, tensor in converted.items()}
     header = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-    return Conversion((TargetFile("", header, tensors.__getitem__, told),), {})
+    return Conversion((TargetFile("", header, tensors.__getitem__, metadata),), {})
 
 
 def _within(opened: Opened, part: str, dtype: torch.dtype | None) -> Callable[[str], Tensor]:
     return lambda name: cast(opened.read(f"{part}.{name}"), dtype)
 
 
-def _sgm_header(known: Table, ours: Header, extra: Header) -> Header:
-    """The tensors of the single file that can be written: those here, those kept, those with a stand-in."""
+def _sgm_header(mapping: Table, native: Header, extra: Header) -> Header:
+    """Header of the single file that can be written: present tensors, kept ones, and those with a stand-in."""
     header: Header = {}
-    for row in known.rows:
+    for row in mapping.rows:
         if row.theirs in extra:
             header[row.theirs] = extra[row.theirs]
         elif row.ours or row.stand_in:
-            header[row.theirs] = (row.shape, ours[(row.ours or (row.stand_in,))[0]][1])
+            header[row.theirs] = (row.shape, native[(row.ours or (row.stand_in,))[0]][1])
     return header
 
 
-def _notes(known: Table, opened: Opened) -> tuple[str, ...]:
-    lost = [row for row in known.rows if not row.ours and row.theirs not in opened.extra]
+def _notes(mapping: Table, opened: Opened) -> tuple[str, ...]:
+    lost = [row for row in mapping.rows if not row.ours and row.theirs not in opened.extra]
     copied, absent = _by_group([r for r in lost if r.stand_in]), _by_group([r for r in lost if not r.stand_in])
     notes = [f"{group} ({count} tensors) is not in the folder and was copied from vae/" for group, count in copied]
     notes += [f"{group} ({count} tensors, unused) is not in the folder and was left out" for group, count in absent]

@@ -1,6 +1,6 @@
-"""Sizes and sampling of Stable Video Diffusion and its relatives; published figures beside the presets.
+"""Sizes and sampling defaults of Stable Video Diffusion and its relatives.
 
-Parameter counts are those of `build` on the meta device, held by a test.
+Tests check the parameter counts given next to the presets.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ Stage = Literal["image", "video", "video-large", "text", "base", "finetune", "pl
 
 @dataclass(frozen=True)
 class Config:
-    """One image-to-video model: video U-Net, KL codec, CLIP image encoder, and how it is sampled."""
+    """One image-to-video model: video U-Net, KL codec, CLIP image encoder and sampling defaults."""
 
     frames: int = 14
     height: int = 576
     width: int = 1024
     fps: float = 7.0
-    """Of the clip. The network is told ``fps - 1``: the official scripts pass fps_id 6 and save at 7."""
+    """Of the clip. The network's condition is ``fps - 1``: the official scripts pass fps_id 6 and save at 7 fps."""
     steps: int = 25
     guidance: tuple[float, float] = (1.0, 2.5)
-    """Guidance scale where the shape starts and where it peaks (linear: at the first and last frame)."""
+    """Guidance scale at the start and at the peak of the guidance shape (linear: of the first and last frame)."""
     guidance_shape: GuidanceShape = "linear"
 
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
     layers: int = 2
     heads: tuple[int, ...] = (5, 10, 20, 20)
-    """Attention heads of each level; the last level has attention only in the middle block."""
+    """Attention heads of each resolution level; the last level has attention only in the middle block."""
     context: int = 1024
     """Width of the image embedding."""
     scalars: tuple[tuple[Scalar, int], ...] = (("fps", 256), ("motion_bucket", 256), ("augmentation", 256))
-    """What the vector condition is made of: each number and the width of its sinusoids."""
+    """Scalar conditions and the width of the sinusoidal embedding of each."""
     norm_eps: NormEps = "official"
-    """GroupNorm eps of residual blocks: 1e-5 everywhere, as trained; diffusers has 1e-6 in up and attention blocks."""
+    """GroupNorm eps of residual blocks: 1e-5 everywhere as trained; diffusers uses 1e-6 in up and attention blocks."""
 
     latent_channels: int = 4
     latent_scale: float = 0.18215
@@ -49,7 +49,7 @@ class Config:
     vae_layers: int = 2
     decoder: Literal["temporal", "image"] = "temporal"
     decode_chunk: int | None = None
-    """Frames decoded together; None is all of them. Fewer need less memory and change every frame a little."""
+    """Frames decoded together; None decodes all. Fewer frames need less memory and change every frame slightly."""
 
     clip_width: int = 1280
     clip_layers: int = 32
@@ -60,24 +60,24 @@ class Config:
 
     motion_bucket: float = 127.0
     motion_middle: float = MIDDLE
-    """Motion (mean speed of a pixel in shorter sides a second) that counts as the middle of the buckets."""
+    """Motion (mean pixel speed in shorter sides per second) at the middle bucket."""
     augmentation: float = 0.02
-    """Noise added to the picture before it is encoded, and told to the network."""
+    """Noise added to the image before it is encoded; also a condition of the network."""
     orbit: bool = False
     """SV3D: the frames are views around an object, and the network expects the given view last."""
 
     stage: Stage = "finetune"
-    """Stage of the training that made, or is to make, these weights: see `stages.STAGES`."""
+    """Training stage of these weights: see `stages.STAGES`."""
     sigma_max: float = 700.0
-    """Where sampling begins."""
+    """Noise level at which sampling begins."""
     pocket: bool = False
-    """Small autoencoder and image encoder of our own, trained too, in place of SD 2.1's and CLIP (`kinds`)."""
+    """Use Kinema's small, trainable autoencoder and image encoder instead of SD 2.1's and CLIP (`kinds`)."""
     patch: int = 1
-    """Pixels along a side that our own autoencoder takes together before its first layer."""
+    """Space-to-depth factor before the first layer of the pocket autoencoder."""
 
     @property
     def post_quant(self) -> bool:
-        """Whether a 1×1 convolution comes before the decoder: SVD's image decoder has it, SV3D's has not."""
+        """Whether a 1×1 convolution precedes the decoder: in SVD's image decoder, but not in SV3D's."""
         return self.decoder == "image" and not self.orbit
 
     @property
@@ -87,7 +87,7 @@ class Config:
 
     @property
     def multiple(self) -> int:
-        """Sides must be a multiple of this, so that every level of the U-Net halves evenly."""
+        """Factor that height and width must be a multiple of, so that every U-Net level halves evenly."""
         return self.stride * 2 ** (len(self.channels) - 1)
 
 
@@ -141,6 +141,6 @@ def to_json(config: Config) -> dict[str, Any]:
     return asdict(config)
 
 
-def from_json(told: Mapping[str, Any]) -> Config:
-    """Raises BadRequest for a setting this version does not know, and for one of another type or size."""
-    return build_config(Config, told, "the config of this file")
+def from_json(data: Mapping[str, Any]) -> Config:
+    """Build the config from a file's metadata. Raises BadRequest for an unknown setting or an invalid value."""
+    return build_config(Config, data, "the config of this file")

@@ -1,4 +1,4 @@
-"""The codec: a KL encoder of images, and a decoder with layers over time that removes flicker (appendix D).
+"""The codec: a KL image encoder, and a decoder with temporal layers that removes flicker (appendix D).
 
 Letters: B clips, T frames, N = B·T images, C channels, H W rows and columns, S places.
 """
@@ -27,7 +27,7 @@ TEMPORAL_EPS = 1e-5
 
 
 class Autoencoder(nn.Module):
-    """Encoder, ``quant_conv`` and one of the two decoders; SVD's image decoder has a ``post_quant_conv``."""
+    """Encoder, ``quant_conv`` and a temporal or image decoder; SVD's image decoder has a ``post_quant_conv``."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -40,18 +40,18 @@ class Autoencoder(nn.Module):
         self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config.post_quant else None
 
     def encode(self, image_NCHW: Tensor) -> Tensor:
-        """The mode of the latents, N×c×h×w, not scaled."""
+        """Return the mode of the unscaled latents, N×c×h×w."""
         return self.moments(image_NCHW).chunk(2, dim=1)[0]
 
     def moments(self, image_NCHW: Tensor) -> Tensor:
-        """Mean and log-variance of the latents, N×2c×h×w, not scaled; the latter within [-30, 20], as in training."""
+        """Return mean and log-variance of the unscaled latents, N×2c×h×w; the latter in [-30, 20], as in training."""
         growth = self.encoder.conv_in.out_channels // 3
         moments = by_images(lambda x: self.quant_conv(self.encoder(x)), image_NCHW, growth)
         mean, log_variance = moments.chunk(2, dim=1)
         return torch.cat([mean, log_variance.clamp(-30, 20)], dim=1)
 
     def decode(self, z_NCHW: Tensor, frames: int) -> Tensor:
-        """Pixels N×3×H×W of unscaled latents; each run of ``frames`` images is decoded as one clip."""
+        """Decode unscaled latents to pixels N×3×H×W; every ``frames`` consecutive images are one clip."""
         if isinstance(self.decoder, TemporalDecoder):
             return self.decoder(z_NCHW, frames)
         if self.post_quant_conv is not None:
@@ -61,11 +61,11 @@ class Autoencoder(nn.Module):
 
 
 class TemporalDecoder(nn.Module):
-    """The image decoder with a block over time after each residual block, and a last convolution over time.
+    """The image decoder with a temporal block after each residual block, and a final temporal convolution.
 
-    Layers over space work on a few images at a time, those over time on whole clips, in strips of places: the same
-    numbers in less memory than all at once, and faster, since what one layer wrote the next finds in the cache.
-    Two maps of the whole clip are held at most.
+    Spatial layers process a few images at a time, temporal layers whole clips in strips of places: the same result in
+    less memory, and faster, because intermediate results stay in the cache. At most two feature maps of the whole clip
+    are in memory.
     """
 
     def __init__(self, channels: tuple[int, ...], layers: int, latent: int) -> None:
@@ -91,22 +91,22 @@ class TemporalDecoder(nn.Module):
         x = self.conv_in(z_NCHW.contiguous(memory_format=torch.channels_last))
         x = self.mid_block(x, frames)
         up: Upsample | None = None
-        for stage in cast(Sequence[Any], self.up_blocks):
-            scratch = Scratch()  # one a stage: the smaller map's is given back before larger ones are made
+        for level in cast(Sequence[Any], self.up_blocks):
+            scratch = Scratch()  # one per resolution level, released before larger maps are allocated
             if x.is_cpu:
                 heap.give_back()
-            for block in stage.resnets:
-                x = block.over_space(x, up, scratch)  # the map before is free when layers over time make theirs
+            for block in level.resnets:
+                x = block.over_space(x, up, scratch)  # frees the previous map before temporal layers allocate theirs
                 up = None
                 checkpoint()
                 x = block.over_time(x, frames, scratch)
-            up = stage.upsamplers[0] if stage.upsamplers is not None else None
+            up = level.upsamplers[0] if level.upsamplers is not None else None
         x = by_images(lambda part: self.conv_out(silu_(self.conv_norm_out(part))), x)
         return unfold(over_time(self.time_conv_out, fold(x, frames)), x.shape[2])
 
 
 class VideoMiddle(nn.Module):
-    """Blocks with attention over space between them."""
+    """Residual blocks with spatial attention in between."""
 
     def __init__(self, width: int, layers: int) -> None:
         super().__init__()
@@ -121,9 +121,9 @@ class VideoMiddle(nn.Module):
 
 
 class VideoBlock(nn.Module):
-    """A residual block over space, one over time, and their blend, the other way round than in the U-Net.
+    """A spatial residual block, a temporal one, and their blend, in the opposite sense to the U-Net.
 
-    ``mix_factor`` here is the share of the temporal estimate (0 at the start of training: a half).
+    Here ``mix_factor`` is the share of the temporal estimate (initially 0, which is a half).
     """
 
     def __init__(self, channels: int, out: int) -> None:
@@ -133,13 +133,13 @@ class VideoBlock(nn.Module):
         self.time_mixer = Mixer(0.0, reverse=True)
 
     def forward(self, x_NCHW: Tensor, frames: int) -> Tensor:
-        """x may be overwritten where no gradient is needed."""
+        """Without gradients, x may be overwritten."""
         return self.over_time(self.over_space(x_NCHW), frames)
 
     def over_space(self, x_NCHW: Tensor, up: Upsample | None = None, scratch: Scratch | None = None) -> Tensor:
-        """``up`` comes first where the stage below ends with it: each image is enlarged as it is read.
+        """Run the spatial block, after upsampling each image with the previous level's ``up`` if given.
 
-        x may be overwritten where no gradient is needed.
+        Without gradients, x may be overwritten.
         """
         block, growth = self.spatial_res_block, 1 if up is None else 4
         plain = up is None or (type(up.conv) is nn.Conv2d and not (up._forward_hooks or up.conv._forward_hooks))
@@ -152,13 +152,13 @@ class VideoBlock(nn.Module):
         return by_images(layer, x_NCHW, growth, overwrite=True)
 
     def _in_strips(self, x_NCHW: Tensor, up: Upsample | None, scratch: Scratch) -> Tensor:
-        """The same; an image's enlarged map and the one inside the block lie in ``scratch``, one after the other."""
+        """As `over_space`, in strips; ``scratch`` holds an image's upsampled map, followed by the block's inner map."""
         block, (n, channels, height, width) = self.spatial_res_block, x_NCHW.shape
         if up is not None:
             height, width = 2 * height, 2 * width
         x_NHWC = x_NCHW.permute(0, 2, 3, 1).contiguous()
-        kept = up is None and block.conv_shortcut is None
-        out_NHWK = x_NHWC if kept else x_NHWC.new_empty(n, height, width, block.conv2.out_channels)
+        overwrite = up is None and block.conv_shortcut is None
+        out_NHWK = x_NHWC if overwrite else x_NHWC.new_empty(n, height, width, block.conv2.out_channels)
         enlarged = 0 if up is None else channels * height * width
         room = scratch.take(enlarged + out_NHWK[0].numel(), x_NHWC)
         run = strips.residual(block, height, width)
@@ -179,7 +179,7 @@ class VideoBlock(nn.Module):
 
 @dataclass(frozen=True)
 class SVDCodec:
-    """Pixels B×3×T×H×W in [-1, 1] to latents B×4×T×h×w of about unit variance, and back."""
+    """Encodes pixels B×3×T×H×W in [-1, 1] to latents B×4×T×h×w of about unit variance, and decodes them."""
 
     vae: Autoencoder
     scale: float
@@ -188,16 +188,16 @@ class SVDCodec:
     def encode(self, video_BCTHW: Tensor) -> Tensor:
         frames = video_BCTHW.shape[2]
         images = video_BCTHW.transpose(1, 2).flatten(0, 1)
-        # PyTorch takes other kernels for one image than for several: a pair keeps its latents the same in any company.
+        # PyTorch uses different kernels for one image than for several; duplicating a single image avoids a mismatch.
         paired = images.repeat(2, 1, 1, 1) if len(images) == 1 else images
         z_NCHW = upcast(self.vae, self.vae.encode, paired)[: len(images)] * self.scale
         return z_NCHW.unflatten(0, (-1, frames)).transpose(1, 2)
 
     def decode(self, z_BCTHW: Tensor, chunk: int | None = None, *, overlap: int = 0, tile: int | None = None) -> Tensor:
-        """``chunk`` frames at a time (else the model's own number, or all), clips never mixed.
+        """Decode ``chunk`` frames of each clip at a time (by default the model's setting, or all frames).
 
-        Chunks by themselves jump where they meet, since norms and layers over time see only their own frames: with
-        ``overlap`` they share so many and fade into each other. ``tile``: in squares of so many latent cells, faded.
+        Norms and temporal layers cover only a chunk, so the clip jumps at chunk borders unless chunks share ``overlap``
+        frames, which are cross-faded. ``tile`` decodes in cross-faded squares of that many latent cells.
         """
         chunk = chunk or self.chunk or z_BCTHW.shape[2]
 
@@ -207,7 +207,7 @@ class SVDCodec:
         return faded(part, z_BCTHW, FRAMES, chunk, min(overlap, chunk - 1))
 
     def leaner(self, frames: int, height: int, width: int) -> Sequence[Mapping[str, int]]:
-        """Ways to decode a clip of this latent size in less memory, the mildest first: options of `decode`."""
+        """Options of `decode` that need less memory for a clip of this latent size, the mildest first."""
         ways = [{"chunk": c, "overlap": c // 4} for c in (8, 4) if c < frames]
         few = ways[-1] if ways else {}
         ways += [{**few, "tile": tile} for tile in (64, 32, 16) if tile < max(height, width)]

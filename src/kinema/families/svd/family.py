@@ -1,4 +1,4 @@
-"""What `kinema.system.Family` asks of Stable Video Diffusion."""
+"""Stable Video Diffusion as a `kinema.system.Family`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from kinema.canvas import Canvas
 from kinema.diffusion.guidance import Guidance, classifier_free
 from kinema.diffusion.parameterise import Denoiser, V
 from kinema.diffusion.schedules import NoiseLevel
+from kinema.events import Note, OnEvent
 from kinema.families.svd import checkpoint, conditioning, lora, opening, recipe
 from kinema.families.svd.conditioning import Condition
 from kinema.families.svd.config import PRESETS, Config, from_json, to_json
@@ -21,12 +22,12 @@ from kinema.families.svd.model import SVD, blocks
 from kinema.families.svd.pocket.presets import PRESETS as POCKETS
 from kinema.grid import LatentGrid, Lattice
 from kinema.nn.ldm_unet import channels_last
-from kinema.schema import BadRequest, Note, OnEvent, Request, Shape
+from kinema.schema import BadRequest, Request, Shape
 from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training, Tuning
 
 
 class SVDSampling(Sampling):
-    """How its clips are made."""
+    """Sampling of SVD models."""
 
     def lattice(self, config: Config) -> Lattice:
         return Lattice(
@@ -60,24 +61,24 @@ class SVDSampling(Sampling):
         return SVDCodec(vae, config.latent_scale, config.decode_chunk)
 
     def honours(self, config: Config, kind: str) -> tuple[str, ...]:
-        """A first frame as its kind is, and a beginning by going on from its last frame; the rest by guidance."""
+        """A first frame by the model's kind, a prefix by continuing from its last frame, anything else by guidance."""
         if kind == "nothing":
             return ("native",)
         if kind == "first":
             return kind_of(config).first
-        own = ("continuation",) if kind == "prefix" and not config.orbit else ()
-        return (*own, "replacement", "reconstruction")
+        native = ("continuation",) if kind == "prefix" and not config.orbit else ()
+        return (*native, "replacement", "reconstruction")
 
     def check(self, config: Config, request: Request) -> None:
         conditioning.check_extra(config, request.extra)
         if config.orbit and request.window is not None:
-            raise BadRequest("this svd model makes an orbit, which cannot be made in windows; leave out window")
+            raise BadRequest("this svd model generates orbits, which do not support windows; leave out window")
         if config.orbit and request.frames is not None and request.frames > config.frames:
-            raise BadRequest(f"frames is {request.frames}; this svd model makes orbits of up to {config.frames} views")
+            raise BadRequest(f"frames is {request.frames}; this svd model generates at most {config.frames} views")
 
     def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> None:
         if request.prompt.strip() or request.negative_prompt.strip():
-            on_event(Note(f"{system.name} takes no words; only the picture, not the prompt, tells it what to show"))
+            on_event(Note(f"{system.name} has no text conditioning and ignores the prompt"))
 
     def condition(  # noqa: PLR0917
         self,
@@ -88,50 +89,50 @@ class SVDSampling(Sampling):
         on_event: OnEvent,
     ) -> Conditions:
         config, model, shape = system.config, cast(SVD, system.model), request.shape
-        picture = conditioning.picture_of(canvas)
-        if picture is None:
-            on_event(Note(f"{system.name} was given no picture, so it makes up a clip of whatever comes"))
-            picture = torch.zeros(shape.batch, 3, shape.height, shape.width)
-        told = conditioning.scalars(config, request)
+        image = conditioning.image_of(canvas)
+        if image is None:
+            on_event(Note(f"{system.name} was given no image, so it generates an unconditional clip"))
+            image = torch.zeros(shape.batch, 3, shape.height, shape.width)
+        scalars = conditioning.scalars(config, request)
         amount = torch.full((shape.batch,), conditioning.augmentation(config, request))
-        noise = conditioning.picture_noise(request, shape.height, shape.width)
-        picture = picture.to(system.device, torch.float32)
+        noise = conditioning.image_noise(request, shape.height, shape.width)
+        image = image.to(system.device, torch.float32)
         anchor = canvas.block.anchor
-        seen = anchor.to(picture) if anchor is not None and request.extra.get("anchor") else None
+        clip_image = anchor.to(image) if anchor is not None and request.extra.get("anchor") else None
         channels_last(model.vae)
-        wanted = conditioning.encode(model, picture, noise.to(picture), told, amount, seen)
-        unwanted = wanted.null()
-        if conditioning.picture_of(canvas) is None:
-            wanted = unwanted
-        return Conditions({"positive": wanted, "negative": unwanted})
+        positive = conditioning.encode(model, image, noise.to(image), scalars, amount, clip_image)
+        negative = positive.null()
+        if conditioning.image_of(canvas) is None:
+            positive = negative
+        return Conditions({"positive": positive, "negative": negative})
 
     def guidance(self, config: Config, request: Request) -> Guidance:
-        """A scale for each frame, over the frames of one pass: a later block begins at the first scale again."""
+        """Per-frame guidance scales over the frames of one pass: every block of frames starts at the first scale."""
         scale = conditioning.guidance(config, request)
         return classifier_free(scale, request.guidance_rescale, request.guidance_interval)
 
     def join(self, conditions: Sequence[Condition]) -> Condition:
-        context, picture, scalars = zip(
-            *((each.context_B1C, each.picture_BCTHW, each.scalars_BTV) for each in conditions), strict=True
+        context, image, scalars = zip(
+            *((each.context_B1C, each.image_BCTHW, each.scalars_BTV) for each in conditions), strict=True
         )
-        return Condition(torch.cat(context), torch.cat(picture), torch.cat(scalars))
+        return Condition(torch.cat(context), torch.cat(image), torch.cat(scalars))
 
     def denoiser(self, system: Opened, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
-        model, told = cast(SVD, system.model), condition.of(frames)
+        model, condition = cast(SVD, system.model), condition.of(frames)
         channels_last(model.unet)
         if not system.config.orbit:
-            return V.denoiser(lambda z, level: recipe.run_unet(model.unet, z, level, told))
-        # Our clips begin with the given view; the network was trained on orbits that end with it.
-        turned = Condition(told.context_B1C, told.picture_BCTHW, told.scalars_BTV.roll(-1, dims=1))
+            return V.denoiser(lambda z, level: recipe.run_unet(model.unet, z, level, condition))
+        # Kinema's orbits begin with the given view; the network was trained on orbits that end with it.
+        shifted = Condition(condition.context_B1C, condition.image_BCTHW, condition.scalars_BTV.roll(-1, dims=1))
 
         def network(z_BCTHW: Tensor, level: NoiseLevel) -> Tensor:
-            return recipe.run_unet(model.unet, z_BCTHW.roll(-1, dims=2), level, turned).roll(1, dims=2)
+            return recipe.run_unet(model.unet, z_BCTHW.roll(-1, dims=2), level, shifted).roll(1, dims=2)
 
         return V.denoiser(network)
 
 
 class SVDCheckpoints(Checkpoints):
-    """What its files are called."""
+    """Weight files of SVD models."""
 
     layouts = checkpoint.LAYOUTS
 
@@ -144,7 +145,7 @@ class SVDCheckpoints(Checkpoints):
 
 
 class SVDTraining(Training):
-    """How it is trained."""
+    """Training of SVD models."""
 
     loss = staticmethod(recipe.loss)
     recipe = staticmethod(recipe.recipe)
@@ -157,7 +158,7 @@ class SVDTraining(Training):
 
 
 class StableVideoDiffusion:
-    """Image to video in latent space (Blattmann et al. 2023) and its orbits, SV3D (Voleti et al. 2024)."""
+    """Image to video in latent space (Blattmann et al. 2023), and orbits by SV3D (Voleti et al. 2024)."""
 
     name = "svd"
     sampling = SVDSampling()

@@ -1,4 +1,4 @@
-"""The JSON files of a diffusers folder: written so that diffusers opens it, read to tell the sizes."""
+"""JSON configs of a diffusers folder: written so that diffusers can open it, read to determine the sizes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ PARTS = {
     "vae": "diffusion_pytorch_model",
     "image_encoder": "model",
 }
-"""Folder of each network to the stem of its weight file."""
+"""Stem of the weight file in each network's folder."""
 
 PIPELINE = "StableVideoDiffusionPipeline"
 
 Configs = dict[str, dict[str, Any]]
 
 _HEAD = 64
-"""Channels of an attention head in the U-Net; weights do not tell it."""
+"""Channels of an attention head in the U-Net, which the weights do not determine."""
 _CLIP_HEAD = 80
 _SCALING = 0.18215
 _V = "v_prediction"
@@ -51,7 +51,7 @@ _CLIP_MEAN, _CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.2613
 
 
 def configs(o: Outline, frames: int) -> Configs:
-    """Every JSON file of the folder, by its path."""
+    """Build every JSON file of the folder, by path."""
     vae_class = "AutoencoderKLTemporalDecoder" if o.decoder == "temporal" else "AutoencoderKL"
     side = 8 * 96 if o.widths[0] >= 320 else 64
     return {
@@ -95,7 +95,7 @@ def _unet(o: Outline, frames: int, side: int) -> dict[str, Any]:
 
 def _vae(o: Outline, name: str, side: int) -> dict[str, Any]:
     levels = len(o.vae_widths)
-    told = {
+    config = {
         "_class_name": name,
         "block_out_channels": list(o.vae_widths),
         "down_block_types": ["DownEncoderBlock2D"] * levels,
@@ -108,8 +108,8 @@ def _vae(o: Outline, name: str, side: int) -> dict[str, Any]:
         "scaling_factor": _SCALING,
     }
     if o.decoder == "image":
-        told |= {"up_block_types": ["UpDecoderBlock2D"] * levels, "use_post_quant_conv": o.post_quant}
-    return told
+        config |= {"up_block_types": ["UpDecoderBlock2D"] * levels, "use_post_quant_conv": o.post_quant}
+    return config
 
 
 def _image_encoder(o: Outline) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _preprocessor(o: Outline) -> dict[str, Any]:
 
 
 def read_configs(source: Source) -> Configs | None:
-    """The configs of the three networks; None where the source is not a folder of Stable Video Diffusion."""
+    """Read the configs of the three networks; None if the source is not a Stable Video Diffusion folder."""
     if source.pipeline != PIPELINE:
         return None
     source.need(tuple(PARTS))
@@ -159,50 +159,52 @@ def read_configs(source: Source) -> Configs | None:
 
 
 def check(source: Source) -> None:
-    """Refuse what the configs ask of the networks and these cannot do; weights do not show any of it."""
+    """Raise BadRequest for config values that these networks do not support and that weights do not show."""
     clip = ("image_encoder", "config.json")
     scheduler, processor = ("scheduler", "scheduler_config.json"), ("feature_extractor", "preprocessor_config.json")
-    for place, what, default, wanted in (
+    for place, key, default, expected in (
         (clip, "hidden_act", "quick_gelu", "gelu"),
         (clip, "layer_norm_eps", 1e-5, 1e-5),
         (scheduler, "prediction_type", _V, _V),
         (processor, "image_mean", _CLIP_MEAN, _CLIP_MEAN),
         (processor, "image_std", _CLIP_STD, _CLIP_STD),
     ):
-        found = source.config(*place).get(what, default)
-        if found != wanted:
+        found = source.config(*place).get(key, default)
+        if found != expected:
             raise BadRequest(
-                f"{'/'.join(place)} of {source.path} has {what} {printable(str(found), MAX_QUOTED)}; expected {wanted}"
+                f"{'/'.join(place)} of {source.path} has {key} {printable(str(found), MAX_QUOTED)}; expected {expected}"
             )
 
 
 def scheduler_note(source: Source) -> str | None:
-    """A sentence where the folder's scheduler is not the official one, which is what is sampled with."""
-    told = source.config("scheduler", "scheduler_config.json")
+    """Return a note if the folder's scheduler differs from the official noise levels, which sampling always uses."""
+    config = source.config("scheduler", "scheduler_config.json")
     names = ("sigma_min", "sigma_max", "use_karras_sigmas")
-    other = [f"{name} {quoted(told[name])}" for name in names if name in told and told[name] != SCHEDULER[name]]
-    if not other:
+    differing = [
+        f"{name} {quoted(config[name])}" for name in names if name in config and config[name] != SCHEDULER[name]
+    ]
+    if not differing:
         return None
-    return f"the folder's scheduler has {', '.join(other)}; sampled is with the official noise levels of SVD"
+    return f"the folder's scheduler has {', '.join(differing)}; Kinema samples with SVD's official noise levels"
 
 
-def outline(told: Configs) -> Outline:
-    """The sizes that the configs tell. Raises `BadRequest` for a value that these networks cannot have."""
-    unet, vae, clip = told["unet"], told["vae"], told["image_encoder"]
+def outline(configs: Configs) -> Outline:
+    """Read the sizes from the configs. Raises `BadRequest` for an invalid value."""
+    unet, vae, clip = configs["unet"], configs["vae"], configs["image_encoder"]
     temporal = vae.get("_class_name", "AutoencoderKLTemporalDecoder") == "AutoencoderKLTemporalDecoder"
     try:
         vector = int(unet.get("projection_class_embeddings_input_dim", 768))
         patch = int(clip.get("patch_size", 32))
         side = int(clip.get("image_size", 224)) // patch
-        made = Outline(
+        sizes = Outline(
             kind="svd" if vector == 3 * int(unet.get("addition_time_embed_dim", 256)) else "sv3d",
             in_channels=int(unet.get("in_channels", 8)),
             out_channels=int(unet.get("out_channels", 4)),
             widths=tuple(map(int, unet.get("block_out_channels", (320, 640, 1280, 1280)))),
-            resnets=_one(unet, "layers_per_block", 2),
+            resnets=_shared(unet, "layers_per_block", 2),
             attention=tuple("CrossAttn" in name for name in unet.get("down_block_types", _DOWN)),
-            depth=_one(unet, "transformer_layers_per_block", 1),
-            context=_one(unet, "cross_attention_dim", 1024),
+            depth=_shared(unet, "transformer_layers_per_block", 1),
+            context=_shared(unet, "cross_attention_dim", 1024),
             vector=vector,
             vae_widths=tuple(map(int, vae.get("block_out_channels", (64,)))),
             vae_resnets=int(vae.get("layers_per_block", 1)),
@@ -216,52 +218,56 @@ def outline(told: Configs) -> Outline:
             patch=patch,
             embedding=int(clip.get("projection_dim", 512)),
         )
+    except BadRequest:  # a ValueError that needs no wrapping
+        raise
     except (TypeError, ValueError, ArithmeticError) as error:
-        said = quoted(str(error), MAX_QUOTED)
-        raise BadRequest(f"a config of this folder holds a value that cannot be: {said}") from error
-    return checked(made, "the configs of this folder")
+        reason = quoted(str(error), MAX_QUOTED)
+        raise BadRequest(f"a config of this folder contains an invalid value: {reason}") from error
+    return checked(sizes, "the configs of this folder")
 
 
 _DOWN = ("CrossAttn", "CrossAttn", "CrossAttn", "")
 
 
-def frames(told: Configs) -> int:
-    """Frames that the U-Net was trained on."""
-    return _whole(told, "unet", "num_frames", 25)
+def frames(configs: Configs) -> int:
+    """Number of frames that the U-Net was trained on."""
+    return _positive_integer(configs, "unet", "num_frames", 25)
 
 
-def heads(told: Configs, o: Outline) -> tuple[tuple[int, ...], int]:
-    """Attention heads of each level of the U-Net, and of the image encoder."""
-    value = told["unet"].get("num_attention_heads", (5, 10, 20, 20))
-    each = value if isinstance(value, list | tuple) else [value] * len(o.widths)
-    whole = all(type(n) is int and n > 0 for n in each)
-    if len(each) != len(o.widths) or not whole or any(width % n for width, n in zip(o.widths, each, strict=True)):
-        raise BadRequest(f"num_attention_heads of the unet is {quoted(value)}; expected divisors of {list(o.widths)}")
-    clip = _whole(told, "image_encoder", "num_attention_heads", 12)
+def heads(configs: Configs, o: Outline) -> tuple[tuple[int, ...], int]:
+    """Attention heads of each U-Net level, and of the image encoder."""
+    value = configs["unet"].get("num_attention_heads", (5, 10, 20, 20))
+    levels = value if isinstance(value, list | tuple) else [value] * len(o.widths)
+    integers = all(type(n) is int and n > 0 for n in levels)
+    fits = integers and len(levels) == len(o.widths)
+    if not fits or any(width % n for width, n in zip(o.widths, levels, strict=True)):
+        widths = ", ".join(map(str, o.widths))
+        raise BadRequest(f"num_attention_heads of the unet is {quoted(value)}; expected a divisor of each of {widths}")
+    clip = _positive_integer(configs, "image_encoder", "num_attention_heads", 12)
     if o.clip_width % clip:
         raise BadRequest(f"num_attention_heads of the image_encoder is {clip}; expected a divisor of {o.clip_width}")
-    return tuple(each), clip
+    return tuple(levels), clip
 
 
-def scaling(told: Configs) -> float:
-    """What latents are multiplied with after encoding."""
-    value = told["vae"].get("scaling_factor", _SCALING)
+def scaling(configs: Configs) -> float:
+    """Factor that latents are multiplied by after encoding."""
+    value = configs["vae"].get("scaling_factor", _SCALING)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise BadRequest(f"scaling_factor of the vae is {quoted(value)}; expected a number over 0")
+        raise BadRequest(f"scaling_factor of the vae is {quoted(value)}; expected a number above 0")
     return float(value)
 
 
-def _whole(told: Configs, part: str, name: str, default: int) -> int:
-    value = told[part].get(name, default)
+def _positive_integer(configs: Configs, part: str, name: str, default: int) -> int:
+    value = configs[part].get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise BadRequest(f"{name} of the {part} is {quoted(value)}; expected a whole number over 0")
+        raise BadRequest(f"{name} of the {part} is {quoted(value)}; expected a whole number of at least 1")
     return value
 
 
-def _one(config: Mapping[str, Any], name: str, default: int) -> int:
-    """A number that diffusers also takes as a list; here one for all levels."""
+def _shared(config: Mapping[str, Any], name: str, default: int) -> int:
+    """Read a number that diffusers also allows per level; here all levels share it."""
     value = config.get(name, default)
     values = value if isinstance(value, list) else [value]
     if not values or any(v != values[0] for v in values):
-        raise BadRequest(f"{name} is {quoted(value)}; expected one number for all levels")
+        raise BadRequest(f"{name} is {quoted(value)}; expected the same number for all levels")
     return int(values[0])

@@ -1,4 +1,4 @@
-"""In what models of this family differ beside their sizes: the autoencoder and image encoder beside the U-Net."""
+"""The kinds of model in this family, which differ in autoencoder and image encoder."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ class Kind(Protocol):
 
     @property
     def stages(self) -> Mapping[str, TrainingStage]:
-        """The stages of its training."""
+        """The training stages by name."""
 
     @property
     def first(self) -> tuple[str, ...]:
-        """The ways to hold a given first frame, best first (`kinema.system.Sampling.honours`)."""
+        """Ways to hold a given first frame, best first (`kinema.system.Sampling.honours`)."""
 
     @property
-    def own(self) -> bool:
-        """Whether autoencoder and image encoder are trained too, and are not those that other layouts have."""
+    def custom_encoders(self) -> bool:
+        """Whether the autoencoder and image encoder are Kinema's: trainable, and not supported by foreign layouts."""
 
     def build(self, config: Config) -> nn.Module:
-        """The three networks, under the names of a diffusers folder."""
+        """Build the three networks, named as the folders of a diffusers checkpoint."""
 
-    def figures(self, config: Config) -> Mapping[str, Any]:
-        """Figures of its recipes that differ from those of the stage, by name."""
+    def settings(self, config: Config) -> Mapping[str, Any]:
+        """Training settings that override those of the training stage, by name."""
 
 
 class Published:
@@ -40,13 +40,13 @@ class Published:
 
     stages: Mapping[str, TrainingStage] = STAGES
     first = ("native", "replacement", "reconstruction")
-    own = False
+    custom_encoders = False
 
     def build(self, config: Config) -> nn.Module:
         return SVD(config)
 
-    def figures(self, config: Config) -> Mapping[str, Any]:
-        """Small ones for small networks."""
+    def settings(self, config: Config) -> Mapping[str, Any]:
+        """Settings for small networks; none for full-size ones."""
         if config.channels[0] >= FULL:
             return {}
         return {"steps": 200, "batch": 4, "warmup": 10, "learning_rate": 1e-3, "ema": 0.99}

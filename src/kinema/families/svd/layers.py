@@ -1,8 +1,8 @@
-"""What Stable Video Diffusion adds to an image network: layers over time, and the learned blend with those over space.
+"""Temporal layers of Stable Video Diffusion, and their learned blend with an image network's spatial layers.
 
 Letters: B clips, T frames, N = B·T images, C channels, H W rows and columns, S places, L context tokens, E width
-of the embedding of the noise level. Maps stay in channels-last memory, in which ``NCHW`` and ``BCTS`` are the same
-bytes: a convolution along time is a 2D convolution over (frames, places), the same numbers several times faster.
+of the noise-level embedding. Feature maps stay in channels-last memory, in which ``NCHW`` and ``BCTS`` have the same
+bytes, so a temporal convolution is a 2D convolution over (frames, places): the same result several times faster.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from kinema.nn.ldm_unet import (
 
 TRANSFORMER_EPS = 1e-6
 STRIP, STRIP_ELSEWHERE = 2**19, 2**24
-"""Numbers of a map that layers over time take at a time: what a CPU's cache holds; more where calls are launches."""
+"""Elements of a feature map per strip of temporal layers: the size of a CPU's cache, or more on devices where every
+call is a kernel launch."""
 
 
 def fold(x_NCHW: Tensor, frames: int) -> Tensor:
@@ -48,12 +49,12 @@ def unfold(x_BCTS: Tensor, height: int) -> Tensor:
 
 
 def over_time(conv: nn.Conv3d, x_BCTS: Tensor) -> Tensor:
-    """A convolution of kernel (3, 1, 1), its weight stored as O×I×3×1×1."""
+    """Apply a convolution of kernel (3, 1, 1) with weight O×I×3×1×1."""
     return F.conv2d(x_BCTS, conv.weight[..., 0], conv.bias, padding=(1, 0))
 
 
-def of_strips(conv: nn.Conv3d, x_BCTS: Tensor) -> Callable[[Tensor], Tensor]:
-    """`over_time` of any strip of this map."""
+def strip_conv(conv: nn.Conv3d, x_BCTS: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return `over_time` as a function of any strip of this map."""
     if winograd.pays_over_time(conv, x_BCTS):
         return winograd.over_time(conv)
     return lambda part: over_time(conv, part)
@@ -64,7 +65,7 @@ def conv_over_time(channels: int) -> nn.Conv3d:
 
 
 class Mixer(nn.Module):
-    """A learned blend of two estimates: ``mix_factor`` [1], through a sigmoid, is the share of the first.
+    """A learned blend of two estimates: the sigmoid of ``mix_factor`` [1] is the share of the first.
 
     The first is the spatial one in the U-Net, and the temporal one in the decoder (``reverse``).
     """
@@ -75,13 +76,13 @@ class Mixer(nn.Module):
         self.mix_factor = nn.Parameter(torch.tensor([start]))
 
     def temporal(self, image_only_BT: Tensor | None = None) -> Tensor:
-        """The share of the temporal estimate, [1], or [B, T] with frames that are images apart: theirs is 0."""
+        """The share of the temporal estimate, [1], or [B, T] with 0 for the frames in ``image_only``."""
         share = torch.sigmoid(self.mix_factor if self.reverse else -self.mix_factor)
         return share if image_only_BT is None else share.expand(image_only_BT.shape).masked_fill(image_only_BT, 0)
 
 
 class TemporalResBlock(nn.Module):
-    """GroupNorm over all frames, SiLU, 3-frame convolution, twice. ``forward`` gives the branch, without its input."""
+    """GroupNorm over all frames, SiLU, 3-frame convolution, twice. ``forward`` returns the branch without the input."""
 
     def __init__(self, channels: int, emb: int | None, eps: float) -> None:
         super().__init__()
@@ -100,25 +101,25 @@ class TemporalResBlock(nn.Module):
     def add_to(
         self, x_BCTS: Tensor, share: Tensor, emb_BTE: Tensor | None = None, scratch: Scratch | None = None
     ) -> Tensor:
-        """``x + share * forward(x)``, in place where no gradient is recorded; then, a large map in strips.
+        """Return ``x + share * forward(x)``; without gradients in place, and large maps in strips.
 
-        Only the norms look further than one place: with their statistics taken first, a strip of places goes
-        through every layer while it is in the cache, and one whole map is held besides x instead of three, in
-        ``scratch`` if blocks after one another share one. A compiler fuses the layers itself.
+        Only the norms mix places. With their statistics computed first, each strip of places goes through every layer
+        while it is in the cache, and memory for one map besides x is needed instead of three (``scratch``, which
+        successive blocks can share). A compiler fuses the layers itself.
         """
         whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
         strips = [] if whole else strips_of(x_BCTS)
         if len(strips) <= 1:
             return add_scaled_(x_BCTS, self(x_BCTS, emb_BTE), share)
         shift = None if self.time_emb_proj is None or emb_BTE is None else self._shift(emb_BTE)
-        norm = normed(self.norm1, [x_BCTS[..., strip] for strip in strips])
-        parts = strips_like(x_BCTS, strips, scratch or Scratch())
-        conv1, conv2 = (of_strips(conv, x_BCTS) for conv in (self.conv1, self.conv2))
+        norm = norm_silu(self.norm1, [x_BCTS[..., strip] for strip in strips])
+        parts = allocate_strips(x_BCTS, strips, scratch or Scratch())
+        conv1, conv2 = (strip_conv(conv, x_BCTS) for conv in (self.conv1, self.conv2))
         for strip, part in zip(strips, parts, strict=True):
             part.copy_(conv1(norm(x_BCTS[..., strip])))
             if shift is not None:
                 part.add_(shift)
-        norm = normed(self.norm2, parts)
+        norm = norm_silu(self.norm2, parts)
         for strip, part in zip(strips, parts, strict=True):
             x_BCTS[..., strip].addcmul_(conv2(norm(part)), share)
         return x_BCTS
@@ -129,21 +130,21 @@ class TemporalResBlock(nn.Module):
 
 
 class Scratch:
-    """Memory that one block after another fills: fresh pages cost a CPU more than what is written to them."""
+    """Memory reused by successive blocks: on a CPU, allocating fresh pages costs more than writing to them."""
 
     def __init__(self) -> None:
-        self._held = torch.empty(0)
+        self._buffer = torch.empty(0)
 
     def take(self, count: int, like: Tensor) -> Tensor:
-        """``count`` numbers, [count], of the dtype and device of ``like``; what was taken before is void."""
-        if self._held.numel() < count or self._held.dtype != like.dtype or self._held.device != like.device:
-            self._held = torch.empty(0)  # freed before more is asked for
-            self._held = like.new_empty(count)
-        return self._held[:count]
+        """Return ``count`` elements, [count], of the dtype and device of ``like``; invalidates earlier results."""
+        if self._buffer.numel() < count or self._buffer.dtype != like.dtype or self._buffer.device != like.device:
+            self._buffer = torch.empty(0)  # free it before allocating more
+            self._buffer = like.new_empty(count)
+        return self._buffer[:count]
 
 
-def strips_like(x_BCTS: Tensor, strips: Sequence[slice], scratch: Scratch) -> list[Tensor]:
-    """Room for every strip of a map like x, each in one piece."""
+def allocate_strips(x_BCTS: Tensor, strips: Sequence[slice], scratch: Scratch) -> list[Tensor]:
+    """Allocate contiguous memory for every strip of a map like x."""
     b, c, frames, places = x_BCTS.shape
     sizes = [len(range(*strip.indices(places))) for strip in strips]
     pieces = scratch.take(x_BCTS.numel(), x_BCTS).split([b * frames * size * c for size in sizes])
@@ -151,22 +152,22 @@ def strips_like(x_BCTS: Tensor, strips: Sequence[slice], scratch: Scratch) -> li
 
 
 def strips_of(x_BCTS: Tensor) -> list[slice]:
-    """The places of a map, cut into runs."""
+    """Split the places of a map into strips."""
     b, c, frames, places = x_BCTS.shape
     most = max(1, (STRIP if x_BCTS.is_cpu else STRIP_ELSEWHERE) // (b * c * frames))
     return [slice(at, at + most) for at in range(0, places, most)]
 
 
-def normed(norm: nn.GroupNorm, parts_BCTS: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
-    """Group norm and SiLU as a function of any strip of a map, with the statistics of all its ``parts``."""
+def norm_silu(norm: nn.GroupNorm, parts_BCTS: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return group norm and SiLU as a function of any strip of a map, with statistics over all its ``parts``."""
     wide = torch.promote_types(parts_BCTS[0].dtype, torch.float32)
-    told = scale_and_shift(norm, [part.permute(0, 2, 3, 1) for part in parts_BCTS])
-    scale, shift = (x_BC[..., None, None] for x_BC in told)
+    affine = scale_and_shift(norm, [part.permute(0, 2, 3, 1) for part in parts_BCTS])
+    scale, shift = (x_BC[..., None, None] for x_BC in affine)
     return lambda part: silu_(torch.addcmul(shift, part.to(wide), scale)).to(part.dtype)
 
 
 class VideoResBlock(nn.Module):
-    """A residual block over space, one over time, and their blend.
+    """A spatial residual block, a temporal one, and their blend.
 
     The temporal estimate is its input plus a branch, so the blend is the input plus the branch's share.
     """
@@ -178,7 +179,7 @@ class VideoResBlock(nn.Module):
         self.time_mixer = Mixer(0.5)
 
     def forward(self, x_NCHW: Tensor, emb_BTE: Tensor, frames: int, image_only_BT: Tensor | None = None) -> Tensor:
-        """``emb_BTE`` after its SiLU; one row a clip (T = 1) where the frames share it."""
+        """``emb_BTE`` is the embedding after SiLU, with T = 1 where all frames share it."""
         x_NCHW = self.spatial_res_block(x_NCHW, emb_BTE.flatten(0, 1))
         share = self.time_mixer.temporal(image_only_BT).to(x_NCHW.dtype)
         if image_only_BT is not None:
@@ -194,10 +195,10 @@ def lerp_(x: Tensor, y: Tensor, share: Tensor) -> Tensor:
 
 
 class TemporalBlock(nn.Module):
-    """A transformer block whose tokens see themselves in the other frames; begins with one more feed-forward.
+    """A transformer block that attends over the frames of each place, preceded by an extra feed-forward layer.
 
-    Normalisations and feed-forward layers work token by token, so only attention looks along time and the
-    tokens never leave their order in memory.
+    Norms and feed-forward layers act on single tokens, so only attention mixes frames and tokens keep their memory
+    layout.
     """
 
     def __init__(self, width: int, heads: int, context: int) -> None:
@@ -212,7 +213,7 @@ class TemporalBlock(nn.Module):
         self.ff = FeedForward(width)
 
     def forward(self, x_BTSC: Tensor, context_BLC: Tensor) -> Tensor:
-        """x may be overwritten where no gradient is needed."""
+        """Without gradients, x may be overwritten."""
         x = self.ff_in(self.norm_in(x_BTSC), onto=x_BTSC)
         x = add_(x, self.attn1.over_time(self.norm1(x)))
         if context_BLC.shape[1] == 1:
@@ -223,7 +224,7 @@ class TemporalBlock(nn.Module):
 
 
 class VideoTransformer(nn.Module):
-    """Transformer blocks over space and over time, blended, between two linear layers; added to the input."""
+    """Residual spatial and temporal transformer blocks, blended, between two linear layers."""
 
     def __init__(self, channels: int, heads: int, context: int, depth: int = 1) -> None:
         super().__init__()

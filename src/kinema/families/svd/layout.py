@@ -1,8 +1,8 @@
 """The two layouts of Stable Video Diffusion's weights, row by row: sgm's single file and the diffusers folder.
 
-An `Outline` holds what the list of tensors depends on; `rows` writes the list from it, at any size.
-Theirs is sgm (``model.diffusion_model.…``); ours is the folder, its components in front
-(``unet.…``, ``vae.…``, ``image_encoder.…``), which is also how the networks here name their parameters.
+An `Outline` holds the sizes that determine the list of tensors; `rows` generates the list.
+``sgm`` names are those of the single file (``model.diffusion_model.…``); ``native`` names are those of the folder with
+its components as prefixes (``unet.…``, ``vae.…``, ``image_encoder.…``), which are also Kinema's parameter names.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from kinema.checkpoints.table import Row, Table
 UNET, FIRST_STAGE = "model.diffusion_model.", "first_stage_model."
 CLIP = "conditioner.embedders.0.open_clip.model."
 VAE_AT = {"svd": 3, "sv3d": 1}
-"""The place of the image's VAE among the conditioners: SV3D has neither fps nor motion bucket before it."""
+"""Index of the image's VAE among the conditioners; in SV3D no fps and motion bucket precede it."""
 
 
 @dataclass(frozen=True)
 class Outline:
-    """The sizes that can be read off a file's keys and shapes; the defaults are SVD's."""
+    """The sizes that a file's keys and shapes determine; the defaults are SVD's."""
 
     kind: Literal["svd", "sv3d"] = "svd"
     in_channels: int = 8
@@ -33,13 +33,13 @@ class Outline:
     depth: int = 1
     context: int = 1024
     vector: int = 768
-    """Width of the embedded scalars: 3×256 (fps, motion bucket, noise), SV3D-u 256, SV3D-p 256 + 2×512."""
+    """Width of the scalar embedding: 3×256 (fps, motion bucket, noise), SV3D-u 256, SV3D-p 256 + 2×512."""
     vae_widths: tuple[int, ...] = (128, 256, 512, 512)
     vae_resnets: int = 2
     latent: int = 4
     decoder: Literal["temporal", "image"] = "temporal"
     post_quant: bool = False
-    """Whether the decoder begins with a 1×1 convolution (the image decoder's)."""
+    """Whether a 1×1 convolution precedes the decoder (the image decoder's)."""
     clip_width: int = 1280
     clip_hidden: int = 5120
     clip_layers: int = 32
@@ -52,7 +52,7 @@ class Outline:
 
     @property
     def clip_side(self) -> int:
-        """Pixels along a side of the picture that CLIP sees."""
+        """Side of CLIP's input image in pixels."""
         return round((self.clip_positions - 1) ** 0.5) * self.patch
 
 
@@ -63,7 +63,7 @@ SV3D_P = replace(SV3D_U, vector=1280)
 
 
 def table(outline: Outline) -> Table:
-    """Every tensor of both layouts."""
+    """Build the table of every tensor in both layouts."""
     return Table(rows(outline))
 
 
@@ -76,33 +76,33 @@ def rows(o: Outline) -> Iterator[Row]:
     yield from _inside(image, "vae.", encoder)
     decoder = [*_decoder(o, o.decoder == "temporal"), *(_post_quant(o) if o.post_quant else ())]
     yield from _inside(first, "vae.", decoder)
-    # What the folder has one of and the file two, or has no use for. SV3D's first stage only decodes.
+    # Tensors that the folder does not have: duplicates and unused ones. SV3D's first stage only decodes.
     for row in encoder if o.post_quant else _encoder(o):
         yield row.within(first, "vae.").aside("the first stage's encoder", stand_in=o.kind == "svd")
     for row in [*_decoder(o, temporal=False), *_post_quant(o)]:
         yield row.within(image, "vae.").aside("the conditioner's decoder", stand_in=o.post_quant)
 
 
-def _inside(theirs: str, ours: str, these: Iterator[Row] | list[Row]) -> Iterator[Row]:
-    return (row.within(theirs, ours) for row in these)
+def _inside(sgm: str, native: str, these: Iterator[Row] | list[Row]) -> Iterator[Row]:
+    return (row.within(sgm, native) for row in these)
 
 
 # ---------------------------------------------------------------------------------------- layers
 
 
-def _layer(theirs: str, ours: str, *shape: int) -> Iterator[Row]:
-    """A weight of this shape and a bias as long as its first axis."""
-    yield Row(f"{theirs}.weight", shape, (f"{ours}.weight",))
-    yield Row(f"{theirs}.bias", shape[:1], (f"{ours}.bias",))
+def _layer(sgm: str, native: str, *shape: int) -> Iterator[Row]:
+    """A weight of this shape and a bias of its first dimension."""
+    yield Row(f"{sgm}.weight", shape, (f"{native}.weight",))
+    yield Row(f"{sgm}.bias", shape[:1], (f"{native}.bias",))
 
 
 _conv = _linear = _norm = _layer
 
 
-def _as_linear(theirs: str, ours: str, width: int) -> Iterator[Row]:
-    """A 1×1 convolution there, a linear layer here."""
-    yield Row(f"{theirs}.weight", (width, width, 1, 1), (f"{ours}.weight",), linear_from_conv(2))
-    yield Row(f"{theirs}.bias", (width,), (f"{ours}.bias",))
+def _as_linear(sgm: str, native: str, width: int) -> Iterator[Row]:
+    """A 1×1 convolution in sgm, a linear layer in Kinema."""
+    yield Row(f"{sgm}.weight", (width, width, 1, 1), (f"{native}.weight",), linear_from_conv(2))
+    yield Row(f"{sgm}.bias", (width,), (f"{native}.bias",))
 
 
 # ------------------------------------------------------------------------------------------ U-Net
@@ -125,12 +125,12 @@ def _resnet(
         yield from _conv(shortcut, "conv_shortcut", out, into, 1, 1)
 
 
-def _video_resnet(o: Outline, theirs: str, ours: str, into: int, out: int) -> Iterator[Row]:
+def _video_resnet(o: Outline, sgm: str, native: str, into: int, out: int) -> Iterator[Row]:
     time = 4 * o.widths[0]
-    yield from _inside(f"{theirs}.", f"{ours}.spatial_res_block.", _resnet(_RESNET, into, out, time))
+    yield from _inside(f"{sgm}.", f"{native}.spatial_res_block.", _resnet(_RESNET, into, out, time))
     stack = _resnet(_RESNET, out, out, time, (3, 1, 1))
-    yield from _inside(f"{theirs}.time_stack.", f"{ours}.temporal_res_block.", stack)
-    yield Row(f"{theirs}.time_mixer.mix_factor", (1,), (f"{ours}.time_mixer.mix_factor",))
+    yield from _inside(f"{sgm}.time_stack.", f"{native}.temporal_res_block.", stack)
+    yield Row(f"{sgm}.time_mixer.mix_factor", (1,), (f"{native}.time_mixer.mix_factor",))
 
 
 def _attention(name: str, width: int, context: int) -> Iterator[Row]:
@@ -152,16 +152,16 @@ def _block(width: int, context: int) -> Iterator[Row]:
     yield from _feed_forward("ff", width)
 
 
-def _transformer(o: Outline, theirs: str, ours: str, width: int) -> Iterator[Row]:
-    yield from _inside(f"{theirs}.", f"{ours}.", _norm("norm", "norm", width))
+def _transformer(o: Outline, sgm: str, native: str, width: int) -> Iterator[Row]:
+    yield from _inside(f"{sgm}.", f"{native}.", _norm("norm", "norm", width))
     for name in ("proj_in", "proj_out"):
-        yield from _linear(f"{theirs}.{name}", f"{ours}.{name}", width, width)
-    yield from _linear(f"{theirs}.time_pos_embed.0", f"{ours}.time_pos_embed.linear_1", 4 * width, width)
-    yield from _linear(f"{theirs}.time_pos_embed.2", f"{ours}.time_pos_embed.linear_2", width, 4 * width)
-    yield Row(f"{theirs}.time_mixer.mix_factor", (1,), (f"{ours}.time_mixer.mix_factor",))
+        yield from _linear(f"{sgm}.{name}", f"{native}.{name}", width, width)
+    yield from _linear(f"{sgm}.time_pos_embed.0", f"{native}.time_pos_embed.linear_1", 4 * width, width)
+    yield from _linear(f"{sgm}.time_pos_embed.2", f"{native}.time_pos_embed.linear_2", width, 4 * width)
+    yield Row(f"{sgm}.time_mixer.mix_factor", (1,), (f"{native}.time_mixer.mix_factor",))
     for i in range(o.depth):
-        spatial = (f"{theirs}.transformer_blocks.{i}.", f"{ours}.transformer_blocks.{i}.")
-        temporal = (f"{theirs}.time_stack.{i}.", f"{ours}.temporal_transformer_blocks.{i}.")
+        spatial = (f"{sgm}.transformer_blocks.{i}.", f"{native}.transformer_blocks.{i}.")
+        temporal = (f"{sgm}.time_stack.{i}.", f"{native}.temporal_transformer_blocks.{i}.")
         yield from _inside(*spatial, _block(width, o.context))
         yield from _inside(*temporal, _block(width, o.context))
         yield from _inside(*temporal, _norm("norm_in", "norm_in", width))
@@ -171,20 +171,20 @@ def _transformer(o: Outline, theirs: str, ours: str, width: int) -> Iterator[Row
 def _unet(o: Outline) -> Iterator[Row]:
     base, time, last = o.widths[0], 4 * o.widths[0], len(o.widths) - 1
     yield from _conv("input_blocks.0.0", "conv_in", base, o.in_channels, 3, 3)
-    for theirs, ours, into in (("time_embed", "time_embedding", base), ("label_emb.0", "add_embedding", o.vector)):
-        yield from _linear(f"{theirs}.0", f"{ours}.linear_1", time, into)
-        yield from _linear(f"{theirs}.2", f"{ours}.linear_2", time, time)
+    for sgm, native, into in (("time_embed", "time_embedding", base), ("label_emb.0", "add_embedding", o.vector)):
+        yield from _linear(f"{sgm}.0", f"{native}.linear_1", time, into)
+        yield from _linear(f"{sgm}.2", f"{native}.linear_2", time, time)
     n, into, skips = 1, base, [base]
     for level, width in enumerate(o.widths):
-        ours = f"down_blocks.{level}"
+        native = f"down_blocks.{level}"
         for j in range(o.resnets):
-            yield from _video_resnet(o, f"input_blocks.{n}.0", f"{ours}.resnets.{j}", into, width)
+            yield from _video_resnet(o, f"input_blocks.{n}.0", f"{native}.resnets.{j}", into, width)
             if o.attention[level]:
-                yield from _transformer(o, f"input_blocks.{n}.1", f"{ours}.attentions.{j}", width)
+                yield from _transformer(o, f"input_blocks.{n}.1", f"{native}.attentions.{j}", width)
             n, into = n + 1, width
             skips.append(width)
         if level < last:
-            yield from _conv(f"input_blocks.{n}.0.op", f"{ours}.downsamplers.0.conv", width, width, 3, 3)
+            yield from _conv(f"input_blocks.{n}.0.op", f"{native}.downsamplers.0.conv", width, width, 3, 3)
             n += 1
             skips.append(width)
     yield from _video_resnet(o, "middle_block.0", "mid_block.resnets.0", into, into)
@@ -198,16 +198,16 @@ def _unet(o: Outline) -> Iterator[Row]:
 def _unet_up(o: Outline, into: int, skips: list[int]) -> Iterator[Row]:
     last = len(o.widths) - 1
     for level, width in enumerate(reversed(o.widths)):
-        ours, attends = f"up_blocks.{level}", o.attention[last - level]
+        native, attends = f"up_blocks.{level}", o.attention[last - level]
         for j in range(o.resnets + 1):
-            theirs = f"output_blocks.{level * (o.resnets + 1) + j}"
-            yield from _video_resnet(o, f"{theirs}.0", f"{ours}.resnets.{j}", into + skips.pop(), width)
+            sgm = f"output_blocks.{level * (o.resnets + 1) + j}"
+            yield from _video_resnet(o, f"{sgm}.0", f"{native}.resnets.{j}", into + skips.pop(), width)
             into = width
             if attends:
-                yield from _transformer(o, f"{theirs}.1", f"{ours}.attentions.{j}", width)
+                yield from _transformer(o, f"{sgm}.1", f"{native}.attentions.{j}", width)
             if j == o.resnets and level < last:
-                place = f"{theirs}.{2 if attends else 1}.conv"
-                yield from _conv(place, f"{ours}.upsamplers.0.conv", width, width, 3, 3)
+                place = f"{sgm}.{2 if attends else 1}.conv"
+                yield from _conv(place, f"{native}.upsamplers.0.conv", width, width, 3, 3)
 
 
 # -------------------------------------------------------------------------------------------- VAE
@@ -217,12 +217,12 @@ def _encoder(o: Outline) -> Iterator[Row]:
     yield from _conv("encoder.conv_in", "encoder.conv_in", o.vae_widths[0], 3, 3, 3)
     into = o.vae_widths[0]
     for level, width in enumerate(o.vae_widths):
-        theirs, ours = f"encoder.down.{level}", f"encoder.down_blocks.{level}"
+        sgm, native = f"encoder.down.{level}", f"encoder.down_blocks.{level}"
         for j in range(o.vae_resnets):
-            yield from _inside(f"{theirs}.block.{j}.", f"{ours}.resnets.{j}.", _resnet(_VAE_RESNET, into, width))
+            yield from _inside(f"{sgm}.block.{j}.", f"{native}.resnets.{j}.", _resnet(_VAE_RESNET, into, width))
             into = width
         if level < len(o.vae_widths) - 1:
-            yield from _conv(f"{theirs}.downsample.conv", f"{ours}.downsamplers.0.conv", width, width, 3, 3)
+            yield from _conv(f"{sgm}.downsample.conv", f"{native}.downsamplers.0.conv", width, width, 3, 3)
     for j in range(2):
         resnet = _resnet(_VAE_RESNET, into, into)
         yield from _inside(f"encoder.mid.block_{j + 1}.", f"encoder.mid_block.resnets.{j}.", resnet)
@@ -235,39 +235,40 @@ def _decoder(o: Outline, temporal: bool) -> Iterator[Row]:
     into, last = o.vae_widths[-1], len(o.vae_widths) - 1
     resnet = _vae_video_resnet if temporal else _vae_resnet
     yield from _conv("decoder.conv_in", "decoder.conv_in", into, o.latent, 3, 3)
-    # The temporal decoder's middle: two blocks in sgm, as many as a level's layers in diffusers; published sizes agree.
+    # The temporal decoder's middle has two blocks in sgm, and a level's number of layers in diffusers; published sizes
+    # agree.
     for j in range(o.vae_resnets if temporal else 2):
         yield from resnet(f"decoder.mid.block_{j + 1}", f"decoder.mid_block.resnets.{j}", into, into)
     yield from _vae_attention("decoder", into)
     for level, width in enumerate(reversed(o.vae_widths)):
-        theirs, ours = f"decoder.up.{last - level}", f"decoder.up_blocks.{level}"
+        sgm, native = f"decoder.up.{last - level}", f"decoder.up_blocks.{level}"
         for j in range(o.vae_resnets + 1):
-            yield from resnet(f"{theirs}.block.{j}", f"{ours}.resnets.{j}", into, width)
+            yield from resnet(f"{sgm}.block.{j}", f"{native}.resnets.{j}", into, width)
             into = width
         if level < last:
-            yield from _conv(f"{theirs}.upsample.conv", f"{ours}.upsamplers.0.conv", width, width, 3, 3)
+            yield from _conv(f"{sgm}.upsample.conv", f"{native}.upsamplers.0.conv", width, width, 3, 3)
     yield from _norm("decoder.norm_out", "decoder.conv_norm_out", into)
     yield from _conv("decoder.conv_out", "decoder.conv_out", 3, into, 3, 3)
     if temporal:
         yield from _conv("decoder.conv_out.time_mix_conv", "decoder.time_conv_out", 3, 3, 3, 1, 1)
 
 
-def _vae_resnet(theirs: str, ours: str, into: int, out: int) -> Iterator[Row]:
-    return _inside(f"{theirs}.", f"{ours}.", _resnet(_VAE_RESNET, into, out))
+def _vae_resnet(sgm: str, native: str, into: int, out: int) -> Iterator[Row]:
+    return _inside(f"{sgm}.", f"{native}.", _resnet(_VAE_RESNET, into, out))
 
 
-def _vae_video_resnet(theirs: str, ours: str, into: int, out: int) -> Iterator[Row]:
-    yield from _inside(f"{theirs}.", f"{ours}.spatial_res_block.", _resnet(_VAE_RESNET, into, out))
+def _vae_video_resnet(sgm: str, native: str, into: int, out: int) -> Iterator[Row]:
+    yield from _inside(f"{sgm}.", f"{native}.spatial_res_block.", _resnet(_VAE_RESNET, into, out))
     stack = _resnet(_RESNET, out, out, kernel=(3, 1, 1))
-    yield from _inside(f"{theirs}.time_stack.", f"{ours}.temporal_res_block.", stack)
-    yield Row(f"{theirs}.mix_factor", (1,), (f"{ours}.time_mixer.mix_factor",))
+    yield from _inside(f"{sgm}.time_stack.", f"{native}.temporal_res_block.", stack)
+    yield Row(f"{sgm}.mix_factor", (1,), (f"{native}.time_mixer.mix_factor",))
 
 
 def _vae_attention(coder: str, width: int) -> Iterator[Row]:
-    theirs, ours = f"{coder}.mid.attn_1", f"{coder}.mid_block.attentions.0"
-    yield from _norm(f"{theirs}.norm", f"{ours}.group_norm", width)
-    for there, here in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0")):
-        yield from _as_linear(f"{theirs}.{there}", f"{ours}.{here}", width)
+    sgm, native = f"{coder}.mid.attn_1", f"{coder}.mid_block.attentions.0"
+    yield from _norm(f"{sgm}.norm", f"{native}.group_norm", width)
+    for sgm_name, native_name in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0")):
+        yield from _as_linear(f"{sgm}.{sgm_name}", f"{native}.{native_name}", width)
 
 
 def _post_quant(o: Outline) -> Iterator[Row]:
@@ -278,17 +279,17 @@ def _post_quant(o: Outline) -> Iterator[Row]:
 
 
 def _clip(o: Outline) -> Iterator[Row]:
-    width, ours = o.clip_width, "vision_model."
-    yield Row("visual.class_embedding", (width,), (f"{ours}embeddings.class_embedding",))
-    yield Row("visual.conv1.weight", (width, 3, o.patch, o.patch), (f"{ours}embeddings.patch_embedding.weight",))
-    positions = f"{ours}embeddings.position_embedding.weight"
+    width, native = o.clip_width, "vision_model."
+    yield Row("visual.class_embedding", (width,), (f"{native}embeddings.class_embedding",))
+    yield Row("visual.conv1.weight", (width, 3, o.patch, o.patch), (f"{native}embeddings.patch_embedding.weight",))
+    positions = f"{native}embeddings.position_embedding.weight"
     yield Row("visual.positional_embedding", (o.clip_positions, width), (positions,))
     # The misspelling is the published name.
-    yield from _norm("visual.ln_pre", f"{ours}pre_layrnorm", width)
+    yield from _norm("visual.ln_pre", f"{native}pre_layrnorm", width)
     for i in range(o.clip_layers):
         layer = _clip_layer(width, o.clip_hidden)
-        yield from _inside(f"visual.transformer.resblocks.{i}.", f"{ours}encoder.layers.{i}.", layer)
-    yield from _norm("visual.ln_post", f"{ours}post_layernorm", width)
+        yield from _inside(f"visual.transformer.resblocks.{i}.", f"{native}encoder.layers.{i}.", layer)
+    yield from _norm("visual.ln_post", f"{native}post_layernorm", width)
     yield Row("visual.proj", (width, o.embedding), ("visual_projection.weight",), permuted(1, 0))
 
 
@@ -303,7 +304,7 @@ def _clip_layer(width: int, hidden: int) -> Iterator[Row]:
 
 
 def _text(o: Outline) -> Iterator[Row]:
-    """Left of CLIP's text side after its transformer was deleted; nothing reads it."""
+    """Unused remnants of CLIP's text encoder, whose transformer was removed."""
     shapes = {
         "positional_embedding": (o.text_length, o.text_width),
         "text_projection": (o.text_width, o.embedding),

@@ -1,4 +1,4 @@
-"""LoRAs of SVD's U-Net, under the names of diffusers or of sgm. Merging is `kinema.checkpoints.lora_formats.Merged`."""
+"""LoRAs of SVD's U-Net, with diffusers or sgm names. `kinema.checkpoints.lora_formats.Merged` merges them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from kinema.families.svd.layout import SVD, UNET, Outline, table
 
 
 def read(path: str | Path, outline: Outline = SVD) -> dict[str, Adapter]:
-    """A LoRA file by our module names (``unet.…``). Raises `BadRequest` for any tensor that fits no layer."""
+    """Read a LoRA file, keyed by module names (``unet.…``). Raises `BadRequest` for a tensor that fits no layer."""
     aliases = modules(outline)
     return read_lora(path, aliases.values(), aliases)
 
 
 def aliases(config: Config) -> dict[str, str]:
-    """sgm's names of the U-Net's layers to ours; the depth of the network is all that they depend on."""
+    """Map sgm's names of the U-Net's layers to Kinema's; they depend only on the network's depth."""
     plain = len(config.channels) - 1
     return modules(
         Outline(widths=config.channels, resnets=config.layers, attention=(True,) * plain + (False,), depth=1)
@@ -24,7 +24,7 @@ def aliases(config: Config) -> dict[str, str]:
 
 
 def modules(outline: Outline) -> dict[str, str]:
-    """The U-Net's layers with a matrix or kernel: sgm's name to ours."""
+    """Map sgm's names of the U-Net's matrices and kernels to Kinema's."""
     return {
         row.theirs.removeprefix(UNET).removesuffix(".weight"): row.ours[0].removesuffix(".weight")
         for row in table(outline).rows

@@ -25,7 +25,7 @@ OFFICIAL_EPS, DIFFUSERS_EPS = 1e-5, 1e-6
 
 
 class SVD(nn.Module):
-    """The three networks under the names of a diffusers folder. Only ``unet`` is trained."""
+    """The three networks, named as the folders of a diffusers checkpoint. Only ``unet`` is trained."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -44,13 +44,13 @@ class SVD(nn.Module):
         self.vae.requires_grad_(False)
         self.image_encoder.requires_grad_(False)
         for name, parameter in self.unet.named_parameters():
-            # The context is one token, whatever is asked of it: nothing ever flows back to these.
+            # The context is a single token, so cross-attention ignores the query: these parameters get no gradient.
             if ".attn2.to_q." in name or ".attn2.to_k." in name or _norm_of_cross_attention(name):
                 parameter.requires_grad_(False)
 
 
-def _contiguous(_module: nn.Module, state: dict[str, Tensor], _prefix: str, _told: object) -> None:
-    """Weights leave in the order of files, also where the network holds them channels-last (`channels_last`)."""
+def _contiguous(_module: nn.Module, state: dict[str, Tensor], _prefix: str, _local_metadata: object) -> None:
+    """Save weights in contiguous order, also where the network stores them channels-last (`channels_last`)."""
     for name, tensor in state.items():
         if not tensor.is_contiguous():
             state[name] = tensor.detach().contiguous()
@@ -63,10 +63,10 @@ def _norm_of_cross_attention(name: str) -> bool:
 class VideoUNet(nn.Module):
     """``forward(z, c_noise, context, scalars) -> raw output`` B×4×T×H×W (v-prediction at alpha = 1).
 
-    z B×8×T×H×W: the scaled noisy latents and the picture's latents, one after the other. ``c_noise`` [B] is a
-    quarter of ln sigma; ``context_BLC`` the image embedding; ``scalars_BTV`` the numbers of `Config.scalars`, T 1 where
-    all frames share them. Frames marked in ``image_only_BT`` (bool) are images by themselves: no layer over time adds
-    to them, though other frames' layers still see them.
+    z B×8×T×H×W is the scaled noisy latents concatenated with the image latents. ``c_noise`` [B] is ln(sigma) / 4;
+    ``context_BLC`` the image embedding; ``scalars_BTV`` the values of `Config.scalars`, with T = 1 where all frames
+    share them. Frames marked in ``image_only_BT`` (bool) are separate images: temporal layers add nothing to them, but
+    other frames still attend to them.
     """
 
     def __init__(self, config: Config) -> None:
@@ -92,9 +92,9 @@ class VideoUNet(nn.Module):
     ) -> Tensor:
         b, c, frames, height, width = z_BCTHW.shape
         if c != self.conv_in.in_channels:
-            raise BadRequest(f"the U-Net takes {self.conv_in.in_channels} channels, got {c}")
+            raise BadRequest(f"the U-Net input has {c} channels; expected {self.conv_in.in_channels}")
         emb_BTE = silu_(self._embed(c_noise_B, scalars_BTV))
-        # Channels last from here to the end: one copy instead of one per layer.
+        # Channels-last from here on: one copy instead of one per layer.
         x = self.conv_in(z_BCTHW.permute(0, 2, 3, 4, 1).reshape(b * frames, height, width, c).permute(0, 3, 1, 2))
         skips = [x]
         for level in cast(Sequence[UNetLevel], self.down_blocks):
@@ -116,7 +116,7 @@ class VideoUNet(nn.Module):
         return x.permute(0, 2, 3, 1).reshape(b, frames, height, width, -1).permute(0, 4, 1, 2, 3)
 
     def _embed(self, c_noise_B: Tensor, scalars_BTV: Tensor) -> Tensor:
-        """Noise level and scalars, [B, T or 1, E]; the sinusoids in float32, whatever the weights."""
+        """Embed noise level and scalars, [B, T or 1, E]; sinusoids are computed in float32 for any weight dtype."""
         dtype = self.conv_in.weight.dtype
         level_BE = self.time_embedding(sinusoidal(c_noise_B, self.config.channels[0]).to(dtype))
         waves = [sinusoidal(scalars_BTV[..., i], width) for i, (_, width) in enumerate(self.config.scalars)]
@@ -124,7 +124,7 @@ class VideoUNet(nn.Module):
 
 
 class UNetLevel(nn.Module):
-    """One resolution of the U-Net: residual blocks, each followed by a transformer where there is attention."""
+    """One resolution level of the U-Net: residual blocks, each followed by a transformer if the level has attention."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class UNetLevel(nn.Module):
         self.downsamplers = nn.ModuleList([down]) if down else None
         self.upsamplers = nn.ModuleList([up]) if up else None
 
-    def forward(  # noqa: PLR0917 (what the blocks take, handed on)
+    def forward(  # noqa: PLR0917 (the blocks' arguments, passed on)
         self,
         index: int,
         x_NCHW: Tensor,
@@ -149,7 +149,7 @@ class UNetLevel(nn.Module):
         frames: int,
         image_only_BT: Tensor | None,
     ) -> Tensor:
-        """Residual block ``index`` and its transformer."""
+        """Run residual block ``index`` and its transformer."""
         x_NCHW = self.resnets[index](x_NCHW, emb_BTE, frames, image_only_BT)
         if not self.attentions:
             return x_NCHW
@@ -175,7 +175,7 @@ def _middle(config: Config) -> UNetLevel:
 
 
 def _up(config: Config, level: int) -> UNetLevel:
-    """Its inputs are what the level below made, and the skips: of this level, the last one of the level above it."""
+    """Build an up level. Its inputs are the output of the level below and the skips, the last of the level above."""
     top = len(config.channels) - 1
     out, emb = config.channels[level], 4 * config.channels[0]
     eps = DIFFUSERS_EPS if config.norm_eps == "diffusers" else OFFICIAL_EPS
@@ -193,10 +193,10 @@ def _transformer(config: Config, level: int) -> VideoTransformer:
 
 
 def blocks(model: nn.Module) -> Sequence[nn.Module]:
-    """The repeated blocks of the image encoder and of the U-Net, in the order they run."""
+    """Return the repeated blocks of the image encoder and the U-Net, in running order."""
     unet, encoder = cast(VideoUNet, model.unet), model.image_encoder
-    made: list[nn.Module] = [*encoder.vision_model.encoder.layers] if isinstance(encoder, ClipVision) else []
+    result: list[nn.Module] = [*encoder.vision_model.encoder.layers] if isinstance(encoder, ClipVision) else []
     for level in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
         pairs = zip_longest(level.resnets, level.attentions)
-        made += [block for pair in pairs for block in pair if block is not None]
-    return made
+        result += [block for pair in pairs for block in pair if block is not None]
+    return result

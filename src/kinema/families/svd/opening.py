@@ -1,7 +1,7 @@
-"""From a file or folder to a configuration: its sizes by its tensors, its frames and guidance by what it is called.
+"""Determine the config of a file or folder: sizes from its tensors, frames and guidance from its name.
 
-Nothing in the weights tells svd (14 frames) from svd-xt (25). The user's word wins, then a folder's ``num_frames``,
-then the name; what was decided is said.
+The weights do not distinguish svd (14 frames) from svd-xt (25). The user's choice has priority, then a folder's
+``num_frames``, then the name; a note reports the decision.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from torch import Tensor
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.table import shapes_of
 from kinema.families.svd import folder
-from kinema.families.svd.checkpoint import from_sgm, networks_own, recognise, sized, variant, words
+from kinema.families.svd.checkpoint import from_sgm, recognise, sized, variant, without_position_ids, words
 from kinema.families.svd.config import PRESETS, Config
 from kinema.families.svd.layout import Outline, table
 from kinema.schema import BadRequest, plain
 from kinema.system import FoundCheckpoint
 
 SVD_MODELS = ("svd", "svd-xt", "svd-xt-1.1")
-"""Published models of one size."""
-OTHERWISE = "say --variant svd or svd-xt if it is the other"
+"""Published models with identical sizes."""
+CORRECTION = "choose with --variant svd or --variant svd-xt"
 
 
 def open_source(source: Source) -> FoundCheckpoint | None:
-    """What SVD sees in a source, by headers and JSON alone; None when it is not of this family.
+    """Recognise an SVD checkpoint from headers and JSON alone; None for other families.
 
-    Raises `BadRequest` for a folder that lacks a network or whose tensors do not agree with its configs, for a
-    file that lacks what tells its sizes, and for a ``source.model`` of other sizes.
+    Raises `BadRequest` for a folder that lacks a network or whose tensors do not match its configs, for a file that
+    lacks tensors needed to determine its sizes, and for a ``source.model`` of other sizes.
     """
     if source.pipeline:
         return _open_folder(source)
@@ -41,35 +41,35 @@ def open_source(source: Source) -> FoundCheckpoint | None:
 
 
 def _open_folder(source: Source) -> FoundCheckpoint | None:
-    told = folder.read_configs(source)
-    if told is None:
+    configs = folder.read_configs(source)
+    if configs is None:
         return None
     folder.check(source)
-    outline, parts = folder.outline(told), tuple(folder.PARTS)
-    table(outline).check_ours(shapes_of(networks_own(source.headers(parts))), source.path.name)
-    frames = folder.frames(told)
+    outline, parts = folder.outline(configs), tuple(folder.PARTS)
+    table(outline).check_ours(shapes_of(without_position_ids(source.headers(parts))), source.path.name)
+    frames = folder.frames(configs)
     model, note = _published(outline, source, frames)
-    heads, clip_heads = folder.heads(told, outline)
+    heads, clip_heads = folder.heads(configs, outline)
     config = sized(PRESETS[model], outline)
-    config = replace(config, heads=heads, clip_heads=clip_heads, latent_scale=folder.scaling(told))
+    config = replace(config, heads=heads, clip_heads=clip_heads, latent_scale=folder.scaling(configs))
     if source.model is None:
         config = replace(config, frames=frames)
     return FoundCheckpoint(config, parts, tuple(filter(None, (note, folder.scheduler_note(source)))))
 
 
 def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a single file, or of a folder's parts, under the network's names."""
+    """Rename the tensors of a single file, or of a folder's parts, to the network's names."""
     outline = recognise({name: (tuple(x.shape), x.dtype) for name, x in tensors.items()})
-    return networks_own(tensors) if outline is None else from_sgm(outline, tensors)
+    return without_position_ids(tensors) if outline is None else from_sgm(outline, tensors)
 
 
 def _published(outline: Outline, source: Source, frames: int | None) -> tuple[str, str]:
-    """The published model whose sampling is taken, and the sentence that says why; "" where the sizes tell it."""
+    """Return the published model whose sampling defaults apply, and a note on the choice if the sizes leave one."""
     by_name = variant(outline, source.name)
     fits = SVD_MODELS if by_name in SVD_MODELS else (by_name,)
     if source.model is not None:
         if source.model not in fits:
-            raise BadRequest(f"{source.path} cannot be {source.model}: its sizes are those of {' or '.join(fits)}")
+            raise BadRequest(f"{source.path} is not {source.model}: its tensors have the sizes of {' or '.join(fits)}")
         return source.model, ""
     if len(fits) == 1:
         return by_name, ""
@@ -77,8 +77,8 @@ def _published(outline: Outline, source: Source, frames: int | None) -> tuple[st
     model = by_name if by_name in agree or not agree else agree[0]
     why = "by its name" if frames is None else f"by the {frames} frames of its unet/config.json"
     if frames is None and "svd" not in words(source.name):
-        why = "as neither its weights nor its name tell"
-    return model, f"{source.name} is taken for {model} {why}: {_sampling(PRESETS[model], frames)}; {OTHERWISE}"
+        why = "by default"
+    return model, f"{source.name} is loaded as {model} {why}: {_sampling(PRESETS[model], frames)}; {CORRECTION}"
 
 
 def _sampling(preset: Config, frames: int | None) -> str:

@@ -1,4 +1,4 @@
-"""Files that `kinema train` wrote, as a source of the other layouts: our names are those of a diffusers folder."""
+"""Read weight files written by `kinema train` for conversion; their tensor names are those of a diffusers folder."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from kinema.system import family_of
 
 
 def read(path: Path, variant: str | None = None) -> tuple[Outline, Stream, int] | None:
-    """(outline, tensors, frames) of a file with our note, checked from its header; None where it is none of svd.
+    """Return (outline, tensors, frames) of a Kinema file, checked from its header; None for other files.
 
-    Raises BadRequest for a model whose autoencoder and image encoder no other layout has.
+    Raises BadRequest for a model whose autoencoder and image encoder exist in no foreign layout.
     """
     source = Stream(path, variant)
     if "kinema" not in source.metadata:
@@ -24,15 +24,15 @@ def read(path: Path, variant: str | None = None) -> tuple[Outline, Stream, int] 
     family, config = family_of(source.metadata["kinema"], path.name)
     if family.name != "svd":
         return None
-    if kind_of(config).own:
-        raise BadRequest(f"{path.name} has an autoencoder of its own, which no other layout has a place for")
-    made = outline(config)
-    table(made).check_ours(shapes_of(source.header), path.name)
-    return made, source, config.frames
+    if kind_of(config).custom_encoders:
+        raise BadRequest(f"{path.name} cannot be converted: no other layout supports its autoencoder")
+    sizes = outline(config)
+    table(sizes).check_ours(shapes_of(source.header), path.name)
+    return sizes, source, config.frames
 
 
 def outline(config: Config) -> Outline:
-    """The sizes that a list of tensors depends on."""
+    """Return the sizes that determine the list of tensors."""
     return Outline(
         kind="sv3d" if config.orbit else "svd",
         in_channels=2 * config.latent_channels,

@@ -1,4 +1,4 @@
-"""What SVD offers to training beyond its recipe: stages, the layers over time alone, LoRA, latents made beforehand."""
+"""SVD's tuning options: training stages, temporal layers only, LoRA, pre-encoded clips."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class SVDTraining:
     """See `kinema.system.Tuning`."""
 
     parts: Mapping[str, str] = {"temporal": r"^unet\..*(temporal_|time_mixer|time_pos_embed)"}
-    """656,076,838 parameters of ``svd`` (with the blends and frame positions), as published."""
+    """656,076,838 parameters of ``svd`` (including blends and frame positions), as published."""
     adapted = r"unet\..*\.(attn1\.to_(q|k|v|out\.0)|attn2\.to_(v|out\.0))"
-    """Queries and keys of the cross-attention are not there: the context is one token, which makes them idle."""
+    """Excludes queries and keys of cross-attention, which have no effect with a context of one token."""
 
     def staged(self, config: Config, name: str) -> Config:
         return recipe.staged(config, name)
 
     def grown(self, model: nn.Module, config: Config, seed: int) -> nn.Module:  # noqa: ARG002
-        """As it is: every stage trains what is there."""
+        """Return the model unchanged: no training stage adds layers."""
         return model
 
     def files(
@@ -41,9 +41,9 @@ class SVDTraining:
     def frozen(self, model: nn.Module) -> dict[str, Tensor]:
         network = cast(SVD, model)
         parts = {"vae": network.vae, "image_encoder": network.image_encoder}
-        if kind_of(network.unet.config).own:
+        if kind_of(network.unet.config).custom_encoders:
             raise BadRequest(
-                "this model's image encoder is trained with the U-Net, so its clips cannot be encoded before"
+                "this model's image encoder is trained with the U-Net, so clips cannot be encoded beforehand"
             )
         return {
             f"{name}.{key}": value

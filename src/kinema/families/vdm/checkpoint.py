@@ -1,4 +1,4 @@
-"""VDM's files: no weights were ever published, so the only layout is our own and the key map is the identity."""
+"""VDM weight files. No weights were published, so Kinema's layout is the only one and the key map is the identity."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from kinema.families.vdm.model import VideoUNet
 from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest
 
-_SHOWN = 3
+_MAX_LISTED = 3
 
 
 def convert(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, after every name and shape was checked against the network's.
+    """Check every tensor's name and shape against the network, and return the tensors unchanged.
 
-    Raises BadRequest that names what is missing, left over or of another shape.
+    Raises BadRequest naming missing tensors, unexpected tensors, and tensors of the wrong shape.
     """
     with on_meta():
-        own = VideoUNet(config).state_dict()
-    for what, names in (("lacks", own.keys() - tensors.keys()), ("has, beyond vdm's,", tensors.keys() - own.keys())):
+        expected = VideoUNet(config).state_dict()
+    missing, unexpected = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    for problem, names in (("lacks", missing), ("has unexpected", unexpected)):
         if names:
-            raise BadRequest(f"the file {what} {len(names)} tensors: {', '.join(sorted(names)[:_SHOWN])}")
+            listed = ", ".join(sorted(names)[:_MAX_LISTED])
+            raise BadRequest(f"the vdm weight file {problem} tensors ({len(names)}): {listed}")
     for name, tensor in tensors.items():
-        if tensor.shape != own[name].shape:
-            raise BadRequest(f"{name} is {tuple(tensor.shape)} in the file; expected {tuple(own[name].shape)}")
+        if tensor.shape != expected[name].shape:
+            raise BadRequest(f"{name} is {tuple(tensor.shape)} in the file; expected {tuple(expected[name].shape)}")
     return dict(tensors)

@@ -1,4 +1,4 @@
-"""Prompts to condition vectors: one place for sampling and training.
+"""Encode prompts as condition vectors, for sampling and training alike.
 
 Letters: B prompts, E width of the condition vector.
 """
@@ -22,18 +22,18 @@ from kinema.schema import BadRequest
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """One branch of guidance: a condition vector [1 or B, E], and how frames see each other."""
+    """One guidance branch: a condition vector [1 or B, E], and whether frames attend to each other."""
 
     vector: Tensor | None = None
-    """None stands for the trained null."""
+    """None means the trained null condition."""
     per_frame: bool = False
-    """Every frame by itself: temporal attention sees the frame alone, the model is an image model."""
+    """Process each frame independently, as an image model: temporal attention is restricted to the frame itself."""
 
 
 def encode(model: nn.Module, config: Config, prompts: Sequence[str], *, offline: bool = False) -> Tensor | None:
-    """Condition vectors [B, E]; an empty prompt is the trained null. None for an unconditional model.
+    """Return condition vectors [B, E], or None for an unconditional model. An empty prompt gives the trained null.
 
-    ``offline``: BERT's weights are looked for on this machine alone.
+    With ``offline``, BERT's weights must already be on this machine.
     """
     if not config.conditional:
         return None
@@ -41,8 +41,8 @@ def encode(model: nn.Module, config: Config, prompts: Sequence[str], *, offline:
     device = network.null.device
     empty_B = torch.tensor([not prompt.strip() for prompt in prompts], device=device)
     if config.classes:
-        known = [class_index(config, prompt) if prompt.strip() else 0 for prompt in prompts]
-        return network.encode(labels_B=torch.tensor(known, device=device), drop_B=empty_B)
+        labels = [class_index(config, prompt) if prompt.strip() else 0 for prompt in prompts]
+        return network.encode(labels_B=torch.tensor(labels, device=device), drop_B=empty_B)
     if config.text == "pocket":
         ids_BL = PocketTokenizer(config.words).encode(prompts, config.text_length).to(device)
         return network.encode(*network.reader(ids_BL), drop_B=empty_B)
@@ -51,7 +51,7 @@ def encode(model: nn.Module, config: Config, prompts: Sequence[str], *, offline:
 
 
 def class_index(config: Config, prompt: str) -> int:
-    """The class a prompt names; another one is refused with the nearest names."""
+    """Return the index of the class named by a prompt. Raises BadRequest with the nearest names for an unknown one."""
     names = {name.lower(): i for i, name in enumerate(config.classes)}
     if prompt.strip().lower() not in names:
         raise BadRequest(registry.unknown("class of this model", prompt, config.classes))

@@ -1,5 +1,7 @@
-"""The paper's models and two of ours. Parameter counts are those of `VideoUNet` on the meta device (a test
-holds them): the paper publishes none."""
+"""The paper's models and two small Kinema models.
+
+The paper publishes no parameter counts; those given here are of `VideoUNet` and checked by a test.
+"""
 
 from __future__ import annotations
 
@@ -15,70 +17,70 @@ from kinema.schema import BadRequest
 
 @dataclass(frozen=True)
 class Training:
-    """How the paper trained one model. Batch and learning rate are UCF101's, taken over where we know no others."""
+    """The paper's training settings for one model. Batch and learning rate default to UCF101's where not published."""
 
     steps: int
     batch: int = 128
     learning_rate: float = 3e-4
     images: int = 0
-    """K independent pictures appended to every clip (§3.1)."""
+    """Number K of independent images appended to every clip (§3.1)."""
     frameskip: int = 1
     text_drop: float = 0.1
 
 
 @dataclass(frozen=True)
 class Config:
-    """One model: the network's sizes, what it is conditioned on, what it predicts, how it is sampled."""
+    """One model: network sizes, conditioning, prediction target and sampling defaults."""
 
     frames: int = 16
     side: int = 64
-    """Height and width it was trained at; any multiple of the lattice runs."""
+    """Height and width in training; sampling accepts any multiple of `multiple`."""
     fps: float = 8.0
     patch: int = 1
-    """Space-to-depth before the network, pixels a side (1 in the paper)."""
+    """Space-to-depth factor before the network (1 in the paper)."""
 
     channels: int = 256
     multipliers: tuple[int, ...] = (1, 2, 4, 8)
     blocks: int = 2
-    """Residual blocks a resolution on the way down; one more on the way up."""
+    """Residual blocks per resolution level on the way down; one more on the way up."""
     attention_sides: tuple[int, ...] = (8, 16, 32)
-    """Feature-map sides, at the training size, where blocks attend over space and then over time."""
+    """Feature-map sides, at the training size, whose blocks have spatial and temporal attention."""
     head_dim: int = 64
     dropout: float = 0.0
 
     text: Literal["none", "pocket", "bert"] = "none"
     words: tuple[str, ...] = ()
-    """The pocket tokenizer's words: they travel with the weights."""
+    """Vocabulary of the pocket tokenizer, stored with the weights."""
     text_width: int = 1024
     text_depth: int = 2
     text_length: int = 64
     classes: tuple[str, ...] = ()
-    """Names of the classes of a class-conditional model: a prompt is then one of them."""
+    """Class names of a class-conditional model; its prompts must be one of them."""
 
     target: Literal["eps", "v"] = "eps"
     gamma: float = 0.3
-    """Interpolates the ancestral sampler's variance between its lower (0) and upper (1) bound."""
+    """Interpolation of the ancestral sampler's variance between its lower (0) and upper (1) bound."""
     delta: float = 0.0
-    """Step of the Langevin corrector; 0 samples without one."""
+    """Step size of the Langevin corrector; 0 disables it."""
     sampling_steps: int = 256
     guidance: float = 1.0
     sampler: str = ""
-    """Overrides the paper's sampler ("" is vdm-ancestral, or vdm-langevin where delta is not 0)."""
+    """Sampler name; "" selects the paper's: vdm-ancestral, or vdm-langevin if delta is not 0."""
     min_snr: float = 0.0
-    """Above 0: min-SNR weighting of the loss at this gamma; 0 is the paper's plain mean-squared error."""
+    """Gamma of min-SNR loss weighting; 0 is the paper's unweighted mean squared error."""
     training: Training = field(default_factory=lambda: Training(steps=200_000))
 
     def __post_init__(self) -> None:
         last = len(self.widths) - 1
         for i, width in enumerate(self.widths):
             if (self.attends(i) or i == last) and width % self.head_dim:
-                raise BadRequest(f"vdm: width {width} does not divide into heads of {self.head_dim}")
+                raise BadRequest(f"vdm: channel width {width} is not a multiple of head_dim {self.head_dim}")
         if self.side % self.multiple:
-            raise BadRequest(f"vdm: side {self.side} is not a multiple of {self.multiple}, as its depth needs")
+            raise BadRequest(f"vdm: side is {self.side}; expected a multiple of {self.multiple}")
         if self.text == "pocket" and not self.words:
-            raise BadRequest("vdm: a pocket text encoder needs its words in the config")
+            raise BadRequest("vdm: words is empty; the pocket text encoder needs a vocabulary")
         if self.text != "none" and self.classes:
-            raise BadRequest(f"vdm: a model has text ({self.text}) or classes, not both")
+            raise BadRequest(f"vdm: the config has both text ({self.text}) and classes; expected one of them")
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -86,7 +88,7 @@ class Config:
 
     @property
     def multiple(self) -> int:
-        """Sides are multiples of this: the patch, halved at every resolution but the last."""
+        """Factor that height and width must be a multiple of: the patch, doubled for every downsampling."""
         return self.patch * 2 ** (len(self.multipliers) - 1)
 
     @property
@@ -98,17 +100,17 @@ class Config:
 
     @property
     def clips_x0(self) -> bool:
-        """Whether estimates are held in [-1, 1]: an eps network's divide by alpha, 5e-5 at log-SNR -20."""
+        """Whether x0 estimates are clipped to [-1, 1]: with eps they are divided by alpha, 5e-5 at log-SNR -20."""
         return self.target == "eps"
 
 
 # UCF101, unconditional, 16×64×64, on all 13,320 videos. FID 295 ± 3, IS 57 ± 0.62 (C3D, 10,000 samples). 1,142 M.
 UCF101 = Config(dropout=0.1, gamma=0.1, training=Training(steps=60_000))
-# BAIR robot pushing, 1 frame given, 15 made. FVD 68.19 ancestral (512 steps), 66.92 Langevin (256 + 256). 132 M.
+# BAIR robot pushing, 15 frames from 1. FVD 68.19 ancestral (512 steps), 66.92 Langevin (256 + 256). 132 M.
 BAIR = Config(
     channels=128, multipliers=(1, 2, 3, 4), blocks=3, target="v", gamma=0.0, delta=0.1, training=Training(steps=660_000)
 )
-# Kinetics-600, 5 frames given, 11 made. FVD 18.6 / IS 15.39 ancestral (256), 16.2 ± 0.34 / 15.64 Langevin (128 + 128).
+# Kinetics-600, 11 frames from 5. FVD 18.6 / IS 15.39 ancestral (256), 16.2 ± 0.34 / 15.64 Langevin (128 + 128).
 KINETICS = Config(target="v", gamma=0.0, delta=0.1, sampling_steps=128, training=Training(steps=220_000))
 # Text to video, 16×64×64, BERT-large, joint training on K = 8 images. Guidance scale 1 / 2 / 5 at frameskip 1:
 # FVD 41.65 / 50.19 / 163.74, FID-avg 12.49 / 10.53 / 13.54, IS-avg 10.80 / 13.22 / 14.80.
@@ -128,9 +130,9 @@ TEXT_128 = replace(
 
 @cache
 def presets() -> Mapping[str, Config]:
-    """Name to config; the playroom's words are read here, at first use."""
+    """Configs by preset name. Reads the playroom vocabulary on first use."""
     words = tuple(playroom.vocabulary())
-    # Ours. pocket trains on two CPU cores; tiny runs there in well under a second.
+    # Kinema's own: pocket trains on two CPU cores; tiny samples there in well under a second.
     pocket = Config(
         patch=4,
         channels=56,
@@ -175,11 +177,10 @@ def presets() -> Mapping[str, Config]:
 
 
 def to_json(config: Config) -> dict[str, Any]:
-    """Plain values only; `from_json` gives the config back."""
+    """Return the config as plain JSON values, the inverse of `from_json`."""
     return asdict(config)
 
 
-def from_json(told: Mapping[str, Any]) -> Config:
-    """The config a file's metadata tells of. Raises BadRequest for a setting this version does not know, and for one
-    of another type or size."""
-    return build_config(Config, told, "the config of this file")
+def from_json(data: Mapping[str, Any]) -> Config:
+    """Build the config from a file's metadata. Raises BadRequest for an unknown setting or an invalid value."""
+    return build_config(Config, data, "the config of this file")

@@ -1,4 +1,4 @@
-"""What `kinema.system.Family` asks of VDM. Guidance, canvases and windows are wrapped around it in generate."""
+"""VDM as a `kinema.system.Family`. Guidance, canvases and windows are applied around it in generate."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from kinema.canvas import Canvas
 from kinema.conditioning.pocket import PocketTokenizer, say_unknown
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import NoiseLevel
+from kinema.events import OnEvent
 from kinema.families.vdm import checkpoint, recipe
 from kinema.families.vdm.condition import Condition, class_index, encode
 from kinema.families.vdm.config import Config, from_json, presets, to_json
 from kinema.families.vdm.model import UNetLevel, VideoUNet
 from kinema.grid import LatentGrid, Lattice
-from kinema.schema import BadRequest, OnEvent, Request, Shape
+from kinema.schema import BadRequest, Request, Shape
 from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
 
 _EXTRA = {"per_frame": bool}
-"""``per_frame=True``: every frame by itself, the same weights as an image model."""
+"""``per_frame=True`` processes each frame independently: the same weights as an image model."""
 
 
 class VDMSampling(Sampling):
-    """How its clips are made."""
+    """Sampling of VDM models."""
 
     def lattice(self, config: Config) -> Lattice:
         return Lattice(LatentGrid(), side_multiple=config.multiple, max_frames=config.frames)
@@ -57,7 +58,7 @@ class VDMSampling(Sampling):
         return PixelCodec()
 
     def honours(self, config: Config, kind: str) -> tuple[str, ...]:  # noqa: ARG002
-        """VDM is trained without a canvas: what is given is held by guidance (§3.2)."""
+        """Guidance only (§3.2): VDM is trained without a canvas."""
         return ("native",) if kind == "nothing" else ("reconstruction", "replacement")
 
     def check(self, config: Config, request: Request) -> None:
@@ -68,9 +69,9 @@ class VDMSampling(Sampling):
                 raise BadRequest(f"{name} is {quoted(value)}; expected true or false")
         if not config.conditional:
             if request.prompt.strip() or request.negative_prompt.strip():
-                raise BadRequest("this vdm model was trained without text: it takes no prompt")
+                raise BadRequest("this vdm model was trained without text; leave out the prompt")
             if request.guidance not in (None, 1) or request.guidance_end not in (None, 1):
-                raise BadRequest("this vdm model has no condition to guide towards: guidance must be 1")
+                raise BadRequest("this vdm model is unconditional and supports no guidance; leave guidance out")
         for prompt in (request.prompt, request.negative_prompt):
             if config.classes and prompt.strip():
                 class_index(config, prompt)
@@ -81,10 +82,10 @@ class VDMSampling(Sampling):
             texts = (request.prompt, request.negative_prompt)
             say_unknown(PocketTokenizer(config.words), system.name, texts, on_event)
 
-        def of(prompt: str) -> Tensor | None:
+        def encoded(prompt: str) -> Tensor | None:
             return encode(system.model, config, [prompt], offline=system.offline) if prompt.strip() else None
 
-        return {"positive": of(request.prompt), "negative": of(request.negative_prompt)}
+        return {"positive": encoded(request.prompt), "negative": encoded(request.negative_prompt)}
 
     def condition(  # noqa: PLR0917
         self,
@@ -99,18 +100,18 @@ class VDMSampling(Sampling):
 
     def join(self, conditions: Sequence[Condition]) -> Condition | None:
         vectors = [condition.vector for condition in conditions]
-        told = [vector for vector in vectors if vector is not None]
-        if told and len(told) < len(vectors):
+        encoded = [vector for vector in vectors if vector is not None]
+        if encoded and len(encoded) < len(vectors):
             return None
-        return replace(conditions[0], vector=torch.cat(told) if told else None)
+        return replace(conditions[0], vector=torch.cat(encoded) if encoded else None)
 
     def denoiser(self, system: Opened, condition: Condition, frames: Sequence[int] | None) -> Denoiser:  # noqa: ARG002
-        """Positions are relative and the condition belongs to the whole clip: any frames are denoised alike."""
+        """Ignores ``frames``: positions are relative and the condition applies to the whole clip."""
         model = system.model
 
         def network(z_BCTHW: Tensor, level: NoiseLevel) -> Tensor:
             independent = z_BCTHW.shape[2] if condition.per_frame else 0
-            z = z_BCTHW.to(system.dtype)  # the sampler's own state stays in float32
+            z = z_BCTHW.to(system.dtype)  # the sampler's state stays in float32
             log_snr = processor.moved(level.log_snr, z_BCTHW.device)
             return model(z, log_snr, condition.vector, independent=independent).to(z_BCTHW.dtype)
 
@@ -118,22 +119,22 @@ class VDMSampling(Sampling):
 
 
 class VDMCheckpoints(Checkpoints):
-    """What its files are called."""
+    """Weight files of VDM models."""
 
-    # No foreign file is recognised: there are none of VDM, and only our own say what shapes do not, the prediction
-    # target and the tokenizer's words. Without them a model would run and be wrong.
+    # Foreign files are not recognised: only Kinema's metadata states the prediction target and the vocabulary, without
+    # which a model would run but generate garbage.
     convert = staticmethod(checkpoint.convert)
 
 
 class VDMTraining(Training):
-    """How it is trained."""
+    """Training of VDM models."""
 
     loss = staticmethod(recipe.loss)
     recipe = staticmethod(recipe.recipe)
 
 
 class VDM:
-    """Video Diffusion Models (Ho et al. 2022): pixels, a factorised U-Net, guidance for every canvas."""
+    """Video Diffusion Models (Ho et al. 2022): pixel space, factorised U-Net, every canvas by guidance."""
 
     name = "vdm"
     sampling = VDMSampling()

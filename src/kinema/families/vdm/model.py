@@ -1,11 +1,11 @@
-"""The video U-Net of VDM: a 2D U-Net whose frames meet only in temporal attention (Ho et al. 2022, §3).
+"""The video U-Net of VDM: a 2D U-Net whose frames interact only in temporal attention (Ho et al. 2022, §3).
 
 Letters: B batch, T frames (a clip's, then K independent images), N = B·T frames folded together,
 C channels, H W feature rows and columns, S = H·W positions, h heads, d head width, L words, D text width,
 E width of the conditioning vector.
 
-The fold happens once: inside, everything is N×C×H×W in channels-last memory, where B×T×S×C, the tokens of
-both attentions, is a view and no copy.
+Frames are folded into the batch once. Inside, everything is N×C×H×W in channels-last memory, where the tokens
+B×T×S×C of both attentions are a view.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from kinema.nn.embeddings import LogSNREmbedding
 _FOLD = "b c t (h p) (w q) -> (b t) (c p q) h w"
 _UNFOLD = "(b t) (c p q) h w -> b c t (h p) (w q)"
 _Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)
-_SMALL = 1e-2
-"""Gain of every branch's last layer at the start: near enough to the identity for depth, and not zero, so
-that the very first step has a gradient for every parameter, the null condition among them."""
+_BRANCH_GAIN = 1e-2
+"""Initial gain of every residual branch's last layer: blocks start near the identity, and every parameter, including
+the null condition, has a gradient at the first step."""
 
 
 class VideoUNet(nn.Module):
-    """``forward(z, log_snr, cond, independent) -> output``, B×3×T×H×W, what the parameterisation calls eps or v.
+    """``forward(z, log_snr, cond, independent) -> output`` B×3×T×H×W: eps or v, by the parameterisation.
 
-    ``cond`` comes from `encode`; None stands for the trained null.
+    ``cond`` comes from `encode`; None means the trained null condition.
     """
 
     def __init__(self, config: Config) -> None:
@@ -42,8 +42,8 @@ class VideoUNet(nn.Module):
         width, pixels = 4 * config.channels, 3 * config.patch**2
         self.noise = LogSNREmbedding(width, config.channels)
         if config.conditional:
-            # The paper's null is c = 0. Ours starts there and is learned, so that "no text" can be told from
-            # a caption whose embedding happens to be small.
+            # The paper's null is c = 0. This one is learned from that start, so that the network can distinguish
+            # "no text" from a caption with a small embedding.
             self.null = nn.Parameter(torch.zeros(width))
             self.mix = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         if config.text == "pocket":
@@ -61,29 +61,29 @@ class VideoUNet(nn.Module):
         channels, skips = config.channels, [config.channels]
         for i, wide in enumerate(widths):
             for _ in range(config.blocks):
-                self.down.append(_stage(config, channels, wide, attend=config.attends(i)))
+                self.down.append(_level(config, channels, wide, attend=config.attends(i)))
                 skips.append(channels := wide)
             if i < last:
                 self.down.append(Downsample(wide))
                 skips.append(wide)
-        self.middle = nn.ModuleList([_stage(config, channels, channels, attend=attend) for attend in (True, False)])
+        self.middle = nn.ModuleList([_level(config, channels, channels, attend=attend) for attend in (True, False)])
         for i, wide in reversed(list(enumerate(widths))):
             for _ in range(config.blocks + 1):
-                self.up.append(_stage(config, channels + skips.pop(), wide, attend=config.attends(i)))
+                self.up.append(_level(config, channels + skips.pop(), wide, attend=config.attends(i)))
                 channels = wide
             if i > 0:
                 self.up.append(Upsample(wide))
         self.norm = _group_norm(channels)
-        self.head = _shrink(nn.Conv2d(channels, pixels, 3, padding=1))
+        self.head = _scale_down(nn.Conv2d(channels, pixels, 3, padding=1))
 
     def forward(
         self, z_BCTHW: Tensor, log_snr_B: Tensor, cond_BE: Tensor | None = None, *, independent: int = 0
     ) -> Tensor:
-        """The raw output for noisy clips of any number of frames.
+        """Return the raw output for noisy clips of any number of frames.
 
-        ``log_snr`` is [B], or [B, T] where frames differ; ``cond`` [B, E], or [B, T, E]. The last
-        ``independent`` frames are pictures of their own: they see themselves only, and no frame sees them.
-        With ``independent = T`` the network is an image model applied frame by frame.
+        ``log_snr`` is [B], or [B, T] where frames differ; ``cond`` is [B, E] or [B, T, E]. The last ``independent``
+        frames are separate images: they attend to themselves only, and no other frame attends to them. With
+        ``independent = T`` the network is an image model applied frame by frame.
         """
         batch, _, frames, _, _ = z_BCTHW.shape
         p = self.config.patch
@@ -111,9 +111,9 @@ class VideoUNet(nn.Module):
         labels_B: Tensor | None = None,
         drop_B: Tensor | None = None,
     ) -> Tensor:
-        """The condition vector [B, E] of text embeddings and/or class labels; the null where ``drop`` is true.
+        """Encode text embeddings and/or class labels as condition vectors [B, E]; the null where ``drop`` is true.
 
-        It does not depend on the noise level: sampling encodes once.
+        The result does not depend on the noise level, so sampling encodes once.
         """
         parts = []
         if text_BLD is not None:
@@ -132,7 +132,7 @@ class VideoUNet(nn.Module):
 
 
 class UNetLevel(nn.Module):
-    """A residual block, then attention over space, then over time."""
+    """A residual block, then spatial attention, then temporal attention."""
 
     def __init__(self, block: ResBlock, space: SpatialAttention | None, time: TemporalAttention | None) -> None:
         super().__init__()
@@ -148,13 +148,13 @@ class UNetLevel(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two 1×3×3 convolutions (on folded frames: 3×3), the embedding added in between (§3)."""
+    """Two 1×3×3 convolutions (3×3 on folded frames) with the embedding added in between (§3)."""
 
     def __init__(self, wide_in: int, wide_out: int, width: int, dropout: float) -> None:
         super().__init__()
         self.norm1, self.conv1 = _group_norm(wide_in), nn.Conv2d(wide_in, wide_out, 3, padding=1)
         self.embed = nn.Linear(width, wide_out)
-        self.norm2, self.conv2 = _group_norm(wide_out), _shrink(nn.Conv2d(wide_out, wide_out, 3, padding=1))
+        self.norm2, self.conv2 = _group_norm(wide_out), _scale_down(nn.Conv2d(wide_out, wide_out, 3, padding=1))
         self.dropout = nn.Dropout(dropout)
         self.skip = nn.Conv2d(wide_in, wide_out, 1) if wide_in != wide_out else nn.Identity()
 
@@ -171,7 +171,7 @@ class SpatialAttention(nn.Module):
         self.heads = channels // head_dim
         self.norm = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
-        self.out = _shrink(nn.Linear(channels, channels))
+        self.out = _scale_down(nn.Linear(channels, channels))
 
     def forward(self, x_NSC: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(self.norm(x_NSC)), "n s (three h d) -> three n h s d", three=3, h=self.heads)
@@ -180,14 +180,14 @@ class SpatialAttention(nn.Module):
 
 
 class TemporalAttention(nn.Module):
-    """Self-attention over the frames of each position, with the relative positions of Shaw et al. 2018.
+    """Self-attention over the frames of each position, with relative positions (Shaw et al. 2018).
 
-    ``logit_ij = q_i · (k_j + r_{j-i}) / sqrt(d)``: their eq. 4, vectors r shared by the heads and clipped at
-    ``reach`` (their eq. 3), without the relative *values* of eq. 3: a still clip must stay still, and
-    position-dependent values would give its equal frames unequal outputs.
+    ``logit_ij = q_i · (k_j + r_{j-i}) / sqrt(d)`` (their eq. 4), with vectors r shared by the heads and clipped at
+    ``reach`` (their eq. 3). The relative *values* of eq. 3 are omitted: they would give equal frames unequal outputs,
+    so a static clip would not stay static.
 
-    Frames from ``clip`` on are independent pictures. Attention of one frame to itself alone has weight 1, so
-    they take their own value vector: nothing is masked, hence nothing can leak.
+    Frames from ``clip`` on are independent images. A frame that attends to itself only has weight 1, so its output is
+    its own value vector; no mask is needed, and nothing can leak.
     """
 
     def __init__(self, channels: int, head_dim: int, reach: int) -> None:
@@ -198,19 +198,19 @@ class TemporalAttention(nn.Module):
         self.v = nn.Linear(channels, channels, bias=False)
         self.relative = nn.Parameter(torch.empty(2 * self.reach + 1, head_dim))
         nn.init.normal_(self.relative, std=1 / math.sqrt(head_dim))
-        self.out = _shrink(nn.Linear(channels, channels))
+        self.out = _scale_down(nn.Linear(channels, channels))
 
     def forward(self, x_NSC: Tensor, frames: int, clip: int) -> Tensor:
         x_BTSC = x_NSC.unflatten(0, (-1, frames))
         y_BTSC = self.norm(x_BTSC)
         mixed_BTSC = self.v(y_BTSC)
         if clip > 1:
-            seen = self._attend(self.qk(y_BTSC[:, :clip]), mixed_BTSC[:, :clip])
-            mixed_BTSC = torch.cat([seen, mixed_BTSC[:, clip:]], dim=1) if clip < frames else seen
+            attended = self._attend(self.qk(y_BTSC[:, :clip]), mixed_BTSC[:, :clip])
+            mixed_BTSC = torch.cat([attended, mixed_BTSC[:, clip:]], dim=1) if clip < frames else attended
         return x_NSC + self.out(mixed_BTSC).flatten(0, 1)
 
     def _attend(self, qk: Tensor, v: Tensor) -> Tensor:
-        """Over sequences of a few frames batched products beat fused attention, and take the relative logits."""
+        """Batched products: faster than fused attention over few frames, and able to add the relative logits."""
         batch, clip, positions, _ = v.shape
         q, k = rearrange(qk, "b t s (two h d) -> two (b s h) t d", two=2, h=self.heads)
         v = rearrange(v, "b t s (h d) -> (b s h) t d", h=self.heads)
@@ -224,9 +224,9 @@ class TemporalAttention(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """A sequence of text embeddings to one vector: a learned query attends to the words.
+    """Pools text embeddings into one vector: a learned query attends to the words.
 
-    ``forward(text_BLD, keep_BL) -> cond_BE``; words where ``keep`` is false are not seen.
+    ``forward(text_BLD, keep_BL) -> cond_BE``; words where ``keep`` is false are masked out.
     """
 
     def __init__(self, text_width: int, width: int, head_dim: int = 32) -> None:
@@ -241,12 +241,12 @@ class AttentionPool(nn.Module):
     def forward(self, text_BLD: Tensor, keep_BL: Tensor | None) -> Tensor:
         k, v = rearrange(self.kv(self.norm(text_BLD)), "b l (two h d) -> two b h l d", two=2, h=self.heads)
         q = rearrange(self.query, "(h d) -> h 1 d", h=self.heads).expand(len(text_BLD), -1, -1, -1)
-        seen = None if keep_BL is None else keep_BL[:, None, None, :]
-        return self.out(rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=seen), "b h 1 d -> b (h d)"))
+        mask = None if keep_BL is None else keep_BL[:, None, None, :]
+        return self.out(rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), "b h 1 d -> b (h d)"))
 
 
 class Downsample(nn.Module):
-    """Half the height and width by a strided 1×3×3 convolution."""
+    """Halves height and width by a strided 1×3×3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -257,7 +257,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the height and width: nearest neighbours, then a 1×3×3 convolution."""
+    """Doubles height and width: nearest neighbour, then a 1×3×3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -267,7 +267,7 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x_NCHW, scale_factor=2, mode="nearest"))
 
 
-def _stage(config: Config, wide_in: int, wide_out: int, *, attend: bool) -> UNetLevel:
+def _level(config: Config, wide_in: int, wide_out: int, *, attend: bool) -> UNetLevel:
     block = ResBlock(wide_in, wide_out, 4 * config.channels, config.dropout)
     if not attend:
         return UNetLevel(block, None, None)
@@ -276,14 +276,14 @@ def _stage(config: Config, wide_in: int, wide_out: int, *, attend: bool) -> UNet
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    """At most 32 groups of at least 8 channels; frames are batch items here, so it never mixes them."""
+    """Group norm of at most 32 groups of at least 8 channels. Frames are batch items, so statistics are per frame."""
     groups = next(g for g in range(max(min(32, channels // 8), 1), 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels)
 
 
-def _shrink(layer: _Layer) -> _Layer:
+def _scale_down(layer: _Layer) -> _Layer:
     with torch.no_grad():
-        layer.weight.mul_(_SMALL)
+        layer.weight.mul_(_BRANCH_GAIN)
         if layer.bias is not None:
             layer.bias.zero_()
     return layer

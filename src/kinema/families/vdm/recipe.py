@@ -1,6 +1,6 @@
-"""How VDM is trained: one noise level a clip, uniform in time on the cosine schedule, and pictures beside it.
+"""VDM training: one noise level per clip, uniform in time on the cosine schedule, jointly on clips and images.
 
-Letters: B batch, T frames of the clip, K pictures, F = T + K.
+Letters: B batch, T frames of the clip, K images, F = T + K.
 """
 
 from __future__ import annotations
@@ -24,24 +24,23 @@ def parameterisation(config: Config) -> Parameterisation:
 
 
 def recipe(config: Config) -> TrainingSettings:
-    """The preset's own training as `training.loop` takes it."""
-    told = config.training
+    """Return the preset's training settings."""
+    training = config.training
     return TrainingSettings(
-        steps=told.steps,
-        batch=told.batch,
-        learning_rate=told.learning_rate,
-        images=told.images,
-        frameskip=told.frameskip,
-        text_drop=told.text_drop if config.conditional else 0.0,
+        steps=training.steps,
+        batch=training.batch,
+        learning_rate=training.learning_rate,
+        images=training.images,
+        frameskip=training.frameskip,
+        text_drop=training.text_drop if config.conditional else 0.0,
     )
 
 
 def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
-    """Mean-squared error of the network's own target (eps or v), ``[B]``, each frame and picture counting alike.
+    """Mean squared error of the prediction target (eps or v), ``[B]``, with equal weight for each frame and image.
 
-    Pictures have noise levels of their own: they are items of a batch that share only the forward pass
-    (§3.1). Empty captions train the null condition. Canvases are honoured by guidance, so ``batch.mask``
-    plays no part in training.
+    Every image has its own noise level: images are separate batch items that only share the forward pass (§3.1).
+    Empty captions train the null condition. ``batch.mask`` is ignored: sampling honours canvases by guidance.
     """
     video, images = batch.video, batch.images
     size, frames = video.shape[0], video.shape[2]
@@ -54,11 +53,13 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
         for n, part in zip(counts, parts, strict=True)
     ]
 
-    noisy = [_beside(level.add_noise(x0, eps), size) for level, x0, eps in zip(levels, parts, noises, strict=True)]
+    noisy = [_as_frames(level.add_noise(x0, eps), size) for level, x0, eps in zip(levels, parts, noises, strict=True)]
     log_snr_BF = levels[0].log_snr.reshape(size, 1).expand(size, frames)
     if count:
         log_snr_BF = torch.cat([log_snr_BF, levels[1].log_snr.reshape(size, count)], dim=1)
-    output = model(torch.cat(noisy, dim=2), log_snr_BF.to(video), _conditions(model, config, batch), independent=count)
+    output = model(
+        torch.cat(noisy, dim=2), log_snr_BF.to(video), _condition_vectors(model, config, batch), independent=count
+    )
 
     process = parameterisation(config)
     weighting = losses.min_snr(config.min_snr) if config.min_snr else losses.UNIFORM
@@ -72,13 +73,13 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
     return (frames * each[0] + each[1].reshape(size, count).sum(1)) / (frames + count)
 
 
-def _beside(part: Tensor, size: int) -> Tensor:
-    """Pictures (B·K)×C×1×H×W as K more frames of B items; clips as they are."""
+def _as_frames(part: Tensor, size: int) -> Tensor:
+    """Reshape images (B·K)×C×1×H×W to K frames of B items; clips are unchanged."""
     return rearrange(part, "(b k) c t h w -> b c (k t) h w", b=size)
 
 
-def _conditions(model: nn.Module, config: Config, batch: Batch) -> Tensor | None:
-    """Condition vectors [B, F, E]: the clip's caption on its frames, each picture's own on it."""
+def _condition_vectors(model: nn.Module, config: Config, batch: Batch) -> Tensor | None:
+    """Condition vectors: [B, F, E], one caption for the clip's frames and one per image; [B, E] without images."""
     captions = list(batch.captions)
     size, frames = batch.video.shape[0], batch.video.shape[2]
     vectors = encode(model, config, captions + [caption for row in batch.image_captions for caption in row])

@@ -1,1 +1,1 @@
-"""Zoetrope: the embedded model, a small token transformer over space-time patches of pixels."""
+"""Zoetrope: Kinema's embedded model, a small token transformer over space-time patches of pixels."""

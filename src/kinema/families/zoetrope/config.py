@@ -1,19 +1,19 @@
-"""Zoetrope's sizes. Parameter counts are those of `build` on the meta device (a test holds them)."""
+"""Zoetrope's sizes. Tests check the parameter counts on the meta device."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-Drawing: TypeAlias = Literal["conv", "place"]
+BlockKind: TypeAlias = Literal["conv", "place"]
 
 
 @dataclass(frozen=True)
 class Config:
-    """Convolutions where pixels are, a transformer where meaning is.
+    """Convolutions on pixel grids around a transformer over tokens.
 
-    Frames are cut into ``cell``×``cell`` pixels (the fine grid), halved once (the coarse grid), and
-    ``merge`` frames of a coarse place become one token. ``words`` is the tokenizer: it travels with the weights.
+    Each cell of ``cell``×``cell`` pixels is one place of the fine grid; the coarse grid has half the resolution;
+    ``merge`` frames of a coarse place form one token. ``words`` is the tokenizer's vocabulary, stored with the weights.
     """
 
     frames: int = 16
@@ -25,27 +25,29 @@ class Config:
     """Channels of the fine grid."""
     coarse: int = 128
     """Channels of the coarse grid."""
-    coarse_up: tuple[Drawing, ...] = ("conv", "place", "place")
-    fine_up: tuple[Drawing, ...] = ("conv", "place", "conv", "place")
-    """Blocks on the way up of each grid; on the way down there is one convolution. Where the tokens know what stands
-    where, outlines are still to be drawn: with one convolution a grid they stayed round (docs/decisions/0002)."""
+    coarse_up: tuple[BlockKind, ...] = ("conv", "place", "place")
+    fine_up: tuple[BlockKind, ...] = ("conv", "place", "conv", "place")
+    """Blocks of each grid on the way up; on the way down there is one convolution block. One convolution block on the
+    way up is not enough to turn the tokens' layout into sharp outlines (docs/decisions/0002)."""
     places: int = 4
-    """Hidden units of a "place" block, in channels."""
+    """Hidden units of a "place" block, as a multiple of its channels."""
     width: int = 320
     depth: int = 3
     heads: int = 5
     mlp: int = 928
     modulation: int = 64
-    """Rank of the modulation: full rank would cost a tenth of the weights for no gain."""
+    """Rank of the modulation; full rank would add a tenth to the weights for no gain."""
     text_width: int = 128
     text_depth: int = 2
     text_length: int = 20
     sprite: int = 0
-    """Side of the picture of the object that all frames share, in texels; 0 is none, as in files without the word."""
+    """Side of the sprite, the object image that all frames share, in texels; 0 disables it (the default for files
+    without the key)."""
     words: tuple[str, ...] = ()
     shift: float = 6.0
-    """Shift of the rectified flow toward noise. A clip of 16×64×64 shows its colour and place through all but
-    the strongest noise, so only there can the words matter: unshifted, the model ignored them (docs/decisions/0002)."""
+    """Shift of the rectified flow toward noise. Colour and position of a 16×64×64 clip stay visible through all but
+    the strongest noise, so the prompt matters only there; without the shift the model ignored it
+    (docs/decisions/0002)."""
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -71,7 +73,7 @@ TINY = replace(
 )
 
 SPRITE = replace(BASE, sprite=32, mlp=736)
-"""As the weights of ``base`` grow into (docs/decisions/0002, point 10): within 12.0 MB as halves."""
+"""The network that ``base`` weights are grown into (docs/notes/0002, entry 10): under 12.0 MB in float16."""
 TINY_SPRITE = replace(TINY, sprite=16)
 
 PRESETS = {"tiny": TINY, "base": BASE, "sprite": SPRITE, "tiny-sprite": TINY_SPRITE}

@@ -1,4 +1,4 @@
-"""Zoetrope as a `Family`: native canvas and text conditioning, pixels, rectified flow."""
+"""Zoetrope as a `Family`: pixel-space rectified flow with native canvas and text conditioning."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from kinema.conditioning.pocket import PocketTokenizer, say_unknown
 from kinema.data import playroom
 from kinema.diffusion.parameterise import X0, Denoiser
 from kinema.diffusion.schedules import NoiseLevel, RectifiedFlow
+from kinema.events import Note, OnEvent
 from kinema.families.zoetrope import recipe
 from kinema.families.zoetrope.config import PRESETS, Config
 from kinema.families.zoetrope.model import Zoetrope, blocks
 from kinema.grid import FrameGrid, LatentGrid, Lattice
-from kinema.schema import BadRequest, Note, OnEvent, Request, Shape
+from kinema.schema import BadRequest, Request, Shape
 from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training, TrainingSettings
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
@@ -37,7 +38,7 @@ class Condition:
 
 
 class ZoetropeSampling(Sampling):
-    """How its clips are made."""
+    """Sampling of Zoetrope models."""
 
     def lattice(self, config: Config) -> Lattice:
         return Lattice(
@@ -55,14 +56,15 @@ class ZoetropeSampling(Sampling):
             width=config.side,
             fps=config.fps,
             steps=40,
-            # Noise put back at each step mends what the one before got wrong. On 24 prompts of the training split this
-            # guidance drew more shapes right than 1.5 (model card); at 3 earlier weights gave triangles hollow sides.
+            # Ancestral noise lets each step correct errors of the previous one. On 24 prompts of the training split
+            # guidance 2 gave more correct shapes than 1.5 (model card); at 3 earlier weights distorted triangles.
             sampler="vdm-ancestral",
             guidance=2.0,
-            # Guided, a clip is twice the one with words less the one without, and the sprite of the second shows in it.
+            # Guidance 2 subtracts the negative branch's clip from twice the positive one's; at low noise the negative
+            # branch's sprite would show.
             guidance_interval=(-math.inf, 0.0) if config.sprite else None,
             enlarges=True,
-            fits_float16=False,  # where it draws its layers; measured: every clip is NaN
+            fits_float16=False,  # measured: every clip is NaN
             options={"gamma": 0.3},
         )
 
@@ -73,14 +75,14 @@ class ZoetropeSampling(Sampling):
         return PixelCodec()
 
     def honours(self, config: Config, kind: str) -> tuple[str, ...]:  # noqa: ARG002
-        """Everything natively: it was trained on every kind of canvas."""
+        """Native for every kind of canvas: all of them are in the training mix."""
         return ("native",) if kind == "nothing" else ("native", "reconstruction", "replacement")
 
     def check(self, config: Config, request: Request) -> None:  # noqa: ARG002
         if unknown := sorted(set(request.extra) - {"per_frame"}):
             raise BadRequest(f"zoetrope has no option {quoted(unknown[0])}; it has per_frame")
-        if not isinstance(told := request.extra.get("per_frame", False), bool):
-            raise BadRequest(f"per_frame is {quoted(told)}; expected true or false")
+        if not isinstance(per_frame := request.extra.get("per_frame", False), bool):
+            raise BadRequest(f"per_frame is {quoted(per_frame)}; expected true or false")
 
     def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> dict[str, Tensor]:
         config: Config = system.config
@@ -89,7 +91,7 @@ class ZoetropeSampling(Sampling):
         say_unknown(tokenizer, system.name, texts, on_event)
         for text in texts:
             if (count := len(tokenizer.split(text))) > config.text_length:
-                on_event(Note(f"the prompt has {count} words; {system.name} reads the first {config.text_length}"))
+                on_event(Note(f"the prompt has {count} words; {system.name} uses the first {config.text_length}"))
         ids = [tokenizer.encode([text] * request.clips, config.text_length).to(system.device) for text in texts]
         return {"positive": ids[0], "negative": ids[1]}
 
@@ -104,7 +106,7 @@ class ZoetropeSampling(Sampling):
         given = canvas.video.to(system.device, system.dtype)
         mask = canvas.mask.to(system.device, system.dtype)
         if canvas.block.way != "native":
-            mask = torch.zeros_like(mask)  # held from outside: were it shown too, the ways could not be compared
+            mask = torch.zeros_like(mask)  # guidance holds the pixels; native conditioning would distort comparisons
         per_frame = bool(request.extra.get("per_frame"))
         return Conditions({branch: Condition(ids, given, mask, per_frame) for branch, ids in words.items()})
 
@@ -122,25 +124,25 @@ class ZoetropeSampling(Sampling):
         model = system.model
 
         def network(z_BCTHW: Tensor, level: NoiseLevel) -> Tensor:
-            z = z_BCTHW.to(system.dtype)  # the sampler's own state stays in float32
+            z = z_BCTHW.to(system.dtype)  # the sampler's state stays in float32
             log_snr = level.log_snr.to(z_BCTHW.device, torch.float32)
-            made = model(z, log_snr, condition.ids_BL, given, mask, per_frame=condition.per_frame)
-            return made.x0.to(z_BCTHW.dtype)
+            estimate = model(z, log_snr, condition.ids_BL, given, mask, per_frame=condition.per_frame)
+            return estimate.x0.to(z_BCTHW.dtype)
 
         return X0.denoiser(network)
 
 
 class ZoetropeCheckpoints(Checkpoints):
-    """What its files are called."""
+    """Weight files of Zoetrope models."""
 
-    # No foreign file is recognised: the tokenizer lives in our files' metadata, without which the weights mean nothing.
+    # Foreign files are not recognised: the weights are useless without the vocabulary in Kinema's metadata.
 
     def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
-        raise BadRequest("zoetrope has one layout, its own; this file has another")
+        raise BadRequest("this file is in a foreign layout; zoetrope loads only files that Kinema wrote")
 
 
 class ZoetropeTraining(Training):
-    """How it is trained."""
+    """Training of Zoetrope models."""
 
     tuning = None
     loss = staticmethod(recipe.loss)
@@ -150,7 +152,7 @@ class ZoetropeTraining(Training):
 
 
 class ZoetropeFamily:
-    """The embedded default: see README.md beside this file."""
+    """The embedded default model: see README.md in this folder."""
 
     name = "zoetrope"
     sampling = ZoetropeSampling()
@@ -168,8 +170,8 @@ class ZoetropeFamily:
     blocks = staticmethod(blocks)
     to_json = staticmethod(asdict)
 
-    def from_json(self, told: Mapping[str, Any]) -> Config:
-        return build_config(Config, told, "the config of this file")
+    def from_json(self, data: Mapping[str, Any]) -> Config:
+        return build_config(Config, data, "the config of this file")
 
 
 FAMILY = ZoetropeFamily()

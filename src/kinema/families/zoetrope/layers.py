@@ -1,4 +1,4 @@
-"""The blocks that zoetrope's grids are made of, and convolutions of B·T·H·W·C memory. Letters as in `model`."""
+"""Blocks of Zoetrope's grids, and convolutions on B·T·H·W·C memory. Letters as in `model`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class ConvBlock(nn.Module):
-    """Residual 3×3 convolution, 3-frame convolution, 3×3 convolution, the first one modulated."""
+    """Residual block: 3×3 convolution (modulated), 3-frame temporal convolution, 3×3 convolution."""
 
     def __init__(self, channels: int, cond: int) -> None:
         super().__init__()
@@ -19,11 +19,11 @@ class ConvBlock(nn.Module):
         self.space2 = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
-        with torch.no_grad():  # near the identity, yet not so near that nothing is learnt at first
+        with torch.no_grad():  # near the identity, but far enough from it to learn from the first step
             self.space2.weight.mul_(0.3)
 
     def forward(self, x_BTHWC: Tensor, cond_BM: Tensor, span: int) -> Tensor:
-        """``span`` frames see each other; fewer than T keeps the groups apart."""
+        """Temporal convolution mixes frames only within groups of ``span``."""
         shift, scale = self.modulate(cond_BM)[:, None, None, None].chunk(2, dim=-1)
         h = F.layer_norm(x_BTHWC, x_BTHWC.shape[-1:]) * (1 + scale) + shift
         h = F.silu(over_space(self.space1, h))
@@ -32,11 +32,10 @@ class ConvBlock(nn.Module):
 
 
 class PlaceBlock(nn.Module):
-    """Residual GELU MLP at every place of every frame by itself, modulated.
+    """Residual, modulated GELU MLP applied to every place of every frame independently.
 
-    Which pixels of a place an outline covers is a product of the glyph with where, how large and how turned the
-    object is there. A layer can hold as many such cases as it has hidden units, and a 3×3 convolution of the
-    same cost has a tenth of these.
+    The pixels that an outline covers depend jointly on the glyph and on its position, size and rotation. A layer can
+    represent about one such case per hidden unit, and a 3×3 convolution of the same cost has a tenth of the units.
     """
 
     def __init__(self, channels: int, hidden: int, cond: int) -> None:
@@ -49,25 +48,25 @@ class PlaceBlock(nn.Module):
             self.down.weight.mul_(0.3)
 
     def forward(self, x_BTHWC: Tensor, cond_BM: Tensor, span: int) -> Tensor:  # noqa: ARG002
-        """``span`` says nothing here: no frame sees another."""
+        """Ignores ``span``: frames are not mixed."""
         shift, scale = self.modulate(cond_BM)[:, None, None, None].chunk(2, dim=-1)
         h = F.layer_norm(x_BTHWC, x_BTHWC.shape[-1:]) * (1 + scale) + shift
         return x_BTHWC + self.down(F.gelu(self.up(h), approximate="tanh"))
 
 
 def over_space(conv: nn.Conv2d, x_BTHWC: Tensor) -> Tensor:
-    """A 2D convolution of every frame, in channels-last memory throughout."""
+    """Apply a 2D convolution to every frame, in channels-last memory throughout."""
     folded = rearrange(x_BTHWC, "b t h w c -> (b t) c h w")
     return rearrange(conv(folded), "(b t) c h w -> b t h w c", b=x_BTHWC.shape[0])
 
 
 def over_time(conv: nn.Conv2d, x_BTHWC: Tensor, span: int) -> Tensor:
-    """A convolution along time as a 2D one over (frames, places): the same numbers, several times faster."""
+    """Apply a temporal convolution as a 2D one over (frames, places): the same result, several times faster."""
     h, t = x_BTHWC.shape[2], x_BTHWC.shape[1]
     folded = rearrange(x_BTHWC, "b (n t) h w c -> (b n) c t (h w)", t=span)
     return rearrange(conv(folded), "(b n) c t (h w) -> b (n t) h w c", n=t // span, h=h)
 
 
 def exact(x: Tensor) -> Tensor:
-    """In float32, or as it is where that is finer."""
+    """Cast to float32, unless the tensor already has higher precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,6 +1,6 @@
-"""What the sprite is taught of the scene graph beside the drawing: see docs/decisions/0002, point 10.
+"""Losses of the sprite against the scene graph: see docs/notes/0002, entry 10.
 
-A clip has a sprite where one object stands before a camera that is still. Letters as in `sprite`.
+A clip has a sprite if it shows a single object and its camera is static. Letters as in `sprite`.
 """
 
 from __future__ import annotations
@@ -14,75 +14,78 @@ from torch.nn import functional as F
 
 from kinema.data.playroom import labels
 from kinema.data.playroom.scene import Scene
-from kinema.families.zoetrope.sprite import Seen
-from kinema.families.zoetrope.turning import misturned
-from kinema.families.zoetrope.warp import REACH, Pose, texels
+from kinema.families.zoetrope.sprite import SpriteEstimate
+from kinema.families.zoetrope.turning import rotation_loss
+from kinema.families.zoetrope.warp import HALF_SIDE, Pose, texel_centres
 
-LAYING, OUTLINING, SHAPING, POSING, TELLING = 0.5, 0.1, 0.3, 0.01, 0.02
-"""Weights beside the drawing's: of the clip with the sprite alone, the cover frame by frame, the picture's outline, the
-poses and `alone`."""
-_DEEP = 0.3
-"""Radii: a point this far from the outline is as far as any."""
-_WHOLE = 0.2
-"""Weight of the turn itself beside the turn as far as the outline shows it: marks turn too."""
+COMPOSITE_WEIGHT, COVER_WEIGHT, SHAPE_WEIGHT, POSE_WEIGHT, SINGLE_WEIGHT = 0.5, 0.1, 0.3, 0.01, 0.02
+"""Loss weights, relative to the main loss: clip composited from the sprite, per-frame coverage, sprite outline, poses,
+and the single-object logit."""
+_MAX_DISTANCE = 0.3
+"""Clamp of distances to the outline, in radii."""
+_ANGLE_WEIGHT = 0.2
+"""Weight of the exact angle relative to the angle up to the outline's symmetry: marks rotate too."""
 
 
-class Truth(NamedTuple):
-    """The scene graphs of a batch: ``alone`` B is 1 where a sprite can be the object, and all else means something
-    only there. ``distance`` B×N×N of the upright outline, ``turns`` B by how many turns it falls on itself."""
+class Targets(NamedTuple):
+    """Targets from a batch's scene graphs: ``single`` B is 1 for clips with a sprite; the rest is valid only there.
 
-    alone_B: Tensor
+    ``distance`` B×N×N is the signed distance of the upright outline, ``symmetry`` B its order of rotational symmetry.
+    """
+
+    single_B: Tensor
     pose: Pose
     distance_BNN: Tensor
-    turns_B: Tensor
+    symmetry_B: Tensor
 
 
-def truth(scenes: Sequence[Scene | None], made: Seen, side: int) -> Truth:
-    """What the scene graphs say of the clips that ``made`` was made of, whose frames are ``side`` pixels."""
-    texture, like = made.picture_BCNN.shape[-1], made.pose.turn_BT
-    alone_B, turns_B = like.new_zeros(len(like)), like.new_zeros(len(like))
+def scene_targets(scenes: Sequence[Scene | None], estimate: SpriteEstimate, side: int) -> Targets:
+    """Build the targets for an estimate from the scene graphs of its clips, whose frames have ``side`` pixels."""
+    texture, like = estimate.sprite_BCNN.shape[-1], estimate.pose.angle_BT
+    single_B, symmetry_B = like.new_zeros(len(like)), like.new_zeros(len(like))
     distance_BNN = like.new_zeros(len(like), texture, texture)
     poses_BT5 = like.new_zeros(*like.shape, 5)
     for i, scene in enumerate(scenes):
         if scene is not None and len(scene.objects) == 1 and scene.camera == "still":
             glyph = scene.objects[0].glyph
-            alone_B[i], turns_B[i] = 1, labels.turns(glyph)
+            single_B[i], symmetry_B[i] = 1, labels.turns(glyph)
             poses_BT5[i] = torch.from_numpy(labels.poses(scene))
-            distance_BNN[i] = torch.from_numpy(labels.upright(glyph, texture, REACH))
+            distance_BNN[i] = torch.from_numpy(labels.upright(glyph, texture, HALF_SIDE))
     x, y, size, turn, visible = poses_BT5.unbind(-1)
     pose = Pose(torch.stack([x, y], -1) * side, (size * side / 2).clamp(min=1), turn, visible)
-    return Truth(alone_B, pose, distance_BNN, turns_B)
+    return Targets(single_B, pose, distance_BNN, symmetry_B)
 
 
-def untold(made: Seen, scenes: Sequence[Scene | None], true: Truth) -> Tensor:
-    """Cross-entropy of ``alone``, B; clips without a scene graph count nothing."""
-    known_B = torch.tensor([s is not None for s in scenes], device=made.alone_B.device)
-    return known_B * F.binary_cross_entropy_with_logits(made.alone_B, true.alone_B, reduction="none")
+def single_object_loss(estimate: SpriteEstimate, scenes: Sequence[Scene | None], target: Targets) -> Tensor:
+    """Cross-entropy of the single-object logit, B; 0 for clips without a scene graph."""
+    labelled_B = torch.tensor([s is not None for s in scenes], device=estimate.single_B.device)
+    return labelled_B * F.binary_cross_entropy_with_logits(estimate.single_B, target.single_B, reduction="none")
 
 
-def misshapen(picture_BCNN: Tensor, true: Truth) -> Tensor:
-    """How far the picture's outline is from the glyph's, in radii, mostly where either runs, B."""
-    made, wanted = (d.clamp(-_DEEP, _DEEP) for d in (picture_BCNN[:, -1], true.distance_BNN))
-    # Beyond the clamp a wrong distance has no gradient: a part of it is held without.
-    wrong = (made - wanted).abs() + 0.1 * F.smooth_l1_loss(picture_BCNN[:, -1], true.distance_BNN, reduction="none")
-    near = (torch.minimum(made.detach().abs(), wanted.abs()) < 0.5 * _DEEP).to(wrong)
-    weight = within(picture_BCNN) * (0.2 + near)
-    return true.alone_B * (wrong * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+def shape_loss(sprite_BCNN: Tensor, target: Targets) -> Tensor:
+    """Error of the sprite's signed distance, in radii, weighted toward the two outlines, B."""
+    estimate, expected = (d.clamp(-_MAX_DISTANCE, _MAX_DISTANCE) for d in (sprite_BCNN[:, -1], target.distance_BNN))
+    # The clamped term has no gradient far from the outline, so a small unclamped term is added.
+    unclamped = F.smooth_l1_loss(sprite_BCNN[:, -1], target.distance_BNN, reduction="none")
+    error = (estimate - expected).abs() + 0.1 * unclamped
+    near = (torch.minimum(estimate.detach().abs(), expected.abs()) < 0.5 * _MAX_DISTANCE).to(error)
+    weight = coverable(sprite_BCNN) * (0.2 + near)
+    return target.single_B * (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
 
 
-def within(picture_BCNN: Tensor) -> Tensor:
-    """1 at texels within 1.3 radii, N×N: no cover lies further out."""
-    along = texels(picture_BCNN.shape[-1], picture_BCNN).abs() < 1.3
-    return (along[:, None] & along).to(picture_BCNN)
+def coverable(sprite_BCNN: Tensor) -> Tensor:
+    """Mask of texels within 1.3 radii, N×N; coverage is 0 further out."""
+    along = texel_centres(sprite_BCNN.shape[-1], sprite_BCNN).abs() < 1.3
+    return (along[:, None] & along).to(sprite_BCNN)
 
 
-def misposed(made: Seen, true: Truth) -> Tensor:
-    """How far poses are off, B: pixels (below one squared), tenths of radii and turn, means over frames as far as they
-    show the object; and visibility, of all frames."""
-    place = F.smooth_l1_loss(made.pose.centre_BT2, true.pose.centre_BT2, reduction="none").sum(-1)
-    size = 10 * (made.pose.radius_BT / true.pose.radius_BT).log().abs()
-    turn = misturned(made.turn_BTA, true.pose.turn_BT, true.turns_B, _WHOLE)
-    visible = F.binary_cross_entropy_with_logits(made.visible_BT, true.pose.visible_BT, reduction="none")
-    weight_BT = true.pose.visible_BT + 0.05
-    off_BT = (place + size + turn) * weight_BT
-    return true.alone_B * (off_BT.sum(1) / weight_BT.sum(1) + visible.mean(1))
+def pose_loss(estimate: SpriteEstimate, target: Targets) -> Tensor:
+    """Error of the poses, B: position (pixels, smooth L1), log radius (×10) and angle, averaged over frames weighted by
+    visibility, plus the cross-entropy of visibility averaged over all frames."""
+    place = F.smooth_l1_loss(estimate.pose.centre_BT2, target.pose.centre_BT2, reduction="none").sum(-1)
+    size = 10 * (estimate.pose.radius_BT / target.pose.radius_BT).log().abs()
+    turn = rotation_loss(estimate.angle_BTA, target.pose.angle_BT, target.symmetry_B, _ANGLE_WEIGHT)
+    visible = F.binary_cross_entropy_with_logits(estimate.visible_BT, target.pose.visible_BT, reduction="none")
+    weight_BT = target.pose.visible_BT + 0.05
+    error_BT = (place + size + turn) * weight_BT
+    return target.single_B * (error_BT.sum(1) / weight_BT.sum(1) + visible.mean(1))

@@ -1,12 +1,12 @@
 """Zoetrope's network: convolutions on two grids around a transformer over space-time tokens.
 
-Letters: B batch, C channels, T H W frames, rows and columns of the grid at hand, L words, S tokens, D width.
-Activations stay in B·T·H·W·C memory from end to end: the layout that convolutions (channels last), layer
-norms and linear layers all take without a copy.
+Letters: B batch, C channels, T H W frames, rows and columns of the current grid, L words, S tokens, D width.
+Activations stay in B·T·H·W·C memory throughout, which convolutions (channels last), layer norms and linear layers
+accept without a copy.
 
-Why this shape and not a U-Net or a plain transformer: see docs/decisions/0002. The network predicts x0, as
-in "Back to Basics: Let Denoising Generative Models Denoise" (Li & He 2025, arXiv 2511.13720): clean clips
-lie near a low-dimensional manifold, so a narrow network can represent them although not the noise.
+docs/decisions/0002 explains this architecture. The network predicts x0, as in "Back to Basics: Let Denoising Generative
+Models Denoise" (Li & He 2025, arXiv 2511.13720): clean clips are near a low-dimensional manifold, so a narrow network
+can represent them, but not the noise.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from torch.nn import functional as F
 
 from kinema.conditioning.pocket import PocketText
 from kinema.data.playroom.labels import CLASSES
-from kinema.families.zoetrope.backdrop import PIXELS, Backdrop, kept
-from kinema.families.zoetrope.config import Config, Drawing
+from kinema.families.zoetrope.backdrop import PIXELS, Backdrop, blend_with_input
+from kinema.families.zoetrope.config import BlockKind, Config
 from kinema.families.zoetrope.layers import ConvBlock, PlaceBlock, over_space
-from kinema.families.zoetrope.sprite import Drawn, Seen, Sprite
+from kinema.families.zoetrope.sprite import FrameEstimate, Sprite, SpriteEstimate
 from kinema.nn.embeddings import LogSNREmbedding
 from kinema.nn.meta import placed
 
@@ -33,25 +33,25 @@ _CELLS = "b c t (h p) (w q) -> b t h w (c p q)"
 
 
 class Estimate(NamedTuple):
-    """What one pass tells: the clip, what the tokens name, and where they would cover the ground with an object.
+    """Output of one forward pass.
 
-    ``x0`` B×3×T×H×W; ``read`` B×S×K logits of glyph, colour and motion; ``sketch`` B×1×T×h×w logits on cells
-    of half a fine cell's side; ``still`` B×3×T×H×W the picture behind all frames, and ``share`` B×1×T×H×W the
-    logits of its share in ``x0``. ``sprite`` is what is told of the object drawn once, where the network has one.
+    ``x0`` B×3×T×H×W is the clip; ``read`` B×S×K the tokens' logits of glyph, colour and motion; ``sketch`` B×1×T×h×w
+    the logits of object coverage, on cells of half a fine cell's side; ``backdrop`` B×3×T×H×W the static background
+    and ``share`` B×1×T×H×W the logits of its share in ``x0``; ``sprite`` the sprite's output, if the network has one.
     """
 
     x0: Tensor
     read: Tensor
     sketch: Tensor
-    still: Tensor
+    backdrop: Tensor
     share: Tensor
-    sprite: Seen | None = None
+    sprite: SpriteEstimate | None = None
 
 
 class Zoetrope(nn.Module):
-    """``forward(z, log_snr, ids, given, mask) -> Estimate``: the clip, and what is read of it on the way.
+    """``forward(z, log_snr, ids, given, mask) -> Estimate``.
 
-    The canvas enters beside the noise: ``given`` B×3×T×H×W (counted only where ``mask`` B×1×T×H×W is 1).
+    The canvas is concatenated with the noisy clip: ``given`` B×3×T×H×W, used where ``mask`` B×1×T×H×W is 1.
     Text enters twice: as words that the tokens attend to, and pooled, in every block's modulation.
     """
 
@@ -76,12 +76,12 @@ class Zoetrope(nn.Module):
             [TokenBlock(d, config.heads, config.mlp, config.modulation) for _ in range(config.depth)]
         )
         self.unmerge = nn.Linear(d, config.merge * config.coarse)
-        self.coarse_up = _drawing(config.coarse_up, config.coarse, config)
+        self.coarse_up = _up_blocks(config.coarse_up, config.coarse, config)
         self.up = nn.Linear(config.coarse, 4 * config.fine)
         self.join = nn.Linear(2 * config.fine, config.fine)
         self.sketch = nn.Linear(d, config.merge * 16)
         self.sketch_in = nn.Linear(4, config.fine, bias=False)
-        self.fine_up = _drawing(config.fine_up, config.fine, config)
+        self.fine_up = _up_blocks(config.fine_up, config.fine, config)
         self.out = nn.Conv2d(config.fine, 3 * area, 3, padding=1)
         self.backdrop = Backdrop(config.fine, config.places * config.fine, config.modulation, config.cell)
         self.read = nn.Linear(d, sum(CLASSES))
@@ -100,8 +100,8 @@ class Zoetrope(nn.Module):
         *,
         per_frame: bool = False,
     ) -> Estimate:
-        """``per_frame`` forbids mixing between groups of ``merge`` frames: the clip's parts are made apart, and without
-        the sprite, which is one for all frames."""
+        """``per_frame`` disables mixing between groups of ``merge`` frames, and with it the sprite, which is shared by
+        all frames."""
         cell, merge = self.config.cell, self.config.merge
         span = merge if per_frame else z_BCTHW.shape[2]
         text_BLD, keep_BL = self.text(ids_BL)
@@ -127,28 +127,28 @@ class Zoetrope(nn.Module):
         coarse = coarse + tokens
         for block in self.coarse_up:
             coarse = block(coarse, cond_BM, span)
-        risen = rearrange(self.up(coarse), "b t h w (p q c) -> b t (h p) (w q) c", p=2, q=2)
-        fine = self.join(torch.cat([risen, fine], dim=-1)) + self.sketch_in(sketch.sigmoid())
+        upsampled = rearrange(self.up(coarse), "b t h w (p q c) -> b t (h p) (w q) c", p=2, q=2)
+        fine = self.join(torch.cat([upsampled, fine], dim=-1)) + self.sketch_in(sketch.sigmoid())
         for block in self.fine_up:
             fine = block(fine, cond_BM, span)
         fine = F.layer_norm(fine, fine.shape[-1:])
-        drawn_BCTHW = rearrange(over_space(self.out, fine), PIXELS, p=cell, q=cell)
-        drawn_BCTHW = kept(drawn_BCTHW, z_BCTHW, log_snr_B)
-        still_BCTHW, share_B1THW = self.backdrop(fine, sketch, z_BCTHW, log_snr_B, cond_BM, span)
+        direct_BCTHW = rearrange(over_space(self.out, fine), PIXELS, p=cell, q=cell)
+        direct_BCTHW = blend_with_input(direct_BCTHW, z_BCTHW, log_snr_B)
+        backdrop_BCTHW, share_B1THW = self.backdrop(fine, sketch, z_BCTHW, log_snr_B, cond_BM, span)
         outline_BCTHW = rearrange(sketch, "b t h w (p q) -> b 1 t (h p) (w q)", p=2, q=2)
         ground_B1THW = share_B1THW.sigmoid()
-        x0_BCTHW = torch.lerp(drawn_BCTHW, still_BCTHW, ground_B1THW)
-        drawn = Estimate(x0_BCTHW, read_BSK, outline_BCTHW, still_BCTHW, share_B1THW)
+        x0_BCTHW = torch.lerp(direct_BCTHW, backdrop_BCTHW, ground_B1THW)
+        estimate = Estimate(x0_BCTHW, read_BSK, outline_BCTHW, backdrop_BCTHW, share_B1THW)
         if self.sprite is None or per_frame:
-            return drawn
-        known_BCTHW = torch.where(mask_B1THW > 0, given_BCTHW.to(x0_BCTHW), x0_BCTHW)
-        known = Drawn(known_BCTHW, still_BCTHW, ground_B1THW, mask_B1THW)
-        seen = self.sprite(fine, sketch, tokens_BSD, read_BSK, cond_BM, known)
-        still_BCTHW = seen.still_BCTHW.to(x0_BCTHW)
-        x0_BCTHW = torch.lerp(drawn_BCTHW, still_BCTHW, ground_B1THW)
-        share_B1111 = seen.share_B[:, None, None, None, None].to(x0_BCTHW)
-        x0_BCTHW = torch.lerp(x0_BCTHW, seen.laid_BCTHW.to(x0_BCTHW), share_B1111)
-        return drawn._replace(x0=x0_BCTHW, sprite=seen)
+            return estimate
+        clip_BCTHW = torch.where(mask_B1THW > 0, given_BCTHW.to(x0_BCTHW), x0_BCTHW)
+        frames = FrameEstimate(clip_BCTHW, backdrop_BCTHW, ground_B1THW, mask_B1THW)
+        sprite = self.sprite(fine, sketch, tokens_BSD, read_BSK, cond_BM, frames)
+        backdrop_BCTHW = sprite.backdrop_BCTHW.to(x0_BCTHW)
+        x0_BCTHW = torch.lerp(direct_BCTHW, backdrop_BCTHW, ground_B1THW)
+        share_B1111 = sprite.share_B[:, None, None, None, None].to(x0_BCTHW)
+        x0_BCTHW = torch.lerp(x0_BCTHW, sprite.composite_BCTHW.to(x0_BCTHW), share_B1111)
+        return estimate._replace(x0=x0_BCTHW, sprite=sprite)
 
     def _pooled(self, text_BLD: Tensor, keep_BL: Tensor) -> Tensor:
         weight_BL = self.text_pool(text_BLD)[..., 0].masked_fill(~keep_BL, -math.inf).softmax(-1)
@@ -157,22 +157,22 @@ class Zoetrope(nn.Module):
     def _attend(
         self, x_BSD: Tensor, text_BLD: Tensor, keep_BL: Tensor, cond_BM: Tensor, times: int
     ) -> tuple[Tensor, Tensor]:
-        """The token blocks over words and tokens together; ``times`` > 1 keeps that many parts in time apart.
+        """Run the token blocks over words and tokens; ``times`` > 1 isolates that many groups in time.
 
-        Also the classes read of the tokens before the last blocks, which are left free to draw.
+        Returns the tokens, and class logits read from an intermediate block so that later blocks can focus on pixels.
         """
-        words = int(keep_BL.sum(1).max())  # columns that every row lacks are cut: fewer tokens, and often no mask
+        words = int(keep_BL.sum(1).max())  # drop columns that are padding in every row: fewer tokens, often no mask
         x_BSD = torch.cat([self.text_in(text_BLD[:, :words]), x_BSD], dim=1)
-        seen = F.pad(keep_BL[:, :words], (0, x_BSD.shape[1] - words), value=True)[:, None, None, :]
-        attend = None if bool(keep_BL[:, :words].all()) else seen
+        keep = F.pad(keep_BL[:, :words], (0, x_BSD.shape[1] - words), value=True)[:, None, None, :]
+        mask = None if bool(keep_BL[:, :words].all()) else keep
         if times > 1:
             places = (x_BSD.shape[1] - words) // times
-            attend = seen & _same_time(words, times, places).to(seen.device)
-        after = [x_BSD]
+            mask = keep & _same_time(words, times, places).to(keep.device)
+        outputs = [x_BSD]
         for block in self.blocks:
-            after.append(block(after[-1], cond_BM, attend))
-        known = (len(self.blocks) + 1) // 2
-        read_BSD, x_BSD = (F.layer_norm(y[:, words:], y.shape[-1:]) for y in (after[known], after[-1]))
+            outputs.append(block(outputs[-1], cond_BM, mask))
+        middle = (len(self.blocks) + 1) // 2
+        read_BSD, x_BSD = (F.layer_norm(y[:, words:], y.shape[-1:]) for y in (outputs[middle], outputs[-1]))
         return x_BSD, self.read(read_BSD)
 
 
@@ -190,22 +190,22 @@ class TokenBlock(nn.Module):
         self.up, self.down = nn.Linear(width, mlp), nn.Linear(mlp, width)
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
-        with torch.no_grad():  # gates start part open, so that there is something to learn from the first step
+        with torch.no_grad():  # gates start partly open, to learn from the first step
             self.modulate.bias.view(6, width)[[2, 5]] = 0.3
 
-    def forward(self, x_BSD: Tensor, cond_BM: Tensor, attend: Tensor | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, cond_BM: Tensor, mask: Tensor | None) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulate(cond_BM)[:, None].chunk(6, dim=-1)
         h = F.layer_norm(x_BSD, x_BSD.shape[-1:]) * (1 + scale1) + shift1
         q, k, v = rearrange(self.qkv(h), "b s (three n d) -> three b n s d", three=3, n=self.heads)
         q, k = F.rms_norm(q, q.shape[-1:], self.scale_q), F.rms_norm(k, k.shape[-1:], self.scale_k)
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x_BSD = x_BSD + gate1 * self.proj(rearrange(h, "b n s d -> b s (n d)"))
         h = F.layer_norm(x_BSD, x_BSD.shape[-1:]) * (1 + scale2) + shift2
         return x_BSD + gate2 * self.down(F.gelu(self.up(h), approximate="tanh"))
 
 
-def _drawing(kinds: Sequence[Drawing], channels: int, config: Config) -> nn.ModuleList:
-    """The blocks of a grid on the way up, in the order of ``kinds``."""
+def _up_blocks(kinds: Sequence[BlockKind], channels: int, config: Config) -> nn.ModuleList:
+    """Build the blocks of a grid on the way up, in the order of ``kinds``."""
     cond = config.modulation
     return nn.ModuleList(
         ConvBlock(channels, cond) if kind == "conv" else PlaceBlock(channels, config.places * channels, cond)
@@ -214,13 +214,13 @@ def _drawing(kinds: Sequence[Drawing], channels: int, config: Config) -> nn.Modu
 
 
 def _same_time(words: int, times: int, places: int) -> Tensor:
-    """Who may attend to whom when parts in time are kept apart, 1×1×S×S; words see words and are seen by all."""
+    """Attention mask 1×1×S×S that isolates groups in time: words attend to words, tokens to words and their group."""
     time = torch.cat([torch.full((words,), -1), torch.arange(times).repeat_interleave(places)])
     return ((time[:, None] == time) | (time == -1))[None, None]
 
 
 def _sincos(length: int, width: int) -> Tensor:
-    """Sinusoidal positions ``length×width`` to start the learned ones from."""
+    """Sinusoidal positions ``length×width``, the initial values of the learned ones."""
 
     def table() -> Tensor:
         rate = torch.exp(-math.log(100.0) * torch.arange(width // 2) / (width // 2))
@@ -231,5 +231,5 @@ def _sincos(length: int, width: int) -> Tensor:
 
 
 def blocks(model: nn.Module) -> Sequence[nn.Module]:
-    """The repeated blocks, in the order they run."""
+    """Return the repeated blocks, in running order."""
     return [m for m in model.modules() if isinstance(m, ConvBlock | PlaceBlock | TokenBlock)]

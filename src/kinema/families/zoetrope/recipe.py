@@ -1,4 +1,4 @@
-"""How zoetrope is trained: rectified flow in pixels, x0 prediction, velocity loss, mixed canvases."""
+"""Zoetrope training: rectified flow in pixels, x0 prediction, velocity loss, mixed canvases."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kinema.diffusion.parameterise import X0
 from kinema.diffusion.schedules import NoiseLevel, RectifiedFlow, broadcast
 from kinema.families.zoetrope import lessons
 from kinema.families.zoetrope.config import Config
-from kinema.families.zoetrope.sprite import Seen
+from kinema.families.zoetrope.sprite import SpriteEstimate
 from kinema.system import Batch, TrainingSettings
 
 RECIPE = TrainingSettings(
@@ -40,13 +40,13 @@ RECIPE = TrainingSettings(
 TINY = replace(RECIPE, steps=200, batch=4, warmup=10)
 
 draw_levels = losses.draw_levels("logit-normal", mean=0.3, std=1.5, stratified=True)
-"""Logit-normal times, then shifted toward noise by the config: colour, shape and direction are decided there."""
-LEAST_SIGMA = 0.3
-"""Bounds the velocity weighting 1/sigma² near clean frames, where there is little left to learn."""
+"""Logit-normal times, then shifted toward noise by the config, where colour, shape and direction are decided."""
+MIN_SIGMA = 0.3
+"""Bounds the velocity weighting 1/sigma² at low noise, where little is left to learn."""
 
 
 def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
-    """Velocity error of the x0 prediction, ``‖x0 - x̂0‖²/sigma²``, over the pixels not given; ``[B]``.
+    """Velocity error of the x0 prediction, ``‖x0 - x̂0‖²/sigma²``, over unknown pixels, plus auxiliary losses; ``[B]``.
 
     The flow's velocity is (z - x0)/sigma, so its error is the x0 error over sigma (arXiv 2511.13720, eq. 7).
     """
@@ -56,46 +56,50 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
     z = level.add_noise(x0, eps).to(x0)
     _, _, c_in = X0.scalings(level)
     ids = PocketTokenizer(config.words).encode(batch.captions, config.text_length).to(x0.device)
-    made = model(broadcast(c_in, z) * z, level.log_snr.to(x0), ids, x0, batch.mask)
-    counts = 1 - batch.mask
-    taught = any(batch.scenes)
-    if taught:
-        cover = covers(batch.scenes, made.sketch.detach().float())
+    estimate = model(broadcast(c_in, z) * z, level.log_snr.to(x0), ids, x0, batch.mask)
+    weight = 1 - batch.mask
+    labelled = any(batch.scenes)
+    if labelled:
+        cover = cover_targets(batch.scenes, estimate.sketch.detach().float())
         near = about(batch.scenes, cover)
-        counts = counts * (1 + found(level).to(x0) * emphasis(cover, near, x0))
-    drawn = X0.loss(made.x0.float(), x0, eps, level, weighting=velocity, mask=counts)
-    if not taught:
-        unused = made.read.sum() + made.sketch.sum()
-        if made.sprite is not None:
-            s = made.sprite
-            unused = unused + sum(part.sum() for part in (s.laid_BCTHW, s.turn_BTA, s.cover_B1THW, s.alone_B))
-        return drawn + 0 * unused  # every parameter has a gradient, whatever the clips
-    misnamed = reading_loss(made.read.float(), batch.scenes, config.grid, camera=False)
-    misdrawn = SKETCHING * misplaced(made.sketch.float(), cover, near, batch.scenes)
-    still_B = torch.tensor([s is not None and s.camera == "still" for s in batch.scenes], device=x0.device)
-    ground = spread(cover == 0, x0)
-    behind = X0.loss(made.still.float(), x0, eps, level, weighting=velocity, mask=ground)
-    parted = unparted(made.share.float(), ground, spread(near, x0))
-    loss_B = drawn + READING * misnamed + misdrawn + still_B * (BEHIND * behind + PARTING * parted)
-    if made.sprite is None:
+        weight = weight * (1 + localisation(level).to(x0) * pixel_emphasis(cover, near, x0))
+    main_B = X0.loss(estimate.x0.float(), x0, eps, level, weighting=velocity, mask=weight)
+    if not labelled:
+        unused = estimate.read.sum() + estimate.sketch.sum()
+        if estimate.sprite is not None:
+            s = estimate.sprite
+            parts = (s.composite_BCTHW, s.angle_BTA, s.cover_logits_B1THW, s.single_B)
+            unused = unused + sum(part.sum() for part in parts)
+        return main_B + 0 * unused  # gives every parameter a gradient
+    reading_B = reading_loss(estimate.read.float(), batch.scenes, config.grid, camera=False)
+    sketch_B = SKETCH_WEIGHT * placement_loss(estimate.sketch.float(), cover, near, batch.scenes)
+    static_B = torch.tensor([s is not None and s.camera == "still" for s in batch.scenes], device=x0.device)
+    ground = to_pixels(cover == 0, x0)
+    backdrop_B = X0.loss(estimate.backdrop.float(), x0, eps, level, weighting=velocity, mask=ground)
+    share_B = share_loss(estimate.share.float(), ground, to_pixels(near, x0))
+    background_B = static_B * (BACKDROP_WEIGHT * backdrop_B + SHARE_WEIGHT * share_B)
+    loss_B = main_B + READING_WEIGHT * reading_B + sketch_B + background_B
+    if estimate.sprite is None:
         return loss_B
-    laid = X0.loss(made.sprite.laid_BCTHW.to(x0), x0, eps, level, weighting=velocity, mask=counts)
-    return loss_B + taught_sprite(made.sprite, batch.scenes, laid, found(level).to(x0).flatten())
+    composite_B = X0.loss(estimate.sprite.composite_BCTHW.to(x0), x0, eps, level, weighting=velocity, mask=weight)
+    return loss_B + sprite_loss(estimate.sprite, batch.scenes, composite_B, localisation(level).to(x0).flatten())
 
 
-def taught_sprite(made: Seen, scenes: Sequence[Scene | None], laid_B: Tensor, found_B: Tensor) -> Tensor:
-    """What the sprite gets wrong, ``[B]``; where the noise still hides the object, of its outline alone."""
-    true = lessons.truth(scenes, made, made.laid_BCTHW.shape[-1])
-    cover = covers(scenes, made.cover_B1THW.detach())
-    outlines = misplaced(made.cover_B1THW, cover, about(scenes, cover), scenes)
-    named = lessons.OUTLINING * outlines + lessons.TELLING * lessons.untold(made, scenes, true)
-    shaped = lessons.SHAPING * lessons.misshapen(made.picture_BCNN, true)
-    seen = lessons.LAYING * laid_B + lessons.POSING * lessons.misposed(made, true)
-    return named + shaped + true.alone_B * found_B * seen
+def sprite_loss(
+    estimate: SpriteEstimate, scenes: Sequence[Scene | None], composite_B: Tensor, localised_B: Tensor
+) -> Tensor:
+    """Loss of the sprite, ``[B]``; only coverage and outline count while noise still hides the object."""
+    target = lessons.scene_targets(scenes, estimate, estimate.composite_BCTHW.shape[-1])
+    cover = cover_targets(scenes, estimate.cover_logits_B1THW.detach())
+    cover_B = lessons.COVER_WEIGHT * placement_loss(estimate.cover_logits_B1THW, cover, about(scenes, cover), scenes)
+    single_B = lessons.SINGLE_WEIGHT * lessons.single_object_loss(estimate, scenes, target)
+    shape_B = lessons.SHAPE_WEIGHT * lessons.shape_loss(estimate.sprite_BCNN, target)
+    pose_B = lessons.COMPOSITE_WEIGHT * composite_B + lessons.POSE_WEIGHT * lessons.pose_loss(estimate, target)
+    return cover_B + single_B + shape_B + target.single_B * localised_B * pose_B
 
 
-def covers(scenes: Sequence[Scene | None], like_B1THW: Tensor) -> Tensor:
-    """The share of each cell that objects cover, in 0 to 1, shaped as ``like``; 0 where there is no scene graph."""
+def cover_targets(scenes: Sequence[Scene | None], like_B1THW: Tensor) -> Tensor:
+    """Fraction of each cell covered by objects, 0 to 1, in the shape of ``like``; 0 for clips without a scene graph."""
     height, width = like_B1THW.shape[-2:]
     cover = torch.zeros_like(like_B1THW)
     for own, scene in zip(cover, scenes, strict=True):
@@ -104,58 +108,60 @@ def covers(scenes: Sequence[Scene | None], like_B1THW: Tensor) -> Tensor:
     return cover
 
 
-def emphasis(cover_B1Thw: Tensor, near_B1Thw: Tensor, like_BCTHW: Tensor) -> Tensor:
-    """How much more each pixel counts than ground far from objects, ``[B, 1, T, H, W]``, from the cells it lies in."""
-    crossed = (cover_B1Thw > 0) & (cover_B1Thw < 1)  # by an outline
-    return spread(OBJECT * near_B1Thw + EDGE * crossed, like_BCTHW)
+def pixel_emphasis(cover_B1Thw: Tensor, near_B1Thw: Tensor, like_BCTHW: Tensor) -> Tensor:
+    """Extra weight of each pixel, ``[B, 1, T, H, W]``, by its cell's coverage; 0 for background far from objects."""
+    on_outline = (cover_B1Thw > 0) & (cover_B1Thw < 1)
+    return to_pixels(OBJECT_EMPHASIS * near_B1Thw + EDGE_EMPHASIS * on_outline, like_BCTHW)
 
 
-def spread(cells_B1Thw: Tensor, like_BCTHW: Tensor) -> Tensor:
-    """Each cell's value at the pixels in it, ``[B, 1, T, H, W]``."""
+def to_pixels(cells_B1Thw: Tensor, like_BCTHW: Tensor) -> Tensor:
+    """Repeat each cell's value over its pixels, ``[B, 1, T, H, W]``."""
     height, width = (like_BCTHW.shape[i] // cells_B1Thw.shape[i] for i in (-2, -1))
     return repeat(cells_B1Thw.to(like_BCTHW), "b c t h w -> b c t (h p) (w q)", p=height, q=width)
 
 
-def found(level: NoiseLevel) -> Tensor:
-    """How far the place of an object is known at a level, 0 to 1, ``[B, 1, 1, 1, 1]``: see ``FOUND``."""
-    return ((FOUND - level.sigma) / 0.1).clamp(0, 1)[:, None, None, None, None]
+def localisation(level: NoiseLevel) -> Tensor:
+    """How well an object can be localised at a noise level, 0 to 1, ``[B, 1, 1, 1, 1]``: see ``LOCALISED_SIGMA``."""
+    return ((LOCALISED_SIGMA - level.sigma) / 0.1).clamp(0, 1)[:, None, None, None, None]
 
 
-def misplaced(sketch_B1Thw: Tensor, cover_B1Thw: Tensor, near_B1Thw: Tensor, scenes: Sequence[Scene | None]) -> Tensor:
-    """Cross-entropy of the sketch against the cover, ``[B]``; cells far from objects count ``EMPTY`` times.
+def placement_loss(
+    sketch_B1Thw: Tensor, cover_B1Thw: Tensor, near_B1Thw: Tensor, scenes: Sequence[Scene | None]
+) -> Tensor:
+    """Cross-entropy of the sketch against the coverage, ``[B]``; cells far from objects have weight ``EMPTY``.
 
-    Clips without a scene graph count nothing.
+    0 for clips without a scene graph.
     """
     weight = EMPTY + (1 - EMPTY) * near_B1Thw
-    known_B = torch.tensor([s is not None for s in scenes], device=weight.device)
-    wrong = F.binary_cross_entropy_with_logits(sketch_B1Thw, cover_B1Thw, reduction="none") * weight
-    return known_B * wrong.flatten(1).sum(1) / weight.flatten(1).sum(1)
+    labelled_B = torch.tensor([s is not None for s in scenes], device=weight.device)
+    error = F.binary_cross_entropy_with_logits(sketch_B1Thw, cover_B1Thw, reduction="none") * weight
+    return labelled_B * error.flatten(1).sum(1) / weight.flatten(1).sum(1)
 
 
-def unparted(share_B1THW: Tensor, ground_B1THW: Tensor, near_B1THW: Tensor) -> Tensor:
-    """Cross-entropy of the backdrop's share against where no object is, ``[B]``; far from objects as in `misplaced`."""
+def share_loss(share_B1THW: Tensor, ground_B1THW: Tensor, near_B1THW: Tensor) -> Tensor:
+    """Cross-entropy of the backdrop's share against the background mask, ``[B]``, weighted as in `placement_loss`."""
     weight = EMPTY + (1 - EMPTY) * near_B1THW
-    wrong = F.binary_cross_entropy_with_logits(share_B1THW, ground_B1THW, reduction="none") * weight
-    return wrong.flatten(1).sum(1) / weight.flatten(1).sum(1)
+    error = F.binary_cross_entropy_with_logits(share_B1THW, ground_B1THW, reduction="none") * weight
+    return error.flatten(1).sum(1) / weight.flatten(1).sum(1)
 
 
-OBJECT, EDGE, FOUND = 2.0, 10.0, 0.97
-"""How much more the pixels about an object and those of its outline count, below the noise level ``FOUND``. The error
-of a clip is mostly that of textures behind the object and marks on it, which no caption tells: outlines stayed round
-long after the words for them were known. Not in the strongest noise: while it is open where the object is, weights that
-know would teach to see it everywhere."""
-READING = 0.01
-"""Weight of the reading beside the drawing. What a word changes in the picture is a small part of the pixels' error, so
-the words were learnt last; naming what stands where gives them a gradient of their own from the first step. At this
-weight the tokens' gradient from reading is about twice that from drawing at first, and falls with what is read."""
-SKETCHING = 0.1
-"""Weight of the sketch beside the drawing. An outline's corners are few pixels; asked of the tokens themselves, apart
-from colours, textures and the noise around them, they have a gradient from the first step."""
+OBJECT_EMPHASIS, EDGE_EMPHASIS, LOCALISED_SIGMA = 2.0, 10.0, 0.97
+"""Extra weight of pixels near an object and on its outline, at sigma below ``LOCALISED_SIGMA``. Most of a clip's error
+comes from background textures and marks that no caption describes, so without this outlines stayed round long after
+their words were learned. At stronger noise the object's position is undetermined, and weights that depend on it would
+teach the network to show the object everywhere."""
+READING_WEIGHT = 0.01
+"""Weight of the classification (reading) loss. A word affects a small part of the pixel error, so words were learned
+last; classifying the tokens' content gives them a direct gradient from the first step. At this weight the tokens'
+gradient from reading starts at about twice that from pixels, and falls as reading improves."""
+SKETCH_WEIGHT = 0.1
+"""Weight of the sketch loss. Corners of an outline are few pixels; predicting coverage directly from the tokens,
+without colours, textures and noise, gives them a gradient from the first step."""
 
-BEHIND, PARTING = 0.5, 0.02
-"""Weights of the backdrop's picture, over the pixels that no object covers, and of its share: taught from clips whose
-camera is still. Left to the drawing alone, neither was learnt (the share kept its start for a hundred steps)."""
+BACKDROP_WEIGHT, SHARE_WEIGHT = 0.5, 0.02
+"""Weights of the losses of the backdrop (over background pixels) and of its share, for clips with a static camera.
+The main loss alone trained neither: the share stayed at its initial value for a hundred steps."""
 
 
 def velocity(level: NoiseLevel) -> Tensor:
-    return level.sigma.clamp(min=LEAST_SIGMA).pow(-2)
+    return level.sigma.clamp(min=MIN_SIGMA).pow(-2)

@@ -1,7 +1,7 @@
-"""How ``zoetrope`` is trained from scratch: without the sprite, then with it on weights grown from those.
+"""Training of ``zoetrope`` from scratch: first without the sprite, then with it on weights grown from the first stage.
 
-As many clips as the shipped weights saw, by the recipe as it stands. It was never run in one piece: those weights saw
-their clips while the recipe was being found, and the rate rose and fell eight times on the way (README, model card).
+The number of clips equals that of the shipped weights, but the shipped weights were trained while these settings were
+being developed, with eight learning-rate cycles (README, model card); this schedule was never run as a whole.
 """
 
 from __future__ import annotations

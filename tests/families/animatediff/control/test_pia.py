@@ -1,4 +1,4 @@
-"""PIA: its files in both layouts, the canvas it holds natively, its affinities; parity is in the pipelines' tests."""
+"""PIA: files in both layouts, its native canvas, and affinities; the pipeline tests compare with diffusers."""
 
 from __future__ import annotations
 
@@ -34,41 +34,41 @@ SIZE = replace(IMAGE, motion="pia", positions=32, motion_heads=8)
 
 @pytest.fixture(scope="module")
 def saved(oracle, tmp_path_factory):
-    """An image model of our own and PIA as its authors save it; and the whole, in memory."""
+    """A Kinema image model, PIA in the authors' layout, and the whole model in memory."""
     folder = tmp_path_factory.mktemp("pia")
     whole = oracle.randomised(AnimateDiff(SIZE))
     state = whole.state_dict()
     image = {k: v for k, v in state.items() if ".motion_modules." not in k and "conv_first" not in k}
     note = json.dumps({"family": "animatediff", "config": to_json(IMAGE)})
     files.write_tensors(folder / "image.safetensors", image, {"kinema": note})
-    moving = {k.removeprefix("unet."): v for k, v in state.items() if ".motion_modules." in k}
-    # The first columns of its own are those of the image model that it was trained in: not this one's.
+    motion = {k.removeprefix("unet."): v for k, v in state.items() if ".motion_modules." in k}
+    # The first input channels belong to the image model that PIA was trained in, not to this one.
     first = {"conv_in.weight": torch.cat([torch.zeros(64, 4, 3, 3), state["unet.conv_first.weight"]], dim=1)}
     first["conv_in.bias"] = torch.zeros(64)
-    torch.save(motion_file.export("official", moving | first), folder / "pia.ckpt")
+    torch.save(motion_file.export("official", motion | first), folder / "pia.ckpt")
     return folder, whole
 
 
-def test_its_file_is_a_motion_module_and_the_image_model_keeps_its_own_first_layer(saved):
+def test_pia_adds_its_first_layer_to_that_of_the_image_model(saved):
     folder, whole = saved
     system = open_system(folder / "image.safetensors", add={"motion": folder / "pia.ckpt"})
     assert (system.config.motion, system.config.positions, system.config.betas[0]) == ("pia", 32, "linear")
-    made, want = system.model.state_dict(), whole.state_dict()
-    assert made.keys() == want.keys()
-    assert all(torch.equal(made[name], want[name]) for name in made)
+    result, expected = system.model.state_dict(), whole.state_dict()
+    assert result.keys() == expected.keys()
+    assert all(torch.equal(result[name], expected[name]) for name in result)
 
 
-def test_published_size_is_told():
+def test_the_published_size_is_recognised():
     with torch.device("meta"):
         state = AnimateDiff(PRESETS["pia"]).unet.state_dict()
-    moving = {k: torch.zeros(()).expand(v.shape) for k, v in state.items() if ".motion_modules." in k}
-    file = motion_file.export("official", moving | {"conv_in.weight": torch.zeros(()).expand(320, 9, 3, 3)})
+    motion = {k: torch.zeros(()).expand(v.shape) for k, v in state.items() if ".motion_modules." in k}
+    file = motion_file.export("official", motion | {"conv_in.weight": torch.zeros(()).expand(320, 9, 3, 3)})
     assert len(file) == 560 + 1
-    told = motion_file.recognise({k: (tuple(v.shape), v.dtype) for k, v in file.items()})
-    assert replace(told.into(PRESETS["image"]), fps=PRESETS["pia"].fps) == PRESETS["pia"]
+    module = motion_file.recognise({k: (tuple(v.shape), v.dtype) for k, v in file.items()})
+    assert replace(module.into(PRESETS["image"]), fps=PRESETS["pia"].fps) == PRESETS["pia"]
 
 
-def test_it_goes_to_diffusers_and_back(saved, tmp_path):
+def test_pia_converts_to_diffusers_and_back(saved, tmp_path):
     diffusers = pytest.importorskip("diffusers")
     source = saved[0] / "pia.ckpt"
     convert(source, tmp_path / "folder", "diffusers")
@@ -83,45 +83,45 @@ def test_it_goes_to_diffusers_and_back(saved, tmp_path):
     assert system.config.motion == "pia"
 
 
-def test_the_first_frame_is_held_natively_and_reaches_the_others(saved, tmp_path, picture):
+def test_the_first_frame_is_known_natively_and_affects_the_others(saved, tmp_path, image_file):
     folder, _ = saved
     model = load(folder / "image.safetensors", add={"motion": folder / "pia.ckpt"})
     honours = model.system.family.sampling.honours
     assert honours(model.system.config, "first")[0] == "native"
     assert "native" not in honours(model.system.config, "ends")
-    a, b, said = picture(tmp_path / "a.png", 20), picture(tmp_path / "b.png", 230), []
+    a, b, events = image_file(tmp_path / "a.png", 20), image_file(tmp_path / "b.png", 230), []
 
-    def made(image, **told):
-        request = Request(task="animate", prompt="a cat", image=image, frames=4, steps=2, seed=1, **told)
-        return model.run(request, on_event=said.append).video
+    def generate(image, **fields):
+        request = Request(task="animate", prompt="a cat", image=image, frames=4, steps=2, seed=1, **fields)
+        return model.run(request, on_event=events.append).video
 
-    one, other = made(a), made(b)
+    one, other = generate(a), generate(b)
     assert not torch.allclose(one[:, :, 1:], other[:, :, 1:], atol=1e-4)
-    large = made(a, extra={"affinity": "large"})
+    large = generate(a, extra={"affinity": "large"})
     assert not torch.allclose(one, large, atol=1e-5)
-    assert torch.equal(made(a, extra={"affinity": list(AFFINITIES["large"][:4])}), large)
-    assert not said or not any("shown none" in str(event) for event in said)
-    windows = made(a, window=2, overlap=0, extra={"effect": 0})
-    assert not torch.allclose(windows, made(b, window=2, overlap=0, extra={"effect": 0}), atol=1e-4)
-    model.run(Request(prompt="a cat", frames=4, steps=1, seed=1), on_event=said.append)
-    assert any("is shown none: animate one" in str(event) for event in said)
+    assert torch.equal(generate(a, extra={"affinity": list(AFFINITIES["large"][:4])}), large)
+    assert not events or not any("got none" in str(event) for event in events)
+    windows = generate(a, window=2, overlap=0, extra={"effect": 0})
+    assert not torch.allclose(windows, generate(b, window=2, overlap=0, extra={"effect": 0}), atol=1e-4)
+    model.run(Request(prompt="a cat", frames=4, steps=1, seed=1), on_event=events.append)
+    assert any("got none; use animate with an image" in str(event) for event in events)
 
 
-def test_one_frame_is_still_the_image_models(saved):
+def test_a_single_frame_equals_the_image_model(saved):
     folder, _ = saved
-    told = {"prompt": "a cat", "frames": 1, "steps": 2, "seed": 1, "guidance": 2.0}
-    alone = load(folder / "image.safetensors").run(Request(**told)).video
-    add, betas = {"motion": folder / "pia.ckpt"}, {"betas": IMAGE_BETAS}  # else its steps are at other levels
+    fields = {"prompt": "a cat", "frames": 1, "steps": 2, "seed": 1, "guidance": 2.0}
+    expected = load(folder / "image.safetensors").run(Request(**fields)).video
+    add, betas = {"motion": folder / "pia.ckpt"}, {"betas": IMAGE_BETAS}  # for the same noise levels
     with_pia = load(folder / "image.safetensors", add=add, overrides=betas)
-    same = with_pia.run(Request(**told)).video
-    assert (same - alone).abs().max() <= 1e-5
+    result = with_pia.run(Request(**fields)).video
+    assert (result - expected).abs().max() <= 1e-5
     with pytest.raises(BadRequest, match="no affinity 'huge'"):
         with_pia.generate("a cat", frames=4, extra={"affinity": "huge"})
     with pytest.raises(BadRequest, match="expected 4 numbers from 0 to 1"):
         with_pia.generate("a cat", frames=4, extra={"affinity": [1, 0.5]})
 
 
-def test_an_inpainting_model_is_not_taken_for_it(saved, tmp_path):
+def test_an_inpainting_model_is_not_recognised_as_pia(saved, tmp_path):
     folder, _ = saved
     table = layout.ImageFile(replace(IMAGE, in_channels=9), vae=True, text=False).table
     torch.save({name: torch.zeros(shape) for name, shape in table.theirs.items()}, tmp_path / "inpainting.ckpt")
@@ -129,15 +129,15 @@ def test_an_inpainting_model_is_not_taken_for_it(saved, tmp_path):
         open_system(tmp_path / "inpainting.ckpt")
 
 
-def test_pia_is_shown_a_first_frame_that_is_given_whole_and_no_other():
+def test_pia_needs_the_whole_first_frame():
     system = load("animatediff", preset="tiny", overrides={"motion": "pia"}).system
     request = with_defaults(system, Request(prompt="a red ball", frames=4, seed=1))
     shape = request.shape.bcthw
-    for rows, shown in ((slice(None), True), (slice(1, None), False)):
-        mask, said = torch.zeros(1, 1, *shape[2:]), []
+    for rows, used in ((slice(None), True), (slice(1, None), False)):
+        mask, events = torch.zeros(1, 1, *shape[2:]), []
         mask[:, :, 0, rows] = 1
-        told = system.condition(
-            system.encode_prompt(request), request, Canvas.of(torch.zeros(shape), mask), said.append
+        conditions = system.condition(
+            system.encode_prompt(request), request, Canvas.of(torch.zeros(shape), mask), events.append
         )
-        assert (told.branches["positive"].first_BCTHW is not None) == shown
-        assert any("is shown none" in str(event) for event in said) != shown
+        assert (conditions.branches["positive"].first_BCTHW is not None) == used
+        assert any("got none" in str(event) for event in events) != used

@@ -1,4 +1,4 @@
-"""``kinema convert`` of motion modules and SparseCtrl: diffusers opens the folder, and the way back gives the file."""
+"""``kinema convert`` of image models, motion modules and SparseCtrl to folders that diffusers opens, and back."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def motion(positions=True):
     return motion_file.export("official", state, positions=positions)
 
 
-def there_and_back(tmp_path, tensors, **how):
+def there_and_back(tmp_path, tensors, **options):
     first, folder, last = tmp_path / "first.safetensors", tmp_path / "folder", tmp_path / "last.safetensors"
     files.write_tensors(first, tensors)
-    convert(first, folder, "diffusers", **how)
+    convert(first, folder, "diffusers", **options)
     convert(folder, last, "official")
     return folder, files.read_tensors(last)
 
@@ -48,40 +48,40 @@ def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_a_motion_module_goes_to_diffusers_and_back(tmp_path):
+def test_a_motion_module_converts_to_diffusers_and_back(tmp_path):
     diffusers = pytest.importorskip("diffusers")
     tensors = motion()
     folder, again = there_and_back(tmp_path, tensors)
     assert equal(again, tensors)
     adapter = diffusers.MotionAdapter.from_pretrained(folder)
     assert adapter.config.use_motion_mid_block
-    ours = motion_file.convert(motion_file.recognise(files.header(folder)), files.read_tensors(folder))
-    assert equal(adapter.state_dict(), ours)
+    native = motion_file.convert(motion_file.recognise(files.header(folder)), files.read_tensors(folder))
+    assert equal(adapter.state_dict(), native)
 
 
-def test_positions_that_were_not_there_are_written_and_said(tmp_path):
-    said = []
-    _, again = there_and_back(tmp_path, motion(positions=False), on_event=said.append)
+def test_missing_positions_are_written_with_a_note(tmp_path):
+    events = []
+    _, again = there_and_back(tmp_path, motion(positions=False), on_event=events.append)
     table = again[
         "mid_block.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.0.pos_encoder.pe"
     ]
     assert table.shape == (1, 32, 128)
-    assert any("sinusoids of 32 frames" in str(event) for event in said)
+    assert any("sinusoids for 32 frames" in str(event) for event in events)
 
 
 @pytest.mark.parametrize("kind", ["rgb", "scribble"])
-def test_sparse_control_goes_to_diffusers_and_back(tmp_path, kind):
+def test_sparsectrl_converts_to_diffusers_and_back(tmp_path, kind):
     from diffusers.models import SparseControlNetModel
 
     torch.manual_seed(0)
-    ours = SparseCtrl(replace(SIZE, sparse=kind, sparse_positions=32)).state_dict()
-    tensors = sparse.export("official", ours)
+    native = SparseCtrl(replace(SIZE, sparse=kind, sparse_positions=32)).state_dict()
+    tensors = sparse.export("official", native)
     folder, again = there_and_back(tmp_path, tensors)
     assert equal(again, tensors)
-    assert equal(SparseControlNetModel.from_pretrained(folder).state_dict(), ours)
+    assert equal(SparseControlNetModel.from_pretrained(folder).state_dict(), native)
 
 
-def test_a_layout_that_there_is_not_is_named(tmp_path):
+def test_an_unknown_layout_raises(tmp_path):
     path = tmp_path / "mm.safetensors"
     files.write_tensors(path, motion())
     with pytest.raises(BadRequest, match="no layout of animatediff 'sgm'"):
@@ -92,10 +92,10 @@ def test_a_layout_that_there_is_not_is_named(tmp_path):
 
 
 def single_file(config, path, dtype=torch.float16, without=(), spelling=("", "")):
-    """An image model in one file as CivitAI has it, of mixed precision, with what training leaves in such files."""
+    """Write an image model in a single file as on CivitAI: mixed precision, with training leftovers."""
     torch.manual_seed(0)
-    told = layout.ImageFile(config, "vae" not in without, "text" not in without)
-    tensors = {name: torch.randn(shape).to(dtype) for name, shape in told.table.theirs.items()}
+    image = layout.ImageFile(config, "vae" not in without, "text" not in without)
+    tensors = {name: torch.randn(shape).to(dtype) for name, shape in image.table.theirs.items()}
     tensors |= {name: tensors[name].float() for name in list(tensors)[::7]}
     tensors |= {"model_ema.decay": torch.ones(()), "betas": torch.rand(1000), "alphas_cumprod": torch.rand(1000)}
     tensors = {name.replace(*spelling): tensor.contiguous() for name, tensor in tensors.items()}
@@ -107,17 +107,17 @@ TEXT_MODEL = (".transformer.text_model.", ".transformer.")
 
 
 @pytest.mark.parametrize(("kind", "spelling"), [("sd15", ("", "")), ("sd15", TEXT_MODEL), ("xl", ("", ""))])
-def test_a_single_file_goes_to_a_folder_and_back_byte_for_byte(oracle, tmp_path, kind, spelling):
+def test_a_single_file_converts_to_a_folder_and_back_byte_for_byte(oracle, tmp_path, kind, spelling):
     config = STILL if kind == "sd15" else replace(oracle.tiny_xl, **IMAGE_OF, text=XL_TEXT)
     tensors = single_file(config, tmp_path / "a.safetensors", spelling=spelling)
     convert(tmp_path / "a.safetensors", tmp_path / "folder", "diffusers")
     convert(tmp_path / "folder", tmp_path / "b.safetensors", "official")
     assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
-    # What is opened is the same, from either, and diffusers and transformers open every part of the folder.
+    # Both open to the same weights, and diffusers and transformers open every part of the folder.
     first, second = (open_system(tmp_path / name) for name in ("a.safetensors", "folder"))
     assert replace(first.config, spacing=second.config.spacing) == second.config
-    ours = first.model.state_dict()
-    assert equal(ours, second.model.state_dict())
+    native = first.model.state_dict()
+    assert equal(native, second.model.state_dict())
     import diffusers
     import transformers
 
@@ -128,34 +128,34 @@ def test_a_single_file_goes_to_a_folder_and_back_byte_for_byte(oracle, tmp_path,
         "text_encoder_2" if kind == "xl" else "text_encoder": getattr(transformers, text),
     }
     for part, kinds in opened.items():
-        theirs = {k.removeprefix("text_model."): v for k, v in whole(kinds, tmp_path / "folder" / part).items()}
-        mine = {k.removeprefix(f"{part}.") for k in ours if k.startswith(f"{part}.")}
-        assert theirs.keys() == {k.removeprefix("text_model.") for k in mine}
-        same = {k: ours.get(f"{part}.{k}", ours.get(f"{part}.text_model.{k}")) for k in theirs}
-        assert all(torch.equal(same[k].float(), theirs[k]) for k in theirs)
+        reference = {k.removeprefix("text_model."): v for k, v in loaded(kinds, tmp_path / "folder" / part).items()}
+        names = {k.removeprefix(f"{part}.") for k in native if k.startswith(f"{part}.")}
+        assert reference.keys() == {k.removeprefix("text_model.") for k in names}
+        same = {k: native.get(f"{part}.{k}", native.get(f"{part}.text_model.{k}")) for k in reference}
+        assert all(torch.equal(same[k].float(), reference[k]) for k in reference)
     assert len(tensors) == len(files.header(tmp_path / "b.safetensors"))
 
 
-def whole(kind, folder):
-    """All that a library reads from a folder, in float32; a tensor that it misses is an error."""
-    model, told = kind.from_pretrained(folder, output_loading_info=True, torch_dtype=torch.float32)
-    assert not told["missing_keys"]
+def loaded(kind, folder):
+    """Weights that a library loads from a folder, in float32; missing tensors fail."""
+    model, info = kind.from_pretrained(folder, output_loading_info=True, torch_dtype=torch.float32)
+    assert not info["missing_keys"]
     return model.state_dict()
 
 
-def test_a_folder_goes_to_a_single_file_and_back_and_half_precision_is_named(tmp_path):
+def test_a_folder_converts_to_a_single_file_and_back_in_half_precision(tmp_path):
     single_file(STILL, tmp_path / "a.safetensors")
-    convert(tmp_path / "a.safetensors", tmp_path / "made", "diffusers", dtype="fp16")
-    assert (tmp_path / "made" / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
-    convert(tmp_path / "made", tmp_path / "b.safetensors", "official")
+    convert(tmp_path / "a.safetensors", tmp_path / "half", "diffusers", dtype="fp16")
+    assert (tmp_path / "half" / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
+    convert(tmp_path / "half", tmp_path / "b.safetensors", "official")
     assert {dtype for _, dtype in files.header(tmp_path / "b.safetensors").values()} == {torch.float16}
     convert(tmp_path / "b.safetensors", tmp_path / "again", "diffusers")
     for part in ("unet", "vae", "text_encoder"):
-        one, two = (files.read_tensors(tmp_path / name / part) for name in ("made", "again"))
+        one, two = (files.read_tensors(tmp_path / name / part) for name in ("half", "again"))
         assert equal(one, two)
 
 
-def test_an_image_model_that_training_wrote_leaves_in_both_layouts(tmp_path):
+def test_an_image_model_from_training_converts_to_both_layouts(tmp_path):
     torch.manual_seed(0)
     model = AnimateDiff(STILL)
     for config, name in ((STILL, "image"), (SIZE, "moving")):
@@ -166,19 +166,19 @@ def test_an_image_model_that_training_wrote_leaves_in_both_layouts(tmp_path):
     for path in ("single.safetensors", "folder"):
         assert equal(open_system(tmp_path / path).model.state_dict(), model.state_dict())
     files.write_tensors(tmp_path / "bad.safetensors", {"x": torch.zeros(1)}, {"kinema": '{"family": "animatediff"}'})
-    with pytest.raises(BadRequest, match="has a damaged note of its family"):
+    with pytest.raises(BadRequest, match="is damaged; expected a family and its config"):
         convert(tmp_path / "bad.safetensors", tmp_path / "out", "diffusers")
-    with pytest.raises(BadRequest, match="is an image model with more in it"):
+    with pytest.raises(BadRequest, match="is an image model with add-ons"):
         convert(tmp_path / "moving.safetensors", tmp_path / "out", "diffusers")
 
 
-def test_what_cannot_be_converted_is_named_for_what_it_is(tmp_path):
+def test_files_that_cannot_be_converted_are_named(tmp_path):
     a = tmp_path / "a.safetensors"
     single_file(STILL, a)
-    with pytest.raises(BadRequest, match="an image model has no layout hotshot; expected official"):
+    with pytest.raises(BadRequest, match="image models have no layout hotshot; expected official"):
         convert(a, tmp_path / "out", "hotshot")
     single_file(STILL, tmp_path / "pruned.safetensors", without=("vae", "text"))
-    with pytest.raises(BadRequest, match="has no VAE and no text encoder, which a folder"):
+    with pytest.raises(BadRequest, match="has no VAE and no text encoder, which a diffusers folder"):
         convert(tmp_path / "pruned.safetensors", tmp_path / "out", "diffusers")
     single_file(replace(STILL, in_channels=9), tmp_path / "inpainting.safetensors")
     with pytest.raises(BadRequest, match="this is an inpainting model of Stable Diffusion"):
@@ -195,7 +195,7 @@ def test_what_cannot_be_converted_is_named_for_what_it_is(tmp_path):
         convert(tmp_path / "folder", tmp_path / "b.safetensors", "official")
 
 
-def test_a_folder_that_was_changed_is_written_with_a_header_of_its_own(tmp_path):
+def test_a_changed_folder_gets_a_new_header(tmp_path):
     single_file(STILL, tmp_path / "a.safetensors")
     convert(tmp_path / "a.safetensors", tmp_path / "folder", "diffusers")
     vae = tmp_path / "folder" / "vae" / "diffusion_pytorch_model.safetensors"

@@ -1,4 +1,4 @@
-"""Files and folders people have, opened as they are: what they are told to be, and that every tensor arrives."""
+"""Opening published files and folders: recognition, and that every tensor is loaded."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from kinema.settle import with_defaults
 from kinema.system import open_system
 
 SIZE = replace(TINY, heads=(8, 8), motion_heads=8, positions=32, absent=())
-"""Sizes whose heads are as published: weights do not tell them."""
+"""Sizes with the published head counts, which weights do not determine."""
 
 
 PAN = "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.0.processor"
-"""Where a MotionLoRA has its tensors."""
+"""Key prefix of a MotionLoRA."""
 
 
 @pytest.fixture(scope="module")
@@ -37,21 +37,21 @@ def tiny():
 
 
 def single_file(model, *, vae=True, text=True, more=True):
-    """The image model as CivitAI has it, with what training leaves in such files."""
-    ours = {k: v for k, v in model.state_dict().items() if ".motion_modules." not in k}
+    """The image model in a single file as on CivitAI, with training leftovers."""
+    native = {k: v for k, v in model.state_dict().items() if ".motion_modules." not in k}
     if not vae:
-        ours = {k: v for k, v in ours.items() if not k.startswith("vae.")}
+        native = {k: v for k, v in native.items() if not k.startswith("vae.")}
     if not text:
-        ours = {k: v for k, v in ours.items() if not k.startswith("text_encoder.")}
-    made = layout.ImageFile(SIZE, vae, text).table.backward(ours, "the test")
+        native = {k: v for k, v in native.items() if not k.startswith("text_encoder.")}
+    tensors = layout.ImageFile(SIZE, vae, text).table.backward(native, "the test")
     if more:
-        made |= {
+        tensors |= {
             "model_ema.decay": torch.zeros(()),
             "model_ema.diffusion_modelinput_blocks00weight": torch.zeros(3),
             "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(20)[None],
             **{name: torch.zeros(1000) for name in ("betas", "alphas_cumprod", "sqrt_recipm1_alphas_cumprod")},
         }
-    return made
+    return tensors
 
 
 def motion_of(model):
@@ -59,10 +59,10 @@ def motion_of(model):
 
 
 def same(system, model, without=()):
-    """Whether a system's network holds exactly the weights of a model."""
-    made, want = system.model.state_dict(), model.state_dict()
-    return all(torch.equal(made[k], want[k]) for k in made) and set(made) == {
-        k for k in want if not any(part in k for part in without)
+    """Whether a system's network has exactly the weights of a model."""
+    result, expected = system.model.state_dict(), model.state_dict()
+    return all(torch.equal(result[k], expected[k]) for k in result) and set(result) == {
+        k for k in expected if not any(part in k for part in without)
     }
 
 
@@ -74,25 +74,25 @@ def written(path, tensors):
     return path
 
 
-def test_the_alias_is_the_image_model_and_the_motion_module_that_people_use(tiny, tmp_path, monkeypatch):
+def test_the_alias_opens_image_model_and_motion_module(tiny, tmp_path, monkeypatch):
     image = written(tmp_path / "image.safetensors", single_file(tiny))
     moving = {name: x for name, x in motion_of(tiny).items() if not name.startswith("mid_block")}
     other = written(tmp_path / "mm.ckpt", motion_file.export("official", moving))
     hub = {"stable-diffusion-v1-5/stable-diffusion-v1-5": image, "guoyww/animatediff/v3_sd15_mm.ckpt": other}
-    asked = []
-    monkeypatch.setattr("kinema.system.opening.hub.fetch_model", lambda name, **_told: asked.append(name) or hub[name])
+    fetched = []
+    monkeypatch.setattr("kinema.system.opening.hub.fetch_model", lambda name, **_: fetched.append(name) or hub[name])
     system = open_system("animatediff-v3")
-    assert asked == list(hub)
+    assert fetched == list(hub)
     assert system.config.motion != "none"
     assert [(each.slot, each.source.path) for each in system.weights.added] == [("motion", other)]
-    asked.clear()
+    fetched.clear()
     mine = open_system("animatediff-v3", add={"motion": other})
-    assert asked == list(hub)[:1]
+    assert fetched == list(hub)[:1]
     assert [each.slot for each in mine.weights.added] == ["motion"]
 
 
 @pytest.mark.parametrize("name", ["dream.safetensors", "dream.ckpt"])
-def test_a_single_file_is_an_image_model_and_a_motion_module_moves_it(tiny, tmp_path, name):
+def test_a_single_file_opens_alone_and_with_a_motion_module(tiny, tmp_path, name):
     image = written(tmp_path / name, single_file(tiny))
     alone = open_system(image)
     assert (alone.family.name, alone.config.motion) == ("animatediff", "none")
@@ -105,27 +105,27 @@ def test_a_single_file_is_an_image_model_and_a_motion_module_moves_it(tiny, tmp_
     fast = written(tmp_path / "lightning_8step.ckpt", motion_file.export("official", motion_of(tiny)))
     quick = open_system(image, add={"motion": fast})
     assert quick.config.steps == 8
-    assert quick.notes == ("lightning_8step was distilled for 8 steps, as its name tells",)
+    assert quick.notes == ("lightning_8step was distilled for 8 steps according to its name",)
 
 
-def test_a_file_without_vae_takes_one_of_either_layout_and_says_so_first(tiny, tmp_path):
+def test_a_file_without_a_vae_accepts_one_of_either_layout(tiny, tmp_path):
     image = written(tmp_path / "pruned.safetensors", single_file(tiny, vae=False, more=False))
-    with pytest.raises(BadRequest, match=r"file has no VAE, add one \(vae=FILE\)"):
+    with pytest.raises(BadRequest, match=r"file has no VAE; add vae=FILE"):
         load(image).generate("a cat")
-    ours = {k.removeprefix("vae."): v for k, v in tiny.state_dict().items() if k.startswith("vae.")}
+    native = {k.removeprefix("vae."): v for k, v in tiny.state_dict().items() if k.startswith("vae.")}
     ldm = {
         k.removeprefix(stable_diffusion.VAE): v
         for k, v in single_file(tiny, more=False).items()
         if k.startswith(stable_diffusion.VAE)
     }
-    for n, tensors in enumerate((ours, ldm, {stable_diffusion.VAE + k: v for k, v in ldm.items()})):
+    for n, tensors in enumerate((native, ldm, {stable_diffusion.VAE + k: v for k, v in ldm.items()})):
         vae = written(tmp_path / f"vae{n}.safetensors", tensors)
         system = open_system(image, add={"vae": vae})
         assert system.config.absent == ()
         assert same(system, tiny, without=(".motion_modules.",))
 
 
-def test_a_file_without_text_encoder_is_refused_before_its_weights(tiny, tmp_path):
+def test_a_file_without_a_text_encoder_raises_before_loading(tiny, tmp_path):
     image = written(tmp_path / "unet.safetensors", single_file(tiny, text=False))
     with pytest.raises(BadRequest, match="has no text encoder"):
         load(image).generate("a cat")
@@ -136,13 +136,13 @@ def test_text_encoders_without_their_usual_prefix_load(tiny, tmp_path):
     assert same(open_system(written(tmp_path / "old.safetensors", tensors)), tiny, without=(".motion_modules.",))
 
 
-@pytest.mark.parametrize("harm", ["missing", "unknown", "shape"])
-def test_a_key_that_does_not_fit_is_named_when_the_file_is_opened(tiny, tmp_path, harm):
+@pytest.mark.parametrize("damage", ["missing", "unknown", "shape"])
+def test_a_wrong_key_raises_on_opening(tiny, tmp_path, damage):
     tensors = single_file(tiny)
     name = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
-    if harm == "missing":
+    if damage == "missing":
         del tensors[name]
-    elif harm == "unknown":
+    elif damage == "unknown":
         name = "model.diffusion_model.control.weight"
         tensors[name] = torch.zeros(1)
     else:
@@ -151,15 +151,15 @@ def test_a_key_that_does_not_fit_is_named_when_the_file_is_opened(tiny, tmp_path
         open_system(written(tmp_path / "bad.safetensors", tensors))
 
 
-def test_single_files_have_exactly_the_published_tensors():
+def test_single_files_have_the_published_tensors():
     whole = layout.ImageFile(IMAGE, vae=True, text=True).table.theirs
     assert [
         sum(k.startswith(p) for k in whole)
         for p in (stable_diffusion.UNET, stable_diffusion.VAE, stable_diffusion.TEXT)
     ] == [686, 248, 196]
     assert whole["model.diffusion_model.input_blocks.1.1.proj_in.weight"] == (320, 320, 1, 1)
-    told = layout.recognise({k: (s, torch.float16) for k, s in whole.items()})
-    assert told == layout.ImageFile(IMAGE, vae=True, text=True)
+    recognised = layout.recognise({k: (s, torch.float16) for k, s in whole.items()})
+    assert recognised == layout.ImageFile(IMAGE, vae=True, text=True)
     xl = layout.ImageFile(SDXL_IMAGE, vae=True, text=True).table
     assert sum(k.startswith(stable_diffusion.UNET) for k in xl.theirs) == 1680
     assert layout.recognise({k: (s, torch.float16) for k, s in xl.theirs.items()}).config == SDXL_IMAGE
@@ -167,35 +167,35 @@ def test_single_files_have_exactly_the_published_tensors():
         assert xl.ours == {k: tuple(v.shape) for k, v in AnimateDiff(SDXL_IMAGE).state_dict().items()}
 
 
-# ---------------------------------------------------------------------------------- wrong places
+# ----------------------------------------------------------------------------------- wrong slots
 
 
-def test_what_is_in_the_wrong_slot_is_named_for_what_it_is(tiny, tmp_path):
+def test_a_file_in_the_wrong_slot_is_named(tiny, tmp_path):
     image = written(tmp_path / "dream.safetensors", single_file(tiny))
     mm = written(tmp_path / "mm.safetensors", motion_file.export("official", motion_of(tiny)))
     lora = written(tmp_path / "l.safetensors", {"lora_unet_x_attn2_to_k.lora_down.weight": torch.zeros(4, 2048)})
     with pytest.raises(BadRequest, match="it is an AnimateDiff motion module"):
         open_system(mm)
-    with pytest.raises(BadRequest, match="is no motion module: it is an image model of Stable Diffusion"):
+    with pytest.raises(BadRequest, match="is an image model of Stable Diffusion; expected a motion module"):
         open_system(image, add={"motion": image})
-    with pytest.raises(BadRequest, match="is no motion module: it is a LoRA of Stable Diffusion XL"):
+    with pytest.raises(BadRequest, match="is a LoRA of Stable Diffusion XL.*; expected a motion module"):
         open_system(image, add={"motion": lora})
     pan = written(tmp_path / "pan.ckpt", {f"{PAN}.to_q_lora.{x}.weight": torch.zeros(4, 4) for x in ("down", "up")})
-    with pytest.raises(BadRequest, match=r"is no motion module: it is a LoRA of an Anim.* module, .*\(--lora FILE\)"):
+    with pytest.raises(BadRequest, match=r"is a LoRA of an Anim.* \(add with --lora FILE\); expected a motion"):
         open_system(image, add={"motion": pan})
-    with pytest.raises(BadRequest, match="it is a LoRA of an AnimateDiff motion module; name a model, and this with"):
+    with pytest.raises(BadRequest, match="a LoRA of an AnimateDiff motion module; name a model and pass this"):
         open_system(pan)
-    with pytest.raises(BadRequest, match="is no VAE: it is an AnimateDiff motion module"):
+    with pytest.raises(BadRequest, match="is an AnimateDiff motion module.*; expected a VAE"):
         open_system(image, add={"vae": mm})
     with pytest.raises(BadRequest, match="no slot of animatediff 'moton'; did you mean motion"):
         open_system(image, add={"moton": mm})
     with pytest.raises(BadRequest, match=r"there is no file .*nothing.ckpt to add as motion"):
         open_system(image, add={"motion": tmp_path / "nothing.ckpt"})
-    with pytest.raises(BadRequest, match="svd takes nothing in addition"):
+    with pytest.raises(BadRequest, match="svd does not support add-ons"):
         open_system("svd/tiny", add={"motion": mm})
 
 
-def test_other_models_of_stable_diffusion_are_refused_by_name():
+def test_other_models_of_stable_diffusion_raise_by_name():
     header = {k: (s, torch.float16) for k, s in layout.ImageFile(IMAGE, vae=True, text=True).table.theirs.items()}
     inpainting = header | {"model.diffusion_model.input_blocks.0.0.weight": ((320, 9, 3, 3), torch.float16)}
     with pytest.raises(BadRequest, match="an inpainting model"):
@@ -205,10 +205,10 @@ def test_other_models_of_stable_diffusion_are_refused_by_name():
         layout.recognise(two)
 
 
-def test_an_image_model_makes_pictures_and_says_what_it_needs_to_move(tiny):
+def test_an_image_model_generates_one_frame_and_needs_a_motion_module_for_more(tiny):
     family = registry.family("animatediff")
     system = replace(open_system("animatediff/tiny"), config=replace(family.presets["tiny"], motion="none", frames=1))
-    with pytest.raises(BadRequest, match=r"makes one: add a motion module \(motion=FILE\)"):
+    with pytest.raises(BadRequest, match=r"generates 1: add a motion module \(motion=FILE\)"):
         with_defaults(system, Request(prompt="a red ball", frames=8))
     assert with_defaults(system, Request(prompt="a red ball")).frames == 1
 
@@ -216,8 +216,8 @@ def test_an_image_model_makes_pictures_and_says_what_it_needs_to_move(tiny):
 # ------------------------------------------------------------------------------ at published sizes
 
 
-def hollow(path, shapes, dtype="F16"):
-    """A file with these tensors and no data: a hole that the disk does not store."""
+def sparse_file(path, shapes, dtype="F16"):
+    """Write a sparse file with these tensors that takes no disk space."""
     import json
     import math
     import struct
@@ -227,23 +227,23 @@ def hollow(path, shapes, dtype="F16"):
         size = 2 * math.prod(shape)
         table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
-    told = json.dumps(table).encode()
+    header = json.dumps(table).encode()
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(told)) + told)
-        file.truncate(8 + len(told) + at)
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + at)
     return path
 
 
 def test_files_of_published_size_open_by_their_headers(tmp_path):
-    image = hollow(tmp_path / "sd15.safetensors", layout.ImageFile(IMAGE, vae=True, text=True).table.theirs)
+    image = sparse_file(tmp_path / "sd15.safetensors", layout.ImageFile(IMAGE, vae=True, text=True).table.theirs)
     with torch.device("meta"):
         state = AnimateDiff(PRESETS["v3-rgb"]).state_dict()
     motion = {
         k[5:]: torch.zeros(()).expand(v.shape) for k, v in state.items() if k.startswith("unet.") and ".motion_" in k
     }
     control = {k[7:]: torch.zeros(()).expand(v.shape) for k, v in state.items() if k.startswith("sparse.")}
-    mm = hollow(tmp_path / "v3_sd15_mm.safetensors", _shapes(motion_file.export("official", motion)))
-    rgb = hollow(tmp_path / "v3_sd15_sparsectrl_rgb.safetensors", _shapes(sparse.export("official", control)))
+    mm = sparse_file(tmp_path / "v3_sd15_mm.safetensors", _shapes(motion_file.export("official", motion)))
+    rgb = sparse_file(tmp_path / "v3_sd15_sparsectrl_rgb.safetensors", _shapes(sparse.export("official", control)))
     assert image.stat().st_size > 2e9
     assert mm.stat().st_size > 0.8e9
     system = open_system(image, add={"motion": mm, "sparsectrl": rgb})

@@ -1,4 +1,4 @@
-"""LoRAs in every layout people have: kohya's, diffusers', MotionLoRA, domain adapter; several, weighted, taken out."""
+"""LoRAs of every layout: kohya, diffusers, MotionLoRA, domain adapter; merged with weights and removed."""
 
 from __future__ import annotations
 
@@ -42,30 +42,34 @@ SPATIAL = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "pro
 
 
 def kohya_file(config, rank=1, alpha=0.5):
-    """Every layer kohya's trainer has: 192 of the U-Net and 72 of the text encoder."""
+    """All layers of kohya's trainer: 192 of the U-Net and 72 of the text encoder."""
     names = layers(config, *SPATIAL, inside="unet.")
     names = [n for n in names if ".attentions." in n]
     names += layers(config, "q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", inside="text_encoder.")
-    made = {}
+    lora = {}
     for name in names:
         part, _, inner = name.partition(".")
         stem = {"unet": "lora_unet_", "text_encoder": "lora_te_"}[part] + inner.replace(".", "_")
         down, up = pair(shapes(config)[f"{name}.weight"], rank)
-        made |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(alpha)}
-    return made
+        lora |= {
+            f"{stem}.lora_down.weight": down,
+            f"{stem}.lora_up.weight": up,
+            f"{stem}.alpha": torch.tensor(alpha),
+        }
+    return lora
 
 
 def processor_file(config, inside, rank=1, rename=lambda name: name):
-    """MotionLoRA and the domain adapter: as the authors' code saves attention processors, without alpha."""
-    made = {}
+    """MotionLoRA or domain adapter in the authors' layout of attention processors, without alpha."""
+    tensors = {}
     for name in layers(config, "to_q", "to_k", "to_v", "to_out.0", inside=inside):
         if not name.startswith("unet."):
             continue
         down, up = pair(shapes(config)[f"{name}.weight"], rank)
         stem = rename(name.removeprefix("unet.")).removesuffix(".0")
         block, _, which = stem.rpartition(".")
-        made |= {f"{block}.processor.{which}_lora.{x}.weight": t for x, t in (("down", down), ("up", up))}
-    return made
+        tensors |= {f"{block}.processor.{which}_lora.{x}.weight": t for x, t in (("down", down), ("up", up))}
+    return tensors
 
 
 def official(name):
@@ -73,13 +77,13 @@ def official(name):
 
 
 def read(config, tensors, tmp_path):
-    path = tmp_path / f"lora{len(list(tmp_path.iterdir()))}.ckpt"  # files are mapped, and so never written over
+    path = tmp_path / f"lora{len(list(tmp_path.iterdir()))}.ckpt"  # files are memory-mapped, so never overwrite one
     torch.save({"state_dict": tensors}, path)
     modules = [n.removesuffix(".weight") for n, s in shapes(config).items() if n.endswith(".weight") and len(s) > 1]
     return read_lora(path, modules, lora.aliases(config))
 
 
-def test_a_full_kohya_file_of_sd15_is_read_whole_with_its_alphas(tmp_path):
+def test_a_full_kohya_file_of_sd15_is_read_with_alphas(tmp_path):
     tensors = kohya_file(IMAGE)
     assert len(tensors) == 792
     found = read(IMAGE, tensors, tmp_path)
@@ -89,7 +93,7 @@ def test_a_full_kohya_file_of_sd15_is_read_whole_with_its_alphas(tmp_path):
     assert proj.delta(torch.Size([320, 320, 1, 1])).shape == (320, 320, 1, 1)
 
 
-def test_a_motion_lora_is_read_whole(tmp_path):
+def test_a_motion_lora_is_read(tmp_path):
     tensors = processor_file(PRESETS["v2"], ".motion_modules.", rename=official)
     name = "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.0.processor"
     assert f"{name}.to_q_lora.down.weight" in tensors
@@ -98,7 +102,7 @@ def test_a_motion_lora_is_read_whole(tmp_path):
     assert len(read(PRESETS["v2"], tensors, tmp_path)) == 168
 
 
-def test_the_domain_adapter_is_read_whole(tmp_path):
+def test_the_domain_adapter_is_read(tmp_path):
     tensors = processor_file(IMAGE, ".attentions.")
     assert len(tensors) == 256
     assert 128 * sum(t.numel() for t in tensors.values()) == 25_509_888
@@ -148,32 +152,32 @@ def tiny(tmp_path):
     return model, style, pan
 
 
-def test_several_are_merged_with_their_weights_and_taken_out_exactly(tiny):
+def test_several_loras_are_merged_with_weights_and_removed_exactly(tiny):
     path, style, pan = tiny
     plain = {k: v.clone() for k, v in load(path).system.model.state_dict().items()}
     model = load(path, loras={style: 0.8, pan: -0.5})
     spatial = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     words = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
     moving = "unet.mid_block.motion_modules.0.transformer_blocks.0.attn2.to_out.0"
-    held = model.system.model.state_dict()
+    state = model.system.model.state_dict()
     tensors = files.read_tensors(style)
     for name, stem in (
         (spatial, f"lora_unet_{spatial[5:].replace('.', '_')}"),
         (words, f"lora_te_{words[13:].replace('.', '_')}"),
     ):
         delta = 0.8 * 0.5 * tensors[f"{stem}.lora_up.weight"] @ tensors[f"{stem}.lora_down.weight"]
-        assert torch.allclose(held[f"{name}.weight"], plain[f"{name}.weight"] + delta, atol=1e-6), name
+        assert torch.allclose(state[f"{name}.weight"], plain[f"{name}.weight"] + delta, atol=1e-6), name
     tensors = files.read_tensors(pan)
     stem = (
         "mid_block.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.1.processor.to_out_lora"
     )
     delta = -0.5 * tensors[f"{stem}.up.weight"] @ tensors[f"{stem}.down.weight"]
-    assert torch.allclose(held[f"{moving}.weight"], plain[f"{moving}.weight"] + delta, atol=1e-6)
+    assert torch.allclose(state[f"{moving}.weight"], plain[f"{moving}.weight"] + delta, atol=1e-6)
     model.use_loras({})
-    assert all(torch.equal(held[k], plain[k]) for k in plain)
+    assert all(torch.equal(state[k], plain[k]) for k in plain)
 
 
-def test_a_lora_of_another_model_is_named_for_what_it_is(tiny, tmp_path):
+def test_a_lora_of_another_model_is_named(tiny, tmp_path):
     path, _, pan = tiny
     xl = tmp_path / "xl.safetensors"
     stem = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -193,7 +197,7 @@ def test_a_lora_of_another_model_is_named_for_what_it_is(tiny, tmp_path):
         load(image, loras={pan: 1.0})
 
 
-def test_our_adapters_leave_in_kohyas_names_and_come_back(tmp_path):
+def test_loras_convert_to_kohya_names_and_back(tmp_path):
     found = read(SIZE, kohya_file(SIZE, rank=2), tmp_path)
     unet = {name: a for name, a in found.items() if name.startswith("unet.")}
     again = read(SIZE, kohya(unet), tmp_path)
@@ -205,50 +209,52 @@ def test_our_adapters_leave_in_kohyas_names_and_come_back(tmp_path):
 
 
 def converted(tmp_path, *layouts):
-    """The file a.safetensors through these layouts, one after the other."""
+    """Convert a.safetensors to these layouts in sequence."""
     source = tmp_path / "a.safetensors"
     for layout in layouts:
-        made = tmp_path / f"{source.stem}-{layout}.safetensors"
-        convert(source, made, layout)
-        source = made
+        target = tmp_path / f"{source.stem}-{layout}.safetensors"
+        convert(source, target, layout)
+        source = target
     return source
 
 
 def ldm_file():
-    """SDXL as its trainers write it: ldm's names, numbered text encoders, an alpha of another type."""
-    made = {}
+    """A LoRA of SDXL: ldm names, numbered text encoders, an alpha of another dtype."""
+    tensors = {}
     for stem, shape in (
         ("lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k", (640, 2048)),
         ("lora_te1_text_model_encoder_layers_0_mlp_fc1", (3072, 768)),
         ("lora_te2_text_model_encoder_layers_31_mlp_fc1", (5120, 1280)),
     ):
         down, up = (x.half() for x in pair(shape, 2))
-        made |= {f"{stem}.alpha": torch.tensor(1.5), f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
-    return made
+        tensors |= {f"{stem}.alpha": torch.tensor(1.5), f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
+    return tensors
 
 
-def few_of(tensors, stems):
-    """Those of a large file's layers that are named by parts of their names."""
+def some_of(tensors, stems):
+    """Select layers of a large file by parts of their names."""
     return {name: tensor for name, tensor in tensors.items() if any(stem in name for stem in stems)}
 
 
 @pytest.mark.parametrize("kind", ["kohya", "ldm", "motion", "adapter"])
-def test_a_lora_goes_from_layout_to_layout_and_back_byte_for_byte(tmp_path, kind):
+def test_a_lora_converts_between_layouts_and_back_byte_for_byte(tmp_path, kind):
     plain = {"modelspec.title": "é", "ss_network_alpha": "0.5"}
     path = tmp_path / "a.safetensors"
     if kind in ("kohya", "ldm"):
-        told = ldm_file() if kind == "ldm" else few_of(kohya_file(IMAGE), ("down_blocks_0_attentions_0", "layers_3_"))
-        save_file(told, path, plain)
+        tensors = (
+            ldm_file() if kind == "ldm" else some_of(kohya_file(IMAGE), ("down_blocks_0_attentions_0", "layers_3_"))
+        )
+        save_file(tensors, path, plain)
         ways = [("diffusers", "kohya")]
     else:
         config, inside, rename = (PRESETS["v2"], ".motion_modules.", official) if kind == "motion" else (
             IMAGE, ".attentions.", lambda name: name
         )  # fmt: skip
-        save_file(few_of(processor_file(config, inside, rename=rename), ("mid_block",)), path, plain)
+        save_file(some_of(processor_file(config, inside, rename=rename), ("mid_block",)), path, plain)
         ways = [("diffusers", "official"), ("kohya", "diffusers", "official")]
     for way in ways:
         assert converted(tmp_path, *way).read_bytes() == path.read_bytes()
-    # Each file on the way is the same LoRA.
+    # Every intermediate file is the same LoRA.
     base = PRESETS["sdxl"] if kind == "ldm" else PRESETS["v2"]
     modules = [n.removesuffix(".weight") for n, s in shapes(base).items() if n.endswith(".weight") and len(s) > 1]
     first, *others = (read_lora(file, modules, lora.aliases(base)) for file in sorted(tmp_path.iterdir()))
@@ -257,42 +263,42 @@ def test_a_lora_goes_from_layout_to_layout_and_back_byte_for_byte(tmp_path, kind
         assert all(torch.equal(other[n].up, a.up) and other[n].scale == a.scale for n, a in first.items())
 
 
-def test_the_authors_layout_takes_alphas_into_the_layers_and_attention_alone(tmp_path):
-    save_file(few_of(kohya_file(IMAGE), ("attn1_to_q",)), tmp_path / "a.safetensors")
-    said = []
-    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "official", on_event=said.append)
-    assert any("up was multiplied by alpha / rank" in str(event) for event in said)
+def test_the_authors_layout_folds_alphas_and_has_only_attention(tmp_path):
+    save_file(some_of(kohya_file(IMAGE), ("attn1_to_q",)), tmp_path / "a.safetensors")
+    events = []
+    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "official", on_event=events.append)
+    assert any("up weights were multiplied by alpha / rank" in str(event) for event in events)
     first, second = files.read_tensors(tmp_path / "a.safetensors"), files.read_tensors(tmp_path / "b.safetensors")
     name = "mid_block.attentions.0.transformer_blocks.0.attn1"
-    theirs = first[f"lora_unet_{name.replace('.', '_')}_to_q.lora_up.weight"]
-    assert torch.equal(second[f"{name}.processor.to_q_lora.up.weight"], 0.5 * theirs)
-    # Back, up stays as it is now, and the alphas say so.
+    up = first[f"lora_unet_{name.replace('.', '_')}_to_q.lora_up.weight"]
+    assert torch.equal(second[f"{name}.processor.to_q_lora.up.weight"], 0.5 * up)
+    # Converted back, up stays scaled and the alphas are 1.
     again = files.read_tensors(converted(tmp_path, "official", "kohya"))
     assert {float(t) for k, t in again.items() if k.endswith(".alpha")} == {1.0}
-    save_file(few_of(kohya_file(IMAGE), ("layers_0_mlp",)), tmp_path / "words.safetensors")
-    with pytest.raises(BadRequest, match="attention of the U-Net alone, and this LoRA has 2 other layers"):
+    save_file(some_of(kohya_file(IMAGE), ("layers_0_mlp",)), tmp_path / "words.safetensors")
+    with pytest.raises(BadRequest, match="only attention layers of the U-Net and this LoRA has 2 other layers"):
         convert(tmp_path / "words.safetensors", tmp_path / "c.safetensors", "official")
 
 
-def test_a_lora_that_was_changed_or_is_cast_is_written_with_a_header_of_its_own(tmp_path):
-    save_file(few_of(kohya_file(IMAGE, rank=2), ("attn1_to_q",)), tmp_path / "a.safetensors", {"by": "me"})
-    there = converted(tmp_path, "diffusers")
-    told = files.metadata(there)
+def test_a_changed_or_cast_lora_gets_a_new_header(tmp_path):
+    save_file(some_of(kohya_file(IMAGE, rank=2), ("attn1_to_q",)), tmp_path / "a.safetensors", {"by": "me"})
+    converted_file = converted(tmp_path, "diffusers")
+    metadata = files.metadata(converted_file)
     files.write_tensors(
-        tmp_path / "half.safetensors", {k: t.half() for k, t in files.read_tensors(there).items()}, told
+        tmp_path / "half.safetensors", {k: t.half() for k, t in files.read_tensors(converted_file).items()}, metadata
     )
     convert(tmp_path / "half.safetensors", tmp_path / "b.safetensors", "kohya")
     header = files.header(tmp_path / "b.safetensors")
     assert header.keys() == files.header(tmp_path / "a.safetensors").keys()
     assert {dtype for _, dtype in header.values()} == {torch.float16}
-    convert(there, tmp_path / "c.safetensors", "kohya", dtype="fp16")
+    convert(converted_file, tmp_path / "c.safetensors", "kohya", dtype="fp16")
     assert {dtype for _, dtype in files.header(tmp_path / "c.safetensors").values()} == {torch.float16}
     for layout in ("sgm", "hotshot"):
         with pytest.raises(BadRequest, match=f"layout .*{layout}"):
-            convert(there, tmp_path / "d.safetensors", layout)
+            convert(converted_file, tmp_path / "d.safetensors", layout)
 
 
-def test_a_lora_of_another_family_is_named_and_one_with_other_tensors_says_which(tmp_path):
+def test_loras_of_other_families_or_with_unknown_tensors_are_named(tmp_path):
     down, up = pair((8, 8), 2)
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
     wide = {f"{name}.lora_down.weight": torch.ones(2, 768), f"{name}.lora_up.weight": torch.ones(320, 2)}
@@ -308,8 +314,8 @@ def test_a_lora_of_another_family_is_named_and_one_with_other_tensors_says_which
         convert(tmp_path / "flux.safetensors", tmp_path / "out.safetensors", "diffusers")
 
 
-def test_text_encoders_of_sdxl_are_numbered_in_kohyas_names():
-    """Its trainers write lora_te1_ and lora_te2_; lora_te_ is of a model with one text encoder."""
+def test_text_encoders_of_sdxl_are_numbered_in_kohya_names():
+    """SDXL trainers write lora_te1_ and lora_te2_; lora_te_ is for models with one text encoder."""
     down, up = pair((8, 8), 2)
     both = {f"{part}.x": Adapter(down, up) for part in ("text_encoder", "text_encoder_2")}
     assert {name.split("_x.")[0] for name in kohya(both)} == {"lora_te1", "lora_te2"}

@@ -1,4 +1,4 @@
-"""Motion modules of every published layout: what they are told to be, and their tensors both ways."""
+"""Motion modules of every published layout: recognition, and conversion both ways."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PUBLISHED = {  # file: preset, layout, tensors (facts, §2)
 
 @cache
 def modules_of(config, real=False):
-    """Our motion modules: tiny ones with numbers, or any size without memory (one number seen everywhere)."""
+    """Motion modules of a network: random weights (``real``), or one expanded zero that needs no memory."""
     if real:
         torch.manual_seed(0)
         network = UNet(config)
@@ -54,78 +54,78 @@ def header(tensors):
 
 
 @pytest.mark.parametrize("file", PUBLISHED)
-def test_each_published_file_is_told_by_its_keys_and_shapes(file):
+def test_published_files_are_recognised_by_keys_and_shapes(file):
     preset, layout, count = PUBLISHED[file]
     tensors = published(file)
     assert len(tensors) == count
-    told = motion_file.recognise(header(tensors), file)
-    assert (told.motion, told.layout) == (preset, layout)
+    module = motion_file.recognise(header(tensors), file)
+    assert (module.motion, module.layout) == (preset, layout)
     base = SDXL_IMAGE if preset in ("sdxl", "hotshot") else IMAGE
-    config = told.into(base)
+    config = module.into(base)
     assert config == replace(PRESETS[preset], positions=24) if preset == "hotshot" else config == PRESETS[preset]
-    made = motion_file.convert(told, tensors)
-    assert header(made) == header(modules_of(config))
+    converted = motion_file.convert(module, tensors)
+    assert header(converted) == header(modules_of(config))
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "said"),
+    ("name", "steps", "note"),
     [
-        ("animatediff_lightning_8step_comfyui", 8, "was distilled for 8 steps, as its name tells"),
-        ("animatediff_lightning_1step_diffusers", 1, "was distilled for 1 step, as its name tells"),
+        ("animatediff_lightning_8step_comfyui", 8, "was distilled for 8 steps according to its name"),
+        ("animatediff_lightning_1step_diffusers", 1, "was distilled for 1 step according to its name"),
         ("AnimateDiff-Lightning-2-Step", 2, "was distilled for 2 steps"),
-        ("lightning_at_18steps", 4, "does not say for how many steps it was distilled: 4 are made"),
+        ("lightning_at_18steps", 4, "has no step count of its distillation; steps defaults to 4"),
     ],
 )
-def test_lightning_is_sampled_in_the_steps_its_name_tells(name, steps, said):
-    told = motion_file.recognise(header(published("animatediff_lightning_4step_comfyui.safetensors")), name)
-    assert told.into(IMAGE) == replace(PRESETS["lightning"], steps=steps)
-    assert [said in note for note in told.notes(name)] == [True]
+def test_lightning_takes_its_steps_from_the_file_name(name, steps, note):
+    module = motion_file.recognise(header(published("animatediff_lightning_4step_comfyui.safetensors")), name)
+    assert module.into(IMAGE) == replace(PRESETS["lightning"], steps=steps)
+    assert [note in each for each in module.notes(name)] == [True]
 
 
 @pytest.mark.parametrize("layout", ["official", "diffusers", "hotshot"])
-def test_layouts_go_both_ways(layout):
+def test_layouts_convert_both_ways(layout):
     config = replace(TINY, motion_heads=8)
-    ours = modules_of(config, real=True)
-    theirs = motion_file.export(layout, ours)
-    back = motion_file.convert(motion_file.recognise(header(theirs)), theirs)
-    assert back.keys() == ours.keys()
-    assert all(torch.equal(back[k], ours[k]) for k in ours)
+    native = modules_of(config, real=True)
+    foreign = motion_file.export(layout, native)
+    back = motion_file.convert(motion_file.recognise(header(foreign)), foreign)
+    assert back.keys() == native.keys()
+    assert all(torch.equal(back[k], native[k]) for k in native)
     again = motion_file.export(layout, back)
-    assert again.keys() == theirs.keys()
-    assert all(torch.equal(again[k], theirs[k]) for k in theirs)
+    assert again.keys() == foreign.keys()
+    assert all(torch.equal(again[k], foreign[k]) for k in foreign)
 
 
-def test_positions_that_a_file_lacks_are_the_sinusoids():
-    ours = modules_of(replace(TINY, positions=32), real=True)
-    theirs = motion_file.export("official", ours, positions=False)
-    told = motion_file.recognise(header(theirs))
-    assert (told.motion, told.positions) == ("lcm", None)
-    back = motion_file.convert(told, theirs)
-    assert all(torch.equal(back[k], ours[k]) for k in ours)
+def test_missing_positions_are_sinusoids():
+    native = modules_of(replace(TINY, positions=32), real=True)
+    foreign = motion_file.export("official", native, positions=False)
+    module = motion_file.recognise(header(foreign))
+    assert (module.motion, module.positions) == ("lcm", None)
+    back = motion_file.convert(module, foreign)
+    assert all(torch.equal(back[k], native[k]) for k in native)
 
 
-@pytest.mark.parametrize("harm", ["unknown", "unequal positions", "positions of half"])
-def test_a_damaged_module_is_refused_and_the_key_named(harm):
-    theirs = motion_file.export("official", modules_of(TINY, real=True))
-    told = motion_file.recognise(header(theirs))
+@pytest.mark.parametrize("damage", ["unknown", "unequal positions", "missing positions"])
+def test_a_damaged_module_raises_with_the_key(damage):
+    foreign = motion_file.export("official", modules_of(TINY, real=True))
+    module = motion_file.recognise(header(foreign))
     block = "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0"
-    if harm == "unknown":
-        theirs[f"{block}.gate.weight"] = torch.zeros(1)
+    if damage == "unknown":
+        foreign[f"{block}.gate.weight"] = torch.zeros(1)
         match = "gate"
-    elif harm == "unequal positions":
-        theirs[f"{block}.attention_blocks.0.pos_encoder.pe"] = torch.ones(1, 16, 32)
-        match = "two different tables of positions at down_blocks.0"
+    elif damage == "unequal positions":
+        foreign[f"{block}.attention_blocks.0.pos_encoder.pe"] = torch.ones(1, 16, 32)
+        match = "two different position tables at down_blocks.0"
     else:
         for n in (0, 1):
-            del theirs[f"{block}.attention_blocks.{n}.pos_encoder.pe"]
+            del foreign[f"{block}.attention_blocks.{n}.pos_encoder.pe"]
         match = "lacks the positions of down_blocks.0"
     with pytest.raises(BadRequest, match=match):
-        motion_file.convert(told, theirs)
+        motion_file.convert(module, foreign)
 
 
-def test_an_image_model_is_no_motion_module_and_sizes_must_agree():
+def test_other_files_and_other_sizes_are_rejected():
     with torch.device("meta"):
         assert motion_file.recognise(header(UNet(PRESETS["v2"]).state_dict())) is None
-    told = motion_file.recognise(header(published("mm_sdxl_v10_beta.ckpt")))
-    with pytest.raises(BadRequest, match=r"for Stable Diffusion XL .*, and the image model has 320/640/1280/1280"):
-        told.into(IMAGE)
+    module = motion_file.recognise(header(published("mm_sdxl_v10_beta.ckpt")))
+    with pytest.raises(BadRequest, match=r"for Stable Diffusion XL .*; the image model has 320/640/1280/1280"):
+        module.into(IMAGE)

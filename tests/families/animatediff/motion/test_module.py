@@ -1,4 +1,4 @@
-"""Motion modules: against diffusers, against the formula, and the claims of the paper about them."""
+"""Motion modules: against diffusers, against the formula, and the paper's claims."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from kinema.families.animatediff.config import PRESETS, TINY
-from kinema.families.animatediff.motion.module import MotionModule, Moving, norm_over_clip, sinusoids
+from kinema.families.animatediff.motion.module import MotionControl, MotionModule, norm_over_clip, sinusoids
 from kinema.families.animatediff.unet import UNet
 from kinema.schema import BadRequest
 
@@ -29,35 +29,35 @@ def inputs(config, frames=5, side=8):
 @pytest.mark.parametrize("mid", [False, True], ids=["v3", "v2"])
 def test_diffusers_mode_equals_unet_motion_model(oracle, mid):
     config = replace(oracle.middle, motion="v2", norms="diffusers", motion_mid=mid)
-    ours = oracle.randomised(UNet(config))
-    theirs = oracle.same_weights(oracle.motion_unet(config), ours)
+    network = oracle.randomised(UNet(config))
+    reference = oracle.same_weights(oracle.motion_unet(config), network)
     z, step, context = inputs(config)
-    told = theirs(z, step, context.repeat_interleave(z.shape[2], dim=0)).sample
-    assert (ours(z, step, context) - told).abs().max() <= 1e-5
+    expected = reference(z, step, context.repeat_interleave(z.shape[2], dim=0)).sample
+    assert (network(z, step, context) - expected).abs().max() <= 1e-5
     official = UNet(replace(config, norms="official")).eval()
-    official.load_state_dict(ours.state_dict())
-    assert (official(z, step, context) - told).abs().max() > 1e-3  # Trap A of the facts: the modes differ
+    official.load_state_dict(network.state_dict())
+    assert (official(z, step, context) - expected).abs().max() > 1e-3  # the two modes differ
 
 
 def test_sdxl_with_motion_equals_unet_motion_model(oracle):
-    config = oracle.tiny_xl  # SDXL's beta was trained with norms over the clip, as diffusers has them
-    ours = oracle.randomised(UNet(config))
-    theirs = oracle.same_weights(oracle.motion_unet(config), ours)
+    config = oracle.tiny_xl  # SDXL's beta was trained with norms over the clip, as in diffusers
+    network = oracle.randomised(UNet(config))
+    reference = oracle.same_weights(oracle.motion_unet(config), network)
     z, step, context = inputs(config, frames=4)
     pooled, ids = normal(2, 24), torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)
     from kinema.nn.embeddings import sinusoidal
 
     added = torch.cat([pooled, sinusoidal(ids, config.size_embedding).flatten(1)], dim=1)
-    told = {"text_embeds": pooled, "time_ids": ids}
-    expected = theirs(z, step, context.repeat_interleave(4, dim=0), added_cond_kwargs=told).sample
-    assert (ours(z, step, context, added) - expected).abs().max() <= 1e-5
+    conditions = {"text_embeds": pooled, "time_ids": ids}
+    expected = reference(z, step, context.repeat_interleave(4, dim=0), added_cond_kwargs=conditions).sample
+    assert (network(z, step, context, added) - expected).abs().max() <= 1e-5
 
 
 # ----------------------------------------------------------------------------------- the formula
 
 
 def by_formula(module: MotionModule, x_BCTHW: torch.Tensor, heads: int) -> torch.Tensor:
-    """The official motion module, step by step on b c t h w: every frame normalised by itself."""
+    """The official motion module written out on BCTHW, with per-frame norms."""
     w = {name: tensor for name, tensor in module.state_dict().items()}
     b, c, t, rows, columns = x_BCTHW.shape
     normed = torch.stack(
@@ -66,10 +66,10 @@ def by_formula(module: MotionModule, x_BCTHW: torch.Tensor, heads: int) -> torch
     h = normed.permute(0, 3, 4, 2, 1).reshape(b * rows * columns, t, c)
     h = h @ w["proj_in.weight"].T + w["proj_in.bias"]
     position = torch.zeros(t, c)
-    for place in range(t):
+    for frame in range(t):
         for i in range(0, c, 2):
-            angle = place * math.exp(-math.log(10000.0) * i / c)
-            position[place, i], position[place, i + 1] = math.sin(angle), math.cos(angle)
+            angle = frame * math.exp(-math.log(10000.0) * i / c)
+            position[frame, i], position[frame, i + 1] = math.sin(angle), math.cos(angle)
     block = "transformer_blocks.0."
     for n in (1, 2):
         normed = F.layer_norm(h, (c,), w[f"{block}norm{n}.weight"], w[f"{block}norm{n}.bias"]) + position
@@ -93,16 +93,16 @@ def folded(x_BCTHW):
 
 def test_official_motion_module_equals_the_formula(oracle):
     module = oracle.randomised(MotionModule(64, 4, 16))
-    x = normal(2, 64, 6, 3, 5) * torch.linspace(0.2, 3, 6)[:, None, None]  # frames of varied scale show the norm
-    made = module(folded(x), frames=6)
-    assert (made - folded(by_formula(module, x, heads=4))).abs().max() <= 1e-5
+    x = normal(2, 64, 6, 3, 5) * torch.linspace(0.2, 3, 6)[:, None, None]  # per-frame scales show the norm
+    result = module(folded(x), frames=6)
+    assert (result - folded(by_formula(module, x, heads=4))).abs().max() <= 1e-5
     over_clip = MotionModule(64, 4, 16, over_clip=True)
     over_clip.load_state_dict(module.state_dict())
-    assert (over_clip.eval()(folded(x), frames=6) - made).abs().max() > 1e-2
+    assert (over_clip.eval()(folded(x), frames=6) - result).abs().max() > 1e-2
 
 
 def test_v1_normalises_image_blocks_over_all_frames(oracle):
-    """v1's residual block and last norm on b c t h w, where group_norm sees the clip; transformers see one frame."""
+    """v1's residual block written out on BCTHW, where group norms cover the clip."""
     config = replace(oracle.middle, motion="v1", motion_mid=False)
     network = oracle.randomised(UNet(config))
     block = network.down_blocks[1].resnets[0]
@@ -117,7 +117,7 @@ def test_v1_normalises_image_blocks_over_all_frames(oracle):
     h = conv(F.silu(F.group_norm(h, 32, w["norm2.weight"], w["norm2.bias"], 1e-5)), "conv2")
     h = h + F.conv3d(x, w["conv_shortcut.weight"][:, :, None], w["conv_shortcut.bias"])
     assert (block(folded(x), emb, 3) - folded(h)).abs().max() <= 1e-5
-    # and the network takes that path, whole and at its end
+    # and the whole network uses it
     z, step, context = inputs(config, frames=3)
     z = z * torch.tensor([0.3, 1, 2])[:, None, None]
     per_frame = UNet(replace(config, motion="v3")).eval()
@@ -125,11 +125,11 @@ def test_v1_normalises_image_blocks_over_all_frames(oracle):
     assert (per_frame(z, step, context) - network(z, step, context)).abs().max() > 1e-3
 
 
-# -------------------------------------------------------------------------------------- its claims
+# ------------------------------------------------------------------------------------------ claims
 
 
 @pytest.mark.parametrize("motion", ["v2", "v3", "sdxl"])
-def test_with_zeroed_projections_every_frame_is_the_image_models(oracle, motion):
+def test_with_zeroed_projections_every_frame_equals_the_image_model(oracle, motion):
     config = replace(oracle.middle, motion=motion, motion_mid=motion == "v2")
     inflated = oracle.randomised(UNet(config))
     image = UNet(replace(config, motion="none", motion_mid=False)).eval()
@@ -137,13 +137,13 @@ def test_with_zeroed_projections_every_frame_is_the_image_models(oracle, motion)
     for name, p in inflated.named_parameters():
         if ".motion_modules." in name and ".proj_out." in name:
             p.zero_()
-    # In float64: in float32 a batch of frames rounds otherwise than one frame does (2e-6 here).
+    # In float64: in float32 a batch of frames rounds differently from a single frame (2e-6 here).
     inflated, image = inflated.double(), image.double().requires_grad_(False)
     z, step, context = (x.double() for x in inputs(config))
-    moving = inflated(z, step, context)
+    result = inflated(z, step, context)
     for i in range(z.shape[2]):
-        assert (moving[:, :, i : i + 1] - image(z[:, :, i : i + 1], step, context)).abs().max() <= 1e-6
-    assert torch.equal(inflated(z, step, context, motion=False), moving)
+        assert (result[:, :, i : i + 1] - image(z[:, :, i : i + 1], step, context)).abs().max() <= 1e-6
+    assert torch.equal(inflated(z, step, context, motion=False), result)
 
 
 def test_a_fresh_motion_module_changes_nothing():
@@ -160,24 +160,24 @@ def test_without_positions_the_order_of_frames_does_not_matter(oracle):
     assert with_positions > 1e-3
 
 
-def test_effect_0_is_the_image_1_is_all_and_it_may_differ_by_frame_and_place(oracle):
+def test_effect_scales_the_module_per_frame_and_position(oracle):
     module = oracle.randomised(MotionModule(32, 2, 16))
     x = normal(8, 32, 4, 4)
     whole = module(x, 4)
-    assert torch.equal(module(x, 4, Moving(torch.zeros(1, 1, 1, 1))), x)
-    assert torch.equal(module(x, 4, Moving(torch.ones(1, 1, 1, 1))), whole)
-    by_frame = module(x, 4, Moving(torch.tensor([0.0, 1, 0, 1])[:, None, None, None]))
+    assert torch.equal(module(x, 4, MotionControl(torch.zeros(1, 1, 1, 1))), x)
+    assert torch.equal(module(x, 4, MotionControl(torch.ones(1, 1, 1, 1))), whole)
+    by_frame = module(x, 4, MotionControl(torch.tensor([0.0, 1, 0, 1])[:, None, None, None]))
     assert torch.equal(by_frame[[0, 2, 4, 6]], x[[0, 2, 4, 6]])
     assert torch.equal(by_frame[[1, 3, 5, 7]], whole[[1, 3, 5, 7]])
     left = torch.zeros(1, 1, 8, 8)
     left[..., :4] = 1
-    by_place = module(x, 4, Moving(left))
-    assert torch.allclose(by_place[..., :1], whole[..., :1])
-    assert torch.allclose(by_place[..., 3:], x[..., 3:])
+    by_position = module(x, 4, MotionControl(left))
+    assert torch.allclose(by_position[..., :1], whole[..., :1])
+    assert torch.allclose(by_position[..., 3:], x[..., 3:])
 
 
-def test_more_frames_than_positions_are_refused_and_stretched_ones_are_not(oracle):
-    with pytest.raises(BadRequest, match="16 frames and was given 20"):
+def test_more_frames_than_positions_raise_unless_stretched(oracle):
+    with pytest.raises(BadRequest, match="handles 16 frames and got 20"):
         MotionModule(32, 2, 16)(normal(20, 32, 2, 2), 20)
     plain, stretched = MotionModule(32, 2, 16), MotionModule(32, 2, 16, stretch=31)
     table = plain.transformer_blocks[0].pos_embed(16)
@@ -188,7 +188,7 @@ def test_more_frames_than_positions_are_refused_and_stretched_ones_are_not(oracl
     assert torch.equal(MotionModule(32, 2, 16, stretch=16).transformer_blocks[0].pos_embed(9), table[:9])
 
 
-def test_sinusoids_are_sine_and_cosine_by_turns():
+def test_sinusoids_interleave_sine_and_cosine():
     table = sinusoids(5, 6)
     assert table.shape == (1, 5, 6)
     assert torch.allclose(table[0, 3, :2], torch.tensor([math.sin(3), math.cos(3)]))
@@ -220,22 +220,22 @@ def test_networks_have_the_published_counts(name):
     [("v1", True), ("pia", True), ("hotshot", True)]
     + [(name, False) for name in ("v2", "v3", "sdxl", "lcm", "lightning")],
 )
-def test_the_image_model_s_norms_see_the_clip_for_modules_that_were_trained_so(oracle, motion, together, norms):
-    """With the modules' effect at 0, norms alone can tell a frame of another; in diffusers none of them does."""
+def test_image_norms_cover_the_clip_for_modules_trained_that_way(oracle, motion, together, norms):
+    """With effect 0, only norms can make frames depend on each other; in diffusers none do."""
     network = oracle.randomised(UNet(replace(TINY, motion=motion, norms=norms)))
-    z, still = normal(1, 4, 4, 8, 8), Moving(effect_T1HW=torch.zeros(1, 1, 1, 1))
+    z, still = normal(1, 4, 4, 8, 8), MotionControl(effect_T1HW=torch.zeros(1, 1, 1, 1))
     other = z.clone()
     other[:, :, 2] = 3 * other[:, :, 2] + 1
-    told = (torch.tensor([500.0]), normal(1, 7, TINY.context))
-    made, changed = (network(x, *told, moving=still) for x in (z, other))
-    apart = (made - changed)[:, :, [0, 1, 3]].abs().max()
+    conditions = (torch.tensor([500.0]), normal(1, 7, TINY.context))
+    result, changed = (network(x, *conditions, motion_control=still) for x in (z, other))
+    apart = (result - changed)[:, :, [0, 1, 3]].abs().max()
     assert (apart > 1e-3) == (together and norms == "official")
-    alone, without = (network(x, *told, moving=still, motion=False) for x in (z, other))
+    alone, without = (network(x, *conditions, motion_control=still, motion=False) for x in (z, other))
     assert torch.equal(alone[:, :, [0, 1, 3]], without[:, :, [0, 1, 3]])
 
 
-def test_norms_over_the_clip_are_those_of_its_frames_laid_side_by_side(oracle):
-    """A group norm does not know where a pixel lies: frames in a row are one picture to it."""
+def test_norms_over_the_clip_equal_those_of_frames_side_by_side(oracle):
+    """Group norm ignores positions, so frames side by side are normalised as one image."""
     norm, x = oracle.randomised(torch.nn.GroupNorm(8, 32)), normal(4, 32, 8, 8)
     row = x.permute(1, 2, 0, 3).flatten(2)[None]
     expected = norm(row)[0].unflatten(-1, (4, 8)).permute(2, 0, 1, 3)
@@ -243,9 +243,9 @@ def test_norms_over_the_clip_are_those_of_its_frames_laid_side_by_side(oracle):
 
 
 @pytest.mark.parametrize("motion", ["v1", "v2", "v3", "sdxl", "pia", "hotshot", "lcm", "lightning"])
-def test_motion_modules_normalise_the_clip_for_sdxl_and_in_diffusers(motion):
-    seen = {}
+def test_motion_norms_cover_the_clip_for_sdxl_and_in_diffusers(motion):
+    over_clip = {}
     for norms in ("official", "diffusers"):
         network = UNet(replace(TINY, motion=motion, norms=norms))
-        seen[norms] = {m.over_clip for m in network.modules() if isinstance(m, MotionModule)}
-    assert seen == {"official": {motion == "sdxl"}, "diffusers": {True}}
+        over_clip[norms] = {m.over_clip for m in network.modules() if isinstance(m, MotionModule)}
+    assert over_clip == {"official": {motion == "sdxl"}, "diffusers": {True}}

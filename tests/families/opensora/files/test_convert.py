@@ -11,9 +11,10 @@ from diffusers import AutoencoderKLHunyuanVideo, FluxTransformer2DModel
 
 from kinema.checkpoints.convert import convert
 from kinema.checkpoints.files import header, metadata, read_tensors
+from kinema.events import Note
 from kinema.families.opensora.config import TINY, to_json
 from kinema.families.opensora.mmdit import MMDiT
-from kinema.schema import BadRequest, Note
+from kinema.schema import BadRequest
 from kinema.system import open_system
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from kinema import registry
 from kinema.checkpoints.source import Source
 from kinema.cli.models import catalogue
+from kinema.events import Note
 from kinema.families.opensora.config import PRESETS, V2, V2_DC_AE, HunyuanConfig
 from kinema.families.opensora.dc_ae import VideoDCAE
 from kinema.families.opensora.files.slots import SLOTS
@@ -23,7 +24,7 @@ from kinema.families.opensora.mmdit import MMDiT, MMDiTConfig
 from kinema.generate import generate
 from kinema.memory.placing import from_disk
 from kinema.nn.meta import on_meta
-from kinema.schema import BadRequest, Note, Request
+from kinema.schema import BadRequest, Request
 from kinema.settle import with_defaults
 from kinema.system import open_system
 

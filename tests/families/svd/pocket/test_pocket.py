@@ -1,4 +1,4 @@
-"""The pocket: small networks of our own under SVD's roof."""
+"""The pocket model."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ def batch(count=4, config=SMALL):
     return Stream(source, FAMILY.training.recipe(recipe.staged(config, "codec")), count).at(0)
 
 
-def test_it_fits_in_ten_megabytes_of_half_precision():
+def test_float16_weights_are_under_ten_megabytes():
     with torch.device("meta"):
-        made = PocketSVD(POCKET)
-    assert 2 * sum(x.numel() for x in made.state_dict().values()) < 10_000_000
+        result = PocketSVD(POCKET)
+    assert 2 * sum(x.numel() for x in result.state_dict().values()) < 10_000_000
     assert from_json(to_json(POCKET)) == POCKET
 
 
-def test_each_stage_trains_its_own_part():
-    learnt = {s: {n.split(".")[0] for n, p in small(s).named_parameters() if p.requires_grad} for s in STAGES}
-    assert learnt == {"codec": {"vae"}, "playroom": {"unet", "image_encoder"}}
+def test_each_training_stage_trains_its_part():
+    trained = {s: {n.split(".")[0] for n, p in small(s).named_parameters() if p.requires_grad} for s in STAGES}
+    assert trained == {"codec": {"vae"}, "playroom": {"unet", "image_encoder"}}
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_loss_falls_when_one_batch_is_repeated_and_every_trained_parameter_moves(stage):
-    model, told = small(stage), batch()
+def test_training_on_one_batch_lowers_the_loss_and_changes_every_parameter(stage):
+    model, data = small(stage), batch()
     config = recipe.staged(SMALL, stage)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    learnt = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(learnt, lr=3e-3)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=3e-3)
     losses = []
     for _ in range(25):
-        loss = recipe.loss(model, config, told, torch.Generator().manual_seed(1)).mean()
+        loss = recipe.loss(model, config, data, torch.Generator().manual_seed(1)).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -68,27 +68,27 @@ def test_loss_falls_when_one_batch_is_repeated_and_every_trained_parameter_moves
     assert moved == {n for n, p in model.named_parameters() if p.requires_grad}
 
 
-def test_latents_have_zero_mean_and_unit_variance_once_the_statistics_have_settled():
+def test_settled_statistics_normalise_the_latents():
     torch.manual_seed(1)
     vae = PocketAutoencoder(SMALL)
     images = 2 * torch.rand(64, 3, 32, 32) - 0.5
     with torch.no_grad():
         for _ in range(300):
-            vae.follow(vae.raw(images).chunk(2, dim=1)[0])
+            vae.update_statistics(vae.raw(images).chunk(2, dim=1)[0])
         z = vae.encode(images)
     assert z.shape == (64, 16, 4, 4)
     assert float(z.mean((0, 2, 3)).abs().max()) < 0.02
     assert float((z.std((0, 2, 3)) - 1).abs().max()) < 0.02
 
 
-def test_statistics_move_in_training_alone_and_not_for_broken_batches():
-    model, told = small("codec"), batch()
+def test_statistics_change_only_in_training_and_for_finite_batches():
+    model, data = small("codec"), batch()
     config = recipe.staged(SMALL, "codec")
-    recipe.loss(model.eval(), config, told, torch.Generator())
+    recipe.loss(model.eval(), config, data, torch.Generator())
     assert not model.vae.mean.any()
-    recipe.loss(model.train(), config, replace(told, video=told.video * torch.nan), torch.Generator())
+    recipe.loss(model.train(), config, replace(data, video=data.video * torch.nan), torch.Generator())
     assert not model.vae.mean.any()
-    recipe.loss(model, config, told, torch.Generator())
+    recipe.loss(model, config, data, torch.Generator())
     assert model.vae.mean.any()
 
 
@@ -105,34 +105,34 @@ def test_posterior_and_mode_are_in_the_same_units():
     torch.testing.assert_close(vae.decode(scaled_mean, 1), vae.decoder(mean))
 
 
-def test_its_clips_cannot_be_encoded_beforehand():
+def test_pre_encoding_clips_is_rejected():
     with pytest.raises(BadRequest, match="image encoder is trained with the U-Net"):
         TRAINING.frozen(small("playroom"))
 
 
-def test_a_picture_is_animated_at_the_bucket_asked_for(tmp_path):
-    picture = tmp_path / "picture.png"
-    save_clip(Clip(batch(1).video[:, :, :1]), picture, generated=False)
+def test_the_motion_bucket_changes_the_clip(tmp_path):
+    image_path = tmp_path / "image.png"
+    save_clip(Clip(batch(1).video[:, :, :1]), image_path, generated=False)
     model = load("svd", preset="pocket", overrides={"channels": (32, 32), "heads": (1, 1), "frames": 4})
-    for p in model.system.model.unet.parameters():  # untrained, it gives nothing but zeros
+    for p in model.system.model.unet.parameters():  # untrained, its output is zero
         torch.nn.init.normal_(p, std=0.05)
-    clips = [model.animate(picture, seed=1, steps=2, extra={"motion_bucket": b}).video for b in (40, 160)]
+    clips = [model.animate(image_path, seed=1, steps=2, extra={"motion_bucket": b}).video for b in (40, 160)]
     assert clips[0].shape == (1, 3, 4, 64, 64)
     assert not torch.equal(*clips)
 
 
-def test_the_first_frame_is_held_to_the_picture_in_latents():
+def test_the_first_frame_is_held_in_latents():
     small_one = {"channels": (32, 32), "heads": (1, 1), "frames": 4, "height": 32, "width": 32}
     system = open_system("svd/pocket", overrides=small_one)
     sampling, real = Sampling.of(system, steps=2), batch(2).video
-    made = sampling.clips(["", ""], 0, first_frames(real))
+    result = sampling.clips(["", ""], 0, first_frames(real))
     with torch.no_grad():
-        coded = system.decode(system.codec.encode(real[:, :, :1]))
-    torch.testing.assert_close(made[:, :, :1], coded, atol=1e-5, rtol=1e-5)
+        decoded = system.decode(system.codec.encode(real[:, :, :1]))
+    torch.testing.assert_close(result[:, :, :1], decoded, atol=1e-5, rtol=1e-5)
 
 
-def test_batches_carry_rate_and_motion():
-    told = batch(3)
-    assert isinstance(told, Batch)
-    assert told.fps.tolist() == [7.0] * 3
-    assert bool((told.motion >= 0).all())
+def test_batches_have_fps_and_motion():
+    data = batch(3)
+    assert isinstance(data, Batch)
+    assert data.fps.tolist() == [7.0] * 3
+    assert bool((data.motion >= 0).all())

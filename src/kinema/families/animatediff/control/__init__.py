@@ -1,1 +1,1 @@
-"""What steers a clip beside its prompt: SparseCtrl, ControlNets, pictures by IP-Adapter, and PIA's first frame."""
+"""Control beyond the prompt: SparseCtrl, ControlNets, IP-Adapter image prompts, and PIA's first frame."""

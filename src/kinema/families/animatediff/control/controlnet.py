@@ -1,7 +1,7 @@
-"""ControlNet (Zhang et al. 2023, arXiv 2302.05543): a copy of the image U-Net's way down that sees a control picture.
+"""ControlNet (Zhang et al. 2023, arXiv 2302.05543): a copy of the U-Net's encoder that reads a control image.
 
-Frames are images to it: it has no motion modules, and every frame has its own picture. Names are those of diffusers'
-``ControlNetModel``.
+It has no motion modules and treats frames as independent images, each with its own control image. Names are those of
+diffusers' ``ControlNetModel``.
 
 Letters: B clips, T frames, N = B·T images, R rows of context, C channels, H W rows and columns.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kinema.families.animatediff.config import Config, ControlSize, skip_widths
 from kinema.families.animatediff.control.ip_adapter import per_image
-from kinema.families.animatediff.control.sparse import Drawing, zero
+from kinema.families.animatediff.control.sparse import HintEncoder, zero
 from kinema.families.animatediff.unet import resnet
 from kinema.nn.embeddings import sinusoidal
 from kinema.nn.ldm_unet import Downsample, TimestepEmbedding, add_, silu_
@@ -22,7 +22,7 @@ from kinema.nn.sd_unet import BlockInputs, Residuals, Transformer, UNetLevel, do
 
 
 class ControlNet(nn.Module):
-    """``forward(z, hint, step, context) -> residuals`` for every skip of the U-Net and its middle."""
+    """``forward(z, hint, step, context) -> residuals`` for the U-Net's skips and middle block."""
 
     def __init__(self, config: Config, size: ControlSize) -> None:
         super().__init__()
@@ -33,19 +33,19 @@ class ControlNet(nn.Module):
         self.time_embedding = TimestepEmbedding(channels[0], emb)
         added = 6 * image.size_embedding
         self.add_embedding = TimestepEmbedding(added + image.pooled, emb) if added else None
-        self.controlnet_cond_embedding = Drawing(channels[0], size.hint)
+        self.controlnet_cond_embedding = HintEncoder(channels[0], size.hint)
         self.down_blocks = nn.ModuleList(_down(image, level, depth) for level, depth in enumerate(size.depths))
         self.controlnet_down_blocks = nn.ModuleList(zero(nn.Conv2d(w, w, 1)) for w in skip_widths(image))
         middle = _transformers(image, len(channels) - 1, size.middle, 1)
-        # diffusers' small ones, whose middle has no transformer, have one residual block there.
+        # diffusers' small ControlNets have no transformer in the middle and only one residual block.
         resnets = [resnet(image, channels[-1], channels[-1]) for _ in range(2 if middle else 1)]
         self.mid_block: UNetLevel[BlockInputs] = UNetLevel(resnets, middle)
         self.controlnet_mid_block = zero(nn.Conv2d(channels[-1], channels[-1], 1))
 
-    def embed(self, shown_BCTHW: Tensor) -> Tensor:
-        """The control pictures (pixels 0..1) at the size of latents, [B·T, C, h, w]: the same at every step."""
-        shown_NCHW = images(shown_BCTHW.flip(1) if self.size.bgr else shown_BCTHW)
-        return self.controlnet_cond_embedding(shown_NCHW.to(self.conv_in.weight.dtype))
+    def embed(self, images_BCTHW: Tensor) -> Tensor:
+        """Encode control images (pixels 0 to 1) at latent size, [B·T, C, h, w]; reused at every step."""
+        images_NCHW = images(images_BCTHW.flip(1) if self.size.bgr else images_BCTHW)
+        return self.controlnet_cond_embedding(images_NCHW.to(self.conv_in.weight.dtype))
 
     def forward(  # noqa: PLR0917
         self,
@@ -56,16 +56,16 @@ class ControlNet(nn.Module):
         added_BV: Tensor | None = None,
         scale_T: Tensor | None = None,
     ) -> Residuals:
-        """``hint`` is what `embed` made, of one clip for all or of every clip; ``scale`` [T], or [1] for all frames."""
+        """``hint`` is from `embed`, for one clip or the whole batch; ``scale`` is [T], or [1] for all frames."""
         dtype = self.conv_in.weight.dtype
         emb_BE = self.time_embedding(sinusoidal(step_B, self.conv_in.out_channels).to(dtype))
         if self.add_embedding is not None and added_BV is not None:
             emb_BE = emb_BE + self.add_embedding(added_BV.to(dtype))
-        told = BlockInputs(silu_(emb_BE), context_RLC)
+        inputs = BlockInputs(silu_(emb_BE), context_RLC)
         x = self.conv_in(images(z_BCTHW.to(dtype)))
         x = add_(x, hint_NCHW if len(hint_NCHW) == 1 else hint_NCHW.repeat(len(x) // len(hint_NCHW), 1, 1, 1))
-        x, skips = run_down(self.down_blocks, x, told)
-        x = run_mid(self.mid_block, x, told) if self.size.middle is not None else self.mid_block(0, x, told)
+        x, skips = run_down(self.down_blocks, x, inputs)
+        x = run_mid(self.mid_block, x, inputs) if self.size.middle is not None else self.mid_block(0, x, inputs)
         out = [conv(skip) for conv, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
         maps = [*out, self.controlnet_mid_block(x)]
         if self.size.pooled:

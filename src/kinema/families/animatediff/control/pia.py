@@ -1,7 +1,7 @@
-"""PIA (Zhang et al. 2023, arXiv 2312.13964): a motion module that is shown the first frame, and how near each is to it.
+"""PIA (Zhang et al. 2023, arXiv 2312.13964): a motion module conditioned on the first frame.
 
-Beside the noisy latents the first convolution reads the first frame's, in every frame, and a mask: the affinity of
-each frame to it, which says how much may move.
+In every frame, the first convolution also reads the first frame's latents and a mask: the frame's affinity to the first
+one, which controls the amount of motion.
 
 Letters: B clips, T frames, C channels, h w rows and columns of latents.
 """
@@ -29,31 +29,31 @@ AFFINITIES: dict[str, tuple[float, ...]] = {
     "style-moderate": (0.5, 0.4, 0.4, 0.4, 0.35, 0.35, 0.3, 0.25, 0.2),
     "style-large": (0.5, 0.2),
 }
-"""The authors' choices by what they do; frames beyond have the last. The styles have other numbers in diffusers."""
+"""The authors' presets; later frames repeat the last value. diffusers has other values for the styles."""
 
 
 def affinity_of(config: Config, request: Request) -> Tensor:
-    """The affinity of every frame to the first, [T]: one of `AFFINITIES`, or a number from 0 to 1 for each frame."""
-    told: Any = request.extra.get("affinity", "small")
+    """Affinity of every frame to the first, [T]: one of `AFFINITIES`, or a number from 0 to 1 per frame."""
+    setting: Any = request.extra.get("affinity", "small")
     if "affinity" in request.extra and config.motion != "pia":
-        raise BadRequest("affinity is of PIA, and this model's motion module is another: add motion=pia.ckpt")
+        raise BadRequest("affinity needs PIA and this model has another motion module; add motion=pia.ckpt")
     frames = request.frames or 1
-    if isinstance(told, str):
-        if told not in AFFINITIES:
-            raise BadRequest(registry.unknown("affinity", told, AFFINITIES))
-        values = AFFINITIES[told]
+    if isinstance(setting, str):
+        if setting not in AFFINITIES:
+            raise BadRequest(registry.unknown("affinity", setting, AFFINITIES))
+        values = AFFINITIES[setting]
         return torch.tensor([values[min(frame, len(values) - 1)] for frame in range(frames)])
-    values = tuple(told) if isinstance(told, list | tuple) else ()
-    sound = all(isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v <= 1 for v in values)
-    if len(values) != frames or not sound:
+    values = tuple(setting) if isinstance(setting, list | tuple) else ()
+    valid = all(isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v <= 1 for v in values)
+    if len(values) != frames or not valid:
         raise BadRequest(
-            f"affinity is {quoted(told)}; expected {frames} numbers from 0 to 1, or {', '.join(AFFINITIES)}"
+            f"affinity is {quoted(setting)}; expected {frames} numbers from 0 to 1, or {', '.join(AFFINITIES)}"
         )
     return torch.tensor(values, dtype=torch.float32)
 
 
-def shown(first_BChw: Tensor, affinity_T: Tensor) -> Tensor:
-    """The affinity and the first frame's latents for every frame, B×(1 + C)×T×h×w."""
+def first_frame_input(first_BChw: Tensor, affinity_T: Tensor) -> Tensor:
+    """Concatenate affinity and first-frame latents for every frame, B×(1 + C)×T×h×w."""
     frames = len(affinity_T)
     first = first_BChw[:, :, None].expand(-1, -1, frames, -1, -1)
     mask = affinity_T.to(first)[None, None, :, None, None].expand(len(first), 1, -1, *first.shape[-2:])

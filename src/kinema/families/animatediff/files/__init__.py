@@ -1,1 +1,1 @@
-"""The files that people have of AnimateDiff and its image models: recognised, opened, converted."""
+"""Weight files of AnimateDiff and its image models: recognition, opening and conversion."""

@@ -1,4 +1,4 @@
-"""Image models, motion modules, what steers beside the prompt and LoRAs, from layout to layout and back."""
+"""Convert image models, motion modules, control networks, IP-Adapters and LoRAs between layouts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kinema.families.animatediff.files.controlnet_file import ControlFile
 from kinema.families.animatediff.files.image_files import OpenedImage
 from kinema.families.animatediff.files.ip_adapter_file import AdapterFile
 from kinema.families.animatediff.files.lora_files import OpenedLora
-from kinema.families.animatediff.files.motion_file import HEADS, UNTOLD, MotionFile, MotionLayout
+from kinema.families.animatediff.files.motion_file import DEFAULT_POSITIONS, HEADS, MotionFile, MotionLayout
 from kinema.schema import BadRequest
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -30,29 +30,29 @@ WEIGHTS = "diffusion_pytorch_model"
 
 @dataclass(frozen=True)
 class Opened:
-    """A file or folder: what it holds, and its tensors under our names, memory-mapped."""
+    """A recognised file or folder and its memory-mapped tensors under Kinema's names."""
 
-    told: MotionFile | SparseFile | ControlFile | AdapterFile
+    contents: MotionFile | SparseFile | ControlFile | AdapterFile
     tensors: Mapping[str, Tensor]
 
 
 class Layouts:
-    """What `kinema.checkpoints.convert` asks of a family."""
+    """AnimateDiff's layouts, as used by `kinema.checkpoints.convert`."""
 
     names: tuple[str, ...] = ("official", "diffusers", "hotshot", "kohya")
 
     def open(self, source: Path, variant: str | None) -> Opened | OpenedImage | OpenedLora | None:
-        seen = Source(source, variant)
-        return image_files.open_image(seen) or lora_files.open_lora(seen) or _open(seen)
+        contents = Source(source, variant)
+        return image_files.open_image(contents) or lora_files.open_lora(contents) or _open(contents)
 
     def plan(self, opened: Opened | OpenedImage | OpenedLora, layout: str, dtype: torch.dtype | None) -> Conversion:
-        """One file of the authors' layout, or a folder that diffusers opens (of an IP-Adapter one file in any case)."""
+        """Plan one file of the authors' layout or a diffusers folder; an IP-Adapter is always one file."""
         if isinstance(opened, OpenedImage):
             return image_files.plan(opened, layout, dtype)
         if isinstance(opened, OpenedLora):
             return lora_files.plan(opened, layout, dtype)
         if layout == "kohya":
-            raise BadRequest("kohya is a layout of LoRAs; expected official or diffusers")
+            raise BadRequest("kohya is a layout for LoRAs; expected official or diffusers")
         return _plan(opened, as_cast("MotionLayout", layout), dtype)
 
     def reader(self, source: Path, variant: str | None) -> Callable[[str], Tensor] | None:
@@ -63,39 +63,39 @@ class Layouts:
 LAYOUTS = Layouts()
 
 
-def _open(seen: Source) -> Opened | None:
-    """What goes into an image model; None for anything else."""
-    if seen.pipeline:
+def _open(source: Source) -> Opened | None:
+    """Open an add-on of an image model; None for anything else."""
+    if source.pipeline:
         return None
-    if told := sparse.recognise(seen.header):
-        return Opened(told, sparse.convert(seen.tensors()))
-    if control := controlnet_file.recognise(seen.header, seen.config(""), seen.name):
-        return Opened(control, controlnet_file.convert(control, seen.tensors()))
-    if adapter := ip_adapter_file.recognise(seen.header):
+    if sparse_file := sparse.recognise(source.header):
+        return Opened(sparse_file, sparse.convert(source.tensors()))
+    if control := controlnet_file.recognise(source.header, source.config(""), source.name):
+        return Opened(control, controlnet_file.convert(control, source.tensors()))
+    if adapter := ip_adapter_file.recognise(source.header):
         base = ip_adapter_file.base_of(adapter)
-        return Opened(adapter, ip_adapter_file.convert(adapter, base, 0, seen.tensors()))
-    motion = motion_file.recognise(seen.header, seen.name)
+        return Opened(adapter, ip_adapter_file.convert(adapter, base, 0, source.tensors()))
+    motion = motion_file.recognise(source.header, source.name)
     if motion is None:
         return None
-    tensors = seen.tensors()
-    first = {name: tensors[name] for name in motion_file.FIRST if name in tensors}
-    return Opened(motion, motion_file.convert(motion, tensors) | first)
+    tensors = source.tensors()
+    conv_in = {name: tensors[name] for name in motion_file.CONV_IN if name in tensors}
+    return Opened(motion, motion_file.convert(motion, tensors) | conv_in)
 
 
 def _plan(opened: Opened, layout: MotionLayout, dtype: torch.dtype | None) -> Conversion:
-    told = opened.told
-    if layout == "hotshot" and not isinstance(told, MotionFile):
-        raise BadRequest("hotshot is a layout of motion modules; expected official or diffusers")
+    contents = opened.contents
+    if layout == "hotshot" and not isinstance(contents, MotionFile):
+        raise BadRequest("hotshot is a layout for motion modules; expected official or diffusers")
     tensors = {name: cast(tensor, dtype) for name, tensor in _exported(opened, layout).items()}
     header = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     notes: tuple[str, ...] = ()
-    if isinstance(told, MotionFile | SparseFile) and told.positions is None:
-        notes = (f"the file has no positions; sinusoids of {UNTOLD} frames were written",)
-    if isinstance(told, AdapterFile) or layout != "diffusers":
+    if isinstance(contents, MotionFile | SparseFile) and contents.positions is None:
+        notes = (f"the file has no positions; sinusoids for {DEFAULT_POSITIONS} frames were written",)
+    if isinstance(contents, AdapterFile) or layout != "diffusers":
         return Conversion((TargetFile("", header, tensors.__getitem__, {"format": "pt"}),), {}, notes)
     tail = ".fp16" if dtype is torch.float16 else ""
     file = TargetFile(f"{WEIGHTS}{tail}.safetensors", header, tensors.__getitem__, {"format": "pt"})
-    return Conversion((file,), {"config.json": _config(told, opened.tensors)}, notes)
+    return Conversion((file,), {"config.json": _config(contents, opened.tensors)}, notes)
 
 
 def layout_of(layout: MotionLayout) -> Literal["official", "diffusers"]:
@@ -103,7 +103,7 @@ def layout_of(layout: MotionLayout) -> Literal["official", "diffusers"]:
 
 
 def _exported(opened: Opened, layout: MotionLayout) -> dict[str, Tensor]:
-    match opened.told:
+    match opened.contents:
         case SparseFile():
             return sparse.export(layout, opened.tensors)
         case MotionFile():
@@ -116,51 +116,51 @@ def _exported(opened: Opened, layout: MotionLayout) -> dict[str, Tensor]:
             )
 
 
-def _config(told: MotionFile | SparseFile | ControlFile, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    match told:
+def _config(contents: MotionFile | SparseFile | ControlFile, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    match contents:
         case SparseFile():
-            return _sparse_config(told, tensors)
+            return _sparse_config(contents, tensors)
         case ControlFile():
-            return _control_config(told)
+            return _control_config(contents)
         case _:
-            return _adapter_config(told)
+            return _adapter_config(contents)
 
 
-def _adapter_config(told: MotionFile) -> dict[str, Any]:
+def _adapter_config(module: MotionFile) -> dict[str, Any]:
     return {
         "_class_name": "MotionAdapter",
-        "block_out_channels": list(told.channels),
-        "conv_in_channels": told.first[1] if told.first else None,
-        "motion_layers_per_block": told.layers,
-        "motion_max_seq_length": told.positions or UNTOLD,
+        "block_out_channels": list(module.channels),
+        "conv_in_channels": module.conv_in[1] if module.conv_in else None,
+        "motion_layers_per_block": module.layers,
+        "motion_max_seq_length": module.positions or DEFAULT_POSITIONS,
         "motion_mid_block_layers_per_block": 1,
         "motion_norm_num_groups": 32,
-        "motion_num_attention_heads": gcd(HEADS, *told.channels),
-        "use_motion_mid_block": told.mid,
+        "motion_num_attention_heads": gcd(HEADS, *module.channels),
+        "use_motion_mid_block": module.mid,
     }
 
 
-def _sparse_config(told: SparseFile, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    attends = [f"down_blocks.{i}.attentions.0.norm.weight" in tensors for i in range(len(told.channels))]
-    heads = gcd(HEADS, *told.channels)
+def _sparse_config(sparse_file: SparseFile, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    has_attention = [f"down_blocks.{i}.attentions.0.norm.weight" in tensors for i in range(len(sparse_file.channels))]
+    heads = gcd(HEADS, *sparse_file.channels)
     return {
         "_class_name": "SparseControlNetModel",
-        "block_out_channels": list(told.channels),
+        "block_out_channels": list(sparse_file.channels),
         "concat_conditioning_mask": True,
-        "conditioning_channels": 4 if told.kind == "rgb" else 3,
-        "cross_attention_dim": told.context,
-        "down_block_types": ["CrossAttnDownBlockMotion" if a else "DownBlockMotion" for a in attends],
+        "conditioning_channels": 4 if sparse_file.kind == "rgb" else 3,
+        "cross_attention_dim": sparse_file.context,
+        "down_block_types": ["CrossAttnDownBlockMotion" if a else "DownBlockMotion" for a in has_attention],
         "in_channels": 4,
         "layers_per_block": 1 + max(int(n.split(".")[3]) for n in tensors if n.startswith("down_blocks.0.resnets.")),
-        "motion_max_seq_length": told.positions,
+        "motion_max_seq_length": sparse_file.positions,
         "motion_num_attention_heads": heads,
         "num_attention_heads": heads,
-        "use_simplified_condition_embedding": told.kind == "rgb",
+        "use_simplified_condition_embedding": sparse_file.kind == "rgb",
     }
 
 
-def _control_config(told: ControlFile) -> dict[str, Any]:
-    image, size = told.image, told.size
+def _control_config(control: ControlFile) -> dict[str, Any]:
+    image, size = control.image, control.size
     config: dict[str, Any] = {
         "_class_name": "ControlNetModel",
         "attention_head_dim": list(heads_of(image.channels, bool(image.size_embedding))),
@@ -173,7 +173,7 @@ def _control_config(told: ControlFile) -> dict[str, Any]:
         "in_channels": image.in_channels,
         "layers_per_block": image.layers,
         "mid_block_type": "UNetMidBlock2D" if size.middle is None else "UNetMidBlock2DCrossAttn",
-        # The middle has as many as the last level, and diffusers asks for a number also where a level has none.
+        # The middle has the last level's depth; diffusers needs a number even for a level without transformers.
         "transformer_layers_per_block": [*(d or 0 for d in size.depths[:-1]), size.depths[-1] or size.middle or 0],
         "use_linear_projection": size.linear,
     }

@@ -1,7 +1,7 @@
-"""Files of ControlNets: what one holds, told by keys and shapes, and its tensors under our names and back.
+"""Recognise and convert files of ControlNets.
 
-Two layouts: that of the authors (ldm's names behind ``control_model.``, or without that in files that were cut out of
-whole models) and that of diffusers' ``ControlNetModel``, which is ours.
+Two layouts: the authors' (ldm's names behind ``control_model.``, or without the prefix in files extracted from whole
+models) and that of diffusers' ``ControlNetModel``, which Kinema uses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kinema.schema import BadRequest
 
 ControlLayout = Literal["official", "diffusers"]
 PREFIX = "control_model."
-_HINT_BLOCK, _OUR_HINT = "input_hint_block", "controlnet_cond_embedding"
+_HINT_BLOCK, _NATIVE_HINT = "input_hint_block", "controlnet_cond_embedding"
 
 OTHERS = (
     (r"(^|\.)lora_controlnet$", "a Control-LoRA"),
@@ -34,12 +34,12 @@ OTHERS = (
     (r"^(ctrl_to_base|down_zero_convs_in|control_addition_embedding)\b", "a ControlNet-XS"),
     (r"^controlnet_blocks\.|^controlnet_x_embedder\.", "a ControlNet of a diffusion transformer"),
 )
-"""Control networks of other kinds, by names that only they have."""
+"""Unsupported kinds of control networks, by tensor names unique to them."""
 
 
 @dataclass(frozen=True)
 class ControlFile:
-    """What a file holds: the image model it is a copy of (its config's sizes), and the control network's own."""
+    """A recognised ControlNet file: sizes of its image model and of the control network."""
 
     layout: ControlLayout
     image: Config
@@ -52,33 +52,32 @@ class ControlFile:
         return Table(rows(self.image, self.size))
 
     def into(self, config: Config, name: str) -> Config:
-        """The config of an image model with this beside it."""
+        """Add this ControlNet to the config of a model."""
         image = replace(self.image, context=self.image.context or config.context)
-        ours, theirs = _base(config), _base(image)
-        if ours != theirs:
-            raise BadRequest(f"this ControlNet is for {theirs}, and the image model is {ours}")
+        model, own = _base(config), _base(image)
+        if model != own:
+            raise BadRequest(f"this ControlNet is for {own}; the image model is {model}")
         if config.stride != 8:
-            told = f"an eighth as large as pixels, and this model's are a {config.stride}th"
-            raise BadRequest(f"ControlNet takes pictures to maps {told}")
+            raise BadRequest(f"the model's latents are 1/{config.stride} of the frame size; ControlNet needs 1/8")
         if (self.image.in_channels, self.size.hint) != (config.latent_channels, 3):
-            told = f"{self.image.in_channels} latent channels and {self.size.hint} of the control picture"
-            raise BadRequest(f"this ControlNet has {told}; expected {config.latent_channels} and 3")
+            channels = f"{self.image.in_channels} latent channels and {self.size.hint} control image channels"
+            raise BadRequest(f"this ControlNet has {channels}; expected {config.latent_channels} and 3")
         if any(name == each.name for each in config.controls):
-            raise BadRequest(f"there is a ControlNet {name} already; add another as controlnet.NAME=FILE")
+            raise BadRequest(f"the model already has a ControlNet {name}; add another as controlnet.NAME=FILE")
         return replace(config, controls=(*config.controls, replace(self.size, name=name)))
 
 
 def _base(config: Config) -> str:
-    """The image model as people call it, by what a copy of its way down must share."""
+    """Describe an image model by the sizes that a copy of its encoder must share."""
     kind = {768: "Stable Diffusion 1.5", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}.get(config.context)
     channels = "/".join(map(str, config.channels))
-    told = f"{channels} channels, {config.layers} layers, prompts {config.context} wide"
+    sizes = f"{channels} channels, {config.layers} layers, prompt width {config.context}"
     vector = 6 * config.size_embedding + config.pooled
-    return f"{kind + ' ' if kind else 'a model '}({told}{f', {vector} added' if vector else ''})"
+    return f"{kind + ' ' if kind else 'a model '}({sizes}{f', added vector width {vector}' if vector else ''})"
 
 
 def other_kind(header: Header) -> str | None:
-    """A control network of a kind that is none of ours."""
+    """Name of an unsupported kind of control network; None for others."""
     return next((what for pattern, what in OTHERS if any(re.search(pattern, name) for name in header)), None)
 
 
@@ -86,36 +85,36 @@ def other_kind(header: Header) -> str | None:
 
 
 def is_control(header: Header) -> bool:
-    """Whether a file is one, whole or not."""
+    """Whether a file is a ControlNet, complete or not."""
     official = any(f"{prefix}{_HINT_BLOCK}.0.weight" in header for prefix in (PREFIX, ""))
-    return official or ("controlnet_mid_block.weight" in header and f"{_OUR_HINT}.conv_in.weight" in header)
+    return official or ("controlnet_mid_block.weight" in header and f"{_NATIVE_HINT}.conv_in.weight" in header)
 
 
-def recognise(header: Header, told: Mapping[str, Any] | None = None, name: str = "") -> ControlFile | None:
-    """What ControlNet a file holds; None for any other file. ``told`` is the config beside it, ``name`` the file's.
+def recognise(header: Header, data: Mapping[str, Any] | None = None, name: str = "") -> ControlFile | None:
+    """Recognise a ControlNet; None for any other file. ``data`` is its config.json, ``name`` the file's name.
 
-    Raises `BadRequest`, with the tensors named, for one that is not whole, or has more than there should be.
+    Raises `BadRequest` naming missing and unexpected tensors.
     """
     if other_kind(header):
         return None
-    if "controlnet_mid_block.weight" in header and f"{_OUR_HINT}.conv_in.weight" in header:
+    if "controlnet_mid_block.weight" in header and f"{_NATIVE_HINT}.conv_in.weight" in header:
         if any(".motion_modules." in key for key in header):
             return None  # SparseCtrl
-        found = _of_diffusers(header, told or {})
-        found.table.check_ours(shapes_of(header), "this ControlNet")
-        return found
+        control = _of_diffusers(header, data or {})
+        control.table.check_ours(shapes_of(header), "this ControlNet")
+        return control
     prefix = next((p for p in (PREFIX, "") if f"{p}{_HINT_BLOCK}.0.weight" in header), None)
     if prefix is None:
         return None
-    inside = _inside(header, prefix)
-    found = replace(_of_ldm(inside, name), prefix=prefix)
+    inside = _without_prefix(header, prefix)
+    control = replace(_of_ldm(inside, name), prefix=prefix)
     if len(inside) < len(header):
-        found = replace(found, notes=("the file holds an image model too, of which only the ControlNet is used",))
-    found.table.check_theirs(shapes_of(inside), "this ControlNet")
-    return found
+        control = replace(control, notes=("the file also contains an image model; only the ControlNet is used",))
+    control.table.check_theirs(shapes_of(inside), "this ControlNet")
+    return control
 
 
-def _inside(named: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def _without_prefix(named: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in named.items() if key.startswith(prefix)}
 
 
@@ -133,11 +132,11 @@ def _of_ldm(header: Header, name: str) -> ControlFile:
     image = replace(SDXL_IMAGE if xl else IMAGE, **sizes)
     if xl:
         image = _vector(image, header["label_emb.0.0.weight"][0][1])
-    notes = ("its name says shuffle: what it adds is averaged over the picture",) if size.pooled else ()
+    notes = ("its name contains shuffle: its residuals are averaged over the image",) if size.pooled else ()
     return ControlFile("official", image, size, notes=notes)
 
 
-def _of_diffusers(header: Header, told: Mapping[str, Any]) -> ControlFile:
+def _of_diffusers(header: Header, data: Mapping[str, Any]) -> ControlFile:
     levels = count(header, "down_blocks.")
 
     def shape(key: str) -> tuple[int, ...]:
@@ -145,10 +144,10 @@ def _of_diffusers(header: Header, told: Mapping[str, Any]) -> ControlFile:
             raise BadRequest(f"this ControlNet lacks {key}")
         return header[key][0]
 
-    def depth(place: str) -> int | None:
-        return count(header, f"{place}.transformer_blocks.") if f"{place}.norm.weight" in header else None
+    def depth(prefix: str) -> int | None:
+        return count(header, f"{prefix}.transformer_blocks.") if f"{prefix}.norm.weight" in header else None
 
-    order = told.get("controlnet_conditioning_channel_order", "rgb")
+    order = data.get("controlnet_conditioning_channel_order", "rgb")
     if order not in ("rgb", "bgr"):
         raise BadRequest(
             f"this ControlNet has controlnet_conditioning_channel_order {quoted(order)}; expected rgb or bgr"
@@ -160,9 +159,9 @@ def _of_diffusers(header: Header, told: Mapping[str, Any]) -> ControlFile:
         depths=depths,
         middle=depth("mid_block.attentions.0"),
         linear=any(len(s) == 2 for s in projections),
-        hint=shape(f"{_OUR_HINT}.conv_in.weight")[1],
+        hint=shape(f"{_NATIVE_HINT}.conv_in.weight")[1],
         bgr=order == "bgr",
-        pooled=bool(told.get("global_pool_conditions", False)),
+        pooled=bool(data.get("global_pool_conditions", False)),
     )
     xl = "add_embedding.linear_1.weight" in header
     image = replace(
@@ -172,7 +171,7 @@ def _of_diffusers(header: Header, told: Mapping[str, Any]) -> ControlFile:
         linear=size.linear,
         in_channels=shape("conv_in.weight")[1],
     )
-    # One without any cross-attention (a "small" one) goes with prompts of every width.
+    # A ControlNet without cross-attention ("small") works with prompts of any width.
     image = replace(image, context=min(contexts, default=0))
     if xl:
         image = _vector(image, shape("add_embedding.linear_1.weight")[1])
@@ -180,7 +179,7 @@ def _of_diffusers(header: Header, told: Mapping[str, Any]) -> ControlFile:
 
 
 def _vector(image: Config, width: int) -> Config:
-    """SDXL's added vector: a file tells how wide it is, not how much of it is the prompt's."""
+    """Set the width of SDXL's added vector; a file does not determine the prompt's share."""
     last = replace(image.text[-1], projection=width % 6)
     return replace(image, size_embedding=width // 6, text=(*image.text[:-1], last))
 
@@ -189,7 +188,7 @@ def _vector(image: Config, width: int) -> Config:
 
 
 def rows(image: Config, size: ControlSize) -> Iterator[Row]:
-    """Every tensor of the authors' layout, without ``control_model.``: 340 for Stable Diffusion 1.5."""
+    """Tensors of the authors' layout without ``control_model.``: 340 for Stable Diffusion 1.5."""
     for row in encoder_rows(replace(image, linear=size.linear), size.depths, size.middle):
         if size.middle is not None or not row.theirs.startswith("middle_block.2."):
             yield row
@@ -197,29 +196,29 @@ def rows(image: Config, size: ControlSize) -> Iterator[Row]:
         yield from layer(f"zero_convs.{n}.0", f"controlnet_down_blocks.{n}", width, width, 1, 1)
     last = image.channels[-1]
     yield from layer("middle_block_out.0", "controlnet_mid_block", last, last, 1, 1)
-    yield from layer(f"{_HINT_BLOCK}.0", f"{_OUR_HINT}.conv_in", HINT[0], size.hint, 3, 3)
+    yield from layer(f"{_HINT_BLOCK}.0", f"{_NATIVE_HINT}.conv_in", HINT[0], size.hint, 3, 3)
     widths = [(out, into) for here, there in zip(HINT, HINT[1:], strict=False) for out, into in _pair(here, there)]
     for n, (out, into) in enumerate(widths):
-        # The activations between are modules too, so that only even numbers are layers.
-        yield from layer(f"{_HINT_BLOCK}.{2 * n + 2}", f"{_OUR_HINT}.blocks.{n}", out, into, 3, 3)
+        # Activations are numbered too, so layers have even numbers.
+        yield from layer(f"{_HINT_BLOCK}.{2 * n + 2}", f"{_NATIVE_HINT}.blocks.{n}", out, into, 3, 3)
     end = 2 * len(widths) + 2
-    yield from layer(f"{_HINT_BLOCK}.{end}", f"{_OUR_HINT}.conv_out", image.channels[0], HINT[-1], 3, 3)
+    yield from layer(f"{_HINT_BLOCK}.{end}", f"{_NATIVE_HINT}.conv_out", image.channels[0], HINT[-1], 3, 3)
 
 
 def _pair(here: int, there: int) -> tuple[tuple[int, int], tuple[int, int]]:
     return (here, here), (there, here)
 
 
-def convert(told: ControlFile, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A file's tensors under the names of `ControlNet`."""
-    if told.layout == "diffusers":
+def convert(control: ControlFile, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert a file's tensors to the names of `ControlNet`."""
+    if control.layout == "diffusers":
         return dict(tensors)
-    return told.table.forward(_inside(tensors, told.prefix), "this ControlNet")
+    return control.table.forward(_without_prefix(tensors, control.prefix), "this ControlNet")
 
 
-def export(told: ControlFile, layout_: ControlLayout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors as a file of this layout holds them."""
-    if layout_ == "diffusers":
+def export(control: ControlFile, layout: ControlLayout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert `ControlNet` tensors to a file layout."""
+    if layout == "diffusers":
         return dict(tensors)
-    made = told.table.backward(tensors, "this ControlNet")
-    return {PREFIX + key: tensor for key, tensor in made.items()}
+    converted = control.table.backward(tensors, "this ControlNet")
+    return {PREFIX + key: tensor for key, tensor in converted.items()}

@@ -1,4 +1,4 @@
-"""The JSON files of an image model's folder, written so that diffusers opens it."""
+"""JSON files of an image model's diffusers folder."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ PARTS = {
     "text_encoder": "model",
     "text_encoder_2": "model",
 }
-"""Folder of each network to the stem of its weight file; the last is SDXL's."""
+"""Folder of each network to the stem of its weight file; the last is for SDXL."""
 
 
 def parts(config: Config) -> tuple[str, ...]:
-    """The networks of a model."""
+    """Folders of a model's networks."""
     return tuple(PARTS)[: 2 + len(config.text)]
 
 
 def configs(config: Config) -> dict[str, dict[str, Any]]:
-    """Every JSON file of the folder, by its path."""
+    """Contents of the folder's JSON files by path."""
     texts = list(zip(("text_encoder", "text_encoder_2"), config.text, strict=False))
     return {
         INDEX: _index(config),
@@ -35,7 +35,7 @@ def configs(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def _index(c: Config) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    index: dict[str, Any] = {
         "_class_name": "StableDiffusionXLPipeline" if c.size_embedding else "StableDiffusionPipeline",
         "feature_extractor": [None, None],
         "scheduler": ["diffusers", _scheduler(c)["_class_name"]],
@@ -45,20 +45,20 @@ def _index(c: Config) -> dict[str, Any]:
         "text_encoder": ["transformers", "CLIPTextModel"],
     }
     if c.size_embedding:
-        return told | {
+        return index | {
             "force_zeros_for_empty_prompt": True,
             "image_encoder": [None, None],
             "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
             "tokenizer_2": ["transformers", "CLIPTokenizer"],
         }
-    return told | {"requires_safety_checker": False, "safety_checker": [None, None]}
+    return index | {"requires_safety_checker": False, "safety_checker": [None, None]}
 
 
 def _unet(c: Config) -> dict[str, Any]:
     deepest = next((depth for depth in reversed(c.depths) if depth), 1)
-    told: dict[str, Any] = {
+    config: dict[str, Any] = {
         "_class_name": "UNet2DConditionModel",
-        "attention_head_dim": list(c.heads),  # the number of heads, by the name that diffusers gives it
+        "attention_head_dim": list(c.heads),  # diffusers' name for the number of heads
         "block_out_channels": list(c.channels),
         "cross_attention_dim": c.context,
         "down_block_types": ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in c.depths],
@@ -66,18 +66,18 @@ def _unet(c: Config) -> dict[str, Any]:
         "layers_per_block": c.layers,
         "out_channels": c.latent_channels,
         "sample_size": c.height // c.stride,
-        # The middle has as many as the last level says, also where that has none itself.
+        # The middle block has the last level's depth, even if that level has no transformers.
         "transformer_layers_per_block": [*(depth or 1 for depth in c.depths[:-1]), c.depths[-1] or deepest],
         "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(c.depths)],
         "use_linear_projection": c.linear,
     }
     if c.size_embedding:
-        told |= {
+        config |= {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": c.size_embedding,
             "projection_class_embeddings_input_dim": 6 * c.size_embedding + c.pooled,
         }
-    return told
+    return config
 
 
 def _vae(c: Config) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def _text(size: ClipTextSize) -> dict[str, Any]:
     return {
         "architectures": ["CLIPTextModelWithProjection" if size.projection else "CLIPTextModel"],
         "bos_token_id": 0,
-        "eos_token_id": 2,  # as published: has transformers find the end by the largest token
+        "eos_token_id": 2,  # as published; makes transformers find the end by the largest token
         "hidden_act": size.activation,
         "hidden_size": size.width,
         "intermediate_size": size.mlp,
@@ -117,9 +117,9 @@ def _text(size: ClipTextSize) -> dict[str, Any]:
 
 
 def _scheduler(c: Config) -> dict[str, Any]:
-    """What the published folders have."""
+    """Scheduler config of the published folders."""
     kind, start, end = IMAGE_BETAS
-    told: dict[str, Any] = {
+    config: dict[str, Any] = {
         "beta_end": end,
         "beta_schedule": kind,
         "beta_start": start,
@@ -129,5 +129,5 @@ def _scheduler(c: Config) -> dict[str, Any]:
         "timestep_spacing": "leading",
     }
     if c.size_embedding:
-        return told | {"_class_name": "EulerDiscreteScheduler"}
-    return told | {"_class_name": "PNDMScheduler", "set_alpha_to_one": False, "skip_prk_steps": True}
+        return config | {"_class_name": "EulerDiscreteScheduler"}
+    return config | {"_class_name": "PNDMScheduler", "set_alpha_to_one": False, "skip_prk_steps": True}

@@ -1,7 +1,7 @@
-"""Image models from one file (ldm's, sgm's: CivitAI) to a folder of diffusers, and back to the byte.
+"""Convert image models between a single file (ldm, sgm: CivitAI) and a diffusers folder, byte for byte.
 
-The folder has no place for what training left in a file (averages, schedules, counters), which is kept in
-``kinema_extra/`` with the file's own header, for the way back.
+Training leftovers in a file (averages, schedules, counters) have no place in the folder; ``kinema_extra/`` keeps them
+with the file's header, so that converting back restores the file.
 """
 
 from __future__ import annotations
@@ -31,128 +31,127 @@ _ABSENT = {"vae": "VAE", "text": "text encoder"}
 
 @dataclass(frozen=True)
 class OpenedImage:
-    """An image model of either layout, seen as ours: headers without data, and a way to read one tensor."""
+    """An image model of either layout under Kinema's names: headers without data, and a reader of single tensors."""
 
     image: ImageFile
     table: Table
-    ours: Header
+    native: Header
+    """Tensors under Kinema's names."""
     extra: Header
-    """Tensors of the single file that have no place in ours, by their names there."""
+    """Tensors of the single file that the network has no place for, under the file's names."""
     read: Callable[[str], Tensor]
     text: bytes = b""
-    """The header of the single file this is, or was converted from; empty when that is not known."""
+    """Header of the single file that this is or was converted from; empty if unknown."""
 
 
 # ---------------------------------------------------------------------------------------- opening
 
 
 def open_image(source: Source) -> OpenedImage | None:
-    """A folder, a single file, or one that `kinema train` wrote; None when it is no image model of this family."""
+    """Open a folder, a single file or one from `kinema train`; None if it is not an image model of this family."""
     if source.pipeline:
         return open_folder(source)
     if "kinema" not in source.metadata:
         return open_single(source.path, source.variant)
     family, config = family_of(source.metadata["kinema"], str(source.path))
-    return open_own(source.path, config, source.variant) if family.name == "animatediff" else None
+    return open_trained(source.path, config, source.variant) if family.name == "animatediff" else None
 
 
 def open_single(path: Path, variant: str | None) -> OpenedImage | None:
-    """A single file, checked from its header alone; None when it is no image model."""
+    """Open a single file, checked by its header alone; None if it is not an image model."""
     source = Stream(path, variant)
     image = layout.recognise(source.header)
     if image is None:
         return None
-    known, spelt = (
-        image.table,
-        {usual(n): n for n in source.header if not is_unused(n)},
-    )
-    known.check_theirs({name: source.header[own][0] for name, own in spelt.items()}, path.name)
-    kept = {spelt[row.theirs] for row in known.rows if row.ours}
+    table = image.table
+    names = {usual(n): n for n in source.header if not is_unused(n)}
+    table.check_theirs({usual_name: source.header[name][0] for usual_name, name in names.items()}, path.name)
+    kept = {names[row.theirs] for row in table.rows if row.ours}
     extra = {name: entry for name, entry in source.header.items() if name not in kept}
-    ours = {n: (shape, source.header[spelt[known.by_ours[n][0].theirs]][1]) for n, shape in known.ours.items()}
+    native = {n: (shape, source.header[names[table.by_ours[n][0].theirs]][1]) for n, shape in table.ours.items()}
 
     def read(name: str) -> Tensor:
-        return source[name] if name in extra else known.make_ours(name, lambda theirs: source[spelt[theirs]])
+        return source[name] if name in extra else table.make_ours(name, lambda foreign: source[names[foreign]])
 
-    return OpenedImage(image, known, ours, extra, read, source.text)
+    return OpenedImage(image, table, native, extra, read, source.text)
 
 
 def open_folder(source: Source) -> OpenedImage | None:
-    """A folder of diffusers, checked from its configs and headers alone; None when it is of another family."""
+    """Open a diffusers folder, checked by its configs and headers alone; None if it belongs to another family."""
     found = opening.open_source(source)
     if found is None:
         return None
     if found.config.motion != "none":
         raise BadRequest(
-            f"{source.path} is a folder of {source.pipeline} with a motion module in it, which no other layout of an "
-            f"image model has a place for: convert its {opening.MOTION_PART}/, and a folder of the image model alone"
+            f"{source.path} has a motion module, which other layouts of an image model cannot contain; convert its "
+            f"{opening.MOTION_PART}/ and a folder of the image model separately"
         )
     streams = {part: Stream(source.path / part, source.variant) for part in found.parts}
-    named = {opening.our_name(f"{part}.{name}"): (part, name) for part, held in streams.items() for name in held}
-    named = {name: place for name, place in named.items() if not is_unused(name)}
+    named = {opening.native_name(f"{part}.{name}"): (part, name) for part, stream in streams.items() for name in stream}
+    named = {name: location for name, location in named.items() if not is_unused(name)}
     image = ImageFile(found.config, vae=True, text=True)
-    known, ours = image.table, {name: streams[part].header[own] for name, (part, own) in named.items()}
-    known.check_ours(shapes_of(ours), source.path.name)
+    table, native = image.table, {name: streams[part].header[key] for name, (part, key) in named.items()}
+    table.check_ours(shapes_of(native), source.path.name)
     extras = Stream(source.path / EXTRA) if (source.path / EXTRA).is_dir() else None
     extra = extras.header if extras is not None else {}
 
     def read(name: str) -> Tensor:
         if extras is not None and name in extra:
             return extras[name]
-        part, own = named[name]
-        return streams[part][own]
+        part, key = named[name]
+        return streams[part][key]
 
     text = extras.metadata.get("original_header", "").encode() if extras is not None else b""
-    opened = OpenedImage(image, known, ours, extra, read, text)
-    return opened if _fits(opened) else OpenedImage(image, known, ours, extra, read)
+    opened = OpenedImage(image, table, native, extra, read, text)
+    return opened if _header_matches(opened) else OpenedImage(image, table, native, extra, read)
 
 
-def open_own(path: Path, config: Config, variant: str | None) -> OpenedImage:
-    """A file that `kinema train` wrote, whose note tells this config; its names are ours."""
+def open_trained(path: Path, config: Config, variant: str | None) -> OpenedImage:
+    """Open a file written by `kinema train` with this config in its metadata."""
     if config.codec != "vae":
-        raise BadRequest(f"{path.name} works on pixels, and every other layout of an image model has a VAE")
+        raise BadRequest(f"{path.name} works on pixels; other layouts of an image model need a VAE")
     if config.motion != "none" or config.sparse or config.controls or config.adapters:
         raise BadRequest(
-            f"{path.name} is an image model with more in it, which no other layout has a place for as a whole: "
-            "convert the motion.safetensors or sparsectrl.safetensors that training wrote beside it"
+            f"{path.name} is an image model with add-ons, which other layouts cannot contain; convert the "
+            "motion.safetensors or sparsectrl.safetensors next to it"
         )
     source, image = Stream(path, variant), ImageFile(config, vae=True, text=True)
-    known = image.table
-    known.check_ours(shapes_of(source.header), path.name)
-    return OpenedImage(image, known, dict(source.header), {}, source.__getitem__)
+    table = image.table
+    table.check_ours(shapes_of(source.header), path.name)
+    return OpenedImage(image, table, dict(source.header), {}, source.__getitem__)
 
 
-def _fits(opened: OpenedImage) -> bool:
-    """Whether the header of the single file lists exactly the tensors that are here."""
-    told = _listed(opened.text)
-    now = _single_header(opened, told)
-    here = {row.theirs for row in opened.table.rows if row.ours}
-    whole = here <= {usual(name) for name in told} and opened.extra.keys() <= told.keys()
-    return whole and all(now.get(name) == entry for name, entry in told.items())
+def _header_matches(opened: OpenedImage) -> bool:
+    """Whether the single file's header lists exactly these tensors."""
+    original = _tensors_of(opened.text)
+    current = _single_header(opened, original)
+    foreign = {row.theirs for row in opened.table.rows if row.ours}
+    whole = foreign <= {usual(name) for name in original} and opened.extra.keys() <= original.keys()
+    return whole and all(current.get(name) == entry for name, entry in original.items())
 
 
-def _listed(text: bytes) -> Header:
-    """What a header lists."""
-    return listed(text, "the header that was kept")[0] if text else {}
+def _tensors_of(text: bytes) -> Header:
+    """Tensors listed in a header."""
+    return listed(text, "the original header")[0] if text else {}
 
 
 # ---------------------------------------------------------------------------------------- writing
 
 
 def plan(opened: OpenedImage, kind: str, dtype: torch.dtype | None) -> Conversion:
-    """Raises `BadRequest` for a layout that image models have not, and for a folder that would lack a network."""
+    """Plan a conversion; raises `BadRequest` for an unsupported layout and for a folder that would lack a network."""
     if kind == "official":
         return plan_single(opened, dtype)
     if kind != "diffusers":
-        raise BadRequest(f"an image model has no layout {kind}; expected official (one file) or diffusers (a folder)")
+        raise BadRequest(f"image models have no layout {kind}; expected official (one file) or diffusers (a folder)")
     if absent := [what for part, what in _ABSENT.items() if not getattr(opened.image, part)]:
-        raise BadRequest(f"this image model's file has no {' and no '.join(absent)}, which a folder of diffusers needs")
+        raise BadRequest(f"the image model's file has no {' and no '.join(absent)}, which a diffusers folder needs")
     return plan_folder(opened, dtype)
 
 
 def plan_single(opened: OpenedImage, dtype: torch.dtype | None) -> Conversion:
-    """The single file; with the header of the file that it was, if it was one."""
-    header = _single_header(opened, _listed(opened.text))
+    """Plan the single file, with the original header if it was converted from one."""
+    header = _single_header(opened, _tensors_of(opened.text))
 
     def make(name: str) -> Tensor:
         kept = name in opened.extra
@@ -162,35 +161,35 @@ def plan_single(opened: OpenedImage, dtype: torch.dtype | None) -> Conversion:
     return Conversion((TargetFile("", cast(header, dtype), make, {"format": "pt"}, text or None),), {})
 
 
-def _single_header(opened: OpenedImage, told: Header) -> Header:
-    """The single file's tensors, under the names that it had (``told``) or the usual ones."""
-    rows = {row.theirs: (row.shape, opened.ours[row.ours[0]][1]) for row in opened.table.rows if row.ours}
-    spelt = {usual(name): name for name in told if name not in opened.extra}
-    return {spelt.get(name, name): entry for name, entry in rows.items()} | opened.extra
+def _single_header(opened: OpenedImage, original: Header) -> Header:
+    """The single file's tensors, under the names of its ``original`` header or the usual ones."""
+    rows = {row.theirs: (row.shape, opened.native[row.ours[0]][1]) for row in opened.table.rows if row.ours}
+    original_names = {usual(name): name for name in original if name not in opened.extra}
+    return {original_names.get(name, name): entry for name, entry in rows.items()} | opened.extra
 
 
 def plan_folder(opened: OpenedImage, dtype: torch.dtype | None) -> Conversion:
-    """The folder as diffusers reads it, and what it has no place for in ``kinema_extra/``."""
+    """Plan the folder for diffusers, with leftovers in ``kinema_extra/``."""
     config, tail = opened.image.config, ".fp16" if dtype is torch.float16 else ""
     files = []
     for part in folder.parts(config):
-        own = {n.partition(".")[2]: e for n, e in cast(opened.ours, dtype).items() if n.startswith(f"{part}.")}
-        place = f"{part}/{folder.PARTS[part]}{tail}.safetensors"
-        files.append(TargetFile(place, own, _inside(opened, part, dtype), {"format": "pt"}))
-    notes = ["no weight file holds CLIP's vocabulary: diffusers looks for it in tokenizer/, where it is to be put"]
+        header = {n.partition(".")[2]: e for n, e in cast(opened.native, dtype).items() if n.startswith(f"{part}.")}
+        path = f"{part}/{folder.PARTS[part]}{tail}.safetensors"
+        files.append(TargetFile(path, header, _reader(opened, part, dtype), {"format": "pt"}))
+    notes = ["weight files do not contain CLIP's vocabulary: copy it into tokenizer/ for diffusers"]
     if opened.extra or opened.text:
-        about = "Tensors and header of the single file that the folder has no place for; nothing reads them."
-        told = {"about": about}
+        about = "Tensors and header of the original single file that a diffusers folder cannot contain."
+        metadata = {"about": about}
         if opened.text and dtype is None:
-            told["original_header"] = opened.text.decode()
+            metadata["original_header"] = opened.text.decode()
 
         def extra(name: str) -> Tensor:
             return cast(opened.read(name), dtype)
 
-        files.append(TargetFile(f"{EXTRA}/model.safetensors", cast(opened.extra, dtype), extra, told))
-        notes.append(f"{len(opened.extra)} tensors that this layout has no place for are kept in {EXTRA}/")
+        files.append(TargetFile(f"{EXTRA}/model.safetensors", cast(opened.extra, dtype), extra, metadata))
+        notes.append(f"{len(opened.extra)} tensors that this layout cannot contain are in {EXTRA}/")
     return Conversion(tuple(files), folder.configs(config), tuple(notes))
 
 
-def _inside(opened: OpenedImage, part: str, dtype: torch.dtype | None) -> Callable[[str], Tensor]:
+def _reader(opened: OpenedImage, part: str, dtype: torch.dtype | None) -> Callable[[str], Tensor]:
     return lambda name: cast(opened.read(f"{part}.{name}"), dtype)

@@ -1,4 +1,4 @@
-"""What image model a single file of Stable Diffusion holds, and whether motion modules are for it."""
+"""Recognise the image model in a single file of Stable Diffusion."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from kinema.schema import BadRequest
 
 @dataclass(frozen=True)
 class ImageFile:
-    """What a single file holds: the image model's config, and whether its other parts are in it."""
+    """A recognised single file: the image model's config, and whether it contains a VAE and text encoders."""
 
     config: Config
     vae: bool
@@ -38,9 +38,9 @@ class ImageFile:
 
 
 def recognise(header: Header) -> ImageFile | None:
-    """The image model of a single file, told by keys and shapes; None for a file that has no image U-Net.
+    """Recognise an image model by keys and shapes; None for a file without an image U-Net.
 
-    Raises `BadRequest` for an image model that no motion module is for, and says what it is.
+    Raises `BadRequest` naming the model if no motion modules exist for it.
     """
     header = cleaned(header)
     if not is_image_model(header):
@@ -51,21 +51,21 @@ def recognise(header: Header) -> ImageFile | None:
         what = {9: "an inpainting", 8: "an instruction"}.get(sizes["in_channels"], "another")
         raise BadRequest(f"this is {what} model of Stable Diffusion ({sizes['in_channels']} channels); expected 4")
     if not xl and (any(name.startswith("cond_stage_model.model.") for name in header) or sizes["linear"]):
-        raise BadRequest("this is Stable Diffusion 2; motion modules are for Stable Diffusion 1.5 and XL")
+        raise BadRequest("this is Stable Diffusion 2; motion modules exist for Stable Diffusion 1.5 and XL")
     base = SDXL_IMAGE if xl else IMAGE
     vae = any(name.startswith(f"{VAE}decoder.") for name in header)
     if vae:
         sizes |= vae_sizes({name.removeprefix(VAE): entry for name, entry in header.items() if name.startswith(VAE)})
-    told = _text_sizes(header, xl)
-    if told:
-        sizes["text"] = told
-    return ImageFile(replace(base, **sizes), vae, bool(told))
+    text = _text_sizes(header, xl)
+    if text:
+        sizes["text"] = text
+    return ImageFile(replace(base, **sizes), vae, bool(text))
 
 
 def text_size(header: Header, prefix: str, base: ClipTextSize) -> ClipTextSize | None:
-    """The text encoder under transformers' names behind a prefix; None where there is none."""
-    told = text_sizes(header, prefix)
-    return replace(base, **told) if told else None
+    """Size of the text encoder behind a prefix in transformers' layout; None if there is none."""
+    sizes = text_sizes(header, prefix)
+    return replace(base, **sizes) if sizes else None
 
 
 def _text_sizes(header: Header, xl: bool) -> tuple[ClipTextSize, ...]:

@@ -1,7 +1,7 @@
-"""LoRAs of the U-Net, the text encoders and the motion modules: names of the layouts people have, to ours.
+"""LoRA layer names of other layouts.
 
-kohya's and diffusers' own names of our modules are known without; here are those of ldm's U-Net, of text encoders as
-kohya writes them, and of motion modules in the authors' layout (MotionLoRA, MotionDirector).
+Generic code handles kohya's and diffusers' names; this module adds those of ldm's U-Net and of motion modules in the
+authors' layout (MotionLoRA, MotionDirector).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from kinema.families.animatediff.unet import UNet
 
 
 def aliases(config: Config) -> Mapping[str, str]:
-    """Another layout's name of a layer to ours."""
+    """Layer names of other layouts to Kinema's."""
     return {**_image(config), **_motion(config)}
 
 
 def _image(config: Config) -> dict[str, str]:
-    """ldm's names (``input_blocks.1.1.…``), with which LoRAs of SDXL are written."""
+    """ldm's names (``input_blocks.1.1.…``), used by LoRAs of SDXL."""
     return {
         row.theirs.removesuffix(".weight"): f"unet.{row.ours[0].removesuffix('.weight')}"
         for row in unet_rows(config)
@@ -41,16 +41,20 @@ def _motion(config: Config) -> dict[str, str]:
         names = [name for name in UNet(config).state_dict() if ".motion_modules." in name]
     keys: KeyMap = motion_file.KEYS["official"]
     pairs = ((keys.rename_back(name), name) for name in names if name.endswith(".weight"))
-    return {theirs.removesuffix(".weight"): f"unet.{ours.removesuffix('.weight')}" for theirs, ours in pairs if theirs}
+    return {
+        foreign.removesuffix(".weight"): f"unet.{native.removesuffix('.weight')}"
+        for foreign, native in pairs
+        if foreign
+    }
 
 
 def official(low: Lora) -> dict[str, Tensor]:
-    """A MotionLoRA or a domain adapter as the authors' code saves it, which has no alpha: its scale is in ``up``."""
-    made = {}
+    """Convert a MotionLoRA or domain adapter to the authors' layout, which has no alpha: ``up`` includes the scale."""
+    tensors = {}
     for module, adapter in low.items():
         name = module.removeprefix("unet.")
-        theirs = motion_file.KEYS["official"].rename_back(f"{name}.weight") if ".motion_modules." in name else None
-        block, _, which = (theirs.removesuffix(".weight") if theirs else name).removesuffix(".0").rpartition(".")
-        made[f"{block}.processor.{which}_lora.down.weight"] = adapter.down
-        made[f"{block}.processor.{which}_lora.up.weight"] = adapter.scale * adapter.up
-    return made
+        foreign = motion_file.KEYS["official"].rename_back(f"{name}.weight") if ".motion_modules." in name else None
+        block, _, which = (foreign.removesuffix(".weight") if foreign else name).removesuffix(".0").rpartition(".")
+        tensors[f"{block}.processor.{which}_lora.down.weight"] = adapter.down
+        tensors[f"{block}.processor.{which}_lora.up.weight"] = adapter.scale * adapter.up
+    return tensors

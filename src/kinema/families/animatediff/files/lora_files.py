@@ -1,7 +1,7 @@
-"""LoRAs of the family from layout to layout: kohya's, diffusers', and the authors' (MotionLoRA, the domain adapter).
+"""Convert the family's LoRAs between layouts: kohya, diffusers, and the authors' (MotionLoRA, the domain adapter).
 
-What a layout has no place for (other names of a layer, notes of training, the type of an alpha) is kept with the first
-file's header in the metadata, so that the way back gives that file byte for byte.
+The first file's header is kept in the metadata with what a layout cannot contain (other layer names, training notes,
+the type of an alpha), so that converting back restores that file byte for byte.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from kinema.schema import BadRequest
 
 LAYOUTS = ("official", *lora_formats.LAYOUTS)
 NOTE = "kinema_original_header"
-OURS = {
+FAMILY_LORAS = {
     "a LoRA": ("v2", "sdxl"),
     "a LoRA of an AnimateDiff motion module": ("v2", "sdxl"),
     "a LoRA of Stable Diffusion 1.5": ("v2",),
     "a LoRA of Stable Diffusion XL": ("sdxl",),
 }
-"""What a LoRA of this family is called, to the models whose layers it may name: between them they have all."""
+"""Descriptions of this family's LoRAs to the presets that have the layers they may name."""
 _ATTENTION = re.compile(r"unet\..*\.to_(q|k|v|out\.0)")
 
 
 @dataclass(frozen=True)
 class Names:
-    """The layers of a model that LoRAs may change, and what else they are called."""
+    """Layers of a preset that LoRAs can change, and their aliases."""
 
     preset: str
 
@@ -59,7 +59,7 @@ class Names:
 
 @dataclass(frozen=True)
 class OpenedLora:
-    """A LoRA by our names; ``texts`` are the headers of its file and of the one that this was made from."""
+    """A LoRA under Kinema's names; ``texts`` are the headers of its file and of the original file."""
 
     lora: Lora
     names: Names
@@ -67,75 +67,76 @@ class OpenedLora:
 
 
 def open_lora(source: Source) -> OpenedLora | None:
-    """None for a file that is no LoRA, or one of another family. `BadRequest` for a tensor that fits no layer."""
+    """Open a LoRA; None for other files and families, `BadRequest` for a tensor that fits no layer."""
     if source.pipeline or not is_lora(source.header):
         return None
     kind = lora_kind(source.header)
-    for names in map(Names, OURS.get(kind, ())):
+    for names in map(Names, FAMILY_LORAS.get(kind, ())):
         if not placed(source.header, names.modules, names.aliases)[1]:
             break
     else:
-        if kind == "a LoRA" or kind not in OURS:
+        if kind == "a LoRA" or kind not in FAMILY_LORAS:
             return None
-        names = Names(OURS[kind][0])  # reading says which tensors fit no layer of it
+        names = Names(FAMILY_LORAS[kind][0])  # reading raises for the tensors that fit no layer
     found = read_lora(source.path, names.modules, names.aliases)
     kept = source.metadata.get(NOTE, "").encode()
     return OpenedLora(found, names, tuple(filter(None, (Stream(source.path).text, kept))))
 
 
 def plan(opened: OpenedLora, layout: str, dtype: torch.dtype | None) -> Conversion:
-    """One file; adapters are small enough to be made at once."""
+    """Plan one file; LoRAs are small enough to convert in memory."""
     if layout not in LAYOUTS:
-        raise BadRequest(f"a LoRA has no layout {layout}; expected {', '.join(LAYOUTS)}")
+        raise BadRequest(f"LoRAs have no layout {layout}; expected {', '.join(LAYOUTS)}")
     for text in opened.texts if dtype is None else ():
-        if (made := as_it_was(opened, text, layout)) is not None:
-            return Conversion((_file(made, {}, text),), {})
-    made, told = _official(opened.lora) if layout == "official" else lora_formats.laid_out(opened.lora, layout)
+        if (tensors := restored(opened, text, layout)) is not None:
+            return Conversion((_file(tensors, {}, text),), {})
+    tensors, metadata = _official(opened.lora) if layout == "official" else lora_formats.laid_out(opened.lora, layout)
     if opened.texts and dtype is None:
-        told[NOTE] = opened.texts[-1].decode()
+        metadata[NOTE] = opened.texts[-1].decode()
     folded = layout == "official" and any(adapter.scale != 1 for adapter in opened.lora.values())
-    notes = ("the authors' layout has no alphas: the layers' up was multiplied by alpha / rank",) if folded else ()
-    return Conversion((_file({name: cast(tensor, dtype) for name, tensor in made.items()}, told),), {}, notes)
+    notes = ("the authors' layout has no alphas: up weights were multiplied by alpha / rank",) if folded else ()
+    return Conversion((_file({name: cast(tensor, dtype) for name, tensor in tensors.items()}, metadata),), {}, notes)
 
 
-def _file(tensors: Mapping[str, Tensor], told: Mapping[str, str], text: bytes | None = None) -> TargetFile:
+def _file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], text: bytes | None = None) -> TargetFile:
     header = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-    return TargetFile("", header, tensors.__getitem__, told, text)
+    return TargetFile("", header, tensors.__getitem__, metadata, text)
 
 
 def _official(low: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:
     if others := [name for name in low if not _ATTENTION.fullmatch(name)]:
         raise BadRequest(
-            f"the authors' layout holds attention of the U-Net alone, and this LoRA has {len(others)} other layers "
-            f"({few(others)}); expected diffusers or kohya"
+            f"the authors' layout has only attention layers of the U-Net and this LoRA has {len(others)} other layers "
+            f"({few(others)}); use diffusers or kohya"
         )
     return lora.official(low), {"format": "pt"}
 
 
-def as_it_was(opened: OpenedLora, text: bytes, layout: str) -> dict[str, Tensor] | None:
-    """The tensors that a header lists; None where it is of another layout, or these are not what it was written for."""
-    header, told = listed(text, "the header that was kept")
+def restored(opened: OpenedLora, text: bytes, layout: str) -> dict[str, Tensor] | None:
+    """The tensors that a header lists; None if it has another layout or does not match this LoRA."""
+    header, metadata = listed(text, "the original header")
     names, low = opened.names, opened.lora
-    places, unknown = placed(header, names.modules, names.aliases)
-    if unknown or layout_of(header) != layout or {module for module, _ in places.values()} != low.keys():
+    keys, unknown = placed(header, names.modules, names.aliases)
+    if unknown or layout_of(header) != layout or {module for module, _ in keys.values()} != low.keys():
         return None
-    alphas, own = PeftAlphas(told, "this LoRA"), {module for module, role in places.values() if role == "alpha"}
-    if any((alphas.of(m) or a.rank) != (a.alpha or a.rank) for m, a in low.items() if m not in own):
+    with_alpha = {module for module, role in keys.values() if role == "alpha"}
+    alphas = PeftAlphas(metadata, "this LoRA")
+    if any((alphas.of(m) or a.rank) != (a.alpha or a.rank) for m, a in low.items() if m not in with_alpha):
         return None
-    made = {}
-    for key, (module, role) in places.items():
+    tensors = {}
+    for key, (module, role) in keys.items():
         adapter, (shape, dtype) = low[module], header[key]
         if role == "alpha":
-            made[key] = torch.full(shape, adapter.alpha or adapter.rank, dtype=dtype)
+            tensors[key] = torch.full(shape, adapter.alpha or adapter.rank, dtype=dtype)
         else:
-            made[key] = adapter.down if role == "down" else adapter.up
-        if (tuple(made[key].shape), made[key].dtype) != (shape, dtype):
+            tensors[key] = adapter.down if role == "down" else adapter.up
+        if (tuple(tensors[key].shape), tensors[key].dtype) != (shape, dtype):
             return None
-    return made
+    return tensors
 
 
 def layout_of(names: Mapping[str, object]) -> str:
-    """The layout of a file with these names; "" for one that is read and not written."""
+    """The layout of a file with these names; "" for a read-only layout."""
     if any(name.startswith(tuple(KOHYA)) for name in names):
         return "kohya"
     if all(".lora_A." in name or ".lora_B." in name for name in names):

@@ -1,8 +1,8 @@
-"""Files of motion modules: what a file is, told by its keys and shapes, and its tensors under our names and back.
+"""Recognise and convert files of motion modules.
 
 Three layouts: the authors' (``…motion_modules.0.temporal_transformer…attention_blocks.0.to_q.weight``), that of
-diffusers' ``MotionAdapter``, which is ours, and HotShot-XL's. The authors keep the positions twice a block, diffusers
-once, and AnimateLCM not at all: they are sinusoids, which can be made again.
+diffusers' ``MotionAdapter``, which Kinema uses, and HotShot-XL's. The authors store the positions twice per block,
+diffusers once and AnimateLCM not at all, since they are sinusoids.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kinema.bounds import few, quoted
+from kinema.bounds import few
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.keymap import KeyMap
 from kinema.checkpoints.lora_formats import is_lora
@@ -28,15 +28,15 @@ from kinema.schema import BadRequest
 MotionLayout = Literal["official", "diffusers", "hotshot"]
 
 HEADS = 8
-"""Of every published module; weights do not tell."""
-FIRST = ("conv_in.weight", "conv_in.bias")
-"""PIA's first layer, which is in its files beside the motion module."""
-LATENT = 4
-UNTOLD = 32
-"""Positions of a file without them, which is AnimateLCM's: its diffusers folder holds as many."""
+"""Attention heads of every published module; weights do not determine them."""
+CONV_IN = ("conv_in.weight", "conv_in.bias")
+"""PIA's first layer, stored with its motion module."""
+LATENT_CHANNELS = 4
+DEFAULT_POSITIONS = 32
+"""Number of positions for a file without them (AnimateLCM); its diffusers folder has this number."""
 
 _BLOCKS = ("{}_blocks.{}", "mid_block")
-_INNER = (
+_LAYERS = (
     ("norm.{}", "norm.{}"),
     ("proj_in.{}", "proj_in.{}"),
     ("proj_out.{}", "proj_out.{}"),
@@ -54,9 +54,9 @@ _INNER = (
 
 def _keys(inside: str) -> KeyMap:
     return KeyMap(
-        (f"{block}.{inside}.{theirs}", f"{block}.motion_modules.{{}}.{ours}")
+        (f"{block}.{inside}.{foreign}", f"{block}.motion_modules.{{}}.{native}")
         for block in _BLOCKS
-        for theirs, ours in _INNER
+        for foreign, native in _LAYERS
     )
 
 
@@ -64,9 +64,9 @@ KEYS: dict[MotionLayout, KeyMap] = {
     "official": _keys("motion_modules.{}.temporal_transformer"),
     "hotshot": _keys("temporal_attentions.{}"),
     "diffusers": KeyMap(
-        (f"{block}.motion_modules.{{}}.{ours}", f"{block}.motion_modules.{{}}.{ours}")
+        (f"{block}.motion_modules.{{}}.{native}", f"{block}.motion_modules.{{}}.{native}")
         for block in _BLOCKS
-        for ours in dict.fromkeys(ours for _, ours in _INNER)
+        for native in dict.fromkeys(native for _, native in _LAYERS)
     ),
 }
 POSITIONS: dict[MotionLayout, str] = {
@@ -75,13 +75,13 @@ POSITIONS: dict[MotionLayout, str] = {
     "diffusers": "pos_embed.pe",
 }
 _DISTILLED = re.compile(r"(?<!\d)([1248])[\s_-]?steps?(?![a-z])")
-"""In the name of a file of AnimateDiff-Lightning, which was published for these."""
+"""Step count in the file name of AnimateDiff-Lightning."""
 _IS_POSITION = re.compile(r"\.(pos_encoder\.(pe|positional_encoding)|pos_embed\.pe)$")
 
 
 @dataclass(frozen=True)
 class MotionFile:
-    """What a file of a motion module holds."""
+    """A recognised motion module file."""
 
     layout: MotionLayout
     motion: Motion
@@ -89,91 +89,92 @@ class MotionFile:
     layers: int
     mid: bool
     positions: int | None
-    """None where the file has none."""
-    first: tuple[int, ...] | None = None
+    """None for a file without positions."""
+    conv_in: tuple[int, ...] | None = None
     """Shape of PIA's first layer."""
     steps: int | None = None
-    """Those that Lightning was distilled to, where the file's name tells them."""
+    """Step count Lightning was distilled to, if the file name has it."""
 
     def into(self, config: Config) -> Config:
-        """The config of an image model with this module in it, sampled as the module is meant to be."""
+        """Add this module and its sampling settings to the config of an image model."""
         if self.channels != config.channels or self.layers != config.layers:
             is_xl = len(self.channels) == 3
             kind = "Stable Diffusion XL" if is_xl else "Stable Diffusion 1.5"
             raise BadRequest(
-                f"this motion module is for {kind} ({'/'.join(map(str, self.channels))} channels), and the image model "
+                f"this motion module is for {kind} ({'/'.join(map(str, self.channels))} channels); the image model "
                 f"has {'/'.join(map(str, config.channels))}"
             )
-        if self.first and self.first[:2] != (config.channels[0], 2 * LATENT + 1):
-            raise BadRequest(f"conv_in.weight is {self.first}; PIA's has 9 channels to the image model's first ones")
+        if self.conv_in and self.conv_in[:2] != (config.channels[0], 2 * LATENT_CHANNELS + 1):
+            raise BadRequest(f"PIA's conv_in.weight has shape {self.conv_in}; expected {config.channels[0]}×9×3×3")
         preset = kind_of(config).motion_preset(self.motion)
         sampled = ("frames", "steps", "sampler", "spacing", "guidance", "betas")
-        told: dict[str, Any] = {name: getattr(preset, name) for name in sampled}
+        settings: dict[str, Any] = {name: getattr(preset, name) for name in sampled}
         if self.steps:
-            told["steps"] = self.steps
+            settings["steps"] = self.steps
         if self.motion == "hotshot":
-            told |= {"height": preset.height, "width": preset.width}
-        positions = self.positions or UNTOLD
+            settings |= {"height": preset.height, "width": preset.width}
+        positions = self.positions or DEFAULT_POSITIONS
         heads = gcd(HEADS, *self.channels)
         frames = min(preset.frames, positions)
-        told |= {"frames": frames, "motion_heads": heads, "positions": positions, "motion_mid": self.mid}
-        return replace(config, motion=self.motion, stage="", **told)
+        settings |= {"frames": frames, "motion_heads": heads, "positions": positions, "motion_mid": self.mid}
+        return replace(config, motion=self.motion, stage="", **settings)
 
     def notes(self, name: str) -> tuple[str, ...]:
-        """What was decided of the file of this name where its weights do not tell."""
+        """Notes on settings inferred from the file name rather than the weights."""
         if self.motion != "lightning":
             return ()
         if self.steps is None:
-            usual = PRESETS["lightning"].steps
-            return (
-                f"{name} does not say for how many steps it was distilled: {usual} are made unless steps says others",
-            )
-        return (f"{name} was distilled for {self.steps} step{'s' * (self.steps > 1)}, as its name tells",)
+            default = PRESETS["lightning"].steps
+            return (f"the name {name} has no step count of its distillation; steps defaults to {default}",)
+        return (f"{name} was distilled for {self.steps} step{'s' * (self.steps > 1)} according to its name",)
 
 
 # ------------------------------------------------------------------------------------ recognising
 
 
 def recognise(header: Header, name: str = "") -> MotionFile | None:
-    """What motion module a file holds, and in which layout; None for any other file.
+    """Recognise a motion module and its layout; None for any other file.
 
-    ``name``, the file's, tells AnimateDiff-Lightning and a diffusers folder of AnimateLCM from v2, whose shape
-    they have.
+    The file's ``name`` distinguishes AnimateDiff-Lightning and a diffusers folder of AnimateLCM from v2, which has the
+    same shapes.
     """
-    if is_lora(header):  # MotionLoRA's tensors have the names of a motion module too
+    if is_lora(header):  # MotionLoRA's tensors are named like a motion module's
         return None
-    whole = header.get(FIRST[0])
-    if whole is not None:
-        header = {key: entry for key, entry in header.items() if key not in FIRST}
+    conv_in = header.get(CONV_IN[0])
+    if conv_in is not None:
+        header = {key: entry for key, entry in header.items() if key not in CONV_IN}
     layout = _layout(header)
     if layout is None:
         return None
     inside = "temporal_attentions" if layout == "hotshot" else "motion_modules"
-    first = re.compile(rf"down_blocks\.(\d{{1,3}})\.{inside}\.(\d{{1,3}})\.(?:temporal_transformer\.)?proj_in\.weight")
-    found = [(m, shape) for key, (shape, _) in header.items() if (m := first.fullmatch(key))]
+    proj_in = re.compile(
+        rf"down_blocks\.(\d{{1,3}})\.{inside}\.(\d{{1,3}})\.(?:temporal_transformer\.)?proj_in\.weight"
+    )
+    found = [(m, shape) for key, (shape, _) in header.items() if (m := proj_in.fullmatch(key))]
     if not found:
         raise BadRequest(f"this motion module lacks down_blocks.0.{inside}.0…proj_in.weight")
     widths = {int(m[1]): shape[0] for m, shape in found}
     positions = {shape[1] for key, (shape, _) in header.items() if _IS_POSITION.search(key) and len(shape) == 3}
     if len(positions) > 1:
-        raise BadRequest(f"this motion module has positions of several lengths ({quoted(sorted(positions))})")
+        lengths = ", ".join(map(str, sorted(positions)))
+        raise BadRequest(f"this motion module has position tables of lengths {lengths}; expected one length")
     mid = any(key.startswith("mid_block.") for key in header)
-    told = MotionFile(
+    file = MotionFile(
         layout=layout,
         motion="v3",
         channels=tuple(widths[level] for level in sorted(widths)),
         layers=1 + max(int(m[2]) for m, _ in found),
         mid=mid,
         positions=next(iter(positions), None),
-        first=whole[0] if whole else None,
+        conv_in=conv_in[0] if conv_in else None,
     )
-    told = replace(told, motion=_motion(told, name.lower()))
-    distilled = _DISTILLED.search(name.lower()) if told.motion == "lightning" else None
-    return replace(told, steps=int(distilled[1])) if distilled else told
+    file = replace(file, motion=_motion(file, name.lower()))
+    distilled = _DISTILLED.search(name.lower()) if file.motion == "lightning" else None
+    return replace(file, steps=int(distilled[1])) if distilled else file
 
 
 def _layout(header: Header) -> MotionLayout | None:
-    """The layout of a file all of whose tensors belong to motion modules."""
+    """The layout of a file that contains only motion modules."""
     if not header:
         return None
     for layout, mark in (("hotshot", ".temporal_attentions."), ("official", ".temporal_transformer.")):
@@ -182,79 +183,79 @@ def _layout(header: Header) -> MotionLayout | None:
     return "diffusers" if all(".motion_modules." in key for key in header) else None
 
 
-def _motion(told: MotionFile, name: str) -> Motion:
-    if told.first:
+def _motion(file: MotionFile, name: str) -> Motion:
+    if file.conv_in:
         return "pia"
-    if told.layout == "hotshot":
+    if file.layout == "hotshot":
         return "hotshot"
-    if len(told.channels) == 3 and told.channels[0] >= 320:
+    if len(file.channels) == 3 and file.channels[0] >= 320:
         return "sdxl"
-    if told.mid:
+    if file.mid:
         if "lightning" in name:
             return "lightning"
-        return "lcm" if told.positions is None or "lcm" in name else "v2"
-    return "v1" if told.positions == 24 else "v3"
+        return "lcm" if file.positions is None or "lcm" in name else "v2"
+    return "v1" if file.positions == 24 else "v3"
 
 
 # ------------------------------------------------------------------------------------ converting
 
 
-def convert(told: MotionFile, tensors: Mapping[str, Tensor], where: str = "this motion module") -> dict[str, Tensor]:
-    """A file's tensors under the names of our U-Net. Raises `BadRequest` for a key that is not known."""
-    weights = {key: t for key, t in tensors.items() if not _IS_POSITION.search(key) and key not in FIRST}
-    made = KEYS[told.layout].forward(weights, where)
-    given = _positions(tensors, where)
-    for key, weight in list(made.items()):
+def convert(file: MotionFile, tensors: Mapping[str, Tensor], where: str = "this motion module") -> dict[str, Tensor]:
+    """Convert a file's tensors to the U-Net's names; raises `BadRequest` for an unknown key."""
+    weights = {key: t for key, t in tensors.items() if not _IS_POSITION.search(key) and key not in CONV_IN}
+    converted = KEYS[file.layout].forward(weights, where)
+    positions = _positions(tensors, where)
+    for key, weight in list(converted.items()):
         if key.endswith("transformer_blocks.0.norm1.weight"):
             module = key.removesuffix(".norm1.weight")
-            table = given.pop(module, None)
+            table = positions.pop(module, None)
             if table is None:
-                if told.positions is not None:
+                if file.positions is not None:
                     raise BadRequest(f"{where} lacks the positions of {module}")
-                table = sinusoids(UNTOLD, len(weight)).to(weight)
-            made[f"{module}.pos_embed.pe"] = table
-    if given:
-        raise BadRequest(f"{where} has positions of blocks that are not there ({few(sorted(given))})")
-    return made
+                table = sinusoids(DEFAULT_POSITIONS, len(weight)).to(weight)
+            converted[f"{module}.pos_embed.pe"] = table
+    if positions:
+        raise BadRequest(f"{where} has positions of missing blocks ({few(sorted(positions))})")
+    return converted
 
 
 def first_layer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of PIA's first layer what reads the mask and the first frame; the rest is the image model's own."""
-    return {"conv_first.weight": tensors[FIRST[0]][:, LATENT:].contiguous()} if FIRST[0] in tensors else {}
+    """The input channels of PIA's first layer for mask and first frame; the rest belongs to the image model."""
+    return {"conv_first.weight": tensors[CONV_IN[0]][:, LATENT_CHANNELS:].contiguous()} if CONV_IN[0] in tensors else {}
 
 
 def _positions(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Our block to its positions, which must be the same in all its attention layers."""
+    """Positions by native block; all attention layers of a block must have the same."""
     found: dict[str, Tensor] = {}
     for key, table in tensors.items():
         if not _IS_POSITION.search(key):
             continue
         block = re.sub(r"\.(attention_blocks\.\d+\.pos_encoder|pos_embed)\.\w+$", "", key)
-        ours = block.replace(".temporal_transformer", "").replace(".temporal_attentions.", ".motion_modules.")
-        if ours in found and not torch.equal(found[ours], table):
-            raise BadRequest(f"{where} has two different tables of positions at {ours}; expected one")
-        found[ours] = table
+        native = block.replace(".temporal_transformer", "").replace(".temporal_attentions.", ".motion_modules.")
+        if native in found and not torch.equal(found[native], table):
+            raise BadRequest(f"{where} has two different position tables at {native}; expected one")
+        found[native] = table
     return found
 
 
 def export(layout: MotionLayout, tensors: Mapping[str, Tensor], *, positions: bool = True) -> dict[str, Tensor]:
-    """Motion modules under our names as a file of this layout holds them; ``positions=False`` as AnimateLCM's."""
-    weights = {key: t for key, t in tensors.items() if not _IS_POSITION.search(key) and key not in FIRST}
-    made = KEYS[layout].backward(weights) | {key: tensors[key] for key in FIRST if key in tensors}
+    """Convert motion modules to a file layout; ``positions=False`` omits the positions, as in AnimateLCM."""
+    weights = {key: t for key, t in tensors.items() if not _IS_POSITION.search(key) and key not in CONV_IN}
+    converted = KEYS[layout].backward(weights) | {key: tensors[key] for key in CONV_IN if key in tensors}
     for key, table in tensors.items():
         if not _IS_POSITION.search(key) or not positions:
             continue
         block = key.removesuffix(".pos_embed.pe")
         if layout == "diffusers":
-            made[key] = table
+            converted[key] = table
             continue
-        theirs = re.sub(r"\.motion_modules\.(\d+)\.", _renamed(layout), block + ".")
+        foreign = re.sub(r"\.motion_modules\.(\d+)\.", _replacement(layout), block + ".")
         for n in (0, 1):
             if f"{block}.attn{n + 1}.to_q.weight" in tensors:
-                made[theirs + POSITIONS[layout].format(n)] = table
-    return made
+                converted[foreign + POSITIONS[layout].format(n)] = table
+    return converted
 
 
-def _renamed(layout: MotionLayout) -> str:
+def _replacement(layout: MotionLayout) -> str:
     inside = r"motion_modules.\1.temporal_transformer" if layout == "official" else r"temporal_attentions.\1"
     return f".{inside}."

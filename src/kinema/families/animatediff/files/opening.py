@@ -1,6 +1,4 @@
-"""From a file or folder to a configuration and to tensors under our names: single files as CivitAI has them, and
-folders of diffusers, with or without a motion module in them.
-"""
+"""Open single files (as on CivitAI) and diffusers folders, with or without a motion module: config and tensors."""
 
 from __future__ import annotations
 
@@ -26,13 +24,13 @@ PIPELINES = re.compile(r"(StableDiffusion(XL)?|AnimateDiff\w*|LatentConsistencyM
 CONV_IN = "unet.conv_in.weight"
 MOTION_PART = "motion_adapter"
 _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-"""The codec's attention as diffusers named it until 2023, which Stable Diffusion's own folders still have."""
+"""The VAE's attention in diffusers' names until 2023, still found in Stable Diffusion's folders."""
 
 
 def open_source(source: Source) -> FoundCheckpoint | None:
-    """What AnimateDiff sees in a source, by headers and JSON alone; None when it is not of this family.
+    """Recognise a source by headers and JSON alone; None if it does not belong to this family.
 
-    Raises `BadRequest` for an image model that no motion module is for, a folder that lacks a part, and for a
+    Raises `BadRequest` for an image model without matching motion modules, a folder that lacks a part, and a
     ``source.model`` of another shape.
     """
     if source.pipeline:
@@ -42,27 +40,27 @@ def open_source(source: Source) -> FoundCheckpoint | None:
         return None
     image.table.check_theirs({name: shape for name, (shape, _) in cleaned(source.header).items()}, source.name)
     config = replace(image.config, absent=(*(() if image.vae else ("vae",)), *(() if image.text else ("text",))))
-    return FoundCheckpoint(_as_told(config, source))
+    return FoundCheckpoint(_as_preset(config, source))
 
 
 def convert(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a single file, or of a folder's parts, under the network's names; every key used or named."""
+    """Convert the tensors of a single file or a folder's parts to the network's names; unknown keys raise."""
     if any(name.startswith(UNET) for name in tensors):
         image = layout.ImageFile(config, "vae" not in config.absent, "text" not in config.absent)
         image = replace(image, vae=_any(tensors, VAE), text=_any(tensors, "cond"))
-        read = {usual(name): tensor for name, tensor in tensors.items() if not is_unused(name)}
-        return image.table.forward(read, "this file")
-    ours = {our_name(name): tensor for name, tensor in tensors.items() if not is_unused(name)}
-    image_part = {name: tensor for name, tensor in ours.items() if not _is_motion(name)}
-    moving = {_inside(name): tensor for name, tensor in ours.items() if _is_motion(name)}
-    whole = ours.get(CONV_IN)
-    if config.motion == "pia" and whole is not None and whole.shape[1] > config.in_channels:
-        # A U-Net that diffusers saved with PIA in it: its first layer is the image model's and PIA's.
-        moving[motion_file.FIRST[0]] = whole
-        image_part[CONV_IN] = whole[:, : config.in_channels].contiguous()
-    if moving and (told := motion_file.recognise(_header(moving))):
-        made = motion_file.convert(told, moving) | motion_file.first_layer(moving)
-        image_part |= {f"unet.{name}": tensor for name, tensor in made.items()}
+        file_tensors = {usual(name): tensor for name, tensor in tensors.items() if not is_unused(name)}
+        return image.table.forward(file_tensors, "this file")
+    native = {native_name(name): tensor for name, tensor in tensors.items() if not is_unused(name)}
+    image_part = {name: tensor for name, tensor in native.items() if not _is_motion(name)}
+    motion_tensors = {_without_part(name): tensor for name, tensor in native.items() if _is_motion(name)}
+    conv_in = native.get(CONV_IN)
+    if config.motion == "pia" and conv_in is not None and conv_in.shape[1] > config.in_channels:
+        # A U-Net saved by diffusers with PIA: its first layer combines the image model's and PIA's.
+        motion_tensors[motion_file.CONV_IN[0]] = conv_in
+        image_part[CONV_IN] = conv_in[:, : config.in_channels].contiguous()
+    if motion_tensors and (module := motion_file.recognise(_header(motion_tensors))):
+        converted = motion_file.convert(module, motion_tensors) | motion_file.first_layer(motion_tensors)
+        image_part |= {f"unet.{name}": tensor for name, tensor in converted.items()}
     return image_part
 
 
@@ -74,14 +72,14 @@ def _header(tensors: Mapping[str, Tensor]) -> Header:
     return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
 
-def _as_told(config: Config, source: Source) -> Config:
-    """The config with the sampling of the published model that the user says it is."""
+def _as_preset(config: Config, source: Source) -> Config:
+    """Check the config against the published model given by the user."""
     if source.model is None:
         return config
     preset = PRESETS.get(source.model)
     if preset is None or (preset.motion, preset.channels) != (config.motion, config.channels):
         what = "an image model" if config.motion == "none" else f"a model with motion module {config.motion}"
-        raise BadRequest(f"{source.path} cannot be {source.model}: it is {what}")
+        raise BadRequest(f"{source.path} is {what}; it cannot be opened as {source.model}")
     return config
 
 
@@ -93,35 +91,35 @@ def _open_folder(source: Source) -> FoundCheckpoint:
     if (source.path / "text_encoder_2").is_dir():
         parts.append("text_encoder_2")
     source.need(parts)
-    header = {our_name(name): entry for name, entry in source.headers(parts).items() if not is_unused(name)}
+    header = {native_name(name): entry for name, entry in source.headers(parts).items() if not is_unused(name)}
     if not any(_is_motion(name) for name in header) and (source.path / MOTION_PART).is_dir():
         parts.append(MOTION_PART)
         header |= source.headers([MOTION_PART])
     config = _sized(header, source)
-    moving = {_inside(name): entry for name, entry in header.items() if _is_motion(name)}
-    if moving and config.in_channels == 2 * motion_file.LATENT + 1:
-        moving[motion_file.FIRST[0]] = header[CONV_IN]
-        config = replace(config, in_channels=motion_file.LATENT)
-    notes = _beside(source)
-    if moving and (told := motion_file.recognise(moving, source.name)):
-        config, notes = told.into(config), (*told.notes(source.name), *notes)
+    motion_header = {_without_part(name): entry for name, entry in header.items() if _is_motion(name)}
+    if motion_header and config.in_channels == 2 * motion_file.LATENT_CHANNELS + 1:
+        motion_header[motion_file.CONV_IN[0]] = header[CONV_IN]
+        config = replace(config, in_channels=motion_file.LATENT_CHANNELS)
+    notes = _unused_parts(source)
+    if motion_header and (module := motion_file.recognise(motion_header, source.name)):
+        config, notes = module.into(config), (*module.notes(source.name), *notes)
         heads = source.config("unet").get("motion_num_attention_heads", config.motion_heads)
-        config = replace(config, motion_heads=_each(heads, 1)[0])
-    return FoundCheckpoint(_as_told(_scheduled(config, source), source), tuple(parts), notes)
+        config = replace(config, motion_heads=_per_level(heads, 1)[0])
+    return FoundCheckpoint(_as_preset(_scheduled(config, source), source), tuple(parts), notes)
 
 
-def _beside(source: Source) -> tuple[str, ...]:
-    """What a pipeline's folder holds that is used only when it is added."""
+def _unused_parts(source: Source) -> tuple[str, ...]:
+    """Notes on parts of a pipeline's folder that are only used as add-ons."""
     slots = (("controlnet", "controlnet"), ("image_encoder", "image-encoder"))
     return tuple(
-        f"{source.path.name} has a {part}, which is used when it is added: {slot}={source.path / part}"
+        f"{source.path.name} has a {part} that is not used; add {slot}={source.path / part}"
         for part, slot in slots
         if (source.path / part / "config.json").is_file()
     )
 
 
-def our_name(name: str) -> str:
-    """Our name of a tensor in a folder: what older and newer libraries call otherwise."""
+def native_name(name: str) -> str:
+    """Kinema's name of a tensor in a folder written by an older or newer library."""
     part, _, inner = name.partition(".")
     if part.startswith("text_encoder") and re.match(r"(embeddings|encoder|final_layer_norm)\.", inner):
         return f"{part}.text_model.{inner}"
@@ -135,23 +133,23 @@ def _is_motion(name: str) -> bool:
     return name.startswith(f"{MOTION_PART}.") or (name.startswith("unet.") and ".motion_modules." in name)
 
 
-def _inside(name: str) -> str:
+def _without_part(name: str) -> str:
     return name.partition(".")[2]
 
 
 def _sized(header: Header, source: Source) -> Config:
-    """The image model's sizes by its tensors, and by its configs what tensors do not tell."""
+    """The image model's sizes, from tensors where possible and otherwise from its configs."""
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in header:
-            raise BadRequest(f"the folder {source.path} lacks {name}")
+            raise BadRequest(f"{source.path} lacks {name}")
         return header[name][0]
 
     xl = "unet.add_embedding.linear_1.weight" in header
     base, unet = SDXL_IMAGE if xl else IMAGE, source.config("unet")
     levels = count(header, "unet.down_blocks.")
     channels = tuple(shape(f"unet.down_blocks.{i}.resnets.0.conv1.weight")[0] for i in range(levels))
-    coders = count(header, "vae.decoder.up_blocks.")
+    vae_levels = count(header, "vae.decoder.up_blocks.")
     middle = "unet.mid_block.attentions.0."
     text = tuple(
         _text(header, source, part, size)
@@ -163,12 +161,12 @@ def _sized(header: Header, source: Source) -> Config:
         channels=channels,
         layers=count(header, "unet.down_blocks.0.resnets."),
         depths=tuple(count(header, f"unet.down_blocks.{i}.attentions.0.transformer_blocks.") for i in range(levels)),
-        heads=_each(unet.get("num_attention_heads") or unet.get("attention_head_dim", 8), levels),
+        heads=_per_level(unet.get("num_attention_heads") or unet.get("attention_head_dim", 8), levels),
         context=shape(f"{middle}transformer_blocks.0.attn2.to_k.weight")[1],
         linear=len(shape(f"{middle}proj_in.weight")) == 2,
         text=text,
         vae_channels=tuple(
-            shape(f"vae.decoder.up_blocks.{coders - 1 - i}.resnets.0.conv2.weight")[0] for i in range(coders)
+            shape(f"vae.decoder.up_blocks.{vae_levels - 1 - i}.resnets.0.conv2.weight")[0] for i in range(vae_levels)
         ),
         vae_layers=count(header, "vae.encoder.down_blocks.0.resnets."),
         latent_channels=shape("vae.decoder.conv_in.weight")[1],
@@ -183,32 +181,34 @@ def _sized(header: Header, source: Source) -> Config:
 def _text(header: Header, source: Source, part: str, base: ClipTextSize) -> ClipTextSize:
     size = layout.text_size(header, f"{part}.", base)
     if size is None:
-        raise BadRequest(f"the folder {source.path} lacks {part}.text_model.embeddings.token_embedding.weight")
-    told = source.config(part)
-    heads, act = int(told.get("num_attention_heads", size.heads)), told.get("hidden_act", size.activation)
+        raise BadRequest(f"{source.path} lacks {part}.text_model.embeddings.token_embedding.weight")
+    config = source.config(part)
+    heads, act = int(config.get("num_attention_heads", size.heads)), config.get("hidden_act", size.activation)
     if act not in ("quick_gelu", "gelu"):
         raise BadRequest(f"{source.path}/{part} has hidden_act {quoted(act)}; expected quick_gelu or gelu")
     return replace(size, heads=heads, activation=act)
 
 
-def _each(told: Any, levels: int) -> tuple[int, ...]:
-    values = list(told) if isinstance(told, list | tuple) else [told] * levels
+def _per_level(value: Any, levels: int) -> tuple[int, ...]:
+    values = list(value) if isinstance(value, list | tuple) else [value] * levels
     if not all(type(v) is int and v > 0 for v in values):
-        raise BadRequest(f"unet/config.json has attention heads {quoted(told)}; expected whole numbers")
+        raise BadRequest(f"unet/config.json has attention heads {quoted(value)}; expected positive whole numbers")
     return tuple(values)
 
 
 def _scheduled(config: Config, source: Source) -> Config:
-    """The betas and spacing that the folder's scheduler tells, where it has one."""
-    told = source.config("scheduler", "scheduler_config.json")
-    if (predicts := told.get("prediction_type", "epsilon")) != "epsilon":
-        raise BadRequest(
-            f"{source.path} predicts {printable(str(predicts), MAX_QUOTED)}; the models of this family predict epsilon"
-        )
-    kind = told.get("beta_schedule", config.betas[0])
+    """Betas and timestep spacing of the folder's scheduler, if it has one."""
+    scheduler = source.config("scheduler", "scheduler_config.json")
+    if (predicts := scheduler.get("prediction_type", "epsilon")) != "epsilon":
+        raise BadRequest(f"{source.path} has prediction_type {printable(str(predicts), MAX_QUOTED)}; expected epsilon")
+    kind = scheduler.get("beta_schedule", config.betas[0])
     if kind not in ("linear", "scaled_linear"):
-        raise BadRequest(f"{source.path} has the beta_schedule {quoted(kind)}; expected linear or scaled_linear")
-    betas = (kind, float(told.get("beta_start", config.betas[1])), float(told.get("beta_end", config.betas[2])))
-    spacing = told.get("timestep_spacing", config.spacing)
+        raise BadRequest(f"{source.path} has beta_schedule {quoted(kind)}; expected linear or scaled_linear")
+    betas = (
+        kind,
+        float(scheduler.get("beta_start", config.betas[1])),
+        float(scheduler.get("beta_end", config.betas[2])),
+    )
+    spacing = scheduler.get("timestep_spacing", config.spacing)
     known = spacing in ("leading", "trailing", "linspace")
     return replace(config, betas=betas, spacing=spacing if known else config.spacing)

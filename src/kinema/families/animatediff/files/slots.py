@@ -1,4 +1,4 @@
-"""What can be added to an image model at opening: a motion module, another VAE, and what steers beside the prompt."""
+"""Add-on slots of an image model: motion module, VAE, control networks, image prompts and style."""
 
 from __future__ import annotations
 
@@ -24,21 +24,20 @@ from kinema.system import FoundCheckpoint
 
 
 class Slots:
-    """What `kinema.system.open_system` asks of a family that takes additions."""
+    """AnimateDiff's add-on slots, as used by `kinema.system.open_system`."""
 
     names: tuple[str, ...] = ("motion", "vae", "sparsectrl", "controlnet", "ip-adapter", "image-encoder", "style")
 
     def open(self, config: Config, slot: str, source: Source) -> FoundCheckpoint:
-        """The config with this in it. Raises `BadRequest` for what does not belong there, and says what it is.
+        """Add a file to the config; raises `BadRequest` naming what the file is if it does not fit the slot.
 
-
-        There may be several of ``controlnet`` and ``ip-adapter``, each with a name: ``controlnet.depth``.
+        ``controlnet`` and ``ip-adapter`` can be added several times, with names: ``controlnet.depth``.
         """
-        kind, name = _named(slot)
+        kind, name = _split_slot(slot)
         if kind in SEVERAL:
             return {"controlnet": _open_control, "ip-adapter": _open_adapter}[kind](config, source, name)
         if name != kind:
-            raise BadRequest(f"there is one {kind}, which takes no name: add {kind}=FILE")
+            raise BadRequest(f"{kind} takes no name; add {kind}=FILE")
         opens = {
             "motion": _open_motion,
             "vae": _open_vae,
@@ -49,39 +48,39 @@ class Slots:
         return opens[kind](config, source)
 
     def convert(self, config: Config, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Its tensors under the network's names."""
-        kind, name = _named(slot)
+        """Convert an add-on's tensors to the network's names."""
+        kind, name = _split_slot(slot)
         if kind in SEVERAL:
             return {"controlnet": _control, "ip-adapter": _adapter}[kind](config, name, tensors)
-        made = {"motion": _motion, "vae": _vae, "sparsectrl": _sparse, "image-encoder": _vision, "style": _style}
-        return made[kind](tensors)
+        convert = {"motion": _motion, "vae": _vae, "sparsectrl": _sparse, "image-encoder": _vision, "style": _style}
+        return convert[kind](tensors)
 
 
 SLOTS = Slots()
 SEVERAL = ("controlnet", "ip-adapter")
 
 
-def _named(slot: str) -> tuple[str, str]:
-    """``controlnet.depth`` as its kind and name; without a name it is called as its kind."""
+def _split_slot(slot: str) -> tuple[str, str]:
+    """Split ``controlnet.depth`` into kind and name; the default name is the kind."""
     kind, dot, name = slot.partition(".")
     name = name.replace("-", "_")
     if dot and not re.fullmatch(r"\w+", name):
-        raise BadRequest(f"{slot!r} has no name that options can use; expected letters and digits: {kind}.depth")
+        raise BadRequest(f"{slot!r} has an invalid name; expected letters and digits, such as {kind}.depth")
     return kind, name if dot else kind.replace("-", "_") if kind in SEVERAL else kind
 
 
-def _wrong(source: Source, wanted: str) -> BadRequest:
-    over = ", which goes over a model's weights (--lora FILE)" if is_lora(source.header) else ""
-    return BadRequest(f"{source.path} is no {wanted}: it is {kind_of(source)}{over}")
+def _wrong_file(source: Source, expected: str) -> BadRequest:
+    advice = " (add with --lora FILE)" if is_lora(source.header) else ""
+    return BadRequest(f"{source.path} is {kind_of(source)}{advice}; expected {expected}")
 
 
 def kind_of(source: Source) -> str:
-    """What a file is, as people of this family call it."""
+    """Describe a file for error messages."""
     header = source.header
-    if told := sparse.recognise(header):
-        return f"SparseCtrl for {'frames' if told.kind == 'rgb' else 'scribbles'} (add sparsectrl=FILE)"
+    if sparse_file := sparse.recognise(header):
+        return f"SparseCtrl for {'frames' if sparse_file.kind == 'rgb' else 'scribbles'} (add sparsectrl=FILE)"
     if other := controlnet_file.other_kind(header):
-        return f"{other}, which this model takes not"
+        return f"{other}, which is not supported"
     if controlnet_file.is_control(header):
         return "a ControlNet (add controlnet=FILE)"
     if ip_adapter_file.is_adapter(header):
@@ -99,29 +98,29 @@ def _header(tensors: Mapping[str, Tensor]) -> Header:
 
 
 def _open_motion(config: Config, source: Source) -> FoundCheckpoint:
-    told = motion_file.recognise(source.header, source.name)
-    if told is None:
-        raise _wrong(source, "motion module")
+    module = motion_file.recognise(source.header, source.name)
+    if module is None:
+        raise _wrong_file(source, "a motion module")
     if config.motion != "none":
-        raise BadRequest(f"the model has the motion module {config.motion} already; add one to an image model")
-    return FoundCheckpoint(told.into(config), notes=told.notes(source.name))
+        raise BadRequest(f"the model already has motion module {config.motion}; add motion to an image model")
+    return FoundCheckpoint(module.into(config), notes=module.notes(source.name))
 
 
 def _motion(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    told = motion_file.recognise(_header(tensors))
-    assert told is not None  # it was when the model was opened
-    made = motion_file.convert(told, tensors) | motion_file.first_layer(tensors)
-    return {f"unet.{name}": tensor for name, tensor in made.items()}
+    module = motion_file.recognise(_header(tensors))
+    assert module is not None  # recognised when the model was opened
+    converted = motion_file.convert(module, tensors) | motion_file.first_layer(tensors)
+    return {f"unet.{name}": tensor for name, tensor in converted.items()}
 
 
 # ------------------------------------------------------------------------------------- SparseCtrl
 
 
 def _open_sparse(config: Config, source: Source) -> FoundCheckpoint:
-    told = sparse.recognise(source.header)
-    if told is None:
-        raise _wrong(source, "SparseCtrl")
-    return FoundCheckpoint(told.into(config))
+    sparse_file = sparse.recognise(source.header)
+    if sparse_file is None:
+        raise _wrong_file(source, "SparseCtrl")
+    return FoundCheckpoint(sparse_file.into(config))
 
 
 def _sparse(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -132,42 +131,42 @@ def _sparse(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _open_control(config: Config, source: Source, name: str) -> FoundCheckpoint:
-    told = controlnet_file.recognise(source.header, source.config(""), source.name)
-    if told is None:
-        raise _wrong(source, "ControlNet")
-    return FoundCheckpoint(told.into(config, name), notes=tuple(f"{source.name}: {note}" for note in told.notes))
+    control = controlnet_file.recognise(source.header, source.config(""), source.name)
+    if control is None:
+        raise _wrong_file(source, "a ControlNet")
+    return FoundCheckpoint(control.into(config, name), notes=tuple(f"{source.name}: {note}" for note in control.notes))
 
 
 def _control(config: Config, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    told = controlnet_file.recognise(_header(tensors))
-    assert told is not None
+    control = controlnet_file.recognise(_header(tensors))
+    assert control is not None
     index = [net.name for net in config.controls].index(name)
-    return {f"controls.{index}.{key}": tensor for key, tensor in controlnet_file.convert(told, tensors).items()}
+    return {f"controls.{index}.{key}": tensor for key, tensor in controlnet_file.convert(control, tensors).items()}
 
 
 # ------------------------------------------------------------------------- IP-Adapter and its encoder
 
 
 def _open_adapter(config: Config, source: Source, name: str) -> FoundCheckpoint:
-    told = ip_adapter_file.recognise(source.header)
-    if told is None:
-        raise _wrong(source, "IP-Adapter")
-    return FoundCheckpoint(told.into(config, name))
+    adapter_file = ip_adapter_file.recognise(source.header)
+    if adapter_file is None:
+        raise _wrong_file(source, "an IP-Adapter")
+    return FoundCheckpoint(adapter_file.into(config, name))
 
 
 def _adapter(config: Config, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    told = ip_adapter_file.recognise(_header(tensors))
-    assert told is not None
+    adapter_file = ip_adapter_file.recognise(_header(tensors))
+    assert adapter_file is not None
     index = [adapter.name for adapter in config.adapters].index(name)
-    made = ip_adapter_file.convert(told, config, index, tensors)
-    return {f"unet.{key}": tensor for key, tensor in made.items()}
+    converted = ip_adapter_file.convert(adapter_file, config, index, tensors)
+    return {f"unet.{key}": tensor for key, tensor in converted.items()}
 
 
 def _open_vision(config: Config, source: Source) -> FoundCheckpoint:
-    told = ip_adapter_file.vision(source.header, source.config(""))
-    if told is None:
-        raise _wrong(source, "image encoder of CLIP")
-    config = replace(config, vision=told)
+    size = ip_adapter_file.vision(source.header, source.config(""))
+    if size is None:
+        raise _wrong_file(source, "a CLIP image encoder")
+    config = replace(config, vision=size)
     ip_adapter_file.check_fit(config)
     return FoundCheckpoint(config)
 
@@ -180,12 +179,12 @@ def _vision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _open_style(config: Config, source: Source) -> FoundCheckpoint:
-    """Layers of the U-Net that were fine-tuned, in place of its own."""
+    """A style replaces layers of the U-Net with fine-tuned ones."""
     with on_meta():
-        ours = {f"unet.{name}": tuple(p.shape) for name, p in UNet(config).named_parameters()}
-    told = {name: shape for name, (shape, _) in source.header.items()}
-    if not told or any(ours.get(name) != shape for name, shape in told.items()):
-        raise _wrong(source, "style of this model")
+        known = {f"unet.{name}": tuple(p.shape) for name, p in UNet(config).named_parameters()}
+    shapes = {name: shape for name, (shape, _) in source.header.items()}
+    if not shapes or any(known.get(name) != shape for name, shape in shapes.items()):
+        raise _wrong_file(source, "a style of this model")
     return FoundCheckpoint(config)
 
 
@@ -201,15 +200,15 @@ def _open_vae(config: Config, source: Source) -> FoundCheckpoint:
         _bare(name): entry for name, entry in source.header.items() if not stable_diffusion.is_unused(_prefixed(name))
     }
     if "decoder.conv_in.weight" not in header or "encoder.conv_in.weight" not in header:
-        raise _wrong(source, "VAE")
+        raise _wrong_file(source, "a VAE")
     sizes = stable_diffusion.vae_sizes(header) if _is_ldm(header) else _vae_sizes(header)
     differ = {name: value for name, value in sizes.items() if getattr(config, name) != value}
     if differ and "vae" not in config.absent:
         name, value = next(iter(differ.items()))
-        raise BadRequest(f"{source.path} is a VAE with {name} {value}; the model's has {getattr(config, name)}")
+        raise BadRequest(f"{source.path} is a VAE with {name} {value}; the model needs {getattr(config, name)}")
     if sizes["latent_channels"] != config.latent_channels:
-        theirs, ours = sizes["latent_channels"], config.latent_channels
-        raise BadRequest(f"{source.path} is a VAE of {theirs} latent channels; the U-Net has {ours}")
+        own, needed = sizes["latent_channels"], config.latent_channels
+        raise BadRequest(f"{source.path} is a VAE with {own} latent channels; the U-Net needs {needed}")
     return FoundCheckpoint(replace(config, **sizes, absent=tuple(part for part in config.absent if part != "vae")))
 
 
@@ -220,8 +219,8 @@ def _vae(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {f"vae.{name}": tensor for name, tensor in named.items()}
     sizes = stable_diffusion.vae_sizes(header)
     rows = ldm.autoencoder(sizes["vae_channels"], sizes["vae_layers"], sizes["latent_channels"])
-    made = Table(rows).forward(named, "this VAE")
-    return {f"vae.{name}": tensor for name, tensor in made.items()}
+    converted = Table(rows).forward(named, "this VAE")
+    return {f"vae.{name}": tensor for name, tensor in converted.items()}
 
 
 def _is_ldm(header: Header) -> bool:
@@ -237,7 +236,7 @@ def _prefixed(name: str) -> str:
 
 
 def _vae_sizes(header: Header) -> dict[str, object]:
-    """Sizes of a codec under diffusers' names."""
+    """Sizes of a VAE in diffusers' layout."""
     levels = count(header, "decoder.up_blocks.")
     last = levels - 1
     return {

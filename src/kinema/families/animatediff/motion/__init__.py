@@ -1,1 +1,1 @@
-"""The motion module, and how much it moves."""
+"""Motion modules and their request options."""

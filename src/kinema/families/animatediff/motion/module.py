@@ -1,9 +1,9 @@
-"""The motion module (Guo et al. 2023, §4.2): attention of every place to itself in the other frames.
+"""The motion module (Guo et al. 2023, §4.2): temporal attention at every spatial position.
 
-One follows every residual block (and its attention) of the image U-Net; the last layer starts at zero, so that a
-fresh module changes nothing. Names are those of diffusers' ``MotionAdapter``.
+One follows every residual block (and its transformer) of the image U-Net. The output layer starts at zero, so a fresh
+module changes nothing. Names are those of diffusers' ``MotionAdapter``.
 
-Letters: N = B·T images, B clips, T frames, C channels, H W rows and columns, S places.
+Letters: N = B·T images, B clips, T frames, C channels, H W rows and columns, S spatial positions.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ EPS = 1e-6
 
 
 def norm_over_clip(norm: nn.GroupNorm, x_NCHW: Tensor, frames: int) -> Tensor:
-    """A group norm whose mean and variance are those of a whole clip; no copy in channels-last memory."""
+    """Apply a group norm with the statistics of a whole clip, without a copy in channels-last memory."""
     n, c, h, w = x_NCHW.shape
     clip = x_NCHW.permute(0, 2, 3, 1).reshape(n // frames, frames * h, w, c).permute(0, 3, 1, 2)
     return norm(clip).permute(0, 2, 3, 1).reshape(n, h, w, c).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, eq=False)
-class Moving:
-    """How motion modules act in one forward pass; as it is made here, as they were trained.
+class MotionControl:
+    """How motion modules act in one forward pass; the defaults leave them as trained.
 
-    Per frame and place, [T or 1, 1, H or 1, W or 1], brought to the size of every map: ``effect`` is how much of a
-    module is added; ``scale`` multiplies the keys of its attention, so that frames look further apart (above 1, more
-    motion) or alike. With ``views`` attention works in windows of frames and their results are averaged.
+    Maps are per frame and position, [T or 1, 1, H or 1, W or 1], and are resized to every feature map. ``effect``
+    scales a module's output; ``scale`` multiplies its attention keys, so that frames look further apart (above 1, more
+    motion) or more alike. With ``windows``, attention runs in windows of frames whose results are averaged.
     """
 
     effect_T1HW: Tensor | None = None
     scale_T1HW: Tensor | None = None
-    views: tuple[View, ...] = ()
+    windows: tuple[View, ...] = ()
 
-    def of(self, frames: Sequence[int]) -> Moving:
-        """The part of it that belongs to these frames."""
+    def of(self, frames: Sequence[int]) -> MotionControl:
+        """Select these frames."""
 
         def cut(x: Tensor | None) -> Tensor | None:
             return x if x is None or len(x) == 1 else x[list(frames)]
@@ -53,14 +53,14 @@ class Moving:
         return replace(self, effect_T1HW=cut(self.effect_T1HW), scale_T1HW=cut(self.scale_T1HW))
 
 
-AS_TRAINED = Moving()
+AS_TRAINED = MotionControl()
 
 
 class MotionModule(nn.Module):
-    """Group norm, linear layer, one block over time, linear layer; added to its input.
+    """Group norm, linear layer, one temporal transformer block and linear layer, with a residual connection.
 
-    ``over_clip``: normalise all frames together. ``double``: two attention layers (SparseCtrl has one). ``stretch``:
-    frames over which the positions are interpolated.
+    ``over_clip`` normalises all frames together; ``double`` has two attention layers (SparseCtrl has one); ``stretch``
+    is the number of frames that the positions are interpolated to.
     """
 
     def __init__(
@@ -82,25 +82,26 @@ class MotionModule(nn.Module):
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
-    def forward(self, x_NCHW: Tensor, frames: int, moving: Moving = AS_TRAINED) -> Tensor:
-        """``x_NCHW`` are the images of clips of so many ``frames``."""
+    def forward(self, x_NCHW: Tensor, frames: int, motion_control: MotionControl = AS_TRAINED) -> Tensor:
+        """``x_NCHW`` holds the images of clips of ``frames`` frames each."""
         h_NCHW = norm_over_clip(self.norm, x_NCHW, frames) if self.over_clip else self.norm(x_NCHW)
         h_BTSC = self.proj_in(tokens(h_NCHW)).unflatten(0, (-1, frames))
-        scale_TS = None if moving.scale_T1HW is None else resized(moving.scale_T1HW, x_NCHW)[:, 0].flatten(1)
+        scale = motion_control.scale_T1HW
+        scale_TS = None if scale is None else resized(scale, x_NCHW)[:, 0].flatten(1)
         for block in self.transformer_blocks:
-            h_BTSC = block(h_BTSC, scale_TS, moving.views)
+            h_BTSC = block(h_BTSC, scale_TS, motion_control.windows)
         h_NCHW = places(self.proj_out(h_BTSC.flatten(0, 1)), x_NCHW.shape[2])
-        if moving.effect_T1HW is not None:
-            effect = resized(moving.effect_T1HW, x_NCHW).expand(frames, -1, -1, -1)
+        if motion_control.effect_T1HW is not None:
+            effect = resized(motion_control.effect_T1HW, x_NCHW).expand(frames, -1, -1, -1)
             h_NCHW = h_NCHW * effect.repeat(len(x_NCHW) // frames, 1, 1, 1)
         return add_(h_NCHW, x_NCHW)
 
 
-def beside_frozen(module: MotionModule, x_NCHW: Tensor) -> Tensor:
-    """The map as a module in training takes it after frozen layers, with a gradient that nobody reads.
+def with_input_grad(module: MotionModule, x_NCHW: Tensor) -> Tensor:
+    """Make the input of a module in training require a gradient, even after frozen layers.
 
-    torch 2.13's group norm of channels-last maps crashes where it needs no gradient of its input but one of its
-    weights. Not in the module's own ``forward``, which would not compile as a whole.
+    Works around torch 2.13's group norm, which crashes on channels-last inputs without a gradient if its weights need
+    one. Kept out of the module's ``forward``, which must compile as one graph.
     """
     if module.norm.weight.requires_grad and not x_NCHW.requires_grad and torch.is_grad_enabled():
         return x_NCHW.detach().requires_grad_()
@@ -108,7 +109,7 @@ def beside_frozen(module: MotionModule, x_NCHW: Tensor) -> Tensor:
 
 
 def resized(x_T1HW: Tensor, like_NCHW: Tensor) -> Tensor:
-    """What is told per place at the size of a map: each cell has the mean of what it covers."""
+    """Resize a map to a feature map's size by area averaging."""
     size = like_NCHW.shape[-2:]
     x_T1HW = x_T1HW.to(like_NCHW)
     if x_T1HW.shape[-2:] in (size, (1, 1)):
@@ -117,7 +118,7 @@ def resized(x_T1HW: Tensor, like_NCHW: Tensor) -> Tensor:
 
 
 class MotionBlock(nn.Module):
-    """Attention over time twice, each on a layer norm plus the frame's position, then a feed-forward."""
+    """Two temporal attention layers, each on a layer norm plus the frame's position, then a feed-forward."""
 
     def __init__(self, width: int, heads: int, positions: int, double: bool, stretch: int | None) -> None:
         super().__init__()
@@ -129,9 +130,9 @@ class MotionBlock(nn.Module):
         self.ff = FeedForward(width)
         self.pos_embed = Positions(width, positions, stretch)
 
-    def forward(self, x_BTSC: Tensor, scale_TS: Tensor | None = None, views: Sequence[View] = ()) -> Tensor:
-        """x may be overwritten where no gradient is needed; scale is [T or 1, S or 1]."""
-        x = self._in_views(x_BTSC, scale_TS, views) if views else self._attend(x_BTSC, scale_TS)
+    def forward(self, x_BTSC: Tensor, scale_TS: Tensor | None = None, windows: Sequence[View] = ()) -> Tensor:
+        """``x`` may be overwritten if no gradient is needed; ``scale`` is [T or 1, S or 1]."""
+        x = self._attend_in_windows(x_BTSC, scale_TS, windows) if windows else self._attend(x_BTSC, scale_TS)
         return self.ff(self.norm3(x), onto=x)
 
     def _attend(self, x_BTSC: Tensor, scale_TS: Tensor | None) -> Tensor:
@@ -141,18 +142,18 @@ class MotionBlock(nn.Module):
             x = add_(x, self.attn2.over_time(self.norm2(x) + position_T1C, scale_TS))
         return x
 
-    def _in_views(self, x_BTSC: Tensor, scale_TS: Tensor | None, views: Sequence[View]) -> Tensor:
-        """Every window by itself, its frames placed from 0, and the weighted mean of all (FreeNoise)."""
-        made_BTSC = torch.zeros_like(x_BTSC)
-        for view in views:
-            scale = scale_TS if scale_TS is None or len(scale_TS) == 1 else scale_TS[view.frames]
-            seen_BTSC = self._attend(x_BTSC[:, view.frames], scale)
-            made_BTSC[:, view.frames] += view.weight_T.to(x_BTSC)[:, None, None] * seen_BTSC
-        return made_BTSC
+    def _attend_in_windows(self, x_BTSC: Tensor, scale_TS: Tensor | None, windows: Sequence[View]) -> Tensor:
+        """Attend within each window, with positions from 0, and return the weighted mean (FreeNoise)."""
+        mean_BTSC = torch.zeros_like(x_BTSC)
+        for window in windows:
+            scale = scale_TS if scale_TS is None or len(scale_TS) == 1 else scale_TS[window.frames]
+            attended_BTSC = self._attend(x_BTSC[:, window.frames], scale)
+            mean_BTSC[:, window.frames] += window.weight_T.to(x_BTSC)[:, None, None] * attended_BTSC
+        return mean_BTSC
 
 
 class Positions(nn.Module):
-    """The sinusoids of frames 0 to ``count - 1`` as a buffer ``pe`` [1, count, C], which files carry."""
+    """Sinusoidal positions of frames 0 to ``count - 1``, in a buffer ``pe`` [1, count, C] that weight files contain."""
 
     pe: Tensor
 
@@ -162,12 +163,12 @@ class Positions(nn.Module):
         self.register_buffer("pe", sinusoids(count, width))
 
     def forward(self, frames: int) -> Tensor:
-        """[T, C]; stretched, the last of ``stretch`` frames has the last position, and others lie between."""
+        """Positions [T, C]; with ``stretch``, interpolated so that frame ``stretch - 1`` has the last one."""
         table_1CL = self.pe.transpose(1, 2)
         longest = self.stretch or table_1CL.shape[2]
         if frames > longest:
             raise BadRequest(
-                f"this motion module places {longest} frames and was given {frames}; give a window, or stretch it"
+                f"the motion module handles {longest} frames and got {frames}; set window, or stretch with overrides"
             )
         if self.stretch is not None and self.stretch != table_1CL.shape[2]:
             table_1CL = F.interpolate(table_1CL.float(), size=self.stretch, mode="linear", align_corners=True)
@@ -175,7 +176,7 @@ class Positions(nn.Module):
 
 
 def sinusoids(count: int, width: int) -> Tensor:
-    """[1, count, width]: sine and cosine by turns (Vaswani et al. 2017, §3.5; not the U-Net's order)."""
+    """Interleaved sine and cosine, [1, count, width] (Vaswani et al. 2017, §3.5; not the U-Net's order)."""
 
     def table() -> Tensor:
         rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))

@@ -1,1 +1,1 @@
-"""The pocket: a configuration of AnimateDiff that two cores can train, and its parts for the playroom."""
+"""The pocket model: an AnimateDiff configuration that trains on two CPU cores, with its parts for the playroom."""

@@ -1,4 +1,4 @@
-"""The pocket as a kind of image model: see `kinema.families.animatediff.kind.Kind`."""
+"""The pocket model as a kind of image model: see `kinema.families.animatediff.kind.Kind`."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from torch import Generator, Tensor, nn
 
 from kinema.diffusion.schedules import DiscreteBetas, NoiseLevel
 from kinema.families.animatediff.config import Config, Motion, Stage
-from kinema.families.animatediff.kind import Aim, Network
+from kinema.families.animatediff.kind import Network, Target
 from kinema.families.animatediff.pocket import losses, parts
 from kinema.families.animatediff.pocket.presets import POCKET_MOTION
-from kinema.families.animatediff.pocket.recipe import RECIPES
+from kinema.families.animatediff.pocket.settings import SETTINGS
 from kinema.system import Batch, TrainingSettings
 
 
 class Pocket:
-    """Pixels in place of a VAE's latents, a text encoder that is trained too, and a reading beside the drawing."""
+    """Pixels instead of a VAE's latents, a trained text encoder, and an auxiliary scene-reading loss."""
 
-    recipes: Mapping[Stage, TrainingSettings] = RECIPES
+    training_settings: Mapping[Stage, TrainingSettings] = SETTINGS
 
     def codec(self, config: Config) -> parts.Patches:
         return parts.Patches(config.patch)
 
-    def complete(self, network: Network, config: Config) -> None:
+    def finish(self, network: Network, config: Config) -> None:
         network.reader = parts.Reader(config)
-        parts.begin(network.unet, network.text_encoder)
-        parts.few_groups([network.unet, *([network.sparse] if network.sparse else [])], config.groups)
+        parts.initialise(network.unet, network.text_encoder)
+        parts.set_norm_groups([network.unet, *([network.sparse] if network.sparse else [])], config.groups)
 
     def image_parameters(self, network: Network, stage: Stage) -> Iterator[nn.Parameter]:
-        """A style is in the finest layers: what stands where, and so the motion module's ground, stays.
+        """A style trains the finest layers, which keeps the layout and so the motion module's input.
 
-        Words are learnt with the pictures.
+        The image stage also trains the text encoder.
         """
-        inside = parts.fine(network.unet.config) if stage == "style" else ("",)
+        prefixes = parts.finest_prefixes(network.unet.config) if stage == "style" else ("",)
         named = network.unet.named_parameters()
-        yield from (p for name, p in named if ".motion_modules." not in name and name.startswith(inside))
+        yield from (p for name, p in named if ".motion_modules." not in name and name.startswith(prefixes))
         if stage == "image":
             yield from parts.reader_of(network).parameters()
             yield from network.text_encoder.parameters()
@@ -43,16 +43,16 @@ class Pocket:
     def motion_preset(self, motion: Motion) -> Config:  # noqa: ARG002
         return POCKET_MOTION
 
-    def draw(
-        self, schedule: DiscreteBetas, count: int, generator: Generator, *, moves: bool
+    def sample_levels(
+        self, schedule: DiscreteBetas, count: int, generator: Generator, *, on_clips: bool
     ) -> tuple[NoiseLevel, Tensor]:
-        return losses.draw(schedule, count, generator, moves=moves)
+        return losses.sample_levels(schedule, count, generator, on_clips=on_clips)
 
-    def error(self, network: Network, batch: Batch, aim: Aim, predict: Callable[[], Tensor]) -> Tensor:
-        return losses.error(network, batch, aim.level, predict)
+    def loss(self, network: Network, batch: Batch, target: Target, predict: Callable[[], Tensor]) -> Tensor:
+        return losses.loss(network, batch, target.level, predict)
 
     def files(self, stage: Stage, tensors: Mapping[str, Tensor]) -> Mapping[str, Mapping[str, Tensor]]:
-        """A style is a file for the slot of that name."""
+        """A style file for the slot of that name."""
         if stage != "style":
             return {}
         return {"style": {name: tensor for name, tensor in tensors.items() if ".motion_modules." not in name}}

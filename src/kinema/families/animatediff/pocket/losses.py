@@ -1,4 +1,4 @@
-"""What the pocket learns: to draw the picture, and to read what stands where beside it, from the scene graphs.
+"""Losses of the pocket model: the image, and reading objects and positions off its features, from scene graphs.
 
 Letters: B clips, T frames, C channels, H W latent rows and columns.
 """
@@ -19,54 +19,56 @@ from kinema.families.animatediff.pocket.parts import Reader, reader_of
 from kinema.system import Batch
 from kinema.vae.kl2d import ImageCodec
 
-PICTURE_LEVELS = losses.draw_levels("edm-lognormal", p_mean=1.2, p_std=1.4, stratified=True)
+IMAGE_LEVELS = losses.draw_levels("edm-lognormal", p_mean=1.2, p_std=1.4, stratified=True)
 CLIP_LEVELS = losses.draw_levels("edm-lognormal", p_mean=2.0, p_std=1.3, stratified=True)
-"""ln(sigma / alpha) of pixels. Eight frames show as much together as one does at a level lower by ln(8) / 2."""
-LEAST_SIGMA = 0.3
-"""Bounds the weight 1 / sigma² of the picture's error, which is that of a flow's velocity (as in zoetrope)."""
-OBJECT, FOUND = 4.0, 0.92
-"""How much more the pixels about an object count, below this noise level: textures make most of a picture's error, and
-while it is open where the object is, such weights would teach to see it everywhere."""
-READING = 0.01
-"""Weight of naming what stands where, beside drawing it."""
+"""Distributions of ln(sigma / alpha); eight frames together are as informative as one at a level lower by ln(8) / 2."""
+MIN_SIGMA = 0.3
+"""Bound of the image loss weight 1 / sigma², the weight of a flow's velocity loss (as in zoetrope)."""
+OBJECT_WEIGHT, OBJECT_MAX_SIGMA = 4.0, 0.92
+"""Additional weight of pixels around objects, applied below this sigma: textures otherwise dominate the loss, but at
+higher noise, where positions are undecided, the weight would teach the model to put objects everywhere."""
+READER_WEIGHT = 0.01
+"""Weight of the reader's loss relative to the image loss."""
 
 
-def draw(schedule: DiscreteBetas, count: int, generator: Generator, *, moves: bool) -> tuple[NoiseLevel, Tensor]:
-    """Levels where words are decided, and the steps they are told as, [B]."""
-    level = (CLIP_LEVELS if moves else PICTURE_LEVELS)(schedule, count, generator)
+def sample_levels(
+    schedule: DiscreteBetas, count: int, generator: Generator, *, on_clips: bool
+) -> tuple[NoiseLevel, Tensor]:
+    """Sample noise levels at which the prompt matters; returns them and their timesteps, [B]."""
+    level = (CLIP_LEVELS if on_clips else IMAGE_LEVELS)(schedule, count, generator)
     return level, schedule.timestep(level.log_snr)
 
 
-def error(network: Network, batch: Batch, level: NoiseLevel, predict: Callable[[], Tensor]) -> Tensor:
-    """What one forward pass draws and reads wrong, [B]."""
+def loss(network: Network, batch: Batch, level: NoiseLevel, predict: Callable[[], Tensor]) -> Tensor:
+    """Image loss and reader loss of one forward pass, [B]."""
     reader = reader_of(network)
-    with reader.watching(network.unet) as seen:
+    with reader.watching(network.unet) as features:
         output = predict()
-    return drawn(network, batch, output, level) + READING * unread(reader, batch, seen)
+    return image_loss(network, batch, output, level) + READER_WEIGHT * reader_loss(reader, batch, features)
 
 
-def drawn(network: Network, batch: Batch, output_BCTHW: Tensor, level: NoiseLevel) -> Tensor:
-    """Weighted error of the pixels, [B]."""
-    picture = ImageCodec(network.vae, network.unet.config.latent_scale).decode(output_BCTHW).float()
+def image_loss(network: Network, batch: Batch, output_BCTHW: Tensor, level: NoiseLevel) -> Tensor:
+    """Weighted pixel loss, [B]."""
+    image = ImageCodec(network.vae, network.unet.config.latent_scale).decode(output_BCTHW).float()
     sigma = level.sigma / (level.alpha + level.sigma)
-    counts = torch.ones_like(picture[:, :1])
+    weights = torch.ones_like(image[:, :1])
     if any(batch.scenes):
-        more = OBJECT * ((FOUND - sigma) / 0.1).clamp(0, 1).to(picture)[:, None, None, None, None]
-        counts = counts + more * about(batch.scenes, picture)
+        extra = OBJECT_WEIGHT * ((OBJECT_MAX_SIGMA - sigma) / 0.1).clamp(0, 1).to(image)[:, None, None, None, None]
+        weights = weights + extra * about(batch.scenes, image)
     return X0.loss(
-        picture, batch.video, picture, level, weighting=lambda _: sigma.clamp(min=LEAST_SIGMA).pow(-2), mask=counts
+        image, batch.video, image, level, weighting=lambda _: sigma.clamp(min=MIN_SIGMA).pow(-2), mask=weights
     )
 
 
-def unread(reader: Reader, batch: Batch, seen: list[Tensor]) -> Tensor:
-    """What is misread of both maps, summed, [B]; every parameter has a gradient, whatever the clips."""
+def reader_loss(reader: Reader, batch: Batch, features: list[Tensor]) -> Tensor:
+    """Reading loss of both feature maps, [B]; every parameter gets a gradient, also without scene graphs."""
     count, frames = len(batch.captions), batch.video.shape[2]
-    read = [x.unflatten(0, (count, frames)).flatten(1, 2).float() for x in reader(seen)]
-    told = read[0].new_zeros(count)
+    predictions = [x.unflatten(0, (count, frames)).flatten(1, 2).float() for x in reader(features)]
+    total = predictions[0].new_zeros(count)
     if not any(batch.scenes):
-        return told + 0 * sum(x.sum() for x in read)
-    grid = (frames, *seen[0].shape[-2:])
-    for x in read:
+        return total + 0 * sum(x.sum() for x in predictions)
+    grid = (frames, *features[0].shape[-2:])
+    for x in predictions:
         what, where = x.split((sum(READ), sum(AWAY)), dim=-1)
-        told = told + reading_loss(what, batch.scenes, grid) + location_loss(where, batch.scenes, grid)
-    return told
+        total = total + reading_loss(what, batch.scenes, grid) + location_loss(where, batch.scenes, grid)
+    return total

@@ -1,4 +1,4 @@
-"""Sizes and sampling of the pocket, and the words that it is taught."""
+"""Sizes, sampling settings and vocabulary of the pocket model."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from kinema.data import playroom
 from kinema.families.animatediff.config import IMAGE, Betas, Config
 
 
-def taught(config: Config) -> Config:
-    """The config with the playroom's words for its vocabulary."""
+def with_playroom_words(config: Config) -> Config:
+    """Set the playroom's words as the vocabulary."""
     words = tuple(playroom.vocabulary())
     return replace(config, words=words, text=(replace(config.text[0], vocabulary=WordTokenizer(words).size),))
 
 
 BETAS: Betas = ("linear", 0.00085, 0.024)
-"""To a signal-to-noise ratio of e^-12: a clip of pixels shows its colours and places through much noise."""
-POCKET = taught(
+"""Reaches a signal-to-noise ratio of e^-12, as colours and positions of a pixel clip survive much noise."""
+POCKET = with_playroom_words(
     replace(
         IMAGE,
         height=64,

@@ -1,7 +1,7 @@
-"""How ``animatediff-pocket`` is trained from scratch, with its motion module, styles and MotionLoRAs.
+"""Training of ``animatediff-pocket`` from scratch, with its motion module, styles and MotionLoRAs.
 
-The motion module is trained in five legs: ground that moves is learnt where all of it moves, and a zoom takes longer
-than a pan (docs/decisions/0009).
+The motion module trains in five legs: camera motion is learned from clips in which the whole ground moves, and a zoom
+takes longer than a pan (docs/notes/0009).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ def _style(name: str) -> Leg:
     return Leg({"model": "{base}", "stage": "style", "style": name}, "style.safetensors")
 
 
-def _motion(**more: Any) -> Leg:
-    return Leg({**_ON_BASE, **more}, "motion.safetensors")
+def _motion(**overrides: Any) -> Leg:
+    return Leg({**_ON_BASE, **overrides}, "motion.safetensors")
 
 
 def _lora(camera: str, steps: int) -> Leg:
-    told = {**_ON_BASE, "add": "motion={motion}", "lora": RANK, "camera": camera, "steps": steps}
-    return Leg(told, "motion-lora.safetensors")
+    settings = {**_ON_BASE, "add": "motion={motion}", "lora": RANK, "camera": camera, "steps": steps}
+    return Leg(settings, "motion-lora.safetensors")
 
 
 SHIPPED = Shipped(

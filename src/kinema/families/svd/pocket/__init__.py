@@ -1,1 +1,1 @@
-"""The pocket: a configuration of SVD that two cores can train, and its parts."""
+"""The pocket model: an SVD configuration that two CPU cores can train."""

@@ -1,4 +1,4 @@
-"""The pocket as a kind of model: see `kinema.families.svd.kinds.Kind`."""
+"""The pocket model's kind: see `kinema.families.svd.kinds.Kind`."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from torch import nn
 
 from kinema.families.svd.config import Config
 from kinema.families.svd.pocket.parts import PocketSVD
-from kinema.families.svd.pocket.recipe import FIGURES, STAGES
+from kinema.families.svd.pocket.recipe import SETTINGS, STAGES
 from kinema.families.svd.stages import TrainingStage
 
 
 class Pocket:
-    """An autoencoder and an image encoder of our own: its codec is trained in a stage before the U-Net."""
+    """A small autoencoder and image encoder; a first training stage trains the codec, a second the U-Net."""
 
     stages: Mapping[str, TrainingStage] = STAGES
     first = ("replacement", "native", "reconstruction")
-    """It is shown the picture as SVD is, and held to it besides: trained so little, it loses detail in a frame that
-    is known, and with it in those after it (docs/decisions/0004)."""
-    own = True
+    """Replacement first: after little training, native conditioning alone loses detail in the given frame, and then in
+    later ones (docs/decisions/0004)."""
+    custom_encoders = True
 
     def build(self, config: Config) -> nn.Module:
         return PocketSVD(config)
 
-    def figures(self, config: Config) -> Mapping[str, Any]:  # noqa: ARG002
-        return FIGURES
+    def settings(self, config: Config) -> Mapping[str, Any]:  # noqa: ARG002
+        return SETTINGS

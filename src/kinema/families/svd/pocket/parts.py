@@ -1,7 +1,7 @@
-"""SVD small enough to be trained whole on two CPU cores: a KL autoencoder and an image encoder of our own.
+"""The pocket model's networks: an SVD small enough to train completely on two CPU cores.
 
-The U-Net is SVD's, with few channels. The autoencoder takes 8×8 pixels to one latent cell of 16 numbers; beside its
-convolutions a linear path does what principal components would, so that the rest has only details to learn.
+The U-Net is SVD's, with fewer channels. The autoencoder encodes 8×8 pixels as one latent cell of 16 channels; a linear
+path parallel to its convolutions can learn principal components, which leaves only details to the convolutions.
 
 Letters: N images, C channels, H W pixel rows and columns, h w latent ones.
 """
@@ -21,31 +21,31 @@ from kinema.nn.ldm_unet import ResBlock, group_norm, silu_
 
 EPS = 1e-6
 MOMENTUM = 0.02
-"""Share of one batch in the running mean and variance of the latents."""
-LEAST_LOG_VARIANCE, MOST_LOG_VARIANCE = -12.0, 4.0
+"""Weight of one batch in the running mean and variance of the latents."""
+MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -12.0, 4.0
 
 
 class PocketSVD(nn.Module):
-    """The three networks under the names of `model.SVD`. The stage ``codec`` trains the codec, others the rest."""
+    """The three networks, named as in `model.SVD`. Training stage ``codec`` trains the codec, others the rest."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.unet = VideoUNet(config)
         self.vae = PocketAutoencoder(config)
         self.image_encoder = PocketVision(config)
-        begin_still(self.unet)
-        learns = config.stage == "codec"
-        self.vae.requires_grad_(learns)
-        self.image_encoder.requires_grad_(not learns)
+        zero_branches(self.unet)
+        trains_codec = config.stage == "codec"
+        self.vae.requires_grad_(trains_codec)
+        self.image_encoder.requires_grad_(not trains_codec)
         for name, parameter in self.unet.named_parameters():
-            # As in `model.SVD`: one context token leaves queries, keys and their norm without a gradient.
+            # As in `model.SVD`: with one context token, queries, keys and their norm get no gradient.
             idle = any(part in name for part in (".attn2.to_q.", ".attn2.to_k."))
             idle = idle or ("transformer_blocks." in name and ".norm2." in name)
-            parameter.requires_grad_(not learns and not idle)
+            parameter.requires_grad_(not trains_codec and not idle)
 
 
-def begin_still(unet: VideoUNet) -> None:
-    """Let residual blocks and transformers begin as the identity and the output as zero, as latent diffusion does."""
+def zero_branches(unet: VideoUNet) -> None:
+    """Initialise residual blocks and transformers as the identity and the output as zero, as in latent diffusion."""
     layers: list[nn.Module] = [unet.conv_out]
     for module in unet.modules():
         if isinstance(module, VideoResBlock):
@@ -58,9 +58,9 @@ def begin_still(unet: VideoUNet) -> None:
 
 
 class PocketAutoencoder(nn.Module):
-    """Images to latents of zero mean and unit variance in each channel, and back, every image by itself.
+    """Encodes single images as latents of zero mean and unit variance per channel, and decodes them.
 
-    ``mean`` and ``variance`` [C] run along while the autoencoder is trained, and stand still afterwards.
+    ``mean`` and ``variance`` [C] are running statistics, updated only while the autoencoder is trained.
     """
 
     mean: Tensor
@@ -71,32 +71,32 @@ class PocketAutoencoder(nn.Module):
         latent, stride = config.latent_channels, config.stride
         self.stride = stride
         self.encoder = _Encoder(config.patch, config.vae_channels, config.vae_layers, latent, stride)
-        widest = (max(config.vae_channels),) * len(config.vae_channels)  # decoding is paid once, encoding at every step
+        widest = (max(config.vae_channels),) * len(config.vae_channels)  # decoding runs once, encoding at every step
         self.decoder = _Decoder(config.patch, widest, config.vae_layers + 1, latent, stride)
         self.register_buffer("mean", torch.zeros(latent))
         self.register_buffer("variance", torch.ones(latent))
 
     def moments(self, image_NCHW: Tensor) -> Tensor:
-        """Mean and log-variance of the latents, N×2c×h×w, in units of the running statistics."""
+        """Return mean and log-variance of the latents, N×2c×h×w, normalised by the running statistics."""
         mean, log_variance = self.raw(image_NCHW).chunk(2, dim=1)
         scale = self._scale()
         return torch.cat([(mean - self._centre()) / scale, log_variance - 2 * scale.log()], dim=1)
 
     def encode(self, image_NCHW: Tensor) -> Tensor:
-        """The mode of the latents, N×c×h×w."""
+        """Return the mode of the latents, N×c×h×w."""
         return self.moments(image_NCHW).chunk(2, dim=1)[0]
 
-    def decode(self, z_NCHW: Tensor, frames: int) -> Tensor:  # noqa: ARG002 (images know no neighbours)
-        """Pixels N×3×H×W of latents."""
+    def decode(self, z_NCHW: Tensor, frames: int) -> Tensor:  # noqa: ARG002 (images are independent)
+        """Decode latents to pixels N×3×H×W."""
         return self.decoder(z_NCHW * self._scale() + self._centre())
 
     def raw(self, image_NCHW: Tensor) -> Tensor:
-        """Mean and log-variance as the encoder gives them."""
+        """Return the encoder's mean and log-variance, not normalised."""
         mean, log_variance = self.encoder(image_NCHW).chunk(2, dim=1)
-        return torch.cat([mean, log_variance.clamp(LEAST_LOG_VARIANCE, MOST_LOG_VARIANCE)], dim=1)
+        return torch.cat([mean, log_variance.clamp(MIN_LOG_VARIANCE, MAX_LOG_VARIANCE)], dim=1)
 
     @torch.no_grad()
-    def follow(self, mean_NCHW: Tensor) -> None:
+    def update_statistics(self, mean_NCHW: Tensor) -> None:
         """Move the running statistics towards those of a batch of means."""
         spread, centre = torch.var_mean(mean_NCHW.float(), dim=(0, 2, 3))
         if bool(torch.isfinite(spread).all()):
@@ -125,7 +125,7 @@ class _Encoder(nn.Module):
         self.conv_out = nn.Conv2d(channels[-1], 2 * latent, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         with torch.no_grad():
-            # So little noise at first that the linear path can learn at once.
+            # Low initial noise, so that the linear path learns from the first step.
             cast(Tensor, self.conv_out.bias)[latent:] = -4.0
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class _Decoder(nn.Module):
 
 
 class PocketVision(nn.Module):
-    """``embed(picture B×3×H×W in [-1, 1]) -> B×context``: convolutions over patches and their mean, in CLIP's place."""
+    """Image encoder in place of CLIP: ``embed(image B×3×H×W in [-1, 1]) -> B×context``, a mean over patch features."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -166,6 +166,6 @@ class PocketVision(nn.Module):
         self.conv = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
         self.out = nn.Linear(2 * width, config.context)
 
-    def embed(self, picture_B3HW: Tensor) -> Tensor:
-        x = F.silu(self.patches(picture_B3HW.to(self.out.weight.dtype)))
+    def embed(self, image_B3HW: Tensor) -> Tensor:
+        x = F.silu(self.patches(image_B3HW.to(self.out.weight.dtype)))
         return self.out(F.silu(self.conv(x)).mean((2, 3)))

@@ -1,4 +1,4 @@
-"""Sizes and sampling of the pocket."""
+"""Sizes and sampling defaults of the pocket model."""
 
 from __future__ import annotations
 

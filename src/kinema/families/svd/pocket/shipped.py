@@ -1,4 +1,4 @@
-"""How ``svd-pocket`` is trained from scratch: its codec, then the U-Net on the codec's latents."""
+"""Training of ``svd-pocket`` from scratch: first the codec, then the U-Net on the codec's latents."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kinema.data import playroom
-from kinema.evaluation.kept import kept
+from kinema.evaluation.consistency import object_consistency
 from kinema.schema import BadRequest
 
 
@@ -14,31 +14,31 @@ def clip(caption: str, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("caption", ["a red ball rolls right", "a blue star spins", "a green letter K moves up"])
 def test_a_real_clip_keeps_its_colour_and_outline_in_every_frame(caption: str) -> None:
-    found = kept(clip(caption), caption)
-    assert found.whole
+    found = object_consistency(clip(caption), caption)
+    assert found.complete
     assert found.frames >= 8
 
 
-def test_one_frame_of_another_colour_is_noticed() -> None:
+def test_one_frame_of_another_colour_is_detected() -> None:
     video = clip("a red ball rolls right")
     video[:, 7] = clip("a blue ball rolls right")[:, 7]
-    found = kept(video, "a red ball rolls right")
-    assert not found.whole
+    found = object_consistency(video, "a red ball rolls right")
+    assert not found.complete
     assert found.colour < 1
 
 
-def test_an_outline_that_changes_half_way_is_noticed() -> None:
+def test_an_outline_that_changes_half_way_is_detected() -> None:
     video = clip("a red ball rolls right")
     video[:, 8:] = clip("a red star moves right")[:, 8:]
-    found = kept(video, "a red ball rolls right")
+    found = object_consistency(video, "a red ball rolls right")
     assert found.colour == 1
     assert found.shape < 0.8
 
 
-def test_a_clip_without_an_object_keeps_nothing() -> None:
-    assert not kept(torch.zeros(3, 16, 64, 64), "a red ball rolls right").whole
+def test_a_clip_without_an_object_is_not_consistent() -> None:
+    assert not object_consistency(torch.zeros(3, 16, 64, 64), "a red ball rolls right").complete
 
 
 def test_a_prompt_outside_the_grammar_is_refused() -> None:
     with pytest.raises(BadRequest, match="not in the playroom grammar"):
-        kept(torch.zeros(3, 16, 64, 64), "a cat plays the piano")
+        object_consistency(torch.zeros(3, 16, 64, 64), "a cat plays the piano")

@@ -1,4 +1,4 @@
-"""What a comparison has measured so far, on disk, so that the same command goes on where it was stopped."""
+"""Stored measurements of a comparison, so that the same command resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from benchmarks.vs.measure import Row
 from kinema.atomic import replacing
 
 
-class Kept:
-    """Rows by name, saved after every pair of runs. Rows of other ``settings`` are not continued."""
+class Progress:
+    """Rows by name, saved after every pair of runs. Rows with other ``settings`` are discarded."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path, self.settings = path, settings
         self.rows: dict[str, Row] = {}
-        told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        if told is None:
+        data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if data is None:
             return
-        if told["settings"] != settings:
-            other = [name for name, value in settings.items() if told["settings"].get(name) != value]
-            print(f"{path} is of other {', '.join(other)}: beginning again", file=sys.stderr)
+        if data["settings"] != settings:
+            other = [name for name, value in settings.items() if data["settings"].get(name) != value]
+            print(f"{path} was measured with other {', '.join(other)}: starting over", file=sys.stderr)
             return
-        self.rows = {row["what"]: Row.from_json(row) for row in told["rows"]}
+        self.rows = {row["what"]: Row.from_json(row) for row in data["rows"]}
 
     def row(self, what: str, unit: str = "s") -> Row:
-        """The row of this name, with the runs it has."""
+        """The row of this name, with its runs so far."""
         return self.rows.setdefault(what, Row(what, unit))
 
     def save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        told = {"settings": self.settings, "rows": [row.to_json() for row in self.rows.values()]}
+        data = {"settings": self.settings, "rows": [row.to_json() for row in self.rows.values()]}
         with replacing(self.path) as part:
-            part.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+            part.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
     def done(self, names: Iterable[str]) -> None:
-        """These rows are written elsewhere; the runs of others, which a stopped command left, stay for the next."""
+        """Drop these rows, which have been written elsewhere; the runs of other rows stay for the next command."""
         for name in names:
             self.rows.pop(name, None)
         if self.rows:
@@ -50,7 +50,7 @@ class Kept:
 
 
 def code_hash() -> str:
-    """Of the package and of these scripts: figures of other code are not this code's."""
+    """Hash of the package and of these scripts: results are only valid for the same code."""
     digest = sha256()
     for files in (Path(kinema.__file__).parent.rglob("*.py"), Path(__file__).parent.glob("*.py")):
         for file in sorted(files):

@@ -1,8 +1,8 @@
-"""Finding the objects of a clip without learned weights: foreground, components, colours.
+"""Find objects in a clip without learned weights: foreground, components, colours.
 
-The background's palette is read off the frame's border over the whole clip, so plain, gradient,
-patterned and moving backgrounds are all covered; a pixel far from every palette colour is
-foreground. Letters: C channels, T frames, H height, W width; pixels are in [0, 1] here.
+The background palette is taken from the frame borders over the whole clip, which handles plain, gradient, patterned
+and moving backgrounds; pixels far from every palette colour are foreground. Letters: C channels, T frames, H height,
+W width; pixels are in [0, 1] here.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "cyan"
 _HUES = {"red": 0.0, "orange": 28.0, "yellow": 54.0, "green": 131.0, "cyan": 186.0, "blue": 227.0, "purple": 278.0}
 _LEVELS = 20
 _FAR = 0.17
-"""A foreground pixel is this far from every background colour, in the space of ``_opponent``."""
+"""Minimum distance of foreground from every background colour, in the space of ``_opponent``."""
 
 
 @dataclass(frozen=True)
-class Sighting:
-    """One object over the clip: its mask, soft cover and contrast, and the colour of its pixels.
+class TrackedObject:
+    """One object over the clip: mask, soft cover, contrast and colour.
 
-    ``mask_THW`` is its component in each frame (empty where it is not seen), ``cover_THW`` a soft
-    version in [0, 1], ``contrast_T`` the mean distance of its pixels from the background's palette.
-    ``pieces`` is in how many large separate parts its pixels come: more than one where there are
-    several objects of its colour.
+    ``mask_THW`` is its component in each frame (empty if not visible), ``cover_THW`` a soft version in [0, 1],
+    ``contrast_T`` the mean distance of its pixels from the background palette. ``pieces`` is the number of large
+    separate components: more than one if there are several objects of its colour.
     """
 
     colour: str
@@ -42,12 +41,12 @@ class Sighting:
 
     @property
     def area_T(self) -> Floats:  # noqa: N802 - shape suffix
-        """Pixels of the object in each frame."""
+        """Area of the object in each frame, in pixels."""
         return self.mask_THW.sum(axis=(1, 2)).astype(np.float32)
 
 
-def sight(video_CTHW: Floats) -> list[Sighting]:
-    """The objects of the clip, largest first; two objects are told apart by their colours."""
+def find_objects(video_CTHW: Floats) -> list[TrackedObject]:
+    """Find the clip's objects, largest first; two objects are distinguished by colour."""
     far_THW = distance_to_background(video_CTHW)
     found_THW = far_THW > _FAR
     labels_THW, areas = components(found_THW)
@@ -57,30 +56,30 @@ def sight(video_CTHW: Floats) -> list[Sighting]:
         return []
     names_THW = colour_classes(video_CTHW)
     strong_THW = np.where(found_THW, far_THW, 0)
-    # Strongly seen pixels name the colour: rims and faded frames are mixtures with the background.
+    # Weight by contrast: rims and faded frames are mixtures with the background.
     weights = np.bincount(names_THW.ravel(), (strong_THW.astype(np.float64) ** 2).ravel(), len(COLOURS) + 1)[:-1]
-    rivals = _rivals(names_THW, found_THW, weights.astype(np.float64))
-    if len(rivals) < 2:
-        return [_sighting(rivals[0], found_THW, far_THW, names_THW)]
-    return [_sighting(index, found_THW & (names_THW == index), far_THW, names_THW) for index in rivals[:3]]
+    colours = _object_colours(names_THW, found_THW, weights.astype(np.float64))
+    if len(colours) < 2:
+        return [_track(colours[0], found_THW, far_THW, names_THW)]
+    return [_track(index, found_THW & (names_THW == index), far_THW, names_THW) for index in colours[:3]]
 
 
-def _rivals(names_THW: NDArray[np.intp], found_THW: Mask, weights: NDArray[np.float64]) -> list[int]:
-    """The colours of different objects, strongest first: large and strong, and there at the same time.
+def _object_colours(names_THW: NDArray[np.intp], found_THW: Mask, weights: NDArray[np.float64]) -> list[int]:
+    """Colours of different objects, strongest first: large, strong and visible at the same time.
 
-    Colours that only follow one another are one object that changes.
+    Colours that only follow one another belong to one object that changes.
     """
     frames = [np.bincount(n[f], minlength=len(COLOURS) + 1)[:-1] for n, f in zip(names_THW, found_THW, strict=True)]
     areas_TK = np.array(frames)
     typical = np.quantile(areas_TK, 0.75, axis=0)
-    there_TK = areas_TK >= 0.25 * typical.max()
+    visible_TK = areas_TK >= 0.25 * typical.max()
     main = int(np.argmax(weights))
-    together = (there_TK & there_TK[:, main : main + 1]).sum(axis=0) >= 0.5 * np.maximum(there_TK.sum(axis=0), 1)
+    together = (visible_TK & visible_TK[:, main : main + 1]).sum(axis=0) >= 0.5 * np.maximum(visible_TK.sum(axis=0), 1)
     large = (typical >= 0.25 * typical.max()) & (weights > 0.15 * weights.max()) & together
     return [int(i) for i in np.argsort(-weights) if large[i] or i == main]
 
 
-def _sighting(index: int, own_THW: Mask, far_THW: Floats, names_THW: NDArray[np.intp]) -> Sighting:
+def _track(index: int, own_THW: Mask, far_THW: Floats, names_THW: NDArray[np.intp]) -> TrackedObject:
     mask_THW, pieces = largest_component(own_THW, far_THW)
     contrast = np.zeros(len(mask_THW), np.float32)
     cover_THW = np.zeros(mask_THW.shape, np.float32)
@@ -96,13 +95,13 @@ def _sighting(index: int, own_THW: Mask, far_THW: Floats, names_THW: NDArray[np.
         cover_THW[t] = np.where(rim_THW[t], np.clip(far_THW[t] / full, 0, 1), 0)
         votes = np.bincount(names_THW[t][mask], inside.astype(np.float64) ** 2, len(COLOURS) + 1)[:-1]
         names.append(COLOURS[int(np.argmax(votes))] if votes.any() else None)
-    return Sighting(COLOURS[index], tuple(names), mask_THW, cover_THW, contrast, pieces)
+    return TrackedObject(COLOURS[index], tuple(names), mask_THW, cover_THW, contrast, pieces)
 
 
 def _reference(far_THW: Floats, mask_THW: Mask) -> Floats:
-    """The contrast of full cover at each pixel: its own well inside, the mean inside nearby at the rim.
+    """Contrast of full coverage at each pixel: its own inside the object, the mean of nearby inside pixels at the rim.
 
-    Zero where no inside is within two pixels, as in thin strokes.
+    Zero if no inside pixel is within two pixels, as in thin strokes.
     """
     inside = mask_THW & ~dilate(~mask_THW)
     sums = [
@@ -116,7 +115,7 @@ def _reference(far_THW: Floats, mask_THW: Mask) -> Floats:
 
 
 def distance_to_background(video_CTHW: Floats) -> Floats:
-    """How far each pixel ``[T, H, W]`` is from the nearest colour of the background's palette."""
+    """Distance of each pixel ``[T, H, W]`` from the nearest background palette colour."""
     levels_CTHW = np.clip(video_CTHW * (_LEVELS - 1) + 0.5, 0, _LEVELS - 1).astype(np.int32)
     bins_THW = (levels_CTHW[0] * _LEVELS + levels_CTHW[1]) * _LEVELS + levels_CTHW[2]
     levels = np.stack(np.unravel_index(np.arange(_LEVELS**3), (_LEVELS,) * 3), 1)
@@ -130,10 +129,10 @@ def distance_to_background(video_CTHW: Floats) -> Floats:
 
 
 def _palette(bins_THW: NDArray[np.int32], centres: Floats) -> Mask:
-    """Which colour bins the background has: those common on the frame's border, over all frames.
+    """Colour bins of the background: those common on the frame border, over all frames.
 
-    An object may touch the border, so what looks like an object (vivid, or light) must fill much of
-    it to count; light patches, as of a pattern, also count if all the frames have them.
+    Objects may touch the border, so bins that could be objects (vivid or light) must cover much of it; light patches,
+    as in a pattern, also count if all frames have them.
     """
     sides = (bins_THW[:, :2], bins_THW[:, -2:], bins_THW[:, :, :2], bins_THW[:, :, -2:])
     rim = np.concatenate([side.reshape(len(bins_THW), -1) for side in sides], axis=1)
@@ -149,16 +148,16 @@ def _palette(bins_THW: NDArray[np.int32], centres: Floats) -> Mask:
 
 
 def _opponent(rgb_N3: Floats) -> Floats:
-    """Colours with grey differences weakened and chroma differences strengthened.
+    """Transform colours to weaken grey differences and strengthen chroma differences.
 
-    Backgrounds vary in brightness and objects differ from them in hue.
+    Backgrounds vary in brightness, and objects differ from them in hue.
     """
     grey = rgb_N3.mean(axis=1, keepdims=True)
     return np.float32(0.8) * grey + np.float32(1.7) * (rgb_N3 - grey)
 
 
 def colour_classes(video_CTHW: Floats) -> NDArray[np.intp]:
-    """The index in ``COLOURS`` of each pixel ``[T, H, W]``, or ``len(COLOURS)`` for grey and black."""
+    """Index in ``COLOURS`` of each pixel ``[T, H, W]``, or ``len(COLOURS)`` for grey and black."""
     red, green, blue = video_CTHW
     high, low = video_CTHW.max(axis=0), video_CTHW.min(axis=0)
     chroma = high - low
@@ -186,7 +185,7 @@ def colour_classes(video_CTHW: Floats) -> NDArray[np.intp]:
 def components(mask_THW: Mask) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
     """8-connected components of each frame: labels ``[T, H, W]`` (0 is none) and areas by label.
 
-    Runs of pixels are joined to the runs that they touch in the row above (union-find).
+    Runs of pixels are joined to the runs they touch in the row above (union-find).
     """
     frames, height, width = mask_THW.shape
     padded = np.zeros((frames, height + 1, width + 2), np.int8)
@@ -224,9 +223,9 @@ def components(mask_THW: Mask) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
 
 
 def largest_component(mask_THW: Mask, weight_THW: Floats) -> tuple[Mask, int]:
-    """In each frame the component of the greatest weight; and how many rival it, in the median frame.
+    """The heaviest component of each frame, and the median number of components that rival it.
 
-    Only frames in which the object is well seen, by its weight, are asked how many there are.
+    Only frames in which the object has a high weight count for that number.
     """
     labels_THW, _ = components(mask_THW)
     weights = np.bincount(labels_THW.ravel(), weight_THW.ravel().astype(np.float64))
@@ -243,7 +242,7 @@ def largest_component(mask_THW: Mask, weight_THW: Floats) -> tuple[Mask, int]:
 
 
 def dilate(mask_THW: Mask) -> Mask:
-    """The mask and its eight neighbours."""
+    """The mask extended by its eight-neighbourhood."""
     padded = np.pad(mask_THW, ((0, 0), (1, 1), (1, 1)))
     height, width = mask_THW.shape[1:]
     shifted = [padded[:, y : y + height, x : x + width] for y, x in itertools.product(range(3), repeat=2)]
@@ -251,7 +250,7 @@ def dilate(mask_THW: Mask) -> Mask:
 
 
 def boxes(values: NDArray[np.floating], reach: int, axes: tuple[int, ...]) -> Floats:
-    """Sums over the neighbours within ``reach`` along these axes; beyond the edge is zero."""
+    """Box sums within ``reach`` along these axes; zero-padded."""
     wide = values.astype(np.float64)
     for axis in axes:
         ends = [(reach + 1, reach) if a == axis else (0, 0) for a in range(wide.ndim)]

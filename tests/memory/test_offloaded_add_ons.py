@@ -1,4 +1,4 @@
-"""Every part that may stand beside AnimateDiff's image model takes turns too, and no bit of the clip changes."""
+"""Every add-on of AnimateDiff can be offloaded without changing a bit of the clip."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ PARTS = {
     "v1": (replace(TINY, motion="v1", motion_mid=False), {}),
     "pia": (replace(TINY, motion="pia"), {"image": True}),
     "sparse rgb": (replace(TINY, sparse="rgb"), {"image": True}),
-    "scribble": (replace(TINY, sparse="scribble", vae_channels=(32, 32, 32, 32)), {"extra": {"scribble": "PICTURE"}}),
+    "scribble": (replace(TINY, sparse="scribble", vae_channels=(32, 32, 32, 32)), {"extra": {"scribble": "IMAGE"}}),
     "controls": (
         replace(TINY, controls=(DEPTH, TILE), vae_channels=(32, 32, 32, 32)),
-        {"extra": {"control.depth": "PICTURE", "control.tile": "PICTURE", "control_span.tile": [0.5, 1]}},
+        {"extra": {"control.depth": "IMAGE", "control.tile": "IMAGE", "control_span.tile": [0.5, 1]}},
     ),
     "plain": (
         replace(TINY, vision=VISION, adapters=(AdapterSize(embedding=24),)),
-        {"extra": {"ip_image": {0: "PICTURE", 2: "PICTURE"}}},
+        {"extra": {"ip_image": {0: "IMAGE", 2: "IMAGE"}}},
     ),
     "plus": (
         replace(TINY, vision=VISION, adapters=(AdapterSize(kind="plus", embedding=32, width=48, inner=128, layers=2),)),
-        {"extra": {"ip_image": "PICTURE"}},
+        {"extra": {"ip_image": "IMAGE"}},
     ),
     "two text encoders": (
         replace(TINY, text=(TINY.text[0], WORDS), context=64, size_embedding=8, linear=True),
@@ -46,15 +46,15 @@ PARTS = {
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory):
+def image(tmp_path_factory):
     torch.set_num_threads(1)
-    path = tmp_path_factory.mktemp("media") / "picture.png"
+    path = tmp_path_factory.mktemp("media") / "image.png"
     Image.radial_gradient("L").resize((40, 40)).convert("RGB").save(path)
     return str(path)
 
 
 def saved(config, path):
-    """A random model in a file, with nothing left at zero."""
+    """A file with a random model without zero-initialised weights."""
     torch.manual_seed(0)
     model = FAMILY.build(config)
     with torch.no_grad():
@@ -65,25 +65,25 @@ def saved(config, path):
     return path
 
 
-def put(told, picture):
-    """The options with the picture in its places."""
-    if isinstance(told, dict):
-        return {key: put(value, picture) for key, value in told.items()}
-    return picture if told == "PICTURE" else told
+def with_image(options, image):
+    """The options with each placeholder replaced by the image's path."""
+    if isinstance(options, dict):
+        return {key: with_image(value, image) for key, value in options.items()}
+    return image if options == "IMAGE" else options
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_offloading_changes_no_bit_of_any_part(name, picture, tmp_path):
-    config, told = PARTS[name]
+def test_offloading_changes_no_bit_with_any_add_on(name, image, tmp_path):
+    config, options = PARTS[name]
     path = saved(config, tmp_path / "model.safetensors")
-    options = put(told, picture)
+    options = with_image(options, image)
     if options.pop("image", False):
-        options |= {"image": picture, "task": "animate"}
+        options |= {"image": image, "task": "animate"}
     request = Request(prompt="a red ball", seed=5, steps=2, frames=3, **options)
     expected = load(path).run(request).video
     plain = load(path).run(request.with_(extra={})).video
     assert expected.isfinite().all()
-    assert not request.extra or not torch.equal(expected, plain)  # the part is at work
+    assert not request.extra or not torch.equal(expected, plain)  # the add-on has an effect
     for offload in ("model", "block", "sequential"):
         model = load(path, offload=offload)
         assert torch.equal(model.run(request).video, expected), offload

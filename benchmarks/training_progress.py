@@ -1,12 +1,12 @@
-"""What the pockets' benchmarks show of their training."""
+"""Progress output of the pocket benchmarks' training."""
 
 from __future__ import annotations
 
-from kinema.schema import Event, Note, TrainStep
+from kinema.events import Event, Note, TrainStep
 
 
-class Told:
-    """Training on the screen, a line every twenty steps."""
+class TrainingProgress:
+    """Prints training progress every twenty steps."""
 
     def __init__(self, name: str) -> None:
         self.name, self.recent = name, list[float]()
@@ -19,7 +19,7 @@ class Told:
         self.recent.append(event.loss)
         if event.index % 20 == 0 or event.index == event.total or event.validation is not None:
             mean = sum(self.recent) / len(self.recent)
-            held_out = "" if event.validation is None else f", held-out {event.validation:.4f}"
-            line = f"step {event.index} of {event.total}, loss {mean:.4f}{held_out}, {event.rate:.2f} clips/s"
+            validation = "" if event.validation is None else f", held-out {event.validation:.4f}"
+            line = f"step {event.index} of {event.total}, loss {mean:.4f}{validation}, {event.rate:.2f} clips/s"
             print(f"{self.name}: {line}", flush=True)
             self.recent.clear()

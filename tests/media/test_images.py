@@ -1,4 +1,4 @@
-"""Photographs that lie on their side, with what phones and mending tools leave in their Exif."""
+"""Rotated photographs, with Exif as phones and repair tools leave it."""
 
 from __future__ import annotations
 
@@ -54,35 +54,35 @@ LOST = {
 }
 
 
-def photograph(path: Path, told: bytes) -> None:
+def photograph(path: Path, exif: bytes) -> None:
     """48×24: red on the left, blue on the right."""
     levels = np.zeros((24, 48, 3), np.uint8)
     levels[:, :24, 0] = levels[:, 24:, 2] = 250
-    Image.fromarray(levels).save(path, exif=told, **({"quality": 98} if path.suffix == ".jpg" else {}))
+    Image.fromarray(levels).save(path, exif=exif, **({"quality": 98} if path.suffix == ".jpg" else {}))
 
 
 @pytest.mark.parametrize("fault", LEGIBLE)
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
-def test_a_photograph_is_upright_whatever_else_its_exif_holds(tmp_path: Path, name: str, fault: str) -> None:
+def test_a_photograph_is_upright_despite_odd_exif(tmp_path: Path, name: str, fault: str) -> None:
     photograph(tmp_path / name, LEGIBLE[fault])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        picture = read_image(tmp_path / name)[0, :, 0]
-    assert picture.shape == (3, 48, 24)
-    assert picture[0, 8, 12] > 0.8 > picture[0, 40, 12]
-    assert picture[2, 8, 12] < -0.8 < picture[2, 40, 12]
+        image = read_image(tmp_path / name)[0, :, 0]
+    assert image.shape == (3, 48, 24)
+    assert image[0, 8, 12] > 0.8 > image[0, 40, 12]
+    assert image[2, 8, 12] < -0.8 < image[2, 40, 12]
 
 
 @pytest.mark.parametrize("fault", LOST)
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
-def test_an_orientation_that_is_not_legible_leaves_the_picture_as_it_is(tmp_path: Path, name: str, fault: str) -> None:
+def test_an_unreadable_orientation_is_ignored(tmp_path: Path, name: str, fault: str) -> None:
     photograph(tmp_path / name, LOST[fault])
-    picture = read_image(tmp_path / name)[0, :, 0]
-    assert picture.shape == (3, 24, 48)
-    assert picture[0, 12, 8] > 0.8
+    image = read_image(tmp_path / name)[0, :, 0]
+    assert image.shape == (3, 24, 48)
+    assert image[0, 12, 8] > 0.8
 
 
-def test_a_damaged_second_page_of_a_tiff_is_not_looked_at(tmp_path: Path) -> None:
+def test_a_damaged_second_tiff_page_is_ignored(tmp_path: Path) -> None:
     page = Image.new("RGB", (6, 4), (200, 100, 50))
     page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
     raw = bytearray((tmp_path / "a.tif").read_bytes())
