@@ -22,7 +22,7 @@ import torch
 import kinema
 from kinema.data import playroom
 from kinema.events import Event, Preview, Step
-from kinema.previews import PreviewFile, Previews, latent_rgb, pictured
+from kinema.previews import PreviewFile, Previews, latent_rgb, preview_frames
 from kinema.schema import Clip as Written
 
 RATE, SIDE = 4.0, 128
@@ -90,7 +90,7 @@ def alone(model: Any, files: dict[str, PreviewFile]) -> None:
     ):
 
         def one(mode: str = mode, previews: Previews = previews) -> None:
-            preview = Preview(1, 2, pictured(x0, rgb, (64, 64), previews.frames))
+            preview = Preview(1, 2, preview_frames(x0, rgb, (64, 64), previews.frames))
             if mode in files:
                 files[mode].write(preview)
 

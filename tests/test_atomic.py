@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kinema import atomic
-from kinema.atomic import AlreadyExists, beside, check_folder, numbered, refuse_foreign, replacing, sync, tidy
+from kinema.atomic import AlreadyExists, check_folder, numbered, refuse_foreign, replacing, sync, tidy, write_numbered
 from kinema.schema import BadRequest
 
 
@@ -146,9 +146,7 @@ def test_an_exclusive_writer_does_not_follow_a_dangling_link(tmp_path: Path) -> 
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_exclusive_writes_work_without_hard_links(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exclusive_writes_work_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, "no links here")
 
@@ -288,7 +286,7 @@ def test_a_taken_name_is_replaced_by_the_next_number(tmp_path: Path) -> None:
         written(path, text, folder=False)
         return path
 
-    names = [beside(tmp_path / "a", partial(write, text=text)) for text in "xyz"]
+    names = [write_numbered(tmp_path / "a", partial(write, text=text)) for text in "xyz"]
     assert [path.name for path in names] == ["a", "a-2", "a-3"]
     assert [path.read_text() for path in names] == ["x", "y", "z"]
 

@@ -198,9 +198,9 @@ def decoded_in(way: str, calls: Calls) -> None:
     if way == "images":
         tiling.by_images(decode, torch.zeros(12, 1, 1, 1))
     elif way == "tiles":
-        tiling.tiled(decode, torch.zeros(1, 3, 1, 30, 20), 8, 1)
+        tiling.decode_tiled(decode, torch.zeros(1, 3, 1, 30, 20), 8, 1)
     else:
-        tiling.faded(decode, torch.zeros(1, 3, 12, 1, 1), tiling.FRAMES, 4, 2)
+        tiling.decode_blended(decode, torch.zeros(1, 3, 12, 1, 1), tiling.FRAMES, 4, 2)
 
 
 @pytest.mark.parametrize("way", ["images", "tiles", "chunks"])

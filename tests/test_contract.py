@@ -201,11 +201,11 @@ def test_its_training_loss_is_finite_per_item_and_reaches_every_weight(model: Mo
         for p in network.parameters():
             p.add_(torch.randn_like(p) * 0.02)
     own = family.sampling.defaults(config)
-    recipe = family.training.recipe(config)
+    settings = family.training.settings(config)
     video = torch.rand(3, 3, own.frames, own.height, own.width) * 2 - 1
     mask = torch.zeros(3, 1, own.frames, own.height, own.width)
     mask[1, :, 0] = 1
-    k = recipe.images
+    k = settings.images
     images = torch.rand(3, k, 3, own.height, own.width) * 2 - 1 if k else None
     words = [["a blue star"] * k for _ in range(3)]
     scene = playroom.sample(0, frames=own.frames, height=own.height, width=own.width).scene

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kinema import Request, load, registry
-from kinema.job import drawn_up
+from kinema.job import build_job
 from kinema.provenance import recipe
 from kinema.schema import BadRequest
 from kinema.training.options import TrainOptions
@@ -26,7 +26,7 @@ def test_a_model_comes_with_what_its_name_adds_and_parts_are_added_by_name():
 
 
 def test_recipes_tell_parts_by_name_wherever_the_package_is():
-    record = recipe(drawn_up(load("animatediff-pocket", add=PARTS, loras={LORA: 0.5}).system, ASK))
+    record = recipe(build_job(load("animatediff-pocket", add=PARTS, loras={LORA: 0.5}).system, ASK))
     assert [each["file"] for each in record["stages"][0]["added"]] == [
         "animatediff-pocket-motion",
         "animatediff-pocket-night",
@@ -39,10 +39,10 @@ def test_files_in_the_working_folder_do_not_replace_included_add_ons(tmp_path, m
     monkeypatch.chdir(tmp_path)
     for name in (LORA, "animatediff-pocket-motion"):
         (tmp_path / name).mkdir()
-        assert registry.part(name) == registry.weights(f"{name}.safetensors")
-        assert registry.part(f"./{name}") == f"./{name}"
-        assert registry.called(registry.weights(f"{name}.safetensors")) == name
-        assert registry.called(tmp_path / f"{name}.safetensors") == f"{name}.safetensors"
+        assert registry.add_on_file(name) == registry.weight_file(f"{name}.safetensors")
+        assert registry.add_on_file(f"./{name}") == f"./{name}"
+        assert registry.recipe_name(registry.weight_file(f"{name}.safetensors")) == name
+        assert registry.recipe_name(tmp_path / f"{name}.safetensors") == f"{name}.safetensors"
     assert load("animatediff-pocket", loras={LORA: 1.0}).system.config.motion == "v2"
 
 

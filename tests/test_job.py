@@ -17,7 +17,15 @@ from kinema import tasks
 from kinema.api import Model, load
 from kinema.canvas import Block, Canvas, Piece, Release
 from kinema.families.vdm.family import VDMSampling
-from kinema.job import StageRun, bytes_of_other_stages, draw_up, drawn_up, rehearsed, with_blocks, with_memory_plan
+from kinema.job import (
+    StageRun,
+    build_job,
+    bytes_of_other_stages,
+    choose_memory_plan,
+    plan_job,
+    planning_canvas,
+    with_blocks,
+)
 from kinema.memory.plan import MemoryPlan, Needs, TooLarge, weight_bytes
 from kinema.rollout import pixels, with_small_clip
 from kinema.schema import BadRequest, Clip, Request, Shape
@@ -58,7 +66,7 @@ def placed(blocks: Sequence[Block]) -> list[tuple[int, int]]:
 
 
 def test_recorded_blocks_replace_those_of_the_stage_and_its_canvas(model: Model) -> None:
-    (work,) = drawn_up(model.system, Request(**ASK, frames=20))
+    (work,) = build_job(model.system, Request(**ASK, frames=20))
     blocks = tuple(replace(work.stage.blocks[0], start=start) for start in (0, 6, 12))
     replaced = with_blocks(work, blocks)
     assert replaced.stage.blocks == blocks != work.stage.blocks
@@ -69,7 +77,7 @@ def test_recorded_blocks_replace_those_of_the_stage_and_its_canvas(model: Model)
 
 @pytest.mark.parametrize("frames", [9, 16, 20])
 def test_a_recorded_block_longer_than_the_models_limit_is_refused(model: Model, frames: int) -> None:
-    (work,) = drawn_up(model.system, Request(**ASK, frames=20))
+    (work,) = build_job(model.system, Request(**ASK, frames=20))
     assert placed(work.stage.blocks)[0] == (0, 8)
     with pytest.raises(BadRequest, match=f"block at frame 0 with {frames} frames does not fit this clip"):
         with_blocks(work, (replace(work.stage.blocks[0], frames=frames), *work.stage.blocks))
@@ -78,7 +86,7 @@ def test_a_recorded_block_longer_than_the_models_limit_is_refused(model: Model, 
 @pytest.mark.parametrize("release", [-1, 5])
 def test_a_recorded_release_outside_the_steps_is_refused(tiny: Model, release: int, tmp_path: Path) -> None:
     source = Clip(torch.zeros(1, 3, 8, 16, 16), 8.0).save(tmp_path / "ball.gif")[0]
-    (work,) = drawn_up(tiny.system, Request(task="edit", video=str(source), **ASK | {"steps": 4}))
+    (work,) = build_job(tiny.system, Request(task="edit", video=str(source), **ASK | {"steps": 4}))
     for within in (0, 4):
         with_blocks(work, (replace(work.stage.blocks[0], releases=(within,)),))
     with pytest.raises(BadRequest, match="has invalid releases; expected 1, each 0 to 4"):
@@ -86,7 +94,7 @@ def test_a_recorded_release_outside_the_steps_is_refused(tiny: Model, release: i
 
 
 def test_a_recorded_block_of_super_resolution_starts_at_a_frame_of_the_small_clip(model: Model) -> None:
-    work = drawn_up(model.system, Request(**LARGE, every=4, frames=20))[1]
+    work = build_job(model.system, Request(**LARGE, every=4, frames=20))[1]
     own = work.stage.blocks
     with_blocks(work, (*own, replace(own[0], start=4)))
     with pytest.raises(BadRequest, match="block at frame 6 with 9 frames does not fit this clip"):
@@ -105,7 +113,7 @@ def test_a_super_resolution_block_continues_from_the_last_frame_of_the_previous_
     monkeypatch.setattr(
         VDMSampling, "denoiser", lambda *_: lambda z, _level: 0.1 * z + 0.9 * z.mean((2, 3, 4), keepdim=True)
     )
-    work = drawn_up(model.system, Request(**LARGE | {"steps": 8}, every=4, frames=12, super_resolution_weight=0))[1]
+    work = build_job(model.system, Request(**LARGE | {"steps": 8}, every=4, frames=12, super_resolution_weight=0))[1]
     work = with_small_clip(work, torch.zeros(1, 3, 3, 16, 16))
     assert placed(work.stage.blocks) == [(0, 9), (8, 4)]
     large = noise(1, 3, 12, 32, 32)
@@ -122,7 +130,7 @@ def test_a_super_resolution_block_continues_from_the_last_frame_of_the_previous_
 
 
 def test_each_super_resolution_block_has_the_prompt_of_its_middle_frame(model: Model) -> None:
-    work = drawn_up(model.system, Request(**LARGE, frames=20, prompt_spans={"10-19": BLUE}))[1]
+    work = build_job(model.system, Request(**LARGE, frames=20, prompt_spans={"10-19": BLUE}))[1]
     assert [(block.start, block.prompt) for block in work.stage.blocks] == [(0, RED), (8, BLUE), (16, BLUE)]
 
 
@@ -132,7 +140,7 @@ def test_an_image_is_held_by_each_super_resolution_block_in_the_requested_way(
 ) -> None:
     ask = Request(task="animate", image=str(image), **LARGE, frames=12, honour=way)
     expected = "reconstruction" if way == "auto" else way
-    for work in drawn_up(model.system, ask):
+    for work in build_job(model.system, ask):
         assert len(work.stage.blocks) > 1
         assert {block.way for block in work.stage.blocks} == {expected}
         assert work.canvas.kind == "first"
@@ -140,7 +148,7 @@ def test_an_image_is_held_by_each_super_resolution_block_in_the_requested_way(
 
 def test_super_resolution_chooses_its_own_way_if_it_lacks_the_requested_one(paired: Paired, image: Path) -> None:
     model = paired({"frames": 8}, families=("zoetrope", "vdm"))
-    works = drawn_up(model.system, Request(task="animate", image=str(image), **LARGE, honour="native"))
+    works = build_job(model.system, Request(task="animate", image=str(image), **LARGE, honour="native"))
     assert [work.stage.blocks[0].way for work in works] == ["native", "reconstruction"]
 
 
@@ -185,10 +193,10 @@ def test_a_long_clip_whose_frames_are_all_keyframes_equals_those_images(model: M
 
 def test_blocks_do_not_loop(tiny: Model, image: Path) -> None:
     ask = Request(task="animate", image=str(image), **ASK, frames=20, loop=True)
-    (work,) = drawn_up(tiny.system, ask)
+    (work,) = build_job(tiny.system, ask)
     assert work.stage.request.loop
     assert not any(work.stage.of(block).loop for block in work.stage.blocks)
-    (single,) = drawn_up(tiny.system, ask.with_(frames=8))
+    (single,) = build_job(tiny.system, ask.with_(frames=8))
     assert single.stage.of(single.stage.blocks[0]).loop
 
 
@@ -224,14 +232,14 @@ def within(work: StageRun, budget: int) -> StageRun:
 
 
 def needs(work: StageRun, *, measured: bool) -> Needs:
-    canvas = rehearsed(work)
+    canvas = planning_canvas(work)
     return Needs(work.system, work.stage.of(canvas.block), canvas, measured)
 
 
 def test_each_stage_is_planned_with_its_gradient_and_the_memory_of_the_other_stage(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    works, calls = drawn_up(model.system, Request(**LARGE, frames=8)), []
+    works, calls = build_job(model.system, Request(**LARGE, frames=8)), []
 
     def choose(_system: object, request: Request, _canvas: object, **options: Any) -> MemoryPlan:
         calls.append((request.height, options))
@@ -239,13 +247,13 @@ def test_each_stage_is_planned_with_its_gradient_and_the_memory_of_the_other_sta
 
     monkeypatch.setattr("kinema.job.choose", choose)
     for number, work in enumerate(works):
-        with_memory_plan(work, number + 5)
+        choose_memory_plan(work, number + 5)
     assert calls == [(16, {"measured": False, "taken": 5}), (32, {"measured": True, "taken": 6})]
     assert [needs(works[1], measured=measured).differentiates for measured in (True, False)] == [True, False]
 
 
 def test_weights_of_another_stage_count_if_they_are_loaded_or_will_be(model: Model, paired: Paired) -> None:
-    works = drawn_up(model.system, Request(**LARGE, frames=8))
+    works = build_job(model.system, Request(**LARGE, frames=8))
     assert all(work.system.runtime.model is not None for work in works)
     assert [bytes_of_other_stages(works, number) for number in (0, 1)] == [
         0,
@@ -261,10 +269,10 @@ def test_weights_of_another_stage_count_if_they_are_loaded_or_will_be(model: Mod
 
 def test_a_budget_that_fits_each_stage_but_not_both_is_refused(model: Model) -> None:
     ask = Request(**LARGE, frames=8)
-    works = drawn_up(model.system, ask)
+    works = build_job(model.system, ask)
     need, others = needs(works[1], measured=True).bytes(MemoryPlan()), weight_bytes(model.system)
     copies = [within(work, need + others // 2) for work in works]  # nothing is loaded in the copies
     copies[0].system.runtime.beside("large", lambda: copies[1].system)
-    assert with_memory_plan(copies[1]).need == need
+    assert choose_memory_plan(copies[1]).need == need
     with pytest.raises(TooLarge, match="large needs"):
-        draw_up(copies[0].system, ask)
+        plan_job(copies[0].system, ask)

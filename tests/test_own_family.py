@@ -36,7 +36,7 @@ class Grey(of.Sampling):
     condition = staticmethod(lambda *_told: of.Conditions({"positive": None, "negative": None}))
     join = staticmethod(lambda conditions: conditions[0])
 
-    def denoiser(self, system: of.Opened, condition: Any, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: of.OpenedModel, condition: Any, frames: Sequence[int] | None) -> Denoiser:
         return X0.denoiser(lambda z, level: system.model(z))
 
 
@@ -45,7 +45,7 @@ class Files(of.Checkpoints):
 
 
 class Lessons(of.Training):
-    recipe = staticmethod(lambda _config: of.TrainingSettings(steps=1, batch=1, learning_rate=1e-3))
+    settings = staticmethod(lambda _config: of.TrainingSettings(steps=1, batch=1, learning_rate=1e-3))
 
     def loss(self, model: nn.Module, config: Config, batch: of.Batch, generator: torch.Generator) -> Tensor:
         return model(batch.video).flatten(1).square().mean(1)

@@ -19,7 +19,7 @@ from kinema.data import playroom
 from kinema.events import Event, Preview, Step, ignore
 from kinema.families.vdm.config import presets
 from kinema.families.vdm.family import FAMILY
-from kinema.previews import Previewed, PreviewFile, Previews, fitted, latent_rgb, pictured
+from kinema.previews import Previewed, PreviewFile, Previews, fitted, latent_rgb, preview_frames
 from kinema.schema import BadRequest, Clip, Shape
 from kinema.system import System, Weights
 from kinema.vae.latent_rgb import PIXELS, LatentRGB
@@ -165,7 +165,7 @@ def test_a_pixel_model_shows_x0_itself(image: Path) -> None:
 @pytest.mark.parametrize(("frames", "kept"), [(1, [4]), (2, [0, 8]), (3, [0, 4, 8]), (9, NINE), (20, NINE)])
 def test_frames_are_spread_from_the_first_to_the_last(frames: int, kept: list[int]) -> None:
     x0 = torch.linspace(-1, 1, 9)[None, None, :, None, None].expand(2, 3, 9, 4, 4)
-    levels = pictured(x0, PIXELS, (4, 4), frames)[:, 0, 0, 0]
+    levels = preview_frames(x0, PIXELS, (4, 4), frames)[:, 0, 0, 0]
     assert levels.tolist() == [round((float(x0[0, 0, t, 0, 0]) + 1) * 127.5) for t in kept]
 
 
@@ -177,7 +177,7 @@ def test_previews_keep_the_aspect_ratio_and_are_not_enlarged(side: int, size: tu
 
 def test_values_that_are_not_finite_are_shown() -> None:
     x0 = torch.tensor([float("nan"), float("inf"), -float("inf")]).expand(1, 3, 1, 1, 3)
-    assert pictured(x0, PIXELS, (1, 3), 3)[0, 0, :, 0].tolist() == [128, 255, 0]
+    assert preview_frames(x0, PIXELS, (1, 3), 3)[0, 0, :, 0].tolist() == [128, 255, 0]
 
 
 @pytest.mark.parametrize("name", ["svd-pocket", "animatediff-pocket"])

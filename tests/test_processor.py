@@ -10,9 +10,9 @@ from kinema.schema import BadRequest
 
 
 def test_the_vendor_is_found_without_pytorchs_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = [name in processor.maker() for name in ("Intel", "AMD")]
+    expected = [name in processor.cpu_name() for name in ("Intel", "AMD")]
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert [name in processor.maker() for name in ("Intel", "AMD")] == expected
+    assert [name in processor.cpu_name() for name in ("Intel", "AMD")] == expected
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_bfloat16_is_native_from_a_hardware_generation_on(monkeypatch: pytest.Mo
     cuda, mps = torch.device("cuda", 1), torch.device("mps")
     for generation, has in ((7, False), (8, True), (9, True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device, major=generation: (major, 5))
-        assert processor.native(cuda, torch.bfloat16) is has
+        assert processor.is_native_on(cuda, torch.bfloat16) is has
     for macos, has in ((13, False), (14, True)):
         monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, _minor, here=macos: here >= major)
-        assert processor.native(mps, torch.bfloat16) is has
+        assert processor.is_native_on(mps, torch.bfloat16) is has
     for device, dtype in ((cuda, torch.float16), (mps, torch.float16), (cuda, torch.float32)):
-        assert processor.native(device, dtype)
+        assert processor.is_native_on(device, dtype)
 
 
 def test_apple_gpus_lack_float64() -> None:
@@ -75,8 +75,8 @@ def test_apple_gpus_lack_float64() -> None:
 
 def test_only_float64_is_narrowed_for_a_device_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     meta = torch.device("meta")
-    assert processor.moved(torch.zeros(1, dtype=torch.float64), meta).dtype == torch.float64
+    assert processor.to_device(torch.zeros(1, dtype=torch.float64), meta).dtype == torch.float64
     monkeypatch.setattr(processor, "NO_FLOAT64", ("meta",))
-    assert processor.moved(torch.zeros(1, dtype=torch.float64), meta).dtype == torch.float32
-    assert processor.moved(torch.zeros(1, dtype=torch.float16), meta).dtype == torch.float16
-    assert processor.moved(torch.zeros(1, dtype=torch.int64), meta).dtype == torch.int64
+    assert processor.to_device(torch.zeros(1, dtype=torch.float64), meta).dtype == torch.float32
+    assert processor.to_device(torch.zeros(1, dtype=torch.float16), meta).dtype == torch.float16
+    assert processor.to_device(torch.zeros(1, dtype=torch.int64), meta).dtype == torch.int64

@@ -14,7 +14,7 @@ import torch
 from kinema.api import Model, load
 from kinema.events import Event, Note
 from kinema.provenance import frames_hash
-from kinema.recipes import checked, recorded, requests_of, upgraded
+from kinema.recipes import checked, replayed_stages, requests_of, upgraded
 from kinema.schema import BadRequest, Clip, Request
 
 CLIP = Path("clip.mp4")
@@ -47,7 +47,7 @@ def model() -> Model:
 
 def replayed(model: Model, recipe: dict[str, Any]) -> str:
     data = checked(json.loads(json.dumps(recipe)), CLIP)
-    return frames_hash(model.run(recorded(data, requests_of(data, CLIP))).video)
+    return frames_hash(model.run(replayed_stages(data, requests_of(data, CLIP))).video)
 
 
 def test_a_recipe_of_the_first_version_becomes_one_stage() -> None:
@@ -227,7 +227,7 @@ def test_recorded_super_resolution_blocks_are_used(pair: Model) -> None:
     assert [(block["start"], block["frames"]) for block in blocks] == [(0, 9), (8, 4)]
     blocks[0]["frames"], blocks[1] = 5, {**blocks[1], "start": 4, "frames": 8}
     data = checked(json.loads(json.dumps(recipe)), CLIP)
-    other = pair.run(recorded(data, requests_of(data, CLIP)))
+    other = pair.run(replayed_stages(data, requests_of(data, CLIP)))
     assert other.recipe["stages"][1]["blocks"] == blocks
     assert other.recipe["frames_hash"] != clip.recipe["frames_hash"]
 
@@ -246,9 +246,7 @@ def test_recorded_super_resolution_blocks_are_used(pair: Model) -> None:
         (0, {"clips": 2}),
     ],
 )
-def test_stages_that_do_not_match_are_refused_before_sampling(
-    pair: Model, stage: int, changes: dict[str, Any]
-) -> None:
+def test_stages_that_do_not_match_are_refused_before_sampling(pair: Model, stage: int, changes: dict[str, Any]) -> None:
     request = {"task": "generate", "prompt": "a red ball", "seed": 7, "steps": 1}
     base, large = ({**request, "frames": f, "height": side, "width": side} for f, side in ((3, 16), (12, 32)))
     large |= {"super_resolution": "large", "every": 4}
@@ -257,7 +255,7 @@ def test_stages_that_do_not_match_are_refused_before_sampling(
     data = checked(data, CLIP)
     events: list[Event] = []
     with pytest.raises(BadRequest, match="its super-resolution stage does not match its base stage"):
-        pair.run(recorded(data, requests_of(data, CLIP)), on_event=events.append)
+        pair.run(replayed_stages(data, requests_of(data, CLIP)), on_event=events.append)
     assert not [event for event in events if not isinstance(event, Note)]
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from kinema.api import load
 from kinema.cli.main import main
+from kinema.deprecated import renamed
 from kinema.events import Note
 from kinema.media.metadata import read_recipe
-from kinema.renamed import renamed
 from kinema.schema import BadRequest, Request
 
 NOTE = "travel is now --prompt-at (prompt_spans in Python); the next version removes the old name"

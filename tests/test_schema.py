@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from kinema.canvas import Canvas
-from kinema.schema import MAX_FRAMES, BadRequest, Request, Shape, plain
+from kinema.schema import MAX_FRAMES, BadRequest, Request, Shape, plain_number
 
 
 @pytest.mark.parametrize(
@@ -184,4 +184,4 @@ def test_schema_events_grid_and_registry_import_without_torch() -> None:
     [(8.0, "8"), (0.1, "0.1"), (-100, "-100"), (2.0**31, "2147483648"), (1e308, "1e+308"), (-math.inf, "-inf")],
 )
 def test_numbers_are_formatted_briefly(value: float, text: str) -> None:
-    assert plain(value) == text
+    assert plain_number(value) == text

@@ -23,7 +23,7 @@ from kinema.families.vdm.family import FAMILY
 from kinema.families.zoetrope.family import ZoetropeSampling
 from kinema.grid import LatentGrid, Lattice
 from kinema.guide import ReconstructionTargets, downsampled
-from kinema.job import drawn_up
+from kinema.job import build_job
 from kinema.schema import BadRequest, Clip, Request
 from kinema.stages import ReplayedStage, _side, replayed, stages_of
 from kinema.system import System, Weights
@@ -321,7 +321,7 @@ def test_notes_are_not_repeated_and_a_clip_is_edited_at_the_small_size_only(
 
     monkeypatch.setitem(tasks.TASKS, "edit", replace(edit, canvas=canvas))
     events: list[Event] = []
-    works = drawn_up(model.system, Request(**BOTH, task="edit", video=str(source), strength=0.1), events.append)
+    works = build_job(model.system, Request(**BOTH, task="edit", video=str(source), strength=0.1), events.append)
     assert read == [(16, 16)]
     assert works[1].canvas.pieces == ()
     notes = [event.message for event in events if isinstance(event, Note)]
@@ -339,9 +339,7 @@ def lattices(small: int, large: int) -> tuple[Lattice, Lattice]:
     large=st.sampled_from([4, 16, 24]),
     factor=st.integers(2, 5),
 )
-def test_the_base_side_is_the_nearest_that_both_models_support(
-    asked: int, small: int, large: int, factor: int
-) -> None:
+def test_the_base_side_is_the_nearest_that_both_models_support(asked: int, small: int, large: int, factor: int) -> None:
     one, other = lattices(small, large)
     side = _side(asked, one, other, factor)
     assert side is not None

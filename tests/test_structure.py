@@ -151,7 +151,7 @@ def test_registry_names_resolve_only_downward_or_into_families():
 
 
 def test_embedded_weights_ship_in_the_package():
-    shipped = {file for _, file in registry.EMBEDDED.values()} | {f"{name}.safetensors" for name in registry.PARTS}
+    shipped = {file for _, file in registry.EMBEDDED.values()} | {f"{name}.safetensors" for name in registry.ADD_ONS}
     assert {path.name for path in (PACKAGE / "weights").iterdir()} == shipped
     for file in shipped:
         model = [f for f in shipped if f.startswith(file.removesuffix(".safetensors"))]  # with its parts

@@ -86,9 +86,7 @@ def test_the_factor_follows_from_the_size_or_from_scale(large: Model, clip: Path
         ({"strength": 0.5}, "upscale does not support --strength"),
     ],
 )
-def test_invalid_sizes_and_options_are_refused(
-    large: Model, clip: Path, options: dict[str, Any], message: str
-) -> None:
+def test_invalid_sizes_and_options_are_refused(large: Model, clip: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(BadRequest, match=message):
         large.upscale(clip, seed=1, **options)
 

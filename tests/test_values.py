@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from kinema.values import counted, expected, fits, misfit
+from kinema.values import counted, expected, matches, mismatch
 
 
 @dataclass
@@ -43,15 +43,15 @@ class Ball:
     ],
 )
 def test_annotations_match_their_values_and_are_described(hint: Any, right: list, wrong: list, words: str) -> None:
-    assert all(fits(value, hint) for value in right)
-    assert not any(fits(value, hint) for value in wrong)
+    assert all(matches(value, hint) for value in right)
+    assert not any(matches(value, hint) for value in wrong)
     assert expected(hint) == words
 
 
 def test_the_first_mismatch_with_a_dataclass_is_described() -> None:
-    assert misfit(Ball, {"colour": "red", "size": None, "other": 3}) == ""
-    assert misfit(Ball, {"colour": None}) == "its colour is null; expected text"
-    assert misfit(Ball, {"size": "big"}) == "its size is 'big'; expected a number"
+    assert mismatch(Ball, {"colour": "red", "size": None, "other": 3}) == ""
+    assert mismatch(Ball, {"colour": None}) == "its colour is null; expected text"
+    assert mismatch(Ball, {"size": "big"}) == "its size is 'big'; expected a number"
 
 
 def test_counts_use_singular_and_plural() -> None:

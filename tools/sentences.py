@@ -1,8 +1,7 @@
-"""Collect every sentence that `kinema` can print into one page, to be read aloud: python tools/sentences.py > page.md
+"""Collect every sentence that `kinema` can print into one page, for reading aloud: python tools/sentences.py > page.md
 
-A sentence is a string of the package with at least three words that is not a docstring: error messages, notes, help texts,
-labels. Values that are filled in at run time stay in braces. Docstrings that a command prints as its help are found in the
-help of each command, which ``--help`` adds to the page.
+A sentence is a string of the package with at least three words that is not a docstring: error messages, notes, help
+texts, labels. Expressions of f-strings stay in braces. ``--help`` adds the help page of each command.
 """
 
 from __future__ import annotations

@@ -12,11 +12,11 @@ import torch
 from kinema.cancel import Cancel
 from kinema.events import OnEvent, ignore
 from kinema.generate import Noise, OnSettled, accept, generate
-from kinema.job import Asked
+from kinema.job import JobSource
 from kinema.memory.free import parse_bytes
 from kinema.memory.offload import LEVELS
 from kinema.previews import Previews
-from kinema.registry import unknown
+from kinema.registry import unknown_name
 from kinema.schema import BadRequest, Clip, Request, TaskName
 from kinema.system import MemoryOptions, System, open_system
 
@@ -36,7 +36,7 @@ class Model:
 
     def run(
         self,
-        request: Asked,
+        request: JobSource,
         *,
         noise: Noise = None,
         on_event: OnEvent = ignore,
@@ -149,7 +149,7 @@ def load(
     BadRequest for unknown models, and for ``compile`` without a compiler.
     """
     if offload not in ("auto", *LEVELS):
-        raise BadRequest(unknown("offload", offload, ("auto", *LEVELS)))
+        raise BadRequest(unknown_name("offload", offload, ("auto", *LEVELS)))
     if chunk_tokens is not None and chunk_tokens < 1:
         raise BadRequest(f"chunk_tokens is {chunk_tokens}; expected 1 or more")
     budget = parse_bytes(memory) if isinstance(memory, str) else memory

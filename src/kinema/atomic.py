@@ -115,7 +115,7 @@ def numbered(path: Path) -> Iterator[Path]:
         yield path.with_name(f"{stem}{end}{path.suffix}")
 
 
-def beside(path: Path, write: Callable[[Path], T], taken: Callable[[Path], object] = os.path.lexists) -> T:
+def write_numbered(path: Path, write: Callable[[Path], T], taken: Callable[[Path], object] = os.path.lexists) -> T:
     """Call ``write`` with the first free one of the `numbered` names and return its result.
 
     Names that are ``taken``, or for which ``write`` raises `AlreadyExists`, are skipped.

@@ -54,7 +54,7 @@ def printable(text: str, most: int | None = None) -> str:
     return text if most is None else cut_middle(text, most)
 
 
-def few(names: Sequence[str], most: int = 110) -> str:
+def first_names(names: Sequence[str], most: int = 110) -> str:
     """Join the first three names, each of at most ``most`` characters, for a message."""
     return ", ".join(printable(name, most) for name in names[:3]) + (", …" if len(names) > 3 else "")
 
@@ -70,13 +70,13 @@ def as_json(value: Any, indent: int | None = None) -> str:
 _raised = [0]
 
 
-def pixels(most: int) -> int:
+def max_pixels(most: int) -> int:
     """Return the maximum number of pixels to decode: ``most``, or the user's higher limit (``--max-pixels``)."""
     return max(most, *_raised)
 
 
 @contextmanager
-def raised(most: int) -> Iterator[None]:
+def raised_limits(most: int) -> Iterator[None]:
     """Raise every limit on decoded pixels (of a frame, an image, a clip) to at least ``most`` within the context."""
     _raised.append(most)
     try:

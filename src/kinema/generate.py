@@ -23,8 +23,8 @@ from torch import Tensor
 
 from kinema.cancel import Cancel, cancellable, checking
 from kinema.events import Memory, OnEvent, Phase, ignore
-from kinema.job import Asked, Noise, OnSettled, StageRun, accept, draw_up, latents_stage, noise_by_stage
-from kinema.media.sound import carried
+from kinema.job import JobSource, Noise, OnSettled, StageRun, accept, latents_stage, noise_by_stage, plan_job
+from kinema.media.sound import extract_audio
 from kinema.memory.placing import place
 from kinema.previews import Previewed, Previews
 from kinema.provenance import frames_hash, recipe
@@ -35,7 +35,7 @@ from kinema.system import System
 
 def generate(
     system: System,
-    asked: Asked,
+    asked: JobSource,
     *,
     noise: Noise = None,
     on_event: OnEvent = ignore,
@@ -57,12 +57,12 @@ def generate(
     """
     hear, previews = checking(on_event), Previews.asked(preview)
     with cancellable(cancel), system.runtime.running():
-        works = draw_up(system, asked, hear, on_settled)
+        works = plan_job(system, asked, hear, on_settled)
         noises, latents_of = noise_by_stage(works, noise), latents_stage(works, output)
         record = recipe(works, noises)  # hashes the inputs before sampling, while they are unchanged
         first, last = works[0], works[-1]
         fps = cast(float, last.stage.request.fps)
-        sound = carried(first.canvas.heard, last.stage.request.shape.frames / fps, hear)
+        sound = extract_audio(first.canvas.heard, last.stage.request.shape.frames / fps, hear)
         video = torch.empty(0)
         for work in works:
             work.system.begin_hash()  # in the background; missing files are reported now
@@ -106,7 +106,7 @@ def _partial(clip: Clip | None, works: Sequence[StageRun], record: Mapping[str, 
     pairs = zip(record["stages"], works, strict=True)
     stages = [entry | {"weights": work.system.weights_hash} for entry, work in pairs]
     heard = None if clip.recipe["partial"]["start"] else works[0].canvas.heard
-    sound = carried(heard, clip.shape.frames / clip.fps, ignore)
+    sound = extract_audio(heard, clip.shape.frames / clip.fps, ignore)
     return replace(clip, recipe={**record, **clip.recipe, "stages": stages}, sound=sound)
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from kinema.cancel import checkpoint
 from kinema.canvas import Canvas, LowResolution, Piece
-from kinema.diffusion.freeinit import passes
+from kinema.diffusion.freeinit import steps_per_pass
 from kinema.diffusion.guidance import Guidance, Guided, Measurement, Reconstruction, Thresholded
-from kinema.diffusion.noise import Noise, rescheduled
+from kinema.diffusion.noise import Noise, reschedule_noise
 from kinema.diffusion.overwrite import CleanFrames, KnownRegion, Overwrite
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.samplers import SAMPLERS, OnStep
@@ -30,7 +30,7 @@ from kinema.schema import Request
 from kinema.settle import free_init, sampler_options
 from kinema.spans import Spans, spans_of
 from kinema.system import Conditions, System
-from kinema.vae.placing import placed
+from kinema.vae.given_pixels import encode_given
 from kinema.values import counted
 
 
@@ -58,7 +58,7 @@ def sample(  # noqa: PLR0917
     guidance = system.family.sampling.guidance(system.config, request) or guidance or system.guidance(request)
     first = z = arranged(system, request, noise, draws).to(system.device, torch.float32)
     again = free_init(system, request)
-    counts = passes(request.free_init or 1, cast(int, request.steps), fast=request.free_init_fast)
+    counts = steps_per_pass(request.free_init or 1, cast(int, request.steps), fast=request.free_init_fast)
     for number, steps in enumerate(counts):
         levels = system.levels(replace(request, steps=steps))
         noise = again(first, z, draws) if again is not None and number else first
@@ -163,7 +163,7 @@ def held_regions(system: System, canvas: Canvas, *, clean: bool = False) -> list
 
 def encoded_piece(system: System, piece: Piece) -> tuple[Tensor, Tensor]:
     """Encode the known frames of a piece. Returns its latents and latent mask."""
-    content, mask = placed(system.encode, system.lattice.grid, piece.video, piece.mask)
+    content, mask = encode_given(system.encode, system.lattice.grid, piece.video, piece.mask)
     return content.float(), mask.to(content.device)
 
 
@@ -181,7 +181,7 @@ def arranged(system: System, request: Request, noise: Tensor, draws: Noise) -> T
     if request.noise_type is None:
         return noise
     length, overlap = window_sizes(request, system.lattice)
-    return rescheduled(noise, request.noise_type, length, length - overlap, draws)
+    return reschedule_noise(noise, request.noise_type, length, length - overlap, draws)
 
 
 def interruptible(denoise: Denoiser) -> Denoiser:

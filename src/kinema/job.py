@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kinema.canvas import Block, Canvas, Piece, Way, kind_of
-from kinema.diffusion.overwrite import by_level, by_ratio
+from kinema.diffusion.overwrite import release_at_level, release_at_ratio
 from kinema.diffusion.schedules import edit_steps
 from kinema.events import Note, OnEvent, ignore
 from kinema.memory.plan import MemoryPlan, choose, weight_bytes
@@ -68,7 +68,7 @@ class Stage:
     def to_dict(self) -> dict[str, Any]:
         """Return the stage as JSON data, without its request."""
         enlarging = {} if self.enlarging is None else {"enlarging": asdict(self.enlarging)}
-        blocks, memory = [_block_dict(block) for block in self.blocks], self.memory.told()
+        blocks, memory = [_block_dict(block) for block in self.blocks], self.memory.to_recipe()
         return {"stage": self.name, "model": self.model, "frames": self.frames, "blocks": blocks, "memory": memory} | (
             enlarging
         )
@@ -88,7 +88,7 @@ def _block_dict(block: Block) -> dict[str, Any]:
     return data | ({} if block.prompt is None else {"prompt": block.prompt})
 
 
-Asked = Request | Sequence[ReplayedStage]
+JobSource = Request | Sequence[ReplayedStage]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,12 +119,14 @@ class StageRun:
 # -------------------------------------------------------------------------------- building a job
 
 
-def draw_up(system: System, asked: Asked, on_event: OnEvent = ignore, on_settled: OnSettled = accept) -> list[StageRun]:
+def plan_job(
+    system: System, asked: JobSource, on_event: OnEvent = ignore, on_settled: OnSettled = accept
+) -> list[StageRun]:
     """Build a job with its memory plans and report each choice. Raises BadRequest for unsupported requests."""
     works: list[StageRun] = []
-    stages = drawn_up(system, asked, on_event, on_settled)
+    stages = build_job(system, asked, on_event, on_settled)
     for number, work in enumerate(stages):
-        plan = with_memory_plan(work, bytes_of_other_stages(stages, number))
+        plan = choose_memory_plan(work, bytes_of_other_stages(stages, number))
         for reason in (*plan.reasons, *precision_notes(work.system)):
             on_event(Note(reason))
         stage = replace(work.stage, memory=plan, request=plan.applied(work.stage.request))
@@ -132,8 +134,8 @@ def draw_up(system: System, asked: Asked, on_event: OnEvent = ignore, on_settled
     return works
 
 
-def drawn_up(
-    system: System, asked: Asked, on_event: OnEvent = ignore, on_settled: OnSettled = accept
+def build_job(
+    system: System, asked: JobSource, on_event: OnEvent = ignore, on_settled: OnSettled = accept
 ) -> list[StageRun]:
     """Build a job without memory plans. Loads no weights.
 
@@ -291,9 +293,9 @@ def release_states(system: System, request: Request, canvas: Canvas) -> tuple[in
         if by == "strength":
             states.append(steps - edit_steps(steps, amount))
         elif by == "level":
-            states.append(by_level(amount, levels))
+            states.append(release_at_level(amount, levels))
         else:
-            states.append(by_ratio(amount, system.process(request).schedule.time(levels.log_snr)))
+            states.append(release_at_ratio(amount, system.process(request).schedule.time(levels.log_snr)))
     return tuple(states)
 
 
@@ -354,7 +356,7 @@ def block_starts(system: System, request: Request, canvas: Canvas, length: int) 
     return starts[::-1] if backward else starts
 
 
-def rehearsed(work: StageRun) -> Canvas:
+def planning_canvas(work: StageRun) -> Canvas:
     """Return the canvas to plan memory for: the whole one, or a block with the frames that it shares."""
     stage, canvas = work.stage, work.canvas
     if stage.at_once or not stage.blocks:
@@ -369,11 +371,11 @@ def rehearsed(work: StageRun) -> Canvas:
     return long.part(replace(block, start=0), known)
 
 
-def with_memory_plan(work: StageRun, taken: int = 0) -> MemoryPlan:
+def choose_memory_plan(work: StageRun, taken: int = 0) -> MemoryPlan:
     """Choose the memory plan of a stage; other stages take ``taken`` bytes. Raises BadRequest if it does not fit."""
     if not work.stage.blocks:
         return MemoryPlan()
-    canvas, measured = rehearsed(work), work.stage.enlarging is not None
+    canvas, measured = planning_canvas(work), work.stage.enlarging is not None
     return choose(work.system, work.stage.of(canvas.block), canvas, measured=measured, taken=taken)
 
 

@@ -129,13 +129,13 @@ class Previewed:
             latent_rgb(self.system)  # before the first step, so that offloaded weights are not moved during sampling
         if isinstance(event, Step) and event.x0 is not None:
             if time.monotonic() >= self.due or event.index == event.total:
-                frames = pictured(event.x0, latent_rgb(self.system), self.size, self.asked.frames)
+                frames = preview_frames(event.x0, latent_rgb(self.system), self.size, self.asked.frames)
                 self.on_event(Preview(event.index, event.total, frames, self.stage))
                 self.due = time.monotonic() + 1 / self.asked.rate
 
 
 @torch.no_grad()
-def pictured(x0_BCTHW: Tensor, rgb: LatentRGB, size: tuple[int, int], frames: int) -> Tensor:
+def preview_frames(x0_BCTHW: Tensor, rgb: LatentRGB, size: tuple[int, int], frames: int) -> Tensor:
     """Convert frames of the first clip's x0 to RGB: T×H×W×3 uint8 on the CPU, of size (H, W)."""
     total = x0_BCTHW.shape[2]
     at = [round(i * (total - 1) / (frames - 1)) for i in range(frames)] if 1 < frames < total else list(range(total))

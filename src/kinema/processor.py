@@ -15,7 +15,7 @@ from kinema.values import quoted
 
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,3})?")
 """Supported devices; others, such as ``meta``, hold no data."""
-HALVES = (torch.bfloat16, torch.float16)
+HALF_PRECISIONS = (torch.bfloat16, torch.float16)
 NO_FLOAT64 = ("mps", "xpu")
 """Device types without float64: Apple's GPUs, and some of Intel's."""
 _MACOS = 14, 0
@@ -40,7 +40,7 @@ def is_native(dtype: torch.dtype) -> bool | None:
     return any(known) if known else None
 
 
-def maker() -> str:
+def cpu_name() -> str:
     """Return the CPU's name from PyTorch 2.11 or later, else its vendor from the operating system; "" if unknown."""
     cpuinfo = Path("/proc/cpuinfo")
     if name := describe().get("cpu_name"):
@@ -78,18 +78,18 @@ def device_of(name: str | torch.device | None) -> torch.device:
     return torch.device(name)
 
 
-def title(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     """Return the product name of the device."""
     if device.type == "cpu":
-        return maker() or "unknown CPU"
+        return cpu_name() or "unknown CPU"
     return "Apple GPU" if device.type == "mps" else str(getattr(torch, device.type).get_device_name(device))
 
 
-def native(device: torch.device, dtype: torch.dtype) -> bool:
+def is_native_on(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the device supports this precision natively. 16-bit precisions of unknown CPUs count as unsupported."""
     if dtype == torch.float64:
         return device.type not in NO_FLOAT64
-    if dtype not in HALVES:
+    if dtype not in HALF_PRECISIONS:
         return True
     if device.type == "cpu":
         return is_native(dtype) is True
@@ -106,10 +106,10 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 def widest(device: torch.device) -> torch.dtype:
     """Return float64, or float32 on a device without it."""
-    return torch.float64 if native(device, torch.float64) else torch.float32
+    return torch.float64 if is_native_on(device, torch.float64) else torch.float32
 
 
-def moved(value: Tensor, device: torch.device) -> Tensor:
+def to_device(value: Tensor, device: torch.device) -> Tensor:
     """Move a tensor to the device; float64 becomes float32 if the device lacks float64.
 
     Used for schedules and noise levels, which are computed on the CPU in float64.

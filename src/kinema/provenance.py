@@ -19,8 +19,8 @@ from torch import Tensor
 from kinema import __version__, bounds, registry
 from kinema.job import StageRun
 from kinema.schema import BadRequest, Request
-from kinema.stages import beside
-from kinema.system import Family, System, name_of
+from kinema.stages import super_resolution_model
+from kinema.system import Family, System, dtype_name
 
 MAX_INPUT = 2**36
 """Maximum size of an input in bytes; an hour of video is smaller."""
@@ -44,7 +44,7 @@ def recipe(works: Sequence[StageRun], noises: Mapping[str, Tensor] | None = None
         "stages": [_stage(work, extra_names) for work in works],
         "inputs": {name: file_hash(Path(file)) for name, file in request.files().items()},
         "device": str(system.device),
-        "dtype": name_of(system.policy.precision),
+        "dtype": dtype_name(system.policy.precision),
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()},
     }
@@ -67,9 +67,9 @@ def _stage(work: StageRun, extra_names: Mapping[str, str]) -> dict[str, Any]:
     if variant := system.weights.variant or system.weights.model:
         entry["variant"] = variant
     if system.loras.files:
-        entry["loras"] = [file.told() for file in system.loras.files]
+        entry["loras"] = [file.to_recipe() for file in system.loras.files]
     if system.weights.added:
-        entry["added"] = [each.told() for each in system.weights.added]
+        entry["added"] = [each.to_recipe() for each in system.weights.added]
     if system.overrides:
         entry["overrides"] = dict(system.overrides)
     return entry
@@ -80,7 +80,9 @@ def paths(system: System, request: Request) -> dict[str, str]:
     files = {"model": system.weights.path} if system.weights.path else {}
     files |= {f"added {each.slot}": each.source.path for each in system.weights.added}
     files |= {f"lora {number}": file.path for number, file in enumerate(system.loras.files, 1)}
-    if request.super_resolution is not None and (upper := beside(system, request.super_resolution).weights.path):
+    if request.super_resolution is not None and (
+        upper := super_resolution_model(system, request.super_resolution).weights.path
+    ):
         files["super_resolution"] = upper
     files |= {name: Path(file) for name, file in request.files().items()}
     files |= {name: Path(file) for file, name in names_of(system.family, request).items()}

@@ -16,7 +16,7 @@ from kinema.canvas import Block
 from kinema.provenance import VERSION
 from kinema.schema import BadRequest, Request
 from kinema.stages import ReplayedStage, Upscaling
-from kinema.values import misfit
+from kinema.values import mismatch
 
 MOST = 2**31
 """Maximum of a whole number in a recipe."""
@@ -108,7 +108,7 @@ def checked(recipe: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
         raise BadRequest(f"{where} has version {quoted(version)}; expected 1 to {VERSION}: {hint}")
     if "recipe" not in recipe:
         recipe = upgraded(recipe, f"the request in {printable(path.name, 100)}")
-    if wrong := misfit(Recipe, recipe):
+    if wrong := mismatch(Recipe, recipe):
         raise BadRequest(f"{where} is damaged: {wrong}")
     _check_stages(recipe.get("stages", ()), where)
     if abs(recipe.get("threads", 1)) > MOST:
@@ -129,7 +129,7 @@ def _check_stages(stages: Sequence[Any], where: str) -> None:
     for stage in stages:
         if not isinstance(stage, Mapping):
             raise BadRequest(f"{where} is damaged: a stage is {quoted(stage)}; expected a table")
-        if wrong := misfit(RecordedStage, stage):
+        if wrong := mismatch(RecordedStage, stage):
             raise BadRequest(f"{where} is damaged: {wrong}")
         if not stage.get("model") or not stage.get("request"):
             raise BadRequest(f"{where} has no model or no request, so the clip cannot be replayed")
@@ -167,7 +167,7 @@ def requests_of(recipe: Mapping[str, Any], path: Path) -> list[Request]:
     return requests
 
 
-def recorded(recipe: Mapping[str, Any], requests: Sequence[Request]) -> list[ReplayedStage]:
+def replayed_stages(recipe: Mapping[str, Any], requests: Sequence[Request]) -> list[ReplayedStage]:
     """Return the stages of a recipe, with requests that name local files."""
     stages = []
     for stage, request in zip(recipe["stages"], requests, strict=True):

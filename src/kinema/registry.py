@@ -40,7 +40,7 @@ EMBEDDED: dict[str, tuple[str, str]] = {
 }
 """Models included in the package: name to (family, file under ``kinema/weights``)."""
 
-PARTS: dict[str, str] = {
+ADD_ONS: dict[str, str] = {
     "animatediff-pocket-motion": "motion",
     "animatediff-pocket-outline": "style",
     "animatediff-pocket-night": "style",
@@ -69,7 +69,7 @@ ALIASES: dict[str, str] = {
 }
 """Short names of hub repositories, or of files in them."""
 
-ADDED: dict[str, dict[str, str]] = {
+DEFAULT_ADD_ONS: dict[str, dict[str, str]] = {
     "animatediff-pocket": {"motion": "animatediff-pocket-motion"},
     "animatediff-v3": {"motion": "guoyww/animatediff/v3_sd15_mm.ckpt"},
     "open-sora-2": {"vae": "hpcai-tech/Open-Sora-v2/hunyuan_vae.safetensors"},
@@ -89,33 +89,32 @@ TERMS: dict[str, str] = {
 """Licence terms of a repository of the hub that are said before the first download from it."""
 
 
-def weights(file: str) -> Path:
+def weight_file(file: str) -> Path:
     """Return the path of an included weight file."""
     return Path(str(resources.files("kinema") / "weights" / file))
 
 
-def part(name: str | Path) -> str | Path:
-    """Return the path of an included add-on by name; other names unchanged. Write ``./name`` for a file of that name.
-    """
-    return weights(f"{name}.safetensors") if isinstance(name, str) and name in PARTS else name
+def add_on_file(name: str | Path) -> str | Path:
+    """Return the path of an included add-on by name; other names unchanged. ``./name`` is a file of that name."""
+    return weight_file(f"{name}.safetensors") if isinstance(name, str) and name in ADD_ONS else name
 
 
-def near_part(name: str | Path, slot: str) -> str:
+def similar_add_ons(name: str | Path, slot: str) -> str:
     """Return the end of a "no such file" message: included add-ons of the slot with a similar name, if any."""
-    near = difflib.get_close_matches(str(name), [part for part, of in PARTS.items() if of == slot], n=3, cutoff=0.7)
+    near = difflib.get_close_matches(str(name), [part for part, of in ADD_ONS.items() if of == slot], n=3, cutoff=0.7)
     return f"; did you mean {', '.join(near)}?" if near else ""
 
 
-def called(path: str | Path) -> str:
+def recipe_name(path: str | Path) -> str:
     """Return the name of a file in recipes: an included add-on's name, or the file name without its folder.
 
     A file name that equals a registered name becomes ``./name``, so the two are not confused.
     """
     stem = Path(path).stem
-    if stem in PARTS and Path(path) == weights(f"{stem}.safetensors"):
+    if stem in ADD_ONS and Path(path) == weight_file(f"{stem}.safetensors"):
         return stem
     name = file_name(path)
-    return f"./{name}" if name in {*EMBEDDED, *PARTS, *ALIASES, *FAMILIES} else name
+    return f"./{name}" if name in {*EMBEDDED, *ADD_ONS, *ALIASES, *FAMILIES} else name
 
 
 def file_name(path: str | Path) -> str:
@@ -127,11 +126,11 @@ def file_name(path: str | Path) -> str:
 def family(name: str) -> Any:
     """Return the family registered under ``name``. Raises `BadRequest` with similar names if unknown."""
     if name not in FAMILIES:
-        raise BadRequest(unknown("family", name, FAMILIES))
+        raise BadRequest(unknown_name("family", name, FAMILIES))
     return resolve(FAMILIES[name])
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
+def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     """Return a message about an unknown name with similar names, or else the known ones."""
     names = sorted(known)
     shown, more = quoted(name), f" and {len(names) - 8} more" if len(names) > 8 else ""

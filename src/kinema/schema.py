@@ -122,7 +122,7 @@ _REGION = ("mask", "region", "outside")
 _SUPER_RESOLUTION = ("super_resolution", "super_resolution_weight")
 _VIDEO = ("video", "start", "end")
 FREE_INIT = ("free_init", "free_init_filter", "free_init_order", "free_init_stop", "free_init_fast")
-TAKES: dict[TaskName, tuple[str, ...]] = {
+TASK_FIELDS: dict[TaskName, tuple[str, ...]] = {
     "generate": ("loop", "every", *FREE_INIT, *_SUPER_RESOLUTION),
     "animate": ("image", "start", "last_image", "keyframes", "loop", *_REGION, *_GIVEN, *FREE_INIT, *_SUPER_RESOLUTION),
     "interpolate": (*_VIDEO, "image", "last_image", "every", *_GIVEN, *FREE_INIT, *_SUPER_RESOLUTION),
@@ -150,7 +150,7 @@ def by_frame(help_: str, word: str, metavar: str, expected: str, *, path: bool =
     return field(default_factory=dict, metadata=metadata)
 
 
-def plain(value: float) -> str:
+def plain_number(value: float) -> str:
     """Format a number: integers without a decimal point, and without an exponent up to 15 digits."""
     return str(int(value)) if abs(value) < 1e15 and value == int(value) else f"{value:g}"
 
@@ -401,15 +401,15 @@ def _sorted_keyframes(keyframes: Mapping[str, str]) -> dict[str, str]:
 def _check(f: Field[Any], value: Any) -> None:
     """Raise `BadRequest` for a value of the wrong type or out of range."""
     hint, least, most = _hints()[f.name], f.metadata.get("least"), f.metadata.get("most")
-    within = "" if least is None or most is None else f"{plain(least)} to {plain(most)}"
+    within = "" if least is None or most is None else f"{plain_number(least)} to {plain_number(most)}"
     infinite = isinstance(value, float) and not math.isfinite(value)
-    if not values.fits(value, hint) or (within and infinite):
+    if not values.matches(value, hint) or (within and infinite):
         if "expected" in f.metadata and isinstance(value, Mapping):
             _check_entries(f, value)
         expected = f.metadata.get("expected") or values.expected(hint) + (f" from {within}" if within else "")
         raise BadRequest(f"{f.name} is {quoted(value)}; expected {expected}")
     if within and value is not None and not least <= value <= most:
-        number = plain(value) if isinstance(value, float) else quoted(value)
+        number = plain_number(value) if isinstance(value, float) else quoted(value)
         raise BadRequest(f"{f.name} is {number}; expected {within}")
 
 

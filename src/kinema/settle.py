@@ -12,16 +12,16 @@ from typing import cast
 import torch
 
 from kinema import registry, spans
+from kinema.deprecated import renamed
 from kinema.diffusion import samplers
 from kinema.diffusion.freeinit import FreeInit
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import edit_steps
 from kinema.events import Note, OnEvent, ignore
-from kinema.renamed import renamed
-from kinema.schema import FREE_INIT, TAKES, BadRequest, Request, flag
+from kinema.schema import FREE_INIT, TASK_FIELDS, BadRequest, Request, flag
 from kinema.system import System
 from kinema.tasks import TASKS
-from kinema.tasks.known import require_prompt
+from kinema.tasks.inputs import require_prompt
 from kinema.values import quoted
 
 WINDOW_OPTIONS = ("window_places", "window_weights", "window_stride", "window_in", "noise_type")
@@ -38,7 +38,7 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
     if request.task not in TASKS:
         raise BadRequest(f"there is no task {request.task!r}; expected one of {', '.join(TASKS)}")
     blank = Request()
-    for name in sorted({field for names in TAKES.values() for field in names} - set(TAKES[request.task])):
+    for name in sorted({field for names in TASK_FIELDS.values() for field in names} - set(TASK_FIELDS[request.task])):
         if getattr(request, name) != getattr(blank, name):
             raise BadRequest(f"{request.task} does not support {flag(name)}: leave it out")
     if request.task in ("generate", "edit") and system.family.sampling.defaults(system.config).takes_prompt:
@@ -93,7 +93,7 @@ def with_defaults(system: System, request: Request, on_event: OnEvent = ignore) 
         raise BadRequest(f"{system.name} does not support --window-in attention: leave it out")
     sampler = request.sampler or own.sampler
     if sampler not in SAMPLERS:
-        raise BadRequest(registry.unknown("sampler", sampler, SAMPLERS))
+        raise BadRequest(registry.unknown_name("sampler", sampler, SAMPLERS))
     unguided = request.guidance is None and request.guidance_end is None
     request = replace(
         request,

@@ -11,7 +11,7 @@ from kinema.canvas import Block
 from kinema.events import Event, Note, OnEvent, ignore
 from kinema.grid import Lattice
 from kinema.media.timing import RATES
-from kinema.schema import TAKES, BadRequest, Request
+from kinema.schema import TASK_FIELDS, BadRequest, Request
 from kinema.settle import in_windows, rolls_out, settle
 from kinema.system import MemoryOptions, System, open_system
 from kinema.tasks.upscale import factor
@@ -55,12 +55,12 @@ def stages_of(system: System, request: Request, on_event: OnEvent = ignore) -> l
     The request describes the finished clip, so its size, frames and rate are those of super-resolution. ``overlap``
     applies to the base stage's blocks; blocks of super-resolution share one frame.
     """
-    if request.super_resolution is None or "super_resolution" not in TAKES.get(request.task, ()):
+    if request.super_resolution is None or "super_resolution" not in TASK_FIELDS.get(request.task, ()):
         if request.task == "generate" and request.every is not None:
             raise BadRequest("--every needs --super-resolution, whose model generates the frames in between")
         return [_single_stage(system, settle(system, request, on_event))]
     once = NotesOnce(on_event)
-    upper, every = beside(system, request.super_resolution), _every(request)
+    upper, every = super_resolution_model(system, request.super_resolution), _every(request)
     factor = _factor(system, upper)
     if request.prompt_spans and every > 1:
         raise BadRequest("prompt spans (--prompt-at) cannot be combined with --every: leave one of them out")
@@ -94,7 +94,7 @@ def replayed(system: System, recorded: Sequence[ReplayedStage], on_event: OnEven
     base = settle(system, recorded[0].request, on_event)
     parts = [_single_stage(system, base)]
     for each in recorded[1:]:
-        upper, every = beside(system, str(each.request.super_resolution)), _every(each.request)
+        upper, every = super_resolution_model(system, str(each.request.super_resolution)), _every(each.request)
         large, factor = settle(upper, each.request, on_event), _factor(system, upper)
         b, _, t, h, w = base.shape.bcthw
         if (b, factor * h, factor * w) != (large.clips, large.height, large.width) or t != math.ceil(
@@ -167,8 +167,7 @@ def _side(asked: int | None, small: Lattice, large: Lattice, factor: int) -> int
 
 
 def _upper_request(system: System, upper: System, request: Request, on_event: OnEvent) -> Request:
-    """Return the request of super-resolution, without its size and without options that only the base model supports.
-    """
+    """Return the request of super-resolution, without size and without options that only the base model supports."""
     own, changes = upper.family.sampling.defaults(upper.config), dict[str, Any](loras=None, overlap=None)
     if upper.family.name != system.family.name:
         changes["extra"] = {}  # options of the other family
@@ -193,7 +192,7 @@ def _in_parts(upper: System, request: Request) -> bool:
     return in_windows(sized) or rolls_out(upper, sized)
 
 
-def beside(system: System, name: str) -> System:
+def super_resolution_model(system: System, name: str) -> System:
     """Return the super-resolution model, opened once, with the base model's device and precision."""
     options = MemoryOptions(budget=system.memory.budget)  # offloading options apply to the base model only
 

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from kinema.schema import BadRequest, plain
+from kinema.schema import BadRequest, plain_number
 from kinema.values import counted, cut, quoted
 
 _FRAME = re.compile(r"\s*([0-9]{1,9})\s*f\s*")
@@ -35,7 +35,7 @@ class Mark:
         return int(self.amount) if self.of_frames else math.floor(self.amount * fps + 0.5)
 
     def __str__(self) -> str:
-        return f"frame {plain(self.amount)}" if self.of_frames else f"{plain(self.amount)} s"
+        return f"frame {plain_number(self.amount)}" if self.of_frames else f"{plain_number(self.amount)} s"
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def resolve(target: str) -> Any:
 # ------------------------------------------------------------------------------------ checking
 
 
-def fits(value: Any, hint: Any) -> bool:  # noqa: PLR0911 (one return per kind)
+def matches(value: Any, hint: Any) -> bool:  # noqa: PLR0911 (one return per kind)
     """Whether a value matches an annotation. Integers match float; booleans do not match numbers.
 
     As in JSON, lists match tuples, and mappings match dataclasses.
@@ -96,19 +96,21 @@ def fits(value: Any, hint: Any) -> bool:  # noqa: PLR0911 (one return per kind)
         return True
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        return any(fits(value, each) for each in inner)
+        return any(matches(value, each) for each in inner)
     if origin is Literal:
         return any(type(value) is type(each) and value == each for each in inner)
     if origin is list:
-        return isinstance(value, list) and all(fits(each, inner[0]) for each in value)
+        return isinstance(value, list) and all(matches(each, inner[0]) for each in value)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             return False
         if inner[-1] is Ellipsis:
-            return all(fits(each, inner[0]) for each in value)
-        return len(value) == len(inner) and all(map(fits, value, inner))
+            return all(matches(each, inner[0]) for each in value)
+        return len(value) == len(inner) and all(map(matches, value, inner))
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
+        return isinstance(value, Mapping) and all(
+            matches(k, inner[0]) and matches(v, inner[1]) for k, v in value.items()
+        )
     if hint is float:
         return isinstance(value, float) or (type(value) is int and value.bit_length() < 1024)
     if hint is int:
@@ -116,17 +118,17 @@ def fits(value: Any, hint: Any) -> bool:  # noqa: PLR0911 (one return per kind)
     if is_dataclass(hint):
         required = [f.name for f in fields(hint) if f.default is f.default_factory is MISSING]
         complete = isinstance(value, Mapping) and all(name in value for name in required)
-        return complete and not misfit(hint, value)
+        return complete and not mismatch(hint, value)
     return isinstance(value, hint) if isinstance(hint, type) else True
 
 
-def misfit(kind: Any, table: Mapping[str, Any]) -> str:
+def mismatch(kind: Any, table: Mapping[str, Any]) -> str:
     """Return the first mismatch of a table with the dataclass ``kind``, such as "its device is null; expected text".
 
     Only keys that both have are checked. Returns "" if all match.
     """
     for name, hint in _hints(kind).items():
-        if name in table and not fits(value := table[name], hint):
+        if name in table and not matches(value := table[name], hint):
             return f"its {name} is {'null' if value is None else quoted(value)}; expected {expected(hint)}"
     return ""
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from kinema import registry
-from kinema.checkpoints.settings import LONGEST, MOST, FileFault, build_config, checked, readable
+from kinema.checkpoints.settings import MAX_INTEGER, MAX_LIST, FileFault, build_config, naming_faults, validated
 from kinema.schema import BadRequest
 
 
@@ -47,13 +47,13 @@ def test_json_becomes_tuples_and_dataclasses() -> None:
         ({"layers": True}, "layers in it is True"),
         ({"layers": "\x1b[2J" * 10**6}, "layers in it is '"),
         ({"extra": -1}, "expected a whole number from 0"),
-        ({"widths": [1] * (LONGEST + 1)}, f"has {LONGEST + 1} entries"),
+        ({"widths": [1] * (MAX_LIST + 1)}, f"has {MAX_LIST + 1} entries"),
         ({"widths": 7}, "expected a list"),
         ({"widths": [[1]]}, "expected a whole number"),
         ({"pair": ["a"]}, "expected 2 values"),
         ({"kind": "z"}, "expected 'x' or 'y'"),
         ({"kind": ["x"]}, "expected 'x' or 'y'"),
-        ({"inner": {"width": MOST + 1}}, "width in inner in it"),
+        ({"inner": {"width": MAX_INTEGER + 1}}, "width in inner in it"),
         ({"inner": 5}, "expected a table"),
         ({"on": 1}, "expected true or false"),
         ({"rate": float("inf")}, "expected a number"),
@@ -74,7 +74,7 @@ def test_an_invalid_setting_is_refused_in_one_short_line(data: Any, message: str
 def test_every_preset_is_valid_and_survives_json(name: str) -> None:
     family = registry.family(name)
     for config in family.presets.values():
-        assert checked(config, "it") == config
+        assert validated(config, "it") == config
         assert family.from_json(json.loads(json.dumps(family.to_json(config)))) == config
 
 
@@ -82,11 +82,11 @@ def test_every_preset_is_valid_and_survives_json(name: str) -> None:
     "error", [KeyError("a"), IndexError(), ValueError("x" * 10**6), ZeroDivisionError(), TypeError()]
 )
 def test_errors_from_untrusted_names_and_shapes_become_one_line(error: Exception) -> None:
-    with pytest.raises(BadRequest, match="it is damaged") as refused, readable("it"):
+    with pytest.raises(BadRequest, match="it is damaged") as refused, naming_faults("it"):
         raise error
     assert len(str(refused.value)) < 300
 
 
 def test_a_fault_in_a_file_gets_its_name() -> None:
-    with pytest.raises(BadRequest, match=r"^a\.safetensors lacks x$"), readable("a.safetensors"):
+    with pytest.raises(BadRequest, match=r"^a\.safetensors lacks x$"), naming_faults("a.safetensors"):
         raise FileFault("lacks x")

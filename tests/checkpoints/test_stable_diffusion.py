@@ -24,7 +24,7 @@ MODELS = {
 
 def header_of(name):
     table = Table(stable_diffusion.rows(MODELS[name]))
-    return {key: (shape, torch.float16) for key, shape in table.theirs.items()}
+    return {key: (shape, torch.float16) for key, shape in table.foreign.items()}
 
 
 @pytest.mark.parametrize(("name", "unet"), [("sd15", 686), ("sdxl", 1680)])
@@ -55,11 +55,11 @@ def test_unused_tensors_from_training_are_skipped():
     header = header_of("sd15")
     unused = ("model_ema.decay", "alphas_cumprod", "first_stage_model.loss.logvar", "cond_stage_model.logit_scale")
     more = {name: ((1,), torch.float32) for name in unused}
-    assert stable_diffusion.cleaned(header | more) == header
+    assert stable_diffusion.without_unused(header | more) == header
     assert stable_diffusion.is_image_model(header)
     assert not stable_diffusion.is_image_model(more)
 
 
 def test_names_without_text_model_are_normalised():
     name = f"{TEXT}text_model.encoder.layers.0.mlp.fc1.weight"
-    assert stable_diffusion.usual(name.replace("text_model.", "")) == name == stable_diffusion.usual(name)
+    assert stable_diffusion.usual_name(name.replace("text_model.", "")) == name == stable_diffusion.usual_name(name)

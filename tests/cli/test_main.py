@@ -161,10 +161,10 @@ def test_an_interrupt_during_the_import_is_one_line(monkeypatch, capsys):
 @pytest.mark.parametrize("words", [["--max-pixels", "4e9"], ["--max-pixels=4_000_000_000"], ["--max_pixels=4e9"]])
 def test_max_pixels_raises_the_bound_of_any_command_while_it_runs(command, words):
     seen = []
-    command(lambda rest: seen.append((rest, bounds.pixels(100))) or 0)
+    command(lambda rest: seen.append((rest, bounds.max_pixels(100))) or 0)
     assert cli.main(["try", "a", *words, "b"]) == 0
     assert seen == [(["a", "b"], 4_000_000_000)]
-    assert bounds.pixels(100) == 100
+    assert bounds.max_pixels(100) == 100
 
 
 @pytest.mark.parametrize("value", ["many", "-1", "nan", "1e400", ""])

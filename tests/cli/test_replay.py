@@ -288,11 +288,11 @@ def test_a_file_named_like_an_option_value_stays_a_file():
     ],
 )
 def test_a_recipe_records_only_the_last_part_of_a_path(path, name):
-    assert registry.called(path) == name
+    assert registry.recipe_name(path) == name
 
 
 def test_a_file_named_like_a_model_is_never_taken_for_it():
-    assert registry.called("/home/me/zoetrope") == "./zoetrope"
+    assert registry.recipe_name("/home/me/zoetrope") == "./zoetrope"
 
 
 def animated(output: str, *words: str, name: str = "ball.png") -> Path:

@@ -18,7 +18,7 @@ from kinema.cli.options import Option, parse
 from kinema.cli.progress import JsonLines, Lines
 from kinema.cli.verbs import CONFIG, MODEL, WRITING, request_options
 from kinema.events import Note
-from kinema.registry import unknown
+from kinema.registry import unknown_name
 from kinema.schema import BadRequest
 
 OPTIONS = [*request_options("edit"), *MODEL, *WRITING, CONFIG]
@@ -170,4 +170,4 @@ def test_a_name_outside_the_encoding_of_the_terminal_is_not_an_error(monkeypatch
 
 
 def test_a_very_long_name_is_shortened() -> None:
-    assert len(unknown("family", "x" * 10**7, ["vdm"])) < 200
+    assert len(unknown_name("family", "x" * 10**7, ["vdm"])) < 200

@@ -16,7 +16,7 @@ from kinema.cli.main import main
 from kinema.cli.verbs import VERBS, request_from, request_options
 from kinema.media.metadata import read_recipe
 from kinema.media.read import read_image, read_video
-from kinema.schema import TAKES, Clip, Request
+from kinema.schema import TASK_FIELDS, Clip, Request
 
 TINY = ("--model", "zoetrope/tiny", "--steps", "2", "--quiet")
 
@@ -314,8 +314,8 @@ def test_plan_of_a_model_that_does_not_fit_runs_nothing(capsys, monkeypatch):
 @pytest.mark.parametrize("task", sorted(VERBS))
 def test_a_verb_has_the_options_of_the_schema_and_of_sampling(task):
     names = {o.name for o in request_options(task)}
-    somewhere = {name for taken in TAKES.values() for name in taken}
-    assert names & somewhere == set(TAKES[task])
+    somewhere = {name for taken in TASK_FIELDS.values() for name in taken}
+    assert names & somewhere == set(TASK_FIELDS[task])
     assert {f.name for f in fields(Request)} - somewhere - {"task", "loras"} == names - somewhere - {
         "motion",
         "control",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from kinema.conditioning.pocket import PocketTokenizer, say_unknown
+from kinema.conditioning.pocket import PocketTokenizer, note_unknown_words
 
 TOKENIZER = PocketTokenizer(("a", "red", "ball"))
 
 
 def notes(*texts):
     events = []
-    say_unknown(TOKENIZER, "tiny", texts, events.append)
+    note_unknown_words(TOKENIZER, "tiny", texts, events.append)
     return [event.message for event in events]
 
 

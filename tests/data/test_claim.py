@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from kinema.data.claim import locked
+from kinema.data.locking import locked
 from kinema.schema import BadRequest
 
 
@@ -20,7 +20,7 @@ def test_a_second_lock_is_refused_until_the_first_is_released(tmp_path, kind):
 
 
 def test_a_file_removed_by_its_previous_owner_is_refused(tmp_path, monkeypatch):
-    lock = "kinema.data.claim._lock"
+    lock = "kinema.data.locking._lock"
     monkeypatch.setattr(lock, lambda *_: (tmp_path / "lock").unlink())
     with pytest.raises(BadRequest, match="at work"), locked(tmp_path / "lock", "at work"):
         pass

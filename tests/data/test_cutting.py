@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kinema.data.cutting import stems
 from kinema.data.listing import Entry
+from kinema.data.shot_folder import stems
 
 
 def stems_of(*names):

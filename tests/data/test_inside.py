@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from kinema.data import inside as module
-from kinema.data.inside import ABSENT, ODD, OUTSIDE, Inside, identity
+from kinema.data import containment as module
+from kinema.data.containment import ABSENT, ODD, OUTSIDE, Inside, identity
 from kinema.data.listing import scan
 from kinema.schema import BadRequest
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from kinema.data import motion, moved
+from kinema.data import motion, motion_file
 from kinema.data.folder import Folder
 from kinema.data.playroom import sample
 from kinema.media.write import save_clip
@@ -121,7 +121,7 @@ def opened(folder):
 
 def test_measured_motion_and_rate_reach_training(folder):
     assert {c.motion for c in map(opened(folder).clip, range(2))} == {None}
-    rows = {row.name: row for row in moved.measure([folder])[folder]}
+    rows = {row.name: row for row in motion_file.measure([folder])[folder]}
     assert rows["a.mp4"].fps == 8
     assert rows["a.mp4"].seconds == pytest.approx(9 / 8)
     assert rows["a.mp4"].bucket == pytest.approx(motion.bucket(rows["a.mp4"].motion))
@@ -134,16 +134,16 @@ def test_measured_motion_and_rate_reach_training(folder):
 
 
 def test_a_single_file_is_added_to_the_list_of_its_folder(folder):
-    moved.measure([folder / "a.mp4"])
-    moved.measure([folder / "sub" / "b.mp4"])
+    motion_file.measure([folder / "a.mp4"])
+    motion_file.measure([folder / "sub" / "b.mp4"])
     clip(folder / "c.mp4", 0.1)
-    moved.measure([folder / "c.mp4"])
-    assert set(json.loads((folder / moved.NAME).read_text())["clips"]) == {"a.mp4", "c.mp4"}
+    motion_file.measure([folder / "c.mp4"])
+    assert set(json.loads((folder / motion_file.NAME).read_text())["clips"]) == {"a.mp4", "c.mp4"}
     assert None not in {c.motion for c in map(opened(folder).clip, range(3))}
 
 
 def test_a_changed_clip_counts_as_unmeasured_and_is_reported(folder):
-    moved.measure([folder])
+    motion_file.measure([folder])
     clip(folder / "a.mp4", 0.3, frames=16)
     clips = opened(folder)
     assert sorted(str(c.motion is None) for c in map(clips.clip, range(2))) == ["False", "True"]
@@ -151,19 +151,19 @@ def test_a_changed_clip_counts_as_unmeasured_and_is_reported(folder):
 
 
 def test_a_damaged_list_and_missing_clips_are_refused(folder, tmp_path):
-    (folder / moved.NAME).write_text('{"clips": {"a.mp4": {"motion": "fast", "bytes": 3}}}')
+    (folder / motion_file.NAME).write_text('{"clips": {"a.mp4": {"motion": "fast", "bytes": 3}}}')
     with pytest.raises(BadRequest, match="is damaged"):
         opened(folder)
     with pytest.raises(BadRequest, match="there is no file or folder"):
-        moved.measure([tmp_path / "none"])
+        motion_file.measure([tmp_path / "none"])
     with pytest.raises(BadRequest, match="name a folder"):
-        moved.measure([])
+        motion_file.measure([])
 
 
 def test_an_unreadable_clip_is_reported_and_skipped(folder):
     (folder / "bad.mp4").write_bytes(b"nothing")
     heard = []
-    rows = moved.measure([folder], on_event=heard.append)[folder]
+    rows = motion_file.measure([folder], on_event=heard.append)[folder]
     assert {row.name for row in rows} == {"a.mp4", "sub/b.mp4"}
     assert any("skipped bad.mp4" in event.message for event in heard)
 
@@ -172,24 +172,24 @@ def test_an_unreadable_clip_is_reported_and_skipped(folder):
 def test_a_foreign_motion_json_is_kept(folder, text):
     if text == "link":
         (folder / "mine.json").write_text('{"clips": {}}')
-        (folder / moved.NAME).symlink_to(folder / "mine.json")
+        (folder / motion_file.NAME).symlink_to(folder / "mine.json")
     else:
-        (folder / moved.NAME).write_text(text)
-    before = (folder / moved.NAME).read_text()
+        (folder / motion_file.NAME).write_text(text)
+    before = (folder / motion_file.NAME).read_text()
     with pytest.raises(BadRequest, match=r"motion\.json (was not written by|is damaged)"):
-        moved.measure([folder])
-    assert (folder / moved.NAME).read_text() == before
-    assert (folder / moved.NAME).is_symlink() == (text == "link")
+        motion_file.measure([folder])
+    assert (folder / motion_file.NAME).read_text() == before
+    assert (folder / motion_file.NAME).is_symlink() == (text == "link")
 
 
 def test_training_skips_and_reports_a_foreign_list(folder, tmp_path_factory):
-    (folder / moved.NAME).write_text('{"bones": []}')
+    (folder / motion_file.NAME).write_text('{"bones": []}')
     assert any("skipped motion.json: not written by" in s for s in opened(folder).skipped)
-    (folder / moved.NAME).unlink()
-    moved.measure([folder])
+    (folder / motion_file.NAME).unlink()
+    motion_file.measure([folder])
     outside = tmp_path_factory.mktemp("outside") / "motion.json"
-    (folder / moved.NAME).rename(outside)
-    (folder / moved.NAME).symlink_to(outside)
+    (folder / motion_file.NAME).rename(outside)
+    (folder / motion_file.NAME).symlink_to(outside)
     clips = opened(folder)
     assert {clips.clip(i).motion for i in range(2)} == {None}
     assert any("skipped motion.json: outside the folder" in s for s in clips.skipped)
@@ -200,13 +200,13 @@ def test_rows_added_by_another_process_meanwhile_are_kept(folder, monkeypatch):
     of_frames = motion.of_frames
 
     def meanwhile(*args):
-        if not (folder / moved.NAME).exists():
-            moved._write(folder, [moved.Measured("sub/b.mp4", 8.0, 1.0, 0.5, 100.0)])
+        if not (folder / motion_file.NAME).exists():
+            motion_file._write(folder, [motion_file.Measured("sub/b.mp4", 8.0, 1.0, 0.5, 100.0)])
         return of_frames(*args)
 
     monkeypatch.setattr(motion, "of_frames", meanwhile)
-    moved.measure([folder / "a.mp4"])
-    assert set(json.loads((folder / moved.NAME).read_text())["clips"]) == {"a.mp4", "sub/b.mp4"}
+    motion_file.measure([folder / "a.mp4"])
+    assert set(json.loads((folder / motion_file.NAME).read_text())["clips"]) == {"a.mp4", "sub/b.mp4"}
 
 
 def test_concurrent_writers_wait_for_each_other(folder):
@@ -217,5 +217,5 @@ def test_concurrent_writers_wait_for_each_other(folder):
     for name in names:
         (folder / name).write_bytes(b"x")
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda name: moved._write(folder, [moved.Measured(name, 8.0, 1.0, 0.5, 1.0)]), names))
-    assert set(names) <= set(json.loads((folder / moved.NAME).read_text())["clips"])
+        list(pool.map(lambda name: motion_file._write(folder, [motion_file.Measured(name, 8.0, 1.0, 0.5, 1.0)]), names))
+    assert set(names) <= set(json.loads((folder / motion_file.NAME).read_text())["clips"])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from kinema.data import cutting, shots
+from kinema.data import shot_folder, shots
 from kinema.data.folder import Folder
 from kinema.media.metadata import read_recipe
 from kinema.media.read import read_video
@@ -166,7 +166,7 @@ def test_interrupted_work_resumes_to_the_same_result(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         shots.cut(source, tmp_path / "out", on_event=heard.append)
     assert "3 shots so far in" in heard[-1].message
-    with (tmp_path / "out" / cutting.WORK).open("a") as journal:
+    with (tmp_path / "out" / shot_folder.WORK).open("a") as journal:
         journal.write('{"file_name": "b-001')  # a row cut short by a kill
     with pytest.raises(BadRequest, match="other options"):
         shots.cut(source, tmp_path / "out", side=32)
@@ -177,7 +177,7 @@ def test_interrupted_work_resumes_to_the_same_result(tmp_path, monkeypatch):
     assert saved == [path.name for path in whole]  # no shot was written twice
     assert [p.read_bytes() for p in again] == [p.read_bytes() for p in whole]
     assert listed(tmp_path / "out") == listed(tmp_path / "whole")
-    assert not (tmp_path / "out" / cutting.WORK).exists()
+    assert not (tmp_path / "out" / shot_folder.WORK).exists()
 
 
 CUT = """

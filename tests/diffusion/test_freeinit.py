@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from kinema.diffusion.freeinit import FreeInit, low_pass, mix_frequencies, passes
+from kinema.diffusion.freeinit import FreeInit, low_pass, mix_frequencies, steps_per_pass
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.schedules import DiscreteBetas, EDMSigmas, RectifiedFlow
 from kinema.schema import BadRequest
@@ -102,6 +102,6 @@ def test_a_schedule_that_ends_in_pure_noise_is_rejected():
 
 
 def test_fast_passes_have_increasing_numbers_of_steps():
-    assert passes(3, 25, fast=False) == [25, 25, 25]
-    assert passes(3, 25, fast=True) == [8, 16, 25]
-    assert passes(5, 2, fast=True) == [1, 1, 1, 1, 2]
+    assert steps_per_pass(3, 25, fast=False) == [25, 25, 25]
+    assert steps_per_pass(3, 25, fast=True) == [8, 16, 25]
+    assert steps_per_pass(5, 2, fast=True) == [1, 1, 1, 1, 2]

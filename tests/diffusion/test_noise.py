@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kinema.diffusion.noise import Noise, rescheduled
+from kinema.diffusion.noise import Noise, reschedule_noise
 
 
 def test_item_i_of_a_batch_equals_its_single_run():
@@ -46,13 +46,13 @@ def numbered(batch, frames):
 
 
 def test_repeat_context_repeats_the_first_frames():
-    long = rescheduled(numbered(1, 10), "repeat-context", 4, 1, Noise([0]))
+    long = reschedule_noise(numbered(1, 10), "repeat-context", 4, 1, Noise([0]))
     assert long[0, 0, :, 0, 0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
 
 
 @pytest.mark.parametrize(("frames", "length", "stride"), [(64, 16, 4), (19, 8, 3), (12, 16, 4), (16, 8, 8)])
 def test_shuffle_context_permutes_the_noise_of_earlier_frames(frames, length, stride):
-    long = rescheduled(numbered(1, frames), "shuffle-context", length, stride, Noise([0]))[0, 0, :, 0, 0]
+    long = reschedule_noise(numbered(1, frames), "shuffle-context", length, stride, Noise([0]))[0, 0, :, 0, 0]
     assert long[:length].tolist() == list(range(min(length, frames)))
     for start in range(length, frames, stride):
         here, before = long[start : start + stride], long[start - length : start - length + stride]
@@ -63,8 +63,8 @@ def test_shuffle_context_permutes_the_noise_of_earlier_frames(frames, length, st
 
 def test_each_clip_of_a_batch_is_shuffled_independently():
     noise = Noise([3, 9]).normal((2, 32, 3, 3))
-    both = rescheduled(noise, "shuffle-context", 8, 4, Noise([3, 9]))
-    assert torch.equal(both[1:], rescheduled(noise[1:], "shuffle-context", 8, 4, Noise([9])))
+    both = reschedule_noise(noise, "shuffle-context", 8, 4, Noise([3, 9]))
+    assert torch.equal(both[1:], reschedule_noise(noise[1:], "shuffle-context", 8, 4, Noise([9])))
     assert not torch.equal(both[0], both[1])
 
 
@@ -78,4 +78,4 @@ def test_shuffled_noise_equals_diffusers():
     generator = torch.Generator().manual_seed(6)
     expected = mixin._prepare_latents_free_noise(1, 4, 21, 16, 16, torch.float32, torch.device("cpu"), generator)
     draws = Noise([6])
-    assert torch.equal(rescheduled(draws.normal((4, 21, 2, 2)), "shuffle-context", 8, 3, draws), expected)
+    assert torch.equal(reschedule_noise(draws.normal((4, 21, 2, 2)), "shuffle-context", 8, 3, draws), expected)

@@ -11,8 +11,8 @@ from kinema.diffusion.overwrite import (
     CleanFrames,
     KnownRegion,
     Overwrite,
-    by_level,
-    by_ratio,
+    release_at_level,
+    release_at_ratio,
     time_to_move,
 )
 from kinema.diffusion.parameterise import EDM, EPS, FLOW, X0, V
@@ -139,7 +139,7 @@ def test_an_edit_released_at_the_clean_end_is_the_source():
 def test_frames_with_an_edit_ratio_are_held_until_their_release():
     """Open-Sora's edit ratio: frames are held while t is above it, then sampled."""
     levels = spaced(RectifiedFlow(), 10)
-    release = by_ratio(0.4, levels.sigma)
+    release = release_at_ratio(0.4, levels.sigma)
     assert release == 6
     over, seen = overwrite(KnownRegion(CONTENT, first_frames(), release, "fixed"), levels=levels), []
     run = {"noise": Noise([0, 1]), "state": over.run(), "on_step": lambda *step: seen.append(step)}
@@ -246,7 +246,7 @@ def test_a_released_clean_region_is_open_sora_1_2s_edit():
     """Frames stay clean while t is above the ratio, then are noised to the first t below it and sampled from there."""
     levels = spaced(RectifiedFlow(), 10)
     times, sigmas = levels.sigma.tolist(), []
-    over = overwrite(KnownRegion(CONTENT, first_frames(), by_ratio(0.4, levels.sigma), "clean"), levels=levels)
+    over = overwrite(KnownRegion(CONTENT, first_frames(), release_at_ratio(0.4, levels.sigma), "clean"), levels=levels)
 
     def denoise(z, level):
         sigmas.append(level.sigma[0].tolist())
@@ -301,13 +301,13 @@ def test_time_to_move_uses_fractions_of_the_steps_if_no_level_is_noisy_enough(st
 
 def test_a_noise_level_beyond_the_schedule_maps_to_its_noisiest_state():
     levels = variance_preserving(torch.tensor([-1.0, 0.0, 2.0, 40.0], dtype=torch.float64))
-    assert by_level(0.987, levels) == 0
+    assert release_at_level(0.987, levels) == 0
 
 
 def test_the_release_is_the_first_time_at_or_below_the_ratio():
-    assert by_ratio(0.0, torch.tensor([1.0, 0.5, 0.1])) == 2
-    assert by_ratio(0.5, torch.tensor([1.0, 0.5, 0.1])) == 1
-    assert by_ratio(1.0, torch.tensor([1.0, 0.5, 0.1])) == 0
+    assert release_at_ratio(0.0, torch.tensor([1.0, 0.5, 0.1])) == 2
+    assert release_at_ratio(0.5, torch.tensor([1.0, 0.5, 0.1])) == 1
+    assert release_at_ratio(1.0, torch.tensor([1.0, 0.5, 0.1])) == 0
 
 
 def test_a_release_beyond_the_run_is_rejected():

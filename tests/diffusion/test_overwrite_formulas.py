@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kinema.diffusion.noise import Noise
-from kinema.diffusion.overwrite import KnownRegion, Overwrite, by_ratio
+from kinema.diffusion.overwrite import KnownRegion, Overwrite, release_at_ratio
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import CosineLogSNR, spaced
 
@@ -138,7 +138,7 @@ def sdedit():
 
 def edit_ratio():
     """Open-Sora: frames are the source's, noised, while the time is above the ratio."""
-    release = by_ratio(0.5, TIMES)
+    release = release_at_ratio(0.5, TIMES)
     assert release == 3
 
     def hold(z, i):

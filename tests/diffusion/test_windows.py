@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import CosineLogSNR, spaced
-from kinema.diffusion.windows import Windowed, blend, uniform_windows, views, window_sizes, windows
+from kinema.diffusion.windows import Windowed, attention_windows, blend, uniform_windows, window_sizes, windows
 from kinema.grid import FrameGrid, LatentGrid, Lattice
 from kinema.schema import BadRequest, Request
 
@@ -248,10 +248,10 @@ def test_uniform_windows_keep_only_the_current_denoisers():
 
 
 def test_views_are_windows_with_weights_and_empty_for_a_single_window():
-    spans = views(20, 8, 4, "pyramid")
+    spans = attention_windows(20, 8, 4, "pyramid")
     assert [view.frames for view in spans] == windows(20, 8, 4)
     assert all(torch.equal(v.weight_T, w) for v, w in zip(spans, blend(windows(20, 8, 4), "pyramid"), strict=True))
-    assert views(8, 8, 4, "pyramid") == ()
+    assert attention_windows(8, 8, 4, "pyramid") == ()
 
 
 def test_window_sizes_are_latent_frames_with_more_overlap_in_attention():

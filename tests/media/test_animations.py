@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from kinema import bounds
-from kinema.media import pictures, timing
+from kinema.media import images, timing
 from kinema.media.colour import to_uint8
-from kinema.media.pictures import is_picture
+from kinema.media.images import is_image
 from kinema.media.read import facts, probe, read_image, read_video
 from kinema.schema import BadRequest
 
@@ -94,7 +94,7 @@ def test_the_rate_of_a_webp_or_apng_is_exact(tmp_path: Path, moving: Moving, nam
 
 def test_an_apng_is_a_clip_with_its_own_delays(tmp_path: Path, moving: Moving) -> None:
     path = apng(tmp_path / "a.png", moving(6), duration=125)
-    assert not is_picture(path)
+    assert not is_image(path)
     clip = read_video(path)
     assert clip.fps == 8
     assert np.array_equal(to_uint8(clip.video)[0], moving(6))
@@ -127,11 +127,11 @@ def test_a_single_frame_or_pages_count_as_an_image(tmp_path: Path, moving: Movin
     first, second = (Image.fromarray(f) for f in moving(2))
     for name in ("a.gif", "a.webp", "a.png"):
         first.save(tmp_path / name, save_all=True)
-        assert is_picture(tmp_path / name)
+        assert is_image(tmp_path / name)
     first.save(tmp_path / "a.tif", save_all=True, append_images=[second])
     first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[second])
-    assert is_picture(tmp_path / "a.tif")
-    assert is_picture(tmp_path / "a.jpg")
+    assert is_image(tmp_path / "a.tif")
+    assert is_image(tmp_path / "a.jpg")
 
 
 # ------------------------------------------------------------------------------------------ bounds
@@ -141,13 +141,13 @@ def test_a_single_frame_or_pages_count_as_an_image(tmp_path: Path, moving: Movin
 def decoders(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Images that Pillow opened."""
     seen: list[str] = []
-    identified = pictures._identified
+    identified = images._identified
 
     def noted(source: object) -> object:
         seen.append(str(source))
         return identified(source)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pictures, "_identified", noted)
+    monkeypatch.setattr(images, "_identified", noted)
     return seen
 
 
@@ -184,7 +184,7 @@ def test_the_bound_can_be_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = gif(tmp_path / "a.gif", [4] * 10, 8, 8)
     with pytest.raises(BadRequest, match="more than the 100 pixels"):
         read_video(path)
-    with bounds.raised(10 * 8 * 8):
+    with bounds.raised_limits(10 * 8 * 8):
         assert read_video(path).video.shape[2] == 10
     with pytest.raises(BadRequest, match="more than the 100 pixels"):
         read_video(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kinema.media.containers import existing, open_container
+from kinema.media.containers import open_container, readable_path
 from kinema.media.metadata import read_recipe
 from kinema.media.read import facts, probe, read_image, read_video
 from kinema.media.write import save_clip
@@ -74,7 +74,7 @@ def test_special_files_are_refused_without_blocking(tmp_path: Path, monkeypatch:
     bound.bind("socket.png")
     Path("link.gif").symlink_to("fifo.mp4")
     for name in ("fifo.mp4", "socket.png", "link.gif", "/dev/zero", "/dev/null"):
-        for reader in (read_video, read_image, probe, facts, read_recipe, lambda p: existing(Path(p))):
+        for reader in (read_video, read_image, probe, facts, read_recipe, lambda p: readable_path(Path(p))):
             with pytest.raises(BadRequest, match="not a regular file"):
                 reader(name)
     bound.close()

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from kinema.media.colour import to_float, to_uint8
-from kinema.media.pictures import is_picture
+from kinema.media.images import is_image
 from kinema.media.read import fit, read_image, read_video
-from kinema.media.timing import Timed, resampled
+from kinema.media.timing import TimedFrame, resampled
 from kinema.media.write import save_clip
 from kinema.schema import BadRequest, Clip
 
@@ -141,7 +141,7 @@ def test_a_start_between_key_frames_is_exact(tmp_path: Path, encode: Encode) -> 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 30), st.floats(2, 60), st.floats(1, 60))
 def test_resampling_takes_the_nearest_frame_for_as_long_as_the_clip_lasts(count: int, rate: float, fps: float) -> None:
-    frames = [Timed(t / rate, 1 / rate, lambda t=t: np.array(t)) for t in range(count)]
+    frames = [TimedFrame(t / rate, 1 / rate, lambda t=t: np.array(t)) for t in range(count)]
     taken = [int(f.pixels()) for f in resampled(iter(frames), fps, None)]
     assert abs(len(taken) - count / rate * fps) <= 1 or len(taken) == 1
     for k, index in enumerate(taken):
@@ -394,11 +394,11 @@ def test_a_file_that_is_not_an_image_gives_a_one_line_error(tmp_path: Path, movi
 
 def test_media_is_identified_by_content_not_by_name(tmp_path: Path, clip: Clip, moving: Moving) -> None:
     Image.fromarray(moving(1)[0]).save(tmp_path / "photo.mp4", format="JPEG")
-    assert is_picture(tmp_path / "photo.mp4")
+    assert is_image(tmp_path / "photo.mp4")
     assert read_image(tmp_path / "photo.mp4").shape[2] == 1
     save_clip(clip, tmp_path / "a.mp4")[0].rename(tmp_path / "clip.jpg")
     for path in (tmp_path / "clip.jpg", *(save_clip(clip, tmp_path / name)[0] for name in ("a.gif", "a.webp", "a"))):
-        assert path.is_dir() or not is_picture(path)
+        assert path.is_dir() or not is_image(path)
         assert read_video(path).video.shape[2] == 6
 
 

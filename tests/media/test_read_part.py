@@ -15,7 +15,7 @@ from kinema.media.colour import to_uint8
 from kinema.media.fitting import fit_frame
 from kinema.media.read import Probe, fit, fit_note, probe, read_video
 from kinema.media.streams import stream_frames
-from kinema.media.timing import Timed
+from kinema.media.timing import TimedFrame
 from kinema.media.write import save_clip
 from kinema.schema import BadRequest, Clip, Fit
 
@@ -30,7 +30,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Number of frames decoded, and number whose pixels were converted."""
     counted = {"frames": 0, "pixels": 0}
 
-    def counting(*arguments: object) -> Iterator[Timed]:
+    def counting(*arguments: object) -> Iterator[TimedFrame]:
         for frame in stream_frames(*arguments):  # type: ignore[arg-type]
             counted["frames"] += 1
 
@@ -38,7 +38,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
                 counted["pixels"] += 1
                 return original()
 
-            yield Timed(frame.time, frame.duration, pixels, frame.clock, frame.declared)
+            yield TimedFrame(frame.time, frame.duration, pixels, frame.clock, frame.declared)
 
     monkeypatch.setattr(read, "stream_frames", counting)
     return counted
@@ -104,7 +104,7 @@ def test_decoding_has_its_own_limit(
     assert decoded["frames"] == 0
     with pytest.raises(BadRequest, match="decodes to more than the 7,680 pixels"):
         read_video(path, size=(8, 8, "crop"), frames=6)
-    with bounds.raised(6 * 32 * 48):
+    with bounds.raised_limits(6 * 32 * 48):
         assert read_video(path, size=(8, 8, "crop"), last=1).shape.frames == 1
 
 

@@ -13,7 +13,7 @@ from kinema.canvas import SoundSource
 from kinema.events import Note
 from kinema.media import sound
 from kinema.media.read import read_video
-from kinema.media.sound import carried
+from kinema.media.sound import extract_audio
 from kinema.schema import Clip
 
 WithSound = Callable[..., Path]
@@ -29,7 +29,7 @@ def heard(part: SoundSource, seconds: float) -> tuple[bytes | None, list[str]]:
         assert isinstance(event, Note)
         notes.append(event.message)
 
-    return carried(part, seconds, listen), notes
+    return extract_audio(part, seconds, listen), notes
 
 
 def written(track: bytes | None, seconds: float, path: Path) -> Path:

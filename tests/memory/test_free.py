@@ -9,7 +9,7 @@ import torch
 
 from kinema.api import load
 from kinema.cli import machine
-from kinema.job import drawn_up
+from kinema.job import build_job
 from kinema.memory import free
 from kinema.memory.plan import Needs
 from kinema.schema import Request
@@ -53,7 +53,7 @@ def test_an_apple_gpu_offloads_to_the_weight_file_like_a_cpu():
     for device in ("cpu", "mps", "cuda"):
         system = load("svd", preset="tiny").system
         object.__setattr__(system, "device", torch.device(device))
-        (work,) = drawn_up(system, Request(seed=1, steps=1))
+        (work,) = build_job(system, Request(seed=1, steps=1))
         levels[device] = Needs(system, work.stage.whole, work.canvas).levels
     assert levels["mps"] == levels["cpu"] == ("none",)
     assert len(levels["cuda"]) > 1

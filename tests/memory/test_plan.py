@@ -19,7 +19,7 @@ from kinema.families.animatediff.config import ControlSize
 from kinema.families.svd.config import TINY
 from kinema.families.svd.pocket.presets import POCKET as SVD_POCKET
 from kinema.generate import generate
-from kinema.job import drawn_up, rehearsed, with_memory_plan
+from kinema.job import build_job, choose_memory_plan, planning_canvas
 from kinema.memory import free
 from kinema.memory.placing import can_run_branches_together, place
 from kinema.memory.plan import SHARE, MemoryPlan, Needs, TooLarge, choose
@@ -51,8 +51,8 @@ def svd(tmp_path_factory):
 
 
 def needs_of(system, **ask):
-    (work,) = drawn_up(system, Request(**{**ASK, **ask}))
-    return Needs(system, work.stage.whole, rehearsed(work))
+    (work,) = build_job(system, Request(**{**ASK, **ask}))
+    return Needs(system, work.stage.whole, planning_canvas(work))
 
 
 def within(system, budget, **options):
@@ -61,7 +61,7 @@ def within(system, budget, **options):
 
 def chosen(system, budget, **options):
     system = within(system, budget, **options)
-    return with_memory_plan(*drawn_up(system, Request(**ASK)))
+    return choose_memory_plan(*build_job(system, Request(**ASK)))
 
 
 @pytest.mark.parametrize("name", sorted(registry.FAMILIES))
@@ -181,11 +181,11 @@ def test_loaded_weights_are_not_counted_twice(monkeypatch):
     needs = needs_of(system)
     free_then = int(needs.bytes(MemoryPlan("none")) / SHARE) + 1
     monkeypatch.setattr("kinema.memory.plan.free_bytes", lambda _device: free_then)
-    (work,) = drawn_up(system, Request(**ASK))
-    assert with_memory_plan(work).offload == "none"
+    (work,) = build_job(system, Request(**ASK))
+    assert choose_memory_plan(work).offload == "none"
     assert system.model is not None
     monkeypatch.setattr("kinema.memory.plan.free_bytes", lambda _device: free_then - needs.weights)
-    assert with_memory_plan(work).offload == "none"
+    assert choose_memory_plan(work).offload == "none"
 
 
 def test_memory_mapped_weights_count_as_free(svd):
@@ -337,7 +337,7 @@ def test_an_untrained_model_cannot_be_offloaded_on_a_cpu():
     system = System("svd", registry.family("svd"), TINY, Weights())
     assert needs_of(system).levels == ("none",)
     with pytest.raises(BadRequest, match="no file"):
-        with_memory_plan(*drawn_up(within(system, None, offload="block"), Request(**ASK)))
+        choose_memory_plan(*build_job(within(system, None, offload="block"), Request(**ASK)))
 
 
 @pytest.mark.parametrize(

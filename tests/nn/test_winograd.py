@@ -71,7 +71,7 @@ def test_a_residual_block_uses_it_with_the_same_result() -> None:
     ldm_unet.channels_last(block)
     x = torch.randn(1, 128, 64, 64).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
-        assert winograd.pays(block.conv1, x)
+        assert winograd.is_faster(block.conv1, x)
         result = block(x.clone())
     expected = block(x)  # with a gradient: PyTorch's convolution
     assert not torch.equal(result, expected)
@@ -81,20 +81,20 @@ def test_a_residual_block_uses_it_with_the_same_result() -> None:
 def test_is_not_used_where_it_is_slower_or_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1, 128, 64, 64)
     with torch.no_grad():
-        assert winograd.pays(layer(128, 128), x)
-        assert not winograd.pays(layer(64, 128), x[:, :64])
-        assert not winograd.pays(layer(128, 128), x[:, :, :32, :32])  # few positions
-        assert not winograd.pays(layer(128, 128), x[:, :, :, :62])  # tiles that would be cut
-        assert not winograd.pays(layer(128, 128).double(), x.double())
-        assert not winograd.pays(nn.Conv2d(128, 128, 3, 2, 1), x)
-        assert not winograd.pays(nn.Conv2d(128, 128, 1), x)
-        assert not winograd.pays(nn.Conv2d(128, 128, 3, padding=1, padding_mode="circular"), x)
-        assert not winograd.pays(layer(128, 128), x.to("meta"))
+        assert winograd.is_faster(layer(128, 128), x)
+        assert not winograd.is_faster(layer(64, 128), x[:, :64])
+        assert not winograd.is_faster(layer(128, 128), x[:, :, :32, :32])  # few positions
+        assert not winograd.is_faster(layer(128, 128), x[:, :, :, :62])  # tiles that would be cut
+        assert not winograd.is_faster(layer(128, 128).double(), x.double())
+        assert not winograd.is_faster(nn.Conv2d(128, 128, 3, 2, 1), x)
+        assert not winograd.is_faster(nn.Conv2d(128, 128, 1), x)
+        assert not winograd.is_faster(nn.Conv2d(128, 128, 3, padding=1, padding_mode="circular"), x)
+        assert not winograd.is_faster(layer(128, 128), x.to("meta"))
         with torch.autocast("cpu", torch.bfloat16):
-            assert not winograd.pays(layer(128, 128), x)
+            assert not winograd.is_faster(layer(128, 128), x)
         monkeypatch.setattr(winograd, "products_are_fast", lambda: False)
-        assert not winograd.pays(layer(128, 128), x)
-    assert not winograd.pays(layer(128, 128), x)
+        assert not winograd.is_faster(layer(128, 128), x)
+    assert not winograd.is_faster(layer(128, 128), x)
 
 
 @pytest.mark.parametrize(("clips", "frames", "positions"), [(1, 8, 30), (2, 14, 9), (1, 25, 5), (3, 7, 1), (1, 1, 4)])
@@ -104,7 +104,7 @@ def test_along_time_equals_the_convolution(clips: int, frames: int, positions: i
     conv = nn.Conv3d(12, 20, (3, 1, 1), padding=(1, 0, 0), bias=bias)
     whole = torch.randn(clips, frames, 2 * positions, 12).permute(0, 3, 1, 2)
     with torch.no_grad():
-        call = winograd.over_time(conv)
+        call = winograd.convolve_over_time(conv)
         for strip in (whole, whole[..., :positions], whole[..., positions:]):
             result = call(strip)
             expected = conv.double()(strip.double()[..., None])[..., 0]
@@ -119,8 +119,8 @@ def test_a_temporal_block_uses_it_in_strips_with_the_same_result() -> None:
     x = torch.randn(1, 8, 1024, 128).permute(0, 3, 1, 2)
     with torch.no_grad():
         assert len(layers.strips_of(x)) > 1
-        assert winograd.pays_over_time(block.conv1, x)
-        assert not winograd.pays_over_time(block.conv1, x[:, :, :4])
+        assert winograd.is_faster_over_time(block.conv1, x)
+        assert not winograd.is_faster_over_time(block.conv1, x[:, :, :4])
         result = block.add_to(x.clone(memory_format=torch.preserve_format), torch.tensor(0.3))
     expected = x + 0.3 * block(x)
     assert torch.allclose(result, expected, atol=1e-5)

@@ -8,7 +8,7 @@ import pytest
 
 from kinema import registry
 from kinema.checkpoints.convert import Layouts
-from kinema.system.family import Family, Opened, Sampling
+from kinema.system.family import Family, OpenedModel, Sampling
 from kinema.system.files import Checkpoints, Slots
 from kinema.system.training import Training, Tuning
 
@@ -17,7 +17,7 @@ def members(protocol: type) -> set[str]:
     return {name for name in vars(protocol) if not name.startswith("_")} | set(get_type_hints(protocol))
 
 
-@pytest.mark.parametrize("protocol", [Family, Sampling, Checkpoints, Slots, Layouts, Training, Tuning, Opened])
+@pytest.mark.parametrize("protocol", [Family, Sampling, Checkpoints, Slots, Layouts, Training, Tuning, OpenedModel])
 def test_no_protocol_of_a_family_has_more_than_twelve_members(protocol: type) -> None:
     assert 0 < len(members(protocol)) <= 12
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kinema.system.legs import Leg, Shipped
+from kinema.system.legs import ShippedRun, ShippedRuns
 
-SHIPPED = Shipped(
+SHIPPED = ShippedRuns(
     {
-        "base": Leg({"model": "family/pocket"}),
-        "aside": Leg({"model": "{base}"}),
-        "motion": Leg({"model": "{base}", "steps": 3}, "motion.safetensors"),
-        "lora": Leg({"model": "family/other", "add": "motion={motion}"}),
+        "base": ShippedRun({"model": "family/pocket"}),
+        "aside": ShippedRun({"model": "{base}"}),
+        "motion": ShippedRun({"model": "{base}", "steps": 3}, "motion.safetensors"),
+        "lora": ShippedRun({"model": "family/other", "add": "motion={motion}"}),
     },
     {"whole": "base", "moves": "lora"},
 )

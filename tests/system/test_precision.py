@@ -17,12 +17,12 @@ from kinema.checkpoints import files
 from kinema.cli import replay
 from kinema.events import Note
 from kinema.guide import sample
-from kinema.job import draw_up, drawn_up, rehearsed
+from kinema.job import build_job, plan_job, planning_canvas
 from kinema.memory.plan import Needs, weight_bytes
 from kinema.nn import ldm_unet
 from kinema.provenance import recipe
 from kinema.schema import BadRequest, Request
-from kinema.system import WeightPolicy, chosen, name_of, open_system, policy_for
+from kinema.system import WeightPolicy, default_policy, dtype_name, open_system, policy_for
 
 ASK = Request(prompt="a red ball rolls right", seed=1, steps=1)
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -77,9 +77,9 @@ def saved(folder, name, dtype):
 )
 def test_a_gpu_uses_the_precision_of_the_file(stored, generation, fits, expected, why, gpu):
     gpu(generation)
-    policy = chosen(GPU, stored, fits_float16=fits)
+    policy = default_policy(GPU, stored, fits_float16=fits)
     assert policy.precision == policy.computed == expected
-    assert policy.note.startswith(f"computes in {name_of(expected)}, ")
+    assert policy.note.startswith(f"computes in {dtype_name(expected)}, ")
     assert why in policy.note
 
 
@@ -88,7 +88,7 @@ def test_a_gpu_uses_the_precision_of_the_file(stored, generation, fits, expected
 )
 def test_auto_uses_bfloat16_on_a_gpu_unless_the_file_is_in_half_precision(stored, generation, expected, gpu):
     gpu(generation)
-    assert chosen(GPU, stored, auto=True).computed == expected
+    assert default_policy(GPU, stored, auto=True).computed == expected
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_auto_uses_bfloat16_on_a_gpu_unless_the_file_is_in_half_precision(stored
 )
 def test_a_cpu_uses_float32_and_with_auto_native_bfloat16(units, auto, expected, note, cpu):
     cpu(**units)
-    assert chosen(CPU, FP16, auto=auto) == WeightPolicy(expected, expected, note)
+    assert default_policy(CPU, FP16, auto=auto) == WeightPolicy(expected, expected, note)
 
 
 def test_a_file_s_half_precision_is_planned_for_recorded_and_reported(gpu, tmp_path, monkeypatch):
@@ -110,9 +110,9 @@ def test_a_file_s_half_precision_is_planned_for_recorded_and_reported(gpu, tmp_p
     monkeypatch.setattr(files, "read_tensors", None)  # headers suffice
     system = load(saved(tmp_path, "svd", FP16)).system
     events = []
-    works = draw_up(system, ASK, events.append)
+    works = plan_job(system, ASK, events.append)
     count = sum(p.numel() for p in system._on_meta().parameters())
-    needs = Needs(system, works[0].stage.whole, rehearsed(works[0]))
+    needs = Needs(system, works[0].stage.whole, planning_canvas(works[0]))
     wide = Needs(replace(system, policy=WeightPolicy()), needs.request, needs.canvas)
     assert needs.weights == weight_bytes(system) == 2 * count
     assert wide.upper_bound - needs.upper_bound == system.weights.path.stat().st_size
@@ -248,8 +248,8 @@ class WithoutFloat64(TorchDispatchMode):
 def test_no_family_needs_float64_on_the_device(name, monkeypatch):
     monkeypatch.setattr(processor, "NO_FLOAT64", ("meta",))
     system = load(name, preset="tiny").system
-    (work,) = drawn_up(system, ASK.with_(steps=2))
-    request, canvas = work.stage.whole, rehearsed(work)
+    (work,) = build_job(system, ASK.with_(steps=2))
+    request, canvas = work.stage.whole, planning_canvas(work)
     on_device = Needs(system, request, canvas).outline
     with WithoutFloat64(), torch.no_grad():
         noise = torch.zeros(on_device.latent_shape(request).bcthw)

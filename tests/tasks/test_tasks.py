@@ -90,9 +90,7 @@ def test_animate_uses_the_first_frame_of_a_clip_and_a_last_image(clip: str, imag
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.gif", "a.webp"])
-def test_an_animated_image_is_its_first_frame_as_an_image_and_a_clip_as_a_video(
-    tmp_path: Path, name: str
-) -> None:
+def test_an_animated_image_is_its_first_frame_as_an_image_and_a_clip_as_a_video(tmp_path: Path, name: str) -> None:
     from PIL import Image
 
     first, *rest = [Image.new("RGB", (16, 16), (40 * t, 40 * t, 40 * t)) for t in range(6)]
@@ -312,9 +310,7 @@ def test_a_rate_that_every_raises_too_far_is_refused(tmp_path: Path, fps: float,
     assert canvas("interpolate", video=fast(tmp_path / "a.mp4", fps), every=every, fps=fps).heard is not None
 
 
-def test_too_many_frames_are_refused_with_the_option_to_change(
-    clip: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_frames_are_refused_with_the_option_to_change(clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadRequest, match="--every 2000 would turn the 6 frames of .* into 10,001"):
         canvas("interpolate", video=clip, every=2000)
     monkeypatch.setattr(read, "probe", lambda *_, **__: read.Probe(5000, 24.0, 16, 16))

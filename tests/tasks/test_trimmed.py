@@ -10,7 +10,7 @@ import torch
 
 from kinema.canvas import Canvas
 from kinema.events import Event, Note, ignore
-from kinema.schema import TAKES, BadRequest, Clip, Request
+from kinema.schema import TASK_FIELDS, BadRequest, Clip, Request
 from kinema.tasks import TASKS
 
 SIDE = 16
@@ -64,7 +64,7 @@ def near(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def test_every_task_that_takes_a_clip_supports_trimming() -> None:
-    for task, names in TAKES.items():
+    for task, names in TASK_FIELDS.items():
         assert ("video" in names) == ("end" in names)
         assert ("start" in names) == (task != "generate")
 

@@ -252,7 +252,7 @@ def test_scribbles_are_not_trained_on_precomputed_latents(tmp_path):
     system = replace(open_system("animatediff/tiny"), config=config)
     options = TrainOptions(data=str(folder))
     with pytest.raises(BadRequest, match="SparseCtrl for scribbles needs the pixels of every frame"):
-        sources.open_source(options, system, FAMILY.training.recipe(config), setup.trainable(system, 0))
+        sources.open_source(options, system, FAMILY.training.settings(config), setup.training_network(system, 0))
 
 
 # ------------------------------------------------------------------------------------------ resume

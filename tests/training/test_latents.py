@@ -77,7 +77,7 @@ def test_the_loss_equals_that_of_encoding_on_the_fly(options, clips, tmp_path):
         out = tmp_path / dtype
         latents.encode(options(out=str(out), dtype=dtype))
         stored = Latents.open(out)
-        settings = system.family.training.recipe(system.config)
+        settings = system.family.training.settings(system.config)
         precomputed = Stream(stored, settings, 4).at(1)
         rows = [stored.windows[shards.shuffled(8, 0, 0)[i]][2] for i in range(4, 8)]
 

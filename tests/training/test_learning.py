@@ -13,7 +13,7 @@ from kinema.checkpoints.lora_formats import Merged
 from kinema.families.svd import lora as svd_lora
 from kinema.schema import BadRequest
 from kinema.system import open_system
-from kinema.training import checkpoint, learning, setup
+from kinema.training import checkpoint, setup, trainable
 from kinema.training.options import TrainOptions
 
 
@@ -105,8 +105,8 @@ def test_a_lora_run_trains_and_stores_only_the_lora(lora_run):
 def test_both_layouts_hold_the_averaged_lora(lora_run):
     result, _ = lora_run
     modules = svd_lora.modules(svd_lora.SVD).values()
-    diffusers = learning.lora_formats.read_lora(result.folder / "lora.safetensors", modules)
-    kohya = learning.lora_formats.read_lora(result.folder / "lora-kohya.safetensors", modules)
+    diffusers = trainable.lora_formats.read_lora(result.folder / "lora.safetensors", modules)
+    kohya = trainable.lora_formats.read_lora(result.folder / "lora-kohya.safetensors", modules)
     shadow = {k[4:]: v for k, v in files.read_tensors(last(result.folder)).items() if k.startswith("ema.")}
     assert diffusers.keys() == kohya.keys() == {k.rpartition(".")[0] for k in shadow}
     for name, adapter in diffusers.items():
@@ -119,7 +119,7 @@ def test_both_layouts_hold_the_averaged_lora(lora_run):
 def test_both_files_load_as_loras(lora_run):
     result, _ = lora_run
     models = [
-        open_system("svd/tiny", loras={result.folder / f: 1.0}).model for f in ("lora.safetensors", learning.KOHYA)
+        open_system("svd/tiny", loras={result.folder / f: 1.0}).model for f in ("lora.safetensors", trainable.KOHYA)
     ]
     plain, (diffusers, kohya) = open_system("svd/tiny").model.state_dict(), (m.state_dict() for m in models)
     changed = {k for k, v in diffusers.items() if not torch.equal(v, plain[k])}
@@ -144,7 +144,7 @@ def test_the_network_in_training_equals_the_base_with_the_lora_merged(svd, tmp_p
     """Fails if an optimised path of the network bypasses an adapted layer."""
     run = setup.begin(TrainOptions(**svd("lora", lora="4:2", learning_rate=1e-2)), tmp_path / "lora", heard)
     run.log.close()
-    lora = learning.adapters(dict(run.model.named_parameters()), learning.LoraSize(4, 2.0))
+    lora = trainable.adapters(dict(run.model.named_parameters()), trainable.LoraSize(4, 2.0))
     torch.manual_seed(0)
     merged = run.system.family.build(run.system.config)
     base = {k: v.clone() for k, v in merged.state_dict().items()}

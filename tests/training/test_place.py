@@ -9,7 +9,7 @@ import os
 import pytest
 
 from kinema.schema import BadRequest
-from kinema.training.place import claimed, trim_log
+from kinema.training.run_folder import claimed, trim_log
 
 
 def claim(folder):
@@ -84,7 +84,7 @@ def test_a_refused_run_deletes_only_its_own_folder(tmp_path):
 def test_a_refused_run_keeps_the_folder_of_a_concurrent_run(tmp_path, monkeypatch):
     """Even if it believes it created the folder: only the lock holder may delete it."""
     with claimed(tmp_path / "run") as folder:
-        monkeypatch.setattr("kinema.training.place._create", lambda _: True)
+        monkeypatch.setattr("kinema.training.run_folder._create", lambda _: True)
         with pytest.raises(BadRequest, match="another training run is using"):
             claim(folder)
         assert (folder / ".lock").is_file()

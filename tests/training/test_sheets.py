@@ -9,7 +9,7 @@ from PIL import Image
 
 from kinema.data import playroom
 from kinema.schema import BadRequest
-from kinema.training import sheets
+from kinema.training import outputs
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_an_unsupported_request_gets_no_sheet_and_training_continues(runs, small
     def refuse(*_args, **_options):
         raise BadRequest("it takes no prompt")
 
-    monkeypatch.setattr(sheets, "generate", refuse)
+    monkeypatch.setattr(outputs, "generate", refuse)
     result, heard = runs[0](small(steps=2, sample_every=2, validate_every=0))
     assert result.step == 2
     assert any("no sample sheet" in note and "takes no prompt" in note for note in heard.notes)

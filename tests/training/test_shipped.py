@@ -11,13 +11,13 @@ from kinema import registry
 from kinema.checkpoints import files
 from kinema.events import Note
 from kinema.schema import BadRequest
-from kinema.system.legs import Leg, Shipped
+from kinema.system.legs import ShippedRun, ShippedRuns
 from kinema.training import shipped
 
 OPTIONS = {"batch": 1, "validate_every": 0, "sample_every": 0}
 LEGS = {
-    "first": Leg({"model": "zoetrope/tiny", "steps": 2}),
-    "second": Leg({"model": "{first}", "steps": 1, "seed": 3}),
+    "first": ShippedRun({"model": "zoetrope/tiny", "steps": 2}),
+    "second": ShippedRun({"model": "{first}", "steps": 1, "seed": 3}),
 }
 
 
@@ -29,15 +29,15 @@ def small(monkeypatch):
     monkeypatch.setattr(registry, "resolve", lambda target: SMALL if target == "here:SMALL" else resolve(target))
 
 
-SMALL = Shipped(LEGS, {"small": "second"})
+SMALL = ShippedRuns(LEGS, {"small": "second"})
 
 
 def test_every_shipped_file_has_runs():
     names = [name for target in registry.SHIPPED.values() for name in registry.resolve(target).files]
-    assert sorted(names) == sorted([*registry.EMBEDDED, *registry.PARTS])
+    assert sorted(names) == sorted([*registry.EMBEDDED, *registry.ADD_ONS])
 
 
-@pytest.mark.parametrize("name", [*registry.EMBEDDED, *registry.PARTS])
+@pytest.mark.parametrize("name", [*registry.EMBEDDED, *registry.ADD_ONS])
 def test_runs_have_separate_folders_and_use_outputs_of_earlier_runs(name):
     runs = shipped.plan(name, {"out": "runs", "batch": 2, "seed": 10})
     outputs = set()

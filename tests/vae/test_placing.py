@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinema.grid import FrameGrid, LatentGrid
-from kinema.vae.placing import latent_mask, placed
+from kinema.vae.given_pixels import encode_given, latent_mask
 
 SIDE, CELL = 4, 2
 PLAIN, MEAN = FrameGrid(), FrameGrid(4)
@@ -79,7 +79,7 @@ def test_a_given_cell_is_encoded_from_its_own_frames_without_unknown_ones(time, 
     known = {frame for frame in range(frames) if pattern[frame]}
     video, mask = clip(frames, *known)
     toy = Toy(time)
-    content, found = placed(toy, toy.grid, video, mask)
+    content, found = encode_given(toy, toy.grid, video, mask)
     cells = cells_by_hand(time, frames)
     assert content.shape == (1, 3, len(cells), SIDE // CELL, SIDE // CELL)
     for i, cell in enumerate(cells):
@@ -92,7 +92,7 @@ def test_a_given_cell_is_encoded_from_its_own_frames_without_unknown_ones(time, 
 def test_a_codec_of_single_frames_encodes_only_the_given_ones_in_one_call():
     video, mask = clip(9, 0, 3, 8)
     toy = Toy(PLAIN)
-    content, found = placed(toy, toy.grid, video, mask)
+    content, found = encode_given(toy, toy.grid, video, mask)
     assert toy.seen == [3]
     assert found[0, 0, :, 0, 0].tolist() == [1, 0, 0, 1, 0, 0, 0, 0, 1]
     assert bool((content[:, :, 1:3] == 0).all())
@@ -102,7 +102,7 @@ def test_without_given_frames_nothing_is_encoded():
     for time in (PLAIN, MEAN, CAUSAL, SEVENTEEN):
         video, mask = clip(time.ceil(9))
         toy = Toy(time)
-        content, found = placed(toy, toy.grid, video, mask)
+        content, found = encode_given(toy, toy.grid, video, mask)
         assert toy.seen == []
         assert content.shape[2] == time.latent(time.ceil(9)) == found.shape[2]
         assert not bool(content.any() | found.any())
@@ -114,7 +114,7 @@ def test_later_causal_cells_are_encoded_after_their_preceding_frame():
     video, mask = clip(21, *range(3, 13), *range(17, 21))
     whole = toy(video.nan_to_num())
     toy.seen.clear()
-    content, found = placed(toy, toy.grid, video, mask)
+    content, found = encode_given(toy, toy.grid, video, mask)
     assert toy.seen == [9, 5, 1]  # frames 4 to 12; 17 and 17 to 20, as 16 is unknown; 4 alone
     torch.testing.assert_close(content[:, :, 2:4], whole[:, :, 2:4])
     repeated = own(video, range(17, 21)) + 0.5 * own(video, [17])
@@ -125,7 +125,7 @@ def test_later_causal_cells_are_encoded_after_their_preceding_frame():
 def test_the_first_frame_and_keyframes_are_encoded_alone():
     video, mask = clip(13, 0, 6, 12)
     toy = Toy(CAUSAL, memory=0.5)
-    content, found = placed(toy, toy.grid, video, mask)
+    content, found = encode_given(toy, toy.grid, video, mask)
     assert toy.seen == [1, 1, 1]
     for cell, frame in ((0, 0), (2, 6), (3, 12)):
         torch.testing.assert_close(content[:, :, cell], 1.5 * own(video, [frame]))
@@ -135,7 +135,7 @@ def test_the_first_frame_and_keyframes_are_encoded_alone():
 def test_runs_are_encoded_whole_with_unknown_frames_replaced_by_the_nearest():
     toy = Toy(SEVENTEEN, memory=0.5)
     video, mask = clip(40, 0, *range(5, 12), *range(34, 40))
-    content, found = placed(toy, toy.grid, video, mask)
+    content, found = encode_given(toy, toy.grid, video, mask)
     assert toy.seen == [17, 6, 1]  # the first run, the last and shorter one, and frame 11 alone
     for cell, frames, before in ((0, [0], 0), (2, range(5, 9), 5), (10, [34, 35], 34), (11, range(36, 40), 35)):
         torch.testing.assert_close(content[:, :, cell], own(video, frames) + 0.5 * own(video, [before]))
@@ -147,7 +147,7 @@ def test_a_codec_of_runs_encodes_a_first_image_alone():
     """As in Open-Sora 1.2, whose norms depend on the whole run."""
     video, mask = clip(34, 0, 17)
     toy = Toy(SEVENTEEN)
-    content, _ = placed(toy, toy.grid, video, mask)
+    content, _ = encode_given(toy, toy.grid, video, mask)
     assert toy.seen == [1, 1]
     torch.testing.assert_close(content[:, :, 5], own(video, [17]))
 
@@ -159,7 +159,7 @@ def test_a_region_masks_only_completely_given_cells(time):
     mask = torch.ones(1, 1, frames, SIDE, SIDE, dtype=torch.float64)
     mask[:, :, 3, 0, 0] = 0  # one pixel of one frame
     toy = Toy(time)
-    content, found = placed(toy, toy.grid, video, mask)
+    content, found = encode_given(toy, toy.grid, video, mask)
     torch.testing.assert_close(content, toy(video))
     lacking = next(i for i, cell in enumerate(cells_by_hand(time, frames)) if 3 in cell)
     expected = torch.ones_like(found)
@@ -171,7 +171,7 @@ def test_a_region_of_a_single_frame_represents_its_part_of_the_cell():
     video, mask = clip(9, 0, 8)
     mask[:, :, 8, :, :CELL] = 0
     toy = Toy(CAUSAL)
-    content, found = placed(toy, toy.grid, video, mask)
+    content, found = encode_given(toy, toy.grid, video, mask)
     torch.testing.assert_close(content[:, :, 2], own(video, [8]))
     assert found[0, 0, :, 0].tolist() == [[1, 1], [0, 0], [0, 1]]
 
@@ -179,23 +179,23 @@ def test_a_region_of_a_single_frame_represents_its_part_of_the_cell():
 def test_batch_items_are_independent():
     video, mask = clip(9, 0, *range(5, 9), batch=2)
     toy = Toy(CAUSAL)
-    content, _ = placed(toy, toy.grid, video, mask)
+    content, _ = encode_given(toy, toy.grid, video, mask)
     for item in range(2):
-        single, _ = placed(toy, toy.grid, video[item : item + 1], mask[item : item + 1])
+        single, _ = encode_given(toy, toy.grid, video[item : item + 1], mask[item : item + 1])
         torch.testing.assert_close(content[item : item + 1], single)
 
 
 def test_latents_have_the_codecs_dtype():
     video, mask = clip(5, 0)
     toy = Toy(CAUSAL)
-    content, _ = placed(lambda frames: toy(frames).half(), toy.grid, video, mask)
+    content, _ = encode_given(lambda frames: toy(frames).half(), toy.grid, video, mask)
     assert content.dtype == torch.float16
 
 
 def test_a_codec_that_contradicts_its_grid_is_refused():
     video, mask = clip(9, *range(9))
     with pytest.raises(ValueError, match="9 frames were encoded to 2 latent frames; expected 3"):
-        placed(lambda frames: Toy(CAUSAL)(frames)[:, :, :2], Toy(CAUSAL).grid, video, mask)
+        encode_given(lambda frames: Toy(CAUSAL)(frames)[:, :, :2], Toy(CAUSAL).grid, video, mask)
 
 
 def test_the_latent_mask_is_1_only_in_completely_given_cells():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kinema.nn import winograd
-from kinema.nn.ldm_unet import ResBlock, scale_and_shift, twice_as_large
+from kinema.nn.ldm_unet import ResBlock, scale_and_shift, upsample_2x
 from kinema.vae import strips
 
 
@@ -38,7 +38,7 @@ def test_strips_use_winograd_when_the_whole_map_does(monkeypatch):
     monkeypatch.setattr(winograd, "products_are_fast", lambda: True)
     layer, x = block(128, 128), image(128, 64, 64)
     expected, used = layer(x), []
-    of_padded = winograd.of_padded
+    of_padded = winograd.convolve_padded
     monkeypatch.setattr(winograd, "of_padded", lambda conv: used.append(conv) or of_padded(conv))
     run = strips.residual(layer, 64, 64)
     inplace, buffer = x[0].permute(1, 2, 0), torch.empty(x.numel())
@@ -63,7 +63,7 @@ def test_upsampling_by_rows_equals_upsampling_the_whole_map(monkeypatch, part):
     conv, x = block(32, 32).conv1, torch.cat([image(32, 7, 6), image(32, 7, 6)])
     expected = conv(torch.nn.functional.interpolate(x, scale_factor=2))
     buffer = torch.full((expected.numel(),), torch.nan)
-    result = twice_as_large(conv, x, buffer)
+    result = upsample_2x(conv, x, buffer)
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
     assert result.data_ptr() == buffer.data_ptr()
 
@@ -71,16 +71,16 @@ def test_upsampling_by_rows_equals_upsampling_the_whole_map(monkeypatch, part):
 def test_strips_are_used_only_for_cpu_inference():
     layer, x = block(32, 32), image(32, 8, 8)
     with torch.no_grad():
-        assert strips.pays(layer, strips.LEAST, x)
-        assert not strips.pays(layer, strips.LEAST - 1, x)
-        assert not strips.pays(layer, strips.LEAST, x.to("meta"))
-        assert not strips.pays(layer, strips.LEAST, x.double())
-        assert not strips.pays(block(32, 32).bfloat16(), strips.LEAST, x.bfloat16())
+        assert strips.pays_off(layer, strips.LEAST, x)
+        assert not strips.pays_off(layer, strips.LEAST - 1, x)
+        assert not strips.pays_off(layer, strips.LEAST, x.to("meta"))
+        assert not strips.pays_off(layer, strips.LEAST, x.double())
+        assert not strips.pays_off(block(32, 32).bfloat16(), strips.LEAST, x.bfloat16())
         with torch.autocast("cpu", torch.bfloat16):
-            assert not strips.pays(layer, strips.LEAST, x)
+            assert not strips.pays_off(layer, strips.LEAST, x)
         layer.conv2.padding_mode = "circular"
-        assert not strips.pays(layer, strips.LEAST, x)
+        assert not strips.pays_off(layer, strips.LEAST, x)
         layer.conv2.padding_mode = "zeros"
         layer.conv1.register_forward_hook(lambda *_: None)
-        assert not strips.pays(layer, strips.LEAST, x)
-    assert not strips.pays(block(32, 32), strips.LEAST, x)
+        assert not strips.pays_off(layer, strips.LEAST, x)
+    assert not strips.pays_off(block(32, 32), strips.LEAST, x)

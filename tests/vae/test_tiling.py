@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kinema.vae.tiling import COLUMNS, FRAMES, ROWS, faded, starts, tiled
+from kinema.vae.tiling import COLUMNS, FRAMES, ROWS, decode_blended, decode_tiled, starts
 
 
 @pytest.mark.parametrize("total", range(1, 20))
@@ -34,9 +34,11 @@ def enlarged(z_BCTHW):
 @pytest.mark.parametrize(("size", "overlap"), [(3, 0), (3, 1), (4, 3), (20, 5)])
 def test_parts_of_a_local_decoder_equal_the_whole(size, overlap):
     z = torch.randn(2, 4, 11, 5, 6, dtype=torch.float64)
-    assert torch.allclose(faded(enlarged, z, FRAMES, size, overlap), enlarged(z), atol=1e-12)
-    assert torch.allclose(faded(enlarged, z, COLUMNS, min(size, 5), overlap % 3, stride=8), enlarged(z), atol=1e-12)
-    assert torch.allclose(tiled(enlarged, z, 4, 8), enlarged(z), atol=1e-12)
+    assert torch.allclose(decode_blended(enlarged, z, FRAMES, size, overlap), enlarged(z), atol=1e-12)
+    assert torch.allclose(
+        decode_blended(enlarged, z, COLUMNS, min(size, 5), overlap % 3, stride=8), enlarged(z), atol=1e-12
+    )
+    assert torch.allclose(decode_tiled(enlarged, z, 4, 8), enlarged(z), atol=1e-12)
 
 
 def test_shared_pixels_blend_linearly():
@@ -46,14 +48,14 @@ def test_shared_pixels_blend_linearly():
         calls.append(z.shape[2])
         return torch.full((1, 3, z.shape[2], 1, 1), float(len(calls)))
 
-    blended = faded(numbered, torch.zeros(1, 4, 10, 1, 1), FRAMES, 6, 2)[0, 0, :, 0, 0]
+    blended = decode_blended(numbered, torch.zeros(1, 4, 10, 1, 1), FRAMES, 6, 2)[0, 0, :, 0, 0]
     assert torch.allclose(blended, torch.tensor([1, 1, 1, 1, 4 / 3, 5 / 3, 2, 2, 2, 2]))
     assert calls == [6, 6]
 
 
 def test_an_overlap_as_large_as_the_part_is_refused():
     with pytest.raises(ValueError, match="overlap is 4; expected 0 to 3"):
-        faded(enlarged, torch.zeros(1, 4, 8, 2, 2), FRAMES, 4, 4)
+        decode_blended(enlarged, torch.zeros(1, 4, 8, 2, 2), FRAMES, 4, 4)
 
 
 @pytest.mark.parametrize("axis", [ROWS, COLUMNS])
@@ -69,7 +71,7 @@ def test_tiles_overlap_by_a_quarter_and_blend_over_all_of_it(tile, shared, axis)
 
     cells = torch.arange(sides[axis], dtype=torch.float32)
     z = cells.reshape(-1, 1) if axis == ROWS else cells
-    blended = tiled(numbered, z.expand(1, 4, 1, sides[ROWS], sides[COLUMNS]), tile, 2)
+    blended = decode_tiled(numbered, z.expand(1, 4, 1, sides[ROWS], sides[COLUMNS]), tile, 2)
     assert calls == [0, tile - shared, 2 * (tile - shared)]
     end, middle = (torch.ones(2 * (tile - times * shared)) for times in (1, 2))
     fading = torch.arange(1, 2 * shared + 1) / (2 * shared + 1)
@@ -99,7 +101,7 @@ def test_tiles_start_where_those_of_diffusers_do():
         seen["kinema"].append(tuple(int(x) for x in part[0, :2, 0, 0, 0]))
         return part[:, :3]
 
-    tiled(record, z[:, :, None], tile, 1)
+    decode_tiled(record, z[:, :, None], tile, 1)
     # Diffusers adds tiles at every start, even if the previous tile already reaches the end.
     whole = [at for at in seen["diffusers"] if all(x + tile <= side for x, side in zip(at, sides, strict=True))]
     assert len(whole) == 9

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from kinema import registry
-from kinema.atomic import beside, check_folder, replacing
+from kinema.atomic import check_folder, replacing, write_numbered
 from kinema.checkpoints.files import Header, write_streamed
-from kinema.checkpoints.settings import readable
+from kinema.checkpoints.settings import naming_faults
 from kinema.checkpoints.signatures import describe
 from kinema.checkpoints.source import Source
 from kinema.events import Note, OnEvent, Phase, ignore
@@ -107,11 +107,11 @@ def convert(
     if not source.exists():
         raise BadRequest(f"there is no file or folder {source}")
     if dtype is not None and dtype not in DTYPES:
-        raise BadRequest(registry.unknown("dtype", dtype, DTYPES))
+        raise BadRequest(registry.unknown_name("dtype", dtype, DTYPES))
     on_event(Phase("load", source.name))
     family, layouts, opened = _open(source, variant)
     if layout not in layouts.names:
-        raise BadRequest(registry.unknown(f"layout of {family}", layout, layouts.names))
+        raise BadRequest(registry.unknown_name(f"layout of {family}", layout, layouts.names))
     plan = layouts.plan(opened, layout, DTYPES[dtype] if dtype else None)
     _check_target(source, target, plan, overwrite)
     for note in plan.notes:
@@ -120,7 +120,7 @@ def convert(
     if overwrite:
         written = _write(plan, target, exclusive=False)
     else:
-        written = beside(target, lambda free: _write(plan, free, exclusive=True))
+        written = write_numbered(target, lambda free: _write(plan, free, exclusive=True))
     if written != target:
         on_event(Note(f"{target} was created by another process and was kept; the weights were written to {written}"))
     count, size = sum(len(file.header) for file in plan.files), sum(file.bytes for file in plan.files)
@@ -148,7 +148,7 @@ def _open(source: Path, variant: str | None) -> tuple[str, Layouts, Any]:
         if layouts is None:
             continue
         known.append(name)
-        with readable(str(source)):
+        with naming_faults(str(source)):
             opened = layouts.open(source, variant)
         if opened is not None:
             return name, layouts, opened

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from kinema import bounds
 from kinema.atomic import replacing
-from kinema.bounds import MAX_QUOTED, few, printable, quoted
+from kinema.bounds import MAX_QUOTED, first_names, printable, quoted
 from kinema.checkpoints.pickles import SUFFIXES, read_pickle
 from kinema.schema import BadRequest
 from kinema.values import counted
@@ -138,14 +138,14 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
         ("with the wrong shape", wrong),
         ("not floating-point", integers),
     )
-    faults = [f"{len(names)} {fault} ({few(names)})" for fault, names in found if names]
+    faults = [f"{len(names)} {fault} ({first_names(names)})" for fault, names in found if names]
     if faults:
         raise BadRequest(f"{where} does not fit this model: {'; '.join(faults)}")
     model.load_state_dict(dict(tensors), strict=True, assign=True)
     unfilled = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
     if unfilled:
         raise RuntimeError(
-            f"{few(unfilled)} are not in the state dict and are still on the meta device; create them on a real one"
+            f"{first_names(unfilled)} are not in the state dict and still on the meta device; create them on a real one"
         )
 
 
@@ -261,7 +261,9 @@ def _choose(folder: Path, found: list[tuple[str | None, str]], variant: str | No
         missing = f"weights of the variant {variant!r}" if variant else "weights without a variant"
         raise BadRequest(f"the folder {folder} has no {missing}; its variants: {', '.join(kinds) or 'none'}")
     if len(names) > 1:
-        raise BadRequest(f"the folder {folder} has {len(names)} weight files ({few(names)}); name the one to load")
+        raise BadRequest(
+            f"the folder {folder} has {len(names)} weight files ({first_names(names)}); name the one to load"
+        )
     return names[0]
 
 
@@ -285,7 +287,7 @@ def _of_index(path: Path) -> list[Path]:
         raise BadRequest(f"{path.name} names no shards; expected at least one")
     if absent := [file.name for file in files if not file.is_file()]:
         verb = "is" if len(absent) == 1 else "are"
-        raise BadRequest(f"{path.name} names {counted(len(files), 'shard')} but {few(absent)} {verb} missing")
+        raise BadRequest(f"{path.name} names {counted(len(files), 'shard')} but {first_names(absent)} {verb} missing")
     return files
 
 
@@ -327,7 +329,7 @@ class Layout:
         return Layout(file, text, entries, metadata)
 
 
-def listed(text: bytes, where: str) -> tuple[Header, dict[str, str]]:
+def parse_header(text: bytes, where: str) -> tuple[Header, dict[str, str]]:
     """Parse the text of a safetensors header, without its file, to the header and metadata; raises `BadRequest`."""
     table = _parse(where, text)
     metadata = _pop_metadata(where, table)
@@ -410,7 +412,7 @@ def merge(found: dict[str, Any], new: Mapping[str, Any], file: Path) -> None:
     duplicates = [name for name in new if name in found]
     if duplicates:
         raise BadRequest(
-            f"{file.name} has {counted(len(duplicates), 'tensor')} that another shard also has ({few(duplicates)})"
+            f"{file.name} has {counted(len(duplicates), 'tensor')} that another shard has ({first_names(duplicates)})"
         )
     found.update(new)
 

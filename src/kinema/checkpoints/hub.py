@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from kinema.bounds import few, quoted
+from kinema.bounds import first_names, quoted
 from kinema.checkpoints.files import WEIGHTS
 from kinema.checkpoints.pickles import SUFFIXES
 from kinema.checkpoints.source import INDEX
@@ -58,7 +58,8 @@ def _only_file(name: str, folder: Path, offline: bool | None) -> Path:
     if not names:
         raise BadRequest(f"the hub repository {name} has neither a pipeline nor a weight file")
     raise BadRequest(
-        f"the hub repository {name} has {len(names)} weight files ({few(names)}); name one, such as {name}/{names[0]}"
+        f"the hub repository {name} has {len(names)} weight files ({first_names(names)}); name one, such as "
+        f"{name}/{names[0]}"
     )
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kinema.bounds import few
+from kinema.bounds import first_names
 from kinema.schema import BadRequest
 from kinema.values import counted
 
@@ -128,7 +128,7 @@ class _Rules:
                 raise ValueError(f"{name!r} and another key both become {target!r}")
             renamed[target] = rule.transform.forward(tensor) if rule.transform else tensor
         if unmapped:
-            raise BadRequest(f"{where} has {counted(len(unmapped), 'unknown key')} ({few(unmapped)})")
+            raise BadRequest(f"{where} has {counted(len(unmapped), 'unknown key')} ({first_names(unmapped)})")
         return renamed
 
 

@@ -14,7 +14,7 @@ RESNET = ("in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_lay
 VAE_RESNET = ("norm1", "conv1", "", "norm2", "conv2", "nin_shortcut")
 
 
-def inside(foreign: str, native: str, rows: Iterable[Row]) -> Iterator[Row]:
+def prefixed(foreign: str, native: str, rows: Iterable[Row]) -> Iterator[Row]:
     """Prefix the names of rows."""
     return (row.within(foreign, native) for row in rows)
 
@@ -72,7 +72,7 @@ def _encoder(widths: Sequence[int], resnets: int, latent: int) -> Iterator[Row]:
     for level, width in enumerate(widths):
         foreign, native = f"encoder.down.{level}", f"encoder.down_blocks.{level}"
         for j in range(resnets):
-            yield from inside(f"{foreign}.block.{j}.", f"{native}.resnets.{j}.", resnet(VAE_RESNET, into, width))
+            yield from prefixed(f"{foreign}.block.{j}.", f"{native}.resnets.{j}.", resnet(VAE_RESNET, into, width))
             into = width
         if level < len(widths) - 1:
             yield from layer(f"{foreign}.downsample.conv", f"{native}.downsamplers.0.conv", width, width, 3, 3)
@@ -88,7 +88,7 @@ def _decoder(widths: Sequence[int], resnets: int, latent: int) -> Iterator[Row]:
     for level, width in enumerate(reversed(widths)):
         foreign, native = f"decoder.up.{last - level}", f"decoder.up_blocks.{level}"
         for j in range(resnets + 1):
-            yield from inside(f"{foreign}.block.{j}.", f"{native}.resnets.{j}.", resnet(VAE_RESNET, into, width))
+            yield from prefixed(f"{foreign}.block.{j}.", f"{native}.resnets.{j}.", resnet(VAE_RESNET, into, width))
             into = width
         if level < last:
             yield from layer(f"{foreign}.upsample.conv", f"{native}.upsamplers.0.conv", width, width, 3, 3)
@@ -99,7 +99,7 @@ def _decoder(widths: Sequence[int], resnets: int, latent: int) -> Iterator[Row]:
 def _middle(coder: str, width: int) -> Iterator[Row]:
     for j in range(2):
         names = (f"{coder}.mid.block_{j + 1}.", f"{coder}.mid_block.resnets.{j}.")
-        yield from inside(*names, resnet(VAE_RESNET, width, width))
+        yield from prefixed(*names, resnet(VAE_RESNET, width, width))
     foreign, native = f"{coder}.mid.attn_1", f"{coder}.mid_block.attentions.0"
     yield from layer(f"{foreign}.norm", f"{native}.group_norm", width)
     for source, target in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0")):
@@ -128,7 +128,7 @@ def open_clip_text(
     yield Row("token_embedding.weight", (vocabulary, width), (f"{native}embeddings.token_embedding.weight",))
     yield Row("positional_embedding", (length, width), (f"{native}embeddings.position_embedding.weight",))
     for i in range(layers):
-        yield from inside(f"transformer.resblocks.{i}.", f"{native}encoder.layers.{i}.", clip_layer(width, hidden))
+        yield from prefixed(f"transformer.resblocks.{i}.", f"{native}encoder.layers.{i}.", clip_layer(width, hidden))
     yield from layer("ln_final", f"{native}final_layer_norm", width)
     yield Row("text_projection", (width, projection), ("text_projection.weight",), permuted(1, 0))
     yield Row("logit_scale", (), group="OpenCLIP's temperature, which is unused")

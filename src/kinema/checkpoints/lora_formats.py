@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kinema.bounds import few, from_json
+from kinema.bounds import first_names, from_json
 from kinema.checkpoints.files import header, metadata, read_tensors, write_tensors
 from kinema.checkpoints.signatures import lora_kind
 from kinema.checkpoints.source import read_json
@@ -124,13 +124,13 @@ def read_lora(
     part of a plain LoRA (LoCon, DoRA), an incomplete pair and mismatched ranks.
     """
     tensors = read_tensors(path)
-    places, unknown = placed(tensors, modules, aliases or {})
+    places, unknown = match_keys(tensors, modules, aliases or {})
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, (module, role) in places.items():
         found[module][role] = tensors[key]
     where = Path(path).name
     if unknown:
-        faults = f"{len(unknown)} of its tensors fit no layer of this model ({few(unknown)})"
+        faults = f"{len(unknown)} of its tensors fit no layer of this model ({first_names(unknown)})"
         raise BadRequest(f"{where} is {lora_kind(header(path))}: {faults}")
     alphas = PeftAlphas(_settings_of(Path(path)), where)
     adapters = {module: _adapter(parts, module, alphas, where) for module, parts in found.items()}
@@ -173,7 +173,7 @@ def _sum(adapters: Sequence[Adapter], module: str, where: str) -> Adapter:
     return Adapter(down, torch.cat([each.up * each.scale for each in adapters], dim=1))
 
 
-def placed(
+def match_keys(
     keys: Iterable[str], modules: Iterable[str], aliases: Mapping[str, Alias]
 ) -> tuple[dict[str, tuple[str, str]], list[str]]:
     """Map keys to (module, role "down", "up" or "alpha"); also returns the keys that match no module.
@@ -274,17 +274,17 @@ def _times(tensor: Tensor) -> str:
 
 def write_lora(path: str | Path, lora: Lora, layout: str) -> None:
     """Write a LoRA file for diffusers (PEFT) or kohya's tools; both layouts keep the alphas."""
-    tensors, text = laid_out(lora, layout)
+    tensors, text = lora_tensors(lora, layout)
     write_tensors(path, tensors, text)
 
 
-def laid_out(lora: Lora, layout: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def lora_tensors(lora: Lora, layout: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and the metadata of a LoRA file in a layout."""
     if layout not in LAYOUTS:
         raise BadRequest(f"there is no LoRA layout {layout!r}; expected {' or '.join(LAYOUTS)}")
     if layout == "kohya":
         return kohya(lora), {"ss_network_module": "networks.lora"}
-    return diffusers(lora), {"format": "pt", PEFT_NOTE: peft_note(lora)}
+    return diffusers(lora), {"format": "pt", PEFT_NOTE: peft_settings(lora)}
 
 
 def kohya(lora: Lora) -> dict[str, Tensor]:
@@ -303,14 +303,14 @@ def kohya(lora: Lora) -> dict[str, Tensor]:
 
 
 def diffusers(lora: Lora) -> dict[str, Tensor]:
-    """Return the tensors in diffusers' layout; the alphas go into `peft_note`."""
+    """Return the tensors in diffusers' layout; the alphas go into `peft_settings`."""
     tensors = {}
     for module, adapter in lora.items():
         tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = adapter.down, adapter.up
     return tensors
 
 
-def peft_note(lora: Lora) -> str:
+def peft_settings(lora: Lora) -> str:
     """Return diffusers' PEFT settings as JSON: the most common rank and alpha of each component, and the exceptions."""
     parts: dict[str, dict[str, Adapter]] = defaultdict(dict)
     for module, adapter in lora.items():
@@ -380,7 +380,7 @@ class Merged:
         parameters = dict(self.model.named_parameters())
         if absent := sorted(name for name in weights if name not in parameters):
             raise BadRequest(
-                f"the LoRA has {counted(len(absent), 'layer')} that this model does not have ({few(absent)})"
+                f"the LoRA has {counted(len(absent), 'layer')} that this model does not have ({first_names(absent)})"
             )
         for lora, _ in loras:
             check_shapes(lora, {name: p.shape for name, p in parameters.items()}, "the LoRA is for another model: it")

@@ -17,7 +17,7 @@ from kinema.checkpoints import files
 from kinema.checkpoints.lora_formats import Alias, Lora, Merged, check_shapes, is_lora, read_lora
 from kinema.checkpoints.signatures import describe, lora_kind
 from kinema.checkpoints.source import Source
-from kinema.schema import BadRequest, plain
+from kinema.schema import BadRequest, plain_number
 
 MOST = 100.0
 """Largest absolute weight; typical weights are -2 to 2."""
@@ -38,9 +38,9 @@ class LoraFile:
     def hash(self) -> str:
         return files.weight_hash(self.path)
 
-    def told(self) -> dict[str, Any]:
+    def to_recipe(self) -> dict[str, Any]:
         """Return its entry in a recipe."""
-        return {"file": registry.called(self.path), "weight": self.weight, "hash": self.hash}
+        return {"file": registry.recipe_name(self.path), "weight": self.weight, "hash": self.hash}
 
 
 class Loras:
@@ -118,7 +118,10 @@ def _read(  # noqa: PLR0917 (all that a file is checked against)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
         raise BadRequest(f"the weight of the LoRA {path} is {weight!r}; expected a number")
     if abs(weight) > MOST:
-        raise BadRequest(f"the weight of the LoRA {path} is {plain(weight)}; expected {plain(-MOST)} to {plain(MOST)}")
+        raise BadRequest(
+            f"the weight of the LoRA {path} is {plain_number(weight)}; expected {plain_number(-MOST)} to "
+            f"{plain_number(MOST)}"
+        )
     source = Source(path)
     if not is_lora(source.header):
         raise BadRequest(f"{path} is not a LoRA: it is {describe(source)}; expected a LoRA file")

@@ -16,7 +16,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from kinema.bounds import MAX_QUOTED, few, printable, quoted
+from kinema.bounds import MAX_QUOTED, first_names, printable, quoted
 from kinema.schema import BadRequest
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
@@ -202,7 +202,7 @@ def _unwrap(file: Path, content: Any) -> dict[str, Tensor]:
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     nested = [str(k) for k, value in content.items() if isinstance(value, Mapping) and value and k not in _IGNORED]
     if nested:
-        raise BadRequest(f"{file.name} contains nested tables ({few(nested)}); expected named tensors")
+        raise BadRequest(f"{file.name} contains nested tables ({first_names(nested)}); expected named tensors")
     if not tensors:
         raise BadRequest(f"{file.name} contains no tensors; expected named tensors")
     if all(name.startswith("module.") for name in tensors):

@@ -17,12 +17,12 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from kinema.bounds import MAX_QUOTED, quoted
 from kinema.schema import BadRequest
 
-MOST = 2**20
+MAX_INTEGER = 2**20
 """Largest integer; above the largest vocabulary and the longest published training."""
-MOST_FLOAT = 1e9
-LONGEST = 64
+MAX_FLOAT = 1e9
+MAX_LIST = 64
 """Longest list of sizes; published models have ten entries."""
-MOST_WORDS = 2**17
+MAX_WORDS = 2**17
 
 T = TypeVar("T")
 _KINDS = {bool: "true or false", str: "text", float: "a number"}
@@ -48,13 +48,13 @@ def build_config(kind: type[T], data: Any, where: str) -> T:
         raise BadRequest(f"{where} has inconsistent values: {quoted(str(error), 160)}") from error
 
 
-def checked(config: T, where: str) -> T:
+def validated(config: T, where: str) -> T:
     """Return the config unchanged, after the checks of `build_config`."""
     return build_config(type(config), {f.name: getattr(config, f.name) for f in fields(config)}, where)  # type: ignore[arg-type]
 
 
 class FileFault(BadRequest):
-    """What is wrong with a file, raised where its name is not known; `readable` adds the name."""
+    """What is wrong with a file, raised where its name is not known; `naming_faults` adds the name."""
 
     def __init__(self, fault: str) -> None:
         super().__init__(f"this file {fault}")
@@ -62,7 +62,7 @@ class FileFault(BadRequest):
 
 
 @contextmanager
-def readable(where: str) -> Iterator[None]:
+def naming_faults(where: str) -> Iterator[None]:
     """Turn errors from reading untrusted names, shapes and settings into a `BadRequest` that names ``where``."""
     try:
         yield
@@ -101,7 +101,7 @@ def _value(kind: Any, value: Any, what: str, least: int) -> Any:
     if origin is tuple:
         return _values(inner, value, what, least)
     if is_dataclass(kind):
-        return checked(value, what) if isinstance(value, kind) else build_config(kind, value, what)  # type: ignore[arg-type]
+        return validated(value, what) if isinstance(value, kind) else build_config(kind, value, what)  # type: ignore[arg-type]
     return _scalar(kind, value, what, least)
 
 
@@ -109,7 +109,7 @@ def _values(kinds: tuple[Any, ...], value: Any, what: str, least: int) -> tuple[
     if not isinstance(value, list | tuple):
         raise _refused(what, value, "a list")
     if kinds[-1] is Ellipsis:
-        most = MOST_WORDS if kinds[0] is str else LONGEST
+        most = MAX_WORDS if kinds[0] is str else MAX_LIST
         if len(value) > most:
             raise BadRequest(f"{what} has {len(value):,} entries; expected {most:,} at most")
         kinds = (kinds[0],) * len(value)
@@ -121,11 +121,11 @@ def _values(kinds: tuple[Any, ...], value: Any, what: str, least: int) -> tuple[
 def _scalar(kind: Any, value: Any, what: str, least: int) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int:
-        if not number or not isinstance(value, int) or not least <= value <= MOST:
-            raise _refused(what, value, f"a whole number from {least} to {MOST:,}")
+        if not number or not isinstance(value, int) or not least <= value <= MAX_INTEGER:
+            raise _refused(what, value, f"a whole number from {least} to {MAX_INTEGER:,}")
     elif kind is float:
-        if not number or not -MOST_FLOAT <= value <= MOST_FLOAT or not math.isfinite(value):
-            raise _refused(what, value, f"a number from -{MOST_FLOAT:.0e} to {MOST_FLOAT:.0e}".replace("e+0", "e"))
+        if not number or not -MAX_FLOAT <= value <= MAX_FLOAT or not math.isfinite(value):
+            raise _refused(what, value, f"a number from -{MAX_FLOAT:.0e} to {MAX_FLOAT:.0e}".replace("e+0", "e"))
     elif type(value) is not kind:
         raise _refused(what, value, _KINDS.get(kind, f"a {kind.__name__}"))
     return value

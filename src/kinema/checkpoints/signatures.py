@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 
 from kinema import registry
-from kinema.bounds import MAX_QUOTED, few, from_json, printable
+from kinema.bounds import MAX_QUOTED, first_names, from_json, printable
 from kinema.checkpoints.files import Header
-from kinema.checkpoints.settings import readable
+from kinema.checkpoints.settings import naming_faults
 from kinema.checkpoints.source import Source
 from kinema.schema import BadRequest
 from kinema.values import counted
@@ -59,7 +59,7 @@ CONTEXT_OF = {768: "Stable Diffusion 1.5", 1024: "Stable Diffusion 2", 2048: "St
 UNKNOWN = "of an unknown kind"
 
 
-def refused(source: Source) -> str:
+def describe_unsupported(source: Source) -> str:
     """Say what a file is that no family opens ("it is a LoRA …"), or name its first tensors."""
     kind = describe(source)
     return beginning(source.header) if kind.startswith(UNKNOWN) else f"it is {kind}"
@@ -71,7 +71,7 @@ def beginning(header: Iterable[str]) -> str:
     if not names:
         return "it has no tensors"
     verb = "is" if len(names) == 1 else "include"
-    return f"its {counted(len(names), 'tensor')} {verb} {few(names[:3])}"
+    return f"its {counted(len(names), 'tensor')} {verb} {first_names(names[:3])}"
 
 
 def describe(source: Source) -> str:
@@ -108,7 +108,7 @@ def lora_kind(header: Header) -> str:
 
 def _is_of(family: str, source: Source) -> bool:
     try:
-        with readable(str(source.path)):
+        with naming_faults(str(source.path)):
             return registry.family(family).checkpoints.recognise(source) is not None
     except BadRequest:
         return True  # this family recognises the file, but something is missing in it

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from kinema.checkpoints import ldm
 from kinema.checkpoints.files import Header
-from kinema.checkpoints.ldm import inside, layer
+from kinema.checkpoints.ldm import layer, prefixed
 from kinema.checkpoints.table import Row, count, shape_in
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -83,7 +83,7 @@ def is_unused(name: str) -> bool:
     return any(pattern.fullmatch(name) for pattern in UNUSED)
 
 
-def usual(name: str) -> str:
+def usual_name(name: str) -> str:
     """Return a tensor's usual name: some files omit ``text_model.`` in the text encoder."""
     if name.startswith(f"{TEXT}embeddings.") or name.startswith((f"{TEXT}encoder.", f"{TEXT}final_layer_norm.")):
         return f"{TEXT}text_model.{name.removeprefix(TEXT)}"
@@ -94,9 +94,9 @@ def is_image_model(header: Header) -> bool:
     return f"{UNET}input_blocks.0.0.weight" in header and not any(".time_stack." in name for name in header)
 
 
-def cleaned(header: Header) -> Header:
+def without_unused(header: Header) -> Header:
     """Return a header without unused tensors, under the usual names."""
-    return {usual(name): entry for name, entry in header.items() if not is_unused(name)}
+    return {usual_name(name): entry for name, entry in header.items() if not is_unused(name)}
 
 
 # ------------------------------------------------------------------------------------------ sizes
@@ -198,9 +198,9 @@ def text_heads(width: int) -> int:
 
 def rows(c: ImageSizes, *, vae: bool = True, text: bool = True) -> Iterator[Row]:
     """Yield every tensor of a single file with these components."""
-    yield from inside(UNET, "unet.", unet_rows(c))
+    yield from prefixed(UNET, "unet.", unet_rows(c))
     if vae:
-        yield from inside(VAE, "vae.", vae_rows(c))
+        yield from prefixed(VAE, "vae.", vae_rows(c))
     if text:
         yield from text_rows(c)
 
@@ -213,10 +213,12 @@ def text_rows(c: ImageSizes) -> Iterator[Row]:
     for n, size in enumerate(c.text):
         sizes = (size.width, size.mlp, size.layers, size.vocabulary, size.length)
         if n == 1:
-            yield from inside(XL_TEXT[1], "text_encoder_2.", ldm.open_clip_text(*sizes, size.projection or size.width))
+            yield from prefixed(
+                XL_TEXT[1], "text_encoder_2.", ldm.open_clip_text(*sizes, size.projection or size.width)
+            )
         else:
             prefix = TEXT if len(c.text) == 1 else XL_TEXT[0]
-            yield from inside(prefix, "text_encoder.", ldm.hugging_face_text(*sizes))
+            yield from prefixed(prefix, "text_encoder.", ldm.hugging_face_text(*sizes))
 
 
 def unet_rows(c: ImageSizes) -> Iterator[Row]:
@@ -272,16 +274,16 @@ def _up(c: ImageSizes) -> Iterator[Row]:
 
 
 def _resnet(foreign: str, native: str, into: int, out: int, time: int) -> Iterator[Row]:
-    return inside(f"{foreign}.", f"{native}.", ldm.resnet(ldm.RESNET, into, out, time))
+    return prefixed(f"{foreign}.", f"{native}.", ldm.resnet(ldm.RESNET, into, out, time))
 
 
 def _transformer(c: ImageSizes, foreign: str, native: str, width: int, depth: int | None) -> Iterator[Row]:
     if depth is None:
         return
-    yield from inside(f"{foreign}.", f"{native}.", layer("norm", "norm", width))
+    yield from prefixed(f"{foreign}.", f"{native}.", layer("norm", "norm", width))
     for name in ("proj_in", "proj_out"):
         shape = (width, width) if c.linear else (width, width, 1, 1)
         yield from layer(f"{foreign}.{name}", f"{native}.{name}", *shape)
     for i in range(depth):
         names = (f"{foreign}.transformer_blocks.{i}.", f"{native}.transformer_blocks.{i}.")
-        yield from inside(*names, ldm.transformer_block(width, c.context))
+        yield from prefixed(*names, ldm.transformer_block(width, c.context))

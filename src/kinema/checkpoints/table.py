@@ -15,7 +15,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from kinema.bounds import few, printable, quoted
+from kinema.bounds import first_names, printable, quoted
 from kinema.checkpoints.files import MAX_ENTRIES, Header
 from kinema.checkpoints.keymap import Transform
 from kinema.checkpoints.settings import FileFault
@@ -29,17 +29,17 @@ MOST_MODULES = 256
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor of a foreign layout, named ``theirs``.
+    """One tensor of a foreign layout, named ``foreign``.
 
-    ``ours`` names its native tensors: one; several, which are parts of it along axis 0, equal ones unless ``sizes``
+    ``native`` names its native tensors: one; several, which are parts of it along axis 0, equal ones unless ``sizes``
     gives their lengths; or none, if it has no native counterpart. ``how`` transforms the foreign tensor to the native
     one. Rows of one ``group`` may be absent together. ``stand_in`` is a native tensor that may be written for a foreign
     one without counterpart.
     """
 
-    theirs: str
+    foreign: str
     shape: Shape
-    ours: tuple[str, ...] = ()
+    native: tuple[str, ...] = ()
     how: Transform | None = None
     group: str = ""
     stand_in: str = ""
@@ -49,7 +49,7 @@ class Row:
         changed = self.how.forward(tensor) if self.how else tensor
         if self.sizes:
             return changed.split(list(self.sizes))
-        return changed.chunk(len(self.ours)) if len(self.ours) > 1 else (changed,)
+        return changed.chunk(len(self.native)) if len(self.native) > 1 else (changed,)
 
     def backward(self, *parts: Tensor) -> Tensor:
         whole = torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -57,11 +57,11 @@ class Row:
 
     def within(self, foreign: str, native: str = "") -> Row:
         """Return the row with these prefixes of its foreign and native names."""
-        return replace(self, theirs=foreign + self.theirs, ours=tuple(native + name for name in self.ours))
+        return replace(self, foreign=foreign + self.foreign, native=tuple(native + name for name in self.native))
 
     def aside(self, group: str, stand_in: bool = False) -> Row:
         """Return the row without its native counterpart."""
-        return replace(self, ours=(), group=group, stand_in=self.ours[0] if stand_in else "")
+        return replace(self, native=(), group=group, stand_in=self.native[0] if stand_in else "")
 
 
 class Table:
@@ -73,26 +73,26 @@ class Table:
             raise BadRequest(
                 f"this config describes a model of more than {MAX_ENTRIES:,} tensors; expected at most {MAX_ENTRIES:,}"
             )
-        self.by_theirs = {row.theirs: row for row in self.rows}
-        self.by_ours = {name: (row, i) for row in self.rows for i, name in enumerate(row.ours)}
-        if len(self.by_theirs) != len(self.rows) or len(self.by_ours) != sum(len(row.ours) for row in self.rows):
+        self.by_foreign = {row.foreign: row for row in self.rows}
+        self.by_native = {name: (row, i) for row in self.rows for i, name in enumerate(row.native)}
+        if len(self.by_foreign) != len(self.rows) or len(self.by_native) != sum(len(row.native) for row in self.rows):
             raise ValueError("two rows of a table have the same name")
 
     @cached_property
-    def theirs(self) -> dict[str, Shape]:
+    def foreign(self) -> dict[str, Shape]:
         """Names and shapes of the foreign layout."""
-        return {row.theirs: row.shape for row in self.rows}
+        return {row.foreign: row.shape for row in self.rows}
 
     @cached_property
-    def ours(self) -> dict[str, Shape]:
+    def native(self) -> dict[str, Shape]:
         """Names and shapes of the native layout."""
         return dict(self._shapes())
 
     def _shapes(self) -> Iterator[tuple[str, Shape]]:
         for row in self.rows:
-            if row.ours:
+            if row.native:
                 parts = row.forward(torch.empty(row.shape, device="meta"))
-                yield from ((name, tuple(part.shape)) for name, part in zip(row.ours, parts, strict=True))
+                yield from ((name, tuple(part.shape)) for name, part in zip(row.native, parts, strict=True))
 
     # ------------------------------------------------------------------------------------ whole dicts
 
@@ -101,42 +101,42 @@ class Table:
 
         Raises `BadRequest` naming tensors that are missing, unexpected or of the wrong shape.
         """
-        self.check_theirs({name: tuple(tensor.shape) for name, tensor in tensors.items()}, where)
+        self.check_foreign({name: tuple(tensor.shape) for name, tensor in tensors.items()}, where)
         native: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
-            row = self.by_theirs[name]
-            if row.ours:
-                native.update(zip(row.ours, row.forward(tensor), strict=True))
+            row = self.by_foreign[name]
+            if row.native:
+                native.update(zip(row.native, row.forward(tensor), strict=True))
         return native
 
     def backward(self, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
         """Convert native tensors to foreign ones; those without a native counterpart are skipped."""
-        self.check_ours({name: tuple(tensor.shape) for name, tensor in tensors.items()}, where)
-        return {row.theirs: self.make_theirs(row.theirs, tensors.__getitem__) for row in self.rows if row.ours}
+        self.check_native({name: tuple(tensor.shape) for name, tensor in tensors.items()}, where)
+        return {row.foreign: self.make_foreign(row.foreign, tensors.__getitem__) for row in self.rows if row.native}
 
     # ------------------------------------------------------------------------------- one at a time
 
-    def make_ours(self, name: str, read: Read) -> Tensor:
+    def make_native(self, name: str, read: Read) -> Tensor:
         """Compute one native tensor; ``read`` returns foreign ones by name."""
-        row, part = self.by_ours[name]
-        return row.forward(read(row.theirs))[part]
+        row, part = self.by_native[name]
+        return row.forward(read(row.foreign))[part]
 
-    def make_theirs(self, name: str, read: Read) -> Tensor:
+    def make_foreign(self, name: str, read: Read) -> Tensor:
         """Compute one foreign tensor, or its stand-in; ``read`` returns native ones by name."""
-        row = self.by_theirs[name]
-        return row.backward(*(read(native) for native in row.ours or (row.stand_in,)))
+        row = self.by_foreign[name]
+        return row.backward(*(read(native) for native in row.native or (row.stand_in,)))
 
     # ------------------------------------------------------------------------------------- checking
 
-    def check_theirs(self, shapes: Mapping[str, Shape], where: str) -> None:
+    def check_foreign(self, shapes: Mapping[str, Shape], where: str) -> None:
         """Raise BadRequest naming foreign tensors that are missing, unexpected or of the wrong shape."""
-        present = {row.group for row in self.rows if row.theirs in shapes}
-        missing = [r.theirs for r in self.rows if r.theirs not in shapes and (not r.group or r.group in present)]
-        _refuse(self.theirs, shapes, missing, where)
+        present = {row.group for row in self.rows if row.foreign in shapes}
+        missing = [r.foreign for r in self.rows if r.foreign not in shapes and (not r.group or r.group in present)]
+        _refuse(self.foreign, shapes, missing, where)
 
-    def check_ours(self, shapes: Mapping[str, Shape], where: str) -> None:
+    def check_native(self, shapes: Mapping[str, Shape], where: str) -> None:
         """Raise BadRequest naming native tensors that are missing, unexpected or of the wrong shape."""
-        _refuse(self.ours, shapes, [name for name in self.ours if name not in shapes], where)
+        _refuse(self.native, shapes, [name for name in self.native if name not in shapes], where)
 
 
 def shapes_of(header: Header) -> dict[str, Shape]:
@@ -151,7 +151,7 @@ def _refuse(expected: Mapping[str, Shape], found: Mapping[str, Shape], missing: 
         if name in found and found[name] != shape
     ]
     found_faults = (("missing", missing), ("unexpected", unexpected), ("with the wrong shape", wrong))
-    if faults := [f"{len(names)} {fault} ({few(names)})" for fault, names in found_faults if names]:
+    if faults := [f"{len(names)} {fault} ({first_names(names)})" for fault, names in found_faults if names]:
         raise BadRequest(f"{where} does not match its layout: {'; '.join(faults)}")
 
 

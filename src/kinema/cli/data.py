@@ -38,7 +38,7 @@ def data(argv: Sequence[str]) -> int:
         )
         return 0
     if name not in COMMANDS:
-        raise BadRequest(registry.unknown("step of `kinema data`", name, COMMANDS))
+        raise BadRequest(registry.unknown_name("step of `kinema data`", name, COMMANDS))
     return registry.resolve(COMMANDS[name][0])(argv[1:])
 
 
@@ -89,7 +89,7 @@ def motion_bucket(argv: Sequence[str]) -> int:
     if not middle > 0:
         raise BadRequest(f"--middle is {middle:g}; expected more than 0")
     with display(**show_options) as show:
-        found = registry.resolve("kinema.data.moved:measure")(
+        found = registry.resolve("kinema.data.motion_file:measure")(
             settings["clips"], middle, on_event=show, follow_links=settings["follow_links"]
         )
     rows = [

@@ -110,8 +110,8 @@ def _weights() -> tuple[str, str]:
 
     files = []
     shipped = {name: file for name, (_, file) in registry.EMBEDDED.items()}
-    for name, file in (shipped | {name: f"{name}.safetensors" for name in registry.PARTS}).items():
-        path = registry.weights(file)
+    for name, file in (shipped | {name: f"{name}.safetensors" for name in registry.ADD_ONS}).items():
+        path = registry.weight_file(file)
         if not path.is_file():
             return "bad", f"{name}: {file} is missing from the package; reinstall kinema"
         files.append(f"{name} {path.stat().st_size / 2**20:.1f} MiB, {weight_hash(path).rpartition(':')[2][:12]}")

@@ -16,19 +16,19 @@ from kinema.schema import BadRequest
 if TYPE_CHECKING:
     import torch
 
-    from kinema.system import Asked
+    from kinema.system import DTypeOption
 
 CPU_UNITS = ("neon", "sve", "avx2", "avx512_f", "avx512_bf16", "amx_bf16", "bf16")
 """Vector instructions that decide how fast a CPU samples, as torch names them."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def dtype(name: str | None) -> Asked:
+def dtype(name: str | None) -> DTypeOption:
     """The torch dtype of ``fp32``, ``bf16`` or ``fp16``; ``auto`` and None unchanged."""
     if name is None or name == "auto":
-        return cast("Asked", name)
+        return cast("DTypeOption", name)
     if name not in DTYPES:
-        raise BadRequest(registry.unknown("dtype", name, ("auto", *DTYPES)))
+        raise BadRequest(registry.unknown_name("dtype", name, ("auto", *DTYPES)))
     import torch
 
     return getattr(torch, DTYPES[name])
@@ -168,13 +168,13 @@ def about_device(name: str) -> tuple[str, bool]:
     import torch
 
     from kinema import processor
-    from kinema.memory.free import free_bytes, gib, total_bytes
+    from kinema.memory.free import format_bytes, free_bytes, total_bytes
 
     device = processor.device_of(name)
     total = total_bytes(name)
-    memory = f"{gib(free_bytes(name))} free" + ("" if total is None else f" of {gib(total)}")
-    parts = [f"{processor.title(device)}, {memory}", _native(device), _precision(device)]
-    if not processor.native(device, torch.float64):
+    memory = f"{format_bytes(free_bytes(name))} free" + ("" if total is None else f" of {format_bytes(total)}")
+    parts = [f"{processor.device_name(device)}, {memory}", _native(device), _precision(device)]
+    if not processor.is_native_on(device, torch.float64):
         parts.append("it lacks float64, so schedules are computed on the CPU and long sums in float32")
     missing = [] if device.type == "cpu" else lacking(device)
     if missing:
@@ -186,27 +186,29 @@ def about_device(name: str) -> tuple[str, bool]:
 def _native(device: torch.device) -> str:
     """Which half precisions are native: ``this CPU has no native bfloat16 or float16``."""
     from kinema import processor
-    from kinema.system import described, name_of
+    from kinema.system import device_title, dtype_name
 
-    has = [name_of(kind) for kind in processor.HALVES if processor.native(device, kind)]
-    lacks = [name_of(kind) for kind in processor.HALVES if name_of(kind) not in has]
+    has = [dtype_name(kind) for kind in processor.HALF_PRECISIONS if processor.is_native_on(device, kind)]
+    lacks = [dtype_name(kind) for kind in processor.HALF_PRECISIONS if dtype_name(kind) not in has]
     parts = [f"native {' and '.join(has)}"] if has else []
     parts += [f"no native {' or '.join(lacks)}"] if lacks else []
-    if device.type == "cpu" and not any(processor.is_native(kind) is not None for kind in processor.HALVES):
-        return f"PyTorch does not report whether {described(device)} has native {' or '.join(lacks)}"
-    return f"{described(device)} has {' but '.join(parts)}"
+    if device.type == "cpu" and not any(processor.is_native(kind) is not None for kind in processor.HALF_PRECISIONS):
+        return f"PyTorch does not report whether {device_title(device)} has native {' or '.join(lacks)}"
+    return f"{device_title(device)} has {' but '.join(parts)}"
 
 
 def _precision(device: torch.device) -> str:
     """The precision models compute in on the device: by default, and with ``--dtype auto``."""
     import torch
 
-    from kinema.system import chosen, name_of
+    from kinema.system import default_policy, dtype_name
 
     def text(*, auto: bool) -> str:
         files: dict[str, list[str]] = {}
         for stored in (torch.float16, torch.bfloat16, torch.float32):
-            files.setdefault(name_of(chosen(device, stored, auto=auto).computed), []).append(name_of(stored))
+            files.setdefault(dtype_name(default_policy(device, stored, auto=auto).computed), []).append(
+                dtype_name(stored)
+            )
         if len(files) == 1:
             return next(iter(files))
         if all(stored == [computed] for computed, stored in files.items()):

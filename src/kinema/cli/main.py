@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors=errors)
     try:
         words, pixels = _max_pixels(words)
-        with _stopping_gently(stopped), warnings.catch_warnings(), bounds.raised(pixels):
+        with _stopping_gently(stopped), warnings.catch_warnings(), bounds.raised_limits(pixels):
             if not (debug or sys.warnoptions):
                 warnings.simplefilter("ignore")  # warnings of libraries address programmers, not users
             return _dispatch(words + after)
@@ -160,7 +160,7 @@ def _dispatch(words: list[str]) -> int:
         sys.stdout.write(f"kinema {__version__}\n")
         return 0
     if name not in COMMANDS:
-        raise BadRequest(registry.unknown("command", name, COMMANDS))
+        raise BadRequest(registry.unknown_name("command", name, COMMANDS))
     return registry.resolve(COMMANDS[name][0])(words[1:])
 
 

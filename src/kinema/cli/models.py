@@ -68,13 +68,13 @@ def catalogue() -> list[dict[str, Any]]:
     """Embedded weights, add-ons, aliases and the presets of every family, with their sizes."""
     rows = []
     for name, (family_name, file) in registry.EMBEDDED.items():
-        if registry.weights(file).is_file():
+        if registry.weight_file(file).is_file():
             rows.append({"name": name, "kind": "embedded, trained", **_figures(*_opened(name)), "family": family_name})
-    for name, slot in registry.PARTS.items():
+    for name, slot in registry.ADD_ONS.items():
         kind = "embedded, trained; --lora" if slot == "lora" else f"embedded, trained; --add {slot}="
         rows.append({"name": name, "kind": kind, "parameters": None, "native": "", "sampling": ""})
     for name, target in registry.ALIASES.items():
-        with_ = "".join(f" with {slot} {file}" for slot, file in registry.ADDED.get(name, {}).items())
+        with_ = "".join(f" with {slot} {file}" for slot, file in registry.DEFAULT_ADD_ONS.get(name, {}).items())
         kind = f"alias of {target}{with_}"
         rows.append({"name": name, "kind": kind, "parameters": None, "native": "", "sampling": ""})
     for family_name in registry.FAMILIES:
@@ -140,7 +140,7 @@ def weights(path: Path, variant: str | None = None) -> dict[str, Any]:
 def _holds_weights(path: Path) -> bool:
     """Whether it is a weight file or model folder; a folder of frames has images and neither weights nor configs."""
     from kinema.checkpoints.files import WEIGHTS
-    from kinema.media.pictures import FRAME_SUFFIXES
+    from kinema.media.images import FRAME_SUFFIXES
 
     if not path.is_dir():
         return path.suffix.lower() in WEIGHTS
@@ -152,11 +152,11 @@ def _holds_weights(path: Path) -> bool:
 
 def media(path: Path) -> dict[str, Any]:
     """Format of a clip or image, and its recipe if it has one."""
-    from kinema.media.metadata import NONE, find_recipe
+    from kinema.media.metadata import NO_RECIPE, find_recipe
     from kinema.media.read import facts
 
     recipe = find_recipe(path)
-    return {"file": str(path), **facts(path), "recipe": f"none: {NONE}" if recipe is None else recipe}
+    return {"file": str(path), **facts(path), "recipe": f"none: {NO_RECIPE}" if recipe is None else recipe}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

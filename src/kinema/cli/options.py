@@ -255,7 +255,7 @@ def _unexpected(token: str, options: Sequence[Option], prog: str, elsewhere: Map
         others = f"{', '.join(first)} or {last}" if first else last
         return f"`{prog}` has no option {flag}; use {others}"
     if token.startswith("-"):
-        return registry.unknown(f"option of `{prog}`", flag, [o.flag for o in options if not o.positional])
+        return registry.unknown_name(f"option of `{prog}`", flag, [o.flag for o in options if not o.positional])
     if any(o.name == "prompt" for o in options):
         return f"unexpected {token!r}; put a prompt of several words in quotes"
     return f"unexpected {token!r}; see `{prog} --help`"
@@ -281,7 +281,7 @@ def convert(o: Option, value: Any, where: str = "") -> Any:
             parts = value.split(",") if isinstance(value, str) else value
             inner = get_args(kind)
             return tuple(_scalar(t, p) for t, p in zip(inner, parts, strict=True))
-        return _scalar(next((each for each in o.kinds if values.fits(value, each)), kind), value)
+        return _scalar(next((each for each in o.kinds if values.matches(value, each)), kind), value)
     except BadRequest:
         raise
     except (TypeError, ValueError):
@@ -383,7 +383,7 @@ def _config_file(options: Sequence[Option], path: Path) -> dict[str, Any]:
     for key, value in _table(path).items():
         name = str(key).replace("-", "_")
         if name not in by_name:
-            raise BadRequest(f"{path}: {registry.unknown('option', str(key), by_name)}")
+            raise BadRequest(f"{path}: {registry.unknown_name('option', str(key), by_name)}")
         given[name] = convert(by_name[name], value, where=f"{path}: ")
     return given
 

@@ -9,7 +9,7 @@ import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kinema.atomic import beside
+from kinema.atomic import write_numbered
 from kinema.events import Note, OnEvent, ignore
 from kinema.schema import MAX_PIXELS, BadRequest, Clip, Shape
 
@@ -105,7 +105,7 @@ class Output:
         def save(path: Path) -> list[Path]:
             return clip.save(path, contact_sheet=self.contact_sheet, exclusive=True)
 
-        return beside(self.target, save, self._taken)
+        return write_numbered(self.target, save, self._taken)
 
     @property
     def target(self) -> Path:

@@ -116,14 +116,14 @@ def _task(argv: Sequence[str]) -> tuple[TaskName, Sequence[str], bool]:
 
 def forecast(model: Model, request: Request, *, measure: bool) -> Forecast:
     """Plan the job and its memory, and time a few steps if it fits."""
-    from kinema.job import bytes_of_other_stages, drawn_up, precision_notes, with_memory_plan
+    from kinema.job import build_job, bytes_of_other_stages, choose_memory_plan, precision_notes
     from kinema.memory.plan import MemoryPlan, TooLarge
     from kinema.stages import NotesOnce
 
     system = model.system
     notes: list[str] = []
 
-    runs = drawn_up(
+    runs = build_job(
         system, request, NotesOnce(lambda event: notes.append(event.message) if isinstance(event, Note) else None)
     )
     count = sum(machine.parameters(run.system.family, run.system.config)[0] for run in runs)
@@ -132,7 +132,7 @@ def forecast(model: Model, request: Request, *, measure: bool) -> Forecast:
     stages = []
     try:
         for number, run in enumerate(runs):
-            memory = with_memory_plan(run, bytes_of_other_stages(runs, number))
+            memory = choose_memory_plan(run, bytes_of_other_stages(runs, number))
             stages.append(replace(run.stage, memory=memory).to_dict())
     except TooLarge as error:
         refusal = str(error)

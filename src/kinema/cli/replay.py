@@ -77,7 +77,7 @@ def replay(argv: Sequence[str]) -> int:
         raise BadRequest("--offline and --allow-download exclude each other; give one of them")
     settings = with_defaults([*WRITING, *REPORTING], given)
     from kinema.media.metadata import read_recipe
-    from kinema.recipes import checked, recorded, requests_of
+    from kinema.recipes import checked, replayed_stages, requests_of
 
     path = Path(given["clip"])
     recipe = checked(read_recipe(path), path)
@@ -103,7 +103,9 @@ def replay(argv: Sequence[str]) -> int:
         changes = differences(recipe, requirements, model.system, given)
         for note in (*inputs.notes, *changes, *_super_resolution_differences(recipe, inputs, model, given)):
             show(Note(note))
-        clip = run_once(model, recorded(recipe, inputs.requests), inputs.requests[0], output, settings, show, preview)
+        clip = run_once(
+            model, replayed_stages(recipe, inputs.requests), inputs.requests[0], output, settings, show, preview
+        )
         same, cause = compared(recipe, clip.recipe)
         if cause:
             show(Note(cause))
@@ -224,7 +226,7 @@ def _other_weights(
     hashes = {each.key: each.hash for each in requirements.added if each.hash}
     recorded = weights_of(recipe["stages"][0]) | hashes
     named = {*(value.partition("=")[0] for value in given.get("add", ())), *([""] if "model" in given else [])}
-    ships = {each.slot for each in system.weights.added if registry.called(each.source.path) in registry.PARTS}
+    ships = {each.slot for each in system.weights.added if registry.recipe_name(each.source.path) in registry.ADD_ONS}
     ships |= {""} if requirements.model.source == "ships" else set()
     notes = []
     for slot, current in now.items():
@@ -251,9 +253,11 @@ def _super_resolution_differences(
     """Notes on the model of the super-resolution stage. Raises BadRequest for other weights the user did not name."""
     if len(inputs.requests) < 2:
         return []
-    from kinema.stages import beside
+    from kinema.stages import super_resolution_model
 
-    now = weights_of({"weights": beside(model.system, str(inputs.requests[1].super_resolution)).weights.hash})
+    now = weights_of(
+        {"weights": super_resolution_model(model.system, str(inputs.requests[1].super_resolution)).weights.hash}
+    )
     was = weights_of(recipe["stages"][1])
     if now == was or not was:
         return []
@@ -275,7 +279,7 @@ def _other_loras(requirements: Requirements, system: System, given: Mapping[str,
     if "lora" in given:
         return [f"the LoRAs are not those of the clip ({len(now)} now, {len(recorded)} in the recipe)"]
     wrong = next(file for file, was in zip(system.loras.files, recorded, strict=True) if file.hash != was)
-    raise BadRequest(f"{registry.called(wrong.path)} is not the LoRA of the clip; pass --lora to accept another")
+    raise BadRequest(f"{registry.recipe_name(wrong.path)} is not the LoRA of the clip; pass --lora to accept another")
 
 
 def other_settings(recipe: Mapping[str, Any], system: System) -> list[str]:

@@ -124,7 +124,7 @@ def _from(name: str, what: str, recorded: Any, option: str, *, hub: bool = True)
     begin, slash, _ = name.partition("/")
     ships = name in registry.EMBEDDED or (slash and begin in registry.FAMILIES) if what == "model" else False
     source = "user"
-    if ships or name in registry.PARTS:
+    if ships or name in registry.ADD_ONS:
         source = "ships"
     elif hub and (name in registry.ALIASES or is_hub_id(name)):
         source = "hub"
@@ -215,10 +215,10 @@ def _is_available(requirement: Requirement, given: Mapping[str, Any]) -> bool:
         return requirement.source == "ships"
     if given.get("allow_download"):
         return True
-    from kinema.system import fetched
+    from kinema.system import fetch
 
     try:
-        return requirement.hash is not None and bool(fetched(requirement.name, True, given.get("variant")))
+        return requirement.hash is not None and bool(fetch(requirement.name, True, given.get("variant")))
     except BadRequest:
         return False
 

@@ -21,7 +21,7 @@ from kinema.schema import Cancelled, Clip, Request
 
 if TYPE_CHECKING:
     from kinema.api import Model
-    from kinema.job import Asked
+    from kinema.job import JobSource
     from kinema.previews import PreviewFile
 
 KEEP = Option(
@@ -34,7 +34,7 @@ KEEP = Option(
 
 def run_once(  # noqa: PLR0917
     model: Model,
-    job: Asked,
+    job: JobSource,
     request: Request,
     output: Output,
     settings: Mapping[str, Any],

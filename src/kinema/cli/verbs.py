@@ -15,7 +15,7 @@ from kinema.cli.output import Output
 from kinema.cli.progress import JsonLines, display
 from kinema.cli.stopping import KEEP, run_once
 from kinema.events import Note, OnEvent, Phase, ignore
-from kinema.schema import TAKES, BadRequest, Request, TaskName
+from kinema.schema import TASK_FIELDS, BadRequest, Request, TaskName
 from kinema.spans import spans_of
 
 if TYPE_CHECKING:
@@ -297,16 +297,16 @@ def read_options(
 def options_of_other_verbs(task: TaskName) -> dict[str, list[str]]:
     """Flags that ``task`` does not have, with the verbs that do."""
     by_name: dict[str, list[str]] = {}
-    for verb, names in TAKES.items():
+    for verb, names in TASK_FIELDS.items():
         for name in names:
             by_name.setdefault(name, []).append(verb)
-    options = from_dataclass(Request, [name for name in by_name if name not in TAKES[task]])
+    options = from_dataclass(Request, [name for name in by_name if name not in TASK_FIELDS[task]])
     return {o.flag: by_name[o.name] for o in options}
 
 
 def request_options(task: TaskName) -> list[Option]:
-    """The options of a verb that are fields of `Request`: the sampling options and those `TAKES` lists for it."""
-    others = {name for names in TAKES.values() for name in names} - set(TAKES[task])
+    """The options of a verb that are fields of `Request`: the sampling options and those `TASK_FIELDS` lists for it."""
+    others = {name for names in TASK_FIELDS.values() for name in names} - set(TASK_FIELDS[task])
     others |= {"task", "loras"}  # the verb itself; LoRAs come from --lora
     order = [f.name for f in fields(Request) if f.name not in others]
     return [*from_dataclass(Request, order, positional=VERBS[task].positional), MOTION, CONTROL, IP_IMAGE]

@@ -63,7 +63,7 @@ class PocketTokenizer:
         return [word for word in self.split(text) if word not in self._index]
 
 
-def say_unknown(tokenizer: PocketTokenizer, name: str, texts: Sequence[str], on_event: OnEvent) -> None:
+def note_unknown_words(tokenizer: PocketTokenizer, name: str, texts: Sequence[str], on_event: OnEvent) -> None:
     """Emit notes on words of prompts that the model called ``name`` does not know.
 
     Symbols and emoji are not words. Empty prompts are deliberate and get no note.

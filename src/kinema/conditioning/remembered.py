@@ -92,7 +92,7 @@ def put(name: str, tensors: Mapping[str, Tensor]) -> None:
 
 @dataclass(frozen=True)
 class Size:
-    """What is kept: so many prompts, of so many bytes."""
+    """Number of prompts in the cache, and their bytes."""
 
     prompts: int
     bytes: int

@@ -33,7 +33,7 @@ VOCABULARIES = ("tokenizer.json", "spiece.model", "vocab.json")
 
 @dataclass(frozen=True)
 class Encoder:
-    """One of the two: its name on the hub, and folders where people have it, beside a model's file or in its folder."""
+    """One of the two encoders: its name on the hub, and folders where people keep it next to a model's file."""
 
     title: str
     slot: str
@@ -66,8 +66,7 @@ XXL: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where encoders are looked for, and where they run: those the user names, then beside ``weights``, then the hub's
-    cache."""
+    """Where encoders are searched (as named, next to ``weights``, in the hub's cache) and where they run."""
 
     weights: Path | None
     device: torch.device
@@ -174,9 +173,9 @@ def find(encoder: Encoder, place: Place) -> Found:
     """Where an encoder is on this machine. Raises BadRequest that names what is missing and how to get it."""
     weights = place.named.get(encoder.slot) or _beside(encoder, place) or _cached(encoder.hub, place, WEIGHTS)
     if weights is None:
-        beside = f"beside the model in {_root(place.weights)}, " if place.weights else ""
+        nearby = f"next to the model in {_root(place.weights)} or " if place.weights else ""
         raise BadRequest(
-            f"{encoder.title}, which reads the prompt, is not {beside}in the hub's cache; download it with "
+            f"{encoder.title}, which encodes the prompt, is not {nearby}in the hub's cache; download it with "
             f"`hf download {encoder.hub}`, or give its folder or file with --add {encoder.slot}=PATH"
         )
     config = _config(encoder, weights)
@@ -207,7 +206,7 @@ def _tokenizer(encoder: Encoder, weights: Path, place: Place) -> Path:
     if cached is not None and any((cached / name).is_file() for name in VOCABULARIES):
         return cached
     raise BadRequest(
-        f"{encoder.title} has no tokenizer beside {weights} or in the hub's cache; put its files there, or run "
+        f"{encoder.title} has no tokenizer next to {weights} or in the hub's cache; put its files there, or run "
         f"`hf download {encoder.hub} --include 'tokenizer*' 'spiece.model' 'vocab.json' 'merges.txt'`"
     )
 

@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kinema.data import moved
+from kinema.data import motion_file
 from kinema.data.clip import TrainingClip
 from kinema.data.frames import LONGEST, read_frames
 from kinema.data.listing import Entry, scan
@@ -115,7 +115,7 @@ class Folder:
         if crop not in ("centre", "random"):
             raise BadRequest(f"crop is {crop!r}; expected centre or random")
         found = scan(Path(folder), follow_links=follow_links)
-        motions, stale = moved.read(Path(folder), found.entries, follow_links=follow_links)
+        motions, stale = motion_file.read(Path(folder), found.entries, follow_links=follow_links)
         skipped = [*found.skipped, *stale]
         return Folder(
             found.entries, frames, height, width, fps, frameskip, seed, crop, flip, skipped=skipped, motions=motions

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kinema.media.containers import existing
+from kinema.media.containers import readable_path
 from kinema.media.read import timed_frames
-from kinema.media.timing import Limits, Part, Timed, even_rate, resampled, within
+from kinema.media.timing import Limits, Part, TimedFrame, even_rate, frames_from, resampled
 
 LONGEST = 2048
 """Frames read of a clip; the rest of a longer one is ignored, which is reported."""
@@ -24,12 +24,12 @@ def read_frames(path: Path, fps: float | None, rates: list[float] | None = None)
     The frame rate is appended to ``rates`` once it is known: at the latest with the last frame, or after `LONGEST`
     frames. Raises BadRequest if the file is damaged or not a clip.
     """
-    path, rates = existing(path), [] if rates is None else rates
+    path, rates = readable_path(path), [] if rates is None else rates
     own, timed = timed_frames(path, _LIMITS, Part(fps=fps))
-    frames = within(path.name, timed, None, _LIMITS)
+    frames = frames_from(path.name, timed, None, _LIMITS)
     if fps or own:
         rates.append(fps or own or 0.0)
-    times: list[Timed] = []
+    times: list[TimedFrame] = []
     for frame in resampled(frames, fps, None) if fps else frames:
         if not rates:
             times.append(replace(frame, pixels=_no_pixels))

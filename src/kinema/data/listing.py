@@ -18,9 +18,9 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from kinema.bounds import few, printable, quoted
+from kinema.bounds import first_names, printable, quoted
 from kinema.data import lists
-from kinema.data.inside import ABSENT, MAX_DEPTH, ODD, OUTSIDE, Inside, identity, is_folder
+from kinema.data.containment import ABSENT, MAX_DEPTH, ODD, OUTSIDE, Inside, identity, is_folder
 from kinema.schema import BadRequest
 
 CLIPS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".webp"})
@@ -197,7 +197,7 @@ class _Walk:
         if len(named) > 1:
             raise BadRequest(
                 f"{printable(str(folder), 200)} holds {len(named)} lists of clips "
-                f"({few([p.name for p in named], 60)}); expected one"
+                f"({first_names([p.name for p in named], 60)}); expected one"
             )
         if named:
             self._readable(named[0])
@@ -275,11 +275,11 @@ class _Walk:
         for key, (what, why, several) in texts.items():
             if names := list(dict.fromkeys(self._names.get(key, ()))):
                 why = several if len(names) > 1 and several else why  # noqa: PLW2901
-                messages.append(f"{_count(names, what)} {why} ({few(names, 60)})")
+                messages.append(f"{_count(names, what)} {why} ({first_names(names, 60)})")
         if self._unfit:
             names = list(dict.fromkeys(name for name, _ in self._unfit))
             why = printable(self._unfit[0][1], 160)
-            messages.append(f"{_count(names, 'clip')} skipped for unusable captions ({few(names, 60)}): {why}")
+            messages.append(f"{_count(names, 'clip')} skipped for unusable captions ({first_names(names, 60)}): {why}")
         return messages
 
 

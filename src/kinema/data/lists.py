@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kinema import bounds
-from kinema.data.inside import MAX_FILES
+from kinema.data.containment import MAX_FILES
 from kinema.schema import BadRequest
 
 NAMED = ("metadata.jsonl", "metadata.csv", "metadata.json", "captions.json", "videos2caption.json")

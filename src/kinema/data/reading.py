@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from kinema.data.playroom.scene import Scene
 
 VIEWS = ("still", *CAMERAS)
-READ = (*labels.CLASSES, len(VIEWS))
+READING_CLASSES = (*labels.CLASSES, len(VIEWS))
 """Number of classes of glyph, colour and motion at each place (0: no object), and of the camera, alike everywhere."""
 FAR = 6
 """Offsets are clamped to this many cells."""
-AWAY = (2 * FAR + 1, 2 * FAR + 1)
+OFFSET_CLASSES = (2 * FAR + 1, 2 * FAR + 1)
 """Number of classes of the offset of the first object's centre, in cells to the right and down."""
-EMPTY = 0.1
+EMPTY_WEIGHT = 0.1
 """Weight of a place without an object: nine of ten are empty."""
 
 
 def reading_loss(
     logits_BSK: Tensor, scenes: Sequence[Scene | None], grid: tuple[int, int, int], *, camera: bool = True
 ) -> Tensor:
-    """Cross-entropy of the `READ` logits at every place against the scene graphs, [B]; 0 for a clip without one.
+    """Cross-entropy of the `READING_CLASSES` logits at every place against the scene graphs, [B]; 0 without a graph.
 
     With ``camera`` False, K excludes the camera's classes.
     """
@@ -42,15 +42,15 @@ def reading_loss(
         view_B = torch.tensor([0 if s is None else VIEWS.index(s.camera) for s in scenes])
         target_BNS = torch.cat([target_BNS, view_B[:, None, None].expand(-1, 1, target_BNS.shape[2])], 1)
     target_BNS = target_BNS.to(logits_BSK.device)
-    weight_BS = torch.where(target_BNS[:, 0] > 0, 1.0, EMPTY)
+    weight_BS = torch.where(target_BNS[:, 0] > 0, 1.0, EMPTY_WEIGHT)
     known_B = torch.tensor([s is not None for s in scenes], device=logits_BSK.device)
-    groups = logits_BSK.split(READ if camera else labels.CLASSES, dim=-1)
+    groups = logits_BSK.split(READING_CLASSES if camera else labels.CLASSES, dim=-1)
     losses = [F.cross_entropy(k.mT, target_BNS[:, i], reduction="none") for i, k in enumerate(groups)]
     return known_B * (torch.stack(losses).sum(0) * weight_BS).sum(1) / weight_BS.sum(1)
 
 
 def location_loss(logits_BSK: Tensor, scenes: Sequence[Scene | None], grid: tuple[int, int, int]) -> Tensor:
-    """Cross-entropy of the `AWAY` logits against the first object's offset, [B]; 0 for a clip without a scene graph.
+    """Cross-entropy of the `OFFSET_CLASSES` logits against the first object's offset, [B]; 0 without a scene graph.
 
     The target is interpolated linearly between the two nearest classes; frames are weighted by the object's
     visibility.
@@ -70,7 +70,7 @@ def location_loss(logits_BSK: Tensor, scenes: Sequence[Scene | None], grid: tupl
     return (loss_BS.unflatten(1, (t, -1)).mean(2) * seen_BT).mean(1)
 
 
-def about(scenes: Sequence[Scene | None], like_BCTHW: Tensor) -> Tensor:
+def object_mask(scenes: Sequence[Scene | None], like_BCTHW: Tensor) -> Tensor:
     """A mask B×1×T×H×W: 1 on and just around the objects of each scene graph, 0 elsewhere and without one."""
     on = like_BCTHW.new_zeros(len(scenes), 1, *like_BCTHW.shape[2:])
     for own, scene in zip(on, scenes, strict=True):

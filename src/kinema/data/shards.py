@@ -23,10 +23,10 @@ from kinema import bounds
 from kinema.atomic import refuse_foreign, replacing
 from kinema.checkpoints import files
 from kinema.data.clip import TrainingClip
+from kinema.data.containment import Inside
 from kinema.data.folder import shuffled
-from kinema.data.inside import Inside
 from kinema.schema import BadRequest
-from kinema.values import misfit
+from kinema.values import mismatch
 
 INDEX = "index.json"
 KIND = "kinema-latents"
@@ -159,7 +159,7 @@ def _typed(kind: Any, data: Any, where: str) -> Any:
     if not isinstance(data, dict) or set(data) != {f.name for f in fields(kind)}:
         what = "window" if kind is Window else "encoding settings"
         raise BadRequest(f"{where} is damaged: the fields of its {what} are incomplete or unknown")
-    if wrong := misfit(kind, data):
+    if wrong := mismatch(kind, data):
         raise BadRequest(f"{where} is damaged: {wrong}")
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in data.items()})
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from kinema.bounds import is_regular, printable
-from kinema.data import cutting
+from kinema.data import shot_folder
 from kinema.data.frames import read_frames
 from kinema.data.listing import Entry, scan
 from kinema.events import Note, OnEvent, ignore
@@ -31,7 +31,7 @@ LEAST = 0.06
 RATIO = 3.0
 AROUND = 5
 SMALL = 32
-LIST = cutting.LIST
+LIST = shot_folder.LIST
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def cut(
     ``follow_links`` as in `kinema.data.listing.scan`.
 
     No file in ``out`` is overwritten. The same call resumes interrupted work; the list gets its final name when all
-    shots are written (`kinema.data.cutting`). Raises BadRequest if there is no clip, if ``out`` holds a list or a file
-    whose name is needed, or while another process writes shots into it.
+    shots are written (`kinema.data.shot_folder`). Raises BadRequest if there is no clip, if ``out`` holds a list or a
+    file whose name is needed, or while another process writes shots into it.
     """
     if not 0 < least_seconds <= most_seconds:
         raise BadRequest(
@@ -74,7 +74,7 @@ def cut(
         )
     entries = _entries(clips, follow_links, on_event)
     settings = {"least_seconds": least_seconds, "most_seconds": most_seconds, "side": side}
-    with cutting.open_folder(out, entries, settings) as work:
+    with shot_folder.open_folder(out, entries, settings) as work:
         try:
             for entry in entries:
                 if entry.name not in work.done:
@@ -89,7 +89,7 @@ def cut(
     return [out / name for name in work.rows]
 
 
-def _cut_one(entry: Entry, work: cutting.Work, settings: Mapping[str, Any], on_event: OnEvent) -> None:
+def _cut_one(entry: Entry, work: shot_folder.Work, settings: Mapping[str, Any], on_event: OnEvent) -> None:
     """Write the missing shots of one clip."""
     for number, (shot, clip) in enumerate(_readable(entry, **settings, on_event=on_event)):
         name = f"{work.stems[entry.name]}-{number:03d}.mp4"

@@ -93,7 +93,7 @@ def _box(shape_THW: tuple[int, ...], stop: tuple[float, float]) -> Tensor:
     return mask
 
 
-def passes(iterations: int, steps: int, *, fast: bool) -> list[int]:
+def steps_per_pass(iterations: int, steps: int, *, fast: bool) -> list[int]:
     """Return the steps of each pass; ``fast`` increases them pass by pass (the paper's coarse-to-fine sampling)."""
     if not fast:
         return [steps] * iterations

@@ -44,7 +44,7 @@ class Noise:
         return torch.stack([torch.randperm(count, generator=generator) for generator in self._generators])
 
 
-def rescheduled(noise_BCTHW: Tensor, kind: NoiseType, length: int, stride: int, draws: Noise) -> Tensor:
+def reschedule_noise(noise_BCTHW: Tensor, kind: NoiseType, length: int, stride: int, draws: Noise) -> Tensor:
     """Build a long clip's noise from that of its first ``length`` frames (FreeNoise's noise rescheduling).
 
     ``shuffle-context``: each further group of ``stride`` frames takes the noise of the group ``length`` frames

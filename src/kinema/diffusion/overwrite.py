@@ -156,13 +156,13 @@ class CleanFrames:
 # ------------------------------------------------------------------------------- releases
 
 
-def by_level(noise: float, levels: NoiseLevel) -> int:
+def release_at_level(noise: float, levels: NoiseLevel) -> int:
     """Return the state whose ``sigma / (alpha + sigma)`` is closest to ``noise``; the noisier one in a tie."""
     sigmas = levels.sigma / (levels.alpha + levels.sigma)
     return int((sigmas - noise).abs().argmin())
 
 
-def by_ratio(ratio: float, times: Tensor) -> int:
+def release_at_ratio(ratio: float, times: Tensor) -> int:
     """Return the first state whose time (1 is the noise end) is at most ``ratio`` (Open-Sora's edit ratio)."""
     below = (times <= ratio).nonzero().flatten()
     return int(below[0]) if len(below) else len(times) - 1
@@ -179,11 +179,11 @@ STEP_FRACTIONS = 4 / 50, 9 / 50
 def time_to_move(levels: NoiseLevel, noise: tuple[float, float] = OBJECT_MOTION) -> tuple[int, int]:
     """Return the last states that hold the background and the moving objects (Time-to-Move, published code).
 
-    They are the states closest to the given noise levels (`by_level`), so that one rule serves every schedule and
+    They are the states closest to the given noise levels (`release_at_level`), so one rule serves every schedule and
     number of steps. If no level is as noisy as the first one (Stable Diffusion's betas end near 0.936), both would be
     the same state; then CogVideoX's fractions of the steps are used.
     """
     if bool((levels.sigma / (levels.alpha + levels.sigma) >= noise[0]).any()):
-        return by_level(noise[0], levels), by_level(noise[1], levels)
+        return release_at_level(noise[0], levels), release_at_level(noise[1], levels)
     steps = len(levels) - 1
     return round(STEP_FRACTIONS[0] * steps), round(STEP_FRACTIONS[1] * steps)

@@ -118,19 +118,23 @@ def _raw(before: Sequence[int], window: Sequence[int], after: Sequence[int], wei
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class AttentionWindow:
     """A window inside a layer that takes all frames: its frames, and their weights, [T]."""
 
     frames: list[int]
     weight_T: Tensor
 
 
-def views(total: int, length: int, overlap: int, weights: WindowWeights, looped: bool = False) -> tuple[View, ...]:
-    """Return the windows as `View`s; an empty tuple if the clip fits in one window."""
+def attention_windows(
+    total: int, length: int, overlap: int, weights: WindowWeights, looped: bool = False
+) -> tuple[AttentionWindow, ...]:
+    """Return the windows as `AttentionWindow`s; an empty tuple if the clip fits in one window."""
     placed = windows(total, length, overlap, looped)
     if len(placed) == 1:
         return ()
-    return tuple(View(frames, weight) for frames, weight in zip(placed, blend(placed, weights, looped), strict=True))
+    return tuple(
+        AttentionWindow(frames, weight) for frames, weight in zip(placed, blend(placed, weights, looped), strict=True)
+    )
 
 
 @dataclass

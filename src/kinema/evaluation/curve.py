@@ -18,7 +18,7 @@ import torch
 from kinema import bounds
 from kinema.atomic import check_folder, replacing
 from kinema.checkpoints import files
-from kinema.checkpoints.settings import readable
+from kinema.checkpoints.settings import naming_faults
 from kinema.checkpoints.source import read_json
 from kinema.evaluation import measuring, plots
 from kinema.evaluation.options import EvaluateOptions
@@ -27,7 +27,7 @@ from kinema.evaluation.results import figure_of, percent, to_json
 from kinema.events import Note, OnEvent, Phase, ignore
 from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest
-from kinema.system import System, Weights, family_of, open_system, with_model
+from kinema.system import System, Weights, open_system, parse_metadata, with_model
 
 GOALS = {"colour": 0.95, "shape": 0.80, "direction": 0.90}
 SHARES = ("colour", "shape", "direction", "motion")
@@ -166,7 +166,7 @@ def open_checkpoint(path: Path, device: str | None = None) -> System:
     header = files.metadata(path).get("kinema-model")
     if header is None:
         return open_system(path, device=device)
-    family, config = family_of(header, str(path))
+    family, config = parse_metadata(header, str(path))
     with on_meta():
         model = family.build(config)
     tensors = {k.removeprefix("ema."): v for k, v in files.read_tensors(path).items() if k.startswith("ema.")}
@@ -236,7 +236,7 @@ def _step_and_seconds(path: Path, log: Sequence[LogRow]) -> tuple[int, float]:
     header = files.metadata(path).get("kinema-training")
     if header is not None:
         state = bounds.from_json(header, f"the training state in {path}")
-        with readable(str(path)):
+        with naming_faults(str(path)):
             return int(state["step"]), float(state["seconds"])
     return (log[-1].step, log[-1].seconds) if log else (0, 0.0)
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from kinema.atomic import beside, check_folder, replacing
-from kinema.checkpoints.settings import readable
+from kinema.atomic import check_folder, replacing, write_numbered
+from kinema.checkpoints.settings import naming_faults
 from kinema.checkpoints.source import read_json
 from kinema.data import playroom
 from kinema.evaluation import claims, measuring, pages, plots
@@ -147,7 +147,7 @@ def _claim_folder(report: Report, evidence: Path, *, overwrite: bool) -> Path:
         _write(folder / f"{NAME}.json", report.to_json(), exclusive=True)
         return folder
 
-    return beside(evidence, claim, lambda folder: os.path.lexists(folder / f"{NAME}.json"))
+    return write_numbered(evidence, claim, lambda folder: os.path.lexists(folder / f"{NAME}.json"))
 
 
 def render(evidence: Path) -> Path:
@@ -157,7 +157,7 @@ def render(evidence: Path) -> Path:
         raise BadRequest(f"{evidence} has no {NAME}.json; run `kinema evaluate --report` first")
     report = read_json(path)
     page = evidence / f"{NAME}.md"
-    with readable(str(path)):
+    with naming_faults(str(path)):
         text = pages.page(report, claims.read(evidence))
     _write(page, text)
     return page

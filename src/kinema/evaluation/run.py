@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from kinema.atomic import beside, check_folder, replacing
+from kinema.atomic import check_folder, replacing, write_numbered
 from kinema.evaluation import curve, measuring, report
 from kinema.evaluation.curve import Curve
 from kinema.evaluation.options import EvaluateOptions
@@ -62,4 +62,4 @@ def save(text: str, path: Path, *, overwrite: bool = False) -> Path:
             part.write_text(text, encoding="utf-8")
         return name
 
-    return write(path) if overwrite else beside(path, write)
+    return write(path) if overwrite else write_numbered(path, write)

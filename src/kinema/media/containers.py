@@ -12,7 +12,7 @@ from kinema.media.structure import is_animated_png
 from kinema.schema import BadRequest
 
 
-def existing(path: Path) -> Path:
+def readable_path(path: Path) -> Path:
     """Return ``path`` if it is a folder or a readable, non-empty regular file.
 
     Raises `BadRequest` otherwise: with similar names for a missing file, and without blocking on a pipe or device.

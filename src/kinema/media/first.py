@@ -9,9 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from kinema.media.colour import to_float
-from kinema.media.containers import existing, sniff
+from kinema.media.containers import readable_path, sniff
 from kinema.media.fitting import fit, fit_frame, fit_note
-from kinema.media.pictures import animated_first, is_picture, read_image
+from kinema.media.images import animated_first, is_image, read_image
 from kinema.media.read import check_stream, decode_limits, timed_frames
 from kinema.media.streams import stream_frames
 from kinema.media.structure import cut_after_first_frame
@@ -25,7 +25,7 @@ def read_first(path: str | Path, size: tuple[int, int, Fit]) -> tuple[Tensor, li
     Later frames of a clip are neither counted nor decoded, so it may be too long, too large or cut short.
     Returns 1×3×1×H×W in [-1, 1] and notes for the user, each to follow the file name. Raises `BadRequest`.
     """
-    path = existing(Path(path))
+    path = readable_path(Path(path))
     kind = None if path.is_dir() else sniff(path)
     if not path.is_dir() and (kind is None or _is_still(path, kind)):
         video, note = fit(read_image(path), *size)
@@ -37,7 +37,7 @@ def read_first(path: str | Path, size: tuple[int, int, Fit]) -> tuple[Tensor, li
 
 def _is_still(path: Path, kind: str) -> bool:
     try:
-        return is_picture(path)
+        return is_image(path)
     except BadRequest:
         if kind in ("gif", "apng") and cut_after_first_frame(path, kind):
             return False

@@ -16,7 +16,7 @@ from typing import Any
 
 from kinema import bounds
 from kinema.media.ancillary import gif_comments, png_texts, webp_exif
-from kinema.media.containers import existing, open_container, sniff
+from kinema.media.containers import open_container, readable_path, sniff
 from kinema.media.structure import check_whole
 from kinema.media.timing import MAX_FRAME_PIXELS
 from kinema.schema import BadRequest
@@ -25,7 +25,7 @@ KEY = "kinema"
 FOLDER_RECIPE = "recipe.json"
 GENERATED = "trainedAlgorithmicMedia"
 IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
-NONE = "it was not written by Kinema, or its metadata was stripped"
+NO_RECIPE = "it was not written by Kinema, or its metadata was stripped"
 MAX_RECIPE = 1 << 20
 """Largest JSON that is parsed, in bytes; a recipe has a few thousand."""
 
@@ -85,13 +85,13 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     """
     found = find_recipe(path)
     if found is None:
-        raise BadRequest(f"{Path(path).name} has no recipe: {NONE}")
+        raise BadRequest(f"{Path(path).name} has no recipe: {NO_RECIPE}")
     return found
 
 
 def find_recipe(path: str | Path) -> dict[str, Any] | None:
     """Read the recipe in ``path``; None if it has none. Raises `BadRequest` for a missing file or a damaged recipe."""
-    path = existing(Path(path))
+    path = readable_path(Path(path))
     text = _find(path)
     if text is None:
         return None
@@ -115,7 +115,7 @@ def _from_mp4(path: Path) -> str | None:
     import av
 
     try:
-        with open_container(path, "mov", bounds.pixels(MAX_FRAME_PIXELS)) as container:
+        with open_container(path, "mov", bounds.max_pixels(MAX_FRAME_PIXELS)) as container:
             text = container.metadata.get(KEY)
     except av.FFmpegError as error:
         check_whole(path, "mov")  # reports where it is cut

@@ -18,16 +18,16 @@ import numpy as np
 
 from kinema import bounds
 from kinema.media.colour import to_float
-from kinema.media.containers import existing, sniff
+from kinema.media.containers import readable_path, sniff
 from kinema.media.fitting import fit, fit_frame, fit_note
-from kinema.media.pictures import (
+from kinema.media.images import (
     animated_first,
     animated_frames,
     count_frames,
     folder_frames,
     image_format,
     is_animated_avif,
-    is_picture,
+    is_image,
     read_image,
 )
 from kinema.media.streams import check_count, stream_frames, survey
@@ -38,12 +38,12 @@ from kinema.media.timing import (
     Budget,
     Limits,
     Part,
-    Timed,
+    TimedFrame,
     Timeline,
     even_rate,
+    frames_from,
     part_of,
     resampled,
-    within,
 )
 from kinema.schema import MAX_FRAMES, BadRequest, Clip, Fit
 from kinema.trim import Trim, trim_of
@@ -90,7 +90,7 @@ class Keep:
 
     def limits(self, most: Limits) -> Limits:
         """Limits for decoding, given the limits ``most`` for what is kept."""
-        return most if self.size is None else replace(most, pixels=bounds.pixels(MAX_FRAME_PIXELS))
+        return most if self.size is None else replace(most, pixels=bounds.max_pixels(MAX_FRAME_PIXELS))
 
 
 def read_video(
@@ -121,15 +121,15 @@ def read_video(
     bounds T·H·W of what is kept (default `MAX_VIDEO_PIXELS`, or the user's higher limit); decoding is bounded by the
     file's size, checked before it begins.
     """
-    path, keep = existing(Path(path)), Keep(size, last)
-    most = bounds.pixels(MAX_VIDEO_PIXELS) if max_pixels is None else max_pixels
+    path, keep = readable_path(Path(path)), Keep(size, last)
+    most = bounds.max_pixels(MAX_VIDEO_PIXELS) if max_pixels is None else max_pixels
     limits, part, rate = Limits(max_frames, most, MAX_SECONDS), Part(frames, fps), None
     if trim_of(start, end):
         found = probe(path, fps, start, end)
         part = found.part.at_most(frames)
         rate = found.fps if part.origin is None else None
 
-    def start_decoding() -> tuple[float | None, Iterator[Timed]]:
+    def start_decoding() -> tuple[float | None, Iterator[TimedFrame]]:
         own, timed = timed_frames(path, keep.limits(limits), part)
         return own if rate is None else rate, timed
 
@@ -149,11 +149,11 @@ def probe(
 
     Clips longer than one read allows are counted too. Raises `BadRequest` as `read_video` does.
     """
-    path, trim = existing(Path(path)), trim_of(start, end)
+    path, trim = readable_path(Path(path)), trim_of(start, end)
     if path.is_dir():  # its files may change without changing the folder's time
         return _probed.__wrapped__(path, fps, trim, ())
     stat = path.stat()
-    return _probed(path, fps, trim, (stat.st_ino, stat.st_mtime_ns, stat.st_size, bounds.pixels(0)))
+    return _probed(path, fps, trim, (stat.st_ino, stat.st_mtime_ns, stat.st_size, bounds.max_pixels(0)))
 
 
 @lru_cache(maxsize=32)
@@ -168,18 +168,18 @@ def _probed(path: Path, fps: float | None, trim: Trim, state: tuple[int, ...]) -
 
 def _decoded(
     path: Path, part: Part, limits: Limits, most: int | None = None
-) -> tuple[float | None, list[Timed], tuple[int, ...]]:
+) -> tuple[float | None, list[TimedFrame], tuple[int, ...]]:
     """Return the known rate of a clip, at most ``most`` frames of a part without pixels, and the frame shape."""
     own, timed = timed_frames(path, limits, part)
     shape: tuple[int, ...] = ()
-    times: list[Timed] = []
-    for frame in islice(within(path.name, timed, part.begin, limits), most):
+    times: list[TimedFrame] = []
+    for frame in islice(frames_from(path.name, timed, part.begin, limits), most):
         shape = shape or frame.pixels().shape
         times.append(replace(frame, pixels=_nothing))
     return own, times, shape
 
 
-def _note(times: list[Timed]) -> str:
+def _note(times: list[TimedFrame]) -> str:
     return next((frame.note for frame in times if frame.note), "")
 
 
@@ -226,23 +226,23 @@ def _timelines(path: Path, fps: float | None) -> Iterator[Timeline]:
         timed = iter(found.timed)
         first = _decoded(path, Part(frames=1), limits, 1)[1]
         if [frame.time for frame in first] == [frame.time for frame in found.timed[:1]]:
-            yield _timeline(path.name, list(within(path.name, timed, None, limits)), own, keys)
+            yield _timeline(path.name, list(frames_from(path.name, timed, None, limits)), own, keys)
         timed = stream_frames(path, kind, limits, Part())
-    times = [replace(frame, pixels=_nothing) for frame in within(path.name, timed, None, limits)]
+    times = [replace(frame, pixels=_nothing) for frame in frames_from(path.name, timed, None, limits)]
     yield _timeline(path.name, times, own, [])
 
 
-def _timeline(name: str, times: list[Timed], own: float | None, keys: list[tuple[float, int]]) -> Timeline:
+def _timeline(name: str, times: list[TimedFrame], own: float | None, keys: list[tuple[float, int]]) -> Timeline:
     frames, rate = _counted(name, times, own, None)
     return Timeline(times, frames, rate, own is not None or even_rate(times)[0], own, keys)
 
 
 def decode_limits() -> Limits:
     """Decoding limits when no frames are kept."""
-    return Limits(MAX_FRAMES, bounds.pixels(MAX_FRAME_PIXELS), MAX_SECONDS)
+    return Limits(MAX_FRAMES, bounds.max_pixels(MAX_FRAME_PIXELS), MAX_SECONDS)
 
 
-def _counted(name: str, times: list[Timed], own: float | None, fps: float | None) -> tuple[int, float]:
+def _counted(name: str, times: list[TimedFrame], own: float | None, fps: float | None) -> tuple[int, float]:
     """Number of frames and rate of a read. Raises `BadRequest` for more than `MAX_SHOWN` frames when resampled."""
     even, rate = even_rate(times) if own is None else (True, own)
     if fps in (None, own) and even:
@@ -262,12 +262,12 @@ def facts(path: str | Path) -> dict[str, Any]:
     long, too large) is described as stored, with the error message in ``refused``. Raises `BadRequest` for a file that
     is damaged, truncated, or not a clip or image.
     """
-    path = existing(Path(path))
+    path = readable_path(Path(path))
     if path.is_dir():
         found = probe(path)
         size = {"width": found.width, "height": found.height}
         return {"codec": "frames in a folder", "frames": found.frames, "fps": found.fps, **size}
-    if is_picture(path):
+    if is_image(path):
         height, width = read_image(path).shape[-2:]
         return {"codec": image_format(path), "frames": 1, "width": width, "height": height}
     kind = sniff(path)
@@ -283,7 +283,7 @@ def _facts_of_animation(path: Path, kind: str) -> dict[str, Any]:
     decode_limits().check_frame(path.name, found.height, found.width)
     height, width = animated_first(path, decode_limits()).shape[:2]
     starts = np.cumsum([0.0, *found.holds]).tolist()
-    timed = [Timed(at, hold, _nothing, clock=1e-3) for at, hold in zip(starts, found.holds, strict=False)]
+    timed = [TimedFrame(at, hold, _nothing, clock=1e-3) for at, hold in zip(starts, found.holds, strict=False)]
     return {"codec": kind, **_timing(path, kind, timed, (len(timed), height, width)), "width": width, "height": height}
 
 
@@ -309,14 +309,14 @@ def _facts(path: Path, kind: str) -> dict[str, Any]:
     }
 
 
-def _timing(path: Path, kind: str, timed: list[Timed], stored: tuple[int, int, int]) -> dict[str, Any]:
+def _timing(path: Path, kind: str, timed: list[TimedFrame], stored: tuple[int, int, int]) -> dict[str, Any]:
     """Frames and rate of a read, or the stored ones and the message with which a read rejects them."""
     counted: list[tuple[int, float]] = []
 
     def read() -> None:
         check_count(path, stored[0], decode_limits())
         Budget.of(path.name, path.stat().st_size, "video" if kind in STREAMED else "images").check(*stored)
-        for _ in within(path.name, iter(timed), None, decode_limits()):
+        for _ in frames_from(path.name, iter(timed), None, decode_limits()):
             pass
         counted.append(_counted(path.name, timed, None, None))
 
@@ -343,7 +343,7 @@ def check_stream(path: Path, kind: str) -> None:
     decode_limits().check_frame(path.name, found.height, found.width)
 
 
-def timed_frames(path: Path, limits: Limits, part: Part) -> tuple[float | None, Iterator[Timed]]:
+def timed_frames(path: Path, limits: Limits, part: Part) -> tuple[float | None, Iterator[TimedFrame]]:
     """Return (rate, if known before decoding; frames) of an existing video file or folder."""
     if path.is_dir():
         return folder_frames(path, limits, part.fps)
@@ -360,7 +360,7 @@ def timed_frames(path: Path, limits: Limits, part: Part) -> tuple[float | None, 
 
 def _collect(
     name: str,
-    start_decoding: Callable[[], tuple[float | None, Iterator[Timed]]],
+    start_decoding: Callable[[], tuple[float | None, Iterator[TimedFrame]]],
     part: Part,
     limits: Limits,
     keep: Keep,
@@ -369,10 +369,10 @@ def _collect(
     rate, timed = start_decoding()
     if part.fps is not None and part.fps != rate:
         return _at_rate(name, timed, part, limits, keep), part.fps
-    times: list[Timed] = []
+    times: list[TimedFrame] = []
 
     def noted() -> Iterator[Callable[[], np.ndarray]]:
-        for frame in within(name, timed, part.begin, limits):
+        for frame in frames_from(name, timed, part.begin, limits):
             times.append(replace(frame, pixels=_nothing))  # lets the decoder free the frame
             yield frame.pixels
             if len(times) == part.frames:
@@ -394,8 +394,8 @@ def _collect(
     return [frames_HWC[i] for i in index], rate
 
 
-def _at_rate(name: str, timed: Iterator[Timed], part: Part, limits: Limits, keep: Keep) -> list[np.ndarray]:
-    frames = within(name, timed, part.begin, limits)
+def _at_rate(name: str, timed: Iterator[TimedFrame], part: Part, limits: Limits, keep: Keep) -> list[np.ndarray]:
+    frames = frames_from(name, timed, part.begin, limits)
     chosen = resampled(frames, part.fps or DEFAULT_FPS, part.frames, part.origin, part.skip)
     return _taken(name, (t.pixels for t in chosen), limits, keep)
 

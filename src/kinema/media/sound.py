@@ -39,7 +39,7 @@ class _Span:
     later: Fraction
 
 
-def carried(source: SoundSource | None, seconds: float, on_event: OnEvent) -> bytes | None:
+def extract_audio(source: SoundSource | None, seconds: float, on_event: OnEvent) -> bytes | None:
     """Extract the audio for a clip of this many seconds as an audio-only mp4; None if there is none.
 
     Reports, without an error, what is dropped: audio that no longer matches the frames, extra tracks, damaged tracks.
@@ -58,7 +58,7 @@ def carried(source: SoundSource | None, seconds: float, on_event: OnEvent) -> by
 
 
 def add(container: Any, audio: bytes) -> None:
-    """Add the audio from `carried` to an mp4 being written, after its video stream."""
+    """Add the audio from `extract_audio` to an mp4 being written, after its video stream."""
     import av
 
     with av.open(io.BytesIO(audio), format="mov") as source:

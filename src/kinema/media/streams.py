@@ -16,7 +16,7 @@ import numpy as np
 from kinema.media.alpha import frames_with_alpha
 from kinema.media.containers import open_container
 from kinema.media.frames import ColourTags, DecodedFrame
-from kinema.media.timing import DEFAULT_FPS, MAX_FRAME_PIXELS, Budget, Limits, Part, Timed
+from kinema.media.timing import DEFAULT_FPS, MAX_FRAME_PIXELS, Budget, Limits, Part, TimedFrame
 from kinema.schema import BadRequest
 
 _COVER = 0x400  # AV_DISPOSITION_ATTACHED_PIC
@@ -44,12 +44,12 @@ class Survey:
     height: int
     width: int
     rate: float
-    timed: list[Timed]
+    timed: list[TimedFrame]
     sound: list[str]
     keys: list[tuple[float, int]]
 
 
-def stream_frames(path: Path, kind: str, limits: Limits, part: Part) -> Iterator[Timed]:
+def stream_frames(path: Path, kind: str, limits: Limits, part: Part) -> Iterator[TimedFrame]:
     """Yield frames of the best video stream, upright RGB, in presentation order.
 
     If the whole stream is requested, its frames are counted first, and too many are rejected before decoding.
@@ -114,7 +114,7 @@ def _packets(path: Path, container: Any, stream: Any) -> Iterator[Any]:
         yield packet
 
 
-def _without_pixels(displayed: list[tuple[int, int]], stream: Any) -> list[Timed]:
+def _without_pixels(displayed: list[tuple[int, int]], stream: Any) -> list[TimedFrame]:
     """Frames without pixels for each (time stamp, duration), at exactly the times that `_timed` gives them."""
     base, declared = stream.time_base or Fraction(0), float(stream.average_rate or 0)
     step = 1 / float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
@@ -122,7 +122,7 @@ def _without_pixels(displayed: list[tuple[int, int]], stream: Any) -> list[Timed
     for stamp, duration in displayed:
         time = _time(stamp, stream)
         time = before = time if time > before else before + step
-        frames.append(Timed(time, float(duration * base) or step, _no_pixels, float(base), declared))
+        frames.append(TimedFrame(time, float(duration * base) or step, _no_pixels, float(base), declared))
     return frames
 
 
@@ -180,7 +180,7 @@ def _seek(container: Any, stream: Any, target: int) -> None:
 
 def _timed(
     path: Path, frames: Iterator[tuple[Any, Any]], stream: Any, limits: Limits, budget: Budget
-) -> Iterator[Timed]:
+) -> Iterator[TimedFrame]:
     container, ratio = stream.container.format.name, float(stream.sample_aspect_ratio or 1) or 1.0
     step = 1 / float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
     origin = float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
@@ -198,7 +198,7 @@ def _timed(
         time = before = time if time > before else before + step
         hold = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else step
         decoded = DecodedFrame(path.name, frame, ColourTags.of(frame).over(tags), ratio, alpha, decoder)
-        yield Timed(time, hold, decoded.pixels, clock, declared, decoded.look.note, decoded.nature)
+        yield TimedFrame(time, hold, decoded.pixels, clock, declared, decoded.look.note, decoded.nature)
 
 
 def check_count(path: Path, frames: int, limits: Limits) -> None:

@@ -49,7 +49,7 @@ class Limits:
     @property
     def frame(self) -> int:
         """Largest height × width of a frame."""
-        return min(bounds.pixels(MAX_FRAME_PIXELS), self.pixels)
+        return min(bounds.max_pixels(MAX_FRAME_PIXELS), self.pixels)
 
     def check(self, name: str, frames: int, pixels: int) -> None:
         if frames > self.frames:
@@ -71,7 +71,7 @@ class Budget:
     @staticmethod
     def of(name: str, size: int, what: Literal["video", "images"]) -> Budget:
         base, each = DECODED[what]
-        return Budget(name, bounds.pixels(base + each * size))
+        return Budget(name, bounds.max_pixels(base + each * size))
 
     def check(self, frames: int, height: int, width: int) -> None:
         """Reject, before decoding, a file whose structure declares too many pixels."""
@@ -95,7 +95,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedFrame:
     """A lazily decoded frame: ``pixels()`` returns uint8 H×W×3; times in seconds.
 
     ``clock`` is the step of the container's time stamps, ``declared`` its declared rate, if any; ``note`` tells the
@@ -163,7 +163,7 @@ class Timeline:
     ``keys`` are (time, stamp) of key frames, where decoding can begin in the middle of a file.
     """
 
-    times: list[Timed]
+    times: list[TimedFrame]
     frames: int
     rate: float
     even: bool
@@ -174,7 +174,7 @@ class Timeline:
         """Return the stamp of the last key frame at or before ``begin``; None to read from the beginning."""
         return max((key for key in self.keys if key[0] <= begin), default=(0.0, None))[1]
 
-    def needed(self, part: Part) -> list[Timed]:
+    def needed(self, part: Part) -> list[TimedFrame]:
         """Frames that must be decoded for a part."""
         begin = part.begin or 0.0
         first = max((at for at, frame in enumerate(self.times) if frame.time <= begin), default=0)
@@ -186,7 +186,7 @@ class Timeline:
         return [frame for frame in self.times[first:] if frame.time < end]
 
 
-def within(name: str, timed: Iterator[Timed], begin: float | None, limits: Limits) -> Iterator[Timed]:
+def frames_from(name: str, timed: Iterator[TimedFrame], begin: float | None, limits: Limits) -> Iterator[TimedFrame]:
     """Yield frames from the one displayed at ``begin`` on; rejects a total duration over the limit."""
     last, first, before = begin or 0.0, None, None
     for frame in timed:
@@ -217,8 +217,8 @@ def check_still(name: str, seconds: float) -> None:
 
 
 def resampled(
-    timed: Iterable[Timed], fps: float, frames: int | None, origin: float | None = None, skip: float = 0.0
-) -> Iterator[Timed]:
+    timed: Iterable[TimedFrame], fps: float, frames: int | None, origin: float | None = None, skip: float = 0.0
+) -> Iterator[TimedFrame]:
     """Yield one frame per 1/fps seconds, each the nearest in time; the last one lasts for its own duration.
 
     Seconds count from ``origin`` or the first frame; the first ``skip`` frames at that rate are left out.
@@ -243,7 +243,7 @@ def resampled(
         count += 1
 
 
-def even_rate(frames: Sequence[Timed]) -> tuple[bool, float]:
+def even_rate(frames: Sequence[TimedFrame]) -> tuple[bool, float]:
     """Whether the time stamps are even, and the rate: their mean, or one over the median gap.
 
     A rate outside `RATES` counts as uneven, so that frames are repeated or dropped and the duration is kept.

@@ -111,6 +111,6 @@ def parse_bytes(text: str) -> int:
     return int(amount)
 
 
-def gib(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Format a number of bytes: ``"1.50 GiB"`` or ``"96 MiB"``."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.0f} MiB"

@@ -18,14 +18,14 @@ import torch
 
 from kinema.canvas import Canvas
 from kinema.memory import offload
-from kinema.memory.free import free_bytes, gib, held_bytes, unified
+from kinema.memory.free import format_bytes, free_bytes, held_bytes, unified
 from kinema.memory.offload import LEVELS, Offload
 from kinema.memory.rehearsal import MemoryUse, Rehearsal
 from kinema.nn.ldm_unet import FeedForward, channels_last, chunk_feed_forward
 from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest, Request
-from kinema.system import DECODING, System, decoding_of, with_model
-from kinema.vae.placing import placed
+from kinema.system import DECODING, System, decode_options, with_model
+from kinema.vae.given_pixels import encode_given
 
 SHARE = 0.9
 """Fraction of the free memory that a plan may use."""
@@ -58,7 +58,7 @@ class MemoryPlan:
     at_once: bool = False
     """Whether two guidance branches may run at the same time (on a CPU, if memory is plentiful)."""
 
-    def told(self) -> dict[str, Any]:
+    def to_recipe(self) -> dict[str, Any]:
         """The plan's entry in a recipe."""
         return {"offload": self.offload, "chunk_tokens": self.tokens, "at_once": self.at_once}
 
@@ -78,7 +78,7 @@ def choose(system: System, request: Request, canvas: Canvas, *, measured: bool =
     TooLarge if no plan fits; the message suggests changes that would help.
     """
     options = system.memory
-    budget = max((options.budget or room(system)) - taken, 1)
+    budget = max((options.budget or available_bytes(system)) - taken, 1)
     needs = Needs(system, request, canvas, measured)
     if options.offload in ("auto", "none") and options.tokens is None and needs.upper_bound < budget:
         # Two threads that reach a block at the same time would both compile it.
@@ -106,7 +106,7 @@ def choose(system: System, request: Request, canvas: Canvas, *, measured: bool =
     raise TooLarge(_too_large(needs, budget, *least))
 
 
-def room(system: System) -> int:
+def available_bytes(system: System) -> int:
     """Return the bytes a request may use: most of the free memory, plus what the system's weights already occupy."""
     device, model = str(system.device), system.runtime.model
     return int(SHARE * free_bytes(device)) + (0 if model is None else held_bytes(model.parameters(), device))
@@ -131,7 +131,7 @@ def _too_large(needs: Needs, budget: int, need: int, plan: MemoryPlan) -> str:
     options = needs.system.memory
     size = needs.request.shape
     what = f"{size.batch} × {size.frames} frames of {size.width}×{size.height}"
-    start = f"{needs.system.name} needs {gib(need)} for {what}, but only {gib(budget)} may be used"
+    start = f"{needs.system.name} needs {format_bytes(need)} for {what}, but only {format_bytes(budget)} may be used"
     automatic = replace(needs.system, memory=replace(options, offload="auto", tokens=None))
     if (options.offload, options.tokens) != ("auto", None):
         other = Needs(automatic, needs.request, needs.canvas, needs.measured)
@@ -162,7 +162,7 @@ def explain(needs: Needs, plan: MemoryPlan) -> Iterator[str]:
     """Yield a sentence for each choice: what it does and how much memory it saves."""
     assert plan.need is not None
     plain = MemoryPlan(decoding={})
-    yield f"memory: peak of about {gib(plan.need)}; {gib(plan.budget)} may be used"
+    yield f"memory: peak of about {format_bytes(plan.need)}; {format_bytes(plan.budget)} may be used"
     if plan.offload != "none":
         where = "on disk" if unified(needs.system.device) else "in host memory"
         what = {
@@ -171,17 +171,17 @@ def explain(needs: Needs, plan: MemoryPlan) -> Iterator[str]:
             "sequential": "one block's weights are in memory at a time; the others are",
         }[plan.offload]
         resident = needs.bytes(replace(plan, offload="none"))
-        yield f"{what} {where}; without offloading {gib(resident)} would be needed"
+        yield f"{what} {where}; without offloading {format_bytes(resident)} would be needed"
     if plan.tokens:
         yield (
             f"feed-forward layers process {plan.tokens:,} tokens at a time; "
-            f"a step without this needs {gib(needs.step(None).peak)} in addition to the weights"
+            f"a step without this needs {format_bytes(needs.step(None).peak)} in addition to the weights"
         )
     if plan.decoding:
         more = needs.decode(plain.decoding or {}).peak
         yield (
             f"the clip is decoded in parts ({', '.join(_decoding_parts(plan.decoding))}) that are blended where they "
-            f"overlap, which changes its pixels slightly; decoding it whole needs {gib(more)} on top of the weights"
+            f"overlap, which changes its pixels slightly; decoding it whole needs {format_bytes(more)} besides weights"
         )
 
 
@@ -305,7 +305,7 @@ class Needs:
             self.conditions = outline.condition(text, self.request, canvas)
             native = canvas.empty or canvas.block.way == "native"
             for piece in (*canvas.held, *([] if native else [canvas.given])):
-                placed(outline.encode, outline.lattice.grid, piece.video, piece.mask)
+                encode_given(outline.encode, outline.lattice.grid, piece.video, piece.mask)
         return self.rehearsal.phases["condition"]
 
     def step(self, tokens: int | None) -> MemoryUse:
@@ -338,7 +338,7 @@ class Needs:
     def decode(self, decoding: Mapping[str, int]) -> MemoryUse:
         key = tuple(sorted(decoding.items()))
         if key not in self._decodes:
-            system, options = self.outline, {**decoding_of(self.request), **decoding}
+            system, options = self.outline, {**decode_options(self.request), **decoding}
             z = torch.empty(system.latent_shape(self.request).bcthw, device="meta", dtype=system.dtype)
             with torch.no_grad(), self.rehearsal.phase(f"decode {key}"):
                 system.codec.decode(z, **options)

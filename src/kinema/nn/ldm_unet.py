@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema import processor
-from kinema.nn.winograd import after_silu
+from kinema.nn.winograd import conv_after_silu
 
 GROUPS = 32
 CACHED, CACHED_HALVES = 2**18, 2**20
 """Values of a feed-forward layer's widest activation per chunk and CPU thread, in float32 and in half precision. The
 float32 chunk fits the cache; half-precision products are fast enough that larger chunks pay off."""
 PART = 2**19
-"""Values that `twice_as_large` upsamples at a time into a given buffer."""
+"""Values that `upsample_2x` upsamples at a time into a given buffer."""
 SMALL = 2**9
 """Up to this number of positions, a half-precision group norm is computed in float32 on a CPU."""
 SHORT, PROMPT, WEIGHTS, FEWEST = 64, 80, 2**19, 256
@@ -104,7 +104,7 @@ def tokens(x_NCHW: Tensor) -> Tensor:
     return x_NCHW.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def places(x_NSC: Tensor, height: int) -> Tensor:
+def to_map(x_NSC: Tensor, height: int) -> Tensor:
     """``NSC -> NCHW`` in channels-last memory, without a copy."""
     return x_NSC.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
 
@@ -139,12 +139,12 @@ class ResBlock(nn.Module):
 
     def forward(self, x_NCHW: Tensor, emb_NE: Tensor | None = None, *, overwrite: bool = False) -> Tensor:
         """``overwrite`` reuses x's memory for the result if no gradient is recorded and there is no shortcut layer."""
-        h = after_silu(self.conv1, self.norm1(x_NCHW))
+        h = conv_after_silu(self.conv1, self.norm1(x_NCHW))
         if self.time_emb_proj is not None and emb_NE is not None:
             shift_NC = self.time_emb_proj(emb_NE)
             shift_NC = shift_NC.repeat_interleave(len(h) // len(shift_NC), dim=0)
             h = add_(h, shift_NC[:, :, None, None])
-        h = after_silu(self.conv2, self.norm2(h))
+        h = conv_after_silu(self.conv2, self.norm2(h))
         return self.added(x_NCHW, h, overwrite)
 
     def added(self, x_NCHW: Tensor, h: Tensor, overwrite: bool) -> Tensor:
@@ -176,11 +176,11 @@ class Upsample(nn.Module):
         height, width = x_NCHW.shape[-2:]
         size = size or (2 * height, 2 * width)
         if size == (2 * height, 2 * width) and x_NCHW.is_cpu:
-            return twice_as_large(self.conv, x_NCHW)
+            return upsample_2x(self.conv, x_NCHW)
         return self.conv(F.interpolate(x_NCHW, size=size, mode="nearest"))
 
 
-def twice_as_large(conv: nn.Conv2d, x_NCHW: Tensor, buffer: Tensor | None = None) -> Tensor:
+def upsample_2x(conv: nn.Conv2d, x_NCHW: Tensor, buffer: Tensor | None = None) -> Tensor:
     """Nearest-neighbour upsampling by two and a 3×3 convolution, computed as four 2×2 convolutions of the small map.
 
     Two of the three rows under the kernel are copies of one, so their weights add up: 4/9 of the multiplications,

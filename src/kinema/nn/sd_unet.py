@@ -22,7 +22,7 @@ from kinema.nn.ldm_unet import (
     Upsample,
     add_,
     group_norm,
-    places,
+    to_map,
     tokens,
 )
 
@@ -165,7 +165,7 @@ class Transformer(nn.Module):
         x_NSC = self.proj_in(tokens(self.norm(x_NCHW)))
         for block in self.transformer_blocks:
             x_NSC = block(x_NSC, context_RLC, *more)
-        return add_(places(self.proj_out(x_NSC), x_NCHW.shape[2]), x_NCHW)
+        return add_(to_map(self.proj_out(x_NSC), x_NCHW.shape[2]), x_NCHW)
 
 
 # ------------------------------------------------------------------------------------------ widths

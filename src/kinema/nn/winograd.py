@@ -32,14 +32,14 @@ MIN_CHANNELS, MIN_POSITIONS = 128, 4096
 """With fewer channels the input transforms cost more than is saved, with fewer positions the weight transforms do."""
 
 
-def after_silu(conv: nn.Module, x_NCHW: Tensor) -> Tensor:
+def conv_after_silu(conv: nn.Module, x_NCHW: Tensor) -> Tensor:
     """Compute ``conv(silu(x))`` of a residual block; may overwrite x if no gradient is needed."""
-    if pays(conv, x_NCHW):
+    if is_faster(conv, x_NCHW):
         return convolve(cast(nn.Conv2d, conv), x_NCHW, silu=True)
     return conv(F.silu(x_NCHW, inplace=not x_NCHW.requires_grad))
 
 
-def pays(conv: nn.Module, x_NCHW: Tensor) -> bool:
+def is_faster(conv: nn.Module, x_NCHW: Tensor) -> bool:
     """Whether `convolve` supports this layer and input, and is faster than PyTorch."""
     if type(conv) is not nn.Conv2d or not _large(conv, x_NCHW):
         return False
@@ -47,8 +47,8 @@ def pays(conv: nn.Module, x_NCHW: Tensor) -> bool:
     return plain and conv.padding_mode == "zeros" and x_NCHW.shape[2] % TILE == x_NCHW.shape[3] % TILE == 0
 
 
-def pays_over_time(conv: nn.Module, x_BCTS: Tensor) -> bool:
-    """Whether `over_time` supports this layer and input, and is faster than PyTorch."""
+def is_faster_over_time(conv: nn.Module, x_BCTS: Tensor) -> bool:
+    """Whether `convolve_over_time` supports this layer and input, and is faster than PyTorch."""
     # Fewer than 7 frames would waste too much of the padding to a multiple of 4.
     return type(conv) is nn.Conv3d and conv.kernel_size == (3, 1, 1) and x_BCTS.shape[2] >= 7 and _large(conv, x_BCTS)
 
@@ -56,7 +56,7 @@ def pays_over_time(conv: nn.Module, x_BCTS: Tensor) -> bool:
 @cache
 def products_are_fast() -> bool:
     """Whether matrix products are as fast as convolutions: with MKL on Intel CPUs; on others they are half as fast."""
-    return torch.backends.mkl.is_available() and "Intel" in processor.maker()
+    return torch.backends.mkl.is_available() and "Intel" in processor.cpu_name()
 
 
 def _large(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> bool:
@@ -78,10 +78,10 @@ def convolve(conv: nn.Conv2d, x_NCHW: Tensor, *, silu: bool = False) -> Tensor:
 
     x N×C×H×W -> N×K×H×W in channels-last memory, both float32 on a CPU. No gradient is recorded.
     """
-    return of_padded(conv)(_padded(x_NCHW, silu)).permute(0, 3, 1, 2)
+    return convolve_padded(conv)(_padded(x_NCHW, silu)).permute(0, 3, 1, 2)
 
 
-def of_padded(conv: nn.Conv2d) -> Callable[[Tensor], Tensor]:
+def convolve_padded(conv: nn.Conv2d) -> Callable[[Tensor], Tensor]:
     """Return the convolution of padded inputs, contiguous N×(H+2)×(W+2)×C -> N×H×W×K; transforms the weight once."""
     input_BT, _, output_AT = matrices()
     weight_QCK = transform_weight(conv.weight)
@@ -130,7 +130,7 @@ def of_padded(conv: nn.Conv2d) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def over_time(conv: nn.Conv3d) -> Callable[[Tensor], Tensor]:
+def convolve_over_time(conv: nn.Conv3d) -> Callable[[Tensor], Tensor]:
     """Return a zero-padded convolution of kernel (3, 1, 1), B×C×T×S -> B×K×T×S, with half the multiplications.
 
     Four output frames depend on six input frames; the transforms are thin products along whole frames. The weight is

@@ -8,14 +8,14 @@ from kinema.system.family import (
     Conditions,
     Defaults,
     Family,
-    Opened,
+    OpenedModel,
     Process,
     Sampling,
-    decoding_of,
+    decode_options,
 )
 from kinema.system.files import Checkpoints, FoundCheckpoint, Slots
-from kinema.system.opening import HUB, family_of, fetched, is_hub_id, open_system
-from kinema.system.precision import Asked, WeightPolicy, chosen, described, name_of, policy_for
+from kinema.system.opening import HUB, fetch, is_hub_id, open_system, parse_metadata
+from kinema.system.precision import DTypeOption, WeightPolicy, default_policy, device_title, dtype_name, policy_for
 from kinema.system.runtime import Runtime
 from kinema.system.system import MemoryOptions, System, with_model
 from kinema.system.training import Batch, Training, TrainingSettings, Tuning
@@ -25,7 +25,7 @@ __all__ = [
     "DECODING",
     "HUB",
     "AddOn",
-    "Asked",
+    "DTypeOption",
     "Batch",
     "Checkpoints",
     "Codec",
@@ -34,7 +34,7 @@ __all__ = [
     "Family",
     "FoundCheckpoint",
     "MemoryOptions",
-    "Opened",
+    "OpenedModel",
     "Process",
     "TrainingSettings",
     "Sampling",
@@ -45,13 +45,13 @@ __all__ = [
     "Tuning",
     "WeightPolicy",
     "Weights",
-    "chosen",
-    "decoding_of",
-    "described",
-    "family_of",
-    "fetched",
+    "default_policy",
+    "decode_options",
+    "device_title",
+    "parse_metadata",
+    "fetch",
     "is_hub_id",
-    "name_of",
+    "dtype_name",
     "open_system",
     "policy_for",
     "with_model",

@@ -86,7 +86,7 @@ DECODING = {"chunk": "decode_chunk", "overlap": "decode_overlap", "tile": "decod
 """Option of `Codec.decode` to its key in `Request.extra`."""
 
 
-def decoding_of(request: Request) -> dict[str, int]:
+def decode_options(request: Request) -> dict[str, int]:
     """Return the request's decoding options as keyword arguments of `Codec.decode`."""
     return {short: request.extra[long] for short, long in DECODING.items() if long in request.extra}
 
@@ -113,7 +113,7 @@ class Codec(Protocol):
         """
 
 
-class Opened(Protocol):
+class OpenedModel(Protocol):
     """The part of an opened model (`kinema.system.System`) that a family may use."""
 
     @property
@@ -185,13 +185,15 @@ class Sampling(Protocol):
         """Return the files and folders named in ``extra``; the recipe records their hashes."""
         return ()
 
-    def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> Any:
+    def encode_prompt(self, system: OpenedModel, request: Request, on_event: OnEvent) -> Any:
         """Encode the request's prompts with the family's text encoders.
 
         Called once per clip, however many blocks of frames it has.
         """
 
-    def condition(self, system: Opened, text: Any, request: Request, canvas: Canvas, on_event: OnEvent) -> Conditions:
+    def condition(
+        self, system: OpenedModel, text: Any, request: Request, canvas: Canvas, on_event: OnEvent
+    ) -> Conditions:
         """Return the conditioning of each branch from text, images and scalars.
 
         ``text`` is the result of `encode_prompt`; ``request`` and ``canvas`` describe one block of frames. Batch items
@@ -212,7 +214,7 @@ class Sampling(Protocol):
         Return None if they cannot share a batch; the clips are then denoised one after another.
         """
 
-    def denoiser(self, system: Opened, condition: Any, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: OpenedModel, condition: Any, frames: Sequence[int] | None) -> Denoiser:
         """Return ``denoise(z_BCTHW, level) -> x0_BCTHW`` for one branch's conditioning.
 
         ``frames`` are the latent frame indices that z holds; None means all.

@@ -19,7 +19,7 @@ Grow = Callable[[Path, Path, OnEvent], None]
 
 
 @dataclass(frozen=True)
-class Leg:
+class ShippedRun:
     """One training run. ``{base}`` in a string option stands for the file that the run ``base`` writes."""
 
     options: Mapping[str, Any]
@@ -41,13 +41,13 @@ class Leg:
 
 
 @dataclass(frozen=True)
-class Shipped:
+class ShippedRuns:
     """A family's training runs, in order, and the run that writes each shipped file."""
 
-    legs: Mapping[str, Leg]
+    legs: Mapping[str, ShippedRun]
     files: Mapping[str, str]
 
-    def towards(self, name: str) -> dict[str, Leg]:
+    def towards(self, name: str) -> dict[str, ShippedRun]:
         """The runs that a shipped file needs, in order."""
         needed = {self.files[name]}
         for leg in reversed([*self.legs]):

@@ -17,8 +17,8 @@ import torch
 from kinema import bounds, processor, registry
 from kinema.checkpoints import files, hub
 from kinema.checkpoints.lora_formats import is_lora
-from kinema.checkpoints.settings import build_config, checked, readable
-from kinema.checkpoints.signatures import refused
+from kinema.checkpoints.settings import build_config, naming_faults, validated
+from kinema.checkpoints.signatures import describe_unsupported
 from kinema.checkpoints.source import Source
 from kinema.events import Note, OnEvent, ignore
 from kinema.nn.meta import on_meta
@@ -26,7 +26,7 @@ from kinema.schema import BadRequest
 from kinema.system.blocks import COMPILED, check_compiler
 from kinema.system.family import Family
 from kinema.system.files import FoundCheckpoint
-from kinema.system.precision import Asked, WeightPolicy, chosen, policy_for
+from kinema.system.precision import DTypeOption, WeightPolicy, default_policy, policy_for
 from kinema.system.system import MemoryOptions, System
 from kinema.system.weights import AddOn, Weights
 from kinema.values import quoted
@@ -40,7 +40,7 @@ def open_system(
     *,
     preset: str | None = None,
     variant: str | None = None,
-    dtype: Asked = torch.float32,
+    dtype: DTypeOption = torch.float32,
     device: str | torch.device | None = None,
     offline: bool | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -67,7 +67,7 @@ def open_system(
     if not given.strip():
         raise BadRequest("the model's name is empty; expected a name, a file, a folder or a hub id")
     name, family, config, weights, found = _resolve(given, preset, variant, offline, on_event)
-    slots = {**_neighbours(given, found), **registry.ADDED.get(given.removeprefix(HUB), {}), **(add or {})}
+    slots = {**_neighbours(given, found), **registry.DEFAULT_ADD_ONS.get(given.removeprefix(HUB), {}), **(add or {})}
     added, config, more = _add(family, config, slots, offline, on_event)
     weights, notes = replace(weights, added=added), (*found.notes, *more, *([COMPILED] if compile else []))
     if overrides:
@@ -99,13 +99,13 @@ def _resolve(
     if preset:
         raise BadRequest(f"preset {preset} applies only to a family ({', '.join(registry.FAMILIES)}), not to {name}")
     if name in registry.EMBEDDED:
-        return (name, *_recognised(registry.weights(registry.EMBEDDED[name][1]), variant))
+        return (name, *_recognised(registry.weight_file(registry.EMBEDDED[name][1]), variant))
     if here is not None:
-        return (registry.called(here), *_recognised(here, variant))
+        return (registry.recipe_name(here), *_recognised(here, variant))
     if name in registry.ALIASES or is_hub_id(name):
         return (name, *_recognised(_fetched(name, offline, variant, on_event), variant))
-    if name in registry.PARTS:
-        slot = registry.PARTS[name]
+    if name in registry.ADD_ONS:
+        slot = registry.ADD_ONS[name]
         option, argument = (f"--lora {name}", "loras") if slot == "lora" else (f"--add {slot}={name}", "add")
         model = next((model for model in registry.EMBEDDED if name.startswith(model)), "one")
         raise BadRequest(
@@ -113,7 +113,7 @@ def _resolve(
         )
     if Path(name).suffix or name.startswith((".", "/")):
         raise BadRequest(f"there is no file {name}; expected a model's file or folder")
-    raise BadRequest(registry.unknown("model", name, {*registry.EMBEDDED, *registry.ALIASES, *registry.FAMILIES}))
+    raise BadRequest(registry.unknown_name("model", name, {*registry.EMBEDDED, *registry.ALIASES, *registry.FAMILIES}))
 
 
 def _local(given: str | Path) -> Path | None:
@@ -139,22 +139,22 @@ def _add(
     for slot, given in add.items():
         if slots is None:
             raise BadRequest(f"{family.name} does not support add-ons; remove {slot}")
-        part = registry.part(given)
+        part = registry.add_on_file(given)
         if slot.partition(".")[0] not in slots.names:
-            raise BadRequest(registry.unknown(f"slot of {family.name}", slot, slots.names))
+            raise BadRequest(registry.unknown_name(f"slot of {family.name}", slot, slots.names))
         here, name = _local(part), str(part).removeprefix(HUB)
         if here is None and not is_hub_id(name):
-            raise BadRequest(f"there is no file {part} to add as {slot}{registry.near_part(part, slot)}")
+            raise BadRequest(f"there is no file {part} to add as {slot}{registry.similar_add_ons(part, slot)}")
         source = Source(_fetched(name, offline, None, on_event) if here is None else here)
-        with readable(str(source.path)):
+        with naming_faults(str(source.path)):
             found = slots.open(config, slot, source)
-        config = checked(found.config, f"the config with {slot}")
+        config = validated(found.config, f"the config with {slot}")
         added.append(AddOn(slot, source, found.parts, name if here is None else "", found.outside))
         notes += found.notes
     return tuple(added), config, tuple(notes)
 
 
-def _policy(asked: Asked, device: torch.device, family: Family, config: Any, weights: Weights) -> WeightPolicy:
+def _policy(asked: DTypeOption, device: torch.device, family: Family, config: Any, weights: Weights) -> WeightPolicy:
     """The requested precision's policy, or the default of this model and device."""
     fits = family.sampling.defaults(config).fits_float16
     if isinstance(asked, torch.dtype):
@@ -162,7 +162,7 @@ def _policy(asked: Asked, device: torch.device, family: Family, config: Any, wei
     if asked not in (None, "auto"):
         raise BadRequest(f'dtype is {quoted(asked)}; expected a torch.dtype, "auto" or None')
     stored = None if device.type == "cpu" else weights.stored  # a CPU's default does not depend on the file
-    return chosen(device, stored, auto=asked == "auto", fits_float16=fits)
+    return default_policy(device, stored, auto=asked == "auto", fits_float16=fits)
 
 
 def is_hub_id(name: str) -> bool:
@@ -176,7 +176,7 @@ def is_hub_id(name: str) -> bool:
 def _fetched(name: str, offline: bool | None, variant: str | None, on_event: OnEvent) -> Path:
     _say_terms(name, offline, on_event)
     try:
-        return fetched(name, offline, variant)
+        return fetch(name, offline, variant)
     except BadRequest as error:
         if name in registry.ALIASES:
             raise
@@ -196,7 +196,7 @@ def _say_terms(name: str, offline: bool | None, on_event: OnEvent) -> None:
         on_event(Note(f"{repository}: {registry.TERMS[repository]}"))
 
 
-def fetched(name: str, offline: bool | None, variant: str | None) -> Path:
+def fetch(name: str, offline: bool | None, variant: str | None) -> Path:
     """Return the local path of a model given by hub id or alias, downloading it if needed; see `hub.fetch_model`."""
     return hub.fetch_model(registry.ALIASES.get(name, name), offline=offline, variant=_split(variant)[0])
 
@@ -204,7 +204,7 @@ def fetched(name: str, offline: bool | None, variant: str | None) -> Path:
 def _untrained(family_name: str, preset: str) -> tuple[Family, Any, Weights, FoundCheckpoint]:
     family: Family = registry.family(family_name)
     if preset not in family.presets:
-        raise BadRequest(registry.unknown(f"preset of {family_name}", preset, family.presets))
+        raise BadRequest(registry.unknown_name(f"preset of {family_name}", preset, family.presets))
     return family, family.presets[preset], Weights(seed=0), FoundCheckpoint(family.presets[preset])
 
 
@@ -222,25 +222,25 @@ def _recognised(path: Path, variant: str | None) -> tuple[Family, Any, Weights, 
     if note := source.metadata.get("kinema"):
         if model:
             raise BadRequest(f"the metadata of {path} already states the model; leave out variant {model}")
-        family, config = family_of(note, str(path))
+        family, config = parse_metadata(note, str(path))
         return family, config, weights, FoundCheckpoint(config)
     likely = registry.PIPELINES.get(source.pipeline)  # asked first, so that other families need not be imported
     for name in sorted(registry.FAMILIES, key=lambda name: name != likely):
         family = registry.family(name)
-        with readable(str(path)):
+        with naming_faults(str(path)):
             found = family.checkpoints.recognise(source)
         if found is not None:
             return (
                 family,
-                checked(found.config, f"the config of {path}"),
+                validated(found.config, f"the config of {path}"),
                 replace(weights, own=False, parts=found.parts),
                 found,
             )
     hint = "; name a model and pass this file with --lora" if is_lora(source.header) else ""
-    raise BadRequest(f"{path} is not a supported model: {refused(source)}{hint}")
+    raise BadRequest(f"{path} is not a supported model: {describe_unsupported(source)}{hint}")
 
 
-def family_of(note: str, where: str) -> tuple[Family, Any]:
+def parse_metadata(note: str, where: str) -> tuple[Family, Any]:
     """Parse the kinema metadata of a weight file into family and config. Raises BadRequest if it is damaged."""
     data = bounds.from_json(note, f"the kinema metadata of {where}")
     if not (isinstance(data, Mapping) and isinstance(data.get("family"), str) and "config" in data):

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from kinema import processor
-from kinema.processor import HALVES
+from kinema.processor import HALF_PRECISIONS
 from kinema.schema import BadRequest
 from kinema.values import quoted
 
-Asked = torch.dtype | Literal["auto"] | None
+DTypeOption = torch.dtype | Literal["auto"] | None
 """A dtype; "auto": bfloat16 if the device has it natively; None: the file's precision on an accelerator, float32 on a
 CPU."""
-PRECISIONS = (torch.float32, *HALVES, torch.float64)
+PRECISIONS = (torch.float32, *HALF_PRECISIONS, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -78,31 +78,31 @@ def policy_for(dtype: torch.dtype, device: torch.device, *, fits_float16: bool =
     (``Defaults.fits_float16``).
     """
     if dtype not in PRECISIONS:
-        raise BadRequest(f"dtype is {quoted(str(dtype))}; expected {', '.join(map(name_of, PRECISIONS))} or auto")
-    name, where = name_of(dtype), described(device)
-    if dtype == torch.float64 and not processor.native(device, dtype):
+        raise BadRequest(f"dtype is {quoted(str(dtype))}; expected {', '.join(map(dtype_name, PRECISIONS))} or auto")
+    name, where = dtype_name(dtype), device_title(device)
+    if dtype == torch.float64 and not processor.is_native_on(device, dtype):
         raise BadRequest(f"{where} does not support float64; use float32, bfloat16 or float16")
     how = f"weights are rounded to {name}, and the network computes in float32"
     if dtype == torch.float16 and not fits_float16:
         return WeightPolicy(dtype, torch.float32, f"this model exceeds float16's range: {how}")
-    if device.type == "cpu" and dtype in HALVES and processor.is_native(dtype) is False:
+    if device.type == "cpu" and dtype in HALF_PRECISIONS and processor.is_native(dtype) is False:
         return WeightPolicy(dtype, torch.float32, f"{where} has no native {name}: {how}")
     return WeightPolicy(dtype, dtype)
 
 
-def chosen(
+def default_policy(
     device: torch.device, stored: torch.dtype | None, *, auto: bool = False, fits_float16: bool = True
 ) -> WeightPolicy:
     """Return the policy for no requested precision, or for "auto". ``stored`` is the file's precision; None: untrained.
 
     A float32 file stays in float32 unless "auto" is requested, since the model may need more than half precision.
     """
-    bf16, where = processor.native(device, torch.bfloat16), described(device)
+    bf16, where = processor.is_native_on(device, torch.bfloat16), device_title(device)
     if device.type == "cpu":
         if auto and bf16:
             return _computing_in(torch.bfloat16, f"which {where} has natively")
         return WeightPolicy(note=f"computes in float32: {where} has no native bfloat16" if auto else "")
-    by_file = "as the model is untrained" if stored is None else f"as its weights are stored in {name_of(stored)}"
+    by_file = "as the model is untrained" if stored is None else f"as its weights are stored in {dtype_name(stored)}"
     if stored == torch.float16 and fits_float16:
         return _computing_in(torch.float16, by_file)
     why = f"{by_file}, whose range this model exceeds" if stored == torch.float16 else by_file
@@ -115,14 +115,14 @@ def chosen(
 
 
 def _computing_in(dtype: torch.dtype, why: str) -> WeightPolicy:
-    return WeightPolicy(dtype, dtype, f"computes in {name_of(dtype)}, {why}")
+    return WeightPolicy(dtype, dtype, f"computes in {dtype_name(dtype)}, {why}")
 
 
-def name_of(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     """The dtype's name in messages and recipes: ``bfloat16``."""
     return str(dtype).removeprefix("torch.")
 
 
-def described(device: torch.device) -> str:
+def device_title(device: torch.device) -> str:
     """The device's name in messages: ``this CPU``, ``cuda:1``."""
     return "this CPU" if device.type == "cpu" else str(device)

@@ -15,7 +15,7 @@ from kinema.cancel import checkpoint
 from kinema.canvas import Canvas
 from kinema.checkpoints import files
 from kinema.checkpoints.lora_use import LoraFile, Loras, read_loras
-from kinema.checkpoints.settings import readable
+from kinema.checkpoints.settings import naming_faults
 from kinema.diffusion.guidance import Guidance, classifier_free
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser
@@ -25,7 +25,7 @@ from kinema.grid import Lattice
 from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest, Request, Shape
 from kinema.system.blocks import compile_blocks
-from kinema.system.family import Codec, Conditions, Family, Process, decoding_of
+from kinema.system.family import Codec, Conditions, Family, Process, decode_options
 from kinema.system.precision import WeightPolicy
 from kinema.system.runtime import Runtime
 from kinema.system.weights import Weights
@@ -102,7 +102,7 @@ class System:
             tensors = self.weights.source.tensors(self.weights.parts)
             checkpoint()
             if not self.weights.own:
-                with readable(str(self.weights.path)):
+                with naming_faults(str(self.weights.path)):
                     tensors = self.family.checkpoints.convert(self.config, tensors)
         tensors |= self.additions()
         checkpoint()
@@ -121,7 +121,7 @@ class System:
                 continue
             checkpoint()
             assert slots is not None  # checked when the model was opened
-            with readable(str(added.source.path)):
+            with naming_faults(str(added.source.path)):
                 tensors |= slots.convert(self.config, added.slot, added.source.tensors(added.parts))
         return tensors
 
@@ -145,10 +145,10 @@ class System:
         shapes = {name: p.shape for name, p in self._on_meta().named_parameters()}
         if any(not str(name).strip() for name in loras):
             raise BadRequest("the name of a LoRA is empty; expected a file")
-        missing = [name for name in loras if not Path(registry.part(name)).exists()]
+        missing = [name for name in loras if not Path(registry.add_on_file(name)).exists()]
         if missing:
-            raise BadRequest(f"there is no LoRA file {missing[0]}{registry.near_part(missing[0], 'lora')}")
-        loras = {registry.part(name): weight for name, weight in loras.items()}
+            raise BadRequest(f"there is no LoRA file {missing[0]}{registry.similar_add_ons(missing[0], 'lora')}")
+        loras = {registry.add_on_file(name): weight for name, weight in loras.items()}
         return read_loras(loras, shapes, self.family.checkpoints.lora_aliases(self.config), self.name)
 
     @property
@@ -213,7 +213,7 @@ class System:
 
     def decode(self, z_BCTHW: Tensor, request: Request | None = None) -> Tensor:
         """Decode latents to pixels in [-1, 1] on the CPU, with the request's decoding options."""
-        options: dict[str, Any] = decoding_of(request) if request else {}
+        options: dict[str, Any] = decode_options(request) if request else {}
         return self.codec.decode(z_BCTHW.to(self.dtype), **options).float().clamp(-1, 1).cpu()
 
 

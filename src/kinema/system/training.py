@@ -128,7 +128,7 @@ class Tuning(Protocol):
 class Training(Protocol):
     """How a family is trained."""
 
-    def recipe(self, config: Any) -> TrainingSettings:
+    def settings(self, config: Any) -> TrainingSettings:
         """Return the training settings of this config."""
 
     def loss(self, model: nn.Module, config: Any, batch: Batch, generator: torch.Generator) -> Tensor:

@@ -27,9 +27,9 @@ class AddOn:
     outside: bool = False
     """Whether the family reads it itself, so that it is not part of the network (a text encoder)."""
 
-    def told(self) -> dict[str, Any]:
+    def to_recipe(self) -> dict[str, Any]:
         """The add-on's entry in a recipe."""
-        return {"slot": self.slot, "file": self.hub or registry.called(self.source.path), "hash": self.hash}
+        return {"slot": self.slot, "file": self.hub or registry.recipe_name(self.source.path), "hash": self.hash}
 
     @cached_property
     def hash(self) -> str:

@@ -7,7 +7,7 @@ model's defaults; ``canvas`` reads the media once the size is settled.
 from __future__ import annotations
 
 from kinema.tasks import animate, edit, extend, generate, inpaint, interpolate, upscale
-from kinema.tasks.known import Task
+from kinema.tasks.inputs import Task
 
 TASKS: dict[str, Task] = {
     "generate": Task(generate.plan, generate.canvas),

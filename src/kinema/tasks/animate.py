@@ -10,11 +10,11 @@ from pathlib import Path
 from kinema.canvas import Canvas
 from kinema.events import OnEvent
 from kinema.media import read
-from kinema.media.containers import existing
-from kinema.media.pictures import is_picture
+from kinema.media.containers import readable_path
+from kinema.media.images import is_image
 from kinema.schema import BadRequest, Request
 from kinema.tasks.inpaint import check_region, generated_area
-from kinema.tasks.known import blank, first_frame, refuse_both
+from kinema.tasks.inputs import blank, first_frame, refuse_both
 from kinema.values import quoted
 
 
@@ -38,7 +38,7 @@ def check_start(request: Request) -> None:
         return
     if request.image is None:
         raise BadRequest("--start applies to a clip given as the image: give an image, or leave --start out")
-    if (path := existing(Path(request.image))).is_file() and is_picture(path):
+    if (path := readable_path(Path(request.image))).is_file() and is_image(path):
         raise BadRequest(f"start is {quoted(request.start)}, but {request.image} is an image; leave --start out")
     read.probe(request.image, start=request.start)
 

@@ -7,7 +7,7 @@ import torch
 from kinema.canvas import Canvas, Piece, Release
 from kinema.events import OnEvent
 from kinema.schema import Request
-from kinema.tasks.known import require, sound_of, source_frames, with_source_timing
+from kinema.tasks.inputs import require, sound_of, source_frames, with_source_timing
 
 
 def plan(request: Request) -> Request:

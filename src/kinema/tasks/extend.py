@@ -5,7 +5,7 @@ from __future__ import annotations
 from kinema.canvas import Canvas
 from kinema.events import Note, OnEvent
 from kinema.schema import MAX_FRAMES, BadRequest, Request
-from kinema.tasks.known import blank, refuse_both, require, sound_of, source, source_frames
+from kinema.tasks.inputs import blank, refuse_both, require, sound_of, source, source_frames
 
 NEW_FRAMES = 12
 

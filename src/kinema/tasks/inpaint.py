@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from kinema.canvas import Canvas
 from kinema.events import OnEvent
 from kinema.schema import BadRequest, Request
-from kinema.tasks.known import (
+from kinema.tasks.inputs import (
     blank,
     frames_of,
     refuse_both,

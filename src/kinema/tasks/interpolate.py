@@ -6,7 +6,7 @@ from kinema.canvas import Canvas, SoundSource
 from kinema.events import Note, OnEvent
 from kinema.media.timing import RATES
 from kinema.schema import MAX_FRAMES, BadRequest, Request
-from kinema.tasks.known import blank, first_frame, sound_of, source, source_frames
+from kinema.tasks.inputs import blank, first_frame, sound_of, source, source_frames
 
 SAME_SPEED = 1e-3
 """Relative tolerance of the speed: 29.97 passes for 30000/1001, and the difference is inaudible."""

@@ -6,8 +6,8 @@ from kinema.canvas import Canvas, LowResolution
 from kinema.events import OnEvent
 from kinema.media.timing import RATES
 from kinema.schema import MAX_FRAMES, BadRequest, Request, Shape
+from kinema.tasks.inputs import require, sound_of, source, source_frames
 from kinema.tasks.interpolate import sound_at_speed
-from kinema.tasks.known import require, sound_of, source, source_frames
 
 
 def plan(request: Request) -> Request:

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kinema.bounds import few, from_json, quoted
+from kinema.bounds import first_names, from_json, quoted
 from kinema.checkpoints import files
-from kinema.checkpoints.settings import readable
+from kinema.checkpoints.settings import naming_faults
 from kinema.events import Note, OnEvent
 from kinema.schema import BadRequest
 from kinema.training.ema import EMA
-from kinema.values import misfit
+from kinema.values import mismatch
 
 _NAMES = "step-*.safetensors"
 MOST = 2**62
@@ -113,7 +113,7 @@ def peek(path: Path) -> tuple[State, str]:
         raise BadRequest(f"{path} is damaged: its run state is {quoted(values)}")
     if unknown := sorted(set(values) - {f.name for f in fields(State)}):
         raise BadRequest(f"{path} was written by a later version of kinema (unknown field {quoted(unknown[0])})")
-    if wrong := misfit(State, values):
+    if wrong := mismatch(State, values):
         raise BadRequest(f"{path} is damaged: {wrong}")
     for known, value in values.items():  # fail now, not minutes into the resumed run
         out_of_range = isinstance(value, int | float) and known not in _SIGNED and not 0 <= value < MOST
@@ -130,7 +130,7 @@ def load(path: Path, model: nn.Module, ema: EMA, optimisers: Sequence[Optimizer]
     weights = {f"raw.{k}": current[k] for k in ema.shadow} | {f"ema.{k}": v for k, v in ema.shadow.items()}
     momenta = {k: v for k, v in tensors.items() if k.startswith("optim.")}
     if odd := (set(tensors) - set(momenta) - {"rng"}) ^ set(weights):
-        raise BadRequest(f"{path} belongs to another network ({few([min(odd)])} is in only one of them)")
+        raise BadRequest(f"{path} belongs to another network ({first_names([min(odd)])} is in only one of them)")
     for key, value in weights.items():
         if tensors[key].shape != value.shape:
             raise BadRequest(f"{path} belongs to another network ({key} differs in shape)")
@@ -143,7 +143,7 @@ def load(path: Path, model: nn.Module, ema: EMA, optimisers: Sequence[Optimizer]
     model.load_state_dict({k: tensors[f"raw.{k}"] for k in ema.shadow}, strict=False)
     for key, value in ema.shadow.items():
         value.copy_(tensors[f"ema.{key}"])
-    with readable(str(path)):
+    with naming_faults(str(path)):
         torch.set_rng_state(generator.clone())
     ema.updates = state.ema_updates
     return state
@@ -172,9 +172,9 @@ def _restore_optimisers(path: Path, optimisers: Sequence[Optimizer], momenta: Ma
         i, j = (int(found["optimiser"]), int(found["weight"])) if found else (len(owned), 0)
         known = i < len(owned) and j < len(owned[i])
         if found is None or not known or value.shape not in (torch.Size(), owned[i][j].shape):
-            raise BadRequest(f"{path} was trained with another optimiser ({few([key])} does not fit)")
+            raise BadRequest(f"{path} was trained with another optimiser ({first_names([key])} does not fit)")
         if not value.is_floating_point() or (found["what"] == "step") != (value.ndim == 0 < owned[i][j].ndim):
-            raise BadRequest(f"{path} is damaged: {few([key])} is {value.dtype} with {value.ndim} dimensions")
+            raise BadRequest(f"{path} is damaged: {first_names([key])} is {value.dtype} with {value.ndim} dimensions")
         states[i].setdefault(j, {})[found["what"]] = value.clone()
     for optimiser, state in zip(optimisers, states, strict=True):
         if any(entry.keys() != _MOMENTA[type(optimiser).__name__] for entry in state.values()):

@@ -22,9 +22,9 @@ from kinema.events import Note, OnEvent, Phase, ignore
 from kinema.provenance import file_hash
 from kinema.schema import BadRequest
 from kinema.system import System, Tuning, open_system
-from kinema.training import learning
+from kinema.training import trainable
 from kinema.training.options import TrainOptions, check_ranges, option
-from kinema.training.place import claimed
+from kinema.training.run_folder import claimed
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
@@ -119,7 +119,7 @@ def encode(options: LatentsOptions, on_event: OnEvent = ignore) -> Encoded:
 def _system(options: LatentsOptions) -> System:
     sizes = TrainOptions(frames=options.frames, height=options.height, width=options.width)
     opened = open_system(options.model, variant=options.variant, device=options.device)
-    return learning.with_options(opened, sizes)
+    return trainable.with_options(opened, sizes)
 
 
 def _folder(options: LatentsOptions, system: System) -> Folder:

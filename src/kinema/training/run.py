@@ -16,9 +16,9 @@ from kinema import heap
 from kinema.events import Note, OnEvent, Phase, TrainStep, ignore
 from kinema.schema import BadRequest
 from kinema.system import Batch, System
-from kinema.training import checkpoint, learning, optim, sheets
+from kinema.training import checkpoint, optim, outputs, trainable
 from kinema.training.options import TrainOptions
-from kinema.training.place import check_new, claimed, stopping
+from kinema.training.run_folder import check_new, claimed, stopping
 from kinema.training.setup import Run, begin
 from kinema.training.stream import prefetch
 from kinema.values import counted
@@ -70,12 +70,12 @@ def train(options: TrainOptions, on_event: OnEvent = ignore) -> TrainResult:
                 if _due(options.save_every, event):
                     save(run)
                 if _due(options.sample_every, event) and not stop:
-                    requests = sheets.requests(folder, run.system, run.source)
+                    requests = outputs.requests(folder, run.system, run.source)
                     with run.ema.applied(run.model):
-                        sheets.write(folder, run.system, run.model, requests, state.step, on_event)
+                        outputs.write(folder, run.system, run.model, requests, state.step, on_event)
             save(run)
-        weights = learning.export_last(folder, run.ema.shadow, run.model, options, run.description)
-        learning.export_parts(folder, run.ema.shadow, run.system, options)
+        weights = trainable.export_last(folder, run.ema.shadow, run.model, options, run.description)
+        trainable.export_parts(folder, run.ema.shadow, run.system, options)
     loss = math.nan if state.loss is None else state.loss
     return TrainResult(folder, weights, state.step, loss, interrupted=bool(stop) and state.step < steps)
 
@@ -136,7 +136,7 @@ def validate(run: Run) -> float:
     state.history.append({"step": state.step, "seconds": state.seconds, "validation": finite})
     if finite is not None and (state.best is None or finite < state.best):
         state.best = finite
-        learning.export(run.folder / "best.safetensors", run.ema.shadow, run.model, run.options, run.description)
+        trainable.export(run.folder / "best.safetensors", run.ema.shadow, run.model, run.options, run.description)
     return loss
 
 

@@ -21,13 +21,13 @@ from kinema.data.playroom import Playroom
 from kinema.events import Note, OnEvent, Phase, ignore
 from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest
-from kinema.system import Batch, System, TrainingSettings, family_of, open_system
+from kinema.system import Batch, System, TrainingSettings, open_system, parse_metadata
 from kinema.system.blocks import check_compiler, checkpoint_blocks, compile_blocks
-from kinema.training import checkpoint, learning, optim
+from kinema.training import checkpoint, optim, trainable
 from kinema.training.checkpoint import State
 from kinema.training.ema import EMA
 from kinema.training.options import TrainOptions
-from kinema.training.sheets import Log
+from kinema.training.outputs import Log
 from kinema.training.sources import Source, open_source
 from kinema.training.stream import Stream
 
@@ -72,8 +72,8 @@ def prepare(options: TrainOptions, on_event: OnEvent = ignore) -> tuple[System, 
         add=parse_addons(options.add),
         on_event=on_event,
     )
-    system = learning.with_options(opened, options)
-    settings = system.family.training.recipe(system.config)
+    system = trainable.with_options(opened, options)
+    settings = system.family.training.settings(system.config)
     if options.lora is not None:
         settings = replace(settings, **settings.lora)
     changes = _given(options, "steps", "batch", "learning_rate", "frameskip")
@@ -106,9 +106,9 @@ def begin(options: TrainOptions, folder: Path, on_event: OnEvent) -> Run:
     on_event(Phase("load", system.name))
     for note in system.notes:
         on_event(Note(note))
-    model = trainable(system, options.seed)
+    model = training_network(system, options.seed)
     names = set(model.state_dict())
-    trained = learning.select_trainable(system, model, options)
+    trained = trainable.select_trainable(system, model, options)
     ema = EMA(model, settings.ema, trained)
     blocks = system.family.blocks(model)
     optimisers = optim.build(settings.optimiser, model, blocks, settings.learning_rate, settings.weight_decay)
@@ -149,7 +149,7 @@ def check_resumable(path: Path, options: TrainOptions, system: System, new: Stat
     """Raise BadRequest if model, seed, batch, precision or data differ from those of a stored run."""
     stored, description = checkpoint.peek(path)
     hint = "repeat the original options, or name another folder"
-    family, config = family_of(description, str(path))
+    family, config = parse_metadata(description, str(path))
     if family.name != system.family.name:
         raise BadRequest(f"the run in {path.parent} trains {family.name}, not {system.family.name}; {hint}")
     if config != system.config:
@@ -190,12 +190,12 @@ def changes(folder: Path, settings: TrainingSettings) -> list[str]:
     return [f"{name.replace('_', ' ')} {then:g} becomes {now:g}" for name, then, now in values if then != now]
 
 
-def trainable(system: System, seed: int) -> nn.Module:
+def training_network(system: System, seed: int) -> nn.Module:
     """The network in training mode: with the source's weights if it has any, else initialised from the seed.
 
     What the family builds without gradients (an autoencoder, an image encoder) stays frozen.
     """
-    if learning.untrained(system):
+    if trainable.untrained(system):
         torch.manual_seed(seed)
         return system.family.build(system.config).to(system.device).train()
     model = copy.deepcopy(system.model)  # copied out of the file's memory map

@@ -14,7 +14,7 @@ from kinema import registry
 from kinema.atomic import replacing
 from kinema.events import Note, OnEvent, ignore
 from kinema.schema import BadRequest
-from kinema.system.legs import Leg
+from kinema.system.legs import ShippedRun
 from kinema.training.options import TrainOptions
 from kinema.training.run import TrainResult, train
 
@@ -30,7 +30,7 @@ FREE = (
 class Planned:
     """A run: ``options.model`` is its initial weight file, grown from ``grown_from`` if that is set."""
 
-    leg: Leg
+    leg: ShippedRun
     options: TrainOptions
     grown_from: Path | None = None
 
@@ -49,7 +49,7 @@ def plan(name: str, given: Mapping[str, Any]) -> dict[str, Planned]:
     every = [registry.resolve(target) for target in registry.SHIPPED.values()]
     found = next((shipped for shipped in every if name in shipped.files), None)
     if found is None:
-        raise BadRequest(registry.unknown("shipped weight file", name, [n for s in every for n in s.files]))
+        raise BadRequest(registry.unknown_name("shipped weight file", name, [n for s in every for n in s.files]))
     out = Path(given.get("out", f"runs/{name}"))
     legs = found.towards(name)
     files = {of: out / of / leg.makes for of, leg in legs.items()}

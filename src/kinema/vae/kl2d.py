@@ -14,10 +14,10 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from kinema.nn.ldm_unet import Attention, Downsample, ResBlock, Upsample, add_, group_norm, places, silu_, tokens
+from kinema.nn.ldm_unet import Attention, Downsample, ResBlock, Upsample, add_, group_norm, silu_, to_map, tokens
 from kinema.vae.latent_rgb import LatentRGB, published
 from kinema.vae.precision import upcast
-from kinema.vae.tiling import by_images, tiled
+from kinema.vae.tiling import by_images, decode_tiled
 
 EPS = 1e-6
 
@@ -31,7 +31,7 @@ class SpaceAttention(Attention):
 
     def forward(self, x_NCHW: Tensor, context_NLC: Tensor | None = None) -> Tensor:  # noqa: ARG002 (unused)
         h_NSC = super().forward(tokens(self.group_norm(x_NCHW)))
-        return add_(places(h_NSC, x_NCHW.shape[2]), x_NCHW)
+        return add_(to_map(h_NSC, x_NCHW.shape[2]), x_NCHW)
 
 
 class MiddleBlock(nn.Module):
@@ -174,7 +174,7 @@ class ImageCodec:
 
     def decode(self, z_BCTHW: Tensor, chunk: int | None = None, *, tile: int | None = None) -> Tensor:  # noqa: ARG002
         """Decode a few frames at a time; with ``tile``, in blended square tiles of that many latent cells per side."""
-        return self._whole(z_BCTHW) if tile is None else tiled(self._whole, z_BCTHW, tile, self.vae.stride)
+        return self._whole(z_BCTHW) if tile is None else decode_tiled(self._whole, z_BCTHW, tile, self.vae.stride)
 
     def leaner(self, frames: int, height: int, width: int) -> Sequence[Mapping[str, int]]:  # noqa: ARG002
         """Return options that decode in less memory, by decreasing tile size."""

@@ -26,7 +26,7 @@ Convolution = Callable[[Tensor], Tensor]
 """Convolves a padded strip: 1×(R+2)×(W+2)×C -> 1×R×W×K."""
 
 
-def pays(block: ResBlock, values: int, x: Tensor) -> bool:
+def pays_off(block: ResBlock, values: int, x: Tensor) -> bool:
     """Return whether strips work and pay off for a block on a map of ``values`` elements with x's dtype and device.
 
     They do only on CPUs, without gradients, in float32 or wider: half-precision maps are half as large and their
@@ -88,8 +88,8 @@ def activated(run: Convolution, affine: tuple[Tensor, Tensor], x_HWC: Tensor) ->
 
 def convolution(conv: nn.Conv2d, height: int, width: int) -> Convolution:
     """Prepare a 3×3 convolution for strips of a map of this size."""
-    if winograd.pays(conv, conv.weight.new_empty(()).expand(1, conv.in_channels, height, width)):
-        return winograd.of_padded(conv)
+    if winograd.is_faster(conv, conv.weight.new_empty(()).expand(1, conv.in_channels, height, width)):
+        return winograd.convolve_padded(conv)
     return lambda x: F.conv2d(as_images(x), conv.weight, conv.bias).permute(0, 2, 3, 1)
 
 

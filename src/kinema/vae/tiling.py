@@ -18,7 +18,7 @@ Decode = Callable[[Tensor], Tensor]
 """``decode(z B×c×T×h×w) -> pixels B×3×T×H×W``."""
 
 FRAMES, ROWS, COLUMNS = 2, 3, 4
-AT_ONCE = 2**22
+MAX_ELEMENTS = 2**22
 """Limit on the elements of the largest map of a spatial layer when no gradient is needed."""
 
 
@@ -29,7 +29,7 @@ def by_images(layer: Callable[[Tensor], Tensor], x_NCHW: Tensor, growth: int = 1
     their shapes agree.
     """
     checkpoint()
-    few = max(1, AT_ONCE // (growth * x_NCHW[0].numel()))
+    few = max(1, MAX_ELEMENTS // (growth * x_NCHW[0].numel()))
     if torch.is_grad_enabled() or len(x_NCHW) <= few:
         return layer(x_NCHW)
     out = x_NCHW if overwrite else None
@@ -56,7 +56,7 @@ def starts(total: int, size: int, overlap: int) -> list[int]:
     return [min(at, total - size) for at in begin] if overlap else begin
 
 
-def faded(decode: Decode, z_BCTHW: Tensor, axis: int, size: int, overlap: int, stride: int = 1) -> Tensor:
+def decode_blended(decode: Decode, z_BCTHW: Tensor, axis: int, size: int, overlap: int, stride: int = 1) -> Tensor:
     """Decode latents ``size`` cells at a time along ``axis``, where a cell has ``stride`` pixels, and blend the parts.
 
     The k-th of o shared pixels has weight ``k / (o + 1)`` in the later part. Raises ValueError unless the overlap is
@@ -89,11 +89,11 @@ def faded(decode: Decode, z_BCTHW: Tensor, axis: int, size: int, overlap: int, s
     return out
 
 
-def tiled(decode: Decode, z_BCTHW: Tensor, tile: int, stride: int) -> Tensor:
+def decode_tiled(decode: Decode, z_BCTHW: Tensor, tile: int, stride: int) -> Tensor:
     """Decode latents in square tiles of ``tile`` cells per side with a quarter overlap."""
     share = tile // 4
 
     def row(z: Tensor) -> Tensor:
-        return faded(decode, z, COLUMNS, tile, share, stride)
+        return decode_blended(decode, z, COLUMNS, tile, share, stride)
 
-    return faded(row, z_BCTHW, ROWS, tile, share, stride)
+    return decode_blended(row, z_BCTHW, ROWS, tile, share, stride)

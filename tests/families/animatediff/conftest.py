@@ -260,7 +260,7 @@ def adapter_of() -> Callable[..., dict[str, Tensor]]:
     def make(size: AdapterSize, config: Config, seed: int = 0) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed)
         rows = ip_adapter_file.rows(config, size, 0)
-        return {row.theirs: torch.randn(row.shape, generator=generator) * 0.3 for row in rows}
+        return {row.foreign: torch.randn(row.shape, generator=generator) * 0.3 for row in rows}
 
     return make
 

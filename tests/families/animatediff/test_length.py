@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kinema.api import load
-from kinema.diffusion.windows import views, windows
+from kinema.diffusion.windows import attention_windows, windows
 from kinema.families.animatediff import conditioning, recipe
 from kinema.families.animatediff.control.ip_adapter import ImagePrompt
 from kinema.families.animatediff.control.steering import Steering
@@ -131,7 +131,7 @@ def test_windowed_attention_is_the_weighted_mean_of_its_windows(oracle):
         weight[frames] += ramp
     mean = total / weight[:, None, None]
     expected = block.ff(block.norm3(mean), onto=mean)
-    result = block(x.clone(), windows=views(20, 8, 4, "pyramid"))
+    result = block(x.clone(), windows=attention_windows(20, 8, 4, "pyramid"))
     assert (result - expected).abs().max() <= 1e-5
 
 
@@ -365,7 +365,7 @@ def test_windows_select_their_part_of_per_frame_maps(oracle):
     """With equal weights and no overlap, windows equal the module run on each part."""
     module = oracle.randomised(MotionModule(32, 2, 16))
     x, scale = normal(16, 32, 4, 4), torch.linspace(0, 2, 16)[:, None, None, None]
-    result = module(x, 16, MotionControl(scale_T1HW=scale, windows=views(16, 8, 0, "flat")))
+    result = module(x, 16, MotionControl(scale_T1HW=scale, windows=attention_windows(16, 8, 0, "flat")))
     for part in (slice(0, 8), slice(8, 16)):
         alone = module(x[part], 8, MotionControl(scale_T1HW=scale[part]))
         assert (result[part] - alone).abs().max() <= 1e-5

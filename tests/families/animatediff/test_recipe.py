@@ -23,7 +23,7 @@ from kinema.training.stream import Stream
 def batch(config, count):
     defaults = FAMILY.sampling.defaults(config)
     source = Rendered(defaults.frames, defaults.height, defaults.width, defaults.fps, Playroom("scenic"))
-    return Stream(source, FAMILY.training.recipe(config), count).at(0)
+    return Stream(source, FAMILY.training.settings(config), count).at(0)
 
 
 def test_the_image_stage_trains_on_single_frames_without_motion_modules():

@@ -1,6 +1,6 @@
-"""Parity with Open-Sora's own code (recorded by tools/record_opensora.py), with diffusers' Flux and its HunyuanVideo VAE.
+"""Parity with Open-Sora's own code (recorded by tools/record_opensora.py) and diffusers' Flux and HunyuanVideo VAE.
 
-Tolerances are of the largest value. Weights have a deviation of 0.15: with smaller ones a wrong rotary layout hardly shows.
+Tolerances are relative to the largest value. Weights have a deviation of 0.15: smaller ones hide a wrong rotary layout.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Fill = Callable[..., nn.Module]
 Recorded = Callable[[str], dict[str, Tensor]]
 
 
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours.detach() - theirs.detach()).abs().max() / theirs.abs().max())
+def relative(native: Tensor, foreign: Tensor) -> float:
+    return float((native.detach() - foreign.detach()).abs().max() / foreign.abs().max())
 
 
 # ----------------------------------------------------------------------------------- transformer
@@ -45,8 +45,8 @@ def output(config: MMDiTConfig, fill: Fill, recorded: Recorded) -> tuple[Tensor,
     told = recorded("mmdit")
     given = torch.cat([told["mask"], told["given"]], dim=1)
     with torch.no_grad():
-        ours = fill(MMDiT(config), 7)(told["z"], told["time"], told["text"], told["pooled"], given)
-    return ours, told["out.unfused"]
+        native = fill(MMDiT(config), 7)(told["z"], told["time"], told["text"], told["pooled"], given)
+    return native, told["out.unfused"]
 
 
 def test_the_transformer_equals_the_original(mmdit: MMDiTConfig, fill: Fill, recorded: Recorded) -> None:
@@ -73,25 +73,25 @@ def test_the_transformer_without_conditioning_equals_flux_of_diffusers(fill: Fil
         channels=5, text=24, vector=12, width=48, heads=3, mlp=4.0, double_blocks=2, single_blocks=3, axes=(4, 6, 6),
         rope="adjacent", conditioned=False, guided=True,
     )  # fmt: skip
-    ours = fill(MMDiT(config), 3)
+    native = fill(MMDiT(config), 3)
     flux = FluxTransformer2DModel(
         patch_size=1, in_channels=20, num_layers=2, num_single_layers=3, attention_head_dim=16, num_attention_heads=3,
         joint_attention_dim=24, pooled_projection_dim=12, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
     ).eval()  # fmt: skip
-    flux.load_state_dict(as_flux(dict(ours.state_dict())))
+    flux.load_state_dict(as_flux(dict(native.state_dict())))
     z, text, pooled = torch.randn(2, 5, 3, 4, 6), torch.randn(2, 7, 24), torch.randn(2, 12)
     time, guidance = torch.tensor([0.9, 0.2]), torch.tensor([3.5, 1.0])
     ids = torch.cartesian_prod(*(torch.arange(n).float() for n in (3, 2, 3)))
     with torch.no_grad():
-        theirs = flux(
+        foreign = flux(
             hidden_states=module.patched(z, 2), encoder_hidden_states=text, pooled_projections=pooled, timestep=time,
             guidance=guidance, img_ids=ids, txt_ids=torch.zeros(7, 3),
         ).sample  # fmt: skip
-        assert relative(module.patched(ours(z, time, text, pooled, None, guidance), 2), theirs) < 1e-5
+        assert relative(module.patched(native(z, time, text, pooled, None, guidance), 2), foreign) < 1e-5
 
 
 def as_flux(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names of diffusers' class for ours, written down apart from the converter in the package."""
+    """The names of diffusers' class for native, written down apart from the converter in the package."""
     pairs = {
         "img_in": "x_embedder",
         "txt_in": "context_embedder",
@@ -175,8 +175,8 @@ def test_sampling_under_each_kind_of_conditioning_equals_the_original(
     conditions = Conditions({"positive": positive, "negative": negative, "blank": blank})
     with torch.no_grad():
         denoise = guide(system, conditions, request, system.guidance(request), levels)
-        ours = SAMPLERS["euler"](denoise, told["z"], levels, noise=Noise([0, 1]))
-    assert relative(ours, told[f"{kind}.{'all' if published else 'plain'}"]) < 1e-4
+        native = SAMPLERS["euler"](denoise, told["z"], levels, noise=Noise([0, 1]))
+    assert relative(native, told[f"{kind}.{'all' if published else 'plain'}"]) < 1e-4
 
 
 # ----------------------------------------------------------------------------------------- codecs
@@ -184,15 +184,15 @@ def test_sampling_under_each_kind_of_conditioning_equals_the_original(
 
 @pytest.mark.parametrize("frames", [1, 5, 13])
 def test_the_causal_codec_equals_the_one_of_diffusers(frames: int, fill: Fill) -> None:
-    ours = fill(CausalAutoencoder((32, 64, 96, 96), 1, 4), 5, std=0.08)
-    theirs = AutoencoderKLHunyuanVideo(latent_channels=4, block_out_channels=(32, 64, 96, 96), layers_per_block=1)
-    theirs.load_state_dict(ours.state_dict())
-    theirs.eval().use_framewise_encoding = theirs.use_framewise_decoding = False
+    native = fill(CausalAutoencoder((32, 64, 96, 96), 1, 4), 5, std=0.08)
+    foreign = AutoencoderKLHunyuanVideo(latent_channels=4, block_out_channels=(32, 64, 96, 96), layers_per_block=1)
+    foreign.load_state_dict(native.state_dict())
+    foreign.eval().use_framewise_encoding = foreign.use_framewise_decoding = False
     video = torch.randn(2, 3, frames, 24, 40)
     with torch.no_grad():
-        latents = theirs.encode(video).latent_dist.mode()
-        assert relative(ours.encode(video), latents) < 1e-4
-        assert relative(ours.decode(latents), theirs.decode(latents).sample) < 1e-4
+        latents = foreign.encode(video).latent_dist.mode()
+        assert relative(native.encode(video), latents) < 1e-4
+        assert relative(native.decode(latents), foreign.decode(latents).sample) < 1e-4
 
 
 @pytest.mark.parametrize("frames", [1, 8])

@@ -106,10 +106,7 @@ def test_a_lora_as_a_model_and_a_model_as_a_lora_are_rejected(capsys):
     assert "it is a LoRA of Stable Video Diffusion; name a model, and this with --lora" in message
     save_file({"cond_stage_model.x": torch.ones(1)}, "model.safetensors")
     message = rejected(capsys, "animate", "image.png", *SVD, "--lora", "model.safetensors")
-    assert (
-        "model.safetensors is not a LoRA: it is a Stable Diffusion checkpoint; expected a LoRA file"
-        in message
-    )
+    assert "model.safetensors is not a LoRA: it is a Stable Diffusion checkpoint; expected a LoRA file" in message
 
 
 def test_a_lora_of_another_base_is_identified(capsys):

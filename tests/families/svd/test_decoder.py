@@ -31,7 +31,7 @@ def test_the_encoder_equals_diffusers(pair):
 
 
 @pytest.mark.parametrize("strip", [layers.STRIP, 3000])
-@pytest.mark.parametrize("at_once", [tiling.AT_ONCE, 1])
+@pytest.mark.parametrize("at_once", [tiling.MAX_ELEMENTS, 1])
 @pytest.mark.parametrize("least", [strips.LEAST, 1])
 def test_the_temporal_decoder_equals_diffusers(pair, z, strip, at_once, least, monkeypatch):
     """Also with several strips and image batches, as for large maps."""

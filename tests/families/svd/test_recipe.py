@@ -67,7 +67,7 @@ def test_a_training_stage_sets_the_clip_size_of_full_networks_only():
     assert (xt.frames, xt.height, xt.width) == (25, 576, 1024)
     assert recipe.staged(PRESETS["svd"], "image").frames == 1
     assert recipe.staged(TINY, "base").height == TINY.height
-    assert FAMILY.training.recipe(recipe.staged(PRESETS["svd"], "video")).batch == 1536
+    assert FAMILY.training.settings(recipe.staged(PRESETS["svd"], "video")).batch == 1536
     with pytest.raises(BadRequest, match="no training stage 'bse'.*expected one of image, video"):
         recipe.staged(TINY, "bse")
     with pytest.raises(BadRequest, match="expected one of codec, playroom"):

@@ -59,7 +59,7 @@ FILES = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "image_e
 def tensors_of(outline, dtype=torch.float32, without=()):
     random = torch.Generator().manual_seed(0)
     rows = [row for row in table(outline).rows if row.group not in without]
-    return {row.theirs: torch.randn(row.shape, generator=random).to(dtype) for row in rows}
+    return {row.foreign: torch.randn(row.shape, generator=random).to(dtype) for row in rows}
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +75,9 @@ def converted(tmp_path_factory):
 
 
 def test_the_single_file_has_the_published_tensors_and_bytes():
-    theirs = table(SVD).theirs
-    assert len(theirs) == 2446
-    assert 4 * sum(math.prod(shape) for shape in theirs.values()) == 9_559_279_140
+    foreign = table(SVD).foreign
+    assert len(foreign) == 2446
+    assert 4 * sum(math.prod(shape) for shape in foreign.values()) == 9_559_279_140
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_the_single_file_has_the_published_tensors_and_bytes():
     ],
 )
 def test_parts_have_the_published_tensor_and_parameter_counts(outline, part, tensors, parameters):
-    own = [shape for name, shape in table(outline).ours.items() if name.startswith(f"{part}.")]
+    own = [shape for name, shape in table(outline).native.items() if name.startswith(f"{part}.")]
     assert (len(own), sum(map(math.prod, own))) == (tensors, parameters)
 
 
@@ -114,20 +114,20 @@ def reference(outline):
 
 @pytest.mark.parametrize("outline", [SVD, SVD_IMAGE_DECODER, SV3D_P, TINY, ORBIT], ids=NAMES.get)
 def test_folder_names_and_shapes_match_diffusers(outline):
-    assert table(outline).ours == reference(outline)
+    assert table(outline).native == reference(outline)
 
 
 @pytest.mark.parametrize("outline", NAMES, ids=NAMES.get)
 def test_the_built_network_has_exactly_a_files_tensors(outline):
     with torch.device("meta"):
         model = FAMILY.build(sized(PRESETS[variant(outline)], outline))
-    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == table(outline).ours
+    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == table(outline).native
 
 
 def test_known_names_map_as_published():
-    known = table(SVD).by_theirs
+    known = table(SVD).by_foreign
     unet = "model.diffusion_model."
-    for theirs, ours in {
+    for foreign, native in {
         f"{unet}input_blocks.1.0.time_stack.in_layers.2.weight": (
             "unet.down_blocks.0.resnets.0.temporal_res_block.conv1.weight"
         ),
@@ -145,8 +145,8 @@ def test_known_names_map_as_published():
         ),
         "conditioner.embedders.3.encoder.quant_conv.weight": "vae.quant_conv.weight",
     }.items():
-        assert known[theirs].ours == (ours,)
-    assert known["first_stage_model.encoder.conv_in.weight"].ours == ()
+        assert known[foreign].native == (native,)
+    assert known["first_stage_model.encoder.conv_in.weight"].native == ()
 
 
 # ------------------------------------------------------------------------------------ recognising
@@ -154,7 +154,7 @@ def test_known_names_map_as_published():
 
 @pytest.mark.parametrize("outline", [SVD, SVD_IMAGE_DECODER, SV3D_U, SV3D_P, TINY, IMAGE, ORBIT], ids=NAMES.get)
 def test_sizes_are_read_from_keys_and_shapes(outline):
-    file_header = {name: (shape, torch.float16) for name, shape in table(outline).theirs.items()}
+    file_header = {name: (shape, torch.float16) for name, shape in table(outline).foreign.items()}
     assert recognise(file_header) == outline
 
 
@@ -219,7 +219,7 @@ def test_the_full_layout_round_trips_byte_for_byte(tmp_path):
         text_length=3,
         vocabulary=5,
     )
-    assert table(narrow).theirs.keys() == table(SVD).theirs.keys()
+    assert table(narrow).foreign.keys() == table(SVD).foreign.keys()
     save_file(tensors_of(narrow, torch.float16), tmp_path / "a.safetensors", {"format": "pt"})
     convert(tmp_path / "a.safetensors", tmp_path / "folder", "diffusers")
     convert(tmp_path / "folder", tmp_path / "b.safetensors", "sgm")
@@ -266,7 +266,7 @@ def test_exporting_without_the_kept_tensors_reports_what_is_lost(tmp_path, conve
     assert any("text side" in message and "left out" in message for message in messages)
     image = "conditioner.embedders.3.encoder."
     assert torch.equal(after["first_stage_model.encoder.conv_in.weight"], after[f"{image}encoder.conv_in.weight"])
-    kept = [row.theirs for row in table(TINY).rows if row.ours]
+    kept = [row.foreign for row in table(TINY).rows if row.native]
     before = load_file(converted / "svd.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in kept)
     assert recognise(header(tmp_path / "b.safetensors")) is not None
@@ -277,14 +277,14 @@ def read_folder(folder, variant=None):
 
 
 def test_values_are_converted_correctly(converted):
-    theirs, ours = load_file(converted / "svd.safetensors"), read_folder(converted / "converted")
+    foreign, native = load_file(converted / "svd.safetensors"), read_folder(converted / "converted")
     clip = "conditioner.embedders.0.open_clip.model.visual."
     layer = "image_encoder.vision_model.encoder.layers.1.self_attn"
-    packed = theirs[f"{clip}transformer.resblocks.1.attn.in_proj_weight"]
-    assert torch.equal(torch.cat([ours[f"{layer}.{x}_proj.weight"] for x in "qkv"]), packed)
-    assert torch.equal(ours["image_encoder.visual_projection.weight"], theirs[f"{clip}proj"].T)
-    attention = theirs["first_stage_model.decoder.mid.attn_1.k.weight"]
-    assert torch.equal(ours["vae.decoder.mid_block.attentions.0.to_k.weight"], attention[:, :, 0, 0])
+    packed = foreign[f"{clip}transformer.resblocks.1.attn.in_proj_weight"]
+    assert torch.equal(torch.cat([native[f"{layer}.{x}_proj.weight"] for x in "qkv"]), packed)
+    assert torch.equal(native["image_encoder.visual_projection.weight"], foreign[f"{clip}proj"].T)
+    attention = foreign["first_stage_model.decoder.mid.attn_1.k.weight"]
+    assert torch.equal(native["vae.decoder.mid_block.attentions.0.to_k.weight"], attention[:, :, 0, 0])
 
 
 def test_loading_either_layout_gives_the_same_tensors(converted):
@@ -303,7 +303,7 @@ def test_every_kind_of_file_and_its_folder_fill_the_same_network(tmp_path, outli
     assert (file.config.decoder, file.config.orbit) == (outline.decoder, outline is ORBIT)
     assert replace(folder.config, frames=file.config.frames) == file.config
     one, two = file.model.state_dict(), folder.model.state_dict()
-    assert one.keys() == table(outline).ours.keys()
+    assert one.keys() == table(outline).native.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
@@ -311,10 +311,10 @@ def test_diffusers_opens_the_converted_folder_as_its_pipeline(converted):
     from diffusers import StableVideoDiffusionPipeline
 
     pipeline = StableVideoDiffusionPipeline.from_pretrained(converted / "converted", local_files_only=True)
-    ours = read_folder(converted / "converted")
+    native = read_folder(converted / "converted")
     for part in ("unet", "vae", "image_encoder"):
         held = getattr(pipeline, part).state_dict()
-        assert all(torch.equal(held[name], ours[f"{part}.{name}"]) for name in held)
+        assert all(torch.equal(held[name], native[f"{part}.{name}"]) for name in held)
 
 
 def test_a_folder_that_diffusers_saved_converts(tmp_path, converted):
@@ -324,7 +324,7 @@ def test_a_folder_that_diffusers_saved_converts(tmp_path, converted):
     pipeline.save_pretrained(tmp_path / "saved", variant="fp16")
     convert(tmp_path / "saved", tmp_path / "b.safetensors", "sgm", variant="fp16")
     before, after = load_file(converted / "svd.safetensors"), load_file(tmp_path / "b.safetensors")
-    assert all(torch.equal(before[row.theirs], after[row.theirs]) for row in table(TINY).rows if row.ours)
+    assert all(torch.equal(before[row.foreign], after[row.foreign]) for row in table(TINY).rows if row.native)
 
 
 def test_fp16_writes_variant_names_and_rounds_once(tmp_path, converted):

@@ -80,9 +80,7 @@ def test_offline_reaches_the_text_encoder(tiny: Config, monkeypatch: pytest.Monk
 def test_unknown_words_are_reported(tiny: Config) -> None:
     events: list[object] = []
     conditioned(system(tiny), Request(prompt="a red zeppelin", seed=0), events.append)
-    assert [note.message for note in events if isinstance(note, Note)] == [
-        "unknown words for vdm/tiny: zeppelin"
-    ]
+    assert [note.message for note in events if isinstance(note, Note)] == ["unknown words for vdm/tiny: zeppelin"]
 
 
 def test_per_frame_denoises_each_frame_independently(tiny: Config, lively: Callable[..., VideoUNet]) -> None:

@@ -11,8 +11,8 @@ from PIL import Image
 import kinema
 from kinema.data import playroom
 from kinema.families.zoetrope import warp
+from kinema.families.zoetrope.anchoring import anchor_to_given, colours_from_given
 from kinema.families.zoetrope.family import FAMILY
-from kinema.families.zoetrope.given import anchor_to_given, colours_from_given
 
 SIDE, FRAMES = 32, 4
 

@@ -14,10 +14,10 @@ import kinema
 from kinema import Request
 from kinema.data import playroom
 from kinema.data.playroom import labels
-from kinema.families.zoetrope import lessons, recipe, sprite, turning, warp
+from kinema.families.zoetrope import recipe, rotation, sprite, sprite_losses, warp
 from kinema.families.zoetrope.family import FAMILY
 from kinema.families.zoetrope.model import Zoetrope
-from kinema.families.zoetrope.steady import least_absolute_line, smooth
+from kinema.families.zoetrope.smoothing import least_absolute_line, smooth
 from kinema.settle import with_defaults
 from kinema.system import Batch
 
@@ -211,27 +211,27 @@ def test_angles_are_decoded_through_more_than_a_full_rotation() -> None:
     assert (turn[:, -1] - turn[:, 0]).abs() > 7
     cover = torch.from_numpy(labels.covered(scene, 64, 64))[None, None]
     unturned = warp.Pose(torch.stack([x, y], -1) * 64, size * 32, torch.zeros_like(turn), torch.ones_like(turn))
-    seen = turning.sample_polar(cover.expand(1, 3, -1, -1, -1), cover, unturned)
-    angle = torch.arange(turning.STEPS) * (2 * math.pi / turning.STEPS)
-    radius = torch.tensor(turning.RADII)[:, None]
-    template = torch.zeros(1, turning.CHANNELS, len(turning.RADII), turning.STEPS)
+    seen = rotation.sample_polar(cover.expand(1, 3, -1, -1, -1), cover, unturned)
+    angle = torch.arange(rotation.STEPS) * (2 * math.pi / rotation.STEPS)
+    radius = torch.tensor(rotation.RADII)[:, None]
+    template = torch.zeros(1, rotation.CHANNELS, len(rotation.RADII), rotation.STEPS)
     outline = labels.distance("heart", (radius * angle.cos()).numpy(), (radius * angle.sin()).numpy())
     template[:, 3] = torch.from_numpy(0.5 - (outline > 0).astype("float32"))
-    decoded = turning.decode_angles(turning.correlate(seen, template))
+    decoded = rotation.decode_angles(rotation.correlate(seen, template))
     off = decoded - turn
     assert (off - (off[0, 0] / (2 * math.pi)).round() * 2 * math.pi).abs().max() < math.radians(6)
 
 
 def test_uniform_logits_decode_to_upright() -> None:
-    assert turning.decode_angles(torch.zeros(2, 16, turning.STEPS)).eq(0).all()
+    assert rotation.decode_angles(torch.zeros(2, 16, rotation.STEPS)).eq(0).all()
 
 
 def test_symmetric_shapes_decode_to_the_least_rotation() -> None:
-    step = 2 * math.pi / turning.STEPS
-    angle = torch.arange(turning.STEPS) * step
+    step = 2 * math.pi / rotation.STEPS
+    angle = torch.arange(rotation.STEPS) * step
     turn = torch.arange(16.0)[None] * 0.3
     logits = 8 * (4 * (angle - turn[..., None])).cos()  # four equal maxima
-    assert (turning.decode_angles(logits) - turn).abs().max() < 0.5 * step
+    assert (rotation.decode_angles(logits) - turn).abs().max() < 0.5 * step
 
 
 def test_with_zero_share_the_clip_equals_the_network_without_a_sprite(tiny: Zoetrope) -> None:
@@ -294,12 +294,12 @@ def test_visibility_loss_does_not_depend_on_the_weight_of_faint_frames(tiny: Zoe
     unsure = seen._replace(visible_BT=torch.zeros_like(seen.visible_BT))
     off = []
     for opacity in (1.0, 0.05):
-        target = lessons.scene_targets(scenes, seen, 16)
+        target = sprite_losses.scene_targets(scenes, seen, 16)
         faint = target._replace(pose=target.pose._replace(visible_BT=torch.full_like(target.pose.visible_BT, opacity)))
         exact = unsure._replace(pose=faint.pose)
         off.append(
-            lessons.pose_loss(exact, faint).item()
-            - lessons.pose_loss(exact._replace(visible_BT=faint.pose.visible_BT.logit(1e-6)), faint).item()
+            sprite_losses.pose_loss(exact, faint).item()
+            - sprite_losses.pose_loss(exact._replace(visible_BT=faint.pose.visible_BT.logit(1e-6)), faint).item()
         )
     entropy = -(0.05 * math.log(0.05) + 0.95 * math.log(0.95))
     assert off == pytest.approx([math.log(2), math.log(2) - entropy], rel=1e-3)
@@ -359,31 +359,33 @@ def test_only_single_objects_with_a_static_camera_have_a_sprite(tiny: Zoetrope) 
         None,
     ]
     seen = tiny(**inputs(4)).sprite
-    target = lessons.scene_targets(scenes, seen, 16)
+    target = sprite_losses.scene_targets(scenes, seen, 16)
     assert target.single_B.tolist() == [1, 0, 0, 0]
     certain = seen._replace(single_B=torch.tensor([50.0, -50.0, -50.0, 0.0]))
-    assert lessons.single_object_loss(certain, scenes, target).abs().max() < 1e-6
-    assert lessons.pose_loss(seen, target)[1:].eq(0).all()
-    assert lessons.shape_loss(seen.sprite_BCNN, target)[1:].eq(0).all()
+    assert sprite_losses.single_object_loss(certain, scenes, target).abs().max() < 1e-6
+    assert sprite_losses.pose_loss(seen, target)[1:].eq(0).all()
+    assert sprite_losses.shape_loss(seen.sprite_BCNN, target)[1:].eq(0).all()
 
 
 def test_losses_are_lowest_for_the_true_sprite(tiny: Zoetrope) -> None:
     scenes = [playroom.sample(0, frames=8, split="all", caption="a red star spins").scene]
     seen = tiny(**inputs(1)).sprite
-    target = lessons.scene_targets(scenes, seen, 16)
+    target = sprite_losses.scene_targets(scenes, seen, 16)
     right = seen.sprite_BCNN.detach().clone()
     right[:, -1] = target.distance_BNN
-    assert lessons.shape_loss(right, target).max() < 1e-6 < lessons.shape_loss(right.roll(1, -1), target).min()
+    assert (
+        sprite_losses.shape_loss(right, target).max() < 1e-6 < sprite_losses.shape_loss(right.roll(1, -1), target).min()
+    )
     turned = target.pose.angle_BT + 2 * math.pi / 5  # to a star's next point, with the same outline
-    angle = torch.arange(turning.STEPS) * (2 * math.pi / turning.STEPS)
+    angle = torch.arange(rotation.STEPS) * (2 * math.pi / rotation.STEPS)
     fives, wrong = torch.tensor([5.0]), []
     for turn in (target.pose.angle_BT, turned, turned + 0.5):
         one = 20 * (angle - turn[..., None]).cos()
-        wrong.append(turning.rotation_loss(one, target.pose.angle_BT, fives, 0.0).min())
-    five = turning.rotation_loss(20 * (5 * (angle - turned[..., None])).cos(), target.pose.angle_BT, fives, 0.0)
+        wrong.append(rotation.rotation_loss(one, target.pose.angle_BT, fives, 0.0).min())
+    five = rotation.rotation_loss(20 * (5 * (angle - turned[..., None])).cos(), target.pose.angle_BT, fives, 0.0)
     assert five.max() < min(wrong)
     certain = seen._replace(pose=target.pose, visible_BT=torch.full((1, 8), 30.0), angle_BTA=0 * seen.angle_BTA)
-    assert lessons.pose_loss(certain, target).item() == pytest.approx(1.2 * math.log(turning.STEPS), rel=1e-4)
+    assert sprite_losses.pose_loss(certain, target).item() == pytest.approx(1.2 * math.log(rotation.STEPS), rel=1e-4)
 
 
 def test_labelled_symmetries_preserve_outlines() -> None:

@@ -126,7 +126,7 @@ def test_pixels_near_an_object_count_more_at_lower_noise() -> None:
     level = RectifiedFlow(1.0).level(torch.tensor([0.99, 0.97, 0.92, 0.5], dtype=torch.float64))
     assert recipe.localisation(level).flatten().tolist() == pytest.approx([0, 0, 0.5, 1])
     samples = playroom.sample(0, frames=8, height=16, width=16)
-    on = reading.about([None, samples.scene], torch.zeros(2, 3, 8, 16, 16))
+    on = reading.object_mask([None, samples.scene], torch.zeros(2, 3, 8, 16, 16))
     assert on.shape == (2, 1, 8, 16, 16)
     assert not on[0].any()
     assert 0 < on[1].mean() < 0.6
@@ -135,7 +135,7 @@ def test_pixels_near_an_object_count_more_at_lower_noise() -> None:
 def test_placement_loss_is_cross_entropy_and_zero_without_a_scene() -> None:
     samples = [playroom.sample(i, frames=8, height=16, width=16).scene for i in range(2)]
     even = torch.zeros(2, 1, 8, 8, 8)
-    cover, near = recipe.cover_targets(samples, even), reading.about(samples, even)
+    cover, near = recipe.cover_targets(samples, even), reading.object_mask(samples, even)
     assert recipe.placement_loss(even, cover, near, samples).tolist() == pytest.approx([math.log(2)] * 2, rel=1e-5)
     right = torch.logit(cover, 1e-6)
     least = recipe.placement_loss(right, cover, near, samples)

@@ -155,7 +155,7 @@ def max_clip_skip(config: Config) -> int:
 def note_unknown_words(tokenizer: Tokenizer, name: str, texts: Sequence[str], on_event: OnEvent) -> None:
     """Report words outside a pocket model's vocabulary; byte pairs cover every word."""
     if isinstance(tokenizer, WordTokenizer):
-        pocket.say_unknown(tokenizer.pocket, name, texts, on_event)
+        pocket.note_unknown_words(tokenizer.pocket, name, texts, on_event)
 
 
 def over_frames(spans: Spans, contexts: Mapping[str, Tensor], frames: range) -> Tensor:
@@ -191,7 +191,7 @@ def check_extra(config: Config, request: Request) -> None:
     extra = request.extra
     for name in extra:
         if name not in OPTIONS and name.partition(".")[0] not in NAMED:
-            raise BadRequest(registry.unknown("option of animatediff", name, [*OPTIONS, *NAMED]))
+            raise BadRequest(registry.unknown_name("option of animatediff", name, [*OPTIONS, *NAMED]))
     skip, highest = extra.get("clip_skip", 1), max_clip_skip(config)
     if isinstance(skip, bool) or not isinstance(skip, int | float) or skip not in range(1, highest + 1):
         raise BadRequest(f"clip_skip is {quoted(skip)}; expected a whole number from 1 (nothing skipped) to {highest}")

@@ -29,7 +29,7 @@ from kinema.grid import LatentGrid, Lattice
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Request, Shape
 from kinema.spans import Spans, Stop, spans_of
-from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Slots, Training, Tuning
+from kinema.system import Checkpoints, Conditions, Defaults, OpenedModel, Process, Sampling, Slots, Training, Tuning
 from kinema.vae.kl2d import ImageCodec
 
 _ABSENT = {"vae": "VAE; add vae=FILE", "text": "text encoder; use a file with one"}
@@ -100,7 +100,7 @@ class AnimateDiffSampling(Sampling):
     def files(self, request: Request) -> tuple[str, ...]:
         return conditioning.files_of(request)
 
-    def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> EncodedPrompts:
+    def encode_prompt(self, system: OpenedModel, request: Request, on_event: OnEvent) -> EncodedPrompts:
         config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
         tokenizer = conditioning.tokenizer_of(config, system.weights.path, offline=system.offline)
         spans = spans_of(request) or Spans((Stop(0, 0, request.prompt),))
@@ -120,7 +120,7 @@ class AnimateDiffSampling(Sampling):
         return EncodedPrompts(spans, dict(zip(encoded, contexts, strict=True)), pooled, negative, pooled_negative)
 
     def condition(  # noqa: PLR0917
-        self, system: Opened, prompts: EncodedPrompts, request: Request, canvas: Canvas, on_event: OnEvent
+        self, system: OpenedModel, prompts: EncodedPrompts, request: Request, canvas: Canvas, on_event: OnEvent
     ) -> Conditions:
         config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
         start = canvas.block.start
@@ -161,11 +161,11 @@ class AnimateDiffSampling(Sampling):
             }
         )
 
-    def _levels(self, system: Opened, request: Request, canvas: Canvas) -> NoiseLevel:
+    def _levels(self, system: OpenedModel, request: Request, canvas: Canvas) -> NoiseLevel:
         """Noise levels of the sampled steps; an edit skips the first ones."""
         return system.levels(request)[canvas.skipped :]
 
-    def _first(self, system: Opened, request: Request, canvas: Canvas, on_event: OnEvent) -> Tensor | None:
+    def _first(self, system: OpenedModel, request: Request, canvas: Canvas, on_event: OnEvent) -> Tensor | None:
         """PIA's input, or None with a note if the first frame is not fully known."""
         if not bool(canvas.mask[:, :, 0].all()):
             on_event(Note("PIA was trained to animate an image and got none; use animate with an image"))
@@ -177,7 +177,7 @@ class AnimateDiffSampling(Sampling):
     def join(self, conditions: Sequence[Condition]) -> Condition | None:
         return conditioning.join(conditions)
 
-    def denoiser(self, system: Opened, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: OpenedModel, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
         model, part = cast(AnimateDiff, system.model), condition.of(frames)
         channels_last(model.unet)
         for network in (model.sparse, *model.controls):
@@ -215,7 +215,7 @@ class AnimateDiffTraining(Training):
     """Training objective, settings and stages."""
 
     loss = staticmethod(recipe.loss)
-    recipe = staticmethod(recipe.settings_of)
+    settings = staticmethod(recipe.settings_of)
 
     @property
     def tuning(self) -> Tuning:

@@ -85,7 +85,7 @@ def run_unet(model: AnimateDiff, config: Config, z_BCTHW: Tensor, level: NoiseLe
     if context.shape[1] > 1:  # one row per frame of each clip
         context = context.expand(batch, -1, -1, -1)
     context = context.flatten(0, 1)
-    step = processor.moved(schedule.timestep(level.log_snr), z_BCTHW.device)
+    step = processor.to_device(schedule.timestep(level.log_snr), z_BCTHW.device)
     added, sparse = condition.added_BV, condition.sparse
     control = None
     if sparse is not None and model.sparse is not None:
@@ -122,7 +122,7 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: Generator) -
     level, step = kind_of(config).sample_levels(schedule, batch.count, generator, on_clips=on_clips)
     level, step = batch.own(level), batch.own(step)
     eps = batch.own(torch.randn(batch.count, *x0.shape[1:], generator=generator)).to(x0)
-    z, step = level.add_noise(x0, eps), processor.moved(step, x0.device)
+    z, step = level.add_noise(x0, eps), processor.to_device(step, x0.device)
     control = None
     if config.trains == "sparsectrl" and network.sparse is not None:
         channels_last(network.sparse)

@@ -42,7 +42,7 @@ from kinema.nn.sd_unet import (
     run_up,
     up_inputs,
 )
-from kinema.nn.winograd import after_silu
+from kinema.nn.winograd import conv_after_silu
 from kinema.schema import BadRequest
 
 
@@ -129,10 +129,10 @@ class ClipResBlock(ResBlock):
     ) -> Tensor:
         if frames is None:
             return super().forward(x_NCHW, emb_BE, overwrite=overwrite)
-        h = after_silu(self.conv1, norm_over_clip(self.norm1, x_NCHW, frames))
+        h = conv_after_silu(self.conv1, norm_over_clip(self.norm1, x_NCHW, frames))
         if self.time_emb_proj is not None and emb_BE is not None:
             h = add_(h, self.time_emb_proj(emb_BE).repeat_interleave(frames, dim=0)[:, :, None, None])
-        h = after_silu(self.conv2, norm_over_clip(self.norm2, h, frames))
+        h = conv_after_silu(self.conv2, norm_over_clip(self.norm2, h, frames))
         return self.added(x_NCHW, h, overwrite)
 
 

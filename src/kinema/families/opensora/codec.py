@@ -17,7 +17,7 @@ from kinema.families.opensora.config import Config
 from kinema.families.opensora.model import OpenSora
 from kinema.schema import BadRequest
 from kinema.vae.latent_rgb import LatentRGB
-from kinema.vae.tiling import COLUMNS, ROWS, faded, starts
+from kinema.vae.tiling import COLUMNS, ROWS, decode_blended, starts
 
 
 class VideoCoder(Protocol):
@@ -83,9 +83,9 @@ class VideoCodec:
         _, rows, columns = self.vae.stride
 
         def row(z: Tensor) -> Tensor:
-            return faded(self.vae.decode, z, COLUMNS, tile, tile // 4, columns)
+            return decode_blended(self.vae.decode, z, COLUMNS, tile, tile // 4, columns)
 
-        return faded(row, z_BCTHW, ROWS, tile, tile // 4, rows)
+        return decode_blended(row, z_BCTHW, ROWS, tile, tile // 4, rows)
 
     def _in_time(self, z_BCTHW: Tensor, chunk: int, shared: int, tile: int | None) -> Tensor:
         """Runs of frames that fade where they overlap. A causal run's first latent frame stands for one frame alone: of

@@ -15,7 +15,7 @@ from torch import Tensor
 from kinema import registry
 from kinema.canvas import Canvas
 from kinema.conditioning import t5
-from kinema.conditioning.pocket import PocketTokenizer, say_unknown
+from kinema.conditioning.pocket import PocketTokenizer, note_unknown_words
 from kinema.diffusion.guidance import Guidance
 from kinema.events import OnEvent, ignore
 from kinema.families.opensora import process
@@ -24,8 +24,8 @@ from kinema.families.opensora.layout import latent_grid
 from kinema.families.opensora.model import OpenSora, read_words
 from kinema.families.opensora.prompts import completed
 from kinema.schema import BadRequest, Request
-from kinema.system import Batch, Conditions, Opened
-from kinema.vae.placing import placed
+from kinema.system import Batch, Conditions, OpenedModel
+from kinema.vae.given_pixels import encode_given
 from kinema.values import quoted
 
 Text = tuple[Tensor, Tensor]
@@ -72,7 +72,7 @@ def join(conditions: Sequence[Condition]) -> Condition | None:
     )
 
 
-def encode_prompt(system: Opened, request: Request, on_event: OnEvent) -> Mapping[str, Text]:
+def encode_prompt(system: OpenedModel, request: Request, on_event: OnEvent) -> Mapping[str, Text]:
     """The prompt, completed with frame rate and motion score, and the negative one as it is, in one pass."""
     config: Config = system.config
     score = request.extra.get("motion_score", config.motion_score)
@@ -81,10 +81,10 @@ def encode_prompt(system: Opened, request: Request, on_event: OnEvent) -> Mappin
     return {name: (states_BMF[i : i + 1], pooled_BF[i : i + 1]) for i, name in enumerate(("positive", "negative"))}
 
 
-def _encoded(system: Opened, prompts: Sequence[str], on_event: OnEvent) -> Text:
+def _encoded(system: OpenedModel, prompts: Sequence[str], on_event: OnEvent) -> Text:
     config: Config = system.config
     if config.words:
-        say_unknown(PocketTokenizer(config.words), system.name, prompts, on_event)
+        note_unknown_words(PocketTokenizer(config.words), system.name, prompts, on_event)
         return read_words(cast(OpenSora, system.model), config, prompts)
     place = t5.Place(system.weights.path, system.device, system.offline, system.weights.outside)
     return t5.encode(prompts, config.text_length, _widths(config), place, on_event)
@@ -108,18 +108,18 @@ def _widths(config: Config) -> tuple[int, int]:
     return config.transformer.text, config.transformer.vector
 
 
-def given(system: Opened, canvas: Canvas) -> Tensor | None:
+def given(system: OpenedModel, canvas: Canvas) -> Tensor | None:
     """Mask and latents of what a canvas gives, B×(C + 1)×T×h×w, zeros elsewhere; None for a canvas that gives nothing.
 
     A cell counts as given where all of its pixels are; a lone last frame is encoded alone and stands for its cell.
     """
     if canvas.empty:
         return None
-    content, mask = placed(system.encode, latent_grid(system.config), canvas.video, canvas.mask)
+    content, mask = encode_given(system.encode, latent_grid(system.config), canvas.video, canvas.mask)
     return torch.cat([mask.to(content), content * mask.to(content)], dim=1)
 
 
-def conditions(system: Opened, words: Mapping[str, Text], request: Request, canvas: Canvas) -> Conditions:
+def conditions(system: OpenedModel, words: Mapping[str, Text], request: Request, canvas: Canvas) -> Conditions:
     """``positive`` and ``negative`` with what is given, and ``blank``: the negative prompt with nothing given.
 
     Where nothing is given, ``blank`` is the negative branch itself.
@@ -166,7 +166,7 @@ def check_extra(request: Request) -> None:
         elif name in RANGES:
             _check_range(name, value)
         else:
-            raise BadRequest(registry.unknown("option of open-sora", name, [*RANGES, *SWITCHES]))
+            raise BadRequest(registry.unknown_name("option of open-sora", name, [*RANGES, *SWITCHES]))
 
 
 def _check_range(name: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Sizes and sampling of Open-Sora 2.0; published figures beside the presets.
+"""Sizes and sampling of Open-Sora 2.0; published figures next to the presets.
 
 Parameter counts are those of `build` on the meta device, held by a test.
 """

@@ -21,7 +21,7 @@ from kinema.families.opensora.files import lora, opening
 from kinema.families.opensora.model import OpenSora, blocks, run
 from kinema.grid import Lattice
 from kinema.schema import BadRequest, Request, Shape
-from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Slots, Training
+from kinema.system import Checkpoints, Conditions, Defaults, OpenedModel, Process, Sampling, Slots, Training
 
 
 class OpenSoraSampling(Sampling):
@@ -64,12 +64,14 @@ class OpenSoraSampling(Sampling):
             raise BadRequest(opening.lacking(config))
         conditioning.check_extra(request)
 
-    def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> Mapping[str, conditioning.Text]:
+    def encode_prompt(
+        self, system: OpenedModel, request: Request, on_event: OnEvent
+    ) -> Mapping[str, conditioning.Text]:
         return conditioning.encode_prompt(system, request, on_event)
 
     def condition(  # noqa: PLR0917
         self,
-        system: Opened,
+        system: OpenedModel,
         words: Mapping[str, conditioning.Text],
         request: Request,
         canvas: Canvas,
@@ -83,7 +85,7 @@ class OpenSoraSampling(Sampling):
     def join(self, conditions: Sequence[Condition]) -> Condition | None:
         return conditioning.join(conditions)
 
-    def denoiser(self, system: Opened, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: OpenedModel, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
         transformer, here = cast(OpenSora, system.model).transformer, condition.of(frames)
 
         def network(z_BCTHW: Tensor, level: NoiseLevel) -> Tensor:
@@ -116,7 +118,7 @@ class OpenSoraTraining(Training):
     """How it is trained."""
 
     loss = staticmethod(training.loss)
-    recipe = staticmethod(training.settings)
+    settings = staticmethod(training.settings)
 
 
 class OpenSoraFamily:

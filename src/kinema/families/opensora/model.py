@@ -56,6 +56,6 @@ def run(  # noqa: PLR0917
 ) -> Tensor:
     """The raw velocity at this noise level, whose sigma is the flow's time, in the precision of z."""
     dtype = transformer.img_in.weight.dtype
-    time_B = processor.moved(level.sigma, z_BCTHW.device).float()
+    time_B = processor.to_device(level.sigma, z_BCTHW.device).float()
     shown = None if given is None else given.to(dtype)
     return transformer(z_BCTHW.to(dtype), time_B, text_BMF.to(dtype), pooled_BF.to(dtype), shown).to(z_BCTHW.dtype)

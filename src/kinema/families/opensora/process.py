@@ -24,7 +24,7 @@ def shift(tokens: int, frames: int) -> float:
 
 
 def flow(tokens: int, frames: int) -> RectifiedFlow:
-    """The schedule of clips with so many tokens a frame and latent frames."""
+    """The schedule for this number of tokens per frame and of latent frames."""
     return RectifiedFlow(shift(tokens, frames))
 
 

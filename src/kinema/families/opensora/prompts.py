@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from kinema.schema import plain
+from kinema.schema import plain_number
 
 _FPS = re.compile(r"\s*\b\d+(?:\.\d+)? FPS[.,]")
 _MOTION = re.compile(r"\s*\b\d+(?:\.\d+)? motion score\.")
@@ -21,5 +21,5 @@ def completed(prompt: str, fps: float, motion: float | None) -> str:
     rate, score = _FPS.search(text), _MOTION.search(text)
     text = text if text.endswith(".") else f"{text}."
     if rate is None:
-        text = f"{text} {plain(fps)} FPS."
-    return text if score is not None or motion is None else f"{text} {plain(motion)} motion score."
+        text = f"{text} {plain_number(fps)} FPS."
+    return text if score is not None or motion is None else f"{text} {plain_number(motion)} motion score."

@@ -21,7 +21,7 @@ from kinema.families.opensora.layout import latent_grid
 from kinema.families.opensora.model import OpenSora, run
 from kinema.families.opensora.process import VELOCITY, flow
 from kinema.system import Batch, TrainingSettings
-from kinema.vae.placing import placed
+from kinema.vae.given_pixels import encode_given
 
 CANVASES = {"nothing": 1.0, "first": 5.0, "ends": 1.0, "suffix": 1.0}
 """Weights of t2v, i2v head, loop and tail in the published image-to-video stage."""
@@ -40,7 +40,7 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
     codec = codec_of(config, network)
     with torch.no_grad():
         x0 = codec.encode(batch.video)
-        given, mask = placed(partial(codec.encode), grid, batch.video, batch.mask)
+        given, mask = encode_given(partial(codec.encode), grid, batch.video, batch.mask)
         mask = mask.to(x0)
         shown = torch.cat([mask, given.to(x0) * mask], dim=1)
     shifted = flow(config.tokens(*batch.video.shape[3:]), x0.shape[2])

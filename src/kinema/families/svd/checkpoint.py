@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kinema.checkpoints import files, lora_formats
 from kinema.checkpoints.convert import Conversion, TargetFile, cast
-from kinema.checkpoints.files import Header, listed
+from kinema.checkpoints.files import Header, parse_header
 from kinema.checkpoints.lora_formats import Lora, is_lora
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.stream import Stream
@@ -216,12 +216,14 @@ def open_sgm(path: Path, variant_name: str | None = None) -> Opened | None:
     if outline is None:
         return None
     mapping = table(outline)
-    mapping.check_theirs(shapes_of(source.header), path.name)
-    native = {name: (shape, source.header[mapping.by_ours[name][0].theirs][1]) for name, shape in mapping.ours.items()}
-    extra = {name: entry for name, entry in source.header.items() if not mapping.by_theirs[name].ours}
+    mapping.check_foreign(shapes_of(source.header), path.name)
+    native = {
+        name: (shape, source.header[mapping.by_native[name][0].foreign][1]) for name, shape in mapping.native.items()
+    }
+    extra = {name: entry for name, entry in source.header.items() if not mapping.by_foreign[name].native}
 
     def read(name: str) -> Tensor:
-        return source[name] if name in extra else mapping.make_ours(name, source.__getitem__)
+        return source[name] if name in extra else mapping.make_native(name, source.__getitem__)
 
     frames = PRESETS[variant(outline, path.stem)].frames
     return Opened(outline, native, extra, read, path.name, frames, source.text)
@@ -252,7 +254,7 @@ def open_folder(source: Source) -> Opened | None:
     extras = Stream(path / EXTRA) if (path / EXTRA).is_dir() else None
     outline = _with_extra(folder.outline(configs), extras)
     mapping = table(outline)
-    mapping.check_ours(shapes_of(native), path.name)
+    mapping.check_native(shapes_of(native), path.name)
 
     def read(name: str) -> Tensor:
         if extras is not None and name in extras:
@@ -282,8 +284,8 @@ def _with_extra(outline: Outline, extras: Stream | None) -> Outline:
 
 
 def _check_extra(mapping: Table, extra: Header, where: str) -> None:
-    aside = Table(row for row in mapping.rows if not row.ours)
-    aside.check_theirs(shapes_of(extra), where)
+    aside = Table(row for row in mapping.rows if not row.native)
+    aside.check_foreign(shapes_of(extra), where)
 
 
 def _kept_text(extras: Stream, mapping: Table, native: Header) -> bytes:
@@ -291,9 +293,9 @@ def _kept_text(extras: Stream, mapping: Table, native: Header) -> bytes:
     text = extras.metadata.get("original_header", "").encode()
     if not text:
         return b""
-    original, _ = listed(text, "the header of the original file")
+    original, _ = parse_header(text, "the header of the original file")
     now = _sgm_header(mapping, native, extras.header)
-    whole = all(row.theirs in original for row in mapping.rows if row.ours or row.theirs in extras.header)
+    whole = all(row.foreign in original for row in mapping.rows if row.native or row.foreign in extras.header)
     same = all(now.get(name) == entry for name, entry in original.items())
     return text if whole and same else b""
 
@@ -343,7 +345,7 @@ def plan_sgm(opened: Opened, dtype: torch.dtype | None) -> Conversion:
     header = _sgm_header(mapping, opened.native, opened.extra)
 
     def make(name: str) -> Tensor:
-        tensor = opened.read(name) if name in opened.extra else mapping.make_theirs(name, opened.read)
+        tensor = opened.read(name) if name in opened.extra else mapping.make_foreign(name, opened.read)
         return cast(tensor, dtype)
 
     text = opened.text if dtype is None else None
@@ -376,7 +378,7 @@ def plan_folder(opened: Opened, dtype: torch.dtype | None) -> Conversion:
 
 def plan_lora(lora: Lora, layout: str, dtype: torch.dtype | None) -> Conversion:
     """Plan one LoRA file; its tensors are small enough to convert in memory."""
-    converted, metadata = lora_formats.laid_out(lora, layout)
+    converted, metadata = lora_formats.lora_tensors(lora, layout)
     tensors = {name: cast(tensor, dtype) for name, tensor in converted.items()}
     header = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     return Conversion((TargetFile("", header, tensors.__getitem__, metadata),), {})
@@ -390,15 +392,15 @@ def _sgm_header(mapping: Table, native: Header, extra: Header) -> Header:
     """Header of the single file that can be written: present tensors, kept ones, and those with a stand-in."""
     header: Header = {}
     for row in mapping.rows:
-        if row.theirs in extra:
-            header[row.theirs] = extra[row.theirs]
-        elif row.ours or row.stand_in:
-            header[row.theirs] = (row.shape, native[(row.ours or (row.stand_in,))[0]][1])
+        if row.foreign in extra:
+            header[row.foreign] = extra[row.foreign]
+        elif row.native or row.stand_in:
+            header[row.foreign] = (row.shape, native[(row.native or (row.stand_in,))[0]][1])
     return header
 
 
 def _notes(mapping: Table, opened: Opened) -> tuple[str, ...]:
-    lost = [row for row in mapping.rows if not row.ours and row.theirs not in opened.extra]
+    lost = [row for row in mapping.rows if not row.native and row.foreign not in opened.extra]
     copied, absent = _by_group([r for r in lost if r.stand_in]), _by_group([r for r in lost if not r.stand_in])
     notes = [f"{group} ({count} tensors) is not in the folder and was copied from vae/" for group, count in copied]
     notes += [f"{group} ({count} tensors, unused) is not in the folder and was left out" for group, count in absent]

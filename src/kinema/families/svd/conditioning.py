@@ -135,10 +135,10 @@ def check_extra(config: Config, extra: Mapping[str, Any]) -> None:
     options = [name for name in RANGES if needs.get(name) is None or needs[name] in names] + [SHAPE, ANCHOR]
     for name, value in extra.items():
         if name not in options:
-            raise BadRequest(registry.unknown("option of this svd model", name, options))
+            raise BadRequest(registry.unknown_name("option of this svd model", name, options))
         if name == SHAPE:
             if value not in SHAPES:
-                raise BadRequest(registry.unknown("guidance shape", str(value), SHAPES))
+                raise BadRequest(registry.unknown_name("guidance shape", str(value), SHAPES))
             continue
         if name == ANCHOR:
             if not isinstance(value, bool):

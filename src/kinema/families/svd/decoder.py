@@ -16,12 +16,12 @@ from kinema import heap
 from kinema.cancel import checkpoint
 from kinema.families.svd.config import Config
 from kinema.families.svd.layers import Mixer, Scratch, TemporalResBlock, conv_over_time, fold, over_time, unfold
-from kinema.nn.ldm_unet import ResBlock, Upsample, group_norm, silu_, twice_as_large
+from kinema.nn.ldm_unet import ResBlock, Upsample, group_norm, silu_, upsample_2x
 from kinema.vae import strips
 from kinema.vae.kl2d import EPS, Decoder, Encoder, ResolutionBlocks, SpaceAttention
 from kinema.vae.latent_rgb import LatentRGB, published
 from kinema.vae.precision import upcast
-from kinema.vae.tiling import FRAMES, by_images, faded, tiled
+from kinema.vae.tiling import FRAMES, by_images, decode_blended, decode_tiled
 
 TEMPORAL_EPS = 1e-5
 
@@ -96,7 +96,7 @@ class TemporalDecoder(nn.Module):
             if x.is_cpu:
                 heap.give_back()
             for block in level.resnets:
-                x = block.over_space(x, up, scratch)  # frees the previous map before temporal layers allocate theirs
+                x = block.over_space(x, up, scratch)  # frees the previous map before temporal layers allocate foreign
                 up = None
                 checkpoint()
                 x = block.over_time(x, frames, scratch)
@@ -143,7 +143,7 @@ class VideoBlock(nn.Module):
         """
         block, growth = self.spatial_res_block, 1 if up is None else 4
         plain = up is None or (type(up.conv) is nn.Conv2d and not (up._forward_hooks or up.conv._forward_hooks))
-        if plain and strips.pays(block, growth * x_NCHW[0].numel(), x_NCHW):
+        if plain and strips.pays_off(block, growth * x_NCHW[0].numel(), x_NCHW):
             return self._in_strips(x_NCHW, up, scratch or Scratch())
 
         def layer(x: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class VideoBlock(nn.Module):
         for image_1HWC, out_HWK in zip(x_NHWC.split(1), out_NHWK, strict=True):
             image_1CHW = strips.as_images(image_1HWC)
             if up is not None:
-                image_1CHW = twice_as_large(up.conv, image_1CHW, room[:enlarged])
+                image_1CHW = upsample_2x(up.conv, image_1CHW, room[:enlarged])
             run(image_1CHW[0].permute(1, 2, 0), out_HWK, room[enlarged:])
         return out_NHWK.permute(0, 3, 1, 2)
 
@@ -202,9 +202,9 @@ class SVDCodec:
         chunk = chunk or self.chunk or z_BCTHW.shape[2]
 
         def part(z: Tensor) -> Tensor:
-            return self._decode(z) if tile is None else tiled(self._decode, z, tile, self.vae.stride)
+            return self._decode(z) if tile is None else decode_tiled(self._decode, z, tile, self.vae.stride)
 
-        return faded(part, z_BCTHW, FRAMES, chunk, min(overlap, chunk - 1))
+        return decode_blended(part, z_BCTHW, FRAMES, chunk, min(overlap, chunk - 1))
 
     def leaner(self, frames: int, height: int, width: int) -> Sequence[Mapping[str, int]]:
         """Options of `decode` that need less memory for a clip of this latent size, the mildest first."""

@@ -23,7 +23,7 @@ from kinema.families.svd.pocket.presets import PRESETS as POCKETS
 from kinema.grid import LatentGrid, Lattice
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Request, Shape
-from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training, Tuning
+from kinema.system import Checkpoints, Conditions, Defaults, OpenedModel, Process, Sampling, Training, Tuning
 
 
 class SVDSampling(Sampling):
@@ -76,13 +76,13 @@ class SVDSampling(Sampling):
         if config.orbit and request.frames is not None and request.frames > config.frames:
             raise BadRequest(f"frames is {request.frames}; this svd model generates at most {config.frames} views")
 
-    def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> None:
+    def encode_prompt(self, system: OpenedModel, request: Request, on_event: OnEvent) -> None:
         if request.prompt.strip() or request.negative_prompt.strip():
             on_event(Note(f"{system.name} has no text conditioning and ignores the prompt"))
 
     def condition(  # noqa: PLR0917
         self,
-        system: Opened,
+        system: OpenedModel,
         words: None,  # noqa: ARG002
         request: Request,
         canvas: Canvas,
@@ -117,7 +117,7 @@ class SVDSampling(Sampling):
         )
         return Condition(torch.cat(context), torch.cat(image), torch.cat(scalars))
 
-    def denoiser(self, system: Opened, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: OpenedModel, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
         model, condition = cast(SVD, system.model), condition.of(frames)
         channels_last(model.unet)
         if not system.config.orbit:
@@ -148,7 +148,7 @@ class SVDTraining(Training):
     """Training of SVD models."""
 
     loss = staticmethod(recipe.loss)
-    recipe = staticmethod(recipe.recipe)
+    settings = staticmethod(recipe.recipe)
 
     @property
     def tuning(self) -> Tuning:

@@ -7,7 +7,7 @@ from math import gcd
 from typing import Any
 
 from kinema.bounds import MAX_QUOTED, printable, quoted
-from kinema.checkpoints.settings import checked
+from kinema.checkpoints.settings import validated
 from kinema.checkpoints.source import INDEX, Source
 from kinema.families.svd.layout import Outline
 from kinema.schema import BadRequest
@@ -223,7 +223,7 @@ def outline(configs: Configs) -> Outline:
     except (TypeError, ValueError, ArithmeticError) as error:
         reason = quoted(str(error), MAX_QUOTED)
         raise BadRequest(f"a config of this folder contains an invalid value: {reason}") from error
-    return checked(sizes, "the configs of this folder")
+    return validated(sizes, "the configs of this folder")
 
 
 _DOWN = ("CrossAttn", "CrossAttn", "CrossAttn", "")

@@ -24,9 +24,9 @@ from kinema.nn.ldm_unet import (
     add_,
     add_scaled_,
     group_norm,
-    places,
     scale_and_shift,
     silu_,
+    to_map,
     tokens,
 )
 
@@ -55,8 +55,8 @@ def over_time(conv: nn.Conv3d, x_BCTS: Tensor) -> Tensor:
 
 def strip_conv(conv: nn.Conv3d, x_BCTS: Tensor) -> Callable[[Tensor], Tensor]:
     """Return `over_time` as a function of any strip of this map."""
-    if winograd.pays_over_time(conv, x_BCTS):
-        return winograd.over_time(conv)
+    if winograd.is_faster_over_time(conv, x_BCTS):
+        return winograd.convolve_over_time(conv)
     return lambda part: over_time(conv, part)
 
 
@@ -251,4 +251,4 @@ class VideoTransformer(nn.Module):
             x_BTSC = x_NSC.unflatten(0, (n // frames, frames))
             x_BTSC = lerp_(x_BTSC, along_time(x_BTSC + position_TC, context_BLC), share)
             x_NSC = x_BTSC.flatten(0, 1)
-        return add_(places(self.proj_out(x_NSC), height), x_NCHW)
+        return add_(to_map(self.proj_out(x_NSC), height), x_NCHW)

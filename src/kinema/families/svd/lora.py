@@ -26,7 +26,7 @@ def aliases(config: Config) -> dict[str, str]:
 def modules(outline: Outline) -> dict[str, str]:
     """Map sgm's names of the U-Net's matrices and kernels to Kinema's."""
     return {
-        row.theirs.removeprefix(UNET).removesuffix(".weight"): row.ours[0].removesuffix(".weight")
+        row.foreign.removeprefix(UNET).removesuffix(".weight"): row.native[0].removesuffix(".weight")
         for row in table(outline).rows
-        if row.theirs.startswith(UNET) and row.theirs.endswith(".weight") and len(row.shape) > 1
+        if row.foreign.startswith(UNET) and row.foreign.endswith(".weight") and len(row.shape) > 1
     }

@@ -17,7 +17,7 @@ from kinema.families.svd import folder
 from kinema.families.svd.checkpoint import from_sgm, recognise, sized, variant, without_position_ids, words
 from kinema.families.svd.config import PRESETS, Config
 from kinema.families.svd.layout import Outline, table
-from kinema.schema import BadRequest, plain
+from kinema.schema import BadRequest, plain_number
 from kinema.system import FoundCheckpoint
 
 SVD_MODELS = ("svd", "svd-xt", "svd-xt-1.1")
@@ -46,7 +46,7 @@ def _open_folder(source: Source) -> FoundCheckpoint | None:
         return None
     folder.check(source)
     outline, parts = folder.outline(configs), tuple(folder.PARTS)
-    table(outline).check_ours(shapes_of(without_position_ids(source.headers(parts))), source.path.name)
+    table(outline).check_native(shapes_of(without_position_ids(source.headers(parts))), source.path.name)
     frames = folder.frames(configs)
     model, note = _published(outline, source, frames)
     heads, clip_heads = folder.heads(configs, outline)
@@ -83,4 +83,4 @@ def _published(outline: Outline, source: Source, frames: int | None) -> tuple[st
 
 def _sampling(preset: Config, frames: int | None) -> str:
     start, end = preset.guidance
-    return f"{frames or preset.frames} frames, guidance {plain(start)} to {plain(end)}"
+    return f"{frames or preset.frames} frames, guidance {plain_number(start)} to {plain_number(end)}"

@@ -10,7 +10,7 @@ from kinema.families.svd.config import Config
 from kinema.families.svd.kinds import kind_of
 from kinema.families.svd.layout import Outline, table
 from kinema.schema import BadRequest
-from kinema.system import family_of
+from kinema.system import parse_metadata
 
 
 def read(path: Path, variant: str | None = None) -> tuple[Outline, Stream, int] | None:
@@ -21,13 +21,13 @@ def read(path: Path, variant: str | None = None) -> tuple[Outline, Stream, int] 
     source = Stream(path, variant)
     if "kinema" not in source.metadata:
         return None
-    family, config = family_of(source.metadata["kinema"], path.name)
+    family, config = parse_metadata(source.metadata["kinema"], path.name)
     if family.name != "svd":
         return None
     if kind_of(config).custom_encoders:
         raise BadRequest(f"{path.name} cannot be converted: no other layout supports its autoencoder")
     sizes = outline(config)
-    table(sizes).check_ours(shapes_of(source.header), path.name)
+    table(sizes).check_native(shapes_of(source.header), path.name)
     return sizes, source, config.frames
 
 

@@ -89,7 +89,9 @@ def run_unet(
     image = condition.image_BCTHW.to(z_BCTHW).expand(-1, -1, z_BCTHW.shape[2], -1, -1)
     x = torch.cat([z_BCTHW, image], dim=1).to(unet.conv_in.weight.dtype)
     scalars = condition.scalars_BTV.to(z_BCTHW.device)
-    return unet(x, processor.moved(c_noise(level), z_BCTHW.device), condition.context_B1C.to(x), scalars, image_only_BT)
+    return unet(
+        x, processor.to_device(c_noise(level), z_BCTHW.device), condition.context_B1C.to(x), scalars, image_only_BT
+    )
 
 
 def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:

@@ -54,5 +54,5 @@ def class_index(config: Config, prompt: str) -> int:
     """Return the index of the class named by a prompt. Raises BadRequest with the nearest names for an unknown one."""
     names = {name.lower(): i for i, name in enumerate(config.classes)}
     if prompt.strip().lower() not in names:
-        raise BadRequest(registry.unknown("class of this model", prompt, config.classes))
+        raise BadRequest(registry.unknown_name("class of this model", prompt, config.classes))
     return names[prompt.strip().lower()]

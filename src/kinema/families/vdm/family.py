@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kinema import processor, registry
 from kinema.canvas import Canvas
-from kinema.conditioning.pocket import PocketTokenizer, say_unknown
+from kinema.conditioning.pocket import PocketTokenizer, note_unknown_words
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import NoiseLevel
 from kinema.events import OnEvent
@@ -20,7 +20,7 @@ from kinema.families.vdm.config import Config, from_json, presets, to_json
 from kinema.families.vdm.model import UNetLevel, VideoUNet
 from kinema.grid import LatentGrid, Lattice
 from kinema.schema import BadRequest, Request, Shape
-from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training
+from kinema.system import Checkpoints, Conditions, Defaults, OpenedModel, Process, Sampling, Training
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
 
@@ -64,7 +64,7 @@ class VDMSampling(Sampling):
     def check(self, config: Config, request: Request) -> None:
         for name, value in request.extra.items():
             if name not in _EXTRA:
-                raise BadRequest(registry.unknown("option of vdm", name, _EXTRA))
+                raise BadRequest(registry.unknown_name("option of vdm", name, _EXTRA))
             if not isinstance(value, _EXTRA[name]):
                 raise BadRequest(f"{name} is {quoted(value)}; expected true or false")
         if not config.conditional:
@@ -76,11 +76,11 @@ class VDMSampling(Sampling):
             if config.classes and prompt.strip():
                 class_index(config, prompt)
 
-    def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> dict[str, Tensor | None]:
+    def encode_prompt(self, system: OpenedModel, request: Request, on_event: OnEvent) -> dict[str, Tensor | None]:
         config = system.config
         if config.text == "pocket":
             texts = (request.prompt, request.negative_prompt)
-            say_unknown(PocketTokenizer(config.words), system.name, texts, on_event)
+            note_unknown_words(PocketTokenizer(config.words), system.name, texts, on_event)
 
         def encoded(prompt: str) -> Tensor | None:
             return encode(system.model, config, [prompt], offline=system.offline) if prompt.strip() else None
@@ -89,7 +89,7 @@ class VDMSampling(Sampling):
 
     def condition(  # noqa: PLR0917
         self,
-        system: Opened,  # noqa: ARG002
+        system: OpenedModel,  # noqa: ARG002
         words: Mapping[str, Tensor | None],
         request: Request,
         canvas: Canvas,  # noqa: ARG002
@@ -105,14 +105,14 @@ class VDMSampling(Sampling):
             return None
         return replace(conditions[0], vector=torch.cat(encoded) if encoded else None)
 
-    def denoiser(self, system: Opened, condition: Condition, frames: Sequence[int] | None) -> Denoiser:  # noqa: ARG002
+    def denoiser(self, system: OpenedModel, condition: Condition, frames: Sequence[int] | None) -> Denoiser:  # noqa: ARG002
         """Ignores ``frames``: positions are relative and the condition applies to the whole clip."""
         model = system.model
 
         def network(z_BCTHW: Tensor, level: NoiseLevel) -> Tensor:
             independent = z_BCTHW.shape[2] if condition.per_frame else 0
             z = z_BCTHW.to(system.dtype)  # the sampler's state stays in float32
-            log_snr = processor.moved(level.log_snr, z_BCTHW.device)
+            log_snr = processor.to_device(level.log_snr, z_BCTHW.device)
             return model(z, log_snr, condition.vector, independent=independent).to(z_BCTHW.dtype)
 
         return recipe.parameterisation(system.config).denoiser(network)
@@ -130,7 +130,7 @@ class VDMTraining(Training):
     """Training of VDM models."""
 
     loss = staticmethod(recipe.loss)
-    recipe = staticmethod(recipe.recipe)
+    settings = staticmethod(recipe.recipe)
 
 
 class VDM:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kinema.canvas import Canvas
 from kinema.checkpoints.settings import build_config
-from kinema.conditioning.pocket import PocketTokenizer, say_unknown
+from kinema.conditioning.pocket import PocketTokenizer, note_unknown_words
 from kinema.data import playroom
 from kinema.diffusion.parameterise import X0, Denoiser
 from kinema.diffusion.schedules import NoiseLevel, RectifiedFlow
@@ -22,7 +22,7 @@ from kinema.families.zoetrope.config import PRESETS, Config
 from kinema.families.zoetrope.model import Zoetrope, blocks
 from kinema.grid import FrameGrid, LatentGrid, Lattice
 from kinema.schema import BadRequest, Request, Shape
-from kinema.system import Checkpoints, Conditions, Defaults, Opened, Process, Sampling, Training, TrainingSettings
+from kinema.system import Checkpoints, Conditions, Defaults, OpenedModel, Process, Sampling, Training, TrainingSettings
 from kinema.vae.pixel import PixelCodec
 from kinema.values import quoted
 
@@ -84,11 +84,11 @@ class ZoetropeSampling(Sampling):
         if not isinstance(per_frame := request.extra.get("per_frame", False), bool):
             raise BadRequest(f"per_frame is {quoted(per_frame)}; expected true or false")
 
-    def encode_prompt(self, system: Opened, request: Request, on_event: OnEvent) -> dict[str, Tensor]:
+    def encode_prompt(self, system: OpenedModel, request: Request, on_event: OnEvent) -> dict[str, Tensor]:
         config: Config = system.config
         tokenizer = PocketTokenizer(config.words)
         texts = (request.prompt, request.negative_prompt)
-        say_unknown(tokenizer, system.name, texts, on_event)
+        note_unknown_words(tokenizer, system.name, texts, on_event)
         for text in texts:
             if (count := len(tokenizer.split(text))) > config.text_length:
                 on_event(Note(f"the prompt has {count} words; {system.name} uses the first {config.text_length}"))
@@ -97,7 +97,7 @@ class ZoetropeSampling(Sampling):
 
     def condition(  # noqa: PLR0917
         self,
-        system: Opened,
+        system: OpenedModel,
         words: Mapping[str, Tensor],
         request: Request,
         canvas: Canvas,
@@ -117,7 +117,7 @@ class ZoetropeSampling(Sampling):
         )
         return Condition(ids, given, mask, conditions[0].per_frame)
 
-    def denoiser(self, system: Opened, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
+    def denoiser(self, system: OpenedModel, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
         given, mask = condition.given_BCTHW, condition.mask_B1THW
         if frames is not None:
             given, mask = given[:, :, list(frames)], mask[:, :, list(frames)]
@@ -147,7 +147,7 @@ class ZoetropeTraining(Training):
     tuning = None
     loss = staticmethod(recipe.loss)
 
-    def recipe(self, config: Config) -> TrainingSettings:
+    def settings(self, config: Config) -> TrainingSettings:
         return recipe.TINY if config.width < 64 else recipe.RECIPE
 
 

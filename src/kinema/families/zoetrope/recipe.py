@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from kinema.conditioning.pocket import PocketTokenizer
 from kinema.data.playroom import Playroom, labels
 from kinema.data.playroom.scene import Scene
-from kinema.data.reading import EMPTY, about, reading_loss
+from kinema.data.reading import EMPTY_WEIGHT, object_mask, reading_loss
 from kinema.diffusion import losses
 from kinema.diffusion.parameterise import X0
 from kinema.diffusion.schedules import NoiseLevel, RectifiedFlow, broadcast
-from kinema.families.zoetrope import lessons
+from kinema.families.zoetrope import sprite_losses
 from kinema.families.zoetrope.config import Config
 from kinema.families.zoetrope.sprite import SpriteEstimate
 from kinema.system import Batch, TrainingSettings
@@ -61,7 +61,7 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
     labelled = any(batch.scenes)
     if labelled:
         cover = cover_targets(batch.scenes, estimate.sketch.detach().float())
-        near = about(batch.scenes, cover)
+        near = object_mask(batch.scenes, cover)
         weight = weight * (1 + localisation(level).to(x0) * pixel_emphasis(cover, near, x0))
     main_B = X0.loss(estimate.x0.float(), x0, eps, level, weighting=velocity, mask=weight)
     if not labelled:
@@ -89,12 +89,16 @@ def sprite_loss(
     estimate: SpriteEstimate, scenes: Sequence[Scene | None], composite_B: Tensor, localised_B: Tensor
 ) -> Tensor:
     """Loss of the sprite, ``[B]``; only coverage and outline count while noise still hides the object."""
-    target = lessons.scene_targets(scenes, estimate, estimate.composite_BCTHW.shape[-1])
+    target = sprite_losses.scene_targets(scenes, estimate, estimate.composite_BCTHW.shape[-1])
     cover = cover_targets(scenes, estimate.cover_logits_B1THW.detach())
-    cover_B = lessons.COVER_WEIGHT * placement_loss(estimate.cover_logits_B1THW, cover, about(scenes, cover), scenes)
-    single_B = lessons.SINGLE_WEIGHT * lessons.single_object_loss(estimate, scenes, target)
-    shape_B = lessons.SHAPE_WEIGHT * lessons.shape_loss(estimate.sprite_BCNN, target)
-    pose_B = lessons.COMPOSITE_WEIGHT * composite_B + lessons.POSE_WEIGHT * lessons.pose_loss(estimate, target)
+    cover_B = sprite_losses.COVER_WEIGHT * placement_loss(
+        estimate.cover_logits_B1THW, cover, object_mask(scenes, cover), scenes
+    )
+    single_B = sprite_losses.SINGLE_WEIGHT * sprite_losses.single_object_loss(estimate, scenes, target)
+    shape_B = sprite_losses.SHAPE_WEIGHT * sprite_losses.shape_loss(estimate.sprite_BCNN, target)
+    pose_B = sprite_losses.COMPOSITE_WEIGHT * composite_B + sprite_losses.POSE_WEIGHT * sprite_losses.pose_loss(
+        estimate, target
+    )
     return cover_B + single_B + shape_B + target.single_B * localised_B * pose_B
 
 
@@ -132,7 +136,7 @@ def placement_loss(
 
     0 for clips without a scene graph.
     """
-    weight = EMPTY + (1 - EMPTY) * near_B1Thw
+    weight = EMPTY_WEIGHT + (1 - EMPTY_WEIGHT) * near_B1Thw
     labelled_B = torch.tensor([s is not None for s in scenes], device=weight.device)
     error = F.binary_cross_entropy_with_logits(sketch_B1Thw, cover_B1Thw, reduction="none") * weight
     return labelled_B * error.flatten(1).sum(1) / weight.flatten(1).sum(1)
@@ -140,7 +144,7 @@ def placement_loss(
 
 def share_loss(share_B1THW: Tensor, ground_B1THW: Tensor, near_B1THW: Tensor) -> Tensor:
     """Cross-entropy of the backdrop's share against the background mask, ``[B]``, weighted as in `placement_loss`."""
-    weight = EMPTY + (1 - EMPTY) * near_B1THW
+    weight = EMPTY_WEIGHT + (1 - EMPTY_WEIGHT) * near_B1THW
     error = F.binary_cross_entropy_with_logits(share_B1THW, ground_B1THW, reduction="none") * weight
     return error.flatten(1).sum(1) / weight.flatten(1).sum(1)
 

@@ -7,12 +7,12 @@ being developed, with eight learning-rate cycles (README, model card); this sche
 from __future__ import annotations
 
 from kinema.families.zoetrope.grow import grow
-from kinema.system.legs import Leg, Shipped
+from kinema.system.legs import ShippedRun, ShippedRuns
 
-SHIPPED = Shipped(
+SHIPPED = ShippedRuns(
     {
-        "base": Leg({"model": "zoetrope/base", "steps": 9050}),
-        "sprite": Leg({"model": "{base}", "steps": 5228, "learning_rate": 2e-3, "seed": 3}, grow=grow),
+        "base": ShippedRun({"model": "zoetrope/base", "steps": 9050}),
+        "sprite": ShippedRun({"model": "{base}", "steps": 5228, "learning_rate": 2e-3, "seed": 3}, grow=grow),
     },
     {"zoetrope": "sprite"},
 )

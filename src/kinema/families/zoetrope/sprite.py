@@ -19,11 +19,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinema.families.zoetrope.anchoring import anchor_to_given, colours_from_given
 from kinema.families.zoetrope.config import Config
-from kinema.families.zoetrope.given import anchor_to_given, colours_from_given
 from kinema.families.zoetrope.layers import PlaceBlock, exact, over_space
-from kinema.families.zoetrope.steady import fill_gaps, least_absolute_line, smooth
-from kinema.families.zoetrope.turning import CHANNELS, RADII, STEPS, correlate, decode_angles, sample_polar
+from kinema.families.zoetrope.rotation import CHANNELS, RADII, STEPS, correlate, decode_angles, sample_polar
+from kinema.families.zoetrope.smoothing import fill_gaps, least_absolute_line, smooth
 from kinema.families.zoetrope.warp import Pose, pixel_centres, to_frames, to_sprite
 
 _PACK = 2

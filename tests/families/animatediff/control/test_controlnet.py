@@ -115,16 +115,16 @@ def test_published_files_are_recognised_by_keys_and_shapes_in_both_layouts(confi
     state = {name: tuple(t.shape) for name, t in network.state_dict().items()}
     assert sum(p.numel() for p in network.parameters()) == parameters
     table = controlnet_file.ControlFile("official", config, size).table
-    assert table.ours == state
-    assert len(table.theirs) == tensors
-    for prefix, shapes in (("control_model.", table.theirs), ("", table.theirs), ("", state)):
+    assert table.native == state
+    assert len(table.foreign) == tensors
+    for prefix, shapes in (("control_model.", table.foreign), ("", table.foreign), ("", state)):
         header = {prefix + name: (shape, torch.float16) for name, shape in shapes.items()}
         control = controlnet_file.recognise(header)
         assert control.into(config, "depth").controls == (replace(size, name="depth"),)
     if size.linear:
-        assert "label_emb.0.0.weight" in table.theirs
+        assert "label_emb.0.0.weight" in table.foreign
     else:
-        assert table.theirs["input_hint_block.14.weight"] == (320, 256, 3, 3)
+        assert table.foreign["input_hint_block.14.weight"] == (320, 256, 3, 3)
 
 
 SIZE = replace(

@@ -123,7 +123,7 @@ def test_images_are_preprocessed_as_in_transformers(size):
 )
 def test_published_files_are_recognised_by_keys_and_shapes_in_both_layouts(config, size, tensors, parameters):
     rows = list(ip_adapter_file.rows(config, size, 0))
-    foreign = {row.theirs: (row.shape, torch.float16) for row in rows}
+    foreign = {row.foreign: (row.shape, torch.float16) for row in rows}
     assert len(foreign) == tensors
     # Two bytes each, and a header: ip-adapter_sdxl.safetensors has 702,585,376 bytes, ip-adapter-plus_sdxl 847,517,512.
     assert sum(torch.Size(shape).numel() for shape, _ in foreign.values()) == parameters

@@ -124,7 +124,7 @@ def test_a_single_frame_equals_the_image_model(saved):
 def test_an_inpainting_model_is_not_recognised_as_pia(saved, tmp_path):
     folder, _ = saved
     table = layout.ImageFile(replace(IMAGE, in_channels=9), vae=True, text=False).table
-    torch.save({name: torch.zeros(shape) for name, shape in table.theirs.items()}, tmp_path / "inpainting.ckpt")
+    torch.save({name: torch.zeros(shape) for name, shape in table.foreign.items()}, tmp_path / "inpainting.ckpt")
     with pytest.raises(BadRequest, match="an inpainting model"):
         open_system(tmp_path / "inpainting.ckpt")
 

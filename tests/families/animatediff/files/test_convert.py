@@ -95,7 +95,7 @@ def single_file(config, path, dtype=torch.float16, without=(), spelling=("", "")
     """Write an image model in a single file as on CivitAI: mixed precision, with training leftovers."""
     torch.manual_seed(0)
     image = layout.ImageFile(config, "vae" not in without, "text" not in without)
-    tensors = {name: torch.randn(shape).to(dtype) for name, shape in image.table.theirs.items()}
+    tensors = {name: torch.randn(shape).to(dtype) for name, shape in image.table.foreign.items()}
     tensors |= {name: tensors[name].float() for name in list(tensors)[::7]}
     tensors |= {"model_ema.decay": torch.ones(()), "betas": torch.rand(1000), "alphas_cumprod": torch.rand(1000)}
     tensors = {name.replace(*spelling): tensor.contiguous() for name, tensor in tensors.items()}

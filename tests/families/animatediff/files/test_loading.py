@@ -152,7 +152,7 @@ def test_a_wrong_key_raises_on_opening(tiny, tmp_path, damage):
 
 
 def test_single_files_have_the_published_tensors():
-    whole = layout.ImageFile(IMAGE, vae=True, text=True).table.theirs
+    whole = layout.ImageFile(IMAGE, vae=True, text=True).table.foreign
     assert [
         sum(k.startswith(p) for k in whole)
         for p in (stable_diffusion.UNET, stable_diffusion.VAE, stable_diffusion.TEXT)
@@ -161,10 +161,10 @@ def test_single_files_have_the_published_tensors():
     recognised = layout.recognise({k: (s, torch.float16) for k, s in whole.items()})
     assert recognised == layout.ImageFile(IMAGE, vae=True, text=True)
     xl = layout.ImageFile(SDXL_IMAGE, vae=True, text=True).table
-    assert sum(k.startswith(stable_diffusion.UNET) for k in xl.theirs) == 1680
-    assert layout.recognise({k: (s, torch.float16) for k, s in xl.theirs.items()}).config == SDXL_IMAGE
+    assert sum(k.startswith(stable_diffusion.UNET) for k in xl.foreign) == 1680
+    assert layout.recognise({k: (s, torch.float16) for k, s in xl.foreign.items()}).config == SDXL_IMAGE
     with torch.device("meta"):
-        assert xl.ours == {k: tuple(v.shape) for k, v in AnimateDiff(SDXL_IMAGE).state_dict().items()}
+        assert xl.native == {k: tuple(v.shape) for k, v in AnimateDiff(SDXL_IMAGE).state_dict().items()}
 
 
 # ----------------------------------------------------------------------------------- wrong slots
@@ -196,7 +196,7 @@ def test_a_file_in_the_wrong_slot_is_named(tiny, tmp_path):
 
 
 def test_other_models_of_stable_diffusion_raise_by_name():
-    header = {k: (s, torch.float16) for k, s in layout.ImageFile(IMAGE, vae=True, text=True).table.theirs.items()}
+    header = {k: (s, torch.float16) for k, s in layout.ImageFile(IMAGE, vae=True, text=True).table.foreign.items()}
     inpainting = header | {"model.diffusion_model.input_blocks.0.0.weight": ((320, 9, 3, 3), torch.float16)}
     with pytest.raises(BadRequest, match="an inpainting model"):
         layout.recognise(inpainting)
@@ -235,7 +235,7 @@ def sparse_file(path, shapes, dtype="F16"):
 
 
 def test_files_of_published_size_open_by_their_headers(tmp_path):
-    image = sparse_file(tmp_path / "sd15.safetensors", layout.ImageFile(IMAGE, vae=True, text=True).table.theirs)
+    image = sparse_file(tmp_path / "sd15.safetensors", layout.ImageFile(IMAGE, vae=True, text=True).table.foreign)
     with torch.device("meta"):
         state = AnimateDiff(PRESETS["v3-rgb"]).state_dict()
     motion = {

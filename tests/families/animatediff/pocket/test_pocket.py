@@ -52,7 +52,7 @@ def small(stage):
 def batch(config, count=4, **options):
     defaults = FAMILY.sampling.defaults(config)
     source = Rendered(defaults.frames, defaults.height, defaults.width, defaults.fps, Playroom("scenic", **options))
-    return Stream(source, FAMILY.training.recipe(config), count).at(0)
+    return Stream(source, FAMILY.training.settings(config), count).at(0)
 
 
 def test_three_image_models_and_a_motion_module_fit_in_ten_megabytes_of_half_precision():
@@ -123,13 +123,13 @@ def test_the_reader_loss_stays_on_the_device_of_the_network():
 
 
 def test_the_reading_loss_is_0_without_a_scene_graph():
-    read = torch.randn(2, 8 * 8, sum(reading.READ))
+    read = torch.randn(2, 8 * 8, sum(reading.READING_CLASSES))
     scene = Rendered(1, 32, 32, 8.0, Playroom("simple")).clip(0).scene
     one, none = reading.reading_loss(read, [scene, None], (1, 8, 8))
     assert float(one) > 0
     assert float(none) == 0
-    assert not reading.about([None], torch.zeros(1, 3, 1, 8, 8)).any()
-    assert 0 < float(reading.about([scene], torch.zeros(1, 3, 1, 32, 32)).mean()) < 0.8
+    assert not reading.object_mask([None], torch.zeros(1, 3, 1, 8, 8)).any()
+    assert 0 < float(reading.object_mask([scene], torch.zeros(1, 3, 1, 32, 32)).mean()) < 0.8
 
 
 def test_every_position_predicts_the_offset_of_the_object():
@@ -145,15 +145,17 @@ def test_every_position_predicts_the_offset_of_the_object():
 
     def logits(columns, rows):
         """Logits from class probabilities of the four cells along each axis."""
-        read = torch.full((1, 32, sum(reading.AWAY)), -50.0)
+        read = torch.full((1, 32, sum(reading.OFFSET_CLASSES)), -50.0)
         for place in range(32):
             for axis, probabilities in ((0, columns[place % 4]), (1, rows[place // 4 % 4])):
                 for i, probability in probabilities.items():
-                    read[:, place, axis * reading.AWAY[0] + i] = float(np.log(probability))
+                    read[:, place, axis * reading.OFFSET_CLASSES[0] + i] = float(np.log(probability))
         return read
 
-    even, none = reading.location_loss(torch.zeros(2, 32, sum(reading.AWAY)), [at(0.5, 0.5), None], grid)
-    assert float(even) == pytest.approx(0.5 * 2 * np.log(reading.AWAY[0]), rel=1e-6)  # visible in one of two frames
+    even, none = reading.location_loss(torch.zeros(2, 32, sum(reading.OFFSET_CLASSES)), [at(0.5, 0.5), None], grid)
+    assert float(even) == pytest.approx(
+        0.5 * 2 * np.log(reading.OFFSET_CLASSES[0]), rel=1e-6
+    )  # visible in one of two frames
     assert float(none) == 0
     quarter = [{farthest + 1 - cell: 0.75, farthest + 2 - cell: 0.25} for cell in range(4)]
     half = [{farthest + 1 - cell: 0.5, farthest + 2 - cell: 0.5} for cell in range(4)]

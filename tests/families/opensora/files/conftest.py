@@ -47,8 +47,8 @@ def part(model: OpenSora, name: str) -> dict[str, Tensor]:
 def in_layout(model: OpenSora, config: Config, kind: str, rope: str) -> dict[str, Tensor]:
     """The transformer's tensors in a layout."""
     file = TransformerFile(replace(config.transformer, rope=rope), kind, "half")
-    ours = part(model, "transformer")
-    return {name: file.make_theirs(name, ours.__getitem__) for name in file.theirs}
+    native = part(model, "transformer")
+    return {name: file.make_foreign(name, native.__getitem__) for name in file.foreign}
 
 
 def _model(config: Config) -> tuple[Config, OpenSora]:

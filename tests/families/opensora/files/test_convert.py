@@ -54,17 +54,17 @@ def test_a_flux_file_becomes_an_open_sora_model_without_conditioning_and_goes_ba
     flux = laid_out(model, config, "fused", "adjacent")
     path = write(tmp_path / "flux1-schnell.safetensors", flux, {"format": "pt"})
     events = []
-    convert(path, tmp_path / "ours.safetensors", "open-sora", on_event=events.append)
+    convert(path, tmp_path / "native.safetensors", "open-sora", on_event=events.append)
     assert any("cond_in (2 tensors)" in event.message for event in events if isinstance(event, Note))
-    found = read_tensors(tmp_path / "ours.safetensors")
+    found = read_tensors(tmp_path / "native.safetensors")
     assert not found["cond_in.weight"].any()
     assert not found["cond_in.bias"].any()
     assert found["cond_in.weight"].shape == (48, 20)
     for name, tensor in model["transformer"].state_dict().items():
         assert torch.equal(found[name], tensor)
-    system = open_system(tmp_path / "ours.safetensors")
+    system = open_system(tmp_path / "native.safetensors")
     assert system.config.transformer == replace(config.transformer, conditioned=True)
-    convert(tmp_path / "ours.safetensors", tmp_path / "back.safetensors", "flux")
+    convert(tmp_path / "native.safetensors", tmp_path / "back.safetensors", "flux")
     assert (tmp_path / "back.safetensors").read_bytes() == path.read_bytes()
     with pytest.raises(BadRequest, match="convert it to open-sora first"):
         convert(path, tmp_path / "folder", "diffusers")
@@ -75,10 +75,10 @@ def test_the_guidance_input_of_flux_dev_is_left_out_and_named(tiny, tmp_path, wr
     config = replace(config, transformer=replace(config.transformer, conditioned=False, guided=True))
     model = torch.nn.ModuleDict({"transformer": MMDiT(config.transformer)})
     path = write(tmp_path / "flux1-dev.safetensors", laid_out(model, config, "fused", "adjacent"))
-    done = convert(path, tmp_path / "ours.safetensors", "open-sora")
+    done = convert(path, tmp_path / "native.safetensors", "open-sora")
     assert any(note.startswith("guidance_in (4 tensors)") for note in done.notes)
-    assert not any(name.startswith("guidance_in") for name in header(tmp_path / "ours.safetensors"))
-    back = convert(tmp_path / "ours.safetensors", tmp_path / "back.safetensors", "flux")
+    assert not any(name.startswith("guidance_in") for name in header(tmp_path / "native.safetensors"))
+    back = convert(tmp_path / "native.safetensors", tmp_path / "back.safetensors", "flux")
     assert any(note.startswith("cond_in (2 tensors)") for note in back.notes)
     lost = {name for name in header(path) if name.startswith("guidance_in")}
     assert header(path).keys() - header(tmp_path / "back.safetensors").keys() == lost
@@ -99,8 +99,8 @@ def test_the_folder_opens_in_diffusers_and_here(tiny, repository, tmp_path):
     z, text, pooled = torch.randn(1, 4, 3, 4, 6), torch.randn(1, 12, 32), torch.randn(1, 32)
     time, given = torch.tensor([0.6]), torch.randn(1, 5, 3, 4, 6)
     with torch.no_grad():
-        ours = system.filled().transformer(z, time, text, pooled, given)
-        assert torch.allclose(ours, model.transformer(z, time, text, pooled, given), atol=1e-4)
+        native = system.filled().transformer(z, time, text, pooled, given)
+        assert torch.allclose(native, model.transformer(z, time, text, pooled, given), atol=1e-4)
     assert all(torch.equal(a, b) for a, b in zip(system.filled().vae.parameters(), model.vae.parameters(), strict=True))
 
 
@@ -126,8 +126,8 @@ def test_a_file_that_training_wrote_leaves_in_every_layout(rope, tiny, tmp_path,
     path = write(tmp_path / "own.safetensors", tensors, {"kinema": note(config)})
     assert open_system(path).config == config
     convert(path, tmp_path / "folder", "diffusers")
-    convert(path, tmp_path / "ours.safetensors", "open-sora")
-    assert equal(tmp_path / "ours.safetensors", of_part(model, "transformer"))
+    convert(path, tmp_path / "native.safetensors", "open-sora")
+    assert equal(tmp_path / "native.safetensors", of_part(model, "transformer"))
     assert open_system(tmp_path / "folder").config.hunyuan == config.hunyuan
     words = replace(TINY, words=("a", "ball"))
     path = write(tmp_path / "words.safetensors", tensors, {"kinema": note(words)})

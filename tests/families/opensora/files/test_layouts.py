@@ -16,8 +16,8 @@ from kinema.families.opensora.mmdit import MMDiT
 from kinema.nn.meta import on_meta
 
 
-def relative(ours, theirs):
-    return float((ours.detach() - theirs.detach()).abs().max() / theirs.abs().max())
+def relative(native, foreign):
+    return float((native.detach() - foreign.detach()).abs().max() / foreign.abs().max())
 
 
 def header_of(tensors):
@@ -83,9 +83,9 @@ def test_fused_weights_give_the_outputs_of_the_original_in_either_rotary_layout(
     tensors, told = upstream_fused(config), recorded("mmdit")
     file = recognise(header_of(tensors), {"rope": config.rope}, here)
     assert (file.config, file.kind) == (config, "fused")
-    ours = ran(replace(config, rope=here), file.to_ours(tensors, "this"), told)
-    assert relative(ours, told[f"out.{kind}"]) < 1e-4
-    back = file.table.backward(file.to_ours(tensors, "this"), "ours")
+    native = ran(replace(config, rope=here), file.to_ours(tensors, "this"), told)
+    assert relative(native, told[f"out.{kind}"]) < 1e-4
+    back = file.table.backward(file.to_ours(tensors, "this"), "native")
     assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
 
 
@@ -100,11 +100,11 @@ def test_rows_that_are_not_moved_give_other_outputs(mmdit, recorded):
 
 
 def test_diffusers_runs_exported_weights_as_we_do(mmdit, fill):
-    """With the module's order of scale and shift, and the published layout of ours."""
+    """With the module's order of scale and shift, and the published layout of native."""
     config = replace(mmdit, conditioned=False, mlp=4.0)
-    ours = fill(MMDiT(config), 3)
+    native = fill(MMDiT(config), 3)
     file = TransformerFile(replace(config, rope="adjacent"), "diffusers", "half")
-    tensors = {name: file.make_theirs(name, ours.state_dict().__getitem__) for name in file.theirs}
+    tensors = {name: file.make_foreign(name, native.state_dict().__getitem__) for name in file.foreign}
     flux = FluxTransformer2DModel(
         patch_size=1, in_channels=20, num_layers=2, num_single_layers=3, attention_head_dim=16, num_attention_heads=3,
         joint_attention_dim=24, pooled_projection_dim=12, guidance_embeds=False, axes_dims_rope=(4, 6, 6),
@@ -113,15 +113,15 @@ def test_diffusers_runs_exported_weights_as_we_do(mmdit, fill):
     z, text, pooled, time = torch.randn(1, 5, 2, 4, 6), torch.randn(1, 7, 24), torch.randn(1, 12), torch.tensor([0.7])
     ids = torch.cartesian_prod(*(torch.arange(n).float() for n in (2, 2, 3)))
     with torch.no_grad():
-        theirs = flux(
+        foreign = flux(
             hidden_states=module.patched(z, 2), encoder_hidden_states=text, pooled_projections=pooled, timestep=time,
             img_ids=ids, txt_ids=torch.zeros(7, 3),
         ).sample  # fmt: skip
-        assert relative(module.patched(ours(z, time, text, pooled), 2), theirs) < 1e-5
+        assert relative(module.patched(native(z, time, text, pooled), 2), foreign) < 1e-5
     told = recognise(header_of(tensors), {}, "half")
     assert told.config == replace(config, rope="adjacent")
     back = told.to_ours(tensors, "this")
-    assert all(torch.equal(back[name], tensor) for name, tensor in ours.state_dict().items())
+    assert all(torch.equal(back[name], tensor) for name, tensor in native.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", ["separate", "fused", "diffusers"])
@@ -129,7 +129,7 @@ def test_diffusers_runs_exported_weights_as_we_do(mmdit, fill):
 def test_sizes_are_read_from_shapes(kind, changes, mmdit):
     rope = "half" if kind == "separate" else "adjacent"
     config = replace(mmdit, **changes, rope=rope)
-    shapes = TransformerFile(config, kind, rope).theirs
+    shapes = TransformerFile(config, kind, rope).foreign
     told = recognise({name: (shape, torch.bfloat16) for name, shape in shapes.items()}, {})
     assert (told.config, told.kind) == (config, kind)
 
@@ -143,6 +143,6 @@ def test_the_transformer_of_each_layout_is_of_published_size():
     with on_meta():
         count = sum(p.numel() for p in MMDiT(transformer_file.MMDiTConfig()).parameters())
     for kind in ("separate", "fused", "diffusers"):
-        shapes = TransformerFile(transformer_file.MMDiTConfig(), kind, "half").theirs
+        shapes = TransformerFile(transformer_file.MMDiTConfig(), kind, "half").foreign
         assert sum(np.prod(shape, dtype=np.int64) for shape in shapes.values()) == count == 11_891_390_528
         assert len(shapes) == {"separate": 1082, "fused": 1082 - 4 * (38 + 38), "diffusers": 1082 + 2 * 38}[kind]

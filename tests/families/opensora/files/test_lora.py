@@ -56,15 +56,15 @@ def test_alphas_that_peft_saved_beside_its_file_count(repository, tmp_path, writ
 def test_names_of_diffusers_have_fluxs_rotary_layout(prefix, repository, tmp_path, write):
     tensors, ups = {}, {}
     layers = {"attn.to_q": "img_attn.q_proj", "attn.add_k_proj": "txt_attn.k_proj", "attn.to_v": "img_attn.v_proj"}
-    for seed, theirs in enumerate(layers):
+    for seed, foreign in enumerate(layers):
         down, up = pair(48, 48, seed)
-        stem = f"{prefix}transformer_blocks.0.{theirs}"
+        stem = f"{prefix}transformer_blocks.0.{foreign}"
         tensors |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
-        ups[theirs] = up @ down
+        ups[foreign] = up @ down
     path = write(tmp_path / "a.safetensors", tensors)
-    for theirs, ours in layers.items():
-        expected = ups[theirs] if theirs == "attn.to_v" else moved(ups[theirs])
-        found = change(repository, path, f"transformer.double_blocks.0.{ours}.weight")
+    for foreign, native in layers.items():
+        expected = ups[foreign] if foreign == "attn.to_v" else moved(ups[foreign])
+        found = change(repository, path, f"transformer.double_blocks.0.{native}.weight")
         assert torch.allclose(found, 0.5 * expected, atol=1e-5)
 
 
@@ -167,5 +167,5 @@ def test_every_layer_of_the_published_model_has_its_names(repository):
     found = aliases(V2)
     for kind in ("separate", "fused", "diffusers"):
         file = TransformerFile(MMDiTConfig(), kind, "half")
-        layers = {n.removesuffix(".weight") for n, s in file.theirs.items() if n.endswith(".weight") and len(s) > 1}
+        layers = {n.removesuffix(".weight") for n, s in file.foreign.items() if n.endswith(".weight") and len(s) > 1}
         assert layers <= found.keys()

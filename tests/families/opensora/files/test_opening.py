@@ -40,13 +40,13 @@ PUBLISHED = {
     "hunyuan_vae.safetensors": lambda: shapes_of(VaeFile("hunyuan").build),
     "Open_Sora_v2_Video_DC_AE.safetensors": lambda: shapes_of(lambda: MMDiT(V2_DC_AE.transformer)),
     "F32T4C128_AE.safetensors": lambda: shapes_of(VideoDCAE),
-    "flux1-dev.safetensors": lambda: TransformerFile(FLUX, "fused", "half").theirs,
+    "flux1-dev.safetensors": lambda: TransformerFile(FLUX, "fused", "half").foreign,
 }
 
 
 def same(system, model: nn.Module) -> bool:
-    ours, filled = model.state_dict(), system.filled().state_dict()
-    return ours.keys() == filled.keys() and all(torch.equal(ours[name], filled[name]) for name in ours)
+    native, filled = model.state_dict(), system.filled().state_dict()
+    return native.keys() == filled.keys() and all(torch.equal(native[name], filled[name]) for name in native)
 
 
 # -------------------------------------------------------------------------------- published sizes

@@ -34,7 +34,7 @@ def small(stage):
 
 def batch(count=4, config=SMALL):
     source = Rendered(config.frames, config.height, config.width, config.fps, Playroom("simple", slow=4.0))
-    return Stream(source, FAMILY.training.recipe(recipe.staged(config, "codec")), count).at(0)
+    return Stream(source, FAMILY.training.settings(recipe.staged(config, "codec")), count).at(0)
 
 
 def test_float16_weights_are_under_ten_megabytes():

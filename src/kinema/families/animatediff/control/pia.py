@@ -40,7 +40,7 @@ def affinity_of(config: Config, request: Request) -> Tensor:
     frames = request.frames or 1
     if isinstance(setting, str):
         if setting not in AFFINITIES:
-            raise BadRequest(registry.unknown("affinity", setting, AFFINITIES))
+            raise BadRequest(registry.unknown_name("affinity", setting, AFFINITIES))
         values = AFFINITIES[setting]
         return torch.tensor([values[min(frame, len(values) - 1)] for frame in range(frames)])
     values = tuple(setting) if isinstance(setting, list | tuple) else ()

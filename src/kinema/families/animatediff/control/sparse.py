@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.checkpoints.files import Header
-from kinema.diffusion.windows import View
+from kinema.diffusion.windows import AttentionWindow
 from kinema.families.animatediff.config import Config, skip_widths
 from kinema.families.animatediff.control.ip_adapter import per_image
 from kinema.families.animatediff.files import motion_file
@@ -88,7 +88,7 @@ class SparseCtrl(nn.Module):
         step_B: Tensor,
         context_RLC: Tensor,
         scale_T: Tensor | float = 1.0,
-        windows: tuple[View, ...] = (),
+        windows: tuple[AttentionWindow, ...] = (),
     ) -> Residuals:
         """``scale`` of the residuals is a number or one per frame, [T]."""
         dtype = self.conv_in.weight.dtype

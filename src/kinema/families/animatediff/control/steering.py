@@ -21,7 +21,7 @@ from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.control.controlnet import ControlNet
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.media import read
-from kinema.media.pictures import is_picture
+from kinema.media.images import is_image
 from kinema.nn.ldm_unet import channels_last
 from kinema.nn.sd_unet import Residuals
 from kinema.schema import BadRequest, Request
@@ -108,7 +108,7 @@ def check_names(  # noqa: PLR0917
         if not names:
             raise BadRequest(f"{option} needs {what} and this model has none; add {add}")
         if dot and name not in names:
-            raise BadRequest(registry.unknown(what, name, names))
+            raise BadRequest(registry.unknown_name(what, name, names))
         if not dot and len(names) > 1 and not for_all:
             choices = ", ".join(f"{option}.{each}" for each in names)
             raise BadRequest(f"{option} is ambiguous, as the model has {len(names)} {what}s; use {choices}")
@@ -153,7 +153,7 @@ def _check_clip(file: Any, name: str, frames: int) -> None:
     path = Path(file)
     if not path.exists():
         raise BadRequest(f"control file {path} does not exist")
-    if not (path.is_file() and is_picture(path)) and (found := read.probe(path).frames) < frames:
+    if not (path.is_file() and is_image(path)) and (found := read.probe(path).frames) < frames:
         raise BadRequest(
             f"the control clip {path} has {found} frames and the request {frames}; every frame needs a control image"
         )
@@ -196,7 +196,7 @@ def _control_images(request: Request, file: str, on_event: OnEvent) -> Tensor:
     """Load control images in pixels 0 to 1, 1×3×T×H×W (T is 1 for a still); frame k controls frame k."""
     _, _, frames, height, width = request.shape.bcthw
     path = Path(file)
-    if path.is_file() and is_picture(path):
+    if path.is_file() and is_image(path):
         video, note = read.fit(read.read_image(path), height, width, request.fit)
     else:
         video, note = read.read_video(path, frames=frames, size=(height, width, request.fit)).video, None

@@ -101,7 +101,7 @@ def recognise(header: Header, data: Mapping[str, Any] | None = None, name: str =
         if any(".motion_modules." in key for key in header):
             return None  # SparseCtrl
         control = _of_diffusers(header, data or {})
-        control.table.check_ours(shapes_of(header), "this ControlNet")
+        control.table.check_native(shapes_of(header), "this ControlNet")
         return control
     prefix = next((p for p in (PREFIX, "") if f"{p}{_HINT_BLOCK}.0.weight" in header), None)
     if prefix is None:
@@ -110,7 +110,7 @@ def recognise(header: Header, data: Mapping[str, Any] | None = None, name: str =
     control = replace(_of_ldm(inside, name), prefix=prefix)
     if len(inside) < len(header):
         control = replace(control, notes=("the file also contains an image model; only the ControlNet is used",))
-    control.table.check_theirs(shapes_of(inside), "this ControlNet")
+    control.table.check_foreign(shapes_of(inside), "this ControlNet")
     return control
 
 
@@ -190,7 +190,7 @@ def _vector(image: Config, width: int) -> Config:
 def rows(image: Config, size: ControlSize) -> Iterator[Row]:
     """Tensors of the authors' layout without ``control_model.``: 340 for Stable Diffusion 1.5."""
     for row in encoder_rows(replace(image, linear=size.linear), size.depths, size.middle):
-        if size.middle is not None or not row.theirs.startswith("middle_block.2."):
+        if size.middle is not None or not row.foreign.startswith("middle_block.2."):
             yield row
     for n, width in enumerate(skip_widths(image)):
         yield from layer(f"zero_convs.{n}.0", f"controlnet_down_blocks.{n}", width, width, 1, 1)

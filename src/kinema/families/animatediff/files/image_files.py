@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from kinema.checkpoints.convert import Conversion, TargetFile, cast
-from kinema.checkpoints.files import Header, listed
+from kinema.checkpoints.files import Header, parse_header
 from kinema.checkpoints.source import Source
-from kinema.checkpoints.stable_diffusion import is_unused, usual
+from kinema.checkpoints.stable_diffusion import is_unused, usual_name
 from kinema.checkpoints.stream import Stream
 from kinema.checkpoints.table import Table, shapes_of
 from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.files import folder, layout, opening
 from kinema.families.animatediff.files.layout import ImageFile
 from kinema.schema import BadRequest
-from kinema.system import family_of
+from kinema.system import parse_metadata
 
 EXTRA = "kinema_extra"
 _ABSENT = {"vae": "VAE", "text": "text encoder"}
@@ -53,7 +53,7 @@ def open_image(source: Source) -> OpenedImage | None:
         return open_folder(source)
     if "kinema" not in source.metadata:
         return open_single(source.path, source.variant)
-    family, config = family_of(source.metadata["kinema"], str(source.path))
+    family, config = parse_metadata(source.metadata["kinema"], str(source.path))
     return open_trained(source.path, config, source.variant) if family.name == "animatediff" else None
 
 
@@ -64,14 +64,14 @@ def open_single(path: Path, variant: str | None) -> OpenedImage | None:
     if image is None:
         return None
     table = image.table
-    names = {usual(n): n for n in source.header if not is_unused(n)}
-    table.check_theirs({usual_name: source.header[name][0] for usual_name, name in names.items()}, path.name)
-    kept = {names[row.theirs] for row in table.rows if row.ours}
+    names = {usual_name(n): n for n in source.header if not is_unused(n)}
+    table.check_foreign({usual_name: source.header[name][0] for usual_name, name in names.items()}, path.name)
+    kept = {names[row.foreign] for row in table.rows if row.native}
     extra = {name: entry for name, entry in source.header.items() if name not in kept}
-    native = {n: (shape, source.header[names[table.by_ours[n][0].theirs]][1]) for n, shape in table.ours.items()}
+    native = {n: (shape, source.header[names[table.by_native[n][0].foreign]][1]) for n, shape in table.native.items()}
 
     def read(name: str) -> Tensor:
-        return source[name] if name in extra else table.make_ours(name, lambda foreign: source[names[foreign]])
+        return source[name] if name in extra else table.make_native(name, lambda foreign: source[names[foreign]])
 
     return OpenedImage(image, table, native, extra, read, source.text)
 
@@ -91,7 +91,7 @@ def open_folder(source: Source) -> OpenedImage | None:
     named = {name: location for name, location in named.items() if not is_unused(name)}
     image = ImageFile(found.config, vae=True, text=True)
     table, native = image.table, {name: streams[part].header[key] for name, (part, key) in named.items()}
-    table.check_ours(shapes_of(native), source.path.name)
+    table.check_native(shapes_of(native), source.path.name)
     extras = Stream(source.path / EXTRA) if (source.path / EXTRA).is_dir() else None
     extra = extras.header if extras is not None else {}
 
@@ -117,7 +117,7 @@ def open_trained(path: Path, config: Config, variant: str | None) -> OpenedImage
         )
     source, image = Stream(path, variant), ImageFile(config, vae=True, text=True)
     table = image.table
-    table.check_ours(shapes_of(source.header), path.name)
+    table.check_native(shapes_of(source.header), path.name)
     return OpenedImage(image, table, dict(source.header), {}, source.__getitem__)
 
 
@@ -125,14 +125,14 @@ def _header_matches(opened: OpenedImage) -> bool:
     """Whether the single file's header lists exactly these tensors."""
     original = _tensors_of(opened.text)
     current = _single_header(opened, original)
-    foreign = {row.theirs for row in opened.table.rows if row.ours}
-    whole = foreign <= {usual(name) for name in original} and opened.extra.keys() <= original.keys()
+    foreign = {row.foreign for row in opened.table.rows if row.native}
+    whole = foreign <= {usual_name(name) for name in original} and opened.extra.keys() <= original.keys()
     return whole and all(current.get(name) == entry for name, entry in original.items())
 
 
 def _tensors_of(text: bytes) -> Header:
     """Tensors listed in a header."""
-    return listed(text, "the original header")[0] if text else {}
+    return parse_header(text, "the original header")[0] if text else {}
 
 
 # ---------------------------------------------------------------------------------------- writing
@@ -155,7 +155,7 @@ def plan_single(opened: OpenedImage, dtype: torch.dtype | None) -> Conversion:
 
     def make(name: str) -> Tensor:
         kept = name in opened.extra
-        return cast(opened.read(name) if kept else opened.table.make_theirs(usual(name), opened.read), dtype)
+        return cast(opened.read(name) if kept else opened.table.make_foreign(usual_name(name), opened.read), dtype)
 
     text = opened.text if dtype is None else b""
     return Conversion((TargetFile("", cast(header, dtype), make, {"format": "pt"}, text or None),), {})
@@ -163,8 +163,8 @@ def plan_single(opened: OpenedImage, dtype: torch.dtype | None) -> Conversion:
 
 def _single_header(opened: OpenedImage, original: Header) -> Header:
     """The single file's tensors, under the names of its ``original`` header or the usual ones."""
-    rows = {row.theirs: (row.shape, opened.native[row.ours[0]][1]) for row in opened.table.rows if row.ours}
-    original_names = {usual(name): name for name in original if name not in opened.extra}
+    rows = {row.foreign: (row.shape, opened.native[row.native[0]][1]) for row in opened.table.rows if row.native}
+    original_names = {usual_name(name): name for name in original if name not in opened.extra}
     return {original_names.get(name, name): entry for name, entry in rows.items()} | opened.extra
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kinema.bounds import quoted
 from kinema.checkpoints.files import Header
-from kinema.checkpoints.ldm import inside, layer
+from kinema.checkpoints.ldm import layer, prefixed
 from kinema.checkpoints.table import Row, Table, count, shapes_of
 from kinema.families.animatediff.config import IMAGE as IMAGE_MODEL
 from kinema.families.animatediff.config import SDXL_IMAGE, AdapterSize, Config, VisionSize
@@ -59,9 +59,9 @@ class AdapterFile:
             raise BadRequest(f"the model already has an IP-Adapter {name}; add another as ip-adapter.NAME=FILE")
         table, shapes = Table(rows(config, self.size, 0)), shapes_of(self.header)
         if self.layout == "official":
-            table.check_theirs(shapes, "this IP-Adapter")
+            table.check_foreign(shapes, "this IP-Adapter")
         else:
-            table.check_ours(shapes, "this IP-Adapter")
+            table.check_native(shapes, "this IP-Adapter")
         config = replace(config, adapters=(*config.adapters, replace(self.size, name=name)))
         check_fit(config)
         return config
@@ -155,7 +155,7 @@ def cross_attentions(c: Config) -> Iterator[tuple[str, int]]:
 def rows(c: Config, size: AdapterSize, index: int) -> Iterator[Row]:
     """Tensors of the authors' layout and their names in adapter ``index`` of the U-Net."""
     image = _plain(c, size) if size.kind == "plain" else _plus(c, size)
-    yield from inside(IMAGE, f"{NATIVE}{index}.", image)
+    yield from prefixed(IMAGE, f"{NATIVE}{index}.", image)
     for n, (name, width) in enumerate(cross_attentions(c)):
         for which in ("to_k_ip", "to_v_ip"):
             # Self-attentions are numbered too but have no tensors; each precedes its cross-attention.

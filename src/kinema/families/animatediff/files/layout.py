@@ -11,12 +11,12 @@ from kinema.checkpoints.stable_diffusion import (
     UNET,
     VAE,
     XL_TEXT,
-    cleaned,
     is_image_model,
     open_clip_sizes,
     text_sizes,
     unet_sizes,
     vae_sizes,
+    without_unused,
 )
 from kinema.checkpoints.table import Table
 from kinema.conditioning.clip_text import ClipTextSize
@@ -42,7 +42,7 @@ def recognise(header: Header) -> ImageFile | None:
 
     Raises `BadRequest` naming the model if no motion modules exist for it.
     """
-    header = cleaned(header)
+    header = without_unused(header)
     if not is_image_model(header):
         return None
     xl = f"{UNET}label_emb.0.0.weight" in header

@@ -27,9 +27,9 @@ def aliases(config: Config) -> Mapping[str, str]:
 def _image(config: Config) -> dict[str, str]:
     """ldm's names (``input_blocks.1.1.…``), used by LoRAs of SDXL."""
     return {
-        row.theirs.removesuffix(".weight"): f"unet.{row.ours[0].removesuffix('.weight')}"
+        row.foreign.removesuffix(".weight"): f"unet.{row.native[0].removesuffix('.weight')}"
         for row in unet_rows(config)
-        if row.theirs.endswith(".weight") and len(row.shape) > 1
+        if row.foreign.endswith(".weight") and len(row.shape) > 1
     }
 
 

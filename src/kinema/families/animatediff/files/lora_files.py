@@ -14,11 +14,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from kinema.bounds import few
+from kinema.bounds import first_names
 from kinema.checkpoints import lora_formats
 from kinema.checkpoints.convert import Conversion, TargetFile, cast
-from kinema.checkpoints.files import listed
-from kinema.checkpoints.lora_formats import KOHYA, Lora, PeftAlphas, is_lora, placed, read_lora
+from kinema.checkpoints.files import parse_header
+from kinema.checkpoints.lora_formats import KOHYA, Lora, PeftAlphas, is_lora, match_keys, read_lora
 from kinema.checkpoints.signatures import lora_kind
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.stream import Stream
@@ -72,7 +72,7 @@ def open_lora(source: Source) -> OpenedLora | None:
         return None
     kind = lora_kind(source.header)
     for names in map(Names, FAMILY_LORAS.get(kind, ())):
-        if not placed(source.header, names.modules, names.aliases)[1]:
+        if not match_keys(source.header, names.modules, names.aliases)[1]:
             break
     else:
         if kind == "a LoRA" or kind not in FAMILY_LORAS:
@@ -90,7 +90,9 @@ def plan(opened: OpenedLora, layout: str, dtype: torch.dtype | None) -> Conversi
     for text in opened.texts if dtype is None else ():
         if (tensors := restored(opened, text, layout)) is not None:
             return Conversion((_file(tensors, {}, text),), {})
-    tensors, metadata = _official(opened.lora) if layout == "official" else lora_formats.laid_out(opened.lora, layout)
+    tensors, metadata = (
+        _official(opened.lora) if layout == "official" else lora_formats.lora_tensors(opened.lora, layout)
+    )
     if opened.texts and dtype is None:
         metadata[NOTE] = opened.texts[-1].decode()
     folded = layout == "official" and any(adapter.scale != 1 for adapter in opened.lora.values())
@@ -107,16 +109,16 @@ def _official(low: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:
     if others := [name for name in low if not _ATTENTION.fullmatch(name)]:
         raise BadRequest(
             f"the authors' layout has only attention layers of the U-Net and this LoRA has {len(others)} other layers "
-            f"({few(others)}); use diffusers or kohya"
+            f"({first_names(others)}); use diffusers or kohya"
         )
     return lora.official(low), {"format": "pt"}
 
 
 def restored(opened: OpenedLora, text: bytes, layout: str) -> dict[str, Tensor] | None:
     """The tensors that a header lists; None if it has another layout or does not match this LoRA."""
-    header, metadata = listed(text, "the original header")
+    header, metadata = parse_header(text, "the original header")
     names, low = opened.names, opened.lora
-    keys, unknown = placed(header, names.modules, names.aliases)
+    keys, unknown = match_keys(header, names.modules, names.aliases)
     if unknown or layout_of(header) != layout or {module for module, _ in keys.values()} != low.keys():
         return None
     with_alpha = {module for module, role in keys.values() if role == "alpha"}

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kinema.bounds import few
+from kinema.bounds import first_names
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.keymap import KeyMap
 from kinema.checkpoints.lora_formats import is_lora
@@ -215,7 +215,7 @@ def convert(file: MotionFile, tensors: Mapping[str, Tensor], where: str = "this 
                 table = sinusoids(DEFAULT_POSITIONS, len(weight)).to(weight)
             converted[f"{module}.pos_embed.pe"] = table
     if positions:
-        raise BadRequest(f"{where} has positions of missing blocks ({few(sorted(positions))})")
+        raise BadRequest(f"{where} has positions of missing blocks ({first_names(sorted(positions))})")
     return converted
 
 

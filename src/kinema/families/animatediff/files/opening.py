@@ -12,7 +12,7 @@ from torch import Tensor
 from kinema.bounds import MAX_QUOTED, printable, quoted
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.source import Source
-from kinema.checkpoints.stable_diffusion import UNET, VAE, cleaned, is_unused, usual
+from kinema.checkpoints.stable_diffusion import UNET, VAE, is_unused, usual_name, without_unused
 from kinema.checkpoints.table import count
 from kinema.conditioning.clip_text import BIG_G, ClipTextSize
 from kinema.families.animatediff.config import IMAGE, PRESETS, SDXL_IMAGE, Config
@@ -38,7 +38,7 @@ def open_source(source: Source) -> FoundCheckpoint | None:
     image = layout.recognise(source.header)
     if image is None:
         return None
-    image.table.check_theirs({name: shape for name, (shape, _) in cleaned(source.header).items()}, source.name)
+    image.table.check_foreign({name: shape for name, (shape, _) in without_unused(source.header).items()}, source.name)
     config = replace(image.config, absent=(*(() if image.vae else ("vae",)), *(() if image.text else ("text",))))
     return FoundCheckpoint(_as_preset(config, source))
 
@@ -48,7 +48,7 @@ def convert(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if any(name.startswith(UNET) for name in tensors):
         image = layout.ImageFile(config, "vae" not in config.absent, "text" not in config.absent)
         image = replace(image, vae=_any(tensors, VAE), text=_any(tensors, "cond"))
-        file_tensors = {usual(name): tensor for name, tensor in tensors.items() if not is_unused(name)}
+        file_tensors = {usual_name(name): tensor for name, tensor in tensors.items() if not is_unused(name)}
         return image.table.forward(file_tensors, "this file")
     native = {native_name(name): tensor for name, tensor in tensors.items() if not is_unused(name)}
     image_part = {name: tensor for name, tensor in native.items() if not _is_motion(name)}

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kinema.diffusion.windows import View
-from kinema.nn.ldm_unet import Attention, FeedForward, add_, group_norm, places, tokens
+from kinema.diffusion.windows import AttentionWindow
+from kinema.nn.ldm_unet import Attention, FeedForward, add_, group_norm, to_map, tokens
 from kinema.nn.meta import placed
 from kinema.schema import BadRequest
 
@@ -42,7 +42,7 @@ class MotionControl:
 
     effect_T1HW: Tensor | None = None
     scale_T1HW: Tensor | None = None
-    windows: tuple[View, ...] = ()
+    windows: tuple[AttentionWindow, ...] = ()
 
     def of(self, frames: Sequence[int]) -> MotionControl:
         """Select these frames."""
@@ -90,7 +90,7 @@ class MotionModule(nn.Module):
         scale_TS = None if scale is None else resized(scale, x_NCHW)[:, 0].flatten(1)
         for block in self.transformer_blocks:
             h_BTSC = block(h_BTSC, scale_TS, motion_control.windows)
-        h_NCHW = places(self.proj_out(h_BTSC.flatten(0, 1)), x_NCHW.shape[2])
+        h_NCHW = to_map(self.proj_out(h_BTSC.flatten(0, 1)), x_NCHW.shape[2])
         if motion_control.effect_T1HW is not None:
             effect = resized(motion_control.effect_T1HW, x_NCHW).expand(frames, -1, -1, -1)
             h_NCHW = h_NCHW * effect.repeat(len(x_NCHW) // frames, 1, 1, 1)
@@ -130,7 +130,9 @@ class MotionBlock(nn.Module):
         self.ff = FeedForward(width)
         self.pos_embed = Positions(width, positions, stretch)
 
-    def forward(self, x_BTSC: Tensor, scale_TS: Tensor | None = None, windows: Sequence[View] = ()) -> Tensor:
+    def forward(
+        self, x_BTSC: Tensor, scale_TS: Tensor | None = None, windows: Sequence[AttentionWindow] = ()
+    ) -> Tensor:
         """``x`` may be overwritten if no gradient is needed; ``scale`` is [T or 1, S or 1]."""
         x = self._attend_in_windows(x_BTSC, scale_TS, windows) if windows else self._attend(x_BTSC, scale_TS)
         return self.ff(self.norm3(x), onto=x)
@@ -142,7 +144,7 @@ class MotionBlock(nn.Module):
             x = add_(x, self.attn2.over_time(self.norm2(x) + position_T1C, scale_TS))
         return x
 
-    def _attend_in_windows(self, x_BTSC: Tensor, scale_TS: Tensor | None, windows: Sequence[View]) -> Tensor:
+    def _attend_in_windows(self, x_BTSC: Tensor, scale_TS: Tensor | None, windows: Sequence[AttentionWindow]) -> Tensor:
         """Attend within each window, with positions from 0, and return the weighted mean (FreeNoise)."""
         mean_BTSC = torch.zeros_like(x_BTSC)
         for window in windows:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kinema.diffusion.windows import View, views, window_sizes
+from kinema.diffusion.windows import AttentionWindow, attention_windows, window_sizes
 from kinema.families.animatediff.motion.module import MotionControl
 from kinema.grid import Lattice
 from kinema.media import read
-from kinema.media.pictures import is_picture
+from kinema.media.images import is_image
 from kinema.schema import BadRequest, Request
 from kinema.values import quoted
 
@@ -34,11 +34,11 @@ def motion_control_of(request: Request, lattice: Lattice) -> MotionControl:
     return MotionControl(effect, scale, _attention_windows(request, lattice))
 
 
-def _attention_windows(request: Request, lattice: Lattice) -> tuple[View, ...]:
+def _attention_windows(request: Request, lattice: Lattice) -> tuple[AttentionWindow, ...]:
     if request.window is None or request.window_in != "attention":
         return ()
     total = lattice.grid.time.latent(request.shape.frames)
-    return views(total, *window_sizes(request, lattice), request.window_weights, request.loop)
+    return attention_windows(total, *window_sizes(request, lattice), request.window_weights, request.loop)
 
 
 def check(request: Request, longest: int) -> None:
@@ -109,7 +109,7 @@ def _is_image_mask(name: str, region: Any) -> bool:
             f"{name} has the region {quoted(region)}; expected a mask file, a box left,top,right,bottom in fractions "
             f"of the frame, or {ELSEWHERE}"
         )
-    return Path(region).is_file() and is_picture(Path(region))
+    return Path(region).is_file() and is_image(Path(region))
 
 
 def _option_map(name: str, request: Request, lattice: Lattice) -> Tensor | None:

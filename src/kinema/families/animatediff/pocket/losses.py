@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from kinema.data.reading import AWAY, READ, about, location_loss, reading_loss
+from kinema.data.reading import OFFSET_CLASSES, READING_CLASSES, location_loss, object_mask, reading_loss
 from kinema.diffusion import losses
 from kinema.diffusion.parameterise import X0
 from kinema.diffusion.schedules import DiscreteBetas, NoiseLevel
@@ -54,7 +54,7 @@ def image_loss(network: Network, batch: Batch, output_BCTHW: Tensor, level: Nois
     weights = torch.ones_like(image[:, :1])
     if any(batch.scenes):
         extra = OBJECT_WEIGHT * ((OBJECT_MAX_SIGMA - sigma) / 0.1).clamp(0, 1).to(image)[:, None, None, None, None]
-        weights = weights + extra * about(batch.scenes, image)
+        weights = weights + extra * object_mask(batch.scenes, image)
     return X0.loss(
         image, batch.video, image, level, weighting=lambda _: sigma.clamp(min=MIN_SIGMA).pow(-2), mask=weights
     )
@@ -69,6 +69,6 @@ def reader_loss(reader: Reader, batch: Batch, features: list[Tensor]) -> Tensor:
         return total + 0 * sum(x.sum() for x in predictions)
     grid = (frames, *features[0].shape[-2:])
     for x in predictions:
-        what, where = x.split((sum(READ), sum(AWAY)), dim=-1)
+        what, where = x.split((sum(READING_CLASSES), sum(OFFSET_CLASSES)), dim=-1)
         total = total + reading_loss(what, batch.scenes, grid) + location_loss(where, batch.scenes, grid)
     return total

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.conditioning.clip_text import ClipText
-from kinema.data.reading import AWAY, READ
+from kinema.data.reading import OFFSET_CLASSES, READING_CLASSES
 from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.kind import Network
 from kinema.families.animatediff.unet import MotionLevel, UNet
@@ -48,7 +48,9 @@ class Reader(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(nn.Linear(config.channels[-1], sum(READ) + sum(AWAY)) for _ in range(2))
+        self.heads = nn.ModuleList(
+            nn.Linear(config.channels[-1], sum(READING_CLASSES) + sum(OFFSET_CLASSES)) for _ in range(2)
+        )
 
     def forward(self, maps_NCHW: list[Tensor]) -> list[Tensor]:
         """Class logits N×HW×K for each of the two maps."""

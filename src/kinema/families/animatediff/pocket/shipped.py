@@ -8,28 +8,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from kinema.system.legs import Leg, Shipped
+from kinema.system.legs import ShippedRun, ShippedRuns
 
 RANK = "6"
 _ON_BASE = {"model": "{base}", "stage": "motion"}
 
 
-def _style(name: str) -> Leg:
-    return Leg({"model": "{base}", "stage": "style", "style": name}, "style.safetensors")
+def _style(name: str) -> ShippedRun:
+    return ShippedRun({"model": "{base}", "stage": "style", "style": name}, "style.safetensors")
 
 
-def _motion(**overrides: Any) -> Leg:
-    return Leg({**_ON_BASE, **overrides}, "motion.safetensors")
+def _motion(**overrides: Any) -> ShippedRun:
+    return ShippedRun({**_ON_BASE, **overrides}, "motion.safetensors")
 
 
-def _lora(camera: str, steps: int) -> Leg:
+def _lora(camera: str, steps: int) -> ShippedRun:
     settings = {**_ON_BASE, "add": "motion={motion}", "lora": RANK, "camera": camera, "steps": steps}
-    return Leg(settings, "motion-lora.safetensors")
+    return ShippedRun(settings, "motion-lora.safetensors")
 
 
-SHIPPED = Shipped(
+SHIPPED = ShippedRuns(
     {
-        "base": Leg({"model": "animatediff/pocket", "stage": "image"}),
+        "base": ShippedRun({"model": "animatediff/pocket", "stage": "image"}),
         "outline": _style("outline"),
         "night": _style("night"),
         "moved": _motion(),

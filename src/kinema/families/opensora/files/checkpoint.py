@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from kinema.checkpoints.convert import Conversion, TargetFile, cast
-from kinema.checkpoints.files import Header, listed
-from kinema.checkpoints.settings import checked
+from kinema.checkpoints.files import Header, parse_header
+from kinema.checkpoints.settings import validated
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.stream import Stream
 from kinema.families.opensora.files import folder, opening, transformer_file, vae_file
@@ -26,7 +26,7 @@ from kinema.families.opensora.files.transformer_file import ROPE_NOTE, Kind, Rop
 from kinema.families.opensora.files.vae_file import VaeFile
 from kinema.families.opensora.mmdit import MMDiTConfig
 from kinema.schema import BadRequest
-from kinema.system import family_of
+from kinema.system import parse_metadata
 
 NOTE = "kinema_original_header"
 """Metadata key of the header of the file that this one was converted from."""
@@ -43,7 +43,7 @@ COND, GUIDANCE = ("cond_in.weight", "cond_in.bias"), "guidance_in."
 class Network:
     """Headers under our names without data, a way to read one tensor, and headers of the files it comes from."""
 
-    ours: Header
+    native: Header
     read: Callable[[str], Tensor]
     texts: tuple[bytes, ...] = ()
 
@@ -128,8 +128,8 @@ def _stream(source: Source) -> tuple[Stream, tuple[bytes, ...]]:
 def _transformer(source: Source, file: TransformerFile) -> Network:
     stream, texts = _stream(source)
     file.check({name: shape for name, (shape, _) in stream.header.items()}, source.path.name)
-    checked(file.config, f"the sizes of {source.path}")
-    return Network(file.ours_header(stream.header), lambda name: file.make_ours(name, stream.__getitem__), texts)
+    validated(file.config, f"the sizes of {source.path}")
+    return Network(file.ours_header(stream.header), lambda name: file.make_native(name, stream.__getitem__), texts)
 
 
 def _vae(source: Source, vae: VaeFile) -> Network:
@@ -169,7 +169,7 @@ def _open_folder(source: Source) -> Opened:
 
 def _open_own(source: Source) -> Opened | None:
     """A file that `kinema train` wrote."""
-    family, config = family_of(source.metadata["kinema"], str(source.path))
+    family, config = parse_metadata(source.metadata["kinema"], str(source.path))
     if family.name != "opensora":
         return None
     if config.words:
@@ -183,9 +183,9 @@ def _open_own(source: Source) -> Opened | None:
 
     transformer, vae = part(opening.TRANSFORMER), part(opening.CODEC)
     codec = VaeFile(config.vae, config.hunyuan, config.dc_ae)
-    file.check({name: shape for name, (shape, _) in transformer.ours.items()}, source.path.name)
-    codec.check(vae.ours, source.path.name)
-    turned = Network(transformer.ours, lambda name: file.make_ours(name, transformer.read))
+    file.check({name: shape for name, (shape, _) in transformer.native.items()}, source.path.name)
+    codec.check(vae.native, source.path.name)
+    turned = Network(transformer.native, lambda name: file.make_native(name, transformer.read))
     return Opened(source.path.name, turned, config.transformer, vae, codec)
 
 
@@ -200,16 +200,16 @@ def _transformer_target(opened: Opened, layout: str, dtype: torch.dtype | None) 
     conditioned = layout != "flux"
     config = replace(opened.config, rope=rope, conditioned=conditioned, guided=opened.config.guided and not conditioned)
     file, notes = TransformerFile(config, kind, "half"), _lost(opened.config, config)
-    theirs = file.theirs_header(_completed(opened.transformer.ours, config))
+    foreign = file.theirs_header(_completed(opened.transformer.native, config))
 
-    def ours(name: str) -> Tensor:
+    def native(name: str) -> Tensor:
         assert opened.transformer is not None
-        if name in opened.transformer.ours:
+        if name in opened.transformer.native:
             return opened.transformer.read(name)
-        like = opened.transformer.ours["img_in.weight"][1]
-        return torch.zeros(file.ours[name], dtype=like)  # cond_in of a model that had none
+        like = opened.transformer.native["img_in.weight"][1]
+        return torch.zeros(file.native[name], dtype=like)  # cond_in of a model that had none
 
-    return _target(opened.transformer, theirs, lambda name: file.make_theirs(name, ours), dtype, rope), notes
+    return _target(opened.transformer, foreign, lambda name: file.make_foreign(name, native), dtype, rope), notes
 
 
 def _completed(header: Header, config: MMDiTConfig) -> Header:
@@ -237,7 +237,7 @@ def _target(
 ) -> TargetFile:
     """A single file; with the header of an earlier file where that lists exactly these tensors."""
     for text in network.texts if dtype is None else ():
-        told, metadata = listed(text, "the header that was kept")
+        told, metadata = parse_header(text, "the header that was kept")
         if told == header and metadata.get(ROPE_NOTE, rope) == rope:
             return TargetFile("", header, make, {}, text)
     metadata = {"format": "pt"} | ({ROPE_NOTE: rope} if rope else {})
@@ -247,7 +247,7 @@ def _target(
 
 
 def _as_it_is(network: Network, path: str, dtype: torch.dtype | None) -> TargetFile:
-    return replace(_target(network, network.ours, network.read, dtype, None), path=path)
+    return replace(_target(network, network.native, network.read, dtype, None), path=path)
 
 
 def _plan_folder(opened: Opened, dtype: torch.dtype | None) -> Conversion:

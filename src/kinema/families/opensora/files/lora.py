@@ -16,15 +16,15 @@ from kinema.families.opensora.files.transformer_file import TransformerFile
 
 
 def aliases(config: Config) -> Mapping[str, Alias]:
-    """Another layout's name of a layer to ours, or to the parts of ours that it stands for."""
+    """Another layout's name of a layer to native, or to the parts of native that it stands for."""
     here = config.transformer.rope
     fused = TransformerFile(replace(config.transformer, rope="adjacent"), "fused", here)
-    theirs = TransformerFile(replace(config.transformer, rope="adjacent"), "diffusers", here)
+    foreign = TransformerFile(replace(config.transformer, rope="adjacent"), "diffusers", here)
     own = TransformerFile(replace(config.transformer, rope="half"), "separate", here)
     found: dict[str, Alias] = {}
     for name, alias in {**_pieces(fused), **_pieces(own)}.items():
         found[name] = alias
-    for name, alias in _joined(theirs).items():
+    for name, alias in _joined(foreign).items():
         found[name] = found[f"transformer.{name}"] = alias
     return found
 
@@ -34,36 +34,36 @@ def _layer(name: str) -> str:
 
 
 def _pieces(file: TransformerFile) -> dict[str, Alias]:
-    """Layers of a file that are one or several of ours."""
+    """Layers of a file that are one or several of native."""
     found: dict[str, Alias] = {}
     for row in file.table.rows:
-        if not row.theirs.endswith(".weight") or len(row.shape) < 2:
+        if not row.foreign.endswith(".weight") or len(row.shape) < 2:
             continue
-        ours = [f"transformer.{_layer(name)}" for name in row.ours]
-        if len(ours) == 1 and row.how is None:
-            found[_layer(row.theirs)] = ours[0]
+        native = [f"transformer.{_layer(name)}" for name in row.native]
+        if len(native) == 1 and row.how is None:
+            found[_layer(row.foreign)] = native[0]
             continue
-        starts = [sum(row.sizes[:i]) for i in range(len(ours))]
+        starts = [sum(row.sizes[:i]) for i in range(len(native))]
         sizes = row.sizes or row.shape[:1]
-        found[_layer(row.theirs)] = tuple(
+        found[_layer(row.foreign)] = tuple(
             Piece(module, rows=(start, start + size), how=row.how.forward if row.how else None)
-            for module, start, size in zip(ours, starts, sizes, strict=True)
+            for module, start, size in zip(native, starts, sizes, strict=True)
         )
     return found
 
 
 def _joined(file: TransformerFile) -> dict[str, Alias]:
-    """Layers of diffusers, which are one of ours or a part of one."""
+    """Layers of diffusers, which are one of native or a part of one."""
     found: dict[str, Alias] = {}
     for row in file.table.rows:
-        if not row.theirs.endswith(".weight") or len(row.shape) < 2:
+        if not row.foreign.endswith(".weight") or len(row.shape) < 2:
             continue
-        ours, how = f"transformer.{_layer(row.theirs)}", row.how.backward if row.how else None
-        if len(row.ours) == 1 and how is None:
-            found[_layer(row.ours[0])] = ours
+        native, how = f"transformer.{_layer(row.foreign)}", row.how.backward if row.how else None
+        if len(row.native) == 1 and how is None:
+            found[_layer(row.native[0])] = native
             continue
-        starts = [sum(row.sizes[:i]) for i in range(len(row.ours))]
-        for name, start in zip(row.ours, starts, strict=True):
+        starts = [sum(row.sizes[:i]) for i in range(len(row.native))]
+        for name, start in zip(row.native, starts, strict=True):
             at = (start, row.shape[0]) if row.sizes else None
-            found[_layer(name)] = (Piece(ours, how=how, at=at),)
+            found[_layer(name)] = (Piece(native, how=how, at=at),)
     return found

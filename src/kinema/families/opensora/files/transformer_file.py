@@ -100,7 +100,7 @@ class TransformerFile:
         return self.config.rope
 
     @cached_property
-    def ours(self) -> dict[str, Shape]:
+    def native(self) -> dict[str, Shape]:
         """Names and shapes of the network."""
         with on_meta():
             return {name: tuple(tensor.shape) for name, tensor in MMDiT(self.config).state_dict().items()}
@@ -111,48 +111,52 @@ class TransformerFile:
         return Table({"separate": self._separate, "fused": self._fused, "diffusers": self._diffusers}[self.kind]())
 
     @property
-    def theirs(self) -> dict[str, Shape]:
+    def foreign(self) -> dict[str, Shape]:
         """Names and shapes of the file."""
-        return self.table.ours if self.kind == "diffusers" else self.table.theirs
+        return self.table.native if self.kind == "diffusers" else self.table.foreign
 
     def check(self, shapes: Mapping[str, Shape], where: str) -> None:
         """Raises BadRequest naming tensors that are missing, unexpected or of the wrong shape."""
-        (self.table.check_ours if self.kind == "diffusers" else self.table.check_theirs)(shapes, where)
+        (self.table.check_native if self.kind == "diffusers" else self.table.check_foreign)(shapes, where)
 
     def to_ours(self, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
         """The file's tensors under the network's names, as views where possible. Raises BadRequest as `check`."""
         return (self.table.backward if self.kind == "diffusers" else self.table.forward)(tensors, where)
 
-    def make_ours(self, name: str, read: Read) -> Tensor:
+    def make_native(self, name: str, read: Read) -> Tensor:
         """One tensor of the network; ``read`` returns those of the file."""
-        return (self.table.make_theirs if self.kind == "diffusers" else self.table.make_ours)(name, read)
+        return (self.table.make_foreign if self.kind == "diffusers" else self.table.make_native)(name, read)
 
-    def make_theirs(self, name: str, read: Read) -> Tensor:
+    def make_foreign(self, name: str, read: Read) -> Tensor:
         """One tensor of the file; ``read`` returns those of the network."""
-        return (self.table.make_ours if self.kind == "diffusers" else self.table.make_theirs)(name, read)
+        return (self.table.make_native if self.kind == "diffusers" else self.table.make_foreign)(name, read)
 
-    def ours_header(self, theirs: Header) -> Header:
+    def ours_header(self, foreign: Header) -> Header:
         """Shapes and dtypes of the network, of a file's header."""
-        return {name: (shape, _dtype(self._sources(name, to_file=False), theirs)) for name, shape in self.ours.items()}
+        return {
+            name: (shape, _dtype(self._sources(name, to_file=False), foreign)) for name, shape in self.native.items()
+        }
 
-    def theirs_header(self, ours: Header) -> Header:
+    def theirs_header(self, native: Header) -> Header:
         """Shapes and dtypes of the file, of the network's."""
-        return {name: (shape, _dtype(self._sources(name, to_file=True), ours)) for name, shape in self.theirs.items()}
+        return {
+            name: (shape, _dtype(self._sources(name, to_file=True), native)) for name, shape in self.foreign.items()
+        }
 
     def _sources(self, name: str, *, to_file: bool) -> tuple[str, ...]:
         """The tensors that this one is computed from."""
         if to_file != (self.kind == "diffusers"):
-            return self.table.by_theirs[name].ours
-        return (self.table.by_ours[name][0].theirs,)
+            return self.table.by_foreign[name].native
+        return (self.table.by_native[name][0].foreign,)
 
     # ------------------------------------------------------------------------------------------- rows
 
     def _separate(self) -> Iterator[Row]:
-        for name, shape in self.ours.items():
+        for name, shape in self.native.items():
             yield Row(name, shape, (name,), self._turned(name, shape))
 
     def _fused(self) -> Iterator[Row]:
-        for name, shape in self.ours.items():
+        for name, shape in self.native.items():
             layer, _, kind = name.rpartition(".")
             block, _, which = layer.rpartition(".")
             if which in ("k_proj", "v_proj", "v_mlp"):
@@ -162,17 +166,17 @@ class TransformerFile:
                 continue
             last, fused = ("v_proj", "qkv") if block.startswith("double_blocks") else ("v_mlp", "linear1")
             parts = tuple(f"{block}.{each}.{kind}" for each in ("q_proj", "k_proj", last))
-            sizes = tuple(self.ours[part][0] for part in parts)
+            sizes = tuple(self.native[part][0] for part in parts)
             how = None if self.rope == self.here else _first(2 * shape[0], self._turning(2 * self.config.heads))
             yield Row(f"{block}.{fused}.{kind}", (sum(sizes), *shape[1:]), parts, how, sizes=sizes)
 
     def _diffusers(self) -> Iterator[Row]:
-        for name, shape in self.ours.items():
+        for name, shape in self.native.items():
             turned = self._turned(name, shape)
             how = SWAPPED if name.startswith("final_layer.adaLN") else turned and turned.inverse
-            theirs = diffusers_names(name)
-            sizes = (self.config.width, shape[0] - self.config.width) if len(theirs) > 1 else ()
-            yield Row(name, shape, theirs, how, sizes=sizes)
+            foreign = diffusers_names(name)
+            sizes = (self.config.width, shape[0] - self.config.width) if len(foreign) > 1 else ()
+            yield Row(name, shape, foreign, how, sizes=sizes)
 
     def _turned(self, name: str, shape: Shape) -> Transform | None:
         if self.rope == self.here or not _ROTATED.search(name):
@@ -246,7 +250,7 @@ def kind_of(header: Header) -> Kind | None:
 
 
 def is_flux(header: Header) -> bool:
-    """Whether a transformer generates images: Flux's has no input for conditioning, and no separate layers of ours."""
+    """Whether a transformer generates images: Flux's has no input for conditioning, and no separate layers of native."""
     return kind_of(header) in ("fused", "diffusers") and "cond_in.weight" not in header
 
 

@@ -57,8 +57,8 @@ class VaeFile:
     def check(self, header: Header, where: str) -> None:
         """Raises BadRequest naming tensors that are missing, unexpected or of the wrong shape."""
         with on_meta():
-            ours = self.build().state_dict()
-        Table(Row(name, tuple(tensor.shape), (name,)) for name, tensor in ours.items()).check_theirs(
+            native = self.build().state_dict()
+        Table(Row(name, tuple(tensor.shape), (name,)) for name, tensor in native.items()).check_foreign(
             shapes_of(header), where
         )
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from kinema.system.legs import Leg, Shipped
+from kinema.system.legs import ShippedRun, ShippedRuns
 
-SHIPPED = Shipped(
+SHIPPED = ShippedRuns(
     {
-        "codec": Leg({"model": "svd/pocket", "stage": "codec"}),
-        "playroom": Leg({"model": "{codec}", "stage": "playroom"}),
+        "codec": ShippedRun({"model": "svd/pocket", "stage": "codec"}),
+        "playroom": ShippedRun({"model": "{codec}", "stage": "playroom"}),
     },
     {"svd-pocket": "playroom"},
 )

@@ -14,7 +14,7 @@ from kinema import bounds
 from kinema.atomic import FULL, check_folder, refuse_foreign, replacing, tidy
 from kinema.checkpoints.files import RUN_OPTIONS
 from kinema.checkpoints.source import read_json
-from kinema.data.claim import locked
+from kinema.data.locking import locked
 from kinema.schema import BadRequest
 
 _LOCK, _LOG = ".lock", "log.jsonl"

@@ -20,7 +20,7 @@ Encode = Callable[[Tensor], Tensor]
 """A codec's map from pixels BCTHW to latents BCThw, for any frame count that it supports."""
 
 
-def placed(encode: Encode, grid: LatentGrid, video_B3THW: Tensor, mask_B1THW: Tensor) -> tuple[Tensor, Tensor]:
+def encode_given(encode: Encode, grid: LatentGrid, video_B3THW: Tensor, mask_B1THW: Tensor) -> tuple[Tensor, Tensor]:
     """Return the latents of the given pixels, zero in unknown cells, and their mask, 1 in known cells.
 
     Frames without given pixels are never read. A cell is known if all of its pixels are given; its latent is that of

@@ -17,10 +17,10 @@ from typing import Any
 from kinema import bounds
 from kinema.atomic import replacing
 from kinema.data import motion
-from kinema.data.claim import locked
+from kinema.data.containment import ABSENT, Inside, size
 from kinema.data.frames import read_frames
-from kinema.data.inside import ABSENT, Inside, size
 from kinema.data.listing import Entry, scan
+from kinema.data.locking import locked
 from kinema.events import Note, OnEvent, ignore
 from kinema.media.read import probe
 from kinema.schema import BadRequest

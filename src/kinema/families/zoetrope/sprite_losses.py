@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from kinema.data.playroom import labels
 from kinema.data.playroom.scene import Scene
+from kinema.families.zoetrope.rotation import rotation_loss
 from kinema.families.zoetrope.sprite import SpriteEstimate
-from kinema.families.zoetrope.turning import rotation_loss
 from kinema.families.zoetrope.warp import HALF_SIDE, Pose, texel_centres
 
 COMPOSITE_WEIGHT, COVER_WEIGHT, SHAPE_WEIGHT, POSE_WEIGHT, SINGLE_WEIGHT = 0.5, 0.1, 0.3, 0.01, 0.02

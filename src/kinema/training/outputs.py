@@ -20,7 +20,7 @@ from kinema.schema import BadRequest, Clip, Request
 from kinema.system import System, TrainingSettings, with_model
 from kinema.training.checkpoint import State
 from kinema.training.options import TrainOptions
-from kinema.training.place import trim_log
+from kinema.training.run_folder import trim_log
 from kinema.training.sources import Source
 
 _EVERY = 10

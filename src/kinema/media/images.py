@@ -18,10 +18,10 @@ from kinema import bounds
 from kinema.media import profiles
 from kinema.media.ancillary import without_clutter
 from kinema.media.colour import to_float, to_uint8
-from kinema.media.containers import existing, sniff
+from kinema.media.containers import readable_path, sniff
 from kinema.media.metadata import FOLDER_RECIPE, MAX_RECIPE
 from kinema.media.structure import animation
-from kinema.media.timing import DEFAULT_FPS, MAX_FRAME_PIXELS, Budget, Limits, Timed
+from kinema.media.timing import DEFAULT_FPS, MAX_FRAME_PIXELS, Budget, Limits, TimedFrame
 from kinema.schema import BadRequest
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def read_image(path: str | Path, *, max_pixels: int | None = None) -> Tensor:
     limit. Raises `BadRequest`, before decoding, if the file is missing, truncated, not an image or larger than
     ``max_pixels``.
     """
-    path = existing(Path(path))
+    path = readable_path(Path(path))
     if path.is_dir():
         raise BadRequest(f"{path} is a folder; expected an image")
     with _open_image(path, _default_limit() if max_pixels is None else max_pixels) as image:
@@ -52,10 +52,10 @@ def read_image(path: str | Path, *, max_pixels: int | None = None) -> Tensor:
 
 
 def _default_limit() -> int:
-    return bounds.pixels(MAX_IMAGE_PIXELS)
+    return bounds.max_pixels(MAX_IMAGE_PIXELS)
 
 
-def animated_frames(path: Path, kind: str, limits: Limits) -> Iterator[Timed]:
+def animated_frames(path: Path, kind: str, limits: Limits) -> Iterator[TimedFrame]:
     """Yield the frames of an animated "webp" or "apng" (one if still), timed by its chunks.
 
     All frames are counted first; each is decoded when its pixels are requested, which must happen in order.
@@ -69,7 +69,7 @@ def animated_frames(path: Path, kind: str, limits: Limits) -> Iterator[Timed]:
     image = _open_image(path, limits.frame, source)
     time = 0.0
     for index, hold in enumerate(found.holds):
-        yield Timed(time, hold, partial(_decode_frame, path, image, index + found.first, budget), clock=1e-3)
+        yield TimedFrame(time, hold, partial(_decode_frame, path, image, index + found.first, budget), clock=1e-3)
         time += hold
 
 
@@ -91,7 +91,7 @@ def _decode_frame(path: Path, image: Image, index: int, budget: Budget) -> np.nd
         raise BadRequest(f"{path.name} is damaged or cut short at frame {index}") from error
 
 
-def folder_frames(folder: Path, limits: Limits, fps: float | None) -> tuple[float, Iterator[Timed]]:
+def folder_frames(folder: Path, limits: Limits, fps: float | None) -> tuple[float, Iterator[TimedFrame]]:
     """Images of a folder in natural order, and their rate: the recipe's, else ``fps``, else 8."""
     files = sorted(
         (p for p in folder.iterdir() if _is_frame(p)),
@@ -102,9 +102,9 @@ def folder_frames(folder: Path, limits: Limits, fps: float | None) -> tuple[floa
     rate = _folder_rate(folder) or fps or DEFAULT_FPS
     budget = Budget.of(folder.name, sum(p.stat().st_size for p in files), "images")
 
-    def timed() -> Iterator[Timed]:
+    def timed() -> Iterator[TimedFrame]:
         for index, file in enumerate(files):
-            yield Timed(index / rate, 1 / rate, partial(_image_bytes, file, limits.frame, budget))
+            yield TimedFrame(index / rate, 1 / rate, partial(_image_bytes, file, limits.frame, budget))
 
     return rate, timed()
 
@@ -141,7 +141,7 @@ def image_format(path: Path) -> str:
         return str(image.format).lower()
 
 
-def is_picture(path: Path) -> bool:
+def is_image(path: Path) -> bool:
     """Whether the content is a single still image (an animated gif, webp or png is a clip)."""
     kind = sniff(path)
     if kind in ("mov", "avi", "matroska"):

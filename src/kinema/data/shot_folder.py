@@ -21,9 +21,9 @@ from typing import Any
 
 from kinema import bounds
 from kinema.atomic import AlreadyExists, check_folder, replacing
-from kinema.data.claim import locked
-from kinema.data.inside import size
+from kinema.data.containment import size
 from kinema.data.listing import Entry
+from kinema.data.locking import locked
 from kinema.schema import BadRequest
 
 LIST = "metadata.jsonl"

@@ -13,7 +13,7 @@ from kinema.canvas import Canvas, SoundSource
 from kinema.events import Note, OnEvent
 from kinema.media import read
 from kinema.media.first import read_first
-from kinema.media.pictures import is_picture
+from kinema.media.images import is_image
 from kinema.schema import MAX_FRAMES, BadRequest, Request, flag
 
 
@@ -105,7 +105,7 @@ def frames_of(
     frames are returned. Frames are fitted as they are decoded, so memory depends on the fitted size only.
     """
     height, width = request.shape.height, request.shape.width
-    if Path(path).is_file() and is_picture(Path(path)):
+    if Path(path).is_file() and is_image(Path(path)):
         video, note = read.fit(read.read_image(path), height, width, request.fit)
     else:
         size = (height, width, request.fit)
