@@ -131,7 +131,8 @@ def test_a_cancelled_image_stage_ends_the_job(model: Model) -> None:
 
 # ------------------------------------------------------------------------------- the command line
 
-WORDS = ("animate", PROMPT, "--image-model", "zoetrope/tiny", "--model", "opensora/tiny", "--frames", "5", "--steps", "2")
+MODELS = ("--image-model", "zoetrope/tiny", "--model", "opensora/tiny")
+WORDS = ("animate", PROMPT, *MODELS, "--frames", "5", "--steps", "2")
 SIZE = ("--height", "24", "--width", "40", "--seed", "3", "--quiet")
 
 

@@ -130,6 +130,7 @@ def load(
     memory: int | str | None = None,
     chunk_tokens: int | None = None,
     compile: bool = False,
+    on_event: OnEvent = ignore,
 ) -> Model:
     """Open a model: "zoetrope" (embedded), an alias, a hub id, a folder or a file.
 
@@ -144,7 +145,8 @@ def load(
     save memory: "model", "block" or "sequential" (`kinema.memory.offload`); "auto" if a request would not fit
     otherwise. ``chunk_tokens`` is the number of tokens that feed-forward layers process at a time. ``compile`` compiles
     the network's blocks at their first run: the first step is slow, later ones are faster, and the last bits may
-    differ. Raises BadRequest for unknown models, and for ``compile`` without a compiler.
+    differ. ``on_event`` receives a `Note` with the licence terms of some weights before their first download. Raises
+    BadRequest for unknown models, and for ``compile`` without a compiler.
     """
     if offload not in ("auto", *LEVELS):
         raise BadRequest(unknown_name("offload", offload, ("auto", *LEVELS)))
@@ -166,5 +168,6 @@ def load(
             add=add,
             memory=MemoryOptions(offload, budget, chunk_tokens),
             compile=compile,
+            on_event=on_event,
         )
     )

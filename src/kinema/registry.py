@@ -26,6 +26,7 @@ FAMILIES: dict[str, str] = {
 
 PIPELINES: dict[str, str] = {
     "AnimateDiffPipeline": "animatediff",
+    "OpenSoraPipeline": "opensora",
     "StableDiffusionPipeline": "animatediff",
     "StableDiffusionXLPipeline": "animatediff",
     "StableVideoDiffusionPipeline": "svd",
@@ -58,6 +59,8 @@ SHIPPED: dict[str, str] = {
 
 ALIASES: dict[str, str] = {
     "animatediff-v3": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "open-sora-2": "hpcai-tech/Open-Sora-v2/Open_Sora_v2.safetensors",
+    "open-sora-2-dc-ae": "hpcai-tech/Open-Sora-v2-Video-DC-AE/Open_Sora_v2_Video_DC_AE.safetensors",
     "svd": "stabilityai/stable-video-diffusion-img2vid",
     "svd-xt": "stabilityai/stable-video-diffusion-img2vid-xt",
     "svd-xt-1.1": "stabilityai/stable-video-diffusion-img2vid-xt-1-1",
@@ -69,8 +72,21 @@ ALIASES: dict[str, str] = {
 DEFAULT_ADD_ONS: dict[str, dict[str, str]] = {
     "animatediff-pocket": {"motion": "animatediff-pocket-motion"},
     "animatediff-v3": {"motion": "guoyww/animatediff/v3_sd15_mm.ckpt"},
+    "open-sora-2": {"vae": "hpcai-tech/Open-Sora-v2/hunyuan_vae.safetensors"},
+    "open-sora-2-dc-ae": {"vae": "hpcai-tech/Open-Sora-v2-Video-DC-AE/F32T4C128_AE.safetensors"},
 }
 """Default add-ons of a model name, by slot; an add-on given by the user replaces the default in its slot."""
+
+_OPEN_SORA = (
+    "Open-Sora's code is Apache-2.0; its licence appends the Tencent Hunyuan community licence, which grants no rights "
+    "in the European Union, the United Kingdom and South Korea. The transformer was initialised from FLUX.1-dev, whose "
+    "weights have a non-commercial licence"
+)
+TERMS: dict[str, str] = {
+    "hpcai-tech/Open-Sora-v2": _OPEN_SORA,
+    "hpcai-tech/Open-Sora-v2-Video-DC-AE": _OPEN_SORA,
+}
+"""Licence terms of a repository of the hub that are said before the first download from it."""
 
 
 def weight_file(file: str) -> Path:

@@ -48,6 +48,12 @@ def test_a_lora_is_identified_by_its_base_model(header: Header, kind: str) -> No
         (["cond_stage_model.x", "model.diffusion_model.x"], "a Stable Diffusion checkpoint"),
         (["vision_model.post_layernorm.bias"], "a CLIP image encoder"),
         (["decoder.up.0.x"], "a VAE"),
+        (["encoder.down_blocks.0.resnets.0.conv1.conv.weight"], "the VAE of HunyuanVideo"),
+        (["encoder.stages.0.op_list.0.main.conv1.conv.weight"], "the Video DC-AE of Open-Sora 2.0"),
+        (["double_blocks.0.img_attn.qkv.weight", "img_in.weight"], "a Flux transformer, which generates images"),
+        (["single_transformer_blocks.0.attn.to_q.weight", "x_embedder.weight"], "a Flux transformer"),
+        (["double_blocks.0.img_attn_qkv.weight"], "a HunyuanVideo transformer"),
+        (["encoder.block.0.layer.0.SelfAttention.q.weight", "shared.weight"], "a T5 text encoder"),
         (["a", "b", "c", "d"], "of an unknown kind (its 4 tensors include a, b, c"),
     ],
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from kinema.bounds import first_names, from_json
 from kinema.checkpoints.files import header, metadata, read_tensors, write_tensors
 from kinema.checkpoints.signatures import lora_kind
+from kinema.checkpoints.source import read_json
 from kinema.schema import BadRequest
 from kinema.values import counted
 
@@ -73,6 +74,34 @@ class Adapter:
         return (self.scale * product).reshape(shape)
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A native module, or some of its rows, that a module of another layout stands for.
+
+    ``how`` transforms the rows of the foreign module's ``up`` to the native layout, ``rows`` are those of the result
+    that belong to this module, ``at`` is their place in it: first row, and how many rows it has in all.
+    """
+
+    module: str
+    rows: tuple[int, int] | None = None
+    how: Callable[[Tensor], Tensor] | None = None
+    at: tuple[int, int] | None = None
+
+    def of(self, adapter: Adapter) -> Adapter:
+        """The adapter of this module; ``down`` is the foreign module's."""
+        up = adapter.up if self.how is None else self.how(adapter.up)
+        up = up if self.rows is None else up[slice(*self.rows)]
+        if self.at is not None:
+            start, rows = self.at
+            whole = up.new_zeros(rows, *up.shape[1:])
+            whole[start : start + len(up)] = up
+            up = whole
+        return Adapter(adapter.down, up, adapter.alpha)
+
+
+Alias = str | tuple[Piece, ...]
+"""What a module of another layout is natively: a module, or pieces of modules."""
+
 Lora = Mapping[str, Adapter]
 """Adapters by module name (``unet.down_blocks.0.attentions.0.….to_q``)."""
 
@@ -84,13 +113,15 @@ def is_lora(names: Iterable[str]) -> bool:
 # ---------------------------------------------------------------------------------------- reading
 
 
-def read_lora(path: str | Path, modules: Iterable[str], aliases: Mapping[str, str] | None = None) -> dict[str, Adapter]:
+def read_lora(
+    path: str | Path, modules: Iterable[str], aliases: Mapping[str, Alias] | None = None
+) -> dict[str, Adapter]:
     """Read a LoRA file; returns its adapters by native module name.
 
     ``modules`` are all module names of the model, starting with the component; names in the file without a component
-    belong to the U-Net. ``aliases`` maps names of an original layout (``input_blocks.1.1.…``) to native ones. Raises
-    `BadRequest` for an unknown module (naming the model that the LoRA is for), a tensor that is not part of a plain
-    LoRA (LoCon, DoRA), an incomplete pair and mismatched ranks.
+    belong to the U-Net. ``aliases`` maps names of another layout (``input_blocks.1.1.…``) to native modules or pieces
+    of them. Raises `BadRequest` for an unknown module (naming the model that the LoRA is for), a tensor that is not
+    part of a plain LoRA (LoCon, DoRA), an incomplete pair and mismatched ranks.
     """
     tensors = read_tensors(path)
     places, unknown = match_keys(tensors, modules, aliases or {})
@@ -101,17 +132,54 @@ def read_lora(path: str | Path, modules: Iterable[str], aliases: Mapping[str, st
     if unknown:
         faults = f"{len(unknown)} of its tensors fit no layer of this model ({first_names(unknown)})"
         raise BadRequest(f"{where} is {lora_kind(header(path))}: {faults}")
-    alphas = PeftAlphas(metadata(path), where)
+    alphas = PeftAlphas(_settings_of(Path(path)), where)
     adapters = {module: _adapter(parts, module, alphas, where) for module, parts in found.items()}
     if not adapters:
         raise BadRequest(f"{where} has no LoRA weights")
-    return adapters
+    return _native(adapters, aliases or {}, where)
+
+
+def _settings_of(path: Path) -> dict[str, str]:
+    """A file's metadata; for one that PEFT saved, the settings that it saved beside it."""
+    beside = path.with_name("adapter_config.json")
+    if path.stem == "adapter_model" and beside.is_file() and PEFT_NOTE not in metadata(path):
+        return {PEFT_NOTE: json.dumps(read_json(beside))}
+    return metadata(path)
+
+
+def _native(adapters: Lora, aliases: Mapping[str, Alias], where: str) -> dict[str, Adapter]:
+    """Adapters of native modules, with those of other layouts' modules split and joined."""
+    found: dict[str, list[Adapter]] = defaultdict(list)
+    for module, adapter in adapters.items():
+        alias = aliases.get(module)
+        if alias is None or isinstance(alias, str):
+            found[module].append(adapter)
+            continue
+        try:
+            for piece in alias:
+                found[piece.module].append(piece.of(adapter))
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise BadRequest(
+                f"{where} has {adapter.up.shape[0]} rows at {module}, which do not fit this model"
+            ) from error
+    return {module: each[0] if len(each) == 1 else _sum(each, module, where) for module, each in found.items()}
+
+
+def _sum(adapters: Sequence[Adapter], module: str, where: str) -> Adapter:
+    """One adapter that equals the sum of several: their ranks side by side, each with its scale."""
+    if len({each.down.shape[1:] for each in adapters}) > 1 or len({each.up.shape[0] for each in adapters}) > 1:
+        raise BadRequest(f"{where} changes {module} by adapters of different sizes")
+    down = torch.cat([each.down for each in adapters])
+    return Adapter(down, torch.cat([each.up * each.scale for each in adapters], dim=1))
 
 
 def match_keys(
-    keys: Iterable[str], modules: Iterable[str], aliases: Mapping[str, str]
+    keys: Iterable[str], modules: Iterable[str], aliases: Mapping[str, Alias]
 ) -> tuple[dict[str, tuple[str, str]], list[str]]:
-    """Map keys to (native module, role "down", "up" or "alpha"); also returns the keys that match no module."""
+    """Map keys to (module, role "down", "up" or "alpha"); also returns the keys that match no module.
+
+    The module is native, or the name of a module in another layout that stands for pieces of native ones.
+    """
     names = _Names(modules, aliases)
     found: dict[str, tuple[str, str]] = {}
     taken: set[tuple[str, str]] = set()
@@ -137,10 +205,11 @@ def _split(key: str) -> tuple[str, str]:
 class _Names:
     """Looks up the native module for a name in any layout."""
 
-    def __init__(self, modules: Iterable[str], aliases: Mapping[str, str]) -> None:
+    def __init__(self, modules: Iterable[str], aliases: Mapping[str, Alias]) -> None:
         native = {name: name for name in modules}
         bare = {name.removeprefix("unet."): name for name in native if name.startswith("unet.")}
-        self.dotted = native | bare | dict(aliases)
+        named = {name: alias if isinstance(alias, str) else name for name, alias in aliases.items()}
+        self.dotted = native | bare | named
         self.flat = {name.replace(".", "_"): module for name, module in self.dotted.items()}
 
     def find(self, stem: str) -> str | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kinema import registry
 from kinema.checkpoints import files
-from kinema.checkpoints.lora_formats import Lora, Merged, check_shapes, is_lora, read_lora
+from kinema.checkpoints.lora_formats import Alias, Lora, Merged, check_shapes, is_lora, read_lora
 from kinema.checkpoints.signatures import describe, lora_kind
 from kinema.checkpoints.source import Source
 from kinema.schema import BadRequest, plain_number
@@ -96,7 +96,7 @@ class Loras:
 
 
 def read_loras(
-    weights: Mapping[str | Path, float], shapes: Mapping[str, torch.Size], aliases: Mapping[str, str], model: str
+    weights: Mapping[str | Path, float], shapes: Mapping[str, torch.Size], aliases: Mapping[str, Alias], model: str
 ) -> tuple[LoraFile, ...]:
     """Read LoRA files, given with their weights, for the network whose parameters have these shapes.
 
@@ -112,7 +112,7 @@ def _read(  # noqa: PLR0917 (all that a file is checked against)
     weight: float,
     modules: list[str],
     shapes: Mapping[str, torch.Size],
-    aliases: Mapping[str, str],
+    aliases: Mapping[str, Alias],
     model: str,
 ) -> LoraFile:
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):

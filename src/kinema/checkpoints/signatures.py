@@ -15,6 +15,10 @@ from kinema.values import counted
 
 ADD_ON = "an add-on to an image model (add"
 MOTION = f"an AnimateDiff motion module, {ADD_ON} motion=FILE)"
+FLUX = (
+    "a Flux transformer, which generates images (`kinema convert FILE TARGET --layout open-sora` turns it into the "
+    "initial weights of an Open-Sora 2.0 model)"
+)
 SIGNATURES: tuple[tuple[str, str], ...] = (
     (r"^model\.diffusion_model\..*\.time_mix_blocks\.", "Stable Video 4D"),
     (r"(^|\.)motion_modules\.\d+\.|\.temporal_transformer\.", MOTION),
@@ -27,10 +31,15 @@ SIGNATURES: tuple[tuple[str, str], ...] = (
     (r"^model\.diffusion_model\.", "a diffusion network without its text encoder"),
     (r"\.temporal_res_block\.|\.temporal_transformer_blocks\.", "one component of a Stable Video Diffusion folder"),
     (r"^(down_blocks|mid_block|up_blocks)\.", "the U-Net of a diffusers folder"),
+    (r"^(encoder|decoder)\.(down|up)_blocks\..*\.conv1\.conv\.", "the VAE of HunyuanVideo (add vae=FILE)"),
+    (r"^(encoder|decoder)\.stages\..*\.op_list\.", "the Video DC-AE of Open-Sora 2.0 (add vae=FILE)"),
     (r"^(encoder|decoder)\.(down_blocks|up_blocks|mid_block|down|up|mid)\.", "a VAE"),
     (r"^(vision_model|visual)\.", "a CLIP image encoder"),
     (r"^text_model\.", "a CLIP text encoder"),
-    (r"^(double_blocks|single_blocks)\.", "a Flux or Open-Sora 2 transformer"),
+    (r"^double_blocks\.\d+\.img_attn\.qkv\.", FLUX),
+    (r"^single_transformer_blocks\.", FLUX),
+    (r"^double_blocks\.\d+\.img_attn_qkv\.", "a HunyuanVideo transformer"),
+    (r"^(double_blocks|single_blocks)\.", "a Flux or Open-Sora 2.0 transformer"),
     (r"^(encoder|decoder|shared)\.(block\.|.*SelfAttention|weight)", "a T5 text encoder"),
 )
 """Patterns of tensor names and what they identify; the first that matches any name wins."""
@@ -39,7 +48,7 @@ LORA = re.compile(r"\.lora_(down|up|[AB])\.|[._]lora\.(down|up)\.")
 LORA_OF: tuple[tuple[str, str], ...] = (
     (r"motion_modules", "an AnimateDiff motion module"),
     (r"temporal_transformer_blocks|temporal_res_block|time_stack", "Stable Video Diffusion"),
-    (r"(double|single|single_transformer)_blocks", "Flux"),
+    (r"(double|single|single_transformer)_blocks", "Flux or Open-Sora 2.0"),
     (r"^lora_te2_|^text_encoder_2\.|input_blocks_[478]_1_transformer_blocks_[1-9]", "Stable Diffusion XL"),
     (r"(^|[._])blocks[._]\d+[._](self|cross)_attn", "Wan"),
 )

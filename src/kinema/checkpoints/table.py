@@ -31,9 +31,10 @@ MOST_MODULES = 256
 class Row:
     """One tensor of a foreign layout, named ``foreign``.
 
-    ``native`` names its native tensors: one; several, which are equal parts of it along axis 0; or none, if it has no
-    native counterpart. ``how`` transforms the foreign tensor to the native one. Rows of one ``group`` may be absent
-    together. ``stand_in`` is a native tensor that may be written for a foreign one without counterpart.
+    ``native`` names its native tensors: one; several, which are parts of it along axis 0, equal ones unless ``sizes``
+    gives their lengths; or none, if it has no native counterpart. ``how`` transforms the foreign tensor to the native
+    one. Rows of one ``group`` may be absent together. ``stand_in`` is a native tensor that may be written for a foreign
+    one without counterpart.
     """
 
     foreign: str
@@ -42,9 +43,12 @@ class Row:
     how: Transform | None = None
     group: str = ""
     stand_in: str = ""
+    sizes: tuple[int, ...] = ()
 
     def forward(self, tensor: Tensor) -> tuple[Tensor, ...]:
         changed = self.how.forward(tensor) if self.how else tensor
+        if self.sizes:
+            return changed.split(list(self.sizes))
         return changed.chunk(len(self.native)) if len(self.native) > 1 else (changed,)
 
     def backward(self, *parts: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kinema.bounds import as_json, printable
 from kinema.cli import machine
 from kinema.cli.options import Option, with_defaults
+from kinema.cli.progress import Lines
 from kinema.cli.verbs import (
     CONFIG,
     MODEL,
@@ -98,7 +99,9 @@ def plan(argv: Sequence[str]) -> int:
     given = read_options(task, options, argv, "kinema plan", about)
     settings = with_defaults(OWN, given)
     request = request_from(task, given)
-    result = forecast(open_model(model_options(given)), request, measure=settings["measure"])
+    result = forecast(
+        open_model(model_options(given), on_event=Lines(sys.stderr)), request, measure=settings["measure"]
+    )
     sys.stdout.write((as_json(asdict(result), indent=2) if settings["json"] else describe(result)) + "\n")
     return 0 if result.fits else 1
 

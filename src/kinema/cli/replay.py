@@ -18,7 +18,7 @@ from kinema.cli.progress import JsonLines, display
 from kinema.cli.requirements import ReplayInputs, Requirements, replay_inputs, requirements_of, weights_of
 from kinema.cli.stopping import run_once
 from kinema.cli.verbs import GROUPS, MODEL, REPORTING, WRITING, model_options, open_model, preview_file
-from kinema.events import Note, Phase
+from kinema.events import Note, OnEvent, Phase, ignore
 from kinema.schema import BadRequest, flag
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def replay(argv: Sequence[str]) -> int:
         inputs = replay_inputs(requirements, requests, {**variant, **given}, path)
         if any(each.source != "ships" for each in requirements):
             show(Note(requirements.summary()))
-        model = reopened(recipe, inputs, given)
+        model = reopened(recipe, inputs, given, show)
         changes = differences(recipe, requirements, model.system, given)
         for note in (*inputs.notes, *changes, *_other_stage_differences(recipe, inputs, model, given)):
             show(Note(note))
@@ -174,7 +174,9 @@ def about_partial(partial: Mapping[str, Any], original: Path) -> str:
 # ---------------------------------------------------------------------------------------- opening
 
 
-def reopened(recipe: Mapping[str, Any], inputs: ReplayInputs, given: Mapping[str, Any]) -> Model:
+def reopened(
+    recipe: Mapping[str, Any], inputs: ReplayInputs, given: Mapping[str, Any], on_event: OnEvent = ignore
+) -> Model:
     """The model with the recorded options, overridden by the command line. Raises BadRequest for a missing device."""
     overriding = {name: value for name, value in given.items() if name not in ("lora", "add")}
     offline = not given.get("allow_download")
@@ -188,7 +190,7 @@ def reopened(recipe: Mapping[str, Any], inputs: ReplayInputs, given: Mapping[str
     from kinema.recipes import base_of
 
     overrides = _tuples(base_of(recipe).get("overrides") or {})
-    return open_model(options, overrides=overrides, loras=inputs.loras, add=inputs.add)
+    return open_model(options, overrides=overrides, loras=inputs.loras, add=inputs.add, on_event=on_event)
 
 
 def as_it_was(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from kinema.cli.options import Option, from_dataclass, parse, with_defaults
 from kinema.cli.output import Output
 from kinema.cli.progress import JsonLines, display
 from kinema.cli.stopping import KEEP, run_once
-from kinema.events import Note, Phase
+from kinema.events import Note, OnEvent, Phase, ignore
 from kinema.schema import TASK_FIELDS, BadRequest, Request, TaskName
 from kinema.spans import spans_of
 
@@ -270,7 +270,7 @@ def run(task: TaskName, argv: Sequence[str]) -> int:
     output.check()
     preview = preview_file(settings["preview"], output)
     with display(quiet=settings["quiet"], json_events=settings["json_events"]) as show:
-        model = open_model(model_options(given))
+        model = open_model(model_options(given), on_event=show)
         clip = run_once(model, request, request, output, settings, show, preview)
         if model.system.weights.path is None:
             show(Note(f"{model.system.name} has no trained weights: the clip is noise"))
@@ -391,6 +391,7 @@ def open_model(
     overrides: Mapping[str, Any] | None = None,
     loras: Mapping[str | Path, float] | None = None,
     add: Mapping[str, str | Path] | None = None,
+    on_event: OnEvent = ignore,
 ) -> Model:
     """`kinema.load` with the command line's options; a recipe supplies the overrides, LoRAs and add-ons not given."""
     machine.set_threads(options.threads)
@@ -411,6 +412,7 @@ def open_model(
         memory=options.memory,
         chunk_tokens=options.chunk_tokens,
         compile=options.compile,
+        on_event=on_event,
     )
 
 

@@ -34,7 +34,7 @@ def evaluate(options: EvaluateOptions, on_event: OnEvent = ignore) -> Evaluation
         result: Evaluation | Report | Curve = curve.write(options, on_event)
     else:
         on_event(Phase("load", options.model))
-        system = open_system(options.model, preset=options.preset, device=options.device)
+        system = open_system(options.model, preset=options.preset, device=options.device, on_event=on_event)
         measure = report.write if options.report else measuring.measure
         result = measure(system, options, on_event)
     if options.output is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from kinema.checkpoints.convert import Layouts
+from kinema.checkpoints.lora_formats import Alias
 from kinema.checkpoints.source import Source
 
 
@@ -21,6 +23,10 @@ class FoundCheckpoint:
     """Parts of a pipeline folder that hold the network's weights; empty for a file."""
     notes: tuple[str, ...] = ()
     """Assumptions made where weights and configs are ambiguous; reported with every request."""
+    beside: Mapping[str, Path] = field(default_factory=dict)
+    """Files next to this one that the model needs, by slot; loaded unless the user adds others."""
+    outside: bool = False
+    """For an add-on: whether the family reads its file itself, so that the network has no tensor of it."""
 
 
 class Slots(Protocol):
@@ -49,8 +55,9 @@ class Checkpoints(Protocol):
         Keys from a pipeline folder are prefixed with their part (``unet.conv_in.weight``).
         """
 
-    def lora_aliases(self, config: Any) -> Mapping[str, str]:  # noqa: ARG002
-        """Map module names of foreign layouts to native names, for LoRA files; native names need no entry."""
+    def lora_aliases(self, config: Any) -> Mapping[str, Alias]:  # noqa: ARG002
+        """Map module names of foreign layouts to native names or parts of them, for LoRA files; native names need no
+        entry."""
         return {}
 
     @property

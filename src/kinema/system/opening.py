@@ -20,10 +20,12 @@ from kinema.checkpoints.lora_formats import is_lora
 from kinema.checkpoints.settings import build_config, naming_faults, validated
 from kinema.checkpoints.signatures import describe_unsupported
 from kinema.checkpoints.source import Source
+from kinema.events import Note, OnEvent, ignore
 from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest
 from kinema.system.blocks import COMPILED, check_compiler
 from kinema.system.family import Family
+from kinema.system.files import FoundCheckpoint
 from kinema.system.precision import DTypeOption, WeightPolicy, default_policy, policy_for
 from kinema.system.system import MemoryOptions, System
 from kinema.system.weights import AddOn, Weights
@@ -46,6 +48,7 @@ def open_system(
     add: Mapping[str, str | Path] | None = None,
     memory: MemoryOptions | None = None,
     compile: bool = False,
+    on_event: OnEvent = ignore,
 ) -> System:
     """Open a model: a shipped name, a family (with ``preset``, untrained), an alias, a file, a folder or a hub id.
 
@@ -54,7 +57,8 @@ def open_system(
     ``overrides`` replaces config fields by name. ``loras`` maps LoRA files to their weights, ``add`` slots to add-on
     files (``{"motion": "mm_sd_v15_v2.ckpt"}``). ``dtype`` defaults to float32, for training and evaluation; None
     selects the precision that `kinema.load` uses (`precision.chosen`). ``compile`` compiles the network's blocks.
-    Raises BadRequest for anything that is not a model, and if PyTorch cannot compile on this machine.
+    ``on_event`` receives the licence terms of weights before their first download. Raises BadRequest for anything that
+    is not a model, and if PyTorch cannot compile on this machine.
     """
     target = processor.device_of(device)
     if compile:
@@ -62,9 +66,10 @@ def open_system(
     given = str(source)
     if not given.strip():
         raise BadRequest("the model's name is empty; expected a name, a file, a folder or a hub id")
-    name, family, config, weights, notes = _resolve(given, preset, variant, offline)
-    added, config, more = _add(family, config, {**registry.DEFAULT_ADD_ONS.get(given, {}), **(add or {})}, offline)
-    weights, notes = replace(weights, added=added), (*notes, *more, *([COMPILED] if compile else []))
+    name, family, config, weights, found = _resolve(given, preset, variant, offline, on_event)
+    slots = {**_neighbours(given, found), **registry.DEFAULT_ADD_ONS.get(given.removeprefix(HUB), {}), **(add or {})}
+    added, config, more = _add(family, config, slots, offline, on_event)
+    weights, notes = replace(weights, added=added), (*found.notes, *more, *([COMPILED] if compile else []))
     if overrides:
         config = _override(family, config, overrides)
     policy = _policy(dtype, target, family, config, weights)
@@ -78,9 +83,9 @@ def open_system(
 
 
 def _resolve(
-    given: str, preset: str | None, variant: str | None, offline: bool | None
-) -> tuple[str, Family, Any, Weights, tuple[str, ...]]:
-    """Return the model's name as recipes record it, its family, config and weights, and notes on assumptions made."""
+    given: str, preset: str | None, variant: str | None, offline: bool | None, on_event: OnEvent
+) -> tuple[str, Family, Any, Weights, FoundCheckpoint]:
+    """Return the model's name as recipes record it, its family, config and weights, and what was found with them."""
     name = given.removeprefix(HUB)
     family_name, _, slash_preset = name.partition("/")
     here = _local(given)
@@ -90,7 +95,7 @@ def _resolve(
                 f"variant {variant} selects weight files, but {family_name}/{preset or slash_preset} is untrained; "
                 "leave out the variant"
             )
-        return (f"{family_name}/{preset or slash_preset}", *_untrained(family_name, preset or slash_preset), ())
+        return (f"{family_name}/{preset or slash_preset}", *_untrained(family_name, preset or slash_preset))
     if preset:
         raise BadRequest(f"preset {preset} applies only to a family ({', '.join(registry.FAMILIES)}), not to {name}")
     if name in registry.EMBEDDED:
@@ -98,7 +103,7 @@ def _resolve(
     if here is not None:
         return (registry.recipe_name(here), *_recognised(here, variant))
     if name in registry.ALIASES or is_hub_id(name):
-        return (name, *_recognised(_fetched(name, offline, variant), variant))
+        return (name, *_recognised(_fetched(name, offline, variant, on_event), variant))
     if name in registry.ADD_ONS:
         slot = registry.ADD_ONS[name]
         option, argument = (f"--lora {name}", "loras") if slot == "lora" else (f"--add {slot}={name}", "add")
@@ -116,8 +121,16 @@ def _local(given: str | Path) -> Path | None:
     return None if str(given).startswith(HUB) or not Path(given).exists() else Path(given)
 
 
+def _neighbours(given: str, found: FoundCheckpoint) -> dict[str, str | Path]:
+    """Files next to a model's by slot; by their names on the hub for a file of it, so that a recipe can name them."""
+    target = registry.ALIASES.get(given.removeprefix(HUB), given.removeprefix(HUB))
+    if _local(given) is not None or not (is_hub_id(target) and Path(target).suffix in files.WEIGHTS):
+        return dict(found.beside)
+    return {slot: f"{HUB}{target.rpartition('/')[0]}/{path.name}" for slot, path in found.beside.items()}
+
+
 def _add(
-    family: Family, config: Any, add: Mapping[str, str | Path], offline: bool | None
+    family: Family, config: Any, add: Mapping[str, str | Path], offline: bool | None, on_event: OnEvent
 ) -> tuple[tuple[AddOn, ...], Any, tuple[str, ...]]:
     """Return the add-ons in the given order, the config extended by them, and notes on assumptions made."""
     added: list[AddOn] = []
@@ -132,11 +145,11 @@ def _add(
         here, name = _local(part), str(part).removeprefix(HUB)
         if here is None and not is_hub_id(name):
             raise BadRequest(f"there is no file {part} to add as {slot}{registry.similar_add_ons(part, slot)}")
-        source = Source(_fetched(name, offline, None) if here is None else here)
+        source = Source(_fetched(name, offline, None, on_event) if here is None else here)
         with naming_faults(str(source.path)):
             found = slots.open(config, slot, source)
         config = validated(found.config, f"the config with {slot}")
-        added.append(AddOn(slot, source, found.parts, name if here is None else ""))
+        added.append(AddOn(slot, source, found.parts, name if here is None else "", found.outside))
         notes += found.notes
     return tuple(added), config, tuple(notes)
 
@@ -160,7 +173,8 @@ def is_hub_id(name: str) -> bool:
     return len(parts) > 2 if Path(name).suffix in files.WEIGHTS else len(parts) == 2
 
 
-def _fetched(name: str, offline: bool | None, variant: str | None) -> Path:
+def _fetched(name: str, offline: bool | None, variant: str | None, on_event: OnEvent) -> Path:
+    _say_terms(name, offline, on_event)
     try:
         return fetch(name, offline, variant)
     except BadRequest as error:
@@ -171,16 +185,27 @@ def _fetched(name: str, offline: bool | None, variant: str | None) -> Path:
         raise BadRequest(f"{error} ({reason}, so {name} was taken for a hub id)") from error
 
 
+def _say_terms(name: str, offline: bool | None, on_event: OnEvent) -> None:
+    """The licence terms of the first files that are downloaded from a repository: none of its files is here yet."""
+    repository = "/".join(registry.ALIASES.get(name, name).split("/")[:2])
+    if offline or repository not in registry.TERMS:
+        return
+    try:
+        hub.fetch(repository, offline=True)
+    except BadRequest:
+        on_event(Note(f"{repository}: {registry.TERMS[repository]}"))
+
+
 def fetch(name: str, offline: bool | None, variant: str | None) -> Path:
     """Return the local path of a model given by hub id or alias, downloading it if needed; see `hub.fetch_model`."""
     return hub.fetch_model(registry.ALIASES.get(name, name), offline=offline, variant=_split(variant)[0])
 
 
-def _untrained(family_name: str, preset: str) -> tuple[Family, Any, Weights]:
+def _untrained(family_name: str, preset: str) -> tuple[Family, Any, Weights, FoundCheckpoint]:
     family: Family = registry.family(family_name)
     if preset not in family.presets:
         raise BadRequest(registry.unknown_name(f"preset of {family_name}", preset, family.presets))
-    return family, family.presets[preset], Weights(seed=0)
+    return family, family.presets[preset], Weights(seed=0), FoundCheckpoint(family.presets[preset])
 
 
 def _split(variant: str | None) -> tuple[str | None, str | None]:
@@ -189,7 +214,7 @@ def _split(variant: str | None) -> tuple[str | None, str | None]:
     return (None, variant) if variant in presets else (variant, None)
 
 
-def _recognised(path: Path, variant: str | None) -> tuple[Family, Any, Weights, tuple[str, ...]]:
+def _recognised(path: Path, variant: str | None) -> tuple[Family, Any, Weights, FoundCheckpoint]:
     """Recognise a file or folder by the metadata that ``kinema train`` writes, else by asking each family."""
     file_variant, model = _split(variant)
     source = Source(path, file_variant, model)
@@ -198,7 +223,7 @@ def _recognised(path: Path, variant: str | None) -> tuple[Family, Any, Weights, 
         if model:
             raise BadRequest(f"the metadata of {path} already states the model; leave out variant {model}")
         family, config = parse_metadata(note, str(path))
-        return family, config, weights, ()
+        return family, config, weights, FoundCheckpoint(config)
     likely = registry.PIPELINES.get(source.pipeline)  # asked first, so that other families need not be imported
     for name in sorted(registry.FAMILIES, key=lambda name: name != likely):
         family = registry.family(name)
@@ -209,7 +234,7 @@ def _recognised(path: Path, variant: str | None) -> tuple[Family, Any, Weights, 
                 family,
                 validated(found.config, f"the config of {path}"),
                 replace(weights, own=False, parts=found.parts),
-                found.notes,
+                found,
             )
     hint = "; name a model and pass this file with --lora" if is_lora(source.header) else ""
     raise BadRequest(f"{path} is not a supported model: {describe_unsupported(source)}{hint}")

@@ -117,6 +117,8 @@ class System:
         tensors: dict[str, Tensor] = {}
         slots = self.family.checkpoints.slots
         for added in self.weights.added:
+            if added.outside:
+                continue
             checkpoint()
             assert slots is not None  # checked when the model was opened
             with naming_faults(str(added.source.path)):

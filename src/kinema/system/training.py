@@ -44,6 +44,8 @@ class Batch:
     encoded: Mapping[str, Tensor] | None = None
     weights: Path | None = None
     """File or folder of the model in training; its vocabulary may be next to it."""
+    encoders: Mapping[str, Path] = field(default_factory=dict)
+    """Text encoders that the user added to it, by slot (`Weights.outside`)."""
     first: int = 0
     """Index of the first clip within the optimiser step's batch, of which this batch may be a part."""
     step_clips: int | None = None

@@ -24,6 +24,8 @@ class AddOn:
     parts: tuple[str, ...] = ()
     hub: str = ""
     """Its hub id, if it comes from the hub."""
+    outside: bool = False
+    """Whether the family reads it itself, so that it is not part of the network (a text encoder)."""
 
     def to_recipe(self) -> dict[str, Any]:
         """The add-on's entry in a recipe."""
@@ -55,6 +57,11 @@ class Weights:
         if self.path is None:
             raise RuntimeError("an untrained model has no weight file")
         return Source(self.path, self.variant, self.model)
+
+    @property
+    def outside(self) -> dict[str, Path]:
+        """Files by slot that the family reads itself."""
+        return {each.slot: each.source.path for each in self.added if each.outside}
 
     @cached_property
     def stored(self) -> torch.dtype | None:

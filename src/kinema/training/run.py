@@ -153,6 +153,7 @@ def losses(network: nn.Module, system: System, batch: Batch, *, seed: int, preci
         images=None if batch.images is None else batch.images.to(device),
         encoded=None if batch.encoded is None else {k: v.to(device) for k, v in batch.encoded.items()},
         weights=system.weights.path,
+        encoders=system.weights.outside,
     )
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         return system.family.training.loss(network, system.config, on_device, generator)

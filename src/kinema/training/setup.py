@@ -18,7 +18,7 @@ from kinema.checkpoints import files
 from kinema.checkpoints.files import RUN_OPTIONS
 from kinema.checkpoints.source import read_json
 from kinema.data.playroom import Playroom
-from kinema.events import Note, OnEvent, Phase
+from kinema.events import Note, OnEvent, Phase, ignore
 from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest
 from kinema.system import Batch, System, TrainingSettings, open_system, parse_metadata
@@ -55,7 +55,7 @@ class Run:
     log: Log
 
 
-def prepare(options: TrainOptions) -> tuple[System, TrainingSettings]:
+def prepare(options: TrainOptions, on_event: OnEvent = ignore) -> tuple[System, TrainingSettings]:
     """The system to train, and its training settings with the options applied."""
     path = Path(options.model)
     if path.suffix == ".safetensors" and path.is_file() and "kinema-training" in files.metadata(path):
@@ -65,7 +65,13 @@ def prepare(options: TrainOptions) -> tuple[System, TrainingSettings]:
         )
     if options.compile:
         check_compiler(processor.device_of(options.device))
-    opened = open_system(options.model, variant=options.variant, device=options.device, add=parse_addons(options.add))
+    opened = open_system(
+        options.model,
+        variant=options.variant,
+        device=options.device,
+        add=parse_addons(options.add),
+        on_event=on_event,
+    )
     system = trainable.with_options(opened, options)
     settings = system.family.training.settings(system.config)
     if options.lora is not None:
@@ -96,7 +102,7 @@ def parse_addons(text: str | None) -> dict[str, str]:
 
 def begin(options: TrainOptions, folder: Path, on_event: OnEvent) -> Run:
     """Build a run, or resume the one in the folder."""
-    system, settings = prepare(options)
+    system, settings = prepare(options, on_event)
     on_event(Phase("load", system.name))
     for note in system.notes:
         on_event(Note(note))

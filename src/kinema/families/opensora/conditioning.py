@@ -77,11 +77,8 @@ def _encoded(system: OpenedModel, prompts: Sequence[str], on_event: OnEvent) -> 
 
 
 def place(system: OpenedModel) -> t5.Place:
-    """Where the model's text encoders are looked for: files that the user added, then beside its weights, then the
-    hub's cache.
-    """
-    added = {each.slot: each.source.path for each in system.weights.added if each.slot in (t5.T5.slot, t5.CLIP.slot)}
-    return t5.Place(system.weights.path, system.device, offline=system.offline, named=added)
+    """Where the model's text encoders are searched: files that the user added, next to its weights, the hub's cache."""
+    return t5.Place(system.weights.path, system.device, system.offline, system.weights.outside)
 
 
 def check_encoders(system: OpenedModel) -> None:
@@ -96,7 +93,13 @@ def training_text(model: OpenSora, config: Config, batch: Batch) -> Text:
     if config.words:
         return read_words(model, config, batch.captions)
     device = next(model.transformer.parameters()).device
-    return t5.encode(batch.captions, config.text_length, _widths(config), t5.Place(batch.weights, device), ignore)
+    return t5.encode(
+        batch.captions,
+        config.text_length,
+        _widths(config),
+        t5.Place(batch.weights, device, named=batch.encoders),
+        ignore,
+    )
 
 
 def _widths(config: Config) -> tuple[int, int]:

@@ -61,6 +61,8 @@ class Config:
     """Tokens of T5, padding among them: nothing masks it, so the network attends to padding, as in training."""
     words: tuple[str, ...] = ()
     """The vocabulary of a small model that learns its own text embeddings; none: T5 and CLIP."""
+    absent: tuple[Literal["vae"], ...] = ()
+    """What the model's files do not have, so that it must be added."""
 
     @property
     def stride(self) -> tuple[int, int, int]:

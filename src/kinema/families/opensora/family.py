@@ -8,6 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from kinema.canvas import Canvas
+from kinema.checkpoints.convert import Layouts
 from kinema.diffusion.guidance import Guidance
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import NoiseLevel, RectifiedFlow
@@ -16,10 +17,11 @@ from kinema.families.opensora import conditioning, layout, options, process, rec
 from kinema.families.opensora.codec import VideoCodec, codec_of
 from kinema.families.opensora.conditioning import Condition
 from kinema.families.opensora.config import PRESETS, Config, from_json, to_json
+from kinema.families.opensora.files import lora, opening
 from kinema.families.opensora.model import OpenSora, blocks, run
 from kinema.grid import Lattice
-from kinema.schema import Request
-from kinema.system import Checkpoints, Conditions, Defaults, OpenedModel, Process, Sampling, Training
+from kinema.schema import BadRequest, Request
+from kinema.system import Checkpoints, Conditions, Defaults, OpenedModel, Process, Sampling, Slots, Training
 
 
 class OpenSoraSampling(Sampling):
@@ -60,6 +62,8 @@ class OpenSoraSampling(Sampling):
         return (*own, "replacement", "reconstruction")
 
     def check(self, config: Config, request: Request) -> None:
+        if config.absent:
+            raise BadRequest(opening.lacking(config))
         options.check(config, request)
 
     def check_ready(self, system: OpenedModel, request: Request) -> None:  # noqa: ARG002 (the same for every prompt)
@@ -101,8 +105,21 @@ class OpenSoraSampling(Sampling):
 class OpenSoraCheckpoints(Checkpoints):
     """What its files are called."""
 
-    def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
-        return dict(tensors)
+    recognise = staticmethod(opening.open_source)
+    convert = staticmethod(opening.convert)
+    lora_aliases = staticmethod(lora.aliases)
+
+    @property
+    def slots(self) -> Slots:
+        from kinema.families.opensora.files.slots import SLOTS
+
+        return SLOTS
+
+    @property
+    def layouts(self) -> Layouts:
+        from kinema.families.opensora.files.checkpoint import LAYOUTS
+
+        return LAYOUTS
 
 
 class OpenSoraTraining(Training):

@@ -32,7 +32,7 @@ def helped(config: Config) -> dict[str, str]:
     """Return one line of help for each option."""
     shift = "from the size" if config.shift is None else plain_number(config.shift)
     about = {
-        "motion_score": f"how much moves, as the last sentence of the prompt; default {plain_number(config.motion_score)}",
+        "motion_score": f"motion score, appended to the prompt; default {plain_number(config.motion_score)}",
         "image_guidance": f"guidance scale of given frames; default {plain_number(config.image_guidance)}",
         "oscillate": "guidance of the prompt is 1 at every odd step from the tenth on; default true",
         "oscillate_image": "the same for guidance of given frames; default true",

@@ -147,7 +147,8 @@ def extra_help(config: Config) -> dict[str, str]:
         "decode_tile": "side of the squares decoded at a time, in latent cells; default the whole frame",
     }
     shapes = ", ".join(SHAPES)
-    ranged = {name: f"{text} ({plain_number(RANGES[name][0])} to {plain_number(RANGES[name][1])})" for name, text in about.items()}
+    bounds = {name: " to ".join(map(plain_number, RANGES[name])) for name in about}
+    ranged = {name: f"{text} ({bounds[name]})" for name, text in about.items()}
     every = {
         **ranged,
         SHAPE: f"how guidance changes over the frames: {shapes}; default {config.guidance_shape}",

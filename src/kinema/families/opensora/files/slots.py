@@ -1,0 +1,73 @@
+"""What can be added to a transformer at opening: its VAE, and text encoders, which are not part of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from kinema.checkpoints.signatures import describe
+from kinema.checkpoints.source import Source
+from kinema.families.opensora.config import Config
+from kinema.families.opensora.files import vae_file
+from kinema.schema import BadRequest
+from kinema.system import FoundCheckpoint
+
+T5_STATES = ("shared.weight", "encoder.embed_tokens.weight")
+"""Either has the width of T5's states as its second axis."""
+CLIP_STATES = ("text_model.final_layer_norm.weight", "final_layer_norm.weight")
+
+
+class Slots:
+    """What `kinema.system.open_system` asks of a family that takes additions."""
+
+    names: tuple[str, ...] = ("vae", "t5", "clip")
+
+    def open(self, config: Config, slot: str, source: Source) -> FoundCheckpoint:
+        """The config with this in it. Raises `BadRequest` for what does not belong there, and says what it is."""
+        if slot not in self.names:
+            kind = slot.partition(".")[0]
+            raise BadRequest(f"there is one {kind}, which takes no name: add {kind}=FILE")
+        if source.pipeline:
+            raise BadRequest(f"{source.path} is {describe(source)}; add one file or component of it as {slot}")
+        return _open_vae(config, source) if slot == "vae" else _open_encoder(config, slot, source)
+
+    def convert(self, config: Config, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
+        """Its tensors under the network's names: those of the published files."""
+        return {f"vae.{name}": tensor for name, tensor in tensors.items()}
+
+
+SLOTS = Slots()
+
+
+def _open_vae(config: Config, source: Source) -> FoundCheckpoint:
+    told = vae_file.recognise(source.header, source.config(""))
+    wanted = f"{vae_file.TITLES[config.vae]} ({config.transformer.channels} channels)"
+    file = f"add {vae_file.FILES[config.vae]}"
+    if told is None:
+        images = vae_file.image_latents(source.header)
+        kind = f"a VAE of images ({images} channels)" if images else describe(source)
+        raise BadRequest(f"{source.path} is no VAE of this model: it is {kind}; expected {wanted}, {file}")
+    if told.kind != config.vae or told.latent != config.transformer.channels:
+        raise BadRequest(f"{source.path} is {told.title}; this model needs {wanted}, {file}")
+    told.check(source.header, source.path.name)
+    return FoundCheckpoint(told.into(config))
+
+
+def _open_encoder(config: Config, slot: str, source: Source) -> FoundCheckpoint:
+    """A text encoder, which `kinema.conditioning.t5` reads when a prompt is new; checked by its header alone."""
+    if config.words:
+        raise BadRequest(f"this small model has text embeddings of its own, so {slot} is of no use; leave it out")
+    title, marker, names, axis, width = {
+        "t5": ("T5-XXL", "encoder.block.0.layer.0.SelfAttention.q.weight", T5_STATES, 1, config.transformer.text),
+        "clip": ("CLIP-L", "encoder.layers.0.self_attn.q_proj.weight", CLIP_STATES, 0, config.transformer.vector),
+    }[slot]
+    header = source.header
+    states = next((header[name][0] for name in names if name in header), ())
+    if not any(name in header for name in (marker, f"text_model.{marker}")) or len(states) <= axis:
+        raise BadRequest(
+            f"{source.path} is no {title}: it is {describe(source)}; expected a text encoder of T5 or CLIP"
+        )
+    if states[axis] != width:
+        raise BadRequest(f"{source.path} is a text encoder with {states[axis]} features; the model needs {width}")
+    return FoundCheckpoint(config, outside=True)
