@@ -2,6 +2,7 @@
 
     python -m benchmarks.vs --family svd
     python -m benchmarks.vs --family animatediff
+    python -m benchmarks.vs --family opensora --upstream CHECKOUT
     python -m benchmarks.vs --family svd --only step decode --runs 3
 
 Each side runs a guided step as its own pipeline does: diffusers with both halves of guidance in one batch, Kinema
@@ -37,15 +38,16 @@ from benchmarks.vs import measure
 from benchmarks.vs.animatediff import AnimateDiffPair
 from benchmarks.vs.kept import Kept, code_hash
 from benchmarks.vs.measure import Clock, Row
-from benchmarks.vs.pairs import Pair, Work
+from benchmarks.vs.opensora import OpenSoraBlocks
+from benchmarks.vs.pairs import Comparison, Pair, Work
 from benchmarks.vs.svd import SVDPair
 from kinema import processor
 from kinema.atomic import replacing
 from kinema.system import policy_for
 
-PAIRS: dict[str, Any] = {"svd": SVDPair, "animatediff": AnimateDiffPair}
+PAIRS: dict[str, Any] = {"svd": SVDPair, "animatediff": AnimateDiffPair, "opensora": OpenSoraBlocks}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WHAT = ("step", "decode", "memory", "cold", "compiled")
+WHAT = ("step", "decode", "memory", "cold", "compiled", *OpenSoraBlocks.parts)
 SAME = {"fp32": 1e-3, "bf16": 0.5}
 """Largest difference, in standard deviations, up to which results count as the same numbers."""
 FEW = 2
@@ -55,8 +57,9 @@ FEW = 2
 def main() -> int:
     options = read_options()
     torch.set_num_threads(options.threads)
-    pair: Pair = PAIRS[options.family]()
-    if options.memory_of:
+    pair: Comparison = PAIRS[options.family]()
+    pair.upstream = options.upstream
+    if options.memory_of and isinstance(pair, Pair):
         print(memory_of(pair, *options.memory_of.split(",")))
         return 0
     jobs = [job for job in pair.goals if job[0] in options.only and job[1] in ("", *options.dtype)]
@@ -65,7 +68,7 @@ def main() -> int:
     try:
         for what, dtype in jobs:
             for row in measured(pair, what, dtype, kept, options, clock):
-                row.goal = pair.goals[what, dtype] if "both in" not in row.what else None
+                row.goal = None if "both in" in row.what or " alone" in row.what else pair.goals[what, dtype]
                 rows.append(row)
                 print(line(row), flush=True)
     except KeyboardInterrupt:
@@ -86,6 +89,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=sorted(DTYPES), nargs="+", default=list(DTYPES))
     parser.add_argument("--only", choices=WHAT, nargs="+", default=list(WHAT), help="of what the family's goals name")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--upstream", type=Path, help="checkout of the original code (opensora); else left out")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -96,12 +100,12 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     return told | {"code": code_hash()}
 
 
-def measured(pair: Pair, what: str, dtype: str, kept: Kept, options: argparse.Namespace, clock: Clock) -> Iterator[Row]:
+def measured(pair: Comparison, what: str, dtype: str, kept: Kept, options: argparse.Namespace, clock: Clock) -> Iterator[Row]:
     """The rows of one job, as soon as each stands."""
     with torch.no_grad():
-        if what == "cold":
+        if what == "cold" and isinstance(pair, Pair):
             yield cold_start(pair, kept, options, clock)
-        elif what == "memory":
+        elif what == "memory" and isinstance(pair, Pair):
             yield peaks(pair, dtype, kept, options, clock)
         else:
             yield from timed(getattr(pair, what), dtype, kept, options, clock)
@@ -121,8 +125,8 @@ def timed(
                 row.note = f"not measured: {type(error).__name__}, {str(error).strip().splitlines()[0]}"
                 yield row
                 continue
-            row.difference = float((theirs - ours).abs().max() / theirs.std())
-            if not row.difference <= SAME[dtype]:
+            row.difference = float((theirs - ours).abs().max() / theirs.std()) if work.same else None
+            if row.difference is not None and not row.difference <= SAME[dtype]:
                 row.note, row.theirs, row.ours = "not the same numbers: not timed", [], []
                 yield row
                 continue
@@ -214,7 +218,7 @@ def kind(told: dict[str, Any], threads: int) -> str:
     return f"cpu{threads}-{finest[0] if finest else platform.machine()}"
 
 
-def unmeasured(pair: Pair, options: argparse.Namespace, rows: list[Row]) -> list[str]:
+def unmeasured(pair: Comparison, options: argparse.Namespace, rows: list[Row]) -> list[str]:
     """What this run does not say."""
     told = ["GPUs: nothing here was run on one"] if not torch.cuda.is_available() else ["the GPU of this machine"]
     if "bf16" in options.dtype and policy_for(torch.bfloat16, torch.device("cpu")).computed != torch.bfloat16:
@@ -225,7 +229,7 @@ def unmeasured(pair: Pair, options: argparse.Namespace, rows: list[Row]) -> list
     for what, dtype in pair.goals:
         if what not in options.only or dtype not in ("", *options.dtype):
             told.append(f"{what}{dtype and ', ' + dtype}: left out")
-    return told + [f"{row.what}: {row.note}" for row in rows if row.note]
+    return told + pair.gaps() + [f"{row.what}: {row.note}" for row in rows if row.note]
 
 
 def table(rows: list[Row]) -> str:
@@ -244,7 +248,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join([head, *lines])
 
 
-def write(pair: Pair, rows: list[Row], options: argparse.Namespace) -> None:
+def write(pair: Comparison, rows: list[Row], options: argparse.Namespace) -> None:
     told = machine()
     date = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     gaps = unmeasured(pair, options, rows)
