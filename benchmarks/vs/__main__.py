@@ -25,6 +25,7 @@ import os
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,11 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=sorted(DTYPES), nargs="+", default=list(DTYPES))
     parser.add_argument("--only", choices=WHAT, nargs="+", default=list(WHAT), help="of what the family's goals name")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="seconds of the processor, not of the clock: on a machine that others use (with --threads 1)",
+    )
     parser.add_argument("--upstream", type=Path, help="checkout of the original code (opensora); else left out")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -96,11 +102,19 @@ def read_options() -> argparse.Namespace:
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """What must be the same for runs to be continued: more runs, or other rows, may be asked for."""
-    told = {"family": options.family, "threads": options.threads, "versions": versions(), "machine": machine()}
+    told = {
+        "family": options.family,
+        "cpu time": options.cpu_time,
+        "threads": options.threads,
+        "versions": versions(),
+        "machine": machine(),
+    }
     return told | {"code": code_hash()}
 
 
-def measured(pair: Comparison, what: str, dtype: str, kept: Kept, options: argparse.Namespace, clock: Clock) -> Iterator[Row]:
+def measured(
+    pair: Comparison, what: str, dtype: str, kept: Kept, options: argparse.Namespace, clock: Clock
+) -> Iterator[Row]:
     """The rows of one job, as soon as each stands."""
     with torch.no_grad():
         if what == "cold" and isinstance(pair, Pair):
@@ -114,6 +128,7 @@ def measured(pair: Comparison, what: str, dtype: str, kept: Kept, options: argpa
 def timed(
     works: Callable[[torch.dtype], dict[str, Work]], dtype: str, kept: Kept, options: argparse.Namespace, clock: Clock
 ) -> Iterator[Row]:
+    ticking = time.process_time if options.cpu_time else time.perf_counter
     made = works(DTYPES[dtype])
     for name, work in made.items():
         row = kept.row(f"{name}, {dtype}")
@@ -130,7 +145,7 @@ def timed(
                 row.note, row.theirs, row.ours = "not the same numbers: not timed", [], []
                 yield row
                 continue
-            for _ in measure.alternate(row, {"theirs": work.theirs, "ours": work.ours}, runs):
+            for _ in measure.alternate(row, {"theirs": work.theirs, "ours": work.ours}, runs, ticking):
                 kept.save()
                 clock.tick(row.what, options.runs / runs / len(made))
         else:
@@ -252,6 +267,8 @@ def write(pair: Comparison, rows: list[Row], options: argparse.Namespace) -> Non
     told = machine()
     date = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     gaps = unmeasured(pair, options, rows)
+    if options.cpu_time:
+        gaps.insert(0, "seconds are those of the processor: other programs ran at the same time")
     result = {
         "date": date, "family": pair.name, "about": pair.about, "machine": told, "threads": options.threads,
         "runs": options.runs, "versions": versions(), "rows": [row.to_json() for row in rows], "to be known": gaps,

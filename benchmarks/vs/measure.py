@@ -80,14 +80,14 @@ class Clock:
         print(line, file=sys.stderr, flush=True)
 
 
-def alternate(row: Row, sides: Sides, runs: int) -> Iterator[None]:
+def alternate(row: Row, sides: Sides, runs: int, clock: Callable[[], float] = time.perf_counter) -> Iterator[None]:
     """Time both sides turn by turn, ``theirs`` first, until the row has so many runs; yields after each pair."""
     while row.lacks(runs):
         took = {}
         for name, call in sides.items():
-            began = time.perf_counter()
+            began = clock()
             call()
-            took[name] = time.perf_counter() - began
+            took[name] = clock() - began
         row.add(**took)
         yield
 

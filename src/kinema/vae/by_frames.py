@@ -128,7 +128,9 @@ def scale_and_shift(norm: nn.GroupNorm, x_BCTHW: Tensor) -> tuple[Tensor, Tensor
 
     Statistics of single channels and frames are combined by Chan, Golub and LeVeque (1979), which cancels nothing.
     """
-    stats = [torch.var_mean(x.float().flatten(2), dim=2, correction=0) for x in x_BCTHW.unbind(2)]
+    frames = x_BCTHW.unbind(2)
+    frames = frames[:1] if x_BCTHW.is_meta else frames  # rehearsed: they are looked at one by one
+    stats = [torch.var_mean(x.float().flatten(2), dim=2, correction=0) for x in frames]
     var, mean = (torch.stack(each, dim=-1) for each in zip(*stats, strict=True))  # each B×C×T
     var_BGN, mean_BGN = (each.unflatten(1, (norm.num_groups, -1)).flatten(2) for each in (var, mean))
     mean_BG1 = mean_BGN.mean(-1, keepdim=True)
