@@ -18,7 +18,7 @@ from kinema.families.opensora.config import V2, Config
 from kinema.families.opensora.family import FAMILY
 from kinema.families.opensora.mmdit import MMDiT, MMDiTConfig
 from kinema.job import drawn_up, rehearsed
-from kinema.memory.plan import MemoryPlan, Needs, choose
+from kinema.memory.plan import SHARE, MemoryPlan, Needs, choose
 from kinema.schema import Request
 from kinema.system import MemoryOptions, System, WeightPolicy, Weights
 
@@ -53,11 +53,14 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def asked(path: Path, device: str, height: int, width: int, **request: object) -> tuple[MemoryPlan, Needs]:
-    """The plan for 129 frames within 24 GiB. Nothing is loaded, and no prompt is read: there is no T5 here."""
-    memory = MemoryOptions(budget=24 * GIB)
+def asked(path: Path, device: str, height: int, width: int) -> tuple[MemoryPlan, Needs]:
+    """The plan for 129 frames where 24 GiB are free, of which a plan fills `SHARE`.
+
+    Nothing is loaded, and no prompt is read: there is no T5 here.
+    """
+    memory = MemoryOptions(budget=int(SHARE * 24 * GIB))
     system = System("open-sora-2", FAMILY, V2, Weights(path), torch.device(device), BF16, memory=memory)
-    (work,) = drawn_up(system, Request(prompt="waves", seed=0, height=height, width=width, **request))
+    (work,) = drawn_up(system, Request(prompt="waves", seed=0, height=height, width=width))
     needs = Needs(system, work.stage.whole, rehearsed(work))
     return choose(system, needs.request, needs.canvas), needs
 
@@ -155,5 +158,4 @@ def test_a_process_that_streams_two_gigabytes_holds_less_than_two_fifths(level: 
         capture_output=True, text=True, check=True, timeout=280, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     held = int(done.stdout.split()[0])
-    print(f"{level}: {held / 1e9:.2f} GB of {weights / 1e9:.2f} GB, {held / weights:.2f}")
     assert held < 0.4 * weights
