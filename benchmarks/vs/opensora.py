@@ -35,7 +35,7 @@ RECORDER = Path(__file__).resolve().parents[2] / "tools" / "record_opensora.py"
 class OpenSoraBlocks(Comparison):
     name = "opensora"
     about = (
-        "MMDiT blocks of width 3072 with 24 heads over 512 text tokens and video tokens, 1,024 and 4,096 in all; whole: "
+        "MMDiT blocks of width 3072 with 24 heads over 512 text and other video tokens, 1,024 and 4,096; whole: "
         f"{WHOLE.double_blocks} double and {WHOLE.single_blocks} single blocks of width {WHOLE.width}, 1,024 tokens"
     )
     parts = PARTS
@@ -89,13 +89,13 @@ class OpenSoraBlocks(Comparison):
         return found
 
     def _original_whole(self, ours: MMDiT, z: Tensor, time: Tensor, text: Tensor, pooled: Tensor) -> Work:
+        assert self.upstream is not None
         original(self.upstream)
-        from opensora.models.mmdit.model import MMDiTConfig as Theirs
-        from opensora.models.mmdit.model import MMDiTModel
+        upstream = importlib.import_module("opensora.models.mmdit.model")
 
         c = ours.config
-        network = MMDiTModel(
-            Theirs(
+        network = upstream.MMDiTModel(
+            upstream.MMDiTConfig(
                 from_pretrained="", cache_dir="", theta=10_000, qkv_bias=True, guidance_embed=False, cond_embed=False,
                 fused_qkv=False, use_liger_rope=True, in_channels=c.features, vec_in_dim=c.vector,
                 context_in_dim=c.text, hidden_size=c.width, mlp_ratio=c.mlp, num_heads=c.heads, depth=c.double_blocks,
@@ -166,7 +166,8 @@ class OpenSoraBlocks(Comparison):
             block.to(dtype).requires_grad_(False)
             pe = original_rotation(rotation)
             found[f"{name}, beside the original"] = Work(lambda: block(joined, vector, pe), run)
-        found[f"{name}, products and attention alone"] = Work(alone(ours, tokens, {"": tokens}, dtype), run, same=False)
+        both = alone(ours, tokens, {"": tokens}, dtype)
+        found[f"{name}, products and attention alone"] = Work(both, run, same=False)
         return found
 
 
@@ -267,6 +268,6 @@ def as_flux(tensors: Mapping[str, Tensor], heads: int, prefix: str = "") -> dict
             found[f"{start}attn.to_v.{kind}"], found[f"{start}proj_mlp.{kind}"] = tensor[:width], tensor[width:]
             continue
         if inner.endswith(("q_proj", "k_proj", "query_norm", "key_norm")):
-            tensor = half_to_adjacent(tensor, 1 if "norm" in inner else heads)
+            tensor = half_to_adjacent(tensor, 1 if "norm" in inner else heads)  # noqa: PLW2901
         found[f"{start}{(DOUBLE if blocks == 'double_blocks' else SINGLE)[inner]}.{kind}"] = tensor
     return found

@@ -96,7 +96,8 @@ def unchanged(x_BCTHW: Tensor) -> Frames:
     def write(start: int, into: Tensor) -> None:
         into.copy_(x_BCTHW[:, :, start : start + into.shape[2]])
 
-    return Frames(x_BCTHW, *x_BCTHW.shape[2:], write)
+    _, _, count, height, width = x_BCTHW.shape
+    return Frames(x_BCTHW, count, height, width, write)
 
 
 def activated(norm: nn.GroupNorm, x_BCTHW: Tensor) -> Frames:
@@ -107,7 +108,8 @@ def activated(norm: nn.GroupNorm, x_BCTHW: Tensor) -> Frames:
         part = x_BCTHW[:, :, start : start + into.shape[2]]
         into.copy_(F.silu(torch.addcmul(shift, part.float(), scale), inplace=True))
 
-    return Frames(x_BCTHW, *x_BCTHW.shape[2:], write)
+    _, _, count, height, width = x_BCTHW.shape
+    return Frames(x_BCTHW, count, height, width, write)
 
 
 def repeated(x_BCTHW: Tensor, stride: tuple[int, int, int]) -> Frames:

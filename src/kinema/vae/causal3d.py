@@ -31,7 +31,7 @@ class CausalConv3d(nn.Module):
     def __init__(self, channels: int, out: int, kernel: int = 3, stride: Stride = (1, 1, 1)) -> None:
         super().__init__()
         side = kernel // 2
-        self.pad = (side, side, side, side, kernel - 1, 0)
+        self.pad: tuple[int, ...] = (side, side, side, side, kernel - 1, 0)
         self.conv = nn.Conv3d(channels, out, kernel, stride)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ from kinema.schema import BadRequest
 from kinema.vae.latent_rgb import LatentRGB
 from kinema.vae.tiling import COLUMNS, ROWS, faded, starts
 
-
 ENCODED_WHOLE = 2**22
 """Pixels of the longest clip that is encoded whole; a map of the first layers takes 2 GiB of it in float32."""
 ENCODED_TILE = 256
