@@ -181,7 +181,7 @@ def inputs(tokens: int, dtype: torch.dtype) -> tuple[tuple[Tensor, ...], Rotatio
 
 
 def alone(block: nn.Module, tokens: int, rows: Mapping[str, int], dtype: torch.dtype) -> Callable[[], Tensor]:
-    """The block's matrix products over so many rows, by the start of a layer's name, and its attention; nothing else."""
+    """The block's matrix products over so many rows, by the start of a layer's name, and its attention; nothing else."""  # noqa: E501
     normal = normals(3)
     layers = [
         (layer, normal(1, 1 if "mod" in name else next(n for start, n in rows.items() if name.startswith(start)),
