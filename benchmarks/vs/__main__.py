@@ -2,6 +2,7 @@
 
     python -m benchmarks.vs --family svd
     python -m benchmarks.vs --family animatediff
+    python -m benchmarks.vs --family opensora --upstream CHECKOUT
     python -m benchmarks.vs --family svd --only step decode --runs 3
 
 Each side runs a guided step as its own pipeline does: diffusers with both guidance branches in one batch, Kinema with
@@ -24,6 +25,7 @@ import os
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,16 +38,17 @@ import torch._dynamo
 from benchmarks.vs import measure
 from benchmarks.vs.animatediff import AnimateDiffPair
 from benchmarks.vs.measure import Clock, Row
-from benchmarks.vs.pairs import Pair, Work
+from benchmarks.vs.opensora import OpenSoraBlocks
+from benchmarks.vs.pairs import Comparison, Pair, Work
 from benchmarks.vs.progress import Progress, code_hash
 from benchmarks.vs.svd import SVDPair
 from kinema import processor
 from kinema.atomic import replacing
 from kinema.system import policy_for
 
-PAIRS: dict[str, Any] = {"svd": SVDPair, "animatediff": AnimateDiffPair}
+PAIRS: dict[str, Any] = {"svd": SVDPair, "animatediff": AnimateDiffPair, "opensora": OpenSoraBlocks}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WHAT = ("step", "decode", "memory", "cold", "compiled")
+WHAT = ("step", "decode", "memory", "cold", "compiled", *OpenSoraBlocks.parts)
 SAME = {"fp32": 1e-3, "bf16": 0.5}
 """Largest difference, in standard deviations, at which results count as equal."""
 FEW = 2
@@ -55,8 +58,9 @@ FEW = 2
 def main() -> int:
     options = read_options()
     torch.set_num_threads(options.threads)
-    pair: Pair = PAIRS[options.family]()
-    if options.memory_of:
+    pair: Comparison = PAIRS[options.family]()
+    pair.upstream = options.upstream
+    if options.memory_of and isinstance(pair, Pair):
         print(memory_of(pair, *options.memory_of.split(",")))
         return 0
     jobs = [job for job in pair.goals if job[0] in options.only and job[1] in ("", *options.dtype)]
@@ -65,7 +69,7 @@ def main() -> int:
     try:
         for what, dtype in jobs:
             for row in measured(pair, what, dtype, progress, options, clock):
-                row.goal = pair.goals[what, dtype] if "both in" not in row.what else None
+                row.goal = None if "both in" in row.what or " alone" in row.what else pair.goals[what, dtype]
                 rows.append(row)
                 print(line(row), flush=True)
     except KeyboardInterrupt:
@@ -92,24 +96,36 @@ def read_options() -> argparse.Namespace:
         help="measurements to run, of those that the family has goals for",
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="seconds of the processor, not of the clock: on a machine that others use (with --threads 1)",
+    )
+    parser.add_argument("--upstream", type=Path, help="checkout of the original code (opensora); else left out")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """Settings that must match for stored runs to be continued; the number of runs and rows may differ."""
-    data = {"family": options.family, "threads": options.threads, "versions": versions(), "machine": machine()}
+    data = {
+        "family": options.family,
+        "cpu time": options.cpu_time,
+        "threads": options.threads,
+        "versions": versions(),
+        "machine": machine(),
+    }
     return data | {"code": code_hash()}
 
 
 def measured(
-    pair: Pair, what: str, dtype: str, progress: Progress, options: argparse.Namespace, clock: Clock
+    pair: Comparison, what: str, dtype: str, progress: Progress, options: argparse.Namespace, clock: Clock
 ) -> Iterator[Row]:
     """Yield the rows of one job as they are completed."""
     with torch.no_grad():
-        if what == "cold":
+        if what == "cold" and isinstance(pair, Pair):
             yield cold_start(pair, progress, options, clock)
-        elif what == "memory":
+        elif what == "memory" and isinstance(pair, Pair):
             yield peaks(pair, dtype, progress, options, clock)
         else:
             yield from timed(getattr(pair, what), dtype, progress, options, clock)
@@ -122,6 +138,7 @@ def timed(
     options: argparse.Namespace,
     clock: Clock,
 ) -> Iterator[Row]:
+    ticking = time.process_time if options.cpu_time else time.perf_counter
     variants = works(DTYPES[dtype])
     for name, work in variants.items():
         row = progress.row(f"{name}, {dtype}")
@@ -133,12 +150,12 @@ def timed(
                 row.note = f"not measured: {type(error).__name__}, {str(error).strip().splitlines()[0]}"
                 yield row
                 continue
-            row.difference = float((theirs - ours).abs().max() / theirs.std())
-            if not row.difference <= SAME[dtype]:
+            row.difference = float((theirs - ours).abs().max() / theirs.std()) if work.same else None
+            if row.difference is not None and not row.difference <= SAME[dtype]:
                 row.note, row.theirs, row.ours = "results differ: not timed", [], []
                 yield row
                 continue
-            for _ in measure.alternate(row, {"theirs": work.theirs, "ours": work.ours}, runs):
+            for _ in measure.alternate(row, {"theirs": work.theirs, "ours": work.ours}, runs, ticking):
                 progress.save()
                 clock.tick(row.what, options.runs / runs / len(variants))
         else:
@@ -226,7 +243,7 @@ def kind(description: dict[str, Any], threads: int) -> str:
     return f"cpu{threads}-{finest[0] if finest else platform.machine()}"
 
 
-def unmeasured(pair: Pair, options: argparse.Namespace, rows: list[Row]) -> list[str]:
+def unmeasured(pair: Comparison, options: argparse.Namespace, rows: list[Row]) -> list[str]:
     """What this run does not cover."""
     gaps = ["GPUs: not measured"] if not torch.cuda.is_available() else ["the GPU of this machine"]
     if "bf16" in options.dtype and policy_for(torch.bfloat16, torch.device("cpu")).computed != torch.bfloat16:
@@ -237,7 +254,7 @@ def unmeasured(pair: Pair, options: argparse.Namespace, rows: list[Row]) -> list
     for what, dtype in pair.goals:
         if what not in options.only or dtype not in ("", *options.dtype):
             gaps.append(f"{what}{dtype and ', ' + dtype}: skipped")
-    return gaps + [f"{row.what}: {row.note}" for row in rows if row.note]
+    return gaps + pair.gaps() + [f"{row.what}: {row.note}" for row in rows if row.note]
 
 
 def table(rows: list[Row]) -> str:
@@ -256,10 +273,12 @@ def table(rows: list[Row]) -> str:
     return "\n".join([head, *lines])
 
 
-def write(pair: Pair, rows: list[Row], options: argparse.Namespace) -> None:
+def write(pair: Comparison, rows: list[Row], options: argparse.Namespace) -> None:
     description = machine()
     date = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     gaps = unmeasured(pair, options, rows)
+    if options.cpu_time:
+        gaps.insert(0, "seconds are those of the processor: other programs ran at the same time")
     result = {
         "date": date, "family": pair.name, "about": pair.about, "machine": description, "threads": options.threads,
         "runs": options.runs, "versions": versions(), "rows": [row.to_json() for row in rows], "to be known": gaps,

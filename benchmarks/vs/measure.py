@@ -82,14 +82,14 @@ class Clock:
         print(line, file=sys.stderr, flush=True)
 
 
-def alternate(row: Row, sides: Sides, runs: int) -> Iterator[None]:
+def alternate(row: Row, sides: Sides, runs: int, clock: Callable[[], float] = time.perf_counter) -> Iterator[None]:
     """Time both sides alternately, ``theirs`` first, until the row has ``runs`` pairs; yields after each pair."""
     while row.lacks(runs):
         took = {}
         for name, call in sides.items():
-            began = time.perf_counter()
+            began = clock()
             call()
-            took[name] = time.perf_counter() - began
+            took[name] = clock() - began
         row.add(**took)
         yield
 

@@ -33,18 +33,31 @@ class Work:
 
     theirs: Callable[[], Tensor]
     ours: Callable[[], Tensor]
+    same: bool = True
+    """Whether both return the same numbers; not where ``theirs`` is only a part of the work, timed alone."""
 
 
 Both = tuple[System, dict[str, nn.Module]]
 """Kinema's system, and diffusers' networks with the same weights."""
 
 
-class Pair(ABC):
-    """A family and diffusers' pipeline for it. ``dtype`` is the precision requested of both."""
+class Comparison:
+    """One family beside other code. A method named as the first part of a goal gives the works of that goal."""
 
     name: str
     about: str
     goals: Goals
+    upstream: Path | None = None
+    """A checkout of the original code, for a family that is compared with it."""
+
+    def gaps(self) -> list[str]:
+        """What is not measured, besides what the options leave out."""
+        return []
+
+
+class Pair(Comparison, ABC):
+    """One family beside diffusers' pipeline of it. ``dtype`` is the precision both are asked for."""
+
     family: Any
     config: Any
 

@@ -97,7 +97,8 @@ def encode(
     Raises BadRequest for an encoder or tokenizer that is not on this machine, saying where each was looked for, and for
     encoders of other widths.
     """
-    if place.device.type == "meta":  # rehearsed: shapes are all there is
+    if place.device.type == "meta":  # rehearsed: shapes are all there is, and the memory that reading takes for a while
+        torch.empty(streamed_bytes(len(prompts), length), dtype=torch.uint8, device="meta")
         return torch.empty(len(prompts), length, widths[0]), torch.empty(len(prompts), widths[1])
     both = [(find(T5, place), length), (find(CLIP, place), CLIP_LENGTH)]
     found = [_encoded(encoder, prompts, tokens, place, on_event) for encoder, tokens in both]
@@ -107,6 +108,16 @@ def encode(
                 f"{encoder.weights} is a {encoder.encoder.title} with {out.shape[-1]} features; the model needs {width}"
             )
     return found[0], found[1]
+
+
+def streamed_bytes(prompts: int, length: int) -> int:
+    """The peak of T5-XXL in float32, block by block: its embeddings, a block, and what the block computes.
+
+    That is three maps of attention and the gate and hidden values of the feed-forward layer. CLIP-L needs less.
+    """
+    width, inner, heads, vocabulary = (XXL[name] for name in ("d_model", "d_ff", "num_heads", "vocab_size"))
+    weights = vocabulary * width + 4 * width**2 + 3 * width * inner
+    return 4 * (weights + prompts * length * (3 * heads * length + 2 * inner + 4 * width))
 
 
 def _encoded(found: Found, prompts: Sequence[str], length: int, place: Place, on_event: OnEvent) -> Tensor:

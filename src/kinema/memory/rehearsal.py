@@ -94,5 +94,5 @@ class _Fused(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention and args[0].is_meta:
             q, k, v = args[:3]
-            return q + k.sum(-2, keepdim=True) + v.sum(-2, keepdim=True)  # right shape, and differentiable
+            return q + (k.sum(-2, keepdim=True) + v.sum(-2, keepdim=True))  # right shape, and differentiable
         return func(*args, **(kwargs or {}))

@@ -49,6 +49,15 @@ def rotate(x: Tensor, cos_LP: Tensor, sin_LP: Tensor, layout: Layout = "half") -
     return torch.stack([a * cos_LP - b * sin_LP, b * cos_LP + a * sin_LP], dim=-1).flatten(-2)
 
 
+def rotate_(x: Tensor, cos_LP: Tensor, sin_LP: Tensor, layout: Layout = "half") -> Tensor:
+    """`rotate` in place, which holds one copy of half of ``x``; for use without gradients."""
+    a, b = x.chunk(2, dim=-1) if layout == "half" else x.unflatten(-1, (-1, 2)).unbind(-1)
+    before = a.clone()
+    a.mul_(cos_LP).addcmul_(b, sin_LP, value=-1)
+    b.mul_(cos_LP).addcmul_(before, sin_LP)
+    return x
+
+
 def adjacent_to_half(rows: Tensor, heads: int) -> Tensor:
     """Rows of a query or key projection (or its bias), [heads·D, …], moved from layout "adjacent" to "half".
 

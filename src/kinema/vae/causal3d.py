@@ -2,7 +2,8 @@
 
 A frame is coded from itself and from what comes before it, so that 4k + 1 frames become k + 1 latent frames and a lone
 image one. Group norms span all frames that are coded together, so the first latent frame of a clip differs from that of
-its first frame alone.
+its first frame alone. Without gradients, layers run over a few frames at a time (`kinema.vae.by_frames`), to the same
+numbers but for rounding.
 
 Letters: B batch, C channels, T frames, H W pixel rows and columns, c t h w those of latents.
 """
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from kinema.vae.by_frames import activated, by_frames, repeated, unchanged
 
 EPS = 1e-6
 GROUPS = 32
@@ -28,15 +31,17 @@ class CausalConv3d(nn.Module):
     def __init__(self, channels: int, out: int, kernel: int = 3, stride: Stride = (1, 1, 1)) -> None:
         super().__init__()
         side = kernel // 2
-        self.pad = (side, side, side, side, kernel - 1, 0)
+        self.pad: tuple[int, ...] = (side, side, side, side, kernel - 1, 0)
         self.conv = nn.Conv3d(channels, out, kernel, stride)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        return self.conv(F.pad(x_BCTHW, self.pad, mode="replicate") if any(self.pad) else x_BCTHW)
+        if torch.is_grad_enabled():
+            return self.conv(F.pad(x_BCTHW, self.pad, mode="replicate") if any(self.pad) else x_BCTHW)
+        return by_frames(self, unchanged(x_BCTHW))
 
 
 class ResBlock(nn.Module):
-    """Norm, SiLU and convolution, twice, added to the input."""
+    """Norm, SiLU and convolution, twice, added to the input, which the result overwrites if no gradient is needed."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
@@ -47,9 +52,13 @@ class ResBlock(nn.Module):
         self.conv_shortcut = CausalConv3d(channels, out, 1) if channels != out else None
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x_BCTHW), inplace=True))
-        h = self.conv2(F.silu(self.norm2(h), inplace=True))
-        return h + (x_BCTHW if self.conv_shortcut is None else self.conv_shortcut(x_BCTHW))
+        if torch.is_grad_enabled():
+            h = self.conv1(F.silu(self.norm1(x_BCTHW), inplace=True))
+            h = self.conv2(F.silu(self.norm2(h), inplace=True))
+            return h + (x_BCTHW if self.conv_shortcut is None else self.conv_shortcut(x_BCTHW))
+        h = by_frames(self.conv1, activated(self.norm1, x_BCTHW))
+        skip = x_BCTHW if self.conv_shortcut is None else self.conv_shortcut(x_BCTHW)
+        return by_frames(self.conv2, activated(self.norm2, h), onto=skip)
 
 
 class FrameCausalAttention(nn.Module):
@@ -65,6 +74,7 @@ class FrameCausalAttention(nn.Module):
         frames, places = x_BCTHW.shape[2], x_BCTHW.shape[3] * x_BCTHW.shape[4]
         x_BLC = self.group_norm(x_BCTHW).flatten(2).transpose(1, 2)
         q, k, v = (layer(x_BLC)[:, None] for layer in (self.to_q, self.to_k, self.to_v))
+        del x_BLC
         # One frame of queries at a time: a mask over all pairs would take L² values.
         out_BLC = torch.cat(
             [
@@ -110,6 +120,8 @@ class Upsample(nn.Module):
         self.conv = CausalConv3d(width, width)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return by_frames(self.conv, repeated(x_BCTHW, self.stride))
         time, rows, columns = self.stride
         if time > 1:
             first, rest = x_BCTHW[:, :, :1], x_BCTHW[:, :, 1:]
@@ -136,6 +148,12 @@ class ResolutionBlocks(nn.Module):
         for change in self.downsamplers or self.upsamplers or ():
             x_BCTHW = change(x_BCTHW)
         return x_BCTHW
+
+
+def _head(norm: nn.GroupNorm, conv: CausalConv3d, x_BCTHW: Tensor) -> Tensor:
+    if torch.is_grad_enabled():
+        return conv(F.silu(norm(x_BCTHW), inplace=True))
+    return by_frames(conv, activated(norm, x_BCTHW))
 
 
 def strides(levels: int, time: int) -> list[Stride | None]:
@@ -165,7 +183,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x_BCTHW)
         for block in self.down_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x)), inplace=True))
+        return _head(self.conv_norm_out, self.conv_out, self.mid_block(x))
 
 
 class Decoder(nn.Module):
@@ -190,7 +208,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(z_BCTHW))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x), inplace=True))
+        return _head(self.conv_norm_out, self.conv_out, x)
 
 
 class CausalAutoencoder(nn.Module):

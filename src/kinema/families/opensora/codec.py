@@ -19,6 +19,11 @@ from kinema.schema import BadRequest
 from kinema.vae.latent_rgb import LatentRGB
 from kinema.vae.tiling import COLUMNS, ROWS, decode_blended, starts
 
+ENCODED_WHOLE = 2**22
+"""Pixels of the longest clip that is encoded whole; a map of the first layers takes 2 GiB of it in float32."""
+ENCODED_TILE = 256
+"""Pixels along a side of the tiles of a longer one, as published; they share a quarter."""
+
 
 class VideoCoder(Protocol):
     """A codec of clips; ``stride`` is the pixels of one latent cell along (time, height, width)."""
@@ -39,8 +44,11 @@ class VideoCodec:
     causal: bool
 
     def encode(self, video_BCTHW: Tensor) -> Tensor:
+        """Long clips in tiles of space, so that a layer's maps stay bounded."""
         checkpoint()
-        return torch.cat([self.vae.encode(clip) for clip in video_BCTHW.split(1)]) * self.scale
+        long = video_BCTHW[0, 0].numel() > ENCODED_WHOLE
+        encode = self._encoded_in_tiles if long else self.vae.encode
+        return torch.cat([encode(clip) for clip in video_BCTHW.split(1)]) * self.scale
 
     def decode(
         self,
@@ -67,6 +75,14 @@ class VideoCodec:
 
     def rgb(self, channels: int) -> LatentRGB | None:  # noqa: ARG002 (none is published)
         return None
+
+    def _encoded_in_tiles(self, video_BCTHW: Tensor) -> Tensor:
+        tile, shared, (_, rows, columns) = ENCODED_TILE, ENCODED_TILE // 4, self.vae.stride
+
+        def row(video: Tensor) -> Tensor:
+            return decode_blended(self.vae.encode, video, COLUMNS, tile, shared, 1 / columns)
+
+        return decode_blended(row, video_BCTHW, ROWS, tile, shared, 1 / rows)
 
     def _decoded(self, z_BCTHW: Tensor, chunk: int | None, overlap: int | None, tile: int | None) -> Tensor:
         frames = z_BCTHW.shape[2]

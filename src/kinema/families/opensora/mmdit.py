@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.nn.embeddings import sinusoidal
-from kinema.nn.rope import Layout, angles, rotate, video_positions
+from kinema.nn.rope import Layout, angles, rotate, rotate_, video_positions
 
 EPS = 1e-6
 TIME_FEATURES = 256
@@ -78,14 +78,20 @@ class MLPEmbedder(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the features of a head."""
+    """Root-mean-square norm over the features of a head; overwrites its input if no gradient is needed.
+
+    PyTorch's own holds several copies in float32 on a CPU and takes four times as long (docs/notes/opensora_speed.md).
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.scale.shape, self.scale, EPS)
+        if torch.is_grad_enabled():
+            return F.rms_norm(x, self.scale.shape, self.scale, EPS)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        return x.mul_(norm.square_().div_(x.shape[-1]).add_(EPS).rsqrt_()).mul_(self.scale)
 
 
 class QKNorm(nn.Module):
@@ -133,9 +139,10 @@ def split_heads(x_BLD: Tensor, heads: int) -> Tensor:
 
 
 def attend(q_BLhK: Tensor, k_BLhK: Tensor, v_BLhK: Tensor, rotation: Rotation) -> Tensor:
-    """Attention over all tokens, heads joined again, B×L×D."""
+    """Attention over all tokens, heads joined again, B×L×D. Queries and keys are turned in place without gradients."""
     cos, sin = rotation.cos_LP[:, None], rotation.sin_LP[:, None]
-    q, k = (rotate(x, cos, sin, rotation.layout).transpose(1, 2) for x in (q_BLhK, k_BLhK))
+    turned = rotate if torch.is_grad_enabled() else rotate_
+    q, k = (turned(x, cos, sin, rotation.layout).transpose(1, 2) for x in (q_BLhK, k_BLhK))
     out_BhLK = F.scaled_dot_product_attention(q, k, v_BLhK.transpose(1, 2))
     return rearrange(out_BhLK, "b h l k -> b l (h k)")
 
@@ -145,8 +152,22 @@ def modulated(x_BLD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
     return torch.addcmul(shift_B1D, F.layer_norm(x_BLD, x_BLD.shape[-1:], eps=EPS), 1 + scale_B1D)
 
 
+class GELU(nn.Module):
+    """Overwrites its input if no gradient is needed: the widest map of a block, of which no copy is held."""
+
+    def forward(self, x_BLF: Tensor) -> Tensor:
+        return gelu(x_BLF)
+
+
+def gelu(x_BLF: Tensor) -> Tensor:
+    """In place if no gradient is needed."""
+    if torch.is_grad_enabled():
+        return F.gelu(x_BLF, approximate="tanh")
+    return torch.ops.aten.gelu_(x_BLF, approximate="tanh")
+
+
 def mlp(width: int, hidden: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+    return nn.Sequential(nn.Linear(width, hidden), GELU(), nn.Linear(hidden, width))
 
 
 class DoubleBlock(nn.Module):
@@ -170,7 +191,9 @@ class DoubleBlock(nn.Module):
         video_qkv = self.img_attn(modulated(video_BND, video_shift, video_scale))
         text_qkv = self.txt_attn(modulated(text_BMD, text_shift, text_scale))
         q, k, v = (torch.cat(pair, dim=1) for pair in zip(text_qkv, video_qkv, strict=True))
+        del text_qkv, video_qkv
         text_out, video_out = attend(q, k, v, rotation).split([text_BMD.shape[1], video_BND.shape[1]], dim=1)
+        del q, k, v
         video = torch.addcmul(video_BND, video_gate, self.img_attn.proj(video_out))
         text = torch.addcmul(text_BMD, text_gate, self.txt_attn.proj(text_out))
         return _through_mlp(video, self.img_mlp, *video_mlp), _through_mlp(text, self.txt_mlp, *text_mlp)
@@ -195,11 +218,18 @@ class SingleBlock(nn.Module):
     def forward(self, x_BLD: Tensor, vector_BD: Tensor, rotation: Rotation) -> Tensor:
         shift, scale, gate = self.modulation(vector_BD)
         x = modulated(x_BLD, shift, scale)
-        v_BLD, hidden_BLF = self.v_mlp(x).split([x.shape[-1], self.hidden], dim=-1)
+        joined = self.v_mlp(x)
+        v_BLD, hidden_BLF = joined.split([x.shape[-1], self.hidden], dim=-1)
         q, k, v = (split_heads(y, self.heads) for y in (self.q_proj(x), self.k_proj(x), v_BLD))
+        del x
         q, k = self.norm(q, k)
-        out_BLD = attend(q, k, v, rotation)
-        joined = torch.cat([out_BLD, F.gelu(hidden_BLF, approximate="tanh")], dim=-1)
+        out_BLD, hidden_BLF = attend(q, k, v, rotation), gelu(hidden_BLF)
+        del q, k
+        if torch.is_grad_enabled():
+            joined = torch.cat([out_BLD, hidden_BLF], dim=-1)
+        else:  # the values are not needed again: what attention returns takes their place
+            v_BLD.copy_(out_BLD)
+            del out_BLD
         return torch.addcmul(x_BLD, gate, self.linear2(joined))
 
 
@@ -264,10 +294,11 @@ class MMDiT(nn.Module):
         rotation = self.rotation(text.shape[1], (frames, height // patch, width // patch), dtype, z_BCTHW.device)
         for block in self.double_blocks:
             video, text = block(video, text, vector, rotation)
-        joined = torch.cat([text, video], dim=1)
+        joined, words = torch.cat([text, video], dim=1), text.shape[1]
+        del text, video
         for block in self.single_blocks:
             joined = block(joined, vector, rotation)
-        out = self.final_layer(joined[:, text.shape[1] :], vector)
+        out = self.final_layer(joined[:, words:], vector)
         return rearrange(
             out,
             "b (t h w) (c ph pw) -> b c t (h ph) (w pw)",

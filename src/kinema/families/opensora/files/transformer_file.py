@@ -250,7 +250,7 @@ def kind_of(header: Header) -> Kind | None:
 
 
 def is_flux(header: Header) -> bool:
-    """Whether a transformer generates images: Flux's has no input for conditioning, and no separate layers of native."""
+    """Whether a transformer generates images: Flux has no conditioning input and no separate layers."""
     return kind_of(header) in ("fused", "diffusers") and "cond_in.weight" not in header
 
 
