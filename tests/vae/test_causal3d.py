@@ -60,4 +60,4 @@ def test_decoding_holds_half_of_what_whole_layers_hold() -> None:
         codec.decode(z)
     with rehearsal.phase("whole"), torch.enable_grad():
         codec.decode(z)
-    assert rehearsal.phases["parts"].peak < 0.65 * rehearsal.phases["whole"].peak
+    assert rehearsal.phases["parts"].peak < 0.5 * rehearsal.phases["whole"].peak

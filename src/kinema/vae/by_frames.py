@@ -76,6 +76,18 @@ def by_frames(layer: CausalConvolution, frames: Frames, onto: Tensor | None = No
     return out
 
 
+def mixed(conv: nn.Conv3d, x_BCTHW: Tensor) -> Tensor:
+    """A 1×1×1 convolution frame by frame, into the input's first channels where it has as many as the result."""
+    count = conv.out_channels
+    narrower = count <= x_BCTHW.shape[1]
+    out = x_BCTHW[:, :count] if narrower else x_BCTHW.new_empty(x_BCTHW.shape[0], count, *x_BCTHW.shape[2:])
+    frames = range(x_BCTHW.shape[2])
+    for t in frames[:1] if x_BCTHW.is_meta else frames:
+        checkpoint()
+        out[:, :, t : t + 1] = conv(x_BCTHW[:, :, t : t + 1])
+    return out
+
+
 def _write(frames: Frames, first: int, into_BCNHW: Tensor, side: int) -> None:
     """Frames and the border around them."""
     if not side:

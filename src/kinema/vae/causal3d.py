@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kinema.vae.by_frames import activated, by_frames, repeated, unchanged
+from kinema.vae.by_frames import activated, by_frames, mixed, repeated, unchanged
 
 EPS = 1e-6
 GROUPS = 32
@@ -57,7 +57,7 @@ class ResBlock(nn.Module):
             h = self.conv2(F.silu(self.norm2(h), inplace=True))
             return h + (x_BCTHW if self.conv_shortcut is None else self.conv_shortcut(x_BCTHW))
         h = by_frames(self.conv1, activated(self.norm1, x_BCTHW))
-        skip = x_BCTHW if self.conv_shortcut is None else self.conv_shortcut(x_BCTHW)
+        skip = x_BCTHW if self.conv_shortcut is None else mixed(self.conv_shortcut.conv, x_BCTHW)
         return by_frames(self.conv2, activated(self.norm2, h), onto=skip)
 
 
