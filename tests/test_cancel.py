@@ -173,7 +173,7 @@ PLAIN = Scene(svd, "denoiser", {"steps": 2, "guidance": 2.0})
 def test_a_run_ends_within_the_current_call(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scene, draw = SCENES[name], random.Random(name)
     if scene.images:
-        monkeypatch.setattr(tiling, "AT_ONCE", 1)
+        monkeypatch.setattr(tiling, "MAX_ELEMENTS", 1)
     model, request, whole = scene.model(folder), scene.request(folder), Calls()
     fresh = model.run(request).video
     with whole.of(parts(model)):
@@ -205,7 +205,7 @@ def decoded_in(way: str, calls: Calls) -> None:
 
 @pytest.mark.parametrize("way", ["images", "tiles", "chunks"])
 def test_no_part_is_decoded_after_the_current_one(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiling, "AT_ONCE", 1)
+    monkeypatch.setattr(tiling, "MAX_ELEMENTS", 1)
     draw, whole = random.Random(way), Calls()
     with torch.no_grad():
         decoded_in(way, whole)
@@ -368,7 +368,7 @@ def test_interrupted_weight_moves_are_completed_in_the_next_run(
     asked, own = PLAIN.request(folder).with_(steps=1), {folder / "lora.safetensors": 1.5}
     fresh = load(folder / "svd.safetensors", loras=own).run(asked).video
     after, draw = "block" if before == "none" else "none", random.Random(before)
-    for name in ("_arrive", "_leave", "begin", "__init__"):
+    for name in ("_load", "_offload", "begin", "__init__"):
         model = placed_as(load(folder / "svd.safetensors", loras=own), before)
         model.run(asked)
         calls, method = (

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.vs.pairs import Comparison, Goals, Work, normals, spread_out
+from benchmarks.vs.pairs import Comparison, Goals, Work, normals, randomise
 from kinema.families.opensora.mmdit import DoubleBlock, MMDiT, MMDiTConfig, Rotation, SingleBlock, patched
 from kinema.nn.rope import half_to_adjacent
 
@@ -60,7 +60,7 @@ class OpenSoraBlocks(Comparison):
         from diffusers import FluxTransformer2DModel
 
         config, (frames, rows, columns) = WHOLE, GRIDS[1024]
-        ours = spread_out(MMDiT(config)).to(dtype)
+        ours = randomise(MMDiT(config)).to(dtype)
         flux = FluxTransformer2DModel(
             patch_size=1, in_channels=config.features, num_layers=config.double_blocks,
             num_single_layers=config.single_blocks, attention_head_dim=config.width // config.heads,
@@ -112,7 +112,7 @@ class OpenSoraBlocks(Comparison):
     def _double(self, tokens: int, dtype: torch.dtype) -> dict[str, Work]:
         from diffusers.models.transformers.transformer_flux import FluxTransformerBlock
 
-        ours = spread_out(DoubleBlock(BLOCK)).to(dtype)
+        ours = randomise(DoubleBlock(BLOCK)).to(dtype)
         flux = FluxTransformerBlock(BLOCK.width, BLOCK.heads, BLOCK.width // BLOCK.heads).eval()
         flux.load_state_dict(as_flux(ours.state_dict(), BLOCK.heads, "double_blocks.0."))
         flux.to(dtype).requires_grad_(False)
@@ -144,7 +144,7 @@ class OpenSoraBlocks(Comparison):
     def _single(self, tokens: int, dtype: torch.dtype) -> dict[str, Work]:
         from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock
 
-        ours = spread_out(SingleBlock(BLOCK)).to(dtype)
+        ours = randomise(SingleBlock(BLOCK)).to(dtype)
         flux = FluxSingleTransformerBlock(BLOCK.width, BLOCK.heads, BLOCK.width // BLOCK.heads).eval()
         flux.load_state_dict(as_flux(ours.state_dict(), BLOCK.heads, "single_blocks.0."))
         flux.to(dtype).requires_grad_(False)

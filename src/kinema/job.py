@@ -127,7 +127,7 @@ def plan_job(
     works: list[StageRun] = []
     stages = build_job(system, asked, on_event, on_settled)
     for work in stages:
-        work.system.family.sampling.check_ready(work.system, work.stage.request)
+        work.system.family.checkpoints.check_ready(work.system)
     for number, work in enumerate(stages):
         plan = choose_memory_plan(work, bytes_of_other_stages(stages, number))
         for reason in (*plan.reasons, *precision_notes(work.system)):

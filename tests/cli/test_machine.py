@@ -19,7 +19,7 @@ def devices(monkeypatch):
     def of(*names, generation=7, macos=13):
         monkeypatch.setattr(processor, "accelerators", lambda: list(names))
         monkeypatch.setattr(processor, "device_of", lambda name: torch.device(name or names[0]))
-        monkeypatch.setattr(processor, "title", lambda device: f"The {device.type}")
+        monkeypatch.setattr(processor, "device_name", lambda device: f"The {device.type}")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (generation, 0))
         monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, _minor: macos >= major)
         monkeypatch.setattr("kinema.memory.free.free_bytes", lambda _device: 3 * 2**30)

@@ -67,7 +67,7 @@ def test_every_option_that_is_shown_is_one_that_the_model_accepts(name):
     """A wrong value is refused for its value, or the option for what it needs, never for its name."""
     family = registry.family(name)
     for preset, config in family.presets.items():
-        for option in family.sampling.extra_help(config):
+        for option in family.sampling.defaults(config).extra:
             request = Request(task="animate", prompt="a", frames=1, height=64, width=64, extra={option: object()})
             with pytest.raises(BadRequest) as refused:
                 family.sampling.check(config, request)

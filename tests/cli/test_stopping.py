@@ -81,7 +81,7 @@ def test_partial_frames_go_to_their_own_folder(ctrl_c, tmp_path):
 
 
 def test_a_second_interrupt_exits_immediately(ctrl_c, tmp_path, capsys):
-    ctrl_c(lambda event: step_2(event) or (isinstance(event, Phase) and event.detail.startswith("what there is")))
+    ctrl_c(lambda event: step_2(event) or (isinstance(event, Phase) and event.detail.startswith("the partial clip")))
     assert main([*WORDS, "--keep-partial"]) == 130
     assert not list(tmp_path.iterdir())
     assert "no partial file" in capsys.readouterr().err

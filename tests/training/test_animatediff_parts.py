@@ -226,13 +226,13 @@ def test_sparsectrl_starts_from_the_encoder_and_keeps_the_model(runs, options_fo
     assert all(torch.equal(v, whole[k]) for k, v in put.model.state_dict().items())
 
 
-def test_what_sparsectrl_cannot_be_trained_on_is_said(runs, told, models):
+def test_what_sparsectrl_cannot_be_trained_on_is_said(runs, options_for, models):
     with pytest.raises(BadRequest, match="has none; add motion=FILE first"):
-        runs[0](told(model=str(models["image"]), stage="sparsectrl"))
+        runs[0](options_for(model=str(models["image"]), stage="sparsectrl"))
     with pytest.raises(BadRequest, match="animatediff has no training stage 'codec'"):
-        runs[0](told(model=str(models["image"]), stage="codec"))
+        runs[0](options_for(model=str(models["image"]), stage="codec"))
     with pytest.raises(BadRequest, match="latents are 1/2 of the frame size; SparseCtrl for scribbles needs 1/8"):
-        runs[0](told(model=str(models["moving"]), stage="scribble"))
+        runs[0](options_for(model=str(models["moving"]), stage="scribble"))
 
 
 def test_scribbles_are_not_trained_on_precomputed_latents(tmp_path):

@@ -70,7 +70,7 @@ def test_checkpoints_exclude_the_frozen_codec(runs, svd):
         ({"lora": "0"}, "lora is '0'; expected a rank"),
         ({"lora": "4:0"}, "expected a rank from 1 to 1024, or rank:alpha"),
         ({"stage": "base", "model": "vdm/tiny"}, "vdm has no training stages"),
-        ({"stage": "codec"}, "there is no training stage 'codec'"),
+        ({"stage": "codec"}, "this svd model has no training stage 'codec'"),
         ({"height": 18}, "height is 18; expected a multiple of 4"),
         ({"height": 32, "model": "zoetrope/tiny"}, "zoetrope has a fixed size; leave out height"),
     ],
@@ -217,7 +217,7 @@ def test_a_pocket_model_has_no_other_layout(tmp_path):
     system = open_system("svd/pocket")
     note = json.dumps({"family": "svd", "config": system.family.to_json(system.config)})
     files.write_tensors(tmp_path / "pocket.safetensors", {"unet.conv_out.bias": torch.zeros(16)}, {"kinema": note})
-    with pytest.raises(BadRequest, match="an autoencoder of its own, which no other layout has"):
+    with pytest.raises(BadRequest, match="no other layout supports its autoencoder"):
         convert(tmp_path / "pocket.safetensors", tmp_path / "sgm.safetensors", "sgm")
 
 

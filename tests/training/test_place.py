@@ -30,7 +30,7 @@ def test_a_folder_that_cannot_be_created_is_refused(tmp_path, place, sentence):
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("kinema.atomic.os.access", lambda *_: False)  # as root every mode is writable
-    with pytest.raises(BadRequest, match="may not be written"):
+    with pytest.raises(BadRequest, match="no write permission"):
         claim(tmp_path)
 
 

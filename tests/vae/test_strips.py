@@ -39,7 +39,7 @@ def test_strips_use_winograd_when_the_whole_map_does(monkeypatch):
     layer, x = block(128, 128), image(128, 64, 64)
     expected, used = layer(x), []
     of_padded = winograd.convolve_padded
-    monkeypatch.setattr(winograd, "of_padded", lambda conv: used.append(conv) or of_padded(conv))
+    monkeypatch.setattr(winograd, "convolve_padded", lambda conv: used.append(conv) or of_padded(conv))
     run = strips.residual(layer, 64, 64)
     inplace, buffer = x[0].permute(1, 2, 0), torch.empty(x.numel())
     run(inplace.clone(), inplace.clone(), buffer)

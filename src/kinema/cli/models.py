@@ -113,7 +113,7 @@ def details(name: str) -> dict[str, Any]:
         "longest": lattice.max_frames,
         "side_multiple": lattice.side_multiple,
         "sizes": {each: f"{height}×{width}" for each, (height, width) in defaults.sizes.items()},
-        "extra": {each.replace("_", "-"): text for each, text in sampling.extra_help(config).items()},
+        "extra": {each.replace("_", "-"): text for each, text in defaults.extra.items()},
     }
     return {key: value for key, value in entries.items() if value not in (None, {})}
 

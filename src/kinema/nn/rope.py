@@ -27,14 +27,16 @@ def video_positions(
 def angles(positions_LA: Tensor, widths: Sequence[int], theta: float = 10_000.0) -> Tensor:
     """Angles ``[L, P]``: axis a turns ``widths[a] / 2`` pairs, pair k at the rate ``theta^(-2k / widths[a])``.
 
-    Computed in float64, returned as float32. Raises ValueError for an odd width.
+    Computed in float64 on the CPU, since some devices lack it; returned as float32 on the positions' device. Raises
+    ValueError for an odd width.
     """
     if any(width % 2 for width in widths):
         raise ValueError(f"rotary axes have even widths, got {tuple(widths)}")
-    device = positions_LA.device
-    rates = [theta ** (-torch.arange(0, width, 2, device=device, dtype=torch.float64) / width) for width in widths]
-    turned = [positions_LA[:, axis, None].double() * rate for axis, rate in enumerate(rates)]
-    return torch.cat(turned, dim=-1).float()
+    if positions_LA.is_meta:
+        return positions_LA.new_empty(len(positions_LA), sum(widths) // 2)
+    rates = [theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width) for width in widths]
+    turned = [positions_LA[:, axis, None].cpu().double() * rate for axis, rate in enumerate(rates)]
+    return torch.cat(turned, dim=-1).float().to(positions_LA.device)
 
 
 def rotate(x: Tensor, cos_LP: Tensor, sin_LP: Tensor, layout: Layout = "half") -> Tensor:

@@ -69,6 +69,8 @@ class Defaults:
     """Whether temporal attention can run in windows (``window_in="attention"``)."""
     fits_float16: bool = True
     """Whether all activations stay within float16's range; otherwise bfloat16 or float32 is used."""
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """Options of the family (``extra``) that this model supports: a line of help for each, by name."""
     sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Named sizes, (height, width), for ``Request.size``."""
 
@@ -182,17 +184,6 @@ class Sampling(Protocol):
 
         Called before weights are loaded.
         """
-
-    def check_ready(self, system: OpenedModel, request: Request) -> None:  # noqa: ARG002
-        """Raise BadRequest for files besides the weights that the request needs and this machine lacks.
-
-        Called before weights are loaded; text encoders and vocabularies are such files.
-        """
-        return
-
-    def extra_help(self, config: Any) -> Mapping[str, str]:  # noqa: ARG002
-        """Return one line of help for each option in ``extra``, by name."""
-        return {}
 
     def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
         """Return the files and folders named in ``extra``; the recipe records their hashes."""

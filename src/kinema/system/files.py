@@ -60,6 +60,13 @@ class Checkpoints(Protocol):
         entry."""
         return {}
 
+    def check_ready(self, system: Any) -> None:  # noqa: ARG002
+        """Raise BadRequest for files besides the weights that a model (`OpenedModel`) needs and this machine lacks.
+
+        Called before weights are loaded; text encoders and vocabularies are such files.
+        """
+        return
+
     @property
     def slots(self) -> Slots | None:
         """The add-ons a model accepts when opened; None if there are none."""

@@ -53,7 +53,7 @@ def test_an_invalid_image_is_rejected(content, capsys):
         (["--colours", "blue"], "free or seam or anchor"),
         (["--honour", "reconstruct"], "reconstruction"),
         (["--overlap", "4"], "--overlap applies only to windows and to block-wise clips"),
-        (["--variant", "fp16"], "variant fp16 is of weights"),
+        (["--variant", "fp16"], "variant fp16 selects weight files"),
         (["--lora", "nowhere.safetensors:0.5"], "there is no LoRA file nowhere.safetensors"),
         (["--lora", "a", "--lora", "a:2"], "--lora a is given twice"),
     ],
@@ -103,7 +103,7 @@ def test_a_lora_as_a_model_and_a_model_as_a_lora_are_rejected(capsys):
     layer = "unet.down_blocks.0.attentions.0.temporal_transformer_blocks.0.attn1.to_q"
     write_lora("lora.safetensors", {layer: Adapter(torch.ones(4, 32), torch.ones(32, 4))}, "kohya")
     message = rejected(capsys, "animate", "image.png", "--model", "./lora.safetensors")
-    assert "it is a LoRA of Stable Video Diffusion; name a model, and this with --lora" in message
+    assert "it is a LoRA of Stable Video Diffusion; name a model and pass this file with --lora" in message
     save_file({"cond_stage_model.x": torch.ones(1)}, "model.safetensors")
     message = rejected(capsys, "animate", "image.png", *SVD, "--lora", "model.safetensors")
     assert "model.safetensors is not a LoRA: it is a Stable Diffusion checkpoint; expected a LoRA file" in message

@@ -37,7 +37,7 @@ def test_the_temporal_decoder_equals_diffusers(pair, z, strip, at_once, least, m
     """Also with several strips and image batches, as for large maps."""
     monkeypatch.setattr(layers, "STRIP", strip)
     monkeypatch.setattr(strips, "LEAST", least)
-    monkeypatch.setattr(tiling, "AT_ONCE", at_once)
+    monkeypatch.setattr(tiling, "MAX_ELEMENTS", at_once)
     taken, residual = [], strips.residual
     monkeypatch.setattr(strips, "residual", lambda *args: taken.append(args) or residual(*args))
     two = pair(THREE)

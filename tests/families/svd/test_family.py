@@ -138,10 +138,11 @@ def test_guidance_shapes_are_the_published_ones():
 
 
 def test_guidance_scales_follow_the_shape():
-    system = system_of(TINY)
+    system, first = system_of(TINY), torch.zeros(1, 1, 8, 16, 16)
+    first[:, :, 0] = 1  # without an image both branches are one
     for extra, expected in (({}, torch.linspace(1, 2.5, 8)), ({"guidance_shape": "triangle"}, None)):
         request = settle(system, ask(seed=1, extra=extra))
-        conditions = system.condition(None, request, Canvas(Shape(1, 3, 8, 16, 16)))
+        conditions = system.condition(None, request, Canvas.of(torch.zeros(1, 3, 8, 16, 16), first))
         expected = conditioning.frame_scales("triangle", 1, 2.5, 8) if expected is None else expected
         denoise = guide(system, conditions, request, system.guidance(request), system.levels(request))
         (difference,) = cast(Guided, denoise).guidance.differences

@@ -175,7 +175,7 @@ def test_a_scheduler_and_a_feature_extractor_are_not_needed(folder):
         (
             "model_index.json",
             {"_class_name": "WanPipeline"},
-            "not a model of any family we know: it is a folder of the pipeline Wan",
+            "not a supported model: it is a folder of the pipeline Wan",
         ),
     ],
 )

@@ -58,6 +58,7 @@ class AnimateDiffSampling(Sampling):
             guidance=config.guidance,
             attention_windows=config.motion != "none",
             prompt_spans=True,
+            extra=conditioning.extra_help(config),
         )
 
     def process(self, config: Config, request: Request) -> Process:  # noqa: ARG002
@@ -99,9 +100,6 @@ class AnimateDiffSampling(Sampling):
 
     def files(self, request: Request) -> tuple[str, ...]:
         return conditioning.files_of(request)
-
-    def extra_help(self, config: Config) -> Mapping[str, str]:
-        return conditioning.extra_help(config)
 
     def encode_prompt(self, system: OpenedModel, request: Request, on_event: OnEvent) -> EncodedPrompts:
         config, model = cast(Config, system.config), cast(AnimateDiff, system.model)

@@ -41,6 +41,7 @@ class OpenSoraSampling(Sampling):
             guidance=config.guidance,
             fits_float16=False,
             sizes=sizes.named(config.multiple),
+            extra=options.helped(config),
         )
 
     def process(self, config: Config, request: Request) -> Process:
@@ -65,12 +66,6 @@ class OpenSoraSampling(Sampling):
         if config.absent:
             raise BadRequest(opening.lacking(config))
         options.check(config, request)
-
-    def check_ready(self, system: OpenedModel, request: Request) -> None:  # noqa: ARG002 (the same for every prompt)
-        conditioning.check_encoders(system)
-
-    def extra_help(self, config: Config) -> Mapping[str, str]:
-        return options.helped(config)
 
     def encode_prompt(
         self, system: OpenedModel, request: Request, on_event: OnEvent
@@ -108,6 +103,7 @@ class OpenSoraCheckpoints(Checkpoints):
     recognise = staticmethod(opening.open_source)
     convert = staticmethod(opening.convert)
     lora_aliases = staticmethod(lora.aliases)
+    check_ready = staticmethod(conditioning.check_encoders)
 
     @property
     def slots(self) -> Slots:

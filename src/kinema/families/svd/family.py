@@ -50,6 +50,7 @@ class SVDSampling(Sampling):
             guidance=start,
             guidance_end=end,
             takes_prompt=False,
+            extra=conditioning.extra_help(config),
         )
 
     def process(self, config: Config, request: Request) -> Process:  # noqa: ARG002
@@ -75,9 +76,6 @@ class SVDSampling(Sampling):
             raise BadRequest("this svd model generates orbits, which do not support windows; leave out window")
         if config.orbit and request.frames is not None and request.frames > config.frames:
             raise BadRequest(f"frames is {request.frames}; this svd model generates at most {config.frames} views")
-
-    def extra_help(self, config: Config) -> Mapping[str, str]:
-        return conditioning.extra_help(config)
 
     def encode_prompt(self, system: OpenedModel, request: Request, on_event: OnEvent) -> None:
         if request.prompt.strip() or request.negative_prompt.strip():

@@ -49,6 +49,7 @@ class VDMSampling(Sampling):
             takes_prompt=config.conditional,
             enlarges=True,
             threshold=1.0 if config.clips_x0 else None,  # eps estimates divide by alpha, 5e-5 at the noise end
+            extra={"per_frame": "process every frame by itself, as an image model; default false"},
         )
 
     def process(self, config: Config, request: Request) -> Process:  # noqa: ARG002
@@ -75,9 +76,6 @@ class VDMSampling(Sampling):
         for prompt in (request.prompt, request.negative_prompt):
             if config.classes and prompt.strip():
                 class_index(config, prompt)
-
-    def extra_help(self, config: Config) -> Mapping[str, str]:  # noqa: ARG002
-        return {"per_frame": "process every frame by itself, as an image model; default false"}
 
     def encode_prompt(self, system: OpenedModel, request: Request, on_event: OnEvent) -> dict[str, Tensor | None]:
         config = system.config

@@ -66,6 +66,7 @@ class ZoetropeSampling(Sampling):
             enlarges=True,
             fits_float16=False,  # measured: every clip is NaN
             options={"gamma": 0.3},
+            extra={"per_frame": "process every frame by itself, as an image model; default false"},
         )
 
     def process(self, config: Config, request: Request) -> Process:  # noqa: ARG002
@@ -83,9 +84,6 @@ class ZoetropeSampling(Sampling):
             raise BadRequest(f"zoetrope has no option {quoted(unknown[0])}; it has per_frame")
         if not isinstance(per_frame := request.extra.get("per_frame", False), bool):
             raise BadRequest(f"per_frame is {quoted(per_frame)}; expected true or false")
-
-    def extra_help(self, config: Config) -> Mapping[str, str]:  # noqa: ARG002
-        return {"per_frame": "process every frame by itself, as an image model; default false"}
 
     def encode_prompt(self, system: OpenedModel, request: Request, on_event: OnEvent) -> dict[str, Tensor]:
         config: Config = system.config

@@ -150,7 +150,7 @@ def test_scribbles_control_a_clip_from_their_frames(saved, tmp_path, image_file)
 
 def test_wrong_files_and_orders_raise(saved):
     tiny = saved / "tiny.safetensors"
-    with pytest.raises(BadRequest, match="is animatediff weights of kinema's own.*; expected SparseCtrl"):
+    with pytest.raises(BadRequest, match="is a Kinema weight file of the family animatediff; expected SparseCtrl"):
         open_system(tiny, add={"sparsectrl": tiny})
     with pytest.raises(BadRequest, match=r"is SparseCtrl for frames \(add sparsectrl=FILE\); expected a motion module"):
         open_system("animatediff/image", add={"motion": saved / "rgb.ckpt"})

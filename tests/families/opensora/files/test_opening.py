@@ -251,7 +251,7 @@ def test_text_encoders_are_named_in_the_recipe_and_no_part_of_the_network(publis
     system = open_system(published["Open_Sora_v2.safetensors"], add={"t5": t5, "clip": clip})
     assert system.weights.outside == {"t5": t5, "clip": clip}
     began = time.monotonic()
-    told = [each.told() for each in system.weights.added]
+    told = [each.to_recipe() for each in system.weights.added]
     assert time.monotonic() - began < 5  # not all of 8 GB is read
     assert [(each["slot"], each["file"]) for each in told] == [
         ("vae", "hunyuan_vae.safetensors"),
@@ -345,7 +345,7 @@ def test_licence_terms_are_said_before_the_first_download(alias, files, publishe
     assert isinstance(events[0], Note)
     assert all(word in events[0].message for word in ("South Korea", "European Union", "FLUX.1-dev", "Apache-2.0"))
     assert events[1:] == [f"hpcai-tech/{file}" for file in files]  # the terms are said once
-    assert [each.told()["file"] for each in system.weights.added] == [f"hpcai-tech/{files[1]}"]
+    assert [each.to_recipe()["file"] for each in system.weights.added] == [f"hpcai-tech/{files[1]}"]
     events.clear()
     open_system(alias, on_event=events.append)
     assert not any(isinstance(event, Note) for event in events)
@@ -356,7 +356,7 @@ def test_a_vae_beside_a_file_of_the_hub_has_its_name_there_in_the_recipe(publish
         "kinema.system.opening.hub.fetch_model", lambda name, **_told: published[name.rpartition("/")[2]]
     )
     system = open_system("someone/mirror/Open_Sora_v2.safetensors")
-    assert [each.told()["file"] for each in system.weights.added] == ["someone/mirror/hunyuan_vae.safetensors"]
+    assert [each.to_recipe()["file"] for each in system.weights.added] == ["someone/mirror/hunyuan_vae.safetensors"]
 
 
 def test_every_repository_with_terms_is_that_of_an_alias():

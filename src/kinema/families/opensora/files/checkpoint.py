@@ -237,8 +237,8 @@ def _target(
 ) -> TargetFile:
     """A single file; with the header of an earlier file where that lists exactly these tensors."""
     for text in network.texts if dtype is None else ():
-        told, metadata = parse_header(text, "the header that was kept")
-        if told == header and metadata.get(ROPE_NOTE, rope) == rope:
+        kept, metadata = parse_header(text, "the header that was kept")
+        if kept == header and metadata.get(ROPE_NOTE, rope) == rope:
             return TargetFile("", header, make, {}, text)
     metadata = {"format": "pt"} | ({ROPE_NOTE: rope} if rope else {})
     if network.texts and dtype is None:

@@ -14,8 +14,8 @@ CLASSES = {"hunyuan": ("diffusers", "AutoencoderKLHunyuanVideo"), "dc-ae": ("kin
 
 def index(codec: VaeFile | None) -> dict[str, Any]:
     """``model_index.json``; text encoders are not in the folder."""
-    told: dict[str, Any] = {"_class_name": PIPELINE, TRANSFORMER: ["diffusers", "FluxTransformer2DModel"]}
-    return told | ({CODEC: list(CLASSES[codec.kind])} if codec else {})
+    index: dict[str, Any] = {"_class_name": PIPELINE, TRANSFORMER: ["diffusers", "FluxTransformer2DModel"]}
+    return index | ({CODEC: list(CLASSES[codec.kind])} if codec else {})
 
 
 def transformer(config: MMDiTConfig) -> dict[str, Any]:

@@ -26,7 +26,7 @@ PIPELINE = "OpenSoraPipeline"
 """The class that our folders name; diffusers itself has no pipeline of Open-Sora 2.0."""
 TRANSFORMER, CODEC = "transformer", "vae"
 PUBLISHED = {"hunyuan": "v2", "dc-ae": "v2-dc-ae"}
-UNTOLD = "its queries and keys are taken to have Flux's rotary layout, as no tensor tells"
+ASSUMED_ADJACENT = "its queries and keys are taken to have Flux's rotary layout, as no tensor tells"
 
 
 def open_source(source: Source) -> FoundCheckpoint | None:
@@ -44,8 +44,8 @@ def open_source(source: Source) -> FoundCheckpoint | None:
         return None
     check(file, source)
     config = replace(_published(file.config, source), absent=("vae",))
-    untold = file.kind == "fused" and transformer_file.ROPE_NOTE not in source.metadata
-    notes = (f"{source.name} has fused layers; {UNTOLD}",) if untold else ()
+    assumed = file.kind == "fused" and transformer_file.ROPE_NOTE not in source.metadata
+    notes = (f"{source.name} has fused layers; {ASSUMED_ADJACENT}",) if assumed else ()
     return FoundCheckpoint(config, notes=notes, beside=beside(source.path, config.vae))
 
 

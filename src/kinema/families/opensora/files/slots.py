@@ -41,17 +41,17 @@ SLOTS = Slots()
 
 
 def _open_vae(config: Config, source: Source) -> FoundCheckpoint:
-    told = vae_file.recognise(source.header, source.config(""))
+    vae = vae_file.recognise(source.header, source.config(""))
     wanted = f"{vae_file.TITLES[config.vae]} ({config.transformer.channels} channels)"
     file = f"add {vae_file.FILES[config.vae]}"
-    if told is None:
+    if vae is None:
         images = vae_file.image_latents(source.header)
         kind = f"a VAE of images ({images} channels)" if images else describe(source)
         raise BadRequest(f"{source.path} is no VAE of this model: it is {kind}; expected {wanted}, {file}")
-    if told.kind != config.vae or told.latent != config.transformer.channels:
-        raise BadRequest(f"{source.path} is {told.title}; this model needs {wanted}, {file}")
-    told.check(source.header, source.path.name)
-    return FoundCheckpoint(told.into(config))
+    if vae.kind != config.vae or vae.latent != config.transformer.channels:
+        raise BadRequest(f"{source.path} is {vae.title}; this model needs {wanted}, {file}")
+    vae.check(source.header, source.path.name)
+    return FoundCheckpoint(vae.into(config))
 
 
 def _open_encoder(config: Config, slot: str, source: Source) -> FoundCheckpoint:

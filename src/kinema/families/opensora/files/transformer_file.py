@@ -297,8 +297,8 @@ def _patch(features: int, given: int | None) -> int:
     area = given - features if given is not None else 1 if features == 128 else 4
     patch = math.isqrt(max(area, 0))
     if patch < 1 or patch**2 != area or features % area:
-        told = f"and {given} for conditioning " if given is not None else ""
-        raise FileFault(f"takes {features} features of latents {told}a token, which fit no patch size of Open-Sora 2.0")
+        also = f"and {given} for conditioning " if given is not None else ""
+        raise FileFault(f"takes {features} features of latents {also}a token, which fit no patch size of Open-Sora 2.0")
     return patch
 
 

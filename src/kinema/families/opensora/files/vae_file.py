@@ -63,12 +63,12 @@ class VaeFile:
         )
 
 
-def recognise(header: Header, told: Mapping[str, Any]) -> VaeFile | None:
-    """Kind and sizes by keys and shapes; None for any other file. ``told`` is a folder's config.json."""
+def recognise(header: Header, given: Mapping[str, Any]) -> VaeFile | None:
+    """Kind and sizes by keys and shapes; None for any other file. ``given`` is a folder's config.json."""
     if any(name.startswith("encoder.down_blocks.") and name.endswith(".conv1.conv.weight") for name in header):
-        return VaeFile("hunyuan", hunyuan=_hunyuan(header, told))
+        return VaeFile("hunyuan", hunyuan=_hunyuan(header, given))
     if any(name.startswith("encoder.stages.") and ".op_list." in name for name in header):
-        return VaeFile("dc-ae", dc_ae=_dc_ae(header, told))
+        return VaeFile("dc-ae", dc_ae=_dc_ae(header, given))
     return None
 
 
@@ -82,7 +82,7 @@ _of_hunyuan = partial(shape_in, TITLES["hunyuan"])
 _of_dc_ae = partial(shape_in, TITLES["dc-ae"])
 
 
-def _hunyuan(header: Header, told: Mapping[str, Any]) -> HunyuanConfig:
+def _hunyuan(header: Header, given: Mapping[str, Any]) -> HunyuanConfig:
     levels = count(header, "encoder.down_blocks.")
     sizes = HunyuanConfig(
         latent=_of_hunyuan(header, "post_quant_conv.weight", 5)[0],
@@ -92,21 +92,21 @@ def _hunyuan(header: Header, told: Mapping[str, Any]) -> HunyuanConfig:
         layers=count(header, "encoder.down_blocks.0.resnets."),
     )
     # Strides are in no tensor.
-    ratio = _number(told, "temporal_compression_ratio", 2**sizes.temporal)
+    ratio = _number(given, "temporal_compression_ratio", 2**sizes.temporal)
     if ratio not in (1, 2, 4, 8, 16):
         raise FileFault(f"has the temporal_compression_ratio {quoted(ratio)} in its config; expected 1, 2, 4, 8 or 16")
-    scale = _number(told, "scaling_factor", sizes.scale)
+    scale = _number(given, "scaling_factor", sizes.scale)
     return replace(sizes, temporal=int(ratio).bit_length() - 1, scale=float(scale))
 
 
-def _number(told: Mapping[str, Any], name: str, default: float) -> float:
-    value = told.get(name, default)
+def _number(given: Mapping[str, Any], name: str, default: float) -> float:
+    value = given.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise FileFault(f"has the {name} {quoted(value)} in its config; expected a number")
     return value
 
 
-def _dc_ae(header: Header, told: Mapping[str, Any]) -> DCAEConfig:  # noqa: ARG001 (its folder has no config)
+def _dc_ae(header: Header, given: Mapping[str, Any]) -> DCAEConfig:  # noqa: ARG001 (its folder has no config)
     levels = count(header, "encoder.stages.")
     attends = [
         any(n.startswith(f"encoder.stages.{i}.op_list.0.context_module.") for n in header) for i in range(levels)
