@@ -140,7 +140,7 @@ def read_lora(
 
 
 def _settings_of(path: Path) -> dict[str, str]:
-    """A file's metadata; for one that PEFT saved, the settings that it saved beside it."""
+    """A file's metadata; for one that PEFT saved, the settings that it saved next to it."""
     beside = path.with_name("adapter_config.json")
     if path.stem == "adapter_model" and beside.is_file() and PEFT_NOTE not in metadata(path):
         return {PEFT_NOTE: json.dumps(read_json(beside))}

@@ -198,7 +198,7 @@ def test_a_model_without_its_text_encoders_says_so_before_weights_are_read(
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     model = load("opensora", preset="v2", offline=True)
-    with pytest.raises(BadRequest, match="T5-XXL, which encodes the prompt, is not in the hub's cache; download it with"):
+    with pytest.raises(BadRequest, match="T5-XXL, which encodes the prompt, is not in the hub's cache; download it"):
         model.generate("a red ball")
     assert model.system.runtime.model is None
 

@@ -69,20 +69,20 @@ def test_256px_on_a_24_gib_gpu_streams_its_blocks_and_decodes_whole(full: Path) 
     plan, needs = asked(full, "cuda", 192, 336)
     assert needs.weights / GIB == pytest.approx(22.61, abs=0.01)
     assert needs.step(None).peak / GIB == pytest.approx(0.47, rel=0.1)
-    assert needs.decode({}).peak / GIB == pytest.approx(8.16, rel=0.1)
+    assert needs.decode({}).peak / GIB == pytest.approx(6.19, rel=0.1)
     assert (plan.offload, plan.decoding) == ("block", {})
     assert plan.need is not None
-    assert plan.need / GIB == pytest.approx(11.25, rel=0.1)
+    assert plan.need / GIB == pytest.approx(8.89, rel=0.1)
 
 
 def test_768px_on_a_24_gib_gpu_also_decodes_in_tiles(full: Path) -> None:
     plan, needs = asked(full, "cuda", 576, 1024)
     assert needs.step(None).peak / GIB == pytest.approx(4.03, rel=0.1)
-    assert needs.decode({}).peak / GIB > 60
-    assert needs.decode({"tile": 32}).peak / GIB == pytest.approx(9.15, rel=0.1)
+    assert needs.decode({}).peak / GIB > 50
+    assert needs.decode({"tile": 32}).peak / GIB == pytest.approx(7.15, rel=0.1)
     assert (plan.offload, plan.decoding) == ("block", {"tile": 32})
     assert plan.need is not None
-    assert plan.need / GIB == pytest.approx(12.44, rel=0.1)
+    assert plan.need / GIB == pytest.approx(10.04, rel=0.1)
 
 
 def test_the_plan_counts_the_encoder_of_prompts(full: Path) -> None:

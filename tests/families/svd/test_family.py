@@ -20,7 +20,7 @@ from kinema.families.svd.config import PRESETS, TINY
 from kinema.families.svd.family import FAMILY
 from kinema.generate import generate
 from kinema.guide import guide
-from kinema.schema import BadRequest, Request, Shape
+from kinema.schema import BadRequest, Request
 from kinema.settle import settle, with_defaults
 from kinema.system import System, Weights, with_model
 

@@ -139,7 +139,7 @@ def _vae(source: Source, vae: VaeFile) -> Network:
 
 
 def _with_vae(source: Source, opened: Opened) -> Opened:
-    """A transformer's file with the VAE that lies beside it."""
+    """A transformer's file with the VAE next to it."""
     assert opened.config is not None
     there = opening.beside(source.path, "dc-ae" if opened.config.patch == 1 else "hunyuan").get("vae")
     if there is None or not opened.config.conditioned:
@@ -266,7 +266,7 @@ def _plan_folder(opened: Opened, dtype: torch.dtype | None) -> Conversion:
         f"{opening.TRANSFORMER}/config.json": folder.transformer(opened.config),
     }
     if opened.vae is None or opened.codec is None:
-        notes = (*notes, "no VAE was found beside the file, so the folder holds the transformer alone")
+        notes = (*notes, "no VAE was found next to the file, so the folder holds the transformer alone")
     else:
         files.append(_as_it_is(opened.vae, f"{opening.CODEC}/{stem}", dtype))
         texts[f"{opening.CODEC}/config.json"] = folder.vae(opened.codec)

@@ -1,7 +1,7 @@
 """From a file or folder to a configuration and to tensors under our names: Open-Sora's single file of the transformer,
 in any layout, and a folder as diffusers lays them out.
 
-Its VAE is a file of its own, which is found beside the transformer's. Nothing in the weights tells the size of clips:
+Its VAE is a file of its own, which is found next to the transformer's. Nothing in the weights tells the size of clips:
 that is of the published model (256 px unless the user names another).
 """
 
@@ -62,7 +62,7 @@ def check(file: TransformerFile, source: Source, where: str = "") -> None:
 
 
 def beside(path: Path, kind: VAE) -> dict[str, Path]:
-    """The VAE's file beside a transformer's, by its published name; none where it is not there."""
+    """The VAE's file next to a transformer's, by its published name; none where it is not there."""
     file = (path if path.is_dir() else path.parent) / vae_file.FILES[kind]
     return {"vae": file} if file.is_file() else {}
 
@@ -71,7 +71,7 @@ def lacking(config: Config) -> str:
     """What to do about a VAE that is not there."""
     file, repository = vae_file.FILES[config.vae], vae_file.REPOSITORIES[config.vae]
     return (
-        f"this model has no VAE, as {file} is not beside its file: put it there, or add one "
+        f"this model has no VAE, as {file} is not next to its file: put it there, or add one "
         f"(vae=FILE, or vae={repository}/{file} from the hub)"
     )
 

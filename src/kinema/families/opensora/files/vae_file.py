@@ -20,7 +20,7 @@ from kinema.vae.causal3d import CausalAutoencoder
 
 TITLES: dict[VAE, str] = {"hunyuan": "the VAE of HunyuanVideo", "dc-ae": "the Video DC-AE"}
 FILES: dict[VAE, str] = {"hunyuan": "hunyuan_vae.safetensors", "dc-ae": "F32T4C128_AE.safetensors"}
-"""As published, beside the transformer's file."""
+"""As published, next to the transformer's file."""
 REPOSITORIES: dict[VAE, str] = {
     "hunyuan": "hpcai-tech/Open-Sora-v2",
     "dc-ae": "hpcai-tech/Open-Sora-v2-Video-DC-AE",
