@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinema.nn import attention
 from kinema.nn.embeddings import sinusoidal
 from kinema.nn.rope import Layout, angles, rotate, rotate_, video_positions
 
@@ -143,7 +144,7 @@ def attend(q_BLhK: Tensor, k_BLhK: Tensor, v_BLhK: Tensor, rotation: Rotation) -
     cos, sin = rotation.cos_LP[:, None], rotation.sin_LP[:, None]
     turned = rotate if torch.is_grad_enabled() else rotate_
     q, k = (turned(x, cos, sin, rotation.layout).transpose(1, 2) for x in (q_BLhK, k_BLhK))
-    out_BhLK = F.scaled_dot_product_attention(q, k, v_BLhK.transpose(1, 2))
+    out_BhLK = attention.attend(q, k, v_BLhK.transpose(1, 2))
     return rearrange(out_BhLK, "b h l k -> b l (h k)")
 
 
