@@ -90,7 +90,7 @@ class Layouts:
         if opened.vae is not None:
             notes = (
                 *notes,
-                f"the VAE is a file of its own, which is not part of layout {layout}; convert it by itself",
+                f"the VAE is a separate file, which is not part of layout {layout}; convert it separately",
             )
         return Conversion((file,), {}, notes)
 
@@ -173,7 +173,7 @@ def _open_own(source: Source) -> Opened | None:
     if family.name != "opensora":
         return None
     if config.words:
-        raise BadRequest(f"{source.path.name} has text embeddings of its own, which no other layout has a place for")
+        raise BadRequest(f"{source.path.name} has its own text embeddings, which other layouts cannot contain")
     stream = Stream(source.path, source.variant)
     file = TransformerFile(config.transformer, "separate", "half")
 
@@ -226,7 +226,7 @@ def _lost(had: MMDiTConfig, has: MMDiTConfig) -> tuple[str, ...]:
     if had.guided and not has.guided:
         notes.append("guidance_in (4 tensors), the input for a guidance scale, is not part of Open-Sora 2.0; left out")
     if has.conditioned and not had.conditioned:
-        notes.append("cond_in (2 tensors), the input for conditioning, is all zero: it is to be trained")
+        notes.append("cond_in (2 tensors), the input for conditioning, is all zero until it is trained")
     if had.conditioned and not has.conditioned:
         notes.append("cond_in (2 tensors), the input for conditioning, is not part of Flux; left out")
     return tuple(notes)

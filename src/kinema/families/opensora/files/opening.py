@@ -26,7 +26,7 @@ PIPELINE = "OpenSoraPipeline"
 """The class that our folders name; diffusers itself has no pipeline of Open-Sora 2.0."""
 TRANSFORMER, CODEC = "transformer", "vae"
 PUBLISHED = {"hunyuan": "v2", "dc-ae": "v2-dc-ae"}
-ASSUMED_ADJACENT = "its queries and keys are taken to have Flux's rotary layout, as no tensor tells"
+ASSUMED_ADJACENT = "its queries and keys are assumed to have Flux's rotary layout, since no tensor records it"
 
 
 def open_source(source: Source) -> FoundCheckpoint | None:
@@ -92,7 +92,7 @@ def _open_folder(source: Source) -> FoundCheckpoint:
     source.need(parts)
     file = folder_file(source)
     if file is None or not file.config.conditioned:
-        raise BadRequest(f"{source.path}/{TRANSFORMER} is no transformer of Open-Sora 2.0, or lacks cond_in")
+        raise BadRequest(f"{source.path}/{TRANSFORMER} is not a transformer of Open-Sora 2.0, or lacks cond_in")
     check(file, source, f"{source.path.name}/{TRANSFORMER}")
     config = _published(file.config, source)
     if not has_vae:

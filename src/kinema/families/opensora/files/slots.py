@@ -47,7 +47,7 @@ def _open_vae(config: Config, source: Source) -> FoundCheckpoint:
     if vae is None:
         images = vae_file.image_latents(source.header)
         kind = f"a VAE of images ({images} channels)" if images else describe(source)
-        raise BadRequest(f"{source.path} is no VAE of this model: it is {kind}; expected {wanted}, {file}")
+        raise BadRequest(f"{source.path} is not a VAE of this model: it is {kind}; expected {wanted}, {file}")
     if vae.kind != config.vae or vae.latent != config.transformer.channels:
         raise BadRequest(f"{source.path} is {vae.title}; this model needs {wanted}, {file}")
     vae.check(source.header, source.path.name)
@@ -57,7 +57,7 @@ def _open_vae(config: Config, source: Source) -> FoundCheckpoint:
 def _open_encoder(config: Config, slot: str, source: Source) -> FoundCheckpoint:
     """A text encoder, which `kinema.conditioning.t5` reads when a prompt is new; checked by its header alone."""
     if config.words:
-        raise BadRequest(f"this small model has text embeddings of its own, so {slot} is of no use; leave it out")
+        raise BadRequest(f"this small model has its own text embeddings, so {slot} has no effect; leave it out")
     title, marker, names, axis, width = {
         "t5": ("T5-XXL", "encoder.block.0.layer.0.SelfAttention.q.weight", T5_STATES, 1, config.transformer.text),
         "clip": ("CLIP-L", "encoder.layers.0.self_attn.q_proj.weight", CLIP_STATES, 0, config.transformer.vector),
@@ -66,7 +66,7 @@ def _open_encoder(config: Config, slot: str, source: Source) -> FoundCheckpoint:
     states = next((header[name][0] for name in names if name in header), ())
     if not any(name in header for name in (marker, f"text_model.{marker}")) or len(states) <= axis:
         raise BadRequest(
-            f"{source.path} is no {title}: it is {describe(source)}; expected a text encoder of T5 or CLIP"
+            f"{source.path} is not {title}: it is {describe(source)}; expected a text encoder of T5 or CLIP"
         )
     if states[axis] != width:
         raise BadRequest(f"{source.path} is a text encoder with {states[axis]} features; the model needs {width}")
