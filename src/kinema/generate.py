@@ -1,6 +1,6 @@
 """From a request to a clip: start reading here.
 
-    request ─ draw_up ────────── the job: settled requests, canvases, memory plans; invalid requests are refused
+    request ─ plan_job ───────── the job: settled requests, canvases, memory plans; invalid requests are refused
        │
     for each stage ───────────── an image if requested, base, super-resolution if requested
        │   runtime.running ───── weights placed; one job at a time

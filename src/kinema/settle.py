@@ -111,7 +111,7 @@ def with_defaults(system: System, request: Request, on_event: OnEvent = ignore) 
     if sampler not in SAMPLERS:
         raise BadRequest(registry.unknown_name("sampler", sampler, SAMPLERS))
     frames = request.frames or own.frames
-    if (generated := lattice.grid.time.ceil(frames)) != frames:
+    if frames > 1 and (generated := lattice.grid.time.ceil(frames)) != frames:
         on_event(
             Note(
                 f"{system.name} generates {generated} frames, the next supported count, and the clip is cut to {frames}"

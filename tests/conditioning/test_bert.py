@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -62,6 +64,24 @@ def test_a_folder_with_pickled_weights_only_is_refused(folder: Path, tmp_path: P
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(BadRequest):
         bert.load(str(tmp_path), offline=True)
+
+
+def test_a_tokenizer_never_runs_code_of_its_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(folder, root)
+    changes = {
+        "config.json": {"model_type": "own"},
+        "tokenizer_config.json": {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}},
+    }
+    for name, change in changes.items():
+        (root / name).write_text(json.dumps(json.loads((root / name).read_text()) | change))
+    (root / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: ...\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers would ask
+    with pytest.raises(BadRequest, match="cannot be loaded"):
+        bert.load(str(root), offline=True)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_without_transformers_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

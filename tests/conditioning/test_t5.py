@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,62 @@ def test_a_prompt_is_read_once(encoders: Path, monkeypatch: pytest.MonkeyPatch) 
     again = encode(encoders, "a red ball", "")
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert remembered.size().prompts == 4
+
+
+def test_a_remembered_prompt_does_not_open_the_weights(encoders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = encode(encoders, "a red ball")
+    monkeypatch.setattr(t5, "Stream", lambda *_: pytest.fail("the weights were opened"))
+    assert torch.equal(encode(encoders, "a red ball")[0], first[0])
+
+
+CONFIGS = {
+    "too many blocks": ("t5", {"num_layers": 10**6}, "more than 20,000 weight tensors"),
+    "too wide": ("t5", {"d_model": 10**6, "d_ff": 10**6}, "parameters"),
+    "an unknown activation": ("t5", {"feed_forward_proj": "gated-unknown"}, "no network can be built"),
+    "text as a number": ("clip", {"hidden_size": "wide"}, "cannot be read.*hidden_size"),
+    "a giant": ("clip", {"vocab_size": 10**12}, "parameters"),
+}
+
+
+@pytest.mark.parametrize(("slot", "change", "message"), CONFIGS.values(), ids=CONFIGS.keys())
+def test_a_config_of_strangers_is_refused_before_it_takes_memory(
+    slot: str, change: dict[str, Any], message: str, encoders: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(encoders, root)
+    folder = root / {"t5": "google/t5-v1_1-xxl", "clip": "openai/clip-vit-large-patch14"}[slot]
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(BadRequest, match=message):
+        encode(root, "a red ball")
+
+
+def test_settings_that_fetch_code_are_not_passed_on(encoders: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(encoders, root)
+    file = root / "google/t5-v1_1-xxl" / "config.json"
+    hostile = {"attn_implementation": "stranger/kernel", "auto_map": {"AutoConfig": "stranger/code--x.Y"}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | hostile))
+    assert not hostile.keys() & t5.find(T5, place(root)).config.keys()
+    assert torch.equal(encode(root, "a red ball")[0], encode(encoders, "a red ball")[0])
+
+
+def test_a_tokenizer_never_runs_code_of_its_folder(
+    encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(encoders, root)
+    folder = root / "google/t5-v1_1-xxl"
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "own"}))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: ...\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers would ask
+    with pytest.raises(BadRequest, match="tokenizer in .* cannot be read"):
+        encode(root, "a red ball")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_other_weights_or_another_length_read_it_again(encoders: Path) -> None:

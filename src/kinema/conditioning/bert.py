@@ -60,7 +60,7 @@ def load(source: str = LARGE, *, device: str = "cpu", offline: bool = False) -> 
     try:
         # Load from a folder, so that only `checkpoints.hub` can use the network.
         folder = source if Path(source).is_dir() else hub.fetch(source, offline or None, FILES)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         encoder = BertModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, add_pooling_layer=False
         )

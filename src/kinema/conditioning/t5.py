@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from kinema import bounds
-from kinema.checkpoints import hub
+from kinema.checkpoints import files, hub
 from kinema.checkpoints.source import read_json
 from kinema.checkpoints.stream import Stream
 from kinema.conditioning import remembered
 from kinema.conditioning.streamed import streamed
 from kinema.events import OnEvent, Phase
+from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest
 
 CLIP_LENGTH = 77
@@ -62,6 +63,17 @@ XXL: Mapping[str, Any] = {
     "tie_word_embeddings": False, "is_encoder_decoder": False, "use_cache": False,
 }  # fmt: skip
 """The config of T5 1.1 XXL, for a single file of its weights."""
+SETTINGS: Mapping[str, frozenset[str]] = {
+    "t5": frozenset({*XXL, "layer_norm_epsilon"}),
+    "clip": frozenset({
+        "vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",
+        "max_position_embeddings", "hidden_act", "layer_norm_eps", "pad_token_id", "bos_token_id", "eos_token_id",
+    }),
+}  # fmt: skip
+"""The keys that are read from an encoder's config.json: sizes and activations.
+
+Others could make transformers download code, as ``attn_implementation`` does.
+"""
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,7 @@ def _encoded(found: Found, prompts: Sequence[str], length: int, place: Place, on
     """One encoder's output for each prompt: from disk where it was computed before."""
     marks = {
         "encoder": found.encoder.title,
-        "files": remembered.fingerprint(Stream(found.weights).files),
+        "files": remembered.fingerprint(files.weight_files(found.weights)),
         "config": dict(found.config),
         "tokenizer": remembered.fingerprint(sorted(p for p in found.tokenizer.glob("*") if p.is_file())),
         "length": length,
@@ -151,18 +163,20 @@ def _run(found: Found, prompts: Sequence[str], length: int, place: Place) -> Ten
             f"pip install 'kinema[text]' ({error})"
         ) from None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(found.tokenizer, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
-        first = str(error).strip().splitlines()[0]
+        tokenizer = AutoTokenizer.from_pretrained(found.tokenizer, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the library can raise anything for a damaged file
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadRequest(f"the tokenizer in {found.tokenizer} cannot be read: {bounds.printable(first, 160)}") from None
     ids = tokenizer(list(prompts), truncation=True, max_length=length, padding="max_length", return_tensors="pt")
     stream, ids = Stream(found.weights), ids["input_ids"].to(place.device)
     if found.encoder is T5:
-        with torch.device("meta"):
+        with on_meta():
             model = T5EncoderModel(T5Config(**found.config)).eval()
         blocks = list(model.encoder.block)
         with streamed(model, blocks, lambda name: _weight(stream, name, found), place.device, place.dtype):
             return model(input_ids=ids, attention_mask=None).last_hidden_state.float().cpu()
+    with on_meta():  # refuses a config that cannot be built before it takes memory
+        CLIPTextModel(CLIPTextConfig(**found.config))
     clip = CLIPTextModel(CLIPTextConfig(**found.config)).eval()  # small, and its buffers are in no file
     clip.load_state_dict({name: _weight(stream, name, found) for name, _ in clip.named_parameters()}, strict=False)
     return clip.to(place.device, place.dtype)(input_ids=ids, attention_mask=None).pooler_output.float().cpu()
@@ -200,7 +214,7 @@ def _config(encoder: Encoder, weights: Path) -> Mapping[str, Any]:
     if weights.is_dir() and file.is_file():
         config = read_json(file)
         config = config.get("text_config") or config if encoder is CLIP else config
-        return {name: value for name, value in config.items() if name not in ("architectures", "torch_dtype", "dtype")}
+        return {name: value for name, value in config.items() if name in SETTINGS[encoder.slot]}
     return XXL if encoder is T5 else {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12,
                                       "projection_dim": 768, "eos_token_id": 2}  # fmt: skip
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.vae.by_frames import activated, by_frames, mixed, repeated, unchanged
+from kinema.vae.kl2d import ResolutionBlocks
 
 EPS = 1e-6
 GROUPS = 32
@@ -129,25 +130,6 @@ class Upsample(nn.Module):
         b, c, t, h, w = x_BCTHW.shape
         wide = x_BCTHW[:, :, :, :, None, :, None].expand(b, c, t, h, rows, w, columns)
         return self.conv(wide.reshape(b, c, t, h * rows, w * columns))
-
-
-class ResolutionBlocks(nn.Module):
-    """Residual blocks at one resolution, and the change to the next."""
-
-    def __init__(
-        self, resnets: Sequence[nn.Module], *, down: Downsample | None = None, up: Upsample | None = None
-    ) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(resnets)
-        self.downsamplers = nn.ModuleList([down]) if down else None
-        self.upsamplers = nn.ModuleList([up]) if up else None
-
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
-        for block in self.resnets:
-            x_BCTHW = block(x_BCTHW)
-        for change in self.downsamplers or self.upsamplers or ():
-            x_BCTHW = change(x_BCTHW)
-        return x_BCTHW
 
 
 def _head(norm: nn.GroupNorm, conv: CausalConv3d, x_BCTHW: Tensor) -> Tensor:

@@ -47,22 +47,22 @@ class MiddleBlock(nn.Module):
 
 
 class ResolutionBlocks(nn.Module):
-    """Residual blocks at one resolution level, followed by the down- or upsampler."""
+    """Residual blocks at one resolution level of images or clips, followed by the down- or upsampler."""
 
     def __init__(
-        self, resnets: Sequence[nn.Module], *, down: Downsample | None = None, up: Upsample | None = None
+        self, resnets: Sequence[nn.Module], *, down: nn.Module | None = None, up: nn.Module | None = None
     ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         self.downsamplers = nn.ModuleList([down]) if down else None
         self.upsamplers = nn.ModuleList([up]) if up else None
 
-    def forward(self, x_NCHW: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         for block in self.resnets:
-            x_NCHW = block(x_NCHW)
+            x = block(x)
         for resample in self.downsamplers or self.upsamplers or ():
-            x_NCHW = resample(x_NCHW)
-        return x_NCHW
+            x = resample(x)
+        return x
 
 
 class Encoder(nn.Module):

@@ -142,7 +142,9 @@ LARGE = {
 }  # fmt: skip
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="this system does not tell what is anonymous")
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(), reason="needs /proc/self/smaps_rollup to measure anonymous memory"
+)
 @pytest.mark.parametrize("level", ["block", "sequential"])
 def test_a_process_that_streams_two_gigabytes_holds_less_than_two_fifths(level: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -33,7 +33,10 @@ Text = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """One branch of guidance; ``given_BCThw`` has C + 1 channels: the mask, then what is given. None: nothing is."""
+    """One branch of guidance.
+
+    ``given_BCThw`` has C + 1 channels, the mask and the given latents; it is None if no frame is given.
+    """
 
     text_BMF: Tensor
     pooled_BF: Tensor
@@ -47,7 +50,7 @@ class Condition:
 
 
 def join(conditions: Sequence[Condition]) -> Condition | None:
-    """Those of several clips as that of a batch; None where only some have given frames."""
+    """The conditions of several clips as one batch; None if some clips have given frames and others have none."""
     given = [each.given_BCThw for each in conditions]
     some = [each for each in given if each is not None]
     if some and len(some) < len(given):

@@ -98,7 +98,7 @@ class OpenSoraSampling(Sampling):
 
 
 class OpenSoraCheckpoints(Checkpoints):
-    """What its files are called."""
+    """The files of Open-Sora: which are recognised, converted and required."""
 
     recognise = staticmethod(opening.open_source)
     convert = staticmethod(opening.convert)

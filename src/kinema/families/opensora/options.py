@@ -1,4 +1,4 @@
-"""The options of Open-Sora 2.0 in ``Request.extra``: their ranges, their help, and what refuses them."""
+"""The options of Open-Sora 2.0 in ``Request.extra``: their ranges, their help and their checks."""
 
 from __future__ import annotations
 

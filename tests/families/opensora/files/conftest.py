@@ -21,17 +21,17 @@ from kinema.families.opensora.model import OpenSora
 BF16 = 2
 
 
-def hollow(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "BF16") -> Path:
+def sparse_file(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "BF16") -> Path:
     """A file with these tensors and no data: a hole that the disk does not store."""
     table, at = {}, 0
     for name, shape in shapes.items():
         size = BF16 * math.prod(shape)
         table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
-    told = json.dumps(table).encode()
+    header = json.dumps(table).encode()
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(told)) + told)
-        file.truncate(8 + len(told) + at)
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + at)
     return path
 
 
@@ -78,7 +78,7 @@ def write() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def sparse() -> Callable[..., Path]:
-    return hollow
+    return sparse_file
 
 
 @pytest.fixture(scope="session")
