@@ -28,6 +28,9 @@ from kinema.schema import BadRequest
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
+FOLDERS = ("model_index.json", "adapter_config.json")
+"""Files by which a folder is known as a pipeline's or a LoRA's, so that it may be overwritten as a whole."""
+
 
 @dataclass(frozen=True)
 class TargetFile:
@@ -164,7 +167,8 @@ def _check_target(source: Path, target: Path, plan: Conversion, overwrite: bool)
     if os.path.lexists(target):
         if not overwrite:
             raise BadRequest(f"{target} already exists; choose another target or use --overwrite")
-        if target.is_dir() and any(target.iterdir()) and not (target / "model_index.json").is_file():
+        ours = any((target / name).is_file() for name in FOLDERS)
+        if target.is_dir() and any(target.iterdir()) and not ours:
             raise BadRequest(
                 f"{target} is a folder of other files, all of which would be deleted; choose another target"
             )

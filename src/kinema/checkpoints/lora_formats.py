@@ -29,6 +29,8 @@ from kinema.values import counted
 LAYOUTS = ("diffusers", "kohya")
 PEFT_NOTE = "lora_adapter_metadata"
 """Metadata key of PEFT's settings in diffusers files."""
+PEFT_STEM, PEFT_CONFIG = "adapter_model", "adapter_config.json"
+"""The weights and settings that PEFT saves in a folder."""
 
 KOHYA = {
     "lora_unet_": "unet",
@@ -136,19 +138,22 @@ def read_lora(
     adapters = {module: _adapter(parts, module, alphas, where) for module, parts in found.items()}
     if not adapters:
         raise BadRequest(f"{where} has no LoRA weights")
-    return _native(adapters, aliases or {}, where)
+    return moved(adapters, aliases or {}, where)
 
 
 def _settings_of(path: Path) -> dict[str, str]:
     """A file's metadata; for one that PEFT saved, the settings that it saved next to it."""
-    beside = path.with_name("adapter_config.json")
-    if path.stem == "adapter_model" and beside.is_file() and PEFT_NOTE not in metadata(path):
+    beside = path / PEFT_CONFIG if path.is_dir() else path.with_name(PEFT_CONFIG)
+    if (path.is_dir() or path.stem == PEFT_STEM) and beside.is_file() and PEFT_NOTE not in metadata(path):
         return {PEFT_NOTE: json.dumps(read_json(beside))}
     return metadata(path)
 
 
-def _native(adapters: Lora, aliases: Mapping[str, Alias], where: str) -> dict[str, Adapter]:
-    """Adapters of native modules, with those of other layouts' modules split and joined."""
+def moved(adapters: Lora, aliases: Mapping[str, Alias], where: str) -> dict[str, Adapter]:
+    """Adapters under the names that ``aliases`` maps theirs to, split and joined where those are pieces.
+
+    From another layout's modules to native ones or back. Raises BadRequest, naming the file, for sizes that do not fit.
+    """
     found: dict[str, list[Adapter]] = defaultdict(list)
     for module, adapter in adapters.items():
         alias = aliases.get(module)
@@ -156,8 +161,12 @@ def _native(adapters: Lora, aliases: Mapping[str, Alias], where: str) -> dict[st
             found[module].append(adapter)
             continue
         try:
-            for piece in alias:
-                found[piece.module].append(piece.of(adapter))
+            pieces = [(piece.module, piece.of(adapter)) for piece in alias]
+            # A layer of which an adapter changes one part: the others have no adapter of their own.
+            some = any(bool(part.up.any()) for _, part in pieces)
+            for name, part in pieces:
+                if not some or part.up.any():
+                    found[name].append(part)
         except (RuntimeError, IndexError, ValueError) as error:
             raise BadRequest(
                 f"{where} has {adapter.up.shape[0]} rows at {module}, which do not fit this model"
@@ -166,10 +175,19 @@ def _native(adapters: Lora, aliases: Mapping[str, Alias], where: str) -> dict[st
 
 
 def _sum(adapters: Sequence[Adapter], module: str, where: str) -> Adapter:
-    """One adapter that equals the sum of several: their ranks side by side, each with its scale."""
+    """One adapter that equals the sum of several: their ranks side by side, each with its scale.
+
+    Those with the same ``down``, the pieces of one that was split, become that one again.
+    """
     if len({each.down.shape[1:] for each in adapters}) > 1 or len({each.up.shape[0] for each in adapters}) > 1:
         raise BadRequest(f"{where} changes {module} by adapters of different sizes")
+    first, *rest = adapters
+    if all(each.alpha == first.alpha and torch.equal(each.down, first.down) for each in rest):
+        return Adapter(first.down, sum((each.up for each in rest), first.up), first.alpha)
     down = torch.cat([each.down for each in adapters])
+    if len({each.scale for each in adapters}) == 1:
+        alpha = None if first.scale == 1 else first.scale * len(down)
+        return Adapter(down, torch.cat([each.up for each in adapters], dim=1), alpha)
     return Adapter(down, torch.cat([each.up * each.scale for each in adapters], dim=1))
 
 
@@ -316,11 +334,16 @@ def peft_settings(lora: Lora) -> str:
     for module, adapter in lora.items():
         part, _, inner = module.partition(".")
         parts[part][inner] = adapter
-    note = {f"{part}.{name}": value for part, adapters in parts.items() for name, value in _settings(adapters).items()}
+    note = {
+        f"{part}.{name}": value
+        for part, adapters in parts.items()
+        for name, value in settings_of_part(adapters).items()
+    }
     return json.dumps(note, sort_keys=True)
 
 
-def _settings(part: Lora) -> dict[str, Any]:
+def settings_of_part(part: Lora) -> dict[str, Any]:
+    """Return PEFT's settings of adapters: rank and alpha, with those of single layers as patterns."""
     ranks = {module: adapter.rank for module, adapter in part.items()}
     alphas = {module: a.rank if a.alpha is None else a.alpha for module, a in part.items()}
     rank, alpha = _most_common(ranks), _most_common(alphas)

@@ -25,7 +25,8 @@ OPTIONS = [
         "layout",
         str | None,
         None,
-        "of a model: sgm or official (one file), or diffusers (folder); of a LoRA: diffusers, kohya or official",
+        "of a model: its authors' (sgm, official, open-sora, fused, flux; one file), or diffusers (folder); of a LoRA: "
+        "its authors' (official; open-sora, a PEFT folder), diffusers or kohya",
         metavar="NAME",
     ),
     Option("dtype", Literal["fp32", "fp16", "bf16"] | None, None, "precision to write; by default that of the source"),

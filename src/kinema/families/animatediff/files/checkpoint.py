@@ -12,7 +12,9 @@ from typing import cast as as_cast
 import torch
 from torch import Tensor
 
+from kinema.checkpoints import lora_convert
 from kinema.checkpoints.convert import Conversion, TargetFile, cast
+from kinema.checkpoints.lora_convert import OpenedLora
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.stable_diffusion import heads_of
 from kinema.families.animatediff.control import sparse
@@ -21,7 +23,6 @@ from kinema.families.animatediff.files import controlnet_file, image_files, ip_a
 from kinema.families.animatediff.files.controlnet_file import ControlFile
 from kinema.families.animatediff.files.image_files import OpenedImage
 from kinema.families.animatediff.files.ip_adapter_file import AdapterFile
-from kinema.families.animatediff.files.lora_files import OpenedLora
 from kinema.families.animatediff.files.motion_file import DEFAULT_POSITIONS, HEADS, MotionFile, MotionLayout
 from kinema.schema import BadRequest
 
@@ -50,7 +51,7 @@ class Layouts:
         if isinstance(opened, OpenedImage):
             return image_files.plan(opened, layout, dtype)
         if isinstance(opened, OpenedLora):
-            return lora_files.plan(opened, layout, dtype)
+            return lora_convert.plan(opened, layout, dtype)
         if layout == "kohya":
             raise BadRequest("kohya is a layout for LoRAs; expected official or diffusers")
         return _plan(opened, as_cast("MotionLayout", layout), dtype)

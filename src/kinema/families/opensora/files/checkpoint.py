@@ -2,8 +2,8 @@
 
 Layouts: ``open-sora`` (separate layers, half-split rotary layout: as published), ``fused`` (Open-Sora's fused layers,
 half-split), ``flux`` (fused, adjacent, without conditioning: as Flux's own code loads it) and ``diffusers`` (a folder;
-or of a codec alone, a folder of one network). Every file keeps the header of the file that it was converted from, so
-that the way back gives that file byte for byte.
+or of a codec alone, a folder of one network); those of LoRAs are in `lora`. Every file keeps the header of the file
+that it was converted from, so that the way back gives that file byte for byte.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kinema.checkpoints import lora_convert
 from kinema.checkpoints.convert import Conversion, TargetFile, cast
 from kinema.checkpoints.files import Header, parse_header
+from kinema.checkpoints.lora_convert import OpenedLora
 from kinema.checkpoints.settings import validated
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.stream import Stream
-from kinema.families.opensora.files import folder, opening, transformer_file, vae_file
+from kinema.families.opensora.files import folder, lora, opening, transformer_file, vae_file
 from kinema.families.opensora.files.transformer_file import ROPE_NOTE, Kind, Rope, TransformerFile
 from kinema.families.opensora.files.vae_file import VaeFile
 from kinema.families.opensora.mmdit import MMDiTConfig
@@ -62,10 +64,12 @@ class Opened:
 class Layouts:
     """What `kinema.checkpoints.convert` asks of a family."""
 
-    names: tuple[str, ...] = tuple(LAYOUTS_OF)
+    names: tuple[str, ...] = (*LAYOUTS_OF, "kohya")
 
-    def open(self, source: Path, variant: str | None) -> Opened | None:
+    def open(self, source: Path, variant: str | None) -> Opened | OpenedLora | None:
         seen = Source(source, variant)
+        if (adapter := lora.open_lora(seen)) is not None:
+            return adapter
         if seen.pipeline:
             return _open_folder(seen) if seen.pipeline == opening.PIPELINE else None
         if "kinema" in seen.metadata:
@@ -78,7 +82,11 @@ class Layouts:
             return None
         return _with_vae(seen, Opened(source.name, _transformer(seen, file), file.config))
 
-    def plan(self, opened: Opened, layout: str, dtype: torch.dtype | None) -> Conversion:
+    def plan(self, opened: Opened | OpenedLora, layout: str, dtype: torch.dtype | None) -> Conversion:
+        if isinstance(opened, OpenedLora):
+            return lora_convert.plan(opened, layout, dtype)
+        if layout == "kohya":
+            raise BadRequest(f"kohya is a layout for LoRAs; expected {', '.join(LAYOUTS_OF)}")
         if layout == "diffusers":
             return _plan_folder(opened, dtype)
         if opened.transformer is None or opened.config is None:

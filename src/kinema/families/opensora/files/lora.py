@@ -3,67 +3,171 @@
 Adapters of fused layers are split, those of diffusers' split layers joined, and rows of queries and keys moved to the
 rotary layout of the network: an adapter changes a weight's rows as the weight's own layout has them. Names without
 fused layers are Open-Sora's (`peft` writes them); fused ones and those of diffusers have Flux's rotary layout.
+
+Layouts to write: ``open-sora`` (a folder that PEFT loads), ``diffusers`` (a file for Flux's pipelines) and ``kohya`` (a
+file with fused layers, as Flux's trainers write them).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import accumulate
 
-from kinema.checkpoints.lora_formats import Alias, Piece
-from kinema.families.opensora.config import Config
-from kinema.families.opensora.files.transformer_file import TransformerFile
+import torch
+from torch import Tensor
+
+from kinema.checkpoints import lora_convert
+from kinema.checkpoints.lora_convert import LoraLayout, OpenedLora, is_kohya, is_peft, written_as
+from kinema.checkpoints.lora_formats import (
+    PEFT_CONFIG,
+    PEFT_STEM,
+    Alias,
+    Lora,
+    Piece,
+    check_shapes,
+    diffusers,
+    is_lora,
+    moved,
+    read_lora,
+    settings_of_part,
+)
+from kinema.checkpoints.signatures import lora_kind
+from kinema.checkpoints.source import Source
+from kinema.checkpoints.table import Row
+from kinema.families.opensora.config import PRESETS, Config
+from kinema.families.opensora.files.transformer_file import Kind, Rope, TransformerFile
+from kinema.schema import BadRequest
+
+KIND = "a LoRA of Flux or Open-Sora 2.0"
+PART, PEFT = "transformer.", "base_model.model."
+"""Prefixes: of our layers, and of PEFT's names."""
 
 
 def aliases(config: Config) -> Mapping[str, Alias]:
     """Another layout's name of a layer to native, or to the parts of native that it stands for."""
     here = config.transformer.rope
-    fused = TransformerFile(replace(config.transformer, rope="adjacent"), "fused", here)
-    foreign = TransformerFile(replace(config.transformer, rope="adjacent"), "diffusers", here)
-    own = TransformerFile(replace(config.transformer, rope="half"), "separate", here)
     found: dict[str, Alias] = {}
-    for name, alias in {**_pieces(fused), **_pieces(own)}.items():
-        found[name] = alias
-    for name, alias in _joined(foreign).items():
-        found[name] = found[f"transformer.{name}"] = alias
+    for file in (_file(config, "fused", "adjacent", here), _file(config, "separate", "half", here)):
+        for row in _rows(file):
+            unchanged = len(row.native) == 1 and row.how is None
+            found[_layer(row.foreign)] = f"{PART}{_layer(row.native[0])}" if unchanged else _parts(row, PART)
+    for row in _rows(_file(config, "diffusers", "adjacent", here)):
+        native = f"{PART}{_layer(row.foreign)}"
+        how = row.how.backward if row.how else None
+        for name, start in zip(row.native, _starts(row), strict=True):
+            at = (start, row.shape[0]) if row.sizes else None
+            alias: Alias = native if how is None and at is None else (Piece(native, how=how, at=at),)
+            found[_layer(name)] = found[f"{PART}{_layer(name)}"] = alias
     return found
+
+
+# ---------------------------------------------------------------------------------------- converting
+
+
+def open_lora(source: Source) -> OpenedLora | None:
+    """Open a LoRA of any preset's transformer; None for other files and families.
+
+    Raises BadRequest for a tensor that fits no layer or has another size.
+    """
+    if source.pipeline or not is_lora(source.header) or lora_kind(source.header) != KIND:
+        return None
+    faults = []
+    for preset in ("v2", "v2-dc-ae", "tiny", "tiny-dc-ae"):
+        config = PRESETS[preset]
+        native = _file(config, "separate", "half").native
+        shapes = {f"{PART}{name}": torch.Size(shape) for name, shape in native.items()}
+        modules = [_layer(name) for name, shape in shapes.items() if name.endswith(".weight") and len(shape) > 1]
+        try:
+            lora = read_lora(source.path, modules, aliases(config))
+            check_shapes(lora, shapes, f"{source.path.name} is {KIND} of another size: it")
+        except BadRequest as error:
+            faults.append(error)
+        else:
+            return lora_convert.opened(source, lora, _layouts(config, modules))
+    raise faults[0]
+
+
+def _layouts(config: Config, modules: Iterable[str]) -> tuple[LoraLayout, ...]:
+    """The layouts to write a LoRA of these native layers in."""
+    own = {module: (Piece(module.removeprefix(PART)),) for module in modules}
+    split = {f"{PART}{_layer(row.foreign)}": _parts(row, PART) for row in _rows(_file(config, "diffusers", "adjacent"))}
+    bare = {piece.module.removeprefix(PART): piece.module for pieces in split.values() for piece in pieces}
+    fused = {}
+    turned = {row.foreign: row.how for row in _rows(_file(config, "separate", "adjacent"))}
+    for row in _rows(_file(config, "fused", "adjacent")):
+        for name, start in zip(row.native, _starts(row), strict=True):
+            how, at = turned[name], (start, row.shape[0]) if row.sizes else None
+            piece = Piece(_layer(row.foreign), how=how.backward if how else None, at=at)
+            fused[f"{PART}{_layer(name)}"] = (piece,)
+    return (
+        LoraLayout(
+            "open-sora",
+            _names(own),
+            _peft,
+            is_peft,
+            moved=lambda lora: moved(lora, own, "the LoRA"),
+            folder=f"{PEFT_STEM}.safetensors",
+            texts=lambda lora: {PEFT_CONFIG: _peft_config(lora)},
+        ),
+        LoraLayout(
+            "diffusers",
+            _names(split),
+            written_as("diffusers"),
+            is_peft,
+            bare,
+            moved=lambda lora: moved(lora, split, "the LoRA"),
+        ),
+        LoraLayout(
+            "kohya",
+            _names(fused),
+            written_as("kohya"),
+            is_kohya,
+            moved=lambda lora: moved(lora, fused, "the LoRA"),
+        ),
+    )
+
+
+def _peft(lora: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:
+    return {f"{PEFT}{name}": tensor for name, tensor in diffusers(lora).items()}, {"format": "pt"}
+
+
+def _peft_config(lora: Lora) -> Mapping[str, object]:
+    """What PEFT reads beside the weights."""
+    own = {"peft_type": "LORA", "task_type": None, "bias": "none", "lora_dropout": 0.0, "inference_mode": True}
+    return own | settings_of_part(lora)
+
+
+# ---------------------------------------------------------------------------------------- rows of layers
+
+
+def _file(config: Config, kind: Kind, rope: Rope, here: Rope = "half") -> TransformerFile:
+    return TransformerFile(replace(config.transformer, rope=rope), kind, here)
+
+
+def _rows(file: TransformerFile) -> list[Row]:
+    """The rows of layers that a LoRA can change."""
+    return [row for row in file.table.rows if row.foreign.endswith(".weight") and len(row.shape) > 1]
 
 
 def _layer(name: str) -> str:
     return name.removesuffix(".weight")
 
 
-def _pieces(file: TransformerFile) -> dict[str, Alias]:
-    """Layers of a file that are one or several of native."""
-    found: dict[str, Alias] = {}
-    for row in file.table.rows:
-        if not row.foreign.endswith(".weight") or len(row.shape) < 2:
-            continue
-        native = [f"transformer.{_layer(name)}" for name in row.native]
-        if len(native) == 1 and row.how is None:
-            found[_layer(row.foreign)] = native[0]
-            continue
-        starts = [sum(row.sizes[:i]) for i in range(len(native))]
-        sizes = row.sizes or row.shape[:1]
-        found[_layer(row.foreign)] = tuple(
-            Piece(module, rows=(start, start + size), how=row.how.forward if row.how else None)
-            for module, start, size in zip(native, starts, sizes, strict=True)
-        )
-    return found
+def _starts(row: Row) -> list[int]:
+    """The first row of each native part of a layer."""
+    return [0, *accumulate(row.sizes)][: len(row.native)]
 
 
-def _joined(file: TransformerFile) -> dict[str, Alias]:
-    """Layers of diffusers, which are one of native or a part of one."""
-    found: dict[str, Alias] = {}
-    for row in file.table.rows:
-        if not row.foreign.endswith(".weight") or len(row.shape) < 2:
-            continue
-        native, how = f"transformer.{_layer(row.foreign)}", row.how.backward if row.how else None
-        if len(row.native) == 1 and how is None:
-            found[_layer(row.native[0])] = native
-            continue
-        starts = [sum(row.sizes[:i]) for i in range(len(row.native))]
-        for name, start in zip(row.native, starts, strict=True):
-            at = (start, row.shape[0]) if row.sizes else None
-            found[_layer(name)] = (Piece(native, how=how, at=at),)
-    return found
+def _parts(row: Row, prefix: str) -> tuple[Piece, ...]:
+    """The native parts of a layer, as pieces."""
+    how, sizes = row.how.forward if row.how else None, row.sizes or row.shape[:1]
+    whole = len(row.native) == 1
+    return tuple(
+        Piece(f"{prefix}{_layer(name)}", rows=None if whole else (start, start + size), how=how)
+        for name, start, size in zip(row.native, _starts(row), sizes, strict=True)
+    )
+
+
+def _names(pieces: Mapping[str, tuple[Piece, ...]]) -> list[str]:
+    return list(dict.fromkeys(piece.module for each in pieces.values() for piece in each))
