@@ -24,11 +24,12 @@ from kinema.cli.verbs import (
     request_options,
 )
 from kinema.events import Event, Note, Phase, Step
-from kinema.schema import Request, TaskName
+from kinema.schema import BadRequest, Request, TaskName
 
 if TYPE_CHECKING:
     from kinema.api import Model
     from kinema.job import StageRun
+    from kinema.system import System
 
 OWN = [
     Option("measure", bool, True, "do not load the model to time a few steps"),
@@ -70,6 +71,8 @@ class Forecast:
     """Over all stages."""
     peak_bytes: int | None
     fits: bool
+    missing: tuple[str, ...]
+    """Files besides the weights that the models need and this machine lacks, such as text encoders."""
     stages: tuple[dict[str, Any], ...]
     """What the recipe will record of each stage: frames, blocks of frames, memory plan."""
     reasons: tuple[str, ...]
@@ -85,7 +88,7 @@ class Cost:
 
 
 def plan(argv: Sequence[str]) -> int:
-    """Exit code 0 if the request fits in memory, 1 if not; BadRequest if it is invalid."""
+    """Exit code 0 if the request can run: it fits in memory and no file is missing. 1 if not; BadRequest if invalid."""
     task, argv, named = _task(argv)
     options = [*request_options(task), *MODEL, *OWN, CONFIG]
     about = f"Forecast size, time and memory, without writing anything, of: {VERBS[task].about}"
@@ -103,7 +106,7 @@ def plan(argv: Sequence[str]) -> int:
         open_model(model_options(given), on_event=Lines(sys.stderr)), request, measure=settings["measure"]
     )
     sys.stdout.write((as_json(asdict(result), indent=2) if settings["json"] else describe(result)) + "\n")
-    return 0 if result.fits else 1
+    return 0 if result.fits and not result.missing else 1
 
 
 def _task(argv: Sequence[str]) -> tuple[TaskName, Sequence[str], bool]:
@@ -136,8 +139,9 @@ def forecast(model: Model, request: Request, *, measure: bool) -> Forecast:
             stages.append(replace(run.stage, memory=memory).to_dict())
     except TooLarge as error:
         refusal = str(error)
+    missing = tuple(dict.fromkeys(fault for run in runs if (fault := _lacks(run.system))))
     steps = [(run.stage.request.steps or 0) - run.canvas.skipped for run in runs]
-    cost = _measure(model, request, runs, steps) if measure and not refusal else None
+    cost = _measure(model, request, runs, steps) if measure and not refusal and not missing else None
     notes += [*precision_notes(system), *memory.reasons]
     figures: dict[str, Any] = {
         "seconds": cost.around + sum(map(mul, cost.a_step, steps)) if cost else None,
@@ -159,9 +163,19 @@ def forecast(model: Model, request: Request, *, measure: bool) -> Forecast:
         chunk_tokens=memory.tokens,
         compiled=system.compiled,
         fits=not refusal,
+        missing=missing,
         stages=tuple(stages),
-        reasons=(*notes, *_reasons(count, system.dtype.itemsize, steps, cost, refusal)),
+        reasons=(*notes, *_reasons(count, system.dtype.itemsize, steps, cost, refusal or "; ".join(missing))),
     )
+
+
+def _lacks(system: System) -> str:
+    """What a model needs besides its weights and this machine lacks, as a sentence; "" if nothing."""
+    try:
+        system.family.checkpoints.check_ready(system)
+    except BadRequest as error:
+        return str(error)
+    return ""
 
 
 def job_fields(runs: Sequence[StageRun], steps: Sequence[int]) -> dict[str, Any]:
@@ -267,6 +281,8 @@ def describe(result: Forecast) -> str:
     weights = f"{result.weight_bytes / gib:.2f} GiB of weights"
     if not result.fits:
         head = f"does not fit: {weights}, {result.free_bytes / gib:.2f} GiB free"
+    elif result.missing:
+        head = f"cannot run yet, since a file is missing; {weights}, {free}"
     elif result.seconds is None or result.peak_bytes is None:
         needed = "" if result.needed_bytes is None else f", about {result.needed_bytes / gib:.2f} GiB peak memory"
         head = f"fits: {weights}{needed}, {free}"
@@ -279,6 +295,7 @@ def describe(result: Forecast) -> str:
         ("latents", result.latent),
         ("sampling", result.sampling + calls),
         ("options", _memory_options(result)),
+        *(("missing", fault) for fault in result.missing),
         *(("reason", reason) for reason in result.reasons),
     ]
     return "\n".join([head, *(f"  {name:<10} {printable(value)}" for name, value in rows)])

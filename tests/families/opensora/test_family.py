@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from einops import EinopsError
 from torch import Tensor
 
 from kinema.api import Model, load
+from kinema.cli.main import main
 from kinema.families.opensora import conditioning, recipe
 from kinema.families.opensora.config import TINY, TINY_DC_AE, Config
 from kinema.families.opensora.family import FAMILY
@@ -201,6 +203,20 @@ def test_a_model_without_its_text_encoders_says_so_before_weights_are_read(
     with pytest.raises(BadRequest, match="T5-XXL, which encodes the prompt, is not in the hub's cache; download it"):
         model.generate("a red ball")
     assert model.system.runtime.model is None
+
+
+def test_a_plan_names_the_text_encoders_that_are_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    options = ["plan", "a red ball", "--model", "opensora/v2", "--frames", "5", "--height", "64", "--width", "64"]
+    assert main([*options, "--memory", "1TB", "--json"]) == 1
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"]
+    assert plan["seconds"] is None
+    assert [fault.partition(",")[0] for fault in plan["missing"]] == ["T5-XXL"]
 
 
 @pytest.mark.parametrize("shift", [1.0, 4.0])
