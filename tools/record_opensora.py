@@ -76,13 +76,13 @@ class _Norm:
 
 
 class _Rope:
-    """Liger's rotary embedding: features i and i + D/2 turn together."""
+    """Liger's rotary embedding: features i and i + D/2 turn together, and keep their precision."""
 
     @staticmethod
     def apply(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         def turned(x: Tensor) -> Tensor:
             first, second = x.chunk(2, dim=-1)
-            return x * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
+            return (x * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]).to(x.dtype)
 
         return turned(q), turned(k)
 
