@@ -12,9 +12,9 @@ from kinema import registry
 from kinema.checkpoints import files
 from kinema.families.lumiere.config import Config, presets
 from kinema.families.lumiere.model import Lumiere, is_new
+from kinema.families.lumiere.space_time import TemporalConv, TemporalDownsample, TemporalUpsample
 from kinema.families.lumiere.unet import SpaceTimeUNet
 from kinema.nn.ldm_unet import channels_last
-from kinema.nn.space_time import TemporalConv, TemporalDownsample, TemporalUpsample
 from kinema.system import open_system
 
 ODD = Config(

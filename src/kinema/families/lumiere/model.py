@@ -9,10 +9,10 @@ from torch import nn
 
 from kinema.conditioning.clip_text import ClipText
 from kinema.families.lumiere.config import Config
+from kinema.families.lumiere.space_time import SpaceTimeConv, TemporalAttention
 from kinema.families.lumiere.unet import GIVEN, TEMPORAL, SpaceTimeUNet
 from kinema.nn.ldm_unet import ResBlock, export_contiguous
 from kinema.nn.sd_unet import Transformer
-from kinema.nn.space_time import SpaceTimeConv, TemporalAttention
 from kinema.vae.kl2d import Autoencoder
 from kinema.vae.patches import Patches
 

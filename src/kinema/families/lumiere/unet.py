@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kinema.families.lumiere.config import Config
+from kinema.families.lumiere.space_time import SpaceTimeConv, TemporalAttention, TemporalDownsample, TemporalUpsample
 from kinema.nn.embeddings import sinusoidal
 from kinema.nn.ldm_unet import (
     Downsample,
@@ -37,7 +38,6 @@ from kinema.nn.sd_unet import (
     middle_depth,
     up_inputs,
 )
-from kinema.nn.space_time import SpaceTimeConv, TemporalAttention, TemporalDownsample, TemporalUpsample
 
 TEMPORAL, GIVEN = "temporal.", "conv_given."
 """Prefixes of the parameters that the image model does not have."""
