@@ -67,6 +67,17 @@ def group_norm(channels: int, eps: float) -> GroupNorm:
     return GroupNorm(GROUPS, channels, eps=eps)
 
 
+def with_input_grad(norm: nn.GroupNorm, x_NCHW: Tensor) -> Tensor:
+    """Make the input of a norm in training require a gradient, even after frozen layers.
+
+    Works around torch 2.13's group norm, which crashes on channels-last inputs without a gradient if its weights need
+    one. Kept out of the ``forward`` of blocks, which must compile as one graph.
+    """
+    if norm.weight.requires_grad and not x_NCHW.requires_grad and torch.is_grad_enabled():
+        return x_NCHW.detach().requires_grad_()
+    return x_NCHW
+
+
 def scale_and_shift(norm: nn.GroupNorm, parts_NRSC: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Return the scale and shift of a group norm, N×C each in float32 or wider; parts have R rows of S positions."""
     wide, count = torch.promote_types(norm.weight.dtype, torch.float32), 0

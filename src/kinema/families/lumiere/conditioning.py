@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kinema.canvas import Canvas
+from kinema.canvas import Canvas, LowResolution
 from kinema.checkpoints.source import Source
 from kinema.conditioning import pocket
 from kinema.conditioning.clip_text import ClipTokenizer, Tokenizer, WordTokenizer, encode, find_vocabulary, rows
@@ -43,13 +43,15 @@ class Condition:
 
     context_BLC: Tensor
     given_BCThw: Tensor | None = None
+    small_BCThw: Tensor | None = None
     unet: SpaceTimeUNet | None = None
 
     def of(self, frames: Sequence[int] | None) -> Condition:
         """Select these frames."""
-        if frames is None or self.given_BCThw is None:
+        if frames is None:
             return self
-        return replace(self, given_BCThw=self.given_BCThw[:, :, list(frames)])
+        given, small = (x if x is None else x[:, :, list(frames)] for x in (self.given_BCThw, self.small_BCThw))
+        return replace(self, given_BCThw=given, small_BCThw=small)
 
 
 def join(conditions: Sequence[Condition]) -> Condition | None:
@@ -58,7 +60,13 @@ def join(conditions: Sequence[Condition]) -> Condition | None:
     contexts = [each.context_BLC for each in conditions]
     if (given and len(given) < len(conditions)) or len({context.shape[1] for context in contexts}) > 1:
         return None
-    return replace(conditions[0], context_BLC=torch.cat(contexts), given_BCThw=torch.cat(given) if given else None)
+    small = [each.small_BCThw for each in conditions if each.small_BCThw is not None]
+    return replace(
+        conditions[0],
+        context_BLC=torch.cat(contexts),
+        given_BCThw=torch.cat(given) if given else None,
+        small_BCThw=torch.cat(small) if small else None,
+    )
 
 
 # -------------------------------------------------------------------------------------------- words
@@ -128,9 +136,10 @@ def conditions(system: OpenedModel, words: Mapping[str, Tensor], request: Reques
     """The guidance branches ``positive`` and ``negative``, both with what is given."""
     config: Config = system.config
     shown = None if canvas.empty or canvas.block.way != "native" else _given(system, canvas)
+    small = None if canvas.small is None else _small(system, canvas.small, canvas.shape.frames)
     unet = styled(system, request)
     branches = {
-        name: Condition(x.expand(request.clips, -1, -1).to(system.device, system.dtype), shown, unet)
+        name: Condition(x.expand(request.clips, -1, -1).to(system.device, system.dtype), shown, small, unet)
         for name, x in words.items()
     }
     if shown is None or config.patch:
@@ -144,6 +153,35 @@ def _given(system: OpenedModel, canvas: Canvas) -> Tensor:
         return given_channels(config, canvas.video, canvas.mask, None).to(system.device, system.dtype)
     content, mask = encode_given(system.encode, lattice(config).grid, canvas.video, canvas.mask)
     return torch.cat([content * mask.to(content), mask.to(content)], dim=1).to(system.device, system.dtype)
+
+
+# -------------------------------------------------------------------------------- super-resolution
+
+
+def enlarged(small_BCTHW: Tensor, factor: int) -> Tensor:
+    """Each frame ``factor`` times as large, bilinearly."""
+    frames = small_BCTHW.transpose(1, 2).flatten(0, 1)
+    large = F.interpolate(frames, scale_factor=factor, mode="bilinear", align_corners=False)
+    return large.unflatten(0, (len(small_BCTHW), -1)).transpose(1, 2)
+
+
+def _small(system: OpenedModel, small: LowResolution, frames: int) -> Tensor:
+    """The small clip, enlarged and encoded; frames in between are those before them."""
+    last = small.video.shape[2] - 1
+    video = small.video[:, :, [min(frame // small.every, last) for frame in range(frames)]]
+    return system.encode(enlarged(video, small.factor)).to(system.device, system.dtype)
+
+
+def check_size(config: Config, request: Request) -> None:
+    """Raises BadRequest for a super-resolution model on its own, and a weight that has no effect on it."""
+    if config.enlarges == 1:
+        return
+    if request.task != "upscale" and request.super_resolution is None:
+        raise BadRequest("this model enlarges clips: use it with kinema upscale, or name it as --super-resolution")
+    if request.super_resolution_weight != Request().super_resolution_weight:
+        raise BadRequest(
+            "super_resolution_weight is for models that are guided by the small clip; this one takes it as input"
+        )
 
 
 # -------------------------------------------------------------------------------------------- style

@@ -24,6 +24,8 @@ IMAGE_FIELDS = (
     "predicts", "betas",
 )  # fmt: skip
 """Settings of the image model, which an image model that is added replaces."""
+SAMPLING_FIELDS = ("height", "width", "steps", "sampler", "spacing", "guidance")
+"""Those of them that a super-resolution model keeps."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,13 @@ class Config:
     """Whether the network also halves the frames at each level; False for comparisons."""
     conditioned: bool = True
     """Whether the first convolution also takes given pixels and their mask."""
+    enlarges: int = 1
+    """For a super-resolution model, how many times the sides of the small clip that it takes; 1 for a base model."""
+    overlap: int = 2
+    """Frames that the windows of a super-resolution model share (§3.2)."""
+    trains: Literal["new", "all"] = "new"
+    """Whether training leaves the image model's layers as they are ("new"). There is no pocket image model for
+    super-resolution that could be inflated, so ours starts as the one for images, and all layers are trained."""
 
     def __post_init__(self) -> None:
         if self.longest % self.factor or self.frames % self.factor:
@@ -165,7 +174,23 @@ def presets() -> Mapping[str, Config]:
         patch=2,
         temporal_layers=1,
     )
-    return {"tiny": tiny, "pocket": pocket, "sd15": SD15, "base-128px": BASE}
+    small = {
+        "frames": 8,
+        "longest": 8,
+        "steps": 10,
+        "guidance": 1.0,
+        "conditioned": False,
+        "enlarges": 2,
+        "trains": "all",
+    }
+    return {
+        "tiny": tiny,
+        "tiny-sr": replace(tiny, **small, height=32, width=32),
+        "pocket": pocket,
+        "pocket-sr": replace(pocket, **small, height=128, width=128),
+        "sd15": SD15,
+        "base-128px": BASE,
+    }
 
 
 def to_json(config: Config) -> dict[str, Any]:

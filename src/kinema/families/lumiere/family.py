@@ -39,6 +39,9 @@ class LumiereSampling(Sampling):
             sampler=config.sampler,
             spacing=config.spacing,
             guidance=config.guidance,
+            enlarges=config.enlarges > 1,
+            takes_small=config.enlarges > 1,
+            windows=(config.longest, config.overlap) if config.enlarges > 1 else None,
             extra=conditioning.OPTIONS,
         )
 
@@ -55,7 +58,8 @@ class LumiereSampling(Sampling):
         own = ("native",) if config.conditioned or kind == "nothing" else ()
         return own if kind == "nothing" else (*own, "replacement", "reconstruction")
 
-    def check(self, config: Config, request: Request) -> None:  # noqa: ARG002
+    def check(self, config: Config, request: Request) -> None:
+        conditioning.check_size(config, request)
         for name in request.extra:
             if name not in conditioning.OPTIONS:
                 raise BadRequest(registry.unknown_name("option of lumiere", name, conditioning.OPTIONS))
@@ -88,7 +92,9 @@ class LumiereSampling(Sampling):
 
         def predict(z_BCTHW: Tensor, level: NoiseLevel) -> Tensor:
             step = processor.to_device(schedule.timestep(level.log_snr), z_BCTHW.device)
-            return unet(z_BCTHW.to(system.dtype), step, here.context_BLC, here.given_BCThw).to(z_BCTHW.dtype)
+            return unet(z_BCTHW.to(system.dtype), step, here.context_BLC, here.given_BCThw, here.small_BCThw).to(
+                z_BCTHW.dtype
+            )
 
         return recipe.parameterisation_of(config).denoiser(predict)
 

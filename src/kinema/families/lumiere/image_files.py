@@ -15,7 +15,7 @@ from torch import Tensor
 from kinema import registry
 from kinema.checkpoints.signatures import describe
 from kinema.checkpoints.source import Source
-from kinema.families.lumiere.config import IMAGE_FIELDS, Config
+from kinema.families.lumiere.config import IMAGE_FIELDS, SAMPLING_FIELDS, Config
 from kinema.schema import BadRequest
 from kinema.system import Family, FoundCheckpoint, parse_metadata
 
@@ -47,6 +47,8 @@ def open_image(config: Config, source: Source) -> FoundCheckpoint:
         raise BadRequest(f"{source.path} has no {' and no '.join(image.absent)}; expected a file with all parts")
     values = {name: getattr(image, name) for name in IMAGE_FIELDS if hasattr(image, name)}
     values |= {"text": image.text[0], "betas": image.image_betas}
+    if config.enlarges > 1:
+        values = {name: value for name, value in values.items() if name not in SAMPLING_FIELDS}
     return FoundCheckpoint(fitted(replace(config, frames=config.longest, **values), config.frames), parts)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from kinema.conditioning.clip_text import ClipText
 from kinema.families.lumiere.config import Config
 from kinema.families.lumiere.space_time import SpaceTimeConv, TemporalAttention
-from kinema.families.lumiere.unet import GIVEN, TEMPORAL, SpaceTimeUNet
+from kinema.families.lumiere.unet import GIVEN, SMALL, TEMPORAL, SpaceTimeUNet
 from kinema.nn.ldm_unet import ResBlock, export_contiguous
 from kinema.nn.sd_unet import Transformer
 from kinema.vae.kl2d import Autoencoder
@@ -32,12 +32,12 @@ class Lumiere(nn.Module):
         export_contiguous(self)
         self.requires_grad_(False)
         for name, parameter in self.unet.named_parameters():
-            parameter.requires_grad_(is_new(name))
+            parameter.requires_grad_(config.trains == "all" or is_new(name))
 
 
 def is_new(name: str) -> bool:
     """Whether a parameter of the U-Net is one that the image model does not have."""
-    return name.startswith((TEMPORAL, GIVEN))
+    return name.startswith((TEMPORAL, GIVEN, SMALL))
 
 
 def blocks(model: nn.Module) -> Sequence[nn.Module]:

@@ -10,6 +10,7 @@ from typing import cast
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional as F
 
 from kinema import processor
 from kinema.data.playroom import Playroom
@@ -35,9 +36,13 @@ POCKET = TrainingSettings(
     steps=3000, batch=4, learning_rate=2e-3, optimiser="muon", weight_decay=0.01, warmup=50, cooldown=0.4, ema=0.995,
     text_drop=0.1, canvas_mix=MIX, playroom=Playroom("scenic"),
 )  # fmt: skip
+POCKET_SR = replace(POCKET, batch=4, learning_rate=1e-3, canvas_mix={"nothing": 1.0})
 TINY = replace(POCKET, steps=200, warmup=10, optimiser="adamw", learning_rate=1e-3, ema=0.99)
 POCKET_LEVELS = losses.draw_levels("edm-lognormal", p_mean=2.3, p_std=1.3, stratified=True)
 """ln(sigma / alpha) for clips of 32 frames, which together are as informative as one at a level lower by ln(32) / 2."""
+SR_LEVELS = losses.draw_levels("edm-lognormal", p_mean=0.0, p_std=1.4, stratified=True)
+SR_NOISE = 0.15
+"""Largest standard deviation of the noise added to the small clip in training, as sampled clips are not perfect."""
 MIN_SIGMA = 0.3
 """Bound of the loss weight 1 / sigma², the weight of a flow's velocity loss."""
 OBJECT_WEIGHT, OBJECT_MAX_SIGMA = 4.0, 0.92
@@ -48,7 +53,9 @@ noise positions are undecided, and the weight would teach the model to put objec
 def settings_of(config: Config) -> TrainingSettings:
     if not config.patch or config.channels[0] > 64:
         return SETTINGS
-    return TINY if config.channels[0] < 64 else POCKET
+    if config.channels[0] < 64:
+        return TINY if config.enlarges == 1 else replace(TINY, canvas_mix=POCKET_SR.canvas_mix)
+    return POCKET if config.enlarges == 1 else POCKET_SR
 
 
 def schedule_of(config: Config) -> DiscreteBetas:
@@ -69,12 +76,16 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: Generator) -
     with torch.no_grad():
         x0 = codec.encode(batch.video)
     schedule = schedule_of(config)
-    draw = POCKET_LEVELS if config.predicts == "x0" else losses.draw_levels("uniform")
+    draw = losses.draw_levels("uniform")
+    if config.predicts == "x0":
+        draw = POCKET_LEVELS if config.enlarges == 1 else SR_LEVELS
     level = batch.own(draw(schedule, batch.count, generator))
     eps = batch.own(torch.randn(batch.count, *x0.shape[1:], generator=generator)).to(x0)
     step = processor.to_device(schedule.timestep(level.log_snr), x0.device)
     given, known = _given(network, config, batch)
-    out = network.unet(level.add_noise(x0, eps).to(x0), step, conditioning.captions(network, config, batch), given)
+    small = None if config.enlarges == 1 else codec.encode(_small(config, batch, generator))
+    context = conditioning.captions(network, config, batch)
+    out = network.unet(level.add_noise(x0, eps).to(x0), step, context, given, small)
     unused = 0 * sum(p.sum() for p in network.unet.conv_given.parameters()) if network.unet.conv_given else 0
     if config.predicts == "eps":
         return EPS.loss(out.float(), x0, eps, level, mask=1 - known) + unused
@@ -93,6 +104,15 @@ def _given(network: Lumiere, config: Config, batch: Batch) -> tuple[Tensor | Non
         content, mask = encode_given(codec.encode, lattice(config).grid, batch.video, batch.mask)
     mask = mask.to(content)
     return torch.cat([content * mask, mask], dim=1), mask
+
+
+def _small(config: Config, batch: Batch, generator: Generator) -> Tensor:
+    """The small clip with some noise, enlarged, B×3×T×H×W."""
+    factor = (1, config.enlarges, config.enlarges)
+    small = F.avg_pool3d(batch.video, factor)
+    amount = batch.own(torch.rand(batch.count, generator=generator)).to(small) * SR_NOISE
+    noise = batch.own(torch.randn(batch.count, *small.shape[1:], generator=generator)).to(small)
+    return conditioning.enlarged(small + amount[:, None, None, None, None] * noise, config.enlarges)
 
 
 def _image_loss(image_BCTHW: Tensor, batch: Batch, level: NoiseLevel) -> Tensor:

@@ -26,6 +26,7 @@ from kinema.nn.ldm_unet import (
     group_norm,
     set_norm_groups,
     silu_,
+    with_input_grad,
 )
 from kinema.nn.sd_unet import (
     EPS,
@@ -39,7 +40,7 @@ from kinema.nn.sd_unet import (
     up_inputs,
 )
 
-TEMPORAL, GIVEN = "temporal.", "conv_given."
+TEMPORAL, GIVEN, SMALL = "temporal.", "conv_given.", "conv_small."
 """Prefixes of the parameters that the image model does not have."""
 
 
@@ -98,21 +99,34 @@ class SpaceTimeUNet(nn.Module):
         given = nn.Conv2d(config.given_channels, channels[0], 3, padding=1, bias=False)
         nn.init.zeros_(given.weight)
         self.conv_given = given if config.conditioned else None
+        small = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1, bias=False)
+        nn.init.zeros_(small.weight)
+        self.conv_small = small if config.enlarges > 1 else None
 
     def forward(
-        self, z_BCTHW: Tensor, step_B: Tensor, context_BLC: Tensor, given_BCTHW: Tensor | None = None
+        self,
+        z_BCTHW: Tensor,
+        step_B: Tensor,
+        context_BLC: Tensor,
+        given_BCTHW: Tensor | None = None,
+        small_BCTHW: Tensor | None = None,
     ) -> Tensor:
-        """``context`` has one row per clip; ``given`` holds what is known and its mask, zeros elsewhere."""
+        """``context`` has one row per clip; ``given`` holds what is known and its mask, zeros elsewhere.
+
+        ``small`` is the small clip of super-resolution at the size of z, encoded.
+        """
         batch, _, frames, _, _ = z_BCTHW.shape
         sinusoids = sinusoidal(step_B, self.config.channels[0]).to(self.conv_in.weight.dtype)
         inputs = BlockInputs(silu_(self.time_embedding(sinusoids)), context_BLC)
         x = self.conv_in(images(z_BCTHW))
         if given_BCTHW is not None and self.conv_given is not None:
             x = add_(x, self.conv_given(images(given_BCTHW)))
+        if small_BCTHW is not None and self.conv_small is not None:
+            x = add_(x, self.conv_small(images(small_BCTHW)))
         skips = [x]
         for level, over_time in zip(_levels(self.down_blocks), _temporal(self.temporal.down), strict=True):
             for index, block in enumerate(over_time.blocks):
-                x = block(level(index, x, inputs), len(x) // batch)
+                x = _over_time(block, level(index, x, inputs), batch)
                 skips.append(x)
             if level.downsamplers is not None:
                 x = level.downsamplers[0](x)
@@ -120,11 +134,11 @@ class SpaceTimeUNet(nn.Module):
                     x = over_time.resample(x, len(x) // batch)
                 skips.append(x)
         middle = self.mid_block
-        x = self.temporal.mid.blocks[0](middle(0, x, inputs), len(x) // batch)
+        x = _over_time(self.temporal.mid.blocks[0], middle(0, x, inputs), batch)
         x = middle.residual(1, x, inputs)
         for level, over_time in zip(_levels(self.up_blocks), _temporal(self.temporal.up), strict=True):
             for index, block in enumerate(over_time.blocks):
-                x = block(level(index, torch.cat([x, skips.pop()], dim=1), inputs), len(x) // batch)
+                x = _over_time(block, level(index, torch.cat([x, skips.pop()], dim=1), inputs), batch)
             if level.upsamplers is not None:
                 x = level.upsamplers[0](x, size=skips[-1].shape[-2:])
                 if over_time.resample is not None:
@@ -133,7 +147,13 @@ class SpaceTimeUNet(nn.Module):
 
     def image_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters of the image model, by name."""
-        return (pair for pair in self.named_parameters() if not pair[0].startswith((TEMPORAL, GIVEN)))
+        return (pair for pair in self.named_parameters() if not pair[0].startswith((TEMPORAL, GIVEN, SMALL)))
+
+
+def _over_time(block: nn.Module, x_NCHW: Tensor, batch: int) -> Tensor:
+    if isinstance(block, SpaceTimeConv):
+        x_NCHW = with_input_grad(block.norm, x_NCHW)
+    return block(x_NCHW, len(x_NCHW) // batch)
 
 
 def _levels(modules: nn.ModuleList) -> Iterator[UNetLevel[BlockInputs]]:
