@@ -83,7 +83,7 @@ def tokenizer_of(config: Config, weights: Path | None, *, offline: bool = False)
 
 
 def image_path(system: OpenedModel) -> Path | None:
-    """The image model's file or folder, beside which its vocabulary may be."""
+    """The image model's file or folder; its vocabulary may be next to it."""
     added = (each.source.path for each in system.weights.added if each.slot == "image")
     return next(added, system.weights.path)
 

@@ -103,7 +103,7 @@ class Config:
 
     @property
     def given_channels(self) -> int:
-        """Channels of given content and mask beside those of the noisy clip: 4 for 3 with pixels."""
+        """Channels of given content and mask, in addition to those of the noisy clip: with pixels, 4 in addition to 3."""
         return self.latent_channels + (self.patch**2 or 1)
 
 
@@ -174,23 +174,22 @@ def presets() -> Mapping[str, Config]:
         patch=2,
         temporal_layers=1,
     )
-    small = {
-        "frames": 8,
-        "longest": 8,
-        "steps": 10,
-        "guidance": 1.0,
-        "conditioned": False,
-        "enlarges": 2,
-        "trains": "all",
-    }
     return {
         "tiny": tiny,
-        "tiny-sr": replace(tiny, **small, height=32, width=32),
+        "tiny-sr": _enlarging(tiny, 32),
         "pocket": pocket,
-        "pocket-sr": replace(pocket, **small, height=128, width=128),
+        "pocket-sr": _enlarging(pocket, 128),
         "sd15": SD15,
         "base-128px": BASE,
     }
+
+
+def _enlarging(base: Config, side: int) -> Config:
+    """The super-resolution model of a base model: 8 frames at a time, without guidance."""
+    return replace(
+        base, frames=8, longest=8, height=side, width=side, steps=10, guidance=1.0, conditioned=False, enlarges=2,
+        trains="all",
+    )  # fmt: skip
 
 
 def to_json(config: Config) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def open_image(config: Config, source: Source) -> FoundCheckpoint:
 
 
 def fitted(config: Config, frames: int) -> Config:
-    """The config with about so many frames by default, a multiple of what its levels halve."""
+    """The config with about ``frames`` frames by default, a multiple of what its levels halve."""
     return replace(config, frames=min(max(round(frames / config.factor), 1) * config.factor, config.longest))
 
 

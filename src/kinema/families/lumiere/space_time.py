@@ -33,7 +33,7 @@ class TemporalConv(nn.Module):
         self.weight = nn.Parameter(torch.zeros(3, channels, channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         with torch.no_grad():
-            self.weight[1] = torch.eye(channels)
+            self.weight[1].fill_diagonal_(1)
 
     def forward(self, x_NCHW: Tensor, frames: int, stride: int = 1) -> Tensor:
         """Every ``stride``-th frame, from the first, of the convolved clip of ``frames`` frames."""
