@@ -103,7 +103,7 @@ class Config:
 
     @property
     def given_channels(self) -> int:
-        """Channels of given content and mask, in addition to those of the noisy clip: with pixels, 4 in addition to 3."""
+        """Channels of given content and mask, in addition to those of the noisy clip: 4 to 3 with pixels."""
         return self.latent_channels + (self.patch**2 or 1)
 
 
