@@ -92,10 +92,7 @@ def test_a_family_is_where_the_registry_says_and_has_its_pages(name):
         assert (PACKAGE / "families" / name / file).is_file(), file
 
 
-AWAITED = {
-    "kinema.nn.rope": "Wan's transformer rotates queries and keys over space and time, as Open-Sora 2.0's does",
-    "kinema.nn.sd_unet": "Lumiere inflates the image model that AnimateDiff moves, and families never meet",
-}
+AWAITED: dict[str, str] = {}
 """Blocks of ``nn`` that one owner uses as yet, and why they are there already."""
 
 

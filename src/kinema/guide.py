@@ -142,10 +142,11 @@ def known_regions(
 ) -> tuple[list[KnownRegion], ReconstructionTargets]:
     """Return the regions that are written over the sampler state, and the targets of reconstruction guidance."""
     way = canvas.block.way
+    small = None if system.family.sampling.defaults(system.config).takes_small else canvas.small
     by_network = way == "native" and not clean  # the network gets given frames as extra channels
     given = [] if by_network or canvas.empty else [given_region(system, canvas, clean=clean)]
     target = given[0] if way == "reconstruction" and given else None
-    targets = ReconstructionTargets(target, canvas.small, request.reconstruction_weight)
+    targets = ReconstructionTargets(target, small, request.reconstruction_weight)
     return [*held_regions(system, canvas, clean=clean), *given], targets
 
 

@@ -17,6 +17,7 @@ from kinema.values import MAX_QUOTED, quoted, resolve
 
 FAMILIES: dict[str, str] = {
     "animatediff": "kinema.families.animatediff.family:FAMILY",
+    "lumiere": "kinema.families.lumiere.family:FAMILY",
     "opensora": "kinema.families.opensora.family:FAMILY",
     "svd": "kinema.families.svd.family:FAMILY",
     "vdm": "kinema.families.vdm.family:FAMILY",
@@ -72,6 +73,8 @@ ALIASES: dict[str, str] = {
 DEFAULT_ADD_ONS: dict[str, dict[str, str]] = {
     "animatediff-pocket": {"motion": "animatediff-pocket-motion"},
     "animatediff-v3": {"motion": "guoyww/animatediff/v3_sd15_mm.ckpt"},
+    "lumiere/pocket": {"image": "animatediff-pocket"},
+    "lumiere/pocket-sr": {"image": "animatediff-pocket"},
     "open-sora-2": {"vae": "hpcai-tech/Open-Sora-v2/hunyuan_vae.safetensors"},
     "open-sora-2-dc-ae": {"vae": "hpcai-tech/Open-Sora-v2-Video-DC-AE/F32T4C128_AE.safetensors"},
 }
@@ -95,8 +98,8 @@ def weight_file(file: str) -> Path:
 
 
 def add_on_file(name: str | Path) -> str | Path:
-    """Return the path of an included add-on by name; other names unchanged. ``./name`` is a file of that name."""
-    return weight_file(f"{name}.safetensors") if isinstance(name, str) and name in ADD_ONS else name
+    """Return the path of an included add-on or model by name; other names unchanged. ``./name`` is a file."""
+    return weight_file(f"{name}.safetensors") if isinstance(name, str) and name in {*ADD_ONS, *EMBEDDED} else name
 
 
 def similar_add_ons(name: str | Path, slot: str) -> str:

@@ -117,6 +117,10 @@ def with_defaults(system: System, request: Request, on_event: OnEvent = ignore) 
                 f"{system.name} generates {generated} frames, the next supported count, and the clip is cut to {frames}"
             )
         )
+    if own.windows and window is None and lattice.max_frames and frames > lattice.max_frames:
+        window, overlap = own.windows
+        request = replace(request, overlap=overlap if request.overlap is None else request.overlap)
+        request = replace(request, window_weights="flat")
     unguided = request.guidance is None and request.guidance_end is None
     request = replace(
         request,

@@ -167,8 +167,8 @@ def _check_target(source: Path, target: Path, plan: Conversion, overwrite: bool)
     if os.path.lexists(target):
         if not overwrite:
             raise BadRequest(f"{target} already exists; choose another target or use --overwrite")
-        ours = any((target / name).is_file() for name in FOLDERS)
-        if target.is_dir() and any(target.iterdir()) and not ours:
+        replaceable = any((target / name).is_file() for name in FOLDERS)
+        if target.is_dir() and any(target.iterdir()) and not replaceable:
             raise BadRequest(
                 f"{target} is a folder of other files, all of which would be deleted; choose another target"
             )

@@ -34,7 +34,7 @@ class LoraLayout:
     ``modules`` are the layout's names of layers and ``aliases`` other spellings of them that files have; ``moved``
     renames the adapters of native layers to these, and ``write`` returns the tensors and metadata of a file.
     ``has`` returns whether a file with these tensor names has this layout. ``folder`` names the weight file where the
-    layout is a folder, with the files that ``texts`` returns beside it. A layout without ``alphas`` multiplies them
+    layout is a folder, with the files that ``texts`` returns next to it. A layout without ``alphas`` multiplies them
     into the up matrices.
     """
 
@@ -106,8 +106,9 @@ def restored(lora: Lora, layout: LoraLayout, text: bytes) -> dict[str, Tensor] |
         return None
     inside = {module for module, role in keys.values() if role == "alpha"}
     alphas = PeftAlphas(metadata, "this LoRA")
-    beside = layout.folder  # where alphas are in a file of their own
-    if not beside and any((alphas.of(m) or a.rank) != (a.alpha or a.rank) for m, a in lora.items() if m not in inside):
+    if not layout.folder and any(
+        (alphas.of(m) or a.rank) != (a.alpha or a.rank) for m, a in lora.items() if m not in inside
+    ):
         return None
     tensors = {}
     for key, (module, role) in keys.items():

@@ -1,6 +1,6 @@
 """Layers of latent-diffusion U-Nets and their KL codecs (Rombach et al. 2022), with diffusers' parameter names.
 
-Used by Stable Video Diffusion (with `vae.kl2d`) and AnimateDiff.
+Used by Stable Video Diffusion (with `vae.kl2d`), AnimateDiff and Lumiere.
 
 Letters: N images (clips × frames), B clips, T frames, C channels, H W rows and columns, S positions or tokens,
 L context tokens, E width of the noise-level embedding, D channels of one head.
@@ -65,6 +65,17 @@ class GroupNorm(nn.GroupNorm):
 
 def group_norm(channels: int, eps: float) -> GroupNorm:
     return GroupNorm(GROUPS, channels, eps=eps)
+
+
+def with_input_grad(norm: nn.GroupNorm, x_NCHW: Tensor) -> Tensor:
+    """Make the input of a norm in training require a gradient, even after frozen layers.
+
+    Works around torch 2.13's group norm, which crashes on channels-last inputs without a gradient if its weights need
+    one. Kept out of the ``forward`` of blocks, which must compile as one graph.
+    """
+    if norm.weight.requires_grad and not x_NCHW.requires_grad and torch.is_grad_enabled():
+        return x_NCHW.detach().requires_grad_()
+    return x_NCHW
 
 
 def scale_and_shift(norm: nn.GroupNorm, parts_NRSC: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
@@ -363,3 +374,21 @@ def channels_last(model: nn.Module) -> None:
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
         elif isinstance(module, nn.Conv3d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+
+
+def set_norm_groups(model: nn.Module, groups: int) -> None:
+    """Set the number of groups of every group norm."""
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.num_groups = groups
+
+
+def export_contiguous(model: nn.Module) -> None:
+    """Make a network's ``state_dict`` contiguous, even where it holds weights channels-last."""
+    model.register_state_dict_post_hook(_contiguous)
+
+
+def _contiguous(_module: nn.Module, state: dict[str, Tensor], _prefix: str, _metadata: object) -> None:
+    for name, tensor in state.items():
+        if not tensor.is_contiguous():
+            state[name] = tensor.detach().contiguous()

@@ -60,7 +60,14 @@ class Defaults:
     threshold: float | None = None
     """Limit of static thresholding of the guided x0; None: no thresholding."""
     enlarges: bool = False
-    """Whether the model is a super-resolution stage, guided in pixel space by another model's clip."""
+    """Whether the model can be a super-resolution stage, for another model's clip."""
+    takes_small: bool = False
+    """Whether the network takes the small clip as input; otherwise the clip is guided by it in pixel space."""
+    windows: tuple[int, int] | None = None
+    """Window and overlap, in frames, for clips longer than the model; their results are averaged with equal weights.
+
+    None: such clips are generated block by block, unless the request sets a window.
+    """
     prompt_spans: bool = False
     """Whether each frame is conditioned on its own prompt; otherwise prompts change per window or block of frames."""
     clean_frames: bool = False

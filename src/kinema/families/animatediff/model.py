@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from torch import Tensor, nn
+from torch import nn
 
 from kinema.conditioning.clip_text import ClipText
 from kinema.conditioning.clip_vision import ClipVision
@@ -15,7 +15,7 @@ from kinema.families.animatediff.control.sparse import SparseCtrl
 from kinema.families.animatediff.kinds import kind_of
 from kinema.families.animatediff.motion.module import MotionModule
 from kinema.families.animatediff.unet import UNet
-from kinema.nn.ldm_unet import ResBlock
+from kinema.nn.ldm_unet import ResBlock, export_contiguous
 from kinema.nn.sd_unet import Transformer
 
 
@@ -32,7 +32,7 @@ class AnimateDiff(nn.Module):
         self.controls = nn.ModuleList(ControlNet(config, size) for size in config.controls)
         self.image_encoder = ClipVision(**asdict(config.vision)) if config.vision else None
         kind_of(config).finish(self, config)
-        self.register_state_dict_post_hook(_contiguous)
+        export_contiguous(self)
         self.requires_grad_(False)
         for parameter in self.trained(config.trains):
             parameter.requires_grad_(True)
@@ -54,13 +54,6 @@ class AnimateDiff(nn.Module):
     @property
     def text_encoders(self) -> list[ClipText]:
         return [self.text_encoder] if self.text_encoder_2 is None else [self.text_encoder, self.text_encoder_2]
-
-
-def _contiguous(_module: nn.Module, state: dict[str, Tensor], _prefix: str, _metadata: object) -> None:
-    """Export contiguous weights, even where the network holds them channels-last."""
-    for name, tensor in state.items():
-        if not tensor.is_contiguous():
-            state[name] = tensor.detach().contiguous()
 
 
 def blocks(model: nn.Module) -> Sequence[nn.Module]:

@@ -23,10 +23,18 @@ from kinema.families.animatediff.motion.module import (
     MotionControl,
     MotionModule,
     norm_over_clip,
-    with_input_grad,
 )
 from kinema.nn.embeddings import sinusoidal
-from kinema.nn.ldm_unet import Downsample, ResBlock, TimestepEmbedding, Upsample, add_, group_norm, silu_
+from kinema.nn.ldm_unet import (
+    Downsample,
+    ResBlock,
+    TimestepEmbedding,
+    Upsample,
+    add_,
+    group_norm,
+    silu_,
+    with_input_grad,
+)
 from kinema.nn.sd_unet import (
     EPS,
     BlockInputs,
@@ -157,7 +165,7 @@ class MotionLevel(UNetLevel[MotionBlockInputs]):
         x_NCHW = super().forward(index, x_NCHW, inputs)
         if inputs.motion and len(self.motion_modules):
             module = cast(MotionModule, self.motion_modules[index])
-            x_NCHW = module(with_input_grad(module, x_NCHW), inputs.frames, inputs.motion_control)
+            x_NCHW = module(with_input_grad(module.norm, x_NCHW), inputs.frames, inputs.motion_control)
         return x_NCHW
 
     def residual(self, index: int, x_NCHW: Tensor, inputs: MotionBlockInputs) -> Tensor:

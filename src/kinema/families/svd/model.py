@@ -18,7 +18,7 @@ from kinema.families.svd.config import Config
 from kinema.families.svd.decoder import Autoencoder
 from kinema.families.svd.layers import VideoResBlock, VideoTransformer
 from kinema.nn.embeddings import sinusoidal
-from kinema.nn.ldm_unet import Downsample, TimestepEmbedding, Upsample, group_norm, silu_
+from kinema.nn.ldm_unet import Downsample, TimestepEmbedding, Upsample, export_contiguous, group_norm, silu_
 from kinema.schema import BadRequest
 
 OFFICIAL_EPS, DIFFUSERS_EPS = 1e-5, 1e-6
@@ -40,20 +40,13 @@ class SVD(nn.Module):
             side=config.clip_side,
             projection=config.context,
         )
-        self.register_state_dict_post_hook(_contiguous)
+        export_contiguous(self)
         self.vae.requires_grad_(False)
         self.image_encoder.requires_grad_(False)
         for name, parameter in self.unet.named_parameters():
             # The context is a single token, so cross-attention ignores the query: these parameters get no gradient.
             if ".attn2.to_q." in name or ".attn2.to_k." in name or _norm_of_cross_attention(name):
                 parameter.requires_grad_(False)
-
-
-def _contiguous(_module: nn.Module, state: dict[str, Tensor], _prefix: str, _local_metadata: object) -> None:
-    """Save weights in contiguous order, also where the network stores them channels-last (`channels_last`)."""
-    for name, tensor in state.items():
-        if not tensor.is_contiguous():
-            state[name] = tensor.detach().contiguous()
 
 
 def _norm_of_cross_attention(name: str) -> bool:

@@ -20,11 +20,12 @@ from kinema.families.animatediff.config import from_json, to_json
 from kinema.families.animatediff.family import FAMILY
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.families.animatediff.pocket.losses import reader_loss
-from kinema.families.animatediff.pocket.parts import Patches, reader_of
+from kinema.families.animatediff.pocket.parts import reader_of
 from kinema.families.animatediff.pocket.presets import POCKET, POCKET_MOTION
 from kinema.families.animatediff.training import TRAINING
 from kinema.schema import BadRequest, Request
 from kinema.training.stream import Stream
+from kinema.vae.patches import Patches
 
 SMALL = replace(
     POCKET,

@@ -97,17 +97,6 @@ class MotionModule(nn.Module):
         return add_(h_NCHW, x_NCHW)
 
 
-def with_input_grad(module: MotionModule, x_NCHW: Tensor) -> Tensor:
-    """Make the input of a module in training require a gradient, even after frozen layers.
-
-    Works around torch 2.13's group norm, which crashes on channels-last inputs without a gradient if its weights need
-    one. Kept out of the module's ``forward``, which must compile as one graph.
-    """
-    if module.norm.weight.requires_grad and not x_NCHW.requires_grad and torch.is_grad_enabled():
-        return x_NCHW.detach().requires_grad_()
-    return x_NCHW
-
-
 def resized(x_T1HW: Tensor, like_NCHW: Tensor) -> Tensor:
     """Resize a map to a feature map's size by area averaging."""
     size = like_NCHW.shape[-2:]

@@ -12,7 +12,9 @@ from kinema.families.animatediff.kind import Network, Target
 from kinema.families.animatediff.pocket import losses, parts
 from kinema.families.animatediff.pocket.presets import POCKET_MOTION
 from kinema.families.animatediff.pocket.settings import SETTINGS
+from kinema.nn.ldm_unet import set_norm_groups
 from kinema.system import Batch, TrainingSettings
+from kinema.vae.patches import Patches
 
 
 class Pocket:
@@ -20,13 +22,15 @@ class Pocket:
 
     training_settings: Mapping[Stage, TrainingSettings] = SETTINGS
 
-    def codec(self, config: Config) -> parts.Patches:
-        return parts.Patches(config.patch)
+    def codec(self, config: Config) -> Patches:
+        return Patches(config.patch)
 
     def finish(self, network: Network, config: Config) -> None:
         network.reader = parts.Reader(config)
         parts.initialise(network.unet, network.text_encoder)
-        parts.set_norm_groups([network.unet, *([network.sparse] if network.sparse else [])], config.groups)
+        for part in (network.unet, network.sparse):
+            if part is not None:
+                set_norm_groups(part, config.groups)
 
     def image_parameters(self, network: Network, stage: Stage) -> Iterator[nn.Parameter]:
         """A style trains the finest layers, which keeps the layout and so the motion module's input.

@@ -1,16 +1,16 @@
-"""The pocket model's pixel codec, and the parts that let its image model train in minutes.
+"""The parts that let the pocket model's image model train in minutes.
 
-A latent cell is a square of pixels. The network predicts the clean image rather than the noise, which would need one
-channel per value of a cell (Li & He 2025, arXiv 2511.13720). An auxiliary reader predicts objects and positions from
-its features. This makes it learn words early, including those of motion, which no single image shows but a motion
-module needs.
+Its latent cells are squares of pixels (`kinema.vae.patches`). The network predicts the clean image rather than the
+noise, which would need one channel per value of a cell (Li & He 2025, arXiv 2511.13720). An auxiliary reader predicts
+objects and positions from its features. This makes it learn words early, including those of motion, which no single
+image shows but a motion module needs.
 
 Letters: N images, C channels, H W rows and columns, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
@@ -24,20 +24,6 @@ from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.kind import Network
 from kinema.families.animatediff.unet import MotionLevel, UNet
 from kinema.nn.ldm_unet import ResBlock
-
-
-class Patches(nn.Module):
-    """Codec between images and squares of pixels; replaces `vae.kl2d.Autoencoder` and has no weights."""
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.stride = side
-
-    def encode(self, image_NCHW: Tensor) -> Tensor:
-        return F.pixel_unshuffle(image_NCHW, self.stride)
-
-    def decode(self, z_NCHW: Tensor) -> Tensor:
-        return F.pixel_shuffle(z_NCHW, self.stride)
 
 
 class Reader(nn.Module):
@@ -80,13 +66,6 @@ class Reader(nn.Module):
 def reader_of(network: Network) -> Reader:
     """The reader of a pocket model."""
     return cast(Reader, network.reader)
-
-
-def set_norm_groups(networks: Iterable[nn.Module], groups: int) -> None:
-    """Set the number of groups of every group norm."""
-    for module in (m for network in networks for m in network.modules()):
-        if isinstance(module, nn.GroupNorm):
-            module.num_groups = groups
 
 
 def initialise(unet: UNet, text: ClipText) -> None:

@@ -133,7 +133,7 @@ def _peft(lora: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _peft_config(lora: Lora) -> Mapping[str, object]:
-    """What PEFT reads beside the weights."""
+    """PEFT's settings, which it reads from next to the weights."""
     own = {"peft_type": "LORA", "task_type": None, "bias": "none", "lora_dropout": 0.0, "inference_mode": True}
     return own | settings_of_part(lora)
 

@@ -1,0 +1,199 @@
+"""The Space-Time U-Net: an image U-Net, halved in time wherever it is in space, with layers over time (§3.1).
+
+The image part has the parameter names of diffusers' ``UNet2DConditionModel``; the layers over time are ``temporal`` and
+the input of given pixels is ``conv_given``.
+
+Letters: B clips, T frames, N = B·T images, C channels, H W latent rows and columns, L context tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from kinema.families.lumiere.config import Config
+from kinema.families.lumiere.space_time import SpaceTimeConv, TemporalAttention, TemporalDownsample, TemporalUpsample
+from kinema.nn.embeddings import sinusoidal
+from kinema.nn.ldm_unet import (
+    Downsample,
+    ResBlock,
+    TimestepEmbedding,
+    Upsample,
+    add_,
+    group_norm,
+    set_norm_groups,
+    silu_,
+    with_input_grad,
+)
+from kinema.nn.sd_unet import (
+    EPS,
+    BlockInputs,
+    Transformer,
+    UNetLevel,
+    clips,
+    down_inputs,
+    images,
+    middle_depth,
+    up_inputs,
+)
+
+TEMPORAL, GIVEN, SMALL = "temporal.", "conv_given.", "conv_small."
+"""Prefixes of the parameters that the image model does not have."""
+
+
+class TemporalLevel(nn.Module):
+    """The layers over time of one resolution level: a block after each of the image model's, and a resampling."""
+
+    def __init__(self, blocks: list[nn.Module], resample: nn.Module | None = None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.resample = resample
+
+
+class Temporal(nn.Module):
+    """All layers over time: convolutions, and attention at the coarsest level."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        levels, last = range(len(config.channels)), len(config.channels) - 1
+
+        def blocks(level: int, count: int) -> list[nn.Module]:
+            width = config.channels[level]
+            if level < last:
+                return [SpaceTimeConv(width, config.groups) for _ in range(count)]
+            return [TemporalAttention(width, config.heads[level], config.temporal_layers) for _ in range(count)]
+
+        def resample(kind: type[nn.Module], level: int, there: bool) -> nn.Module | None:
+            return kind(config.channels[level]) if there and config.resamples else None
+
+        self.down = nn.ModuleList(
+            TemporalLevel(blocks(i, config.layers), resample(TemporalDownsample, i, i < last)) for i in levels
+        )
+        self.mid = TemporalLevel(blocks(last, 1))
+        self.up = nn.ModuleList(
+            TemporalLevel(blocks(i, config.layers + 1), resample(TemporalUpsample, i, i > 0)) for i in reversed(levels)
+        )
+
+
+class SpaceTimeUNet(nn.Module):
+    """``forward(z, step, context, given) -> prediction`` B×C×T×H×W, of any number of frames."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        channels, emb = config.channels, 4 * config.channels[0]
+        self.config = config
+        self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(channels[0], emb)
+        self.down_blocks = nn.ModuleList(_down(config, level) for level in range(len(channels)))
+        self.mid_block = _middle(config)
+        self.up_blocks = nn.ModuleList(_up(config, level) for level in reversed(range(len(channels))))
+        self.conv_norm_out = group_norm(channels[0], EPS)
+        self.conv_out = nn.Conv2d(channels[0], config.latent_channels, 3, padding=1)
+        set_norm_groups(self, config.groups)
+        self.temporal = Temporal(config)
+        # The columns by which a first convolution of J alone is widened to ⟨J, C, M⟩ (§4.2): apart, so that the image
+        # model's own stay as they are.
+        given = nn.Conv2d(config.given_channels, channels[0], 3, padding=1, bias=False)
+        nn.init.zeros_(given.weight)
+        self.conv_given = given if config.conditioned else None
+        small = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1, bias=False)
+        nn.init.zeros_(small.weight)
+        self.conv_small = small if config.enlarges > 1 else None
+
+    def forward(
+        self,
+        z_BCTHW: Tensor,
+        step_B: Tensor,
+        context_BLC: Tensor,
+        given_BCTHW: Tensor | None = None,
+        small_BCTHW: Tensor | None = None,
+    ) -> Tensor:
+        """``context`` has one row per clip; ``given`` holds what is known and its mask, zeros elsewhere.
+
+        ``small`` is the small clip of super-resolution at the size of z, encoded.
+        """
+        batch, _, frames, _, _ = z_BCTHW.shape
+        sinusoids = sinusoidal(step_B, self.config.channels[0]).to(self.conv_in.weight.dtype)
+        inputs = BlockInputs(silu_(self.time_embedding(sinusoids)), context_BLC)
+        x = self.conv_in(images(z_BCTHW))
+        if given_BCTHW is not None and self.conv_given is not None:
+            x = add_(x, self.conv_given(images(given_BCTHW)))
+        if small_BCTHW is not None and self.conv_small is not None:
+            x = add_(x, self.conv_small(images(small_BCTHW)))
+        skips = [x]
+        for level, over_time in zip(_levels(self.down_blocks), _temporal(self.temporal.down), strict=True):
+            for index, block in enumerate(over_time.blocks):
+                x = _over_time(block, level(index, x, inputs), batch)
+                skips.append(x)
+            if level.downsamplers is not None:
+                x = level.downsamplers[0](x)
+                if over_time.resample is not None:
+                    x = over_time.resample(x, len(x) // batch)
+                skips.append(x)
+        middle = self.mid_block
+        x = _over_time(self.temporal.mid.blocks[0], middle(0, x, inputs), batch)
+        x = middle.residual(1, x, inputs)
+        for level, over_time in zip(_levels(self.up_blocks), _temporal(self.temporal.up), strict=True):
+            for index, block in enumerate(over_time.blocks):
+                x = _over_time(block, level(index, torch.cat([x, skips.pop()], dim=1), inputs), batch)
+            if level.upsamplers is not None:
+                x = level.upsamplers[0](x, size=skips[-1].shape[-2:])
+                if over_time.resample is not None:
+                    x = over_time.resample(x, len(x) // batch, len(skips[-1]) // batch)
+        return clips(self.conv_out(silu_(self.conv_norm_out(x))), frames)
+
+    def image_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters of the image model, by name."""
+        return (pair for pair in self.named_parameters() if not pair[0].startswith((TEMPORAL, GIVEN, SMALL)))
+
+
+def _over_time(block: nn.Module, x_NCHW: Tensor, batch: int) -> Tensor:
+    if isinstance(block, SpaceTimeConv):
+        x_NCHW = with_input_grad(block.norm, x_NCHW)
+    return block(x_NCHW, len(x_NCHW) // batch)
+
+
+def _levels(modules: nn.ModuleList) -> Iterator[UNetLevel[BlockInputs]]:
+    return (cast("UNetLevel[BlockInputs]", module) for module in modules)
+
+
+def _temporal(modules: nn.ModuleList) -> Iterator[TemporalLevel]:
+    return (cast(TemporalLevel, module) for module in modules)
+
+
+# ---------------------------------------------------------------------------------------- the image part
+
+
+def _down(config: Config, level: int) -> UNetLevel[BlockInputs]:
+    out = config.channels[level]
+    resnets = [_resnet(config, into, out) for into in down_inputs(config.channels, config.layers, level)]
+    down = Downsample(out) if level < len(config.channels) - 1 else None
+    return UNetLevel(resnets, _transformers(config, level, config.layers), down=down)
+
+
+def _middle(config: Config) -> UNetLevel[BlockInputs]:
+    width, depth = config.channels[-1], middle_depth(config.depths)
+    resnets = [_resnet(config, width, width) for _ in range(2)]
+    return UNetLevel(resnets, [_transformer(config, -1, depth)] if depth else [])
+
+
+def _up(config: Config, level: int) -> UNetLevel[BlockInputs]:
+    out = config.channels[level]
+    resnets = [_resnet(config, into, out) for into in up_inputs(config.channels, config.layers, level)]
+    return UNetLevel(resnets, _transformers(config, level, config.layers + 1), up=Upsample(out) if level else None)
+
+
+def _resnet(config: Config, into: int, out: int) -> ResBlock:
+    return ResBlock(into, out, 4 * config.channels[0], EPS)
+
+
+def _transformers(config: Config, level: int, count: int) -> list[Transformer]:
+    depth = config.depths[level]
+    return [_transformer(config, level, depth) for _ in range(count)] if depth else []
+
+
+def _transformer(config: Config, level: int, depth: int) -> Transformer:
+    return Transformer(config.channels[level], config.heads[level], config.context, depth, config.linear)

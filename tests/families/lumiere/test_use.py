@@ -1,0 +1,222 @@
+"""Lumiere from the command line and Python: canvases, styles, super-resolution in windows, training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kinema import Request, load
+from kinema.checkpoints import files
+from kinema.cli.main import main
+from kinema.families.lumiere import conditioning
+from kinema.families.lumiere.config import presets
+from kinema.families.lumiere.model import is_new
+from kinema.media.read import read_video
+from kinema.schema import BadRequest, Clip
+from kinema.system import open_system
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+
+
+def stirred(model):
+    with torch.no_grad():
+        for p in model.system.model.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.05)
+    return model
+
+
+@pytest.fixture
+def model():
+    return stirred(load("lumiere", preset="tiny"))
+
+
+@pytest.fixture
+def clip(tmp_path):
+    video = torch.rand(1, 3, 8, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    Clip(video, 8.0).save(tmp_path / "clip.png")
+    return str(tmp_path / "clip")
+
+
+# ------------------------------------------------------------------------------------- canvases
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "given"),
+    [
+        ("animate", {"image": "clip"}, (0, slice(None))),
+        ("animate", {"image": "clip", "last_image": "clip"}, ([0, -1], slice(None))),
+        ("animate", {"image": "clip", "region": (0.0, 0.0, 0.5, 1.0)}, (slice(1, None), slice(8, None))),
+        ("inpaint", {"video": "clip", "region": (0.0, 0.0, 0.5, 1.0)}, (slice(None), slice(8, None))),
+        ("inpaint", {"video": "clip", "region": (0.25, 0.0, 0.75, 1.0), "outside": True}, (slice(None), slice(4, 12))),
+        ("extend", {"video": "clip", "frames": 12, "keep": 4}, (slice(0, 4), slice(None))),
+    ],
+    ids=["image-to-video", "both ends", "cinemagraph", "inpainting", "outpainting", "extension"],
+)
+def test_given_pixels_reach_the_network_and_come_out_to_the_bit(task, options, given, model, clip):
+    """Image-to-video, cinemagraph, in- and outpainting are canvases; the network takes them as C and M."""
+    frames, columns = given
+    held = model.run(Request(task=task, prompt="a red ball", seed=1, **options))
+    source = read_video(clip).video
+    if task == "animate":  # the image, repeated
+        source = source[:, :, :1].expand(-1, -1, held.shape.frames, -1, -1)
+    if task == "extend":
+        source = source[:, :, 4:]
+    assert torch.equal(held.video[:, :, frames][..., columns], source[:, :, frames][..., columns])
+    assert (
+        {stage["way"] for stage in held.recipe["stages"]} == {"native"} if "way" in held.recipe["stages"][0] else True
+    )
+    with torch.no_grad():
+        model.system.model.unet.conv_given.weight.zero_()
+    other = model.run(Request(task=task, prompt="a red ball", seed=1, **options))
+    assert not torch.allclose(held.video, other.video, atol=1e-4)  # the rest depends on what is given
+
+
+def test_content_and_mask_are_seven_channels_of_a_pixel_model():
+    config = replace(presets()["tiny"], patch=1, latent_channels=3)
+    video, mask = torch.randn(2, 3, 4, 6, 6), (torch.rand(2, 1, 4, 6, 6) > 0.5).float()
+    given = conditioning.given_channels(config, video, mask, None)
+    assert torch.equal(given[:, :3], video * mask)
+    assert torch.equal(given[:, 3:], mask)
+
+
+def test_content_and_mask_of_a_cell_are_those_of_its_pixels():
+    config = presets()["tiny"]
+    video, mask = torch.randn(1, 3, 2, 4, 4), torch.zeros(1, 1, 2, 4, 4)
+    mask[0, 0, 1, 2, 3] = 1  # one pixel, in the last cell, at its upper right
+    given = conditioning.given_channels(config, video, mask, None)
+    assert given.shape == (1, 16, 2, 2, 2)
+    assert given.count_nonzero() == 4  # three colours and the mask
+    assert torch.equal(given[0, [1, 5, 9], 1, 1, 1], video[0, :, 1, 2, 3])
+    assert given[0, 13, 1, 1, 1] == 1
+
+
+# ---------------------------------------------------------------------------------------- style
+
+
+def style_file(model, path):
+    """A fine-tuned copy of the model's image part, in Kinema's own file of an image model."""
+    from kinema import registry
+
+    family, config = registry.family("animatediff"), model.system.config
+    from kinema.families.lumiere.image_files import _of_images
+
+    of_images = _of_images(family, config)
+    note = json.dumps({"family": "animatediff", "config": family.to_json(of_images)})
+    draw = torch.Generator().manual_seed(8)
+    tensors = {
+        name: tensor + 0.1 * torch.randn(tensor.shape, generator=draw)
+        for name, tensor in model.system.model.state_dict().items()
+        if not is_new(name.removeprefix("unet."))
+    }
+    files.write_tensors(path, tensors, {"kinema": note})
+    return tensors
+
+
+def test_a_style_of_alpha_0_and_1_is_either_model_and_goes_out_again_exactly(model, tmp_path):
+    path = tmp_path / "style.safetensors"
+    style = style_file(model, path)
+    before = {name: tensor.clone() for name, tensor in model.system.model.state_dict().items()}
+    plain = model.generate("a red ball", seed=1).video
+
+    def with_style(alpha):
+        return model.generate("a red ball", seed=1, extra={"style": str(path), "style_alpha": alpha}).video
+
+    assert torch.equal(with_style(0.0), plain)
+    full, half = with_style(1.0), with_style(0.5)
+    assert torch.equal(model.generate("a red ball", seed=1).video, plain)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.system.model.state_dict().items())
+    other = stirred(load("lumiere", preset="tiny"))
+    unet = {name: tensor for name, tensor in style.items() if name.startswith("unet.")}
+    other.system.model.load_state_dict(before | unet)
+    assert torch.equal(other.generate("a red ball", seed=1).video, full)
+    mixed = {name: torch.lerp(before[name], tensor, 0.5) for name, tensor in unet.items()}
+    other.system.model.load_state_dict(before | mixed)
+    assert torch.equal(other.generate("a red ball", seed=1).video, half)
+
+
+@pytest.mark.parametrize(
+    ("extra", "fault"),
+    [
+        ({"style_alpha": 0.5}, "without a style"),
+        ({"style": "nowhere.safetensors"}, "there is no file or folder"),
+        ({"style": "clip", "style_alpha": 1.5}, "expected a number from 0"),
+        ({"stile": "clip"}, "did you mean style"),
+    ],
+)
+def test_options_of_a_style_that_cannot_be_are_refused(model, clip, extra, fault):
+    with pytest.raises(BadRequest, match=fault):
+        model.generate("a red ball", extra=extra)
+    assert not model.system.runtime._other_stages
+
+
+# ------------------------------------------------------------------------------- super-resolution
+
+
+def test_base_and_super_resolution_in_windows_that_overlap_by_two(capsys):
+    options = ["--model", "lumiere/tiny", "--super-resolution", "lumiere/tiny-sr", "--frames", "20", "--window", "16"]
+    assert main(["plan", "a red ball", *options, "--no-measure", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["model"] == "lumiere/tiny then lumiere/tiny-sr"
+    assert main(["generate", "a red ball", *options, "--seed", "1", "-o", "a.mp4", "--json-events"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", "a.mp4", "--json"]) == 0
+    recipe = json.loads(capsys.readouterr().out)
+    stages = recipe.get("stages") or recipe["recipe"]["stages"]
+    base, large = (stage["request"] for stage in stages)
+    assert (base["height"], large["height"], large["frames"]) == (16, 32, 20)
+    assert (large["window"], large["overlap"], large["window_weights"]) == (8, 2, "flat")
+    assert main(["replay", "a.mp4", "-o", "b.mp4"]) == 0
+
+
+def test_the_small_clip_reaches_every_window():
+    upper = stirred(load("lumiere", preset="tiny-sr"))
+    request = {"frames": 14, "height": 32, "width": 32, "seed": 1, "steps": 1}
+    video = torch.rand(1, 3, 14, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    Clip(video, 8.0).save("small.png")
+    one = upper.upscale("small", prompt="a ball", **request).video
+    video[:, :, 12] = -video[:, :, 12]
+    Clip(video, 8.0).save("other.png")
+    two = upper.upscale("other", prompt="a ball", **request).video
+    change = (one - two).abs().amax((0, 1, 3, 4))
+    assert change[12] > 0
+    assert change[:6].max() == 0  # the windows are frames 0 to 7 and 6 to 13: only the second has frame 12
+
+
+def test_a_super_resolution_model_alone_is_refused():
+    with pytest.raises(BadRequest, match="this model enlarges clips"):
+        load("lumiere", preset="tiny-sr").generate("a red ball")
+
+
+# ------------------------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("preset", ["tiny", "tiny-sr"])
+def test_training_leaves_the_image_model_to_the_bit_and_writes_what_is_new(preset, tmp_path):
+    from kinema.training.options import TrainOptions
+    from kinema.training.run import train
+
+    before = open_system(f"lumiere/{preset}").model.state_dict()
+    torch.manual_seed(0)
+    train(
+        TrainOptions(
+            model=f"lumiere/{preset}", out=str(tmp_path / "run"), steps=2, batch=2, sample_every=0, validate_every=0
+        )
+    )
+    after = files.read_tensors(tmp_path / "run" / "model.safetensors")
+    system = open_system(tmp_path / "run")
+    assert system.config == presets()[preset]
+    new = {name for name in after if is_new(name.removeprefix("unet."))}
+    frozen = set(before) - new
+    fresh = load("lumiere", preset=preset).system.family.build(presets()[preset])
+    assert set(after) == set(fresh.state_dict())
+    alone = files.read_tensors(tmp_path / "run" / "temporal.safetensors")
+    if preset == "tiny":
+        assert {f"unet.{name}" for name in alone} == new
+        assert frozen
