@@ -106,7 +106,13 @@ class OpenSoraBlocks(Comparison):
         network.to(z.dtype).requires_grad_(False)
         grid = (z.shape[2], z.shape[3] // 2, z.shape[4] // 2)
         ids = torch.cartesian_prod(*(torch.arange(n).float() for n in grid))[None]
-        told = {"txt": text, "txt_ids": torch.zeros(1, TEXT, 3), "img_ids": ids, "timesteps": time.to(z), "y_vec": pooled}
+        told = {
+            "txt": text,
+            "txt_ids": torch.zeros(1, TEXT, 3),
+            "img_ids": ids,
+            "timesteps": time.to(z),
+            "y_vec": pooled,
+        }
         return Work(lambda: network(img=patched(z, 2), **told), lambda: patched(ours(z, time, text, pooled), 2))
 
     def _double(self, tokens: int, dtype: torch.dtype) -> dict[str, Work]:

@@ -42,6 +42,20 @@ def test_half_precision_attention_by_heads_is_correct(deviation, monkeypatch):
     assert error <= 3 * fused_error
 
 
+def test_a_head_of_large_logits_does_not_change_the_others(monkeypatch):
+    """Clips of a batch, and heads, are computed apart: the second product is of the heads that need it."""
+    monkeypatch.setattr(attention, "fused_uses_amx", lambda: False)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, n, 3, 16).bfloat16().transpose(1, 2) for n in (130, 90, 90))
+    with torch.no_grad():
+        before = attention.attend(q, k, v)
+        q[1, 2] *= 30
+        after = attention.attend(q, k, v)
+    assert torch.equal(after[0], before[0])
+    assert torch.equal(after[1, :2], before[1, :2])
+    assert not torch.equal(after[1, 2], before[1, 2])
+
+
 def test_half_precision_attention_by_heads_compiles_to_one_operator(monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(attention, "fused_uses_amx", lambda: False)

@@ -61,31 +61,31 @@ def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _by_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of some queries of one head at a time, so that attention weights stay in cache.
 
-    bfloat16 products have 8 significant bits, too few for the differences of large logits. If logits are large, a
-    second product subtracts each row's maximum before rounding.
+    bfloat16 products have 8 significant bits, too few for the differences of large logits. If those of a head are large,
+    a second product subtracts each row's maximum before rounding; other heads and clips of the batch do not change.
     """
     if fused_uses_amx():
         return F.scaled_dot_product_attention(q, k, v)
     q = q * (1 / math.sqrt(q.shape[-1]))
-    steep = _deviation(q, k) > STEEP
+    steep = (_deviation(q, k) > STEEP).tolist()
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
     heads = (x.flatten(0, -3).contiguous() for x in (q, k, v))
     few = FEWEST * torch.get_num_threads()
     weight = q.new_empty(min(few, q.shape[-2]), k.shape[-2])
-    for q_SD, k_LD, v_LD, out_SD in zip(*heads, out.flatten(0, -3), strict=True):
+    for q_SD, k_LD, v_LD, out_SD, is_steep in zip(*heads, out.flatten(0, -3), steep, strict=True):
         for queries, result in zip(q_SD.split(few), out_SD.split(few), strict=True):
             logits = torch.mm(queries, k_LD.T, out=weight[: len(queries)])
-            if steep:
+            if is_steep:
                 offset = logits.amax(-1, keepdim=True).neg_()
                 torch.addmm(offset.expand_as(logits), queries, k_LD.T, out=logits)
             torch.mm(logits.softmax(-1), v_LD, out=result)
     return out
 
 
-def _deviation(q: Tensor, k: Tensor) -> float:
-    """Estimate the largest standard deviation of any head's logits, from a sample of queries and keys."""
+def _deviation(q: Tensor, k: Tensor) -> Tensor:
+    """Estimate the standard deviation of each head's logits, flattened, from a sample of queries and keys."""
     queries, keys = (x[..., :: max(1, x.shape[-2] // SAMPLED), :] for x in (q, k))
-    return float(torch.matmul(queries, keys.transpose(-1, -2)).float().std((-2, -1)).max())
+    return torch.matmul(queries, keys.transpose(-1, -2)).float().std((-2, -1)).flatten()
 
 
 # A custom operator, since a compiler would unroll the loops into a hundred products per layer.

@@ -39,6 +39,24 @@ def test_long_clips_are_encoded_in_tiles(height: int, width: int, monkeypatch: p
     assert means.largest <= 3 * 256 * 256
 
 
+@pytest.mark.parametrize(
+    ("stride", "causal", "first", "last"),
+    [
+        ((4, 8, 8), True, {"tile": 32}, {"chunk": 5, "tile": 16}),
+        ((4, 32, 32), False, {"tile": 8}, {"chunk": 8, "tile": 8}),
+    ],
+    ids=["hunyuan", "dc-ae"],
+)
+def test_parts_are_as_published_first(
+    stride: tuple[int, int, int], causal: bool, first: dict[str, int], last: dict[str, int]
+) -> None:
+    """Tiles of 256 pixels; the DC-AE in 8 latent frames at a time."""
+    means = Means()
+    means.stride = stride
+    parts = VideoCodec(means, 1.0, causal=causal).leaner(32, 72, 128)
+    assert (parts[0], parts[-1]) == (first, last)
+
+
 def test_short_clips_are_encoded_whole() -> None:
     means = Means()
     VideoCodec(means, 1.0, causal=False).encode(torch.randn(1, 3, 1, 576, 1024))

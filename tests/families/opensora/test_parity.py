@@ -90,6 +90,18 @@ def test_the_transformer_without_conditioning_equals_flux_of_diffusers(fill: Fil
         assert relative(module.patched(native(z, time, text, pooled, None, guidance), 2), foreign) < 1e-5
 
 
+def test_times_are_rounded_before_they_are_embedded_in_bf16(mmdit: MMDiTConfig, fill: Fill) -> None:
+    """As in the original, whose times have the model's precision before they are multiplied by 1000."""
+    model, seen = fill(MMDiT(mmdit), 1).bfloat16(), []
+    model.time_in.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    z, text, pooled = torch.randn(1, 5, 1, 4, 4), torch.randn(1, 3, 24), torch.randn(1, 12)
+    with torch.no_grad():
+        model(z.bfloat16(), torch.tensor([0.95583]), text.bfloat16(), pooled.bfloat16())
+    rates = torch.exp(-np.log(10_000) * torch.arange(128) / 128)
+    expected = torch.cat([(956 * rates).cos(), (956 * rates).sin()])
+    assert torch.allclose(seen[0][0].float(), expected.float(), atol=2**-8)
+
+
 def as_flux(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The names of diffusers' class for native, written down apart from the converter in the package."""
     pairs = {

@@ -19,7 +19,11 @@ from kinema.families.opensora.prompts import completed
         ("raining. 16 FPS. 9 motion score.", "raining. 16 FPS. 9 motion score."),
         ("raining. 24 FPS, 4 motion score.", "raining. 24 FPS, 4 motion score."),  # as captions had it in training
         ("raining. 9 motion score.", "raining. 9 motion score. 24 FPS."),
-        ("rain at 24 FPS", "rain at 24 FPS. 24 FPS. 4 motion score."),  # no suffix: the sentence goes on
+        ("rain at 24 FPS", "rain at 24 FPS. 4 motion score."),  # as in the original, the period comes first
+        ("rain. 24 FPS. 4 motion score", "rain. 24 FPS. 4 motion score."),
+        ("a gamer plays at 60 FPS. Neon.", "a gamer plays at 60 FPS. Neon. 24 FPS. 4 motion score."),
+        ("shot at 24 FPS, handheld", "shot at 24 FPS, handheld. 24 FPS. 4 motion score."),
+        ("9 motion score. rain", "9 motion score. rain. 24 FPS. 4 motion score."),
         ("", ""),
     ],
 )

@@ -141,7 +141,7 @@ def test_a_plan_measures_without_writing(
     assert main(["plan", *options, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["fits"] is True
-    # Two branches where nothing is given; else three, of which one step has no oscillation yet.
+    # Two branches where nothing is given; else three, since oscillation begins later.
     assert plan["network_calls"] == 2 * (2 if kind == "t2v" else 3)
     assert set(here.iterdir()) == before
 

@@ -21,8 +21,8 @@ from kinema.vae.tiling import COLUMNS, ROWS, decode_blended, starts
 
 ENCODED_WHOLE = 2**22
 """Pixels of the longest clip that is encoded whole; a map of the first layers takes 2 GiB of it in float32."""
-ENCODED_TILE = 256
-"""Pixels along a side of the tiles of a longer one, as published; they share a quarter."""
+PUBLISHED_TILE = 256
+"""Pixels along a side of the tiles that longer clips are encoded in; they share a quarter."""
 
 
 class VideoCoder(Protocol):
@@ -68,16 +68,19 @@ class VideoCodec:
         return torch.cat(clips)
 
     def leaner(self, frames: int, height: int, width: int) -> Sequence[Mapping[str, int]]:
-        """Tiles of space first, as published (32 cells), then shorter runs of frames and smaller tiles."""
-        tiles = [{"tile": tile} for tile in (32, 16) if tile < max(height, width)]
-        shorter = [{"chunk": chunk, "tile": tile} for chunk, tile in ((9, 32), (5, 32), (5, 16)) if chunk < frames]
-        return [*tiles, *shorter]
+        """Tiles of space first, as published (256 pixels), then shorter runs of frames and, if causal, small tiles."""
+        tile = PUBLISHED_TILE // self.vae.stride[1]
+        tiles, parts = (
+            ((tile, tile // 2), ((9, tile), (5, tile), (5, tile // 2))) if self.causal else ((tile,), ((8, tile),))
+        )
+        whole = [{"tile": each} for each in tiles if each < max(height, width)]
+        return [*whole, *({"chunk": chunk, "tile": each} for chunk, each in parts if chunk < frames)]
 
     def rgb(self, channels: int) -> LatentRGB | None:  # noqa: ARG002 (none is published)
         return None
 
     def _encoded_in_tiles(self, video_BCTHW: Tensor) -> Tensor:
-        tile, shared, (_, rows, columns) = ENCODED_TILE, ENCODED_TILE // 4, self.vae.stride
+        tile, shared, (_, rows, columns) = PUBLISHED_TILE, PUBLISHED_TILE // 4, self.vae.stride
 
         def row(video: Tensor) -> Tensor:
             return decode_blended(self.vae.encode, video, COLUMNS, tile, shared, 1 / columns)

@@ -284,7 +284,8 @@ class MMDiT(nn.Module):
         patch, dtype = self.config.patch, self.img_in.weight.dtype
         _, _, frames, height, width = z_BCTHW.shape
         text = self.txt_in(text_BMF)
-        vector = self.time_in(sinusoidal(time_B * TIME_SCALE, TIME_FEATURES).to(dtype)) + self.vector_in(pooled_BF)
+        time_B = TIME_SCALE * time_B.to(dtype)  # the original's times are in its precision: 0.95583 gives 956 in bf16
+        vector = self.time_in(sinusoidal(time_B.float(), TIME_FEATURES).to(dtype)) + self.vector_in(pooled_BF)
         if self.guidance_in is not None and guidance_B is not None:
             vector = vector + self.guidance_in(sinusoidal(guidance_B * TIME_SCALE, TIME_FEATURES).to(dtype))
         video = self.img_in(patched(z_BCTHW, patch))

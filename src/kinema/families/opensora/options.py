@@ -14,7 +14,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "image_guidance": (0, 100),
     "motion_score": (0, 100),
     "flow_shift": (0.01, 100),
-    "decode_chunk": (1, 4096),
+    "decode_chunk": (2, 4096),
     "decode_overlap": (1, 4095),
     "decode_tile": (8, 4096),
 }

@@ -6,25 +6,36 @@ import re
 
 from kinema.schema import plain_number
 
-_FPS = re.compile(r"\s*\b\d+(?:\.\d+)? FPS[.,]")
-_MOTION = re.compile(r"\s*\b\d+(?:\.\d+)? motion score\.")
+_RATE, _SCORE = r"\d+(?:\.\d+)? FPS[.,]", r"\d+(?:\.\d+)? motion score\."
+_END = re.compile(rf"(?:(?:^|\s+)(?:{_RATE}|{_SCORE}))+$")
+"""Rate and score at the end of a prompt, in either order; elsewhere they are part of what it describes."""
 
 
 def completed(prompt: str, fps: float, motion: float | None) -> str:
-    """The prompt with `` 24 FPS. 4 motion score.`` behind it; ``motion`` None leaves the score out.
+    """The prompt with `` 24 FPS. 4 motion score.`` at its end; ``motion`` None leaves the score out.
 
-    A score or rate that the prompt has already stays, so completing twice changes nothing. An empty prompt stays empty.
+    A rate or score that it already ends with stays, so completing twice changes nothing. An empty prompt stays empty.
     """
-    text = prompt.strip()
+    text = _sentence(prompt)
     if not text:
         return text
-    rate, score = _FPS.search(text), _MOTION.search(text)
-    text = text if text.endswith(".") else f"{text}."
-    if rate is None:
+    stated = _stated(text)
+    if "FPS" not in stated:
         text = f"{text} {plain_number(fps)} FPS."
-    return text if score is not None or motion is None else f"{text} {plain_number(motion)} motion score."
+    return text if "motion score" in stated or motion is None else f"{text} {plain_number(motion)} motion score."
 
 
 def has_motion_score(prompt: str) -> bool:
-    """Whether the prompt states a motion score."""
-    return _MOTION.search(prompt) is not None
+    """Whether the prompt states a motion score at its end."""
+    return "motion score" in _stated(_sentence(prompt))
+
+
+def _sentence(prompt: str) -> str:
+    text = prompt.strip()
+    return text if not text or text.endswith(".") else f"{text}."
+
+
+def _stated(text: str) -> str:
+    """The rate and score that a prompt ends with; "" if it has neither."""
+    found = _END.search(text)
+    return found[0] if found else ""

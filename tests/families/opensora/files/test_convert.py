@@ -181,3 +181,20 @@ def test_a_damaged_folder_is_refused_by_name(harm, repository, tmp_path, write):
         match = "vae is not the VAE of HunyuanVideo"
     with pytest.raises(BadRequest, match=match):
         open_system(folder)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "fault"),
+    [
+        ("scaling_factor", 0, "has the scaling_factor 0 in its config; expected a positive number"),
+        ("scaling_factor", -1.5, "expected a positive number"),
+        ("temporal_compression_ratio", 16, "has the temporal_compression_ratio 16 in its config; expected 2, 4"),
+        ("temporal_compression_ratio", 1, "expected 2, 4"),
+    ],
+)
+def test_a_vae_s_config_that_its_levels_cannot_have_is_refused(setting, value, fault, repository, tmp_path):
+    convert(repository, tmp_path / "folder", "diffusers")
+    path = tmp_path / "folder" / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {setting: value}))
+    with pytest.raises(BadRequest, match=fault):
+        open_system(tmp_path / "folder")

@@ -92,10 +92,13 @@ def _hunyuan(header: Header, given: Mapping[str, Any]) -> HunyuanConfig:
         layers=count(header, "encoder.down_blocks.0.resnets."),
     )
     # Strides are in no tensor.
-    ratio = _number(given, "temporal_compression_ratio", 2**sizes.temporal)
-    if ratio not in (1, 2, 4, 8, 16):
-        raise FileFault(f"has the temporal_compression_ratio {quoted(ratio)} in its config; expected 1, 2, 4, 8 or 16")
+    ratio, known = _number(given, "temporal_compression_ratio", 2**sizes.temporal), [2**n for n in range(1, levels)]
+    if ratio not in known:
+        expected = ", ".join(map(str, known)) or "a codec of two levels or more"
+        raise FileFault(f"has the temporal_compression_ratio {quoted(ratio)} in its config; expected {expected}")
     scale = _number(given, "scaling_factor", sizes.scale)
+    if not scale > 0 or scale == float("inf"):
+        raise FileFault(f"has the scaling_factor {quoted(scale)} in its config; expected a positive number")
     return replace(sizes, temporal=int(ratio).bit_length() - 1, scale=float(scale))
 
 
