@@ -61,8 +61,8 @@ def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _by_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of some queries of one head at a time, so that attention weights stay in cache.
 
-    bfloat16 products have 8 significant bits, too few for the differences of large logits. If those of a head are large,
-    a second product subtracts each row's maximum before rounding; other heads and clips of the batch do not change.
+    bfloat16 products have 8 significant bits, too few for the differences of large logits. If those of a head are
+    large, a second product subtracts each row's maximum before rounding; other heads and clips do not change.
     """
     if fused_uses_amx():
         return F.scaled_dot_product_attention(q, k, v)
