@@ -243,6 +243,34 @@ def test_the_partial_clip_is_that_of_the_current_stage() -> None:
         assert clip.recipe["partial"] == {"stage": stage, "step": step, "steps": 2, "start": 0}
 
 
+def test_a_run_cancelled_during_super_resolution_keeps_the_finished_small_clip() -> None:
+    """Also before its first step; its recipe generates it alone."""
+    model = cascade()
+    request = Request(prompt="a red ball", seed=7, super_resolution="large", frames=8)
+    small = model.run(request, output="clip").recipe["stages"][0]
+    for at in (0, 1):
+        token, stages = Cancel(keep_partial=True), []
+
+        def hear(event: Event, token: Cancel = token, stages: list[Event] = stages, at: int = at) -> None:
+            if isinstance(event, Phase) and event.name == "load":
+                stages.append(event)
+            if len(stages) == 2 and (isinstance(event, Step) or at == 0):
+                token.cancel()
+
+        with pytest.raises(Cancelled) as ended:
+            model.run(request, on_event=hear, cancel=token)
+        kept = ended.value.small
+        assert kept is not None
+        assert (ended.value.clip is None) == (at == 0)
+        assert kept.shape.bcthw == (1, 3, 8, 16, 16)
+        assert [stage["stage"] for stage in kept.recipe["stages"]] == ["base"]
+        assert kept.recipe["stages"][0] == small
+        assert "partial" not in kept.recipe
+        again = model.run(Request.from_json(json.dumps(small["request"])))
+        assert again.recipe["frames_hash"] == kept.recipe["frames_hash"]
+    assert model.run(request).shape.height == 32
+
+
 def at_step(model: Model, request: Request, step: int, second: bool = False) -> Clip:
     """The partial clip of a run that a listener cancels at a step, in the base stage or super-resolution."""
     token, begun = Cancel(keep_partial=True), []

@@ -387,3 +387,19 @@ def test_two_models_without_a_common_side_are_refused() -> None:
     fixed = Lattice(LatentGrid(), side_multiple=64, min_side=64, max_side=64)
     with pytest.raises(BadRequest, match="no side near 40 is supported by both models"):
         _side(40, lattices(24, 24)[0], fixed, 4)
+
+
+def test_a_model_with_a_second_stage_of_its_own_runs_it_unless_told_otherwise(monkeypatch) -> None:  # noqa: ANN001
+    from kinema import load, registry
+
+    monkeypatch.setitem(registry.SECOND_STAGES, "lumiere/tiny", "lumiere/tiny-sr")
+    model = load("lumiere", preset="tiny")
+
+    def sides(**options: object) -> list[int]:
+        clip = model.run(Request(prompt="a red ball", seed=1, steps=1, **options))
+        return [stage["request"]["height"] for stage in clip.recipe["stages"]]
+
+    assert sides() == [16, 32]
+    assert sides(height=48, width=48) == [24, 48]
+    assert sides(super_resolution="none") == [16]
+    assert sides(super_resolution="none", height=32, width=32) == [32]

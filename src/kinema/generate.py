@@ -82,7 +82,8 @@ def generate(
             try:
                 video = _run_stage(work, noises, latents_of, with_previews(hear, work, previews))
             except Cancelled as cancelled:
-                raise Cancelled(str(cancelled), _partial(cancelled.clip, works, record)) from None
+                small = _small(videos, works, record) if cancelled.keep_partial and "base" in videos else None
+                raise Cancelled(str(cancelled), _partial(cancelled.clip, works, record), small=small) from None
             videos[work.stage.name] = video
             if latents_of == work.stage.name:
                 break
@@ -127,6 +128,15 @@ def _partial(clip: Clip | None, works: Sequence[StageRun], record: Mapping[str, 
     heard = None if clip.recipe["partial"]["start"] else base_of(works).canvas.heard
     sound = extract_audio(heard, clip.shape.frames / clip.fps, ignore)
     return replace(clip, recipe={**record, **clip.recipe, "stages": stages}, sound=sound)
+
+
+def _small(videos: Mapping[str, Tensor], works: Sequence[StageRun], record: Mapping[str, Any]) -> Clip:
+    """Return the finished clip of the base stage, with the recipe that generates it alone."""
+    base, video = base_of(works), videos["base"]
+    fps = cast(float, base.stage.request.fps)
+    stages = record["stages"][: works.index(base) + 1]
+    sound = extract_audio(base.canvas.heard, video.shape[2] / fps, ignore)
+    return Clip(video, fps, {**record, "stages": stages, "frames_hash": frames_hash(video)}, sound)
 
 
 def _peak_bytes() -> int:

@@ -80,6 +80,9 @@ DEFAULT_ADD_ONS: dict[str, dict[str, str]] = {
 }
 """Default add-ons of a model name, by slot; an add-on given by the user replaces the default in its slot."""
 
+SECOND_STAGES: dict[str, str] = {}
+"""The super-resolution model that a model's clips are enlarged with, unless a request names another or "none"."""
+
 _OPEN_SORA = (
     "Open-Sora's code is Apache-2.0; its licence appends the Tencent Hunyuan community licence, which grants no rights "
     "in the European Union, the United Kingdom and South Korea. The transformer was initialised from FLUX.1-dev, whose "

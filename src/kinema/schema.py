@@ -44,11 +44,21 @@ class BadRequest(ValueError):
 
 
 class Cancelled(Exception):
-    """A run was cancelled by its `kinema.Cancel`. ``clip`` is the partial clip, if it was to be kept."""
+    """A run was cancelled by its `kinema.Cancel`. ``clip`` is the partial clip, if it was to be kept.
 
-    def __init__(self, message: str = "cancelled", clip: Clip | None = None, *, keep_partial: bool = False) -> None:
+    ``small`` is then the finished clip of the base stage, if super-resolution was cancelled.
+    """
+
+    def __init__(
+        self,
+        message: str = "cancelled",
+        clip: Clip | None = None,
+        *,
+        keep_partial: bool = False,
+        small: Clip | None = None,
+    ) -> None:
         super().__init__(message)
-        self.clip, self.keep_partial = clip, keep_partial
+        self.clip, self.keep_partial, self.small = clip, keep_partial, small
 
 
 # --------------------------------------------------------------------------------------- shapes
@@ -282,7 +292,11 @@ class Request:
     )
     free_init_fast: bool = option("FreeInit: fewer steps in the first passes, all steps in the last", False)
 
-    super_resolution: str | None = option("super-resolution model that enlarges the clip", None, path=True)
+    super_resolution: str | None = option(
+        'super-resolution model that enlarges the clip; "none" turns off the one that a model has by default',
+        None,
+        path=True,
+    )
     scale: int | None = option(
         "upscale: enlargement factor of the sides; default: from the size of the output", None, least=2, most=16
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
+from kinema import registry
 from kinema.canvas import Block
 from kinema.events import Event, Note, OnEvent, ignore
 from kinema.grid import Lattice
@@ -17,6 +18,8 @@ from kinema.spans import spans_of
 from kinema.system import MemoryOptions, System, open_system
 from kinema.tasks.upscale import factor
 
+NONE = "none"
+"""In place of a super-resolution model: none, although the model has one of its own."""
 StageName = Literal["image", "base", "super-resolution"]
 """In the order in which they run."""
 
@@ -58,10 +61,24 @@ def stages_of(system: System, request: Request, on_event: OnEvent = ignore) -> l
     The request describes the finished clip, so its size, frames and rate are those of super-resolution. ``overlap``
     applies to the base stage's blocks; blocks of super-resolution share one frame.
     """
-    stages = _clip_stages(system, sized(system, request), on_event)
+    stages = _clip_stages(system, sized(system, _with_second_stage(system, request)), on_event)
     if request.image_model is None:
         return stages
     return [_image_stage(system, stages[0].request, on_event), *stages]
+
+
+def _with_second_stage(system: System, request: Request) -> Request:
+    """Return the request with the model's own super-resolution, if it has one and the request does not name any."""
+    if request.super_resolution == NONE:
+        return replace(request, super_resolution=None)
+    own = registry.SECOND_STAGES.get(system.name)
+    if own is None or request.super_resolution is not None or not _enlargeable(request):
+        return request
+    return replace(request, super_resolution=own)
+
+
+def _enlargeable(request: Request) -> bool:
+    return "super_resolution" in TASK_FIELDS.get(request.task, ())
 
 
 def _image_stage(system: System, base: Request, on_event: OnEvent) -> SettledStage:
@@ -87,7 +104,7 @@ def _image_stage(system: System, base: Request, on_event: OnEvent) -> SettledSta
 
 def _clip_stages(system: System, request: Request, on_event: OnEvent) -> list[SettledStage]:
     """Return the base stage of a request, followed by its super-resolution stage if requested."""
-    if request.super_resolution is None or "super_resolution" not in TASK_FIELDS.get(request.task, ()):
+    if request.super_resolution is None or not _enlargeable(request):
         if request.task == "generate" and request.every is not None:
             raise BadRequest("--every needs --super-resolution, whose model generates the frames in between")
         return [_single_stage(system, settle(system, request, on_event))]

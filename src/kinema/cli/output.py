@@ -82,12 +82,14 @@ class Output:
             on_event(Note(f"{self.path} was created meanwhile and is kept; this clip is {written[0]}"))
         return written
 
-    def save_partial(self, clip: Clip, on_event: OnEvent = ignore) -> list[Path]:
-        """Write the partial clip of a cancelled run as ``ball.partial.mp4``; never replaces a file."""
+    def save_kept(self, clip: Clip, mark: str, on_event: OnEvent = ignore) -> list[Path]:
+        """Write what a cancelled run leaves, as ``ball.partial.mp4`` for ``mark`` "partial"; never replaces a file."""
         name = self.target
-        mark = "-" if name.suffix.lower() in ("", ".png") else "."  # a folder named x.partial would be read as a format
+        point = (
+            "-" if name.suffix.lower() in ("", ".png") else "."
+        )  # a folder named x.partial would be read as a format
         return replace(
-            self, path=name.with_name(f"{name.stem}{mark}partial{name.suffix}"), overwrite=False
+            self, path=name.with_name(f"{name.stem}{point}{mark}{name.suffix}"), overwrite=False
         )._save_beside(self._ready(clip, on_event))
 
     def _ready(self, clip: Clip, on_event: OnEvent) -> Clip:

@@ -28,7 +28,8 @@ KEEP = Option(
     "keep_partial",
     bool,
     False,
-    "on Ctrl-C, write the unfinished clip next to the output (ball.partial.mp4); a second Ctrl-C exits immediately",
+    "on Ctrl-C, write the unfinished clip next to the output (ball.partial.mp4), and during super-resolution also the "
+    "small one (ball.small.mp4); a second Ctrl-C exits immediately",
 )
 
 
@@ -56,17 +57,22 @@ def run_once(  # noqa: PLR0917
             )
             return with_paths(clip, model, request) if settings["record_paths"] else clip
     except Cancelled as cancelled:
-        message, partial = str(cancelled).replace("cancelled", "interrupted"), cancelled.clip
-    if partial is None:
+        message = str(cancelled).replace("cancelled", "interrupted")
+        kept = {"partial": cancelled.clip, "small": cancelled.small}
+    clips = {mark: clip for mark, clip in kept.items() if clip is not None}
+    if not clips:
         raise Cancelled(f"{message}; there are no frames to keep")
     show(Phase("write"))
-    partial = with_paths(partial, model, request) if settings["record_paths"] else partial
-    paths = output.save_partial(partial, show)
+    paths = []
+    for mark, kept_clip in clips.items():
+        named = with_paths(kept_clip, model, request) if settings["record_paths"] else kept_clip
+        paths += output.save_kept(named, mark, show)
     if isinstance(show, JsonLines):
         show.write("saved", {"paths": [str(path) for path in paths], "partial": True})
     else:
         sys.stdout.writelines(f"{path}\n" for path in paths)
-    raise Cancelled(f"{message}; the partial clip is {printable(str(paths[0]), 200)}")
+    what = "the partial clip" if "partial" in clips else "the small clip"
+    raise Cancelled(f"{message}; {what} is {printable(str(paths[0]), 200)}")
 
 
 @contextmanager
