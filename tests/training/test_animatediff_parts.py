@@ -38,7 +38,7 @@ def models(tmp_path_factory):
             for p in model.parameters():
                 p.add_(torch.randn_like(p) * 0.05)
         description = json.dumps({"family": "animatediff", "config": FAMILY.to_json(config)})
-        paths[name] = checkpoint.export(folder / f"{name}.safetensors", model.state_dict(), description)
+        paths[name] = checkpoint.export(folder / f"{name}.safetensors", model.state_dict(), {}, description)
     return paths
 
 
@@ -191,7 +191,7 @@ def test_captions_use_the_vocabulary_next_to_the_weights(options_for, tmp_path, 
     config = replace(STILL, words=(), text=(replace(STILL.text[0], vocabulary=64),))
     model, place = tmp_path / "image.safetensors", tmp_path / "tokenizer"
     description = json.dumps({"family": "animatediff", "config": FAMILY.to_json(config)})
-    checkpoint.export(model, AnimateDiff(config).state_dict(), description)
+    checkpoint.export(model, AnimateDiff(config).state_dict(), {}, description)
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     tokens = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
     place.mkdir()

@@ -272,7 +272,7 @@ def run(task: TaskName, argv: Sequence[str]) -> int:
     with display(quiet=settings["quiet"], json_events=settings["json_events"]) as show:
         model = open_model(model_options(given), on_event=show)
         clip = run_once(model, request, request, output, settings, show, preview)
-        if model.system.weights.path is None:
+        if model.system.weights.untrained:
             show(Note(f"{model.system.name} has no trained weights: the clip is noise"))
         show(Phase("write"))
         paths = output.save(clip, show)

@@ -90,7 +90,7 @@ def choose(system: System, request: Request, canvas: Canvas, *, measured: bool =
         raise BadRequest(
             f"cannot offload {system.name} on this device: offloaded weights are read from the weight file, and an "
             "untrained model has no file"
-            if system.weights.path is None
+            if system.weights.untrained
             else f"offload model needs several networks, and {system.name} is one network; use block or sequential"
         )
     levels = needs.levels if options.offload == "auto" else (options.offload,)

@@ -59,6 +59,11 @@ class Weights:
         return Source(self.path, self.variant, self.model)
 
     @property
+    def untrained(self) -> bool:
+        """Whether there are no weights but those that the seed gives."""
+        return self.path is None and not self.added
+
+    @property
     def outside(self) -> dict[str, Path]:
         """Files by slot that the family reads itself."""
         return {each.slot: each.source.path for each in self.added if each.outside}

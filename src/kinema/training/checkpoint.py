@@ -149,11 +149,21 @@ def load(path: Path, model: nn.Module, ema: EMA, optimisers: Sequence[Optimizer]
     return state
 
 
-def export(path: Path, tensors: Mapping[str, Tensor], description: str) -> Path:
-    """Write weights as a model file for `kinema.load`, in fp16, which halves its size without visible loss."""
-    halves = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
-    files.write_tensors(path, halves, {"kinema": description})
+def export(path: Path, trained: Mapping[str, Tensor], frozen: Mapping[str, Tensor], description: str) -> Path:
+    """Write weights as a model file for `kinema.load`: those that were trained in fp16, without visible loss.
+
+    Frozen ones keep their values to the bit, in fp16 where that holds them.
+    """
+    tensors = {name: _halved(tensor) for name, tensor in trained.items()}
+    for name, tensor in frozen.items():
+        half = _halved(tensor)
+        tensors[name] = half if torch.equal(half.to(tensor.dtype), tensor) else tensor
+    files.write_tensors(path, tensors, {"kinema": description})
     return path
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    return tensor.half() if tensor.is_floating_point() else tensor
 
 
 def _optimiser_tensors(optimisers: Sequence[Optimizer]) -> dict[str, Tensor]:

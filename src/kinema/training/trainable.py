@@ -70,7 +70,7 @@ def with_options(system: System, options: TrainOptions) -> System:
 
 def untrained(system: System) -> bool:
     """Whether the model has no weight file, so a run starts from random weights."""
-    return system.weights.path is None and not system.weights.added
+    return system.weights.untrained
 
 
 def _grows(before: System, after: System) -> bool:
@@ -123,7 +123,8 @@ def _only(model: nn.Module, parts: Mapping[str, str], wanted: str, family: str) 
 def export(path: Path, shadow: Mapping[str, Tensor], model: nn.Module, options: TrainOptions, description: str) -> Path:
     """Write the averaged weights for inference: the whole model, or only the LoRA (in the diffusers layout)."""
     if options.lora is None:
-        return checkpoint.export(path, model.state_dict() | dict(shadow), description)
+        frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in shadow}
+        return checkpoint.export(path, shadow, frozen, description)
     lora_formats.write_lora(path, adapters(shadow, LoraSize.of(options.lora)), "diffusers")
     return path
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 
 from kinema import registry
-from kinema.checkpoints import files
 from kinema.families.lumiere.config import Config, presets
 from kinema.families.lumiere.model import Lumiere, is_new
 from kinema.families.lumiere.space_time import TemporalConv, TemporalDownsample, TemporalUpsample
@@ -159,24 +157,7 @@ def test_all_new_layers_learn_and_nothing_else():
 # ------------------------------------------------------------------------------ a user's image model
 
 
-def image_file(tmp_path, **changes):
-    """An image model as Kinema writes it."""
-    animatediff = registry.family("animatediff")
-    base = animatediff.presets["pocket"]
-    config = replace(base, channels=(32, 64), context=32, heads=(2, 4), text=(replace(base.text[0], width=32, mlp=48),))
-    config = replace(config, **changes)
-    torch.manual_seed(1)
-    model = animatediff.build(config)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.normal_(std=0.1)
-    note = json.dumps({"family": "animatediff", "config": animatediff.to_json(config)})
-    path = tmp_path / "image.safetensors"
-    files.write_tensors(path, model.state_dict(), {"kinema": note})
-    return path, model
-
-
-def test_an_image_model_of_the_user_is_inflated_with_its_sizes_and_weights(tmp_path):
+def test_an_image_model_of_the_user_is_inflated_with_its_sizes_and_weights(tmp_path, image_file):
     path, image = image_file(tmp_path)
     system = open_system("lumiere/tiny", add={"image": path})
     assert (system.config.channels, system.config.context, system.config.patch) == ((32, 64), 32, 4)

@@ -17,6 +17,8 @@ from kinema.families.lumiere.model import is_new
 from kinema.media.read import read_video
 from kinema.schema import BadRequest, Clip
 from kinema.system import open_system
+from kinema.training.options import TrainOptions
+from kinema.training.run import train
 
 
 @pytest.fixture(autouse=True)
@@ -198,25 +200,38 @@ def test_a_super_resolution_model_alone_is_refused():
 
 
 @pytest.mark.parametrize("preset", ["tiny", "tiny-sr"])
-def test_training_leaves_the_image_model_to_the_bit_and_writes_what_is_new(preset, tmp_path):
-    from kinema.training.options import TrainOptions
-    from kinema.training.run import train
-
-    before = open_system(f"lumiere/{preset}").model.state_dict()
-    torch.manual_seed(0)
-    train(
-        TrainOptions(
-            model=f"lumiere/{preset}", out=str(tmp_path / "run"), steps=2, batch=2, sample_every=0, validate_every=0
-        )
-    )
-    after = files.read_tensors(tmp_path / "run" / "model.safetensors")
-    system = open_system(tmp_path / "run")
-    assert system.config == presets()[preset]
+def test_training_leaves_the_image_model_to_the_bit_and_writes_what_is_new(preset, tmp_path, image_file):
+    image, _ = image_file(tmp_path)
+    options = {"steps": 2, "batch": 2, "sample_every": 0, "validate_every": 0, "out": str(tmp_path / "run")}
+    before = open_system(f"lumiere/{preset}", add={"image": image})
+    train(TrainOptions(model=f"lumiere/{preset}", add=f"image={image}", **options))
+    after, given = files.read_tensors(tmp_path / "run" / "model.safetensors"), before.model.state_dict()
     new = {name for name in after if is_new(name.removeprefix("unet."))}
-    frozen = set(before) - new
-    fresh = load("lumiere", preset=preset).system.family.build(presets()[preset])
-    assert set(after) == set(fresh.state_dict())
+    assert after.keys() == given.keys()
+    assert all(torch.equal(after[name], given[name]) for name in given.keys() - new)
+    assert any(not torch.equal(after[name], given[name]) for name in new)
     alone = files.read_tensors(tmp_path / "run" / "temporal.safetensors")
-    if preset == "tiny":
-        assert {f"unet.{name}" for name in alone} == new
-        assert frozen
+    assert {f"unet.{name}" for name in alone} == new
+    add = {"image": image, "temporal": tmp_path / "run" / "temporal.safetensors"}
+    put_together, trained = open_system(f"lumiere/{preset}", add=add), open_system(tmp_path / "run")
+    assert put_together.config == trained.config
+    for name, tensor in put_together.model.state_dict().items():
+        assert torch.allclose(tensor.float(), trained.model.state_dict()[name].float(), atol=1e-3), name
+
+
+def test_what_does_not_belong_in_a_slot_is_refused_by_name(tmp_path, image_file):
+    image, _ = image_file(tmp_path)
+    files.write_tensors(tmp_path / "odd.safetensors", {"a.weight": torch.zeros(3)}, {})
+    for slot, file, fault in (
+        ("image", tmp_path / "odd.safetensors", "expected an image model"),
+        ("temporal", image, "expected layers over time"),
+        ("temporal", tmp_path / "odd.safetensors", "expected layers over time"),
+        ("image.two", image, "there is one image, which takes no name"),
+    ):
+        with pytest.raises(BadRequest, match=fault):
+            open_system("lumiere/tiny", add={slot: file})
+    made = load("lumiere", preset="tiny").system.model.unet.state_dict()
+    other = {name: tensor for name, tensor in made.items() if is_new(name)}
+    files.write_tensors(tmp_path / "temporal.safetensors", other, {})
+    with pytest.raises(BadRequest, match="fits another image model or preset"):
+        open_system("lumiere/tiny", add={"image": image, "temporal": tmp_path / "temporal.safetensors"})

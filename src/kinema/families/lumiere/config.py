@@ -73,9 +73,6 @@ class Config:
     """For a super-resolution model, how many times the sides of the small clip that it takes; 1 for a base model."""
     overlap: int = 2
     """Frames that the windows of a super-resolution model share (§3.2)."""
-    trains: Literal["new", "all"] = "new"
-    """Whether training leaves the image model's layers as they are ("new"). There is no pocket image model for
-    super-resolution that could be inflated, so ours starts as the one for images, and all layers are trained."""
 
     def __post_init__(self) -> None:
         if self.longest % self.factor or self.frames % self.factor:
@@ -188,7 +185,6 @@ def _enlarging(base: Config, side: int) -> Config:
     """The super-resolution model of a base model: 8 frames at a time, without guidance."""
     return replace(
         base, frames=8, longest=8, height=side, width=side, steps=10, guidance=1.0, conditioned=False, enlarges=2,
-        trains="all",
     )  # fmt: skip
 
 

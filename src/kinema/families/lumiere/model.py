@@ -32,7 +32,7 @@ class Lumiere(nn.Module):
         export_contiguous(self)
         self.requires_grad_(False)
         for name, parameter in self.unet.named_parameters():
-            parameter.requires_grad_(config.trains == "all" or is_new(name))
+            parameter.requires_grad_(is_new(name))
 
 
 def is_new(name: str) -> bool:
