@@ -7,7 +7,7 @@
 Training is that of `kinema train --shipped`, one training stage after another (`--dry-run` lists the runs), in
 OUT/base, outline, night, moved, panned, filmed, zoomed, motion, left, right and zoom.
 
-First, clips of held-out prompts by both personalised models, with the motion module trained on the base alone, are
+First, clips of tuning prompts by both personalised models, with the motion module trained on the base alone, are
 measured: how well they keep their style (`kinema.data.styles.share`, compared with single images of the same image
 model), whether objects move as prompted (the oracle), and three measures of flicker (`FLICKERS`), compared with images
 sampled one by one. Real clips of the same prompts are measured too, since thin moving lines change pixels as flicker
@@ -159,15 +159,13 @@ def minutes(options: Options) -> dict[str, float]:
 def measure(options: Options) -> dict[str, Any]:
     """Measure every clip of both claims and summarise the results."""
     store = RowStore(options)
-    directed = [
-        p for p in playroom.prompts(8 * options.prompts, options.seed, "simple", "held-out") if has_direction(p)
-    ]
+    directed = [p for p in playroom.prompts(8 * options.prompts, options.seed, "simple", "tuning") if has_direction(p)]
     few = max(1, options.prompts // 4)  # the base is a control only
     looks = {
         name: style_rows(options, store, name, directed[: options.prompts if name in STYLES else few])
         for name in ("plain", *STYLES)
     }
-    plain = playroom.prompts(options.camera_prompts, options.seed + 1, "simple", "held-out")
+    plain = playroom.prompts(options.camera_prompts, options.seed + 1, "simple", "tuning")
     scenes = [f"{p} on a {PATTERNS[i % len(PATTERNS)]} background" for i, p in enumerate(plain)]
     system = opened(options, "plain")
     before = {name: p.clone() for name, p in system.model.named_parameters()}
@@ -338,9 +336,7 @@ def write(options: Options, result: Mapping[str, Any]) -> None:
 
 def sheet(options: Options, rows: int = 5) -> Image.Image:
     """Contact sheet: a row per prompt with clips of the base and both variants, then a row of the MotionLoRAs."""
-    directed = [p for p in playroom.prompts(8 * rows, options.seed + 2, "simple", "held-out") if has_direction(p)][
-        :rows
-    ]
+    directed = [p for p in playroom.prompts(8 * rows, options.seed + 2, "simple", "tuning") if has_direction(p)][:rows]
     clips = [
         [clip_of(options, system, prompt, options.seed + i) for i, prompt in enumerate(directed)]
         for system in (opened(options, look) for look in ("plain", *STYLES))
@@ -376,7 +372,7 @@ def page(result: Mapping[str, Any]) -> str:
         "",
     ]
     lines += [
-        f"One motion module, trained on the base alone; {looks[STYLES[0]]['prompts']} held-out prompts.",
+        f"One motion module, trained on the base alone; {looks[STYLES[0]]['prompts']} prompts of the tuning share.",
         "Flicker, by three measures, is relative to that of images which the same image model generates frame by "
         "frame; the ratio of real clips is in parentheses: moving lines change pixels too.",
         "",

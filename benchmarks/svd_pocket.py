@@ -6,10 +6,11 @@
 
 Training is `kinema train --shipped svd-pocket --out OUT`.
 
-Clips are animated from the first frames of held-out playroom scenes, at every bucket from the same noise, and measured
-as decoded, before the given image is restored in frame 0 (whose latents are held): amount of motion (optical flow, and
-mean pixel change), PSNR of frame 0 against the image, and consistency of the object (the oracle). Measurements are
-stored in OUT, so that an interrupted run can resume. The result is written to svd-pocket.json in --evidence.
+Clips are animated from the first frames of playroom scenes of the tuning share (the only one that these weights are not
+trained on, docs/decisions/0015), at every bucket from the same noise, and measured as decoded, before the given image
+is restored in frame 0 (whose latents are held): amount of motion (optical flow, and mean pixel change), PSNR of frame 0
+against the image, and consistency of the object (the oracle). Measurements are stored in OUT, so that an interrupted
+run can resume. The result is written to svd-pocket.json in --evidence.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def trained(options: Options) -> Path:
 def measure(options: Options, path: Path) -> dict[str, Any]:
     """Measure every image at every bucket and summarise the results."""
     system = open_system(path, device=options.device)
-    prompts = [p for p in playroom.prompts(2 * options.images, options.seed, "simple", "held-out") if "fade" not in p]
+    prompts = [p for p in playroom.prompts(2 * options.images, options.seed, "simple", "tuning") if "fade" not in p]
     prompts = prompts[: options.images]
     store = options.out / f"measured-{files.weight_hash(path).rpartition(':')[2][:12]}.jsonl"
     rows = []

@@ -255,8 +255,8 @@ def extension(options: Options, weights: Path, steps: int) -> Claim:
 
 
 def lasting_prompts(options: Options) -> list[str]:
-    """The first held-out simple prompts with endless motion."""
-    many = playroom.prompts(options.prompts * 8, options.seed, "simple", "held-out")
+    """The first simple evaluation prompts with endless motion."""
+    many = playroom.prompts(options.prompts * 8, options.seed, "simple", "evaluation")
     found = [p for p in many if (meaning := playroom.parse(p)) and meaning.motion in LASTING]
     return found[: options.prompts]
 
@@ -295,10 +295,10 @@ def extension_measures(video_CTHW: torch.Tensor, prompt: str) -> dict[str, float
 
 
 def joint_images(options: Options, weights: dict[int, Path], steps: int) -> Claim:
-    """Text to video on held-out prompts, and the loss on held-out clips, with and without images in training."""
+    """Text to video, and the loss of clips, on evaluation prompts, with and without images in training."""
     systems = {images: open_system(path, device=options.device) for images, path in weights.items()}
     samplings = {k: Sampling.of(system, steps=options.sampling_steps) for k, system in systems.items()}
-    prompts = playroom.prompts(options.prompts, options.seed, "simple", "held-out")
+    prompts = playroom.prompts(options.prompts, options.seed, "simple", "evaluation")
 
     def measured(arm: str, first: int, last: int) -> list[dict[str, float]]:
         clips = samplings[int(arm)].clips(prompts[first:last], options.seed + first)
@@ -346,7 +346,7 @@ def held_out_losses(system: System, options: Options) -> list[float]:
     for first in range(0, HELD_OUT_CLIPS, options.batch):
         seeds = range(first, min(first + options.batch, HELD_OUT_CLIPS))
         rendered = [
-            playroom.sample([options.seed, 77, i], frames=FRAMES, height=SIDE, width=SIDE, split="held-out")
+            playroom.sample([options.seed, 77, i], frames=FRAMES, height=SIDE, width=SIDE, split="evaluation")
             for i in seeds
         ]
         video = torch.stack([torch.from_numpy(each.video_CTHW) for each in rendered]).to(system.device)
@@ -394,7 +394,7 @@ def protocol(options: Options, weights: dict[int, Path], steps: int) -> dict[str
         "clips a step": options.batch,
         "training grammar": "simple",
         "prompts": options.prompts,
-        "split": "held-out",
+        "split": "evaluation",
         "seed": options.seed,
         "sampling steps": options.sampling_steps,
         "device": system.device.type,

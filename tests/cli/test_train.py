@@ -92,7 +92,7 @@ def test_evaluate_prints_the_table_and_an_interrupted_one_exits_130(partial, cod
 def test_a_dry_run_lists_the_runs_and_trains_nothing(capsys):
     assert main(["train", "--shipped", "svd-pocket", "--steps", "2", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "kinema train svd/pocket --out runs/svd-pocket/codec --steps 2 --stage codec"
+    assert lines[0] == "kinema train svd/pocket --out runs/svd-pocket/codec --steps 2 --stage codec --split train-v1"
     assert len(lines) == 2
     assert not Path("runs").exists()
 

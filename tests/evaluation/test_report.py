@@ -69,7 +69,7 @@ def test_the_page_states_the_mask_the_model_and_the_command(written: tuple) -> N
     for words in (
         "per_frame=True, where nothing passes between groups of 4 frames",
         "weights `seed:0`",
-        "Each of 4 held-out prompts",
+        "Each of 4 evaluation prompts",
         "prompt i has seed 0 + i",
         "`kinema evaluate --report --preset tiny --prompts 4 --steps 1`",
         "temporal-consistency.png",

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from kinema import registry
 from kinema.canvas import Canvas
+from kinema.data import playroom
 from kinema.evaluation import measuring, temporal
 from kinema.evaluation.results import Evaluation
 from kinema.evaluation.run import EvaluateOptions, evaluate
@@ -113,12 +115,32 @@ def test_the_file_has_figures_clips_and_a_protocol_without_date(untrained: tuple
         "steps": 2,
         "sampler": "vdm-ancestral",
         "weights": "seed:0",
-        "split": "held-out",
+        "split": "evaluation",
+        "training_split": None,
     }
     assert expected.items() <= protocol.items()
     assert not {"date", "time", "created"} & protocol.keys()
     assert [clip["seed"] for clip in data["clips"]] == [0, 1, 2, 0, 1, 2]
     assert data["partial"] is False
+
+
+def test_the_curve_has_the_tuning_prompts_and_everything_else_those_of_the_evaluation() -> None:
+    assert EvaluateOptions().share == EvaluateOptions(report=True).share == "evaluation"
+    assert EvaluateOptions(curve="run").share == "tuning"
+    assert EvaluateOptions(curve="run", split="evaluation").share == "evaluation"
+    assert measuring.prompts_of(EvaluateOptions()) == playroom.prompts(128, 0, "simple", "evaluation")
+
+
+@pytest.mark.parametrize(
+    ("model", "split"), [*[(name, "train-v1") for name in registry.EMBEDDED], ("my.safetensors", None)]
+)
+def test_a_shipped_model_that_was_trained_on_the_evaluation_prompts_says_so(model: str, split: str | None) -> None:
+    assert measuring.training_split(model) == split
+    noted: list[Event] = []
+    measuring.note_known_prompts(model, EvaluateOptions(), noted.append)
+    measuring.note_known_prompts(model, EvaluateOptions(split="tuning"), noted.append)
+    assert len(noted) == (1 if split else 0)
+    assert all(isinstance(event, Note) and "trained on them too; --split tuning" in event.message for event in noted)
 
 
 def test_psnr_uses_frame_0_before_the_given_one_is_restored(untrained: tuple) -> None:

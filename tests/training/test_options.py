@@ -42,6 +42,12 @@ def test_options_of_real_clips_are_refused_with_playroom(options):
     assert TrainOptions(data="clips", **options)
 
 
-def test_grammar_is_refused_with_real_clips():
-    with pytest.raises(BadRequest, match="grammar applies only to playroom"):
-        TrainOptions(data="clips", grammar="full")
+@pytest.mark.parametrize("options", [{"grammar": "full"}, {"split": "train-v1"}], ids=str)
+def test_options_of_playroom_are_refused_with_real_clips(options):
+    with pytest.raises(BadRequest, match=f"{list(options)[0]} applies only to playroom"):
+        TrainOptions(data="clips", **options)
+
+
+def test_training_on_evaluation_prompts_only_is_refused():
+    with pytest.raises(BadRequest, match="split is 'evaluation'; expected one of train, train-v1"):
+        TrainOptions(split="evaluation")

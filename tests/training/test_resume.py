@@ -141,6 +141,7 @@ def test_steps_may_grow_and_may_shrink(runs, small):
         ({"seed": 1}, "seed 0, not 1"),
         ({"precision": "bf16"}, "precision fp32, not bf16"),
         ({"grammar": "full"}, "grammar mixed, not full"),
+        ({"split": "train-v1"}, "split train, not train-v1"),
         ({"model": "zoetrope/base"}, "trains another zoetrope"),
         ({"model": "vdm/tiny"}, "trains zoetrope, not vdm"),
     ],
@@ -149,6 +150,20 @@ def test_resuming_with_incompatible_options_is_refused(runs, small, changes, sen
     runs[0](small(steps=1, validate_every=0))
     with pytest.raises(BadRequest, match=re.escape(sentence)):
         runs[0](small(**changes))
+
+
+def test_a_run_from_before_the_split_continues_only_on_its_own_captions(runs, small, tmp_path):
+    old = small(steps=2, split="train-v1", save_every=0, validate_every=0)
+    runs[0](old)
+    path = tmp_path / "run" / checkpoint.name(2)
+    metadata = files.metadata(path)
+    state = json.loads(metadata["kinema-training"])
+    del state["data"]["split"]
+    metadata["kinema-training"] = json.dumps(state)
+    files.write_tensors(path, {k: v.clone() for k, v in files.read_tensors(path).items()}, metadata)
+    with pytest.raises(BadRequest, match="split train-v1, not train;"):
+        runs[0]({**old, "split": None, "steps": 3})
+    assert list(runs[0]({**old, "steps": 3})[1].losses) == [3]
 
 
 def test_a_checkpoint_without_batch_and_data_resumes(runs, small, whole, tmp_path):

@@ -58,7 +58,7 @@ def test_runs_are_listed_as_commands():
     lines = shipped.lines("svd-pocket", {"steps": 2, "compile": True})
     assert lines[1] == (
         "kinema train runs/svd-pocket/codec/model.safetensors --out runs/svd-pocket/playroom --steps 2 "
-        "--stage playroom --compile"
+        "--stage playroom --compile --split train-v1"
     )
     assert shipped.lines("zoetrope", {})[1].startswith("# runs/zoetrope/sprite-start.safetensors is grown from ")
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kinema.data import playroom
+from kinema.data.playroom.grammar import in_split
 from kinema.schema import BadRequest
 from kinema.training.options import TrainOptions
 from kinema.training.setup import prepare
@@ -24,13 +26,19 @@ def clips(folder, names, frames=8):
     return str(folder)
 
 
+def share(caption):
+    """The only share that has this caption."""
+    (found,) = (s for s in ("train", "tuning", "evaluation") if in_split(playroom.parse(caption), s))
+    return found
+
+
 def source(**changes):
     options = TrainOptions(model="zoetrope/tiny", **changes)
     system, settings = prepare(options)
     return open_source(options, system, settings), system, settings
 
 
-def test_playroom_is_rendered_at_the_models_size_with_held_out_prompts():
+def test_playroom_is_rendered_at_the_models_size_with_prompts_of_separate_shares():
     found, system, _ = source()
     own = system.family.sampling.defaults(system.config)
     video, caption, scene, *_ = found.train.clip(0)
@@ -40,6 +48,14 @@ def test_playroom_is_rendered_at_the_models_size_with_held_out_prompts():
     assert caption
     assert scene
     assert trained.isdisjoint(held)
+    assert {share(caption) for caption in trained} == {"train"}
+    assert {share(caption) for caption in (*held, *found.prompts)} == {"tuning"}
+
+
+def test_the_split_of_the_shipped_weights_is_an_option():
+    found, *_ = source(split="train-v1")
+    assert {share(found.train.clip(i).caption) for i in range(40)} == {"train", "evaluation"}
+    assert {share(found.held_out.clip(i).caption) for i in range(40)} == {"tuning"}
 
 
 def test_the_identity_of_playroom_data_is_stable():
@@ -50,15 +66,16 @@ def test_the_identity_of_playroom_data_is_stable():
         system, settings = prepare(options)
         return open_source(options, system, settings).identity
 
-    mixed = {"source": "playroom", "grammar": "mixed"}
+    mixed = {"source": "playroom", "grammar": "mixed", "split": "train"}
     assert identity("zoetrope/tiny") == identity("vdm/tiny") == mixed  # with and without playroom settings
-    slow = {"source": "playroom", "grammar": "simple", "slow": 4.0, "without": ["fades"]}
+    slow = {"source": "playroom", "grammar": "simple", "slow": 4.0, "without": ["fades"], "split": "train"}
     assert identity("svd/pocket") == slow
     assert identity("svd/pocket", camera="pans left", style="night") == {
         **slow,
         "camera": "pans left",
         "style": "night",
     }
+    assert identity("vdm/tiny", split="train-v1") == {**mixed, "split": "train-v1"}
     assert identity("vdm/tiny", grammar="full") == {**mixed, "grammar": "full"}
 
 

@@ -23,7 +23,7 @@ TRAIN_GROUPS = {
         *("frames", "width", "height", "seed"),
     ),
     "clips of a folder": ("frameskip", "crop", "flip", "follow_links"),
-    "clips of playroom": ("grammar", "style", "camera"),
+    "clips of playroom": ("grammar", "style", "camera", "split"),
     "checkpoints and samples": ("save_every", "sample_every", "validate_every", "keep"),
     "device and memory": (
         *("device", "precision", "threads", "accumulate", "checkpoint_activations", "compile", "max_bad_steps"),
@@ -31,7 +31,7 @@ TRAIN_GROUPS = {
     "the weights that ship with Kinema": ("shipped", "dry_run"),
     "model files, progress and configuration": ("variant", "quiet", "json_events", "config"),
 }
-EVALUATE_ABOUT = "Measure a model on held-out prompts, or write the report on temporal consistency."
+EVALUATE_ABOUT = "Measure a model on prompts outside training and tuning, or write the report on temporal consistency."
 EVALUATE_EXAMPLE = "kinema evaluate runs/mine/model.safetensors --prompts 32"
 EVALUATE_GROUPS = {
     "main options": ("prompts", "animate", "output", "overwrite", "seed"),

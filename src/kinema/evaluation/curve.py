@@ -215,7 +215,7 @@ def page(curve: Curve, options: EvaluateOptions) -> str:
         [
             "# Scores against compute",
             "",
-            f"Written by `kinema evaluate --curve`: {count} {options.split} prompts of the {options.grammar} grammar, "
+            f"Written by `kinema evaluate --curve`: {count} {options.share} prompts of the {options.grammar} grammar, "
             f"seed {options.seed}, averaged weights, 95 % Wilson intervals. Minutes are training time on the run's "
             "machine. The learning rate falls to zero at the end of a run, which is when scores improve most, so "
             "earlier points are lower than those of a run scheduled to stop there.",

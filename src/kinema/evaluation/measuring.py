@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from kinema import __version__
+from kinema import __version__, registry
 from kinema.canvas import Canvas
 from kinema.data import playroom
 from kinema.evaluation import metrics
@@ -76,6 +76,7 @@ def measure(system: System, options: EvaluateOptions, on_event: OnEvent = ignore
     """
     sampling = sampling_of(system, options, on_event)
     prompts = prompts_of(options)
+    note_known_prompts(system.name, options, on_event)
     on_event(Phase("measure", f"text to video, {len(prompts)} clips"))
     if not has_flow():
         on_event(
@@ -112,7 +113,18 @@ def sampling_of(system: System, options: EvaluateOptions, on_event: OnEvent = ig
 
 
 def prompts_of(options: EvaluateOptions, count: int = PROMPTS) -> list[str]:
-    return playroom.prompts(options.prompts or count, options.seed, options.grammar, options.split)
+    return playroom.prompts(options.prompts or count, options.seed, options.grammar, options.share)
+
+
+def note_known_prompts(model: str, options: EvaluateOptions, on_event: OnEvent) -> None:
+    """Note that a shipped model was trained on the evaluation prompts."""
+    if options.share == "evaluation" and training_split(model) == "train-v1":
+        on_event(
+            Note(
+                f"{model} was trained before the evaluation prompts were kept out of training, so it was trained on "
+                "them too; --split tuning has prompts that it was not trained on, but on which settings were chosen"
+            )
+        )
 
 
 def protocol(sampling: Sampling, options: EvaluateOptions, count: int) -> dict[str, Any]:
@@ -124,7 +136,8 @@ def protocol(sampling: Sampling, options: EvaluateOptions, count: int) -> dict[s
         "weights": system.weights.hash,
         "prompts": count,
         "grammar": options.grammar,
-        "split": options.split,
+        "split": options.share,
+        "training_split": training_split(system.name),
         "seed": options.seed,
         "frames": request.frames,
         "height": request.height,
@@ -138,6 +151,14 @@ def protocol(sampling: Sampling, options: EvaluateOptions, count: int) -> dict[s
         "device": system.device.type,
         "versions": versions(),
     }
+
+
+def training_split(model: str) -> str | None:
+    """The split that a shipped model was trained on, None for other models, whose files do not state it."""
+    if model not in registry.EMBEDDED:
+        return None
+    runs = registry.resolve(registry.SHIPPED[registry.EMBEDDED[model][0]]).towards(model)
+    return str(next((run.options["split"] for run in runs.values() if "split" in run.options), "train"))
 
 
 def plain_name(model: str) -> str:

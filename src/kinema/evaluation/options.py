@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args
 
 from kinema.schema import BadRequest
+
+_Grammar = Literal["simple", "full", "mixed"]
+_Split = Literal["evaluation", "tuning", "train", "all"]
 
 
 def _option(
@@ -22,9 +25,10 @@ class EvaluateOptions:
     model: str = _option("bundled model name, alias, hub id, folder or file", "zoetrope", path=True)
     preset: str | None = _option("untrained model of this preset, to test the evaluation itself", None)
     prompts: int | None = _option("number of prompts; default 128, or 64 for the report", None, least=1, most=100_000)
-    grammar: Literal["simple", "full", "mixed"] = _option("playroom grammar: simple, full or mixed", "simple")
-    split: Literal["held-out", "train", "all"] = _option(
-        "playroom split of the prompts: held-out, train or all", "held-out"
+    grammar: _Grammar = _option("playroom grammar: simple, full or mixed", "simple")
+    split: _Split | None = _option(
+        "share of playroom's prompts: evaluation, tuning, train or all; default evaluation, or tuning for the curve",
+        None,
     )
     seed: int = _option("seed of prompts, clips and resampling; prompt i has seed + i", 0, least=0, most=2**31)
     steps: int | None = _option("sampling steps", None, least=1, most=10_000)
@@ -45,15 +49,19 @@ class EvaluateOptions:
     evidence: str = _option("folder for the report and the curve", "docs/evidence", path=True)
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(EvaluateOptions)
         for f in fields(self):
             value, least, most = getattr(self, f.name), f.metadata["least"], f.metadata["most"]
-            choices = get_args(hints[f.name])
             if value is not None and least is not None and not (math.isfinite(value) and least <= value <= most):
                 raise BadRequest(f"{f.name} is {value:g}; expected {least:g} to {most:g}")
-            if f.name in ("grammar", "split") and value not in choices:
-                raise BadRequest(f"{f.name} is {value!r}; expected {', '.join(choices)}")
+        for name, value, known in (("grammar", self.grammar, _Grammar), ("split", self.share, _Split)):
+            if value not in get_args(known):
+                raise BadRequest(f"{name} is {value!r}; expected {', '.join(get_args(known))}")
         if self.report and self.curve is not None:
             raise BadRequest("report and curve cannot be combined")
         if self.animate and (self.report or self.curve is not None):
             raise BadRequest("animate cannot be combined with report or curve")
+
+    @property
+    def share(self) -> _Split:
+        """The split of the prompts. A curve serves to choose settings and checkpoints, so it has tuning prompts."""
+        return self.split or ("evaluation" if self.curve is None else "tuning")

@@ -104,6 +104,7 @@ def write(system: System, options: EvaluateOptions, on_event: OnEvent = ignore) 
     video = measuring.sampling_of(system, options, on_event)
     frame_by_frame = replace(video, request=video.request.with_(extra={option: True}))
     prompts = measuring.prompts_of(options, PROMPTS)
+    measuring.note_known_prompts(system.name, options, on_event)
     on_event(Phase("measure", f"{len(prompts)} prompts, as a video and frame by frame"))
     displayed = prompts_to_display(prompts)
 

@@ -77,6 +77,10 @@ class TrainOptions:
     camera: Literal["pans left", "pans right", "zooms in", "zooms out"] | None = option(
         "playroom: camera motion of every clip, not mentioned in captions", None
     )
+    split: Literal["train", "train-v1"] | None = option(
+        "playroom: share of the captions (default: train); train-v1 adds the evaluation's, as for the shipped weights",
+        None,
+    )
     frameskip: int | None = option(
         "real clips: take every n-th source frame (default: resample to the model's frame rate)",
         None,
@@ -95,6 +99,7 @@ class TrainOptions:
             ("grammar", (None, "simple", "full", "mixed", "scenic", "filmed")),
             ("style", (None, "outline", "night")),
             ("camera", (None, "pans left", "pans right", "zooms in", "zooms out")),
+            ("split", (None, "train", "train-v1")),
             ("crop", ("centre", "random")),
         ):
             if getattr(self, name) not in known:
@@ -106,6 +111,6 @@ class TrainOptions:
             raise BadRequest(f"{extra[0]} applies only to real clips; name a folder as data")
         if self.data != "playroom" and self.grammar:
             raise BadRequest(f"grammar applies only to playroom, not to the clips in {self.data}")
-        for name in ("style", "camera"):
+        for name in ("style", "camera", "split"):
             if self.data != "playroom" and getattr(self, name):
                 raise BadRequest(f"{name} applies only to playroom, not to the clips in {self.data}")

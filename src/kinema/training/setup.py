@@ -77,7 +77,7 @@ def prepare(options: TrainOptions, on_event: OnEvent = ignore) -> tuple[System, 
     if options.lora is not None:
         settings = replace(settings, **settings.lora)
     changes = _given(options, "steps", "batch", "learning_rate", "frameskip")
-    if rendering := _given(options, "grammar", "style", "camera"):
+    if rendering := _given(options, "grammar", "style", "camera", "split"):
         changes["playroom"] = replace(settings.playroom or Playroom(), **rendering)
     settings = replace(settings, **changes)
     if settings.batch % options.accumulate:
@@ -167,8 +167,12 @@ def check_resumable(path: Path, options: TrainOptions, system: System, new: Stat
         pairs["precision"] = (stored.precision, new.precision)
     if stored.data:
         pairs["data"] = (stored.data["source"], new.data["source"])
+        # Runs from before the split (docs/decisions/0015) do not name it.
+        before = {"split": "train-v1"} if stored.data["source"] == "playroom" else {}
         pairs |= {
-            name: (value, new.data.get(name)) for name, value in stored.data.items() if name not in ("source", "clips")
+            name: (value, new.data.get(name))
+            for name, value in {**before, **stored.data}.items()
+            if name not in ("source", "clips")
         }
         if stored.data.get("clips") != new.data.get("clips") and stored.data["source"] == new.data["source"]:
             on_event(Note(f"the clips in {options.data} changed since this run started; it continues with them"))

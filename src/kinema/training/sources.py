@@ -40,11 +40,11 @@ def open_source(
     own = system.family.sampling.defaults(system.config)
     if options.data == "playroom":
         rendering = settings.playroom or Playroom()
-        rendered = partial(Rendered, own.frames, own.height, own.width, own.fps, rendering)
+        rendered = partial(Rendered, own.frames, own.height, own.width, own.fps)
         return Source(
-            rendered(seed=options.seed),
-            rendered(seed=options.seed + 1, split="held-out"),
-            playroom.prompts(6, seed=3, grammar="simple", split="held-out"),
+            rendered(rendering, options.seed),
+            rendered(replace(rendering, split="tuning"), options.seed + 1),  # the best weights are chosen on these
+            playroom.prompts(6, seed=3, grammar="simple", split="tuning"),
             {"source": "playroom", **_identity(rendering)},
         )
     folder = Path(options.data)
@@ -73,7 +73,7 @@ def open_source(
 
 
 def _identity(rendering: Playroom) -> dict[str, Any]:
-    """The non-default playroom settings, which a resumed run must match."""
+    """The split and the non-default playroom settings, which a resumed run must match."""
     values = {**asdict(rendering), "without": list(rendering.without)}
     return {name: value for name, value in values.items() if value not in (1.0, [], "")}
 

@@ -1,4 +1,4 @@
-"""Captions, meanings and the held-out split of the playroom."""
+"""Captions and meanings of the playroom."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from kinema.data import playroom
 from kinema.data.playroom import Meaning, NamedObject, parse, phrase, prompts
-from kinema.data.playroom.grammar import combinations, in_split, is_held_out, random_meaning
+from kinema.data.playroom.grammar import combinations, in_split, random_meaning, share_of
 from kinema.schema import BadRequest
 
 seeds = st.integers(0, 2**31)
-HELD_OUT_RED_BALL = ["slides up"]
+TUNING_RED_BALL = ["slides up"]
 
 
 def meaning_of(seed: int, split: str = "all", **fixed: str) -> Meaning:
@@ -95,27 +95,22 @@ def test_parsing_free_text(caption: str, meaning: Meaning | None):
 
 
 @pytest.mark.parametrize("grammar", ["simple", "full"])
-def test_training_clips_exclude_held_out_combinations(grammar: str):
+def test_training_clips_contain_only_combinations_of_the_training_share(grammar: str):
     for seed in range(400):
         scene = playroom.sample(seed, grammar=grammar, frames=2, height=8, width=8).scene
         for track in scene.objects:
-            assert track.motion == "still" or not is_held_out(track.colour, track.glyph, track.motion)
+            assert track.motion == "still" or share_of(track.colour, track.glyph, track.motion) == "train"
 
 
-def test_held_out_clips_contain_only_held_out_combinations():
+@pytest.mark.parametrize("share", ["tuning", "evaluation"])
+def test_simple_clips_of_a_share_contain_only_its_combinations(share: str):
     for seed in range(200):
-        scene = playroom.sample(seed, split="held-out", frames=2, height=8, width=8).scene
-        assert is_held_out(scene.objects[0].colour, scene.objects[0].glyph, scene.objects[0].motion)
+        scene = playroom.sample(seed, split=share, frames=2, height=8, width=8).scene
+        assert share_of(scene.objects[0].colour, scene.objects[0].glyph, scene.objects[0].motion) == share
 
 
-def test_a_tenth_of_the_combinations_is_held_out():
-    glyphs = (*playroom.SHAPES[:-1], *playroom.LETTERS)
-    held_out = [is_held_out(c, g, m) for c in playroom.COLOURS for g in glyphs for m in playroom.MOTIONS]
-    assert 0.08 < np.mean(held_out) < 0.12
-
-
-def test_the_held_out_split_is_stable():
-    assert [m for m in playroom.MOTIONS if is_held_out("red", "ball", m)] == HELD_OUT_RED_BALL
+def test_the_tuning_share_is_stable():
+    assert [m for m in playroom.MOTIONS if share_of("red", "ball", m) == "tuning"] == TUNING_RED_BALL
 
 
 def test_in_a_chase_both_objects_move():
@@ -127,8 +122,8 @@ def test_in_a_chase_both_objects_move():
 
 
 def test_prompts_are_balanced_over_shapes_and_in_the_split():
-    found = [parse(prompt) for prompt in prompts(140, 3, "simple", "held-out")]
-    assert all(meaning is not None and in_split(meaning, "held-out") for meaning in found)
+    found = [parse(prompt) for prompt in prompts(140, 3, "simple", "tuning")]
+    assert all(meaning is not None and in_split(meaning, "tuning") for meaning in found)
     assert set(Counter(meaning.shape for meaning in found).values()) == {20}
     assert max(Counter(meaning.colour for meaning in found).values()) <= 28
     directed = sum(meaning.direction is not None for meaning in found)
@@ -152,7 +147,7 @@ def test_a_negative_count_is_refused():
 
 
 def test_a_combination_outside_the_split_is_refused():
-    motion = HELD_OUT_RED_BALL[0]
+    motion = TUNING_RED_BALL[0]
     with pytest.raises(BadRequest, match="split"):
         playroom.sample(0, colour="red", shape="ball", motion=motion, split="train")
 

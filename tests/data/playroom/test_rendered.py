@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 
 from kinema.data import styles
 from kinema.data.motion import of_scene
-from kinema.data.playroom import Playroom
+from kinema.data.playroom import Playroom, parse
+from kinema.data.playroom.grammar import in_split
 from kinema.data.playroom.rendered import Rendered
 
 
@@ -34,6 +36,24 @@ def test_scenic_clips_are_simple_with_patterns_and_camera_motions(grammar, patte
     assert {c.scene.camera for c in clips if "while the camera" not in c.caption} == {"still"}
     assert {c.scene.background for c in patterned} == {"checkered", "striped"}
     assert all(len(c.scene.objects) == 1 for c in clips)
+
+
+@pytest.mark.parametrize("how", [{"grammar": "scenic"}, {"grammar": "filmed"}, {"camera": "pans left"}, {"slow": 4.0}])
+def test_clips_of_every_setting_are_of_the_training_share(how):
+    clips = [Rendered(2, 8, 8, 8.0, Playroom(**how)).clip(i) for i in range(150)]
+    meanings = [parse(clip.caption) for clip in clips]
+    assert all(meaning is not None and in_split(meaning, "train") for meaning in meanings)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "seed", "digest"),
+    [("mixed", 3, "b81b8b221ffcc53d"), ("scenic", 0, "e73df5345ede1969"), ("filmed", 5, "b28efa463221f508")],
+)
+def test_the_captions_of_the_shipped_weights_are_unchanged(grammar, seed, digest):
+    """Recorded before the split."""
+    clips = Rendered(2, 8, 8, 8.0, Playroom(grammar, split="train-v1"), seed)
+    captions = "\n".join(clips.clip(i).caption for i in range(100))
+    assert hashlib.sha256(captions.encode()).hexdigest()[:16] == digest
 
 
 def test_a_fixed_camera_motion_is_not_in_the_caption():

@@ -155,8 +155,8 @@ def test_given_background_anchors_the_backdrop_unless_covered() -> None:
 
 
 def test_animating_an_image_keeps_its_background_and_object_colours(tmp_path: Path) -> None:
-    """A ring of two shades moves up over a chequered background, from the held-out split."""
-    real = playroom.sample(2001, split="held-out")
+    """A ring of two shades moves up over a chequered background, from the tuning share."""
+    real = playroom.sample(2001, split="tuning")
     image = torch.from_numpy(real.video_CTHW)[:, 0]
     Image.fromarray(((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(tmp_path / "ring.png")
     result = kinema.load("zoetrope").animate(tmp_path / "ring.png", real.caption, steps=8, seed=3)

@@ -8,7 +8,7 @@ its scene graph. It needs only numpy and Pillow.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
@@ -112,10 +112,10 @@ def sample(
         raise BadRequest(
             f"playroom: frames, height, width and fps are {frames}, {height}, {width}, {fps}; expected positive values"
         )
-    if grammar not in ("simple", "full", "mixed") or split not in ("train", "held-out", "all"):
+    if grammar not in get_args(Grammar) or split not in get_args(Split):
         raise BadRequest(
             f"playroom: grammar is {grammar!r} and split {split!r}; "
-            "expected simple, full or mixed, and train, held-out or all"
+            f"expected one of {', '.join(get_args(Grammar))}, and one of {', '.join(get_args(Split))}"
         )
     rng = np.random.default_rng(seed)
     caption = fixed.pop("caption", None)

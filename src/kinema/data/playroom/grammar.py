@@ -1,4 +1,4 @@
-"""The grammar of the playroom: meanings, captions and the held-out split.
+"""The grammar of the playroom: meanings, captions and their split into training, tuning and evaluation.
 
 A ``Meaning`` describes a clip; ``phrase`` turns it into a caption and ``parse`` inverts that. The
 simplest caption is ``a {colour} {shape} {motion}``: "a red ball rolls right". All randomness comes
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 Grammar = Literal["simple", "full", "mixed"]
-Split = Literal["train", "held-out", "all"]
+Share = Literal["train", "tuning", "evaluation"]
+Split = Literal["train", "tuning", "evaluation", "all", "train-v1"]
+"""A share, all of them, or ``train-v1``: all but tuning, on which the shipped weights were trained."""
 Word = TypeVar("Word")
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "cyan")
@@ -141,14 +143,19 @@ def pick(rng: np.random.Generator, choices: Sequence[Word]) -> Word:
     return choices[int(rng.random() * len(choices))]
 
 
-# ------------------------------------------------------------------------------------ held out
+# --------------------------------------------------------------------------------------- split
 
 
 @lru_cache(maxsize=8192)
-def is_held_out(colour: str, glyph: str, motion: str) -> bool:
-    """Whether this combination is excluded from training: a fixed tenth of them, by a stable hash."""
+def share_of(colour: str, glyph: str, motion: str) -> Share:
+    """The share of this combination, by a stable hash: a tenth for tuning, two for evaluation, the rest for training.
+
+    Captions are split by what they say, so that another wording, size or background of an evaluation prompt is not
+    trained on either (docs/decisions/0015).
+    """
     digest = hashlib.blake2s(f"{colour}/{glyph}/{motion}".encode()).digest()
-    return int.from_bytes(digest[:4], "little") % 10 == 0
+    tenth = int.from_bytes(digest[:4], "little") % 10
+    return "tuning" if tenth == 0 else "evaluation" if tenth <= 2 else "train"
 
 
 def combinations(meaning: Meaning) -> list[tuple[str, str, str]]:
@@ -167,8 +174,10 @@ def in_split(meaning: Meaning, split: Split) -> bool:
     """Whether a clip of this meaning belongs to this split."""
     if split == "all":
         return True
-    held_out = [is_held_out(*combination) for combination in combinations(meaning)]
-    return not any(held_out) if split == "train" else any(held_out)
+    shares = {share_of(*combination) for combination in combinations(meaning)}
+    # Tuning comes first: its prompts have been in use since before there was an evaluation share.
+    share = "tuning" if "tuning" in shares else "evaluation" if "evaluation" in shares else "train"
+    return share != "tuning" if split == "train-v1" else share == split
 
 
 # ---------------------------------------------------------------------------------- sampling

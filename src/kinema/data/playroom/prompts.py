@@ -1,4 +1,4 @@
-"""Balanced lists of prompts for evaluation, in canonical wording."""
+"""Balanced lists of prompts for tuning and evaluation, in canonical wording."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kinema.data.playroom.grammar import Grammar, Split
 
 
-def prompts(count: int, seed: int = 0, grammar: Grammar = "simple", split: Split = "held-out") -> list[str]:
+def prompts(count: int, seed: int = 0, grammar: Grammar = "simple", split: Split = "evaluation") -> list[str]:
     """``count`` captions of the split in canonical wording, the same for the same arguments.
 
     Shapes alternate (letters are one class of seven, with uniformly sampled letters), half of the

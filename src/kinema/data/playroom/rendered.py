@@ -23,7 +23,7 @@ _SEED_STRIDE = 1_000_003
 
 @dataclass(frozen=True)
 class Rendered:
-    """Clips at a size and frame rate, rendered with the settings ``how``; ``split`` excludes the held-out prompts.
+    """Clips at a size and frame rate, rendered with the settings ``how``.
 
     The default grammar, ``mixed``, favours simple sentences: small models learn most from them, and most prompts are
     simple. A single frame is taken at a random time of its scene.
@@ -35,7 +35,6 @@ class Rendered:
     fps: float = 8.0
     how: Playroom = Playroom()
     seed: int = 0
-    split: str = "train"
 
     @property
     def skipped(self) -> Sequence[str]:
@@ -69,7 +68,7 @@ class Rendered:
                 width=self.width,
                 fps=fps,
                 grammar=cast("Grammar", grammar),
-                split=cast("Split", self.split),
+                split=cast("Split", self.how.split),
                 **fixed,
             )
             if sample.scene.objects[0].motion not in self.how.without:

@@ -21,3 +21,6 @@ class Playroom:
     """Above 1, each clip is a part of a scene in slow motion, by a log-uniform factor between 1 and this."""
     without: tuple[str, ...] = ()
     """Excluded motions."""
+    split: str = "train"
+    """The captions: ``train``, or ``train-v1``, which also has those of the evaluation, as in training the shipped
+    weights, before the two were separated (docs/decisions/0015). Validation uses ``tuning``."""

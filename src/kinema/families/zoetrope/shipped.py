@@ -11,8 +11,10 @@ from kinema.system.legs import ShippedRun, ShippedRuns
 
 SHIPPED = ShippedRuns(
     {
-        "base": ShippedRun({"model": "zoetrope/base", "steps": 9050}),
-        "sprite": ShippedRun({"model": "{base}", "steps": 5228, "learning_rate": 2e-3, "seed": 3}, grow=grow),
+        "base": ShippedRun({"model": "zoetrope/base", "steps": 9050, "split": "train-v1"}),
+        "sprite": ShippedRun(
+            {"model": "{base}", "steps": 5228, "learning_rate": 2e-3, "seed": 3, "split": "train-v1"}, grow=grow
+        ),
     },
     {"zoetrope": "sprite"},
 )

@@ -11,11 +11,12 @@ from typing import Any
 from kinema.system.legs import ShippedRun, ShippedRuns
 
 RANK = "6"
-_ON_BASE = {"model": "{base}", "stage": "motion"}
+_SPLIT = {"split": "train-v1"}
+_ON_BASE = {**_SPLIT, "model": "{base}", "stage": "motion"}
 
 
 def _style(name: str) -> ShippedRun:
-    return ShippedRun({"model": "{base}", "stage": "style", "style": name}, "style.safetensors")
+    return ShippedRun({**_SPLIT, "model": "{base}", "stage": "style", "style": name}, "style.safetensors")
 
 
 def _motion(**overrides: Any) -> ShippedRun:
@@ -29,7 +30,7 @@ def _lora(camera: str, steps: int) -> ShippedRun:
 
 SHIPPED = ShippedRuns(
     {
-        "base": ShippedRun({"model": "animatediff/pocket", "stage": "image"}),
+        "base": ShippedRun({**_SPLIT, "model": "animatediff/pocket", "stage": "image"}),
         "outline": _style("outline"),
         "night": _style("night"),
         "moved": _motion(),

@@ -6,8 +6,8 @@ from kinema.system.legs import ShippedRun, ShippedRuns
 
 SHIPPED = ShippedRuns(
     {
-        "codec": ShippedRun({"model": "svd/pocket", "stage": "codec"}),
-        "playroom": ShippedRun({"model": "{codec}", "stage": "playroom"}),
+        "codec": ShippedRun({"model": "svd/pocket", "stage": "codec", "split": "train-v1"}),
+        "playroom": ShippedRun({"model": "{codec}", "stage": "playroom", "split": "train-v1"}),
     },
     {"svd-pocket": "playroom"},
 )
