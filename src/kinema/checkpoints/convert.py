@@ -27,7 +27,8 @@ from kinema.events import Note, OnEvent, Phase, ignore
 from kinema.schema import BadRequest
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
+NOTE = "kinema_original_header"
+"""Metadata key of the header of the file that a file was first converted from."""
 FOLDERS = ("model_index.json", "adapter_config.json")
 """Files by which a folder is known as a pipeline's or a LoRA's, so that it may be overwritten as a whole."""
 

@@ -12,15 +12,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kinema.checkpoints.convert import Conversion, TargetFile, cast
+from kinema.checkpoints.convert import NOTE, Conversion, TargetFile, cast
 from kinema.checkpoints.files import Header, parse_header
 from kinema.checkpoints.lora_formats import KOHYA, Alias, Lora, PeftAlphas, lora_tensors, match_keys, read_lora
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.stream import Stream
 from kinema.schema import BadRequest
-
-NOTE = "kinema_original_header"
-"""Metadata key of the header of the file that a LoRA was first converted from."""
 
 
 def unchanged(lora: Lora) -> Lora:
