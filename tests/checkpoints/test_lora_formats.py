@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kinema.checkpoints.convert import convert
-from kinema.checkpoints.lora_formats import PEFT_NOTE, Adapter, Merged, read_lora, write_lora
+from kinema.checkpoints.lora_formats import Adapter, Merged, read_lora, write_lora
+from kinema.checkpoints.peft import PEFT_NOTE
 from kinema.families.svd.layout import SVD
 from kinema.families.svd.lora import modules
 from kinema.families.svd.lora import read as read_svd

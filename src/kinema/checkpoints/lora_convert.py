@@ -14,7 +14,8 @@ from torch import Tensor
 
 from kinema.checkpoints.convert import NOTE, Conversion, TargetFile, cast
 from kinema.checkpoints.files import Header, parse_header
-from kinema.checkpoints.lora_formats import KOHYA, Alias, Lora, PeftAlphas, lora_tensors, match_keys, read_lora
+from kinema.checkpoints.lora_formats import KOHYA, Alias, Lora, lora_tensors, match_keys, read_lora, stems_of
+from kinema.checkpoints.peft import PeftAlphas
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.stream import Stream
 from kinema.schema import BadRequest
@@ -102,9 +103,9 @@ def restored(lora: Lora, layout: LoraLayout, text: bytes) -> dict[str, Tensor] |
     if unknown or not layout.has(header) or {module for module, _ in keys.values()} != lora.keys():
         return None
     inside = {module for module, role in keys.values() if role == "alpha"}
-    alphas = PeftAlphas(metadata, "this LoRA")
+    alphas, stems = PeftAlphas.noted(metadata, "this LoRA"), stems_of(keys)
     if not layout.folder and any(
-        (alphas.of(m) or a.rank) != (a.alpha or a.rank) for m, a in lora.items() if m not in inside
+        (alphas.of(stems[m]) or a.rank) != (a.alpha or a.rank) for m, a in lora.items() if m not in inside
     ):
         return None
     tensors = {}
