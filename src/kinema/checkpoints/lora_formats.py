@@ -9,6 +9,7 @@ kohya ``lora_unet_{module with _ for .}.lora_down.weight`` and ``.alpha``; diffu
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -123,7 +124,7 @@ def read_lora(
     ``modules`` are all module names of the model, starting with the component; names in the file without a component
     belong to the U-Net. ``aliases`` maps names of another layout (``input_blocks.1.1.…``) to native modules or pieces
     of them. Raises `BadRequest` for an unknown module (naming the model that the LoRA is for), a tensor that is not
-    part of a plain LoRA (LoCon, DoRA), an incomplete pair and mismatched ranks.
+    part of a plain LoRA (LoCon, DoRA), an incomplete pair, mismatched ranks, rank 0, and an alpha that is not a number.
     """
     tensors = read_tensors(path)
     places, unknown = match_keys(tensors, modules, aliases or {})
@@ -249,10 +250,14 @@ def _adapter(parts: dict[str, Tensor], module: str, alpha: float | None, where: 
         raise BadRequest(f"{where} has mismatched ranks at {module}: down is {_times(down)}, up is {_times(up)}")
     if not (down.is_floating_point() and up.is_floating_point()):
         raise BadRequest(f"{where} has {down.dtype} weights at {module}; expected floating-point")
+    if not down.shape[0]:
+        raise BadRequest(f"{where} has a LoRA of rank 0 at {module}; expected a rank of at least 1")
     if (own := parts.get("alpha")) is not None:
         if own.numel() != 1:
             raise BadRequest(f"{where} has an alpha of {own.numel()} values at {module}; expected one")
         alpha = float(own)
+        if not math.isfinite(alpha):
+            raise BadRequest(f"{where} has an alpha of {alpha} at {module}; expected a finite number")
     return Adapter(down, up, alpha)
 
 
