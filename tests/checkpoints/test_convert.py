@@ -47,3 +47,46 @@ def test_a_broken_symlink_counts_as_an_existing_target(tmp_path: Path, monkeypat
     monkeypatch.setattr(converting, "_open", lambda *_: ("f", layouts, None))
     with pytest.raises(BadRequest, match="already exists"):
         convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "l")
+
+
+def written_files(folder: Path) -> dict[str, bytes]:
+    return {each.relative_to(folder).as_posix(): each.read_bytes() for each in folder.rglob("*") if each.is_file()}
+
+
+@pytest.mark.parametrize("other", ["optimizer.pt", ".notes", "unet/weights.fp16.safetensors", "samples/1/a.png"])
+def test_a_folder_is_overwritten_only_if_all_its_files_are_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    source, target = tmp_path / "a.safetensors", tmp_path / "b"
+    source.write_text("weights")
+    weights = TargetFile("unet/w.safetensors", {"w": ((2,), torch.float32)}, lambda _: torch.ones(2), {})
+    plan = Conversion((weights,), {"model_index.json": {}, "adapter_config.json": {}})
+    layouts = SimpleNamespace(names=("l",), plan=lambda *_: plan)
+    monkeypatch.setattr(converting, "_open", lambda *_: ("f", layouts, None))
+    convert(source, target, "l")
+    (target / "empty").mkdir()
+    (target / "model_index.json").write_text("old")
+    convert(source, target, "l", overwrite=True)
+    assert (target / "model_index.json").read_text() == "{}\n"
+    (target / other).parent.mkdir(parents=True, exist_ok=True)
+    (target / other).write_text("months of work")
+    (target / "model_index.json").write_text("old")
+    before = written_files(target)
+    with pytest.raises(BadRequest, match=f"folder of other files, such as {other}, which would be deleted"):
+        convert(source, target, "l", overwrite=True)
+    assert written_files(target) == before
+
+
+def test_a_folder_with_a_link_to_another_folder_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = tmp_path / "a.safetensors", tmp_path / "b"
+    source.write_text("weights")
+    (tmp_path / "elsewhere").mkdir()
+    target.mkdir()
+    (target / "unet").symlink_to(tmp_path / "elsewhere")
+    plan = Conversion((TargetFile("unet/w.safetensors", {}, lambda _: torch.ones(2), {}),), {})
+    layouts = SimpleNamespace(names=("l",), plan=lambda *_: plan)
+    monkeypatch.setattr(converting, "_open", lambda *_: ("f", layouts, None))
+    with pytest.raises(BadRequest, match="such as unet, which would be deleted"):
+        convert(source, target, "l", overwrite=True)

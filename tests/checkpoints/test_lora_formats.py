@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kinema.checkpoints.convert import convert
-from kinema.checkpoints.lora_formats import PEFT_NOTE, Adapter, Merged, read_lora, write_lora
+from kinema.checkpoints.lora_formats import Adapter, Merged, read_lora, write_lora
+from kinema.checkpoints.peft import PEFT_NOTE
 from kinema.families.svd.layout import SVD
 from kinema.families.svd.lora import modules
 from kinema.families.svd.lora import read as read_svd
@@ -177,3 +178,23 @@ def test_no_two_layers_of_svd_share_a_name_with_underscores():
     known = modules(SVD)
     names = {*known, *(name.removeprefix("unet.") for name in known.values())}
     assert len({name.replace(".", "_") for name in names}) == len(names)
+
+
+def saved(tmp_path, alpha, rank=2):
+    stem = "lora_unet_block_attn1_to_q"
+    tensors = {f"{stem}.lora_down.weight": torch.ones(rank, 6), f"{stem}.lora_up.weight": torch.ones(8, rank)}
+    path = tmp_path / "a.safetensors"
+    save_file(tensors if alpha is None else {**tensors, f"{stem}.alpha": torch.tensor(alpha)}, path)
+    return path
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), -float("inf")])
+def test_an_alpha_that_is_not_finite_is_refused(tmp_path, alpha):
+    with pytest.raises(BadRequest, match=rf"has an alpha of {alpha} at {LINEAR}; expected a finite number"):
+        read_lora(saved(tmp_path, alpha), [LINEAR])
+
+
+@pytest.mark.parametrize("alpha", [None, 1.0])
+def test_rank_zero_is_refused(tmp_path, alpha):
+    with pytest.raises(BadRequest, match=f"has a LoRA of rank 0 at {LINEAR}; expected a rank of at least 1"):
+        read_lora(saved(tmp_path, alpha, rank=0), [LINEAR])

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kinema import registry
 from kinema.atomic import check_folder, replacing, write_numbered
+from kinema.bounds import MAX_QUOTED, printable
 from kinema.checkpoints.files import Header, write_streamed
 from kinema.checkpoints.settings import naming_faults
 from kinema.checkpoints.signatures import describe
@@ -27,9 +28,8 @@ from kinema.events import Note, OnEvent, Phase, ignore
 from kinema.schema import BadRequest
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-FOLDERS = ("model_index.json", "adapter_config.json")
-"""Files by which a folder is known as a pipeline's or a LoRA's, so that it may be overwritten as a whole."""
+NOTE = "kinema_original_header"
+"""Metadata key of the header of the file that a file was first converted from."""
 
 
 @dataclass(frozen=True)
@@ -167,10 +167,10 @@ def _check_target(source: Path, target: Path, plan: Conversion, overwrite: bool)
     if os.path.lexists(target):
         if not overwrite:
             raise BadRequest(f"{target} already exists; choose another target or use --overwrite")
-        replaceable = any((target / name).is_file() for name in FOLDERS)
-        if target.is_dir() and any(target.iterdir()) and not replaceable:
+        if (other := _other_file(target, plan)) is not None:
             raise BadRequest(
-                f"{target} is a folder of other files, all of which would be deleted; choose another target"
+                f"{target} is a folder of other files, such as {printable(other, MAX_QUOTED)}, which would be deleted; "
+                "choose another target"
             )
     if not plan.is_folder and target.suffix != ".safetensors":
         raise BadRequest(f"{target.name} is not a name for a single weight file; expected one ending in .safetensors")
@@ -181,6 +181,13 @@ def _check_target(source: Path, target: Path, plan: Conversion, overwrite: bool)
         raise BadRequest(
             f"{target.name} needs {need:,} bytes but only {free:,} are free on its disk; nothing was written"
         )
+
+
+def _other_file(folder: Path, plan: Conversion) -> str | None:
+    """A file in a folder that the plan does not write: a folder is replaced as a whole, so that it would be lost."""
+    planned = {*(file.path for file in plan.files), *plan.texts}
+    inside = (each for each in folder.rglob("*") if each.is_symlink() or not each.is_dir())
+    return next((name for each in inside if (name := each.relative_to(folder).as_posix()) not in planned), None)
 
 
 def _write(plan: Conversion, target: Path, *, exclusive: bool) -> Path:

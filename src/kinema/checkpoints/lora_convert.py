@@ -7,20 +7,19 @@ the type of an alpha), so that converting back restores that file byte for byte.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 
 import torch
 from torch import Tensor
 
-from kinema.checkpoints.convert import Conversion, TargetFile, cast
+from kinema.checkpoints.convert import NOTE, Conversion, TargetFile, cast
 from kinema.checkpoints.files import Header, parse_header
-from kinema.checkpoints.lora_formats import KOHYA, Alias, Lora, PeftAlphas, lora_tensors, match_keys, read_lora
+from kinema.checkpoints.lora_formats import KOHYA, Alias, Lora, lora_tensors, match_keys, read_lora, stems_of
+from kinema.checkpoints.peft import PeftAlphas
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.stream import Stream
 from kinema.schema import BadRequest
-
-NOTE = "kinema_original_header"
-"""Metadata key of the header of the file that a LoRA was first converted from."""
 
 
 def unchanged(lora: Lora) -> Lora:
@@ -102,19 +101,24 @@ def restored(lora: Lora, layout: LoraLayout, text: bytes) -> dict[str, Tensor] |
     header: Header
     header, metadata = parse_header(text, "the original header")
     keys, unknown = match_keys(header, layout.modules, layout.aliases)
-    if unknown or not layout.has(header) or {module for module, _ in keys.values()} != lora.keys():
+    having = {kind: {module for module, role in keys.values() if role == kind} for kind in ("down", "up", "alpha")}
+    complete = having["down"] == having["up"] == lora.keys() >= having["alpha"]
+    if unknown or not layout.has(header) or not complete:
         return None
-    inside = {module for module, role in keys.values() if role == "alpha"}
-    alphas = PeftAlphas(metadata, "this LoRA")
+    alphas, stems = PeftAlphas.noted(metadata, "this LoRA"), stems_of(keys)
     if not layout.folder and any(
-        (alphas.of(m) or a.rank) != (a.alpha or a.rank) for m, a in lora.items() if m not in inside
+        replace(a, alpha=alphas.of(stems[m])).scale != a.scale for m, a in lora.items() if m not in having["alpha"]
     ):
         return None
     tensors = {}
     for key, (module, role) in keys.items():
         adapter, (shape, dtype) = lora[module], header[key]
         if role == "alpha":
-            tensors[key] = torch.full(shape, adapter.alpha or adapter.rank, dtype=dtype)
+            if prod(shape) != 1:  # before anything of this size is allocated: the header may be anyone's
+                return None
+            tensors[key] = torch.full(shape, adapter.stated_alpha, dtype=torch.float64).to(dtype)
+            if float(tensors[key]) != adapter.stated_alpha:  # the alpha was changed to one that this type cannot hold
+                return None
         else:
             tensors[key] = adapter.down if role == "down" else adapter.up
         if (tuple(tensors[key].shape), tensors[key].dtype) != (shape, dtype):

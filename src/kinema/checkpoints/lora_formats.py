@@ -9,6 +9,7 @@ kohya ``lora_unet_{module with _ for .}.lora_down.weight`` and ``.alpha``; diffu
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,19 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kinema.bounds import first_names, from_json
-from kinema.checkpoints.files import header, metadata, read_tensors, write_tensors
+from kinema.bounds import first_names
+from kinema.checkpoints.files import header, read_tensors, write_tensors
+from kinema.checkpoints.peft import PEFT_NOTE, PEFT_PREFIX, PeftAlphas
 from kinema.checkpoints.signatures import lora_kind
-from kinema.checkpoints.source import read_json
 from kinema.schema import BadRequest
 from kinema.values import counted
 
 LAYOUTS = ("diffusers", "kohya")
-PEFT_NOTE = "lora_adapter_metadata"
-"""Metadata key of PEFT's settings in diffusers files."""
-PEFT_STEM, PEFT_CONFIG = "adapter_model", "adapter_config.json"
-"""The weights and settings that PEFT saves in a folder."""
-
 KOHYA = {
     "lora_unet_": "unet",
     "lora_te_": "text_encoder",
@@ -67,8 +63,13 @@ class Adapter:
         return self.down.shape[0]
 
     @property
+    def stated_alpha(self) -> float:
+        """The alpha to write where a layout has one for every adapter."""
+        return self.rank if self.alpha is None else self.alpha
+
+    @property
     def scale(self) -> float:
-        return 1.0 if self.alpha is None else self.alpha / self.rank
+        return self.stated_alpha / self.rank
 
     def delta(self, shape: torch.Size) -> Tensor:
         """Return the fp32 update of a weight of this shape. For a convolution, ``up`` is 1×1."""
@@ -123,7 +124,7 @@ def read_lora(
     ``modules`` are all module names of the model, starting with the component; names in the file without a component
     belong to the U-Net. ``aliases`` maps names of another layout (``input_blocks.1.1.…``) to native modules or pieces
     of them. Raises `BadRequest` for an unknown module (naming the model that the LoRA is for), a tensor that is not
-    part of a plain LoRA (LoCon, DoRA), an incomplete pair and mismatched ranks.
+    part of a plain LoRA (LoCon, DoRA), an incomplete pair, mismatched ranks, rank 0, and an alpha that is not a number.
     """
     tensors = read_tensors(path)
     places, unknown = match_keys(tensors, modules, aliases or {})
@@ -134,19 +135,13 @@ def read_lora(
     if unknown:
         faults = f"{len(unknown)} of its tensors fit no layer of this model ({first_names(unknown)})"
         raise BadRequest(f"{where} is {lora_kind(header(path))}: {faults}")
-    alphas = PeftAlphas(_settings_of(Path(path)), where)
-    adapters = {module: _adapter(parts, module, alphas, where) for module, parts in found.items()}
+    alphas, stems = PeftAlphas.read(Path(path)), stems_of(places)
+    adapters = {
+        module: _adapter(parts, module, alphas.of(stems.get(module, module)), where) for module, parts in found.items()
+    }
     if not adapters:
         raise BadRequest(f"{where} has no LoRA weights")
     return moved(adapters, aliases or {}, where)
-
-
-def _settings_of(path: Path) -> dict[str, str]:
-    """A file's metadata; for one that PEFT saved, the settings that it saved next to it."""
-    beside = path / PEFT_CONFIG if path.is_dir() else path.with_name(PEFT_CONFIG)
-    if (path.is_dir() or path.stem == PEFT_STEM) and beside.is_file() and PEFT_NOTE not in metadata(path):
-        return {PEFT_NOTE: json.dumps(read_json(beside))}
-    return metadata(path)
 
 
 def moved(adapters: Lora, aliases: Mapping[str, Alias], where: str) -> dict[str, Adapter]:
@@ -213,6 +208,11 @@ def match_keys(
     return found, unknown
 
 
+def stems_of(places: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    """The name in the file of each module that `match_keys` found, which PEFT's settings use too."""
+    return {module: _split(key)[0] for key, (module, role) in places.items() if role == "down"}
+
+
 def _split(key: str) -> tuple[str, str]:
     for end, role in _ENDS.items():
         if key.endswith(end):
@@ -238,38 +238,11 @@ class _Names:
         # Older diffusers versions keep the four projections in the attention processor.
         stem = re.sub(r"\.processor\.(to_[qkv]|0|proj)$", r".\1", stem)
         stem = re.sub(r"\.processor\.to_out$", ".to_out.0", stem)
-        return self.dotted.get(stem.removeprefix("base_model.model."))
+        return self.dotted.get(stem.removeprefix(PEFT_PREFIX))
 
 
-class PeftAlphas:
-    """The alphas in the PEFT settings of a file's metadata: a default and name patterns for each component."""
-
-    def __init__(self, metadata: Mapping[str, str], where: str) -> None:
-        self.default: dict[str, float] = {}
-        self.patterns: dict[str, dict[str, float]] = defaultdict(dict)
-        try:
-            for key, value in from_json(metadata.get(PEFT_NOTE, "{}"), f"the PEFT settings in {where}").items():
-                part, _, setting = key.rpartition(".")
-                if setting == "lora_alpha":
-                    self.default[part] = float(value)
-                elif setting == "alpha_pattern":
-                    self.patterns[part] = {str(name): float(alpha) for name, alpha in (value or {}).items()}
-                elif setting in ("use_rslora", "use_dora") and value:
-                    raise BadRequest(f"{where} is a rank-stabilised or weight-decomposed LoRA; expected a plain LoRA")
-        except (ValueError, TypeError, AttributeError) as error:
-            if isinstance(error, BadRequest):
-                raise
-            raise BadRequest(f"{where} has damaged PEFT settings in its metadata") from error
-
-    def of(self, module: str) -> float | None:
-        part, _, inner = module.partition(".")
-        part = part if part in self.default or part in self.patterns else ""
-        patterns = self.patterns.get(part, {})
-        ends = (alpha for name, alpha in patterns.items() if inner.endswith(f".{name}"))
-        return patterns.get(inner, next(ends, self.default.get(part)))
-
-
-def _adapter(parts: dict[str, Tensor], module: str, alphas: PeftAlphas, where: str) -> Adapter:
+def _adapter(parts: dict[str, Tensor], module: str, alpha: float | None, where: str) -> Adapter:
+    """The adapter of a module's tensors; ``alpha`` counts where these have none."""
     if absent := [role for role in ("down", "up") if role not in parts]:
         raise BadRequest(f"{where} has an incomplete LoRA at {module}: its {absent[0]} matrix is missing")
     down, up = parts["down"], parts["up"]
@@ -277,10 +250,15 @@ def _adapter(parts: dict[str, Tensor], module: str, alphas: PeftAlphas, where: s
         raise BadRequest(f"{where} has mismatched ranks at {module}: down is {_times(down)}, up is {_times(up)}")
     if not (down.is_floating_point() and up.is_floating_point()):
         raise BadRequest(f"{where} has {down.dtype} weights at {module}; expected floating-point")
-    alpha = parts.get("alpha")
-    if alpha is not None and alpha.numel() != 1:
-        raise BadRequest(f"{where} has an alpha of {alpha.numel()} values at {module}; expected one")
-    return Adapter(down, up, float(alpha) if alpha is not None else alphas.of(module))
+    if not down.shape[0]:
+        raise BadRequest(f"{where} has a LoRA of rank 0 at {module}; expected a rank of at least 1")
+    if (own := parts.get("alpha")) is not None:
+        if own.numel() != 1:
+            raise BadRequest(f"{where} has an alpha of {own.numel()} values at {module}; expected one")
+        alpha = float(own)
+        if not math.isfinite(alpha):
+            raise BadRequest(f"{where} has an alpha of {alpha} at {module}; expected a finite number")
+    return Adapter(down, up, alpha)
 
 
 def _times(tensor: Tensor) -> str:
@@ -315,8 +293,7 @@ def kohya(lora: Lora) -> dict[str, Tensor]:
         part, _, inner = module.partition(".")
         stem = (prefixes[part] + inner if part in prefixes else "lora_unet_" + module).replace(".", "_")
         tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = adapter.down, adapter.up
-        alpha = adapter.rank if adapter.alpha is None else adapter.alpha
-        tensors[f"{stem}.alpha"] = torch.tensor(float(alpha), dtype=adapter.down.dtype)
+        tensors[f"{stem}.alpha"] = torch.tensor(float(adapter.stated_alpha), dtype=adapter.down.dtype)
     return tensors
 
 
@@ -339,21 +316,32 @@ def peft_settings(lora: Lora) -> str:
         for part, adapters in parts.items()
         for name, value in settings_of_part(adapters).items()
     }
-    return json.dumps(note, sort_keys=True)
+    return json.dumps(dict(sorted(note.items())))
 
 
 def settings_of_part(part: Lora) -> dict[str, Any]:
     """Return PEFT's settings of adapters: rank and alpha, with those of single layers as patterns."""
     ranks = {module: adapter.rank for module, adapter in part.items()}
-    alphas = {module: a.rank if a.alpha is None else a.alpha for module, a in part.items()}
+    alphas = {module: adapter.stated_alpha for module, adapter in part.items()}
     rank, alpha = _most_common(ranks), _most_common(alphas)
     return {
         "lora_alpha": alpha,
         "r": rank,
-        "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
-        "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
+        "alpha_pattern": _exceptions(alphas, alpha),
+        "rank_pattern": _exceptions(ranks, rank),
         "target_modules": sorted(ranks),
     }
+
+
+def _exceptions(values: Mapping[str, Any], common: Any) -> dict[str, Any]:
+    """The values of single layers as PEFT's patterns.
+
+    PEFT takes the first pattern that a name ends in, and Flux has ``proj_out`` and ``….0.proj_out``: long names come
+    first, and names that end in another's pattern have their own.
+    """
+    ends = tuple(f".{name}" for name, value in values.items() if value != common)
+    own = [name for name, value in values.items() if value != common or name.endswith(ends)]
+    return {name: values[name] for name in sorted(own, key=lambda name: (-len(name), name))}
 
 
 def _most_common(values: Mapping[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from kinema import registry
 from kinema.checkpoints import files
 from kinema.checkpoints.lora_formats import Alias, Lora, Merged, check_shapes, is_lora, read_lora
+from kinema.checkpoints.peft import saved_alphas
 from kinema.checkpoints.signatures import describe, lora_kind
 from kinema.checkpoints.source import Source
 from kinema.schema import BadRequest, plain_number
@@ -27,16 +29,22 @@ MOST = 100.0
 class LoraFile:
     """A LoRA in use: its file, its weight, and its adapters by native module name.
 
-    Compares by identity: the file may have changed between two reads.
+    ``settings`` are the alphas that PEFT saved next to the file, if it did. Compares by identity: the file may have
+    changed between two reads.
     """
 
     path: Path
     weight: float
     lora: Lora = field(repr=False)
+    settings: str = field(default="", repr=False)
 
     @cached_property
     def hash(self) -> str:
-        return files.weight_hash(self.path)
+        """`files.weight_hash`, or ``sha256-peft:`` of that and of the alphas next to the file."""
+        weights = files.weight_hash(self.path)
+        if not self.settings:
+            return weights
+        return f"sha256-peft:{hashlib.sha256(f'{weights} {self.settings}'.encode()).hexdigest()}"
 
     def to_recipe(self) -> dict[str, Any]:
         """Return its entry in a recipe."""
@@ -127,4 +135,4 @@ def _read(  # noqa: PLR0917 (all that a file is checked against)
         raise BadRequest(f"{path} is not a LoRA: it is {describe(source)}; expected a LoRA file")
     lora = read_lora(path, modules, aliases)
     check_shapes(lora, shapes, f"{path.name} is {lora_kind(source.header)}, not of {model}: it")
-    return LoraFile(path, float(weight), lora)
+    return LoraFile(path, float(weight), lora, saved_alphas(path))

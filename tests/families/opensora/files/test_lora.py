@@ -9,7 +9,7 @@ import torch
 
 from kinema.families.opensora.files.transformer_file import TransformerFile
 from kinema.families.opensora.mmdit import MMDiTConfig
-from kinema.nn.rope import adjacent_to_half
+from kinema.nn.rope import adjacent_to_half, half_to_adjacent
 from kinema.schema import BadRequest
 from kinema.system import open_system
 
@@ -26,6 +26,15 @@ def change(repository, path, name):
     before = open_system(repository).model.get_parameter(name).clone()
     with_lora = open_system(repository, loras={path: 0.5}).model
     return with_lora.get_parameter(name) - before
+
+
+@pytest.fixture
+def adjacent(repository, tiny, write, laid_out):
+    """The same transformer in a file with Flux's rotary layout."""
+    config, model = tiny
+    return write(
+        repository.parent / "f.safetensors", laid_out(model, config, "fused", "adjacent"), {"rope": "adjacent"}
+    )
 
 
 def moved(rows):
@@ -121,11 +130,7 @@ def test_fused_layers_are_split(kohya, repository, tmp_path, write):
         assert torch.allclose(found, 0.5 * value, atol=1e-4)
 
 
-def test_a_lora_gives_the_same_outputs_over_a_file_of_either_rotary_layout(repository, tiny, tmp_path, write, laid_out):
-    config, model = tiny
-    other = write(
-        repository.parent / "f.safetensors", laid_out(model, config, "fused", "adjacent"), {"rope": "adjacent"}
-    )
+def test_a_lora_gives_the_same_outputs_over_a_file_of_either_rotary_layout(repository, adjacent, tmp_path, write):
     down, up = pair(3 * 48, 48, 1)
     own_down, own_up = pair(48, 48, 2)
     path = write(
@@ -142,10 +147,53 @@ def test_a_lora_gives_the_same_outputs_over_a_file_of_either_rotary_layout(repos
     with torch.no_grad():
         a, b, plain = (
             open_system(file, loras=loras).model.transformer(z, time, text, pooled, given)
-            for file, loras in ((repository, {path: 1.0}), (other, {path: 1.0}), (repository, None))
+            for file, loras in ((repository, {path: 1.0}), (adjacent, {path: 1.0}), (repository, None))
         )
     assert torch.allclose(a, b, atol=1e-4 * float(a.abs().max()))
     assert not torch.allclose(a, plain, atol=1e-2 * float(a.abs().max()))
+
+
+LAYERS = {
+    "open-sora": ("double_blocks.0.img_attn.q_proj", "double_blocks.0.img_attn.v_proj"),
+    "diffusers": ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_v"),
+    "fused": ("double_blocks.0.img_attn.qkv", "single_blocks.1.linear1"),
+}
+"""Two layers in each layout; the first has rows that the rotary layouts order differently."""
+ROWS = {"double_blocks.0.img_attn.qkv": 3 * 48, "single_blocks.1.linear1": 3 * 48 + 96}
+
+
+@pytest.mark.parametrize("rope", ["half", "adjacent"])
+@pytest.mark.parametrize("names", ["peft", "kohya", "note"])
+@pytest.mark.parametrize("layout", LAYERS)
+def test_each_layer_has_its_own_alpha_in_every_layout(layout, names, rope, repository, adjacent, tmp_path, write):
+    """Alphas as tensors, in PEFT's folder and in diffusers' note change a network by up @ down · alpha / rank."""
+    tensors, expected, patterns = {}, {}, {}
+    for name, alpha in zip(LAYERS[layout], (1.0, 2.0), strict=True):
+        down, up = pair(ROWS.get(name, 48), 48, len(name))
+        stem = {"peft": f"base_model.model.{name}", "kohya": f"lora_unet_{name.replace('.', '_')}", "note": name}[names]
+        ends = ("lora_down", "lora_up") if names == "kohya" else ("lora_A", "lora_B")
+        tensors |= {f"{stem}.{ends[0]}.weight": down, f"{stem}.{ends[1]}.weight": up}
+        if names == "kohya":
+            tensors[f"{stem}.alpha"] = torch.tensor(alpha)
+        expected[name] = alpha / RANK * up @ down
+        patterns[name] = alpha
+    note = {"lora_alpha": 8, "alpha_pattern": patterns}
+    text = {"lora_adapter_metadata": json.dumps({f"transformer.{key}": value for key, value in note.items()})}
+    path = write(tmp_path / "adapter_model.safetensors", tensors, text if names == "note" else None)
+    if names == "peft":
+        (tmp_path / "adapter_config.json").write_text(json.dumps(note))
+    first, second = expected.values()
+    turned = first if layout == "open-sora" else moved(first[:48])
+    native = {
+        "double_blocks.0.img_attn.q_proj": turned if rope == "half" else half_to_adjacent(turned, HEADS),
+        "single_blocks.1.v_mlp" if layout == "fused" else "double_blocks.0.img_attn.v_proj": second[-144:],
+    }
+    before, after = (
+        open_system(repository if rope == "half" else adjacent, loras=loras).model for loras in (None, {path: 1.0})
+    )
+    for name, value in native.items():
+        full = f"transformer.{name}.weight"
+        assert torch.allclose(after.get_parameter(full) - before.get_parameter(full), value, atol=1e-4), name
 
 
 def test_what_fits_no_layer_is_named(repository, tmp_path, write):

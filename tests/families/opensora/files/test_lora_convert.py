@@ -19,6 +19,7 @@ LAYERS = {
     "double_blocks.0.img_attn.q_proj": (48, 48, 3, 6.0),
     "double_blocks.0.img_attn.k_proj": (48, 48, 2, 2.0),
     "double_blocks.0.txt_attn.v_proj": (48, 48, 3, 3.0),
+    "double_blocks.0.img_attn.v_proj": (48, 48, 3, 1.0),
     "double_blocks.0.img_mlp.0": (96, 48, 3, 3.0),
     "single_blocks.1.q_proj": (48, 48, 3, 1.0),
     "single_blocks.1.v_mlp": (144, 48, 4, 2.0),
@@ -150,11 +151,23 @@ def test_a_folder_that_peft_saved_can_be_used_and_is_written_again(source, repos
     convert(source, tmp_path / "back", "open-sora", overwrite=True)
 
 
+@pytest.mark.parametrize("layout", KINDS)
+def test_a_written_lora_is_read_back_with_the_alpha_of_each_layer(layout, source, repository, tmp_path):
+    target = tmp_path / ("there" if layout == "open-sora" else "there.safetensors")
+    convert(source, target, layout)
+    one, two = (open_system(repository, loras={each: 0.5}).model.state_dict() for each in (source, target))
+    for name, tensor in one.items():
+        assert torch.allclose(tensor, two[name], atol=1e-5), name
+
+
 def test_what_fits_no_layer_or_has_no_such_layout_is_refused(source, tmp_path, write):
     with pytest.raises(BadRequest, match="LoRAs have no layout flux; expected open-sora, diffusers, kohya"):
         convert(source, tmp_path / "a.safetensors", "flux")
     with pytest.raises(BadRequest, match="not a name for a folder"):
         convert(source, tmp_path / "a.safetensors", "open-sora")
+    (source / "adapter_config.json").write_text("[8]")
+    with pytest.raises(BadRequest, match="adapter_config.json is not a JSON object"):
+        convert(source, tmp_path / "b.safetensors", "diffusers")
     for stem, columns, fault in (
         ("double_blocks.0.nowhere", 48, "fit no layer"),
         ("double_blocks.0.img_attn.proj", 47, "47"),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kinema.checkpoints import lora_convert
-from kinema.checkpoints.convert import Conversion, TargetFile, cast
+from kinema.checkpoints.convert import NOTE, Conversion, TargetFile, cast
 from kinema.checkpoints.files import Header, parse_header
 from kinema.checkpoints.lora_convert import OpenedLora
 from kinema.checkpoints.settings import validated
@@ -30,8 +30,6 @@ from kinema.families.opensora.mmdit import MMDiTConfig
 from kinema.schema import BadRequest
 from kinema.system import parse_metadata
 
-NOTE = "kinema_original_header"
-"""Metadata key of the header of the file that this one was converted from."""
 LAYOUTS_OF: dict[str, tuple[Kind, Rope]] = {
     "open-sora": ("separate", "half"),
     "fused": ("fused", "half"),

@@ -20,8 +20,6 @@ from torch import Tensor
 from kinema.checkpoints import lora_convert
 from kinema.checkpoints.lora_convert import LoraLayout, OpenedLora, is_kohya, is_peft, written_as
 from kinema.checkpoints.lora_formats import (
-    PEFT_CONFIG,
-    PEFT_STEM,
     Alias,
     Lora,
     Piece,
@@ -32,6 +30,7 @@ from kinema.checkpoints.lora_formats import (
     read_lora,
     settings_of_part,
 )
+from kinema.checkpoints.peft import PEFT_CONFIG, PEFT_PREFIX, PEFT_STEM
 from kinema.checkpoints.signatures import lora_kind
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.table import Row
@@ -40,8 +39,8 @@ from kinema.families.opensora.files.transformer_file import Kind, Rope, Transfor
 from kinema.schema import BadRequest
 
 KIND = "a LoRA of Flux or Open-Sora 2.0"
-PART, PEFT = "transformer.", "base_model.model."
-"""Prefixes: of our layers, and of PEFT's names."""
+PART = "transformer."
+"""Prefix of our layers."""
 
 
 def aliases(config: Config) -> Mapping[str, Alias]:
@@ -129,7 +128,7 @@ def _layouts(config: Config, modules: Iterable[str]) -> tuple[LoraLayout, ...]:
 
 
 def _peft(lora: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:
-    return {f"{PEFT}{name}": tensor for name, tensor in diffusers(lora).items()}, {"format": "pt"}
+    return {f"{PEFT_PREFIX}{name}": tensor for name, tensor in diffusers(lora).items()}, {"format": "pt"}
 
 
 def _peft_config(lora: Lora) -> Mapping[str, object]:
