@@ -63,7 +63,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def place(root: Path, **named: Path) -> Place:
-    return Place(root / "model.safetensors", torch.device("cpu"), offline=True, named=named)
+    return Place(root / "model.safetensors", torch.device("cpu"), named)
 
 
 def encode(root: Path, *prompts: str, on_event: Any = ignore) -> tuple[Tensor, Tensor]:
@@ -219,7 +219,7 @@ def test_a_damaged_entry_is_read_again(encoders: Path) -> None:
 @pytest.mark.parametrize("encoder", [T5, CLIP], ids=lambda each: each.slot)
 def test_a_missing_encoder_is_named_with_the_way_to_get_it(encoder: Any, tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match=rf"{encoder.title}.*hf download {encoder.hub}.*--add {encoder.slot}=PATH"):
-        t5.find(encoder, Place(tmp_path / "model.safetensors", torch.device("cpu"), offline=True))
+        t5.find(encoder, Place(tmp_path / "model.safetensors", torch.device("cpu")))
 
 
 def test_a_single_file_is_given_by_name_and_its_missing_tokenizer_is_named(encoders: Path, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_single_file_is_given_by_name_and_its_missing_tokenizer_is_named(encod
     assert found.weights == file
     assert found.tokenizer == encoders / "google" / "t5-v1_1-xxl"  # beside the model
     with pytest.raises(BadRequest, match="no tokenizer"):
-        t5.find(T5, Place(None, torch.device("cpu"), offline=True, named={"t5": file}))
+        t5.find(T5, Place(None, torch.device("cpu"), {"t5": file}))
 
 
 def test_an_encoder_of_another_width_is_refused(encoders: Path) -> None:

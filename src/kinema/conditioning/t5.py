@@ -82,7 +82,6 @@ class Place:
 
     weights: Path | None
     device: torch.device
-    offline: bool = False
     named: Mapping[str, Path] = field(default_factory=dict)
 
     @property
@@ -196,7 +195,7 @@ def _weight(stream: Stream, name: str, found: Found) -> Tensor:
 
 def find(encoder: Encoder, place: Place) -> Found:
     """Where an encoder is on this machine. Raises BadRequest that names what is missing and how to get it."""
-    weights = place.named.get(encoder.slot) or _beside(encoder, place) or _cached(encoder.hub, place, WEIGHTS)
+    weights = place.named.get(encoder.slot) or _beside(encoder, place) or _cached(encoder.hub, WEIGHTS)
     if weights is None:
         nearby = f"next to the model in {_root(place.weights)} or " if place.weights else ""
         raise BadRequest(
@@ -227,7 +226,7 @@ def _tokenizer(encoder: Encoder, weights: Path, place: Place) -> Path:
     for each in places:
         if any((each / name).is_file() for name in VOCABULARIES):
             return each
-    cached = _cached(encoder.hub, place, ("*.json", "*.model", "*.txt"))
+    cached = _cached(encoder.hub, ("*.json", "*.model", "*.txt"))
     if cached is not None and any((cached / name).is_file() for name in VOCABULARIES):
         return cached
     raise BadRequest(
@@ -250,7 +249,8 @@ def _beside(encoder: Encoder, place: Place) -> Path | None:
     return None
 
 
-def _cached(name: str, place: Place, patterns: Sequence[str]) -> Path | None:  # noqa: ARG001 (never the network)
+def _cached(name: str, patterns: Sequence[str]) -> Path | None:
+    """A folder of the hub's cache. Never downloaded: T5-XXL is 19 GB, which nobody should get unasked."""
     try:
         return hub.fetch(name, offline=True, patterns=patterns)
     except BadRequest:

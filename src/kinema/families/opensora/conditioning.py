@@ -81,7 +81,7 @@ def _encoded(system: OpenedModel, prompts: Sequence[str], on_event: OnEvent) -> 
 
 def place(system: OpenedModel) -> t5.Place:
     """Where the model's text encoders are searched: files that the user added, next to its weights, the hub's cache."""
-    return t5.Place(system.weights.path, system.device, system.offline, system.weights.outside)
+    return t5.Place(system.weights.path, system.device, system.weights.outside)
 
 
 def check_encoders(system: OpenedModel) -> None:
@@ -100,7 +100,7 @@ def training_text(model: OpenSora, config: Config, batch: Batch) -> Text:
         batch.captions,
         config.text_length,
         _widths(config),
-        t5.Place(batch.weights, device, named=batch.encoders),
+        t5.Place(batch.weights, device, batch.encoders),
         ignore,
     )
 
