@@ -23,7 +23,7 @@ from kinema.families.opensora.layout import latent_grid
 from kinema.families.opensora.model import OpenSora, read_words
 from kinema.families.opensora.options import OF_IMAGES, SWITCHES
 from kinema.families.opensora.prompts import completed
-from kinema.schema import Request
+from kinema.schema import BadRequest, MissingFiles, Request
 from kinema.system import Batch, Conditions, OpenedModel
 from kinema.vae.given_pixels import encode_given
 
@@ -85,10 +85,16 @@ def place(system: OpenedModel) -> t5.Place:
 
 
 def check_encoders(system: OpenedModel) -> None:
-    """Raises BadRequest for a text encoder or tokenizer that is not on this machine."""
+    """Raises MissingFiles for text encoders and tokenizers that are not on this machine, naming each."""
     config: Config = system.config
+    faults = []
     for encoder in () if config.words else (t5.T5, t5.CLIP):
-        t5.find(encoder, place(system))
+        try:
+            t5.find(encoder, place(system))
+        except BadRequest as error:
+            faults.append(str(error))
+    if faults:
+        raise MissingFiles(*faults)
 
 
 def training_text(model: OpenSora, config: Config, batch: Batch) -> Text:
