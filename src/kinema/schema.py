@@ -43,6 +43,13 @@ class BadRequest(ValueError):
     """An invalid request. The message is one sentence; the command line prints it and exits with code 2."""
 
 
+class MissingFiles(BadRequest):
+    """Files that a model needs besides its weights are not on this machine; ``args`` has one sentence for each."""
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
+
+
 class Cancelled(Exception):
     """A run was cancelled by its `kinema.Cancel`. ``clip`` is the partial clip, if it was to be kept.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,29 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast,
 
 from kinema.conditioning import remembered, streamed, t5
 from kinema.conditioning.t5 import CLIP, T5, Place
-from kinema.events import Event, Phase, ignore
+from kinema.events import Event, Note, Phase, ignore
 from kinema.schema import BadRequest
 
 WORDS = "a red blue ball rolls right slowly".split()
 LENGTH = 9
 WIDTHS = (24, 20)
+FOLDERS = {"t5": "google/t5-v1_1-xxl", "clip": "openai/clip-vit-large-patch14"}
 
 
-def tokenizer(folder: Path, *, begin: str = "") -> None:
+def tokenizer(folder: Path, *, begin: str = "", **special: Any) -> None:
+    """Whole words in a tokenizer of T5's type, or of CLIP's with a token that begins a prompt."""
     names = ["<pad>", "</s>", "<unk>", *([begin] if begin else []), *WORDS]
-    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(names)}, unk_token="<unk>"))
+    if begin:
+        vocabulary = {word: i for i, word in enumerate(names)}
+        made = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", ignore_merges=True))
+    else:
+        made = Tokenizer(models.Unigram([(word, -1.0) for word in names], unk_id=2))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     template = f"{begin} $A </s>".strip()
     marks = [("</s>", 1), *([(begin, 3)] if begin else [])]
     made.post_processor = processors.TemplateProcessing(single=template, special_tokens=marks)
-    PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=77
-    ).save_pretrained(folder)
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", **special}
+    PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=77, **special).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +69,11 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def place(root: Path, **named: Path) -> Place:
-    return Place(root / "model.safetensors", torch.device("cpu"), offline=True, named=named)
+    return Place(root / "model.safetensors", torch.device("cpu"), named)
+
+
+def copied(encoders: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(encoders, tmp_path / "copy")
 
 
 def encode(root: Path, *prompts: str, on_event: Any = ignore) -> tuple[Tensor, Tensor]:
@@ -135,7 +145,7 @@ CONFIGS = {
     "too many blocks": ("t5", {"num_layers": 10**6}, "more than 20,000 weight tensors"),
     "too wide": ("t5", {"d_model": 10**6, "d_ff": 10**6}, "parameters"),
     "an unknown activation": ("t5", {"feed_forward_proj": "gated-unknown"}, "no network can be built"),
-    "text as a number": ("clip", {"hidden_size": "wide"}, "cannot be read.*hidden_size"),
+    "text as a number": ("clip", {"hidden_size": "wide"}, "config of .* is not one of CLIP-L: .*hidden_size"),
     "a giant": ("clip", {"vocab_size": 10**12}, "parameters"),
 }
 
@@ -144,9 +154,8 @@ CONFIGS = {
 def test_a_config_of_strangers_is_refused_before_it_takes_memory(
     slot: str, change: dict[str, Any], message: str, encoders: Path, tmp_path: Path
 ) -> None:
-    root = tmp_path / "copy"
-    shutil.copytree(encoders, root)
-    folder = root / {"t5": "google/t5-v1_1-xxl", "clip": "openai/clip-vit-large-patch14"}[slot]
+    root = copied(encoders, tmp_path)
+    folder = root / FOLDERS[slot]
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(BadRequest, match=message):
@@ -154,8 +163,7 @@ def test_a_config_of_strangers_is_refused_before_it_takes_memory(
 
 
 def test_settings_that_fetch_code_are_not_passed_on(encoders: Path, tmp_path: Path) -> None:
-    root = tmp_path / "copy"
-    shutil.copytree(encoders, root)
+    root = copied(encoders, tmp_path)
     file = root / "google/t5-v1_1-xxl" / "config.json"
     hostile = {"attn_implementation": "stranger/kernel", "auto_map": {"AutoConfig": "stranger/code--x.Y"}}
     file.write_text(json.dumps(json.loads(file.read_text()) | hostile))
@@ -166,8 +174,7 @@ def test_settings_that_fetch_code_are_not_passed_on(encoders: Path, tmp_path: Pa
 def test_a_tokenizer_never_runs_code_of_its_folder(
     encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = tmp_path / "copy"
-    shutil.copytree(encoders, root)
+    root = copied(encoders, tmp_path)
     folder = root / "google/t5-v1_1-xxl"
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
@@ -219,7 +226,7 @@ def test_a_damaged_entry_is_read_again(encoders: Path) -> None:
 @pytest.mark.parametrize("encoder", [T5, CLIP], ids=lambda each: each.slot)
 def test_a_missing_encoder_is_named_with_the_way_to_get_it(encoder: Any, tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match=rf"{encoder.title}.*hf download {encoder.hub}.*--add {encoder.slot}=PATH"):
-        t5.find(encoder, Place(tmp_path / "model.safetensors", torch.device("cpu"), offline=True))
+        t5.find(encoder, Place(tmp_path / "model.safetensors", torch.device("cpu")))
 
 
 def test_a_single_file_is_given_by_name_and_its_missing_tokenizer_is_named(encoders: Path, tmp_path: Path) -> None:
@@ -229,7 +236,222 @@ def test_a_single_file_is_given_by_name_and_its_missing_tokenizer_is_named(encod
     assert found.weights == file
     assert found.tokenizer == encoders / "google" / "t5-v1_1-xxl"  # beside the model
     with pytest.raises(BadRequest, match="no tokenizer"):
-        t5.find(T5, Place(None, torch.device("cpu"), offline=True, named={"t5": file}))
+        t5.find(T5, Place(None, torch.device("cpu"), {"t5": file}))
+
+
+# -------------------------------------------------------------------------------------- tokenizers
+
+
+def test_a_tokenizer_next_to_the_weights_folder_comes_first(encoders: Path, tmp_path: Path) -> None:
+    """The layout of Flux: text_encoder and tokenizer for CLIP, text_encoder_2 and tokenizer_2 for T5."""
+    root = copied(encoders, tmp_path)
+    for slot, number in (("t5", "_2"), ("clip", "")):
+        shutil.move(root / FOLDERS[slot], root / f"text_encoder{number}")
+    tokenizer(root / "tokenizer", begin="<s>")
+    tokenizer(root / "tokenizer_2")
+    assert t5.find(T5, place(root)).tokenizer == root / "tokenizer_2"
+    assert t5.find(CLIP, place(root)).tokenizer == root / "tokenizer"
+    assert torch.equal(encode(root, "a red ball")[0], encode(encoders, "a red ball")[0])
+
+
+@pytest.mark.parametrize("encoder", [T5, CLIP], ids=lambda each: each.slot)
+def test_the_tokenizer_of_the_other_encoder_is_not_taken(encoder: Any, encoders: Path, tmp_path: Path) -> None:
+    root, other = copied(encoders, tmp_path), "<s>" if encoder is T5 else ""
+    folder = root / FOLDERS[encoder.slot]
+    tokenizer(folder, begin=other)
+    advice = rf"put {' and '.join(encoder.vocabulary)}, or .* type {encoder.model}.*--include {encoder.vocabulary[-1]}"
+    with pytest.raises(BadRequest, match=rf"{encoder.title} has no tokenizer.*{advice}"):
+        t5.find(encoder, place(root))
+    (folder / "tokenizer.json").unlink()
+    for name in (CLIP if encoder is T5 else T5).vocabulary:
+        (folder / name).write_text("x")
+    with pytest.raises(BadRequest, match=f"{encoder.title} has no tokenizer"):
+        t5.find(encoder, place(root))
+    for name in encoder.vocabulary:
+        (folder / name).write_text("x")
+    assert t5.find(encoder, place(root)).tokenizer == folder
+
+
+def test_a_tokenizer_of_the_other_type_in_a_folder_with_files_of_both_is_refused(
+    encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = copied(encoders, tmp_path)
+    folder = root / FOLDERS["t5"]
+    (folder / "tokenizer.json").unlink()
+    for name, text in (
+        ("spiece.model", ""),
+        ("vocab.json", '{"a": 0, "<|startoftext|>": 1, "<|endoftext|>": 2}'),
+        ("merges.txt", "#version: 0.2"),
+        ("tokenizer_config.json", '{"tokenizer_class": "CLIPTokenizer"}'),
+    ):
+        (folder / name).write_text(text)
+    monkeypatch.setattr(t5, "_installed", lambda _: True)
+    with pytest.raises(BadRequest, match="tokenizer in .* is of the type BPE; expected Unigram, as T5-XXL has"):
+        encode(root, "a red ball")
+
+
+def test_an_old_tokenizer_file_that_does_not_name_its_type_is_clips(encoders: Path, tmp_path: Path) -> None:
+    root = copied(encoders, tmp_path)
+    file = root / FOLDERS["clip"] / "tokenizer.json"
+    content = json.loads(file.read_text())
+    del content["model"]["type"]
+    file.write_text(json.dumps(content))
+    assert t5.find(CLIP, place(root)).tokenizer == file.parent
+
+
+def test_a_tokenizer_that_is_changed_is_read_again(encoders: Path, tmp_path: Path) -> None:
+    root = copied(encoders, tmp_path)
+    t5.find(T5, place(root))
+    tokenizer(root / FOLDERS["t5"], begin="<s>")
+    with pytest.raises(BadRequest, match="T5-XXL has no tokenizer"):
+        t5.find(T5, place(root))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_encoder_is_refused(encoders: Path, tmp_path: Path) -> None:
+    root = copied(encoders, tmp_path)
+    tokenizer(root / FOLDERS["t5"], extra_special_tokens=[f"<{i}>" for i in range(10)])
+    with pytest.raises(BadRequest, match="has the token id 19; .* has embeddings of 16 tokens"):
+        encode(root, "a red ball")
+
+
+def test_a_tokenizer_without_a_padding_token_is_refused(encoders: Path, tmp_path: Path) -> None:
+    root = copied(encoders, tmp_path)
+    tokenizer(root / FOLDERS["t5"], pad_token=None)
+    with pytest.raises(BadRequest, match="tokenizer in .* has no padding token"):
+        encode(root, "a red ball")
+
+
+def test_a_spiece_model_names_the_packages_that_it_needs(
+    encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers would ask for tiktoken, which does not read it."""
+    root = copied(encoders, tmp_path)
+    for file in (root / FOLDERS["t5"]).glob("tokenizer*"):
+        file.unlink()
+    (root / FOLDERS["t5"] / "spiece.model").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(BadRequest, match="is a spiece.model, which needs sentencepiece.*pip install sentencepiece"):
+        encode(root, "a red ball")
+
+
+# ----------------------------------------------------------------------------- weights and configs
+
+
+def quantised(dtype: torch.dtype, name: str) -> Any:
+    return lambda tensors: {**tensors, name: tensors[name].to(dtype)}
+
+
+QUERY = "encoder.block.1.layer.0.SelfAttention.q.weight"
+FILES = {
+    "fp8": (
+        "t5",
+        quantised(torch.float8_e4m3fn, QUERY),
+        f"dtypes: {QUERY} is float8_e4m3fn, expected floats",
+    ),
+    "int8": ("t5", quantised(torch.int8, QUERY), f"dtypes: {QUERY} is int8, expected"),
+    "scales": ("t5", lambda t: {**t, "a.scale_weight": torch.ones(1)}, "unexpected: a.scale_weight"),
+    "no query": ("t5", lambda t: {n: x for n, x in t.items() if n != QUERY}, f"missing: {QUERY}"),
+    "turned": ("t5", lambda t: {**t, QUERY: t[QUERY].T.contiguous()}, f"shapes: {QUERY} is 24×15, expected 15×24"),
+    "int8 clip": ("clip", lambda t: {n: x.to(torch.int8) for n, x in t.items()}, "dtypes: .* is int8"),
+    "no layer": ("clip", lambda t: {n: x for n, x in t.items() if "layers.1." not in n}, "missing: .*encoder.layers.1"),
+}
+
+
+@pytest.mark.parametrize(("slot", "change", "message"), FILES.values(), ids=FILES.keys())
+def test_quantised_missing_and_unexpected_weights_are_refused_before_the_encoder_runs(
+    slot: str, change: Any, message: str, encoders: Path, tmp_path: Path
+) -> None:
+    root = copied(encoders, tmp_path)
+    file = root / FOLDERS[slot] / "model.safetensors"
+    save_file({name: x.clone() for name, x in change(load_file(file)).items()}, file)
+    with pytest.raises(BadRequest, match=rf"{FOLDERS[slot]} is not .* as its config describes it; .*{message}"):
+        encode(root, "a red ball")
+
+
+SIZES = {
+    "fewer blocks": ("t5", {"num_layers": 2}, r"unexpected: encoder\.block\.2"),
+    "more blocks": ("t5", {"num_layers": 4}, r"missing: encoder\.block\.3"),
+    "wider heads": ("t5", {"d_kv": 6}, "SelfAttention.k.weight is 15×24, expected 18×24"),
+    "fewer layers": ("clip", {"num_hidden_layers": 1}, r"unexpected: .*layers\.1"),
+    "a wider layer": ("clip", {"intermediate_size": 30}, "fc1.weight is 28×20, expected 30×20"),
+    "large": ("clip", {"vocab_size": 2**30}, f"token_embedding.weight is 16×20, expected {2**30}×20"),
+    "few positions": ("clip", {"max_position_embeddings": 76}, "reads 76 tokens; expected a CLIP-L that reads 77"),
+    "no number": ("clip", {"eos_token_id": [1, 2]}, "eos_token_id in .*config.json is .*; expected a single value"),
+    "text": ("clip", {"text_config": "small"}, "text_config of .* is 'small'; expected names and values in braces"),
+}
+
+
+@pytest.mark.parametrize(("slot", "change", "message"), SIZES.values(), ids=SIZES.keys())
+def test_a_config_of_other_sizes_than_the_weights_is_refused_before_it_takes_memory(
+    slot: str, change: dict[str, Any], message: str, encoders: Path, tmp_path: Path
+) -> None:
+    root = copied(encoders, tmp_path)
+    file = root / FOLDERS[slot] / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(BadRequest, match=message):
+        encode(root, "a red ball")
+
+
+def test_other_parts_of_the_published_networks_are_left_alone(encoders: Path, tmp_path: Path) -> None:
+    root, one = copied(encoders, tmp_path), torch.ones(1)
+    others = {
+        "t5": {"decoder.block.0.layer.0.SelfAttention.q.weight": one, "lm_head.weight": one},
+        "clip": {
+            "vision_model.post_layernorm.weight": one, "visual_projection.weight": one, "text_projection.weight": one,
+            "logit_scale": one, "text_model.embeddings.position_ids": torch.arange(77),
+        },
+    }  # fmt: skip
+    for slot, more in others.items():
+        file = root / FOLDERS[slot] / "model.safetensors"
+        tensors = {name.removeprefix("text_model."): x for name, x in load_file(file).items()}
+        if slot == "clip":  # both names of CLIP's weights, with its prefix and without
+            tensors = {f"text_model.{name}": x for name, x in tensors.items()}
+        save_file({name: x.clone() for name, x in {**tensors, **more}.items()}, file)
+    for a, b in zip(encode(root, "a red ball"), encode(encoders, "a red ball"), strict=True):
+        assert torch.equal(a, b)
+
+
+# ------------------------------------------------------------------------------- cache and length
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"other": torch.zeros(LENGTH, WIDTHS[0])},
+        {"out": torch.zeros(LENGTH, WIDTHS[0] + 1), "tokens": torch.ones(1, dtype=torch.int64)},
+        {"out": torch.zeros(LENGTH, WIDTHS[0])},
+    ],
+    ids=["another name", "another shape", "no count"],
+)
+def test_an_entry_of_another_content_is_read_again(content: dict[str, Tensor], encoders: Path) -> None:
+    first = encode(encoders, "a red ball")
+    files = list(remembered.folder().iterdir())
+    for file in files:
+        save_file(content, file)
+    for _ in range(2):
+        assert all(torch.equal(a, b) for a, b in zip(encode(encoders, "a red ball"), first, strict=True))
+    assert sorted(remembered.folder().iterdir()) == sorted(files)
+
+
+@pytest.mark.parametrize("limit", ["many", "²"])
+def test_a_bad_limit_of_the_cache_is_refused_before_the_encoders_run(
+    limit: str, encoders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(t5, "_run", lambda *_: pytest.fail("the encoder ran"))
+    monkeypatch.setenv("KINEMA_CACHE_BYTES", limit)
+    with pytest.raises(BadRequest, match="KINEMA_CACHE_BYTES is"):
+        encode(encoders, "a blue ball")
+
+
+def test_a_prompt_that_t5_cuts_is_noted_once_also_when_it_is_remembered(encoders: Path) -> None:
+    long = "a red ball " * 4
+    for _ in range(2):
+        events: list[Event] = []
+        encode(encoders, long, long, "a ball", on_event=events.append)
+        notes = [event.message for event in events if isinstance(event, Note)]
+        assert notes == [f"T5-XXL reads the first {LENGTH} of 13 tokens of the prompt {long!r}"]
+    fits = "a red ball rolls right slowly a ball"  # eight words and the end token
+    encode(encoders, fits, on_event=lambda event: pytest.fail(str(event)) if isinstance(event, Note) else None)
 
 
 def test_an_encoder_of_another_width_is_refused(encoders: Path) -> None:

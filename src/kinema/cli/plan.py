@@ -24,7 +24,7 @@ from kinema.cli.verbs import (
     request_options,
 )
 from kinema.events import Event, Note, Phase, Step
-from kinema.schema import BadRequest, Request, TaskName
+from kinema.schema import BadRequest, MissingFiles, Request, TaskName
 
 if TYPE_CHECKING:
     from kinema.api import Model
@@ -139,7 +139,7 @@ def forecast(model: Model, request: Request, *, measure: bool) -> Forecast:
             stages.append(replace(run.stage, memory=memory).to_dict())
     except TooLarge as error:
         refusal = str(error)
-    missing = tuple(dict.fromkeys(fault for run in runs if (fault := _lacks(run.system))))
+    missing = tuple(dict.fromkeys(fault for run in runs for fault in _missing(run.system)))
     steps = [(run.stage.request.steps or 0) - run.canvas.skipped for run in runs]
     cost = _measure(model, request, runs, steps) if measure and not refusal and not missing else None
     notes += [*precision_notes(system), *memory.reasons]
@@ -165,17 +165,26 @@ def forecast(model: Model, request: Request, *, measure: bool) -> Forecast:
         fits=not refusal,
         missing=missing,
         stages=tuple(stages),
-        reasons=(*notes, *_reasons(count, system.dtype.itemsize, steps, cost, refusal or "; ".join(missing))),
+        reasons=(*notes, *_reasons(count, system.dtype.itemsize, steps, cost, _unmeasured(refusal, missing))),
     )
 
 
-def _lacks(system: System) -> str:
-    """What a model needs besides its weights and this machine lacks, as a sentence; "" if nothing."""
+def _missing(system: System) -> tuple[str, ...]:
+    """What a model needs besides its weights and this machine lacks, one sentence each."""
     try:
         system.family.checkpoints.check_ready(system)
+    except MissingFiles as error:
+        return error.args
     except BadRequest as error:
-        return str(error)
-    return ""
+        return (str(error),)
+    return ()
+
+
+def _unmeasured(refusal: str, missing: Sequence[str]) -> str:
+    """Why no time can be measured, as a reason; "" if it can."""
+    if refusal:
+        return f"memory: {refusal}"
+    return "time: not measured, since files are missing" if missing else ""
 
 
 def job_fields(runs: Sequence[StageRun], steps: Sequence[int]) -> dict[str, Any]:
@@ -200,7 +209,7 @@ def job_fields(runs: Sequence[StageRun], steps: Sequence[int]) -> dict[str, Any]
     }
 
 
-def _reasons(count: int, width: int, steps: Sequence[int], cost: Cost | None, refusal: str) -> list[str]:
+def _reasons(count: int, width: int, steps: Sequence[int], cost: Cost | None, unmeasured: str) -> list[str]:
     reasons = [f"weights: {count:,} parameters × {width} bytes"]
     if cost:
         few, more = MEASURED_STEPS
@@ -211,8 +220,8 @@ def _reasons(count: int, width: int, steps: Sequence[int], cost: Cost | None, re
             f"time: {sampling} + {cost.around:.3g} s, measured just now over {few} and {more} steps",
             "memory: the peak of those runs, including libraries; more steps need no more",
         ]
-    if refusal:
-        return [*reasons, f"memory: {refusal}", "nothing was loaded"]
+    if unmeasured:
+        return [*reasons, unmeasured, "nothing was loaded"]
     return [*reasons, "time: not measured (--no-measure)"]
 
 

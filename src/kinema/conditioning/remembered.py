@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kinema.atomic import replacing
 from kinema.checkpoints import files
+from kinema.checkpoints.files import Header
 from kinema.schema import BadRequest
 from kinema.values import quoted
 
@@ -41,7 +42,7 @@ def folder() -> Path:
 def most() -> int:
     """The bound in bytes. Raises BadRequest for a variable that is not a number."""
     value = os.environ.get("KINEMA_CACHE_BYTES", str(MOST))
-    if not value.isdigit():
+    if not value.isdecimal():
         raise BadRequest(f"KINEMA_CACHE_BYTES is {quoted(value)}; expected a number of bytes, 0 for none")
     return int(value)
 
@@ -61,14 +62,19 @@ def fingerprint(paths: Sequence[Path]) -> list[list[Any]]:
     return found
 
 
-def get(name: str) -> dict[str, Tensor] | None:
-    """The tensors under this key; None where there are none, or where the file is damaged (it is deleted)."""
+def get(name: str, header: Header) -> dict[str, Tensor] | None:
+    """The tensors under this key; None where there are none.
+
+    A file that is damaged, or whose tensors do not have these names, shapes and dtypes, is deleted.
+    """
     path = folder() / f"{name}{SUFFIX}"
     if not path.is_file():
         return None
     try:
         tensors = {each: tensor.clone() for each, tensor in files.read_tensors(path).items()}
         os.utime(path)  # the least recently used go first
+        if {each: (tuple(tensor.shape), tensor.dtype) for each, tensor in tensors.items()} != header:
+            raise BadRequest(f"{path} does not contain what is kept under its name")
     except (BadRequest, OSError):
         path.unlink(missing_ok=True)
         return None

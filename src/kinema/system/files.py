@@ -63,7 +63,8 @@ class Checkpoints(Protocol):
     def check_ready(self, system: Any) -> None:  # noqa: ARG002
         """Raise BadRequest for files besides the weights that a model (`OpenedModel`) needs and this machine lacks.
 
-        Called before weights are loaded; text encoders and vocabularies are such files.
+        Raise MissingFiles to name several. Called before weights are loaded; text encoders and vocabularies are such
+        files.
         """
         return
 

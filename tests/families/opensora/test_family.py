@@ -216,7 +216,11 @@ def test_a_plan_names_the_text_encoders_that_are_missing(
     plan = json.loads(capsys.readouterr().out)
     assert plan["fits"]
     assert plan["seconds"] is None
-    assert [fault.partition(",")[0] for fault in plan["missing"]] == ["T5-XXL"]
+    assert [fault.partition(",")[0] for fault in plan["missing"]] == ["T5-XXL", "CLIP-L"]
+    assert main([*options, "--memory", "1TB"]) == 1
+    rows = capsys.readouterr().out.splitlines()
+    assert sum("T5-XXL" in row for row in rows) == sum("CLIP-L" in row for row in rows) == 1
+    assert "  reason     time: not measured, since files are missing" in rows
 
 
 @pytest.mark.parametrize("shift", [1.0, 4.0])

@@ -23,7 +23,7 @@ from kinema.families.opensora.layout import latent_grid
 from kinema.families.opensora.model import OpenSora, read_words
 from kinema.families.opensora.options import OF_IMAGES, SWITCHES
 from kinema.families.opensora.prompts import completed
-from kinema.schema import Request
+from kinema.schema import BadRequest, MissingFiles, Request
 from kinema.system import Batch, Conditions, OpenedModel
 from kinema.vae.given_pixels import encode_given
 
@@ -81,14 +81,20 @@ def _encoded(system: OpenedModel, prompts: Sequence[str], on_event: OnEvent) -> 
 
 def place(system: OpenedModel) -> t5.Place:
     """Where the model's text encoders are searched: files that the user added, next to its weights, the hub's cache."""
-    return t5.Place(system.weights.path, system.device, system.offline, system.weights.outside)
+    return t5.Place(system.weights.path, system.device, system.weights.outside)
 
 
 def check_encoders(system: OpenedModel) -> None:
-    """Raises BadRequest for a text encoder or tokenizer that is not on this machine."""
+    """Raises MissingFiles for text encoders and tokenizers that are not on this machine, naming each."""
     config: Config = system.config
+    faults = []
     for encoder in () if config.words else (t5.T5, t5.CLIP):
-        t5.find(encoder, place(system))
+        try:
+            t5.find(encoder, place(system))
+        except BadRequest as error:
+            faults.append(str(error))
+    if faults:
+        raise MissingFiles(*faults)
 
 
 def training_text(model: OpenSora, config: Config, batch: Batch) -> Text:
@@ -100,7 +106,7 @@ def training_text(model: OpenSora, config: Config, batch: Batch) -> Text:
         batch.captions,
         config.text_length,
         _widths(config),
-        t5.Place(batch.weights, device, named=batch.encoders),
+        t5.Place(batch.weights, device, batch.encoders),
         ignore,
     )
 
