@@ -343,11 +343,6 @@ def quantised(dtype: torch.dtype, name: str) -> Any:
 
 QUERY = "encoder.block.1.layer.0.SelfAttention.q.weight"
 FILES = {
-    "fp8": (
-        "t5",
-        quantised(torch.float8_e4m3fn, QUERY),
-        f"dtypes: {QUERY} is float8_e4m3fn, expected floats",
-    ),
     "int8": ("t5", quantised(torch.int8, QUERY), f"dtypes: {QUERY} is int8, expected"),
     "scales": ("t5", lambda t: {**t, "a.scale_weight": torch.ones(1)}, "unexpected: a.scale_weight"),
     "no query": ("t5", lambda t: {n: x for n, x in t.items() if n != QUERY}, f"missing: {QUERY}"),
@@ -366,6 +361,16 @@ def test_quantised_missing_and_unexpected_weights_are_refused_before_the_encoder
     save_file({name: x.clone() for name, x in change(load_file(file)).items()}, file)
     with pytest.raises(BadRequest, match=rf"{FOLDERS[slot]} is not .* as its config describes it; .*{message}"):
         encode(root, "a red ball")
+
+
+def test_floats_of_8_bits_without_scales_are_read_as_they_are(encoders: Path, tmp_path: Path) -> None:
+    """As in the widely used files of T5-XXL in fp8."""
+    rounded, narrow = copied(encoders, tmp_path / "rounded"), copied(encoders, tmp_path / "narrow")
+    for root in (rounded, narrow):
+        file = root / FOLDERS["t5"] / "model.safetensors"
+        tensors = {name: x.clone().to(torch.float8_e4m3fn) for name, x in load_file(file).items()}
+        save_file(tensors if root is narrow else {name: x.float() for name, x in tensors.items()}, file)
+    assert torch.equal(encode(narrow, "a red ball")[0], encode(rounded, "a red ball")[0])
 
 
 SIZES = {

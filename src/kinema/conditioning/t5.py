@@ -33,8 +33,10 @@ from kinema.values import quoted
 
 CLIP_LENGTH = 77
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""The dtypes of weights that are read as they are; narrower ones are quantised and need scales."""
+FLOATS = (
+    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2,
+)  # fmt: skip
+"""The dtypes of weights that are read as they are; files whose 8-bit floats need scales have tensors for these."""
 TIED = {"shared.weight": "encoder.embed_tokens.weight", "encoder.embed_tokens.weight": "shared.weight"}
 """The two names of T5's token embeddings, of which a file has one or both."""
 
@@ -239,7 +241,7 @@ def _names_in_file(model: nn.Module, header: Header, found: Found) -> dict[str, 
         if shape != weight.shape:
             wrong.append(f"{each} is {_by(shape)}, expected {_by(weight.shape)}")
         if dtype not in FLOATS:
-            quantised.append(f"{each} is {str(dtype).removeprefix('torch.')}, expected floats of 16 bits or more")
+            quantised.append(f"{each} is {str(dtype).removeprefix('torch.')}, expected floats")
     used = {*names.values()}
     unexpected = [each for each in header if each not in used and not each.startswith(found.encoder.others)]
     lists = (("dtypes", quantised), ("missing", missing), ("unexpected", unexpected), ("shapes", wrong))
