@@ -120,7 +120,7 @@ def recipe_name(path: str | Path) -> str:
     A file name that equals a registered name becomes ``./name``, so the two are not confused.
     """
     stem = Path(path).stem
-    if stem in ADD_ONS and Path(path) == weight_file(f"{stem}.safetensors"):
+    if stem in {*ADD_ONS, *EMBEDDED} and Path(path) == weight_file(f"{stem}.safetensors"):
         return stem
     name = file_name(path)
     return f"./{name}" if name in {*EMBEDDED, *ADD_ONS, *ALIASES, *FAMILIES} else name

@@ -168,7 +168,7 @@ def _single_stage(system: System, request: Request) -> SettledStage:
     if request.task != "upscale":
         return SettledStage("base", system, request)
     if not system.family.sampling.defaults(system.config).enlarges:
-        raise BadRequest(f"{system.name} cannot upscale clips; vdm models and zoetrope can")
+        raise BadRequest(f"{system.name} cannot upscale clips; vdm models, zoetrope and lumiere/pocket-sr can")
     enlarging = Upscaling(factor(request), request.every or 1, request.super_resolution_weight)
     return SettledStage("super-resolution", system, request, enlarging)
 
@@ -272,7 +272,9 @@ def super_resolution_model(system: System, name: str) -> System:
     """Return the super-resolution model. Raises BadRequest for a model of another kind."""
     upper = opened_once(system, name)
     if not upper.family.sampling.defaults(upper.config).enlarges:
-        raise BadRequest(f"{upper.name} is not a super-resolution model; vdm models and zoetrope are")
+        raise BadRequest(
+            f"{upper.name} is not a super-resolution model; vdm models, zoetrope and lumiere/pocket-sr are"
+        )
     return upper
 
 

@@ -40,6 +40,7 @@ SIGNATURES: tuple[tuple[str, str], ...] = (
     (r"^single_transformer_blocks\.", FLUX),
     (r"^double_blocks\.\d+\.img_attn_qkv\.", "a HunyuanVideo transformer"),
     (r"^(double_blocks|single_blocks)\.", "a Flux or Open-Sora 2.0 transformer"),
+    (r"^temporal\.(down|mid|up)\.", "the layers over time of a Lumiere model (to be added with --add temporal=FILE)"),
     (r"^(encoder|decoder|shared)\.(block\.|.*SelfAttention|weight)", "a T5 text encoder"),
 )
 """Patterns of tensor names and what they identify; the first that matches any name wins."""

@@ -145,7 +145,7 @@ def _from(name: str, what: str, recorded: Any, option: str, *, hub: bool = True)
         else False
     )
     source = "user"
-    if ships or name in registry.ADD_ONS:
+    if ships or name in {*registry.ADD_ONS, *registry.EMBEDDED}:
         source = "ships"
     elif hub and (name in registry.ALIASES or is_hub_id(name)):
         source = "hub"

@@ -171,5 +171,5 @@ def test_an_image_model_of_the_user_is_inflated_with_its_sizes_and_weights(tmp_p
 def test_the_embedded_image_model_is_that_of_the_pocket_preset():
     system = open_system("lumiere/pocket")
     assert system.weights.added[0].slot == "image"
-    default = replace(presets()["pocket"], frames=system.config.frames)
+    default = replace(presets()["pocket"], frames=system.config.frames, inflated=True)
     assert system.config == default

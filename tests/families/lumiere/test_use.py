@@ -235,3 +235,47 @@ def test_what_does_not_belong_in_a_slot_is_refused_by_name(tmp_path, image_file)
     files.write_tensors(tmp_path / "temporal.safetensors", other, {})
     with pytest.raises(BadRequest, match="fits another image model or preset"):
         open_system("lumiere/tiny", add={"image": image, "temporal": tmp_path / "temporal.safetensors"})
+
+
+def test_an_image_model_with_a_missing_or_another_tensor_is_refused_by_name(tmp_path, image_file):
+    """It would stay as it was initialised, without a word."""
+    image, _ = image_file(tmp_path)
+    tensors, note = files.read_tensors(image), files.metadata(image)
+    name = "unet.time_embedding.linear_1.bias"
+    files.write_tensors(tmp_path / "less.safetensors", {k: v for k, v in tensors.items() if k != name}, note)
+    files.write_tensors(tmp_path / "odd.safetensors", tensors | {name: torch.zeros(3)}, note)
+    for file, fault in (
+        ("less", f"lacks 1 tensor of its image model .{name}"),
+        ("odd", "has another shape of 1 tensor"),
+    ):
+        with pytest.raises(BadRequest, match=rf"{file}\.safetensors {fault}"):
+            open_system("lumiere/tiny", add={"image": tmp_path / f"{file}.safetensors"})
+        with pytest.raises(BadRequest, match=rf"{file}\.safetensors {fault}"):
+            load("lumiere", preset="tiny").generate("a ball", extra={"style": str(tmp_path / f"{file}.safetensors")})
+
+
+def test_layers_over_time_are_not_trained_on_a_random_image_model(tmp_path):
+    with pytest.raises(BadRequest, match="no image model to inflate, only random weights; add image=FILE"):
+        train(TrainOptions(model="lumiere/sd15", out=str(tmp_path / "run"), steps=1))
+    assert open_system("lumiere/pocket").config.inflated
+
+
+def test_a_clip_of_an_included_image_model_replays_as_it_was_written(capsys):
+    options = ["--frames", "4", "--steps", "1", "--extra", "style=animatediff-pocket", "--extra", "style-alpha=0.5"]
+    assert main(["generate", "a red ball", "--model", "lumiere/pocket", *options, "--seed", "1", "-o", "a.mp4"]) == 0
+    assert "no trained weights" not in capsys.readouterr().err
+    assert main(["replay", "a.mp4", "-o", "b.mp4"]) == 0
+    hashes = []
+    for file in ("a.mp4", "b.mp4"):
+        capsys.readouterr()
+        assert main(["inspect", file, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        hashes.append((found.get("recipe") or found)["frames_hash"])
+    assert hashes[0] == hashes[1]
+
+
+def test_a_style_is_checked_before_anything_is_loaded(model, clip, capsys):
+    assert main(["plan", "a ball", "--model", "lumiere/tiny", "--extra", "style=clip", "--no-measure"]) == 2
+    assert "clip" in capsys.readouterr().err
+    with pytest.raises(BadRequest, match="there is no file or folder ''"):
+        model.generate("a ball", extra={"style": ""})

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kinema import registry
 from kinema.canvas import Canvas, LowResolution
+from kinema.checkpoints.settings import naming_faults
 from kinema.checkpoints.source import Source
 from kinema.conditioning import pocket
 from kinema.conditioning.clip_text import ClipTokenizer, Tokenizer, WordTokenizer, encode, find_vocabulary, rows
@@ -26,7 +28,7 @@ from kinema.families.lumiere.layout import lattice
 from kinema.families.lumiere.model import Lumiere
 from kinema.families.lumiere.unet import SpaceTimeUNet
 from kinema.nn.meta import on_meta
-from kinema.schema import BadRequest, Request
+from kinema.schema import BadRequest, MissingFiles, Request
 from kinema.system import Batch, Conditions, OpenedModel
 from kinema.vae.given_pixels import encode_given
 from kinema.values import quoted
@@ -89,9 +91,13 @@ def image_path(system: OpenedModel) -> Path | None:
 
 
 def check_vocabulary(system: OpenedModel) -> None:
-    """Raises BadRequest for a CLIP vocabulary that is not on this machine and cannot be downloaded."""
-    if not system.config.words:
+    """Raises MissingFiles for a CLIP vocabulary that is not on this machine and cannot be downloaded."""
+    if system.config.words:
+        return
+    try:
         find_vocabulary(image_path(system), offline=system.offline)
+    except BadRequest as error:
+        raise MissingFiles(str(error)) from None
 
 
 def encode_prompt(system: OpenedModel, request: Request, on_event: OnEvent) -> Mapping[str, Tensor]:
@@ -187,8 +193,8 @@ def check_size(config: Config, request: Request) -> None:
 # -------------------------------------------------------------------------------------------- style
 
 
-def check_style(request: Request) -> None:
-    """Raises BadRequest for options of a style that are incomplete or out of range."""
+def check_style(config: Config, request: Request) -> None:
+    """Raises BadRequest for options of a style that are incomplete or out of range, and for a file of another kind."""
     style, alpha = request.extra.get("style"), request.extra.get("style_alpha", 1.0)
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
         raise BadRequest(f"style_alpha is {quoted(alpha)}; expected a number from 0 (none of the style) to 1")
@@ -196,8 +202,15 @@ def check_style(request: Request) -> None:
         if "style_alpha" in request.extra:
             raise BadRequest("style_alpha is given without a style; add style=FILE")
         return
-    if not isinstance(style, str) or not Path(style).exists():
+    if not isinstance(style, str) or not style.strip() or not _style_path(style).exists():
         raise BadRequest(f"there is no file or folder {quoted(style)} to take a style from; expected an image model")
+    source = Source(_style_path(style))
+    with naming_faults(str(source.path)):
+        open_image(config, source)
+
+
+def _style_path(style: str) -> Path:
+    return Path(registry.add_on_file(style))
 
 
 def styled(system: OpenedModel, request: Request) -> SpaceTimeUNet | None:
@@ -208,9 +221,10 @@ def styled(system: OpenedModel, request: Request) -> SpaceTimeUNet | None:
     if "style" not in request.extra:
         return None
     config, own = cast(Config, system.config), cast(Lumiere, system.model).unet
-    source = Source(Path(str(request.extra["style"])))
-    found = open_image(config, source)
-    named = native(found.config, source.tensors(found.parts))
+    source = Source(_style_path(str(request.extra["style"])))
+    with naming_faults(str(source.path)):
+        found = open_image(config, source)
+        named = native(found.config, source.tensors(found.parts))
     style = {name.removeprefix("unet."): x for name, x in named.items() if name.startswith("unet.")}
     alpha, weights = float(request.extra.get("style_alpha", 1.0)), dict(own.state_dict(keep_vars=True))
     for name, weight in own.image_parameters():

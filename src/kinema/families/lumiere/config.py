@@ -73,6 +73,8 @@ class Config:
     """For a super-resolution model, how many times the sides of the small clip that it takes; 1 for a base model."""
     overlap: int = 2
     """Frames that the windows of a super-resolution model share (§3.2)."""
+    inflated: bool = False
+    """Whether the image part has the weights of an image model; random ones are of no use to layers over time."""
 
     def __post_init__(self) -> None:
         if self.longest % self.factor or self.frames % self.factor:

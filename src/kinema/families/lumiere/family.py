@@ -63,10 +63,11 @@ class LumiereSampling(Sampling):
         for name in request.extra:
             if name not in conditioning.OPTIONS:
                 raise BadRequest(registry.unknown_name("option of lumiere", name, conditioning.OPTIONS))
-        conditioning.check_style(request)
+        conditioning.check_style(config, request)
 
     def files(self, request: Request) -> tuple[str, ...]:
-        return (str(request.extra["style"]),) if "style" in request.extra else ()
+        style = request.extra.get("style")
+        return (str(style),) if style and registry.add_on_file(style) == style else ()  # an included one has no hash
 
     def encode_prompt(self, system: OpenedModel, request: Request, on_event: OnEvent) -> Mapping[str, Tensor]:
         return conditioning.encode_prompt(system, request, on_event)

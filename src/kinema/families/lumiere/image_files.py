@@ -13,11 +13,16 @@ from typing import Any
 from torch import Tensor
 
 from kinema import registry
+from kinema.bounds import first_names
+from kinema.checkpoints.settings import FileFault
 from kinema.checkpoints.signatures import describe
 from kinema.checkpoints.source import Source
 from kinema.families.lumiere.config import IMAGE_FIELDS, SAMPLING_FIELDS, Config
+from kinema.families.lumiere.model import Lumiere, of_new_layer
+from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest
 from kinema.system import Family, FoundCheckpoint, parse_metadata
+from kinema.values import counted
 
 FAMILY = "animatediff"
 PARTS = ("unet.", "vae.", "text_encoder.")
@@ -46,10 +51,13 @@ def open_image(config: Config, source: Source) -> FoundCheckpoint:
     if image.absent:
         raise BadRequest(f"{source.path} has no {' and no '.join(image.absent)}; expected a file with all parts")
     values = {name: getattr(image, name) for name in IMAGE_FIELDS if hasattr(image, name)}
-    values |= {"text": image.text[0], "betas": image.image_betas}
+    values |= {"text": image.text[0], "betas": image.image_betas, "inflated": True}
     if config.enlarges > 1:
         values = {name: value for name, value in values.items() if name not in SAMPLING_FIELDS}
-    return FoundCheckpoint(fitted(replace(config, frames=config.longest, **values), config.frames), parts)
+    extended = fitted(replace(config, frames=config.longest, **values), config.frames)
+    if note:
+        check_complete(extended, {name: shape for name, (shape, _) in source.header.items()})
+    return FoundCheckpoint(extended, parts)
 
 
 def fitted(config: Config, frames: int) -> Config:
@@ -61,7 +69,20 @@ def native(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An image model's tensors under the network's names; motion modules and a reader are left out."""
     family: Family = registry.family(FAMILY)
     found = family.checkpoints.convert(_of_images(family, config), tensors)
-    return {name: x for name, x in found.items() if name.startswith(PARTS) and ".motion_modules." not in name}
+    kept = {name: x for name, x in found.items() if name.startswith(PARTS) and ".motion_modules." not in name}
+    check_complete(config, {name: tuple(x.shape) for name, x in kept.items()})
+    return kept
+
+
+def check_complete(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises FileFault for a tensor of the image part that is missing or of another shape: it would stay random."""
+    with on_meta():
+        expected = {name: tuple(x.shape) for name, x in Lumiere(config).state_dict().items() if not of_new_layer(name)}
+    missing = [name for name in expected if name not in shapes]
+    wrong = [name for name in expected if name in shapes and shapes[name] != expected[name]]
+    for what, names in (("lacks", missing), ("has another shape of", wrong)):
+        if names:
+            raise FileFault(f"{what} {counted(len(names), 'tensor')} of its image model ({first_names(names)})")
 
 
 def _of_images(family: Family, config: Config) -> Any:

@@ -40,6 +40,11 @@ def is_new(name: str) -> bool:
     return name.startswith((TEMPORAL, GIVEN, SMALL))
 
 
+def of_new_layer(name: str) -> bool:
+    """`is_new`, for a name in the whole model."""
+    return name.startswith("unet.") and is_new(name.removeprefix("unet."))
+
+
 def blocks(model: nn.Module) -> Sequence[nn.Module]:
     """The repeated blocks of the U-Net."""
     kinds = ResBlock | Transformer | SpaceTimeConv | TemporalAttention

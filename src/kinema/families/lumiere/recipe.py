@@ -23,6 +23,7 @@ from kinema.families.lumiere.config import Config
 from kinema.families.lumiere.layout import lattice
 from kinema.families.lumiere.model import Lumiere
 from kinema.nn.ldm_unet import channels_last
+from kinema.schema import BadRequest
 from kinema.system import Batch, TrainingSettings
 from kinema.vae.given_pixels import encode_given
 from kinema.vae.kl2d import ImageCodec
@@ -51,6 +52,9 @@ noise positions are undecided, and the weight would teach the model to put objec
 
 
 def settings_of(config: Config) -> TrainingSettings:
+    """Raises BadRequest for a preset whose image part is random, but for the tiny ones of tests."""
+    if not config.inflated and config.channels[0] >= 64:
+        raise BadRequest("this preset has no image model to inflate, only random weights; add image=FILE")
     if not config.patch or config.channels[0] > 64:
         return SETTINGS
     if config.channels[0] < 64:
