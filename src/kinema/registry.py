@@ -80,9 +80,6 @@ DEFAULT_ADD_ONS: dict[str, dict[str, str]] = {
 }
 """Default add-ons of a model name, by slot; an add-on given by the user replaces the default in its slot."""
 
-COMPOSED: dict[str, str] = {}
-"""Names of models that are a preset with the add-ons in `DEFAULT_ADD_ONS`: name to family/preset."""
-
 SECOND_STAGES: dict[str, str] = {}
 """The super-resolution model that a model's clips are enlarged with, unless a request names another or "none"."""
 

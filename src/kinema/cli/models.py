@@ -80,9 +80,6 @@ def catalogue() -> list[dict[str, Any]]:
     for name, (family_name, file) in registry.EMBEDDED.items():
         if registry.weight_file(file).is_file():
             rows.append({"name": name, "kind": "embedded, trained", **_figures(*_opened(name)), "family": family_name})
-    for name in registry.COMPOSED:
-        family_name = registry.COMPOSED[name].partition("/")[0]
-        rows.append({"name": name, "kind": "embedded, trained", **_figures(*_opened(name)), "family": family_name})
     for name, slot in registry.ADD_ONS.items():
         kind = "embedded, trained; --lora" if slot == "lora" else f"embedded, trained; --add {slot}="
         rows.append({"name": name, "kind": kind, "parameters": None, "native": "", "sampling": ""})

@@ -139,11 +139,7 @@ def _from(name: str, what: str, recorded: Any, option: str, *, hub: bool = True)
     if cached := CACHED.fullmatch(name):
         name = "/".join(part for part in cached.groups() if part)
     begin, slash, _ = name.partition("/")
-    ships = (
-        name in {*registry.EMBEDDED, *registry.COMPOSED} or (slash and begin in registry.FAMILIES)
-        if what == "model"
-        else False
-    )
+    ships = name in registry.EMBEDDED or (slash and begin in registry.FAMILIES) if what == "model" else False
     source = "user"
     if ships or name in {*registry.ADD_ONS, *registry.EMBEDDED}:
         source = "ships"

@@ -87,7 +87,7 @@ def _resolve(
 ) -> tuple[str, Family, Any, Weights, FoundCheckpoint]:
     """Return the model's name as recipes record it, its family, config and weights, and what was found with them."""
     name = given.removeprefix(HUB)
-    family_name, _, slash_preset = registry.COMPOSED.get(given, name).partition("/")
+    family_name, _, slash_preset = name.partition("/")
     here = _local(given)
     if family_name in registry.FAMILIES and (preset or slash_preset):
         if variant:
@@ -95,8 +95,7 @@ def _resolve(
                 f"variant {variant} selects weight files, but {family_name}/{preset or slash_preset} is untrained; "
                 "leave out the variant"
             )
-        own = given if given in registry.COMPOSED else f"{family_name}/{preset or slash_preset}"
-        return (own, *_untrained(family_name, preset or slash_preset))
+        return (f"{family_name}/{preset or slash_preset}", *_untrained(family_name, preset or slash_preset))
     if preset:
         raise BadRequest(f"preset {preset} applies only to a family ({', '.join(registry.FAMILIES)}), not to {name}")
     if name in registry.EMBEDDED:
@@ -114,11 +113,7 @@ def _resolve(
         )
     if Path(name).suffix or name.startswith((".", "/")):
         raise BadRequest(f"there is no file {name}; expected a model's file or folder")
-    raise BadRequest(
-        registry.unknown_name(
-            "model", name, {*registry.EMBEDDED, *registry.COMPOSED, *registry.ALIASES, *registry.FAMILIES}
-        )
-    )
+    raise BadRequest(registry.unknown_name("model", name, {*registry.EMBEDDED, *registry.ALIASES, *registry.FAMILIES}))
 
 
 def _local(given: str | Path) -> Path | None:
