@@ -149,7 +149,7 @@ def tiny_model() -> bytes:
     config = family.presets["tiny"]
     torch.manual_seed(0)
     tensors = dict(family.build(config).state_dict())
-    return written(lambda path: checkpoint.export(path, tensors, note_of(family, config)))
+    return written(lambda path: checkpoint.export(path, tensors, {}, note_of(family, config)))
 
 
 def note_of(family: Any, config: Any) -> str:
@@ -388,7 +388,7 @@ def pipeline() -> dict[str, bytes]:
 
     with tempfile.TemporaryDirectory() as folder:
         system, source, made = open_system("svd/tiny"), Path(folder, "svd.safetensors"), Path(folder, "svd")
-        export(source, system.filled().state_dict(), note_of(system.family, system.config))
+        export(source, system.filled().state_dict(), {}, note_of(system.family, system.config))
         convert(str(source), made, "diffusers")
         return {p.relative_to(made).as_posix(): p.read_bytes() for p in made.rglob("*") if p.is_file()}
 
