@@ -131,13 +131,13 @@ def plot(rows: list[dict], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4))
     for axis, what, unit, label in (
         (axes[0], "seconds", 1e-3, "ms a frame"),
-        (axes[1], "bytes", 2**20, "MiB of activations a frame, with gradients"),
+        (axes[1], "bytes", 2**20, "MiB of activations a frame (training)"),
     ):
         for name in rows[0][what]:
             axis.plot([row["frames"] for row in rows], [row[what][name] / unit for row in rows], "o-", label=name)
         axis.set_xlabel("frames")
         axis.set_ylabel(label)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.2 * max(row[what][name] for row in rows for name in row[what]) / unit)
         axis.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=130)
