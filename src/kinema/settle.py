@@ -119,8 +119,9 @@ def with_defaults(system: System, request: Request, on_event: OnEvent = ignore) 
         )
     if own.windows and window is None and lattice.max_frames and frames > lattice.max_frames:
         window, overlap = own.windows
-        request = replace(request, overlap=overlap if request.overlap is None else request.overlap)
-        request = replace(request, window_weights="flat")
+        weights = "flat" if request.window_weights == Request().window_weights else request.window_weights
+        overlap = overlap if request.overlap is None else request.overlap
+        request = replace(request, overlap=overlap, window_weights=weights)
     unguided = request.guidance is None and request.guidance_end is None
     request = replace(
         request,

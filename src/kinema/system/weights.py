@@ -64,6 +64,11 @@ class Weights:
         return self.path is None and not self.added
 
     @property
+    def place(self) -> Path | None:
+        """The file or folder next to which a vocabulary may be: the model's, else that of the first add-on."""
+        return self.path or next((each.source.path for each in self.added if not each.outside), None)
+
+    @property
     def outside(self) -> dict[str, Path]:
         """Files by slot that the family reads itself."""
         return {each.slot: each.source.path for each in self.added if each.outside}

@@ -152,7 +152,7 @@ def losses(network: nn.Module, system: System, batch: Batch, *, seed: int, preci
         mask=batch.mask.to(device),
         images=None if batch.images is None else batch.images.to(device),
         encoded=None if batch.encoded is None else {k: v.to(device) for k, v in batch.encoded.items()},
-        weights=system.weights.path,
+        weights=system.weights.place,
         encoders=system.weights.outside,
     )
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):

@@ -13,6 +13,7 @@ from kinema.families.lumiere.model import Lumiere, is_new
 from kinema.families.lumiere.space_time import TemporalConv, TemporalDownsample, TemporalUpsample
 from kinema.families.lumiere.unet import SpaceTimeUNet
 from kinema.nn.ldm_unet import channels_last
+from kinema.nn.meta import on_meta
 from kinema.system import open_system
 
 ODD = Config(
@@ -143,6 +144,21 @@ def test_the_first_convolution_is_one_of_seven_channels():
     j, cm = torch.randn(1, 3, 8, 8, dtype=torch.float64), torch.randn(1, 4, 8, 8, dtype=torch.float64)
     expected = torch.nn.functional.conv2d(torch.cat([j, cm], 1), wide, unet.conv_in.bias, padding=1)
     assert torch.allclose(unet.conv_in(j) + unet.conv_given(cm), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("preset", "whole", "new"),
+    [
+        ("pocket", 4_103_600, 1_428_448),
+        ("sd15", 1_538_407_787, 472_172_480),
+        ("base-128px", 938_913_283, 269_657_344),
+    ],
+)
+def test_parameter_counts(preset, whole, new):
+    with on_meta():
+        parameters = list(Lumiere(presets()[preset]).parameters())
+    assert sum(p.numel() for p in parameters) == whole
+    assert sum(p.numel() for p in parameters if p.requires_grad) == new
 
 
 def test_all_new_layers_learn_and_nothing_else():

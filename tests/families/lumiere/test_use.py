@@ -16,6 +16,7 @@ from kinema.families.lumiere.config import presets
 from kinema.families.lumiere.model import is_new
 from kinema.media.read import read_video
 from kinema.schema import BadRequest, Clip
+from kinema.settle import settle
 from kinema.system import open_system
 from kinema.training.options import TrainOptions
 from kinema.training.run import train
@@ -83,7 +84,7 @@ def test_given_pixels_reach_the_network_and_come_out_to_the_bit(task, options, g
 def test_content_and_mask_are_seven_channels_of_a_pixel_model():
     config = replace(presets()["tiny"], patch=1, latent_channels=3)
     video, mask = torch.randn(2, 3, 4, 6, 6), (torch.rand(2, 1, 4, 6, 6) > 0.5).float()
-    given = conditioning.given_channels(config, video, mask, None)
+    given = conditioning.given_pixels(config, video, mask)
     assert torch.equal(given[:, :3], video * mask)
     assert torch.equal(given[:, 3:], mask)
 
@@ -92,7 +93,7 @@ def test_content_and_mask_of_a_cell_are_those_of_its_pixels():
     config = presets()["tiny"]
     video, mask = torch.randn(1, 3, 2, 4, 4), torch.zeros(1, 1, 2, 4, 4)
     mask[0, 0, 1, 2, 3] = 1  # one pixel, in the last cell, at its upper right
-    given = conditioning.given_channels(config, video, mask, None)
+    given = conditioning.given_pixels(config, video, mask)
     assert given.shape == (1, 16, 2, 2, 2)
     assert given.count_nonzero() == 4  # three colours and the mask
     assert torch.equal(given[0, [1, 5, 9], 1, 1, 1], video[0, :, 1, 2, 3])
@@ -191,6 +192,16 @@ def test_the_small_clip_reaches_every_window():
     assert change[:6].max() == 0  # the windows are frames 0 to 7 and 6 to 13: only the second has frame 12
 
 
+def test_weights_of_windows_that_are_asked_for_are_used():
+    Clip(torch.zeros(1, 3, 14, 16, 16), 8.0).save("small.png")
+    upper = load("lumiere", preset="tiny-sr")
+    settled = [
+        settle(upper.system, Request(task="upscale", video="small", prompt="a ball", seed=1, frames=14, **options))
+        for options in ({}, {"window_weights": "overlap-linear"})
+    ]
+    assert [(each.window, each.window_weights) for each in settled] == [(8, "flat"), (8, "overlap-linear")]
+
+
 def test_a_super_resolution_model_alone_is_refused():
     with pytest.raises(BadRequest, match="this model enlarges clips"):
         load("lumiere", preset="tiny-sr").generate("a red ball")
@@ -279,3 +290,10 @@ def test_a_style_is_checked_before_anything_is_loaded(model, clip, capsys):
     assert "clip" in capsys.readouterr().err
     with pytest.raises(BadRequest, match="there is no file or folder ''"):
         model.generate("a ball", extra={"style": ""})
+
+
+def test_a_vocabulary_is_looked_for_next_to_the_image_model(tmp_path, image_file):
+    image, _ = image_file(tmp_path)
+    assert open_system("lumiere/tiny", add={"image": image}).weights.place == image
+    assert open_system(image).weights.place == image
+    assert open_system("lumiere/tiny").weights.place is None

@@ -84,18 +84,12 @@ def tokenizer_of(config: Config, weights: Path | None, *, offline: bool = False)
     return WordTokenizer(config.words) if config.words else _clip_tokenizer(find_vocabulary(weights, offline=offline))
 
 
-def image_path(system: OpenedModel) -> Path | None:
-    """The image model's file or folder; its vocabulary may be next to it."""
-    added = (each.source.path for each in system.weights.added if each.slot == "image")
-    return next(added, system.weights.path)
-
-
 def check_vocabulary(system: OpenedModel) -> None:
     """Raises MissingFiles for a CLIP vocabulary that is not on this machine and cannot be downloaded."""
     if system.config.words:
         return
     try:
-        find_vocabulary(image_path(system), offline=system.offline)
+        find_vocabulary(system.weights.place, offline=system.offline)
     except BadRequest as error:
         raise MissingFiles(str(error)) from None
 
@@ -103,7 +97,7 @@ def check_vocabulary(system: OpenedModel) -> None:
 def encode_prompt(system: OpenedModel, request: Request, on_event: OnEvent) -> Mapping[str, Tensor]:
     """The context 1×L×C of the prompt and of the negative prompt, of equal length."""
     config, model = cast(Config, system.config), cast(Lumiere, system.model)
-    tokenizer = tokenizer_of(config, image_path(system), offline=system.offline)
+    tokenizer = tokenizer_of(config, system.weights.place, offline=system.offline)
     texts = (request.prompt, request.negative_prompt)
     if isinstance(tokenizer, WordTokenizer):
         pocket.note_unknown_words(tokenizer.pocket, system.name, texts, on_event)
@@ -126,14 +120,11 @@ def captions(model: Lumiere, config: Config, batch: Batch) -> Tensor:
 # -------------------------------------------------------------------------------------------- given
 
 
-def given_channels(config: Config, video_BCTHW: Tensor, mask_B1THW: Tensor, content_BCThw: Tensor | None) -> Tensor:
-    """Content and mask at the latents' size, B×(C+M)×T×h×w, zeros where nothing is given.
+def given_pixels(config: Config, video_BCTHW: Tensor, mask_B1THW: Tensor) -> Tensor:
+    """Content and mask of a pixel-space model at its latents' size, B×(C+M)×T×h×w, zeros where nothing is given.
 
-    A pixel-space model gets every pixel, and as many channels of mask as a cell has pixels; a model with a VAE gets
-    ``content``, latents and mask of the cells that are given as a whole.
+    It gets every pixel, and as many channels of mask as a cell has pixels.
     """
-    if content_BCThw is not None:
-        return content_BCThw
     both = torch.cat([video_BCTHW * mask_B1THW, mask_B1THW], dim=1)
     return F.pixel_unshuffle(both.transpose(1, 2), config.patch).transpose(1, 2)
 
@@ -154,9 +145,10 @@ def conditions(system: OpenedModel, words: Mapping[str, Tensor], request: Reques
 
 
 def _given(system: OpenedModel, canvas: Canvas) -> Tensor:
+    """What the network is given: every pixel, or with a VAE the latents and mask of the cells given as a whole."""
     config: Config = system.config
     if config.patch:
-        return given_channels(config, canvas.video, canvas.mask, None).to(system.device, system.dtype)
+        return given_pixels(config, canvas.video, canvas.mask).to(system.device, system.dtype)
     content, mask = encode_given(system.encode, lattice(config).grid, canvas.video, canvas.mask)
     return torch.cat([content * mask.to(content), mask.to(content)], dim=1).to(system.device, system.dtype)
 

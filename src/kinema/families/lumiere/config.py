@@ -106,7 +106,7 @@ class Config:
         return self.latent_channels + (self.patch**2 or 1)
 
 
-SD15 = Config()
+SD15 = Config()  # 1,538,407,787 parameters, of which 472,172,480 are new
 BASE = Config(
     height=128,
     width=128,
@@ -116,7 +116,7 @@ BASE = Config(
     latent_scale=1.0,
     vae_channels=(),
     patch=1,
-)  # 80 frames of 128×128 at 16 fps, as the paper's base model
+)  # 80 frames of 128×128 at 16 fps, as the paper's base model: 938,913,283, of which 269,657,344 are new
 
 _POCKET_BETAS: Betas = ("linear", 0.00085, 0.024)
 
@@ -155,7 +155,7 @@ def presets() -> Mapping[str, Config]:
             predicts="x0",
             betas=_POCKET_BETAS,
         )
-    )
+    )  # 4,103,600 with the playroom's words, of which 1,428,448 are new
     tiny = replace(
         pocket,
         frames=8,

@@ -102,7 +102,7 @@ def _given(network: Lumiere, config: Config, batch: Batch) -> tuple[Tensor | Non
     if network.unet.conv_given is None or not bool(batch.mask.any()):
         return None, 0 * known
     if config.patch:
-        return conditioning.given_channels(config, batch.video, batch.mask, None), known
+        return conditioning.given_pixels(config, batch.video, batch.mask), known
     codec = ImageCodec(network.vae, config.latent_scale)
     with torch.no_grad():
         content, mask = encode_given(codec.encode, lattice(config).grid, batch.video, batch.mask)
