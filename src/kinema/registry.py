@@ -75,6 +75,8 @@ DEFAULT_ADD_ONS: dict[str, dict[str, str]] = {
     "animatediff-v3": {"motion": "guoyww/animatediff/v3_sd15_mm.ckpt"},
     "lumiere/pocket": {"image": "animatediff-pocket"},
     "lumiere/pocket-sr": {"image": "animatediff-pocket"},
+    "lumiere/pocket-keyframes": {"image": "animatediff-pocket"},
+    "lumiere/pocket-between": {"image": "animatediff-pocket"},
     "open-sora-2": {"vae": "hpcai-tech/Open-Sora-v2/hunyuan_vae.safetensors"},
     "open-sora-2-dc-ae": {"vae": "hpcai-tech/Open-Sora-v2-Video-DC-AE/F32T4C128_AE.safetensors"},
 }

@@ -95,3 +95,15 @@ def test_excluded_motions_do_not_occur():
     assert "fades" in motions[0]
     assert "fades" not in motions[1]
     assert [b for a, b in zip(*motions, strict=True) if a != "fades"] == [a for a in motions[0] if a != "fades"]
+
+
+def test_a_clip_may_be_a_part_of_a_longer_scene():
+    whole = Rendered(20, 16, 16, 6.0, Playroom("simple"))
+    part = replace(whole, frames=5, how=Playroom("simple", scene=20))
+    starts = set()
+    for i in range(12):
+        clip, frames = part.clip(i), whole.clip(i).video
+        assert clip.caption == whole.clip(i).caption
+        starts |= {t for t in range(16) if torch.equal(frames[:, t : t + 5], clip.video)}
+    assert len(starts) > 4
+    assert Rendered(20, 16, 16, 6.0, Playroom("simple", scene=7)).clip(1).video.shape[1] == 20

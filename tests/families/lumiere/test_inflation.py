@@ -150,6 +150,8 @@ def test_the_first_convolution_is_one_of_seven_channels():
     ("preset", "whole", "new"),
     [
         ("pocket", 4_103_600, 1_428_448),
+        ("pocket-keyframes", 3_468_304, 793_152),
+        ("pocket-between", 3_468_304, 793_152),
         ("sd15", 1_538_407_787, 472_172_480),
         ("base-128px", 938_913_283, 269_657_344),
     ],

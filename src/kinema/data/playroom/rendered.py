@@ -43,7 +43,7 @@ class Rendered:
     def clip(self, index: int) -> TrainingClip:
         rng = np.random.default_rng([self.seed, index, _PACE])
         pace = float(np.exp(rng.random() * np.log(self.how.slow)))
-        frames = round((self.frames if self.frames > 1 else _TIMES) * pace)
+        frames = round(max(self.frames if self.frames > 1 else _TIMES, self.how.scene) * pace)
         start = int(rng.integers(frames - self.frames + 1))
         sample = self._sample(index, frames, self.fps * pace)
         part = slice(start, start + self.frames)

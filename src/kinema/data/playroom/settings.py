@@ -19,6 +19,8 @@ class Playroom:
     """Style of the frames (`kinema.data.styles`); "" for none."""
     slow: float = 1.0
     """Above 1, each clip is a part of a scene in slow motion, by a log-uniform factor between 1 and this."""
+    scene: int = 0
+    """Frames of the scene of which a clip is a part; 0, or less than the clip has: the clip is the whole scene."""
     without: tuple[str, ...] = ()
     """Excluded motions."""
     split: str = "train"

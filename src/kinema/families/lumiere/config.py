@@ -71,8 +71,8 @@ class Config:
     """Whether the first convolution also takes given pixels and their mask."""
     enlarges: int = 1
     """For a super-resolution model, how many times the sides of the small clip that it takes; 1 for a base model."""
-    overlap: int = 2
-    """Frames that the windows of a super-resolution model share (§3.2)."""
+    overlap: int | None = None
+    """For a model that works on windows of the clip, the frames that they share (§3.2); None: the clip is one pass."""
     inflated: bool = False
     """Whether the image part has the weights of an image model; random ones are of no use to layers over time."""
 
@@ -178,6 +178,12 @@ def presets() -> Mapping[str, Config]:
         "tiny-sr": _enlarging(tiny, 32),
         "pocket": pocket,
         "pocket-sr": _enlarging(pocket, 128),
+        # What Lumiere was written against: keyframes first, then the frames between them, window by window. Both together
+        # have as many new parameters as `pocket`, and neither halves the frames.
+        "pocket-keyframes": replace(pocket, frames=9, longest=9, fps=1.5, resamples=False, temporal_layers=1),
+        "pocket-between": replace(
+            pocket, frames=5, longest=5, resamples=False, temporal_layers=1, guidance=1.0, overlap=1
+        ),
         "sd15": SD15,
         "base-128px": BASE,
     }
@@ -187,6 +193,7 @@ def _enlarging(base: Config, side: int) -> Config:
     """The super-resolution model of a base model: 8 frames at a time, without guidance."""
     return replace(
         base, frames=8, longest=8, height=side, width=side, steps=10, guidance=1.0, conditioned=False, enlarges=2,
+        overlap=2,
     )  # fmt: skip
 
 

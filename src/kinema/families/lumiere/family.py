@@ -41,7 +41,7 @@ class LumiereSampling(Sampling):
             guidance=config.guidance,
             enlarges=config.enlarges > 1,
             takes_small=config.enlarges > 1,
-            windows=(config.longest, config.overlap) if config.enlarges > 1 else None,
+            windows=None if config.overlap is None else (config.longest, config.overlap),
             extra=conditioning.OPTIONS,
         )
 

@@ -5,6 +5,7 @@ The authors publish neither optimiser nor steps. Letters: B clips, C channels, T
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import cast
 
@@ -34,13 +35,15 @@ SETTINGS = TrainingSettings(
     steps=100_000, batch=8, learning_rate=1e-4, weight_decay=0.01, ema=0.9999, text_drop=0.1, canvas_mix=MIX
 )
 POCKET = TrainingSettings(
-    steps=3000, batch=4, learning_rate=2e-3, optimiser="muon", weight_decay=0.01, warmup=50, cooldown=0.4, ema=0.995,
+    steps=3600, batch=4, learning_rate=2e-3, optimiser="muon", weight_decay=0.01, warmup=50, cooldown=0.4, ema=0.995,
     text_drop=0.1, canvas_mix=MIX, playroom=Playroom("scenic"),
 )  # fmt: skip
-POCKET_SR = replace(POCKET, batch=4, learning_rate=1e-3, canvas_mix={"nothing": 1.0})
+POCKET_SR = replace(POCKET, steps=1500, learning_rate=1e-3, canvas_mix={"nothing": 1.0})
+POCKET_BETWEEN = replace(POCKET, canvas_mix={"ends": 1.0}, playroom=Playroom("scenic", scene=33))
+"""Windows of the 33 frames of which nine are keyframes."""
 TINY = replace(POCKET, steps=200, warmup=10, optimiser="adamw", learning_rate=1e-3, ema=0.99)
-POCKET_LEVELS = losses.draw_levels("edm-lognormal", p_mean=2.3, p_std=1.3, stratified=True)
-"""ln(sigma / alpha) for clips of 32 frames, which together are as informative as one at a level lower by ln(32) / 2."""
+IMAGE_LEVEL = 0.567
+"""Mean of ln(sigma / alpha) for single frames; T of them are as informative as one at a level lower by ln(T) / 2."""
 SR_LEVELS = losses.draw_levels("edm-lognormal", p_mean=0.0, p_std=1.4, stratified=True)
 SR_NOISE = 0.15
 """Largest standard deviation of the noise added to the small clip in training, as sampled clips are not perfect."""
@@ -59,7 +62,16 @@ def settings_of(config: Config) -> TrainingSettings:
         return SETTINGS
     if config.channels[0] < 64:
         return TINY if config.enlarges == 1 else replace(TINY, canvas_mix=POCKET_SR.canvas_mix)
-    return POCKET if config.enlarges == 1 else POCKET_SR
+    if config.enlarges > 1:
+        return POCKET_SR
+    return POCKET if config.overlap is None else POCKET_BETWEEN
+
+
+def clip_levels(config: Config) -> losses.DrawLevels:
+    """How noise levels are drawn for clips of this length."""
+    return losses.draw_levels(
+        "edm-lognormal", p_mean=IMAGE_LEVEL + math.log(config.frames) / 2, p_std=1.3, stratified=True
+    )
 
 
 def schedule_of(config: Config) -> DiscreteBetas:
@@ -82,7 +94,7 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: Generator) -
     schedule = schedule_of(config)
     draw = losses.draw_levels("uniform")
     if config.predicts == "x0":
-        draw = POCKET_LEVELS if config.enlarges == 1 else SR_LEVELS
+        draw = clip_levels(config) if config.enlarges == 1 else SR_LEVELS
     level = batch.own(draw(schedule, batch.count, generator))
     eps = batch.own(torch.randn(batch.count, *x0.shape[1:], generator=generator)).to(x0)
     step = processor.to_device(schedule.timestep(level.log_snr), x0.device)
