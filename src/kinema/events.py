@@ -20,12 +20,16 @@ class Phase:
 
 @dataclass(frozen=True)
 class Step:
-    """Sampling step ``index`` of ``total`` (1-based) is done; ``x0`` is the estimate of the clean latents."""
+    """Sampling step ``index`` of ``total`` (1-based) is done; ``x0`` is the estimate of the clean latents.
+
+    ``share`` is the estimated share of the sampling of all stages that is done, 0 to 1; None outside of jobs.
+    """
 
     index: int
     total: int
     log_snr: float
     x0: Tensor | None = None
+    share: float | None = None
 
 
 @dataclass(frozen=True)

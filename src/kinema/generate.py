@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from kinema.cancel import Cancel, cancellable, checking
+from kinema.effort import over_stages, shares
 from kinema.events import Memory, OnEvent, Phase, ignore
 from kinema.job import (
     JobSource,
@@ -77,10 +78,13 @@ def generate(
         videos: dict[str, Tensor] = {}
         for work in works:
             work.system.begin_hash()  # in the background; missing files are reported now
+        effort, done = shares(works), 0.0
         for number, work in enumerate(works):
             work = _after(work, videos, hear)  # noqa: PLW2901
+            told = over_stages(with_previews(hear, work, previews), done, effort[number])
+            done += effort[number]
             try:
-                video = _run_stage(work, noises, latents_of, with_previews(hear, work, previews))
+                video = _run_stage(work, noises, latents_of, told)
             except Cancelled as cancelled:
                 small = _small(videos, works, record) if cancelled.keep_partial and "base" in videos else None
                 raise Cancelled(str(cancelled), _partial(cancelled.clip, works, record), small=small) from None

@@ -38,6 +38,8 @@ EMBEDDED: dict[str, tuple[str, str]] = {
     "zoetrope": ("zoetrope", "zoetrope.safetensors"),
     "svd-pocket": ("svd", "svd-pocket.safetensors"),
     "animatediff-pocket": ("animatediff", "animatediff-pocket.safetensors"),
+    "lumiere-pocket": ("lumiere", "lumiere-pocket.safetensors"),
+    "lumiere-pocket-sr": ("lumiere", "lumiere-pocket-sr.safetensors"),
 }
 """Models included in the package: name to (family, file under ``kinema/weights``)."""
 
@@ -53,6 +55,7 @@ ADD_ONS: dict[str, str] = {
 
 SHIPPED: dict[str, str] = {
     "animatediff": "kinema.families.animatediff.pocket.shipped:SHIPPED",
+    "lumiere": "kinema.families.lumiere.shipped:SHIPPED",
     "svd": "kinema.families.svd.pocket.shipped:SHIPPED",
     "zoetrope": "kinema.families.zoetrope.shipped:SHIPPED",
 }
@@ -73,6 +76,8 @@ ALIASES: dict[str, str] = {
 DEFAULT_ADD_ONS: dict[str, dict[str, str]] = {
     "animatediff-pocket": {"motion": "animatediff-pocket-motion"},
     "animatediff-v3": {"motion": "guoyww/animatediff/v3_sd15_mm.ckpt"},
+    "lumiere-pocket": {"image": "animatediff-pocket"},
+    "lumiere-pocket-sr": {"image": "animatediff-pocket"},
     "lumiere/pocket": {"image": "animatediff-pocket"},
     "lumiere/pocket-sr": {"image": "animatediff-pocket"},
     "lumiere/pocket-keyframes": {"image": "animatediff-pocket"},
@@ -82,7 +87,7 @@ DEFAULT_ADD_ONS: dict[str, dict[str, str]] = {
 }
 """Default add-ons of a model name, by slot; an add-on given by the user replaces the default in its slot."""
 
-SECOND_STAGES: dict[str, str] = {}
+SECOND_STAGES: dict[str, str] = {"lumiere-pocket": "lumiere-pocket-sr"}
 """The super-resolution model that a model's clips are enlarged with, unless a request names another or "none"."""
 
 _OPEN_SORA = (

@@ -39,7 +39,7 @@ def test_json_lines_are_json_without_tensors():
         "trainstep",
         "memory",
     ]
-    assert lines[3] == {"event": "step", "index": 1, "total": 2, "log_snr": None}
+    assert lines[3] == {"event": "step", "index": 1, "total": 2, "log_snr": None, "share": None}
     assert lines[6]["validation"] == 0.3
 
 
@@ -74,6 +74,40 @@ def test_a_bar_shows_the_phase_and_accepts_every_event(capsys):
     err = capsys.readouterr().err
     assert "height 65 snapped" in err
     assert "1.00 GiB peak memory" in err
+
+
+STAGES = [
+    Phase("sample", "base"),
+    Step(1, 2, 0.0, share=0.2),
+    Step(2, 2, 0.0, share=0.4),
+    Phase("load", "large"),
+    Phase("sample", "large"),
+    Step(1, 4, 0.0, share=0.55),
+]
+
+
+def test_one_bar_shows_the_progress_of_all_stages():
+    with Bar() as show:
+        seen = []
+        for event in STAGES:
+            show(event)
+            task = show.progress.tasks[-1]
+            seen.append((task.id, task.description, task.completed, task.total))
+    assert [each[2:] for each in seen[1:]] == [(0.2, 1), (0.4, 1), (0.4, 1), (0.4, 1), (0.55, 1)]
+    assert len({each[0] for each in seen}) == 1
+    assert seen[-1][1] == "sampling (large)"
+    assert show.progress.tasks[-1].fields["figures"] == "step 1/4 (55% of all stages)"
+
+
+def test_the_remaining_time_in_lines_is_that_of_all_stages(monkeypatch):
+    now = iter([0, 100, 110, 120, 130, 140, 155])
+    monkeypatch.setattr("kinema.cli.progress.time.monotonic", lambda: next(now))
+    stream = io.StringIO()
+    with Lines(stream) as show:
+        for event in STAGES:
+            show(event)
+    assert stream.getvalue().splitlines()[2] == "kinema: step 2/2 (40% of all stages), 30 s left"
+    assert stream.getvalue().splitlines()[-1] == "kinema: step 1/4 (55% of all stages), 45 s left"
 
 
 def test_stdout_stays_clean_for_the_result(capsys):

@@ -126,18 +126,23 @@ class Lines(Silent):
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self.began = self.last = time.monotonic()
+        self.last = time.monotonic()
         self.peak = 0
+        self.began: float | None = None
+        """When the sampling of all stages, or else this phase, began."""
         self.first: int | None = None
         """Steps completed before this phase: a resumed run does not start at 0."""
+        self.sampling = False
+        """Whether steps are shares of a job, whose later phases belong to it."""
 
     def __call__(self, event: Event) -> None:
         now = time.monotonic()
         if self.first is None and isinstance(event, Step | TrainStep):
             self.first = event.index - 1
         if isinstance(event, Phase):
-            self.began = self.last = now
-            self.first = None
+            self.last, self.first = now, None
+            if not self.sampling:
+                self.began = now
             self._print(f"{_phase(event)} …")
         elif isinstance(event, Note):
             self._print(event.message)
@@ -146,8 +151,15 @@ class Lines(Silent):
             self._print(_peak(event))
         elif isinstance(event, Step | TrainStep) and (now - self.last >= LINE_EVERY or event.index == event.total):
             self.last = now
-            remaining = (now - self.began) / (event.index - (self.first or 0)) * (event.total - event.index)
-            self._print(f"step {event.index}/{event.total}{_figures(event)}, {_duration(remaining)} left")
+            self._print(f"{_count(event)}{_figures(event)}, {_duration(self._remaining(event, now))} left")
+        if isinstance(event, Step) and event.share is not None:
+            self.sampling = True
+
+    def _remaining(self, event: Step | TrainStep, now: float) -> float:
+        spent = now - (self.began or now)
+        if isinstance(event, Step) and event.share is not None:
+            return spent / event.share * (1 - event.share)
+        return spent / (event.index - (self.first or 0)) * (event.total - event.index)
 
     def _print(self, text: str) -> None:
         self.stream.write(f"kinema: {printable(text)}\n")
@@ -161,6 +173,8 @@ class Bar(Silent):
         self.progress = _bar()
         self.task: TaskID | None = None
         self.peak = 0
+        self.sampling = False
+        """Whether the bar shows the share of a job that is done, in all of its phases."""
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -173,13 +187,20 @@ class Bar(Silent):
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Phase):
+            if self.task is not None and self.sampling:
+                self.progress.update(self.task, description=_phase(event), figures="")
+                return
             if self.task is not None:
                 self.progress.remove_task(self.task)
             self.task = self.progress.add_task(_phase(event), total=None, figures="")
         elif isinstance(event, Note):
             self.progress.console.print(f"kinema: {printable(event.message)}", highlight=False, markup=False)
         elif isinstance(event, Step | TrainStep) and self.task is not None:
-            self.progress.update(self.task, completed=event.index, total=event.total, figures=_figures(event))
+            figures = f"{_count(event)}{_figures(event)}"
+            share = event.share if isinstance(event, Step) else None
+            done, total = (event.index, event.total) if share is None else (share, 1)
+            self.progress.update(self.task, completed=done, total=total, figures=figures)
+            self.sampling = share is not None
         elif isinstance(event, Memory) and event.peak_bytes > NOTABLE * self.peak:
             self.peak = event.peak_bytes
             self.progress.console.print(f"kinema: {_peak(event)}", highlight=False, markup=False)
@@ -187,13 +208,12 @@ class Bar(Silent):
 
 def _bar() -> Progress:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[figures]}"),
         console=Console(stderr=True),
@@ -208,6 +228,13 @@ def _phase(event: Phase) -> str:
 
 def _peak(event: Memory) -> str:
     return f"{event.peak_bytes / 2**30:.2f} GiB peak memory, including libraries"
+
+
+def _count(event: Step | TrainStep) -> str:
+    step = f"step {event.index}/{event.total}"
+    if not isinstance(event, Step) or event.share is None or event.share == event.index / event.total:
+        return step
+    return f"{step} ({event.share:.0%} of all stages)"
 
 
 def _figures(event: Step | TrainStep) -> str:

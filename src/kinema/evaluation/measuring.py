@@ -154,11 +154,17 @@ def protocol(sampling: Sampling, options: EvaluateOptions, count: int) -> dict[s
 
 
 def training_split(model: str) -> str | None:
-    """The split that a shipped model was trained on, None for other models, whose files do not state it."""
+    """The split that a shipped model and its add-ons were trained on: the widest; None for other models.
+
+    Files of other models do not state it.
+    """
     if model not in registry.EMBEDDED:
         return None
-    runs = registry.resolve(registry.SHIPPED[registry.EMBEDDED[model][0]]).towards(model)
-    return str(next((run.options["split"] for run in runs.values() if "split" in run.options), "train"))
+    shipped, splits = [registry.resolve(target) for target in registry.SHIPPED.values()], {"train"}
+    for name in (model, *registry.DEFAULT_ADD_ONS.get(model, {}).values()):
+        runs = next(each for each in shipped if name in each.files).towards(name)
+        splits |= {str(run.options["split"]) for run in runs.values() if "split" in run.options}
+    return max(splits, key=len)
 
 
 def plain_name(model: str) -> str:

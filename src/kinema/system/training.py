@@ -108,6 +108,8 @@ class Tuning(Protocol):
     """For ``--only``: part name to a regular expression found in its parameters' names."""
     adapted: str
     """Regular expression that matches the full names of the linear layers a LoRA adapts."""
+    opens_alone: bool
+    """Whether `files` are models, with the network's names, whose other weights come with an add-on."""
 
     def staged(self, config: Any, name: str) -> Any:
         """Return the config of a training stage of the paper. Raises BadRequest if the model has no such stage."""
@@ -116,7 +118,10 @@ class Tuning(Protocol):
         """Extend a loaded network by the parts that the training stage adds, initialised from the seed."""
 
     def files(self, config: Any, tensors: Mapping[str, Tensor], low: Lora | None) -> Mapping[str, Mapping[str, Tensor]]:
-        """Export the trained weights in common foreign layouts: file name to tensors. ``low`` is the run's LoRA."""
+        """Export the trained weights alone, in common foreign layouts if there are any: file name to tensors.
+
+        ``low`` is the run's LoRA.
+        """
 
     def frozen(self, model: nn.Module) -> Mapping[str, Tensor]:
         """Return the weights that `encode` depends on; clips encoded with other weights are not reusable."""

@@ -65,8 +65,9 @@ class Weights:
 
     @property
     def place(self) -> Path | None:
-        """The file or folder next to which a vocabulary may be: the model's, else that of the first add-on."""
-        return self.path or next((each.source.path for each in self.added if not each.outside), None)
+        """The file or folder next to which a vocabulary may be: an added image model's, else the model's own."""
+        added = {each.slot: each.source.path for each in reversed(self.added) if not each.outside}
+        return added.get("image") or self.path or next(reversed(added.values()), None)
 
     @property
     def outside(self) -> dict[str, Path]:

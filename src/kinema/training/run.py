@@ -75,7 +75,7 @@ def train(options: TrainOptions, on_event: OnEvent = ignore) -> TrainResult:
                         outputs.write(folder, run.system, run.model, requests, state.step, on_event)
             save(run)
         weights = trainable.export_last(folder, run.ema.shadow, run.model, options, run.description)
-        trainable.export_parts(folder, run.ema.shadow, run.system, options)
+        trainable.export_parts(folder, run.ema.shadow, run.system, options, run.description)
     loss = math.nan if state.loss is None else state.loss
     return TrainResult(folder, weights, state.step, loss, interrupted=bool(stop) and state.step < steps)
 

@@ -139,8 +139,13 @@ def export_last(
     return export(folder / "lora.safetensors", shadow, model, options, description)
 
 
-def export_parts(folder: Path, shadow: Mapping[str, Tensor], system: System, options: TrainOptions) -> list[Path]:
-    """Write the trained part alone in its authors' layout, in fp16, if the family has such files; returns the files."""
+def export_parts(
+    folder: Path, shadow: Mapping[str, Tensor], system: System, options: TrainOptions, description: str
+) -> list[Path]:
+    """Write the trained part alone, in its authors' layout if it has one, in fp16, if the family has such files.
+
+    Returns the files.
+    """
     tuning, written = system.family.training.tuning, []
     if tuning is None:
         return []
@@ -148,7 +153,7 @@ def export_parts(folder: Path, shadow: Mapping[str, Tensor], system: System, opt
     for name, tensors in tuning.files(system.config, shadow, low_rank).items():
         written.append(folder / f"{name}.safetensors")
         halves = {key: tensor.half().contiguous() for key, tensor in tensors.items()}
-        files.write_tensors(written[-1], halves, {"format": "pt"})
+        files.write_tensors(written[-1], halves, {"kinema": description} if tuning.opens_alone else {"format": "pt"})
     return written
 
 

@@ -13,7 +13,7 @@ from kinema.checkpoints import files
 from kinema.cli.main import main
 from kinema.families.lumiere import conditioning
 from kinema.families.lumiere.config import presets
-from kinema.families.lumiere.model import is_new
+from kinema.families.lumiere.model import is_new, of_new_layer
 from kinema.media.read import read_video
 from kinema.schema import BadRequest, Clip
 from kinema.settle import settle
@@ -222,12 +222,25 @@ def test_training_leaves_the_image_model_to_the_bit_and_writes_what_is_new(prese
     assert all(torch.equal(after[name], given[name]) for name in given.keys() - new)
     assert any(not torch.equal(after[name], given[name]) for name in new)
     alone = files.read_tensors(tmp_path / "run" / "temporal.safetensors")
-    assert {f"unet.{name}" for name in alone} == new
+    assert alone.keys() == new
     add = {"image": image, "temporal": tmp_path / "run" / "temporal.safetensors"}
     put_together, trained = open_system(f"lumiere/{preset}", add=add), open_system(tmp_path / "run")
     assert put_together.config == trained.config
     for name, tensor in put_together.model.state_dict().items():
         assert torch.allclose(tensor.float(), trained.model.state_dict()[name].float(), atol=1e-3), name
+    opened = open_system(tmp_path / "run" / "temporal.safetensors", add={"image": image})
+    assert opened.config == trained.config
+    assert all(torch.equal(x, opened.model.state_dict()[name]) for name, x in put_together.model.state_dict().items())
+
+
+def test_new_layers_alone_ask_for_their_image_model(tmp_path, image_file):
+    image, _ = image_file(tmp_path)
+    made = open_system("lumiere/tiny", add={"image": image})
+    new = {name: x for name, x in made.model.state_dict().items() if of_new_layer(name)}
+    note = json.dumps({"family": "lumiere", "config": made.family.to_json(made.config)})
+    files.write_tensors(tmp_path / "mine.safetensors", new, {"kinema": note})
+    with pytest.raises(BadRequest, match=r"has the layers over time alone: add the image model"):
+        load(tmp_path / "mine.safetensors").generate("a red ball")
 
 
 def test_what_does_not_belong_in_a_slot_is_refused_by_name(tmp_path, image_file):
@@ -242,7 +255,7 @@ def test_what_does_not_belong_in_a_slot_is_refused_by_name(tmp_path, image_file)
         with pytest.raises(BadRequest, match=fault):
             open_system("lumiere/tiny", add={slot: file})
     made = load("lumiere", preset="tiny").system.model.unet.state_dict()
-    other = {name: tensor for name, tensor in made.items() if is_new(name)}
+    other = {f"unet.{name}": tensor for name, tensor in made.items() if is_new(name)}
     files.write_tensors(tmp_path / "temporal.safetensors", other, {})
     with pytest.raises(BadRequest, match="fits another image model or preset"):
         open_system("lumiere/tiny", add={"image": image, "temporal": tmp_path / "temporal.safetensors"})

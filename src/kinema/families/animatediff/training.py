@@ -32,6 +32,7 @@ class AnimateDiffTraining:
 
     parts: Mapping[str, str] = {}
     adapted = r"unet\..*\.attn[12]\.to_(q|k|v|out\.0)"
+    opens_alone = False
 
     def staged(self, config: Config, name: str) -> Config:
         """The config of a training stage, with the part that it trains."""

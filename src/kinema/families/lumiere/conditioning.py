@@ -25,7 +25,7 @@ from kinema.events import OnEvent
 from kinema.families.lumiere.config import Config
 from kinema.families.lumiere.image_files import native, open_image
 from kinema.families.lumiere.layout import lattice
-from kinema.families.lumiere.model import Lumiere
+from kinema.families.lumiere.model import Lumiere, of_new_layer
 from kinema.families.lumiere.unet import SpaceTimeUNet
 from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest, MissingFiles, Request
@@ -84,8 +84,18 @@ def tokenizer_of(config: Config, weights: Path | None, *, offline: bool = False)
     return WordTokenizer(config.words) if config.words else _clip_tokenizer(find_vocabulary(weights, offline=offline))
 
 
-def check_vocabulary(system: OpenedModel) -> None:
-    """Raises MissingFiles for a CLIP vocabulary that is not on this machine and cannot be downloaded."""
+def check_files(system: OpenedModel) -> None:
+    """Raises BadRequest for a file of new layers alone, and MissingFiles for a CLIP vocabulary.
+
+    The vocabulary is missing if it is not on this machine and cannot be downloaded.
+    """
+    weights = system.weights
+    alone = weights.path is not None and all(of_new_layer(name) for name in weights.source.header)
+    if alone and not any(each.slot == "image" for each in weights.added):
+        raise BadRequest(
+            f"{weights.path} has the layers over time alone: add the image model that they were trained with "
+            "(--add image=FILE)"
+        )
     if system.config.words:
         return
     try:

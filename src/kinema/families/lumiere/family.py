@@ -104,7 +104,7 @@ class LumiereCheckpoints(Checkpoints):
     """Weight files: Kinema's own, with image models and layers over time as add-ons. No weights were published."""
 
     convert = staticmethod(image_files.native)
-    check_ready = staticmethod(conditioning.check_vocabulary)
+    check_ready = staticmethod(conditioning.check_files)
 
     @property
     def slots(self) -> Slots:

@@ -11,8 +11,7 @@ from kinema.checkpoints.signatures import describe
 from kinema.checkpoints.source import Source
 from kinema.families.lumiere.config import Config
 from kinema.families.lumiere.image_files import native, open_image
-from kinema.families.lumiere.model import is_new
-from kinema.families.lumiere.unet import SpaceTimeUNet
+from kinema.families.lumiere.model import Lumiere, of_new_layer
 from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest
 from kinema.system import FoundCheckpoint
@@ -30,7 +29,7 @@ class Slots:
         return open_image(config, source) if slot == "image" else _open_temporal(config, source)
 
     def convert(self, config: Config, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return native(config, tensors) if slot == "image" else {f"unet.{name}": x for name, x in tensors.items()}
+        return native(config, tensors) if slot == "image" else dict(tensors)
 
 
 SLOTS = Slots()
@@ -39,9 +38,9 @@ SLOTS = Slots()
 def _open_temporal(config: Config, source: Source) -> FoundCheckpoint:
     """Layers over time, as training writes them; their image model comes first. Checked by the header alone."""
     with on_meta():
-        expected = {name: tuple(p.shape) for name, p in SpaceTimeUNet(config).named_parameters() if is_new(name)}
+        expected = {name: tuple(p.shape) for name, p in Lumiere(config).named_parameters() if of_new_layer(name)}
     found = {name: shape for name, (shape, _) in source.header.items()}
-    if not any(is_new(name) for name in found):
+    if not any(of_new_layer(name) for name in found):
         raise BadRequest(f"{source.path} is {describe(source)}; expected layers over time, which training writes")
     wrong = [name for name in expected if found.get(name) != expected[name]]
     if wrong or len(found) > len(expected):

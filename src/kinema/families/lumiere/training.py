@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kinema.checkpoints.lora_formats import Lora
 from kinema.families.lumiere.config import Config
-from kinema.families.lumiere.model import is_new
+from kinema.families.lumiere.model import of_new_layer
 from kinema.schema import BadRequest
 
 
@@ -18,6 +18,7 @@ class LumiereTraining:
     parts: Mapping[str, str] = {"given": r"^unet\.conv_given\."}
     adapted = r"(?!)"
     """No layer takes a LoRA: the image model's are frozen."""
+    opens_alone = True
 
     def staged(self, config: Config, name: str) -> Config:  # noqa: ARG002
         raise BadRequest(f"lumiere has no training stage {name!r}; leave out stage")
@@ -31,9 +32,8 @@ class LumiereTraining:
         tensors: Mapping[str, Tensor],
         low: Lora | None,  # noqa: ARG002
     ) -> Mapping[str, Mapping[str, Tensor]]:
-        """The layers over time, for the slot ``temporal``."""
-        names = {name: name.removeprefix("unet.") for name in tensors}
-        return {"temporal": {inner: tensors[name] for name, inner in names.items() if is_new(inner)}}
+        """The new layers, for the slot ``temporal``, or as a model to which the image model is added."""
+        return {"temporal": {name: x for name, x in tensors.items() if of_new_layer(name)}}
 
     def frozen(self, model: nn.Module) -> Mapping[str, Tensor]:  # noqa: ARG002
         raise BadRequest("lumiere trains on pixels; there is nothing to encode beforehand")

@@ -22,6 +22,7 @@ class SVDTraining:
     """656,076,838 parameters of ``svd`` (including blends and frame positions), as published."""
     adapted = r"unet\..*\.(attn1\.to_(q|k|v|out\.0)|attn2\.to_(v|out\.0))"
     """Excludes queries and keys of cross-attention, which have no effect with a context of one token."""
+    opens_alone = False
 
     def staged(self, config: Config, name: str) -> Config:
         return recipe.staged(config, name)
