@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kinema.data.playroom import parse
 from kinema.evaluation.objects import find_objects
@@ -45,31 +46,56 @@ def object_consistency(video_CTHW: Tensor, prompt: str) -> Consistency:
 
     Raises BadRequest for a prompt outside the playroom grammar.
     """
+    frames = _judge(video_CTHW, prompt)
+    if frames is None or not (judged := frames.whole & ~frames.cut).any():
+        return Consistency(0.0, 0.0, 0)
+    return Consistency(float(frames.colour[judged].mean()), float(frames.shape[judged].mean()), int(judged.sum()))
+
+
+def identity_breaks(video_CTHW: Tensor, prompt: str) -> float:
+    """Share of frames in which the prompt's object is not there as a whole, or has another colour or outline.
+
+    For motions in which it always is there; frames whose border cuts it do not count. Raises BadRequest for a prompt
+    outside the playroom grammar.
+    """
+    frames = _judge(video_CTHW, prompt)
+    if frames is None or frames.cut.all():
+        return 1.0
+    kept = frames.whole & frames.colour & frames.shape
+    return float(1 - kept[~frames.cut].mean())
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """By frame: whether the border cuts the object, it is clear and large, and its colour and outline are right."""
+
+    cut: NDArray[np.bool_]
+    whole: NDArray[np.bool_]
+    colour: NDArray[np.bool_]
+    shape: NDArray[np.bool_]
+
+
+def _judge(video_CTHW: Tensor, prompt: str) -> _Frames | None:
     meaning = parse(prompt)
     if meaning is None:
         raise BadRequest(f"prompt {prompt!r} is not in the playroom grammar")
     pixels: Floats = ((video_CTHW.detach().float().cpu() + 1) / 2).clamp(0, 1).numpy()
     tracks = find_objects(pixels)
     if not tracks:
-        return Consistency(0.0, 0.0, 0)
+        return None
     found = next((s for s in tracks if s.colour == meaning.colour), tracks[0])
-    judged = _judged(found)
-    if not judged.any():
-        return Consistency(0.0, 0.0, 0)
-    colour = np.array([name == meaning.colour for name in found.colour_T])[judged]
-    glyph = meaning.letter or meaning.shape
-    similarities = _similarities(found)[judged]
-    best = np.maximum(similarities.max(axis=1), 1e-6)
-    shape = similarities[:, GLYPHS.index(glyph)] >= _SIMILAR * best
-    return Consistency(float(colour.mean()), float(shape.mean()), int(judged.sum()))
-
-
-def _judged(found: TrackedObject) -> np.ndarray:
     mask = found.mask_THW
     cut = mask[:, 0].any(1) | mask[:, -1].any(1) | mask[:, :, 0].any(1) | mask[:, :, -1].any(1)
     clear = found.contrast_T >= _CLEAR * max(float(found.contrast_T.max()), 1e-6)
     large = found.area_T >= _LARGE * max(float(found.area_T.max()), 1.0)
-    return clear & large & ~cut
+    similarities = _similarities(found)
+    best = np.maximum(similarities.max(axis=1), 1e-6)
+    return _Frames(
+        cut=cut,
+        whole=clear & large,
+        colour=np.array([name == meaning.colour for name in found.colour_T]),
+        shape=similarities[:, GLYPHS.index(meaning.letter or meaning.shape)] >= _SIMILAR * best,
+    )
 
 
 def _similarities(found: TrackedObject) -> Floats:
