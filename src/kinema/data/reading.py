@@ -1,4 +1,4 @@
-"""Auxiliary losses that predict the scene graphs of rendered clips: see docs/notes/0002, entries 5 and 6.
+"""Losses that use the scene graphs of rendered clips: see docs/notes/0002, entries 5 and 6.
 
 Letters: B clips, T frames, H W rows and columns, S places (frames × rows × columns of a grid), K classes.
 """
@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kinema.data.playroom import CAMERAS, labels
+from kinema.diffusion.parameterise import X0
+from kinema.diffusion.schedules import NoiseLevel
 
 if TYPE_CHECKING:
     from kinema.data.playroom.scene import Scene
@@ -26,6 +28,30 @@ OFFSET_CLASSES = (2 * FAR + 1, 2 * FAR + 1)
 """Number of classes of the offset of the first object's centre, in cells to the right and down."""
 EMPTY_WEIGHT = 0.1
 """Weight of a place without an object: nine of ten are empty."""
+MIN_SIGMA = 0.3
+"""Bound of the pixel loss weight 1 / sigma², the weight of a flow's velocity loss."""
+OBJECT_WEIGHT, OBJECT_MAX_SIGMA = 4.0, 0.92
+"""Additional weight of pixels around objects, applied below this sigma: textures otherwise dominate the loss, but at
+higher noise, where positions are undecided, the weight would teach the model to put objects everywhere."""
+
+
+def pixel_loss(
+    image_BCTHW: Tensor, video_BCTHW: Tensor, scenes: Sequence[Scene | None], level: NoiseLevel, mask_B1THW: Tensor
+) -> Tensor:
+    """Weighted squared error of predicted pixels where the mask is 1, [B]; sigma is that of a flow."""
+    sigma = level.sigma / (level.alpha + level.sigma)
+    weights = mask_B1THW.to(image_BCTHW)
+    if any(scenes):
+        extra = OBJECT_WEIGHT * ((OBJECT_MAX_SIGMA - sigma) / 0.1).clamp(0, 1).to(image_BCTHW)
+        weights = weights * (1 + extra[:, None, None, None, None] * object_mask(scenes, image_BCTHW))
+    return X0.loss(
+        image_BCTHW,
+        video_BCTHW,
+        image_BCTHW,
+        level,
+        weighting=lambda _: sigma.clamp(min=MIN_SIGMA).pow(-2),
+        mask=weights,
+    )
 
 
 def reading_loss(

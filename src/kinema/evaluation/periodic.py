@@ -1,7 +1,7 @@
 """How closely an object follows the periodic motion of its prompt: an orbit, a swing or bounces, over the whole clip.
 
-The prompt leaves place, phase, period and size of the motion open, so the error is the distance to the nearest path that
-playroom draws for these words (`kinema.data.playroom.scene`).
+The prompt leaves place, phase, period and size of the motion open, so the error is the distance to the nearest path
+that playroom draws for these words (`kinema.data.playroom.scene`).
 """
 
 from __future__ import annotations

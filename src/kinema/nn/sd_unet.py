@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -166,6 +166,79 @@ class Transformer(nn.Module):
         for block in self.transformer_blocks:
             x_NSC = block(x_NSC, context_RLC, *more)
         return add_(to_map(self.proj_out(x_NSC), x_NCHW.shape[2]), x_NCHW)
+
+
+# ---------------------------------------------------------------------------------------- building
+
+
+class ImageSizes(Protocol):
+    """The sizes of an image U-Net, in a config: widths, blocks and heads by resolution level, finest first."""
+
+    @property
+    def channels(self) -> Sequence[int]: ...
+
+    @property
+    def layers(self) -> int:
+        """Residual blocks of an encoder level; a decoder level has one more."""
+
+    @property
+    def depths(self) -> Sequence[int]:
+        """Transformer blocks after each residual block; 0 for a level without attention."""
+
+    @property
+    def heads(self) -> Sequence[int]: ...
+
+    @property
+    def context(self) -> int:
+        """Width of the text embeddings."""
+
+    @property
+    def linear(self) -> bool:
+        """Whether the transformers' projections are stored as linear layers, as in XL, or as 1×1 convolutions."""
+
+
+Blocks = tuple[list[ResBlock], list[Transformer]]
+
+
+@dataclass(frozen=True)
+class BlockBuilder:
+    """Builds the blocks of each level of an image U-Net; families may replace the kinds of blocks."""
+
+    sizes: ImageSizes
+    resnet: Callable[[int, int, int, float], ResBlock] = ResBlock
+    """Called with the input and output channels, the width of the noise-level embedding, and the norms' epsilon."""
+    transformer: Callable[[int, int, int, int, bool], Transformer] = Transformer
+    """Called with the channels, heads, width of the context, depth, and whether projections are linear."""
+
+    def down(self, level: int) -> Blocks:
+        """An encoder level's."""
+        return self._blocks(level, down_inputs(self.sizes.channels, self.sizes.layers, level))
+
+    def up(self, level: int) -> Blocks:
+        """A decoder level's; ``level`` counts from the finest."""
+        return self._blocks(level, up_inputs(self.sizes.channels, self.sizes.layers, level))
+
+    def middle(self) -> Blocks:
+        """Those of the middle."""
+        width = self.sizes.channels[-1]
+        return [self.residual(width, width) for _ in range(2)], self.transformers(
+            -1, middle_depth(self.sizes.depths), 1
+        )
+
+    def residual(self, into: int, out: int) -> ResBlock:
+        return self.resnet(into, out, 4 * self.sizes.channels[0], EPS)
+
+    def transformers(self, level: int, depth: int, count: int) -> list[Transformer]:
+        """``count`` transformers of a level's width; none of depth 0."""
+        sizes = self.sizes
+        if not depth:
+            return []
+        width, heads = sizes.channels[level], sizes.heads[level]
+        return [self.transformer(width, heads, sizes.context, depth, sizes.linear) for _ in range(count)]
+
+    def _blocks(self, level: int, widths: Sequence[int]) -> Blocks:
+        resnets = [self.residual(into, self.sizes.channels[level]) for into in widths]
+        return resnets, self.transformers(level, self.sizes.depths[level], len(widths))
 
 
 # ------------------------------------------------------------------------------------------ widths

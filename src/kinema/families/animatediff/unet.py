@@ -37,18 +37,16 @@ from kinema.nn.ldm_unet import (
 )
 from kinema.nn.sd_unet import (
     EPS,
+    BlockBuilder,
     BlockInputs,
     Residuals,
     Transformer,
     UNetLevel,
     clips,
-    down_inputs,
     images,
-    middle_depth,
     run_down,
     run_mid,
     run_up,
-    up_inputs,
 )
 from kinema.nn.winograd import conv_after_silu
 from kinema.schema import BadRequest
@@ -187,8 +185,7 @@ def down_level(config: Config, level: int, *, double: bool = True) -> MotionLeve
     """An encoder level; ``double`` gives its motion modules two attention layers (SparseCtrl's have one)."""
     out = config.channels[level]
     return MotionLevel(
-        [resnet(config, into, out) for into in down_inputs(config.channels, config.layers, level)],
-        _transformers(config, level, config.layers),
+        *builder(config).down(level),
         _motions(config, out, config.layers, double=double),
         down=Downsample(out) if level < len(config.channels) - 1 else None,
     )
@@ -196,17 +193,13 @@ def down_level(config: Config, level: int, *, double: bool = True) -> MotionLeve
 
 def mid_level(config: Config, motion: bool) -> MotionLevel:
     """The middle block."""
-    width, depth = config.channels[-1], middle_depth(config.depths)
-    transformer = _transformer(config, -1, depth)
-    resnets = [resnet(config, width, width) for _ in range(2)]
-    return MotionLevel(resnets, [transformer] if depth else [], _motions(config, width, int(motion)))
+    return MotionLevel(*builder(config).middle(), _motions(config, config.channels[-1], int(motion)))
 
 
 def _up(config: Config, level: int) -> MotionLevel:
     out = config.channels[level]
     return MotionLevel(
-        [resnet(config, into, out) for into in up_inputs(config.channels, config.layers, level)],
-        _transformers(config, level, config.layers + 1),
+        *builder(config).up(level),
         _motions(config, out, config.layers + 1),
         up=Upsample(out) if level else None,
     )
@@ -217,22 +210,13 @@ def first_frame_layer(config: Config) -> nn.Conv2d:
     return nn.Conv2d(1 + config.latent_channels, config.channels[0], 3, padding=1, bias=False)
 
 
-def resnet(config: Config, into: int, out: int) -> ResBlock:
-    """A residual block with the config's norms."""
-    kind = ClipResBlock if config.image_norm_over_clip else ResBlock
-    return kind(into, out, 4 * config.channels[0], EPS)
-
-
-def _transformers(config: Config, level: int, count: int) -> list[Transformer]:
-    depth = config.depths[level]
-    return [_transformer(config, level, depth) for _ in range(count)] if depth else []
-
-
-def _transformer(config: Config, level: int, depth: int) -> Transformer:
-    sizes = (config.channels[level], config.heads[level], config.context, depth, config.linear)
+def builder(config: Config) -> BlockBuilder:
+    """Builds image blocks with the config's norms and image prompts."""
+    resnet = ClipResBlock if config.image_norm_over_clip else ResBlock
     if not config.adapters:
-        return Transformer(*sizes)
-    return Transformer(*sizes, partial(ImagePromptBlock, adapters=len(config.adapters)))
+        return BlockBuilder(config, resnet)
+    block = partial(ImagePromptBlock, adapters=len(config.adapters))
+    return BlockBuilder(config, resnet, partial(Transformer, block=block))
 
 
 def _motions(config: Config, width: int, count: int, *, double: bool = True) -> list[MotionModule]:

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from kinema import processor
 from kinema.data.playroom import Playroom
-from kinema.data.reading import object_mask
+from kinema.data.reading import pixel_loss
 from kinema.diffusion import losses
 from kinema.diffusion.parameterise import EPS, X0, Parameterisation
-from kinema.diffusion.schedules import DiscreteBetas, NoiseLevel
+from kinema.diffusion.schedules import DiscreteBetas
 from kinema.families.lumiere import conditioning
 from kinema.families.lumiere.config import Config
 from kinema.families.lumiere.layout import lattice
@@ -47,11 +47,6 @@ IMAGE_LEVEL = 0.567
 SR_LEVELS = losses.draw_levels("edm-lognormal", p_mean=0.0, p_std=1.4, stratified=True)
 SR_NOISE = 0.15
 """Largest standard deviation of the noise added to the small clip in training, as sampled clips are not perfect."""
-MIN_SIGMA = 0.3
-"""Bound of the loss weight 1 / sigma², the weight of a flow's velocity loss."""
-OBJECT_WEIGHT, OBJECT_MAX_SIGMA = 4.0, 0.92
-"""Additional weight of pixels around objects, below this sigma: textures otherwise dominate the loss, but at higher
-noise positions are undecided, and the weight would teach the model to put objects everywhere."""
 
 
 def settings_of(config: Config) -> TrainingSettings:
@@ -105,7 +100,7 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: Generator) -
     unused = 0 * sum(p.sum() for p in network.unet.conv_given.parameters()) if network.unet.conv_given else 0
     if config.predicts == "eps":
         return EPS.loss(out.float(), x0, eps, level, mask=1 - known) + unused
-    return _image_loss(codec.decode(out).float(), batch, level) + unused
+    return pixel_loss(codec.decode(out).float(), batch.video, batch.scenes, level, 1 - batch.mask) + unused
 
 
 def _given(network: Lumiere, config: Config, batch: Batch) -> tuple[Tensor | None, Tensor]:
@@ -129,15 +124,3 @@ def _small(config: Config, batch: Batch, generator: Generator) -> Tensor:
     amount = batch.own(torch.rand(batch.count, generator=generator)).to(small) * SR_NOISE
     noise = batch.own(torch.randn(batch.count, *small.shape[1:], generator=generator)).to(small)
     return conditioning.enlarged(small + amount[:, None, None, None, None] * noise, config.enlarges)
-
-
-def _image_loss(image_BCTHW: Tensor, batch: Batch, level: NoiseLevel) -> Tensor:
-    sigma = level.sigma / (level.alpha + level.sigma)
-    weights = 1 - batch.mask.to(image_BCTHW)
-    if any(batch.scenes):
-        extra = OBJECT_WEIGHT * ((OBJECT_MAX_SIGMA - sigma) / 0.1).clamp(0, 1).to(image_BCTHW)
-        weights = weights * (1 + extra[:, None, None, None, None] * object_mask(batch.scenes, image_BCTHW))
-    return X0.loss(
-        image_BCTHW, batch.video, image_BCTHW, level, weighting=lambda _: sigma.clamp(min=MIN_SIGMA).pow(-2),
-        mask=weights,
-    )  # fmt: skip

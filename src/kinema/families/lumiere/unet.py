@@ -19,7 +19,6 @@ from kinema.families.lumiere.space_time import SpaceTimeConv, TemporalAttention,
 from kinema.nn.embeddings import sinusoidal
 from kinema.nn.ldm_unet import (
     Downsample,
-    ResBlock,
     TimestepEmbedding,
     Upsample,
     add_,
@@ -30,14 +29,11 @@ from kinema.nn.ldm_unet import (
 )
 from kinema.nn.sd_unet import (
     EPS,
+    BlockBuilder,
     BlockInputs,
-    Transformer,
     UNetLevel,
     clips,
-    down_inputs,
     images,
-    middle_depth,
-    up_inputs,
 )
 
 TEMPORAL, GIVEN, SMALL = "temporal.", "conv_given.", "conv_small."
@@ -87,9 +83,13 @@ class SpaceTimeUNet(nn.Module):
         self.config = config
         self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(channels[0], emb)
-        self.down_blocks = nn.ModuleList(_down(config, level) for level in range(len(channels)))
-        self.mid_block = _middle(config)
-        self.up_blocks = nn.ModuleList(_up(config, level) for level in reversed(range(len(channels))))
+        build, last = BlockBuilder(config), len(channels) - 1
+        downs = (Downsample(width) if i < last else None for i, width in enumerate(channels))
+        self.down_blocks = nn.ModuleList(UNetLevel(*build.down(i), down=down) for i, down in enumerate(downs))
+        self.mid_block = UNetLevel(*build.middle())
+        self.up_blocks = nn.ModuleList(
+            UNetLevel(*build.up(i), up=Upsample(channels[i]) if i else None) for i in reversed(range(len(channels)))
+        )
         self.conv_norm_out = group_norm(channels[0], EPS)
         self.conv_out = nn.Conv2d(channels[0], config.latent_channels, 3, padding=1)
         set_norm_groups(self, config.groups)
@@ -162,38 +162,3 @@ def _levels(modules: nn.ModuleList) -> Iterator[UNetLevel[BlockInputs]]:
 
 def _temporal(modules: nn.ModuleList) -> Iterator[TemporalLevel]:
     return (cast(TemporalLevel, module) for module in modules)
-
-
-# ---------------------------------------------------------------------------------------- the image part
-
-
-def _down(config: Config, level: int) -> UNetLevel[BlockInputs]:
-    out = config.channels[level]
-    resnets = [_resnet(config, into, out) for into in down_inputs(config.channels, config.layers, level)]
-    down = Downsample(out) if level < len(config.channels) - 1 else None
-    return UNetLevel(resnets, _transformers(config, level, config.layers), down=down)
-
-
-def _middle(config: Config) -> UNetLevel[BlockInputs]:
-    width, depth = config.channels[-1], middle_depth(config.depths)
-    resnets = [_resnet(config, width, width) for _ in range(2)]
-    return UNetLevel(resnets, [_transformer(config, -1, depth)] if depth else [])
-
-
-def _up(config: Config, level: int) -> UNetLevel[BlockInputs]:
-    out = config.channels[level]
-    resnets = [_resnet(config, into, out) for into in up_inputs(config.channels, config.layers, level)]
-    return UNetLevel(resnets, _transformers(config, level, config.layers + 1), up=Upsample(out) if level else None)
-
-
-def _resnet(config: Config, into: int, out: int) -> ResBlock:
-    return ResBlock(into, out, 4 * config.channels[0], EPS)
-
-
-def _transformers(config: Config, level: int, count: int) -> list[Transformer]:
-    depth = config.depths[level]
-    return [_transformer(config, level, depth) for _ in range(count)] if depth else []
-
-
-def _transformer(config: Config, level: int, depth: int) -> Transformer:
-    return Transformer(config.channels[level], config.heads[level], config.context, depth, config.linear)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kinema.families.animatediff.config import Config, ControlSize, skip_widths
 from kinema.families.animatediff.control.ip_adapter import per_image
 from kinema.families.animatediff.control.sparse import HintEncoder, zero
-from kinema.families.animatediff.unet import resnet
+from kinema.families.animatediff.unet import builder
 from kinema.nn.embeddings import sinusoidal
 from kinema.nn.ldm_unet import Downsample, TimestepEmbedding, add_, silu_
 from kinema.nn.sd_unet import BlockInputs, Residuals, Transformer, UNetLevel, down_inputs, images, run_down, run_mid
@@ -38,7 +38,7 @@ class ControlNet(nn.Module):
         self.controlnet_down_blocks = nn.ModuleList(zero(nn.Conv2d(w, w, 1)) for w in skip_widths(image))
         middle = _transformers(image, len(channels) - 1, size.middle, 1)
         # diffusers' small ControlNets have no transformer in the middle and only one residual block.
-        resnets = [resnet(image, channels[-1], channels[-1]) for _ in range(2 if middle else 1)]
+        resnets = [builder(image).residual(channels[-1], channels[-1]) for _ in range(2 if middle else 1)]
         self.mid_block: UNetLevel[BlockInputs] = UNetLevel(resnets, middle)
         self.controlnet_mid_block = zero(nn.Conv2d(channels[-1], channels[-1], 1))
 
@@ -78,7 +78,7 @@ class ControlNet(nn.Module):
 def _down(image: Config, level: int, depth: int | None) -> UNetLevel[BlockInputs]:
     out = image.channels[level]
     return UNetLevel(
-        [resnet(image, into, out) for into in down_inputs(image.channels, image.layers, level)],
+        [builder(image).residual(into, out) for into in down_inputs(image.channels, image.layers, level)],
         _transformers(image, level, depth, image.layers),
         down=Downsample(out) if level < len(image.channels) - 1 else None,
     )

@@ -10,9 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from kinema.data.reading import OFFSET_CLASSES, READING_CLASSES, location_loss, object_mask, reading_loss
+from kinema.data.reading import OFFSET_CLASSES, READING_CLASSES, location_loss, pixel_loss, reading_loss
 from kinema.diffusion import losses
-from kinema.diffusion.parameterise import X0
 from kinema.diffusion.schedules import DiscreteBetas, NoiseLevel
 from kinema.families.animatediff.kind import Network
 from kinema.families.animatediff.pocket.parts import Reader, reader_of
@@ -22,11 +21,6 @@ from kinema.vae.kl2d import ImageCodec
 IMAGE_LEVELS = losses.draw_levels("edm-lognormal", p_mean=1.2, p_std=1.4, stratified=True)
 CLIP_LEVELS = losses.draw_levels("edm-lognormal", p_mean=2.0, p_std=1.3, stratified=True)
 """Distributions of ln(sigma / alpha); eight frames together are as informative as one at a level lower by ln(8) / 2."""
-MIN_SIGMA = 0.3
-"""Bound of the image loss weight 1 / sigma², the weight of a flow's velocity loss (as in zoetrope)."""
-OBJECT_WEIGHT, OBJECT_MAX_SIGMA = 4.0, 0.92
-"""Additional weight of pixels around objects, applied below this sigma: textures otherwise dominate the loss, but at
-higher noise, where positions are undecided, the weight would teach the model to put objects everywhere."""
 READER_WEIGHT = 0.01
 """Weight of the reader's loss relative to the image loss."""
 
@@ -50,14 +44,7 @@ def loss(network: Network, batch: Batch, level: NoiseLevel, predict: Callable[[]
 def image_loss(network: Network, batch: Batch, output_BCTHW: Tensor, level: NoiseLevel) -> Tensor:
     """Weighted pixel loss, [B]."""
     image = ImageCodec(network.vae, network.unet.config.latent_scale).decode(output_BCTHW).float()
-    sigma = level.sigma / (level.alpha + level.sigma)
-    weights = torch.ones_like(image[:, :1])
-    if any(batch.scenes):
-        extra = OBJECT_WEIGHT * ((OBJECT_MAX_SIGMA - sigma) / 0.1).clamp(0, 1).to(image)[:, None, None, None, None]
-        weights = weights + extra * object_mask(batch.scenes, image)
-    return X0.loss(
-        image, batch.video, image, level, weighting=lambda _: sigma.clamp(min=MIN_SIGMA).pow(-2), mask=weights
-    )
+    return pixel_loss(image, batch.video, batch.scenes, level, torch.ones_like(image[:, :1]))
 
 
 def reader_loss(reader: Reader, batch: Batch, features: list[Tensor]) -> Tensor:
