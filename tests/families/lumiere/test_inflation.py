@@ -14,6 +14,7 @@ from kinema.families.lumiere.space_time import TemporalConv, TemporalDownsample,
 from kinema.families.lumiere.unet import SpaceTimeUNet
 from kinema.nn.ldm_unet import channels_last
 from kinema.nn.meta import on_meta
+from kinema.schema import BadRequest
 from kinema.system import open_system
 
 ODD = Config(
@@ -144,6 +145,27 @@ def test_the_first_convolution_is_one_of_seven_channels():
     j, cm = torch.randn(1, 3, 8, 8, dtype=torch.float64), torch.randn(1, 4, 8, 8, dtype=torch.float64)
     expected = torch.nn.functional.conv2d(torch.cat([j, cm], 1), wide, unet.conv_in.bias, padding=1)
     assert torch.allclose(unet.conv_in(j) + unet.conv_given(cm), expected, atol=1e-12)
+
+
+def test_a_super_resolution_model_starts_as_the_small_clip():
+    config = replace(presets()["tiny-sr"], context=32)
+    unet = network(config)
+    for layer in (unet.conv_detail, unet.conv_small):
+        torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(unet.conv_detail.bias)
+    told, small = inputs(config, 8), torch.randn(2, config.latent_channels, 8, 8, 16, dtype=torch.float64)
+    assert torch.equal(unet(*told, small_BCTHW=small), small)
+    unet.conv_detail.weight.data.normal_()
+    before = unet(*told, small_BCTHW=small)
+    assert not torch.allclose(before, small, atol=1e-3)
+    unet.conv_small.weight.data.normal_()
+    assert not torch.allclose(unet(*told, small_BCTHW=small), before, atol=1e-3)
+    assert all(not layer.weight.any() for layer in (SpaceTimeUNet(config).conv_detail, SpaceTimeUNet(config).conv_small))
+
+
+def test_a_super_resolution_model_that_predicts_noise_is_refused():
+    with pytest.raises(BadRequest, match="predicts x0, not noise"):
+        replace(presets()["tiny-sr"], predicts="eps")
 
 
 @pytest.mark.parametrize(

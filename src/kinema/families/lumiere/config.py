@@ -82,6 +82,8 @@ class Config:
                 f"lumiere: a clip of {self.frames} frames, {self.longest} at most, is halved {len(self.channels) - 1} "
                 f"times; expected multiples of {self.factor}"
             )
+        if self.enlarges > 1 and self.predicts != "x0":
+            raise BadRequest("lumiere: a super-resolution model adds to the small clip, so it predicts x0, not noise")
         if self.frames > self.longest:
             raise BadRequest(f"lumiere: frames is {self.frames}; expected at most longest, {self.longest}")
 

@@ -10,7 +10,7 @@ from torch import nn
 from kinema.conditioning.clip_text import ClipText
 from kinema.families.lumiere.config import Config
 from kinema.families.lumiere.space_time import SpaceTimeConv, TemporalAttention
-from kinema.families.lumiere.unet import GIVEN, SMALL, TEMPORAL, SpaceTimeUNet
+from kinema.families.lumiere.unet import NEW, SpaceTimeUNet
 from kinema.nn.ldm_unet import ResBlock, export_contiguous
 from kinema.nn.sd_unet import Transformer
 from kinema.vae.kl2d import Autoencoder
@@ -37,7 +37,7 @@ class Lumiere(nn.Module):
 
 def is_new(name: str) -> bool:
     """Whether a parameter of the U-Net is one that the image model does not have."""
-    return name.startswith((TEMPORAL, GIVEN, SMALL))
+    return name.startswith(NEW)
 
 
 def of_new_layer(name: str) -> bool:

@@ -38,14 +38,14 @@ POCKET = TrainingSettings(
     steps=3600, batch=4, learning_rate=2e-3, optimiser="muon", weight_decay=0.01, warmup=50, cooldown=0.4, ema=0.995,
     text_drop=0.1, canvas_mix=MIX, playroom=Playroom("scenic"),
 )  # fmt: skip
-POCKET_SR = replace(POCKET, steps=800, learning_rate=1e-3, canvas_mix={"nothing": 1.0})
+POCKET_SR = replace(POCKET, steps=600, learning_rate=1e-3, canvas_mix={"nothing": 1.0})
 POCKET_BETWEEN = replace(POCKET, canvas_mix={"ends": 1.0}, playroom=Playroom("scenic", scene=33))
 """Windows of the 33 frames of which nine are keyframes."""
 TINY = replace(POCKET, steps=200, warmup=10, optimiser="adamw", learning_rate=1e-3, ema=0.99)
 IMAGE_LEVEL = 0.567
 """Mean of ln(sigma / alpha) for single frames; T of them are as informative as one at a level lower by ln(T) / 2."""
 SR_LEVELS = losses.draw_levels("edm-lognormal", p_mean=0.0, p_std=1.4, stratified=True)
-SR_NOISE = 0.15
+SR_NOISE = 0.08
 """Largest standard deviation of the noise added to the small clip in training, as sampled clips are not perfect."""
 
 

@@ -36,7 +36,7 @@ from kinema.nn.sd_unet import (
     images,
 )
 
-TEMPORAL, GIVEN, SMALL = "temporal.", "conv_given.", "conv_small."
+NEW = ("temporal.", "conv_given.", "conv_small.", "conv_detail.")
 """Prefixes of the parameters that the image model does not have."""
 
 
@@ -99,9 +99,12 @@ class SpaceTimeUNet(nn.Module):
         given = nn.Conv2d(config.given_channels, channels[0], 3, padding=1, bias=False)
         nn.init.zeros_(given.weight)
         self.conv_given = given if config.conditioned else None
+        # A super-resolution model adds its detail to the small clip, which it is at first.
         small = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1, bias=False)
-        nn.init.zeros_(small.weight)
-        self.conv_small = small if config.enlarges > 1 else None
+        detail = nn.Conv2d(channels[0], config.latent_channels, 3, padding=1)
+        for parameter in (small.weight, detail.weight, detail.bias):
+            nn.init.zeros_(parameter)
+        self.conv_small, self.conv_detail = (small, detail) if config.enlarges > 1 else (None, None)
 
     def forward(
         self,
@@ -113,7 +116,8 @@ class SpaceTimeUNet(nn.Module):
     ) -> Tensor:
         """``context`` has one row per clip; ``given`` holds what is known and its mask, zeros elsewhere.
 
-        ``small`` is the small clip of super-resolution at the size of z, encoded.
+        ``small`` is the small clip of super-resolution at the size of z, encoded. With it the prediction is its sum with
+        the output of a layer in place of the image model's last.
         """
         batch, _, frames, _, _ = z_BCTHW.shape
         sinusoids = sinusoidal(step_B, self.config.channels[0]).to(self.conv_in.weight.dtype)
@@ -143,11 +147,14 @@ class SpaceTimeUNet(nn.Module):
                 x = level.upsamplers[0](x, size=skips[-1].shape[-2:])
                 if over_time.resample is not None:
                     x = over_time.resample(x, len(x) // batch, len(skips[-1]) // batch)
-        return clips(self.conv_out(silu_(self.conv_norm_out(x))), frames)
+        x = silu_(self.conv_norm_out(x))
+        if small_BCTHW is None or self.conv_detail is None:
+            return clips(self.conv_out(x), frames)
+        return small_BCTHW + clips(self.conv_detail(x), frames)
 
     def image_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters of the image model, by name."""
-        return (pair for pair in self.named_parameters() if not pair[0].startswith((TEMPORAL, GIVEN, SMALL)))
+        return (pair for pair in self.named_parameters() if not pair[0].startswith(NEW))
 
 
 def _over_time(block: nn.Module, x_NCHW: Tensor, batch: int) -> Tensor:
