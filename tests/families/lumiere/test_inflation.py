@@ -160,7 +160,9 @@ def test_a_super_resolution_model_starts_as_the_small_clip():
     assert not torch.allclose(before, small, atol=1e-3)
     unet.conv_small.weight.data.normal_()
     assert not torch.allclose(unet(*told, small_BCTHW=small), before, atol=1e-3)
-    assert all(not layer.weight.any() for layer in (SpaceTimeUNet(config).conv_detail, SpaceTimeUNet(config).conv_small))
+    fresh = SpaceTimeUNet(config)
+    assert not fresh.conv_detail.weight.any()
+    assert not fresh.conv_small.weight.any()
 
 
 def test_a_super_resolution_model_that_predicts_noise_is_refused():

@@ -116,8 +116,8 @@ class SpaceTimeUNet(nn.Module):
     ) -> Tensor:
         """``context`` has one row per clip; ``given`` holds what is known and its mask, zeros elsewhere.
 
-        ``small`` is the small clip of super-resolution at the size of z, encoded. With it the prediction is its sum with
-        the output of a layer in place of the image model's last.
+        ``small`` is the small clip of super-resolution at the size of z, encoded. The prediction then is the sum of it
+        and the output of a layer in place of the image model's last.
         """
         batch, _, frames, _, _ = z_BCTHW.shape
         sinusoids = sinusoidal(step_B, self.config.channels[0]).to(self.conv_in.weight.dtype)
