@@ -243,12 +243,15 @@ def slice_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], heads: Sequenc
 
 
 def borders(options: Options) -> None:
-    """The second difference in time at borders of windows, over that elsewhere, in clips of 64 frames."""
+    """The second difference in time at borders of windows, over that elsewhere, in clips of 64 frames.
+
+    That of the small clip at the same frames is the motion's own.
+    """
     prompts = unseen(options.prompts or 32, options.seed)
     base, large = load(BASE), load(LARGE)
     keys = {"weights": [base.system.weights.hash, large.system.weights.hash], "seed": options.seed}
     arms = {"averaged": SHARED, "separate": 0}
-    rows: dict[str, list[float]] = {arm: [] for arm in arms}
+    rows: dict[str, list[float]] = {name: [] for arm in arms for name in (arm, f"{arm}, small clip")}
     kept: list[tuple[str, Tensor]] = []
     for number, prompt in enumerate(prompts):
         small = base.generate(prompt, seed=options.seed + number, frames=LONG, super_resolution="none")
@@ -257,6 +260,7 @@ def borders(options: Options) -> None:
         for arm, overlap in arms.items():
             video = large.upscale(path, prompt, overlap=overlap, **options_of).video[0]
             rows[arm].append(border_ratio(video, overlap))
+            rows[f"{arm}, small clip"].append(border_ratio(small.video[0], overlap))
             if number < 3:
                 around = video[:, WINDOW - SHARED - 3 : WINDOW + 3]
                 kept.append((f"# {prompt}|{arm}" if arm == "averaged" else arm, around))
@@ -296,7 +300,7 @@ def border_ratio(video_CTHW: Tensor, overlap: int) -> float:
 
 
 def applications(options: Options) -> None:
-    """Inpainting, outpainting, cinemagraphs, image-to-video and styles: what is given, and the oracle's verdicts."""
+    """Prompts alone, given pixels, cinemagraphs, styles: whether what is given is kept, and the oracle's verdicts."""
     prompts, base = unseen(options.prompts or 16, options.seed), load(BASE)
     result, folder = {}, options.out / "inputs"
     folder.mkdir(exist_ok=True)
@@ -379,6 +383,10 @@ def cinemagraph(model: Model, prompt: str, seed: int, real: Clip, folder: Path) 
     return clip, read_video(path).video[0].expand(-1, FRAMES, -1, -1), mask
 
 
+def generated(model: Model, prompt: str, seed: int, real: Clip, folder: Path) -> Made:  # noqa: ARG001
+    return model.generate(prompt, seed=seed, super_resolution="none"), real.video[0], None
+
+
 def styled(style: str) -> Callable[[Model, str, int, Clip, Path], Made]:
     def make(model: Model, prompt: str, seed: int, real: Clip, folder: Path) -> Made:  # noqa: ARG001
         extra = {"style": f"{IMAGE}-{style}", "style_alpha": 1.0}
@@ -398,6 +406,7 @@ def boxed(real: Clip, box: tuple[float, float, float, float]) -> Tensor:
 
 
 APPLICATIONS: dict[str, Callable[[Model, str, int, Clip, Path], Made]] = {
+    "text-to-video": generated,
     "inpainting": inpainted,
     "outpainting": outpainted,
     "image-to-video": animated,

@@ -194,7 +194,7 @@ def presets() -> Mapping[str, Config]:
 def _enlarging(base: Config, side: int) -> Config:
     """The super-resolution model of a base model: 8 frames at a time, without guidance."""
     return replace(
-        base, frames=8, longest=8, height=side, width=side, steps=10, guidance=1.0, conditioned=False, enlarges=2,
+        base, frames=8, longest=8, height=side, width=side, steps=6, guidance=1.0, conditioned=False, enlarges=2,
         overlap=2,
     )  # fmt: skip
 
