@@ -11,7 +11,7 @@ import torch
 from kinema import Request, load
 from kinema.checkpoints import files
 from kinema.cli.main import main
-from kinema.families.lumiere import conditioning
+from kinema.families.lumiere import conditioning, recipe
 from kinema.families.lumiere.config import presets
 from kinema.families.lumiere.model import is_new, of_new_layer
 from kinema.media.read import read_video
@@ -310,3 +310,27 @@ def test_a_vocabulary_is_looked_for_next_to_the_image_model(tmp_path, image_file
     assert open_system("lumiere/tiny", add={"image": image}).weights.place == image
     assert open_system(image).weights.place == image
     assert open_system("lumiere/tiny").weights.place is None
+
+
+def test_each_preset_trains_with_its_own_settings():
+    found = {name: recipe.settings_of(replace(config, inflated=True)) for name, config in presets().items()}
+    assert found["sd15"] is found["base-128px"] is recipe.SETTINGS
+    assert found["pocket"].steps == found["pocket-keyframes"].steps + found["pocket-between"].steps == 3600
+    assert found["pocket-between"].canvas_mix == {"ends": 1.0}
+    assert found["pocket-between"].playroom.scene == 33
+    assert set(found["pocket-sr"].canvas_mix) == {"nothing"} == set(found["tiny-sr"].canvas_mix)
+    assert "first" in found["tiny"].canvas_mix
+    with pytest.raises(BadRequest, match="no image model to inflate"):
+        recipe.settings_of(presets()["pocket"])
+
+
+def test_noise_levels_of_training_rise_with_the_frames():
+    """T frames are as informative as one at a level lower by ln(T) / 2."""
+    schedule, draw = recipe.schedule_of(presets()["pocket"]), torch.Generator()
+    means = []
+    for frames in (8, 32):
+        levels = recipe.clip_levels(replace(presets()["pocket"], frames=frames))
+        level = levels(schedule, 4000, draw.manual_seed(0))
+        means.append(float((level.sigma / level.alpha).log().median()))
+    assert means[1] - means[0] == pytest.approx(0.693, abs=0.02)
+    assert means[1] == pytest.approx(2.3, abs=0.05)

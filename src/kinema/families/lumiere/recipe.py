@@ -39,7 +39,9 @@ POCKET = TrainingSettings(
     text_drop=0.1, canvas_mix=MIX, playroom=Playroom("scenic"),
 )  # fmt: skip
 POCKET_SR = replace(POCKET, steps=600, learning_rate=1e-3, canvas_mix={"nothing": 1.0})
-POCKET_BETWEEN = replace(POCKET, canvas_mix={"ends": 1.0}, playroom=Playroom("scenic", scene=33))
+POCKET_KEYFRAMES = replace(POCKET, steps=1800)
+"""Half of the steps for each network of the cascade, so that both together have as many as the one-pass model."""
+POCKET_BETWEEN = replace(POCKET_KEYFRAMES, canvas_mix={"ends": 1.0}, playroom=Playroom("scenic", scene=33))
 """Windows of the 33 frames of which nine are keyframes."""
 TINY = replace(POCKET, steps=200, warmup=10, optimiser="adamw", learning_rate=1e-3, ema=0.99)
 IMAGE_LEVEL = 0.567
@@ -59,7 +61,9 @@ def settings_of(config: Config) -> TrainingSettings:
         return TINY if config.enlarges == 1 else replace(TINY, canvas_mix=POCKET_SR.canvas_mix)
     if config.enlarges > 1:
         return POCKET_SR
-    return POCKET if config.overlap is None else POCKET_BETWEEN
+    if config.resamples:
+        return POCKET
+    return POCKET_KEYFRAMES if config.overlap is None else POCKET_BETWEEN
 
 
 def clip_levels(config: Config) -> losses.DrawLevels:
