@@ -6,7 +6,8 @@
 
 Prompts are of the evaluation share, of which none was used in training or tuning of the layers over time
 (docs/decisions/0015); their image model, frozen, was trained before that split, on stills of all shares. Results, and
-sheets to look at, go to --evidence; inputs are written to --out.
+sheets to look at, go to --evidence; inputs, and measurements by batch of prompts so that an interrupted run continues,
+to --out.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Options:
     out: Path
     evidence: Path
     threads: int | None
+    backward: bool
 
 
 def main() -> None:
@@ -73,6 +75,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/lumiere-pocket-measured"))
     parser.add_argument("--evidence", type=Path, default=HERE.parent / "docs" / "evidence")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--backward", action="store_true", help="rival: the last batches first, beside another run")
     options = Options(**vars(parser.parse_args()))
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -146,14 +149,23 @@ def rival(options: Options) -> None:
     arms = {"one pass": one_pass, "cascade": cascade, "rendered": real}
     rows: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
     slices: list[tuple[str, list[np.ndarray]]] = []
-    for start in range(0, len(prompts), options.batch):
-        batch = prompts[start : start + options.batch]
-        clips = {}
-        for arm, make in arms.items():
-            clips[arm] = make(batch, options.seed + start).clamp(-1, 1)
-            rows[arm] += measured(clips[arm], batch, fps)
-        slices += [(prompt, [xt_slice(clips[arm][i], prompt) for arm in arms]) for i, prompt in enumerate(batch[:2])]
-        print(f"{start + len(batch)} of {len(prompts)} prompts", flush=True)
+    starts = range(0, len(prompts), options.batch)
+    for start in reversed(starts) if options.backward else starts:
+        batch, path = prompts[start : start + options.batch], options.out / f"rival-{start}.json"
+        row_keys = json.loads(json.dumps({**keys, "prompts": batch}))
+        if path.is_file() and json.loads(path.read_text())["keys"] == row_keys:
+            continue
+        clips = {arm: make(batch, options.seed + start).clamp(-1, 1) for arm, make in arms.items()}
+        found = {arm: measured(video, batch, fps) for arm, video in clips.items()}
+        shown = [[xt_slice(clips[arm][i], prompt).tolist() for arm in arms] for i, prompt in enumerate(batch[:2])]
+        write(path, {"keys": row_keys, "rows": found, "slices": shown})
+        print(f"prompts {start} to {start + len(batch) - 1} of {len(prompts)}", flush=True)
+    for start in starts:
+        stored = json.loads((options.out / f"rival-{start}.json").read_text())
+        for arm in arms:
+            rows[arm] += stored["rows"][arm]
+        panels = [[np.array(panel, np.uint8) for panel in each] for each in stored["slices"]]
+        slices += list(zip(prompts[start : start + 2], panels, strict=False))
     result = {
         arm: {what: median([row[what] for row in found]) for what in ("trajectory_error", "identity_breaks")}
         for arm, found in rows.items()
