@@ -37,7 +37,7 @@ KEPT = ("rope.freqs", "pos_embed", "pos_embed_temporal")
 """Constants among the tensors, which are not drawn."""
 
 
-def weights(model: nn.Module, seed: int, std: float = 0.15) -> None:
+def weights(model: nn.Module, seed: int, std: float = 0.12) -> None:
     """Fill a model, in the order of its tensors' names, from NumPy's frozen generator; scales of norms around 1."""
     draw = np.random.RandomState(seed)
     for name, tensor in sorted(model.state_dict().items()):

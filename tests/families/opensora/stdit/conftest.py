@@ -33,7 +33,7 @@ def filled(config: STDiTConfig) -> STDiT:
     with torch.no_grad():
         for name, tensor in sorted(network.state_dict().items()):
             if name != "rope.freqs":
-                values = draw.standard_normal(tuple(tensor.shape)) * 0.15 + ("_norm." in name)
+                values = draw.standard_normal(tuple(tensor.shape)) * 0.12 + ("_norm." in name)
                 tensor.copy_(torch.from_numpy(values))
     return network.eval()
 

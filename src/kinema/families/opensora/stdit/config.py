@@ -95,7 +95,7 @@ class STDiTConfig:
     @property
     def hidden(self) -> int:
         """Width inside an MLP."""
-        return int(self.width * self.mlp)
+        return int(self.width * self.mlp + 1e-6)  # a ratio that was read from a file is a rounded quotient
 
     @property
     def holds_frames(self) -> bool:

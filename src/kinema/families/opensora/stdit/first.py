@@ -49,14 +49,14 @@ class FirstSTDiT(nn.Module):
         self.t_embedder = layers.ScalarEmbedder(width)
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.y_embedder = layers.TextEmbedder(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        blocks = [Block(config) for _ in range(config.depth)]
+        self.blocks = nn.ModuleList(blocks)
         self.final_layer = layers.FinalLayer(config)
-        embedders = (*self.t_embedder.mlp[::2], self.t_block[1])
         layers.start(
             self,
-            narrow=(*embedders, self.y_embedder.y_proj.fc1, self.y_embedder.y_proj.fc2),
+            narrow=(self.t_embedder, self.t_block, self.y_embedder),
             zero=(
-                *(part.proj for block in self.blocks for part in (block.attn_temp, block.cross_attn)),
+                *(part.proj for block in blocks for part in (block.attn_temp, block.cross_attn)),
                 self.final_layer.linear,
             ),
         )

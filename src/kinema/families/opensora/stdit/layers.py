@@ -53,7 +53,7 @@ class ScalarEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, x_B: Tensor) -> Tensor:
-        return self.mlp(sinusoidal(x_B, FREQUENCIES).to(self.mlp[0].weight.dtype))
+        return self.mlp(sinusoidal(x_B, FREQUENCIES).to(next(self.mlp.parameters()).dtype))
 
 
 class MLP(nn.Module):
@@ -223,14 +223,16 @@ def over_time(attention: Attention, x_BTSD: Tensor, turns: Turns | None = None) 
 
 
 def start(network: nn.Module, narrow: Iterable[nn.Module], zero: Iterable[nn.Module]) -> None:
-    """Weights before training: Xavier's in linear layers, a deviation of 0.02 in ``narrow``, none in ``zero``, which
-    therefore add nothing at first; no biases."""
+    """Weights before training: Xavier's in linear layers, a deviation of 0.02 in those of ``narrow``, none in ``zero``,
+    which therefore add nothing at first; no biases."""
     for layer in network.modules():
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
-    for layer in narrow:
-        nn.init.normal_(cast(Tensor, layer.weight), std=0.02)
+    for part in narrow:
+        for layer in part.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
     for layer in zero:
         nn.init.zeros_(cast(Tensor, layer.weight))
         nn.init.zeros_(cast(Tensor, layer.bias))

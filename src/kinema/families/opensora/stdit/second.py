@@ -53,18 +53,18 @@ class SecondSTDiT(nn.Module):
         self.t_block_temp = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
         self.y_embedder = layers.TextEmbedder(config)
         self.rope = Rotary(config.rotary)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        blocks = [Block(config) for _ in range(config.depth)]
+        self.blocks = nn.ModuleList(blocks)
         self.final_layer = layers.FinalLayer(config)
         self.csize_embedder = layers.ScalarEmbedder(width // 3)
         self.ar_embedder = layers.ScalarEmbedder(width // 3)
         self.fl_embedder = layers.ScalarEmbedder(width)
         self.fps_embedder = layers.ScalarEmbedder(width)
-        embedders = (*self.t_embedder.mlp[::2], self.t_block[1], self.t_block_temp[1])
         layers.start(
             self,
-            narrow=(*embedders, self.y_embedder.y_proj.fc1, self.y_embedder.y_proj.fc2),
+            narrow=(self.t_embedder, self.t_block, self.t_block_temp, self.y_embedder),
             zero=(
-                *(part.proj for block in self.blocks for part in (block.attn_temp, block.cross_attn)),
+                *(part.proj for block in blocks for part in (block.attn_temp, block.cross_attn)),
                 self.final_layer.linear,
             ),
         )

@@ -76,10 +76,11 @@ class ThirdSTDiT(nn.Module):
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.y_embedder = layers.TextEmbedder(config)
         self.spatial_blocks = nn.ModuleList(Block(config, temporal=False) for _ in range(config.depth))
-        self.temporal_blocks = nn.ModuleList(Block(config, temporal=True) for _ in range(config.depth))
+        temporal = [Block(config, temporal=True) for _ in range(config.depth)]
+        self.temporal_blocks = nn.ModuleList(temporal)
         self.final_layer = layers.FinalLayer(config)
         given = (each.proj for each in (self.x_embedder_cond, self.x_embedder_cond_mask) if each is not None)
-        outputs = (y for b in self.temporal_blocks for y in (b.attn.proj, b.cross_attn.proj, b.mlp.fc2))
+        outputs = (y for b in temporal for y in (b.attn.proj, b.cross_attn.proj, b.mlp.fc2))
         layers.start(self, narrow=[self.fps_embedder.mlp[0]], zero=(self.fps_embedder.mlp[2], *outputs, *given))
 
     def forward(
