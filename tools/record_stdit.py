@@ -33,6 +33,8 @@ TOKENS = 11
 SHAPE = (2, 5, 4, 7, 9)
 """Latents whose sides are odd; 4×5 tokens, which are not whole windows of 3×2."""
 WINDOW = (3, 2, -1)
+UNEVEN = (427.0, 713.0)
+"""Height and width that bfloat16 rounds."""
 KEPT = ("rope.freqs", "pos_embed", "pos_embed_temporal")
 """Constants among the tensors, which are not drawn."""
 
@@ -204,6 +206,10 @@ def record(version: str) -> dict[str, Tensor]:
         outputs["out.given_held"] = run(**given, x_mask=told["generated"])
         outputs["out.none_given"] = run(cond=torch.zeros(SHAPE), cond_mask=torch.zeros(SHAPE), mask_index=[])
         names += ["given", "frames"]
+    half: dict[str, Any] = {name: x.bfloat16() for name, x in about.items()}
+    half |= {"height": torch.full((2,), UNEVEN[0]).bfloat16(), "width": torch.full((2,), UNEVEN[1]).bfloat16()}
+    half |= {"ar": torch.full((2,), UNEVEN[0] / UNEVEN[1]).bfloat16()} if version == "1.1" else {}
+    outputs["out.bf16"] = model.bfloat16()(told["z"], told["time"], y, mask, **half)
     return {name: told[name] for name in names} | outputs
 
 

@@ -60,6 +60,7 @@ class FirstSTDiT(nn.Module):
                 self.final_layer.linear,
             ),
         )
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
 
     def forward(
         self,

@@ -111,12 +111,12 @@ class ThirdSTDiT(nn.Module):
         time_B = time_B.to(dtype) if self.config.version == "1.2" else time_B.float()
         fps_BD = self.fps_embedder(told.fps_B.to(x_BTSD))
         now_BD, clean_BD = (self.t_embedder(t) + fps_BD for t in (time_B, torch.zeros_like(time_B)))
-        time_BTE = layers.by_frame(generated_BT, self.t_block(now_BD), self.t_block(clean_BD))
+        time_BT6D = layers.by_frame(generated_BT, self.t_block(now_BD), self.t_block(clean_BD)).unflatten(-1, (6, -1))
         text = self._text(text_BMF, text_mask_BM, given)
         in_space, in_time = self._turns(frames, grid, scale)
         for spatial, temporal in zip(self.spatial_blocks, self.temporal_blocks, strict=True):
-            x_BTSD = spatial(x_BTSD, time_BTE.unflatten(-1, (6, -1)), text, in_space, grid)
-            x_BTSD = temporal(x_BTSD, time_BTE.unflatten(-1, (6, -1)), text, in_time, grid)
+            x_BTSD = spatial(x_BTSD, time_BT6D, text, in_space, grid)
+            x_BTSD = temporal(x_BTSD, time_BT6D, text, in_time, grid)
         out = self.final_layer(x_BTSD, now_BD, clean_BD, generated_BT)
         return layers.unpatched(out, grid, (z_BCTHW.shape[3], z_BCTHW.shape[4]))
 
