@@ -8,6 +8,7 @@ The tensors go to tests/families/opensora/recorded; weights are drawn by `weight
 
 from __future__ import annotations
 
+import copy
 import io
 import subprocess
 import sys
@@ -32,6 +33,8 @@ TOKENS = 11
 """Of a prompt at most."""
 SHAPE = (2, 5, 4, 7, 9)
 """Latents whose sides are odd; 4×5 tokens, which are not whole windows of 3×2."""
+TABLE = (10, 14, 0.47, 12)
+"""Rows, columns, scale and base of a table of positions."""
 WINDOW = (3, 2, -1)
 UNEVEN = (427.0, 713.0)
 """Height and width that bfloat16 rounds."""
@@ -195,6 +198,8 @@ def record(version: str) -> dict[str, Tensor]:
         "out.held": run(x_mask=told["generated"]),
         "out.image": model(told["z"][:, :, :1], told["time"], y, mask, **image),
     }
+    if version == "1.2":
+        outputs["table.bf16"] = copy.deepcopy(model).bfloat16().pos_embed(told["z"].bfloat16(), *TABLE)[0]
     names = ["z", "text", "text_mask", "time", "fps", "size", "generated"]
     if version == "1.3":
         index = told["frames"].tolist()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kinema.families.opensora.stdit import first, layers, positions, third
+from kinema.families.opensora.stdit import first, layers, positions, second, third
 from kinema.families.opensora.stdit.config import IMAGE_FPS, STDiTConfig
 from kinema.families.opensora.stdit.inputs import Given, Told
 from kinema.families.opensora.stdit.network import STDiT
@@ -91,6 +91,24 @@ def test_in_bfloat16_numbers_are_rounded_where_the_original_rounds_them(
     assert version == "1.3" or exact > 0.1
 
 
+def test_positions_have_the_rates_of_weights_in_bfloat16(recorded: Recorded) -> None:
+    """Equal to the bit."""
+    ours = positions.grid_table((10, 14), 72, 0.47, base=12, like=torch.zeros(1).bfloat16(), rounded=True)
+    assert torch.equal(ours.flatten(0, 1), recorded("1.2")["table.bf16"])
+
+
+@pytest.mark.parametrize("version", LATER)
+def test_transformers_use_these_rates(
+    version: str, configs: Configs, fill: Fill, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = fill.__wrapped__(configs[version]).bfloat16()  # type: ignore[attr-defined]
+    before, _ = outputs(network, recorded(version), "text")
+    table = positions.grid_table
+    for module in (second, third):
+        monkeypatch.setattr(module, "grid_table", lambda *a, **k: table(*a, **{**k, "rounded": False}))
+    assert not torch.equal(outputs(network, recorded(version), "text")[0], before)
+
+
 def test_1_3_rounds_no_times(configs: Configs, fill: Fill, recorded: Recorded) -> None:
     told = recorded("1.3")
     rounded = {**told, "time": told["time"].bfloat16().float()}
@@ -150,7 +168,7 @@ def test_rows_for_columns_do_not(
         monkeypatch.setattr(positions, "_box_turns", swapped)
     else:
         halves = positions.grid_table
-        for module in (first, third, __import__("kinema.families.opensora.stdit.second", fromlist=["x"])):
+        for module in (first, second, third):
             monkeypatch.setattr(module, "grid_table", lambda *a, **k: halves(*a, **k).roll(36, -1))
     assert relative(*outputs(fill(configs[version]), recorded(version), "text")) > APART
 
@@ -159,9 +177,9 @@ def test_another_order_of_modulation_does_not(
     configs: Configs, fill: Fill, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = layers.modulated
-    for module in (layers, first, third):
+    for module in (layers, first, second, third):
         monkeypatch.setattr(module, "modulated", lambda x, shift, scale: plain(x, scale, shift))
-    for version in ("1.0", "1.2", "1.3"):
+    for version in configs:
         assert relative(*outputs(fill(configs[version]), recorded(version), "text")) > APART
 
 
