@@ -7,7 +7,9 @@ tensors go to tests/families/opensora/recorded; weights and inputs are drawn by 
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -134,17 +136,54 @@ def record(model: nn.Module, sizes: dict[int, tuple[int, int]], side: int, *, co
     return found
 
 
+def layout(model: nn.Module) -> dict[str, str]:
+    """Of a whole model: how many tensors and parameters it has, and a hash of their names and shapes."""
+    state = {name: list(tensor.shape) for name, tensor in sorted(model.state_dict().items())}
+    digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()
+    return {"tensors": str(len(state)), "parameters": str(sum(p.numel() for p in model.parameters())), "layout": digest}
+
+
+def published_12() -> nn.Module:
+    """The whole codec of 1.2 on the meta device; its image codec has SDXL's sizes."""
+    from diffusers import AutoencoderKL
+    from opensora.models.vae import vae  # type: ignore[import-not-found]
+
+    levels = 4
+    with torch.device("meta"):
+        image = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+        )
+        with patch.object(AutoencoderKL, "from_pretrained", lambda *_, **__: image):
+            return vae.OpenSoraVAE_V1_2()
+
+
+def published_13() -> nn.Module:
+    from opensora.models.vae_v1_3 import vae  # type: ignore[import-not-found]
+
+    with torch.device("meta"):
+        return vae.OpenSoraVAE_V1_3()
+
+
 def main() -> None:
     upstream_12, upstream_13 = map(Path, sys.argv[1:])
     surround(upstream_12)
     recordings = {"1.2": record(model_12(), SIZES_12, 2, counted=True)}
+    layouts = {"1.2": layout(published_12())}
     surround(upstream_13)
     from opensora.models.vae_v1_3.constants import VAE_STAT_DICT  # type: ignore[import-not-found]
 
     published = {name: values.clone() for name, values in VAE_STAT_DICT["video"].items()}
     recordings["1.3"] = {**record(model_13(), SIZES_13, 8, counted=False), **published}
+    layouts["1.3"] = layout(published_13())
     for version, tensors in recordings.items():
-        note = {"upstream": f"hpcaitech/Open-Sora@{COMMITS[version]}", "script": "tools/record_opensora_vaes.py"}
+        note = {
+            "upstream": f"hpcaitech/Open-Sora@{COMMITS[version]}",
+            "script": "tools/record_opensora_vaes.py",
+            **layouts[version],
+        }
         named = {key: x.contiguous() for key, x in tensors.items()}
         save_file(named, HERE / f"vae-{version}.safetensors", metadata=note)
 

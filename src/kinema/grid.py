@@ -49,7 +49,14 @@ class FrameGrid:
             raise ValueError(f"run is {self.run}; expected a multiple of the stride {self.stride}, or a causal grid")
         whole = self.causal and self.run is not None and self.run > 1 and self.run % self.stride == 1 % self.stride
         if self.shared not in (0, 1) or (self.shared and not whole):
-            raise ValueError(f"shared is {self.shared}; expected 0, or 1 with a causal grid whose runs have k·stride + 1 frames")
+            raise ValueError(
+                f"shared is {self.shared}; expected 0, or 1 with a causal grid whose runs have k·stride + 1 frames"
+            )
+
+    @property
+    def pads(self) -> bool:
+        """Whether several frame counts have the same number of latent frames, so that decoding must be told which."""
+        return self.causal and self.run is not None and not self.shared
 
     def ceil(self, frames: int) -> int:
         """Return the smallest supported frame count of at least ``frames``; the generated clip is then cut."""

@@ -187,7 +187,7 @@ class VideoVAE12(nn.Module):
         self.temporal_vae = TemporalVAE(sizes)
         self.register_buffer("scale", _channels(sizes.scale))
         self.register_buffer("shift", _channels(sizes.shift))
-        self.stride, self.time = sizes.stride, sizes.time
+        self.sizes, self.stride, self.time = sizes, sizes.stride, sizes.time
 
     scale: Tensor
     shift: Tensor
@@ -209,6 +209,10 @@ class VideoVAE12(nn.Module):
 
         Raises ValueError for a number of frames that has another number of latents.
         """
+        return self.spatial_vae.decode(self.image_latents(z_BCTHW, frames))
+
+    def image_latents(self, z_BCTHW: Tensor, frames: int | None = None) -> Tensor:
+        """Image latents B×c×T×h×w, for each frame that `decode` returns."""
         cells = z_BCTHW.shape[2]
         if frames is None:
             frames = 1 if cells == 1 else self.time.frames(cells)
@@ -220,7 +224,7 @@ class VideoVAE12(nn.Module):
             stop = start + self.time.latent(len(run))
             runs.append(self.temporal_vae.decode(z[:, :, start:stop], len(run)))
             start = stop
-        return self.spatial_vae.decode(torch.cat(runs, dim=2))
+        return torch.cat(runs, dim=2)
 
 
 def _channels(values: Sequence[float]) -> Tensor:

@@ -150,7 +150,7 @@ class Decoder(nn.Module):
         return by_frames(layer, activated(self.norm_out, x_BCTHW))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Unnested:
     """A causal convolution whose parameters the file names without another ``conv``."""
 

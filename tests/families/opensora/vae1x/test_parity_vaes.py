@@ -75,9 +75,7 @@ def test_sampled_latents_are_those_of_the_original_for_the_same_noise(
     """1.2 draws for the image latents first, then for each run of frames."""
     draw, told = np.random.RandomState(7), recorded(f"vae-{version}")
     vae, size = (vae12, SIZES_12[33]) if version == "1.2" else (vae13, SIZES_13[33])
-    monkeypatch.setattr(
-        torch, "randn", lambda shape, **_: torch.from_numpy(draw.standard_normal(tuple(shape))).float()
-    )
+    monkeypatch.setattr(torch, "randn", lambda shape, **_: torch.from_numpy(draw.standard_normal(tuple(shape))).float())
     with torch.no_grad():
         sampled = vae.encode(normal(83, 2, 3, 33, *size), torch.Generator())
     assert relative(sampled, told["sampled.33"]) < TOLERANCE
