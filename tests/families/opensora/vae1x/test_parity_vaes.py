@@ -6,24 +6,32 @@ relative to the largest value: float32 rounding through forty layers.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from kinema.families.opensora.vae12 import VideoVAE12
 from kinema.families.opensora.vae13 import Sizes13, VideoVAE13
+from kinema.nn.meta import on_meta
+from kinema.vae import by_frames, tiling
 
 Recorded = Callable[[str], dict[str, Tensor]]
+RECORDED = Path(__file__).parents[1] / "recorded"
 TOLERANCE = 1e-5
 SIZES_12 = {1: (12, 20), 17: (12, 8), 18: (4, 6), 33: (8, 6), 51: (6, 8)}
 SIZES_13 = {1: (24, 40), 17: (16, 24), 33: (8, 24), 51: (16, 8)}
 """Pixels (rows, columns) of the recorded clips by their frames."""
-GRADIENTS = pytest.mark.parametrize("gradients", [False, True], ids=["inference", "gradients"])
-"""Layers run over a few frames at a time only where no gradient is recorded."""
+WAYS = pytest.mark.parametrize("way", ["whole", "frame by frame", "with gradients"])
+"""Without gradients, layers run over as many frames at a time as fit a bound; clips this small fit it whole."""
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -36,36 +44,48 @@ def relative(native: Tensor, foreign: Tensor) -> float:
 
 
 @contextmanager
-def recording(gradients: bool) -> Iterator[None]:
-    with torch.set_grad_enabled(gradients):
-        yield
+def going(way: str) -> Iterator[None]:
+    few = 1 if way == "frame by frame" else 2**30
+    with patch.object(by_frames, "PART", few), patch.object(tiling, "MAX_ELEMENTS", few):
+        with torch.set_grad_enabled(way == "with gradients"):
+            yield
 
 
-@GRADIENTS
+@WAYS
 @pytest.mark.parametrize("frames", SIZES_12)
-def test_1_2_encodes_and_decodes_as_the_original(
-    frames: int, gradients: bool, vae12: VideoVAE12, recorded: Recorded
-) -> None:
+def test_1_2_encodes_and_decodes_as_the_original(frames: int, way: str, vae12: VideoVAE12, recorded: Recorded) -> None:
     told, (height, width) = recorded("vae-1.2"), SIZES_12[frames]
     latents = told[f"latents.{frames}"]
-    with recording(gradients):
+    with going(way):
         assert relative(vae12.encode(normal(50 + frames, 2, 3, frames, height, width)), latents) < TOLERANCE
         z = normal(100 + frames, 1, 3, latents.shape[2], height // 2, width // 2)
         assert relative(vae12.decode(z, frames), told[f"decoded.{frames}"]) < TOLERANCE
 
 
-@GRADIENTS
+@WAYS
 @pytest.mark.parametrize("frames", SIZES_13)
-def test_1_3_encodes_and_decodes_as_the_original(
-    frames: int, gradients: bool, vae13: VideoVAE13, recorded: Recorded
-) -> None:
+def test_1_3_encodes_and_decodes_as_the_original(frames: int, way: str, vae13: VideoVAE13, recorded: Recorded) -> None:
     """51 frames are three whole windows and one of three frames, whose only latent frame adds none when decoded."""
     told, (height, width) = recorded("vae-1.3"), SIZES_13[frames]
     latents = told[f"latents.{frames}"]
-    with recording(gradients):
+    with going(way):
         assert relative(vae13.encode(normal(50 + frames, 2, 3, frames, height, width)), latents) < TOLERANCE
         z = normal(100 + frames, 1, 3, latents.shape[2], height // 8, width // 8)
         assert relative(vae13.decode(z), told[f"decoded.{frames}"]) < TOLERANCE
+
+
+@pytest.mark.parametrize(("version", "build"), [("1.2", VideoVAE12), ("1.3", VideoVAE13)])
+def test_names_and_shapes_are_those_of_the_published_sizes(version: str, build: Callable[[], nn.Module]) -> None:
+    """517 tensors and 393,341,007 parameters, 256 and 259,163,811: counted in the original code, which is hashed."""
+    with on_meta():
+        model = build()
+    state = {name: list(tensor.shape) for name, tensor in sorted(model.state_dict().items())}
+    with safe_open(RECORDED / f"vae-{version}.safetensors", "pt") as file:
+        told = file.metadata()
+    assert len(state) == int(told["tensors"]) == {"1.2": 517, "1.3": 256}[version]
+    parameters = sum(p.numel() for p in model.parameters())
+    assert parameters == int(told["parameters"]) == {"1.2": 393_341_007, "1.3": 259_163_811}[version]
+    assert hashlib.sha256(json.dumps(state).encode()).hexdigest() == told["layout"]
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
