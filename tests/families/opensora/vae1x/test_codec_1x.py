@@ -161,7 +161,9 @@ def test_a_system_tells_a_codec_that_pads_how_many_frames_to_decode(vae12: Video
         codec = RunCodec(vae)
         system = SimpleNamespace(codec=codec, dtype=torch.float32, lattice=SimpleNamespace(grid=codec.grid))
         with torch.no_grad():
-            pixels = System.decode(cast(System, system), normal(1, 3, cells, 1, 2), Request(frames=frames, height=8, width=8))
+            pixels = System.decode(
+                cast(System, system), normal(1, 3, cells, 1, 2), Request(frames=frames, height=8, width=8)
+            )
         assert pixels.shape[2] == frames
 
 

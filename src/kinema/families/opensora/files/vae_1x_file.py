@@ -13,7 +13,7 @@ from kinema.bounds import quoted
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.settings import FileFault
 from kinema.checkpoints.table import Row, Table, count, shape_in, shapes_of
-from kinema.families.opensora.vae12 import Sizes12, VideoVAE12
+from kinema.families.opensora.vae12 import Sizes12, TemporalVAE, VideoVAE12
 from kinema.families.opensora.vae13 import Sizes13, VideoVAE13
 from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest
@@ -60,10 +60,9 @@ class Vae1xFile:
         """The network that the file holds."""
         if isinstance(self.sizes, Sizes13):
             return VideoVAE13(self.sizes)
-        if self.kind == "image":
+        if self.kind in ("image", "1.2-image"):
             return Autoencoder(self.sizes.image_channels, self.sizes.image_layers, self.sizes.latent)
-        whole = VideoVAE12(self.sizes)
-        return {"1.2-image": whole.spatial_vae.module, "1.2-temporal": whole.temporal_vae}.get(self.kind, whole)
+        return TemporalVAE(self.sizes) if self.kind == "1.2-temporal" else VideoVAE12(self.sizes)
 
     @property
     def table(self) -> Table:
