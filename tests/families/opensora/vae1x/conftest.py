@@ -8,8 +8,8 @@ from typing import cast
 import pytest
 from torch import nn
 
-from kinema.families.opensora.vae12 import Sizes12, VideoVAE12
-from kinema.families.opensora.vae13 import Sizes13, VideoVAE13
+from kinema.families.opensora.vae1x.vae12 import Sizes12, VideoVAE12
+from kinema.families.opensora.vae1x.vae13 import Sizes13, VideoVAE13
 
 NORMALISED = ((-0.3, 0.4, 0.9), (3.5, 2.25, 0.75))
 SIZES_12 = Sizes12(

@@ -19,8 +19,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from kinema.families.opensora.vae12 import VideoVAE12
-from kinema.families.opensora.vae13 import Sizes13, VideoVAE13
+from kinema.families.opensora.vae1x.vae12 import VideoVAE12
+from kinema.families.opensora.vae1x.vae13 import Sizes13, VideoVAE13
 from kinema.nn.meta import on_meta
 from kinema.vae import by_frames, tiling
 

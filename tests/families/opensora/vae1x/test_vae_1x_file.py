@@ -15,8 +15,8 @@ from kinema.checkpoints.files import Header
 from kinema.checkpoints.settings import FileFault
 from kinema.families.opensora.files import vae_file
 from kinema.families.opensora.files.vae_1x_file import Kind, Vae1xFile, recognise
-from kinema.families.opensora.vae12 import Sizes12, VideoVAE12
-from kinema.families.opensora.vae13 import Sizes13, VideoVAE13
+from kinema.families.opensora.vae1x.vae12 import Sizes12, VideoVAE12
+from kinema.families.opensora.vae1x.vae13 import Sizes13, VideoVAE13
 from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest
 from kinema.vae.causal3d import CausalAutoencoder

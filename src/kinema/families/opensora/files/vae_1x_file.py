@@ -13,8 +13,8 @@ from kinema.bounds import quoted
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.settings import FileFault
 from kinema.checkpoints.table import Row, Table, count, shape_in, shapes_of
-from kinema.families.opensora.vae12 import Sizes12, TemporalVAE, VideoVAE12
-from kinema.families.opensora.vae13 import Sizes13, VideoVAE13
+from kinema.families.opensora.vae1x.vae12 import Sizes12, TemporalVAE, VideoVAE12
+from kinema.families.opensora.vae1x.vae13 import Sizes13, VideoVAE13
 from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest
 from kinema.vae.kl2d import Autoencoder

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.cancel import checkpoint
-from kinema.families.opensora.zero_causal import GROUPS, CausalConv3d, after_silu, residual
+from kinema.families.opensora.vae1x.zero_causal import GROUPS, CausalConv3d, after_silu, residual
 from kinema.vae.by_frames import Frames, activated, by_frames, scale_and_shift
 from kinema.vae.tiling import by_images
 

@@ -10,9 +10,9 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from kinema.families.opensora.codec_1x import IMAGE_GRID, RunCodec, image_codec
-from kinema.families.opensora.vae12 import IMAGE_SCALE, Sizes12, VideoVAE12
-from kinema.families.opensora.vae13 import Sizes13, VideoVAE13
+from kinema.families.opensora.vae1x.codec import IMAGE_GRID, RunCodec, image_codec
+from kinema.families.opensora.vae1x.vae12 import IMAGE_SCALE, Sizes12, VideoVAE12
+from kinema.families.opensora.vae1x.vae13 import Sizes13, VideoVAE13
 from kinema.memory.rehearsal import Rehearsal
 from kinema.schema import Request, Shape
 from kinema.system import System

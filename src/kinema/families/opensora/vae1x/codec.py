@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from kinema.cancel import checkpoint
-from kinema.families.opensora.vae12 import IMAGE_SCALE, VideoVAE12
-from kinema.families.opensora.vae13 import VideoVAE13
+from kinema.families.opensora.vae1x.vae12 import IMAGE_SCALE, VideoVAE12
+from kinema.families.opensora.vae1x.vae13 import VideoVAE13
 from kinema.grid import FrameGrid, LatentGrid
 from kinema.vae.kl2d import Autoencoder, ImageCodec
 from kinema.vae.latent_rgb import LatentRGB

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.cancel import checkpoint
-from kinema.families.opensora.zero_causal import GROUPS, CausalConv3d, after_silu, posterior, residual
+from kinema.families.opensora.vae1x.zero_causal import GROUPS, CausalConv3d, after_silu, posterior, residual
 from kinema.grid import FrameGrid
 from kinema.nn.meta import placed
 from kinema.vae.kl2d import Autoencoder

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.cancel import checkpoint
-from kinema.families.opensora.vae13_layers import EPS, Downsample, ImageResampling, Level, MiddleBlock, Upsample
-from kinema.families.opensora.zero_causal import GROUPS, CausalConv3d, after_silu, posterior
+from kinema.families.opensora.vae1x.vae13_layers import EPS, Downsample, ImageResampling, Level, MiddleBlock, Upsample
+from kinema.families.opensora.vae1x.zero_causal import GROUPS, CausalConv3d, after_silu, posterior
 from kinema.grid import FrameGrid
 from kinema.vae.by_frames import activated, by_frames
 
