@@ -137,10 +137,12 @@ def record(model: nn.Module, sizes: dict[int, tuple[int, int]], side: int, *, co
 
 
 def layout(model: nn.Module) -> dict[str, str]:
-    """Of a whole model: how many tensors and parameters it has, and a hash of their names and shapes."""
+    """Of a whole model: its numbers of tensors and parameters, and hashes of names with shapes, and of norms."""
     state = {name: list(tensor.shape) for name, tensor in sorted(model.state_dict().items())}
-    digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()
-    return {"tensors": str(len(state)), "parameters": str(sum(p.numel() for p in model.parameters())), "layout": digest}
+    norms = {name: [m.num_groups, m.eps] for name, m in sorted(model.named_modules()) if isinstance(m, nn.GroupNorm)}
+    layout, epsilons = (hashlib.sha256(json.dumps(each).encode()).hexdigest() for each in (state, norms))
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"tensors": str(len(state)), "parameters": str(parameters), "layout": layout, "norms": epsilons}
 
 
 def published_12() -> nn.Module:

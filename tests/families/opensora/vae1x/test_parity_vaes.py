@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from kinema.families.opensora.vae1x.vae12 import VideoVAE12
 from kinema.families.opensora.vae1x.vae13 import Sizes13, VideoVAE13
+from kinema.families.opensora.vae1x.zero_causal import posterior
 from kinema.nn.meta import on_meta
 from kinema.vae import by_frames, tiling
 
@@ -75,7 +77,7 @@ def test_1_3_encodes_and_decodes_as_the_original(frames: int, way: str, vae13: V
 
 
 @pytest.mark.parametrize(("version", "build"), [("1.2", VideoVAE12), ("1.3", VideoVAE13)])
-def test_names_and_shapes_are_those_of_the_published_sizes(version: str, build: Callable[[], nn.Module]) -> None:
+def test_names_shapes_and_norms_are_those_of_the_published_sizes(version: str, build: Callable[[], nn.Module]) -> None:
     """517 tensors and 393,341,007 parameters, 256 and 259,163,811: counted in the original code, which is hashed."""
     with on_meta():
         model = build()
@@ -86,6 +88,8 @@ def test_names_and_shapes_are_those_of_the_published_sizes(version: str, build: 
     parameters = sum(p.numel() for p in model.parameters())
     assert parameters == int(told["parameters"]) == {"1.2": 393_341_007, "1.3": 259_163_811}[version]
     assert hashlib.sha256(json.dumps(state).encode()).hexdigest() == told["layout"]
+    norms = {name: [m.num_groups, m.eps] for name, m in sorted(model.named_modules()) if isinstance(m, nn.GroupNorm)}
+    assert hashlib.sha256(json.dumps(norms).encode()).hexdigest() == told["norms"]
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
@@ -100,6 +104,16 @@ def test_sampled_latents_are_those_of_the_original_for_the_same_noise(
         sampled = vae.encode(normal(83, 2, 3, 33, *size), torch.Generator())
     assert relative(sampled, told["sampled.33"]) < TOLERANCE
     assert relative(sampled, told["latents.33"]) > 0.1
+
+
+def test_the_spread_of_samples_is_bounded() -> None:
+    """Log-variances are held within -30 and 20, as in the original code."""
+    generator = torch.Generator()
+    for log_variance, spread in ((-50.0, -30.0), (-29.0, -29.0), (19.0, 19.0), (50.0, 20.0)):
+        noise = torch.randn(1, 1, 2, 2, 2, generator=generator.manual_seed(0))
+        moments = torch.cat([torch.zeros_like(noise), torch.full_like(noise, log_variance)], dim=1)
+        sampled = posterior(moments, generator.manual_seed(0))
+        assert torch.allclose(sampled, math.exp(spread / 2) * noise, rtol=1e-5, atol=0)
 
 
 def test_the_means_and_deviations_of_1_3_are_the_published_ones(recorded: Recorded) -> None:
