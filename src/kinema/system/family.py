@@ -111,7 +111,8 @@ class Codec(Protocol):
     def decode(self, z_BCTHW: Tensor, chunk: int | None = None) -> Tensor:
         """Decode latents to pixels, ``chunk`` latent frames at a time; None lets the codec choose.
 
-        A codec may take the other options of `DECODING` too; the family's `Sampling.check` rejects the rest.
+        A codec may take the other options of `DECODING` too; the family's `Sampling.check` rejects the rest. A codec
+        whose `FrameGrid.pads` also takes ``frames``, the number of pixel frames to return; None: the most there can be.
         """
 
     def leaner(self, frames: int, height: int, width: int) -> Sequence[Mapping[str, int]]:
