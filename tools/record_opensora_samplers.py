@@ -47,7 +47,7 @@ CAPTIONS = [
     "100% cotton + 50%25 url%20encoded",
     "jc6640 jc6640vc 6640vc231 j2d1a2a 1920x1080 2x4",
     "one.two,three/four a.b",
-    "\"quoted whole\"",
+    '"quoted whole"',
     "'single whole'",
     "-leading and trailing-",
     "a lake . at dawn .",
@@ -316,7 +316,13 @@ def strategies() -> list[str]:
 def masks(repository: str) -> dict[str, Tensor]:
     """For each strategy and rule: the source of each target frame (1000 reference + frame; -1 none), its mask value,
     and whether upstream raised an error."""
-    names = ("apply_mask_strategy", "parse_mask_strategy", "find_nearest_point", "MASK_DEFAULT", "process_mask_strategy")
+    names = (
+        "apply_mask_strategy",
+        "parse_mask_strategy",
+        "find_nearest_point",
+        "MASK_DEFAULT",
+        "process_mask_strategy",
+    )
     with upstream(repository, "1.2") as root:
         newer = functions(root / "opensora" / "utils" / "inference_utils.py", *names)["apply_mask_strategy"]
     with upstream(repository, "1.1") as root:
@@ -372,7 +378,11 @@ def cleaned(repository: str) -> list[str]:
 
 
 def save(name: str, tensors: dict[str, Tensor], commit: str, **told: Any) -> None:
-    metadata = {"commit": commit, "script": Path(__file__).name, **{key: json.dumps(each) for key, each in told.items()}}
+    metadata = {
+        "commit": commit,
+        "script": Path(__file__).name,
+        **{key: json.dumps(each) for key, each in told.items()},
+    }
     tensors = {key: each.contiguous() for key, each in tensors.items()}
     save_file(tensors, HERE / f"samplers-{name}.safetensors", metadata=metadata)
 

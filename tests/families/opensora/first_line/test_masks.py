@@ -140,7 +140,12 @@ def test_what_is_not_a_strategy_is_refused(strategy: str, sentence: str) -> None
     ("strategy", "references", "rules", "sentence"),
     [
         ("0", (), V1_2, "is for reference 0; the prompt has no references"),
-        ("0;0,1", (1,), V1_2, r"group 2 \(0,1,0,0,1,0\) is for reference 1; the prompt has 1 reference, counted from 0"),
+        (
+            "0;0,1",
+            (1,),
+            V1_2,
+            r"group 2 \(0,1,0,0,1,0\) is for reference 1; the prompt has 1 reference, counted from 0",
+        ),
         ("0,0,5", (5,), V1_2, "starts at frame 5 of its reference, which has 5 frames; expected -5 to 4"),
         ("0,0,0,15", (1,), V1_2, "starts at frame 15 of the clip, which has 15 frames; expected -15 to 14"),
         ("0,0,0,-16", (1,), V1_2, "starts at frame -16 of the clip"),

@@ -41,7 +41,10 @@ def test_only_1_1_looks_for_json_behind_a_square_bracket() -> None:
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ('a {"reference": "b.png"}', r"prompts.txt line 2 has the key 'reference'; expected reference_path or mask_str"),
+        (
+            'a {"reference": "b.png"}',
+            r"prompts.txt line 2 has the key 'reference'; expected reference_path or mask_str",
+        ),
         ('a {"reference_path": 3}', "has 3 for its reference_path; expected text"),
         ('a {"reference_path": "b.png"', "is not JSON"),
         ('a {"reference_path": "b.png"} {"mask_strategy": "0"}', "is not JSON"),

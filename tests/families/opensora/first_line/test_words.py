@@ -34,7 +34,15 @@ def test_1_3_writes_words() -> None:
 
 @pytest.mark.parametrize(
     ("score", "word"),
-    [(3.99, "terrible"), (4, "very poor"), (4.5, "poor"), (5, "fair"), (5.5, "good"), (6, "very good"), (6.5, "excellent")],
+    [
+        (3.99, "terrible"),
+        (4, "very poor"),
+        (4.5, "poor"),
+        (5, "fair"),
+        (5.5, "good"),
+        (6, "very good"),
+        (6.5, "excellent"),
+    ],
 )
 def test_words_of_the_aesthetic_score(score: float, word: str) -> None:
     assert completed_v1_3("", score) == f" The aesthetic score is {word}."

@@ -169,9 +169,7 @@ def flow_regions(content_BCTHW: Tensor, mask_BT: Tensor, levels: NoiseLevel) -> 
 
     Frames of mask 1 are not held; content that stands there belongs into the initial noise (`started`).
     """
-    return [
-        KnownRegion(content_BCTHW, mask, flow_release(edit, levels), "clean") for edit, mask in _by_edit(mask_BT)
-    ]
+    return [KnownRegion(content_BCTHW, mask, flow_release(edit, levels), "clean") for edit, mask in _by_edit(mask_BT)]
 
 
 def iddpm_regions(

@@ -110,7 +110,9 @@ def segments(text: str) -> tuple[tuple[int, str], ...]:
                 f"the prompt {quoted(text)} has {quoted(number)} for a loop's number; expected a whole one, as in |0|a|2|b"
             ) from None
         if found and first <= found[-1][0]:
-            raise BadRequest(f"the prompt {quoted(text)} has loop {first} after loop {found[-1][0]}; expected them to rise")
+            raise BadRequest(
+                f"the prompt {quoted(text)} has loop {first} after loop {found[-1][0]}; expected them to rise"
+            )
         found.append((first, part.strip()))
     return tuple(found)
 
