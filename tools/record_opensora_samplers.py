@@ -1,7 +1,7 @@
-"""Record runs of Open-Sora 1.0 to 1.3's own samplers, for the parity tests: python tools/record_opensora_samplers.py REPO
+"""Record runs of Open-Sora 1.x's own samplers, for the parity tests: python tools/record_opensora_samplers.py REPO
 
-REPO is a git repository of github.com/hpcaitech/Open-Sora that has the commits of `COMMITS`. Their code runs aside, on a
-CPU, with `stand_in` in the place of the network and NumPy's frozen generator in that of torch.randn_like. Needs ftfy
+REPO is a git repository of github.com/hpcaitech/Open-Sora that has the commits of `COMMITS`. Their code runs aside, on
+a CPU, with `stand_in` in the place of the network and NumPy's frozen generator in that of torch.randn_like. Needs ftfy
 and beautifulsoup4 besides the test extra. What is recorded goes to tests/families/opensora/recorded/samplers-*.
 """
 

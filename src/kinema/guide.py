@@ -5,7 +5,7 @@ Denoisers are nested, from the inside out: guidance with its rescale, reconstruc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast

@@ -48,6 +48,10 @@ class KnownRegion:
     """Last state that holds the region; None: never released."""
     noise: RegionNoise = "fresh"
 
+    def over(self, x0: Tensor) -> Tensor:
+        """x0 with the region's content in its place."""
+        return torch.lerp(x0, self.content.to(x0), self.mask.to(x0).expand_as(x0))
+
 
 class Overwrite:
     """The known regions of one sampling run over these levels; later regions override earlier ones.
@@ -113,8 +117,7 @@ class Overwrite:
         def overwritten(z: Tensor, level: NoiseLevel) -> Tensor:
             x0 = denoise(z, level)
             for piece in given:
-                content, mask = piece.content.to(x0), piece.mask.to(x0)
-                x0 = of_x0(lambda own, c=content, m=mask: torch.lerp(own, c, m.expand_as(own)), x0, z)
+                x0 = of_x0(piece.over, x0, z)
             return x0
 
         return overwritten
@@ -166,7 +169,7 @@ class CleanFrames:
         told = held if self.told is None else self._each(self.told(level), z)
         alpha, sigma = (each.reshape(len(each), -1).expand(len(z), z.shape[2]) for each in (level.alpha, level.sigma))
         told = told.to(level.alpha.device)
-        output = self.denoise(z, NoiseLevel(alpha.masked_fill(told, 1), sigma.masked_fill(told, 0), level))
+        output = self.denoise(z, NoiseLevel(alpha.masked_fill(told, 1), sigma.masked_fill(told, 0), state=level))
         # Explicit, since a network that predicts x0 need not reproduce its input.
         return of_x0(lambda x0: torch.where(broadcast(held, z) > 0, z, x0), output, z)
 

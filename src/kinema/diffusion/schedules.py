@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol, get_args
 
@@ -55,7 +55,7 @@ class NoiseLevel:
 
     alpha: Tensor
     sigma: Tensor
-    state: NoiseLevel | None = None
+    state: NoiseLevel | None = field(default=None, kw_only=True)
     """The level of z itself, [B], where alpha and sigma are what a network is told of each frame (`CleanFrames`)."""
 
     @property

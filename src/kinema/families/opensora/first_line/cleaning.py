@@ -16,7 +16,10 @@ from urllib.parse import unquote_plus
 Rule = tuple[re.Pattern[str], str]
 _HOSTS = r"[a-zA-Z0-9.\-]+[.](?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b\/?(?!@)"
 _FILES = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
-_DASHES = "\\-\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u301c\u3030\u30a0\ufe31\ufe32\ufe58\ufe63\uff0d"
+_DASHES = (
+    "\\-\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u301c\u3030\u30a0\ufe31\ufe32\ufe58"
+    "\ufe63\uff0d"
+)
 
 
 def _rules(*pairs: tuple[str, str]) -> tuple[Rule, ...]:

@@ -1,7 +1,7 @@
 """Long clips of Open-Sora 1.1 to 1.3: clips that each begin with the end of the one before.
 
-In 1.1 and 1.2 a loop is a group of the mask strategy, whose reference is the clip before, decoded and encoded again as a
-whole; the frames it begins with are cut off before the clips are joined. In 1.3 clips are joined as latents, and
+In 1.1 and 1.2 a loop is a group of the mask strategy, whose reference is the clip before, decoded and encoded again as
+a whole; the frames it begins with are cut off before the clips are joined. In 1.3 clips are joined as latents, and
 decoded at once. Original: append_generated, dframe_to_frame and prep_ref_and_mask (opensora/utils/inference_utils.py),
 scripts/inference-long.py of 1.1.
 """

@@ -3,8 +3,8 @@
 A strategy is groups joined by ``;``, each of up to six fields joined by ``,``: the loop it is for, the reference, its
 first frame, the clip's first frame, the number of frames, the edit ratio. Fields left out at the end are
 ``0,0,0,0,1,0``. Negative frames count from the end. Frames are latent ones in 1.2, and pixel frames in 1.1, whose VAE
-encodes each alone. A mask value is 0 for a frame that is given, an edit ratio for one that is sampled from that time on,
-1 for one that is generated. Original: opensora/utils/inference_utils.py (1.2), scripts/inference-long.py (1.1).
+encodes each alone. A mask value is 0 for a frame that is given, an edit ratio for one that is sampled from that time
+on, 1 for one that is generated. Original: opensora/utils/inference_utils.py (1.2), scripts/inference-long.py (1.1).
 """
 
 from __future__ import annotations
@@ -87,11 +87,12 @@ def _group(text: str, where: str) -> Group:
         raise BadRequest(f"{where} has {quoted(edit)} for its edit ratio; expected a number from 0 to 1") from None
     if not 0 <= ratio <= 1:
         raise BadRequest(f"{where} has an edit ratio of {plain_number(ratio)}; expected 0 to 1")
-    if whole[0] < 0:
-        raise BadRequest(f"{where} is for loop {whole[0]}; expected 0 or more")
-    if whole[4] < 1:
-        raise BadRequest(f"{where} has a length of {whole[4]}; expected at least 1")
-    return Group(*whole, ratio)
+    loop, reference, source, target, length = whole
+    if loop < 0:
+        raise BadRequest(f"{where} is for loop {loop}; expected 0 or more")
+    if length < 1:
+        raise BadRequest(f"{where} has a length of {length}; expected at least 1")
+    return Group(loop, reference, source, target, length, ratio)
 
 
 def written(groups: Sequence[Group]) -> str:

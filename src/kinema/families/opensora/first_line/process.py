@@ -122,13 +122,13 @@ def _seen(level: NoiseLevel) -> tuple[NoiseLevel, Tensor | None]:
 # ------------------------------------------------------------------------------------- guidance
 
 
-def guided_channels(scale: Scale, channels: int | None) -> Guidance:
-    """1.0's and 1.1's guidance of the first ``channels`` (1.0: 3; 1.1: 3 or, None, all of eps).
+def guided_channels(scale: Scale, channels: int) -> Guidance:
+    """1.0's and 1.1's guidance of the first ``channels``: 1.0 three of four, 1.1 three, or all by its cfg_channel None.
 
     The other channels of eps, and the variance, are the prompt's own.
     """
-    every = 4 if channels is None else channels
-    return Guidance("negative", (Difference("positive", "negative", scale),), reference="positive", channels=every)
+    differences = (Difference("positive", "negative", scale),)
+    return Guidance("negative", differences, reference="positive", channels=channels)
 
 
 def guidance_v1_3(text: Scale, image: Scale, *, flaw_fix: bool) -> Guidance:
@@ -142,7 +142,7 @@ def guidance_v1_3(text: Scale, image: Scale, *, flaw_fix: bool) -> Guidance:
 
 
 def image_scale_v1_3(scale: float, frames: int, steps: int, *, oscillate: bool, dynamic: bool) -> Scale:
-    """Image guidance by step and latent frame as in 2.0, but falling to 1 at the last of the ``steps``, not after it."""
+    """Image guidance by step and latent frame as in 2.0, but its limit is 1 in the last of the ``steps``, not after."""
     return process.image_scale(scale, frames, steps - 1, oscillate=oscillate, dynamic=dynamic)
 
 

@@ -25,6 +25,7 @@ from kinema.values import quoted
 MOST_BYTES = 4 << 20
 MOST_PROMPTS = 100_000
 KEYS = "reference_path", "mask_strategy"
+OBJECT = "expected an object with reference_path and mask_strategy"
 BEGINS = {"1.1": re.compile(r"[{\[]"), "1.2": re.compile(r"{")}
 """Where a line's JSON begins; 1.3 reads lines as 1.2 does."""
 FIRST = "|0|"
@@ -75,11 +76,9 @@ def _told(text: str, where: str) -> dict[str, str]:
     try:
         told: Any = json.loads(text)
     except (ValueError, RecursionError):
-        raise BadRequest(
-            f"{where} has {quoted(text)} after its text, which is not JSON; expected an object with {' and '.join(KEYS)}"
-        ) from None
+        raise BadRequest(f"{where} has {quoted(text)} after its text, which is not JSON; {OBJECT}") from None
     if not isinstance(told, dict):
-        raise BadRequest(f"{where} ends with {quoted(text)}; expected an object with {' and '.join(KEYS)}")
+        raise BadRequest(f"{where} ends with {quoted(text)}; {OBJECT}")
     for key, value in told.items():
         if key not in KEYS:
             raise BadRequest(f"{where} has the key {quoted(key)}; expected {' or '.join(KEYS)}")
@@ -101,18 +100,16 @@ def segments(text: str) -> tuple[tuple[int, str], ...]:
     parts = text.split("|")[1:]
     if len(parts) % 2:
         raise BadRequest(f"the prompt {quoted(text)} ends after a loop's number; expected its text, as in |0|a|2|b")
-    found: list[tuple[int, str]] = []
+    where, found = f"the prompt {quoted(text)}", list[tuple[int, str]]()
     for number, part in zip(parts[::2], parts[1::2], strict=True):
         try:
             first = int(number)
         except ValueError:
             raise BadRequest(
-                f"the prompt {quoted(text)} has {quoted(number)} for a loop's number; expected a whole one, as in |0|a|2|b"
+                f"{where} has {quoted(number)} for a loop's number; expected a whole one, as in |0|a|2|b"
             ) from None
         if found and first <= found[-1][0]:
-            raise BadRequest(
-                f"the prompt {quoted(text)} has loop {first} after loop {found[-1][0]}; expected them to rise"
-            )
+            raise BadRequest(f"{where} has loop {first} after loop {found[-1][0]}; expected them to rise")
         found.append((first, part.strip()))
     return tuple(found)
 

@@ -1,4 +1,4 @@
-"""Frame sizes and numbers of frames of Open-Sora 1.1 to 1.3, by name. Ratios are height:width here; in 2.0 width:height.
+"""Frame sizes and numbers of frames of Open-Sora 1.1 to 1.3, by name. Ratios are height:width; in 2.0 width:height.
 
 A resolution names an area. 144p to 4k come with seventeen ratios, 256 to 2880 with PixArt's forty, whose names are
 decimals: of these 1.2 finds only those it spells as the ratios (12:25 is 0.48), and 1.3 those of two decimals, any by
@@ -139,13 +139,13 @@ def _pixart(resolution: str, version: str) -> dict[str, Size]:
 
 def nearest(height: int, width: int, version: str = "1.2") -> tuple[str, Size]:
     """The nearest size of 144p to 4k and its name: first the resolution, by its area, then the ratio."""
-    known = {name: size for name, size in named(version).items() if name.split(":", 1)[1] in RATIOS}
+    known = {name: size for name, size in named(version).items() if name.partition(":")[2] in RATIOS}
 
     def distance(name: str) -> tuple[float, float]:
         up, across = known[name]
-        return abs(math.log(AREAS[name.split(":")[0]] / (height * width))), abs(up / across - height / width)
+        return abs(math.log(AREAS[name.partition(":")[0]] / (height * width))), abs(up / across - height / width)
 
-    name = min((name for name in known if name.split(":")[0] in AREAS), key=distance)
+    name = min((name for name in known if name.partition(":")[0] in AREAS), key=distance)
     return name, known[name]
 
 
