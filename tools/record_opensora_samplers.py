@@ -90,7 +90,7 @@ def stand_in(z: Tensor, time: Tensor, generated: Tensor | None, text: Tensor, co
     out[:, :c] += 0.9 * z
     out = out + rest[0] * torch.sin(time / 150).reshape(-1, 1, 1, 1, 1) + 0.1 * rest[1] * text.reshape(-1, 1, 1, 1, 1)
     if cond is not None:
-        out = out + 0.5 * cond.roll(1, 4)
+        out = out + 0.5 * (cond.roll(1, 4) + cond.roll(2, 2))
     if generated is not None:
         out = torch.where(generated[:, None, :, None, None], out, 0.6 * out + rest[2])
     return torch.cat([out[:, :c], out[:, c:].tanh()], 1)

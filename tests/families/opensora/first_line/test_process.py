@@ -40,7 +40,7 @@ def stand_in(z: Tensor, time: Tensor, generated: Tensor | None, text: Tensor, co
     out[:, :c] += 0.9 * z
     out = out + rest[0] * torch.sin(time / 150).reshape(-1, 1, 1, 1, 1) + 0.1 * rest[1] * text.reshape(-1, 1, 1, 1, 1)
     if cond is not None:
-        out = out + 0.5 * cond.roll(1, 4)
+        out = out + 0.5 * (cond.roll(1, 4) + cond.roll(2, 2))
     if generated is not None:
         out = torch.where(generated[:, None, :, None, None], out, 0.6 * out + rest[2])
     return torch.cat([out[:, :c], out[:, c:].tanh()], 1)
@@ -258,6 +258,7 @@ def test_levels_are_the_published_ones() -> None:
     assert float(told[29]) == pytest.approx(76.983, abs=1e-3)
     assert process.flow_v1_2(720, 1280, 102).shift == pytest.approx(10.2698, abs=1e-4)
     assert process.flow_v1_2(512, 512, 1).shift == process.flow_v1_3(512, 512, 1, 2.0).shift == 1
+    assert process.flow_v1_3(512, 512, 112, 2.0).shift == pytest.approx(2 * 27**0.5)
     assert 1000 * float(spaced(process.flow_v1_3(720, 1280, 113), 30).sigma[29]) == pytest.approx(254.912, abs=1e-3)
 
 
