@@ -53,8 +53,10 @@ def sample(  # noqa: PLR0917
     on_event(Phase("condition"))
     encoded = {text: system.condition(each, request, canvas, on_event) for text, each in prompts.items()}
     conditions = encoded[None] if None in encoded else WindowConditions.of_request(system, request, encoded)
-    clean = system.family.sampling.defaults(system.config).clean_frames
+    clean = system.family.sampling.defaults(system.config).clean_frames and canvas.block.way == "native"
     pieces, reconstruction = known_regions(system, request, canvas, clean=clean)
+    own = next(iter(encoded.values())).regions
+    pieces = pieces if own is None else list(own)
     guidance = system.family.sampling.guidance(system.config, request) or guidance or system.guidance(request)
     first = z = arranged(system, request, noise, draws).to(system.device, torch.float32)
     again = free_init(system, request)

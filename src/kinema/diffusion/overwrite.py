@@ -26,7 +26,7 @@ from kinema.diffusion.samplers import State, posterior
 from kinema.diffusion.schedules import NoiseLevel, broadcast
 from kinema.schema import BadRequest
 
-RegionNoise = Literal["fresh", "posterior", "fixed", "clean", "lagging"]
+RegionNoise = Literal["fresh", "posterior", "fixed", "clean", "lagging", "none"]
 
 CLEAN = "clean", "lagging"
 
@@ -39,7 +39,8 @@ class KnownRegion:
     state (the two replacement methods of VDM, section 3.1); or "fixed", one sample for all states (SDEdit,
     Time-to-Move). A "clean" region has no noise while it is held, and fresh noise in the state of its release
     (Open-Sora 1.2's edit). A "lagging" region is like it, but the network is told that it is clean in that state too
-    (Open-Sora 1.1's).
+    (Open-Sora 1.1's). A region with noise "none" has none in any state, and the network is not told (references with
+    Open-Sora's edit ratio 1 stand in the place of the initial noise).
     """
 
     content: Tensor
@@ -134,7 +135,8 @@ class Overwrite:
         if before == index:
             return known
         content, level = piece.content.to(z), self.levels[index].batch(len(z))
-        if piece.noise in CLEAN and (index < self._release(piece) or self._stays(piece)):
+        bare = piece.noise in CLEAN and (index < self._release(piece) or self._stays(piece))
+        if bare or piece.noise == "none":
             noised = content
         elif not bool((level.sigma > 0).any()):
             noised = level.like(z)[0] * content
