@@ -174,7 +174,13 @@ def streamed_bytes(prompts: int, length: int) -> int:
 
 
 def _encoded(  # noqa: PLR0917
-    found: Found, prompts: Sequence[str], shape: tuple[int, ...], place: Place, on_event: OnEvent, *, masked: bool = False
+    found: Found,
+    prompts: Sequence[str],
+    shape: tuple[int, ...],
+    place: Place,
+    on_event: OnEvent,
+    *,
+    masked: bool = False,
 ) -> tuple[Tensor, list[int]]:
     """One encoder's output for each prompt, of this shape, and its tokens: from disk where it was computed before."""
     length = shape[0] if found.encoder is T5 else CLIP_LENGTH

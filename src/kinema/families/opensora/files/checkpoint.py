@@ -180,7 +180,9 @@ def _open_own(source: Source) -> Opened | None:
     if family.name != "opensora":
         return None
     if not isinstance(config, Config):
-        raise BadRequest(f"{source.path.name} is a model of Open-Sora 1.x, which has one layout; there is none to write")
+        raise BadRequest(
+            f"{source.path.name} is a model of Open-Sora 1.x, which has one layout; there is none to write"
+        )
     if config.words:
         raise BadRequest(f"{source.path.name} has its own text embeddings, which other layouts cannot contain")
     stream = Stream(source.path, source.variant)

@@ -73,8 +73,9 @@ def _open_vae(config: Config, source: Source) -> FoundCheckpoint:
 
 
 def open_encoder(config: WithWords, slot: str, source: Source, width: int) -> FoundCheckpoint:
-    """A text encoder of this ``width``, which `kinema.conditioning.t5` reads when a prompt is new; checked by its header
-    alone.
+    """A text encoder of this ``width``, which `kinema.conditioning.t5` reads when a prompt is new.
+
+    Checked by its header alone.
     """
     if config.words:
         raise BadRequest(f"this small model has its own text embeddings, so {slot} has no effect; leave it out")

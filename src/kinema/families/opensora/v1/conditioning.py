@@ -151,7 +151,7 @@ def _quirks(config: Config, request: Request) -> Quirks:
 
 
 def guidance(config: Config, request: Request) -> Guidance | None:
-    """1.0 and 1.1: of some channels; 1.2: classifier-free, which is the package's own (None); 1.3: two or three terms."""
+    """1.0, 1.1: of some channels; 1.2: None, the package's own classifier-free guidance; 1.3: two or three terms."""
     if config.version == "1.2":
         return None
     frames, extra = config.grid.latent(request.shape).frames, request.extra

@@ -61,7 +61,7 @@ def open_source(source: Source) -> FoundCheckpoint | None:
 
 def _with_codec(config: Config, stdit: STDiTConfig, absent: tuple[str, ...] = ()) -> Config:
     """The config with this transformer, and a codec of as many channels."""
-    vae12, vae13 = (replace(each, latent=stdit.channels) for each in (config.vae12, config.vae13))
+    vae12, vae13 = replace(config.vae12, latent=stdit.channels), replace(config.vae13, latent=stdit.channels)
     return replace(config, stdit=stdit, vae12=vae12, vae13=vae13, absent=absent)
 
 

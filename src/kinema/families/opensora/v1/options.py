@@ -55,7 +55,7 @@ OPTIONS: Mapping[str, Number | Switch | Text] = {
         HELD, "groups loop,reference,start,target,length,edit joined by ;: which frames of references stand where"
     ),
     "reference_path": Text(HELD, "images and clips of the mask strategy, joined by ;"),
-    "align": Number(SCORED, "frames of mask strategies move to the nearest multiple of it; 0: none", 0, 1000, whole=True),
+    "align": Number(SCORED, "starts in mask strategies move to the nearest multiple; 0: none", 0, 1000, whole=True),
     "loop": Number(HELD, "clips in a row, each of which begins with the end of the one before", 1, 256, whole=True),
     "condition_frame_length": Number(
         HELD, "frames that a loop begins with (1.1: pixel frames, default 4; later: latent frames, default 5)", 1, 1000,
@@ -80,7 +80,7 @@ OPTIONS: Mapping[str, Number | Switch | Text] = {
     "dynamic_image": Switch(("1.3",), "guidance of given frames grows from 1 at the first frame; default true"),
     "flaw_fix": Switch(("1.3",), "pull contrast back to the prompt's, without given frames; default true"),
     "sdedit": Switch(("1.3",), "noised given frames stand in the state at every step; default true"),
-    "decode_tile": Number(ALL, "side of the squares decoded at a time, in latent cells; default whole", 4, 4096, whole=True),
+    "decode_tile": Number(ALL, "side of squares decoded at a time, in latent cells; default all", 4, 4096, whole=True),
 }  # fmt: skip
 _OF_GIVEN = ("image_guidance", "oscillate_image", "dynamic_image", "sdedit")
 

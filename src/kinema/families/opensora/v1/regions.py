@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kinema.canvas import Canvas
-from kinema.diffusion.overwrite import KnownRegion
+from kinema.diffusion.overwrite import KnownRegion, RegionNoise
 from kinema.events import Note, OnEvent
 from kinema.families.opensora.first_line import masks, process
 from kinema.families.opensora.v1 import strategy
@@ -36,7 +36,6 @@ def given(system: OpenedModel, canvas: Canvas) -> tuple[Tensor, Tensor] | None:
 
 def of_canvas(system: OpenedModel, request: Request, canvas: Canvas, on_event: OnEvent) -> tuple[KnownRegion, ...]:
     """The regions of one block, later ones over earlier ones."""
-    config: Config = system.config
     content, mask_BT, placed_BT = _from_strategy(system, request, canvas, on_event)
     shown = given(system, canvas)
     if shown is not None:
@@ -69,8 +68,8 @@ def _edited(system: OpenedModel, canvas: Canvas) -> list[KnownRegion]:
     for piece, release in zip(canvas.held, canvas.block.releases, strict=True):
         content, mask = encode_given(system.encode, config.grid, piece.video, piece.mask)
         whole = bool((piece.mask.amin((1, 3, 4)) == piece.mask.amax((1, 3, 4))).all())
-        clean = "clean" if config.is_flow else "lagging"
-        found.append(KnownRegion(content.float(), mask, release, clean if whole else "fixed"))
+        noise: RegionNoise = "fixed" if not whole else "clean" if config.is_flow else "lagging"
+        found.append(KnownRegion(content.float(), mask, release, noise))
     return found
 
 
@@ -113,5 +112,3 @@ def _encoded(system: OpenedModel, request: Request, path: str, on_event: OnEvent
     if note:
         on_event(Note(f"{path} {note}"))
     return system.encode(video).float()
-
-

@@ -87,9 +87,7 @@ class FirstLineSampling(Sampling):
     def files(self, request: Request) -> tuple[str, ...]:
         return strategy.references(request.extra) if "reference_path" in request.extra else ()
 
-    def encode_prompt(
-        self, system: OpenedModel, request: Request, on_event: OnEvent
-    ) -> Mapping[str, text.Text | None]:
+    def encode_prompt(self, system: OpenedModel, request: Request, on_event: OnEvent) -> Mapping[str, text.Text | None]:
         return text.encode_prompt(system, request, on_event)
 
     def condition(  # noqa: PLR0917

@@ -1,7 +1,7 @@
 """Mask strategies and loops of a request: its options in terms of `first_line.masks` and `first_line.loops`.
 
-A number of loops stands for the clip's frames, and a prompt such as ``|0|a|2|b`` for prompts at frames: `settled` writes
-them so, and the package generates the clip in blocks, each of which begins with the end of the one before.
+A number of loops stands for the clip's frames, and a prompt such as ``|0|a|2|b`` for prompts at frames: `settled`
+writes them so, and the package generates the clip in blocks, each of which begins with the end of the one before.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def settled(config: Config, request: Request) -> Request:
 
 def _with_prompts(config: Config, request: Request, found: Loops | None) -> Request:
     if request.prompt_spans:
-        raise BadRequest("the prompt begins with |0| and has a part for each loop: leave prompt spans (--prompt-at) out")
+        raise BadRequest("the prompt begins with |0| and has parts for loops: leave prompt spans (--prompt-at) out")
     count = 1 if found is None else found.count
     version = "1.1" if config.version == "1.1" else "1.2"
     first, *others = parts = prompt_file.per_loop(request.prompt, count, version)
@@ -94,8 +94,8 @@ def clip_frames(config: Config, request: Request, found: Loops) -> int:
     if rest or frames <= found.dropped or config.grid.time.ceil(frames) != frames:
         own = found.total(config.frames)
         raise BadRequest(
-            f"{total} frames are not {found.count} loops that share {found.dropped} frames each; expected such as {own}, "
-            f"loops of {config.frames} frames"
+            f"{total} frames are not {found.count} loops that share {found.dropped} frames each; expected such as "
+            f"{own}, loops of {config.frames} frames"
         )
     return frames
 
