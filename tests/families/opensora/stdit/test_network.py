@@ -304,6 +304,12 @@ def test_columns_come_before_rows_and_are_stretched_to_the_base() -> None:
     assert torch.allclose(table[1, 2], torch.tensor(expected), atol=1e-6)
 
 
+def test_the_scale_of_positions_comes_from_sizes_in_the_precision_of_weights() -> None:
+    told = Told(TIME, 427, 713)
+    assert told.scale(512, torch.float32) == math.sqrt(427 * 713) / 512
+    assert told.scale(512, torch.bfloat16) == math.sqrt(428 * 712) / 512
+
+
 # -------------------------------------------------------------------------------------------- calls
 
 
