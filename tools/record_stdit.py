@@ -199,7 +199,9 @@ def record(version: str) -> dict[str, Tensor]:
         "out.image": model(told["z"][:, :, :1], told["time"], y, mask, **image),
     }
     if version == "1.2":
-        outputs["table.bf16"] = copy.deepcopy(model).bfloat16().pos_embed(told["z"].bfloat16(), *TABLE)[0]
+        rounded = copy.deepcopy(model).bfloat16()
+        outputs["table.bf16"] = rounded.pos_embed(told["z"].bfloat16(), *TABLE)[0]
+        outputs["angles.bf16"] = rounded.rope(torch.arange(50).bfloat16(), seq_len=50)[:, ::2]
     names = ["z", "text", "text_mask", "time", "fps", "size", "generated"]
     if version == "1.3":
         index = told["frames"].tolist()

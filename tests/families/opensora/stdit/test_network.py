@@ -280,6 +280,17 @@ def test_windows_at_the_edges_are_padded_windows_without_their_padding(configs: 
     assert (ours - plain).abs().max() < 1e-6 * max(1.0, float(plain.abs().max()))
 
 
+def test_rows_and_columns_count_from_the_start_of_their_window_and_frames_from_that_of_the_clip(
+    configs: Configs, fill: Fill
+) -> None:
+    """No matter for attention, which sees differences alone, but for how angles are rounded in half precision."""
+    turns = window_turns((2, 4, 5), (3, 2), 0.4, fill(configs["1.3"]).rope.freqs)
+    cos = turns.cos.unflatten(1, (4, 5))
+    assert torch.equal(cos[1, 3, 4], cos[1, 0, 0])
+    assert torch.equal(cos[1, 1, 3], cos[1, 1, 1])
+    assert not torch.equal(cos[1, 0, 0], cos[0, 0, 0])
+
+
 def test_a_window_beyond_the_clip_is_the_clip(configs: Configs, fill: Fill) -> None:
     config = configs["1.3"]
     assert torch.equal(run(fill(replace(config, window=(8, 8)))), run(fill(replace(config, window=(4, 5)))))
@@ -291,6 +302,12 @@ def test_columns_come_before_rows_and_are_stretched_to_the_base() -> None:
     column, row = 2 * (6 / 3) / 0.5, 1 * (6 / 2) / 0.5
     expected = [f(at * rate) for at in (column, row) for f in (math.sin, math.cos) for rate in (1, 0.01)]
     assert torch.allclose(table[1, 2], torch.tensor(expected), atol=1e-6)
+
+
+def test_the_scale_of_positions_comes_from_sizes_in_the_precision_of_weights() -> None:
+    told = Told(TIME, 427, 713)
+    assert told.scale(512, torch.float32) == math.sqrt(427 * 713) / 512
+    assert told.scale(512, torch.bfloat16) == math.sqrt(428 * 712) / 512
 
 
 # -------------------------------------------------------------------------------------------- calls

@@ -97,6 +97,13 @@ def test_positions_have_the_rates_of_weights_in_bfloat16(recorded: Recorded) -> 
     assert torch.equal(ours.flatten(0, 1), recorded("1.2")["table.bf16"])
 
 
+def test_rotary_angles_are_computed_in_bfloat16(recorded: Recorded) -> None:
+    """Equal to the bit."""
+    turns, theirs = positions.time_turns(50, positions.Rotary(24).freqs.bfloat16()), recorded("1.2")["angles.bf16"]
+    assert torch.equal(turns.cos, theirs.cos())
+    assert torch.equal(turns.sin, theirs.sin())
+
+
 @pytest.mark.parametrize("version", LATER)
 def test_transformers_use_these_rates(
     version: str, configs: Configs, fill: Fill, recorded: Recorded, monkeypatch: pytest.MonkeyPatch

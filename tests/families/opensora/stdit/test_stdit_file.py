@@ -94,6 +94,13 @@ def test_a_file_of_1_3_with_other_parts_tells_them(change: dict[str, Any]) -> No
     assert file.config == config
 
 
+def test_without_norms_the_rotary_rates_of_1_3_tell_a_third_of_a_head() -> None:
+    config = replace(tiny(V1_3), window=(8, 8), qk_norm=False)
+    file = recognise(header_of(config))
+    assert file is not None
+    assert file.config == config
+
+
 def test_the_order_of_norm_and_rotation_can_be_told() -> None:
     file = recognise(header_of(V1_1), {"qk_norm_legacy": False})
     assert file is not None
