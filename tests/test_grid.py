@@ -57,6 +57,7 @@ def test_windows_that_share_a_frame_have_sixteen_frames_more_each() -> None:
     assert [SHARED.frames(latent) for latent in (1, 5, 10, 35)] == [1, 17, 33, 113]
     assert (SHARED.latent(51), SHARED.frames(16)) == (16, 49)  # not supported: the last two frames are not decoded
     assert SHARED.runs(33) == [range(17), range(16, 33)]
+    assert SHARED.runs(0) == SEVENTEEN.runs(0) == []
     assert SHARED.spans(33)[4:6] == [range(13, 17), range(16, 17)]
     assert SHARED.cell(16, 33) == 4
 
