@@ -75,6 +75,13 @@ def test_the_worked_examples_frame_by_frame(example: Any, rules: str) -> None:
 
 def test_a_group_of_another_loop_does_nothing() -> None:
     assert applied(parse("1,0,-5,0,5,0"), 0, FRAMES, (15,), V1_2) == (None,) * FRAMES
+    assert applied(parse("0"), 1, FRAMES, (15,), V1_2) == (None,) * FRAMES
+
+
+def test_a_negative_reference_counts_from_the_last() -> None:
+    assert applied(parse("0,-1"), 0, 2, (1, 1, 1), V1_2) == (Cell(2, 0, 0.0), None)
+    with pytest.raises(BadRequest, match="is for reference -4; the prompt has 3 references"):
+        applied(parse("0,-4"), 0, 2, (1, 1, 1), V1_2)
 
 
 # What the original accepts by accident, with Python's own meaning of slices, and we refuse: starts before a beginning,

@@ -2,9 +2,10 @@
 
 A strategy is groups joined by ``;``, each of up to six fields joined by ``,``: the loop it is for, the reference, its
 first frame, the clip's first frame, the number of frames, the edit ratio. Fields left out at the end are
-``0,0,0,0,1,0``. Negative frames count from the end. Frames are latent ones in 1.2, and pixel frames in 1.1, whose VAE
-encodes each alone. A mask value is 0 for a frame that is given, an edit ratio for one that is sampled from that time
-on, 1 for one that is generated. Original: opensora/utils/inference_utils.py (1.2), scripts/inference-long.py (1.1).
+``0,0,0,0,1,0``. Negative frames and references count from the end. Frames are latent ones in 1.2, and pixel frames in
+1.1, whose VAE encodes each alone. A mask value is 0 for a frame that is given, an edit ratio for one that is sampled
+from that time on, 1 for one that is generated. Original: opensora/utils/inference_utils.py (1.2),
+scripts/inference-long.py (1.1).
 """
 
 from __future__ import annotations
