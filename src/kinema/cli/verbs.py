@@ -79,7 +79,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "main options": (
         *("output", "model", "image_model", "last_image", "keyframes", "region", "mask", "outside", "every", "keep"),
         *("backward", "strength", "scale", "motion", "seed", "frames", "width", "height", "size", "steps", "guidance"),
-        "negative_prompt",
+        *("negative_prompt", "prompts"),
     ),
     "clip": ("image", "start", "end", "prompt_spans", "fps", "loop", "clips", "fit"),
     "sampling": (
@@ -230,6 +230,14 @@ IP_IMAGE = Option(
     metavar="[NAME=]PATH",
     path=True,
 )
+PROMPTS = Option(
+    "prompts",
+    Path | None,
+    None,
+    "file of prompts, one a line, in the model's own format: one clip each, named after the output or its prompt",
+    metavar="FILE",
+    path=True,
+)
 CONFIG = Option("config", Path | None, None, "YAML, TOML or JSON file of options; the command line overrides it")
 
 
@@ -263,8 +271,13 @@ def upscale(argv: Sequence[str]) -> int:
 
 def run(task: TaskName, argv: Sequence[str]) -> int:
     """Run a verb and print the paths written."""
-    given = read_options(task, [*request_options(task), *MODEL, *WRITING, *REPORTING, CONFIG], argv, "kinema")
+    own = [*request_options(task), *([PROMPTS] if task == "generate" else [])]
+    given = read_options(task, [*own, *MODEL, *WRITING, *REPORTING, CONFIG], argv, "kinema")
     settings = with_defaults([*WRITING, *REPORTING], given)
+    if given.get(PROMPTS.name) is not None:
+        from kinema.cli.prompts import generate_each
+
+        return generate_each(given, settings)
     request = request_from(task, given)
     output = output_for(request, settings)
     output.check()
