@@ -1,8 +1,8 @@
 """Mask strategies and loops from a request to the sampler's state, with tiny models.
 
-Which frames a strategy fills is tested against the original in first_line/test_masks.py, and whole runs of its samplers
-in first_line/test_process.py; here is what reaches the network, and what is left in the clip. Reference: 1.1 at c37e6d6,
-1.2 at bde3c42. Comparisons are exact.
+Which frames a strategy fills is tested against the original in first_line/test_masks.py, and whole runs of its
+samplers in first_line/test_process.py; here is what reaches the network, and what is left in the clip. Reference: 1.1
+at c37e6d6, 1.2 at bde3c42. Comparisons are exact.
 """
 
 from __future__ import annotations
