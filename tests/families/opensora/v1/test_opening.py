@@ -54,7 +54,8 @@ def test_a_transformer_and_its_codec_open_as_they_are(
     assert (config.stdit.heads, config.stdit.window, config.stdit.width) == (
         own.stdit.heads, own.stdit.window, own.stdit.width,
     )  # fmt: skip
-    assert (config.steps, config.guidance, config.align) == (own.steps, own.guidance, own.align)
+    preset = registry.family("opensora").presets["v1.0-512px" if version == "1.0" else f"v{version}"]
+    assert (config.steps, config.guidance, config.height) == (preset.steps, preset.guidance, preset.height)
     expected = {n: x for n, x in models(version).system.model.state_dict().items() if not n.startswith("words.")}
     found = opened.filled().state_dict()
     assert found.keys() == expected.keys()

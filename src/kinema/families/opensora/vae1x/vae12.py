@@ -10,7 +10,7 @@ Letters: B batch, C channels, T frames, H W rows and columns, t h w those of lat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from einops import rearrange
@@ -38,7 +38,7 @@ class Sizes12:
     image_layers: int = 2
     widths: tuple[int, ...] = (128, 256, 256, 512)
     layers: int = 4
-    temporal: tuple[int, ...] = (1, 2)
+    temporal: tuple[int, ...] = field(default=(1, 2), metadata={"least": 0})
     """The levels after which (before which, in the decoder) the number of frames changes."""
     run: int = 17
     """Frames that are encoded together."""

@@ -10,7 +10,7 @@ Letters: B batch, C channels, T frames, H W rows and columns, c t h w those of l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ class Sizes13:
     widths: tuple[int, ...] = (128, 256, 512, 512)
     layers: int = 2
     """Blocks of a level; one more in the decoder."""
-    temporal: tuple[int, ...] = (1, 2)
+    temporal: tuple[int, ...] = field(default=(1, 2), metadata={"least": 0})
     """The levels after which (before which, in the decoder) the number of frames changes too."""
     window: int = 17
     mean: tuple[float, ...] = MEAN
