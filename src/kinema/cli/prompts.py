@@ -1,4 +1,4 @@
-"""``kinema generate --prompts FILE``: one clip for each prompt of a file in the model's own format."""
+"""``kinema generate``, which with ``--prompts FILE`` makes one clip for each prompt of a file in the model's format."""
 
 from __future__ import annotations
 
@@ -9,10 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinema.bounds import printable
+from kinema.cli.options import Option, with_defaults
 from kinema.cli.output import Output
 from kinema.cli.progress import JsonLines, display
 from kinema.cli.stopping import run_once
-from kinema.cli.verbs import model_options, open_model, output_for, request_from
+from kinema.cli.verbs import (
+    REPORTING,
+    WRITING,
+    model_options,
+    open_model,
+    options_of,
+    output_for,
+    read_options,
+    request_from,
+    run_given,
+)
 from kinema.events import Note, Phase
 from kinema.schema import BadRequest, Request
 
@@ -20,11 +31,27 @@ if TYPE_CHECKING:
     from kinema.system import System
 
 
-def generate_each(given: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
+PROMPTS = Option(
+    "prompts",
+    Path | None,
+    None,
+    "file of prompts, one a line, in the model's own format: one clip each, named after the output or its prompt",
+    metavar="FILE",
+    path=True,
+)
+
+
+def generate(argv: Sequence[str]) -> int:
+    given = read_options("generate", [*options_of("generate"), PROMPTS], argv, "kinema")
+    return run_given("generate", given) if given.get(PROMPTS.name) is None else generate_each(given)
+
+
+def generate_each(given: Mapping[str, Any]) -> int:
     """Generate the clips one after another and print the paths written.
 
     Every prompt is settled first, so that a bad line is refused, by its number, before anything is generated.
     """
+    settings = with_defaults([*WRITING, *REPORTING], given)
     if "prompt" in given:
         raise BadRequest("--prompts gives the prompts: leave the prompt itself out")
     if settings["preview"] is not None:

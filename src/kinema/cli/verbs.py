@@ -230,19 +230,7 @@ IP_IMAGE = Option(
     metavar="[NAME=]PATH",
     path=True,
 )
-PROMPTS = Option(
-    "prompts",
-    Path | None,
-    None,
-    "file of prompts, one a line, in the model's own format: one clip each, named after the output or its prompt",
-    metavar="FILE",
-    path=True,
-)
 CONFIG = Option("config", Path | None, None, "YAML, TOML or JSON file of options; the command line overrides it")
-
-
-def generate(argv: Sequence[str]) -> int:
-    return run("generate", argv)
 
 
 def animate(argv: Sequence[str]) -> int:
@@ -271,13 +259,17 @@ def upscale(argv: Sequence[str]) -> int:
 
 def run(task: TaskName, argv: Sequence[str]) -> int:
     """Run a verb and print the paths written."""
-    own = [*request_options(task), *([PROMPTS] if task == "generate" else [])]
-    given = read_options(task, [*own, *MODEL, *WRITING, *REPORTING, CONFIG], argv, "kinema")
-    settings = with_defaults([*WRITING, *REPORTING], given)
-    if given.get(PROMPTS.name) is not None:
-        from kinema.cli.prompts import generate_each
+    return run_given(task, read_options(task, options_of(task), argv, "kinema"))
 
-        return generate_each(given, settings)
+
+def options_of(task: TaskName) -> list[Option]:
+    """All options of a verb."""
+    return [*request_options(task), *MODEL, *WRITING, *REPORTING, CONFIG]
+
+
+def run_given(task: TaskName, given: Mapping[str, Any]) -> int:
+    """`run` with the options of the command line."""
+    settings = with_defaults([*WRITING, *REPORTING], given)
     request = request_from(task, given)
     output = output_for(request, settings)
     output.check()
