@@ -10,6 +10,7 @@ from kinema.grid import FrameGrid, LatentGrid, Lattice
 from kinema.schema import Shape
 
 SEVENTEEN = FrameGrid(4, causal=True, run=17)
+SHARED = FrameGrid(4, causal=True, run=17, shared=1)
 STRIDES = st.sampled_from([1, 2, 4, 8])
 GRIDS = st.one_of(
     st.builds(FrameGrid, STRIDES, multiple=st.integers(1, 3)),
@@ -18,6 +19,7 @@ GRIDS = st.one_of(
     st.builds(FrameGrid, STRIDES, run=st.sampled_from([16, 32])),
     st.builds(FrameGrid, st.integers(2, 8), causal=st.just(True), run=st.integers(1, 40)),
     st.builds(FrameGrid, STRIDES, image=st.just(True)),
+    st.builds(FrameGrid, STRIDES, causal=st.just(True), run=st.sampled_from([9, 17, 33]), shared=st.just(1)),
 )
 untimed = settings(deadline=None)
 
@@ -27,7 +29,10 @@ def brute_force(grid: FrameGrid, frames: int) -> list[set[int]]:
     if grid.image and frames == 1:
         return [{0}]
     cells: list[set[int]] = []
-    for begin in range(0, frames, grid.run or frames):
+    begins = range(0, frames, grid.run or frames)
+    if grid.shared:
+        begins = range(0, max(frames - 1, 1), grid.run - 1)
+    for begin in begins:
         row: list[int | None] = list(range(begin, min(begin + (grid.run or frames), frames)))
         while grid.causal and len(row) % grid.stride:
             row.insert(0, None)
@@ -43,6 +48,24 @@ def test_seventeen_frames_at_a_time_padded_in_front(frames: int, latent: int) ->
     """Open-Sora 1.2."""
     assert SEVENTEEN.latent(frames) == latent == len(SEVENTEEN.spans(frames))
     assert SEVENTEEN.ceil(frames) == frames
+
+
+def test_windows_that_share_a_frame_have_sixteen_frames_more_each() -> None:
+    """Open-Sora 1.3: a shared frame is in the last cell of one window and has the first cell of the next."""
+    assert [SHARED.ceil(frames) for frames in (0, 1, 2, 17, 18, 113)] == [1, 1, 17, 17, 33, 113]
+    assert [SHARED.latent(frames) for frames in (0, 1, 17, 33, 113)] == [0, 1, 5, 10, 35]
+    assert [SHARED.frames(latent) for latent in (1, 5, 10, 35)] == [1, 17, 33, 113]
+    assert (SHARED.latent(51), SHARED.frames(16)) == (16, 49)  # not supported: the last two frames are not decoded
+    assert SHARED.runs(33) == [range(17), range(16, 33)]
+    assert SHARED.runs(0) == SEVENTEEN.runs(0) == []
+    assert SHARED.spans(33)[4:6] == [range(13, 17), range(16, 17)]
+    assert SHARED.cell(16, 33) == 4
+
+
+@pytest.mark.parametrize("other", [{"run": 17, "shared": 2}, {"run": 16, "shared": 1}, {"shared": 1}])
+def test_runs_that_share_a_frame_are_refused_unless_whole(other: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="shared is"):
+        FrameGrid(4, causal=True, **other)
 
 
 @pytest.mark.parametrize(("latent", "frames"), [(1, 1), (5, 17), (15, 51), (30, 102), (60, 204), (120, 408)])
@@ -75,7 +98,11 @@ def test_cells_contain_the_frames_that_an_encoder_puts_into_them(grid: FrameGrid
 def test_a_frame_and_its_cell_are_inverses(grid: FrameGrid, asked: int) -> None:
     frames = grid.ceil(asked)
     cells = [grid.cell(frame, frames) for frame in range(frames)]
-    assert [{f for f in range(frames) if cells[f] == i} for i in range(max(cells) + 1)] == brute_force(grid, frames)
+    expected = brute_force(grid, frames)
+    if grid.shared:  # of two cells with a frame, the earlier one
+        assert cells == [next(i for i, cell in enumerate(expected) if frame in cell) for frame in range(frames)]
+    else:
+        assert [{f for f in range(frames) if cells[f] == i} for i in range(max(cells) + 1)] == expected
 
 
 def test_a_frame_beyond_the_clip_has_no_cell() -> None:
@@ -91,7 +118,7 @@ def test_frames_of_latent_frames_is_the_inverse(grid: FrameGrid, asked: int) -> 
     assert grid.latent(back) == grid.latent(frames)
     assert frames <= back
     assert grid.latent(grid.ceil(back + 1)) > grid.latent(back)
-    if grid.run is None or not grid.causal:
+    if grid.run is None or not grid.causal or grid.shared:
         assert back == frames
 
 
@@ -101,7 +128,8 @@ def test_ceil_is_the_smallest_supported_count(grid: FrameGrid, asked: int) -> No
     frames_made = grid.ceil(asked)
     assert asked <= frames_made == grid.ceil(frames_made)
     shortest = grid.stride if grid.image and 1 < asked <= grid.stride else 0  # clips have two latent frames or more
-    assert frames_made < asked + grid.stride * grid.multiple + shortest
+    step = grid.run - 1 if grid.shared else grid.stride * grid.multiple
+    assert frames_made < asked + step + shortest
     if frames_made <= 200:
         assert set().union(*brute_force(grid, frames_made)) == set(range(frames_made))
 

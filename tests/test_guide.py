@@ -7,8 +7,13 @@ import torch
 
 from kinema.api import load
 from kinema.canvas import Block, Canvas, Piece, Release
+from kinema.diffusion.guidance import classifier_free
+from kinema.diffusion.noise import Noise
+from kinema.diffusion.overwrite import KnownRegion, Overwrite
+from kinema.diffusion.parameterise import Denoiser
+from kinema.diffusion.schedules import CosineLogSNR, NoiseLevel, spaced
 from kinema.grid import FrameGrid, LatentGrid, Lattice
-from kinema.guide import WindowConditions, known_regions
+from kinema.guide import WindowConditions, guide, known_regions
 from kinema.schema import Request, Shape
 from kinema.system import Conditions, System
 
@@ -45,3 +50,36 @@ def test_given_regions_cover_held_ones_and_have_fresh_noise(system: System) -> N
         assert [piece.release for piece in pieces] == [1, 2, None]
         assert [piece.noise for piece in pieces] == noise
         assert targets.given is None
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_clean_frames_are_put_around_the_guidance(
+    system: System, monkeypatch: pytest.MonkeyPatch, window: int | None
+) -> None:
+    """Guidance sees predictions for them too; the network is told of each frame of its window, and of z's own level."""
+    request = Request(frames=8, height=16, width=16, steps=4, window=window, overlap=1)
+    told: list[NoiseLevel] = []
+
+    def denoiser(_system: System, condition: float, _frames: object) -> Denoiser:
+        return lambda z, level: told.append(level) or condition * z  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(type(system.family.sampling), "denoiser", lambda _self, *given: denoiser(*given))
+    z = torch.randn(1, 3, 8, 16, 16)
+    held, released = torch.zeros(1, 1, 8, 1, 1), torch.zeros(1, 1, 8, 1, 1)
+    held[:, :, 0], released[:, :, 3] = 1, 1
+    levels = spaced(CosineLogSNR(), 4)
+    regions = [KnownRegion(z, held, None, "clean"), KnownRegion(z, released, 2, "lagging")]
+    over = Overwrite(regions, levels, Noise([0]), z)
+    branches = Conditions({"positive": 0.5, "negative": 0.25})
+    denoise = guide(system, branches, request, classifier_free(5.0), levels, None, over)
+    level = levels[2].batch(1)
+    found = denoise(z, level)
+    assert torch.equal(found[:, :, :1], z[:, :, :1])
+    torch.testing.assert_close(found[:, :, 1:], 1.5 * z[:, :, 1:])  # 0.25 + 5 (0.5 - 0.25)
+    clean = [(each.sigma == 0)[0].tolist() for each in told]
+    assert all(each.state is level for each in told)
+    whole = [True, False, False, True, False, False, False, False]
+    if window is None:
+        assert clean == [whole, whole]
+    else:
+        assert clean == [each for at in (0, 3, 4) for each in [whole[at : at + 4]] * 2]

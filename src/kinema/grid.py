@@ -31,7 +31,8 @@ class FrameGrid:
     independent runs of this length (Open-Sora 1.2: 17 frames become 5). ``multiple``: latent frame counts are multiples
     of this (plus one if causal); ignored for causal runs. ``image``: a non-causal codec encodes a single frame as an
     image, to one latent frame, and decodes one latent frame to one frame, so clips have two or more latent frames
-    (Video DC-AE: 1, 8, 12… frames).
+    (Video DC-AE: 1, 8, 12… frames). ``shared``: neighbouring runs share this many frames, 0 or 1, and all but a single
+    frame are whole runs (Open-Sora 1.3: ``16k + 1`` frames become ``5k``, each run's first frame having its own cell).
     """
 
     stride: int = 1
@@ -39,18 +40,29 @@ class FrameGrid:
     run: int | None = None
     multiple: int = 1
     image: bool = False
+    shared: int = 0
 
     def __post_init__(self) -> None:
         if self.image and (self.causal or self.run is not None or self.multiple > 1):
             raise ValueError("image is true; expected a grid that is not causal, without run and multiple")
         if self.run is not None and not self.causal and self.run % self.stride:
             raise ValueError(f"run is {self.run}; expected a multiple of the stride {self.stride}, or a causal grid")
+        whole = self.causal and self.run is not None and self.run > 1 and self.run % self.stride == 1 % self.stride
+        if self.shared not in (0, 1) or (self.shared and not whole):
+            raise ValueError(
+                f"shared is {self.shared}; expected 0, or 1 with a causal grid whose runs have k·stride + 1 frames"
+            )
+
+    @property
+    def pads(self) -> bool:
+        """Whether several frame counts have the same number of latent frames, so that decoding must be told which."""
+        return self.causal and self.run is not None and not self.shared
 
     def ceil(self, frames: int) -> int:
         """Return the smallest supported frame count of at least ``frames``; the generated clip is then cut."""
-        if self.run is not None and self.causal:
+        if self.run is not None and self.causal and not self.shared:
             return max(frames, 1)
-        step = self.stride * self.multiple
+        step = self.run - 1 if self.run is not None and self.shared else self.stride * self.multiple
         if self.causal:
             return max(math.ceil((frames - 1) / step), 0) * step + 1
         if self.image:
@@ -61,14 +73,21 @@ class FrameGrid:
         """Return the number of latent frames of ``frames`` pixel frames."""
         if self.image and frames == 1:
             return 1
+        if self.shared:
+            return sum(math.ceil(len(run) / self.stride) for run in self.runs(frames))
         whole, rest = divmod(frames, self.run) if self.run is not None else (0, frames)
         cells = math.ceil(rest / self.stride) if self.causal else rest // self.stride
         return whole * math.ceil((self.run or 0) / self.stride) + cells
 
     def frames(self, latent: int) -> int:
-        """Return the largest number of pixel frames of ``latent`` latent frames: the inverse of `latent`."""
+        """Return the largest number of pixel frames of ``latent`` latent frames: the inverse of `latent`.
+
+        With runs that share a frame it is the number that is decoded, which for whole runs is the same.
+        """
         if self.run is not None:
             whole, rest = divmod(latent, math.ceil(self.run / self.stride))
+            if self.shared:
+                return whole * (self.run - 1) + max((rest - 1) * self.stride, 0) + 1
             return whole * self.run + min(rest * self.stride, self.run)
         if self.image and latent == 1:
             return 1
@@ -88,10 +107,11 @@ class FrameGrid:
     def runs(self, frames: int) -> list[range]:
         """Return the pixel frames that are encoded together; the last run may be shorter."""
         length = self.run or max(frames, 1)
-        return [range(begin, min(begin + length, frames)) for begin in range(0, frames, length)]
+        starts = range(0, max(frames - self.shared, min(frames, 1)), length - self.shared)
+        return [range(begin, min(begin + length, frames)) for begin in starts]
 
     def cell(self, frame: int, frames: int) -> int:
-        """Return the latent frame that contains this pixel frame: the inverse of `spans`."""
+        """Return the latent frame that contains this pixel frame, the earlier of two: the inverse of `spans`."""
         for index, span in enumerate(self.spans(frames)):
             if frame in span:
                 return index

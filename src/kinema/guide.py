@@ -5,7 +5,7 @@ Denoisers are nested, from the inside out: guidance with its rescale, reconstruc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -53,8 +53,10 @@ def sample(  # noqa: PLR0917
     on_event(Phase("condition"))
     encoded = {text: system.condition(each, request, canvas, on_event) for text, each in prompts.items()}
     conditions = encoded[None] if None in encoded else WindowConditions.of_request(system, request, encoded)
-    clean = system.family.sampling.defaults(system.config).clean_frames
+    clean = system.family.sampling.defaults(system.config).clean_frames and canvas.block.way == "native"
     pieces, reconstruction = known_regions(system, request, canvas, clean=clean)
+    own = next(iter(encoded.values())).regions
+    pieces = pieces if own is None else list(own)
     guidance = system.family.sampling.guidance(system.config, request) or guidance or system.guidance(request)
     first = z = arranged(system, request, noise, draws).to(system.device, torch.float32)
     again = free_init(system, request)
@@ -63,7 +65,7 @@ def sample(  # noqa: PLR0917
         levels = system.levels(replace(request, steps=steps))
         noise = again(first, z, draws) if again is not None and number else first
         over = Overwrite(pieces, levels, draws, noise)
-        clean_frames = over.clean if clean else None
+        clean_frames = over if clean else None
         denoise = over.around(guide(system, conditions, request, guidance, levels, reconstruction, clean_frames))
         z = over.start(system.prior(request, noise))
         which = f", pass {number + 1} of {len(counts)}" if len(counts) > 1 else ""
@@ -202,11 +204,12 @@ def guide(  # noqa: PLR0917
     guidance: Guidance,
     levels: NoiseLevel,
     reconstruction: ReconstructionTargets | None = None,
-    clean: Callable[[NoiseLevel], Tensor] | None = None,
+    clean: Overwrite | None = None,
 ) -> Denoiser:
     """Build the denoiser with guidance, reconstruction, threshold and windows.
 
-    ``clean`` maps a noise level to the latent frames that are held clean, [B, T], for models with conditioning frames.
+    ``clean`` says which latent frames are held clean at a level, for models with conditioning frames. They are put
+    around the guidance, so that it sees the network's predictions for these frames too, as Open-Sora's does.
     Reconstruction runs inside each window, so a long clip is never differentiated as a whole.
     """
     limit = system.family.sampling.defaults(system.config).threshold
@@ -215,10 +218,12 @@ def guide(  # noqa: PLR0917
         current = conditions.of(frames) if isinstance(conditions, WindowConditions) else conditions
         merged = guidance.merged(current.branches)
         branches = {name: interruptible(system.denoiser(current.branches[name], frames)) for name in merged.branches}
+        denoise: Denoiser = Guided(branches, merged.of(frames), can_run_branches_together(system), levels)
         if clean is not None:
             at = slice(None) if frames is None else list(frames)
-            branches = {name: CleanFrames(one, lambda level: clean(level)[:, at]) for name, one in branches.items()}
-        denoise: Denoiser = Guided(branches, merged.of(frames), can_run_branches_together(system), levels)
+            denoise = CleanFrames(
+                denoise, lambda level: clean.clean(level)[:, at], lambda level: clean.told_clean(level)[:, at]
+            )
         if reconstruction is not None:
             denoise = reconstruction.around(denoise, range(total) if frames is None else frames)
         return denoise if limit is None else Thresholded(denoise, limit)

@@ -20,7 +20,7 @@ from kinema.events import Note, OnEvent, ignore
 from kinema.media.fitting import fit
 from kinema.memory.plan import MemoryPlan, choose, weight_bytes
 from kinema.schema import BadRequest, Request
-from kinema.settle import rolls_out
+from kinema.settle import block_frames, rolls_out
 from kinema.spans import later, spans_of
 from kinema.stages import ReplayedStage, SettledStage, StageName, Upscaling, replayed, stages_of
 from kinema.system import System
@@ -272,7 +272,7 @@ def blocks_of(
     The result is empty if the clip is longer than the model's limit and entirely given. Raises BadRequest if the family
     does not support the canvas or the requested way.
     """
-    total, length = request.shape.frames, system.lattice.max_frames or request.shape.frames
+    total, length = request.shape.frames, block_frames(system, request) or request.shape.frames
     releases, strict = release_states(system, request, canvas), enlarging is None
     way = honour(system, request, canvas.kind, strict=strict)
     if way != "continuation" and not rolls_out(system, request):
@@ -361,9 +361,12 @@ def block_starts(system: System, request: Request, canvas: Canvas, length: int) 
 
     With continuation, blocks share one frame, the first block starts at the last given frame, and the last block may
     extend beyond the clip. Otherwise blocks share half their frames or a little more (whole latent frames), or
-    ``overlap``, and the last ends with the clip.
+    ``overlap``, or what the family's options say, and the last ends with the clip.
     """
     total, honours = request.shape.frames, system.family.sampling.honours
+    own = system.family.sampling.blocks(system.config, request)
+    if own is not None:
+        return list(range(0, total - own[1], length - own[1]))
     if request.honour == "continuation" and request.overlap not in (None, 1):
         raise BadRequest(f"overlap is {request.overlap}; continuation starts from one frame: leave --overlap out")
     if request.overlap in (None, 1) and request.honour in ("auto", "native", "continuation"):

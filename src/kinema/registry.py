@@ -63,6 +63,13 @@ SHIPPED: dict[str, str] = {
 
 ALIASES: dict[str, str] = {
     "animatediff-v3": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "open-sora-1.0": "hpcai-tech/Open-Sora/OpenSora-v1-HQ-16x256x256.pth",
+    "open-sora-1.0-512px": "hpcai-tech/Open-Sora/OpenSora-v1-HQ-16x512x512.pth",
+    "open-sora-1.1": "hpcai-tech/OpenSora-STDiT-v2-stage3",
+    "open-sora-1.2": "hpcai-tech/OpenSora-STDiT-v3",
+    "open-sora-1.3": "hpcai-tech/OpenSora-STDiT-v4",
+    "open-sora-1.3-360p": "hpcai-tech/OpenSora-STDiT-v4-360p",
+    "open-sora-1.3-i2v": "hpcai-tech/OpenSora-STDiT-v4-i2v",
     "open-sora-2": "hpcai-tech/Open-Sora-v2/Open_Sora_v2.safetensors",
     "open-sora-2-dc-ae": "hpcai-tech/Open-Sora-v2-Video-DC-AE/Open_Sora_v2_Video_DC_AE.safetensors",
     "svd": "stabilityai/stable-video-diffusion-img2vid",
@@ -73,6 +80,7 @@ ALIASES: dict[str, str] = {
 }
 """Short names of hub repositories, or of files in them."""
 
+_IMAGE_VAE, _VAE_1_3 = "stabilityai/sd-vae-ft-ema", "hpcai-tech/OpenSora-VAE-v1.3"
 DEFAULT_ADD_ONS: dict[str, dict[str, str]] = {
     "animatediff-pocket": {"motion": "animatediff-pocket-motion"},
     "animatediff-v3": {"motion": "guoyww/animatediff/v3_sd15_mm.ckpt"},
@@ -82,6 +90,19 @@ DEFAULT_ADD_ONS: dict[str, dict[str, str]] = {
     "lumiere/pocket-sr": {"image": "animatediff-pocket"},
     "lumiere/pocket-keyframes": {"image": "animatediff-pocket"},
     "lumiere/pocket-between": {"image": "animatediff-pocket"},
+    "open-sora-1.0": {"vae": _IMAGE_VAE},
+    "open-sora-1.0-512px": {"vae": _IMAGE_VAE},
+    "open-sora-1.1": {"vae": _IMAGE_VAE},
+    "open-sora-1.2": {"vae": "hpcai-tech/OpenSora-VAE-v1.2"},
+    "open-sora-1.3": {"vae": _VAE_1_3},
+    "open-sora-1.3-360p": {"vae": _VAE_1_3},
+    "open-sora-1.3-i2v": {"vae": _VAE_1_3},
+    "hpcai-tech/OpenSora-STDiT-v2-stage2": {"vae": _IMAGE_VAE},
+    "hpcai-tech/OpenSora-STDiT-v2-stage3": {"vae": _IMAGE_VAE},
+    "hpcai-tech/OpenSora-STDiT-v3": {"vae": "hpcai-tech/OpenSora-VAE-v1.2"},
+    "hpcai-tech/OpenSora-STDiT-v4": {"vae": _VAE_1_3},
+    "hpcai-tech/OpenSora-STDiT-v4-360p": {"vae": _VAE_1_3},
+    "hpcai-tech/OpenSora-STDiT-v4-i2v": {"vae": _VAE_1_3},
     "open-sora-2": {"vae": "hpcai-tech/Open-Sora-v2/hunyuan_vae.safetensors"},
     "open-sora-2-dc-ae": {"vae": "hpcai-tech/Open-Sora-v2-Video-DC-AE/F32T4C128_AE.safetensors"},
 }
@@ -95,7 +116,23 @@ _OPEN_SORA = (
     "in the European Union, the United Kingdom and South Korea. The transformer was initialised from FLUX.1-dev, whose "
     "weights have a non-commercial licence"
 )
+_OPEN_SORA_1 = "Open-Sora 1.x's code and weights are Apache-2.0; T5-XXL, which reads its prompts, is Apache-2.0 too"
 TERMS: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "hpcai-tech/Open-Sora",
+            "hpcai-tech/OpenSora-STDiT-v2-stage2",
+            "hpcai-tech/OpenSora-STDiT-v2-stage3",
+            "hpcai-tech/OpenSora-STDiT-v3",
+            "hpcai-tech/OpenSora-STDiT-v4",
+            "hpcai-tech/OpenSora-STDiT-v4-360p",
+            "hpcai-tech/OpenSora-STDiT-v4-i2v",
+            "hpcai-tech/OpenSora-VAE-v1.2",
+            "hpcai-tech/OpenSora-VAE-v1.3",
+        ),
+        _OPEN_SORA_1,
+    ),
+    "stabilityai/sd-vae-ft-ema": "the VAE of Stable Diffusion, of Open-Sora 1.0 and 1.1, has the MIT licence",
     "hpcai-tech/Open-Sora-v2": _OPEN_SORA,
     "hpcai-tech/Open-Sora-v2-Video-DC-AE": _OPEN_SORA,
 }

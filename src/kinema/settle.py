@@ -91,7 +91,7 @@ def with_defaults(system: System, request: Request, on_event: OnEvent = ignore) 
     own, lattice = system.family.sampling.defaults(system.config), system.lattice
     for note in system.notes:
         on_event(Note(note))
-    request = sized(system, request)
+    request = system.family.sampling.settled(system.config, sized(system, request))
 
     def snapped(what: str, asked: int, value: int) -> int:
         if asked != value:
@@ -155,9 +155,15 @@ def sampler_options(system: System, request: Request) -> dict[str, float]:
 
 
 def rolls_out(system: System, request: Request) -> bool:
-    """Whether the clip exceeds the model's frame limit and is generated block by block."""
-    longest = system.lattice.max_frames
+    """Whether the clip exceeds the frames of a block and is generated block by block."""
+    longest = block_frames(system, request)
     return bool(longest) and request.shape.frames > cast(int, longest) and request.window is None
+
+
+def block_frames(system: System, request: Request) -> int | None:
+    """The frames of a block: those of the family's options, or the model's limit; None if there is neither."""
+    own = system.family.sampling.blocks(system.config, request)
+    return system.lattice.max_frames if own is None else own[0]
 
 
 def check_length(request: Request) -> None:

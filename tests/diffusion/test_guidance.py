@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from kinema.diffusion.guidance import (
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import V
 from kinema.diffusion.samplers import SAMPLERS
-from kinema.diffusion.schedules import RectifiedFlow, spaced, variance_preserving
+from kinema.diffusion.schedules import NoiseLevel, RectifiedFlow, spaced, variance_preserving
 from kinema.schema import BadRequest
 
 LEVEL = variance_preserving(torch.tensor([0.3], dtype=torch.float64))
@@ -285,3 +286,59 @@ def test_thresholding_clips_or_scales_back():
     torch.testing.assert_close(dynamic, x0.clamp(-bound, bound) / bound)
     small = Thresholded(lambda z, level: x0 / 10, quantile=0.9)(x0, LEVEL)
     torch.testing.assert_close(small, x0 / 10)
+
+
+# ------------------------------------------------------------------------------ channels, the flow's rescale
+
+
+def test_only_the_first_channels_are_guided():
+    """Open-Sora 1.0 guides three channels of four; the others are the prompt's, further ones of the output too."""
+    first = replace(classifier_free(7.0), channels=2)
+
+    def with_more(denoise):
+        return lambda z, level: torch.cat([denoise(z, level), denoise(z, level) + 1], 1)
+
+    found = Guided({"positive": with_more(cond), "negative": with_more(null)}, first)(Z, LEVEL_2)
+    torch.testing.assert_close(found[:, :2], (0.5 * Z + 7 * (Z.sin() - 0.5 * Z))[:, :2])
+    assert torch.equal(found[:, 2:], torch.cat([Z.sin(), Z.sin() + 1], 1)[:, 2:])
+
+
+def test_channels_that_are_not_guided_need_the_prompts_branch_at_every_scale():
+    first = replace(classifier_free(0.0), channels=2)
+    assert set(first.branches) == {"positive", "negative"}
+    found = Guided({"positive": cond, "negative": null}, first)(Z, LEVEL_2)
+    assert torch.equal(found, torch.cat([(0.5 * Z)[:, :2], Z.sin()[:, 2:]], 1))
+
+
+def test_a_flows_rescale_is_on_its_velocity():
+    """Open-Sora 1.3: ``v (0.7 std(cond) / std(v) + 0.3)``, per clip."""
+    level = RectifiedFlow().level(torch.tensor([0.6, 0.6], dtype=torch.float64))
+    sigma = level.like(Z)[1]
+    guide = Guided({"positive": cond, "negative": null}, replace(classifier_free(5.0, rescale=0.7), rescaled="flow"))
+    v_cond, v_null = (Z - cond(Z, level)) / sigma, (Z - null(Z, level)) / sigma
+    v = v_null + 5 * (v_cond - v_null)
+    ratio = v_cond.flatten(1).std(1) / v.flatten(1).std(1)
+    v = v * (0.7 * ratio + 0.3).reshape(-1, 1, 1, 1, 1)
+    torch.testing.assert_close(guide(Z, level), Z - sigma * v)
+
+
+def test_rescaling_leaves_further_channels_alone():
+    def with_more(denoise):
+        return lambda z, level: torch.cat([denoise(z, level), 100 * z], 1)
+
+    plain, more = (
+        Guided({"positive": wrap(cond), "negative": wrap(null)}, classifier_free(5.0, rescale=0.7))(Z, LEVEL_2)
+        for wrap in (lambda denoise: denoise, with_more)
+    )
+    torch.testing.assert_close(more[:, :3], plain)
+    torch.testing.assert_close(more[:, 3:], 100 * Z)
+
+
+def test_the_step_is_that_of_the_state_where_frames_are_shown_clean():
+    levels = spaced(RectifiedFlow(), 4)
+    steps = []
+    guidance = classifier_free(lambda step, level: steps.append((step, level.per_frame)) or 2.0)
+    state = levels[2].batch(2)
+    told = NoiseLevel(torch.ones(2, FRAMES).double(), torch.zeros(2, FRAMES).double(), state=state)
+    Guided({"positive": cond, "negative": null}, guidance, levels=levels)(Z, told)
+    assert steps == [(2, False)]

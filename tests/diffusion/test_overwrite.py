@@ -313,3 +313,53 @@ def test_the_release_is_the_first_time_at_or_below_the_ratio():
 def test_a_release_beyond_the_run_is_rejected():
     with pytest.raises(BadRequest, match="expected 0 to 6"):
         overwrite(KnownRegion(CONTENT, first_frames(), 7))
+
+
+# -------------------------------------------------------------------- what the network is told, further channels
+
+
+@pytest.mark.parametrize(("kind", "told"), [("clean", 1), ("lagging", 2)])
+def test_a_lagging_region_is_told_clean_one_state_longer_than_it_is(kind, told):
+    """Open-Sora 1.1: the frame is noised, and updated, in a step in which the network still takes it for clean."""
+    over = overwrite(KnownRegion(CONTENT, first_frames(), 2, kind))
+    held = torch.tensor([True] * GIVEN + [False] * (SHAPE[2] - GIVEN))
+    for i in range(5):
+        level = LEVELS[i].batch(2)
+        assert torch.equal(over.clean(level), held[None] & (i <= 1))
+        assert torch.equal(over.told_clean(level), held[None] & (i <= told))
+        state = over.state(FIXED, i)
+        assert torch.equal(state[:, :, :GIVEN], CONTENT[:, :, :GIVEN]) == (i < 2)
+        assert torch.equal(state[:, :, :GIVEN], FIXED[:, :, :GIVEN]) == (i > 2)
+
+
+def test_a_frame_that_is_told_clean_need_not_be():
+    """x0 is copied where frames are clean; the network's level is clean where it is told so, and z's own is named."""
+    levels, level = [], LEVELS[3].batch(2)
+    told = HELD.roll(2, 1)
+
+    def denoise(z, at):
+        levels.append(at)
+        return mixing(z, at)
+
+    found = CleanFrames(denoise, HELD, lambda _level: told)(CONTENT, level)
+    assert torch.equal(levels[0].sigma == 0, told.expand(2, -1))
+    assert levels[0].state is level
+    assert torch.equal(found, torch.where(HELD[:, None, :, None, None], CONTENT, mixing(CONTENT, level)))
+
+
+def test_further_channels_of_a_denoiser_are_handed_on():
+    """A learned variance after x0 passes by the known regions, held clean or not."""
+    region = KnownRegion(CONTENT, first_frames(), None, "clean")
+
+    def learned(z, level):
+        return torch.cat([mixing(z, level), 3 * z], 1)
+
+    over, level = overwrite(region), LEVELS[3].batch(2)
+    for denoise in (learned, CleanFrames(learned, HELD)):
+        found = over.around(denoise)(FIXED, level)
+        assert torch.equal(found[:, SHAPE[1] :], 3 * FIXED)
+        assert torch.equal(found[:, : SHAPE[1], :GIVEN], CONTENT[:, :, :GIVEN])
+        assert torch.equal(found[:, : SHAPE[1], GIVEN:], mixing(FIXED, level)[:, :, GIVEN:])
+    alone = CleanFrames(learned, HELD)(FIXED, level)
+    assert torch.equal(alone[:, SHAPE[1] :], 3 * FIXED)
+    assert torch.equal(alone[:, : SHAPE[1], :GIVEN], FIXED[:, :, :GIVEN])

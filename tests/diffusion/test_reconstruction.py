@@ -264,3 +264,11 @@ def test_extensions_are_consistent_with_reconstruction_but_not_with_replacement_
 
     assert distance(0.0) > 1.8
     assert 0.7 < distance(2.0) < 1.2
+
+
+def test_further_channels_of_a_denoiser_are_handed_on():
+    matrix, z, given = random(SIZE, SIZE) / 9, random(*SHAPE, seed=1), random(*SHAPE, seed=2)
+    denoise, mask = linear(matrix, SHAPE), first_frames(SHAPE)
+    found = steered(lambda z, level: torch.cat([denoise(z, level), 2 * z], 1), given, mask, 3.5)(z, LEVEL)
+    torch.testing.assert_close(found[:, : SHAPE[1]], steered(denoise, given, mask, 3.5)(z, LEVEL))
+    assert torch.equal(found[:, SHAPE[1] :], 2 * z)

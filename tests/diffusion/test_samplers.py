@@ -457,3 +457,33 @@ def test_options_are_those_of_the_sampler():
     assert set(options("heun")) == {"churn", "churn_min", "churn_max", "churn_noise"}
     with pytest.raises(BadRequest, match="vdm-ancestral"):
         options("plms")
+
+
+# ------------------------------------------------------------------------------------ learned variance
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
+def test_iddpm_takes_its_variance_from_the_channels_after_x0(gamma):
+    """Nichol & Dhariwal 2021, eq. 15: v in [-1, 1] lies between the two bounds of `vdm_ancestral`."""
+    levels, seen = spaced(CosineLogSNR(), 9), []
+    z = torch.randn(1, 2, 1, 4, 5, dtype=torch.float64)
+
+    def learned(z, level):
+        return torch.cat([mixture(z, level), torch.full_like(z, 2 * gamma - 1)], 1)
+
+    def keep(_index, _total, _level, x0):
+        seen.append(x0.shape)
+
+    found = SAMPLERS["iddpm"](learned, z, levels, noise=Noise([5]), on_step=keep)
+    torch.testing.assert_close(found, SAMPLERS["vdm-ancestral"](mixture, z, levels, noise=Noise([5]), gamma=gamma))
+    assert set(seen) == {z.shape}
+
+
+def test_each_value_has_its_own_variance():
+    levels = variance_preserving(torch.tensor([-2.0, 1.3], dtype=torch.float64))
+    z = torch.randn(1, 1, 1, 2, 1, dtype=torch.float64)
+    v = torch.tensor([-1.0, 1.0], dtype=torch.float64).reshape(z.shape)
+    mean, lower, upper = posterior(z, mixture(z, levels[0]), levels[0], levels[1])
+    found = SAMPLERS["iddpm"](lambda z, t: torch.cat([mixture(z, t), v], 1), z, levels, noise=Noise([2]))
+    variance = torch.where(v < 0, lower, upper)
+    torch.testing.assert_close(found, mean + variance.sqrt() * Noise([2]).like(z))

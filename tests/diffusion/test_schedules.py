@@ -293,3 +293,26 @@ def test_a_level_per_frame_is_not_a_list_of_levels():
 def test_a_level_per_frame_for_another_number_of_frames_is_rejected():
     with pytest.raises(ValueError, match="for 3 frames"):
         PER_FRAME.like(torch.zeros(1, 4, 5, 2, 2))
+
+
+# ---------------------------------------------------------------------------------------- respaced
+
+
+@pytest.mark.parametrize("steps", [2, 3, 50, 100, 1000])
+def test_respaced_steps_are_the_integer_timesteps_nearest_to_even_ones(steps):
+    """IDDPM's space_timesteps of one section: both ends, and every ``999 / (steps - 1)`` rounded between."""
+    betas = DiscreteBetas("linear", 1e-4, 0.02)
+    found = betas.timestep(spaced(betas, steps, "respaced").log_snr[:-1])
+    expected = [round(999 * i / (steps - 1)) for i in reversed(range(steps))]
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_more_respaced_steps_than_timesteps_are_refused():
+    with pytest.raises(BadRequest, match="steps is 1001; expected at most 1000"):
+        spaced(DiscreteBetas("linear", 1e-4, 0.02), 1001, "respaced")
+
+
+def test_a_level_per_frame_may_name_the_level_of_the_state():
+    state = NoiseLevel(f64(0.6), f64(0.8))
+    assert NoiseLevel(f64(1, 0.6)[None], f64(0, 0.8)[None], state=state).state is state
+    assert state.state is None

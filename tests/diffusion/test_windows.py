@@ -263,3 +263,12 @@ def test_window_sizes_are_latent_frames_with_more_overlap_in_attention():
         5,
         2,
     )
+
+
+def test_further_channels_of_a_denoiser_are_averaged_too():
+    z = video(10)
+    windowed = Windowed(lambda frames: lambda z, level: torch.cat([mixing(z, level), 2 * z], 1), 10, 4, 2)
+    plain = Windowed(lambda frames: mixing, 10, 4, 2)
+    found = windowed(z, LEVEL)
+    assert torch.equal(found[:, :2], plain(z, LEVEL))
+    torch.testing.assert_close(found[:, 2:], 2 * z)

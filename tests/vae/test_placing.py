@@ -13,6 +13,7 @@ from kinema.vae.given_pixels import encode_given, latent_mask
 SIDE, CELL = 4, 2
 PLAIN, MEAN = FrameGrid(), FrameGrid(4)
 CAUSAL, SEVENTEEN = FrameGrid(4, causal=True), FrameGrid(4, causal=True, run=17)
+SHARED = FrameGrid(4, causal=True, run=17, shared=1)
 IMAGE = FrameGrid(4, image=True)
 untimed = settings(deadline=None)
 
@@ -33,7 +34,8 @@ class Toy:
             assert video.shape[2] % time.stride == 0
             return self.means(video, time.stride)
         if time.run is not None:
-            return torch.cat([self.run(part) for part in video.split(time.run, 2)], 2)
+            starts = range(0, max(video.shape[2] - time.shared, 1), time.run - time.shared)
+            return torch.cat([self.run(video[:, :, start : start + time.run]) for start in starts], 2)
         assert video.shape[2] % time.stride == 1
         return self.run(video)
 
@@ -75,7 +77,7 @@ def cells_by_hand(time, frames):
 
 
 @untimed
-@given(st.sampled_from([PLAIN, MEAN, CAUSAL, SEVENTEEN, IMAGE]), st.integers(1, 40), st.data())
+@given(st.sampled_from([PLAIN, MEAN, CAUSAL, SEVENTEEN, SHARED, IMAGE]), st.integers(1, 40), st.data())
 def test_a_given_cell_is_encoded_from_its_own_frames_without_unknown_ones(time, asked, data):
     frames = time.ceil(asked)
     pattern = data.draw(st.lists(st.sampled_from([True, True, True, False]), min_size=frames, max_size=frames))
@@ -102,7 +104,7 @@ def test_a_codec_of_single_frames_encodes_only_the_given_ones_in_one_call():
 
 
 def test_without_given_frames_nothing_is_encoded():
-    for time in (PLAIN, MEAN, CAUSAL, SEVENTEEN, IMAGE):
+    for time in (PLAIN, MEAN, CAUSAL, SEVENTEEN, SHARED, IMAGE):
         video, mask = clip(time.ceil(9))
         toy = Toy(time)
         content, found = encode_given(toy, toy.grid, video, mask)
@@ -156,7 +158,18 @@ def test_a_codec_of_runs_encodes_a_first_image_alone():
     torch.testing.assert_close(content[:, :, 5], own(video, [17]))
 
 
-@pytest.mark.parametrize("time", [PLAIN, MEAN, CAUSAL, SEVENTEEN])
+def test_a_frame_that_two_runs_share_represents_the_cell_before_and_is_the_cell_after():
+    """Open-Sora 1.3: a keyframe at a seam is encoded alone, for both."""
+    video, mask = clip(33, 16)
+    toy = Toy(SHARED)
+    content, found = encode_given(toy, toy.grid, video, mask)
+    assert set(toy.seen) == {1}
+    assert found[0, 0, :, 0, 0].tolist() == [0, 0, 0, 0, 1, 1, 0, 0, 0, 0]
+    for cell in (4, 5):
+        torch.testing.assert_close(content[:, :, cell], own(video, [16]))
+
+
+@pytest.mark.parametrize("time", [PLAIN, MEAN, CAUSAL, SEVENTEEN, SHARED])
 def test_a_region_masks_only_completely_given_cells(time):
     frames = time.ceil(16)
     video = clip(frames, *range(frames))[0]

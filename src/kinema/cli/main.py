@@ -22,7 +22,7 @@ from kinema import __version__, bounds, registry
 from kinema.schema import BadRequest, Cancelled
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "generate": ("kinema.cli.verbs:generate", "generate a clip from a text prompt"),
+    "generate": ("kinema.cli.prompts:generate", "generate a clip from a text prompt"),
     "animate": ("kinema.cli.verbs:animate", "generate a clip from an image"),
     "interpolate": ("kinema.cli.verbs:interpolate", "generate the frames in between"),
     "extend": ("kinema.cli.verbs:extend", "continue a clip, forwards or backwards"),

@@ -79,7 +79,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "main options": (
         *("output", "model", "image_model", "last_image", "keyframes", "region", "mask", "outside", "every", "keep"),
         *("backward", "strength", "scale", "motion", "seed", "frames", "width", "height", "size", "steps", "guidance"),
-        "negative_prompt",
+        *("negative_prompt", "prompts"),
     ),
     "clip": ("image", "start", "end", "prompt_spans", "fps", "loop", "clips", "fit"),
     "sampling": (
@@ -233,10 +233,6 @@ IP_IMAGE = Option(
 CONFIG = Option("config", Path | None, None, "YAML, TOML or JSON file of options; the command line overrides it")
 
 
-def generate(argv: Sequence[str]) -> int:
-    return run("generate", argv)
-
-
 def animate(argv: Sequence[str]) -> int:
     return run("animate", argv)
 
@@ -263,7 +259,16 @@ def upscale(argv: Sequence[str]) -> int:
 
 def run(task: TaskName, argv: Sequence[str]) -> int:
     """Run a verb and print the paths written."""
-    given = read_options(task, [*request_options(task), *MODEL, *WRITING, *REPORTING, CONFIG], argv, "kinema")
+    return run_given(task, read_options(task, options_of(task), argv, "kinema"))
+
+
+def options_of(task: TaskName) -> list[Option]:
+    """All options of a verb."""
+    return [*request_options(task), *MODEL, *WRITING, *REPORTING, CONFIG]
+
+
+def run_given(task: TaskName, given: Mapping[str, Any]) -> int:
+    """`run` with the options of the command line."""
     settings = with_defaults([*WRITING, *REPORTING], given)
     request = request_from(task, given)
     output = output_for(request, settings)

@@ -1,8 +1,9 @@
 """Prompts as Open-Sora 2.0 and Flux read them: states of T5-XXL, and the pooled embedding of CLIP-L, by transformers.
 
-T5's padding is not masked: the transformers were trained with it. The encoders run once, before anything else, block by
-block (`streamed`), and what they return is kept on disk (`remembered`). A prompt that was read before does not load
-them again; their files must still be there, since their names, sizes and times are part of an embedding's key.
+T5's padding is not masked: the transformers were trained with it. Those of Open-Sora 1.x were not, see `encode_masked`.
+The encoders run once, before anything else, block by block (`streamed`), and what they return is kept on disk
+(`remembered`). A prompt that was read before does not load them again; their files must still be there, since their
+names, sizes and times are part of an embedding's key.
 
 Letters: B prompts, M tokens, F features.
 """
@@ -138,8 +139,28 @@ def encode(
         return torch.empty(len(prompts), length, widths[0]), torch.empty(len(prompts), widths[1])
     remembered.most()  # refuses a bad limit before the encoders run
     found = find(T5, place), find(CLIP, place)
-    states = _encoded(found[0], prompts, (length, widths[0]), place, on_event)
-    return states, _encoded(found[1], prompts, (widths[1],), place, on_event)
+    states, _ = _encoded(found[0], prompts, (length, widths[0]), place, on_event)
+    return states, _encoded(found[1], prompts, (widths[1],), place, on_event)[0]
+
+
+def encode_masked(
+    prompts: Sequence[str], length: int, width: int, place: Place, on_event: OnEvent
+) -> tuple[Tensor, Tensor]:
+    """``(states B×length×width, mask B×length)`` of T5 alone, whose own attention leaves out padding, on the CPU.
+
+    The mask is true at tokens. Open-Sora 1.0 to 1.3 read prompts so. Raises as `encode` does.
+    """
+    if place.device.type == "meta":
+        torch.empty(streamed_bytes(len(prompts), length), dtype=torch.uint8, device="meta")
+        return torch.empty(len(prompts), length, width), torch.ones(len(prompts), length, dtype=torch.bool)
+    remembered.most()
+    states, counts = _encoded(find(T5, place), prompts, (length, width), place, on_event, masked=True)
+    return states, _mask(counts, length)
+
+
+def _mask(counts: Sequence[int], length: int) -> Tensor:
+    """B×length, true at each prompt's tokens."""
+    return torch.arange(length) < torch.tensor(counts)[:, None]
 
 
 def streamed_bytes(prompts: int, length: int) -> int:
@@ -152,8 +173,16 @@ def streamed_bytes(prompts: int, length: int) -> int:
     return 4 * (weights + prompts * length * (3 * heads * length + 2 * inner + 4 * width))
 
 
-def _encoded(found: Found, prompts: Sequence[str], shape: tuple[int, ...], place: Place, on_event: OnEvent) -> Tensor:
-    """One encoder's output for each prompt, of this shape: from disk where it was computed before."""
+def _encoded(  # noqa: PLR0917
+    found: Found,
+    prompts: Sequence[str],
+    shape: tuple[int, ...],
+    place: Place,
+    on_event: OnEvent,
+    *,
+    masked: bool = False,
+) -> tuple[Tensor, list[int]]:
+    """One encoder's output for each prompt, of this shape, and its tokens: from disk where it was computed before."""
     length = shape[0] if found.encoder is T5 else CLIP_LENGTH
     marks = {
         "encoder": found.encoder.title,
@@ -163,25 +192,32 @@ def _encoded(found: Found, prompts: Sequence[str], shape: tuple[int, ...], place
         "length": length,
         "dtype": str(place.dtype),
         "device": place.device.type,
+        **({"masked": True} if masked else {}),
     }
     keys = {prompt: remembered.key({**marks, "prompt": prompt}) for prompt in prompts}
     header: Header = {"out": (shape, torch.float32), "tokens": ((1,), torch.int64)}
     kept = {prompt: entry for prompt, key in keys.items() if (entry := remembered.get(key, header)) is not None}
     if missing := [prompt for prompt in keys if prompt not in kept]:
         on_event(Phase("condition", f"{found.encoder.title} reads the prompt"))
-        outs, counts = _run(found, missing, length, shape[-1], place)
+        outs, counts = _run(found, missing, length, shape[-1], place, masked=masked)
         for prompt, out, tokens in zip(missing, outs, counts, strict=True):
             kept[prompt] = {"out": out, "tokens": torch.tensor([tokens])}
             remembered.put(keys[prompt], kept[prompt])
     for prompt, entry in kept.items():
         if found.encoder is T5 and (tokens := int(entry["tokens"])) > length:
             on_event(Note(f"{T5.title} reads the first {length} of {tokens} tokens of the prompt {quoted(prompt)}"))
-    return torch.stack([kept[prompt]["out"] for prompt in prompts])
+    states = torch.stack([kept[prompt]["out"] for prompt in prompts])
+    return states, [int(kept[prompt]["tokens"]) for prompt in prompts]
 
 
 @torch.no_grad()
-def _run(found: Found, prompts: Sequence[str], length: int, width: int, place: Place) -> tuple[Tensor, list[int]]:
-    """What the encoder returns, with ``width`` features, and the number of tokens of each prompt before it is cut."""
+def _run(  # noqa: PLR0917
+    found: Found, prompts: Sequence[str], length: int, width: int, place: Place, *, masked: bool = False
+) -> tuple[Tensor, list[int]]:
+    """What the encoder returns, with ``width`` features, and the number of tokens of each prompt before it is cut.
+
+    ``masked``: T5 does not attend to padding.
+    """
     model = _empty(found)
     if (features := model.config.hidden_size) != width:
         raise BadRequest(
@@ -194,7 +230,8 @@ def _run(found: Found, prompts: Sequence[str], length: int, width: int, place: P
     if found.encoder is T5:
         blocks = list(model.encoder.block)
         with streamed(model, blocks, lambda name: stream[names[name]], place.device, place.dtype):
-            return model(input_ids=ids, attention_mask=None).last_hidden_state.float().cpu(), counts
+            seen = _mask(counts, length).to(place.device) if masked else None
+            return model(input_ids=ids, attention_mask=seen).last_hidden_state.float().cpu(), counts
     clip = type(model)(model.config).eval()  # small, as its file is, and its buffers are in no file
     clip.load_state_dict({name: stream[each] for name, each in names.items()}, strict=False)
     return clip.to(place.device, place.dtype)(input_ids=ids, attention_mask=None).pooler_output.float().cpu(), counts

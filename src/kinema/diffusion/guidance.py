@@ -12,11 +12,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from kinema.diffusion.parameterise import Denoiser
+from kinema.diffusion.parameterise import Denoiser, of_x0
 from kinema.diffusion.schedules import NoiseLevel, broadcast
 from kinema.schema import BadRequest
 
@@ -42,9 +43,12 @@ class Guidance:
     if a scale of 1 replaces it, ``base + 1 (of - base) = of``.
 
     rescale: in [0, 1], how far each item's standard deviation is pulled back to that of ``reference`` (Lin et al. 2023,
-    eq. 15 and 16, here on x0). The default reference is the first difference's ``of``.
+    eq. 15 and 16, here on x0). The default reference is the first difference's ``of``. ``rescaled`` "flow" does it on
+    the velocity of a rectified flow instead (Open-Sora 1.3's guidance-flaw fix).
     interval: log-SNR range, inclusive, in which guidance is applied (Kynkäänniemi et al. 2024); outside it all scales
     are 1. None: everywhere.
+    channels: how many of the first channels are guided; the others are the reference's (Open-Sora 1.0 guides three of
+    four). None: all.
     """
 
     base: str
@@ -52,12 +56,14 @@ class Guidance:
     rescale: float = 0.0
     reference: str = ""
     interval: tuple[float, float] | None = None
+    channels: int | None = None
+    rescaled: Literal["x0", "flow"] = "x0"
 
     @property
     def branches(self) -> tuple[str, ...]:
         """Every branch that may contribute at some step."""
         ends = [name for each in self.differences if not _is(each.scale, 0) for name in (each.of, each.over)]
-        names = dict.fromkeys([self.base, *ends])
+        names = dict.fromkeys([self.base, *ends, *([self.reference] if self.channels is not None else [])])
         if len(self.differences) == 1 and _is(self.differences[0].scale, 1) and self.base == self.differences[0].over:
             return (self.differences[0].of,)
         return tuple(names)
@@ -115,17 +121,23 @@ class Guided:
     levels: NoiseLevel | None = None
 
     def __call__(self, z: Tensor, level: NoiseLevel) -> Tensor:
-        base, terms = self._contributing(z, level)
+        base, terms = self._contributing(z, level if level.state is None else level.state)
         names = list(dict.fromkeys([*(n for each, _ in terms for n in (each.of, each.over)), base]))
-        rescaled = self.guidance.rescale and bool(terms)
+        rescale, channels = self.guidance.rescale if terms else 0.0, self.guidance.channels
         reference = self.guidance.reference or (terms[0][0].of if terms else base)
-        if rescaled and reference not in names:
+        if (rescale or channels is not None) and reference not in names:
             names.append(reference)
         x0 = self._denoised(names, z, level)
         guided = x0[base]
         for each, scale in terms:
             guided = guided + scale * (x0[each.of] - x0[each.over])
-        return _match_contrast(guided, x0[reference], self.guidance.rescale) if rescaled else guided
+        if channels is not None:
+            guided = torch.cat([guided[:, :channels], x0[reference][:, channels:]], 1)
+        if not rescale:
+            return guided
+        # For a flow, z - x0 is sigma times the velocity.
+        origin, cond = z if self.guidance.rescaled == "flow" else z.new_zeros(()), x0[reference][:, : z.shape[1]]
+        return of_x0(lambda own: origin + _match_contrast(own - origin, cond - origin, rescale), guided, z)
 
     def _denoised(self, names: Sequence[str], z: Tensor, level: NoiseLevel) -> dict[str, Tensor]:
         if self.parallel and len(names) == 2:
@@ -284,10 +296,11 @@ class Reconstruction:
         weight = max(abs(each.weight) for each in weighted)
         with torch.inference_mode(False), torch.enable_grad():
             z_in = z.detach().clone().requires_grad_(True)
-            x0 = self.denoise(z_in, level)
+            output = self.denoise(z_in, level)
+            x0 = output[:, : z.shape[1]]
             wide = x0.to(torch.promote_types(x0.dtype, torch.float32))  # a sum over a clip overflows fp16
             loss = sum((each.weight / weight * each.error(wide) for each in weighted), start=wide.new_zeros(()))
             (grad,) = torch.autograd.grad(loss, z_in)
         if self.held is not None:
             grad = grad * (1 - self.held.to(grad))
-        return x0.detach() - weight / 2 * level.like(z)[0] * grad
+        return of_x0(lambda own: own - weight / 2 * level.like(z)[0] * grad, output.detach(), z)

@@ -21,12 +21,14 @@ import torch
 from torch import Tensor
 
 from kinema.diffusion.noise import Noise
-from kinema.diffusion.parameterise import Denoiser
+from kinema.diffusion.parameterise import Denoiser, of_x0
 from kinema.diffusion.samplers import State, posterior
 from kinema.diffusion.schedules import NoiseLevel, broadcast
 from kinema.schema import BadRequest
 
-RegionNoise = Literal["fresh", "posterior", "fixed", "clean"]
+RegionNoise = Literal["fresh", "posterior", "fixed", "clean", "lagging", "none"]
+
+CLEAN = "clean", "lagging"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,9 @@ class KnownRegion:
     Its noise is "fresh" in every state, ``q(z_s | content)``; "posterior", ``q(z_s | content, z_t)`` given the previous
     state (the two replacement methods of VDM, section 3.1); or "fixed", one sample for all states (SDEdit,
     Time-to-Move). A "clean" region has no noise while it is held, and fresh noise in the state of its release
-    (Open-Sora 1.2's edit).
+    (Open-Sora 1.2's edit). A "lagging" region is like it, but the network is told that it is clean in that state too
+    (Open-Sora 1.1's). A region with noise "none" has none in any state, and the network is not told (references with
+    Open-Sora's edit ratio 1 stand in the place of the initial noise).
     """
 
     content: Tensor
@@ -44,6 +48,10 @@ class KnownRegion:
     release: int | None
     """Last state that holds the region; None: never released."""
     noise: RegionNoise = "fresh"
+
+    def over(self, x0: Tensor) -> Tensor:
+        """x0 with the region's content in its place."""
+        return torch.lerp(x0, self.content.to(x0), self.mask.to(x0).expand_as(x0))
 
 
 class Overwrite:
@@ -80,12 +88,22 @@ class Overwrite:
 
     def clean(self, level: NoiseLevel) -> Tensor:
         """Return which frames are entirely clean in the state at this level, bool [B, T] (B may be 1)."""
-        log_snr, clean = float(level.log_snr.min()), torch.zeros(1, self.fixed.shape[2], dtype=torch.bool)
+        return self._frames(lambda piece, behind: behind < 0 or self._stays(piece), level)
+
+    def told_clean(self, level: NoiseLevel) -> Tensor:
+        """Return which frames a network is told are clean: those of `clean`, and "lagging" ones upon their release."""
+        return self._frames(
+            lambda piece, behind: behind < 0 or self._stays(piece) or (behind == 0 and piece.noise == "lagging"), level
+        )
+
+    def _frames(self, held: Callable[[KnownRegion, float], bool], level: NoiseLevel) -> Tensor:
+        """The frames that clean regions cover entirely where ``held`` of a region and the log-SNR since its release."""
+        log_snr, found = float(level.log_snr.min()), torch.zeros(1, self.fixed.shape[2], dtype=torch.bool)
         for piece in self.pieces:
-            before = log_snr < float(self.levels.log_snr[self._release(piece)])
-            if piece.noise == "clean" and (before or self._stays(piece)):
-                clean = clean | (piece.mask.amin((1, 3, 4)) > 0).to(clean.device)
-        return clean
+            behind = log_snr - float(self.levels.log_snr[self._release(piece)])
+            if piece.noise in CLEAN and held(piece, behind):
+                found = found | (piece.mask.amin((1, 3, 4)) > 0).to(found.device)
+        return found
 
     def run(self, first: int = 0) -> State:
         """Return `state` for a sampler that starts at ``levels[first]``."""
@@ -100,7 +118,7 @@ class Overwrite:
         def overwritten(z: Tensor, level: NoiseLevel) -> Tensor:
             x0 = denoise(z, level)
             for piece in given:
-                x0 = torch.lerp(x0, piece.content.to(x0), piece.mask.to(x0).expand_as(x0))
+                x0 = of_x0(piece.over, x0, z)
             return x0
 
         return overwritten
@@ -117,7 +135,8 @@ class Overwrite:
         if before == index:
             return known
         content, level = piece.content.to(z), self.levels[index].batch(len(z))
-        if piece.noise == "clean" and (index < self._release(piece) or self._stays(piece)):
+        bare = piece.noise in CLEAN and (index < self._release(piece) or self._stays(piece))
+        if bare or piece.noise == "none":
             noised = content
         elif not bool((level.sigma > 0).any()):
             noised = level.like(z)[0] * content
@@ -137,20 +156,28 @@ class CleanFrames:
     """A denoiser of models that take conditioning frames clean, at the clean level (alpha 1, sigma 0).
 
     ``held`` [B, T] (B may be 1) is True for those frames, or a function of the level that returns it
-    (`Overwrite.clean`). z must hold them clean (`KnownRegion` with "clean" noise); x0 copies them from z. The wrapped
-    denoiser always gets a level per frame, [B, T]. Open-Sora 1.1 to 1.3 and Wan's TI2V-5B are such models.
+    (`Overwrite.clean`). z must hold them clean (`KnownRegion` with "clean" noise); x0 copies them from z. ``told``
+    (`Overwrite.told_clean`) are the frames that the network is told are clean; None: those that are. The wrapped
+    denoiser always gets a level per frame, [B, T], whose ``state`` is the level of z. Open-Sora 1.1 to 1.3 and Wan's
+    TI2V-5B are such models.
     """
 
     denoise: Denoiser
     held: Tensor | Callable[[NoiseLevel], Tensor]
+    told: Callable[[NoiseLevel], Tensor] | None = None
 
     def __call__(self, z: Tensor, level: NoiseLevel) -> Tensor:
-        held = self.held(level) if callable(self.held) else self.held
-        held = held.to(level.alpha.device).bool().expand(len(z), z.shape[2])
+        held = self._each(self.held(level) if callable(self.held) else self.held, z)
+        told = held if self.told is None else self._each(self.told(level), z)
         alpha, sigma = (each.reshape(len(each), -1).expand(len(z), z.shape[2]) for each in (level.alpha, level.sigma))
-        x0 = self.denoise(z, NoiseLevel(alpha.masked_fill(held, 1), sigma.masked_fill(held, 0)))
+        told = told.to(level.alpha.device)
+        output = self.denoise(z, NoiseLevel(alpha.masked_fill(told, 1), sigma.masked_fill(told, 0), state=level))
         # Explicit, since a network that predicts x0 need not reproduce its input.
-        return torch.where(broadcast(held, z) > 0, z, x0)
+        return of_x0(lambda x0: torch.where(broadcast(held, z) > 0, z, x0), output, z)
+
+    @staticmethod
+    def _each(frames: Tensor, z: Tensor) -> Tensor:
+        return frames.bool().expand(len(z), z.shape[2])
 
 
 # ------------------------------------------------------------------------------- releases

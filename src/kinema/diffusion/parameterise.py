@@ -20,6 +20,9 @@ from kinema.schema import BadRequest
 Denoiser = Callable[[Tensor, NoiseLevel], Tensor]
 """``denoise(z_BCTHW, level) -> x0_BCTHW``; level has one entry per batch item, or per item and frame."""
 
+"""A denoiser may return further channels after those of x0 (the learned variance of `samplers.iddpm`), which the
+wrappers of x0 hand on; see `of_x0`."""
+
 Scalings = tuple[Tensor, Tensor, Tensor]
 Weighting = Callable[[NoiseLevel], Tensor] | None
 """Weight w in ``w * |x0_hat - x0|²`` as a function of the level, of its shape; None: weight 1 on the network's own
@@ -31,6 +34,12 @@ def eps_from_x0(x0: Tensor, z: Tensor, level: NoiseLevel) -> Tensor:
     alpha, sigma = level.like(z)
     clean = sigma == 0
     return ((z - alpha * x0) / sigma.masked_fill(clean, 1)).masked_fill(clean, 0)
+
+
+def of_x0(change: Callable[[Tensor], Tensor], output: Tensor, z: Tensor) -> Tensor:
+    """Apply ``change`` to x0, the first channels of a denoiser's output, as many as z has; the others stay."""
+    x0, *further = output.split([z.shape[1], output.shape[1] - z.shape[1]], 1)
+    return change(x0) if not further[0].numel() else torch.cat([change(x0), *further], 1)
 
 
 class Parameterisation(ABC):

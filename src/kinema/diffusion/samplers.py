@@ -137,6 +137,30 @@ def vdm_ancestral(
 
 
 @torch.no_grad()
+def iddpm(
+    denoise: Denoiser,
+    z: Tensor,
+    levels: NoiseLevel,
+    *,
+    noise: Noise,
+    on_step: OnStep | None = None,
+    state: State = free,
+) -> Tensor:
+    """Ancestral sampling with learned variance (Nichol & Dhariwal 2021, eq. 15).
+
+    The step of `vdm_ancestral`, whose gamma is the network's ``(v + 1) / 2``: the denoiser returns v, in [-1, 1] as a
+    rule, as further channels after those of x0. One that returns x0 alone gets the lower bound of the variance (DDPM).
+    """
+    z = state(z, 0)
+    for i, t, s in _steps(levels, z):
+        x0, v = (output := denoise(z, t))[:, : z.shape[1]], output[:, z.shape[1] :]
+        z = ancestral_step(z, x0, t, s, noise, (v + 1) / 2 if v.shape[1] else 0.0)
+        z = state(z, i + 1)
+        _report(on_step, i, levels, x0)
+    return z
+
+
+@torch.no_grad()
 def vdm_langevin(
     denoise: Denoiser,
     z: Tensor,
@@ -321,8 +345,11 @@ def unipc(
 # --------------------------------------------------------------------------------- building blocks of steps
 
 
-def ancestral_step(z: Tensor, x0: Tensor, t: NoiseLevel, s: NoiseLevel, noise: Noise, gamma: float) -> Tensor:  # noqa: PLR0917
-    """Sample q(z_s | z_t, x0) with its variance interpolated towards that of q(z_t | z_s) (VDM, section 2)."""
+def ancestral_step(z: Tensor, x0: Tensor, t: NoiseLevel, s: NoiseLevel, noise: Noise, gamma: float | Tensor) -> Tensor:  # noqa: PLR0917
+    """Sample q(z_s | z_t, x0) with its variance interpolated towards that of q(z_t | z_s) (VDM, section 2).
+
+    ``gamma`` is a number, or one of each value of z.
+    """
     mean, lower, upper = posterior(z, x0, t, s)
     if not _positive(s.sigma):
         return mean
@@ -439,6 +466,7 @@ def options(name: str) -> dict[str, Any]:
 SAMPLERS: dict[str, Sampler] = {
     "vdm-ancestral": vdm_ancestral,
     "vdm-langevin": vdm_langevin,
+    "iddpm": iddpm,
     "ddim": ddim,
     "euler": euler,
     "euler-ancestral": euler_ancestral,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol, get_args
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kinema.schema import BadRequest
 
-Spacing = Literal["uniform", "linspace", "leading", "trailing", "karras", "log-snr"]
+Spacing = Literal["uniform", "linspace", "respaced", "leading", "trailing", "karras", "log-snr"]
 SPACINGS: tuple[str, ...] = get_args(Spacing)
 
 TINY = 1e-15
@@ -55,6 +55,8 @@ class NoiseLevel:
 
     alpha: Tensor
     sigma: Tensor
+    state: NoiseLevel | None = field(default=None, kw_only=True)
+    """The level of z itself, [B], where alpha and sigma are what a network is told of each frame (`CleanFrames`)."""
 
     @property
     def per_frame(self) -> bool:
@@ -275,6 +277,8 @@ def spaced(schedule: Schedule, steps: int, spacing: Spacing = "uniform") -> Nois
 
     - ``uniform``: t = 1, 1 - 1/n, …, 1/n, then clean (VDM, rectified flow);
     - ``linspace``: n times from 1 to 0 inclusive, then clean (equal to uniform if t = 0 is clean);
+    - ``respaced``: the n integer timesteps nearest to linspace's of `DiscreteBetas` (IDDPM, Nichol & Dhariwal 2021),
+      then clean; linspace for continuous schedules;
     - ``trailing``, ``leading``: integer timesteps of `DiscreteBetas` as in diffusers (Lin et al. 2023, table 2; leading
       with offset 1); uniform for continuous schedules;
     - ``karras``: (sigma / alpha)^(1/7) evenly spaced between the schedule's ends (EDM eq. 5), within 80 to 0.002;
@@ -290,9 +294,9 @@ def spaced(schedule: Schedule, steps: int, spacing: Spacing = "uniform") -> Nois
     if spacing not in SPACINGS:
         raise BadRequest(f"spacing is {spacing!r}; expected one of {', '.join(SPACINGS)}")
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1]
-    if spacing == "linspace" and bool(schedule.level(times.new_zeros(1)).sigma > 0):
+    if spacing in ("linspace", "respaced") and bool(schedule.level(times.new_zeros(1)).sigma > 0):
         times = torch.linspace(1, 0, steps, dtype=torch.float64)
-    elif spacing in ("leading", "trailing") and isinstance(schedule, DiscreteBetas):
+    if spacing in ("leading", "trailing", "respaced") and isinstance(schedule, DiscreteBetas):
         times = _timesteps(schedule.count, steps, spacing) / (schedule.count - 1)
     return _clean_last(schedule.level(times))
 
@@ -301,6 +305,8 @@ def _timesteps(count: int, steps: int, spacing: str) -> Tensor:
     if steps > count:
         raise BadRequest(f"steps is {steps}; expected at most {count}, the model's timesteps, with {spacing} spacing")
     index = torch.arange(steps, dtype=torch.float64)
+    if spacing == "respaced":
+        return torch.linspace(count - 1, 0, steps, dtype=torch.float64).round()
     if spacing == "leading":
         return ((steps - 1 - index) * (count // steps) + 1).clamp_max(count - 1)
     return (count - index * (count / steps)).round() - 1

@@ -188,7 +188,11 @@ class Windowed:
             self._move(level)
         if len(self._parts) == 1:
             return self._parts[0][2](z, level)
-        x0 = torch.zeros_like(z)
+        total: Tensor | None = None
         for frames, weight, denoise in self._parts:
-            x0[:, :, frames] += weight.to(z).reshape(-1, 1, 1) * denoise(z[:, :, frames], level)
-        return x0
+            output = denoise(z[:, :, frames], level)
+            if total is None:  # which may have more channels than z
+                total = output.new_zeros(len(z), output.shape[1], *z.shape[2:])
+            total[:, :, frames] += weight.to(z).reshape(-1, 1, 1) * output
+        assert total is not None
+        return total

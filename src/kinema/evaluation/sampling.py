@@ -50,7 +50,7 @@ class Sampling:
             if not work.stage.at_once:
                 video = rollout.pixels(work, None, draws, ignore)
             else:
-                video = system.decode(rollout.latents(work, None, draws, ignore))
+                video = system.decode(rollout.latents(work, None, draws, ignore), work.stage.whole)
         return video[:, :, : request.shape.frames]
 
     def real(self, prompt: str, seed: int) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -18,11 +19,12 @@ from torch import Tensor, nn
 
 from kinema.canvas import Canvas
 from kinema.diffusion.guidance import Guidance
+from kinema.diffusion.overwrite import KnownRegion
 from kinema.diffusion.parameterise import Denoiser, Parameterisation
 from kinema.diffusion.schedules import NoiseLevel, Schedule, Spacing
 from kinema.events import OnEvent
 from kinema.grid import Lattice
-from kinema.schema import Request
+from kinema.schema import BadRequest, Request
 from kinema.system.files import Checkpoints
 from kinema.system.training import Training
 from kinema.system.weights import Weights
@@ -91,6 +93,8 @@ class Conditions:
     given: tuple[Tensor, Tensor] | None = None
     """Latents B×c×T×h×w that the finished clip has where their mask B×1×T×h×w is 1: given frames, which a network that
     is conditioned on them only comes close to, decode as they were encoded."""
+    regions: tuple[KnownRegion, ...] | None = None
+    """Latent regions that the family holds in the sampler's state in its own way. None: those of the canvas."""
 
 
 DECODING = {"chunk": "decode_chunk", "overlap": "decode_overlap", "tile": "decode_tile"}
@@ -111,7 +115,8 @@ class Codec(Protocol):
     def decode(self, z_BCTHW: Tensor, chunk: int | None = None) -> Tensor:
         """Decode latents to pixels, ``chunk`` latent frames at a time; None lets the codec choose.
 
-        A codec may take the other options of `DECODING` too; the family's `Sampling.check` rejects the rest.
+        A codec may take the other options of `DECODING` too; the family's `Sampling.check` rejects the rest. A codec
+        whose `FrameGrid.pads` also takes ``frames``, the number of pixel frames to return; None: the most there can be.
         """
 
     def leaner(self, frames: int, height: int, width: int) -> Sequence[Mapping[str, int]]:
@@ -191,6 +196,24 @@ class Sampling(Protocol):
 
         Called before weights are loaded.
         """
+
+    def settled(self, config: Any, request: Request) -> Request:  # noqa: ARG002
+        """Return the request with the fields that the family's options stand for (a number of loops: ``frames``).
+
+        Called before defaults are filled in, and again for a settled request, which it must not change.
+        """
+        return request
+
+    def blocks(self, config: Any, request: Request) -> tuple[int, int] | None:  # noqa: ARG002
+        """Return the frames of a block and how many of them it shares with the one before, where options say so.
+
+        None: blocks of `Lattice.max_frames`, for clips that are longer.
+        """
+        return None
+
+    def read_prompts(self, config: Any, path: Path) -> Sequence[tuple[str, Mapping[str, Any]]]:  # noqa: ARG002
+        """Return (prompt, options of ``extra``) for each clip of a file of prompts in the family's own format."""
+        raise BadRequest("this model has no files of prompts; Open-Sora 1.1 to 1.3 have")
 
     def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
         """Return the files and folders named in ``extra``; the recipe records their hashes."""

@@ -214,6 +214,8 @@ class System:
     def decode(self, z_BCTHW: Tensor, request: Request | None = None) -> Tensor:
         """Decode latents to pixels in [-1, 1] on the CPU, with the request's decoding options."""
         options: dict[str, Any] = decode_options(request) if request else {}
+        if request and self.lattice.grid.time.pads:
+            options["frames"] = request.shape.frames
         return self.codec.decode(z_BCTHW.to(self.dtype), **options).float().clamp(-1, 1).cpu()
 
 

@@ -24,9 +24,13 @@ PART = 2**24
 
 
 class CausalConvolution(Protocol):
-    """``pad`` as `F.pad` takes it: the border around, and ``kernel - 1`` frames before."""
+    """``pad`` as `F.pad` takes it: the border around, and the frames before, ``kernel - 1`` or fewer.
+
+    Both are zero with ``zeros``; otherwise copies of the outermost values.
+    """
 
     pad: tuple[int, ...]
+    zeros: bool
     conv: nn.Conv3d
 
 
@@ -59,9 +63,9 @@ def by_frames(layer: CausalConvolution, frames: Frames, onto: Tensor | None = No
         count = min(few, total - at)
         end = step * (count - 1) + kernel
         first = step * at - before + filled  # of the clip, for the first frame to be written
-        _write(frames, first, buffer[:, :, filled:end], side)
+        _write(frames, first, buffer[:, :, filled:end], side, layer.zeros)
         if at == 0:
-            buffer[:, :, :before] = buffer[:, :, before : before + 1]
+            buffer[:, :, :before] = 0 if layer.zeros else buffer[:, :, before : before + 1]
         part = conv(buffer[:, :, :end])
         if onto is not None:
             onto[:, :, at : at + count] += part
@@ -88,7 +92,7 @@ def mixed(conv: nn.Conv3d, x_BCTHW: Tensor) -> Tensor:
     return out
 
 
-def _write(frames: Frames, first: int, into_BCNHW: Tensor, side: int) -> None:
+def _write(frames: Frames, first: int, into_BCNHW: Tensor, side: int, zeros: bool) -> None:
     """Frames and the border around them."""
     if not side:
         frames.write(first, into_BCNHW)
@@ -97,8 +101,9 @@ def _write(frames: Frames, first: int, into_BCNHW: Tensor, side: int) -> None:
     for axis in (-2, -1):
         length = into_BCNHW.shape[axis]
         for edge in range(side):
-            into_BCNHW.select(axis, edge).copy_(into_BCNHW.select(axis, side))
-            into_BCNHW.select(axis, length - 1 - edge).copy_(into_BCNHW.select(axis, length - 1 - side))
+            for at, inner in ((edge, side), (length - 1 - edge, length - 1 - side)):
+                border = into_BCNHW.select(axis, at)
+                border.zero_() if zeros else border.copy_(into_BCNHW.select(axis, inner))
 
 
 # --------------------------------------------------------------------------------------- what they read

@@ -29,6 +29,8 @@ Stride = tuple[int, int, int]
 class CausalConv3d(nn.Module):
     """A convolution that is padded with its border, in time only before the first frame."""
 
+    zeros = False
+
     def __init__(self, channels: int, out: int, kernel: int = 3, stride: Stride = (1, 1, 1)) -> None:
         super().__init__()
         side = kernel // 2

@@ -134,9 +134,12 @@ class Autoencoder(nn.Module):
 
     def encode(self, image_NCHW: Tensor) -> Tensor:
         """Return the mode of the latents, N×c×h×w, unscaled."""
+        return self.moments(image_NCHW).chunk(2, dim=1)[0]
+
+    def moments(self, image_NCHW: Tensor) -> Tensor:
+        """Return mean and log-variance of the latents, N×2c×h×w, unscaled."""
         growth = self.encoder.conv_in.out_channels // image_NCHW.shape[1]
-        moments = by_images(lambda x: self.quant_conv(self.encoder(channels_last_(x))), image_NCHW, growth)
-        return moments.chunk(2, dim=1)[0]
+        return by_images(lambda x: self.quant_conv(self.encoder(channels_last_(x))), image_NCHW, growth)
 
     def decode(self, z_NCHW: Tensor) -> Tensor:
         """Decode unscaled latents to pixels N×3×H×W."""

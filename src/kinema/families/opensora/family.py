@@ -1,148 +1,217 @@
-"""What `kinema.system.Family` asks of Open-Sora 2.0."""
+"""What `kinema.system.Family` asks of Open-Sora: two lines of models, told apart by the type of their config.
+
+2.0 is in ``v2`` and the modules beside it, 1.0 to 1.3 are in the folder ``v1``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kinema.canvas import Canvas
 from kinema.checkpoints.convert import Layouts
+from kinema.checkpoints.lora_formats import Alias
+from kinema.checkpoints.source import Source
 from kinema.diffusion.guidance import Guidance
 from kinema.diffusion.parameterise import Denoiser
-from kinema.diffusion.schedules import NoiseLevel, RectifiedFlow
 from kinema.events import OnEvent
-from kinema.families.opensora import conditioning, layout, options, process, recipe, sizes
-from kinema.families.opensora.codec import VideoCodec, codec_of
-from kinema.families.opensora.conditioning import Condition
-from kinema.families.opensora.config import PRESETS, Config, from_json, to_json
-from kinema.families.opensora.files import lora, opening
-from kinema.families.opensora.model import OpenSora, blocks, run
+from kinema.families.opensora import config as second
+from kinema.families.opensora import model as second_model
+from kinema.families.opensora import v2
+from kinema.families.opensora.v1 import conditioning as first_condition
+from kinema.families.opensora.v1 import config as first
+from kinema.families.opensora.v1 import files as first_files
+from kinema.families.opensora.v1 import model as first_model
+from kinema.families.opensora.v1.sampling import FirstLineSampling
 from kinema.grid import Lattice
-from kinema.schema import BadRequest, Request
-from kinema.system import Checkpoints, Conditions, Defaults, OpenedModel, Process, Sampling, Slots, Training
+from kinema.schema import Request
+from kinema.system import (
+    Batch,
+    Checkpoints,
+    Codec,
+    Conditions,
+    Defaults,
+    FoundCheckpoint,
+    OpenedModel,
+    Process,
+    Sampling,
+    Slots,
+    Training,
+    TrainingSettings,
+)
+
+Config = first.Config | second.Config
 
 
-class OpenSoraSampling(Sampling):
-    """How its clips are generated."""
+@dataclass(frozen=True)
+class Line:
+    """One line of models: its parts of the family, and its networks."""
+
+    sampling: Sampling
+    checkpoints: Checkpoints
+    training: Training
+    build: Callable[[Any], nn.Module]
+    blocks: Callable[[nn.Module], Sequence[nn.Module]]
+    to_json: Callable[[Any], dict[str, Any]]
+
+
+FIRST = Line(
+    FirstLineSampling(),
+    first_files.FirstLineCheckpoints(),
+    first_files.FirstLineTraining(),
+    first_model.OpenSora1,
+    first_model.blocks,
+    first.to_json,
+)
+SECOND = Line(
+    v2.OpenSoraSampling(),
+    v2.OpenSoraCheckpoints(),
+    v2.OpenSoraTraining(),
+    second_model.OpenSora,
+    second_model.blocks,
+    second.to_json,
+)
+LINES = (SECOND, FIRST)
+
+
+def line_of(config: Config) -> Line:
+    """The line of a model."""
+    return FIRST if isinstance(config, first.Config) else SECOND
+
+
+class SamplingByLine(Sampling):
+    """The sampling of a model's line."""
 
     def lattice(self, config: Config) -> Lattice:
-        return layout.lattice(config)
+        return line_of(config).sampling.lattice(config)
 
     def defaults(self, config: Config) -> Defaults:
-        return Defaults(
-            frames=config.frames,
-            height=config.height,
-            width=config.width,
-            fps=config.fps,
-            steps=config.steps,
-            sampler="euler",
-            guidance=config.guidance,
-            fits_float16=False,
-            sizes=sizes.named(config.multiple),
-            extra=options.helped(config),
-        )
+        return line_of(config).sampling.defaults(config)
 
     def process(self, config: Config, request: Request) -> Process:
-        """A flow whose shift grows with the tokens of a frame and with the latent frames, unless one is set."""
-        shift, shape = request.extra.get("flow_shift", config.shift), request.shape
-        if shift is not None:
-            return Process(RectifiedFlow(float(shift)), process.VELOCITY)
-        frames = layout.latent_grid(config).latent(shape).frames
-        return Process(process.flow(config.tokens(shape.height, shape.width), frames), process.VELOCITY)
+        return line_of(config).sampling.process(config, request)
 
-    def codec(self, config: Config, model: nn.Module) -> VideoCodec:
-        return codec_of(config, cast(OpenSora, model))
+    def codec(self, config: Config, model: nn.Module) -> Codec:
+        return line_of(config).sampling.codec(config, model)
 
     def honours(self, config: Config, kind: str) -> tuple[str, ...]:
-        """Whole frames by the transformer's own input where it has one, regions by guidance."""
-        if kind == "nothing":
-            return ("native",)
-        own = ("native",) if config.transformer.conditioned and kind != "region" else ()
-        return (*own, "replacement", "reconstruction")
+        return line_of(config).sampling.honours(config, kind)
+
+    def settled(self, config: Config, request: Request) -> Request:
+        return line_of(config).sampling.settled(config, request)
+
+    def blocks(self, config: Config, request: Request) -> tuple[int, int] | None:
+        return line_of(config).sampling.blocks(config, request)
 
     def check(self, config: Config, request: Request) -> None:
-        if config.absent:
-            raise BadRequest(opening.lacking(config))
-        options.check(config, request)
+        line_of(config).sampling.check(config, request)
 
-    def encode_prompt(
-        self, system: OpenedModel, request: Request, on_event: OnEvent
-    ) -> Mapping[str, conditioning.Text]:
-        return conditioning.encode_prompt(system, request, on_event)
+    def read_prompts(self, config: Config, path: Path) -> Sequence[tuple[str, Mapping[str, Any]]]:
+        return line_of(config).sampling.read_prompts(config, path)
+
+    def files(self, request: Request) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(file for line in LINES for file in line.sampling.files(request)))
+
+    def encode_prompt(self, system: OpenedModel, request: Request, on_event: OnEvent) -> Any:
+        return line_of(system.config).sampling.encode_prompt(system, request, on_event)
 
     def condition(  # noqa: PLR0917
-        self,
-        system: OpenedModel,
-        words: Mapping[str, conditioning.Text],
-        request: Request,
-        canvas: Canvas,
-        on_event: OnEvent,  # noqa: ARG002
+        self, system: OpenedModel, text: Any, request: Request, canvas: Canvas, on_event: OnEvent
     ) -> Conditions:
-        return conditioning.conditions(system, words, request, canvas)
+        return line_of(system.config).sampling.condition(system, text, request, canvas, on_event)
 
-    def guidance(self, config: Config, request: Request) -> Guidance:
-        return conditioning.guidance(config, request)
+    def guidance(self, config: Config, request: Request) -> Guidance | None:
+        return line_of(config).sampling.guidance(config, request)
 
-    def join(self, conditions: Sequence[Condition]) -> Condition | None:
-        return conditioning.join(conditions)
+    def join(self, conditions: Sequence[Any]) -> Any | None:
+        line = FIRST if isinstance(conditions[0], first_condition.Condition) else SECOND
+        return line.sampling.join(conditions)
 
-    def denoiser(self, system: OpenedModel, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
-        transformer, here = cast(OpenSora, system.model).transformer, condition.of(frames)
-
-        def network(z_BCTHW: Tensor, level: NoiseLevel) -> Tensor:
-            return run(transformer, z_BCTHW, level, here.text_BMF, here.pooled_BF, here.given_BCThw)
-
-        return process.VELOCITY.denoiser(network)
+    def denoiser(self, system: OpenedModel, condition: Any, frames: Sequence[int] | None) -> Denoiser:
+        return line_of(system.config).sampling.denoiser(system, condition, frames)
 
 
-class OpenSoraCheckpoints(Checkpoints):
-    """The files of Open-Sora: which are recognised, converted and required."""
+class SlotsByLine:
+    """The additions of a model's line."""
 
-    recognise = staticmethod(opening.open_source)
-    convert = staticmethod(opening.convert)
-    lora_aliases = staticmethod(lora.aliases)
-    check_ready = staticmethod(conditioning.check_encoders)
+    names: tuple[str, ...] = ("vae", "t5", "clip")
+
+    def open(self, config: Config, slot: str, source: Source) -> FoundCheckpoint:
+        return _slots(config).open(config, slot, source)
+
+    def convert(self, config: Config, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return _slots(config).convert(config, slot, tensors)
+
+
+def _slots(config: Config) -> Slots:
+    slots = line_of(config).checkpoints.slots
+    assert slots is not None
+    return slots
+
+
+class CheckpointsByLine(Checkpoints):
+    """The files of both lines."""
+
+    def recognise(self, source: Source) -> FoundCheckpoint | None:
+        return next((found for line in LINES if (found := line.checkpoints.recognise(source)) is not None), None)
+
+    def convert(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return line_of(config).checkpoints.convert(config, tensors)
+
+    def lora_aliases(self, config: Config) -> Mapping[str, Alias]:
+        return line_of(config).checkpoints.lora_aliases(config)
+
+    def check_ready(self, system: Any) -> None:
+        line_of(system.config).checkpoints.check_ready(system)
 
     @property
     def slots(self) -> Slots:
-        from kinema.families.opensora.files.slots import SLOTS
-
-        return SLOTS
+        return SlotsByLine()
 
     @property
-    def layouts(self) -> Layouts:
-        from kinema.families.opensora.files.checkpoint import LAYOUTS
-
-        return LAYOUTS
+    def layouts(self) -> Layouts | None:
+        return SECOND.checkpoints.layouts
 
 
-class OpenSoraTraining(Training):
-    """How it is trained."""
+class TrainingByLine(Training):
+    """The training of a model's line."""
 
-    loss = staticmethod(recipe.loss)
-    settings = staticmethod(recipe.settings)
+    def settings(self, config: Config) -> TrainingSettings:
+        return line_of(config).training.settings(config)
+
+    def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
+        return line_of(config).training.loss(model, config, batch, generator)
 
 
 class OpenSoraFamily:
-    """Open-Sora 2.0 (Peng et al. 2025): text and frames to video with a multimodal diffusion transformer."""
+    """Open-Sora 1.0 to 2.0 (Zheng et al. 2024, Peng et al. 2025): text and frames to video with transformers."""
 
     name = "opensora"
-    sampling = OpenSoraSampling()
-    checkpoints = OpenSoraCheckpoints()
-    training = OpenSoraTraining()
+    sampling = SamplingByLine()
+    checkpoints = CheckpointsByLine()
+    training = TrainingByLine()
 
     @property
     def presets(self) -> Mapping[str, Config]:
-        return PRESETS
+        return {**second.PRESETS, **first.PRESETS}
 
-    def build(self, config: Config) -> OpenSora:
-        return OpenSora(config)
+    def build(self, config: Config) -> nn.Module:
+        return line_of(config).build(config)
 
-    blocks = staticmethod(blocks)
-    to_json = staticmethod(to_json)
-    from_json = staticmethod(from_json)
+    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
+        return (FIRST if isinstance(model, first_model.OpenSora1) else SECOND).blocks(model)
+
+    def to_json(self, config: Config) -> dict[str, Any]:
+        return line_of(config).to_json(config)
+
+    def from_json(self, data: Mapping[str, Any]) -> Config:
+        """A config of 1.x has the field ``stdit``. Raises BadRequest for invalid data."""
+        return first.from_json(data) if "stdit" in data else second.from_json(data)
 
 
 FAMILY = OpenSoraFamily()

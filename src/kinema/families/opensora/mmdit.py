@@ -89,10 +89,15 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return F.rms_norm(x, self.scale.shape, self.scale, EPS)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        return x.mul_(norm.square_().div_(x.shape[-1]).add_(EPS).rsqrt_()).mul_(self.scale)
+        return rms_norm(x, self.scale)
+
+
+def rms_norm(x: Tensor, scale_K: Tensor) -> Tensor:
+    """In place if no gradient is needed."""
+    if torch.is_grad_enabled():
+        return F.rms_norm(x, scale_K.shape, scale_K, EPS)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return x.mul_(norm.square_().div_(x.shape[-1]).add_(EPS).rsqrt_()).mul_(scale_K)
 
 
 class QKNorm(nn.Module):

@@ -23,6 +23,7 @@ from kinema.checkpoints.lora_convert import OpenedLora
 from kinema.checkpoints.settings import validated
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.stream import Stream
+from kinema.families.opensora.config import Config
 from kinema.families.opensora.files import folder, lora, opening, transformer_file, vae_file
 from kinema.families.opensora.files.transformer_file import ROPE_NOTE, Kind, Rope, TransformerFile
 from kinema.families.opensora.files.vae_file import VaeFile
@@ -178,6 +179,10 @@ def _open_own(source: Source) -> Opened | None:
     family, config = parse_metadata(source.metadata["kinema"], str(source.path))
     if family.name != "opensora":
         return None
+    if not isinstance(config, Config):
+        raise BadRequest(
+            f"{source.path.name} is a model of Open-Sora 1.x, which has one layout; there is none to write"
+        )
     if config.words:
         raise BadRequest(f"{source.path.name} has its own text embeddings, which other layouts cannot contain")
     stream = Stream(source.path, source.variant)

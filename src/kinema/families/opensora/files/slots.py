@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from torch import Tensor
 
@@ -18,6 +19,13 @@ T5_STATES = ("shared.weight", "encoder.embed_tokens.weight")
 CLIP_STATES = ("text_model.final_layer_norm.weight", "final_layer_norm.weight")
 
 
+class WithWords(Protocol):
+    """A config; one with ``words`` learns its own text embeddings."""
+
+    @property
+    def words(self) -> tuple[str, ...]: ...
+
+
 class Slots:
     """What `kinema.system.open_system` asks of a family that takes additions."""
 
@@ -25,12 +33,11 @@ class Slots:
 
     def open(self, config: Config, slot: str, source: Source) -> FoundCheckpoint:
         """The config with this in it. Raises `BadRequest` for what does not belong there, and says what it is."""
-        if slot not in self.names:
-            kind = slot.partition(".")[0]
-            raise BadRequest(f"there is one {kind}, which takes no name: add {kind}=FILE")
-        if source.pipeline:
-            raise BadRequest(f"{source.path} is {describe(source)}; add one file or component of it as {slot}")
-        return _open_vae(config, source) if slot == "vae" else _open_encoder(config, slot, source)
+        check_slot(self.names, slot, source)
+        if slot == "vae":
+            return _open_vae(config, source)
+        sizes = config.transformer
+        return open_encoder(config, slot, source, sizes.text if slot == "t5" else sizes.vector)
 
     def convert(self, config: Config, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
         """Its tensors under the network's names: those of the published files."""
@@ -38,6 +45,17 @@ class Slots:
 
 
 SLOTS = Slots()
+
+
+def check_slot(names: tuple[str, ...], slot: str, source: Source) -> None:
+    """Raises BadRequest for a slot that the model does not have, one with a name, and a whole pipeline."""
+    kind = slot.partition(".")[0]
+    if kind not in names:
+        raise BadRequest(f"this model has no slot {kind}; it has {' and '.join(names)}")
+    if slot not in names:
+        raise BadRequest(f"there is one {kind}, which takes no name: add {kind}=FILE")
+    if source.pipeline:
+        raise BadRequest(f"{source.path} is {describe(source)}; add one file or component of it as {slot}")
 
 
 def _open_vae(config: Config, source: Source) -> FoundCheckpoint:
@@ -54,13 +72,16 @@ def _open_vae(config: Config, source: Source) -> FoundCheckpoint:
     return FoundCheckpoint(vae.into(config))
 
 
-def _open_encoder(config: Config, slot: str, source: Source) -> FoundCheckpoint:
-    """A text encoder, which `kinema.conditioning.t5` reads when a prompt is new; checked by its header alone."""
+def open_encoder(config: WithWords, slot: str, source: Source, width: int) -> FoundCheckpoint:
+    """A text encoder of this ``width``, which `kinema.conditioning.t5` reads when a prompt is new.
+
+    Checked by its header alone.
+    """
     if config.words:
         raise BadRequest(f"this small model has its own text embeddings, so {slot} has no effect; leave it out")
-    title, marker, names, axis, width = {
-        "t5": ("T5-XXL", "encoder.block.0.layer.0.SelfAttention.q.weight", T5_STATES, 1, config.transformer.text),
-        "clip": ("CLIP-L", "encoder.layers.0.self_attn.q_proj.weight", CLIP_STATES, 0, config.transformer.vector),
+    title, marker, names, axis = {
+        "t5": ("T5-XXL", "encoder.block.0.layer.0.SelfAttention.q.weight", T5_STATES, 1),
+        "clip": ("CLIP-L", "encoder.layers.0.self_attn.q_proj.weight", CLIP_STATES, 0),
     }[slot]
     header = source.header
     states = next((header[name][0] for name in names if name in header), ())

@@ -1,0 +1,133 @@
+"""Prompt files of Open-Sora 1.0 to 1.3: a prompt a line, with references and a mask strategy as JSON behind it.
+
+    a car drives on {"reference_path": "car.mp4;road.png", "mask_strategy": "0,0,-5,0,5"}
+    |0|a river in spring|2|the river in autumn
+
+A prompt that begins with ``|0|`` is several, each from a loop on. Original: extract_json_from_prompts and
+extract_prompts_loop (1.2: opensora/utils/inference_utils.py; 1.1: scripts/inference-long.py, process_prompts).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kinema import bounds
+from kinema.families.opensora.first_line import masks
+from kinema.families.opensora.first_line.masks import Group
+from kinema.schema import BadRequest
+from kinema.values import quoted
+
+MOST_BYTES = 4 << 20
+MOST_PROMPTS = 100_000
+KEYS = "reference_path", "mask_strategy"
+OBJECT = "expected an object with reference_path and mask_strategy"
+BEGINS = {"1.1": re.compile(r"[{\[]"), "1.2": re.compile(r"{")}
+"""Where a line's JSON begins; 1.3 reads lines as 1.2 does."""
+FIRST = "|0|"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A line: its text, which may be for several loops (`per_loop`), the paths of its references, its strategy."""
+
+    text: str
+    references: tuple[str, ...] = ()
+    strategy: tuple[Group, ...] = ()
+
+
+def read(path: Path, version: str = "1.2") -> tuple[Prompt, ...]:
+    """The prompts of a file; empty lines are left out, which the original would generate clips without a prompt for.
+
+    Raises BadRequest, with the line, for JSON that is none, keys other than `KEYS`, and a strategy that is none.
+    """
+    name = bounds.printable(path.name, 80)
+    content = bounds.decoded(bounds.read_bytes(path, MOST_BYTES, "a file of prompts"), name)
+    lines = [line.strip() for line in io.StringIO(content, newline=None)]
+    found = tuple(parsed(line, version, f"{name} line {number}") for number, line in enumerate(lines, 1) if line)
+    if not found:
+        raise BadRequest(f"{name} has no prompts; expected one a line")
+    if len(found) > MOST_PROMPTS:
+        raise BadRequest(f"{name} has {len(found):,} prompts; expected at most {MOST_PROMPTS:,}")
+    return found
+
+
+def parsed(line: str, version: str = "1.2", where: str = "the prompt") -> Prompt:
+    """A line's prompt: its text ends where its JSON begins, at the first ``{`` (1.1: or ``[``)."""
+    begins = BEGINS["1.1" if version == "1.1" else "1.2"].search(line)
+    if begins is None:
+        return Prompt(line.strip())
+    told = _told(line[begins.start() :], where)
+    references = tuple(told.get("reference_path", "").split(";")) if told.get("reference_path") else ()
+    if "" in references:
+        raise BadRequest(f"{where} has an empty path in its reference_path; expected paths joined by ;")
+    try:
+        strategy = masks.parse(told.get("mask_strategy"))
+    except BadRequest as error:
+        raise BadRequest(f"{where}: {error}") from None
+    return Prompt(line[: begins.start()].strip(), references, strategy)
+
+
+def _told(text: str, where: str) -> dict[str, str]:
+    try:
+        told: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadRequest(f"{where} has {quoted(text)} after its text, which is not JSON; {OBJECT}") from None
+    if not isinstance(told, dict):
+        raise BadRequest(f"{where} ends with {quoted(text)}; {OBJECT}")
+    for key, value in told.items():
+        if key not in KEYS:
+            raise BadRequest(f"{where} has the key {quoted(key)}; expected {' or '.join(KEYS)}")
+        if not isinstance(value, str | None):
+            raise BadRequest(f"{where} has {quoted(value)} for its {key}; expected text")
+    return told
+
+
+# -------------------------------------------------------------------------------- prompts per loop
+
+
+def segments(text: str) -> tuple[tuple[int, str], ...]:
+    """(first loop, text) of each part of ``|0|a|2|b``; a prompt that does not begin with ``|0|`` is one part.
+
+    Raises BadRequest unless numbers and texts alternate and the numbers rise.
+    """
+    if not text.startswith(FIRST):
+        return ((0, text),)
+    parts = text.split("|")[1:]
+    if len(parts) % 2:
+        raise BadRequest(f"the prompt {quoted(text)} ends after a loop's number; expected its text, as in |0|a|2|b")
+    where, found = f"the prompt {quoted(text)}", list[tuple[int, str]]()
+    for number, part in zip(parts[::2], parts[1::2], strict=True):
+        try:
+            first = int(number)
+        except ValueError:
+            raise BadRequest(
+                f"{where} has {quoted(number)} for a loop's number; expected a whole one, as in |0|a|2|b"
+            ) from None
+        if found and first <= found[-1][0]:
+            raise BadRequest(f"{where} has loop {first} after loop {found[-1][0]}; expected them to rise")
+        found.append((first, part.strip()))
+    return tuple(found)
+
+
+def per_loop(text: str, loops: int, version: str = "1.2") -> tuple[str, ...]:
+    """The prompt of each loop: the last part that begins at it or before.
+
+    Parts that begin after the last loop are unused in 1.2; 1.1 refuses those that begin later than just after it.
+    """
+    parts = segments(text)
+    if version == "1.1" and parts[-1][0] > loops:
+        raise BadRequest(
+            f"the prompt {quoted(text)} has a part for loop {parts[-1][0]}; expected loops 0 to {loops - 1}, as many "
+            "as are generated"
+        )
+    return tuple(next(part for first, part in reversed(parts) if first <= loop) for loop in range(loops))
+
+
+def merged(parts: tuple[tuple[int, str], ...]) -> str:
+    """The reverse of `segments`."""
+    return parts[0][1] if len(parts) == 1 else "".join(f"|{first}|{part}" for first, part in parts)

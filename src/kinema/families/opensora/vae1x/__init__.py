@@ -1,0 +1,1 @@
+"""The codecs of Open-Sora 1.0 to 1.3."""

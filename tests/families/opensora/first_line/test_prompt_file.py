@@ -1,0 +1,109 @@
+"""Prompt files and prompts per loop.
+
+Reference: extract_json_from_prompts, extract_prompts_loop, split_prompt and merge_prompt of hpcaitech/Open-Sora 1.2
+(bde3c42), extract_json_from_prompts and process_prompts of 1.1 (c37e6d6), read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kinema.families.opensora.first_line.masks import Group
+from kinema.families.opensora.first_line.prompt_file import Prompt, merged, parsed, per_loop, read, segments
+from kinema.schema import BadRequest
+
+
+def test_a_file_of_plain_prompts_and_of_prompts_with_references(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(
+        b"\xef\xbb\xbf  a red ball  \r\n\n"
+        b'a car{"reference_path": "a.png;b.mp4", "mask_strategy": "0;0,1,0,-1,1"}\n'
+        b'{"mask_strategy": "", "reference_path": ""}\n'
+    )
+    assert read(path) == (
+        Prompt("a red ball"),
+        Prompt("a car", ("a.png", "b.mp4"), (Group(), Group(0, 1, 0, -1, 1))),
+        Prompt(""),
+    )
+
+
+def test_only_1_1_looks_for_json_behind_a_square_bracket() -> None:
+    line = 'a sign [stop] {"reference_path": "a.png"}'
+    assert parsed(line, "1.2") == parsed(line, "1.3") == Prompt("a sign [stop]", ("a.png",))
+    with pytest.raises(BadRequest, match=r"the prompt has '\[stop\] .* after its text, which is not JSON"):
+        parsed(line, "1.1")
+    with pytest.raises(BadRequest, match="expected an object with reference_path and mask_strategy"):
+        parsed('a sign ["stop"]', "1.1")
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            'a {"reference": "b.png"}',
+            r"prompts.txt line 2 has the key 'reference'; expected reference_path or mask_str",
+        ),
+        ('a {"reference_path": 3}', "has 3 for its reference_path; expected text"),
+        ('a {"reference_path": "b.png"', "is not JSON"),
+        ('a {"reference_path": "b.png"} {"mask_strategy": "0"}', "is not JSON"),
+        ('a {"reference_path": "b.png;"}', "has an empty path in its reference_path"),
+        ('a {"mask_strategy": "0,0,0,0,1,2"}', "line 2: mask_strategy group 1 .* edit ratio of 2; expected 0 to 1"),
+        ("a " + '{"reference_path":' * 50_000, "is not JSON"),
+    ],
+)
+def test_a_bad_line_is_refused_by_its_number(tmp_path: Path, line: str, sentence: str) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text(f"a good one\n{line}\n")
+    with pytest.raises(BadRequest, match=sentence):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(b"\n \n", "has no prompts"), (b"\xff\xfe\xff", "prompts.txt"), (b"a" * ((4 << 20) + 1), "a file of prompts")],
+    ids=["empty", "not text", "large"],
+)
+def test_a_file_that_holds_no_prompts_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(content)
+    with pytest.raises(BadRequest, match=sentence):
+        read(path)
+
+
+# -------------------------------------------------------------------------------- prompts per loop
+
+
+def test_each_loop_has_the_last_part_that_begins_before_it() -> None:
+    assert per_loop("|0|a|2| b |3|c", 5) == ("a", "a", "b", "c", "c")
+    assert per_loop("|0|a|2|b|3|c", 5, "1.1") == ("a", "a", "b", "c", "c")
+    assert per_loop("a|2|b", 2) == ("a|2|b", "a|2|b")
+    assert per_loop("|0|a", 2) == ("a", "a")
+
+
+def test_parts_past_the_last_loop_are_refused_in_1_1_alone() -> None:
+    assert per_loop("|0|a|5|b", 2) == ("a", "a")
+    assert per_loop("|0|a|2|b", 2, "1.1") == ("a", "a")
+    with pytest.raises(BadRequest, match="has a part for loop 3; expected loops 0 to 1"):
+        per_loop("|0|a|3|b", 2, "1.1")
+
+
+def test_parts_are_joined_as_they_were() -> None:
+    for text in ("|0|a|2|b", "a", "|0|a"):
+        assert segments(merged(segments(text))) == segments(text)
+    assert merged(((0, "a"), (2, "b"))) == "|0|a|2|b"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("|0|a|2", r"ends after a loop's number; expected its text"),
+        ("|0|a|x|b", "has 'x' for a loop's number"),
+        ("|0|a|2|b|1|c", "has loop 1 after loop 2; expected them to rise"),
+        ("|0|a|0|b", "has loop 0 after loop 0"),
+    ],
+)
+def test_what_are_no_prompts_per_loop_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(BadRequest, match=sentence):
+        per_loop(text, 3)
