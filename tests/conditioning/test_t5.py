@@ -94,6 +94,24 @@ def test_streamed_states_equal_those_of_the_whole_model_with_padding_attended(en
     assert pooled.shape == (2, 20)
 
 
+def test_masked_states_equal_those_of_the_whole_model_with_padding_left_out(encoders: Path) -> None:
+    """And are kept apart from those with padding, also on disk; CLIP is not looked for."""
+    folder = encoders / "google" / "t5-v1_1-xxl"
+    encode(encoders, "a red ball")
+    for _ in range(2):  # read, then remembered
+        states, mask = t5.encode_masked(["a red ball", ""], LENGTH, WIDTHS[0], place(encoders), ignore)
+    theirs = PreTrainedTokenizerFast.from_pretrained(folder)(
+        ["a red ball", ""], padding="max_length", max_length=LENGTH, return_tensors="pt"
+    )
+    whole = T5EncoderModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = whole(theirs["input_ids"], attention_mask=theirs["attention_mask"]).last_hidden_state
+    assert torch.equal(mask, theirs["attention_mask"].bool())
+    assert torch.equal(states, expected)
+    meta = Place(None, torch.device("meta"))
+    assert [tuple(x.shape) for x in t5.encode_masked(["a"], 5, 7, meta, ignore)] == [(1, 5, 7), (1, 5)]
+
+
 def test_pooled_is_that_of_clip(encoders: Path) -> None:
     folder = encoders / "openai" / "clip-vit-large-patch14"
     ids = PreTrainedTokenizerFast.from_pretrained(folder)(
